@@ -1,0 +1,161 @@
+"""From a network to estimates of x0 and eps, whatever it was trained to predict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from unveil.core import prediction as predictions
+from unveil.core.prediction import Prediction, Solution, solve
+from unveil.core.process import Process
+from unveil.types import Condition, Level, ShapeError, like
+
+
+class Estimate:
+    """What a denoiser thinks of x: x0 and eps with x = alpha x0 + sigma eps, each worked out when asked for.
+
+    extra: what the network says beside it, such as the channels of a learned variance.
+
+    An estimate that comes from a network keeps its raw output y and the two linear formulas, so that a
+    sampler can go from (x, y) to its next x in one combination (`mix`).
+    """
+
+    __slots__ = ("_eps", "_x", "_x0", "_y", "extra", "solution")
+
+    def __init__(self, x0: Tensor, eps: Tensor, extra: Tensor | None = None) -> None:
+        self._x0: Tensor | None = x0
+        self._eps: Tensor | None = eps
+        self._x = self._y = x0
+        self.solution: Solution | None = None
+        self.extra = extra
+
+    @classmethod
+    def solved(cls, solution: Solution, x: Tensor, y: Tensor, extra: Tensor | None = None) -> Estimate:
+        """The estimate that a prediction y at x implies."""
+        self = cls.__new__(cls)
+        self._x0 = self._eps = None
+        self._x, self._y, self.solution, self.extra = x, y, solution, extra
+        return self
+
+    @classmethod
+    def of_x0(cls, x0: Tensor, x: Tensor, level: Level, extra: Tensor | None = None) -> Estimate:
+        """The estimate with this x0 and the eps that it leaves of x."""
+        return cls.solved(solve(predictions.x0, level), x, x0, extra)
+
+    @property
+    def x0(self) -> Tensor:
+        """The clean sample, of x's shape."""
+        if self._x0 is None:
+            assert self.solution is not None
+            self._x0 = self._combine(self.solution.x0_x, self.solution.x0_y)
+        return self._x0
+
+    @property
+    def eps(self) -> Tensor:
+        """The noise, of x's shape."""
+        if self._eps is None:
+            assert self.solution is not None
+            self._eps = self._combine(self.solution.eps_x, self.solution.eps_y)
+        return self._eps
+
+    def mix(self, x: Tensor, keep: float, gain: float, out: Tensor) -> Tensor:
+        """keep x + gain x0, written into `out`; two passes over memory when x is the estimate's own."""
+        if self.solution is None or self._x is not x or isinstance(self.solution.x0_x, Tensor):
+            return torch.mul(x, keep, out=out).add_(self.x0, alpha=gain)
+        on_x, on_y = keep + gain * self.solution.x0_x, gain * float(self.solution.x0_y)
+        if on_x == 0:
+            return torch.mul(self._y, on_y, out=out)
+        return torch.mul(x, on_x, out=out).add_(self._y, alpha=on_y)
+
+    def towards(self, other: Estimate, weight: float) -> Estimate:
+        """This estimate moved to the other one: weight 0 is this, 1 the other, more goes beyond (guidance)."""
+        if self.solution is not None and self.solution is other.solution:
+            return Estimate.solved(self.solution, self._x, torch.lerp(self._y, other._y, weight), other.extra)
+        return Estimate(
+            torch.lerp(self.x0, other.x0, weight), torch.lerp(self.eps, other.eps, weight), other.extra
+        )
+
+    def _combine(self, on_x: float | Tensor, on_y: float | Tensor) -> Tensor:
+        if isinstance(on_x, Tensor) or isinstance(on_y, Tensor):
+            return like(on_x, self._x) * self._x + like(on_y, self._x) * self._y
+        if on_x == 0:
+            return self._y if on_y == 1 else on_y * self._y
+        return (on_x * self._x).add_(self._y, alpha=on_y) if not self._y.requires_grad else (
+            on_x * self._x + on_y * self._y
+        )
+
+
+# The condition is bound: what samplers and guidance see.
+Step = Callable[[Tensor, Level], Estimate]
+
+
+class Denoiser(nn.Module):
+    """A network, the process it was trained under and what it predicts.
+
+    Args:
+        network: called as network(x, index, condition), with x (B, C, ...), index (B,) float32 and the
+            condition or None; returns a tensor like x, or with twice the channels when `variance` is learned.
+        process: gives the index of a level.
+        prediction: what the output means.
+        learns_variance: the second half of the output's channels (axis 1) is `Estimate.extra`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        process: Process,
+        *,
+        prediction: Prediction = predictions.eps,
+        learns_variance: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.process = process
+        self.prediction = prediction
+        self.learns_variance = learns_variance
+        self._solutions: dict[Level, Solution] = {}
+
+    def forward(self, x: Tensor, level: Level, condition: Condition | None = None) -> Estimate:
+        """The estimate at x. The level's fields are floats, (B,) tensors, or broadcastable to x."""
+        y, extra = self.output(x, level, condition)
+        return Estimate.solved(self._solve(level), x, y, extra)
+
+    def output(self, x: Tensor, level: Level, condition: Condition | None = None) -> tuple[Tensor, Tensor | None]:
+        """The raw prediction y and the variance channels, both of x's shape and type: what training compares.
+
+        Raises:
+            ShapeError: the network's output does not fit x.
+        """
+        y = self.network(x, self.index(level, x), condition)
+        extra = None
+        if self.learns_variance:
+            if y.ndim < 2 or y.shape[1] != 2 * x.shape[1]:
+                raise ShapeError(
+                    f"the network returned {tuple(y.shape)} for x {tuple(x.shape)}: a learned variance needs "
+                    f"{2 * x.shape[1]} channels"
+                )
+            y, extra = y.chunk(2, dim=1)
+            extra = extra.to(x.dtype)
+        if y.shape != x.shape:
+            raise ShapeError(f"the network returned {tuple(y.shape)} for x {tuple(x.shape)}: the shapes must agree")
+        return y.to(x.dtype), extra
+
+    def index(self, level: Level, x: Tensor) -> Tensor:
+        """What the network is told, (B,) float32: the index of the level, the noisiest one where parts differ."""
+        index = self.process.index(level)
+        if not isinstance(index, Tensor):
+            return torch.full((len(x),), float(index), dtype=torch.float32, device=x.device)
+        index = index.flatten(1).amax(1) if index.ndim > 1 else index
+        return index.to(torch.float32).to(x.device).expand(len(x))
+
+    def _solve(self, level: Level) -> Solution:
+        if isinstance(level.t, Tensor):
+            return solve(self.prediction, level)
+        known = self._solutions.get(level)  # a grid's levels come again for every sample and every run
+        if known is None:
+            if len(self._solutions) > 4096:
+                self._solutions.clear()
+            known = self._solutions[level] = solve(self.prediction, level)
+        return known

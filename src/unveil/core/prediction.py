@@ -1,0 +1,120 @@
+"""What a network may be trained to predict: y = a x0 + b eps, with (a, b) a function of the level.
+
+Together with x = alpha x0 + sigma eps this is two equations for two unknowns, so one 2x2 solve turns
+any output into x0 and eps:
+
+    det = a sigma - b alpha        x0 = (sigma y - b x) / det        eps = (a x - alpha y) / det
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from unveil.core import real
+from unveil.core.real import Number
+from unveil.core.transition import Chain
+from unveil.types import Level, RecipeError
+
+# level -> (a, b), the coefficients of the target y = a x0 + b eps
+Prediction = Callable[[Level], tuple[Number, Number]]
+
+
+def x0(level: Level) -> tuple[Number, Number]:
+    """The clean sample; at sigma = 0 eps has left no trace and is taken as 0."""
+    del level
+    return 1.0, 0.0
+
+
+def eps(level: Level) -> tuple[Number, Number]:
+    """The noise; at alpha = 0 it says nothing about x0. Source: Ho et al. 2020, eq. 11 (arXiv:2006.11239)."""
+    del level
+    return 0.0, 1.0
+
+
+def v(level: Level) -> tuple[Number, Number]:
+    """v = alpha eps - sigma x0, defined at both ends. Source: Salimans & Ho 2022, section 4 (arXiv:2202.00512)."""
+    return -1.0 * level.sigma, level.alpha
+
+
+def score(level: Level) -> tuple[Number, Number]:
+    """The gradient of log p(x | x0), -eps / sigma. Source: Song et al. 2021, eq. 7 (arXiv:2011.13456)."""
+    return 0.0, real.divide(-1.0, level.sigma, -math.inf)
+
+
+def flow(level: Level) -> tuple[Number, Number]:
+    """The velocity dx/dt = alpha' x0 + sigma' eps. Source: Lipman et al. 2022, eq. 23 (arXiv:2210.02747)."""
+    return level.dalpha, level.dsigma
+
+
+def edm_f(sigma_data: float = 0.5) -> Prediction:
+    """EDM's network output F, of unit variance for data of deviation sigma_data.
+
+    Source: Karras et al. 2022, eq. 7 and table 1 (arXiv:2206.00364), solved for F with r = sigma / alpha.
+    """
+
+    def coefficients(level: Level) -> tuple[Number, Number]:
+        r = level.sigma / level.alpha
+        width = real.sqrt(r * r + sigma_data**2)
+        return r / (sigma_data * width), -sigma_data / width
+
+    return coefficients
+
+
+def posterior_mean(chain: Chain) -> Prediction:
+    """DDPM's mu: the mean of the step that starts at the level, so it is bound to one chain.
+
+    Source: Ho et al. 2020, eq. 7 (arXiv:2006.11239).
+    """
+
+    def coefficients(level: Level) -> tuple[Number, Number]:
+        step = chain.of(level)
+        pair = step.c0 + step.ct * level.alpha, step.ct * level.sigma
+        return pair if isinstance(level.t, Tensor) else (float(pair[0]), float(pair[1]))
+
+    return coefficients
+
+
+# Those that need no further setting, by the name a recipe uses.
+PREDICTIONS: dict[str, Prediction] = {"x0": x0, "eps": eps, "v": v, "score": score, "flow": flow}
+
+
+class Solution(NamedTuple):
+    """x0 = x0_x x + x0_y y and eps = eps_x x + eps_y y, in the level's own precision."""
+
+    x0_x: Number
+    x0_y: Number
+    eps_x: Number
+    eps_y: Number
+
+
+def solve(prediction: Prediction, level: Level) -> Solution:
+    """The 2x2 solve at a level.
+
+    Raises:
+        RecipeError: the target holds no information on x0 at this level (eps at alpha = 0, score at sigma = 0).
+    """
+    a, b = prediction(level)
+    det = a * level.sigma - b * level.alpha
+    lost = _any((det == 0) & (b != 0)) if isinstance(det, Tensor) else det == 0 and b != 0
+    lost = lost or _any(~torch.isfinite(torch.as_tensor(det))) or (_any(det == 0) and _any(a == 0) and _any(b == 0))
+    if lost or (_any(det == 0) and _any(level.alpha == 0)):
+        raise RecipeError(
+            f"at t = {level.t} (alpha = {level.alpha}, sigma = {level.sigma}) this prediction does not determine x0; "
+            "end the grid elsewhere, or predict x0 or v"
+        )
+    # det = 0 is left where b = 0 and sigma = 0: y = a x0, and eps has left no trace, so it is 0
+    return Solution(
+        real.divide(-1.0 * b, det, 0.0),
+        real.divide(level.sigma, det, real.divide(1.0, a, 1.0)),
+        real.divide(a, det, 0.0),
+        real.divide(-1.0 * level.alpha, det, 0.0),
+    )
+
+
+def _any(value: bool | Tensor) -> bool:
+    return bool(value.any()) if isinstance(value, Tensor) else bool(value)

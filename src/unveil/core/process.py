@@ -1,0 +1,294 @@
+"""Gaussian noise processes: x_t = alpha(t) x0 + sigma(t) eps; t = 0 is data, t = 1 is noise."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from unveil.core import real
+from unveil.core.real import Number
+from unveil.types import Level, RecipeError, nearest
+
+DATA = Level(0.0, 1.0, 0.0, 0.0, math.nan)  # clean data, where every process here begins
+
+
+class Process(Protocol):
+    """What every process answers; everything else in `core` is written against this."""
+
+    def at(self, t: Number) -> Level:
+        """The level at t in [0, 1]: floats for a float, float64 tensors for a tensor."""
+        ...
+
+    def t_of(self, half_log_snr: float) -> float:
+        """The inverse: the time at which log(alpha / sigma) takes this value."""
+        ...
+
+    def index(self, level: Level) -> Number:
+        """The number that a network is given for this level."""
+        ...
+
+    def trainable(self, u: Tensor) -> Tensor:
+        """Times in (0, 1] at which a network is trained, from uniform numbers in [0, 1)."""
+        ...
+
+
+def partly(level: Level, noised: Tensor) -> Level:
+    """The level where `noised` is True and clean data elsewhere, so that those parts stay as context.
+
+    Args:
+        level: floats, or one number per sample (B,).
+        noised: boolean, of x's rank, broadcastable against x, such as (1, C, 1, 1).
+    """
+    wide = [torch.as_tensor(v, dtype=torch.float64) for v in level]
+    wide = [v.reshape(v.shape + (1,) * (noised.ndim - v.ndim)) for v in wide]
+    return Level(*(torch.where(noised, v, d) for v, d in zip(wide, DATA, strict=True)))
+
+
+# ---------------------------------------------------------------------- continuous time
+
+
+@dataclass(frozen=True)
+class LinearVP:
+    """The variance-preserving SDE with beta(t) rising linearly: alpha^2 = exp(-integral of beta).
+
+    Args:
+        beta_min: beta at t = 0, per unit of t.
+        beta_max: beta at t = 1.
+        index_scale: what t is multiplied with for the network's time embedding.
+
+    Source: Song et al. 2021, eq. 29 and 33 (arXiv:2011.13456).
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    index_scale: float = 1000.0
+
+    def at(self, t: Number) -> Level:
+        """The level at t."""
+        _check_t(t)
+        beta = self.beta_min + t * (self.beta_max - self.beta_min)
+        total = t * self.beta_min + 0.5 * t * t * (self.beta_max - self.beta_min)
+        alpha = real.exp(-0.5 * total)
+        sigma = real.sqrt(-1.0 * real.expm1(-total))
+        dalpha = -0.5 * beta * alpha
+        return Level(t, alpha, sigma, dalpha, real.divide(-1.0 * alpha * dalpha, sigma, math.inf))
+
+    def t_of(self, half_log_snr: float) -> float:
+        """The time of a half log-SNR."""
+        total = math.log1p(math.exp(-2 * half_log_snr))  # -2 log(alpha)
+        rise = self.beta_max - self.beta_min
+        return 2 * total / (math.sqrt(self.beta_min**2 + 2 * rise * total) + self.beta_min)
+
+    def index(self, level: Level) -> Number:
+        """t in thousandths, the range that DDPM's time embedding was made for."""
+        return level.t * self.index_scale
+
+    def trainable(self, u: Tensor) -> Tensor:
+        """(0, 1], kept off the data end, where eps has no trace in x."""
+        return 1 - u * (1 - 1e-5)
+
+
+@dataclass(frozen=True)
+class CosineVP:
+    """The continuous cosine schedule: alpha = cos(pi t / 2), sigma = sin(pi t / 2).
+
+    alpha reaches 0 at t = 1, where eps-prediction carries no information; v and x0 do.
+
+    Source: Salimans & Ho 2022, section 2 (arXiv:2202.00512).
+    """
+
+    index_scale: float = 1000.0
+
+    def at(self, t: Number) -> Level:
+        """The level at t."""
+        _check_t(t)
+        angle = 0.5 * math.pi * t
+        alpha, sigma = real.cos(angle), real.sin(angle)
+        if not isinstance(t, Tensor) and t == 1:
+            alpha = 0.0  # cos(pi / 2) rounds to 6e-17
+        return Level(t, alpha, sigma, -0.5 * math.pi * sigma, 0.5 * math.pi * alpha)
+
+    def t_of(self, half_log_snr: float) -> float:
+        """The time of a half log-SNR."""
+        return 2 / math.pi * math.atan(math.exp(-half_log_snr))
+
+    def index(self, level: Level) -> Number:
+        """t in thousandths, the range that DDPM's time embedding was made for."""
+        return level.t * self.index_scale
+
+    def trainable(self, u: Tensor) -> Tensor:
+        """(0, 1), kept off both ends by 1e-4."""
+        return 1e-4 + (1 - u) * (1 - 2e-4)
+
+
+# ---------------------------------------------------------------------- discrete time
+
+
+class DiscreteVP:
+    """A table of betas, as DDPM, Stable Diffusion and DiT use; exact at its N indices.
+
+    Index i lies at t = (i + 1) / N, so that t = 0 is clean data, one step below index 0. Between
+    indices log(alpha / sigma) is interpolated linearly ("log-snr", k-diffusion's rule) or log(alpha) is
+    ("log-alpha", DPM-Solver's), which lets every continuous sampler run. Below index 0 the first line
+    goes on until t = 0, where the level jumps to clean data: data itself has no finite ratio. The
+    derivatives are those of the interpolant, at an index those of the segment below it.
+
+    Args:
+        betas: variance added by each step, inside (0, 1), at least two.
+        interpolate: what is linear between indices.
+        rescale: give the network index * rescale / N, as Improved DDPM does with 1000; None gives the index.
+        rounding: "nearest" gives a network that was trained on whole indices nothing else.
+
+    Raises:
+        RecipeError: a beta outside (0, 1), or fewer than two of them.
+
+    Source: Ho et al. 2020, section 2 (arXiv:2006.11239).
+    """
+
+    def __init__(
+        self,
+        betas: Sequence[float] | Tensor,
+        *,
+        interpolate: Literal["log-snr", "log-alpha"] = "log-snr",
+        rescale: float | None = None,
+        rounding: Literal["none", "nearest"] = "none",
+    ) -> None:
+        table = torch.as_tensor(betas, dtype=torch.float64)
+        if table.ndim != 1 or len(table) < 2:
+            raise RecipeError(f"betas: {table.numel()} given; a schedule needs a list of at least 2")
+        for i, beta in enumerate(table.tolist()):
+            if not 0 < beta < 1:
+                raise RecipeError(f"betas[{i}] = {beta}: must lie inside (0, 1)")
+        self.betas = table
+        self.steps = len(table)
+        self.interpolate = interpolate
+        self.index_scale = 1.0 if rescale is None else rescale / self.steps
+        self.rounding = rounding
+        # eq. 4: alpha_bar_t = prod(1 - beta_s); entry 0 is the data, entry i + 1 is index i
+        self.alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - table, 0)])
+        ratio = self.alpha_bar.log() - (1 - self.alpha_bar).log() if interpolate == "log-snr" else self.alpha_bar.log()
+        self._keys = 0.5 * ratio
+        self._key_list: list[float] = self._keys.tolist()
+
+    def __repr__(self) -> str:
+        """The facts that tell two tables apart."""
+        first, last = self.betas[0].item(), self.betas[-1].item()
+        return f"DiscreteVP({self.steps} betas, {first:.3g}...{last:.3g}, interpolate={self.interpolate!r})"
+
+    def at(self, t: Number) -> Level:
+        """The level at t; exact at the indices, interpolated between them.
+
+        Raises:
+            RecipeError: t outside [0, 1].
+        """
+        _check_t(t)
+        place = torch.as_tensor(t, dtype=torch.float64) * self.steps
+        below = place.ceil().long().sub(1).clamp(1, self.steps - 1)
+        slope = self._keys[below + 1] - self._keys[below]
+        alpha2 = self._alpha2(self._keys[below] + (place - below) * slope)
+        whole = place.round()
+        exact = (place - whole).abs() < 1e-9 * self.steps
+        alpha2 = torch.where(exact, self.alpha_bar[whole.long()], alpha2)
+        alpha, sigma2 = alpha2.sqrt(), 1 - alpha2
+        # d log(alpha) / dt is the slope itself, or sigma^2 times that of the half log-SNR
+        dalpha = alpha * slope * self.steps * (sigma2 if self.interpolate == "log-snr" else 1.0)
+        sigma = sigma2.sqrt()
+        level = Level(t, alpha, sigma, dalpha, -alpha * dalpha / sigma)
+        return level if isinstance(t, Tensor) else Level(t, *(v.item() for v in level[1:] if isinstance(v, Tensor)))
+
+    def t_of(self, half_log_snr: float) -> float:
+        """The time of a half log-SNR, by the same interpolation.
+
+        Raises:
+            RecipeError: the table does not reach this ratio.
+        """
+        key = half_log_snr if self.interpolate == "log-snr" else -0.5 * math.log1p(math.exp(-2 * half_log_snr))
+        above = min(max(bisect_left(self._key_list, -key, key=lambda k: -k), 2), self.steps)
+        low, high = self._key_list[above - 1], self._key_list[above]
+        t = (above - 1 + (key - low) / (high - low)) / self.steps
+        if not -1e-9 <= t <= 1 + 1e-9:
+            noisiest, cleanest = (self.at(e).half_log_snr for e in (1.0, 1 / self.steps))
+            raise RecipeError(
+                f"log(alpha / sigma) = {half_log_snr:.4g}: this schedule holds {noisiest:.4g} to {cleanest:.4g}"
+            )
+        return min(max(t, 0.0), 1.0)
+
+    def t_of_index(self, index: Number) -> Number:
+        """The time of an index: (index + 1) / N."""
+        return (index + 1) / self.steps
+
+    def index(self, level: Level) -> Number:
+        """The index of a level, fractional between indices, times what `rescale` asks."""
+        place = level.t * self.steps - 1
+        if isinstance(place, Tensor):
+            whole = place.round()
+            exact = place.sub(whole).abs().lt(1e-6) | (self.rounding == "nearest")
+            return torch.where(exact, whole, place) * self.index_scale
+        near = abs(place - round(place)) < 1e-6 or self.rounding == "nearest"
+        return (round(place) if near else place) * self.index_scale
+
+    def trainable(self, u: Tensor) -> Tensor:
+        """The table's own times, each equally often."""
+        return (u * self.steps).floor().clamp(max=self.steps - 1).add(1) / self.steps
+
+    def _alpha2(self, key: Tensor) -> Tensor:
+        return torch.sigmoid(2 * key) if self.interpolate == "log-snr" else (2 * key).exp()
+
+
+def _check_t(t: Number) -> None:
+    inside = bool(((t >= 0) & (t <= 1)).all()) if isinstance(t, Tensor) else 0 <= t <= 1
+    if not inside:
+        raise RecipeError(f"t = {t}: must lie in [0, 1], 0 the data and 1 the noise")
+
+
+# ---------------------------------------------------------------------- tables of betas
+
+
+def _linear(steps: int, start: float, end: float) -> Tensor:
+    return torch.linspace(start, end, steps, dtype=torch.float64)
+
+
+def _cosine(steps: int, start: float, end: float) -> Tensor:
+    del start, end  # the curve has no ends to choose; Nichol & Dhariwal 2021, eq. 17
+    offset, largest = 0.008, 0.999
+    t = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    alpha_bar = ((t + offset) / (1 + offset) * math.pi / 2).cos() ** 2
+    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=largest)
+
+
+BETAS = {
+    "linear": _linear,  # Ho et al. 2020, section 4
+    "linear-scaled": lambda n, a, b: _linear(n, 1000 / n * a, 1000 / n * b),  # Improved DDPM: any N, one curve
+    "cosine": _cosine,
+    "sqrt-linear": lambda n, a, b: _linear(n, a**0.5, b**0.5) ** 2,  # latent diffusion's "linear"
+    "quad": lambda n, a, b: _linear(n, a**0.5, b**0.5) ** 2,  # the same curve under DDPM's name
+    "sqrt": lambda n, a, b: _linear(n, a, b) ** 0.5,
+    "const": lambda n, a, b: torch.full((n,), b, dtype=torch.float64),
+    "jsd": lambda n, a, b: 1 / _linear(n, n, 1),  # 1/N ... 1: Sohl-Dickstein et al. 2015, section 2.4.1
+    "sigmoid": lambda n, a, b: torch.sigmoid(_linear(n, -6, 6)) * (b - a) + a,
+}
+
+
+def betas(kind: str, steps: int, *, start: float = 1e-4, end: float = 0.02) -> Tensor:
+    """A published table of betas, (steps,) float64.
+
+    Args:
+        kind: a name in `BETAS`.
+        steps: length of the table, at least 2.
+        start: the first beta, for the kinds that have one.
+        end: the last beta. "jsd" ends at beta = 1, which destroys x: drop its last entry to use it.
+
+    Raises:
+        RecipeError: an unknown kind, or fewer than 2 steps.
+    """
+    if kind not in BETAS:
+        raise RecipeError(f"betas: {kind!r}; known: {', '.join(BETAS)}{nearest(kind, list(BETAS))}")
+    if steps < 2:
+        raise RecipeError(f"steps = {steps}: a schedule needs at least 2")
+    return BETAS[kind](steps, start, end)

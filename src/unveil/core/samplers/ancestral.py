@@ -1,0 +1,72 @@
+"""Ancestral sampling: x_s drawn from p(x_s | x_t), as DDPM does it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from unveil.core import real
+from unveil.core.denoiser import Estimate, Step
+from unveil.core.grids import Grid
+from unveil.core.noise import Noise
+from unveil.core.samplers.plan import Plan, Row, State, Table, _drawn
+from unveil.core.transition import Chain
+from unveil.core.variance import VarianceRule, fixed_small, is_learned
+from unveil.types import Level, like
+
+# (x, level) -> gradient of log p(y | x), of x's shape
+Shift = Callable[[Tensor, Level], Tensor]
+
+
+def ancestral(grid: Grid, variance: VarianceRule = fixed_small, *, shift: Shift | None = None) -> Plan:
+    """DDPM's reverse chain over the levels of a grid; a respaced chain is a coarser grid.
+
+    Args:
+        grid: from noise to data.
+        variance: of each step; the last step onto the data adds none.
+        shift: moves the mean by variance * shift(x, level), as classifier guidance does.
+
+    Source: Ho et al. 2020, algorithm 2 (arXiv:2006.11239); shift: Dhariwal & Nichol 2021, algorithm 1.
+    """
+    chain = Chain(grid)
+    if shift is not None or is_learned(variance):
+        return Ancestral(chain, variance, shift)
+    rows = []
+    for step in chain:
+        spread = 0.0 if _onto_data(step.s) else real.exp(0.5 * variance(step, None).log)
+        rows.append(Row(step.t, step.ct, (step.c0,), spread))
+    return Table(rows)
+
+
+class Ancestral:
+    """The chain whose variance or mean depends on the estimate, so that no table can hold it."""
+
+    def __init__(self, chain: Chain, variance: VarianceRule, shift: Shift | None) -> None:
+        self.chain = chain
+        self.levels = [step.t for step in chain]
+        self.variance = variance
+        self.shift = shift
+
+    def __len__(self) -> int:
+        """The number of steps."""
+        return len(self.chain)
+
+    def advance(self, state: State, step: Step, noise: Noise | None, out: Tensor) -> tuple[State, Estimate]:
+        """One step: mean + deviation z."""
+        del out
+        move = self.chain[state.number]
+        estimate = step(state.x, move.t)
+        spread = self.variance(move, estimate.extra)
+        x = move.mean(estimate.x0, state.x)
+        if self.shift is not None:
+            x = x + like(spread.value, x) * self.shift(state.x, move.t)
+        if not _onto_data(move.s):
+            log = spread.log if isinstance(spread.log, Tensor) else torch.tensor(spread.log, dtype=torch.float64)
+            x = x + (0.5 * like(log, x)).exp() * _drawn(noise, state.number).to(x.dtype)
+        return State(x, state.past, state.number + 1), estimate
+
+
+def _onto_data(level: Level) -> bool:
+    return bool((level.sigma == 0).all()) if isinstance(level.sigma, Tensor) else level.sigma == 0

@@ -1,0 +1,72 @@
+"""DDIM: one family from the deterministic path (eta = 0) to DDPM's ancestral chain (eta = 1)."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from unveil.core import real
+from unveil.core.grids import Grid
+from unveil.core.samplers.plan import Row, Table
+
+
+def ddim(grid: Grid, eta: float = 0.0) -> Table:
+    """DDIM over any grid; first order, one call a step, defined at both ends alpha = 0 and sigma = 0.
+
+    Args:
+        grid: from noise to data.
+        eta: 0 adds no noise, 1 that of the ancestral chain with fixed-small variance.
+
+    Source: Song et al. 2020, eq. 12 and 16 (arXiv:2010.02502), for any pair of levels.
+    """
+    rows = []
+    for here, there in pairwise(grid):
+        # eq. 16: sigma = eta sqrt(beta-tilde), with beta the variance added between the two levels
+        beta = here.sigma**2 - (here.alpha / there.alpha * there.sigma) ** 2
+        noise = eta * real.divide(there.sigma, here.sigma, 0.0) * real.sqrt(beta)
+        direction = real.sqrt(there.sigma**2 - noise**2)  # eq. 12: what is left to point at x_t
+        # a part of x that is clean already (sigma = 0) is kept as it is, along the process's own alpha
+        keep = real.divide(direction, here.sigma, there.alpha / here.alpha if _clean(here.sigma) else 0.0)
+        rows.append(Row(here, keep, (there.alpha - keep * here.alpha,), noise))
+    return Table(rows)
+
+
+def encode(grid: Grid) -> Table:
+    """The same path from data to noise: `run(encode(grid), step, x0)` gives the noise that decodes to x0.
+
+    The first step, where the data's own level has no noise for the network to find, takes its eps at the
+    level that it goes to.
+
+    Source: Song et al. 2020, section 4.3 and eq. 14 (arXiv:2010.02502).
+    """
+    rows = []
+    for here, there in pairwise(list(grid)[::-1]):
+        if _clean(here.sigma):
+            # x alpha_t / alpha_s + sigma_t eps with eps = (x - alpha_t x0) / sigma_t
+            rows.append(Row(there, there.alpha / here.alpha + 1.0, (-1.0 * there.alpha,)))
+        else:
+            keep = there.sigma / here.sigma
+            rows.append(Row(here, keep, (there.alpha - keep * here.alpha,)))
+    return Table(rows)
+
+
+def slerp(first: Tensor, last: Tensor, weight: float) -> Tensor:
+    """Between two noises along the sphere, per sample: weight 0 is the first, 1 the last.
+
+    Source: Shoemake 1985; Song et al. 2020, eq. 67 (arXiv:2010.02502).
+    """
+    a, b = first.flatten(1), last.flatten(1)
+    cosine = torch.nn.functional.cosine_similarity(a, b, dim=1).clamp(-1, 1)
+    angle = cosine.arccos()[:, None]
+    sine = angle.sin()
+    flat = sine < 1e-6  # parallel: the sphere's arc is the straight line
+    safe = torch.where(flat, torch.ones_like(sine), sine)
+    on_a = torch.where(flat, torch.full_like(sine, 1 - weight), ((1 - weight) * angle).sin() / safe)
+    on_b = torch.where(flat, torch.full_like(sine, weight), (weight * angle).sin() / safe)
+    return (on_a * a + on_b * b).reshape(first.shape)
+
+
+def _clean(sigma: real.Number) -> bool:
+    return bool((sigma == 0).any()) if isinstance(sigma, Tensor) else sigma == 0

@@ -1,0 +1,126 @@
+"""One step of the reverse process: q(x_s | x_t, x0) for a pair of levels s < t, and chains of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from unveil.core import real
+from unveil.core.real import Number
+from unveil.types import Level, RecipeError
+
+
+class Transition(NamedTuple):
+    """The Gaussian q(x_s | x_t, x0) = N(c0 x0 + ct x_t, var).
+
+    beta: variance that the forward process adds from s to t (DDPM's beta_t, for any pair of levels).
+    floor: var, but never 0: the step that ends at the data borrows its neighbour's, so that its
+        logarithm exists. It depends on the chain, not on the pair.
+
+    Source: Ho et al. 2020, eq. 6 and 7 (arXiv:2006.11239), written for any alpha and sigma.
+    """
+
+    t: Level
+    s: Level
+    beta: Number
+    c0: Number
+    ct: Number
+    var: Number
+    floor: Number
+
+    def mean(self, x0: Tensor, x: Tensor) -> Tensor:
+        """c0 x0 + ct x_t, of x's shape."""
+        from unveil.types import like
+
+        return like(self.c0, x) * x0 + like(self.ct, x) * x
+
+
+def transition(t: Level, s: Level) -> Transition:
+    """The step from level t to the cleaner level s; parts of x that are clean at t stay as they are."""
+    ratio = t.alpha / s.alpha
+    beta = t.sigma**2 - (ratio * s.sigma) ** 2
+    left = real.divide(s.sigma**2, t.sigma**2, 1.0)  # share of t's variance that is there at s
+    var = beta * left
+    return Transition(t, s, beta, real.divide(s.alpha * beta, t.sigma**2, 0.0), ratio * left, var, var)
+
+
+class Chain(Sequence[Transition]):
+    """The transitions of a list of levels from noise to data, in the order in which they are sampled.
+
+    Raises:
+        RecipeError: fewer than two levels, or levels that do not fall towards the data.
+    """
+
+    def __init__(self, levels: Sequence[Level]) -> None:
+        if len(levels) < 2:
+            raise RecipeError(f"a chain of {len(levels)} levels: needs at least 2")
+        steps = [transition(t, s) for t, s in zip(levels[:-1], levels[1:], strict=True)]
+        for k, step in enumerate(steps):
+            if not isinstance(step.var, Tensor) and step.var == 0:
+                near = steps[k - 1] if k else step  # the last step borrows its noisier neighbour's variance
+                steps[k] = step._replace(floor=near.var if k else step.beta)
+        self._steps = steps
+        self._t: Tensor | None = None
+        self._table: Transition | None = None
+
+    def __len__(self) -> int:
+        """The number of steps."""
+        return len(self._steps)
+
+    def __getitem__(self, k):  # type: ignore[no-untyped-def]  # int or slice, as Sequence has it
+        """Step k, 0 the noisiest."""
+        return self._steps[k]
+
+    def of(self, level: Level) -> Transition:
+        """The transitions that start at these levels, as tensors of level.t's shape.
+
+        Raises:
+            RecipeError: a level that is not one of the chain's.
+        """
+        if self._table is None:
+            self._table = _stack(self._steps)
+            self._t = torch.as_tensor(self._table.t.t, dtype=torch.float64)
+        assert self._t is not None
+        wanted = torch.as_tensor(level.t, dtype=torch.float64)
+        rising = self._t.flip(0)
+        at = torch.searchsorted(rising, (wanted - 1e-9).reshape(-1)).clamp(max=len(rising) - 1)
+        found = rising[at].reshape(wanted.shape)
+        if bool(((found - wanted).abs() > 1e-6).any()):
+            raise RecipeError(f"t = {level.t}: not a level of this chain of {len(self)} steps")
+        return _pick(self._table, (len(rising) - 1 - at).reshape(wanted.shape))
+
+
+def chain_of(process: object) -> Chain:
+    """The chain over every level of a discrete process, worked out once.
+
+    Raises:
+        RecipeError: a process of continuous time, which has no chain of its own.
+    """
+    from unveil.core.process import DiscreteVP
+
+    if not isinstance(process, DiscreteVP):
+        raise RecipeError(
+            f"{type(process).__name__} has no chain of its own: pass chain=Chain(grids.uniform(process, steps)), "
+            "or use a discrete process"
+        )
+    known = getattr(process, "_chain", None)
+    if known is None:
+        known = Chain([process.at(i / process.steps) for i in range(process.steps, -1, -1)])
+        process._chain = known  # type: ignore[attr-defined]
+    return known
+
+
+def _stack(steps: Sequence[Transition]) -> Transition:
+    def column(values: Sequence[Number]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64)
+
+    t, s = (Level(*map(column, zip(*(step[i] for step in steps), strict=True))) for i in (0, 1))
+    return Transition(t, s, *map(column, zip(*(step[2:] for step in steps), strict=True)))
+
+
+def _pick(table: Transition, at: Tensor) -> Transition:
+    t, s = (Level(*(field[at] for field in level)) for level in (table.t, table.s))  # type: ignore[index]
+    return Transition(t, s, *(field[at] for field in table[2:]))  # type: ignore[index]

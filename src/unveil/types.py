@@ -1,0 +1,182 @@
+"""The words everything else is written in: levels, estimates, conditions, items, errors.
+
+Time runs from t = 0 (data) to t = 1 (noise). Pixels lie in [-1, 1]; images are (B, C, H, W).
+
+The tree of errors; each also derives from the built-in that a caller would catch:
+
+    Error
+    +-- RecipeError (ValueError)        a setting that cannot work: what was given, what is allowed, what to do
+    +-- ShapeError (ValueError)         a tensor of a shape or type that cannot be used
+    +-- WeightsError (ValueError)       a checkpoint that does not fit or is damaged
+    +-- MediaError (OSError)            a picture, label or data folder that cannot be read
+    +-- NotWritable (OSError)           an output that cannot be written, or would overwrite something
+    +-- OutOfResources (RuntimeError)   memory, disk or time: says what to lower
+    +-- NonFinite (RuntimeError)        training or sampling left the finite numbers
+    +-- Cancelled (RuntimeError)        stopped on request
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:  # torch takes seconds to import, and the command line's help must not wait for it
+    from torch import Tensor
+
+    Number = float | Tensor
+
+# One element of a data set: "pixels" uint8 (C, H, W), optional "label" int, "text" str, "mask", "boxes".
+Item = dict[str, Any]
+
+
+class Error(Exception):
+    """Root of every error that unveil raises on purpose; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class RecipeError(Error, ValueError):
+    """A setting that cannot work: what was given, what is allowed, what to do."""
+
+    exit_code = 2
+
+
+class ShapeError(Error, ValueError):
+    """A tensor of a shape or type that cannot be used."""
+
+
+class WeightsError(Error, ValueError):
+    """A checkpoint that does not fit the network, or whose files are damaged."""
+
+
+class MediaError(Error, OSError):
+    """A picture, a label or a data folder that cannot be read."""
+
+    exit_code = 4
+
+
+class NotWritable(Error, OSError):
+    """An output that cannot be written, or that would overwrite something of the user's."""
+
+    exit_code = 5
+
+
+class OutOfResources(Error, RuntimeError):
+    """Memory, disk or time ran out; the message says what to lower."""
+
+    exit_code = 5
+
+
+class NonFinite(Error, RuntimeError):
+    """Training or sampling left the finite numbers."""
+
+    exit_code = 3
+
+
+class Cancelled(Error, RuntimeError):
+    """Stopped on request."""
+
+    exit_code = 130
+
+
+def nearest(name: object, allowed: Sequence[object]) -> str:
+    """`; nearest: 'x'` when one of `allowed` resembles `name`, else an empty string."""
+    close = get_close_matches(str(name), [str(a) for a in allowed], n=1, cutoff=0.5)
+    return f"; nearest: {close[0]!r}" if close else ""
+
+
+class Level(NamedTuple):
+    """A point of a process: x = alpha x0 + sigma eps, with the derivatives of both in t.
+
+    Each field is a Python float, a float64 table (N,), one number per sample (B,), or a tensor that
+    broadcasts against x (per channel, per frame, per token). Tensors of levels stay on the CPU in
+    float64 until `like` casts them.
+    """
+
+    t: Number
+    alpha: Number
+    sigma: Number
+    dalpha: Number = math.nan
+    dsigma: Number = math.nan
+
+    @property
+    def half_log_snr(self) -> Number:
+        """log(alpha / sigma), half of the log signal-to-noise ratio; infinite at the ends."""
+        if not isinstance(self.alpha, float | int):
+            return self.alpha.log() - self.sigma.log()  # type: ignore[union-attr]
+        if self.sigma == 0:
+            return math.inf
+        return math.log(self.alpha) - math.log(self.sigma) if self.alpha > 0 else -math.inf
+
+
+def like(value: Number, x: Tensor) -> Tensor | float:
+    """`value` ready to be multiplied with x: the only place that expands ranks and casts.
+
+    Floats pass unchanged. A tensor of n axes is matched with the first n axes of x (so (B,) is one number
+    per sample) and cast to x's type before it moves to x's device, which may lack float64.
+    """
+    if isinstance(value, float | int):
+        return value
+    return value.reshape(value.shape + (1,) * (x.ndim - value.ndim)).to(x.dtype).to(x.device)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What reaches a network besides x and the level, by route. None: that route is unused.
+
+    vector: (B, D), added to the time embedding (a label, pooled text).
+    tokens: (B, L, D), with mask (B, L) True where a token counts (cross-attention, in-context).
+    channels: (B, C, H, W), a picture given to the network (low resolution, mask, context).
+    """
+
+    vector: Tensor | None = None
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+    channels: Tensor | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Condition:
+        """The same condition with `change` applied to every route in use."""
+        used = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Condition(**{k: None if v is None else change(v) for k, v in used.items()})
+
+    def where(self, keep: Tensor, other: Condition) -> Condition:
+        """Row by row: this condition where `keep` (B,) is True, the other one elsewhere.
+
+        Raises:
+            ShapeError: the two do not use the same routes.
+        """
+        import torch
+
+        chosen: dict[str, Tensor | None] = {}
+        for f in fields(self):
+            mine, theirs = getattr(self, f.name), getattr(other, f.name)
+            if (mine is None) != (theirs is None):
+                raise ShapeError(f"conditions differ in the route {f.name!r}: one uses it, the other does not")
+            if mine is not None:
+                rows = keep.reshape(keep.shape + (1,) * (mine.ndim - 1)).to(mine.device)
+                mine = torch.where(rows, mine, theirs)
+            chosen[f.name] = mine
+        return Condition(**chosen)
+
+    def join(self, other: Condition) -> Condition:
+        """Both at once: vectors add, tokens and channels are concatenated, masks follow the tokens."""
+        import torch
+
+        def both(mine: Tensor | None, theirs: Tensor | None, merge: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
+            return merge(mine, theirs) if mine is not None and theirs is not None else (theirs if mine is None else mine)
+
+        side_by_side = lambda a, b: torch.cat([a, b], dim=1)  # noqa: E731
+        return replace(
+            self,
+            vector=both(self.vector, other.vector, lambda a, b: a + b),
+            tokens=both(self.tokens, other.tokens, side_by_side),
+            mask=both(self.mask, other.mask, side_by_side),
+            channels=both(self.channels, other.channels, side_by_side),
+        )
+
+
+# What a user hands to a conditioner: {"label": 3}, {"label": [3, 4]}, {"pixels": tensor}
+Raw = Mapping[str, Any]
