@@ -4,7 +4,7 @@ Time runs from t = 0 (data) to t = 1 (noise). Pixels lie in [-1, 1]; images are 
 
 The tree of errors; each also derives from the built-in that a caller would catch:
 
-    Error
+Error:
     +-- RecipeError (ValueError)        a setting that cannot work: what was given, what is allowed, what to do
     +-- ShapeError (ValueError)         a tensor of a shape or type that cannot be used
     +-- WeightsError (ValueError)       a checkpoint that does not fit or is damaged
@@ -165,8 +165,12 @@ class Condition:
         """Both at once: vectors add, tokens and channels are concatenated, masks follow the tokens."""
         import torch
 
-        def both(mine: Tensor | None, theirs: Tensor | None, merge: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
-            return merge(mine, theirs) if mine is not None and theirs is not None else (theirs if mine is None else mine)
+        def both(
+            mine: Tensor | None, theirs: Tensor | None, merge: Callable[[Tensor, Tensor], Tensor]
+        ) -> Tensor | None:
+            return (
+                merge(mine, theirs) if mine is not None and theirs is not None else (theirs if mine is None else mine)
+            )
 
         side_by_side = lambda a, b: torch.cat([a, b], dim=1)  # noqa: E731
         return replace(

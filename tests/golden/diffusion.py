@@ -62,7 +62,9 @@ class Formula(nn.Module):
 class Setup:
     """One published diffusion object: its chain, and a denoiser over it."""
 
-    def __init__(self, betas_kind: str, steps: int, respacing: str, *, rescale: bool, timesteps: list[int] | None = None):
+    def __init__(
+        self, betas_kind: str, steps: int, respacing: str, *, rescale: bool, timesteps: list[int] | None = None
+    ):
         self.process = DiscreteVP(betas(OPENAI_BETAS[betas_kind], steps), rescale=1000.0 if rescale else None)
         kept = grids.respaced_indices(steps, respacing)
         if timesteps is not None and kept != timesteps:
@@ -84,7 +86,8 @@ class Setup:
         last = t == len(self.kept) - 1
         level = self.levels((t + 1).clamp(max=len(self.kept) - 1))
         return level._replace(
-            alpha=torch.where(last, 0.0, level.alpha), sigma=torch.where(last, 1.0, level.sigma)  # type: ignore[arg-type]
+            alpha=torch.where(last, 0.0, level.alpha),
+            sigma=torch.where(last, 1.0, level.sigma),  # type: ignore[arg-type]
         )
 
 
@@ -190,7 +193,9 @@ def improved_losses(case_dir: Path) -> Iterator[Comparison]:
         for var_name, variance in OPENAI_VARIANCE.items():
             name = f"{mean_name}.{var_name}"
             heads = is_learned(variance)
-            denoiser = Denoiser(Formula(meta["model"], heads), setup.process, prediction=prediction, learns_variance=heads)
+            denoiser = Denoiser(
+                Formula(meta["model"], heads), setup.process, prediction=prediction, learns_variance=heads
+            )
             yield from published_losses(case, name, setup, denoiser, variance)
             for clip in (0, 1):
                 prefix = f"pmv.{name}.clip{clip}"
@@ -390,9 +395,7 @@ def dit_diffusion(case_dir: Path) -> Iterator[Comparison]:
         prefix = f"output.p_mean_variance.clip{clip}"
         yield from p_mean_variance(case, prefix, setup, denoiser, variance, x, t, clip=bool(clip))
     half = "output.p_mean_variance.denoised_fn_half"
-    yield from p_mean_variance(
-        case, half, setup, denoiser, variance, x, t, clip=True, change=lambda x0: 0.5 * x0
-    )
+    yield from p_mean_variance(case, half, setup, denoiser, variance, x, t, clip=True, change=lambda x0: 0.5 * x0)
     if "output.p_sample.sample" in case.io:
         drawn_noise = case.io["output.p_sample.noise"]
         yield case.compare("output.p_sample.sample", p_sample(setup, denoiser, variance, x, t, drawn_noise, clip=True))
@@ -432,15 +435,17 @@ def dit_ddim(case: Case, setup: Setup, denoiser: Denoiser, x: Tensor) -> Iterato
         yield case.compare("output.ddim_reverse_sample.pred_xstart", step(x, setup.levels(t)).x0)
 
 
-def dit_losses(
-    case: Case, setup: Setup, denoiser: Denoiser, variance: VarianceRule, x: Tensor
-) -> Iterator[Comparison]:
+def dit_losses(case: Case, setup: Setup, denoiser: Denoiser, variance: VarianceRule, x: Tensor) -> Iterator[Comparison]:
     """training_losses, single terms of the bound, and the prior."""
     made, x0, level = case.meta["constructor"], case.io["input.x0"], setup.levels(case.io["input.t"])
     steps = len(setup.chain)
     weight = (1 / 1000 if made.get("rescale_learned_sigmas", False) else 1 / steps) if is_learned(variance) else 0.0
     loss = Diffusion(bound=weight, variance=variance, chain=setup.chain).at(
-        denoiser, x0, None, level.t, case.io["input.noise"]  # type: ignore[arg-type]
+        denoiser,
+        x0,
+        None,
+        level.t,
+        case.io["input.noise"],  # type: ignore[arg-type]
     )
     yield case.compare("output.training_losses.loss", loss.per_sample)
     if "output.training_losses.mse" in case.io:
@@ -608,7 +613,9 @@ def ldm_run(case: Case, name: str, settings: dict[str, Any]) -> Iterator[Compari
     yield from ldm_losses(case, name, settings, denoiser, level, lvlb)
     moved = []
     for b, index in enumerate(t.tolist()):
-        plan = ancestral(grids.Grid(process, [process.at(i / process.steps) for i in range(process.steps, -1, -1)]), variance)
+        plan = ancestral(
+            grids.Grid(process, [process.at(i / process.steps) for i in range(process.steps, -1, -1)]), variance
+        )
         one = State(x[b : b + 1].clone(), (), process.steps - 1 - index)
         step = clip_static(denoiser)
         moved.append(plan.advance(one, step, lambda k, draw=0, b=b: noise[b : b + 1], torch.empty_like(one.x))[0].x)

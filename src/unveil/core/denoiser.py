@@ -61,7 +61,7 @@ class Estimate:
         return self._eps
 
     def mix(self, x: Tensor, keep: float, gain: float, out: Tensor) -> Tensor:
-        """keep x + gain x0, written into `out`; two passes over memory when x is the estimate's own."""
+        """Keep x + gain x0, written into `out`; two passes over memory when x is the estimate's own."""
         if self.solution is None or self._x is not x or isinstance(self.solution.x0_x, Tensor):
             return torch.mul(x, keep, out=out).add_(self.x0, alpha=gain)
         on_x, on_y = keep + gain * self.solution.x0_x, gain * float(self.solution.x0_y)
@@ -73,17 +73,17 @@ class Estimate:
         """This estimate moved to the other one: weight 0 is this, 1 the other, more goes beyond (guidance)."""
         if self.solution is not None and self.solution is other.solution:
             return Estimate.solved(self.solution, self._x, torch.lerp(self._y, other._y, weight), other.extra)
-        return Estimate(
-            torch.lerp(self.x0, other.x0, weight), torch.lerp(self.eps, other.eps, weight), other.extra
-        )
+        return Estimate(torch.lerp(self.x0, other.x0, weight), torch.lerp(self.eps, other.eps, weight), other.extra)
 
     def _combine(self, on_x: float | Tensor, on_y: float | Tensor) -> Tensor:
         if isinstance(on_x, Tensor) or isinstance(on_y, Tensor):
             return like(on_x, self._x) * self._x + like(on_y, self._x) * self._y
         if on_x == 0:
             return self._y if on_y == 1 else on_y * self._y
-        return (on_x * self._x).add_(self._y, alpha=on_y) if not self._y.requires_grad else (
-            on_x * self._x + on_y * self._y
+        return (
+            (on_x * self._x).add_(self._y, alpha=on_y)
+            if not self._y.requires_grad
+            else (on_x * self._x + on_y * self._y)
         )
 
 

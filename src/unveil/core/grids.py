@@ -18,7 +18,9 @@ class Grid(Sequence[Level]):
         self.process = process
         self._levels = list(levels)
         if len(self._levels) < 2:
-            raise RecipeError(f"a grid of {len(self._levels)} levels: a sampler needs at least 1 network call, 2 levels")
+            raise RecipeError(
+                f"a grid of {len(self._levels)} levels: a sampler needs at least 1 network call, 2 levels"
+            )
 
     def __len__(self) -> int:
         """The number of levels, one more than network calls of a first-order sampler."""

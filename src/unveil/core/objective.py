@@ -104,7 +104,9 @@ class Diffusion:
         if self.simple or self.elbo:
             error = self._error(denoiser, level, x0, noise, y)
             if self.simple:
-                terms["simple"] = error if self.weight is None else error * self._on_target(self.weight, denoiser, level)
+                terms["simple"] = (
+                    error if self.weight is None else error * self._on_target(self.weight, denoiser, level)
+                )
                 total = total + self.simple * terms["simple"]
             if self.elbo:
                 terms["elbo"] = error * self._on_target(elbo(self._chain(denoiser)), denoiser, level)
@@ -142,7 +144,9 @@ class Diffusion:
 
     def _chain(self, denoiser: Denoiser) -> Chain:
         if self.noised is not None:
-            raise RecipeError("objective: the bound is defined for a whole sample; set bound = 0 where channels are context")
+            raise RecipeError(
+                "objective: the bound is defined for a whole sample; set bound = 0 where channels are context"
+            )
         return self.chain or chain_of(denoiser.process)
 
     def _mask(self, x0: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def eps(level: Level) -> tuple[Number, Number]:
 
 
 def v(level: Level) -> tuple[Number, Number]:
-    """v = alpha eps - sigma x0, defined at both ends. Source: Salimans & Ho 2022, section 4 (arXiv:2202.00512)."""
+    """V = alpha eps - sigma x0, defined at both ends. Source: Salimans & Ho 2022, section 4 (arXiv:2202.00512)."""
     return -1.0 * level.sigma, level.alpha
 
 

@@ -86,7 +86,7 @@ class LinearVP:
         return 2 * total / (math.sqrt(self.beta_min**2 + 2 * rise * total) + self.beta_min)
 
     def index(self, level: Level) -> Number:
-        """t in thousandths, the range that DDPM's time embedding was made for."""
+        """T in thousandths, the range that DDPM's time embedding was made for."""
         return level.t * self.index_scale
 
     def trainable(self, u: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class CosineVP:
         return 2 / math.pi * math.atan(math.exp(-half_log_snr))
 
     def index(self, level: Level) -> Number:
-        """t in thousandths, the range that DDPM's time embedding was made for."""
+        """T in thousandths, the range that DDPM's time embedding was made for."""
         return level.t * self.index_scale
 
     def trainable(self, u: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ Number = float | Tensor
 
 
 def exp(value: Number) -> Number:
-    """e to the power of value."""
+    """E to the power of value."""
     return value.exp() if isinstance(value, Tensor) else math.exp(value)
 
 
@@ -53,7 +53,7 @@ def at_most(value: Number, most: float) -> Number:
 
 
 def divide(above: Number, below: Number, otherwise: Number) -> Number:
-    """above / below, and `otherwise` where below is 0."""
+    """Above / below, and `otherwise` where below is 0."""
     if not isinstance(below, Tensor):
         return above / below if below != 0 else otherwise
     none = below == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from unveil.core import real
 from unveil.core.real import Number
-from unveil.types import Level, RecipeError
+from unveil.types import Level, RecipeError, like
 
 
 class Transition(NamedTuple):
@@ -33,8 +34,6 @@ class Transition(NamedTuple):
 
     def mean(self, x0: Tensor, x: Tensor) -> Tensor:
         """c0 x0 + ct x_t, of x's shape."""
-        from unveil.types import like
-
         return like(self.c0, x) * x0 + like(self.ct, x) * x
 
 
@@ -57,7 +56,7 @@ class Chain(Sequence[Transition]):
     def __init__(self, levels: Sequence[Level]) -> None:
         if len(levels) < 2:
             raise RecipeError(f"a chain of {len(levels)} levels: needs at least 2")
-        steps = [transition(t, s) for t, s in zip(levels[:-1], levels[1:], strict=True)]
+        steps = [transition(t, s) for t, s in pairwise(levels)]
         for k, step in enumerate(steps):
             if not isinstance(step.var, Tensor) and step.var == 0:
                 near = steps[k - 1] if k else step  # the last step borrows its noisier neighbour's variance

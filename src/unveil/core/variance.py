@@ -48,7 +48,7 @@ def learned(step: Transition, extra: Tensor | None) -> Variance:
 
 
 def learned_range(step: Transition, extra: Tensor | None) -> Variance:
-    """log var = v log beta + (1 - v) log beta-tilde, with the network's channels in [-1, 1] for v in [0, 1].
+    """Log var = v log beta + (1 - v) log beta-tilde, with the network's channels in [-1, 1] for v in [0, 1].
 
     Source: Nichol & Dhariwal 2021, eq. 15 (arXiv:2102.09672).
     """

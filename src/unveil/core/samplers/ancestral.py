@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from unveil.core import real
@@ -63,8 +62,8 @@ class Ancestral:
         if self.shift is not None:
             x = x + like(spread.value, x) * self.shift(state.x, move.t)
         if not _onto_data(move.s):
-            log = spread.log if isinstance(spread.log, Tensor) else torch.tensor(spread.log, dtype=torch.float64)
-            x = x + (0.5 * like(log, x)).exp() * _drawn(noise, state.number).to(x.dtype)
+            deviation = like(real.exp(0.5 * spread.log), x)
+            x = x + deviation * _drawn(noise, state.number).to(x.dtype)
         return State(x, state.past, state.number + 1), estimate
 
 

@@ -32,9 +32,12 @@ class Progress(NamedTuple):
 
 
 class Plan(Protocol):
-    """The steps of a run, worked out from a grid. `levels` are those of every network call, in order."""
+    """The steps of a run, worked out from a grid."""
 
-    levels: Sequence[Level]
+    @property
+    def levels(self) -> Sequence[Level]:
+        """The level of every network call, in order."""
+        ...
 
     def __len__(self) -> int:
         """The number of steps."""
