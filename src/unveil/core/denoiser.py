@@ -61,7 +61,7 @@ class Estimate:
         return self._eps
 
     def mix(self, x: Tensor, keep: float, gain: float, out: Tensor) -> Tensor:
-        """Keep x + gain x0, written into `out`; two passes over memory when x is the estimate's own."""
+        """The next x, keep x + gain x0, written into `out`; two passes over memory when x is the estimate's own."""
         if self.solution is None or self._x is not x or isinstance(self.solution.x0_x, Tensor):
             return torch.mul(x, keep, out=out).add_(self.x0, alpha=gain)
         on_x, on_y = keep + gain * self.solution.x0_x, gain * float(self.solution.x0_y)
@@ -80,11 +80,7 @@ class Estimate:
             return like(on_x, self._x) * self._x + like(on_y, self._x) * self._y
         if on_x == 0:
             return self._y if on_y == 1 else on_y * self._y
-        return (
-            (on_x * self._x).add_(self._y, alpha=on_y)
-            if not self._y.requires_grad
-            else (on_x * self._x + on_y * self._y)
-        )
+        return (on_x * self._x).add_(self._y, alpha=on_y)
 
 
 # The condition is bound: what samplers and guidance see.
@@ -115,12 +111,26 @@ class Denoiser(nn.Module):
         self.process = process
         self.prediction = prediction
         self.learns_variance = learns_variance
-        self._solutions: dict[Level, Solution] = {}
+        # a grid's levels come again with every sample: (level, batch, device) -> its solution and index
+        self._known: dict[tuple[Level, int, torch.device], tuple[Solution, Tensor]] = {}
 
     def forward(self, x: Tensor, level: Level, condition: Condition | None = None) -> Estimate:
         """The estimate at x. The level's fields are floats, (B,) tensors, or broadcastable to x."""
-        y, extra = self.output(x, level, condition)
-        return Estimate.solved(self._solve(level), x, y, extra)
+        if isinstance(level.t, Tensor):
+            solution, index = self.solve(level), self.index(level, x)
+        else:
+            key = (level, len(x), x.device)
+            if key not in self._known:
+                if len(self._known) > 4096:
+                    self._known.clear()
+                self._known[key] = self.solve(level), self.index(level, x)
+            solution, index = self._known[key]
+        y, extra = self._checked(self.network(x, index, condition), x)
+        return Estimate.solved(solution, x, y, extra)
+
+    def solve(self, level: Level) -> Solution:
+        """How x and this network's output give x0 and eps at a level."""
+        return solve(self.prediction, level)
 
     def output(self, x: Tensor, level: Level, condition: Condition | None = None) -> tuple[Tensor, Tensor | None]:
         """The raw prediction y and the variance channels, both of x's shape and type: what training compares.
@@ -128,7 +138,17 @@ class Denoiser(nn.Module):
         Raises:
             ShapeError: the network's output does not fit x.
         """
-        y = self.network(x, self.index(level, x), condition)
+        return self._checked(self.network(x, self.index(level, x), condition), x)
+
+    def index(self, level: Level, x: Tensor) -> Tensor:
+        """What the network is told, (B,) float32: the index of the level, the noisiest one where parts differ."""
+        index = self.process.index(level)
+        if not isinstance(index, Tensor):
+            return torch.full((len(x),), float(index), dtype=torch.float32, device=x.device)
+        index = index.flatten(1).amax(1) if index.ndim > 1 else index
+        return index.to(torch.float32).to(x.device).expand(len(x))
+
+    def _checked(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
         extra = None
         if self.learns_variance:
             if y.ndim < 2 or y.shape[1] != 2 * x.shape[1]:
@@ -141,21 +161,3 @@ class Denoiser(nn.Module):
         if y.shape != x.shape:
             raise ShapeError(f"the network returned {tuple(y.shape)} for x {tuple(x.shape)}: the shapes must agree")
         return y.to(x.dtype), extra
-
-    def index(self, level: Level, x: Tensor) -> Tensor:
-        """What the network is told, (B,) float32: the index of the level, the noisiest one where parts differ."""
-        index = self.process.index(level)
-        if not isinstance(index, Tensor):
-            return torch.full((len(x),), float(index), dtype=torch.float32, device=x.device)
-        index = index.flatten(1).amax(1) if index.ndim > 1 else index
-        return index.to(torch.float32).to(x.device).expand(len(x))
-
-    def _solve(self, level: Level) -> Solution:
-        if isinstance(level.t, Tensor):
-            return solve(self.prediction, level)
-        known = self._solutions.get(level)  # a grid's levels come again for every sample and every run
-        if known is None:
-            if len(self._solutions) > 4096:
-                self._solutions.clear()
-            known = self._solutions[level] = solve(self.prediction, level)
-        return known

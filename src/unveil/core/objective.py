@@ -112,7 +112,7 @@ class Diffusion:
                 terms["elbo"] = error * self._on_target(elbo(self._chain(denoiser)), denoiser, level)
                 total = total + self.elbo * terms["elbo"]
         if self.bound:
-            estimate = Estimate.solved(denoiser._solve(level), x, y.detach() if self.simple else y, extra)
+            estimate = Estimate.solved(denoiser.solve(level), x, y.detach() if self.simple else y, extra)
             chain = self._chain(denoiser)
             terms["bound"] = self._bound(chain, level, x0, x, estimate)  # bits/dim of the whole: len(chain) L_t
             total = total + self.bound * terms["bound"]
