@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -61,13 +62,15 @@ class Estimate:
         return self._eps
 
     def mix(self, x: Tensor, keep: float, gain: float, out: Tensor) -> Tensor:
-        """The next x, keep x + gain x0, written into `out`; two passes over memory when x is the estimate's own."""
-        if self.solution is None or self._x is not x or isinstance(self.solution.x0_x, Tensor):
-            return torch.mul(x, keep, out=out).add_(self.x0, alpha=gain)
+        """The next x, keep x + gain x0, written into `out`, which may be x itself.
+
+        One pass over memory when x is the estimate's own and nobody asked for x0.
+        """
+        if self.solution is None or self._x0 is not None or self._x is not x or isinstance(self.solution.x0_x, Tensor):
+            x0 = self.x0  # before `out` is written, which may be what it comes from
+            return weighted_sum(x, keep, x0, gain, out)
         on_x, on_y = keep + gain * self.solution.x0_x, gain * float(self.solution.x0_y)
-        if on_x == 0:
-            return torch.mul(self._y, on_y, out=out)
-        return torch.mul(x, on_x, out=out).add_(self._y, alpha=on_y)
+        return weighted_sum(x, on_x, self._y, on_y, out)
 
     def towards(self, other: Estimate, weight: float) -> Estimate:
         """This estimate moved to the other one: weight 0 is this, 1 the other, more goes beyond (guidance)."""
@@ -81,6 +84,23 @@ class Estimate:
         if on_x == 0:
             return self._y if on_y == 1 else on_y * self._y
         return (on_x * self._x).add_(self._y, alpha=on_y)
+
+
+def weighted_sum(x: Tensor, on_x: float, y: Tensor, on_y: float, out: Tensor) -> Tensor:
+    """on_x x + on_y y of one shape, written into `out`, which may be either of them."""
+    if x.is_contiguous() and y.is_contiguous() and out.is_contiguous() and x.dtype == y.dtype:
+        # the outer product of y and (1,) added to x: the one operation that does it in a single pass over memory
+        one = _ones(x.dtype, x.device)
+        torch.addr(x.view(-1, 1), y.view(-1), one, beta=on_x, alpha=on_y, out=out.view(-1, 1))
+        return out
+    if y.data_ptr() == out.data_ptr():
+        y = y.clone()
+    return torch.mul(x, on_x, out=out).add_(y, alpha=on_y)
+
+
+@cache
+def _ones(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.ones(1, dtype=dtype, device=device)
 
 
 # The condition is bound: what samplers and guidance see.

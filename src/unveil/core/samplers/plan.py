@@ -44,7 +44,7 @@ class Plan(Protocol):
         ...
 
     def advance(self, state: State, step: Step, noise: Noise | None, out: Tensor) -> tuple[State, Estimate]:
-        """One step; `out` is a buffer like x that may be written."""
+        """One step; `out` is a buffer like x that may be written, or x itself when nobody will look at it again."""
         ...
 
 
@@ -78,17 +78,18 @@ class Table:
         level, keep, gains, amount = self.rows[state.number]
         x, past = state.x, state.past
         estimate = step(x, level)
+        if self._depth > 1:
+            past = (estimate.x0, *past)[: self._depth]
         if isinstance(keep, Tensor):
-            new = torch.mul(x, like(keep, x), out=out).add_(estimate.x0 * like(gains[0], x))
+            gained = estimate.x0 * like(gains[0], x)
+            new = torch.mul(x, like(keep, x), out=out).add_(gained)
         else:
             new = estimate.mix(x, keep, gains[0], out)  # type: ignore[arg-type]  # one kind of number per row
-        for gain, x0 in zip(gains[1:], past, strict=False):
+        for gain, x0 in zip(gains[1:], past[1:], strict=False):
             new.add_(x0 * like(gain, x))
         if isinstance(amount, Tensor) or amount != 0:
             new.add_(_drawn(noise, state.number).to(new.dtype) * like(amount, new))
-        if self._depth > 1:
-            past = (estimate.x0, *past)[: self._depth - 1]
-        return State(new, past, state.number + 1), estimate
+        return State(new, past[: self._depth - 1], state.number + 1), estimate
 
 
 def run(
@@ -114,7 +115,8 @@ def run(
     state = x if isinstance(x, State) else State(x)
     total = len(plan)
     with torch.no_grad():
-        spare = [torch.empty_like(state.x), torch.empty_like(state.x)]  # x is read while the next one is written
+        # one buffer is enough, unless somebody looks at x and the estimate after the step
+        spare = [torch.empty_like(state.x)] * 2 if on_step is None else [torch.empty_like(state.x) for _ in range(2)]
         while state.number < total:
             level = plan.levels[state.number] if on_step else None
             state, estimate = plan.advance(state, step, noise, spare[state.number & 1])
