@@ -1,0 +1,70 @@
+# Everything runs from a fresh clone: each target sets up .venv once, from pinned versions (CPU torch).
+PYTHON ?= python3
+WORKERS ?= 2
+MINUTES ?= 6
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DOCS_READY := $(VENV)/.ready-docs
+BENCH_READY := $(VENV)/.ready-bench
+# Small tensors: more compute threads only wait for each other.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+
+.PHONY: help setup demo test test-all check format docs bench clean
+
+help:
+	@echo "make demo      set up, train on handwritten digits, write samples and a report (about 6 minutes)"
+	@echo "make test      the tests that guard every promise"
+	@echo "make test-all  these, and what only a release needs"
+	@echo "make check     lint, format, types, docstrings, import rules"
+	@echo "make docs      the documentation site in docs/_build/html"
+	@echo "make bench     every benchmark, in full; docs/benchmarks.md is generated"
+
+setup: $(READY)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Two steps, so that the build backend is pinned too: an isolated build would take the newest.
+$(READY): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt hatchling editables
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e ".[dev]"
+	@touch $@
+
+$(DOCS_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e ".[docs]"
+	@touch $@
+
+$(BENCH_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e ".[bench]"
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python -m unveil demo --out runs/demo --minutes $(MINUTES)
+
+test: $(READY)
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) -m "not release"
+
+test-all: $(READY)
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(ONE_THREAD) $(BIN)/python -m pytest -q --durations=0 tests/rules -m "not slow and not release"
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(DOCS_READY)
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+bench: $(BENCH_READY)
+	$(ONE_THREAD) $(BIN)/python -m benchmarks
+
+clean:
+	rm -rf build dist docs/_build .pytest_cache .ruff_cache

@@ -1,0 +1,88 @@
+"""Files that are either whole or not there: every small output of the package is written through here."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+from unveil.types import NotWritable, OutOfResources
+
+# The disk's own limits, as opposed to a path that was never going to work.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def refuse_overwrite(path: str | os.PathLike[str], force: bool = False) -> Path:
+    """The path, free to be written; ask before the work whose result goes there.
+
+    Raises:
+        NotWritable: something is there and `force` is not set, or a parent folder is a regular file.
+    """
+    path = Path(path)
+    for parent in path.parents:
+        if parent.exists():
+            if not parent.is_dir():
+                raise NotWritable(f"{path}: {parent} is a file, not a folder; choose another place")
+            break
+    if not force and (path.is_symlink() or path.exists()):
+        raise NotWritable(f"{path}: exists already and is not overwritten; choose another name or pass --force")
+    return path
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> Path:
+    """Writes the file whole: a reader, or a crash, finds the old content or the new one, never a part.
+
+    Missing parent folders are made. Text is written as UTF-8.
+
+    Raises:
+        NotWritable: the place cannot be written.
+        OutOfResources: the disk is full; what was there before is untouched.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # In the same folder: a rename is atomic only within one file system.
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        with open(temporary, "xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        temporary = None
+        _sync_folder(path.parent)
+    except OSError as problem:
+        raise _explained(path, problem) from problem
+    finally:
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+    return path
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """The sha256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _explained(path: Path, problem: OSError) -> NotWritable | OutOfResources:
+    if problem.errno in _FULL:
+        return OutOfResources(f"{path}: the disk is full ({problem.strerror}); free some space, or write elsewhere")
+    return NotWritable(f"{path}: cannot be written ({problem.strerror or problem}); choose another place")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the rename itself durable, where the system lets a folder be opened."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        with suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,60 @@
+"""Samples as pictures: pixels, PNG files, sheets of many."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from unveil.types import ShapeError
+
+SMALLEST = 96  # pixels of a sample's side on a sheet; smaller ones are enlarged by whole factors
+
+
+def to_pixels(samples: Tensor) -> Tensor:
+    """uint8 pixels of samples in [-1, 1]; what lies outside is cut off."""
+    return samples.float().cpu().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+
+
+def png(pixels: Tensor, texts: Mapping[str, str] | None = None) -> bytes:
+    """A PNG file of uint8 (C, H, W), C of 1 or 3, with texts in it (international, UTF-8).
+
+    Raises:
+        ShapeError: not a picture.
+    """
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    if pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or pixels.dtype != torch.uint8:
+        raise ShapeError(f"pixels {tuple(pixels.shape)} {pixels.dtype}: a picture is uint8 (1 or 3, H, W)")
+    info = PngInfo()
+    for name, text in (texts or {}).items():
+        info.add_itxt(name, text)
+    array = pixels[0] if pixels.shape[0] == 1 else pixels.permute(1, 2, 0)
+    file = io.BytesIO()
+    Image.fromarray(array.contiguous().numpy()).save(file, format="PNG", pnginfo=info)
+    return file.getvalue()
+
+
+def sheet(pixels: Tensor, columns: int | None = None) -> Tensor:
+    """One picture (C, H', W') of pictures (B, C, H, W) side by side on white, small ones enlarged pixel by pixel.
+
+    Args:
+        columns: pictures in a row; None makes the sheet about square.
+    """
+    count, channels, height, width = pixels.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    factor = max(1, math.ceil(SMALLEST / max(height, width)))
+    gap = max(4, factor // 2)
+    large = pixels.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    down, across = height * factor + gap, width * factor + gap
+    page = torch.full(
+        (channels, down * math.ceil(count / columns) + gap, across * columns + gap), 255, dtype=torch.uint8
+    )
+    for number, picture in enumerate(large):
+        top, left = gap + number // columns * down, gap + number % columns * across
+        page[:, top : top + picture.shape[1], left : left + picture.shape[2]] = picture
+    return page

@@ -1,0 +1,76 @@
+"""What is public is what `__all__` says, and importing it is cheap."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import unveil.types
+from tests.rules.source import PACKAGE, modules, parsed
+
+PACKAGES = [path for path in modules() if path.name == "__init__.py"]
+
+
+def offered(tree: ast.Module) -> set[str] | None:
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and [t.id for t in node.targets if isinstance(t, ast.Name)] == ["__all__"]:
+            return set(ast.literal_eval(node.value))
+    return None
+
+
+def bound(tree: ast.Module) -> set[str]:
+    """Public names that a package defines, or takes from our own modules."""
+    found: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("unveil."):
+            found |= {alias.asname or alias.name for alias in node.names}
+    return {name for name in found if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("path", PACKAGES, ids=lambda path: str(path.parent.relative_to(PACKAGE.parent)))
+def test_public_names_are_those_of_all(path: Path):
+    names = offered(parsed(path))
+    if names is None:
+        assert not bound(parsed(path)), "a package that offers names lists them in __all__"
+        return
+    module = importlib.import_module(".".join(path.parent.relative_to(PACKAGE.parent).parts))
+    missing = [name for name in sorted(names) if not hasattr(module, name)]
+    assert not missing
+    assert bound(parsed(path)) - names <= set(vars(unveil.types)), (
+        "what is neither private nor of unveil.types is offered"
+    )
+
+
+def test_an_unknown_name_is_told():
+    with pytest.raises(AttributeError, match="'unveil' has no attribute 'modell'; it offers Error, Model"):
+        _ = unveil.modell  # pyright: ignore
+
+
+HELP = """
+import sys
+import unveil
+assert "torch" not in sys.modules, "import unveil"
+from unveil.app.cli import run
+for command in ([], ["train"], ["sample"], ["evaluate"], ["convert"], ["reproduce"], ["demo"],
+                ["data"], ["data", "check"], ["data", "show"], ["inspect"], ["inspect", "process"],
+                ["inspect", "model"], ["recipes"], ["recipes", "list"], ["recipes", "show"], ["recipes", "cite"]):
+    assert run([*command, "--help"]) == 0, command
+heavy = {"torch", "numpy", "lightning", "rich", "PIL"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_help_imports_nothing_heavy_and_shows_an_example():
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pages = done.stdout.split("Usage: ")[1:]
+    for page in pages:
+        if "COMMAND" not in page.splitlines()[0] or page.startswith("unveil [OPTIONS] COMMAND"):
+            assert "Example:" in page, page
