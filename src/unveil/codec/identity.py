@@ -1,0 +1,21 @@
+"""No codec: the network sees the pixels themselves."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Identity(nn.Module):
+    """Latents are pixels."""
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """The pixels."""
+        return pixels
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The latents."""
+        return latents
+
+    def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The same shape."""
+        return shape

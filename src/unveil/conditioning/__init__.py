@@ -1,0 +1,1 @@
+"""Conditioners: what the user gives, to what a network takes."""

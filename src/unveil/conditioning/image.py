@@ -1,0 +1,50 @@
+"""Pictures as a condition: concatenated to x by the network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from unveil.types import Condition, RecipeError, ShapeError
+
+
+class ContextChannels(nn.Module):
+    """A picture, unchanged but for its range, as channels beside x; "none" is zeros, mid-grey.
+
+    Args:
+        channels: of the picture.
+        drop: share of the training samples that see "none" instead, in [0, 1).
+        size: height and width of "none"; (1, 1) stands for any size.
+        key: of the item that holds the picture.
+    """
+
+    def __init__(
+        self, channels: int, drop: float = 0.0, *, size: tuple[int, int] = (1, 1), key: str = "context"
+    ) -> None:
+        super().__init__()
+        if not 0 <= drop < 1:
+            raise RecipeError(f"drop = {drop}: must lie in [0, 1)")
+        self.channels, self.drop, self.key = channels, drop, key
+        self.none: Tensor
+        self.register_buffer("none", torch.zeros(1, channels, *size))
+
+    def encode(self, raw: Tensor | Sequence[Tensor]) -> Condition:
+        """(B, C, H, W) pictures, uint8 or already in [-1, 1], or B pictures of one size.
+
+        Raises:
+            ShapeError: another number of channels or axes, or integers other than uint8.
+        """
+        pictures = raw if isinstance(raw, Tensor) else torch.stack(list(raw))
+        if pictures.ndim != 4 or pictures.shape[1] != self.channels:
+            raise ShapeError(f"{self.key} {tuple(pictures.shape)}: must be (B, {self.channels}, H, W)")
+        if pictures.dtype == torch.uint8:
+            pictures = pictures.float() / 127.5 - 1
+        elif not pictures.is_floating_point():
+            raise ShapeError(f"{self.key} {pictures.dtype}: must be uint8 in [0, 255] or floating point in [-1, 1]")
+        return Condition(channels=pictures.to(self.none.device))
+
+    def null(self, batch: int) -> Condition:
+        """Zeros."""
+        return Condition(channels=self.none.expand(batch, -1, -1, -1))

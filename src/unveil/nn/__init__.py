@@ -1,0 +1,1 @@
+"""Networks over shared layers: one file per paper; no process and no files."""

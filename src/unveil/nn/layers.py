@@ -1,0 +1,115 @@
+"""Layers that several networks share."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unveil.types import Condition, RecipeError, ShapeError
+
+# In which order the rows of a joint query-key-value projection stand
+AttentionOrder = Literal["heads-first", "qkv-first"]
+# The size of the picture that a network is given beside x
+ContextSize = Literal["same", "smaller"]
+M = TypeVar("M", bound=nn.Module)
+
+
+def zeroed(module: M) -> M:
+    """The same module with all parameters 0: a residual branch then starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def group_norm(channels: int, groups: int, eps: float = 1e-5) -> nn.GroupNorm:
+    """Group normalisation.
+
+    Raises:
+        RecipeError: the channels do not fall into equal groups.
+    """
+    if channels % groups:
+        raise RecipeError(f"{channels} channels: must be a multiple of the {groups} groups of the normalisation")
+    return nn.GroupNorm(groups, channels, eps)
+
+
+def check_multiple(x: Tensor, factor: int) -> None:
+    """Raises ShapeError unless height and width of x are multiples of `factor`."""
+    for side, size in (("height", x.shape[-2]), ("width", x.shape[-1])):
+        if size % factor:
+            below, above = size // factor * factor, -(-size // factor) * factor
+            near = f"{below} or {above}" if below else f"{above}"
+            raise ShapeError(f"{side} {size} px: must be a multiple of {factor}; nearest {near}")
+
+
+def vector_of(condition: Condition, batch: int, dim: int) -> Tensor | None:
+    """The condition's vector (B, dim), if there is one; raises ShapeError for another shape."""
+    vector = condition.vector
+    if vector is not None and vector.shape != (batch, dim):
+        raise ShapeError(f"condition.vector {tuple(vector.shape)}: must be ({batch}, {dim})")
+    return vector
+
+
+def with_context(x: Tensor, condition: Condition, channels: int, size: ContextSize = "same") -> Tensor:
+    """X (B, C, H, W) with the condition's channels behind its own.
+
+    A context of one pixel stands for one of x's size; other sizes are enlarged where `size` is `smaller`.
+
+    Raises:
+        ShapeError: another number of channels than the network was built for, or another size.
+    """
+    context = condition.channels
+    found = 0 if context is None else context.shape[1]
+    if found != channels:
+        raise ShapeError(f"condition.channels: {found} given, the network takes {channels}")
+    if context is None:
+        return x
+    context = context.to(x)
+    if context.shape[-2:] == (1, 1):  # one colour, which conditioners may give for "none"
+        context = context.expand(-1, -1, *x.shape[-2:])
+    elif size == "smaller":
+        context = F.interpolate(context, x.shape[-2:], mode="bilinear", align_corners=False)
+    elif context.shape[-2:] != x.shape[-2:]:
+        sizes = f"{tuple(context.shape[-2:])}, x is {tuple(x.shape[-2:])}"
+        raise ShapeError(f"condition.channels of size {sizes}: resize it, or build with context_size `smaller`")
+    return torch.cat([x, context], dim=1)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Scaled dot-product attention of (B, heads, N, D) tensors."""
+    few = query.shape[2] <= 1024  # beyond that the N x N weights cost more memory than the speed is worth
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and few:
+        # torch's fused kernel computes bf16 at the speed of float32; two plain products are twice as fast
+        weights = torch.softmax(query * query.shape[-1] ** -0.5 @ key.transpose(2, 3), dim=-1)  # (B, heads, N, N)
+        return weights @ value
+    return F.scaled_dot_product_attention(query, key, value)
+
+
+class SelfAttention(nn.Module):
+    """Residual self-attention over the positions of a picture (B, C, H, W).
+
+    Source: Ho et al. 2020, appendix B (one head); Dhariwal & Nichol 2021, section 3.1 (several).
+    """
+
+    def __init__(self, channels: int, heads: int, *, norm: nn.GroupNorm, order: AttentionOrder = "qkv-first") -> None:
+        super().__init__()
+        if channels % heads:
+            raise RecipeError(f"{channels} channels: must be a multiple of the {heads} attention heads")
+        self.heads = heads
+        self.order: AttentionOrder = order
+        self.norm = norm
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = zeroed(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X plus what each position gathers from all others."""
+        batch, channels, height, width = x.shape
+        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)  # (B, N, C)
+        shape, axis = ((3, self.heads), 2) if self.order == "qkv-first" else ((self.heads, 3), 3)
+        qkv = self.qkv(tokens).view(batch, height * width, *shape, channels // self.heads)
+        query, key, value = (part.transpose(1, 2) for part in qkv.unbind(axis))  # each (B, heads, N, D)
+        gathered = attend(query, key, value).transpose(1, 2)  # (B, N, heads, D)
+        tokens = self.out(gathered.reshape(batch, height * width, channels))
+        return x + tokens.view(batch, height, width, channels).permute(0, 3, 1, 2)

@@ -1,0 +1,113 @@
+"""The U-Net of 2015 as a denoiser: for states that lie over a picture pixel by pixel, such as masks.
+
+Deviations from the paper: convolutions are padded, so that the size is kept; each is followed by group
+normalisation, which trains without a schedule for it; the time embedding joins every stage.
+
+Source: Ronneberger et al. 2015, figure 1 (arXiv:1505.04597).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unveil.nn.embed import TimeEmbedding
+from unveil.nn.layers import check_multiple, group_norm, vector_of, with_context, zeroed
+from unveil.types import Condition, RecipeError, ShapeError
+
+
+@dataclass(frozen=True)
+class UNet2015Config:
+    """What defines the network.
+
+    Args:
+        in_channels, out_channels: of x and of the result.
+        context_channels: of the picture in `condition.channels`, concatenated to x.
+        widths: channels of the stages, finest first; the size halves between them.
+        groups: of every normalisation, a divisor of every width.
+
+    Raises:
+        RecipeError: no widths, or widths that the groups do not divide.
+    """
+
+    in_channels: int
+    out_channels: int
+    context_channels: int = 0
+    widths: tuple[int, ...] = (32, 64, 128)
+    groups: int = 8
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", tuple(self.widths))
+        if not self.widths or any(width < 1 or width % self.groups for width in self.widths):
+            raise RecipeError(f"widths {self.widths}: at least one, each a multiple of the {self.groups} groups")
+
+    @property
+    def vector_dim(self) -> int:
+        """Width of the time embedding, and of a condition's vector."""
+        return 4 * self.widths[0]
+
+
+class Stage(nn.Module):
+    """Two convolutions at one resolution, told the time in between."""
+
+    def __init__(self, width: int, out: int, config: UNet2015Config) -> None:
+        super().__init__()
+        self.conv_1 = nn.Conv2d(width, out, 3, padding=1)
+        self.norm_1 = group_norm(out, config.groups)
+        self.time = nn.Linear(config.vector_dim, out)
+        self.conv_2 = nn.Conv2d(out, out, 3, padding=1)
+        self.norm_2 = group_norm(out, config.groups)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """(B, width, H, W) to (B, out, H, W)."""
+        h = F.relu(self.norm_1(self.conv_1(x)) + self.time(time)[:, :, None, None])
+        return F.relu(self.norm_2(self.conv_2(h)))
+
+
+class UNet2015(nn.Module):
+    """The denoising network: (x, t, condition) to a tensor of x's size with `out_channels`."""
+
+    def __init__(self, config: UNet2015Config) -> None:
+        super().__init__()
+        self.config = config
+        self.vector_dim = config.vector_dim
+        widths = config.widths
+        self.time = TimeEmbedding(widths[0], config.vector_dim, "cos-sin")
+        inputs = [config.in_channels + config.context_channels, *widths]
+        self.down = nn.ModuleList(Stage(a, b, config) for a, b in zip(inputs, widths, strict=False))
+        coarse_to_fine = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
+        self.enlarge = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in coarse_to_fine)
+        self.up = nn.ModuleList(Stage(2 * b, b, config) for _, b in coarse_to_fine)
+        self.leave = zeroed(nn.Conv2d(widths[0], config.out_channels, 1))
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """The raw result, in x's size.
+
+        Args:
+            x: (B, in_channels, H, W), height and width multiples of 2**(stages - 1).
+            t: (B,) the number that stands for the level.
+            condition: its vector (B, vector_dim) joins the time embedding, its channels join x.
+
+        Raises:
+            ShapeError: a size that cannot be halved often enough, or a condition that does not fit.
+        """
+        if x.ndim != 4 or x.shape[1] != self.config.in_channels:
+            raise ShapeError(f"x {tuple(x.shape)}: must be (B, {self.config.in_channels}, H, W)")
+        check_multiple(x, 2 ** (len(self.down) - 1))
+        condition = condition or Condition()
+        time = self.time(t)
+        if (vector := vector_of(condition, len(x), self.vector_dim)) is not None:
+            time = time + vector.to(time)
+        time = F.silu(time)  # (B, D)
+        h = with_context(x, condition, self.config.context_channels)
+        stack: list[Tensor] = []
+        for stage in self.down:
+            h = stage(F.max_pool2d(h, 2) if stack else h, time)
+            stack.append(h)
+        stack.pop()
+        for enlarge, stage in zip(self.enlarge, self.up, strict=True):
+            h = stage(torch.cat([stack.pop(), enlarge(h)], dim=1), time)
+        return self.leave(h)
