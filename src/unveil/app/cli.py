@@ -1,0 +1,337 @@
+"""The commands: what can be asked. What they do lies in the modules beside this one, imported when it is asked for.
+
+Nothing here imports torch, so that help comes at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unveil.app.console import Console
+from unveil.app.outcome import guarded
+
+app = typer.Typer(
+    name="unveil",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich alone would double the time that help takes
+    help="Diffusion models: pictures in, a trained model, new pictures and honest numbers out.\n\n"
+    "Example: unveil train ddpm-digits, then unveil sample runs/ddpm-digits --label 3 --count 8\n\n"
+    "Every command takes --debug, which shows the traceback of an error.\n\n"
+    "Exit codes: 0 done, 1 failed, 2 usage or recipe, 3 non-finite numbers, 4 data, 5 resources, 130 interrupted, "
+    "143 terminated.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Look at pictures before they train a model.")
+inspect_app = typer.Typer(no_args_is_help=True, help="Look at a checkpoint or a noise process.")
+recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that come with unveil.")
+app.add_typer(data_app, name="data")
+app.add_typer(inspect_app, name="inspect")
+app.add_typer(recipes_app, name="recipes")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", metavar="DEVICE")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.", metavar="DTYPE")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Changes such as train.steps=100.", metavar="[KEY=VALUE]...")
+]
+Small = Annotated[bool, typer.Option("--small", help="The recipe's small mode, a run of seconds.")]
+RecipeName = Annotated[str, typer.Argument(help="A shipped recipe, a YAML file or a run's folder.", metavar="RECIPE")]
+ModelName = Annotated[
+    str, typer.Argument(help="A shipped model, or a folder: a saved model or a run.", metavar="MODEL")
+]
+
+
+@app.command()
+def train(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    run: Annotated[
+        Path | None, typer.Option(help="The run's folder; runs/RECIPE when left out.", metavar="FOLDER")
+    ] = None,
+    small: Small = False,
+    device: Device = "auto",
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the recipe's when left out.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Measure one step, tell shapes, memory, disk, time.")
+    ] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the whole recipe and stop.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Delete a run that is there and start over.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a model by a recipe; the same command again goes on where it stopped.
+
+    Example: unveil train ddpm-digits train.steps=300 --run runs/first
+    """
+    from unveil.app import train as work
+
+    ask = work.Ask(recipe, tuple(overrides or ()), small=small, run=run, device=device, dtype=dtype, force=force)
+    console = Console(as_json, quiet)
+    if print_config:
+        work.print_config(ask, console)
+    elif dry_run:
+        work.dry_run(ask, console)
+    else:
+        work.train(ask, console)
+
+
+@app.command()
+def sample(
+    model: Annotated[str | None, typer.Argument(help="A shipped model, or a folder: a saved model or a run.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Class by number or name; may be repeated.")] = None,
+    given: Annotated[list[str] | None, typer.Option(help="Another condition, as KEY=VALUE; may be repeated.")] = None,
+    count: Annotated[int | None, typer.Option(help="Pictures; one per label when left out.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the whole set.")] = 0,
+    first: Annotated[int, typer.Option(help="Number of the set's first picture that is drawn.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Network calls; the model's own when left out.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddim or ancestral.")] = None,
+    eta: Annotated[float | None, typer.Option(help="0 deterministic, 1 as noisy as ancestral.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is none.")] = None,
+    clip: Annotated[str | None, typer.Option(help="static, dynamic or none.")] = None,
+    grid: Annotated[
+        str | None, typer.Option(help="uniform, leading, trailing, quadratic, or a respacing string.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Pictures at a time.")] = 64,
+    out: Annotated[Path, typer.Option(help="A folder, or a .png file.")] = Path("samples"),
+    strip: Annotated[bool, typer.Option("--strip", help="Also save the way from noise to picture.")] = False,
+    like: Annotated[Path | None, typer.Option(help="Repeat this picture exactly.", metavar="PICTURE")] = None,
+    metadata: Annotated[
+        bool, typer.Option("--metadata/--no-metadata", help="Say in each file how it was made.")
+    ] = True,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw pictures from a model.
+
+    Example: unveil sample ddpm-digits --label 3 --label 7 --count 8 --seed 1 --out digits.png
+    """
+    from unveil.app import sample as work
+
+    console = Console(as_json, quiet)
+    place = work.Place(out, strip=strip, metadata=metadata, force=force)
+    if like is not None:
+        work.repeat(model, like, place, device, console)
+        return
+    wish = work.Wish(
+        model,
+        tuple(label or ()),
+        tuple(given or ()),
+        count=count,
+        seed=seed,
+        first=first,
+        batch=batch,
+        device=device,
+        dtype=dtype,
+    )
+    changes = {"sampler": sampler, "steps": steps, "eta": eta, "scale": scale, "clip": clip, "grid": grid}
+    work.sample(wish, changes, place, console)
+
+
+@app.command()
+def evaluate(
+    model: ModelName,
+    recipe: Annotated[str | None, typer.Option(help="Recipe that says how; the run's own when left out.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="A change such as evaluate.count=100.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report; the run's own when left out.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="File of the published Inception network.")] = None,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Judge a model: scores with their protocol, pictures and plots, as report.json and report.html.
+
+    Example: unveil evaluate runs/ddpm-digits --set evaluate.count=450
+    """
+    from unveil.app import evaluate as work
+
+    ask = work.Ask(model, recipe, tuple(overrides or ()), out=out, weights=weights, device=device, force=force)
+    work.evaluate(ask, Console(as_json, quiet))
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A published file of weights, or our model's folder.")],
+    out: Annotated[Path, typer.Argument(help="The folder, or the .safetensors file, that is written.")],
+    layout: Annotated[str, typer.Option(help="Of the other side: openai, ddpm or ours.")] = "openai",
+    recipe: Annotated[str | None, typer.Option(help="Recipe of the model that the file holds (to ours only).")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="A change to it, such as variance=learned-range.")
+    ] = None,
+    dtype: Dtype = "float32",
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Bring published weights into our folder, ours into a published layout, or a run into a model of its own.
+
+    A .pt or .pth file, which could run code, is read by a process of its own that accepts tensors only.
+
+    Example: unveil convert cifar10_uncond_50M_500K.pt cifar --recipe iddpm-cifar10
+    """
+    from unveil.app import convert as work
+
+    work.convert(
+        source, out, work.Layout(layout, recipe, tuple(overrides or ()), dtype), force, Console(as_json, quiet)
+    )
+
+
+@app.command()
+def reproduce(
+    name: Annotated[str | None, typer.Argument(help="Which claim; all are listed when left out.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The form of seconds that shows that it works.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder of the page and its numbers.")] = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a paper's claim as a small experiment with a computed verdict.
+
+    Example: unveil reproduce ddim-steps --quick
+    """
+    from unveil.app import reproduce as work
+
+    work.reproduce(name, quick, out, force, Console(as_json, quiet))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of everything that is made.")] = Path("runs/demo"),
+    minutes: Annotated[float, typer.Option(help="Wall time that the training may take at most.")] = 4.0,
+    quiet: Quiet = False,
+) -> None:
+    """Train on handwritten digits, draw some, judge them; says where everything lies.
+
+    Example: unveil demo
+    """
+    from unveil.app import demo as work
+
+    work.demo(out, minutes, Console(False, quiet))
+
+
+@data_app.command("check")
+def data_check(
+    folder: Annotated[Path, typer.Argument(help="A folder of pictures.")],
+    size: Annotated[int, typer.Option(help="Side of the pictures that will be trained on.")] = 64,
+    fit: Annotated[str, typer.Option(help="crop, pad or stretch.")] = "crop",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Decode every file once: counts, sizes, captions, duplicates, and what would be dropped or changed and why.
+
+    Example: unveil data check photos --size 64
+    """
+    from unveil.app import data as work
+
+    work.check(folder, size, fit, Console(as_json, quiet))
+
+
+@data_app.command("show")
+def data_show(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    count: Annotated[int, typer.Option(help="Pictures.")] = 64,
+    out: Annotated[Path, typer.Option(help="A .png file.")] = Path("data.png"),
+    part: Annotated[str, typer.Option(help="train or held-out.")] = "train",
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw the pictures that a recipe trains on, as training sees them.
+
+    Example: unveil data show ddpm-digits --count 100
+    """
+    from unveil.app import data as work
+
+    shown = work.Shown(recipe, tuple(overrides or ()), count=count, part=part)
+    work.show(shown, out, force, Console(as_json, quiet))
+
+
+@inspect_app.command("model")
+def inspect_model(
+    path: Annotated[Path, typer.Argument(help="A model's folder, a run, or a .safetensors file.")],
+    keys: Annotated[bool, typer.Option("--keys", help="List every tensor.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """What a checkpoint is, from its headers alone.
+
+    Example: unveil inspect model runs/ddpm-digits
+    """
+    from unveil.app import inspection as work
+
+    work.model(path, keys, Console(as_json, quiet))
+
+
+@inspect_app.command("process")
+def inspect_process(
+    name: Annotated[
+        str, typer.Argument(help="A recipe, or a model whose bound is measured.", metavar="RECIPE_OR_MODEL")
+    ],
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="A .png file.")] = Path("process.png"),
+    rows: Annotated[int, typer.Option(help="Lines of the table.")] = 11,
+    count: Annotated[int, typer.Option(help="Held-out pictures that the bound is measured on.")] = 32,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw alpha-bar, the ratio of the two betas and the bound, step by step.
+
+    Example: unveil inspect process ddpm-digits process.betas=linear
+    """
+    from unveil.app import process as work
+
+    ask = work.Ask(name, tuple(overrides or ()), rows=rows, count=count)
+    work.process(ask, out, force, Console(as_json, quiet))
+
+
+@recipes_app.command("list")
+def recipes_list(as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Name every shipped recipe with its claim.
+
+    Example: unveil recipes list
+    """
+    from unveil.app import recipes as work
+
+    work.names(Console(as_json, quiet))
+
+
+@recipes_app.command("show")
+def recipes_show(recipe: RecipeName, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Print a recipe as it is written.
+
+    Example: unveil recipes show ddpm-digits
+    """
+    from unveil.app import recipes as work
+
+    work.show(recipe, Console(as_json, quiet))
+
+
+@recipes_app.command("cite")
+def recipes_cite(recipe: RecipeName, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Print the sources of the parts that a recipe uses.
+
+    Example: unveil recipes cite iddpm-fashion
+    """
+    from unveil.app import recipes as work
+
+    work.cite(recipe, Console(as_json, quiet))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs a command line; returns its exit code."""
+    words = list(arguments)
+    if words[:1] == ["inspect"] and len(words) > 1 and words[1] not in ("model", "process", "--help"):
+        words.insert(1, "model")  # `unveil inspect PATH`
+    return guarded(app, words)

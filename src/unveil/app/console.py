@@ -1,0 +1,115 @@
+"""What the commands say and where: results to stdout, progress and errors to stderr, one JSON document when asked."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Console:
+    """How loud a command is.
+
+    Attributes:
+        as_json: stdout holds one JSON document, the result, and nothing else.
+        quiet: stdout holds nothing; errors still reach stderr.
+    """
+
+    as_json: bool = False
+    quiet: bool = False
+
+    @property
+    def silent(self) -> bool:
+        """Whether plain text on the way is unwanted."""
+        return self.as_json or self.quiet
+
+    def say(self, text: str) -> None:
+        """A line for a person."""
+        if not self.silent:
+            print(text, flush=True)
+
+    def warn(self, text: str) -> None:
+        """A line that matters even when quiet; it never mixes with JSON."""
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+    def result(self, facts: Mapping[str, Any], text: str) -> None:
+        """What the command found: `facts` as JSON, or `text` for a person."""
+        if self.as_json:
+            print(json.dumps(facts, indent=2, ensure_ascii=False), flush=True)
+        elif not self.quiet:
+            print(text, flush=True)
+
+    @contextmanager
+    def progress(self, what: str, total: int) -> Iterator[Progress]:
+        """A counter with speed and time left: a line that renews itself on a terminal, plain lines elsewhere."""
+        counter = Progress(what, total, shown=not self.silent, terminal=sys.stderr.isatty())
+        try:
+            yield counter
+        finally:
+            counter.close()
+
+
+class Progress:
+    """Counts to a total; `advance` may be called as often as one likes."""
+
+    def __init__(self, what: str, total: int, *, shown: bool, terminal: bool) -> None:
+        self._what, self._total, self._shown, self._terminal = what, total, shown, terminal
+        self._done, self._begun = 0, time.monotonic()
+        self._every = 0.1 if terminal else 10.0  # a log file is not a terminal: one line in ten seconds
+        self._next = self._begun + self._every
+
+    def advance(self, by: int = 1) -> None:
+        """Counts on, and shows it now and then."""
+        self._done += by
+        now = time.monotonic()
+        if self._shown and now >= self._next:
+            self._next = now + self._every
+            self._show(now)
+
+    def reach(self, done: int, total: int) -> None:
+        """Counts to a place, of a total that is known only now."""
+        self._total = total
+        self.advance(done - self._done)
+
+    def close(self) -> None:
+        """Ends the line on a terminal."""
+        if self._shown and self._terminal:
+            self._show(time.monotonic())
+            print(file=sys.stderr, flush=True)
+
+    def _show(self, now: float) -> None:
+        speed = self._done / max(now - self._begun, 1e-9)
+        left = (self._total - self._done) / speed if speed else float("inf")
+        text = f"{self._what} {self._done}/{self._total}, {speed:.3g}/s, {duration(left)} left"
+        if self._terminal:
+            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a person: 42 s, 3 min 10 s, 2 h 5 min."""
+    if seconds != seconds or seconds == float("inf"):
+        return "unknown time"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours / 24:.1f} days"
+
+
+def size(count: float) -> str:
+    """Bytes for a person, in powers of 1024."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} TiB"

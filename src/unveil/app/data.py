@@ -1,0 +1,53 @@
+"""`unveil data`: pictures before they train a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from unveil import data
+from unveil.app.console import Console
+from unveil.config import load_recipe
+from unveil.data.listing import FolderConfig
+from unveil.files import refuse_overwrite, write_atomically
+from unveil.pictures import png, sheet
+from unveil.types import RecipeError, nearest
+
+FITS = ("crop", "pad", "stretch")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Which pictures of which recipe."""
+
+    recipe: str
+    overrides: tuple[str, ...] = ()
+    count: int = 64
+    part: str = "train"
+
+
+def check(folder: Path, size: int, fit: str, console: Console) -> None:
+    """Reports on a folder; changes nothing in it."""
+    if fit not in FITS:
+        raise RecipeError(f"fit {fit!r}: must be one of {', '.join(FITS)}{nearest(fit, FITS)}")
+    config = FolderConfig(str(folder), size, fit=fit)  # pyright: ignore[reportArgumentType] - checked above
+    with console.progress("decoding picture", 0) as progress:
+        report = data.check(config, progress.reach)
+    console.result(report.to_dict(), report.to_text())
+
+
+def show(shown: Shown, out: Path, force: bool, console: Console) -> None:
+    """Draws the first pictures of a data set."""
+    if out.suffix.lower() != ".png":
+        raise RecipeError(f"--out {out}: must end in .png")
+    if shown.count < 1:
+        raise RecipeError(f"--count {shown.count}: at least 1")
+    refuse_overwrite(out, force)
+    recipe = load_recipe(shown.recipe, shown.overrides)
+    found = data.open(recipe.data.build(), data.known_part(shown.part))
+    pixels = torch.stack([found[i]["pixels"] for i in range(min(shown.count, len(found)))])
+    write_atomically(out, png(sheet(pixels)))
+    facts = {"items": len(found), "shape": list(pixels.shape[1:]), "classes": found.classes, "sheet": str(out)}
+    console.result(facts, f"{len(found)} items of shape {tuple(pixels.shape[1:])}: {len(pixels)} of them in {out}")

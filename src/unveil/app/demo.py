@@ -1,0 +1,37 @@
+"""`unveil demo`: the whole path on handwritten digits, in minutes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from unveil.app import evaluate as judging
+from unveil.app import sample as drawing
+from unveil.app import train as training
+from unveil.app.console import Console, duration
+
+RECIPE = "ddpm-digits"
+
+
+def demo(out: Path, minutes: float, console: Console) -> None:
+    """Trains, draws and judges; running it again goes on, or draws and judges anew."""
+    begun = time.monotonic()
+    run = out / RECIPE
+    console.say(f"1 of 3: training {RECIPE} on real handwritten digits")
+    training.train(training.Ask(RECIPE, (f"train.max_minutes={minutes}",), run=run), console)
+
+    console.say("2 of 3: drawing each digit eight times")
+    labels = tuple(str(digit) for digit in range(10))
+    place = drawing.Place(out / "digits.png", strip=True, force=True)
+    drawing.sample(drawing.Wish(str(run), labels, count=80, seed=1, batch=80), {}, place, console)
+
+    console.say("3 of 3: judging 1,000 samples against digits that never trained")
+    judging.evaluate(judging.Ask(str(run), out=out, force=True), console)
+    console.say(
+        f"\ndone in {duration(time.monotonic() - begun)}\n"
+        f"digits:  {out / 'digits.png'}\n"
+        f"on the way from noise: {out / 'digits.strip.png'}\n"
+        f"report:  {out / 'report.html'}\n"
+        f"the run: {run}\n"
+        f"try:     unveil sample {run} --label 7 --count 16 --out sevens.png"
+    )

@@ -1,0 +1,140 @@
+"""`unveil evaluate`: scores of a model, with the protocol they hold under."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unveil import data
+from unveil.app.console import Console
+from unveil.app.models import device as pick
+from unveil.app.models import open_model
+from unveil.config import EvaluateConfig, Recipe, load_recipe
+from unveil.evaluate import features as networks
+from unveil.evaluate.likelihood import bits_per_dim
+from unveil.evaluate.measure import Origin, Settings
+from unveil.evaluate.measure import evaluate as measure
+from unveil.evaluate.metrics import Interval
+from unveil.evaluate.pictures import Pictured
+from unveil.evaluate.report import Report
+from unveil.files import refuse_overwrite
+from unveil.model import Model
+from unveil.tasks.generate import Request, Source, generate
+from unveil.types import RecipeError
+
+BATCH = 100
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is asked, as typed."""
+
+    model: str
+    recipe: str | None = None
+    overrides: tuple[str, ...] = ()
+    out: Path | None = None
+    weights: Path | None = None
+    device: str = "auto"
+    force: bool = False
+
+    def resolved(self) -> Recipe:
+        """The recipe that says what the model is compared with, and how.
+
+        Raises:
+            RecipeError: neither given nor found in the model's run, or not one of a diffusion model.
+        """
+        named = self.recipe
+        if named is None:
+            run = Path(self.model)
+            run = run.parent.parent if run.parent.name == "checkpoints" else run
+            if not (run / "recipe.yaml").is_file() and self.model not in _recipes():
+                raise RecipeError(
+                    f"{self.model}: is no run's folder, so pass --recipe: it names the data to compare with"
+                )
+            named = str(run) if (run / "recipe.yaml").is_file() else self.model
+        recipe = load_recipe(named, self.overrides)
+        if not isinstance(recipe, Recipe):
+            raise RecipeError(f"{named}: the recipe of a classifier; `unveil evaluate` judges diffusion models")
+        return recipe
+
+
+def evaluate(ask: Ask, console: Console) -> None:
+    """Draws samples, measures, writes report.json and report.html."""
+    recipe = ask.resolved()
+    out = ask.out or (Path(ask.model) if Path(ask.model).is_dir() else Path("runs") / ask.model)
+    for name in ("report.json", "report.html"):
+        refuse_overwrite(out / name, ask.force)
+    report = judge(ask, recipe, console)
+    page = report.save(out, force=ask.force)
+    facts = {"report": str(page), "protocol_sha256": report.protocol_sha256, "results": report.results}
+    console.result(facts | {"missing": report.missing}, "\n".join([*report.summary(), str(page)]))
+
+
+def judge(ask: Ask, recipe: Recipe, console: Console) -> Report:
+    """The report; nothing is written."""
+    how = recipe.evaluate
+    begun = time.process_time()
+    model, source = open_model(ask.model, pick(ask.device))
+    train, held_out = (data.open(recipe.data.build(), part) for part in ("train", "held-out"))
+    network = feature_network(recipe, how, ask.weights, str(model.device))
+    samples, labels, sampling = draw(model, source, how, console)
+    settings = Settings(count=how.compared, floor_splits=how.floor_splits, seed=how.seed)
+    bits = _bits(model, held_out, how, console) if how.bound else None
+    origin = Origin(
+        data=recipe.data.kind,
+        sampling=sampling,
+        bits=bits,
+        about={"model": source._asdict(), "cpu_minutes": round((time.process_time() - begun) / 60, 2)},
+    )
+    return measure(samples, labels, train, held_out, network, settings, origin=origin, on_progress=console.say)
+
+
+def feature_network(recipe: Recipe, how: EvaluateConfig, weights: Path | None, device: str) -> networks.FeatureNetwork:
+    """The network that a recipe's pictures are compared by."""
+    name = how.features
+    if name == "auto":
+        name = recipe.data.kind if recipe.data.kind in ("digits", "fashion") else "inception" if weights else "pixels"
+    if name == "pixels":
+        return networks.load("pixels", shape=recipe.shape)
+    return networks.load(name, weights=weights if name == "inception" else None, device=device)
+
+
+def draw(
+    model: Model, source: Source, how: EvaluateConfig, console: Console
+) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+    """uint8 samples, the labels they were made for in turn, and how they were made.
+
+    Raises:
+        RecipeError: a model whose condition is more than a label.
+    """
+    others = [key for key in model.conditioners if key != "label"]
+    if others:
+        raise RecipeError(f"this model needs {', '.join(others)} for each sample; measure it from Python")
+    classes = getattr(model.conditioners["label"], "classes", None) if "label" in model.conditioners else None
+    labels = torch.arange(how.samples) % classes if classes else None
+    given: dict[str, Sequence[Any]] = {"label": labels.tolist()} if labels is not None else {}
+    request = Request(given, seed=how.seed, count=how.samples, batch=min(BATCH, how.samples))
+    with console.progress("sampling step", math.ceil(how.samples / request.batch) * model.sampling.steps) as progress:
+        pictures = list(generate(model, request, source, on_step=progress.advance))
+    sampling = {**model.sampling.flat(), "seed": how.seed, "weights": "ema", "samples": how.samples}
+    return torch.stack([picture.pixels for picture in pictures]), labels, sampling
+
+
+def _recipes() -> list[str]:
+    from unveil.config import recipe_names
+
+    return recipe_names()
+
+
+def _bits(model: Model, held_out: Pictured, how: EvaluateConfig, console: Console) -> Interval:
+    with console.progress("network call", 0) as progress:
+        steps, count = how.bound_steps, how.bound
+        found = bits_per_dim(model, held_out, count=count, steps=steps, seed=how.seed, on_progress=progress.reach)
+    return found.interval

@@ -1,0 +1,53 @@
+"""`unveil inspect`: what a checkpoint is, from its headers alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from unveil.app.console import Console, size
+from unveil.checkpoints import ours
+
+
+def model(path: Path, keys: bool, console: Console) -> None:
+    """Tells what the weights are; none of their numbers is read."""
+    facts = ours.inspect(path)
+    if not keys:
+        facts = facts | {"files": {name: _summed(file) for name, file in facts["files"].items()}}
+    console.result(facts, _text(facts, keys))
+
+
+def _summed(file: dict[str, Any]) -> dict[str, Any]:
+    types = sorted({tensor["dtype"] for tensor in file["tensors"].values()})
+    return {"tensors": len(file["tensors"]), "types": types, "metadata": file["metadata"]}
+
+
+def _text(facts: dict[str, Any], keys: bool) -> str:
+    lines = [
+        f"{facts['path']}: {facts['what']}",
+        f"parameters   {facts['parameters']:,}",
+        f"weights      {size(facts['bytes'])}",
+    ]
+    if "versions" in facts:
+        lines.append("made with    " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()))
+    described = facts.get("model")
+    if described:
+        lines.append(f"samples      {described.get('key', 'pixels')} of shape {tuple(described['shape'])}")
+        for name in ("network", "process", "prediction", "variance", "condition", "codec", "sample"):
+            lines.append(f"{name:<13}{_brief(described.get(name))}")
+    for name, file in facts["files"].items():
+        if keys:
+            lines.append(f"{name}:")
+            lines += [f"  {key}: {tensor['dtype']} {tuple(tensor['shape'])}" for key, tensor in file["tensors"].items()]
+        else:
+            lines.append(f"{name}: {file['tensors']} tensors, {', '.join(file['types'])}")
+    return "\n".join(lines)
+
+
+def _brief(value: Any) -> str:
+    """A section of a recipe on one line, what is not set left away."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_brief(inner)}" for key, inner in value.items() if inner not in (None, [], {}))
+    if isinstance(value, list):
+        return "[" + ", ".join(_brief(inner) for inner in value) + "]" if value else "none"
+    return str(value)

@@ -1,0 +1,61 @@
+"""Opening a model for a command: found, checked, identified, on its device."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from unveil.checkpoints import ours, store
+from unveil.model import Model
+from unveil.tasks.generate import Source
+from unveil.types import OutOfResources, RecipeError, nearest
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def device(name: str) -> torch.device:
+    """The device of this name; auto is the fastest there is.
+
+    Raises:
+        RecipeError: an unknown name.
+        OutOfResources: a device that this machine does not have.
+    """
+    kind = name.split(":")[0]
+    if kind not in DEVICES:
+        raise RecipeError(f"device {name!r}: must be one of {', '.join(DEVICES)}{nearest(name, DEVICES)}")
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if kind == "auto":
+        return torch.device(next(k for k in ("cuda", "mps", "cpu") if there[k]))
+    if not there[kind]:
+        raise OutOfResources(f"device {name!r}: this machine has none that torch can use; use --device cpu")
+    return torch.device(name)
+
+
+def open_model(name: str, where: torch.device) -> tuple[Model, Source]:
+    """The model of a name or a folder, and which one it is."""
+    model = ours.load_model(name)
+    return model.to(where), source(name)
+
+
+def source(name: str) -> Source:
+    """A model's identity: its name, and one hash over the hashes of the files that make its pictures."""
+    folder = ours.find(name)
+    files = store.read_manifest(folder).files
+    averaged = {file for file in files if file.startswith("ema/")}
+    used = sorted(
+        file
+        for file in files
+        if file == "model.yaml"
+        or (file.endswith(".safetensors") and "train_state" not in file and f"ema/{file}" not in averaged)
+    )
+    text = "".join(f"{file.removeprefix('ema/')} {files[file].sha256}\n" for file in used)
+    return Source(_called(name, folder), hashlib.sha256(text.encode()).hexdigest())
+
+
+def _called(name: str, folder: Path) -> str:
+    """A name that tells a person which model it is, and nothing of where it lies."""
+    if folder.parent.name == "checkpoints":
+        return f"{folder.parent.parent.resolve().name} {folder.name}"
+    return folder.resolve().name if Path(name).exists() else name

@@ -1,0 +1,88 @@
+"""From what went wrong to one message and an exit code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import typer
+
+from unveil.types import Error
+
+FAILED, USAGE, RESOURCES, INTERRUPTED, TERMINATED = 1, 2, 5, 130, 143
+
+
+class Terminated(BaseException):
+    """SIGTERM, as an exception that unwinds like Ctrl-C does."""
+
+
+def guarded(app: typer.Typer, arguments: list[str]) -> int:
+    """Runs the app; every failure is one message on stderr (and in the JSON, if asked) and an exit code."""
+    debug = "--debug" in arguments or bool(os.environ.get("UNVEIL_DEBUG"))
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    before = _listen()
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr, force=True)
+    logging.getLogger("unveil").setLevel(logging.ERROR if _has(arguments, "--quiet", "-q") else logging.INFO)
+    try:
+        code = app(args=arguments, prog_name="unveil", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except BaseException as problem:
+        if debug and not isinstance(problem, SystemExit):
+            traceback.print_exc()
+        return _explained(problem, "--json" in arguments)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _explained(problem: BaseException, as_json: bool) -> int:
+    code, message = outcome(problem)
+    if message:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        if as_json:
+            print(json.dumps({"error": message, "exit_code": code}, ensure_ascii=False), flush=True)
+    return code
+
+
+def outcome(problem: BaseException) -> tuple[int, str]:
+    """The exit code of a failure, and what to say of it."""
+    if isinstance(problem, SystemExit):
+        return problem.code if isinstance(problem.code, int) else FAILED, ""
+    if isinstance(problem, KeyboardInterrupt | typer.Abort):
+        return INTERRUPTED, "interrupted"
+    if isinstance(problem, Terminated):
+        return TERMINATED, "terminated"
+    if isinstance(problem, Error):
+        return problem.exit_code, str(problem)
+    if hasattr(problem, "format_message"):  # the command line's own: a missing argument, an unknown option
+        return USAGE, f"{problem.format_message()}\nunveil --help, and unveil COMMAND --help, show what is possible"  # type: ignore[attr-defined]
+    if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
+        return RESOURCES, "out of memory; lower the batch (train.batch, --batch), or the size of the pictures"
+    if isinstance(problem, OSError):
+        return RESOURCES, f"{problem.filename or 'a file'}: {problem.strerror or problem}; choose another place"
+    name = type(problem).__name__
+    return FAILED, f"unexpected {name}: {problem}\nthis is a fault of unveil; --debug shows where"
+
+
+def _listen() -> Any:
+    """Turns SIGTERM into an exception, so that no half file stays; None where that is not possible."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        raise Terminated
+
+    try:
+        return signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread
+        return None
+
+
+def _has(arguments: Sequence[str], *names: str) -> bool:
+    return any(name in arguments for name in names)

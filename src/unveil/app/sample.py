@@ -1,0 +1,178 @@
+"""`unveil sample`: pictures from a model, as files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unveil.app.console import Console
+from unveil.app.models import device as pick
+from unveil.app.models import open_model
+from unveil.files import refuse_overwrite, write_atomically
+from unveil.model import Model
+from unveil.pictures import png, sheet, to_pixels
+from unveil.tasks.generate import Picture, Request, generate
+from unveil.tasks.generate import repeat as draw_again
+from unveil.tasks.record import FACTS, PARAMETERS, parameters, read_facts
+from unveil.types import MediaError, RecipeError
+
+FRAMES = 9  # of a strip: the noise's first step to the picture
+STRIPS = 8  # samples that a strip shows at most
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where pictures go: a folder, or one .png file."""
+
+    out: Path
+    strip: bool = False
+    metadata: bool = True
+    force: bool = False
+
+    @property
+    def one_file(self) -> bool:
+        """Whether everything goes into a single picture."""
+        return self.out.suffix.lower() == ".png"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked of which model, as typed."""
+
+    model: str | None
+    labels: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
+    count: int | None = None
+    seed: int = 0
+    first: int = 0
+    batch: int = 64
+    device: str = "auto"
+    dtype: str = "float32"
+
+
+@dataclass
+class Written:
+    """The files of a command."""
+
+    pictures: list[Path] = field(default_factory=list)
+    sheet: Path | None = None
+    strip: Path | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "pictures": [str(path) for path in self.pictures],
+            "sheet": str(self.sheet) if self.sheet else None,
+            "strip": str(self.strip) if self.strip else None,
+        }
+
+    def text(self) -> str:
+        """For a person."""
+        lines = [str(self.pictures[0])] if len(self.pictures) == 1 else []
+        if len(self.pictures) > 1:
+            lines.append(f"{len(self.pictures)} pictures: {self.pictures[0]} ... {self.pictures[-1].name}")
+        return "\n".join([*lines, *(str(path) for path in (self.sheet, self.strip) if path)])
+
+
+def sample(wish: Wish, changes: Mapping[str, Any], place: Place, console: Console) -> None:
+    """Draws and writes."""
+    if wish.model is None:
+        raise RecipeError("sample needs a model: a name or a folder, such as `unveil sample runs/ddpm-digits`")
+    given: dict[str, Sequence[Any]] = {"label": list(wish.labels)} if wish.labels else {}
+    for assignment in wish.given:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise RecipeError(f"--given {assignment!r}: is written KEY=VALUE, such as --given label=3")
+        given[key] = [*given.get(key, []), _value(value)]
+    count = wish.count if wish.count is not None else max([1, *map(len, given.values())])
+    request = Request(given, wish.seed, wish.first, count, wish.batch, changes, wish.dtype)
+    if place.one_file:
+        refuse_overwrite(place.out, place.force)
+    model, source = open_model(wish.model, pick(wish.device))
+    _check_pictures(model)
+    total = math.ceil(count / wish.batch) * model.sampling.changed(changes).steps
+    with console.progress("sampling step", total) as progress:
+        frames = FRAMES if place.strip else 0
+        pictures = list(generate(model, request, source, frames=frames, on_step=progress.advance))
+    columns = len(wish.labels) if 1 < len(wish.labels) < count else None  # a column for each label
+    written = write(pictures, place, columns)
+    facts = written.facts() | {"model": source._asdict(), "seed": wish.seed, "count": count}
+    console.result(facts, written.text())
+
+
+def repeat(model: str | None, like: Path, place: Place, device: str, console: Console) -> None:
+    """Draws a picture again from its own record."""
+    facts = read_facts(like)
+    named = facts.get("model")
+    name = model or (named.get("name") if isinstance(named, dict) else None)
+    if not isinstance(name, str):
+        raise MediaError(f"{like}: its record names no model; pass the model's folder")
+    if place.one_file:
+        refuse_overwrite(place.out, place.force)
+    opened, source = open_model(name, pick(device))
+    steps = facts.get("steps")
+    with console.progress("sampling step", steps if isinstance(steps, int) else 1) as progress:
+        picture = draw_again(opened, facts, source, progress.advance)
+    written = write([picture], place)
+    console.result(written.facts() | {"model": source._asdict(), "like": str(like)}, written.text())
+
+
+def write(pictures: Sequence[Picture], place: Place, columns: int | None = None) -> Written:
+    """One file each and a sheet of all; a single .png holds the picture, or the sheet.
+
+    Raises:
+        NotWritable: a file is there already; nothing was written.
+    """
+    import torch
+
+    files: dict[Path, bytes] = {}
+    written = Written()
+    every = torch.stack([picture.pixels for picture in pictures])
+    if not place.one_file:
+        for picture in pictures:
+            path = place.out / f"seed{picture.facts['seed']}_{picture.facts['sample']:05d}.png"
+            files[path] = png(picture.pixels, _texts(picture, place.metadata))
+            written.pictures.append(path)
+    elif len(pictures) == 1:
+        files[place.out] = png(pictures[0].pixels, _texts(pictures[0], place.metadata))
+        written.pictures.append(place.out)
+    if len(pictures) > 1:
+        written.sheet = place.out if place.one_file else place.out / "sheet.png"
+        files[written.sheet] = png(sheet(every, columns))
+    if place.strip:
+        written.strip = place.out.with_suffix(".strip.png") if place.one_file else place.out / "strip.png"
+        shown = torch.stack([to_pixels(picture.frames) for picture in pictures[:STRIPS]])
+        files[written.strip] = png(sheet(shown.flatten(0, 1), columns=shown.shape[1]))
+    for path in files:
+        refuse_overwrite(path, place.force)
+    for path, content in files.items():
+        write_atomically(path, content)
+    return written
+
+
+def _texts(picture: Picture, metadata: bool) -> dict[str, str]:
+    if not metadata:
+        return {}
+    facts = picture.facts
+    return {PARAMETERS: parameters(facts, picture.pixels.shape[1:]), FACTS: json.dumps(facts, ensure_ascii=False)}
+
+
+def _value(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _check_pictures(model: Model) -> None:
+    if len(model.shape) != 3 or model.shape[0] not in (1, 3):
+        raise RecipeError(
+            f"this model makes samples of shape {model.shape}, which are no pictures; "
+            "use it from Python: unveil.load(...).generate(...)"
+        )

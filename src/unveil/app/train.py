@@ -1,0 +1,163 @@
+"""`unveil train`: from a recipe to a run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unveil import data
+from unveil.app.console import Console, duration
+from unveil.app.models import device as pick
+from unveil.config import AnyRecipe, ClassifierRecipe, Recipe, dump, load_recipe
+from unveil.files import refuse_overwrite
+from unveil.model import Model, build
+from unveil.types import NotWritable, RecipeError, nearest
+
+PRECISIONS = {"float32": "float32", "bfloat16": "bf16", "float16": "16-mixed"}
+# What a run's folder may hold; a folder with anything else is not ours to delete.
+RUN_ENTRIES = {"recipe.yaml", "environment.json", "metrics.jsonl", "card.md", "report.html", "report.json", ".lock"}
+RUN_ENTRIES |= {"events", "samples", "plots", "checkpoints"}
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is asked, as typed."""
+
+    recipe: str
+    overrides: tuple[str, ...] = ()
+    small: bool = False
+    run: Path | None = None
+    device: str = "auto"
+    dtype: str | None = None
+    force: bool = False
+
+    def resolved(self) -> AnyRecipe:
+        """The recipe with its changes.
+
+        Raises:
+            RecipeError: see `load_recipe`; or an unknown dtype.
+        """
+        changes = list(self.overrides)
+        if self.dtype is not None:
+            if self.dtype not in PRECISIONS:
+                known = list(PRECISIONS)
+                raise RecipeError(
+                    f"dtype {self.dtype!r}: must be one of {', '.join(known)}{nearest(self.dtype, known)}"
+                )
+            changes.append(f"train.precision={PRECISIONS[self.dtype]}")
+        return load_recipe(self.recipe, changes, small=self.small)
+
+    def folder(self, recipe: AnyRecipe) -> Path:
+        """Where the run goes: as asked; a run's own folder when it was named as the recipe; or runs/NAME."""
+        if self.run is not None:
+            return self.run
+        named = Path(self.recipe)
+        return named if named.is_dir() else Path("runs") / (recipe.name + ("-small" if self.small else ""))
+
+
+def print_config(ask: Ask, console: Console) -> None:
+    """Prints the recipe with every setting."""
+    recipe = ask.resolved()
+    console.result(recipe.model_dump(mode="json"), dump(recipe).rstrip())
+
+
+def dry_run(ask: Ask, console: Console) -> None:
+    """Measures one step and tells what the whole run would take; writes nothing."""
+    recipe = _diffusion(ask.resolved())
+    from unveil.app.estimate import estimate  # with Lightning, whose import takes seconds; a typo must not wait for it
+
+    dataset = data.open(recipe.data.build())
+    found = estimate(recipe, fresh(recipe), dataset, pick(ask.device))
+    console.result(found.facts(), found.text())
+
+
+def train(ask: Ask, console: Console) -> None:
+    """Trains, or goes on with the run that is there."""
+    recipe = ask.resolved()
+    run = ask.folder(recipe)
+    if isinstance(recipe, ClassifierRecipe):
+        _classifier(recipe, run, ask.force, console)
+        return
+    device = pick(ask.device)
+    refuse_overwrite(
+        run / "recipe.yaml", force=True
+    )  # a path that can never be written is told before the data are read
+    dataset, held_out = data.open(recipe.data.build()), _held_out(recipe)
+    objective = recipe.objective.build(recipe, recipe.process.build(), recipe.train.batch)
+    model = fresh(recipe).to(device)
+    if ask.force:
+        _start_over(run)
+    console.say(f"{recipe.name}: {len(dataset)} items, {recipe.train.steps} steps of {recipe.train.batch} into {run}")
+    begun = time.monotonic(), time.process_time()
+    from unveil.train import fit  # with Lightning
+
+    fit(model, dataset, objective=objective, config=recipe.train, run=run, held_out=held_out, recipe=recipe)
+    took = {"seconds": round(time.monotonic() - begun[0], 1), "cpu_seconds": round(time.process_time() - begun[1], 1)}
+    last = _last_metrics(run)
+    facts = {"run": str(run), "step": last.get("step"), "loss": last.get("loss"), **took}
+    console.result(facts, f"{run}: trained in {duration(took['seconds'])}; unveil sample {run}")
+
+
+def fresh(recipe: Recipe) -> Model:
+    """The recipe's model with the initial weights that its seed gives."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed)
+        return build(recipe.model)
+
+
+def _diffusion(recipe: AnyRecipe) -> Recipe:
+    if isinstance(recipe, Recipe):
+        return recipe
+    raise RecipeError(f"{recipe.name}: a classifier's recipe; this is for recipes of kind diffusion")
+
+
+def _held_out(recipe: Recipe) -> Any:
+    """What validation reads; None where everything trains."""
+    return None if getattr(recipe.data, "held_out", 1) == 0 else data.open(recipe.data.build(), "held-out")
+
+
+def _classifier(recipe: ClassifierRecipe, run: Path, force: bool, console: Console) -> None:
+    from unveil.train import classifier
+
+    settings = recipe.train.model_dump()
+    config = classifier.ClassifierConfig(recipe.network.build(), **settings)
+    dataset, held_out = data.open(recipe.data.build()), data.open(recipe.data.build(), "held-out")
+    if not force:
+        refuse_overwrite(run)
+    steps = config.epochs * (len(dataset) // config.batch)
+    with console.progress("training step", steps) as progress:
+        trained = classifier.train_classifier(config, dataset, held_out, lambda _: progress.advance())
+    card = classifier.save_classifier(recipe.name, trained, config, run, force=force)
+    facts = {"card": str(card), "accuracy": trained.accuracy, "cpu_seconds": round(trained.cpu_seconds, 1)}
+    console.result(facts, f"{card}: reads {trained.accuracy:.2%} of the held-out pictures")
+
+
+def _start_over(run: Path) -> None:
+    """Deletes a run, and nothing that is not one.
+
+    Raises:
+        NotWritable: the folder holds other things too.
+    """
+    if not run.exists():
+        return
+    others = (
+        sorted(entry.name for entry in run.iterdir() if entry.name not in RUN_ENTRIES) if run.is_dir() else [run.name]
+    )
+    if others or not (run / "recipe.yaml").is_file():
+        shown = ", ".join(others[:5]) or "no recipe.yaml"
+        raise NotWritable(f"{run}: is not only a run ({shown}), so --force does not delete it; choose another --run")
+    shutil.rmtree(run)
+
+
+def _last_metrics(run: Path) -> dict[str, Any]:
+    try:
+        lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
+        return json.loads(lines[-1]) if lines else {}
+    except (OSError, ValueError):
+        return {}

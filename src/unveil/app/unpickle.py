@@ -1,0 +1,109 @@
+"""Reads the tensors of a .pt file in a process of its own, with limits, and writes them as safetensors.
+
+A pickle is a program. torch's weights-only reader refuses everything but tensors and plain containers; that
+reader had faults before, so it runs where it can take little with it: `python -m unveil.app.unpickle FROM TO`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+SECONDS = 600
+ROOM = 8 << 30  # bytes of address space beside the file itself: torch maps much that it never touches
+CHOSEN, REFUSED = 0, 3
+# Where published files keep their weights, the best first.
+NAMES = ("ema", "model_ema", "state_dict", "model", "module")
+
+
+def tensors_of(path: Path, out: Path) -> str:
+    """Writes the file's tensors to `out`; returns which part of the file they are.
+
+    Raises:
+        WeightsError: the file holds more than tensors and plain containers, no tensors, or is damaged.
+    """
+    from unveil.types import WeightsError
+
+    command = [sys.executable, "-I", "-m", "unveil.app.unpickle", str(path.resolve()), str(out)]
+    clean = {
+        key: value for key, value in os.environ.items() if key in ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")
+    }
+    try:
+        done = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=SECONDS, check=False)
+    except subprocess.TimeoutExpired as problem:
+        raise WeightsError(
+            f"{path}: reading took more than {SECONDS} s and was stopped; the file was not used"
+        ) from problem
+    if done.returncode != CHOSEN:
+        lines = done.stderr.strip().splitlines()
+        reason = lines[-1] if lines and done.returncode == REFUSED else f"the reader ended with code {done.returncode}"
+        raise WeightsError(f"{path}: {reason}; nothing in it was run")
+    return done.stdout.strip()
+
+
+def _limited(size: int) -> None:
+    """Takes from this process what reading tensors does not need."""
+    try:
+        import resource
+    except ImportError:  # not a POSIX system
+        return
+    for kind, most in (
+        (resource.RLIMIT_CPU, SECONDS),
+        (resource.RLIMIT_AS, ROOM + 4 * size),
+        (resource.RLIMIT_FSIZE, 2 * size + (1 << 20)),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        soft, hard = resource.getrlimit(kind)
+        del soft
+        resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def _weights(found: Any, path: str = "the file") -> tuple[str, dict[str, Any]] | None:
+    """The state dict inside: the whole, or the best-named part of it; of a list the last one that is one."""
+    import torch
+
+    if isinstance(found, Mapping):
+        own = {
+            str(key).removeprefix("module."): value for key, value in found.items() if isinstance(value, torch.Tensor)
+        }
+        if len(own) > 1 and len(own) == len(found):
+            return path, own
+        for name in NAMES:
+            if name in found and (inner := _weights(found[name], f"{path}[{name!r}]")):
+                return inner
+    if isinstance(found, list | tuple):
+        for place in reversed(range(len(found))):
+            if inner := _weights(found[place], f"{path}[{place}]"):
+                return inner
+    return None
+
+
+def _main(source: str, out: str) -> int:
+    _limited(os.path.getsize(source))
+    import torch
+
+    from unveil.checkpoints.tensors import write_tensors
+
+    try:
+        found = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as problem:  # whatever a hostile or damaged file makes the reader raise
+        kind = type(problem).__name__
+        first = (str(problem).splitlines() or [""])[0][:200]
+        print(f"holds more than tensors, or is damaged ({kind}: {first})", file=sys.stderr)
+        return REFUSED
+    chosen = _weights(found)
+    if chosen is None:
+        print("holds no state dict of tensors", file=sys.stderr)
+        return REFUSED
+    where, tensors = chosen
+    write_tensors(Path(out), tensors)
+    print(where)
+    return CHOSEN
+
+
+if __name__ == "__main__":
+    sys.exit(_main(*sys.argv[1:]))

@@ -1,0 +1,38 @@
+"""Recipes and models as checked, frozen sections; unknown keys are errors that name the nearest one."""
+
+from unveil.config.model import ModelConfig
+from unveil.config.reading import dump, override, read_yaml, validate
+from unveil.config.recipe import (
+    AnyRecipe,
+    ClassifierRecipe,
+    Recipe,
+    load_recipe,
+    parse_recipe,
+    recipe_names,
+    recipe_text,
+)
+from unveil.config.run import EvaluateConfig, GuidanceConfig, SampleConfig, TrainConfig
+from unveil.config.section import PartSection, Section, choice, section
+
+__all__ = [
+    "AnyRecipe",
+    "ClassifierRecipe",
+    "EvaluateConfig",
+    "GuidanceConfig",
+    "ModelConfig",
+    "PartSection",
+    "Recipe",
+    "SampleConfig",
+    "Section",
+    "TrainConfig",
+    "choice",
+    "dump",
+    "load_recipe",
+    "override",
+    "parse_recipe",
+    "read_yaml",
+    "recipe_names",
+    "recipe_text",
+    "section",
+    "validate",
+]

@@ -1,0 +1,238 @@
+"""What a model is: everything that must be known to run its weights, each part told apart by `kind`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+from torch import nn
+
+from unveil.codec import Identity
+from unveil.conditioning.image import ContextChannels
+from unveil.conditioning.label import Label, Quantised
+from unveil.config.run import SampleConfig
+from unveil.config.section import ByKind, PartSection, Section, choice, section
+from unveil.core.prediction import PREDICTIONS, Prediction, posterior_mean
+from unveil.core.process import BETAS, CosineVP, DiscreteVP, LinearVP, Process, betas
+from unveil.core.transition import chain_of
+from unveil.core.variance import LEARNED, VARIANCES, VarianceRule
+from unveil.nn.boxes import BoxDenoiser, BoxesConfig
+from unveil.nn.unet import UNet, UNetConfig
+from unveil.nn.unet2015 import UNet2015, UNet2015Config
+from unveil.types import RecipeError, nearest
+
+Positive = Annotated[int, Field(ge=1)]
+PredictionName = Literal["x0", "eps", "v", "score", "flow", "posterior-mean"]
+VarianceName = Literal["fixed-small", "fixed-large", "learned", "learned-range"]
+
+# ---------------------------------------------------------------------- networks
+
+# What follows from the shape of the data, the variance and the conditions is no key of a network's section.
+DERIVED = ("in_channels", "out_channels", "context_channels")
+UNetSection = section("unet", UNetConfig, derived=DERIVED)
+UNet2015Section = section("unet2015", UNet2015Config, derived=DERIVED)
+BoxesSection = section("boxes", BoxesConfig, derived=("slots", "context_channels"))
+NETWORKS: dict[str, Callable[[Any], nn.Module]] = {"unet": UNet, "unet2015": UNet2015, "boxes": BoxDenoiser}
+if TYPE_CHECKING:  # made at run time, from the dataclasses
+    Network = PartSection
+else:
+    Network = choice(UNetSection, UNet2015Section, BoxesSection)
+
+# ---------------------------------------------------------------------- processes
+
+
+class DiscreteVPSection(Section):
+    """A table of betas, by its published name or written out."""
+
+    kind: Literal["discrete-vp"] = "discrete-vp"
+    betas: str | tuple[float, ...] = "linear"
+    steps: Annotated[int, Field(ge=2, le=100_000)] | None = None
+    start: float = Field(default=1e-4, gt=0, lt=1)
+    end: float = Field(default=0.02, gt=0, le=1)
+    interpolate: Literal["log-snr", "log-alpha"] = "log-snr"
+    rescale: Annotated[float, Field(gt=0)] | None = None
+    rounding: Literal["none", "nearest"] = "none"
+
+    @model_validator(mode="after")
+    def _can_be_built(self) -> DiscreteVPSection:
+        if isinstance(self.betas, str) and self.betas not in BETAS:
+            raise RecipeError(f"betas = {self.betas!r}: known are {', '.join(BETAS)}{nearest(self.betas, list(BETAS))}")
+        if isinstance(self.betas, tuple) and self.steps is not None and self.steps != len(self.betas):
+            raise RecipeError(f"steps = {self.steps}, but {len(self.betas)} betas are written out; leave steps away")
+        self.build()
+        return self
+
+    def build(self) -> DiscreteVP:
+        """The process."""
+        table = self.betas
+        if isinstance(table, str):
+            table = betas(table, self.steps or 1000, start=self.start, end=self.end)
+        return DiscreteVP(table, interpolate=self.interpolate, rescale=self.rescale, rounding=self.rounding)
+
+
+LinearVPSection = section("linear-vp", LinearVP)
+CosineVPSection = section("cosine-vp", CosineVP)
+if TYPE_CHECKING:
+    ProcessSection = DiscreteVPSection | PartSection
+else:
+    ProcessSection = choice(DiscreteVPSection, LinearVPSection, CosineVPSection)
+
+# ---------------------------------------------------------------------- conditions
+
+
+class LabelSection(Section):
+    """A class, by an embedding table.
+
+    Attributes:
+        key: the item's key that is read.
+        names: of the classes, which may then be asked for by name.
+        drop: how often training leaves the label away, so that guidance has its "nothing".
+    """
+
+    kind: Literal["label"] = "label"
+    key: str = "label"
+    classes: Positive
+    names: tuple[str, ...] | None = None
+    drop: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _a_name_each(self) -> LabelSection:
+        if self.names is not None and len(self.names) != self.classes:
+            raise RecipeError(f"names: {len(self.names)} given for {self.classes} classes; give one for each, or none")
+        return self
+
+    def build(self, model: ModelConfig, vector_dim: int | None) -> Label:
+        """The conditioner, for a network whose time embedding has this width."""
+        width = _vector_dim(self.key, vector_dim)
+        return Label(self.classes, width, self.drop, self.names, key=self.key)
+
+
+class QuantisedSection(Section):
+    """A number, by the row of the nearest of `codes` evenly spaced values."""
+
+    kind: Literal["quantised"] = "quantised"
+    key: str
+    low: float
+    high: float
+    codes: int = Field(ge=2)
+    lookup: Literal["nearest", "exact"] = "nearest"
+    drop: float = Field(default=0.0, ge=0, lt=1)
+
+    def build(self, model: ModelConfig, vector_dim: int | None) -> Quantised:
+        """The conditioner, for a network whose time embedding has this width."""
+        width = _vector_dim(self.key, vector_dim)
+        return Quantised(self.low, self.high, self.codes, width, self.drop, lookup=self.lookup, key=self.key)
+
+
+class ContextSection(Section):
+    """A picture beside the state, concatenated to its channels."""
+
+    kind: Literal["context"] = "context"
+    key: str = "pixels"
+    channels: Positive = 3
+    drop: float = Field(default=0.0, ge=0, lt=1)
+
+    def build(self, model: ModelConfig, vector_dim: int | None) -> ContextChannels:
+        """The conditioner; its "nothing" has the size of the model's pictures."""
+        size = (model.shape[1], model.shape[2]) if len(model.shape) == 3 else (1, 1)
+        return ContextChannels(self.channels, self.drop, size=size, key=self.key)
+
+
+ConditionSection = Annotated[LabelSection | QuantisedSection | ContextSection, ByKind()]
+
+
+class IdentitySection(Section):
+    """The network sees the pixels themselves."""
+
+    kind: Literal["identity"] = "identity"
+
+    def build(self) -> Identity:
+        """The codec."""
+        return Identity()
+
+
+CodecSection = IdentitySection
+
+# ---------------------------------------------------------------------- the model
+
+
+class ModelConfig(Section):
+    """A model: what `model.yaml` of a saved one holds.
+
+    Attributes:
+        key: the item's key that is noised and made: pixels, or a state such as masks or boxes.
+        shape: of one sample, (C, H, W) or (rows, columns).
+        sample: how pictures are drawn when nothing else is asked for.
+    """
+
+    key: str = "pixels"
+    shape: tuple[Positive, ...] = Field(min_length=1, max_length=4)
+    network: Network
+    process: ProcessSection
+    prediction: PredictionName = "eps"
+    variance: VarianceName = "fixed-small"
+    condition: tuple[ConditionSection, ...] = ()
+    codec: CodecSection = IdentitySection()
+    sample: SampleConfig = SampleConfig()
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> ModelConfig:
+        keys = [one.key for one in self.condition]
+        if len(set(keys)) < len(keys):
+            raise RecipeError(f"condition: the keys {', '.join(keys)} are not all different; give each its own key")
+        if self.key in keys:
+            raise RecipeError(
+                f"condition: {self.key!r} is what the model makes, so it cannot be given; name another key"
+            )
+        if self.prediction == "posterior-mean" and self.process.kind != "discrete-vp":
+            raise RecipeError(
+                "prediction = 'posterior-mean': is bound to a table of betas; use process kind discrete-vp"
+            )
+        try:
+            self.network_config()
+        except RecipeError as problem:
+            raise RecipeError(f"network: {problem}") from problem
+        return self
+
+    @property
+    def context_channels(self) -> int:
+        """Channels that the conditions add to the network's input."""
+        return sum(one.channels for one in self.condition if isinstance(one, ContextSection))
+
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the network has a second half of output channels for the variance."""
+        return self.variance in LEARNED
+
+    def network_config(self) -> Any:
+        """The network's own configuration, with what follows from the rest of the model."""
+        channels = self.shape[0]
+        derived = {
+            "in_channels": channels,
+            "out_channels": channels * (2 if self.learns_variance else 1),
+            "context_channels": self.context_channels,
+            "slots": self.shape[0],
+        }
+        wanted = self.network.derived_names()
+        return self.network.build({name: value for name, value in derived.items() if name in wanted})
+
+    def build_network(self) -> nn.Module:
+        """The network, freshly initialised."""
+        return NETWORKS[self.network.kind](self.network_config())
+
+    def build_prediction(self, process: Process) -> Prediction:
+        """What the network's output means."""
+        if self.prediction == "posterior-mean":
+            return posterior_mean(chain_of(process))
+        return PREDICTIONS[self.prediction]
+
+    def build_variance(self) -> VarianceRule:
+        """The variance of a reverse step."""
+        return VARIANCES[self.variance]
+
+
+def _vector_dim(key: str, vector_dim: int | None) -> int:
+    if vector_dim is None:
+        raise RecipeError(f"condition {key!r}: this network takes no vector; leave the condition away")
+    return vector_dim

@@ -1,0 +1,181 @@
+"""From YAML to a checked section and back: safe reading, dotted overrides, errors that name key, value and remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from unveil.types import RecipeError, nearest
+
+MAX_BYTES = 256 * 1024  # a recipe is a page; anything larger is something else
+MAX_ALIASES = 20  # each alias may multiply what the text stands for ("billion laughs")
+MAX_DEPTH = 40
+
+S = TypeVar("S", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, in which a repeated key is an error instead of the last one winning."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Hashable] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # pyright: ignore[reportUnknownMemberType]
+            if isinstance(key, Hashable):
+                if key in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key!r} is given twice", key_node.start_mark
+                    )
+                seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def read_yaml(text: str, where: str) -> Any:
+    """The plain values of one YAML document: maps, lists, strings, numbers, booleans, null.
+
+    Args:
+        where: the file's name or the like, for messages.
+
+    Raises:
+        RecipeError: not YAML, a tag that would make an object, a repeated key, too large, too deep or too many aliases.
+    """
+    if len(text) > MAX_BYTES:
+        raise RecipeError(f"{where}: {len(text)} characters; a recipe has at most {MAX_BYTES}")
+    try:
+        aliases = depth = 0
+        for event in yaml.parse(text, Loader=_Loader):
+            aliases += isinstance(event, yaml.AliasEvent)
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if aliases > MAX_ALIASES:
+                raise RecipeError(f"{where}: more than {MAX_ALIASES} aliases (*name); write the values out")
+            if depth > MAX_DEPTH:
+                raise RecipeError(f"{where}: nested deeper than {MAX_DEPTH} levels; flatten it")
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as problem:
+        mark = getattr(problem, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        reason = getattr(problem, "problem", None) or str(problem)
+        raise RecipeError(f"{where}{place}: not plain YAML ({reason}); tags and objects are not allowed") from problem
+    except ValueError as problem:  # such as the date 2020-13-45
+        if isinstance(problem, RecipeError):
+            raise
+        raise RecipeError(f"{where}: not plain YAML ({problem})") from problem
+
+
+def override(raw: dict[str, Any], assignment: str) -> None:
+    """Sets `train.steps=100` or `condition.0.drop=0.2` in place; the value is YAML.
+
+    Raises:
+        RecipeError: no `=`, a path through something that is neither map nor list, an index out of range.
+    """
+    path, equals, text = assignment.partition("=")
+    if not equals or not path.strip():
+        raise RecipeError(f"{assignment!r}: an override is written key=value, such as train.steps=100")
+    assign(raw, path.strip(), read_yaml(text, f"the value of {path.strip()}"))
+
+
+def assign(raw: dict[str, Any], path: str, value: Any) -> None:
+    """Sets the value at a dotted path in place, making the maps on the way.
+
+    Raises:
+        RecipeError: the path goes through something that is neither map nor list, or an index is out of range.
+    """
+    keys = path.split(".")
+    here: Any = raw
+    for depth, key in enumerate(keys):
+        at = ".".join(keys[:depth]) or "the recipe"
+        last = depth == len(keys) - 1
+        if isinstance(here, list):
+            place = _index(key, len(here), at)
+            if last:
+                here[place] = value
+            here = here[place]
+        elif isinstance(here, dict):
+            if last:
+                here[key] = value
+            elif here.get(key) is None:
+                here[key] = {}
+            here = here[key]
+        else:
+            raise RecipeError(f"{path}: {at} is the value {here!r} and has no key {key!r}; set {at} itself")
+
+
+def validate(kind: type[S], raw: Any, where: str) -> S:
+    """The section made from plain values.
+
+    Raises:
+        RecipeError: each fault on a line of its own: key path, value, what is allowed, nearest name.
+    """
+    if not isinstance(raw, Mapping):
+        raise RecipeError(
+            f"{where}: holds {_short(raw)}; a map of keys to values is needed, such as `data: {{kind: digits}}`"
+        )
+    try:
+        return TypeAdapter(kind).validate_python(raw)
+    except ValidationError as problem:
+        faults = [_fault(error, raw) for error in problem.errors()]
+        raise RecipeError("\n".join(f"{where}: {fault}" for fault in faults)) from problem
+
+
+def dump(section: BaseModel) -> str:
+    """YAML that `validate` reads back as an equal section; every value is written, defaults included."""
+    plain = section.model_dump(mode="json")
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
+
+
+def _index(key: str, length: int, at: str) -> int:
+    if not key.isdigit() or int(key) >= length:
+        raise RecipeError(f"{at}.{key}: {at} is a list of {length}; its places are 0 to {length - 1}")
+    return int(key)
+
+
+def _fault(error: Mapping[str, Any], raw: Any) -> str:
+    """One pydantic error in our words: `train.steps = -5: must be greater than 0`."""
+    path = _path(error["loc"], raw)
+    kind, context = error["type"], error.get("ctx", {})
+    given = error.get("input")
+    if kind == "unknown_key":
+        return f"{_join(path, context['key'])}: {error['msg']}"
+    if kind == "missing":
+        return f"{path}: missing; it has no default"
+    if kind == "unknown_kind":
+        allowed = context["allowed"]
+        if not isinstance(given, Mapping) or "kind" not in given:
+            return f"{path} = {_short(given)}: needs a map with a kind; allowed: {allowed}"
+        wrong = given["kind"]
+        return f"{path}.kind = {wrong!r}: must be one of {allowed}{nearest(wrong, allowed.split(', '))}"
+    if kind == "literal_error":
+        allowed = [word.strip(" '") for word in str(context["expected"]).replace(" or ", ", ").split(",")]
+        return f"{path} = {_short(given)}: must be one of {', '.join(allowed)}{nearest(given, allowed)}"
+    if kind == "value_error":  # ours, raised in a dataclass's or a section's own check
+        return f"{path}: {context['error']}" if path else str(context["error"])
+    message = str(error["msg"]).replace("Input should be", "must be")
+    return f"{path} = {_short(given)}: {message}"
+
+
+def _path(location: Sequence[int | str], raw: Any) -> str:
+    """The key path of a pydantic location, without the names of union members that it inserts."""
+    path, here = "", raw
+    for step in location:
+        if isinstance(here, Mapping) and step not in here and here.get("kind") == step:
+            continue
+        path = _join(path, step)
+        if isinstance(here, Mapping):
+            here = here.get(step)
+        elif isinstance(here, list | tuple) and isinstance(step, int) and step < len(here):
+            here = here[step]
+        else:
+            here = None
+    return path
+
+
+def _join(path: str, step: object) -> str:
+    return f"{path}.{step}" if path else str(step)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

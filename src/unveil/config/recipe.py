@@ -1,0 +1,156 @@
+"""Recipes: a paper, its model, its training and how it is judged, in one page of YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from unveil.config.model import ModelConfig
+from unveil.config.objective import Objective, SimpleObjective
+from unveil.config.reading import assign, override, read_yaml, validate
+from unveil.config.run import ClassifierTrainConfig, EvaluateConfig, TrainConfig
+from unveil.config.section import PartSection, Section, choice, section
+from unveil.data import CONFIGS
+from unveil.nn.cnn import CnnConfig
+from unveil.types import RecipeError, nearest
+
+CnnSection = section("cnn", CnnConfig)
+if TYPE_CHECKING:  # made at run time, from the dataclasses
+    Data = Classifier = PartSection
+else:
+    Data = choice(*(section(kind, part) for kind, part in CONFIGS.items()))
+    Classifier = CnnSection
+Score = str | float
+
+
+class Expected(Section):
+    """What a run of the recipe gives.
+
+    Attributes:
+        time: of the whole training, with the machine; empty until measured.
+        scores: ours, by metric; empty until measured.
+        published: the paper's, for its full-size setting.
+    """
+
+    time: str = ""
+    scores: dict[str, Score] = Field(default_factory=dict)
+    published: dict[str, Score] = Field(default_factory=dict)
+
+
+class Described(Section):
+    """How a recipe introduces itself."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    paper: str = Field(min_length=1)
+    claim: str = ""
+    command: str = ""
+    expected: Expected = Expected()
+
+
+class Recipe(ModelConfig, Described):
+    """A diffusion model: the parts of `ModelConfig` flat, and what is done with them.
+
+    Attributes:
+        small: overrides by dotted key that make a run of seconds.
+    """
+
+    kind: Literal["diffusion"] = "diffusion"
+    data: Data
+    objective: Objective = SimpleObjective()
+    train: TrainConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
+    small: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _objective_fits(self) -> Recipe:
+        self.objective.build(self, self.process.build(), self.train.batch)
+        return self
+
+    @property
+    def model(self) -> ModelConfig:
+        """The part that a saved model keeps."""
+        return ModelConfig.model_construct(**{name: getattr(self, name) for name in ModelConfig.model_fields})
+
+
+class ClassifierRecipe(Described):
+    """A small classifier that reads samples and gives the features they are compared by."""
+
+    kind: Literal["classifier"] = "classifier"
+    data: Data
+    network: Classifier
+    train: ClassifierTrainConfig
+    small: dict[str, Any] = Field(default_factory=dict)
+
+
+AnyRecipe = Recipe | ClassifierRecipe
+
+
+def recipe_names() -> list[str]:
+    """The shipped recipes."""
+    folder = resources.files("unveil") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def recipe_text(name_or_path: str | Path) -> str:
+    """The YAML of a shipped recipe by its name, or of a file.
+
+    Raises:
+        RecipeError: no such recipe and no such file, or a file that is not text.
+    """
+    given = str(name_or_path)
+    if given in recipe_names():
+        return (resources.files("unveil") / "recipes" / f"{given}.yaml").read_text(encoding="utf-8")
+    path = Path(given)
+    if path.is_dir():
+        path = path / "recipe.yaml"  # a run's own
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        known = recipe_names()
+        reason = "not a text file" if isinstance(problem, UnicodeDecodeError) else "no such recipe or file"
+        raise RecipeError(
+            f"recipe {given!r}: {reason}{nearest(given, known)}; shipped: {', '.join(known)}"
+        ) from problem
+
+
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = (), *, small: bool = False) -> AnyRecipe:
+    """A shipped recipe, a YAML file or a run's folder, with changes such as `train.steps=100`, checked.
+
+    Args:
+        small: apply the recipe's own `small` overrides first.
+
+    Raises:
+        RecipeError: each fault on a line: file, key path, value, what is allowed, nearest name.
+    """
+    where = str(name_or_path)
+    raw = read_yaml(recipe_text(name_or_path), where)
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{where}: holds no map of keys; a recipe begins with `name:` and `paper:`")
+    if small:
+        shrink(raw, where)
+    for assignment in overrides:
+        override(raw, assignment)
+    raw.setdefault("name", Path(where).stem)
+    return parse_recipe(raw, where)
+
+
+def parse_recipe(raw: Any, where: str) -> AnyRecipe:
+    """The recipe made from plain values."""
+    kinds: dict[str, type[AnyRecipe]] = {"diffusion": Recipe, "classifier": ClassifierRecipe}
+    kind = raw.get("kind", "diffusion") if isinstance(raw, dict) else "diffusion"
+    if kind not in kinds:
+        raise RecipeError(f"{where}: kind = {kind!r}: must be one of {', '.join(kinds)}{nearest(kind, list(kinds))}")
+    return validate(kinds[kind], raw, where)
+
+
+def shrink(raw: dict[str, Any], where: str) -> None:
+    """Applies a recipe's `small` overrides in place."""
+    changes = raw.get("small") or {}
+    if not isinstance(changes, dict):
+        raise RecipeError(f"{where}: small = {changes!r}: must be a map such as {{train.steps: 60}}")
+    for path, value in changes.items():
+        assign(raw, str(path), value)

@@ -1,0 +1,145 @@
+"""How a model is trained, sampled and judged: the settings that leave its definition alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from unveil.config.reading import validate
+from unveil.config.section import Section
+from unveil.types import RecipeError
+
+Precision = Literal["auto", "float32", "bf16", "16-mixed"]
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class TrainConfig(Section):
+    """Training; every count is in optimiser steps.
+
+    Attributes:
+        batch: pictures of one optimiser step, over all processes and accumulated parts.
+        lr: the peak learning rate of AdamW, reached after `warmup` steps.
+        decay: the share of the end over which the rate falls linearly to 0.
+        ema: decay of the running average of the weights, per step.
+        clip: largest norm of the gradient; 0 leaves it alone.
+        accumulate: parts that a batch is split into, to save memory.
+        precision: "auto" is bf16 where the processor or the device multiplies it.
+        flip: mirror every picture left-right at random.
+        save_every: steps between checkpoints; the last step always writes one. `sample_every` and
+            `validate_every` likewise; 0 turns them off.
+        max_minutes: stop early, whole and resumable, after this wall time.
+        nonfinite_limit: as many non-finite steps in a row end the run.
+    """
+
+    batch: Positive = 64
+    steps: Positive
+    lr: float = Field(default=2e-4, gt=0, le=1)
+    warmup: int = Field(default=0, ge=0)
+    decay: Share = 0.0
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    ema: float = Field(default=0.9999, ge=0, lt=1)
+    clip: float = Field(default=1.0, ge=0)
+    accumulate: Positive = 1
+    precision: Precision = "auto"
+    flip: bool = False
+    workers: int = Field(default=0, ge=0, le=256)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    save_every: int = Field(default=1000, ge=0)
+    sample_every: int = Field(default=500, ge=0)
+    validate_every: int = Field(default=500, ge=0)
+    max_minutes: float | None = Field(default=None, gt=0)
+    nonfinite_limit: Positive = 5
+
+    @model_validator(mode="after")
+    def _agrees(self) -> TrainConfig:
+        if self.batch % self.accumulate:
+            raise RecipeError(f"batch {self.batch} cannot be split into accumulate = {self.accumulate} equal parts")
+        if self.warmup > self.steps:
+            raise RecipeError(f"warmup = {self.warmup} is longer than the run; at most steps = {self.steps}")
+        return self
+
+
+class ClassifierTrainConfig(Section):
+    """Training of a classifier: AdamW, a short warm-up, then a cosine to zero.
+
+    Attributes:
+        epochs: passes over the training part.
+        smoothing: probability taken from the true class and spread over all.
+        shift: pictures are moved by up to so many pixels either way.
+        flip: pictures are mirrored half of the time.
+    """
+
+    epochs: Positive
+    batch: Positive = 128
+    lr: float = Field(default=3e-3, gt=0, le=1)
+    weight_decay: float = Field(default=0.05, ge=0, le=1)
+    smoothing: float = Field(default=0.0, ge=0, lt=1)
+    shift: int = Field(default=0, ge=0)
+    flip: bool = False
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+
+class GuidanceConfig(Section):
+    """Classifier-free guidance; scale 1 is none."""
+
+    scale: float = Field(default=1.0, ge=0, le=100)
+
+
+class SampleConfig(Section):
+    """How pictures are drawn when nothing else is asked for.
+
+    Attributes:
+        steps: network calls of one picture, without guidance.
+        eta: 0 is deterministic DDIM, 1 the ancestral chain; "ancestral" is always 1.
+        grid: the levels: uniform in t, a published spacing of indices, or a respacing string such as "250".
+        clip: what is done to the estimate of the clean picture that leaves [-1, 1].
+    """
+
+    sampler: Literal["ddim", "ancestral"] = "ddim"
+    steps: Positive = 50
+    eta: Share = 0.0
+    grid: str = "uniform"
+    clip: Literal["static", "dynamic", "none"] = "static"
+    guidance: GuidanceConfig = GuidanceConfig()
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting by its own name, `scale` being that of the guidance."""
+        plain = self.model_dump(mode="json")
+        scale = plain.pop("guidance")["scale"]
+        return {**plain, "scale": scale}
+
+    def changed(self, changes: Mapping[str, Any]) -> SampleConfig:
+        """With some settings changed, by the names of `flat`; None leaves one as it is.
+
+        Raises:
+            RecipeError: an unknown name, or a value that is not allowed.
+        """
+        plain = self.flat() | {name: value for name, value in changes.items() if value is not None}
+        plain["guidance"] = {"scale": plain.pop("scale")}
+        return validate(SampleConfig, plain, "sampling")
+
+
+class EvaluateConfig(Section):
+    """What a model is judged by.
+
+    Attributes:
+        samples: pictures drawn, their labels in turn.
+        compared: of them and of held-out pictures, for FID and its kin; None: as many as there are of both.
+        features: network that compares pictures; "auto" is the shipped one of the data, else their pixels.
+        floor_splits: random pairs of real halves behind the floor of FID.
+        bound: held-out pictures that the bits/dim are measured on; 0 leaves them out.
+        bound_steps: levels of the chain that the bound is of; None: all that the process has.
+        seed: of the samples and of every random choice.
+    """
+
+    samples: Annotated[int, Field(ge=4)] = 1000
+    compared: Annotated[int, Field(ge=4)] | None = None
+    features: Literal["auto", "digits", "fashion", "inception", "pixels"] = "auto"
+    floor_splits: Annotated[int, Field(ge=2)] = 20
+    bound: int = Field(default=0, ge=0)
+    bound_steps: Annotated[int, Field(ge=2)] | None = None
+    seed: int = Field(default=0, ge=0, lt=2**63)

@@ -1,0 +1,279 @@
+"""Model: a denoiser with everything around it that turns a wish into pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from unveil.codec import Identity
+from unveil.config import ModelConfig, SampleConfig
+from unveil.core import grids, guidance, samplers
+from unveil.core.denoiser import Denoiser, Estimate, Step
+from unveil.core.noise import START, Streams
+from unveil.core.process import Process
+from unveil.core.samplers import Progress
+from unveil.core.variance import VarianceRule, fixed_small, is_learned
+from unveil.types import Condition, Level, NonFinite, Raw, RecipeError, nearest
+
+if TYPE_CHECKING:
+    from unveil.codec import Codec
+
+
+class Model(nn.Module):
+    """What recipes build, training trains and checkpoints hold.
+
+    Args:
+        denoiser: the network, the process it was trained under and what it predicts.
+        shape: of one sample, such as (C, H, W).
+        conditioners: modules with `key`, `drop`, `encode(values)` and `null(batch)`, each reading its own key.
+        codec: between pixels and what the network sees; None: nothing is between.
+        variance: of a reverse step, for ancestral sampling and for the bound.
+        config: what it was built from; without one it can be saved only by whoever builds it again.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        shape: Sequence[int],
+        *,
+        conditioners: Sequence[nn.Module] = (),
+        codec: Codec | None = None,
+        variance: VarianceRule = fixed_small,
+        config: ModelConfig | None = None,
+    ) -> None:
+        super().__init__()
+        if denoiser.learns_variance != is_learned(variance):
+            raise RecipeError(
+                f"the denoiser {'has' if denoiser.learns_variance else 'lacks'} variance channels, but the variance "
+                f"given is {'' if is_learned(variance) else 'not '}a learned one; the two must agree"
+            )
+        self.denoiser = denoiser
+        self.conditioners = nn.ModuleDict({str(one.key): one for one in conditioners})
+        self.codec: Codec = codec or Identity()
+        self.shape = tuple(shape)
+        self.variance = variance
+        self.config = config
+        self.precision = torch.float32  # what the network computes in; its weights stay as they are
+
+    @property
+    def process(self) -> Process:
+        """The process that the denoiser was trained under."""
+        return self.denoiser.process
+
+    @property
+    def sampling(self) -> SampleConfig:
+        """How it samples when nothing else is asked for."""
+        return self.config.sample if self.config is not None else SampleConfig()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next((p.device for p in self.denoiser.parameters()), torch.device("cpu"))
+
+    def encode(self, raw: Raw | None = None, count: int | None = None) -> tuple[Condition | None, Condition | None]:
+        """The condition that `raw` asks for, and the null condition, each of `count` rows.
+
+        Args:
+            raw: by key, one value for all rows or a list (tensor) of one per row; a key left out means "none".
+            count: rows; None takes the longest value given, at least 1.
+
+        Returns:
+            condition and null; None where the model takes no condition, or was trained without dropping it.
+
+        Raises:
+            RecipeError: a key or a value that the model does not know (names the nearest), or a wrong number.
+        """
+        raw = dict(raw or {})
+        for key in raw:
+            if key not in self.conditioners:
+                known = list(self.conditioners)
+                raise RecipeError(
+                    f"condition {key!r}: this model takes {', '.join(known) or 'none'}{nearest(key, known)}"
+                )
+        count = count or max([1, *(len(v) for v in raw.values() if _is_rows(v))])
+        wanted: list[Condition] = []
+        nothing: list[Condition] = []
+        for key, one in cast(Mapping[str, Any], self.conditioners).items():
+            none: list[Condition] = [one.null(count)] if one.drop > 0 else []
+            if key not in raw and not none:
+                raise RecipeError(f"{key}: missing, and this model was trained with it always; give one")
+            wanted += [one.encode(_rows(key, raw[key], count))] if key in raw else none
+            nothing += none
+        condition = reduce(Condition.join, wanted) if wanted else None
+        # one condition without a "nothing" leaves none for the whole
+        null = reduce(Condition.join, nothing) if wanted and len(nothing) == len(wanted) else None
+        return condition, null
+
+    def step(self, condition: Condition | None) -> Step:
+        """The denoiser with its condition bound: what samplers and guidance take."""
+
+        def estimate(x: Tensor, level: Level) -> Estimate:
+            if self.precision == torch.float32:
+                return self.denoiser(x, level, condition)
+            with torch.autocast(x.device.type, self.precision):
+                return self.denoiser(x, level, condition)
+
+        return estimate
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels of latents; what is not finite in half precision is decoded once more in float32.
+
+        Raises:
+            NonFinite: the latents themselves are not finite.
+        """
+        if not bool(torch.isfinite(latents).all()):
+            raise NonFinite("sampling left the finite numbers; set clip = static, use more steps, or dtype float32")
+        with torch.no_grad():
+            if self.precision != torch.float32:
+                with torch.autocast(latents.device.type, self.precision):
+                    pixels = self.codec.decode(latents).float()
+                if bool(torch.isfinite(pixels).all()):
+                    return pixels
+            return self.codec.decode(latents.float())
+
+    @torch.no_grad()
+    def generate(
+        self,
+        *,
+        raw: Raw | None = None,
+        count: int = 1,
+        seed: int = 0,
+        sampler: str | None = None,
+        steps: int | None = None,
+        eta: float | None = None,
+        clip: str | None = None,
+        scale: float | None = None,
+        grid: str | None = None,
+        batch: int | None = None,
+        first_sample: int = 0,
+        on_step: Callable[[Progress], object] | None = None,
+    ) -> Tensor:
+        """Samples (count, *shape), pixels in [-1, 1]; what is left out is as the model's own `sample` says.
+
+        Sample n of a seed is the same whatever `count`, `batch` and `first_sample` it comes out of (its noise to
+        the bit, the picture within what kernels differ by).
+
+        Args:
+            raw: the condition, see `encode`.
+            seed: of the whole set.
+            sampler: "ddim" or "ancestral".
+            steps: network calls of one sample, without guidance.
+            eta: 0 deterministic, 1 as noisy as the ancestral chain; for ddim.
+            clip: of the estimated x0: "static", "dynamic" or "none".
+            scale: of classifier-free guidance; 1 is none.
+            grid: a name in `grids.GRIDS`, or a respacing string.
+            batch: samples at a time; None: all.
+            first_sample: number of the first.
+            on_step: called after each step of each batch; it may raise `types.Cancelled`.
+
+        Raises:
+            RecipeError: a setting that cannot work.
+            NonFinite: sampling left the finite numbers.
+        """
+        if count < 1:
+            raise RecipeError(f"count = {count}: at least 1")
+        changes = {"sampler": sampler, "steps": steps, "eta": eta, "clip": clip, "scale": scale, "grid": grid}
+        how = self.sampling.changed(changes)
+        rows = {key: _rows(key, value, count) for key, value in (raw or {}).items()}
+        training = self.training
+        self.eval()
+        try:
+            parts = []
+            size = min(batch or count, count)
+            for start in range(0, count, size):
+                numbers = range(first_sample + start, first_sample + min(start + size, count))
+                part = {key: value[start : start + len(numbers)] for key, value in rows.items()}
+                parts.append(self._draw(how, part, Streams(seed, numbers, device=self.device), on_step))
+        finally:
+            self.train(training)
+        return torch.cat(parts)
+
+    def save(self, folder: str | Path, *, force: bool = False) -> Path:
+        """Writes a folder of model.yaml, a safetensors file per part and card.md, whole or not at all."""
+        from unveil.checkpoints import ours  # a layer above: only saving and loading reach it
+
+        return ours.save_model(self, Path(folder), force=force)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Model:
+        """The model of a folder that `save` or a training run wrote."""
+        from unveil.checkpoints import ours
+
+        return ours.load_model(Path(path))
+
+    def _draw(
+        self,
+        how: SampleConfig,
+        raw: Raw,
+        streams: Streams,
+        on_step: Callable[[Progress], object] | None,
+    ) -> Tensor:
+        """One batch."""
+        levels = grids.named(self.process, how.grid, how.steps)
+        if how.sampler == "ancestral":
+            plan = samplers.ancestral(levels, self.variance)
+        else:
+            plan = samplers.ddim(levels, how.eta)
+        count = len(streams.samples)
+        condition, null = self.encode(raw, count)
+        step = self.step(condition)
+        scale = how.guidance.scale
+        if scale != 1:
+            if null is None:
+                raise RecipeError(f"scale = {scale}: guidance needs a model trained with drop > 0; use scale 1")
+            step = guidance.cfg(step, self.step(null), scale)
+        if how.clip != "none":
+            step = guidance.clip_static(step) if how.clip == "static" else guidance.clip_dynamic(step)
+        shape = self.codec.latent_shape(self.shape)
+        x = levels.start(streams.normal(shape, START))
+        latents = samplers.run(plan, step, x, noise=streams.bind(shape), on_step=on_step)
+        pixels = self.decode(latents)
+        return pixels if how.clip == "none" else pixels.clamp(-1, 1)
+
+
+def build(config: ModelConfig) -> Model:
+    """The model of a config, freshly initialised from torch's global generator; on `meta` it takes no memory."""
+    network = config.build_network()
+    with torch.device("cpu"):  # tables of levels live there, whatever device the weights are made on
+        process = config.process.build()
+        prediction = config.build_prediction(process)
+    denoiser = Denoiser(network, process, prediction=prediction, learns_variance=config.learns_variance)
+    conditioners = [one.build(config, getattr(network, "vector_dim", None)) for one in config.condition]
+    return Model(
+        denoiser,
+        config.shape,
+        conditioners=conditioners,
+        codec=config.codec.build(),
+        variance=config.build_variance(),
+        config=config,
+    )
+
+
+def load(name_or_path: str | Path) -> Model:
+    """A shipped model by its name, or the model in a folder: a saved one, a checkpoint or a run.
+
+    Raises:
+        WeightsError: there is no such model, or it is damaged.
+    """
+    return Model.load(name_or_path)
+
+
+def _is_rows(value: Any) -> bool:
+    """Whether a raw value holds one entry per row, as opposed to one for all."""
+    return isinstance(value, list | tuple | range) or (isinstance(value, Tensor) and value.ndim > 0)
+
+
+def _rows(key: str, value: Any, count: int) -> Any:
+    """The value with one entry per row."""
+    if not _is_rows(value):
+        return [value] * count
+    if len(value) == 1 and count > 1:
+        return value.expand(count, *value.shape[1:]) if isinstance(value, Tensor) else [value[0]] * count
+    if len(value) != count:
+        raise RecipeError(f"{key}: {len(value)} values for {count} samples; give one, or one for each")
+    return value

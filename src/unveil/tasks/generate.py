@@ -1,0 +1,186 @@
+"""Pictures from a model, each with a record from which it can be made again exactly."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unveil.core.samplers import Progress
+from unveil.model import Model
+from unveil.pictures import to_pixels
+from unveil.types import MediaError, RecipeError, WeightsError, nearest
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Source(NamedTuple):
+    """Which model made a picture: its name, and the hash of its files."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted.
+
+    Attributes:
+        given: the condition by key: one value for all pictures, or one each.
+        seed: of the set; `first` is the number of its first sample, and `count` how many are made.
+        batch: at a time; the last one may be smaller.
+        sampling: changes of the model's own settings, by the names of `SampleConfig.flat`.
+    """
+
+    given: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    seed: int = 0
+    first: int = 0
+    count: int = 1
+    batch: int = 16
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name, low in (("count", 1), ("batch", 1), ("seed", 0), ("first", 0)):
+            if getattr(self, name) < low:
+                raise RecipeError(f"{name} = {getattr(self, name)}: at least {low}")
+        if self.dtype not in DTYPES:
+            raise RecipeError(
+                f"dtype {self.dtype!r}: must be one of {', '.join(DTYPES)}{nearest(self.dtype, [*DTYPES])}"
+            )
+
+
+class Picture(NamedTuple):
+    """A sample, what it is as pixels, and how it was made."""
+
+    sample: Tensor  # (C, H, W) in [-1, 1]
+    pixels: Tensor  # uint8 (C, H, W)
+    facts: dict[str, Any]
+    frames: Tensor  # (F, C, H, W): the state on the way, noise first; empty unless asked for
+
+
+def generate(
+    model: Model,
+    request: Request,
+    source: Source,
+    *,
+    frames: int = 0,
+    on_step: Callable[[], object] | None = None,
+) -> Iterator[Picture]:
+    """The pictures of a request, batch by batch.
+
+    Args:
+        frames: how many states on the way are kept for each.
+        on_step: called after every step of every batch; may raise `types.Cancelled`.
+    """
+    sampling = model.sampling.changed(request.sampling).flat()
+    model.precision = DTYPES[request.dtype]
+    given = {key: _each(key, values, request.count) for key, values in request.given.items()}
+    for start in range(0, request.count, request.batch):
+        count = min(request.batch, request.count - start)
+        rows = {key: values[start : start + count] for key, values in given.items()}
+        film = _Film(frames, on_step)
+        samples = model.generate(
+            raw=rows,
+            count=count,
+            seed=request.seed,
+            first_sample=request.first + start,
+            on_step=film,
+            **sampling,
+        )
+        pixels = to_pixels(samples)
+        shots = film.shots(samples)
+        batch = {"first": request.first + start, "count": count, "given": rows}
+        for row in range(count):
+            facts = {
+                "model": source._asdict(),
+                **sampling,
+                "dtype": request.dtype,
+                "device": model.device.type,
+                "threads": torch.get_num_threads(),
+                "versions": versions(),
+                "seed": request.seed,
+                "sample": request.first + start + row,
+                "given": {key: values[row] for key, values in rows.items()},
+                "batch": batch,
+            }
+            yield Picture(samples[row], pixels[row], facts, shots[row])
+
+
+def repeat(
+    model: Model, facts: Mapping[str, Any], source: Source, on_step: Callable[[], object] | None = None
+) -> Picture:
+    """The same picture again, from its record: its whole batch is drawn, since kernels differ by batch.
+
+    Raises:
+        MediaError: the record lacks something.
+        WeightsError: another model than the record names.
+    """
+    try:
+        made_by, batch = facts["model"]["sha256"], facts["batch"]
+        request = Request(
+            given={str(key): list(values) for key, values in batch["given"].items()},
+            seed=int(facts["seed"]),
+            first=int(batch["first"]),
+            count=int(batch["count"]),
+            batch=int(batch["count"]),
+            sampling={name: facts[name] for name in model.sampling.flat()},
+            dtype=str(facts["dtype"]),
+        )
+        place = int(facts["sample"]) - request.first
+        threads = int(facts["threads"])
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        if isinstance(problem, RecipeError):
+            raise
+        raise MediaError(f"the picture's record lacks {problem}; it was not written by this program") from problem
+    if made_by != source.sha256:
+        raise WeightsError(
+            f"the picture was made by {facts['model'].get('name')!r} (sha256 {str(made_by)[:12]}...), "
+            f"this is {source.name!r} ({source.sha256[:12]}...); give the model that made it"
+        )
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads))  # sums are split by thread
+    try:
+        return list(generate(model, request, source, on_step=on_step))[place]
+    finally:
+        torch.set_num_threads(before)
+
+
+def versions() -> dict[str, str]:
+    """Of everything that a picture's bits depend on."""
+    import unveil
+
+    return {"unveil": unveil.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
+
+
+class _Film:
+    """Keeps some states of a run, evenly spaced, and passes each step on."""
+
+    def __init__(self, frames: int, on_step: Callable[[], object] | None) -> None:
+        self._frames, self._on_step = frames, on_step
+        self._kept: list[Tensor] = []
+
+    def __call__(self, progress: Progress) -> None:
+        done, total = progress.state.number, progress.total
+        # the last frame is the sample itself
+        if done < total and done * self._frames // total > (done - 1) * self._frames // total:
+            self._kept.append(progress.state.x.float().cpu().clone())
+        if self._on_step:
+            self._on_step()
+
+    def shots(self, samples: Tensor) -> Tensor:
+        """The frames of each sample, (B, F, ...)."""
+        if not self._frames:
+            return samples.new_empty(len(samples), 0, *samples.shape[1:])
+        return torch.stack([*self._kept, samples.float().cpu()], dim=1)
+
+
+def _each(key: str, values: Sequence[Any], count: int) -> list[Any]:
+    """One value for each picture: a short list is repeated in turn."""
+    if isinstance(values, str) or not len(values) or len(values) > count:
+        raise RecipeError(f"{key}: {values!r} for {count} pictures; give 1 to {count} values")
+    return [values[i % len(values)] for i in range(count)]

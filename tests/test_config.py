@@ -1,0 +1,250 @@
+"""Recipes: what is refused and in which words, overrides, and the way there and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import unveil
+from unveil.config import (
+    ClassifierRecipe,
+    ModelConfig,
+    Recipe,
+    dump,
+    load_recipe,
+    parse_recipe,
+    read_yaml,
+    recipe_names,
+    validate,
+)
+from unveil.types import RecipeError
+
+# Parameters of the published networks: Ho et al. 2020, appendix B; the released Improved DDPM checkpoints.
+PUBLISHED = {
+    "ddpm-cifar10": 35_746_307,
+    "ddpm-256": 113_673_219,
+    "iddpm-cifar10": 52_546_438,
+    "iddpm-imagenet64": 121_063_942,
+}
+
+
+def fault(*overrides: str, recipe: str = "ddpm-digits") -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe, overrides)
+    return str(caught.value)
+
+
+# ---------------------------------------------------------------------- the shipped ones
+
+
+@pytest.mark.parametrize("small", [False, True], ids=["full", "small"])
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_valid_and_survives_the_way_to_yaml_and_back(name, small):
+    recipe = load_recipe(name, small=small)
+    assert recipe.name == name
+    assert recipe.paper
+    assert recipe.claim
+    assert recipe.command.startswith(f"unveil train {name}")
+    assert parse_recipe(read_yaml(dump(recipe), name), name) == recipe
+
+
+@pytest.mark.parametrize("small", [False, True], ids=["full", "small"])
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_builds_without_taking_memory(name, small):
+    recipe = load_recipe(name, small=small)
+    if isinstance(recipe, ClassifierRecipe):
+        recipe.network.build()
+        return
+    with torch.device("meta"):
+        model = unveil.build(recipe.model)
+    assert all(p.is_meta for p in model.parameters())
+    if name in PUBLISHED and not small:
+        assert sum(p.numel() for p in model.parameters()) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_small_is_smaller(name):
+    whole, small = load_recipe(name), load_recipe(name, small=True)
+    if isinstance(whole, Recipe) and isinstance(small, Recipe):
+        assert small.train.steps * small.train.batch < whole.train.steps * whole.train.batch
+        assert small.train.steps <= 100
+
+
+def test_a_measured_score_is_never_left_in_the_recipe_of_another_setting():
+    for name in recipe_names():
+        expected = load_recipe(name).expected
+        assert not (expected.scores and not expected.time), "a score without the time it took"
+
+
+def test_the_model_of_a_recipe_stands_alone():
+    recipe = load_recipe("iddpm-fashion")
+    assert isinstance(recipe, Recipe)
+    again = validate(ModelConfig, read_yaml(dump(recipe.model), "model.yaml"), "model.yaml")
+    assert again == recipe.model
+    assert again.learns_variance
+
+
+# ---------------------------------------------------------------------- overrides
+
+
+def test_overrides_reach_maps_lists_and_whole_sections():
+    recipe = load_recipe(
+        "ddpm-digits",
+        [
+            "train.steps=100",
+            "train.lr=2e-3",
+            "condition.0.drop=0.2",
+            "process={kind: cosine-vp}",
+            "sample.guidance.scale=2",
+        ],
+    )
+    assert isinstance(recipe, Recipe)
+    assert (recipe.train.steps, recipe.train.lr) == (100, 2e-3)
+    assert recipe.condition[0].drop == 0.2
+    assert recipe.process.kind == "cosine-vp"
+    assert recipe.sample.guidance.scale == 2
+
+
+def test_overrides_come_after_small():
+    recipe = load_recipe("ddpm-digits", ["train.steps=7", "train.warmup=0"], small=True)
+    assert isinstance(recipe, Recipe)
+    assert recipe.train.steps == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.steps", "an override is written key=value"),
+        ("=3", "an override is written key=value"),
+        ("train.lr.peak=1", r"train.lr is the value 0.002 and has no key 'peak'; set train.lr itself"),
+        ("condition.4.drop=0.1", "condition is a list of 1; its places are 0 to 0"),
+        ("train.steps=[1", "the value of train.steps, line 1"),
+    ],
+)
+def test_overrides_that_go_nowhere(override, message):
+    import re
+
+    assert re.search(message, fault(override))
+
+
+# ---------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.stpes=3", "train.stpes: unknown key; nearest: 'steps'; allowed: batch, steps"),
+        ("trian={}", "trian: unknown key; nearest: 'train'"),
+        ("network.chanels=3", "network.chanels: unknown key; nearest: 'channels'"),
+        ("condition.0.clases=3", "condition.0.clases: unknown key; nearest: 'classes'"),
+        ("train.steps=-3", "train.steps = -3: must be greater than or equal to 1"),
+        ("train.steps=many", "train.steps = 'many': must be a valid integer"),
+        ("train.steps=null", "train.steps = None: must be a valid integer"),
+        ("train.lr=.nan", "train.lr = nan: must be a finite number"),
+        ("train.lr=.inf", "train.lr = inf: must be a finite number"),
+        ("train.ema=1.0", "train.ema = 1.0: must be less than 1"),
+        (
+            "train.precision=fp16",
+            "train.precision = 'fp16': must be one of auto, float32, bf16, 16-mixed; nearest: 'bf16'",
+        ),
+        ("train.accumulate=3", "batch 128 cannot be split into accumulate = 3 equal parts"),
+        ("train.warmup=1000", "warmup = 1000 is longer than the run; at most steps = 900"),
+        ("network.kind=unett", "network.kind = 'unett': must be one of unet"),
+        ("data.kind=digit", "data.kind = 'digit': must be one of digits, fashion, folder, scenes; nearest: 'digits'"),
+        ("data={size: 8}", "data = {'size': 8}: needs a map with a kind; allowed: digits, fashion, folder, scenes"),
+        ("data=3", "data = 3: needs a map with a kind; allowed: digits, fashion, folder, scenes"),
+        ("network=null", "network = None: needs a map with a kind; allowed: unet"),
+        ("process.betas=cosin", "betas = 'cosin': known are linear, linear-scaled, cosine"),
+        ("process={kind: discrete-vp, betas: [0.1, 2.0]}", "betas[1] = 2.0: must lie inside (0, 1)"),
+        ("network.attention=[3]", "network: attention 3: must be a rate of downsampling that a level has: 1, 2"),
+        ("prediction=epsilon", "prediction = 'epsilon': must be one of x0, eps, v, score, flow, posterior-mean"),
+        ("condition.0.names=[zero]", "names: 1 given for 10 classes"),
+        ("condition.0.key=pixels", "'pixels' is what the model makes, so it cannot be given"),
+        (
+            "objective.kind=hybrid",
+            "teaches a variance, but variance = 'fixed-small' is fixed; set variance = learned-range",
+        ),
+        ("shape=[]", "shape = []: Tuple should have at least 1 item"),
+        ("shape=[1, 0, 8]", "shape.1 = 0: must be greater than or equal to 1"),
+        ("name=a/b", "name = 'a/b'"),
+        ("kind=classifer", "kind = 'classifer': must be one of diffusion, classifier; nearest: 'classifier'"),
+        ("sample.sampler=dim", "sample.sampler = 'dim': must be one of ddim, ancestral"),
+    ],
+)
+def test_each_fault_names_key_value_and_remedy(override, message):
+    assert message in fault(override)
+
+
+def test_all_faults_are_told_at_once():
+    message = fault("train.steps=0", "train.lr=-1")
+    assert "train.steps = 0" in message
+    assert "train.lr = -1" in message
+    assert message.count("ddpm-digits: ") == 2
+
+
+def test_second_moments_need_a_table():
+    message = fault("process={kind: cosine-vp}", "objective.time=second-moment")
+    assert "needs a table of betas; use process kind discrete-vp" in message
+
+
+def test_a_config_cannot_be_changed():
+    recipe = load_recipe("ddpm-digits")
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.name = "other"
+
+
+# ---------------------------------------------------------------------- files
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(RecipeError, match="'ddpm-digit': no such recipe or file; nearest: 'ddpm-digits'; shipped: "):
+        load_recipe("ddpm-digit")
+
+
+LAUGHS = "a0: &a0 [x, x]\n" + "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no map of keys"),
+        ("- 1\n- 2", "holds no map of keys"),
+        ("a: [1", "line 1, column 6: not plain YAML"),
+        ("a: !!python/object/apply:os.system ['touch ran']", "line 1, column 4: not plain YAML"),
+        ("a: !!python/name:os.system", "not plain YAML"),
+        (LAUGHS, "more than 20 aliases"),
+        ("a: " + "[" * 60 + "]" * 60, "nested deeper than 40 levels"),
+        ("[" * 100_000, "nested deeper than 40 levels"),
+        ("a: 1\nb: 2\na: 3", "line 3, column 1: not plain YAML (the key 'a' is given twice)"),
+        ("a: " + "x" * 300_000, "a recipe has at most"),
+        ("a: &a [*a]\nname: x", "unknown key"),
+        ("a: 2020-13-45", "not plain YAML"),
+    ],
+)
+def test_files_that_are_no_recipe(text, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "given.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert message in str(caught.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["given.yaml"], "something was run"
+
+
+def test_bytes_are_no_recipe(tmp_path):
+    path = tmp_path / "given.yaml"
+    path.write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(RecipeError, match="not a text file"):
+        load_recipe(path)
+
+
+def test_a_file_takes_its_name_from_itself_and_may_be_a_runs_folder(tmp_path):
+    recipe = load_recipe("ddpm-digits")
+    text = dump(recipe).replace("name: ddpm-digits\n", "", 1)
+    (tmp_path / "recipe.yaml").write_text(text)
+    assert load_recipe(tmp_path).model_dump(exclude={"name"}) == recipe.model_dump(exclude={"name"})
+    mine = Path(tmp_path / "mine.yaml")
+    mine.write_text(text)
+    assert load_recipe(mine).name == "mine"

@@ -1,0 +1,294 @@
+"""Model: conditions in, samples out, the same ones however they are asked for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import unveil
+from unveil.config import ModelConfig, validate
+from unveil.core import samplers
+from unveil.core.denoiser import Denoiser
+from unveil.core.noise import START, Streams
+from unveil.core.process import CosineVP, DiscreteVP, betas
+from unveil.core.variance import learned_range
+from unveil.model import Model, build
+from unveil.types import Cancelled, Condition, NonFinite, RecipeError
+
+PLAIN = {
+    "shape": [1, 8, 8],
+    "network": {"kind": "unet", "channels": 16, "multipliers": [1, 2], "blocks": 1, "groups": 4},
+    "process": {"kind": "discrete-vp", "betas": "cosine", "steps": 50},
+    "condition": [{"kind": "label", "classes": 3, "names": ["boot", "coat", "sandal"], "drop": 0.1}],
+    "sample": {"steps": 4, "eta": 1.0},
+}
+
+
+def config(**changes: object) -> ModelConfig:
+    return validate(ModelConfig, PLAIN | changes, "test")
+
+
+def shaken(model: Model) -> Model:
+    """With weights that matter: published networks start as the zero function."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return shaken(build(config()))
+
+
+# ---------------------------------------------------------------------- conditions
+
+
+def test_one_value_serves_all_rows_and_a_list_one_each(model):
+    condition, null = model.encode({"label": 1}, 3)
+    assert condition is not None
+    assert null is not None
+    assert condition.vector is not None
+    assert condition.vector.shape == (3, 64)
+    named, _ = model.encode({"label": ["boot", 1, "sandal"]})
+    numbered, _ = model.encode({"label": torch.tensor([0, 1, 2])})
+    assert torch.equal(named.vector, numbered.vector)
+    assert not torch.equal(named.vector[0], named.vector[1])
+
+
+def test_a_condition_left_out_is_the_null_one(model):
+    condition, null = model.encode({}, 2)
+    assert torch.equal(condition.vector, null.vector)
+    again, _ = model.encode(None, 2)
+    assert torch.equal(again.vector, null.vector)
+
+
+def test_without_dropout_there_is_no_null_and_no_leaving_out():
+    always = build(config(condition=[{"kind": "label", "classes": 3}]))
+    condition, null = always.encode({"label": 0})
+    assert condition is not None
+    assert null is None
+    with pytest.raises(RecipeError, match="label: missing, and this model was trained with it always"):
+        always.encode({})
+    with pytest.raises(RecipeError, match="guidance needs a model trained with drop > 0; use scale 1"):
+        always.generate(raw={"label": 0}, scale=2.0)
+
+
+def test_two_conditions_meet_in_one():
+    parts = [
+        {"kind": "label", "classes": 3, "drop": 0.1},
+        {"kind": "context", "key": "mask", "channels": 1, "drop": 0.1},
+    ]
+    both = build(config(condition=parts))
+    condition, null = both.encode({"label": [1, 2], "mask": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)})
+    for found in (condition, null):
+        assert found.vector.shape == (2, 64)
+        assert found.channels.shape == (2, 1, 8, 8)
+    assert (condition.channels == -1).all()
+    assert (null.channels == 0).all()
+    samples = both.generate(raw={"label": 1, "mask": torch.zeros(1, 1, 8, 8, dtype=torch.uint8)}, count=3)
+    assert samples.shape == (3, 1, 8, 8)
+
+
+def test_a_model_without_conditions_takes_none():
+    free = build(config(condition=[]))
+    assert free.encode() == (None, None)
+    with pytest.raises(RecipeError, match="condition 'label': this model takes none"):
+        free.encode({"label": 1})
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"lable": 1}, "condition 'lable': this model takes label; nearest: 'label'"),
+        ({"label": "boots"}, "label 'boots': must be one of boot, coat, sandal; nearest: 'boot'"),
+        ({"label": 3}, r"label 3: must be 0 to 2; nearest: 2 \(sandal\)"),
+        ({"label": [0, 1]}, "label: 2 values for 3 samples; give one, or one for each"),
+    ],
+)
+def test_what_cannot_be_asked_for(model, raw, message):
+    with pytest.raises(RecipeError, match=message):
+        model.generate(raw=raw, count=3)
+
+
+# ---------------------------------------------------------------------- samples
+
+
+def test_samples_do_not_depend_on_how_they_are_split(model):
+    raw = {"label": [0, 1, 2, 0, 1]}
+    whole = model.generate(raw=raw, count=5, seed=3)
+    parts = model.generate(raw=raw, count=5, seed=3, batch=2)
+    later = model.generate(raw={"label": [0, 1]}, count=2, seed=3, first_sample=3)
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(later, whole[3:], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(model.generate(raw=raw, count=5, seed=4), whole, atol=1e-2)
+    assert torch.equal(model.generate(raw=raw, count=5, seed=3), whole)
+    assert whole.abs().max() <= 1
+
+
+def test_generate_is_the_main_path_written_out(model):
+    condition, null = model.encode({"label": [2, 0]})
+    grid = unveil.grids.uniform(model.process, 6)
+    step = unveil.guidance.clip_static(unveil.guidance.cfg(model.step(condition), model.step(null), 3.0))
+    streams = Streams(5, range(2))
+    noise = streams.bind(model.shape)
+    x = unveil.run(samplers.ddim(grid, eta=0.5), step, grid.start(streams.normal(model.shape, START)), noise=noise)
+    given = model.generate(raw={"label": [2, 0]}, count=2, seed=5, steps=6, eta=0.5, scale=3.0)
+    assert torch.equal(given, x.clamp(-1, 1))
+
+
+def test_the_models_own_settings_are_the_defaults(model):
+    seen: list[int] = []
+    model.generate(raw={"label": 0}, on_step=lambda progress: seen.append(progress.total))
+    assert seen == [4] * 4
+    own = model.generate(raw={"label": 0}, seed=1)
+    assert torch.equal(own, model.generate(raw={"label": 0}, seed=1, steps=4, eta=1.0, sampler="ddim", clip="static"))
+    assert not torch.allclose(own, model.generate(raw={"label": 0}, seed=1, eta=0.0), atol=1e-3)
+
+
+def test_eta_one_is_the_ancestral_chain(model):
+    ancestral = model.generate(raw={"label": 0}, count=2, sampler="ancestral")
+    torch.testing.assert_close(model.generate(raw={"label": 0}, count=2, eta=1.0), ancestral, rtol=0, atol=1e-5)
+
+
+def test_a_learned_variance_is_sampled_with():
+    learned = shaken(build(config(variance="learned-range", sample={"steps": 4, "sampler": "ancestral"})))
+    one = learned.generate(raw={"label": 0}, seed=0)
+    with torch.no_grad():
+        learned.denoiser.network.leave.bias[1:] += 3.0  # the variance's own output
+    assert not torch.allclose(learned.generate(raw={"label": 0}, seed=0), one, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sampler": "dim"}, "sampling: sampler = 'dim': must be one of ddim, ancestral; nearest: 'ddim'"),
+        ({"clip": "hard"}, "sampling: clip = 'hard': must be one of static, dynamic, none"),
+        ({"eta": 2.0}, "sampling: eta = 2.0: must be less than or equal to 1"),
+        ({"steps": 0}, "sampling: steps = 0: must be greater than or equal to 1"),
+        ({"scale": float("nan")}, "must be a finite number"),
+        ({"grid": "uniforn"}, "grid 'uniforn'; known: uniform, leading, trailing, quadratic; nearest: 'uniform'"),
+        ({"count": 0}, "count = 0: at least 1"),
+    ],
+)
+def test_settings_that_cannot_work(model, settings, message):
+    with pytest.raises(RecipeError, match=message):
+        model.generate(raw={"label": 0}, **settings)
+
+
+def test_training_mode_is_left_as_it_was():
+    dropping = build(config(network=PLAIN["network"] | {"dropout": 0.5}))
+    shaken(dropping).train()
+    one, two = (dropping.generate(raw={"label": 0}) for _ in range(2))
+    assert dropping.training
+    assert torch.equal(one, two), "dropout was on while sampling"
+
+
+def test_a_step_may_cancel(model):
+    def stop(progress: object) -> None:
+        raise Cancelled("enough")
+
+    with pytest.raises(Cancelled, match="enough"):
+        model.generate(raw={"label": 0}, on_step=stop)
+
+
+def test_lower_precision_is_close_and_leaves_the_weights_alone(model):
+    exact = model.generate(raw={"label": [0, 1]}, count=2)
+    model.precision = torch.bfloat16
+    try:
+        rough = model.generate(raw={"label": [0, 1]}, count=2)
+    finally:
+        model.precision = torch.float32
+    assert not torch.equal(rough, exact)
+    assert (rough - exact).abs().mean() < 0.05
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+# ---------------------------------------------------------------------- faults and devices
+
+
+class Constant(nn.Module):
+    """A network that always says the same."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(value))
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        return self.value.expand_as(x)
+
+
+def test_numbers_that_are_not_finite_stop_with_a_remedy():
+    broken = Model(Denoiser(Constant(float("nan")), CosineVP(), prediction=unveil.core.prediction.v), (2,))
+    with pytest.raises(NonFinite, match="left the finite numbers; set clip = static"):
+        broken.generate(steps=3)
+
+
+class HalfBlind(nn.Module):
+    """A codec whose decoder overflows in half precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[bool] = []
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        return pixels
+
+    def decode(self, latents: Tensor) -> Tensor:
+        self.calls.append(torch.is_autocast_enabled(latents.device.type))
+        return latents / 0 if self.calls[-1] else latents
+
+    def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape
+
+
+def test_a_decoder_that_overflows_in_half_precision_is_repeated_once_in_float32():
+    codec = HalfBlind()
+    model = Model(Denoiser(Constant(0.1), CosineVP(), prediction=unveil.core.prediction.v), (2,), codec=codec)
+    model.precision = torch.bfloat16
+    assert torch.isfinite(model.generate(steps=2)).all()
+    assert codec.calls == [True, False]
+
+
+def test_no_float64_is_sent_to_a_device(model, monkeypatch):
+    """Devices such as Apple's have no float64: whatever is moved must be something else before."""
+    sent: list[torch.dtype] = []
+    real = Tensor.to
+
+    def spy(self: Tensor, *args: object, **kwargs: object) -> Tensor:
+        target = [a for a in (*args, *kwargs.values()) if isinstance(a, str | torch.device)]
+        if target:
+            sent.append(self.dtype)
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Tensor, "to", spy)
+    for sampler in ("ddim", "ancestral"):
+        model.generate(raw={"label": [0, 1]}, count=2, sampler=sampler, scale=2.0)
+    assert sent, "the spy saw nothing"
+    assert torch.float64 not in sent
+    torch.zeros(1, dtype=torch.float64).to("cpu")
+    assert sent[-1] == torch.float64, "the spy is blind"
+
+
+def test_a_variance_must_fit_the_denoiser():
+    plain = Denoiser(Constant(0.0), DiscreteVP(betas("linear", 10)))
+    with pytest.raises(
+        RecipeError, match="the denoiser lacks variance channels, but the variance given is a learned one"
+    ):
+        Model(plain, (2,), variance=learned_range)
+
+
+def test_a_users_network_is_a_model_in_two_lines():
+    process = DiscreteVP(betas("linear", 10))
+    samples = Model(Denoiser(Constant(0.2), process), (3, 2)).generate(count=4, steps=5)
+    assert samples.shape == (4, 3, 2)
+
+
+def test_building_is_repeatable():
+    made = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        made.append(build(config()).state_dict())
+    assert all(torch.equal(made[0][key], made[1][key]) for key in made[0])
