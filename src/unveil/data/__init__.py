@@ -1,0 +1,94 @@
+"""Data sets: map-style objects whose items are dicts with "pixels" uint8 (C, H, W) and what is known about them."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, Protocol
+
+from unveil.data.adapted import Adapted, adapt
+from unveil.data.check import Progress, check, usable
+from unveil.data.digits import DigitsConfig, digits
+from unveil.data.fashion import FashionConfig, fashion
+from unveil.data.images import Folder
+from unveil.data.listing import FolderConfig
+from unveil.data.report import Report
+from unveil.data.scenes import Scenes, ScenesConfig
+from unveil.data.states import boxes_to_state, mask_to_state, state_to_boxes, state_to_mask
+from unveil.data.stored import Part, Stored, known_part
+from unveil.types import RecipeError, nearest
+
+DataConfig = DigitsConfig | FashionConfig | FolderConfig | ScenesConfig
+CONFIGS: dict[str, type[Any]] = {
+    "digits": DigitsConfig,
+    "fashion": FashionConfig,
+    "folder": FolderConfig,
+    "scenes": ScenesConfig,
+}
+
+
+class Section(Protocol):
+    """The data section of a recipe: `kind`, and fields of the config of that kind."""
+
+    @property
+    def kind(self) -> str: ...
+
+
+def open(config: DataConfig | Section, part: Part = "train") -> Stored | Folder | Scenes:
+    """The data set that a config, or the data section of a recipe, describes.
+
+    Args:
+        config: one of the dataclasses here, or an object with `kind` and fields of the same names.
+        part: "train", or "held-out" for what training never sees.
+
+    Raises:
+        RecipeError: an unknown kind or part.
+        MediaError: the data are not there, or too much of them is damaged.
+    """
+    part = known_part(part)
+    chosen = own(config)
+    if isinstance(chosen, DigitsConfig):
+        return digits(part)
+    if isinstance(chosen, FashionConfig):
+        return fashion(chosen, part)
+    if isinstance(chosen, FolderConfig):
+        return Folder(chosen, part)
+    return Scenes(chosen, part)
+
+
+def own(config: DataConfig | Section) -> DataConfig:
+    """The dataclass of a recipe's data section; a dataclass of ours is returned as it is."""
+    if isinstance(config, DataConfig):
+        return config
+    if config.kind not in CONFIGS:
+        raise RecipeError(f"data kind {config.kind!r}: must be {', '.join(CONFIGS)}{nearest(config.kind, [*CONFIGS])}")
+    made = CONFIGS[config.kind]
+    return made(**{field.name: getattr(config, field.name) for field in fields(made) if hasattr(config, field.name)})
+
+
+__all__ = [
+    "CONFIGS",
+    "Adapted",
+    "DataConfig",
+    "DigitsConfig",
+    "FashionConfig",
+    "Folder",
+    "FolderConfig",
+    "Part",
+    "Progress",
+    "Report",
+    "Scenes",
+    "ScenesConfig",
+    "Stored",
+    "adapt",
+    "boxes_to_state",
+    "check",
+    "digits",
+    "fashion",
+    "known_part",
+    "mask_to_state",
+    "open",
+    "own",
+    "state_to_boxes",
+    "state_to_mask",
+    "usable",
+]

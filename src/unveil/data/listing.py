@@ -1,0 +1,300 @@
+"""What a folder of pictures holds, before any picture is decoded: files, labels, captions, and what is left out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from PIL import ImageColor
+
+from unveil.data.decode import HEAD, Rule, format_of, inside
+from unveil.data.metadata import METADATA, Row, read_metadata
+from unveil.types import MediaError, RecipeError, nearest
+
+# Names that promise a picture: what is in them must be one, or is reported as bad.
+PICTURES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp"}
+OTHER_PICTURES = {".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg"}
+_MAX_CAPTION = 65_536  # bytes
+
+
+@dataclass(frozen=True)
+class FolderConfig:
+    """A folder of PNG, JPEG or WebP pictures, brought to size x size.
+
+    The folder is read in one of three layouts: with a metadata.jsonl or metadata.csv (a line per picture:
+    file_name, and where present the columns `text` and `label`); with a sub-folder per class; or plain. In
+    each, name.txt beside name.png is its caption. Files and folders whose names begin with a dot are ignored.
+
+    channels: 3 for RGB, 1 for grey. fit, background, max_pixels: see `Rule`.
+    decode: "fast" speeds up large JPEGs by skipping detail (`Rule`); held-out pictures are decoded exactly anyway.
+    small: what happens to pictures with fewer pixels than `size`: enlarge or drop; the check names them.
+    labels: "auto" takes the sub-folders as classes when all pictures lie in two or more of them.
+    classes: the allowed labels in order; left out, they are found in the folder and sorted.
+    text, label: the metadata columns to read.
+    max_bad: the share of unreadable files above which nothing is trained on.
+    held_out: the share of the pictures (chosen by a hash of their content) that never trains.
+    """
+
+    path: str
+    size: int
+    channels: Literal[1, 3] = 3
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    small: Literal["enlarge", "drop"] = "enlarge"
+    decode: Literal["exact", "fast"] = "exact"
+    background: str = "white"
+    labels: Literal["auto", "folders", "none"] = "auto"
+    classes: tuple[str, ...] | None = None
+    text: str = "text"
+    label: str = "label"
+    max_pixels: int = 100_000_000
+    max_bad: float = 0.01
+    held_out: float = 0.05
+    kind: Literal["folder"] = "folder"
+
+    def __post_init__(self) -> None:
+        if not 4 <= self.size <= 4096:
+            raise RecipeError(f"size {self.size}: must be 4 to 4096 pixels")
+        if self.max_pixels < 1:
+            raise RecipeError(f"max_pixels {self.max_pixels}: must be at least 1; 100000000 is usual")
+        for name in ("max_bad", "held_out"):
+            if not 0 <= getattr(self, name) < 1:
+                raise RecipeError(f"{name} {getattr(self, name)}: a share, at least 0 and below 1")
+        try:
+            ImageColor.getrgb(self.background)
+        except ValueError as error:
+            raise RecipeError(f"background {self.background!r}: not a colour; such as 'white' or '#ffffff'") from error
+
+    @property
+    def rule(self) -> Rule:
+        """How each picture is decoded and fitted."""
+        return Rule(self.size, self.channels, self.fit, self.decode, self.background, self.max_pixels)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One picture to train on: its path below the folder ("/" between parts), and what is known about it."""
+
+    path: str
+    label: int | None = None
+    text: str | None = None
+
+
+@dataclass
+class Listing:
+    """Everything that lies in a folder.
+
+    entries: what is to be decoded. refused: path and reason of what should have been a picture and cannot be.
+    ignored: path and reason of other files. stamp: changes when a file is added, removed or modified.
+    """
+
+    root: Path
+    layout: str
+    classes: list[str] | None
+    entries: list[Entry] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    ignored: list[tuple[str, str]] = field(default_factory=list)
+    stamp: str = ""
+
+
+def listing(config: FolderConfig) -> Listing:
+    """The folder's content.
+
+    Raises:
+        MediaError: no such folder, no picture in it, metadata that cannot be read or that names a path outside
+            the folder, a label that is not among `classes`.
+    """
+    root = _root(config.path)
+    walk = _Walk(root)
+    found = [path for path in walk.files if _is_candidate(root, path, walk)]
+    table = [name for name in METADATA if name in walk.files]
+    if len(table) > 1:
+        raise MediaError(f"{root}: both {table[0]} and {table[1]}; keep one of them")
+    result = Listing(root, table[0] if table else "plain", None, [], walk.refused, walk.ignored, walk.stamp())
+    if table:
+        _with_metadata(result, config, read_metadata(root / table[0], config.text, config.label), set(found))
+    elif _has_classes(config, found):
+        result.layout = "classes"
+        _with_classes(result, config, found)
+    else:
+        result.entries = [Entry(path) for path in found]
+    if not result.entries and not result.refused:
+        others = f"; it holds {len(walk.files)} other files, such as {walk.files[0]}" if walk.files else ""
+        raise MediaError(f"{root}: no picture in it (PNG, JPEG or WebP){others}; check the path")
+    _add_captions(result, set(walk.files))
+    return result
+
+
+def _root(path: str) -> Path:
+    root = Path(path).expanduser()
+    if root.is_dir():
+        return root.resolve()
+    if root.exists():
+        raise MediaError(f"{path}: a file, not a folder; give the folder that holds the pictures")
+    siblings = [entry.name for entry in root.parent.iterdir() if entry.is_dir()] if root.parent.is_dir() else []
+    raise MediaError(f"{path}: no such folder{nearest(root.name, siblings)}; give a folder that holds pictures")
+
+
+class _Walk:
+    """One pass over the tree: regular files in order, a mark of their state, and what cannot be followed."""
+
+    def __init__(self, root: Path) -> None:
+        self.files: list[str] = []
+        self.refused: list[tuple[str, str]] = []
+        self.ignored: list[tuple[str, str]] = []
+        self._root = root
+        self._marks: list[str] = []
+        self._visit("")
+        self.files.sort()
+        self._marks.sort()
+
+    def stamp(self) -> str:
+        """A hash over the path, size and time of every file."""
+        return hashlib.blake2b("\n".join(self._marks).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+    def _visit(self, folder: str) -> None:
+        try:
+            found = list(os.scandir(self._root / folder))
+        except OSError as error:
+            self.refused.append((folder, f"a folder that cannot be opened: {error.strerror}; change its permissions"))
+            return
+        for one in found:
+            if one.name.startswith("."):
+                continue
+            path = f"{folder}/{one.name}" if folder else one.name
+            suffix = PurePosixPath(one.name).suffix.lower()
+            if one.is_dir(follow_symlinks=False):
+                if suffix in PICTURES:
+                    self.refused.append((path, "a folder, not a picture; rename it or move its content"))
+                else:
+                    self._visit(path)
+            else:
+                self._add(path, one, suffix)
+
+    def _add(self, path: str, one: os.DirEntry[str], suffix: str) -> None:
+        try:
+            if one.is_symlink():
+                inside(self._root, path)
+            facts = one.stat()
+        except MediaError as error:
+            self.refused.append((path, str(error)))
+        except OSError as error:  # a link to nothing, or to itself
+            self.refused.append((path, f"cannot be read: {error.strerror or error}"))
+        else:
+            if stat.S_ISREG(facts.st_mode):
+                self.files.append(path)
+                self._marks.append(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}")
+            elif stat.S_ISDIR(facts.st_mode):
+                self.ignored.append((path, "a link to a folder, which is not followed"))
+            elif suffix in PICTURES:
+                self.refused.append((path, "not a regular file; remove it"))
+            else:
+                self.ignored.append((path, "not a regular file"))
+
+
+def _is_candidate(root: Path, path: str, walk: _Walk) -> bool:
+    suffix = PurePosixPath(path).suffix.lower()
+    if suffix in PICTURES or suffix in OTHER_PICTURES:
+        return True
+    if suffix == ".txt" or path in METADATA:
+        return False
+    try:
+        with (root / path).open("rb") as file:
+            if format_of(file.read(HEAD)):  # a picture whatever its name
+                return True
+    except OSError as error:
+        walk.ignored.append((path, f"cannot be read: {error.strerror}"))
+        return False
+    walk.ignored.append((path, f"not a picture ({suffix or 'no extension'})"))
+    return False
+
+
+def _has_classes(config: FolderConfig, found: list[str]) -> bool:
+    if config.labels == "auto":
+        return len({path.partition("/")[0] for path in found}) > 1 and all("/" in path for path in found)
+    return config.labels == "folders"
+
+
+def _with_classes(result: Listing, config: FolderConfig, found: list[str]) -> None:
+    names = sorted({path.partition("/")[0] for path in found if "/" in path})
+    result.classes = _classes(config, names, lambda name: f"{result.root / name}: class")
+    number = {name: index for index, name in enumerate(result.classes)}
+    for path in found:
+        name, below, _ = path.partition("/")
+        if below:
+            result.entries.append(Entry(path, number[name]))
+        else:
+            result.refused.append((path, "no class: it lies beside the class folders; move it into one of them"))
+
+
+def _with_metadata(result: Listing, config: FolderConfig, rows: list[Row], found: set[str]) -> None:
+    where = {row.label: f"{result.root / result.layout} line {row.line}: label" for row in reversed(rows)}
+    labels = {row.label for row in rows if row.label is not None} if config.labels != "none" else set()
+    if labels and config.classes is None and all(label.isdecimal() and str(int(label)) == label for label in labels):
+        result.classes = [str(number) for number in range(1 + max(map(int, labels)))]  # numbers stay what they are
+    elif labels:
+        result.classes = _classes(config, sorted(labels), lambda name: where[name])
+    number = {name: index for index, name in enumerate(result.classes or [])}
+    refused = {path for path, _ in result.refused}
+    for row in rows:
+        named = f"named in {result.layout} line {row.line}"
+        if row.path in refused:
+            continue
+        if row.path not in found:
+            there = os.path.lexists(result.root / row.path)
+            result.refused.append((row.path, f"{named}, but {'hidden or not a picture' if there else 'not there'}"))
+        elif labels and row.label is None:
+            result.refused.append((row.path, f"{named} without a label, which others have; add it"))
+        else:
+            label = number[row.label] if labels and row.label is not None else None
+            result.entries.append(Entry(row.path, label, row.text))
+    listed = {row.path for row in rows}
+    result.ignored += [(path, f"not named in {result.layout}") for path in sorted(found - listed)]
+
+
+def _classes(config: FolderConfig, names: list[str], where: Callable[[str], str]) -> list[str]:
+    """The classes asked for, or else those found.
+
+    Raises:
+        MediaError: a name that is not among the classes asked for.
+    """
+    if config.classes is None:
+        return names
+    for name in names:
+        if name not in config.classes:
+            raise MediaError(
+                f"{where(name)} {name!r}: not one of the {len(config.classes)} classes"
+                f"{nearest(name, config.classes)}; correct it, or add it to classes"
+            )
+    return list(config.classes)
+
+
+def _add_captions(result: Listing, files: set[str]) -> None:
+    captioned = []
+    for entry in result.entries:
+        beside = str(PurePosixPath(entry.path).with_suffix(".txt"))
+        if entry.text is None and beside in files:
+            try:
+                captioned.append(Entry(entry.path, entry.label, _caption(result.root, beside)))
+            except MediaError as error:
+                result.refused.append((entry.path, f"its caption {beside}: {error}"))
+        else:
+            captioned.append(entry)
+    result.entries = captioned
+
+
+def _caption(root: Path, path: str) -> str:
+    try:
+        raw = inside(root, path).read_bytes()
+    except OSError as error:
+        raise MediaError(f"cannot be read: {error.strerror}") from error
+    if len(raw) > _MAX_CAPTION:
+        raise MediaError(f"{len(raw)} bytes: a caption has at most {_MAX_CAPTION}")
+    try:
+        return " ".join(raw.decode("utf-8-sig").split())
+    except UnicodeDecodeError as error:
+        raise MediaError(f"not UTF-8 text (byte {error.start}); save it as UTF-8") from error

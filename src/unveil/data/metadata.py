@@ -1,0 +1,123 @@
+"""metadata.jsonl and metadata.csv: a line per picture with its file name, caption and label."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, NamedTuple
+
+from unveil.types import MediaError, nearest
+
+METADATA = ("metadata.jsonl", "metadata.csv")
+_EXAMPLE = '{"file_name": "cat.png", "text": "a sleeping cat"}'
+_MAX_CLASSES = 1_000_000
+
+
+class Row(NamedTuple):
+    """One line: the path below the folder, the caption and the label as written."""
+
+    line: int
+    path: str
+    text: str | None
+    label: str | None
+
+
+def read_metadata(file: Path, text: str, label: str) -> list[Row]:
+    """The rows of a metadata file, in its order.
+
+    Args:
+        file: metadata.jsonl or metadata.csv, in the folder that its paths start from.
+        text: the column of captions; may be absent where it is "text".
+        label: the column of labels; may be absent where it is "label".
+
+    Raises:
+        MediaError: naming file and line; a path that leaves the folder refuses the whole file.
+    """
+    rows, columns = [], set[str]()
+    for line, values in _jsonl(file) if file.suffix == ".jsonl" else _csv(file):
+        columns |= {str(key) for key in values}
+        name = values.get("file_name")
+        if not isinstance(name, str) or not name.strip():
+            raise MediaError(
+                f"{file} line {line}: no file_name{nearest('file_name', list(values))}; "
+                f"every line names its picture, such as {_EXAMPLE}"
+            )
+        caption = values.get(text)
+        if caption is not None and not isinstance(caption, str):
+            raise MediaError(f"{file} line {line}: {text} is {caption!r}, not text; put it in quotes")
+        rows.append(Row(line, _below(file, line, name), caption, _label(file, line, label, values.get(label))))
+    for column, usual in ((text, "text"), (label, "label")):
+        if column != usual and column not in columns:
+            raise MediaError(
+                f"{file}: no column {column!r}{nearest(column, sorted(columns))}; "
+                f"there are {', '.join(sorted(columns))}"
+            )
+    if not rows:
+        raise MediaError(f"{file}: no line in it; every line names a picture, such as {_EXAMPLE}")
+    return rows
+
+
+def _jsonl(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for line, raw in enumerate(_text(file).split("\n"), 1):
+        if not raw.strip():
+            continue
+        try:
+            values = json.loads(raw)
+        except (ValueError, RecursionError) as error:
+            raise MediaError(
+                f"{file} line {line}: not JSON ({error}); every line is one object, such as {_EXAMPLE}"
+            ) from error
+        if not isinstance(values, dict):
+            raise MediaError(f"{file} line {line}: {type(values).__name__}, not an object; such as {_EXAMPLE}")
+        yield line, values
+
+
+def _csv(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(_text(file), newline=""), strict=True)
+    try:
+        for values in reader:
+            if None in values or None in values.values():
+                count = len(reader.fieldnames or ())
+                raise MediaError(
+                    f"{file} line {reader.line_num}: not {count} values, as the first line has; "
+                    "put values that hold a comma in quotes"
+                )
+            yield reader.line_num, {key: value or None for key, value in values.items()}
+    except csv.Error as error:
+        raise MediaError(f"{file} line {reader.reader.line_num}: not CSV ({error})") from error
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise MediaError(f"{file}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise MediaError(f"{file}: cannot be read: {error.strerror}") from error
+
+
+def _below(file: Path, line: int, name: str) -> str:
+    """The name as a clean path below the folder, whatever the system's separator is."""
+    windows = PureWindowsPath(name)
+    path = PurePosixPath(name)
+    if path.is_absolute() or windows.drive or windows.root or ".." in path.parts or ".." in windows.parts:
+        raise MediaError(
+            f"{file} line {line}: file_name {name!r} leaves the folder; name files inside {file.parent}, relative to it"
+        )
+    if "\0" in name:
+        raise MediaError(f"{file} line {line}: file_name {name!r} holds a zero byte; correct it")
+    return str(path)
+
+
+def _label(file: Path, line: int, column: str, value: object) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise MediaError(f"{file} line {line}: {column} is {value!r}; a label is a name or a whole number from 0")
+    name = str(value)
+    if name.lstrip("-").isdecimal() and not 0 <= int(name) < _MAX_CLASSES:
+        raise MediaError(f"{file} line {line}: {column} {name}: numbers of classes are 0 to {_MAX_CLASSES - 1}")
+    return name

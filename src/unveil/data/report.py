@@ -1,0 +1,180 @@
+"""What a check of a folder found, as numbers, as JSON and as text."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unveil.data.listing import Entry
+
+# Upper ends of the histogram of short sides, in pixels.
+_SIDES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What training does to one file: drop, or any of reduce, enlarge, crop, pad, stretch."""
+
+    path: str
+    actions: tuple[str, ...]
+    reason: str
+
+
+@dataclass
+class Report:
+    """The pictures of a folder and everything that happens to them.
+
+    found: pictures, and files that should have been. entries: what is left to train on, and digests: the
+    content hash of each. refused: path and reason of bad files. ignored: path and reason of files that are no
+    pictures. changes: every picture that is not used as it is. sizes: width and height -> how many.
+    missing: pictures without a caption, where others have one. duplicates: groups of files of equal content.
+    """
+
+    root: Path
+    layout: str
+    classes: list[str] | None
+    size: int
+    found: int = 0
+    entries: list[Entry] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    ignored: list[tuple[str, str]] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+    formats: Counter[str] = field(default_factory=Counter)
+    modes: Counter[str] = field(default_factory=Counter)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    turned: list[str] = field(default_factory=list)
+    animated: list[str] = field(default_factory=list)
+    duplicates: list[list[str]] = field(default_factory=list)
+
+    @property
+    def captions(self) -> list[str]:
+        """Every caption of the usable pictures."""
+        return [entry.text for entry in self.entries if entry.text]
+
+    @property
+    def missing(self) -> list[str]:
+        """Usable pictures without a caption; empty where none has one."""
+        return [entry.path for entry in self.entries if not entry.text] if self.captions else []
+
+    @property
+    def actions(self) -> Counter[str]:
+        """How many pictures each action changes."""
+        return Counter(action for change in self.changes for action in change.actions)
+
+    def class_counts(self) -> dict[str, int]:
+        """Usable pictures of each class, in the order of the labels."""
+        counted = Counter(entry.label for entry in self.entries)
+        return {name: counted[label] for label, name in enumerate(self.classes or [])}
+
+    def side_counts(self) -> dict[str, int]:
+        """A histogram of the short sides, "256-511" -> how many; empty ranges are left out."""
+        counted: Counter[str] = Counter()
+        for (width, height), count in self.sizes.items():
+            counted[_range(min(width, height))] += count
+        order = [_range(side) for side in (1, *_SIDES)]
+        return {name: counted[name] for name in order if counted[name]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for JSON: every file that is dropped, changed, ignored or doubled is named."""
+        return {
+            "folder": str(self.root),
+            "layout": self.layout,
+            "found": self.found,
+            "usable": len(self.entries),
+            "unreadable": [{"path": path, "reason": reason} for path, reason in self.refused],
+            "ignored": [{"path": path, "reason": reason} for path, reason in self.ignored],
+            "actions": dict(self.actions),
+            "changed": [
+                {"path": change.path, "actions": list(change.actions), "reason": change.reason}
+                for change in self.changes
+            ],
+            "formats": dict(self.formats),
+            "modes": dict(self.modes),
+            "sizes": {f"{width} x {height}": count for (width, height), count in self.sizes.most_common(20)},
+            "short_sides": self.side_counts(),
+            "turned_upright": self.turned,
+            "animated": self.animated,
+            "captions": _lengths(self.captions) | {"missing": self.missing},
+            "classes": self.class_counts(),
+            "duplicates": self.duplicates,
+        }
+
+    def to_text(self, limit: int = 10) -> str:
+        """The report for a person; of each kind the first `limit` files are named."""
+        lines = [
+            f"{shown(str(self.root))}: {self.found} pictures, {len(self.entries)} usable ({self.layout})",
+            "formats      " + _counts(self.formats),
+            "modes        " + _counts(self.modes),
+            "short side   " + _counts(self.side_counts()),
+        ]
+        if self.classes:
+            lines.append("classes      " + _counts(self.class_counts()))
+        if self.captions:
+            facts = _lengths(self.captions)
+            lines.append(
+                f"captions     {facts['with']} of {facts['shortest']} to {facts['longest']} characters "
+                f"(median {facts['median']}), {len(self.missing)} missing"
+            )
+        lines += _section("cannot be used", self.refused, limit)
+        for action, title in _TITLES.items():
+            named = [(change.path, change.reason) for change in self.changes if action in change.actions]
+            lines += _section(title.format(size=self.size), named, limit)
+        lines += _section(
+            "without a caption", [(path, "trained on with an empty caption") for path in self.missing], limit
+        )
+        lines += _section("animated", [(path, "the first frame is used") for path in self.animated], limit)
+        lines += _section("turned upright", [(path, "by its EXIF orientation") for path in self.turned], limit)
+        copies = [(group[0], "equal to " + ", ".join(map(shown, group[1:]))) for group in self.duplicates]
+        lines += _section("exact duplicates", copies, limit)
+        lines += _section("ignored", self.ignored, limit)
+        return "\n".join(lines)
+
+
+_TITLES = {
+    "drop": "left out",
+    "enlarge": "enlarged to {size} pixels",
+    "reduce": "reduced to {size} pixels",
+    "crop": "cropped",
+    "pad": "padded",
+    "stretch": "stretched",
+}
+
+
+def listed(found: Sequence[tuple[str, str]], limit: int = 20) -> str:
+    """Paths with their reasons, a line each, as far as `limit`."""
+    lines = [f"  {shown(path)}: {reason}" for path, reason in found[:limit]]
+    return "\n".join(lines + ([f"  and {len(found) - limit} more"] if len(found) > limit else []))
+
+
+def shown(path: str) -> str:
+    """The path, escaped where a character of it could steer a terminal."""
+    return path if path.isprintable() else ascii(path)
+
+
+def _section(title: str, found: Sequence[tuple[str, str]], limit: int) -> list[str]:
+    return [f"{title}: {len(found)}", listed(found, limit)] if found else []
+
+
+def _range(side: int) -> str:
+    low = max((end for end in _SIDES if end <= side), default=1)
+    high = next((end for end in _SIDES if end > side), None)
+    return f"{low}-{high - 1}" if high else f"{low} and more"
+
+
+def _counts(counted: dict[str, int] | Counter[str]) -> str:
+    return ", ".join(f"{shown(name)} {count}" for name, count in counted.items()) or "none"
+
+
+def _lengths(captions: Sequence[str]) -> dict[str, Any]:
+    lengths = [len(caption) for caption in captions]
+    return {
+        "with": len(lengths),
+        "shortest": min(lengths, default=0),
+        "median": statistics.median_low(lengths) if lengths else 0,
+        "longest": max(lengths, default=0),
+    }

@@ -1,0 +1,258 @@
+"""Generated scenes of shapes with captions, boxes and masks that are true by construction.
+
+A scene is a pure function of (seed, number): every draw is a hash of the seed, the scene's number and the
+draw's own place, so that scenes are the same in any order and from any worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from unveil.data.shapes import COLOURS, KINDS, PALETTE, Array, Shapes, boxes, coverage, paint
+from unveil.data.states import boxes_to_state, mask_to_state
+from unveil.data.stored import Part
+from unveil.types import Item, RecipeError
+
+CLASSES = ("background", *KINDS)
+SMALL, LARGE = (0.11, 0.14), (0.18, 0.23)  # radii, in parts of the side
+OVERLAP = 0.1  # no two boxes share more than this part of the smaller one
+_TRIES = 12  # places tried for each object before it is left out
+_HELD_OUT = 1 << 40  # number of the first held-out scene: far from any that trains
+# Draws of one scene, by place: what is added later goes behind, so that old scenes stay as they are.
+_COUNT, _GRADIENT, _TURN, _RIPPLE, _GRAIN, _WORDS = 0, 1, 2, 3, 7, 8
+_GROUND, _HUES, _OBJECTS = 10, 16, 24
+_GRAINS = 1 << 32  # places of the noise's bytes, behind all others
+_PER_OBJECT = 8 + 2 * _TRIES  # kind, size, radius, five in reserve, places
+
+
+@dataclass(frozen=True)
+class ScenesConfig:
+    """Scenes of one to `objects` shapes.
+
+    size: side in pixels, at least 16. count, held_out: scenes of each part; the parts share none.
+    objects: 1 to 8 (more than 3 large ones seldom fit: what does not fit is left out, never overlapped).
+    state: adds "state", a float tensor to diffuse: boxes (slots, 5) as `boxes_to_state` makes them, or the
+        mask as 6 channels of -1 and 1.
+    slots: rows of a boxes state, at least `objects`.
+    """
+
+    size: int = 32
+    count: int = 10_000
+    held_out: int = 1_000
+    seed: int = 0
+    objects: int = 3
+    state: Literal["none", "boxes", "mask"] = "none"
+    slots: int = 4
+    kind: Literal["scenes"] = "scenes"
+
+    def __post_init__(self) -> None:
+        if self.size < 16:
+            raise RecipeError(f"size {self.size}: shapes cannot be told apart below 16 pixels")
+        if not 1 <= self.objects <= len(COLOURS):
+            raise RecipeError(f"objects {self.objects}: must be 1 to {len(COLOURS)}, one colour each")
+        if self.state == "boxes" and self.slots < self.objects:
+            raise RecipeError(f"slots {self.slots}: must hold all {self.objects} objects; raise slots")
+        if self.count < 1 or self.held_out < 1:
+            raise RecipeError(f"count {self.count}, held_out {self.held_out}: each part needs at least 1 scene")
+        if self.seed < 0:
+            raise RecipeError(f"seed {self.seed}: must not be negative")
+
+
+class Thing(NamedTuple):
+    """One object of a scene; x and y in parts of the side."""
+
+    kind: str
+    colour: str
+    size: Literal["small", "large"]
+    x: float
+    y: float
+
+
+class Scenes(Dataset[Item]):
+    """Scenes as items.
+
+    pixels uint8 (3, S, S); text; label, the kind of the first object; mask uint8 (S, S), 0 for the background
+    and 1 + kind elsewhere; and a row per object, N differing between scenes: boxes float32 (N, 4) of centre x,
+    centre y, width, height in [0, 1], kinds int64 (N,) into KINDS, colours int64 (N,) into COLOURS.
+    """
+
+    def __init__(self, config: ScenesConfig, part: Part = "train") -> None:
+        self.config = config
+        self.classes = list(KINDS)
+        self.first = _HELD_OUT if part == "held-out" else 0
+        self.count = config.held_out if part == "held-out" else config.count
+
+    def __len__(self) -> int:
+        """How many scenes."""
+        return self.count
+
+    def __getitem__(self, index: int) -> Item:
+        """One scene."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Item]:
+        """Several scenes, drawn together (a DataLoader asks for whole batches)."""
+        for index in indices:
+            if not -self.count <= index < self.count:
+                raise IndexError(f"scene {index} of {self.count}")
+        numbers = np.array([self.first + index % self.count for index in indices], dtype=np.uint64)
+        return _scenes(self.config, numbers)
+
+
+def caption(things: Sequence[Thing], *, relation: bool = False) -> str:
+    """The scene in English: "a large red circle to the left of a small white ring".
+
+    Args:
+        things: the objects, in any order.
+        relation: names how the second object lies to the first, where there are exactly two.
+    """
+    named = [f"a {thing.size} {thing.colour} {thing.kind}" for thing in things]
+    if relation and len(things) == 2:
+        return f"{named[0]} {_relation(things[0], things[1])} {named[1]}"
+    return named[0] if len(named) == 1 else ", ".join(named[:-1]) + " and " + named[-1]
+
+
+def _relation(first: Thing, second: Thing) -> str:
+    across, down = second.x - first.x, second.y - first.y
+    if abs(across) > abs(down):
+        return "to the left of" if across > 0 else "to the right of"
+    return "above" if down > 0 else "below"
+
+
+class _Objects(NamedTuple):
+    """The objects of B scenes, (B, N) each; present is False where no place was free."""
+
+    shapes: Shapes  # flat, B * N
+    colour: NDArray[np.int64]
+    large: NDArray[np.bool_]
+    present: NDArray[np.bool_]
+    outlines: Array  # (B, N, 4)
+
+
+def _scenes(config: ScenesConfig, numbers: NDArray[np.uint64]) -> list[Item]:
+    size = config.size
+    draws = uniforms(config.seed, numbers, _OBJECTS + config.objects * _PER_OBJECT)
+    objects = _objects(draws, config.objects)
+    canvas = _background(draws, size)
+    covered = coverage(objects.shapes, size, size).reshape(*objects.present.shape, size, size)
+    covered *= objects.present[..., None, None]
+    classes = (objects.shapes.kind + 1).astype(np.uint8).reshape(objects.present.shape)
+    mask = np.zeros((len(numbers), size, size), dtype=np.uint8)
+    for slot in range(config.objects):
+        paint(canvas, covered[:, slot], PALETTE[objects.colour[:, slot]])
+        np.copyto(mask, classes[:, slot, None, None], where=covered[:, slot] > 0.5)
+    canvas += _grain(draws, size, config.seed, numbers)
+    pixels = torch.from_numpy(np.rint(canvas.clip(0, 255, out=canvas)).astype(np.uint8))
+    masks = torch.from_numpy(mask)
+    return [_item(config, pixels[b], masks[b], objects, b, draws[b, _WORDS] < 0.5) for b in range(len(numbers))]
+
+
+def _item(config: ScenesConfig, pixels: Tensor, mask: Tensor, objects: _Objects, row: int, relation: bool) -> Item:
+    there = np.flatnonzero(objects.present[row])
+    kinds = objects.shapes.kind.reshape(objects.present.shape)[row, there]
+    colours, outlines = objects.colour[row, there], objects.outlines[row, there]
+    large, names = objects.large[row, there], list(COLOURS)
+    things = [
+        Thing(KINDS[kind], names[colour], "large" if big else "small", float(box[0]), float(box[1]))
+        for kind, colour, big, box in zip(kinds, colours, large, outlines, strict=True)
+    ]
+    item: Item = {
+        "pixels": pixels,
+        "text": caption(things, relation=relation),
+        "label": int(kinds[0]),
+        "boxes": torch.from_numpy(outlines),
+        "mask": mask,
+        "kinds": torch.from_numpy(kinds),
+        "colours": torch.from_numpy(colours),
+    }
+    if config.state == "boxes":
+        item["state"] = boxes_to_state(item["boxes"], config.slots)
+    elif config.state == "mask":
+        item["state"] = mask_to_state(mask, len(CLASSES))
+    return item
+
+
+def _objects(draws: Array, count: int) -> _Objects:
+    batch = len(draws)
+    own = draws[:, _OBJECTS:].reshape(batch, count, _PER_OBJECT)
+    kind = (own[..., 0] * len(KINDS)).astype(np.int64)
+    large = own[..., 1] < 0.5
+    low, high = np.where(large, LARGE[0], SMALL[0]), np.where(large, LARGE[1], SMALL[1])
+    radius = (low + own[..., 2] * (high - low)).astype(np.float32)
+    # where the whole box fits into the picture
+    tries = own[..., 8:].reshape(batch, count, _TRIES, 2)
+    centres = (radius[..., None, None] + tries * (1 - 2 * radius[..., None, None])).astype(np.float32)
+    wanted = 1 + (draws[:, _COUNT] * count).astype(np.int64)
+    present = np.arange(count) < wanted[:, None]
+    x, y = centres[..., 0, 0].copy(), centres[..., 0, 1].copy()
+    for slot in range(1, count):
+        free = np.ones((batch, _TRIES), dtype=bool)
+        for other in range(slot):
+            near = radius[:, slot] + radius[:, other]
+            width = near[:, None] - np.abs(centres[:, slot, :, 0] - x[:, other, None])
+            height = near[:, None] - np.abs(centres[:, slot, :, 1] - y[:, other, None])
+            smaller = 2 * np.minimum(radius[:, slot], radius[:, other])[:, None]
+            shared = width.clip(0, smaller) * height.clip(0, smaller)
+            free &= (shared <= OVERLAP * smaller**2) | ~present[:, other, None]
+        place = free.argmax(axis=1)
+        x[:, slot], y[:, slot] = centres[np.arange(batch), slot, place].T
+        present[:, slot] &= free.any(axis=1)
+    colour = draws[:, _HUES : _HUES + len(COLOURS)].argsort(axis=1)[:, :count]  # no colour twice in a scene
+    shapes = Shapes(kind.ravel(), x.ravel(), y.ravel(), radius.ravel(), np.zeros(kind.size, dtype=np.float32))
+    return _Objects(shapes, colour, large, present, boxes(shapes).reshape(batch, count, 4))
+
+
+def _background(draws: Array, size: int) -> Array:
+    """Plain or a gradient between two dark tones, with a faint ripple: float32 (B, 3, size, size)."""
+    at = ((np.arange(size) + 0.5) / size - 0.5).astype(np.float32)
+    tones = 12 + 58 * draws[:, [_GROUND, _GROUND + 3]]
+    tint = 24 * (draws[:, [_GROUND + 1, _GROUND + 2, _GROUND + 4]] - 0.5)
+    tones[:, 1] = np.where(draws[:, _GRADIENT] < 0.5, tones[:, 0], tones[:, 1])
+    blend = _along(at, draws[:, _TURN]) + np.float32(0.5)
+    waves = _along(at, draws[:, _RIPPLE]) * (2 + 6 * draws[:, _RIPPLE + 1])[:, None, None]
+    waves = np.sin(2 * np.pi * (waves + draws[:, _RIPPLE + 2, None, None])) * (5 * draws[:, _RIPPLE + 3])[:, None, None]
+    grey = tones[:, 0, None, None] + (tones[:, 1] - tones[:, 0])[:, None, None] * blend.clip(0, 1) + waves
+    return (grey[:, None] + tint[:, :, None, None]).astype(np.float32, copy=False)
+
+
+def _along(at: Array, turn: Array) -> Array:
+    """The coordinate in the direction of `turn` (parts of a full turn): (B, S, S)."""
+    cos, sin = np.cos(2 * np.pi * turn), np.sin(2 * np.pi * turn)
+    return cos[:, None, None] * at + sin[:, None, None] * at[:, None]
+
+
+def _grain(draws: Array, size: int, seed: int, numbers: NDArray[np.uint64]) -> Array:
+    """Uniform noise of up to 6 levels, its strength drawn per scene."""
+    words = -(-3 * size * size // 8)  # one byte for each value
+    raw = _hash(seed, numbers, _GRAINS, words).view(np.uint8)[:, : 3 * size * size].reshape(-1, 3, size, size)
+    strength = (12 / 255 * draws[:, _GRAIN]).astype(np.float32)
+    return (raw.astype(np.float32) - 127.5) * strength[:, None, None, None]
+
+
+def uniforms(seed: int, numbers: NDArray[np.uint64], count: int) -> Array:
+    """Numbers in [0, 1), a pure function of (seed, number, place): float32 (B, count)."""
+    return (_hash(seed, numbers, 0, count) >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def _hash(seed: int, numbers: NDArray[np.uint64], first: int, count: int) -> NDArray[np.uint64]:
+    """SplitMix64 of places first to first + count, from a start that is itself a hash of seed and number.
+
+    Source: Steele, Lea & Flood 2014, Fast splittable pseudorandom number generators.
+    """
+    golden = np.uint64(0x9E3779B97F4A7C15)
+    start = _mix(_mix(np.array([seed], dtype=np.uint64) * golden + golden) + numbers * golden)
+    return _mix(start[:, None] + np.arange(first + 1, first + count + 1, dtype=np.uint64) * golden)
+
+
+def _mix(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))

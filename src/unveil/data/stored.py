@@ -1,0 +1,61 @@
+"""Pictures of one size that are held in memory, and the split of a data set into its two parts."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal, get_args
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from unveil.types import Item, RecipeError, ShapeError, nearest
+
+# "train" is what a network may learn from; "held-out" is what it is judged on and never sees.
+Part = Literal["train", "held-out"]
+
+
+def known_part(part: str) -> Part:
+    """The part of this name.
+
+    Raises:
+        RecipeError: neither "train" nor "held-out".
+    """
+    for allowed in get_args(Part):
+        if part == allowed:
+            return allowed
+    raise RecipeError(f"part {part!r}: must be 'train' or 'held-out'{nearest(part, get_args(Part))}")
+
+
+def rank(key: str) -> int:
+    """A 64-bit number that is the same on every machine and in every version, spread evenly over keys."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
+
+
+class Stored(Dataset[Item]):
+    """Pictures in one tensor, with or without labels.
+
+    Attributes:
+        pixels: uint8 (N, C, H, W).
+        labels: int64 (N,), or None.
+        classes: the name of each label, or None.
+    """
+
+    def __init__(self, pixels: Tensor, labels: Tensor | None = None, classes: list[str] | None = None) -> None:
+        if pixels.ndim != 4 or pixels.element_size() != 1:
+            raise ShapeError(f"pixels of {pixels.dtype} {tuple(pixels.shape)}: must be uint8 (N, C, H, W)")
+        if labels is not None and len(labels) != len(pixels):
+            raise ShapeError(f"{len(labels)} labels for {len(pixels)} pictures: must be as many")
+        self.pixels = pixels
+        self.labels = labels
+        self.classes = classes
+
+    def __len__(self) -> int:
+        """How many pictures."""
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> Item:
+        """One picture, and its label where there is one."""
+        item: Item = {"pixels": self.pixels[index]}
+        if self.labels is not None:
+            item["label"] = int(self.labels[index])
+        return item
