@@ -1,0 +1,1 @@
+"""Foreign and own checkpoints: names as data, both directions."""

@@ -1,0 +1,37 @@
+"""The page that goes with a model: what it is, what it needs, what it was not made for."""
+
+from __future__ import annotations
+
+from unveil.model import Model
+
+
+def card(model: Model, about: str = "") -> str:
+    """A model card in Markdown.
+
+    Args:
+        about: Markdown for the end: how it was trained, how good it is.
+    """
+    count = sum(p.numel() for p in model.parameters())
+    rows = {
+        "makes": f"samples of shape {tuple(model.shape)}",
+        "network": f"{type(model.denoiser.network).__name__}, {count:,} parameters with its conditioners",
+        "process": repr(model.process),
+        "conditions": ", ".join(model.conditioners) or "none",
+    }
+    if model.config is not None:
+        rows["prediction"] = f"{model.config.prediction}, variance {model.config.variance}"
+    lines = ["# Model card", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items()), ""]
+    if model.config is not None:
+        example = (
+            ", raw={" + ", ".join(f'"{key}": ...' for key in model.conditioners) + "}"
+            if len(model.conditioners)
+            else ""
+        )
+        lines += ["```python", "import unveil", "", 'model = unveil.load("this/folder")']
+        lines += [f"samples = model.generate(count=4, seed=0{example})", "```", ""]
+    lines += [
+        "Its samples resemble the data it was trained on, with that data's gaps and biases; it knows nothing else.",
+        "It was not made to identify, depict or judge real people, nor to pass samples off as records of fact.",
+        "",
+    ]
+    return "\n".join(lines) + (f"\n{about.strip()}\n" if about.strip() else "")

@@ -1,0 +1,164 @@
+"""State dicts of DDPM's own network in its PyTorch port: names, both directions, and configurations.
+
+Facts: state-dict keys and configuration files of github.com/ermongroup/ddim, whose `Model` is the port of
+github.com/hojonathanho/diffusion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unveil.checkpoints.names import Names, Published, below, to_ours, to_theirs
+from unveil.nn.layers import SelfAttention
+from unveil.nn.unet import ConvDown, ConvUp, ResBlock, UNet, UNetConfig
+from unveil.types import RecipeError, WeightsError
+
+RES_BLOCK = {"norm_1": "norm1", "conv_1": "conv1", "time": "temb_proj", "norm_2": "norm2", "conv_2": "conv2"}
+SKIP = {"skip": "nin_shortcut"}
+TIME = {"linear_1": "0", "linear_2": "1"}
+MIDDLE = {"middle.blocks.0": "mid.block_1", "middle.attention.0": "mid.attn_1", "middle.blocks.1": "mid.block_2"}
+ENDS = {"enter": "conv_in", "norm": "norm_out", "leave": "conv_out"}
+
+
+def prefixes(config: UNetConfig) -> dict[str, str]:
+    """Our modules that hold weights and theirs; their way up is numbered by level, ours by order."""
+    found, last = dict(MIDDLE), len(config.multipliers) - 1
+    for level, rate in enumerate(config.rates):
+        ways = {f"down.{level}": (f"down.{level}", "downsample"), f"up.{last - level}": (f"up.{level}", "upsample")}
+        for ours, (theirs, resample) in ways.items():
+            for i in range(config.blocks + ours.startswith("up")):
+                found[f"{ours}.blocks.{i}"] = f"{theirs}.block.{i}"
+                if rate in config.attention:
+                    found[f"{ours}.attention.{i}"] = f"{theirs}.attn.{i}"
+            found[f"{ours}.resample"] = f"{theirs}.{resample}"
+    del found[f"down.{last}.resample"], found[f"up.{last}.resample"]
+    return found
+
+
+def names(config: UNetConfig) -> Names:
+    """Our keys and the published ones.
+
+    Raises:
+        RecipeError: a configuration that this network does not have.
+    """
+    plain = UNetConfig(
+        config.in_channels, config.out_channels, config.channels, config.multipliers, config.blocks, config.attention
+    )
+    for name in ("heads", "heads_up", "head_channels", "modulation", "context_channels", "patch"):
+        if getattr(config, name) != getattr(plain, name):
+            raise RecipeError(f"{name} = {getattr(config, name)!r}: DDPM's own network has {getattr(plain, name)!r}")
+    modules = dict(_on_meta(config).named_modules())
+    found = below("time", "temb.dense", TIME)
+    for ours, theirs in ENDS.items():
+        found |= {f"{ours}.{kind}": Published((f"{theirs}.{kind}",)) for kind in ("weight", "bias")}
+    for ours, theirs in prefixes(config).items():
+        found |= _block_names(ours, theirs, modules[ours])
+    return found
+
+
+def _block_names(ours: str, theirs: str, module: nn.Module) -> Names:
+    match module:
+        case ResBlock():
+            return below(ours, theirs, RES_BLOCK | ({} if isinstance(module.skip, nn.Identity) else SKIP))
+        case SelfAttention():
+            found = below(ours, theirs, {"norm": "norm"})
+            for kind, ones in {"weight": 2, "bias": 0}.items():
+                projections = tuple(f"{theirs}.{part}.{kind}" for part in "qkv")
+                found[f"{ours}.qkv.{kind}"] = Published(projections, ones)
+                found[f"{ours}.out.{kind}"] = Published((f"{theirs}.proj_out.{kind}",), ones)
+            return found
+        case ConvDown() | ConvUp():
+            return below(ours, theirs, {"conv": "conv"})
+        case _:
+            return {}  # resampling without weights
+
+
+def load(theirs: Mapping[str, Tensor], config: UNetConfig) -> dict[str, Tensor]:
+    """Our state dict of a published one.
+
+    Raises:
+        WeightsError: missing or extra keys, or tensors of another shape.
+    """
+    shapes = {key: tensor.shape for key, tensor in _on_meta(config).state_dict().items()}
+    return to_ours(theirs, names(config), shapes)
+
+
+def dump(ours: Mapping[str, Tensor], config: UNetConfig) -> dict[str, Tensor]:
+    """The published state dict of ours."""
+    return to_theirs(ours, names(config))
+
+
+def from_arguments(arguments: Mapping[str, Any]) -> UNetConfig:
+    """The configuration of `Model(config)`.
+
+    Args:
+        arguments: the published configuration file: `model` and either `data.image_size` or `image_size`.
+
+    Raises:
+        RecipeError: a setting that is missing, or a type of model other than `simple`.
+    """
+    model = arguments["model"]
+    try:
+        size = arguments["image_size"] if "image_size" in arguments else arguments["data"]["image_size"]
+        if model.get("type", "simple") != "simple":
+            raise RecipeError(f"model type {model['type']!r}: only 'simple' is supported")
+        multipliers, channels = tuple(model["ch_mult"]), model["ch"]
+        # The resolutions are those that the picture has after halving with rounding down.
+        rates = {2**level: size // 2**level for level in range(len(multipliers))}
+        return UNetConfig(
+            in_channels=model["in_channels"],
+            out_channels=model["out_ch"],
+            channels=channels,
+            multipliers=multipliers,
+            blocks=model["num_res_blocks"],
+            attention=tuple(rate for rate, side in rates.items() if side in model["attn_resolutions"]),
+            attention_order="qkv-first",
+            resample="conv-asymmetric" if model["resamp_with_conv"] else "pool",
+            embedding="sin-cos",
+            norm_eps=1e-6,
+            dropout=model["dropout"],
+            stem_channels=None if multipliers[0] == 1 else channels,
+        )
+    except KeyError as missing:
+        raise RecipeError(f"setting {missing} is missing from the published configuration") from None
+
+
+def config_from_keys(shapes: Mapping[str, Sequence[int]]) -> UNetConfig:
+    """The configuration that a published state dict shows; dropout leaves no trace and is 0.
+
+    Args:
+        shapes: of the tensors, by published key.
+
+    Raises:
+        WeightsError: the keys are not those of such a network.
+    """
+    try:
+        levels = 1 + max(int(key.split(".")[1]) for key in shapes if key.startswith("down."))
+        blocks = sum(key.startswith("down.0.block.") and key.endswith(".conv1.weight") for key in shapes)
+        channels, (stem, in_channels, *_) = shapes["temb.dense.0.weight"][1], shapes["conv_in.weight"]
+        widths = [shapes[f"down.{level}.block.0.conv2.weight"][0] for level in range(levels)]
+        convolved = levels == 1 or "down.0.downsample.conv.weight" in shapes
+        ratios = [width / channels for width in widths]
+        return UNetConfig(
+            in_channels=in_channels,
+            out_channels=shapes["conv_out.weight"][0],
+            channels=channels,
+            multipliers=tuple(int(ratio) if ratio == int(ratio) else ratio for ratio in ratios),
+            blocks=blocks,
+            attention=tuple(2**i for i in range(levels) if f"down.{i}.attn.0.q.weight" in shapes),
+            resample="conv-asymmetric" if convolved else "pool",
+            embedding="sin-cos",
+            norm_eps=1e-6,
+            stem_channels=None if stem == widths[0] else stem,
+        )
+    except (KeyError, ValueError) as missing:
+        raise WeightsError(f"not DDPM's own U-Net: there is no {missing}") from None
+
+
+def _on_meta(config: UNetConfig) -> UNet:
+    with torch.device("meta"):
+        return UNet(config)

@@ -1,0 +1,93 @@
+"""Name maps as data: which published tensors make which of ours, applied in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from unveil.types import WeightsError
+
+
+class Published(NamedTuple):
+    """The published keys of one of our tensors; several are stacked along the first axis.
+
+    `ones` trailing axes of size 1 are theirs alone (a linear layer stored as a convolution).
+    """
+
+    keys: tuple[str, ...]
+    ones: int = 0
+
+
+# Our key -> theirs
+Names = dict[str, Published]
+
+
+def below(ours: str, theirs: str, layers: Mapping[str, str]) -> Names:
+    """Names of the weights and biases of the layers of one block, given the block's two prefixes."""
+    return {
+        f"{ours}.{our}.{kind}": Published((f"{theirs}.{their}.{kind}",))
+        for our, their in layers.items()
+        for kind in ("weight", "bias")
+    }
+
+
+def to_ours(theirs: Mapping[str, Tensor], names: Names, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """Our state dict; tensors are views where a single one makes ours.
+
+    Args:
+        theirs: their state dict.
+        names: the map.
+        shapes: of our tensors, by our keys.
+
+    Raises:
+        WeightsError: missing or extra keys, or tensors of another shape; all are listed.
+    """
+    wanted = {key for published in names.values() for key in published.keys}
+    check_keys(theirs, wanted)
+    ours, wrong = {}, []
+    for key, (keys, ones) in names.items():
+        parts = [theirs[k] for k in keys]
+        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+        expected = (*shapes[key], *(1,) * ones)
+        if tuple(tensor.shape) != expected:
+            wrong.append(f"{' + '.join(keys)}: {tuple(tensor.shape)}, expected {expected}")
+        else:
+            ours[key] = tensor.reshape(tuple(shapes[key]))
+    if wrong:
+        raise WeightsError("tensors of another shape: " + some(wrong))
+    return ours
+
+
+def to_theirs(ours: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
+    """Their state dict.
+
+    Raises:
+        WeightsError: missing or extra keys of ours.
+    """
+    check_keys(ours, names)
+    theirs = {}
+    for key, (keys, ones) in names.items():
+        tensor = ours[key].reshape(*ours[key].shape, *(1,) * ones)
+        theirs |= dict(zip(keys, tensor.chunk(len(keys)), strict=True))
+    return theirs
+
+
+def check_keys(found: Iterable[str], wanted: Iterable[str]) -> None:
+    """Raises WeightsError that lists the missing and the extra keys, if there are any."""
+    found, wanted = set(found), set(wanted)
+    faults = []
+    if missing := sorted(wanted - found):
+        faults.append("missing keys: " + some(missing))
+    if extra := sorted(found - wanted):
+        faults.append("extra keys: " + some(extra))
+    if faults:
+        raise WeightsError("; ".join(faults) + "; check that the configuration is that of the checkpoint")
+
+
+def some(lines: Sequence[str], limit: int = 8) -> str:
+    """The first few of them and how many there are."""
+    rest = f" and {len(lines) - limit} more" if len(lines) > limit else ""
+    return f"{len(lines)} ({', '.join(lines[:limit])}{rest})"

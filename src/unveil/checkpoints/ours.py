@@ -1,0 +1,296 @@
+"""Saved models: a folder of model.yaml, a safetensors file per part, card.md and the manifest.
+
+    model.yaml  denoiser.safetensors  label.safetensors  codec.safetensors  card.md  manifest.json
+
+A training checkpoint is the same folder with the weights as trained, the averaged ones in `ema/`, and what
+training needs to go on. Whoever loads it to sample gets the averaged weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from unveil.checkpoints import store
+from unveil.checkpoints.card import card
+from unveil.checkpoints.tensors import read_header, read_tensors
+from unveil.config import ModelConfig, dump, read_yaml, validate
+from unveil.model import Model, build
+from unveil.types import NonFinite, RecipeError, WeightsError, nearest
+
+if TYPE_CHECKING:
+    from unveil.checkpoints.tensors import Header
+
+# "ema": the running average where there is one; "trained": the weights that the optimiser moves.
+Which = Literal["ema", "trained"]
+
+SHIPPED = "models"  # the package's folder of models that come with it
+SHOWN = 8  # keys that an error lists
+
+# What the keys of well-known files look like, by two that only they have.
+_FOREIGN = (
+    ("a U-Net of Improved DDPM or ADM", ("time_embed.0.weight", "input_blocks.0.0.weight")),
+    ("a latent-diffusion or Stable Diffusion checkpoint", ("model.diffusion_model.time_embed.0.weight",)),
+    ("a U-Net of diffusers", ("time_embedding.linear_1.weight", "conv_in.weight")),
+    ("DDPM's U-Net", ("temb.dense.0.weight", "conv_in.weight")),
+    ("a DiT", ("x_embedder.proj.weight", "t_embedder.mlp.0.weight")),
+)
+
+
+# ---------------------------------------------------------------------- saving
+
+
+def weight_files(model: Model) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each part that has some, by file name."""
+    return {name: dict(part.state_dict()) for name, part in _parts(model)}
+
+
+def model_files(model: Model, *, about: str = "") -> dict[str, store.Content]:
+    """Everything that a saved model's folder holds, but for the manifest.
+
+    Args:
+        about: Markdown for the end of the card: how it was trained, how good it is.
+    """
+    files: dict[str, store.Content] = {**weight_files(model), "card.md": card(model, about)}
+    if model.config is not None:
+        files["model.yaml"] = dump(model.config)
+    return files
+
+
+def save_model(model: Model, folder: Path, *, force: bool = False, about: str = "") -> Path:
+    """Writes the model's folder, whole or not at all; returns it.
+
+    Args:
+        force: take the place of what is there.
+        about: Markdown for the end of the card.
+
+    Raises:
+        RecipeError: the model was not built from a config, so nobody could build it again from the folder.
+        NonFinite: a weight is not finite.
+        NotWritable: something is there already, or the place cannot be written.
+    """
+    if model.config is None:
+        raise RecipeError(
+            "this model's network was not built from a recipe, so its folder could not be loaded by itself; "
+            "keep its run folder, and load it with checkpoints.ours.load_weights into a model you build"
+        )
+    require_finite(dict(model.named_parameters()), "the model")
+    store.save(folder, model_files(model, about=about), replace=force)
+    return folder
+
+
+def require_finite(tensors: Mapping[str, Tensor], what: str) -> None:
+    """Checks a state before it is published.
+
+    Raises:
+        NonFinite: names the tensors that hold NaN or infinity.
+    """
+    bad = [name for name, tensor in tensors.items() if not _finite(tensor)]
+    if bad:
+        more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        raise NonFinite(
+            f"{what} holds numbers that are not finite ({', '.join(bad[:SHOWN])}{more}) and is not saved; "
+            "go on from the checkpoint before, with a lower learning rate"
+        )
+
+
+# ---------------------------------------------------------------------- loading
+
+
+def load_model(path: Path | str, *, dtype: torch.dtype | None = torch.float32) -> Model:
+    """The model in a folder (a saved one, a checkpoint, a run), or a shipped one by its name; in evaluation mode.
+
+    Every file is checked against its sha256, then mapped into memory: pages are read when they are first used.
+
+    Args:
+        dtype: floating-point weights of another type are converted; None keeps the file's.
+
+    Raises:
+        WeightsError: nothing there, damaged, or weights of another shape than model.yaml says (lists the keys).
+    """
+    folder = find(path)
+    store.verify(folder)
+    described = folder / "model.yaml"
+    if not described.is_file():
+        raise WeightsError(
+            f"{folder}: holds the weights of a network that was not built from a recipe; build your model, "
+            "then call checkpoints.ours.load_weights(model, path)"
+        )
+    config = validate(ModelConfig, read_yaml(described.read_text("utf-8"), str(described)), str(described))
+    with _Unfilled():
+        model = build(config)
+    _assign(model, folder, "ema", dtype)
+    return model.eval()
+
+
+def load_weights(model: Model, path: Path | str, *, which: Which = "ema") -> Model:
+    """Copies the weights of a folder into a model that is built already; returns it.
+
+    Raises:
+        WeightsError: nothing there, damaged, or weights of another shape than the model's (lists the keys).
+    """
+    folder = find(path)
+    store.verify(folder)
+    copy_weights(model, folder, which)
+    return model
+
+
+def copy_weights(model: Model, folder: Path, which: Which) -> None:
+    """The same for a folder that has been verified.
+
+    Raises:
+        WeightsError: weights of another shape than the model's (lists the keys).
+    """
+    for name, part in _parts(model):
+        tensors = read_tensors(_weights_of(folder, name, which))
+        _check_keys(folder / name, part, tensors)
+        part.load_state_dict(tensors)
+
+
+def find(path: Path | str) -> Path:
+    """The folder with a manifest that a path stands for: itself, or the newest valid checkpoint of a run.
+
+    Raises:
+        WeightsError: there is none.
+    """
+    given, path = str(path), Path(path)
+    if not path.exists():
+        shipped = Path(str(resources.files("unveil"))) / SHIPPED
+        names = sorted(entry.name for entry in shipped.iterdir()) if shipped.is_dir() else []
+        if given in names:
+            return shipped / given
+        known = f"; shipped: {', '.join(names)}" if names else ""
+        raise WeightsError(f"{given}: no such folder or shipped model{nearest(given, names)}{known}")
+    if path.is_file():
+        read_header(path)  # a pickle or a broken file is named as that
+        raise WeightsError(
+            f"{given}: a file of weights; give the folder with its {store.MANIFEST}, or convert it first"
+        )
+    if (path / store.MANIFEST).is_file():
+        return path
+    for parent in (path / "checkpoints", path):
+        newest = store.newest_valid(parent)
+        if newest is not None:
+            return newest
+    raise WeightsError(f"{given}: neither a saved model nor a run with a valid checkpoint; it has no {store.MANIFEST}")
+
+
+def inspect(path: Path | str) -> dict[str, Any]:
+    """What a file or folder of weights is, from headers alone: no number of it is read.
+
+    Returns:
+        path, what, parameters, bytes, and `files`: per safetensors file its metadata and, per key, type and shape.
+
+    Raises:
+        WeightsError: nothing there, or a file that is not safetensors.
+    """
+    path = Path(path)
+    facts: dict[str, Any] = {"path": str(path)}
+    if path.is_file():
+        headers = {path.name: read_header(path)}
+        facts["what"] = _what(headers[path.name])
+    else:
+        folder = find(path)
+        manifest = store.read_manifest(folder)
+        names = [name for name in manifest.files if name.endswith(".safetensors")]
+        headers = {name: read_header(folder / name) for name in names}
+        facts["what"] = (
+            "a saved model" if manifest.kind == "model" else f"a training checkpoint at step {manifest.step}"
+        )
+        facts |= {"folder": str(folder), "step": manifest.step, "versions": dict(manifest.versions)}
+        if (folder / "model.yaml").is_file():
+            facts["model"] = read_yaml((folder / "model.yaml").read_text("utf-8"), str(folder / "model.yaml"))
+    weights = [h for name, h in headers.items() if "train_state" not in name and not name.startswith("ema/")]
+    facts["parameters"] = sum(t.size for header in weights for t in header.tensors.values())
+    facts["bytes"] = sum(t.stop - t.start for header in headers.values() for t in header.tensors.values())
+    facts["files"] = {
+        name: {
+            "metadata": header.metadata,
+            "tensors": {key: {"dtype": t.dtype, "shape": list(t.shape)} for key, t in header.tensors.items()},
+        }
+        for name, header in headers.items()
+    }
+    return facts
+
+
+# ---------------------------------------------------------------------- details
+
+
+class _Unfilled(TorchFunctionMode):
+    """Parameters made inside have a shape and no memory; tables and buffers, which are computed, are real."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+def _parts(model: Model) -> Iterator[tuple[str, nn.Module]]:
+    """File name and module of every part with tensors."""
+    yield "denoiser.safetensors", model.denoiser
+    for name, part in model.conditioners.items():
+        if name in ("denoiser", "codec", "train_state") or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise RecipeError(f"condition key {name!r}: names a file of the saved model; use letters, digits, - and _")
+        if part.state_dict():
+            yield f"{name}.safetensors", part
+    if isinstance(model.codec, nn.Module) and model.codec.state_dict():
+        yield "codec.safetensors", model.codec
+
+
+def _weights_of(folder: Path, name: str, which: Which) -> Path:
+    averaged = folder / "ema" / name
+    return averaged if which == "ema" and averaged.is_file() else folder / name
+
+
+def _assign(model: Model, folder: Path, which: Which, dtype: torch.dtype | None) -> None:
+    for name, part in _parts(model):
+        tensors = read_tensors(_weights_of(folder, name, which))
+        _check_keys(folder / name, part, tensors)
+        if dtype is not None:
+            tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
+        trained = {key: parameter.requires_grad for key, parameter in part.named_parameters()}
+        part.load_state_dict(tensors, assign=True)
+        for key, parameter in part.named_parameters():
+            parameter.requires_grad_(trained[key])
+
+
+def _check_keys(path: Path, part: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    expected = {key: tuple(value.shape) for key, value in part.state_dict().items()}
+    faults = [f"{key}: missing" for key in expected if key not in tensors]
+    faults += [f"{key}: not a part of this network" for key in tensors if key not in expected]
+    faults += [
+        f"{key}: {tuple(tensors[key].shape)} in the file, {shape} in the network"
+        for key, shape in expected.items()
+        if key in tensors and tuple(tensors[key].shape) != shape
+    ]
+    if faults:
+        more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+        listed = "\n  ".join([*faults[:SHOWN], *more])
+        raise WeightsError(
+            f"{path}: {len(faults)} keys do not fit the network:\n  {listed}\n"
+            "use the model.yaml that the weights were saved with"
+        )
+
+
+def _finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    low, high = torch.aminmax(tensor.detach().float() if tensor.element_size() == 1 else tensor.detach())
+    return bool(torch.isfinite(low)) and bool(torch.isfinite(high))
+
+
+def _what(header: Header) -> str:
+    for what, keys in _FOREIGN:
+        if all(key in header.tensors for key in keys):
+            return what
+    if header.metadata.get("made_by") == "unveil":
+        return "a part of a model that unveil saved"
+    return "tensors of an unknown model"

@@ -1,0 +1,260 @@
+"""What happens beside the steps: log lines, held-out loss, sheets of samples, checkpoints, the end of a run."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from unveil.checkpoints import store
+from unveil.config import TrainConfig
+from unveil.core.noise import Streams
+from unveil.core.noise import key as hash_of
+from unveil.core.process import Process
+from unveil.files import write_atomically
+from unveil.model import Model
+from unveil.train import state
+from unveil.train.module import Objective, Outcome, TrainingModule, prepare
+from unveil.train.monitor import BINS, Display, Journal, Window, guarded, log
+from unveil.train.order import Batch
+from unveil.train.pictures import plot_run, sheet
+from unveil.train.run_folder import RunFolder
+from unveil.train.signals import INTERRUPTED, TERMINATED, Stop
+from unveil.types import Cancelled, NonFinite, NotWritable, OutOfResources
+
+KEEP = 3  # checkpoints kept
+SAVES_THAT_MAY_FAIL = 3  # in a row, before a run gives up
+VALIDATION = 0x76616C  # sets the noise of the held-out loss apart from that of training
+
+
+class Samples:
+    """Sheets of samples at fixed seeds with the averaged weights."""
+
+    def __init__(self, raw: Mapping[str, Any], count: int, seed: int, stop: Stop) -> None:
+        self.raw, self.count, self.seed = raw, count, seed
+        self._stop = stop
+
+    def draw(self, model: Model, path: Path, columns: int | None) -> None:
+        """Writes one sheet; a request to stop leaves it out."""
+        try:
+            samples = model.generate(raw=self.raw, count=self.count, seed=self.seed, on_step=self._check)
+        except Cancelled:
+            return
+        write_atomically(path, sheet(samples, columns))
+
+    def _check(self, progress: object) -> None:
+        del progress
+        if self._stop.code is not None:
+            raise Cancelled("stopped on request")
+
+
+class HeldOut:
+    """The objective on held-out items at fixed times and fixed noise, one number per noise level."""
+
+    def __init__(self, batch: Batch, objective: Objective, seed: int, at_once: int) -> None:
+        self.batch, self.objective, self.seed, self.at_once = batch, objective, seed, at_once
+
+    @torch.no_grad()
+    def by_level(self, model: Model) -> list[float]:
+        """The mean loss in the middle of each bin of t."""
+        device = next(model.parameters()).device
+        sums = torch.zeros(BINS, dtype=torch.float64)
+        count = len(self.batch.numbers)
+        for start in range(0, count, self.at_once):
+            part = _rows(self.batch, start, min(start + self.at_once, count), device)
+            streams = Streams(hash_of(self.seed, VALIDATION), part.numbers, device=device)
+            x0, condition = prepare(model, part, streams, None)
+            noise = streams.normal(x0.shape[1:], 0).to(x0)
+            for place in range(BINS):
+                t = _middle(model.process, place).expand(len(x0))
+                sums[place] += (
+                    self.objective.at(model.denoiser, x0, condition, t, noise).per_sample.double().sum().cpu()
+                )
+        return (sums / count).tolist()
+
+
+class Watch(Callback):
+    """Follows the optimiser steps; in a distributed run the first process writes and the others follow.
+
+    Raises (from a step):
+        NonFinite: more than `nonfinite_limit` steps in a row were not finite.
+        OutOfResources: the disk was full for three saves in a row.
+
+    Attributes:
+        ended: None, or why the run stopped before its last step: an exit code, or 0 for "out of time".
+    """
+
+    def __init__(self, folder: RunFolder, config: TrainConfig, stop: Stop, items: int) -> None:
+        self.folder, self.config, self.stop, self.items = folder, config, stop, items
+        self.samples: Samples | None = None
+        self.held_out: HeldOut | None = None
+        self.saved: state.Saved | None = None
+        self.columns: int | None = None
+        self.ended: int | None = None
+        self.window = Window()
+        self._every = min(max(config.steps // 500, 1), 50)  # steps behind a line of the log
+        self._writes = False
+        self._journal: Journal | None = None
+        self._display: Display | None = None
+        self._last_line = (0, 0.0)
+        self._failed_saves = 0
+        self._saved_at = -1
+
+    # ------------------------------------------------------------------ what Lightning calls
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Makes the average, restores what a checkpoint holds, opens the log."""
+        module = _ours(pl_module)
+        module.start_average()
+        if self.saved is not None:
+            self.saved.into_training(module)
+            self.window.load(self.saved.values["window"])
+            self._saved_at = module.step
+            self.saved = None  # its mapped files are not needed any more
+        self._writes = trainer.is_global_zero
+        if self._writes:
+            self._journal = Journal(self.folder.path, module.step)
+            self._display = Display(self.config.steps, module.step)
+        self._last_line = (module.step, time.monotonic())
+        self.stop.listen()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After the last part of a step: log, judge, show, save."""
+        module = _ours(pl_module)
+        outcome = module.outcome
+        if outcome is None:
+            return
+        self._note(module, outcome)
+        if module.in_a_row > self.config.nonfinite_limit:
+            raise NonFinite(self._story(module, outcome))
+        last = module.step >= self.config.steps
+        interrupted, terminated, late = (wish > 0 for wish in outcome.wishes)
+        leaving = interrupted or terminated or late
+        if self._writes and not leaving:
+            self._show(module, last)
+        due = self.config.save_every and module.step % self.config.save_every == 0
+        if due or last or leaving:
+            self._save(trainer, module, final=last or leaving)
+        if leaving and not last:
+            self.ended = INTERRUPTED if interrupted else TERMINATED if terminated else 0
+            trainer.should_stop = True
+
+    def close(self) -> None:
+        """Ends the display and the log, whatever happened."""
+        if self._display is not None:
+            self._display.close()
+        if self._journal is not None:
+            self._journal.close()
+
+    # ------------------------------------------------------------------ parts of a step
+
+    def _note(self, module: TrainingModule, outcome: Outcome) -> None:
+        if outcome.fault is None:
+            self.window.add(outcome.loss, outcome.norm, outcome.t, outcome.per_sample)
+        elif self._journal is not None:
+            self._journal.write({"step": outcome.step, "event": "non-finite", **outcome.fault})
+            if not outcome.fault["rescaled"]:
+                log.warning("%s; the step was skipped", self._story(module, outcome))
+        if outcome.step % self._every and outcome.step < self.config.steps:
+            return
+        facts = {"step": outcome.step, **self.window.means(), "lr": outcome.rate, "skipped": module.skipped}
+        self.window = Window()
+        now = time.monotonic()
+        step, then = self._last_line
+        self._last_line = (outcome.step, now)
+        if self._journal is not None:
+            self._journal.write({**facts, "steps_per_second": (outcome.step - step) / max(now - then, 1e-9)})
+        if self._display is not None:
+            self._display.step(outcome.step, {"loss": facts["loss"], "lr": outcome.rate})
+
+    def _show(self, module: TrainingModule, last: bool) -> None:
+        """Held-out loss, a sheet of samples and the plots; none of it may stop a run."""
+        config, begun = self.config, time.monotonic()
+        validates = config.validate_every and (last or module.step % config.validate_every == 0)
+        samples = config.sample_every and (last or module.step % config.sample_every == 0)
+        if validates and self.held_out is not None:
+            guarded("held-out loss", lambda: self._validate(module))
+        if samples and self.samples is not None:
+            path = self.folder.samples / f"{store.step_name(module.step)}.png"
+            guarded("samples", lambda: self.samples and self.samples.draw(module.average.model, path, self.columns))
+        if validates or samples:
+            guarded("plots", self._plot)
+        self._last_line = (self._last_line[0], self._last_line[1] + time.monotonic() - begun)
+
+    def _validate(self, module: TrainingModule) -> None:
+        assert self.held_out is not None
+        assert self._journal is not None
+        levels = self.held_out.by_level(module.average.model)
+        self._journal.write({"step": module.step, "validation": sum(levels) / len(levels), "validation_by_t": levels})
+
+    def _plot(self) -> None:
+        assert self._journal is not None
+        lines = [json.loads(line) for line in self._journal.path.read_text("utf-8").splitlines()]
+        plot_run(lines, self.folder.plots)
+
+    def _save(self, trainer: Trainer, module: TrainingModule, *, final: bool) -> None:
+        """Saves on the first process and lets all know; a full disk is forgiven until it has failed too often."""
+        if self._saved_at == module.step:
+            return
+        failed: tuple[str, str] | None = None
+        if self._writes:
+            try:
+                about = f"## Training\n\n{module.step} steps of {self.config.batch}, seed {self.config.seed}."
+                state.save(module, self.window, self.folder.checkpoints, items=self.items, about=about)
+                store.retain(self.folder.checkpoints, KEEP)
+            except (OutOfResources, NotWritable, NonFinite) as problem:
+                failed = (type(problem).__name__, str(problem))
+        failed = trainer.strategy.broadcast(failed)
+        if failed is None:
+            self._failed_saves, self._saved_at = 0, module.step
+            return
+        kind, text = failed
+        if kind == NonFinite.__name__:
+            raise NonFinite(text)
+        self._failed_saves += 1
+        if final or self._failed_saves >= SAVES_THAT_MAY_FAIL:
+            raise OutOfResources(
+                f"no checkpoint could be saved at step {module.step}, {self._failed_saves} failed in a row: {text}\n"
+                "free some space and start the same run again: it goes on from the last valid checkpoint"
+            )
+        log.warning("step %d: no checkpoint (%s); the next try is at the next interval", module.step, text)
+
+    def _story(self, module: TrainingModule, outcome: Outcome) -> str:
+        fault = outcome.fault or {}
+        low, high = fault.get("t", (0.0, 0.0))
+        examples = ", ".join(map(str, fault.get("examples", [])[:8]))
+        norms = ", ".join(f"{name} {norm}" for name, norm in list(fault.get("grad_norms", {}).items())[:4])
+        return (
+            f"step {outcome.step}: the {fault.get('what')} is not finite, {module.in_a_row} steps in a row "
+            f"(loss {fault.get('loss')}; t {low:.3g} to {high:.3g}; examples {examples}; gradient norms: {norms}). "
+            "Look for NaN in those examples; else lower lr, set clip, or use precision float32"
+        )
+
+
+def _ours(module: LightningModule) -> TrainingModule:
+    assert isinstance(module, TrainingModule)
+    return module
+
+
+def _rows(batch: Batch, start: int, stop: int, device: torch.device) -> Batch:
+    def cut(value: Any) -> Any:
+        part = value[start:stop]
+        return part.to(device) if isinstance(part, Tensor) else part
+
+    raw = {key: cut(value) for key, value in batch.raw.items()}
+    return Batch(batch.numbers[start:stop], cut(batch.data), raw)
+
+
+def _middle(process: Process, place: int) -> Tensor:
+    """The trainable time nearest the middle of a bin of t; some processes count their numbers from noise down."""
+    middle = (place + 0.5) / BINS
+    found = process.trainable(torch.tensor([middle, 1 - middle], dtype=torch.float64))
+    return found[(found - middle).abs().argmin()]

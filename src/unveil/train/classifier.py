@@ -1,0 +1,188 @@
+"""Trains the small classifiers that read samples and give the features of FID; they see the training part alone."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import yaml
+from safetensors.torch import save
+from torch import Tensor
+from torch.nn import functional
+
+from unveil.evaluate.features import read_accuracy, to_unit
+from unveil.evaluate.pictures import Pictured, Pictures, gather
+from unveil.files import refuse_overwrite, sha256, write_atomically
+from unveil.nn.cnn import Cnn, CnnConfig
+from unveil.types import NonFinite, RecipeError
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """How a classifier is trained: AdamW, a short warm-up, then a cosine to zero.
+
+    Attributes:
+        epochs: passes over the training part.
+        smoothing: probability taken from the true class and spread over all.
+        shift: pictures are moved by up to so many pixels either way.
+        turn: and turned by up to so many degrees either way.
+        flip: and mirrored half of the time.
+    """
+
+    network: CnnConfig
+    epochs: int
+    batch: int = 128
+    lr: float = 3e-3
+    weight_decay: float = 0.05
+    smoothing: float = 0.0
+    shift: float = 0.0
+    turn: float = 0.0
+    flip: bool = False
+    seed: int = 0
+
+
+class Progress(NamedTuple):
+    """Where training is, after a step."""
+
+    step: int
+    steps: int
+    loss: float
+    seconds: float
+
+
+class Trained(NamedTuple):
+    """A classifier, its share of held-out pictures read correctly, and what it took."""
+
+    network: Cnn
+    accuracy: float
+    cpu_seconds: float
+
+
+def train_classifier(
+    config: ClassifierConfig,
+    dataset: Pictured,
+    held_out: Pictured,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Trained:
+    """A classifier of `dataset`, the same for the same seed, machine and number of compute threads.
+
+    Args:
+        on_progress: called after each step; to stop, let it raise `types.Cancelled`.
+
+    Raises:
+        RecipeError: pictures without labels, or a label that the network has no output for.
+        NonFinite: the loss left the finite numbers.
+    """
+    train, test = _labelled(gather(dataset), config), _labelled(gather(held_out), config)
+    began, spent = time.perf_counter(), time.process_time()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        network = Cnn(config.network).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        optimiser = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        steps = config.epochs * (len(train.pixels) // config.batch)
+        network.train()
+        for step, (pixels, labels) in enumerate(_batches(config, train), start=1):
+            for group in optimiser.param_groups:
+                group["lr"] = config.lr * _schedule(step / steps)
+            loss = functional.cross_entropy(network(pixels).logits, labels, label_smoothing=config.smoothing)
+            if not math.isfinite(value := loss.item()):
+                raise NonFinite(f"step {step}: the loss is {value}; lower lr, now {config.lr}")
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            if on_progress:
+                on_progress(Progress(step, steps, value, time.perf_counter() - began))
+    network.eval().requires_grad_(False)
+    _scale_features(network, train.pixels[:10_000])
+    # The shipped weights are halves; what is reported must hold for them.
+    network.load_state_dict({k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()})
+    assert test.labels is not None
+    return Trained(network, read_accuracy(network, test.pixels, test.labels), time.process_time() - spent)
+
+
+def save_classifier(
+    name: str, trained: Trained, config: ClassifierConfig, folder: Path, *, force: bool = False
+) -> Path:
+    """Writes NAME.safetensors in half precision and, last, the card NAME.yaml with its hash.
+
+    Args:
+        name: of the recipe, such as classifier-digits.
+
+    Returns:
+        The card, which `evaluate.features.classifier` opens.
+
+    Raises:
+        NotWritable: a file of that name is there and `force` is not set.
+    """
+    weights, card = (folder / f"{name}.{end}" for end in ("safetensors", "yaml"))
+    for path in (weights, card):
+        refuse_overwrite(path, force)
+    state = {k: v.contiguous() for k, v in trained.network.state_dict().items() if not k.endswith("tracked")}
+    write_atomically(weights, save({k: v.half() if v.is_floating_point() else v for k, v in state.items()}))
+    facts = {
+        "name": name.removeprefix("classifier-"),
+        "network": asdict(config.network) | {"widths": list(config.network.widths)},
+        "preprocessing": "uint8 / 127.5 - 1",
+        "accuracy": round(trained.accuracy, 4),
+        "accuracy_of": "held-out pictures, with these weights",
+        "trained_on": "the training part only",
+        "training": {key: value for key, value in asdict(config).items() if key != "network"},
+        "parameters": sum(p.numel() for p in trained.network.parameters()),
+        "cpu_seconds": round(trained.cpu_seconds),
+        "command": f"unveil train {name}",
+        "sha256": sha256(weights),
+    }
+    return write_atomically(card, yaml.safe_dump(facts, sort_keys=False))
+
+
+def _batches(config: ClassifierConfig, train: Pictures) -> Iterator[tuple[Tensor, Tensor]]:
+    assert train.labels is not None
+    for _ in range(config.epochs):
+        order = torch.randperm(len(train.pixels))
+        for rows in order[: len(order) // config.batch * config.batch].split(config.batch):
+            yield _augmented(train.pixels[rows], config), train.labels[rows]
+
+
+def _augmented(pixels: Tensor, config: ClassifierConfig) -> Tensor:
+    """In [-1, 1], each picture mirrored, turned and moved by its own amount; bilinear, edges repeated."""
+    x = to_unit(pixels)
+    mirror = 1 - 2 * (torch.rand(len(x)) < 0.5).float() if config.flip else torch.ones(len(x))
+    if not (config.shift or config.turn):
+        return torch.where(mirror[:, None, None, None] < 0, x.flip(-1), x)
+    angle = math.radians(config.turn) * (2 * torch.rand(len(x)) - 1)
+    move = config.shift * 2 / x.shape[-1] * (2 * torch.rand(len(x), 2, 1) - 1)  # 2 is the grid's whole width
+    turned = torch.stack([angle.cos() * mirror, -angle.sin(), angle.sin() * mirror, angle.cos()], 1).reshape(-1, 2, 2)
+    grid = functional.affine_grid(torch.cat([turned, move], 2), list(x.shape), align_corners=False)
+    return functional.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _scale_features(network: Cnn, pixels: Tensor) -> None:
+    """Divides the features by their spread and makes up for it in the head: the same logits, features of order 1.
+
+    Distances of features then have a size that means something, whatever the network grew to during training.
+    """
+    with torch.inference_mode():
+        features = torch.cat([network(to_unit(part)).features for part in pixels.split(256)])
+    spread = features.var(0).mean().sqrt().clone()
+    network.neck.weight.div_(spread)
+    network.neck.bias.div_(spread)
+    network.head.weight.mul_(spread)
+
+
+def _schedule(part: float) -> float:
+    """Share of the learning rate after this part of the training: up over the first tenth, then a cosine to 0."""
+    return part / 0.1 if part < 0.1 else 0.5 * (1 + math.cos(math.pi * (part - 0.1) / 0.9))
+
+
+def _labelled(pictures: Pictures, config: ClassifierConfig) -> Pictures:
+    if pictures.labels is None:
+        raise RecipeError("a classifier needs pictures with a label each; this data set has none")
+    low, high = int(pictures.labels.min()), int(pictures.labels.max())
+    if low < 0 or high >= config.network.classes:
+        raise RecipeError(f"labels {low} to {high}: the network has {config.network.classes} classes, 0 and up")
+    return pictures

@@ -1,0 +1,164 @@
+"""Which item a training example is: a function of the seed and the example's number alone.
+
+Optimiser step s takes the examples s * batch ... (s + 1) * batch - 1, whatever the number of workers,
+processes and accumulated parts, so a run that resumes at a step has nothing to fast-forward.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence, Sized
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from unveil.core.noise import key as hash_of
+from unveil.types import Item, MediaError, RecipeError, ShapeError, nearest
+
+
+class Items(Sized, Protocol):
+    """A data set: its length, and one item by index."""
+
+    def __getitem__(self, index: int, /) -> Item:
+        """The item at an index in [0, len)."""
+        ...
+
+
+class Batch(NamedTuple):
+    """Training examples: their numbers, the data, and the raw values that conditioners read, by key."""
+
+    numbers: list[int]
+    data: Tensor
+    raw: dict[str, Any]
+
+
+class Order:
+    """Every item once per epoch, each epoch in another order."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size = size
+        self.seed = seed
+        self._known: dict[int, Tensor] = {}
+
+    def index(self, number: int) -> int:
+        """The item of an example."""
+        epoch, place = divmod(number, self.size)
+        if epoch not in self._known:
+            if len(self._known) > 1:  # a batch spans two epochs at most when it is smaller than the set
+                self._known.clear()
+            generator = torch.Generator().manual_seed(hash_of(self.seed, epoch) >> 1)
+            self._known[epoch] = torch.randperm(self.size, generator=generator)
+        return int(self._known[epoch][place])
+
+
+class Numbers(Sampler[list[int]]):
+    """The example numbers of each forward pass of one process, from an optimiser step on.
+
+    Args:
+        first: the optimiser step to begin with.
+        last: the one to end before.
+        batch: examples of one optimiser step, over all processes and parts.
+        parts: forward passes of one optimiser step in each process.
+        rank: of this process.
+        world: how many processes.
+    """
+
+    def __init__(self, first: int, last: int, *, batch: int, parts: int, rank: int = 0, world: int = 1) -> None:
+        self.first, self.last = first, last
+        self.batch, self.parts, self.rank = batch, parts, rank
+        self.share = batch // (parts * world)
+
+    def __len__(self) -> int:
+        """Forward passes left."""
+        return (self.last - self.first) * self.parts
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Process r computes the r-th slice of each step's examples, part by part."""
+        for step in range(self.first, self.last):
+            mine = step * self.batch + self.rank * self.parts * self.share
+            for part in range(self.parts):
+                yield list(range(mine + part * self.share, mine + (part + 1) * self.share))
+
+
+class Numbered(Dataset[Batch]):
+    """A data set read by example number instead of by index."""
+
+    def __init__(self, items: Items, order: Order, key: str, raw_keys: Sequence[str]) -> None:
+        self.items = items
+        self.order = order
+        self.key = key
+        self.raw_keys = list(raw_keys)
+
+    def __getitems__(self, numbers: list[int]) -> Batch:
+        """The examples as one batch.
+
+        A data set may draw random numbers of its own (crops, captions): the global generators are set from
+        the first example's number, so those are the same after resuming and with any number of workers.
+        """
+        seed = hash_of(self.order.seed, numbers[0], len(numbers))
+        torch.default_generator.manual_seed(seed >> 1)
+        random.seed(seed)
+        np.random.seed(seed & 0xFFFFFFFF)
+        indices = [self.order.index(number) for number in numbers]
+        return collate(numbers, indices, [self.items[index] for index in indices], self.key, self.raw_keys)
+
+
+def collate(
+    numbers: list[int], indices: Sequence[int], items: Sequence[Item], key: str, raw_keys: Sequence[str]
+) -> Batch:
+    """Items as one batch: tensors of one shape are stacked, everything else becomes a list.
+
+    Raises:
+        RecipeError: an item lacks a key.
+        ShapeError: the data of two items differ in shape.
+    """
+    data = [torch.as_tensor(_value(item, key, index)) for item, index in zip(items, indices, strict=True)]
+    for tensor, index in zip(data, indices, strict=True):
+        if tensor.shape != data[0].shape:
+            raise ShapeError(
+                f"item {index}: {key!r} has the shape {tuple(tensor.shape)}, item {indices[0]} {tuple(data[0].shape)}; "
+                "bring every item to one shape"
+            )
+    raw = {k: _stacked([_value(item, k, index) for item, index in zip(items, indices, strict=True)]) for k in raw_keys}
+    return Batch(numbers, torch.stack(data), raw)
+
+
+def check_items(items: Items, key: str, raw_keys: Sequence[str], shape: tuple[int, ...] | None) -> None:
+    """Looks at the first item, before anything is written.
+
+    Raises:
+        MediaError: the data set is empty.
+        RecipeError: the first item lacks a key that training reads.
+        ShapeError: its data has another shape than the model's, or a type that is neither float nor uint8.
+    """
+    if not len(items):
+        raise MediaError("the data set is empty; training needs at least 1 item")
+    first = items[0]
+    data = torch.as_tensor(_value(first, key, 0))
+    for raw_key in raw_keys:
+        _value(first, raw_key, 0)
+    if data.dtype != torch.uint8 and not data.dtype.is_floating_point:
+        raise ShapeError(f"item 0: {key!r} is {data.dtype}; must be uint8 (pixels, 0 to 255) or floating point")
+    if shape is not None and tuple(data.shape) != tuple(shape):
+        raise ShapeError(
+            f"item 0: {key!r} has the shape {tuple(data.shape)}, the model takes {tuple(shape)}; "
+            "change the data's size or the recipe's shape"
+        )
+
+
+def _value(item: Item, key: str, index: int) -> Any:
+    if key not in item:
+        has = ", ".join(repr(k) for k in item)
+        raise RecipeError(f"item {index} has no key {key!r}{nearest(key, list(item))}; it has {has or 'none'}")
+    return item[key]
+
+
+def _stacked(values: list[Any]) -> Any:
+    if all(isinstance(v, Tensor) and v.shape == values[0].shape for v in values):
+        return torch.stack(values)
+    if all(isinstance(v, int | float) for v in values):
+        return torch.tensor(values)
+    return values

@@ -1,0 +1,99 @@
+"""What a run shows: samples laid out on a sheet, and its curves; drawn without a display."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unveil.files import write_atomically
+from unveil.types import ShapeError
+
+SMALLEST = 96  # pixels of a sample's side on the sheet; smaller ones are enlarged by whole factors
+
+
+def sheet(samples: Tensor, columns: int | None = None) -> bytes:
+    """A PNG of samples (B, C, H, W) in [-1, 1], C of 1 or 3, side by side with a margin.
+
+    Small ones are enlarged pixel by pixel, so that an 8 x 8 digit can be seen and nothing is smoothed away.
+
+    Raises:
+        ShapeError: not pictures.
+    """
+    from PIL import Image
+
+    if samples.ndim != 4 or samples.shape[1] not in (1, 3):
+        raise ShapeError(f"samples {tuple(samples.shape)}: a sheet needs (B, 1 or 3, H, W)")
+    count, channels, height, width = samples.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    factor = max(1, math.ceil(SMALLEST / max(height, width)))
+    margin = max(4, factor // 2)
+    pixels = samples.float().cpu().nan_to_num(0).clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    pixels = pixels.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    height, width = height * factor + margin, width * factor + margin
+    page = torch.full(
+        (channels, height * -(-count // columns) + margin, width * columns + margin), 255, dtype=torch.uint8
+    )
+    for number, picture in enumerate(pixels):
+        top, left = margin + number // columns * height, margin + number % columns * width
+        page[:, top : top + picture.shape[1], left : left + picture.shape[2]] = picture
+    array = page.squeeze(0).numpy() if channels == 1 else page.permute(1, 2, 0).numpy()
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, format="PNG")
+    return file.getvalue()
+
+
+def plot_run(lines: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+    """The curves of a metrics.jsonl: the loss, its parts by noise level, and the validation by noise level."""
+    written: list[Path] = []
+    steps = [line for line in lines if line.get("loss") is not None]
+    if steps:
+        written.append(_curves(folder / "loss.png", "training loss", steps, {"loss": [s["loss"] for s in steps]}))
+        parts = _by_level([s["loss_by_t"] for s in steps])
+        written.append(_curves(folder / "loss_by_t.png", "training loss by noise level", steps, parts))
+    held_out = [line for line in lines if line.get("validation") is not None]
+    if held_out:
+        mean = {"mean": [line["validation"] for line in held_out]}
+        parts = _by_level([line["validation_by_t"] for line in held_out])
+        title = "held-out loss by noise level, EMA weights"
+        written.append(_curves(folder / "validation.png", title, held_out, mean | parts))
+    return written
+
+
+def _by_level(rows: Sequence[Sequence[float | None]]) -> dict[str, list[float]]:
+    count = len(rows[0])
+    return {
+        f"t {place / count:.1f} to {(place + 1) / count:.1f}": [
+            math.nan if row[place] is None else row[place] for row in rows
+        ]  # type: ignore[misc]
+        for place in range(count)
+    }
+
+
+def _curves(path: Path, title: str, lines: Sequence[Mapping[str, Any]], curves: Mapping[str, Sequence[float]]) -> Path:
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4.5), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    colours = matplotlib.colormaps["viridis"]
+    x = [line["step"] for line in lines]
+    for number, (name, y) in enumerate(curves.items()):
+        colour = "black" if name in ("loss", "mean") else colours(number / max(len(curves) - 1, 1))
+        axes.plot(x, y, label=name, color=colour, linewidth=1, marker="." if len(x) < 20 else None)
+    if all(value > 0 for y in curves.values() for value in y if not math.isnan(value)):
+        axes.set_yscale("log")
+    axes.set(title=title, xlabel="optimiser steps")
+    axes.grid(alpha=0.3)
+    if len(curves) > 1:
+        axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return write_atomically(path, file.getvalue())

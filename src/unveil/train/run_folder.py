@@ -1,0 +1,155 @@
+"""The folder of a run: what it was asked, on what machine, and where its parts lie.
+
+    recipe.yaml  environment.json  metrics.jsonl  events/  samples/  plots/  checkpoints/step_000500/  card.md
+
+Starting the same run again in its folder goes on from the newest valid checkpoint.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from unveil.checkpoints import store
+from unveil.config import read_yaml
+from unveil.files import write_atomically
+from unveil.train.monitor import log
+from unveil.types import NotWritable, RecipeError, WeightsError
+
+# What may differ between two starts of one run: none of it changes a number.
+FREE = {"train.workers", "train.save_every", "train.sample_every", "train.validate_every", "train.max_minutes"}
+FREE |= {"train.nonfinite_limit", "expected", "command", "claim", "paper", "evaluate", "sample"}
+
+
+class RunFolder:
+    """A run's folder, held by one process at a time.
+
+    Args:
+        path: of the folder; made when missing.
+        asked: the resolved recipe, or what stands for one, as plain values.
+        writes: False for the other processes of a distributed run, which only read.
+
+    Raises:
+        RecipeError: the folder holds a run of another recipe.
+        NotWritable: the folder cannot be written, or another process trains in it.
+    """
+
+    def __init__(self, path: Path, asked: Mapping[str, Any], *, writes: bool = True) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.samples = path / "samples"
+        self.plots = path / "plots"
+        self._lock: int | None = None
+        self._check_same(asked)
+        if not writes:
+            return
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as problem:
+            raise NotWritable(f"{path}: cannot be written ({problem.strerror}); choose another run folder") from problem
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as problem:
+            self.close()
+            raise NotWritable(
+                f"{path}: another process trains in this folder; wait for it, or choose another"
+            ) from problem
+        write_atomically(
+            path / "recipe.yaml", yaml.safe_dump(dict(asked), sort_keys=False, allow_unicode=True, width=120)
+        )
+        store.sweep(self.checkpoints)
+
+    def newest(self) -> Path | None:
+        """The checkpoint to go on from; damaged newer ones are named in a warning.
+
+        Raises:
+            WeightsError: there are checkpoints and none of them is valid, so going on would start over.
+        """
+        skipped: list[str] = []
+
+        def passed_over(folder: Path, problem: WeightsError) -> None:
+            skipped.append(folder.name)
+            log.warning("checkpoint passed over: %s", problem)
+
+        found = store.newest_valid(self.checkpoints, passed_over)
+        if found is None and skipped:
+            raise WeightsError(
+                f"{self.checkpoints}: {', '.join(skipped)} damaged, no valid checkpoint left; "
+                "delete the run folder to start over, or choose another"
+            )
+        return found
+
+    def record_start(self, facts: Mapping[str, Any], step: int) -> None:
+        """Adds this start to environment.json."""
+        path = self.path / "environment.json"
+        try:
+            starts = json.loads(path.read_text("utf-8"))["starts"]
+        except (OSError, ValueError, KeyError, TypeError):
+            starts = []
+        starts.append({"at": datetime.now(UTC).isoformat(timespec="seconds"), "from_step": step, **facts})
+        write_atomically(path, json.dumps({"starts": starts}, indent=1, ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        """Lets others use the folder."""
+        if self._lock is not None:
+            os.close(self._lock)  # which also unlocks
+            self._lock = None
+
+    def _check_same(self, asked: Mapping[str, Any]) -> None:
+        path = self.path / "recipe.yaml"
+        if not path.is_file():
+            if store.checkpoints(self.checkpoints):
+                raise RecipeError(f"{self.path}: has checkpoints but no recipe.yaml; choose another run folder")
+            return
+        before = _leaves(read_yaml(path.read_text("utf-8"), str(path)))
+        now = _leaves(read_yaml(yaml.safe_dump(dict(asked)), "the recipe"))
+        changed = [
+            key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key) and not _free(key)
+        ]
+        if changed:
+            lines = [f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed[:8]]
+            more = [f"  and {len(changed) - 8} more"] if len(changed) > 8 else []
+            raise RecipeError(
+                "\n".join([f"{self.path}: holds a run of another recipe:", *lines, *more])
+                + "\nchoose another run folder, or give the old settings to go on with it"
+            )
+
+
+def environment(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a start ran on."""
+    import lightning
+
+    return {
+        **facts,
+        "versions": store.versions() | {"lightning": lightning.__version__},
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "command": sys.argv,
+    }
+
+
+def _free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE)
+
+
+def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """Every plain value by its dotted path."""
+    if isinstance(value, dict) and value:
+        inner = [_leaves(v, f"{path}.{k}" if path else str(k)) for k, v in value.items()]
+        return {k: v for part in inner for k, v in part.items()}
+    if isinstance(value, list) and value:
+        inner = [_leaves(v, f"{path}.{i}") for i, v in enumerate(value)]
+        return {k: v for part in inner for k, v in part.items()}
+    return {path: value}

@@ -1,0 +1,37 @@
+"""Learning rates as functions of the optimiser step: a schedule returns the factor on the peak rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+# number of the optimiser step, from 0 -> factor in [0, 1]
+Schedule = Callable[[int], float]
+
+
+def linear(steps: int, *, warmup: int = 0, decay: float = 0.0) -> Schedule:
+    """Rises over `warmup` steps, stays, and falls to 0 over the last `decay` of all steps; decay 0 stays to the end."""
+    fall = max(round(steps * decay), 0)
+
+    def factor(step: int) -> float:
+        left = (steps - step) / fall if fall else 1.0
+        return max(min(_rise(step, warmup), left), 0.0)
+
+    return factor
+
+
+def cosine(steps: int, *, warmup: int = 0) -> Schedule:
+    """Rises over `warmup` steps, then follows half a cosine down to 0.
+
+    Source: Loshchilov & Hutter 2017, eq. 5 without restarts (arXiv:1608.03983).
+    """
+
+    def factor(step: int) -> float:
+        place = min(max(step - warmup, 0) / max(steps - warmup, 1), 1.0)
+        return min(_rise(step, warmup), 0.5 * (1 + math.cos(math.pi * place)))
+
+    return factor
+
+
+def _rise(step: int, warmup: int) -> float:
+    return min((step + 1) / warmup, 1.0) if warmup else 1.0

@@ -1,0 +1,68 @@
+"""Why a run may have to stop before its last step: Ctrl-C, SIGTERM, or its time is up."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+INTERRUPTED, TERMINATED = 130, 143  # exit codes: 128 + the signal's number
+
+
+class Stop:
+    """Listens for signals while it is entered; the first one asks, a second Ctrl-C leaves at once.
+
+    Args:
+        minutes: wall time after which the run should stop, None for never.
+    """
+
+    def __init__(self, minutes: float | None = None) -> None:
+        self._end = None if minutes is None else time.monotonic() + 60 * minutes
+        self._before: dict[int, Any] = {}
+        self.code: int | None = None
+
+    def __enter__(self) -> Stop:
+        """Starts to listen; outside the main thread, where Python allows no handlers, only the time counts."""
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.listen()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Gives the signals back to whoever had them."""
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+
+    def listen(self) -> None:
+        """Takes the signals (again: Lightning puts its own handler in when it starts)."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._on_signal)
+            signal.signal(signal.SIGTERM, self._on_signal)
+
+    def wishes(self) -> list[float]:
+        """Interrupted, terminated, out of time: 1 for yes."""
+        late = self._end is not None and time.monotonic() >= self._end
+        return [float(self.code == INTERRUPTED), float(self.code == TERMINATED), float(late)]
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if number == signal.SIGINT and self.code is not None:
+            if sys.stderr.isatty():
+                os.write(2, b"\033[?25h\n")  # the progress bar hides the cursor
+            os._exit(INTERRUPTED)
+        self.code = INTERRUPTED if number == signal.SIGINT else TERMINATED
+        what = "saving a checkpoint, then leaving; Ctrl-C again leaves at once\n"
+        os.write(2, f"\n{signal.Signals(number).name}: {what}".encode())
+
+
+def ignore_in_worker(number: int) -> None:
+    """For data workers, which a terminal's Ctrl-C reaches too: the main process tells them when to stop."""
+    del number
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

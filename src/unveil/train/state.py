@@ -1,0 +1,128 @@
+"""What training needs, besides the weights, to go on as if nothing had happened; as tensors and plain values.
+
+Nothing is kept of random generators: every number drawn is keyed by the step and the example.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unveil.checkpoints import ours, store
+from unveil.checkpoints.tensors import read_tensors
+from unveil.core.times import SecondMoment
+from unveil.train.module import TrainingModule
+from unveil.train.monitor import Window
+from unveil.types import WeightsError
+
+TENSORS, VALUES = "train_state.safetensors", "train_state.json"
+
+
+def save(module: TrainingModule, window: Window, parent: Path, *, items: int, about: str) -> Path:
+    """Publishes a training checkpoint; returns its folder.
+
+    Args:
+        window: the log's sums since its last line.
+        parent: the run's folder of checkpoints.
+        items: length of the data set, to notice on resuming that it changed.
+        about: Markdown for the end of the model card.
+
+    Raises:
+        NonFinite: something in the state is not finite; nothing was written.
+        OutOfResources: the disk is full; nothing was written.
+        NotWritable: the place cannot be written.
+    """
+    state = _tensors(module)
+    # A buffer may hold infinities on purpose (masks of attention); NaN is always an accident (running means).
+    buffers = {k: b for k, b in module.model.named_buffers() if b.is_floating_point() and bool(b.isnan().any())}
+    for what, tensors in (
+        ("the model", {**dict(module.model.named_parameters()), **buffers}),
+        ("the average of the weights", dict(module.average.model.named_parameters())),
+        ("the state of the optimiser", state),
+    ):
+        ours.require_finite(tensors, f"step {module.step}: {what}")
+    values: dict[str, Any] = {
+        "step": module.step,
+        "ema_updates": module.average.updates,
+        "skipped": module.skipped,
+        "skipped_in_a_row": module.in_a_row,
+        "window": window.state(),
+        "items": items,
+        "scaler": None if module.scaler is None else module.scaler.state_dict(),
+    }
+    averaged = {f"ema/{name}": tensors for name, tensors in ours.weight_files(module.average.model).items()}
+    averaged.pop("ema/codec.safetensors", None)  # frozen: the one beside it
+    files = {**ours.model_files(module.model, about=about), **averaged, TENSORS: state, VALUES: values}
+    folder = parent / store.step_name(module.step)
+    store.save(folder, files, kind="training", step=module.step, replace=True)
+    return folder
+
+
+class Saved:
+    """A verified checkpoint to go on from; the parts are put in as training makes room for them.
+
+    Raises:
+        WeightsError: the checkpoint lacks something.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.values: dict[str, Any] = store.read_json(folder / VALUES)
+        self.tensors = read_tensors(folder / TENSORS)
+        missing = {"step", "ema_updates", "skipped", "skipped_in_a_row", "window", "items", "scaler"} - set(self.values)
+        if missing:
+            raise WeightsError(f"{folder / VALUES}: lacks {', '.join(sorted(missing))}; use another checkpoint")
+        self.step = int(self.values["step"])
+
+    def into_weights(self, module: TrainingModule) -> None:
+        """The weights as trained, the counters and the time sampler; before Lightning starts."""
+        ours.copy_weights(module.model, self.folder, "trained")
+        module.step = self.step
+        module.skipped = int(self.values["skipped"])
+        module.in_a_row = int(self.values["skipped_in_a_row"])
+        time = _time_sampler(module)
+        if time is not None:
+            time.load_state_dict({key: self.tensors[f"time.{key}"] for key in time.state_dict()})
+
+    def into_training(self, module: TrainingModule) -> None:
+        """The average, the optimiser's moments and the loss scale; once they exist on their device."""
+        ours.copy_weights(module.average.model, self.folder, "ema")
+        module.average.updates = int(self.values["ema_updates"])
+        optimizer = module.optimizer
+        assert optimizer is not None
+        fused = bool(optimizer.defaults["fused"])
+        for name, parameter in module.model.named_parameters():
+            found = {
+                k: self.tensors[f"optimizer.{name}.{k}"] for k in _MOMENTS if f"optimizer.{name}.{k}" in self.tensors
+            }
+            if not found:
+                continue
+            fresh = {k: torch.empty_like(parameter).copy_(v) for k, v in found.items() if k != "step"}
+            step = found["step"].clone()
+            optimizer.state[parameter] = {"step": step.to(parameter.device) if fused else step, **fresh}
+        if module.scaler is not None and self.values["scaler"]:
+            module.scaler.load_state_dict(self.values["scaler"])
+
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's
+
+
+def _tensors(module: TrainingModule) -> dict[str, Tensor]:
+    optimizer = module.optimizer
+    assert optimizer is not None
+    state: dict[str, Tensor] = {}
+    for name, parameter in module.model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            state[f"optimizer.{name}.{key}"] = value
+    time = _time_sampler(module)
+    if time is not None:
+        state |= {f"time.{key}": value for key, value in time.state_dict().items()}
+    return state
+
+
+def _time_sampler(module: TrainingModule) -> SecondMoment | None:
+    time = getattr(module.objective, "time", None)
+    return time if isinstance(time, SecondMoment) else None

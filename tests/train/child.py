@@ -1,0 +1,119 @@
+"""Runs of the tiny model in processes of their own: `python -m tests.train.child FOLDER` prints one JSON object.
+
+One process imports everything, and each run is a fork of it: importing Lightning takes longer than all the runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch  # noqa: F401 - before the forks
+import torch
+
+from tests.train import tiny
+from unveil.core.objective import Diffusion, Loss
+from unveil.core.times import SecondMoment
+from unveil.types import Error
+
+ASKED = "then leaving"  # what a run says when a signal arrives
+
+
+class Slow(Diffusion):
+    """The objective, with time to send a signal."""
+
+    def __call__(self, denoiser: Any, x0: Any, condition: Any, streams: Any, step: int) -> Loss:
+        print("step", step, file=sys.stderr, flush=True)
+        time.sleep(0.1)
+        return super().__call__(denoiser, x0, condition, streams, step)
+
+
+def slow(run: Path) -> None:
+    """A run that is sent signals, with a data worker that gets them too."""
+    tiny.fit(run, objective=Slow(), steps=2000, accumulate=1, workers=1)
+
+
+def short(run: Path) -> None:
+    """A run whose losses are compared; dropout is keyed by the process, so it is left out."""
+    torch.nn.Dropout.forward = lambda self, x: x  # type: ignore[method-assign]
+    tiny.fit(run, objective=Diffusion(time=SecondMoment(tiny.STEPS, history=1)), accumulate=2, steps=10)
+
+
+def forked(work: Callable[[Path], None], run: Path, said: Path, **environment: str) -> int:
+    """The number of a process, the first of its group, that works in a run and writes stderr to `said`."""
+    child = os.fork()
+    if child:
+        return child
+    os.setsid()
+    os.environ |= environment
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    try:
+        work(run)
+        code = 0
+    except Error as problem:
+        print(problem, file=sys.stderr, flush=True)
+        code = problem.exit_code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 99
+    os._exit(code)
+
+
+def ended(child: int) -> int:
+    """The exit code of a process, once it has one."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def signalled(folder: Path, name: str, number: int, times: int = 1) -> dict[str, Any]:
+    """Sends a signal to a run that is under way, and to its workers, as a terminal does; what came of it."""
+    said = folder / f"{name}.txt"
+    child = forked(slow, folder / name, said)
+    text = ""
+    for sent in range(times + 1):  # wait for the run to be under way, then for its answer to each signal
+        while ("step 3" if sent == 0 else ASKED) not in text:
+            time.sleep(0.01)
+            text = said.read_text() if said.exists() else ""
+        if sent < times:
+            begun = time.monotonic()
+            os.killpg(child, number)
+    code = ended(child)
+    return {"code": code, "seconds": time.monotonic() - begun, "said": said.read_text()}
+
+
+def together(folder: Path, world: int) -> list[int]:
+    """The exit codes of one short run in several processes, with torchrun's environment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}
+    run = folder / f"world{world}"
+    ranks = [
+        forked(short, run, folder / f"rank{rank}.txt", RANK=str(rank), LOCAL_RANK=str(rank), **shared)
+        for rank in range(world)
+    ]
+    return [ended(child) for child in ranks]
+
+
+def main(folder: Path) -> None:
+    """Every scenario."""
+    torch.set_num_threads(1)
+    results = {
+        "term": signalled(folder, "term", signal.SIGTERM),
+        "int": signalled(folder, "int", signal.SIGINT),
+        "twice": signalled(folder, "twice", signal.SIGINT, times=2),
+        "one": [ended(forked(short, folder / "world1", folder / "alone.txt"))],
+        "two": together(folder, 2),
+    }
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

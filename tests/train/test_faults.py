@@ -1,0 +1,318 @@
+"""What goes wrong in training is skipped, explained or survived; nothing broken is ever kept."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.train import tiny
+from unveil.checkpoints import ours, store
+from unveil.checkpoints.tensors import read_tensors
+from unveil.core.objective import Diffusion, Loss
+from unveil.train import callbacks, monitor, state
+from unveil.train.order import Order
+from unveil.types import NonFinite, OutOfResources, WeightsError
+
+
+class Broken(Diffusion):
+    """The objective with a fault in chosen steps."""
+
+    fault: Any = None
+    steps: frozenset[int] = frozenset()
+
+    def __call__(self, denoiser: Any, x0: Any, condition: Any, streams: Any, step: int) -> Loss:
+        loss = super().__call__(denoiser, x0, condition, streams, step)
+        return self.fault(denoiser, loss) if step in self.steps else loss
+
+
+def broken(fault: Any, *steps: int) -> Broken:
+    made = Broken()
+    object.__setattr__(made, "fault", fault)
+    object.__setattr__(made, "steps", frozenset(steps))
+    return made
+
+
+def nan_loss(denoiser: Any, loss: Loss) -> Loss:
+    return loss._replace(value=loss.value * float("nan"))
+
+
+def infinite_loss(denoiser: Any, loss: Loss) -> Loss:
+    return loss._replace(value=loss.value + float("inf"))
+
+
+def nan_gradient(denoiser: Any, loss: Loss) -> Loss:
+    """A finite loss whose gradient in one layer is not: the square root's slope at 0."""
+    zero = (denoiser.network.leave.weight * 0).abs().sum()
+    return loss._replace(value=loss.value + zero.sqrt())
+
+
+def huge_gradient(denoiser: Any, loss: Loss) -> Loss:
+    """Finite, but its square is not."""
+    return loss._replace(value=loss.value + 1e30 * (denoiser.network.leave.bias - denoiser.network.leave.bias.detach()).sum())
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def every_number_is_finite(run: Path) -> bool:
+    files = list((run / "checkpoints").rglob("*.safetensors"))
+    assert files
+    return all(bool(v.float().isfinite().all()) for path in files for v in read_tensors(path).values())
+
+
+# ---------------------------------------------------------------------- non-finite steps
+
+
+@pytest.mark.parametrize("fault", [nan_loss, infinite_loss, nan_gradient, huge_gradient])
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_broken_step_is_skipped_explained_and_counted(tmp_path, caplog, fault, clip):
+    run = tiny.fit(tmp_path / "run", objective=broken(fault, 2, 5), save_every=3, clip=clip)
+    found = [line for line in lines(run) if line.get("event") == "non-finite"]
+    assert [line["step"] for line in found] == [3, 6]
+    assert lines(run)[-1]["skipped"] == 2
+    first = found[0]
+    assert sorted(first["examples"]) == list(range(16, 24))
+    assert 0 < first["t"][0] <= first["t"][1] <= 1
+    assert any("leave" in name for name in first["grad_norms"])
+    assert "step 3: the" in caplog.text
+    assert "is not finite, 1 steps in a row" in caplog.text
+    assert every_number_is_finite(run)
+
+
+def test_a_skipped_step_changes_no_weight_no_moment_and_no_average(tmp_path, monkeypatch):
+    monkeypatch.setattr(callbacks, "KEEP", 9)
+    run = tiny.fit(tmp_path / "run", objective=broken(nan_gradient, 2), save_every=1, steps=4)
+    before, after = (run / "checkpoints" / store.step_name(step) for step in (2, 3))
+    files = [path.relative_to(before) for path in before.rglob("*.safetensors")]
+    assert len(files) == 5
+    for name in files:
+        one, other = read_tensors(before / name), read_tensors(after / name)
+        # the network's own count of calls goes on, as any buffer's would
+        assert all(torch.equal(one[key], other[key]) for key in one if not key.endswith("calls")), name
+
+
+def test_a_naive_loop_keeps_the_nan(tmp_path):
+    model = tiny.model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    (next(model.denoiser.parameters()).sum() * float("nan")).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    with pytest.raises(NonFinite, match=r"the model holds numbers that are not finite \(denoiser.network.enter.weight"):
+        ours.require_finite(dict(model.named_parameters()), "the model")
+
+
+def test_nan_in_the_data_names_its_examples(tmp_path, caplog):
+    run = tiny.fit(tmp_path / "run", objective=Diffusion(), dataset=tiny.Pictures(spoiled=(4,)))
+    found = [line for line in lines(run) if line.get("event") == "non-finite"]
+    order = Order(30, seed=0)
+    assert sorted(n for line in found for n in line["examples"]) == [n for n in range(12 * 8) if order.index(n) == 4]
+    assert len(found) >= 3
+    assert "Look for NaN in those examples" in caplog.text
+    assert every_number_is_finite(run)
+
+
+@pytest.mark.parametrize("fault", [nan_loss, nan_gradient])
+def test_too_many_in_a_row_stop_the_run_with_their_own_exit_code(tmp_path, fault):
+    run = tmp_path / "run"
+    with pytest.raises(NonFinite, match="step 9: the .* is not finite, 6 steps in a row") as stopped:
+        tiny.fit(run, objective=broken(fault, *range(3, 12)), save_every=1)
+    assert stopped.value.exit_code == 3
+    assert every_number_is_finite(run)
+    assert store.newest_valid(run / "checkpoints") is not None
+
+
+def test_finite_steps_in_between_start_the_count_again(tmp_path):
+    tiny.fit(tmp_path / "run", objective=broken(nan_loss, *range(0, 5), *range(6, 11)))
+
+
+def test_a_buffer_that_turned_nan_is_never_published(tmp_path):
+    def poison(denoiser: Any, loss: Loss) -> Loss:
+        denoiser.network.calls.fill_(float("nan"))
+        return loss
+
+    run = tmp_path / "run"
+    with pytest.raises(NonFinite, match="step 4: .*network.calls"):
+        tiny.fit(run, objective=broken(poison, 3), save_every=2)
+    assert store.newest_valid(run / "checkpoints") == run / "checkpoints" / "step_000002"
+
+
+# ---------------------------------------------------------------------- a full disk
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Saves at the chosen steps fail for lack of space."""
+    steps: set[int] = set()
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        name = os.readlink(f"/proc/self/fd/{handle}")
+        if any(f".staging-{store.step_name(step)}-" in name and name.endswith("safetensors") for step in steps):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return steps
+
+
+def test_training_outlives_a_disk_that_is_full_for_two_saves(tmp_path, caplog, full_disk):
+    full_disk.update({4, 6})
+    run = tiny.fit(tmp_path / "run", objective=Diffusion(), save_every=2)
+    assert "step 4: no checkpoint" in caplog.text
+    assert "the disk is full" in caplog.text
+    kept = [path.name for path in store.checkpoints(run / "checkpoints")]
+    assert kept == ["step_000012", "step_000010", "step_000008"]
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+def test_after_three_failed_saves_it_stops_and_the_last_checkpoint_is_valid(tmp_path, full_disk):
+    full_disk.update(range(4, 13))
+    run = tmp_path / "run"
+    with pytest.raises(OutOfResources, match="no checkpoint could be saved at step 8, 3 failed in a row") as stopped:
+        tiny.fit(run, objective=Diffusion(), save_every=2)
+    assert stopped.value.exit_code == 5
+    newest = store.newest_valid(run / "checkpoints")
+    assert newest is not None
+    assert newest.name == "step_000002"
+    full_disk.clear()
+    tiny.fit(run, objective=Diffusion(), save_every=2)  # space was made: it goes on
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(tmp_path, caplog, monkeypatch):
+    real = open
+
+    def refusing(path: Any, *arguments: Any, **named: Any) -> Any:
+        if str(path).endswith("metrics.jsonl"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr(monitor, "open", refusing, raising=False)
+    import torch.utils.tensorboard
+
+    def no_writer(*arguments: Any, **named: Any) -> None:
+        raise RuntimeError("broken event writer")
+
+    monkeypatch.setattr(torch.utils.tensorboard, "SummaryWriter", no_writer)
+    run = tiny.fit(tmp_path / "run", objective=Diffusion())
+    assert (run / "checkpoints" / "step_000012").is_dir()
+    assert caplog.text.count("training goes on") == 2, "one warning each, not one a step"
+
+
+def test_samples_that_cannot_be_drawn_stop_nothing(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(callbacks, "sheet", lambda samples, columns: 1 / 0)
+    run = tiny.fit(tmp_path / "run", objective=Diffusion(), sample_every=6)
+    assert caplog.text.count("samples: left out (ZeroDivisionError") == 2
+    assert (run / "checkpoints" / "step_000012").is_dir()
+
+
+# ---------------------------------------------------------------------- damaged and foreign checkpoints
+
+
+def halfway(run: Path) -> list[Path]:
+    """A run of 12 steps with checkpoints at 4 and 8 and the last one gone."""
+    tiny.fit(run, objective=Diffusion(), save_every=4)
+    newest, *others = store.checkpoints(run / "checkpoints")
+    os.rename(newest, run / "gone")
+    return others
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, caplog):
+    run = tmp_path / "run"
+    eighth, fourth = halfway(run)
+    damaged = eighth / "ema" / "denoiser.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x7f")
+    assert store.newest_valid(run / "checkpoints") == fourth
+    tiny.fit(run, objective=Diffusion(), save_every=4)
+    assert "checkpoint passed over" in caplog.text
+    assert "ema/denoiser.safetensors: sha256" in caplog.text
+    starts = json.loads((run / "environment.json").read_text())["starts"]
+    assert [start["from_step"] for start in starts] == [0, 4]
+    store.verify(eighth)  # written again, in place of the damaged one
+    again, before = (read_tensors(path / "denoiser.safetensors") for path in (run / "checkpoints/step_000012", run / "gone"))
+    assert all(torch.equal(again[key], before[key]) for key in before)
+
+
+def test_without_a_valid_checkpoint_it_does_not_silently_start_over(tmp_path):
+    run = tmp_path / "run"
+    for folder in halfway(run):
+        (folder / "train_state.json").write_text("{}")
+    with pytest.raises(WeightsError, match="step_000008, step_000004 damaged, no valid checkpoint left; delete the run folder"):
+        tiny.fit(run, objective=Diffusion(), save_every=4)
+
+
+class Canary:
+    """Unpickled, it leaves a file behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def manifested(folder: Path, path: Path, content: bytes) -> None:
+    """Puts a file in and makes the manifest agree, as whoever hands out a poisoned checkpoint would."""
+    path.write_bytes(content)
+    raw = json.loads((folder / store.MANIFEST).read_text())
+    raw["files"][str(path.relative_to(folder))] = {"size": len(content), "sha256": store.sha256(path)}
+    (folder / store.MANIFEST).write_text(json.dumps(raw))
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("name", ["denoiser.safetensors", "ema/denoiser.safetensors", "train_state.safetensors"])
+def test_a_pickle_posing_as_safetensors_runs_nothing(tmp_path, name, zipped):
+    run, canary = tmp_path / "run", tmp_path / "canary"
+    newest = halfway(run)[0]
+    content = pickle.dumps(Canary(canary))
+    if zipped:
+        torch.save(Canary(canary), tmp_path / "zip")
+        content = (tmp_path / "zip").read_bytes()
+    manifested(newest, newest / name, content)
+    store.verify(newest)
+    attempts = [
+        lambda: tiny.fit(run, objective=Diffusion(), save_every=4),
+        lambda: ours.inspect(newest),
+        lambda: ours.inspect(newest / name),
+        lambda: ours.find(newest / name),
+    ]
+    if name != "train_state.safetensors":  # which loading for sampling does not read
+        attempts.append(lambda: ours.load_weights(tiny.model(), newest, which="ema" if "ema" in name else "trained"))
+    for attempt in attempts:
+        with pytest.raises(WeightsError, match=r"a pickle .*can run code and was not opened"):
+            attempt()
+    assert not canary.exists()
+    pickle.loads(pickle.dumps(Canary(canary)))
+    assert canary.exists(), "the canary itself works"
+
+
+def test_weights_of_another_shape_are_listed(tmp_path):
+    run = tmp_path / "run"
+    newest = halfway(run)[0]
+    tensors = dict(read_tensors(newest / "denoiser.safetensors"))
+    tensors["network.enter.bias"] = torch.zeros(5)
+    tensors["network.extra"] = tensors.pop("network.leave.bias").clone()
+    from safetensors.torch import save
+
+    manifested(newest, newest / "denoiser.safetensors", save({k: v.clone() for k, v in tensors.items()}))
+    with pytest.raises(WeightsError) as refused:
+        tiny.fit(run, objective=Diffusion(), save_every=4)
+    text = str(refused.value)
+    assert "3 keys do not fit the network" in text
+    assert "network.leave.bias: missing" in text
+    assert "network.extra: not a part of this network" in text
+    assert "network.enter.bias: (5,) in the file, (8,) in the network" in text
+
+
+def test_a_state_without_its_counters_is_an_error_of_ours(tmp_path):
+    newest = halfway(tmp_path / "run")[0]
+    manifested(newest, newest / state.VALUES, b'{"step": 8}')
+    with pytest.raises(WeightsError, match="train_state.json: lacks ema_updates"):
+        tiny.fit(tmp_path / "run", objective=Diffusion(), save_every=4)

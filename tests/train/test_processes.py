@@ -1,0 +1,82 @@
+"""Runs in processes of their own: signals, and several processes as one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.train import tiny
+from unveil.checkpoints import ours, store
+from unveil.core.objective import Diffusion
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def ended(folder) -> dict[str, Any]:
+    """What became of every run in `child.py`."""
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.train.child", str(folder)],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    said = "\n".join(path.read_text() for path in folder.glob("*.txt"))
+    assert run.returncode == 0, run.stderr + said
+    return json.loads(run.stdout)
+
+
+@pytest.mark.parametrize(("name", "code"), [("term", 143), ("int", 130)])
+def test_a_signal_saves_and_leaves_with_its_code(ended, folder, name, code):
+    found = ended[name]
+    assert found["code"] == code, found["said"]
+    assert found["seconds"] < 30
+    assert "Traceback" not in found["said"]
+    assert "saving a checkpoint, then leaving; Ctrl-C again leaves at once" in found["said"]
+    assert "start it again to go on" in found["said"]
+    newest = store.newest_valid(folder / name / "checkpoints")
+    assert newest is not None
+    assert store.read_manifest(newest).step >= 4
+
+
+def test_a_second_ctrl_c_leaves_at_once(ended, folder):
+    assert ended["twice"]["code"] == 130
+    assert ended["twice"]["seconds"] < 1
+    for checkpoint in store.checkpoints(folder / "twice" / "checkpoints"):
+        store.verify(checkpoint)  # whatever it was doing, what is there is whole
+
+
+def test_two_processes_see_the_samples_of_one_and_agree_with_it(ended, folder):
+    assert ended["one"] == [0]
+    assert ended["two"] == [0, 0]
+    runs = [folder / "world1", folder / "world2"]
+    one, two = ([json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in runs)
+    assert [line["step"] for line in one] == [line["step"] for line in two] == list(range(1, 11))
+    for mine, theirs in zip(one, two, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-6)
+        # a sum per noise level has the same members only if the examples and their times are the same
+        assert mine["loss_by_t"] == pytest.approx(theirs["loss_by_t"], abs=1e-5)
+    starts = json.loads((runs[1] / "environment.json").read_text())["starts"]
+    assert [start["processes"] for start in starts] == [2]
+    weights = [ours.load_weights(tiny.model(), run) for run in runs]
+    for a, b in zip(*(w.parameters() for w in weights), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_other_samples_would_be_noticed(tmp_path):
+    runs = [tiny.fit(tmp_path / str(seed), objective=Diffusion(), steps=4, seed=seed) for seed in (0, 1)]
+    one, other = ([json.loads(x)["loss"] for x in (run / "metrics.jsonl").read_text().splitlines()] for run in runs)
+    assert min(abs(a - b) for a, b in zip(one, other, strict=True)) > 1e-5

@@ -1,0 +1,36 @@
+"""Learning rates by optimiser step."""
+
+from __future__ import annotations
+
+import pytest
+
+from unveil.train import schedule
+
+
+def test_linear_rises_stays_and_falls_to_nothing():
+    factor = schedule.linear(100, warmup=10, decay=0.4)
+    assert factor(0) == pytest.approx(0.1)
+    assert [factor(step) for step in (9, 10, 60)] == [1, 1, 1]
+    assert factor(80) == pytest.approx(0.5)
+    assert factor(99) == pytest.approx(1 / 40)
+    assert factor(100) == 0
+
+
+def test_without_warmup_and_decay_it_is_constant():
+    factor = schedule.linear(5)
+    assert {factor(step) for step in range(5)} == {1.0}
+
+
+def test_cosine_is_half_way_down_in_the_middle():
+    factor = schedule.cosine(110, warmup=10)
+    assert factor(4) == pytest.approx(0.5)
+    assert factor(10) == pytest.approx(1)
+    assert factor(60) == pytest.approx(0.5)
+    assert factor(110) == pytest.approx(0, abs=1e-12)
+
+
+def test_overlapping_warmup_and_decay_never_jump_up():
+    factor = schedule.linear(10, warmup=8, decay=1.0)
+    values = [factor(step) for step in range(11)]
+    assert max(values) < 1
+    assert values[-1] == 0
