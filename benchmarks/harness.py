@@ -1,0 +1,194 @@
+"""The shared timing harness: a fresh process per case, peers in turn, several rounds, medians and ratios.
+
+A benchmark is a script that names its cases and calls `main`:
+
+    import harness
+
+    def ours() -> dict[str, float]:
+        model = ...                                   # set-up is not timed
+        return harness.measure(lambda: model(x))      # CPU seconds, wall seconds, peak memory of this process
+
+    if __name__ == "__main__":
+        harness.main("forward", {"peer": peer, "ours": ours}, [harness.Ratio("ours", "peer", "ours", at_least=2.0)])
+
+A case may also return a plain float (CPU seconds) or a dictionary of measures of its own. Each runs in a process
+of its own with one compute thread, so that its CPU seconds and peak memory are its alone, and the cases of a round
+follow one another, so that a busy machine hits all alike. A ratio is the median over the rounds of the ratio
+within a round.
+
+    python benchmarks/NAME.py                full: writes benchmarks/results/NAME.json
+    python benchmarks/NAME.py --short        one quick round: fails when a ratio lost half of what was recorded
+    options: --rounds N, --json (print the record), --threads N, --only CASE (in this process, prints its measures)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+SHORT = "UNVEIL_BENCH_SHORT"  # set for the case's process by --short
+Case = Callable[[], "float | dict[str, float]"]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A quotient of two cases and what it must be: at least (a speed-up) or at most (an overhead)."""
+
+    name: str
+    top: str
+    bottom: str
+    measure: str = "cpu_s"
+    at_least: float | None = None
+    at_most: float | None = None
+    goal: float | None = None
+
+    def holds(self, value: float, slack: float = 1.0) -> bool:
+        """Whether the bar is met; `slack` 2 forgives a factor of 2."""
+        low, high = self.at_least, self.at_most
+        return (low is None or value >= low / slack) and (high is None or value <= high * slack)
+
+
+def measure(work: Callable[[], object], *, repeats: int = 8, warmup: int = 2) -> dict[str, float]:
+    """Medians over `repeats` calls of `work`, in seconds of CPU (all threads) and of wall time, and the peak memory.
+
+    In a short run there are at most 2 repeats and 1 warm-up.
+    """
+    if short():
+        repeats, warmup = min(repeats, 2), min(warmup, 1)
+    for _ in range(warmup):
+        work()
+    cpu, wall = [], []
+    for _ in range(repeats):
+        cpu_start, wall_start = time.process_time(), time.perf_counter()
+        work()
+        cpu.append(time.process_time() - cpu_start)
+        wall.append(time.perf_counter() - wall_start)
+    return {"cpu_s": statistics.median(cpu), "wall_s": statistics.median(wall), "peak_mb": peak_mb()}
+
+
+def short() -> bool:
+    """Whether this is a short run."""
+    return os.environ.get(SHORT) == "1"
+
+
+def peak_mb() -> float:
+    """Largest resident memory of this process so far, in MB (2**20); 0 where the system does not tell."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
+
+
+def main(name: str, cases: Mapping[str, Case], ratios: Sequence[Ratio] = (), *, rounds: int = 3) -> None:
+    """Runs the script's command line; exits 1 when a bar is missed (--short: by a factor of 2 of the record)."""
+    parser = argparse.ArgumentParser(description=f"benchmark {name}: {', '.join(cases)}")
+    parser.add_argument("--rounds", type=int, default=None, help=f"rounds over all cases ({rounds})")
+    parser.add_argument("--threads", type=int, default=1, help="compute threads of a case (1)")
+    parser.add_argument("--short", action="store_true", help="one quick round, compared with the record")
+    parser.add_argument("--json", action="store_true", help="print the record as JSON")
+    parser.add_argument("--only", choices=list(cases), help="run one case in this process")
+    given = parser.parse_args()
+    if given.only:
+        result = cases[given.only]()
+        print("MEASURED " + json.dumps(result if isinstance(result, dict) else {"cpu_s": result}), flush=True)
+        return
+    environment = os.environ | {"OMP_NUM_THREADS": str(given.threads), "MKL_NUM_THREADS": str(given.threads)}
+    environment |= {SHORT: "1" if given.short else "0"}
+    turns = [
+        {case: _run(case, environment) for case in cases} for _ in range(given.rounds or (1 if given.short else rounds))
+    ]
+    record = _record(name, turns, ratios, threads=given.threads)
+    print(json.dumps(record, indent=1) if given.json else _table(record))
+    if not given.short:
+        RESULTS.mkdir(exist_ok=True)
+        part = RESULTS / f"{name}.json.part"
+        part.write_text(json.dumps(record, indent=1) + "\n")
+        os.replace(part, RESULTS / f"{name}.json")
+    below = [ratio.name for ratio in ratios if not record["ratios"][ratio.name]["ok"]]
+    missed = _lost(name, record, ratios) if given.short else below
+    if missed:
+        sys.exit(f"{name}: missed {', '.join(missed)}")
+
+
+def _run(case: str, environment: Mapping[str, str]) -> dict[str, float]:
+    command = [sys.executable, sys.argv[0], "--only", case]
+    done = subprocess.run(command, capture_output=True, text=True, env=dict(environment), check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("MEASURED ")]
+    if done.returncode or not lines:
+        sys.exit(f"case {case!r} failed:\n{done.stderr.strip()}")
+    return json.loads(lines[-1].removeprefix("MEASURED "))
+
+
+def _record(name: str, turns: list[dict[str, dict[str, float]]], ratios: Sequence[Ratio], *, threads: int) -> dict:
+    medians = {
+        case: {key: statistics.median(turn[case][key] for turn in turns) for key in first}
+        for case, first in turns[0].items()
+    }
+    found = {}
+    for ratio in ratios:
+        each = [turn[ratio.top][ratio.measure] / turn[ratio.bottom][ratio.measure] for turn in turns]
+        value = statistics.median(each)
+        bar = {"at_least": ratio.at_least, "at_most": ratio.at_most, "goal": ratio.goal}
+        stated = {key: number for key, number in bar.items() if number is not None}
+        found[ratio.name] = {"value": value, "rounds": each, **stated, "ok": ratio.holds(value)}
+    return {
+        "name": name,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.executable).name, *sys.argv]),
+        "machine": _machine(threads),
+        "rounds": len(turns),
+        "cases": medians,
+        "ratios": found,
+    }
+
+
+def _machine(threads: int) -> dict[str, object]:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    flags = about.get("flags", "").split()
+    return {
+        "processor": about.get("model name", platform.processor()),
+        "cores": os.cpu_count(),
+        "bf16": [flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags],
+        "threads": threads,
+        "load": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+    }
+
+
+def _lost(name: str, record: dict, ratios: Sequence[Ratio]) -> list[str]:
+    """Names of the ratios that fell to half of the recorded gain (or rose to twice a recorded overhead)."""
+    path = RESULTS / f"{name}.json"
+    known = json.loads(path.read_text())["ratios"] if path.exists() else {}
+    lost = []
+    for ratio in ratios:
+        value, before = record["ratios"][ratio.name]["value"], known.get(ratio.name, {}).get("value")
+        if before is None:
+            kept = ratio.holds(value, slack=2.0)
+        else:
+            kept = value <= before * 2 if ratio.at_most is not None else value >= before / 2
+        lost += [] if kept else [ratio.name]
+    return lost
+
+
+def _table(record: dict) -> str:
+    lines = [f"{record['name']}: {record['rounds']} rounds, {record['machine']['threads']} thread(s)"]
+    for case, measures in record["cases"].items():
+        lines.append(f"  {case:28s} " + "  ".join(f"{key} {value:.4g}" for key, value in measures.items()))
+    for name, ratio in record["ratios"].items():
+        bars = "  ".join(f"{key} {ratio[key]:g}" for key in ("at_least", "at_most", "goal") if key in ratio)
+        lines.append(f"  {name:28s} {ratio['value']:.3g}x  {bars}  {'ok' if ratio['ok'] else 'MISSED'}")
+    return "\n".join(lines)

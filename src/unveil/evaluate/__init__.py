@@ -1,0 +1,37 @@
+"""What samples are worth: metrics on any feature network, and reports that state their protocol."""
+
+from __future__ import annotations
+
+from unveil.evaluate import features
+from unveil.evaluate.features import FeatureNetwork
+from unveil.evaluate.frechet import Statistics, fid
+from unveil.evaluate.measure import Origin, Settings, evaluate
+from unveil.evaluate.metrics import (
+    Interval,
+    bootstrap,
+    inception_score,
+    kid,
+    kid_of_subsets,
+    nearest,
+    precision_recall,
+)
+from unveil.evaluate.report import Report, compare
+
+__all__ = [
+    "FeatureNetwork",
+    "Interval",
+    "Origin",
+    "Report",
+    "Settings",
+    "Statistics",
+    "bootstrap",
+    "compare",
+    "evaluate",
+    "features",
+    "fid",
+    "inception_score",
+    "kid",
+    "kid_of_subsets",
+    "nearest",
+    "precision_recall",
+]

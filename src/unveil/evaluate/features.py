@@ -1,0 +1,198 @@
+"""Networks that turn pictures into features: one interface for every metric, whichever network is behind it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load as load_bytes
+from torch import Tensor, nn
+
+from unveil.evaluate.inception import load_inception, load_weights
+from unveil.files import sha256
+from unveil.nn.cnn import Cnn, CnnConfig
+from unveil.types import RecipeError, ShapeError, WeightsError, nearest
+
+_SHIPPED = Path(__file__).parent.parent / "weights"
+NAMES = ("digits", "fashion", "inception", "pixels")
+
+
+class Read(NamedTuple):
+    """What a network makes of pictures, in float32 on the CPU."""
+
+    features: Tensor  # (N, dim)
+    logits: Tensor | None  # (N, classes), where the network classifies
+
+
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """A named network from uint8 pictures to features.
+
+    Attributes:
+        dim: values per picture.
+        classes: of the logits; None where there are none.
+        sha256: of the file of weights; the empty string where there is no file.
+        preprocessing: what happens to the pixels before the network, in words; part of every protocol.
+        run: uint8 (B, C, H, W) to Read, for one batch on `device`.
+        accuracy: share of its own held-out pictures that it reads correctly, where that is known.
+    """
+
+    name: str
+    dim: int
+    classes: int | None
+    sha256: str
+    preprocessing: str
+    run: Callable[[Tensor], Read]
+    accuracy: float | None = None
+    batch: int = 256
+    device: str = "cpu"
+
+    def read(self, pixels: Tensor, on_progress: Callable[[int, int], None] | None = None) -> Read:
+        """Features and logits of uint8 (N, C, H, W), computed in batches.
+
+        Args:
+            on_progress: told the pictures done and the pictures in all, after each batch.
+
+        Raises:
+            ShapeError: not uint8 pictures, or of a size or kind that the network does not read.
+        """
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or not len(pixels):
+            raise ShapeError(f"pictures {tuple(pixels.shape)} {pixels.dtype}: uint8 (N, C, H, W) is needed, N > 0")
+        found: list[Read] = []
+        with torch.inference_mode():
+            for part in pixels.split(self.batch):
+                read = self.run(part.to(self.device))
+                found.append(Read(*(None if x is None else x.float().cpu() for x in read)))  # type: ignore[arg-type]
+                if on_progress:
+                    on_progress(min(len(found) * self.batch, len(pixels)), len(pixels))
+        logits = None if self.classes is None else torch.cat([read.logits for read in found if read.logits is not None])
+        return Read(torch.cat([read.features for read in found]), logits)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """(N, dim) float32."""
+        return self.read(pixels).features
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """(N, classes) float32.
+
+        Raises:
+            RecipeError: this network does not classify.
+        """
+        logits = self.read(pixels).logits
+        if logits is None:
+            raise RecipeError(f"the feature network {self.name!r} has no classes; use a classifier: digits or fashion")
+        return logits
+
+
+def load(
+    name: str, *, weights: Path | str | None = None, shape: tuple[int, ...] | None = None, device: str = "cpu"
+) -> FeatureNetwork:
+    """The network of this name: digits and fashion ship, inception needs a file, pixels needs a shape.
+
+    Args:
+        weights: for inception: pt_inception-2015-12-05-6726825d.pth, or the same tensors as safetensors.
+        shape: for pixels: (C, H, W) of the pictures.
+
+    Raises:
+        RecipeError: an unknown name, or one whose file or shape is missing.
+        WeightsError: weights that are damaged or another network's.
+    """
+    if name in ("digits", "fashion"):
+        if weights is not None:
+            raise RecipeError(f"weights = {weights}: the feature network {name!r} ships with its own; leave them out")
+        return classifier(_SHIPPED / f"classifier-{name}.yaml", device)
+    if name == "inception":
+        if weights is None:
+            raise RecipeError(
+                "the feature network 'inception' needs weights=: a file pt_inception-2015-12-05-6726825d.pth, "
+                "as other FID programs download it"
+            )
+        return _inception(Path(weights), device)
+    if name == "pixels":
+        if shape is None:
+            raise RecipeError("the feature network 'pixels' needs shape=(C, H, W) of the pictures")
+        return _pixels(shape)
+    raise RecipeError(f"feature network {name!r}: must be one of {', '.join(NAMES)}{nearest(name, NAMES)}")
+
+
+def classifier(card: Path, device: str = "cpu") -> FeatureNetwork:
+    """A small classifier from its card, the YAML beside its weights.
+
+    Raises:
+        WeightsError: no such card, or weights that are not those it names.
+    """
+    try:
+        facts: dict[str, Any] = yaml.safe_load(card.read_text())
+        config = CnnConfig(**(facts["network"] | {"widths": tuple(facts["network"]["widths"])}))
+        path = card.with_suffix(".safetensors")
+        content, found = path.read_bytes(), sha256(path)
+        state = load_bytes(content)
+    except (OSError, KeyError, TypeError, yaml.YAMLError, SafetensorError) as problem:
+        raise WeightsError(f"{card}: not a readable classifier: {problem}; install the package again") from problem
+    if found != facts["sha256"]:
+        raise WeightsError(f"{path}: sha256 {found[:12]}... is not {facts['sha256'][:12]}... of its card; damaged")
+    network = Cnn(config).eval().requires_grad_(False)
+    load_weights(network, state, str(path))
+    network.to(device)
+    return FeatureNetwork(
+        name=str(facts["name"]),
+        dim=config.features,
+        classes=config.classes,
+        sha256=found,
+        preprocessing=str(facts["preprocessing"]),
+        run=functools.partial(_run_classifier, network),
+        accuracy=float(facts["accuracy"]),
+        device=device,
+    )
+
+
+def to_unit(pixels: Tensor) -> Tensor:
+    """uint8 pixels as floats in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+def read_accuracy(network: nn.Module, pixels: Tensor, labels: Tensor) -> float:
+    """Share of pictures that a classifier puts into their class."""
+    with torch.inference_mode():
+        read = torch.cat([network(to_unit(part)).logits.argmax(1) for part in pixels.split(256)])
+    return float((read == labels).double().mean())
+
+
+def _run_classifier(network: nn.Module, pixels: Tensor) -> Read:
+    return Read(*network(to_unit(pixels)))
+
+
+def _inception(path: Path, device: str) -> FeatureNetwork:
+    network = load_inception(path).to(device)
+
+    def run(pixels: Tensor) -> Read:
+        # Published practice shows grey pictures to the network as three equal channels.
+        found = network(pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels)
+        return Read(found["2048"], found["logits_unbiased"])
+
+    return FeatureNetwork(
+        name="inception",
+        dim=2048,
+        classes=1008,
+        sha256=sha256(path),
+        preprocessing="TensorFlow 1 bilinear to 299 x 299, (x - 128) / 128",
+        run=run,
+        batch=32,
+        device=device,
+    )
+
+
+def _pixels(shape: tuple[int, ...]) -> FeatureNetwork:
+    def run(pixels: Tensor) -> Read:
+        if tuple(pixels.shape[1:]) != tuple(shape):
+            raise ShapeError(f"pictures {tuple(pixels.shape[1:])}: these pixel features are of pictures {tuple(shape)}")
+        return Read(to_unit(pixels).flatten(1), None)
+
+    dim = int(torch.Size(shape).numel())
+    return FeatureNetwork("pixels", dim, None, "", "uint8 / 127.5 - 1, flattened", run)

@@ -1,0 +1,124 @@
+"""One self-contained HTML page of a report: pictures and plots are inside it, nothing is fetched."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from unveil.evaluate import draw
+from unveil.evaluate.report import Report, findings, flatten
+
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #8884; }
+td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
+img { max-width: 100%; background: #fff; border-radius: 4px; }
+.remark, figcaption { color: #777; font-size: .9rem; }
+.warning { border-left: 4px solid #b3261e; padding: .2rem 1rem; }
+code { font-size: .85rem; overflow-wrap: anywhere; }
+figure { margin: 1rem 0; }
+"""
+
+
+def page(report: Report) -> str:
+    """The whole page."""
+    title = f"Samples against real pictures: {report.about.get('data', 'unnamed')}"
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f"<p>Protocol <code>{report.protocol_sha256}</code>. Only reports with the same one may be compared.</p>",
+        _warning(report),
+        _image(report, "samples", "The first samples of each class, nothing chosen."),
+        "<h2>Findings</h2>",
+        _table(("", "95 % interval in brackets", ""), findings(report)),
+        *(f'<p class="remark">{escape(name)}: {escape(reason)}.</p>' for name, reason in report.missing.items()),
+        *_read(report),
+        *_fid(report),
+        *_nearest(report),
+        _image(report, "held_out", "Held-out pictures, for the eye."),
+        "<h2>Protocol</h2>",
+        _table(("setting", "value"), [_setting(*pair) for pair in flatten(report.protocol).items()]),
+        "<h2>About this run</h2>",
+        _table(("", ""), [_setting(*pair) for pair in flatten(report.about).items()]),
+    ]
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(part for part in parts if part)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _warning(report: Report) -> str:
+    if not report.memorised:
+        return ""
+    near = report.results["nearest"]
+    return (
+        f'<p class="warning"><strong>Memorised.</strong> The samples lie {near["ratio"]["value"]:.2f} times as far '
+        f"from their nearest training pictures as new pictures do, and {near['exact_copies']} are exact copies.</p>"
+    )
+
+
+def _read(report: Report) -> Iterable[str]:
+    if not (read := report.results.get("read")):
+        return
+    yield "<h2>Read as their class</h2>"
+    rows = [
+        (str(row["name"]), str(row["count"]), f"{row['value']:.1%}", f"{row['low']:.1%} to {row['high']:.1%}")
+        for row in read["per_class"]
+    ]
+    yield _figure(draw.class_chart(read["per_class"]), "Share of samples read as the class they were made for.")
+    yield _table(("class", "samples", "read as it", "95 % interval"), rows)
+
+
+def _fid(report: Report) -> Iterable[str]:
+    if fid := report.results.get("fid"):
+        yield "<h2>Frechet distance and its floor</h2>"
+        yield _figure(
+            draw.floor_chart(fid["floor"]["values"], fid["value"]),
+            "Real pictures differ from other real pictures too: the floor is what a perfect model would score.",
+        )
+
+
+def _nearest(report: Report) -> Iterable[str]:
+    near = report.results["nearest"]
+    yield '<h2 id="nearest">Nearest training pictures</h2>'
+    yield _figure(
+        draw.nearest_chart(near["histogram"]),
+        "A model that copies puts its samples left of the held-out pictures.",
+    )
+    yield _image(report, "nearest", "The samples nearest to a training picture (left of each pair) beside it (right).")
+
+
+def _setting(key: str, value: Any) -> tuple[str, str]:
+    return key, value if isinstance(value, str) else json.dumps(value)
+
+
+def _image(report: Report, name: str, caption: str) -> str:
+    return _figure(report.images[name], caption) if name in report.images else ""
+
+
+def _figure(png: bytes, caption: str) -> str:
+    encoded = base64.b64encode(png).decode()
+    words = escape(caption)
+    return f'<figure><img alt="{words}" src="data:image/png;base64,{encoded}"><figcaption>{words}</figcaption></figure>'
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The second column holds the numbers."""
+    top = "".join(f"<th>{escape(head)}</th>" for head in heads) if any(heads) else ""
+    body = (
+        "<tr>"
+        + "".join(
+            f"<td{' class=number' if i == 1 and len(row) > 2 else ''}>{escape(cell)}</td>" for i, cell in enumerate(row)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return f"<table><tr>{top}</tr>{''.join(body)}</table>"

@@ -1,0 +1,72 @@
+"""The pictures of a data set as one tensor, which is what measuring needs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from unveil.types import Item, MediaError, ShapeError
+
+
+class Pictured(Protocol):
+    """Any data set of items with "pixels"."""
+
+    def __len__(self) -> int:
+        """How many items."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Item:
+        """One item."""
+        ...
+
+
+class Pictures(NamedTuple):
+    """uint8 (N, C, H, W), labels int64 (N,) where every item has one, and the names of the labels."""
+
+    pixels: Tensor
+    labels: Tensor | None = None
+    classes: Sequence[str] | None = None
+
+    def take(self, rows: Tensor) -> Pictures:
+        """These rows of them."""
+        return Pictures(self.pixels[rows], None if self.labels is None else self.labels[rows], self.classes)
+
+    def sha256(self) -> str:
+        """Of the shape and the pixels: which pictures they were."""
+        digest = hashlib.sha256(str(tuple(self.pixels.shape)).encode())
+        digest.update(self.pixels.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def gather(dataset: Pictured, limit: int | None = None) -> Pictures:
+    """The pictures of a data set, or `limit` of them spread evenly over it.
+
+    Raises:
+        MediaError: the data set is empty.
+        ShapeError: pixels that are not uint8 (C, H, W), or not all of one size.
+    """
+    classes = getattr(dataset, "classes", None)
+    if not len(dataset):
+        raise MediaError("a data set without pictures cannot be measured")
+    rows = torch.arange(len(dataset))
+    if limit is not None and limit < len(dataset):
+        rows = rows[(torch.arange(limit) * len(dataset)) // limit]
+    whole: Any = getattr(dataset, "pixels", None)
+    if isinstance(whole, Tensor) and whole.dtype == torch.uint8:  # already one tensor: no need to take it apart
+        labels = getattr(dataset, "labels", None)
+        return Pictures(whole[rows], None if labels is None else labels[rows], classes)
+    items = [dataset[int(i)] for i in rows]
+    for i, item in enumerate(items):
+        pixels, first = item["pixels"], items[0]["pixels"]
+        if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape != first.shape:
+            raise ShapeError(
+                f"picture {int(rows[i])} is {tuple(pixels.shape)} {pixels.dtype}; all must be uint8 of one size, "
+                f"here {tuple(first.shape)}: resize them when the data set is opened"
+            )
+    labelled = all("label" in item for item in items)
+    labels = torch.tensor([int(item["label"]) for item in items]) if labelled else None
+    return Pictures(torch.stack([item["pixels"] for item in items]), labels, classes)

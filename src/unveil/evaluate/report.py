@@ -1,0 +1,227 @@
+"""A report on samples: what was measured, how exactly, and a hash of how, without which numbers are not compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unveil.files import refuse_overwrite, write_atomically
+from unveil.types import MediaError, RecipeError
+
+MEMORISED = 0.8  # samples this much nearer to the training pictures than held-out ones are copies
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `evaluate` found.
+
+    Attributes:
+        protocol: every setting that the numbers depend on, down to the hash of the feature network's weights.
+        results: by metric; see `summary` for their words.
+        missing: metric to the reason why it is not there.
+        about: what does not enter the protocol: command, commit, CPU-minutes.
+        images: PNGs that the page shows: samples, held_out, nearest; empty in a report that was read back.
+    """
+
+    protocol: Mapping[str, Any]
+    results: Mapping[str, Any]
+    missing: Mapping[str, str] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+    images: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+
+    @property
+    def protocol_sha256(self) -> str:
+        """The hash of the protocol: equal for two reports exactly when their numbers may be compared."""
+        return hashlib.sha256(_canonical(self.protocol).encode()).hexdigest()
+
+    @property
+    def memorised(self) -> bool:
+        """Whether the samples lie nearer to the training pictures than new pictures do."""
+        return bool(self.results["nearest"]["memorised"])
+
+    def save(self, folder: str | os.PathLike[str], *, force: bool = False) -> Path:
+        """Writes report.json and report.html, one self-contained page, into the folder.
+
+        Returns:
+            The page.
+
+        Raises:
+            NotWritable: one of them is there and `force` is not set, or the folder cannot be written.
+        """
+        from unveil.evaluate.page import page
+
+        numbers, shown = Path(folder) / "report.json", Path(folder) / "report.html"
+        for path in (numbers, shown):
+            refuse_overwrite(path, force)
+        rendered = page(self)  # before anything is written
+        write_atomically(numbers, self.to_json())
+        return write_atomically(shown, rendered)
+
+    def to_json(self) -> str:
+        """Everything but the images; numbers in full."""
+        content = {
+            "format": _FORMAT,
+            "protocol_sha256": self.protocol_sha256,
+            "protocol": self.protocol,
+            "results": self.results,
+            "missing": self.missing,
+            "about": self.about,
+        }
+        return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Report:
+        """A report from its report.json, or from the folder that holds it; without its images.
+
+        Raises:
+            MediaError: no such file, not a report, or one whose protocol was changed after the fact.
+        """
+        path = Path(path)
+        path = path / "report.json" if path.is_dir() else path
+        try:
+            content = json.loads(path.read_text())
+            report = cls(*(content[key] for key in ("protocol", "results", "missing", "about")))
+            stated = content["protocol_sha256"]
+        except (OSError, ValueError, KeyError, TypeError) as problem:
+            raise MediaError(
+                f"{path}: not a report of unveil: {problem!r}; name the report.json, or its folder"
+            ) from problem
+        if stated != report.protocol_sha256:
+            raise MediaError(
+                f"{path}: the protocol is not the one that its hash {stated[:12]} was made of; evaluate again"
+            )
+        return report
+
+    def summary(self) -> list[str]:
+        """The findings, a line each."""
+        return [f"{row.name}: {row.text}" for row in findings(self)]
+
+
+class Finding(NamedTuple):
+    """A line of a report: the metric, what was found, and a remark on how to read it."""
+
+    name: str
+    text: str
+    remark: str
+
+
+class Change(NamedTuple):
+    """One metric of two reports."""
+
+    name: str
+    first: float
+    second: float
+
+    @property
+    def difference(self) -> float:
+        """The second less the first."""
+        return self.second - self.first
+
+
+def compare(first: Report, second: Report, *, varying: Sequence[str] = ()) -> list[Change]:
+    """The metrics that two reports share, side by side.
+
+    Args:
+        varying: settings of the protocol that may differ, because they are what is compared: "sampling" or
+            "sampling.steps".
+
+    Raises:
+        RecipeError: the protocols differ in anything else; such numbers say nothing about each other.
+    """
+    one, two = (flatten(json.loads(_canonical(report.protocol))) for report in (first, second))
+    apart = [key for key in sorted({*one, *two}) if one.get(key) != two.get(key) and not _named(key, varying)]
+    if apart:
+        named = "; ".join(f"{key}: {one.get(key, 'not set')} and {two.get(key, 'not set')}" for key in apart[:5])
+        more = f"; and {len(apart) - 5} more" if len(apart) > 5 else ""
+        raise RecipeError(
+            f"reports of different protocols ({first.protocol_sha256[:12]} and {second.protocol_sha256[:12]}) cannot "
+            f"be compared: {named}{more}; evaluate both alike, or name what is compared in varying="
+        )
+    ours, theirs = _numbers(first), _numbers(second)
+    return [Change(name, value, theirs[name]) for name, value in ours.items() if name in theirs]
+
+
+def findings(report: Report) -> list[Finding]:
+    """What the page and the command line say about a report."""
+    found, results = [], report.results
+    if read := results.get("read"):
+        remark = f"{read['count']} samples; the classifier reads {read['accuracy']:.1%} of held-out pictures correctly"
+        found.append(Finding("read as their class", _interval(read, percent=True), remark))
+    if fid := results.get("fid"):
+        floor, ratio = fid["floor"], fid["ratio"]
+        text = _interval(fid) + (f"; {ratio:.2f} times the floor" if ratio is not None else "")
+        remark = (
+            f"floor {floor['mean']:.3f} ({floor['least']:.3f} to {floor['most']:.3f}): "
+            f"real pictures from real pictures, {floor['splits']} random splits of the same number"
+        )
+        found.append(Finding("FID", text, remark))
+    if kid := results.get("kid"):
+        remark = f"0 for equal sets; subsets: {kid['subsets_mean']:.5f}, standard deviation {kid['subsets_std']:.5f}"
+        found.append(Finding("KID", _interval(kid, digits=5), remark))
+    for key, remark in (("precision", "samples among real pictures"), ("recall", "real pictures among samples")):
+        if key in results:
+            found.append(Finding(key, _interval(results[key], percent=True), remark))
+    if score := results.get("inception_score"):
+        text = f"{score['mean']:.3f}, standard deviation {score['std']:.3f}"
+        found.append(Finding("Inception score", text, f"held-out pictures: {score['held_out_mean']:.3f}"))
+    near = results["nearest"]
+    verdict = "memorised" if near["memorised"] else "not memorised"
+    remark = (
+        f"median distance to the nearest training picture {near['median']:.4f}, of held-out pictures "
+        f"{near['held_out_median']:.4f}; below {MEMORISED} says memorised"
+    )
+    found.append(
+        Finding("nearness", f"{_interval(near['ratio'])} times as far as held-out pictures; {verdict}", remark)
+    )
+    if bits := results.get("bits_per_dim"):
+        found.append(
+            Finding("bits/dim", _interval(bits), "the variational bound on held-out pictures; lower is better")
+        )
+    return found
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _canonical(tree: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as problem:
+        raise RecipeError(f"a protocol holds numbers, words, lists and mappings only: {problem}") from problem
+
+
+def _named(key: str, varying: Sequence[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in varying)
+
+
+def _numbers(report: Report) -> dict[str, float]:
+    """One number per metric."""
+    places = {
+        "read": "read.value",
+        "fid": "fid.value",
+        "fid / floor": "fid.ratio",
+        "kid": "kid.value",
+        "precision": "precision.value",
+        "recall": "recall.value",
+        "inception score": "inception_score.mean",
+        "nearness": "nearest.ratio.value",
+        "bits/dim": "bits_per_dim.value",
+    }
+    flat = flatten(report.results)
+    return {name: float(flat[place]) for name, place in places.items() if flat.get(place) is not None}
+
+
+def _interval(found: Mapping[str, Any], *, percent: bool = False, digits: int = 3) -> str:
+    form = ".1%" if percent else f".{digits}f"
+    return f"{found['value']:{form}} ({found['low']:{form}} to {found['high']:{form}})"

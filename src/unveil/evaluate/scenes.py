@@ -1,0 +1,75 @@
+"""How well boxes and masks that a model made for a picture agree with the true ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from unveil.types import ShapeError
+
+
+def box_iou(first: Tensor, second: Tensor) -> Tensor:
+    """Intersection over union of every pair, (N, M) in [0, 1].
+
+    Args:
+        first: boxes (N, 4) of centre x, centre y, width, height.
+        second: boxes (M, 4).
+    """
+    (low1, high1), (low2, high2) = _corners(first)[:, :, None], _corners(second)[:, None]
+    shared = (torch.minimum(high1, high2) - torch.maximum(low1, low2)).clamp(min=0).prod(-1)
+    areas = first[:, 2:].clamp(min=0).prod(-1)[:, None] + second[:, 2:].clamp(min=0).prod(-1)
+    return shared / (areas - shared).clamp(min=1e-12)
+
+
+def matched_iou(made: Tensor, true: Tensor) -> float:
+    """Mean IoU of the best one-to-one matching; a box without a partner, missing or extra, counts 0.
+
+    Two empty sets agree wholly.
+
+    Source: the Hungarian matching of Carion et al. 2020, eq. 1 (arXiv:2005.12872), on IoU alone.
+    """
+    most = max(len(made), len(true))
+    if not most:
+        return 1.0
+    iou = box_iou(made.double(), true.double()).numpy()
+    rows, columns = linear_sum_assignment(iou, maximize=True)
+    return float(iou[rows, columns].sum()) / most
+
+
+def matched_ious(made: Sequence[Tensor], true: Sequence[Tensor]) -> Tensor:
+    """`matched_iou` of each picture's boxes, (B,) float64."""
+    if len(made) != len(true):
+        raise ShapeError(f"{len(made)} sets of boxes made, {len(true)} true ones: one for each picture")
+    return torch.tensor([matched_iou(m, t) for m, t in zip(made, true, strict=True)], dtype=torch.float64)
+
+
+def class_iou(made: Tensor, true: Tensor, classes: int) -> Tensor:
+    """Intersection over union of each class over all pixels of all pictures, (classes,) float64.
+
+    Its mean is the mIoU. A class that neither side holds is NaN.
+
+    Args:
+        made: class maps, integers (..., H, W).
+        true: the true ones, of the same shape.
+        classes: how many; values are 0 to classes - 1.
+
+    Source: Long et al. 2015, section 5 (arXiv:1411.4038).
+    """
+    if made.shape != true.shape:
+        raise ShapeError(f"class maps {tuple(made.shape)} made, {tuple(true.shape)} true: the shapes must agree")
+    pairs = true.flatten().numpy().astype(np.int64) * classes + made.flatten().numpy().astype(np.int64)
+    counts = torch.from_numpy(np.bincount(pairs, minlength=classes**2)).reshape(classes, classes).double()
+    both = counts.diagonal()
+    return both / (counts.sum(0) + counts.sum(1) - both)
+
+
+def _corners(boxes: Tensor) -> Tensor:
+    """Lower and upper corner, (2, N, 2)."""
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ShapeError(f"boxes {tuple(boxes.shape)}: must be (N, 4): centre x, centre y, width, height")
+    half = boxes[:, 2:].clamp(min=0) / 2
+    return torch.stack([boxes[:, :2] - half, boxes[:, :2] + half])

@@ -1,0 +1,61 @@
+"""Training of the evaluation classifiers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from unveil import data
+from unveil.data import Stored
+from unveil.evaluate import features
+from unveil.nn.cnn import Cnn, CnnConfig
+from unveil.train.classifier import ClassifierConfig, Progress, save_classifier, train_classifier
+from unveil.types import NotWritable, RecipeError, ShapeError
+
+SMALL = ClassifierConfig(CnnConfig(1, 8, 10, (8, 16), features=12), epochs=4, batch=64, shift=0.5, turn=10)
+
+
+@pytest.fixture(scope="module")
+def parts() -> tuple[Stored, Stored]:
+    return data.digits("train"), data.digits("held-out")
+
+
+def test_it_learns_the_same_from_the_same_seed_and_leaves_the_global_one_alone(parts, tmp_path: Path):
+    told: list[Progress] = []
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    one = train_classifier(SMALL, *parts, told.append)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(6)
+    two = train_classifier(SMALL, *parts)
+    other = train_classifier(replace(SMALL, seed=1), *parts)
+    assert one.accuracy > 0.5  # chance is 0.1
+    assert [p.step for p in told] == list(range(1, 4 * (1347 // 64) + 1))
+    assert all(torch.equal(a, b) for a, b in zip(one.network.parameters(), two.network.parameters(), strict=True))
+    assert not torch.equal(one.network.head.weight, other.network.head.weight)
+
+    card = save_classifier("classifier-digits", one, SMALL, tmp_path)
+    loaded = features.classifier(card)
+    assert loaded.accuracy == pytest.approx(one.accuracy, abs=1e-4)
+    with torch.inference_mode():
+        expected = one.network(features.to_unit(parts[1].pixels[:50])).logits
+    torch.testing.assert_close(loaded.logits(parts[1].pixels[:50]), expected, rtol=0, atol=1e-5)
+    with pytest.raises(NotWritable, match="exists already"):
+        save_classifier("classifier-digits", one, SMALL, tmp_path)
+
+
+def test_pictures_without_usable_labels_are_refused(parts):
+    with pytest.raises(RecipeError, match="a label each"):
+        train_classifier(SMALL, Stored(parts[0].pixels), parts[1])
+    with pytest.raises(RecipeError, match="labels 0 to 9: the network has 3 classes"):
+        train_classifier(replace(SMALL, network=CnnConfig(1, 8, 3, (8,))), *parts)
+
+
+def test_the_network_s_limits_are_named():
+    with pytest.raises(RecipeError, match="2 pixels a side"):
+        CnnConfig(1, 8, 10, (8, 8, 8, 8))
+    with pytest.raises(ShapeError, match="this classifier reads"):
+        Cnn(CnnConfig(1, 8, 10, (8,)))(torch.zeros(1, 3, 8, 8))
