@@ -1,4 +1,4 @@
-"""What it costs to ask for help, and to import the package: CPU seconds of a fresh process, start of Python included."""
+"""What help costs, and importing the package: CPU seconds of a fresh process, the start of Python included."""
 
 from __future__ import annotations
 

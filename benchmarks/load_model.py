@@ -1,0 +1,75 @@
+"""Memory and time to load a saved model of nearly 500 MB, sha256 included: mapped and assigned, against read and copied.
+
+`above_mb` is the peak of resident memory above that of the start, with every weight touched after loading.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import harness
+import torch
+
+from unveil.checkpoints import ours
+from unveil.config import ModelConfig, validate
+from unveil.model import Model, build
+
+FOLDER = "UNVEIL_BENCH_MODEL"  # where the parent process put the model
+
+
+def described() -> ModelConfig:
+    """A U-Net of 124 million weights; 38 million in a short run."""
+    raw = {
+        "shape": [3, 32, 32],
+        "network": {"kind": "unet", "channels": 160 if harness.short() else 288, "multipliers": [1, 2, 2], "blocks": 2},
+        "process": {"kind": "discrete-vp"},
+    }
+    return validate(ModelConfig, raw, "benchmark")
+
+
+def measured(load: object) -> dict[str, float]:
+    """CPU seconds and peak memory of a load, and of touching every weight after it."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
+    before, begun = _resident_mb(), time.process_time()
+    model: Model = load()  # type: ignore[operator]
+    seconds, loaded = time.process_time() - begun, harness.peak_mb() - before
+    for parameter in model.parameters():
+        parameter.sum()
+    return {"cpu_s": seconds, "loaded_mb": loaded, "above_mb": harness.peak_mb() - before}
+
+
+def mapped() -> dict[str, float]:
+    return measured(lambda: ours.load_model(os.environ[FOLDER]))
+
+
+def copied() -> dict[str, float]:
+    return measured(lambda: ours.load_weights(build(described()), os.environ[FOLDER]))
+
+
+def size() -> dict[str, float]:
+    return {"above_mb": ours.inspect(os.environ[FOLDER])["bytes"] / 2**20}
+
+
+def _resident_mb() -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    bars = [
+        harness.Ratio("peak above the start / size", "mapped", "size", "above_mb", at_most=1.05),
+        harness.Ratio("peak, copied / mapped", "copied", "mapped", "above_mb", at_least=1.5),
+        harness.Ratio("time, copied / mapped", "copied", "mapped", "cpu_s", at_least=1.0),
+    ]
+    with tempfile.TemporaryDirectory() as parent:
+        if "--only" not in sys.argv:
+            os.environ[harness.SHORT] = "1" if "--short" in sys.argv else "0"  # the model's size depends on it
+            os.environ[FOLDER] = str(ours.save_model(build(described()), Path(parent) / "model"))
+        harness.main("load_model", {"size": size, "copied": copied, "mapped": mapped}, bars)
