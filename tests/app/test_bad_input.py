@@ -157,8 +157,7 @@ def test_the_hostile_pickle_works_where_pickles_are_trusted(tmp_path: Path):
     assert (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt"])
-@pytest.mark.parametrize("write", ["pickle", "torch"])
+@pytest.mark.parametrize(("name", "write"), [("weights.safetensors", "pickle"), ("weights.pt", "torch")])
 def test_a_pickle_is_never_run(cli: Cli, tmp_path: Path, name: str, write: str):
     path, mark = tmp_path / name, tmp_path / "ran"
     if write == "pickle":

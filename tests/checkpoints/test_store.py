@@ -9,6 +9,8 @@ import random
 import resource
 import subprocess
 import sys
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,12 @@ HARNESS = Path(__file__).with_name("kill_harness.py")
 
 def content(step: int = 1) -> dict[str, store.Content]:
     tensors = {"weight": torch.arange(12.0).reshape(3, 4) + step, "count": torch.tensor(step)}
-    return {"denoiser.safetensors": tensors, "ema/denoiser.safetensors": tensors, "state.json": {"step": step}, "a.md": "x"}
+    return {
+        "denoiser.safetensors": tensors,
+        "ema/denoiser.safetensors": tensors,
+        "state.json": {"step": step},
+        "a.md": "x",
+    }
 
 
 def saved(parent: Path, *steps: int) -> list[Path]:
@@ -41,16 +48,24 @@ def killed(which: str, kills: int, folder: Path) -> list[dict[str, int | None]]:
 # ---------------------------------------------------------------------- sudden death
 
 
+@pytest.fixture
+def memory(tmp_path):
+    """A folder in memory where there is one: a killed process loses nothing of the page cache, and syncing is quick."""
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if os.access(shared, os.W_OK) else tmp_path) as folder:
+        yield Path(folder)
+
+
 @pytest.mark.slow
-def test_no_kill_loses_a_checkpoint_and_the_naive_saver_loses_many(tmp_path):
-    lives = killed("ours", 40, tmp_path)
+def test_no_kill_loses_a_checkpoint_and_the_naive_saver_loses_many(memory):
+    lives = killed("ours", 40, memory)
     lost = [life for life in lives if life["found"] is None]
     assert not lost
     # the newest that was finished, or the one whose rename was done and not yet told
     assert all(life["found"] in (life["finished"], life["finished"] + 1) for life in lives), lives
     assert sum(life["stale"] for life in lives) > 5, "hardly any kill fell into a save: the test has no power"
     assert not any(life["left"] for life in lives), "stale folders survive the sweep"
-    naive = killed("naive", 40, tmp_path)
+    naive = killed("naive", 40, memory)
     assert sum(life["found"] is None for life in naive) >= 12, naive
 
 
@@ -71,10 +86,8 @@ def test_whatever_call_fails_the_checkpoint_before_stays_valid(tmp_path, monkeyp
             return real(*args, **kwargs)
 
         monkeypatch.setattr(os, call, failing)
-        try:
+        with suppress(OutOfResources, KeyboardInterrupt):
             store.save(tmp_path / "step_000002", content(2), kind="training", step=2)
-        except (OutOfResources, KeyboardInterrupt):
-            pass
         monkeypatch.setattr(os, call, real)
         newest = store.newest_valid(tmp_path)
         assert newest is not None
@@ -91,7 +104,7 @@ def test_a_full_disk_is_named_and_changes_nothing(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(OutOfResources, match="disk is full.*free some space"):
+        with pytest.raises(OutOfResources, match=r"disk is full.*free some space"):
             store.save(tmp_path / "step_000002", {"big.safetensors": {"w": torch.zeros(50_000)}}, step=2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -100,7 +113,9 @@ def test_a_full_disk_is_named_and_changes_nothing(tmp_path):
 
 
 def test_stale_folders_are_swept_and_a_running_writer_is_left_alone(tmp_path):
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True)
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
+    )
     for name in (f".staging-step_000001-{int(dead.stdout)}-0a1b2c3d", f".dropped-x-{os.getpid()}-0a1b2c3d"):
         (tmp_path / name).mkdir()
     running = tmp_path / f".staging-step_000001-{os.getppid()}-0a1b2c3d"
@@ -148,7 +163,9 @@ def test_missing_and_short_files_are_each_named(tmp_path):
     (folder / "a.md").unlink()
     short = folder / "denoiser.safetensors"
     short.write_bytes(short.read_bytes()[:-7])
-    with pytest.raises(WeightsError, match=r"(?s)denoiser.safetensors: \d+ bytes, \d+ were written.*a.md: cannot be read"):
+    with pytest.raises(
+        WeightsError, match=r"(?s)denoiser.safetensors: \d+ bytes, \d+ were written.*a.md: cannot be read"
+    ):
         store.verify(folder)
 
 
@@ -218,7 +235,7 @@ def test_nothing_is_overwritten_unless_asked(tmp_path):
 
 def test_a_place_below_a_file_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotWritable, match="cannot be written.*choose another place"):
+    with pytest.raises(NotWritable, match=r"cannot be written.*choose another place"):
         store.save(tmp_path / "file" / "model", content())
 
 
@@ -246,11 +263,13 @@ def test_tensors_come_back_as_they_were(tmp_path):
     assert header.tensors["strided"].shape == (6, 4)
 
 
-@pytest.mark.parametrize("start", [b"", b"\x80\x04\x95", b"PK\x03\x04", b"\x02\0\0\0\0\0\0\0{}x", b"\xff" * 64, b"12345678{"])
+@pytest.mark.parametrize(
+    "start", [b"", b"\x80\x04\x95", b"PK\x03\x04", b"\x02\0\0\0\0\0\0\0{}x", b"\xff" * 64, b"12345678{"]
+)
 def test_what_is_not_safetensors_is_refused_by_its_content(tmp_path, start):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(start)
-    with pytest.raises(WeightsError, match="weights.safetensors"):
+    with pytest.raises(WeightsError, match=r"weights.safetensors"):
         read_tensors(path)
 
 

@@ -247,7 +247,7 @@ def test_the_bound_of_the_exact_denoiser_reaches_the_true_likelihood():
         got = bound(gaussian, chain, x0, fixed_large, noise=Streams(0, range(500)).bind((4,)))
         totals.append(got.total.mean().item())
     assert totals[0] > totals[1] > totals[2]
-    assert totals[2] == pytest.approx(truth, abs=0.1)
+    assert totals[2] == pytest.approx(truth, abs=0.2)  # 1000 steps cost about a tenth of a bit
 
 
 def test_variances_lie_between_beta_tilde_and_beta():

@@ -10,7 +10,7 @@ import torch
 from tests.core.mixture import DEVIATION, MEAN, draw, exact
 from unveil.core import grids, guidance, prediction
 from unveil.core.denoiser import Denoiser, Estimate
-from unveil.core.noise import START, Streams
+from unveil.core.noise import START, Streams, key, keys
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, betas, partly
 from unveil.core.samplers import State, ancestral, ddim, encode, run, slerp
 from unveil.core.transition import Chain
@@ -190,11 +190,30 @@ def test_streams_differ_in_every_part_of_their_key():
     for other in (Streams(0, [2]).normal((4,), 3, 4), Streams(1, [3]).normal((4,), 3, 4),
                   Streams(1, [2]).normal((4,), 2, 4), Streams(1, [2]).normal((4,), 3, 5)):  # fmt: skip
         assert not torch.allclose(one, other)
+    assert not torch.allclose(Streams(1, [2]).normal((4,), -1), Streams(1, [2]).normal((4,), 1))
     u = Streams(0, range(20000)).uniform(0)
     assert u.min() >= 0
     assert u.max() < 1
     assert u.mean().item() == pytest.approx(0.5, abs=0.01)
     assert u.var().item() == pytest.approx(1 / 12, abs=0.002)
+
+
+def test_noise_is_standard_normal_and_no_two_streams_meet():
+    """100,000 streams: a generator seeded with 32 bits would repeat about one of them."""
+    noise = Streams(0, range(100_000)).normal((9,), 5).double()
+    assert noise.mean().abs() < 0.005
+    assert noise.std().item() == pytest.approx(1, abs=0.003)
+    assert (noise**4).mean().item() == pytest.approx(3, abs=0.03)
+    assert (noise.abs() > 1.959964).double().mean().item() == pytest.approx(0.05, abs=0.001)
+    assert torch.corrcoef(noise.T).sub(torch.eye(9)).abs().max() < 0.015
+    assert len(noise[:, :3].unique(dim=0)) == 100_000
+    assert len(Streams(0, range(1)).normal((), 0).shape) == 1
+    assert Streams(0, [3]).normal((0,), 0).shape == (1, 0)
+
+
+def test_keys_of_a_batch_are_those_of_its_samples():
+    many = keys(7, [3, -1, 2**63], -1, 4)
+    assert [int(one) for one in many] == [key(7, n, -1, 4) for n in (3, -1, 2**63)]
 
 
 def test_a_run_left_half_way_goes_on_to_the_same_end(noise):

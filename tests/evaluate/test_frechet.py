@@ -48,8 +48,8 @@ def test_any_gaussians_agree_with_scipy():
 
 def test_directions_without_variance_are_exact():
     """Dead features: scipy's root needs luck here, and a ridge would show in the last digits."""
-    factor = torch.zeros(8, 3, dtype=torch.float64)
-    factor[:3] = torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
+    turn, _ = torch.linalg.qr(gaussian(8, 8, 1))
+    factor = turn[:, :3] * torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     one = statistics(with_moments(torch.zeros(8).double(), factor, 60))
     two = statistics(with_moments(torch.zeros(8).double(), 2 * factor, 60))
     assert fid(one, two) == pytest.approx(14.0, rel=1e-9)  # sum of (s - 2 s)^2

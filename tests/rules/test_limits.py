@@ -9,11 +9,14 @@ from tests.rules.source import name, parsed, programs
 LINES, BODY, PARAMETERS = 400, 60, 8
 # Over a limit, with the reason. An entry that is no longer needed is a fault too.
 LONG_FILES: dict[str, str] = {}
-LONG_FUNCTIONS: dict[str, str] = {}
+LONG_FUNCTIONS = {
+    "src/unveil/evaluate/measure.py evaluate": "a third of it is its docstring; the rest is one list of measurements",
+}
 MANY_PARAMETERS = {
     "src/unveil/app/cli.py train": "one parameter per option: that is how typer reads a command line",
     "src/unveil/app/cli.py sample": "one parameter per option",
     "src/unveil/app/cli.py evaluate": "one parameter per option",
+    "src/unveil/app/cli.py convert": "one parameter per option",
     "src/unveil/model.py generate": "every knob of a picture, each by name",
 }
 

@@ -55,7 +55,9 @@ def nan_gradient(denoiser: Any, loss: Loss) -> Loss:
 
 def huge_gradient(denoiser: Any, loss: Loss) -> Loss:
     """Finite, but its square is not."""
-    return loss._replace(value=loss.value + 1e30 * (denoiser.network.leave.bias - denoiser.network.leave.bias.detach()).sum())
+    return loss._replace(
+        value=loss.value + 1e30 * (denoiser.network.leave.bias - denoiser.network.leave.bias.detach()).sum()
+    )
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -122,7 +124,7 @@ def test_nan_in_the_data_names_its_examples(tmp_path, caplog):
 @pytest.mark.parametrize("fault", [nan_loss, nan_gradient])
 def test_too_many_in_a_row_stop_the_run_with_their_own_exit_code(tmp_path, fault):
     run = tmp_path / "run"
-    with pytest.raises(NonFinite, match="step 9: the .* is not finite, 6 steps in a row") as stopped:
+    with pytest.raises(NonFinite, match=r"step 9: the .* is not finite, 6 steps in a row") as stopped:
         tiny.fit(run, objective=broken(fault, *range(3, 12)), save_every=1)
     assert stopped.value.exit_code == 3
     assert every_number_is_finite(run)
@@ -130,7 +132,7 @@ def test_too_many_in_a_row_stop_the_run_with_their_own_exit_code(tmp_path, fault
 
 
 def test_finite_steps_in_between_start_the_count_again(tmp_path):
-    tiny.fit(tmp_path / "run", objective=broken(nan_loss, *range(0, 5), *range(6, 11)))
+    tiny.fit(tmp_path / "run", objective=broken(nan_loss, *range(5), *range(6, 11)))
 
 
 def test_a_buffer_that_turned_nan_is_never_published(tmp_path):
@@ -139,7 +141,7 @@ def test_a_buffer_that_turned_nan_is_never_published(tmp_path):
         return loss
 
     run = tmp_path / "run"
-    with pytest.raises(NonFinite, match="step 4: .*network.calls"):
+    with pytest.raises(NonFinite, match=r"step 4: .*network.calls"):
         tiny.fit(run, objective=broken(poison, 3), save_every=2)
     assert store.newest_valid(run / "checkpoints") == run / "checkpoints" / "step_000002"
 
@@ -236,7 +238,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, caplog
     starts = json.loads((run / "environment.json").read_text())["starts"]
     assert [start["from_step"] for start in starts] == [0, 4]
     store.verify(eighth)  # written again, in place of the damaged one
-    again, before = (read_tensors(path / "denoiser.safetensors") for path in (run / "checkpoints/step_000012", run / "gone"))
+    again, before = (
+        read_tensors(path / "denoiser.safetensors") for path in (run / "checkpoints/step_000012", run / "gone")
+    )
     assert all(torch.equal(again[key], before[key]) for key in before)
 
 
@@ -244,7 +248,9 @@ def test_without_a_valid_checkpoint_it_does_not_silently_start_over(tmp_path):
     run = tmp_path / "run"
     for folder in halfway(run):
         (folder / "train_state.json").write_text("{}")
-    with pytest.raises(WeightsError, match="step_000008, step_000004 damaged, no valid checkpoint left; delete the run folder"):
+    with pytest.raises(
+        WeightsError, match="step_000008, step_000004 damaged, no valid checkpoint left; delete the run folder"
+    ):
         tiny.fit(run, objective=Diffusion(), save_every=4)
 
 
@@ -314,5 +320,5 @@ def test_weights_of_another_shape_are_listed(tmp_path):
 def test_a_state_without_its_counters_is_an_error_of_ours(tmp_path):
     newest = halfway(tmp_path / "run")[0]
     manifested(newest, newest / state.VALUES, b'{"step": 8}')
-    with pytest.raises(WeightsError, match="train_state.json: lacks ema_updates"):
+    with pytest.raises(WeightsError, match=r"train_state.json: lacks ema_updates"):
         tiny.fit(tmp_path / "run", objective=Diffusion(), save_every=4)

@@ -97,7 +97,16 @@ def finished(tmp_path_factory):
 def test_a_run_folder_holds_what_happened(finished):
     run, _ = finished
     names = {p.name for p in run.iterdir() if not p.name.startswith(".")}
-    assert names >= {"recipe.yaml", "environment.json", "metrics.jsonl", "samples", "plots", "checkpoints", "card.md", "events"}
+    assert names >= {
+        "recipe.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "samples",
+        "plots",
+        "checkpoints",
+        "card.md",
+        "events",
+    }
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [store.step_name(s) for s in (6, 8, 10)][-KEEP:]
     assert sorted(p.name for p in (run / "samples").iterdir()) == ["step_000005.png", "step_000010.png"]
     assert {p.name for p in (run / "plots").iterdir()} == {"loss.png", "loss_by_t.png", "validation.png"}
@@ -206,7 +215,7 @@ def test_mistakes_are_found_before_anything_is_written(tmp_path):
         train.fit(tiny.model(), tiny.Pictures(), objective=Diffusion(), config=tiny.config(), run=run, key="pixel")
     assert not run.exists()
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotWritable, match="cannot be written.*choose another run folder"):
+    with pytest.raises(NotWritable, match=r"cannot be written.*choose another run folder"):
         tiny.fit(tmp_path / "file" / "run")
 
 

@@ -44,7 +44,8 @@ def test_a_journal_drops_what_came_after_its_checkpoint(tmp_path):
     for step in range(1, 6):
         first.write({"step": step, "loss": 1 / step})
     first.close()
-    (tmp_path / "metrics.jsonl").open("a").write('{"step": 4, "lo')
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "lo')
     again = Journal(tmp_path, 3)
     again.write({"step": 4, "loss": 0.5})
     again.close()
@@ -71,7 +72,10 @@ def test_large_samples_keep_their_size():
 
 
 def test_plots_take_gaps_and_zeros(tmp_path):
-    lines = [{"step": 1, "loss": 0.0, "loss_by_t": [None] * 10}, {"step": 2, "validation": 1.0, "validation_by_t": [1.0] * 10}]
+    lines = [
+        {"step": 1, "loss": 0.0, "loss_by_t": [None] * 10},
+        {"step": 2, "validation": 1.0, "validation_by_t": [1.0] * 10},
+    ]
     written = plot_run(lines, tmp_path)
     assert [path.name for path in written] == ["loss.png", "loss_by_t.png", "validation.png"]
     for path in written:

@@ -39,7 +39,10 @@ def test_starting_at_a_step_gives_the_rest_of_a_run_from_the_start():
 
 
 def test_items_become_tensors_where_they_can():
-    items = [{"x": torch.zeros(2), "label": 3, "text": "a", "w": 0.5}, {"x": torch.ones(2), "label": 4, "text": "b", "w": 1.5}]
+    items = [
+        {"x": torch.zeros(2), "label": 3, "text": "a", "w": 0.5},
+        {"x": torch.ones(2), "label": 4, "text": "b", "w": 1.5},
+    ]
     batch = collate([7, 8], [0, 1], items, "x", ["label", "text", "w"])
     assert batch.data.tolist() == [[0, 0], [1, 1]]
     assert batch.raw["label"].tolist() == [3, 4]

@@ -82,4 +82,6 @@ def config(**changes: Any) -> TrainConfig:
 def fit(run: Path, *, objective: Any = None, dataset: Any = None, **changes: Any) -> Path:
     """A run of the tiny model on the tiny pictures."""
     objective = objective or Diffusion(time=SecondMoment(STEPS, history=1))
-    return train.fit(model(), Pictures() if dataset is None else dataset, objective=objective, config=config(**changes), run=run)
+    return train.fit(
+        model(), Pictures() if dataset is None else dataset, objective=objective, config=config(**changes), run=run
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from unveil.app.models import device as pick
 from unveil.app.models import open_model
 from unveil.config import EvaluateConfig, Recipe, load_recipe
 from unveil.evaluate import features as networks
+from unveil.evaluate.given import evaluate_given
 from unveil.evaluate.likelihood import bits_per_dim
 from unveil.evaluate.measure import Origin, Settings
 from unveil.evaluate.measure import evaluate as measure
@@ -83,6 +84,8 @@ def judge(ask: Ask, recipe: Recipe, console: Console) -> Report:
     begun = time.process_time()
     model, source = open_model(ask.model, pick(ask.device))
     train, held_out = (data.open(recipe.data.build(), part) for part in ("train", "held-out"))
+    if recipe.key != "pixels":
+        return _judge_given(recipe, model, held_out, source, console)
     network = feature_network(recipe, how, ask.weights, str(model.device))
     samples, labels, sampling = draw(model, source, how, console)
     settings = Settings(count=how.compared, floor_splits=how.floor_splits, seed=how.seed)
@@ -94,6 +97,19 @@ def judge(ask: Ask, recipe: Recipe, console: Console) -> Report:
         about={"model": source._asdict(), "cpu_minutes": round((time.process_time() - begun) / 60, 2)},
     )
     return measure(samples, labels, train, held_out, network, settings, origin=origin, on_progress=console.say)
+
+
+def _judge_given(recipe: Recipe, model: Model, held_out: Pictured, source: Source, console: Console) -> Report:
+    """The report on a model that makes something else for pictures: boxes, or masks."""
+    state = getattr(recipe.data.build(), "state", "none")
+    how, begun = recipe.evaluate, time.process_time()
+    with console.progress("picture", how.samples) as progress:
+        found = evaluate_given(
+            model, held_out, state, count=how.samples, seed=how.seed, batch=BATCH,
+            on_batch=lambda done: progress.reach(done, how.samples),
+        )  # fmt: skip
+    minutes = round((time.process_time() - begun) / 60, 2)
+    return replace(found, about={**found.about, "model": source._asdict(), "cpu_minutes": minutes})
 
 
 def feature_network(recipe: Recipe, how: EvaluateConfig, weights: Path | None, device: str) -> networks.FeatureNetwork:

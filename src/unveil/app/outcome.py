@@ -32,7 +32,8 @@ def guarded(app: typer.Typer, arguments: list[str]) -> int:
     logging.getLogger("unveil").setLevel(logging.ERROR if _has(arguments, "--quiet", "-q") else logging.INFO)
     try:
         code = app(args=arguments, prog_name="unveil", standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        # typer answers Ctrl-C with this code and no word
+        return _explained(KeyboardInterrupt(), "--json" in arguments) if code == INTERRUPTED else code or 0
     except BaseException as problem:
         if debug and not isinstance(problem, SystemExit):
             traceback.print_exc()

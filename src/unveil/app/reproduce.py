@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unveil import study
 from unveil.app.console import Console
+from unveil.study import CLAIMS
+from unveil.study import reproduce as experiment
 
 
 def reproduce(name: str | None, quick: bool, out: Path | None, force: bool, console: Console) -> None:
     """Lists the claims, or runs one."""
     if name is None:
-        facts = {"claims": {name: claim.claim for name, claim in study.CLAIMS.items()}}
-        console.result(facts, "\n".join(f"{name:18} {text}" for name, text in facts["claims"].items()))
+        width = max(map(len, CLAIMS))
+        facts = {"claims": {claim: found.claim for claim, found in CLAIMS.items()}}
+        console.result(facts, "\n".join(f"{claim:<{width}}  {found.claim}" for claim, found in CLAIMS.items()))
         return
-    record = study.reproduce(name, quick=quick, out=out, force=force, console=console)
-    if console.as_json:
+    record = experiment(name, quick=quick, out=out, force=force, console=console)
+    if console.as_json:  # otherwise it has said what it found
         console.result(record, "")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from unveil.core.noise import keys, words
 from unveil.data.shapes import COLOURS, KINDS, PALETTE, Array, Shapes, boxes, coverage, paint
 from unveil.data.states import boxes_to_state, mask_to_state
 from unveil.data.stored import Part
@@ -231,28 +232,13 @@ def _along(at: Array, turn: Array) -> Array:
 
 def _grain(draws: Array, size: int, seed: int, numbers: NDArray[np.uint64]) -> Array:
     """Uniform noise of up to 6 levels, its strength drawn per scene."""
-    words = -(-3 * size * size // 8)  # one byte for each value
-    raw = _hash(seed, numbers, _GRAINS, words).view(np.uint8)[:, : 3 * size * size].reshape(-1, 3, size, size)
+    count = -(-3 * size * size // 8)  # one byte for each value
+    drawn = words(keys(seed, numbers, 0, 0), count, _GRAINS).view(np.uint8)
+    raw = drawn[:, : 3 * size * size].reshape(-1, 3, size, size)
     strength = (12 / 255 * draws[:, _GRAIN]).astype(np.float32)
     return (raw.astype(np.float32) - 127.5) * strength[:, None, None, None]
 
 
 def uniforms(seed: int, numbers: NDArray[np.uint64], count: int) -> Array:
     """Numbers in [0, 1), a pure function of (seed, number, place): float32 (B, count)."""
-    return (_hash(seed, numbers, 0, count) >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
-
-
-def _hash(seed: int, numbers: NDArray[np.uint64], first: int, count: int) -> NDArray[np.uint64]:
-    """SplitMix64 of places first to first + count, from a start that is itself a hash of seed and number.
-
-    Source: Steele, Lea & Flood 2014, Fast splittable pseudorandom number generators.
-    """
-    golden = np.uint64(0x9E3779B97F4A7C15)
-    start = _mix(_mix(np.array([seed], dtype=np.uint64) * golden + golden) + numbers * golden)
-    return _mix(start[:, None] + np.arange(first + 1, first + count + 1, dtype=np.uint64) * golden)
-
-
-def _mix(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
+    return (words(keys(seed, numbers, 0, 0), count) >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)

@@ -3,53 +3,33 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from unveil.types import ShapeError
+from unveil import pictures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_SIDE = 56  # pixels of the short side of a drawn picture, at least: an 8 x 8 digit cannot be seen at its own size
-_GAP = 6
 _INK, _PALE = "#1f5fa8", "#9aa5b1"
 
 
-def sheet(pixels: Tensor, columns: int | None = None, *, gap: int = _GAP) -> bytes:
-    """Pictures uint8 (N, C, H, W) in rows on white; small ones enlarged by a whole factor, every pixel a square.
+def sheet(pixels: Tensor, columns: int | None = None) -> bytes:
+    """Pictures uint8 (N, C, H, W), C of 1 or 3, in rows; small ones enlarged, every pixel a square.
 
     Args:
-        columns: pictures per row; by default the sheet is about square.
-        gap: pixels between pictures.
-
-    Raises:
-        ShapeError: not uint8 pictures of 1 or 3 channels.
+        columns: pictures in a row; None makes the sheet about square.
     """
-    if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or not len(pixels):
-        raise ShapeError(f"pictures {tuple(pixels.shape)} {pixels.dtype}: uint8 (N, 1 or 3, H, W) is needed, N > 0")
-    columns = min(columns or math.ceil(math.sqrt(len(pixels))), len(pixels))
-    factor = max(1, math.ceil(_SIDE / min(pixels.shape[2:])))
-    tiles = pixels.cpu().expand(-1, 3, -1, -1).repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-    height, width = (side + gap for side in tiles.shape[2:])
-    page = torch.full(
-        (3, math.ceil(len(tiles) / columns) * height + gap, columns * width + gap), 255, dtype=torch.uint8
-    )
-    for i, tile in enumerate(tiles):
-        top, left = gap + i // columns * height, gap + i % columns * width
-        page[:, top : top + tile.shape[1], left : left + tile.shape[2]] = tile
-    return _png(page)
+    return pictures.png(pictures.sheet(pixels, None if columns is None else min(columns, len(pixels))))
 
 
-def pairs(left: Tensor, right: Tensor, columns: int = 8) -> bytes:
-    """A sheet of pictures of `left`, each with its partner of `right` beside it; both uint8 (N, C, H, W)."""
-    divider = torch.full((*left.shape[:3], max(1, left.shape[3] // 16)), 255, dtype=torch.uint8)
-    return sheet(torch.cat([left, divider, right], 3), columns, gap=3 * _GAP)
+def pairs(left: Tensor, right: Tensor, columns: int = 6) -> bytes:
+    """Pictures of `left`, each with its partner of `right` beside it, and more room between pairs than within."""
+    thin, wide = (left.new_full((*left.shape[:3], max(1, left.shape[3] * part // 8)), 255) for part in (1, 3))
+    return sheet(torch.cat([left, thin, right, wide], 3), columns)
 
 
 def floor_chart(floor: Sequence[float], value: float) -> bytes:
@@ -106,10 +86,4 @@ def _figure(draw: Any) -> bytes:
     draw(axes)
     content = io.BytesIO()
     figure.savefig(content, format="png", metadata={"Software": None})  # the same bytes for the same numbers
-    return content.getvalue()
-
-
-def _png(page: Tensor) -> bytes:
-    content = io.BytesIO()
-    Image.fromarray(page.permute(1, 2, 0).contiguous().numpy()).save(content, format="PNG", optimize=True)
     return content.getvalue()

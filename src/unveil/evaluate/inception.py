@@ -128,12 +128,14 @@ def _neighbours(given: int, wanted: int, like: Tensor) -> tuple[Tensor, Tensor, 
 def _read(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; the FID Inception needs pt_inception-2015-12-05-6726825d.pth")
-    with path.open("rb") as file:
-        head = file.read(9)
     try:
-        if head[8:9] == b"{":  # safetensors: the length of the header, then JSON; the content decides, not the name
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            head = file.read(9)
+            # safetensors: the length of the header, then JSON; the content decides, not the name
+            if head[8:9] == b"{":
+                return load_file(path)
+            file.seek(0)
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, ValueError, RuntimeError, EOFError, KeyError) as problem:
         raise WeightsError(f"{path}: cannot be read as weights: {problem}") from problem
     except Exception as problem:  # torch reports a refused pickle by its pickle module's own error

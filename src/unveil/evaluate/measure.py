@@ -131,13 +131,13 @@ def evaluate(
     else:
         results["inception_score"] = _score(read.logits[rows], pool_read.logits[: plan.count], settings)
     results["nearest"], closest = _nearest(samples[rows], reference.pixels, real[0].pixels, settings)
+    images = _images(samples, labels, reference.pixels, closest) if samples.shape[1] in (1, 3) else {}
     if origin.bits is None:
         missing["bits_per_dim"] = "not measured"
     else:
         results["bits_per_dim"] = origin.bits._asdict()
     protocol = _protocol(samples, labels, real, features, plan) | {"sampling": dict(origin.sampling)}
     about = {"data": origin.data, "unveil": __version__, **origin.about}
-    images = _images(samples, labels, reference.pixels) | {"nearest": closest}
     return Report(protocol, results, missing, about, images)
 
 
@@ -250,8 +250,10 @@ def _score(ours: Tensor, theirs: Tensor, settings: Settings) -> dict[str, Any]:
     return {"mean": score.mean, "std": score.std, "held_out_mean": real.mean, "splits": splits}
 
 
-def _nearest(samples: Tensor, held_out: Tensor, train: Tensor, settings: Settings) -> tuple[dict[str, Any], bytes]:
-    """The numbers, and the closest pairs as a picture: the sample on the left."""
+def _nearest(
+    samples: Tensor, held_out: Tensor, train: Tensor, settings: Settings
+) -> tuple[dict[str, Any], tuple[Tensor, Tensor]]:
+    """The numbers, and the samples closest to a training picture with those pictures."""
     ours, real = metrics.nearest(samples, train), metrics.nearest(held_out, train)
 
     def ratio(one: Tensor, two: Tensor) -> float:
@@ -272,7 +274,7 @@ def _nearest(samples: Tensor, held_out: Tensor, train: Tensor, settings: Setting
         "exact_copies": int((ours.distance == 0).sum()),
         "histogram": {"edges": edges.tolist(), "samples": shares[0].tolist(), "held_out": shares[1].tolist()},
     }
-    return numbers, draw.pairs(samples[closest], train[ours.place[closest]])
+    return numbers, (samples[closest], train[ours.place[closest]])
 
 
 def _protocol(
@@ -302,9 +304,15 @@ def _kid_size(count: int, settings: Settings) -> int:
     return min(settings.kid_size, count // 2)
 
 
-def _images(samples: Tensor, labels: Tensor | None, held_out: Tensor) -> dict[str, bytes]:
-    """Samples in rows of one class, ten of each; or the first hundred where there are no classes."""
+def _images(
+    samples: Tensor, labels: Tensor | None, held_out: Tensor, closest: tuple[Tensor, Tensor]
+) -> dict[str, bytes]:
+    """Samples in rows of one class, ten of each, or the first hundred where there are no classes; and the closest."""
     rows = torch.arange(min(100, len(samples)))
     if labels is not None:
         rows = torch.cat([(labels == label).nonzero().flatten()[:10] for label in labels.unique()[:20]])
-    return {"samples": draw.sheet(samples[rows], 10), "held_out": draw.sheet(held_out[:50], 10)}
+    return {
+        "samples": draw.sheet(samples[rows], 10),
+        "held_out": draw.sheet(held_out[:50], 10),
+        "nearest": draw.pairs(*closest),
+    }

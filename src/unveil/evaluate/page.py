@@ -87,7 +87,8 @@ def _fid(report: Report) -> Iterable[str]:
 
 
 def _nearest(report: Report) -> Iterable[str]:
-    near = report.results["nearest"]
+    if not (near := report.results.get("nearest")):
+        return
     yield '<h2 id="nearest">Nearest training pictures</h2>'
     yield _figure(
         draw.nearest_chart(near["histogram"]),

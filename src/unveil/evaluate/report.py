@@ -43,7 +43,7 @@ class Report:
     @property
     def memorised(self) -> bool:
         """Whether the samples lie nearer to the training pictures than new pictures do."""
-        return bool(self.results["nearest"]["memorised"])
+        return bool(self.results.get("nearest", {}).get("memorised", False))
 
     def save(self, folder: str | os.PathLike[str], *, force: bool = False) -> Path:
         """Writes report.json and report.html, one self-contained page, into the folder.
@@ -170,15 +170,18 @@ def findings(report: Report) -> list[Finding]:
     if score := results.get("inception_score"):
         text = f"{score['mean']:.3f}, standard deviation {score['std']:.3f}"
         found.append(Finding("Inception score", text, f"held-out pictures: {score['held_out_mean']:.3f}"))
-    near = results["nearest"]
-    verdict = "memorised" if near["memorised"] else "not memorised"
-    remark = (
-        f"median distance to the nearest training picture {near['median']:.4f}, of held-out pictures "
-        f"{near['held_out_median']:.4f}; below {MEMORISED} says memorised"
-    )
-    found.append(
-        Finding("nearness", f"{_interval(near['ratio'])} times as far as held-out pictures; {verdict}", remark)
-    )
+    if near := results.get("nearest"):
+        verdict = "memorised" if near["memorised"] else "not memorised"
+        remark = (
+            f"median distance to the nearest training picture {near['median']:.4f}, of held-out pictures "
+            f"{near['held_out_median']:.4f}; below {MEMORISED} says memorised"
+        )
+        found.append(
+            Finding("nearness", f"{_interval(near['ratio'])} times as far as held-out pictures; {verdict}", remark)
+        )
+    if iou := results.get("iou"):
+        remark = f"{iou['rule']}; against the truth of another picture: {iou['chance']:.3f}"
+        found.append(Finding("mean IoU", _interval(iou), remark))
     if bits := results.get("bits_per_dim"):
         found.append(
             Finding("bits/dim", _interval(bits), "the variational bound on held-out pictures; lower is better")
@@ -217,6 +220,7 @@ def _numbers(report: Report) -> dict[str, float]:
         "inception score": "inception_score.mean",
         "nearness": "nearest.ratio.value",
         "bits/dim": "bits_per_dim.value",
+        "mean IoU": "iou.value",
     }
     flat = flatten(report.results)
     return {name: float(flat[place]) for name, place in places.items() if flat.get(place) is not None}

@@ -30,7 +30,7 @@ def group_norm(channels: int, groups: int, eps: float = 1e-5) -> nn.GroupNorm:
     Raises:
         RecipeError: the channels do not fall into equal groups.
     """
-    if channels % groups:
+    if channels < 1 or channels % groups:
         raise RecipeError(f"{channels} channels: must be a multiple of the {groups} groups of the normalisation")
     return nn.GroupNorm(groups, channels, eps)
 

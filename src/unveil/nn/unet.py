@@ -12,7 +12,7 @@ Dhariwal & Nichol 2021, section 3 (arXiv:2105.05233).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +29,17 @@ from unveil.nn.layers import (
     with_context,
     zeroed,
 )
-from unveil.types import Condition, RecipeError, ShapeError
+from unveil.types import Condition, RecipeError, ShapeError, nearest
 
 Modulation = Literal["add", "scale-shift"]
 Resampling = Literal["conv", "conv-asymmetric", "pool", "residual"]
+CHOICES = {
+    "attention_order": AttentionOrder,
+    "modulation": Modulation,
+    "resample": Resampling,
+    "embedding": EmbeddingOrder,
+    "context_size": ContextSize,
+}
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,12 @@ class UNetConfig:
         for name in ("in_channels", "out_channels", "channels", "blocks", "heads", "groups", "patch"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
+        for name, kinds in CHOICES.items():
+            if (given := getattr(self, name)) not in get_args(kinds):
+                allowed = ", ".join(get_args(kinds))
+                raise RecipeError(f"{name} = {given!r}: must be one of {allowed}{nearest(given, get_args(kinds))}")
+        if not 0 <= self.dropout < 1:
+            raise RecipeError(f"dropout = {self.dropout}: must lie in [0, 1)")
         if not self.multipliers:
             raise RecipeError("multipliers: none given; a U-Net needs one per level, for example [1, 2, 2]")
         for rate in self.attention:
@@ -171,12 +184,12 @@ class ConvDown(nn.Module):
 
     def __init__(self, width: int, *, asymmetric: bool) -> None:
         super().__init__()
-        self.pad = (0, 1, 0, 1) if asymmetric else (1, 1, 1, 1)
-        self.conv = nn.Conv2d(width, width, 3, stride=2)
+        self.asymmetric = asymmetric
+        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=0 if asymmetric else 1)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H/2, W/2)."""
-        return self.conv(F.pad(x, self.pad))
+        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.asymmetric else x)
 
 
 class ConvUp(nn.Module):

@@ -29,6 +29,7 @@ from unveil.train.signals import INTERRUPTED, TERMINATED, Stop
 from unveil.types import Cancelled, NonFinite, NotWritable, OutOfResources
 
 KEEP = 3  # checkpoints kept
+LINES = 500  # of the log, about
 SAVES_THAT_MAY_FAIL = 3  # in a row, before a run gives up
 VALIDATION = 0x76616C  # sets the noise of the held-out loss apart from that of training
 
@@ -98,7 +99,7 @@ class Watch(Callback):
         self.columns: int | None = None
         self.ended: int | None = None
         self.window = Window()
-        self._every = min(max(config.steps // 500, 1), 50)  # steps behind a line of the log
+        self._every = min(max(config.steps // LINES, 1), 50)  # steps behind a line of the log
         self._writes = False
         self._journal: Journal | None = None
         self._display: Display | None = None
@@ -121,6 +122,8 @@ class Watch(Callback):
         if self._writes:
             self._journal = Journal(self.folder.path, module.step)
             self._display = Display(self.config.steps, module.step)
+            if module.step:
+                self._display.say(f"{self.folder.path}: going on from step {module.step} of {self.config.steps}")
         self._last_line = (module.step, time.monotonic())
         self.stop.listen()
 

@@ -129,7 +129,7 @@ class _Job:
             if newest is not None:
                 watch.saved = Saved(newest)
                 watch.saved.into_weights(module)
-                _tell_resumed(newest, watch.saved.values["items"], len(self.dataset))
+                _check_items_left(watch.saved.values["items"], len(self.dataset))
             if self.rank == 0:
                 self.folder.record_start(environment(self._facts()), module.step)
                 self._show_on(watch, stop)
@@ -310,8 +310,7 @@ def _asked(
     return {"items": items, "model": described, "objective": about, "train": train}
 
 
-def _tell_resumed(newest: Path, before: int, now: int) -> None:
-    log.info("going on from %s", newest)
+def _check_items_left(before: int, now: int) -> None:
     if before != now:
         log.warning(
             "the data set had %d items and has %d now: the order of the examples changes from here on", before, now

@@ -121,12 +121,17 @@ class TrainingModule(LightningModule):
             self.outcome = None
             self._passes.clear()
         # The global generator, which a network's dropout uses: a resumed run draws the same.
-        torch.manual_seed(hash_of(self.config.seed, self.step, part, self.global_rank) >> 1)
+        _seed(hash_of(self.config.seed, self.step, part, self.global_rank) >> 1, self.device)
         streams = Streams(self.config.seed, batch.numbers, device=self.device)
         x0, condition = prepare(self.model, batch, streams, self.step, self.config.flip)
         loss = self.objective(self.model.denoiser, x0, condition, streams, self.step)
         self._passes.append((batch.numbers, loss))
         return loss.value
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Its tensors; Lightning would visit every number of the batch too."""
+        moved = {key: v.to(device) if isinstance(v, Tensor) else v for key, v in batch.raw.items()}
+        return Batch(batch.numbers, batch.data.to(device, non_blocking=True), moved)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """One step: the closure computes the gradient, which `on_before_optimizer_step` then judges."""
@@ -267,6 +272,13 @@ def module_norms(model: nn.Module, most: int = 12) -> dict[str, str]:
     norms = {name: torch.nn.utils.get_total_norm(found).item() for name, found in parts.items()}
     worst = sorted(norms.items(), key=lambda entry: (math.isfinite(entry[1]), -entry[1]))
     return {name: f"{norm:.4g}" for name, norm in worst[:most]}
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Sets the global generators that matter; `torch.manual_seed` spends a millisecond on those of absent devices."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def _mirror(pictures: Tensor, which: Tensor) -> Tensor:
