@@ -37,9 +37,10 @@ def test_fashion_is_read():
     except MediaError as absent:
         pytest.skip(f"Fashion-MNIST is not installed: {absent}")
     network = features.load("fashion")
-    found = accuracy(network, dataset)
+    quarter = data.Stored(dataset.pixels[::4], dataset.labels[::4])
+    found = accuracy(network, quarter)
     assert found >= 0.91
-    assert found == pytest.approx(network.accuracy, abs=1e-3)
+    assert found == pytest.approx(network.accuracy, abs=0.015)  # three deviations of a share of 2,500
 
 
 def test_batches_do_not_matter_and_progress_is_told(digits: features.FeatureNetwork):

@@ -70,7 +70,8 @@ class ClassifierTrainConfig(Section):
         epochs: passes over the training part.
         smoothing: probability taken from the true class and spread over all.
         shift: pictures are moved by up to so many pixels either way.
-        flip: pictures are mirrored half of the time.
+        turn: and turned by up to so many degrees either way.
+        flip: and mirrored half of the time.
     """
 
     epochs: Positive
@@ -78,7 +79,8 @@ class ClassifierTrainConfig(Section):
     lr: float = Field(default=3e-3, gt=0, le=1)
     weight_decay: float = Field(default=0.05, ge=0, le=1)
     smoothing: float = Field(default=0.0, ge=0, lt=1)
-    shift: int = Field(default=0, ge=0)
+    shift: float = Field(default=0.0, ge=0)
+    turn: float = Field(default=0.0, ge=0, le=180)
     flip: bool = False
     seed: int = Field(default=0, ge=0, lt=2**63)
 
