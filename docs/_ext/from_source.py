@@ -1,0 +1,173 @@
+"""Directives whose content is the package itself, so that no page can say what the code does not.
+
+{source}   lines of a function beside the formula that they compute
+{api}      every module of a layer, from its docstrings
+{recipes}  every shipped recipe with its claim and command
+{settings} the keys of a section of a recipe, their types and defaults
+{pages}    a toctree of generated pages, of which some may not be there yet
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import types
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from pydantic_core import PydanticUndefined
+from sphinx.application import Sphinx
+from sphinx.directives.code import LiteralInclude
+from sphinx.directives.other import TocTree
+from sphinx.util.docutils import SphinxDirective
+from sphinx.util.matching import patfilter
+
+import unveil
+from unveil.config import ClassifierRecipe, load_recipe, recipe_names
+
+PACKAGE = Path(unveil.__file__).parent
+
+
+class Source(LiteralInclude):
+    """`{source} core/prediction.py solve` with :start-at: and :end-at: shows those lines, under their real numbers."""
+
+    optional_arguments = 1  # the function or class; without one the whole file is searched
+
+    def run(self) -> list[nodes.Node]:
+        """A literalinclude with the options that every one of ours has."""
+        path, *name = self.arguments
+        # Sphinx reads "/x" from the root of the documentation
+        self.arguments = ["/" + os.path.relpath(PACKAGE / path, self.env.srcdir)]
+        self.options |= {"language": "python", "lineno-match": None, "dedent": None}
+        self.options |= {"pyobject": name[0]} if name else {}
+        self.options.setdefault("caption", ": ".join([path, *name]))
+        return super().run()
+
+
+class Api(SphinxDirective):
+    """`{api} core` documents every module of unveil.core that says something."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """A section per module."""
+        self.env.note_reread()  # the package changes, and the page does not
+        lines: list[str] = []
+        for module in modules(self.arguments[0]):
+            lines += [f"## {module}", "", "```{eval-rst}", f".. automodule:: {module}", "   :members:"]
+            lines += ["   :ignore-module-all:", "```", ""]  # a package's own names; what it passes on has its module
+        return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
+
+
+class Recipes(SphinxDirective):
+    """Every recipe that ships."""
+
+    def run(self) -> list[nodes.Node]:
+        """A section per recipe."""
+        self.env.note_reread()  # the package changes, and the page does not
+        lines: list[str] = []
+        for recipe in map(load_recipe, recipe_names()):
+            kind = "A classifier. " if isinstance(recipe, ClassifierRecipe) else ""
+            lines += [f"### {recipe.name}", "", f"{kind}{recipe.paper}.", ""]
+            lines += [f"Claim: {recipe.claim}.", ""] if recipe.claim else []
+            lines += ["```bash", recipe.command or f"unveil train {recipe.name}", "```", ""]
+            scores = {"published": recipe.expected.published, "ours": recipe.expected.scores}
+            for name, found in scores.items():
+                lines += [f"{name}: " + ", ".join(f"{k} {v}" for k, v in found.items()), ""] if found else []
+            lines += [f"time: {recipe.expected.time}", ""] if recipe.expected.time else []
+        return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
+
+
+class Settings(SphinxDirective):
+    """`{settings} unveil.config TrainConfig` lists the keys of a section; a third word chooses one of a union."""
+
+    required_arguments = 2
+    optional_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """A table of key, allowed values and default."""
+        self.env.note_reread()  # the package changes, and the page does not
+        module, name, *kind = self.arguments
+        section = getattr(import_module(module), name)
+        if kind:
+            sections = get_args(get_args(section)[0])
+            section = next(one for one in sections if one.model_fields["kind"].default == kind[0])
+        meaning = meanings(section.__doc__ or "", list(section.model_fields))
+        lines = ["| key | value | default | |", "|---|---|---|---|"]
+        for key, field in section.model_fields.items():
+            if key != "kind":
+                told = meaning.get(key, "").replace("|", "\\|")
+                lines.append(f"| `{key}` | {spelled(field.annotation)} | {_default(field)} | {told} |")
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
+class Pages(TocTree):
+    """A globbing toctree without the patterns that match nothing."""
+
+    def run(self) -> list[nodes.Node]:
+        """The toctree of what is there, or nothing."""
+        there = [line for line in self.content if patfilter(self.env.found_docs, line)]
+        self.content = StringList(there, source=self.env.docname)
+        self.options["glob"] = True
+        return super().run() if there else []
+
+
+def modules(layer: str) -> Iterator[str]:
+    """The public modules of a layer that offer anything, by name; a layer of one file is that file."""
+    home = PACKAGE / layer
+    files = sorted(home.rglob("*.py")) if home.is_dir() else [home.with_suffix(".py")]
+    for path in files:
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        tree = ast.parse(path.read_text("utf-8"))
+        offers = any(isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name[0] != "_" for node in tree.body)
+        if offers and not any(part.startswith("_") and part != "__init__" for part in parts):
+            yield ".".join(parts).removesuffix(".__init__")
+
+
+def meanings(docstring: str, keys: list[str]) -> dict[str, str]:
+    """What a docstring says of each key: the text behind `key:` or `key, other:` until the next of them."""
+    text = re.sub(r"\n[ ]*(Raises|Sources?):.*", "", docstring, flags=re.DOTALL)
+    text = re.sub(r"\s+", " ", re.sub(r"\n[ ]*(Args|Attributes):", ". ", text))
+    parts = re.split(r"(?:^|(?<=[.;]) )([a-z]\w*(?:, [a-z]\w*)*): ", text)
+    return {
+        key: told.strip() for names, told in zip(parts[1::2], parts[2::2], strict=True) for key in names.split(", ")
+    }
+
+
+def spelled(annotation: Any) -> str:
+    """A type for a reader: `"a" | "b"`, whole number, list of numbers."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return spelled(inner[0])
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in inner)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(spelled(one) for one in inner))
+    if origin in (tuple, list):
+        return "list of " + spelled(inner[0])
+    names = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "nothing"}
+    return names.get(annotation, "section")
+
+
+def _default(field: Any) -> str:
+    if field.default is PydanticUndefined and field.default_factory is None:
+        return "must be given"
+    value = field.get_default(call_default_factory=True)
+    if value is None or value in ({}, (), [], ""):
+        return "none"
+    if hasattr(type(value), "model_fields"):
+        return "as below"
+    return f"`{json.dumps(value)}`" if isinstance(value, bool | tuple) else f"`{value}`"
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Called by Sphinx."""
+    for directive in (Source, Api, Recipes, Settings, Pages):
+        app.add_directive(directive.__name__.lower(), directive)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,36 @@
+"""The folders that the pages speak of: photos, and flowers in a sub-folder per class."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from unveil import data
+from unveil.pictures import png
+
+COUNT = 40
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small pictures of shapes, made once."""
+    home = tmp_path_factory.mktemp("pictures")
+    scenes = data.open(data.ScenesConfig(size=40, count=COUNT, held_out=1))
+    for place in ("photos", "flowers/daisy", "flowers/rose"):
+        (home / place).mkdir(parents=True)
+    for number in range(COUNT):
+        picture = png(torch.as_tensor(scenes[number]["pixels"])[:, : 40 - number % 5])
+        (home / "photos" / f"{number:03d}.png").write_bytes(picture)
+        (home / "flowers" / ("daisy" if number % 2 else "rose") / f"{number:03d}.png").write_bytes(picture)
+    return home
+
+
+@pytest.fixture
+def reader(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which a reader of a page works."""
+    shutil.copytree(pictures, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

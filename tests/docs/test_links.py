@@ -1,0 +1,34 @@
+"""Links inside the project lead somewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import ROOT, name, read, slug, written
+
+
+def broken(path: Path) -> list[str]:
+    """The links and figures of a page that lead nowhere."""
+    page, wrong = read(path), []
+    for link in [*page.links, *page.figures]:
+        if "://" in link or link.startswith("mailto:"):
+            continue
+        place, _, anchor = link.partition("#")
+        target = (path.parent / place).resolve() if place else path
+        there = target.exists() and (not place or ROOT in target.parents)
+        if not there or (anchor and anchor not in [slug(heading.text) for heading in read(target).headings]):
+            wrong.append(link)
+    return wrong
+
+
+@pytest.mark.parametrize("path", written(), ids=name)
+def test_links_resolve(path: Path):
+    assert not broken(path)
+
+
+def test_a_broken_link_is_seen(tmp_path: Path):
+    page = tmp_path / "page.md"
+    page.write_text("# Here\n\n[a](there.md) [b](#here) [c](#nowhere) [d](https://example.org)\n")
+    assert broken(page) == ["there.md", "#nowhere"]

@@ -1,0 +1,68 @@
+"""The parts serve other data than pictures and other networks than ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import unveil
+from unveil import data
+from unveil.config import Recipe, TrainConfig, load_recipe
+from unveil.core.denoiser import Denoiser
+from unveil.core.objective import Diffusion
+from unveil.core.process import CosineVP
+from unveil.evaluate.given import evaluate_given
+from unveil.train import fit
+
+
+def test_a_users_network_trains_on_a_users_data(tmp_path: Path):
+    """The whole of a user's program: a network, a data set of dicts, and training. 15 lines at most."""
+    torch.manual_seed(0)
+
+    # begin
+    class Mine(torch.nn.Sequential):
+        def forward(self, x, t, condition):
+            return super().forward(torch.cat([x, t[:, None] / 1000], 1))
+
+    hidden = [torch.nn.SiLU(), torch.nn.Linear(64, 64), torch.nn.SiLU()]
+    denoiser = Denoiser(Mine(torch.nn.Linear(3, 64), *hidden, torch.nn.Linear(64, 2)), CosineVP())
+    angles = 6.283 * torch.rand(500)
+    ring = [{"point": torch.stack([angle.cos(), angle.sin()])} for angle in angles]
+    config = TrainConfig(steps=400, batch=128, lr=5e-3, decay=0.5, ema=0.98)
+    fit(denoiser, ring, objective=Diffusion(), config=config, run=tmp_path / "ring", key="point")
+    # end
+    grid = unveil.grids.at_times(denoiser.process, [0.99 - 0.99 * i / 40 for i in range(41)])
+    noise = torch.randn(500, 2, generator=torch.Generator().manual_seed(1))
+    radius = unveil.run(unveil.samplers.ddim(grid), denoiser, grid.start(noise)).norm(dim=1)
+    assert (radius - 1).abs().median() < 0.2  # of plain noise it is 0.45
+    assert (noise.norm(dim=1) - 1).abs().median() > 0.35
+    code = Path(__file__).read_text().split("    # begin\n")[1].split("    # end\n")[0]
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= 15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "steps", "batch", "at_least"),
+    [("boxes-picture", 200, 32, 1.3), ("masks-picture", 110, 16, 1.3)],
+)
+def test_states_are_made_for_pictures(name: str, steps: int, batch: int, at_least: float, tmp_path: Path):
+    """Minutes of training reach the recipes' scores (docs/results); seconds must already beat chance."""
+    overrides = [
+        f"train.steps={steps}", f"train.batch={batch}", "train.warmup=10", "train.ema=0.9", "train.save_every=0",
+        "train.validate_every=0", "data.count=2000", "data.held_out=60", "sample.steps=5",
+    ]  # fmt: skip
+    torch.manual_seed(0)
+    recipe = load_recipe(name, overrides)
+    assert isinstance(recipe, Recipe)
+    model = unveil.build(recipe.model)
+    settings = recipe.data.build()
+    objective = recipe.objective.build(recipe, model.process, recipe.train.batch)
+    fit(model, data.open(settings), objective=objective, config=recipe.train, run=tmp_path / "run", recipe=recipe)
+    report = evaluate_given(model, data.open(settings, "held-out"), settings.state, count=60)
+    iou = report.results["iou"]
+    assert iou["value"] > at_least * iou["chance"], iou
+    page = report.save(tmp_path / "report")
+    assert "mean IoU" in page.read_text()
+    assert report.summary()[0].startswith("mean IoU")
