@@ -61,8 +61,10 @@ def test_there_and_back_is_the_identity_and_keys_tell_the_configuration(change):
 
 def test_projections_are_stored_apart_and_the_way_up_is_numbered_by_level():
     config = ddpm.from_arguments(TINY)
-    theirs = ddpm.dump(UNet(config).state_dict(), config)
-    assert theirs["down.1.attn.0.q.weight"].shape == (64, 64, 1, 1)
+    ours = UNet(config).state_dict()
+    theirs = ddpm.dump(ours, config)
+    for part, rows in zip("qkv", ours["down.1.attention.0.qkv.weight"].chunk(3), strict=True):
+        assert torch.equal(theirs[f"down.1.attn.0.{part}.weight"], rows[:, :, None, None])
     assert theirs["up.1.attn.1.v.bias"].shape == (64,)
     assert "up.0.attn.0.q.weight" not in theirs
     assert theirs["up.1.upsample.conv.weight"].shape == (64, 64, 3, 3)

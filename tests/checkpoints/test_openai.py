@@ -61,6 +61,13 @@ def test_a_published_network_is_recognised_by_its_keys_alone(path):
     assert openai.config_from_keys(facts["keys"]) == replace(known, dropout=0.0)
 
 
+@pytest.mark.parametrize("name", ["64x64_diffusion", "lsun_uncond_100M"])
+def test_heads_of_a_published_network_come_from_its_flags(name):
+    config = openai.from_flags(openai.PUBLISHED[name])
+    shapes = {key: tensor.shape for key, tensor in openai.dump(on_meta(config), config).items()}
+    assert openai.config_from_keys(shapes) == replace(config, dropout=0.0)
+
+
 @needs_facts
 def test_all_published_networks_were_found():
     assert len(published()) == 16

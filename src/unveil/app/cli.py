@@ -141,7 +141,7 @@ def sample(
 def evaluate(
     model: ModelName,
     recipe: Annotated[str | None, typer.Option(help="Recipe that says how; the run's own when left out.")] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="A change such as evaluate.count=100.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="A change such as evaluate.samples=100.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the report; the run's own when left out.")] = None,
     weights: Annotated[Path | None, typer.Option(help="File of the published Inception network.")] = None,
     device: Device = "auto",
@@ -151,7 +151,7 @@ def evaluate(
 ) -> None:
     """Judge a model: scores with their protocol, pictures and plots, as report.json and report.html.
 
-    Example: unveil evaluate runs/ddpm-digits --set evaluate.count=450
+    Example: unveil evaluate runs/ddpm-digits --set sample.steps=50
     """
     from unveil.app import evaluate as work
 

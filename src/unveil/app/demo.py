@@ -20,10 +20,10 @@ def demo(out: Path, minutes: float, console: Console) -> None:
     console.say(f"1 of 3: training {RECIPE} on real handwritten digits")
     training.train(training.Ask(RECIPE, (f"train.max_minutes={minutes}",), run=run), console)
 
-    console.say("2 of 3: drawing each digit eight times")
+    console.say("2 of 3: drawing each digit ten times")
     labels = tuple(str(digit) for digit in range(10))
     place = drawing.Place(out / "digits.png", strip=True, force=True)
-    drawing.sample(drawing.Wish(str(run), labels, count=80, seed=1, batch=80), {}, place, console)
+    drawing.sample(drawing.Wish(str(run), labels, count=100, seed=1, batch=100), {}, place, console)
 
     console.say("3 of 3: judging 1,000 samples against digits that never trained")
     judging.evaluate(judging.Ask(str(run), out=out, force=True), console)

@@ -87,7 +87,7 @@ def judge(ask: Ask, recipe: Recipe, console: Console) -> Report:
     if recipe.key != "pixels":
         return _judge_given(recipe, model, held_out, source, console)
     network = feature_network(recipe, how, ask.weights, str(model.device))
-    samples, labels, sampling = draw(model, source, how, console)
+    samples, labels, sampling = draw(model, source, recipe, console)
     settings = Settings(count=how.compared, floor_splits=how.floor_splits, seed=how.seed)
     bits = _bits(model, held_out, how, console) if how.bound else None
     origin = Origin(
@@ -105,7 +105,7 @@ def _judge_given(recipe: Recipe, model: Model, held_out: Pictured, source: Sourc
     how, begun = recipe.evaluate, time.process_time()
     with console.progress("picture", how.samples) as progress:
         found = evaluate_given(
-            model, held_out, state, count=how.samples, seed=how.seed, batch=BATCH,
+            model, held_out, state, sampling=recipe.sample, count=how.samples, seed=how.seed, batch=BATCH,
             on_batch=lambda done: progress.reach(done, how.samples),
         )  # fmt: skip
     minutes = round((time.process_time() - begun) / 60, 2)
@@ -123,23 +123,24 @@ def feature_network(recipe: Recipe, how: EvaluateConfig, weights: Path | None, d
 
 
 def draw(
-    model: Model, source: Source, how: EvaluateConfig, console: Console
+    model: Model, source: Source, recipe: Recipe, console: Console
 ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
     """uint8 samples, the labels they were made for in turn, and how they were made.
 
     Raises:
         RecipeError: a model whose condition is more than a label.
     """
+    how, settings = recipe.evaluate, recipe.sample.flat()
     others = [key for key in model.conditioners if key != "label"]
     if others:
         raise RecipeError(f"this model needs {', '.join(others)} for each sample; measure it from Python")
     classes = getattr(model.conditioners["label"], "classes", None) if "label" in model.conditioners else None
     labels = torch.arange(how.samples) % classes if classes else None
     given: dict[str, Sequence[Any]] = {"label": labels.tolist()} if labels is not None else {}
-    request = Request(given, seed=how.seed, count=how.samples, batch=min(BATCH, how.samples))
-    with console.progress("sampling step", math.ceil(how.samples / request.batch) * model.sampling.steps) as progress:
+    request = Request(given, seed=how.seed, count=how.samples, batch=min(BATCH, how.samples), sampling=settings)
+    with console.progress("sampling step", math.ceil(how.samples / request.batch) * recipe.sample.steps) as progress:
         pictures = list(generate(model, request, source, on_step=progress.advance))
-    sampling = {**model.sampling.flat(), "seed": how.seed, "weights": "ema", "samples": how.samples}
+    sampling = {**settings, "seed": how.seed, "weights": "ema", "samples": how.samples}
     return torch.stack([picture.pixels for picture in pictures]), labels, sampling
 
 

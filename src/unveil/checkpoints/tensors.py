@@ -108,7 +108,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         seen.add(tensor.untyped_storage().data_ptr())
         ready[name] = tensor
     try:
+        path.touch()
+        mode = path.stat().st_mode  # as the user's umask has it; save_file makes files that only the owner reads
         save_file(ready, path, metadata={"format": "pt", "made_by": "unveil"})
+        path.chmod(mode)
     except SafetensorError as problem:
         number = re.search(r"os error (\d+)", str(problem))
         if number is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unveil import __version__
+from unveil.config import SampleConfig
 from unveil.data.scenes import CLASSES
 from unveil.data.states import state_to_boxes, state_to_mask
 from unveil.evaluate import draw
@@ -30,6 +32,7 @@ def evaluate_given(
     held_out: Pictured,
     state: str,
     *,
+    sampling: SampleConfig | None = None,
     count: int = 1000,
     seed: int = 0,
     batch: int = 100,
@@ -46,6 +49,7 @@ def evaluate_given(
         model: conditioned on keys of the items.
         held_out: items with "pixels", and "boxes" or "mask".
         state: what the model makes, "boxes" or "mask".
+        sampling: how the states are drawn; None: as the model says.
         count: pictures, spread evenly; as many as there are where there are fewer.
         seed: of the samples.
         batch: at a time.
@@ -59,11 +63,12 @@ def evaluate_given(
         raise RecipeError(f"state {state!r}: must be boxes or mask")
     count = min(count, len(held_out))
     items = [held_out[place * len(held_out) // count] for place in range(count)]
+    how = (sampling or model.sampling).flat()
     made: list[Tensor] = []
     for start in range(0, count, batch):
         part = items[start : start + batch]
         raw = {key: torch.stack([item[key] for item in part]) for key in model.conditioners}
-        made.append(model.generate(raw=raw, count=len(part), seed=seed, first_sample=start))
+        made.append(model.generate(raw=raw, count=len(part), seed=seed, first_sample=start, **how))
         if on_batch is not None:
             on_batch(start + len(part))
     samples = torch.cat(made)
@@ -74,7 +79,8 @@ def evaluate_given(
         "pictures": count,
         "seed": seed,
         "rule": results["iou"]["rule"],
-        "sampling": {**model.sampling.flat(), "weights": "ema"},
+        "sampling": {**how, "weights": "ema"},
+        "held_out_sha256": _hash_of(items, state),
     }
     return Report(protocol, results, {}, {"data": state, "unveil": __version__, **(about or {})}, {"samples": image})
 
@@ -110,6 +116,15 @@ def _masks(samples: Tensor, items: list[Item], seed: int) -> tuple[dict[str, Any
     }
     pictures = torch.stack([item["pixels"] for item in items[:SHOWN]])
     return {"iou": iou}, draw.sheet(torch.cat([pictures, _coloured(true[:SHOWN]), _coloured(made[:SHOWN])]), SHOWN)
+
+
+def _hash_of(items: list[Item], state: str) -> str:
+    """Of the pictures and their truth: what the states were compared with."""
+    digest = hashlib.sha256()
+    for item in items:
+        for key in ("pixels", state):
+            digest.update(item[key].contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _names(classes: int) -> list[str]:

@@ -1,0 +1,177 @@
+"""One arm of an experiment: what is trained, on what budget, and the trained network kept for other claims."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from unveil.core.denoiser import Denoiser
+from unveil.core.noise import Streams
+from unveil.core.objective import Diffusion
+from unveil.core.prediction import eps, posterior_mean
+from unveil.core.process import DiscreteVP, betas
+from unveil.core.times import SecondMoment, Uniform
+from unveil.core.transition import chain_of
+from unveil.core.variance import VARIANCES, VarianceRule, is_learned
+from unveil.data.digits import digits
+from unveil.files import write_atomically
+from unveil.nn.unet import UNet, UNetConfig
+from unveil.types import NonFinite, NotWritable, OutOfResources
+
+LOOP = 1  # raised when `train` comes to compute something else, so that what was kept is not used any more
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What may differ between two arms; everything else is the budget, which all arms of a run share.
+
+    Attributes:
+        objective: "simple" is L_simple, "bound" the variational bound, "hybrid" Improved DDPM's sum of both.
+        time: how times are drawn in training; "second-moment" is loss-second-moment importance sampling.
+    """
+
+    betas: Literal["linear", "cosine"]
+    prediction: Literal["eps", "mean"] = "eps"
+    objective: Literal["simple", "bound", "hybrid"] = "simple"
+    variance: Literal["fixed-small", "learned-range"] = "fixed-small"
+    time: Literal["uniform", "second-moment"] = "uniform"
+
+    @property
+    def rule(self) -> VarianceRule:
+        """The variance of its reverse steps."""
+        return VARIANCES[self.variance]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How every arm of a run is trained: AdamW on the digits, unconditional, samples from the averaged weights.
+
+    Attributes:
+        channels: width of the U-Net, which has two levels of one block, and attention in the middle.
+        chain: length of the diffusion.
+        decay: share of the steps, at the end, over which the rate falls to 0.
+    """
+
+    channels: int = 16
+    steps: int = 500
+    batch: int = 64
+    lr: float = 2e-3
+    warmup: int = 50
+    decay: float = 0.4
+    ema: float = 0.995
+    clip: float = 1.0
+    chain: int = 1000
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An arm trained with one seed: the network with the averaged weights, and what that cost."""
+
+    denoiser: Denoiser
+    cpu_seconds: float
+    kept: bool  # it was trained by an earlier run
+
+
+def to_unit(pixels: Tensor) -> Tensor:
+    """uint8 pixels as floats in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+def build(arm: Arm, budget: Budget, seed: int) -> Denoiser:
+    """The untrained network of an arm; arms of one seed start from the same weights."""
+    process = DiscreteVP(betas(arm.betas, budget.chain))
+    learns = is_learned(arm.rule)
+    config = UNetConfig(1, 2 if learns else 1, budget.channels, (1, 2), 1, groups=min(8, budget.channels // 2))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = UNet(config)
+    prediction = eps if arm.prediction == "eps" else posterior_mean(chain_of(process))
+    return Denoiser(network, process, prediction=prediction, learns_variance=learns)
+
+
+def objective_of(arm: Arm, budget: Budget) -> Diffusion:
+    """What an arm minimises."""
+    time_sampler = SecondMoment(budget.chain) if arm.time == "second-moment" else Uniform()
+    simple, bound = {"simple": (1.0, 0.0), "bound": (0.0, 1.0), "hybrid": (1.0, 0.001)}[arm.objective]
+    return Diffusion(simple=simple, bound=bound, variance=arm.rule, time=time_sampler)
+
+
+def train(arm: Arm, budget: Budget, seed: int, on_step: Callable[[], object] = lambda: None) -> Denoiser:
+    """The arm's network with averaged weights; every random number is keyed by the seed, the step and the example.
+
+    Arms of one seed see the same pictures in the same order with the same noise.
+
+    Raises:
+        NonFinite: the loss left the finite numbers.
+    """
+    from unveil.train.ema import Ema  # with these comes Lightning, which takes seconds
+    from unveil.train.order import Order
+    from unveil.train.schedule import linear
+
+    data = to_unit(digits("train").pixels)
+    denoiser, objective = build(arm, budget, seed), objective_of(arm, budget)
+    order, average = Order(len(data), seed), Ema(denoiser, budget.ema)
+    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=budget.lr, betas=(0.9, 0.99), weight_decay=0.0)
+    factor = linear(budget.steps, warmup=budget.warmup, decay=budget.decay)
+    for step in range(budget.steps):
+        optimizer.param_groups[0]["lr"] = budget.lr * factor(step)
+        numbers = range(step * budget.batch, (step + 1) * budget.batch)
+        x0 = data[[order.index(number) for number in numbers]]
+        loss = objective(denoiser, x0, None, Streams(seed, numbers), step)
+        if not bool(torch.isfinite(loss.value)):
+            raise NonFinite(f"{arm}, seed {seed}: the loss is {loss.value.item()} at step {step}")
+        optimizer.zero_grad()
+        loss.value.backward()
+        torch.nn.utils.clip_grad_norm_(denoiser.parameters(), budget.clip)
+        optimizer.step()
+        average.update()
+        objective.observe(denoiser.process, loss.t, loss.per_sample)
+        on_step()
+    return average.model
+
+
+def trained(arm: Arm, budget: Budget, seed: int, cache: Path, on_step: Callable[[], object] = lambda: None) -> Trained:
+    """The arm as `train` gives it, from the cache where it is there, and into it where not."""
+    facts = {"loop": LOOP, "arm": dataclasses.asdict(arm), "budget": dataclasses.asdict(budget), "seed": seed}
+    text = json.dumps(facts, sort_keys=True)
+    path = cache / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
+    found = _kept(path, arm, budget, text)
+    if found is not None:
+        return found
+    begun = time.process_time()
+    denoiser = train(arm, budget, seed, on_step)
+    spent = time.process_time() - begun
+    state = {name: tensor.contiguous() for name, tensor in denoiser.state_dict().items()}
+    try:
+        content = safetensors.torch.save(state, {"facts": text, "cpu_seconds": f"{spent:.2f}"})
+        write_atomically(path, content)
+    except (NotWritable, OutOfResources):
+        pass  # a cache that cannot be written costs time, not the run
+    return Trained(denoiser, spent, kept=False)
+
+
+def _kept(path: Path, arm: Arm, budget: Budget, facts: str) -> Trained | None:
+    """What the cache holds, if it is whole and of these settings."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+        denoiser = build(arm, budget, 0)
+        denoiser.load_state_dict(state)
+        spent = float(metadata["cpu_seconds"])
+    except (OSError, safetensors.SafetensorError, RuntimeError, KeyError, ValueError):
+        return None
+    if metadata.get("facts") != facts:
+        return None
+    return Trained(denoiser.eval().requires_grad_(False), spent, kept=True)

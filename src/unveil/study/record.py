@@ -1,0 +1,117 @@
+"""What a run found as plain values: the JSON that its page is made from, and nothing but that."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import unveil
+from unveil.study.experiment import PLACEBO, Bench, Claim, Curve, Findings, Scale
+from unveil.study.verdict import Comparison, overall
+
+Record = dict[str, Any]
+
+
+def record_of(claim: Claim, bench: Bench, findings: Findings, cpu_seconds: float) -> Record:
+    """The whole record of one run, but for the file names of its pictures and a larger run."""
+    return {
+        "name": claim.name,
+        "claim": claim.claim,
+        "paper": claim.paper,
+        "method": claim.method,
+        **found(findings, bench.scale),
+        "curves": [_curve(curve) for curve in findings.curves],
+        "notes": findings.notes,
+        "settings": settings(bench),
+        "quick": bench.scale.quick,
+        "cost": {
+            "cpu_seconds": round(cpu_seconds, 1),
+            "training_cpu_seconds": round(bench.training_seconds, 1),
+            "of_it_by_earlier_runs": round(bench.earlier_seconds, 1),
+        },
+        "made": {
+            "command": f"python -m unveil reproduce {claim.name}" + (" --quick" if bench.scale.quick else ""),
+            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+            "commit": commit(),
+            "unveil": unveil.__version__,
+            "torch": torch.__version__,
+            "machine": f"{platform.system()} {platform.machine()}, CPU, 1 thread",
+        },
+    }
+
+
+def found(findings: Findings, scale: Scale) -> Record:
+    """The part of a record that a larger run has too: seeds, verdict and comparisons."""
+    return {
+        "seeds": scale.seeds,
+        "verdict": overall(findings.comparisons),
+        "comparisons": [_comparison(one) for one in findings.comparisons],
+    }
+
+
+def settings(bench: Bench) -> Record:
+    """What was trained and measured on."""
+    return {
+        "data": "scikit-learn digits, 8 x 8, unconditional: 1,347 to train on, 450 held out",
+        "seeds": list(bench.seeds),
+        "placebo_seeds": [seed + PLACEBO for seed in bench.seeds],
+        "pictures": bench.scale.pictures,
+        "training": dataclasses.asdict(bench.scale.budget),
+        "arms": [dataclasses.asdict(arm) for arm in dict.fromkeys(arm for arm, _ in bench.asked)],
+    }
+
+
+def commit() -> str | None:
+    """The commit of the source that runs, with "+" when files were changed since; None outside a checkout."""
+    folder = Path(unveil.__file__).parent
+
+    def ask(command: Sequence[str]) -> str | None:
+        try:
+            done = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    head, changes = ask(["rev-parse", "--short=12", "HEAD"]), ask(["status", "--porcelain", "--", "."])
+    return f"{head}+" if head and changes else head
+
+
+def _comparison(one: Comparison) -> Record:
+    return {
+        "name": one.name,
+        "measure": one.measure,
+        "primary": one.primary,
+        "better": {"arm": one.arms[0], "values": list(one.better)},
+        "worse": {"arm": one.arms[1], "values": list(one.worse)},
+        "effects": list(one.effects),
+        "interval": one.interval._asdict(),
+        "verdict": one.verdict,
+        "relative_effects": [one.relative(effect) for effect in one.effects],
+        "relative_width": one.relative_width,
+        "paper": None if one.paper is None else {**one.paper._asdict(), "relative_effect": one.paper.relative},
+        "has_power": one.has_power,
+        "placebo": {
+            "values": [list(pair) for pair in one.placebo],
+            "effects": list(one.placebo_effects),
+            "relative_effects": [one.relative(effect) for effect in one.placebo_effects],
+            "verdict": one.placebo_verdict,
+        },
+    }
+
+
+def _curve(curve: Curve) -> Record:
+    return {
+        "x_label": curve.x_label,
+        "y_label": curve.y_label,
+        "x": list(curve.x),
+        "lines": {name: [list(y) for y in ys] for name, ys in curve.lines.items()},
+        "log_x": curve.log_x,
+        "log_y": curve.log_y,
+    }

@@ -1,0 +1,162 @@
+"""The verdict on a claim, computed from one signed effect per seed; nobody writes it by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from unveil.types import NonFinite, RecipeError
+
+Verdict = Literal["shown", "reversed", "not shown"]
+
+LEAST_SEEDS = 3
+LEVEL = 0.95
+
+
+class Interval(NamedTuple):
+    """A mean and the interval around it that holds the true one with 95 % probability."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def width(self) -> float:
+        """From low to high."""
+        return self.high - self.low
+
+
+def interval(effects: Sequence[float]) -> Interval:
+    """The mean of the effects and its 95 % interval, by Student's t with n - 1 degrees of freedom.
+
+    Raises:
+        RecipeError: fewer than 2 effects.
+        NonFinite: an effect is not a number, or infinite.
+    Source: Student 1908.
+    """
+    from scipy.stats import t  # costs a second, which listing the claims should not pay
+
+    count = len(effects)
+    if count < 2:
+        raise RecipeError(f"{count} effects: an interval needs at least 2 seeds")
+    if not all(math.isfinite(effect) for effect in effects):
+        raise NonFinite(f"effects {list(effects)}: an arm of this experiment gave no finite measure")
+    mean = math.fsum(effects) / count
+    variance = math.fsum((effect - mean) ** 2 for effect in effects) / (count - 1)
+    reach = float(t.ppf(0.5 + LEVEL / 2, count - 1)) * math.sqrt(variance / count)
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def judge(effects: Sequence[float]) -> Verdict:
+    """`shown` when every effect is positive and the interval of their mean excludes 0; `reversed` likewise below 0.
+
+    Raises:
+        RecipeError: fewer than 3 effects.
+    """
+    if len(effects) < LEAST_SEEDS:
+        raise RecipeError(f"{len(effects)} seeds: a verdict needs at least {LEAST_SEEDS}")
+    found = interval(effects)
+    if all(effect > 0 for effect in effects) and found.low > 0:
+        return "shown"
+    if all(effect < 0 for effect in effects) and found.high < 0:
+        return "reversed"
+    return "not shown"
+
+
+class Paper(NamedTuple):
+    """What the paper reports for the two arms of a comparison, and where it does."""
+
+    better: float
+    worse: float
+    where: str
+
+    @property
+    def relative(self) -> float:
+        """The size of its effect, as a share of the worse arm's number."""
+        return abs(self.worse - self.better) / abs(self.worse)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two arms on one measure of which less is better, paired by seed.
+
+    Attributes:
+        name: the statement in words.
+        measure: what was measured, and its unit; comparisons of one measure are read together.
+        arms: name of the arm that is claimed to be lower, and of the other.
+        better: the claimed lower arm's values, one per seed.
+        worse: the other arm's.
+        placebo: the same measure of two arms that are alike but for the seed, (first, second) per pair.
+        paper: the paper's numbers, where it has them.
+        primary: part of the claim; otherwise shown beside it.
+        log2: the values are logarithms, so that an effect of 1 is a half.
+    """
+
+    name: str
+    measure: str
+    arms: tuple[str, str]
+    better: tuple[float, ...]
+    worse: tuple[float, ...]
+    placebo: tuple[tuple[float, float], ...]
+    paper: Paper | None = None
+    primary: bool = True
+    log2: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.better) != len(self.worse):
+            raise RecipeError(f"{self.name}: {len(self.better)} and {len(self.worse)} values cannot be paired by seed")
+
+    @property
+    def effects(self) -> tuple[float, ...]:
+        """Per seed how much lower the better arm is: positive as claimed."""
+        return tuple(worse - better for better, worse in zip(self.better, self.worse, strict=True))
+
+    @property
+    def placebo_effects(self) -> tuple[float, ...]:
+        """The same of two arms that do not differ."""
+        return tuple(second - first for first, second in self.placebo)
+
+    @property
+    def interval(self) -> Interval:
+        """Of the mean effect."""
+        return interval(self.effects)
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the seeds say."""
+        return judge(self.effects)
+
+    @property
+    def placebo_verdict(self) -> Verdict:
+        """What chance says; anything but `not shown` is a false alarm."""
+        return judge(self.placebo_effects)
+
+    def relative(self, effect: float) -> float:
+        """An effect as a share of the worse arm's mean."""
+        if self.log2:
+            return 1 - 2**-effect
+        return effect / abs(math.fsum(self.worse) / len(self.worse))
+
+    @property
+    def relative_width(self) -> float:
+        """The interval's width as a share of the worse arm's mean."""
+        found = self.interval
+        return self.relative(found.high) - self.relative(found.low)
+
+    @property
+    def has_power(self) -> bool | None:
+        """Whether the interval is narrower than the paper's effect, both relative; None without a number to meet."""
+        return None if self.paper is None else self.relative_width < self.paper.relative
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the verdict stands: an effect was found, or one as large as the paper's would have been."""
+        return self.verdict != "not shown" or self.has_power is True
+
+
+def overall(comparisons: Sequence[Comparison]) -> Verdict:
+    """Of a whole claim: `shown` or `reversed` when every primary comparison is, else `not shown`."""
+    found: list[Verdict] = [comparison.verdict for comparison in comparisons if comparison.primary]
+    return found[0] if len(set(found)) == 1 else "not shown"
