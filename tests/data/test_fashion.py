@@ -29,7 +29,7 @@ def official(folder: Path, count: int = 6, suffix: str = ".gz") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for pictures, labels in FILES.values():
         for name, content in ((pictures, idx(count, 28, 28)), (labels, idx(count))):
-            packed = gzip.compress(content) if suffix == ".gz" else content
+            packed = gzip.compress(content, mtime=0) if suffix == ".gz" else content
             (folder / name.removesuffix(".gz")).with_suffix(suffix).write_bytes(packed)
 
 
@@ -70,7 +70,7 @@ def test_a_folder_without_a_file_names_it(tmp_path):
         (idx(4, kind=b"\0\0\x0d"), "begins with 00 00 0d 01"),
         (idx(3, 28, 28)[:-1], r"its header says 3 x 28 x 28, which takes 2368"),
         (idx(3, 28, 28) + b"\0", r"2369 bytes, but its header says 3 x 28 x 28"),
-        (gzip.compress(idx(3, 28, 28))[:-20], "cannot be read"),
+        (gzip.compress(idx(3, 28, 28), mtime=0)[:-20], "cannot be read"),
         (b"\0\0\x08\x04" + b"\xff" * 16, "which takes"),
     ],
 )
@@ -80,16 +80,16 @@ def test_a_damaged_idx_file_is_refused(tmp_path, content, message):
     with pytest.raises(MediaError, match=message) as caught:
         read_idx(path)
     assert str(path) in str(caught.value)
-    path.write_bytes(gzip.compress(idx(3, 28, 28)))  # control: the undamaged file is read
+    path.write_bytes(gzip.compress(idx(3, 28, 28), mtime=0))  # control: the undamaged file is read
     assert read_idx(path).shape == (3, 28, 28)
 
 
 def test_pictures_and_labels_that_do_not_belong_together_are_refused(tmp_path):
     official(tmp_path)
-    (tmp_path / FILES["train"][1]).write_bytes(gzip.compress(idx(5)))
+    (tmp_path / FILES["train"][1]).write_bytes(gzip.compress(idx(5), mtime=0))
     with pytest.raises(MediaError, match="do not belong together"):
         fashion(data.FashionConfig(folder=str(tmp_path)))
-    (tmp_path / FILES["train"][1]).write_bytes(gzip.compress(idx(6, kind=b"\0\0\x08")[:-1] + b"\x0b"))
+    (tmp_path / FILES["train"][1]).write_bytes(gzip.compress(idx(6, kind=b"\0\0\x08")[:-1] + b"\x0b", mtime=0))
     with pytest.raises(MediaError, match="label 11; must be 0 to 9"):
         fashion(data.FashionConfig(folder=str(tmp_path)))
 
