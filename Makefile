@@ -6,8 +6,8 @@ MINUTES ?= 4
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-DOCS_READY := $(VENV)/.ready-docs
-BENCH_READY := $(VENV)/.ready-bench
+DEV_READY := $(VENV)/.ready-dev
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # Small tensors: more compute threads only wait for each other.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
@@ -21,49 +21,46 @@ help:
 	@echo "make docs      the documentation site in docs/_build/html"
 	@echo "make bench     every benchmark, in full; docs/benchmarks.md is generated"
 
-setup: $(READY)
+setup: $(DEV_READY)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # Two steps, so that the build backend is pinned too: an isolated build would take the newest.
 $(READY): pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt hatchling editables
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e ".[dev]"
+	$(INSTALL) hatchling editables
+	$(INSTALL) --no-build-isolation -e .
 	@touch $@
 
-$(DOCS_READY): $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e ".[docs]"
-	@touch $@
-
-$(BENCH_READY): $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e ".[bench]"
+# Checks and tests also need the tools, the documentation's builder, and the peers of the benchmarks.
+$(DEV_READY): $(READY)
+	$(INSTALL) --no-build-isolation -e ".[dev,docs,bench]"
 	@touch $@
 
 demo: $(READY)
 	$(ONE_THREAD) $(BIN)/python -m unveil demo --out runs/demo --minutes $(MINUTES)
 
-test: $(READY)
+test: $(DEV_READY)
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) -m "not release"
 
-test-all: $(READY)
+test-all: $(DEV_READY)
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS)
 
-check: $(READY)
+check: $(DEV_READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(ONE_THREAD) $(BIN)/python -m pytest -q --durations=0 tests/rules -m "not slow and not release"
 
-format: $(READY)
+format: $(DEV_READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(DOCS_READY)
+docs: $(DEV_READY)
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-bench: $(BENCH_READY)
+bench: $(DEV_READY)
 	$(ONE_THREAD) $(BIN)/python -m benchmarks
 
 clean:

@@ -1,0 +1,1 @@
+"""Benchmarks: one script each, all on `harness`."""

@@ -1,4 +1,6 @@
-"""Every benchmark in turn, then docs/benchmarks.md from their records: `python -m benchmarks [--short | --page] [NAME...]`.
+"""Every benchmark in turn, then docs/benchmarks.md from their records.
+
+`python -m benchmarks [--short | --page] [NAME...]`
 
 --short only compares with the records; --page only writes the page anew.
 """
@@ -51,7 +53,8 @@ def section(name: str, record: dict[str, Any]) -> str:
     about = (ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text())) or "").split("\n\n")[0]
     lines = [f"## {name}", "", " ".join(about.split()), "", "| ratio | measured | bar | goal |", "|---|---|---|---|"]
     for ratio, found in record["ratios"].items():
-        bar = f"at least {found['at_least']:g}" if "at_least" in found else f"at most {found['at_most']:g}"
+        words = (("at_least", "at least"), ("at_most", "at most"))
+        bar = ", ".join(f"{word} {found[key]:g}" for key, word in words if key in found) or "none"
         goal = f"{found['goal']:g}" if "goal" in found else ""
         lines.append(f"| {ratio} | {found['value']:.3g} | {bar}{'' if found['ok'] else ' (missed)'} | {goal} |")
     measures = list(dict.fromkeys(key for case in record["cases"].values() for key in case))
@@ -63,8 +66,9 @@ def section(name: str, record: dict[str, Any]) -> str:
     bf16 = ", ".join(machine["bf16"]) or "no bf16"
     lines += [
         "",
-        f"{machine['processor']}, {machine['cores']} cores, {bf16}; {machine['threads']} thread; load {machine['load']}; "
-        f"Python {machine['python']}, torch {machine['torch']}; {record['rounds']} rounds, {record['date']}.",
+        f"{machine['processor']}, {machine['cores']} cores, {bf16}; {machine['threads']} thread; "
+        f"load {machine['load']}; Python {machine['python']}, torch {machine['torch']}; "
+        f"{record['rounds']} rounds, {record['date']}.",
         "",
     ]
     return "\n".join(lines)

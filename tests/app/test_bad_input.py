@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pickle
 import subprocess
@@ -15,7 +16,8 @@ from PIL import Image
 
 from tests.app.conftest import Cli, Outcome, tree
 from unveil.checkpoints import store
-from unveil.model import Model
+from unveil.config import Recipe, load_recipe
+from unveil.model import Model, build
 
 
 def refused(done: Outcome, code: int, *words: str) -> None:
@@ -94,6 +96,13 @@ def test_a_model_that_is_not_there(cli: Cli, tmp_path: Path):
     refused(cli("sample", "nowhere", "--label", 3), 1, "nowhere: no such folder or shipped model")
     (tmp_path / "empty").mkdir()
     refused(cli("sample", "empty", "--label", 3), 1, "empty: neither a saved model nor a run")
+
+
+def test_a_model_that_needs_a_picture(cli: Cli, tmp_path: Path):
+    recipe = load_recipe("masks-picture", small=True)
+    assert isinstance(recipe, Recipe)
+    build(recipe.model).save(tmp_path / "masks")
+    refused(cli("sample", "masks"), 2, "given a picture under 'pixels', which cannot be typed", "use it from Python")
 
 
 def damaged(saved: Path, folder: Path, change: object) -> Path:
@@ -214,6 +223,18 @@ def test_force_deletes_a_run_and_nothing_else(cli: Cli, tmp_path: Path):
     done = cli("train", "ddpm-digits", "--small", "--run", home, "--force")
     refused(done, 5, "is not only a run (holiday.jpg), so --force does not delete it")
     assert (home / "holiday.jpg").read_text() == "precious"
+
+
+def test_force_leaves_a_run_alone_that_is_being_trained(cli: Cli, tmp_path: Path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text("a: 1")
+    with open(run / ".lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        refused(
+            cli("train", "ddpm-digits", "--small", "--run", run, "--force"), 5, "another process trains in this folder"
+        )
+    assert (run / "recipe.yaml").exists()
 
 
 DISK = """

@@ -188,6 +188,15 @@ def test_importance_sampling_is_unbiased_and_lowers_the_spread():
     assert estimates[1].std() < 0.1 * estimates[0].std()
 
 
+def test_importance_sampling_draws_levels_of_a_long_chain():
+    """In float32 the times of 1,000 steps would fall beside the chain's levels."""
+    process = DiscreteVP(betas("linear", 1000))
+    x0, streams = batch(64)
+    loss = vlb(fixed_small, SecondMoment(1000))(Denoiser(Exact(process, prediction.eps), process), x0, None, streams, 0)
+    assert loss.t.dtype == torch.float64
+    assert loss.value.isfinite()
+
+
 def test_importance_sampling_is_uniform_until_every_index_was_seen():
     sampler = SecondMoment(4, history=2)
     sampler.update(torch.tensor([0, 1, 2, 0, 1, 2]), torch.ones(6))

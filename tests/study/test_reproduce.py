@@ -149,6 +149,7 @@ def test_the_index_counts_each_placebo_once():
 SOME = replace(QUICK, budget=replace(QUICK.budget, steps=40, batch=16, warmup=5, ema=0.9))
 
 
+@pytest.mark.slow
 def test_encoding_by_the_wrong_path_is_seen(cache: Path, monkeypatch: pytest.MonkeyPatch):
     good = ddim_claims._encode(Bench(SOME, cache, QUIET))
     assert {one.verdict for one in good.comparisons} == {"shown"}

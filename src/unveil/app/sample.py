@@ -12,6 +12,7 @@ from typing import Any
 from unveil.app.console import Console
 from unveil.app.models import device as pick
 from unveil.app.models import open_model
+from unveil.conditioning.image import ContextChannels
 from unveil.files import refuse_overwrite, write_atomically
 from unveil.model import Model
 from unveil.pictures import png, sheet, to_pixels
@@ -171,6 +172,12 @@ def _value(text: str) -> int | float | str:
 
 
 def _check_pictures(model: Model) -> None:
+    shown = [key for key, one in model.conditioners.items() if isinstance(one, ContextChannels)]
+    if shown:
+        raise RecipeError(
+            f"this model is given a picture under {shown[0]!r}, which cannot be typed; "
+            "use it from Python: unveil.load(...).generate(raw=...)"
+        )
     if len(model.shape) != 3 or model.shape[0] not in (1, 3):
         raise RecipeError(
             f"this model makes samples of shape {model.shape}, which are no pictures; "

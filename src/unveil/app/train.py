@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -142,7 +144,7 @@ def _start_over(run: Path) -> None:
     """Deletes a run, and nothing that is not one.
 
     Raises:
-        NotWritable: the folder holds other things too.
+        NotWritable: the folder holds other things too, or is being trained in.
     """
     if not run.exists():
         return
@@ -152,7 +154,16 @@ def _start_over(run: Path) -> None:
     if others or not (run / "recipe.yaml").is_file():
         shown = ", ".join(others[:5]) or "no recipe.yaml"
         raise NotWritable(f"{run}: is not only a run ({shown}), so --force does not delete it; choose another --run")
-    shutil.rmtree(run)
+    lock = os.open(run / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(run)
+    except BlockingIOError as problem:
+        raise NotWritable(
+            f"{run}: another process trains in this folder; stop it, or choose another --run"
+        ) from problem
+    finally:
+        os.close(lock)
 
 
 def _last_metrics(run: Path) -> dict[str, Any]:

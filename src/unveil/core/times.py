@@ -76,7 +76,7 @@ class SecondMoment:
         p = self.weights()
         cumulative = p.cumsum(0)
         index = torch.searchsorted(cumulative / cumulative[-1], u, right=True).clamp(max=self.steps - 1)
-        return (index + 0.5) / self.steps, 1 / (self.steps * p[index])
+        return (index.double() + 0.5) / self.steps, 1 / (self.steps * p[index])
 
     def update(self, index: Tensor, losses: Tensor) -> None:
         """Remember unweighted losses (B,) of indices (B,), those of every rank in one order; the oldest go."""
