@@ -31,7 +31,7 @@ class TrainConfig(Section):
         save_every: steps between checkpoints; the last step always writes one. `sample_every` and
             `validate_every` likewise; 0 turns them off.
         max_minutes: stop early, whole and resumable, after this wall time.
-        nonfinite_limit: as many non-finite steps in a row end the run.
+        nonfinite_limit: more non-finite steps in a row than this end the run.
     """
 
     batch: Positive = 64

@@ -8,13 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from unveil import pictures
 from unveil.files import write_atomically
 from unveil.types import ShapeError
-
-SMALLEST = 96  # pixels of a sample's side on the sheet; smaller ones are enlarged by whole factors
 
 
 def sheet(samples: Tensor, columns: int | None = None) -> bytes:
@@ -25,27 +23,9 @@ def sheet(samples: Tensor, columns: int | None = None) -> bytes:
     Raises:
         ShapeError: not pictures.
     """
-    from PIL import Image
-
     if samples.ndim != 4 or samples.shape[1] not in (1, 3):
         raise ShapeError(f"samples {tuple(samples.shape)}: a sheet needs (B, 1 or 3, H, W)")
-    count, channels, height, width = samples.shape
-    columns = columns or math.ceil(math.sqrt(count))
-    factor = max(1, math.ceil(SMALLEST / max(height, width)))
-    margin = max(4, factor // 2)
-    pixels = samples.float().cpu().nan_to_num(0).clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
-    pixels = pixels.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-    height, width = height * factor + margin, width * factor + margin
-    page = torch.full(
-        (channels, height * -(-count // columns) + margin, width * columns + margin), 255, dtype=torch.uint8
-    )
-    for number, picture in enumerate(pixels):
-        top, left = margin + number // columns * height, margin + number % columns * width
-        page[:, top : top + picture.shape[1], left : left + picture.shape[2]] = picture
-    array = page.squeeze(0).numpy() if channels == 1 else page.permute(1, 2, 0).numpy()
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, format="PNG")
-    return file.getvalue()
+    return pictures.png(pictures.sheet(pictures.to_pixels(samples.nan_to_num(0)), columns))
 
 
 def plot_run(lines: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
