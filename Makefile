@@ -14,7 +14,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 .PHONY: help setup demo test test-all check format docs bench clean
 
 help:
-	@echo "make demo      set up, train on handwritten digits, write samples and a report (about 4 minutes on 2 cores)"
+	@echo "make demo      set up, train on handwritten digits, write samples and a report (about 6 minutes on 2 cores, set-up included)"
 	@echo "make test      the tests that guard every promise"
 	@echo "make test-all  these, and what only a release needs"
 	@echo "make check     lint, format, types, docstrings, import rules"

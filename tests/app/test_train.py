@@ -71,7 +71,10 @@ def test_a_run_is_sampled_and_judged(cli: Cli, run: Path, tmp_path: Path):
     assert done.code == 0, done.err
     assert {"protocol_sha256", "results", "missing", "report"} <= done.json.keys()
     assert sorted(tree(tmp_path / "judged")) == ["report.html", "report.json"]
-    assert json.loads((tmp_path / "judged" / "report.json").read_text())["protocol"]["sampling"]["steps"] == 4
+    report = json.loads((tmp_path / "judged" / "report.json").read_text())
+    assert report["protocol"]["sampling"]["steps"] == 4
+    assert {"command", "commit"} <= report["about"].keys()
+    assert report["about"]["training"]["cpu_minutes"] > 0
     again = cli("evaluate", run, "--out", "judged")
     assert again.code == 5
     assert "report.json: exists already" in again.err

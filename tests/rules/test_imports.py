@@ -10,7 +10,7 @@ from tests.rules.source import PACKAGE, modules, name, parsed
 
 LAYERS = [
     {"types"},
-    {"files", "pictures"},
+    {"files", "pictures", "source"},
     {"core"},
     {"nn"},
     {"codec", "conditioning", "data"},

@@ -26,6 +26,7 @@ from unveil.core.prediction import v
 from unveil.core.process import CosineVP, DiscreteVP, betas
 from unveil.train.callbacks import KEEP, HeldOut
 from unveil.train.fit import _fixed
+from unveil.train.run_folder import training_of
 from unveil.types import MediaError, NotWritable, RecipeError, ShapeError
 
 SIDES = torch.tensor([[1.0, 0.5], [-1.0, 0.5], [0.0, -1.0]])
@@ -114,6 +115,8 @@ def test_a_run_folder_holds_what_happened(finished):
     assert "samples/step_000010.png" in (run / "card.md").read_text()
     (start,) = json.loads((run / "environment.json").read_text())["starts"]
     assert start["items"] == 30
+    assert start["to_step"] == 10
+    assert training_of(run)["cpu_minutes"] == start["cpu_minutes"] > 0
     assert start["versions"]["torch"] == str(torch.__version__)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +26,9 @@ from unveil.evaluate.pictures import Pictured
 from unveil.evaluate.report import Report
 from unveil.files import refuse_overwrite
 from unveil.model import Model
+from unveil.source import command, commit, cpu_seconds
 from unveil.tasks.generate import Request, Source, generate
+from unveil.train.run_folder import training_of
 from unveil.types import RecipeError
 
 BATCH = 100
@@ -45,6 +46,12 @@ class Ask:
     device: str = "auto"
     force: bool = False
 
+    @property
+    def run(self) -> Path:
+        """The folder of the run that the model is of, if it is of one."""
+        path = Path(self.model)
+        return path.parent.parent if path.parent.name == "checkpoints" else path
+
     def resolved(self) -> Recipe:
         """The recipe that says what the model is compared with, and how.
 
@@ -53,8 +60,7 @@ class Ask:
         """
         named = self.recipe
         if named is None:
-            run = Path(self.model)
-            run = run.parent.parent if run.parent.name == "checkpoints" else run
+            run = self.run
             if not (run / "recipe.yaml").is_file() and self.model not in _recipes():
                 raise RecipeError(
                     f"{self.model}: is no run's folder, so pass --recipe: it names the data to compare with"
@@ -81,11 +87,12 @@ def evaluate(ask: Ask, console: Console) -> None:
 def judge(ask: Ask, recipe: Recipe, console: Console) -> Report:
     """The report; nothing is written."""
     how = recipe.evaluate
-    begun = time.process_time()
+    begun = cpu_seconds()
     model, source = open_model(ask.model, pick(ask.device))
     train, held_out = (data.open(recipe.data.build(), part) for part in ("train", "held-out"))
     if recipe.key != "pixels":
-        return _judge_given(recipe, model, held_out, source, console)
+        found = _judge_given(recipe, model, held_out, console)
+        return replace(found, about={**found.about, **_about(ask, source, cpu_seconds() - begun)})
     network = feature_network(recipe, how, ask.weights, str(model.device))
     samples, labels, sampling = draw(model, source, recipe, console)
     settings = Settings(count=how.compared, floor_splits=how.floor_splits, seed=how.seed)
@@ -94,22 +101,26 @@ def judge(ask: Ask, recipe: Recipe, console: Console) -> Report:
         data=recipe.data.kind,
         sampling=sampling,
         bits=bits,
-        about={"model": source._asdict(), "cpu_minutes": round((time.process_time() - begun) / 60, 2)},
     )
-    return measure(samples, labels, train, held_out, network, settings, origin=origin, on_progress=console.say)
+    found = measure(samples, labels, train, held_out, network, settings, origin=origin, on_progress=console.say)
+    return replace(found, about={**found.about, **_about(ask, source, cpu_seconds() - begun)})
 
 
-def _judge_given(recipe: Recipe, model: Model, held_out: Pictured, source: Source, console: Console) -> Report:
+def _about(ask: Ask, source: Source, seconds: float) -> dict[str, Any]:
+    """What is said of the origin of a report, and is no part of its protocol."""
+    facts = {"model": source._asdict(), "training": training_of(ask.run), "command": command(), "commit": commit()}
+    return {**facts, "cpu_minutes": round(seconds / 60, 2)}
+
+
+def _judge_given(recipe: Recipe, model: Model, held_out: Pictured, console: Console) -> Report:
     """The report on a model that makes something else for pictures: boxes, or masks."""
     state = getattr(recipe.data.build(), "state", "none")
-    how, begun = recipe.evaluate, time.process_time()
+    how = recipe.evaluate
     with console.progress("picture", how.samples) as progress:
-        found = evaluate_given(
+        return evaluate_given(
             model, held_out, state, sampling=recipe.sample, count=how.samples, seed=how.seed, batch=BATCH,
             on_batch=lambda done: progress.reach(done, how.samples),
         )  # fmt: skip
-    minutes = round((time.process_time() - begun) / 60, 2)
-    return replace(found, about={**found.about, "model": source._asdict(), "cpu_minutes": minutes})
 
 
 def feature_network(recipe: Recipe, how: EvaluateConfig, weights: Path | None, device: str) -> networks.FeatureNetwork:

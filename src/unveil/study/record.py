@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-import subprocess
-from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import unveil
+from unveil.source import commit
 from unveil.study.experiment import PLACEBO, Bench, Claim, Curve, Findings, Scale
 from unveil.study.verdict import Comparison, overall
 
@@ -66,21 +64,6 @@ def settings(bench: Bench) -> Record:
         "training": dataclasses.asdict(bench.scale.budget),
         "arms": [dataclasses.asdict(arm) for arm in dict.fromkeys(arm for arm, _ in bench.asked)],
     }
-
-
-def commit() -> str | None:
-    """The commit of the source that runs, with "+" when files were changed since; None outside a checkout."""
-    folder = Path(unveil.__file__).parent
-
-    def ask(command: Sequence[str]) -> str | None:
-        try:
-            done = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
-
-    head, changes = ask(["rev-parse", "--short=12", "HEAD"]), ask(["status", "--porcelain", "--", "."])
-    return f"{head}+" if head and changes else head
 
 
 def _comparison(one: Comparison) -> Record:

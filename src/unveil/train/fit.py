@@ -24,13 +24,14 @@ from unveil.core.denoiser import Denoiser
 from unveil.core.variance import fixed_small
 from unveil.files import write_atomically
 from unveil.model import Model
+from unveil.source import cpu_seconds
 from unveil.train import schedule
 from unveil.train.monitor import duration, log
 from unveil.train.order import Batch, Items, Numbered, Order, check_items, collate
 from unveil.train.precision import resolve
 from unveil.train.run_folder import RunFolder, environment
 from unveil.train.signals import INTERRUPTED, Stop
-from unveil.types import Cancelled, OutOfResources, RecipeError
+from unveil.types import Cancelled, NotWritable, OutOfResources, RecipeError
 
 if TYPE_CHECKING:  # importing Lightning takes seconds; only a run that trains pays for it
     from lightning.pytorch import Trainer
@@ -130,12 +131,18 @@ class _Job:
                 watch.saved = Saved(newest)
                 watch.saved.into_weights(module)
                 _check_items_left(watch.saved.values["items"], len(self.dataset))
+            begun = cpu_seconds()
             if self.rank == 0:
                 self.folder.record_start(environment(self._facts()), module.step)
                 self._show_on(watch, stop)
             numbered = Numbered(self.dataset, Order(len(self.dataset), config.seed), self.key, self.raw_keys)
             trainer = _trainer(config, self.precision, self.model.device, watch, config.steps - module.step)
-            _run(trainer, module, TrainingData(numbered, config, module.step), watch)
+            try:
+                _run(trainer, module, TrainingData(numbered, config, module.step), watch)
+            finally:
+                if self.rank == 0:
+                    with contextlib.suppress(NotWritable, OutOfResources):  # the run's own error says it better
+                        self.folder.record_end(module.step, cpu_seconds() - begun)
         return self._end(watch, module.step)
 
     def _facts(self) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 import platform
-import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +22,7 @@ import yaml
 from unveil.checkpoints import store
 from unveil.config import read_yaml
 from unveil.files import write_atomically
+from unveil.source import command, commit
 from unveil.train.monitor import log
 from unveil.types import NotWritable, RecipeError, WeightsError
 
@@ -100,6 +100,13 @@ class RunFolder:
         starts.append({"at": datetime.now(UTC).isoformat(timespec="seconds"), "from_step": step, **facts})
         write_atomically(path, json.dumps({"starts": starts}, indent=1, ensure_ascii=False) + "\n")
 
+    def record_end(self, step: int, cpu_seconds: float) -> None:
+        """Adds to the last start what it cost: a start that was killed has no such entry."""
+        path = self.path / "environment.json"
+        starts = json.loads(path.read_text("utf-8"))["starts"]
+        starts[-1] |= {"to_step": step, "cpu_minutes": round(cpu_seconds / 60, 2)}
+        write_atomically(path, json.dumps({"starts": starts}, indent=1, ensure_ascii=False) + "\n")
+
     def close(self) -> None:
         """Lets others use the folder."""
         if self._lock is not None:
@@ -136,8 +143,24 @@ def environment(facts: Mapping[str, Any]) -> dict[str, Any]:
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "command": sys.argv,
+        "command": command(),
+        "commit": commit(),
     }
+
+
+def training_of(run: Path) -> dict[str, Any]:
+    """What a run's folder says of its training: command, commit, last step and CPU-minutes of all starts.
+
+    Empty where the folder is no run; a cost is missing where a start was killed before it could tell.
+    """
+    try:
+        starts = json.loads((run / "environment.json").read_text("utf-8"))["starts"]
+        last = starts[-1]
+    except (OSError, ValueError, KeyError, IndexError):
+        return {}
+    facts = {key: last[key] for key in ("command", "commit", "to_step") if last.get(key) is not None}
+    costs = [start.get("cpu_minutes") for start in starts]
+    return facts | ({"cpu_minutes": round(sum(costs), 2)} if None not in costs else {})
 
 
 def _free(key: str) -> bool:

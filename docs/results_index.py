@@ -1,0 +1,114 @@
+"""Writes docs/results/index.md from the reports beside it: `python docs/results_index.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from unveil.evaluate.report import Report
+from unveil.files import write_atomically
+
+RESULTS = Path(__file__).parent / "results"
+INTRODUCTION = """# Results
+
+Reports of models trained by the shipped recipes, as `unveil evaluate` wrote them: averaged weights, one stated seed, \
+nothing filtered. Each page holds its protocol and the hash of it; numbers under different hashes are not compared. \
+This page is written by `python docs/results_index.py` from the reports.
+"""
+
+
+def scores(report: Report) -> dict[str, str | float]:
+    """What a recipe's `expected.scores` says of a report."""
+    found = report.results
+    said: dict[str, str | float] = {}
+    if read := found.get("read"):
+        said["read as their class"] = f"{read['value']:.1%}".replace("%", " %")
+    if fid := found.get("fid"):
+        said["FID / floor"] = round(fid["ratio"], 2)
+    if bits := found.get("bits_per_dim"):
+        said["bits/dim"] = round(bits["value"], 2)
+    if iou := found.get("iou"):
+        said["mean IoU"] = round(iou["value"], 3)
+    return said
+
+
+def _reports() -> Iterator[tuple[str, Report]]:
+    for path in sorted(RESULTS.glob("*/report.json")):
+        yield path.parent.name, Report.load(path)
+
+
+def _table(columns: dict[str, Callable[[str, Report], str]], reports: list[tuple[str, Report]]) -> list[str]:
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    for name, report in reports:
+        lines.append("| " + " | ".join(cell(name, report) for cell in columns.values()) + " |")
+    return lines
+
+
+def _commands(name: str, report: Report) -> str:
+    del name
+    training = report.about.get("training", {})
+    commands = [training["command"]] if "command" in training else []
+    return ", ".join(f"`{one}`" for one in [*commands, report.about["command"]])
+
+
+def _minutes(name: str, report: Report) -> str:
+    del name
+    minutes = report.about.get("training", {}).get("cpu_minutes")
+    return "as shipped" if minutes is None else f"{minutes:.1f}"
+
+
+def _read(name: str, report: Report) -> str:
+    del name
+    if not (read := report.results.get("read")):
+        return "-"
+    return f"{read['value']:.1%} of {read['count']:,} ({read['low']:.1%} to {read['high']:.1%})".replace("%", " %")
+
+
+def _fid(name: str, report: Report) -> str:
+    del name
+    fid = report.results["fid"]
+    return f"{fid['value']:.3f} / {fid['floor']['mean']:.3f} = {fid['ratio']:.2f}"
+
+
+def _bits(name: str, report: Report) -> str:
+    del name
+    bits = report.results.get("bits_per_dim")
+    return "-" if bits is None else f"{bits['value']:.2f} ({bits['low']:.2f} to {bits['high']:.2f})"
+
+
+def _iou(name: str, report: Report) -> str:
+    del name
+    iou = report.results["iou"]
+    return (
+        f"{iou['value']:.3f} ({iou['low']:.3f} to {iou['high']:.3f}); another picture's truth gives {iou['chance']:.3f}"
+    )
+
+
+def index() -> str:
+    """The page."""
+    first: dict[str, Callable[[str, Report], str]] = {
+        "model": lambda name, _: f"`{name}`",
+        "commands": _commands,
+        "at commit": lambda _, report: str(report.about["commit"]),
+        "CPU-minutes of training": _minutes,
+    }
+    last: dict[str, Callable[[str, Report], str]] = {
+        "protocol": lambda _, report: report.protocol_sha256[:12],
+        "report": lambda name, _: f"[page]({name}/report.html), [numbers]({name}/report.json)",
+    }
+    reports = list(_reports())
+    pictures = [one for one in reports if "fid" in one[1].results]
+    states = [one for one in reports if "iou" in one[1].results]
+    middle = {"read as their class": _read, "FID / floor": _fid, "bits/dim, bound": _bits}
+    lines = [INTRODUCTION, *_table({**first, **middle, **last}, pictures)]
+    lines += [
+        "",
+        "States given pictures, on held-out scenes:",
+        "",
+        *_table({**first, "mean IoU": _iou, **last}, states),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(write_atomically(RESULTS / "index.md", index()))
