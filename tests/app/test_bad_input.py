@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.app.conftest import Cli, Outcome, tree
+from tests.app.conftest import CHANGES, Cli, Outcome, tree
 from unveil.checkpoints import store
 from unveil.config import Recipe, load_recipe
 from unveil.model import Model, build
@@ -310,3 +310,16 @@ def test_a_picture_without_a_record(cli: Cli, saved: Path, tmp_path: Path):
     }.items():
         refused(cli("sample", saved, "--like", name, "--out", "two.png"), 4, name, *words)
     assert not (tmp_path / "two.png").exists()
+
+
+def test_too_few_held_out_pictures_are_told_before_anything_is_drawn(cli: Cli, tmp_path: Path):
+    (tmp_path / "few").mkdir()
+    for number in range(12):
+        Image.new("L", (8, 8), 20 * number).save(tmp_path / "few" / f"{number}.png")
+    changes = ["data={kind: folder, path: few, size: 8, labels: none, channels: 1, held_out: 0.2}", "condition=[]"]
+    run = [*CHANGES, *changes, "train.steps=1", "train.warmup=0", "train.batch=2", "--run", "run"]
+    done = cli("train", "ddpm-digits", *run)
+    assert done.code == 0, done.err
+    done = cli("evaluate", "run", "--set", "evaluate.features=pixels")
+    refused(done, 2, "pictures to compare: must lie in [4,", "give more held-out pictures, such as data.held_out=0.2")
+    assert "sampling step" not in done.err

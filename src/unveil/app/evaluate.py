@@ -19,7 +19,7 @@ from unveil.config import EvaluateConfig, Recipe, load_recipe
 from unveil.evaluate import features as networks
 from unveil.evaluate.given import evaluate_given
 from unveil.evaluate.likelihood import bits_per_dim
-from unveil.evaluate.measure import Origin, Settings
+from unveil.evaluate.measure import Origin, Settings, compared
 from unveil.evaluate.measure import evaluate as measure
 from unveil.evaluate.metrics import Interval
 from unveil.evaluate.pictures import Pictured
@@ -94,8 +94,9 @@ def judge(ask: Ask, recipe: Recipe, console: Console) -> Report:
         found = _judge_given(recipe, model, held_out, console)
         return replace(found, about={**found.about, **_about(ask, source, cpu_seconds() - begun)})
     network = feature_network(recipe, how, ask.weights, str(model.device))
-    samples, labels, sampling = draw(model, source, recipe, console)
     settings = Settings(count=how.compared, floor_splits=how.floor_splits, seed=how.seed)
+    compared(how.samples, len(train), len(held_out), settings)  # minutes before it would fail
+    samples, labels, sampling = draw(model, source, recipe, console)
     bits = _bits(model, held_out, how, console) if how.bound else None
     origin = Origin(
         data=recipe.data.kind,

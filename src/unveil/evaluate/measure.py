@@ -141,6 +141,23 @@ def evaluate(
     return Report(protocol, results, missing, about, images)
 
 
+def compared(samples: int, train: int, held_out: int, settings: Settings) -> int:
+    """How many samples are compared with as many real pictures; to be asked before samples are drawn.
+
+    Raises:
+        RecipeError: too few of something, or more asked for than there are.
+    """
+    least, most = max(settings.neighbours + 1, 4), min(samples, held_out, (train + held_out) // 2)
+    count = most if settings.count is None else settings.count
+    if not least <= count <= most:
+        few = "give more held-out pictures, such as data.held_out=0.2" if held_out < least else "make more samples"
+        raise RecipeError(
+            f"{count} pictures to compare: must lie in [{least}, {most}] with {samples} samples, "
+            f"{held_out} held-out and {train} training pictures; {few}"
+        )
+    return count
+
+
 @dataclass(frozen=True)
 class _Plan:
     """Which pictures are compared with which."""
@@ -152,13 +169,7 @@ class _Plan:
     @classmethod
     def of(cls, samples: Tensor, real: tuple[Pictures, Pictures], settings: Settings) -> _Plan:
         train, held_out = (len(part.pixels) for part in real)
-        most = min(len(samples), held_out, (train + held_out) // 2)
-        count = most if settings.count is None else settings.count
-        if not max(settings.neighbours + 1, 4) <= count <= most:
-            raise RecipeError(
-                f"{count} pictures to compare: must lie in [{max(settings.neighbours + 1, 4)}, {most}] with "
-                f"{len(samples)} samples, {held_out} held-out and {train} training pictures; make more samples"
-            )
+        count = compared(len(samples), train, held_out, settings)
         return cls(count, 2 * count > held_out, settings)
 
     def choose(self, among: int, count: int, stream: int) -> Tensor:
