@@ -136,9 +136,8 @@ def _root(path: str) -> Path:
     if root.exists():
         raise MediaError(f"{path}: a file, not a folder; give the folder that holds the pictures")
     siblings = [entry.name for entry in root.parent.iterdir() if entry.is_dir()] if root.parent.is_dir() else []
-    raise MediaError(
-        f"{path}: no such folder{nearest(root.name, siblings)}; give a folder that holds pictures (in a recipe: data.path)"
-    )
+    close = nearest(root.name, siblings)
+    raise MediaError(f"{path}: no such folder{close}; give a folder that holds pictures (in a recipe: data.path)")
 
 
 class _Walk:
