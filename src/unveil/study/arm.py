@@ -29,7 +29,7 @@ from unveil.files import write_atomically
 from unveil.nn.unet import UNet, UNetConfig
 from unveil.types import NonFinite, NotWritable, OutOfResources
 
-LOOP = 1  # raised when `train` comes to compute something else, so that what was kept is not used any more
+LOOP = 2  # raised when `train` comes to compute something else, so that what was kept is not used any more
 
 
 @dataclass(frozen=True)
