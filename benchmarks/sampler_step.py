@@ -1,19 +1,22 @@
-"""What one DDIM step costs beyond the network, against diffusers' DDIMScheduler at equal numbers.
+"""What one step of a sampler costs beyond the network, against diffusers' schedulers at equal numbers.
 
 The network returns a fixed tensor, so that only the sampler's own arithmetic is left: 50 steps on 4x64x64, batch 1 and
-16. `ours` hands the sampler that output with its 2x2 solve worked out before; `ours-denoiser` goes
-through `Denoiser`, a module call and the network's index included.
+16. DDIM, Euler, DPM-Solver++(2M) and UniPC of order 2, each over the levels that diffusers' scheduler chose; every case
+records the norm of its result, which must agree. `ours` hands the sampler that output with its 2x2 solve worked out
+before; `ours-ddim-denoiser` goes through `Denoiser`, a module call and the network's index included.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import harness
 import torch
 
 STEPS = 50
 CALLS = 20  # runs per timed repeat: one run is too short to time
+Loop = Callable[[torch.Tensor], torch.Tensor]
 
 
 def start(batch: int) -> torch.Tensor:
@@ -31,43 +34,71 @@ def said(x: torch.Tensor) -> torch.Tensor:
     return _SAID[len(x)]
 
 
-def diffusers_run() -> Callable[[torch.Tensor], torch.Tensor]:
-    """The peer's loop, as its pipelines write it."""
-    from diffusers import DDIMScheduler
+def scheduler(name: str) -> Any:
+    """The peer, with the settings that make its numbers the method's own."""
+    import diffusers
 
-    scheduler = DDIMScheduler(beta_schedule="linear", clip_sample=False, timestep_spacing="leading")
-    scheduler.set_timesteps(STEPS)
+    table = {"beta_schedule": "linear", "num_train_timesteps": 1000}
+    made = {
+        "ddim": lambda: diffusers.DDIMScheduler(**table, clip_sample=False, timestep_spacing="leading"),
+        "euler": lambda: diffusers.EulerDiscreteScheduler(**table),
+        "dpmpp-2m": lambda: diffusers.DPMSolverMultistepScheduler(**table, solver_order=2),
+        "unipc-2": lambda: diffusers.UniPCMultistepScheduler(**table, solver_order=2),
+    }[name]()
+    made.set_timesteps(STEPS)
+    return made
+
+
+def diffusers_run(name: str) -> Loop:
+    """The peer's loop, as its pipelines write it."""
+    made = scheduler(name)
 
     @torch.no_grad()
     def loop(x: torch.Tensor) -> torch.Tensor:
-        for t in scheduler.timesteps:
-            x = scheduler.step(said(x), t, x).prev_sample
+        if name != "ddim":  # these count their steps, and are told at each run to begin again
+            made.set_timesteps(STEPS)
+        for t in made.timesteps:
+            x = made.step(said(x), t, x).prev_sample
         return x
 
     return loop
 
 
-def our_run(through_denoiser: bool) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Ours, with the plan made before the run as a user of many batches would."""
-    from unveil.core import grids, prediction
-    from unveil.core.denoiser import Denoiser, Estimate
+def our_plan(name: str) -> tuple[Any, Any]:
+    """The plan over the peer's levels, made before the run as a user of many batches would, and its process."""
+    from unveil.core import grids, samplers
+    from unveil.core.exploding import EDM
     from unveil.core.process import DiscreteVP, betas
-    from unveil.core.samplers import ddim, run
+
+    process = DiscreteVP(betas("linear", 1000))
+    if name == "ddim":
+        return samplers.ddim(grids.leading(process, STEPS)), process
+    sigmas = scheduler(name).sigmas.double().tolist()
+    if name == "euler":  # the peer's x is x0 + sigma eps there
+        return samplers.euler(grids.from_sigmas(EDM(1e-6, sigmas[0]), sigmas)), process
+    plan = samplers.dpmpp_2m if name == "dpmpp-2m" else samplers.unipc
+    return plan(grids.from_sigmas(process, sigmas), **({} if name == "dpmpp-2m" else {"order": 2})), process
+
+
+def our_run(name: str, through_denoiser: bool = False) -> Loop:
+    """Ours."""
+    from unveil.core import prediction
+    from unveil.core.denoiser import Denoiser, Estimate
+    from unveil.core.samplers import run
 
     class Fixed(torch.nn.Module):
         def forward(self, x: torch.Tensor, t: torch.Tensor, condition: object) -> torch.Tensor:
             return said(x)
 
-    process = DiscreteVP(betas("linear", 1000))
-    grid = grids.leading(process, STEPS)
-    plan = ddim(grid)
-    solutions = {level: prediction.solve(prediction.eps, level) for level in grid[:-1]}
-    denoiser = Denoiser(Fixed(), process)
-    step = denoiser if through_denoiser else lambda x, level: Estimate.solved(solutions[level], x, said(x))
-    return lambda x: run(plan, step, x)
+    plan, process = our_plan(name)
+    if through_denoiser:
+        denoiser = Denoiser(Fixed(), process)
+        return lambda x: run(plan, denoiser, x)
+    solutions = {level: prediction.solve(prediction.eps, level) for level in plan.levels}
+    return lambda x: run(plan, lambda x, level: Estimate.solved(solutions[level], x, said(x)), x)
 
 
-def timed(make: Callable[[], Callable[[torch.Tensor], torch.Tensor]], batch: int) -> Callable[[], dict[str, float]]:
+def timed(make: Callable[[], Loop], batch: int) -> Callable[[], dict[str, float]]:
     """A case: CPU microseconds per step."""
 
     def case() -> dict[str, float]:
@@ -82,22 +113,38 @@ def timed(make: Callable[[], Callable[[torch.Tensor], torch.Tensor]], batch: int
     return case
 
 
-CASES = {
-    f"{name}-b{batch}": timed(make, batch)
-    for batch in (1, 16)
-    for name, make in (
-        ("diffusers", diffusers_run),
-        ("ours", lambda: our_run(False)),
-        ("ours-denoiser", lambda: our_run(True)),
-    )
-}
-RATIOS = [
-    harness.Ratio(f"overhead of a step, batch {b}", f"ours-b{b}", f"diffusers-b{b}", at_most=0.2, goal=0.1)
-    for b in (1, 16)
-] + [
-    harness.Ratio(f"with the denoiser's call, batch {b}", f"ours-denoiser-b{b}", f"diffusers-b{b}", at_most=0.3)
-    for b in (1, 16)
-]
+NAMES = ("ddim", "euler", "dpmpp-2m", "unipc-2")
+CASES: dict[str, Callable[[], dict[str, float]]] = {}
+for _batch in (1, 16):
+    for _name in NAMES:
+        CASES[f"diffusers-{_name}-b{_batch}"] = timed(lambda name=_name: diffusers_run(name), _batch)
+        CASES[f"ours-{_name}-b{_batch}"] = timed(lambda name=_name: our_run(name), _batch)
+    CASES[f"ours-ddim-denoiser-b{_batch}"] = timed(lambda: our_run("ddim", True), _batch)
+RATIOS = (
+    [
+        harness.Ratio(f"{name}, batch {b}", f"ours-{name}-b{b}", f"diffusers-{name}-b{b}", at_most=0.2, goal=0.1)
+        for b in (1, 16)
+        for name in NAMES
+    ]
+    + [
+        harness.Ratio(
+            f"ddim with the denoiser's call, batch {b}", f"ours-ddim-denoiser-b{b}", f"diffusers-ddim-b{b}", at_most=0.3
+        )
+        for b in (1, 16)
+    ]
+    + [
+        harness.Ratio(
+            f"{name}, norm of the result, batch {b}",
+            f"ours-{name}-b{b}",
+            f"diffusers-{name}-b{b}",
+            measure="result",
+            at_least=0.9999,
+            at_most=1.0001,
+        )
+        for b in (1, 16)
+        for name in NAMES
+    ]
+)
 
 if __name__ == "__main__":
     harness.main("sampler_step", CASES, RATIOS)

@@ -19,6 +19,8 @@ from unveil.config import (
     recipe_names,
     validate,
 )
+from unveil.core import times
+from unveil.core.noise import Streams
 from unveil.types import RecipeError
 
 # Parameters of the published networks: Ho et al. 2020, appendix B; the released Improved DDPM checkpoints.
@@ -170,7 +172,7 @@ def test_overrides_that_go_nowhere(override, message):
         ("shape=[1, 0, 8]", "shape.1 = 0: must be greater than or equal to 1"),
         ("name=a/b", "name = 'a/b'"),
         ("kind=classifer", "kind = 'classifer': must be one of diffusion, classifier; nearest: 'classifier'"),
-        ("sample.sampler=dim", "sample.sampler = 'dim': must be one of ddim, ancestral"),
+        ("sample.sampler=dim", "sample.sampler: sampler 'dim'; known: ddim, "),
     ],
 )
 def test_each_fault_names_key_value_and_remedy(override, message):
@@ -182,6 +184,91 @@ def test_all_faults_are_told_at_once():
     assert "train.steps = 0" in message
     assert "train.lr = -1" in message
     assert message.count("ddpm-digits: ") == 2
+
+
+# ---------------------------------------------------------------------- processes, times and weights
+
+PROCESSES = {
+    "discrete-vp": "{kind: discrete-vp, betas: cosine, steps: 50}",
+    "zero-snr": "{kind: discrete-vp, last: zero-snr}",
+    "linear-vp": "{kind: linear-vp, beta_max: 15}",
+    "cosine-vp": "{kind: cosine-vp}",
+    "sub-vp": "{kind: sub-vp}",
+    "ve": "{kind: ve, sigma_max: 20}",
+    "discrete-ve": "{kind: discrete-ve, levels: 20}",
+    "edm": "{kind: edm}",
+    "rectified-flow": "{kind: rectified-flow}",
+    "shifted": "{kind: shifted, shift: 3, process: {kind: rectified-flow}}",
+}
+LITTLE = ("network.multipliers=[1]", "network.attention=[]", "prediction=v")
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_every_process_trains_and_samples(process):
+    recipe = load_recipe("ddpm-digits", [f"process={process}", *LITTLE])
+    assert isinstance(recipe, Recipe)
+    assert parse_recipe(read_yaml(dump(recipe), "again"), "again").process == recipe.process
+    model = unveil.build(recipe.model)
+    condition, _ = model.encode({"label": [0] * 8})
+    objective = recipe.objective.build(recipe, model.process, 8)
+    pictures = torch.rand(8, *recipe.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    loss = objective(model.denoiser, pictures, condition, Streams(0, range(8)), 0)
+    loss.value.backward()
+    assert loss.value.isfinite()
+    assert model.generate(count=2, steps=3, raw={"label": 1}).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ("{kind: simple, time: log-normal, weight: edm}", times.LogNormal),
+        ("{kind: simple, time: {kind: logit-normal, location: 0.5}, weight: {kind: sigmoid, bias: -1}}", None),
+        ("{kind: simple, time: {kind: stratified, of: uniform-log-snr}, weight: {kind: p2, gamma: 0.5}}", None),
+        ("{kind: denoising-score-matching, weight: likelihood, time: likelihood}", times.Importance),
+        ("{kind: sliced-score-matching, projections: 2, square: projected}", times.Uniform),
+    ],
+)
+def test_objectives_times_and_weights_are_settings(settings, kind):
+    recipe = load_recipe("ddpm-digits", ["process={kind: linear-vp}", f"objective={settings}", *LITTLE])
+    assert isinstance(recipe, Recipe)
+    assert parse_recipe(read_yaml(dump(recipe), "again"), "again").objective == recipe.objective
+    model = unveil.build(recipe.model)
+    objective = recipe.objective.build(recipe, model.process, 4)
+    assert kind is None or isinstance(objective.time, kind)
+    condition, _ = model.encode({"label": [0] * 4})
+    loss = objective(model.denoiser, torch.zeros(4, *recipe.shape), condition, Streams(0, range(4)), 0)
+    loss.value.backward()
+    assert loss.value.isfinite()
+
+
+def test_a_part_with_nothing_set_is_written_as_its_name():
+    plain = load_recipe("ddpm-digits", ["objective.weight=min-snr"])
+    assert "weight: min-snr, time: uniform" in dump(plain)
+    assert load_recipe("ddpm-digits", ["objective.weight={kind: min-snr, gamma: 5}"]) == plain
+    assert "gamma: 3.0" in dump(load_recipe("ddpm-digits", ["objective.weight={kind: min-snr, gamma: 3}"]))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("process={kind: ve, sigma_min: 3, sigma_max: 1}", "process: sigma_min = 3.0, sigma_max = 1.0: must rise"),
+        ("process={kind: discrete-ve, levels: 1}", "process: levels = 1: a schedule needs at least 2"),
+        ("process={kind: shifted, shift: 0, process: {kind: ve}}", "process.shift = 0: must be greater than 0"),
+        (
+            "process={kind: shifted, shift: 2, process: {kind: shifted}}",
+            "process.process.kind = 'shifted': must be one",
+        ),
+        ("process={kind: rectified-flo}", "nearest: 'rectified-flow'"),
+        ("process.last=zero", "process.last = 'zero': must be one of published, zero-snr; nearest: 'zero-snr'"),
+        ("objective.weight=min-snrr", "objective.weight.kind = 'min-snrr': must be one of none, snr, truncated-snr"),
+        ("objective.weight={kind: edm, sigma: 1}", "objective.weight.sigma: unknown key; nearest: 'sigma_data'"),
+        ("objective.time=lognormal", "objective.time.kind = 'lognormal': must be one of uniform, second-moment"),
+        ("objective.time={kind: log-normal, scale: 0}", "objective.time.scale = 0: must be greater than 0"),
+        ("objective.time={kind: uniform-log-snr, low: 2, high: 1}", "objective.time: low = 2.0, high = 1.0: must rise"),
+    ],
+)
+def test_faults_of_processes_times_and_weights(override, message):
+    assert message in fault(override)
 
 
 def test_second_moments_need_a_table():

@@ -153,6 +153,75 @@ def test_eta_one_is_the_ancestral_chain(model):
     torch.testing.assert_close(model.generate(raw={"label": 0}, count=2, eta=1.0), ancestral, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["heun", "euler-time", "euler-ancestral", "dpmpp-2m"])
+def test_any_sampler_runs_by_its_name_with_its_own_options(model, name):
+    one = model.generate(raw={"label": 0}, sampler=name, steps=5, grid="karras")
+    assert torch.isfinite(one).all()
+    assert not torch.allclose(model.generate(raw={"label": 0}, sampler=name, steps=9, grid="karras"), one, atol=1e-4)
+
+
+def test_a_samplers_option_reaches_it(model):
+    given = {"raw": {"label": 0}, "sampler": "euler", "steps": 5, "grid": "karras"}
+    churned = model.generate(**given, sampling={"options": {"s_churn": 3.0, "s_tmax": 50.0}})
+    assert not torch.allclose(model.generate(**given), churned, atol=1e-3)
+    with pytest.raises(RecipeError, match=r"s_chern: sampler 'euler' takes no such setting; .*; nearest: 's_churn'"):
+        model.generate(**given, sampling={"options": {"s_chern": 3.0}})
+    with pytest.raises(RecipeError, match="eta: sampler 'heun' takes no such setting"):
+        model.generate(raw={"label": 0}, sampler="heun", eta=0.5)
+
+
+def test_a_grid_may_be_written_out(model):
+    written = model.generate(raw={"label": 0}, eta=0.0, grid=[1.0, 0.5, 0.0])
+    assert torch.equal(written, model.generate(raw={"label": 0}, eta=0.0, steps=2))
+    with pytest.raises(RecipeError, match=r"0.7"):
+        model.generate(raw={"label": 0}, grid=[0.5, 0.7, 0.0])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"guidance": "apg"},
+        {"guidance": "cfg-zero"},
+        {"interval": [0.2, 0.6]},
+        {"rescale": 0.7},
+        {"schedule": "cosine"},
+    ],
+)
+def test_every_form_of_guidance_changes_the_sample(model, settings):
+    given = {"raw": {"label": 0}, "count": 2, "scale": 4.0, "clip": "none"}
+    plain = model.generate(**given)
+    assert not torch.allclose(model.generate(**given, sampling=settings), plain, atol=1e-4), settings
+
+
+def test_a_negative_condition_takes_the_place_of_none(model):
+    away = model.generate(raw={"label": 0}, negative={"label": 1}, scale=3.0, clip="none")
+    assert not torch.allclose(away, model.generate(raw={"label": 0}, scale=3.0, clip="none"), atol=1e-3)
+    itself = model.generate(raw={"label": 0}, negative={"label": 0}, scale=3.0, clip="none")
+    torch.testing.assert_close(itself, model.generate(raw={"label": 0}, clip="none"), rtol=1e-4, atol=1e-4)
+
+
+def test_scale_0_is_unconditional(model):
+    torch.testing.assert_close(
+        model.generate(raw={"label": 0}, scale=0.0), model.generate(raw={"label": 1}, scale=0.0), rtol=0, atol=0
+    )
+
+
+def test_a_shift_moves_the_mean_or_the_eps(model):
+    towards = lambda x, level: 5 * torch.ones_like(x)  # noqa: E731 - a gradient that asks for brighter pictures
+    for sampler in ("ancestral", "ddim"):
+        plain = model.generate(raw={"label": 0}, sampler=sampler, steps=10, clip="none")
+        moved = model.generate(raw={"label": 0}, sampler=sampler, steps=10, clip="none", shift=towards)
+        assert (moved - plain).mean() > 0.1, sampler
+
+
+def test_another_sampler_leaves_the_old_ones_settings_behind():
+    own = config().sample
+    assert own.eta == 1.0
+    assert own.changed({"sampler": "heun"}).eta is None
+    assert own.changed({"steps": 7}).eta == 1.0
+    assert own.changed(own.flat()) == own
+
+
 def test_a_learned_variance_is_sampled_with():
     learned = shaken(build(config(variance="learned-range", sample={"steps": 4, "sampler": "ancestral"})))
     one = learned.generate(raw={"label": 0}, seed=0)
@@ -164,12 +233,12 @@ def test_a_learned_variance_is_sampled_with():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sampler": "dim"}, "sampling: sampler = 'dim': must be one of ddim, ancestral; nearest: 'ddim'"),
+        ({"sampler": "dim"}, "sampling: sampler: sampler 'dim'; known: ddim, .*; nearest: 'ddim'"),
         ({"clip": "hard"}, "sampling: clip = 'hard': must be one of static, dynamic, none"),
         ({"eta": 2.0}, "sampling: eta = 2.0: must be less than or equal to 1"),
         ({"steps": 0}, "sampling: steps = 0: must be greater than or equal to 1"),
         ({"scale": float("nan")}, "must be a finite number"),
-        ({"grid": "uniforn"}, "grid 'uniforn'; known: uniform, leading, trailing, quadratic; nearest: 'uniform'"),
+        ({"grid": "uniforn"}, "grid 'uniforn'; known: uniform, .*; nearest: 'uniform'"),
         ({"count": 0}, "count = 0: at least 1"),
     ],
 )

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from unveil.codec import Identity
 from unveil.config import ModelConfig, SampleConfig
-from unveil.core import grids, guidance, samplers
+from unveil.core import guidance, samplers
 from unveil.core.denoiser import Denoiser, Estimate, Step
 from unveil.core.noise import START, Streams
 from unveil.core.process import Process
 from unveil.core.samplers import Progress
+from unveil.core.samplers.ancestral import Shift
 from unveil.core.variance import VarianceRule, fixed_small, is_learned
 from unveil.types import Condition, Level, NonFinite, Raw, RecipeError, nearest
 
@@ -148,7 +149,10 @@ class Model(nn.Module):
         eta: float | None = None,
         clip: str | None = None,
         scale: float | None = None,
-        grid: str | None = None,
+        grid: str | Sequence[float] | None = None,
+        sampling: Mapping[str, Any] | None = None,
+        negative: Raw | None = None,
+        shift: Shift | None = None,
         batch: int | None = None,
         first_sample: int = 0,
         on_step: Callable[[Progress], object] | None = None,
@@ -161,12 +165,17 @@ class Model(nn.Module):
         Args:
             raw: the condition, see `encode`.
             seed: of the whole set.
-            sampler: "ddim" or "ancestral".
-            steps: network calls of one sample, without guidance.
-            eta: 0 deterministic, 1 as noisy as the ancestral chain; for ddim.
+            sampler: a name in `samplers.SAMPLERS`.
+            steps: of the grid; most samplers make one network call in each, without guidance.
+            eta: 0 deterministic, 1 as noisy as the ancestral chain; for samplers that take it.
             clip: of the estimated x0: "static", "dynamic" or "none".
-            scale: of classifier-free guidance; 1 is none.
-            grid: a name in `grids.GRIDS`, or a respacing string.
+            scale: of classifier-free guidance; 1 is none, 0 leaves the condition away.
+            grid: a name in `grids.GRIDS`, a respacing string, or falling times.
+            sampling: further settings by the names of `SampleConfig.flat`, such as {"rescale": 0.7} or
+                {"options": {"s_churn": 40}}.
+            negative: a condition to go away from, in the place of none; see `encode`.
+            shift: (x, level) -> the gradient of log p(y | x), such as `guidance.gradient` of a classifier's score:
+                moves the mean of samplers that take a shift (ADM's algorithm 1), and the eps of all others.
             batch: samples at a time; None: all.
             first_sample: number of the first.
             on_step: called after each step of each batch; it may raise `types.Cancelled`.
@@ -178,8 +187,9 @@ class Model(nn.Module):
         if count < 1:
             raise RecipeError(f"count = {count}: at least 1")
         changes = {"sampler": sampler, "steps": steps, "eta": eta, "clip": clip, "scale": scale, "grid": grid}
-        how = self.sampling.changed(changes)
+        how = self.sampling.changed({**(sampling or {}), **{k: v for k, v in changes.items() if v is not None}})
         rows = {key: _rows(key, value, count) for key, value in (raw or {}).items()}
+        avoided = {key: _rows(key, value, count) for key, value in (negative or {}).items()}
         training = self.training
         self.eval()
         try:
@@ -187,8 +197,11 @@ class Model(nn.Module):
             size = min(batch or count, count)
             for start in range(0, count, size):
                 numbers = range(first_sample + start, first_sample + min(start + size, count))
-                part = {key: value[start : start + len(numbers)] for key, value in rows.items()}
-                parts.append(self._draw(how, part, Streams(seed, numbers, device=self.device), on_step))
+                part, away = (
+                    {key: value[start : start + len(numbers)] for key, value in one.items()} for one in (rows, avoided)
+                )
+                step = self._guided(how, part, away, len(numbers), shift)
+                parts.append(self._draw(how, step, Streams(seed, numbers, device=self.device), shift, on_step))
         finally:
             self.train(training)
         return torch.cat(parts)
@@ -206,29 +219,35 @@ class Model(nn.Module):
 
         return ours.load_model(Path(path))
 
+    def _guided(self, how: SampleConfig, raw: Raw, negative: Raw, count: int, shift: Shift | None) -> Step:
+        """The step of one batch with its condition bound, guided and clipped."""
+        condition, null = self.encode(raw, count)
+        step = self.step(condition)
+        if negative:
+            null = self.encode(negative, count)[0]
+        if how.guidance.scale != 1:
+            if null is None:
+                raise RecipeError(
+                    f"scale = {how.guidance.scale}: guidance needs a model trained with drop > 0; use scale 1"
+                )
+            step = how.guidance.guide(step, self.step(null))
+        if shift is not None and not how.takes_shift:
+            step = guidance.steer(step, shift)
+        if how.clip != "none":
+            step = guidance.clip_static(step) if how.clip == "static" else guidance.clip_dynamic(step)
+        return step
+
     def _draw(
         self,
         how: SampleConfig,
-        raw: Raw,
+        step: Step,
         streams: Streams,
+        shift: Shift | None,
         on_step: Callable[[Progress], object] | None,
     ) -> Tensor:
         """One batch."""
-        levels = grids.named(self.process, how.grid, how.steps)
-        if how.sampler == "ancestral":
-            plan = samplers.ancestral(levels, self.variance)
-        else:
-            plan = samplers.ddim(levels, how.eta)
-        count = len(streams.samples)
-        condition, null = self.encode(raw, count)
-        step = self.step(condition)
-        scale = how.guidance.scale
-        if scale != 1:
-            if null is None:
-                raise RecipeError(f"scale = {scale}: guidance needs a model trained with drop > 0; use scale 1")
-            step = guidance.cfg(step, self.step(null), scale)
-        if how.clip != "none":
-            step = guidance.clip_static(step) if how.clip == "static" else guidance.clip_dynamic(step)
+        levels = how.levels(self.process)
+        plan = how.plan(levels, self.variance, shift)
         shape = self.codec.latent_shape(self.shape)
         x = levels.start(streams.normal(shape, START))
         latents = samplers.run(plan, step, x, noise=streams.bind(shape), on_step=on_step)

@@ -79,7 +79,7 @@ def test_debug_shows_where(cli: Cli):
         (["--given", "label"], ["is written KEY=VALUE"]),
         (["--label", "3", "--count", "0"], ["count = 0: at least 1"]),
         (["--label", "3", "--label", "4", "--count", "1"], ["label: ['3', '4'] for 1 pictures"]),
-        (["--label", "3", "--sampler", "dim"], ["sampler = 'dim': must be one of ddim, ancestral; nearest: 'ddim'"]),
+        (["--label", "3", "--sampler", "dim"], ["sampler 'dim'; known: ddim, "]),
         (["--label", "3", "--eta", "2"], ["eta = 2.0: must be less than or equal to 1"]),
         (["--label", "3", "--steps", "99", "--grid", "leading"], ["steps = 99: this process has 50"]),
         (["--label", "3", "--dtype", "int8"], ["dtype 'int8': must be one of float32, bfloat16, float16"]),

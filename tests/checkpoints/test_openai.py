@@ -1,21 +1,17 @@
-"""Improved DDPM and ADM state dicts: the published keys exactly, both directions, and settings read back."""
+"""State dicts of Improved DDPM, ADM, its classifiers and consistency models: names both ways, settings read back."""
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 from unveil.checkpoints import openai
+from unveil.nn.classifier import NoisyClassifier
 from unveil.nn.unet import UNet, UNetConfig
 from unveil.types import RecipeError, WeightsError
 
-ROOT = os.environ.get("UNVEIL_GOLDEN")
-needs_facts = pytest.mark.skipif(not ROOT, reason="UNVEIL_GOLDEN names no folder of recorded facts")
 TINY = {
     "in_channels": 3,
     "out_channels": 6,
@@ -29,48 +25,9 @@ TINY = {
 }
 
 
-def published() -> list[Path]:
-    if not ROOT:
-        return []
-    files = (Path(ROOT) / "published_keys").glob("*.json")
-    return sorted(f for f in files if f.name.startswith(("improved-", "guided-")) and "classifier" not in f.name)
-
-
 def on_meta(config: UNetConfig) -> dict[str, torch.Tensor]:
     with torch.device("meta"):
         return UNet(config).state_dict()
-
-
-@needs_facts
-@pytest.mark.parametrize("path", published(), ids=lambda path: path.stem)
-def test_a_published_network_has_its_published_keys_shapes_and_count(path):
-    facts = json.loads(path.read_text())
-    flags = facts["config"]["resolved"]
-    config = openai.from_flags(flags)
-    label = {"table.weight": torch.empty(1000, config.vector_dim, device="meta")} if flags["class_cond"] else None
-    theirs = openai.dump(on_meta(config), config, label)
-    assert {key: list(tensor.shape) for key, tensor in theirs.items()} == facts["keys"]
-    assert sum(tensor.numel() for tensor in theirs.values()) == facts["params"]
-
-
-@needs_facts
-@pytest.mark.parametrize("path", published(), ids=lambda path: path.stem)
-def test_a_published_network_is_recognised_by_its_keys_alone(path):
-    facts = json.loads(path.read_text())
-    known = openai.from_flags(facts["config"]["resolved"])
-    assert openai.config_from_keys(facts["keys"]) == replace(known, dropout=0.0)
-
-
-@pytest.mark.parametrize("name", ["64x64_diffusion", "lsun_uncond_100M"])
-def test_heads_of_a_published_network_come_from_its_flags(name):
-    config = openai.from_flags(openai.PUBLISHED[name])
-    shapes = {key: tensor.shape for key, tensor in openai.dump(on_meta(config), config).items()}
-    assert openai.config_from_keys(shapes) == replace(config, dropout=0.0)
-
-
-@needs_facts
-def test_all_published_networks_were_found():
-    assert len(published()) == 16
 
 
 @pytest.mark.parametrize(
@@ -95,16 +52,46 @@ def test_there_and_back_is_the_identity_and_keys_tell_the_shape(change):
     assert parts.label is not None
     assert torch.equal(parts.label["table.weight"], label["table.weight"])
 
-    seen = openai.config_from_keys({key: tensor.shape for key, tensor in theirs.items()})
-    heads = {"heads": config.heads, "head_channels": config.head_channels}
-    assert replace(seen, **heads) == config
+    seen = openai.seen({key: tensor.shape for key, tensor in theirs.items()})
+    heads = ("heads", "head_channels", "attention_order")
+    assert replace(seen, **{name: getattr(config, name) for name in heads}) == config
 
 
 def test_an_upsampler_takes_a_second_picture():
     config = openai.upsampler(openai.from_arguments(TINY))
     theirs = openai.dump(on_meta(config), config)
     assert theirs["input_blocks.0.0.weight"].shape == (32, 6, 3, 3)
-    assert openai.config_from_keys({key: tensor.shape for key, tensor in theirs.items()}).context_channels == 3
+    assert openai.seen({key: tensor.shape for key, tensor in theirs.items()}).context_channels == 3
+
+
+def test_a_consistency_model_stores_its_attention_in_two_dimensions_and_its_own_order():
+    config = openai.consistency(openai.from_arguments(TINY))
+    assert config.attention_order == "qkv-first"
+    torch.manual_seed(0)
+    ours = UNet(config).state_dict()
+    theirs = openai.dump(ours, config, ones=2)
+    assert theirs["middle_block.1.qkv.weight"].shape == (192, 64, 1, 1)
+    assert openai.dump(ours, config)["middle_block.1.qkv.weight"].shape == (192, 64, 1)
+    back = openai.load(theirs, config).network
+    assert all(torch.equal(back[key], ours[key]) for key in ours)
+
+
+@pytest.mark.parametrize("pool", ["attention", "adaptive", "spatial", "spatial_v2"])
+@pytest.mark.parametrize(
+    "resample", [{}, {"resblock_updown": False}, {"resblock_updown": False, "conv_resample": False}]
+)
+def test_a_classifier_goes_there_and_back_and_keys_tell_its_shape(pool, resample):
+    config = openai.classifier_from_arguments(TINY | {"image_size": 8, "pool": pool} | resample)
+    assert (config.classes, config.size, config.pool) == (6, 8, pool)
+    torch.manual_seed(0)
+    ours = {key: torch.randn_like(value) for key, value in NoisyClassifier(config).state_dict().items()}
+    theirs = openai.dump_classifier(ours, config)
+    back = openai.load_classifier(theirs, config)
+    assert back.keys() == ours.keys()
+    assert all(torch.equal(back[key], ours[key]) for key in ours)
+    shapes = {key: tensor.shape for key, tensor in theirs.items()}
+    seen = openai.seen_classifier(shapes, 1, None if pool == "attention" else 8)
+    assert replace(seen, heads=config.heads, head_channels=config.head_channels) == config
 
 
 def test_missing_extra_and_misshapen_tensors_are_listed():
@@ -118,8 +105,10 @@ def test_missing_extra_and_misshapen_tensors_are_listed():
     theirs["out.2.weight"] = torch.zeros(3, 32, 3, 3)
     with pytest.raises(WeightsError, match=r"out.2.weight: \(3, 32, 3, 3\), expected \(6, 32, 3, 3\)"):
         openai.load(theirs, config)
-    with pytest.raises(WeightsError, match=r"there is no 'time_embed.0.weight'"):
-        openai.config_from_keys({"conv_in.weight": (64, 3, 3, 3)})
+    with pytest.raises(WeightsError, match=r"there is no 'input_blocks.0.0.weight'"):
+        openai.seen({"conv_in.weight": (64, 3, 3, 3)})
+    with pytest.raises(WeightsError, match=r"not a noisy classifier of ADM: there is no 'time_embed.0.weight'"):
+        openai.seen_classifier({"input_blocks.0.0.weight": (64, 3, 3, 3)}, 2, 64)
 
 
 def test_arguments_that_are_unknown_or_missing_are_named():
@@ -127,8 +116,10 @@ def test_arguments_that_are_unknown_or_missing_are_named():
         openai.from_arguments(TINY | {"use_flash": True})
     with pytest.raises(RecipeError, match="argument 'model_channels' is missing"):
         openai.from_arguments({key: value for key, value in TINY.items() if key != "model_channels"})
-    with pytest.raises(RecipeError, match="image_size 48: must be one of 512, 256, 128, 64, 32"):
-        openai.from_flags({"image_size": 48})
+    with pytest.raises(RecipeError, match="argument 'image_size' is missing"):
+        openai.classifier_from_arguments(TINY)
+    with pytest.raises(RecipeError, match="pool = 'max': must be one of attention"):
+        openai.classifier_from_arguments(TINY | {"image_size": 8, "pool": "max"})
 
 
 def test_a_network_of_another_family_is_refused():

@@ -9,12 +9,15 @@ import torch
 from torch import nn
 
 from tests.core.mixture import draw, exact_x0
+from tests.core.test_process import PROCESSES
 from unveil.core import grids, prediction, weights
 from unveil.core.denoiser import Denoiser, Estimate
+from unveil.core.exploding import EDM
+from unveil.core.flow import RectifiedFlow
 from unveil.core.likelihood import bound, decoder_nll, normal_kl
 from unveil.core.noise import Streams
 from unveil.core.objective import Diffusion, hybrid, vlb
-from unveil.core.process import DiscreteVP, LinearVP, betas
+from unveil.core.process import CosineVP, DiscreteVP, LinearVP, betas
 from unveil.core.times import SecondMoment, Stratified, Uniform
 from unveil.core.transition import Chain, chain_of
 from unveil.core.variance import fixed_large, fixed_small, learned_range, posterior_mix
@@ -89,6 +92,49 @@ def test_the_elbo_weight_is_the_bounds_own():
     inner = both.t > 1.5 / 50  # the last step is a decoder, no KL
     in_bits = both.per_sample[inner] * 50 / math.log(2)
     torch.testing.assert_close(in_bits, whole.per_sample[inner], rtol=1e-6, atol=1e-9)
+
+
+FLAT = {  # (weight, prediction) -> what the weight is on the square of the predicted target
+    ("snr", "eps"): lambda level: 1.0,
+    ("edm", "edm-f"): lambda level: 1.0,
+    ("sigmoid", "eps"): lambda level: 1 / (1 + (level.alpha / level.sigma) ** 2),
+    ("p2", "eps"): lambda level: 1 / (1 + (level.alpha / level.sigma) ** 2),
+    ("min-snr", "x0"): lambda level: ((level.alpha / level.sigma) ** 2).clamp(max=5),
+    ("truncated-snr", "x0"): lambda level: ((level.alpha / level.sigma) ** 2).clamp(min=1),
+    ("snr", "score"): lambda level: level.sigma**2,
+}
+
+
+@pytest.mark.parametrize(("weight", "name"), FLAT)
+@pytest.mark.parametrize("process", PROCESSES)
+def test_a_weight_in_x0_space_is_the_papers_on_its_own_prediction(process, weight, name):
+    level = PROCESSES[process].at(torch.linspace(0.1, 0.9, 9, dtype=torch.float64))
+    found = weights.on_target(weights.WEIGHTS[weight], PREDICTIONS[name], level)
+    want = torch.as_tensor(FLAT[weight, name](level), dtype=torch.float64).expand(9)
+    torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-12)
+
+
+def test_weights_on_v_and_on_a_straight_paths_velocity():
+    t = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
+    vp, flow = CosineVP().at(t), RectifiedFlow().at(t)
+    even = torch.ones(9, dtype=torch.float64)
+    # SNR + 1 is even on v; on a straight path's velocity an error in x0 is one of its size over sigma
+    torch.testing.assert_close(weights.on_target(weights.edm(1.0), prediction.v, vp), even)
+    torch.testing.assert_close(weights.on_target(lambda level: 1 / level.sigma**2, prediction.flow, flow), even)
+    # EDM's own: (sigma^2 + s^2) / (sigma s)^2
+    sigma = EDM().at(t).sigma
+    torch.testing.assert_close(weights.edm(0.3)(EDM().at(t)), (sigma**2 + 0.09) / (0.3 * sigma) ** 2)
+
+
+@pytest.mark.parametrize("weight", weights.WEIGHTS)
+@pytest.mark.parametrize("process", PROCESSES)
+def test_every_process_trains_with_every_weight(process, weight):
+    chosen = PROCESSES[process]
+    x0 = draw(32)[:, None].float()
+    denoiser = Denoiser(TwoHeadsOff(), chosen, prediction=prediction.x0)
+    loss = Diffusion(weight=weights.WEIGHTS[weight])(denoiser, x0, None, Streams(0, range(32)), 0)
+    assert loss.value.isfinite()
+    assert loss.value > 0
 
 
 @pytest.mark.parametrize("distance", ["l2", "l1", "huber"])

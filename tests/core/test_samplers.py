@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.core.mixture import DEVIATION, MEAN, draw, exact
-from unveil.core import grids, guidance, prediction
+from unveil.core import grids, prediction
 from unveil.core.denoiser import Denoiser, Estimate
 from unveil.core.noise import START, Streams, key, keys
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, betas, partly
@@ -235,27 +235,6 @@ def test_a_run_does_not_write_into_the_noise_it_was_given(noise):
     before = noise.clone()
     run(ddim(grids.uniform(LinearVP(), 3)), exact, noise)
     assert torch.equal(noise, before)
-
-
-def test_guidance_composes_and_scale_1_is_no_guidance(noise):
-    level = LinearVP().at(0.5)
-    shifted = lambda x, at: Estimate.of_x0(exact(x, at).x0 + 0.5, x, at)  # noqa: E731
-    assert guidance.cfg(shifted, exact, 1.0) is shifted
-    strong = guidance.cfg(shifted, exact, 3.0)(noise, level)
-    torch.testing.assert_close(strong.x0, exact(noise, level).x0 + 1.5)
-    torch.testing.assert_close(level.alpha * strong.x0 + level.sigma * strong.eps, noise)
-    clipped = guidance.clip_static(guidance.cfg(shifted, exact, 3.0))(noise, level)
-    assert clipped.x0.abs().max() <= 1
-    torch.testing.assert_close(level.alpha * clipped.x0 + level.sigma * clipped.eps, noise)
-
-
-def test_dynamic_clipping_scales_each_sample_by_its_own_percentile():
-    x = torch.stack([torch.linspace(-4, 4, 101), torch.linspace(-0.5, 0.5, 101)]).double()
-    level = LinearVP().at(0.5)
-    step = guidance.clip_dynamic(lambda x, at: Estimate.of_x0(x, x, at), 0.9)
-    got = step(x, level).x0
-    assert got[0].abs().max().item() == pytest.approx(1)
-    assert torch.equal(got[1], x[1])  # never below the limit, so untouched
 
 
 def test_slerp_keeps_the_length_of_noise():

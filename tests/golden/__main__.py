@@ -15,7 +15,19 @@ from pathlib import Path
 from tests.golden.case import Case, Comparison, Unsupported
 
 Kinds = dict[str, Callable[[Path], Iterator[Comparison]]]
-MODULES = ("networks", "diffusion", "metrics")
+MODULES = (
+    "networks",
+    "diffusion",
+    "metrics",
+    "solvers",
+    "latent_samplers",
+    "k_diffusion",
+    "edm_samplers",
+    "consistency",
+    "score_sde",
+    "edm_networks",
+    "classifier_guidance",
+)
 
 
 def kinds() -> Kinds:

@@ -278,7 +278,7 @@ def p_sample(
     for b, index in enumerate(t.tolist()):
         place = len(setup.kept) - 1 - index
         one = State(x[b : b + 1].clone(), (), place)
-        state, _ = plan.advance(one, step, lambda k, draw=0, b=b: noise[b : b + 1], torch.empty_like(x[b : b + 1]))
+        state = plan.advance(one, step, lambda k, draw=0, b=b: noise[b : b + 1], torch.empty_like(x[b : b + 1])).state
         out.append(state.x)
     return torch.cat(out)
 
@@ -618,7 +618,7 @@ def ldm_run(case: Case, name: str, settings: dict[str, Any]) -> Iterator[Compari
         )
         one = State(x[b : b + 1].clone(), (), process.steps - 1 - index)
         step = clip_static(denoiser)
-        moved.append(plan.advance(one, step, lambda k, draw=0, b=b: noise[b : b + 1], torch.empty_like(one.x))[0].x)
+        moved.append(plan.advance(one, step, lambda k, draw=0, b=b: noise[b : b + 1], torch.empty_like(one.x)).state.x)
     yield case.compare(f"{name}.p_sample", torch.cat(moved))
 
 

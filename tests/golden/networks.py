@@ -1,4 +1,4 @@
-"""Recorded networks: the DDPM U-Net, Improved DDPM and ADM, with and without a smaller picture to enlarge."""
+"""Recorded networks: the U-Nets of DDPM, Improved DDPM, ADM and consistency models, and ADM's noisy classifiers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from torch import Tensor
 from tests.golden.case import Case, Comparison
 from unveil.checkpoints import ddpm, openai
 from unveil.conditioning.label import Label
+from unveil.core import guidance, precondition
+from unveil.core.denoiser import Denoiser
+from unveil.core.exploding import EDM
+from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.embed import sinusoid
 from unveil.nn.unet import UNet, UNetConfig
 from unveil.types import Condition
@@ -38,15 +42,57 @@ def ddpm_unet(folder: Path) -> Iterator[Comparison]:
         yield case.compare("temb_sin", sinusoid(case.io["t"], config.channels, config.embedding))
 
 
+def consistency_unet(folder: Path) -> Iterator[Comparison]:
+    """UNetModel of consistency models, alone and behind both of its preconditionings."""
+    case = Case(folder)
+    config = openai.consistency(openai.from_arguments(case.meta["constructor"]))
+    yield from _openai(case, config)
+    parts = openai.load(case.weights(), config)
+    network, condition = _loaded(config, parts.network), _condition(case, parts)
+    sigma = case.io["input.sigma"]
+    level = EDM().at(sigma.double() / EDM().sigma_max)
+    shells = {0: precondition.EDM(index_scale=1000), 1: precondition.Consistency()}
+    for distilled, shell in shells.items():
+        if f"output.denoise.distillation{distilled}" in case.io:
+            x = case.io["input.x"] * sigma.reshape(-1, 1, 1, 1)
+            with torch.no_grad():
+                estimate = Denoiser(network, EDM(), prediction=shell)(x, level, condition)
+            yield case.compare(f"output.denoise.distillation{distilled}", estimate.x0)
+
+
+def classifier(folder: Path) -> Iterator[Comparison]:
+    """EncoderUNetModel: its logits, and the gradient of the log-probability of a class."""
+    case = Case(folder)
+    config = openai.classifier_from_arguments(case.meta["constructor"])
+    network = loaded_classifier(config, case.weights())
+    x, t = case.io["input.x"], case.io["input.t"]
+    with torch.no_grad():
+        yield case.compare("output.logits", network(x, t))
+    if "output.grad_logprob_y" in case.io:
+        score = guidance.log_probability(lambda x, level: network(x, t), case.io["input.y"])
+        yield case.compare("output.grad_logprob_y", guidance.gradient(score)(x, EDM().at(1.0)))
+
+
+def loaded_classifier(config: NoisyClassifierConfig, theirs: dict[str, Tensor]) -> NoisyClassifier:
+    """The classifier with published weights."""
+    network = NoisyClassifier(config)
+    network.load_state_dict(openai.load_classifier(theirs, config))
+    return network.eval()
+
+
+def _condition(case: Case, parts: openai.Parts) -> Condition:
+    condition = Condition(channels=case.io.get("input.low_res"))
+    if parts.label is None:
+        return condition
+    classes, dim = parts.label["table.weight"].shape
+    label = Label(classes, dim)
+    label.load_state_dict(parts.label)
+    return condition.join(label.encode(case.io["input.y"]))
+
+
 def _openai(case: Case, config: UNetConfig) -> Iterator[Comparison]:
     parts = openai.load(case.weights(), config)
-    network = _loaded(config, parts.network)
-    condition = Condition(channels=case.io.get("input.low_res"))
-    if parts.label is not None:
-        classes, dim = parts.label["table.weight"].shape
-        label = Label(classes, dim)
-        label.load_state_dict(parts.label)
-        condition = condition.join(label.encode(case.io["input.y"]))
+    network, condition = _loaded(config, parts.network), _condition(case, parts)
 
     x, t = case.io["input.x"], case.io["input.t"]
     results, hooks = {}, []
@@ -93,5 +139,7 @@ KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {
     "improved-diffusion/superres": superres,
     "guided-diffusion/unet": unet,
     "guided-diffusion/superres": superres,
+    "guided-diffusion/classifier": classifier,
+    "consistency_models/unet": consistency_unet,
     "ddim/unet": ddpm_unet,
 }

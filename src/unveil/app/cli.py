@@ -12,7 +12,19 @@ from typing import Annotated
 import typer
 
 from unveil.app.console import Console
+from unveil.app.options import (
+    AsJson,
+    Device,
+    Dtype,
+    Force,
+    ModelName,
+    Overrides,
+    Quiet,
+    RecipeName,
+    Small,
+)
 from unveil.app.outcome import guarded
+from unveil.app.study_cli import study_app
 
 app = typer.Typer(
     name="unveil",
@@ -27,25 +39,12 @@ app = typer.Typer(
     "143 terminated.",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Look at pictures before they train a model.")
-inspect_app = typer.Typer(no_args_is_help=True, help="Look at a checkpoint or a noise process.")
+inspect_app = typer.Typer(no_args_is_help=True, help="Look at a checkpoint or a noise process, list the samplers.")
 recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that come with unveil.")
 app.add_typer(data_app, name="data")
 app.add_typer(inspect_app, name="inspect")
 app.add_typer(recipes_app, name="recipes")
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", metavar="DEVICE")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.", metavar="DTYPE")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Changes such as train.steps=100.", metavar="[KEY=VALUE]...")
-]
-Small = Annotated[bool, typer.Option("--small", help="The recipe's small mode, a run of seconds.")]
-RecipeName = Annotated[str, typer.Argument(help="A shipped recipe, a YAML file or a run's folder.", metavar="RECIPE")]
-ModelName = Annotated[
-    str, typer.Argument(help="A shipped model, or a folder: a saved model or a run.", metavar="MODEL")
-]
+app.add_typer(study_app, name="study")
 
 
 @app.command()
@@ -84,14 +83,19 @@ def train(
 
 @app.command()
 def sample(
-    model: Annotated[str | None, typer.Argument(help="A shipped model, or a folder: a saved model or a run.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="Class by number or name; may be repeated.")] = None,
+    model: Annotated[str | None, typer.Argument(help="A shipped model, a folder (saved model or run), a file.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="Of sampling: steps=20 sampler=heun options.s_churn=4 rescale=0.7")
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", "--class", help="Class by number or name; may be repeated.")
+    ] = None,
     given: Annotated[list[str] | None, typer.Option(help="Another condition, as KEY=VALUE; may be repeated.")] = None,
     count: Annotated[int | None, typer.Option(help="Pictures; one per label when left out.")] = None,
     seed: Annotated[int, typer.Option(help="Of the whole set.")] = 0,
     first: Annotated[int, typer.Option(help="Number of the set's first picture that is drawn.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Network calls; the model's own when left out.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddim or ancestral.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="By name; `unveil inspect samplers` lists them.")] = None,
     eta: Annotated[float | None, typer.Option(help="0 deterministic, 1 as noisy as ancestral.")] = None,
     scale: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is none.")] = None,
     clip: Annotated[str | None, typer.Option(help="static, dynamic or none.")] = None,
@@ -102,6 +106,8 @@ def sample(
     out: Annotated[Path, typer.Option(help="A folder, or a .png file.")] = Path("samples"),
     strip: Annotated[bool, typer.Option("--strip", help="Also save the way from noise to picture.")] = False,
     like: Annotated[Path | None, typer.Option(help="Repeat this picture exactly.", metavar="PICTURE")] = None,
+    classifier: Annotated[Path | None, typer.Option(help="A noisy classifier that guides towards the class.")] = None,
+    classifier_scale: Annotated[float, typer.Option(help="Of its gradient; 1 is Bayes' rule.")] = 1.0,
     metadata: Annotated[
         bool, typer.Option("--metadata/--no-metadata", help="Say in each file how it was made.")
     ] = True,
@@ -119,9 +125,6 @@ def sample(
 
     console = Console(as_json, quiet)
     place = work.Place(out, strip=strip, metadata=metadata, force=force)
-    if like is not None:
-        work.repeat(model, like, place, device, console)
-        return
     wish = work.Wish(
         model,
         tuple(label or ()),
@@ -132,9 +135,14 @@ def sample(
         batch=batch,
         device=device,
         dtype=dtype,
+        classifier=classifier,
+        classifier_scale=classifier_scale,
     )
+    if like is not None:
+        work.repeat(wish, like, place, console)
+        return
     changes = {"sampler": sampler, "steps": steps, "eta": eta, "scale": scale, "clip": clip, "grid": grid}
-    work.sample(wish, changes, place, console)
+    work.sample(wish, work.changes(settings or (), changes), place, console)
 
 
 @app.command()
@@ -296,6 +304,17 @@ def inspect_process(
     work.process(ask, out, force, Console(as_json, quiet))
 
 
+@inspect_app.command("samplers")
+def inspect_samplers(as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Every sampler with its order, noise, network calls per step and settings.
+
+    Example: unveil inspect samplers
+    """
+    from unveil.app import inspection as work
+
+    work.samplers(Console(as_json, quiet))
+
+
 @recipes_app.command("list")
 def recipes_list(as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Name every shipped recipe with its claim.
@@ -332,6 +351,6 @@ def recipes_cite(recipe: RecipeName, as_json: AsJson = False, quiet: Quiet = Fal
 def run(arguments: Sequence[str]) -> int:
     """Runs a command line; returns its exit code."""
     words = list(arguments)
-    if words[:1] == ["inspect"] and len(words) > 1 and words[1] not in ("model", "process", "--help"):
+    if words[:1] == ["inspect"] and len(words) > 1 and words[1] not in ("model", "process", "samplers", "--help"):
         words.insert(1, "model")  # `unveil inspect PATH`
     return guarded(app, words)

@@ -46,7 +46,10 @@ class Console:
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Progress]:
-        """A counter with speed and time left: a line that renews itself on a terminal, plain lines elsewhere."""
+        """A counter with speed and time left: a line that renews itself on a terminal, plain lines elsewhere.
+
+        A total of 0 stands for one that is not known.
+        """
         counter = Progress(what, total, shown=not self.silent, terminal=sys.stderr.isatty())
         try:
             yield counter
@@ -84,8 +87,10 @@ class Progress:
 
     def _show(self, now: float) -> None:
         speed = self._done / max(now - self._begun, 1e-9)
-        left = (self._total - self._done) / speed if speed else float("inf")
-        text = f"{self._what} {self._done}/{self._total}, {speed:.3g}/s, {duration(left)} left"
+        left = max(self._total - self._done, 0) / speed if speed else float("inf")
+        text = f"{self._what} {self._done}, {speed:.3g}/s"  # all that can be said of a run of unknown length
+        if self._total:
+            text = f"{self._what} {self._done}/{self._total}, {speed:.3g}/s, {duration(left)} left"
         if self._terminal:
             print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
         else:

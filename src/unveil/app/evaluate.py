@@ -150,9 +150,10 @@ def draw(
     labels = torch.arange(how.samples) % classes if classes else None
     given: dict[str, Sequence[Any]] = {"label": labels.tolist()} if labels is not None else {}
     request = Request(given, seed=how.seed, count=how.samples, batch=min(BATCH, how.samples), sampling=settings)
-    with console.progress("sampling step", math.ceil(how.samples / request.batch) * recipe.sample.steps) as progress:
+    calls = math.ceil(how.samples / request.batch) * (recipe.sample.calls or 0)
+    with console.progress("network call", calls) as progress:
         pictures = list(generate(model, request, source, on_step=progress.advance))
-    sampling = {**settings, "seed": how.seed, "weights": "ema", "samples": how.samples}
+    sampling = {**recipe.sample.brief(), "seed": how.seed, "weights": "ema", "samples": how.samples}
     return torch.stack([picture.pixels for picture in pictures]), labels, sampling
 
 

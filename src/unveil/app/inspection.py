@@ -17,6 +17,42 @@ def model(path: Path, keys: bool, console: Console) -> None:
     console.result(facts, _text(facts, keys))
 
 
+def samplers(console: Console) -> None:
+    """Tells what each sampler declares; a test holds every one to it."""
+    from unveil.config import SampleConfig
+    from unveil.core.samplers import SAMPLERS
+
+    listed: list[dict[str, Any]] = [
+        {
+            "name": entry.name,
+            "order": entry.order,
+            "stochastic": entry.stochastic,
+            "calls": entry.calls,
+            "domain": entry.domain,
+            "settings": SampleConfig(sampler=entry.name).settings(),
+            "source": entry.source,
+        }
+        for entry in SAMPLERS.values()
+    ]
+    heads = ("sampler", "order", "noise", "calls per step", "the same under every process", "settings")
+    rows = [
+        (
+            str(one["name"]),
+            "-" if one["order"] is None else f"{one['order']:g}",
+            "yes" if one["stochastic"] else "no",
+            "adapts" if one["calls"] is None else f"{one['calls']:g}",
+            "yes" if one["domain"] == "log-snr" else "no",
+            ", ".join(one["settings"]) or "-",
+        )
+        for one in listed
+    ]
+    widths = [max(len(row[k]) for row in [heads, *rows]) for k in range(len(heads))]
+    text = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [heads, *rows]
+    ]
+    console.result({"samplers": listed}, "\n".join(text))
+
+
 def _summed(file: dict[str, Any]) -> dict[str, Any]:
     types = sorted({tensor["dtype"] for tensor in file["tensors"].values()})
     return {"tensors": len(file["tensors"]), "types": types, "metadata": file["metadata"]}

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from unveil.checkpoints import ours, store
+from unveil.checkpoints import ours, published, store, tensors
+from unveil.config import validate
+from unveil.files import sha256
 from unveil.model import Model
 from unveil.tasks.generate import Source
 from unveil.types import OutOfResources, RecipeError, nearest
@@ -33,10 +37,20 @@ def device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def open_model(name: str, where: torch.device) -> tuple[Model, Source]:
-    """The model of a name or a folder, and which one it is."""
-    model = ours.load_model(name)
-    return model.to(where), source(name)
+def open_model(name: str, where: torch.device, said: Mapping[str, Any] | None = None) -> tuple[Model, Source]:
+    """The model of a name, a folder or a published file of tensors, and which one it is.
+
+    Args:
+        said: what the keys of a published file do not say, by the names of `checkpoints.published.Said`.
+    """
+    path = Path(name)
+    if path.is_file():
+        known = validate(published.Said, dict(said or {}), "file")
+        model = published.model_of(tensors.read_state(path), known)
+        return model.to(where), Source(path.name, sha256(path))
+    if said:
+        raise RecipeError(f"file.{next(iter(said))}: {name} is no published file, and says everything itself")
+    return ours.load_model(name).to(where), source(name)
 
 
 def source(name: str) -> Source:

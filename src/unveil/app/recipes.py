@@ -12,7 +12,10 @@ from unveil.config import AnyRecipe, ClassifierRecipe, Recipe, load_recipe, reci
 from unveil.config.model import NETWORKS
 from unveil.core import guidance, samplers, variance
 from unveil.core import objective as objectives
+from unveil.core.exploding import EDM, VE, DiscreteVE
+from unveil.core.flow import RectifiedFlow, Shifted
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP
+from unveil.core.sde import SubVP
 
 
 def names(console: Console) -> None:
@@ -58,21 +61,34 @@ def _parts(recipe: AnyRecipe) -> list[tuple[str, Any]]:
     parts.append(("objective", objectives.simple if recipe.objective.kind == "simple" else objectives.vlb))
     rules: dict[str, Callable[..., Any]] = {**variance.VARIANCES}
     parts.append(("variance", rules[recipe.variance]))
-    parts.append(("sampler", samplers.ddim if recipe.sample.sampler == "ddim" else samplers.ancestral))
+    parts.append(("sampler", samplers.named(recipe.sample.sampler)))
     if recipe.sample.guidance.scale != 1:
-        parts.append(("guidance", guidance.cfg))
+        kinds: dict[str, Callable[..., Any]] = {"cfg": guidance.cfg, "apg": guidance.apg, "cfg-zero": guidance.cfg_zero}
+        parts.append(("guidance", kinds[recipe.sample.guidance.kind]))
     if recipe.sample.clip != "none":
         parts.append(("clip", guidance.clip_static if recipe.sample.clip == "static" else guidance.clip_dynamic))
     return parts
 
 
 def _process(recipe: Recipe) -> Any:
-    kinds = {"discrete-vp": DiscreteVP, "linear-vp": LinearVP, "cosine-vp": CosineVP}
+    kinds: dict[str, Any] = {
+        "discrete-vp": DiscreteVP,
+        "linear-vp": LinearVP,
+        "cosine-vp": CosineVP,
+        "sub-vp": SubVP,
+        "ve": VE,
+        "discrete-ve": DiscreteVE,
+        "edm": EDM,
+        "rectified-flow": RectifiedFlow,
+        "shifted": Shifted,
+    }
     return kinds[recipe.process.kind]
 
 
 def _source(thing: Any) -> list[str]:
     """What stands behind "Source:" or "Sources:" in a docstring."""
+    if isinstance(thing, samplers.Sampler):
+        return [thing.source]
     text = inspect.getdoc(thing) or ""
     found = re.search(r"Sources?:\s*(.+?)(?:\n\n|\Z)", text, re.DOTALL)
     return [" ".join(found[1].split())] if found else []

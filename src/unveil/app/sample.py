@@ -12,11 +12,13 @@ from typing import Any
 from unveil.app.console import Console
 from unveil.app.models import device as pick
 from unveil.app.models import open_model
+from unveil.checkpoints.guide import load_guide
 from unveil.conditioning.image import ContextChannels
+from unveil.config import override
 from unveil.files import refuse_overwrite, write_atomically
 from unveil.model import Model
 from unveil.pictures import png, sheet, to_pixels
-from unveil.tasks.generate import Picture, Request, generate
+from unveil.tasks.generate import Guided, Picture, Request, generate
 from unveil.tasks.generate import repeat as draw_again
 from unveil.tasks.record import FACTS, PARAMETERS, parameters, read_facts
 from unveil.types import MediaError, RecipeError
@@ -53,6 +55,8 @@ class Wish:
     batch: int = 64
     device: str = "auto"
     dtype: str = "float32"
+    classifier: Path | None = None
+    classifier_scale: float = 1.0
 
 
 @dataclass
@@ -79,6 +83,18 @@ class Written:
         return "\n".join([*lines, *(str(path) for path in (self.sheet, self.strip) if path)])
 
 
+def changes(settings: Sequence[str], named: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of sampling: those typed as KEY=VALUE, and those given by options, which win.
+
+    Raises:
+        RecipeError: a setting that is not KEY=VALUE.
+    """
+    typed: dict[str, Any] = {}
+    for setting in settings:
+        override(typed, setting)
+    return typed | {name: value for name, value in named.items() if value is not None}
+
+
 def sample(wish: Wish, changes: Mapping[str, Any], place: Place, console: Console) -> None:
     """Draws and writes."""
     if wish.model is None:
@@ -90,13 +106,15 @@ def sample(wish: Wish, changes: Mapping[str, Any], place: Place, console: Consol
             raise RecipeError(f"--given {assignment!r}: is written KEY=VALUE, such as --given label=3")
         given[key] = [*given.get(key, []), _value(value)]
     count = wish.count if wish.count is not None else max([1, *map(len, given.values())])
-    request = Request(given, wish.seed, wish.first, count, wish.batch, changes, wish.dtype)
     if place.one_file:
         refuse_overwrite(place.out, place.force)
-    model, source = open_model(wish.model, pick(wish.device))
+    changes = dict(changes)
+    model, source = open_model(wish.model, pick(wish.device), changes.pop("file", None))
     _check_pictures(model)
-    total = math.ceil(count / wish.batch) * model.sampling.changed(changes).steps
-    with console.progress("sampling step", total) as progress:
+    guided = _guided(model, wish, changes.pop("classifier", None))
+    request = Request(given, wish.seed, wish.first, count, wish.batch, changes, wish.dtype, guided)
+    total = math.ceil(count / wish.batch) * (model.sampling.changed(changes).calls or 0)
+    with console.progress("network call", total) as progress:
         frames = FRAMES if place.strip else 0
         pictures = list(generate(model, request, source, frames=frames, on_step=progress.advance))
     columns = len(wish.labels) if 1 < len(wish.labels) < count else None  # a column for each label
@@ -105,21 +123,31 @@ def sample(wish: Wish, changes: Mapping[str, Any], place: Place, console: Consol
     console.result(facts, written.text())
 
 
-def repeat(model: str | None, like: Path, place: Place, device: str, console: Console) -> None:
+def repeat(wish: Wish, like: Path, place: Place, console: Console) -> None:
     """Draws a picture again from its own record."""
     facts = read_facts(like)
     named = facts.get("model")
-    name = model or (named.get("name") if isinstance(named, dict) else None)
+    name = wish.model or (named.get("name") if isinstance(named, dict) else None)
     if not isinstance(name, str):
         raise MediaError(f"{like}: its record names no model; pass the model's folder")
     if place.one_file:
         refuse_overwrite(place.out, place.force)
-    opened, source = open_model(name, pick(device))
+    opened, source = open_model(name, pick(wish.device))
+    guided = _guided(opened, wish)
     steps = facts.get("steps")
-    with console.progress("sampling step", steps if isinstance(steps, int) else 1) as progress:
-        picture = draw_again(opened, facts, source, progress.advance)
+    with console.progress("network call", steps if isinstance(steps, int) else 1) as progress:
+        classifier = None if guided is None else guided.classifier
+        picture = draw_again(opened, facts, source, progress.advance, classifier=classifier)
     written = write([picture], place)
     console.result(written.facts() | {"model": source._asdict(), "like": str(like)}, written.text())
+
+
+def _guided(model: Model, wish: Wish, said: Mapping[str, Any] | None = None) -> Guided | None:
+    if wish.classifier is None:
+        return None
+    guide = load_guide(wish.classifier, model.process, said)
+    guide.network.to(model.device)
+    return Guided(guide, wish.classifier_scale)
 
 
 def write(pictures: Sequence[Picture], place: Place, columns: int | None = None) -> Written:

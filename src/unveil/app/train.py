@@ -128,14 +128,16 @@ def _classifier(recipe: ClassifierRecipe, run: Path, force: bool, console: Conso
     from unveil.train import classifier
 
     settings = recipe.train.model_dump()
-    config = classifier.ClassifierConfig(recipe.network.build(), **settings)
+    process = recipe.process.build() if recipe.process else None
+    config = classifier.ClassifierConfig(recipe.network.build(), **settings, process=process)
     dataset, held_out = data.open(recipe.data.build()), data.open(recipe.data.build(), "held-out")
     if not force:
         refuse_overwrite(run)
     steps = config.epochs * (len(dataset) // config.batch)
     with console.progress("training step", steps) as progress:
         trained = classifier.train_classifier(config, dataset, held_out, lambda _: progress.advance())
-    card = classifier.save_classifier(recipe.name, trained, config, run, force=force)
+    levels = recipe.process.model_dump(mode="json") if recipe.process else None
+    card = classifier.save_classifier(recipe.name, trained, config, run, process=levels, force=force)
     facts = {"card": str(card), "accuracy": trained.accuracy, "cpu_seconds": round(trained.cpu_seconds, 1)}
     console.result(facts, f"{card}: reads {trained.accuracy:.2%} of the held-out pictures")
 

@@ -1,18 +1,22 @@
-"""State dicts of Improved DDPM and ADM (guided diffusion): names, both directions, and their configurations.
+"""State dicts of Improved DDPM, ADM with its classifiers, and consistency models: names, both directions.
 
-Facts: key lists and constructor arguments of github.com/openai/improved-diffusion and openai/guided-diffusion.
+Which configuration a released file has, of which its keys tell only a part, is in `published`.
+
+Facts: key lists and constructor arguments of github.com/openai/improved-diffusion, openai/guided-diffusion and
+openai/consistency_models.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from unveil.checkpoints.names import Names, Published, below, check_keys, to_ours, to_theirs
+from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.layers import SelfAttention
 from unveil.nn.unet import ConvDown, ConvUp, ResBlock, UNet, UNetConfig
 from unveil.types import RecipeError, WeightsError
@@ -26,7 +30,7 @@ RES_BLOCK = {
 }
 SKIP = {"skip": "skip_connection"}
 NORM = {"norm": "norm"}
-PROJECTIONS = {"qkv": "qkv", "out": "proj_out"}  # stored as one-dimensional convolutions
+PROJECTIONS = {"qkv": "qkv", "out": "proj_out"}  # stored as convolutions
 TIME = {"linear_1": "0", "linear_2": "2"}
 OUTPUT = {
     f"{our}.{kind}": Published((f"{their}.{kind}",))
@@ -34,6 +38,8 @@ OUTPUT = {
     for kind in ("weight", "bias")
 }
 LABEL, OUR_LABEL = "label_emb.weight", "table.weight"
+# Ones at the end of a projection's shape: a convolution in one dimension, or in two (consistency models)
+Ones = Literal[1, 2]
 
 
 class Parts(NamedTuple):
@@ -75,7 +81,7 @@ def entries(config: UNetConfig) -> list[Entry]:
     ]
 
 
-def names(config: UNetConfig) -> Names:
+def names(config: UNetConfig, ones: Ones = 1) -> Names:
     """Our keys of the network and the published ones.
 
     Raises:
@@ -83,21 +89,43 @@ def names(config: UNetConfig) -> Names:
     """
     if config.resample == "conv-asymmetric" or config.embedding != "cos-sin" or config.patch != 1:
         raise RecipeError("not a network of Improved DDPM or ADM: resample, embedding or patch differ from theirs")
-    modules = dict(_on_meta(config).named_modules())
-    found = below("time", "time_embed", TIME) | OUTPUT
-    for entry in entries(config):
-        for place, ours in enumerate(entry.ours):
-            found |= _block_names(ours, f"{entry.theirs}.{place}", modules[ours])
+    return _names(_on_meta(config), entries(config), ones) | OUTPUT
+
+
+def classifier_names(config: NoisyClassifierConfig) -> Names:
+    """Our keys of the noisy classifier and the published ones."""
+    half = [entry for entry in entries(config.encoder) if not entry.theirs.startswith("output_blocks")]
+    found = _names(_classifier_on_meta(config), half, 1)
+    layers: dict[str, tuple[str, int]] = {
+        "attention": {"norm": ("out.0", 0), "pool.qkv": ("out.2.qkv_proj", 1), "pool.out": ("out.2.c_proj", 1)},
+        "adaptive": {"norm": ("out.0", 0), "pool": ("out.3", 2)},
+        "spatial": {"pool.0": ("out.0", 0), "pool.2": ("out.2", 0)},
+        "spatial_v2": {"pool.0": ("out.0", 0), "pool.1": ("out.1", 0), "pool.3": ("out.3", 0)},
+    }[config.pool]
+    for ours, (theirs, ones) in layers.items():
+        found[f"{ours}.weight"] = Published((f"{theirs}.weight",), ones)
+        found[f"{ours}.bias"] = Published((f"{theirs}.bias",))
+    if config.pool == "attention":
+        found["pool.places"] = Published(("out.2.positional_embedding",))
     return found
 
 
-def _block_names(ours: str, theirs: str, module: nn.Module) -> Names:
+def _names(network: nn.Module, parts: Sequence[Entry], ones: Ones) -> Names:
+    modules = dict(network.named_modules())
+    found = below("time", "time_embed", TIME)
+    for entry in parts:
+        for place, ours in enumerate(entry.ours):
+            found |= _block_names(ours, f"{entry.theirs}.{place}", modules[ours], ones)
+    return found
+
+
+def _block_names(ours: str, theirs: str, module: nn.Module, ones: Ones) -> Names:
     match module:
         case ResBlock():
             return below(ours, theirs, RES_BLOCK | ({} if isinstance(module.skip, nn.Identity) else SKIP))
         case SelfAttention():
             projections = below(ours, theirs, PROJECTIONS)
-            stored = {k: p._replace(ones=1 if k.endswith("weight") else 0) for k, p in projections.items()}
+            stored = {k: p._replace(ones=ones if k.endswith("weight") else 0) for k, p in projections.items()}
             return below(ours, theirs, NORM) | stored
         case ConvDown():
             return below(ours, theirs, {"conv": "op"})
@@ -118,11 +146,16 @@ def load(theirs: Mapping[str, Tensor], config: UNetConfig) -> Parts:
     rest = {key: tensor for key, tensor in theirs.items() if key != LABEL}
     shapes = {key: tensor.shape for key, tensor in _on_meta(config).state_dict().items()}
     label = {OUR_LABEL: theirs[LABEL]} if LABEL in theirs else None
-    return Parts(to_ours(rest, names(config), shapes), label)
+    ones: Ones = 2 if any(key.endswith(".qkv.weight") and value.ndim == 4 for key, value in rest.items()) else 1
+    return Parts(to_ours(rest, names(config, ones), shapes), label)
 
 
 def dump(
-    network: Mapping[str, Tensor], config: UNetConfig, label: Mapping[str, Tensor] | None = None
+    network: Mapping[str, Tensor],
+    config: UNetConfig,
+    label: Mapping[str, Tensor] | None = None,
+    *,
+    ones: Ones = 1,
 ) -> dict[str, Tensor]:
     """The published state dict of ours.
 
@@ -130,17 +163,38 @@ def dump(
         network: state dict of the U-Net.
         config: its configuration.
         label: state dict of the label conditioner, without a row for "no label".
+        ones: 2 for consistency models.
     """
-    theirs = to_theirs(network, names(config))
+    theirs = to_theirs(network, names(config, ones))
     if label is not None:
         check_keys(label, [OUR_LABEL])
         theirs[LABEL] = label[OUR_LABEL]
     return theirs
 
 
+def load_classifier(theirs: Mapping[str, Tensor], config: NoisyClassifierConfig) -> dict[str, Tensor]:
+    """Our state dict of a published noisy classifier; tensors are not copied.
+
+    Raises:
+        WeightsError: missing or extra keys, or tensors of another shape.
+    """
+    shapes = {key: tensor.shape for key, tensor in _classifier_on_meta(config).state_dict().items()}
+    return to_ours(theirs, classifier_names(config), shapes)
+
+
+def dump_classifier(ours: Mapping[str, Tensor], config: NoisyClassifierConfig) -> dict[str, Tensor]:
+    """The published state dict of our noisy classifier."""
+    return to_theirs(ours, classifier_names(config))
+
+
 def _on_meta(config: UNetConfig) -> UNet:
     with torch.device("meta"):
         return UNet(config)
+
+
+def _classifier_on_meta(config: NoisyClassifierConfig) -> NoisyClassifier:
+    with torch.device("meta"):
+        return NoisyClassifier(config)
 
 
 # -- configurations -----------------------------------------------------------------------------------------------
@@ -194,104 +248,45 @@ def upsampler(config: UNetConfig) -> UNetConfig:
     return replace(config, context_channels=config.in_channels, context_size="smaller")
 
 
-# Defaults of the published training scripts, both repositories.
-FLAGS: dict[str, Any] = {
-    "image_size": 64,
-    "num_channels": 128,
-    "num_res_blocks": 2,
-    "num_heads": 4,
-    "num_heads_upsample": -1,
-    "num_head_channels": -1,
-    "attention_resolutions": "16,8",
-    "channel_mult": "",
-    "dropout": 0.0,
-    "use_scale_shift_norm": True,
-    "resblock_updown": False,
-    "use_new_attention_order": False,
-    "learn_sigma": False,
-}
-# Channel multipliers that the scripts choose by the size of the picture.
-MULTIPLIERS = {
-    512: (0.5, 1, 1, 2, 2, 4, 4),
-    256: (1, 1, 2, 2, 4, 4),
-    128: (1, 1, 2, 3, 4),
-    64: (1, 2, 3, 4),
-    32: (1, 2, 2, 2),
-}
-UPSAMPLER_MULTIPLIERS = MULTIPLIERS | {512: (1, 1, 2, 2, 4, 4)}
-ADM = {"attention_resolutions": "32,16,8", "learn_sigma": True, "resblock_updown": True}
-# The networks whose flags were published with their files, by file name.
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "cifar10_uncond_50M_500K": {"image_size": 32, "num_res_blocks": 3, "learn_sigma": True, "dropout": 0.3},
-    "imagenet64_uncond_100M_1500K": {"num_res_blocks": 3, "learn_sigma": True},
-    "imagenet64_cond_270M_250K": {"num_channels": 192, "num_res_blocks": 3, "learn_sigma": True},
-    "lsun_uncond_100M": {
-        "image_size": 256,
-        "num_heads": 1,
-        "learn_sigma": True,
-        "use_scale_shift_norm": False,
-        "attention_resolutions": "16",
-    },
-    "upsample_cond_500K": {"num_channels": 192, "learn_sigma": True, "large_size": 256},
-    "64x64_diffusion": ADM
-    | {
-        "num_channels": 192,
-        "num_res_blocks": 3,
-        "num_head_channels": 64,
-        "dropout": 0.1,
-        "use_new_attention_order": True,
-    },
-    "128x128_diffusion": ADM | {"image_size": 128, "num_channels": 256},
-    "256x256_diffusion": ADM | {"image_size": 256, "num_channels": 256, "num_head_channels": 64},
-    "512x512_diffusion": ADM | {"image_size": 512, "num_channels": 256, "num_head_channels": 64},
-    "64_256_upsampler": ADM | {"num_channels": 192, "large_size": 256},
-    "128_512_upsampler": ADM
-    | {"num_channels": 192, "num_head_channels": 64, "large_size": 512, "attention_resolutions": "32,16"},
-}
+def consistency(config: UNetConfig) -> UNetConfig:
+    """The configuration of consistency models' `UNetModel` with the same arguments, whose order of rows is fixed."""
+    return replace(config, attention_order="qkv-first")
 
 
-def from_flags(flags: Mapping[str, Any]) -> UNetConfig:
-    """The configuration that the published training scripts build; `large_size` makes it an upsampler.
-
-    Args:
-        flags: of the command line; what is left out has the scripts' default. Flags of the process and of the
-            training are ignored.
+def classifier_from_arguments(arguments: Mapping[str, Any]) -> NoisyClassifierConfig:
+    """The configuration of `EncoderUNetModel(**arguments)`, as `from_arguments` reads them.
 
     Raises:
-        RecipeError: a picture size for which the scripts have no multipliers, and none are given.
+        RecipeError: an argument that is not known, or missing.
     """
-    given = FLAGS | dict(flags)
-    size = given.get("large_size", given["image_size"])
-    known = UPSAMPLER_MULTIPLIERS if "large_size" in given else MULTIPLIERS
-    if given["channel_mult"]:
-        multipliers = tuple(float(m) if "." in m else int(m) for m in str(given["channel_mult"]).split(","))
-    elif size in known:
-        multipliers = known[size]
-    else:
-        raise RecipeError(f"image_size {size}: must be one of {', '.join(map(str, known))}, or give channel_mult")
-    config = from_arguments(
-        {
-            "in_channels": 3,
-            "out_channels": 6 if given["learn_sigma"] else 3,
-            "model_channels": given["num_channels"],
-            "channel_mult": multipliers,
-            "attention_resolutions": [size // int(side) for side in str(given["attention_resolutions"]).split(",")],
-        }
-        | {name: given[name] for name in ("num_res_blocks", "num_heads", "num_heads_upsample", "num_head_channels")}
-        | {
-            name: given[name]
-            for name in ("dropout", "use_scale_shift_norm", "resblock_updown", "use_new_attention_order")
-        }
+    if "image_size" not in arguments:
+        raise RecipeError("argument 'image_size' is missing")
+    encoder = from_arguments({key: value for key, value in arguments.items() if key != "pool"})
+    return NoisyClassifierConfig(
+        in_channels=encoder.in_channels,
+        classes=encoder.out_channels,
+        size=arguments["image_size"],
+        channels=encoder.channels,
+        multipliers=encoder.multipliers,
+        blocks=encoder.blocks,
+        attention=encoder.attention,
+        heads=encoder.heads,
+        head_channels=encoder.head_channels,
+        attention_order=encoder.attention_order,
+        modulation=encoder.modulation,
+        resample=encoder.resample,
+        pool=arguments.get("pool", "adaptive"),
+        dropout=encoder.dropout,
     )
-    return upsampler(config) if "large_size" in given else config
 
 
-def config_from_keys(shapes: Mapping[str, Sequence[int]]) -> UNetConfig:
-    """The configuration that a published state dict shows.
+# -- what shapes show ---------------------------------------------------------------------------------------------
 
-    Heads leave no trace in the tensors: those of a published network of the same shapes are taken, else 64 channels
-    a head where there are residual blocks for resampling (ADM) and 4 heads elsewhere (both are the scripts' usual
-    settings). Six channels in are taken for a three-channel picture with a smaller one to enlarge. Dropout is 0.
+
+def seen(shapes: Mapping[str, Sequence[int]]) -> UNetConfig:
+    """As much of a U-Net's configuration as its tensors show; heads and their order keep the class's defaults.
+
+    Six channels in are taken for a three-channel picture with a smaller one to enlarge. Dropout is 0.
 
     Args:
         shapes: of the tensors, by published key.
@@ -300,44 +295,81 @@ def config_from_keys(shapes: Mapping[str, Sequence[int]]) -> UNetConfig:
         WeightsError: the keys are not those of such a network.
     """
     try:
-        config = _seen(shapes)
+        stem, enter, *_ = shapes["input_blocks.0.0.weight"]
+        places = {tuple(key.split(".")[:3]) for key in shapes if key.startswith(("input_blocks.", "output_blocks."))}
+        count = _entries(shapes)
+        conv = [n for n in range(1, count) if f"input_blocks.{n}.0.op.weight" in shapes]
+        gaps = [n for n in range(1, count) if ("input_blocks", str(n), "0") not in places]
+        twice = [n for n in range(count) for i in "12" if f"output_blocks.{n}.{i}.in_layers.0.weight" in shapes]
+        # Each way has levels * (blocks + 1) entries; the first resampling tells how many belong to a level.
+        blocks = (min(conv or gaps) - 1) if conv or gaps else (min(twice) if twice else count - 1)
+        low_res = 3 if enter == 6 else 0
+        config = UNetConfig(
+            **_seen_levels(shapes, blocks),
+            in_channels=enter - low_res,
+            out_channels=shapes["out.2.weight"][0],
+            resample="conv" if conv or not (gaps or twice) else ("residual" if twice else "pool"),
+            context_channels=low_res,
+            context_size="smaller" if low_res else "same",
+        )
     except KeyError as missing:
         raise WeightsError(f"not a U-Net of Improved DDPM or ADM: there is no {missing}") from None
-    for flags in PUBLISHED.values():
-        known = replace(from_flags(flags), dropout=0.0)
-        headless = replace(known, heads=config.heads, head_channels=config.head_channels, attention_order="heads-first")
-        if headless == config:
-            return known
-    return config
+    return config if stem == config.widths[0] else replace(config, stem_channels=stem)
 
 
-def _seen(shapes: Mapping[str, Sequence[int]]) -> UNetConfig:
-    channels, (stem, enter, *_) = shapes["time_embed.0.weight"][1], shapes["input_blocks.0.0.weight"]
-    places = {tuple(key.split(".")[:3]) for key in shapes if key.startswith(("input_blocks.", "output_blocks."))}
-    count = 1 + max(int(number) for _, number, _ in places)
-    conv = [n for n in range(1, count) if f"input_blocks.{n}.0.op.weight" in shapes]
-    gaps = [n for n in range(1, count) if ("input_blocks", str(n), "0") not in places]
-    twice = [n for n in range(count) for i in "12" if f"output_blocks.{n}.{i}.in_layers.0.weight" in shapes]
-    resample = "conv" if conv or not (gaps or twice) else ("residual" if twice else "pool")
-    # Each way has levels * (blocks + 1) entries; the first resampling tells how many belong to a level.
-    blocks = (min(conv or gaps) - 1) if conv or gaps else (min(twice) if twice else count - 1)
-    firsts = range(1, count, blocks + 1)  # the first block of each level
+def seen_classifier(shapes: Mapping[str, Sequence[int]], blocks: int, size: int | None) -> NoisyClassifierConfig:
+    """As much of a noisy classifier's configuration as its tensors show; one head of the old order.
+
+    Args:
+        shapes: of the tensors, by published key.
+        blocks: per level; blocks that halve look like those that do not.
+        size: side of the pictures; None where attention pooling shows it.
+
+    Raises:
+        WeightsError: the keys are not those of such a network.
+    """
+    try:
+        levels = _seen_levels(shapes, blocks)
+        pool, last, hidden = "attention", "out.2.c_proj.weight", 2048
+        if "out.2.positional_embedding" in shapes:
+            side = round((shapes["out.2.positional_embedding"][1] - 1) ** 0.5)
+            size = side * 2 ** (len(levels["multipliers"]) - 1)
+        elif len(shapes["out.0.weight"]) == 1:
+            pool, last = "adaptive", "out.3.weight"
+        else:
+            pool, last = ("spatial_v2", "out.3.weight") if "out.1.weight" in shapes else ("spatial", "out.2.weight")
+            hidden = shapes["out.0.weight"][0]
+        conv = any(key.endswith(".op.weight") for key in shapes)
+        gap = f"input_blocks.{blocks + 1}.0.in_layers.0.weight" not in shapes
+        return NoisyClassifierConfig(
+            **levels,
+            in_channels=shapes["input_blocks.0.0.weight"][1],
+            classes=shapes[last][0],
+            size=size or 0,
+            heads=1,
+            head_channels=None,
+            resample="conv" if conv else "pool" if gap else "residual",
+            pool=pool,
+            hidden=hidden,
+        )
+    except KeyError as missing:
+        raise WeightsError(f"not a noisy classifier of ADM: there is no {missing}") from None
+
+
+def _entries(shapes: Mapping[str, Sequence[int]]) -> int:
+    """The number of `input_blocks`; the last has weights, since nothing is halved after it."""
+    return 1 + max(int(key.split(".")[1]) for key in shapes if key.startswith("input_blocks."))
+
+
+def _seen_levels(shapes: Mapping[str, Sequence[int]], blocks: int) -> dict[str, Any]:
+    channels = shapes["time_embed.0.weight"][1]
+    firsts = range(1, _entries(shapes), blocks + 1)  # the first block of each level
     widths = [shapes[f"input_blocks.{n}.0.out_layers.3.weight"][0] for n in firsts]
     exact = [width / channels for width in widths]
-    low_res = 3 if enter == 6 else 0
-    return UNetConfig(
-        in_channels=enter - low_res,
-        out_channels=shapes["out.2.weight"][0],
-        channels=channels,
-        multipliers=tuple(int(ratio) if ratio == int(ratio) else ratio for ratio in exact),
-        blocks=blocks,
-        attention=tuple(2**i for i, n in enumerate(firsts) if f"input_blocks.{n}.1.qkv.weight" in shapes),
-        heads=1 if resample == "residual" else 4,
-        head_channels=64 if resample == "residual" else None,
-        attention_order="heads-first",
-        modulation="scale-shift" if shapes["input_blocks.1.0.emb_layers.1.weight"][0] > widths[0] else "add",
-        resample=resample,
-        stem_channels=stem if stem != widths[0] else None,
-        context_channels=low_res,
-        context_size="smaller" if low_res else "same",
-    )
+    return {
+        "channels": channels,
+        "multipliers": tuple(int(ratio) if ratio == int(ratio) else ratio for ratio in exact),
+        "blocks": blocks,
+        "attention": tuple(2**i for i, n in enumerate(firsts) if f"input_blocks.{n}.1.qkv.weight" in shapes),
+        "modulation": "scale-shift" if shapes["input_blocks.1.0.emb_layers.1.weight"][0] > widths[0] else "add",
+    }

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from unveil.types import WeightsError
 
@@ -87,6 +87,40 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as problem:
         raise WeightsError(f"{path}: damaged safetensors file ({problem}); copy it again") from problem
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a file of tensors alone: safetensors, or a dict that `torch.save` wrote.
+
+    Nothing in the file is executed: what is not a plain tensor is refused.
+
+    Raises:
+        WeightsError: missing, damaged, or a file that holds more than a dict of tensors.
+    """
+    import torch
+
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4)
+    except OSError as problem:
+        raise WeightsError(f"{path}: cannot be read ({problem.strerror}); name a file of weights") from problem
+    if start != b"PK\x03\x04":
+        return read_tensors(path)  # which names an old pickle as what it is
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as problem:  # whatever the unpickler met
+        raise WeightsError(
+            f"{path}: a pickle of more than tensors, or damaged, so it was not opened; `unveil convert` reads it apart"
+        ) from problem
+    if not isinstance(found, dict):
+        raise WeightsError(f"{path}: holds a {type(found).__name__}, not a dict of tensors; use `unveil convert`")
+    state = cast(dict[object, object], found)
+    others = [str(key) for key, value in state.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise WeightsError(
+            f"{path}: holds {', '.join(others[:3])} beside tensors; `unveil convert` finds the weights inside"
+        )
+    return {str(key): value for key, value in state.items() if isinstance(value, torch.Tensor)}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

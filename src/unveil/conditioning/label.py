@@ -37,8 +37,8 @@ class Label(nn.Module):
         self.names = list(names) if names is not None else None
         self.table = nn.Embedding(classes + (drop > 0), dim)
 
-    def encode(self, raw: Tensor | Sequence[int | str]) -> Condition:
-        """The rows of B labels.
+    def numbers(self, raw: Tensor | Sequence[int | str]) -> Tensor:
+        """The classes of B labels, given by number or name, (B,) int64.
 
         Raises:
             RecipeError: a label that is no class; names the nearest.
@@ -48,8 +48,15 @@ class Label(nn.Module):
                 raise RecipeError(f"labels {raw.dtype} {tuple(raw.shape)}: must be integers (B,)")
             if raw.numel() and not 0 <= int(raw.min()) <= int(raw.max()) < self.classes:
                 raw = raw.tolist()  # the list names the wrong one
-        numbers = raw if isinstance(raw, Tensor) else torch.tensor([self._number(label) for label in raw])
-        return Condition(vector=self.table(numbers.long().to(self.table.weight.device)))
+        return raw.long() if isinstance(raw, Tensor) else torch.tensor([self._number(label) for label in raw])
+
+    def encode(self, raw: Tensor | Sequence[int | str]) -> Condition:
+        """The rows of B labels.
+
+        Raises:
+            RecipeError: a label that is no class; names the nearest.
+        """
+        return Condition(vector=self.table(self.numbers(raw).to(self.table.weight.device)))
 
     def null(self, batch: int) -> Condition:
         """The row of "none", `batch` times.

@@ -11,7 +11,8 @@ from unveil.config.recipe import (
     recipe_names,
     recipe_text,
 )
-from unveil.config.run import EvaluateConfig, GuidanceConfig, SampleConfig, TrainConfig
+from unveil.config.run import EvaluateConfig, TrainConfig
+from unveil.config.sampling import GuidanceConfig, SampleConfig
 from unveil.config.section import PartSection, Section, choice, section
 
 __all__ = [

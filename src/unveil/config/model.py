@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+import torch
+from pydantic import Field, GetCoreSchemaHandler, model_validator
+from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 from torch import nn
 
 from unveil.codec import Identity
 from unveil.conditioning.image import ContextChannels
 from unveil.conditioning.label import Label, Quantised
-from unveil.config.run import SampleConfig
+from unveil.config.sampling import SampleConfig
 from unveil.config.section import ByKind, PartSection, Section, choice, section
+from unveil.core import precondition
+from unveil.core.exploding import EDM, VE, DiscreteVE
+from unveil.core.flow import RectifiedFlow, Shifted
 from unveil.core.prediction import PREDICTIONS, Prediction, posterior_mean
-from unveil.core.process import BETAS, CosineVP, DiscreteVP, LinearVP, Process, betas
+from unveil.core.process import BETAS, CosineVP, DiscreteVP, LinearVP, Process, betas, zero_terminal_snr
+from unveil.core.sde import SubVP
 from unveil.core.transition import chain_of
 from unveil.core.variance import LEARNED, VARIANCES, VarianceRule
 from unveil.nn.boxes import BoxDenoiser, BoxesConfig
+from unveil.nn.edm_unet import DhariwalUNet, DhariwalUNetConfig, SongUNet, SongUNetConfig
 from unveil.nn.unet import UNet, UNetConfig
 from unveil.nn.unet2015 import UNet2015, UNet2015Config
 from unveil.types import RecipeError, nearest
@@ -33,23 +40,73 @@ DERIVED = ("in_channels", "out_channels", "context_channels")
 UNetSection = section("unet", UNetConfig, derived=DERIVED)
 UNet2015Section = section("unet2015", UNet2015Config, derived=DERIVED)
 BoxesSection = section("boxes", BoxesConfig, derived=("slots", "context_channels"))
-NETWORKS: dict[str, Callable[[Any], nn.Module]] = {"unet": UNet, "unet2015": UNet2015, "boxes": BoxDenoiser}
+SongUNetSection = section("song-unet", SongUNetConfig, derived=DERIVED)
+DhariwalUNetSection = section("dhariwal-unet", DhariwalUNetConfig, derived=DERIVED)
+NETWORKS: dict[str, Callable[[Any], nn.Module]] = {
+    "unet": UNet,
+    "unet2015": UNet2015,
+    "song-unet": SongUNet,
+    "dhariwal-unet": DhariwalUNet,
+    "boxes": BoxDenoiser,
+}
 if TYPE_CHECKING:  # made at run time, from the dataclasses
     Network = PartSection
 else:
-    Network = choice(UNetSection, UNet2015Section, BoxesSection)
+    Network = choice(UNetSection, UNet2015Section, SongUNetSection, DhariwalUNetSection, BoxesSection)
+
+# ---------------------------------------------------------------------- predictions
+
+
+class NameOr:
+    """Marks a field that takes a name, or a section: Annotated[section, NameOr(names)]."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        expected = " or ".join(f"'{name}'" for name in self.names)
+
+        def validate(given: Any, section: Any) -> Any:
+            if not isinstance(given, str):
+                return section(given)
+            if given not in self.names:
+                raise PydanticKnownError("literal_error", {"expected": expected})
+            return given
+
+        plain = core_schema.plain_serializer_function_ser_schema(
+            lambda value: value if isinstance(value, str) else value.model_dump(mode="json")
+        )
+        return core_schema.no_info_wrap_validator_function(validate, handler(source), serialization=plain)
+
+
+PreconditioningSection = choice(
+    section("vp", precondition.VP),
+    section("ve", precondition.VE),
+    section("iddpm", precondition.IDDPM),
+    section("edm", precondition.EDM),
+    section("consistency", precondition.Consistency),
+)
+if TYPE_CHECKING:
+    PredictionSection = PredictionName | PartSection
+else:
+    PredictionSection = Annotated[PreconditioningSection, NameOr(get_args(PredictionName))]
 
 # ---------------------------------------------------------------------- processes
 
 
 class DiscreteVPSection(Section):
-    """A table of betas, by its published name or written out."""
+    """A table of betas, by its published name or written out.
+
+    Attributes:
+        last: "published" leaves the table as it is; "zero-snr" stretches it until no data is left at its end.
+    """
 
     kind: Literal["discrete-vp"] = "discrete-vp"
     betas: str | tuple[float, ...] = "linear"
     steps: Annotated[int, Field(ge=2, le=100_000)] | None = None
     start: float = Field(default=1e-4, gt=0, lt=1)
     end: float = Field(default=0.02, gt=0, le=1)
+    last: Literal["published", "zero-snr"] = "published"
     interpolate: Literal["log-snr", "log-alpha"] = "log-snr"
     rescale: Annotated[float, Field(gt=0)] | None = None
     rounding: Literal["none", "nearest"] = "none"
@@ -68,15 +125,55 @@ class DiscreteVPSection(Section):
         table = self.betas
         if isinstance(table, str):
             table = betas(table, self.steps or 1000, start=self.start, end=self.end)
+        if self.last == "zero-snr":
+            table = zero_terminal_snr(torch.as_tensor(table, dtype=torch.float64))
         return DiscreteVP(table, interpolate=self.interpolate, rescale=self.rescale, rounding=self.rounding)
 
 
 LinearVPSection = section("linear-vp", LinearVP)
 CosineVPSection = section("cosine-vp", CosineVP)
+SubVPSection = section("sub-vp", SubVP)
+VESection = section("ve", VE)
+DiscreteVESection = section("discrete-ve", DiscreteVE)
+EDMSection = section("edm", EDM)
+RectifiedFlowSection = section("rectified-flow", RectifiedFlow)
+UNSHIFTED: tuple[type[Section], ...] = (
+    DiscreteVPSection,
+    LinearVPSection,
+    CosineVPSection,
+    SubVPSection,
+    VESection,
+    DiscreteVESection,
+    EDMSection,
+    RectifiedFlowSection,
+)
 if TYPE_CHECKING:
-    ProcessSection = DiscreteVPSection | PartSection
+    UnshiftedSection = DiscreteVPSection | PartSection
 else:
-    ProcessSection = choice(DiscreteVPSection, LinearVPSection, CosineVPSection)
+    UnshiftedSection = choice(*UNSHIFTED)
+
+
+class ShiftedSection(Section):
+    """Another process, shifted towards noise, as larger pictures need it.
+
+    Attributes:
+        process: any of the others.
+        shift: 1 changes nothing; the root of how many times more pixels there are keeps their uncertainty.
+    """
+
+    kind: Literal["shifted"] = "shifted"
+    process: UnshiftedSection
+    shift: float = Field(gt=0)
+
+    def build(self) -> Shifted:
+        """The process."""
+        return Shifted(self.process.build(), self.shift)
+
+
+if TYPE_CHECKING:
+    ProcessSection = UnshiftedSection | ShiftedSection
+else:
+    ProcessSection = choice(*UNSHIFTED, ShiftedSection)
 
 # ---------------------------------------------------------------------- conditions
 
@@ -163,6 +260,7 @@ class ModelConfig(Section):
     Attributes:
         key: the item's key that is noised and made: pixels, or a state such as masks or boxes.
         shape: of one sample, (C, H, W) or (rows, columns).
+        prediction: a name, or a preconditioning such as {kind: edm, sigma_data: 0.5}.
         sample: how pictures are drawn when nothing else is asked for.
     """
 
@@ -170,7 +268,7 @@ class ModelConfig(Section):
     shape: tuple[Positive, ...] = Field(min_length=1, max_length=4)
     network: Network
     process: ProcessSection
-    prediction: PredictionName = "eps"
+    prediction: PredictionSection = "eps"
     variance: VarianceName = "fixed-small"
     condition: tuple[ConditionSection, ...] = ()
     codec: CodecSection = IdentitySection()
@@ -189,10 +287,11 @@ class ModelConfig(Section):
             raise RecipeError(
                 "prediction = 'posterior-mean': is bound to a table of betas; use process kind discrete-vp"
             )
-        try:
-            self.network_config()
-        except RecipeError as problem:
-            raise RecipeError(f"network: {problem}") from problem
+        for part, build in (("network", self.network_config), ("process", self.process.build)):
+            try:
+                build()
+            except RecipeError as problem:
+                raise RecipeError(f"{part}: {problem}") from problem
         return self
 
     @property
@@ -222,7 +321,9 @@ class ModelConfig(Section):
         return NETWORKS[self.network.kind](self.network_config())
 
     def build_prediction(self, process: Process) -> Prediction:
-        """What the network's output means."""
+        """What the network's output means, and with preconditioning what it is given."""
+        if not isinstance(self.prediction, str):
+            return self.prediction.build()
         if self.prediction == "posterior-mean":
             return posterior_mean(chain_of(process))
         return PREDICTIONS[self.prediction]

@@ -2,35 +2,286 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+import torch
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, WrapSerializer, model_validator
 
 from unveil.config.model import ModelConfig
-from unveil.config.section import ByKind, Section
+from unveil.config.section import ByKind, Section, choice
+from unveil.core import times, weights
 from unveil.core.objective import Diffusion
 from unveil.core.process import DiscreteVP, Process
-from unveil.core.times import SecondMoment, Stratified, TimeSampler, Uniform
-from unveil.core.weights import WEIGHTS
+from unveil.core.score_matching import SCORE_WEIGHTS, Sliced, denoising, likelihood
+from unveil.core.times import TimeSampler
+from unveil.core.weights import Weight
 from unveil.types import RecipeError
 
-TimeName = Literal["uniform", "stratified", "second-moment"]
 DistanceName = Literal["l2", "l1", "huber"]
-WeightName = Literal["none", "snr", "truncated-snr", "min-snr", "p2"]
+ScoreWeightName = Literal["variance", "likelihood"]
+Positive = Annotated[float, Field(gt=0)]
+
+
+def _from_name(given: Any) -> Any:
+    """A section whose settings are all at their defaults may be written as its kind alone."""
+    return {"kind": given} if isinstance(given, str) else given
+
+
+def _to_name(value: Section, dump: SerializerFunctionWrapHandler) -> Any:
+    """And is written so."""
+    return dump(value) if value.model_fields_set - {"kind"} and value != type(value)() else dump(value)["kind"]
+
+
+ByName = (BeforeValidator(_from_name), WrapSerializer(_to_name))
+
+# ---------------------------------------------------------------------- weights of levels
+
+
+class WeightSection(Section):
+    """What the error of x0 is multiplied with."""
+
+    def build(self) -> Weight | None:
+        """The weight."""
+        raise NotImplementedError
+
+
+class NoWeight(WeightSection):
+    """Even on what is predicted."""
+
+    kind: Literal["none"] = "none"
+
+    def build(self) -> None:
+        """No weight."""
+
+
+class SNRWeight(WeightSection):
+    """alpha^2 / sigma^2."""
+
+    kind: Literal["snr"] = "snr"
+
+    def build(self) -> Weight:
+        """The weight."""
+        return weights.snr
+
+
+class TruncatedSNRWeight(WeightSection):
+    """max(SNR, 1)."""
+
+    kind: Literal["truncated-snr"] = "truncated-snr"
+
+    def build(self) -> Weight:
+        """The weight."""
+        return weights.truncated_snr
+
+
+class MinSNRWeight(WeightSection):
+    """min(SNR, gamma)."""
+
+    kind: Literal["min-snr"] = "min-snr"
+    gamma: Positive = 5.0
+
+    def build(self) -> Weight:
+        """The weight."""
+        return weights.min_snr(self.gamma)
+
+
+class P2Weight(WeightSection):
+    """SNR / (k + SNR)^gamma."""
+
+    kind: Literal["p2"] = "p2"
+    k: Positive = 1.0
+    gamma: Annotated[float, Field(ge=0)] = 1.0
+
+    def build(self) -> Weight:
+        """The weight."""
+        return weights.p2(self.k, self.gamma)
+
+
+class EDMWeight(WeightSection):
+    """1 / sigma_data^2 + SNR, which is even on EDM's F.
+
+    Attributes:
+        sigma_data: deviation of the data.
+    """
+
+    kind: Literal["edm"] = "edm"
+    sigma_data: Positive = 0.5
+
+    def build(self) -> Weight:
+        """The weight."""
+        return weights.edm(self.sigma_data)
+
+
+class SigmoidWeight(WeightSection):
+    """SNR sigmoid(bias - log SNR); for times even in log-SNR.
+
+    Attributes:
+        bias: the log SNR where the weight on eps has fallen to a half.
+    """
+
+    kind: Literal["sigmoid"] = "sigmoid"
+    bias: float = 0.0
+
+    def build(self) -> Weight:
+        """The weight."""
+        return weights.sigmoid(self.bias)
+
+
+if TYPE_CHECKING:
+    WeightChoice = WeightSection
+else:
+    WeightChoice = Annotated[
+        choice(NoWeight, SNRWeight, TruncatedSNRWeight, MinSNRWeight, P2Weight, EDMWeight, SigmoidWeight), *ByName
+    ]
+
+# ---------------------------------------------------------------------- times
+
+
+class TimeSection(Section):
+    """Which times are drawn."""
+
+    def build(self, process: Process, batch: int) -> TimeSampler:
+        """The sampler, for training in batches of this size."""
+        raise NotImplementedError
+
+
+class UniformTime(TimeSection):
+    """Every time of the process equally often."""
+
+    kind: Literal["uniform"] = "uniform"
+
+    def build(self, process: Process, batch: int) -> TimeSampler:
+        """The sampler."""
+        return times.Uniform()
+
+
+class SecondMomentTime(TimeSection):
+    """Indices in proportion to the root of their mean squared loss."""
+
+    kind: Literal["second-moment"] = "second-moment"
+
+    def build(self, process: Process, batch: int) -> TimeSampler:
+        """The sampler of a table of betas."""
+        if not isinstance(process, DiscreteVP):
+            raise RecipeError("objective.time = 'second-moment': needs a table of betas; use process kind discrete-vp")
+        return times.SecondMoment(process.steps)
+
+
+class LogNormalTime(TimeSection):
+    """log(sigma / alpha) normal.
+
+    Attributes:
+        location: its mean, EDM's P_mean.
+        scale: its deviation, P_std.
+    """
+
+    kind: Literal["log-normal"] = "log-normal"
+    location: float = -1.2
+    scale: Positive = 1.2
+
+    def build(self, process: Process, batch: int) -> TimeSampler:
+        """The sampler."""
+        return times.LogNormal(self.location, self.scale)
+
+
+class LogitNormalTime(TimeSection):
+    """log(t / (1 - t)) normal.
+
+    Attributes:
+        location: its mean; above 0 is noisier.
+        scale: its deviation.
+    """
+
+    kind: Literal["logit-normal"] = "logit-normal"
+    location: float = 0.0
+    scale: Positive = 1.0
+
+    def build(self, process: Process, batch: int) -> TimeSampler:
+        """The sampler."""
+        return times.LogitNormal(self.location, self.scale)
+
+
+class LogSNRTime(TimeSection):
+    """log(alpha / sigma) even between two ends.
+
+    Attributes:
+        low: the noisy end; none is where the process ends.
+        high: the clean end; none is where training on the process ends.
+    """
+
+    kind: Literal["uniform-log-snr"] = "uniform-log-snr"
+    low: float | None = None
+    high: float | None = None
+
+    @model_validator(mode="after")
+    def _ends_rise(self) -> LogSNRTime:
+        times.UniformLogSNR(self.low, self.high)
+        return self
+
+    def build(self, process: Process, batch: int) -> TimeSampler:
+        """The sampler."""
+        return times.UniformLogSNR(self.low, self.high)
+
+
+class LikelihoodTime(TimeSection):
+    """Times in proportion to g^2 / sigma^2, the likelihood's weight on eps, and weights that undo it."""
+
+    kind: Literal["likelihood"] = "likelihood"
+
+    def build(self, process: Process, batch: int) -> TimeSampler:
+        """The sampler."""
+        return times.Importance(lambda level: likelihood(level) / torch.as_tensor(level.sigma) ** 2)
+
+
+PLAIN = (UniformTime, SecondMomentTime, LogNormalTime, LogitNormalTime, LogSNRTime, LikelihoodTime)
+if TYPE_CHECKING:
+    PlainTime = TimeSection
+else:
+    PlainTime = Annotated[choice(*PLAIN), *ByName]
+
+
+class StratifiedTime(TimeSection):
+    """One time in each equal part of another distribution in turn.
+
+    Attributes:
+        strata: how many parts; none is one for each example of a batch.
+        of: the distribution, by its name or as a section.
+    """
+
+    kind: Literal["stratified"] = "stratified"
+    strata: Annotated[int, Field(ge=1)] | None = None
+    of: PlainTime = UniformTime()
+
+    def build(self, process: Process, batch: int) -> TimeSampler:
+        """The sampler."""
+        return times.Stratified(self.strata or batch, self.of.build(process, batch))
+
+
+if TYPE_CHECKING:
+    TimeChoice = TimeSection
+else:
+    TimeChoice = Annotated[choice(*PLAIN, StratifiedTime), *ByName]
+
+# ---------------------------------------------------------------------- objectives
 
 
 class SimpleObjective(Section):
-    """L_simple: the plain error of the prediction. weight: of the error, in x0 space; none is even."""
+    """L_simple: the plain error of the prediction.
+
+    Attributes:
+        weight: of the error, in x0 space, by its name or as a section; none is even.
+        time: which times are drawn, by its name or as a section.
+    """
 
     kind: Literal["simple"] = "simple"
     distance: DistanceName = "l2"
-    weight: WeightName = "none"
-    time: TimeName = "uniform"
+    weight: WeightChoice = NoWeight()
+    time: TimeChoice = UniformTime()
 
     def build(self, model: ModelConfig, process: Process, batch: int) -> Diffusion:
         """The objective of a model that is trained in batches of this size."""
-        weight = None if self.weight == "none" else WEIGHTS[self.weight]
-        time = _times(self.time, process, batch)
+        time = self.time.build(process, batch)
+        weight = self.weight.build()
         return Diffusion(distance=self.distance, weight=weight, time=time, variance=model.build_variance())
 
 
@@ -38,9 +289,9 @@ class HybridObjective(Section):
     """L_simple, and `bound` times the variational bound, which teaches the variance only."""
 
     kind: Literal["hybrid"] = "hybrid"
-    bound: Annotated[float, Field(gt=0)] = 0.001
+    bound: Positive = 0.001
     distance: DistanceName = "l2"
-    time: TimeName = "uniform"
+    time: TimeChoice = UniformTime()
 
     def build(self, model: ModelConfig, process: Process, batch: int) -> Diffusion:
         """The objective of a model that is trained in batches of this size."""
@@ -49,7 +300,7 @@ class HybridObjective(Section):
                 f"objective kind 'hybrid' teaches a variance, but variance = {model.variance!r} is fixed; "
                 "set variance = learned-range, or objective.kind = simple"
             )
-        time = _times(self.time, process, batch)
+        time = self.time.build(process, batch)
         return Diffusion(bound=self.bound, distance=self.distance, time=time, variance=model.build_variance())
 
 
@@ -57,21 +308,51 @@ class BoundObjective(Section):
     """The variational bound itself, in bits per dimension."""
 
     kind: Literal["vlb"] = "vlb"
-    time: TimeName = "uniform"
+    time: TimeChoice = UniformTime()
 
     def build(self, model: ModelConfig, process: Process, batch: int) -> Diffusion:
         """The objective of a model that is trained in batches of this size."""
-        return Diffusion(simple=0.0, bound=1.0, time=_times(self.time, process, batch), variance=model.build_variance())
+        time = self.time.build(process, batch)
+        return Diffusion(simple=0.0, bound=1.0, time=time, variance=model.build_variance())
 
 
-Objective = Annotated[SimpleObjective | HybridObjective | BoundObjective, ByKind()]
+class DenoisingObjective(Section):
+    """Denoising score matching.
+
+    Attributes:
+        weight: of the score's error: "variance" is sigma^2, "likelihood" g^2.
+        time: which times are drawn, by its name or as a section.
+    """
+
+    kind: Literal["denoising-score-matching"] = "denoising-score-matching"
+    weight: ScoreWeightName = "variance"
+    time: TimeChoice = UniformTime()
+
+    def build(self, model: ModelConfig, process: Process, batch: int) -> Diffusion:
+        """The objective of a model that is trained in batches of this size."""
+        return denoising(SCORE_WEIGHTS[self.weight], self.time.build(process, batch))
 
 
-def _times(name: TimeName, process: Process, batch: int) -> TimeSampler:
-    if name == "uniform":
-        return Uniform()
-    if name == "stratified":
-        return Stratified(batch)
-    if not isinstance(process, DiscreteVP):
-        raise RecipeError("objective.time = 'second-moment': needs a table of betas; use process kind discrete-vp")
-    return SecondMoment(process.steps)
+class SlicedObjective(Section):
+    """Sliced score matching, which needs no target and differentiates the network twice.
+
+    Attributes:
+        weight: of the score's error: "variance" is sigma^2, "likelihood" g^2.
+        projections: random directions for each example.
+        square: "whole" varies less, "projected" is the first form.
+    """
+
+    kind: Literal["sliced-score-matching"] = "sliced-score-matching"
+    weight: ScoreWeightName = "variance"
+    projections: Annotated[int, Field(ge=1)] = 1
+    square: Literal["whole", "projected"] = "whole"
+    time: TimeChoice = UniformTime()
+
+    def build(self, model: ModelConfig, process: Process, batch: int) -> Sliced:
+        """The objective of a model that is trained in batches of this size."""
+        return Sliced(SCORE_WEIGHTS[self.weight], self.projections, self.square, self.time.build(process, batch))
+
+
+Objective = Annotated[
+    SimpleObjective | HybridObjective | BoundObjective | DenoisingObjective | SlicedObjective, ByKind()
+]

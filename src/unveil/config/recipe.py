@@ -9,21 +9,23 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from unveil.config.model import ModelConfig
+from unveil.config.model import ModelConfig, ProcessSection
 from unveil.config.objective import Objective, SimpleObjective
 from unveil.config.reading import assign, override, read_yaml, validate
 from unveil.config.run import ClassifierTrainConfig, EvaluateConfig, TrainConfig
 from unveil.config.section import PartSection, Section, choice, section
 from unveil.data import CONFIGS
+from unveil.nn.classifier import NoisyClassifierConfig
 from unveil.nn.cnn import CnnConfig
 from unveil.types import RecipeError, nearest
 
 CnnSection = section("cnn", CnnConfig)
+NoisyClassifierSection = section("noisy-classifier", NoisyClassifierConfig)
 if TYPE_CHECKING:  # made at run time, from the dataclasses
     Data = Classifier = PartSection
 else:
     Data = choice(*(section(kind, part) for kind, part in CONFIGS.items()))
-    Classifier = CnnSection
+    Classifier = choice(CnnSection, NoisyClassifierSection)
 Score = str | float
 
 
@@ -77,11 +79,16 @@ class Recipe(ModelConfig, Described):
 
 
 class ClassifierRecipe(Described):
-    """A small classifier that reads samples and gives the features they are compared by."""
+    """A classifier: one that reads samples and gives the features they are compared by, or one that guides.
+
+    Attributes:
+        process: whose levels a noisy classifier reads.
+    """
 
     kind: Literal["classifier"] = "classifier"
     data: Data
     network: Classifier
+    process: ProcessSection | None = None
     train: ClassifierTrainConfig
     small: dict[str, Any] = Field(default_factory=dict)
 

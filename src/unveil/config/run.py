@@ -1,13 +1,11 @@
-"""How a model is trained, sampled and judged: the settings that leave its definition alone."""
+"""How a model is trained and judged: the settings that leave its definition alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from unveil.config.reading import validate
 from unveil.config.section import Section
 from unveil.types import RecipeError
 
@@ -83,46 +81,6 @@ class ClassifierTrainConfig(Section):
     turn: float = Field(default=0.0, ge=0, le=180)
     flip: bool = False
     seed: int = Field(default=0, ge=0, lt=2**63)
-
-
-class GuidanceConfig(Section):
-    """Classifier-free guidance; scale 1 is none."""
-
-    scale: float = Field(default=1.0, ge=0, le=100)
-
-
-class SampleConfig(Section):
-    """How pictures are drawn when nothing else is asked for.
-
-    Attributes:
-        steps: network calls of one picture, without guidance.
-        eta: 0 is deterministic DDIM, 1 the ancestral chain; "ancestral" is always 1.
-        grid: the levels: uniform in t, a published spacing of indices, or a respacing string such as "250".
-        clip: what is done to the estimate of the clean picture that leaves [-1, 1].
-    """
-
-    sampler: Literal["ddim", "ancestral"] = "ddim"
-    steps: Positive = 50
-    eta: Share = 0.0
-    grid: str = "uniform"
-    clip: Literal["static", "dynamic", "none"] = "static"
-    guidance: GuidanceConfig = GuidanceConfig()
-
-    def flat(self) -> dict[str, Any]:
-        """Every setting by its own name, `scale` being that of the guidance."""
-        plain = self.model_dump(mode="json")
-        scale = plain.pop("guidance")["scale"]
-        return {**plain, "scale": scale}
-
-    def changed(self, changes: Mapping[str, Any]) -> SampleConfig:
-        """With some settings changed, by the names of `flat`; None leaves one as it is.
-
-        Raises:
-            RecipeError: an unknown name, or a value that is not allowed.
-        """
-        plain = self.flat() | {name: value for name, value in changes.items() if value is not None}
-        plain["guidance"] = {"scale": plain.pop("scale")}
-        return validate(SampleConfig, plain, "sampling")
 
 
 class EvaluateConfig(Section):

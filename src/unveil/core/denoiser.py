@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from unveil.core import prediction as predictions
+from unveil.core.precondition import Preconditioning
 from unveil.core.prediction import Prediction, Solution, solve
 from unveil.core.process import Process
+from unveil.core.real import Number
 from unveil.types import Condition, Level, ShapeError, like
 
 
@@ -61,16 +64,17 @@ class Estimate:
             self._eps = self._combine(self.solution.eps_x, self.solution.eps_y)
         return self._eps
 
-    def mix(self, x: Tensor, keep: float, gain: float, out: Tensor) -> Tensor:
-        """The next x, keep x + gain x0, written into `out`, which may be x itself.
+    def mix(self, x: Tensor, keep: float, gain: float, out: Tensor, of: Literal["x0", "eps"] = "x0") -> Tensor:
+        """The next x, keep x + gain x0 (or gain eps), written into `out`, which may be x itself.
 
-        One pass over memory when x is the estimate's own and nobody asked for x0.
+        One pass over memory when x is the estimate's own and nobody asked for x0 (or eps).
         """
-        if self.solution is None or self._x0 is not None or self._x is not x or isinstance(self.solution.x0_x, Tensor):
-            x0 = self.x0  # before `out` is written, which may be what it comes from
-            return weighted_sum(x, keep, x0, gain, out)
-        on_x, on_y = keep + gain * self.solution.x0_x, gain * float(self.solution.x0_y)
-        return weighted_sum(x, on_x, self._y, on_y, out)
+        known = self._x0 if of == "x0" else self._eps
+        if self.solution is None or known is not None or self._x is not x or isinstance(self.solution.x0_x, Tensor):
+            quantity = self.x0 if of == "x0" else self.eps  # before `out` is written, which may be what it comes from
+            return weighted_sum(x, keep, quantity, gain, out)
+        q_x, q_y = self.solution[:2] if of == "x0" else self.solution[2:]
+        return weighted_sum(x, keep + gain * float(q_x), self._y, gain * float(q_y), out)
 
     def towards(self, other: Estimate, weight: float) -> Estimate:
         """This estimate moved to the other one: weight 0 is this, 1 the other, more goes beyond (guidance)."""
@@ -113,8 +117,8 @@ class Denoiser(nn.Module):
     Args:
         network: called as network(x, index, condition), with x (B, C, ...), index (B,) float32 and the
             condition or None; returns a tensor like x, or with twice the channels when `variance` is learned.
-        process: gives the index of a level.
-        prediction: what the output means.
+        process: gives the index of a level, unless the prediction does.
+        prediction: what the output means; one with preconditioning also scales x and gives the index.
         learns_variance: the second half of the output's channels (axis 1) is `Estimate.extra`.
     """
 
@@ -131,21 +135,21 @@ class Denoiser(nn.Module):
         self.process = process
         self.prediction = prediction
         self.learns_variance = learns_variance
-        # a grid's levels come again with every sample: (level, batch, device) -> its solution and index
-        self._known: dict[tuple[Level, int, torch.device], tuple[Solution, Tensor]] = {}
+        # a grid's levels come again with every sample: (level, batch, device) -> solution, scale of x and index
+        self._known: dict[tuple[Level, int, torch.device], tuple[Solution, Number, Tensor]] = {}
 
     def forward(self, x: Tensor, level: Level, condition: Condition | None = None) -> Estimate:
         """The estimate at x. The level's fields are floats, (B,) tensors, or broadcastable to x."""
         if isinstance(level.t, Tensor):
-            solution, index = self.solve(level), self.index(level, x)
+            solution, scale, index = self.solve(level), self.scale(level), self.index(level, x)
         else:
             key = (level, len(x), x.device)
             if key not in self._known:
                 if len(self._known) > 4096:
                     self._known.clear()
-                self._known[key] = self.solve(level), self.index(level, x)
-            solution, index = self._known[key]
-        y, extra = self._checked(self.network(x, index, condition), x)
+                self._known[key] = self.solve(level), self.scale(level), self.index(level, x)
+            solution, scale, index = self._known[key]
+        y, extra = self._checked(self.network(_scaled(x, scale), index, condition), x)
         return Estimate.solved(solution, x, y, extra)
 
     def solve(self, level: Level) -> Solution:
@@ -158,11 +162,16 @@ class Denoiser(nn.Module):
         Raises:
             ShapeError: the network's output does not fit x.
         """
-        return self._checked(self.network(x, self.index(level, x), condition), x)
+        return self._checked(self.network(_scaled(x, self.scale(level)), self.index(level, x), condition), x)
+
+    def scale(self, level: Level) -> Number:
+        """What x is multiplied with before the network sees it; 1 without preconditioning."""
+        return self.prediction.scale(level) if isinstance(self.prediction, Preconditioning) else 1.0
 
     def index(self, level: Level, x: Tensor) -> Tensor:
         """What the network is told, (B,) float32: the index of the level, the noisiest one where parts differ."""
-        index = self.process.index(level)
+        told = self.prediction if isinstance(self.prediction, Preconditioning) else self.process
+        index = told.index(level)
         if not isinstance(index, Tensor):
             return torch.full((len(x),), float(index), dtype=torch.float32, device=x.device)
         index = index.flatten(1).amax(1) if index.ndim > 1 else index
@@ -181,3 +190,7 @@ class Denoiser(nn.Module):
         if y.shape != x.shape:
             raise ShapeError(f"the network returned {tuple(y.shape)} for x {tuple(x.shape)}: the shapes must agree")
         return y.to(x.dtype), extra
+
+
+def _scaled(x: Tensor, scale: Number) -> Tensor:
+    return like(scale, x) * x if isinstance(scale, Tensor) or scale != 1 else x

@@ -2,50 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from unveil.core.grid import Grid, at_half_log_snr
 from unveil.core.process import DATA, DiscreteVP, Process
-from unveil.types import Level, RecipeError, nearest
-
-
-class Grid(Sequence[Level]):
-    """Levels of one process, noise first; the last one is where the sample ends, and is not evaluated."""
-
-    def __init__(self, process: Process, levels: Iterable[Level]) -> None:
-        self.process = process
-        self._levels = list(levels)
-        if len(self._levels) < 2:
-            raise RecipeError(
-                f"a grid of {len(self._levels)} levels: a sampler needs at least 1 network call, 2 levels"
-            )
-
-    def __len__(self) -> int:
-        """The number of levels, one more than network calls of a first-order sampler."""
-        return len(self._levels)
-
-    def __getitem__(self, k):  # type: ignore[no-untyped-def]  # int or slice, as Sequence has it
-        """Level k, 0 the noisiest."""
-        return self._levels[k]
-
-    def at(self, half_log_snr: float) -> Level:
-        """A level between or beyond the grid's own."""
-        return self.process.at(self.process.t_of(half_log_snr))
-
-    def start(self, noise: Tensor) -> Tensor:
-        """What a sampler's x must be: standard normal noise (B, ...) at the first level.
-
-        The mean of the data is taken as 0 and its variance as 1 where alpha > 0, so a variance-preserving
-        process starts from the noise itself, as published.
-        """
-        first = self._levels[0]
-        return (first.alpha**2 + first.sigma**2) ** 0.5 * noise
-
-    def map(self, change: Callable[[Level], Level]) -> Grid:
-        """The grid with every level changed, for example by `process.partly`."""
-        return Grid(self.process, map(change, self._levels))
+from unveil.core.real import Number
+from unveil.types import RecipeError, nearest
 
 
 def uniform(process: Process, steps: int) -> Grid:
@@ -62,16 +29,153 @@ def uniform(process: Process, steps: int) -> Grid:
     return Grid(process, [process.at((steps - i) / steps) for i in range(steps + 1)])
 
 
-def at_times(process: Process, times: Sequence[float]) -> Grid:
-    """A user's own times, falling; append 0.0 to end at the data."""
+def at_times(process: Process, times: Sequence[Number]) -> Grid:
+    """A user's own times, falling, floats or tensors; append 0.0 to end at the data."""
     return Grid(process, [process.at(t) for t in times])
 
 
-def uniform_log_snr(process: Process, steps: int, *, low: float, high: float) -> Grid:
-    """Evenly spaced in log(alpha / sigma) from low (noise) to high, without a last step onto the data."""
+def linear_quadratic(process: Process, steps: int, *, fine: int = 1000) -> Grid:
+    """The first half of the steps as wide as those of a run of `fine` steps, then widths that grow evenly in t.
+
+    Args:
+        process: any; meant for rectified flow.
+        steps: network calls, 1 to `fine`.
+        fine: steps of the run whose beginning is followed.
+
+    Raises:
+        RecipeError: steps outside this range.
+
+    Source: Polyak et al. 2024, section 3.4.2 (arXiv:2410.13720), with widths that join without a jump.
+    """
     _check(steps)
-    places = [low + (high - low) * i / steps for i in range(steps + 1)]
-    return Grid(process, [process.at(process.t_of(place)) for place in places])
+    if steps > fine:
+        raise RecipeError(f"steps = {steps}: this grid follows a run of {fine} steps, so at most {fine}; raise fine=")
+    slow = steps // 2
+    rest = steps - slow
+    bend = (1 - steps / fine) / rest**2
+    gone = [i / fine + bend * max(i - slow, 0) ** 2 for i in range(steps)]
+    return at_times(process, [*(1 - share for share in gone), 0.0])
+
+
+# ---------------------------------------------------------------------- by the ratio of noise to signal
+
+
+def from_sigmas(process: Process, sigmas: Sequence[float]) -> Grid:
+    """A user's own sigmas, falling; append 0.0 to end at the data.
+
+    Args:
+        process: any.
+        sigmas: noise per signal, sigma / alpha: what sigma is where the data is not scaled (VE, EDM).
+
+    Raises:
+        RecipeError: sigmas that do not fall, or that the process does not reach.
+    """
+    for k, sigma in enumerate(sigmas):
+        if not 0 <= sigma < math.inf:
+            raise RecipeError(f"sigma {k} = {sigma}: must be a number of at least 0")
+        if k and sigma >= sigmas[k - 1]:
+            raise RecipeError(f"sigma {k} = {sigma}: a grid goes from noise to data, so below {sigmas[k - 1]}")
+    return Grid(process, [at_half_log_snr(process, -math.log(s) if s else math.inf) for s in sigmas])
+
+
+def karras(
+    process: Process,
+    steps: int,
+    *,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    rho: float = 7.0,
+) -> Grid:
+    """Evenly spaced in (sigma / alpha)^(1 / rho), and a last step onto the data.
+
+    Args:
+        process: any.
+        steps: network calls, at least 1; the grid has steps + 1 levels.
+        sigma_min: sigma / alpha of the last call; None: where training of the process begins.
+        sigma_max: sigma / alpha of the first call; None: that of t = 1.
+        rho: above 0; larger puts more levels near the data, 1 is even in sigma / alpha.
+
+    Raises:
+        RecipeError: the process reaches alpha = 0 at t = 1 and sigma_max was not given, or a range or rho that
+            cannot be.
+
+    Source: Karras et al. 2022, eq. 5 (arXiv:2206.00364).
+    """
+    _check(steps)
+    if rho <= 0:
+        raise RecipeError(f"rho = {rho}: must be above 0; 7 is usual")
+    low, high = _range(process, sigma_min, sigma_max)
+    first, last = high ** (1 / rho), low ** (1 / rho)
+    return _onto_data(process, [(first + part * (last - first)) ** rho for part in _parts(steps)])
+
+
+def exponential(
+    process: Process, steps: int, *, sigma_min: float | None = None, sigma_max: float | None = None
+) -> Grid:
+    """Evenly spaced in log(sigma / alpha), and a last step onto the data; arguments and errors are `karras`'s."""
+    return polyexponential(process, steps, sigma_min=sigma_min, sigma_max=sigma_max, rho=1.0)
+
+
+def polyexponential(
+    process: Process,
+    steps: int,
+    *,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    rho: float = 1.0,
+) -> Grid:
+    """log(sigma / alpha) falls as the power rho of an even ramp, and a last step onto the data.
+
+    rho above 1 puts more levels near the data, 1 is `exponential`; other arguments and errors are `karras`'s.
+
+    Source: the k-diffusion library.
+    """
+    _check(steps)
+    if rho <= 0:
+        raise RecipeError(f"rho = {rho}: must be above 0; 1 is usual")
+    low, high = _range(process, sigma_min, sigma_max)
+    width = math.log(high) - math.log(low)
+    return _onto_data(process, [math.exp((1 - part) ** rho * width + math.log(low)) for part in _parts(steps)])
+
+
+def vp(process: Process, steps: int, *, beta_d: float = 19.9, beta_min: float = 0.1, smallest: float = 1e-3) -> Grid:
+    """The ratios sigma / alpha of the linear VP process at even times, on any process; last step onto the data.
+
+    Args:
+        process: any that reaches them.
+        steps: network calls, at least 1.
+        beta_d: rise of beta from t = 0 to 1.
+        beta_min: beta at t = 0.
+        smallest: t of the last call.
+
+    Source: Karras et al. 2022, table 1, first column (arXiv:2206.00364).
+    """
+    _check(steps)
+    times = [1 + part * (smallest - 1) for part in _parts(steps)]
+    return _onto_data(process, [math.sqrt(math.expm1(0.5 * beta_d * t * t + beta_min * t)) for t in times])
+
+
+def uniform_log_snr(process: Process, steps: int, *, low: float | None = None, high: float | None = None) -> Grid:
+    """Evenly spaced in log(alpha / sigma) from low (noise) to high, without a last step onto the data.
+
+    Args:
+        process: any.
+        steps: network calls, at least 1.
+        low: None: that of t = 1.
+        high: None: where training of the process begins.
+
+    Raises:
+        RecipeError: low is not below high, or the process reaches alpha = 0 at t = 1 and low was not given.
+    """
+    _check(steps)
+    first = -math.log(_noisiest(process)) if low is None else low
+    last = -math.log(_cleanest(process)) if high is None else high
+    if not first < last:
+        raise RecipeError(f"low = {first:.4g}, high = {last:.4g}: log(alpha / sigma) must rise from noise to data")
+    return Grid(process, [at_half_log_snr(process, first + (last - first) * i / steps) for i in range(steps + 1)])
+
+
+# ---------------------------------------------------------------------- by the indices of a discrete process
 
 
 def at_indices(process: Process, indices: Iterable[int]) -> Grid:
@@ -157,6 +261,12 @@ def respaced_indices(total: int, spacing: str) -> list[int]:
 
 GRIDS: dict[str, Callable[[Process, int], Grid]] = {
     "uniform": uniform,
+    "uniform-log-snr": uniform_log_snr,
+    "linear-quadratic": linear_quadratic,
+    "karras": karras,
+    "exponential": exponential,
+    "polyexponential": polyexponential,
+    "vp": vp,
     "leading": leading,
     "trailing": trailing,
     "quadratic": quadratic,
@@ -177,6 +287,44 @@ def _whole_stride(total: int, count: int) -> list[int]:
         if len(range(0, total, stride)) == count:
             return list(range(0, total, stride))
     raise RecipeError(f"'ddim{count}': no whole stride gives {count} of {total} steps; try another number or '{count}'")
+
+
+def _parts(steps: int) -> list[float]:
+    """0 to 1, one for each call; a single call is the first."""
+    return [i / max(steps - 1, 1) for i in range(steps)]
+
+
+def _onto_data(process: Process, sigmas: Sequence[float]) -> Grid:
+    return from_sigmas(process, [*sigmas, 0.0])
+
+
+def _range(process: Process, sigma_min: float | None, sigma_max: float | None) -> tuple[float, float]:
+    high = _noisiest(process) if sigma_max is None else sigma_max
+    low = min(_cleanest(process), high) if sigma_min is None else sigma_min
+    if not 0 < low <= high < math.inf:
+        raise RecipeError(f"sigma_min = {low:.4g}, sigma_max = {high:.4g}: must be 0 < sigma_min <= sigma_max")
+    return low, high
+
+
+def _noisiest(process: Process) -> float:
+    """Sigma / alpha at t = 1."""
+    level = process.at(1.0)
+    assert not isinstance(level.alpha, Tensor)
+    assert not isinstance(level.sigma, Tensor)
+    if level.alpha == 0:
+        raise RecipeError(
+            f"{type(process).__name__} reaches alpha = 0, where sigma / alpha is infinite: give this grid a noisy end "
+            "(sigma_max, or low), or use the grid 'uniform'"
+        )
+    return level.sigma / level.alpha
+
+
+def _cleanest(process: Process) -> float:
+    """Sigma / alpha at the smallest time that the process is trained at."""
+    level = process.at(process.within(torch.zeros(1, dtype=torch.float64)).item())
+    assert not isinstance(level.alpha, Tensor)
+    assert not isinstance(level.sigma, Tensor)
+    return level.sigma / level.alpha
 
 
 def _check(steps: int) -> None:

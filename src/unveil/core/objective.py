@@ -80,8 +80,8 @@ class Diffusion:
         self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, streams: Streams, step: int
     ) -> Loss:
         """The loss of a batch x0 (B, ...) at training step `step`, with that step's random numbers."""
-        u, importance = self.time.draw(streams.uniform(step, TIME), streams.samples)
-        t = denoiser.process.trainable(u)
+        u = streams.uniform(step, TIME)
+        t, importance = self.time.times(denoiser.process, u, streams.samples)
         noise = streams.normal(x0.shape[1:], step, NOISE).to(x0)
         return self.at(denoiser, x0, condition, t, noise, importance)
 

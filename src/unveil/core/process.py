@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -15,7 +14,8 @@ from unveil.core import real
 from unveil.core.real import Number
 from unveil.types import Level, RecipeError, nearest
 
-DATA = Level(0.0, 1.0, 0.0, 0.0, math.nan)  # clean data, where every process here begins
+# Clean data, where a sample ends. Any dsigma but 0 lets a velocity, too, say that x0 is x there.
+DATA = Level(0.0, 1.0, 0.0, 0.0, 1.0)
 
 
 class Process(Protocol):
@@ -25,8 +25,8 @@ class Process(Protocol):
         """The level at t in [0, 1]: floats for a float, float64 tensors for a tensor."""
         ...
 
-    def t_of(self, half_log_snr: float) -> float:
-        """The inverse: the time at which log(alpha / sigma) takes this value."""
+    def t_of(self, half_log_snr: Number) -> Number:
+        """The inverse: the time at which log(alpha / sigma) takes this value; floats or float64 tensors."""
         ...
 
     def index(self, level: Level) -> Number:
@@ -34,7 +34,15 @@ class Process(Protocol):
         ...
 
     def trainable(self, u: Tensor) -> Tensor:
-        """Times in (0, 1] at which a network is trained, from uniform numbers in [0, 1)."""
+        """Times in [0, 1] at which a network is trained, evenly spread, from uniform numbers in [0, 1)."""
+        ...
+
+    def within(self, t: Tensor) -> Tensor:
+        """The times at which a network is trained that are nearest to t, for times drawn by other rules."""
+        ...
+
+    def prior(self, level: Level) -> Number:
+        """The deviation of x at a noisy level where nothing is known of x0: what a sample starts from."""
         ...
 
 
@@ -71,7 +79,7 @@ class LinearVP:
 
     def at(self, t: Number) -> Level:
         """The level at t."""
-        _check_t(t)
+        check_time(t)
         beta = self.beta_min + t * (self.beta_max - self.beta_min)
         total = t * self.beta_min + 0.5 * t * t * (self.beta_max - self.beta_min)
         alpha = real.exp(-0.5 * total)
@@ -79,11 +87,11 @@ class LinearVP:
         dalpha = -0.5 * beta * alpha
         return Level(t, alpha, sigma, dalpha, real.divide(-1.0 * alpha * dalpha, sigma, math.inf))
 
-    def t_of(self, half_log_snr: float) -> float:
+    def t_of(self, half_log_snr: Number) -> Number:
         """The time of a half log-SNR."""
-        total = math.log1p(math.exp(-2 * half_log_snr))  # -2 log(alpha)
+        total = _softplus(-2 * half_log_snr)  # -2 log(alpha)
         rise = self.beta_max - self.beta_min
-        return 2 * total / (math.sqrt(self.beta_min**2 + 2 * rise * total) + self.beta_min)
+        return 2 * total / (real.sqrt(self.beta_min**2 + 2 * rise * total) + self.beta_min)
 
     def index(self, level: Level) -> Number:
         """T in thousandths, the range that DDPM's time embedding was made for."""
@@ -92,6 +100,15 @@ class LinearVP:
     def trainable(self, u: Tensor) -> Tensor:
         """(0, 1], kept off the data end, where eps has no trace in x."""
         return 1 - u * (1 - 1e-5)
+
+    def within(self, t: Tensor) -> Tensor:
+        """(0, 1], kept off the data end by 1e-5."""
+        return t.clamp(1e-5, 1)
+
+    def prior(self, level: Level) -> Number:
+        """1: the variance of data is taken as 1."""
+        del level
+        return 1.0
 
 
 @dataclass(frozen=True)
@@ -107,16 +124,17 @@ class CosineVP:
 
     def at(self, t: Number) -> Level:
         """The level at t."""
-        _check_t(t)
+        check_time(t)
         angle = 0.5 * math.pi * t
         alpha, sigma = real.cos(angle), real.sin(angle)
         if not isinstance(t, Tensor) and t == 1:
             alpha = 0.0  # cos(pi / 2) rounds to 6e-17
         return Level(t, alpha, sigma, -0.5 * math.pi * sigma, 0.5 * math.pi * alpha)
 
-    def t_of(self, half_log_snr: float) -> float:
+    def t_of(self, half_log_snr: Number) -> Number:
         """The time of a half log-SNR."""
-        return 2 / math.pi * math.atan(math.exp(-half_log_snr))
+        ratio = real.exp(-1.0 * half_log_snr)
+        return 2 / math.pi * (ratio.atan() if isinstance(ratio, Tensor) else math.atan(ratio))
 
     def index(self, level: Level) -> Number:
         """T in thousandths, the range that DDPM's time embedding was made for."""
@@ -125,6 +143,15 @@ class CosineVP:
     def trainable(self, u: Tensor) -> Tensor:
         """(0, 1), kept off both ends by 1e-4."""
         return 1e-4 + (1 - u) * (1 - 2e-4)
+
+    def within(self, t: Tensor) -> Tensor:
+        """(0, 1), kept off both ends by 1e-4."""
+        return t.clamp(1e-4, 1 - 1e-4)
+
+    def prior(self, level: Level) -> Number:
+        """1: the variance of data is taken as 1."""
+        del level
+        return 1.0
 
 
 # ---------------------------------------------------------------------- discrete time
@@ -136,11 +163,12 @@ class DiscreteVP:
     Index i lies at t = (i + 1) / N, so that t = 0 is clean data, one step below index 0. Between
     indices log(alpha / sigma) is interpolated linearly ("log-snr", k-diffusion's rule) or log(alpha) is
     ("log-alpha", DPM-Solver's), which lets every continuous sampler run. Below index 0 the first line
-    goes on until t = 0, where the level jumps to clean data: data itself has no finite ratio. The
+    goes on until t = 0, where the level jumps to clean data: data itself has no finite ratio. A last beta of
+    1 leaves alpha = 0 at t = 1; on the way there, where no logarithm can be interpolated, alpha is. The
     derivatives are those of the interpolant, at an index those of the segment below it.
 
     Args:
-        betas: variance added by each step, inside (0, 1), at least two.
+        betas: variance added by each step, inside (0, 1), at least two; the last may be 1.
         interpolate: what is linear between indices.
         rescale: give the network index * rescale / N, as Improved DDPM does with 1000; None gives the index.
         rounding: "nearest" gives a network that was trained on whole indices nothing else.
@@ -163,8 +191,8 @@ class DiscreteVP:
         if table.ndim != 1 or len(table) < 2:
             raise RecipeError(f"betas: {table.numel()} given; a schedule needs a list of at least 2")
         for i, beta in enumerate(table.tolist()):
-            if not 0 < beta < 1:
-                raise RecipeError(f"betas[{i}] = {beta}: must lie inside (0, 1)")
+            if not 0 < beta < 1 and not (beta == 1 and i == len(table) - 1):
+                raise RecipeError(f"betas[{i}] = {beta}: must lie inside (0, 1); the last one may be 1")
         self.betas = table
         self.steps = len(table)
         self.interpolate = interpolate
@@ -174,7 +202,8 @@ class DiscreteVP:
         self.alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - table, 0)])
         ratio = self.alpha_bar.log() - (1 - self.alpha_bar).log() if interpolate == "log-snr" else self.alpha_bar.log()
         self._keys = 0.5 * ratio
-        self._key_list: list[float] = self._keys.tolist()
+        self._reaches_noise = bool(self.alpha_bar[-1] == 0)
+        self._last_alpha = self.alpha_bar[-2].sqrt()  # where the way down to alpha = 0 begins
 
     def __repr__(self) -> str:
         """The facts that tell two tables apart."""
@@ -187,37 +216,45 @@ class DiscreteVP:
         Raises:
             RecipeError: t outside [0, 1].
         """
-        _check_t(t)
+        check_time(t)
         place = torch.as_tensor(t, dtype=torch.float64) * self.steps
         below = place.ceil().long().sub(1).clamp(1, self.steps - 1)
         slope = self._keys[below + 1] - self._keys[below]
-        alpha2 = self._alpha2(self._keys[below] + (place - below) * slope)
+        alpha2 = self._alpha2(self._keys[below] + (place - below) * slope).clamp(max=1)
         whole = place.round()
         exact = (place - whole).abs() < 1e-9 * self.steps
+        falling = (below == self.steps - 1) & self._reaches_noise
+        alpha2 = torch.where(falling, (self._last_alpha * (self.steps - place)) ** 2, alpha2)
         alpha2 = torch.where(exact, self.alpha_bar[whole.long()], alpha2)
         alpha, sigma2 = alpha2.sqrt(), 1 - alpha2
         # d log(alpha) / dt is the slope itself, or sigma^2 times that of the half log-SNR
         dalpha = alpha * slope * self.steps * (sigma2 if self.interpolate == "log-snr" else 1.0)
+        dalpha = torch.where(falling, -self._last_alpha * self.steps, dalpha)
         sigma = sigma2.sqrt()
         level = Level(t, alpha, sigma, dalpha, -alpha * dalpha / sigma)
         return level if isinstance(t, Tensor) else Level(t, *(v.item() for v in level[1:] if isinstance(v, Tensor)))
 
-    def t_of(self, half_log_snr: float) -> float:
+    def t_of(self, half_log_snr: Number) -> Number:
         """The time of a half log-SNR, by the same interpolation.
 
         Raises:
             RecipeError: the table does not reach this ratio.
         """
-        key = half_log_snr if self.interpolate == "log-snr" else -0.5 * math.log1p(math.exp(-2 * half_log_snr))
-        above = min(max(bisect_left(self._key_list, -key, key=lambda k: -k), 2), self.steps)
-        low, high = self._key_list[above - 1], self._key_list[above]
-        t = (above - 1 + (key - low) / (high - low)) / self.steps
-        if not -1e-9 <= t <= 1 + 1e-9:
+        wanted = torch.as_tensor(half_log_snr, dtype=torch.float64)
+        key = wanted if self.interpolate == "log-snr" else -0.5 * torch.logaddexp(-2 * wanted, torch.zeros_like(wanted))
+        above = torch.searchsorted(-self._keys, -key).clamp(2, self.steps)
+        low, high = self._keys[above - 1], self._keys[above]
+        place = above - 1 + (key - low) / (high - low)
+        falling = (above == self.steps) & self._reaches_noise
+        place = torch.where(falling, self.steps - self._alpha2(key).sqrt() / self._last_alpha, place)
+        t = place / self.steps
+        if not bool(((t >= -1e-9) & (t <= 1 + 1e-9)).all()):
             noisiest, cleanest = (self.at(e).half_log_snr for e in (1.0, 1 / self.steps))
             raise RecipeError(
-                f"log(alpha / sigma) = {half_log_snr:.4g}: this schedule holds {noisiest:.4g} to {cleanest:.4g}"
+                f"log(alpha / sigma) = {half_log_snr}: this schedule holds {noisiest:.4g} to {cleanest:.4g}"
             )
-        return min(max(t, 0.0), 1.0)
+        t = t.clamp(0, 1)
+        return t if isinstance(half_log_snr, Tensor) else t.item()
 
     def t_of_index(self, index: Number) -> Number:
         """The time of an index: (index + 1) / N."""
@@ -237,14 +274,35 @@ class DiscreteVP:
         """The table's own times, each equally often."""
         return (u * self.steps).floor().clamp(max=self.steps - 1).add(1) / self.steps
 
+    def within(self, t: Tensor) -> Tensor:
+        """The nearest time of the table."""
+        return (t * self.steps).round().clamp(1, self.steps) / self.steps
+
+    def prior(self, level: Level) -> Number:
+        """1: the variance of data is taken as 1."""
+        del level
+        return 1.0
+
     def _alpha2(self, key: Tensor) -> Tensor:
         return torch.sigmoid(2 * key) if self.interpolate == "log-snr" else (2 * key).exp()
 
 
-def _check_t(t: Number) -> None:
-    inside = bool(((t >= 0) & (t <= 1)).all()) if isinstance(t, Tensor) else 0 <= t <= 1
+def check_time(t: Number, most: float = 1.0) -> None:
+    """Nothing, where every t lies in [0, most].
+
+    Raises:
+        RecipeError: a time outside.
+    """
+    inside = bool(((t >= 0) & (t <= most)).all()) if isinstance(t, Tensor) else 0 <= t <= most
     if not inside:
-        raise RecipeError(f"t = {t}: must lie in [0, 1], 0 the data and 1 the noise")
+        raise RecipeError(f"t = {t}: must lie in [0, {most:g}], 0 the data and 1 the noise")
+
+
+def _softplus(value: Number) -> Number:
+    """log(1 + exp(value))."""
+    if isinstance(value, Tensor):
+        return torch.logaddexp(value, torch.zeros_like(value))
+    return math.log1p(math.exp(value))
 
 
 # ---------------------------------------------------------------------- tables of betas
@@ -282,7 +340,7 @@ def betas(kind: str, steps: int, *, start: float = 1e-4, end: float = 0.02) -> T
         kind: a name in `BETAS`.
         steps: length of the table, at least 2.
         start: the first beta, for the kinds that have one.
-        end: the last beta. "jsd" ends at beta = 1, which destroys x: drop its last entry to use it.
+        end: the last beta. "jsd" ends at beta = 1, which destroys x: eps-prediction fails there.
 
     Raises:
         RecipeError: an unknown kind, or fewer than 2 steps.
@@ -292,3 +350,19 @@ def betas(kind: str, steps: int, *, start: float = 1e-4, end: float = 0.02) -> T
     if steps < 2:
         raise RecipeError(f"steps = {steps}: a schedule needs at least 2")
     return BETAS[kind](steps, start, end)
+
+
+def zero_terminal_snr(table: Tensor) -> Tensor:
+    """The table whose last level holds no data at all: alpha moved and stretched so that it ends at 0.
+
+    The first level stays as it is. eps-prediction has nothing to say at the last one: predict v or x0.
+
+    Args:
+        table: betas, (steps,).
+
+    Source: Lin et al. 2023, algorithm 1 (arXiv:2305.08891).
+    """
+    alpha = torch.cumprod(1 - table.to(torch.float64), 0).sqrt()
+    alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+    alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), alpha**2])
+    return 1 - alpha_bar[1:] / alpha_bar[:-1]

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from unveil.types import RecipeError
+from unveil.core.process import Process
+from unveil.types import Level, RecipeError
 
 
 class TimeSampler(Protocol):
-    """From uniform numbers to uniform numbers of another distribution, with importance weights."""
+    """From uniform numbers to times of any process, with importance weights."""
 
-    def draw(self, u: Tensor, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """(B,) numbers in [0, 1) for `process.trainable`, and 1 / (density there), both float64.
+    def times(self, process: Process, u: Tensor, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Times (B,) at which a network is trained, and what the losses there are multiplied with, both float64.
 
         u: uniform in [0, 1), (B,). samples: the global number of each training example.
         """
@@ -24,6 +26,10 @@ class TimeSampler(Protocol):
 
 class Uniform:
     """Every time equally often."""
+
+    def times(self, process: Process, u: Tensor, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The process's own even spread, with weight 1."""
+        return process.trainable(self.draw(u, samples)[0]), torch.ones_like(u)
 
     def draw(self, u: Tensor, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The numbers themselves, with weight 1."""
@@ -34,18 +40,140 @@ class Uniform:
 class Stratified:
     """One time in each of `strata` equal parts in turn: fewer chance gaps than independent times.
 
+    Args:
+        strata: how many parts.
+        of: the distribution that is parted; None is the uniform one.
+
+    Raises:
+        RecipeError: fewer than one part.
+
     Source: Kingma et al. 2021, appendix I.1 (arXiv:2107.00630).
     """
 
-    def __init__(self, strata: int) -> None:
+    def __init__(self, strata: int, of: TimeSampler | None = None) -> None:
         if strata < 1:
             raise RecipeError(f"strata = {strata}: at least 1; the batch size is a good number")
         self.strata = strata
+        self.of = of or Uniform()
+
+    def times(self, process: Process, u: Tensor, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Times of the distribution, one in each part of it in turn."""
+        return self.of.times(process, self.draw(u, samples)[0], samples)
 
     def draw(self, u: Tensor, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Example n falls into part n mod strata."""
         part = torch.tensor([n % self.strata for n in samples], dtype=u.dtype)
         return (part + u) / self.strata, torch.ones_like(u)
+
+
+class LogNormal:
+    """log(sigma / alpha) normal: the same noise to signal under every process.
+
+    What lies beyond the ends of a process falls onto them; a table's nearest level is taken.
+
+    Args:
+        location: mean of log(sigma / alpha), EDM's P_mean.
+        scale: its deviation, P_std.
+
+    Raises:
+        RecipeError: a scale that is not above 0.
+
+    Source: Karras et al. 2022, table 1 (arXiv:2206.00364).
+    """
+
+    def __init__(self, location: float = -1.2, scale: float = 1.2) -> None:
+        self.location, self.scale = location, _above_0(scale)
+
+    def times(self, process: Process, u: Tensor, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The density is a part of the objective: weight 1."""
+        del samples
+        return _at(process, -(self.location + self.scale * torch.special.ndtri(u))), torch.ones_like(u)
+
+
+class LogitNormal:
+    """log(t / (1 - t)) normal in the process's own t, so that a shift of the process moves it.
+
+    Under rectified flow, unshifted, it is `LogNormal`: there sigma / alpha = t / (1 - t).
+
+    Args:
+        location: mean of the logit; above 0 is noisier.
+        scale: its deviation.
+
+    Raises:
+        RecipeError: a scale that is not above 0.
+
+    Source: Esser et al. 2024, eq. 19 (arXiv:2403.03206).
+    """
+
+    def __init__(self, location: float = 0.0, scale: float = 1.0) -> None:
+        self.location, self.scale = location, _above_0(scale)
+
+    def times(self, process: Process, u: Tensor, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The density is a part of the objective: weight 1."""
+        del samples
+        return process.within(torch.sigmoid(self.location + self.scale * torch.special.ndtri(u))), torch.ones_like(u)
+
+
+class UniformLogSNR:
+    """log(alpha / sigma) even between two ends, under any process.
+
+    Args:
+        low: the noisy end; None is where the process ends.
+        high: the clean end; None is where training on the process ends.
+
+    Raises:
+        RecipeError: ends that do not rise; while drawing: an end that is not finite.
+
+    Source: Kingma & Gao 2023, section 3 (arXiv:2303.00848).
+    """
+
+    def __init__(self, low: float | None = None, high: float | None = None) -> None:
+        if low is not None and high is not None and not low < high:
+            raise RecipeError(f"low = {low}, high = {high}: must rise")
+        self.low, self.high = low, high
+
+    def times(self, process: Process, u: Tensor, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The density is a part of the objective: weight 1."""
+        del samples
+        noisy, clean = _ends(process)
+        low, high = noisy if self.low is None else self.low, clean if self.high is None else self.high
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise RecipeError(f"log(alpha / sigma) from {low:g} to {high:g}: set low and high to finite numbers")
+        return _at(process, high + (low - high) * u), torch.ones_like(u)
+
+
+class Importance:
+    """Times in proportion to a density, and the weights that undo it: the loss of uniform times, with less spread.
+
+    Args:
+        density: of a level, at whatever scale, positive; best is the loss's own deviation there, such as
+            g^2 / sigma^2 for `score_matching.likelihood`.
+        cells: pieces on which the density is taken as constant, which costs no bias.
+
+    Source: Song et al. 2021, section 5.1 (arXiv:2101.09258), inverted numerically for any process.
+    """
+
+    def __init__(self, density: Callable[[Level], Tensor], cells: int = 1000) -> None:
+        self.density = density
+        self.cells = cells
+        self._known: tuple[Process, Tensor] | None = None
+
+    def times(self, process: Process, u: Tensor, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The process's even spread at numbers drawn with the density, and 1 / density.
+
+        Raises:
+            RecipeError: a density that is not positive and finite on the whole process.
+        """
+        del samples
+        if self._known is None or self._known[0] is not process:
+            middles = (torch.arange(self.cells, dtype=torch.float64) + 0.5) / self.cells
+            height = torch.as_tensor(self.density(process.at(process.trainable(middles))), dtype=torch.float64)
+            if not bool((torch.isfinite(height) & (height > 0)).all()):
+                raise RecipeError(f"density {self.density}: must be positive and finite on the whole of {process}")
+            self._known = process, height / height.sum()
+        share = self._known[1]
+        cell, inside = _invert(share, u)
+        return process.trainable((cell.double() + inside) / self.cells), 1 / (self.cells * share[cell])
 
 
 class SecondMoment:
@@ -69,6 +197,11 @@ class SecondMoment:
             return torch.full((self.steps,), 1 / self.steps, dtype=torch.float64)
         second = self.history_table.square().mean(1).sqrt()
         return second / second.sum() * (1 - self.uniform) + self.uniform / self.steps
+
+    def times(self, process: Process, u: Tensor, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The times of the drawn indices of a table of betas."""
+        place, weight = self.draw(u, samples)
+        return process.trainable(place), weight
 
     def draw(self, u: Tensor, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The middle of index i's interval, drawn by inverting the cumulative sum, and 1 / (steps p_i)."""
@@ -94,3 +227,30 @@ class SecondMoment:
         """Go on from a checkpoint."""
         self.history_table = state["history_table"].clone()
         self.counts = state["counts"].clone()
+
+
+def _above_0(scale: float) -> float:
+    if not scale > 0:
+        raise RecipeError(f"scale = {scale}: a deviation must be above 0")
+    return scale
+
+
+def _ends(process: Process) -> tuple[float, float]:
+    """log(alpha / sigma) at the noisiest and the cleanest time at which a network is trained."""
+    times = process.within(torch.tensor([1.0, 0.0], dtype=torch.float64))
+    noisy, clean = torch.as_tensor(process.at(times).half_log_snr).tolist()
+    return noisy, clean
+
+
+def _at(process: Process, half_log_snr: Tensor) -> Tensor:
+    """The trained times nearest to these levels."""
+    return process.within(torch.as_tensor(process.t_of(half_log_snr.clamp(*_ends(process)))))
+
+
+def _invert(share: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """The cell that holds u of the cumulative sum of shares, and how far into it u is, in [0, 1)."""
+    cumulative = share.cumsum(0)
+    cumulative = cumulative / cumulative[-1]
+    cell = torch.searchsorted(cumulative, u, right=True).clamp(max=len(share) - 1)
+    below = torch.cat([cumulative.new_zeros(1), cumulative])[cell]
+    return cell, ((u - below) / (cumulative[cell] - below)).clamp(0, 1 - 2.0**-53)

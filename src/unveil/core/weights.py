@@ -40,6 +40,27 @@ def p2(k: float = 1.0, gamma: float = 1.0) -> Weight:
     return lambda level: snr(level) / (k + snr(level)) ** gamma
 
 
+def edm(sigma_data: float = 0.5) -> Weight:
+    """1 / s^2 + alpha^2 / sigma^2, EDM's (sigma^2 + s^2) / (sigma s)^2 with sigma / alpha for sigma: 1 on its F.
+
+    Args:
+        sigma_data: s, the deviation of the data.
+
+    Source: Karras et al. 2022, table 1 and eq. 8 (arXiv:2206.00364).
+    """
+    return lambda level: 1 / sigma_data**2 + snr(level)
+
+
+def sigmoid(bias: float = 0.0) -> Weight:
+    """On eps: 1 in the noise, falling to 0 as a sigmoid of bias - log SNR.
+
+    Published over levels even in log-SNR: train with `times.UniformLogSNR`.
+
+    Source: Kingma & Gao 2023, section 5 (arXiv:2303.00848); Hoogeboom et al. 2024, section 3 (arXiv:2410.19324).
+    """
+    return lambda level: snr(level) * torch.sigmoid(bias - snr(level).log())
+
+
 def elbo(chain: Chain) -> Weight:
     """c0^2 / (2 var): that of the variational bound's terms, in nats. Source: Ho et al. 2020, eq. 8 and 12.
 
@@ -70,6 +91,8 @@ WEIGHTS: dict[str, Weight] = {
     "truncated-snr": truncated_snr,
     "min-snr": min_snr(),
     "p2": p2(),
+    "edm": edm(),
+    "sigmoid": sigmoid(),
 }
 
 

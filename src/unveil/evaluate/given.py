@@ -68,7 +68,7 @@ def evaluate_given(
     for start in range(0, count, batch):
         part = items[start : start + batch]
         raw = {key: torch.stack([item[key] for item in part]) for key in model.conditioners}
-        made.append(model.generate(raw=raw, count=len(part), seed=seed, first_sample=start, **how))
+        made.append(model.generate(raw=raw, count=len(part), seed=seed, first_sample=start, sampling=how))
         if on_batch is not None:
             on_batch(start + len(part))
     samples = torch.cat(made)
@@ -79,7 +79,7 @@ def evaluate_given(
         "pictures": count,
         "seed": seed,
         "rule": results["iou"]["rule"],
-        "sampling": {**how, "weights": "ema"},
+        "sampling": {**(sampling or model.sampling).brief(), "weights": "ema"},
         "held_out_sha256": _hash_of(items, state),
     }
     return Report(protocol, results, {}, {"data": state, "unveil": __version__, **(about or {})}, {"samples": image})

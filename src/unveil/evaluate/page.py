@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from html import escape
 from typing import Any
 
 from unveil.evaluate import draw
+from unveil.evaluate.html import document, figure, table
 from unveil.evaluate.report import Report, findings, flatten
-
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
-table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #8884; }
-td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
-img { max-width: 100%; background: #fff; border-radius: 4px; }
-.remark, figcaption { color: #777; font-size: .9rem; }
-.warning { border-left: 4px solid #b3261e; padding: .2rem 1rem; }
-code { font-size: .85rem; overflow-wrap: anywhere; }
-figure { margin: 1rem 0; }
-"""
 
 
 def page(report: Report) -> str:
@@ -35,24 +21,18 @@ def page(report: Report) -> str:
         _warning(report),
         _image(report, "samples", "The first samples of each class, nothing chosen."),
         "<h2>Findings</h2>",
-        _table(("", "95 % interval in brackets", ""), findings(report)),
+        table(("", "95 % interval in brackets", ""), findings(report)),
         *(f'<p class="remark">{escape(name)}: {escape(reason)}.</p>' for name, reason in report.missing.items()),
         *_read(report),
         *_fid(report),
         *_nearest(report),
         _image(report, "held_out", "Held-out pictures, for the eye."),
         "<h2>Protocol</h2>",
-        _table(("setting", "value"), [_setting(*pair) for pair in flatten(report.protocol).items()]),
+        table(("setting", "value"), [_setting(*pair) for pair in flatten(report.protocol).items()]),
         "<h2>About this run</h2>",
-        _table(("", ""), [_setting(*pair) for pair in flatten(report.about).items()]),
+        table(("", ""), [_setting(*pair) for pair in flatten(report.about).items()]),
     ]
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(part for part in parts if part)
-        + "\n</body>\n</html>\n"
-    )
+    return document(title, parts)
 
 
 def _warning(report: Report) -> str:
@@ -73,14 +53,14 @@ def _read(report: Report) -> Iterable[str]:
         (str(row["name"]), str(row["count"]), f"{row['value']:.1%}", f"{row['low']:.1%} to {row['high']:.1%}")
         for row in read["per_class"]
     ]
-    yield _figure(draw.class_chart(read["per_class"]), "Share of samples read as the class they were made for.")
-    yield _table(("class", "samples", "read as it", "95 % interval"), rows)
+    yield figure(draw.class_chart(read["per_class"]), "Share of samples read as the class they were made for.")
+    yield table(("class", "samples", "read as it", "95 % interval"), rows)
 
 
 def _fid(report: Report) -> Iterable[str]:
     if fid := report.results.get("fid"):
         yield "<h2>Frechet distance and its floor</h2>"
-        yield _figure(
+        yield figure(
             draw.floor_chart(fid["floor"]["values"], fid["value"]),
             "Real pictures differ from other real pictures too: the floor is what a perfect model would score.",
         )
@@ -90,7 +70,7 @@ def _nearest(report: Report) -> Iterable[str]:
     if not (near := report.results.get("nearest")):
         return
     yield '<h2 id="nearest">Nearest training pictures</h2>'
-    yield _figure(
+    yield figure(
         draw.nearest_chart(near["histogram"]),
         "A model that copies puts its samples left of the held-out pictures.",
     )
@@ -102,24 +82,4 @@ def _setting(key: str, value: Any) -> tuple[str, str]:
 
 
 def _image(report: Report, name: str, caption: str) -> str:
-    return _figure(report.images[name], caption) if name in report.images else ""
-
-
-def _figure(png: bytes, caption: str) -> str:
-    encoded = base64.b64encode(png).decode()
-    words = escape(caption)
-    return f'<figure><img alt="{words}" src="data:image/png;base64,{encoded}"><figcaption>{words}</figcaption></figure>'
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The second column holds the numbers."""
-    top = "".join(f"<th>{escape(head)}</th>" for head in heads) if any(heads) else ""
-    body = (
-        "<tr>"
-        + "".join(
-            f"<td{' class=number' if i == 1 and len(row) > 2 else ''}>{escape(cell)}</td>" for i, cell in enumerate(row)
-        )
-        + "</tr>"
-        for row in rows
-    )
-    return f"<table><tr>{top}</tr>{''.join(body)}</table>"
+    return figure(report.images[name], caption) if name in report.images else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, TypeVar
 
 import torch
@@ -113,3 +114,50 @@ class SelfAttention(nn.Module):
         gathered = attend(query, key, value).transpose(1, 2)  # (B, N, heads, D)
         tokens = self.out(gathered.reshape(batch, height * width, channels))
         return x + tokens.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+class Fir(nn.Module):
+    """Half or twice the size through a small low-pass filter, each channel by itself; no weights.
+
+    Args:
+        taps: of the separable filter, an even number, the same from both ends; (1, 1) averages, or repeats pixels.
+        way: `down` halves, `up` doubles.
+        padding: zeros around x, or on the way up pixels cut off the result; None: what makes it half or double.
+
+    Raises:
+        RecipeError: an odd number of taps, or taps that are not symmetric.
+
+    Source: Zhang 2019 (arXiv:1904.11486); Song et al. 2021, appendix H.1 (arXiv:2011.13456).
+    """
+
+    def __init__(self, taps: Sequence[float], way: Literal["down", "up"], *, padding: int | None = None) -> None:
+        super().__init__()
+        if not taps or len(taps) % 2 or list(taps) != list(taps)[::-1]:
+            raise RecipeError(
+                f"taps {list(taps)}: must be an even number and symmetric, such as [1, 1] or [1, 3, 3, 1]"
+            )
+        self.up = way == "up"
+        self.padding = (len(taps) - 1) // 2 if padding is None else padding
+        size = sum(taps) / (2 if self.up else 1)  # three of four pixels in are zeros on the way up
+        self.kernel = [[a * b / size**2 for b in taps] for a in taps]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, H/2, W/2) or (B, C, 2H, 2W)."""
+        if len(self.kernel) == 2 and self.padding == 0:
+            return F.interpolate(x, scale_factor=2.0, mode="nearest") if self.up else F.avg_pool2d(x, 2)
+        kernel = x.new_tensor(self.kernel).expand(x.shape[1], 1, -1, -1)
+        convolve = F.conv_transpose2d if self.up else F.conv2d
+        return convolve(x, kernel, stride=2, padding=self.padding, groups=x.shape[1])
+
+
+class FirConv(nn.Module):
+    """A 3x3 convolution and the filter that halves, as one linear step whose edges are padded once."""
+
+    def __init__(self, width: int, out: int, taps: Sequence[float]) -> None:
+        super().__init__()
+        self.fir = Fir(taps, "down", padding=0)
+        self.conv = nn.Conv2d(width, out, 3, padding=1 + (len(taps) - 1) // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, H, W) to (B, out, H/2, W/2)."""
+        return self.fir(self.conv(x))

@@ -230,6 +230,10 @@ def _attention(width: int, heads: int, config: UNetConfig) -> SelfAttention:
     return SelfAttention(width, config.heads_of(width, heads), norm=norm, order=config.attention_order)
 
 
+def _attention_at(level: int, width: int, heads: int, config: UNetConfig) -> nn.Module:
+    return _attention(width, heads, config) if config.rates[level] in config.attention else nn.Identity()
+
+
 class Level(nn.Module):
     """The blocks of one resolution, each with attention or nothing after it, and the way to the next resolution."""
 
@@ -276,6 +280,31 @@ class Up(Level):
         return h if self.resample is None else self.resample(h, time)
 
 
+def way_down(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
+    """The levels of the way down, and the widths of all that is then on the stack, the first convolution's included."""
+    width = config.stem_channels or config.widths[0]
+    stack, levels = [width], nn.ModuleList()
+    for level, out in enumerate(config.widths):
+        blocks, attention = [], []
+        for _ in range(config.blocks):
+            blocks.append(ResBlock(width, out, config))
+            attention.append(_attention_at(level, out, config.heads, config))
+            width = out
+            stack.append(width)
+        resample = None if level == len(config.widths) - 1 else _downsample(width, config)
+        if resample is not None:
+            stack.append(width)
+        levels.append(Down(blocks, attention, resample))
+    return levels, stack
+
+
+def middle(config: UNetConfig) -> Middle:
+    """The smallest resolution: block, attention, block."""
+    width = config.widths[-1]
+    blocks = [ResBlock(width, width, config) for _ in range(2)]
+    return Middle(blocks, [_attention(width, config.heads, config), nn.Identity()])
+
+
 class UNet(nn.Module):
     """The denoising network: (x, t, condition) to a tensor of x's size with `out_channels`."""
 
@@ -288,32 +317,18 @@ class UNet(nn.Module):
         heads_up = config.heads if config.heads_up is None else config.heads_up
 
         self.time = TimeEmbedding(config.channels, config.vector_dim, config.embedding)
-        width = config.stem_channels or widths[0]
-        self.enter = nn.Conv2d((config.in_channels + config.context_channels) * squares, width, 3, padding=1)
-        stack = [width]
-
-        self.down = nn.ModuleList()
-        for level, out in enumerate(widths):
-            blocks, attention = [], []
-            for _ in range(config.blocks):
-                blocks.append(ResBlock(width, out, config))
-                attention.append(self._attention_at(level, out, config.heads))
-                width = out
-                stack.append(width)
-            resample = None if level == last else _downsample(width, config)
-            if resample is not None:
-                stack.append(width)
-            self.down.append(Down(blocks, attention, resample))
-
-        middle = [ResBlock(width, width, config) for _ in range(2)]
-        self.middle = Middle(middle, [_attention(width, config.heads, config), nn.Identity()])
+        inputs = (config.in_channels + config.context_channels) * squares
+        self.enter = nn.Conv2d(inputs, config.stem_channels or widths[0], 3, padding=1)
+        self.down, stack = way_down(config)
+        self.middle = middle(config)
+        width = stack[-1]
 
         self.up = nn.ModuleList()
         for level in range(last, -1, -1):
             out, blocks, attention = widths[level], [], []
             for _ in range(config.blocks + 1):
                 blocks.append(ResBlock(width + stack.pop(), out, config))
-                attention.append(self._attention_at(level, out, heads_up))
+                attention.append(_attention_at(level, out, heads_up, config))
                 width = out
             self.up.append(Up(blocks, attention, None if level == 0 else _upsample(width, config)))
 
@@ -351,7 +366,3 @@ class UNet(nn.Module):
         for up in self.up:
             h = up(h, time, stack)
         return F.pixel_shuffle(self.leave(F.silu(self.norm(h))), config.patch)
-
-    def _attention_at(self, level: int, width: int, heads: int) -> nn.Module:
-        present = self.config.rates[level] in self.config.attention
-        return _attention(width, heads, self.config) if present else nn.Identity()

@@ -14,22 +14,28 @@ from typing import Literal
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from unveil.core.denoiser import Denoiser
+from unveil.conditioning.label import Label
+from unveil.core import precondition
+from unveil.core.denoiser import Denoiser, Estimate, Step
+from unveil.core.exploding import VE
+from unveil.core.flow import RectifiedFlow
 from unveil.core.noise import Streams
 from unveil.core.objective import Diffusion
-from unveil.core.prediction import eps, posterior_mean
-from unveil.core.process import DiscreteVP, betas
-from unveil.core.times import SecondMoment, Uniform
+from unveil.core.prediction import Prediction, eps, flow, posterior_mean
+from unveil.core.process import DiscreteVP, Process, betas
+from unveil.core.times import LogitNormal, SecondMoment, TimeSampler, Uniform
 from unveil.core.transition import chain_of
 from unveil.core.variance import VARIANCES, VarianceRule, is_learned
 from unveil.data.digits import digits
 from unveil.files import write_atomically
 from unveil.nn.unet import UNet, UNetConfig
-from unveil.types import NonFinite, NotWritable, OutOfResources
+from unveil.types import Condition, Level, NonFinite, NotWritable, OutOfResources
 
 LOOP = 2  # raised when `train` comes to compute something else, so that what was kept is not used any more
+CLASSES = 10
+DROP = 2  # the draw of an example's stream that says whether its label is dropped; the objective has 0 and 1
 
 
 @dataclass(frozen=True)
@@ -37,15 +43,21 @@ class Arm:
     """What may differ between two arms; everything else is the budget, which all arms of a run share.
 
     Attributes:
+        process: DDPM's linear or Improved DDPM's cosine betas, score SDE's exploding variance, or rectified flow.
+        prediction: "edm" is EDM's network output with its scaling of x, which exploding variance needs.
         objective: "simple" is L_simple, "bound" the variational bound, "hybrid" Improved DDPM's sum of both.
         time: how times are drawn in training; "second-moment" is loss-second-moment importance sampling.
+        modulation: how the time, and a label, enter a block: added, or as scale and shift (AdaGN).
+        drop: None trains without labels; else with them, and this share of them replaced by "none".
     """
 
-    betas: Literal["linear", "cosine"]
-    prediction: Literal["eps", "mean"] = "eps"
+    process: Literal["linear", "cosine", "ve", "flow"]
+    prediction: Literal["eps", "mean", "edm", "flow"] = "eps"
     objective: Literal["simple", "bound", "hybrid"] = "simple"
     variance: Literal["fixed-small", "learned-range"] = "fixed-small"
-    time: Literal["uniform", "second-moment"] = "uniform"
+    time: Literal["uniform", "second-moment", "logit-normal"] = "uniform"
+    modulation: Literal["add", "scale-shift"] = "add"
+    drop: float | None = None
 
     @property
     def rule(self) -> VarianceRule:
@@ -88,23 +100,76 @@ def to_unit(pixels: Tensor) -> Tensor:
     return pixels.float() / 127.5 - 1
 
 
+class Labelled(nn.Module):
+    """A network and the rows of its labels, trained and averaged as one."""
+
+    def __init__(self, network: UNet, drop: float) -> None:
+        super().__init__()
+        self.network = network
+        self.rows = Label(CLASSES, network.vector_dim, drop)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """The network's own."""
+        return self.network(x, t, condition)
+
+
 def build(arm: Arm, budget: Budget, seed: int) -> Denoiser:
     """The untrained network of an arm; arms of one seed start from the same weights."""
-    process = DiscreteVP(betas(arm.betas, budget.chain))
-    learns = is_learned(arm.rule)
-    config = UNetConfig(1, 2 if learns else 1, budget.channels, (1, 2), 1, groups=min(8, budget.channels // 2))
+    process, learns = _process(arm, budget), is_learned(arm.rule)
+    groups = min(8, budget.channels // 2)
+    config = UNetConfig(
+        1, 2 if learns else 1, budget.channels, (1, 2), 1, groups=groups, modulation=arm.modulation
+    )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = UNet(config)
-    prediction = eps if arm.prediction == "eps" else posterior_mean(chain_of(process))
-    return Denoiser(network, process, prediction=prediction, learns_variance=learns)
+        unet = UNet(config)
+        network = unet if arm.drop is None else Labelled(unet, arm.drop)
+    return Denoiser(network, process, prediction=_prediction(arm, process), learns_variance=learns)
+
+
+def _process(arm: Arm, budget: Budget) -> Process:
+    if arm.process == "ve":
+        return VE(0.01, 10.0)  # pairs of digits lie up to 9.6 apart
+    return RectifiedFlow() if arm.process == "flow" else DiscreteVP(betas(arm.process, budget.chain))
+
+
+def _prediction(arm: Arm, process: Process) -> Prediction:
+    if arm.prediction == "mean":
+        return posterior_mean(chain_of(process))
+    return {"eps": eps, "flow": flow, "edm": precondition.EDM()}[arm.prediction]
 
 
 def objective_of(arm: Arm, budget: Budget) -> Diffusion:
     """What an arm minimises."""
-    time_sampler = SecondMoment(budget.chain) if arm.time == "second-moment" else Uniform()
+    times: TimeSampler = Uniform()
+    if arm.time != "uniform":
+        times = SecondMoment(budget.chain) if arm.time == "second-moment" else LogitNormal()
     simple, bound = {"simple": (1.0, 0.0), "bound": (0.0, 1.0), "hybrid": (1.0, 0.001)}[arm.objective]
-    return Diffusion(simple=simple, bound=bound, variance=arm.rule, time=time_sampler)
+    return Diffusion(simple=simple, bound=bound, variance=arm.rule, time=times)
+
+
+def told(denoiser: Denoiser, labels: Tensor | None) -> Step:
+    """The step of a network that was trained with labels: told them (B,), or "none"."""
+    rows = _rows(denoiser)
+
+    def step(x: Tensor, level: Level) -> Estimate:
+        return denoiser(x, level, rows.null(len(x)) if labels is None else rows.encode(labels))
+
+    return step
+
+
+def _rows(denoiser: Denoiser) -> Label:
+    assert isinstance(denoiser.network, Labelled), "an arm without labels cannot be told one"
+    return denoiser.network.rows
+
+
+def _condition(denoiser: Denoiser, labels: Tensor, streams: Streams, step: int) -> Condition | None:
+    """What a batch is trained with: its labels, some of them dropped."""
+    if not isinstance(denoiser.network, Labelled):
+        return None
+    rows = denoiser.network.rows
+    given = rows.encode(labels)
+    return given.where(streams.uniform(step, DROP) >= rows.drop, rows.null(len(labels))) if rows.drop else given
 
 
 def train(arm: Arm, budget: Budget, seed: int, on_step: Callable[[], object] = lambda: None) -> Denoiser:
@@ -119,7 +184,9 @@ def train(arm: Arm, budget: Budget, seed: int, on_step: Callable[[], object] = l
     from unveil.train.order import Order
     from unveil.train.schedule import linear
 
-    data = to_unit(digits("train").pixels)
+    part = digits("train")
+    assert part.labels is not None
+    data = to_unit(part.pixels)
     denoiser, objective = build(arm, budget, seed), objective_of(arm, budget)
     order, average = Order(len(data), seed), Ema(denoiser, budget.ema)
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=budget.lr, betas=(0.9, 0.99), weight_decay=0.0)
@@ -127,8 +194,8 @@ def train(arm: Arm, budget: Budget, seed: int, on_step: Callable[[], object] = l
     for step in range(budget.steps):
         optimizer.param_groups[0]["lr"] = budget.lr * factor(step)
         numbers = range(step * budget.batch, (step + 1) * budget.batch)
-        x0 = data[[order.index(number) for number in numbers]]
-        loss = objective(denoiser, x0, None, Streams(seed, numbers), step)
+        rows, streams = [order.index(number) for number in numbers], Streams(seed, numbers)
+        loss = objective(denoiser, data[rows], _condition(denoiser, part.labels[rows], streams, step), streams, step)
         if not bool(torch.isfinite(loss.value)):
             raise NonFinite(f"{arm}, seed {seed}: the loss is {loss.value.item()} at step {step}")
         optimizer.zero_grad()

@@ -18,6 +18,9 @@ from unveil.study.verdict import LEAST_SEEDS, Comparison, Paper
 
 T = TypeVar("T")
 
+DIGITS = "scikit-learn digits, 8 x 8, unconditional: 1,347 to train on, 450 held out"
+LABELLED = "scikit-learn digits, 8 x 8, class-conditional: 1,347 to train on, 450 held out"
+
 # Two seeds that are this far apart make a placebo: the arm of seed s against itself with seed s + PLACEBO.
 PLACEBO = 100
 
@@ -161,9 +164,11 @@ class Bench:
 
 def describe(arm: Arm) -> str:
     """An arm in a few words."""
-    parts = [arm.betas, arm.prediction, arm.objective]
+    parts = [arm.process, arm.prediction, arm.objective]
     parts += [arm.variance] if arm.variance != "fixed-small" else []
-    parts += ["importance sampling"] if arm.time != "uniform" else []
+    parts += [{"second-moment": "importance sampling"}.get(arm.time, arm.time)] if arm.time != "uniform" else []
+    parts += [arm.modulation] if arm.modulation != "add" else []
+    parts += ["labels"] if arm.drop is not None else []
     return " + ".join(parts)
 
 
@@ -176,6 +181,7 @@ class Claim:
         paper: where it is made.
         method: how it is tested here, in a few sentences.
         run: the experiment.
+        data: what it is tested on.
     """
 
     name: str
@@ -183,6 +189,7 @@ class Claim:
     paper: str
     method: str
     run: Callable[[Bench], Findings]
+    data: str = DIGITS
 
 
 def compared(

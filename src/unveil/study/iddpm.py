@@ -32,7 +32,7 @@ _WHERE = "tables 1 and 2, ImageNet 64 x 64"
 
 
 def _schedule(bench: Bench) -> Findings:
-    cosine, linear = (bench.each_seed(a.betas, lambda s, a=a: quality(bench, a, s)) for a in (COSINE, LINEAR))
+    cosine, linear = (bench.each_seed(a.process, lambda s, a=a: quality(bench, a, s)) for a in (COSINE, LINEAR))
     again = bench.each_placebo("cosine", lambda seed: quality(bench, COSINE, seed))
     comparisons = [
         compared(

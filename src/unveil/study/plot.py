@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unveil.study.record import Record
 from unveil.study.verdict import interval
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _INK, _PALE = "#1f5fa8", "#9aa5b1"
 _LINES = (_INK, "#c2410c", "#15803d", "#7e22ce")
+_WHEEL = (_INK, "#c2410c", "#15803d", "#7e22ce", "#be185d", "#0e7490", "#a16207", "#4b5563")
+_STYLES = ("-", "--", ":", "-.")
 _COLOUR = {"shown": "#15803d", "reversed": "#b91c1c", "not shown": _INK}
 
 
@@ -84,3 +86,50 @@ def _figure(draw: Any, panels: int, size: tuple[float, float]) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format="png", metadata={"Software": None})  # the same bytes for the same numbers
     return content.getvalue()
+
+
+class Line(NamedTuple):
+    """A named line through points (x, y)."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+
+
+def lines_chart(
+    lines: Sequence[Line],
+    x_label: str,
+    y_label: str,
+    *,
+    log_x: bool = False,
+    log_y: bool = False,
+    level: float | None = None,
+    marks: Sequence[str] = (),
+) -> bytes:
+    """Many lines with their names beside them.
+
+    Args:
+        level: a dashed line across.
+        marks: what stands at the points of every line.
+    """
+
+    def draw(axes: Sequence[Axes]) -> None:
+        one = axes[0]
+        for number, line in enumerate(lines):
+            x, y = zip(*line.points, strict=True)
+            style = _STYLES[number // len(_WHEEL) % len(_STYLES)]
+            colour = _WHEEL[number % len(_WHEEL)]
+            one.plot(x, y, style, color=colour, marker="o", markersize=3.5, linewidth=1.3, label=line.name)
+            for mark, place in zip(marks, line.points, strict=False):
+                one.annotate(mark, place, textcoords="offset points", xytext=(4, 4), fontsize="small", color=colour)
+        if level is not None:
+            one.axhline(level, color=_PALE, linestyle="--", linewidth=1)
+        one.set(xlabel=x_label, ylabel=textwrap.fill(y_label, 44))
+        if log_x:
+            one.set_xscale("log")
+        if log_y:
+            one.set_yscale("log")
+        one.grid(alpha=0.3)
+        if len(lines) > 1:
+            one.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
+
+    return _figure(draw, 1, (8.4, max(4.0, 0.21 * len(lines))))

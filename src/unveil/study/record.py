@@ -27,7 +27,7 @@ def record_of(claim: Claim, bench: Bench, findings: Findings, cpu_seconds: float
         **found(findings, bench.scale),
         "curves": [_curve(curve) for curve in findings.curves],
         "notes": findings.notes,
-        "settings": settings(bench),
+        "settings": settings(claim, bench),
         "quick": bench.scale.quick,
         "cost": {
             "cpu_seconds": round(cpu_seconds, 1),
@@ -54,10 +54,10 @@ def found(findings: Findings, scale: Scale) -> Record:
     }
 
 
-def settings(bench: Bench) -> Record:
+def settings(claim: Claim, bench: Bench) -> Record:
     """What was trained and measured on."""
     return {
-        "data": "scikit-learn digits, 8 x 8, unconditional: 1,347 to train on, 450 held out",
+        "data": claim.data,
         "seeds": list(bench.seeds),
         "placebo_seeds": [seed + PLACEBO for seed in bench.seeds],
         "pictures": bench.scale.pictures,

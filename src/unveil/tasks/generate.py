@@ -10,11 +10,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from unveil.checkpoints.guide import Guide
+from unveil.conditioning.label import Label
+from unveil.config import SampleConfig
+from unveil.core import guidance
 from unveil.core.samplers import Progress
+from unveil.core.samplers.ancestral import Shift
 from unveil.model import Model
 from unveil.pictures import to_pixels
 from unveil.types import MediaError, RecipeError, WeightsError, nearest
 
+_UNSET = dict.fromkeys(("eta", "interval", "channels"))  # settings that a record may lack
+LABEL = "label"  # the key of what a classifier guides towards
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -23,6 +30,13 @@ class Source(NamedTuple):
 
     name: str
     sha256: str
+
+
+class Guided(NamedTuple):
+    """Guidance by a noisy classifier towards the labels of a request; scale 1 is Bayes' rule."""
+
+    classifier: Guide
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -34,6 +48,7 @@ class Request:
         seed: of the set; `first` is the number of its first sample, and `count` how many are made.
         batch: at a time; the last one may be smaller.
         sampling: changes of the model's own settings, by the names of `SampleConfig.flat`.
+        guided: by a noisy classifier, towards given["label"], which the model itself need not take.
     """
 
     given: Mapping[str, Sequence[Any]] = field(default_factory=dict)
@@ -43,6 +58,7 @@ class Request:
     batch: int = 16
     sampling: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
+    guided: Guided | None = None
 
     def __post_init__(self) -> None:
         for name, low in (("count", 1), ("batch", 1), ("seed", 0), ("first", 0)):
@@ -84,13 +100,15 @@ def generate(
         count = min(request.batch, request.count - start)
         rows = {key: values[start : start + count] for key, values in given.items()}
         film = _Film(frames, on_step)
+        shift = None if request.guided is None else _shift(model, request.guided, rows)
         samples = model.generate(
-            raw=rows,
+            raw={key: values for key, values in rows.items() if shift is None or key in model.conditioners},
             count=count,
             seed=request.seed,
             first_sample=request.first + start,
             on_step=film,
-            **sampling,
+            sampling=sampling,
+            shift=shift,
         )
         pixels = to_pixels(samples)
         shots = film.shots(samples)
@@ -108,13 +126,24 @@ def generate(
                 "given": {key: values[row] for key, values in rows.items()},
                 "batch": batch,
             }
+            if (guided := request.guided) is not None:
+                classifier = {"name": guided.classifier.name, "sha256": guided.classifier.sha256}
+                facts["classifier"] = {**classifier, "scale": guided.scale}
             yield Picture(samples[row], pixels[row], facts, shots[row])
 
 
 def repeat(
-    model: Model, facts: Mapping[str, Any], source: Source, on_step: Callable[[], object] | None = None
+    model: Model,
+    facts: Mapping[str, Any],
+    source: Source,
+    on_step: Callable[[], object] | None = None,
+    *,
+    classifier: Guide | None = None,
 ) -> Picture:
     """The same picture again, from its record: its whole batch is drawn, since kernels differ by batch.
+
+    Args:
+        classifier: that guided it, if one did.
 
     Raises:
         MediaError: the record lacks something.
@@ -128,8 +157,9 @@ def repeat(
             first=int(batch["first"]),
             count=int(batch["count"]),
             batch=int(batch["count"]),
-            sampling={name: facts[name] for name in model.sampling.flat()},
+            sampling={name: facts[name] for name in SampleConfig().flat() | _UNSET if name in facts},
             dtype=str(facts["dtype"]),
+            guided=_guided_by(facts.get("classifier"), classifier),
         )
         place = int(facts["sample"]) - request.first
         threads = int(facts["threads"])
@@ -157,6 +187,36 @@ def versions() -> dict[str, str]:
     return {"unveil": unveil.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
+def _shift(model: Model, guided: Guided, rows: Mapping[str, Sequence[Any]]) -> Shift:
+    """What moves a batch towards its labels."""
+    if LABEL not in rows:
+        raise RecipeError("a classifier guides towards a class: give a label")
+    own: Any = dict(model.conditioners.items()).get(LABEL)
+    labels = own.numbers(rows[LABEL]) if isinstance(own, Label) else _whole(rows[LABEL])
+    shape = (guided.classifier.network.config.in_channels, *(guided.classifier.network.config.size,) * 2)
+    score = guidance.log_probability(guided.classifier, labels, shape=shape)
+    return guidance.gradient(score, guided.scale)
+
+
+def _whole(labels: Sequence[Any]) -> Tensor:
+    try:
+        return torch.tensor([int(label) for label in labels])
+    except (TypeError, ValueError):
+        raise RecipeError(f"label {list(labels)}: this model knows no names of classes; give numbers") from None
+
+
+def _guided_by(told: Mapping[str, Any] | None, classifier: Guide | None) -> Guided | None:
+    """The guidance of a record."""
+    if told is None:
+        return None
+    if classifier is None or classifier.sha256 != told["sha256"]:
+        raise WeightsError(
+            f"the picture was guided by the classifier {told['name']!r} (sha256 {str(told['sha256'])[:12]}...); "
+            "give that one with --classifier"
+        )
+    return Guided(classifier, float(told["scale"]))
+
+
 class _Film:
     """Keeps some states of a run, evenly spaced, and passes each step on."""
 
@@ -167,7 +227,7 @@ class _Film:
     def __call__(self, progress: Progress) -> None:
         done, total = progress.state.number, progress.total
         # the last frame is the sample itself
-        if done < total and done * self._frames // total > (done - 1) * self._frames // total:
+        if total is None or (done < total and done * self._frames // total > (done - 1) * self._frames // total):
             self._kept.append(progress.state.x.float().cpu().clone())
         if self._on_step:
             self._on_step()
@@ -176,7 +236,9 @@ class _Film:
         """The frames of each sample, (B, F, ...)."""
         if not self._frames:
             return samples.new_empty(len(samples), 0, *samples.shape[1:])
-        return torch.stack([*self._kept, samples.float().cpu()], dim=1)
+        wanted = min(self._frames - 1, len(self._kept))  # a run of unknown length kept every step
+        chosen = [self._kept[k * len(self._kept) // wanted] for k in range(wanted)]
+        return torch.stack([*chosen, samples.float().cpu()], dim=1)
 
 
 def _each(key: str, values: Sequence[Any], count: int) -> list[Any]:

@@ -1,25 +1,34 @@
-"""Trains the small classifiers that read samples and give the features of FID; they see the training part alone."""
+"""Trains classifiers: those that read samples and give FID its features, and those of noisy pictures that guide.
+
+They see the training part alone.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import yaml
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from unveil.core.noise import Streams
+from unveil.core.process import Process
 from unveil.evaluate.features import read_accuracy, to_unit
 from unveil.evaluate.pictures import Pictured, Pictures, gather
 from unveil.files import refuse_overwrite, sha256, write_atomically
+from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.cnn import Cnn, CnnConfig
-from unveil.types import NonFinite, RecipeError
+from unveil.types import NonFinite, RecipeError, like
+
+TIME, NOISE = 0, 1  # draws of a training step
+LEVELS, HELD_OUT = 10, 1000  # tenths of the times, and pictures, that a noisy classifier is judged at
 
 
 @dataclass(frozen=True)
@@ -32,9 +41,13 @@ class ClassifierConfig:
         shift: pictures are moved by up to so many pixels either way.
         turn: and turned by up to so many degrees either way.
         flip: and mirrored half of the time.
+        process: whose levels a noisy classifier reads, each time equally often; None for clean pictures.
+
+    Raises:
+        RecipeError: a noisy classifier without process, or a process for one of clean pictures.
     """
 
-    network: CnnConfig
+    network: CnnConfig | NoisyClassifierConfig
     epochs: int
     batch: int = 128
     lr: float = 3e-3
@@ -44,6 +57,16 @@ class ClassifierConfig:
     turn: float = 0.0
     flip: bool = False
     seed: int = 0
+    process: Process | None = None
+
+    def __post_init__(self) -> None:
+        noisy = isinstance(self.network, NoisyClassifierConfig)
+        if noisy != (self.process is not None):
+            raise RecipeError(
+                "a noisy classifier needs the process whose levels it reads: give the diffusion model's"
+                if noisy
+                else "process: this classifier reads clean pictures; leave process away, or take a noisy-classifier"
+            )
 
 
 class Progress(NamedTuple):
@@ -56,11 +79,15 @@ class Progress(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """A classifier, its share of held-out pictures read correctly, and what it took."""
+    """A classifier, its share of held-out pictures read correctly, and what it took.
 
-    network: Cnn
+    by_level: of a noisy one, the same at each tenth of the times, from the data on; `accuracy` is their mean.
+    """
+
+    network: Cnn | NoisyClassifier
     accuracy: float
     cpu_seconds: float
+    by_level: tuple[float, ...] = ()
 
 
 def train_classifier(
@@ -82,14 +109,15 @@ def train_classifier(
     began, spent = time.perf_counter(), time.process_time()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = Cnn(config.network).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        network = _fresh(config)
         optimiser = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         steps = config.epochs * (len(train.pixels) // config.batch)
         network.train()
+        reads = _Noisy(network, config.process, config.seed) if config.process else _clean(network)
         for step, (pixels, labels) in enumerate(_batches(config, train), start=1):
             for group in optimiser.param_groups:
                 group["lr"] = config.lr * _schedule(step / steps)
-            loss = functional.cross_entropy(network(pixels).logits, labels, label_smoothing=config.smoothing)
+            loss = functional.cross_entropy(reads(pixels, step), labels, label_smoothing=config.smoothing)
             if not math.isfinite(value := loss.item()):
                 raise NonFinite(f"step {step}: the loss is {value}; lower lr, now {config.lr}")
             optimiser.zero_grad()
@@ -98,23 +126,35 @@ def train_classifier(
             if on_progress:
                 on_progress(Progress(step, steps, value, time.perf_counter() - began))
     network.eval().requires_grad_(False)
-    _scale_features(network, train.pixels[:10_000])
+    if isinstance(network, Cnn):
+        _scale_features(network, train.pixels[:10_000])
     # The shipped weights are halves; what is reported must hold for them.
     network.load_state_dict({k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()})
     assert test.labels is not None
-    return Trained(network, read_accuracy(network, test.pixels, test.labels), time.process_time() - spent)
+    if isinstance(network, Cnn):
+        return Trained(network, read_accuracy(network, test.pixels, test.labels), time.process_time() - spent)
+    assert config.process is not None
+    by_level = tuple(_accuracy_at(network, config.process, test, k) for k in range(LEVELS))
+    return Trained(network, sum(by_level) / LEVELS, time.process_time() - spent, by_level)
 
 
 def save_classifier(
-    name: str, trained: Trained, config: ClassifierConfig, folder: Path, *, force: bool = False
+    name: str,
+    trained: Trained,
+    config: ClassifierConfig,
+    folder: Path,
+    *,
+    process: Mapping[str, Any] | None = None,
+    force: bool = False,
 ) -> Path:
     """Writes NAME.safetensors in half precision and, last, the card NAME.yaml with its hash.
 
     Args:
         name: of the recipe, such as classifier-digits.
+        process: the recipe's section of a noisy classifier's process.
 
     Returns:
-        The card, which `evaluate.features.classifier` opens.
+        The card, which `evaluate.features.classifier` opens, or `checkpoints.guide.load_guide` a noisy one's.
 
     Raises:
         NotWritable: a file of that name is there and `force` is not set.
@@ -124,20 +164,69 @@ def save_classifier(
         refuse_overwrite(path, force)
     state = {k: v.contiguous() for k, v in trained.network.state_dict().items() if not k.endswith("tracked")}
     write_atomically(weights, save({k: v.half() if v.is_floating_point() else v for k, v in state.items()}))
+    kind = "cnn" if isinstance(config.network, CnnConfig) else "noisy-classifier"
+    settings = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config.network).items()
+    }
+    training = {key: value for key, value in vars(config).items() if key not in ("network", "process")}
     facts = {
         "name": name.removeprefix("classifier-"),
-        "network": asdict(config.network) | {"widths": list(config.network.widths)},
+        "network": settings if kind == "cnn" else {"kind": kind, **settings},
         "preprocessing": "uint8 / 127.5 - 1",
         "accuracy": round(trained.accuracy, 4),
         "accuracy_of": "held-out pictures, with these weights",
         "trained_on": "the training part only",
-        "training": {key: value for key, value in asdict(config).items() if key != "network"},
+        "training": training,
         "parameters": sum(p.numel() for p in trained.network.parameters()),
         "cpu_seconds": round(trained.cpu_seconds),
         "command": f"unveil train {name}",
         "sha256": sha256(weights),
     }
+    if process is not None:
+        facts |= {"process": dict(process), "accuracy_by_level": [round(share, 4) for share in trained.by_level]}
     return write_atomically(card, yaml.safe_dump(facts, sort_keys=False))
+
+
+def _fresh(config: ClassifierConfig) -> Cnn | NoisyClassifier:
+    network = Cnn(config.network) if isinstance(config.network, CnnConfig) else NoisyClassifier(config.network)
+    return network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def _clean(network: nn.Module) -> Callable[[Tensor, int], Tensor]:
+    return lambda pixels, step: network(pixels).logits
+
+
+@dataclass(frozen=True)
+class _Noisy:
+    """Reads pictures with the noise of random times. Source: Dhariwal & Nichol 2021, section 4 (arXiv:2105.05233)."""
+
+    network: nn.Module
+    process: Process
+    seed: int
+
+    def __call__(self, pixels: Tensor, step: int) -> Tensor:
+        """The logits of a batch at training step `step`, of times and noises that it alone decides."""
+        streams = Streams(self.seed, range(len(pixels)))
+        level = self.process.at(self.process.trainable(streams.uniform(step, TIME)))
+        noise = streams.normal(pixels.shape[1:], step, NOISE)
+        x = like(level.alpha, pixels) * pixels + like(level.sigma, pixels) * noise
+        index = torch.as_tensor(self.process.index(level), dtype=torch.float32)
+        return self.network(x, index.expand(len(x)))
+
+
+def _accuracy_at(network: NoisyClassifier, process: Process, test: Pictures, tenth: int) -> float:
+    """The share of the first held-out pictures read correctly with the noise of a tenth of the times."""
+    assert test.labels is not None
+    pixels, labels = to_unit(test.pixels[:HELD_OUT]), test.labels[:HELD_OUT]
+    streams = Streams(0, range(len(pixels)))
+    u = (tenth + streams.uniform(tenth, TIME)) / LEVELS
+    level = process.at(process.trainable(u))
+    noise = streams.normal(pixels.shape[1:], tenth, NOISE)
+    x = like(level.alpha, pixels) * pixels + like(level.sigma, pixels) * noise
+    index = torch.as_tensor(process.index(level), dtype=torch.float32)
+    with torch.inference_mode():
+        read = torch.cat([network(*pair).argmax(1) for pair in zip(x.split(256), index.split(256), strict=True)])
+    return float((read == labels).double().mean())
 
 
 def _batches(config: ClassifierConfig, train: Pictures) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,7 +1,111 @@
 """Samplers as tables: a solver's coefficients depend on the grid alone and are worked out before the run."""
 
-from unveil.core.samplers.ancestral import ancestral
-from unveil.core.samplers.ddim import ddim, encode, slerp
-from unveil.core.samplers.plan import Plan, Progress, Row, State, Table, run
+from itertools import chain
 
-__all__ = ["Plan", "Progress", "Row", "State", "Table", "ancestral", "ddim", "encode", "run", "slerp"]
+from unveil.core.samplers.adaptive import LISTED as _ADAPTIVE
+from unveil.core.samplers.adaptive import dpm_adaptive
+from unveil.core.samplers.ancestral import LISTED as _ANCESTRAL
+from unveil.core.samplers.ancestral import ancestral
+from unveil.core.samplers.consistency import LISTED as _CONSISTENCY
+from unveil.core.samplers.consistency import consistency
+from unveil.core.samplers.ddim import LISTED as _DDIM
+from unveil.core.samplers.ddim import ddim, encode, slerp
+from unveil.core.samplers.exponential import LISTED as _EXPONENTIAL
+from unveil.core.samplers.exponential import (
+    dpm_fast,
+    dpm_grouped,
+    dpm_multistep,
+    dpm_singlestep,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_2s,
+    dpmpp_2s_ancestral,
+    dpmpp_3m,
+    dpmpp_3m_sde,
+    dpmpp_sde,
+)
+from unveil.core.samplers.langevin import LISTED as _LANGEVIN
+from unveil.core.samplers.langevin import (
+    annealed_langevin,
+    euler_maruyama,
+    langevin,
+    predictor_corrector,
+    reverse_diffusion,
+)
+from unveil.core.samplers.listing import Sampler
+from unveil.core.samplers.multistep import LISTED as _MULTISTEP
+from unveil.core.samplers.multistep import adams_bashforth, lms, plms, pndm
+from unveil.core.samplers.plan import Advance, Plan, Progress, Row, State, Table, drawn, run
+from unveil.core.samplers.runge_kutta import LISTED as _RUNGE_KUTTA
+from unveil.core.samplers.runge_kutta import dpm2, dpm2_ancestral, euler, euler_ancestral, euler_time, heun, heun_time
+from unveil.core.samplers.unipc import LISTED as _UNIPC
+from unveil.core.samplers.unipc import unipc
+from unveil.types import RecipeError, nearest
+
+# Every sampler by the name that recipes and the command line use.
+SAMPLERS: dict[str, Sampler] = {
+    entry.name: entry
+    for entry in chain(
+        _DDIM, _ANCESTRAL, _RUNGE_KUTTA, _MULTISTEP, _EXPONENTIAL, _UNIPC, _ADAPTIVE, _LANGEVIN, _CONSISTENCY
+    )
+}
+
+
+def named(name: str) -> Sampler:
+    """The sampler of a name.
+
+    Raises:
+        RecipeError: there is none; names the nearest.
+    """
+    if name not in SAMPLERS:
+        raise RecipeError(f"sampler {name!r}; known: {', '.join(SAMPLERS)}{nearest(name, list(SAMPLERS))}")
+    return SAMPLERS[name]
+
+
+__all__ = [
+    "SAMPLERS",
+    "Advance",
+    "Plan",
+    "Progress",
+    "Row",
+    "Sampler",
+    "State",
+    "Table",
+    "adams_bashforth",
+    "ancestral",
+    "annealed_langevin",
+    "consistency",
+    "ddim",
+    "dpm2",
+    "dpm2_ancestral",
+    "dpm_adaptive",
+    "dpm_fast",
+    "dpm_grouped",
+    "dpm_multistep",
+    "dpm_singlestep",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_2s",
+    "dpmpp_2s_ancestral",
+    "dpmpp_3m",
+    "dpmpp_3m_sde",
+    "dpmpp_sde",
+    "drawn",
+    "encode",
+    "euler",
+    "euler_ancestral",
+    "euler_maruyama",
+    "euler_time",
+    "heun",
+    "heun_time",
+    "langevin",
+    "lms",
+    "named",
+    "plms",
+    "pndm",
+    "predictor_corrector",
+    "reverse_diffusion",
+    "run",
+    "slerp",
+    "unipc",
+]

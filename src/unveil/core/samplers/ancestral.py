@@ -7,10 +7,11 @@ from collections.abc import Callable
 from torch import Tensor
 
 from unveil.core import real
-from unveil.core.denoiser import Estimate, Step
+from unveil.core.denoiser import Step
 from unveil.core.grids import Grid
 from unveil.core.noise import Noise
-from unveil.core.samplers.plan import Plan, Row, State, Table, _drawn
+from unveil.core.samplers.listing import Sampler
+from unveil.core.samplers.plan import Advance, Plan, Row, State, Table, drawn
 from unveil.core.transition import Chain
 from unveil.core.variance import VarianceRule, fixed_small, is_learned
 from unveil.types import Level, like
@@ -35,7 +36,7 @@ def ancestral(grid: Grid, variance: VarianceRule = fixed_small, *, shift: Shift 
     rows = []
     for step in chain:
         spread = 0.0 if _onto_data(step.s) else real.exp(0.5 * variance(step, None).log)
-        rows.append(Row(step.t, step.ct, (step.c0,), spread))
+        rows.append(Row(step.t, step.ct, (step.c0,), spread, span=(step.t, step.s)))
     return Table(rows)
 
 
@@ -44,15 +45,19 @@ class Ancestral:
 
     def __init__(self, chain: Chain, variance: VarianceRule, shift: Shift | None) -> None:
         self.chain = chain
-        self.levels = [step.t for step in chain]
         self.variance = variance
         self.shift = shift
 
-    def __len__(self) -> int:
+    @property
+    def total(self) -> int:
         """The number of steps."""
         return len(self.chain)
 
-    def advance(self, state: State, step: Step, noise: Noise | None, out: Tensor) -> tuple[State, Estimate]:
+    def over(self, state: State) -> bool:
+        """Whether the chain has reached the data."""
+        return state.number >= len(self.chain)
+
+    def advance(self, state: State, step: Step, noise: Noise | None, out: Tensor) -> Advance:
         """One step: mean + deviation z."""
         del out
         move = self.chain[state.number]
@@ -63,9 +68,21 @@ class Ancestral:
             x = x + like(spread.value, x) * self.shift(state.x, move.t)
         if not _onto_data(move.s):
             deviation = like(real.exp(0.5 * spread.log), x)
-            x = x + deviation * _drawn(noise, state.number).to(x.dtype)
-        return State(x, state.past, state.number + 1), estimate
+            x = x + deviation * drawn(noise, state.number).to(x.dtype)
+        return Advance(State(x, state.past, state.number + 1), move.t, estimate)
 
 
 def _onto_data(level: Level) -> bool:
     return bool((level.sigma == 0).all()) if isinstance(level.sigma, Tensor) else level.sigma == 0
+
+
+LISTED = (
+    Sampler(
+        "ancestral",
+        ancestral,
+        "Ho et al. 2020, algorithm 2 (arXiv:2006.11239)",
+        order=1,
+        strong=1,
+        stochastic=True,
+    ),
+)

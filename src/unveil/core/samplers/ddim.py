@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unveil.core import real
 from unveil.core.grids import Grid
+from unveil.core.samplers.listing import Sampler
 from unveil.core.samplers.plan import Row, Table
 
 
@@ -24,12 +25,12 @@ def ddim(grid: Grid, eta: float = 0.0) -> Table:
     rows = []
     for here, there in pairwise(grid):
         # eq. 16: sigma = eta sqrt(beta-tilde), with beta the variance added between the two levels
-        beta = here.sigma**2 - (here.alpha / there.alpha * there.sigma) ** 2
+        beta = here.sigma**2 - (real.divide(here.alpha, there.alpha, 1.0) * there.sigma) ** 2
         noise = eta * real.divide(there.sigma, here.sigma, 0.0) * real.sqrt(beta)
         direction = real.sqrt(there.sigma**2 - noise**2)  # eq. 12: what is left to point at x_t
         # a part of x that is clean already (sigma = 0) is kept as it is, along the process's own alpha
-        keep = real.divide(direction, here.sigma, there.alpha / here.alpha if _clean(here.sigma) else 0.0)
-        rows.append(Row(here, keep, (there.alpha - keep * here.alpha,), noise))
+        keep = real.divide(direction, here.sigma, real.divide(there.alpha, here.alpha, 0.0))
+        rows.append(Row(here, keep, (there.alpha - keep * here.alpha,), noise, span=(here, there)))
     return Table(rows)
 
 
@@ -70,3 +71,6 @@ def slerp(first: Tensor, last: Tensor, weight: float) -> Tensor:
 
 def _clean(sigma: real.Number) -> bool:
     return bool((sigma == 0).any()) if isinstance(sigma, Tensor) else sigma == 0
+
+
+LISTED = (Sampler("ddim", ddim, "Song et al. 2020, eq. 12 (arXiv:2010.02502)", order=1),)

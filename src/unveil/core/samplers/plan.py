@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -15,81 +15,141 @@ from unveil.types import Level, RecipeError, like
 
 
 class State(NamedTuple):
-    """Where a run stands; saved, it can go on later. past: the x0 of earlier calls, newest first."""
+    """Where a run stands; saved, it can go on later.
+
+    past: the x0 (or eps) of earlier calls, newest first. mark: the x that a row marked, for rows that go back to it.
+    clock: what a plan that chooses its steps as it goes must remember, such as its place and its next width.
+    """
 
     x: Tensor
     past: tuple[Tensor, ...] = ()
     number: int = 0
+    mark: Tensor | None = None
+    clock: tuple[float, ...] = ()
 
 
 class Progress(NamedTuple):
-    """What a run shows after each step. x is overwritten by later steps: clone it to keep it."""
+    """What a run shows after each network call. x is overwritten by later steps: clone it to keep it.
+
+    total is the number of rows, or None where the plan cannot know it before the run.
+    """
 
     state: State
-    total: int
+    total: int | None
     level: Level
     estimate: Estimate
 
 
+class Advance(NamedTuple):
+    """What one step of a plan did: the level and the estimate of its call are None where it made none."""
+
+    state: State
+    level: Level | None
+    estimate: Estimate | None
+
+
 class Plan(Protocol):
-    """The steps of a run, worked out from a grid."""
+    """The steps of a run, worked out from a grid, or as it goes."""
 
     @property
-    def levels(self) -> Sequence[Level]:
-        """The level of every network call, in order."""
+    def total(self) -> int | None:
+        """The number of steps; None where it depends on the estimates."""
         ...
 
-    def __len__(self) -> int:
-        """The number of steps."""
+    def over(self, state: State) -> bool:
+        """Whether the run has ended."""
         ...
 
-    def advance(self, state: State, step: Step, noise: Noise | None, out: Tensor) -> tuple[State, Estimate]:
+    def advance(self, state: State, step: Step, noise: Noise | None, out: Tensor) -> Advance:
         """One step; `out` is a buffer like x that may be written, or x itself when nobody will look at it again."""
         ...
 
 
 class Row(NamedTuple):
-    """One step: x <- keep x + sum(gains[j] * x0 of j calls ago) + noise z; level is that of the call."""
+    """One step: x <- keep x + sum(gains[j] * q of j calls ago) + back * mark + noise z.
 
-    level: Level
+    q is what the table combines, x0 or eps. level is that of the call, whose estimate is q of 0 calls ago; None: this
+    row makes no call, and has no gains. mark: this row's x, as it was at the call, is kept for `back` of later rows.
+    span: the levels between which z is the increment of a Brownian path, where it differs from a fresh draw.
+    """
+
+    level: Level | None
     keep: Number
-    gains: tuple[Number, ...]
+    gains: tuple[Number, ...] = ()
     noise: Number = 0.0
+    back: Number = 0.0
+    mark: bool = False
+    span: tuple[Level, Level] | None = None
 
 
 class Table:
-    """A plan of rows of coefficients."""
+    """A plan of rows of coefficients.
 
-    def __init__(self, rows: Iterable[Row]) -> None:
+    Args:
+        rows: in order. What a row draws is noise(number of the row).
+        of: what their gains combine, "x0" or "eps"; use eps where a row reaches back to an eps whose x is gone.
+    """
+
+    def __init__(self, rows: Iterable[Row], of: Literal["x0", "eps"] = "x0") -> None:
         self.rows = list(rows)
-        self.levels = [row.level for row in self.rows]
-        self._depth = max(len(row.gains) for row in self.rows)
+        self.of: Literal["x0", "eps"] = of
+        self._depth = max((len(row.gains) for row in self.rows), default=0)
 
-    def __len__(self) -> int:
-        """The number of steps."""
+    @property
+    def levels(self) -> list[Level]:
+        """The level of every network call, in order: known before the run."""
+        return [row.level for row in self.rows if row.level is not None]
+
+    @property
+    def total(self) -> int:
+        """The number of rows."""
         return len(self.rows)
 
-    def advance(self, state: State, step: Step, noise: Noise | None, out: Tensor) -> tuple[State, Estimate]:
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.rows)
+
+    def over(self, state: State) -> bool:
+        """Whether every row was applied."""
+        return state.number >= len(self.rows)
+
+    def advance(self, state: State, step: Step, noise: Noise | None, out: Tensor) -> Advance:
         """Row `state.number` applied.
 
         Raises:
             RecipeError: the row adds noise and no source of it was given.
         """
-        level, keep, gains, amount = self.rows[state.number]
+        row = self.rows[state.number]
         x, past = state.x, state.past
-        estimate = step(x, level)
-        if self._depth > 1:
-            past = (estimate.x0, *past)[: self._depth]
-        if isinstance(keep, Tensor):
-            gained = estimate.x0 * like(gains[0], x)
-            new = torch.mul(x, like(keep, x), out=out).add_(gained)
+        estimate = None if row.level is None else step(x, row.level)
+        if row.mark or out is state.mark:
+            out = torch.empty_like(x)  # a marked x stays as it is
+        if estimate is None:
+            new = torch.mul(x, like(row.keep, x), out=out)
         else:
-            new = estimate.mix(x, keep, gains[0], out)  # type: ignore[arg-type]  # one kind of number per row
-        for gain, x0 in zip(gains[1:], past[1:], strict=False):
-            new.add_(x0 * like(gain, x))
-        if isinstance(amount, Tensor) or amount != 0:
-            new.add_(_drawn(noise, state.number).to(new.dtype) * like(amount, new))
-        return State(new, past[: self._depth - 1], state.number + 1), estimate
+            if self._depth > 1:  # asked for before `out`, which may be the x that it is made of, is written
+                past = (self._quantity(estimate), *past)[: self._depth]
+            new = self._combined(estimate, x, row, out)
+            for gain, earlier in zip(row.gains[1:], past[1:], strict=False):
+                _add(new, gain, earlier)
+        if state.mark is not None:
+            _add(new, row.back, state.mark)
+        if isinstance(row.noise, Tensor) or row.noise != 0:
+            _add(new, row.noise, drawn(noise, state.number).to(new.dtype))
+        # between calls the newest entry is the next call's neighbour; a row without one leaves the past alone
+        past = past[: self._depth - 1] if self._depth > 1 else ()
+        following = State(new, past, state.number + 1, x if row.mark else state.mark)
+        return Advance(following, row.level, estimate)
+
+    def _quantity(self, estimate: Estimate) -> Tensor:
+        return estimate.x0 if self.of == "x0" else estimate.eps
+
+    def _combined(self, estimate: Estimate, x: Tensor, row: Row, out: Tensor) -> Tensor:
+        gain = row.gains[0] if row.gains else 0.0
+        if isinstance(row.keep, Tensor) or isinstance(gain, Tensor):
+            gained = self._quantity(estimate) * like(gain, x)
+            return torch.mul(x, like(row.keep, x), out=out).add_(gained)
+        return estimate.mix(x, row.keep, gain, out, of=self.of)
 
 
 def run(
@@ -113,19 +173,29 @@ def run(
         RecipeError: the plan adds noise and no source of it was given.
     """
     state = x if isinstance(x, State) else State(x)
-    total = len(plan)
     with torch.no_grad():
         # one buffer is enough, unless somebody looks at x and the estimate after the step
         spare = [torch.empty_like(state.x)] * 2 if on_step is None else [torch.empty_like(state.x) for _ in range(2)]
-        while state.number < total:
-            level = plan.levels[state.number] if on_step else None
-            state, estimate = plan.advance(state, step, noise, spare[state.number & 1])
-            if on_step is not None and level is not None:
-                on_step(Progress(state, total, level, estimate))
+        while not plan.over(state):
+            state, level, estimate = plan.advance(state, step, noise, spare[state.number & 1])
+            if on_step is not None and level is not None and estimate is not None:
+                on_step(Progress(state, plan.total, level, estimate))
     return state.x
 
 
-def _drawn(noise: Noise | None, number: int) -> Tensor:
+def drawn(noise: Noise | None, number: int) -> Tensor:
+    """Standard normal noise of step `number`.
+
+    Raises:
+        RecipeError: there is no source of it.
+    """
     if noise is None:
         raise RecipeError("this sampler adds noise: pass noise=, for example Streams(seed, samples).bind(shape)")
     return noise(number)
+
+
+def _add(x: Tensor, weight: Number, other: Tensor) -> None:
+    if isinstance(weight, Tensor):
+        x.add_(other * like(weight, x))
+    elif weight != 0:
+        x.add_(other, alpha=weight)

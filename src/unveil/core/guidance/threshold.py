@@ -1,4 +1,4 @@
-"""Functions from steps to a step: they compose left to right, in the order written."""
+"""Keeps x0 where pictures are, after guidance has pushed it out."""
 
 from __future__ import annotations
 
@@ -7,22 +7,6 @@ from torch import Tensor
 
 from unveil.core.denoiser import Estimate, Step
 from unveil.types import Level, RecipeError
-
-
-def cfg(conditional: Step, null: Step, scale: float) -> Step:
-    """Classifier-free guidance: null + scale (conditional - null); scale 1 is no guidance.
-
-    The paper's w is scale - 1. At scale 1 the null step is not called.
-
-    Source: Ho & Salimans 2022, eq. 6 (arXiv:2207.12598).
-    """
-    if scale == 1:
-        return conditional
-
-    def guided(x: Tensor, level: Level) -> Estimate:
-        return null(x, level).towards(conditional(x, level), scale)
-
-    return guided
 
 
 def clip_static(step: Step, limit: float = 1.0) -> Step:
@@ -56,8 +40,11 @@ def clip_dynamic(step: Step, percentile: float = 0.995, limit: float = 1.0) -> S
 
     def guided(x: Tensor, level: Level) -> Estimate:
         estimate = step(x, level)
-        bound = torch.quantile(estimate.x0.abs().flatten(1), percentile, dim=1).clamp(min=limit)
-        bound = bound.reshape(-1, *(1,) * (x.ndim - 1))
+        sizes = estimate.x0.abs().reshape(len(x), -1)
+        sizes = sizes if sizes.dtype == torch.float64 else sizes.float()  # quantile knows no half precision
+        # row by row: quantile refuses more than 2^24 numbers at once
+        bound = torch.stack([row.quantile(percentile) for row in sizes]).clamp(min=limit)
+        bound = bound.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
         x0 = estimate.x0.clamp(-bound, bound) * (limit / bound)
         return Estimate.of_x0(x0, x, level, estimate.extra)
 

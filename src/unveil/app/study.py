@@ -1,0 +1,133 @@
+"""`unveil study`: what samplers and guidance do on a model, as pages."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import unveil
+from unveil import data
+from unveil.app import evaluate as evaluation
+from unveil.app.console import Console
+from unveil.app.models import device as pick
+from unveil.app.models import open_model
+from unveil.core.samplers import SAMPLERS
+from unveil.evaluate import Settings as Protocol
+from unveil.files import refuse_overwrite, write_atomically
+from unveil.study.model_pages import samplers_page, scales_page
+from unveil.study.record import commit
+from unveil.study.samplers import Settings, study_samplers
+from unveil.study.scales import check_scales, study_scales
+from unveil.types import RecipeError
+
+FLOOR_SPLITS = 5  # of each report along the scale; the floor is the same for all
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the page goes.
+
+    Attributes:
+        out: folder; None is the run's own, or runs/MODEL.
+    """
+
+    out: Path | None = None
+    force: bool = False
+
+    def free(self, model: str, name: str) -> Path:
+        """The folder, in which nothing of this name is overwritten without `force`."""
+        folder = self.out or (Path(model) if Path(model).is_dir() else Path("runs") / model)
+        for suffix in ("json", "html"):
+            refuse_overwrite(folder / f"{name}.{suffix}", self.force)
+        return folder
+
+
+def samplers(model: str, settings: Settings, device: str, place: Place, console: Console) -> None:
+    """Runs every sampler on a model, writes samplers.json and samplers.html."""
+    folder = place.free(model, "samplers")
+    begun = time.process_time()
+    opened, source = open_model(model, pick(device))
+    with console.progress("sampler", len(settings.only or SAMPLERS) + 1) as progress:
+        study = study_samplers(opened, settings, lambda _: progress.advance())
+    record: dict[str, Any] = {"model": source._asdict(), **study.record(), "about": _about(begun, str(opened.device))}
+    page = _write(folder, "samplers", record, samplers_page(study, record))
+    asked = settings.calls[-1]
+    rows = [
+        f"{one.name:<20} {one.points[-1].error:.3g}" + ("" if one.order is None else f", fitted order {one.order:.2f}")
+        for one in study.found
+    ]
+    rows += [f"{name:<20} not run: {why}" for name, why in study.refused.items()]
+    head = f"distance at {asked} network calls (which distance, the page says for each)"
+    console.result({**record, "page": str(page)}, "\n".join([head, *rows, str(page)]))
+
+
+def guidance(ask: evaluation.Ask, scales: tuple[float, ...], place: Place, console: Console) -> None:
+    """Judges a model along the scale of guidance, writes guidance.json and guidance.html."""
+    check_scales(scales)
+    recipe = ask.resolved()
+    folder = place.free(ask.model, "guidance")
+    begun = time.process_time()
+    model, source = open_model(ask.model, pick(ask.device))
+    if recipe.key != "pixels":
+        raise RecipeError(f"{ask.model} makes {recipe.key}; fidelity and diversity are measured on pictures")
+    if "label" not in model.conditioners:
+        raise RecipeError(f"{ask.model} takes no label, so there is nothing to guide towards")
+    how = recipe.evaluate
+    train, held_out = (data.open(recipe.data.build(), part) for part in ("train", "held-out"))
+    network = evaluation.feature_network(recipe, how, ask.weights, str(model.device))
+
+    def draw(scale: float) -> Any:
+        changed = recipe.model_copy(update={"sample": recipe.sample.changed({"scale": scale})})
+        return evaluation.draw(model, source, changed, console)
+
+    protocol = Protocol(count=how.compared, floor_splits=min(FLOOR_SPLITS, how.floor_splits), seed=how.seed)
+    study = study_scales(
+        scales, draw, train, held_out, network, protocol, data=recipe.data.kind, tell=console.say
+    )  # fmt: skip
+    record: dict[str, Any] = {"model": source._asdict(), **study.record(), "about": _about(begun, str(model.device))}
+    page = _write(folder, "guidance", record, scales_page(study, record))
+    rows = [_line(row) for row in record["scales"]]
+    console.result({**record, "page": str(page)}, "\n".join([*rows, str(page)]))
+
+
+def numbers(text: str, kind: Callable[[str], Any], name: str) -> tuple[Any, ...]:
+    """A list such as 5,10,20 as typed.
+
+    Raises:
+        RecipeError: not numbers.
+    """
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise RecipeError(f"{name} {text!r}: write numbers with commas between them, such as 5,10,20") from None
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    parts = [f"scale {row['scale']:g}"]
+    for key, name in (("read", "read as their class"), ("precision", "precision"), ("recall", "recall")):
+        parts += [f"{name} {row[key]['value']:.1%}"] if row[key] else []
+    return ", ".join(parts + ([f"FID {row['fid']['value']:.3f}"] if row["fid"] else []))
+
+
+def _about(begun: float, device: str) -> dict[str, Any]:
+    return {
+        "cpu_minutes": round((time.process_time() - begun) / 60, 2),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "unveil": unveil.__version__,
+        "torch": str(torch.__version__),
+        "commit": commit(),
+    }
+
+
+def _write(folder: Path, name: str, record: Mapping[str, Any], page: str) -> Path:
+    """Both files, rendered before either is written."""
+    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    write_atomically(folder / f"{name}.json", text)
+    return write_atomically(folder / f"{name}.html", page)

@@ -1,0 +1,61 @@
+"""`unveil study`: its commands; what they do lies in `study.py`, imported when it is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unveil.app.console import Console
+from unveil.app.options import AsJson, Device, Force, ModelName, Quiet
+
+study_app = typer.Typer(no_args_is_help=True, help="Compare samplers, or scales of guidance, on a model.")
+
+
+@study_app.command("samplers")
+def samplers(
+    model: ModelName,
+    calls: Annotated[str, typer.Option(help="Network calls of one sample, rising.")] = "5,10,20,50",
+    count: Annotated[int, typer.Option(help="Samples, drawn as one batch.")] = 16,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    grid: Annotated[str | None, typer.Option(help="Of all samplers; karras where the process allows it.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="A sampler by name; may be repeated.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the page; the run's own when left out.")] = None,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure every sampler on a model: error against network calls, order, cost, as samplers.html and .json.
+
+    Example: unveil study samplers ddpm-digits --calls 5,10,20 --out runs/study
+    """
+    from unveil.app import study as work
+
+    settings = work.Settings(work.numbers(calls, int, "calls"), count, seed, grid, tuple(only or ()))
+    work.samplers(model, settings, device, work.Place(out, force), Console(as_json, quiet))
+
+
+@study_app.command("guidance")
+def guidance(
+    model: ModelName,
+    scales: Annotated[str, typer.Option(help="Of guidance, rising; 1 is none.")] = "1,1.5,2,3,5,8",
+    recipe: Annotated[str | None, typer.Option(help="Recipe that says how to judge; the run's own otherwise.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="A change such as evaluate.samples=100.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the page; the run's own when left out.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="File of the published Inception network.")] = None,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Judge a model along the scale of guidance: fidelity against diversity, as guidance.html and .json.
+
+    Example: unveil study guidance ddpm-digits --scales 1,2,4 --set evaluate.samples=200 --out runs/study
+    """
+    from unveil.app import evaluate, study
+
+    ask = evaluate.Ask(model, recipe, tuple(overrides or ()), weights=weights, device=device)
+    place = study.Place(out, force)
+    study.guidance(ask, study.numbers(scales, float, "scales"), place, Console(as_json, quiet))

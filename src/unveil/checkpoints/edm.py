@@ -1,0 +1,320 @@
+"""State dicts of EDM's networks (SongUNet and DhariwalUNet): names, both directions, and their configurations.
+
+EDM's own files are pickles that carry source code: they are never opened here. What is read are state dicts of
+tensors, taken out of such a file in a sandbox. Inside one of the preconditioning classes the keys stand behind
+`model.`; buffers of filters are checked and written, and the table `u` of iDDPM's class follows from its settings.
+
+Facts: state-dict keys and constructor arguments of github.com/NVlabs/edm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from unveil.checkpoints.names import Names, Published, below, to_ours, to_theirs
+from unveil.core import precondition
+from unveil.core.precondition import Preconditioning
+from unveil.nn.edm_blocks import Block
+from unveil.nn.edm_unet import DhariwalUNet, DhariwalUNetConfig, SongUNet, SongUNetConfig
+from unveil.types import RecipeError, WeightsError, nearest
+
+Config = SongUNetConfig | DhariwalUNetConfig
+
+BLOCK = {"norm_1": "norm0", "conv_1": "conv0", "time": "affine", "norm_2": "norm1", "conv_2": "conv1"}
+PREFIX, FILTER = "model.", ".resample_filter"
+LABEL, LABEL_BIAS, OUR_LABEL = "map_label.weight", "map_label.bias", "table.weight"
+
+
+class Parts(NamedTuple):
+    """What a published file holds: the network's state dict and, with classes, the label conditioner's.
+
+    SongUNet's table has one row more than classes: the last is that of no label, for a conditioner with drop > 0.
+    """
+
+    network: dict[str, Tensor]
+    label: dict[str, Tensor] | None
+
+
+# -- names --------------------------------------------------------------------------------------------------------
+
+
+def places(config: Config, size: int) -> dict[str, str]:
+    """Our modules that hold weights and the published ones, whose names hold the side of the picture.
+
+    Raises:
+        RecipeError: a configuration that EDM's networks do not have.
+    """
+    encoder = decoder = "standard"
+    ends = ("out_norm", "out_conv")
+    last = len(config.multipliers) - 1
+    sides = [f"{size // rate}x{size // rate}" for rate in config.rates]
+    if isinstance(config, SongUNetConfig):
+        for name, other in {"combine": "cat", "resample": "pool", "filter": None}.items():
+            if getattr(config, name) == other:
+                raise RecipeError(f"{name} = {getattr(config, name)!r}: EDM's SongUNet has no such setting")
+        encoder, decoder = config.encoder, config.decoder
+        ends = (f"dec.{sides[0]}_aux_norm", f"dec.{sides[0]}_aux_conv")
+    found = {"map_1": "map_layer0", "map_2": "map_layer1", "enter": f"enc.{sides[0]}_conv"}
+    found |= {f"middle.{i}": f"dec.{sides[last]}_in{i}" for i in range(2)}
+    for level, side in enumerate(sides):
+        up = f"up.{last - level}"
+        found |= {f"down.{level}.blocks.{i}": f"enc.{side}_block{i}" for i in range(config.blocks)}
+        found |= {f"{up}.blocks.{i}": f"dec.{side}_block{i}" for i in range(config.blocks + 1)}
+        if level:
+            found[f"down.{level}.resample"] = f"enc.{side}_down"
+        if level < last:
+            found[f"{up}.resample"] = f"dec.{side}_up"
+        if level and encoder == "skip":
+            found[f"down.{level}.side.conv"] = f"enc.{side}_aux_skip"
+        if level and encoder == "residual":
+            found[f"down.{level}.side.resample.conv"] = f"enc.{side}_aux_residual"
+        if decoder == "skip":
+            found |= {f"{up}.side.norm": f"dec.{side}_aux_norm", f"{up}.side.conv": f"dec.{side}_aux_conv"}
+    if decoder != "skip":
+        found |= {"norm": ends[0], "leave": ends[1]}
+    return found
+
+
+def names(config: Config, size: int) -> Names:
+    """Our keys of the network and the published ones, for pictures of this side."""
+    modules = dict(on_meta(config).named_modules())
+    found: Names = {}
+    for ours, theirs in places(config, size).items():
+        module = modules[ours]
+        if not isinstance(module, Block):
+            found |= {f"{ours}.{kind}": Published((f"{theirs}.{kind}",)) for kind in ("weight", "bias")}
+            continue
+        found |= below(ours, theirs, BLOCK | ({} if isinstance(module.skip, nn.Identity) else {"skip": "skip"}))
+        if module.attention is not None:
+            found |= below(f"{ours}.attention", theirs, {"norm": "norm2"})
+            for our, their in {"qkv": "qkv", "out": "proj"}.items():
+                found[f"{ours}.attention.{our}.weight"] = Published((f"{theirs}.{their}.weight",), ones=2)
+                found[f"{ours}.attention.{our}.bias"] = Published((f"{theirs}.{their}.bias",))
+    if isinstance(config, SongUNetConfig) and config.embedding == "fourier":
+        found["frequencies"] = Published(("map_noise.freqs",))
+    if config.augment_dim:
+        found["augment.weight"] = Published(("map_augment.weight",))
+    return found
+
+
+def filters(config: Config, size: int) -> dict[str, Tensor]:
+    """The published buffers, which hold no more than the filter of the configuration."""
+    taps = torch.tensor(config.filter or (1, 1) if isinstance(config, SongUNetConfig) else (1, 1), dtype=torch.float32)
+    kernel = (taps.outer(taps) / taps.sum() ** 2)[None, None]
+    found: list[str] = []
+    for ours, theirs in places(config, size).items():
+        if ours.endswith(".resample"):
+            found += [f"{theirs}.conv0", f"{theirs}.skip"]
+        elif ours.endswith(".side.resample.conv"):
+            found.append(theirs)
+        elif theirs.endswith("_aux_skip"):
+            found.append(theirs.replace("skip", "down"))
+        elif theirs.endswith("_aux_norm") and ".side." in ours and not ours.startswith("up.0."):
+            found.append(theirs.replace("norm", "up"))
+    return {key + FILTER: kernel.clone() for key in found}
+
+
+def load(theirs: Mapping[str, Tensor], config: Config) -> Parts:
+    """Our state dicts of a published one, inside a preconditioning class or not.
+
+    Raises:
+        WeightsError: missing or extra keys, tensors of another shape, or filters of another configuration.
+    """
+    theirs = {key.removeprefix(PREFIX): tensor for key, tensor in theirs.items() if key != "u"}
+    size, kernels = _size(theirs), {key: tensor for key, tensor in theirs.items() if key.endswith(FILTER)}
+    wanted = filters(config, size)
+    if kernels.keys() != wanted.keys() or any(
+        kernels[key].shape != wanted[key].shape or not torch.allclose(kernels[key].float(), wanted[key], atol=1e-3)
+        for key in wanted
+    ):
+        raise WeightsError(f"the file's {FILTER[1:]} buffers are not those of the configuration; set filter or encoder")
+    rest = {key: value for key, value in theirs.items() if key not in kernels and key not in (LABEL, LABEL_BIAS)}
+    network = on_meta(config)
+    shapes = {key: tensor.shape for key, tensor in network.state_dict().items()}
+    ours = to_ours(rest, names(config, size), shapes)
+    for key, heads in _attention(network):
+        # published rows stand as (head, channel, query-key-value), ours as (query-key-value, head, channel)
+        ours[key] = ours[key].unflatten(0, (heads, -1, 3)).movedim(2, 0).flatten(0, 2)
+    return Parts(ours, _label(theirs))
+
+
+def dump(
+    network: Mapping[str, Tensor], config: Config, size: int, label: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """The published state dict of ours, without a preconditioning class around it.
+
+    Args:
+        network: state dict of the network.
+        config: its configuration.
+        size: side of the pictures.
+        label: state dict of the label conditioner, as `load` gives it.
+    """
+    turned = dict(network)
+    for key, heads in _attention(on_meta(config)):
+        turned[key] = turned[key].unflatten(0, (3, heads, -1)).movedim(0, 2).flatten(0, 2)
+    theirs = to_theirs(turned, names(config, size)) | filters(config, size)
+    if label is not None:
+        table = label[OUR_LABEL]
+        if isinstance(config, DhariwalUNetConfig):
+            return theirs | {LABEL: table.T}
+        rows, none = table[:-1], table[-1]
+        theirs |= {LABEL: (rows - none).T / len(rows) ** 0.5, LABEL_BIAS: none}
+    return theirs
+
+
+def on_meta(config: Config) -> SongUNet | DhariwalUNet:
+    """The network without memory."""
+    with torch.device("meta"):
+        return SongUNet(config) if isinstance(config, SongUNetConfig) else DhariwalUNet(config)
+
+
+def _label(theirs: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Rows that are added to the embedding; SongUNet's layer sees sqrt(classes) where a class is on."""
+    if LABEL not in theirs:
+        return None
+    rows = theirs[LABEL].T
+    if LABEL_BIAS not in theirs:
+        return {OUR_LABEL: rows}
+    none = theirs[LABEL_BIAS]
+    return {OUR_LABEL: torch.cat([rows * len(rows) ** 0.5 + none, none[None]])}
+
+
+def _attention(network: nn.Module) -> list[tuple[str, int]]:
+    """The keys of joint projections, and their heads."""
+    blocks = [(name, module) for name, module in network.named_modules() if isinstance(module, Block)]
+    return [
+        (f"{name}.attention.qkv.{kind}", module.attention.heads)
+        for name, module in blocks
+        for kind in ("weight", "bias")
+        if module.attention is not None
+    ]
+
+
+def _size(shapes: Mapping[str, Any]) -> int:
+    for key in shapes:
+        if key.startswith("enc.") and key.endswith("_conv.weight"):
+            return int(key.removeprefix("enc.").split("x")[0])
+    raise WeightsError("not a network of EDM: there is no 'enc.SIZExSIZE_conv.weight'")
+
+
+# -- configurations -----------------------------------------------------------------------------------------------
+
+# Published argument -> ours; those that only say how training starts or drops labels have no effect.
+ARGUMENTS = {
+    "in_channels": "in_channels",
+    "out_channels": "out_channels",
+    "model_channels": "channels",
+    "channel_mult": "multipliers",
+    "channel_mult_emb": "embedding_multiplier",
+    "num_blocks": "blocks",
+    "dropout": "dropout",
+    "augment_dim": "augment_dim",
+}
+SONG_ARGUMENTS = ARGUMENTS | {
+    "embedding_type": "embedding",
+    "channel_mult_noise": "noise_multiplier",
+    "encoder_type": "encoder",
+    "decoder_type": "decoder",
+    "resample_filter": "filter",
+}
+WITHOUT_EFFECT = ("img_resolution", "label_dim", "label_dropout", "attn_resolutions")
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "SongUNet": {"multipliers": (1, 2, 2, 2), "dropout": 0.1, "attn_resolutions": (16,)},
+    "DhariwalUNet": {"dropout": 0.1, "attn_resolutions": (32, 16, 8)},
+}
+SHELLS = ("VPPrecond", "VEPrecond", "iDDPMPrecond", "EDMPrecond")
+
+
+def from_arguments(kind: str, arguments: Mapping[str, Any]) -> Config:
+    """The configuration of `SongUNet(**arguments)` or `DhariwalUNet(**arguments)`.
+
+    Raises:
+        RecipeError: another class, or an argument that it does not have.
+    """
+    if kind not in DEFAULTS:
+        raise RecipeError(f"{kind!r}: must be one of {', '.join(DEFAULTS)}{nearest(kind, list(DEFAULTS))}")
+    known = SONG_ARGUMENTS if kind == "SongUNet" else ARGUMENTS
+    for name in arguments:
+        if name not in known and name not in WITHOUT_EFFECT:
+            raise RecipeError(f"argument {name!r} is not one of {kind}'s{nearest(name, [*known, *WITHOUT_EFFECT])}")
+    given = {known[name]: value for name, value in arguments.items() if name in known}
+    settings = {name: value for name, value in DEFAULTS[kind].items() if name != "attn_resolutions"} | given
+    config = (SongUNetConfig if kind == "SongUNet" else DhariwalUNetConfig)(**settings, attention=())
+    sides = arguments.get("attn_resolutions", DEFAULTS[kind]["attn_resolutions"])
+    rates = tuple(rate for rate in config.rates if arguments["img_resolution"] // rate in sides)
+    return type(config)(**settings, attention=rates)
+
+
+def from_shell(kind: str, arguments: Mapping[str, Any]) -> tuple[Preconditioning, Config]:
+    """The preconditioning and the network of `EDMPrecond(**arguments)` and its kin.
+
+    Raises:
+        RecipeError: another class, or an argument that neither it nor its network has.
+    """
+    if kind not in SHELLS:
+        raise RecipeError(f"{kind!r}: must be one of {', '.join(SHELLS)}{nearest(kind, SHELLS)}")
+    rest = {name: value for name, value in arguments.items() if name not in ("use_fp16", "sigma_min", "sigma_max")}
+    channels = rest.pop("img_channels")
+    network = rest.pop("model_type", "SongUNet" if kind in ("VPPrecond", "VEPrecond") else "DhariwalUNet")
+    match kind:
+        case "VPPrecond":
+            rest.pop("epsilon_t", None)
+            low, rise = rest.pop("beta_min", 0.1), rest.pop("beta_d", 19.9)
+            shell: Preconditioning = precondition.VP(low, low + rise, rest.pop("M", 1000))
+        case "VEPrecond":
+            shell = precondition.VE()
+        case "iDDPMPrecond":
+            if (rest.pop("C_1", 0.001), rest.pop("C_2", 0.008)) != (0.001, 0.008):
+                raise RecipeError("C_1 and C_2: only the cosine table of 0.001 and 0.008 is supported")
+            shell = precondition.IDDPM(rest.pop("M", 1000))
+        case _:
+            shell = precondition.EDM(rest.pop("sigma_data", 0.5))
+    out = 2 * channels if kind == "iDDPMPrecond" else channels
+    return shell, from_arguments(network, rest | {"in_channels": channels, "out_channels": out})
+
+
+def config_from_keys(shapes: Mapping[str, Sequence[int]]) -> Config:
+    """The configuration that a published state dict shows; a filter of four taps is taken for (1, 3, 3, 1).
+
+    Args:
+        shapes: of the tensors, by published key, with or without `model.`.
+
+    Raises:
+        WeightsError: the keys are not those of such a network.
+    """
+    shapes = {key.removeprefix(PREFIX): tuple(shape) for key, shape in shapes.items()}
+    size = _size(shapes)
+    try:
+        sides = sorted({int(key[4:].split("x")[0]) for key in shapes if key.startswith("enc.")}, reverse=True)
+        song = "out_conv.weight" not in shapes
+        enter = shapes[f"enc.{size}x{size}_conv.weight"]
+        channels = enter[0] if song else shapes["map_layer0.weight"][1]
+        blocks = sum(key.startswith(f"enc.{size}x{size}_block") and key.endswith("conv1.weight") for key in shapes)
+        settings: dict[str, Any] = {
+            "in_channels": enter[1],
+            "out_channels": shapes[f"dec.{size}x{size}_aux_conv.weight" if song else "out_conv.weight"][0],
+            "channels": channels,
+            "multipliers": tuple(shapes[f"enc.{s}x{s}_block0.conv1.weight"][0] // channels for s in sides),
+            "blocks": blocks,
+            "attention": tuple(size // s for s in sides if f"enc.{s}x{s}_block0.qkv.weight" in shapes),
+            "embedding_multiplier": shapes["map_layer0.weight"][0] // channels,
+            "augment_dim": shapes["map_augment.weight"][1] if "map_augment.weight" in shapes else 0,
+        }
+        if not song:
+            return DhariwalUNetConfig(**settings)
+        seen = {key.split("_", 1)[1].split(".")[0] for key in shapes if "_aux_" in key}
+        kernel = next((shape for key, shape in shapes.items() if key.endswith(FILTER)), (1, 1, 2, 2))
+        return SongUNetConfig(
+            **settings,
+            embedding="fourier" if "map_noise.freqs" in shapes else "positional",
+            noise_multiplier=shapes["map_layer0.weight"][1] // channels,
+            encoder="skip" if "aux_skip" in seen else "residual" if "aux_residual" in seen else "standard",
+            decoder="skip" if "aux_up" in seen else "standard",
+            filter=(1, 1) if kernel[-1] == 2 else (1, 3, 3, 1),
+        )
+    except (KeyError, ValueError) as missing:
+        raise WeightsError(f"not a network of EDM: there is no {missing}") from None

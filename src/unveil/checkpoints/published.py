@@ -1,0 +1,272 @@
+"""Released files of Improved DDPM, ADM and consistency models: what their keys do not say, and models of them.
+
+A state dict shows widths, levels and where attention stands, but not the side of the pictures, the heads of the
+attention and the order of their rows, the schedule, whether indices are rescaled, or how the variance was learned.
+For released files a table knows, by keys and shapes; for others it has to be said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from typing import Annotated, Any, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from unveil.checkpoints import openai
+from unveil.checkpoints.adm_flags import CLASSIFIER_FLAGS, FILES, FLAGS, from_classifier_flags, from_flags
+from unveil.config import ModelConfig, validate
+from unveil.config.model import PredictionSection, UNetSection, VarianceName
+from unveil.config.section import Section
+from unveil.model import Model, build
+from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
+from unveil.nn.layers import AttentionOrder
+from unveil.nn.unet import UNetConfig
+from unveil.types import WeightsError
+
+Shapes = Mapping[str, Sequence[int]]
+Positive = Annotated[int, Field(ge=1)]
+
+# The published names of schedules, and ours
+BETAS = {"linear": "linear-scaled", "cosine": "cosine"}
+SMALL_PICTURE = "low"  # the raw key of what an upsampler enlarges
+
+
+class Said(Section):
+    """What keys and shapes do not hold, by the names of recipes.
+
+    Attributes:
+        size: side of the pictures.
+        heads: of every attention; or `head_channels`, their width.
+        attention_order: `heads-first`, or `qkv-first` where the file was made with the new order.
+        betas, steps, rescale: of the discrete process.
+        prediction: {kind: edm, index_scale: 1000} for consistency models' teachers, which have the same keys.
+        variance: what the network's second half of channels is, if it has one.
+        blocks: per level, asked for a classifier.
+    """
+
+    size: Positive | None = None
+    heads: Positive | None = None
+    head_channels: Positive | None = None
+    attention_order: AttentionOrder | None = None
+    betas: str | None = None
+    steps: Positive | None = None
+    rescale: float | None = None
+    prediction: PredictionSection | None = None
+    variance: VarianceName | None = None
+    blocks: Positive | None = None
+
+    def lacks(self, wanted: Sequence[str]) -> list[str]:
+        """Which of these names, where a bar stands between alternatives, were not said."""
+        return [name for name in wanted if not self.model_fields_set.intersection(name.split("|"))]
+
+
+ASKED = ("size", "heads|head_channels", "attention_order", "betas", "steps", "rescale")
+
+
+@dataclass(frozen=True)
+class Release:
+    """What a state dict holds.
+
+    Args:
+        files: the released ones with these keys and shapes; none where the rest was said.
+        network: its configuration.
+        size: side of the pictures.
+        classes: of the label table, or of a classifier; None: it knows no classes.
+        process: as in a recipe; a classifier is given its index too.
+        prediction, variance: as in a recipe; a classifier has no variance.
+    """
+
+    files: tuple[str, ...]
+    network: UNetConfig | NoisyClassifierConfig
+    size: int
+    classes: int | None
+    process: Mapping[str, Any]
+    prediction: Any = "eps"
+    variance: str | None = None
+
+    def model_config(self) -> ModelConfig:
+        """The configuration of the model that the file is.
+
+        Raises:
+            WeightsError: it is a classifier.
+        """
+        if not isinstance(self.network, UNetConfig):
+            raise WeightsError("this file is a noisy classifier, which guides a model and makes no pictures itself")
+        network = {name: value for name, value in asdict(self.network).items() if name in UNetSection.model_fields}
+        condition: list[dict[str, Any]] = []
+        if self.classes is not None:
+            condition.append({"kind": "label", "classes": self.classes})
+        if self.network.context_channels:
+            condition.append({"kind": "context", "key": SMALL_PICTURE, "channels": self.network.context_channels})
+        plain = {
+            "shape": (self.network.in_channels, self.size, self.size),
+            "network": {"kind": "unet", **network},
+            "process": dict(self.process),
+            "prediction": self.prediction,
+            "variance": self.variance,
+            "condition": condition,
+        }
+        return validate(ModelConfig, plain, " or ".join(self.files) or "the file")
+
+
+# -- which one it is ----------------------------------------------------------------------------------------------
+
+
+def match(shapes: Shapes, said: Said | None = None) -> Release:
+    """What a state dict with these keys and shapes is.
+
+    Args:
+        shapes: of the tensors, by published key.
+        said: what no released file tells; where one matches, it goes before the table.
+
+    Raises:
+        WeightsError: the keys are not those of such a network, or they are those of no released file and something
+            was not said; it is named.
+    """
+    said = said or Said()
+    found = released(shapes)
+    if found is None:
+        found = _seen(shapes, said)
+    network, process = found.network, dict(found.process)
+    if said.heads is not None or said.head_channels is not None:
+        network = replace(network, heads=said.heads or 1, head_channels=said.head_channels)
+    if said.attention_order is not None:
+        network = replace(network, attention_order=said.attention_order)
+    process |= {name: getattr(said, name) for name in ("betas", "steps", "rescale") if name in said.model_fields_set}
+    changed = {name: getattr(said, name) for name in ("size", "variance", "prediction") if getattr(said, name)}
+    return replace(found, network=network, process=process, **changed)
+
+
+def released(shapes: Shapes) -> Release | None:
+    """The released network with exactly these keys and shapes, if there is one."""
+    given = {key: tuple(shape) for key, shape in shapes.items()}
+    found = {
+        "width": given.get("time_embed.0.weight", (0, 0))[-1],
+        "classifier": "output_blocks.0.0.in_layers.0.weight" not in given,
+        "labels": openai.LABEL in given,
+        "inputs": given.get("input_blocks.0.0.weight", (0, 0))[1],
+    }
+    for files, flags in FILES.items():
+        all_flags = FLAGS | CLASSIFIER_FLAGS | flags
+        classifier = "classifier_depth" in flags
+        here = {
+            "width": all_flags["classifier_width" if classifier else "num_channels"],
+            "classifier": classifier,
+            "labels": all_flags["class_cond"],
+            "inputs": 6 if "large_size" in flags else 3,
+        }
+        # only the few that are alike in these are built, which takes no memory but time
+        if here == found and given == _shapes(files):
+            return release(files)
+    return None
+
+
+@cache
+def release(files: tuple[str, ...]) -> Release:
+    """The entry of the table under these names."""
+    given = FLAGS | FILES[files]
+    process = {
+        "kind": "discrete-vp",
+        "betas": BETAS[given["noise_schedule"]],
+        "steps": given["diffusion_steps"],
+        "rescale": 1000.0 if given["rescale_timesteps"] else None,
+    }
+    if "classifier_depth" in given:
+        classifier = from_classifier_flags(FILES[files])
+        return Release(files, classifier, classifier.size, classifier.classes, process)
+    size = given.get("large_size", given["image_size"])
+    classes = 1000 if given["class_cond"] else None
+    network = from_flags(FILES[files])
+    if "sigma_max" in given:
+        ends = {"sigma_min": given["sigma_min"], "sigma_max": given["sigma_max"]}
+        boundary = {"kind": "consistency", "sigma_min": given["sigma_min"]}
+        return Release(files, network, size, classes, {"kind": "edm", **ends}, boundary, "fixed-small")
+    variance = "learned-range" if given["learn_sigma"] else "fixed-large"
+    return Release(files, network, size, classes, process, variance=variance)
+
+
+@cache
+def _shapes(files: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    found = release(files)
+    with torch.device("meta"):
+        if isinstance(found.network, NoisyClassifierConfig):
+            theirs = openai.dump_classifier(NoisyClassifier(found.network).state_dict(), found.network)
+        else:
+            rows = None if found.classes is None else torch.empty(found.classes, found.network.vector_dim)
+            label = None if rows is None else {openai.OUR_LABEL: rows}
+            ones = 2 if found.process["kind"] == "edm" else 1
+            theirs = openai.dump(openai.UNet(found.network).state_dict(), found.network, label, ones=ones)
+    return {key: tuple(tensor.shape) for key, tensor in theirs.items()}
+
+
+def _seen(shapes: Shapes, said: Said) -> Release:
+    """What the keys show and the rest says."""
+    diffusion = any(key.startswith("output_blocks.") for key in shapes)
+    if not diffusion and not {"time_embed.0.weight", "input_blocks.0.0.weight", "out.0.weight"} <= shapes.keys():
+        raise WeightsError("neither a U-Net of Improved DDPM or ADM nor a noisy classifier, by its keys")
+    network = openai.seen(shapes) if diffusion else None
+    wanted = [*ASKED, "variance" if diffusion else "blocks"]
+    if "out.2.positional_embedding" in shapes:
+        wanted.remove("size")  # that pooling has a row for each position
+    if missing := said.lacks(wanted):
+        names = ", ".join(missing).replace("|", " or ")
+        raise WeightsError(
+            "the keys and shapes are those of no released file of Improved DDPM, ADM or consistency models, and do "
+            f"not say everything: give {names}, named as in a recipe (on the command line file.steps=1000)"
+        )
+    if network is None:
+        network = openai.seen_classifier(shapes, cast(int, said.blocks), said.size)
+        return Release((), network, network.size, network.classes, {"kind": "discrete-vp"})
+    classes = shapes[openai.LABEL][0] if openai.LABEL in shapes else None
+    return Release((), network, cast(int, said.size), classes, {"kind": "discrete-vp"})
+
+
+# -- models -------------------------------------------------------------------------------------------------------
+
+
+def model_of(theirs: Mapping[str, Tensor], said: Said | None = None) -> Model:
+    """The model of a published state dict, in evaluation mode; tensors of another type become float32.
+
+    Raises:
+        WeightsError: as `match`, or it is a classifier.
+    """
+    found = match(_shapes_of(theirs), said)
+    config = found.model_config()
+    assert isinstance(found.network, UNetConfig)
+    parts = openai.load(theirs, found.network)
+    with torch.device("meta"):  # nothing is drawn that the file replaces
+        model = build(config)
+    model.denoiser.network.load_state_dict(_float(parts.network), assign=True)
+    for section in config.condition:
+        conditioner = section.build(config, found.network.vector_dim)
+        if parts.label is not None and section.kind == "label":
+            conditioner.load_state_dict(_float(parts.label))
+        model.conditioners[section.key] = conditioner
+    return model.eval()
+
+
+def classifier_of(theirs: Mapping[str, Tensor], said: Said | None = None) -> NoisyClassifier:
+    """The noisy classifier of a published state dict, in evaluation mode.
+
+    Raises:
+        WeightsError: as `match`, or it is no classifier.
+    """
+    found = match(_shapes_of(theirs), said)
+    if not isinstance(found.network, NoisyClassifierConfig):
+        raise WeightsError("this file is a diffusion model, not a noisy classifier; give one such as 64x64_classifier")
+    with torch.device("meta"):
+        classifier = NoisyClassifier(found.network)
+    classifier.load_state_dict(_float(openai.load_classifier(theirs, found.network)), assign=True)
+    return classifier.eval()
+
+
+def _shapes_of(theirs: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in theirs.items()}
+
+
+def _float(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor.float() for key, tensor in state.items()}

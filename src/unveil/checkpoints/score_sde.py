@@ -1,0 +1,215 @@
+"""State dicts of score SDE's NCSN++ and DDPM++: names, both directions, and configurations.
+
+The published modules stand in one numbered list, `all_modules`, in the order in which they are used. Their files hold
+a dict with `model` (keys behind `module.`) and, as the average, a list of tensors in the order of the parameters.
+
+The published NCSN++ is given sigma of pictures in [0, 1] and divides its result by it; ours takes x in [-1, 1], is
+given log(sigma / 2) with the doubled sigma, and gives the result itself: `precondition.VE`. The published DDPM++ is
+given 999 t and gives -sigma times the score, that is eps: `precondition.VP`.
+
+Facts: state-dict keys and configuration files of github.com/yang-song/score_sde_pytorch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unveil.checkpoints.names import Names, Published, below, to_ours, to_theirs
+from unveil.nn.edm_blocks import Block
+from unveil.nn.edm_unet import SongUNet, SongUNetConfig
+from unveil.types import RecipeError, WeightsError
+
+PREFIX, SIGMAS = "module.", "module.sigmas"
+BLOCK = {"norm_1": "GroupNorm_0", "conv_1": "Conv_0", "time": "Dense_0", "norm_2": "GroupNorm_1", "conv_2": "Conv_1"}
+NIN = ".NIN_"  # a layer over channels, whose matrix W stands the other way round
+
+
+def order(config: SongUNetConfig) -> list[str]:
+    """Our modules (and the buffer of frequencies) in the order of `all_modules`; attention stands for itself."""
+    last = len(config.multipliers) - 1
+    attends = [rate in config.attention for rate in config.rates]
+    found = ["frequencies"] if config.embedding == "fourier" else []
+    found += ["map_1", "map_2", "enter"]
+    for level in range(last + 1):
+        if level:
+            found += [f"down.{level}.resample"]
+            found += {"standard": [], "skip": [f"down.{level}.side.conv"], "residual": [f"down.{level}.side.resample"]}[
+                config.encoder
+            ]
+        for i in range(config.blocks):
+            found.append(f"down.{level}.blocks.{i}")
+            found += [f"down.{level}.blocks.{i}.attention"] if attends[level] else []
+    found += ["middle.0", "middle.0.attention", "middle.1"]
+    for place, level in enumerate(range(last, -1, -1)):
+        up = f"up.{place}"
+        found += [f"{up}.resample"] if place else []
+        found += [f"{up}.blocks.{i}" for i in range(config.blocks + 1)]
+        found += [f"{up}.blocks.{config.blocks}.attention"] if attends[level] else []
+        found += [f"{up}.side.norm", f"{up}.side.conv"] if config.decoder == "skip" else []
+    return found if config.decoder == "skip" else [*found, "norm", "leave"]
+
+
+def names(config: SongUNetConfig) -> Names:
+    """Our keys and the published ones.
+
+    Raises:
+        RecipeError: a configuration that these networks do not have.
+    """
+    for name, values in {"augment_dim": (0,), "context_channels": (0,), "embedding_multiplier": (4,)}.items():
+        if getattr(config, name) not in values:
+            raise RecipeError(f"{name} = {getattr(config, name)}: score SDE's networks have {values[0]}")
+    modules: dict[str, nn.Module] = dict(_on_meta(config).named_modules())
+    found: Names = {}
+    for number, ours in enumerate(order(config)):
+        found |= _names_of(ours, f"{PREFIX}all_modules.{number}", modules.get(ours), config)
+    return found
+
+
+def _names_of(ours: str, theirs: str, module: nn.Module | None, config: SongUNetConfig) -> Names:
+    if module is None:
+        return {ours: Published((f"{theirs}.W",))}
+    if isinstance(module, Block):
+        found = below(ours, theirs, BLOCK)
+        if isinstance(module.skip, nn.Conv2d):
+            kinds = {"weight": "Conv_2.weight", "bias": "Conv_2.bias"}
+            if config.resample != "residual":
+                kinds = {"weight": "NIN_0.W", "bias": "NIN_0.b"}
+            found |= {f"{ours}.skip.{kind}": Published((f"{theirs}.{their}",)) for kind, their in kinds.items()}
+        return found
+    if ours.endswith(".attention"):
+        found = below(ours, theirs, {"norm": "GroupNorm_0"})
+        for kind, their in {"weight": "W", "bias": "b"}.items():
+            found[f"{ours}.qkv.{kind}"] = Published(tuple(f"{theirs}.NIN_{i}.{their}" for i in range(3)))
+            found[f"{ours}.out.{kind}"] = Published((f"{theirs}.NIN_3.{their}",))
+        return found
+    if ours.endswith(".resample"):
+        if not list(module.parameters()):
+            return {}  # only its number is taken
+        return below(ours, theirs, {"1": "Conv_0"} if config.filter is None else {"conv": "Conv2d_0"})
+    inner = ".Conv_0" if config.encoder == "skip" and ours.startswith("down.") else ""
+    return {f"{ours}.{kind}": Published((f"{theirs}{inner}.{kind}",)) for kind in ("weight", "bias")}
+
+
+def load(theirs: Mapping[str, Tensor], config: SongUNetConfig) -> dict[str, Tensor]:
+    """Our state dict of a published one, with or without `module.` before its keys.
+
+    Raises:
+        WeightsError: missing or extra keys, or tensors of another shape.
+    """
+    theirs = {key if key.startswith(PREFIX) else PREFIX + key: tensor for key, tensor in theirs.items()}
+    named = names(config)
+    shapes = {key: tensor.shape for key, tensor in _on_meta(config).state_dict().items()}
+    skips = {published.keys[0] for key, published in named.items() if key.endswith(".skip.weight")}
+    turned = {}
+    for key, tensor in theirs.items():
+        if key == SIGMAS:
+            continue
+        if NIN in key and tensor.ndim == 2:
+            tensor = tensor.T[:, :, None, None] if key in skips else tensor.T
+        turned[key] = tensor
+    return to_ours(turned, named, shapes)
+
+
+def dump(ours: Mapping[str, Tensor], config: SongUNetConfig, sigmas: Tensor) -> dict[str, Tensor]:
+    """The published state dict of ours.
+
+    Args:
+        ours: state dict of the network.
+        config: its configuration.
+        sigmas: the buffer of noise levels, (scales,) float64, from the largest: see `sigmas`.
+    """
+    theirs = to_theirs(ours, names(config))
+    turned = {key: value.flatten(1).T if NIN in key and value.ndim > 1 else value for key, value in theirs.items()}
+    return turned | {SIGMAS: sigmas}
+
+
+def sigmas(smallest: float, largest: float, scales: int) -> Tensor:
+    """The published buffer: geometric from the largest to the smallest, (scales,) float64."""
+    return torch.linspace(math.log(largest), math.log(smallest), scales, dtype=torch.float64).exp()
+
+
+def averaged(theirs: Mapping[str, Tensor], average: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The state dict with the tensors of `ema.shadow_params` in place of the trained ones.
+
+    Args:
+        theirs: the file's `model`, in its own order.
+        average: the list, which has no names and leaves out what is not trained.
+
+    Raises:
+        WeightsError: another number of tensors, or tensors of another shape.
+    """
+    trained = [key for key in theirs if key not in (SIGMAS, "sigmas") and not key.endswith("all_modules.0.W")]
+    shapes = [theirs[key].shape for key in trained]
+    if [tensor.shape for tensor in average] != shapes:
+        raise WeightsError(
+            f"the average holds {len(average)} tensors for {len(trained)} parameters, or in another order; "
+            "give the model's state dict in the order of the file"
+        )
+    return dict(theirs) | dict(zip(trained, average, strict=True))
+
+
+def _on_meta(config: SongUNetConfig) -> SongUNet:
+    with torch.device("meta"):
+        return SongUNet(config)
+
+
+# -- configurations -----------------------------------------------------------------------------------------------
+
+# Published values and ours; others are refused, among them those that the published code cannot run.
+KNOWN: dict[str, dict[Any, Any]] = {
+    "progressive_input": {"none": "standard", "input_skip": "skip", "residual": "residual"},
+    "progressive": {"none": "standard", "output_skip": "skip"},
+    "progressive_combine": {"sum": "sum", "cat": "cat"},
+    "embedding_type": {"positional": "positional", "fourier": "fourier"},
+    "resblock_type": {"biggan": "residual", "ddpm": "pool"},
+    "skip_rescale": {True: 0.5**0.5, False: 1.0},
+    "normalization": {"groupnorm": None},
+    "nonlinearity": {"swish": None},
+    "conditional": {True: None},
+}
+
+
+def from_arguments(arguments: Mapping[str, Any]) -> SongUNetConfig:
+    """The configuration of `NCSNpp(config)`.
+
+    Args:
+        arguments: the published configuration's `model` and `data`.
+
+    Raises:
+        RecipeError: a setting that is missing or not supported.
+    """
+    try:
+        model, data = arguments["model"], arguments["data"]
+        ours: dict[str, Any] = {}
+        for name, values in KNOWN.items():
+            given = model[name].lower() if isinstance(model[name], str) else model[name]
+            if given not in values:
+                raise RecipeError(f"{name} = {given!r}: must be one of {', '.join(map(str, values))}")
+            ours[name] = values[given]
+        if ours["resblock_type"] == "pool" and model["resamp_with_conv"]:
+            raise RecipeError("resamp_with_conv = True with resblock_type = 'ddpm': only False is supported")
+        sides = {2**level: data["image_size"] // 2**level for level in range(len(model["ch_mult"]))}
+        return SongUNetConfig(
+            in_channels=data["num_channels"],
+            out_channels=data["num_channels"],
+            channels=model["nf"],
+            multipliers=tuple(model["ch_mult"]),
+            blocks=model["num_res_blocks"],
+            attention=tuple(rate for rate, side in sides.items() if side in model["attn_resolutions"]),
+            embedding=ours["embedding_type"],
+            noise_multiplier=2 if ours["embedding_type"] == "fourier" else 1,
+            encoder=ours["progressive_input"],
+            decoder=ours["progressive"],
+            combine=ours["progressive_combine"],
+            filter=tuple(model["fir_kernel"]) if model["fir"] else None,
+            resample=ours["resblock_type"],
+            branch_weight=ours["skip_rescale"],
+            dropout=model["dropout"],
+        )
+    except KeyError as missing:
+        raise RecipeError(f"setting {missing} is missing from the published configuration") from None

@@ -1,0 +1,125 @@
+"""Straight paths from data to noise, and the shift of any process towards its noisy end."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unveil.core import real
+from unveil.core.process import Process, check_time
+from unveil.core.real import Number
+from unveil.types import Level, RecipeError
+
+
+@dataclass(frozen=True)
+class RectifiedFlow:
+    """Straight paths from data to noise: alpha = 1 - t, sigma = t.
+
+    Args:
+        index_scale: what t is multiplied with for the network's time embedding.
+
+    Source: Liu et al. 2022, eq. 1 (arXiv:2209.03003); Esser et al. 2024, eq. 13 (arXiv:2403.03206).
+    """
+
+    index_scale: float = 1000.0
+
+    def at(self, t: Number) -> Level:
+        """The level at t."""
+        check_time(t)
+        if isinstance(t, Tensor):
+            return Level(t, 1 - t, t, torch.full_like(t, -1.0), torch.ones_like(t))
+        return Level(t, 1.0 - t, float(t), -1.0, 1.0)
+
+    def t_of(self, half_log_snr: Number) -> Number:
+        """The time of a half log-SNR."""
+        if isinstance(half_log_snr, Tensor):
+            return torch.sigmoid(-half_log_snr)
+        return 1 / (1 + math.exp(min(half_log_snr, 700.0)))
+
+    def index(self, level: Level) -> Number:
+        """T in thousandths, the range that DDPM's time embedding was made for."""
+        return level.t * self.index_scale
+
+    def trainable(self, u: Tensor) -> Tensor:
+        """(0, 1), kept off both ends by 1e-5."""
+        return 1e-5 + (1 - u) * (1 - 2e-5)
+
+    def within(self, t: Tensor) -> Tensor:
+        """(0, 1), kept off both ends by 1e-5."""
+        return t.clamp(1e-5, 1 - 1e-5)
+
+    def prior(self, level: Level) -> Number:
+        """The deviation of x when that of the data is 1; 1 at t = 1."""
+        return real.sqrt(level.alpha**2 + level.sigma**2)
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """Another process run through faster near the data and slower in the noise: its level at s t / (1 + (s - 1) t).
+
+    Larger pictures need more noise to lose the same share of what is in them, because neighbouring pixels tell
+    the same; a shift of `resolution_shift` makes up for it. The network is given the index of the shifted time.
+
+    Args:
+        process: that is shifted.
+        shift: s; 1 changes nothing, more spends more of the time in the noise.
+
+    Raises:
+        RecipeError: a shift that is not above 0.
+
+    Source: Esser et al. 2024, eq. 23 (arXiv:2403.03206).
+    """
+
+    process: Process
+    shift: float
+
+    def __post_init__(self) -> None:
+        """Refuses a shift that is not above 0."""
+        if not self.shift > 0:
+            raise RecipeError(f"shift = {self.shift}: must be above 0; 1 changes nothing")
+
+    def at(self, t: Number) -> Level:
+        """The level at t, with the derivatives in this t."""
+        check_time(t)
+        level = self.process.at(self._inner(t))
+        speed = self.shift / (1 + (self.shift - 1) * t) ** 2
+        return Level(t, level.alpha, level.sigma, level.dalpha * speed, level.dsigma * speed)
+
+    def t_of(self, half_log_snr: Number) -> Number:
+        """The time of a half log-SNR."""
+        return self._outer(self.process.t_of(half_log_snr))
+
+    def index(self, level: Level) -> Number:
+        """What the process that is shifted would tell the network."""
+        return self.process.index(level._replace(t=self._inner(level.t)))
+
+    def trainable(self, u: Tensor) -> Tensor:
+        """As even in this t as the process allows."""
+        return self.within(self.process.trainable(u))
+
+    def within(self, t: Tensor) -> Tensor:
+        """The nearest time, in the process's own, at which a network is trained."""
+        inner, outer = self._inner(t), self._outer
+        assert isinstance(inner, Tensor)
+        return torch.as_tensor(outer(self.process.within(inner)))
+
+    def prior(self, level: Level) -> Number:
+        """That of the process."""
+        return self.process.prior(level._replace(t=self._inner(level.t)))
+
+    def _inner(self, t: Number) -> Number:
+        return self.shift * t / (1 + (self.shift - 1) * t)
+
+    def _outer(self, t: Number) -> Number:
+        return t / (self.shift - (self.shift - 1) * t)
+
+
+def resolution_shift(tokens: int, trained_tokens: int) -> float:
+    """The shift that keeps the uncertainty of a process made for `trained_tokens`: sqrt(tokens / trained_tokens).
+
+    Source: Esser et al. 2024, section 5.3.2 (arXiv:2403.03206).
+    """
+    return math.sqrt(tokens / trained_tokens)

@@ -1,0 +1,52 @@
+"""Functions from steps to a step: they compose left to right, in the order written."""
+
+from unveil.core.guidance.calls import Conditioned, batched, once
+from unveil.core.guidance.features import content, structure, style
+from unveil.core.guidance.free import autoguidance, cfg, composed, interval, nested, rescale
+from unveil.core.guidance.projected import Momentum, apg, cfg_zero
+from unveil.core.guidance.schedule import (
+    SCHEDULES,
+    Scale,
+    Schedule,
+    at_least,
+    constant,
+    cosine,
+    linear,
+    power_cosine,
+)
+from unveil.core.guidance.score import Score, gradient, log_probability, on_estimate, regression, steer
+from unveil.core.guidance.threshold import clip_dynamic, clip_static
+
+__all__ = [
+    "SCHEDULES",
+    "Conditioned",
+    "Momentum",
+    "Scale",
+    "Schedule",
+    "Score",
+    "apg",
+    "at_least",
+    "autoguidance",
+    "batched",
+    "cfg",
+    "cfg_zero",
+    "clip_dynamic",
+    "clip_static",
+    "composed",
+    "constant",
+    "content",
+    "cosine",
+    "gradient",
+    "interval",
+    "linear",
+    "log_probability",
+    "nested",
+    "on_estimate",
+    "once",
+    "power_cosine",
+    "regression",
+    "rescale",
+    "steer",
+    "structure",
+    "style",
+]

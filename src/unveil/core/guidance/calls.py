@@ -1,0 +1,152 @@
+"""How many network calls a guidance makes: the executor's choice, which changes no result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from unveil.core.denoiser import Estimate, Step
+from unveil.types import Condition, Level, ShapeError
+
+# A denoiser that takes its condition with each call
+Conditioned = Callable[[Tensor, Level, Condition], Estimate]
+
+
+def once(step: Step) -> Step:
+    """The step, called once where several parts of a guidance ask for the same x and level.
+
+    `step = once(model.step(condition))` lets `rescale(cfg(step, null, 5), step)` make two calls instead of three.
+    """
+    seen = _Seen()
+    kept: list[Estimate] = []
+
+    def shared(x: Tensor, level: Level) -> Estimate:
+        if not seen.again(x, level):
+            kept[:] = [step(x, level)]
+            seen.set(x, level)
+        return kept[0]
+
+    return shared
+
+
+def batched(denoiser: Conditioned, *conditions: Condition) -> list[Step]:
+    """A step per condition, which share one call of the network with a batch of all of them.
+
+    `cfg(*batched(denoiser, condition, null), scale=4.0)` is one call where two steps would be two. The first step
+    asked for alone calls the network with its own rows only, as `cfg` does where its scale is 1 and `interval`
+    outside of its range. Tokens of different lengths are padded, with a mask that hides the padding.
+
+    Args:
+        denoiser: such as `model.denoiser`.
+        conditions: each with one row per sample.
+
+    Raises:
+        ShapeError: conditions that do not use the same routes.
+    """
+    together = _joined(conditions)
+    seen = _Seen()
+    kept: list[Estimate] = []
+
+    def all_of(x: Tensor, level: Level) -> None:
+        count = len(conditions)
+        estimate = denoiser(torch.cat([x] * count), _repeated(level, count, len(x)), together)
+        kept[:] = [_rows(estimate, x, slice(k * len(x), (k + 1) * len(x))) for k in range(count)]
+        seen.set(x, level)
+
+    def part(k: int) -> Step:
+        def shared(x: Tensor, level: Level) -> Estimate:
+            if not seen.again(x, level):
+                if k == 0:
+                    return denoiser(x, level, conditions[0])
+                all_of(x, level)
+            return kept[k]
+
+        return shared
+
+    return [part(k) for k in range(len(conditions))]
+
+
+class _Seen:
+    """The x and the level of the last call. An x that was written to since is another one."""
+
+    def __init__(self) -> None:
+        self._x: Tensor | None = None
+        self._level: Level | None = None
+        self._version: tuple[int, bool, bool] | None = None
+
+    def again(self, x: Tensor, level: Level) -> bool:
+        """Whether this is the last call once more."""
+        version = self._of(x)
+        if x is not self._x or version is None or version != self._version or self._level is None:
+            return False
+        # a level's tensors are compared by identity: what they hold is never changed
+        pairs = zip(self._level[:3], level[:3], strict=True)
+        return all(a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b) for a, b in pairs)
+
+    def set(self, x: Tensor, level: Level) -> None:
+        """This is the last call now."""
+        self._x, self._level, self._version = x, level, self._of(x)
+
+    @staticmethod
+    def _of(x: Tensor) -> tuple[int, bool, bool] | None:
+        # an inference tensor does not count how often it was written to, so nothing is shared there
+        return None if x.is_inference() else (x._version, torch.is_grad_enabled(), x.requires_grad)
+
+
+def _rows(estimate: Estimate, x: Tensor, rows: slice) -> Estimate:
+    extra = None if estimate.extra is None else estimate.extra[rows]
+    if estimate.solution is not None and not any(isinstance(part, Tensor) for part in estimate.solution):
+        # with the solution itself, so that guidance can combine the raw outputs
+        return Estimate.solved(estimate.solution, x, estimate._y[rows], extra)
+    return Estimate(estimate.x0[rows], estimate.eps[rows], extra)
+
+
+def _repeated(level: Level, count: int, size: int) -> Level:
+    """The level of a batch that holds each sample `count` times."""
+
+    def repeat(value: float | Tensor) -> float | Tensor:
+        per_sample = isinstance(value, Tensor) and value.ndim > 0 and len(value) == size > 1
+        return torch.cat([value] * count) if per_sample else value  # type: ignore[list-item]
+
+    return Level(*(repeat(value) for value in level))
+
+
+def _joined(conditions: Sequence[Condition]) -> Condition:
+    """The rows of all conditions one after the other."""
+    padded = _of_one_length(conditions)
+    routes: dict[str, Tensor | None] = {}
+    for field in fields(Condition):
+        values = [getattr(one, field.name) for one in padded]
+        unused = [value is None for value in values]
+        if any(unused) and not all(unused):
+            raise ShapeError(
+                f"conditions differ in the route {field.name!r}: only {unused.count(False)} of {len(values)} use it; "
+                "give each its null, as `Model.encode` returns it"
+            )
+        shapes = {tuple(value.shape[1:]) for value in values if value is not None}
+        if len(shapes) > 1:
+            raise ShapeError(f"conditions differ in the shape of {field.name!r}: {sorted(shapes)}; make them equal")
+        routes[field.name] = None if any(unused) else torch.cat(values)
+    return Condition(**routes)
+
+
+def _of_one_length(conditions: Sequence[Condition]) -> list[Condition]:
+    """The same conditions with tokens of the longest one's length, and a mask each where one is needed."""
+    lengths = {one.tokens.shape[1] for one in conditions if one.tokens is not None}
+    masked = [one.mask is not None for one in conditions]
+    if len(lengths) < 2 and all(masked) == any(masked):
+        return list(conditions)
+    padded: list[Condition] = []
+    for one in conditions:
+        if one.tokens is None:
+            padded.append(one)
+            continue
+        mask = one.mask if one.mask is not None else one.tokens.new_ones(one.tokens.shape[:2], dtype=torch.bool)
+        more = max(lengths) - one.tokens.shape[1]
+        tokens = functional.pad(one.tokens, (0, 0, 0, more))
+        padded.append(Condition(one.vector, tokens, functional.pad(mask, (0, more)), one.channels))
+    return padded

@@ -1,0 +1,71 @@
+"""The scale of a guidance as a function of the level, instead of one number for the whole run.
+
+The papers write the weight w that multiplies conditional - null beyond the conditional; here scale = 1 + w.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from unveil.core import real
+from unveil.core.real import Number
+from unveil.types import Level, RecipeError
+
+Schedule = Callable[[Level], Number]
+
+# One number, one per sample (B,), or a function of the level.
+Scale = Number | Schedule
+
+
+def scale_at(scale: Scale, level: Level) -> Number:
+    """The number that a scale stands for at this level."""
+    return scale(level) if callable(scale) else scale
+
+
+def constant(scale: float) -> Schedule:
+    """The same at every level."""
+    return lambda level: scale
+
+
+def linear(scale: float) -> Schedule:
+    """None at t = 1, rising to the data; over evenly spaced steps the mean weight is that of `constant`.
+
+    Source: Wang et al. 2024, section 4.1, "linear" (arXiv:2404.13040).
+    """
+    return lambda level: 1 + (scale - 1) * 2 * (1 - level.t)
+
+
+def cosine(scale: float) -> Schedule:
+    """None at t = 1, rising along a cosine; over evenly spaced steps the mean weight is that of `constant`.
+
+    Source: Wang et al. 2024, section 4.1, "cosine" (arXiv:2404.13040).
+    """
+    return lambda level: 1 + (scale - 1) * (1 + real.cos(math.pi * level.t))
+
+
+def power_cosine(scale: float, power: float = 4.0) -> Schedule:
+    """None at t = 1, the whole scale at the data; a larger power rises later.
+
+    Raises:
+        RecipeError: a power that is not positive.
+
+    Source: Gao et al. 2023, section 4.3 (arXiv:2303.14389), "pcs" of Wang et al. 2024.
+    """
+    if power <= 0:
+        raise RecipeError(f"power = {power}: must be above 0; the paper uses 4")
+    return lambda level: 1 + (scale - 1) * (1 - real.cos(math.pi * (1 - level.t) ** power)) / 2
+
+
+def at_least(schedule: Schedule, least: float) -> Schedule:
+    """The schedule, but never below `least`. Source: Wang et al. 2024, section 5, "clamping" (arXiv:2404.13040)."""
+    return lambda level: real.at_least(schedule(level), least)
+
+
+# By the name a recipe uses; each takes the scale.
+SCHEDULES: dict[str, Callable[[float], Schedule]] = {
+    "constant": constant,
+    "linear": linear,
+    "cosine": cosine,
+    "power-cosine": power_cosine,
+}

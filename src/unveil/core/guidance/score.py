@@ -1,0 +1,164 @@
+"""Guidance by the gradient of a score of x: a classifier, a regressor, a likeness.
+
+A score goes into a sampler by one of the two forms of Dhariwal & Nichol 2021 (arXiv:2105.05233):
+
+    ancestral(grid, shift=gradient(score, 2.0))     # algorithm 1: the mean moves by the variance times the gradient
+    steer(step, gradient(score, 2.0))               # algorithm 2: eps - sigma gradient, for any sampler
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from unveil.core import real
+from unveil.core.denoiser import Estimate, Step
+from unveil.core.guidance.schedule import Scale, scale_at
+from unveil.core.process import DATA
+from unveil.types import Level, RecipeError, ShapeError, like
+
+if TYPE_CHECKING:
+    from unveil.core.samplers.ancestral import Shift
+
+# (x, level) -> one number per sample (B,), larger where x fits better; differentiable in x
+Score = Callable[[Tensor, Level], Tensor]
+
+
+def steer(step: Step, shift: Shift) -> Step:
+    """The step whose noise is eps - sigma shift(x, level): the score of the data times what the shift stands for.
+
+    Where alpha = 0 x holds nothing whose gradient could say where x0 is, and the estimate stays as it is: begin the
+    grid just below, where it matters.
+
+    Args:
+        step: the step to guide.
+        shift: the gradient of log p(y | x), as `gradient` gives it.
+
+    Source: Dhariwal & Nichol 2021, algorithm 2 and eq. 14 (arXiv:2105.05233).
+    """
+
+    def guided(x: Tensor, level: Level) -> Estimate:
+        estimate = step(x, level)
+        push = shift(x, level)
+        on_x0 = like(real.divide(level.sigma**2, level.alpha, 0.0), x)
+        on_eps = like(real.divide(level.sigma * level.alpha, level.alpha, 0.0), x)  # sigma, but 0 at alpha = 0
+        return Estimate(estimate.x0 + on_x0 * push, estimate.eps - on_eps * push, estimate.extra)
+
+    return guided
+
+
+def gradient(score: Score, scale: Scale = 1.0) -> Shift:
+    """The score's gradient in x, times the scale: what `steer` and the ancestral sampler's shift take.
+
+    Gradients are switched on for it, wherever it is called.
+
+    Args:
+        score: larger is better; what one sample scores must not depend on the others.
+        scale: 1 is Bayes' rule where the score is log p(y | x).
+
+    Raises:
+        RecipeError: when called, a score that does not depend on x.
+        ShapeError: when called, a score that is not one number per sample.
+    """
+
+    def shift(x: Tensor, level: Level) -> Tensor:
+        with leaf(x) as inner:
+            value = score(inner, level)
+            slope = slope_of(value, inner)
+        return like(scale_at(scale, level), x) * slope
+
+    return shift
+
+
+def on_estimate(step: Step, score: Score) -> Score:
+    """A score of clean pictures, taken of the x0 that the step sees in x; its gradient goes through the network.
+
+    Source: Bansal et al. 2023, eq. 6 (arXiv:2302.07121).
+    """
+    return lambda x, level: score(step(x, level).x0, DATA)
+
+
+def log_probability(
+    classifier: Callable[[Tensor, Level], Tensor], labels: Tensor, *, shape: Sequence[int] | None = None
+) -> Score:
+    """Log p(label | x), of a classifier that was trained on noisy pictures.
+
+    Args:
+        classifier: (x, level) -> logits (B, K). A network that is given an index is
+            `lambda x, level: network(x, denoiser.index(level, x))`.
+        labels: (B,) or (1,), whole numbers below K.
+        shape: of one picture that the classifier reads, if it reads one only.
+
+    Raises:
+        ShapeError: when called, pictures of another shape, or logits that do not fit.
+        RecipeError: when called, a label that the classifier does not know.
+
+    Source: Dhariwal & Nichol 2021, section 4 (arXiv:2105.05233).
+    """
+
+    def score(x: Tensor, level: Level) -> Tensor:
+        if shape is not None and tuple(x.shape[1:]) != tuple(shape):
+            raise ShapeError(
+                f"x {tuple(x.shape[1:])}: the classifier reads pictures of {tuple(shape)}; use one of the model's size"
+            )
+        logits = classifier(x, level)
+        if logits.ndim != 2 or len(logits) != len(x) or len(labels) not in (1, len(x)):
+            raise ShapeError(
+                f"{len(labels)} labels and logits {tuple(logits.shape)} for {len(x)} pictures: needs logits (B, K) "
+                "and a label for each picture, or one for all"
+            )
+        wrong = labels[(labels < 0) | (labels >= logits.shape[1])]
+        if len(wrong):
+            raise RecipeError(f"label {int(wrong[0])}: the classifier knows 0 to {logits.shape[1] - 1}")
+        chosen = labels.to(x.device).expand(len(x))[:, None]
+        return torch.log_softmax(logits, dim=1).gather(1, chosen)[:, 0]
+
+    return score
+
+
+def regression(predictor: Callable[[Tensor, Level], Tensor], target: float | Tensor, deviation: float = 1.0) -> Score:
+    """Log-density of a continuous value that is normal around what a network predicts, up to a constant.
+
+    Args:
+        predictor: (x, level) -> (B,) or (B, 1), trained on noisy pictures.
+        target: the value wanted, a number or one per sample.
+        deviation: of the prediction's error; guidance is as strong as this is small.
+
+    Raises:
+        RecipeError: a deviation that is not positive.
+    """
+    if not deviation > 0:
+        raise RecipeError(f"deviation = {deviation}: must be above 0")
+
+    def score(x: Tensor, level: Level) -> Tensor:
+        value = predictor(x, level)
+        value = value[:, 0] if value.ndim == 2 and value.shape[1] == 1 else value
+        return -0.5 * ((value - like(target, value)) / deviation) ** 2
+
+    return score
+
+
+@contextmanager
+def leaf(x: Tensor) -> Iterator[Tensor]:
+    """X as the input of a computation with gradients, though the sampler runs without."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield (x.clone() if x.is_inference() else x.detach()).requires_grad_()
+
+
+def slope_of(value: Tensor, x: Tensor) -> Tensor:
+    """The gradient in x of one number per sample.
+
+    Raises:
+        RecipeError: the number does not depend on x.
+        ShapeError: not one number per sample.
+    """
+    if tuple(value.shape) != (len(x),):
+        raise ShapeError(f"a score of shape {tuple(value.shape)} for {len(x)} samples: needs one number each, (B,)")
+    slope = torch.autograd.grad(value.sum(), x, allow_unused=True)[0] if value.requires_grad else None
+    if slope is None:
+        raise RecipeError("the score does not depend on x: compute it from x, without no_grad or detach on the way")
+    return slope

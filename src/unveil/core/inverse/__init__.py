@@ -1,0 +1,36 @@
+"""Inverse problems: pictures that agree with something known about them, from a model that was not trained for it."""
+
+from unveil.core.inverse.ddrm import Restoration, ddrm
+from unveil.core.inverse.dps import Posterior, dps
+from unveil.core.inverse.masked import Resampled, masked, paste, resampled
+from unveil.core.inverse.operator import (
+    Mask,
+    Operator,
+    Separable,
+    block_average,
+    blur,
+    channel_average,
+    gaussian,
+    project,
+)
+from unveil.core.inverse.start import sdedit
+
+__all__ = [
+    "Mask",
+    "Operator",
+    "Posterior",
+    "Resampled",
+    "Restoration",
+    "Separable",
+    "block_average",
+    "blur",
+    "channel_average",
+    "ddrm",
+    "dps",
+    "gaussian",
+    "masked",
+    "paste",
+    "project",
+    "resampled",
+    "sdedit",
+]

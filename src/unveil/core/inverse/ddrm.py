@@ -1,0 +1,103 @@
+"""DDRM: linear inverse problems, solved in the basis in which the measurement is diagonal."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from unveil.core.denoiser import Step
+from unveil.core.grid import Grid
+from unveil.core.inverse.operator import Operator
+from unveil.core.noise import Noise
+from unveil.core.samplers.plan import Advance, State, drawn
+from unveil.types import Level, RecipeError, like
+
+
+def ddrm(
+    grid: Grid, operator: Operator, y: Tensor, *, noise_level: float = 0.0, eta: float = 0.85, eta_b: float = 1.0
+) -> Restoration:
+    """A plan that samples pictures x with A x = y (plus noise): each singular direction is led by what y says of it.
+
+    Start it at `plan.start(noise)`. On a grid that ends at the data a noiseless measurement is met exactly.
+
+    Args:
+        grid: from noise to data; about 20 steps are enough.
+        operator: A, with its singular value decomposition.
+        y: what was measured, as `operator` gives it.
+        noise_level: standard deviation of the noise in y, at least 0, in pixels of [-1, 1].
+        eta: fresh noise in the directions that y does not determine; 1 is all.
+        eta_b: how far the determined ones go to y, 0 to 1.
+
+    Raises:
+        RecipeError: a negative noise level, or eta or eta_b outside [0, 1].
+        ShapeError: a y that is no measurement of this operator.
+
+    Source: Kawar et al. 2022, eq. 7 and 8 (arXiv:2201.11793), there for alpha = 1; x / alpha brings the others there.
+    """
+    if noise_level < 0:
+        raise RecipeError(f"noise_level = {noise_level}: must be at least 0, which is a measurement without noise")
+    for name, value in (("eta", eta), ("eta_b", eta_b)):
+        if not 0 <= value <= 1:
+            raise RecipeError(f"{name} = {value}: must lie in [0, 1]; the paper uses eta 0.85 and eta_b 1")
+    return Restoration(grid, operator, y, noise_level, eta, eta_b)
+
+
+class Restoration:
+    """The steps of DDRM; its coefficients differ between singular directions, so that no table can hold them."""
+
+    def __init__(self, grid: Grid, operator: Operator, y: Tensor, noise_level: float, eta: float, eta_b: float) -> None:
+        self.grid = grid
+        self.operator = operator
+        self.noise_level = noise_level
+        self.eta, self.eta_b = eta, eta_b
+        self.target = operator.observed(y)  # the paper's y-bar
+
+    @property
+    def total(self) -> int:
+        """The number of steps."""
+        return len(self.grid) - 1
+
+    def over(self, state: State) -> bool:
+        """Whether the grid has ended."""
+        return state.number >= self.total
+
+    def start(self, noise: Tensor) -> Tensor:
+        """What the run starts from: noise (B, ...) around what y says, at the first level. Source: eq. 7."""
+        measured, doubt = self._known(noise)
+        alpha, sigma = (like(value, noise) for value in self.grid[0][1:3])
+        spread = torch.where(measured, _left(sigma, alpha * doubt), sigma)
+        return self.operator.back(torch.where(measured, alpha * self.target, 0.0) + spread * noise)
+
+    def advance(self, state: State, step: Step, noise: Noise | None, out: Tensor) -> Advance:
+        """One step: V^T x at the next level, each direction by what is known of it. Source: eq. 8."""
+        del out
+        here, there = self.grid[state.number], self.grid[state.number + 1]
+        estimate = step(state.x, here)
+        x0, eps = self.operator.rotate(estimate.x0), self.operator.rotate(estimate.eps)
+        measured, doubt = self._known(x0)
+        alpha, sigma = (like(value, x0) for value in there[1:3])
+        doubt = alpha * doubt
+        certain = measured & (doubt <= sigma)
+        # what points back at x_t, in units of sigma: the estimate's noise, or how far y is off where it is too noisy
+        behind = torch.where(measured, alpha * (self.target - x0) / torch.where(doubt > 0, doubt, 1.0), eps)
+        mean = alpha * x0 + (1 - self.eta**2) ** 0.5 * sigma * behind
+        mean = torch.where(certain, alpha * ((1 - self.eta_b) * x0 + self.eta_b * self.target), mean)
+        if not _onto_data(there):
+            spread = torch.where(certain, _left(sigma, self.eta_b * doubt), self.eta * sigma)
+            mean = mean + spread * drawn(noise, state.number).to(mean.dtype)
+        return Advance(State(self.operator.back(mean), (), state.number + 1), here, estimate)
+
+    def _known(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Which directions are measured, and the deviation of y's noise along them; both of x's shape."""
+        singular = self.operator.singular(x).expand_as(x)
+        measured = singular > 0
+        return measured, torch.where(measured, self.noise_level / torch.where(measured, singular, 1.0), 0.0)
+
+
+def _left(sigma: float | Tensor, doubt: Tensor) -> Tensor:
+    """The deviation that is left of sigma when the noise of y is counted in."""
+    return (sigma**2 - doubt**2).clamp(min=0).sqrt()
+
+
+def _onto_data(level: Level) -> bool:
+    return bool((level.sigma == 0).all()) if isinstance(level.sigma, Tensor) else level.sigma == 0

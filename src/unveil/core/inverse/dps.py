@@ -1,0 +1,77 @@
+"""Diffusion posterior sampling: any differentiable measurement, by its gradient through the denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from unveil.core.denoiser import Estimate, Step
+from unveil.core.guidance.score import leaf, slope_of
+from unveil.core.noise import Noise
+from unveil.core.samplers.plan import Advance, Plan, State
+from unveil.types import Level, RecipeError, ShapeError
+
+
+def dps(plan: Plan, measure: Callable[[Tensor], Tensor], y: Tensor, *, scale: float = 1.0) -> Posterior:
+    """A plan that after each step goes down the gradient of |y - measure(x0)| at the x before it.
+
+    It draws nearer to the measurement but does not meet it; `project` does so afterwards where it is linear.
+
+    Args:
+        plan: of one call per step; the published one is `ancestral(grid)`.
+        measure: of clean pictures (B, ...), differentiable; an `Operator` is one.
+        y: what was measured, as `measure` gives it.
+        scale: of the step. The paper's zeta' is half of it, the published code's 0.3 to 1 are this number.
+
+    Raises:
+        RecipeError: a scale that is not positive.
+        ShapeError: when run, a measurement of another shape than y.
+
+    Source: Chung et al. 2022, algorithm 1 and appendix D.1 (arXiv:2209.14687).
+    """
+    if not scale > 0:
+        raise RecipeError(f"scale = {scale}: must be above 0; published are 0.3 to 1")
+    return Posterior(plan, measure, y, scale)
+
+
+class Posterior:
+    """A plan, each of whose steps is followed by one towards the measurement."""
+
+    def __init__(self, plan: Plan, measure: Callable[[Tensor], Tensor], y: Tensor, scale: float) -> None:
+        self.plan = plan
+        self.measure = measure
+        self.y = y
+        self.scale = scale
+
+    @property
+    def total(self) -> int | None:
+        """That of the plan."""
+        return self.plan.total
+
+    def over(self, state: State) -> bool:
+        """Whether the plan has ended."""
+        return self.plan.over(state)
+
+    def advance(self, state: State, step: Step, noise: Noise | None, out: Tensor) -> Advance:
+        """One step of the plan, and one down the gradient."""
+        slopes: list[Tensor] = []
+
+        def watched(x: Tensor, level: Level) -> Estimate:
+            with leaf(x) as inner:
+                estimate = step(inner, level)
+                slopes.append(slope_of(self._distance(estimate.x0), inner))
+                x0, eps = estimate.x0.detach(), estimate.eps.detach()
+            return Estimate(x0, eps, None if estimate.extra is None else estimate.extra.detach())
+
+        done = self.plan.advance(state, watched, noise, out)
+        if not slopes:  # a row without a call
+            return done
+        x = done.state.x - self.scale * slopes[-1]
+        return done._replace(state=done.state._replace(x=x))
+
+    def _distance(self, x0: Tensor) -> Tensor:
+        measured = self.measure(x0)
+        if measured.shape != self.y.shape:
+            raise ShapeError(f"y {tuple(self.y.shape)}: the measurement of x is {tuple(measured.shape)}")
+        return (self.y.to(measured) - measured).reshape(len(x0), -1).norm(dim=1)

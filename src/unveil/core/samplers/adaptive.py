@@ -1,0 +1,292 @@
+"""DPM-Solver with error control: two embedded orders share their calls, and their difference sets the next width.
+
+Every sample has a clock of its own, so that a batch never couples its members; a norm over the whole batch, as in
+the published codes, gives all of them the same steps. The clocks are part of the `State`: a run can be left and
+taken up again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from unveil.core import real
+from unveil.core.denoiser import Estimate, Step
+from unveil.core.grid import Grid
+from unveil.core.noise import Noise
+from unveil.core.samplers.control import Controller, Pid, Simple, Tolerance, each, of_data, of_x, together, worst
+from unveil.core.samplers.listing import Sampler
+from unveil.core.samplers.plan import Advance, State, Table, drawn
+from unveil.core.samplers.runge_kutta import lowered
+from unveil.core.samplers.stages import farthest, first_seen, last_noisy, not_beyond, stage, stages
+from unveil.core.samplers.stride import (
+    Of,
+    Rule,
+    any_of,
+    at_half_log_snr,
+    between,
+    chosen,
+    exact,
+    half_log_snr,
+    rise,
+    where,
+)
+from unveil.types import Level, NonFinite, RecipeError, like
+
+__all__ = [
+    "LISTED",
+    "Adaptive",
+    "Pid",
+    "Simple",
+    "Tolerance",
+    "dpm_adaptive",
+    "each",
+    "of_data",
+    "of_x",
+    "together",
+    "worst",
+]
+
+
+def dpm_adaptive(
+    grid: Grid,
+    order: int = 3,
+    *,
+    of: Of = "eps",
+    tolerance: Tolerance | None = None,
+    control: Controller | None = None,
+    rule: Rule = farthest,
+    eta: float = 0.0,
+    noise_scale: float = 1.0,
+) -> Adaptive:
+    """DPM-Solver-12 or -23, which chooses its steps: `order` calls for each try, shared by both orders.
+
+    Args:
+        grid: only its ends count; steps that touch alpha = 0 or clean data are made at first order.
+        order: 2 compares with order 1, 3 with order 2.
+        of: "eps" is DPM-Solver, "x0" DPM-Solver++.
+        tolerance: None: the published one, every sample by itself.
+        control: None: `Pid()`.
+        rule: of the last stage, `farthest` or `exact`.
+        eta: of the noise added after each step, ancestral.
+        noise_scale: multiplies it.
+
+    Raises:
+        RecipeError: an order other than 2 and 3, a tolerance that is not positive, or eps from alpha = 0.
+
+    Source: Lu et al. 2022, the adaptive step size algorithm (arXiv:2206.00927); `Pid` as in k-diffusion.
+    """
+    tolerance = tolerance or Tolerance()
+    if order not in (2, 3):
+        raise RecipeError(f"order = {order}: an adaptive solver has 2 (with 1 inside it) or 3 (with 2)")
+    if not (tolerance.absolute > 0 and tolerance.relative >= 0):
+        raise RecipeError(
+            f"tolerance: absolute = {tolerance.absolute}, relative = {tolerance.relative}; must be above 0, and not "
+            "below 0"
+        )
+    return Adaptive(grid, Embedded(order, of, rule, eta, noise_scale), tolerance, control or Pid())
+
+
+class Embedded(NamedTuple):
+    """Two orders of the single-step solver from the same calls."""
+
+    order: int
+    of: Of
+    rule: Rule
+    eta: float
+    noise_scale: float
+
+    def attempt(self, step: Step, x: Tensor, nodes: Sequence[Level]) -> tuple[Tensor, Tensor, Estimate]:
+        """From the first level to the last: x at the lower order and at the higher one, and the first estimate."""
+        called: list[Estimate] = []
+        at = x
+        for i in range(self.order):
+            called.append(step(at, nodes[i]))
+            if i + 1 < self.order:
+                at = self._moved(x, nodes[: i + 2], exact, called)
+        low = self._moved(x, [*nodes[: self.order - 1], nodes[-1]], self.rule, called)
+        return low, self._moved(x, nodes, self.rule, called), called[0]
+
+    def _moved(self, x: Tensor, nodes: Sequence[Level], rule: Rule, called: Sequence[Estimate]) -> Tensor:
+        keep, weights, _ = stage(nodes, self.of, rule)
+        moved = like(keep, x) * x
+        for weight, estimate in zip(weights, called, strict=False):
+            moved = moved + like(weight, x) * (estimate.x0 if self.of == "x0" else estimate.eps)
+        return moved
+
+
+class Clocks(NamedTuple):
+    """Where each sample is on its way and what its controller remembers, (B,) float64 each."""
+
+    place: Tensor
+    width: Tensor
+    last: Tensor
+    before: Tensor
+
+    @classmethod
+    def read(cls, numbers: Sequence[float]) -> Clocks:
+        """From the numbers of `State.clock`."""
+        return cls(*torch.tensor(numbers, dtype=torch.float64).reshape(4, -1).clone())
+
+    def written(self) -> tuple[float, ...]:
+        """As the numbers of `State.clock`."""
+        return tuple(torch.cat(self).tolist())
+
+
+class Adaptive:
+    """The plan of `dpm_adaptive`: a step's width depends on the error of the one before it.
+
+    `State.clock` is empty at first, then the stage (0: on the way, 1: over) and the samples' `Clocks`; `State.past`
+    is x of the lower order after each sample's last good step, in the tolerance's unit.
+    """
+
+    def __init__(self, grid: Grid, pair: Embedded, tolerance: Tolerance, control: Controller) -> None:
+        self.grid, self.pair, self.tolerance, self.control = grid, pair, tolerance, control
+        self.start = first_seen(grid)
+        self.end = chosen(self.start.sigma > 0, last_noisy(grid), self.start)
+        onto, off = any_of(self.end.sigma != grid[-1].sigma), any_of(self.start.alpha != grid[0].alpha)
+        self.opening = Table(stages([grid[0], self.start], pair.of, farthest), pair.of) if off else None
+        self.closing = Table(stages([self.end, grid[-1]], pair.of, farthest), pair.of) if onto else None
+        self.way = rise(self.start, self.end)  # 0 in parts of x that do not move
+        self.length = float(self.way.max()) if isinstance(self.way, Tensor) else self.way
+
+    @property
+    def total(self) -> None:
+        """Not known before the run."""
+        return
+
+    def over(self, state: State) -> bool:
+        """Whether every sample has arrived, and the last step onto the data was made."""
+        return bool(state.clock) and state.clock[0] == 1
+
+    def advance(self, state: State, step: Step, noise: Noise | None, out: Tensor) -> Advance:
+        """One try of every sample that is on its way; it stands, or is repeated with a smaller width.
+
+        Raises:
+            NonFinite: the estimate left the finite numbers.
+            RecipeError: the tolerance asks for steps that are too small; or noise is needed and was not given.
+        """
+        if not state.clock:
+            first = torch.full((len(state.x),), self.control.first, dtype=torch.float64)
+            clocks = Clocks(torch.zeros_like(first), first, torch.zeros_like(first), torch.zeros_like(first))
+            if self.opening is not None:
+                return self._plain(self.opening, state, clocks, step, out)
+            state = self._standing(state.x, state.number, clocks)
+        clocks = Clocks.read(state.clock[1:])
+        if self.closing is not None and self._arrived(clocks):
+            done = self._plain(self.closing, state, clocks, step, out)
+            return done._replace(state=done.state._replace(clock=(1.0, *clocks.written())))
+        return self._tried(state, clocks, step, noise)
+
+    def _plain(self, table: Table, state: State, clocks: Clocks, step: Step, out: Tensor) -> Advance:
+        """The first-order step that touches an end."""
+        done = table.advance(State(state.x), step, None, out)
+        return done._replace(state=self._standing(done.state.x, state.number + 1, clocks))
+
+    def _standing(self, x: Tensor, number: int, clocks: Clocks) -> State:
+        """The state of a run that made its first-order steps only."""
+        over = float(self.closing is None and self._arrived(clocks) and self.length == 0)
+        return State(x, (self._in_unit(x, self.start),), number, clock=(over, *clocks.written()))
+
+    def _tried(self, state: State, clocks: Clocks, step: Step, noise: Noise | None) -> Advance:
+        x, pair, earlier = state.x, self.pair, state.past[0]
+        left = self.length - clocks.place
+        moving = left > self.tolerance.slack
+        taken = torch.where(moving, torch.minimum(clocks.width, left), 0.0)
+        here, there = self._level(clocks.place), self._level(clocks.place + taken)
+        down = not_beyond(lowered(here, there, pair.eta)[0], self.end) if pair.eta else there
+        inner = (between(self.grid, here, down, i / pair.order) for i in range(1, pair.order))
+        low, high, estimate = pair.attempt(step, x, [here, *inner, down])
+        low_in_unit = self._in_unit(low, there)
+        error = self._error(low_in_unit, self._in_unit(high, there), earlier)
+        lost = (moving & ~error.isfinite()).nonzero().flatten().tolist()
+        if lost:
+            t = torch.as_tensor(here.t)[lost[0]].max().item()
+            raise NonFinite(
+                f"step {state.number}: the estimates of sample {lost[0]} from t = {t:.6g} on are not finite"
+            )
+        good, clocks = self._judged(clocks, error, taken, moving)
+        if pair.eta:
+            up = pair.noise_scale * real.sqrt(there.sigma**2 - down.sigma**2)
+            high = high + like(up, x) * drawn(noise, state.number).to(x.dtype)
+        stands = good.reshape(-1, *(1,) * (x.ndim - 1)).to(x.device)
+        x, earlier = torch.where(stands, high, x), torch.where(stands, low_in_unit, earlier)
+        over = float(self.closing is None and self._arrived(clocks))
+        following = State(x, (earlier,), state.number + 1, clock=(over, *clocks.written()))
+        return Advance(following, here, estimate)
+
+    def _judged(self, clocks: Clocks, error: Tensor, taken: Tensor, moving: Tensor) -> tuple[Tensor, Clocks]:
+        """Which samples' steps stand, and where all of them are then."""
+        order = 1.5 if self.pair.eta else float(self.pair.order)
+        good, found = moving.clone(), clocks._make(c.clone() for c in clocks)
+        for i in moving.nonzero().flatten().tolist():
+            width, last, before = (clock[i].item() for clock in clocks[1:])
+            verdict = self.control.judge(error[i].item(), width, taken[i].item(), (last, before), order)
+            if not verdict.good and verdict.width < 1e-6:
+                raise RecipeError(
+                    f"tolerance: absolute = {self.tolerance.absolute}, relative = {self.tolerance.relative}; sample "
+                    f"{i} would need steps below 1e-6 in log-SNR: raise them, or use float64"
+                )
+            good[i] = verdict.good
+            found.width[i] = verdict.width
+            found.last[i], found.before[i] = verdict.past
+        found.place[good] += taken[good]
+        return good, found
+
+    def _error(self, low: Tensor, high: Tensor, earlier: Tensor) -> Tensor:
+        """The mean square of the difference over what is allowed, across the batch as the tolerance says, (B,)."""
+        allowed = (self.tolerance.relative * torch.maximum(low.abs(), earlier.abs())).clamp(min=self.tolerance.absolute)
+        squares = ((high - low) / allowed).square()
+        squares = squares if squares.dtype == torch.float64 else squares.float()
+        moved = torch.ones_like(squares) * like(where(self.way != 0, 1.0, 0.0), squares)
+        count = moved.reshape(len(moved), -1).sum(1).clamp(min=1)
+        # to the processor first: a device may lack float64
+        return self.tolerance.across(((squares * moved).reshape(len(moved), -1).sum(1) / count).cpu().double())
+
+    def _level(self, place: Tensor) -> Level:
+        """The level of each sample, (B,), or (B, ...) where parts of x go their own ways."""
+        way = self.way
+        if isinstance(way, Tensor):
+            place = place.reshape(-1, *(1,) * (way.ndim - 1))
+        wanted = half_log_snr(self.start) + place * (way / (self.length or 1.0))
+        return at_half_log_snr(self.grid, where(torch.as_tensor(way != 0), wanted, math.inf), self.start)
+
+    def _in_unit(self, x: Tensor, level: Level) -> Tensor:
+        return x * like(real.divide(1.0, self.tolerance.unit(level), 1.0), x)
+
+    def _arrived(self, clocks: Clocks) -> bool:
+        return bool((self.length - clocks.place <= self.tolerance.slack).all())
+
+
+_PAPER = "Lu et al. 2022, adaptive step size algorithm (arXiv:2206.00927)"
+_OWN = {"control": Simple(), "tolerance": Tolerance(unit=of_x)}
+
+LISTED: tuple[Sampler, ...] = (
+    Sampler("dpm-adaptive", dpm_adaptive, _PAPER, order=None, calls=None, couples=True, start="finite"),
+    Sampler(
+        "dpm-solver-12",
+        dpm_adaptive,
+        _PAPER,
+        order=None,
+        calls=None,
+        couples=True,
+        domain="time",
+        start="finite",
+        options={"order": 2, **_OWN},
+    ),
+    Sampler(
+        "dpm-solver-23",
+        dpm_adaptive,
+        _PAPER,
+        order=None,
+        calls=None,
+        couples=True,
+        domain="time",
+        start="finite",
+        options={"order": 3, **_OWN},
+    ),
+)

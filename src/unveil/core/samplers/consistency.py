@@ -1,0 +1,46 @@
+"""Sampling with a consistency function, which maps any level straight to the data."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from unveil.core import real
+from unveil.core.grids import Grid
+from unveil.core.samplers.listing import Sampler
+from unveil.core.samplers.plan import Row, Table
+from unveil.types import Level
+
+
+def consistency(grid: Grid, *, least: Level | None = None) -> Table:
+    """Multistep consistency sampling: to the data in one call, back up to the next level with new noise, again.
+
+    A grid of one step is one-step sampling.
+
+    Args:
+        grid: from noise to `least` or to the data.
+        least: the level at which the function was trained to give its input back, and whose noise its output
+            therefore still holds; None: the last level of the grid.
+
+    Source: Song et al. 2023, algorithm 1 (arXiv:2303.01469), for any alpha.
+    """
+    clean = grid[-1] if least is None else least
+    left = clean.sigma / clean.alpha
+    rows: list[Row] = []
+    for here, there in pairwise(grid):
+        fall = here.sigma * there.alpha - there.sigma * here.alpha
+        moves = real.divide(fall, fall, 0.0)  # 0 in parts that keep their level, and so their x
+        noise = real.sqrt(there.sigma**2 - (there.alpha * left) ** 2)
+        rows.append(Row(here, 1.0 - moves, (moves * there.alpha,), moves * noise, span=(here, there)))
+    return Table(rows)
+
+
+LISTED = (
+    Sampler(
+        "consistency",
+        consistency,
+        "Song et al. 2023, algorithm 1 (arXiv:2303.01469)",
+        order=None,
+        stochastic=True,
+        denoiser="consistency",
+    ),
+)

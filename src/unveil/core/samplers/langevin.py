@@ -1,0 +1,366 @@
+"""Langevin dynamics, plain and annealed; the reverse SDE's own steps; predictor and corrector together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from unveil.core import real, sde
+from unveil.core.denoiser import Estimate, Step
+from unveil.core.grid import Grid
+from unveil.core.noise import Noise
+from unveil.core.real import Number
+from unveil.core.samplers.ancestral import ancestral
+from unveil.core.samplers.listing import Sampler
+from unveil.core.samplers.plan import Advance, Plan, Row, State, Table, drawn
+from unveil.types import Level, RecipeError, like
+
+# ---------------------------------------------------------------------- Langevin at given levels
+
+
+def annealed_langevin(grid: Grid, *, each: int = 5, size: float = 0.1) -> Table:
+    """Langevin dynamics at every noisy level of a grid in turn, so that modes mix while there is much noise.
+
+    Where the grid ends with clean data, the last call's estimate of x0 is the sample; a grid that ends before
+    (`grids.uniform` on a VE process, without `onto_data`) leaves that level's noise in it.
+
+    Args:
+        grid: from noise to data; alpha above 0 everywhere, because x / alpha goes from level to level.
+        each: network calls at each noisy level.
+        size: of a step against the level's variance, inside (0, 1): it adds size sigma^2 score and
+            sqrt(2 size) sigma noise, where Song & Ermon 2020 have epsilon sigma^2 / sigma_L^2 for size sigma^2.
+            See `improved_size`.
+
+    Raises:
+        RecipeError: a size or a number of calls that cannot be, or a level with alpha = 0.
+
+    Source: Song & Ermon 2019, algorithm 1 (arXiv:1907.05600), whose epsilon of 2e-5 at sigma_L = 0.01 is size 0.1;
+        the last call: Jolicoeur-Martineau et al. 2020, section 3.1 (arXiv:2009.05475).
+    """
+    return Table(_dynamics(grid, list(grid), each, size))
+
+
+def langevin(grid: Grid, *, each: int = 5, size: float = 0.1) -> Table:
+    """Langevin dynamics at the cleanest noisy level alone, with as many calls as `annealed_langevin` would make.
+
+    It starts where the grid does. Modes that lie further apart than that level's noise do not mix.
+
+    Source: Song & Ermon 2019, eq. 4 (arXiv:1907.05600). Arguments and errors are those of `annealed_langevin`.
+    """
+    last = grid[0]
+    for level in grid:
+        last = Level(*(_where(level.sigma > 0, new, old) for new, old in zip(level, last, strict=True)))
+    rows = _dynamics(grid, [last] * len(grid), each, size)
+    return Table([Row(None, last.alpha / grid[0].alpha), *rows])
+
+
+def improved_size(grid: Grid, each: int) -> float:
+    """The size of step with which `each` steps at a level come nearest to its variance from that of the level before.
+
+    Args:
+        grid: geometric in sigma / alpha; its first two levels are looked at.
+        each: calls at each level.
+
+    Source: Song & Ermon 2020, proposition 3 and technique 4 (arXiv:2006.09011): epsilon 6.2e-6 at sigma_L = 0.01,
+        5 calls at each of 232 levels, is size 0.062.
+    """
+    first, second = (float(level.sigma / level.alpha) for level in grid[:2])
+    size = torch.logspace(-5, 0, 20001, dtype=torch.float64)[:-1]
+    settled = 1 / (1 - size / 2)  # the variance that never-ending steps of this size leave, against the level's
+    left = (1 - size) ** (2 * each) * ((first / second) ** 2 - settled) + settled
+    return size[(left - 1).abs().argmin()].item()
+
+
+def _dynamics(grid: Grid, levels: Sequence[Level], each: int, size: float) -> list[Row]:
+    """`each` calls at levels[k] for every level k of the grid, the last of them going on to levels[k + 1].
+
+    Parts with levels of their own are moved while they are at a level that they will leave, or have come to stay at.
+    """
+    if each < 1 or not 0 < size < 1:
+        raise RecipeError(f"each = {each}, size = {size}: at least 1 call, and a size inside (0, 1); NCSN's is 0.1")
+    rows: list[Row] = []
+    for k, here in enumerate(grid):
+        if _any_0(here.alpha):
+            raise RecipeError(
+                f"Langevin dynamics carries x / alpha from level to level, and alpha is 0 at t = {here.t}; begin the "
+                "grid at a level with alpha > 0"
+            )
+        moved = _moved(grid, k)
+        last = k == len(grid) - 1
+        if last and not bool(moved.any()):
+            break
+        share = size * (moved.double() if isinstance(here.sigma, Tensor) else float(moved))
+        level = levels[k]
+        row = Row(level, 1 - share, (share * level.alpha,), real.sqrt(2 * share) * level.sigma)
+        rows += [row] * (each - 1)
+        if last:
+            rows.append(row)
+        else:
+            ratio = levels[k + 1].alpha / level.alpha
+            going = Row(level, ratio * row.keep, (ratio * row.gains[0],), ratio * row.noise)
+            rows.append(_landing(going, here, grid[k + 1]))
+    return rows
+
+
+def _moved(grid: Grid, k: int) -> Tensor:
+    """Whether level k is noisy, and one that is left at the next, or come to for the rest of the grid."""
+    here = grid[k]
+    left = ~torch.as_tensor(k + 1 == len(grid) or _same(here, grid[k + 1]))
+    come = ~torch.as_tensor(k == 0 or _same(here, grid[k - 1])) & torch.as_tensor(_same(here, grid[-1]))
+    return (left | come) & torch.as_tensor(here.sigma > 0)
+
+
+def _landing(row: Row, here: Level, there: Level) -> Row:
+    """The row of a step, but for what comes onto clean data: that takes the estimate of x0, without noise."""
+    lands = (there.sigma == 0) & (here.sigma > 0)
+    return row._replace(
+        keep=_where(lands, 0.0, row.keep),
+        gains=(_where(lands, there.alpha, row.gains[0]),),
+        noise=_where(lands, 0.0, row.noise),
+    )
+
+
+def _same(here: Level, there: Level) -> bool | Tensor:
+    return (here.sigma == there.sigma) & (here.alpha == there.alpha)
+
+
+def _where(chosen: bool | Tensor, value: Number, otherwise: Number) -> Number:
+    if not isinstance(chosen, Tensor):
+        return value if chosen else otherwise
+    return torch.where(chosen, *(torch.as_tensor(v, dtype=torch.float64) for v in (value, otherwise)))
+
+
+def _any_0(value: Number) -> bool:
+    return bool((value == 0).any()) if isinstance(value, Tensor) else value == 0
+
+
+# ---------------------------------------------------------------------- the reverse SDE
+
+
+def euler_maruyama(grid: Grid) -> Table:
+    """Euler-Maruyama steps of the reverse SDE, dx = (f x - g^2 score) dt + g dw, in the process's own time.
+
+    The step onto clean data takes the estimate of x0 and adds no noise.
+
+    Args:
+        grid: from noise to data, alpha above 0 where it begins: f is infinite otherwise.
+
+    Raises:
+        RecipeError: alpha = 0 at a level that is called.
+
+    Source: Song et al. 2021, eq. 6 and appendix D.1 (arXiv:2011.13456).
+    """
+    rows = []
+    for here, there in pairwise(grid):
+        if _any_0(here.alpha):
+            raise RecipeError(
+                f"at t = {here.t} alpha is 0 and the reverse SDE's drift infinite; begin the grid at a level with "
+                "alpha > 0, or use the sampler reverse-diffusion"
+            )
+        width, rate = there.t - here.t, sde.falling(here)
+        keep = 1 + width * (sde.drift(here) + rate)  # g^2 score = rate (alpha x0 - x)
+        noise = real.sqrt(-1.0 * width) * sde.diffusion(here)
+        row = Row(here, keep, (-1.0 * width * rate * here.alpha,), noise, span=(here, there))
+        rows.append(_landing(row, here, there))
+    return Table(rows)
+
+
+def reverse_diffusion(grid: Grid) -> Table:
+    """The reverse of each step of the forward process: x <- (2 - a) x + beta score + sqrt(beta) z.
+
+    a = alpha_t / alpha_s carries x forward and beta is the variance that is added on the way. The step onto clean
+    data takes the estimate of x0 and adds no noise.
+
+    Source: Song et al. 2021, eq. 46 and appendix E (arXiv:2011.13456).
+    """
+    rows = []
+    for here, there in pairwise(grid):
+        ratio, beta = _forward(here, there)
+        share = real.divide(beta, here.sigma**2, 0.0)
+        row = Row(here, 2 - ratio - share, (share * here.alpha,), real.sqrt(beta), span=(here, there))
+        rows.append(_landing(row, here, there))
+    return Table(rows)
+
+
+def _forward(here: Level, there: Level) -> tuple[Number, Number]:
+    """What the forward step from the cleaner level multiplies x with, and the variance that it adds."""
+    ratio = real.divide(here.alpha, there.alpha, 1.0)
+    return ratio, here.sigma**2 - (ratio * there.sigma) ** 2
+
+
+# ---------------------------------------------------------------------- predictor and corrector
+
+
+class Corrector(Protocol):
+    """Moves x within its level."""
+
+    @property
+    def steps(self) -> int:
+        """How often before each step of the predictor, each with a network call and a noise of its own."""
+        ...
+
+    def move(self, x: Tensor, level: Level, estimate: Estimate, noise: Tensor, scale: Number) -> Tensor:
+        """The next x at the same level; `scale` is a factor of the step that the predictor's row gives."""
+        ...
+
+
+def per_sample(x: Tensor) -> Tensor:
+    """The Euclidean norm of each sample, (B,)."""
+    return x.flatten(1).norm(dim=1) if x.ndim > 1 else x.abs()
+
+
+@dataclass(frozen=True)
+class Langevin:
+    """A Langevin step whose size gives the noise `1 / snr` times the length of the score's part.
+
+    Args:
+        snr: of the paper: 0.16 where noise explodes, 0.01 for its variance-preserving networks.
+        steps: before each step of the predictor.
+        norm: of a noise or a score, (B,) or one number. The published code takes the mean over the batch; here
+            no sample depends on its neighbours.
+        largest: of a step against the level's variance, because the score is 0 at the top of a mode.
+
+    Source: Song et al. 2021, algorithms 4 and 5 (arXiv:2011.13456).
+    """
+
+    snr: float = 0.16
+    steps: int = 1
+    norm: Callable[[Tensor], Tensor] = per_sample
+    largest: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot move x."""
+        if not self.snr >= 0 or self.steps < 0:
+            raise RecipeError(f"snr = {self.snr}, steps = {self.steps}: neither may be below 0")
+
+    def move(self, x: Tensor, level: Level, estimate: Estimate, noise: Tensor, scale: Number) -> Tensor:
+        """X + size sigma^2 score + sqrt(2 size) sigma z, size = 2 scale (snr |z| / |eps|)^2, score = -eps / sigma."""
+        eps, sigma = estimate.eps, like(level.sigma, x)
+        if isinstance(scale, Tensor):  # parts that stay do not count in the norms
+            eps, noise = (like(scale != 0, x) * part for part in (eps, noise))
+        ratio = (self.norm(noise) / self.norm(eps)).nan_to_num(nan=0.0)
+        size = 2 * (self.snr * like(ratio, x)) ** 2 * like(scale, x)
+        size = torch.as_tensor(size).clamp(max=self.largest)
+        return x - size * sigma * eps + (2 * size).sqrt() * sigma * noise
+
+
+class PredictorCorrector:
+    """Corrections at each level before the step from it.
+
+    Args:
+        table: the predictor's rows.
+        levels: where each row's corrections are made.
+        corrector: that makes them.
+        scales: for each row, see `Corrector.move`.
+    """
+
+    def __init__(self, table: Table, levels: Sequence[Level], corrector: Corrector, scales: Sequence[Number]) -> None:
+        self.table = table
+        self.levels = list(levels)
+        self.corrector = corrector
+        self.scales = list(scales)
+
+    @property
+    def total(self) -> int:
+        """The number of corrections and steps."""
+        return len(self.table) * (1 + self.corrector.steps)
+
+    def over(self, state: State) -> bool:
+        """Whether every step was made."""
+        return state.number >= self.total
+
+    def advance(self, state: State, step: Step, noise: Noise | None, out: Tensor) -> Advance:
+        """A correction or a step; each draws the noise of its own number."""
+        row, done = divmod(state.number, 1 + self.corrector.steps)
+        number = state.number + 1
+        if done == self.corrector.steps:
+            own = None if noise is None else lambda _, draw=0: noise(state.number, draw)
+            moved = self.table.advance(state._replace(number=row), step, own, out)
+            return moved._replace(state=moved.state._replace(number=number))
+        level = self.levels[row]
+        estimate = step(state.x, level)
+        z = drawn(noise, state.number).to(state.x)
+        x = self.corrector.move(state.x, level, estimate, z, self.scales[row])
+        return Advance(state._replace(x=x, number=number), level, estimate)
+
+
+def predictor_corrector(
+    grid: Grid, *, predictor: Callable[[Grid], Plan] = reverse_diffusion, snr: float = 0.16, corrections: int = 1
+) -> Plan:
+    """Langevin corrections at each level, then a step to the next one.
+
+    Args:
+        grid: from noise to data.
+        predictor: `euler_maruyama`, `reverse_diffusion`, `ancestral` or another sampler that is a table.
+        snr: of the corrector; smaller for more cautious steps.
+        corrections: at each level, a network call each.
+
+    Source: Song et al. 2021, algorithm 1 and appendix G (arXiv:2011.13456); per-sample norms, see `Langevin`.
+    """
+    table = predictor(grid)
+    if not isinstance(table, Table) or len(table) != len(grid) - 1:
+        raise RecipeError("predictor: needs a sampler that is a table of one row for each step")
+    scales = [_where(_same(here, there), 0.0, _forward(here, there)[0] ** 2) for here, there in pairwise(grid)]
+    return PredictorCorrector(table, grid[:-1], Langevin(snr, corrections), scales)
+
+
+_NCSN = "Song & Ermon 2019, algorithm 1 (arXiv:1907.05600)"
+_SDE = "Song et al. 2021, appendix E (arXiv:2011.13456)"
+_PC = "Song et al. 2021, algorithm 1 and appendix G (arXiv:2011.13456)"
+
+LISTED = (
+    Sampler("langevin", langevin, _NCSN, order=None, stochastic=True, calls=5, start="finite", fine=None),
+    Sampler(
+        "annealed-langevin",
+        annealed_langevin,
+        _NCSN,
+        order=None,
+        stochastic=True,
+        calls=5,
+        start="finite",
+        fine={"each": 40, "size": 0.06},
+    ),
+    Sampler("euler-maruyama", euler_maruyama, _SDE, order=1, strong=1, stochastic=True, domain="time", start="finite"),
+    Sampler("reverse-diffusion", reverse_diffusion, _SDE, order=1, strong=1, stochastic=True, domain="time"),
+    Sampler(
+        "pc-euler-maruyama",
+        predictor_corrector,
+        _PC,
+        order=None,
+        stochastic=True,
+        calls=2,
+        couples=True,
+        fine=None,
+        domain="time",
+        start="finite",
+        options={"predictor": euler_maruyama},
+    ),
+    Sampler(
+        "pc-reverse-diffusion",
+        predictor_corrector,
+        _PC,
+        order=None,
+        stochastic=True,
+        calls=2,
+        couples=True,
+        fine=None,
+        domain="time",
+    ),
+    Sampler(
+        "pc-ancestral",
+        predictor_corrector,
+        _PC,
+        order=None,
+        stochastic=True,
+        calls=2,
+        couples=True,
+        fine=None,
+        domain="time",
+        options={"predictor": ancestral},
+    ),
+)

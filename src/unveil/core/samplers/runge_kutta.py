@@ -1,0 +1,397 @@
+"""Euler, Heun and midpoint steps, in the noise ratio sigma / alpha or in the process's own time; EDM's churn.
+
+Two families, named apart. In r = sigma / alpha the path of y = x / alpha is dy/dr = eps, whatever the process:
+"euler", "heun", "dpm2" give one sample on one log-SNR grid. In the process's own time the path is
+dx/dt = alpha' x0 + sigma' eps: "euler-time" and "heun-time" differ from process to process.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from unveil.core import real
+from unveil.core.grids import Grid
+from unveil.core.real import Number
+from unveil.core.samplers.listing import Sampler
+from unveil.core.samplers.plan import Row, Table
+from unveil.types import Level, RecipeError
+
+# ---------------------------------------------------------------------- in the noise ratio
+
+
+def euler(
+    grid: Grid, *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0
+) -> Table:
+    """Euler steps in sigma / alpha: DDIM without noise, with EDM's churn before each step.
+
+    Args:
+        grid: from noise to data.
+        s_churn: noise added in the whole run; each step raises sigma / alpha by s_churn / steps of itself, at most
+            sqrt(2) - 1.
+        s_tmin: no churn below this sigma / alpha.
+        s_tmax: no churn above this one.
+        s_noise: deviation of the noise that is added, near 1.
+
+    Source: Karras et al. 2022, algorithm 2 without lines 6 to 8 (arXiv:2206.00364).
+    """
+    rows: list[Row] = []
+    for raised, here, there in _churned(grid, Churn(s_churn, s_tmin, s_tmax, s_noise)):
+        keep, gain = straight(here, there)
+        rows += [*raised, Row(here, keep, (gain,))]
+    return Table(rows)
+
+
+def heun(
+    grid: Grid,
+    *,
+    node: float = 1.0,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = math.inf,
+    s_noise: float = 1.0,
+) -> Table:
+    """Second-order steps in sigma / alpha, the last one onto the data of first order; churn as in `euler`.
+
+    Args:
+        grid: from noise to data.
+        node: where in the step the second call is, above 0: 1 is Heun's method, 2/3 Ralston's, 1/2 the midpoint's.
+        s_churn: see `euler`.
+        s_tmin: see `euler`.
+        s_tmax: see `euler`.
+        s_noise: see `euler`.
+
+    Source: Karras et al. 2022, algorithm 2, and algorithm 3 for the node (arXiv:2206.00364).
+    """
+    _check_node(node)
+    rows: list[Row] = []
+    for raised, here, there in _churned(grid, Churn(s_churn, s_tmin, s_tmax, s_noise)):
+        between = there
+        # the step onto clean data is of first order, and a table of levels need not reach below its first
+        if node != 1 and not _all_zero(there.sigma):
+            place = _ratio(here) + node * (_ratio(there) - _ratio(here))
+            _check_overshoot(node, place, _ratio(there))
+            between = _at_ratio(grid, place, there)
+        rows += [*raised, *_two_calls(here, between, there, _where(there.sigma == 0, 0.0, 0.5 / node))]
+    return Table(rows)
+
+
+def dpm2(
+    grid: Grid,
+    *,
+    power: float = 0.0,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = math.inf,
+    s_noise: float = 1.0,
+) -> Table:
+    """The midpoint's slope over the whole step, where the middle is a mean of the two sigma / alpha.
+
+    Args:
+        grid: from noise to data.
+        power: of the mean: 0 the geometric one (DPM-Solver-2's middle in log-SNR), 1/3 as for consistency models.
+        s_churn: see `euler`.
+        s_tmin: see `euler`.
+        s_tmax: see `euler`.
+        s_noise: see `euler`.
+
+    Source: Karras et al. 2022, algorithm 2, with the middle of Lu et al. 2022, algorithm 1 (arXiv:2206.00927).
+    """
+    rows: list[Row] = []
+    for raised, here, there in _churned(grid, Churn(s_churn, s_tmin, s_tmax, s_noise)):
+        between = _at_ratio(grid, _mean(_ratio(here), _ratio(there), power), there)
+        rows += [*raised, *_two_calls(here, between, there, 1.0)]
+    return Table(rows)
+
+
+# ---------------------------------------------------------------------- with noise after each step
+
+
+def euler_ancestral(grid: Grid, *, eta: float = 1.0, noise_scale: float = 1.0) -> Table:
+    """Euler steps that go below the next level, and noise back up to it: DDIM with eta, on any process.
+
+    Args:
+        grid: from noise to data.
+        eta: 0 adds no noise, 1 that of the ancestral chain.
+        noise_scale: factor of the noise.
+
+    Source: Song et al. 2020, eq. 12 and 16 (arXiv:2010.02502), in the k-diffusion library's form.
+    """
+    rows: list[Row] = []
+    for here, there in pairwise(grid):
+        below, noise = lowered(here, there, eta)
+        keep, gain = straight(here, below)
+        rows.append(Row(here, keep, (gain,), noise_scale * noise, span=(here, there)))
+    return Table(rows)
+
+
+def dpm2_ancestral(grid: Grid, *, eta: float = 1.0, noise_scale: float = 1.0, power: float = 0.0) -> Table:
+    """`dpm2`'s steps to below the next level, and noise back up to it.
+
+    Args:
+        grid: from noise to data.
+        eta: see `euler_ancestral`.
+        noise_scale: see `euler_ancestral`.
+        power: see `dpm2`.
+
+    Source: the k-diffusion library.
+    """
+    rows: list[Row] = []
+    for here, there in pairwise(grid):
+        below, noise = lowered(here, there, eta)
+        between = _at_ratio(grid, _mean(_ratio(here), _ratio(below), power), there)
+        *first, last = _two_calls(here, between, below, 1.0)
+        rows += [*first, last._replace(noise=noise_scale * noise, span=(here, there))]
+    return Table(rows)
+
+
+def lowered(here: Level, there: Level, eta: float) -> tuple[Level, Number]:
+    """The level below `there` that a step goes to, and the deviation of the noise that leads back up to it."""
+    noise = added(here, there, eta)
+    return there._replace(sigma=real.sqrt(there.sigma**2 - noise**2)), noise
+
+
+def added(here: Level, there: Level, eta: float) -> Number:
+    """The share eta of the ancestral step's deviation, at most the next level's. Source: Song et al. 2020, eq. 16."""
+    beta = here.sigma**2 - (real.divide(here.alpha, there.alpha, 1.0) * there.sigma) ** 2
+    return _least(there.sigma, eta * real.divide(there.sigma, here.sigma, 0.0) * real.sqrt(beta))
+
+
+# ---------------------------------------------------------------------- in the process's own time
+
+
+def euler_time(
+    grid: Grid, *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0
+) -> Table:
+    """Euler steps in t: rectified flow's sampler, and EDM's ablation; the arguments are `euler`'s.
+
+    Source: Karras et al. 2022, eq. 4 and algorithm 1 (arXiv:2206.00364); Liu et al. 2022, section 2.2
+    (arXiv:2209.03003).
+    """
+    rows: list[Row] = []
+    for raised, here, there in _churned(grid, Churn(s_churn, s_tmin, s_tmax, s_noise)):
+        rows += [*raised, _along(here, there)]
+    return Table(rows)
+
+
+def heun_time(
+    grid: Grid,
+    *,
+    node: float = 1.0,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = math.inf,
+    s_noise: float = 1.0,
+) -> Table:
+    """Second-order steps in t, the last one onto the data of first order; the arguments are `heun`'s.
+
+    Source: Karras et al. 2022, algorithm 1, and algorithm 3 for the node (arXiv:2206.00364).
+    """
+    _check_node(node)
+    rows: list[Row] = []
+    for raised, here, there in _churned(grid, Churn(s_churn, s_tmin, s_tmax, s_noise)):
+        second = _where(there.sigma == 0, 0.0, 0.5 / node)  # the weight of the second slope
+        if _all_zero(second):
+            rows += [*raised, _along(here, there)]
+            continue
+        width = there.t - here.t
+        on_x, on_x0 = _velocity(here)
+        _check_overshoot(node, here.t + node * width, there.t)
+        between = there if node == 1 else grid.process.at(here.t + node * width)
+        then_x, then_x0 = _velocity(between)
+        whole, part = width * second, width * (1 - second)
+        rows += [
+            *raised,
+            Row(here, 1 + node * width * on_x, (node * width * on_x0,), mark=True),
+            Row(between, whole * then_x, (whole * then_x0, part * on_x0), back=1 + part * on_x),
+        ]
+    return Table(rows)
+
+
+def _along(here: Level, there: Level) -> Row:
+    """The Euler step; the straight one from the end of a process that stops before clean data, as time does too."""
+    width = there.t - here.t
+    on_x, on_x0 = _velocity(here)
+    keep, gain = straight(here, there)
+    return Row(here, _where(width == 0, keep, 1 + width * on_x), (_where(width == 0, gain, width * on_x0),))
+
+
+def _velocity(level: Level) -> tuple[Number, Number]:
+    """dx/dt as factors of x and x0; clean parts stand still."""
+    on_x = real.divide(level.dsigma, level.sigma, 0.0)
+    return on_x, _where(level.sigma == 0, 0.0, level.dalpha - level.alpha * on_x)
+
+
+# ---------------------------------------------------------------------- churn
+
+
+class Churn(NamedTuple):
+    """Noise added before each step; levels are sigma / alpha."""
+
+    amount: float
+    low: float
+    high: float
+    noise: float
+
+    def raised(self, grid: Grid, here: Level, there: Level, steps: Number) -> tuple[Level, list[Row]]:
+        """The noisier level that one of `steps` steps begins at, and the row that leads up to it, if any.
+
+        Raises:
+            RecipeError: the process does not reach that level.
+        """
+        ratio = _ratio(here)
+        share = _least(self.amount / steps, math.sqrt(2) - 1)
+        # a part that keeps its level, and pure noise, get none
+        chosen = (ratio >= self.low) & (ratio <= self.high) & (_ratio(there) < ratio) & (ratio < math.inf)
+        rise = _where(chosen, share, 0.0)
+        if _all_zero(rise):
+            return here, []
+        higher = _where(chosen, ratio * (1 + rise), math.nan)
+        try:
+            top = _at_ratio(grid, higher, here)
+        except RecipeError as error:
+            raise RecipeError(f"s_churn = {self.amount}: {error}; lower s_churn, or s_tmax to where it holds") from None
+        # what y = x / alpha gains: the difference of the two r^2
+        deviation = _where(chosen, top.alpha * real.sqrt((_ratio(top) - ratio) * (_ratio(top) + ratio)), 0.0)
+        keep = real.divide(top.alpha, here.alpha, 1.0)
+        return top, [Row(None, keep, noise=self.noise * deviation, span=(here, there))]
+
+
+def _churned(grid: Grid, churn: Churn) -> Iterator[tuple[list[Row], Level, Level]]:
+    """For each step: the row that adds noise, if any, and the levels from and to which it goes."""
+    steps = real.at_least(sum((_falls(here, there) for here, there in pairwise(grid)), 0.0), 1.0)
+    for here, there in pairwise(grid):
+        if churn.amount == 0:
+            yield [], here, there
+        else:
+            top, rows = churn.raised(grid, here, there, steps)
+            yield rows, top, there
+
+
+def _falls(here: Level, there: Level) -> Number:
+    """1 where a step goes on, 0 in parts of x that keep their level."""
+    falls = _ratio(there) < _ratio(here)
+    return falls.double() if isinstance(falls, Tensor) else float(falls)
+
+
+# ---------------------------------------------------------------------- rows
+
+
+def straight(here: Level, there: Level) -> tuple[Number, Number]:
+    """The first-order step that holds x0 and eps fixed: its factors of x and x0; clean parts keep their x."""
+    keep = real.divide(there.sigma, here.sigma, real.divide(there.alpha, here.alpha, 0.0))
+    return keep, there.alpha - keep * here.alpha
+
+
+def _two_calls(here: Level, between: Level, there: Level, weight: Number) -> list[Row]:
+    """A straight step corrected by weight (eps at `between` - eps at `here`); one row where that cannot be.
+
+    At `between`, reached on the straight line, the two eps differ by (x0 there - x0 here) over its sigma / alpha
+    and the other sign, so the correction needs x0 alone.
+    """
+    keep, gain = straight(here, there)
+    width = _ratio(here) - _ratio(there)
+    correction = _where(
+        (_ratio(between) > 0) & (_ratio(here) < math.inf),
+        weight * there.alpha * real.divide(width, _ratio(between), 0.0),
+        0.0,
+    )
+    if _all_zero(correction):
+        return [Row(here, keep, (gain,))]
+    on_x, on_x0 = straight(here, between)
+    return [
+        Row(here, on_x, (on_x0,), mark=True),
+        Row(between, 0.0, (correction, gain - correction), back=keep),
+    ]
+
+
+def _ratio(level: Level) -> Number:
+    return real.divide(level.sigma, level.alpha, math.inf)
+
+
+def _mean(a: Number, b: Number, power: float) -> Number:
+    """The power mean; 0 is the geometric one, and 0 wherever b is."""
+    if power == 0:
+        return real.sqrt(a) * real.sqrt(b)
+    return (0.5 * (a**power + b**power)) ** (1 / power)
+
+
+def _at_ratio(grid: Grid, ratio: Number, otherwise: Level) -> Level:
+    """The level of a sigma / alpha; `otherwise` where that is no finite number or keeps a part's own level."""
+    if not isinstance(ratio, Tensor):
+        return grid.at(-real.log(ratio)) if math.isfinite(ratio) else otherwise
+    same = ~ratio.isfinite() | (ratio == _ratio(otherwise))
+    level = grid.at(torch.where(same, math.inf, -ratio.log()))
+    return Level(*(_where(same, kept, new) for kept, new in zip(otherwise, level, strict=True)))
+
+
+def _where(chosen: bool | Tensor, value: Number, otherwise: Number) -> Number:
+    if isinstance(chosen, Tensor):
+        return torch.where(chosen, value, otherwise)
+    return value if chosen else otherwise
+
+
+def _least(a: Number, b: Number) -> Number:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return torch.minimum(*(torch.as_tensor(value, dtype=torch.float64) for value in (a, b)))
+    return min(a, b)
+
+
+def _all_zero(value: Number) -> bool:
+    return bool((value == 0).all()) if isinstance(value, Tensor) else value == 0
+
+
+def _check_node(node: float) -> None:
+    if not node > 0:
+        raise RecipeError(f"node = {node}: must be above 0; 1 is Heun's method, 0.5 the midpoint's")
+
+
+def _check_overshoot(node: float, place: Number, there: Number) -> None:
+    beyond = (place <= 0) & (there > 0)
+    if bool(beyond.any()) if isinstance(beyond, Tensor) else beyond:
+        raise RecipeError(f"node = {node}: the second call would lie beyond clean data; use more steps, or node = 1")
+
+
+_EDM = "Karras et al. 2022, algorithm 2 (arXiv:2206.00364)"
+_CHURN = {"s_churn": 20.0, "s_tmin": 0.05, "s_tmax": 50.0}  # near the published ones, which are searched per data set
+
+LISTED = (
+    Sampler("euler", euler, _EDM, order=1),
+    Sampler("heun", heun, _EDM, order=2, calls=2),
+    Sampler("dpm2", dpm2, _EDM + "; Lu et al. 2022, algorithm 1 (arXiv:2206.00927)", order=2, calls=2),
+    Sampler("euler-churn", euler, _EDM, order=1, stochastic=True, options=_CHURN),
+    Sampler("heun-churn", heun, _EDM, order=2, stochastic=True, calls=2, options=_CHURN),
+    Sampler(
+        "euler-ancestral",
+        euler_ancestral,
+        "Song et al. 2020, eq. 12 and 16 (arXiv:2010.02502)",
+        order=1,
+        strong=1,
+        stochastic=True,
+    ),
+    Sampler("dpm2-ancestral", dpm2_ancestral, "k-diffusion", order=2, strong=1, stochastic=True, calls=2),
+    Sampler(
+        "euler-time",
+        euler_time,
+        "Karras et al. 2022, eq. 4 (arXiv:2206.00364); Liu et al. 2022, section 2.2 (arXiv:2209.03003)",
+        order=1,
+        domain="time",
+    ),
+    Sampler(
+        "heun-time", heun_time, "Karras et al. 2022, algorithm 1 (arXiv:2206.00364)", order=2, calls=2, domain="time"
+    ),
+    Sampler(
+        "midpoint-time",
+        heun_time,
+        "Karras et al. 2022, algorithm 3 (arXiv:2206.00364)",
+        order=2,
+        calls=2,
+        domain="time",
+        options={"node": 0.5},
+    ),
+)

@@ -1,0 +1,129 @@
+"""UniPC: a multistep predictor, and a corrector that uses the next step's own call, so that it costs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+
+from unveil.core import real
+from unveil.core.grid import Grid
+from unveil.core.real import Number
+from unveil.core.samplers.exponential import allowed
+from unveil.core.samplers.listing import Sampler
+from unveil.core.samplers.plan import Row, Table
+from unveil.core.samplers.stride import (
+    Of,
+    Rule,
+    Stride,
+    Tier,
+    any_of,
+    check_order,
+    exact,
+    gains,
+    highest,
+    interpolated,
+    phis,
+    steps_left,
+    stride,
+    where,
+)
+
+# The paper's B(h) cancels wherever the equations for the weights determine them. What is left of it is the one weight
+# that a single difference has: B / 2 instead of phi_2.
+
+
+def b1(nodes: Sequence[Number], reach: Number) -> list[Number]:
+    """B_1(h) = h. Source: Zhao et al. 2023, section 3 (arXiv:2302.04867)."""
+    return interpolated(nodes, [1.0, 0.5 / phis(1, reach)[0]]) if len(nodes) == 2 else exact(nodes, reach)
+
+
+def b2(nodes: Sequence[Number], reach: Number) -> list[Number]:
+    """B_2(h) = exp(h) - 1. Source: Zhao et al. 2023, section 3 (arXiv:2302.04867)."""
+    return interpolated(nodes, [1.0, 0.5]) if len(nodes) == 2 else exact(nodes, reach)
+
+
+# Coefficients that vary with the step: every weight from the equations, and no B. Source: their UniPC_v.
+varying = exact
+
+
+def unipc(
+    grid: Grid,
+    order: int = 3,
+    *,
+    of: Of = "x0",
+    predict: Rule = b2,
+    correct: Rule = b2,
+    lower_below: float = float("inf"),
+) -> Table:
+    """UniPC of order 1 to 3: one call a step, where the corrector raises the predictor's order by one.
+
+    A step's call is made at its predicted x. It corrects that x before the next step leaves from it, and both are
+    one row: what the corrector adds is a sum of estimates, like the next prediction. The last x is not corrected.
+
+    Args:
+        grid: from noise to data; with `of` "eps" it begins at alpha > 0.
+        order: of the predictor; the first steps have fewer estimates, and a lower order.
+        of: the estimate that is combined, "x0" or "eps".
+        predict: `b1`, `b2` or `varying`.
+        correct: the same of the corrector; its first node is where the corrected step began, the second its end.
+        lower_below: with fewer steps than this the last ones fall to order 2 and 1: always, as published; 0 never.
+
+    Raises:
+        RecipeError: an order that does not exist, or eps from alpha = 0.
+
+    Source: Zhao et al. 2023, section 3, algorithms 1 and 2 (arXiv:2302.04867).
+    """
+    check_order(order, 3)
+    rows: list[Row] = []
+    correction: tuple[Number, ...] = ()
+    before: list[Stride] = []
+    left = steps_left(grid)
+    for number, most in enumerate(allowed(grid, order, lower_below)):
+        now = stride(grid[number], grid[number + 1], of)
+        predicted = gains(now, before, predict, most)
+        both = zip_longest(correction, predicted, fillvalue=0.0)
+        # the corrected x is carried along, and the prediction added
+        rows.append(Row(grid[number], now.keep, tuple(now.keep * corrected + new for corrected, new in both)))
+        correction = _correction(now, before, predicted, correct, where(left[number + 1] > 0, most, 0.0))
+        before = [now, *before][: order - 1]
+    return Table(rows, of)
+
+
+def _correction(
+    now: Stride, before: Sequence[Stride], predicted: Sequence[Number], rule: Rule, most: Number
+) -> tuple[Number, ...]:
+    """What the call at a step's end adds to its x, as gains on that call and those before it.
+
+    Nothing where the step touches an end or is the last; from fewer estimates where one before it touched an end.
+    """
+    nodes: list[Number] = [0.0, 1.0]
+    tiers: list[Tier] = []
+    usable = (now.reach != 0) & (most >= 1)
+    back: Number = 0.0
+    for number in range(len(before) + 1):
+        if number:
+            usable = usable & (before[number - 1].reach != 0) & (most > number)
+            back = back - real.divide(before[number - 1].reach, now.reach, 0.0)
+            nodes.append(back)
+        if not any_of(usable):
+            break
+        tiers.append((usable, len(nodes)))
+
+    def made(count: int) -> list[Number]:
+        start, end, *rest = (now.gain * weight for weight in rule(nodes[:count], now.reach))
+        return [end, *(new - old for new, old in zip_longest([start, *rest], predicted, fillvalue=0.0))]
+
+    return highest(tiers, made, (0.0,))
+
+
+_PAPER = "Zhao et al. 2023, algorithms 1 and 2 (arXiv:2302.04867)"
+
+# Order + 1 of each without lower orders at the end, which as published leave order 2.
+LISTED: tuple[Sampler, ...] = (
+    Sampler("unipc-1", unipc, _PAPER, order=2, options={"order": 1}),
+    Sampler("unipc-2", unipc, _PAPER, order=2, options={"order": 2}),
+    Sampler("unipc-3", unipc, _PAPER, order=2),
+    Sampler("unipc-3-b1", unipc, _PAPER, order=2, options={"predict": b1, "correct": b1}),
+    Sampler("unipc-3-varying", unipc, _PAPER, order=2, options={"predict": varying, "correct": varying}),
+    Sampler("unipc-3-eps", unipc, _PAPER, order=2, start="finite", options={"of": "eps"}),
+)

@@ -1,0 +1,174 @@
+"""ADM's noisy classifier: the encoder half of the U-Net, pooled to logits, told the level like the U-Net.
+
+    x -> enter -> [blocks (+ attention), downsample] per level -> middle -> pool -> logits
+
+Source: Dhariwal & Nichol 2021, section 4 and appendix I (arXiv:2105.05233); attention pooling: Radford et al. 2021,
+section 2.4 (arXiv:2103.00020).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unveil.nn.embed import TimeEmbedding
+from unveil.nn.layers import AttentionOrder, attend, check_multiple, group_norm, zeroed
+from unveil.nn.unet import Modulation, Resampling, UNetConfig, middle, way_down
+from unveil.types import RecipeError, ShapeError, nearest
+
+Pool = Literal["attention", "adaptive", "spatial", "spatial_v2"]
+
+
+@dataclass(frozen=True)
+class NoisyClassifierConfig:
+    """What defines a noisy classifier; names that the U-Net has too mean the same.
+
+    Args:
+        in_channels: of x.
+        classes: logits.
+        size: side of x in pixels, which attention pooling learns a place for each of.
+        channels, multipliers, blocks, attention: of the encoder.
+        heads, head_channels: of its attention; pooling by attention has the same width per head.
+        attention_order: of the encoder's attention; that of the pooling is always `qkv-first`.
+        modulation, resample: of the encoder's blocks.
+        pool: `attention` from the mean of the smallest features to all of them; `adaptive` their mean; `spatial` and
+            `spatial_v2` the means of every block's features, through a hidden layer (the second with normalisation).
+        hidden: width of that layer.
+        groups: of every normalisation.
+        dropout: in residual blocks, in training.
+
+    Raises:
+        RecipeError: settings that do not fit together.
+    """
+
+    in_channels: int
+    classes: int
+    size: int
+    channels: int = 128
+    multipliers: tuple[float, ...] = (1, 2, 3, 4)
+    blocks: int = 2
+    attention: tuple[int, ...] = (2, 4, 8)
+    heads: int = 1
+    head_channels: int | None = 64
+    attention_order: AttentionOrder = "heads-first"
+    modulation: Modulation = "scale-shift"
+    resample: Resampling = "residual"
+    pool: Pool = "attention"
+    hidden: int = 2048
+    groups: int = 32
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "multipliers", tuple(self.multipliers))
+        object.__setattr__(self, "attention", tuple(self.attention))
+        for name in ("classes", "size", "hidden"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
+        if self.pool not in get_args(Pool):
+            allowed = get_args(Pool)
+            raise RecipeError(f"pool = {self.pool!r}: must be one of {', '.join(allowed)}{nearest(self.pool, allowed)}")
+        rate = self.encoder.rates[-1]
+        if self.size % rate:
+            raise RecipeError(f"size {self.size} px: must be a multiple of {rate}, to be halved between all levels")
+
+    @property
+    def encoder(self) -> UNetConfig:
+        """The U-Net whose first half this is."""
+        return UNetConfig(
+            in_channels=self.in_channels,
+            out_channels=self.in_channels,
+            channels=self.channels,
+            multipliers=self.multipliers,
+            blocks=self.blocks,
+            attention=self.attention,
+            heads=self.heads,
+            head_channels=self.head_channels,
+            attention_order=self.attention_order,
+            modulation=self.modulation,
+            resample=self.resample,
+            groups=self.groups,
+            dropout=self.dropout,
+        )
+
+
+class AttentionPool(nn.Module):
+    """The mean of all positions looks at itself and at each of them: (B, C, H, W) to (B, out)."""
+
+    def __init__(self, width: int, side: int, heads: int, out: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.places = nn.Parameter(torch.randn(width, side * side + 1) / width**0.5)  # that of the mean first
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = zeroed(nn.Linear(width, out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the mean gathers."""
+        tokens = x.flatten(2)  # (B, C, N)
+        tokens = torch.cat([tokens.mean(2, keepdim=True), tokens], dim=2) + self.places.to(x)
+        qkv = self.qkv(tokens.transpose(1, 2)).unflatten(2, (3, self.heads, -1))  # (B, 1 + N, 3, heads, D)
+        query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))  # each (B, heads, 1 + N, D)
+        return self.out(attend(query[:, :, :1], key, value).flatten(1))
+
+
+class NoisyClassifier(nn.Module):
+    """Reads pictures with noise: (x, t) to logits (B, classes)."""
+
+    def __init__(self, config: NoisyClassifierConfig) -> None:
+        super().__init__()
+        self.config = config
+        encoder = config.encoder
+        self.time = TimeEmbedding(encoder.channels, encoder.vector_dim, encoder.embedding)
+        self.enter = nn.Conv2d(encoder.in_channels, encoder.widths[0], 3, padding=1)
+        self.down, stack = way_down(encoder)
+        self.middle = middle(encoder)
+        width, classes = encoder.widths[-1], config.classes
+        if config.pool in ("attention", "adaptive"):
+            self.norm = group_norm(width, config.groups, encoder.norm_eps)
+            if config.pool == "attention":
+                side, heads = config.size // encoder.rates[-1], encoder.heads_of(width, config.heads)
+                self.pool = AttentionPool(width, side, heads, classes)
+            else:
+                self.pool = zeroed(nn.Linear(width, classes))
+        else:
+            second = (
+                [group_norm(config.hidden, config.groups), nn.SiLU()] if config.pool == "spatial_v2" else [nn.ReLU()]
+            )
+            seen = sum(stack) + width
+            self.pool = nn.Sequential(
+                nn.Linear(seen, config.hidden), *second, zeroed(nn.Linear(config.hidden, classes))
+            )
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """The logits, (B, classes).
+
+        Args:
+            x: (B, in_channels, size, size), with noise.
+            t: (B,) the number that stands for its level, as the U-Net of the same process is given it.
+
+        Raises:
+            ShapeError: pictures of another shape.
+        """
+        config = self.config
+        self._check(x)
+        time = F.silu(self.time(t))  # (B, D)
+        h = self.enter(x)
+        stack = [h]
+        for down in self.down:
+            h = down(h, time, stack)
+        h = self.middle(h, time)
+        if config.pool in ("spatial", "spatial_v2"):
+            return self.pool(torch.cat([seen.mean((2, 3)) for seen in [*stack, h]], dim=1))
+        h = F.silu(self.norm(h))
+        return self.pool(h if config.pool == "attention" else h.mean((2, 3)))
+
+    def _check(self, x: Tensor) -> None:
+        config = self.config
+        fixed = config.pool == "attention"
+        if x.ndim != 4 or x.shape[1] != config.in_channels or (fixed and x.shape[2:] != (config.size, config.size)):
+            sides = f"{config.size}, {config.size}" if fixed else "H, W"
+            raise ShapeError(f"x {tuple(x.shape)}: this classifier reads (B, {config.in_channels}, {sides})")
+        check_multiple(x, config.encoder.rates[-1])

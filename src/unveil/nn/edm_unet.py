@@ -1,0 +1,390 @@
+"""Score SDE's U-Net (DDPM++ and NCSN++) and ADM's, in the forms in which EDM trained them.
+
+    x -> enter -> [resample, blocks] per level -> middle -> [resample, blocks] per level -> norm -> leave
+
+Score SDE's halves and doubles inside residual blocks through a small filter, weighs sums of two branches by
+1 / sqrt(2), and may carry pictures beside the features: a pyramid of inputs that joins every level on the way down,
+and one of outputs that grows on the way up. ADM's tells the level by scale and shift and attends with 64 channels a
+head; it differs from `unet.UNet` in its groups of normalisation alone.
+
+Sources: Song et al. 2021, appendix H (arXiv:2011.13456); Karras et al. 2022, appendix F.1 and table 7
+(arXiv:2206.00364); Dhariwal & Nichol 2021, section 3 (arXiv:2105.05233).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unveil.nn.edm_blocks import (
+    Block,
+    Combination,
+    Down,
+    InputResidual,
+    InputSkip,
+    OutputSkip,
+    Style,
+    Up,
+    Way,
+    embedded,
+)
+from unveil.nn.embed import sinusoid
+from unveil.nn.layers import check_multiple, vector_of, with_context, zeroed
+from unveil.types import Condition, RecipeError, ShapeError, nearest
+
+Embedding = Literal["positional", "fourier"]
+Encoder = Literal["standard", "skip", "residual"]
+Decoder = Literal["standard", "skip"]
+Resampling = Literal["residual", "pool"]
+CHOICES = {
+    "embedding": Embedding,
+    "encoder": Encoder,
+    "decoder": Decoder,
+    "resample": Resampling,
+    "combine": Combination,
+}
+FOURIER_SCALE = 16.0  # deviation of the random frequencies
+
+
+@dataclass(frozen=True)
+class SongUNetConfig:
+    """What defines Score SDE's U-Net; the defaults are DDPM++. A level is a resolution; level i has rate 2**i.
+
+    Args:
+        in_channels, out_channels: of x and of the result.
+        channels: width of the first convolution; levels have multiplier * channels.
+        multipliers: one per level, finest first.
+        blocks: residual blocks per level on the way down (one more on the way up).
+        attention: rates of the levels with self-attention: after each block on the way down, the last on the way up.
+        embedding: of the index: `positional` sinusoids, or random `fourier` frequencies (NCSN++, for log sigma).
+        noise_multiplier: width of that embedding, and of a condition's vector, in `channels`.
+        embedding_multiplier: width of what the blocks are told, in `channels`.
+        encoder: `standard`; `skip`: each level sees the smaller input; `residual`: and hands it on (NCSN++).
+        decoder: `standard`; `skip`: each level adds its part to the output.
+        combine: how a `skip` encoder joins the input: by `sum`, or `cat` beside the features.
+        filter: through which features and pictures are resampled: (1, 1) or NCSN++'s (1, 3, 3, 1); None is (1, 1),
+            and in a `residual` encoder a strided convolution in its place.
+        resample: in `residual` blocks, or without weights (`pool`).
+        branch_weight: of a sum of two branches.
+        dropout: in residual blocks, in training.
+        augment_dim: numbers that say how x was augmented in training; 0: none.
+        context_channels: channels of `condition.channels`, concatenated to x.
+
+    Raises:
+        RecipeError: settings that do not fit together.
+    """
+
+    in_channels: int
+    out_channels: int
+    channels: int = 128
+    multipliers: tuple[int, ...] = (2, 2, 2)
+    blocks: int = 4
+    attention: tuple[int, ...] = (2,)
+    embedding: Embedding = "positional"
+    noise_multiplier: int = 1
+    embedding_multiplier: int = 4
+    encoder: Encoder = "standard"
+    decoder: Decoder = "standard"
+    combine: Combination = "sum"
+    filter: tuple[float, ...] | None = (1, 1)
+    resample: Resampling = "residual"
+    branch_weight: float = math.sqrt(0.5)
+    dropout: float = 0.0
+    augment_dim: int = 0
+    context_channels: int = 0
+
+    def __post_init__(self) -> None:
+        _settle(self)
+        for name, kinds in CHOICES.items():
+            if (given := getattr(self, name)) not in get_args(kinds):
+                allowed = ", ".join(get_args(kinds))
+                raise RecipeError(f"{name} = {given!r}: must be one of {allowed}{nearest(given, get_args(kinds))}")
+        if self.noise_multiplier < 1 or self.vector_dim % 2:
+            raise RecipeError(f"noise_multiplier = {self.noise_multiplier}: at least 1, and even times channels")
+        self.style.resample("down")  # refuses a filter that cannot be
+
+    @property
+    def rates(self) -> tuple[int, ...]:
+        """How much smaller each level is than the first."""
+        return tuple(2**level for level in range(len(self.multipliers)))
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return tuple(multiplier * self.channels for multiplier in self.multipliers)
+
+    @property
+    def vector_dim(self) -> int:
+        """Width of the index's embedding, and of a condition's vector."""
+        return self.noise_multiplier * self.channels
+
+    @property
+    def style(self) -> Style:
+        """What its blocks have in common."""
+        return Style(
+            self.embedding_multiplier * self.channels, "add", 1e-6, self.branch_weight, None, True, self.dropout,
+            self.filter,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DhariwalUNetConfig:
+    """What defines ADM's U-Net as EDM trained it; the defaults are its ImageNet-64 network.
+
+    Args:
+        in_channels, out_channels: of x and of the result.
+        channels: levels have multiplier * channels.
+        multipliers: one per level, finest first.
+        blocks: residual blocks per level on the way down (one more on the way up).
+        attention: rates of the levels with self-attention after each block; the middle always has it.
+        head_channels: channels of an attention head.
+        embedding_multiplier: width of the time embedding, and of a condition's vector, in `channels`.
+        dropout: in residual blocks, in training.
+        augment_dim: numbers that say how x was augmented in training; 0: none.
+        context_channels: channels of `condition.channels`, concatenated to x.
+
+    Raises:
+        RecipeError: settings that do not fit together.
+    """
+
+    in_channels: int
+    out_channels: int
+    channels: int = 192
+    multipliers: tuple[int, ...] = (1, 2, 3, 4)
+    blocks: int = 3
+    attention: tuple[int, ...] = (2, 4, 8)
+    head_channels: int = 64
+    embedding_multiplier: int = 4
+    dropout: float = 0.0
+    augment_dim: int = 0
+    context_channels: int = 0
+
+    def __post_init__(self) -> None:
+        _settle(self)
+        if self.head_channels < 1:
+            raise RecipeError(f"head_channels = {self.head_channels}: must be at least 1")
+
+    @property
+    def rates(self) -> tuple[int, ...]:
+        """How much smaller each level is than the first."""
+        return tuple(2**level for level in range(len(self.multipliers)))
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return tuple(multiplier * self.channels for multiplier in self.multipliers)
+
+    @property
+    def vector_dim(self) -> int:
+        """Width of the time embedding, and of a condition's vector."""
+        return self.embedding_multiplier * self.channels
+
+    @property
+    def style(self) -> Style:
+        """What its blocks have in common."""
+        return Style(self.vector_dim, "scale-shift", 1e-5, 1.0, self.head_channels, False, self.dropout, (1, 1))
+
+
+def _settle(config: SongUNetConfig | DhariwalUNetConfig) -> None:
+    """Lists to tuples, and the checks that both networks share."""
+    for name in ("multipliers", "attention", *(("filter",) if getattr(config, "filter", None) else ())):
+        object.__setattr__(config, name, tuple(getattr(config, name)))
+    for name in ("in_channels", "out_channels", "channels", "blocks", "embedding_multiplier"):
+        if getattr(config, name) < 1:
+            raise RecipeError(f"{name} = {getattr(config, name)}: must be at least 1")
+    if not config.multipliers or min(config.multipliers) < 1:
+        raise RecipeError(f"multipliers {config.multipliers}: one per level is needed, each at least 1, such as (1, 2)")
+    if not 0 <= config.dropout < 1:
+        raise RecipeError(f"dropout = {config.dropout}: must lie in [0, 1)")
+    for rate in config.attention:
+        if rate not in config.rates:
+            allowed = ", ".join(map(str, config.rates))
+            raise RecipeError(f"attention {rate}: must be a rate of downsampling that a level has: {allowed}")
+
+
+class SongUNet(nn.Module):
+    """Score SDE's network: (x, t, condition) to a tensor of x's size with `out_channels`."""
+
+    def __init__(self, config: SongUNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vector_dim = config.vector_dim
+        style, pictures = config.style, config.in_channels + config.context_channels
+        if config.embedding == "fourier":
+            self.register_buffer("frequencies", FOURIER_SCALE * torch.randn(config.vector_dim // 2))
+        self.map_1 = nn.Linear(config.vector_dim, style.vector)
+        self.map_2 = nn.Linear(style.vector, style.vector)
+        self.augment = nn.Linear(config.augment_dim, config.vector_dim, bias=False) if config.augment_dim else None
+        self.enter = nn.Conv2d(pictures, config.channels, 3, padding=1)
+        stack = [config.channels]
+        self.down = self._way_down(pictures, stack)
+        width = stack[-1]
+        self.middle = nn.ModuleList([Block(width, width, style, attention=True), Block(width, width, style)])
+        self.up = self._way_up(stack)
+        if config.decoder != "skip":
+            width = config.widths[0]
+            self.norm = style.norm(width)
+            self.leave = zeroed(nn.Conv2d(width, config.out_channels, 3, padding=1))
+
+    def forward(
+        self, x: Tensor, t: Tensor, condition: Condition | None = None, augment: Tensor | None = None
+    ) -> Tensor:
+        """The raw result, in x's size.
+
+        Args:
+            x: (B, in_channels, H, W), height and width multiples of 2**(levels - 1).
+            t: (B,) the number that stands for the level.
+            condition: its vector (B, vector_dim) joins the embedding of t, its channels join x.
+            augment: (B, augment_dim) how x was augmented; None: not at all.
+
+        Raises:
+            ShapeError: a size that cannot be halved often enough, or a condition that does not fit.
+        """
+        condition = condition or Condition()
+        x = _joined(x, condition, self.config)
+        seen = embedded(self._waves(t).to(self.map_1.weight.dtype), self.augment, augment)
+        if (vector := vector_of(condition, len(x), self.vector_dim)) is not None:
+            seen = seen + vector.to(seen)
+        time = F.silu(self.map_2(F.silu(self.map_1(seen))))  # (B, D)
+
+        h, pyramid = self.enter(x), x
+        stack = [h]
+        for down in self.down:
+            h, pyramid = down(h, time, stack, pyramid)
+        for block in self.middle:
+            h = block(h, time)
+        pyramid = None
+        for up in self.up:
+            h, pyramid = up(h, time, stack, pyramid)
+        return self.leave(F.silu(self.norm(h))) if pyramid is None else pyramid
+
+    def _waves(self, t: Tensor) -> Tensor:
+        """The embedding of t, (B, vector_dim) float32."""
+        if self.config.embedding == "positional":
+            return sinusoid(t, self.vector_dim, "sin-cos")
+        angles = t.float()[:, None] * (2 * math.pi * self.get_buffer("frequencies").float())
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+    def _way_down(self, pictures: int, stack: list[int]) -> nn.ModuleList:
+        """The levels of the way down, and on the stack the widths of all that they leave there."""
+        config, style, levels = self.config, self.config.style, nn.ModuleList()
+        for level, out in enumerate(config.widths):
+            resample, side, width = None, None, stack[-1]
+            if level:
+                resample = self._resample(width, "down")
+                if config.encoder == "skip":
+                    side = InputSkip(pictures, width, style, config.combine)
+                    width = 2 * width if config.combine == "cat" else width
+                elif config.encoder == "residual":
+                    side, pictures = InputResidual(pictures, width, style), width
+                stack.append(width)
+            blocks: list[Block] = []
+            for _ in range(config.blocks):
+                blocks.append(Block(stack[-1], out, style, attention=config.rates[level] in config.attention))
+                stack.append(out)
+            levels.append(Down(blocks, resample, side))
+        return levels
+
+    def _way_up(self, stack: list[int]) -> nn.ModuleList:
+        """The levels of the way up, which use up the stack."""
+        config, style, levels = self.config, self.config.style, nn.ModuleList()
+        width, last = stack[-1], len(config.widths) - 1
+        for level in range(last, -1, -1):
+            out = config.widths[level]
+            resample = None if level == last else self._resample(width, "up")
+            blocks: list[Block] = []
+            for i in range(config.blocks + 1):
+                attention = i == config.blocks and config.rates[level] in config.attention
+                blocks.append(Block(width + stack.pop(), out, style, attention=attention))
+                width = out
+            side = OutputSkip(out, config.out_channels, style) if config.decoder == "skip" else None
+            levels.append(Up(blocks, resample, side))
+        return levels
+
+    def _resample(self, width: int, way: Way) -> nn.Module:
+        style = self.config.style
+        return Block(width, width, style, way=way) if self.config.resample == "residual" else style.resample(way)
+
+
+class DhariwalUNet(nn.Module):
+    """ADM's network as EDM trained it: (x, t, condition) to a tensor of x's size with `out_channels`."""
+
+    def __init__(self, config: DhariwalUNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vector_dim = config.vector_dim
+        style, last = config.style, len(config.widths) - 1
+        attends = [rate in config.attention for rate in config.rates]
+        self.map_1 = nn.Linear(config.channels, config.vector_dim)
+        self.map_2 = nn.Linear(config.vector_dim, config.vector_dim)
+        self.augment = nn.Linear(config.augment_dim, config.channels, bias=False) if config.augment_dim else None
+        stack = [config.widths[0]]
+        self.enter = nn.Conv2d(config.in_channels + config.context_channels, stack[0], 3, padding=1)
+        self.down = nn.ModuleList()
+        for level, out in enumerate(config.widths):
+            resample = Block(stack[-1], stack[-1], style, way="down") if level else None
+            stack += [stack[-1]] if level else []
+            blocks: list[Block] = []
+            for _ in range(config.blocks):
+                blocks.append(Block(stack[-1], out, style, attention=attends[level]))
+                stack.append(out)
+            self.down.append(Down(blocks, resample))
+        width = stack[-1]
+        self.middle = nn.ModuleList([Block(width, width, style, attention=True), Block(width, width, style)])
+        self.up = nn.ModuleList()
+        for level in range(last, -1, -1):
+            resample = None if level == last else Block(width, width, style, way="up")
+            blocks = []
+            for _ in range(config.blocks + 1):
+                blocks.append(Block(width + stack.pop(), config.widths[level], style, attention=attends[level]))
+                width = config.widths[level]
+            self.up.append(Up(blocks, resample))
+        self.norm = style.norm(width)
+        self.leave = zeroed(nn.Conv2d(width, config.out_channels, 3, padding=1))
+
+    def forward(
+        self, x: Tensor, t: Tensor, condition: Condition | None = None, augment: Tensor | None = None
+    ) -> Tensor:
+        """The raw result, in x's size.
+
+        Args:
+            x: (B, in_channels, H, W), height and width multiples of 2**(levels - 1).
+            t: (B,) the number that stands for the level.
+            condition: its vector (B, vector_dim) joins the time embedding, its channels join x.
+            augment: (B, augment_dim) how x was augmented; None: not at all.
+
+        Raises:
+            ShapeError: a size that cannot be halved often enough, or a condition that does not fit.
+        """
+        condition = condition or Condition()
+        x = _joined(x, condition, self.config)
+        waves = sinusoid(t, self.config.channels, "cos-sin").to(self.map_1.weight.dtype)
+        time = self.map_2(F.silu(self.map_1(embedded(waves, self.augment, augment))))
+        if (vector := vector_of(condition, len(x), self.vector_dim)) is not None:
+            time = time + vector.to(time)
+        time = F.silu(time)  # (B, D)
+
+        h = self.enter(x)
+        stack = [h]
+        for down in self.down:
+            h, _ = down(h, time, stack, x)
+        for block in self.middle:
+            h = block(h, time)
+        for up in self.up:
+            h, _ = up(h, time, stack, None)
+        return self.leave(F.silu(self.norm(h)))
+
+
+def _joined(x: Tensor, condition: Condition, config: SongUNetConfig | DhariwalUNetConfig) -> Tensor:
+    """X with the condition's channels, after it was found to fit the network."""
+    if x.ndim != 4 or x.shape[1] != config.in_channels:
+        raise ShapeError(f"x {tuple(x.shape)}: must be (B, {config.in_channels}, H, W)")
+    check_multiple(x, config.rates[-1])
+    if condition.tokens is not None:
+        raise ShapeError("condition.tokens: this network has no cross-attention; pass a vector or channels")
+    return with_context(x, condition, config.context_channels)

@@ -1,0 +1,346 @@
+"""The cross table: every process with every prediction and every sampler, on a mixture that is known exactly.
+
+    python -m tests.core.cross null     the distances that exact draws have from their own mixture: cross_null.json
+    python -m tests.core.cross table    docs/cross.md, from a run of every cell
+
+A cell is a network that knows the mixture, but sees it as a trained one does: scaled x and an index in, a prediction
+out. Its 4,000 samples must not lie further from the mixture than 4,000 exact draws do but once in 10,000 times.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tests.core.mixture import MEANS, SPREADS, WEIGHTS, draw, exact_x0
+from unveil.core import grids, precondition
+from unveil.core.denoiser import Denoiser
+from unveil.core.exploding import EDM, VE
+from unveil.core.flow import RectifiedFlow, Shifted
+from unveil.core.grid import Grid
+from unveil.core.noise import START, Streams
+from unveil.core.prediction import PREDICTIONS, Prediction
+from unveil.core.process import CosineVP, DiscreteVP, LinearVP, Process, betas, zero_terminal_snr
+from unveil.core.samplers import SAMPLERS, Plan, Sampler, run
+from unveil.core.samplers.adaptive import Tolerance
+from unveil.core.sde import SubVP
+from unveil.types import Condition, Level, like
+
+PICTURES, PIXELS = 40, (100,)  # 4,000 numbers; norms over a sample see a hundred of them
+SIZE = PICTURES * math.prod(PIXELS)
+SEED = 20  # of the samples; the null has its own
+NULL = Path(__file__).with_name("cross_null.json")
+ONCE_IN = 10_000
+
+PREDICTED: dict[str, Prediction] = {**PREDICTIONS, "edm": precondition.EDM()}
+
+
+# ---------------------------------------------------------------------- how far samples are from the mixture
+
+
+def _mean_distance(place: Tensor, spread: Tensor) -> Tensor:
+    """E|Z| of a normal Z with this mean and deviation."""
+    z = place / spread
+    density = (-0.5 * z * z).exp() / math.sqrt(2 * math.pi)
+    return spread * (2 * density + z * torch.erf(z / math.sqrt(2)))
+
+
+_PAIRS = WEIGHTS[:, None] * WEIGHTS
+_WITHIN = (_PAIRS * _mean_distance(MEANS[:, None] - MEANS, (SPREADS[:, None] ** 2 + SPREADS**2).sqrt())).sum()
+
+
+def distance(samples: Tensor) -> float:
+    """The energy distance of float64 numbers (N,) from the mixture itself, in closed form; never below 0.
+
+    Source: Szekely & Rizzo 2013, eq. 6.1; the sum over all pairs of sorted numbers is one over their ranks.
+    """
+    count = len(samples)
+    across = (WEIGHTS * _mean_distance(samples[:, None] - MEANS, SPREADS.expand(count, -1))).sum(1).mean()
+    ranks = 2 * torch.arange(count, dtype=torch.float64) - count + 1
+    own = 2 / count**2 * (ranks * samples.sort().values).sum()
+    return float(2 * across - own - _WITHIN)
+
+
+@cache
+def threshold() -> float:
+    """What exact draws exceed once in 10,000 times."""
+    return float(json.loads(NULL.read_text())["exceeded once in"][str(ONCE_IN)])
+
+
+# ---------------------------------------------------------------------- a network that knows the mixture
+
+
+def consistent(x: Tensor, level: Level) -> Tensor:
+    """The data that the deterministic path through x ends at: the quantile of the data where x is at its level."""
+    alpha, sigma = (torch.as_tensor(value, dtype=torch.float64) for value in level[1:3])
+    wide = ((alpha * SPREADS) ** 2 + sigma**2).sqrt()
+    rank = _cumulative(x, alpha * MEANS, wide)
+    low, high = torch.full_like(x, -6.0), torch.full_like(x, 6.0)
+    for _ in range(40):
+        middle = (low + high) / 2
+        above = _cumulative(middle, MEANS, SPREADS) > rank
+        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+    return (low + high) / 2
+
+
+def _cumulative(x: Tensor, means: Tensor, spreads: Tensor) -> Tensor:
+    return (WEIGHTS * torch.special.ndtr((x[..., None] - means) / spreads)).sum(-1)
+
+
+class Knowing(nn.Module):
+    """Sees what a trained network sees, and answers what one would that had learned everything."""
+
+    def __init__(self, case: Case, prediction: Prediction, known: Callable[[Tensor, Level], Tensor]) -> None:
+        super().__init__()
+        self.case, self.prediction, self.known = case, prediction, known
+
+    def forward(self, x: Tensor, index: Tensor, condition: Condition | None = None) -> Tensor:
+        if isinstance(self.prediction, precondition.Preconditioning):
+            ratio = math.exp(4 * index[0].item())
+            level = self.case.process.at(self.case.process.t_of(-math.log(ratio)))
+            x = x / like(self.prediction.scale(level), x)
+        else:
+            level = self.case.process.at(self.case.time(index[0].item()))
+        x0 = self.known(x, level)
+        a, b = self.prediction(level)
+        return a * x0 + b * (x - level.alpha * x0) / level.sigma
+
+
+# ---------------------------------------------------------------------- the three axes
+
+
+@dataclass(frozen=True)
+class Case:
+    """A process with the grid that its cells run on.
+
+    Attributes:
+        time: from the index that a network is told back to t.
+        grid: number of steps -> levels from noise to the data.
+    """
+
+    process: Process
+    time: Callable[[float], float]
+    grid: Callable[[Process, int], Grid]
+
+    @cached_property
+    def is_blind(self) -> bool:
+        """Whether it begins where nothing is left of the data: alpha = 0."""
+        return self.grid(self.process, 2)[0].alpha == 0
+
+
+def _even(process: Process, steps: int) -> Grid:
+    return grids.uniform(process, steps).onto_data()
+
+
+def _sighted(process: Process, steps: int) -> Grid:
+    """Evenly spaced from a little below t = 1, where alpha is above 0."""
+    return grids.at_times(process, [0.999 * (1 - k / steps) for k in range(steps + 1)])
+
+
+def _thousandths(index: float) -> float:
+    return index / 1000
+
+
+def _discrete(process: DiscreteVP) -> Case:
+    return Case(process, lambda index: min((index + 1) / process.steps, 1.0), _even)
+
+
+def _exploding(process: VE | EDM, grid: Callable[[Process, int], Grid]) -> Case:
+    # the index is a float32, which may round the cleanest sigma to below itself
+    return Case(process, lambda sigma: float(process.t_of(-math.log(max(sigma, process.sigma_min)))), grid)
+
+
+CASES: Mapping[str, Case] = {
+    "linear VP": Case(LinearVP(), _thousandths, _even),
+    "cosine VP": Case(CosineVP(), _thousandths, _even),
+    "cosine VP, t < 0.999": Case(CosineVP(), _thousandths, _sighted),
+    "linear betas": _discrete(DiscreteVP(betas("linear", 1000))),
+    "cosine betas": _discrete(DiscreteVP(betas("cosine", 1000))),
+    "zero-SNR betas": _discrete(DiscreteVP(zero_terminal_snr(betas("linear", 1000)))),
+    "sub-VP": Case(SubVP(), _thousandths, _even),
+    "VE": _exploding(VE(), _even),
+    "EDM": _exploding(EDM(), grids.karras),
+    "rectified flow": Case(RectifiedFlow(), _thousandths, _even),
+    "rectified flow, t < 0.999": Case(RectifiedFlow(), _thousandths, _sighted),
+    "shifted flow": Case(Shifted(RectifiedFlow(), 3.0), lambda i: i / 1000 / (3 - 2 * i / 1000), _even),
+}
+
+
+def steps_of(sampler: Sampler) -> int:
+    """Steps that leave less error than 4,000 samples can show."""
+    if sampler.denoiser == "consistency":
+        return 8  # each of them ends at the data itself
+    if sampler.fine:
+        return 20
+    several = sampler.fine is None or (sampler.order is not None and sampler.order >= 2)
+    return 60 if several else 200
+
+
+def plan_of(case: Case, sampler: Sampler) -> tuple[Grid, Plan]:
+    """The sampler over the case's grid, with the options that it needs to be exact."""
+    grid = case.grid(case.process, steps_of(sampler))
+    options = {**sampler.options, **(sampler.fine or {})}
+    if sampler.calls is None:  # it makes its own steps, as fine as it is told
+        options["tolerance"] = replace(options.get("tolerance", Tolerance()), absolute=1e-3, relative=1e-2)
+    return grid, sampler.build(grid, **options)
+
+
+# ---------------------------------------------------------------------- cells
+
+
+def refusal(case: Case, prediction: str, sampler: Sampler) -> str | None:
+    """What the error of a cell that cannot work must say; None where it can."""
+    if not case.is_blind:
+        return None
+    if sampler.start == "finite":
+        return "alpha is 0|alpha = 0|alpha > 0|infinite"
+    if prediction in ("eps", "score"):
+        return "this prediction does not determine x0"
+    return "alpha is 0 and sigma / alpha" if prediction == "edm" else None
+
+
+def cell(case: Case, prediction: str, sampler: Sampler, planned: tuple[Grid, Plan] | None = None) -> float:
+    """The energy distance of a cell's samples from the mixture, or the error that it ends in."""
+    grid, plan = planned or plan_of(case, sampler)
+    known = exact_x0 if sampler.denoiser == "mean" else consistent
+    chosen = PREDICTED[prediction]
+    step = Denoiser(Knowing(case, chosen, known), case.process, prediction=chosen)
+    streams = Streams(SEED, range(PICTURES))
+    x = grid.start(streams.normal(PIXELS, START).double())
+    return distance(run(plan, step, x, noise=streams.bind(PIXELS)).flatten())
+
+
+def held(sampler: Sampler) -> bool:
+    """Whether the registry says that a fine grid leads to the distribution itself."""
+    return sampler.fine is not None
+
+
+# ---------------------------------------------------------------------- grids
+
+BY_RATIO = ("karras", "exponential", "polyexponential", "uniform-log-snr")
+NOISIEST_VP = math.sqrt(math.expm1(0.5 * 19.9 + 0.1)) - 1e-9  # where the grid "vp" begins
+BY_INDEX = ("leading", "trailing", "quadratic")
+# What runs, and does not lead to the data by its own nature: the letter says why, below the table.
+UNFIT = {("EDM", "uniform"): "f", ("EDM", "linear-quadratic"): "f", ("cosine betas", "quadratic"): "g"}
+
+
+def grid_refusal(case: Case, name: str) -> str | None:
+    """What the error of a process must say that cannot have this grid; None where it can."""
+    level = case.process.at(1.0)
+    if name in BY_INDEX and not isinstance(case.process, DiscreteVP):
+        return "has no indices"
+    if name in BY_RATIO and level.alpha == 0:
+        return "reaches alpha = 0"
+    ends = not isinstance(case.process, VE | EDM)  # these go on above t = 1
+    if name == "vp" and ends and level.alpha > 0 and level.sigma / level.alpha < NOISIEST_VP:
+        return "is outside of"
+    return None
+
+
+def grid_cell(case: Case, name: str, steps: int = 100) -> float:
+    """The energy distance of DPM-Solver++(2M) on a grid by its name, as a network of x0 draws."""
+    grid = grids.named(case.process, name, steps).onto_data()
+    return cell(case, "x0", SAMPLERS["dpmpp-2m"], (grid, SAMPLERS["dpmpp-2m"].plan(grid)))
+
+
+# ---------------------------------------------------------------------- what is written
+
+
+def null(draws: int = 200_000, seed: int = 0) -> dict[str, object]:
+    """Quantiles of the distance of exact draws; draw k has the generator's seed `seed + k`."""
+    found = torch.tensor([distance(draw(SIZE, seed + k)) for k in range(draws)], dtype=torch.float64)
+    once = {str(n): float(np.quantile(found.numpy(), 1 - 1 / n)) for n in (2, 100, 1000, ONCE_IN)}
+    return {"samples": SIZE, "draws": draws, "seeds": f"{seed} to {seed + draws - 1}", "exceeded once in": once}
+
+
+SAMPLER_NOTES = (
+    "a: begins at alpha = 0, where `eps` and `score` hold nothing of the data, and `edm`'s ratio of noise to signal is "
+    "infinite; the number is of the others.",
+    "b: the sampler begins at alpha > 0; with such a process, take the grid from t = 0.999 on.",
+    "`*`: an approximation whose error no grid removes: the number may be above 1.",
+)
+GRID_NOTES = (
+    "c: by the indices of a table of betas.",
+    "d: by the ratio of noise to signal, which is infinite where the process reaches alpha = 0.",
+    "e: the process does not hold these ratios.",
+    "f: even steps of sigma, too coarse near the data.",
+    "g: begins at four fifths of the table, where a tenth of the data is left.",
+)
+
+
+def page() -> str:
+    """docs/cross.md, from a run of every cell."""
+    samplers = [
+        [f"`{name}`{'' if held(entry) else ' *'}", *(_cell(case, entry) for case in CASES.values())]
+        for name, entry in SAMPLERS.items()
+    ]
+    spaced = [[f"`{name}`", *(_grid_cell(of, name) for of in CASES)] for name in grids.GRIDS]
+    parts = [
+        "<!-- generated by `python -m tests.core.cross table`; do not edit -->",
+        "# Process, prediction, sampler",
+        "Any process, prediction and sampler go together, but where a combination asks for what is not there. Each "
+        f"number below is from {SIZE:,} samples of a network that knows a mixture of two Gaussians exactly and sees "
+        "what a trained one sees: scaled x and an index. It is the energy distance of the samples from the mixture, "
+        f"as a share of what exact draws exceed once in {ONCE_IN:,} times ({threshold():.5f}): below 1 nothing can be "
+        "told from exact draws. It is the worst of all predictions that determine the data.",
+        f"Predictions: {', '.join(f'`{name}`' for name in PREDICTED)}; `edm` is that of EDM with its scaling of x.",
+        "## Samplers",
+        _table("sampler", samplers),
+        " ".join(SAMPLER_NOTES),
+        "## Grids",
+        "The same with DPM-Solver++(2M), predicting x0, on every grid.",
+        _table("grid", spaced),
+        " ".join(GRID_NOTES),
+        "Where there is no number the library raises an error that says why and what to do; the tests assert each.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(head: str, rows: list[list[str]]) -> str:
+    return "\n".join([_row([head, *CASES]), _row(["---"] * (1 + len(CASES))), *map(_row, rows)])
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(case: Case, sampler: Sampler) -> str:
+    fits = [name for name in PREDICTED if refusal(case, name, sampler) is None]
+    if not fits:
+        return "b"
+    planned = plan_of(case, sampler)
+    worst = max(cell(case, name, sampler, planned) for name in fits) / threshold()
+    return f"{worst:.2f}" + ("" if len(fits) == len(PREDICTED) else " a")
+
+
+def _grid_cell(name: str, grid: str) -> str:
+    if (name, grid) in UNFIT:
+        return UNFIT[name, grid]
+    said = grid_refusal(CASES[name], grid)
+    if said is not None:
+        return {"has no indices": "c", "reaches alpha = 0": "d"}.get(said, "e")
+    return f"{grid_cell(CASES[name], grid) / threshold():.2f}"
+
+
+def main() -> None:
+    """Writes what is asked for."""
+    asked = sys.argv[1:]
+    if asked == ["null"]:
+        NULL.write_text(json.dumps(null(), indent=1) + "\n")
+    elif asked == ["table"]:
+        (Path(__file__).parents[2] / "docs" / "cross.md").write_text(page())
+    else:
+        raise SystemExit("python -m tests.core.cross null, or table")
+
+
+if __name__ == "__main__":
+    main()

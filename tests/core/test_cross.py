@@ -1,0 +1,115 @@
+"""Every process with every prediction, sampler and grid: what can work is exact, what cannot says so."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+
+from tests.core import cross
+from tests.core.cross import CASES, PREDICTED, SIZE, UNFIT, cell, distance, grid_cell, grid_refusal, plan_of
+from tests.core.mixture import MEANS, SPREADS, WEIGHTS, draw
+from unveil.core import grids
+from unveil.core.samplers import SAMPLERS
+from unveil.types import RecipeError
+
+# Each sampler once, walking through processes and predictions so that all of them meet.
+DIAGONAL = [
+    (list(CASES)[i % len(CASES)], list(PREDICTED)[(i + i // len(CASES)) % len(PREDICTED)], sampler)
+    for i, sampler in enumerate(SAMPLERS)
+]
+
+
+def check(case: str, prediction: str, sampler: str, planned=None) -> None:
+    """One cell: exact, or refused by name."""
+    entry = SAMPLERS[sampler]
+    said = cross.refusal(CASES[case], prediction, entry)
+    if said is not None:
+        with pytest.raises(RecipeError, match=said):
+            cell(CASES[case], prediction, entry, planned)
+        return
+    found = cell(CASES[case], prediction, entry, planned)
+    assert found < (cross.threshold() if cross.held(entry) else float("inf"))
+
+
+# ---------------------------------------------------------------------- the ruler
+
+
+def test_the_distance_is_that_of_the_definition():
+    few = draw(60)
+    many = draw(6000, 1)
+    apart = (few[:, None] - many).abs().mean() * 2 - (few[:, None] - few).abs().mean()
+    apart -= (many[:, None] - many).abs().mean()
+    assert distance(few) == pytest.approx(apart.item(), abs=3e-3)
+    wide = torch.linspace(-8, 8, 40001, dtype=torch.float64)
+    known = (WEIGHTS * torch.special.ndtr((wide[:, None] - MEANS) / SPREADS)).sum(1)
+    ours = (few[:, None] <= wide).double().mean(0)
+    assert distance(few) == pytest.approx(2 * torch.trapezoid((ours - known) ** 2, wide).item(), rel=1e-3)
+
+
+def test_the_stored_null_is_that_of_exact_draws():
+    stored = json.loads(cross.NULL.read_text())
+    assert stored["samples"] == SIZE
+    assert stored["draws"] >= 100_000  # ten or more exceed what is exceeded once in 10,000
+    some = torch.tensor([distance(draw(SIZE, k)) for k in range(300)])
+    assert some.median().item() == pytest.approx(stored["exceeded once in"]["2"], rel=0.15)
+    assert float((some > stored["exceeded once in"]["100"]).double().mean()) < 0.03
+    assert some.max().item() < cross.threshold()
+
+
+def test_the_ruler_sees_what_is_wrong():
+    exact = draw(SIZE, 1)
+    for wrong in (exact * 1.1, exact + 0.08, torch.cat([exact, exact[exact > 0][:800]])):
+        assert distance(wrong) > cross.threshold()
+    ancestral, case = SAMPLERS["ancestral"], CASES["linear VP"]
+    grid, plan = plan_of(case, ancestral)
+    quiet = type(plan)([row._replace(noise=0.8 * row.noise) for row in plan.rows])  # type: ignore[attr-defined]
+    assert cell(case, "v", ancestral, (grid, quiet)) > cross.threshold()
+
+
+# ---------------------------------------------------------------------- cells
+
+
+def test_the_diagonal_meets_everything():
+    assert {case for case, _, _ in DIAGONAL} == set(CASES)
+    assert {prediction for _, prediction, _ in DIAGONAL} == set(PREDICTED)
+    refused = [cross.refusal(CASES[case], prediction, SAMPLERS[name]) for case, prediction, name in DIAGONAL]
+    assert None in refused
+    assert len(set(refused)) > 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "prediction", "sampler"), DIAGONAL)
+def test_a_diagonal_of_the_table(case: str, prediction: str, sampler: str):
+    check(case, prediction, sampler)
+
+
+@pytest.mark.release
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("case", CASES)
+def test_the_whole_table(case: str, sampler: str):
+    blind = CASES[case].is_blind and SAMPLERS[sampler].start == "finite"
+    planned = None if blind else plan_of(CASES[case], SAMPLERS[sampler])
+    for prediction in PREDICTED:
+        check(case, prediction, sampler, planned)
+
+
+# ---------------------------------------------------------------------- grids
+
+PAIRS = [(case, name) for case in CASES for name in grids.GRIDS if (case, name) not in UNFIT]
+
+
+@pytest.mark.parametrize(("case", "name"), [pair for pair in PAIRS if grid_refusal(CASES[pair[0]], pair[1])])
+def test_a_grid_that_a_process_cannot_have_says_why(case: str, name: str):
+    said = grid_refusal(CASES[case], name)
+    assert said is not None
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        grid_cell(CASES[case], name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "name"), [pair for pair in PAIRS if not grid_refusal(CASES[pair[0]], pair[1])])
+def test_every_other_grid_leads_to_the_mixture(case: str, name: str):
+    assert grid_cell(CASES[case], name) < cross.threshold()

@@ -1,0 +1,400 @@
+"""Every sampler keeps what its entry in the registry declares; a new one is tested by being listed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.core.mixture import MEANS, SPREADS, WEIGHTS, draw, exact
+from tests.core.path import affine_moments, consistent, marginal, quantile, quick
+from unveil.core import grids
+from unveil.core import prediction as predictions
+from unveil.core.denoiser import Estimate, Step
+from unveil.core.exploding import EDM, VE
+from unveil.core.flow import RectifiedFlow, Shifted
+from unveil.core.grid import Grid
+from unveil.core.noise import START, Brownian, Noise, Streams
+from unveil.core.process import CosineVP, DiscreteVP, LinearVP, Process, betas
+from unveil.core.samplers import SAMPLERS, Plan, Progress, Sampler, State, Table, named, run
+from unveil.core.sde import SubVP
+from unveil.types import Cancelled, Level, RecipeError, like
+
+PROCESSES: dict[str, Process] = {
+    "cosine-vp": CosineVP(),
+    "linear-vp": LinearVP(),
+    "discrete": DiscreteVP(betas("linear", 1000)),
+    "ve": VE(),
+    "edm": EDM(),
+    "rectified-flow": RectifiedFlow(),
+    "sub-vp": SubVP(),
+    "shifted-flow": Shifted(RectifiedFlow(), 3.0),
+}
+DATA = Level(0.0, 1.0, 0.0)
+
+every = pytest.mark.parametrize("entry", SAMPLERS.values(), ids=SAMPLERS)
+
+
+def those(keep: Callable[[Sampler], object]) -> pytest.MarkDecorator:
+    """The entries of which something is true."""
+    kept = {name: entry for name, entry in SAMPLERS.items() if keep(entry)}
+    return pytest.mark.parametrize("entry", kept.values(), ids=list(kept))
+
+
+def fresh(size: int) -> Noise:
+    """Noise by row, float64 and the same in every run."""
+    return lambda row, draw=0: torch.randn(size, generator=torch.Generator().manual_seed(row), dtype=torch.float64)
+
+
+def step_for(entry: Sampler) -> Step:
+    """The exact step that the entry asks for."""
+    return consistent if entry.denoiser == "consistency" else exact
+
+
+def log_snr_grid(process: Process, steps: int, low: float = -3.5, high: float = 4.0) -> Grid:
+    return grids.uniform_log_snr(process, steps, low=low, high=high)
+
+
+def fitted(errors: list[float]) -> float:
+    """The order over runs of which each has twice the steps of the one before."""
+    return math.log2(errors[0] / errors[-1]) / (len(errors) - 1)
+
+
+# ---------------------------------------------------------------------- order
+
+
+@those(lambda entry: entry.order is not None and not entry.stochastic)
+def test_the_error_falls_at_the_declared_order(entry):
+    share = torch.special.ndtr(torch.linspace(-2.5, 2.5, 60, dtype=torch.float64))
+
+    def error(steps: int) -> float:
+        grid = log_snr_grid(CosineVP(), steps, -4, 5)
+        x = run(entry.plan(grid), quick, quantile(share, grid[0]))
+        return (x - quantile(share, grid[-1])).square().mean().sqrt().item()
+
+    errors = [error(steps) for steps in (32, 64, 128)]
+    assert fitted(errors) > entry.order - 0.2, f"errors {errors} fit order {fitted(errors):.2f}"
+
+
+@those(lambda entry: entry.order is not None and entry.stochastic)
+def test_mean_and_variance_come_near_at_the_declared_order(entry):
+    def error(steps: int) -> float:
+        grid = log_snr_grid(CosineVP(), steps)
+        plan = entry.plan(grid)
+        assert isinstance(plan, Table), "a weak order is measured on a table: declare order=None, or test it elsewhere"
+        mean, variance = affine_moments(plan, grid[0], 0.4, 0.5)
+        end = grid[-1]
+        return abs(mean - 0.4 * end.alpha) + abs(variance - (0.5 * end.alpha) ** 2 - end.sigma**2)
+
+    errors = [error(steps) for steps in (64, 128, 256)]
+    assert fitted(errors) > entry.order - 0.2, f"errors {errors} fit order {fitted(errors):.2f}"
+
+
+@cache
+def increments(count: int) -> tuple[Tensor, list[float]]:
+    """One Brownian path at the levels of a fine grid, and its clock there."""
+    grid = log_snr_grid(CosineVP(), count)
+    path = Brownian(Streams(5, range(1000)), ())
+    clock = [float(level.alpha**2) for level in grid]
+    values = [torch.zeros(1000, dtype=torch.float64)]
+    for k in range(count):
+        width = clock[k + 1] - clock[k]
+        values.append(values[-1] + math.sqrt(width) * path.increment(grid[k], grid[k + 1]).double())
+    return torch.stack(values), clock
+
+
+def fixed_path(table: Table, count: int) -> Noise:
+    """The normalised increments of that path over the spans of a table; every end is a level of the fine grid."""
+    values, clock = increments(count)
+
+    def noise(row: int, draw: int = 0) -> Tensor:
+        span = table.rows[row].span
+        assert span is not None, "a strong order needs the span of each row that adds noise"
+        ends = [min(range(count + 1), key=lambda k: abs(clock[k] - float(level.alpha**2))) for level in span]
+        assert all(abs(clock[k] - float(level.alpha**2)) < 1e-9 for k, level in zip(ends, span, strict=True))
+        return (values[ends[1]] - values[ends[0]]) / math.sqrt(clock[ends[1]] - clock[ends[0]])
+
+    return noise
+
+
+@pytest.mark.slow
+@those(lambda entry: entry.strong is not None)
+def test_the_error_on_one_brownian_path_falls_at_the_declared_strong_order(entry):
+    generator = torch.Generator().manual_seed(4)
+    start = draw(1000, seed=3), torch.randn(1000, generator=generator, dtype=torch.float64)
+
+    def sample(steps: int) -> Tensor:
+        grid = log_snr_grid(CosineVP(), steps)
+        table = entry.plan(grid)
+        x = grid[0].alpha * start[0] + grid[0].sigma * start[1]
+        return run(table, quick, x, noise=fixed_path(table, 1024))
+
+    reference = sample(512)
+    errors = [(sample(steps) - reference).abs().mean().item() for steps in (16, 32, 64)]
+    assert fitted(errors) > entry.strong - 0.2, f"errors {errors} fit order {fitted(errors):.2f}"
+
+
+# ---------------------------------------------------------------------- distribution
+
+
+@pytest.mark.slow
+@those(lambda entry: entry.stochastic and entry.fine is not None)
+def test_mean_and_variance_of_20000_samples_are_the_mixtures(entry):
+    # first order needs many steps; a consistency function is exact in any number
+    calls = {1: 1000, None: 300}.get(entry.order, 150) if entry.denoiser == "mean" else 3
+    grid = log_snr_grid(CosineVP(), max(round(calls / max(entry.calls or 1, 1)), 3)).onto_data()
+    plan = entry.build(grid, **{**entry.options, **entry.fine})
+    size = 20_000
+    generator = torch.Generator().manual_seed(10**6)  # none of the rows' seeds
+    x = grid[0].alpha * draw(size, seed=10**7) + grid[0].sigma * torch.randn(
+        size, generator=generator, dtype=torch.float64
+    )
+    x = run(plan, consistent if entry.denoiser == "consistency" else quick, x, noise=fresh(size))
+    mean = (WEIGHTS * MEANS).sum()
+    central = MEANS - mean
+    variance = (WEIGHTS * (SPREADS**2 + central**2)).sum()
+    fourth = (WEIGHTS * (central**4 + 6 * central**2 * SPREADS**2 + 3 * SPREADS**4)).sum()
+    assert abs(x.mean() - mean) < 4.5 * (variance / size).sqrt(), "mean"
+    assert abs(x.var() - variance) < 4.5 * ((fourth - variance**2) / size).sqrt(), "variance"
+
+
+# ---------------------------------------------------------------------- processes
+
+
+def on(process: Process, entry: Sampler, clean: bool) -> Tensor:
+    """A sample in x0's own scale, from one start and on one log-SNR grid."""
+    grid = log_snr_grid(process, 12, -3.9, 3.0)
+    grid = grid.onto_data() if clean else grid
+    noise = torch.linspace(-2, 2, 40, dtype=torch.float64)
+    x = run(entry.plan(grid), step_for(entry), grid[0].alpha * 0.2 + grid[0].sigma * noise, noise=fresh(40))
+    return x / grid[-1].alpha
+
+
+@pytest.mark.parametrize("clean", [False, True], ids=["to-a-level", "onto-data"])
+@those(lambda entry: entry.domain == "log-snr")
+def test_the_process_does_not_matter_on_one_log_snr_grid(entry, clean):
+    want = on(PROCESSES["cosine-vp"], entry, clean)
+    for process in PROCESSES.values():
+        torch.testing.assert_close(on(process, entry, clean), want, rtol=0, atol=1e-9)
+
+
+@those(lambda entry: entry.domain == "time")
+def test_the_process_matters_where_the_entry_says_so(entry):
+    want = on(PROCESSES["cosine-vp"], entry, False)
+    assert max((on(process, entry, False) - want).abs().max() for process in PROCESSES.values()) > 1e-6
+
+
+@every
+@pytest.mark.parametrize("process", PROCESSES)
+def test_whole_runs_of_any_length_are_finite_or_refused_by_name(entry, process):
+    for steps in (1, 2, 7):
+        grid = grids.uniform(PROCESSES[process], steps).onto_data()
+        if grid[0].alpha == 0 and entry.start == "finite":
+            with pytest.raises(RecipeError, match="alpha"):
+                run(entry.plan(grid), step_for(entry), grid.start(fresh(9)(START % 7)), noise=fresh(9))
+            continue
+        x = run(entry.plan(grid), step_for(entry), grid.start(fresh(9)(0)), noise=fresh(9))
+        assert x.isfinite().all()
+
+
+@every
+def test_the_last_step_onto_clean_data_leaves_nothing_but_the_estimate(entry):
+    def settled(x: Tensor, level: Level) -> Estimate:
+        return Estimate.of_x0(torch.full_like(x, 0.7), x, level)
+
+    # where time is the clock, only the process that ends before clean data has to be left in a straight step
+    for process in PROCESSES.values() if entry.domain == "log-snr" else [VE()]:
+        grid = grids.uniform_log_snr(process, 20, low=-3).onto_data()
+        x = run(entry.plan(grid), settled, grid.start(fresh(9)(0)), noise=fresh(9))
+        torch.testing.assert_close(x, torch.full_like(x, 0.7), rtol=0, atol=1e-9)
+
+
+# ---------------------------------------------------------------------- samples, progress, resuming
+
+
+def smooth(x: Tensor, level: Level) -> Estimate:
+    """A network's estimate, which is worked out when asked for."""
+    return Estimate.solved(predictions.solve(predictions.eps, level), x, torch.sin(x) + 0.3 * x)
+
+
+def batch_of(entry: Sampler, samples: list[int]) -> Tensor:
+    streams = Streams(11, samples)
+    grid = grids.uniform_log_snr(LinearVP(), 6, low=-3, high=3)
+    return run(entry.plan(grid), smooth, grid.start(streams.normal((2, 3), START)), noise=streams.bind((2, 3)))
+
+
+@every
+def test_one_sample_is_the_same_alone_and_among_eight(entry):
+    assert torch.equal(Streams(11, [5]).normal((2, 3), 4), Streams(11, range(8)).normal((2, 3), 4)[5:6])
+    together = batch_of(entry, list(range(8)))
+    torch.testing.assert_close(batch_of(entry, [5]), together[5:6], rtol=1e-5, atol=1e-6)
+    assert together.dtype == torch.float32
+
+
+def setting(entry: Sampler) -> tuple[Plan, Tensor, Noise]:
+    grid = log_snr_grid(CosineVP(), 6).onto_data()
+    return (
+        entry.plan(grid),
+        torch.linspace(-9, 9, 20, dtype=torch.float64).reshape(4, 5),
+        lambda row, draw=0: fresh(20)(row).reshape(4, 5),
+    )
+
+
+def copied(state: State) -> State:
+    past = tuple(tensor.clone() for tensor in state.past)
+    return state._replace(x=state.x.clone(), past=past, mark=None if state.mark is None else state.mark.clone())
+
+
+@every
+def test_progress_shows_previews_and_changes_nothing(entry):
+    plan, x, noise = setting(entry)
+    before = x.clone()
+    silent = run(plan, smooth, x, noise=noise)
+    assert torch.equal(x, before)
+    seen: list[Progress] = []
+
+    def watch(shown: Progress) -> None:
+        assert shown.estimate.x0.shape == x.shape
+        assert shown.estimate.x0.isfinite().all()
+        assert shown.total == plan.total
+        seen.append(shown)
+
+    assert torch.equal(run(plan, smooth, x, noise=noise, on_step=watch), silent)
+    numbers = [shown.state.number for shown in seen]
+    assert numbers == sorted(set(numbers))
+    assert plan.total in (numbers[-1], None)
+
+
+@every
+def test_a_run_that_was_stopped_goes_on_to_the_same_end(entry):
+    plan, x, noise = setting(entry)
+    whole = run(plan, smooth, x, noise=noise)
+    kept: list[State] = []
+    for stop in (1, 2, 5):
+
+        def watch(shown: Progress, stop: int = stop) -> None:
+            if len(kept) == stop:
+                raise Cancelled("enough")
+            kept.append(copied(shown.state))
+
+        kept.clear()
+        with pytest.raises(Cancelled):
+            run(plan, smooth, x, noise=noise, on_step=watch)
+        assert torch.equal(run(plan, smooth, kept[-1], noise=noise), whole)
+
+
+def calls_of(entry: Sampler, steps: int) -> int:
+    calls = 0
+
+    def counted(x: Tensor, level: Level) -> Estimate:
+        nonlocal calls
+        calls += 1
+        return exact(x, level)
+
+    x = torch.linspace(-2, 2, 5, dtype=torch.float64)
+    run(entry.plan(log_snr_grid(CosineVP(), steps)), counted, x, noise=fresh(5) if entry.stochastic else None)
+    return calls
+
+
+@every
+def test_the_cost_and_the_need_of_noise_are_as_declared(entry):
+    if entry.stochastic:
+        x = torch.linspace(-2, 2, 5, dtype=torch.float64)
+        with pytest.raises(RecipeError, match="this sampler adds noise"):
+            run(entry.plan(log_snr_grid(CosineVP(), 3)), exact, x)
+    if entry.calls is not None:
+        # the calls of more steps: what a beginning costs once is no part of a step
+        assert calls_of(entry, 16) - calls_of(entry, 10) == pytest.approx(6 * entry.calls)
+    else:
+        calls_of(entry, 10)
+
+
+# ---------------------------------------------------------------------- levels of its own for each token
+
+
+TOKENS = {
+    "known": lambda part: 0.0,
+    "plain": lambda part: 0.9 * (1 - part),
+    "early": lambda part: 0.9 * max(1 - 2 * part, 0.0),
+    "late": lambda part: 0.8 * min(2 - 2 * part, 1.0),
+    "waiting": lambda part: 0.3,
+}
+
+
+def token_noise(plan: Plan, path: Brownian, skipped: int) -> Noise:
+    """The same noise for a token alone and among others: by its span, or by the number of the row."""
+
+    def noise(row: int, draw: int = 0) -> Tensor:
+        spanned = isinstance(plan, Table) and plan.rows[row].span is not None
+        return (path.along(plan)(row) if spanned else path.streams.normal(path.shape, row + skipped)).double()
+
+    return noise
+
+
+@every
+def test_tokens_with_levels_of_their_own_are_sampled_as_if_alone(entry):
+    process, steps, count = RectifiedFlow(), 8, 3
+    path = Brownian(Streams(3, range(count)), (len(TOKENS),))
+    tracks = [[track(k / steps) for k in range(steps + 1)] for track in TOKENS.values()]
+    times = [torch.tensor([at], dtype=torch.float64) for at in zip(*tracks, strict=True)]
+    together = entry.plan(grids.at_times(process, times))
+    x = path.streams.normal(path.shape, START).double()
+    got = run(together, by_token(step_for(entry)), x, noise=token_noise(together, path, 0))
+    assert got.isfinite().all()
+    for j, name in enumerate(TOKENS):
+        moving = sorted(set(tracks[j]), reverse=True)
+        if len(moving) == 1:
+            assert torch.equal(got[:, j], x[:, j]), f"the {name} token moved"
+        elif not entry.couples:
+            alone = entry.plan(grids.at_times(process, moving))
+            waited = tracks[j].index(moving[0], 0) if tracks[j][1] != tracks[j][0] else tracks[j].count(moving[0]) - 1
+            rows = (together.total or 0) // steps
+            want = run(alone, step_for(entry), x, noise=token_noise(alone, path, waited * rows))
+            torch.testing.assert_close(got[:, j], want[:, j], rtol=0, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def by_token(step: Step) -> Step:
+    """The step with levels (1, T) of x (B, T), token by token, so that it need not know of tensors."""
+
+    def tokens(x: Tensor, level: Level) -> Estimate:
+        columns = []
+        for j in range(x.shape[1]):
+            own = Level(
+                *(torch.as_tensor(v, dtype=torch.float64).expand(len(x), x.shape[1])[0, j].item() for v in level)
+            )
+            clean = own.sigma == 0
+            columns.append(x[:, j] / own.alpha if clean else step(x[:, j].contiguous(), own).x0)
+        return Estimate.of_x0(torch.stack(columns, 1), x, level)
+
+    return tokens
+
+
+# ---------------------------------------------------------------------- the registry itself
+
+
+def test_every_entry_has_its_name_and_its_source():
+    for name, entry in SAMPLERS.items():
+        assert entry.name == name
+        assert len(entry.source) > 5
+        assert named(name) is entry
+        assert entry.stochastic or entry.strong is None
+
+
+def test_an_unknown_sampler_is_named_with_the_nearest():
+    with pytest.raises(RecipeError, match=r"sampler 'huen'; known: .*nearest: 'heun'"):
+        named("huen")
+
+
+def test_the_quick_denoiser_and_the_path_are_exact():
+    for level in (CosineVP().at(0.5), EDM().at(0.3), LinearVP().at(0.01)):
+        x = torch.linspace(-3, 3, 50, dtype=torch.float64) * float(like(level.sigma, torch.zeros(1)))
+        torch.testing.assert_close(quick(x, level).x0, exact(x, level).x0, rtol=0, atol=1e-12)
+        slope = (marginal(x + 1e-5, level) - marginal(x - 1e-5, level)).log() - math.log(2e-5)
+        score = (marginal(x + 1e-4, level) - 2 * marginal(x, level) + marginal(x - 1e-4, level)) / 1e-8 / slope.exp()
+        torch.testing.assert_close(score, -exact(x, level).eps / level.sigma, rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(quantile(marginal(x, level), level), x, rtol=0, atol=1e-6)
+    assert consistent(torch.zeros(1, dtype=torch.float64), DATA).x0.abs() < 1e-12

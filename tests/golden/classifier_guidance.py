@@ -1,0 +1,171 @@
+"""Golden kind of ADM's classifier guidance, in its ancestral and its DDIM form, by a formula or a noisy classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tests.golden import published_order
+from tests.golden.case import Case, Comparison
+from tests.golden.diffusion import Formula, Setup, drawn, expanded
+from tests.golden.networks import loaded_classifier
+from unveil.checkpoints import openai
+from unveil.conditioning.label import Label
+from unveil.core import grids, guidance
+from unveil.core import prediction as predictions
+from unveil.core.denoiser import Denoiser, Step
+from unveil.core.samplers import State, ancestral, ddim, run
+from unveil.core.samplers.ancestral import Shift
+from unveil.core.variance import VarianceRule, fixed_large, fixed_small, is_learned, learned_range
+from unveil.nn.unet import UNet
+from unveil.types import Condition, Level, like
+
+Clip = Callable[[Denoiser, Condition | None], Step]
+
+
+class Guided:
+    """The case's diffusion object: its step (clipped, as published), its variance, and the gradient that guides it."""
+
+    def __init__(self, case: Case) -> None:
+        self.case, made = case, case.meta["constructor"]
+        self.setup = Setup(
+            made["noise_schedule"], made["steps"], made["timestep_respacing"],
+            rescale=made.get("rescale_timesteps", False), timesteps=case.meta["timestep_map"],
+        )  # fmt: skip
+        small = fixed_small if made.get("sigma_small", False) else fixed_large
+        self.variance: VarianceRule = learned_range if made.get("learn_sigma", False) else small
+        self.classes = case.io["input.y"]
+        self.prediction = predictions.x0 if made.get("predict_xstart", False) else predictions.eps
+
+    def step(self, rows: slice = slice(None), dtype: torch.dtype = torch.float32, clip: Clip | None = None) -> Step:
+        """The clipped estimate of some of the samples."""
+        settings, learns = self.case.meta["model"], is_learned(self.variance)
+        condition = None
+        if "cls" in settings:
+            config = openai.from_arguments(settings["constructor"])
+            parts = openai.load(self.case.weights(), config)
+            network: nn.Module = UNet(config)
+            network.load_state_dict(parts.network)
+            if parts.label is not None:
+                classes, dim = parts.label["table.weight"].shape
+                label = Label(classes, dim)
+                label.load_state_dict(parts.label)
+                condition = label.encode(self.classes[rows])
+        else:
+            network = Formula(settings, learns)
+        denoiser = Denoiser(network, self.setup.process, prediction=self.prediction, learns_variance=learns)
+        denoiser = denoiser.to(dtype).eval()
+        if clip is not None:
+            return clip(denoiser, condition)
+        return guidance.clip_static(lambda x, level: denoiser(x, level, condition))
+
+    def shift(self, rows: slice = slice(None), dtype: torch.dtype = torch.float32) -> Shift:
+        """The recorded `cond_fn`, of some of the samples."""
+        classes = self.classes[rows]
+        if "classifier" not in self.case.meta:
+            scale = self.case.meta["cond_scale"]
+            return lambda x, level: scale * (like(0.1 * classes - 0.4, x) - x) * (1 + 0.0005 * self.told(level, x))
+        settings = self.case.meta["classifier"]
+        theirs = load_file(self.case.folder / settings["weights"])
+        config = openai.classifier_from_arguments(settings["constructor"])
+        network = loaded_classifier(config, {key: value.float() for key, value in theirs.items()}).to(dtype)
+        score = guidance.log_probability(lambda x, level: network(x, self.told(level, x).flatten()), classes)
+        return guidance.gradient(score, settings["scale"])
+
+    def told(self, level: Level, x: Tensor) -> Tensor:
+        """The index of the whole schedule, for each sample, of x's rank."""
+        index = torch.as_tensor(self.setup.process.index(level), dtype=torch.float32)
+        return like(index.expand(len(x)), x)  # type: ignore[return-value]
+
+
+def classifier_guidance(case_dir: Path) -> Iterator[Comparison]:
+    """guided-diffusion/guidance: single steps at given places of the chain, then whole runs."""
+    case = Case(case_dir)
+    guided, io = Guided(case), case.io
+    x, level = io["input.x_t"], guided.setup.levels(io["input.t"])
+    move, step, shift = guided.setup.chain.of(level), guided.step(), guided.shift()
+    estimate, push = step(x, level), shift(x, level)
+    spread = guided.variance(move, estimate.extra)
+    mean, steered = move.mean(estimate.x0, x), guidance.steer(step, shift)(x, level)
+    got = {
+        "p_mean_variance.mean": mean,
+        "p_mean_variance.variance": expanded(spread.value, x),
+        "p_mean_variance.log_variance": expanded(spread.log, x),
+        "p_mean_variance.pred_xstart": estimate.x0,
+        "cond_fn_grad_at_mapped_t": push,
+        "condition_mean": mean + like(spread.value, x) * push,
+        "condition_score.pred_xstart": steered.x0,
+        "condition_score.mean": move.mean(steered.x0, x),
+        "p_sample": placed(guided, x, io["input.t"], io["output.p_sample.noise"]),
+    }
+    for name, value in got.items():
+        if f"output.{name}" in io:
+            yield case.compare(f"output.{name}", value)
+    pair = grids.Grid(guided.setup.process, [level, guided.setup.below(io["input.t"])])
+    for key in io:
+        if key.startswith("output.ddim_sample.eta"):
+            plan = ddim(pair, float(key.removeprefix("output.ddim_sample.eta")))
+            drawn_once = lambda number, draw=0: io["output.p_sample.noise"]  # noqa: E731
+            yield case.compare(key, run(plan, guidance.steer(step, shift), x, noise=drawn_once))
+    yield from loops(case, guided)
+
+
+def placed(guided: Guided, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """One ancestral step of each sample at its own place in the chain."""
+    out = []
+    for b, index in enumerate(t.tolist()):
+        rows = slice(b, b + 1)
+        plan = ancestral(guided.setup.grid, guided.variance, shift=guided.shift(rows))
+        one = State(x[rows].clone(), (), len(guided.setup.kept) - 1 - index)
+        with torch.no_grad():
+            moved = plan.advance(one, guided.step(rows), lambda k, draw=0, r=rows: noise[r], torch.empty_like(one.x))
+        out.append(moved.state.x)
+    return torch.cat(out)
+
+
+def loops(case: Case, guided: Guided) -> Iterator[Comparison]:
+    """Whole runs: the ancestral sampler's mean is shifted, DDIM's eps is steered."""
+    chaotic = "cls" in case.meta["model"]  # see `published_order`
+    for key in case.io:
+        if key.endswith(".noises"):
+            name, noises = key.removesuffix(".noises"), case.io[key]
+            if not chaotic:
+                yield case.compare(f"{name}.sample", as_library(guided, name, noises))
+                continue
+            yield case.compare(f"{name}.sample", as_published(guided, name, noises))
+            own, theirs = (order(guided, name, noises.double()) for order in (as_library, as_published))
+            yield case.compare(f"{name}.library", own.float(), want=theirs.float())
+
+
+def as_library(guided: Guided, name: str, noises: Tensor) -> Tensor:
+    """A whole run."""
+    grid, step, shift = guided.setup.grid, guided.step(dtype=noises.dtype), guided.shift(dtype=noises.dtype)
+    if "p_sample" in name:
+        plan, used = ancestral(grid, guided.variance, shift=shift), step
+    else:
+        plan, used = ddim(grid, eta_of(name)), guidance.steer(step, shift)
+    return run(plan, used, noises[0].clone(), noise=drawn(noises[1:]))
+
+
+def as_published(guided: Guided, name: str, noises: Tensor) -> Tensor:
+    """The same in the published order of operations."""
+    grid, shift = guided.setup.grid, guided.shift(dtype=noises.dtype)
+    step = guided.step(dtype=noises.dtype, clip=published_order.clipped)
+    if "p_sample" in name:
+        plan, used = ancestral(grid, guided.variance, shift=shift), step
+    else:
+        plan, used = published_order.Ddim(grid, eta_of(name)), published_order.steered(step, shift)
+    with published_order.networks():
+        return run(plan, used, noises[0].clone(), noise=drawn(noises[1:]))
+
+
+def eta_of(name: str) -> float:
+    """The eta in loop.ddim_loop_eta1."""
+    return float(name.partition("_eta")[2] or 0)
+
+
+KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {"guided-diffusion/guidance": classifier_guidance}

@@ -1,0 +1,270 @@
+"""Golden kinds of consistency models: their grids, samplers, scalings and editing; settings come from meta.json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tests.golden.case import Case, Comparison
+from tests.golden.k_diffusion import by_draw, by_step, ratio
+from unveil.core import grids, precondition, weights
+from unveil.core.denoiser import Denoiser, Estimate, Step
+from unveil.core.exploding import EDM
+from unveil.core.grid import Grid
+from unveil.core.guidance import clip_static
+from unveil.core.noise import Noise
+from unveil.core.samplers import SAMPLERS, Progress, Table, consistency, run
+from unveil.core.samplers.runge_kutta import lowered
+from unveil.data.toy import Mixture
+from unveil.types import Condition, Level
+
+LEAST, MOST, RHO, DATA = 0.002, 80.0, 7.0, 0.5  # defaults of the original
+
+
+def karras(given: dict[str, Any]) -> Grid:
+    """`get_sigmas_karras`: n levels and 0."""
+    low, high = given.get("sigma_min", LEAST), given.get("sigma_max", MOST)
+    return grids.karras(EDM(), given["n"], sigma_min=low, sigma_max=high, rho=given.get("rho", RHO))
+
+
+def stops(given: dict[str, Any]) -> Grid:
+    """The levels `ts` of multistep sampling, as numbers into a Karras grid of `steps`; the last is where it ends."""
+    low, high = (given.get(name, least) for name, least in (("t_min", LEAST), ("t_max", MOST)))
+    rho, steps = given.get("rho", RHO), given["steps"]
+    first, last = high ** (1 / rho), low ** (1 / rho)
+    return grids.from_sigmas(EDM(), [(first + t / (steps - 1) * (last - first)) ** rho for t in given["ts"]])
+
+
+def exact(settings: dict[str, Any]) -> Step:
+    """The recorded denoiser: a mixture of numbers, at every pixel."""
+    pixel = Mixture(settings["w"], torch.tensor(settings["m"], dtype=torch.float64), settings["s"])
+
+    def step(x: Tensor, level: Level) -> Estimate:
+        return Estimate.of_x0(pixel(x.flatten(), level).x0.reshape(x.shape), x, level)
+
+    return step
+
+
+def sigmas(case_dir: Path) -> Iterator[Comparison]:
+    case = Case(case_dir)
+    for k, given in enumerate(case.meta["specs"]):
+        grid = karras(given)
+        yield case.compare(f"spec{k}.sigmas", [ratio(level) for level in grid])
+        if f"spec{k}.ancestral.sigma_down" in case.io:
+            pairs = [lowered(here, there, 1.0) for here, there in pairwise(grid)]
+            yield case.compare(f"spec{k}.ancestral.sigma_down", [ratio(low) for low, _ in pairs])
+            yield case.compare(f"spec{k}.ancestral.sigma_up", [up for _, up in pairs])
+
+
+# ---------------------------------------------------------------------- samplers
+
+CHURN = ("s_churn", "s_tmin", "s_tmax", "s_noise")
+
+
+def planned(kind: str, grid: Grid, given: dict[str, Any]) -> Table:
+    """The table of an original sampler over its sigmas."""
+    churn = {name: given[name] for name in CHURN if name in given}
+    if kind == "onestep":
+        return consistency(grids.Grid(grid.process, [grid[0], grid[-1]]))
+    if kind == "multistep":
+        return consistency(stops(given), least=grid.process.at(given.get("t_min", LEAST) / EDM().sigma_max))
+    if kind == "progdist":
+        return table(SAMPLERS["euler"].plan(grids.Grid(grid.process, grid[:-1])))
+    if kind == "ancestral":
+        return table(SAMPLERS["euler-ancestral"].plan(grid))
+    if kind == "euler":
+        return table(SAMPLERS["euler"].plan(grid))
+    options = {"power": 1 / 3} if kind == "dpm" else {}  # their middle is the mean of the cube roots
+    return table(SAMPLERS[{"heun": "heun", "dpm": "dpm2"}[kind]].build(grid, **options, **churn))
+
+
+def table(plan: object) -> Table:
+    """The plan, which is a table."""
+    assert isinstance(plan, Table)
+    return plan
+
+
+def noise_of(kind: str, plan: Table, grid: Grid, noises: Tensor | None) -> Noise | None:
+    """The recorded noises as our rows ask for them."""
+    if noises is None:
+        return None
+    return by_step(plan, grid, noises) if kind in ("heun", "dpm") else by_draw(plan, noises)
+
+
+def samplers(case_dir: Path) -> Iterator[Comparison]:
+    """Samplers called directly."""
+    case = Case(case_dir)
+    step, grid = exact(case.meta["denoiser"]), karras(case.meta["sigmas"])
+    yield case.compare("sigmas", [ratio(level) for level in grid])
+    for name, given in case.meta["arguments"].items():
+        kind = name.rstrip("0123456789").removesuffix("_churn")
+        plan = planned(kind, grid, {"rho": case.meta["sigmas"].get("rho", RHO), **given})
+        noises = case.io.get(f"{name}.noises")
+        seen: list[Tensor] = []
+
+        def watch(shown: Progress, plan: Table = plan, seen: list[Tensor] = seen) -> None:
+            """The original shows the first call of each step; ours follows no marked row."""
+            number = shown.state.number - 1
+            if number == 0 or not plan.rows[number - 1].mark:
+                seen.append(shown.estimate.x0.clone())
+
+        x = run(plan, step, case.io["x_T"], noise=noise_of(kind, plan, grid, noises), on_step=watch)
+        yield case.compare(f"{name}.sample", x)
+        if f"{name}.denoised" in case.io:
+            yield case.compare(f"{name}.denoised", torch.stack(seen))
+
+
+# ---------------------------------------------------------------------- a network and all around it
+
+
+class Toy(nn.Module):
+    """The recorded network: a x + b sin(c t) + d tanh(x rolled)."""
+
+    def __init__(self, given: dict[str, float]) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (given[name] for name in "abcd")
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
+        del condition
+        wave = torch.sin(self.c * t).reshape(-1, *(1,) * (x.ndim - 1))
+        return self.a * x + self.b * wave + self.d * torch.tanh(torch.roll(x, 1, dims=-1))
+
+
+@dataclass(frozen=True)
+class Teacher(precondition.EDM):
+    """EDM's preconditioning, with the number for the level in thousandths as the distilled networks have it."""
+
+    def index(self, level: Level) -> Any:
+        return 1000 * super().index(level)
+
+
+def toy_net(case_dir: Path) -> Iterator[Comparison]:
+    """`karras_sample` as a whole: x is noise times sigma_max, x0 and the sample are clamped."""
+    case = Case(case_dir)
+    network = Toy(case.meta["network"])
+    for name, given in case.meta["arguments"].items():
+        kind, noises = given["sampler"], case.io[f"{name}.noises"]
+        low, high = given.get("sigma_min", LEAST), given.get("sigma_max", MOST)
+        data = given.get("sigma_data", DATA)
+        shell = precondition.Consistency(data, low) if given["distillation"] else Teacher(data)
+        clip = given.get("clip_denoised", True)
+        step = Denoiser(network, EDM(), prediction=shell)
+        count = given["steps"] + (kind == "progdist")
+        grid = karras({"n": count, "sigma_min": low, "sigma_max": high, "rho": given.get("rho", RHO)})
+        plan = planned(kind, grid, {"t_min": low, "t_max": high, **given})
+        noise = noise_of(kind, plan, grid, noises[1:])
+        x = run(plan, clip_static(step) if clip else step, high * noises[0], noise=noise)
+        # the original clamps the sample whatever clip_denoised says
+        yield case.compare(f"{name}.sample", x.clamp(-1, 1))
+
+
+def scalings(case_dir: Path) -> Iterator[Comparison]:
+    case = Case(case_dir)
+    level = EDM().at(case.io["input.sigma"].double() / EDM().sigma_max)
+    for k, given in enumerate(case.meta["specs"]):
+        data = given["sigma_data"]
+        for name, shell in (
+            ("edm", Teacher(data)),
+            ("consistency", precondition.Consistency(data, given["sigma_min"])),
+        ):
+            columns = precondition.scalings(shell, level)
+            for part, column in zip(("c_skip", "c_out", "c_in"), columns, strict=False):
+                yield case.compare(f"spec{k}.{name}.{part}", torch.as_tensor(column).expand_as(level.t))  # type: ignore[arg-type]
+            yield case.compare(f"spec{k}.rescaled_t", columns.noise)
+        snr = weights.snr(level)
+        yield case.compare(f"spec{k}.snr", snr)
+        known = {
+            "snr": snr,
+            "snr+1": weights.edm(1.0)(level),
+            "karras": weights.edm(data)(level),
+            "truncated-snr": weights.truncated_snr(level),
+            "uniform": torch.ones_like(snr),
+        }
+        for name, weight in known.items():
+            yield case.compare(f"spec{k}.weight.{name}", weight)
+
+
+# ---------------------------------------------------------------------- editing
+
+
+def first_axis(vector: Sequence[float]) -> Tensor:
+    """An orthogonal matrix (N, N) whose first column points along `vector`, float32."""
+    start = np.eye(len(vector))
+    start[:, 0] = np.asarray(vector) / np.linalg.norm(vector)
+    matrix = np.linalg.qr(start)[0]
+    return torch.from_numpy(matrix * np.sign(matrix[:, 0].sum())).float()
+
+
+Basis = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
+
+
+def luminance() -> Basis:
+    """Channels to and from a basis whose first one is the brightness."""
+    q = first_axis([0.2989, 0.5870, 0.1140])
+    return (
+        lambda x: torch.einsum("bchw,cd->bdhw", x, q).unsqueeze(1),
+        lambda y: torch.einsum("bdhw,cd->bchw", y.squeeze(1), q),
+    )
+
+
+def patches(size: int, side: int = 8) -> Basis:
+    """Patches of side x side pixels to and from a basis whose first one is their mean."""
+    q = first_axis([1.0] * side**2)
+
+    def there(x: Tensor) -> Tensor:
+        b, c = x.shape[:2]
+        cut = x.reshape(b, c, size // side, side, size // side, side).permute(0, 1, 3, 5, 2, 4)
+        return torch.einsum("bcphw,pq->bcqhw", cut.reshape(b, c, side**2, size // side, size // side), q)
+
+    def back(y: Tensor) -> Tensor:
+        b, c = y.shape[:2]
+        cut = torch.einsum("bcqhw,pq->bcphw", y, q)
+        cut = cut.reshape(b, c, side, side, size // side, size // side).permute(0, 1, 4, 2, 5, 3)
+        return cut.reshape(b, c, size, size)
+
+    return there, back
+
+
+def replaced(step: Step, basis: Basis, images: Tensor) -> Step:
+    """The step whose clamped x0 takes the first number of a basis from `images`."""
+    there, back = basis
+
+    def guided(x: Tensor, level: Level) -> Estimate:
+        mixed = there(clip_static(step)(x, level).x0)
+        mixed[:, :, :1] = there(images)[:, :, :1]
+        return Estimate.of_x0(back(mixed), x, level)
+
+    return guided
+
+
+def editing(case_dir: Path) -> Iterator[Comparison]:
+    """Colouring and super-resolution without training."""
+    case = Case(case_dir)
+    step, images = exact(case.meta["denoiser"]), case.io["input.images"]
+    grid = stops(case.meta)
+    for name, basis in (("colorization", luminance()), ("superres", patches(images.shape[-1]))):
+        there, back = basis
+        known = there(images)
+        known[:, :, 1:] = 0
+        plan = consistency(grid, least=grid.process.at(case.meta.get("t_min", LEAST) / EDM().sigma_max))
+        x = run(
+            plan, replaced(step, basis, images), case.io["input.x_T"], noise=by_draw(plan, case.io[f"{name}.noises"])
+        )
+        yield case.compare(f"{name}.conditioning_images", back(known))
+        yield case.compare(f"{name}.sample", x)
+
+
+KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {
+    "consistency_models/karras_sigmas": sigmas,
+    "consistency_models/samplers": samplers,
+    "consistency_models/karras_sample_toy_net": toy_net,
+    "consistency_models/scalings": scalings,
+    "consistency_models/editing_samplers": editing,
+}

@@ -1,0 +1,212 @@
+"""Golden kinds of EDM's and score SDE's networks: alone, behind their preconditioning, and in EDM's samplers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.golden.case import Case, Comparison, Unsupported
+from tests.golden.edm_samplers import Net, sampled
+from unveil.checkpoints import edm, score_sde
+from unveil.core import precondition, weights
+from unveil.core.denoiser import Denoiser, Step
+from unveil.core.exploding import EDM
+from unveil.core.objective import Diffusion
+from unveil.nn.edm_unet import DhariwalUNet, SongUNet, SongUNetConfig
+from unveil.types import Condition, Level, like
+
+SCALE = EDM().sigma_max
+
+
+class Bound(nn.Module):
+    """A network in float32, as the original runs it in any sampler, with the recorded augmentation."""
+
+    def __init__(self, network: nn.Module, augment: Tensor | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.augment = augment
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
+        return self.network(x.float(), t, condition, self.augment)
+
+
+def built(config: edm.Config, parts: edm.Parts) -> nn.Module:
+    """The network with its weights."""
+    network = SongUNet(config) if isinstance(config, SongUNetConfig) else DhariwalUNet(config)
+    network.load_state_dict(parts.network)
+    return network.eval()
+
+
+def labelled(parts: edm.Parts, config: edm.Config, classes: Tensor | None, batch: int) -> Condition | None:
+    """The vector that the label table makes of class weights, which need not be one class; None: no label."""
+    if parts.label is None:
+        return None
+    table = parts.label[edm.OUR_LABEL]
+    song = isinstance(config, SongUNetConfig)
+    rows, none = (table[:-1], table[-1]) if song else (table, torch.zeros(table.shape[1]))
+    classes = torch.zeros(batch, len(rows)) if classes is None else classes
+    return Condition(vector=classes @ (rows - none) + none)
+
+
+def network(case_dir: Path) -> Iterator[Comparison]:
+    """edm/network: SongUNet or DhariwalUNet."""
+    case = Case(case_dir)
+    io, config = case.io, edm.from_arguments(case.meta["klass"], case.meta["arguments"])
+    parts = edm.load(case.weights(), config)
+    condition = labelled(parts, config, io.get("class_labels"), len(io["x"]))
+    run = Bound(built(config, parts), io.get("augment_labels"))
+    yield case.compare("out", run(io["x"], io["noise_labels"], condition))
+
+
+def score_network(case_dir: Path) -> Iterator[Comparison]:
+    """score_sde_pytorch/ncsnpp: the published one takes the logarithm and divides by sigma itself."""
+    case = Case(case_dir)
+    model, io, state = case.meta["arguments"]["model"], case.io, case.weights()
+    config = score_sde.from_arguments(case.meta["arguments"])
+    own = SongUNet(config).eval()
+    own.load_state_dict(score_sde.load(state, config))
+    labels, fourier = io["labels"], config.embedding == "fourier"
+    x = io["x"] if case.meta["arguments"]["data"].get("centered", True) else 2 * io["x"] - 1
+    out = Bound(own)(x, labels.log() if fourier else labels, None)
+    if model["scale_by_sigma"]:
+        sigma = labels if fourier else state[score_sde.SIGMAS][labels.long()]
+        out = out / sigma.float().reshape(-1, 1, 1, 1)
+    yield case.compare("out", out)
+
+
+# ---------------------------------------------------------------------- preconditioning
+
+
+class Shell:
+    """The case's preconditioning class: its network, its levels, and denoisers of each condition."""
+
+    def __init__(self, case: Case) -> None:
+        self.case, self.kind, self.given = case, case.meta["klass"], case.meta["arguments"]
+        self.prediction, self.config = edm.from_shell(self.kind, self.given)
+        if isinstance(self.prediction, precondition.IDDPM):
+            self.prediction.__dict__["ratios"] = single_ratios(self.prediction.steps)
+        self.parts = edm.load(case.weights(), self.config)
+        self.network = built(self.config, self.parts)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """`sigma_min` and `sigma_max` of the published class."""
+        if isinstance(self.prediction, precondition.VP):
+            low, rise = self.prediction.beta_min, self.prediction.beta_max - self.prediction.beta_min
+            times = torch.tensor([self.given.get("epsilon_t", 1e-5), 1.0])  # in float32, as the original
+            least, most = ((0.5 * rise * times**2 + low * times).exp() - 1).sqrt().tolist()
+            return least, most
+        if isinstance(self.prediction, precondition.IDDPM):
+            return self.prediction.ratios[1].item(), self.prediction.ratios[-1].item()
+        least, most = {"VEPrecond": (0.02, 100.0), "EDMPrecond": (0.0, math.inf)}[self.kind]
+        return self.given.get("sigma_min", least), self.given.get("sigma_max", most)
+
+    def rounded(self, sigma: float) -> float:
+        """`round_sigma`."""
+        return float(self.prediction.rounded(sigma)) if isinstance(self.prediction, precondition.IDDPM) else sigma
+
+    def denoiser(self, augment: Tensor | None = None) -> Denoiser:
+        """D(x; sigma)."""
+        learned = self.kind == "iDDPMPrecond"
+        return Denoiser(Bound(self.network, augment), EDM(), prediction=self.prediction, learns_variance=learned)
+
+    def step(self, classes: Tensor | None, batch: int, augment: Tensor | None = None) -> Step:
+        """The same with its condition."""
+        condition, denoiser = labelled(self.parts, self.config, classes, batch), self.denoiser(augment)
+        return lambda x, level: denoiser(x, level, condition)
+
+
+def single_ratios(steps: int) -> Tensor:
+    """The table u of `iDDPMPrecond` from its last entry, which the original works out in float32."""
+    numbers = torch.arange(steps + 1)
+    alpha_bar = (0.5 * math.pi * numbers / steps / 1.008).sin() ** 2
+    u = torch.zeros(steps + 1)
+    for j in range(steps, 0, -1):
+        u[j - 1] = ((u[j] ** 2 + 1) / (alpha_bar[j - 1] / alpha_bar[j]).clip(min=0.001) - 1).sqrt()
+    return u.flip(0).double()
+
+
+def at(sigma: Tensor) -> Level:
+    """The levels (B,) of EDM's process."""
+    return EDM().at(sigma.flatten().double() / SCALE)
+
+
+def precond(case_dir: Path) -> Iterator[Comparison]:
+    """edm/precond: the denoiser, what its network is given, its levels and its loss."""
+    case = Case(case_dir)
+    shell, io = Shell(case), case.io
+    x, level = io["x"], at(io["sigma"])
+    augment = io.get("augment_labels")
+    for name, classes in {"D_x": io.get("class_labels"), "D_x_nolabel": None}.items():
+        if name in io:
+            yield case.compare(name, shell.step(classes, len(x), augment)(x, level).x0)
+    denoiser = shell.denoiser()
+    yield case.compare("c_in_x", like(denoiser.scale(level), x) * x)
+    yield case.compare("c_noise", denoiser.index(level, x))
+    rounded = [shell.rounded(sigma) for sigma in io["round_sigma.in"].tolist()]
+    yield case.compare("round_sigma.out", torch.tensor(rounded, dtype=torch.float64))
+    for name, end in zip(("sigma_min", "sigma_max"), shell.ends, strict=True):
+        yield case.compare(name, torch.tensor(min(end, 1e30), dtype=torch.float64))  # infinity was recorded so
+    if isinstance(shell.prediction, precondition.IDDPM):
+        u = shell.prediction.ratios.flip(0)
+        yield case.compare("u_first5", u[:5])
+        yield case.compare("u_last5", u[-5:])
+    if "loss" in io:
+        yield from loss(case, shell)
+
+
+def loss(case: Case, shell: Shell) -> Iterator[Comparison]:
+    """The published loss of each pixel, and our objective's of each picture."""
+    io, uniform = case.io, case.io["loss_uniform"].double()
+    low, high = shell.ends
+    match shell.kind:
+        case "VPPrecond":
+            assert isinstance(shell.prediction, precondition.VP)
+            t, rise = 1 + uniform * (1e-5 - 1), shell.prediction.beta_max - shell.prediction.beta_min
+            sigma = (0.5 * rise * t * t + shell.prediction.beta_min * t).expm1().sqrt()
+        case "VEPrecond":
+            sigma = low * (high / low) ** uniform
+        case "EDMPrecond":
+            sigma = (io["loss_normal"].double() * 1.2 - 1.2).exp()
+        case _:
+            raise Unsupported(f"the loss of {shell.kind}")
+    data = getattr(shell.prediction, "sigma_data", None)
+    weight = weights.snr if data is None else weights.edm(data)
+    images, noise, level = io["loss_images"], io["loss_noise"], at(sigma)
+    condition = labelled(shell.parts, shell.config, io.get("class_labels"), len(images))
+    x = images + like(level.sigma, images) * noise
+    denoiser = shell.denoiser(io.get("augment_labels"))
+    error = (denoiser(x, level, condition).x0 - images).square()
+    yield case.compare("loss", like(weight(level), images) * error)
+    objective = Diffusion(weight=weight).at(denoiser, images, condition, as_tensor(level.t), noise)
+    yield case.compare("loss.per_sample", objective.per_sample, want=io["loss"].flatten(1).mean(1))
+
+
+def as_tensor(value: Any) -> Tensor:
+    """A level's field, which is a tensor here."""
+    assert isinstance(value, Tensor)
+    return value
+
+
+def net_samplers(case_dir: Path) -> Iterator[Comparison]:
+    """edm/net_samplers: EDM's sampler and its ablation with a recorded network."""
+    case = Case(case_dir)
+    shell, io = Shell(case), case.io
+    net = Net(shell.step(io.get("class_labels"), len(io["latents"])), *shell.ends, shell.rounded)
+    for name, settings in case.meta["runs"].items():
+        _, x = sampled(settings, net, io["latents"], io["noise"])
+        yield case.compare(f"{name}.out", x)
+
+
+KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {
+    "edm/network": network,
+    "edm/precond": precond,
+    "edm/net_samplers": net_samplers,
+    "score_sde_pytorch/ncsnpp": score_network,
+}

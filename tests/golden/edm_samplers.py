@@ -1,0 +1,172 @@
+"""Golden kinds of EDM's sampler and of its ablation, with any network; every setting comes from meta.json."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.golden.case import Case, Comparison
+from tests.golden.k_diffusion import by_step, mixture, ratio
+from unveil.core import grids, real
+from unveil.core.denoiser import Step
+from unveil.core.exploding import EDM
+from unveil.core.grid import Grid
+from unveil.core.real import Number
+from unveil.core.samplers import Table, euler_time, heun, heun_time, run
+from unveil.types import Level
+
+Rounding = Callable[[float], float]  # a sigma -> the nearest that a network knows
+
+
+@dataclass(frozen=True)
+class Net:
+    """What the samplers ask of a network: its estimate, and the levels that it knows."""
+
+    step: Step
+    least: float = 0.0
+    most: float = math.inf
+    rounded: Rounding = float
+
+
+@dataclass(frozen=True)
+class Clock:
+    """sigma(t) of the paper's table, "linear", "ve" or "vp" with its betas, and the scaling "none" or "vp"."""
+
+    schedule: str
+    scaling: str
+    rise: float
+    beta_min: float
+    rounded: Rounding
+
+    def at(self, t: Number) -> Level:
+        """The level at t, with s(t) as alpha and s(t) sigma(t) as sigma."""
+        assert not isinstance(t, Tensor)
+        if t == 0:
+            return Level(0.0, 1.0, 0.0, 0.0, math.inf)
+        if self.schedule == "linear":
+            sigma, speed = t, 1.0
+        elif self.schedule == "ve":
+            sigma = math.sqrt(t)
+            speed = 0.5 / sigma
+        else:
+            sigma = math.sqrt(math.expm1(0.5 * self.rise * t * t + self.beta_min * t))
+            speed = 0.5 * (self.beta_min + self.rise * t) * (sigma + 1 / sigma)
+        if self.scaling == "none":
+            return Level(t, 1.0, sigma, 0.0, speed)
+        scale = 1 / math.sqrt(1 + sigma**2)
+        change = -sigma * speed * scale**3
+        return Level(t, scale, scale * sigma, change, change * sigma + scale * speed)
+
+    def t_of(self, half_log_snr: Number) -> Number:
+        """The time of a sigma, rounded as the network asks."""
+        sigma = self.rounded(float(real.exp(-1.0 * half_log_snr)))
+        if self.schedule == "linear":
+            return sigma
+        if self.schedule == "ve":
+            return sigma**2
+        return (math.sqrt(self.beta_min**2 + 2 * self.rise * math.log1p(sigma**2)) - self.beta_min) / self.rise
+
+    def index(self, level: Level) -> Number:
+        """Sigma, as the networks are told."""
+        return ratio(level)
+
+    def trainable(self, u: Tensor) -> Tensor:
+        """Not asked for."""
+        return u
+
+    def within(self, t: Tensor) -> Tensor:
+        """Not asked for."""
+        return t
+
+    def prior(self, level: Level) -> Number:
+        """Sigma."""
+        return level.sigma
+
+
+def churn(given: dict[str, Any]) -> dict[str, float]:
+    """The four numbers under our names."""
+    names = {"S_churn": "s_churn", "S_min": "s_tmin", "S_max": "s_tmax", "S_noise": "s_noise"}
+    return {ours: given[theirs] for theirs, ours in names.items() if theirs in given}
+
+
+def edm_table(given: dict[str, Any], net: Net) -> tuple[Table, Grid]:
+    """`edm_sampler`: Heun with churn on the Karras grid."""
+    low, high = max(given.get("sigma_min", 0.002), net.least), min(given.get("sigma_max", 80), net.most)
+    steps, rho = given.get("num_steps", 18), given.get("rho", 7)
+    drawn = grids.karras(EDM(), steps, sigma_min=low, sigma_max=high, rho=rho)
+    grid = ended(Clock("linear", "none", 0.0, 0.0, net.rounded), [ratio(level) for level in drawn[:-1]])
+    return heun(grid, **churn(given)), grid
+
+
+def ablation_table(given: dict[str, Any], net: Net) -> tuple[Table, Grid]:
+    """`ablation_sampler`: Euler or a second-order method in t, on four discretisations."""
+    kind, steps = given.get("discretization", "edm"), given.get("num_steps", 18)
+    smallest = given.get("epsilon_s", 1e-3)
+    vp_low, vp_high = (math.sqrt(math.expm1(0.5 * 19.9 * t * t + 0.1 * t)) for t in (smallest, 1.0))
+    least = {"vp": vp_low, "ve": 0.02, "iddpm": 0.002, "edm": 0.002}[kind]
+    most = {"vp": vp_high, "ve": 100, "iddpm": 81, "edm": 80}[kind]
+    low = max(given.get("sigma_min") or least, net.least)
+    high = min(given.get("sigma_max") or most, net.most)
+    # the betas that reach both ends
+    rise = 2 * (math.log1p(low**2) / smallest - math.log1p(high**2)) / (smallest - 1)
+    beta_min = math.log1p(high**2) - 0.5 * rise
+    if kind == "vp":
+        drawn = grids.vp(EDM(), steps, beta_d=rise, beta_min=beta_min, smallest=smallest)
+    elif kind == "ve":
+        drawn = grids.exponential(EDM(), steps, sigma_min=low, sigma_max=high)
+    elif kind == "edm":
+        drawn = grids.karras(EDM(), steps, sigma_min=low, sigma_max=high, rho=given.get("rho", 7))
+    else:
+        drawn = grids.from_sigmas(EDM(), [*iddpm_sigmas(given, low, high, steps), 0.0])
+    clock = Clock(given.get("schedule", "linear"), given.get("scaling", "none"), rise, beta_min, net.rounded)
+    grid = ended(clock, [ratio(level) for level in drawn[:-1]])
+    if given.get("solver", "heun") == "euler":
+        return euler_time(grid, **churn(given)), grid
+    return heun_time(grid, node=given.get("alpha", 1), **churn(given)), grid
+
+
+def iddpm_sigmas(given: dict[str, Any], low: float, high: float, steps: int) -> list[float]:
+    """Improved DDPM's levels between two ends, evenly by number; alpha-bar and its ratio in float32, as published."""
+    count, least, offset = given.get("M", 1000), given.get("C_1", 0.001), given.get("C_2", 0.008)
+    numbers = torch.arange(count + 1)
+    alpha_bar = (0.5 * math.pi * numbers / count / (offset + 1)).sin() ** 2
+    levels = torch.zeros(count + 1, dtype=torch.float64)
+    for j in range(count, 0, -1):
+        share = (alpha_bar[j - 1] / alpha_bar[j]).clip(min=least)
+        levels[j - 1] = ((levels[j] ** 2 + 1) / share - 1).sqrt()
+    kept = levels[(levels >= low) & (levels <= high)]
+    places = (len(kept) - 1) / max(steps - 1, 1) * torch.arange(steps, dtype=torch.float64)
+    return kept[places.round().long()].tolist()
+
+
+def ended(clock: Clock, sigmas: Sequence[float]) -> Grid:
+    """The levels of these sigmas on a clock, each once where rounding makes two of them one, and clean data."""
+    return grids.from_sigmas(clock, [*dict.fromkeys(clock.rounded(sigma) for sigma in sigmas), 0.0])
+
+
+def sampled(settings: dict[str, Any], net: Net, latents: Tensor, noises: Tensor) -> tuple[Table, Tensor]:
+    """One recorded run: `settings` names the function and its keywords; float64, as the original."""
+    make = {"edm_sampler": edm_table, "ablation_sampler": ablation_table}[settings["function"]]
+    table, grid = make(settings["kwargs"], net)
+    x = grid[0].sigma * latents.double()
+    return table, run(table, net.step, x, noise=by_step(table, grid, noises.double()))
+
+
+def samplers(case_dir: Path) -> Iterator[Comparison]:
+    """edm/samplers: with the analytic model."""
+    case = Case(case_dir)
+    exact = mixture(case)
+    for name, settings in case.meta["runs"].items():
+        net = Net(exact, float(settings["net_sigma_min"]), float(settings["net_sigma_max"]))
+        table, x = sampled(settings, net, case.io["latents"], case.io["noise"])
+        yield case.compare(f"{name}.net_sigmas", [ratio(level) for level in table.levels])
+        yield case.compare(f"{name}.out", x)
+
+
+KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {"edm/samplers": samplers}

@@ -1,0 +1,259 @@
+"""Golden kinds of score SDE: its processes, discretised chains, predictor-corrector sampling and likelihoods."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.golden.case import Case, Comparison
+from unveil.core.denoiser import Estimate
+from unveil.core.exploding import EDM, VE, DiscreteVE
+from unveil.core.noise import Noise
+from unveil.core.ode_likelihood import bits_per_dim, log_density, probability_flow
+from unveil.core.process import LinearVP, Process
+from unveil.core.samplers import Row, Table, run
+from unveil.core.samplers.langevin import Langevin, PredictorCorrector
+from unveil.core.sde import SubVP, diffusion, drift
+from unveil.data.toy import Mixture
+from unveil.types import Level, like
+
+STEPS = 1000  # of the chain where a case does not say
+
+
+@dataclass
+class Published:
+    """One of the three processes as published: the continuous one, and a chain of N steps beside it.
+
+    The published samplers evaluate the score at the continuous level and step with the chain's numbers at the
+    index that t is cut off to, which is another level: that stays here.
+    """
+
+    name: str
+    steps: int
+    settings: dict[str, float]
+
+    def __post_init__(self) -> None:
+        """The process, and the chain's table."""
+        kinds: dict[str, Callable[..., Process]] = {"vp": LinearVP, "subvp": SubVP, "ve": VE}
+        self.process = kinds[self.name](**self.settings)
+        low, high = self.settings.values()
+        self.betas = torch.linspace(low / self.steps, high / self.steps, self.steps, dtype=torch.float64)
+        if self.name == "ve":
+            places = torch.arange(self.steps, dtype=torch.float64) / (self.steps - 1)
+            self.sigmas = torch.as_tensor(DiscreteVE(low, high, self.steps).at(places).sigma)
+
+    def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of the chain: x <- a x + G z, (B,) each."""
+        index = self.index(t)
+        if self.name == "vp":
+            return (1 - self.betas[index]).sqrt(), self.betas[index].sqrt()
+        if self.name == "ve":
+            return torch.ones_like(t), (self.sigmas[index] ** 2 - self.cleaner(index) ** 2).sqrt()
+        level = self.process.at(t)
+        return 1 + drift(level) / self.steps, diffusion(level) * math.sqrt(1 / self.steps)  # type: ignore[return-value]
+
+    def index(self, t: Tensor) -> Tensor:
+        """Cut off, not rounded."""
+        return (t * (self.steps - 1)).long()
+
+    def cleaner(self, index: Tensor) -> Tensor:
+        """The sigma before, 0 before the first."""
+        return torch.where(index == 0, 0.0, self.sigmas[(index - 1).clamp(min=0)])
+
+
+def mixture(case: Case, prefix: str = "") -> Mixture:
+    """The recorded analytic model."""
+    weights, means, spreads = (case.io[f"{prefix}gm_{name}"].double() for name in ("weights", "means", "stds"))
+    return Mixture(weights.tolist(), means, spreads.tolist())
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def sde_tables(case_dir: Path) -> Iterator[Comparison]:
+    """Marginals, drift and diffusion, chains, their reverses, and the density of the start."""
+    case = Case(case_dir)
+    x, t, z = (case.io[name].double() for name in ("x", "t", "z"))
+    score = -x * like(1 + t, x)
+    for prefix in sorted({".".join(key.split(".")[:2]) for key in case.io if key.count(".") > 1}):
+        name, count = prefix.split(".N")
+        made = Published(name, int(count), case.meta["sde_settings"][name])
+        level, (ratio, spread) = made.process.at(t), made.forward(t)
+        f, g = drift(level), diffusion(level)
+        prior = made.process.prior(made.process.at(1.0)) if name == "ve" else 1.0
+        normal = torch.distributions.Normal(0.0, torch.tensor(prior, dtype=torch.float64))
+        got = {
+            "marginal_mean": like(level.alpha, x) * x,
+            "marginal_std": level.sigma,
+            "drift": like(f, x) * x,
+            "diffusion": g,
+            "disc_f": like(ratio - 1, x) * x,
+            "disc_G": spread,
+            "prior_logp": normal.log_prob(z).flatten(1).sum(1),
+            "discrete_betas": made.betas,
+            "sqrt_1m_alphas_cumprod": (1 - torch.cumprod(1 - made.betas, 0)).sqrt(),
+            "discrete_sigmas": getattr(made, "sigmas", None),
+        }
+        for kind, part, noise in (("rev0", 1.0, 1.0), ("rev1", 0.5, 0.0)):
+            got[f"{kind}.drift"] = like(f, x) * x - part * like(g, x) ** 2 * score  # type: ignore[operator]
+            got[f"{kind}.diffusion"] = noise * g
+            got[f"{kind}.disc_f"] = like(ratio - 1, x) * x - part * like(spread, x) ** 2 * score  # type: ignore[operator]
+            got[f"{kind}.disc_G"] = noise * spread
+        for quantity in sorted(key.removeprefix(f"{prefix}.") for key in case.io if key.startswith(f"{prefix}.")):
+            yield case.compare(f"{prefix}.{quantity}", got[quantity])
+
+
+# ---------------------------------------------------------------------- predictor and corrector
+
+
+@dataclass
+class Annealed:
+    """The corrector whose step is (snr sigma)^2, whatever the norms."""
+
+    snr: float
+    steps: int
+
+    def move(self, x: Tensor, level: Level, estimate: Estimate, noise: Tensor, scale: Any) -> Tensor:
+        """A Langevin step."""
+        size = 2 * scale * self.snr**2
+        return x - size * level.sigma * estimate.eps + math.sqrt(2 * size) * level.sigma * noise
+
+
+def over_the_batch(x: Tensor) -> Tensor:
+    """The published norm: one number for all samples."""
+    return x.flatten(1).norm(dim=1).mean()
+
+
+def pc_sampling(case_dir: Path) -> Iterator[Comparison]:
+    """Every run of the case: continuous and discrete labels, three predictors, two correctors."""
+    case = Case(case_dir)
+    exact = mixture(case)
+    for name, given in case.meta["runs"].items():
+        if "error" in given:  # the original cannot do it
+            continue
+        made = Published(given["sde"], given["N"], case.meta["sde_settings"][given["sde"]])
+        plan, noise = chain(made, given, case.io["noise"].double())
+        start = case.io["prior_noise"].double()
+        if made.name == "ve":
+            start = start * made.settings["sigma_max"]
+        yield case.compare(f"{name}.out", run(plan, exact, start, noise=noise))
+
+
+def chain(made: Published, given: dict[str, Any], noises: Tensor) -> tuple[Table | PredictorCorrector, Noise]:
+    """The published loop as rows, and its noises in the order in which it draws them."""
+    options = given["kwargs"]
+    times = torch.linspace(1, options.get("eps", 1e-3), made.steps, dtype=torch.float64)
+    levels = [level_of(made, t, options["continuous"]) for t in times]
+    rows = [
+        predicted(made, t, level, given["predictor"], bool(options.get("probability_flow", False)))
+        for t, level in zip(times, levels, strict=True)
+    ]
+    if options.get("denoise", True):
+        rows[-1] = rows[-1]._replace(noise=0.0)
+    if given["corrector"] == "none":
+        return Table(rows), lambda step, draw=0: noises[step]
+    each = options["n_steps"]
+    if given["corrector"] == "ald":
+        corrector: Any = Annealed(options["snr"], each)
+    else:
+        corrector = Langevin(options["snr"], each, norm=over_the_batch, largest=math.inf)
+    scales = [(1 - made.betas[made.index(t)]).item() if made.name == "vp" else 1.0 for t in times]
+    if given["predictor"] == "none":  # it draws nothing
+        return PredictorCorrector(Table(rows), levels, corrector, scales), lambda step, draw=0: noises[
+            step - step // (each + 1)
+        ]
+    return PredictorCorrector(Table(rows), levels, corrector, scales), lambda step, draw=0: noises[step]
+
+
+def level_of(made: Published, t: Tensor, continuous: bool) -> Level:
+    """Where the score is evaluated."""
+    if continuous:
+        return made.process.at(t.item())
+    if made.name == "ve":
+        label = torch.round((1 - t) * (made.steps - 1)).long()
+        return Level(t.item(), 1.0, made.sigmas.flip(0)[label].item())
+    alpha_bar = torch.cumprod(1 - made.betas, 0)[made.index(t)]
+    return Level(t.item(), alpha_bar.sqrt().item(), (1 - alpha_bar).sqrt().item())
+
+
+def predicted(made: Published, t: Tensor, level: Level, predictor: str, flow: bool) -> Row:
+    """One predictor's step, in x and x0: the score is (alpha x0 - x) / sigma^2."""
+    if predictor == "none":
+        return Row(None, 1.0)
+    ratio, spread = (v.item() for v in made.forward(t))
+    noise = spread
+    if predictor == "euler_maruyama":
+        exact = made.process.at(t.item())
+        f, g = drift(exact) / made.steps, diffusion(exact) / math.sqrt(made.steps)
+        keep, on_score, noise = 1 - f, g**2, g
+    elif predictor == "reverse_diffusion":
+        keep, on_score = 2 - ratio, spread**2
+    elif made.name == "vp":
+        keep, on_score = 1 / ratio, spread**2 / ratio
+    else:
+        index = made.index(t)
+        keep, on_score = 1.0, spread**2
+        noise = (made.cleaner(index) * spread / made.sigmas[index]).item()
+    on_score = 0.5 * on_score if flow else on_score
+    share = on_score / level.sigma**2
+    return Row(level, keep - share, (share * level.alpha,), 0.0 if flow else noise)
+
+
+# ---------------------------------------------------------------------- likelihood
+
+
+def ode_likelihood(case_dir: Path) -> Iterator[Comparison]:
+    """Bits/dim of a Gaussian and of a mixture, and samples of the ODE; the latents carry its error and are left out."""
+    case = Case(case_dir)
+    steps = re.search(r"N=(\d+)", case.meta.get("sde_args", ""))
+    for name, given in case.meta["runs"].items():
+        kind, *of = name.split(".")
+        made = Published(kind, int(steps[1]) if steps else STEPS, case.meta["sde_settings"][kind])
+        exact = mixture(case, "g1_" if "gauss" in of else "")
+        clean, noisy = made.process.at(given["eps"]), made.process.at(1.0)
+        if name.endswith(".likelihood"):
+            x, probe = case.io["x"].double(), case.io["rademacher"].double()
+            found = log_density(exact, made.process, x, probes=lambda _: probe, ends=(clean, noisy))  # noqa: B023
+            # an image in [-1, 1] whose scaler is taken for one of [0, 1]: 8 bits
+            bits = bits_per_dim(found.value, x[0].numel(), 1 / 256)
+            yield case.compare(name.replace("likelihood", "bpd"), bits.float())
+            density = exact.log_density(x, clean)
+            yield case.compare(
+                name.replace("likelihood", "exact_bpd_at_eps"), bits_per_dim(density, x[0].numel(), 1 / 256)
+            )
+            continue
+        start = case.io["z"].double() * (made.settings["sigma_max"] if kind == "ve" else 1.0)
+        x = probability_flow(exact, made.process, start, (noisy, clean))
+        yield case.compare(name, x.float())
+        last = predicted(made, torch.tensor(given["eps"], dtype=torch.float64), clean, "reverse_diffusion", False)
+        denoised = run(Table([last._replace(noise=0.0)]), exact, x)
+        yield case.compare(f"{name}.denoise", denoised.float())
+
+
+def log_likelihood(case_dir: Path) -> Iterator[Comparison]:
+    """k-diffusion/log_likelihood, in nats."""
+    case = Case(case_dir)
+    low, high = case.meta["sigma_min"], case.meta["sigma_max"]
+    process = EDM(low, high)
+    exact, x, probe = mixture(case), case.io["x"].double(), case.io["v"].double()
+    ends = process.at(process.t_of(-math.log(low))), process.at(1.0)
+    runs = case.meta["runs"]
+    tight = min(run["rtol"] for run in runs.values()), min(run["atol"] for run in runs.values())
+    found = log_density(exact, process, x, probes=lambda _: probe, ends=ends, rtol=tight[0], atol=tight[1])
+    yield case.compare("ll", found.value)
+    yield case.compare("exact_logp_at_sigma_min", exact.log_density(x, ends[0]))
+
+
+KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {
+    "score_sde_pytorch/sde_tables": sde_tables,
+    "score_sde_pytorch/pc_sampling": pc_sampling,
+    "score_sde_pytorch/ode_likelihood": ode_likelihood,
+    "k-diffusion/log_likelihood": log_likelihood,
+}

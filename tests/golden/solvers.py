@@ -1,0 +1,276 @@
+"""Golden kinds of DPM-Solver and UniPC: schedules, every method of theirs, and the wrapper of networks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tests.golden.case import Case, Comparison, Unsupported
+from unveil.core import prediction as predictions
+from unveil.core.denoiser import Denoiser, Estimate, Step
+from unveil.core.grid import Grid
+from unveil.core.guidance import cfg, clip_dynamic
+from unveil.core.process import DATA, DiscreteVP, LinearVP, Process, betas
+from unveil.core.real import Number
+from unveil.core.samplers import Plan, Table, run
+from unveil.core.samplers.adaptive import dpm_adaptive
+from unveil.core.samplers.control import Simple, Tolerance, Verdict, of_x, worst
+from unveil.core.samplers.exponential import dpm_grouped, dpm_multistep, dpm_singlestep
+from unveil.core.samplers.stages import farthest, orders_for, stages
+from unveil.core.samplers.stride import Of, Rule, exact, midpoint, phis, stride, taylor
+from unveil.core.samplers.unipc import b1, b2, unipc, varying
+from unveil.data.toy import Mixture
+from unveil.types import Condition, Level, like
+
+# ---------------------------------------------------------------------- what a case says
+
+
+def process_of(case: Case) -> Process:
+    """The recorded schedule."""
+    schedule, given = case.meta["schedule"], case.meta["schedule"]["kwargs"]
+    if schedule["kind"] == "linear":
+        return LinearVP(given["continuous_beta_0"], given["continuous_beta_1"])
+    if schedule["kind"] == "discrete":
+        table = betas("sqrt-linear", given["T"], start=given["ls"], end=given["le"])
+        return DiscreteVP(table, interpolate="log-alpha")
+    raise Unsupported(f"schedule {schedule['kind']!r}")
+
+
+def mixture(case: Case) -> Mixture:
+    """The recorded analytic model."""
+    weights, means, spreads = (case.io[f"gm_{name}"].double() for name in ("weights", "means", "stds"))
+    return Mixture(weights.tolist(), means, spreads.tolist())
+
+
+def ends(case: Case, sample: dict[str, Any]) -> tuple[float, float]:
+    """The times at which a run begins and ends."""
+    schedule = case.meta["schedule"]
+    return sample.get("t_start") or schedule["t_T"], sample.get("t_end") or 1 / schedule["total_N"]
+
+
+def spaced(process: Process, skip: str, first: float, last: float, steps: int) -> Grid:
+    """The published grids: `time_uniform`, `time_quadratic` and `logSNR`."""
+    if skip == "logSNR":
+        low, high = (float(process.at(t).half_log_snr) for t in (first, last))
+        inner = [process.at(process.t_of(low + (high - low) * i / steps)) for i in range(1, steps)]
+        return Grid(process, [process.at(first), *inner, process.at(last)])
+    power = {"time_uniform": 1, "time_quadratic": 2}[skip]
+    times = np.linspace(first ** (1 / power), last ** (1 / power), steps + 1) ** power
+    return Grid(process, [process.at(float(t)) for t in times])
+
+
+def recorded(case: Case, name: str, plan: Plan, step: Step, first: int) -> Iterator[Comparison]:
+    """Output, times of the calls, and x after the first update (the row that ends it is number `first`)."""
+    times: list[float] = []
+    states: dict[int, Tensor] = {}
+
+    def watched(x: Tensor, level: Level) -> Estimate:
+        times.append(level.t.flatten()[0].item() if isinstance(level.t, Tensor) else level.t)
+        return step(x, level)
+
+    out = run(
+        plan,
+        watched,
+        case.io["x_T"].double(),
+        on_step=lambda shown: states.setdefault(shown.state.number, shown.state.x.clone()),
+    )
+    yield case.compare(f"{name}.model_t", times)
+    if f"{name}.f64.x1" in case.io and first in states:
+        yield case.compare(f"{name}.f64.x1", states[first])
+    yield case.compare(f"{name}.out", out)
+
+
+def schedule_values(case: Case) -> Iterator[Comparison]:
+    """log(alpha), sigma and their ratio at the recorded times, and back."""
+    process, times = process_of(case), case.io["sched.t"]
+    levels = [process.at(t) for t in times.tolist()]
+    yield case.compare("sched.log_alpha", [math.log(level.alpha) for level in levels])  # type: ignore[arg-type]
+    yield case.compare("sched.std", [level.sigma for level in levels])
+    yield case.compare("sched.lambda", [level.half_log_snr for level in levels])
+    found = [process.t_of(value) for value in case.io["sched.lambda"].tolist()]
+    yield case.compare("sched.t_of_lambda", found)
+
+
+def onto_data(table: Table, level: Level) -> Table:
+    """`denoise_to_zero`: one more call at the last level."""
+    return Table([*table.rows, *stages([level, DATA], table.of, farthest)], table.of)
+
+
+# ---------------------------------------------------------------------- DPM-Solver
+
+
+def dpm_solver(case_dir: Path) -> Iterator[Comparison]:
+    """dpm-solver/discrete and dpm-solver/vp_linear."""
+    case = Case(case_dir)
+    process = process_of(case)
+    yield from schedule_values(case)
+    for name, settings in case.meta["solver_runs"].items():
+        init, sample = settings["init"], settings["sample"]
+        step: Step = mixture(case)
+        of: Of = "x0" if init["algorithm_type"] == "dpmsolver++" else "eps"
+        if of == "x0" and init.get("correcting_x0_fn") == "dynamic_thresholding":
+            ratio, most = init.get("dynamic_thresholding_ratio", 0.995), init.get("thresholding_max_val", 1.0)
+            step = thresholded(step, ratio, most)
+        elif init.get("correcting_x0_fn"):
+            raise Unsupported(f"correcting_x0_fn {init['correcting_x0_fn']!r}")
+        plan, first = dpm_plan(process, ends(case, sample), of, sample)
+        if sample.get("denoise_to_zero"):
+            assert isinstance(plan, Table)
+            plan = onto_data(plan, process.at(ends(case, sample)[1]))
+        yield from recorded(case, name, plan, step, first)
+
+
+def thresholded(step: Step, ratio: float, most: float) -> Step:
+    """Dynamic thresholding, which there scales to [-1, 1] whatever it clips at; ours scales to what it clips at."""
+    clipped = clip_dynamic(step, ratio, most)
+    return lambda x, level: Estimate.of_x0(clipped(x, level).x0 / most, x, level)
+
+
+def dpm_plan(process: Process, between: tuple[float, float], of: Of, sample: dict[str, Any]) -> tuple[Plan, int]:
+    """One run's plan, and the number of rows in its first update, or for single steps in its first two."""
+    first, last = between
+    method, order = sample.get("method", "multistep"), sample.get("order", 2)
+    skip, bent = sample.get("skip_type", "time_uniform"), sample.get("solver_type") == "taylor"
+    if method == "adaptive":
+        near = float(process.at(last).half_log_snr) - float(process.at(last + 1e-5).half_log_snr)
+        tolerance = Tolerance(sample.get("atol", 0.0078), sample.get("rtol", 0.05), across=worst, unit=of_x, slack=near)
+        grid = Grid(process, [process.at(first), process.at(last)])
+        rule = exact if bent else farthest
+        return dpm_adaptive(grid, order, of=of, tolerance=tolerance, control=Rounded(), rule=rule), 0
+    steps = sample["steps"]
+    if method == "multistep":
+        lower = 10 if sample.get("lower_order_final", True) else 0
+        grid = spaced(process, skip, first, last, steps)
+        return dpm_multistep(grid, order, of=of, rule=taylor if bent else midpoint, lower_below=lower), 1
+    fixed = method == "singlestep_fixed"
+    orders = [order] * (steps // order) if fixed else orders_for(steps, order)
+    rule = exact if bent else farthest
+    if skip == "logSNR":  # the steps are even, and so are the calls inside each
+        grid = spaced(process, skip, first, last, len(orders))
+        return dpm_singlestep(grid, orders, of=of, rule=rule), sum(orders[:2])
+    grid = spaced(process, skip, first, last, sum(orders))
+    return dpm_grouped(grid, orders, of=of, rule=rule), sum(orders[:2])
+
+
+class Rounded(Simple):
+    """The published code rounds the factor on the width to float32."""
+
+    def judge(self, error: float, width: float, taken: float, past: tuple[float, float], order: float) -> Verdict:
+        found = super().judge(error, width, taken, past, order)
+        factor = torch.tensor(found.width / (self.safety * taken), dtype=torch.float32).item()
+        return found._replace(width=self.safety * taken * factor)
+
+
+class Wrapped(nn.Module):
+    """tanh(0.9 x) + 0.001 t + 0.1 mean(condition)."""
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
+        shift = 0.001 * t
+        if condition is not None and condition.vector is not None:
+            shift = shift + 0.1 * condition.vector.mean(1)
+        return torch.tanh(0.9 * x) + shift.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def model_wrapper(case_dir: Path) -> Iterator[Comparison]:
+    """dpm-solver/model_wrapper: what each kind of network says of the noise, plain and with both guidances."""
+    case = Case(case_dir)
+    given = case.meta["schedule_settings"]
+    if given["betas"] != "square-root-linear":
+        raise Unsupported(f"betas {given['betas']!r}")
+    table = betas("sqrt-linear", given["N"], start=given["beta_start"], end=given["beta_end"])
+    process = DiscreteVP(table, interpolate="log-alpha")
+    x, level = case.io["x"], process.at(case.io["t"].double())
+    yield case.compare("model_t_input", torch.as_tensor(process.index(level)))
+    scale = case.meta["guidance_scale"]
+    kinds = {"noise": predictions.eps, "x_start": predictions.x0, "v": predictions.v, "score": predictions.score}
+    for name, prediction in kinds.items():
+        denoiser = Denoiser(Wrapped(), process, prediction=prediction)
+        plain, cond, null = (bound(denoiser, vector) for vector in (None, case.io["cond"], case.io["uncond"]))
+        yield case.compare(f"uncond.{name}", plain(x, level).eps)
+        yield case.compare(f"cfg.{name}", cfg(cond, null, scale)(x, level).eps)
+        # the recorded classifier is log p = -0.01 mean(condition) |x|^2 + 1e-4 t; guidance: eps - scale sigma gradient
+        gradient = -0.02 * case.io["cond"].mean(1).reshape(-1, *(1,) * (x.ndim - 1)) * x
+        yield case.compare(f"classifier.{name}", plain(x, level).eps - scale * like(level.sigma, x) * gradient)
+
+
+def bound(denoiser: Denoiser, vector: Tensor | None) -> Step:
+    """The step with its condition bound."""
+    condition = None if vector is None else Condition(vector=vector)
+    return lambda x, level: denoiser(x, level, condition)
+
+
+# ---------------------------------------------------------------------- UniPC
+
+
+def uni_pc(case_dir: Path) -> Iterator[Comparison]:
+    """UniPC/discrete and UniPC/vp_linear."""
+    case = Case(case_dir)
+    process, step = process_of(case), mixture(case)
+    yield from schedule_values(case)
+    rules: dict[str, tuple[Rule, Rule]] = {"bh1": (b1, b1), "bh2": (b2, b2), "vary_coeff": (varying, published_varying)}
+    for name, settings in case.meta["solver_runs"].items():
+        init, sample = settings["init"], settings["sample"]
+        if sample.get("method", "multistep") != "multistep":
+            raise Unsupported(f"method {sample['method']!r}")
+        of: Of = "x0" if init["algorithm_type"] == "data_prediction" else "eps"
+        predict, correct = rules[init.get("variant", "bh1")]
+        first, last = ends(case, sample)
+        grid = spaced(process, sample.get("skip_type", "time_uniform"), first, last, sample["steps"])
+        lower = math.inf if sample.get("lower_order_final", True) else 0
+        order = sample.get("order", 2)
+        plan = unipc(grid, order, of=of, predict=predict, correct=correct, lower_below=lower)
+        if sample.get("denoise_to_zero"):
+            plan = onto_data(plan, grid[-1])
+        yield from recorded(case, name, plan, step, first=-1)
+        if sample["steps"] > 1:
+            yield case.compare(f"{name}.f64.x1", corrected(unipc(grid, 1, of=of, correct=correct), grid, step, case))
+
+
+def corrected(plan: Table, grid: Grid, step: Step, case: Case) -> Tensor:
+    """x after the first step and its correction: the second step of a plan of order 1 taken back."""
+    calls: list[Estimate] = []
+    states: list[Tensor] = []
+    run(
+        plan,
+        lambda x, level: calls.append(step(x, level)) or calls[-1],  # type: ignore[func-returns-value]
+        case.io["x_T"].double(),
+        on_step=lambda shown: states.append(shown.state.x.clone()),
+    )
+    second = stride(grid[1], grid[2], plan.of)
+    quantity = calls[1].x0 if plan.of == "x0" else calls[1].eps
+    return (states[1] - second.gain * quantity) / second.keep
+
+
+def published_varying(nodes: Sequence[Number], reach: Number) -> list[Number]:
+    """The corrector's weights in the published code, which for 2 differences and more are not the paper's.
+
+    It leaves out the last row of the inverse for the old differences, and takes a wrong entry of it for the new one.
+    """
+    assert not isinstance(reach, Tensor)
+    places = [float(node) for node in [*nodes[2:], nodes[1]]]
+    count = len(places)
+    matrix = torch.tensor(
+        [[place**k / math.factorial(k + 1) for k in range(count)] for place in places], dtype=torch.float64
+    )
+    inverse = torch.linalg.inv(matrix)
+    first, *others = phis(count + 1, reach)
+    shares = torch.tensor([other / first for other in others], dtype=torch.float64)
+    old = (shares[:-1] @ inverse[:-1, :-1]).tolist()
+    new = (shares[-1] * inverse[max(count - 2, 0), -1]).item()
+    weights = [weight / place for weight, place in zip([*old, new], places, strict=True)]
+    return [1.0 - sum(weights), weights[-1], *weights[:-1]]
+
+
+KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {
+    "dpm-solver/discrete": dpm_solver,
+    "dpm-solver/vp_linear": dpm_solver,
+    "dpm-solver/model_wrapper": model_wrapper,
+    "UniPC/discrete": uni_pc,
+    "UniPC/vp_linear": uni_pc,
+}
