@@ -105,11 +105,14 @@ class Knowing(nn.Module):
 
     def forward(self, x: Tensor, index: Tensor, condition: Condition | None = None) -> Tensor:
         if isinstance(self.prediction, precondition.Preconditioning):
-            ratio = math.exp(4 * index[0].item())
-            level = self.case.process.at(self.case.process.t_of(-math.log(ratio)))
-            x = x / like(self.prediction.scale(level), x)
+            # the index is log(sigma / alpha) / 4
+            t = float(self.case.process.t_of(min(-4 * index[0].item(), self.case.cleanest)))
         else:
-            level = self.case.process.at(self.case.time(index[0].item()))
+            t = self.case.time(index[0].item())
+        # float32 may round an index beyond an end; churn may lead above 1, and not by so little
+        level = self.case.process.at(1.0 if 1 < t < 1 + 1e-6 else max(t, 0.0))
+        if isinstance(self.prediction, precondition.Preconditioning):
+            x = x / like(self.prediction.scale(level), x)
         x0 = self.known(x, level)
         a, b = self.prediction(level)
         return a * x0 + b * (x - level.alpha * x0) / level.sigma
@@ -130,6 +133,11 @@ class Case:
     process: Process
     time: Callable[[float], float]
     grid: Callable[[Process, int], Grid]
+
+    @cached_property
+    def cleanest(self) -> float:
+        """log(alpha / sigma) at t = 0: infinite where that is clean data."""
+        return float(self.process.at(0.0).half_log_snr)
 
     @cached_property
     def is_blind(self) -> bool:
