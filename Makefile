@@ -11,6 +11,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 # Small tensors: more compute threads only wait for each other.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
+# What compares times has the machine to itself.
+TIMED = $(ONE_THREAD) $(BIN)/python -m pytest -q -m timed
+
 .PHONY: help setup demo test test-all check format docs bench clean
 
 help:
@@ -41,10 +44,12 @@ demo: $(READY)
 	$(ONE_THREAD) $(BIN)/python -m unveil demo --out runs/demo --minutes $(MINUTES)
 
 test: $(DEV_READY)
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) -m "not release"
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) -m "not release and not timed"
+	$(TIMED)
 
 test-all: $(DEV_READY)
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) -m "not timed"
+	$(TIMED)
 
 check: $(DEV_READY)
 	$(BIN)/ruff check .

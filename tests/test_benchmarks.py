@@ -23,6 +23,7 @@ def test_the_page_is_made_from_the_records():
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 @pytest.mark.parametrize("name", names())
 def test_half_of_the_recorded_gain_is_there(name):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
