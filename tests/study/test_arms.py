@@ -97,7 +97,7 @@ def test_fidelity_of_real_pictures_and_of_those_with_wrong_labels():
 @pytest.mark.slow
 def test_a_guide_learns_to_read_clean_and_noisy_digits():
     process = DiscreteVP(betas("cosine", 50))
-    guide = train_guide(process, 3, 60)
+    guide = train_guide(process, 3, 6)
     part = digits("held-out")
     assert part.labels is not None
     x0 = to_unit(part.pixels)

@@ -34,12 +34,13 @@ class Guide:
     """A noisy classifier and the process whose levels it knows: (x, level) -> logits (B, classes).
 
     A level of another process is read at the same ratio of signal to noise, with x scaled to fit.
+    One that was read from no file has no hash.
     """
 
     network: NoisyClassifier
     process: Process
-    name: str
-    sha256: str
+    name: str = "unnamed"
+    sha256: str = ""
 
     def __call__(self, x: Tensor, level: Level) -> Tensor:
         """The logits; differentiable in x. The level is floats, or the same for all samples."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from unveil.checkpoints.guide import Guide
 from unveil.core.guidance import gradient, log_probability
 from unveil.data.digits import digits
 from unveil.evaluate import features
@@ -26,7 +27,7 @@ from unveil.study.fidelity import (
     unguided,
     wanted,
 )
-from unveil.study.guide import Guide, train_guide
+from unveil.study.guide import steps_of, train_guide
 from unveil.study.verdict import Paper
 
 PAPER = "Diffusion Models Beat GANs on Image Synthesis, Dhariwal & Nichol 2021 (arXiv:2105.05233)"
@@ -63,13 +64,13 @@ def _both(guide: Guide, pixels: Tensor, labels: Tensor) -> tuple[float, float]:
 
 def _guidance(bench: Bench) -> Findings:
     scales = bench.scale.pick((NONE, 1.0, 2.0, STRONG, EXTREME), (NONE, STRONG, EXTREME))
-    steps, labels = bench.scale.pick(400, 10), wanted(bench.scale.pictures)
+    epochs, labels = bench.scale.pick(40, 1), wanted(bench.scale.pictures)
     held_out = digits("held-out")
 
     def measure(seed: int) -> tuple[dict[float, _Guided], dict[float, _Guided], tuple[float, float]]:
         network = bench.network(GUIDED, seed)
-        with bench.console.progress(f"training a guide, seed {seed}: step", steps) as counter:
-            guide = train_guide(network.process, seed + 1000, steps, counter.advance)
+        with bench.console.progress(f"training a guide, seed {seed}: step", steps_of(epochs)) as counter:
+            guide = train_guide(network.process, seed + 1000, epochs, counter.advance)
 
         def at(scale: float, shift: int = 0) -> _Guided:
             push = gradient(log_probability(guide, labels), scale) if scale else None

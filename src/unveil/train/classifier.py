@@ -94,7 +94,7 @@ def train_classifier(
     config: ClassifierConfig,
     dataset: Pictured,
     held_out: Pictured,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[Progress], object] | None = None,
 ) -> Trained:
     """A classifier of `dataset`, the same for the same seed, machine and number of compute threads.
 
