@@ -131,7 +131,8 @@ def test_samples_do_not_depend_on_how_they_are_split(model):
 def test_generate_is_the_main_path_written_out(model):
     condition, null = model.encode({"label": [2, 0]})
     grid = unveil.grids.uniform(model.process, 6)
-    step = unveil.guidance.clip_static(unveil.guidance.cfg(model.step(condition), model.step(null), 3.0))
+    both = unveil.guidance.batched(model.denoiser, condition, null)  # a few samples: one call for both
+    step = unveil.guidance.clip_static(unveil.guidance.cfg(*both, 3.0))
     streams = Streams(5, range(2))
     noise = streams.bind(model.shape)
     x = unveil.run(samplers.ddim(grid, eta=0.5), step, grid.start(streams.normal(model.shape, START)), noise=noise)
@@ -198,6 +199,17 @@ def test_a_negative_condition_takes_the_place_of_none(model):
     assert not torch.allclose(away, model.generate(raw={"label": 0}, scale=3.0, clip="none"), atol=1e-3)
     itself = model.generate(raw={"label": 0}, negative={"label": 0}, scale=3.0, clip="none")
     torch.testing.assert_close(itself, model.generate(raw={"label": 0}, clip="none"), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("count", "scale", "rows"), [(2, 3.0, [4]), (9, 3.0, [9, 9]), (2, 1.0, [2]), (2, 0.0, [2])])
+def test_a_few_samples_are_guided_in_one_call_and_many_in_two(model, count, scale, rows):
+    seen = []
+    hook = model.denoiser.network.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    try:
+        model.generate(raw={"label": 1}, count=count, steps=3, scale=scale)
+    finally:
+        hook.remove()
+    assert seen == rows * 3
 
 
 def test_scale_0_is_unconditional(model):

@@ -113,13 +113,7 @@ class Model(nn.Module):
     def step(self, condition: Condition | None) -> Step:
         """The denoiser with its condition bound: what samplers and guidance take."""
 
-        def estimate(x: Tensor, level: Level) -> Estimate:
-            if self.precision == torch.float32:
-                return self.denoiser(x, level, condition)
-            with torch.autocast(x.device.type, self.precision):
-                return self.denoiser(x, level, condition)
-
-        return estimate
+        return lambda x, level: self._estimate(x, level, condition)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels of latents; what is not finite in half precision is decoded once more in float32.
@@ -219,6 +213,13 @@ class Model(nn.Module):
 
         return ours.load_model(Path(path))
 
+    def _estimate(self, x: Tensor, level: Level, condition: Condition | None) -> Estimate:
+        """The denoiser in the precision asked for."""
+        if self.precision == torch.float32:
+            return self.denoiser(x, level, condition)
+        with torch.autocast(x.device.type, self.precision):
+            return self.denoiser(x, level, condition)
+
     def _guided(self, how: SampleConfig, raw: Raw, negative: Raw, count: int, shift: Shift | None) -> Step:
         """The step of one batch with its condition bound, guided and clipped."""
         condition, null = self.encode(raw, count)
@@ -230,7 +231,11 @@ class Model(nn.Module):
                 raise RecipeError(
                     f"scale = {how.guidance.scale}: guidance needs a model trained with drop > 0; use scale 1"
                 )
-            step = how.guidance.guide(step, self.step(null))
+            assert condition is not None  # without one there is no null
+            if how.guidance.scale != 0 and guidance.together(self.device, count):
+                step = how.guidance.guide(*guidance.batched(self._estimate, condition, null))
+            else:
+                step = how.guidance.guide(step, self.step(null))
         if shift is not None and not how.takes_shift:
             step = guidance.steer(step, shift)
         if how.clip != "none":

@@ -1,6 +1,6 @@
 """Functions from steps to a step: they compose left to right, in the order written."""
 
-from unveil.core.guidance.calls import Conditioned, batched, once
+from unveil.core.guidance.calls import Conditioned, batched, once, together
 from unveil.core.guidance.features import content, structure, style
 from unveil.core.guidance.free import autoguidance, cfg, composed, interval, nested, rescale
 from unveil.core.guidance.projected import Momentum, apg, cfg_zero
@@ -49,4 +49,5 @@ __all__ = [
     "steer",
     "structure",
     "style",
+    "together",
 ]

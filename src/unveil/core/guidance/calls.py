@@ -12,6 +12,8 @@ from torch.nn import functional
 from unveil.core.denoiser import Estimate, Step
 from unveil.types import Condition, Level, ShapeError
 
+FEW = 8  # samples up to which a processor gains by one call
+
 # A denoiser that takes its condition with each call
 Conditioned = Callable[[Tensor, Level, Condition], Estimate]
 
@@ -31,6 +33,15 @@ def once(step: Step) -> Step:
         return kept[0]
 
     return shared
+
+
+def together(device: torch.device, count: int) -> bool:
+    """Whether condition and null of `count` samples are faster in one call than in two; `benchmarks/guidance_call.py`.
+
+    A small batch leaves parts of a machine idle. A processor is full at a few samples, and two calls then move less
+    memory through its caches.
+    """
+    return device.type != "cpu" or count <= FEW
 
 
 def batched(denoiser: Conditioned, *conditions: Condition) -> list[Step]:
