@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from unveil import data
 from unveil.config import load_recipe
-from unveil.evaluate.likelihood import bits_per_dim
+from unveil.core.noise import Streams
+from unveil.core.ode_likelihood import ode_bits
+from unveil.evaluate.features import to_unit
+from unveil.evaluate.likelihood import TOLERANCE, bits_per_dim, ode_bits_per_dim
 from unveil.model import Model, build
 from unveil.types import MediaError, RecipeError
 
@@ -31,6 +36,25 @@ def test_the_bound_is_the_sum_of_its_parts_and_the_batch_does_not_matter(model: 
     other = bits_per_dim(model, held_out, count=6, steps=5, batch=6)
     torch.testing.assert_close(other.per_picture, found.per_picture, rtol=1e-4, atol=1e-4)
     assert bits_per_dim(model, held_out, count=6, steps=5, seed=1).interval.value != found.interval.value
+
+
+def test_the_odes_likelihood_is_the_mean_over_pictures_each_with_its_own_condition_and_noise(model: Model):
+    model = copy.deepcopy(model)
+    for weight in model.parameters():  # a fresh network is 0 everywhere
+        weight.data += 0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    held_out = data.digits("held-out")
+    told: list[tuple[int, int]] = []
+    found = ode_bits_per_dim(model, held_out, count=3, probes=2, batch=2, on_progress=lambda *at: told.append(at))
+    assert told == [(2, 3), (3, 3)]
+    row = 150  # the second of three out of 450
+    condition, _ = model.encode({"label": [held_out[row]["label"]]}, 1)
+    x0, noise = to_unit(held_out[row]["pixels"][None]), Streams(0, [row]).bind((1, 8, 8))
+    alone = ode_bits(model.step(condition), model.process, x0, noise=noise, probes=2, tolerance=TOLERANCE)
+    assert float(found.per_picture[1]) == pytest.approx(float(alone.value), rel=1e-3)
+    assert found.interval.value == pytest.approx(float(found.per_picture.mean()))
+    assert 0 < found.error < found.interval.value
+    with pytest.raises(RecipeError, match="probe"):
+        ode_bits_per_dim(model, held_out, count=1, probes=0)
 
 
 def test_what_cannot_have_a_bound_is_named(model: Model):

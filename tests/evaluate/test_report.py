@@ -34,7 +34,7 @@ def fresh(network: features.FeatureNetwork) -> Report:
     """Half of the held-out pictures, judged as if they were samples: as good as a model can be."""
     half = torch.arange(0, 450, 2)
     samples, rest = PARTS[1].pixels[half], data.Stored(PARTS[1].pixels[half + 1], PARTS[1].labels[half + 1])
-    bits = Interval(2.0, 1.9, 2.1)
+    bits = {"bits_per_dim": {**Interval(2.0, 1.9, 2.1)._asdict(), "pictures": 8, "steps": 10}}
     origin = Origin("digits", SAMPLING, bits, {"command": "unveil evaluate x <now>"})
     return evaluate(samples, PARTS[1].labels[half], PARTS[0], rest, network, QUICK, origin=origin)
 
@@ -154,6 +154,14 @@ def test_reports_of_one_protocol_are_compared(copied: Report):
     changes = {change.name: change for change in compare(copied, better)}
     assert changes["fid"].difference == pytest.approx(0.5 - copied.results["fid"]["value"])
     assert changes["read"].difference == 0
+
+
+def test_likelihoods_are_compared_where_they_were_measured_alike(fresh: Report):
+    def measured(**settings: int) -> Report:
+        return replace(fresh, results={**fresh.results, "ode_bits_per_dim": {"value": 3.0, "calls": 90, **settings}})
+
+    assert "bits/dim, ODE" in [c.name for c in compare(measured(pictures=8), measured(pictures=8, calls=100))]
+    assert "bits/dim, ODE" not in [c.name for c in compare(measured(pictures=8), measured(pictures=9))]
 
 
 def test_reports_of_different_protocols_are_refused_and_the_difference_is_named(copied: Report, fresh: Report):

@@ -18,10 +18,9 @@ from unveil.app.models import open_model
 from unveil.config import EvaluateConfig, Recipe, load_recipe
 from unveil.evaluate import features as networks
 from unveil.evaluate.given import evaluate_given
-from unveil.evaluate.likelihood import bits_per_dim
+from unveil.evaluate.likelihood import bits_per_dim, ode_bits_per_dim
 from unveil.evaluate.measure import Origin, Settings, compared
 from unveil.evaluate.measure import evaluate as measure
-from unveil.evaluate.metrics import Interval
 from unveil.evaluate.pictures import Pictured
 from unveil.evaluate.report import Report
 from unveil.files import refuse_overwrite
@@ -97,12 +96,7 @@ def judge(ask: Ask, recipe: Recipe, console: Console) -> Report:
     settings = Settings(count=how.compared, floor_splits=how.floor_splits, seed=how.seed)
     compared(how.samples, len(train), len(held_out), settings)  # minutes before it would fail
     samples, labels, sampling = draw(model, source, recipe, console)
-    bits = _bits(model, held_out, how, console) if how.bound else None
-    origin = Origin(
-        data=recipe.data.kind,
-        sampling=sampling,
-        bits=bits,
-    )
+    origin = Origin(data=recipe.data.kind, sampling=sampling, bits=_bits(model, held_out, how, console))
     found = measure(samples, labels, train, held_out, network, settings, origin=origin, on_progress=console.say)
     return replace(found, about={**found.about, **_about(ask, source, cpu_seconds() - begun)})
 
@@ -163,8 +157,22 @@ def _recipes() -> list[str]:
     return recipe_names()
 
 
-def _bits(model: Model, held_out: Pictured, how: EvaluateConfig, console: Console) -> Interval:
-    with console.progress("network call", 0) as progress:
-        steps, count = how.bound_steps, how.bound
-        found = bits_per_dim(model, held_out, count=count, steps=steps, seed=how.seed, on_progress=progress.reach)
-    return found.interval
+def _bits(model: Model, held_out: Pictured, how: EvaluateConfig, console: Console) -> dict[str, dict[str, Any]]:
+    """The likelihoods that were asked for, by metric, with the settings that they hold under."""
+    found: dict[str, dict[str, Any]] = {}
+    if how.bound:
+        with console.progress("network call", 0) as progress:
+            by_chain = bits_per_dim(
+                model, held_out, count=how.bound, steps=how.bound_steps, seed=how.seed, on_progress=progress.reach
+            )
+        settings = {"pictures": len(by_chain.per_picture), "steps": by_chain.terms.shape[1]}
+        found["bits_per_dim"] = {**by_chain.interval._asdict(), **settings}
+    if how.ode:
+        with console.progress("picture along the ODE", how.ode) as progress:
+            by_ode = ode_bits_per_dim(
+                model, held_out, count=how.ode, probes=how.ode_probes, seed=how.seed, on_progress=progress.reach
+            )
+        settings = {"pictures": len(by_ode.per_picture), "probes": how.ode_probes, "calls": round(by_ode.calls)}
+        settings |= {"probe_error": by_ode.error if how.ode_probes > 1 else None}
+        found["ode_bits_per_dim"] = {**by_ode.interval._asdict(), **settings}
+    return found

@@ -93,6 +93,8 @@ class EvaluateConfig(Section):
         floor_splits: random pairs of real halves behind the floor of FID.
         bound: held-out pictures that the bits/dim are measured on; 0 leaves them out.
         bound_steps: levels of the chain that the bound is of; None: all that the process has.
+        ode: held-out pictures that the bits/dim of the probability-flow ODE are measured on; 0 leaves them out.
+        ode_probes: random directions behind each; from 2 on their error is known.
         seed: of the samples and of every random choice.
     """
 
@@ -102,4 +104,6 @@ class EvaluateConfig(Section):
     floor_splits: Annotated[int, Field(ge=2)] = 20
     bound: int = Field(default=0, ge=0)
     bound_steps: Annotated[int, Field(ge=2)] | None = None
+    ode: int = Field(default=0, ge=0)
+    ode_probes: Positive = 2
     seed: int = Field(default=0, ge=0, lt=2**63)

@@ -14,7 +14,6 @@ from unveil import __version__
 from unveil.evaluate import draw, metrics
 from unveil.evaluate.features import FeatureNetwork, Read
 from unveil.evaluate.frechet import fid
-from unveil.evaluate.metrics import Interval
 from unveil.evaluate.pictures import Pictured, Pictures, gather
 from unveil.evaluate.report import MEMORISED, Report
 from unveil.types import RecipeError, ShapeError
@@ -56,13 +55,14 @@ class Origin:
     Attributes:
         data: the name of the data set, for the reader; the protocol holds the hash of its pixels.
         sampling: how the samples were made (sampler, steps, scale, seed ...), plain values; part of the protocol.
-        bits: bits/dim on held-out pictures, where that was measured.
+        bits: what was found of likelihood on held-out pictures, by metric ("bits_per_dim" by the chain's bound,
+            "ode_bits_per_dim"): value, low, high, and the settings that they hold under.
         about: for the record only: command, commit, CPU-minutes.
     """
 
     data: str = "unnamed"
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    bits: Interval | None = None
+    bits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -132,10 +132,9 @@ def evaluate(
         results["inception_score"] = _score(read.logits[rows], pool_read.logits[: plan.count], settings)
     results["nearest"], closest = _nearest(samples[rows], reference.pixels, real[0].pixels, settings)
     images = _images(samples, labels, reference.pixels, closest) if samples.shape[1] in (1, 3) else {}
-    if origin.bits is None:
+    results |= {metric: dict(found) for metric, found in origin.bits.items()}
+    if not origin.bits:
         missing["bits_per_dim"] = "not measured"
-    else:
-        results["bits_per_dim"] = origin.bits._asdict()
     protocol = _protocol(samples, labels, real, features, plan) | {"sampling": dict(origin.sampling)}
     about = {"data": origin.data, "unveil": __version__, **origin.about}
     return Report(protocol, results, missing, about, images)

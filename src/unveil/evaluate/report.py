@@ -14,6 +14,7 @@ from unveil.files import refuse_overwrite, write_atomically
 from unveil.types import MediaError, RecipeError
 
 MEMORISED = 0.8  # samples this much nearer to the training pictures than held-out ones are copies
+BITS = {"": "bits_per_dim", ", ODE": "ode_bits_per_dim"}  # the forms of bits/dim by their metric
 _FORMAT = 1
 
 
@@ -144,7 +145,10 @@ def compare(first: Report, second: Report, *, varying: Sequence[str] = ()) -> li
             f"be compared: {named}{more}; evaluate both alike, or name what is compared in varying="
         )
     ours, theirs = _numbers(first), _numbers(second)
-    return [Change(name, value, theirs[name]) for name, value in ours.items() if name in theirs]
+    # likelihoods are on pictures and levels of their own, which are no part of the protocol of the samples
+    unlike = {f"bits/dim{form}" for form, key in BITS.items() if _settings(first, key) != _settings(second, key)}
+    shared = [name for name in ours if name in theirs and name not in unlike]
+    return [Change(name, ours[name], theirs[name]) for name in shared]
 
 
 def findings(report: Report) -> list[Finding]:
@@ -186,6 +190,11 @@ def findings(report: Report) -> list[Finding]:
         found.append(
             Finding("bits/dim", _interval(bits), "the variational bound on held-out pictures; lower is better")
         )
+    if bits := results.get("ode_bits_per_dim"):
+        remark = f"the probability-flow ODE on {bits['pictures']} held-out pictures; lower is better"
+        if (error := bits.get("probe_error")) is not None:
+            remark += f"; standard error of its {bits['probes']} probes {error:.4f}"
+        found.append(Finding("bits/dim, ODE", _interval(bits), remark))
     return found
 
 
@@ -208,6 +217,12 @@ def _named(key: str, varying: Sequence[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in varying)
 
 
+def _settings(report: Report, metric: str) -> dict[str, Any]:
+    """What a likelihood was measured by, as opposed to what was found."""
+    found = ("value", "low", "high", "calls", "probe_error")
+    return {key: value for key, value in report.results.get(metric, {}).items() if key not in found}
+
+
 def _numbers(report: Report) -> dict[str, float]:
     """One number per metric."""
     places = {
@@ -219,8 +234,8 @@ def _numbers(report: Report) -> dict[str, float]:
         "recall": "recall.value",
         "inception score": "inception_score.mean",
         "nearness": "nearest.ratio.value",
-        "bits/dim": "bits_per_dim.value",
         "mean IoU": "iou.value",
+        **{f"bits/dim{form}": f"{key}.value" for form, key in BITS.items()},
     }
     flat = flatten(report.results)
     return {name: float(flat[place]) for name, place in places.items() if flat.get(place) is not None}
