@@ -9,12 +9,12 @@ from torch import Tensor, nn
 import unveil
 from unveil.config import ModelConfig, validate
 from unveil.core import samplers
-from unveil.core.denoiser import Denoiser
+from unveil.core.denoiser import Denoiser, Estimate
 from unveil.core.noise import START, Streams
 from unveil.core.process import CosineVP, DiscreteVP, betas
 from unveil.core.variance import learned_range
 from unveil.model import Model, build
-from unveil.types import Cancelled, Condition, NonFinite, RecipeError
+from unveil.types import Cancelled, Condition, Level, NonFinite, RecipeError
 
 PLAIN = {
     "shape": [1, 8, 8],
@@ -303,8 +303,20 @@ class Constant(nn.Module):
 
 def test_numbers_that_are_not_finite_stop_with_a_remedy():
     broken = Model(Denoiser(Constant(float("nan")), CosineVP(), prediction=unveil.core.prediction.v), (2,))
-    with pytest.raises(NonFinite, match="left the finite numbers; set clip = static"):
+    with pytest.raises(NonFinite, match=r"step 1 of 3: .* at t = 1 .*is not finite; set clip = static"):
         broken.generate(steps=3)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp-2m", "heun", "euler-ancestral", "pc-ancestral"])
+def test_the_step_and_the_level_of_a_number_that_is_not_finite_are_named(sampler):
+    def step(x: Tensor, level: Level) -> Estimate:
+        return Estimate.of_x0(torch.full_like(x, float("inf") if level.t < 0.35 else 0.0), x, level)
+
+    grid = unveil.grids.uniform(CosineVP(), 10)  # t = 1, 0.9, ... 0.1, 0
+    streams = Streams(0, range(2))
+    plan = samplers.SAMPLERS[sampler].plan(grid)
+    with pytest.raises(NonFinite, match=rf"step \d+ of {plan.total}: .* at t = 0\.3 \(log"):
+        unveil.run(plan, step, grid.start(streams.normal((3,), START)), noise=streams.bind((3,)))
 
 
 class HalfBlind(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple, Protocol
 
@@ -11,7 +12,10 @@ from torch import Tensor
 from unveil.core.denoiser import Estimate, Step
 from unveil.core.noise import Noise
 from unveil.core.real import Number
-from unveil.types import Level, RecipeError, like
+from unveil.types import Level, NonFinite, RecipeError, like
+
+REMEDY = "set clip = static, use more steps, or dtype float32"
+SPARSE = 4  # x is looked at after 1, 4, 16, 64 ... steps and at the end: each look waits for the device
 
 
 class State(NamedTuple):
@@ -171,16 +175,56 @@ def run(
 
     Raises:
         RecipeError: the plan adds noise and no source of it was given.
+        NonFinite: x left the finite numbers; names the step and the level.
     """
-    state = x if isinstance(x, State) else State(x)
+    state = start = x if isinstance(x, State) else State(x)
+    taken, due = 0, 1
     with torch.no_grad():
         # one buffer is enough, unless somebody looks at x and the estimate after the step
         spare = [torch.empty_like(state.x)] * 2 if on_step is None else [torch.empty_like(state.x) for _ in range(2)]
         while not plan.over(state):
             state, level, estimate = plan.advance(state, step, noise, spare[state.number & 1])
+            taken += 1
+            if taken == due or plan.over(state):
+                due *= SPARSE
+                if not _is_finite(state.x):
+                    raise _blamed(plan, step, start, noise, taken)
             if on_step is not None and level is not None and estimate is not None:
                 on_step(Progress(state, plan.total, level, estimate))
     return state.x
+
+
+def _is_finite(x: Tensor) -> bool:
+    """Whether all of x is; a sum is the cheapest look at it."""
+    return math.isfinite(x.sum(dtype=torch.float32)) or bool(torch.isfinite(x).all())
+
+
+def _blamed(plan: Plan, step: Step, state: State, noise: Noise | None, most: int) -> NonFinite:
+    """What names where a run of `most` steps lost the finite numbers: it is made once more, every call looked at."""
+    place = ""
+
+    def watched(x: Tensor, level: Level) -> Estimate:
+        nonlocal place
+        estimate = step(x, level)
+        if not _is_finite(estimate.x0):
+            raise NonFinite(f"{place}: the network's estimate at {_words(level)} is not finite; {REMEDY}")
+        return estimate
+
+    try:
+        for k in range(most):
+            place = f"step {k + 1}" if plan.total is None else f"step {k + 1} of {plan.total}"
+            state, level, _ = plan.advance(state, watched, noise, torch.empty_like(state.x))
+            if not _is_finite(state.x):
+                where = "" if level is None else f" from {_words(level)}"
+                return NonFinite(f"{place}: x left the finite numbers{where}; {REMEDY}")
+    except NonFinite as found:
+        return found
+    return NonFinite(f"x left the finite numbers within {most} steps, but not when they were repeated; {REMEDY}")
+
+
+def _words(level: Level) -> str:
+    t, ratio = (torch.as_tensor(number).max().item() for number in (level.t, level.half_log_snr))
+    return f"t = {t:.6g} (log(alpha / sigma) = {ratio:.4g})"
 
 
 def drawn(noise: Noise | None, number: int) -> Tensor:
