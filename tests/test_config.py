@@ -12,6 +12,7 @@ from unveil.config import (
     ClassifierRecipe,
     ModelConfig,
     Recipe,
+    SequenceRecipe,
     dump,
     load_recipe,
     parse_recipe,
@@ -58,6 +59,9 @@ def test_every_recipe_builds_without_taking_memory(name, small):
     recipe = load_recipe(name, small=small)
     if isinstance(recipe, ClassifierRecipe):
         recipe.network.build()
+        return
+    if isinstance(recipe, SequenceRecipe):
+        recipe.network.build({"source": 40, "target": 40})
         return
     with torch.device("meta"):
         model = unveil.build(recipe.model)
@@ -171,7 +175,7 @@ def test_overrides_that_go_nowhere(override, message):
         ("shape=[]", "shape = []: Tuple should have at least 1 item"),
         ("shape=[1, 0, 8]", "shape.1 = 0: must be greater than or equal to 1"),
         ("name=a/b", "name = 'a/b'"),
-        ("kind=classifer", "kind = 'classifer': must be one of diffusion, classifier; nearest: 'classifier'"),
+        ("kind=classifer", "kind = 'classifer': must be one of diffusion, classifier, sequence; nearest: 'classifier'"),
         ("sample.sampler=dim", "sample.sampler: sampler 'dim'; known: ddim, "),
     ],
 )

@@ -12,6 +12,7 @@ from unveil import data
 from unveil.data import Stored
 from unveil.evaluate import features
 from unveil.nn.cnn import Cnn, CnnConfig
+from unveil.nn.vit import ViTConfig
 from unveil.train.classifier import ClassifierConfig, Progress, save_classifier, train_classifier
 from unveil.types import NotWritable, RecipeError, ShapeError
 
@@ -45,6 +46,19 @@ def test_it_learns_the_same_from_the_same_seed_and_leaves_the_global_one_alone(p
     torch.testing.assert_close(loaded.logits(parts[1].pixels[:50]), expected, rtol=0, atol=1e-5)
     with pytest.raises(NotWritable, match="exists already"):
         save_classifier("classifier-digits", one, SMALL, tmp_path)
+
+
+def test_a_vit_is_trained_and_gives_features(parts, tmp_path: Path):
+    config = ClassifierConfig(ViTConfig(1, 8, 10, 2, 2, 32, 4, 2.0, pool="mean"), epochs=8, batch=64)
+    trained = train_classifier(config, *parts)
+    assert trained.accuracy > 0.5  # chance is 0.1
+    loaded = features.classifier(save_classifier("vit-digits", trained, config, tmp_path))
+    read = loaded.read(parts[1].pixels[:50])
+    assert (loaded.dim, tuple(read.features.shape)) == (32, (50, 32))
+    with torch.inference_mode():
+        expected = trained.network(features.to_unit(parts[1].pixels[:50])).logits
+    torch.testing.assert_close(read.logits, expected, rtol=0, atol=1e-5)
+    assert 0.5 < float(loaded.features(parts[0].pixels).var(0).mean().sqrt()) < 2  # scaled to order 1
 
 
 def test_pictures_without_usable_labels_are_refused(parts):

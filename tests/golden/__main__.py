@@ -17,6 +17,7 @@ from tests.golden.case import Case, Comparison, Unsupported
 Kinds = dict[str, Callable[[Path], Iterator[Comparison]]]
 MODULES = (
     "networks",
+    "dit",
     "diffusion",
     "metrics",
     "solvers",

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tests.golden import dit
 from tests.golden.case import Case, Comparison, Unsupported
 from unveil.checkpoints import openai
 from unveil.conditioning.label import Label
@@ -329,6 +330,8 @@ def openai_denoiser(case: Case, setup: Setup) -> tuple[Denoiser, VarianceRule, C
         network: nn.Module = Formula(meta["model"], is_learned(variance))
     elif "unet" in str(meta["network"]["like_case"]):
         network, condition = openai_unet(case)
+    elif str(meta["network"]["like_case"]).startswith("DiT/"):
+        network = dit.looped(case)
     else:
         raise Unsupported(f"the network of {meta['network']['like_case']} does not exist yet")
     prediction = predictions.x0 if made.get("predict_xstart", False) else predictions.eps

@@ -18,6 +18,7 @@ MANY_PARAMETERS = {
     "src/unveil/app/cli.py train": "one parameter per option: that is how typer reads a command line",
     "src/unveil/app/cli.py sample": "one parameter per option",
     "src/unveil/app/cli.py evaluate": "one parameter per option",
+    "src/unveil/app/language_cli.py translate": "one parameter per option",
     "src/unveil/app/study_cli.py samplers": "one parameter per option",
     "src/unveil/app/study_cli.py guidance": "one parameter per option",
     "src/unveil/app/cli.py convert": "one parameter per option",

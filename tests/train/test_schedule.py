@@ -34,3 +34,11 @@ def test_overlapping_warmup_and_decay_never_jump_up():
     values = [factor(step) for step in range(11)]
     assert max(values) < 1
     assert values[-1] == 0
+
+
+def test_inverse_sqrt_is_its_formula():
+    factor = schedule.inverse_sqrt(warmup=40)
+    for step in (0, 10, 39, 40, 500):
+        wanted = min((step + 1) ** -0.5, (step + 1) * 40**-1.5)  # without the width
+        assert factor(step) * 40**-0.5 == pytest.approx(wanted)
+    assert factor(39) == 1

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from unveil.app import language_cli
 from unveil.app.console import Console
 from unveil.app.options import (
     AsJson,
@@ -45,6 +46,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(inspect_app, name="inspect")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(study_app, name="study")
+app.command("translate")(language_cli.translate)
 
 
 @app.command()
@@ -171,7 +173,7 @@ def evaluate(
 def convert(
     source: Annotated[Path, typer.Argument(help="A published file of weights, or our model's folder.")],
     out: Annotated[Path, typer.Argument(help="The folder, or the .safetensors file, that is written.")],
-    layout: Annotated[str, typer.Option(help="Of the other side: openai, ddpm or ours.")] = "openai",
+    layout: Annotated[str, typer.Option(help="Of the other side: openai, ddpm, dit, diffusers or ours.")] = "openai",
     recipe: Annotated[str | None, typer.Option(help="Recipe of the model that the file holds (to ours only).")] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="A change to it, such as variance=learned-range.")
@@ -267,18 +269,20 @@ def data_show(
 
 @inspect_app.command("model")
 def inspect_model(
-    path: Annotated[Path, typer.Argument(help="A model's folder, a run, or a .safetensors file.")],
+    path: Annotated[Path, typer.Argument(help="A model's folder, a run, a .safetensors file, or dit-xl-2, vit-b-16.")],
     keys: Annotated[bool, typer.Option("--keys", help="List every tensor.")] = False,
+    size: Annotated[int | None, typer.Option(help="Side of the input of a network that is named.")] = None,
+    batch: Annotated[int, typer.Option(help="That its memory is told for.")] = 8,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """What a checkpoint is, from its headers alone.
+    """What a checkpoint is, from its headers alone; or what a network of that name would be and take.
 
-    Example: unveil inspect model runs/ddpm-digits
+    Example: unveil inspect model runs/ddpm-digits, or unveil inspect dit-xl-2
     """
     from unveil.app import inspection as work
 
-    work.model(path, keys, Console(as_json, quiet))
+    work.model(path, keys, size, batch, Console(as_json, quiet))
 
 
 @inspect_app.command("process")

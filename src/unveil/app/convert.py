@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,15 +16,15 @@ from torch import Tensor
 
 from unveil.app.console import Console
 from unveil.app.unpickle import tensors_of
-from unveil.checkpoints import ddpm, openai, ours
+from unveil.checkpoints import ddpm, dit, dit_model, openai, ours
 from unveil.checkpoints.tensors import read_tensors, write_tensors
-from unveil.config import Recipe, load_recipe
+from unveil.config import Recipe, load_recipe, override, validate
 from unveil.files import refuse_overwrite
 from unveil.model import Model, build
 from unveil.tasks.generate import DTYPES
 from unveil.types import NotWritable, RecipeError, WeightsError, nearest
 
-LAYOUTS = ("openai", "ddpm", "ours")
+LAYOUTS = ("openai", "ddpm", "dit", "diffusers", "ours")
 PICKLES = (b"PK\x03\x04", b"\x80")
 
 
@@ -50,6 +51,10 @@ def convert(source: Path, out: Path, layout: Layout, force: bool, console: Conso
     refuse_overwrite(out, force)
     if layout.name == "ours":
         facts = _copy(source, out, layout, force)
+    elif dit_model.is_folder(source):
+        model = dit_model.read_folder(source).to(DTYPES[layout.dtype])
+        model.save(out, force=force)
+        facts = {"part": "its transformer and scheduler", "matched": len(model.state_dict()), "unmatched": 0}
     elif source.is_dir():
         facts = _to_theirs(source, out, layout)
     else:
@@ -66,17 +71,32 @@ def _copy(source: Path, out: Path, layout: Layout, force: bool) -> dict[str, Any
 
 
 def _to_ours(source: Path, out: Path, layout: Layout, force: bool) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as scratch:
+        part, theirs = _read(source, Path(scratch))
+        is_dit = dit.layout_of({key: tensor.shape for key, tensor in theirs.items()}) is not None
+        if layout.recipe is None and is_dit:
+            said: dict[str, Any] = {}
+            for change in layout.overrides:
+                override(said, change)
+            model = dit_model.model_of(theirs, validate(dit_model.Said, said.get("file", {}), "file"))
+        else:
+            model = build(_described(layout).model)
+            if is_dit:
+                dit_model.fill(model, theirs)
+            else:
+                _fill(model, theirs, layout.name)
+        model.to(DTYPES[layout.dtype]).save(out, force=force)
+    return {"part": part, "matched": len(theirs), "unmatched": 0}
+
+
+def _described(layout: Layout) -> Recipe:
+    """The recipe of the model that a file holds."""
     if layout.recipe is None:
         raise RecipeError("convert needs --recipe: the recipe of the model that the file holds, such as iddpm-cifar10")
     recipe = load_recipe(layout.recipe, layout.overrides)
     if not isinstance(recipe, Recipe):
         raise RecipeError(f"{layout.recipe}: the recipe of a classifier; convert knows diffusion models")
-    with tempfile.TemporaryDirectory() as scratch:
-        part, theirs = _read(source, Path(scratch))
-        model = build(recipe.model)
-        _fill(model, theirs, layout.name)
-        model.to(DTYPES[layout.dtype]).save(out, force=force)
-    return {"part": part, "matched": len(theirs), "unmatched": 0}
+    return recipe
 
 
 def _read(source: Path, scratch: Path) -> tuple[str, dict[str, Tensor]]:
@@ -118,21 +138,28 @@ def _fill(model: Model, theirs: Mapping[str, Tensor], layout: str) -> None:
 
 
 def _to_theirs(source: Path, out: Path, layout: Layout) -> dict[str, Any]:
-    if out.suffix != ".safetensors":
-        raise RecipeError(f"{out}: published layouts are written as one file; end its name in .safetensors")
     folder = ours.find(source)
     model = ours.load_model(folder)
+    if layout.name == "diffusers":
+        matched = _write_folder(model.to(DTYPES[layout.dtype]), out)
+        return {"part": str(folder), "matched": matched, "unmatched": 0}
+    endings = (".safetensors", ".pt") if layout.name == "dit" else (".safetensors",)
+    if out.suffix not in endings:
+        raise RecipeError(f"{out}: published layouts are written as one file; end its name in {' or '.join(endings)}")
+    theirs = dit_model.tensors_of(model) if layout.name == "dit" else _of_unet(model, source, layout)
+    _write(out, {key: tensor.to(DTYPES[layout.dtype]) for key, tensor in theirs.items()})
+    return {"part": str(folder), "matched": len(theirs), "unmatched": 0}
+
+
+def _of_unet(model: Model, source: Path, layout: Layout) -> dict[str, Tensor]:
     network: Any = model.denoiser.network
     if type(network).__name__ != "UNet":
         raise RecipeError(f"{source}: a {type(network).__name__}; openai and ddpm are layouts of a U-Net")
-    if layout.name == "openai":
-        conditioner = dict(model.conditioners.items()).get("label")
-        label = None if conditioner is None else _without_null(conditioner)
-        theirs = openai.dump(network.state_dict(), network.config, label)
-    else:
-        theirs = ddpm.dump(network.state_dict(), network.config)
-    _write(out, {key: tensor.to(DTYPES[layout.dtype]) for key, tensor in theirs.items()})
-    return {"part": str(folder), "matched": len(theirs), "unmatched": 0}
+    if layout.name == "ddpm":
+        return ddpm.dump(network.state_dict(), network.config)
+    conditioner = dict(model.conditioners.items()).get("label")
+    label = None if conditioner is None else _without_null(conditioner)
+    return openai.dump(network.state_dict(), network.config, label)
 
 
 def _without_null(conditioner: Any) -> dict[str, Tensor]:
@@ -145,13 +172,34 @@ def _without_null(conditioner: Any) -> dict[str, Tensor]:
     return {"table.weight": table}
 
 
+def _write_folder(model: Model, out: Path) -> int:
+    """A folder of diffusers, whole or not at all; returns how many tensors it holds."""
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
+    try:
+        temporary.mkdir(parents=True)
+        dit_model.write_folder(model, temporary)
+        if out.is_dir():
+            shutil.rmtree(out)  # `force` was given, else it would have been refused
+        os.replace(temporary, out)
+    except OSError as problem:
+        raise NotWritable(
+            f"{out}: cannot be written ({problem.strerror or problem}); choose another place"
+        ) from problem
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return len(dit_model.tensors_of(model, "diffusers"))
+
+
 def _write(out: Path, tensors: Mapping[str, Tensor]) -> None:
-    """One safetensors file, whole or not at all."""
+    """One file, whole or not at all: safetensors, or what `torch.save` makes of tensors where the name ends in .pt."""
     temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with torch.no_grad():
-            write_tensors(temporary, tensors)
+            if out.suffix == ".pt":
+                torch.save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, temporary)
+            else:
+                write_tensors(temporary, tensors)
         os.replace(temporary, out)
     except OSError as problem:
         raise NotWritable(

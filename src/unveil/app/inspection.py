@@ -5,12 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from unveil.app.console import Console, size
+from unveil.app.console import Console
+from unveil.app.console import size as bytes_of
 from unveil.checkpoints import ours
 
 
-def model(path: Path, keys: bool, console: Console) -> None:
-    """Tells what the weights are; none of their numbers is read."""
+def model(path: Path, keys: bool, size: int | None, batch: int, console: Console) -> None:
+    """Tells what the weights are, of which no number is read; or, of a network's name, what it would be.
+
+    Args:
+        size, batch: of the input, for a network's name.
+    """
+    from unveil.app import network
+
+    if network.is_name(str(path)) and not path.exists():
+        network.network(str(path), size, batch, console)
+        return
     facts = ours.inspect(path)
     if not keys:
         facts = facts | {"files": {name: _summed(file) for name, file in facts["files"].items()}}
@@ -62,7 +72,7 @@ def _text(facts: dict[str, Any], keys: bool) -> str:
     lines = [
         f"{facts['path']}: {facts['what']}",
         f"parameters   {facts['parameters']:,}",
-        f"weights      {size(facts['bytes'])}",
+        f"weights      {bytes_of(facts['bytes'])}",
     ]
     if "versions" in facts:
         lines.append("made with    " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from unveil.app.console import Console
-from unveil.config import AnyRecipe, ClassifierRecipe, Recipe, load_recipe, recipe_names, recipe_text
+from unveil.config import AnyRecipe, Recipe, SequenceRecipe, load_recipe, recipe_names, recipe_text
 from unveil.config.model import NETWORKS
 from unveil.core import guidance, samplers, variance
 from unveil.core import objective as objectives
@@ -16,6 +16,8 @@ from unveil.core.exploding import EDM, VE, DiscreteVE
 from unveil.core.flow import RectifiedFlow, Shifted
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP
 from unveil.core.sde import SubVP
+from unveil.nn import decoding
+from unveil.nn.transformer import Transformer
 
 
 def names(console: Console) -> None:
@@ -51,7 +53,9 @@ def sources(recipe: AnyRecipe) -> list[dict[str, str]]:
 
 
 def _parts(recipe: AnyRecipe) -> list[tuple[str, Any]]:
-    if isinstance(recipe, ClassifierRecipe):
+    if isinstance(recipe, SequenceRecipe):
+        return [("network", Transformer), ("decoding", decoding.beam)]
+    if not isinstance(recipe, Recipe):
         return []
     network = inspect.getmodule(NETWORKS[recipe.network.kind])
     parts: list[tuple[str, Any]] = [("network", network), ("process", _process(recipe))]

@@ -16,7 +16,7 @@ import torch
 from unveil import data
 from unveil.app.console import Console, duration
 from unveil.app.models import device as pick
-from unveil.config import AnyRecipe, ClassifierRecipe, Recipe, dump, load_recipe
+from unveil.config import AnyRecipe, ClassifierRecipe, Recipe, SequenceRecipe, dump, load_recipe
 from unveil.files import refuse_overwrite
 from unveil.model import Model, build
 from unveil.types import NotWritable, RecipeError, nearest
@@ -86,6 +86,9 @@ def train(ask: Ask, console: Console) -> None:
     if isinstance(recipe, ClassifierRecipe):
         _classifier(recipe, run, ask.force, console)
         return
+    if isinstance(recipe, SequenceRecipe):
+        _sequence(recipe, run, ask.force, console)
+        return
     device = pick(ask.device)
     refuse_overwrite(
         run / "recipe.yaml", force=True
@@ -116,7 +119,7 @@ def fresh(recipe: Recipe) -> Model:
 def _diffusion(recipe: AnyRecipe) -> Recipe:
     if isinstance(recipe, Recipe):
         return recipe
-    raise RecipeError(f"{recipe.name}: a classifier's recipe; this is for recipes of kind diffusion")
+    raise RecipeError(f"{recipe.name}: a recipe of kind {recipe.kind}; this is for recipes of kind diffusion")
 
 
 def _held_out(recipe: Recipe) -> Any:
@@ -140,6 +143,25 @@ def _classifier(recipe: ClassifierRecipe, run: Path, force: bool, console: Conso
     card = classifier.save_classifier(recipe.name, trained, config, run, process=levels, force=force)
     facts = {"card": str(card), "accuracy": trained.accuracy, "cpu_seconds": round(trained.cpu_seconds, 1)}
     console.result(facts, f"{card}: reads {trained.accuracy:.2%} of the held-out pictures")
+
+
+def _sequence(recipe: SequenceRecipe, run: Path, force: bool, console: Console) -> None:
+    from unveil.checkpoints.sequence import save_sequence
+    from unveil.train.sequence import train_sequence
+
+    if not force:
+        refuse_overwrite(run)
+    with console.progress("training step", recipe.train.steps) as progress:
+        trained = train_sequence(recipe, lambda _: progress.advance())
+    spent = round(trained.cpu_seconds, 1)
+    told = {"exact": trained.exact, "cpu_seconds": spent, "command": f"unveil train {recipe.name}"}
+    model = trained.model._replace(facts={**trained.model.facts, **told})
+    card = save_sequence(recipe.name, model, run, force=force)
+    lines = [f"{card}: held-out targets written exactly"]
+    for what in trained.exact["greedy"]:
+        shares = ", ".join(f"{how} {found[what]:.2%}" for how, found in trained.exact.items())
+        lines.append(f"  {what}: {shares}")
+    console.result({"card": str(card), **told}, "\n".join(lines))
 
 
 def _start_over(run: Path) -> None:

@@ -24,6 +24,8 @@ from unveil.core.sde import SubVP
 from unveil.core.transition import chain_of
 from unveil.core.variance import LEARNED, VARIANCES, VarianceRule
 from unveil.nn.boxes import BoxDenoiser, BoxesConfig
+from unveil.nn.dit import DiT
+from unveil.nn.dit_config import DiTConfig, spelled_out
 from unveil.nn.edm_unet import DhariwalUNet, DhariwalUNetConfig, SongUNet, SongUNetConfig
 from unveil.nn.unet import UNet, UNetConfig
 from unveil.nn.unet2015 import UNet2015, UNet2015Config
@@ -42,17 +44,19 @@ UNet2015Section = section("unet2015", UNet2015Config, derived=DERIVED)
 BoxesSection = section("boxes", BoxesConfig, derived=("slots", "context_channels"))
 SongUNetSection = section("song-unet", SongUNetConfig, derived=DERIVED)
 DhariwalUNetSection = section("dhariwal-unet", DhariwalUNetConfig, derived=DERIVED)
+DiTSection = section("dit", DiTConfig, derived=(*DERIVED, "size"), shorthand=spelled_out)
 NETWORKS: dict[str, Callable[[Any], nn.Module]] = {
     "unet": UNet,
     "unet2015": UNet2015,
     "song-unet": SongUNet,
     "dhariwal-unet": DhariwalUNet,
+    "dit": DiT,
     "boxes": BoxDenoiser,
 }
 if TYPE_CHECKING:  # made at run time, from the dataclasses
     Network = PartSection
 else:
-    Network = choice(UNetSection, UNet2015Section, SongUNetSection, DhariwalUNetSection, BoxesSection)
+    Network = choice(UNetSection, UNet2015Section, SongUNetSection, DhariwalUNetSection, DiTSection, BoxesSection)
 
 # ---------------------------------------------------------------------- predictions
 
@@ -185,6 +189,7 @@ class LabelSection(Section):
         key: the item's key that is read.
         names: of the classes, which may then be asked for by name.
         drop: how often training leaves the label away, so that guidance has its "nothing".
+        std: of the numbers that a fresh table is drawn with; 0.02 in DiT.
     """
 
     kind: Literal["label"] = "label"
@@ -192,6 +197,7 @@ class LabelSection(Section):
     classes: Positive
     names: tuple[str, ...] | None = None
     drop: float = Field(default=0.0, ge=0, lt=1)
+    std: float = Field(default=1.0, gt=0)
 
     @model_validator(mode="after")
     def _a_name_each(self) -> LabelSection:
@@ -201,8 +207,10 @@ class LabelSection(Section):
 
     def build(self, model: ModelConfig, vector_dim: int | None) -> Label:
         """The conditioner, for a network whose time embedding has this width."""
-        width = _vector_dim(self.key, vector_dim)
-        return Label(self.classes, width, self.drop, self.names, key=self.key)
+        label = Label(self.classes, _vector_dim(self.key, vector_dim), self.drop, self.names, key=self.key)
+        if self.std != 1:
+            nn.init.normal_(label.table.weight, std=self.std)
+        return label
 
 
 class QuantisedSection(Section):
@@ -312,6 +320,7 @@ class ModelConfig(Section):
             "out_channels": channels * (2 if self.learns_variance else 1),
             "context_channels": self.context_channels,
             "slots": self.shape[0],
+            "size": max(self.shape[1:], default=1),
         }
         wanted = self.network.derived_names()
         return self.network.build({name: value for name, value in derived.items() if name in wanted})

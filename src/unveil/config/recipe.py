@@ -14,18 +14,21 @@ from unveil.config.objective import Objective, SimpleObjective
 from unveil.config.reading import assign, override, read_yaml, validate
 from unveil.config.run import ClassifierTrainConfig, EvaluateConfig, TrainConfig
 from unveil.config.section import PartSection, Section, choice, section
+from unveil.config.sequence import SequenceParts
 from unveil.data import CONFIGS
 from unveil.nn.classifier import NoisyClassifierConfig
 from unveil.nn.cnn import CnnConfig
+from unveil.nn.vit import ViTConfig
 from unveil.types import RecipeError, nearest
 
 CnnSection = section("cnn", CnnConfig)
 NoisyClassifierSection = section("noisy-classifier", NoisyClassifierConfig)
+ViTSection = section("vit", ViTConfig)
 if TYPE_CHECKING:  # made at run time, from the dataclasses
     Data = Classifier = PartSection
 else:
     Data = choice(*(section(kind, part) for kind, part in CONFIGS.items()))
-    Classifier = choice(CnnSection, NoisyClassifierSection)
+    Classifier = choice(CnnSection, NoisyClassifierSection, ViTSection)
 Score = str | float
 
 
@@ -93,7 +96,11 @@ class ClassifierRecipe(Described):
     small: dict[str, Any] = Field(default_factory=dict)
 
 
-AnyRecipe = Recipe | ClassifierRecipe
+class SequenceRecipe(SequenceParts, Described):
+    """A model that turns one sequence into another, such as a sentence into its translation."""
+
+
+AnyRecipe = Recipe | ClassifierRecipe | SequenceRecipe
 
 
 def recipe_names() -> list[str]:
@@ -147,7 +154,11 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = (), *, smal
 
 def parse_recipe(raw: Any, where: str) -> AnyRecipe:
     """The recipe made from plain values."""
-    kinds: dict[str, type[AnyRecipe]] = {"diffusion": Recipe, "classifier": ClassifierRecipe}
+    kinds: dict[str, type[AnyRecipe]] = {
+        "diffusion": Recipe,
+        "classifier": ClassifierRecipe,
+        "sequence": SequenceRecipe,
+    }
     kind = raw.get("kind", "diffusion") if isinstance(raw, dict) else "diffusion"
     if kind not in kinds:
         raise RecipeError(f"{where}: kind = {kind!r}: must be one of {', '.join(kinds)}{nearest(kind, list(kinds))}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, create_model, model_validator
@@ -51,18 +51,31 @@ class PartSection(Section):
         return [f.name for f in dataclasses.fields(cls.part) if f.init and f.name not in cls.model_fields]
 
 
-def section(kind: str, part: type[Any], *, derived: Sequence[str] = ()) -> type[PartSection]:
+def section(
+    kind: str,
+    part: type[Any],
+    *,
+    derived: Sequence[str] = (),
+    shorthand: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+) -> type[PartSection]:
     """The section `{kind: ..., <the fields of a frozen dataclass>}`; types, defaults and checks are the dataclass's.
 
     Args:
         derived: fields that are no key of the section, because they follow from the rest of the recipe.
+        shorthand: turns keys that stand for several fields into these, before anything is checked.
     """
     hints = get_type_hints(part)
     fields: dict[str, Any] = {"kind": (Literal[kind], kind)}  # pyright: ignore[reportInvalidTypeForm]
     for field in dataclasses.fields(part):
         if field.init and field.name not in (*derived, "kind"):
             fields[field.name] = (hints[field.name], _default(field))
-    made = create_model(f"{part.__name__}Section", __base__=PartSection, __doc__=part.__doc__, **fields)
+    spelled: dict[str, Any] = {}
+    if shorthand is not None:
+        expand = lambda given: shorthand(given) if isinstance(given, Mapping) else given  # noqa: E731
+        spelled["spelled_out"] = model_validator(mode="before")(expand)
+    made = create_model(
+        f"{part.__name__}Section", __base__=PartSection, __doc__=part.__doc__, __validators__=spelled, **fields
+    )
     made.part = part
     return made
 

@@ -117,11 +117,12 @@ def caption(things: Sequence[Thing], *, relation: bool = False) -> str:
     """
     named = [f"a {thing.size} {thing.colour} {thing.kind}" for thing in things]
     if relation and len(things) == 2:
-        return f"{named[0]} {_relation(things[0], things[1])} {named[1]}"
+        return f"{named[0]} {relation_of(things[0], things[1])} {named[1]}"
     return named[0] if len(named) == 1 else ", ".join(named[:-1]) + " and " + named[-1]
 
 
-def _relation(first: Thing, second: Thing) -> str:
+def relation_of(first: Thing, second: Thing) -> str:
+    """How the first lies to the second, in words."""
     across, down = second.x - first.x, second.y - first.y
     if abs(across) > abs(down):
         return "to the left of" if across > 0 else "to the right of"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from unveil.evaluate.inception import load_inception, load_weights
 from unveil.files import sha256
 from unveil.nn.cnn import Cnn, CnnConfig
+from unveil.nn.vit import ViT, ViTConfig
 from unveil.types import RecipeError, ShapeError, WeightsError, nearest
 
 _SHIPPED = Path(__file__).parent.parent / "weights"
@@ -129,7 +130,8 @@ def classifier(card: Path, device: str = "cpu") -> FeatureNetwork:
     """
     try:
         facts: dict[str, Any] = yaml.safe_load(card.read_text())
-        config = CnnConfig(**(facts["network"] | {"widths": tuple(facts["network"]["widths"])}))
+        described = dict(facts["network"])
+        config = _config(described.pop("kind", "cnn"), described)
         path = card.with_suffix(".safetensors")
         content, found = path.read_bytes(), sha256(path)
         state = load_bytes(content)
@@ -137,12 +139,12 @@ def classifier(card: Path, device: str = "cpu") -> FeatureNetwork:
         raise WeightsError(f"{card}: not a readable classifier: {problem}; install the package again") from problem
     if found != facts["sha256"]:
         raise WeightsError(f"{path}: sha256 {found[:12]}... is not {facts['sha256'][:12]}... of its card; damaged")
-    network = Cnn(config).eval().requires_grad_(False)
+    network = (Cnn(config) if isinstance(config, CnnConfig) else ViT(config)).eval().requires_grad_(False)
     load_weights(network, state, str(path))
     network.to(device)
     return FeatureNetwork(
         name=str(facts["name"]),
-        dim=config.features,
+        dim=config.features if isinstance(config, CnnConfig) else config.width,
         classes=config.classes,
         sha256=found,
         preprocessing=str(facts["preprocessing"]),
@@ -150,6 +152,16 @@ def classifier(card: Path, device: str = "cpu") -> FeatureNetwork:
         accuracy=float(facts["accuracy"]),
         device=device,
     )
+
+
+def _config(kind: str, described: dict[str, Any]) -> CnnConfig | ViTConfig:
+    """The network of a card, whose kind is left away for a cnn."""
+    if kind == "vit":
+        return ViTConfig(**described)
+    if kind != "cnn":
+        raise KeyError(f"a network of kind {kind!r}, which gives no features")
+    widths: Any = tuple(described["widths"])
+    return CnnConfig(**(described | {"widths": widths}))
 
 
 def to_unit(pixels: Tensor) -> Tensor:

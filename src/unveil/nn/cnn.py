@@ -75,6 +75,13 @@ class Cnn(nn.Module):
         features = torch.relu(self.neck(x))  # (B, features)
         return Reading(features, self.head(features))
 
+    @torch.no_grad()
+    def scale_features(self, spread: float) -> None:
+        """Divides the features by `spread` and makes up for it in the logits."""
+        self.neck.weight.div_(spread)
+        self.neck.bias.div_(spread)
+        self.head.weight.mul_(spread)
+
 
 def _convolution(given: int, made: int) -> list[nn.Module]:
     return [nn.Conv2d(given, made, 3, padding=1, bias=False), nn.BatchNorm2d(made), nn.ReLU(inplace=True)]

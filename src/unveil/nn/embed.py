@@ -1,15 +1,22 @@
-"""Sinusoidal embeddings of the time index that a network is given."""
+"""How a network is told the time, and where its tokens stand: waves, learned tables, rotations."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unveil.types import RecipeError, ShapeError, nearest
+
 EmbeddingOrder = Literal["sin-cos", "cos-sin"]
+# sin and cos of a wave side by side (Vaswani 2017), or all sines of an axis before its cosines (MAE, DiT)
+PositionOrder = Literal["interleaved", "sin-cos"]
+# Which two numbers of a head a rotation turns: 2i and 2i + 1, or i and i + D/2
+Pairs = Literal["neighbours", "halves"]
 
 
 def sinusoid(t: Tensor, dim: int, order: EmbeddingOrder) -> Tensor:
@@ -42,3 +49,162 @@ class TimeEmbedding(nn.Module):
         """The embedding, in the type of the weights."""
         waves = sinusoid(t, self.dim, self.order).to(self.linear_1.weight.dtype)
         return self.linear_2(F.silu(self.linear_1(waves)))
+
+
+def sin_cos_positions(
+    coordinates: Tensor, dim: int, order: PositionOrder, *, split: Sequence[int] | None = None
+) -> Tensor:
+    """(N, axes) coordinates, any real numbers, to (N, dim) waves of wavelengths 2 pi to 10000 * 2 pi, in float32.
+
+    Each axis has a part of its own, in the order of the axes; MAE and DiT give the column before the row.
+
+    Args:
+        split: numbers of each axis; equal parts when left out, the first axis taking the rest.
+
+    Raises:
+        ShapeError: coordinates of another shape.
+        RecipeError: an unknown order, an odd part, or parts that do not make up `dim`.
+
+    Source: Vaswani et al. 2017, section 3.5 (arXiv:1706.03762); He et al. 2021 (arXiv:2111.06377).
+    """
+    axes = check_axes(coordinates, (2,))
+    parts = even_split(dim, axes) if split is None else tuple(split)
+    if len(parts) != axes or any(part % 2 or part < 0 for part in parts) or sum(parts) != dim:
+        raise RecipeError(f"dim {dim} in parts {list(parts)}: must be even parts, one for each of the {axes} axes")
+    if order not in get_args(PositionOrder):
+        known = get_args(PositionOrder)
+        raise RecipeError(f"order {order!r}: must be one of {', '.join(known)}{nearest(order, known)}")
+    exact = coordinates.double() if coordinates.device.type == "cpu" else coordinates.float()
+    waves: list[Tensor] = []
+    for axis, part in enumerate(parts):
+        angles = _angles(exact[:, axis], part, 10000.0)  # (N, part/2)
+        both = [angles.sin(), angles.cos()]
+        waves.append(torch.stack(both, dim=2).flatten(1) if order == "interleaved" else torch.cat(both, dim=1))
+    return torch.cat(waves, dim=1).float()
+
+
+class LearnedPositions(nn.Module):
+    """A learned vector for each place of a grid of 1 to 3 axes, and interpolated ones for grids of other sizes.
+
+    Attributes:
+        table: (first + places, width), the places row by row.
+
+    Args:
+        first: rows before those of the grid, of tokens without a place, such as [class].
+
+    Source: Dosovitskiy et al. 2020, section 3.2 (arXiv:2010.11929).
+    """
+
+    def __init__(self, size: Sequence[int], width: int, *, first: int = 0) -> None:
+        super().__init__()
+        self.size = tuple(size)
+        self.first = first
+        self.table = nn.Parameter(torch.empty(first + math.prod(self.size), width))
+        nn.init.normal_(self.table, std=0.02)
+
+    def forward(self, size: Sequence[int] | None = None) -> Tensor:
+        """(first + places, width) of a grid of this size, the trained one when left out."""
+        if size is None or tuple(size) == self.size:
+            return self.table
+        grid = interpolate_positions(self.table[self.first :], self.size, size)
+        return torch.cat([self.table[: self.first], grid])
+
+
+def interpolate_positions(table: Tensor, size: Sequence[int], wanted: Sequence[int]) -> Tensor:
+    """The vectors (places, width) of a grid, as those of a grid of another size: bicubic, linear on 1 or 3 axes.
+
+    Raises:
+        ShapeError: a table that is not of that grid, or a grid of other axes or without a place.
+    """
+    if len(size) != len(wanted) or not 1 <= len(size) <= 3 or min(wanted) < 1 or len(table) != math.prod(size):
+        raise ShapeError(
+            f"positions ({len(table)}, ...) of a grid {list(size)} for one of {list(wanted)}: "
+            "as many axes, 1 to 3, and at least one place"
+        )
+    mode = {1: "linear", 2: "bicubic", 3: "trilinear"}[len(size)]
+    grid = table.T.reshape(1, table.shape[1], *size)
+    return F.interpolate(grid, tuple(wanted), mode=mode, align_corners=False)[0].flatten(1).T
+
+
+def grid_coordinates(size: Sequence[int]) -> Tensor:
+    """The coordinates (places, axes) of a grid, row by row: 0, 1, ... along each axis, the last running fastest."""
+    axes = [torch.arange(count, dtype=torch.float64) for count in size]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
+
+
+class Rotary:
+    """Positions that turn queries and keys, so that what they see of each other depends on distances alone.
+
+    Args:
+        coordinates: (N, axes) or (B, N, axes), 1 to 3 axes, any real numbers: rows, seconds, parts of a side.
+            Dividing them squeezes more positions into the trained range.
+        width: D, of a head.
+        theta: the longest wavelength is just under 2 pi theta; a larger one stretches the slow waves only.
+        split: how many of the D numbers each axis turns; equal parts when left out, the first axis taking the rest.
+            What no axis turns stays as it is.
+
+    Raises:
+        ShapeError: coordinates of another shape.
+        RecipeError: an odd part, or parts beyond the width.
+
+    Source: Su et al. 2021, eq. 15 (arXiv:2104.09864).
+    """
+
+    def __init__(
+        self,
+        coordinates: Tensor,
+        width: int,
+        *,
+        theta: float = 10000.0,
+        split: Sequence[int] | None = None,
+        pairs: Pairs = "neighbours",
+    ) -> None:
+        axes = check_axes(coordinates, (2, 3))
+        parts = even_split(width, axes) if split is None else tuple(split)
+        if len(parts) != axes or any(part % 2 or part < 0 for part in parts) or sum(parts) > width:
+            raise RecipeError(
+                f"split {list(parts)}: one even part for each of the {axes} axes, together at most the head's {width}"
+            )
+        self.pairs: Pairs = pairs
+        exact = coordinates.double() if coordinates.device.type == "cpu" else coordinates.float()
+        angles = torch.cat([_angles(exact[..., i], part, theta) for i, part in enumerate(parts)], dim=-1)
+        angles = angles.unsqueeze(-3)  # (1, N, turned/2) or (B, 1, N, turned/2): the same for each head
+        self.cos, self.sin = angles.cos().float(), angles.sin().float()
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Queries or keys (B, H, N, D) turned to their positions."""
+        turned = 2 * self.cos.shape[-1]
+        exact = x[..., :turned].to(torch.promote_types(x.dtype, torch.float32))
+        cos, sin = self.cos.to(exact), self.sin.to(exact)
+        if self.pairs == "halves":
+            first, second = exact.chunk(2, dim=-1)
+            found = torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+        else:
+            first, second = exact[..., 0::2], exact[..., 1::2]
+            found = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2)
+        found = found.to(x.dtype)
+        return found if turned == x.shape[-1] else torch.cat([found, x[..., turned:]], dim=-1)
+
+
+def check_axes(coordinates: Tensor, ranks: Sequence[int]) -> int:
+    """How many axes coordinates (N, axes) or (B, N, axes) have.
+
+    Raises:
+        ShapeError: another rank than one of `ranks`, or not 1 to 3 axes.
+    """
+    if coordinates.ndim not in ranks or not 1 <= coordinates.shape[-1] <= 3:
+        allowed = " or ".join("(N, axes)" if rank == 2 else "(B, N, axes)" for rank in ranks)
+        raise ShapeError(f"coordinates {tuple(coordinates.shape)}: must be {allowed}, with 1 to 3 axes")
+    return coordinates.shape[-1]
+
+
+def even_split(width: int, axes: int) -> tuple[int, ...]:
+    """Parts of a width for each axis, all even and equal, but for the first, which takes the rest."""
+    share = width // (2 * axes) * 2
+    return (width // 2 * 2 - share * (axes - 1), *[share] * (axes - 1))
+
+
+def _angles(places: Tensor, part: int, theta: float) -> Tensor:
+    """(..., N) places to (..., N, part/2) angles of falling speed."""
+    speeds = theta ** -(torch.arange(0, part, 2, dtype=places.dtype, device=places.device) / max(part, 1))
+    return places[..., None] * speeds

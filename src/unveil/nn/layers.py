@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unveil.nn.attention import attend
 from unveil.types import Condition, RecipeError, ShapeError
 
 # In which order the rows of a joint query-key-value projection stand
@@ -76,16 +77,6 @@ def with_context(x: Tensor, condition: Condition, channels: int, size: ContextSi
         sizes = f"{tuple(context.shape[-2:])}, x is {tuple(x.shape[-2:])}"
         raise ShapeError(f"condition.channels of size {sizes}: resize it, or build with context_size `smaller`")
     return torch.cat([x, context], dim=1)
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Scaled dot-product attention of (B, heads, N, D) tensors."""
-    few = query.shape[2] <= 1024  # beyond that the N x N weights cost more memory than the speed is worth
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and few:
-        # torch's fused kernel computes bf16 at the speed of float32; two plain products are twice as fast
-        weights = torch.softmax(query * query.shape[-1] ** -0.5 @ key.transpose(2, 3), dim=-1)  # (B, heads, N, N)
-        return weights @ value
-    return F.scaled_dot_product_attention(query, key, value)
 
 
 class SelfAttention(nn.Module):

@@ -25,6 +25,7 @@ from unveil.evaluate.pictures import Pictured, Pictures, gather
 from unveil.files import refuse_overwrite, sha256, write_atomically
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.cnn import Cnn, CnnConfig
+from unveil.nn.vit import ViT, ViTConfig
 from unveil.types import NonFinite, RecipeError, like
 
 TIME, NOISE = 0, 1  # draws of a training step
@@ -47,7 +48,7 @@ class ClassifierConfig:
         RecipeError: a noisy classifier without process, or a process for one of clean pictures.
     """
 
-    network: CnnConfig | NoisyClassifierConfig
+    network: CnnConfig | ViTConfig | NoisyClassifierConfig
     epochs: int
     batch: int = 128
     lr: float = 3e-3
@@ -84,7 +85,7 @@ class Trained(NamedTuple):
     by_level: of a noisy one, the same at each tenth of the times, from the data on; `accuracy` is their mean.
     """
 
-    network: Cnn | NoisyClassifier
+    network: Cnn | ViT | NoisyClassifier
     accuracy: float
     cpu_seconds: float
     by_level: tuple[float, ...] = ()
@@ -126,12 +127,12 @@ def train_classifier(
             if on_progress:
                 on_progress(Progress(step, steps, value, time.perf_counter() - began))
     network.eval().requires_grad_(False)
-    if isinstance(network, Cnn):
+    if not isinstance(network, NoisyClassifier):
         _scale_features(network, train.pixels[:10_000])
     # The shipped weights are halves; what is reported must hold for them.
     network.load_state_dict({k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()})
     assert test.labels is not None
-    if isinstance(network, Cnn):
+    if not isinstance(network, NoisyClassifier):
         return Trained(network, read_accuracy(network, test.pixels, test.labels), time.process_time() - spent)
     assert config.process is not None
     by_level = tuple(_accuracy_at(network, config.process, test, k) for k in range(LEVELS))
@@ -164,7 +165,8 @@ def save_classifier(
         refuse_overwrite(path, force)
     state = {k: v.contiguous() for k, v in trained.network.state_dict().items() if not k.endswith("tracked")}
     write_atomically(weights, save({k: v.half() if v.is_floating_point() else v for k, v in state.items()}))
-    kind = "cnn" if isinstance(config.network, CnnConfig) else "noisy-classifier"
+    kinds = {CnnConfig: "cnn", ViTConfig: "vit", NoisyClassifierConfig: "noisy-classifier"}
+    kind = kinds[type(config.network)]
     settings = {
         key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config.network).items()
     }
@@ -187,7 +189,9 @@ def save_classifier(
     return write_atomically(card, yaml.safe_dump(facts, sort_keys=False))
 
 
-def _fresh(config: ClassifierConfig) -> Cnn | NoisyClassifier:
+def _fresh(config: ClassifierConfig) -> Cnn | ViT | NoisyClassifier:
+    if isinstance(config.network, ViTConfig):
+        return ViT(config.network)
     network = Cnn(config.network) if isinstance(config.network, CnnConfig) else NoisyClassifier(config.network)
     return network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
@@ -250,17 +254,14 @@ def _augmented(pixels: Tensor, config: ClassifierConfig) -> Tensor:
     return functional.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def _scale_features(network: Cnn, pixels: Tensor) -> None:
+def _scale_features(network: Cnn | ViT, pixels: Tensor) -> None:
     """Divides the features by their spread and makes up for it in the head: the same logits, features of order 1.
 
     Distances of features then have a size that means something, whatever the network grew to during training.
     """
     with torch.inference_mode():
         features = torch.cat([network(to_unit(part)).features for part in pixels.split(256)])
-    spread = features.var(0).mean().sqrt().clone()
-    network.neck.weight.div_(spread)
-    network.neck.bias.div_(spread)
-    network.head.weight.mul_(spread)
+    network.scale_features(float(features.var(0).mean().sqrt()))
 
 
 def _schedule(part: float) -> float:

@@ -33,5 +33,15 @@ def cosine(steps: int, *, warmup: int = 0) -> Schedule:
     return factor
 
 
+def inverse_sqrt(*, warmup: int) -> Schedule:
+    """Rises over `warmup` steps, then falls with the root of the steps; of 1 step at least.
+
+    The peak that goes with it is (width * warmup)^-0.5.
+
+    Source: Vaswani et al. 2017, eq. 3 (arXiv:1706.03762).
+    """
+    return lambda step: min((step + 1) / warmup, (warmup / (step + 1)) ** 0.5)
+
+
 def _rise(step: int, warmup: int) -> float:
     return min((step + 1) / warmup, 1.0) if warmup else 1.0

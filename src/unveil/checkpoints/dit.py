@@ -1,0 +1,307 @@
+"""State dicts of DiT: the published `.pt` and diffusers' transformer, both directions, and what their keys show.
+
+In diffusers each block holds an embedding of time and label of its own. Files converted from the published ones hold
+the same one in every block, and are read as one that is shared. Its sinusoid divides by 127 where the published one
+divides by 128, sines and cosines in the published order; ours of that spacing has the sines first, so that the first
+layer's columns change places. Weights written from one layout to the other stay the same numbers, as in published
+conversions, and the network is then told slightly other waves.
+
+Facts: key lists of github.com/facebookresearch/DiT, and of diffusers' `DiTTransformer2DModel`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unveil.checkpoints.names import Names, Published, below, some, to_ours, to_theirs
+from unveil.nn.dit import DiT, positions
+from unveil.nn.dit_config import PATCHES, SIZES, DiTConfig
+from unveil.types import RecipeError, WeightsError
+
+Layout = Literal["dit", "diffusers"]
+Shapes = Mapping[str, Sequence[int]]
+
+OUR_LABEL = "table.weight"
+LABEL = "y_embedder.embedding_table.weight"
+POSITIONS = "pos_embed"
+EMBED = "transformer_blocks.{}.norm1.emb."
+BLOCKS = {"dit": "blocks.", "diffusers": "transformer_blocks."}
+ENTER = {"dit": "x_embedder.proj", "diffusers": "pos_embed.proj"}
+LEAVE = {"dit": "final_layer.linear", "diffusers": "proj_out_2"}
+# Ours: theirs, within a block and at the ends
+BLOCK = {
+    "dit": {
+        "attention.qkv": "attn.qkv",
+        "attention.out": "attn.proj",
+        "mlp.up": "mlp.fc1",
+        "mlp.down": "mlp.fc2",
+        "modulation": "adaLN_modulation.1",
+    },
+    "diffusers": {
+        "attention.out": "attn1.to_out.0",
+        "mlp.up": "ff.net.0.proj",
+        "mlp.down": "ff.net.2",
+        "modulation": "norm1.linear",
+    },
+}
+LAST = {"dit": "final_layer.adaLN_modulation.1", "diffusers": "proj_out_1"}
+
+
+class Parts(NamedTuple):
+    """What a file holds: the network's state dict and the label conditioner's."""
+
+    network: dict[str, Tensor]
+    label: dict[str, Tensor]
+
+
+class Report(NamedTuple):
+    """Which keys of a file fit a network: its tensors, one line each where something is wrong."""
+
+    layout: Layout
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+    different: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether everything was matched."""
+        return not (self.missing or self.extra or self.different)
+
+    def text(self) -> str:
+        """One line: how many were matched, and the first of the others."""
+        found = [f"{len(self.matched)} tensors matched"]
+        for what in ("different", "missing", "extra"):
+            if lines := getattr(self, what):
+                found.append(f"{what}: {some(lines)}")
+        return "; ".join(found)
+
+
+def layout_of(shapes: Shapes) -> Layout | None:
+    """Whose keys these are, if they are a DiT's."""
+    if {"x_embedder.proj.weight", "t_embedder.mlp.0.weight", "final_layer.linear.weight"} <= shapes.keys():
+        return "dit"
+    if {"pos_embed.proj.weight", "transformer_blocks.0.norm1.linear.weight", "proj_out_2.weight"} <= shapes.keys():
+        return "diffusers"
+    return None
+
+
+# -- names --------------------------------------------------------------------------------------------------------
+
+
+def names(config: DiTConfig, layout: Layout) -> Names:
+    """Our keys and theirs.
+
+    Raises:
+        RecipeError: a configuration that the layout does not have.
+    """
+    plain = DiTConfig(config.in_channels, config.out_channels)
+    wanted = ["design", "skips", "qk_norm", "context_channels"]
+    if layout == "dit":
+        wanted += ["embedders", "norm_eps", "mlp_norm_eps"]
+    for name in wanted:
+        if getattr(config, name) != getattr(plain, name):
+            raise RecipeError(
+                f"{name} = {getattr(config, name)!r}: the layout {layout!r} has {getattr(plain, name)!r} only"
+            )
+    found: Names = {}
+    for ours, theirs in {"patches": ENTER[layout], "modulation": LAST[layout], "leave": LEAVE[layout]}.items():
+        found |= {f"{ours}.{kind}": Published((f"{theirs}.{kind}",)) for kind in ("weight", "bias")}
+    for number in range(config.depth):
+        found |= below(f"blocks.{number}", f"{BLOCKS[layout]}{number}", BLOCK[layout])
+    if layout == "dit":
+        found["positions"] = Published((POSITIONS,))
+        return found | below("time.0", "t_embedder.mlp", {"linear_1": "0", "linear_2": "2"})
+    layers = {"linear_1": "linear_1", "linear_2": "linear_2"}
+    for number in range(config.tellers):
+        found |= below(f"time.{number}", f"{EMBED.format(number)}timestep_embedder", layers)
+    for number in range(config.depth):
+        for kind in ("weight", "bias"):
+            parts = tuple(f"transformer_blocks.{number}.attn1.to_{part}.{kind}" for part in "qkv")
+            found[f"blocks.{number}.attention.qkv.{kind}"] = Published(parts)
+    return found
+
+
+def theirs_on_meta(config: DiTConfig, layout: Layout, rows: int) -> dict[str, Tensor]:
+    """The published tensors of a configuration with so many rows of labels, without memory."""
+    with torch.device("meta"):
+        label = {OUR_LABEL: torch.empty(rows, config.vector_dim)}
+        return dump(DiT(config).state_dict(), config, label, layout)
+
+
+# -- both directions ----------------------------------------------------------------------------------------------
+
+
+def load(theirs: Mapping[str, Tensor], config: DiTConfig) -> Parts:
+    """Our state dicts of a published one of either layout; tensors are not copied where one makes one.
+
+    Raises:
+        WeightsError: a file of another shape: names what it is, and the first tensors that differ.
+    """
+    report = compare({key: tensor.shape for key, tensor in theirs.items()}, config)
+    if not report.fits:
+        raise WeightsError(mismatch(theirs, config, report))
+    given, shared = dict(theirs), config.embedders == "shared"
+    if report.layout == "dit":
+        label = given.pop(LABEL)
+        given[POSITIONS] = given[POSITIONS][0]
+    else:
+        tables = [given.pop(f"{EMBED.format(n)}class_embedder.embedding_table.weight") for n in range(config.depth)]
+        label = tables[0] if shared else torch.cat(tables, dim=1)
+        if shared:
+            given = {key: tensor for key, tensor in given.items() if not _repeats(key)}
+    with torch.device("meta"):
+        shapes = {key: tensor.shape for key, tensor in DiT(config).state_dict().items()}
+    if report.layout == "diffusers":
+        given["positions"] = positions(config, config.side, config.side)
+        named = names(config, "diffusers") | {"positions": Published(("positions",))}
+    else:
+        named = names(config, "dit")
+    return Parts(_turned(to_ours(given, named, shapes), config), {OUR_LABEL: label})
+
+
+def dump(
+    network: Mapping[str, Tensor], config: DiTConfig, label: Mapping[str, Tensor], layout: Layout = "dit"
+) -> dict[str, Tensor]:
+    """The published state dict of ours.
+
+    Args:
+        network: state dict of the DiT.
+        config: its configuration.
+        label: state dict of the label conditioner.
+        layout: which of the two.
+
+    Raises:
+        RecipeError: a configuration that the layout does not have.
+    """
+    ours = _turned(network, config)
+    table = label[OUR_LABEL]
+    if layout == "dit":
+        theirs = to_theirs(ours, names(config, layout))
+        theirs[POSITIONS] = theirs[POSITIONS][None]
+        return theirs | {LABEL: table}
+    theirs = to_theirs({key: tensor for key, tensor in ours.items() if key != "positions"}, names(config, layout))
+    tables = table.chunk(config.tellers, dim=1)
+    for number in range(config.depth):
+        if number >= config.tellers:
+            copied = {key: tensor for key, tensor in theirs.items() if key.startswith(EMBED.format(0))}
+            theirs |= {key.replace(EMBED.format(0), EMBED.format(number)): tensor for key, tensor in copied.items()}
+    return theirs | {
+        f"{EMBED.format(n)}class_embedder.embedding_table.weight": tables[n % len(tables)] for n in range(config.depth)
+    }
+
+
+def _turned(ours: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
+    """The same with sines and cosines of the time changed over, where ours has the sines first."""
+    if config.embedding == "cos-sin":
+        return dict(ours)
+    first = [f"time.{number}.linear_1.weight" for number in range(config.tellers)]
+    return {key: tensor.roll(tensor.shape[1] // 2, 1) if key in first else tensor for key, tensor in ours.items()}
+
+
+def _repeats(key: str) -> bool:
+    """Whether this is an embedding of a block after the first."""
+    return ".norm1.emb." in key and not key.startswith(EMBED.format(0))
+
+
+# -- what a file is -----------------------------------------------------------------------------------------------
+
+
+def config_of(shapes: Shapes, heads: int | None = None, size: int | None = None) -> DiTConfig:
+    """The configuration that keys and shapes show; blocks of diffusers are taken to share their embedding.
+
+    Args:
+        shapes: of the tensors, by published key.
+        heads: of the attention, which leave no trace; those of the published sizes are known.
+        size: side of x, which diffusers' files do not show; 32 if not said.
+
+    Raises:
+        WeightsError: the keys are not a DiT's, or the heads are not known.
+    """
+    layout = layout_of(shapes)
+    if layout is None:
+        raise WeightsError("not a DiT, by its keys: neither the published layout nor diffusers' transformer")
+    try:
+        width, channels, patch, _ = shapes[f"{ENTER[layout]}.weight"]
+        depth = 1 + max(int(key.split(".")[1]) for key in shapes if key.startswith(BLOCKS[layout]))
+        outputs = shapes[f"{LEAVE[layout]}.weight"][0] // patch**2
+        hidden = shapes[f"{BLOCKS[layout]}0.{BLOCK[layout]['mlp.up']}.weight"][0] / width
+        if layout == "dit":
+            size = math.isqrt(shapes[POSITIONS][1]) * patch
+    except (KeyError, ValueError, IndexError) as missing:
+        raise WeightsError(f"not a whole DiT: there is no {missing}") from None
+    known = {(depth, width): heads for depth, width, heads in SIZES.values()}
+    heads = heads or known.get((depth, width))
+    if heads is None:
+        raise WeightsError(
+            f"a DiT of {depth} blocks of width {width}, which is none of the published sizes, and keys do not show "
+            "how many heads it has: say so, heads=6 (on the command line file.heads=6)"
+        )
+    config = DiTConfig(channels, outputs, size or 32, patch, depth, width, heads, hidden)
+    return config if layout == "dit" else replace(config, embedding="sin-cos", mlp_norm_eps=1e-5)
+
+
+def untied(theirs: Mapping[str, Tensor], config: DiTConfig) -> DiTConfig:
+    """The configuration with embeddings of their own where a diffusers file's blocks hold different ones."""
+    for key, tensor in theirs.items():
+        if _repeats(key):
+            number = key.split(".")[1]
+            if not torch.equal(tensor, theirs[key.replace(EMBED.format(number), EMBED.format(0))]):
+                return replace(config, embedders="per-block")
+    return config
+
+
+def known_name(shapes: Shapes) -> str:
+    """The published configuration that a DiT's file is, or is nearest to, in words."""
+    layout = layout_of(shapes)
+    if layout is None:
+        return "no DiT"
+    config = config_of(shapes, heads=1)
+    distance = {
+        letter: abs(math.log(config.width / width)) + abs(math.log(config.depth / depth))
+        for letter, (depth, width, _) in SIZES.items()
+    }
+    letter = min(distance, key=lambda one: distance[one])
+    patch = min(PATCHES, key=lambda one: abs(math.log(config.patch / one)))
+    exact = distance[letter] == 0 and patch == config.patch
+    latents = f" for latents of {config.size}" if layout == "dit" else ""
+    return f"{'' if exact else 'nearest to '}dit-{letter}-{patch}{latents}"
+
+
+def compare(shapes: Shapes, config: DiTConfig) -> Report:
+    """Which tensors of a file fit a configuration; the table of labels may have any number of rows.
+
+    Raises:
+        WeightsError: not a DiT's file.
+    """
+    layout = layout_of(shapes)
+    if layout is None:
+        raise WeightsError("not a DiT, by its keys: neither the published layout nor diffusers' transformer")
+    tables = {key: shape for key, shape in shapes.items() if key.endswith("embedding_table.weight")}
+    rows = next(iter(tables.values()))[0] if tables else 1
+    wanted = {key: tuple(tensor.shape) for key, tensor in theirs_on_meta(config, layout, rows).items()}
+    matched, different = [], []
+    for key, shape in wanted.items():
+        if key in shapes:
+            given = tuple(shapes[key])
+            matched += [key] if given == shape else []
+            different += [f"{key}: {given} in the file, {shape} in the network"] if given != shape else []
+    missing = tuple(key for key in wanted if key not in shapes)
+    extra = tuple(key for key in shapes if key not in wanted)
+    return Report(layout, tuple(matched), missing, extra, tuple(different))
+
+
+def mismatch(theirs: Mapping[str, Tensor], config: DiTConfig, report: Report) -> str:
+    """What a file of another shape is, and where it first differs."""
+    is_a = known_name({key: tensor.shape for key, tensor in theirs.items()})
+    wanted = config.name or f"one of {config.depth} blocks of width {config.width} with patch {config.patch}"
+    return (
+        f"the file is a DiT, {is_a}; the network is {wanted} for latents of {config.size}: {report.text()}; "
+        "take the configuration of the file"
+    )

@@ -1,0 +1,348 @@
+"""Models of DiT's files: the published `.pt`, and diffusers' `DiTPipeline` folder, read and written.
+
+A folder's autoencoder is not a part of the model: what is made are its latents, scaled as the network sees them.
+
+Facts: configuration files of diffusers' `DiTPipeline`, and of github.com/facebookresearch/DiT.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from unveil.checkpoints import dit
+from unveil.checkpoints.tensors import read_state, write_tensors
+from unveil.conditioning.label import Label
+from unveil.config import ModelConfig, validate
+from unveil.config.model import DiscreteVPSection
+from unveil.config.section import Section
+from unveil.files import sha256
+from unveil.model import Model, build
+from unveil.nn.dit import DiT
+from unveil.nn.dit_config import DiTConfig
+from unveil.types import RecipeError, WeightsError
+
+Positive = Annotated[int, Field(ge=1)]
+
+WEIGHTS = "diffusion_pytorch_model"
+CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")
+# As published: 250 of 1,000 steps, guided on three of the four channels
+PUBLISHED_SAMPLE = {
+    "sampler": "ancestral",
+    "grid": "250",
+    "steps": 250,
+    "clip": "none",
+    "guidance": {"scale": 4.0, "channels": 3},
+}
+BETAS = {"linear": "linear", "scaled_linear": "sqrt-linear", "squaredcos_cap_v2": "cosine"}
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+GRIDS = {"leading": "leading", "trailing": "trailing"}
+# Settings of diffusers that are supported with one value only
+ENDS = {"set_alpha_to_one": True, "steps_offset": 0}
+FIXED = {
+    "activation_fn": "gelu-approximate",
+    "norm_type": "ada_norm_zero",
+    "norm_elementwise_affine": False,
+    "attention_bias": True,
+}
+
+
+class Said(Section):
+    """What keys and shapes do not hold.
+
+    Attributes:
+        heads: of the attention; known for the published sizes.
+        classes: of the labels; None: one row less than the table has, the last being "none".
+        size: side of x, asked for a diffusers file without its folder; 32 if not said.
+    """
+
+    heads: Positive | None = None
+    classes: Positive | None = None
+    size: Positive | None = None
+
+
+class Scheduler(NamedTuple):
+    """What a folder's scheduler says: sections of a recipe."""
+
+    process: Mapping[str, Any]
+    prediction: str
+    sample: Mapping[str, Any]
+
+
+DDPM_PROCESS = {"kind": "discrete-vp", "betas": "linear", "steps": 1000}
+PUBLISHED = Scheduler(DDPM_PROCESS, "eps", PUBLISHED_SAMPLE)
+
+
+# -- files of tensors ---------------------------------------------------------------------------------------------
+
+
+def model_of(theirs: Mapping[str, Tensor], said: Said | None = None) -> Model:
+    """The model of a state dict of either layout, in evaluation mode; tensors of another type become float32.
+
+    Raises:
+        WeightsError: no DiT, or something was not said that keys do not show.
+    """
+    said = said or Said()
+    config = dit.config_of({key: tensor.shape for key, tensor in theirs.items()}, said.heads, said.size)
+    return _model(theirs, dit.untied(theirs, config), PUBLISHED, said.classes)
+
+
+def fill(model: Model, theirs: Mapping[str, Tensor]) -> None:
+    """Copies a state dict of either layout into a model that is built already.
+
+    Raises:
+        RecipeError: a model that the layouts cannot hold.
+        WeightsError: a file of another shape: names what it is, and the first tensors that differ.
+    """
+    network, label = _parts(model)
+    parts = dit.load(theirs, network.config)
+    rows, wanted = parts.label[dit.OUR_LABEL].shape, label.table.weight.shape
+    if rows != wanted:
+        raise WeightsError(
+            f"the table of labels: {tuple(rows)} in the file, {tuple(wanted)} in the model; "
+            "set its classes, and a drop above 0 where the file has a row for none"
+        )
+    network.load_state_dict(_float(parts.network))
+    label.load_state_dict(_float(parts.label))
+
+
+def tensors_of(model: Model, layout: dit.Layout = "dit") -> dict[str, Tensor]:
+    """The state dict of a model in either layout.
+
+    Raises:
+        RecipeError: a model that the layouts cannot hold.
+    """
+    network, label = _parts(model)
+    return dit.dump(network.state_dict(), network.config, label.state_dict(), layout)
+
+
+def _parts(model: Model) -> tuple[DiT, Label]:
+    network, conditioners = model.denoiser.network, list(model.conditioners.values())
+    if not isinstance(network, DiT) or len(conditioners) != 1 or not isinstance(conditioners[0], Label):
+        raise RecipeError("the layouts of DiT hold a DiT with a label, and nothing else; this model is another one")
+    return network, conditioners[0]
+
+
+def _model(
+    theirs: Mapping[str, Tensor],
+    config: DiTConfig,
+    scheduler: Scheduler,
+    classes: int | None,
+    names: tuple[str, ...] | None = None,
+) -> Model:
+    parts = dit.load(theirs, config)
+    rows = len(parts.label[dit.OUR_LABEL])
+    classes = rows - 1 if classes is None else classes
+    if classes not in (rows, rows - 1):
+        raise WeightsError(f"classes = {classes}: the file's table of labels has {rows} rows; one may be for none")
+    learned = config.out_channels == 2 * config.in_channels
+    if not learned and config.out_channels != config.in_channels:
+        raise WeightsError(f"{config.out_channels} channels out of {config.in_channels}: must be as many, or twice")
+    kept = ("patch", "depth", "width", "heads", "hidden", "embedding", "embedders", "mlp_norm_eps")
+    sample = dict(scheduler.sample)
+    if rows == classes or config.in_channels < sample["guidance"].get("channels", 0):
+        sample.pop("guidance")
+    plain = {
+        "shape": (config.in_channels, config.size, config.size),
+        "network": {"kind": "dit", **{name: getattr(config, name) for name in kept}},
+        "process": scheduler.process,
+        "prediction": scheduler.prediction,
+        "variance": "learned-range" if learned else "fixed-large",
+        "condition": [
+            {"kind": "label", "classes": classes, "names": names, "drop": 0.1 if rows > classes else 0.0, "std": 0.02}
+        ],
+        "sample": sample,
+    }
+    described = validate(ModelConfig, plain, "the file")
+    with torch.device("meta"):  # nothing is drawn that the file replaces
+        model = build(described)
+    model.denoiser.network.load_state_dict(_float(parts.network), assign=True)
+    model.conditioners["label"].load_state_dict(_float(parts.label), assign=True)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return model.eval()
+
+
+def _float(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor.float() for key, tensor in state.items()}
+
+
+# -- diffusers' folders -------------------------------------------------------------------------------------------
+
+
+def is_folder(path: Path) -> bool:
+    """Whether this is a folder of diffusers with a DiT in it, or the transformer's own."""
+    place = _transformer(path)
+    return place is not None and _json(place / "config.json").get("_class_name") in CLASSES
+
+
+def read_folder(path: Path) -> Model:
+    """The model of a `DiTPipeline` folder, or of a folder of its transformer alone, in evaluation mode.
+
+    Raises:
+        WeightsError: no such folder, files that are damaged, or settings that this network does not have.
+    """
+    place = _transformer(path)
+    if place is None:
+        raise WeightsError(f"{path}: no folder of diffusers' DiT: there is neither config.json nor transformer/")
+    said = _json(place / "config.json")
+    for name, value in FIXED.items():
+        if said.get(name, value) != value:
+            raise WeightsError(f"{place / 'config.json'}: {name} = {said[name]!r}: only {value!r} is supported")
+    theirs = _tensors(place)
+    shapes = {key: tensor.shape for key, tensor in theirs.items()}
+    config = dit.config_of(shapes, int(said["num_attention_heads"]), int(said["sample_size"]))
+    config = dit.untied(theirs, replace(config, mlp_norm_eps=float(said.get("norm_eps", 1e-5))))
+    scheduler = _scheduler(path / "scheduler" / "scheduler_config.json")
+    classes = int(said.get("num_embeds_ada_norm", 1000))
+    return _model(theirs, config, scheduler, classes, _names(path / "model_index.json", classes))
+
+
+def sha256_of(path: Path) -> str:
+    """One hash over the settings and the weights that make a folder's pictures."""
+    place = _transformer(path) or path
+    files = sorted(file for file in place.iterdir() if file.suffix in (".json", ".safetensors", ".bin"))
+    scheduler = path / "scheduler" / "scheduler_config.json"
+    text = "".join(f"{file.name} {sha256(file)}\n" for file in [*files, *([scheduler] if scheduler.is_file() else [])])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_folder(model: Model, path: Path) -> None:
+    """Writes transformer, scheduler and index of a `DiTPipeline`; the autoencoder has to be put beside them.
+
+    `DiTPipeline.from_pretrained(path, vae=...)` opens it.
+
+    Raises:
+        RecipeError: a model that the layout cannot hold.
+    """
+    label = _parts(model)[1]
+    settings = {
+        "transformer/config.json": _transformer_settings(model),
+        "scheduler/scheduler_config.json": _scheduler_settings(model),
+        "model_index.json": {
+            "_class_name": "DiTPipeline",
+            "id2label": dict(enumerate(label.names or [str(number) for number in range(label.classes)])),
+            "scheduler": ["diffusers", "DDIMScheduler"],
+            "transformer": ["diffusers", CLASSES[0]],
+            "vae": ["diffusers", "AutoencoderKL"],
+        },
+    }
+    tensors = tensors_of(model, "diffusers")
+    for name, content in settings.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    with torch.no_grad():
+        write_tensors(path / "transformer" / f"{WEIGHTS}.safetensors", tensors)
+
+
+def _transformer_settings(model: Model) -> dict[str, Any]:
+    network, label = _parts(model)
+    config = network.config
+    return {
+        "_class_name": CLASSES[0],
+        "num_attention_heads": config.heads,
+        "attention_head_dim": config.width // config.heads,
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "num_layers": config.depth,
+        "sample_size": config.size,
+        "patch_size": config.patch,
+        "num_embeds_ada_norm": label.classes,
+        "norm_eps": config.mlp_norm_eps,
+        "norm_num_groups": 32,
+        **FIXED,
+    }
+
+
+def _scheduler_settings(model: Model) -> dict[str, Any]:
+    if model.config is None or not isinstance(model.config.process, DiscreteVPSection):
+        raise RecipeError("diffusers' DiTPipeline runs a discrete-vp process; this model has another")
+    known = model.config.process
+    plain = DiscreteVPSection(betas=known.betas, steps=known.steps, start=known.start, end=known.end)
+    schedules = {ours: theirs for theirs, ours in BETAS.items()}
+    targets = {ours: theirs for theirs, ours in PREDICTIONS.items()}
+    if known != plain or known.betas not in schedules or model.config.prediction not in targets:
+        raise RecipeError(
+            f"process {known}, prediction = {model.config.prediction!r}: diffusers' scheduler knows "
+            f"{', '.join(schedules)} without further settings, and {', '.join(targets)}"
+        )
+    return {
+        "_class_name": "DDIMScheduler",
+        "beta_start": known.start,
+        "beta_end": known.end,
+        "beta_schedule": schedules[known.betas],
+        "num_train_timesteps": known.steps or 1000,
+        "prediction_type": targets[cast(str, model.config.prediction)],
+        "clip_sample": False,
+        **ENDS,
+    }
+
+
+def _transformer(path: Path) -> Path | None:
+    return next((place for place in (path / "transformer", path) if (place / "config.json").is_file()), None)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as problem:
+        raise WeightsError(f"{path}: cannot be read as JSON ({problem}); copy it again") from problem
+    if not isinstance(found, dict):
+        raise WeightsError(f"{path}: holds a {type(found).__name__}, not settings; copy it again")
+    return found
+
+
+def _tensors(place: Path) -> dict[str, Tensor]:
+    """Those of one file, or of the parts that an index lists."""
+    index = place / f"{WEIGHTS}.safetensors.index.json"
+    if index.is_file():
+        parts = sorted({Path(str(name)).name for name in _json(index)["weight_map"].values()})
+        return {key: tensor for part in parts for key, tensor in read_state(place / part).items()}
+    for end in ("safetensors", "bin"):
+        if (place / f"{WEIGHTS}.{end}").is_file():
+            return read_state(place / f"{WEIGHTS}.{end}")
+    raise WeightsError(f"{place}: holds no {WEIGHTS}.safetensors; copy the whole folder")
+
+
+def _scheduler(path: Path) -> Scheduler:
+    """Process, prediction and sampling of a scheduler's settings; without the file those of the published model."""
+    said = _json(path) if path.is_file() else {}
+    schedule, target = said.get("beta_schedule", "linear"), said.get("prediction_type", "epsilon")
+    if schedule not in BETAS or target not in PREDICTIONS:
+        raise WeightsError(
+            f"{path}: {schedule!r} with {target!r}: known are {', '.join(BETAS)}; {', '.join(PREDICTIONS)}"
+        )
+    for name, value in ENDS.items():
+        if said.get(name, value) != value:
+            raise WeightsError(f"{path}: {name} = {said[name]!r}: only {value!r} is supported, as published; set it so")
+    process: dict[str, Any] = {
+        "kind": "discrete-vp",
+        "betas": said.get("trained_betas") or BETAS[schedule],
+        "steps": None if said.get("trained_betas") else int(said.get("num_train_timesteps", 1000)),
+        "start": float(said.get("beta_start", 1e-4)),
+        "end": float(said.get("beta_end", 0.02)),
+    }
+    sampler = {"sampler": "ddim", "eta": 0.0}
+    if said.get("_class_name") == "DDPMScheduler":
+        sampler = {"sampler": "ancestral"}
+    grid = GRIDS.get(said.get("timestep_spacing", "leading"), "uniform")
+    clip = "static" if said.get("clip_sample", False) else "none"
+    return Scheduler(
+        process, PREDICTIONS[target], {**sampler, "steps": 50, "grid": grid, "clip": clip, "guidance": {"scale": 4.0}}
+    )
+
+
+def _names(path: Path, classes: int) -> tuple[str, ...] | None:
+    """The classes' names, where the folder has one for each."""
+    said = _json(path).get("id2label") if path.is_file() else None
+    if not isinstance(said, dict) or sorted(said) != sorted(str(number) for number in range(classes)):
+        return None
+    return tuple(str(said[str(number)]) for number in range(classes))

@@ -1,0 +1,388 @@
+"""DiT: a transformer over patches of latents, told the time and the class by what it normalises with.
+
+    x -> patches -> tokens + positions -> blocks, each told (t, class) -> norm -> linear -> patches of the result
+
+Sources: Peebles & Xie 2023 (arXiv:2212.09748); long skips: Bao et al. 2023 (arXiv:2209.12152).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from unveil.nn.attention import Attention, Packing
+from unveil.nn.blocks import BlockConfig, Context, Mlp, TransformerBlock
+from unveil.nn.dit_config import DiTConfig
+from unveil.nn.embed import TimeEmbedding, grid_coordinates, sin_cos_positions
+from unveil.nn.layers import check_multiple, vector_of, with_context, zeroed
+from unveil.types import Condition, RecipeError, ShapeError
+
+WAVES = 256  # numbers of the sinusoid of t
+AHEAD = 2**30  # bytes of modulation that are computed ahead at most
+
+
+@dataclass(frozen=True)
+class Told:
+    """What blocks are told; it depends on the level and the condition, not on x. B rows, N tokens, C the width.
+
+    modulation: of adaLN, per block shifts, scales and gates (B, 1, parts, C), or (B, N, parts, C) for each token;
+        those of the last normalisation are behind all blocks'.
+    tokens, mask: of the others, (B, L, C), and True where one of the (B, L) counts.
+    packing: of tokens that are several pictures in a row.
+    """
+
+    modulation: tuple[Tensor, ...] = ()
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+    packing: Packing | None = None
+
+
+# -- the four designs of a block (figure 3) -----------------------------------------------------------------------
+
+
+class AdaLN(nn.Module):
+    """Normalisations whose scale and shift are regressed from time and class."""
+
+    parts = 4
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.norm_1 = nn.LayerNorm(width, config.norm_eps, elementwise_affine=False)
+        self.attention = Attention(width, config.heads, qk_norm=config.qk_norm)
+        self.norm_2 = nn.LayerNorm(width, config.mlp_norm_eps, elementwise_affine=False)
+        self.mlp = Mlp(width, int(config.hidden * width), "gelu-tanh")
+        self.modulation = nn.Linear(width, self.parts * width)
+
+    def forward(self, x: Tensor, told: Told, number: int) -> Tensor:
+        """Tokens (B, N, C) after block `number`."""
+        shift_1, scale_1, shift_2, scale_2 = told.modulation[number].unbind(2)  # each (B, 1, C)
+        x = x + self.attention(modulate(self.norm_1(x), shift_1, scale_1), packing=told.packing)  # (B, N, C)
+        return x + self.mlp(modulate(self.norm_2(x), shift_2, scale_2))  # (B, N, C)
+
+
+class AdaLNZero(AdaLN):
+    """The same, and what comes back is gated by numbers that begin at 0: each block begins as the identity."""
+
+    parts = 6
+
+    def forward(self, x: Tensor, told: Told, number: int) -> Tensor:
+        """Tokens (B, N, C) after block `number`."""
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = told.modulation[number].unbind(2)  # each (B, 1, C)
+        gathered = self.attention(modulate(self.norm_1(x), shift_1, scale_1), packing=told.packing)  # (B, N, C)
+        x = torch.addcmul(x, gate_1, gathered)
+        return torch.addcmul(x, gate_2, self.mlp(modulate(self.norm_2(x), shift_2, scale_2)))  # (B, N, C)
+
+
+class CrossAttention(nn.Module):
+    """A plain block, with attention to the embeddings of time and class between its two parts."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.plain = TransformerBlock(_plain(config), context_width=config.width)
+
+    def forward(self, x: Tensor, told: Told, number: int) -> Tensor:
+        """Tokens (B, N, C) after block `number`."""
+        return self.plain(x, context=Context(cast(Tensor, told.tokens), told.mask))  # (B, N, C)
+
+
+class InContext(nn.Module):
+    """A plain block: the embeddings of time and class are tokens among the others, behind them."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.plain = TransformerBlock(_plain(config))
+
+    def forward(self, x: Tensor, told: Told, number: int) -> Tensor:
+        """Tokens (B, N + L, C) after block `number`."""
+        if told.mask is None:
+            return self.plain(x)
+        seen = nn.functional.pad(told.mask, (x.shape[1] - told.mask.shape[1], 0), value=True)  # (B, N + L)
+        return self.plain(x, mask=seen[:, None, None])  # (B, N + L, C)
+
+
+def _plain(config: DiTConfig) -> BlockConfig:
+    """ViT's block."""
+    hidden = int(config.hidden * config.width)
+    return BlockConfig(
+        config.width, config.heads, hidden, activation="gelu-tanh", qk_norm=config.qk_norm, eps=config.norm_eps
+    )
+
+
+DESIGNS: dict[str, type[nn.Module]] = {
+    "in-context": InContext,
+    "cross-attention": CrossAttention,
+    "adaln": AdaLN,
+    "adaln-zero": AdaLNZero,
+}
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """X (1 + scale) + shift."""
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+def positions(config: DiTConfig, rows: int, columns: int) -> Tensor:
+    """The fixed positions of a picture of so many patches, (rows * columns, C), the column's part first."""
+    places = grid_coordinates((rows, columns))  # (N, 2)
+    if config.resize == "interpolate":
+        places = places * (config.side / torch.tensor([rows, columns], dtype=places.dtype))
+    return sin_cos_positions(places.flip(1), config.width, "sin-cos")
+
+
+# -- the network --------------------------------------------------------------------------------------------------
+
+
+class DiT(nn.Module):
+    """The denoising network: (x, t, condition) to a tensor of x's size with `out_channels`."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vector_dim = config.vector_dim
+        width, patch, half = config.width, config.patch, config.depth // 2
+        self.adaptive = config.design in ("adaln", "adaln-zero")
+
+        self.patches = nn.Conv2d(config.in_channels + config.context_channels, width, patch, stride=patch)
+        self.register_buffer("positions", positions(config, config.side, config.side))
+        self.time = nn.ModuleList(TimeEmbedding(WAVES, width, config.embedding) for _ in range(config.tellers))
+        self.blocks = nn.ModuleList(DESIGNS[config.design](config) for _ in range(config.depth))
+        self.merge = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(half if config.skips == "long" else 0))
+        self.norm = nn.LayerNorm(width, config.norm_eps, elementwise_affine=not self.adaptive)
+        self.modulation = nn.Linear(width, 2 * width) if self.adaptive else None
+        self.leave = nn.Linear(width, patch**2 * config.out_channels)
+        self._initialise()
+        self._ahead: _Ahead | None = None
+        self._tables: dict[tuple[int, int, torch.device], Tensor] = {}  # positions of other sizes
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """The raw result, in x's size.
+
+        Args:
+            x: (B, in_channels, H, W), height and width multiples of the patch.
+            t: (B,) the number that stands for the level, fractions allowed.
+            condition: its vector (B, vector_dim) is added to the time's embedding, its channels join x; its tokens
+                are for the designs in-context and cross-attention.
+
+        Raises:
+            ShapeError: a size that is no multiple of the patch, or a condition that does not fit.
+        """
+        condition = condition or Condition()
+        self._check(x)
+        told = self.tell(t, condition) if self._ahead is None else self._ahead.told(t, condition)
+        h = self.patches(with_context(x, condition, self.config.context_channels))  # (B, C, rows, columns)
+        rows, columns = h.shape[2:]
+        h = h.flatten(2).transpose(1, 2) + self._positions(rows, columns)  # (B, N, C)
+        return self._unpatched(self.denoise(h, told), rows, columns)  # (B, out_channels, H, W)
+
+    def tell(self, t: Tensor, condition: Condition) -> Told:
+        """What the blocks are told at the levels t (B,), under a condition of B rows.
+
+        Raises:
+            ShapeError: a condition that does not fit.
+        """
+        width, tellers = self.config.width, self.config.tellers
+        vector = vector_of(condition, len(t), self.vector_dim)
+        embedded = torch.stack([time(t) for time in self.time], dim=1)  # (B, tellers, C)
+        if self.adaptive:
+            if condition.tokens is not None:
+                raise ShapeError("condition.tokens: for the designs in-context and cross-attention; pass a vector")
+            if vector is not None:
+                embedded = embedded + vector.view(len(t), tellers, width).to(embedded)
+            return Told(self._modulations(nn.functional.silu(embedded)))
+        tokens = [embedded] if vector is None else [embedded, vector[:, None].to(embedded)]  # time, then class
+        mask = condition.mask
+        if condition.tokens is not None:
+            if mask is not None:
+                mask = nn.functional.pad(mask, (len(tokens), 0), value=True)
+            tokens.append(condition.tokens.to(embedded))
+        return Told(tokens=torch.cat(tokens, dim=1), mask=mask if condition.tokens is not None else None)
+
+    def denoise(self, h: Tensor, told: Told) -> Tensor:
+        """Tokens (B, N, C) of a picture to those of the result (B, N, patch * patch * out_channels)."""
+        count, depth, half = h.shape[1], self.config.depth, len(self.merge)
+        if self.config.design == "in-context":
+            h = torch.cat([h, cast(Tensor, told.tokens).to(h)], dim=1)  # (B, N + L, C)
+        stack: list[Tensor] = []
+        for number, block in enumerate(self.blocks):
+            if number >= depth - half:
+                h = self.merge[number - depth + half](torch.cat([h, stack.pop()], dim=2))
+            if self.config.recompute and self.training and torch.is_grad_enabled():
+                h = cast(Tensor, checkpoint(block, h, told, number, use_reentrant=False))
+            else:
+                h = block(h, told, number)
+            if number < half:
+                stack.append(h)
+        h = self.norm(h[:, :count])  # (B, N, C)
+        if self.adaptive:
+            h = modulate(h, *told.modulation[-1].unbind(2))
+        return self.leave(h)  # (B, N, patch * patch * out_channels)
+
+    def packed(
+        self, pictures: Sequence[Tensor], t: Tensor, condition: Condition | None = None, *, length: int | None = None
+    ) -> tuple[list[Tensor], float]:
+        """The result for each of S pictures (in_channels, H, W) of any sizes, computed as rows of tokens.
+
+        Args:
+            t: (S,).
+            condition: of S rows, by its vector.
+            length: tokens of a row; None puts all into one.
+
+        Returns:
+            results (out_channels, H, W), and the share of the tokens that is padding.
+
+        Raises:
+            RecipeError: a design other than adaLN, which tells each token its own.
+            ShapeError: a picture that does not fit, or is longer than a row.
+        """
+        if not self.adaptive:
+            raise RecipeError(f"design = {self.config.design!r}: only adaln and adaln-zero read packed pictures")
+        condition = condition or Condition()
+        tokens, sides = [], []
+        for picture in pictures:
+            self._check(picture[None])
+            h = self.patches(picture[None])  # (1, C, rows, columns)
+            sides.append((h.shape[2], h.shape[3]))
+            tokens.append(h[0].flatten(1).T + self._positions(*sides[-1]))  # (N, C)
+        packing = Packing([len(one) for one in tokens], length=length)
+        told = self.tell(t, condition)
+        each = tuple(packing.spread(one[:, 0]) for one in told.modulation)  # (rows, N, parts, C)
+        found = packing.unpack(self.denoise(packing.pack(tokens), replace(told, modulation=each, packing=packing)))
+        return [self._unpatched(one[None], *side)[0] for one, side in zip(found, sides, strict=True)], packing.waste
+
+    @contextmanager
+    def ahead(self, indices: Sequence[float] | Tensor) -> Iterator[None]:
+        """Inside, whatever depends on level and condition alone is computed for all of `indices` in one call.
+
+        That is done when a condition is first seen; a run of many steps then only looks it up. It is for sampling:
+        results are the same, no weight gets a gradient from them, and weights must not change inside.
+        """
+        before = self._ahead
+        self._ahead = _Ahead(self, torch.as_tensor(indices, dtype=torch.float32)) if self.adaptive else None
+        try:
+            yield
+        finally:
+            self._ahead = before
+
+    def _positions(self, rows: int, columns: int) -> Tensor:
+        known = cast(Tensor, self.positions)
+        if (rows, columns) == (self.config.side, self.config.side):
+            return known
+        key = (rows, columns, known.device)
+        if key not in self._tables:
+            with torch.device("cpu"):
+                self._tables[key] = positions(self.config, rows, columns).to(known)
+        return self._tables[key].to(known)
+
+    def _modulations(self, told: Tensor) -> tuple[Tensor, ...]:
+        """Of each block and of the last normalisation, from the activated embeddings (B, tellers, C)."""
+        of_block = told.unbind(1) if self.config.tellers > 1 else [told[:, 0]] * self.config.depth
+        layers = [cast(AdaLN, block).modulation for block in self.blocks]
+        each = [layer(one) for layer, one in zip(layers, of_block, strict=True)]
+        each.append(cast(nn.Linear, self.modulation)(told[:, 0]))
+        return tuple(one.unflatten(1, (1, -1, self.config.width)) for one in each)
+
+    def _unpatched(self, tokens: Tensor, rows: int, columns: int) -> Tensor:
+        """(B, N, patch * patch * out_channels) to (B, out_channels, H, W)."""
+        patch = self.config.patch
+        squares = tokens.unflatten(2, (patch, patch, -1)).unflatten(1, (rows, columns))  # (B, rows, columns, p, q, c)
+        return squares.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+    def _check(self, x: Tensor) -> None:
+        if x.ndim != 4 or x.shape[1] != self.config.in_channels:
+            raise ShapeError(f"x {tuple(x.shape)}: must be (B, {self.config.in_channels}, H, W)")
+        check_multiple(x, self.config.patch)
+
+    def _initialise(self) -> None:
+        """As published: Xavier's uniform weights, no biases, a small embedding of time, and zeros.
+
+        Zero are the gates of adaLN-Zero with all that is regressed beside them, and the last layer. A long skip
+        begins as nothing added, so that blocks that are the identity stay so.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.patches.weight.flatten(1))
+        nn.init.zeros_(cast(Tensor, self.patches.bias))
+        for time in self.time:
+            for layer in (cast(TimeEmbedding, time).linear_1, cast(TimeEmbedding, time).linear_2):
+                nn.init.normal_(layer.weight, std=0.02)
+        for layer in self.merge:
+            with torch.no_grad():
+                cast(nn.Linear, layer).weight.copy_(torch.eye(self.config.width, 2 * self.config.width))
+        if self.config.design == "adaln-zero":
+            for block in self.blocks:
+                zeroed(cast(AdaLNZero, block).modulation)
+        if self.modulation is not None:
+            zeroed(self.modulation)
+        zeroed(self.leave)
+
+
+class _Ahead:
+    """The modulation of known levels, for each condition that was seen."""
+
+    def __init__(self, network: DiT, indices: Tensor) -> None:
+        self.network = network
+        self.indices = torch.unique(indices)
+        self.places = {index: place for place, index in enumerate(self.indices.tolist())}
+        # the same tensor comes again with every picture of a level; it is kept, so that its id stays its own
+        self.levels: dict[int, tuple[Tensor, int | None]] = {}
+        self.known: list[tuple[Tensor | None, _Table | None]] = []
+
+    def told(self, t: Tensor, condition: Condition) -> Told:
+        """As `DiT.tell`."""
+        place = self._place(t)
+        if place is None or condition.tokens is not None:
+            return self.network.tell(t, condition)
+        found = next((entry for entry in self.known if entry[0] is condition.vector), None)
+        if found is None:
+            found = condition.vector, self._computed(condition, len(t))
+            self.known.append(found)
+        return self.network.tell(t, condition) if found[1] is None else found[1].at(place)
+
+    def _place(self, t: Tensor) -> int | None:
+        """Which of the levels all of t is."""
+        if id(t) not in self.levels:
+            first = float(t[0])
+            self.levels[id(t)] = (t, self.places.get(first) if bool((t == first).all()) else None)
+        return self.levels[id(t)][1]
+
+    @torch.no_grad()
+    def _computed(self, condition: Condition, rows: int) -> _Table | None:
+        """Of every level and each different row of the condition; None where that would take too much memory."""
+        network, levels = self.network, len(self.indices)
+        distinct: Tensor | None = None
+        rows_of: Tensor | None = None
+        vector = vector_of(condition, rows, network.vector_dim)
+        if vector is not None:
+            distinct, rows_of = torch.unique(vector, dim=0, return_inverse=True)
+        kinds = 1 if distinct is None else len(distinct)
+        parts = 2 + sum(cast(AdaLN, block).parts for block in network.blocks)
+        if 4 * levels * kinds * parts * network.config.width > AHEAD:
+            return None
+        t = self.indices.to(network.patches.weight.device).repeat_interleave(kinds)  # (levels * kinds,)
+        told = network.tell(t, Condition(None if distinct is None else distinct.repeat(levels, 1)))
+        tables = [one.unflatten(0, (levels, kinds)) for one in told.modulation]  # (levels, kinds, 1, parts, C)
+        if rows_of is not None and kinds == rows:  # put in order once
+            return _Table([table[:, rows_of] for table in tables])
+        return _Table(tables, rows_of if kinds > 1 else None)
+
+
+class _Table:
+    """Modulation (levels, kinds, 1, parts, C) of blocks, and which kind each row is, unless they are in order."""
+
+    def __init__(self, tables: Sequence[Tensor], rows: Tensor | None = None) -> None:
+        self.tables, self.rows = tables, rows
+
+    def at(self, place: int) -> Told:
+        """Of one level."""
+        here = [table[place] for table in self.tables]
+        return Told(tuple(here if self.rows is None else [one[self.rows] for one in here]))

@@ -1,0 +1,155 @@
+"""What defines a DiT, and the published ones by name.
+
+Source: Peebles & Xie 2023, table 1 (arXiv:2212.09748).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from unveil.nn.attention import QkNorm
+from unveil.nn.embed import EmbeddingOrder
+from unveil.types import RecipeError, nearest
+
+Design = Literal["in-context", "cross-attention", "adaln", "adaln-zero"]
+Skips = Literal["none", "long"]
+Embedders = Literal["shared", "per-block"]
+Resize = Literal["interpolate", "extend"]
+CHOICES = {
+    "design": Design,
+    "skips": Skips,
+    "embedders": Embedders,
+    "resize": Resize,
+    "embedding": EmbeddingOrder,
+    "qk_norm": QkNorm,
+}
+
+# Letter: depth, width, heads
+SIZES = {"s": (12, 384, 6), "b": (12, 768, 12), "l": (24, 1024, 16), "xl": (28, 1152, 16)}
+PATCHES = (8, 4, 2)
+NAMES = tuple(f"dit-{letter}-{patch}" for letter in SIZES for patch in PATCHES)
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """What defines a DiT.
+
+    Args:
+        in_channels: of x.
+        out_channels: of the result, twice those of x with learned variance.
+        size: side of the x that positions are laid out for; others are taken too, see `resize`.
+        patch: side of the squares of x that become tokens.
+        depth, width, heads: blocks, width of a token, attention heads.
+        hidden: width of the MLPs, in multiples of `width`.
+        design: how a block is told time and condition: as further tokens (`in-context`), by attention to them
+            (`cross-attention`), by scale and shift of its normalisations (`adaln`), with gates that begin at 0 too
+            (`adaln-zero`).
+        skips: `long` gives the result of each block of the first half to its mirror image in the second (U-ViT).
+        embedding: order of the sinusoid of t, `cos-sin` as published, `sin-cos` in diffusers' folders.
+        embedders: whether blocks share the embedding of time and label, as published, or each has its own, as
+            diffusers' folders can have.
+        resize: what positions do for an x of another size: keep their ends, or go on beyond them.
+        qk_norm: of queries and keys.
+        norm_eps, mlp_norm_eps: of the normalisations, and of those before the MLPs (1e-5 in diffusers' folders).
+        context_channels: channels of `condition.channels`, concatenated to x.
+        recompute: in training, keep no activations of blocks but compute them again: less memory, a third more time.
+
+    Raises:
+        RecipeError: settings that do not fit together.
+    """
+
+    in_channels: int
+    out_channels: int
+    size: int = 32
+    patch: int = 2
+    depth: int = 12
+    width: int = 384
+    heads: int = 6
+    hidden: float = 4.0
+    design: Design = "adaln-zero"
+    skips: Skips = "none"
+    embedding: EmbeddingOrder = "cos-sin"
+    embedders: Embedders = "shared"
+    resize: Resize = "interpolate"
+    qk_norm: QkNorm = "none"
+    norm_eps: float = 1e-6
+    mlp_norm_eps: float = 1e-6
+    context_channels: int = 0
+    recompute: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("in_channels", "out_channels", "size", "patch", "depth", "width", "heads"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
+        for name, kinds in CHOICES.items():
+            if (given := getattr(self, name)) not in get_args(kinds):
+                allowed = ", ".join(get_args(kinds))
+                raise RecipeError(f"{name} = {given!r}: must be one of {allowed}{nearest(given, get_args(kinds))}")
+        if self.size % self.patch:
+            below = self.size // self.patch * self.patch
+            near = f"{below} or {below + self.patch}" if below else f"{self.patch}"
+            raise RecipeError(f"size {self.size}: must be a multiple of the patch, {self.patch}; nearest {near}")
+        if self.width % self.heads or self.width % 4:
+            raise RecipeError(f"width = {self.width}: must be a multiple of the {self.heads} heads, and of 4")
+        if self.embedders == "per-block" and self.design != "adaln-zero":
+            raise RecipeError("embedders = 'per-block': only with design adaln-zero, which diffusers' folders have")
+
+    @property
+    def side(self) -> int:
+        """Patches along a side of the x that positions are laid out for."""
+        return self.size // self.patch
+
+    @property
+    def tellers(self) -> int:
+        """How many embeddings of time and label there are."""
+        return self.depth if self.embedders == "per-block" else 1
+
+    @property
+    def vector_dim(self) -> int:
+        """Width of a condition's vector."""
+        return self.tellers * self.width
+
+    @property
+    def name(self) -> str | None:
+        """The published name of this shape, if it has one, whatever the size of x."""
+        for letter, shape in SIZES.items():
+            if shape == (self.depth, self.width, self.heads):
+                return f"dit-{letter}-{self.patch}"
+        return None
+
+
+def shape_of(name: str) -> dict[str, int]:
+    """Depth, width, heads and patch of `dit-xl-2` and the like; any whole number may be the patch.
+
+    Raises:
+        RecipeError: no such name; the nearest is named.
+    """
+    kind, _, rest = str(name).partition("-")
+    letter, _, patch = rest.partition("-")
+    if kind != "dit" or letter not in SIZES or not patch.isdecimal() or not int(patch):
+        raise RecipeError(f"network name {name!r}: known are {', '.join(NAMES)}{nearest(name, NAMES)}")
+    depth, width, heads = SIZES[letter]
+    return {"depth": depth, "width": width, "heads": heads, "patch": int(patch)}
+
+
+def named(name: str, *, size: int = 32, in_channels: int = 4, out_channels: int = 8) -> DiTConfig:
+    """The published configuration of this name; `size` 32 and 64 are its latents of 256 and 512 pixels.
+
+    Raises:
+        RecipeError: no such name; the nearest is named.
+    """
+    shape = shape_of(name)
+    return DiTConfig(in_channels, out_channels, size, shape["patch"], shape["depth"], shape["width"], shape["heads"])
+
+
+def spelled_out(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's section with the settings that its `name` stands for; those that it sets itself go before them.
+
+    Raises:
+        RecipeError: no such name; the nearest is named.
+    """
+    given = dict(section)
+    name = given.pop("name", None)
+    return given if name is None else shape_of(name) | given

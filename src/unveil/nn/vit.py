@@ -1,0 +1,171 @@
+"""ViT: a picture as a sequence of patches, read by a transformer encoder.
+
+    x -> patches -> [class] + tokens + positions -> blocks -> norm -> pooled -> head
+
+Source: Dosovitskiy et al. 2021 (arXiv:2010.11929).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unveil.nn.blocks import BlockConfig, Stack
+from unveil.nn.cnn import Reading
+from unveil.nn.embed import LearnedPositions
+from unveil.nn.layers import check_multiple, zeroed
+from unveil.types import RecipeError, ShapeError, nearest
+
+Pool = Literal["class", "mean"]
+Head = Literal["linear", "hidden"]
+
+# Dosovitskiy et al. 2021, table 1: depth, width, heads
+SIZES = {"b": (12, 768, 12), "l": (24, 1024, 16), "h": (32, 1280, 16)}
+PATCHES = (32, 16, 14)
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """What defines a ViT.
+
+    Args:
+        channels: of a picture.
+        size: side of the pictures that the positions are learned for.
+        classes: logits; 0: it gives features alone.
+        patch: side of the squares that become tokens.
+        depth, width, heads: blocks, width of a token, attention heads.
+        hidden: width of the MLPs, in multiples of `width`.
+        pool: `class` reads a token of its own, `mean` averages those of the picture.
+        head: `hidden` puts a tanh layer before the logits, as in pre-training; `linear` none, as in fine-tuning.
+        norm_eps: 1e-6 as published, 1e-12 in transformers' files.
+        dropout: after the positions and in blocks, in training.
+
+    Raises:
+        RecipeError: settings that do not fit together.
+    """
+
+    channels: int
+    size: int
+    classes: int = 0
+    patch: int = 16
+    depth: int = 12
+    width: int = 768
+    heads: int = 12
+    hidden: float = 4.0
+    pool: Pool = "class"
+    head: Head = "linear"
+    norm_eps: float = 1e-6
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "size", "patch", "depth", "width", "heads"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
+        for name, kinds in {"pool": Pool, "head": Head}.items():
+            if (given := getattr(self, name)) not in get_args(kinds):
+                allowed = ", ".join(get_args(kinds))
+                raise RecipeError(f"{name} = {given!r}: must be one of {allowed}{nearest(given, get_args(kinds))}")
+        if self.classes < 0 or not 0 <= self.dropout < 1:
+            raise RecipeError(f"classes = {self.classes}, dropout = {self.dropout}: must be >= 0, and in [0, 1)")
+        if self.size % self.patch:
+            below = self.size // self.patch * self.patch
+            near = f"{below} or {below + self.patch}" if below else f"{self.patch}"
+            raise RecipeError(f"size {self.size} px: must be a multiple of the patch, {self.patch}; nearest {near}")
+
+    @property
+    def side(self) -> int:
+        """Patches along a side of the pictures that the positions are learned for."""
+        return self.size // self.patch
+
+
+def named(name: str, *, size: int = 224, channels: int = 3, classes: int = 0, head: Head = "linear") -> ViTConfig:
+    """The published configuration `vit-b-16`, `vit-h-14` and so on; any whole number may be the patch.
+
+    Raises:
+        RecipeError: no such name; the nearest is named.
+    """
+    known = [f"vit-{letter}-{patch}" for letter in SIZES for patch in PATCHES]
+    kind, _, rest = name.partition("-")
+    letter, _, patch = rest.partition("-")
+    if kind != "vit" or letter not in SIZES or not patch.isdigit() or not int(patch):
+        raise RecipeError(f"network {name!r}: known are {', '.join(known)}{nearest(name, known)}")
+    depth, width, heads = SIZES[letter]
+    return ViTConfig(channels, size, classes, int(patch), depth, width, heads, head=head)
+
+
+class ViT(nn.Module):
+    """Reads pictures (B, channels, H, W): features and logits."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, hidden = config.width, int(config.hidden * config.width)
+        block = BlockConfig(width, config.heads, hidden, dropout=config.dropout, eps=config.norm_eps)
+        self.patches = nn.Conv2d(config.channels, width, config.patch, stride=config.patch)
+        self.first = nn.Parameter(torch.zeros(1, width)) if config.pool == "class" else None
+        self.positions = LearnedPositions((config.side, config.side), width, first=int(config.pool == "class"))
+        self.encoder = Stack(config.depth, block)
+        self.pooled = nn.Linear(width, width) if config.head == "hidden" else None
+        self.head = nn.Linear(width, config.classes) if config.classes else None
+        self._initialise()
+
+    def forward(self, x: Tensor) -> Reading:
+        """Features (B, width), which are what the logits are made of, and logits (B, classes).
+
+        Raises:
+            ShapeError: another number of channels, or a side that is no multiple of the patch.
+        """
+        tokens = self.tokens(x)  # (B, N, width)
+        features = tokens[:, 0] if self.first is not None else tokens.mean(1)  # (B, width)
+        if self.pooled is not None:
+            features = torch.tanh(self.pooled(features))
+        logits = self.head(features) if self.head is not None else features.new_empty(len(x), 0)
+        return Reading(features, logits)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Every token after the last normalisation, (B, N, width); the class token, if there is one, first.
+
+        Pictures of another size than the positions were learned for get them interpolated.
+
+        Raises:
+            ShapeError: as `forward`.
+        """
+        if x.ndim != 4 or x.shape[1] != self.config.channels:
+            raise ShapeError(f"x {tuple(x.shape)}: this network reads (B, {self.config.channels}, H, W)")
+        check_multiple(x, self.config.patch)
+        h = self.patches(x)  # (B, width, H / patch, W / patch)
+        positions = self.positions(h.shape[2:])  # (N, width), that of the class token first
+        h = h.flatten(2).transpose(1, 2)  # (B, N, width)
+        if self.first is not None:
+            h = torch.cat([self.first.expand(len(h), 1, -1).to(h), h], dim=1)  # (B, 1 + N, width)
+        h = F.dropout(h + positions, self.config.dropout, self.training)
+        return self.encoder(h)
+
+    @torch.no_grad()
+    def scale_features(self, spread: float) -> None:
+        """Divides the features by `spread` and makes up for it in the logits.
+
+        Behind a hidden layer features have a range of their own, and nothing is done.
+        """
+        if self.pooled is None and self.head is not None:
+            norm = cast(nn.LayerNorm, self.encoder.norm)
+            norm.weight.div_(spread)
+            norm.bias.div_(spread)
+            self.head.weight.mul_(spread)
+
+    def _initialise(self) -> None:
+        """As published: Xavier's uniform weights, no biases, small positions, logits that begin at 0."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        inputs = self.patches.weight[0].numel()
+        nn.init.trunc_normal_(self.patches.weight, std=inputs**-0.5)
+        nn.init.zeros_(self.patches.bias)  # type: ignore[arg-type]
+        if self.head is not None:
+            zeroed(self.head)

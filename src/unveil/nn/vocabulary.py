@@ -1,0 +1,105 @@
+"""Text as numbers: small vocabularies of characters or words, made of the texts they are for."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from unveil.types import RecipeError, ShapeError, nearest
+
+Unit = Literal["characters", "words"]
+PADDING, BEGIN, END, UNKNOWN = range(4)
+SPECIAL = ("<padding>", "<begin>", "<end>", "<unknown>")
+_WORD = re.compile(r"\w+|[^\w\s]")
+_TIGHT = re.compile(r" (?=[.,;:!?])")  # no space before these when words are put together again
+
+_SPLIT: Mapping[Unit, Callable[[str], list[str]]] = {"characters": list, "words": _WORD.findall}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens that a model knows, by number; the first four are `SPECIAL`.
+
+    Attributes:
+        unit: what a token is. Words are runs of letters and digits, and each other sign by itself.
+        tokens: those behind the special ones.
+
+    Raises:
+        RecipeError: another unit, or a token that is there twice.
+    """
+
+    unit: Unit
+    tokens: tuple[str, ...]
+    _numbers: Mapping[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.unit not in get_args(Unit):
+            known = get_args(Unit)
+            raise RecipeError(f"unit {self.unit!r}: must be one of {', '.join(known)}{nearest(self.unit, known)}")
+        numbers = {token: i for i, token in enumerate((*SPECIAL, *self.tokens))}
+        if len(numbers) != len(self):
+            twice = next(token for token, count in Counter((*SPECIAL, *self.tokens)).items() if count > 1)
+            raise RecipeError(f"token {twice!r}: is in the vocabulary twice")
+        object.__setattr__(self, "_numbers", numbers)
+
+    @classmethod
+    def of(cls, texts: Iterable[str], unit: Unit, *, limit: int | None = None) -> Vocabulary:
+        """The tokens of these texts, the most frequent first, those equally frequent in alphabetical order.
+
+        Args:
+            limit: of the tokens, the special ones included; None: all.
+        """
+        count = Counter(token for text in texts for token in _SPLIT[unit](text))
+        known = sorted(count, key=lambda token: (-count[token], token))
+        return cls(unit, tuple(known if limit is None else known[: max(limit - len(SPECIAL), 0)]))
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Vocabulary:
+        """The vocabulary that `plain` described."""
+        return cls(plain["unit"], tuple(plain["tokens"]))
+
+    def plain(self) -> dict[str, Any]:
+        """As values that YAML and JSON hold."""
+        return {"unit": self.unit, "tokens": list(self.tokens)}
+
+    def __len__(self) -> int:
+        """How many tokens, the special ones included."""
+        return len(SPECIAL) + len(self.tokens)
+
+    def split(self, text: str) -> list[str]:
+        """The tokens of a text, as they are written."""
+        return _SPLIT[self.unit](text)
+
+    def encode(self, text: str) -> list[int]:
+        """The numbers of a text's tokens, UNKNOWN for what the vocabulary lacks; neither begin nor end is added."""
+        return [self._numbers.get(token, UNKNOWN) for token in self.split(text)]
+
+    def decode(self, numbers: Sequence[int]) -> str:
+        """The text of tokens; padding, begin and end are left out.
+
+        Raises:
+            ShapeError: a number that is no token's.
+        """
+        words = [self.token(number) for number in numbers if number not in (PADDING, BEGIN, END)]
+        return "".join(words) if self.unit == "characters" else _TIGHT.sub("", " ".join(words))
+
+    def token(self, number: int) -> str:
+        """One token as it is written."""
+        if not 0 <= number < len(self):
+            raise ShapeError(f"token {number}: the vocabulary has 0 to {len(self) - 1}")
+        return SPECIAL[number] if number < len(SPECIAL) else self.tokens[number - len(SPECIAL)]
+
+
+def padded(sequences: Sequence[Sequence[int]]) -> Tensor:
+    """Sequences of numbers as int64 (B, N) of the longest, filled up with PADDING."""
+    longest = max((len(one) for one in sequences), default=0)
+    found = torch.full((len(sequences), longest), PADDING)
+    for row, one in enumerate(sequences):
+        found[row, : len(one)] = torch.tensor(one, dtype=torch.long)
+    return found

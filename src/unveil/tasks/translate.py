@@ -1,0 +1,125 @@
+"""Texts turned into others by a sequence model, and what its heads look at while it does so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from unveil.checkpoints.sequence import SequenceModel
+from unveil.data.sequences import Pair
+from unveil.nn.blocks import Maps
+from unveil.nn.decoding import beam, greedy
+from unveil.nn.vocabulary import BEGIN, END, PADDING, UNKNOWN, padded
+from unveil.types import RecipeError
+
+
+class Written(NamedTuple):
+    """A text that a model wrote.
+
+    log_probability: natural, of the whole text. ended: False where it was cut off.
+    """
+
+    text: str
+    log_probability: float
+    ended: bool
+
+
+class Looks(NamedTuple):
+    """What the heads of a model look at.
+
+    source, target: the tokens as written, the end of the source and the begin of the target included.
+    weights: (heads, N, M) each, by name: `encoder.0`, and `decoder.0` on its own tokens, `crossed.0` on the source.
+    """
+
+    source: list[str]
+    target: list[str]
+    weights: dict[str, Tensor]
+
+
+def translate(
+    model: SequenceModel, texts: Sequence[str], *, beams: int = 1, length_power: float = 0.6, batch: int = 64
+) -> list[Written]:
+    """What a model writes for each text; one beam is greedy.
+
+    Raises:
+        RecipeError: an empty text.
+        ShapeError: a text beyond the model's limit.
+    """
+    found: list[Written] = []
+    for part, source, mask in _batches(model, texts, batch):
+        start = torch.full((len(part), 1), BEGIN, device=source.device)
+        limit = model.network.config.limit - 1  # the begin is one of the tokens that the model's own limit counts
+        with torch.inference_mode():
+            reading = model.network.start(source, mask)
+            if beams == 1:
+                decoded = greedy(reading, start, end=END, limit=limit)
+            else:
+                decoded = beam(reading, start, end=END, limit=limit, beams=beams, length_power=length_power)
+        for tokens, logp, ended in zip(*decoded, strict=True):
+            found.append(Written(model.target.decode(tokens), float(logp), bool(ended)))
+    return found
+
+
+def exact(
+    model: SequenceModel,
+    pairs: Sequence[Pair],
+    *,
+    beams: int = 1,
+    length_power: float = 0.6,
+    batch: int = 64,
+) -> list[bool]:
+    """Of each pair whether the model writes the target, token by token, and ends.
+
+    A target with a token that the model does not know is never written.
+
+    Raises:
+        RecipeError, ShapeError: as `translate`.
+    """
+    sources = [pair.source for pair in pairs]
+    written = translate(model, sources, beams=beams, length_power=length_power, batch=batch)
+    wanted = [model.target.encode(pair.target) for pair in pairs]
+    return [
+        one.ended and UNKNOWN not in tokens and one.text == model.target.decode(tokens)
+        for one, tokens in zip(written, wanted, strict=True)
+    ]
+
+
+def looks(model: SequenceModel, source: str, target: str) -> Looks:
+    """What each head looks at when the model reads a text and writes another, in one pass over both.
+
+    Raises:
+        RecipeError, ShapeError: as `translate`.
+    """
+    ((_, read, mask),) = _batches(model, [source], 1)
+    written = [BEGIN, *model.target.encode(target)]
+    encoder: list[Maps] = []
+    decoder: list[Maps] = []
+    with torch.inference_mode():
+        context = model.network.encode(read, mask, encoder)
+        model.network.decoder(torch.tensor([written], device=read.device), context=context, maps=decoder)
+    weights = {f"encoder.{i}": one.own[0][0] for i, one in enumerate(encoder)}
+    weights |= {f"decoder.{i}": one.own[0][0] for i, one in enumerate(decoder)}
+    weights |= {f"crossed.{i}": one.context[0][0] for i, one in enumerate(decoder)}
+    names = [model.source.token(number) for number in read[0].tolist()], [model.target.token(n) for n in written]
+    return Looks(*names, {name: one.float().cpu() for name, one in weights.items()})
+
+
+def unknown(model: SequenceModel, text: str) -> list[str]:
+    """The parts of a text that the model has no token for."""
+    return [part for part in model.source.split(text) if UNKNOWN in model.source.encode(part)]
+
+
+def _batches(model: SequenceModel, texts: Sequence[str], batch: int) -> Iterator[tuple[Sequence[str], Tensor, Tensor]]:
+    """Texts with their tokens (B, M), the end included, and which of these count."""
+    device = next(model.network.parameters()).device
+    for first in range(0, len(texts), batch):
+        part = texts[first : first + batch]
+        numbers = [model.source.encode(text) for text in part]
+        for text, one in zip(part, numbers, strict=True):
+            if not one:
+                raise RecipeError(f"text {text!r}: holds nothing to read; give words")
+        source = padded([[*one, END] for one in numbers]).to(device)
+        yield part, source, source != PADDING

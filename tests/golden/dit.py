@@ -1,0 +1,153 @@
+"""Recorded DiTs: the network in all its parts, its guided form, and what its sampling loops call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.golden.case import Case, Comparison
+from unveil.checkpoints import dit
+from unveil.conditioning.label import Label
+from unveil.core import guidance
+from unveil.core.denoiser import Denoiser
+from unveil.core.process import DiscreteVP, betas
+from unveil.nn.dit import WAVES, DiT
+from unveil.nn.dit_config import DiTConfig
+from unveil.nn.embed import sinusoid
+from unveil.types import Condition
+
+GUIDED = 3  # channels that the published guidance touches, of however many there are
+
+
+def config_of(made: dict[str, Any]) -> DiTConfig:
+    """The configuration of published constructor arguments."""
+    return DiTConfig(
+        in_channels=made["in_channels"],
+        out_channels=made["in_channels"] * (2 if made["learn_sigma"] else 1),
+        size=made["input_size"],
+        patch=made["patch_size"],
+        depth=made["depth"],
+        width=made["hidden_size"],
+        heads=made["num_heads"],
+        hidden=made["mlp_ratio"],
+    )
+
+
+def built(case: Case, made: dict[str, Any]) -> tuple[DiT, Label]:
+    """The network with the case's weights, and its table of labels."""
+    config, theirs = config_of(made), case.weights()
+    seen = dit.config_of({key: tensor.shape for key, tensor in theirs.items()}, heads=made["num_heads"])
+    assert seen == config, "keys and shapes show another configuration than the case's"
+    parts = dit.load(theirs, config)
+    network = DiT(config)
+    network.load_state_dict(parts.network)
+    label = Label(made["num_classes"], config.vector_dim, made["class_dropout_prob"])
+    label.load_state_dict(parts.label)
+    return network.eval().requires_grad_(False), label.requires_grad_(False)
+
+
+def conditioned(label: Label, classes: Tensor) -> Condition:
+    """The rows of classes, of which the one behind the last is "none"."""
+    return Condition(vector=label.table(classes))
+
+
+def model(folder: Path) -> Iterator[Comparison]:
+    """DiT: forward, every part on the way, and forward_with_cfg."""
+    case = Case(folder)
+    network, label = built(case, case.meta["constructor"])
+    io = case.io
+    x, t, condition = io["input.x"], io["input.t"], conditioned(label, io["input.y"])
+    parts = {"output.x_embedder": network.patches, "output.t_embedder": network.time[0]}
+    parts |= {f"output.block{n}": block for n, block in enumerate(network.blocks)}
+    parts |= {"output.final_layer_tokens": network.leave}
+    results: dict[str, Tensor] = {}
+    hooks = [
+        part.register_forward_hook(lambda _m, _i, result, key=key: results.update({key: result.clone()}))
+        for key, part in parts.items()
+        if key in io
+    ]
+    yield case.compare("output.forward", network(x, t, condition))
+    for hook in hooks:
+        hook.remove()
+    for key, result in results.items():
+        yield case.compare(key, result.flatten(2).transpose(1, 2) if key == "output.x_embedder" else result)
+    yield case.compare("output.pos_embed", network.get_buffer("positions")[None])
+    yield case.compare("output.timestep_embedding_256", sinusoid(t, WAVES, network.config.embedding))
+    if "input.t_fractional" in io:
+        fractional = network(x, io["input.t_fractional"], condition)
+        yield case.compare("output.forward_t_fractional", fractional)
+    if "input.cfg_x" in io:
+        yield from guided(case, network, label)
+    theirs = dit.dump(network.state_dict(), network.config, label.state_dict())
+    same = {key: torch.equal(theirs[key], tensor) for key, tensor in case.weights().items()}
+    yield case.compare("written back", torch.tensor([*same.values(), theirs.keys() == same.keys()]).long(),
+                       want=torch.ones(len(same) + 1, dtype=torch.long))  # fmt: skip
+
+
+def guided(case: Case, network: DiT, label: Label) -> Iterator[Comparison]:
+    """forward_with_cfg as guidance of the first channels: its first half of rows is the sample, the second its null."""
+    io = case.io
+    x, t, classes = io["input.cfg_x"], io["input.cfg_t"], io["input.cfg_y"]
+    half = len(x) // 2
+    if "output.forward_null_class" in io:
+        yield case.compare("output.forward_null_class", network(x, t, conditioned(label, classes)))
+    process = DiscreteVP(betas("linear", 1000))
+    learns = network.config.out_channels == 2 * network.config.in_channels
+    denoiser = Denoiser(network, process, learns_variance=learns)
+    level = process.at((t[:half].double() + 1) / 1000)
+    with_class, without = (
+        lambda x, level, rows=rows: denoiser(x, level, conditioned(label, classes[rows]))
+        for rows in (slice(half), slice(half, None))
+    )
+    for name in io:
+        if not name.startswith("output.forward_with_cfg_"):
+            continue
+        scale = float(name.removeprefix("output.forward_with_cfg_"))
+        found = guidance.cfg(with_class, without, scale, channels=GUIDED)(x[:half], level)
+        null = without(x[:half], level)
+        second = torch.cat([found.eps[:, :GUIDED], null.eps[:, GUIDED:]], dim=1)
+        rows = [torch.cat([eps, extra], dim=1) if extra is not None else eps
+                for eps, extra in ((found.eps, found.extra), (second, null.extra))]  # fmt: skip
+        yield case.compare(name, torch.cat(rows))
+
+
+class ForwardWithCfg(nn.Module):
+    """The published guided network: both halves of a batch are the first half of x, with classes and with "none"."""
+
+    def __init__(self, network: DiT, scale: float) -> None:
+        super().__init__()
+        self.network, self.scale = network, scale
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        half = x[: len(x) // 2]
+        result = self.network(torch.cat([half, half]), t, condition)
+        with_class, without = result[:, :GUIDED].chunk(2)
+        eps = torch.lerp(without, with_class, self.scale)
+        return torch.cat([torch.cat([eps, eps]), result[:, GUIDED:]], dim=1)
+
+
+class Conditioned(nn.Module):
+    """A network with its condition bound."""
+
+    def __init__(self, network: nn.Module, condition: Condition) -> None:
+        super().__init__()
+        self.network, self.condition = network, condition
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
+        return self.network(x, t, self.condition)
+
+
+def looped(case: Case) -> nn.Module:
+    """What a recorded sampling loop calls: the case's DiT, guided where it names a scale, with its classes bound."""
+    network, label = built(case, case.meta["network"]["constructor"])
+    classes = case.io["input.y"] if "input.y" in case.io else torch.tensor(case.meta["y"])
+    scale = case.meta.get("cfg_scale")
+    called = network if scale is None else ForwardWithCfg(network, scale)
+    return Conditioned(called, conditioned(label, classes))
+
+
+KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {"DiT/model": model}
