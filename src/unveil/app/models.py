@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from unveil.checkpoints import ours, published, store, tensors
+from unveil.checkpoints import ours, published, store
 from unveil.config import validate
 from unveil.files import sha256
 from unveil.model import Model
@@ -46,8 +46,7 @@ def open_model(name: str, where: torch.device, said: Mapping[str, Any] | None = 
     path = Path(name)
     if path.is_file():
         known = validate(published.Said, dict(said or {}), "file")
-        model = published.model_of(tensors.read_state(path), known)
-        return model.to(where), Source(path.name, sha256(path))
+        return published.load(path, known).to(where), Source(path.name, sha256(path))
     if said:
         raise RecipeError(f"file.{next(iter(said))}: {name} is no published file, and says everything itself")
     return ours.load_model(name).to(where), source(name)
