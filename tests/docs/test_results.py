@@ -31,8 +31,11 @@ def test_the_page_is_what_the_reports_give(generator):
 
 def test_recipes_expect_what_was_measured(generator):
     for folder in sorted((DOCS / "results").glob("*/report.json")):
-        name = folder.parent.name
+        name, _, changed = folder.parent.name.partition(".")  # after the dot: with changes that the report names
         assert name in recipe_names(), f"docs/results/{name}: no such recipe"
+        if changed:
+            assert f"unveil train {name} " in Report.load(folder).about["training"]["command"]
+            continue
         expected = load_recipe(name).expected.scores
         assert expected == generator.scores(Report.load(folder)), f"src/unveil/recipes/{name}.yaml: expected.scores"
 
