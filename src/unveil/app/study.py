@@ -21,11 +21,11 @@ from unveil.core.samplers import SAMPLERS
 from unveil.evaluate import Settings as Protocol
 from unveil.evaluate.pictures import gather
 from unveil.files import refuse_overwrite, write_atomically
-from unveil.source import command
+from unveil.pictures import to_unit
+from unveil.source import command, commit
 from unveil.study import inverse as restoration
 from unveil.study.inverse import study_inverse
 from unveil.study.model_pages import inverse_page, samplers_page, scales_page
-from unveil.study.record import commit
 from unveil.study.samplers import Settings, study_samplers
 from unveil.study.scales import check_scales, study_scales
 from unveil.types import RecipeError
@@ -114,7 +114,7 @@ def inverse(
     if settings.count > len(there):
         raise RecipeError(f"count = {settings.count}: the {part} part of {recipe.data.kind} has {len(there)} pictures")
     chosen = gather(there, settings.count)
-    pictures = chosen.pixels.float() / 127.5 - 1
+    pictures = to_unit(chosen.pixels)
     with console.progress("step", 0) as progress:
         study = study_inverse(model, pictures, settings, progress.reach)
     record: dict[str, Any] = {

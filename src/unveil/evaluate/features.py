@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from unveil.evaluate.inception import load_inception, load_weights
 from unveil.files import sha256
 from unveil.nn.cnn import Cnn, CnnConfig
+from unveil.pictures import to_unit
 from unveil.types import RecipeError, ShapeError, WeightsError, nearest
 
 _SHIPPED = Path(__file__).parent.parent / "weights"
@@ -150,11 +151,6 @@ def classifier(card: Path, device: str = "cpu") -> FeatureNetwork:
         accuracy=float(facts["accuracy"]),
         device=device,
     )
-
-
-def to_unit(pixels: Tensor) -> Tensor:
-    """uint8 pixels as floats in [-1, 1]."""
-    return pixels.float() / 127.5 - 1
 
 
 def read_accuracy(network: nn.Module, pixels: Tensor, labels: Tensor) -> float:
