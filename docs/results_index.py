@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from unveil.evaluate.report import Report
 from unveil.files import write_atomically
@@ -84,6 +86,44 @@ def _iou(name: str, report: Report) -> str:
     )
 
 
+def _studies() -> Iterator[tuple[str, dict[str, Any]]]:
+    for path in sorted(RESULTS.glob("*/inverse.json")):
+        yield path.parent.name, json.loads(path.read_text("utf-8"))
+
+
+def _restored(study: dict[str, Any]) -> Iterator[str]:
+    """A line of each problem and method that has a bar."""
+    for row in study["rows"]:
+        if row["bar"] is None:
+            continue
+        gain, known = row["gain"], {None: "-", True: "bit-equal", False: "changed"}[row["known"]]
+        reach = f"{gain['mean']:+.2f} dB ({gain['low']:+.2f} to {gain['high']:+.2f})"
+        met = ("yes" if row["whole_interval"] else "by the mean, not by the whole interval") if row["met"] else "no"
+        cells = (
+            f"`{study['model']['name']}`", row["problem"], row["method"], reach, f"{row['bar']:g} dB", met,
+            f"{row['residual']:.0e}", known,
+        )  # fmt: skip
+        yield "| " + " | ".join(cells) + " |"
+
+
+def _inverse() -> Iterator[str]:
+    """What `unveil study inverse` found: a table, and its origin."""
+    heads = ("model", "problem", "method", "PSNR beyond the baseline", "bar", "met", "residual", "known pixels")
+    yield "Inverse problems on held-out pictures, without noise:"
+    yield ""
+    yield "| " + " | ".join(heads) + " |"
+    yield "|" + " --- |" * len(heads)
+    for _, study in _studies():
+        yield from _restored(study)
+    for name, study in _studies():
+        about, count = study["about"], study["settings"]["count"]
+        yield ""
+        yield (
+            f"`{study['model']['name']}`: {count} pictures, `{about['command']}` at {about['commit']}: "
+            f"[page]({name}/inverse.html), [numbers]({name}/inverse.json)"
+        )
+
+
 def index() -> str:
     """The page."""
     first: dict[str, Callable[[str, Report], str]] = {
@@ -106,6 +146,8 @@ def index() -> str:
         "States given pictures, on held-out scenes:",
         "",
         *_table({**first, "mean IoU": _iou, **last}, states),
+        "",
+        *_inverse(),
     ]
     return "\n".join(lines) + "\n"
 

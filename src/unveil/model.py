@@ -112,7 +112,6 @@ class Model(nn.Module):
 
     def step(self, condition: Condition | None) -> Step:
         """The denoiser with its condition bound: what samplers and guidance take."""
-
         return lambda x, level: self._estimate(x, level, condition)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -208,10 +207,10 @@ class Model(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> Model:
-        """The model of a folder that `save` or a training run wrote."""
-        from unveil.checkpoints import ours
+        """The model of a folder that `save` or a training run wrote, or of a published file of tensors."""
+        from unveil.checkpoints import ours, published
 
-        return ours.load_model(Path(path))
+        return published.load(Path(path)) if Path(path).is_file() else ours.load_model(Path(path))
 
     def _estimate(self, x: Tensor, level: Level, condition: Condition | None) -> Estimate:
         """The denoiser in the precision asked for."""
@@ -279,10 +278,10 @@ def build(config: ModelConfig) -> Model:
 
 
 def load(name_or_path: str | Path) -> Model:
-    """A shipped model by its name, or the model in a folder: a saved one, a checkpoint or a run.
+    """A shipped model by its name, the model in a folder (a saved one, a checkpoint or a run), or a published file.
 
     Raises:
-        WeightsError: there is no such model, or it is damaged.
+        WeightsError: there is no such model, or it is damaged, or a file that is not known.
     """
     return Model.load(name_or_path)
 

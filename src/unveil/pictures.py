@@ -14,6 +14,11 @@ from unveil.types import ShapeError
 SMALLEST = 96  # pixels of a sample's side on a sheet; smaller ones are enlarged by whole factors
 
 
+def to_unit(pixels: Tensor) -> Tensor:
+    """Samples in [-1, 1], float32, of uint8 pixels."""
+    return pixels.float() / 127.5 - 1
+
+
 def to_pixels(samples: Tensor) -> Tensor:
     """uint8 pixels of samples in [-1, 1]; what lies outside is cut off."""
     return samples.float().cpu().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unveil.checkpoints import dit, dit_model
-from unveil.checkpoints.dit_model import Said
+from unveil.checkpoints.said import Said
 from unveil.checkpoints.tensors import read_state, write_tensors
 from unveil.config import ModelConfig, validate
 from unveil.model import Model, build

@@ -126,6 +126,24 @@ def test_a_released_file_is_known_by_its_keys_and_shapes(name):
     assert (model.variance, model.prediction) == ("learned-range", "eps")
 
 
+@pytest.mark.parametrize(
+    ("name", "sampler", "steps", "grid"),
+    [
+        ("64x64_diffusion", "ancestral", 250, "250"),
+        ("128_512_upsampler", "ancestral", 250, "250"),
+        ("cifar10_uncond_50M_500K", "ancestral", 4000, "4000"),
+        ("lsun_uncond_100M_1200K_bs128", "ancestral", 1000, "1000"),
+        ("cd_imagenet64_lpips", "consistency", 1, "uniform-log-snr"),
+    ],
+)
+def test_a_released_file_is_sampled_as_its_authors_do(name, sampler, steps, grid):
+    sample = next(published.release(files) for files in FILES if name in files).model_config().sample
+    assert (sample.sampler, sample.steps, sample.grid, sample.clip) == (sampler, steps, grid, "static")
+    fewer = sample.changed({"steps": 2})
+    process = next(published.release(files) for files in FILES if name in files).model_config().process.build()
+    assert len(fewer.levels(process)) == 3
+
+
 @needs_facts
 def test_what_a_released_file_says_can_be_read_back_as_a_recipe():
     for name in ("guided-diffusion__64_256_upsampler", "guided-diffusion__512x512_diffusion"):
@@ -153,6 +171,7 @@ def test_what_is_said_goes_before_the_table():
     teacher = published.match(keys, said)
     model = teacher.model_config()
     assert model.build_prediction(model.process.build()) == precondition.EDM(index_scale=1000)
+    assert (model.sample.sampler, model.sample.steps, model.sample.grid) == ("heun", 40, "karras")
     assert isinstance(teacher.network, UNetConfig)
     assert (teacher.network.heads, teacher.network.head_channels) == (6, None)
 
@@ -222,6 +241,16 @@ def test_a_model_of_an_unknown_file_computes_what_its_network_does():
     sample = model.generate(count=1, seed=0, steps=2, raw={"label": 3})
     assert sample.shape == (1, 3, 16, 16)
     assert torch.isfinite(sample).all()
+
+
+def test_an_unknown_file_is_sampled_in_250_calls_or_the_whole_chain():
+    shaped = shapes(tiny()[0])
+    short = published.match(shaped, SAID.model_copy(update={"steps": 40})).model_config()
+    assert (short.sample.sampler, short.sample.steps) == ("ancestral", 40)
+    long = published.match(shaped, SAID.model_copy(update={"steps": 4000})).model_config()
+    assert long.sample.steps == 250
+    said = validate(Said, SAID.model_dump(exclude_unset=True) | {"process": {"kind": "cosine-vp"}}, "said")
+    assert published.match(shaped, said).model_config().process.kind == "cosine-vp"
 
 
 def test_an_upsampler_takes_the_small_picture():

@@ -104,18 +104,24 @@ class Knowing(nn.Module):
         self.case, self.prediction, self.known = case, prediction, known
 
     def forward(self, x: Tensor, index: Tensor, condition: Condition | None = None) -> Tensor:
-        if isinstance(self.prediction, precondition.Preconditioning):
-            # the index is log(sigma / alpha) / 4
-            t = float(self.case.process.t_of(min(-4 * index[0].item(), self.case.cleanest)))
-        else:
-            t = self.case.time(index[0].item())
-        # float32 may round an index beyond an end; churn may lead above 1, and not by so little
-        level = self.case.process.at(1.0 if 1 < t < 1 + 1e-6 else max(t, 0.0))
+        times = [self._time(one) for one in dict.fromkeys(index.tolist())]
+        if len(times) > 1:  # samples at levels of their own
+            times = [self._time(one) for one in index.tolist()]
+        level = self.case.process.at(times[0] if len(times) == 1 else torch.tensor(times, dtype=torch.float64))
         if isinstance(self.prediction, precondition.Preconditioning):
             x = x / like(self.prediction.scale(level), x)
         x0 = self.known(x, level)
-        a, b = self.prediction(level)
-        return a * x0 + b * (x - level.alpha * x0) / level.sigma
+        a, b, alpha, sigma = (like(number, x) for number in (*self.prediction(level), level.alpha, level.sigma))
+        return a * x0 + b * (x - alpha * x0) / sigma
+
+    def _time(self, index: float) -> float:
+        if isinstance(self.prediction, precondition.Preconditioning):
+            # the index is log(sigma / alpha) / 4
+            t = float(self.case.process.t_of(min(-4 * index, self.case.cleanest)))
+        else:
+            t = self.case.time(index)
+        # float32 may round an index beyond an end; churn may lead above 1, and not by so little
+        return 1.0 if 1 < t < 1 + 1e-6 else max(t, 0.0)
 
 
 # ---------------------------------------------------------------------- the three axes
@@ -173,6 +179,7 @@ CASES: Mapping[str, Case] = {
     "cosine VP, t < 0.999": Case(CosineVP(), _thousandths, _sighted),
     "linear betas": _discrete(DiscreteVP(betas("linear", 1000))),
     "cosine betas": _discrete(DiscreteVP(betas("cosine", 1000))),
+    "cosine betas, t < 0.999": replace(_discrete(DiscreteVP(betas("cosine", 1000))), grid=_sighted),
     "zero-SNR betas": _discrete(DiscreteVP(zero_terminal_snr(betas("linear", 1000)))),
     "sub-VP": Case(SubVP(), _thousandths, _even),
     "VE": _exploding(VE(), _even),
@@ -188,7 +195,7 @@ def steps_of(sampler: Sampler) -> int:
     if sampler.denoiser == "consistency":
         return 8  # each of them ends at the data itself
     if sampler.fine:
-        return 20
+        return 40
     several = sampler.fine is None or (sampler.order is not None and sampler.order >= 2)
     return 60 if several else 200
 
@@ -200,6 +207,10 @@ def plan_of(case: Case, sampler: Sampler) -> tuple[Grid, Plan]:
     if sampler.calls is None:  # it makes its own steps, as fine as it is told
         options["tolerance"] = replace(options.get("tolerance", Tolerance()), absolute=1e-3, relative=1e-2)
     return grid, sampler.build(grid, **options)
+
+
+# What runs, and is not exact by its own nature: steps that lead eps on, from sigma / alpha = 20,000
+LED_ON = (("cosine betas", "heun"), ("cosine betas", "pndm"), ("cosine betas", "unipc-3-eps"))
 
 
 # ---------------------------------------------------------------------- cells
@@ -238,7 +249,12 @@ BY_RATIO = ("karras", "exponential", "polyexponential", "uniform-log-snr")
 NOISIEST_VP = math.sqrt(math.expm1(0.5 * 19.9 + 0.1)) - 1e-9  # where the grid "vp" begins
 BY_INDEX = ("leading", "trailing", "quadratic")
 # What runs, and does not lead to the data by its own nature: the letter says why, below the table.
-UNFIT = {("EDM", "uniform"): "f", ("EDM", "linear-quadratic"): "f", ("cosine betas", "quadratic"): "g"}
+UNFIT = {
+    ("EDM", "uniform"): "g",
+    ("EDM", "linear-quadratic"): "g",
+    ("cosine betas", "quadratic"): "h",
+    ("cosine betas, t < 0.999", "quadratic"): "h",
+}
 
 
 def grid_refusal(case: Case, name: str) -> str | None:
@@ -274,21 +290,22 @@ SAMPLER_NOTES = (
     "a: begins at alpha = 0, where `eps` and `score` hold nothing of the data, and `edm`'s ratio of noise to signal is "
     "infinite; the number is of the others.",
     "b: the sampler begins at alpha > 0; with such a process, take the grid from t = 0.999 on.",
+    "c: the first steps lead eps on from where sigma / alpha is 20,000; take the grid from t = 0.999 on.",
     "`*`: an approximation whose error no grid removes: the number may be above 1.",
 )
 GRID_NOTES = (
-    "c: by the indices of a table of betas.",
-    "d: by the ratio of noise to signal, which is infinite where the process reaches alpha = 0.",
-    "e: the process does not hold these ratios.",
-    "f: even steps of sigma, too coarse near the data.",
-    "g: begins at four fifths of the table, where a tenth of the data is left.",
+    "d: by the indices of a table of betas.",
+    "e: by the ratio of noise to signal, which is infinite where the process reaches alpha = 0.",
+    "f: the process does not hold these ratios.",
+    "g: even steps of sigma, too coarse near the data.",
+    "h: begins at four fifths of the table, where a tenth of the data is left.",
 )
 
 
 def page() -> str:
     """docs/cross.md, from a run of every cell."""
     samplers = [
-        [f"`{name}`{'' if held(entry) else ' *'}", *(_cell(case, entry) for case in CASES.values())]
+        [f"`{name}`{'' if held(entry) else ' *'}", *(_cell(case, entry) for case in CASES)]
         for name, entry in SAMPLERS.items()
     ]
     spaced = [[f"`{name}`", *(_grid_cell(of, name) for of in CASES)] for name in grids.GRIDS]
@@ -321,7 +338,10 @@ def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _cell(case: Case, sampler: Sampler) -> str:
+def _cell(name: str, sampler: Sampler) -> str:
+    if (name, sampler.name) in LED_ON:
+        return "c"
+    case = CASES[name]
     fits = [name for name in PREDICTED if refusal(case, name, sampler) is None]
     if not fits:
         return "b"
@@ -335,7 +355,7 @@ def _grid_cell(name: str, grid: str) -> str:
         return UNFIT[name, grid]
     said = grid_refusal(CASES[name], grid)
     if said is not None:
-        return {"has no indices": "c", "reaches alpha = 0": "d"}.get(said, "e")
+        return {"has no indices": "d", "reaches alpha = 0": "e"}.get(said, "f")
     return f"{grid_cell(CASES[name], grid) / threshold():.2f}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,6 +32,8 @@ def check(case: str, prediction: str, sampler: str, planned=None) -> None:
             cell(CASES[case], prediction, entry, planned)
         return
     found = cell(CASES[case], prediction, entry, planned)
+    if (case, sampler) in cross.LED_ON:
+        return  # the worst of the predictions is beyond, see below
     assert found < (cross.threshold() if cross.held(entry) else float("inf"))
 
 
@@ -96,6 +99,13 @@ def test_the_whole_table(case: str, sampler: str):
         check(case, prediction, sampler, planned)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "sampler"), cross.LED_ON)
+def test_what_is_called_inexact_is(case: str, sampler: str):
+    found = max(cell(CASES[case], prediction, SAMPLERS[sampler]) for prediction in PREDICTED)
+    assert found > cross.threshold()
+
+
 # ---------------------------------------------------------------------- grids
 
 PAIRS = [(case, name) for case in CASES for name in grids.GRIDS if (case, name) not in UNFIT]
@@ -113,3 +123,16 @@ def test_a_grid_that_a_process_cannot_have_says_why(case: str, name: str):
 @pytest.mark.parametrize(("case", "name"), [pair for pair in PAIRS if not grid_refusal(CASES[pair[0]], pair[1])])
 def test_every_other_grid_leads_to_the_mixture(case: str, name: str):
     assert grid_cell(CASES[case], name) < cross.threshold()
+
+
+# ---------------------------------------------------------------------- the page
+
+
+def test_the_page_is_of_the_samplers_and_grids_that_there_are():
+    text = (Path(__file__).parents[2] / "docs/cross.md").read_text("utf-8")
+    rows = re.findall(r"^\| `([^`]+)`", text, re.MULTILINE)
+    assert rows == [*SAMPLERS, *grids.GRIDS], "run python -m tests.core.cross table"
+    exact = "\n".join(line for line in text.splitlines() if "` *" not in line)  # no fine grid makes the others so
+    shares = [float(number) for number in re.findall(r"\| (\d+\.\d\d)(?= )", exact)]
+    assert len(shares) > 400
+    assert max(shares) < 1

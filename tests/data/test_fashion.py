@@ -49,6 +49,14 @@ def test_official_files_of_a_folder_packed_or_not(tmp_path, suffix):
     assert part[1]["pixels"].flatten()[:3].tolist() == [4, 5, 6]  # 784 = 4 (mod 10): the second picture begins there
 
 
+def test_a_smaller_picture_goes_with_each(tmp_path):
+    official(tmp_path / "files")
+    part = data.open(data.FashionConfig(folder=str(tmp_path / "files"), low=14), "held-out")
+    item = part[1]
+    assert item["low"].shape == (1, 14, 14)
+    assert item["low"][0, 0, 0] == pytest.approx(item["pixels"][0, :2, :2].float().mean().item() / 127.5 - 1)
+
+
 def test_without_the_files_the_message_names_three_ways(nowhere, cache):
     with pytest.raises(MediaError) as caught:
         data.open(data.FashionConfig())

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from unveil import data
-from unveil.types import MediaError
+from unveil.types import MediaError, RecipeError
 
 
 def config(folder: Path, **given: object) -> data.FolderConfig:
@@ -64,6 +65,23 @@ def test_numbers_as_labels_stay_what_they_are(folder, paint):
     pictures = data.open(config(folder))
     assert pictures.classes == ["0", "1", "2", "3"]
     assert [pictures[i]["label"] for i in range(2)] == [3, 0]
+
+
+def test_the_same_picture_with_fewer_pixels(folder, paint):
+    paint("cat/a.png"), paint("dog/b.png")
+    item = data.open(config(folder, low=2))[1]
+    assert list(item) == ["pixels", "low", "label"]
+    area = functional.interpolate(item["pixels"][None] / 127.5 - 1, (2, 2), mode="area")[0]
+    torch.testing.assert_close(item["low"], area)
+    assert "low" not in data.open(config(folder))[0]
+
+
+@pytest.mark.parametrize(("low", "nearest"), [(3, 2), (8, 4), (0, 1)])
+def test_a_smaller_size_that_does_not_divide_is_refused(low, nearest):
+    with pytest.raises(RecipeError, match=f"low {low}: must divide the size, 8 pixels, .*nearest: {nearest}"):
+        data.FolderConfig("here", 8, low=low)
+    with pytest.raises(RecipeError, match="low 9: must divide the size, 28 pixels, and be below it; nearest: 7"):
+        data.FashionConfig(low=9)
 
 
 def test_captions_of_the_same_name(folder, paint):

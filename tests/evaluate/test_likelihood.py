@@ -11,9 +11,9 @@ from unveil import data
 from unveil.config import load_recipe
 from unveil.core.noise import Streams
 from unveil.core.ode_likelihood import ode_bits
-from unveil.evaluate.features import to_unit
 from unveil.evaluate.likelihood import TOLERANCE, bits_per_dim, ode_bits_per_dim
 from unveil.model import Model, build
+from unveil.pictures import to_unit
 from unveil.types import MediaError, RecipeError
 
 

@@ -16,8 +16,9 @@ from unveil.core.times import LogitNormal
 from unveil.data.digits import digits
 from unveil.data.toy import Mixture
 from unveil.evaluate import features
+from unveil.pictures import to_unit
 from unveil.study import ncsn, solvers
-from unveil.study.arm import Arm, Budget, build, objective_of, to_unit, told, train
+from unveil.study.arm import Arm, Budget, build, objective_of, told, train
 from unveil.study.fidelity import fidelity, wanted
 from unveil.study.guide import train_guide
 from unveil.study.measure import energy_distance, rms

@@ -16,7 +16,8 @@ from unveil.core.process import DiscreteVP, betas
 from unveil.core.transition import Chain, chain_of
 from unveil.core.variance import fixed_large, fixed_small
 from unveil.data.digits import digits
-from unveil.study.arm import Arm, Budget, build, to_unit, train, trained
+from unveil.pictures import to_unit
+from unveil.study.arm import Arm, Budget, build, train, trained
 from unveil.study.measure import bits, frechet, gradient_noise, remembered, strided_bits
 from unveil.types import NonFinite
 

@@ -94,6 +94,11 @@ def test_power_is_relative_to_the_papers_effect():
     assert comparison([1, 1, 1], [2, 2, 2]).is_settled  # an effect that was found needs no power
 
 
+def test_an_arm_without_mistakes_is_compared_with_the_other():
+    assert comparison((0.1, 0.2, 0.3), (0.0, 0.0, 0.0)).relative(0.1) == pytest.approx(0.5)
+    assert comparison((0.0, 0.0, 0.0), (0.0, 0.0, 0.0)).relative_width == 0
+
+
 def test_logarithms_are_shares():
     one = comparison([9.0, 9.0, 9.0], [10.0, 10.0, 10.0], log2=True)
     assert one.relative(1.0) == 0.5

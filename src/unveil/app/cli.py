@@ -173,7 +173,9 @@ def evaluate(
 def convert(
     source: Annotated[Path, typer.Argument(help="A published file of weights, or our model's folder.")],
     out: Annotated[Path, typer.Argument(help="The folder, or the .safetensors file, that is written.")],
-    layout: Annotated[str, typer.Option(help="Of the other side: openai, ddpm, dit, diffusers or ours.")] = "openai",
+    layout: Annotated[
+        str, typer.Option(help="Of the other side: openai, ddpm, edm, score-sde, dit, diffusers or ours.")
+    ] = "openai",
     recipe: Annotated[str | None, typer.Option(help="Recipe of the model that the file holds (to ours only).")] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="A change to it, such as variance=learned-range.")

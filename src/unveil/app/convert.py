@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unveil.app.console import Console
 from unveil.app.unpickle import tensors_of
-from unveil.checkpoints import ddpm, dit, dit_model, openai, ours
+from unveil.checkpoints import ddpm, dit, dit_model, edm, openai, ours, published, score_sde
 from unveil.checkpoints.tensors import read_tensors, write_tensors
 from unveil.config import Recipe, load_recipe, override, validate
 from unveil.files import refuse_overwrite
@@ -24,7 +24,8 @@ from unveil.model import Model, build
 from unveil.tasks.generate import DTYPES
 from unveil.types import NotWritable, RecipeError, WeightsError, nearest
 
-LAYOUTS = ("openai", "ddpm", "dit", "diffusers", "ours")
+# edm and score-sde are only read.
+LAYOUTS = ("openai", "ddpm", "edm", "score-sde", "dit", "diffusers", "ours")
 PICKLES = (b"PK\x03\x04", b"\x80")
 
 
@@ -78,7 +79,7 @@ def _to_ours(source: Path, out: Path, layout: Layout, force: bool) -> dict[str, 
             said: dict[str, Any] = {}
             for change in layout.overrides:
                 override(said, change)
-            model = dit_model.model_of(theirs, validate(dit_model.Said, said.get("file", {}), "file"))
+            model = published.model_of(theirs, validate(published.Said, said.get("file", {}), "file"))
         else:
             model = build(_described(layout).model)
             if is_dit:
@@ -115,12 +116,8 @@ def _read(source: Path, scratch: Path) -> tuple[str, dict[str, Tensor]]:
 
 def _fill(model: Model, theirs: Mapping[str, Tensor], layout: str) -> None:
     network: Any = model.denoiser.network
-    label = None
-    if layout == "openai":
-        found = openai.load(theirs, network.config)
-        state, label = found.network, found.label
-    else:
-        state = ddpm.load(theirs, network.config)
+    _check_network(network, layout)
+    state, label = _parts(model, theirs, layout)
     network.load_state_dict({key: tensor.float() for key, tensor in state.items()})
     conditioner = dict(model.conditioners.items()).get("label")
     if (label is None) != (conditioner is None):
@@ -137,6 +134,26 @@ def _fill(model: Model, theirs: Mapping[str, Tensor], layout: str) -> None:
         conditioner.load_state_dict({key: tensor.float() for key, tensor in label.items()})
 
 
+def _parts(
+    model: Model, theirs: Mapping[str, Tensor], layout: str
+) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    """Our state dicts of the network and of the labels, if the file has some."""
+    network: Any = model.denoiser.network
+    match layout:
+        case "openai":
+            found = openai.load(theirs, network.config)
+            return found.network, found.label
+        case "edm":
+            state, label = edm.load(theirs, network.config)
+            if label is not None and type(network).__name__ == "SongUNet" and not _drops(model):
+                label = {key: rows[:-1] for key, rows in label.items()}  # without the row of no label
+            return state, label
+        case "score-sde":
+            return score_sde.load(theirs, network.config), None
+        case _:
+            return ddpm.load(theirs, network.config), None
+
+
 def _to_theirs(source: Path, out: Path, layout: Layout) -> dict[str, Any]:
     folder = ours.find(source)
     model = ours.load_model(folder)
@@ -146,20 +163,35 @@ def _to_theirs(source: Path, out: Path, layout: Layout) -> dict[str, Any]:
     endings = (".safetensors", ".pt") if layout.name == "dit" else (".safetensors",)
     if out.suffix not in endings:
         raise RecipeError(f"{out}: published layouts are written as one file; end its name in {' or '.join(endings)}")
-    theirs = dit_model.tensors_of(model) if layout.name == "dit" else _of_unet(model, source, layout)
+    theirs = dit_model.tensors_of(model) if layout.name == "dit" else _of_unet(model, layout)
     _write(out, {key: tensor.to(DTYPES[layout.dtype]) for key, tensor in theirs.items()})
     return {"part": str(folder), "matched": len(theirs), "unmatched": 0}
 
 
-def _of_unet(model: Model, source: Path, layout: Layout) -> dict[str, Tensor]:
+def _of_unet(model: Model, layout: Layout) -> dict[str, Tensor]:
     network: Any = model.denoiser.network
-    if type(network).__name__ != "UNet":
-        raise RecipeError(f"{source}: a {type(network).__name__}; openai and ddpm are layouts of a U-Net")
+    _check_network(network, layout.name)
+    if layout.name not in ("openai", "ddpm"):
+        raise RecipeError(f"layout {layout.name!r} is only read; written are openai, ddpm, dit and diffusers")
     if layout.name == "ddpm":
         return ddpm.dump(network.state_dict(), network.config)
     conditioner = dict(model.conditioners.items()).get("label")
     label = None if conditioner is None else _without_null(conditioner)
     return openai.dump(network.state_dict(), network.config, label)
+
+
+def _check_network(network: Any, layout: str) -> None:
+    """Raises RecipeError when a layout is not one of this network."""
+    kinds = {"edm": ("SongUNet", "DhariwalUNet"), "score-sde": ("SongUNet",)}.get(layout, ("UNet",))
+    if (found := type(network).__name__) not in kinds:
+        raise RecipeError(
+            f"a {found}, but {layout} is a layout of a {' or '.join(kinds)}; give another layout or recipe"
+        )
+
+
+def _drops(model: Model) -> bool:
+    """Whether the model's labels have a row for none."""
+    return any(getattr(one, "drop", 0) > 0 for one in model.conditioners.values())
 
 
 def _without_null(conditioner: Any) -> dict[str, Tensor]:

@@ -91,9 +91,11 @@ def _text(facts: dict[str, Any], keys: bool) -> str:
 
 
 def _brief(value: Any) -> str:
-    """A section of a recipe on one line, what is not set left away."""
+    """A section of a recipe on one line, its kind first, what is not set left away."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_brief(inner)}" for key, inner in value.items() if inner not in (None, [], {}))
+        kind = [str(value["kind"])] if "kind" in value else []
+        rest = {key: inner for key, inner in value.items() if key != "kind" and inner not in (None, [], {})}
+        return ", ".join([*kind, *(f"{key} {_brief(inner)}" for key, inner in rest.items())])
     if isinstance(value, list):
         return "[" + ", ".join(_brief(inner) for inner in value) + "]" if value else "none"
     return str(value)

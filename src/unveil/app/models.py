@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from unveil.checkpoints import dit, dit_model, ours, published, store, tensors
+from unveil.checkpoints import dit_model, ours, published, store
 from unveil.config import validate
 from unveil.files import sha256
 from unveil.model import Model
@@ -41,25 +41,17 @@ def open_model(name: str, where: torch.device, said: Mapping[str, Any] | None = 
     """The model of a name, a folder or a published file of tensors, and which one it is.
 
     Args:
-        said: what the keys of a published file do not say, by the names of `checkpoints.published.Said`, or of
-            `checkpoints.dit_model.Said` for a DiT.
+        said: what the keys of a published file do not say, by the names of `checkpoints.published.Said`.
     """
     path = Path(name)
     if path.is_file():
-        return _of_file(path, dict(said or {})).to(where), Source(path.name, sha256(path))
+        known = validate(published.Said, dict(said or {}), "file")
+        return published.load(path, known).to(where), Source(path.name, sha256(path))
     if said:
         raise RecipeError(f"file.{next(iter(said))}: {name} is no published file, and says everything itself")
     if dit_model.is_folder(path):
         return dit_model.read_folder(path).to(where), Source(path.resolve().name, dit_model.sha256_of(path))
     return ours.load_model(name).to(where), source(name)
-
-
-def _of_file(path: Path, said: dict[str, Any]) -> Model:
-    """The model of a published file of tensors, told by its keys."""
-    theirs = tensors.read_state(path)
-    if dit.layout_of({key: tensor.shape for key, tensor in theirs.items()}) is not None:
-        return dit_model.model_of(theirs, validate(dit_model.Said, said, "file"))
-    return published.model_of(theirs, validate(published.Said, said, "file"))
 
 
 def source(name: str) -> Source:

@@ -8,14 +8,25 @@ from collections.abc import Callable
 from typing import Any
 
 from unveil.app.console import Console
-from unveil.config import AnyRecipe, Recipe, SequenceRecipe, load_recipe, recipe_names, recipe_text
+from unveil.config import (
+    AnyRecipe,
+    ClassifierRecipe,
+    GuidanceConfig,
+    Recipe,
+    SequenceRecipe,
+    load_recipe,
+    recipe_names,
+    recipe_text,
+)
 from unveil.config.model import NETWORKS
-from unveil.core import guidance, samplers, variance
+from unveil.config.objective import DenoisingObjective, SimpleObjective, SlicedObjective
+from unveil.core import grids, guidance, samplers, score_matching, variance, weights
 from unveil.core import objective as objectives
 from unveil.core.exploding import EDM, VE, DiscreteVE
 from unveil.core.flow import RectifiedFlow, Shifted
-from unveil.core.process import CosineVP, DiscreteVP, LinearVP
+from unveil.core.process import CosineVP, DiscreteVP, LinearVP, Process
 from unveil.core.sde import SubVP
+from unveil.core.times import Stratified
 from unveil.nn import decoding
 from unveil.nn.transformer import Transformer
 
@@ -55,26 +66,70 @@ def sources(recipe: AnyRecipe) -> list[dict[str, str]]:
 def _parts(recipe: AnyRecipe) -> list[tuple[str, Any]]:
     if isinstance(recipe, SequenceRecipe):
         return [("network", Transformer), ("decoding", decoding.beam)]
-    if not isinstance(recipe, Recipe):
-        return []
+    if isinstance(recipe, ClassifierRecipe):
+        return _classifier_parts(recipe)
     network = inspect.getmodule(NETWORKS[recipe.network.kind])
-    parts: list[tuple[str, Any]] = [("network", network), ("process", _process(recipe))]
+    process = recipe.process.build()
+    prediction = recipe.build_prediction(process)
+    parts: list[tuple[str, Any]] = [("network", network), *(("process", kind) for kind in _process(recipe.process))]
+    parts.append(("prediction", prediction if isinstance(recipe.prediction, str) else type(prediction)))
     parts += [("condition", type(one.build(recipe, 8))) for one in recipe.condition]
-    if recipe.objective.kind == "hybrid":
-        parts.append(("objective", objectives.hybrid))
-    parts.append(("objective", objectives.simple if recipe.objective.kind == "simple" else objectives.vlb))
-    rules: dict[str, Callable[..., Any]] = {**variance.VARIANCES}
-    parts.append(("variance", rules[recipe.variance]))
-    parts.append(("sampler", samplers.named(recipe.sample.sampler)))
-    if recipe.sample.guidance.scale != 1:
-        kinds: dict[str, Callable[..., Any]] = {"cfg": guidance.cfg, "apg": guidance.apg, "cfg-zero": guidance.cfg_zero}
-        parts.append(("guidance", kinds[recipe.sample.guidance.kind]))
+    parts += _objective_parts(recipe, process)
+    sampler = samplers.named(recipe.sample.sampler)
+    if "variance" in inspect.signature(sampler.build).parameters or recipe.learns_variance:
+        rules: dict[str, Callable[..., Any]] = {**variance.VARIANCES}
+        parts.append(("variance", rules[recipe.variance]))
+    parts.append(("sampler", sampler))
+    if isinstance(recipe.sample.grid, str) and recipe.sample.grid in grids.GRIDS:
+        parts.append(("grid", grids.GRIDS[recipe.sample.grid]))
+    parts += _guidance_parts(recipe.sample.guidance)
     if recipe.sample.clip != "none":
         parts.append(("clip", guidance.clip_static if recipe.sample.clip == "static" else guidance.clip_dynamic))
     return parts
 
 
-def _process(recipe: Recipe) -> Any:
+def _classifier_parts(recipe: ClassifierRecipe) -> list[tuple[str, Any]]:
+    parts: list[tuple[str, Any]] = [("network", inspect.getmodule(type(recipe.network.build())))]
+    if recipe.process is not None:
+        parts += [("process", kind) for kind in _process(recipe.process)]
+        parts += [("guidance", guidance.log_probability), ("guidance", guidance.steer)]
+    return parts
+
+
+def _objective_parts(recipe: Recipe, process: Process) -> list[tuple[str, Any]]:
+    """What is minimised, its weight over the levels, and which times are drawn."""
+    objective = recipe.objective
+    kinds: dict[str, list[Any]] = {
+        "simple": [objectives.simple],
+        "hybrid": [objectives.hybrid, objectives.vlb],
+        "vlb": [objectives.vlb],
+        "denoising-score-matching": [score_matching.denoising],
+        "sliced-score-matching": [score_matching.Sliced],
+    }
+    parts: list[tuple[str, Any]] = [("objective", one) for one in kinds[objective.kind]]
+    if isinstance(objective, DenoisingObjective | SlicedObjective):
+        parts.append(("weight", score_matching.SCORE_WEIGHTS[objective.weight]))
+    elif isinstance(objective, SimpleObjective) and objective.weight.build() is not None:
+        named = objective.weight.model_dump()["kind"].replace("-", "_")
+        parts.append(("weight", getattr(weights, named)))
+    time = objective.time.build(process, recipe.train.batch)
+    parts.append(("times", type(time)))
+    if isinstance(time, Stratified):
+        parts.append(("times", type(time.of)))
+    return parts
+
+
+def _guidance_parts(asked: GuidanceConfig) -> list[tuple[str, Any]]:
+    if asked.scale == 1:
+        return []
+    kinds: dict[str, Callable[..., Any]] = {"cfg": guidance.cfg, "apg": guidance.apg, "cfg-zero": guidance.cfg_zero}
+    parts: list[tuple[str, Any]] = [("guidance", kinds[asked.kind]), ("schedule", guidance.SCHEDULES[asked.schedule])]
+    parts += [("interval", guidance.interval)] if asked.interval is not None else []
+    return [*parts, ("rescale", guidance.rescale)] if asked.rescale else parts
+
+
+def _process(asked: Any) -> list[Any]:
+    """The class of a section of a process, and of the one that it shifts."""
     kinds: dict[str, Any] = {
         "discrete-vp": DiscreteVP,
         "linear-vp": LinearVP,
@@ -86,7 +141,8 @@ def _process(recipe: Recipe) -> Any:
         "rectified-flow": RectifiedFlow,
         "shifted": Shifted,
     }
-    return kinds[recipe.process.kind]
+    inner = _process(asked.process) if asked.kind == "shifted" else []
+    return [*inner, kinds[asked.kind]]
 
 
 def _source(thing: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""`unveil study`: what samplers and guidance do on a model, as pages."""
+"""`unveil study`: what samplers and guidance do on a model, and what it restores, as pages."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ from unveil.app.models import device as pick
 from unveil.app.models import open_model
 from unveil.core.samplers import SAMPLERS
 from unveil.evaluate import Settings as Protocol
+from unveil.evaluate.pictures import gather
 from unveil.files import refuse_overwrite, write_atomically
-from unveil.study.model_pages import samplers_page, scales_page
-from unveil.study.record import commit
+from unveil.pictures import to_unit
+from unveil.source import command, commit
+from unveil.study import inverse as restoration
+from unveil.study.inverse import study_inverse
+from unveil.study.model_pages import inverse_page, samplers_page, scales_page
 from unveil.study.samplers import Settings, study_samplers
 from unveil.study.scales import check_scales, study_scales
 from unveil.types import RecipeError
@@ -93,6 +97,34 @@ def guidance(ask: evaluation.Ask, scales: tuple[float, ...], place: Place, conso
     record: dict[str, Any] = {"model": source._asdict(), **study.record(), "about": _about(begun, str(model.device))}
     page = _write(folder, "guidance", record, scales_page(study, record))
     rows = [_line(row) for row in record["scales"]]
+    console.result({**record, "page": str(page)}, "\n".join([*rows, str(page)]))
+
+
+def inverse(
+    ask: evaluation.Ask, settings: restoration.Settings, part: data.Part, place: Place, console: Console
+) -> None:
+    """Restores pictures that were measured in part, writes inverse.json and inverse.html."""
+    recipe = ask.resolved()
+    folder = place.free(ask.model, "inverse")
+    begun = time.process_time()
+    model, source = open_model(ask.model, pick(ask.device))
+    if recipe.key != "pixels":
+        raise RecipeError(f"{ask.model} makes {recipe.key}; what is restored here are pictures")
+    there = data.open(recipe.data.build(), part)
+    if settings.count > len(there):
+        raise RecipeError(f"count = {settings.count}: the {part} part of {recipe.data.kind} has {len(there)} pictures")
+    chosen = gather(there, settings.count)
+    pictures = to_unit(chosen.pixels)
+    with console.progress("step", 0) as progress:
+        study = study_inverse(model, pictures, settings, progress.reach)
+    record: dict[str, Any] = {
+        "model": source._asdict(),
+        "data": {"kind": recipe.data.kind, "part": part, "sha256": chosen.sha256()},
+        **study.record(),
+        "about": {**_about(begun, str(model.device)), "command": command()},
+    }
+    page = _write(folder, "inverse", record, inverse_page(study, record))
+    rows = [row.text for row in study.rows] + [f"{name}: skipped, {why}" for name, why in study.skipped.items()]
     console.result({**record, "page": str(page)}, "\n".join([*rows, str(page)]))
 
 

@@ -10,7 +10,9 @@ import typer
 from unveil.app.console import Console
 from unveil.app.options import AsJson, Device, Force, ModelName, Quiet
 
-study_app = typer.Typer(no_args_is_help=True, help="Compare samplers, or scales of guidance, on a model.")
+study_app = typer.Typer(
+    no_args_is_help=True, help="Compare samplers, scales of guidance, or methods that restore pictures, on a model."
+)
 
 
 @study_app.command("samplers")
@@ -59,3 +61,32 @@ def guidance(
     ask = evaluate.Ask(model, recipe, tuple(overrides or ()), weights=weights, device=device)
     place = study.Place(out, force)
     study.guidance(ask, study.numbers(scales, float, "scales"), place, Console(as_json, quiet))
+
+
+@study_app.command("inverse")
+def inverse(
+    model: ModelName,
+    count: Annotated[int, typer.Option(help="Pictures, restored as one batch.")] = 64,
+    steps: Annotated[int, typer.Option(help="Of each method; DPS takes five times as many.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of the noise, and of what is measured.")] = 0,
+    part: Annotated[str, typer.Option("--data", help="Part of the data: held-out or train.")] = "held-out",
+    recipe: Annotated[str | None, typer.Option(help="Recipe that names the data; the run's own otherwise.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="A change such as data.path=photos.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the page; the run's own when left out.")] = None,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Restore pictures from what was measured of them: masks, super-resolution, deblurring, colourisation.
+
+    Writes inverse.html and inverse.json, with PSNR beyond what one would do without the model.
+
+    Example: unveil study inverse ddpm-digits --count 16 --out runs/study
+    """
+    from unveil.app import evaluate, study
+    from unveil.data import known_part
+
+    ask = evaluate.Ask(model, recipe, tuple(overrides or ()), device=device)
+    settings = study.restoration.Settings(count, steps, seed)
+    study.inverse(ask, settings, known_part(part), study.Place(out, force), Console(as_json, quiet))

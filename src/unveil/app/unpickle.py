@@ -82,11 +82,28 @@ def _weights(found: Any, path: str = "the file") -> tuple[str, dict[str, Any]] |
     return None
 
 
+def _averaged(found: Any) -> tuple[str, dict[str, Any]] | None:
+    """Score SDE's average: a list of tensors without names, in the order of what `model` trains.
+
+    Raises:
+        WeightsError: a list that does not fit the model, which is then not taken in its place.
+    """
+    from unveil.checkpoints import score_sde
+
+    average = found.get("ema") if isinstance(found, Mapping) else None
+    listed = average.get("shadow_params") if isinstance(average, Mapping) else None
+    trained = _weights(found.get("model")) if listed else None
+    if listed is None or trained is None:
+        return None
+    return "the file['ema']['shadow_params']", score_sde.averaged(trained[1], listed)
+
+
 def _main(source: str, out: str) -> int:
     _limited(os.path.getsize(source))
     import torch
 
     from unveil.checkpoints.tensors import write_tensors
+    from unveil.types import WeightsError
 
     try:
         found = torch.load(source, map_location="cpu", weights_only=True)
@@ -95,7 +112,11 @@ def _main(source: str, out: str) -> int:
         first = (str(problem).splitlines() or [""])[0][:200]
         print(f"holds more than tensors, or is damaged ({kind}: {first})", file=sys.stderr)
         return REFUSED
-    chosen = _weights(found)
+    try:
+        chosen = _averaged(found) or _weights(found)
+    except WeightsError as problem:
+        print(problem, file=sys.stderr)
+        return REFUSED
     if chosen is None:
         print("holds no state dict of tensors", file=sys.stderr)
         return REFUSED

@@ -33,6 +33,7 @@ FLAGS: dict[str, Any] = {
     "diffusion_steps": 1000,
     "noise_schedule": "linear",
     "rescale_timesteps": False,
+    "timestep_respacing": None,  # all steps
 }
 # Channel multipliers that the scripts choose by the size of the picture.
 MULTIPLIERS = {
@@ -65,7 +66,12 @@ CLASSIFIER_FLAGS: dict[str, Any] = {
 }
 # What several files share.
 COSINE_4K = {"learn_sigma": True, "diffusion_steps": 4000, "noise_schedule": "cosine", "rescale_timesteps": True}
-ADM = {"attention_resolutions": "32,16,8", "learn_sigma": True, "resblock_updown": True}
+ADM = {
+    "attention_resolutions": "32,16,8",
+    "learn_sigma": True,
+    "resblock_updown": True,
+    "timestep_respacing": 250,  # ADM's README samples with so many, but for LSUN, which has the keys of others
+}
 IMAGENET, HEADS = {"class_cond": True}, {"num_head_channels": 64}
 CONSISTENCY = ADM | HEADS | {"learn_sigma": False, "sigma_min": 0.002, "sigma_max": 80.0}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from unveil.config import Section
 from unveil.model import Model
 
 
@@ -19,7 +20,7 @@ def card(model: Model, about: str = "") -> str:
         "conditions": ", ".join(model.conditioners) or "none",
     }
     if model.config is not None:
-        rows["prediction"] = f"{model.config.prediction}, variance {model.config.variance}"
+        rows["prediction"] = f"{_named(model.config.prediction)}, variance {model.config.variance}"
     lines = ["# Model card", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items()), ""]
     if model.config is not None:
         example = (
@@ -35,3 +36,12 @@ def card(model: Model, about: str = "") -> str:
         "",
     ]
     return "\n".join(lines) + (f"\n{about.strip()}\n" if about.strip() else "")
+
+
+def _named(prediction: str | Section) -> str:
+    """A name, or a preconditioning's kind with its settings."""
+    if isinstance(prediction, str):
+        return prediction
+    settings = prediction.model_dump(mode="json")
+    kind = settings.pop("kind")
+    return f"{kind} ({', '.join(f'{name} {value}' for name, value in settings.items())})" if settings else kind

@@ -12,25 +12,22 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from unveil.checkpoints import dit
+from unveil.checkpoints.said import Said, in_float, shapes_of
 from unveil.checkpoints.tensors import read_state, write_tensors
 from unveil.conditioning.label import Label
 from unveil.config import ModelConfig, validate
 from unveil.config.model import DiscreteVPSection
-from unveil.config.section import Section
 from unveil.files import sha256
 from unveil.model import Model, build
 from unveil.nn.dit import DiT
 from unveil.nn.dit_config import DiTConfig
 from unveil.types import RecipeError, WeightsError
-
-Positive = Annotated[int, Field(ge=1)]
 
 WEIGHTS = "diffusion_pytorch_model"
 CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")
@@ -55,18 +52,7 @@ FIXED = {
 }
 
 
-class Said(Section):
-    """What keys and shapes do not hold.
-
-    Attributes:
-        heads: of the attention; known for the published sizes.
-        classes: of the labels; None: one row less than the table has, the last being "none".
-        size: side of x, asked for a diffusers file without its folder; 32 if not said.
-    """
-
-    heads: Positive | None = None
-    classes: Positive | None = None
-    size: Positive | None = None
+SAYABLE = {"heads", "classes", "size"}
 
 
 class Scheduler(NamedTuple):
@@ -88,10 +74,11 @@ def model_of(theirs: Mapping[str, Tensor], said: Said | None = None) -> Model:
     """The model of a state dict of either layout, in evaluation mode; tensors of another type become float32.
 
     Raises:
-        WeightsError: no DiT, or something was not said that keys do not show.
+        WeightsError: no DiT, something was not said that keys do not show, or something that they do.
     """
     said = said or Said()
-    config = dit.config_of({key: tensor.shape for key, tensor in theirs.items()}, said.heads, said.size)
+    said.only(SAYABLE, "files of DiT")
+    config = dit.config_of(shapes_of(theirs), said.heads, said.size)
     return _model(theirs, dit.untied(theirs, config), PUBLISHED, said.classes)
 
 
@@ -110,8 +97,8 @@ def fill(model: Model, theirs: Mapping[str, Tensor]) -> None:
             f"the table of labels: {tuple(rows)} in the file, {tuple(wanted)} in the model; "
             "set its classes, and a drop above 0 where the file has a row for none"
         )
-    network.load_state_dict(_float(parts.network))
-    label.load_state_dict(_float(parts.label))
+    network.load_state_dict(in_float(parts.network))
+    label.load_state_dict(in_float(parts.label))
 
 
 def tensors_of(model: Model, layout: dit.Layout = "dit") -> dict[str, Tensor]:
@@ -164,15 +151,11 @@ def _model(
     described = validate(ModelConfig, plain, "the file")
     with torch.device("meta"):  # nothing is drawn that the file replaces
         model = build(described)
-    model.denoiser.network.load_state_dict(_float(parts.network), assign=True)
-    model.conditioners["label"].load_state_dict(_float(parts.label), assign=True)
+    model.denoiser.network.load_state_dict(in_float(parts.network), assign=True)
+    model.conditioners["label"].load_state_dict(in_float(parts.label), assign=True)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model.eval()
-
-
-def _float(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: tensor.float() for key, tensor in state.items()}
 
 
 # -- diffusers' folders -------------------------------------------------------------------------------------------
@@ -198,8 +181,7 @@ def read_folder(path: Path) -> Model:
         if said.get(name, value) != value:
             raise WeightsError(f"{place / 'config.json'}: {name} = {said[name]!r}: only {value!r} is supported")
     theirs = _tensors(place)
-    shapes = {key: tensor.shape for key, tensor in theirs.items()}
-    config = dit.config_of(shapes, int(said["num_attention_heads"]), int(said["sample_size"]))
+    config = dit.config_of(shapes_of(theirs), int(said["num_attention_heads"]), int(said["sample_size"]))
     config = dit.untied(theirs, replace(config, mlp_norm_eps=float(said.get("norm_eps", 1e-5))))
     scheduler = _scheduler(path / "scheduler" / "scheduler_config.json")
     classes = int(said.get("num_embeds_ada_norm", 1000))

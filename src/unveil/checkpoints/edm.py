@@ -125,7 +125,7 @@ def load(theirs: Mapping[str, Tensor], config: Config) -> Parts:
         WeightsError: missing or extra keys, tensors of another shape, or filters of another configuration.
     """
     theirs = {key.removeprefix(PREFIX): tensor for key, tensor in theirs.items() if key != "u"}
-    size, kernels = _size(theirs), {key: tensor for key, tensor in theirs.items() if key.endswith(FILTER)}
+    size, kernels = size_of(theirs), {key: tensor for key, tensor in theirs.items() if key.endswith(FILTER)}
     wanted = filters(config, size)
     if kernels.keys() != wanted.keys() or any(
         kernels[key].shape != wanted[key].shape or not torch.allclose(kernels[key].float(), wanted[key], atol=1e-3)
@@ -194,8 +194,13 @@ def _attention(network: nn.Module) -> list[tuple[str, int]]:
     ]
 
 
-def _size(shapes: Mapping[str, Any]) -> int:
-    for key in shapes:
+def size_of(shapes: Mapping[str, Any]) -> int:
+    """The side of the pictures, by the published keys.
+
+    Raises:
+        WeightsError: the keys are not those of such a network.
+    """
+    for key in (key.removeprefix(PREFIX) for key in shapes):
         if key.startswith("enc.") and key.endswith("_conv.weight"):
             return int(key.removeprefix("enc.").split("x")[0])
     raise WeightsError("not a network of EDM: there is no 'enc.SIZExSIZE_conv.weight'")
@@ -287,7 +292,7 @@ def config_from_keys(shapes: Mapping[str, Sequence[int]]) -> Config:
         WeightsError: the keys are not those of such a network.
     """
     shapes = {key.removeprefix(PREFIX): tuple(shape) for key, shape in shapes.items()}
-    size = _size(shapes)
+    size = size_of(shapes)
     try:
         sides = sorted({int(key[4:].split("x")[0]) for key in shapes if key.startswith("enc.")}, reverse=True)
         song = "out_conv.weight" not in shapes

@@ -1,4 +1,4 @@
-"""Released files of Improved DDPM, ADM and consistency models: what their keys do not say, and models of them.
+"""Models of released files: of Improved DDPM, ADM and consistency models here, of others by their own modules.
 
 A state dict shows widths, levels and where attention stands, but not the side of the pictures, the heads of the
 attention and the order of their rows, the schedule, whether indices are rescaled, or how the variance was learned.
@@ -7,62 +7,34 @@ For released files a table knows, by keys and shapes; for others it has to be sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from typing import Annotated, Any, cast
+from pathlib import Path
+from typing import Any, cast
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from unveil.checkpoints import openai
+from unveil.checkpoints import dit, dit_model, openai, sde_files
 from unveil.checkpoints.adm_flags import CLASSIFIER_FLAGS, FILES, FLAGS, from_classifier_flags, from_flags
+from unveil.checkpoints.said import Said, Shapes, in_float, shapes_of
+from unveil.checkpoints.tensors import read_state
 from unveil.config import ModelConfig, validate
-from unveil.config.model import PredictionSection, UNetSection, VarianceName
-from unveil.config.section import Section
+from unveil.config.model import UNetSection
 from unveil.model import Model, build
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
-from unveil.nn.layers import AttentionOrder
 from unveil.nn.unet import UNetConfig
 from unveil.types import WeightsError
-
-Shapes = Mapping[str, Sequence[int]]
-Positive = Annotated[int, Field(ge=1)]
 
 # The published names of schedules, and ours
 BETAS = {"linear": "linear-scaled", "cosine": "cosine"}
 SMALL_PICTURE = "low"  # the raw key of what an upsampler enlarges
-
-
-class Said(Section):
-    """What keys and shapes do not hold, by the names of recipes.
-
-    Attributes:
-        size: side of the pictures.
-        heads: of every attention; or `head_channels`, their width.
-        attention_order: `heads-first`, or `qkv-first` where the file was made with the new order.
-        betas, steps, rescale: of the discrete process.
-        prediction: {kind: edm, index_scale: 1000} for consistency models' teachers, which have the same keys.
-        variance: what the network's second half of channels is, if it has one.
-        blocks: per level, asked for a classifier.
-    """
-
-    size: Positive | None = None
-    heads: Positive | None = None
-    head_channels: Positive | None = None
-    attention_order: AttentionOrder | None = None
-    betas: str | None = None
-    steps: Positive | None = None
-    rescale: float | None = None
-    prediction: PredictionSection | None = None
-    variance: VarianceName | None = None
-    blocks: Positive | None = None
-
-    def lacks(self, wanted: Sequence[str]) -> list[str]:
-        """Which of these names, where a bar stands between alternatives, were not said."""
-        return [name for name in wanted if not self.model_fields_set.intersection(name.split("|"))]
-
+# How consistency models are drawn from (of two calls on this grid the second lies near the published one), and their
+# teachers; and the calls of an ancestral chain that no script is known for.
+CONSISTENCY = {"sampler": "consistency", "steps": 1, "grid": "uniform-log-snr"}
+TEACHER = {"sampler": "heun", "steps": 40, "grid": "karras"}
+CALLS = 250
 
 ASKED = ("size", "heads|head_channels", "attention_order", "betas", "steps", "rescale")
 
@@ -78,6 +50,7 @@ class Release:
         classes: of the label table, or of a classifier; None: it knows no classes.
         process: as in a recipe; a classifier is given its index too.
         prediction, variance: as in a recipe; a classifier has no variance.
+        calls: of the ancestral sampler, in the published script's commands; None: the whole chain.
     """
 
     files: tuple[str, ...]
@@ -87,6 +60,20 @@ class Release:
     process: Mapping[str, Any]
     prediction: Any = "eps"
     variance: str | None = None
+    calls: int | None = None
+
+    @property
+    def sample(self) -> dict[str, Any]:
+        """How the published scripts draw from it."""
+        if self.process["kind"] == "discrete-vp":
+            table = self.process.get("betas")
+            total = (self.process.get("steps") or 1000) if table is None or isinstance(table, str) else len(table)
+            steps = min(self.calls or total, total)
+            return {"sampler": "ancestral", "steps": steps, "grid": str(steps)}
+        if isinstance(self.prediction, str):
+            return {}
+        kind = self.prediction["kind"] if isinstance(self.prediction, Mapping) else self.prediction.kind
+        return CONSISTENCY if kind == "consistency" else TEACHER
 
     def model_config(self) -> ModelConfig:
         """The configuration of the model that the file is.
@@ -109,6 +96,7 @@ class Release:
             "prediction": self.prediction,
             "variance": self.variance,
             "condition": condition,
+            "sample": self.sample,
         }
         return validate(ModelConfig, plain, " or ".join(self.files) or "the file")
 
@@ -137,6 +125,8 @@ def match(shapes: Shapes, said: Said | None = None) -> Release:
     if said.attention_order is not None:
         network = replace(network, attention_order=said.attention_order)
     process |= {name: getattr(said, name) for name in ("betas", "steps", "rescale") if name in said.model_fields_set}
+    if said.process is not None:
+        process = said.process.model_dump(mode="json")
     changed = {name: getattr(said, name) for name in ("size", "variance", "prediction") if getattr(said, name)}
     return replace(found, network=network, process=process, **changed)
 
@@ -186,7 +176,8 @@ def release(files: tuple[str, ...]) -> Release:
         boundary = {"kind": "consistency", "sigma_min": given["sigma_min"]}
         return Release(files, network, size, classes, {"kind": "edm", **ends}, boundary, "fixed-small")
     variance = "learned-range" if given["learn_sigma"] else "fixed-large"
-    return Release(files, network, size, classes, process, variance=variance)
+    calls = given["timestep_respacing"]
+    return Release(files, network, size, classes, process, variance=variance, calls=calls)
 
 
 @cache
@@ -222,7 +213,7 @@ def _seen(shapes: Shapes, said: Said) -> Release:
         network = openai.seen_classifier(shapes, cast(int, said.blocks), said.size)
         return Release((), network, network.size, network.classes, {"kind": "discrete-vp"})
     classes = shapes[openai.LABEL][0] if openai.LABEL in shapes else None
-    return Release((), network, cast(int, said.size), classes, {"kind": "discrete-vp"})
+    return Release((), network, cast(int, said.size), classes, {"kind": "discrete-vp"}, calls=CALLS)
 
 
 # -- models -------------------------------------------------------------------------------------------------------
@@ -234,19 +225,34 @@ def model_of(theirs: Mapping[str, Tensor], said: Said | None = None) -> Model:
     Raises:
         WeightsError: as `match`, or it is a classifier.
     """
-    found = match(_shapes_of(theirs), said)
+    shapes = shapes_of(theirs)
+    if dit.layout_of(shapes) is not None:
+        return dit_model.model_of(theirs, said)
+    read = sde_files.reader_of(shapes)
+    if read is not None:
+        return read(theirs, said or Said())
+    found = match(shapes, said)
     config = found.model_config()
     assert isinstance(found.network, UNetConfig)
     parts = openai.load(theirs, found.network)
     with torch.device("meta"):  # nothing is drawn that the file replaces
         model = build(config)
-    model.denoiser.network.load_state_dict(_float(parts.network), assign=True)
+    model.denoiser.network.load_state_dict(in_float(parts.network), assign=True)
     for section in config.condition:
         conditioner = section.build(config, found.network.vector_dim)
         if parts.label is not None and section.kind == "label":
-            conditioner.load_state_dict(_float(parts.label))
+            conditioner.load_state_dict(in_float(parts.label))
         model.conditioners[section.key] = conditioner
     return model.eval()
+
+
+def load(path: Path, said: Said | None = None) -> Model:
+    """The model of a published file of tensors.
+
+    Raises:
+        WeightsError: as `model_of`, or a file that holds more than tensors.
+    """
+    return model_of(read_state(path), said)
 
 
 def classifier_of(theirs: Mapping[str, Tensor], said: Said | None = None) -> NoisyClassifier:
@@ -255,18 +261,10 @@ def classifier_of(theirs: Mapping[str, Tensor], said: Said | None = None) -> Noi
     Raises:
         WeightsError: as `match`, or it is no classifier.
     """
-    found = match(_shapes_of(theirs), said)
+    found = match(shapes_of(theirs), said)
     if not isinstance(found.network, NoisyClassifierConfig):
         raise WeightsError("this file is a diffusion model, not a noisy classifier; give one such as 64x64_classifier")
     with torch.device("meta"):
         classifier = NoisyClassifier(found.network)
-    classifier.load_state_dict(_float(openai.load_classifier(theirs, found.network)), assign=True)
+    classifier.load_state_dict(in_float(openai.load_classifier(theirs, found.network)), assign=True)
     return classifier.eval()
-
-
-def _shapes_of(theirs: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(tensor.shape) for key, tensor in theirs.items()}
-
-
-def _float(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: tensor.float() for key, tensor in state.items()}

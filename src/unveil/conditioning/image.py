@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from unveil.pictures import to_unit
 from unveil.types import Condition, RecipeError, ShapeError
 
 
@@ -40,7 +41,7 @@ class ContextChannels(nn.Module):
         if pictures.ndim != 4 or pictures.shape[1] != self.channels:
             raise ShapeError(f"{self.key} {tuple(pictures.shape)}: must be (B, {self.channels}, H, W)")
         if pictures.dtype == torch.uint8:
-            pictures = pictures.float() / 127.5 - 1
+            pictures = to_unit(pictures)
         elif not pictures.is_floating_point():
             raise ShapeError(f"{self.key} {pictures.dtype}: must be uint8 in [0, 255] or floating point in [-1, 1]")
         return Condition(channels=pictures.to(self.none.device))

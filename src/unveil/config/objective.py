@@ -340,6 +340,7 @@ class SlicedObjective(Section):
         weight: of the score's error: "variance" is sigma^2, "likelihood" g^2.
         projections: random directions for each example.
         square: "whole" varies less, "projected" is the first form.
+        time: which times are drawn, by its name or as a section.
     """
 
     kind: Literal["sliced-score-matching"] = "sliced-score-matching"

@@ -155,7 +155,7 @@ class SampleConfig(Section):
     def changed(self, changes: Mapping[str, Any]) -> SampleConfig:
         """With some settings changed, by the names of `flat`; None leaves one as it is.
 
-        Another sampler begins without the settings of the old one.
+        Another sampler begins without the settings of the old one; a respacing of one number follows the steps.
 
         Raises:
             RecipeError: an unknown name, or a value that is not allowed.
@@ -164,6 +164,8 @@ class SampleConfig(Section):
         plain = self.model_dump(mode="json")
         if wanted.get("sampler", self.sampler) != self.sampler:
             plain |= {"eta": None, "options": {}}
+        if "steps" in wanted and "grid" not in wanted and str(self.grid).isdecimal():
+            plain["grid"] = str(wanted["steps"])
         inner = {name: name for name in GuidanceConfig.model_fields if name != "kind"} | {"guidance": "kind"}
         plain["guidance"] |= {inner[name]: value for name, value in wanted.items() if name in inner}
         plain |= {name: value for name, value in wanted.items() if name not in inner}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unveil.data.cache import cache_folder
 from unveil.data.download import download
+from unveil.data.low import check_low
 from unveil.data.stored import Part, Stored
 from unveil.types import MediaError
 
@@ -42,6 +43,7 @@ MD5 = {
     "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
     "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
 }
+SIDE = 28
 _LARGEST = 1 << 28  # bytes; the official files have 47 million unpacked
 
 
@@ -51,11 +53,16 @@ class FashionConfig:
 
     folder: holds the official idx files, as they come (.gz) or unpacked.
     download: fetches the official files (31 MB) into the cache folder where they are nowhere else.
+    low: adds "low", the picture at so many pixels a side (`smaller`), for models that enlarge it.
     """
 
     folder: str | None = None
     download: bool = False
+    low: int | None = None
     kind: Literal["fashion"] = "fashion"
+
+    def __post_init__(self) -> None:
+        check_low(self.low, SIDE)
 
 
 def fashion(config: FashionConfig, part: Part = "train", *, url: str = URL) -> Stored:
@@ -79,7 +86,7 @@ def fashion(config: FashionConfig, part: Part = "train", *, url: str = URL) -> S
         )
     if len(labels) and int(labels.max()) >= len(CLASSES):
         raise MediaError(f"{answers}: label {int(labels.max())}; must be 0 to {len(CLASSES) - 1}: fetch it again")
-    return Stored(pixels.unsqueeze(1), labels.long(), list(CLASSES))
+    return Stored(pixels.unsqueeze(1), labels.long(), list(CLASSES), low=config.low)
 
 
 def read_idx(path: Path) -> Tensor:

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from unveil.data.check import Report, usable
 from unveil.data.decode import read
 from unveil.data.listing import FolderConfig
+from unveil.data.low import LOW, smaller
 from unveil.data.stored import Part
 from unveil.types import Item, MediaError
 
@@ -28,6 +29,7 @@ class Folder(Dataset[Item]):
         self.report = usable(config) if report is None else report
         self.classes = self.report.classes
         self.root = self.report.root
+        self.low = config.low
         self.rule = replace(config.rule, decode="exact") if part == "held-out" else config.rule
         chosen = _held_out(self.report.digests, config.held_out)
         wanted = part == "held-out"
@@ -51,6 +53,8 @@ class Folder(Dataset[Item]):
         """
         entry = self.entries[index]
         item: Item = {"pixels": read(self.root, entry.path, self.rule)}
+        if self.low is not None:
+            item[LOW] = smaller(item["pixels"], self.low)
         if entry.label is not None:
             item["label"] = entry.label
         if self.captioned:

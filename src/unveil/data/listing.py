@@ -13,6 +13,7 @@ from typing import Literal
 from PIL import ImageColor
 
 from unveil.data.decode import HEAD, Rule, format_of, inside
+from unveil.data.low import check_low
 from unveil.data.metadata import METADATA, Row, read_metadata
 from unveil.types import MediaError, RecipeError, nearest
 
@@ -36,6 +37,7 @@ class FolderConfig:
     labels: "auto" takes the sub-folders as classes when all pictures lie in two or more of them.
     classes: the allowed labels in order; left out, they are found in the folder and sorted.
     text, label: the metadata columns to read.
+    low: adds "low", the picture at so many pixels a side (`smaller`), for models that enlarge it.
     max_bad: the share of unreadable files above which nothing is trained on.
     held_out: the share of the pictures (chosen by a hash of their content) that never trains.
     """
@@ -51,6 +53,7 @@ class FolderConfig:
     classes: tuple[str, ...] | None = None
     text: str = "text"
     label: str = "label"
+    low: int | None = None
     max_pixels: int = 100_000_000
     max_bad: float = 0.01
     held_out: float = 0.05
@@ -59,6 +62,7 @@ class FolderConfig:
     def __post_init__(self) -> None:
         if not 4 <= self.size <= 4096:
             raise RecipeError(f"size {self.size}: must be 4 to 4096 pixels")
+        check_low(self.low, self.size)
         if self.max_pixels < 1:
             raise RecipeError(f"max_pixels {self.max_pixels}: must be at least 1; 100000000 is usual")
         for name in ("max_bad", "held_out"):

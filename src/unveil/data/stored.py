@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from unveil.data.low import LOW, smaller
 from unveil.types import Item, RecipeError, ShapeError, nearest
 
 # "train" is what a network may learn from; "held-out" is what it is judged on and never sees.
@@ -38,9 +39,17 @@ class Stored(Dataset[Item]):
         pixels: uint8 (N, C, H, W).
         labels: int64 (N,), or None.
         classes: the name of each label, or None.
+        low: side of the smaller picture that items hold as "low", or None.
     """
 
-    def __init__(self, pixels: Tensor, labels: Tensor | None = None, classes: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        pixels: Tensor,
+        labels: Tensor | None = None,
+        classes: list[str] | None = None,
+        *,
+        low: int | None = None,
+    ) -> None:
         if pixels.ndim != 4 or pixels.element_size() != 1:
             raise ShapeError(f"pixels of {pixels.dtype} {tuple(pixels.shape)}: must be uint8 (N, C, H, W)")
         if labels is not None and len(labels) != len(pixels):
@@ -48,6 +57,7 @@ class Stored(Dataset[Item]):
         self.pixels = pixels
         self.labels = labels
         self.classes = classes
+        self.low = low
 
     def __len__(self) -> int:
         """How many pictures."""
@@ -56,6 +66,8 @@ class Stored(Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         """One picture, and its label where there is one."""
         item: Item = {"pixels": self.pixels[index]}
+        if self.low is not None:
+            item[LOW] = smaller(item["pixels"], self.low)
         if self.labels is not None:
             item["label"] = int(self.labels[index])
         return item

@@ -18,6 +18,7 @@ from unveil.evaluate.inception import load_inception, load_weights
 from unveil.files import sha256
 from unveil.nn.cnn import Cnn, CnnConfig
 from unveil.nn.vit import ViT, ViTConfig
+from unveil.pictures import to_unit
 from unveil.types import RecipeError, ShapeError, WeightsError, nearest
 
 _SHIPPED = Path(__file__).parent.parent / "weights"
@@ -162,11 +163,6 @@ def _config(kind: str, described: dict[str, Any]) -> CnnConfig | ViTConfig:
         raise KeyError(f"a network of kind {kind!r}, which gives no features")
     widths: Any = tuple(described["widths"])
     return CnnConfig(**(described | {"widths": widths}))
-
-
-def to_unit(pixels: Tensor) -> Tensor:
-    """uint8 pixels as floats in [-1, 1]."""
-    return pixels.float() / 127.5 - 1
 
 
 def read_accuracy(network: nn.Module, pixels: Tensor, labels: Tensor) -> float:

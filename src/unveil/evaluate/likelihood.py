@@ -17,10 +17,10 @@ from unveil.core.noise import Noise, Streams
 from unveil.core.ode_likelihood import ode_bits
 from unveil.core.process import DiscreteVP
 from unveil.core.transition import Chain
-from unveil.evaluate.features import to_unit
 from unveil.evaluate.metrics import Interval, bootstrap
 from unveil.evaluate.pictures import Pictured
 from unveil.model import Model
+from unveil.pictures import to_unit
 from unveil.types import Item, MediaError, RecipeError
 
 TOLERANCE = 1e-4  # of the ODE: far below what the probes leave open

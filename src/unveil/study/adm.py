@@ -12,7 +12,8 @@ from unveil.checkpoints.guide import Guide
 from unveil.core.guidance import gradient, log_probability
 from unveil.data.digits import digits
 from unveil.evaluate import features
-from unveil.study.arm import CLASSES, Arm, to_unit
+from unveil.pictures import to_unit
+from unveil.study.arm import CLASSES, Arm
 from unveil.study.experiment import LABELLED, PLACEBO, Bench, Claim, Curve, Findings, Sheet, compared
 from unveil.study.fidelity import (
     FID,

@@ -31,6 +31,7 @@ from unveil.core.variance import VARIANCES, VarianceRule, is_learned
 from unveil.data.digits import digits
 from unveil.files import write_atomically
 from unveil.nn.unet import UNet, UNetConfig
+from unveil.pictures import to_unit
 from unveil.types import Condition, Level, NonFinite, NotWritable, OutOfResources
 
 LOOP = 2  # raised when `train` comes to compute something else, so that what was kept is not used any more
@@ -93,11 +94,6 @@ class Trained:
     denoiser: Denoiser
     cpu_seconds: float
     kept: bool  # it was trained by an earlier run
-
-
-def to_unit(pixels: Tensor) -> Tensor:
-    """uint8 pixels as floats in [-1, 1]."""
-    return pixels.float() / 127.5 - 1
 
 
 class Labelled(nn.Module):

@@ -15,8 +15,8 @@ from unveil.core.noise import START, Streams
 from unveil.core.samplers import ddim, encode, run
 from unveil.data.digits import digits
 from unveil.evaluate import features
-from unveil.pictures import to_pixels
-from unveil.study.arm import Arm, to_unit
+from unveil.pictures import to_pixels, to_unit
+from unveil.study.arm import Arm
 from unveil.study.experiment import PLACEBO, Bench, Claim, Curve, Findings, Sheet, compared
 from unveil.study.measure import FEATURES, SHAPE, frechet, rms, sample
 from unveil.study.verdict import Comparison, Paper

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from unveil.core.denoiser import Denoiser
 from unveil.data.digits import digits
-from unveil.study.arm import Arm, Budget, to_unit, trained
+from unveil.pictures import to_unit
+from unveil.study.arm import Arm, Budget, trained
 from unveil.study.verdict import LEAST_SEEDS, Comparison, Paper
 
 T = TypeVar("T")

@@ -12,7 +12,8 @@ from unveil.core.objective import vlb
 from unveil.core.times import SecondMoment
 from unveil.core.variance import fixed_large, fixed_small, learned_range
 from unveil.data.digits import digits
-from unveil.study.arm import Arm, to_unit
+from unveil.pictures import to_unit
+from unveil.study.arm import Arm
 from unveil.study.experiment import PLACEBO, Bench, Claim, Curve, Findings, Sheet, compared
 from unveil.study.measure import SHAPE, gradient_noise, strided_bits
 from unveil.study.quality import BITS, FID, quality, rows_of

@@ -1,4 +1,4 @@
-"""The pages of the two studies of a model, in the style of an evaluation's report, drawn from their records."""
+"""The pages of the studies of a model, in the style of an evaluation's report, drawn from their records."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from unveil.evaluate import draw
 from unveil.evaluate.html import document, figure, image, table
 from unveil.evaluate.report import flatten
 from unveil.pictures import to_pixels
+from unveil.study.inverse import METHODS, InverseStudy
 from unveil.study.plot import Line, lines_chart
+from unveil.study.problems import Problem
 from unveil.study.samplers import KINDS, SamplerStudy
 from unveil.study.scales import SHOWN, ScaleStudy
 
-STRIP = 8  # samples of each sampler on the page
+STRIP = 8  # samples of each sampler, and pictures of each problem, on the page
+COLOURED = 3  # pictures of each problem where they have colours, which take three times the room
 
 
 # ---------------------------------------------------------------------- samplers
@@ -166,7 +169,81 @@ def _missing(record: Mapping[str, Any]) -> Iterable[str]:
     return (f'<p class="remark">{escape(name)}: {escape(why)}.</p>' for name, why in record["missing"].items())
 
 
-# ---------------------------------------------------------------------- both
+# ---------------------------------------------------------------------- inverse problems
+
+
+def inverse_page(study: InverseStudy, record: Mapping[str, Any]) -> str:
+    """What was restored and how well, whether each bar is met, and pictures side by side."""
+    title = f"Inverse problems with {record['model']['name']}"
+    part, kind = record["data"]["part"], record["data"]["kind"]
+    used = {row["method"] for row in record["rows"]}
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f"<p>{record['settings']['count']} {escape(part)} pictures of {escape(kind)}, each measured in part and "
+        "restored from that by the model, which was told nothing else. The gain is the PSNR of the restoration above "
+        "that of the baseline, picture by picture, with the 95 % interval of its mean.</p>",
+        "<h2>Bars</h2>",
+        table(("problem", "gain", "bar", "met"), _bars(record)),
+        f'<p class="remark">Each bar also asks for |Ax - y| / |y| of at most {record["limits"]["residual"]:g} for '
+        "every picture, and for known pixels that are equal to the bit.</p>",
+        "<h2>Numbers</h2>",
+        table(
+            (
+                "problem", "gain", "PSNR", "baseline", "|Ax - y| / |y|", "as stored", "known pixels", "calls",
+                "s per picture",
+            ),
+            (_restored(row) for row in record["rows"]),
+        ),
+        '<p class="remark">|Ax - y| / |y| is the largest of all pictures; "as stored" is that of pictures cut to the '
+        "range of bytes, of which the PSNR is, too. Rows with noise have no bar. Seconds are of the processor, for a "
+        "model that runs on one.</p>",
+        table(("method", ""), [(name, METHODS[name]) for name in METHODS if name in used]),
+    ]  # fmt: skip
+    if record["skipped"]:
+        parts += ["<h2>Skipped</h2>", table(("problem", "why"), record["skipped"].items())]
+    for problem in study.problems:
+        words = record["problems"][problem.name]
+        noise = f", with noise of {problem.noise:g}" if problem.noise else ""
+        parts.append(f"<h2>{escape(_sentence(problem.name))}{noise}</h2>")
+        parts.append(f"<p>Measured: {escape(words['measured'])}. Baseline: {escape(words['baseline'])}.</p>")
+        parts.append(_strips(study, problem))
+    return document(title, [*parts, *_settings(record)])
+
+
+def _bars(record: Mapping[str, Any]) -> Iterable[Sequence[str]]:
+    for row in record["rows"]:
+        if row["bar"] is not None:
+            whole = "yes" if row["whole_interval"] else "yes by the mean, not by the whole interval"
+            yield _problem(row), _gain(row), f"{row['bar']:g} dB", whole if row["met"] else "no"
+
+
+def _restored(row: Mapping[str, Any]) -> Sequence[str]:
+    known = {None: "", True: "bit-equal", False: "changed"}[row["known"]]
+    off, stored = f"{row['residual']:.1e}", f"{row['clipped']:.1e}"
+    quality = f"{row['psnr']['mean']:.2f} dB", f"{row['baseline']['mean']:.2f} dB"
+    return _problem(row), _gain(row), *quality, off, stored, known, str(row["calls"]), f"{row['seconds']:.3f}"
+
+
+def _problem(row: Mapping[str, Any]) -> str:
+    return f"{row['problem']}, {row['method']}" + (f", noise {row['noise']:g}" if row["noise"] else "")
+
+
+def _gain(row: Mapping[str, Any]) -> str:
+    gain = row["gain"]
+    return f"{gain['mean']:+.2f} dB ({gain['low']:+.2f} to {gain['high']:+.2f})"
+
+
+def _strips(study: InverseStudy, problem: Problem) -> str:
+    shown = [("original", study.pictures), ("measured", problem.shown)]
+    if problem.baseline is not problem.shown:
+        shown.append(("baseline", problem.baseline))
+    shown += [(row.method, row.pictures) for row in study.rows if (row.problem, row.noise) == problem.key]
+    strip = STRIP if study.pictures.shape[1] == 1 else COLOURED
+    cells = ((name, draw.sheet(to_pixels(pictures[:strip]), strip)) for name, pictures in shown)
+    return f"<table>{''.join(f'<tr><td>{name}</td><td>{image(png, name)}</td></tr>' for name, png in cells)}</table>"
+
+
+# ---------------------------------------------------------------------- all
 
 
 def _settings(record: Mapping[str, Any]) -> Iterable[str]:

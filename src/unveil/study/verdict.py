@@ -134,10 +134,11 @@ class Comparison:
         return judge(self.placebo_effects)
 
     def relative(self, effect: float) -> float:
-        """An effect as a share of the worse arm's mean."""
+        """An effect as a share of the worse arm's mean; of the other's where that is 0, such as a share of mistakes."""
         if self.log2:
             return 1 - 2**-effect
-        return effect / abs(math.fsum(self.worse) / len(self.worse))
+        sizes = [abs(math.fsum(values)) / len(values) for values in (self.worse, self.better)]
+        return effect / (sizes[0] or sizes[1] or 1.0)
 
     @property
     def relative_width(self) -> float:

@@ -20,13 +20,14 @@ from torch.nn import functional
 
 from unveil.core.noise import Streams
 from unveil.core.process import Process
-from unveil.evaluate.features import read_accuracy, to_unit
+from unveil.evaluate.features import read_accuracy
 from unveil.evaluate.pictures import Pictured, Pictures, gather
 from unveil.files import refuse_overwrite, sha256, write_atomically
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.cnn import Cnn, CnnConfig
 from unveil.nn.vit import ViT, ViTConfig
-from unveil.types import NonFinite, RecipeError, like
+from unveil.pictures import to_unit
+from unveil.types import Level, NonFinite, RecipeError, like
 
 TIME, NOISE = 0, 1  # draws of a training step
 LEVELS, HELD_OUT = 10, 1000  # tenths of the times, and pictures, that a noisy classifier is judged at
@@ -212,10 +213,14 @@ class _Noisy:
         """The logits of a batch at training step `step`, of times and noises that it alone decides."""
         streams = Streams(self.seed, range(len(pixels)))
         level = self.process.at(self.process.trainable(streams.uniform(step, TIME)))
-        noise = streams.normal(pixels.shape[1:], step, NOISE)
-        x = like(level.alpha, pixels) * pixels + like(level.sigma, pixels) * noise
-        index = torch.as_tensor(self.process.index(level), dtype=torch.float32)
-        return self.network(x, index.expand(len(x)))
+        x, index = _noised(self.process, level, pixels, streams.normal(pixels.shape[1:], step, NOISE))
+        return self.network(x, index)
+
+
+def _noised(process: Process, level: Level, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Pictures (B, C, H, W) at a level, and the index (B,) of it that the network is given."""
+    x = like(level.alpha, pixels) * pixels + like(level.sigma, pixels) * noise
+    return x, torch.as_tensor(process.index(level), dtype=torch.float32).expand(len(x))
 
 
 def _accuracy_at(network: NoisyClassifier, process: Process, test: Pictures, tenth: int) -> float:
@@ -225,9 +230,7 @@ def _accuracy_at(network: NoisyClassifier, process: Process, test: Pictures, ten
     streams = Streams(0, range(len(pixels)))
     u = (tenth + streams.uniform(tenth, TIME)) / LEVELS
     level = process.at(process.trainable(u))
-    noise = streams.normal(pixels.shape[1:], tenth, NOISE)
-    x = like(level.alpha, pixels) * pixels + like(level.sigma, pixels) * noise
-    index = torch.as_tensor(process.index(level), dtype=torch.float32)
+    x, index = _noised(process, level, pixels, streams.normal(pixels.shape[1:], tenth, NOISE))
     with torch.inference_mode():
         read = torch.cat([network(*pair).argmax(1) for pair in zip(x.split(256), index.split(256), strict=True)])
     return float((read == labels).double().mean())

@@ -185,12 +185,14 @@ def run(
         while not plan.over(state):
             state, level, estimate = plan.advance(state, step, noise, spare[state.number & 1])
             taken += 1
-            if taken == due or plan.over(state):
+            if taken == due:
                 due *= SPARSE
                 if not _is_finite(state.x):
                     raise _blamed(plan, step, start, noise, taken)
             if on_step is not None and level is not None and estimate is not None:
                 on_step(Progress(state, plan.total, level, estimate))
+        if not _is_finite(state.x):
+            raise _blamed(plan, step, start, noise, taken)
     return state.x
 
 

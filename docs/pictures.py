@@ -1,0 +1,43 @@
+"""Draws the pictures of the how-to pages from the records of studies: `python docs/pictures.py`."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+
+from unveil.files import write_atomically
+from unveil.study.plot import Line, lines_chart
+from unveil.study.samplers import KINDS
+
+DOCS = Path(__file__).parent
+SHOWN = ("ddim", "heun", "dpm2", "plms", "dpmpp-2m", "unipc-3")
+
+
+def samplers() -> bytes:
+    """Distance to the fine solution against network calls, of a few samplers without noise."""
+    record = json.loads((DOCS / "results/samplers-fashion/samplers.json").read_text("utf-8"))
+    by_name = {one["name"]: one for one in record["samplers"]}
+    lines = [Line(name, [(p["calls"], p["error"]) for p in by_name[name]["points"]]) for name in SHOWN]
+    return lines_chart(lines, "network calls", KINDS["solution"], log_x=True, log_y=True)
+
+
+def guidance() -> bytes:
+    """Fidelity against diversity along the scale of guidance."""
+    rows = json.loads((DOCS / "results/guidance-fashion/guidance.json").read_text("utf-8"))["scales"]
+    named = {"read": "read as their class", "precision": "precision"}
+    lines = [Line(name, [(row["recall"]["value"], row[key]["value"]) for row in rows]) for key, name in named.items()]
+    marks = [f"{row['scale']:g}" for row in rows]
+    return lines_chart(lines, "recall: held-out pictures that samples reach", "fidelity", marks=marks)
+
+
+def guidance_samples() -> bytes:
+    """The last picture of the study's page: samples, a row for each scale."""
+    page = (DOCS / "results/guidance-fashion/guidance.html").read_text("utf-8")
+    return base64.b64decode(re.findall(r'src="data:image/png;base64,([^"]+)"', page)[-1])
+
+
+if __name__ == "__main__":
+    for draw in (samplers, guidance, guidance_samples):
+        print(write_atomically(DOCS / f"images/{draw.__name__.replace('_', '-')}.png", draw()))
