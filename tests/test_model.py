@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -210,6 +212,22 @@ def test_a_few_samples_are_guided_in_one_call_and_many_in_two(model, count, scal
     finally:
         hook.remove()
     assert seen == rows * 3
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "heun", "ancestral"])
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_what_depends_on_the_levels_alone_is_computed_once(sampler, scale):
+    dit = {"kind": "dit", "patch": 2, "depth": 2, "width": 32, "heads": 2}
+    model = shaken(build(config(network=dit, variance="learned-range")))
+    network = model.denoiser.network
+    told: list[int] = []
+    network.time[0].register_forward_hook(lambda _module, given, _result: told.append(len(given[0])))
+    how = {"raw": {"label": [0, 2, 2]}, "count": 3, "sampler": sampler, "steps": 5, "scale": scale, "grid": "uniform"}
+    found = model.generate(**how)
+    assert len(told) == 1  # for all levels and classes, and none
+    network.ahead = lambda indices: contextlib.nullcontext()
+    torch.testing.assert_close(found, model.generate(**how), rtol=0, atol=1e-4)
+    assert len(told) > 4  # as it is without
 
 
 def test_scale_0_is_unconditional(model):

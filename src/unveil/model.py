@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -254,9 +255,19 @@ class Model(nn.Module):
         plan = how.plan(levels, self.variance, shift)
         shape = self.codec.latent_shape(self.shape)
         x = levels.start(streams.normal(shape, START))
-        latents = samplers.run(plan, step, x, noise=streams.bind(shape), on_step=on_step)
+        with self._ahead(plan.levels if isinstance(plan, samplers.Table) else levels):
+            latents = samplers.run(plan, step, x, noise=streams.bind(shape), on_step=on_step)
         pixels = self.decode(latents)
         return pixels if how.clip == "none" else pixels.clamp(-1, 1)
+
+    def _ahead(self, levels: Iterable[Level]) -> AbstractContextManager[None]:
+        """Where the network can work out what depends on the levels alone before the run, it does."""
+        ahead = getattr(self.denoiser.network, "ahead", None)
+        if ahead is None:
+            return nullcontext()
+        plain = [level for level in levels if not isinstance(level.t, Tensor) and level.sigma != 0]
+        one = torch.empty(1)
+        return ahead([self.denoiser.index(level, one).item() for level in plain])
 
 
 def build(config: ModelConfig) -> Model:
