@@ -6,7 +6,8 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,36 +207,37 @@ def _without_null(conditioner: Any) -> dict[str, Tensor]:
 
 def _write_folder(model: Model, out: Path) -> int:
     """A folder of diffusers, whole or not at all; returns how many tensors it holds."""
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
-    try:
-        temporary.mkdir(parents=True)
+    with _staged(out) as temporary:
+        temporary.mkdir()
         dit_model.write_folder(model, temporary)
         if out.is_dir():
             shutil.rmtree(out)  # `force` was given, else it would have been refused
-        os.replace(temporary, out)
-    except OSError as problem:
-        raise NotWritable(
-            f"{out}: cannot be written ({problem.strerror or problem}); choose another place"
-        ) from problem
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return len(dit_model.tensors_of(model, "diffusers"))
 
 
 def _write(out: Path, tensors: Mapping[str, Tensor]) -> None:
     """One file, whole or not at all: safetensors, or what `torch.save` makes of tensors where the name ends in .pt."""
+    with _staged(out) as temporary, torch.no_grad():
+        if out.suffix == ".pt":
+            torch.save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, temporary)
+        else:
+            write_tensors(temporary, tensors)
+
+
+@contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """A place beside `out` for what is written there; it is moved to `out` when all went well, else removed."""
     temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with torch.no_grad():
-            if out.suffix == ".pt":
-                torch.save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, temporary)
-            else:
-                write_tensors(temporary, tensors)
+        yield temporary
         os.replace(temporary, out)
     except OSError as problem:
         raise NotWritable(
             f"{out}: cannot be written ({problem.strerror or problem}); choose another place"
         ) from problem
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)

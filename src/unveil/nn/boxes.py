@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unveil.nn.attention import attend
 from unveil.nn.embed import TimeEmbedding
 from unveil.nn.layers import check_multiple, group_norm, vector_of, zeroed
 from unveil.types import Condition, RecipeError, ShapeError
@@ -103,7 +104,7 @@ class Block(nn.Module):
 
     def _attend(self, *parts: Tensor) -> Tensor:
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
-        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        return attend(query, key, value).transpose(1, 2).flatten(2)
 
 
 class BoxDenoiser(nn.Module):
