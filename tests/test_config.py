@@ -158,9 +158,15 @@ def test_overrides_that_go_nowhere(override, message):
         ("train.accumulate=3", "batch 128 cannot be split into accumulate = 3 equal parts"),
         ("train.warmup=1000", "warmup = 1000 is longer than the run; at most steps = 900"),
         ("network.kind=unett", "network.kind = 'unett': must be one of unet"),
-        ("data.kind=digit", "data.kind = 'digit': must be one of digits, fashion, folder, scenes; nearest: 'digits'"),
-        ("data={size: 8}", "data = {'size': 8}: needs a map with a kind; allowed: digits, fashion, folder, scenes"),
-        ("data=3", "data = 3: needs a map with a kind; allowed: digits, fashion, folder, scenes"),
+        (
+            "data.kind=digit",
+            "data.kind = 'digit': must be one of digits, fashion, folder, latents, scenes; nearest: 'digits'",
+        ),
+        (
+            "data={size: 8}",
+            "data = {'size': 8}: needs a map with a kind; allowed: digits, fashion, folder, latents, scenes",
+        ),
+        ("data=3", "data = 3: needs a map with a kind; allowed: digits, fashion, folder, latents, scenes"),
         ("network=null", "network = None: needs a map with a kind; allowed: unet"),
         ("process.betas=cosin", "betas = 'cosin': known are linear, linear-scaled, cosine"),
         ("process={kind: discrete-vp, betas: [0.1, 2.0]}", "betas[1] = 2.0: must lie inside (0, 1)"),

@@ -16,7 +16,7 @@ from unveil.core.noise import START, Streams
 from unveil.core.process import CosineVP, DiscreteVP, betas
 from unveil.core.variance import learned_range
 from unveil.model import Model, build
-from unveil.types import Cancelled, Condition, Level, NonFinite, RecipeError
+from unveil.types import Cancelled, Condition, Level, NonFinite, OutOfResources, RecipeError
 
 PLAIN = {
     "shape": [1, 8, 8],
@@ -317,6 +317,49 @@ class Constant(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         return self.value.expand_as(x)
+
+
+class Pointwise(nn.Module):
+    """A network that compiles in seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor, index: Tensor, condition: Condition | None) -> Tensor:
+        del condition
+        return torch.tanh(self.weight * x) * torch.cos(index)[:, None, None, None]
+
+
+def check_compiled(model: Model) -> None:
+    names, calls = list(model.state_dict()), []
+    expected = model.generate(steps=3)
+    network = model.denoiser.network
+    network.register_forward_hook(lambda *_: calls.append(torch.compiler.is_compiling()))  # pyright: ignore
+    torch.testing.assert_close(model.compiled().generate(steps=3), expected, rtol=0, atol=1e-4)
+    assert any(calls)
+    assert list(model.state_dict()) == names
+
+
+@pytest.mark.slow  # torch builds and compiles C++
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_compiled_network_gives_the_same_samples_under_the_same_names():
+    check_compiled(Model(Denoiser(Pointwise(), DiscreteVP(betas("linear", 10))), (1, 8, 8)))
+
+
+@pytest.mark.release  # minutes of a C++ compiler
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    "network", [PLAIN["network"], {"kind": "dit", "patch": 2, "depth": 1, "width": 32, "heads": 2}]
+)
+def test_every_kind_of_network_can_be_compiled(network):
+    check_compiled(shaken(build(config(network=network))))
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch, model):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(OutOfResources, match="C\\+\\+ compiler"):
+        model.compiled()
 
 
 def test_numbers_that_are_not_finite_stop_with_a_remedy():

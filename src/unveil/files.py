@@ -6,10 +6,12 @@ import errno
 import hashlib
 import os
 import secrets
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from unveil.types import NotWritable, OutOfResources
+from unveil.types import Error, NotWritable, OutOfResources
 
 # The disk's own limits, as opposed to a path that was never going to work.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -32,6 +34,36 @@ def refuse_overwrite(path: str | os.PathLike[str], force: bool = False) -> Path:
     return path
 
 
+@contextmanager
+def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A name beside `path` to write a file or a folder under; it takes the place of `path` when all went well.
+
+    A reader, or a crash, finds the old content or the new one, never a part. Missing parent folders are made; a
+    folder that was there before is removed.
+
+    Raises:
+        NotWritable: the place cannot be written.
+        OutOfResources: the disk is full; what was there before is untouched.
+    """
+    path = Path(path)
+    # in the same folder: a rename is atomic only within one file system
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if temporary.is_dir() and path.is_dir():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as problem:
+        if isinstance(problem, Error):
+            raise
+        raise _explained(path, problem) from problem
+    finally:
+        with suppress(OSError):
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+
+
 def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> Path:
     """Writes the file whole: a reader, or a crash, finds the old content or the new one, never a part.
 
@@ -41,26 +73,11 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> Path
         NotWritable: the place cannot be written.
         OutOfResources: the disk is full; what was there before is untouched.
     """
-    path = Path(path)
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # In the same folder: a rename is atomic only within one file system.
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-        with open(temporary, "xb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        temporary = None
-        _sync_folder(path.parent)
-    except OSError as problem:
-        raise _explained(path, problem) from problem
-    finally:
-        if temporary is not None:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-    return path
+    with staged(path) as temporary, open(temporary, "xb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    return Path(path)
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

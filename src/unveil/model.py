@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
@@ -20,7 +22,7 @@ from unveil.core.process import Process
 from unveil.core.samplers import Progress
 from unveil.core.samplers.ancestral import Shift
 from unveil.core.variance import VarianceRule, fixed_small, is_learned
-from unveil.types import Condition, Level, NonFinite, Raw, RecipeError, nearest
+from unveil.types import Condition, Level, NonFinite, OutOfResources, Raw, RecipeError, nearest
 
 if TYPE_CHECKING:
     from unveil.codec import Codec
@@ -114,6 +116,20 @@ class Model(nn.Module):
     def step(self, condition: Condition | None) -> Step:
         """The denoiser with its condition bound: what samplers and guidance take."""
         return lambda x, level: self._estimate(x, level, condition)
+
+    def compiled(self) -> Model:
+        """This model with its network compiled by torch: the first calls take a minute, later ones less time.
+
+        Weights and their names stay; results stay within what kernels differ by.
+
+        Raises:
+            OutOfResources: a processor is to be compiled for, and there is no C++ compiler.
+        """
+        compilers = (os.environ.get("CXX"), "c++", "g++", "clang++", "cl")
+        if self.device.type == "cpu" and not any(shutil.which(name) for name in compilers if name):
+            raise OutOfResources("compile: no C++ compiler was found; install one, name it in CXX, or do not compile")
+        self.denoiser.network.compile()
+        return self
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels of latents; what is not finite in half precision is decoded once more in float32.

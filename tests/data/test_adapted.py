@@ -74,5 +74,7 @@ def test_a_recipes_section_opens_by_its_kind(folder, paint):
     assert data.open(section)[0]["pixels"].shape == (1, 8, 8)
     assert data.own(section) == data.FolderConfig(path=str(folder), size=8, channels=1, held_out=0.0)
     assert len(data.open(SimpleNamespace(kind="scenes", count=3))) == 3
-    with pytest.raises(RecipeError, match="data kind 'folders': must be digits, fashion, folder, scenes; nearest: 'f"):
+    with pytest.raises(
+        RecipeError, match="kind 'folders': must be digits, fashion, folder, latents, scenes; nearest: 'f"
+    ):
         data.open(SimpleNamespace(kind="folders"))

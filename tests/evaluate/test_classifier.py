@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from unveil import data
 from unveil.data import Stored
@@ -31,6 +32,7 @@ def test_it_learns_the_same_from_the_same_seed_and_leaves_the_global_one_alone(p
     one = train_classifier(SMALL, *parts, told.append)
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(6)
+    assert not one.by_size  # a convolutional network has no positions
     two = train_classifier(SMALL, *parts)
     other = train_classifier(replace(SMALL, seed=1), *parts)
     assert one.accuracy > 0.5  # chance is 0.1
@@ -52,13 +54,30 @@ def test_a_vit_is_trained_and_gives_features(parts, tmp_path: Path):
     config = ClassifierConfig(ViTConfig(1, 8, 10, 2, 2, 32, 4, 2.0, pool="mean"), epochs=8, batch=64)
     trained = train_classifier(config, *parts)
     assert trained.accuracy > 0.5  # chance is 0.1
-    loaded = features.classifier(save_classifier("vit-digits", trained, config, tmp_path))
+    assert list(trained.by_size) == [6, 8, 10, 12]  # one patch less, its own, one and two more
+    assert trained.by_size[8] == trained.accuracy
+    assert min(trained.by_size.values()) > 0.2
+    assert len(set(trained.by_size.values())) > 1  # other pictures were read
+    card = save_classifier("vit-digits", trained, config, tmp_path)
+    told = yaml.safe_load(card.read_text())["accuracy_by_size"]
+    assert told == {size: pytest.approx(share, abs=1e-4) for size, share in trained.by_size.items()}
+    loaded = features.classifier(card)
     read = loaded.read(parts[1].pixels[:50])
     assert (loaded.dim, tuple(read.features.shape)) == (32, (50, 32))
     with torch.inference_mode():
         expected = trained.network(features.to_unit(parts[1].pixels[:50])).logits
     torch.testing.assert_close(read.logits, expected, rtol=0, atol=1e-5)
     assert 0.5 < float(loaded.features(parts[0].pixels).var(0).mean().sqrt()) < 2  # scaled to order 1
+
+
+def test_zooming_is_another_training_and_none_changes_nothing(parts):
+    short = replace(SMALL, epochs=1)
+    plain, none, zoomed = (
+        train_classifier(config, *parts).network.head.weight
+        for config in (short, replace(short, zoom=0.0), replace(short, zoom=0.3))
+    )
+    assert torch.equal(plain, none)
+    assert not torch.equal(plain, zoomed)
 
 
 def test_pictures_without_usable_labels_are_refused(parts):

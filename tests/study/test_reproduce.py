@@ -44,6 +44,10 @@ EXPECTED = {
     "cfg-scale",
     "imagen-threshold",
     "sd3-times",
+    "dit-blocks",
+    "dit-zero",
+    "dit-scaling",
+    "dit-flow",
 }
 
 

@@ -256,3 +256,18 @@ def test_it_is_silent_when_asked(tmp_path, capfd):
     assert "step 4/4: loss" in err
     assert "steps/s" in err
     assert "left" in err
+
+
+@pytest.mark.release  # a minute of a C++ compiler
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler
+def test_a_compiled_run_learns_what_a_plain_one_learns(tmp_path):
+    weights = []
+    for compiled in (False, True):
+        model = tiny.model()
+        model.denoiser.network.dropout.p = 0.0  # compiled dropout draws other numbers
+        config = tiny.config(steps=4, compile=compiled)
+        train.fit(model, tiny.Pictures(), objective=Diffusion(), config=config, run=tmp_path / f"{compiled}")
+        weights.append(dict(model.state_dict()))
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-3, msg=name)

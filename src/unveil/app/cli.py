@@ -110,6 +110,7 @@ def sample(
     like: Annotated[Path | None, typer.Option(help="Repeat this picture exactly.", metavar="PICTURE")] = None,
     classifier: Annotated[Path | None, typer.Option(help="A noisy classifier that guides towards the class.")] = None,
     classifier_scale: Annotated[float, typer.Option(help="Of its gradient; 1 is Bayes' rule.")] = 1.0,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the network first, for many pictures.")] = False,
     metadata: Annotated[
         bool, typer.Option("--metadata/--no-metadata", help="Say in each file how it was made.")
     ] = True,
@@ -139,6 +140,7 @@ def sample(
         dtype=dtype,
         classifier=classifier,
         classifier_scale=classifier_scale,
+        compiled=compiled,
     )
     if like is not None:
         work.repeat(wish, like, place, console)
@@ -153,7 +155,7 @@ def evaluate(
     recipe: Annotated[str | None, typer.Option(help="Recipe that says how; the run's own when left out.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="A change such as evaluate.samples=100.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the report; the run's own when left out.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="File of the published Inception network.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Published Inception, or a classifier's card.")] = None,
     device: Device = "auto",
     force: Force = False,
     as_json: AsJson = False,
@@ -233,7 +235,7 @@ def demo(
 
 @data_app.command("check")
 def data_check(
-    folder: Annotated[Path, typer.Argument(help="A folder of pictures.")],
+    path: Annotated[Path, typer.Argument(help="A folder of pictures, or a file of latents.")],
     size: Annotated[int, typer.Option(help="Side of the pictures that will be trained on.")] = 64,
     fit: Annotated[str, typer.Option(help="crop, pad or stretch.")] = "crop",
     as_json: AsJson = False,
@@ -245,7 +247,7 @@ def data_check(
     """
     from unveil.app import data as work
 
-    work.check(folder, size, fit, Console(as_json, quiet))
+    work.check(path, size, fit, Console(as_json, quiet))
 
 
 @data_app.command("show")

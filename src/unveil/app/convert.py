@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +12,15 @@ import torch
 from torch import Tensor
 
 from unveil.app.console import Console
+from unveil.app.kinds import diffusion
 from unveil.app.unpickle import tensors_of
 from unveil.checkpoints import ddpm, dit, dit_model, edm, openai, ours, published, score_sde
 from unveil.checkpoints.tensors import read_tensors, write_tensors
 from unveil.config import Recipe, load_recipe, override, validate
-from unveil.files import refuse_overwrite
+from unveil.files import refuse_overwrite, staged
 from unveil.model import Model, build
 from unveil.tasks.generate import DTYPES
-from unveil.types import NotWritable, RecipeError, WeightsError, nearest
+from unveil.types import RecipeError, WeightsError, nearest
 
 # edm and score-sde are only read.
 LAYOUTS = ("openai", "ddpm", "edm", "score-sde", "dit", "diffusers", "ours")
@@ -95,10 +92,7 @@ def _described(layout: Layout) -> Recipe:
     """The recipe of the model that a file holds."""
     if layout.recipe is None:
         raise RecipeError("convert needs --recipe: the recipe of the model that the file holds, such as iddpm-cifar10")
-    recipe = load_recipe(layout.recipe, layout.overrides)
-    if not isinstance(recipe, Recipe):
-        raise RecipeError(f"{layout.recipe}: the recipe of a classifier; convert knows diffusion models")
-    return recipe
+    return diffusion(load_recipe(layout.recipe, layout.overrides), "unveil convert")
 
 
 def _read(source: Path, scratch: Path) -> tuple[str, dict[str, Tensor]]:
@@ -207,37 +201,16 @@ def _without_null(conditioner: Any) -> dict[str, Tensor]:
 
 def _write_folder(model: Model, out: Path) -> int:
     """A folder of diffusers, whole or not at all; returns how many tensors it holds."""
-    with _staged(out) as temporary:
+    with staged(out) as temporary:
         temporary.mkdir()
         dit_model.write_folder(model, temporary)
-        if out.is_dir():
-            shutil.rmtree(out)  # `force` was given, else it would have been refused
     return len(dit_model.tensors_of(model, "diffusers"))
 
 
 def _write(out: Path, tensors: Mapping[str, Tensor]) -> None:
     """One file, whole or not at all: safetensors, or what `torch.save` makes of tensors where the name ends in .pt."""
-    with _staged(out) as temporary, torch.no_grad():
+    with staged(out) as temporary, torch.no_grad():
         if out.suffix == ".pt":
             torch.save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, temporary)
         else:
             write_tensors(temporary, tensors)
-
-
-@contextmanager
-def _staged(out: Path) -> Iterator[Path]:
-    """A place beside `out` for what is written there; it is moved to `out` when all went well, else removed."""
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, out)
-    except OSError as problem:
-        raise NotWritable(
-            f"{out}: cannot be written ({problem.strerror or problem}); choose another place"
-        ) from problem
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""`unveil data`: pictures before they train a model."""
+"""`unveil data`: pictures, or latents, before they train a model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from unveil import data
 from unveil.app.console import Console
-from unveil.config import load_recipe
+from unveil.config import SequenceRecipe, load_recipe
 from unveil.data.listing import FolderConfig
 from unveil.files import refuse_overwrite, write_atomically
 from unveil.pictures import png, sheet
@@ -28,11 +28,16 @@ class Shown:
     part: str = "train"
 
 
-def check(folder: Path, size: int, fit: str, console: Console) -> None:
-    """Reports on a folder; changes nothing in it."""
+def check(path: Path, size: int, fit: str, console: Console) -> None:
+    """Reports on a folder of pictures, or on a file of latents; changes nothing in it."""
     if fit not in FITS:
         raise RecipeError(f"fit {fit!r}: must be one of {', '.join(FITS)}{nearest(fit, FITS)}")
-    config = FolderConfig(str(folder), size, fit=fit)  # pyright: ignore[reportArgumentType] - checked above
+    if path.is_file() or path.suffix == ".safetensors":
+        with console.progress("latent", 0) as progress:
+            found = data.check_latents(path, progress.reach)
+        console.result(found.to_dict(), found.to_text())
+        return
+    config = FolderConfig(str(path), size, fit=fit)  # pyright: ignore[reportArgumentType] - checked above
     with console.progress("decoding picture", 0) as progress:
         report = data.check(config, progress.reach)
     console.result(report.to_dict(), report.to_text())
@@ -46,7 +51,11 @@ def show(shown: Shown, out: Path, force: bool, console: Console) -> None:
         raise RecipeError(f"--count {shown.count}: at least 1")
     refuse_overwrite(out, force)
     recipe = load_recipe(shown.recipe, shown.overrides)
+    if isinstance(recipe, SequenceRecipe):
+        raise RecipeError(f"{recipe.name}: its data are pairs of texts, which are no pictures")
     found = data.open(recipe.data.build(), data.known_part(shown.part))
+    if isinstance(found, data.Latents):
+        raise RecipeError(f"{recipe.name}: its data are latents, which are no pictures; `unveil data check` reads them")
     pixels = torch.stack([found[i]["pixels"] for i in range(min(shown.count, len(found)))])
     write_atomically(out, png(sheet(pixels)))
     facts = {"items": len(found), "shape": list(pixels.shape[1:]), "classes": found.classes, "sheet": str(out)}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unveil import data
 from unveil.app.console import Console
+from unveil.app.kinds import diffusion
 from unveil.app.models import device as pick
 from unveil.app.models import open_model
 from unveil.config import EvaluateConfig, Recipe, load_recipe
@@ -55,7 +56,7 @@ class Ask:
         """The recipe that says what the model is compared with, and how.
 
         Raises:
-            RecipeError: neither given nor found in the model's run, or not one of a diffusion model.
+            RecipeError: neither given nor found in the model's run, or not one of a diffusion model of pictures.
         """
         named = self.recipe
         if named is None:
@@ -65,9 +66,12 @@ class Ask:
                     f"{self.model}: is no run's folder, so pass --recipe: it names the data to compare with"
                 )
             named = str(run) if (run / "recipe.yaml").is_file() else self.model
-        recipe = load_recipe(named, self.overrides)
-        if not isinstance(recipe, Recipe):
-            raise RecipeError(f"{named}: the recipe of a classifier; `unveil evaluate` judges diffusion models")
+        recipe = diffusion(load_recipe(named, self.overrides), "unveil evaluate")
+        if recipe.key == data.LATENTS:
+            raise RecipeError(
+                f"{recipe.name}: makes latents, and without the autoencoder that turns them into pictures there is "
+                "nothing to compare; the held-out loss lies in the run's metrics.jsonl"
+            )
         return recipe
 
 
@@ -119,7 +123,13 @@ def _judge_given(recipe: Recipe, model: Model, held_out: Pictured, console: Cons
 
 
 def feature_network(recipe: Recipe, how: EvaluateConfig, weights: Path | None, device: str) -> networks.FeatureNetwork:
-    """The network that a recipe's pictures are compared by."""
+    """The network that a recipe's pictures are compared by; the card of a classifier goes before the recipe's own.
+
+    Args:
+        weights: a file of the published Inception, or the card of a trained classifier.
+    """
+    if weights is not None and weights.suffix in (".yaml", ".yml"):
+        return networks.classifier(weights, device)
     name = how.features
     if name == "auto":
         name = recipe.data.kind if recipe.data.kind in ("digits", "fashion") else "inception" if weights else "pixels"

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
 from unveil.app.console import Console, size
 from unveil.nn import dit_config, vit
+from unveil.nn.cost import activations, multiply_adds
 from unveil.nn.dit import DiT
 from unveil.types import Condition, RecipeError
 
@@ -39,30 +38,6 @@ def network(name: str, side: int | None, batch: int, console: Console) -> None:
         raise RecipeError(f"batch = {batch}: must be at least 1")
     facts = _dit(name, side or 32, batch) if name.startswith("dit") else _vit(name, side or 224, batch)
     console.result(facts, _text(facts))
-
-
-def multiply_adds(model: nn.Module, inputs: Sequence[Any]) -> int:
-    """Of one call, the products of matrices and the convolutions; model and inputs may be on the meta device."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(*inputs)
-    return counter.get_total_flops() // 2
-
-
-def activations(model: nn.Module, inputs: Sequence[Any]) -> int:
-    """Bytes that one call keeps for the gradient, in the type of the weights."""
-    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.enable_grad():
-        result = model(*inputs)
-    del result
-    return sum(kept.values())
 
 
 def _dit(name: str, side: int, batch: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unveil import data
 from unveil.app.console import Console
+from unveil.app.kinds import diffusion
 from unveil.app.models import device as pick
 from unveil.checkpoints import ours
 from unveil.config import Recipe, load_recipe, recipe_names
@@ -172,7 +173,4 @@ def _of_model(ask: Ask, console: Console) -> Curves:
 
 
 def _diffusion(name: str, overrides: tuple[str, ...]) -> Recipe:
-    recipe = load_recipe(name, overrides)
-    if not isinstance(recipe, Recipe):
-        raise RecipeError(f"{name}: the recipe of a classifier, which has no noise process")
-    return recipe
+    return diffusion(load_recipe(name, overrides), "unveil inspect process")

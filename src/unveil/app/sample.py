@@ -57,6 +57,7 @@ class Wish:
     dtype: str = "float32"
     classifier: Path | None = None
     classifier_scale: float = 1.0
+    compiled: bool = False
 
 
 @dataclass
@@ -112,7 +113,7 @@ def sample(wish: Wish, changes: Mapping[str, Any], place: Place, console: Consol
     model, source = open_model(wish.model, pick(wish.device), changes.pop("file", None))
     _check_pictures(model)
     guided = _guided(model, wish, changes.pop("classifier", None))
-    request = Request(given, wish.seed, wish.first, count, wish.batch, changes, wish.dtype, guided)
+    request = Request(given, wish.seed, wish.first, count, wish.batch, changes, wish.dtype, guided, wish.compiled)
     total = math.ceil(count / wish.batch) * (model.sampling.changed(changes).calls or 0)
     with console.progress("network call", total) as progress:
         frames = FRAMES if place.strip else 0

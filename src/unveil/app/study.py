@@ -1,11 +1,11 @@
-"""`unveil study`: what samplers and guidance do on a model, and what it restores, as pages."""
+"""`unveil study`: what samplers and guidance do on a model, what it restores, and what data give a ViT, as pages."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from unveil.app import evaluate as evaluation
 from unveil.app.console import Console
 from unveil.app.models import device as pick
 from unveil.app.models import open_model
+from unveil.config import ClassifierRecipe, load_recipe
 from unveil.core.samplers import SAMPLERS
 from unveil.evaluate import Settings as Protocol
 from unveil.evaluate.pictures import gather
@@ -24,6 +25,7 @@ from unveil.files import refuse_overwrite, write_atomically
 from unveil.pictures import to_unit
 from unveil.source import command, commit
 from unveil.study import inverse as restoration
+from unveil.study import vit as sizes
 from unveil.study.inverse import study_inverse
 from unveil.study.model_pages import inverse_page, samplers_page, scales_page
 from unveil.study.samplers import Settings, study_samplers
@@ -125,6 +127,30 @@ def inverse(
     }
     page = _write(folder, "inverse", record, inverse_page(study, record))
     rows = [row.text for row in study.rows] + [f"{name}: skipped, {why}" for name, why in study.skipped.items()]
+    console.result({**record, "page": str(page)}, "\n".join([*rows, str(page)]))
+
+
+def vit(name: str, overrides: tuple[str, ...], settings: sizes.Settings, place: Place, console: Console) -> None:
+    """Trains a ViT in several sizes on several amounts of data, writes vit.json and vit.html.
+
+    Each network leaves a file in the folder `arms` when it is done, so that the same command goes on after a stop.
+    """
+    recipe = load_recipe(name, overrides)
+    if not isinstance(recipe, ClassifierRecipe):
+        raise RecipeError(
+            f"{recipe.name}: a recipe of kind {recipe.kind}; sizes are studied of one such as vit-fashion"
+        )
+    place = replace(place, out=place.out or Path("runs") / f"{recipe.name}-sizes")
+    folder = place.free(recipe.name, "vit")
+    begun = time.process_time()
+    train, held_out = (data.open(recipe.data.build(), part) for part in ("train", "held-out"))
+    with console.progress("training step", 0) as progress:
+        points = sizes.study_vit(recipe, settings, train, held_out, folder / "arms", progress.reach)
+    spent = round(sum(point.cpu_seconds for point in points) / 60, 2)
+    about = {**_about(begun, "cpu"), "cpu_minutes": spent, "command": command()}
+    record = {**sizes.record_of(recipe, settings, points), "about": about}
+    page = _write(folder, "vit", record, sizes.page(record))
+    rows = [f"{one.size:>8} {one.amount:>7} pictures: {one.accuracy:.2%}" for one in points]
     console.result({**record, "page": str(page)}, "\n".join([*rows, str(page)]))
 
 

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from unveil.app.console import Console
-from unveil.app.options import AsJson, Device, Force, ModelName, Quiet
+from unveil.app.options import AsJson, Device, Force, ModelName, Quiet, RecipeName
 
 study_app = typer.Typer(
-    no_args_is_help=True, help="Compare samplers, scales of guidance, or methods that restore pictures, on a model."
+    no_args_is_help=True, help="Compare samplers, scales of guidance, methods that restore pictures, or sizes of a ViT."
 )
 
 
@@ -46,7 +46,7 @@ def guidance(
     recipe: Annotated[str | None, typer.Option(help="Recipe that says how to judge; the run's own otherwise.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="A change such as evaluate.samples=100.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the page; the run's own when left out.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="File of the published Inception network.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Published Inception, or a classifier's card.")] = None,
     device: Device = "auto",
     force: Force = False,
     as_json: AsJson = False,
@@ -90,3 +90,29 @@ def inverse(
     ask = evaluate.Ask(model, recipe, tuple(overrides or ()), device=device)
     settings = study.restoration.Settings(count, steps, seed)
     study.inverse(ask, settings, known_part(part), study.Place(out, force), Console(as_json, quiet))
+
+
+@study_app.command("vit")
+def vit(
+    recipe: RecipeName = "vit-fashion",
+    sizes: Annotated[str, typer.Option(help="Blocks x width.")] = "3x48,6x96,8x144",
+    amounts: Annotated[str, typer.Option(help="Training pictures, rising.")] = "1000,8000,60000",
+    steps: Annotated[int, typer.Option(help="Of training, for each network.")] = 1200,
+    seeds: Annotated[int, typer.Option(help="Networks of each size and amount.")] = 1,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="A change such as train.lr=1e-3.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the page; runs/RECIPE-sizes when left out.")] = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a ViT in several sizes on several amounts of data: accuracy as vit.html and vit.json.
+
+    Stopped, the same command goes on with the networks that are missing.
+
+    Example: unveil study vit vit-fashion --amounts 500,5000 --steps 300 --out runs/study
+    """
+    from unveil.app import study as work
+    from unveil.study import vit as study
+
+    settings = study.Settings(study.parse_sizes(sizes), work.numbers(amounts, int, "amounts"), steps, seeds)
+    work.vit(recipe, tuple(overrides or ()), settings, work.Place(out, force), Console(as_json, quiet))

@@ -15,6 +15,7 @@ import torch
 
 from unveil import data
 from unveil.app.console import Console, duration
+from unveil.app.kinds import diffusion
 from unveil.app.models import device as pick
 from unveil.config import AnyRecipe, ClassifierRecipe, Recipe, SequenceRecipe, dump, load_recipe
 from unveil.files import refuse_overwrite
@@ -71,7 +72,7 @@ def print_config(ask: Ask, console: Console) -> None:
 
 def dry_run(ask: Ask, console: Console) -> None:
     """Measures one step and tells what the whole run would take; writes nothing."""
-    recipe = _diffusion(ask.resolved())
+    recipe = diffusion(ask.resolved(), "unveil train --dry-run")
     from unveil.app.estimate import estimate  # with Lightning, whose import takes seconds; a typo must not wait for it
 
     dataset = data.open(recipe.data.build())
@@ -116,12 +117,6 @@ def fresh(recipe: Recipe) -> Model:
         return build(recipe.model)
 
 
-def _diffusion(recipe: AnyRecipe) -> Recipe:
-    if isinstance(recipe, Recipe):
-        return recipe
-    raise RecipeError(f"{recipe.name}: a recipe of kind {recipe.kind}; this is for recipes of kind diffusion")
-
-
 def _held_out(recipe: Recipe) -> Any:
     """What validation reads; None where everything trains."""
     return None if getattr(recipe.data, "held_out", 1) == 0 else data.open(recipe.data.build(), "held-out")
@@ -142,7 +137,10 @@ def _classifier(recipe: ClassifierRecipe, run: Path, force: bool, console: Conso
     levels = recipe.process.model_dump(mode="json") if recipe.process else None
     card = classifier.save_classifier(recipe.name, trained, config, run, process=levels, force=force)
     facts = {"card": str(card), "accuracy": trained.accuracy, "cpu_seconds": round(trained.cpu_seconds, 1)}
-    console.result(facts, f"{card}: reads {trained.accuracy:.2%} of the held-out pictures")
+    facts |= {"accuracy_by_size": dict(trained.by_size)} if trained.by_size else {}
+    others = ", ".join(f"{size} px {share:.2%}" for size, share in trained.by_size.items())
+    beside = f"; brought to other sizes: {others}" if others else ""
+    console.result(facts, f"{card}: reads {trained.accuracy:.2%} of the held-out pictures{beside}")
 
 
 def _sequence(recipe: SequenceRecipe, run: Path, force: bool, console: Console) -> None:

@@ -25,6 +25,7 @@ class TrainConfig(Section):
         clip: largest norm of the gradient; 0 leaves it alone.
         accumulate: parts that a batch is split into, to save memory.
         precision: "auto" is bf16 where the processor or the device multiplies it.
+        compile: the network by torch, which takes a minute at the start and makes steps faster after it.
         flip: mirror every picture left-right at random.
         save_every: steps between checkpoints; the last step always writes one. `sample_every` and
             `validate_every` likewise; 0 turns them off.
@@ -43,6 +44,7 @@ class TrainConfig(Section):
     clip: float = Field(default=1.0, ge=0)
     accumulate: Positive = 1
     precision: Precision = "auto"
+    compile: bool = False
     flip: bool = False
     workers: int = Field(default=0, ge=0, le=256)
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -69,6 +71,7 @@ class ClassifierTrainConfig(Section):
         smoothing: probability taken from the true class and spread over all.
         shift: pictures are moved by up to so many pixels either way.
         turn: and turned by up to so many degrees either way.
+        zoom: and enlarged or reduced by up to this share, for networks that will read other sizes.
         flip: and mirrored half of the time.
     """
 
@@ -79,6 +82,7 @@ class ClassifierTrainConfig(Section):
     smoothing: float = Field(default=0.0, ge=0, lt=1)
     shift: float = Field(default=0.0, ge=0)
     turn: float = Field(default=0.0, ge=0, le=180)
+    zoom: float = Field(default=0.0, ge=0, le=1)
     flip: bool = False
     seed: int = Field(default=0, ge=0, lt=2**63)
 

@@ -1,4 +1,4 @@
-"""Data sets: map-style objects whose items are dicts with "pixels" uint8 (C, H, W) and what is known about them."""
+"""Data sets: map-style objects whose items are dicts with "pixels" uint8 (C, H, W), or "latents", and what is known."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from unveil.data.check import Progress, check, usable
 from unveil.data.digits import DigitsConfig, digits
 from unveil.data.fashion import FashionConfig, fashion
 from unveil.data.images import Folder
+from unveil.data.latents import LATENTS, Latents, LatentsConfig, write_latents
+from unveil.data.latents_check import LatentsReport, check_latents
 from unveil.data.listing import FolderConfig
 from unveil.data.report import Report
 from unveil.data.scenes import Scenes, ScenesConfig
@@ -17,11 +19,12 @@ from unveil.data.states import boxes_to_state, mask_to_state, state_to_boxes, st
 from unveil.data.stored import Part, Stored, known_part
 from unveil.types import RecipeError, nearest
 
-DataConfig = DigitsConfig | FashionConfig | FolderConfig | ScenesConfig
+DataConfig = DigitsConfig | FashionConfig | FolderConfig | LatentsConfig | ScenesConfig
 CONFIGS: dict[str, type[Any]] = {
     "digits": DigitsConfig,
     "fashion": FashionConfig,
     "folder": FolderConfig,
+    "latents": LatentsConfig,
     "scenes": ScenesConfig,
 }
 
@@ -33,7 +36,7 @@ class Section(Protocol):
     def kind(self) -> str: ...
 
 
-def open(config: DataConfig | Section, part: Part = "train") -> Stored | Folder | Scenes:
+def open(config: DataConfig | Section, part: Part = "train") -> Stored | Folder | Latents | Scenes:
     """The data set that a config, or the data section of a recipe, describes.
 
     Args:
@@ -52,6 +55,8 @@ def open(config: DataConfig | Section, part: Part = "train") -> Stored | Folder 
         return fashion(chosen, part)
     if isinstance(chosen, FolderConfig):
         return Folder(chosen, part)
+    if isinstance(chosen, LatentsConfig):
+        return Latents(chosen, part)
     return Scenes(chosen, part)
 
 
@@ -67,12 +72,16 @@ def own(config: DataConfig | Section) -> DataConfig:
 
 __all__ = [
     "CONFIGS",
+    "LATENTS",
     "Adapted",
     "DataConfig",
     "DigitsConfig",
     "FashionConfig",
     "Folder",
     "FolderConfig",
+    "Latents",
+    "LatentsConfig",
+    "LatentsReport",
     "Part",
     "Progress",
     "Report",
@@ -82,6 +91,7 @@ __all__ = [
     "adapt",
     "boxes_to_state",
     "check",
+    "check_latents",
     "digits",
     "fashion",
     "known_part",
@@ -91,4 +101,5 @@ __all__ = [
     "state_to_boxes",
     "state_to_mask",
     "usable",
+    "write_latents",
 ]

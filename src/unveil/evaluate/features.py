@@ -137,7 +137,9 @@ def classifier(card: Path, device: str = "cpu") -> FeatureNetwork:
         content, found = path.read_bytes(), sha256(path)
         state = load_bytes(content)
     except (OSError, KeyError, TypeError, yaml.YAMLError, SafetensorError) as problem:
-        raise WeightsError(f"{card}: not a readable classifier: {problem}; install the package again") from problem
+        raise WeightsError(
+            f"{card}: not a readable classifier: {problem}; train it again, or install the package again"
+        ) from problem
     if found != facts["sha256"]:
         raise WeightsError(f"{path}: sha256 {found[:12]}... is not {facts['sha256'][:12]}... of its card; damaged")
     network = (Cnn(config) if isinstance(config, CnnConfig) else ViT(config)).eval().requires_grad_(False)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -22,7 +23,7 @@ from unveil.core.denoiser import Denoiser, Estimate, Step
 from unveil.core.exploding import VE
 from unveil.core.flow import RectifiedFlow
 from unveil.core.noise import Streams
-from unveil.core.objective import Diffusion
+from unveil.core.objective import Diffusion, Loss
 from unveil.core.prediction import Prediction, eps, flow, posterior_mean
 from unveil.core.process import DiscreteVP, Process, betas
 from unveil.core.times import LogitNormal, SecondMoment, TimeSampler, Uniform
@@ -34,7 +35,9 @@ from unveil.nn.unet import UNet, UNetConfig
 from unveil.pictures import to_unit
 from unveil.types import Condition, Level, NonFinite, NotWritable, OutOfResources
 
-LOOP = 2  # raised when `train` comes to compute something else, so that what was kept is not used any more
+M = TypeVar("M", bound=nn.Module)
+
+LOOP = 2  # raised when `train` or `descend` comes to compute something else, so that what was kept is not used any more
 CLASSES = 10
 DROP = 2  # the draw of an example's stream that says whether its label is dropped; the objective has 0 and 1
 
@@ -66,6 +69,20 @@ class Arm:
         return VARIANCES[self.variance]
 
 
+class Pace(NamedTuple):
+    """How long and how fast anything is trained, by AdamW, in the words of a recipe's `train`."""
+
+    steps: int
+    batch: int
+    lr: float
+    warmup: int
+    decay: float
+    betas: tuple[float, float]
+    ema: float
+    clip: float
+    weight_decay: float = 0.0
+
+
 @dataclass(frozen=True)
 class Budget:
     """How every arm of a run is trained: AdamW on the digits, unconditional, samples from the averaged weights.
@@ -85,6 +102,11 @@ class Budget:
     ema: float = 0.995
     clip: float = 1.0
     chain: int = 1000
+
+    @property
+    def pace(self) -> Pace:
+        """The part that is about training alone."""
+        return Pace(self.steps, self.batch, self.lr, self.warmup, self.decay, (0.9, 0.99), self.ema, self.clip)
 
 
 @dataclass(frozen=True)
@@ -176,65 +198,110 @@ def train(arm: Arm, budget: Budget, seed: int, on_step: Callable[[], object] = l
     Raises:
         NonFinite: the loss left the finite numbers.
     """
-    from unveil.train.ema import Ema  # with these comes Lightning, which takes seconds
     from unveil.train.order import Order
-    from unveil.train.schedule import linear
 
     part = digits("train")
     assert part.labels is not None
-    data = to_unit(part.pixels)
-    denoiser, objective = build(arm, budget, seed), objective_of(arm, budget)
-    order, average = Order(len(data), seed), Ema(denoiser, budget.ema)
-    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=budget.lr, betas=(0.9, 0.99), weight_decay=0.0)
-    factor = linear(budget.steps, warmup=budget.warmup, decay=budget.decay)
-    for step in range(budget.steps):
-        optimizer.param_groups[0]["lr"] = budget.lr * factor(step)
-        numbers = range(step * budget.batch, (step + 1) * budget.batch)
-        rows, streams = [order.index(number) for number in numbers], Streams(seed, numbers)
-        loss = objective(denoiser, data[rows], _condition(denoiser, part.labels[rows], streams, step), streams, step)
+    labels, data = part.labels, to_unit(part.pixels)
+    denoiser, objective, order = build(arm, budget, seed), objective_of(arm, budget), Order(len(data), seed)
+
+    def loss_of(numbers: range, streams: Streams, step: int) -> Loss:
+        rows = [order.index(number) for number in numbers]
+        loss = objective(denoiser, data[rows], _condition(denoiser, labels[rows], streams, step), streams, step)
+        objective.observe(denoiser.process, loss.t, loss.per_sample)
+        return loss
+
+    return descend(denoiser, loss_of, budget.pace, seed, str(arm), lambda average, step: on_step())
+
+
+def descend(
+    model: M,
+    loss_of: Callable[[range, Streams, int], Loss],
+    pace: Pace,
+    seed: int,
+    what: str,
+    on_step: Callable[[M, int], object],
+) -> M:
+    """Trains a model and returns a second one with the averaged weights.
+
+    Args:
+        loss_of: (numbers of the examples of a step, their random numbers, the step) -> the loss of that step.
+        what: is trained, for an error.
+        on_step: is given the averaged model and the number of steps behind it, after each.
+
+    Raises:
+        NonFinite: the loss left the finite numbers.
+    """
+    from unveil.train.ema import Ema  # with these comes Lightning, which takes seconds
+    from unveil.train.schedule import linear
+
+    average = Ema(model, pace.ema)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=pace.lr, betas=pace.betas, weight_decay=pace.weight_decay)
+    factor = linear(pace.steps, warmup=pace.warmup, decay=pace.decay)
+    for step in range(pace.steps):
+        optimizer.param_groups[0]["lr"] = pace.lr * factor(step)
+        numbers = range(step * pace.batch, (step + 1) * pace.batch)
+        loss = loss_of(numbers, Streams(seed, numbers), step)
         if not bool(torch.isfinite(loss.value)):
-            raise NonFinite(f"{arm}, seed {seed}: the loss is {loss.value.item()} at step {step}")
+            raise NonFinite(f"{what}, seed {seed}: the loss is {loss.value.item()} at step {step}")
         optimizer.zero_grad()
         loss.value.backward()
-        torch.nn.utils.clip_grad_norm_(denoiser.parameters(), budget.clip)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), pace.clip or float("inf"))
         optimizer.step()
         average.update()
-        objective.observe(denoiser.process, loss.t, loss.per_sample)
-        on_step()
+        on_step(average.model, step + 1)
     return average.model
 
 
 def trained(arm: Arm, budget: Budget, seed: int, cache: Path, on_step: Callable[[], object] = lambda: None) -> Trained:
     """The arm as `train` gives it, from the cache where it is there, and into it where not."""
     facts = {"loop": LOOP, "arm": dataclasses.asdict(arm), "budget": dataclasses.asdict(budget), "seed": seed}
-    text = json.dumps(facts, sort_keys=True)
-    path = cache / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
-    found = _kept(path, arm, budget, text)
+    found = kept(cache, facts)
     if found is not None:
-        return found
+        denoiser = build(arm, budget, 0)
+        with contextlib.suppress(RuntimeError):  # a file of another layout is trained anew
+            denoiser.load_state_dict(found.tensors)
+            return Trained(denoiser.eval().requires_grad_(False), found.cpu_seconds, kept=True)
     begun = time.process_time()
     denoiser = train(arm, budget, seed, on_step)
     spent = time.process_time() - begun
-    state = {name: tensor.contiguous() for name, tensor in denoiser.state_dict().items()}
-    try:
-        content = safetensors.torch.save(state, {"facts": text, "cpu_seconds": f"{spent:.2f}"})
-        write_atomically(path, content)
-    except (NotWritable, OutOfResources):
-        pass  # a cache that cannot be written costs time, not the run
+    keep(cache, facts, Kept(denoiser.state_dict(), spent))
     return Trained(denoiser, spent, kept=False)
 
 
-def _kept(path: Path, arm: Arm, budget: Budget, facts: str) -> Trained | None:
-    """What the cache holds, if it is whole and of these settings."""
+# ---------------------------------------------------------------------- what is kept for other claims
+
+
+class Kept(NamedTuple):
+    """What a training left, and what it cost."""
+
+    tensors: Mapping[str, Tensor]
+    cpu_seconds: float
+
+
+def keep(cache: Path, facts: Mapping[str, object], found: Kept) -> None:
+    """Keeps it under the facts that it follows from."""
+    tensors = {name: tensor.contiguous() for name, tensor in found.tensors.items()}
+    text = json.dumps(facts, sort_keys=True)
     try:
-        with safetensors.safe_open(path, "pt") as file:
+        content = safetensors.torch.save(tensors, {"facts": text, "cpu_seconds": f"{found.cpu_seconds:.2f}"})
+        write_atomically(_place(cache, text), content)
+    except (NotWritable, OutOfResources):
+        pass  # a cache that cannot be written costs time, not the run
+
+
+def kept(cache: Path, facts: Mapping[str, object]) -> Kept | None:
+    """What was kept under these facts, if it is there and whole."""
+    text = json.dumps(facts, sort_keys=True)
+    try:
+        with safetensors.safe_open(_place(cache, text), "pt") as file:
             metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
-        denoiser = build(arm, budget, 0)
-        denoiser.load_state_dict(state)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
         spent = float(metadata["cpu_seconds"])
-    except (OSError, safetensors.SafetensorError, RuntimeError, KeyError, ValueError):
+    except (OSError, safetensors.SafetensorError, KeyError, ValueError):
         return None
-    if metadata.get("facts") != facts:
-        return None
-    return Trained(denoiser.eval().requires_grad_(False), spent, kept=True)
+    return Kept(tensors, spent) if metadata.get("facts") == text else None
+
+
+def _place(cache: Path, facts: str) -> Path:
+    return cache / f"{hashlib.sha256(facts.encode()).hexdigest()[:24]}.safetensors"

@@ -15,6 +15,7 @@ from unveil.core.denoiser import Denoiser
 from unveil.data.digits import digits
 from unveil.pictures import to_unit
 from unveil.study.arm import Arm, Budget, trained
+from unveil.study.course import Course, RecipeArm, follow
 from unveil.study.verdict import LEAST_SEEDS, Comparison, Paper
 
 T = TypeVar("T")
@@ -71,11 +72,14 @@ QUICK = Scale(pictures=70, budget=Budget(channels=8, steps=4, batch=8, warmup=1,
 
 @dataclass(frozen=True)
 class Curve:
-    """A measure along a setting, one line per arm; y holds one list per seed."""
+    """A measure along a setting, one line per arm; y holds one list per seed, x may hold a list per line.
+
+    Beyond four, lines are told apart by colour and style: every four in turn share a style.
+    """
 
     x_label: str
     y_label: str
-    x: Sequence[float]
+    x: Sequence[float] | Mapping[str, Sequence[float]]
     lines: Mapping[str, Sequence[Sequence[float]]]
     log_x: bool = False
     log_y: bool = False
@@ -112,14 +116,15 @@ class Bench:
     def __init__(self, scale: Scale, cache: Path, console: Console) -> None:
         self.scale, self.cache, self.console = scale, cache, console
         self._known: dict[tuple[Arm, int], Denoiser] = {}
+        self._followed: dict[tuple[RecipeArm, int], Course] = {}
         self._measured: dict[tuple[str, int], Any] = {}
         self.training_seconds = 0.0
         self.earlier_seconds = 0.0  # of them, spent by earlier runs
 
     @property
-    def asked(self) -> list[tuple[Arm, int]]:
+    def asked(self) -> list[tuple[Arm | RecipeArm, int]]:
         """The networks that were asked for."""
-        return list(self._known)
+        return [*self._known, *self._followed]
 
     @property
     def seeds(self) -> range:
@@ -132,10 +137,24 @@ class Bench:
             steps = self.scale.budget.steps
             with self.console.progress(f"training {describe(arm)}, seed {seed}: step", steps) as counter:
                 found = trained(arm, self.scale.budget, seed, self.cache, counter.advance)
-            self.training_seconds += found.cpu_seconds
-            self.earlier_seconds += found.cpu_seconds if found.kept else 0.0
+            self._spent(found.cpu_seconds, found.kept)
             self._known[arm, seed] = found.denoiser
         return self._known[arm, seed]
+
+    def course(self, arm: RecipeArm, seed: int) -> Course:
+        """The training of a recipe's arm with this seed; the same one for every claim that asks."""
+        if (arm, seed) not in self._followed:
+            steps, quick = arm.read(self.scale.quick).train.steps, self.scale.quick
+            what = f"{arm.recipe} {arm.changes}".strip()
+            with self.console.progress(f"training {what}, seed {seed}: step", steps) as counter:
+                found = follow(arm, quick, seed, self.scale.pictures, self.cache, counter.advance)
+            self._spent(found.cpu_seconds, found.kept)
+            self._followed[arm, seed] = found
+        return self._followed[arm, seed]
+
+    def _spent(self, cpu_seconds: float, earlier: bool) -> None:
+        self.training_seconds += cpu_seconds
+        self.earlier_seconds += cpu_seconds if earlier else 0.0
 
     def held_out(self, count: int | None = None) -> Tensor:
         """uint8 pictures that no network has seen, spread evenly over the held-out part."""

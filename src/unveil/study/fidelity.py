@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from unveil.core.samplers.ancestral import Shift
 from unveil.evaluate import FeatureNetwork, features, fid, precision_recall
 from unveil.pictures import to_pixels
 from unveil.study.arm import CLASSES, Arm, told
+from unveil.study.course import RecipeArm
 from unveil.study.experiment import Bench, Curve
 from unveil.study.measure import sample
 
@@ -26,6 +27,7 @@ MISREAD = "share of samples that the judge does not read as their class"
 IMPRECISION = "share of samples outside of the held-out pictures' neighbourhoods (1 - precision)"
 RECALL = "share of held-out pictures that samples reach (recall), claimed to fall"
 FID = "FID of samples on features of the judge"
+LOSS = "loss on held-out pictures, mean over levels"
 MEASURES = {"misread": MISREAD, "imprecision": IMPRECISION, "recall": RECALL, "fid": FID}
 
 
@@ -61,8 +63,12 @@ class Drawn(NamedTuple):
 
 def judged(bench: Bench, samples: Tensor) -> Drawn:
     """Samples in [-1, 1], made for the labels of `wanted`, as the digits classifier judges them."""
+    return judged_pixels(bench, to_pixels(samples))
+
+
+def judged_pixels(bench: Bench, pixels: Tensor) -> Drawn:
+    """The same of uint8 samples."""
     judge = features.load("digits")
-    pixels = to_pixels(samples)
     return Drawn(pixels, fidelity(judge, pixels, wanted(len(pixels)), judge.features(bench.held_out())))
 
 
@@ -109,3 +115,34 @@ def curves(x_label: str, x: Sequence[float], lines: dict[str, list[list[Fidelity
 def first_of_each(drawn: Iterable[Drawn]) -> Tensor:
     """Rows of the first sample of every class, one row per setting."""
     return torch.cat([one.pixels[:CLASSES] for one in drawn])
+
+
+# ---------------------------------------------------------------------- along a training
+
+
+class Walk(NamedTuple):
+    """The training of a recipe's arm at its points; drawn is what the last of them drew."""
+
+    steps: list[int]
+    fid: list[float]
+    loss: list[float]
+    drawn: Drawn
+
+
+def walk(bench: Bench, arm: RecipeArm, seed: int) -> Walk:
+    """The training of this seed, its samples judged."""
+    course = bench.course(arm, seed)
+    drawn = [judged_pixels(bench, pixels) for pixels in course.pixels]
+    return Walk(course.steps, [one.worth.fid for one in drawn], course.losses, drawn[-1])
+
+
+def walks_of(bench: Bench, arms: Mapping[str, RecipeArm]) -> dict[str, list[Walk]]:
+    """Those of every seed, by arm."""
+    return {name: bench.each_seed(name, lambda seed, arm=arm: walk(bench, arm, seed)) for name, arm in arms.items()}
+
+
+def along(walks: Mapping[str, Sequence[Walk]], fields: Mapping[str, str]) -> list[Curve]:
+    """A panel per field of a walk, with its title, against the steps of training."""
+    steps = next(iter(walks.values()))[0].steps
+    lines = {field: {name: [getattr(one, field) for one in found] for name, found in walks.items()} for field in fields}
+    return [Curve("training steps", title, steps, lines[field], log_y=True) for field, title in fields.items()]

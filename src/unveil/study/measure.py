@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from unveil.core.transition import Chain, chain_of
 from unveil.core.variance import VarianceRule
 from unveil.evaluate import features, fid
 from unveil.pictures import to_pixels
-from unveil.types import Level, like
+from unveil.types import Level, NonFinite, RecipeError, like
 
 SHAPE = (1, 8, 8)
 FEATURES = ("pixels", "digits")
@@ -139,3 +140,61 @@ def energy_distance(first: Tensor, second: Tensor) -> float:
     exact = "donot_use_mm_for_euclid_dist"  # the fast way loses small distances in rounding
     across, own, other = (torch.cdist(x, y, compute_mode=exact).mean() for x, y in ((a, b), (a, a), (b, b)))
     return float(2 * across - own - other)
+
+
+def log2_mean(values: Sequence[float]) -> float:
+    """The mean of the logarithms, which is the logarithm of the geometric mean."""
+    return math.fsum(map(math.log2, values)) / len(values)
+
+
+def interpolated(x: Sequence[float], y: Sequence[float], at: float) -> float | None:
+    """Y at a place on the straight lines between points of rising x; None beyond them, but for rounding."""
+    slack = 1e-9 * (x[-1] - x[0])
+    if not x[0] - slack <= at <= x[-1] + slack:
+        return None
+    i = next(i for i in range(1, len(x)) if at <= x[i] or i == len(x) - 1)
+    return y[i - 1] + (at - x[i - 1]) / (x[i] - x[i - 1]) * (y[i] - y[i - 1])
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
+    """Of pairs, in [-1, 1]; equal values share the mean of their ranks, and where one side is constant it is 0.
+
+    Source: Spearman 1904.
+    """
+    if len(x) != len(y) or len(x) < 2:
+        raise RecipeError(f"{len(x)} and {len(y)} values: a rank correlation needs as many of both, at least 2")
+    if not all(map(math.isfinite, (*x, *y))):
+        raise NonFinite(f"a rank correlation of {list(x)} and {list(y)}: an arm gave no finite measure")
+    return float(_correlations(_ranks(x), _ranks(y)[None])[0])
+
+
+def rank_correlation_within(groups: Iterable[tuple[Sequence[float], Sequence[float]]]) -> float:
+    """The mean over groups of pairs: -1 or 1 where y is monotone in x within each, whatever lies between them."""
+    found = [rank_correlation(x, y) for x, y in groups]
+    return math.fsum(found) / len(found)
+
+
+def chance(x: Sequence[float], y: Sequence[float], *, orders: int = 100_000, seed: int = 0) -> float:
+    """How often a random order of x has a rank correlation with y as low as x itself: a permutation test, one-sided.
+
+    Its own order is one of them, so that the answer is never 0.
+    """
+    ranks, other = _ranks(x), _ranks(y)
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = ranks[torch.rand(orders, len(x), generator=generator).argsort(1)]
+    as_low = _correlations(other, shuffled) <= rank_correlation(x, y) + 1e-9
+    return (1 + int(as_low.sum())) / (1 + orders)
+
+
+def _ranks(values: Sequence[float]) -> Tensor:
+    """From 1, float64."""
+    given = torch.tensor(values, dtype=torch.float64)
+    below, equal = given[:, None] > given[None], given[:, None] == given[None]
+    return below.sum(1) + (equal.sum(1) + 1) / 2
+
+
+def _correlations(ranks: Tensor, others: Tensor) -> Tensor:
+    """Pearson's, of ranks (N,) and each row of (B, N)."""
+    a, b = ranks.double() - ranks.double().mean(), others.double() - others.double().mean(1, keepdim=True)
+    size = a.norm() * b.norm(dim=1)
+    return torch.where(size > 0, b @ a / size.clamp(min=1e-300), 0.0)

@@ -45,22 +45,26 @@ def curves_chart(curves: Sequence[Record]) -> bytes:
 
     def draw(axes: Sequence[Axes]) -> None:
         for one, curve in zip(axes, curves, strict=True):
-            for colour, (name, seeds) in zip(_LINES, curve["lines"].items(), strict=False):
+            own = isinstance(curve["x"], dict)
+            for number, (name, seeds) in enumerate(curve["lines"].items()):
+                x, colour = curve["x"][name] if own else curve["x"], _LINES[number % len(_LINES)]
+                style = _STYLES[number // len(_LINES) % len(_STYLES)]
                 for y in seeds:
-                    one.plot(curve["x"], y, color=colour, linewidth=0.6, alpha=0.5)
+                    one.plot(x, y, style, color=colour, linewidth=0.6, alpha=0.5)
                 mean = [sum(at) / len(at) for at in zip(*seeds, strict=True)]
                 marker = "o" if len(mean) <= 12 else ""
-                one.plot(curve["x"], mean, color=colour, linewidth=1.8, marker=marker, markersize=4, label=name)
+                one.plot(x, mean, style, color=colour, linewidth=1.8, marker=marker, markersize=4, label=name)
             one.set(xlabel=curve["x_label"], ylabel=textwrap.fill(curve["y_label"], 40))
             if curve["log_x"]:
                 one.set_xscale("log")
             if curve["log_y"]:
                 one.set_yscale("log")
-            if len(curve["x"]) <= 12:
+            if not own and len(curve["x"]) <= 12:
                 one.set_xticks(curve["x"], [f"{x:g}" for x in curve["x"]])
                 one.set_xticks([], minor=True)
             if len(curve["lines"]) > 1:
-                one.legend(fontsize="small")
+                few = len(curve["lines"]) <= 2 * len(_LINES)
+                one.legend(fontsize="small" if few else "xx-small", ncols=1 if few else 2)
 
     return _figure(draw, len(curves), (4.8 * len(curves), 3.4))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 
 import unveil
 from unveil.source import commit
+from unveil.study.arm import Arm
+from unveil.study.course import RecipeArm, pace_of
 from unveil.study.experiment import PLACEBO, Bench, Claim, Curve, Findings, Scale
 from unveil.study.verdict import Comparison, overall
 
@@ -56,14 +59,24 @@ def found(findings: Findings, scale: Scale) -> Record:
 
 def settings(claim: Claim, bench: Bench) -> Record:
     """What was trained and measured on."""
+    arms = list(dict.fromkeys(arm for arm, _ in bench.asked))
     return {
         "data": claim.data,
         "seeds": list(bench.seeds),
         "placebo_seeds": [seed + PLACEBO for seed in bench.seeds],
         "pictures": bench.scale.pictures,
-        "training": dataclasses.asdict(bench.scale.budget),
-        "arms": [dataclasses.asdict(arm) for arm in dict.fromkeys(arm for arm, _ in bench.asked)],
+        "training": _training(arms, bench.scale),
+        "arms": [dataclasses.asdict(arm) for arm in arms],
     }
+
+
+def _training(arms: Sequence[Arm | RecipeArm], scale: Scale) -> Record:
+    """What the trainings of all arms have in common: the budget, or the pace of their recipes."""
+    recipes = [arm for arm in arms if isinstance(arm, RecipeArm)]
+    if not recipes:
+        return dataclasses.asdict(scale.budget)
+    paces = [pace_of(arm.read(scale.quick))._asdict() for arm in recipes]
+    return {name: value for name, value in paces[0].items() if all(pace[name] == value for pace in paces)}
 
 
 def _comparison(one: Comparison) -> Record:
@@ -75,6 +88,7 @@ def _comparison(one: Comparison) -> Record:
         "worse": {"arm": one.arms[1], "values": list(one.worse)},
         "effects": list(one.effects),
         "interval": one.interval._asdict(),
+        "bar": one.bar,
         "verdict": one.verdict,
         "relative_effects": [one.relative(effect) for effect in one.effects],
         "relative_width": one.relative_width,
@@ -93,7 +107,7 @@ def _curve(curve: Curve) -> Record:
     return {
         "x_label": curve.x_label,
         "y_label": curve.y_label,
-        "x": list(curve.x),
+        "x": {name: list(x) for name, x in curve.x.items()} if isinstance(curve.x, Mapping) else list(curve.x),
         "lines": {name: [list(y) for y in ys] for name, ys in curve.lines.items()},
         "log_x": curve.log_x,
         "log_y": curve.log_y,

@@ -92,6 +92,7 @@ class Comparison:
         paper: the paper's numbers, where it has them.
         primary: part of the claim; otherwise shown beside it.
         log2: the values are logarithms, so that an effect of 1 is a half.
+        bar: what the better arm's mean may be at most for the claim to be shown; None: only the sign is claimed.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Comparison:
     paper: Paper | None = None
     primary: bool = True
     log2: bool = False
+    bar: float | None = None
 
     def __post_init__(self) -> None:
         if len(self.better) != len(self.worse):
@@ -125,8 +127,10 @@ class Comparison:
 
     @property
     def verdict(self) -> Verdict:
-        """What the seeds say."""
-        return judge(self.effects)
+        """What the seeds say; an effect that is there, but misses its bar, is not shown."""
+        found = judge(self.effects)
+        missed = self.bar is not None and math.fsum(self.better) / len(self.better) > self.bar
+        return "not shown" if missed and found == "shown" else found
 
     @property
     def placebo_verdict(self) -> Verdict:

@@ -49,6 +49,7 @@ class Request:
         batch: at a time; the last one may be smaller.
         sampling: changes of the model's own settings, by the names of `SampleConfig.flat`.
         guided: by a noisy classifier, towards given["label"], which the model itself need not take.
+        compiled: whether torch compiles the network before.
     """
 
     given: Mapping[str, Sequence[Any]] = field(default_factory=dict)
@@ -59,6 +60,7 @@ class Request:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
     guided: Guided | None = None
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         for name, low in (("count", 1), ("batch", 1), ("seed", 0), ("first", 0)):
@@ -95,6 +97,8 @@ def generate(
     """
     sampling = model.sampling.changed(request.sampling).flat()
     model.precision = DTYPES[request.dtype]
+    if request.compiled:
+        model.compiled()
     given = {key: _each(key, values, request.count) for key, values in request.given.items()}
     for start in range(0, request.count, request.batch):
         count = min(request.batch, request.count - start)
@@ -118,6 +122,7 @@ def generate(
                 "model": source._asdict(),
                 **sampling,
                 "dtype": request.dtype,
+                "compiled": request.compiled,
                 "device": model.device.type,
                 "threads": torch.get_num_threads(),
                 "versions": versions(),
@@ -159,6 +164,7 @@ def repeat(
             batch=int(batch["count"]),
             sampling={name: facts[name] for name in SampleConfig().flat() | _UNSET if name in facts},
             dtype=str(facts["dtype"]),
+            compiled=bool(facts.get("compiled", False)),
             guided=_guided_by(facts.get("classifier"), classifier),
         )
         place = int(facts["sample"]) - request.first

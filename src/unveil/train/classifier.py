@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +32,7 @@ from unveil.types import Level, NonFinite, RecipeError, like
 
 TIME, NOISE = 0, 1  # draws of a training step
 LEVELS, HELD_OUT = 10, 1000  # tenths of the times, and pictures, that a noisy classifier is judged at
+OTHER_SIDES = (-1, 0, 1, 2)  # patches more than it was trained for that a ViT is judged at too
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class ClassifierConfig:
         smoothing: probability taken from the true class and spread over all.
         shift: pictures are moved by up to so many pixels either way.
         turn: and turned by up to so many degrees either way.
+        zoom: and enlarged or reduced by up to this share, for networks that will read other sizes.
         flip: and mirrored half of the time.
         process: whose levels a noisy classifier reads, each time equally often; None for clean pictures.
 
@@ -57,6 +60,7 @@ class ClassifierConfig:
     smoothing: float = 0.0
     shift: float = 0.0
     turn: float = 0.0
+    zoom: float = 0.0
     flip: bool = False
     seed: int = 0
     process: Process | None = None
@@ -84,12 +88,14 @@ class Trained(NamedTuple):
     """A classifier, its share of held-out pictures read correctly, and what it took.
 
     by_level: of a noisy one, the same at each tenth of the times, from the data on; `accuracy` is their mean.
+    by_size: of a ViT, the same for pictures brought to other sides in pixels, with interpolated positions.
     """
 
     network: Cnn | ViT | NoisyClassifier
     accuracy: float
     cpu_seconds: float
     by_level: tuple[float, ...] = ()
+    by_size: Mapping[int, float] = MappingProxyType({})
 
 
 def train_classifier(
@@ -134,7 +140,9 @@ def train_classifier(
     network.load_state_dict({k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()})
     assert test.labels is not None
     if not isinstance(network, NoisyClassifier):
-        return Trained(network, read_accuracy(network, test.pixels, test.labels), time.process_time() - spent)
+        accuracy = read_accuracy(network, test.pixels, test.labels)
+        by_size = _accuracy_by_size(network, test) if isinstance(network, ViT) else {}
+        return Trained(network, accuracy, time.process_time() - spent, by_size=by_size)
     assert config.process is not None
     by_level = tuple(_accuracy_at(network, config.process, test, k) for k in range(LEVELS))
     return Trained(network, sum(by_level) / LEVELS, time.process_time() - spent, by_level)
@@ -185,6 +193,8 @@ def save_classifier(
         "command": f"unveil train {name}",
         "sha256": sha256(weights),
     }
+    if trained.by_size:
+        facts |= {"accuracy_by_size": {size: round(share, 4) for size, share in trained.by_size.items()}}
     if process is not None:
         facts |= {"process": dict(process), "accuracy_by_level": [round(share, 4) for share in trained.by_level]}
     return write_atomically(card, yaml.safe_dump(facts, sort_keys=False))
@@ -236,6 +246,26 @@ def _accuracy_at(network: NoisyClassifier, process: Process, test: Pictures, ten
     return float((read == labels).double().mean())
 
 
+def _accuracy_by_size(network: ViT, test: Pictures) -> dict[int, float]:
+    """The share of held-out pictures read correctly at other sides: one patch less and up to two more than its own.
+
+    Source: Dosovitskiy et al. 2021, section 3.2 (arXiv:2010.11929), where the network is trained on at that size.
+    """
+    assert test.labels is not None
+    sides = [network.config.side + more for more in OTHER_SIDES if network.config.side + more > 0]
+    found: dict[int, float] = {}
+    with torch.inference_mode():
+        for size in (side * network.config.patch for side in sides):
+            read = [network(_resized(part, size)).logits.argmax(1) for part in test.pixels.split(256)]
+            found[size] = float((torch.cat(read) == test.labels).double().mean())
+    return found
+
+
+def _resized(pixels: Tensor, size: int) -> Tensor:
+    """In [-1, 1], size x size: bilinear, means where they become fewer."""
+    return functional.interpolate(to_unit(pixels), (size, size), mode="bilinear", antialias=True)
+
+
 def _batches(config: ClassifierConfig, train: Pictures) -> Iterator[tuple[Tensor, Tensor]]:
     assert train.labels is not None
     for _ in range(config.epochs):
@@ -245,14 +275,16 @@ def _batches(config: ClassifierConfig, train: Pictures) -> Iterator[tuple[Tensor
 
 
 def _augmented(pixels: Tensor, config: ClassifierConfig) -> Tensor:
-    """In [-1, 1], each picture mirrored, turned and moved by its own amount; bilinear, edges repeated."""
+    """In [-1, 1], each picture mirrored, turned, zoomed and moved by its own amount; bilinear, edges repeated."""
     x = to_unit(pixels)
     mirror = 1 - 2 * (torch.rand(len(x)) < 0.5).float() if config.flip else torch.ones(len(x))
-    if not (config.shift or config.turn):
+    if not (config.shift or config.turn or config.zoom):
         return torch.where(mirror[:, None, None, None] < 0, x.flip(-1), x)
     angle = math.radians(config.turn) * (2 * torch.rand(len(x)) - 1)
     move = config.shift * 2 / x.shape[-1] * (2 * torch.rand(len(x), 2, 1) - 1)  # 2 is the grid's whole width
     turned = torch.stack([angle.cos() * mirror, -angle.sin(), angle.sin() * mirror, angle.cos()], 1).reshape(-1, 2, 2)
+    if config.zoom:
+        turned = turned * (1 + config.zoom) ** (2 * torch.rand(len(x), 1, 1) - 1)
     grid = functional.affine_grid(torch.cat([turned, move], 2), list(x.shape), align_corners=False)
     return functional.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 

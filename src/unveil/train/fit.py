@@ -76,7 +76,7 @@ def fit(
         ShapeError: data that the model does not take.
         NotWritable: the folder cannot be written.
         NonFinite: too many steps in a row were not finite.
-        OutOfResources: memory ran out, or the disk stayed full.
+        OutOfResources: memory ran out, the disk stayed full, or there is no compiler where one was asked for.
         Cancelled: Ctrl-C or SIGTERM, after saving; `exit_code` is 130 or 143.
     """
     key = key or _key_of(model)
@@ -86,6 +86,8 @@ def fit(
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     _check_batch(config, world)
     precision = resolve(config.precision, whole.device)
+    if config.compile:
+        whole.compiled()
     folder = RunFolder(Path(run), _asked(whole, objective, config, recipe, len(dataset)), writes=rank == 0)
     try:
         job = _Job(whole, dataset, objective, config, held_out, key, raw_keys, folder, precision, rank, world)

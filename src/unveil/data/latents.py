@@ -1,0 +1,375 @@
+"""Latents packed in one safetensors file: mapped into memory, read one by one, written chunk by chunk.
+
+    latents   float16, bfloat16 or float32 (N, C, H, W)
+    labels    int64 (N,), where they are known
+    metadata  `scale` and `shift`, each a number or a JSON list of one per channel, and `classes`, a JSON list of
+              names; whatever else says where the latents come from is kept as it is
+
+What a network sees is x0 = (latents - shift) * scale. Other tensors in the file are left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from unveil.data.stored import Part, rank
+from unveil.files import refuse_overwrite, staged
+from unveil.types import Item, MediaError, NonFinite, RecipeError, ShapeError
+from unveil.types import nearest as near
+
+LATENTS, LABELS = "latents", "labels"  # the tensors, and the first of them the item's key
+# As the format names them; numpy knows no bfloat16, whose bits are read as whole numbers.
+DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+_BITS = {"F16": "<f2", "BF16": "<i2", "F32": "<f4"}
+_OURS = ("scale", "shift", "classes")  # keys of the metadata that mean something here
+_MOST = 10**15  # latents that the header leaves room to count while they are written
+_REMEDY = "write it anew with unveil.data.write_latents"
+
+
+@dataclass(frozen=True)
+class LatentsConfig:
+    """One safetensors file of latents, with their labels where they are known.
+
+    path: the file; `write_latents` writes such files.
+    held_out: the share of the latents (chosen by a hash of their place in the file) that never trains.
+    """
+
+    path: str
+    held_out: float = 0.05
+    kind: Literal["latents"] = "latents"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.held_out < 1:
+            raise RecipeError(f"held_out {self.held_out}: a share, at least 0 and below 1")
+
+
+class Packed(NamedTuple):
+    """A file of latents by its header.
+
+    Attributes:
+        dtype: as the format names it.
+        shape: (N, C, H, W).
+        start: the byte of the file that the latents begin at, and `labels` that of the labels; None: there are none.
+        others: names of the tensors that are left alone.
+    """
+
+    path: Path
+    dtype: str
+    shape: tuple[int, int, int, int]
+    start: int
+    labels: int | None
+    classes: list[str] | None
+    scale: Tensor  # (C or 1, 1, 1), and the shift too
+    shift: Tensor
+    metadata: dict[str, str]
+    others: list[str]
+
+    def mapped(self) -> np.ndarray:
+        """All latents as numbers of `_BITS`; a page is read when it is first used, and shared by all processes."""
+        return np.memmap(self.path, _BITS[self.dtype], "r", self.start, self.shape)
+
+    def mapped_labels(self) -> np.ndarray | None:
+        """All labels, likewise."""
+        return None if self.labels is None else np.memmap(self.path, "<i8", "r", self.labels, self.shape[:1])
+
+    def x0(self, bits: np.ndarray) -> Tensor:
+        """What the network sees, float32, of rows of `mapped`."""
+        latents = torch.from_numpy(np.array(bits))  # a copy of these rows alone: the map is not to be written
+        return (latents.view(DTYPES[self.dtype]).float() - self.shift) * self.scale
+
+
+class Latents(Dataset[Item]):
+    """Latents of one part: "latents" float32 (C, H, W), shifted and scaled, and "label" where they are known.
+
+    Which part they belong to is a hash of their place: what is added to the end of a file moves no other.
+
+    Attributes:
+        classes: the name of each label, or None.
+        metadata: of the file, whole.
+
+    Raises:
+        MediaError: see `packed`; or the part would be empty.
+    """
+
+    def __init__(self, config: LatentsConfig, part: Part = "train") -> None:
+        self.config = config
+        self.part: Part = part
+        self.packed = packed(Path(config.path).expanduser())
+        self.classes = self.packed.classes
+        self.metadata = self.packed.metadata
+        self._latents, self._labels = self.packed.mapped(), self.packed.mapped_labels()
+        out = _held_out(len(self._latents), config.held_out)
+        self.rows = np.flatnonzero(out if part == "held-out" else ~out)
+        if not len(self.rows):
+            raise MediaError(
+                f"{config.path}: no latents for the {part} part of {len(out)} (held_out {config.held_out:g}); "
+                "use more of them, or another held_out"
+            )
+
+    def __len__(self) -> int:
+        """How many latents."""
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Item:
+        """One of them, and its label where there is one."""
+        row = int(self.rows[index])
+        item: Item = {LATENTS: self.packed.x0(self._latents[row])}
+        if self._labels is not None:
+            item["label"] = int(self._labels[row])
+        return item
+
+    def __reduce__(self) -> tuple[type[Latents], tuple[LatentsConfig, Part]]:
+        """A process that is started anew maps the file itself; a pickled map would be a copy of the whole."""
+        return Latents, (self.config, self.part)
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def packed(path: Path) -> Packed:
+    """What a file of latents holds; of its tensors the labels alone are read.
+
+    Raises:
+        MediaError: no such file, cut short, no safetensors; no latents; a wrong type, rank or number; labels that
+            are none of the classes; metadata that mean nothing. The file and what to do are named.
+    """
+    _check_there(path)
+    try:
+        with safe_open(path, "np") as file:  # checks the header against the file's length, and reads no tensor
+            metadata = dict(file.metadata() or {})
+        with path.open("rb") as file:
+            start = 8 + int.from_bytes(file.read(8), "little")
+            tensors: dict[str, Any] = json.loads(file.read(start - 8))
+    except (SafetensorError, ValueError) as problem:
+        raise MediaError(
+            f"{path}: not a whole safetensors file ({problem}); it was cut short, or is something else: "
+            f"copy it again, or {_REMEDY}"
+        ) from problem
+    except OSError as problem:
+        raise MediaError(f"{path}: cannot be read ({problem.strerror or problem}); check its permissions") from problem
+    tensors.pop("__metadata__", None)
+    if LATENTS not in tensors:
+        held = ", ".join(tensors) or "nothing"
+        raise MediaError(f"{path}: holds {held}, and no tensor {LATENTS!r}{near(LATENTS, [*tensors])}; {_REMEDY}")
+    dtype, shape = tensors[LATENTS]["dtype"], tuple(tensors[LATENTS]["shape"])
+    if dtype not in DTYPES or len(shape) != 4 or 0 in shape:
+        raise MediaError(
+            f"{path}: {LATENTS} of {dtype} {shape}; must be {', '.join(DTYPES)} (N, C, H, W), none of them 0: {_REMEDY}"
+        )
+    found = Packed(
+        path,
+        dtype,
+        shape,
+        start + tensors[LATENTS]["data_offsets"][0],
+        start + tensors[LABELS]["data_offsets"][0] if LABELS in tensors else None,
+        _classes(path, metadata),
+        _numbers(path, metadata, "scale", shape[1]),
+        _numbers(path, metadata, "shift", shape[1]),
+        metadata,
+        [name for name in tensors if name not in (LATENTS, LABELS)],
+    )
+    _check_labels(found, tensors.get(LABELS))
+    return found
+
+
+def _check_there(path: Path) -> None:
+    if path.is_dir():
+        raise MediaError(f"{path}: a folder; give the safetensors file that holds the latents (in a recipe: data.path)")
+    if not path.exists():
+        beside = [one.name for one in path.parent.iterdir() if one.is_file()] if path.parent.is_dir() else []
+        raise MediaError(
+            f"{path}: no such file{near(path.name, beside)}; give a safetensors file of latents, or {_REMEDY}"
+        )
+
+
+def _check_labels(found: Packed, tensor: Mapping[str, Any] | None) -> None:
+    if tensor is None:
+        return
+    count, classes = found.shape[0], found.classes
+    if tensor["dtype"] != "I64" or tensor["shape"] != [count]:
+        raise MediaError(
+            f"{found.path}: {LABELS} of {tensor['dtype']} {tuple(tensor['shape'])}; must be I64 ({count},), one for "
+            f"each of the {LATENTS}: {_REMEDY}"
+        )
+    labels = found.mapped_labels()
+    assert labels is not None
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or (classes is not None and high >= len(classes)):
+        allowed = "0 and up" if classes is None else f"0 to {len(classes) - 1}, as there are classes"
+        raise MediaError(f"{found.path}: {LABELS} {low} to {high}; must be {allowed}: {_REMEDY}")
+
+
+def _classes(path: Path, metadata: Mapping[str, str]) -> list[str] | None:
+    if "classes" not in metadata:
+        return None
+    names = _json(metadata["classes"])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise MediaError(f"{path}: metadata classes = {_short(metadata['classes'])}; must be a JSON list: {_REMEDY}")
+    return names
+
+
+def _numbers(path: Path, metadata: Mapping[str, str], key: str, channels: int) -> Tensor:
+    """The scale or the shift, (1, 1, 1) or (C, 1, 1), to be multiplied with latents (..., C, H, W)."""
+    if key not in metadata:
+        return torch.full((1, 1, 1), 1.0 if key == "scale" else 0.0)
+    given = _json(metadata[key])
+    values = given if isinstance(given, list) else [given]
+    whole = all(type(one) in (int, float) and math.isfinite(one) for one in values)
+    if not whole or len(values) not in (1, channels) or (key == "scale" and 0 in values):
+        raise MediaError(
+            f"{path}: metadata {key} = {_short(metadata[key])}; must be a number, or a JSON list of one for each of "
+            f"the {channels} channels{', none of them 0' if key == 'scale' else ''}: {_REMEDY}"
+        )
+    return torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
+
+
+@lru_cache(maxsize=4)  # both parts ask, and a million hashes take a second
+def _held_out(count: int, share: float) -> np.ndarray:
+    """Which latents are held out, (N,); at least one, when a share was asked for and there are two."""
+    ranks = (rank(f"{LATENTS} {row}") for row in range(count)) if share else iter(())
+    ranked = np.fromiter(ranks, np.uint64, count if share else 0)
+    if not share:
+        return np.zeros(count, bool)
+    chosen = ranked < np.uint64(share * 2**64)
+    if not chosen.any() and count > 1:
+        chosen[ranked.argmin()] = True
+    return chosen
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+# ---------------------------------------------------------------------- writing
+
+
+def write_latents(
+    path: str | os.PathLike[str],
+    chunks: Iterable[Tensor],
+    *,
+    labels: Tensor | None = None,
+    classes: Sequence[str] | None = None,
+    scale: float | Sequence[float] = 1.0,
+    shift: float | Sequence[float] = 0.0,
+    metadata: Mapping[str, str] | None = None,
+    force: bool = False,
+) -> Path:
+    """Writes latents to one file as they come, whole or not at all; no more than a chunk is in memory.
+
+    Args:
+        chunks: (n, C, H, W) each, all of one type (float16, bfloat16 or float32) and one (C, H, W).
+        labels: int64 (N,), of all latents.
+        classes: the name of each label.
+        scale, shift: x0 = (latents - shift) * scale has about unit variance; one number, or one per channel.
+        metadata: anything else that says what the latents are, such as the encoder's hash; kept as it is.
+
+    Raises:
+        ShapeError: chunks that differ or are no latents, or not as many labels as latents.
+        MediaError: a scale or a shift that is neither a number nor one per channel, or a scale of 0.
+        NonFinite: NaN or infinite latents; the chunk is named.
+        RecipeError: metadata under a key that has a meaning, or labels beyond the classes.
+        NotWritable: a file of that name is there and `force` is not set, or the place cannot be written.
+        OutOfResources: the disk is full.
+    """
+    path = refuse_overwrite(path, force)
+    said = _metadata(labels, classes, scale, shift, metadata or {})
+    with staged(path) as temporary:
+        with open(temporary, "xb") as file:
+            _stream(file, chunks, labels, said, path)
+            file.flush()
+            os.fsync(file.fileno())
+        refuse_overwrite(path, force)  # encoding may have taken hours
+    return path
+
+
+def _metadata(
+    labels: Tensor | None,
+    classes: Sequence[str] | None,
+    scale: float | Sequence[float],
+    shift: float | Sequence[float],
+    others: Mapping[str, str],
+) -> dict[str, str]:
+    for key, value in others.items():
+        if key in _OURS:
+            raise RecipeError(f"metadata {key} = {value!r}: give it as the argument {key}; other keys are free")
+    if labels is not None and (labels.dtype != torch.int64 or labels.ndim != 1 or not len(labels)):
+        raise ShapeError(f"labels {labels.dtype} {tuple(labels.shape)}: must be torch.int64 (N,), at least one")
+    if labels is not None and (int(labels.min()) < 0 or (classes and int(labels.max()) >= len(classes))):
+        allowed = f"0 to {len(classes) - 1}, as there are classes" if classes else "0 and up"
+        raise RecipeError(f"labels {int(labels.min())} to {int(labels.max())}: must be {allowed}")
+    said = dict(others)
+    for key, given, usual in (("scale", scale, 1.0), ("shift", shift, 0.0)):
+        if given != usual:
+            said[key] = json.dumps(list(given) if isinstance(given, Sequence) else float(given))
+    return said if classes is None else said | {"classes": json.dumps(list(classes))}
+
+
+def _stream(
+    file: BinaryIO, chunks: Iterable[Tensor], labels: Tensor | None, metadata: Mapping[str, str], path: Path
+) -> None:
+    """Writes the header's room, the labels, the latents, and then the header, which counts them."""
+    count, first, room = 0, torch.empty(0), 0
+    for number, chunk in enumerate(chunks):
+        first = chunk[:0] if number == 0 else first
+        _check_chunk(number, chunk, first)
+        if number == 0:
+            for key in ("scale", "shift"):
+                _numbers(path, metadata, key, chunk.shape[1])
+            room = len(_header(chunk, _MOST, 0 if labels is None else _MOST, metadata)) + 7 & ~7
+            file.write(bytes(8 + room))
+            file.write(b"" if labels is None else labels.cpu().contiguous().numpy().astype("<i8").tobytes())
+        plain = chunk.detach().cpu().contiguous()
+        file.write((plain.view(torch.int16) if plain.dtype == torch.bfloat16 else plain).numpy().tobytes())
+        count += len(chunk)
+    if not count:
+        raise ShapeError("no latents: at least one is needed")
+    if labels is not None and len(labels) != count:
+        raise ShapeError(f"{len(labels)} labels for {count} latents: must be as many")
+    file.seek(0)
+    header = _header(first, count, 0 if labels is None else count, metadata)
+    file.write(room.to_bytes(8, "little") + header.ljust(room))
+
+
+def _check_chunk(number: int, chunk: Tensor, first: Tensor) -> None:
+    if chunk.ndim != 4 or chunk.dtype not in DTYPES.values() or 0 in chunk.shape[1:]:
+        allowed = ", ".join(map(str, DTYPES.values()))
+        raise ShapeError(f"chunk {number}: {chunk.dtype} {tuple(chunk.shape)}; must be (n, C, H, W) of {allowed}")
+    if chunk.dtype != first.dtype or chunk.shape[1:] != first.shape[1:]:
+        raise ShapeError(
+            f"chunk {number}: {chunk.dtype} {tuple(chunk.shape[1:])}, the first {first.dtype} "
+            f"{tuple(first.shape[1:])}; all must be alike"
+        )
+    if not bool(torch.isfinite(chunk).all()):
+        raise NonFinite(f"chunk {number}: holds NaN or infinite latents; encode these pictures in float32")
+
+
+def _header(like: Tensor, count: int, labels: int, metadata: Mapping[str, str]) -> bytes:
+    """The header of so many latents like these behind so many labels: 8 bytes each."""
+    dtype = {one: name for name, one in DTYPES.items()}[like.dtype]
+    shape = [count, *like.shape[1:]]
+    stop = 8 * labels + math.prod(shape) * like.element_size()
+    tensors: dict[str, Any] = {"__metadata__": dict(metadata)}
+    if labels:
+        tensors[LABELS] = {"dtype": "I64", "shape": [labels], "data_offsets": [0, 8 * labels]}
+    tensors[LATENTS] = {"dtype": dtype, "shape": shape, "data_offsets": [8 * labels, stop]}
+    return json.dumps(tensors).encode()
