@@ -50,7 +50,7 @@ def test_models_without_labels_are_near_the_baseline_without_labels(name: str, t
 
 
 # Bars that no method reaches; one that is reached after all is a fault too, so that this list stays true.
-MISSED = {"inverse-fashion": set[str](), "inverse-scenes": {"colourisation"}}
+MISSED = {"inverse-fashion": set[str](), "inverse-scenes": set[str]()}
 
 
 @pytest.mark.parametrize("name", MISSED)
