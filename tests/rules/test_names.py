@@ -74,3 +74,8 @@ def test_help_imports_nothing_heavy_and_shows_an_example():
     for page in pages:
         if "COMMAND" not in page.splitlines()[0] or page.startswith("unveil [OPTIONS] COMMAND"):
             assert "Example:" in page, page
+
+
+def test_loading_a_model_leaves_torchs_compiler_alone():
+    code = "import sys, unveil; unveil.load('ddpm-digits'); sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from unveil.checkpoints.meta import weightless
 from unveil.checkpoints.names import Names, Published, below, to_ours, to_theirs
 from unveil.nn.layers import SelfAttention
 from unveil.nn.unet import ConvDown, ConvUp, ResBlock, UNet, UNetConfig
@@ -160,5 +160,5 @@ def config_from_keys(shapes: Mapping[str, Sequence[int]]) -> UNetConfig:
 
 
 def _on_meta(config: UNetConfig) -> UNet:
-    with torch.device("meta"):
+    with weightless():
         return UNet(config)

@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from unveil.checkpoints.meta import weightless
 from unveil.checkpoints.names import Names, Published, below, some, to_ours, to_theirs
 from unveil.nn.dit import DiT, positions
 from unveil.nn.dit_config import PATCHES, SIZES, DiTConfig
@@ -130,7 +131,7 @@ def names(config: DiTConfig, layout: Layout) -> Names:
 
 def theirs_on_meta(config: DiTConfig, layout: Layout, rows: int) -> dict[str, Tensor]:
     """The published tensors of a configuration with so many rows of labels, without memory."""
-    with torch.device("meta"):
+    with weightless():
         label = {OUR_LABEL: torch.empty(rows, config.vector_dim)}
         return dump(DiT(config).state_dict(), config, label, layout)
 
@@ -156,7 +157,7 @@ def load(theirs: Mapping[str, Tensor], config: DiTConfig) -> Parts:
         label = tables[0] if shared else torch.cat(tables, dim=1)
         if shared:
             given = {key: tensor for key, tensor in given.items() if not _repeats(key)}
-    with torch.device("meta"):
+    with weightless():
         shapes = {key: tensor.shape for key, tensor in DiT(config).state_dict().items()}
     if report.layout == "diffusers":
         given["positions"] = positions(config, config.side, config.side)

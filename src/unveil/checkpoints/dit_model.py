@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from unveil.checkpoints import dit
+from unveil.checkpoints.meta import weightless
 from unveil.checkpoints.said import Said, in_float, shapes_of
 from unveil.checkpoints.tensors import read_state, write_tensors
 from unveil.conditioning.label import Label
@@ -149,7 +150,7 @@ def _model(
         "sample": sample,
     }
     described = validate(ModelConfig, plain, "the file")
-    with torch.device("meta"):  # nothing is drawn that the file replaces
+    with weightless():  # nothing is drawn that the file replaces
         model = build(described)
     model.denoiser.network.load_state_dict(in_float(parts.network), assign=True)
     model.conditioners["label"].load_state_dict(in_float(parts.label), assign=True)

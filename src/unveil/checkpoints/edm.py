@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from unveil.checkpoints.meta import weightless
 from unveil.checkpoints.names import Names, Published, below, to_ours, to_theirs
 from unveil.core import precondition
 from unveil.core.precondition import Preconditioning
@@ -168,7 +169,7 @@ def dump(
 
 def on_meta(config: Config) -> SongUNet | DhariwalUNet:
     """The network without memory."""
-    with torch.device("meta"):
+    with weightless():
         return SongUNet(config) if isinstance(config, SongUNetConfig) else DhariwalUNet(config)
 
 

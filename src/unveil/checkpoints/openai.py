@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
+from unveil.checkpoints.meta import weightless
 from unveil.checkpoints.names import Names, Published, below, check_keys, to_ours, to_theirs
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.layers import SelfAttention
@@ -188,12 +188,12 @@ def dump_classifier(ours: Mapping[str, Tensor], config: NoisyClassifierConfig) -
 
 
 def _on_meta(config: UNetConfig) -> UNet:
-    with torch.device("meta"):
+    with weightless():
         return UNet(config)
 
 
 def _classifier_on_meta(config: NoisyClassifierConfig) -> NoisyClassifier:
-    with torch.device("meta"):
+    with weightless():
         return NoisyClassifier(config)
 
 

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from unveil.checkpoints import store
 from unveil.checkpoints.card import card
+from unveil.checkpoints.meta import Unfilled
 from unveil.checkpoints.tensors import read_header, read_tensors
 from unveil.config import ModelConfig, dump, read_yaml, validate
 from unveil.model import Model, build
@@ -124,7 +124,7 @@ def load_model(path: Path | str, *, dtype: torch.dtype | None = torch.float32) -
             "then call checkpoints.ours.load_weights(model, path)"
         )
     config = validate(ModelConfig, read_yaml(described.read_text("utf-8"), str(described)), str(described))
-    with _Unfilled():
+    with Unfilled():
         model = build(config)
     _assign(model, folder, "ema", dtype)
     return model.eval()
@@ -221,16 +221,6 @@ def inspect(path: Path | str) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------- details
-
-
-class _Unfilled(TorchFunctionMode):
-    """Parameters made inside have a shape and no memory; tables and buffers, which are computed, are real."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is torch.empty and kwargs.get("device") is None:
-            kwargs["device"] = "meta"
-        return func(*args, **kwargs)
 
 
 def _parts(model: Model) -> Iterator[tuple[str, nn.Module]]:

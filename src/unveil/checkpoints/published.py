@@ -18,6 +18,7 @@ from torch import Tensor
 
 from unveil.checkpoints import dit, dit_model, openai, sde_files
 from unveil.checkpoints.adm_flags import CLASSIFIER_FLAGS, FILES, FLAGS, from_classifier_flags, from_flags
+from unveil.checkpoints.meta import weightless
 from unveil.checkpoints.said import Said, Shapes, in_float, shapes_of
 from unveil.checkpoints.tensors import read_state
 from unveil.config import ModelConfig, validate
@@ -183,7 +184,7 @@ def release(files: tuple[str, ...]) -> Release:
 @cache
 def _shapes(files: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     found = release(files)
-    with torch.device("meta"):
+    with weightless():
         if isinstance(found.network, NoisyClassifierConfig):
             theirs = openai.dump_classifier(NoisyClassifier(found.network).state_dict(), found.network)
         else:
@@ -235,7 +236,7 @@ def model_of(theirs: Mapping[str, Tensor], said: Said | None = None) -> Model:
     config = found.model_config()
     assert isinstance(found.network, UNetConfig)
     parts = openai.load(theirs, found.network)
-    with torch.device("meta"):  # nothing is drawn that the file replaces
+    with weightless():  # nothing is drawn that the file replaces
         model = build(config)
     model.denoiser.network.load_state_dict(in_float(parts.network), assign=True)
     for section in config.condition:
@@ -264,7 +265,7 @@ def classifier_of(theirs: Mapping[str, Tensor], said: Said | None = None) -> Noi
     found = match(shapes_of(theirs), said)
     if not isinstance(found.network, NoisyClassifierConfig):
         raise WeightsError("this file is a diffusion model, not a noisy classifier; give one such as 64x64_classifier")
-    with torch.device("meta"):
+    with weightless():
         classifier = NoisyClassifier(found.network)
     classifier.load_state_dict(in_float(openai.load_classifier(theirs, found.network)), assign=True)
     return classifier.eval()

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unveil.checkpoints.meta import weightless
 from unveil.checkpoints.names import Names, Published, below, to_ours, to_theirs
 from unveil.nn.edm_blocks import Block
 from unveil.nn.edm_unet import SongUNet, SongUNetConfig
@@ -154,7 +155,7 @@ def averaged(theirs: Mapping[str, Tensor], average: Sequence[Tensor]) -> dict[st
 
 
 def _on_meta(config: SongUNetConfig) -> SongUNet:
-    with torch.device("meta"):
+    with weightless():
         return SongUNet(config)
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from unveil.checkpoints import edm, score_sde
+from unveil.checkpoints.meta import weightless
 from unveil.checkpoints.said import Said, Shapes, in_float, shapes_of
 from unveil.config import ModelConfig, validate
 from unveil.config.model import DhariwalUNetSection, SongUNetSection
@@ -131,7 +132,7 @@ def score_sde_network(name: str) -> SongUNetConfig:
 @cache
 def _score_sde_shapes(name: str) -> dict[str, tuple[int, ...]]:
     network = score_sde_network(name)
-    with torch.device("meta"):
+    with weightless():
         theirs = score_sde.dump(SongUNet(network).state_dict(), network, torch.empty(0))
     return {
         key.removeprefix(score_sde.PREFIX): tuple(tensor.shape)
@@ -153,7 +154,7 @@ def _model(
     """
     said.only(SAYABLE, "files of EDM and score SDE")
     config = model_config(network, size, origin, said, None if label is None else len(label))
-    with torch.device("meta"):  # nothing is drawn that the file replaces
+    with weightless():  # nothing is drawn that the file replaces
         model = build(config)
     model.denoiser.network.load_state_dict(in_float(state), assign=True)
     for section in config.condition:

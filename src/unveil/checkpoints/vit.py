@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from unveil.checkpoints.meta import weightless
 from unveil.checkpoints.names import Names, Published, below, to_ours, to_theirs
 from unveil.checkpoints.tensors import read_state, write_tensors
 from unveil.nn.vit import SIZES, ViT, ViTConfig
@@ -88,7 +89,7 @@ def load(theirs: Mapping[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
         WeightsError: missing or extra keys, or tensors of another shape.
     """
     era, prefix = _written(theirs)
-    with torch.device("meta"):
+    with weightless():
         shapes = {key: tensor.shape for key, tensor in ViT(config).state_dict().items()}
     tables = [prefix + table for table in TABLES.values()]
     given = {key: tensor[0] if key in tables and tensor.ndim == 3 else tensor for key, tensor in theirs.items()}
@@ -163,7 +164,7 @@ def read_folder(path: Path) -> ViT:
     theirs = read_state(path / WEIGHTS)
     shapes = {key: tensor.shape for key, tensor in theirs.items()}
     config = config_of(shapes, said.get("num_attention_heads"), float(said.get("layer_norm_eps", 1e-12)))
-    with torch.device("meta"):
+    with weightless():
         network = ViT(config)
     network.load_state_dict({key: tensor.float() for key, tensor in load(theirs, config).items()}, assign=True)
     return network.eval()

@@ -178,7 +178,8 @@ class DiT(nn.Module):
         told = self.tell(t, condition) if self._ahead is None else self._ahead.told(t, condition)
         h = self.patches(with_context(x, condition, self.config.context_channels))  # (B, C, rows, columns)
         rows, columns = h.shape[2:]
-        h = h.flatten(2).transpose(1, 2) + self._positions(rows, columns)  # (B, N, C)
+        # contiguous: else each residual keeps the picture's strides, and each normalisation copies
+        h = h.flatten(2).transpose(1, 2).contiguous() + self._positions(rows, columns)  # (B, N, C)
         return self._unpatched(self.denoise(h, told), rows, columns)  # (B, out_channels, H, W)
 
     def tell(self, t: Tensor, condition: Condition) -> Told:
