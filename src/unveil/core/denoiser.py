@@ -87,7 +87,9 @@ class Estimate:
             return like(on_x, self._x) * self._x + like(on_y, self._x) * self._y
         if on_x == 0:
             return self._y if on_y == 1 else on_y * self._y
-        return (on_x * self._x).add_(self._y, alpha=on_y)
+        if torch.is_grad_enabled() and (self._x.requires_grad or self._y.requires_grad):
+            return (on_x * self._x).add_(self._y, alpha=on_y)  # what is written into a given tensor has no gradient
+        return weighted_sum(self._x, on_x, self._y, on_y, torch.empty_like(self._x))
 
 
 def weighted_sum(x: Tensor, on_x: float, y: Tensor, on_y: float, out: Tensor) -> Tensor:
