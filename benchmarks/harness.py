@@ -151,7 +151,8 @@ def _record(name: str, turns: list[dict[str, dict[str, float]]], ratios: Sequenc
     return {
         "name": name,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.executable).name, *sys.argv]),
+        # as a user types it, wherever the checkout lies
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "machine": _machine(threads),
         "rounds": len(turns),
         "cases": medians,
