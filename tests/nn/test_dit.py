@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unveil.app.network import multiply_adds
+from unveil.nn.cost import multiply_adds
 from unveil.nn.dit import DiT, Told, positions
 from unveil.nn.dit_config import NAMES, Design, DiTConfig, named, shape_of, spelled_out
 from unveil.types import Condition, RecipeError, ShapeError

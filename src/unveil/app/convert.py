@@ -15,8 +15,9 @@ from unveil.app.console import Console
 from unveil.app.kinds import diffusion
 from unveil.app.unpickle import tensors_of
 from unveil.checkpoints import ddpm, dit, dit_model, edm, openai, ours, published, score_sde
+from unveil.checkpoints.said import shapes_of
 from unveil.checkpoints.tensors import read_tensors, write_tensors
-from unveil.config import Recipe, load_recipe, override, validate
+from unveil.config import load_recipe, override, validate
 from unveil.files import refuse_overwrite, staged
 from unveil.model import Model, build
 from unveil.tasks.generate import DTYPES
@@ -72,15 +73,11 @@ def _copy(source: Path, out: Path, layout: Layout, force: bool) -> dict[str, Any
 def _to_ours(source: Path, out: Path, layout: Layout, force: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         part, theirs = _read(source, Path(scratch))
-        is_dit = dit.layout_of({key: tensor.shape for key, tensor in theirs.items()}) is not None
-        if layout.recipe is None and is_dit:
-            said: dict[str, Any] = {}
-            for change in layout.overrides:
-                override(said, change)
-            model = published.model_of(theirs, validate(published.Said, said.get("file", {}), "file"))
+        if layout.recipe is None:
+            model = _recognised(theirs, layout)
         else:
-            model = build(_described(layout).model)
-            if is_dit:
+            model = build(diffusion(load_recipe(layout.recipe, layout.overrides), "unveil convert").model)
+            if dit.layout_of(shapes_of(theirs)) is not None:
                 dit_model.fill(model, theirs)
             else:
                 _fill(model, theirs, layout.name)
@@ -88,11 +85,20 @@ def _to_ours(source: Path, out: Path, layout: Layout, force: bool) -> dict[str, 
     return {"part": part, "matched": len(theirs), "unmatched": 0}
 
 
-def _described(layout: Layout) -> Recipe:
-    """The recipe of the model that a file holds."""
-    if layout.recipe is None:
-        raise RecipeError("convert needs --recipe: the recipe of the model that the file holds, such as iddpm-cifar10")
-    return diffusion(load_recipe(layout.recipe, layout.overrides), "unveil convert")
+def _recognised(theirs: Mapping[str, Tensor], layout: Layout) -> Model:
+    """The model of a file that is known by its keys; what they do not say is given as file.KEY=VALUE."""
+    said: dict[str, Any] = {}
+    for change in layout.overrides:
+        override(said, change)
+    known = validate(published.Said, said.pop("file", {}), "file")
+    if said:
+        raise RecipeError(f"{next(iter(said))}: a change of a recipe; give --recipe, or say file.KEY=VALUE")
+    try:
+        return published.model_of(theirs, known)
+    except WeightsError as problem:
+        raise WeightsError(
+            f"{problem}; or give --recipe: that of the model in the file, such as iddpm-cifar10"
+        ) from problem
 
 
 def _read(source: Path, scratch: Path) -> tuple[str, dict[str, Tensor]]:

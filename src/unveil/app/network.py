@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unveil.app.console import Console, size
+from unveil.checkpoints.meta import weightless
 from unveil.nn import dit_config, vit
 from unveil.nn.cost import activations, multiply_adds
 from unveil.nn.dit import DiT
@@ -64,7 +65,7 @@ def _dit(name: str, side: int, batch: int) -> dict[str, Any]:
 
 def _vit(name: str, side: int, batch: int) -> dict[str, Any]:
     config = vit.named(name, size=side, head="hidden")
-    with torch.device("meta"):
+    with weightless():
         model = vit.ViT(config)
         one, several = torch.empty(1, 3, side, side), torch.empty(batch, 3, side, side)
     trained = sum(parameter.numel() for parameter in model.parameters())
@@ -92,13 +93,13 @@ def _memory(trained: int, kept: int, batch: int, facts: dict[str, Any]) -> dict[
 
 
 def _on_meta(config: dit_config.DiTConfig) -> DiT:
-    with torch.device("meta"):
+    with weightless():
         return DiT(config)
 
 
 def _asked(model: DiT, batch: int) -> tuple[Tensor, Tensor, Condition]:
     config = model.config
-    with torch.device("meta"):
+    with weightless():
         x = torch.empty(batch, config.in_channels, config.size, config.size)
         return x, torch.empty(batch), Condition(vector=torch.empty(batch, config.vector_dim))
 

@@ -139,7 +139,7 @@ class ViT(nn.Module):
         check_multiple(x, self.config.patch)
         h = self.patches(x)  # (B, width, H / patch, W / patch)
         positions = self.positions(h.shape[2:])  # (N, width), that of the class token first
-        h = h.flatten(2).transpose(1, 2)  # (B, N, width)
+        h = h.flatten(2).transpose(1, 2).contiguous()  # (B, N, width); else residuals keep the picture's strides
         if self.first is not None:
             h = torch.cat([self.first.expand(len(h), 1, -1).to(h), h], dim=1)  # (B, 1 + N, width)
         h = F.dropout(h + positions, self.config.dropout, self.training)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from unveil import data
+from unveil.checkpoints.meta import weightless
 from unveil.config import Recipe, load_recipe
 from unveil.core.noise import Streams
 from unveil.core.objective import Loss
@@ -89,7 +90,7 @@ def points_of(recipe: Recipe) -> list[int]:
 
 def cost_of(recipe: Recipe) -> int:
     """Multiply-adds of the network for one picture, once."""
-    with torch.device("meta"):
+    with weightless():
         network: Any = recipe.build_network()
         condition = Condition(vector=torch.empty(1, network.vector_dim)) if recipe.condition else None
         return multiply_adds(network, (torch.empty(1, *recipe.shape), torch.empty(1), condition))
