@@ -11,6 +11,7 @@ from PIL import Image
 from tests.app.conftest import Cli, tree
 from unveil.checkpoints import openai
 from unveil.checkpoints.published import release
+from unveil.checkpoints.tensors import read_tensors
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.unet import UNet, UNetConfig
 
@@ -106,3 +107,32 @@ def test_random_files_of_the_released_64_pixel_pair(cli: Cli, tmp_path: Path):
     assert done.code == 0, done.err
     with Image.open(tmp_path / "dog.png") as picture:
         assert picture.size == (64, 64)
+
+
+def test_convert_needs_no_recipe_for_what_the_keys_and_a_few_words_tell(cli: Cli, files: Path):
+    words = [word for one in SAID_OF_MODEL for word in ("--set", one)]
+    done = cli("convert", "model.pt", "ours", *words, "--json")
+    assert done.code == 0, done.err
+    theirs = torch.load(files / "model.pt", weights_only=True)
+    assert (done.json["matched"], done.json["unmatched"]) == (len(theirs), 0)
+    assert cli("convert", "ours", "back.safetensors").code == 0
+    back = read_tensors(files / "back.safetensors")
+    assert back.keys() == theirs.keys()
+    assert all(torch.equal(back[key], tensor) for key, tensor in theirs.items())
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ([], 1, "give size, heads or head_channels, attention_order"),  # the keys alone do not tell
+        ([], 1, "or give --recipe: that of the model in the file"),
+        (["--set", "network.channels=32"], 2, "network: a change of a recipe; give --recipe, or say file.KEY=VALUE"),
+        (["--set", "file.sise=16"], 2, "file: sise: unknown key; nearest: 'size'"),
+    ],
+)
+def test_convert_says_what_it_lacks(cli: Cli, files: Path, words: list[str], code: int, message: str):
+    done = cli("convert", "model.pt", "ours", *words)
+    assert done.code == code
+    assert message in " ".join(done.err.split())
+    assert "Traceback" not in done.err
+    assert sorted(tree(files)) == ["classifier.pt", "model.pt"]
