@@ -23,6 +23,21 @@ def test_the_page_is_made_from_the_records():
     assert PAGE.read_text("utf-8") == page(), "run `python -m benchmarks --page`"
 
 
+def test_the_one_for_gpus_counts_what_a_step_computes():
+    """On a processor, of which it has to be told the peak."""
+    script = [sys.executable, str(HERE / "gpu" / "dit_train.py"), "--device", "cpu", "--steps", "1"]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "cpu: its peak is not listed; give --peak, its TFLOPS of dense bf16"
+    arguments = ["--name", "dit-s-8", "--batch", "1", "--only", "plain", "--peak", "0.5"]
+    done = subprocess.run([*script, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["plain"]
+    operations = found["tflops"] * 1e12 * found["ms"] * 1e-3
+    assert operations == pytest.approx(3 * 2 * 0.358e9, rel=0.01)  # DiT's table 4
+    assert found["share_of_peak"] == pytest.approx(found["tflops"] / 0.5)
+
+
 @pytest.mark.slow
 @pytest.mark.timed
 @pytest.mark.parametrize("name", names())

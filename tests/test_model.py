@@ -305,6 +305,28 @@ def test_lower_precision_is_close_and_leaves_the_weights_alone(model):
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
+def test_matrices_are_held_in_lower_precision_while_samples_are_drawn(model):
+    """And come back as they were, also where a step is cancelled."""
+    exact = {name: weight.clone() for name, weight in model.state_dict().items()}
+    network, seen = model.denoiser.network, []
+
+    def look(progress: object) -> None:
+        seen.append({type(m).__name__: m.weight.dtype for m in network.modules() if hasattr(m, "weight")})
+        if len(seen) == 2:
+            raise Cancelled("enough")
+
+    model.precision = torch.bfloat16
+    try:
+        with pytest.raises(Cancelled):
+            model.generate(raw={"label": 0}, on_step=look)
+    finally:
+        model.precision = torch.float32
+    assert seen[0]["Conv2d"] == seen[0]["Linear"] == torch.bfloat16
+    assert seen[0]["GroupNorm"] == torch.float32
+    after = model.state_dict()
+    assert all(torch.equal(after[name], weight) and after[name].dtype == weight.dtype for name, weight in exact.items())
+
+
 # ---------------------------------------------------------------------- faults and devices
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -26,6 +26,9 @@ from unveil.types import Condition, Level, NonFinite, OutOfResources, Raw, Recip
 
 if TYPE_CHECKING:
     from unveil.codec import Codec
+
+# Layers whose products autocast computes in the lower precision
+MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class Model(nn.Module):
@@ -211,7 +214,8 @@ class Model(nn.Module):
                     {key: value[start : start + len(numbers)] for key, value in one.items()} for one in (rows, avoided)
                 )
                 step = self._guided(how, part, away, len(numbers), shift)
-                parts.append(self._draw(how, step, Streams(seed, numbers, device=self.device), shift, on_step))
+                with self._halved():
+                    parts.append(self._draw(how, step, Streams(seed, numbers, device=self.device), shift, on_step))
         finally:
             self.train(training)
         return torch.cat(parts)
@@ -235,6 +239,21 @@ class Model(nn.Module):
             return self.denoiser(x, level, condition)
         with torch.autocast(x.device.type, self.precision):
             return self.denoiser(x, level, condition)
+
+    @contextmanager
+    def _halved(self) -> Iterator[None]:
+        """Inside, the matrices of the network are held in the precision asked for, not cast at every call."""
+        before: list[tuple[nn.Parameter, Tensor]] = []
+        try:
+            if self.precision != torch.float32:
+                for layer in self.denoiser.network.modules():
+                    for parameter in layer.parameters(recurse=False) if isinstance(layer, MATRICES) else ():
+                        before.append((parameter, parameter.data))
+                        parameter.data = parameter.data.to(self.precision)
+            yield
+        finally:
+            for parameter, data in before:
+                parameter.data = data
 
     def _guided(self, how: SampleConfig, raw: Raw, negative: Raw, count: int, shift: Shift | None) -> Step:
         """The step of one batch with its condition bound, guided and clipped."""

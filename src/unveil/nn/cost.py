@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from unveil.nn.fused import formulas
+
 
 def multiply_adds(model: nn.Module, inputs: Sequence[Any]) -> int:
     """Of one call, the products of matrices and the convolutions; model and inputs may be on the meta device."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False, custom_mapping=formulas()) as counter, torch.no_grad():
         model(*inputs)
     return counter.get_total_flops() // 2
 

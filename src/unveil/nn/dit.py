@@ -7,10 +7,10 @@ Sources: Peebles & Xie 2023 (arXiv:2212.09748); long skips: Bao et al. 2023 (arX
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -158,7 +158,7 @@ class DiT(nn.Module):
         self.modulation = nn.Linear(width, 2 * width) if self.adaptive else None
         self.leave = nn.Linear(width, patch**2 * config.out_channels)
         self._initialise()
-        self._ahead: _Ahead | None = None
+        self._ahead: Callable[[Tensor, Condition], Told] | None = None
         self._tables: dict[tuple[int, int, torch.device], Tensor] = {}  # positions of other sizes
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
@@ -175,7 +175,7 @@ class DiT(nn.Module):
         """
         condition = condition or Condition()
         self._check(x)
-        told = self.tell(t, condition) if self._ahead is None else self._ahead.told(t, condition)
+        told = self.tell(t, condition) if self._ahead is None else self._ahead(t, condition)
         h = self.patches(with_context(x, condition, self.config.context_channels))  # (B, C, rows, columns)
         rows, columns = h.shape[2:]
         # contiguous: else each residual keeps the picture's strides, and each normalisation copies
@@ -265,7 +265,11 @@ class DiT(nn.Module):
         results are the same, no weight gets a gradient from them, and weights must not change inside.
         """
         before = self._ahead
-        self._ahead = _Ahead(self, torch.as_tensor(indices, dtype=torch.float32)) if self.adaptive else None
+        if self.adaptive:
+            self._ahead = _Ahead(self, torch.as_tensor(indices, dtype=torch.float32)).told
+            if getattr(self, "_compiled_call_impl", None):
+                # it is only looked up; a compiler would make a variant of it for each level
+                self._ahead = cast(Any, torch.compiler.disable(self._ahead))
         try:
             yield
         finally:

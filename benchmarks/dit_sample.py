@@ -1,0 +1,91 @@
+"""Guided sampling of DiT-S/4 on 4 x 32 x 32 latents: 20 steps of DDIM, batch 4, scale 4, random weights.
+
+The peer is the loop of diffusers' DiTPipeline, without the autoencoder. It embeds time and class in every block of
+every step, here they are computed for all steps before the first.
+
+bf16 is the whole network's weights there; here sums, normalisations and the state stay in float32, and only products
+are computed in it.
+"""
+
+from __future__ import annotations
+
+import harness
+import torch
+from torch import Tensor
+
+BATCH, SIZE, STEPS, SCALE, CLASSES = 4, 32, 20, 4.0, 1000
+
+
+def diffusers(dtype: torch.dtype) -> dict[str, float]:
+    """The loop of DiTPipeline.__call__."""
+    from diffusers import DDIMScheduler, DiTTransformer2DModel
+
+    torch.manual_seed(0)
+    network = DiTTransformer2DModel(
+        num_attention_heads=6,
+        attention_head_dim=64,
+        in_channels=4,
+        out_channels=8,
+        num_layers=12,
+        sample_size=SIZE,
+        patch_size=4,
+        num_embeds_ada_norm=CLASSES,
+    )
+    network = network.eval().to(dtype)
+    scheduler = DDIMScheduler(1000, clip_sample=False)
+    labels = torch.cat([torch.arange(BATCH), torch.full((BATCH,), CLASSES)])
+    start = torch.randn(BATCH, 4, SIZE, SIZE, dtype=dtype)
+
+    @torch.no_grad()
+    def run() -> Tensor:
+        x = torch.cat([start, start])
+        scheduler.set_timesteps(STEPS)
+        for t in scheduler.timesteps:
+            half = x[:BATCH]
+            both = scheduler.scale_model_input(torch.cat([half, half]), t)
+            found = network(both, timestep=t.expand(2 * BATCH), class_labels=labels).sample
+            conditional, null = found[:, :4].chunk(2)
+            guided = null + SCALE * (conditional - null)
+            x = scheduler.step(torch.cat([guided, guided]), t, x).prev_sample
+        return x[:BATCH]
+
+    return harness.measure(run, repeats=3, warmup=1)
+
+
+def ours(precision: torch.dtype) -> dict[str, float]:
+    """A model as `unveil.load` gives it, asked as `unveil sample` asks."""
+    from unveil.config import ModelConfig, validate
+    from unveil.model import build
+
+    torch.manual_seed(0)
+    raw = {
+        "shape": [4, SIZE, SIZE],
+        "network": {"kind": "dit", "name": "dit-s-4"},
+        "process": {"kind": "discrete-vp", "betas": "linear-scaled"},
+        "variance": "learned-range",
+        "condition": [{"kind": "label", "classes": CLASSES, "drop": 0.1}],
+        "sample": {"sampler": "ddim", "steps": STEPS, "clip": "none", "guidance": {"scale": SCALE}},
+    }
+    model = build(validate(ModelConfig, raw, "benchmark")).eval()
+    model.precision = precision
+    return harness.measure(lambda: model.generate(raw={"label": [0, 1, 2, 3]}, count=BATCH), repeats=3, warmup=1)
+
+
+if __name__ == "__main__":
+    single, half = torch.float32, torch.bfloat16
+    harness.main(
+        "dit_sample",
+        {
+            "diffusers fp32": lambda: diffusers(single),
+            "unveil fp32": lambda: ours(single),
+            "diffusers bf16": lambda: diffusers(half),
+            "unveil bf16": lambda: ours(half),
+        },
+        [
+            harness.Ratio("equal precision, fp32", "diffusers fp32", "unveil fp32", at_least=1.1, goal=1.2),
+            harness.Ratio("equal precision, bf16", "diffusers bf16", "unveil bf16", at_least=1.1, goal=1.2),
+            harness.Ratio("as shipped", "diffusers fp32", "unveil bf16", at_least=2.5, goal=3.4),
+            harness.Ratio("peak memory, fp32", "unveil fp32", "diffusers fp32", "peak_mb", at_most=0.75),
+            harness.Ratio("peak memory, as shipped", "unveil bf16", "diffusers fp32", "peak_mb", at_most=0.75),
+        ],
+    )

@@ -1,0 +1,135 @@
+"""What each trick gives DiT-S/4: guided sampling of 4 latents in 5 steps, and the parts of a training step behind it.
+
+Each ratio is the time without the trick over the time with it:
+
+- modulation ahead: time and class are turned into every block's shifts and scales for all steps in one call;
+- fused GELU: computed by the kernel of the product before it;
+- bf16 held: matrices are converted once for a run, not in every call;
+- contiguous tokens: patches are put in order once, else each residual keeps the strides of the picture;
+- fused AdamW and joint EMA: one pass over each tensor, one call for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import harness
+import torch
+from torch import Tensor
+
+from unveil.config import ModelConfig, validate
+from unveil.model import Model, build
+from unveil.nn import fused
+from unveil.nn.dit import DiT
+from unveil.nn.dit_config import named
+
+BATCH, STEPS = 4, 5
+
+
+def sampling(precision: torch.dtype = torch.float32, without: Callable[[], object] = lambda: None) -> Any:
+    """A case: guided samples, after `without` took something away."""
+
+    def case() -> dict[str, float]:
+        without()
+        torch.manual_seed(0)
+        raw = {
+            "shape": [4, 32, 32],
+            "network": {"kind": "dit", "name": "dit-s-4"},
+            "process": {"kind": "discrete-vp"},
+            "variance": "learned-range",
+            "condition": [{"kind": "label", "classes": 1000, "drop": 0.1}],
+            "sample": {"sampler": "ddim", "steps": STEPS, "clip": "none", "guidance": {"scale": 4.0}},
+        }
+        model = build(validate(ModelConfig, raw, "benchmark")).eval()
+        model.precision = precision
+        return harness.measure(lambda: model.generate(raw={"label": 3}, count=BATCH), repeats=4, warmup=1)
+
+    return case
+
+
+def no_ahead() -> None:
+    DiT.ahead = lambda *_: nullcontext()  # type: ignore[assignment]
+
+
+def no_fusion() -> None:
+    fused._KERNEL = None
+
+
+def no_holding() -> None:
+    Model._halved = lambda *_: nullcontext()  # type: ignore[assignment]
+
+
+def no_order() -> None:
+    """Tokens as the convolution's result lies in memory."""
+    original: Any = DiT.denoise
+
+    def strided(self: DiT, h: Tensor, told: Any) -> Tensor:
+        return original(self, h.transpose(1, 2).contiguous().transpose(1, 2), told)
+
+    DiT.denoise = strided  # type: ignore[assignment]
+
+
+def weights() -> list[torch.nn.Parameter]:
+    """DiT-S/4's, with gradients."""
+    torch.manual_seed(0)
+    parameters = list(DiT(named("dit-s-4")).parameters())
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    return parameters
+
+
+def adamw(*, fused: bool) -> Any:
+    def case() -> dict[str, float]:
+        optimiser = torch.optim.AdamW(weights(), lr=1e-4, fused=fused, foreach=None if fused else False)
+        return harness.measure(optimiser.step, repeats=8)
+
+    return case
+
+
+def average(*, joint: bool) -> Any:
+    def case() -> dict[str, float]:
+        parameters = weights()
+        averages = [parameter.detach().clone() for parameter in parameters]
+
+        @torch.no_grad()
+        def update() -> None:
+            if joint:
+                torch._foreach_lerp_(averages, parameters, 1e-4)
+                return
+            for mean, parameter in zip(averages, parameters, strict=True):
+                mean.sub_(1e-4 * (mean - parameter))
+
+        return harness.measure(update, repeats=8)
+
+    return case
+
+
+HALF = torch.bfloat16
+CASES = {
+    "sampling": sampling(),
+    "sampling, modulation in each step": sampling(without=no_ahead),
+    "sampling, GELU apart": sampling(without=no_fusion),
+    "sampling, strided tokens": sampling(without=no_order),
+    "sampling bf16": sampling(HALF),
+    "sampling bf16, GELU apart": sampling(HALF, no_fusion),
+    "sampling bf16, converted in each call": sampling(HALF, no_holding),
+    "AdamW": adamw(fused=False),
+    "AdamW, fused": adamw(fused=True),
+    "EMA, tensor by tensor": average(joint=False),
+    "EMA, joint": average(joint=True),
+}
+RATIOS = [
+    harness.Ratio("modulation ahead", "sampling, modulation in each step", "sampling"),
+    harness.Ratio("fused GELU", "sampling, GELU apart", "sampling"),
+    harness.Ratio("fused GELU, bf16", "sampling bf16, GELU apart", "sampling bf16"),
+    harness.Ratio("contiguous tokens", "sampling, strided tokens", "sampling"),
+    harness.Ratio("bf16", "sampling", "sampling bf16"),
+    harness.Ratio("bf16 held", "sampling bf16, converted in each call", "sampling bf16"),
+    harness.Ratio("fused AdamW", "AdamW", "AdamW, fused"),
+    harness.Ratio("joint EMA", "EMA, tensor by tensor", "EMA, joint"),
+]
+
+if __name__ == "__main__":
+    harness.main("dit_tricks", CASES, RATIOS)
