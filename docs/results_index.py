@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from unveil.evaluate.report import Report
 from unveil.files import write_atomically
 
@@ -32,6 +34,50 @@ def scores(report: Report) -> dict[str, str | float]:
     if iou := found.get("iou"):
         said["mean IoU"] = round(iou["value"], 3)
     return said
+
+
+def card_scores(card: dict[str, Any]) -> dict[str, str | float]:
+    """What a recipe's `expected.scores` says of the card of a classifier or of a model of sequences."""
+    if "exact" in card:
+        ways = card["exact"]
+        parts = [part for part in ways["greedy"] if "," not in part and (part != "all" or len(ways["greedy"]) == 1)]
+        return {f"exact, {part}": ", ".join(f"{_percent(ways[way][part])} {way}" for way in ways) for part in parts}
+    said: dict[str, str | float] = {"read": _percent(card["accuracy"])}
+    return said | {
+        f"read at {side} pixels": _percent(share) for side, share in card.get("accuracy_by_size", {}).items()
+    }
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}".replace("%", " %")
+
+
+def cards() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Of networks that are no diffusion models, as their training wrote them."""
+    for path in sorted(RESULTS.glob("*/*.yaml")):
+        yield path.stem, yaml.safe_load(path.read_text("utf-8"))
+
+
+def _held_out() -> Iterator[str]:
+    """A table of the cards."""
+    heads = ("network", "command", "parameters", "CPU-minutes of training", "of what was held out", "card")
+    yield "| " + " | ".join(heads) + " |"
+    yield "|" + " --- |" * len(heads)
+    for name, card in cards():
+        found = "; ".join(f"{what} {value}" for what, value in card_scores(card).items())
+        cells = (
+            f"`{name}`", f"`{card['command']}`", f"{card['parameters']:,}", f"{card['cpu_seconds'] / 60:.1f}",
+            found, f"[card]({name}/{name}.yaml)",
+        )  # fmt: skip
+        yield "| " + " | ".join(cells) + " |"
+    for path in sorted(RESULTS.glob("*/vit.json")):
+        study, folder = json.loads(path.read_text("utf-8")), path.parent.name
+        about = study["about"]
+        yield ""
+        yield (
+            f"Sizes and amounts of data, `{about['command']}` at {about['commit']}: [page]({folder}/vit.html), "
+            f"[numbers]({folder}/vit.json)"
+        )
 
 
 def _reports() -> Iterator[tuple[str, Report]]:
@@ -146,6 +192,10 @@ def index() -> str:
         "States given pictures, on held-out scenes:",
         "",
         *_table({**first, "mean IoU": _iou, **last}, states),
+        "",
+        "Classifiers and models of sequences:",
+        "",
+        *_held_out(),
         "",
         *_inverse(),
     ]

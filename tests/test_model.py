@@ -305,26 +305,23 @@ def test_lower_precision_is_close_and_leaves_the_weights_alone(model):
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
-def test_matrices_are_held_in_lower_precision_while_samples_are_drawn(model):
-    """And come back as they were, also where a step is cancelled."""
-    exact = {name: weight.clone() for name, weight in model.state_dict().items()}
-    network, seen = model.denoiser.network, []
-
-    def look(progress: object) -> None:
-        seen.append({type(m).__name__: m.weight.dtype for m in network.modules() if hasattr(m, "weight")})
-        if len(seen) == 2:
-            raise Cancelled("enough")
-
-    model.precision = torch.bfloat16
-    try:
-        with pytest.raises(Cancelled):
-            model.generate(raw={"label": 0}, on_step=look)
-    finally:
-        model.precision = torch.float32
-    assert seen[0]["Conv2d"] == seen[0]["Linear"] == torch.bfloat16
-    assert seen[0]["GroupNorm"] == torch.float32
-    after = model.state_dict()
-    assert all(torch.equal(after[name], weight) and after[name].dtype == weight.dtype for name, weight in exact.items())
+def test_a_lowered_model_gives_what_its_precision_gives_and_no_other():
+    drawn = {}
+    for way in ("precision", "lowered"):
+        one = shaken(build(config())).eval()
+        if way == "lowered":
+            assert one.lowered(torch.float32) is one  # nothing happens
+            one.lowered(torch.bfloat16)
+        one.precision = torch.bfloat16
+        drawn[way] = one.generate(raw={"label": 1}, count=2)
+        held = {type(m).__name__: m.weight.dtype for m in one.denoiser.network.modules() if hasattr(m, "weight")}
+        assert held["Conv2d"] == held["Linear"] == (torch.bfloat16 if way == "lowered" else torch.float32)
+        assert held["GroupNorm"] == torch.float32
+    assert torch.equal(drawn["lowered"], drawn["precision"])
+    assert drawn["lowered"].std() > 0
+    for dtype in (torch.float32, torch.float16):
+        with pytest.raises(RecipeError, match=r"lowered to torch\.bfloat16; load the model again"):
+            one.precision = dtype
 
 
 # ---------------------------------------------------------------------- faults and devices

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -65,12 +65,46 @@ class Model(nn.Module):
         self.shape = tuple(shape)
         self.variance = variance
         self.config = config
-        self.precision = torch.float32  # what the network computes in; its weights stay as they are
+        self._precision = self._lowered = torch.float32
 
     @property
     def process(self) -> Process:
         """The process that the denoiser was trained under."""
         return self.denoiser.process
+
+    @property
+    def precision(self) -> torch.dtype:
+        """What the network computes in: products in this type, sums and normalisations in float32.
+
+        The weights stay as they are, and are converted at every call; `lowered` converts them for good.
+
+        Raises:
+            RecipeError: set to another type than the weights were lowered to.
+        """
+        return self._precision
+
+    @precision.setter
+    def precision(self, dtype: torch.dtype) -> None:
+        if self._lowered not in (torch.float32, dtype):
+            raise RecipeError(f"precision {dtype}: the weights were lowered to {self._lowered}; load the model again")
+        self._precision = dtype
+
+    def lowered(self, dtype: torch.dtype) -> Model:
+        """This model, computing in `dtype`, the matrices of its network converted for good.
+
+        Results are those of `precision = dtype`, sooner and in half of the memory. What is lost of the weights is
+        lost, so it is for a model that is only sampled.
+
+        Raises:
+            RecipeError: it was lowered to another type before.
+        """
+        self.precision = dtype
+        if dtype != torch.float32:
+            for layer in self.denoiser.network.modules():
+                for parameter in layer.parameters(recurse=False) if isinstance(layer, MATRICES) else ():
+                    parameter.data = parameter.data.to(dtype)
+            self._lowered = dtype
+        return self
 
     @property
     def sampling(self) -> SampleConfig:
@@ -214,8 +248,7 @@ class Model(nn.Module):
                     {key: value[start : start + len(numbers)] for key, value in one.items()} for one in (rows, avoided)
                 )
                 step = self._guided(how, part, away, len(numbers), shift)
-                with self._halved():
-                    parts.append(self._draw(how, step, Streams(seed, numbers, device=self.device), shift, on_step))
+                parts.append(self._draw(how, step, Streams(seed, numbers, device=self.device), shift, on_step))
         finally:
             self.train(training)
         return torch.cat(parts)
@@ -239,21 +272,6 @@ class Model(nn.Module):
             return self.denoiser(x, level, condition)
         with torch.autocast(x.device.type, self.precision):
             return self.denoiser(x, level, condition)
-
-    @contextmanager
-    def _halved(self) -> Iterator[None]:
-        """Inside, the matrices of the network are held in the precision asked for, not cast at every call."""
-        before: list[tuple[nn.Parameter, Tensor]] = []
-        try:
-            if self.precision != torch.float32:
-                for layer in self.denoiser.network.modules():
-                    for parameter in layer.parameters(recurse=False) if isinstance(layer, MATRICES) else ():
-                        before.append((parameter, parameter.data))
-                        parameter.data = parameter.data.to(self.precision)
-            yield
-        finally:
-            for parameter, data in before:
-                parameter.data = data
 
     def _guided(self, how: SampleConfig, raw: Raw, negative: Raw, count: int, shift: Shift | None) -> Step:
         """The step of one batch with its condition bound, guided and clipped."""

@@ -40,6 +40,27 @@ def test_recipes_expect_what_was_measured(generator):
         assert expected == generator.scores(Report.load(folder)), f"src/unveil/recipes/{name}.yaml: expected.scores"
 
 
+def test_recipes_of_other_networks_expect_what_their_cards_say(generator):
+    found = dict(generator.cards())
+    assert {"vit-fashion", "transformer-tasks", "transformer-translate"} <= found.keys()
+    for name, card in found.items():
+        assert card["command"] == f"unveil train {name}"  # nothing was changed
+        expected = load_recipe(name).expected.scores
+        assert expected == generator.card_scores(card), f"src/unveil/recipes/{name}.yaml: expected.scores"
+
+
+def test_other_networks_are_as_good_as_promised(generator):
+    found = dict(generator.cards())
+    for way in ("greedy", "beam"):
+        tasks = found["transformer-tasks"]["exact"][way]
+        assert tasks["copy"] == tasks["reverse"] == 1
+        assert tasks["sort"] >= 0.99
+        assert found["transformer-translate"]["exact"][way]["all"] >= 0.95
+    vit = found["vit-fashion"]
+    assert vit["accuracy"] >= 0.91
+    assert min(vit["accuracy_by_size"].values()) >= vit["accuracy"] - 0.03
+
+
 @pytest.mark.parametrize(("name", "times"), [("score-sde-vp-fashion", 1.5), ("ncsn-fashion", 3)])
 def test_models_without_labels_are_near_the_baseline_without_labels(name: str, times: float):
     fid, baseline = (

@@ -18,7 +18,7 @@ from unveil.config import override
 from unveil.files import refuse_overwrite, write_atomically
 from unveil.model import Model
 from unveil.pictures import png, sheet, to_pixels
-from unveil.tasks.generate import Guided, Picture, Request, generate
+from unveil.tasks.generate import DTYPES, Guided, Picture, Request, generate
 from unveil.tasks.generate import repeat as draw_again
 from unveil.tasks.record import FACTS, PARAMETERS, parameters, read_facts
 from unveil.types import MediaError, RecipeError
@@ -114,6 +114,7 @@ def sample(wish: Wish, changes: Mapping[str, Any], place: Place, console: Consol
     _check_pictures(model)
     guided = _guided(model, wish, changes.pop("classifier", None))
     request = Request(given, wish.seed, wish.first, count, wish.batch, changes, wish.dtype, guided, wish.compiled)
+    model.lowered(DTYPES[wish.dtype])
     total = math.ceil(count / wish.batch) * (model.sampling.changed(changes).calls or 0)
     with console.progress("network call", total) as progress:
         frames = FRAMES if place.strip else 0
