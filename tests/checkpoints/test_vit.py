@@ -93,6 +93,8 @@ def test_what_transformers_does_not_have_is_refused():
     for config in (replace(SMALL, pool="mean"), replace(SMALL, classes=3)):
         with pytest.raises(RecipeError, match="class token"):
             vit.names(config)
+    with pytest.raises(RecipeError, match="transformers' ViT has patches"):
+        vit.names(replace(SMALL, patch=4, stem="convolutions"))
 
 
 def test_other_files_are_named():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from unveil.nn.embed import sin_cos_positions
 from unveil.nn.vit import ViT, ViTConfig, named
 from unveil.types import RecipeError, ShapeError
 
@@ -22,10 +23,11 @@ def drawn(config: ViTConfig) -> ViT:
     return network.eval()
 
 
+@pytest.mark.parametrize("stem", ["patches", "convolutions"])
 @pytest.mark.parametrize("head", ["linear", "hidden"])
 @pytest.mark.parametrize("pool", ["class", "mean"])
-def test_logits_begin_at_zero_and_every_weight_learns(pool, head):
-    config = replace(SMALL, pool=pool, head=head)
+def test_logits_begin_at_zero_and_every_weight_learns(pool, head, stem):
+    config = replace(SMALL, pool=pool, head=head, stem=stem)
     x = torch.randn(3, 1, 8, 8)
     assert torch.equal(ViT(config)(x).logits, torch.zeros(3, 10))
     network = drawn(config)
@@ -51,6 +53,24 @@ def test_other_sizes_take_interpolated_positions(pool):
         small, large = (network(torch.full((1, 1, side, side), 0.5)).logits for side in (8, 16))
     if pool == "mean":
         torch.testing.assert_close(small, large, rtol=0, atol=1e-5)
+
+
+def test_convolutions_halve_a_picture_down_to_its_tokens():
+    network = drawn(replace(SMALL, patch=4, stem="convolutions", begin="sin-cos"))
+    layers = [layer for layer in network.patches.modules() if isinstance(layer, nn.Conv2d)]
+    assert [(layer.in_channels, layer.out_channels) for layer in layers] == [(1, 8), (8, 16)]
+    assert network.tokens(torch.randn(2, 1, 12, 8)).shape == (2, 1 + 6, 16)
+    with pytest.raises(RecipeError, match="patch 3: convolutions halve the picture"):
+        replace(SMALL, size=9, patch=3, stem="convolutions")
+
+
+@pytest.mark.parametrize("pool", ["class", "mean"])
+def test_positions_may_begin_as_waves(pool):
+    table = ViT(replace(SMALL, pool=pool, begin="sin-cos")).positions.table.detach()
+    places = torch.tensor([[column, row] for row in range(4) for column in range(4)])  # the column's part first
+    torch.testing.assert_close(table[-16:], sin_cos_positions(places, 16, "sin-cos"))
+    if pool == "class":
+        assert table[0].abs().max() < 0.2
 
 
 def test_scaled_features_leave_the_logits():

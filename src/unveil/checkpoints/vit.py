@@ -66,6 +66,8 @@ def names(config: ViTConfig, era: Era = "files", prefix: str = "") -> Names:
             f"pool = {config.pool!r}, head = {config.head!r} with {config.classes} classes: transformers' ViT has a "
             "class token, and a hidden layer only where no logits follow"
         )
+    if config.stem != "patches":
+        raise RecipeError(f"stem = {config.stem!r}: transformers' ViT has patches")
     found = {ours: Published((prefix + theirs,)) for ours, theirs in TABLES.items()}
     ends = {"patches": PATCHES, "encoder.norm": "layernorm"} | (
         {"pooled": "pooler.dense"} if config.head == "hidden" else {}

@@ -8,6 +8,7 @@ Source: Dosovitskiy et al. 2021 (arXiv:2010.11929).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, cast, get_args
 
 import torch
@@ -16,12 +17,14 @@ from torch.nn import functional as F
 
 from unveil.nn.blocks import BlockConfig, Stack
 from unveil.nn.cnn import Reading
-from unveil.nn.embed import LearnedPositions
+from unveil.nn.embed import LearnedPositions, grid_coordinates, sin_cos_positions
 from unveil.nn.layers import check_multiple, zeroed
 from unveil.types import RecipeError, ShapeError, nearest
 
 Pool = Literal["class", "mean"]
 Head = Literal["linear", "hidden"]
+Stem = Literal["patches", "convolutions"]
+Begin = Literal["small", "sin-cos"]
 
 # Dosovitskiy et al. 2021, table 1: depth, width, heads
 SIZES = {"b": (12, 768, 12), "l": (24, 1024, 16), "h": (32, 1280, 16)}
@@ -41,6 +44,9 @@ class ViTConfig:
         hidden: width of the MLPs, in multiples of `width`.
         pool: `class` reads a token of its own, `mean` averages those of the picture.
         head: `hidden` puts a tanh layer before the logits, as in pre-training; `linear` none, as in fine-tuning.
+        stem: how a square becomes a token. `patches`: by one linear map; `convolutions`: by one of stride 2 for each
+            halving of its side, which learns sooner (Xiao et al. 2021, arXiv:2106.14881).
+        begin: the learned positions at the start: `small` random ones as published, or the waves of `sin-cos`.
         norm_eps: 1e-6 as published, 1e-12 in transformers' files.
         dropout: after the positions and in blocks, in training.
 
@@ -58,6 +64,8 @@ class ViTConfig:
     hidden: float = 4.0
     pool: Pool = "class"
     head: Head = "linear"
+    stem: Stem = "patches"
+    begin: Begin = "small"
     norm_eps: float = 1e-6
     dropout: float = 0.0
 
@@ -65,7 +73,7 @@ class ViTConfig:
         for name in ("channels", "size", "patch", "depth", "width", "heads"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
-        for name, kinds in {"pool": Pool, "head": Head}.items():
+        for name, kinds in {"pool": Pool, "head": Head, "stem": Stem, "begin": Begin}.items():
             if (given := getattr(self, name)) not in get_args(kinds):
                 allowed = ", ".join(get_args(kinds))
                 raise RecipeError(f"{name} = {given!r}: must be one of {allowed}{nearest(given, get_args(kinds))}")
@@ -75,6 +83,8 @@ class ViTConfig:
             below = self.size // self.patch * self.patch
             near = f"{below} or {below + self.patch}" if below else f"{self.patch}"
             raise RecipeError(f"size {self.size} px: must be a multiple of the patch, {self.patch}; nearest {near}")
+        if self.stem == "convolutions" and (self.patch == 1 or self.patch & (self.patch - 1)):
+            raise RecipeError(f"patch {self.patch}: convolutions halve the picture; a power of 2 such as 4, or patches")
 
     @property
     def side(self) -> int:
@@ -105,7 +115,7 @@ class ViT(nn.Module):
         self.config = config
         width, hidden = config.width, int(config.hidden * config.width)
         block = BlockConfig(width, config.heads, hidden, dropout=config.dropout, eps=config.norm_eps)
-        self.patches = nn.Conv2d(config.channels, width, config.patch, stride=config.patch)
+        self.patches = _stem(config)
         self.first = nn.Parameter(torch.zeros(1, width)) if config.pool == "class" else None
         self.positions = LearnedPositions((config.side, config.side), width, first=int(config.pool == "class"))
         self.encoder = Stack(config.depth, block)
@@ -164,8 +174,25 @@ class ViT(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        inputs = self.patches.weight[0].numel()
-        nn.init.trunc_normal_(self.patches.weight, std=inputs**-0.5)
-        nn.init.zeros_(self.patches.bias)  # type: ignore[arg-type]
+            if isinstance(module, nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+                nn.init.zeros_(cast(Tensor, module.bias))
+        if self.config.begin == "sin-cos":
+            places = grid_coordinates((self.config.side, self.config.side)).flip(1)  # the column's part first
+            with torch.no_grad():
+                grid = self.positions.table[self.positions.first :]
+                grid.copy_(sin_cos_positions(places, self.config.width, "sin-cos"))
         if self.head is not None:
             zeroed(self.head)
+
+
+def _stem(config: ViTConfig) -> nn.Module:
+    """Pictures (B, channels, H, W) to tokens (B, width, H / patch, W / patch)."""
+    if config.stem == "patches":
+        return nn.Conv2d(config.channels, config.width, config.patch, stride=config.patch)
+    halvings = config.patch.bit_length() - 1
+    widths = [config.channels, *(config.width // 2**left for left in reversed(range(halvings)))]
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GELU()]
+    return nn.Sequential(*layers[:-1])
