@@ -73,6 +73,7 @@ class ClassifierTrainConfig(Section):
         turn: and turned by up to so many degrees either way.
         zoom: and enlarged or reduced by up to this share, for networks that will read other sizes.
         flip: and mirrored half of the time.
+        precision: of products in training; what is reported is read in float32.
     """
 
     epochs: Positive
@@ -84,6 +85,7 @@ class ClassifierTrainConfig(Section):
     turn: float = Field(default=0.0, ge=0, le=180)
     zoom: float = Field(default=0.0, ge=0, le=1)
     flip: bool = False
+    precision: Literal["float32", "bf16"] = "float32"
     seed: int = Field(default=0, ge=0, lt=2**63)
 
 

@@ -44,8 +44,8 @@ class ViTConfig:
         hidden: width of the MLPs, in multiples of `width`.
         pool: `class` reads a token of its own, `mean` averages those of the picture.
         head: `hidden` puts a tanh layer before the logits, as in pre-training; `linear` none, as in fine-tuning.
-        stem: how a square becomes a token. `patches`: by one linear map; `convolutions`: by one of stride 2 for each
-            halving of its side, which learns sooner (Xiao et al. 2021, arXiv:2106.14881).
+        stem: how a square becomes a token. `patches`: by one linear map; `convolutions`: by normalised 3 x 3 ones,
+            one for each halving of its side and one before, which learns sooner (Xiao et al. 2021, arXiv:2106.14881).
         begin: the learned positions at the start: `small` random ones as published, or the waves of `sin-cos`.
         norm_eps: 1e-6 as published, 1e-12 in transformers' files.
         dropout: after the positions and in blocks, in training.
@@ -191,8 +191,8 @@ def _stem(config: ViTConfig) -> nn.Module:
     if config.stem == "patches":
         return nn.Conv2d(config.channels, config.width, config.patch, stride=config.patch)
     halvings = config.patch.bit_length() - 1
-    widths = [config.channels, *(config.width // 2**left for left in reversed(range(halvings)))]
+    widths = [config.channels, *(config.width // 2**left for left in reversed(range(halvings + 1)))]
     layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GELU()]
-    return nn.Sequential(*layers[:-1])
+    for number, (before, after) in enumerate(pairwise(widths)):
+        layers += [nn.Conv2d(before, after, 3, 2 if number else 1, 1), nn.BatchNorm2d(after), nn.GELU()]
+    return nn.Sequential(*layers, nn.Conv2d(config.width, config.width, 1))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import yaml
@@ -46,6 +46,7 @@ class ClassifierConfig:
         turn: and turned by up to so many degrees either way.
         zoom: and enlarged or reduced by up to this share, for networks that will read other sizes.
         flip: and mirrored half of the time.
+        precision: of products in training; what is reported is read in float32.
         process: whose levels a noisy classifier reads, each time equally often; None for clean pictures.
 
     Raises:
@@ -62,6 +63,7 @@ class ClassifierConfig:
     turn: float = 0.0
     zoom: float = 0.0
     flip: bool = False
+    precision: Literal["float32", "bf16"] = "float32"
     seed: int = 0
     process: Process | None = None
 
@@ -125,7 +127,9 @@ def train_classifier(
         for step, (pixels, labels) in enumerate(_batches(config, train), start=1):
             for group in optimiser.param_groups:
                 group["lr"] = config.lr * _schedule(step / steps)
-            loss = functional.cross_entropy(reads(pixels, step), labels, label_smoothing=config.smoothing)
+            with torch.autocast(pixels.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                logits = reads(pixels, step)
+            loss = functional.cross_entropy(logits.float(), labels, label_smoothing=config.smoothing)
             if not math.isfinite(value := loss.item()):
                 raise NonFinite(f"step {step}: the loss is {value}; lower lr, now {config.lr}")
             optimiser.zero_grad()
