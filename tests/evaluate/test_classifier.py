@@ -50,8 +50,10 @@ def test_it_learns_the_same_from_the_same_seed_and_leaves_the_global_one_alone(p
         save_classifier("classifier-digits", one, SMALL, tmp_path)
 
 
-def test_a_vit_is_trained_and_gives_features(parts, tmp_path: Path):
-    config = ClassifierConfig(ViTConfig(1, 8, 10, 2, 2, 32, 4, 2.0, pool="mean"), epochs=8, batch=64)
+@pytest.mark.parametrize(("stem", "precision"), [("patches", "float32"), ("convolutions", "bf16")])
+def test_a_vit_is_trained_and_gives_features(parts, tmp_path: Path, stem, precision):
+    network = ViTConfig(1, 8, 10, 2, 2, 32, 4, 2.0, pool="mean", stem=stem)
+    config = ClassifierConfig(network, epochs=8, batch=64, precision=precision)
     trained = train_classifier(config, *parts)
     assert trained.accuracy > 0.5  # chance is 0.1
     assert list(trained.by_size) == [6, 8, 10, 12]  # one patch less, its own, one and two more
@@ -78,6 +80,14 @@ def test_zooming_is_another_training_and_none_changes_nothing(parts):
     )
     assert torch.equal(plain, none)
     assert not torch.equal(plain, zoomed)
+
+
+def test_lower_precision_is_another_training_near_the_first(parts):
+    short = replace(SMALL, epochs=1)
+    exact, rough = (train_classifier(replace(short, precision=p), *parts) for p in ("float32", "bf16"))
+    assert not torch.equal(exact.network.head.weight, rough.network.head.weight)
+    assert all(weight.dtype == torch.float32 for weight in rough.network.parameters())
+    assert abs(exact.accuracy - rough.accuracy) < 0.15
 
 
 def test_pictures_without_usable_labels_are_refused(parts):
