@@ -71,7 +71,8 @@ class ClassifierTrainConfig(Section):
         smoothing: probability taken from the true class and spread over all.
         shift: pictures are moved by up to so many pixels either way.
         turn: and turned by up to so many degrees either way.
-        zoom: and enlarged or reduced by up to this share, for networks that will read other sizes.
+        zoom: and enlarged or reduced by up to this share.
+        sides: in pixels, of which each batch has one, for networks that will read other sizes; none: the pictures' own.
         flip: and mirrored half of the time.
         precision: of products in training; what is reported is read in float32.
     """
@@ -84,6 +85,7 @@ class ClassifierTrainConfig(Section):
     shift: float = Field(default=0.0, ge=0)
     turn: float = Field(default=0.0, ge=0, le=180)
     zoom: float = Field(default=0.0, ge=0, le=1)
+    sides: tuple[Positive, ...] = ()
     flip: bool = False
     precision: Literal["float32", "bf16"] = "float32"
     seed: int = Field(default=0, ge=0, lt=2**63)

@@ -44,7 +44,8 @@ class ClassifierConfig:
         smoothing: probability taken from the true class and spread over all.
         shift: pictures are moved by up to so many pixels either way.
         turn: and turned by up to so many degrees either way.
-        zoom: and enlarged or reduced by up to this share, for networks that will read other sizes.
+        zoom: and enlarged or reduced by up to this share.
+        sides: in pixels, of which each batch has one, for networks that will read other sizes; none: the pictures' own.
         flip: and mirrored half of the time.
         precision: of products in training; what is reported is read in float32.
         process: whose levels a noisy classifier reads, each time equally often; None for clean pictures.
@@ -62,6 +63,7 @@ class ClassifierConfig:
     shift: float = 0.0
     turn: float = 0.0
     zoom: float = 0.0
+    sides: tuple[int, ...] = ()
     flip: bool = False
     precision: Literal["float32", "bf16"] = "float32"
     seed: int = 0
@@ -75,6 +77,10 @@ class ClassifierConfig:
                 if noisy
                 else "process: this classifier reads clean pictures; leave process away, or take a noisy-classifier"
             )
+        if self.sides and not isinstance(self.network, ViTConfig):
+            raise RecipeError("sides: only a vit reads pictures of several sizes; leave them away")
+        if isinstance(self.network, ViTConfig) and any(side < 1 or side % self.network.patch for side in self.sides):
+            raise RecipeError(f"sides {list(self.sides)}: each must be a multiple of the patch, {self.network.patch}")
 
 
 class Progress(NamedTuple):
@@ -184,6 +190,7 @@ def save_classifier(
         key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config.network).items()
     }
     training = {key: value for key, value in vars(config).items() if key not in ("network", "process")}
+    training["sides"] = list(config.sides)
     facts = {
         "name": name.removeprefix("classifier-"),
         "network": settings if kind == "cnn" else {"kind": kind, **settings},
@@ -279,17 +286,23 @@ def _batches(config: ClassifierConfig, train: Pictures) -> Iterator[tuple[Tensor
 
 
 def _augmented(pixels: Tensor, config: ClassifierConfig) -> Tensor:
-    """In [-1, 1], each picture mirrored, turned, zoomed and moved by its own amount; bilinear, edges repeated."""
+    """In [-1, 1], each picture mirrored, turned, zoomed and moved by its own amount; bilinear, edges repeated.
+
+    Where there are `sides`, the batch comes in one of them.
+    """
     x = to_unit(pixels)
     mirror = 1 - 2 * (torch.rand(len(x)) < 0.5).float() if config.flip else torch.ones(len(x))
-    if not (config.shift or config.turn or config.zoom):
+    if not (config.shift or config.turn or config.zoom or config.sides):
         return torch.where(mirror[:, None, None, None] < 0, x.flip(-1), x)
     angle = math.radians(config.turn) * (2 * torch.rand(len(x)) - 1)
     move = config.shift * 2 / x.shape[-1] * (2 * torch.rand(len(x), 2, 1) - 1)  # 2 is the grid's whole width
     turned = torch.stack([angle.cos() * mirror, -angle.sin(), angle.sin() * mirror, angle.cos()], 1).reshape(-1, 2, 2)
     if config.zoom:
         turned = turned * (1 + config.zoom) ** (2 * torch.rand(len(x), 1, 1) - 1)
-    grid = functional.affine_grid(torch.cat([turned, move], 2), list(x.shape), align_corners=False)
+    size = list(x.shape)
+    if config.sides:
+        size[2:] = [config.sides[int(torch.randint(len(config.sides), ()))]] * 2
+    grid = functional.affine_grid(torch.cat([turned, move], 2), size, align_corners=False)
     return functional.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
