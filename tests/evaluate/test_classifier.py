@@ -82,6 +82,21 @@ def test_zooming_is_another_training_and_none_changes_nothing(parts):
     assert not torch.equal(plain, zoomed)
 
 
+def test_batches_of_several_sizes_prepare_for_them(parts):
+    network = ViTConfig(1, 8, 10, 2, 2, 32, 4, 2.0, pool="mean")
+    one_size = ClassifierConfig(network, epochs=4, batch=64)
+    plain, prepared = (
+        train_classifier(config, *parts) for config in (one_size, replace(one_size, sides=(6, 8, 10, 12)))
+    )
+    lost = [trained.accuracy - min(trained.by_size.values()) for trained in (plain, prepared)]
+    assert prepared.accuracy > 0.5
+    assert lost[1] < lost[0]
+    with pytest.raises(RecipeError, match=r"sides \[6, 9\]: each must be a multiple of the patch, 2"):
+        replace(one_size, sides=(6, 9))
+    with pytest.raises(RecipeError, match="sides: only a vit"):
+        replace(SMALL, sides=(6,))
+
+
 def test_lower_precision_is_another_training_near_the_first(parts):
     short = replace(SMALL, epochs=1)
     exact, rough = (train_classifier(replace(short, precision=p), *parts) for p in ("float32", "bf16"))
