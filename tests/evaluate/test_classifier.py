@@ -83,8 +83,8 @@ def test_zooming_is_another_training_and_none_changes_nothing(parts):
 
 
 def test_batches_of_several_sizes_prepare_for_them(parts):
-    network = ViTConfig(1, 8, 10, 2, 2, 32, 4, 2.0, pool="mean")
-    one_size = ClassifierConfig(network, epochs=4, batch=64)
+    network = ViTConfig(1, 8, 10, 2, 1, 32, 4, 2.0, pool="mean", stem="convolutions", begin="sin-cos")
+    one_size = ClassifierConfig(network, epochs=6, batch=64)
     plain, prepared = (
         train_classifier(config, *parts) for config in (one_size, replace(one_size, sides=(6, 8, 10, 12)))
     )
