@@ -86,7 +86,7 @@ def test_flow_and_ddpm_start_from_equal_networks():
 
 
 def test_the_studies_train_as_their_recipes_say():
-    for arm, points in ((dit.DESIGNS[dit.ZERO], [120, 240, 360, 480, 600]), (dit.network_of("XL", 1), None)):
+    for arm, points in ((dit.DESIGNS[dit.ZERO], [300, 600, 900, 1200, 1500]), (dit.network_of("XL", 1), None)):
         recipe = arm.read(quick=False)
         assert points_of(recipe) == (points or [200, 400, 600, 800, 1000])
         assert pace_of(recipe).steps == recipe.train.steps

@@ -19,7 +19,8 @@ from unveil.train.classifier import ClassifierConfig, Trained
 from unveil.types import Cancelled, RecipeError
 
 CHANGES = ["data={kind: digits}", "network.size=8", "network.patch=2", "network.width=32", "network.heads=2"]
-CHANGES += ["train.batch=32", "train.shift=0", "train.flip=false"]
+CHANGES += ["train.batch=32", "train.shift=0", "train.flip=false", "train.sides=[]", "network.stem=patches"]
+CHANGES += ["network.begin=small", "train.lr=3e-3", "train.precision=float32"]
 SETTINGS = Settings((Size(1, 16), Size(1, 32)), (64, 512), steps=32)
 
 
