@@ -1,9 +1,9 @@
 """Latents packed in one safetensors file: mapped into memory, read one by one, written chunk by chunk.
 
-    latents   float16, bfloat16 or float32 (N, C, H, W)
-    labels    int64 (N,), where they are known
-    metadata  `scale` and `shift`, each a number or a JSON list of one per channel, and `classes`, a JSON list of
-              names; whatever else says where the latents come from is kept as it is
+- `latents`: float16, bfloat16 or float32 (N, C, H, W);
+- `labels`: int64 (N,), where they are known;
+- metadata: `scale` and `shift`, each a number or a JSON list of one per channel, and `classes`, a JSON list of names;
+  whatever else says where the latents come from is kept as it is.
 
 What a network sees is x0 = (latents - shift) * scale. Other tensors in the file are left alone.
 """

@@ -86,7 +86,9 @@ class ViTConfig:
         if self.stem == "convolutions" and (self.patch == 1 or self.patch & (self.patch - 1)):
             raise RecipeError(f"patch {self.patch}: convolutions halve the picture; a power of 2 such as 4, or patches")
         if self.stem == "convolutions" and self.width < self.patch:
-            raise RecipeError(f"width {self.width}: convolutions double theirs {self.patch}-fold; at least {self.patch}")
+            raise RecipeError(
+                f"width {self.width}: convolutions begin with 1/{self.patch} of it; at least {self.patch}"
+            )
 
     @property
     def side(self) -> int:
