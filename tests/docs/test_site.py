@@ -66,7 +66,7 @@ def test_the_core_is_shown_whole():
     assert wanted <= shown
 
 
-@pytest.mark.release
+@pytest.mark.slow
 def test_the_site_is_built_without_a_warning(tmp_path: Path):
     pytest.importorskip("sphinx", reason="needs the extra docs")
     pytest.importorskip("myst_parser", reason="needs the extra docs")
