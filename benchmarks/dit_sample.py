@@ -9,9 +9,14 @@ are computed in it. What a processor gains by it is measured beside it, on one p
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import harness
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from unveil.model import Model
 
 BATCH, SIZE, STEPS, SCALE, CLASSES = 4, 32, 20, 4.0, 1000
 
@@ -52,9 +57,9 @@ def diffusers(dtype: torch.dtype) -> dict[str, float]:
     return harness.measure(run, repeats=3, warmup=1)
 
 
-def ours(precision: torch.dtype) -> dict[str, float]:
-    """A model as `unveil.load` gives it, asked as `unveil sample` asks."""
-    from unveil.config import ModelConfig, validate
+def guided(steps: int) -> Model:
+    """Our model, freshly built, that samples with guidance in so many steps."""
+    from unveil.config import ModelConfig, validate  # here, so that the peer's process does not hold it
     from unveil.model import build
 
     torch.manual_seed(0)
@@ -64,9 +69,14 @@ def ours(precision: torch.dtype) -> dict[str, float]:
         "process": {"kind": "discrete-vp", "betas": "linear-scaled"},
         "variance": "learned-range",
         "condition": [{"kind": "label", "classes": CLASSES, "drop": 0.1}],
-        "sample": {"sampler": "ddim", "steps": STEPS, "clip": "none", "guidance": {"scale": SCALE}},
+        "sample": {"sampler": "ddim", "steps": steps, "clip": "none", "guidance": {"scale": SCALE}},
     }
-    model = build(validate(ModelConfig, raw, "benchmark")).eval().lowered(precision)
+    return build(validate(ModelConfig, raw, "benchmark")).eval()
+
+
+def ours(precision: torch.dtype) -> dict[str, float]:
+    """A model as `unveil.load` gives it, asked as `unveil sample` asks."""
+    model = guided(STEPS).lowered(precision)
     return harness.measure(lambda: model.generate(raw={"label": [0, 1, 2, 3]}, count=BATCH), repeats=3, warmup=1)
 
 

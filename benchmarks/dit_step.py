@@ -8,7 +8,6 @@ As shipped on a CPU that multiplies bf16 means bf16 autocast.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import count
 
 import harness
@@ -17,18 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 BATCH, SIZE, STEPS, CLASSES, PARAMETERS = 8, 32, 1000, 1000, 32_895_808
-
-
-def timed(loss: Callable[[], Tensor], optimiser: torch.optim.Optimizer, average: Callable[[], object]) -> dict:
-    """Measures of one whole step."""
-
-    def step() -> None:
-        optimiser.zero_grad(set_to_none=True)
-        loss().backward()
-        optimiser.step()
-        average()
-
-    return harness.measure(step, repeats=8, warmup=2)
 
 
 def diffusers_fp32() -> dict[str, float]:
@@ -56,7 +43,9 @@ def diffusers_fp32() -> dict[str, float]:
         found = network(scheduler.add_noise(x0, eps, t), timestep=t, class_labels=labels).sample
         return F.mse_loss(found, eps)
 
-    return timed(loss, torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0), lambda: ema.step(parameters))
+    return harness.measure_step(
+        loss, torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0), lambda: ema.step(parameters)
+    )
 
 
 def ours(*, bf16: bool) -> dict[str, float]:
@@ -91,7 +80,7 @@ def ours(*, bf16: bool) -> dict[str, float]:
     def average() -> None:
         torch._foreach_lerp_(averages, parameters, 1e-4)
 
-    return timed(loss, torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0, fused=True), average)
+    return harness.measure_step(loss, torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0, fused=True), average)
 
 
 if __name__ == "__main__":

@@ -17,15 +17,15 @@ from typing import Any
 
 import harness
 import torch
+from dit_sample import BATCH, guided
 from torch import Tensor
 
-from unveil.config import ModelConfig, validate
-from unveil.model import Model, build
+from unveil.model import Model
 from unveil.nn import fused
 from unveil.nn.dit import DiT
 from unveil.nn.dit_config import named
 
-BATCH, STEPS = 4, 5
+STEPS = 5
 
 
 def sampling(precision: torch.dtype = torch.float32, without: Callable[[], object] = lambda: None) -> Any:
@@ -33,16 +33,7 @@ def sampling(precision: torch.dtype = torch.float32, without: Callable[[], objec
 
     def case() -> dict[str, float]:
         without()
-        torch.manual_seed(0)
-        raw = {
-            "shape": [4, 32, 32],
-            "network": {"kind": "dit", "name": "dit-s-4"},
-            "process": {"kind": "discrete-vp"},
-            "variance": "learned-range",
-            "condition": [{"kind": "label", "classes": 1000, "drop": 0.1}],
-            "sample": {"sampler": "ddim", "steps": STEPS, "clip": "none", "guidance": {"scale": 4.0}},
-        }
-        model = build(validate(ModelConfig, raw, "benchmark")).eval().lowered(precision)
+        model = guided(STEPS).lowered(precision)
         return harness.measure(lambda: model.generate(raw={"label": 3}, count=BATCH), repeats=4, warmup=1)
 
     return case

@@ -37,6 +37,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 SHORT = "UNVEIL_BENCH_SHORT"  # set for the case's process by --short
@@ -78,6 +79,18 @@ def measure(work: Callable[[], object], *, repeats: int = 8, warmup: int = 2) ->
         cpu.append(time.process_time() - cpu_start)
         wall.append(time.perf_counter() - wall_start)
     return {"cpu_s": statistics.median(cpu), "wall_s": statistics.median(wall), "peak_mb": peak_mb()}
+
+
+def measure_step(loss: Callable[[], Any], optimiser: Any, average: Callable[[], object]) -> dict[str, float]:
+    """The same of a whole step of training: loss, backward, optimiser, averaged weights."""
+
+    def step() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        loss().backward()
+        optimiser.step()
+        average()
+
+    return measure(step, repeats=8, warmup=2)
 
 
 def short() -> bool:

@@ -8,7 +8,6 @@ three times as much and its fused AdamW twice, and the convolutions gain nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import count
 
 import harness
@@ -17,18 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 BATCH, SIZE, STEPS, PARAMETERS = 4, 32, 1000, 35_746_307
-
-
-def timed(loss: Callable[[], Tensor], optimiser: torch.optim.Optimizer, average: Callable[[], object]) -> dict:
-    """Measures of one whole step."""
-
-    def step() -> None:
-        optimiser.zero_grad(set_to_none=True)
-        loss().backward()
-        optimiser.step()
-        average()
-
-    return harness.measure(step, repeats=8, warmup=2)
 
 
 def counted(network: nn.Module) -> list[nn.Parameter]:
@@ -66,7 +53,9 @@ def diffusers_fp32() -> dict[str, float]:
         eps, t = torch.randn_like(x0), torch.randint(0, STEPS, (BATCH,))
         return F.mse_loss(network(scheduler.add_noise(x0, eps, t), t).sample, eps)
 
-    return timed(loss, torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0), lambda: ema.step(parameters))
+    return harness.measure_step(
+        loss, torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0), lambda: ema.step(parameters)
+    )
 
 
 def ours(*, layout: torch.memory_format, bf16: bool) -> dict[str, float]:
@@ -107,7 +96,7 @@ def ours(*, layout: torch.memory_format, bf16: bool) -> dict[str, float]:
     def average() -> None:
         torch._foreach_lerp_(averages, parameters, 1e-4)
 
-    return timed(loss, torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0, fused=True), average)
+    return harness.measure_step(loss, torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0, fused=True), average)
 
 
 if __name__ == "__main__":

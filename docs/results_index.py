@@ -26,7 +26,7 @@ def scores(report: Report) -> dict[str, str | float]:
     found = report.results
     said: dict[str, str | float] = {}
     if read := found.get("read"):
-        said["read as their class"] = f"{read['value']:.1%}".replace("%", " %")
+        said["read as their class"] = _percent(read["value"])
     if fid := found.get("fid"):
         said["FID / floor"] = round(fid["ratio"], 2)
     if bits := found.get("bits_per_dim"):

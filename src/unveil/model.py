@@ -92,8 +92,8 @@ class Model(nn.Module):
     def lowered(self, dtype: torch.dtype) -> Model:
         """This model, computing in `dtype`, the matrices of its network converted for good.
 
-        Results are those of `precision = dtype`, sooner and in half of the memory. What is lost of the weights is
-        lost, so it is for a model that is only sampled.
+        Results are those of `precision = dtype` within its rounding, sooner and in less memory. What is lost of the
+        weights is lost, so it is for a model that is only sampled.
 
         Raises:
             RecipeError: it was lowered to another type before.
