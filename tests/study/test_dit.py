@@ -88,11 +88,11 @@ def test_flow_and_ddpm_start_from_equal_networks():
 def test_the_studies_train_as_their_recipes_say():
     for arm, points in ((dit.DESIGNS[dit.ZERO], [300, 600, 900, 1200, 1500]), (dit.network_of("XL", 1), None)):
         recipe = arm.read(quick=False)
-        assert points_of(recipe) == (points or [200, 400, 600, 800, 1000])
+        assert points_of(recipe) == (points or [400, 800, 1200, 1600, 2000])
         assert pace_of(recipe).steps == recipe.train.steps
         assert recipe.evaluate.samples == 450
-    every = replace(dit.network_of("S", 2), changes="train.sample_every=400").read(quick=False)
-    assert points_of(every) == [400, 800, 1000]
+    every = replace(dit.network_of("S", 2), changes="train.sample_every=800").read(quick=False)
+    assert points_of(every) == [800, 1600, 2000]
     with pytest.raises(RecipeError, match="trains no diffusion model"):
         RecipeArm("vit-fashion").read(quick=True)
 
@@ -249,7 +249,7 @@ def test_scaling_in_the_claimed_order_and_in_the_other(monkeypatch: pytest.Monke
     text = page(record)
     assert "bar, at most -0.8, is met" in text
     assert "wherever those have the same size" in text
-    assert "steps 1000, batch 32" in text
+    assert "steps 2000, batch 32" in text
     assert len(record["settings"]["arms"]) == 12
     turned = dit._scaling(staged(lambda arm: 0.01 * cost(arm) ** 0.5, monkeypatch, tmp_path, QUICK))
     assert verdicts(turned) == {"reversed"}
