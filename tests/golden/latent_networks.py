@@ -47,7 +47,7 @@ def unet(folder: Path) -> Iterator[Comparison]:
         yield case.compare("out_nonsquare", network(x, t[: len(x)], Condition(tokens=tokens[: len(x)])))
     if "class_embedding" in io:
         table = io["cond_stage_model.embedding.weight"]
-        classes = LabelToken(*table.shape)
+        classes = LabelToken(table.shape[0], table.shape[1])
         classes.load_state_dict({"rows.table.weight": table})
         encoded = classes.encode(io["class_labels"])
         yield case.compare("class_embedding", encoded.tokens)
