@@ -149,8 +149,8 @@ class Condition:
         Raises:
             ShapeError: residuals, which hold for one call.
         """
-        used = self.routes()
-        return Condition(**{k: None if v is None else change(v) for k, v in used.items()})
+        changed: dict[str, Any] = {k: None if v is None else change(v) for k, v in self.routes().items()}
+        return Condition(**changed)
 
     def routes(self) -> dict[str, Any]:
         """Every route but the residuals, by name.
@@ -205,11 +205,20 @@ class Condition:
             tokens=both(self.tokens, other.tokens, side_by_side),
             mask=both(mine, theirs, side_by_side),
             channels=both(self.channels, other.channels, side_by_side),
-            hint=both(self.hint, other.hint, side_by_side),
+            hint=both(self.hint, other.hint, lambda a, b: side_by_side(*_of_one_size(a, b))),
         )
 
     def _all_count(self) -> Tensor | None:
-        return None if self.tokens is None else self.tokens.new_ones(self.tokens.shape[:2], dtype=bool)  # type: ignore
+        import torch
+
+        return None if self.tokens is None else self.tokens.new_ones(self.tokens.shape[:2], dtype=torch.bool)
+
+
+def _of_one_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Pictures, of which one may be a single pixel that stands for a picture of any size."""
+    if one.shape[-2:] == (1, 1):
+        return one.expand(-1, -1, *other.shape[-2:]), other
+    return one, other.expand(-1, -1, *one.shape[-2:]) if other.shape[-2:] == (1, 1) else other
 
 
 # What a user hands to a conditioner: {"label": 3}, {"label": [3, 4]}, {"pixels": tensor}

@@ -126,7 +126,7 @@ class TransformerBlock(nn.Module):
 
         Args:
             mask: of x on itself, as `attend` takes it.
-            kept: earlier calls' tokens, and the context, whose tokens are then read once; a cache is of a context alone.
+            kept: earlier calls' tokens, and the context, read once; or a cache of a context alone.
 
         Raises:
             ShapeError: a context for a block without one, or the other way round.
