@@ -160,6 +160,7 @@ def seen(shapes: Mapping[str, Sequence[int]], heads: Mapping[str, int] | None = 
         in_channels=min(enter, out),
         context_channels=max(enter - out, 0),
         context_size="same",
+        attention_order="heads-first",
         **_seen_transformers(shapes, config),
     )
     known = heads or HEADS.get((config.context_width, config.channels))
