@@ -116,6 +116,11 @@ class Text(nn.Module):
         self.frame: Frame = tower.config.frame(chunks)
         self._captions = self._said = False
 
+    @property
+    def width(self) -> int:
+        """Of the vector of a token, which a network's cross-attention has to take."""
+        return self.tower.config.width
+
     def train(self, mode: bool = True) -> Text:
         """The encoder stays in evaluation mode; in training only the first text that is too long is told."""
         super().train(False)

@@ -86,15 +86,14 @@ def _prompt(line: str) -> Prompt:
     if "prompt" not in given:
         raise ValueError(f"no prompt{nearest('prompt', list(given))}")
     checked: dict[str, Any] = {}
-    entries: dict[str, Any] = given
-    for key, value in entries.items():
+    for key, value in given.items():
         if key not in kinds:
             raise ValueError(f"unknown key {key!r}; allowed: {', '.join(kinds)}{nearest(key, list(kinds))}")
         if value is None and key != "prompt":
             continue  # as if the key were not there
         if isinstance(value, bool) or not isinstance(value, _KINDS[kinds[key]]):
             raise ValueError(f"{key} = {value!r}: must be {_KINDS[kinds[key]][-1].__name__}")
-        if (lowest := LOWEST.get(key)) is not None and value < lowest:
+        if (lowest := LOWEST.get(key)) is not None and isinstance(value, int) and value < lowest:
             raise ValueError(f"{key} = {value}: must be at least {lowest}")
         checked[key] = value
     return Prompt(**checked)
