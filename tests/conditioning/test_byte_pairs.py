@@ -45,6 +45,7 @@ def test_words_are_letters_single_digits_signs_and_english_endings():
 
 def test_text_is_mended_and_html_is_resolved_twice():
     assert clean(" A&amp;amp;B \t \u201cQuote\u201d\n &lt;b&gt; ") == 'a&b "quote" <b>'
+    assert clean("< &amp;lt;") == "< <"
     assert clean("caf\u00c3\u00a9") == "caf\u00e9"  # UTF-8 that was read as Latin-1
 
 
@@ -53,6 +54,11 @@ def test_merges_are_taken_by_rank():
     second = BytePairs([("b", "c</w>"), ("ab", "c</w>")])
     assert first.encode("abc") == [513]
     assert [second.pieces[number] for number in second.encode("abc")] == ["a", "bc</w>"]
+
+
+def test_every_occurrence_of_a_pair_is_merged_from_the_left():
+    pairs = BytePairs([("a", "a"), ("aa", "aa"), ("aa", "b</w>")])
+    assert [pairs.pieces[number] for number in pairs.encode("aaaaab")] == ["aaaa", "a", "b</w>"]
 
 
 def test_a_number_beyond_the_vocabulary_is_told():

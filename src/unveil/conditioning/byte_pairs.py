@@ -90,12 +90,22 @@ class BytePairs:
             return (self._numbers[word],)
         pieces = [_SIGNS[byte] for byte in word.encode()]
         pieces[-1] += ENDS
-        while len(pieces) > 1:
-            best = min(pairwise(pieces), key=lambda pair: self._ranks.get(pair, len(self)))
-            if best not in self._ranks:
-                break
-            pieces = _joined(pieces, best)
+        ranks = [self._rank(first, second) for first, second in pairwise(pieces)]
+        while ranks and (best := min(ranks)) < len(self.merges):
+            place = 0
+            while best in ranks[place:]:  # every occurrence, from the left
+                place = ranks.index(best, place)
+                pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
+                del ranks[place]
+                if place > 0:
+                    ranks[place - 1] = self._rank(pieces[place - 1], pieces[place])
+                if place < len(ranks):
+                    ranks[place] = self._rank(pieces[place], pieces[place + 1])
         return tuple(self._numbers[piece] for piece in pieces)
+
+    def _rank(self, first: str, second: str) -> int:
+        """Of the merge of two pieces; that of no merge is behind all others."""
+        return self._ranks.get((first, second), len(self.merges))
 
 
 @cache
@@ -144,17 +154,3 @@ def _kind(sign: str) -> str:
     if sign.isnumeric():
         return "number"
     return "space" if sign.isspace() else "other"
-
-
-def _joined(pieces: list[str], pair: tuple[str, str]) -> list[str]:
-    """The pieces with every occurrence of the pair put together, from the left."""
-    found: list[str] = []
-    place = 0
-    while place < len(pieces):
-        if tuple(pieces[place : place + 2]) == pair:
-            found.append(pieces[place] + pieces[place + 1])
-            place += 2
-        else:
-            found.append(pieces[place])
-            place += 1
-    return found

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple, Protocol
 
 STRONGER = 1.1  # of one pair of round brackets; square ones divide by it
 # An escaped sign, the end of "(words:1.2)", one sign of the syntax, or text.
 _PART = re.compile(r"\\[()\[\]\\]|:\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)|[()\[\]\\:]|[^()\[\]\\:]+")
 _OPENS = {")": "(", "]": "["}
+_FACTORS = {"(": STRONGER, "[": 1 / STRONGER}
 
 
 class Tokenizer(Protocol):
@@ -81,29 +84,27 @@ def spans(text: str) -> list[Span]:
     makes a bracket plain: `\(`. A bracket that is never closed reaches to the end; one that was never opened is
     text. Neighbours of one weight are one piece, so that a text with weights of 1 alone is the same as without.
     """
-    found: list[Span] = []
+    texts: list[str] = []
+    weights: list[float] = []
     opened: dict[str, list[int]] = {"(": [], "[": []}
     for part in _PART.finditer(text):
         sign = part[0]
         own = ")" if part[1] is not None else sign
         if sign in opened:
-            opened[sign].append(len(found))
+            opened[sign].append(len(texts))
         elif own in _OPENS and opened[_OPENS[own]]:
-            factor = STRONGER if own == ")" else 1 / STRONGER
-            _strengthen(found, opened[_OPENS[own]].pop(), factor if part[1] is None else float(part[1]))
+            factor = _FACTORS[_OPENS[own]] if part[1] is None else float(part[1])
+            _strengthen(weights, opened[_OPENS[own]].pop(), factor)
         else:
-            found.append(Span(sign[1] if len(sign) == 2 and sign[0] == "\\" else sign))
-    for start in opened["("]:
-        _strengthen(found, start, STRONGER)
-    for start in opened["["]:
-        _strengthen(found, start, 1 / STRONGER)
-    merged: list[Span] = []
-    for span in found:
-        if merged and merged[-1].weight == span.weight:
-            merged[-1] = Span(merged[-1].text + span.text, span.weight)
-        else:
-            merged.append(span)
-    return merged
+            texts.append(sign[1] if len(sign) == 2 and sign[0] == "\\" else sign)
+            weights.append(1.0)
+    for sign, starts in opened.items():
+        for start in starts:
+            _strengthen(weights, start, _FACTORS[sign])
+    return [
+        Span("".join(text for text, _ in same), weight)
+        for weight, same in groupby(zip(texts, weights, strict=True), key=itemgetter(1))
+    ]
 
 
 def lay_out(pieces: Sequence[Span], tokenizer: Tokenizer, frame: Frame) -> LaidOut:
@@ -123,5 +124,5 @@ def lay_out(pieces: Sequence[Span], tokenizer: Tokenizer, frame: Frame) -> LaidO
     return laid
 
 
-def _strengthen(found: list[Span], start: int, factor: float) -> None:
-    found[start:] = [Span(text, weight * factor) for text, weight in found[start:]]
+def _strengthen(weights: list[float], start: int, factor: float) -> None:
+    weights[start:] = [weight * factor for weight in weights[start:]]
