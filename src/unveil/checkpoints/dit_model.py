@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from unveil.checkpoints import dit
+from unveil.checkpoints.folders import read_json, read_weights
 from unveil.checkpoints.meta import weightless
 from unveil.checkpoints.said import Said, in_float, shapes_of
-from unveil.checkpoints.tensors import read_state, write_tensors
+from unveil.checkpoints.tensors import write_tensors
 from unveil.conditioning.label import Label
 from unveil.config import ModelConfig, validate
 from unveil.config.model import DiscreteVPSection
@@ -165,7 +166,7 @@ def _model(
 def is_folder(path: Path) -> bool:
     """Whether this is a folder of diffusers with a DiT in it, or the transformer's own."""
     place = _transformer(path)
-    return place is not None and _json(place / "config.json").get("_class_name") in CLASSES
+    return place is not None and read_json(place / "config.json").get("_class_name") in CLASSES
 
 
 def read_folder(path: Path) -> Model:
@@ -177,11 +178,11 @@ def read_folder(path: Path) -> Model:
     place = _transformer(path)
     if place is None:
         raise WeightsError(f"{path}: no folder of diffusers' DiT: there is neither config.json nor transformer/")
-    said = _json(place / "config.json")
+    said = read_json(place / "config.json")
     for name, value in FIXED.items():
         if said.get(name, value) != value:
             raise WeightsError(f"{place / 'config.json'}: {name} = {said[name]!r}: only {value!r} is supported")
-    theirs = _tensors(place)
+    theirs = read_weights(place, WEIGHTS)
     config = dit.config_of(shapes_of(theirs), int(said["num_attention_heads"]), int(said["sample_size"]))
     config = dit.untied(theirs, replace(config, mlp_norm_eps=float(said.get("norm_eps", 1e-5))))
     scheduler = _scheduler(path / "scheduler" / "scheduler_config.json")
@@ -273,31 +274,9 @@ def _transformer(path: Path) -> Path | None:
     return next((place for place in (path / "transformer", path) if (place / "config.json").is_file()), None)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as problem:
-        raise WeightsError(f"{path}: cannot be read as JSON ({problem}); copy it again") from problem
-    if not isinstance(found, dict):
-        raise WeightsError(f"{path}: holds a {type(found).__name__}, not settings; copy it again")
-    return found
-
-
-def _tensors(place: Path) -> dict[str, Tensor]:
-    """Those of one file, or of the parts that an index lists."""
-    index = place / f"{WEIGHTS}.safetensors.index.json"
-    if index.is_file():
-        parts = sorted({Path(str(name)).name for name in _json(index)["weight_map"].values()})
-        return {key: tensor for part in parts for key, tensor in read_state(place / part).items()}
-    for end in ("safetensors", "bin"):
-        if (place / f"{WEIGHTS}.{end}").is_file():
-            return read_state(place / f"{WEIGHTS}.{end}")
-    raise WeightsError(f"{place}: holds no {WEIGHTS}.safetensors; copy the whole folder")
-
-
 def _scheduler(path: Path) -> Scheduler:
     """Process, prediction and sampling of a scheduler's settings; without the file those of the published model."""
-    said = _json(path) if path.is_file() else {}
+    said = read_json(path) if path.is_file() else {}
     schedule, target = said.get("beta_schedule", "linear"), said.get("prediction_type", "epsilon")
     if schedule not in BETAS or target not in PREDICTIONS:
         raise WeightsError(
@@ -325,7 +304,7 @@ def _scheduler(path: Path) -> Scheduler:
 
 def _names(path: Path, classes: int) -> tuple[str, ...] | None:
     """The classes' names, where the folder has one for each."""
-    said = _json(path).get("id2label") if path.is_file() else None
+    said = read_json(path).get("id2label") if path.is_file() else None
     if not isinstance(said, dict) or sorted(said) != sorted(str(number) for number in range(classes)):
         return None
     return tuple(str(said[str(number)]) for number in range(classes))
