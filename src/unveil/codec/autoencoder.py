@@ -69,10 +69,15 @@ class Autoencoder(nn.Module, ABC):
     """An encoder and a decoder with scaled latents between them.
 
     Pixels lie in [-1, 1]; z is what the decoder was trained on, and latents are (z - shift) * scale.
+
+    Attributes:
+        scale, shift: (C,), saved with the weights.
+        stochastic: whether a picture has several latents, which noise picks from.
     """
 
     scale: Tensor
     shift: Tensor
+    stochastic: bool = False
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()

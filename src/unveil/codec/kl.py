@@ -6,7 +6,7 @@ Sources: Rombach et al. 2022, section 3.1 (arXiv:2112.10752); Kingma & Welling 2
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ class KL(Autoencoder):
     """The codec whose latents are samples of, or the most probable of, a Gaussian."""
 
     config: KLConfig
-    stochastic: ClassVar[bool] = True
+    stochastic = True
 
     def posterior(self, pixels: Tensor) -> Posterior:
         """The Gaussian over z of pixels (B, C, H, W) in [-1, 1].

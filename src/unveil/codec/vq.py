@@ -7,7 +7,7 @@ section 3.1 (arXiv:2112.10752), whose diffusion models see z before it is quanti
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -181,7 +181,6 @@ class VQ(Autoencoder):
     """The codec with a codebook: `encode` gives z before it is quantised, `decode` quantises first."""
 
     config: VQConfig
-    stochastic: ClassVar[bool] = False
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__(config)
