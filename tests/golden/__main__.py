@@ -29,6 +29,7 @@ MODULES = (
     "score_sde",
     "edm_networks",
     "classifier_guidance",
+    "autoencoders",
     "text",
 )
 

@@ -131,7 +131,8 @@ def load_model(path: Path | str, *, dtype: torch.dtype | None = torch.float32) -
     config = validate(ModelConfig, read_yaml(described.read_text("utf-8"), str(described)), str(described))
     with Unfilled():
         model = build(config)
-    _assign(model, folder, "ema", dtype)
+    for name, part in _parts(model):
+        assign(part, folder, name, "ema", dtype)
     for name, part in _texts(model):
         beside = [path for path in folder.glob(f"{name}.*") if path.suffix != ".safetensors"]
         part.take_files({path.name.removeprefix(f"{name}."): path.read_text("utf-8") for path in beside})
@@ -253,16 +254,23 @@ def _weights_of(folder: Path, name: str, which: Which) -> Path:
     return averaged if which == "ema" and averaged.is_file() else folder / name
 
 
-def _assign(model: Model, folder: Path, which: Which, dtype: torch.dtype | None) -> None:
-    for name, part in _parts(model):
-        tensors = read_tensors(_weights_of(folder, name, which))
-        _check_keys(folder / name, part, tensors)
-        if dtype is not None:
-            tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
-        trained = {key: parameter.requires_grad for key, parameter in part.named_parameters()}
-        part.load_state_dict(tensors, assign=True)
-        for key, parameter in part.named_parameters():
-            parameter.requires_grad_(trained[key])
+def assign(part: nn.Module, folder: Path, name: str, which: Which = "ema", dtype: torch.dtype | None = None) -> None:
+    """Puts the tensors of one file of a verified folder in the place of a part's own, which may lack memory.
+
+    Args:
+        dtype: floating-point weights of another type are converted; None keeps the file's.
+
+    Raises:
+        WeightsError: weights of another shape than the part's (lists the keys).
+    """
+    tensors = read_tensors(_weights_of(folder, name, which))
+    _check_keys(folder / name, part, tensors)
+    if dtype is not None:
+        tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
+    trained = {key: parameter.requires_grad for key, parameter in part.named_parameters()}
+    part.load_state_dict(tensors, assign=True)
+    for key, parameter in part.named_parameters():
+        parameter.requires_grad_(trained[key])
 
 
 def _check_keys(path: Path, part: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 class Identity(nn.Module):
     """Latents are pixels."""
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """The pixels."""
+    stochastic: bool = False
+
+    def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The pixels; `noise` has no effect."""
         return pixels
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ from unveil.train.order import Batch
 from unveil.train.schedule import Schedule
 from unveil.types import Condition, RecipeError, ShapeError
 
-# Draws of an example's stream; the objective has 0 and 1.
-FLIP, DROP = 2, 3
+# Draws of an example's stream; the objective has 0 and 1. DROP is that of the first condition, others follow.
+FLIP, DROP, LATENT = 2, 3, 1000
 # Beyond it AdamW's second moment, a square in float32, would overflow.
 LARGEST_NORM = 1e18
 
@@ -227,7 +227,8 @@ def prepare(
     """A batch as the denoiser takes it: x0 (B, ...) scaled and encoded, and its condition.
 
     Args:
-        step: the training step whose random numbers mirror pictures and drop conditions; None does neither.
+        step: the training step whose random numbers mirror pictures, choose among the codec's latents and drop
+            conditions; None does nothing of it.
         flip: mirror every second picture, left to right, with its context picture and its hint.
     """
     x0 = scaled(batch.data)
@@ -237,8 +238,11 @@ def prepare(
             raise RecipeError(f"flip: data of shape {tuple(x0.shape[1:])} has no left and right; set flip: false")
         mirrored = streams.uniform(step, FLIP) < 0.5
         x0 = _mirror(x0, mirrored)
+    noise: Tensor | None = None
+    if model.codec.stochastic and step is not None:
+        noise = streams.normal(model.codec.latent_shape(tuple(x0.shape[1:])), step, LATENT)
     with torch.no_grad():
-        x0 = model.codec.encode(x0)
+        x0 = model.codec.encode(x0, noise)
     condition: Condition | None = None
     for place, conditioner in enumerate(cast(Mapping[str, Any], model.conditioners).values()):
         part: Condition = conditioner.encode(batch.raw[conditioner.key])
