@@ -15,7 +15,6 @@ from unveil.config import Recipe
 from unveil.core.noise import Streams
 from unveil.model import Model
 from unveil.train.callbacks import KEEP
-from unveil.train.module import prepare
 from unveil.train.order import Items, check_items, collate
 from unveil.train.precision import resolve
 
