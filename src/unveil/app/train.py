@@ -84,11 +84,21 @@ def print_config(ask: Ask, console: Console) -> None:
 
 def dry_run(ask: Ask, console: Console) -> None:
     """Measures one step and tells what the whole run would take; writes nothing."""
-    recipe = diffusion(ask.resolved(), "unveil train --dry-run")
+    recipe = ask.resolved()
+    if not isinstance(recipe, AutoencoderRecipe):
+        recipe = diffusion(recipe, "unveil train --dry-run")
     from unveil.app.estimate import estimate  # with Lightning, whose import takes seconds; a typo must not wait for it
+    from unveil.train.autoencoder import learner_of
+    from unveil.train.denoising import Denoising
 
     dataset = data.open(recipe.data.build())
-    found = estimate(recipe, fresh(recipe), dataset, pick(ask.device))
+    if isinstance(recipe, AutoencoderRecipe):
+        learner: Any = learner_of(recipe, fresh_codec(recipe))
+    else:
+        model = fresh(recipe)
+        objective = recipe.objective.build(recipe, model.process, recipe.train.batch)
+        learner = Denoising(model, objective, recipe.key)
+    found = estimate(recipe, learner, dataset, pick(ask.device))
     console.result(found.facts(), found.text())
 
 

@@ -1,6 +1,6 @@
 """What the training of an autoencoder minimises, beside the perceptual distance of `codec.perceptual`.
 
-    L = error / exp(s) + s + kl KL + w lambda G         s: learned or 0; w: the discriminator's weight, 0 until it starts
+    L = error / exp(s) + s + kl KL + w lambda G     s: learned or 0; w: the discriminator's weight, 0 until it starts
     error = |x - y| or (x - y)^2, plus the perceptual distance; G = -mean of the discriminator's logits of y
 
 Every term is a mean over the values of a picture. Published code sums them and divides by the number of pictures,
@@ -50,7 +50,7 @@ def fooled(made: Tensor) -> Tensor:
 
 
 def likelihood(error: Tensor, log_scale: Tensor) -> Tensor:
-    """error / exp(s) + s: the error in units of its own scale, which may be learned.
+    """Error / exp(s) + s: the error in units of its own scale, which may be learned.
 
     Source: Rombach et al. 2022, appendix G; Kendall & Gal 2017, eq. 8, for the form (arXiv:1703.04977).
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,6 +44,15 @@ def perceptual(network: str, weights: Sequence[Path | str] = ()) -> Perceptual:
         raise RecipeError(f"perceptual.weights: the classifier {network!r} has its own; leave them out")
     card = SHIPPED / f"classifier-{network}.yaml" if network in NAMES else _card(network)
     return of_classifier(read_classifier(card)[0], network)
+
+
+def fingerprint(judge: Perceptual) -> str:
+    """The sha256 of a perceptual network's tensors, in hexadecimal: which weights they were."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(judge.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _card(network: str) -> Path:

@@ -295,7 +295,11 @@ def fit_autoencoder(
         ShapeError: pictures of another shape than the recipe's.
         NotWritable, NonFinite, OutOfResources, Cancelled: as `train.fit`.
     """
-    if isinstance(codec, VQ) and (codec.config.learned == "ema" or codec.config.restart > 0) and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if (
+        isinstance(codec, VQ)
+        and (codec.config.learned == "ema" or codec.config.restart > 0)
+        and int(os.environ.get("WORLD_SIZE", 1)) > 1
+    ):
         raise RecipeError(
             "codec.learned = ema, codec.restart > 0: a codebook that follows what is put on it does so in one process; "
             "train in one, or set learned: gradient and restart: 0"
