@@ -89,7 +89,8 @@ def evaluate(ask: Ask, console: Console) -> None:
     out = ask.out or (Path(ask.model) if Path(ask.model).is_dir() else Path("runs") / ask.model)
     for name in ("report.json", "report.html"):
         refuse_overwrite(out / name, ask.force)
-    report = (judge_autoencoder if isinstance(recipe, AutoencoderRecipe) else judge)(ask, recipe, console)
+    rebuilds = isinstance(recipe, AutoencoderRecipe)
+    report = judge_autoencoder(ask, recipe, console) if rebuilds else judge(ask, recipe, console)
     page = report.save(out, force=ask.force)
     facts = {"report": str(page), "protocol_sha256": report.protocol_sha256, "results": report.results}
     console.result(facts | {"missing": report.missing}, "\n".join([*report.summary(), str(page)]))

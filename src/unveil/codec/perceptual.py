@@ -88,6 +88,9 @@ class PublishedFeatures(Features):
         layout: a name in `LAYOUTS`.
     """
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, layout: str) -> None:
         super().__init__()
         self.layout = LAYOUTS[layout]

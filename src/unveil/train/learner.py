@@ -39,19 +39,22 @@ class Learner(Protocol):
     """How a batch becomes a loss, and what is averaged, kept and shown of a model.
 
     Attributes:
-        model: trained, averaged and saved.
-        beside: trained with it, and kept for going on alone: a discriminator; empty for most.
+        model: trained, averaged and saved; `beside` is trained with it, and kept for going on alone: a discriminator.
         key: of the items, what is learned; `raw_keys` of them are read too.
         shape: of one item's data.
         logged: names of the loss's terms that the log states.
     """
 
     model: Any
-    beside: nn.Module
     key: str
     raw_keys: list[str]
     shape: tuple[int, ...]
     logged: tuple[str, ...]
+
+    @property
+    def beside(self) -> nn.Module:
+        """What is trained with the model; without parameters where there is nothing."""
+        ...
 
     @property
     def device(self) -> torch.device:
