@@ -8,9 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from unveil.checkpoints.tensors import read_state
 from unveil.codec.perceptual import Perceptual, of_classifier, published
 from unveil.evaluate.features import SHIPPED, read_classifier
+from unveil.evaluate.inception import read_weights
 from unveil.types import RecipeError, WeightsError, nearest
 
 NAMES = ("fashion", "digits", "lpips")
@@ -38,7 +38,7 @@ def perceptual(network: str, weights: Sequence[Path | str] = ()) -> Perceptual:
             )
         state: dict[str, Tensor] = {}
         for file in weights:
-            state |= read_state(Path(file))
+            state |= read_weights(Path(file), "the perceptual metric needs the files of its network and its heads")
         return published(state, " and ".join(map(str, weights)))
     if weights:
         raise RecipeError(f"perceptual.weights: the classifier {network!r} has its own; leave them out")

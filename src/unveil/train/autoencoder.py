@@ -36,7 +36,7 @@ from unveil.train.fit import learn
 from unveil.train.order import Batch, Items, check_items
 from unveil.train.pictures import sheet
 from unveil.train.signals import Stop
-from unveil.types import RecipeError
+from unveil.types import NonFinite, RecipeError
 
 POSTERIOR, LATENT = 0, 1  # draws of an example's stream
 COLUMNS = 8  # of a sheet, whose two rows of pictures each stand above what is made of them
@@ -95,7 +95,8 @@ class Autoencoding:
         wanted = loss.perceptual
         self.judge: Perceptual | None = None if wanted is None else perceptual(wanted.network, wanted.weights)
         self._seed = seed
-        self._taken: list[tuple[Tensor, Tensor]] = []  # of a step, what was put on which entries
+        self._taken: list[tuple[Tensor, Tensor]] = []  # of step `_at`, what was put on which entries
+        self._at = -1
         own = "kl" if isinstance(codec, KL) else "codebook"
         self.logged = ("error", own, *(("perceptual",) if self.judge else ()))
         if self.beside.discriminator is not None:
@@ -110,6 +111,8 @@ class Autoencoding:
 
     def loss(self, batch: Batch, streams: Streams, step: int, flip: bool) -> Loss:
         """Error, perceptual distance, the codec's own loss and, from its start on, the discriminator's share."""
+        if step != self._at:  # a step that was skipped leaves no trace
+            self._at, self._taken = step, []
         x = self.pixels(batch)
         if flip:
             x = mirror(x, chosen_to_mirror(x, streams, step))
@@ -154,7 +157,11 @@ class Autoencoding:
         terms[own] = made.own
         value = rebuilt.mean() + (settings.kl if own == "kl" else settings.codebook) * made.own.mean()
         critic, at = self.beside.discriminator, settings.discriminator
-        if critic is not None and at is not None and step >= at.start and torch.is_grad_enabled():
+        judged = critic is not None and at is not None and step >= at.start and torch.is_grad_enabled()
+        # what is not finite would stay in the running means of the discriminator's normalisations
+        if judged and bool(rebuilt.detach().isfinite().all()):
+            assert critic is not None
+            assert at is not None
             shares = self._adversarial(critic, x, made.pixels, rebuilt.mean())
             value = value + at.weight * shares["weight"] * shares["generator"] + shares["discriminator"]
             terms |= {name: share.detach().expand(len(x)) for name, share in shares.items()}
@@ -329,17 +336,22 @@ def measured(codec: KL | VQ, parts: Iterator[Tensor], *, by_channel: bool) -> tu
     """Scale and shift (C,) that bring the codec's latents of pictures to mean 0 and deviation 1.
 
     Args:
-        parts: batches of pictures (B, C, H, W) in [-1, 1].
+        parts: batches of pictures (B, C, H, W) in [-1, 1]; those that are not finite are left out.
         by_channel: a scale and a shift for each channel; else one of both for all.
 
+    Raises:
+        NonFinite: no latents are finite.
     Source: Rombach et al. 2022, appendix D.1, for the deviation of one batch; here over all of them, and the mean.
     """
     count, total, squares = 0, torch.zeros(len(codec.scale)).double(), torch.zeros(len(codec.scale)).double()
     for pixels in parts:
         z = codec.unscaled(codec.encode(pixels.to(memory_format=torch.channels_last))).double().cpu()
+        z = z[z.flatten(1).isfinite().all(1)]  # a broken picture, which training skips too
         total += z.sum((0, 2, 3))
         squares += z.square().sum((0, 2, 3))
         count += z.numel() // z.shape[1]
+    if not count:
+        raise NonFinite("the latents of all training pictures are not finite, so they have no scale; lower train.lr")
     mean, square = total / count, squares / count
     if not by_channel:
         mean, square = (each.mean().expand_as(each) for each in (mean, square))
