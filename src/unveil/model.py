@@ -386,9 +386,9 @@ def _codec(config: ModelConfig) -> tuple[Codec, ModelConfig]:
     """The codec, and the config that describes it whole: a saved one becomes a part of the model."""
     if not isinstance(config.codec, SavedSection):
         return build_codec(config.codec, config.shape), config
-    from unveil.checkpoints.codec import load_codec  # a layer above: only saving and loading reach it
+    from unveil.checkpoints import ours  # a layer above: only saving and loading reach it
 
-    codec = load_codec(config.codec.path)
+    codec = ours.load_codec(config.codec.path)
     return codec, config.model_copy(update={"codec": section_of(codec)})
 
 

@@ -23,8 +23,9 @@ from unveil.checkpoints import store
 from unveil.checkpoints.card import card
 from unveil.checkpoints.meta import Unfilled
 from unveil.checkpoints.tensors import read_header, read_tensors
+from unveil.codec import KL, VQ
 from unveil.conditioning.text import Text
-from unveil.config import ModelConfig, dump, read_yaml, validate
+from unveil.config import AutoencoderConfig, ModelConfig, dump, read_yaml, validate
 from unveil.model import Model, build
 from unveil.types import NonFinite, RecipeError, WeightsError, nearest
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 # "ema": the running average where there is one; "trained": the weights that the optimiser moves.
 Which = Literal["ema", "trained"]
 
+CODEC = "codec.safetensors"
 SHIPPED = "models"  # the package's folder of models that come with it
 SHOWN = 8  # keys that an error lists
 
@@ -50,8 +52,8 @@ _FOREIGN = (
 # ---------------------------------------------------------------------- saving
 
 
-def weight_files(model: Model) -> dict[str, dict[str, Tensor]]:
-    """The tensors of each part that has some, by file name."""
+def weight_files(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each part that has some, by file name; of an autoencoder, those of the codec."""
     return {name: dict(part.state_dict()) for name, part in _parts(model)}
 
 
@@ -128,15 +130,54 @@ def load_model(path: Path | str, *, dtype: torch.dtype | None = torch.float32) -
             f"{folder}: holds the weights of a network that was not built from a recipe; build your model, "
             "then call checkpoints.ours.load_weights(model, path)"
         )
-    config = validate(ModelConfig, read_yaml(described.read_text("utf-8"), str(described)), str(described))
+    raw = read_yaml(described.read_text("utf-8"), str(described))
+    if _is_autoencoder(raw):
+        raise WeightsError(
+            f"{folder}: an autoencoder, which makes no pictures by itself; name it as the codec of a diffusion model: "
+            "codec: {kind: saved, path: ...}"
+        )
+    config = validate(ModelConfig, raw, str(described))
     with Unfilled():
         model = build(config)
-    for name, part in _parts(model):
-        assign(part, folder, name, "ema", dtype)
+    _assign(model, folder, "ema", dtype)
     for name, part in _texts(model):
         beside = [path for path in folder.glob(f"{name}.*") if path.suffix != ".safetensors"]
         part.take_files({path.name.removeprefix(f"{name}."): path.read_text("utf-8") for path in beside})
     return model.eval()
+
+
+def load_autoencoder(path: Path | str) -> tuple[AutoencoderConfig, KL | VQ]:
+    """The autoencoder in a folder (a saved one, a checkpoint, a run) with its averaged weights, frozen.
+
+    Raises:
+        WeightsError: nothing there, damaged, no autoencoder, or weights of another shape than model.yaml says.
+    """
+    folder = find(path)
+    store.verify(folder)
+    described = folder / "model.yaml"
+    raw = read_yaml(described.read_text("utf-8"), str(described)) if described.is_file() else None
+    if not _is_autoencoder(raw):
+        raise WeightsError(f"{folder}: holds no autoencoder; name the run of one, such as that of ae-fashion")
+    config = validate(AutoencoderConfig, raw, str(described))
+    with Unfilled():
+        codec = config.build()
+    _assign(codec, folder, "ema", torch.float32)
+    return config, codec.eval().requires_grad_(False)
+
+
+def load_codec(path: Path | str) -> KL | VQ:
+    """The codec in a folder: an autoencoder as `load_autoencoder` gives it, or the one that a model has, frozen.
+
+    Raises:
+        WeightsError: as `load_autoencoder` and `load_model`, or a model of pixels.
+    """
+    described = find(path) / "model.yaml"
+    if described.is_file() and _is_autoencoder(read_yaml(described.read_text("utf-8"), str(described))):
+        return load_autoencoder(path)[1]
+    codec = load_model(path).codec
+    if not isinstance(codec, KL | VQ):
+        raise WeightsError(f"{path}: a model of pixels, without an autoencoder; name the folder of one")
+    return codec
 
 
 def load_weights(model: Model, path: Path | str, *, which: Which = "ema") -> Model:
@@ -151,7 +192,7 @@ def load_weights(model: Model, path: Path | str, *, which: Which = "ema") -> Mod
     return model
 
 
-def copy_weights(model: Model, folder: Path, which: Which) -> None:
+def copy_weights(model: nn.Module, folder: Path, which: Which) -> None:
     """The same for a folder that has been verified.
 
     Raises:
@@ -232,8 +273,11 @@ def inspect(path: Path | str) -> dict[str, Any]:
 # ---------------------------------------------------------------------- details
 
 
-def _parts(model: Model) -> Iterator[tuple[str, nn.Module]]:
-    """File name and module of every part with tensors."""
+def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """File name and module of every part with tensors; what is no diffusion model is a codec."""
+    if not isinstance(model, Model):
+        yield CODEC, model
+        return
     yield "denoiser.safetensors", model.denoiser
     for name, part in model.conditioners.items():
         if name in ("denoiser", "codec", "train_state") or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
@@ -241,7 +285,7 @@ def _parts(model: Model) -> Iterator[tuple[str, nn.Module]]:
         if part.state_dict():
             yield f"{name}.safetensors", part
     if isinstance(model.codec, nn.Module) and model.codec.state_dict():
-        yield "codec.safetensors", model.codec
+        yield CODEC, model.codec
 
 
 def _texts(model: Model) -> Iterator[tuple[str, Text]]:
@@ -254,23 +298,16 @@ def _weights_of(folder: Path, name: str, which: Which) -> Path:
     return averaged if which == "ema" and averaged.is_file() else folder / name
 
 
-def assign(part: nn.Module, folder: Path, name: str, which: Which = "ema", dtype: torch.dtype | None = None) -> None:
-    """Puts the tensors of one file of a verified folder in the place of a part's own, which may lack memory.
-
-    Args:
-        dtype: floating-point weights of another type are converted; None keeps the file's.
-
-    Raises:
-        WeightsError: weights of another shape than the part's (lists the keys).
-    """
-    tensors = read_tensors(_weights_of(folder, name, which))
-    _check_keys(folder / name, part, tensors)
-    if dtype is not None:
-        tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
-    trained = {key: parameter.requires_grad for key, parameter in part.named_parameters()}
-    part.load_state_dict(tensors, assign=True)
-    for key, parameter in part.named_parameters():
-        parameter.requires_grad_(trained[key])
+def _assign(model: nn.Module, folder: Path, which: Which, dtype: torch.dtype | None) -> None:
+    for name, part in _parts(model):
+        tensors = read_tensors(_weights_of(folder, name, which))
+        _check_keys(folder / name, part, tensors)
+        if dtype is not None:
+            tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
+        trained = {key: parameter.requires_grad for key, parameter in part.named_parameters()}
+        part.load_state_dict(tensors, assign=True)
+        for key, parameter in part.named_parameters():
+            parameter.requires_grad_(trained[key])
 
 
 def _check_keys(path: Path, part: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -289,6 +326,11 @@ def _check_keys(path: Path, part: nn.Module, tensors: Mapping[str, Tensor]) -> N
             f"{path}: {len(faults)} keys do not fit the network:\n  {listed}\n"
             "use the model.yaml that the weights were saved with"
         )
+
+
+def _is_autoencoder(raw: object) -> bool:
+    """Whether a model.yaml describes one."""
+    return isinstance(raw, dict) and raw.get("kind") == "autoencoder"
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -48,7 +48,7 @@ class SavedSection(Section):
         folder = next((place for place in (Path(self.path), shipped) if place.is_dir()), None)
         if folder is None:
             return None
-        for name in (DESCRIBED, "model.yaml", "recipe.yaml"):
+        for name in ("model.yaml", "recipe.yaml"):
             if (folder / name).is_file():
                 found = read_yaml((folder / name).read_text("utf-8"), str(folder / name))
                 if isinstance(found, dict) and found.get("codec", {}).get("kind") in CODECS:
@@ -59,29 +59,16 @@ class SavedSection(Section):
 KLSection = section("kl", KLConfig, derived=PICTURES)
 VQSection = section("vq", VQConfig, derived=PICTURES)
 CODECS: dict[str, type[KL] | type[VQ]] = {"kl": KL, "vq": VQ}
-DESCRIBED = "codec.yaml"  # in the folder of a saved autoencoder
 if TYPE_CHECKING:  # made at run time, from the dataclasses
     CodecSection = IdentitySection | SavedSection | PartSection
-    Learned = PartSection
+    LearnedSection = PartSection
 else:
     CodecSection = choice(IdentitySection, SavedSection, KLSection, VQSection)
-    Learned = choice(KLSection, VQSection)
+    LearnedSection = choice(KLSection, VQSection)
 
 
 class _Described(Section):
-    codec: Learned
-
-
-class CodecModel(Section):
-    """What `codec.yaml` of a saved autoencoder holds.
-
-    Attributes:
-        shape: of the pictures (C, H, W) that it was trained on; others of these channels fit too.
-        codec: its section.
-    """
-
-    shape: tuple[Positive, Positive, Positive]
-    codec: Learned
+    codec: LearnedSection
 
 
 def latent_shape(codec: CodecSection, shape: Sequence[int]) -> tuple[int, ...]:

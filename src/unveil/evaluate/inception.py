@@ -22,6 +22,7 @@ from torch.nn import functional
 from unveil.types import ShapeError, WeightsError
 
 SIZE = 299
+FILE = "pt_inception-2015-12-05-6726825d.pth"
 TAPS = (64, 192, 768, 2048)  # widths of the layers whose spatial means are features
 CLASSES = 1008
 Pair = tuple[int, int]
@@ -82,7 +83,7 @@ def load_inception(path: str | os.PathLike[str]) -> FidInception:
         WeightsError: no file, no plain tensors in it, or other names or shapes than the published network's.
     """
     network = FidInception().eval().requires_grad_(False)
-    load_weights(network, _read(Path(path)), str(path))
+    load_weights(network, read_weights(Path(path), f"the FID Inception needs {FILE}"), str(path))
     return network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - an overload of `to`
 
 
@@ -125,9 +126,17 @@ def _neighbours(given: int, wanted: int, like: Tensor) -> tuple[Tensor, Tensor, 
     return low.to(like.device), high.to(like.device), (place - low).to(like.dtype).to(like.device)
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
+def read_weights(path: Path, needed: str) -> Mapping[str, Tensor]:
+    """The tensors of a file of safetensors, or of `torch.save` in any of its forms; nothing in it is executed.
+
+    Args:
+        needed: what should be there, for the message where nothing is.
+
+    Raises:
+        WeightsError: no file, a damaged one, or one with more than plain tensors in it.
+    """
     if not path.is_file():
-        raise WeightsError(f"{path}: no such file; the FID Inception needs pt_inception-2015-12-05-6726825d.pth")
+        raise WeightsError(f"{path}: no such file; {needed}")
     try:
         with path.open("rb") as file:
             head = file.read(9)
