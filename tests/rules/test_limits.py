@@ -10,7 +10,6 @@ LINES, BODY, PARAMETERS = 400, 60, 8
 # Over a limit, with the reason. An entry that is no longer needed is a fault too.
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS = {
-    "src/unveil/app/cli.py sample": "one option a line",
     "src/unveil/model.py generate": "half of it is its docstring",
     "src/unveil/evaluate/measure.py evaluate": "a third of it is its docstring; the rest is one list of measurements",
 }

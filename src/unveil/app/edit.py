@@ -73,6 +73,8 @@ def edit(
         return
     if wish.model is None or job.pictures is None:
         raise RecipeError(f"{job.verb} needs a model and a picture: unveil {job.verb} ddpm-digits picture.png")
+    if job.verb == "inpaint" and job.mask is None:
+        raise RecipeError("inpaint needs a mask: --mask FILE, white where the picture is made anew")
     place.check()
     model, source = opened(wish, wish.model)
     check_shown(model, SHOWN.get(job.verb, ()))
@@ -151,7 +153,8 @@ def interpolate(
     far = {key: values for key, values in given.items() if len(values) > 2}
     if far or len(wish.seeds) > 2:
         raise RecipeError(f"{next(iter(far), 'seed')}: more than 2; give one for both ends, or one for each")
-    ends = [(seed, wish.first) for seed in (wish.seeds * 2)[:: len(wish.seeds)]]
+    near, *_, last = (*wish.seeds, *wish.seeds[-1:])
+    ends = [(near, wish.first), (last, wish.first)]
     to = {key: values[-1:] for key, values in given.items()}
     settings = {"ends": ends, "frames": way.frames, "to": to}
     task = verbs.edit("interpolate", model, settings, {})

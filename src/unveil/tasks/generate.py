@@ -100,10 +100,6 @@ class Request:
             return replace(self, **rows, first=self.first + start)
         return replace(self, **rows, seed=self.seed[start:stop])
 
-    def named(self, row: int) -> tuple[int, int]:
-        """The seed and the sample number of a picture."""
-        return (self.seed, self.first + row) if isinstance(self.seed, int) else (self.seed[row], self.first)
-
 
 class Picture(NamedTuple):
     """A sample, what it is as pixels, and how it was made."""
@@ -144,49 +140,17 @@ def generate(
     size = request.size or edit.size
     if size is not None:
         check_size(model, size)
-    given, avoided = (
-        {key: _each(key, values, request.count) for key, values in one.items()}
-        for one in (request.given, request.negative)
-    )
+    about = {"model": source._asdict(), **sampling, **_about(model, request)}
     batches = math.ceil(request.count / request.batch)
-    for start in range(0, request.count, request.batch):
-        count = min(request.batch, request.count - start)
-        here = slice(start, start + count)
-        rows, away = ({key: values[here] for key, values in one.items()} for one in (given, avoided))
-        film = Film(model, frames, on_step and part(on_step, start // request.batch, batches), preview)
-        shift = None if request.guided is None else _shift(model, request.guided, rows)
-        known = {key: values for key, values in rows.items() if shift is None or key in model.conditioners}
-        shown = edit.shown(here)
-        samples = model.generate(
-            raw={**known, **shown},
-            count=count,
-            seed=request.seed if isinstance(request.seed, int) else request.seed[here],
-            first_sample=request.named(start)[1],
-            on_step=film,
-            sampling=sampling,
-            # what is shown stays where the rest of the condition is left away
-            negative={**shown, **away} if away or (shown and sampling["scale"] != 1) else None,
-            shift=shift,
-            size=size,
-            change=lambda course, _, here=here: edit.change(course, here),
-        )
-        pixels = edit.finish(to_pixels(samples), here)
-        shots = film.shots(samples)
-        settings = {**sampling, **_about(model, request)}
-        batch = {**_batch(request, here, rows, away), **edit.of_batch(here)}
-        for row in range(count):
-            seed, number = request.named(start + row)
-            facts = {
-                "model": source._asdict(),
-                **settings,
-                "seed": seed,
-                "sample": number,
-                "given": {key: values[row] for key, values in rows.items()},
-                **({"negative": {key: values[row] for key, values in away.items()}} if away else {}),
-                **edit.of_picture(start + row),
-                "place": row,
-                "batch": batch,
-            }
+    for number in range(batches):
+        here = slice(number * request.batch, min((number + 1) * request.batch, request.count))
+        part = request.part(here.start, here.stop)
+        film = Film(model, frames, on_step and part_of(on_step, number, batches), preview)
+        samples = _drawn(model, replace(part, sampling=sampling, size=size), edit, here, film)
+        pixels, shots = edit.finish(to_pixels(samples), here), film.shots(samples)
+        batch = {**_batch(part), **edit.of_batch(here)}
+        for row in range(part.count):
+            facts = {**about, **_facts(part, row), **edit.of_picture(here.start + row), "place": row, "batch": batch}
             yield Picture(samples[row], pixels[row], facts, shots[row])
 
 
@@ -243,7 +207,7 @@ def repeat(
         torch.set_num_threads(before)
 
 
-def part(on_step: OnStep, number: int, count: int) -> OnStep:
+def part_of(on_step: OnStep, number: int, count: int) -> OnStep:
     """Steps of one batch of several, as steps of all."""
     return lambda done, total: on_step(number * total + done, count * total)
 
@@ -307,19 +271,44 @@ def _about(model: Model, request: Request) -> dict[str, Any]:
     return facts
 
 
-def _batch(
-    request: Request, here: slice, given: Mapping[str, Sequence[Any]], negative: Mapping[str, Sequence[Any]]
-) -> dict[str, Any]:
+def _drawn(model: Model, part: Request, edit: Edit, here: slice, film: Film) -> Tensor:
+    """The samples of one batch."""
+    shift = None if part.guided is None else _shift(model, part.guided, part.given)
+    shown = edit.shown(here)
+    given = {key: values for key, values in part.given.items() if shift is None or key in model.conditioners}
+    # what is shown stays where the rest of the condition is left away
+    away = {**shown, **part.negative} if part.negative or (shown and part.sampling["scale"] != 1) else None
+    return model.generate(
+        raw={**given, **shown},
+        count=part.count,
+        seed=part.seed,
+        first_sample=part.first,
+        on_step=film,
+        sampling=part.sampling,
+        negative=away,
+        shift=shift,
+        size=part.size,
+        change=lambda course, _: edit.change(course, here),
+    )
+
+
+def _facts(part: Request, row: int) -> dict[str, Any]:
+    """What the record of one picture says of the wish."""
+    own = part.part(row, row + 1)
+    facts: dict[str, Any] = {"seed": own.seed if isinstance(own.seed, int) else own.seed[0], "sample": own.first}
+    for name, values in (("given", own.given), ("negative", own.negative)):
+        if values or name == "given":
+            facts[name] = {key: value[0] for key, value in values.items()}
+    return facts
+
+
+def _batch(part: Request) -> dict[str, Any]:
     """Everything that a batch's pictures have to be drawn with again."""
-    facts: dict[str, Any] = {
-        "first": request.named(here.start)[1],
-        "count": here.stop - here.start,
-        "given": dict(given),
-    }
-    if negative:
-        facts["negative"] = dict(negative)
-    if not isinstance(request.seed, int):
-        facts["seeds"] = list(request.seed[here])
+    facts: dict[str, Any] = {"first": part.first, "count": part.count, "given": dict(part.given)}
+    if part.negative:
+        facts["negative"] = dict(part.negative)
+    if not isinstance(part.seed, int):
+        facts["seeds"] = list(part.seed)
     return facts
 
 

@@ -84,10 +84,7 @@ def inpaint(
         if chosen == "network" or not strength:
             return course
         keep = ~_smaller(of_rows(wide, rows), latents).to(latents.device)
-        if chosen == "repaint":
-            grid = course.grid
-            walk = inverse.resampled(course.planned(grid), grid, length=jumps.length, count=jumps.times)
-            course = replace(course, plan=walk)
+        course = _walked(course, jumps) if chosen == "repaint" else course
         return course.around(partial(inverse.masked, pixels=latents, keep=keep))
 
     def shown(rows: slice) -> Mapping[str, Tensor]:
@@ -150,6 +147,12 @@ def fitting(model: Model, size: tuple[int, int], margins: Margins) -> Margins:
         ),
     )
     return margins._replace(**{side: getattr(margins, side) + more for side, more in sides})
+
+
+def _walked(course: Course, jumps: Repaint) -> Course:
+    """The course with RePaint's jumps."""
+    plan = course.planned(course.grid)
+    return replace(course, plan=inverse.resampled(plan, course.grid, length=jumps.length, count=jumps.times))
 
 
 def _words(margins: Margins) -> str:

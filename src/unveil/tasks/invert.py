@@ -19,7 +19,7 @@ from unveil.files import write_atomically
 from unveil.model import Model
 from unveil.tasks.edit import latents_of, unit_of
 from unveil.tasks.film import Film
-from unveil.tasks.generate import DTYPES, OnStep, Request, part
+from unveil.tasks.generate import DTYPES, OnStep, Request, part_of
 from unveil.tasks.record import MAX_TEXT
 from unveil.tasks.size import check_size
 from unveil.types import MediaError, like
@@ -53,22 +53,19 @@ def invert(model: Model, pictures: Tensor, request: Request, *, on_step: OnStep 
     count, size = len(unit), (unit.shape[2], unit.shape[3])
     check_size(model, size)
     model.precision = DTYPES[request.dtype]
-    given, avoided = (
-        {key: [values[row % len(values)] for row in range(count)] for key, values in one.items()}
-        for one in (request.given, request.negative)
-    )
+    request = replace(request, seed=0, first=0, count=count)
     found: list[Tensor] = []
     batches = math.ceil(count / request.batch)
     model.eval()
     for start in range(0, count, request.batch):
         here = slice(start, min(start + request.batch, count))
-        rows, away = ({key: values[here] for key, values in one.items()} for one in (given, avoided))
-        streams = Streams(0, range(here.start, here.stop), device=model.device)
+        part = request.part(here.start, here.stop)
+        streams = Streams(0, range(part.count), device=model.device)
         with torch.no_grad():
-            course = model.course(how, streams, raw=rows, negative=away, size=size)
+            course = model.course(how, streams, raw=part.given, negative=part.negative, size=size)
         first = course.grid[0]
         back = replace(course, plan=encode(course.grid), x=latents_of(model, unit[here]))
-        x = back.run(Film(model, 0, on_step and part(on_step, start // request.batch, batches)))
+        x = back.run(Film(model, 0, on_step and part_of(on_step, start // request.batch, batches)))
         found.append(x / like(model.process.prior(first), x))
     return Inversion(torch.cat(found).float().cpu(), how.flat())
 
