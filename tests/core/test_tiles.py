@@ -6,18 +6,19 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch import Tensor
 
 from unveil.core.denoiser import Estimate
 from unveil.core.process import CosineVP
 from unveil.core.tiles import Tile, cut, tiled, tiles
-from unveil.types import Condition, RecipeError, ShapeError
+from unveil.types import Condition, Level, RecipeError, ShapeError
 
 LEVEL = CosineVP().at(0.5)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 8), (20, 33), (5, 30)])
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
-def test_every_pixel_is_in_a_tile_and_neighbours_overlap(size, overlap):
+def test_every_pixel_is_in_a_tile_and_neighbours_overlap(size: tuple[int, int], overlap: float):
     seen = torch.zeros(size)
     places = tiles(size, (8, 8), overlap=overlap)
     for place in places:
@@ -35,7 +36,7 @@ def test_places_are_multiples_of_a_unit():
 
 
 def test_a_step_that_acts_on_each_pixel_does_not_notice_tiles():
-    def step(x, level):
+    def step(x: Tensor, level: Level) -> Estimate:
         return Estimate.of_x0(0.3 * x + x**2, x, level)
 
     x = torch.randn(2, 3, 12, 21)
@@ -47,7 +48,7 @@ def test_a_step_that_acts_on_each_pixel_does_not_notice_tiles():
 
 
 def test_one_tile_is_the_whole_bit_by_bit():
-    def step(x, level):
+    def step(x: Tensor, level: Level) -> Estimate:
         return Estimate.of_x0(x.sin(), x, level)
 
     x = torch.randn(1, 1, 8, 8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from tests.tasks.tiny import LABEL, Halved, digits_model, drawn, pictures, tiny
 from unveil.core.samplers import slerp
@@ -17,7 +18,7 @@ CODECS = pytest.mark.parametrize("codec", [None, Halved()], ids=["pixels", "late
 
 
 @CODECS
-def test_amount_0_is_the_same_picture_and_1_another(codec):
+def test_amount_0_is_the_same_picture_and_1_another(codec: nn.Module | None):
     model = tiny(codec)  # its sampler adds noise on the way
     own, other = (drawn(model, Request(seed=seed, first=first)) for seed, first in ((3, 2), (9, 0)))
     assert torch.equal(drawn(model, Request(seed=9), vary((3, 2), amount=0.0)), own)
@@ -33,7 +34,7 @@ def test_more_amount_is_more_change():
 
 
 @CODECS
-def test_the_ends_of_a_way_are_the_two_samples(codec):
+def test_the_ends_of_a_way_are_the_two_samples(codec: nn.Module | None):
     model = tiny(codec)
     way = interpolate(model, ((3, 1), (9, 1)), frames=4, to={"label": [2]})
     frames = drawn(model, Request({"label": [0]}, count=4, batch=1), way)
@@ -87,7 +88,7 @@ def test_what_cannot_be_is_refused():
 
 
 @CODECS
-def test_any_model_edits_the_bicubic_enlargement(codec):
+def test_any_model_edits_the_bicubic_enlargement(codec: nn.Module | None):
     model, given = tiny(codec), pictures(2)
     made = drawn(model, Request(count=2), upscale(model, given, factor=2, strength=0.0))
     plain = enlarged(to_unit(given), (16, 16))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from torch import nn
 
 from tests.tasks.tiny import Halved, digits, digits_model, drawn, pictures, seen, tiny
 from unveil.core import grids, inverse
+from unveil.core.course import Course
 from unveil.core.noise import START, Streams
 from unveil.pictures import to_unit
 from unveil.tasks.edit import latents_of
@@ -21,7 +25,7 @@ NAMES = ["pixels", "latents"]
 
 
 @pytest.mark.parametrize("codec", MODELS, ids=NAMES)
-def test_strength_0_is_the_round_trip_of_the_codec(codec):
+def test_strength_0_is_the_round_trip_of_the_codec(codec: nn.Module | None):
     model, given = tiny(codec), pictures(3)
     made = drawn(model, Request(count=3, seed=5), img2img(model, given, strength=0.0))
     assert torch.equal(made, model.codec.decode(model.codec.encode(to_unit(given))).clamp(-1, 1))
@@ -30,7 +34,7 @@ def test_strength_0_is_the_round_trip_of_the_codec(codec):
 
 
 @pytest.mark.parametrize("codec", MODELS, ids=NAMES)
-def test_strength_1_is_generation_with_the_same_seed(codec):
+def test_strength_1_is_generation_with_the_same_seed(codec: nn.Module | None):
     model, request = tiny(codec), Request({"label": [1]}, count=3, seed=5)
     assert torch.equal(drawn(model, request, img2img(model, pictures(3), strength=1.0)), drawn(model, request))
 
@@ -47,7 +51,7 @@ def test_strengths_between_move_away_from_the_picture():
 
 
 @pytest.mark.parametrize(("strength", "run"), [(0.0, 0), (0.29, 2), (0.3, 3), (0.58, 5), (0.999, 9), (1.0, 10)])
-def test_the_steps_that_are_run_are_counted_as_stable_diffusion_counts_them(strength, run):
+def test_the_steps_that_are_run_are_counted_as_stable_diffusion_counts_them(strength: float, run: int):
     grid = grids.uniform(digits_model().process, 10)
     rest = inverse.share_of(grid, strength)
     assert (0 if rest is None else len(rest) - 1) == run
@@ -57,9 +61,9 @@ def test_the_steps_that_are_run_are_counted_as_stable_diffusion_counts_them(stre
 
 def test_half_strength_starts_at_the_level_of_its_first_step():
     model, given = tiny(Halved()), pictures(2)
-    started = []
+    started: list[Course] = []
 
-    def watched(course, rows):
+    def watched(course: Course, rows: slice) -> Course:
         course = img2img(model, given, strength=0.5).change(course, rows)
         started.append(course)
         return course
@@ -69,7 +73,7 @@ def test_half_strength_starts_at_the_level_of_its_first_step():
     assert len(course.grid) == 4  # 3 of 6 steps
     level, noise = course.grid[0], Streams(4, range(2)).normal((1, 4, 4), START)
     wanted = level.alpha * latents_of(model, to_unit(given)) + level.sigma * noise
-    assert torch.allclose(course.x, wanted, atol=1e-6)
+    assert torch.allclose(course.start(), wanted, atol=1e-6)
 
 
 def test_one_picture_serves_all_results():
@@ -81,7 +85,7 @@ def test_one_picture_serves_all_results():
 
 
 @pytest.mark.parametrize("codec", MODELS, ids=NAMES)
-def test_batches_of_1_and_8_give_the_same(codec):
+def test_batches_of_1_and_8_give_the_same(codec: nn.Module | None):
     model, edit = tiny(codec), img2img(tiny(codec), pictures(8), strength=0.5)
     one, eight = (drawn(model, Request(count=8, batch=batch), edit) for batch in (1, 8))
     assert torch.allclose(one, eight, atol=1e-5)
@@ -124,18 +128,18 @@ def test_a_film_of_latents_is_decoded():
 
 
 def test_previews_show_decoded_estimates_every_so_many_steps():
-    shown = []
-    preview = Preview(
-        lambda pixels, done, total: shown.append((tuple(pixels.shape), str(pixels.dtype), done, total)), 4
-    )
+    shown: list[tuple[torch.Tensor, int, int | None]] = []
+    preview = Preview(lambda pixels, done, total: shown.append((pixels, done, total)), 4)
+    made = seen(tiny(Halved()), Request(count=2))
     list(generate(tiny(Halved()), Request(count=2), preview=preview))
-    assert shown == [((2, 1, 8, 8), "torch.uint8", done, 6) for done in (4, 6)]
+    assert [told[1:] for told in shown] == [(4, 6), (6, 6)]
+    assert torch.equal(shown[-1][0], made), "the last estimate is the picture"
     with pytest.raises(RecipeError, match="preview every 0 steps"):
         list(generate(tiny(), Request(), preview=Preview(lambda *_: None, 0)))
 
 
 def test_progress_counts_all_batches():
-    told = []
+    told: list[tuple[int, int]] = []
     list(generate(tiny(), Request(count=3, batch=2), on_step=lambda done, total: told.append((done, total))))
     assert told == [(done, 12) for done in range(1, 13)]
 
@@ -161,7 +165,7 @@ def test_noise_of_latents_has_their_shape_and_any_batch_finds_it():
     assert torch.allclose(all_at_once, one_by_one, atol=1e-4)
 
 
-def test_generation_starts_from_a_file_of_noise(tmp_path):
+def test_generation_starts_from_a_file_of_noise(tmp_path: Path):
     model, request = tiny(), Request(count=2, seed=7)
     noise = Streams(7, range(2)).normal((1, 8, 8), START)
     (tmp_path / "noise.safetensors").write_bytes(noise_bytes(noise, {"given": {"label": [1]}}))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from tests.tasks.tiny import LABEL, Halved, digits, digits_model, drawn, pictures, seen, tiny
 from unveil.model import Model
 from unveil.pictures import to_unit
 from unveil.tasks.generate import Request
-from unveil.tasks.inpaint import Margins, Repaint, fitting, inpaint, outpaint
+from unveil.tasks.inpaint import Margins, Method, Repaint, fitting, inpaint, outpaint
 from unveil.types import RecipeError, ShapeError
+
+METHODS: tuple[Method, ...] = ("replace", "repaint")
 
 
 def hole(height: int = 8, width: int = 8) -> torch.Tensor:
@@ -27,9 +30,9 @@ def trained() -> Model:
     return tiny(Halved(), [LABEL, *shown])
 
 
-@pytest.mark.parametrize("method", ["replace", "repaint"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("codec", [None, Halved()], ids=["pixels", "latents"])
-def test_known_pixels_are_exact_and_others_are_new(codec, method):
+def test_known_pixels_are_exact_and_others_are_new(codec: nn.Module | None, method: Method):
     model, given, mask = tiny(codec), pictures(3), hole()
     edit = inpaint(model, given, mask, method=method, jumps=Repaint(2, 2))
     made = seen(model, Request(count=3, batch=2), edit)
@@ -65,7 +68,7 @@ def test_repaint_is_another_way_than_replacement():
     model, given = tiny(), pictures(2)
     one, other = (
         seen(model, Request(count=2), inpaint(model, given, hole(), method=method, jumps=Repaint(2, 3)))
-        for method in ("replace", "repaint")
+        for method in METHODS
     )
     assert not torch.equal(one, other)
 
@@ -99,7 +102,7 @@ def test_strength_0_changes_nothing_and_less_than_1_shines_through():
 
 
 @pytest.mark.parametrize("codec", [None, Halved()], ids=["pixels", "latents"])
-def test_batches_of_1_and_8_give_the_same(codec):
+def test_batches_of_1_and_8_give_the_same(codec: nn.Module | None):
     model = tiny(codec)
     edit = inpaint(model, pictures(8), hole(), method="repaint", jumps=Repaint(2, 2))
     one, eight = (drawn(model, Request(count=8, batch=batch), edit) for batch in (1, 8))
@@ -107,7 +110,7 @@ def test_batches_of_1_and_8_give_the_same(codec):
 
 
 @pytest.mark.parametrize("codec", [None, Halved()], ids=["pixels", "latents"])
-def test_a_picture_goes_on_beyond_its_edges(codec):
+def test_a_picture_goes_on_beyond_its_edges(codec: nn.Module | None):
     model, given = tiny(codec), pictures(2)
     made = seen(model, Request(count=2), outpaint(model, given, Margins(left=3, right=1, bottom=4)))
     assert made.shape == (2, 1, 12, 12)

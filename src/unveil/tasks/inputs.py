@@ -17,6 +17,7 @@ from unveil.tasks.invert import read_noise
 from unveil.types import MediaError
 
 PICTURE, MASK, NOISE = "picture", "mask", "noise"  # roles
+BESIDE = ("sheet.png", "strip.png")  # what commands write into a folder beside its pictures
 MAX_PIXELS = 100_000_000
 
 
@@ -29,7 +30,7 @@ class Opened(NamedTuple):
 
 
 def listed(place: Path) -> list[Path]:
-    """The file itself, or the pictures that lie in a folder, by name.
+    """The file itself, or the pictures that lie in a folder, by name, without the sheet and the strip of a command.
 
     Raises:
         MediaError: nothing there, or no picture in it.
@@ -38,7 +39,7 @@ def listed(place: Path) -> list[Path]:
         return [place]
     if not place.is_dir():
         raise MediaError(f"{place}: no such picture or folder")
-    found = sorted(path for path in place.iterdir() if path.is_file() and _is_picture(path))
+    found = sorted(path for path in place.iterdir() if path.is_file() and path.name not in BESIDE and _is_picture(path))
     if not found:
         raise MediaError(f"{place}: no picture in it; PNG, JPEG and WebP are read")
     return found
