@@ -14,8 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.app.conftest import Cli, tree
+from tests.app.conftest import CHANGES, Cli, tree
 from tests.app.test_bad_input import refused
+from unveil.config import ModelConfig, Recipe, load_recipe, validate
+from unveil.model import build
 from unveil.tasks.record import read_facts
 
 
@@ -254,3 +256,18 @@ def test_ctrl_c_leaves_no_half_file(saved: Path, tmp_path: Path):
     with Image.open(tmp_path / "now.png") as whole:
         whole.load()
     assert {name: content for name, content in after.items() if name != "now.png"} == before
+
+
+def test_a_word_that_is_no_setting_is_the_prompt(cli: Cli, tmp_path: Path):
+    recipe = load_recipe("ddpm-digits", CHANGES)
+    assert isinstance(recipe, Recipe)
+    told = {"kind": "label", "key": "prompt", "classes": 3, "names": ["cat", "dog", "owl"], "drop": 0.1}
+    config = validate(ModelConfig, {**recipe.model.model_dump(mode="json"), "condition": [told]}, "test")
+    build(config).save(tmp_path / "told")
+    done = cli("sample", "told", "dog", "steps=2", "--out", "dog.png")
+    assert done.code == 0, done.err
+    assert read_facts(tmp_path / "dog.png")["given"] == {"prompt": "dog"}
+    assert read_facts(tmp_path / "dog.png")["steps"] == 2
+    assert cli("img2img", "told", "dog.png", "owl", "--strength", 0.5, "--out", "owl.png").code == 0
+    assert read_facts(tmp_path / "owl.png")["given"] == {"prompt": "owl"}
+    refused(cli("sample", "told", "cow", "--out", "cow.png"), 2, "label 'cow': must be one of cat, dog, owl")
