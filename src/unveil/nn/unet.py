@@ -46,6 +46,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.vector_dim = config.vector_dim
+        self.multiple = config.patch * config.rates[-1]  # of both sides of x
         self.time = TimeEmbedding(config.channels, config.vector_dim, config.embedding)
         inputs = (config.in_channels + config.context_channels) * config.patch**2
         self.enter = nn.Conv2d(inputs, config.stem_channels or config.widths[0], 3, padding=1)
@@ -66,7 +67,7 @@ class Encoder(nn.Module):
         config = self.config
         if x.ndim != 4 or x.shape[1] != config.in_channels:
             raise ShapeError(f"x {tuple(x.shape)}: must be (B, {config.in_channels}, H, W)")
-        check_multiple(x, config.patch * config.rates[-1])
+        check_multiple(x, self.multiple)
         context = text_of(condition, config.context_width, len(x))
         text = None if context is None else self._read(context)
         time = self.time(t)  # (B, D)

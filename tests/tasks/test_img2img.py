@@ -1,0 +1,179 @@
+"""Generation that begins at pictures or at noise, on pixels and on latents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.tasks.tiny import Halved, digits, digits_model, drawn, pictures, seen, tiny
+from unveil.core import grids, inverse
+from unveil.core.course import Course
+from unveil.core.noise import START, Streams
+from unveil.pictures import to_unit
+from unveil.tasks.edit import latents_of
+from unveil.tasks.film import Preview
+from unveil.tasks.generate import Request, generate
+from unveil.tasks.img2img import from_noise, img2img
+from unveil.tasks.invert import invert, noise_bytes, read_noise
+from unveil.types import MediaError, RecipeError, ShapeError
+
+MODELS = [None, Halved()]
+NAMES = ["pixels", "latents"]
+
+
+@pytest.mark.parametrize("codec", MODELS, ids=NAMES)
+def test_strength_0_is_the_round_trip_of_the_codec(codec: nn.Module | None):
+    model, given = tiny(codec), pictures(3)
+    made = drawn(model, Request(count=3, seed=5), img2img(model, given, strength=0.0))
+    assert torch.equal(made, model.codec.decode(model.codec.encode(to_unit(given))).clamp(-1, 1))
+    if codec is not None:
+        assert not torch.equal(made, to_unit(given)), "a codec that loses nothing would prove nothing"
+
+
+@pytest.mark.parametrize("codec", MODELS, ids=NAMES)
+def test_strength_1_is_generation_with_the_same_seed(codec: nn.Module | None):
+    model, request = tiny(codec), Request({"label": [1]}, count=3, seed=5)
+    assert torch.equal(drawn(model, request, img2img(model, pictures(3), strength=1.0)), drawn(model, request))
+
+
+def test_strengths_between_move_away_from_the_picture():
+    given, labels = digits(8)
+    model, request = digits_model(), Request({"label": labels}, count=8, seed=3, sampling={"steps": 10})
+    far = []
+    for strength in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
+        made = seen(model, request, img2img(model, given, strength=strength))
+        far.append(float((made.float() - given.float()).abs().mean()))
+    assert far == sorted(far)
+    assert len(set(far)) == len(far)
+
+
+@pytest.mark.parametrize(("strength", "run"), [(0.0, 0), (0.29, 2), (0.3, 3), (0.58, 5), (0.999, 9), (1.0, 10)])
+def test_the_steps_that_are_run_are_counted_as_stable_diffusion_counts_them(strength: float, run: int):
+    grid = grids.uniform(digits_model().process, 10)
+    rest = inverse.share_of(grid, strength)
+    assert (0 if rest is None else len(rest) - 1) == run
+    if rest is not None:
+        assert list(rest) == list(grid)[10 - run :]
+
+
+def test_half_strength_starts_at_the_level_of_its_first_step():
+    model, given = tiny(Halved()), pictures(2)
+    started: list[Course] = []
+
+    def watched(course: Course, rows: slice) -> Course:
+        course = img2img(model, given, strength=0.5).change(course, rows)
+        started.append(course)
+        return course
+
+    model.generate(count=2, seed=4, change=watched)
+    (course,) = started
+    assert len(course.grid) == 4  # 3 of 6 steps
+    level, noise = course.grid[0], Streams(4, range(2)).normal((1, 4, 4), START)
+    wanted = level.alpha * latents_of(model, to_unit(given)) + level.sigma * noise
+    assert torch.allclose(course.start(), wanted, atol=1e-6)
+
+
+def test_one_picture_serves_all_results():
+    model, given = tiny(), pictures(1)
+    many = drawn(model, Request(count=3, seed=2), img2img(model, given, strength=0.5))
+    each = drawn(model, Request(count=3, seed=2), img2img(model, given.expand(3, -1, -1, -1), strength=0.5))
+    assert torch.equal(many, each)
+    assert not torch.equal(many[0], many[1]), "each has its own noise"
+
+
+@pytest.mark.parametrize("codec", MODELS, ids=NAMES)
+def test_batches_of_1_and_8_give_the_same(codec: nn.Module | None):
+    model, edit = tiny(codec), img2img(tiny(codec), pictures(8), strength=0.5)
+    one, eight = (drawn(model, Request(count=8, batch=batch), edit) for batch in (1, 8))
+    assert torch.allclose(one, eight, atol=1e-5)
+
+
+def test_a_seed_for_each_picture_is_the_seed_of_a_set_of_one():
+    model = tiny()
+    both = drawn(model, Request({"label": [1]}, seed=(3, 9), count=2, batch=1))
+    for row, seed in enumerate((3, 9)):
+        assert torch.equal(both[row : row + 1], drawn(model, Request({"label": [1]}, seed=seed)))
+
+
+def test_what_cannot_be_is_refused():
+    model = tiny()
+    with pytest.raises(RecipeError, match=r"strength 1\.5: must lie in \[0, 1\]"):
+        img2img(model, pictures(1), strength=1.5)
+    with pytest.raises(ShapeError, match=r"pictures \(1, 3, 8, 8\): must be \(N, 1, H, W\)"):
+        img2img(model, torch.zeros(1, 3, 8, 8), strength=0.5)
+    with pytest.raises(RecipeError, match=r"size 7x10: both sides must be multiples of 2 px; nearest 6x10 or 8x10"):
+        drawn(model, Request(size=(7, 10)))
+    with pytest.raises(RecipeError, match=r"size 10x8: both sides must be multiples of 4 px; nearest 8x8 or 12x8"):
+        drawn(tiny(Halved()), edit=img2img(model, pictures(1, 10, 8), strength=0.5))
+    with pytest.raises(RecipeError, match="seed: 2 for 3 pictures"):
+        Request(seed=(1, 2), count=3)
+
+
+def test_other_sizes_are_drawn():
+    assert drawn(tiny(Halved()), Request(size=(12, 16))).shape == (1, 1, 12, 16)
+
+
+# ---------------------------------------------------------------------- films and previews
+
+
+def test_a_film_of_latents_is_decoded():
+    model = tiny(Halved())
+    (one,) = generate(model, Request(), frames=4)
+    assert one.frames.shape == (4, 1, 8, 8)
+    assert torch.equal(one.frames[-1], one.sample)
+    assert all(torch.equal(frame, Halved().decode(Halved().encode(frame[None]))[0]) for frame in one.frames)
+
+
+def test_previews_show_decoded_estimates_every_so_many_steps():
+    shown: list[tuple[torch.Tensor, int, int | None]] = []
+    preview = Preview(lambda pixels, done, total: shown.append((pixels, done, total)), 4)
+    made = seen(tiny(Halved()), Request(count=2))
+    list(generate(tiny(Halved()), Request(count=2), preview=preview))
+    assert [told[1:] for told in shown] == [(4, 6), (6, 6)]
+    assert torch.equal(shown[-1][0], made), "the last estimate is the picture"
+    with pytest.raises(RecipeError, match="preview every 0 steps"):
+        list(generate(tiny(), Request(), preview=Preview(lambda *_: None, 0)))
+
+
+def test_progress_counts_all_batches():
+    told: list[tuple[int, int]] = []
+    list(generate(tiny(), Request(count=3, batch=2), on_step=lambda done, total: told.append((done, total))))
+    assert told == [(done, 12) for done in range(1, 13)]
+
+
+# ---------------------------------------------------------------------- inversion
+
+
+def test_inverted_digits_come_back():
+    given, labels = digits(8)
+    model, request = digits_model(), Request({"label": labels}, sampling={"steps": 50})
+    found = invert(model, given, request)
+    assert found.sampling["sampler"] == "ddim"
+    assert found.sampling["eta"] == 0
+    back = drawn(model, Request({"label": labels}, count=8, sampling=found.sampling), from_noise(found.noise))
+    errors = ((back - to_unit(given)) / 2).square().mean((1, 2, 3))
+    assert (-10 * errors.log10()).min() > 25  # dB
+
+
+def test_noise_of_latents_has_their_shape_and_any_batch_finds_it():
+    model, given = tiny(Halved()), pictures(5)
+    all_at_once, one_by_one = (invert(model, given, Request(batch=batch)).noise for batch in (5, 1))
+    assert all_at_once.shape == (5, 1, 4, 4)
+    assert torch.allclose(all_at_once, one_by_one, atol=1e-4)
+
+
+def test_generation_starts_from_a_file_of_noise(tmp_path: Path):
+    model, request = tiny(), Request(count=2, seed=7)
+    noise = Streams(7, range(2)).normal((1, 8, 8), START)
+    (tmp_path / "noise.safetensors").write_bytes(noise_bytes(noise, {"given": {"label": [1]}}))
+    found, facts = read_noise(tmp_path / "noise.safetensors")
+    assert facts == {"given": {"label": [1]}}
+    assert torch.equal(drawn(model, request, from_noise(found)), drawn(model, request))
+    with pytest.raises(ShapeError, match=r"noise \(2, 1, 8, 8\): needs one or 3 of \(1, 8, 8\) each"):
+        drawn(model, Request(count=3), from_noise(found))
+    (tmp_path / "other.safetensors").write_bytes(b"nothing")
+    with pytest.raises(MediaError, match="not a file of noise"):
+        read_noise(tmp_path / "other.safetensors")
