@@ -13,6 +13,7 @@ import typer
 
 from unveil.app import language_cli
 from unveil.app.console import Console
+from unveil.app.hint_cli import hint_app
 from unveil.app.options import (
     AsJson,
     Device,
@@ -43,6 +44,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Look at pictures before they 
 inspect_app = typer.Typer(no_args_is_help=True, help="Look at a checkpoint or a noise process, list the samplers.")
 recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that come with unveil.")
 app.add_typer(data_app, name="data")
+app.add_typer(hint_app, name="hint")
 app.add_typer(inspect_app, name="inspect")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(study_app, name="study")
