@@ -273,6 +273,26 @@ def data_show(
     work.show(shown, out, force, Console(as_json, quiet))
 
 
+@data_app.command("latents")
+def data_latents(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    batch: Annotated[int, typer.Option(help="Pictures that are encoded at once.")] = 32,
+    device: Device = "auto",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Encode the pictures of a recipe once, for training with train.latents=cache.
+
+    Stopped, the same command goes on with what is missing.
+
+    Example: unveil data latents my-latent-recipe.yaml --batch 64
+    """
+    from unveil.app import latents as work
+
+    work.write(recipe, tuple(overrides or ()), batch, device, Console(as_json, quiet))
+
+
 @inspect_app.command("model")
 def inspect_model(
     path: Annotated[Path, typer.Argument(help="A model's folder, a run, a .safetensors file, or dit-xl-2, vit-b-16.")],

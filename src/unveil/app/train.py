@@ -94,11 +94,15 @@ def train(ask: Ask, console: Console) -> None:
     refuse_overwrite(
         run / "recipe.yaml", force=True
     )  # a path that can never be written is told before the data are read
-    dataset, held_out = data.open(recipe.data.build()), _held_out(recipe)
+    dataset, held_out = data.open(recipe.data.build()), held_out_of(recipe)
     objective = recipe.objective.build(recipe, recipe.process.build(), recipe.train.batch)
     model = fresh(recipe).to(device)
     if ask.force:
         _start_over(run)
+    if recipe.train.latents == "cache":
+        from unveil.app.latents import keep_both
+
+        dataset, held_out = keep_both(recipe, model, dataset, held_out, console)
     console.say(f"{recipe.name}: {len(dataset)} items, {recipe.train.steps} steps of {recipe.train.batch} into {run}")
     begun = time.monotonic(), time.process_time()
     from unveil.train import fit  # with Lightning
@@ -117,7 +121,7 @@ def fresh(recipe: Recipe) -> Model:
         return build(recipe.model)
 
 
-def _held_out(recipe: Recipe) -> Any:
+def held_out_of(recipe: Recipe) -> Any:
     """What validation reads; None where everything trains."""
     return None if getattr(recipe.data, "held_out", 1) == 0 else data.open(recipe.data.build(), "held-out")
 

@@ -26,6 +26,7 @@ from unveil.files import write_atomically
 from unveil.model import Model
 from unveil.source import cpu_seconds
 from unveil.train import schedule
+from unveil.train.latents import shape_of
 from unveil.train.monitor import duration, log
 from unveil.train.order import Batch, Items, Numbered, Order, check_items, collate
 from unveil.train.precision import resolve
@@ -82,7 +83,7 @@ def fit(
     key = key or _key_of(model)
     whole = _whole(model, dataset, objective, key)
     raw_keys = [str(one.key) for one in whole.conditioners.values()]
-    check_items(dataset, key, raw_keys, whole.shape)
+    check_items(dataset, key, raw_keys, shape_of(dataset, whole))
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     _check_batch(config, world)
     precision = resolve(config.precision, whole.device)

@@ -18,6 +18,7 @@ from unveil.core.noise import key as hash_of
 from unveil.core.objective import Loss
 from unveil.model import Model
 from unveil.train.ema import Ema
+from unveil.train.latents import is_kept, latents, versions
 from unveil.train.order import Batch
 from unveil.train.schedule import Schedule
 from unveil.types import Condition, RecipeError, ShapeError
@@ -226,18 +227,18 @@ def prepare(
     """A batch as the denoiser takes it: x0 (B, ...) scaled and encoded, and its condition.
 
     Args:
-        step: the training step whose random numbers mirror pictures and drop conditions; None does neither.
+        step: the training step whose random numbers mirror pictures, pick latents and drop conditions; None does
+            none of it.
         flip: mirror every second picture, left to right, with its context picture.
     """
-    x0 = scaled(batch.data)
+    x0, kept = scaled(batch.data), is_kept(model, batch.data)
     mirrored: Tensor | None = None
     if flip and step is not None:
         if x0.ndim < 4:
             raise RecipeError(f"flip: data of shape {tuple(x0.shape[1:])} has no left and right; set flip: false")
         mirrored = streams.uniform(step, FLIP) < 0.5
-        x0 = _mirror(x0, mirrored)
-    with torch.no_grad():
-        x0 = model.codec.encode(x0)
+        x0 = x0 if kept else _mirror(x0, mirrored)
+    x0 = latents(model, versions(x0, mirrored) if kept else x0, streams, step, encoded=kept)
     condition: Condition | None = None
     for place, conditioner in enumerate(cast(Mapping[str, Any], model.conditioners).values()):
         part: Condition = conditioner.encode(batch.raw[conditioner.key])
