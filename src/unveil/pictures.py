@@ -63,3 +63,9 @@ def sheet(pixels: Tensor, columns: int | None = None) -> Tensor:
         top, left = gap + number // columns * down, gap + number % columns * across
         page[:, top : top + picture.shape[1], left : left + picture.shape[2]] = picture
     return page
+
+
+def above(first: Tensor, second: Tensor, columns: int) -> Tensor:
+    """Two batches as one, for a sheet of so many columns on which each row of `first` stands above that of `second`."""
+    rows = zip(first.split(columns), second.split(columns), strict=True)
+    return torch.cat([part for row in rows for part in row])

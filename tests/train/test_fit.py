@@ -25,7 +25,7 @@ from unveil.core.objective import Diffusion
 from unveil.core.prediction import v
 from unveil.core.process import CosineVP, DiscreteVP, betas
 from unveil.train.callbacks import KEEP, HeldOut
-from unveil.train.fit import _fixed
+from unveil.train.examples import fixed
 from unveil.train.run_folder import training_of
 from unveil.types import MediaError, NotWritable, RecipeError, ShapeError
 
@@ -156,7 +156,7 @@ def test_the_model_is_left_with_the_averaged_weights_that_loading_gives(finished
 
 def test_the_held_out_loss_is_the_objective_at_fixed_times_and_noise():
     model, items = unet().eval(), tiny.Pictures(6)
-    batch = _fixed(items, 6, "pixels", ["label"])
+    batch = fixed(items, 6, "pixels", ["label"])
     first = HeldOut(batch, Diffusion(), 3, at_once=6).by_level(model)
     torch.manual_seed(99)
     again = HeldOut(batch, Diffusion(), 3, at_once=4).by_level(model)

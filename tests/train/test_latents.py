@@ -19,8 +19,8 @@ from unveil.core.objective import Diffusion
 from unveil.core.process import DiscreteVP, betas
 from unveil.data.latent_cache import Cached, Keeping
 from unveil.model import Model
+from unveil.train.examples import prepare
 from unveil.train.latents import encoder_of, keep
-from unveil.train.module import prepare
 from unveil.train.order import collate
 from unveil.types import RecipeError
 

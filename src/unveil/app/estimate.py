@@ -11,11 +11,10 @@ from torch import Tensor
 
 from unveil.app.console import duration, size
 from unveil.checkpoints.store import versions
-from unveil.config import Recipe
+from unveil.config import AutoencoderRecipe, Recipe
 from unveil.core.noise import Streams
-from unveil.model import Model
 from unveil.train.callbacks import KEEP
-from unveil.train.module import prepare
+from unveil.train.learner import Learner
 from unveil.train.order import Items, check_items, collate
 from unveil.train.precision import resolve
 
@@ -80,16 +79,15 @@ class Estimate:
         )
 
 
-def estimate(recipe: Recipe, model: Model, dataset: Items, device: torch.device) -> Estimate:
+def estimate(recipe: Recipe | AutoencoderRecipe, learner: Learner, dataset: Items, device: torch.device) -> Estimate:
     """Measures one optimiser step, of as many pictures as fit a few seconds, and scales it up.
 
     Raises:
         ShapeError: data that the model does not take.
     """
-    keys = list(model.conditioners)
-    check_items(dataset, recipe.key, keys, model.shape)
+    check_items(dataset, learner.key, learner.raw_keys, learner.shape)
     precision = resolve(recipe.train.precision, device)
-    measured = _Step(recipe, model.to(device).train(), dataset, precision)
+    measured = _Step(learner, dataset, precision, recipe.train.steps - 1, device)
     activations = measured.activations()
     seconds = measured.seconds(1)
     part = recipe.train.batch // recipe.train.accumulate
@@ -100,8 +98,8 @@ def estimate(recipe: Recipe, model: Model, dataset: Items, device: torch.device)
     return Estimate(
         name=recipe.name,
         items=len(dataset),
-        shape=model.shape,
-        parameters=sum(p.numel() for p in model.parameters()),
+        shape=learner.shape,
+        parameters=sum(p.numel() for p in measured.trained),
         device=str(device),
         precision=precision,
         batch=recipe.train.batch,
@@ -113,26 +111,26 @@ def estimate(recipe: Recipe, model: Model, dataset: Items, device: torch.device)
 
 
 class _Step:
-    """An optimiser step of any number of pictures."""
+    """An optimiser step of any number of pictures, late enough that everything takes part."""
 
-    def __init__(self, recipe: Recipe, model: Model, dataset: Items, precision: str) -> None:
-        self.recipe, self.model, self.dataset = recipe, model, dataset
-        self.objective = recipe.objective.build(recipe, model.process, recipe.train.batch)
-        self.optimiser = torch.optim.AdamW(model.parameters(), lr=0.0)
+    def __init__(self, learner: Learner, dataset: Items, precision: str, step: int, device: torch.device) -> None:
+        self.learner, self.dataset, self.step, self.device = learner, dataset, step, device
+        parts = [part.to(device).train() for part in (learner.model, learner.beside)]
+        self.trained = [parameter for part in parts for parameter in part.parameters()]
+        self.optimiser = torch.optim.AdamW(self.trained, lr=0.0)
+        self.optimiser.step()  # of no gradient: the first one imports what takes seconds
         half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
         self.dtype = half.get(precision)
 
     def loss(self, count: int) -> Tensor:
         """The loss of the first pictures."""
-        model = self.model
+        learner = self.learner
         indices = [n % len(self.dataset) for n in range(count)]
-        items = [self.dataset[n] for n in indices]
-        batch = collate(list(range(count)), indices, items, self.recipe.key, list(model.conditioners))
-        batch = batch._replace(data=batch.data.to(model.device))
-        streams = Streams(0, batch.numbers, device=model.device)
-        x0, condition = prepare(model, batch, streams, 0)
-        with torch.autocast(model.device.type, self.dtype, enabled=self.dtype is not None):
-            return self.objective(model.denoiser, x0, condition, streams, 0).value
+        batch = collate(list(range(count)), indices, [self.dataset[n] for n in indices], learner.key, learner.raw_keys)
+        batch = batch._replace(data=batch.data.to(self.device))
+        streams = Streams(0, batch.numbers, device=self.device)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            return learner.loss(batch, streams, self.step, flip=False).value
 
     def seconds(self, count: int) -> float:
         """Wall time of a step."""
@@ -140,13 +138,13 @@ class _Step:
         self.loss(count).backward()
         self.optimiser.step()
         self.optimiser.zero_grad()
-        if self.model.device.type == "cuda":
+        if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - begun
 
     def activations(self) -> int:
         """Bytes that one picture keeps for the gradient."""
-        weights = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
+        weights = {p.untyped_storage().data_ptr() for p in self.trained}
         kept: dict[int, int] = {}
 
         def pack(tensor: Tensor) -> Tensor:

@@ -16,13 +16,17 @@ from unveil.app.console import Console
 from unveil.app.kinds import diffusion
 from unveil.app.models import device as pick
 from unveil.app.models import open_model
-from unveil.config import EvaluateConfig, Recipe, load_recipe
+from unveil.checkpoints import ours
+from unveil.codec.perceptual import Perceptual
+from unveil.config import AutoencoderRecipe, EvaluateConfig, Recipe, ReconstructionConfig, load_recipe
 from unveil.evaluate import features as networks
 from unveil.evaluate.given import evaluate_given
 from unveil.evaluate.likelihood import bits_per_dim, ode_bits_per_dim
 from unveil.evaluate.measure import Origin, Settings, compared
 from unveil.evaluate.measure import evaluate as measure
+from unveil.evaluate.perceptual import perceptual
 from unveil.evaluate.pictures import Pictured
+from unveil.evaluate.reconstruction import Networks, evaluate_autoencoder
 from unveil.evaluate.report import Report
 from unveil.files import refuse_overwrite
 from unveil.model import Model
@@ -52,11 +56,12 @@ class Ask:
         path = Path(self.model)
         return path.parent.parent if path.parent.name == "checkpoints" else path
 
-    def resolved(self) -> Recipe:
+    def resolved(self) -> Recipe | AutoencoderRecipe:
         """The recipe that says what the model is compared with, and how.
 
         Raises:
-            RecipeError: neither given nor found in the model's run, or not one of a diffusion model of pictures.
+            RecipeError: neither given nor found in the model's run, or one of neither a diffusion model of pictures
+                nor an autoencoder.
         """
         named = self.recipe
         if named is None:
@@ -66,7 +71,10 @@ class Ask:
                     f"{self.model}: is no run's folder, so pass --recipe: it names the data to compare with"
                 )
             named = str(run) if (run / "recipe.yaml").is_file() else self.model
-        recipe = diffusion(load_recipe(named, self.overrides), "unveil evaluate")
+        recipe = load_recipe(named, self.overrides)
+        if isinstance(recipe, AutoencoderRecipe):
+            return recipe
+        recipe = diffusion(recipe, "unveil evaluate")
         if recipe.key == data.LATENTS:
             raise RecipeError(
                 f"{recipe.name}: makes latents, and without the autoencoder that turns them into pictures there is "
@@ -81,7 +89,8 @@ def evaluate(ask: Ask, console: Console) -> None:
     out = ask.out or (Path(ask.model) if Path(ask.model).is_dir() else Path("runs") / ask.model)
     for name in ("report.json", "report.html"):
         refuse_overwrite(out / name, ask.force)
-    report = judge(ask, recipe, console)
+    rebuilds = isinstance(recipe, AutoencoderRecipe)
+    report = judge_autoencoder(ask, recipe, console) if rebuilds else judge(ask, recipe, console)
     page = report.save(out, force=ask.force)
     facts = {"report": str(page), "protocol_sha256": report.protocol_sha256, "results": report.results}
     console.result(facts | {"missing": report.missing}, "\n".join([*report.summary(), str(page)]))
@@ -105,9 +114,33 @@ def judge(ask: Ask, recipe: Recipe, console: Console) -> Report:
     return replace(found, about={**found.about, **_about(ask, source, cpu_seconds() - begun)})
 
 
-def _about(ask: Ask, source: Source, seconds: float) -> dict[str, Any]:
+def judge_autoencoder(ask: Ask, recipe: AutoencoderRecipe, console: Console) -> Report:
+    """The report on an autoencoder; nothing is written."""
+    begun, how = cpu_seconds(), recipe.evaluate
+    device = pick(ask.device)
+    _, codec = ours.load_autoencoder(ask.model)
+    held_out = data.open(recipe.data.build(), "held-out")
+    features = feature_network(recipe, how, ask.weights, str(device))
+    compared_by = Networks(features, _perceptual(recipe))
+    found = evaluate_autoencoder(
+        codec.to(device), held_out, compared_by, count=how.pictures, seed=how.seed, on_progress=console.say
+    )
+    about = _about(ask, None, cpu_seconds() - begun)
+    return replace(found, about={**found.about, "data": recipe.data.kind, "model": ask.model, **about})
+
+
+def _perceptual(recipe: AutoencoderRecipe) -> tuple[str, Perceptual] | None:
+    """The network that is asked for; else that of the loss, and then the shipped one of the data, if there is one."""
+    wanted = recipe.evaluate.perceptual or recipe.loss.perceptual
+    if wanted is None:
+        return (recipe.data.kind, perceptual(recipe.data.kind)) if recipe.data.kind in ("digits", "fashion") else None
+    return wanted.network, perceptual(wanted.network, wanted.weights)
+
+
+def _about(ask: Ask, source: Source | None, seconds: float) -> dict[str, Any]:
     """What is said of the origin of a report, and is no part of its protocol."""
-    facts = {"model": source._asdict(), "training": training_of(ask.run), "command": command(), "commit": commit()}
+    facts: dict[str, Any] = {} if source is None else {"model": source._asdict()}
+    facts |= {"training": training_of(ask.run), "command": command(), "commit": commit()}
     return {**facts, "cpu_minutes": round(seconds / 60, 2)}
 
 
@@ -122,7 +155,9 @@ def _judge_given(recipe: Recipe, model: Model, held_out: Pictured, console: Cons
         )  # fmt: skip
 
 
-def feature_network(recipe: Recipe, how: EvaluateConfig, weights: Path | None, device: str) -> networks.FeatureNetwork:
+def feature_network(
+    recipe: Recipe | AutoencoderRecipe, how: EvaluateConfig | ReconstructionConfig, weights: Path | None, device: str
+) -> networks.FeatureNetwork:
     """The network that a recipe's pictures are compared by; the card of a classifier goes before the recipe's own.
 
     Args:

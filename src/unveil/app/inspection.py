@@ -78,9 +78,10 @@ def _text(facts: dict[str, Any], keys: bool) -> str:
         lines.append("made with    " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()))
     described = facts.get("model")
     if described:
-        lines.append(f"samples      {described.get('key', 'pixels')} of shape {tuple(described['shape'])}")
-        for name in ("network", "process", "prediction", "variance", "condition", "codec", "sample"):
-            lines.append(f"{name:<13}{_brief(described.get(name))}")
+        makes = "pictures" if described.get("kind") == "autoencoder" else "samples "
+        lines.append(f"{makes}     {described.get('key', 'pixels')} of shape {tuple(described['shape'])}")
+        named = ("network", "process", "prediction", "variance", "condition", "codec", "sample")
+        lines += [f"{name:<13}{_brief(described[name])}" for name in named if name in described]
     for name, file in facts["files"].items():
         if keys:
             lines.append(f"{name}:")

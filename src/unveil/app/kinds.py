@@ -9,6 +9,8 @@ from unveil.types import RecipeError
 _INSTEAD = {
     "classifier": "the card that training writes says how well a classifier reads, and `unveil evaluate MODEL "
     "--weights CARD` compares pictures by its features",
+    "autoencoder": "`unveil evaluate RUN` says what an autoencoder keeps, and a diffusion model's recipe names it as "
+    "codec: {kind: saved, path: RUN}",
     "sequence": "the card that training writes says what a sequence model writes exactly, and `unveil translate` "
     "lets it write",
 }

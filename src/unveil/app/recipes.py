@@ -8,8 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from unveil.app.console import Console
+from unveil.codec import losses
+from unveil.codec.perceptual import Perceptual
 from unveil.config import (
     AnyRecipe,
+    AutoencoderRecipe,
     ClassifierRecipe,
     GuidanceConfig,
     Recipe,
@@ -27,7 +30,8 @@ from unveil.core.flow import RectifiedFlow, Shifted
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, Process
 from unveil.core.sde import SubVP
 from unveil.core.times import Stratified
-from unveil.nn import decoding
+from unveil.nn import autoencoder, decoding
+from unveil.nn.discriminator import PatchDiscriminator
 from unveil.nn.transformer import Transformer
 
 
@@ -68,6 +72,8 @@ def _parts(recipe: AnyRecipe) -> list[tuple[str, Any]]:
         return [("network", Transformer), ("decoding", decoding.beam)]
     if isinstance(recipe, ClassifierRecipe):
         return _classifier_parts(recipe)
+    if isinstance(recipe, AutoencoderRecipe):
+        return _autoencoder_parts(recipe)
     network = inspect.getmodule(NETWORKS[recipe.network.kind])
     process = recipe.process.build()
     prediction = recipe.build_prediction(process)
@@ -93,6 +99,22 @@ def _classifier_parts(recipe: ClassifierRecipe) -> list[tuple[str, Any]]:
     if recipe.process is not None:
         parts += [("process", kind) for kind in _process(recipe.process)]
         parts += [("guidance", guidance.log_probability), ("guidance", guidance.steer)]
+    return parts
+
+
+def _autoencoder_parts(recipe: AutoencoderRecipe) -> list[tuple[str, Any]]:
+    loss = recipe.loss
+    parts: list[tuple[str, Any]] = [("network", autoencoder), ("codec", inspect.getmodule(type(recipe.build())))]
+    if loss.log_scale is not None:
+        parts.append(("scale of the error", losses.likelihood))
+    if loss.perceptual is not None:
+        parts.append(("perceptual distance", Perceptual))
+    if loss.discriminator is not None:
+        parts += [
+            ("discriminator", PatchDiscriminator),
+            ("adversarial loss", losses.ADVERSARIAL[loss.discriminator.kind]),
+        ]
+        parts.append(("weight of the discriminator", losses.adaptive_weight))
     return parts
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,22 @@ from unveil import data
 from unveil.app.console import Console, duration
 from unveil.app.kinds import diffusion
 from unveil.app.models import device as pick
-from unveil.config import AnyRecipe, ClassifierRecipe, Recipe, SequenceRecipe, dump, load_recipe
+from unveil.codec import KL, VQ
+from unveil.config import (
+    AnyRecipe,
+    AutoencoderRecipe,
+    ClassifierRecipe,
+    Recipe,
+    SequenceRecipe,
+    dump,
+    load_recipe,
+)
 from unveil.files import refuse_overwrite
 from unveil.model import Model, build
 from unveil.types import NotWritable, RecipeError, nearest
 
+# items, held-out items, the run's folder -> trained
+Begin = Callable[[Any, Any, Path], object]
 PRECISIONS = {"float32": "float32", "bfloat16": "bf16", "float16": "16-mixed"}
 # What a run's folder may hold; a folder with anything else is not ours to delete.
 RUN_ENTRIES = {"recipe.yaml", "environment.json", "metrics.jsonl", "card.md", "report.html", "report.json", ".lock"}
@@ -72,11 +84,21 @@ def print_config(ask: Ask, console: Console) -> None:
 
 def dry_run(ask: Ask, console: Console) -> None:
     """Measures one step and tells what the whole run would take; writes nothing."""
-    recipe = diffusion(ask.resolved(), "unveil train --dry-run")
+    recipe = ask.resolved()
+    if not isinstance(recipe, AutoencoderRecipe):
+        recipe = diffusion(recipe, "unveil train --dry-run")
     from unveil.app.estimate import estimate  # with Lightning, whose import takes seconds; a typo must not wait for it
+    from unveil.train.autoencoder import learner_of
+    from unveil.train.denoising import Denoising
 
     dataset = data.open(recipe.data.build())
-    found = estimate(recipe, fresh(recipe), dataset, pick(ask.device))
+    if isinstance(recipe, AutoencoderRecipe):
+        learner: Any = learner_of(recipe, fresh_codec(recipe))
+    else:
+        model = fresh(recipe)
+        objective = recipe.objective.build(recipe, model.process, recipe.train.batch)
+        learner = Denoising(model, objective, recipe.key)
+    found = estimate(recipe, learner, dataset, pick(ask.device))
     console.result(found.facts(), found.text())
 
 
@@ -95,23 +117,19 @@ def train(ask: Ask, console: Console) -> None:
         run / "recipe.yaml", force=True
     )  # a path that can never be written is told before the data are read
     dataset, held_out = data.open(recipe.data.build()), held_out_of(recipe)
-    objective = recipe.objective.build(recipe, recipe.process.build(), recipe.train.batch)
-    model = fresh(recipe).to(device)
+    begin = (
+        _autoencoder(recipe, device) if isinstance(recipe, AutoencoderRecipe) else _diffusion(recipe, device, console)
+    )
     if ask.force:
         _start_over(run)
-    if recipe.train.latents == "cache":
-        from unveil.app.latents import keep_both
-
-        dataset, held_out = keep_both(recipe, model, dataset, held_out, console)
     console.say(f"{recipe.name}: {len(dataset)} items, {recipe.train.steps} steps of {recipe.train.batch} into {run}")
     begun = time.monotonic(), time.process_time()
-    from unveil.train import fit  # with Lightning
-
-    fit(model, dataset, objective=objective, config=recipe.train, run=run, held_out=held_out, recipe=recipe)
+    begin(dataset, held_out, run)
     took = {"seconds": round(time.monotonic() - begun[0], 1), "cpu_seconds": round(time.process_time() - begun[1], 1)}
     last = _last_metrics(run)
     facts = {"run": str(run), "step": last.get("step"), "loss": last.get("loss"), **took}
-    console.result(facts, f"{run}: trained in {duration(took['seconds'])}; unveil sample {run}")
+    then = "evaluate" if isinstance(recipe, AutoencoderRecipe) else "sample"
+    console.result(facts, f"{run}: trained in {duration(took['seconds'])}; unveil {then} {run}")
 
 
 def fresh(recipe: Recipe) -> Model:
@@ -121,7 +139,42 @@ def fresh(recipe: Recipe) -> Model:
         return build(recipe.model)
 
 
-def held_out_of(recipe: Recipe) -> Any:
+def fresh_codec(recipe: AutoencoderRecipe) -> KL | VQ:
+    """The recipe's codec with the initial weights that its seed gives, its channels last in memory."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed)
+        return recipe.build().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def _diffusion(recipe: Recipe, device: torch.device, console: Console) -> Begin:
+    """What trains a diffusion model, whose faults have been found."""
+    objective = recipe.objective.build(recipe, recipe.process.build(), recipe.train.batch)
+    model = fresh(recipe).to(device)
+
+    def begin(dataset: Any, held_out: Any, run: Path) -> None:
+        from unveil.train import fit  # with Lightning
+
+        if recipe.train.latents == "cache":
+            from unveil.app.latents import keep_both
+
+            dataset, held_out = keep_both(recipe, model, dataset, held_out, console)
+        fit(model, dataset, objective=objective, config=recipe.train, run=run, held_out=held_out, recipe=recipe)
+
+    return begin
+
+
+def _autoencoder(recipe: AutoencoderRecipe, device: torch.device) -> Begin:
+    """The same of an autoencoder."""
+    from unveil.train.autoencoder import fit_autoencoder, learner_of
+
+    if recipe.train.latents == "cache":
+        raise RecipeError("train.latents = cache: an autoencoder learns from pixels; set it to encode")
+    learner_of(recipe, recipe.build())  # files of a perceptual network that are not there
+    codec = fresh_codec(recipe).to(device)
+    return lambda dataset, held_out, run: fit_autoencoder(recipe, codec, dataset, run=run, held_out=held_out)
+
+
+def held_out_of(recipe: Recipe | AutoencoderRecipe) -> Any:
     """What validation reads; None where everything trains."""
     return None if getattr(recipe.data, "held_out", 1) == 0 else data.open(recipe.data.build(), "held-out")
 

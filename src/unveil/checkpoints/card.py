@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from unveil.config import Section
+import math
+
+from unveil.codec import KL, VQ
+from unveil.config import AutoencoderConfig, Section
 from unveil.model import Model
 
 
@@ -35,6 +38,28 @@ def card(model: Model, about: str = "") -> str:
         "It was not made to identify, depict or judge real people, nor to pass samples off as records of fact.",
         "",
     ]
+    return "\n".join(lines) + (f"\n{about.strip()}\n" if about.strip() else "")
+
+
+def autoencoder_card(codec: KL | VQ, config: AutoencoderConfig, about: str = "") -> str:
+    """A card of an autoencoder in Markdown.
+
+    Args:
+        about: Markdown for the end: how it was trained, how good it is.
+    """
+    latents = codec.latent_shape(config.shape)
+    values = math.prod(latents)
+    share = f"{values / math.prod(config.shape):.3g}"
+    rows = {
+        "pictures": f"of shape {tuple(config.shape)}",
+        "latents": f"of shape {latents}: {values:,} values, {share} of the picture's",
+        "codec": f"{type(codec).__name__}, {sum(p.numel() for p in codec.parameters()):,} parameters",
+        "scale": ", ".join(f"{number:.4g}" for number in codec.scale.tolist()),
+        "shift": ", ".join(f"{number:.4g}" for number in codec.shift.tolist()),
+    }
+    lines = ["# Card of an autoencoder", "", "| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items()), ""]
+    lines += ["```yaml", "codec: {kind: saved, path: this/folder}  # of a diffusion model's recipe", "```", ""]
+    lines += ["What it rebuilds resembles the pictures it was trained on; others lose more.", ""]
     return "\n".join(lines) + (f"\n{about.strip()}\n" if about.strip() else "")
 
 

@@ -21,7 +21,8 @@ from unveil.checkpoints import store
 from unveil.checkpoints.card import card
 from unveil.checkpoints.meta import Unfilled
 from unveil.checkpoints.tensors import read_header, read_tensors
-from unveil.config import ModelConfig, dump, read_yaml, validate
+from unveil.codec import KL, VQ
+from unveil.config import AutoencoderConfig, ModelConfig, dump, read_yaml, validate
 from unveil.model import Model, build
 from unveil.types import NonFinite, RecipeError, WeightsError, nearest
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 # "ema": the running average where there is one; "trained": the weights that the optimiser moves.
 Which = Literal["ema", "trained"]
 
+CODEC = "codec.safetensors"
 SHIPPED = "models"  # the package's folder of models that come with it
 SHOWN = 8  # keys that an error lists
 
@@ -47,8 +49,8 @@ _FOREIGN = (
 # ---------------------------------------------------------------------- saving
 
 
-def weight_files(model: Model) -> dict[str, dict[str, Tensor]]:
-    """The tensors of each part that has some, by file name."""
+def weight_files(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each part that has some, by file name; of an autoencoder, those of the codec."""
     return {name: dict(part.state_dict()) for name, part in _parts(model)}
 
 
@@ -123,11 +125,36 @@ def load_model(path: Path | str, *, dtype: torch.dtype | None = torch.float32) -
             f"{folder}: holds the weights of a network that was not built from a recipe; build your model, "
             "then call checkpoints.ours.load_weights(model, path)"
         )
-    config = validate(ModelConfig, read_yaml(described.read_text("utf-8"), str(described)), str(described))
+    raw = read_yaml(described.read_text("utf-8"), str(described))
+    if _is_autoencoder(raw):
+        raise WeightsError(
+            f"{folder}: an autoencoder, which makes no pictures by itself; name it as the codec of a diffusion model: "
+            "codec: {kind: saved, path: ...}"
+        )
+    config = validate(ModelConfig, raw, str(described))
     with Unfilled():
         model = build(config)
     _assign(model, folder, "ema", dtype)
     return model.eval()
+
+
+def load_autoencoder(path: Path | str) -> tuple[AutoencoderConfig, KL | VQ]:
+    """The autoencoder in a folder (a saved one, a checkpoint, a run) with its averaged weights, frozen.
+
+    Raises:
+        WeightsError: nothing there, damaged, no autoencoder, or weights of another shape than model.yaml says.
+    """
+    folder = find(path)
+    store.verify(folder)
+    described = folder / "model.yaml"
+    raw = read_yaml(described.read_text("utf-8"), str(described)) if described.is_file() else None
+    if not _is_autoencoder(raw):
+        raise WeightsError(f"{folder}: holds no autoencoder; name the run of one, such as that of ae-fashion")
+    config = validate(AutoencoderConfig, raw, str(described))
+    with Unfilled():
+        codec = config.build()
+    _assign(codec, folder, "ema", torch.float32)
+    return config, codec.eval().requires_grad_(False)
 
 
 def load_weights(model: Model, path: Path | str, *, which: Which = "ema") -> Model:
@@ -142,7 +169,7 @@ def load_weights(model: Model, path: Path | str, *, which: Which = "ema") -> Mod
     return model
 
 
-def copy_weights(model: Model, folder: Path, which: Which) -> None:
+def copy_weights(model: nn.Module, folder: Path, which: Which) -> None:
     """The same for a folder that has been verified.
 
     Raises:
@@ -223,8 +250,11 @@ def inspect(path: Path | str) -> dict[str, Any]:
 # ---------------------------------------------------------------------- details
 
 
-def _parts(model: Model) -> Iterator[tuple[str, nn.Module]]:
-    """File name and module of every part with tensors."""
+def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """File name and module of every part with tensors; what is no diffusion model is a codec."""
+    if not isinstance(model, Model):
+        yield CODEC, model
+        return
     yield "denoiser.safetensors", model.denoiser
     for name, part in model.conditioners.items():
         if name in ("denoiser", "codec", "train_state") or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
@@ -232,7 +262,7 @@ def _parts(model: Model) -> Iterator[tuple[str, nn.Module]]:
         if part.state_dict():
             yield f"{name}.safetensors", part
     if isinstance(model.codec, nn.Module) and model.codec.state_dict():
-        yield "codec.safetensors", model.codec
+        yield CODEC, model.codec
 
 
 def _weights_of(folder: Path, name: str, which: Which) -> Path:
@@ -240,7 +270,7 @@ def _weights_of(folder: Path, name: str, which: Which) -> Path:
     return averaged if which == "ema" and averaged.is_file() else folder / name
 
 
-def _assign(model: Model, folder: Path, which: Which, dtype: torch.dtype | None) -> None:
+def _assign(model: nn.Module, folder: Path, which: Which, dtype: torch.dtype | None) -> None:
     for name, part in _parts(model):
         tensors = read_tensors(_weights_of(folder, name, which))
         _check_keys(folder / name, part, tensors)
@@ -268,6 +298,11 @@ def _check_keys(path: Path, part: nn.Module, tensors: Mapping[str, Tensor]) -> N
             f"{path}: {len(faults)} keys do not fit the network:\n  {listed}\n"
             "use the model.yaml that the weights were saved with"
         )
+
+
+def _is_autoencoder(raw: object) -> bool:
+    """Whether a model.yaml describes one."""
+    return isinstance(raw, dict) and raw.get("kind") == "autoencoder"
 
 
 def _finite(tensor: Tensor) -> bool:

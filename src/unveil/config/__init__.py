@@ -1,9 +1,11 @@
 """Recipes and models as checked, frozen sections; unknown keys are errors that name the nearest one."""
 
+from unveil.config.autoencoder import AutoencoderConfig, AutoencoderLossSection, PerceptualSection, ReconstructionConfig
 from unveil.config.model import ModelConfig
 from unveil.config.reading import dump, override, read_yaml, validate
 from unveil.config.recipe import (
     AnyRecipe,
+    AutoencoderRecipe,
     ClassifierRecipe,
     Recipe,
     SequenceRecipe,
@@ -18,12 +20,17 @@ from unveil.config.section import PartSection, Section, choice, section
 
 __all__ = [
     "AnyRecipe",
+    "AutoencoderConfig",
+    "AutoencoderLossSection",
+    "AutoencoderRecipe",
     "ClassifierRecipe",
     "EvaluateConfig",
     "GuidanceConfig",
     "ModelConfig",
     "PartSection",
+    "PerceptualSection",
     "Recipe",
+    "ReconstructionConfig",
     "SampleConfig",
     "Section",
     "SequenceRecipe",

@@ -9,6 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from unveil.config.autoencoder import (
+    AutoencoderConfig,
+    AutoencoderLossSection,
+    ReconstructionConfig,
+    check_loss,
+)
 from unveil.config.data import Data
 from unveil.config.model import ModelConfig, ProcessSection
 from unveil.config.objective import Objective, SimpleObjective
@@ -95,11 +101,40 @@ class ClassifierRecipe(Described):
     small: dict[str, Any] = Field(default_factory=dict)
 
 
+class AutoencoderRecipe(AutoencoderConfig, Described):
+    """An autoencoder: a codec that makes latents of pictures, and pictures of latents.
+
+    Attributes:
+        key: the item's key that holds the pictures.
+        scale: whether latents are brought to deviation 1 by one number, or channel by channel; measured from the
+            training data at the end.
+        small: overrides by dotted key that make a run of seconds.
+    """
+
+    key: str = "pixels"
+    data: Data
+    loss: AutoencoderLossSection = AutoencoderLossSection()
+    scale: Literal["one", "channel"] = "one"
+    train: TrainConfig
+    evaluate: ReconstructionConfig = ReconstructionConfig()
+    small: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _loss_fits(self) -> AutoencoderRecipe:
+        check_loss(self.shape, self.codec, self.loss, self.train)
+        return self
+
+    @property
+    def model(self) -> AutoencoderConfig:
+        """The part that a saved autoencoder keeps."""
+        return AutoencoderConfig.model_construct(shape=self.shape, codec=self.codec)
+
+
 class SequenceRecipe(SequenceParts, Described):
     """A model that turns one sequence into another, such as a sentence into its translation."""
 
 
-AnyRecipe = Recipe | ClassifierRecipe | SequenceRecipe
+AnyRecipe = Recipe | ClassifierRecipe | SequenceRecipe | AutoencoderRecipe
 
 
 def recipe_names() -> list[str]:
@@ -157,6 +192,7 @@ def parse_recipe(raw: Any, where: str) -> AnyRecipe:
         "diffusion": Recipe,
         "classifier": ClassifierRecipe,
         "sequence": SequenceRecipe,
+        "autoencoder": AutoencoderRecipe,
     }
     kind = raw.get("kind", "diffusion") if isinstance(raw, dict) else "diffusion"
     if kind not in kinds:

@@ -21,7 +21,7 @@ from unveil.nn.vit import ViT, ViTConfig
 from unveil.pictures import to_unit
 from unveil.types import RecipeError, ShapeError, WeightsError, nearest
 
-_SHIPPED = Path(__file__).parent.parent / "weights"
+SHIPPED = Path(__file__).parent.parent / "weights"
 NAMES = ("digits", "fashion", "inception", "pixels")
 
 
@@ -108,7 +108,7 @@ def load(
     if name in ("digits", "fashion"):
         if weights is not None:
             raise RecipeError(f"weights = {weights}: the feature network {name!r} ships with its own; leave them out")
-        return classifier(_SHIPPED / f"classifier-{name}.yaml", device)
+        return classifier(SHIPPED / f"classifier-{name}.yaml", device)
     if name == "inception":
         if weights is None:
             raise RecipeError(
@@ -129,6 +129,27 @@ def classifier(card: Path, device: str = "cpu") -> FeatureNetwork:
     Raises:
         WeightsError: no such card, or weights that are not those it names.
     """
+    network, facts = read_classifier(card)
+    network.to(device)
+    config = network.config
+    return FeatureNetwork(
+        name=str(facts["name"]),
+        dim=config.features if isinstance(config, CnnConfig) else config.width,
+        classes=config.classes,
+        sha256=str(facts["sha256"]),
+        preprocessing=str(facts["preprocessing"]),
+        run=functools.partial(_run_classifier, network),
+        accuracy=float(facts["accuracy"]),
+        device=device,
+    )
+
+
+def read_classifier(card: Path) -> tuple[Cnn | ViT, dict[str, Any]]:
+    """The frozen network of a classifier's card, and what the card says.
+
+    Raises:
+        WeightsError: no such card, or weights that are not those it names.
+    """
     try:
         facts: dict[str, Any] = yaml.safe_load(card.read_text())
         described = dict(facts["network"])
@@ -144,17 +165,7 @@ def classifier(card: Path, device: str = "cpu") -> FeatureNetwork:
         raise WeightsError(f"{path}: sha256 {found[:12]}... is not {facts['sha256'][:12]}... of its card; damaged")
     network = (Cnn(config) if isinstance(config, CnnConfig) else ViT(config)).eval().requires_grad_(False)
     load_weights(network, state, str(path))
-    network.to(device)
-    return FeatureNetwork(
-        name=str(facts["name"]),
-        dim=config.features if isinstance(config, CnnConfig) else config.width,
-        classes=config.classes,
-        sha256=found,
-        preprocessing=str(facts["preprocessing"]),
-        run=functools.partial(_run_classifier, network),
-        accuracy=float(facts["accuracy"]),
-        device=device,
-    )
+    return network, facts
 
 
 def _config(kind: str, described: dict[str, Any]) -> CnnConfig | ViTConfig:

@@ -14,12 +14,14 @@ from unveil.evaluate.report import Report, findings, flatten
 
 def page(report: Report) -> str:
     """The whole page."""
-    title = f"Samples against real pictures: {report.about.get('data', 'unnamed')}"
+    compared = "Rebuilt pictures" if "psnr" in report.results else "Samples"
+    title = f"{compared} against real pictures: {report.about.get('data', 'unnamed')}"
     parts = [
         f"<h1>{escape(title)}</h1>",
         f"<p>Protocol <code>{report.protocol_sha256}</code>. Only reports with the same one may be compared.</p>",
         _warning(report),
         _image(report, "samples", "The first samples of each class, nothing chosen."),
+        _image(report, "rebuilt", "Held-out pictures, spread evenly, each above what was made of its latents."),
         "<h2>Findings</h2>",
         table(("", "95 % interval in brackets", ""), findings(report)),
         *(f'<p class="remark">{escape(name)}: {escape(reason)}.</p>' for name, reason in report.missing.items()),

@@ -195,6 +195,31 @@ def findings(report: Report) -> list[Finding]:
         if (error := bits.get("probe_error")) is not None:
             remark += f"; standard error of its {bits['probes']} probes {error:.4f}"
         found.append(Finding("bits/dim, ODE", _interval(bits), remark))
+    return found + _rebuilt(results)
+
+
+def _rebuilt(results: Mapping[str, Any]) -> list[Finding]:
+    """What an autoencoder keeps of pictures."""
+    found: list[Finding] = []
+    if psnr := results.get("psnr"):
+        each = _interval(psnr["per_picture"], digits=2)
+        remark = f"of the mean squared error over all {psnr['count']} pictures; mean of each picture's own: {each} dB"
+        found.append(Finding("PSNR", f"{_interval(psnr, digits=2)} dB", remark))
+    if ssim := results.get("ssim"):
+        found.append(Finding("SSIM", _interval(ssim, digits=4), "1 for equal pictures"))
+    if perceptual := results.get("perceptual"):
+        remark = f"by {perceptual['network']}; 0 for equal pictures"
+        found.append(Finding("perceptual distance", _interval(perceptual, digits=4), remark))
+    if rfid := results.get("rfid"):
+        remark = f"rebuilt pictures from the {rfid['count']} that they were made of, by {rfid['features']}"
+        found.append(Finding("rFID", f"{rfid['value']:.3f}", remark))
+    if codebook := results.get("codebook"):
+        text = f"{codebook['used']:.1%} of {codebook['codes']} entries used"
+        found.append(Finding("codebook", text, f"perplexity {codebook['perplexity']:.0f}"))
+    if latents := results.get("latents"):
+        text = f"{latents['values']} values, {latents['share']:.3g} of the picture's"
+        remark = f"of shape {tuple(latents['shape'])}; mean {latents['mean']:.3f}, deviation {latents['deviation']:.3f}"
+        found.append(Finding("latents", text, remark))
     return found
 
 
@@ -235,6 +260,11 @@ def _numbers(report: Report) -> dict[str, float]:
         "inception score": "inception_score.mean",
         "nearness": "nearest.ratio.value",
         "mean IoU": "iou.value",
+        "PSNR": "psnr.value",
+        "SSIM": "ssim.value",
+        "perceptual distance": "perceptual.value",
+        "rFID": "rfid.value",
+        "codebook used": "codebook.used",
         **{f"bits/dim{form}": f"{key}.value" for form, key in BITS.items()},
     }
     flat = flatten(report.results)

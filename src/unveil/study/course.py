@@ -176,7 +176,7 @@ def _follow(
 ) -> tuple[Model, Tensor, list[float]]:
     """The trained model, and what it drew and how well it predicted at each point."""
     from unveil.train.callbacks import HeldOut  # with these comes Lightning, which takes seconds
-    from unveil.train.module import prepare
+    from unveil.train.examples import prepare
     from unveil.train.order import Numbered, Order, collate
 
     keys = list(model.conditioners)

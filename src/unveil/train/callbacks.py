@@ -20,9 +20,11 @@ from unveil.core.process import Process
 from unveil.files import write_atomically
 from unveil.model import Model
 from unveil.train import state
-from unveil.train.module import Objective, Outcome, TrainingModule, prepare
+from unveil.train.examples import prepare, rows
+from unveil.train.learner import Drawn, Judged
+from unveil.train.module import Objective, Outcome, TrainingModule
 from unveil.train.monitor import BINS, Display, Journal, Window, guarded, log
-from unveil.train.order import Batch
+from unveil.train.order import Batch, Items
 from unveil.train.pictures import plot_run, sheet
 from unveil.train.run_folder import RunFolder
 from unveil.train.signals import INTERRUPTED, TERMINATED, Stop
@@ -68,7 +70,7 @@ class HeldOut:
         sums = torch.zeros(BINS, dtype=torch.float64)
         count = len(self.batch.numbers)
         for start in range(0, count, self.at_once):
-            part = _rows(self.batch, start, min(start + self.at_once, count), device)
+            part = rows(self.batch, start, min(start + self.at_once, count), device)
             streams = Streams(hash_of(self.seed, VALIDATION), part.numbers, device=device)
             x0, condition = prepare(model, part, streams, None)
             noise = streams.normal(x0.shape[1:], 0).to(x0)
@@ -78,6 +80,11 @@ class HeldOut:
                     self.objective.at(model.denoiser, x0, condition, t, noise).per_sample.double().sum().cpu()
                 )
         return (sums / count).tolist()
+
+    def line(self, model: Model) -> dict[str, Any]:
+        """The mean, and the loss by noise level."""
+        levels = self.by_level(model)
+        return {"validation": sum(levels) / len(levels), "validation_by_t": levels}
 
 
 class Watch(Callback):
@@ -91,10 +98,10 @@ class Watch(Callback):
         ended: None, or why the run stopped before its last step: an exit code, or 0 for "out of time".
     """
 
-    def __init__(self, folder: RunFolder, config: TrainConfig, stop: Stop, items: int) -> None:
+    def __init__(self, folder: RunFolder, config: TrainConfig, stop: Stop, items: Items) -> None:
         self.folder, self.config, self.stop, self.items = folder, config, stop, items
-        self.samples: Samples | None = None
-        self.held_out: HeldOut | None = None
+        self.samples: Drawn | None = None
+        self.held_out: Judged | None = None
         self.saved: state.Saved | None = None
         self.columns: int | None = None
         self.ended: int | None = None
@@ -143,6 +150,8 @@ class Watch(Callback):
         leaving = interrupted or terminated or late
         if self._writes and not leaving:
             self._show(module, last)
+        if last:
+            module.learner.finish(module.average.model, self.items)
         due = self.config.save_every and module.step % self.config.save_every == 0
         if due or last or leaving:
             self._save(trainer, module, final=last or leaving)
@@ -161,7 +170,7 @@ class Watch(Callback):
 
     def _note(self, module: TrainingModule, outcome: Outcome) -> None:
         if outcome.fault is None:
-            self.window.add(outcome.loss, outcome.norm, outcome.t, outcome.per_sample)
+            self.window.add(outcome.loss, outcome.norm, outcome.t, outcome.per_sample, outcome.terms)
         elif self._journal is not None:
             self._journal.write({"step": outcome.step, "event": "non-finite", **outcome.fault})
             if not outcome.fault["rescaled"]:
@@ -195,8 +204,7 @@ class Watch(Callback):
     def _validate(self, module: TrainingModule) -> None:
         assert self.held_out is not None
         assert self._journal is not None
-        levels = self.held_out.by_level(module.average.model)
-        self._journal.write({"step": module.step, "validation": sum(levels) / len(levels), "validation_by_t": levels})
+        self._journal.write({"step": module.step, **self.held_out.line(module.average.model)})
 
     def _plot(self) -> None:
         assert self._journal is not None
@@ -211,7 +219,7 @@ class Watch(Callback):
         if self._writes:
             try:
                 about = f"## Training\n\n{module.step} steps of {self.config.batch}, seed {self.config.seed}."
-                state.save(module, self.window, self.folder.checkpoints, items=self.items, about=about)
+                state.save(module, self.window, self.folder.checkpoints, items=len(self.items), about=about)
                 store.retain(self.folder.checkpoints, KEEP)
             except (OutOfResources, NotWritable, NonFinite) as problem:
                 failed = (type(problem).__name__, str(problem))
@@ -232,12 +240,12 @@ class Watch(Callback):
 
     def _story(self, module: TrainingModule, outcome: Outcome) -> str:
         fault = outcome.fault or {}
-        low, high = fault.get("t", (0.0, 0.0))
+        levels = "t {:.3g} to {:.3g}; ".format(*fault["t"]) if "t" in fault else ""
         examples = ", ".join(map(str, fault.get("examples", [])[:8]))
         norms = ", ".join(f"{name} {norm}" for name, norm in list(fault.get("grad_norms", {}).items())[:4])
         return (
             f"step {outcome.step}: the {fault.get('what')} is not finite, {module.in_a_row} steps in a row "
-            f"(loss {fault.get('loss')}; t {low:.3g} to {high:.3g}; examples {examples}; gradient norms: {norms}). "
+            f"(loss {fault.get('loss')}; {levels}examples {examples}; gradient norms: {norms}). "
             "Look for NaN in those examples; else lower lr, set clip, or use precision float32"
         )
 
@@ -245,15 +253,6 @@ class Watch(Callback):
 def _ours(module: LightningModule) -> TrainingModule:
     assert isinstance(module, TrainingModule)
     return module
-
-
-def _rows(batch: Batch, start: int, stop: int, device: torch.device) -> Batch:
-    def cut(value: Any) -> Any:
-        part = value[start:stop]
-        return part.to(device) if isinstance(part, Tensor) else part
-
-    raw = {key: cut(value) for key, value in batch.raw.items()}
-    return Batch(batch.numbers[start:stop], cut(batch.data), raw)
 
 
 def _middle(process: Process, place: int) -> Tensor:

@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from unveil.checkpoints import ours, store
-from unveil.checkpoints.card import card
-from unveil.conditioning.label import Label
+from unveil.checkpoints import store
 from unveil.config import Recipe, TrainConfig
 from unveil.core.denoiser import Denoiser
 from unveil.core.variance import fixed_small
@@ -26,9 +24,11 @@ from unveil.files import write_atomically
 from unveil.model import Model
 from unveil.source import cpu_seconds
 from unveil.train import schedule
+from unveil.train.denoising import Denoising
 from unveil.train.latents import shape_of
+from unveil.train.learner import Learner
 from unveil.train.monitor import duration, log
-from unveil.train.order import Batch, Items, Numbered, Order, check_items, collate
+from unveil.train.order import Items, Numbered, Order, check_items
 from unveil.train.precision import resolve
 from unveil.train.run_folder import RunFolder, environment
 from unveil.train.signals import INTERRUPTED, Stop
@@ -40,8 +40,6 @@ if TYPE_CHECKING:  # importing Lightning takes seconds; only a run that trains p
     from unveil.train.callbacks import Watch
     from unveil.train.data_module import TrainingData
     from unveil.train.module import Objective, TrainingModule
-
-SHEET = 16  # samples on a sheet, or two rows of the classes
 
 
 def fit(
@@ -82,21 +80,44 @@ def fit(
     """
     key = key or _key_of(model)
     whole = _whole(model, dataset, objective, key)
-    raw_keys = [str(one.key) for one in whole.conditioners.values()]
-    check_items(dataset, key, raw_keys, shape_of(dataset, whole))
+    learner = Denoising(whole, objective, key)
+    check_items(dataset, key, learner.raw_keys, shape_of(dataset, whole))
+    return learn(
+        learner, dataset, config=config, run=run, held_out=held_out,
+        asked=_asked(whole, objective, config, recipe, len(dataset)),
+    )  # fmt: skip
+
+
+def learn(
+    learner: Learner,
+    dataset: Items,
+    *,
+    config: TrainConfig,
+    run: Path | str,
+    held_out: Items | None,
+    asked: Mapping[str, Any],
+) -> Path:
+    """Trains whatever a learner trains, as `fit` does; the model is left with the averaged weights.
+
+    Args:
+        asked: what the folder records, as plain values; a run in the same folder must have been asked the same.
+
+    Raises:
+        RecipeError, NotWritable, NonFinite, OutOfResources, Cancelled: as `fit`.
+    """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     _check_batch(config, world)
-    precision = resolve(config.precision, whole.device)
+    precision = resolve(config.precision, learner.device)
     if config.compile:
-        whole.compiled()
-    folder = RunFolder(Path(run), _asked(whole, objective, config, recipe, len(dataset)), writes=rank == 0)
+        learner.compile()
+    folder = RunFolder(Path(run), asked, writes=rank == 0)
     try:
-        job = _Job(whole, dataset, objective, config, held_out, key, raw_keys, folder, precision, rank, world)
+        job = _Job(learner, dataset, config, held_out, folder, precision, rank, world)
         newest = folder.newest()
         if newest is None or store.read_manifest(newest).step < config.steps:
             newest = job.train(newest)
-        ours.copy_weights(whole, newest, "ema")
-        whole.eval()
+        learner.load(learner.model, newest, "ema")
+        learner.model.eval()
     finally:
         folder.close()
     return folder.path
@@ -104,15 +125,12 @@ def fit(
 
 @dataclass(frozen=True)
 class _Job:
-    """What one call of `fit` was given, checked, and where it runs."""
+    """What one call of `learn` was given, checked, and where it runs."""
 
-    model: Model
+    learner: Learner
     dataset: Items
-    objective: Objective
     config: TrainConfig
     held_out: Items | None
-    key: str
-    raw_keys: list[str]
     folder: RunFolder
     precision: str
     rank: int
@@ -120,16 +138,16 @@ class _Job:
 
     def train(self, newest: Path | None) -> Path:
         """Goes from a checkpoint, or from the start, to the last step; returns the last checkpoint."""
-        config = self.config
-        with Stop(config.max_minutes) as stop, _quiet_lightning(), _own_generators(self.model.device):
+        config, learner = self.config, self.learner
+        with Stop(config.max_minutes) as stop, _quiet_lightning(), _own_generators(learner.device):
             from unveil.train.callbacks import Watch
             from unveil.train.data_module import TrainingData
             from unveil.train.module import TrainingModule
             from unveil.train.state import Saved
 
             rate = schedule.linear(config.steps, warmup=config.warmup, decay=config.decay)
-            module = TrainingModule(self.model, self.objective, config, rate, stop)
-            watch = Watch(self.folder, config, stop, len(self.dataset))
+            module = TrainingModule(learner, config, rate, stop)
+            watch = Watch(self.folder, config, stop, self.dataset)
             if newest is not None:
                 watch.saved = Saved(newest)
                 watch.saved.into_weights(module)
@@ -138,8 +156,8 @@ class _Job:
             if self.rank == 0:
                 self.folder.record_start(environment(self._facts()), module.step)
                 self._show_on(watch, stop)
-            numbered = Numbered(self.dataset, Order(len(self.dataset), config.seed), self.key, self.raw_keys)
-            trainer = _trainer(config, self.precision, self.model.device, watch, config.steps - module.step)
+            numbered = Numbered(self.dataset, Order(len(self.dataset), config.seed), learner.key, learner.raw_keys)
+            trainer = _trainer(config, self.precision, learner, watch, config.steps - module.step)
             try:
                 _run(trainer, module, TrainingData(numbered, config, module.step), watch)
             finally:
@@ -150,7 +168,7 @@ class _Job:
 
     def _facts(self) -> dict[str, Any]:
         return {
-            "device": str(self.model.device),
+            "device": str(self.learner.device),
             "precision": self.precision,
             "processes": self.world,
             "items": len(self.dataset),
@@ -158,25 +176,13 @@ class _Job:
 
     def _show_on(self, watch: Watch, stop: Stop) -> None:
         """Chooses what the run shows as it goes: held-out items, and samples where they are pictures."""
-        from unveil.train.callbacks import HeldOut, Samples
-
         config, held_out = self.config, self.held_out
         if held_out is not None and len(held_out):
-            batch = _fixed(held_out, min(len(held_out), config.batch), self.key, self.raw_keys)
-            watch.held_out = HeldOut(
-                batch, self.objective, config.seed, config.batch // (self.world * config.accumulate)
-            )
-        if len(self.model.shape) != 3 or self.model.shape[0] not in (1, 3):
-            return
-        conditioners: list[Any] = list(self.model.conditioners.values())
-        if len(conditioners) == 1 and isinstance(conditioners[0], Label):
-            classes = min(conditioners[0].classes, SHEET)
-            raw: Mapping[str, Any] = {conditioners[0].key: list(range(classes)) * 2}
-            watch.samples, watch.columns = Samples(raw, 2 * classes, config.seed, stop), classes
-            return
+            at_once = config.batch // (self.world * config.accumulate)
+            watch.held_out = self.learner.held_out(held_out, at_once, min(len(held_out), config.batch), config.seed)
         items = held_out if held_out is not None and len(held_out) else self.dataset
-        count = min(SHEET, len(items))
-        watch.samples = Samples(_fixed(items, count, self.key, self.raw_keys).raw, count, config.seed, stop)
+        if (drawn := self.learner.samples(items, config.seed, stop)) is not None:
+            watch.samples, watch.columns = drawn
 
     def _end(self, watch: Watch, step: int) -> Path:
         """The last checkpoint, after the card is written; raises Cancelled when a signal ended the run."""
@@ -195,7 +201,7 @@ class _Job:
             shown = sorted(self.folder.samples.glob("step_*.png"))
             picture = f"\n\n![samples](samples/{shown[-1].name})" if shown else ""
             about = f"## Training\n\n{step} of {config.steps} steps of {config.batch}, seed {config.seed}.{picture}"
-            write_atomically(path / "card.md", card(self.model, about))
+            write_atomically(path / "card.md", self.learner.card(about))
         return self.folder.checkpoints / store.step_name(step)
 
 
@@ -217,15 +223,18 @@ def _run(trainer: Trainer, module: TrainingModule, data: TrainingData, watch: Wa
 # ---------------------------------------------------------------------- what Lightning is given
 
 
-def _trainer(config: TrainConfig, precision: str, device: torch.device, watch: Watch, steps: int) -> Trainer:
+def _trainer(config: TrainConfig, precision: str, learner: Learner, watch: Watch, steps: int) -> Trainer:
     from lightning.pytorch import Trainer
 
+    device = learner.device
+    # a discriminator has no gradients until it starts, which the exchange of gradients has to be told
+    ddp = "ddp_find_unused_parameters_true" if any(True for _ in learner.beside.parameters()) else "ddp"
     world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return Trainer(
         accelerator=device.type,
         devices=local if world > 1 else [device.index or 0] if device.type == "cuda" else 1,
         num_nodes=max(world // local, 1),
-        strategy="ddp" if world > 1 else "auto",
+        strategy=ddp if world > 1 else "auto",
         precision=precision,  # type: ignore[arg-type]  # one of Lightning's names
         max_steps=steps,
         max_epochs=1,
@@ -325,9 +334,3 @@ def _check_items_left(before: int, now: int) -> None:
         log.warning(
             "the data set had %d items and has %d now: the order of the examples changes from here on", before, now
         )
-
-
-def _fixed(items: Items, count: int, key: str, raw_keys: list[str]) -> Batch:
-    """Items spread evenly over a data set, numbered by their index."""
-    indices = [place * len(items) // count for place in range(count)]
-    return collate(indices, indices, [items[index] for index in indices], key, raw_keys)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -16,15 +15,12 @@ from unveil.core.denoiser import Denoiser
 from unveil.core.noise import Streams
 from unveil.core.noise import key as hash_of
 from unveil.core.objective import Loss
-from unveil.model import Model
 from unveil.train.ema import Ema
-from unveil.train.latents import is_kept, latents, versions
+from unveil.train.learner import Learner
 from unveil.train.order import Batch
 from unveil.train.schedule import Schedule
-from unveil.types import Condition, RecipeError, ShapeError
+from unveil.types import Condition
 
-# Draws of an example's stream; the objective has 0 and 1.
-FLIP, DROP = 2, 3
 # Beyond it AdamW's second moment, a square in float32, would overflow.
 LARGEST_NORM = 1e18
 
@@ -51,8 +47,9 @@ class Outcome(NamedTuple):
     """One optimiser step, the same on every process.
 
     step: steps behind the run afterwards. loss: mean over the batch. rate: the learning rate. norm: of the
-    gradient before clipping. numbers, t, per_sample: (batch,) by rising number. wishes: summed over processes.
-    fault: None, or what was not finite.
+    model's gradient before clipping. numbers, t, per_sample: (batch,) by rising number; t is NaN where the loss is
+    at no level. terms: means of the terms that are logged, NaN for one that was not there. wishes: summed over
+    processes. fault: None, or what was not finite.
     """
 
     step: int
@@ -62,8 +59,20 @@ class Outcome(NamedTuple):
     numbers: Tensor
     t: Tensor
     per_sample: Tensor
+    terms: dict[str, float]
     wishes: list[float]
     fault: dict[str, Any] | None = None
+
+
+class Gathered(NamedTuple):
+    """What one exchange between the processes gives; as in `Outcome`."""
+
+    numbers: Tensor
+    t: Tensor
+    per_sample: Tensor
+    loss: float
+    terms: dict[str, float]
+    wishes: list[float]
 
 
 class Wishes(Protocol):
@@ -84,30 +93,34 @@ class TrainingModule(LightningModule):
         ema: the averaged model; made when training starts, on the device that it trains on.
     """
 
-    def __init__(
-        self, model: Model, objective: Objective, config: TrainConfig, schedule: Schedule, wishes: Wishes
-    ) -> None:
+    def __init__(self, learner: Learner, config: TrainConfig, schedule: Schedule, wishes: Wishes) -> None:
         super().__init__()
-        self.model = model
-        self.objective = objective
+        self.learner = learner
+        self.model: nn.Module = learner.model
+        self.beside = learner.beside
         self.config = config
         self.schedule = schedule
         self._wishes = wishes
         self.step = self.skipped = self.in_a_row = 0
         self.outcome: Outcome | None = None
-        self.ema: Ema[Model] | None = None
+        self.ema: Ema[Any] | None = None
         self.optimizer: AdamW | None = None
         self._passes: list[tuple[list[int], Loss]] = []
         self.model.train()
+        self.beside.train()
 
     # ------------------------------------------------------------------ what Lightning calls
 
     def configure_optimizers(self) -> Optimizer:
-        """AdamW, fused where gradients need no unscaling before it."""
+        """AdamW, fused where gradients need no unscaling before it.
+
+        What is trained beside the model is a group of its own, which is clipped by itself; as AdamW looks at each
+        number alone, one optimiser of two groups is two optimisers.
+        """
         config = self.config
-        trained = [p for p in self.model.parameters() if p.requires_grad]
+        trained = [[p for p in part.parameters() if p.requires_grad] for part in (self.model, self.beside)]
         self.optimizer = AdamW(
-            trained,
+            [{"params": group} for group in trained if group],
             lr=config.lr,
             betas=config.betas,
             weight_decay=config.weight_decay,
@@ -124,8 +137,7 @@ class TrainingModule(LightningModule):
         # The global generator, which a network's dropout uses: a resumed run draws the same.
         _seed(hash_of(self.config.seed, self.step, part, self.global_rank) >> 1, self.device)
         streams = Streams(self.config.seed, batch.numbers, device=self.device)
-        x0, condition = prepare(self.model, batch, streams, self.step, self.config.flip)
-        loss = self.objective(self.model.denoiser, x0, condition, streams, self.step)
+        loss = self.learner.loss(batch, streams, self.step, self.config.flip)
         self._passes.append((batch.numbers, loss))
         return loss.value
 
@@ -145,7 +157,7 @@ class TrainingModule(LightningModule):
         if outcome.fault is None:
             self.in_a_row = 0
             self.average.update()
-            self.objective.observe(self.model.process, outcome.t, outcome.per_sample)
+            self.learner.observe(self.step, outcome.t, outcome.per_sample)
         elif not outcome.fault["rescaled"]:
             self.in_a_row += 1
             self.skipped += 1
@@ -155,24 +167,29 @@ class TrainingModule(LightningModule):
 
         Without gradients the optimiser leaves weights and moments as they are.
         """
-        numbers, t, per_sample, loss, wishes = self._gathered()
-        trained = [p for p in self.model.parameters() if p.grad is not None]
-        gradients = [cast(Tensor, p.grad) for p in trained]
-        norm = torch.nn.utils.get_total_norm(gradients).item() if gradients else 0.0
+        found = self._gathered()
+        groups = [[p for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
+        gradients = [[cast(Tensor, p.grad) for p in group] for group in groups]
+        norms = [torch.nn.utils.get_total_norm(group).item() if group else 0.0 for group in gradients]
         fault = None
-        if not (math.isfinite(loss) and norm < LARGEST_NORM):
-            fault = self._fault(loss, norm, numbers, t, per_sample)
-            for parameter in trained:
+        if not (math.isfinite(found.loss) and all(norm < LARGEST_NORM for norm in norms)):
+            fault = self._fault(found, max(norms, key=lambda norm: (not math.isfinite(norm), norm)))
+            for parameter in (p for group in groups for p in group):
                 parameter.grad = None
-        elif self.config.clip and norm > self.config.clip:
-            torch._foreach_mul_(gradients, self.config.clip / norm)  # pyright: ignore[reportPrivateImportUsage]
+        elif self.config.clip:
+            for group, norm in zip(gradients, norms, strict=True):
+                if norm > self.config.clip:
+                    torch._foreach_mul_(group, self.config.clip / norm)  # pyright: ignore[reportPrivateImportUsage]
         rate = optimizer.param_groups[0]["lr"]
-        self.outcome = Outcome(self.step + 1, loss, rate, norm, numbers, t, per_sample, wishes, fault)
+        self.outcome = Outcome(
+            self.step + 1, found.loss, rate, norms[0], found.numbers, found.t, found.per_sample, found.terms,
+            found.wishes, fault,
+        )  # fmt: skip
 
     # ------------------------------------------------------------------ ours
 
     @property
-    def average(self) -> Ema[Model]:
+    def average(self) -> Ema[Any]:
         """The running average, which exists once training has started."""
         assert self.ema is not None
         return self.ema
@@ -186,82 +203,47 @@ class TrainingModule(LightningModule):
         """The loss scaler of 16-bit training, if there is one."""
         return getattr(self.trainer.precision_plugin, "scaler", None)
 
-    def _gathered(self) -> tuple[Tensor, Tensor, Tensor, float, list[float]]:
-        """The step's examples from all processes by number, the mean loss, and the wishes to stop."""
+    def _gathered(self) -> Gathered:
+        """The step's examples from all processes by number, the mean loss and terms, and the wishes to stop."""
         numbers = torch.tensor([n for found, _ in self._passes for n in found], dtype=torch.float64)
         t = torch.cat([loss.t.double().cpu() for _, loss in self._passes])
         per_sample = torch.cat([loss.per_sample.flatten() for _, loss in self._passes]).cpu().double()
         value = torch.stack([loss.value.detach() for _, loss in self._passes]).cpu().double().mean()
+        terms = torch.tensor([self._term(name) for name in self.learner.logged], dtype=torch.float64)
         wishes = torch.tensor(self._wishes.wishes(), dtype=torch.float64)
         if self.trainer.world_size > 1:  # one exchange a step: everything that all must agree on
-            mine = torch.cat([numbers, t, per_sample, value[None], wishes]).to(self.device)
+            mine = torch.cat([numbers, t, per_sample, value[None], terms, wishes]).to(self.device)
             every = [torch.empty_like(mine) for _ in range(self.trainer.world_size)]
             torch.distributed.all_gather(every, mine)
-            sizes = [len(numbers)] * 3 + [1, len(wishes)]
+            sizes = [len(numbers)] * 3 + [1, len(terms), len(wishes)]
             columns = [torch.stack(column) for column in zip(*(v.cpu().split(sizes) for v in every), strict=True)]
             numbers, t, per_sample = (column.flatten() for column in columns[:3])
-            value, wishes = columns[3].mean(), columns[4].sum(0)
+            value, terms, wishes = columns[3].mean(), columns[4].mean(0), columns[5].sum(0)
         order = numbers.argsort()
-        return numbers[order].long(), t[order], per_sample[order], value.item(), wishes.tolist()
+        named = dict(zip(self.learner.logged, terms.tolist(), strict=True))
+        return Gathered(numbers[order].long(), t[order], per_sample[order], value.item(), named, wishes.tolist())
 
-    def _fault(self, loss: float, norm: float, numbers: Tensor, t: Tensor, per_sample: Tensor) -> dict[str, Any]:
+    def _term(self, name: str) -> float:
+        """The mean of a term over this process's parts of the batch; NaN where it is not there."""
+        found = [loss.terms[name].double().mean().item() for _, loss in self._passes if name in loss.terms]
+        return sum(found) / len(found) if found else math.nan
+
+    def _fault(self, found: Gathered, norm: float) -> dict[str, Any]:
         """What a person needs to find the cause of a non-finite step."""
-        bad = ~per_sample.isfinite()
+        loss, bad = found.loss, ~found.per_sample.isfinite()
         chosen = bad if bool(bad.any()) else torch.ones_like(bad)
+        levels = found.t[chosen]
         # An overflow of scaled 16-bit gradients is how the scaler finds its scale, until there is none left to lower.
         rescaled = self.scaler is not None and math.isfinite(loss) and self.scaler.get_scale() > 1
         return {
             "what": "gradient" if math.isfinite(loss) else "loss",
             "loss": str(loss),
             "grad_norm": str(norm),
-            "t": [t[chosen].min().item(), t[chosen].max().item()],
-            "examples": numbers[chosen].tolist(),
+            **({} if bool(levels.isnan().all()) else {"t": [levels.min().item(), levels.max().item()]}),
+            "examples": found.numbers[chosen].tolist(),
             "grad_norms": module_norms(self.model),
             "rescaled": rescaled,
         }
-
-
-def prepare(
-    model: Model, batch: Batch, streams: Streams, step: int | None, flip: bool = False
-) -> tuple[Tensor, Condition | None]:
-    """A batch as the denoiser takes it: x0 (B, ...) scaled and encoded, and its condition.
-
-    Args:
-        step: the training step whose random numbers mirror pictures, pick latents and drop conditions; None does
-            none of it.
-        flip: mirror every second picture, left to right, with its context picture.
-    """
-    x0, kept = scaled(batch.data), is_kept(model, batch.data)
-    mirrored: Tensor | None = None
-    if flip and step is not None:
-        if x0.ndim < 4:
-            raise RecipeError(f"flip: data of shape {tuple(x0.shape[1:])} has no left and right; set flip: false")
-        mirrored = streams.uniform(step, FLIP) < 0.5
-        x0 = x0 if kept else _mirror(x0, mirrored)
-    x0 = latents(model, versions(x0, mirrored) if kept else x0, streams, step, encoded=kept)
-    condition: Condition | None = None
-    for place, conditioner in enumerate(cast(Mapping[str, Any], model.conditioners).values()):
-        part: Condition = conditioner.encode(batch.raw[conditioner.key])
-        if mirrored is not None and part.channels is not None:
-            part = Condition(part.vector, part.tokens, part.mask, _mirror(part.channels, mirrored))
-        if conditioner.drop and step is not None:
-            keep = streams.uniform(step, DROP + place) >= conditioner.drop
-            part = part.where(keep, conditioner.null(len(x0)))
-        condition = part if condition is None else condition.join(part)
-    return x0, condition
-
-
-def scaled(data: Tensor) -> Tensor:
-    """uint8 pixels as float32 in [-1, 1]; floating point as float32, unchanged.
-
-    Raises:
-        ShapeError: any other type.
-    """
-    if data.dtype == torch.uint8:
-        return data.float().div_(127.5).sub_(1)
-    if not data.dtype.is_floating_point:
-        raise ShapeError(f"data of type {data.dtype}: must be uint8 (pixels, 0 to 255) or floating point")
-    return data.float()
 
 
 def module_norms(model: nn.Module, most: int = 12) -> dict[str, str]:
@@ -280,8 +262,3 @@ def _seed(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
-
-
-def _mirror(pictures: Tensor, which: Tensor) -> Tensor:
-    rows = which.reshape(-1, *(1,) * (pictures.ndim - 1)).to(pictures.device)
-    return torch.where(rows, pictures.flip(-1), pictures)

@@ -29,12 +29,21 @@ class Window:
         self.loss = self.norm = 0.0
         self.bin_sums = [0.0] * BINS
         self.bin_counts = [0] * BINS
+        self.terms: dict[str, list[float]] = {}  # by name: the sum, and of how many steps
 
-    def add(self, loss: float, norm: float, t: Tensor, per_sample: Tensor) -> None:
-        """Counts a finite step."""
+    def add(
+        self, loss: float, norm: float, t: Tensor, per_sample: Tensor, terms: Mapping[str, float] | None = None
+    ) -> None:
+        """Counts a finite step; a t of NaN is at no level, a term of NaN is not there."""
         self.steps += 1
         self.loss += loss
         self.norm += norm
+        for name, value in (terms or {}).items():
+            if not math.isnan(value):
+                before = self.terms.get(name, [0.0, 0])
+                self.terms[name] = [before[0] + value, before[1] + 1]
+        levelled = ~t.isnan()
+        t, per_sample = t[levelled], per_sample[levelled]
         place = (t * BINS).long().clamp(0, BINS - 1)
         sums = torch.zeros(BINS, dtype=torch.float64).index_add_(0, place, per_sample)
         self.bin_sums = [a + b for a, b in zip(self.bin_sums, sums.tolist(), strict=True)]
@@ -42,14 +51,19 @@ class Window:
         self.bin_counts = [a + b for a, b in zip(self.bin_counts, counts, strict=True)]
 
     def means(self) -> dict[str, Any]:
-        """Mean loss and gradient norm, and the loss by noise level; None where there was nothing."""
+        """Mean loss and gradient norm, the loss by noise level, the terms; None where there was nothing.
+
+        Where every loss was at no level, there is no `loss_by_t`.
+        """
         some = self.steps > 0
         bins = [s / n if n else None for s, n in zip(self.bin_sums, self.bin_counts, strict=True)]
-        return {
+        means: dict[str, Any] = {
             "loss": self.loss / self.steps if some else None,
             "grad_norm": self.norm / self.steps if some else None,
-            "loss_by_t": bins,
         }
+        if any(self.bin_counts) or not some:
+            means["loss_by_t"] = bins
+        return means | {name: total / count for name, (total, count) in self.terms.items()}
 
     def state(self) -> dict[str, Any]:
         """Everything, as plain values; floats survive JSON exactly."""
@@ -58,7 +72,7 @@ class Window:
     def load(self, state: Mapping[str, Any]) -> None:
         """Goes on from a checkpoint."""
         for name in vars(self):
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name, {}) if name == "terms" else state[name])
 
 
 class Journal:

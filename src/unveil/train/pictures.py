@@ -14,6 +14,9 @@ from unveil import pictures
 from unveil.files import write_atomically
 from unveil.types import ShapeError
 
+# What a line of the log holds whatever is trained
+COMMON = {"step", "loss", "grad_norm", "loss_by_t", "lr", "skipped", "steps_per_second"}
+
 
 def sheet(samples: Tensor, columns: int | None = None) -> bytes:
     """A PNG of samples (B, C, H, W) in [-1, 1], C of 1 or 3, side by side with a margin.
@@ -29,20 +32,34 @@ def sheet(samples: Tensor, columns: int | None = None) -> bytes:
 
 
 def plot_run(lines: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
-    """The curves of a metrics.jsonl: the loss, its parts by noise level, and the validation by noise level."""
+    """The curves of a metrics.jsonl: the loss, its terms or its parts by noise level, and the same held out."""
     written: list[Path] = []
     steps = [line for line in lines if line.get("loss") is not None]
     if steps:
         written.append(_curves(folder / "loss.png", "training loss", steps, {"loss": [s["loss"] for s in steps]}))
-        parts = _by_level([s["loss_by_t"] for s in steps])
-        written.append(_curves(folder / "loss_by_t.png", "training loss by noise level", steps, parts))
+        if terms := _terms(steps):
+            written.append(_curves(folder / "terms.png", "terms of the training loss", steps, terms))
+        levels = [step for step in steps if "loss_by_t" in step]
+        if levels:
+            parts = _by_level([s["loss_by_t"] for s in levels])
+            written.append(_curves(folder / "loss_by_t.png", "training loss by noise level", levels, parts))
     held_out = [line for line in lines if line.get("validation") is not None]
     if held_out:
         mean = {"mean": [line["validation"] for line in held_out]}
-        parts = _by_level([line["validation_by_t"] for line in held_out])
-        title = "held-out loss by noise level, EMA weights"
+        levelled = all("validation_by_t" in line for line in held_out)
+        parts = _by_level([line["validation_by_t"] for line in held_out]) if levelled else {}
+        title = f"held-out loss{' by noise level' if levelled else ''}, EMA weights"
         written.append(_curves(folder / "validation.png", title, held_out, mean | parts))
+        if all("psnr" in line for line in held_out):
+            decibels = {"PSNR": [line["psnr"] for line in held_out]}
+            written.append(_curves(folder / "psnr.png", "held-out PSNR in dB, EMA weights", held_out, decibels))
     return written
+
+
+def _terms(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """What lines say beside what every line says; NaN where a term was not there yet."""
+    names = dict.fromkeys(name for line in lines for name in line if name not in COMMON)
+    return {name: [line.get(name, math.nan) for line in lines] for name in names}
 
 
 def _by_level(rows: Sequence[Sequence[float | None]]) -> dict[str, list[float]]:

@@ -5,20 +5,21 @@ Nothing is kept of random generators: every number drawn is keyed by the step an
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unveil.checkpoints import ours, store
 from unveil.checkpoints.tensors import read_tensors
-from unveil.core.times import SecondMoment
 from unveil.train.module import TrainingModule
 from unveil.train.monitor import Window
 from unveil.types import WeightsError
 
 TENSORS, VALUES = "train_state.safetensors", "train_state.json"
+BESIDE = "beside."  # before the names of what is trained beside the model
 
 
 def save(module: TrainingModule, window: Window, parent: Path, *, items: int, about: str) -> Path:
@@ -53,9 +54,9 @@ def save(module: TrainingModule, window: Window, parent: Path, *, items: int, ab
         "items": items,
         "scaler": None if module.scaler is None else module.scaler.state_dict(),
     }
-    averaged = {f"ema/{name}": tensors for name, tensors in ours.weight_files(module.average.model).items()}
-    averaged.pop("ema/codec.safetensors", None)  # frozen: the one beside it
-    files = {**ours.model_files(module.model, about=about), **averaged, TENSORS: state, VALUES: values}
+    learner = module.learner
+    averaged = {f"ema/{name}": tensors for name, tensors in learner.averaged(module.average.model).items()}
+    files = {**learner.files(about), **averaged, TENSORS: state, VALUES: values}
     folder = parent / store.step_name(module.step)
     store.save(folder, files, kind="training", step=module.step, replace=True)
     return folder
@@ -78,23 +79,25 @@ class Saved:
         self.step = int(self.values["step"])
 
     def into_weights(self, module: TrainingModule) -> None:
-        """The weights as trained, the counters and the time sampler; before Lightning starts."""
-        ours.copy_weights(module.model, self.folder, "trained")
+        """The weights as trained, the counters and what the learner keeps; before Lightning starts."""
+        module.learner.load(module.model, self.folder, "trained")
         module.step = self.step
         module.skipped = int(self.values["skipped"])
         module.in_a_row = int(self.values["skipped_in_a_row"])
-        time = _time_sampler(module)
-        if time is not None:
-            time.load_state_dict({key: self.tensors[f"time.{key}"] for key in time.state_dict()})
+        module.learner.restore(self.tensors)
+        found = {k.removeprefix(BESIDE): v for k, v in self.tensors.items() if k.startswith(BESIDE)}
+        if found.keys() != module.beside.state_dict().keys():
+            raise WeightsError(f"{self.folder / TENSORS}: holds another discriminator; use another checkpoint")
+        module.beside.load_state_dict(found)
 
     def into_training(self, module: TrainingModule) -> None:
         """The average, the optimiser's moments and the loss scale; once they exist on their device."""
-        ours.copy_weights(module.average.model, self.folder, "ema")
+        module.learner.load(module.average.model, self.folder, "ema")
         module.average.updates = int(self.values["ema_updates"])
         optimizer = module.optimizer
         assert optimizer is not None
         fused = bool(optimizer.defaults["fused"])
-        for name, parameter in module.model.named_parameters():
+        for name, parameter in _trained(module):
             found = {
                 k: self.tensors[f"optimizer.{name}.{k}"] for k in _MOMENTS if f"optimizer.{name}.{k}" in self.tensors
             }
@@ -113,16 +116,14 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's
 def _tensors(module: TrainingModule) -> dict[str, Tensor]:
     optimizer = module.optimizer
     assert optimizer is not None
-    state: dict[str, Tensor] = {}
-    for name, parameter in module.model.named_parameters():
+    state = {f"{BESIDE}{name}": value for name, value in module.beside.state_dict().items()}
+    for name, parameter in _trained(module):
         for key, value in optimizer.state.get(parameter, {}).items():
             state[f"optimizer.{name}.{key}"] = value
-    time = _time_sampler(module)
-    if time is not None:
-        state |= {f"time.{key}": value for key, value in time.state_dict().items()}
-    return state
+    return state | module.learner.state()
 
 
-def _time_sampler(module: TrainingModule) -> SecondMoment | None:
-    time = getattr(module.objective, "time", None)
-    return time if isinstance(time, SecondMoment) else None
+def _trained(module: TrainingModule) -> Iterator[tuple[str, nn.Parameter]]:
+    """Every parameter by the name that its moments are kept under."""
+    yield from module.model.named_parameters()
+    yield from module.beside.named_parameters(prefix=BESIDE.removesuffix("."))

@@ -1,0 +1,241 @@
+"""The perceptual distance: two pictures compared by what each layer of a frozen network makes of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from unveil.nn.cnn import Cnn
+from unveil.types import RecipeError, ShapeError, WeightsError
+
+# ImageNet's mean and deviation for pictures in [-1, 1], as the published metric has them.
+MEAN, DEVIATION = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+_TINY = 1e-10  # keeps the direction of a feature that is 0 everywhere
+
+
+class Layout(NamedTuple):
+    """A network of published weights.
+
+    convolutions: by their number in `features`: channels in and out, kernel, stride, padding.
+    pools: kernel of the max-pooling of stride 2 that stands before a convolution, by its number.
+    kept: convolutions after whose ReLU the features are compared.
+    """
+
+    convolutions: dict[int, tuple[int, int, int, int, int]]
+    pools: dict[int, int]
+    kept: tuple[int, ...]
+
+
+def _vgg() -> Layout:
+    """Configuration D of the paper. Source: Simonyan & Zisserman 2015, table 1 (arXiv:1409.1556)."""
+    convolutions: dict[int, tuple[int, int, int, int, int]] = {}
+    pools: dict[int, int] = {}
+    kept: list[int] = []
+    given, number = 3, 0
+    for width, count in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for place in range(count):
+            convolutions[number] = (given, width, 3, 1, 1)
+            if place == 0 and number:
+                pools[number] = 2
+            given, number = width, number + 2  # a ReLU has a number too
+        kept.append(number - 2)
+        number += 1  # and so has the pooling
+    return Layout(convolutions, pools, tuple(kept))
+
+
+LAYOUTS = {
+    "vgg": _vgg(),
+    # Krizhevsky 2014, "One weird trick", section 5 (arXiv:1404.5997)
+    "alex": Layout(
+        {
+            0: (3, 64, 11, 4, 2),
+            3: (64, 192, 5, 1, 2),
+            6: (192, 384, 3, 1, 1),
+            8: (384, 256, 3, 1, 1),
+            10: (256, 256, 3, 1, 1),
+        },
+        {3: 3, 6: 3},
+        (0, 3, 6, 8, 10),
+    ),
+}
+
+
+class Features(nn.Module):
+    """The compared features of a network; subclasses say which.
+
+    Attributes:
+        widths: channels of each feature.
+    """
+
+    widths: tuple[int, ...]
+
+    def forward(self, pictures: Tensor) -> list[Tensor]:
+        """Features (B, C, h, w), one for each of `widths`, of pictures (B, C, H, W) in [-1, 1]."""
+        raise NotImplementedError
+
+
+class PublishedFeatures(Features):
+    """The convolutions of VGG16 or AlexNet, whose classifier is left away; grey pictures are shown in three channels.
+
+    Names are torchvision's: `features.0.weight` and on.
+
+    Args:
+        layout: a name in `LAYOUTS`.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, layout: str) -> None:
+        super().__init__()
+        self.layout = LAYOUTS[layout]
+        self.widths = tuple(self.layout.convolutions[number][1] for number in self.layout.kept)
+        self.features = nn.ModuleDict(
+            {
+                str(number): nn.Conv2d(given, made, kernel, stride=stride, padding=padding)
+                for number, (given, made, kernel, stride, padding) in self.layout.convolutions.items()
+            }
+        )
+        self.register_buffer("shift", torch.tensor(MEAN)[:, None, None], persistent=False)
+        self.register_buffer("scale", torch.tensor(DEVIATION)[:, None, None], persistent=False)
+
+    def forward(self, pictures: Tensor) -> list[Tensor]:
+        """Features after the ReLU of each kept convolution."""
+        if pictures.shape[1] not in (1, 3):
+            raise ShapeError(f"pictures {tuple(pictures.shape)}: this network reads 1 or 3 channels")
+        x = (pictures.expand(-1, 3, -1, -1) - self.shift) / self.scale  # (B, 3, H, W)
+        found: list[Tensor] = []
+        for name, convolution in self.features.items():
+            number = int(name)
+            if number in self.layout.pools:
+                x = functional.max_pool2d(x, self.layout.pools[number], stride=2)
+            x = functional.relu(convolution(x))  # (B, C, h, w)
+            if number in self.layout.kept:
+                found.append(x)
+        return found
+
+
+class StageFeatures(Features):
+    """What each stage of a small classifier gives, before the picture is halved.
+
+    Args:
+        network: trained on pictures like those that are compared.
+    """
+
+    def __init__(self, network: Cnn) -> None:
+        super().__init__()
+        self.network = network
+        self.widths = tuple(network.config.widths)
+
+    def forward(self, pictures: Tensor) -> list[Tensor]:
+        """Features of each stage."""
+        wanted = self.network.config.channels
+        if pictures.shape[1] != wanted:
+            raise ShapeError(f"pictures {tuple(pictures.shape)}: this classifier reads {wanted} channels")
+        found: list[Tensor] = []
+        x = pictures
+        for layer in self.network.body:
+            if isinstance(layer, nn.MaxPool2d):
+                found.append(x)
+            x = layer(x)
+        return [*found, x]
+
+
+class Perceptual(nn.Module):
+    """d(x, y) = sum over layers of the mean over places of |w (f(x) - f(y))|^2, f of length 1 at each place.
+
+    Args:
+        features: frozen here, whatever it was before.
+        heads: w^2 of each layer (C,); None weighs every channel 1, the paper's measure without calibration.
+
+    Raises:
+        ShapeError: heads that do not fit the features.
+    Source: Zhang et al. 2018, eq. 1 (arXiv:1801.03924).
+    """
+
+    def __init__(self, features: Features, heads: Sequence[Tensor] | None = None) -> None:
+        super().__init__()
+        self.features = features
+        given = [torch.ones(width) for width in features.widths] if heads is None else list(heads)
+        if [tuple(head.shape) for head in given] != [(width,) for width in features.widths]:
+            raise ShapeError(
+                f"heads {[tuple(head.shape) for head in given]}: the features have {list(features.widths)} channels"
+            )
+        for number, head in enumerate(given):
+            self.register_buffer(f"head{number}", head.float().clone())
+        self.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Perceptual:
+        """Stays in evaluation mode: its normalisations must not follow the pictures that it judges."""
+        return super().train(False)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """The distance (B,) of two batches of pictures (B, C, H, W) in [-1, 1]."""
+        distance = torch.zeros(len(x), device=x.device)
+        for number, (mine, theirs) in enumerate(zip(self.features(x), self.features(y), strict=True)):
+            head = self.get_buffer(f"head{number}")[:, None, None]
+            apart = (_unit(mine) - _unit(theirs)).square() * head  # (B, C, h, w)
+            distance = distance + apart.sum(1).mean((1, 2))
+        return distance
+
+
+def published(state: Mapping[str, Tensor], where: str) -> Perceptual:
+    """The published metric from its tensors: torchvision's convolutions and the linear heads, in one dict.
+
+    Both spellings are read: `features.0.weight` beside `lin0.model.1.weight`, as the two files have them, and
+    `net.slice1.0.weight` beside `lin0.model.1.weight` (or `lins.0...`), as the package's whole state has them.
+    Other tensors, such as the classifier's, are left alone.
+
+    Args:
+        where: the file or files, for messages.
+
+    Raises:
+        WeightsError: a convolution or a head is missing, or has another shape (lists them).
+    """
+    found = {_plain(key): tensor for key, tensor in state.items()}
+    layout = "alex" if tuple(found.get("features.0.weight", torch.empty(0)).shape) == (64, 3, 11, 11) else "vgg"
+    features = PublishedFeatures(layout)
+    shapes = {key: tuple(tensor.shape) for key, tensor in features.state_dict().items()}
+    shapes |= {f"lin{number}": (1, width, 1, 1) for number, width in enumerate(features.widths)}
+    faults = [f"{key}: missing" for key in shapes if key not in found]
+    faults += [
+        f"{key}: {tuple(found[key].shape)}, must be {shape}"
+        for key, shape in shapes.items()
+        if key in found and tuple(found[key].shape) != shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 4} more" if len(faults) > 4 else ""
+        raise WeightsError(
+            f"{where}: not the perceptual metric of {layout}: {'; '.join(faults[:4])}{more}; give torchvision's "
+            "convolutions (features.0.weight ...) and the linear heads (lin0.model.1.weight ...)"
+        )
+    features.load_state_dict({key: found[key].float() for key in features.state_dict()})
+    return Perceptual(features, [found[f"lin{number}"].flatten() for number in range(len(features.widths))])
+
+
+def of_classifier(network: nn.Module, name: str) -> Perceptual:
+    """The same measure on the stages of a trained classifier, every channel weighed 1.
+
+    Raises:
+        RecipeError: a network without stages of convolutions.
+    """
+    if not isinstance(network, Cnn):
+        raise RecipeError(f"{name}: a {type(network).__name__} has no stages of features to compare; take a cnn")
+    return Perceptual(StageFeatures(network))
+
+
+def _plain(key: str) -> str:
+    """The two-file spelling of a key of the package's whole state; others come back as they are."""
+    key = re.sub(r"^net\.slice\d+\.", "features.", key.removeprefix("perceptual_loss."))
+    return re.sub(r"^lins?\.?(\d+)\.model\.1\.weight$", r"lin\1", key)
+
+
+def _unit(features: Tensor) -> Tensor:
+    """Length 1 along the channels, in float32; the norm's own gradient is 0 where all features are."""
+    features = features.float()
+    return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + _TINY)

@@ -1,0 +1,147 @@
+"""Recipes of autoencoders: the codec, what its training minimises, and how it is judged."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from unveil.codec import KL, VQ, KLConfig, VQConfig
+from unveil.config.run import TrainConfig
+from unveil.config.section import PartSection, Section, choice, section
+from unveil.nn.discriminator import DiscriminatorConfig, PatchDiscriminator
+from unveil.types import RecipeError, ShapeError
+
+Positive = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0)]
+
+DERIVED = ("in_channels", "out_channels")
+KLSection = section("kl", KLConfig, derived=DERIVED)
+VQSection = section("vq", VQConfig, derived=DERIVED)
+if TYPE_CHECKING:
+    Trainable = PartSection
+else:
+    Trainable = choice(KLSection, VQSection)
+
+
+class PerceptualSection(Section):
+    """A frozen network that compares pictures.
+
+    Attributes:
+        network: `fashion` or `digits`, the shipped classifiers; the card of a classifier, or its folder; or `lpips`.
+        weights: of lpips, files with torchvision's VGG16 or AlexNet and the linear heads, or one with both.
+        weight: of its distance beside the error of the pixels.
+    """
+
+    network: str = "lpips"
+    weights: tuple[str, ...] = ()
+    weight: float = Field(default=1.0, gt=0)
+
+
+class DiscriminatorSection(Section):
+    """A patch discriminator.
+
+    Attributes:
+        kind: of its loss.
+        weight: of what the decoder gets from it, once both gradients are of one length.
+        start: the step from which on it is trained and counts.
+        width: see `nn.discriminator.DiscriminatorConfig`; layers likewise.
+    """
+
+    kind: Literal["hinge", "vanilla"] = "hinge"
+    weight: float = Field(default=0.5, gt=0)
+    start: int = Field(default=0, ge=0)
+    width: Positive = 64
+    layers: Positive = 3
+
+    def build(self, channels: int) -> PatchDiscriminator:
+        """The discriminator of pictures with these channels."""
+        return PatchDiscriminator(DiscriminatorConfig(self.width, self.layers), channels)
+
+
+class AutoencoderLossSection(Section):
+    """What training minimises, as a mean over the values of a picture.
+
+    Attributes:
+        distance: of pixels.
+        perceptual: beside it.
+        discriminator: beside both.
+        kl: weight of the divergence of a kl codec, summed over a picture's latents, over the picture's values.
+        codebook: weight of a vq codec's own loss.
+        latent_noise: deviation of noise that is added to the latents, in units of the batch's own deviation.
+        log_scale: where the learned scale of the error begins; None: the scale is 1.
+    """
+
+    distance: Literal["l1", "l2"] = "l1"
+    perceptual: PerceptualSection | None = None
+    discriminator: DiscriminatorSection | None = None
+    kl: Weight = 1e-6
+    codebook: Weight = 1.0
+    latent_noise: Weight = 0.0
+    log_scale: float | None = None
+
+
+class ReconstructionConfig(Section):
+    """What an autoencoder is judged by, on held-out pictures.
+
+    Attributes:
+        pictures: held-out ones, spread evenly; None: all.
+        features: network of the Frechet distance; "auto" is the shipped one of the data, else none.
+        perceptual: network of the perceptual distance; None: that of the loss, else the shipped one of the data.
+    """
+
+    pictures: Annotated[int, Field(ge=4)] | None = None
+    features: Literal["auto", "digits", "fashion", "inception", "pixels"] = "auto"
+    perceptual: PerceptualSection | None = None
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+
+class AutoencoderConfig(Section):
+    """An autoencoder: what `model.yaml` of a saved one holds.
+
+    Attributes:
+        shape: of one picture, (C, H, W).
+    """
+
+    kind: Literal["autoencoder"] = "autoencoder"
+    shape: tuple[Positive, Positive, Positive]
+    codec: Trainable
+
+    @model_validator(mode="after")
+    def _pictures_fit(self) -> AutoencoderConfig:
+        try:
+            self.build_config().latent_shape(self.shape)
+        except (RecipeError, ShapeError) as problem:
+            raise RecipeError(f"codec: {problem}") from problem
+        return self
+
+    def build_config(self) -> KLConfig | VQConfig:
+        """The codec's own configuration, with what follows from the pictures."""
+        return self.codec.build(dict.fromkeys(DERIVED, self.shape[0]))
+
+    def build(self) -> KL | VQ:
+        """The codec, freshly initialised."""
+        config = self.build_config()
+        return KL(config) if isinstance(config, KLConfig) else VQ(config)
+
+
+def check_loss(shape: tuple[int, int, int], codec: Any, loss: AutoencoderLossSection, train: TrainConfig) -> None:
+    """Raises RecipeError where a loss does not fit its codec, pictures or number of steps."""
+    given = loss.model_fields_set
+    if codec.kind == "vq" and "kl" in given and loss.kl:
+        raise RecipeError("loss.kl: a vq codec has no distribution of latents; leave it away, or take loss.codebook")
+    if codec.kind == "kl" and "codebook" in given:
+        raise RecipeError("loss.codebook: a kl codec has no codebook; leave it away, or take loss.kl")
+    if (critic := loss.discriminator) is None:
+        return
+    if critic.start >= train.steps:
+        raise RecipeError(
+            f"loss.discriminator.start = {critic.start}: must lie below train.steps = {train.steps}, or the "
+            "discriminator never counts; lower it, or leave the discriminator away"
+        )
+    config = DiscriminatorConfig(critic.width, critic.layers)
+    if config.side(min(shape[1:])) < 1:
+        raise RecipeError(
+            f"loss.discriminator.layers = {critic.layers}: shrinks pictures of {min(shape[1:])} pixels to nothing; "
+            "use fewer"
+        )

@@ -1,0 +1,71 @@
+"""Opens the network of a perceptual distance: a shipped classifier, one that was trained, or the published metric."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from unveil.checkpoints.tensors import read_state
+from unveil.codec.perceptual import Perceptual, of_classifier, published
+from unveil.evaluate.features import SHIPPED, read_classifier
+from unveil.types import RecipeError, WeightsError, nearest
+
+NAMES = ("fashion", "digits", "lpips")
+
+
+def perceptual(network: str, weights: Sequence[Path | str] = ()) -> Perceptual:
+    """The perceptual distance by a network.
+
+    Args:
+        network: `fashion` or `digits`, the shipped classifiers; the card of a trained classifier, or the folder that
+            holds it; or `lpips`, the published metric.
+        weights: of lpips: torchvision's file of VGG16 or AlexNet and the file of the linear heads, or one with both.
+
+    Raises:
+        RecipeError: an unknown name, lpips without its files, files for a classifier that has its own, or a
+            classifier without stages of features.
+        WeightsError: files that are missing, damaged, or hold something else.
+    """
+    if network == "lpips":
+        if not weights:
+            raise RecipeError(
+                "perceptual.network = 'lpips': needs its files, which no package may ship: give "
+                "perceptual.weights=[vgg16-397923af.pth, vgg.pth] (torchvision's network and the linear heads), or "
+                "take a classifier: fashion, digits, or the card of one that you trained"
+            )
+        state: dict[str, Tensor] = {}
+        for file in weights:
+            state |= read_state(Path(file))
+        return published(state, " and ".join(map(str, weights)))
+    if weights:
+        raise RecipeError(f"perceptual.weights: the classifier {network!r} has its own; leave them out")
+    card = SHIPPED / f"classifier-{network}.yaml" if network in NAMES else _card(network)
+    return of_classifier(read_classifier(card)[0], network)
+
+
+def fingerprint(judge: Perceptual) -> str:
+    """The sha256 of a perceptual network's tensors, in hexadecimal: which weights they were."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(judge.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _card(network: str) -> Path:
+    """The card that a path means: itself, or the only one in a folder."""
+    path = Path(network)
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    if not path.is_dir():
+        raise RecipeError(
+            f"perceptual.network = {network!r}: must be one of {', '.join(NAMES)}, or the card or folder of a trained "
+            f"classifier{nearest(network, NAMES)}"
+        )
+    cards = [found for found in sorted(path.glob("*.yaml")) if found.with_suffix(".safetensors").is_file()]
+    if len(cards) != 1:
+        raise WeightsError(f"{network}: holds {len(cards)} cards of classifiers; name one, such as NAME.yaml")
+    return cards[0]

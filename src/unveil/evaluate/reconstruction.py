@@ -1,0 +1,180 @@
+"""How much of held-out pictures an autoencoder keeps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unveil import __version__, pictures
+from unveil.codec import KL, VQ
+from unveil.codec.perceptual import Perceptual
+from unveil.codec.vq import usage
+from unveil.evaluate.features import FeatureNetwork
+from unveil.evaluate.frechet import fid
+from unveil.evaluate.metrics import bootstrap
+from unveil.evaluate.perceptual import fingerprint
+from unveil.evaluate.pictures import Pictured, gather
+from unveil.evaluate.report import Report
+from unveil.evaluate.structure import WINDOW, decibels, squared_errors, ssim
+from unveil.types import ShapeError
+
+VERSION = 1  # of the protocol: raised when the same settings would give other numbers
+BATCH = 250
+COLUMNS, SHOWN = 10, 40  # of the page's sheet
+
+
+class Networks(NamedTuple):
+    """What compares pictures; None leaves its metric out.
+
+    Attributes:
+        features: of the Frechet distance.
+        perceptual: by its name.
+    """
+
+    features: FeatureNetwork | None = None
+    perceptual: tuple[str, Perceptual] | None = None
+
+
+class Kept(NamedTuple):
+    """What came through a codec.
+
+    pixels: uint8 (N, C, H, W). latents: (N, C', h, w), scaled. indices: (N, h, w) of a codebook's entries.
+    """
+
+    pixels: Tensor
+    latents: Tensor
+    indices: Tensor | None
+
+
+def evaluate_autoencoder(
+    codec: KL | VQ,
+    held_out: Pictured,
+    networks: Networks,
+    *,
+    count: int | None = None,
+    seed: int = 0,
+    about: Mapping[str, Any] | None = None,
+    on_progress: Callable[[str], None] | None = None,
+) -> Report:
+    """A report on held-out pictures and what the codec's likeliest latents of them are decoded to, as bytes.
+
+    Args:
+        count: pictures, spread evenly; None: all.
+        seed: of the bootstrap behind the intervals.
+        about: for the record only: command, commit, CPU-minutes.
+        on_progress: told what is being measured.
+
+    Raises:
+        ShapeError: pictures that the codec does not take.
+        MediaError: no pictures.
+    """
+    tell = on_progress or (lambda _: None)
+    real = gather(held_out, count)
+    tell("pictures through the codec")
+    kept = through(codec, real.pixels)
+    results: dict[str, Any] = {"psnr": _psnr(real.pixels, kept.pixels, seed), "latents": _latents(kept.latents, real)}
+    missing: dict[str, str] = {}
+    if min(real.pixels.shape[2:]) < WINDOW:
+        missing["ssim"] = f"pictures of fewer than {WINDOW} pixels a side are smaller than its window"
+    else:
+        tell("SSIM")
+        results["ssim"] = _mean(_in_parts(ssim, real.pixels, kept.pixels), seed)
+    if networks.perceptual is None:
+        missing["perceptual"] = "no perceptual network was given"
+    else:
+        tell("perceptual distance")
+        distance = networks.perceptual[1]
+        compared = _in_parts(lambda x, y: distance(*map(pictures.to_unit, (x, y))), real.pixels, kept.pixels)
+        results["perceptual"] = _mean(compared, seed) | {"network": networks.perceptual[0]}
+    if networks.features is None or len(real.pixels) <= networks.features.dim:
+        missing["rfid"] = "no feature network was given, or it has more features than there are pictures"
+    else:
+        tell("FID of the rebuilt pictures")
+        sides = (networks.features.features(side) for side in (kept.pixels, real.pixels))
+        results["rfid"] = {"value": fid(*sides), "count": len(real.pixels), "features": networks.features.name}
+    if kept.indices is not None and isinstance(codec, VQ):
+        results["codebook"] = {**usage(kept.indices, codec.config.codes)._asdict(), "codes": codec.config.codes}
+    else:
+        missing["codebook"] = "this codec has none"
+    protocol = _protocol(real, networks, seed, codec)
+    images = {"rebuilt": _sheet(real.pixels, kept.pixels)} if real.pixels.shape[1] in (1, 3) else {}
+    return Report(protocol, results, missing, {"unveil": __version__, **(about or {})}, images)
+
+
+@torch.inference_mode()
+def through(codec: KL | VQ, pixels: Tensor) -> Kept:
+    """Pictures uint8 (N, C, H, W) by the codec, at its likeliest latents, in float32.
+
+    Raises:
+        ShapeError: pictures that the codec does not take.
+    """
+    device = next(codec.parameters()).device
+    made: list[Tensor] = []
+    latents: list[Tensor] = []
+    indices: list[Tensor] = []
+    for part in pixels.split(BATCH):
+        z = codec.encode(pictures.to_unit(part).to(device, memory_format=torch.channels_last))
+        made.append(pictures.to_pixels(codec.decode(z)))
+        latents.append(z.float().cpu())
+        if isinstance(codec, VQ):
+            indices.append(codec.indices(z).cpu())
+    if made[0].shape[1:] != pixels.shape[1:]:
+        raise ShapeError(f"pictures {tuple(pixels.shape[1:])} came back as {tuple(made[0].shape[1:])}")
+    return Kept(torch.cat(made), torch.cat(latents), torch.cat(indices) if indices else None)
+
+
+def _psnr(real: Tensor, made: Tensor, seed: int) -> dict[str, Any]:
+    """Decibels of the mean squared error over all pictures, and the mean of the decibels of each."""
+    errors = torch.cat([squared_errors(x, y) for x, y in zip(real.split(BATCH), made.split(BATCH), strict=True)])
+    pooled = bootstrap(lambda rows: decibels(errors[rows].mean()).item(), len(errors), seed=seed)
+    return {**pooled._asdict(), "per_picture": _mean(decibels(errors), seed), "count": len(errors)}
+
+
+def _mean(values: Tensor, seed: int) -> dict[str, float]:
+    values = values.double()
+    return bootstrap(lambda rows: values[rows].mean().item(), len(values), seed=seed)._asdict()
+
+
+def _in_parts(measure: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: Tensor) -> Tensor:
+    with torch.inference_mode():
+        parts = zip(first.split(BATCH), second.split(BATCH), strict=True)
+        return torch.cat([measure(x, y) for x, y in parts]).clone()
+
+
+def _latents(latents: Tensor, real: Any) -> dict[str, Any]:
+    """How many numbers a picture becomes, and whether they are scaled as a diffusion model wants them."""
+    values = math.prod(latents.shape[1:])
+    return {
+        "shape": list(latents.shape[1:]),
+        "values": values,
+        "share": values / math.prod(real.pixels.shape[1:]),
+        "mean": latents.double().mean().item(),
+        "deviation": latents.double().std().item(),
+    }
+
+
+def _protocol(real: Any, networks: Networks, seed: int, codec: KL | VQ) -> dict[str, Any]:
+    features, judge = networks.features, networks.perceptual
+    return {
+        "version": VERSION,
+        "codec": type(codec).__name__,
+        "weights": "ema",
+        "latents": "the likeliest",
+        "count": len(real.pixels),
+        "shape": list(real.pixels.shape[1:]),
+        "held_out_sha256": real.sha256(),
+        "features": None if features is None else {"name": features.name, "sha256": features.sha256},
+        "perceptual": None if judge is None else {"name": judge[0], "sha256": fingerprint(judge[1])},
+        "seed": seed,
+    }
+
+
+def _sheet(real: Tensor, made: Tensor) -> bytes:
+    count = min(SHOWN, len(real)) // COLUMNS * COLUMNS or min(SHOWN, len(real))
+    rows = torch.arange(count) * len(real) // count
+    columns = min(COLUMNS, count)
+    return pictures.png(pictures.sheet(pictures.above(real[rows], made[rows], columns), columns))

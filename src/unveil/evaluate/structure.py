@@ -1,0 +1,66 @@
+"""How alike two pictures are, pixel by pixel: PSNR and SSIM."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from unveil.types import ShapeError
+
+WINDOW, SPREAD = 11, 1.5  # pixels of the window's side, and its deviation
+STEADY = (0.01, 0.03)  # K1 and K2
+_LEAST = 1e-12  # of a mean squared error: equal pictures have 120 dB, not infinitely many
+
+
+def squared_errors(first: Tensor, second: Tensor) -> Tensor:
+    """The mean squared difference of each pair of uint8 pictures (B, C, H, W), the full range 1: (B,) float64.
+
+    Raises:
+        ShapeError: two shapes.
+    """
+    _check(first, second)
+    return ((first.double() - second.double()) / 255).square().flatten(1).mean(1)
+
+
+def decibels(squared: Tensor) -> Tensor:
+    """PSNR of mean squared errors of values whose full range is 1."""
+    return -10 * squared.clamp(min=_LEAST).log10()
+
+
+def ssim(first: Tensor, second: Tensor) -> Tensor:
+    """The structural similarity of each pair of uint8 pictures (B, C, H, W): (B,) float64, 1 for equal ones.
+
+    The mean over all windows that lie inside the picture, and over channels.
+
+    Raises:
+        ShapeError: two shapes, or pictures smaller than the window.
+    Source: Wang et al. 2004, eq. 13 and section III.C (Gaussian window).
+    """
+    _check(first, second)
+    if min(first.shape[2:]) < WINDOW:
+        raise ShapeError(f"pictures {tuple(first.shape)}: SSIM needs at least {WINDOW} pixels a side")
+    x, y = (given.double().flatten(0, 1)[:, None] for given in (first, second))  # (B C, 1, H, W)
+    mean_x, mean_y = _windowed(x), _windowed(y)
+    var_x, var_y = _windowed(x * x) - mean_x**2, _windowed(y * y) - mean_y**2
+    both = _windowed(x * y) - mean_x * mean_y
+    c1, c2 = ((k * 255) ** 2 for k in STEADY)
+    likeness = (2 * mean_x * mean_y + c1) * (2 * both + c2)
+    likeness = likeness / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    return likeness.flatten(1).mean(1).view(len(first), -1).mean(1)
+
+
+def _windowed(x: Tensor) -> Tensor:
+    """Gaussian-weighted means over every window inside (N, 1, H, W)."""
+    away = torch.arange(WINDOW, dtype=x.dtype) - WINDOW // 2
+    weights = torch.exp(-0.5 * (away / SPREAD) ** 2)
+    weights = weights / weights.sum()
+    return functional.conv2d(functional.conv2d(x, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1))
+
+
+def _check(first: Tensor, second: Tensor) -> None:
+    if first.shape != second.shape or first.ndim != 4 or first.dtype != torch.uint8 or second.dtype != torch.uint8:
+        raise ShapeError(
+            f"pictures {tuple(first.shape)} {first.dtype} and {tuple(second.shape)} {second.dtype}: both must be "
+            "uint8 (B, C, H, W) of one shape"
+        )

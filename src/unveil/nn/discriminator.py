@@ -1,0 +1,88 @@
+"""The patch discriminator: a small convolutional network that tells real patches of a picture from made ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from unveil.types import RecipeError, ShapeError
+
+_WIDEST = 8  # times the first width
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """PatchGAN: 4 x 4 convolutions, of which all but the last two halve the picture.
+
+    Attributes:
+        width: channels after the first convolution, doubled by each that follows, up to eight times.
+        layers: convolutions that halve; 3 makes each output see 70 x 70 pixels.
+
+    Raises:
+        RecipeError: no layer, or no channel.
+    Source: Isola et al. 2017, appendix 6.1.2 (arXiv:1611.07004).
+    """
+
+    width: int = 64
+    layers: int = 3
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.layers < 1:
+            raise RecipeError(f"width = {self.width}, layers = {self.layers}: a discriminator has at least 1 of either")
+
+    def side(self, size: int) -> int:
+        """Outputs along a side of pictures with `size` pixels; below 1 the picture is too small."""
+        for _ in range(self.layers):
+            size //= 2
+        return size - 2  # each of the last two takes one away
+
+
+class PatchDiscriminator(nn.Module):
+    """One logit per patch, above 0 for real ones.
+
+    Names and initial values are those of the published checkpoints of VQGAN and latent diffusion
+    (`loss.discriminator.main.0.weight` and on).
+
+    Source: Isola et al. 2017, appendix 6.1.2 (arXiv:1611.07004); normal(0, 0.02) weights: section 6.2.
+    """
+
+    def __init__(self, config: DiscriminatorConfig, channels: int) -> None:
+        super().__init__()
+        self.config = config
+        self.channels = channels
+        width = config.width
+        layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        given = width
+        for number in range(1, config.layers + 1):
+            made = width * min(2**number, _WIDEST)
+            stride = 2 if number < config.layers else 1
+            layers += [nn.Conv2d(given, made, 4, stride=stride, padding=1, bias=False), nn.BatchNorm2d(made)]
+            layers.append(nn.LeakyReLU(0.2))
+            given = made
+        layers.append(nn.Conv2d(given, 1, 4, padding=1))
+        self.main = nn.Sequential(*layers)
+        self.apply(_begin)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Logits (B, 1, h, w) of pictures (B, channels, H, W).
+
+        Raises:
+            ShapeError: other channels, or a picture that the convolutions shrink to nothing.
+        """
+        side = min(pictures.shape[2:], default=0)
+        if pictures.ndim != 4 or pictures.shape[1] != self.channels or self.config.side(side) < 1:
+            raise ShapeError(
+                f"pictures {tuple(pictures.shape)}: this discriminator reads (B, {self.channels}, H, W) of at least "
+                f"{3 * 2**self.config.layers} pixels a side; use fewer layers for smaller ones"
+            )
+        return self.main(pictures)
+
+
+def _begin(layer: nn.Module) -> None:
+    """Initial values: convolutions from normal(0, 0.02), scales of normalisations from normal(1, 0.02)."""
+    if isinstance(layer, nn.Conv2d):
+        nn.init.normal_(layer.weight, 0.0, 0.02)
+    elif isinstance(layer, nn.BatchNorm2d):
+        nn.init.normal_(layer.weight, 1.0, 0.02)
+        nn.init.zeros_(layer.bias)

@@ -1,0 +1,357 @@
+"""How autoencoders are trained: the learner of a codec, with or without a discriminator beside it.
+
+In one step the decoder's pictures are judged once, by a discriminator that is held still, and the discriminator
+learns from the same pictures, through which no gradient goes back. So one loss has the gradients of both.
+
+Sources: Esser et al. 2021, section 3.1 (arXiv:2012.09841); Rombach et al. 2022, appendix G (arXiv:2112.10752).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from unveil.checkpoints import ours, store
+from unveil.checkpoints.card import autoencoder_card
+from unveil.codec import KL, VQ
+from unveil.codec.losses import ADVERSARIAL, ERRORS, adaptive_weight, fooled, likelihood
+from unveil.codec.perceptual import Perceptual
+from unveil.config import AutoencoderConfig, AutoencoderLossSection, AutoencoderRecipe, dump
+from unveil.core.noise import Streams
+from unveil.core.noise import key as hash_of
+from unveil.core.objective import Loss
+from unveil.evaluate.perceptual import perceptual
+from unveil.files import write_atomically
+from unveil.nn.discriminator import PatchDiscriminator
+from unveil.pictures import above
+from unveil.train.examples import chosen_to_mirror, fixed, mirror, rows, scaled
+from unveil.train.fit import learn
+from unveil.train.order import Batch, Items, check_items
+from unveil.train.pictures import sheet
+from unveil.train.signals import Stop
+from unveil.types import RecipeError
+
+POSTERIOR, LATENT = 0, 1  # draws of an example's stream
+COLUMNS = 8  # of a sheet, whose two rows of pictures each stand above what is made of them
+MEASURED = 10_000  # training pictures that scale and shift are measured on, at most
+PART = 256  # of them at a time
+
+
+class Rebuilt(NamedTuple):
+    """Pictures (B, C, H, W) through the codec, and the codec's own loss of each: a divergence, or the codebook's."""
+
+    pixels: Tensor
+    own: Tensor
+
+
+class Beside(nn.Module):
+    """What is trained beside a codec: a discriminator, the logarithm of the error's scale, both, or nothing."""
+
+    def __init__(self, loss: AutoencoderLossSection, channels: int) -> None:
+        super().__init__()
+        self.discriminator = None if loss.discriminator is None else loss.discriminator.build(channels)
+        self.log_scale = None if loss.log_scale is None else nn.Parameter(torch.tensor(loss.log_scale))
+
+
+class Autoencoding:
+    """A `train.learner.Learner` of a codec.
+
+    Args:
+        codec: what is trained.
+        config: what a saved one is built from.
+        loss: what is minimised.
+        by_channel: whether the latents' scale is measured channel by channel.
+        key: of the items, the pictures.
+        seed: of the places that unused entries of a codebook are put on.
+
+    Raises:
+        RecipeError, WeightsError: a perceptual network that cannot be opened.
+    """
+
+    def __init__(
+        self,
+        codec: KL | VQ,
+        config: AutoencoderConfig,
+        loss: AutoencoderLossSection,
+        *,
+        by_channel: bool = False,
+        key: str = "pixels",
+        seed: int = 0,
+    ) -> None:
+        self.model = codec
+        self.config = config
+        self.settings = loss
+        self.by_channel = by_channel
+        self.key, self.raw_keys = key, list[str]()
+        self.shape = config.shape
+        self.beside = Beside(loss, config.shape[0])
+        wanted = loss.perceptual
+        self.judge: Perceptual | None = None if wanted is None else perceptual(wanted.network, wanted.weights)
+        self._seed = seed
+        self._taken: list[tuple[Tensor, Tensor]] = []  # of a step, what was put on which entries
+        own = "kl" if isinstance(codec, KL) else "codebook"
+        self.logged = ("error", own, *(("perceptual",) if self.judge else ()))
+        if self.beside.discriminator is not None:
+            self.logged += ("generator", "discriminator", "weight")
+
+    @property
+    def device(self) -> torch.device:
+        """Where it trains."""
+        return next(self.model.parameters()).device
+
+    # ------------------------------------------------------------------ the loss
+
+    def loss(self, batch: Batch, streams: Streams, step: int, flip: bool) -> Loss:
+        """Error, perceptual distance, the codec's own loss and, from its start on, the discriminator's share."""
+        x = self.pixels(batch)
+        if flip:
+            x = mirror(x, chosen_to_mirror(x, streams, step))
+        made = self.rebuilt(self.model, x, streams, step)
+        return self.judged(x, made, step)
+
+    def pixels(self, batch: Batch) -> Tensor:
+        """Pictures in [-1, 1], their channels last in memory, which convolutions are fastest on."""
+        return scaled(batch.data).to(memory_format=torch.channels_last)
+
+    def rebuilt(self, codec: KL | VQ, x: Tensor, streams: Streams | None, step: int) -> Rebuilt:
+        """What a codec, the trained or the averaged one, makes in a step; without streams, of the likeliest latents."""
+        settings = self.settings
+        if isinstance(codec, KL):
+            posterior = codec.posterior(x)
+            z = posterior.mode
+            if streams is not None:
+                z = posterior.sample(streams.normal(z.shape[1:], step, POSTERIOR).to(z))
+            own = posterior.kl().float() / math.prod(x.shape[1:])
+        else:
+            found = codec.encoded(x)
+            quantised = codec.quantise(found.float())
+            if streams is not None and torch.is_grad_enabled():
+                self._taken.append((found.detach().float(), quantised.indices))
+            z, own = quantised.latents, quantised.loss.float().expand(len(x))
+        if streams is not None and settings.latent_noise:
+            spread = z.detach().float().std().to(z)
+            z = z + settings.latent_noise * spread * streams.normal(z.shape[1:], step, LATENT).to(z)
+        return Rebuilt(codec.decoded(z).float(), own)
+
+    def judged(self, x: Tensor, made: Rebuilt, step: int) -> Loss:
+        """The loss of pictures and what was made of them, without a discriminator where no gradient is wanted."""
+        settings = self.settings
+        error = ERRORS[settings.distance](x - made.pixels).flatten(1).mean(1)  # (B,)
+        terms = {"error": error}
+        if self.judge is not None and settings.perceptual is not None:
+            terms["perceptual"] = self.judge.to(x.device)(x, made.pixels)
+            error = error + settings.perceptual.weight * terms["perceptual"]
+        log_scale = x.new_zeros(()) if self.beside.log_scale is None else self.beside.log_scale
+        rebuilt = likelihood(error, log_scale)  # (B,)
+        own = "kl" if isinstance(self.model, KL) else "codebook"
+        terms[own] = made.own
+        value = rebuilt.mean() + (settings.kl if own == "kl" else settings.codebook) * made.own.mean()
+        critic, at = self.beside.discriminator, settings.discriminator
+        if critic is not None and at is not None and step >= at.start and torch.is_grad_enabled():
+            shares = self._adversarial(critic, x, made.pixels, rebuilt.mean())
+            value = value + at.weight * shares["weight"] * shares["generator"] + shares["discriminator"]
+            terms |= {name: share.detach().expand(len(x)) for name, share in shares.items()}
+        detached = {name: term.detach() for name, term in terms.items()}
+        nowhere = torch.full((len(x),), math.nan, dtype=torch.float64)
+        return Loss(value, rebuilt.detach(), nowhere, detached)
+
+    def _adversarial(self, critic: PatchDiscriminator, x: Tensor, y: Tensor, rebuilt: Tensor) -> dict[str, Tensor]:
+        """Scalars: the decoder's loss, what it is weighed with, and the discriminator's loss."""
+        assert self.settings.discriminator is not None
+        with _still(critic):
+            generator = fooled(critic(y).float())
+        weight = adaptive_weight(rebuilt, generator, self.model.last_layer)
+        real, fake = critic(x).float(), critic(y.detach()).float()
+        adversarial = ADVERSARIAL[self.settings.discriminator.kind](real, fake)
+        return {"generator": generator, "weight": weight, "discriminator": adversarial}
+
+    # ------------------------------------------------------------------ what a run asks for
+
+    def observe(self, step: int, t: Tensor, per_sample: Tensor) -> None:
+        """Lets a codebook follow what was put on its entries in the step."""
+        taken, self._taken = self._taken, []
+        if isinstance(self.model, VQ) and taken:
+            z, indices = (torch.cat(part) for part in zip(*taken, strict=True))
+            generator = torch.Generator().manual_seed(hash_of(self._seed, step) >> 1)
+            self.model.quantiser.observe(z, indices, generator)
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing beside the weights and what is trained with them."""
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing is put back."""
+
+    def compile(self) -> None:
+        """Compiles encoder and decoder."""
+        self.model.encoder.compile()
+        self.model.decoder.compile()
+
+    def held_out(self, items: Items, at_once: int, count: int, seed: int) -> HeldOutPictures:
+        """The loss without a discriminator, and the error in decibels, of the likeliest latents."""
+        return HeldOutPictures(self, fixed(items, count, self.key, []), at_once)
+
+    def samples(self, items: Items, seed: int, stop: Stop) -> tuple[Sheets, int | None] | None:
+        """Sheets of pictures above what is made of them."""
+        if self.shape[0] not in (1, 3):
+            return None
+        columns = min(COLUMNS, len(items))
+        count = min(2, len(items) // columns) * columns
+        return Sheets(self, fixed(items, count, self.key, [])), columns
+
+    def finish(self, average: KL | VQ, items: Items) -> None:
+        """Measures scale and shift of the latents on training pictures, and stores them with the codec."""
+        count = min(MEASURED, len(items))
+        device = self.device
+        places = [place * len(items) // count for place in range(count)]
+        parts = (
+            torch.stack([torch.as_tensor(items[place][self.key]) for place in places[start : start + PART]])
+            for start in range(0, count, PART)
+        )
+        scale, shift = measured(average, (scaled(part).to(device) for part in parts), by_channel=self.by_channel)
+        for codec in (self.model, average):
+            codec.scale.copy_(scale)
+            codec.shift.copy_(shift)
+
+    def averaged(self, average: KL | VQ) -> dict[str, dict[str, Tensor]]:
+        """Of the codec."""
+        return ours.weight_files(average)
+
+    def files(self, about: str) -> dict[str, store.Content]:
+        """Of the codec as trained."""
+        return {**ours.weight_files(self.model), "model.yaml": dump(self.config), "card.md": self.card(about)}
+
+    def load(self, model: KL | VQ, folder: Path, which: ours.Which) -> None:
+        """Copies a folder's weights."""
+        ours.copy_weights(model, folder, which)
+
+    def card(self, about: str) -> str:
+        """The codec's card."""
+        return autoencoder_card(self.model, self.config, about)
+
+
+class HeldOutPictures:
+    """How well the averaged codec rebuilds some pictures that never train."""
+
+    def __init__(self, learner: Autoencoding, batch: Batch, at_once: int) -> None:
+        self.learner, self.batch, self.at_once = learner, batch, at_once
+
+    @torch.no_grad()
+    def line(self, model: KL | VQ) -> dict[str, Any]:
+        """`validation`, the loss; `psnr`, of the mean squared error of all of them, in decibels."""
+        learner, count = self.learner, len(self.batch.numbers)
+        total = squared = 0.0
+        for start in range(0, count, self.at_once):
+            part = rows(self.batch, start, min(start + self.at_once, count), learner.device)
+            x = learner.pixels(part)
+            made = learner.rebuilt(model, x, None, 0)
+            loss = learner.judged(x, made, 0)
+            total += loss.value.item() * len(part.numbers)
+            squared += ((made.pixels.clamp(-1, 1) - x) / 2).square().flatten(1).mean(1).sum().item()
+        return {"validation": total / count, "psnr": -10 * math.log10(max(squared / count, 1e-12))}
+
+
+class Sheets:
+    """Pictures above what the averaged codec makes of them, in rows."""
+
+    def __init__(self, learner: Autoencoding, batch: Batch) -> None:
+        self.learner, self.batch = learner, batch
+
+    @torch.no_grad()
+    def draw(self, model: KL | VQ, path: Path, columns: int | None) -> None:
+        """Writes one sheet."""
+        batch = rows(self.batch, 0, len(self.batch.numbers), self.learner.device)
+        x = self.learner.pixels(batch)
+        made = self.learner.rebuilt(model, x, None, 0).pixels
+        write_atomically(path, sheet(above(x, made, columns or len(x)), columns))
+
+
+def fit_autoencoder(
+    recipe: AutoencoderRecipe, codec: KL | VQ, dataset: Items, *, run: Path | str, held_out: Items | None = None
+) -> Path:
+    """Trains a codec in a run folder, or goes on with the run that is there; returns the folder.
+
+    All that `train.fit` promises holds: the same seed gives the same weights to the bit, however often the run was
+    interrupted. At the end the codec holds the averaged weights, and the scale and shift that bring the latents of
+    training pictures to mean 0 and deviation 1.
+
+    Args:
+        recipe: what is minimised, and the settings of training.
+        codec: as `recipe.model.build()` makes it; on the device that it is to train on.
+        dataset: items with pictures, uint8, or floats in [-1, 1].
+        run: the folder; new, or one of the same recipe.
+        held_out: items that never train, for the held-out loss.
+
+    Raises:
+        RecipeError: settings that cannot work, or a folder with a run of another recipe.
+        WeightsError: weights of the perceptual network that are missing or damaged.
+        ShapeError: pictures of another shape than the recipe's.
+        NotWritable, NonFinite, OutOfResources, Cancelled: as `train.fit`.
+    """
+    if (
+        isinstance(codec, VQ)
+        and (codec.config.learned == "ema" or codec.config.restart > 0)
+        and int(os.environ.get("WORLD_SIZE", 1)) > 1
+    ):
+        raise RecipeError(
+            "codec.learned = ema, codec.restart > 0: a codebook that follows what is put on it does so in one process; "
+            "train in one, or set learned: gradient and restart: 0"
+        )
+    learner = learner_of(recipe, codec)
+    check_items(dataset, recipe.key, [], recipe.shape)
+    asked = recipe.model_dump(mode="json")
+    return learn(learner, dataset, config=recipe.train, run=run, held_out=held_out, asked=asked)
+
+
+def learner_of(recipe: AutoencoderRecipe, codec: KL | VQ) -> Autoencoding:
+    """The learner that a recipe asks for; its discriminator's first weights are the seed's.
+
+    Raises:
+        RecipeError, WeightsError: a perceptual network that cannot be opened.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(hash_of(recipe.train.seed, 1) >> 1)
+        return Autoencoding(
+            codec, recipe.model, recipe.loss, by_channel=recipe.scale == "channel", key=recipe.key,
+            seed=recipe.train.seed,
+        )  # fmt: skip
+
+
+@torch.no_grad()
+def measured(codec: KL | VQ, parts: Iterator[Tensor], *, by_channel: bool) -> tuple[Tensor, Tensor]:
+    """Scale and shift (C,) that bring the codec's latents of pictures to mean 0 and deviation 1.
+
+    Args:
+        parts: batches of pictures (B, C, H, W) in [-1, 1].
+        by_channel: a scale and a shift for each channel; else one of both for all.
+
+    Source: Rombach et al. 2022, appendix D.1, for the deviation of one batch; here over all of them, and the mean.
+    """
+    count, total, squares = 0, torch.zeros(len(codec.scale)).double(), torch.zeros(len(codec.scale)).double()
+    for pixels in parts:
+        z = codec.unscaled(codec.encode(pixels.to(memory_format=torch.channels_last))).double().cpu()
+        total += z.sum((0, 2, 3))
+        squares += z.square().sum((0, 2, 3))
+        count += z.numel() // z.shape[1]
+    mean, square = total / count, squares / count
+    if not by_channel:
+        mean, square = (each.mean().expand_as(each) for each in (mean, square))
+    deviation = (square - mean.square()).clamp(min=1e-12).sqrt()
+    return (1 / deviation).float(), mean.float()
+
+
+@contextmanager
+def _still(network: nn.Module) -> Iterator[None]:
+    """Inside, gradients pass through a network and none is of its weights."""
+    network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.requires_grad_(True)
