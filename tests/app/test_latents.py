@@ -78,6 +78,7 @@ def encoding(recipe: Recipe) -> Model:
     return model
 
 
+@pytest.mark.slow
 def test_latents_of_a_recipe_are_written_once(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("UNVEIL_CACHE", str(tmp_path / "cache"))
     refused = cli("data", "latents", "ddpm-digits")
