@@ -9,7 +9,11 @@ import torch
 
 from tests.app.conftest import Cli
 from unveil import data
+from unveil.app import latents as work
+from unveil.app import train
+from unveil.codec import KL, KLConfig
 from unveil.config import Recipe, load_recipe, recipe_names
+from unveil.model import Model, build
 
 PUBLISHED = [name for name in recipe_names() if name.startswith(("dit-", "sit-")) and "imagenet" in name]
 
@@ -63,3 +67,46 @@ def test_a_run_is_trained_on_them(cli: Cli, latents: Path):
         refused = cli(*command)
         assert refused.code == 2, refused.err
         assert "makes latents" in refused.err
+
+
+def encoding(recipe: Recipe) -> Model:
+    """The recipe's model with a codec that leaves the number of channels and the size as they are."""
+    model = build(recipe.model)
+    torch.manual_seed(0)
+    sizes = {"in_channels": 3, "out_channels": 3, "z_channels": 3, "channels": 8, "multipliers": (1,), "groups": 4}
+    model.codec = KL(KLConfig(**sizes, blocks=1)).requires_grad_(False)  # type: ignore[arg-type]
+    return model
+
+
+@pytest.mark.slow
+def test_latents_of_a_recipe_are_written_once(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("UNVEIL_CACHE", str(tmp_path / "cache"))
+    refused = cli("data", "latents", "ddpm-digits")
+    assert refused.code == 2
+    assert "Identity, encodes nothing; set train.latents: encode" in refused.err
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.setattr(work, "fresh", encoding)
+    monkeypatch.setattr(train, "fresh", encoding)
+    changes = ["data.count=24", "data.held_out=8", "data.size=16", "shape=[3, 16, 16]", "train.flip=true"]
+    first = cli("data", "latents", "ddpm-scenes", *changes, "--json")
+    assert first.code == 0, first.err
+    found = first.json["latents"]
+    assert [(one["part"], one["items"], one["versions"], one["shape"], one["there"]) for one in found] == [
+        ("train", 24, 2, [3, 16, 16], False),
+        ("held-out", 8, 2, [3, 16, 16], False),
+    ]
+    assert (
+        "train: 24 x 2 of shape (3, 16, 16), 289 KiB, already in" in cli("data", "latents", "ddpm-scenes", *changes).out
+    )
+    checked = cli("data", "check", found[0]["path"])
+    assert (checked.code, "48 latents of shape (3, 16, 16), F32" in checked.out) == (0, True), checked.err
+    files = sorted((tmp_path / "cache" / "latents").glob("*.safetensors"))
+    changes += ["train.latents=cache", "train.steps=2", "train.warmup=0", "train.batch=4"]
+    changes += ["network.channels=16", "network.groups=4", "train.sample_every=0"]
+    done = cli("train", "ddpm-scenes", *changes, "--run", "run", "--json")
+    assert done.code == 0, done.err
+    assert done.json["step"] == 2
+    assert sorted((tmp_path / "cache" / "latents").glob("*.safetensors")) == files
+    wrong = cli("train", "ddpm-scenes", "train.latents=cached")
+    assert wrong.code == 2
+    assert "train.latents = 'cached': must be one of encode, cache; nearest: 'cache'" in wrong.err

@@ -60,7 +60,8 @@ assert "torch" not in sys.modules, "import unveil"
 from unveil.app.cli import run
 for command in ([], ["train"], ["sample"], ["evaluate"], ["convert"], ["reproduce"], ["demo"],
                 ["img2img"], ["inpaint"], ["outpaint"], ["upscale"], ["vary"], ["interpolate"], ["invert"],
-                ["data"], ["data", "check"], ["data", "show"], ["inspect"], ["inspect", "process"],
+                ["data"], ["data", "check"], ["data", "show"], ["data", "latents"],
+                ["hint"], ["hint", "canny"], ["hint", "boxes"], ["inspect"], ["inspect", "process"],
                 ["inspect", "model"], ["recipes"], ["recipes", "list"], ["recipes", "show"], ["recipes", "cite"]):
     assert run([*command, "--help"]) == 0, command
 heavy = {"torch", "numpy", "lightning", "rich", "PIL"} & set(sys.modules)

@@ -13,6 +13,7 @@ import typer
 
 from unveil.app import edit_cli, language_cli, path_cli
 from unveil.app.console import Console
+from unveil.app.hint_cli import hint_app
 from unveil.app.options import (
     AsJson,
     Batch,
@@ -58,6 +59,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Look at pictures before they 
 inspect_app = typer.Typer(no_args_is_help=True, help="Look at a checkpoint or a noise process, list the samplers.")
 recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that come with unveil.")
 app.add_typer(data_app, name="data")
+app.add_typer(hint_app, name="hint")
 app.add_typer(inspect_app, name="inspect")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(study_app, name="study")
@@ -271,6 +273,26 @@ def data_show(
 
     shown = work.Shown(recipe, tuple(overrides or ()), count=count, part=part)
     work.show(shown, out, force, Console(as_json, quiet))
+
+
+@data_app.command("latents")
+def data_latents(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    batch: Annotated[int, typer.Option(help="Pictures that are encoded at once.")] = 32,
+    device: Device = "auto",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Encode the pictures of a recipe once, for training with train.latents=cache.
+
+    Stopped, the same command goes on with what is missing.
+
+    Example: unveil data latents my-latent-recipe.yaml --batch 64
+    """
+    from unveil.app import latents as work
+
+    work.write(recipe, tuple(overrides or ()), batch, device, Console(as_json, quiet))
 
 
 @inspect_app.command("model")

@@ -145,7 +145,7 @@ def _about(ask: Ask, source: Source | None, seconds: float) -> dict[str, Any]:
 
 def _judge_given(recipe: Recipe, model: Model, held_out: Pictured, console: Console) -> Report:
     """The report on a model that makes something else for pictures: boxes, or masks."""
-    state = getattr(recipe.data.build(), "state", "none")
+    state = getattr(recipe.data, "state", "none")
     how = recipe.evaluate
     with console.progress("picture", how.samples) as progress:
         return evaluate_given(

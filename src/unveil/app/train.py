@@ -117,8 +117,10 @@ def train(ask: Ask, console: Console) -> None:
     refuse_overwrite(
         run / "recipe.yaml", force=True
     )  # a path that can never be written is told before the data are read
-    dataset, held_out = data.open(recipe.data.build()), _held_out(recipe)
-    begin = _autoencoder(recipe, device) if isinstance(recipe, AutoencoderRecipe) else _diffusion(recipe, device)
+    dataset, held_out = data.open(recipe.data.build()), held_out_of(recipe)
+    begin = (
+        _autoencoder(recipe, device) if isinstance(recipe, AutoencoderRecipe) else _diffusion(recipe, device, console)
+    )
     if ask.force:
         _start_over(run)
     console.say(f"{recipe.name}: {len(dataset)} items, {recipe.train.steps} steps of {recipe.train.batch} into {run}")
@@ -145,7 +147,7 @@ def fresh_codec(recipe: AutoencoderRecipe) -> KL | VQ:
         return recipe.build().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
-def _diffusion(recipe: Recipe, device: torch.device) -> Begin:
+def _diffusion(recipe: Recipe, device: torch.device, console: Console) -> Begin:
     """What trains a diffusion model, whose faults have been found."""
     objective = recipe.objective.build(recipe, recipe.process.build(), recipe.train.batch)
     model = text_folder.fill(fresh(recipe)).to(device)
@@ -153,6 +155,10 @@ def _diffusion(recipe: Recipe, device: torch.device) -> Begin:
     def begin(dataset: Any, held_out: Any, run: Path) -> None:
         from unveil.train import fit  # with Lightning
 
+        if recipe.train.latents == "cache":
+            from unveil.app.latents import keep_both
+
+            dataset, held_out = keep_both(recipe, model, dataset, held_out, console)
         fit(model, dataset, objective=objective, config=recipe.train, run=run, held_out=held_out, recipe=recipe)
 
     return begin
@@ -162,12 +168,14 @@ def _autoencoder(recipe: AutoencoderRecipe, device: torch.device) -> Begin:
     """The same of an autoencoder."""
     from unveil.train.autoencoder import fit_autoencoder, learner_of
 
+    if recipe.train.latents == "cache":
+        raise RecipeError("train.latents = cache: an autoencoder learns from pixels; set it to encode")
     learner_of(recipe, recipe.build())  # files of a perceptual network that are not there
     codec = fresh_codec(recipe).to(device)
     return lambda dataset, held_out, run: fit_autoencoder(recipe, codec, dataset, run=run, held_out=held_out)
 
 
-def _held_out(recipe: Recipe | AutoencoderRecipe) -> Any:
+def held_out_of(recipe: Recipe | AutoencoderRecipe) -> Any:
     """What validation reads; None where everything trains."""
     return None if getattr(recipe.data, "held_out", 1) == 0 else data.open(recipe.data.build(), "held-out")
 

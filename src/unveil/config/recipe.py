@@ -15,13 +15,13 @@ from unveil.config.autoencoder import (
     ReconstructionConfig,
     check_loss,
 )
+from unveil.config.data import Data
 from unveil.config.model import ModelConfig, ProcessSection
 from unveil.config.objective import Objective, SimpleObjective
 from unveil.config.reading import assign, override, read_yaml, validate
 from unveil.config.run import ClassifierTrainConfig, EvaluateConfig, TrainConfig
 from unveil.config.section import PartSection, Section, choice, section
 from unveil.config.sequence import SequenceParts
-from unveil.data import CONFIGS
 from unveil.nn.classifier import NoisyClassifierConfig
 from unveil.nn.cnn import CnnConfig
 from unveil.nn.vit import ViTConfig
@@ -31,9 +31,8 @@ CnnSection = section("cnn", CnnConfig)
 NoisyClassifierSection = section("noisy-classifier", NoisyClassifierConfig)
 ViTSection = section("vit", ViTConfig)
 if TYPE_CHECKING:  # made at run time, from the dataclasses
-    Data = Classifier = PartSection
+    Classifier = PartSection
 else:
-    Data = choice(*(section(kind, part) for kind, part in CONFIGS.items()))
     Classifier = choice(CnnSection, NoisyClassifierSection, ViTSection)
 Score = str | float
 

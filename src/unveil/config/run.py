@@ -27,6 +27,7 @@ class TrainConfig(Section):
         precision: "auto" is bf16 where the processor or the device multiplies it.
         compile: the network by torch, which takes a minute at the start and makes steps faster after it.
         flip: mirror every picture left-right at random.
+        latents: encode every picture at every step, or cache what the encoder says of it once; the same to rounding.
         save_every: steps between checkpoints; the last step always writes one. `sample_every` and
             `validate_every` likewise; 0 turns them off.
         max_minutes: stop early, whole and resumable, after this wall time.
@@ -46,6 +47,7 @@ class TrainConfig(Section):
     precision: Precision = "auto"
     compile: bool = False
     flip: bool = False
+    latents: Literal["encode", "cache"] = "encode"
     workers: int = Field(default=0, ge=0, le=256)
     seed: int = Field(default=0, ge=0, lt=2**63)
     save_every: int = Field(default=1000, ge=0)

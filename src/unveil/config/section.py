@@ -57,12 +57,14 @@ def section(
     *,
     derived: Sequence[str] = (),
     shorthand: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    base: type[PartSection] = PartSection,
 ) -> type[PartSection]:
     """The section `{kind: ..., <the fields of a frozen dataclass>}`; types, defaults and checks are the dataclass's.
 
     Args:
         derived: fields that are no key of the section, because they follow from the rest of the recipe.
         shorthand: turns keys that stand for several fields into these, before anything is checked.
+        base: what it derives from; its own keys are keys of the section too.
     """
     hints = get_type_hints(part)
     fields: dict[str, Any] = {"kind": (Literal[kind], kind)}  # pyright: ignore[reportInvalidTypeForm]
@@ -74,7 +76,7 @@ def section(
         expand = lambda given: shorthand(given) if isinstance(given, Mapping) else given  # noqa: E731
         spelled["spelled_out"] = model_validator(mode="before")(expand)
     made = create_model(
-        f"{part.__name__}Section", __base__=PartSection, __doc__=part.__doc__, __validators__=spelled, **fields
+        f"{part.__name__}Section", __base__=base, __doc__=part.__doc__, __validators__=spelled, **fields
     )
     made.part = part
     return made

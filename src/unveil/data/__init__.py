@@ -9,6 +9,7 @@ from unveil.data.adapted import Adapted, adapt
 from unveil.data.check import Progress, check, usable
 from unveil.data.digits import DigitsConfig, digits
 from unveil.data.fashion import FashionConfig, fashion
+from unveil.data.hinted import HINT, Hinted, HintedConfig
 from unveil.data.images import Folder
 from unveil.data.latents import LATENTS, Latents, LatentsConfig, write_latents
 from unveil.data.latents_check import LatentsReport, check_latents
@@ -19,7 +20,7 @@ from unveil.data.states import boxes_to_state, mask_to_state, state_to_boxes, st
 from unveil.data.stored import Part, Stored, known_part
 from unveil.types import RecipeError, nearest
 
-DataConfig = DigitsConfig | FashionConfig | FolderConfig | LatentsConfig | ScenesConfig
+DataConfig = DigitsConfig | FashionConfig | FolderConfig | LatentsConfig | ScenesConfig | HintedConfig
 CONFIGS: dict[str, type[Any]] = {
     "digits": DigitsConfig,
     "fashion": FashionConfig,
@@ -36,7 +37,7 @@ class Section(Protocol):
     def kind(self) -> str: ...
 
 
-def open(config: DataConfig | Section, part: Part = "train") -> Stored | Folder | Latents | Scenes:
+def open(config: DataConfig | Section, part: Part = "train") -> Stored | Folder | Latents | Scenes | Hinted:
     """The data set that a config, or the data section of a recipe, describes.
 
     Args:
@@ -49,6 +50,8 @@ def open(config: DataConfig | Section, part: Part = "train") -> Stored | Folder 
     """
     part = known_part(part)
     chosen = own(config)
+    if isinstance(chosen, HintedConfig):
+        return Hinted(open(chosen.of, part), chosen.draw)
     if isinstance(chosen, DigitsConfig):
         return digits(part)
     if isinstance(chosen, FashionConfig):
@@ -72,6 +75,7 @@ def own(config: DataConfig | Section) -> DataConfig:
 
 __all__ = [
     "CONFIGS",
+    "HINT",
     "LATENTS",
     "Adapted",
     "DataConfig",
@@ -79,6 +83,8 @@ __all__ = [
     "FashionConfig",
     "Folder",
     "FolderConfig",
+    "Hinted",
+    "HintedConfig",
     "Latents",
     "LatentsConfig",
     "LatentsReport",

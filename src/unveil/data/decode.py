@@ -59,7 +59,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Rule:
-    """How a picture becomes size x size pixels.
+    """How a picture becomes size x size pixels; where size is None it keeps its own.
 
     fit: crop scales the short side to `size` and keeps the centre; pad scales the long side and fills with
         the background; stretch changes the aspect ratio.
@@ -69,7 +69,7 @@ class Rule:
     background: a CSS colour name or "#rrggbb", under transparency and beside padded pictures.
     """
 
-    size: int
+    size: int | None
     channels: Literal[1, 3] = 3
     fit: Literal["crop", "pad", "stretch"] = "crop"
     decode: Literal["exact", "fast"] = "exact"
@@ -144,7 +144,7 @@ def pixels(image: ImageFile, rule: Rule) -> Tensor:
     """The picture after `rule`: uint8 (3, size, size), or (1, size, size) where channels is 1."""
     width = image.width
     box, size = fit_box(*image.size, rule)
-    if rule.decode == "fast" and isinstance(image, JpegImageFile):
+    if rule.size is not None and rule.decode == "fast" and isinstance(image, JpegImageFile):
         # the decoder's smallest picture that is not smaller than the result (eighths of the DCT block)
         drafted = image.draft("L" if rule.channels == 1 else None, (rule.size, rule.size))
         if drafted:
@@ -186,6 +186,25 @@ def read(root: Path, relative: str, rule: Rule) -> Tensor:
         raise MediaError(f"{root / relative}: {error.strerror or error}") from error
 
 
+def read_classes(path: Path, max_pixels: int) -> Tensor:
+    """A map of classes, int64 (H, W), of a picture with one channel, whose numbers are taken as they are stored.
+
+    Raises:
+        MediaError: a file that cannot be read, or a picture of several channels; with the path and the reason.
+    """
+    try:
+        with path.open("rb") as file:
+            image = open_picture(file, max_pixels)
+            load(image)
+            if len(image.getbands()) > 1:
+                raise MediaError(f"a picture of mode {image.mode}; a map of classes has one channel, a number a pixel")
+            return torch.from_numpy(np.array(image).astype(np.int64))
+    except MediaError as error:
+        raise MediaError(f"{path}: {error}") from error
+    except OSError as error:
+        raise MediaError(f"{path}: {error.strerror or error}") from error
+
+
 def inside(root: Path, relative: str) -> Path:
     """The file below `root`, links followed.
 
@@ -200,11 +219,13 @@ def inside(root: Path, relative: str) -> Path:
 
 def fit_box(width: int, height: int, rule: Rule) -> tuple[Box, Size]:
     """Which part of a width x height picture is kept, and the size that it is resampled to."""
+    whole = (0.0, 0.0, float(width), float(height))
+    if rule.size is None:
+        return whole, (width, height)
     if rule.fit == "crop":
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
         return (left, top, left + side, top + side), (rule.size, rule.size)
-    whole = (0.0, 0.0, float(width), float(height))
     if rule.fit == "stretch":
         return whole, (rule.size, rule.size)
     scale = rule.size / max(width, height)
@@ -215,7 +236,7 @@ def _fit(image: Image.Image, rule: Rule, box: Box, size: Size) -> Image.Image:
     if (0.0, 0.0, *size) != box:  # already of this size: not resampled at all
         gap = 2.0 if rule.decode == "fast" else None
         image = image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=gap)
-    if size == (rule.size, rule.size):
+    if rule.size is None or size == (rule.size, rule.size):
         return image
     canvas = Image.new(image.mode, (rule.size, rule.size), _colour(rule.background, image.mode))
     canvas.paste(image, ((rule.size - size[0]) // 2, (rule.size - size[1]) // 2))

@@ -51,10 +51,14 @@ class Folder(Dataset[Item]):
         Raises:
             MediaError: the file has changed or gone since it was checked.
         """
-        entry = self.entries[index]
-        item: Item = {"pixels": read(self.root, entry.path, self.rule)}
+        item: Item = {"pixels": read(self.root, self.entries[index].path, self.rule)}
         if self.low is not None:
             item[LOW] = smaller(item["pixels"], self.low)
+        return item | self.facts(index)
+
+    def facts(self, index: int) -> Item:
+        """What is known about a picture that is not read from its pixels."""
+        entry, item = self.entries[index], Item()
         if entry.label is not None:
             item["label"] = entry.label
         if self.captioned:

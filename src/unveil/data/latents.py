@@ -2,8 +2,9 @@
 
 - `latents`: float16, bfloat16 or float32 (N, C, H, W);
 - `labels`: int64 (N,), where they are known;
-- metadata: `scale` and `shift`, each a number or a JSON list of one per channel, and `classes`, a JSON list of names;
-  whatever else says where the latents come from is kept as it is.
+- metadata: `scale` and `shift`, each a number or a JSON list of one per channel, `classes`, a JSON list of names, and
+  `moments`: 2 where the first half of the channels are means and the second logarithms of variances, of which the
+  means are the latents; whatever else says where the latents come from is kept as it is.
 
 What a network sees is x0 = (latents - shift) * scale. Other tensors in the file are left alone.
 """
@@ -61,8 +62,8 @@ class Packed(NamedTuple):
 
     Attributes:
         dtype: as the format names it.
-        shape: (N, C, H, W).
-        start: the byte of the file that the latents begin at, and `labels` that of the labels; None: there are none.
+        shape: (N, moments * C, H, W).
+        start: the byte that the latents begin at, and `labels` that of the labels; None: there are none.
         others: names of the tensors that are left alone.
     """
 
@@ -76,6 +77,12 @@ class Packed(NamedTuple):
     shift: Tensor
     metadata: dict[str, str]
     others: list[str]
+    moments: int
+
+    @property
+    def latent(self) -> tuple[int, int, int]:
+        """The shape of one that a network sees, (C, H, W)."""
+        return (self.shape[1] // self.moments, *self.shape[2:])
 
     def mapped(self) -> np.ndarray:
         """All latents as numbers of `_BITS`; a page is read when it is first used, and shared by all processes."""
@@ -86,22 +93,24 @@ class Packed(NamedTuple):
         return None if self.labels is None else np.memmap(self.path, "<i8", "r", self.labels, self.shape[:1])
 
     def x0(self, bits: np.ndarray) -> Tensor:
-        """What the network sees, float32, of rows of `mapped`."""
-        latents = torch.from_numpy(np.array(bits))  # a copy of these rows alone: the map is not to be written
-        return (latents.view(DTYPES[self.dtype]).float() - self.shift) * self.scale
+        """What the network sees, float32 (..., C, H, W), of rows of `mapped`."""
+        return self.floats(bits).narrow(-3, 0, self.latent[0]).sub_(self.shift).mul_(self.scale)
+
+    def floats(self, bits: np.ndarray) -> Tensor:
+        """Rows of `mapped` as they were written, float32 (..., moments * C, H, W)."""
+        return torch.from_numpy(np.array(bits)).view(DTYPES[self.dtype]).float()  # copied: the map is read-only
 
 
 class Latents(Dataset[Item]):
     """Latents of one part: "latents" float32 (C, H, W), shifted and scaled, and "label" where they are known.
 
-    Which part they belong to is a hash of their place: what is added to the end of a file moves no other.
+    Their part is a hash of their place: what is added to the end of a file moves no other.
 
     Attributes:
         classes: the name of each label, or None.
         metadata: of the file, whole.
 
-    Raises:
-        MediaError: see `packed`; or the part would be empty.
+    Raises MediaError: see `packed`; or the part would be empty.
     """
 
     def __init__(self, config: LatentsConfig, part: Part = "train") -> None:
@@ -125,11 +134,15 @@ class Latents(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         """One of them, and its label where there is one."""
-        row = int(self.rows[index])
-        item: Item = {LATENTS: self.packed.x0(self._latents[row])}
-        if self._labels is not None:
-            item["label"] = int(self._labels[row])
-        return item
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Item]:
+        """Several, which costs a tenth of asking for each of them."""
+        rows = self.rows[indices]
+        found = self.packed.x0(self._latents[rows]).unbind()
+        if self._labels is None:
+            return [{LATENTS: one} for one in found]
+        return [{LATENTS: one, "label": label} for one, label in zip(found, self._labels[rows].tolist(), strict=True)]
 
     def __reduce__(self) -> tuple[type[Latents], tuple[LatentsConfig, Part]]:
         """A process that is started anew maps the file itself; a pickled map would be a copy of the whole."""
@@ -169,6 +182,7 @@ def packed(path: Path) -> Packed:
         raise MediaError(
             f"{path}: {LATENTS} of {dtype} {shape}; must be {', '.join(DTYPES)} (N, C, H, W), none of them 0: {_REMEDY}"
         )
+    moments = _moments(path, metadata, shape[1])
     found = Packed(
         path,
         dtype,
@@ -176,10 +190,11 @@ def packed(path: Path) -> Packed:
         start + tensors[LATENTS]["data_offsets"][0],
         start + tensors[LABELS]["data_offsets"][0] if LABELS in tensors else None,
         _classes(path, metadata),
-        _numbers(path, metadata, "scale", shape[1]),
-        _numbers(path, metadata, "shift", shape[1]),
+        _numbers(path, metadata, "scale", shape[1] // moments),
+        _numbers(path, metadata, "shift", shape[1] // moments),
         metadata,
         [name for name in tensors if name not in (LATENTS, LABELS)],
+        moments,
     )
     _check_labels(found, tensors.get(LABELS))
     return found
@@ -219,6 +234,15 @@ def _classes(path: Path, metadata: Mapping[str, str]) -> list[str] | None:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise MediaError(f"{path}: metadata classes = {_short(metadata['classes'])}; must be a JSON list: {_REMEDY}")
     return names
+
+
+def _moments(path: Path, metadata: Mapping[str, str], channels: int) -> int:
+    """How many numbers stand for one of a latent: it itself, or its mean and the logarithm of its variance."""
+    given = metadata.get("moments", "1")
+    if given not in ("1", "2") or channels % int(given):
+        allowed = "must be 1, or 2 where the channels are even in number"
+        raise MediaError(f"{path}: metadata moments = {_short(given)} of {channels} channels; {allowed}: {_REMEDY}")
+    return int(given)
 
 
 def _numbers(path: Path, metadata: Mapping[str, str], key: str, channels: int) -> Tensor:
@@ -333,8 +357,9 @@ def _stream(
         first = chunk[:0] if number == 0 else first
         _check_chunk(number, chunk, first)
         if number == 0:
+            width = chunk.shape[1] // _moments(path, metadata, chunk.shape[1])
             for key in ("scale", "shift"):
-                _numbers(path, metadata, key, chunk.shape[1])
+                _numbers(path, metadata, key, width)
             room = len(_header(chunk, _MOST, 0 if labels is None else _MOST, metadata)) + 7 & ~7
             file.write(bytes(8 + room))
             file.write(b"" if labels is None else labels.cpu().contiguous().numpy().astype("<i8").tobytes())

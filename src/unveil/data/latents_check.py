@@ -24,7 +24,7 @@ class LatentsReport:
     """What was found.
 
     Attributes:
-        shape: of one, (C, H, W).
+        shape: of one, (C, H, W), as the network sees it.
         classes: how many latents each class has, by name or number; empty where there are no labels.
         mean, deviation: of each channel as the network sees it, shifted and scaled.
         nonfinite: places of latents with NaN or infinite numbers, which are left out of both.
@@ -84,7 +84,7 @@ def check_latents(path: Path, progress: Callable[[int, int], None] | None = None
     """
     found = packed(path.expanduser())
     latents, labels = found.mapped(), found.mapped_labels()
-    count, channels = found.shape[:2]
+    count, channels = len(latents), found.latent[0]
     bad: list[int] = []
     sums = torch.zeros(2, channels, dtype=torch.float64)
     for begin in range(0, count, _CHUNK):
@@ -94,7 +94,7 @@ def check_latents(path: Path, progress: Callable[[int, int], None] | None = None
         sums += torch.stack([x0[finite].sum((0, 2, 3)), x0[finite].square().sum((0, 2, 3))])
         if progress:
             progress(min(begin + _CHUNK, count), count)
-    used = (count - len(bad)) * math.prod(found.shape[2:])
+    used = (count - len(bad)) * math.prod(found.latent[1:])
     mean, square = sums / used if used else torch.full_like(sums, math.nan)
     names = found.classes or []
     counts = np.bincount(labels, minlength=len(names)) if labels is not None else np.zeros(0, np.int64)
@@ -102,7 +102,7 @@ def check_latents(path: Path, progress: Callable[[int, int], None] | None = None
         path=str(path),
         count=count,
         dtype=found.dtype,
-        shape=found.shape[1:],
+        shape=found.latent,
         classes={names[i] if names else str(i): int(one) for i, one in enumerate(counts)},
         mean=mean.tolist(),
         deviation=(square - mean.square()).clamp(min=0).sqrt().tolist(),

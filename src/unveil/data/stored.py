@@ -68,6 +68,8 @@ class Stored(Dataset[Item]):
         item: Item = {"pixels": self.pixels[index]}
         if self.low is not None:
             item[LOW] = smaller(item["pixels"], self.low)
-        if self.labels is not None:
-            item["label"] = int(self.labels[index])
-        return item
+        return item | self.facts(index)
+
+    def facts(self, index: int) -> Item:
+        """What is known about a picture that is not read from its pixels."""
+        return {} if self.labels is None else {"label": int(self.labels[index])}

@@ -180,7 +180,7 @@ def _follow(
     from unveil.train.order import Numbered, Order, collate
 
     keys = list(model.conditioners)
-    pictures, held_out = (data.open(recipe.data, part) for part in ("train", "held-out"))
+    pictures, held_out = (data.open(recipe.data.build(), part) for part in ("train", "held-out"))
     objective = recipe.objective.build(recipe, model.process, recipe.train.batch)
     numbered = Numbered(pictures, Order(len(pictures), seed), recipe.key, keys)
     shown = range(min(recipe.train.batch, len(held_out)))  # as a run of the recipe does

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from unveil.core.noise import Streams
 from unveil.model import Model
+from unveil.train.latents import is_kept, latents, versions
 from unveil.train.order import Batch, Items, collate
 from unveil.types import Condition, RecipeError, ShapeError
 
 # Draws of an example's stream; the objective has 0 and 1. DROP is that of the first condition, others follow.
-FLIP, DROP, LATENT = 2, 3, 1000
+FLIP, DROP = 2, 3
 
 
 def prepare(
@@ -28,16 +29,12 @@ def prepare(
             conditions; None does nothing of it.
         flip: mirror every second picture, left to right, with its context picture and its hint.
     """
-    x0 = scaled(batch.data)
+    x0, kept = scaled(batch.data), is_kept(model, batch.data)
     mirrored: Tensor | None = None
     if flip and step is not None:
         mirrored = chosen_to_mirror(x0, streams, step)
-        x0 = mirror(x0, mirrored)
-    noise: Tensor | None = None
-    if model.codec.stochastic and step is not None:
-        noise = streams.normal(model.codec.latent_shape(tuple(x0.shape[1:])), step, LATENT)
-    with torch.no_grad():
-        x0 = model.codec.encode(x0, noise)
+        x0 = x0 if kept else mirror(x0, mirrored)
+    x0 = latents(model, versions(x0, mirrored) if kept else x0, streams, step, encoded=kept)
     condition: Condition | None = None
     for place, conditioner in enumerate(cast(Mapping[str, Any], model.conditioners).values()):
         part: Condition = conditioner.encode(batch.raw[conditioner.key])

@@ -25,6 +25,7 @@ from unveil.model import Model
 from unveil.source import cpu_seconds
 from unveil.train import schedule
 from unveil.train.denoising import Denoising
+from unveil.train.latents import shape_of
 from unveil.train.learner import Learner
 from unveil.train.monitor import duration, log
 from unveil.train.order import Items, Numbered, Order, check_items
@@ -80,7 +81,7 @@ def fit(
     key = key or _key_of(model)
     whole = _whole(model, dataset, objective, key)
     learner = Denoising(whole, objective, key)
-    check_items(dataset, key, learner.raw_keys, whole.shape)
+    check_items(dataset, key, learner.raw_keys, shape_of(dataset, whole))
     return learn(
         learner, dataset, config=config, run=run, held_out=held_out,
         asked=_asked(whole, objective, config, recipe, len(dataset)),

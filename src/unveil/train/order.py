@@ -103,7 +103,9 @@ class Numbered(Dataset[Batch]):
         random.seed(seed)
         np.random.seed(seed & 0xFFFFFFFF)
         indices = [self.order.index(number) for number in numbers]
-        return collate(numbers, indices, [self.items[index] for index in indices], self.key, self.raw_keys)
+        several = getattr(self.items, "__getitems__", None)  # as torch's own loader asks
+        items = [self.items[index] for index in indices] if several is None else several(indices)
+        return collate(numbers, indices, items, self.key, self.raw_keys)
 
 
 def collate(

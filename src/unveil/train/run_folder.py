@@ -26,9 +26,19 @@ from unveil.source import command, commit
 from unveil.train.monitor import log
 from unveil.types import NotWritable, RecipeError, WeightsError
 
-# What may differ between two starts of one run: none of it changes a number, but compiling within rounding.
+# What may differ between two starts of one run: none of it changes a number, but two of them within rounding.
 FREE = {"train.workers", "train.save_every", "train.sample_every", "train.validate_every", "train.max_minutes"}
-FREE |= {"train.compile", "train.nonfinite_limit", "expected", "command", "claim", "paper", "evaluate", "sample"}
+FREE |= {
+    "train.latents",
+    "train.compile",
+    "train.nonfinite_limit",
+    "expected",
+    "command",
+    "claim",
+    "paper",
+    "evaluate",
+    "sample",
+}
 
 
 class RunFolder:

@@ -1,0 +1,288 @@
+"""What an encoder makes of a data set, kept in one file, so that training need not encode a picture twice.
+
+The file's name is a hash of all that its content follows from: the pictures and their order, the encoder, and the
+settings. Whatever changes gives another name, so that a file that is found is the right one. It is a file of latents
+like any other (`latents.packed`), and holds all that the encoder says, so that latents can be drawn from it as from
+the pixels.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as save_bytes
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from unveil.data.adapted import Source
+from unveil.data.cache import cache_folder
+from unveil.data.content import Progress, content
+from unveil.data.hinted import Hinted
+from unveil.data.latents import LABELS, LATENTS, Packed, packed, write_latents
+from unveil.files import write_atomically
+from unveil.pictures import to_unit
+from unveil.types import Item, MediaError, NonFinite, NotWritable, RecipeError, ShapeError
+
+_VERSION = 1  # of what is in a file; another one is another name
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What makes latents of pixels.
+
+    Attributes:
+        encode: of pixels float32 (B, C, H, W) in [-1, 1], all that is kept: (B, moments * C', h, w).
+        identity: the same for the same weights and settings only.
+        moments: 1 for latents, 2 for means and logarithms of variances.
+        scale, shift: x0 = (latents - shift) * scale; one number for each channel C'.
+    """
+
+    encode: Callable[[Tensor], Tensor]
+    identity: str
+    moments: int = 1
+    scale: Sequence[float] = (1.0,)
+    shift: Sequence[float] = (0.0,)
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """How latents are kept.
+
+    Attributes:
+        key: of the items, where the pixels are.
+        mirrored: those of the pictures mirrored left to right too, for training that mirrors at random.
+        dtype: float32 keeps every bit; bfloat16 and float16 take half the room.
+        batch: pictures that are encoded at once, and that an interrupted run loses at most.
+        folder: where the files are; None: `latents` in the cache folder.
+    """
+
+    key: str = "pixels"
+    mirrored: bool = False
+    dtype: torch.dtype = torch.float32
+    batch: int = 32
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Raises RecipeError for another type, or a batch below 1."""
+        if self.dtype not in _DTYPES:
+            raise RecipeError(f"dtype {self.dtype}: must be one of {', '.join(map(str, _DTYPES))}")
+        if self.batch < 1:
+            raise RecipeError(f"batch {self.batch}: at least 1 picture is encoded at once")
+
+
+class Cached(Dataset[Item]):
+    """A data set with what the encoder says in the place of the pixels: float32 (versions, moments * C', h, w).
+
+    The first version is of the picture as it is, the second, where there is one, of the mirrored picture. What else
+    an item holds is the source's; its pictures are read only where `keys` ask for more than labels and texts.
+
+    Attributes:
+        path: of the file.
+        shape: of one, (versions, moments * C', h, w).
+        classes: the source's, where it has them.
+    """
+
+    def __init__(self, source: Source, path: Path, key: str = "pixels", keys: Sequence[str] = ()) -> None:
+        self.source, self.path, self.key, self.keys = source, path, key, tuple(keys)
+        self.packed = packed(path)
+        self.versions = _versions(self.packed, len(source))
+        self.shape = (self.versions, *self.packed.shape[1:])
+        self.classes: list[str] | None = getattr(source, "classes", None)
+        self._latents = self.packed.mapped()
+        facts = getattr(source, "facts", None)
+        enough = facts is not None and set(self.keys) <= set(facts(0))
+        self._facts: Callable[[int], Mapping[str, Any]] = facts if facts is not None and enough else source.__getitem__
+
+    def __len__(self) -> int:
+        """How many pictures."""
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Item:
+        """What is kept of one picture, and what else is known about it."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Item]:
+        """Several, which costs a tenth of asking for each of them."""
+        count = len(self)
+        if any(not 0 <= index < count for index in indices):
+            raise IndexError(f"items {list(indices)} of {count}")
+        rows = np.add.outer(indices, count * np.arange(self.versions))
+        found = self.packed.floats(self._latents[rows]).unbind()
+        return [{**self._facts(index), self.key: one} for index, one in zip(indices, found, strict=True)]
+
+    def __reduce__(self) -> tuple[type[Cached], tuple[Source, Path, str, tuple[str, ...]]]:
+        """A process that is started anew maps the file itself; a pickled map would be a copy of the whole."""
+        return Cached, (self.source, self.path, self.key, self.keys)
+
+
+def kept(
+    items: Source, encoder: Encoder, how: Keeping | None = None, progress: Progress | None = None
+) -> tuple[Path, bool]:
+    """The file with what the encoder says of every item, and whether it was there; else it is written now.
+
+    Interrupted, it goes on with what is missing when it is asked for again. Several processes that ask for the same
+    file wait for the first of them.
+
+    Args:
+        progress: called as progress(done, total), after every batch.
+
+    Raises:
+        MediaError: items that cannot be read, or no items.
+        ShapeError: items without pixels that can be encoded, or of several sizes.
+        NonFinite: the encoder gives NaN or infinite numbers.
+        NotWritable, OutOfResources: the place cannot be written, or the disk is full.
+    """
+    how = how or Keeping()
+    facts = _facts(items, encoder, how)
+    path = _folder(how) / f"{key(facts)}.safetensors"
+    with _alone(path):
+        if _whole(path, facts):
+            return path, True
+        parts = path.with_suffix(f".{how.batch}.parts")
+        for first in range(0, len(items), how.batch):
+            rows = range(first, min(first + how.batch, len(items)))
+            _part(parts / f"{first}.safetensors", items, rows, encoder, how)
+            if progress:
+                progress(rows.stop, len(items))
+        _join(path, parts, items, encoder, how, facts)
+        shutil.rmtree(parts, ignore_errors=True)
+    return path, False
+
+
+def key(facts: Mapping[str, Any]) -> str:
+    """The name of what follows from these facts: a hash of them."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+# ---------------------------------------------------------------------- the file and its parts
+
+
+def _facts(items: Source, encoder: Encoder, how: Keeping) -> dict[str, Any]:
+    """Everything that the content of a file follows from."""
+    if not len(items):
+        raise MediaError("a data set without pictures has no latents")
+    pixels = _unit(items[0], 0, how.key)
+    return {
+        "version": _VERSION,
+        "data": content(items.source if isinstance(items, Hinted) else items),  # a hint changes no latent
+        "encoder": encoder.identity,
+        "key": how.key,
+        "pixels": list(pixels.shape[1:]),
+        "dtype": str(how.dtype).removeprefix("torch."),
+        "mirrored": how.mirrored,
+        "moments": encoder.moments,
+    }
+
+
+def _folder(how: Keeping) -> Path:
+    return cache_folder() / "latents" if how.folder is None else how.folder
+
+
+def _whole(path: Path, facts: Mapping[str, Any]) -> bool:
+    """Whether the file is there, whole, and what it should be."""
+    try:
+        return packed(path).metadata.get("made_from") == json.dumps(facts, sort_keys=True)
+    except MediaError:
+        return False
+
+
+def _part(path: Path, items: Source, rows: range, encoder: Encoder, how: Keeping) -> None:
+    """Encodes some items into a file of their own, unless an earlier run did."""
+    if path.exists():
+        with suppress(SafetensorError, OSError, KeyError):
+            if load_file(path)[LATENTS].shape[1] == len(rows):
+                return
+    there = [items[index] for index in rows]
+    pixels = torch.cat([_unit(item, index, how.key) for item, index in zip(there, rows, strict=True)])
+    versions = [pixels, pixels.flip(-1)] if how.mirrored else [pixels]
+    found = torch.stack([encoder.encode(one).detach().cpu().to(how.dtype) for one in versions])
+    if found.ndim != 5 or found.shape[1] != len(rows) or found.shape[2] % encoder.moments:
+        wanted = f"({len(rows)}, {encoder.moments} * C, h, w)"
+        raise ShapeError(f"the encoder makes {tuple(found.shape[1:])} of {tuple(pixels.shape)}; must be {wanted}")
+    if not bool(torch.isfinite(found).all()):
+        bad = [row for row, one in zip(rows, found.movedim(1, 0), strict=True) if not bool(torch.isfinite(one).all())]
+        raise NonFinite(
+            f"item {bad[0]}: the encoder makes NaN or infinite numbers of it, as {how.dtype}; look at the picture, and "
+            "at the encoder's weights"
+        )
+    held = {LATENTS: found.contiguous()}
+    if all(isinstance(item.get("label"), int) for item in there):
+        held[LABELS] = torch.tensor([item["label"] for item in there])
+    write_atomically(path, save_bytes(held))
+
+
+def _join(path: Path, parts: Path, items: Source, encoder: Encoder, how: Keeping, facts: Mapping[str, Any]) -> None:
+    """Makes one file of all parts: every picture as it is, then every picture mirrored."""
+    files = [parts / f"{first}.safetensors" for first in range(0, len(items), how.batch)]
+    versions = 2 if how.mirrored else 1
+    labels = [load_file(file).get(LABELS) for file in files]
+    known = [one for one in labels if one is not None]
+    classes = getattr(items, "classes", None)
+
+    def chunks() -> Iterator[Tensor]:
+        for version in range(versions):
+            for file in files:
+                yield load_file(file)[LATENTS][version]
+
+    said = {"moments": str(encoder.moments), "versions": str(versions), "made_from": json.dumps(facts, sort_keys=True)}
+    write_latents(
+        path,
+        chunks(),
+        labels=torch.cat(known * versions) if len(known) == len(files) else None,
+        classes=classes if len(known) == len(files) else None,
+        scale=list(encoder.scale),
+        shift=list(encoder.shift),
+        metadata=said,
+        force=True,  # what is there is no whole file of this name
+    )
+
+
+def _versions(found: Packed, count: int) -> int:
+    versions = int(found.metadata.get("versions", "1"))
+    if found.shape[0] != versions * count:
+        raise MediaError(
+            f"{found.path}: {found.shape[0]} latents for {count} items in {versions} versions; "
+            "they are not of this data: delete the file, it is made anew"
+        )
+    return versions
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Waits until no other process makes this file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as problem:
+        raise NotWritable(
+            f"{path.parent}: cannot be written ({problem.strerror}); set UNVEIL_CACHE to another folder"
+        ) from problem
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)  # which also unlocks
+
+
+def _unit(item: Mapping[str, Any], index: int, name: str) -> Tensor:
+    """The pixels of an item, float32 (1, C, H, W) in [-1, 1]."""
+    pixels = item.get(name)
+    if not isinstance(pixels, Tensor) or pixels.ndim != 3:
+        raise ShapeError(f"item {index}: {name!r} is no picture (C, H, W), and only pictures are encoded")
+    if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
+        raise ShapeError(f"item {index}: {name!r} is {pixels.dtype}; must be uint8 or floats in [-1, 1]")
+    return (to_unit(pixels) if pixels.dtype == torch.uint8 else pixels.float())[None]

@@ -1,0 +1,136 @@
+"""Latents of training examples: encoded from pixels at every step, or taken from what the encoder said once.
+
+Both draw the same latents from the same posterior with the same noise, which belongs to the example and the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from unveil.core.noise import Streams
+from unveil.data.adapted import Source
+from unveil.data.content import Progress, tensors
+from unveil.data.latent_cache import Cached, Encoder, Keeping, kept
+from unveil.model import Model
+from unveil.types import RecipeError
+
+ENCODE = 1 << 16  # the draw of an example's stream that picks its latents; conditions count up from small numbers
+
+
+@runtime_checkable
+class Encodes(Protocol):
+    """A codec whose encoder's result may be kept."""
+
+    def encoded(self, pixels: Tensor) -> Tensor:
+        """All that the encoder says of pixels (B, C, H, W)."""
+        ...
+
+    def latents_of(self, encoded: Tensor, noise: Tensor | None = None) -> Tensor:
+        """What `encode` makes of it: latents of unit scale."""
+        ...
+
+
+def keep(
+    model: Model, items: Source, how: Keeping | None = None, progress: Progress | None = None
+) -> tuple[Cached, bool]:
+    """A data set with what the model's encoder says of each picture, from the cache, and whether it was there.
+
+    Args:
+        how: `key` is the model's own, whatever is given.
+        progress: called as progress(done, total) while pictures are encoded.
+
+    Raises:
+        RecipeError: the model has no codec that encodes.
+        MediaError, ShapeError, NonFinite, NotWritable, OutOfResources: see `latent_cache.kept`.
+    """
+    own = model.config.key if model.config is not None else "pixels"
+    path, there = kept(items, encoder_of(model), replace(how or Keeping(), key=own), progress)
+    return Cached(items, path, own, [str(one.key) for one in model.conditioners.values()]), there
+
+
+def encoder_of(model: Model) -> Encoder:
+    """The model's encoder with the hash of its weights and settings.
+
+    Raises:
+        RecipeError: the model has no codec that encodes.
+    """
+    codec: Any = model.codec
+    if not isinstance(codec, Encodes) or not isinstance(codec, nn.Module):
+        raise RecipeError(
+            f"latents cannot be kept: the model's codec, {type(codec).__name__}, encodes nothing; "
+            "set train.latents: encode, or give the recipe a codec"
+        )
+
+    def encode(pixels: Tensor) -> Tensor:
+        with _at_rest(codec, model.device):
+            return codec.encoded(pixels.to(model.device))
+
+    config: Any = getattr(codec, "config", None)
+    identity = f"{type(codec).__name__} {config!r} {tensors(codec.state_dict())}"
+    numbers = {name: getattr(codec, name, torch.tensor([usual])) for name, usual in (("scale", 1.0), ("shift", 0.0))}
+    scale, shift = (numbers[name].flatten().tolist() for name in ("scale", "shift"))
+    return Encoder(encode, identity, 2 if codec.stochastic else 1, scale, shift)
+
+
+def is_kept(model: Model, data: Tensor) -> bool:
+    """Whether a batch holds what an encoder said: it then has an axis more, of versions, than the model's samples."""
+    return data.ndim == len(model.shape) + 2
+
+
+def versions(data: Tensor, mirrored: Tensor | None) -> Tensor:
+    """Of each example the version that is asked for, (B, moments * C', h, w) of (B, versions, moments * C', h, w).
+
+    Args:
+        mirrored: (B,), which of them are the mirrored pictures'; None: none.
+
+    Raises:
+        RecipeError: some are, and what is kept has no such version.
+    """
+    if mirrored is None:
+        return data[:, 0]
+    if data.shape[1] < 2:
+        raise RecipeError(
+            "flip: what is kept of the encoder is of the pictures as they are, and mirrored latents are not those of "
+            "mirrored pictures; keep them with mirrored=True, set flip: false, or train.latents: encode"
+        )
+    return data[torch.arange(len(data), device=data.device), mirrored.long().to(data.device)]
+
+
+def latents(model: Model, data: Tensor, streams: Streams, step: int | None, *, encoded: bool) -> Tensor:
+    """Latents (B, C', h, w) of pixels, or of what the encoder said of them.
+
+    Args:
+        step: the training step whose noise picks them from the posterior; None takes the likeliest.
+        encoded: what `data` is.
+    """
+    codec: Any = model.codec
+    with _at_rest(codec, data.device):
+        noise = None
+        if step is not None and codec.stochastic:
+            noise = streams.normal(codec.latent_shape(model.shape), step, ENCODE)
+        return codec.latents_of(data, noise) if encoded else codec.encode(data, noise)
+
+
+def shape_of(items: object, model: Model) -> tuple[int, ...]:
+    """The shape that a data set's data must have: the model's, or that of what is kept of its encoder."""
+    return items.shape if isinstance(items, Cached) else model.shape
+
+
+@contextmanager
+def _at_rest(codec: Any, device: torch.device) -> Iterator[None]:
+    """Without gradients, without dropout and in float32, so that a latent is the same whenever it is made."""
+    before = getattr(codec, "training", False)
+    try:
+        if before:
+            codec.eval()
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        if before:
+            codec.train()

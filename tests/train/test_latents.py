@@ -1,0 +1,118 @@
+"""Training from kept latents against training from pixels: the same losses, the same weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.train.tiny import STEPS, Net, config
+from unveil import data, train
+from unveil.codec import KL, VQ, KLConfig, VQConfig
+from unveil.conditioning.label import Label
+from unveil.core.denoiser import Denoiser
+from unveil.core.noise import Streams
+from unveil.core.objective import Diffusion
+from unveil.core.process import DiscreteVP, betas
+from unveil.data.latent_cache import Cached, Keeping
+from unveil.model import Model
+from unveil.train.examples import prepare
+from unveil.train.latents import encoder_of, keep
+from unveil.train.order import collate
+from unveil.types import RecipeError
+
+SIZES: dict[str, Any] = {"channels": 16, "multipliers": (1, 1), "blocks": 1, "groups": 8, "dropout": 0.1}
+PIXELS = torch.randint(0, 256, (30, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+DATA = data.Stored(PIXELS, torch.arange(30) % 3, ["a", "b", "c"])
+
+
+def model(kind: str = "kl") -> Model:
+    """A model of latents (2, 4, 4) with a frozen codec that has dropout, which encoding leaves off."""
+    torch.manual_seed(0)
+    sizes = {"in_channels": 1, "out_channels": 1, "z_channels": 2, "scale": (1.5, 0.7), "shift": 0.1, **SIZES}
+    codec = KL(KLConfig(**sizes, latent_channels=2)) if kind == "kl" else VQ(VQConfig(**sizes, codes=8))
+    codec.requires_grad_(False)
+    denoiser = Denoiser(Net(2), DiscreteVP(betas("cosine", STEPS)))
+    return Model(denoiser, (1, 8, 8), conditioners=[Label(3, 8, 0.3)], codec=codec)
+
+
+def cached(tmp_path: Path, of: Model, mirrored: bool = True) -> Cached:
+    return keep(of, DATA, Keeping(mirrored=mirrored, batch=7, folder=tmp_path))[0]
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+def test_a_batch_is_the_same_from_pixels_and_from_the_cache(tmp_path: Path, kind: str):
+    one = model(kind).train()
+    kept = cached(tmp_path, one)
+    numbers = [4, 9, 2, 17, 11, 5]
+    rows: Any = {
+        name: collate(numbers, numbers, [items[n] for n in numbers], "pixels", ["label"])  # type: ignore[index]
+        for name, items in (("pixels", DATA), ("cache", kept))
+    }
+    for step in (0, 1, None):
+        streams = Streams(3, numbers)
+        expected, _ = prepare(one, rows["pixels"], streams, step, flip=True)
+        found, condition = prepare(one, rows["cache"], streams, step, flip=True)
+        assert expected.shape == (6, 2, 4, 4)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+        assert condition is not None
+    first, second = (prepare(one, rows["cache"], Streams(3, numbers), step)[0] for step in (0, 1))
+    assert torch.equal(first, second) == (kind == "vq")  # the posterior is sampled anew at every step
+    assert one.training
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_training_from_the_cache_is_training_from_pixels(tmp_path: Path, precision: str):
+    settings = config(steps=12, accumulate=1, precision=precision)
+    runs = {}
+    for name in ("encode", "cache"):
+        one = model()
+        items = DATA if name == "encode" else cached(tmp_path, one)
+        train.fit(one, items, objective=Diffusion(), config=settings, run=tmp_path / name, held_out=items)
+        runs[name] = one
+    tolerance = 1e-6 if precision == "float32" else 1e-3
+    assert losses(tmp_path / "cache") == pytest.approx(losses(tmp_path / "encode"), abs=tolerance)
+    assert len(losses(tmp_path / "cache")) > 0
+    if precision == "float32":
+        for mine, theirs in zip(runs["cache"].parameters(), runs["encode"].parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
+
+
+def test_mirroring_needs_both_versions(tmp_path: Path):
+    one = model()
+    kept = cached(tmp_path, one, mirrored=False)
+    batch = collate([0, 1], [0, 1], [kept[0], kept[1]], "pixels", [])
+    plain = prepare(Model(one.denoiser, one.shape, codec=one.codec), batch, Streams(0, [0, 1]), 0)[0]
+    assert plain.shape == (2, 2, 4, 4)
+    with pytest.raises(RecipeError, match=r"mirrored=True, set flip: false, or train.latents: encode"):
+        prepare(one, batch, Streams(0, [0, 1]), 0, flip=True)
+
+
+def test_one_weight_or_setting_of_the_codec_makes_another_file(tmp_path: Path):
+    one = model()
+    paths = [cached(tmp_path, one).path]
+    for name in ("encoder.enter.weight", "scale"):
+        before = dict(one.codec.state_dict())[name].flatten()  # type: ignore[attr-defined]
+        value = before[0].item()
+        before[0] = torch.nextafter(before[0], torch.tensor(9.0))
+        paths.append(cached(tmp_path, one).path)
+        before[0] = value
+    assert cached(tmp_path, one).path == paths[0]
+    assert len(set(paths)) == 3
+    with torch.no_grad():
+        for parameter in one.denoiser.parameters():
+            parameter.zero_()
+    assert cached(tmp_path, one).path == paths[0]  # the denoiser encodes nothing
+
+
+def test_a_model_without_an_encoder_is_refused():
+    bare = Model(model().denoiser, (2, 4, 4))
+    with pytest.raises(RecipeError, match=r"Identity, encodes nothing; set train\.latents: encode"):
+        encoder_of(bare)
