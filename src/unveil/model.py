@@ -41,6 +41,7 @@ class Model(nn.Module):
         codec: between pixels and what the network sees; None: nothing is between.
         variance: of a reverse step, for ancestral sampling and for the bound.
         config: what it was built from; without one it can be saved only by whoever builds it again.
+        sample: how it samples when nothing else is asked for; None: as the config says.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Model(nn.Module):
         codec: Codec | None = None,
         variance: VarianceRule = fixed_small,
         config: ModelConfig | None = None,
+        sample: SampleConfig | None = None,
     ) -> None:
         super().__init__()
         if denoiser.learns_variance != is_learned(variance):
@@ -65,6 +67,8 @@ class Model(nn.Module):
         self.shape = tuple(shape)
         self.variance = variance
         self.config = config
+        self.sampling = sample or (config.sample if config is not None else SampleConfig())
+        self.home: Path | None = None  # another program's folder that it was read from, and that keeps it
         self._precision = self._lowered = torch.float32
 
     @property
@@ -107,14 +111,30 @@ class Model(nn.Module):
         return self
 
     @property
-    def sampling(self) -> SampleConfig:
-        """How it samples when nothing else is asked for."""
-        return self.config.sample if self.config is not None else SampleConfig()
-
-    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next((p.device for p in self.denoiser.parameters()), torch.device("cpu"))
+
+    def sized(self, shape: Sequence[int]) -> Model:
+        """This model for samples of another shape; it shares the weights.
+
+        Parts that depend on the size follow by a `sized` of their own, given the shape of latents (a process whose
+        shift grows with them) or of samples (a condition that tells the network the size).
+        """
+        shape = tuple(shape)
+        if shape == self.shape:
+            return self
+        other = Model(
+            self.denoiser.under(_sized(self.process, self.codec.latent_shape(shape))),
+            shape,
+            conditioners=[_sized(one, shape) for one in self.conditioners.values()],
+            codec=self.codec,
+            variance=self.variance,
+            config=self.config,
+            sample=self.sampling,
+        )
+        other.home, other._precision, other._lowered = self.home, self._precision, self._lowered
+        return other.train(self.training)
 
     def encode(self, raw: Raw | None = None, count: int | None = None) -> tuple[Condition | None, Condition | None]:
         """The condition that `raw` asks for, and the null condition, each of `count` rows.
@@ -140,11 +160,12 @@ class Model(nn.Module):
         wanted: list[Condition] = []
         nothing: list[Condition] = []
         for key, one in cast(Mapping[str, Any], self.conditioners).items():
-            none: list[Condition] = [one.null(count)] if one.drop > 0 else []
+            none: list[Condition] = [one.null(count)] if one.drop > 0 or _stays(one) else []
             if key not in raw and not none:
                 raise RecipeError(f"{key}: missing, and this model was trained with it always; give one")
-            wanted += [one.encode(_rows(key, raw[key], count))] if key in raw else none
-            nothing += none
+            given = [one.encode(_rows(key, raw[key], count))] if key in raw else none
+            wanted += given
+            nothing += given if _stays(one) else none
         condition = reduce(Condition.join, wanted) if wanted else None
         # one condition without a "nothing" leaves none for the whole
         null = reduce(Condition.join, nothing) if wanted and len(nothing) == len(wanted) else None
@@ -278,7 +299,8 @@ class Model(nn.Module):
         condition, null = self.encode(raw, count)
         step = self.step(condition)
         if negative:
-            null = self.encode(negative, count)[0]
+            kept = {key: value for key, value in raw.items() if _stays(self.conditioners[key])}
+            null = self.encode(kept | dict(negative), count)[0]
         if how.guidance.scale != 1:
             if null is None:
                 raise RecipeError(
@@ -348,6 +370,16 @@ def load(name_or_path: str | Path) -> Model:
         WeightsError: there is no such model, or it is damaged, or a file that is not known.
     """
     return Model.load(name_or_path)
+
+
+def _sized(part: Any, shape: tuple[int, ...]) -> Any:
+    """The part for another shape, where it depends on it."""
+    return part.sized(shape) if hasattr(part, "sized") else part
+
+
+def _stays(conditioner: nn.Module) -> bool:
+    """Whether guidance compares with the same value of this condition: it has a usual value, and no "none"."""
+    return bool(getattr(conditioner, "stays", False))
 
 
 def _is_rows(value: Any) -> bool:
