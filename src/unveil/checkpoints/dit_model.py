@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ from torch import Tensor
 from unveil.checkpoints import dit
 from unveil.checkpoints.meta import weightless
 from unveil.checkpoints.said import Said, in_float, shapes_of
-from unveil.checkpoints.tensors import read_state, write_tensors
+from unveil.checkpoints.scheduler import BETAS, PREDICTIONS, Scheduler, read_scheduler, scheduler_of
+from unveil.checkpoints.tensors import read_settings, read_state, weight_files, write_tensors
 from unveil.conditioning.label import Label
 from unveil.config import ModelConfig, validate
 from unveil.config.model import DiscreteVPSection
@@ -40,11 +41,6 @@ PUBLISHED_SAMPLE = {
     "clip": "none",
     "guidance": {"scale": 4.0, "channels": 3},
 }
-BETAS = {"linear": "linear", "scaled_linear": "sqrt-linear", "squaredcos_cap_v2": "cosine"}
-PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-GRIDS = {"leading": "leading", "trailing": "trailing"}
-# Settings of diffusers that are supported with one value only
-ENDS = {"set_alpha_to_one": True, "steps_offset": 0}
 FIXED = {
     "activation_fn": "gelu-approximate",
     "norm_type": "ada_norm_zero",
@@ -54,14 +50,6 @@ FIXED = {
 
 
 SAYABLE = {"heads", "classes", "size"}
-
-
-class Scheduler(NamedTuple):
-    """What a folder's scheduler says: sections of a recipe."""
-
-    process: Mapping[str, Any]
-    prediction: str
-    sample: Mapping[str, Any]
 
 
 DDPM_PROCESS = {"kind": "discrete-vp", "betas": "linear", "steps": 1000}
@@ -165,7 +153,7 @@ def _model(
 def is_folder(path: Path) -> bool:
     """Whether this is a folder of diffusers with a DiT in it, or the transformer's own."""
     place = _transformer(path)
-    return place is not None and _json(place / "config.json").get("_class_name") in CLASSES
+    return place is not None and read_settings(place / "config.json").get("_class_name") in CLASSES
 
 
 def read_folder(path: Path) -> Model:
@@ -177,7 +165,7 @@ def read_folder(path: Path) -> Model:
     place = _transformer(path)
     if place is None:
         raise WeightsError(f"{path}: no folder of diffusers' DiT: there is neither config.json nor transformer/")
-    said = _json(place / "config.json")
+    said = read_settings(place / "config.json")
     for name, value in FIXED.items():
         if said.get(name, value) != value:
             raise WeightsError(f"{place / 'config.json'}: {name} = {said[name]!r}: only {value!r} is supported")
@@ -265,7 +253,8 @@ def _scheduler_settings(model: Model) -> dict[str, Any]:
         "num_train_timesteps": known.steps or 1000,
         "prediction_type": targets[cast(str, model.config.prediction)],
         "clip_sample": False,
-        **ENDS,
+        "set_alpha_to_one": True,
+        "steps_offset": 0,
     }
 
 
@@ -273,59 +262,24 @@ def _transformer(path: Path) -> Path | None:
     return next((place for place in (path / "transformer", path) if (place / "config.json").is_file()), None)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as problem:
-        raise WeightsError(f"{path}: cannot be read as JSON ({problem}); copy it again") from problem
-    if not isinstance(found, dict):
-        raise WeightsError(f"{path}: holds a {type(found).__name__}, not settings; copy it again")
-    return found
-
-
 def _tensors(place: Path) -> dict[str, Tensor]:
-    """Those of one file, or of the parts that an index lists."""
-    index = place / f"{WEIGHTS}.safetensors.index.json"
-    if index.is_file():
-        parts = sorted({Path(str(name)).name for name in _json(index)["weight_map"].values()})
-        return {key: tensor for part in parts for key, tensor in read_state(place / part).items()}
-    for end in ("safetensors", "bin"):
-        if (place / f"{WEIGHTS}.{end}").is_file():
-            return read_state(place / f"{WEIGHTS}.{end}")
-    raise WeightsError(f"{place}: holds no {WEIGHTS}.safetensors; copy the whole folder")
+    """The weights of a transformer's folder."""
+    pickled = place / f"{WEIGHTS}.bin"
+    files = weight_files(place, WEIGHTS) or ([pickled] if pickled.is_file() else [])
+    if not files:
+        raise WeightsError(f"{place}: holds no {WEIGHTS}.safetensors; copy the whole folder")
+    return {key: tensor for file in files for key, tensor in read_state(file).items()}
 
 
 def _scheduler(path: Path) -> Scheduler:
     """Process, prediction and sampling of a scheduler's settings; without the file those of the published model."""
-    said = _json(path) if path.is_file() else {}
-    schedule, target = said.get("beta_schedule", "linear"), said.get("prediction_type", "epsilon")
-    if schedule not in BETAS or target not in PREDICTIONS:
-        raise WeightsError(
-            f"{path}: {schedule!r} with {target!r}: known are {', '.join(BETAS)}; {', '.join(PREDICTIONS)}"
-        )
-    for name, value in ENDS.items():
-        if said.get(name, value) != value:
-            raise WeightsError(f"{path}: {name} = {said[name]!r}: only {value!r} is supported, as published; set it so")
-    process: dict[str, Any] = {
-        "kind": "discrete-vp",
-        "betas": said.get("trained_betas") or BETAS[schedule],
-        "steps": None if said.get("trained_betas") else int(said.get("num_train_timesteps", 1000)),
-        "start": float(said.get("beta_start", 1e-4)),
-        "end": float(said.get("beta_end", 0.02)),
-    }
-    sampler = {"sampler": "ddim", "eta": 0.0}
-    if said.get("_class_name") == "DDPMScheduler":
-        sampler = {"sampler": "ancestral"}
-    grid = GRIDS.get(said.get("timestep_spacing", "leading"), "uniform")
-    clip = "static" if said.get("clip_sample", False) else "none"
-    return Scheduler(
-        process, PREDICTIONS[target], {**sampler, "steps": 50, "grid": grid, "clip": clip, "guidance": {"scale": 4.0}}
-    )
+    read = read_scheduler(path) if path.is_file() else scheduler_of({"clip_sample": False}, path)
+    return replace(read, sample={**read.sample, "steps": 50, "guidance": {"scale": 4.0}})
 
 
 def _names(path: Path, classes: int) -> tuple[str, ...] | None:
     """The classes' names, where the folder has one for each."""
-    said = _json(path).get("id2label") if path.is_file() else None
+    said = read_settings(path).get("id2label") if path.is_file() else None
     if not isinstance(said, dict) or sorted(said) != sorted(str(number) for number in range(classes)):
         return None
     return tuple(str(said[str(number)]) for number in range(classes))
