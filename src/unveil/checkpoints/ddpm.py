@@ -13,18 +13,20 @@ from torch import Tensor, nn
 
 from unveil.checkpoints.meta import weightless
 from unveil.checkpoints.names import Names, Published, below, to_ours, to_theirs
+from unveil.nn.autoencoder import AutoencoderConfig, Block
 from unveil.nn.layers import SelfAttention
 from unveil.nn.unet import ConvDown, ConvUp, ResBlock, UNet, UNetConfig
 from unveil.types import RecipeError, WeightsError
 
-RES_BLOCK = {"norm_1": "norm1", "conv_1": "conv1", "time": "temb_proj", "norm_2": "norm2", "conv_2": "conv2"}
+UNTIMED = {"norm_1": "norm1", "conv_1": "conv1", "norm_2": "norm2", "conv_2": "conv2"}
+RES_BLOCK = UNTIMED | {"time": "temb_proj"}
 SKIP = {"skip": "nin_shortcut"}
 TIME = {"linear_1": "0", "linear_2": "1"}
 MIDDLE = {"middle.blocks.0": "mid.block_1", "middle.attention.0": "mid.attn_1", "middle.blocks.1": "mid.block_2"}
 ENDS = {"enter": "conv_in", "norm": "norm_out", "leave": "conv_out"}
 
 
-def prefixes(config: UNetConfig) -> dict[str, str]:
+def prefixes(config: UNetConfig | AutoencoderConfig) -> dict[str, str]:
     """Our modules that hold weights and theirs; their way up is numbered by level, ours by order."""
     found, last = dict(MIDDLE), len(config.multipliers) - 1
     for level, rate in enumerate(config.rates):
@@ -56,14 +58,16 @@ def names(config: UNetConfig) -> Names:
     for ours, theirs in ENDS.items():
         found |= {f"{ours}.{kind}": Published((f"{theirs}.{kind}",)) for kind in ("weight", "bias")}
     for ours, theirs in prefixes(config).items():
-        found |= _block_names(ours, theirs, modules[ours])
+        found |= block_names(ours, theirs, modules[ours])
     return found
 
 
-def _block_names(ours: str, theirs: str, module: nn.Module) -> Names:
+def block_names(ours: str, theirs: str, module: nn.Module) -> Names:
+    """Names of one block's tensors, ours and theirs; none for a module without weights."""
     match module:
-        case ResBlock():
-            return below(ours, theirs, RES_BLOCK | ({} if isinstance(module.skip, nn.Identity) else SKIP))
+        case ResBlock() | Block():
+            layers = RES_BLOCK if isinstance(module, ResBlock) else UNTIMED
+            return below(ours, theirs, layers | ({} if isinstance(module.skip, nn.Identity) else SKIP))
         case SelfAttention():
             found = below(ours, theirs, {"norm": "norm"})
             for kind, ones in {"weight": 2, "bias": 0}.items():

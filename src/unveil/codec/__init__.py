@@ -6,14 +6,22 @@ from typing import Protocol
 
 from torch import Tensor
 
+from unveil.codec.autoencoder import Autoencoder, CodecConfig
 from unveil.codec.identity import Identity
+from unveil.codec.kl import KL, KLConfig, Posterior
+from unveil.codec.vq import VQ, Quantised, Usage, VQConfig
 
 
 class Codec(Protocol):
     """Pixels in [-1, 1] to latents of unit scale and back."""
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Latents of pixels, both (B, ...)."""
+    @property
+    def stochastic(self) -> bool:
+        """Whether `encode` does something with noise."""
+        ...
+
+    def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Latents of pixels, both (B, ...); `noise` of the latents' shape picks one of several, None the likeliest."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -25,4 +33,16 @@ class Codec(Protocol):
         ...
 
 
-__all__ = ["Codec", "Identity"]
+__all__ = [
+    "KL",
+    "VQ",
+    "Autoencoder",
+    "Codec",
+    "CodecConfig",
+    "Identity",
+    "KLConfig",
+    "Posterior",
+    "Quantised",
+    "Usage",
+    "VQConfig",
+]

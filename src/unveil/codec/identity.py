@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 
 class Identity(nn.Module):
     """Latents are pixels."""
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """The pixels."""
+    stochastic: ClassVar[bool] = False
+
+    def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The pixels; `noise` has no effect."""
         return pixels
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -37,9 +37,18 @@ def group_norm(channels: int, groups: int, eps: float = 1e-5) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels, eps)
 
 
-def check_multiple(x: Tensor, factor: int) -> None:
-    """Raises ShapeError unless height and width of x are multiples of `factor`."""
-    for side, size in (("height", x.shape[-2]), ("width", x.shape[-1])):
+class PixelNorm(nn.LayerNorm):
+    """Normalisation over the channels of each place (B, C, H, W), so that no place learns of another."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W), in memory with the channels last."""
+        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
+
+
+def check_multiple(x: Tensor | Sequence[int], factor: int) -> None:
+    """Raises ShapeError unless height and width of x, or of a shape that ends in them, are multiples of `factor`."""
+    height, width = (x.shape if isinstance(x, Tensor) else x)[-2:]
+    for side, size in (("height", height), ("width", width)):
         if size % factor:
             below, above = size // factor * factor, -(-size // factor) * factor
             near = f"{below} or {above}" if below else f"{above}"
@@ -85,7 +94,7 @@ class SelfAttention(nn.Module):
     Source: Ho et al. 2020, appendix B (one head); Dhariwal & Nichol 2021, section 3.1 (several).
     """
 
-    def __init__(self, channels: int, heads: int, *, norm: nn.GroupNorm, order: AttentionOrder = "qkv-first") -> None:
+    def __init__(self, channels: int, heads: int, *, norm: nn.Module, order: AttentionOrder = "qkv-first") -> None:
         super().__init__()
         if channels % heads:
             raise RecipeError(f"{channels} channels: must be a multiple of the {heads} attention heads")

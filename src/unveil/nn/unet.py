@@ -187,7 +187,7 @@ class ConvDown(nn.Module):
         self.asymmetric = asymmetric
         self.conv = nn.Conv2d(width, width, 3, stride=2, padding=0 if asymmetric else 1)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """(B, C, H, W) to (B, C, H/2, W/2)."""
         return self.conv(F.pad(x, (0, 1, 0, 1)) if self.asymmetric else x)
 
@@ -206,7 +206,7 @@ class ConvUp(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """(B, C, H, W) to (B, C, 2H, 2W)."""
         sums = self.conv.weight.new_tensor(self.SUMS)
         kernel = torch.einsum("oikl,ak,bl->ioab", self.conv.weight, sums, sums)

@@ -1,0 +1,137 @@
+"""What the learned codecs share: an encoder, a decoder, 1x1 convolutions between them and the latents, and a scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unveil.nn.autoencoder import AutoencoderConfig, Decoder, Encoder
+from unveil.types import RecipeError, ShapeError
+
+PerChannel = float | tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class CodecConfig(AutoencoderConfig):
+    """An autoencoder and its latents.
+
+    Args:
+        latent_channels: of the latents, which 1x1 convolutions make of the encoder's z and z of; None: latents are z,
+            without these convolutions (Stable Diffusion 3, FLUX).
+        scale, shift: latents are (z - shift) * scale, so that their deviation is near 1; one number, or one for each
+            channel. A saved codec keeps them among its tensors.
+
+    Raises:
+        RecipeError: settings that do not fit together.
+    """
+
+    latent_channels: int | None = None
+    scale: PerChannel = 1.0
+    shift: PerChannel = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.latent_channels is not None and self.latent_channels < 1:
+            raise RecipeError(f"latent_channels = {self.latent_channels}: must be at least 1")
+        for name in ("scale", "shift"):
+            given: Any = getattr(self, name)
+            if not isinstance(given, float | int):
+                object.__setattr__(self, name, tuple(given))
+                if len(given) != self.width:
+                    raise RecipeError(
+                        f"{name}: {len(given)} numbers for {self.width} channels; give one, or one for each"
+                    )
+        if any(number == 0 for number in listed(self.scale, 1)):
+            raise RecipeError("scale = 0: must be another number, since decoding divides by it")
+
+    @property
+    def width(self) -> int:
+        """Channels of the latents."""
+        return self.z_channels if self.latent_channels is None else self.latent_channels
+
+    def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape (C, h, w) of one sample's latents, given that of its pixels.
+
+        Raises:
+            ShapeError: pictures of other channels, or of a size that is no multiple of `factor`; names the nearest.
+        """
+        if len(shape) != 3 or shape[0] != self.in_channels:
+            raise ShapeError(f"pictures of shape {tuple(shape)}: must be ({self.in_channels}, H, W)")
+        return (self.width, *self.latent_size((shape[1], shape[2])))
+
+
+class Autoencoder(nn.Module):
+    """An encoder and a decoder with scaled latents between them.
+
+    Pixels lie in [-1, 1]; z is what the decoder was trained on, and latents are (z - shift) * scale.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        self.enter = self.leave = None
+        if config.latent_channels is not None:
+            moments, z_channels, width = config.moments, config.z_channels, config.width
+            self.enter = nn.Conv2d(moments * z_channels, moments * width, 1)
+            self.leave = nn.Conv2d(width, z_channels, 1)
+        for name in ("scale", "shift"):
+            self.register_buffer(name, torch.tensor(listed(getattr(config, name), config.width)))
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight of the decoder's last convolution, at which a discriminator's share is balanced."""
+        return self.decoder.leave.weight
+
+    def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape (C, h, w) of one sample's latents, given that of its pixels.
+
+        Raises:
+            ShapeError: as `CodecConfig.latent_shape`.
+        """
+        return self.config.latent_shape(shape)
+
+    def encoded(self, pixels: Tensor) -> Tensor:
+        """What the encoder says of z: (B, moments * C, h, w).
+
+        Raises:
+            ShapeError: other channels, or a size that is no multiple of `config.factor`; names the nearest.
+        """
+        return self.after_encoder(self.encoder(pixels))
+
+    def decoded(self, z: Tensor) -> Tensor:
+        """Pixels of z (B, C, h, w), with gradients."""
+        return self.decoder(self.before_decoder(z))
+
+    def after_encoder(self, h: Tensor) -> Tensor:
+        """The encoder's result by the 1x1 convolution behind it, place by place."""
+        return h if self.enter is None else self.enter(h)
+
+    def before_decoder(self, z: Tensor) -> Tensor:
+        """Z by the 1x1 convolution before the decoder, place by place."""
+        return z if self.leave is None else self.leave(z)
+
+    def scaled(self, z: Tensor) -> Tensor:
+        """Latents of z."""
+        return (z - self._shaped(self.shift, z)) * self._shaped(self.scale, z)
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """Z of latents."""
+        return latents / self._shaped(self.scale, latents) + self._shaped(self.shift, latents)
+
+    def _shaped(self, numbers: Tensor, z: Tensor) -> Tensor:
+        if z.ndim != 4 or z.shape[1] != len(numbers):
+            raise ShapeError(f"latents {tuple(z.shape)}: must be (B, {len(numbers)}, H, W)")
+        return numbers.to(z.dtype).view(1, -1, 1, 1)
+
+
+def listed(numbers: PerChannel, width: int) -> list[float]:
+    """One number for each of `width` channels."""
+    return [float(numbers)] * width if isinstance(numbers, float | int) else [float(number) for number in numbers]

@@ -1,0 +1,257 @@
+"""The autoencoder of latent diffusion: the two networks between pixels and latents, one configuration for both.
+
+    encoder: pixels -> enter -> [blocks (+ attention), half the size] per level -> middle -> leave -> z
+    decoder: z -> enter -> middle -> [blocks (+ attention), twice the size] per level -> leave -> pixels
+
+Two kinds of normalisation: over groups of channels and the whole picture, as published; or over the channels of each
+place, with which (and without attention) a result depends on its surroundings only as far as convolutions reach, so
+that a picture in tiles is the picture.
+
+Sources: Rombach et al. 2022, appendix E.1 and G (arXiv:2112.10752); Esser et al. 2021, table 7 (arXiv:2012.09841).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unveil.nn.layers import PixelNorm, SelfAttention, check_multiple, group_norm
+from unveil.nn.unet import ConvDown, ConvUp
+from unveil.nn.unet import Level as LevelParts
+from unveil.types import RecipeError, ShapeError, nearest
+
+Norm = Literal["group", "pixel"]
+Middle = Literal["attention", "blocks"]
+CHOICES = {"norm": Norm, "middle": Middle}
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """What defines an encoder and its decoder. A level is a resolution; level i has rate 2**i, counted after `patch`.
+
+    Args:
+        in_channels: of the pictures.
+        out_channels: of the result of the decoder.
+        channels: width of the first convolution; levels have multiplier * channels.
+        multipliers: one per level, finest first; the number of levels sets how much smaller latents are.
+        blocks: residual blocks per level of the encoder (the decoder has one more).
+        z_channels: what the decoder takes, and what the encoder gives `moments` times.
+        attention: rates of the levels with self-attention after each block.
+        middle: blocks with attention between them at the smallest resolution, or the blocks alone.
+        moments: 2 for a mean and a logarithm of a variance, 1 for a code.
+        dropout: in each residual block.
+        norm: over `groups` of channels and the whole picture, or over the channels of each place.
+        groups: of normalisations of the first kind.
+        norm_eps: 1e-6 as published.
+        patch: side of the squares of pixels that become channels on entry (1: none) and pixels again at the end.
+
+    Raises:
+        RecipeError: settings that do not fit together.
+    """
+
+    in_channels: int
+    out_channels: int
+    channels: int
+    multipliers: tuple[float, ...]
+    blocks: int
+    z_channels: int
+    attention: tuple[int, ...] = ()
+    middle: Middle = "attention"
+    moments: int = 1
+    dropout: float = 0.0
+    norm: Norm = "group"
+    groups: int = 32
+    norm_eps: float = 1e-6
+    patch: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "multipliers", tuple(self.multipliers))
+        object.__setattr__(self, "attention", tuple(self.attention))
+        for name in ("in_channels", "out_channels", "channels", "blocks", "z_channels", "moments", "groups", "patch"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
+        for name, kinds in CHOICES.items():
+            if (given := getattr(self, name)) not in get_args(kinds):
+                allowed = ", ".join(get_args(kinds))
+                raise RecipeError(f"{name} = {given!r}: must be one of {allowed}{nearest(given, get_args(kinds))}")
+        if not 0 <= self.dropout < 1:
+            raise RecipeError(f"dropout = {self.dropout}: must lie in [0, 1)")
+        if not self.multipliers:
+            raise RecipeError("multipliers: none given; an autoencoder needs one per level, for example [1, 2, 4]")
+        for rate in self.attention:
+            if rate not in self.rates:
+                allowed = ", ".join(map(str, self.rates))
+                raise RecipeError(f"attention {rate}: must be a rate of downsampling that a level has: {allowed}")
+        if self.norm == "group" and (odd := [width for width in (self.channels, *self.widths) if width % self.groups]):
+            raise RecipeError(f"{odd[0]} channels: must be a multiple of the {self.groups} groups of the normalisation")
+
+    @property
+    def rates(self) -> tuple[int, ...]:
+        """How much smaller each level is than the first."""
+        return tuple(2**level for level in range(len(self.multipliers)))
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return tuple(round(multiplier * self.channels) for multiplier in self.multipliers)
+
+    @property
+    def factor(self) -> int:
+        """How many pixels the side of one latent stands for."""
+        return self.patch * self.rates[-1]
+
+    @property
+    def local(self) -> bool:
+        """Whether a result depends on its surroundings only as far as the convolutions reach."""
+        return self.norm == "pixel" and self.middle == "blocks" and not self.attention
+
+    def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the latents of pictures of this height and width.
+
+        Raises:
+            ShapeError: not multiples of `factor`; names the nearest.
+        """
+        check_multiple(size, self.factor)
+        return size[0] // self.factor, size[1] // self.factor
+
+
+def activated(x: Tensor) -> Tensor:
+    """SiLU of x, which is overwritten where no gradient needs it."""
+    return F.silu(x, inplace=not (torch.is_grad_enabled() and x.requires_grad))
+
+
+def _norm(channels: int, config: AutoencoderConfig) -> nn.Module:
+    if config.norm == "pixel":
+        return PixelNorm(channels, config.norm_eps)
+    return group_norm(channels, config.groups, config.norm_eps)
+
+
+def _attention(channels: int, config: AutoencoderConfig) -> SelfAttention:
+    return SelfAttention(channels, 1, norm=_norm(channels, config))
+
+
+class Block(nn.Module):
+    """Two convolutions with a residual connection."""
+
+    def __init__(self, width: int, out: int, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.norm_1 = _norm(width, config)
+        self.conv_1 = nn.Conv2d(width, out, 3, padding=1)
+        self.norm_2 = _norm(out, config)
+        self.conv_2 = nn.Conv2d(out, out, 3, padding=1)
+        self.skip = nn.Identity() if width == out else nn.Conv2d(width, out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, out, H, W)."""
+        h = self.conv_1(activated(self.norm_1(x)))
+        h = self.conv_2(F.dropout(activated(self.norm_2(h)), self.dropout, self.training))
+        return h.add_(self.skip(x))
+
+
+class Level(LevelParts):
+    """The blocks of one resolution, each with attention or nothing after it, and the way to the next one."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        """All in turn."""
+        for block, attention in zip(self.blocks, self.attention, strict=True):
+            h = attention(block(h))
+        return h if self.resample is None else self.resample(h)
+
+
+def _level(width: int, level: int, blocks: int, config: AutoencoderConfig, resample: nn.Module | None) -> Level:
+    """A level that is entered with `width` channels."""
+    out, attended = config.widths[level], config.rates[level] in config.attention
+    return Level(
+        [Block(width if i == 0 else out, out, config) for i in range(blocks)],
+        [_attention(out, config) if attended else nn.Identity() for _ in range(blocks)],
+        resample,
+    )
+
+
+def _middle(config: AutoencoderConfig) -> Level:
+    width = config.widths[-1]
+    attention = _attention(width, config) if config.middle == "attention" else nn.Identity()
+    return Level([Block(width, width, config) for _ in range(2)], [attention, nn.Identity()])
+
+
+class Encoder(nn.Module):
+    """Pixels to z."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        last, widths = len(config.widths) - 1, config.widths
+        self.enter = nn.Conv2d(config.in_channels * config.patch**2, config.channels, 3, padding=1)
+        self.down = nn.ModuleList()
+        for level, out in enumerate(widths):
+            resample = None if level == last else ConvDown(out, asymmetric=True)
+            width = config.channels if level == 0 else widths[level - 1]
+            self.down.append(_level(width, level, config.blocks, config, resample))
+        self.middle = _middle(config)
+        self.norm = _norm(widths[-1], config)
+        self.leave = nn.Conv2d(widths[-1], config.moments * config.z_channels, 3, padding=1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, in_channels, H, W) to (B, moments * z_channels, H / factor, W / factor).
+
+        Raises:
+            ShapeError: another number of channels, or a size that is no multiple of `factor`; names the nearest.
+        """
+        return self.whole(self.tiled(pixels))
+
+    def tiled(self, pixels: Tensor) -> Tensor:
+        """The levels, whose cost is in large pictures: what large pictures are cut into tiles for."""
+        config = self.config
+        if pixels.ndim != 4 or pixels.shape[1] != config.in_channels:
+            raise ShapeError(f"pixels {tuple(pixels.shape)}: must be (B, {config.in_channels}, H, W)")
+        check_multiple(pixels, config.factor)
+        h = self.enter(F.pixel_unshuffle(pixels, config.patch))
+        for level in self.down:
+            h = level(h)
+        return h
+
+    def whole(self, h: Tensor) -> Tensor:
+        """The rest, at the latents' resolution."""
+        return self.leave(activated(self.norm(self.middle(h))))
+
+
+class Decoder(nn.Module):
+    """Z to pixels."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        last, widths = len(config.widths) - 1, config.widths
+        self.enter = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
+        self.middle = _middle(config)
+        self.up = nn.ModuleList()
+        for level in range(last, -1, -1):
+            resample = None if level == 0 else ConvUp(widths[level])
+            self.up.append(_level(widths[min(level + 1, last)], level, config.blocks + 1, config, resample))
+        self.norm = _norm(widths[0], config)
+        self.leave = nn.Conv2d(widths[0], config.out_channels * config.patch**2, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(B, z_channels, h, w) to (B, out_channels, factor h, factor w).
+
+        Raises:
+            ShapeError: another number of channels.
+        """
+        return self.tiled(self.whole(z))
+
+    def whole(self, z: Tensor) -> Tensor:
+        """What is done at the latents' resolution before the levels."""
+        if z.ndim != 4 or z.shape[1] != self.config.z_channels:
+            raise ShapeError(f"latents {tuple(z.shape)}: must be (B, {self.config.z_channels}, H, W)")
+        return self.middle(self.enter(z))
+
+    def tiled(self, h: Tensor) -> Tensor:
+        """The levels, whose cost is in large pictures: what large pictures are cut into tiles for."""
+        for level in self.up:
+            h = level(h)
+        return F.pixel_shuffle(self.leave(activated(self.norm(h))), self.config.patch)
