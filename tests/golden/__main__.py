@@ -29,6 +29,7 @@ MODULES = (
     "edm_networks",
     "classifier_guidance",
     "autoencoders",
+    "text",
 )
 
 

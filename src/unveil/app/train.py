@@ -17,6 +17,7 @@ from unveil import data
 from unveil.app.console import Console, duration
 from unveil.app.kinds import diffusion
 from unveil.app.models import device as pick
+from unveil.checkpoints import text_folder
 from unveil.config import AnyRecipe, ClassifierRecipe, Recipe, SequenceRecipe, dump, load_recipe
 from unveil.files import refuse_overwrite
 from unveil.model import Model, build
@@ -96,7 +97,7 @@ def train(ask: Ask, console: Console) -> None:
     )  # a path that can never be written is told before the data are read
     dataset, held_out = data.open(recipe.data.build()), _held_out(recipe)
     objective = recipe.objective.build(recipe, recipe.process.build(), recipe.train.batch)
-    model = fresh(recipe).to(device)
+    model = text_folder.fill(fresh(recipe)).to(device)
     if ask.force:
         _start_over(run)
     console.say(f"{recipe.name}: {len(dataset)} items, {recipe.train.steps} steps of {recipe.train.batch} into {run}")

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from unveil.checkpoints import dit
+from unveil.checkpoints.folders import read_json, read_weights
 from unveil.checkpoints.meta import weightless
 from unveil.checkpoints.said import Said, in_float, shapes_of
 from unveil.checkpoints.scheduler import BETAS, PREDICTIONS, Scheduler, read_scheduler, scheduler_of
-from unveil.checkpoints.tensors import read_settings, read_state, weight_files, write_tensors
+from unveil.checkpoints.tensors import write_tensors
 from unveil.conditioning.label import Label
 from unveil.config import ModelConfig, validate
 from unveil.config.model import DiscreteVPSection
@@ -153,7 +154,7 @@ def _model(
 def is_folder(path: Path) -> bool:
     """Whether this is a folder of diffusers with a DiT in it, or the transformer's own."""
     place = _transformer(path)
-    return place is not None and read_settings(place / "config.json").get("_class_name") in CLASSES
+    return place is not None and read_json(place / "config.json").get("_class_name") in CLASSES
 
 
 def read_folder(path: Path) -> Model:
@@ -165,11 +166,11 @@ def read_folder(path: Path) -> Model:
     place = _transformer(path)
     if place is None:
         raise WeightsError(f"{path}: no folder of diffusers' DiT: there is neither config.json nor transformer/")
-    said = read_settings(place / "config.json")
+    said = read_json(place / "config.json")
     for name, value in FIXED.items():
         if said.get(name, value) != value:
             raise WeightsError(f"{place / 'config.json'}: {name} = {said[name]!r}: only {value!r} is supported")
-    theirs = _tensors(place)
+    theirs = read_weights(place, WEIGHTS, pickled=f"{WEIGHTS}.bin")
     config = dit.config_of(shapes_of(theirs), int(said["num_attention_heads"]), int(said["sample_size"]))
     config = dit.untied(theirs, replace(config, mlp_norm_eps=float(said.get("norm_eps", 1e-5))))
     scheduler = _scheduler(path / "scheduler" / "scheduler_config.json")
@@ -262,15 +263,6 @@ def _transformer(path: Path) -> Path | None:
     return next((place for place in (path / "transformer", path) if (place / "config.json").is_file()), None)
 
 
-def _tensors(place: Path) -> dict[str, Tensor]:
-    """The weights of a transformer's folder."""
-    pickled = place / f"{WEIGHTS}.bin"
-    files = weight_files(place, WEIGHTS) or ([pickled] if pickled.is_file() else [])
-    if not files:
-        raise WeightsError(f"{place}: holds no {WEIGHTS}.safetensors; copy the whole folder")
-    return {key: tensor for file in files for key, tensor in read_state(file).items()}
-
-
 def _scheduler(path: Path) -> Scheduler:
     """Process, prediction and sampling of a scheduler's settings; without the file those of the published model."""
     read = read_scheduler(path) if path.is_file() else scheduler_of({"clip_sample": False}, path)
@@ -279,7 +271,7 @@ def _scheduler(path: Path) -> Scheduler:
 
 def _names(path: Path, classes: int) -> tuple[str, ...] | None:
     """The classes' names, where the folder has one for each."""
-    said = read_settings(path).get("id2label") if path.is_file() else None
+    said = read_json(path).get("id2label") if path.is_file() else None
     if not isinstance(said, dict) or sorted(said) != sorted(str(number) for number in range(classes)):
         return None
     return tuple(str(said[str(number)]) for number in range(classes))

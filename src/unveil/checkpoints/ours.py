@@ -2,6 +2,8 @@
 
     model.yaml  denoiser.safetensors  label.safetensors  codec.safetensors  card.md  manifest.json
 
+A text encoder's part is `prompt.safetensors`, with `prompt.tokenizer.json` where the vocabulary is its own.
+
 A training checkpoint is the same folder with the weights as trained, the averaged ones in `ema/`, and what
 training needs to go on. Whoever loads it to sample gets the averaged weights.
 """
@@ -21,6 +23,7 @@ from unveil.checkpoints import store
 from unveil.checkpoints.card import card
 from unveil.checkpoints.meta import Unfilled
 from unveil.checkpoints.tensors import read_header, read_tensors
+from unveil.conditioning.text import Text
 from unveil.config import ModelConfig, dump, read_yaml, validate
 from unveil.model import Model, build
 from unveil.types import NonFinite, RecipeError, WeightsError, nearest
@@ -59,6 +62,8 @@ def model_files(model: Model, *, about: str = "") -> dict[str, store.Content]:
         about: Markdown for the end of the card: how it was trained, how good it is.
     """
     files: dict[str, store.Content] = {**weight_files(model), "card.md": card(model, about)}
+    for name, part in _texts(model):
+        files |= {f"{name}.{end}": content for end, content in part.files().items()}
     if model.config is not None:
         files["model.yaml"] = dump(model.config)
     return files
@@ -129,6 +134,9 @@ def load_model(path: Path | str, *, dtype: torch.dtype | None = torch.float32) -
     with Unfilled():
         model = build(config)
     _assign(model, folder, "ema", dtype)
+    for name, part in _texts(model):
+        beside = [path for path in folder.glob(f"{name}.*") if path.suffix != ".safetensors"]
+        part.take_files({path.name.removeprefix(f"{name}."): path.read_text("utf-8") for path in beside})
     return model.eval()
 
 
@@ -235,6 +243,11 @@ def _parts(model: Model) -> Iterator[tuple[str, nn.Module]]:
             yield f"{name}.safetensors", part
     if isinstance(model.codec, nn.Module) and model.codec.state_dict():
         yield "codec.safetensors", model.codec
+
+
+def _texts(model: Model) -> Iterator[tuple[str, Text]]:
+    """The conditioners that may need a file beside their weights."""
+    yield from ((name, part) for name, part in model.conditioners.items() if isinstance(part, Text))
 
 
 def _weights_of(folder: Path, name: str, which: Which) -> Path:

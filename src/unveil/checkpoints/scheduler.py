@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unveil.checkpoints.tensors import read_settings
+from unveil.checkpoints.folders import read_json
 from unveil.types import WeightsError, nearest
 
 BETAS = {"linear": "linear", "scaled_linear": "sqrt-linear", "squaredcos_cap_v2": "cosine"}
@@ -98,7 +98,7 @@ def read_scheduler(path: Path) -> Scheduler:
     Raises:
         WeightsError: no such file, a scheduler that is not known, or settings that it is not supported with.
     """
-    return scheduler_of(read_settings(path), path)
+    return scheduler_of(read_json(path), path)
 
 
 def scheduler_of(said: Mapping[str, Any], path: Path) -> Scheduler:

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from unveil.types import WeightsError
 
@@ -121,56 +121,6 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path}: holds {', '.join(others[:3])} beside tensors; `unveil convert` finds the weights inside"
         )
     return {str(key): value for key, value in state.items() if isinstance(value, torch.Tensor)}
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """The settings of a JSON file beside weights.
-
-    Raises:
-        WeightsError: missing, damaged, or something else than settings.
-    """
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as problem:
-        raise WeightsError(f"{path}: cannot be read as JSON ({problem}); copy it again") from problem
-    if not isinstance(found, dict):
-        raise WeightsError(f"{path}: holds a {type(found).__name__}, not settings; copy it again")
-    return found
-
-
-def weight_files(place: Path, stem: str) -> list[Path]:
-    """The safetensors files of a component's folder as diffusers and transformers write it: one, or its shards.
-
-    A variant such as `STEM.fp16.safetensors` is taken where there is nothing else.
-
-    Args:
-        place: the folder.
-        stem: of the names, such as "diffusion_pytorch_model".
-
-    Returns:
-        The files; none where there are none.
-
-    Raises:
-        WeightsError: an index that is damaged or names a file that is not there.
-    """
-
-    def there(pattern: str) -> list[Path]:
-        return sorted(file for file in place.glob(pattern) if not re.search(r"-\d+-of-\d+\.", file.name))
-
-    # those without a variant first
-    names = ("{}.safetensors", "{}.safetensors.index.json", "{}.*.safetensors", "{}.*safetensors.index*.json")
-    found = [file for name in names for file in there(name.format(stem))]
-    if not found or found[0].suffix == ".safetensors":
-        return found[:1]
-    index = found[0]
-    shards = read_settings(index).get("weight_map")
-    if not isinstance(shards, dict):
-        raise WeightsError(f"{index}: not an index of shards, which has a weight_map; copy it again")
-    parts = sorted(map(str, set(shards.values())))
-    for part in parts:
-        if Path(part).name != part or not (place / part).is_file():
-            raise WeightsError(f"{index}: names the shard {part!r}, which is not beside it; copy the whole folder")
-    return [place / part for part in parts]
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -15,6 +15,7 @@ from unveil.conditioning.image import ContextChannels
 from unveil.conditioning.label import Label, Quantised
 from unveil.config.sampling import SampleConfig
 from unveil.config.section import ByKind, PartSection, Section, choice, section
+from unveil.config.text import TextSection
 from unveil.core import precondition
 from unveil.core.exploding import EDM, VE, DiscreteVE
 from unveil.core.flow import RectifiedFlow, Shifted
@@ -244,7 +245,7 @@ class ContextSection(Section):
         return ContextChannels(self.channels, self.drop, size=size, key=self.key)
 
 
-ConditionSection = Annotated[LabelSection | QuantisedSection | ContextSection, ByKind()]
+ConditionSection = Annotated[LabelSection | QuantisedSection | ContextSection | TextSection, ByKind()]
 
 
 class IdentitySection(Section):

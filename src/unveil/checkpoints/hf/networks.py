@@ -33,9 +33,7 @@ class UNet(nn.Module):
         super().__init__()
         self.net = net
         said: Any = net.config
-        self.vector_dim = int(
-            said.projection_class_embeddings_input_dim - SIZES * said.addition_time_embed_dim + SIZES
-        )
+        self.vector_dim = int(said.projection_class_embeddings_input_dim - SIZES * said.addition_time_embed_dim + SIZES)
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """The prediction at latents (B, C, H, W) and indices (B,)."""

@@ -1,0 +1,127 @@
+"""Prompts as rows of tokens: weights of words, limits, and what was left out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+STRONGER = 1.1  # of one pair of round brackets; square ones divide by it
+# An escaped sign, the end of "(words:1.2)", one sign of the syntax, or text.
+_PART = re.compile(r"\\[()\[\]\\]|:\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)|[()\[\]\\:]|[^()\[\]\\:]+")
+_OPENS = {")": "(", "]": "["}
+
+
+class Tokenizer(Protocol):
+    """Text as numbers, without the special tokens round it."""
+
+    def encode(self, text: str) -> list[int]:
+        """The numbers of a text's tokens."""
+        ...
+
+    def decode(self, numbers: Sequence[int]) -> str:
+        """The text of tokens."""
+        ...
+
+
+class Span(NamedTuple):
+    """A piece of a prompt and how strongly it counts; 1 is plain."""
+
+    text: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How tokens are laid out in rows.
+
+    Attributes:
+        length: of a row, the special tokens included.
+        rows: of a prompt; more than one holds longer prompts.
+        begin: token at the start of each row; None: there is none.
+        end: token behind the text of each row.
+        padding: token that fills a row up.
+    """
+
+    length: int
+    rows: int
+    begin: int | None
+    end: int
+    padding: int
+
+    @property
+    def room(self) -> int:
+        """Tokens of text that fit into one row."""
+        return self.length - 1 - (self.begin is not None)
+
+
+@dataclass(frozen=True)
+class LaidOut:
+    """A prompt in rows.
+
+    Attributes:
+        numbers: tokens, `rows` lists of `length`.
+        weights: of the same, 1 for what is no text.
+        used: the same, False for padding.
+        left_out: text that did not fit, as its tokens read; its number of tokens is `lost`.
+    """
+
+    numbers: list[list[int]]
+    weights: list[list[float]]
+    used: list[list[bool]]
+    left_out: str = ""
+    lost: int = 0
+
+
+def spans(text: str) -> list[Span]:
+    r"""The pieces of a prompt with weights in brackets, in the web user interface's writing.
+
+    `(word)` counts 1.1 times, `[word]` 1 / 1.1 times, `(word:1.3)` 1.3 times; nested ones multiply. A backslash
+    makes a bracket plain: `\(`. A bracket that is never closed reaches to the end; one that was never opened is
+    text. Neighbours of one weight are one piece, so that a text with weights of 1 alone is the same as without.
+    """
+    found: list[Span] = []
+    opened: dict[str, list[int]] = {"(": [], "[": []}
+    for part in _PART.finditer(text):
+        sign = part[0]
+        own = ")" if part[1] is not None else sign
+        if sign in opened:
+            opened[sign].append(len(found))
+        elif own in _OPENS and opened[_OPENS[own]]:
+            factor = STRONGER if own == ")" else 1 / STRONGER
+            _strengthen(found, opened[_OPENS[own]].pop(), factor if part[1] is None else float(part[1]))
+        else:
+            found.append(Span(sign[1] if len(sign) == 2 and sign[0] == "\\" else sign))
+    for start in opened["("]:
+        _strengthen(found, start, STRONGER)
+    for start in opened["["]:
+        _strengthen(found, start, 1 / STRONGER)
+    merged: list[Span] = []
+    for span in found:
+        if merged and merged[-1].weight == span.weight:
+            merged[-1] = Span(merged[-1].text + span.text, span.weight)
+        else:
+            merged.append(span)
+    return merged
+
+
+def lay_out(pieces: Sequence[Span], tokenizer: Tokenizer, frame: Frame) -> LaidOut:
+    """The tokens of a prompt in `frame.rows` rows; what does not fit is left out and said so."""
+    tokens = [(number, span.weight) for span in pieces for number in tokenizer.encode(span.text)]
+    room = frame.room * frame.rows
+    rest = [number for number, _ in tokens[room:]]
+    laid = LaidOut([], [], [], tokenizer.decode(rest).strip() if rest else "", len(rest))
+    head = [] if frame.begin is None else [(frame.begin, 1.0)]
+    for row in range(frame.rows):
+        text = tokens[:room][row * frame.room : (row + 1) * frame.room]
+        used = [*head, *text, (frame.end, 1.0)]
+        empty = frame.length - len(used)
+        laid.numbers.append([number for number, _ in used] + [frame.padding] * empty)
+        laid.weights.append([weight for _, weight in used] + [1.0] * empty)
+        laid.used.append([True] * len(used) + [False] * empty)
+    return laid
+
+
+def _strengthen(found: list[Span], start: int, factor: float) -> None:
+    found[start:] = [Span(text, weight * factor) for text, weight in found[start:]]

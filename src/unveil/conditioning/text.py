@@ -1,0 +1,239 @@
+"""Text as a condition, by a frozen encoder."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from unveil.conditioning.extras import extra
+from unveil.conditioning.prompt import Frame, LaidOut, Span, Tokenizer, lay_out, spans
+from unveil.conditioning.towers import WHO, Encoded, T5Config, Tower
+from unveil.types import Condition, RecipeError, WeightsError, nearest
+
+Gives = Literal["tokens", "vector", "both"]
+Emphasis = Literal["none", "brackets"]
+SHOWN = 60  # signs of what was left out that a message shows
+NO_MEAN = 1e-4  # of a prompt's root mean square: a mean below it is rounding, and nothing is scaled to it
+
+
+class LeftOut(UserWarning):
+    """A prompt was longer than its encoder takes."""
+
+
+class FileTokenizer:
+    """A tokenizer as a `tokenizer.json` describes it; its special tokens are left to the frame.
+
+    Args:
+        content: of the file.
+        where: it came from, for messages.
+
+    Raises:
+        RecipeError: the tokenizers library is not installed.
+        WeightsError: not such a file.
+    """
+
+    def __init__(self, content: str, where: str = "tokenizer.json") -> None:
+        library = extra("tokenizers", WHO)
+        self.content = content
+        try:
+            self._library: Any = library.Tokenizer.from_str(content)
+        except Exception as problem:  # the library raises nothing more exact
+            raise WeightsError(f"{where}: not a tokenizer that can be read ({problem}); copy it again") from problem
+        self._library.no_truncation()
+        self._library.no_padding()
+
+    def encode(self, text: str) -> list[int]:
+        """The numbers of a text's tokens, without special ones."""
+        return list(self._library.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, numbers: Sequence[int]) -> str:
+        """The text of tokens."""
+        return str(self._library.decode(list(numbers)))
+
+    def number(self, token: str) -> int | None:
+        """The number of a token as the file writes it; None where there is no such token."""
+        return self._library.token_to_id(token)
+
+    def merges(self) -> list[tuple[str, str]] | None:
+        """The merges of a byte-pair vocabulary, those of the lowest rank first; None for another kind."""
+        found = json.loads(self.content)["model"].get("merges")
+        pairs = [one.split(" ") if isinstance(one, str) else one for one in found or []]
+        return [(first, second) for first, second in pairs] or None
+
+
+class Rows(NamedTuple):
+    """Prompts as a tower takes them: tokens, weights and which are no padding, each (B, rows, L)."""
+
+    numbers: Tensor
+    weights: Tensor
+    used: Tensor
+
+
+class Text(nn.Module):
+    """Prompts, by a text encoder whose weights are not trained.
+
+    Args:
+        tower: the encoder.
+        tokenizer: of its vocabulary; None: given later, from the folder that the model is loaded from.
+        drop: share of the training samples that see `nothing` instead, in [0, 1).
+        key: of the item that holds the text.
+        gives: a vector per token, one for the whole prompt, or both.
+        emphasis: whether brackets give weights to words, see `prompt.spans`, or are text.
+        chunks: rows that a prompt is laid out in; further ones hold longer prompts, and every prompt has them.
+        nothing: the prompt that stands for "none".
+
+    Weights: the vectors of a token are multiplied by its weight, and all of the prompt's then by one number, so that
+    their mean is what it was without weights; where it was zero but for rounding they stay. The rule is that of the
+    web user interface (AUTOMATIC1111/stable-diffusion-webui, modules/sd_hijack_clip.py), for each prompt by itself.
+    """
+
+    def __init__(
+        self,
+        tower: Tower,
+        tokenizer: Tokenizer | None,
+        drop: float = 0.0,
+        *,
+        key: str = "prompt",
+        gives: Gives = "tokens",
+        emphasis: Emphasis = "none",
+        chunks: int = 1,
+        nothing: str = "",
+    ) -> None:
+        super().__init__()
+        if not 0 <= drop < 1:
+            raise RecipeError(f"drop = {drop}: must lie in [0, 1)")
+        for name, value, allowed in (("gives", gives, get_args(Gives)), ("emphasis", emphasis, get_args(Emphasis))):
+            if value not in allowed:
+                raise RecipeError(f"{name} = {value!r}: must be one of {', '.join(allowed)}{nearest(value, allowed)}")
+        if isinstance(tower.config, T5Config) and gives != "tokens":
+            raise RecipeError(f"gives = {gives!r}: T5 has no vector for a whole prompt; set gives: tokens")
+        self.tower = tower.eval().requires_grad_(False)
+        self.tokenizer, self.drop, self.key = tokenizer, drop, key
+        self.gives, self.emphasis, self.nothing = gives, emphasis, nothing
+        self.frame: Frame = tower.config.frame(chunks)
+        self._captions = self._said = False
+
+    def train(self, mode: bool = True) -> Text:
+        """The encoder stays in evaluation mode; in training only the first text that is too long is told."""
+        super().train(False)
+        self._captions = mode
+        return self
+
+    def files(self) -> dict[str, str]:
+        """What a saved model needs beside the weights, by the end of the file's name."""
+        return {"tokenizer.json": self.tokenizer.content} if isinstance(self.tokenizer, FileTokenizer) else {}
+
+    def take_files(self, files: dict[str, str]) -> None:
+        """Takes back what `files` gave.
+
+        Raises:
+            WeightsError: not a tokenizer.
+        """
+        if "tokenizer.json" in files:
+            self.tokenizer = FileTokenizer(files["tokenizer.json"])
+
+    def report(self, prompts: Sequence[str]) -> list[str]:
+        """A line for each prompt that is too long: how many tokens are left out, and which words.
+
+        Raises:
+            RecipeError: not a list of texts, or no tokenizer.
+        """
+        found = {text: self._laid_out(text) for text in _texts(self.key, prompts)}
+        return [self._line(text, laid) for text, laid in found.items() if laid.lost]
+
+    def rows(self, prompts: Sequence[str]) -> Rows:
+        """The tokens of B prompts; warns of what does not fit (`LeftOut`).
+
+        Raises:
+            RecipeError: not a list of texts, or no tokenizer.
+        """
+        texts = _texts(self.key, prompts)
+        laid = [self._laid_out(text) for text in texts]
+        for text, one in zip(texts, laid, strict=True):
+            if one.lost and not (self._captions and self._said):
+                warnings.warn(self._line(text, one), LeftOut, stacklevel=2)
+                self._said = self._captions
+        numbers = torch.tensor([one.numbers for one in laid], dtype=torch.long)
+        weights = torch.tensor([one.weights for one in laid], dtype=torch.float32)
+        used = torch.tensor([one.used for one in laid], dtype=torch.bool)
+        return Rows(numbers, weights, used)
+
+    def encode(self, raw: Sequence[str]) -> Condition:
+        """The tokens (B, chunks L, D) of B prompts, with a mask for T5, and the vector (B, P), as `gives` says.
+
+        Raises:
+            RecipeError: not a list of texts, or no tokenizer.
+        """
+        texts = _texts(self.key, raw)
+        once = list(dict.fromkeys(texts))
+        found = self.condition(self.rows(once))
+        if len(once) == len(texts):
+            return found
+        places = torch.tensor([once.index(text) for text in texts])
+        return found.map(lambda tensor: tensor[places.to(tensor.device)])
+
+    def null(self, batch: int) -> Condition:
+        """The condition of `nothing`, `batch` times."""
+        return self.encode([self.nothing]).map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
+
+    def condition(self, rows: Rows) -> Condition:
+        """The condition of prompts that are tokens already."""
+        device = next(self.tower.parameters()).device
+        numbers, weights, used = (tensor.to(device) for tensor in rows)
+        encoded: Encoded = self.tower(numbers.flatten(0, 1), used.flatten(0, 1))
+        tokens = encoded.tokens.reshape(len(numbers), -1, encoded.tokens.shape[-1])
+        tokens = emphasised(tokens, weights.flatten(1))
+        pooled = encoded.pooled
+        vector = None if pooled is None else pooled.reshape(len(numbers), -1, pooled.shape[-1])[:, 0]
+        masked = isinstance(self.tower.config, T5Config) and self.tower.config.attend == "tokens"
+        return Condition(
+            vector=vector if self.gives != "tokens" else None,
+            tokens=tokens if self.gives != "vector" else None,
+            mask=used.flatten(1) if masked else None,
+        )
+
+    def _laid_out(self, text: str) -> LaidOut:
+        if self.tokenizer is None:
+            raise RecipeError(f"{self.key}: this encoder has no tokenizer yet; load the model from its folder")
+        pieces = spans(text) if self.emphasis == "brackets" else [Span(text)]
+        return lay_out(pieces, self.tokenizer, self.frame)
+
+    def _line(self, text: str, laid: LaidOut) -> str:
+        room = self.frame.room * self.frame.rows
+        return (
+            f"{self.key} {_short(text)!r}: {laid.lost} tokens more than the {room} that fit, left out: "
+            f"{_short(laid.left_out)!r}"
+        )
+
+
+def emphasised(tokens: Tensor, weights: Tensor) -> Tensor:
+    """Tokens (B, L, D) times their weights (B, L), scaled back to the mean that each prompt had.
+
+    Prompts whose weights are all 1 are returned to the bit.
+    """
+    plain = (weights == 1).all(dim=1)[:, None, None]
+    if bool(plain.all()):
+        return tokens
+    weighted = tokens * weights[..., None].to(tokens.dtype)
+    before, after = (one.float().mean(dim=(1, 2), keepdim=True) for one in (tokens, weighted))
+    size = tokens.float().square().mean(dim=(1, 2), keepdim=True).sqrt()
+    told = (before.abs() > NO_MEAN * size) & (after.abs() > NO_MEAN * size)
+    factor = torch.where(told, before / torch.where(told, after, 1.0), 1.0)
+    return torch.where(plain, tokens, weighted * factor.to(tokens.dtype))
+
+
+def _texts(key: str, raw: Sequence[object]) -> list[str]:
+    texts = [] if isinstance(raw, str | Tensor) else [one for one in raw if isinstance(one, str)]
+    if isinstance(raw, str | Tensor) or len(texts) < len(raw):
+        wrong = raw if isinstance(raw, str | Tensor) else next(one for one in raw if not isinstance(one, str))
+        raise RecipeError(f"{key}: {type(wrong).__name__} given; needs a list of texts")
+    return texts
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."

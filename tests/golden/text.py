@@ -1,0 +1,75 @@
+"""Recorded text: CLIP's tokens, and the text encoder of a tiny Stable Diffusion 1."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.golden.case import Case, Comparison
+from unveil.checkpoints import text, text_folder
+from unveil.conditioning.byte_pairs import clip
+from unveil.conditioning.prompt import Frame, Span, lay_out
+from unveil.conditioning.text import Rows, Text
+from unveil.config import validate
+from unveil.config.text import TextSection
+
+CUT = "tokenize_truncate_"  # and the length of a row
+LENGTH = 77  # of a row where none is said
+
+
+def tokenizer(folder: Path) -> Iterator[Comparison]:
+    """CLIP's encoding both ways, and rows of tokens cut to a length."""
+    case = Case(folder)
+    said, vocabulary = json.loads((folder / "tokens.json").read_text("utf-8")), clip()
+    for number, one in enumerate(said):
+        tokens = vocabulary.encode(one["prompt"])
+        yield case.compare(f"encode.{number}", torch.tensor(tokens), want=torch.tensor(one["encode"]))
+        decoded = vocabulary.decode(one["encode"]) == one["decode"]
+        yield case.compare(f"decode.{number}", torch.tensor(int(decoded)), want=torch.tensor(1))
+    prompts = [one["prompt"] for one in said]
+    for key in (key for key in case.io if key.startswith(CUT)):
+        frame = Frame(int(key.removeprefix(CUT)), 1, vocabulary.begin, vocabulary.end, 0)
+        laid = [lay_out([Span(prompt)], vocabulary, frame) for prompt in prompts]
+        yield case.compare(key, torch.tensor([one.numbers[0] for one in laid]))
+    frame = Frame(LENGTH, 1, vocabulary.begin, vocabulary.end, 0)
+    lost = [prompt for prompt in prompts if lay_out([Span(prompt)], vocabulary, frame).lost]
+    wanted = case.meta.get("too_long_without_truncate", [])  # the beginnings of these prompts
+    same = len(lost) == len(wanted) and all(a.startswith(b) for a, b in zip(lost, wanted, strict=True))
+    yield case.compare("too long", torch.tensor(int(same)), want=torch.tensor(1))
+
+
+def conditioner(case: Case) -> Text:
+    """The text conditioner in the single file of a tiny Stable Diffusion 1, with the case's weights."""
+    made: dict[str, Any] = case.meta["text_arguments"]
+    said = {"heads": made["num_attention_heads"], "activation": made["hidden_act"].replace("_", "-")}
+    encoder = text_folder.read_state_of(case.weights(), said=said)
+    return encoder.conditioner(validate(TextSection, encoder.described() | {"drop": 0.1}, "the case"))
+
+
+def encoded(one: Text, numbers: Tensor) -> Tensor:
+    """The vectors (B, L, D) of rows of tokens, (B, L)."""
+    rows = numbers[:, None]
+    tokens = one.condition(Rows(rows, torch.ones(rows.shape), torch.ones(rows.shape, dtype=torch.bool))).tokens
+    assert tokens is not None
+    return tokens
+
+
+def stable_diffusion(case: Case) -> Iterator[Comparison]:
+    """The text part of a tiny Stable Diffusion 1: what its prompts and its empty ones become, and the file again."""
+    one = conditioner(case)
+    with torch.no_grad():
+        yield case.compare("cond", encoded(one, case.io["input_ids"]))
+        yield case.compare("uncond", encoded(one, case.io["uncond_ids"]))
+    theirs = {key: tensor for key, tensor in case.weights().items() if key.startswith("cond_stage_model.")}
+    written = text.dump(one.tower.state_dict(), one.tower.config, text.Place("clip", text.SD1))
+    same = [torch.equal(written[key], tensor) for key, tensor in theirs.items() if key in written]
+    yield case.compare("text written back", torch.tensor([*same, written.keys() == theirs.keys()]).long(),
+                       want=torch.ones(len(theirs) + 1, dtype=torch.long))  # fmt: skip
+
+
+KINDS = {"CLIP/tokenizer": tokenizer}
