@@ -22,13 +22,11 @@ from unveil.core.process import Process
 from unveil.core.samplers import Progress
 from unveil.core.samplers.ancestral import Shift
 from unveil.core.variance import VarianceRule, fixed_small, is_learned
+from unveil.nn.matrices import matrices
 from unveil.types import Condition, Level, NonFinite, OutOfResources, Raw, RecipeError, nearest
 
 if TYPE_CHECKING:
     from unveil.codec import Codec
-
-# Layers whose products autocast computes in the lower precision
-MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class Model(nn.Module):
@@ -104,9 +102,8 @@ class Model(nn.Module):
         """
         self.precision = dtype
         if dtype != torch.float32:
-            for layer in self.denoiser.network.modules():
-                for parameter in layer.parameters(recurse=False) if isinstance(layer, MATRICES) else ():
-                    parameter.data = parameter.data.to(dtype)
+            for _, parameter in matrices(self.denoiser.network):
+                parameter.data = parameter.data.to(dtype)
             self._lowered = dtype
         return self
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unveil.checkpoints.tensors import read_state
+from unveil.checkpoints.tensors import read_state, read_tensors
 from unveil.types import WeightsError
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -78,9 +78,9 @@ def read_weights(place: Path, stem: str, *, pickled: str | None = None) -> dict[
     """
     files = weight_files(place, stem)
     if not files and pickled is not None and (place / pickled).is_file():
-        files = [place / pickled]
+        return read_state(place / pickled)
     if not files:
         pickles = sorted(file.name for file in place.glob("*") if file.suffix in PICKLES)
         why = f"only {pickles[0]}, a pickle, which is not opened; save it as safetensors" if pickles else ""
         raise WeightsError(f"{place}: holds no {stem}.safetensors, {why or 'nor its shards; copy the whole folder'}")
-    return {key: tensor for file in files for key, tensor in read_state(file).items()}
+    return {key: tensor for file in files for key, tensor in read_tensors(file).items()}

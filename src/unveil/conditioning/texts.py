@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from unveil.conditioning.text import Text
-from unveil.types import Condition
+from unveil.types import Condition, RecipeError
 
-# what the encoders say, in their order -> what the network is given
+# What each encoder says, in their order -> what the network is given
 Together = Callable[[Sequence[Condition]], Condition]
 
 
 class Texts(nn.Module):
-    """Prompts, by several encoders.
+    """Prompts, by several encoders that are not trained.
 
     Args:
         texts: the encoders.
         together: what becomes of what they say.
         beside: numbers at the end of the vector that are left zero, for `numbers.Numbers` to fill.
-        none: what stands for no prompt: the empty one, or zeros in place of all that is said of it.
-        precision: what the encoders' products are computed in.
+        zeros: "none" is zeros in place of what is said of the empty prompt.
+        precision: of the encoders' products; what they say is float32.
         key: of the item that holds the text.
     """
 
-    drop = 0.1  # published models were trained with dropped prompts, at a rate of their own
+    drop = 0.1  # published models were trained with dropped prompts, each at a rate of its own
 
     def __init__(
         self,
@@ -42,4 +43,75 @@ class Texts(nn.Module):
         super().__init__()
         self.texts = nn.ModuleList(texts)
         self.together, self.beside, self.zeros, self.precision, self.key = together, beside, zeros, precision, key
-        self._none: Condition | None = None
+        self._nothing: Condition | None = None
+
+    @torch.no_grad()
+    def encode(self, raw: Sequence[str]) -> Condition:
+        """Tokens (B, L, D) and the vector (B, P + beside) of B prompts.
+
+        Raises:
+            RecipeError: not a list of texts.
+        """
+        encoders = cast(Sequence[Text], self.texts)
+        device = next(self.parameters()).device.type
+        with torch.autocast(device, self.precision, enabled=self.precision != torch.float32):
+            said = self.together([one.encode(raw) for one in encoders])
+        if said.vector is None:
+            raise RecipeError(f"{self.key}: no encoder gives a vector for the whole prompt, which this network takes")
+        return Condition(vector=functional.pad(said.vector.float(), (0, self.beside)), tokens=_float(said.tokens))
+
+    def null(self, batch: int) -> Condition:
+        """The condition of no prompt, `batch` times."""
+        device = next(self.parameters()).device
+        if self._nothing is None or self._nothing.vector is None or self._nothing.vector.device != device:
+            empty = self.encode([""])
+            self._nothing = empty.map(torch.zeros_like) if self.zeros else empty
+        return self._nothing.map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
+
+
+def side_by_side(said: Sequence[Condition]) -> Condition:
+    """SDXL's rule: tokens next to each other, (B, L, D1 + D2), and the vector of the last encoder.
+
+    Source: Podell et al. 2023, section 2.1 (arXiv:2307.01952).
+    """
+    return Condition(vector=said[-1].vector, tokens=torch.cat([_tokens(one) for one in said], dim=2))
+
+
+def one_after_another(width: int, length: int) -> Together:
+    """Stable Diffusion 3's rule: tokens of the first two next to each other, filled up with zeros, then the third's.
+
+    Where there are but two encoders, the third one's tokens are zeros. The vectors of the first two stand next to
+    each other.
+
+    Args:
+        width: of the network's tokens.
+        length: tokens of the third encoder.
+
+    Source: Esser et al. 2024, appendix B.3 (arXiv:2403.03206).
+    """
+
+    def together(said: Sequence[Condition]) -> Condition:
+        first = torch.cat([_tokens(one) for one in said[:2]], dim=2)
+        first = functional.pad(first, (0, width - first.shape[2]))
+        third = _tokens(said[2]) if len(said) > 2 else first.new_zeros(len(first), length, width)
+        vectors = [one.vector for one in said[:2] if one.vector is not None]
+        return Condition(vector=torch.cat(vectors, dim=1), tokens=torch.cat([first, third.to(first.dtype)], dim=1))
+
+    return together
+
+
+def vector_and_tokens(said: Sequence[Condition]) -> Condition:
+    """FLUX.1's rule: the vector of the first encoder, the tokens of the second.
+
+    Source: FLUX.1's published inference code (github.com/black-forest-labs/flux).
+    """
+    return Condition(vector=said[0].vector, tokens=_tokens(said[1]))
+
+
+def _tokens(said: Condition) -> Tensor:
+    assert said.tokens is not None  # as the encoders were asked
+    return said.tokens
+
+
+def _float(tokens: Tensor | None) -> Tensor | None:
+    return None if tokens is None else tokens.float()

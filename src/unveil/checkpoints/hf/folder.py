@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from unveil.checkpoints.tensors import read_settings, read_tensors, weight_files
+from unveil.checkpoints.folders import read_json, read_weights
 from unveil.files import sha256
 from unveil.types import WeightsError
 
@@ -34,7 +34,6 @@ class Folder:
     """
 
     path: Path
-    report: dict[str, Report] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         self._refuse_code()
@@ -42,7 +41,7 @@ class Folder:
     @cached_property
     def index(self) -> dict[str, Any]:
         """What model_index.json says."""
-        return read_settings(self.path / INDEX)
+        return read_json(self.path / INDEX)
 
     @property
     def kind(self) -> str:
@@ -74,36 +73,19 @@ class Folder:
             WeightsError: as `place`, or another class.
         """
         path, known = self.place(name) / "config.json", tuple(known)
-        said = read_settings(path)
+        said = read_json(path)
         kind = said.get("_class_name") or self.index[name][1]
         if kind not in known:
             raise WeightsError(f"{path}: a {kind}; of a {self.kind} it must be {' or '.join(known)}")
         return said
 
-    def files(self, name: str) -> list[Path]:
-        """The files of a component's weights.
-
-        Raises:
-            WeightsError: as `place`, or there are none in the safetensors format, or a shard is missing.
-        """
-        place = self.place(name)
-        stem = STEMS[self.index[name][0]]
-        found = weight_files(place, stem)
-        if not found:
-            pickles = [*place.glob(f"{stem}*.bin"), *place.glob("*.pt"), *place.glob("*.ckpt")]
-            why = f"only {pickles[0].name}, a pickle, which is not opened; save it with safe_serialization=True"
-            raise WeightsError(
-                f"{place}: holds no {stem}.safetensors, {why if pickles else 'nor its shards; copy the whole folder'}"
-            )
-        return found
-
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The weights of a component, mapped into memory: a page is read when it is first used.
 
         Raises:
-            WeightsError: as `files`, or a damaged file.
+            WeightsError: as `place`, no safetensors files, a missing shard, or a damaged file.
         """
-        return {key: tensor for file in self.files(name) for key, tensor in read_tensors(file).items()}
+        return read_weights(self.place(name), STEMS[self.index[name][0]])
 
     def sha256(self) -> str:
         """One hash over every file that makes the folder's pictures."""
@@ -126,32 +108,8 @@ class Folder:
                     f"{self.path / INDEX}: {name} is of {entry[0]!r}; only {' and '.join(LIBRARIES)} are known"
                 )
         for path in sorted(self.path.glob("*/*.json")):
-            if path.name.endswith("config.json") and "auto_map" in read_settings(path):
+            if path.name.endswith("config.json") and "auto_map" in read_json(path):
                 raise WeightsError(f"{path}: auto_map names code of its own, which is never run; remove it or ask why")
-
-
-@dataclass(frozen=True)
-class Report:
-    """How a component's weights fit its network: keys of both, of the network alone, and of the file alone."""
-
-    matched: tuple[str, ...]
-    missing: tuple[str, ...]
-    extra: tuple[str, ...]
-    shapes: tuple[str, ...] = ()
-
-    @property
-    def fits(self) -> bool:
-        """Whether every key has its tensor and every tensor its key."""
-        return not (self.missing or self.extra or self.shapes)
-
-    def text(self) -> str:
-        """For a person."""
-        parts = [f"{len(self.matched)} matched"]
-        for what, keys in (("missing", self.missing), ("unknown", self.extra), ("of another shape", self.shapes)):
-            if keys:
-                more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
-                parts.append(f"{len(keys)} {what} ({', '.join(keys[:4])}{more})")
-        return ", ".join(parts)
 
 
 def is_folder(path: Path) -> bool:
