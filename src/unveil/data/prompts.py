@@ -1,0 +1,103 @@
+"""Files of prompts: one a line, or one JSON map a line with what goes with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from unveil.types import MediaError, nearest
+
+SHOWN = 5  # faulty lines that an error lists
+_KINDS: Mapping[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What one line of a file asks for; None leaves it to whoever asks for the whole file.
+
+    Attributes:
+        prompt, negative: what to make, and what to go away from.
+        seed: 0 or more.
+        count: of pictures, 1 or more.
+        steps, scale, sampler: as `unveil sample` takes them.
+    """
+
+    prompt: str
+    negative: str | None = None
+    seed: int | None = None
+    count: int | None = None
+    steps: int | None = None
+    scale: float | None = None
+    sampler: str | None = None
+
+
+LOWEST = {"seed": 0, "count": 1, "steps": 1}
+
+
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """The prompts of a file, in its order.
+
+    A name that ends in `.jsonl` holds a JSON map on each line, with the fields of `Prompt` as keys; any other file
+    holds a prompt on each line as it stands. Blank lines are skipped, and those that begin with #.
+
+    Raises:
+        MediaError: cannot be read as UTF-8, holds no prompt, or has faulty lines, which are listed by number.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as problem:
+        reason = problem.strerror if isinstance(problem, OSError) else "it is not UTF-8"
+        raise MediaError(f"{path}: cannot be read ({reason}); a prompt file is UTF-8 text") from problem
+    found: list[Prompt] = []
+    faults: list[str] = []
+    for number, line in _lines(text):
+        try:
+            found.append(_prompt(line) if path.suffix == ".jsonl" else Prompt(line))
+        except ValueError as problem:
+            faults.append(f"line {number}: {problem}")
+    if faults:
+        more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+        raise MediaError(f"{path}: {len(faults)} faulty lines:\n  " + "\n  ".join([*faults[:SHOWN], *more]))
+    if not found:
+        raise MediaError(f"{path}: no prompt in it; write one a line")
+    return found
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """The lines that say something, with their numbers."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            yield number, line.strip()
+
+
+def _prompt(line: str) -> Prompt:
+    """One line of JSON; raises ValueError that says what is wrong with it."""
+    try:
+        given = json.loads(line, parse_constant=_refuse)
+    except ValueError as problem:
+        raise ValueError(f"not JSON ({problem})") from problem
+    if not isinstance(given, dict):
+        raise ValueError(f'holds a {type(given).__name__}, not a map such as {{"prompt": "a cat"}}')
+    kinds = {field.name: str(field.type).split(" ")[0] for field in fields(Prompt)}
+    if "prompt" not in given:
+        raise ValueError(f"no prompt{nearest('prompt', list(given))}")
+    checked: dict[str, Any] = {}
+    for key, value in given.items():
+        if key not in kinds:
+            raise ValueError(f"unknown key {key!r}; allowed: {', '.join(kinds)}{nearest(key, list(kinds))}")
+        if value is None and key != "prompt":
+            continue
+        if isinstance(value, bool) or not isinstance(value, _KINDS[kinds[key]]):
+            raise ValueError(f"{key} = {value!r}: must be {_KINDS[kinds[key]][-1].__name__}")
+        if key in LOWEST and value < LOWEST[key]:
+            raise ValueError(f"{key} = {value}: must be at least {LOWEST[key]}")
+        checked[key] = value
+    return Prompt(**checked)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
