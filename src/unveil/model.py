@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from unveil.codec import Identity
+from unveil.conditioning.rows import is_rows, rows_of
 from unveil.config import ModelConfig, SampleConfig
-from unveil.core import guidance, samplers
+from unveil.core import guidance
+from unveil.core.course import Course
 from unveil.core.denoiser import Denoiser, Estimate, Step
-from unveil.core.noise import START, Streams
+from unveil.core.noise import Streams
 from unveil.core.process import Process
 from unveil.core.samplers import Progress
 from unveil.core.samplers.ancestral import Shift
@@ -27,6 +29,9 @@ from unveil.types import Condition, Level, NonFinite, OutOfResources, Raw, Recip
 
 if TYPE_CHECKING:
     from unveil.codec import Codec
+
+# a batch's course and the rows that it is of a set -> the course that is run
+Change = Callable[[Course, slice], Course]
 
 
 class Model(nn.Module):
@@ -112,15 +117,13 @@ class Model(nn.Module):
         """Where the weights are."""
         return next((p.device for p in self.denoiser.parameters()), torch.device("cpu"))
 
-    def sized(self, shape: Sequence[int]) -> Model:
-        """This model for samples of another shape; it shares the weights.
+    def sized(self, size: tuple[int, int]) -> Model:
+        """This model for pictures of another height and width; it shares the weights.
 
-        Parts that depend on the size follow by a `sized` of their own, given the shape of latents (a process whose
-        shift grows with them) or of samples (a condition that tells the network the size).
+        Parts that depend on the size follow by a `sized` of their own, which is given a shape: of latents for a
+        process whose shift grows with them, of samples for a condition that tells the network the size.
         """
-        shape = tuple(shape)
-        if shape == self.shape:
-            return self
+        shape = (*self.shape[:-2], *size)
         other = Model(
             self.denoiser.under(_sized(self.process, self.codec.latent_shape(shape))),
             shape,
@@ -153,14 +156,14 @@ class Model(nn.Module):
                 raise RecipeError(
                     f"condition {key!r}: this model takes {', '.join(known) or 'none'}{nearest(key, known)}"
                 )
-        count = count or max([1, *(len(v) for v in raw.values() if _is_rows(v))])
+        count = count or max([1, *(len(v) for v in raw.values() if is_rows(v))])
         wanted: list[Condition] = []
         nothing: list[Condition] = []
         for key, one in cast(Mapping[str, Any], self.conditioners).items():
             none: list[Condition] = [one.null(count)] if one.drop > 0 or _stays(one) else []
             if key not in raw and not none:
                 raise RecipeError(f"{key}: missing, and this model was trained with it always; give one")
-            given = [one.encode(_rows(key, raw[key], count))] if key in raw else none
+            given = [one.encode(rows_of(key, raw[key], count))] if key in raw else none
             wanted += given
             nothing += given if _stays(one) else none
         condition = reduce(Condition.join, wanted) if wanted else None
@@ -208,7 +211,7 @@ class Model(nn.Module):
         *,
         raw: Raw | None = None,
         count: int = 1,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         sampler: str | None = None,
         steps: int | None = None,
         eta: float | None = None,
@@ -218,6 +221,8 @@ class Model(nn.Module):
         sampling: Mapping[str, Any] | None = None,
         negative: Raw | None = None,
         shift: Shift | None = None,
+        size: tuple[int, int] | None = None,
+        change: Change | None = None,
         batch: int | None = None,
         first_sample: int = 0,
         on_step: Callable[[Progress], object] | None = None,
@@ -229,7 +234,7 @@ class Model(nn.Module):
 
         Args:
             raw: the condition, see `encode`.
-            seed: of the whole set.
+            seed: of the whole set; or one for each sample, each then the `first_sample` of its own.
             sampler: a name in `samplers.SAMPLERS`.
             steps: of the grid; most samplers make one network call in each, without guidance.
             eta: 0 deterministic, 1 as noisy as the ancestral chain; for samplers that take it.
@@ -241,6 +246,8 @@ class Model(nn.Module):
             negative: a condition to go away from, in the place of none; see `encode`.
             shift: (x, level) -> the gradient of log p(y | x), such as `guidance.gradient` of a classifier's score:
                 moves the mean of samplers that take a shift (ADM's algorithm 1), and the eps of all others.
+            size: height and width in pixels, where the network takes others than the model's own.
+            change: (course, rows) -> what is run instead of each batch's course; see `core.course`.
             batch: samples at a time; None: all.
             first_sample: number of the first.
             on_step: called after each step of each batch; it may raise `types.Cancelled`.
@@ -253,23 +260,58 @@ class Model(nn.Module):
             raise RecipeError(f"count = {count}: at least 1")
         changes = {"sampler": sampler, "steps": steps, "eta": eta, "clip": clip, "scale": scale, "grid": grid}
         how = self.sampling.changed({**(sampling or {}), **{k: v for k, v in changes.items() if v is not None}})
-        rows = {key: _rows(key, value, count) for key, value in (raw or {}).items()}
-        avoided = {key: _rows(key, value, count) for key, value in (negative or {}).items()}
+        rows = {key: rows_of(key, value, count) for key, value in (raw or {}).items()}
+        avoided = {key: rows_of(key, value, count) for key, value in (negative or {}).items()}
+        seeds = [seed] * count if isinstance(seed, int) else list(seed)
+        if len(seeds) != count:
+            raise RecipeError(f"seed: {len(seeds)} for {count} samples; give one, or one for each")
+        numbers = [first_sample + (n if isinstance(seed, int) else 0) for n in range(count)]
         training = self.training
         self.eval()
         try:
             parts = []
-            size = min(batch or count, count)
-            for start in range(0, count, size):
-                numbers = range(first_sample + start, first_sample + min(start + size, count))
-                part, away = (
-                    {key: value[start : start + len(numbers)] for key, value in one.items()} for one in (rows, avoided)
-                )
-                step = self._guided(how, part, away, len(numbers), shift)
-                parts.append(self._draw(how, step, Streams(seed, numbers, device=self.device), shift, on_step))
+            length = min(batch or count, count)
+            for start in range(0, count, length):
+                here = slice(start, start + length)
+                part, away = ({key: value[here] for key, value in one.items()} for one in (rows, avoided))
+                streams = Streams(seeds[here], numbers[here], device=self.device)
+                course = self.course(how, streams, raw=part, negative=away, size=size, shift=shift)
+                pixels = self.decode((course if change is None else change(course, here)).run(on_step))
+                parts.append(pixels if how.clip == "none" else pixels.clamp(-1, 1))
         finally:
             self.train(training)
         return torch.cat(parts)
+
+    def course(
+        self,
+        how: SampleConfig,
+        streams: Streams,
+        *,
+        raw: Raw | None = None,
+        negative: Raw | None = None,
+        size: tuple[int, int] | None = None,
+        shift: Shift | None = None,
+    ) -> Course:
+        """One batch made ready to run; arguments are those of `generate`, with as many rows as `streams` has."""
+        if size is not None and tuple(size) != self.shape[-2:]:
+            return self.sized(size).course(how, streams, raw=raw, negative=negative, shift=shift)
+        count = len(streams.samples)
+        condition, null = self.encode(raw, count)
+        if negative:
+            kept = {key: value for key, value in (raw or {}).items() if _stays(self.conditioners[key])}
+            null = self.encode({**kept, **negative}, count)[0]
+        shape = self.codec.latent_shape(self.shape)
+        return Course(
+            grid=how.levels(self.process),
+            planned=lambda grid: how.plan(grid, self.variance, shift),
+            guided=lambda condition, null: self._guided(how, condition, null, count, shift),
+            condition=condition,
+            null=null,
+            streams=streams,
+            shape=shape,
+            noise=streams.bind(shape),
+            ahead=self._ahead,
+        )
 
     def save(self, folder: str | Path, *, force: bool = False) -> Path:
         """Writes a folder of model.yaml, a safetensors file per part and card.md, whole or not at all."""
@@ -291,13 +333,11 @@ class Model(nn.Module):
         with torch.autocast(x.device.type, self.precision):
             return self.denoiser(x, level, condition)
 
-    def _guided(self, how: SampleConfig, raw: Raw, negative: Raw, count: int, shift: Shift | None) -> Step:
+    def _guided(
+        self, how: SampleConfig, condition: Condition | None, null: Condition | None, count: int, shift: Shift | None
+    ) -> Step:
         """The step of one batch with its condition bound, guided and clipped."""
-        condition, null = self.encode(raw, count)
         step = self.step(condition)
-        if negative:
-            kept = {key: value for key, value in raw.items() if _stays(self.conditioners[key])}
-            null = self.encode(kept | dict(negative), count)[0]
         if how.guidance.scale != 1:
             if null is None:
                 raise RecipeError(
@@ -313,24 +353,6 @@ class Model(nn.Module):
         if how.clip != "none":
             step = guidance.clip_static(step) if how.clip == "static" else guidance.clip_dynamic(step)
         return step
-
-    def _draw(
-        self,
-        how: SampleConfig,
-        step: Step,
-        streams: Streams,
-        shift: Shift | None,
-        on_step: Callable[[Progress], object] | None,
-    ) -> Tensor:
-        """One batch."""
-        levels = how.levels(self.process)
-        plan = how.plan(levels, self.variance, shift)
-        shape = self.codec.latent_shape(self.shape)
-        x = levels.start(streams.normal(shape, START))
-        with self._ahead(plan.levels if isinstance(plan, samplers.Table) else levels):
-            latents = samplers.run(plan, step, x, noise=streams.bind(shape), on_step=on_step)
-        pixels = self.decode(latents)
-        return pixels if how.clip == "none" else pixels.clamp(-1, 1)
 
     def _ahead(self, levels: Iterable[Level]) -> AbstractContextManager[None]:
         """Where the network can work out what depends on the levels alone before the run, it does."""
@@ -377,19 +399,3 @@ def _sized(part: Any, shape: tuple[int, ...]) -> Any:
 def _stays(conditioner: nn.Module) -> bool:
     """Whether guidance compares with the same value of this condition: it has a usual value, and no "none"."""
     return bool(getattr(conditioner, "stays", False))
-
-
-def _is_rows(value: Any) -> bool:
-    """Whether a raw value holds one entry per row, as opposed to one for all."""
-    return isinstance(value, list | tuple | range) or (isinstance(value, Tensor) and value.ndim > 0)
-
-
-def _rows(key: str, value: Any, count: int) -> Any:
-    """The value with one entry per row."""
-    if not _is_rows(value):
-        return [value] * count
-    if len(value) == 1 and count > 1:
-        return value.expand(count, *value.shape[1:]) if isinstance(value, Tensor) else [value[0]] * count
-    if len(value) != count:
-        raise RecipeError(f"{key}: {len(value)} values for {count} samples; give one, or one for each")
-    return value

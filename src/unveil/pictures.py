@@ -9,8 +9,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from unveil.types import ShapeError
+from unveil.types import RecipeError, ShapeError, nearest
 
+# Forms of animations, and what Pillow calls them
+CLIPS = {"gif": "GIF", "webp": "WEBP", "apng": "PNG"}
 SMALLEST = 96  # pixels of a sample's side on a sheet; smaller ones are enlarged by whole factors
 
 
@@ -44,6 +46,36 @@ def png(pixels: Tensor, texts: Mapping[str, str] | None = None) -> bytes:
     return file.getvalue()
 
 
+def seen(pixels: Tensor) -> Tensor:
+    """Pictures (B, C, H, W) large enough for a person: small ones enlarged by a whole factor, every pixel a square."""
+    factor = max(1, math.ceil(SMALLEST / max(pixels.shape[2:])))
+    return pixels.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+
+
+def clip(frames: Tensor, form: str, rate: float) -> bytes:
+    """An animation of uint8 frames (F, C, H, W), C of 1 or 3, which begins anew when it ends.
+
+    Args:
+        frames: at least 1.
+        form: a key of `CLIPS`; gif has 256 colours, webp and apng lose nothing.
+        rate: frames in a second.
+
+    Raises:
+        RecipeError: another form, or a rate that is not positive.
+    """
+    from PIL import Image
+
+    if form not in CLIPS:
+        raise RecipeError(f"clip {form!r}: must be one of {', '.join(CLIPS)}{nearest(form, [*CLIPS])}")
+    if not rate > 0:
+        raise RecipeError(f"rate {rate}: must be above 0 frames in a second")
+    arrays = [frame[0] if len(frame) == 1 else frame.permute(1, 2, 0) for frame in seen(frames)]
+    first, *rest = [Image.fromarray(array.contiguous().numpy()) for array in arrays]
+    file = io.BytesIO()
+    first.save(file, CLIPS[form], save_all=True, append_images=rest, duration=round(1000 / rate), loop=0, lossless=True)
+    return file.getvalue()
+
+
 def sheet(pixels: Tensor, columns: int | None = None) -> Tensor:
     """One picture (C, H', W') of pictures (B, C, H, W) side by side on white, small ones enlarged pixel by pixel.
 
@@ -52,9 +84,9 @@ def sheet(pixels: Tensor, columns: int | None = None) -> Tensor:
     """
     count, channels, height, width = pixels.shape
     columns = columns or math.ceil(math.sqrt(count))
-    factor = max(1, math.ceil(SMALLEST / max(height, width)))
+    large = seen(pixels)
+    factor = large.shape[2] // height
     gap = max(4, factor // 2)
-    large = pixels.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     down, across = height * factor + gap, width * factor + gap
     page = torch.full(
         (channels, down * math.ceil(count / columns) + gap, across * columns + gap), 255, dtype=torch.uint8

@@ -11,18 +11,34 @@ from typing import Annotated
 
 import typer
 
-from unveil.app import language_cli
+from unveil.app import edit_cli, language_cli, path_cli
 from unveil.app.console import Console
 from unveil.app.options import (
     AsJson,
+    Batch,
     Device,
     Dtype,
+    Every,
     Force,
+    Given,
+    Labels,
+    Like,
+    Metadata,
     ModelName,
+    Negative,
+    Out,
     Overrides,
+    Preview,
     Quiet,
     RecipeName,
+    Scale,
+    Seeds,
+    Settings,
+    Size,
     Small,
+    SomeModel,
+    Steps,
+    seed_of,
 )
 from unveil.app.outcome import guarded
 from unveil.app.study_cli import study_app
@@ -47,6 +63,8 @@ app.add_typer(inspect_app, name="inspect")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(study_app, name="study")
 app.command("translate")(language_cli.translate)
+for command in (*edit_cli.COMMANDS, *path_cli.COMMANDS):
+    app.command(command.__name__)(command)
 
 
 @app.command()
@@ -85,35 +103,34 @@ def train(
 
 @app.command()
 def sample(
-    model: Annotated[str | None, typer.Argument(help="A shipped model, a folder (saved model or run), a file.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Argument(help="Of sampling: steps=20 sampler=heun options.s_churn=4 rescale=0.7")
-    ] = None,
-    label: Annotated[
-        list[str] | None, typer.Option("--label", "--class", help="Class by number or name; may be repeated.")
-    ] = None,
-    given: Annotated[list[str] | None, typer.Option(help="Another condition, as KEY=VALUE; may be repeated.")] = None,
+    model: SomeModel = None,
+    settings: Settings = None,
+    label: Labels = None,
+    given: Given = None,
+    negative: Negative = None,
     count: Annotated[int | None, typer.Option(help="Pictures; one per label when left out.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the whole set.")] = 0,
+    seed: Seeds = None,
     first: Annotated[int, typer.Option(help="Number of the set's first picture that is drawn.")] = 0,
-    steps: Annotated[int | None, typer.Option(help="Network calls; the model's own when left out.")] = None,
+    steps: Steps = None,
     sampler: Annotated[str | None, typer.Option(help="By name; `unveil inspect samplers` lists them.")] = None,
     eta: Annotated[float | None, typer.Option(help="0 deterministic, 1 as noisy as ancestral.")] = None,
-    scale: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is none.")] = None,
+    scale: Scale = None,
     clip: Annotated[str | None, typer.Option(help="static, dynamic or none.")] = None,
     grid: Annotated[
         str | None, typer.Option(help="uniform, leading, trailing, quadratic, or a respacing string.")
     ] = None,
-    batch: Annotated[int, typer.Option(help="Pictures at a time.")] = 64,
-    out: Annotated[Path, typer.Option(help="A folder, or a .png file.")] = Path("samples"),
+    size: Size = None,
+    noise: Annotated[Path | None, typer.Option(help="Start from noise that `unveil invert` found.")] = None,
+    batch: Batch = 64,
+    out: Out = Path("samples"),
+    preview: Preview = None,
+    preview_every: Every = 5,
     strip: Annotated[bool, typer.Option("--strip", help="Also save the way from noise to picture.")] = False,
-    like: Annotated[Path | None, typer.Option(help="Repeat this picture exactly.", metavar="PICTURE")] = None,
+    like: Like = None,
     classifier: Annotated[Path | None, typer.Option(help="A noisy classifier that guides towards the class.")] = None,
     classifier_scale: Annotated[float, typer.Option(help="Of its gradient; 1 is Bayes' rule.")] = 1.0,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the network first, for many pictures.")] = False,
-    metadata: Annotated[
-        bool, typer.Option("--metadata/--no-metadata", help="Say in each file how it was made.")
-    ] = True,
+    metadata: Metadata = True,
     device: Device = "auto",
     dtype: Dtype = "float32",
     force: Force = False,
@@ -127,15 +144,18 @@ def sample(
     from unveil.app import sample as work
 
     console = Console(as_json, quiet)
-    place = work.Place(out, strip=strip, metadata=metadata, force=force)
+    place = work.Place(out, strip=strip, metadata=metadata, force=force, preview=preview, every=preview_every)
     wish = work.Wish(
         model,
         tuple(label or ()),
         tuple(given or ()),
         count=count,
-        seed=seed,
+        seed=seed_of(seed),
         first=first,
         batch=batch,
+        negative=tuple(negative or ()),
+        size=size,
+        words=tuple(settings or ()),
         device=device,
         dtype=dtype,
         classifier=classifier,
@@ -146,7 +166,7 @@ def sample(
         work.repeat(wish, like, place, console)
         return
     changes = {"sampler": sampler, "steps": steps, "eta": eta, "scale": scale, "clip": clip, "grid": grid}
-    work.sample(wish, work.changes(settings or (), changes), place, console)
+    work.sample(wish, work.changes(settings or (), changes), place, console, noise)
 
 
 @app.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -154,9 +153,8 @@ def draw(
     labels = torch.arange(how.samples) % classes if classes else None
     given: dict[str, Sequence[Any]] = {"label": labels.tolist()} if labels is not None else {}
     request = Request(given, seed=how.seed, count=how.samples, batch=min(BATCH, how.samples), sampling=settings)
-    calls = math.ceil(how.samples / request.batch) * (recipe.sample.calls or 0)
-    with console.progress("network call", calls) as progress:
-        pictures = list(generate(model, request, source, on_step=progress.advance))
+    with console.progress("step", 0) as progress:
+        pictures = list(generate(model, request, source, on_step=progress.reach))
     sampling = {**recipe.sample.brief(), "seed": how.seed, "weights": "ema", "samples": how.samples}
     return torch.stack([picture.pixels for picture in pictures]), labels, sampling
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +13,36 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", metavar="DEVICE")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.", metavar="DTYPE")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Of sampling, such as sampler=heun rescale=0.7; a prompt, for models that take one.",
+        metavar="[KEY=VALUE | PROMPT]...",
+    ),
+]
+SomeModel = Annotated[
+    str | None, typer.Argument(help="A shipped model, a folder (saved model or run), a file.", metavar="MODEL")
+]
+SomePictures = Annotated[Path | None, typer.Argument(help="A picture, or a folder of them.", metavar="PICTURE")]
+Labels = Annotated[
+    list[str] | None, typer.Option("--label", "--class", help="Class by number or name; may be repeated.")
+]
+Given = Annotated[list[str] | None, typer.Option(help="Another condition, as KEY=VALUE; may be repeated.")]
+Negative = Annotated[
+    list[str] | None, typer.Option(help="A condition to go away from, as KEY=VALUE; guidance needs a scale above 1.")
+]
+Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Of the whole set; or repeated, one for each picture.")]
+Steps = Annotated[int | None, typer.Option(help="Network calls; the model's own when left out.")]
+Scale = Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is none.")]
+Batch = Annotated[int, typer.Option(help="Pictures at a time.")]
+Size = Annotated[str | None, typer.Option(help="HEIGHTxWIDTH in pixels, for networks that take any.", metavar="HxW")]
+Like = Annotated[Path | None, typer.Option(help="Repeat this picture exactly.", metavar="PICTURE")]
+Out = Annotated[Path, typer.Option(help="A folder, or a .png file.")]
+Preview = Annotated[
+    Path | None, typer.Option(help="Show the estimate in this .png file while it is drawn.", metavar="FILE")
+]
+Every = Annotated[int, typer.Option("--preview-every", help="Steps from one preview to the next.")]
+Metadata = Annotated[bool, typer.Option("--metadata/--no-metadata", help="Say in each file how it was made.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Changes such as train.steps=100.", metavar="[KEY=VALUE]...")
 ]
@@ -19,3 +51,8 @@ RecipeName = Annotated[str, typer.Argument(help="A shipped recipe, a YAML file o
 ModelName = Annotated[
     str, typer.Argument(help="A shipped model, or a folder: a saved model or a run.", metavar="MODEL")
 ]
+
+
+def seed_of(seeds: Sequence[int] | None) -> int | tuple[int, ...]:
+    """One seed for all, or one for each picture, as they were typed."""
+    return 0 if not seeds else seeds[0] if len(seeds) == 1 else tuple(seeds)

@@ -38,11 +38,12 @@ def key(*numbers: int) -> int:
     return int(state[0])
 
 
-def keys(seed: int, samples: Sequence[int] | Words, step: int, draw: int) -> Words:
-    """`key(seed, sample, step, draw)` of every sample, (B,)."""
+def keys(seed: int | Sequence[int], samples: Sequence[int] | Words, step: int, draw: int) -> Words:
+    """`key(seed, sample, step, draw)` of every sample, (B,); the seed is one for all, or one for each."""
     state = np.full(len(samples), _GOLDEN, dtype=np.uint64)
     each = samples if isinstance(samples, np.ndarray) else np.array([n & _MASK for n in samples], dtype=np.uint64)
-    for number in (seed, each, step, draw):
+    seeds = seed if isinstance(seed, int) else np.array([n & _MASK for n in seed], dtype=np.uint64)
+    for number in (seeds, each, step, draw):
         part = number if isinstance(number, np.ndarray) else np.uint64(number & _MASK)
         state = mix(state + (part + np.full(1, _GOLDEN, dtype=np.uint64)))
     return state
@@ -69,13 +70,15 @@ class Streams:
     """The random numbers of a batch of samples.
 
     Args:
-        seed: of the whole run.
+        seed: of the whole run, or one for each sample.
         samples: the number of each sample in it, (B,): position in a set of generated pictures, or the
             global count of training examples seen before this one.
         device: where the numbers are sent; they are always drawn on the CPU, so every device gets the same.
     """
 
-    def __init__(self, seed: int, samples: Sequence[int], *, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, seed: int | Sequence[int], samples: Sequence[int], *, device: torch.device | str = "cpu"
+    ) -> None:
         self.seed = seed
         self.samples = [int(n) for n in samples]
         self.device = device

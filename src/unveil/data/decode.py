@@ -152,9 +152,23 @@ def pixels(image: ImageFile, rule: Rule) -> Tensor:
             box = (box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale)
     load(image)
     fitted = _fit(_eight_bits(image, rule), rule, box, size)
-    turn = _UPRIGHT.get(_orientation(image))
-    array = np.array(fitted if turn is None else fitted.transpose(turn), dtype=np.uint8)
-    return torch.from_numpy(array[..., None] if array.ndim == 2 else array).permute(2, 0, 1).contiguous()
+    return _tensor(_upright(fitted, image))
+
+
+def natural(image: ImageFile, channels: Literal[1, 3], size: tuple[int, int] | None = None) -> Tensor:
+    """The picture in its own size, uint8 (channels, H, W); or its centre in another (height, width), resampled once.
+
+    What is transparent is laid on white.
+    """
+    load(image)
+    shown = _upright(_eight_bits(image, Rule(0, channels)), image)
+    if size is not None and (shown.height, shown.width) != size:
+        scale = min(shown.height / size[0], shown.width / size[1])
+        tall, wide = size[0] * scale, size[1] * scale
+        left, top = (shown.width - wide) / 2, (shown.height - tall) / 2
+        box = (left, top, left + wide, top + tall)
+        shown = shown.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
+    return _tensor(shown)
 
 
 def read(root: Path, relative: str, rule: Rule) -> Tensor:
@@ -219,6 +233,16 @@ def _eight_bits(loaded: ImageFile, rule: Rule) -> Image.Image:
     if image.mode == "P" and rule.channels == 1:
         image = image.convert("RGB")
     return image.convert("L" if rule.channels == 1 else "RGB")
+
+
+def _upright(image: Image.Image, read: ImageFile) -> Image.Image:
+    turn = _UPRIGHT.get(_orientation(read))
+    return image if turn is None else image.transpose(turn)
+
+
+def _tensor(image: Image.Image) -> Tensor:
+    array = np.array(image, dtype=np.uint8)
+    return torch.from_numpy(array[..., None] if array.ndim == 2 else array).permute(2, 0, 1).contiguous()
 
 
 def _colour(name: str, mode: str) -> int | tuple[int, ...]:

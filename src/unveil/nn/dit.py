@@ -146,6 +146,7 @@ class DiT(nn.Module):
         super().__init__()
         self.config = config
         self.vector_dim = config.vector_dim
+        self.multiple = config.patch  # of both sides of x
         width, patch, half = config.width, config.patch, config.depth // 2
         self.adaptive = config.design in ("adaln", "adaln-zero")
 
@@ -302,7 +303,7 @@ class DiT(nn.Module):
     def _check(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.config.in_channels:
             raise ShapeError(f"x {tuple(x.shape)}: must be (B, {self.config.in_channels}, H, W)")
-        check_multiple(x, self.config.patch)
+        check_multiple(x, self.multiple)
 
     def _initialise(self) -> None:
         """As published: Xavier's uniform weights, no biases, a small embedding of time, and zeros.

@@ -214,6 +214,7 @@ class SongUNet(nn.Module):
         super().__init__()
         self.config = config
         self.vector_dim = config.vector_dim
+        self.multiple = config.rates[-1]  # of both sides of x
         style, pictures = config.style, config.in_channels + config.context_channels
         if config.embedding == "fourier":
             self.register_buffer("frequencies", FOURIER_SCALE * torch.randn(config.vector_dim // 2))
@@ -318,6 +319,7 @@ class DhariwalUNet(nn.Module):
         super().__init__()
         self.config = config
         self.vector_dim = config.vector_dim
+        self.multiple = config.rates[-1]  # of both sides of x
         style, last = config.style, len(config.widths) - 1
         attends = [rate in config.attention for rate in config.rates]
         self.map_1 = nn.Linear(config.channels, config.vector_dim)

@@ -312,6 +312,7 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         self.vector_dim = config.vector_dim
+        self.multiple = config.patch * config.rates[-1]  # of both sides of x
         squares = config.patch**2
         widths, last = config.widths, len(config.multipliers) - 1
         heads_up = config.heads if config.heads_up is None else config.heads_up
@@ -349,7 +350,7 @@ class UNet(nn.Module):
         config, condition = self.config, condition or Condition()
         if x.ndim != 4 or x.shape[1] != config.in_channels:
             raise ShapeError(f"x {tuple(x.shape)}: must be (B, {config.in_channels}, H, W)")
-        check_multiple(x, config.patch * config.rates[-1])
+        check_multiple(x, self.multiple)
         if condition.tokens is not None:
             raise ShapeError("condition.tokens: this network has no cross-attention; pass a vector or channels")
         time = self.time(t)  # (B, D)

@@ -74,6 +74,7 @@ class UNet2015(nn.Module):
         super().__init__()
         self.config = config
         self.vector_dim = config.vector_dim
+        self.multiple = 2 ** (len(config.widths) - 1)  # of both sides of x
         widths = config.widths
         self.time = TimeEmbedding(widths[0], config.vector_dim, "cos-sin")
         inputs = [config.in_channels + config.context_channels, *widths]
@@ -96,7 +97,7 @@ class UNet2015(nn.Module):
         """
         if x.ndim != 4 or x.shape[1] != self.config.in_channels:
             raise ShapeError(f"x {tuple(x.shape)}: must be (B, {self.config.in_channels}, H, W)")
-        check_multiple(x, 2 ** (len(self.down) - 1))
+        check_multiple(x, self.multiple)
         condition = condition or Condition()
         time = self.time(t)
         if (vector := vector_of(condition, len(x), self.vector_dim)) is not None:

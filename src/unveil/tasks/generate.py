@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -14,10 +15,12 @@ from unveil.checkpoints.guide import Guide
 from unveil.conditioning.label import Label
 from unveil.config import SampleConfig
 from unveil.core import guidance
-from unveil.core.samplers import Progress
 from unveil.core.samplers.ancestral import Shift
 from unveil.model import Model
 from unveil.pictures import to_pixels
+from unveil.tasks.edit import PLAIN, Edit
+from unveil.tasks.film import Film, Preview
+from unveil.tasks.size import check_size
 from unveil.types import MediaError, RecipeError, WeightsError, nearest
 
 _UNSET = dict.fromkeys(("eta", "interval", "channels"))  # settings that a record may lack
@@ -30,6 +33,11 @@ class Source(NamedTuple):
 
     name: str
     sha256: str
+
+
+# (steps made, steps in all or 0)
+OnStep = Callable[[int, int], object]
+UNNAMED = Source("unnamed", "")
 
 
 class Guided(NamedTuple):
@@ -45,15 +53,19 @@ class Request:
 
     Attributes:
         given: the condition by key: one value for all pictures, or one each.
-        seed: of the set; `first` is the number of its first sample, and `count` how many are made.
+        seed: of the set; or one for each picture.
+        first: the number of its first sample, and `count` how many are made. With a seed for each picture, the
+            number that all of them have.
         batch: at a time; the last one may be smaller.
         sampling: changes of the model's own settings, by the names of `SampleConfig.flat`.
+        negative: a condition to go away from, as `given`.
+        size: height and width in pixels; none: the model's own, or that of what is edited.
         guided: by a noisy classifier, towards given["label"], which the model itself need not take.
         compiled: whether torch compiles the network before.
     """
 
     given: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    seed: int = 0
+    seed: int | tuple[int, ...] = 0
     first: int = 0
     count: int = 1
     batch: int = 16
@@ -61,15 +73,36 @@ class Request:
     dtype: str = "float32"
     guided: Guided | None = None
     compiled: bool = False
+    negative: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        for name, low in (("count", 1), ("batch", 1), ("seed", 0), ("first", 0)):
+        for name, low in (("count", 1), ("batch", 1), ("first", 0)):
             if getattr(self, name) < low:
                 raise RecipeError(f"{name} = {getattr(self, name)}: at least {low}")
+        if (least := min((self.seed,) if isinstance(self.seed, int) else self.seed, default=0)) < 0:
+            raise RecipeError(f"seed = {least}: at least 0")
+        if not isinstance(self.seed, int) and len(self.seed) != self.count:
+            raise RecipeError(f"seed: {len(self.seed)} for {self.count} pictures; give one, or one for each")
         if self.dtype not in DTYPES:
             raise RecipeError(
                 f"dtype {self.dtype!r}: must be one of {', '.join(DTYPES)}{nearest(self.dtype, [*DTYPES])}"
             )
+
+    def part(self, start: int, stop: int) -> Request:
+        """The request of these rows alone: their seeds, numbers and conditions are those of the whole."""
+        given, negative = (
+            {key: _each(key, values, self.count)[start:stop] for key, values in one.items()}
+            for one in (self.given, self.negative)
+        )
+        rows = {"given": given, "negative": negative, "count": stop - start}
+        if isinstance(self.seed, int):
+            return replace(self, **rows, first=self.first + start)
+        return replace(self, **rows, seed=self.seed[start:stop])
+
+    def named(self, row: int) -> tuple[int, int]:
+        """The seed and the sample number of a picture."""
+        return (self.seed, self.first + row) if isinstance(self.seed, int) else (self.seed[row], self.first)
 
 
 class Picture(NamedTuple):
@@ -84,56 +117,76 @@ class Picture(NamedTuple):
 def generate(
     model: Model,
     request: Request,
-    source: Source,
+    source: Source = UNNAMED,
+    edit: Edit = PLAIN,
     *,
     frames: int = 0,
-    on_step: Callable[[], object] | None = None,
+    on_step: OnStep | None = None,
+    preview: Preview | None = None,
 ) -> Iterator[Picture]:
     """The pictures of a request, batch by batch.
 
     Args:
+        source: which model it is, for the record.
+        edit: what is made of generation: an edit of pictures, a path between two samples.
         frames: how many states on the way are kept for each.
-        on_step: called after every step of every batch; may raise `types.Cancelled`.
+        on_step: called after every step with the number of those made, and of all, 0 where that is not known; may
+            raise `types.Cancelled`.
+        preview: shows the estimate on the way.
+
+    Raises:
+        RecipeError: a setting that cannot work, such as a size that the network does not take.
     """
     sampling = model.sampling.changed(request.sampling).flat()
     model.precision = DTYPES[request.dtype]
     if request.compiled:
         model.compiled()
-    given = {key: _each(key, values, request.count) for key, values in request.given.items()}
+    size = request.size or edit.size
+    if size is not None:
+        check_size(model, size)
+    given, avoided = (
+        {key: _each(key, values, request.count) for key, values in one.items()}
+        for one in (request.given, request.negative)
+    )
+    batches = math.ceil(request.count / request.batch)
     for start in range(0, request.count, request.batch):
         count = min(request.batch, request.count - start)
-        rows = {key: values[start : start + count] for key, values in given.items()}
-        film = _Film(frames, on_step)
+        here = slice(start, start + count)
+        rows, away = ({key: values[here] for key, values in one.items()} for one in (given, avoided))
+        film = Film(model, frames, on_step and part(on_step, start // request.batch, batches), preview)
         shift = None if request.guided is None else _shift(model, request.guided, rows)
+        known = {key: values for key, values in rows.items() if shift is None or key in model.conditioners}
+        shown = edit.shown(here)
         samples = model.generate(
-            raw={key: values for key, values in rows.items() if shift is None or key in model.conditioners},
+            raw={**known, **shown},
             count=count,
-            seed=request.seed,
-            first_sample=request.first + start,
+            seed=request.seed if isinstance(request.seed, int) else request.seed[here],
+            first_sample=request.named(start)[1],
             on_step=film,
             sampling=sampling,
+            # what is shown stays where the rest of the condition is left away
+            negative={**shown, **away} if away or (shown and sampling["scale"] != 1) else None,
             shift=shift,
+            size=size,
+            change=lambda course, _, here=here: edit.change(course, here),
         )
-        pixels = to_pixels(samples)
+        pixels = edit.finish(to_pixels(samples), here)
         shots = film.shots(samples)
-        batch = {"first": request.first + start, "count": count, "given": rows}
+        settings = {**sampling, **_about(model, request)}
+        batch = {**_batch(request, here, rows, away), **edit.of_batch(here)}
         for row in range(count):
+            seed, number = request.named(start + row)
             facts = {
                 "model": source._asdict(),
-                **sampling,
-                "dtype": request.dtype,
-                "compiled": request.compiled,
-                "device": model.device.type,
-                "threads": torch.get_num_threads(),
-                "versions": versions(),
-                "seed": request.seed,
-                "sample": request.first + start + row,
+                **settings,
+                "seed": seed,
+                "sample": number,
                 "given": {key: values[row] for key, values in rows.items()},
+                **({"negative": {key: values[row] for key, values in away.items()}} if away else {}),
+                **edit.of_picture(start + row),
+                "place": row,
                 "batch": batch,
             }
-            if (guided := request.guided) is not None:
-                classifier = {"name": guided.classifier.name, "sha256": guided.classifier.sha256}
-                facts["classifier"] = {**classifier, "scale": guided.scale}
             yield Picture(samples[row], pixels[row], facts, shots[row])
 
 
@@ -141,14 +194,16 @@ def repeat(
     model: Model,
     facts: Mapping[str, Any],
     source: Source,
-    on_step: Callable[[], object] | None = None,
+    on_step: OnStep | None = None,
     *,
     classifier: Guide | None = None,
+    edit: Edit = PLAIN,
 ) -> Picture:
     """The same picture again, from its record: its whole batch is drawn, since kernels differ by batch.
 
     Args:
         classifier: that guided it, if one did.
+        edit: of its batch, made again from what the record says and the inputs that it names (`verbs.again`).
 
     Raises:
         MediaError: the record lacks something.
@@ -158,18 +213,20 @@ def repeat(
         made_by, batch = facts["model"]["sha256"], facts["batch"]
         request = Request(
             given={str(key): list(values) for key, values in batch["given"].items()},
-            seed=int(facts["seed"]),
+            negative={str(key): list(values) for key, values in batch.get("negative", {}).items()},
+            seed=tuple(map(int, batch["seeds"])) if "seeds" in batch else int(facts["seed"]),
             first=int(batch["first"]),
             count=int(batch["count"]),
             batch=int(batch["count"]),
-            sampling={name: facts[name] for name in SampleConfig().flat() | _UNSET if name in facts},
+            sampling=sampling_of(facts),
             dtype=str(facts["dtype"]),
             compiled=bool(facts.get("compiled", False)),
             guided=_guided_by(facts.get("classifier"), classifier),
+            size=(int(facts["size"][0]), int(facts["size"][1])) if "size" in facts else None,
         )
-        place = int(facts["sample"]) - request.first
+        place = int(facts["place"]) if "place" in facts else int(facts["sample"]) - request.first
         threads = int(facts["threads"])
-    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as problem:
         if isinstance(problem, RecipeError):
             raise
         raise MediaError(f"the picture's record lacks {problem}; it was not written by this program") from problem
@@ -181,9 +238,19 @@ def repeat(
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, threads))  # sums are split by thread
     try:
-        return list(generate(model, request, source, on_step=on_step))[place]
+        return list(generate(model, request, source, edit, on_step=on_step))[place]
     finally:
         torch.set_num_threads(before)
+
+
+def part(on_step: OnStep, number: int, count: int) -> OnStep:
+    """Steps of one batch of several, as steps of all."""
+    return lambda done, total: on_step(number * total + done, count * total)
+
+
+def sampling_of(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of sampling in a record, by the names of `SampleConfig.flat`."""
+    return {name: facts[name] for name in SampleConfig().flat() | _UNSET if name in facts}
 
 
 def versions() -> dict[str, str]:
@@ -223,28 +290,37 @@ def _guided_by(told: Mapping[str, Any] | None, classifier: Guide | None) -> Guid
     return Guided(classifier, float(told["scale"]))
 
 
-class _Film:
-    """Keeps some states of a run, evenly spaced, and passes each step on."""
+def _about(model: Model, request: Request) -> dict[str, Any]:
+    """What else the pictures of a request depend on."""
+    facts: dict[str, Any] = {
+        "dtype": request.dtype,
+        "compiled": request.compiled,
+        "device": model.device.type,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
+    if request.size is not None:
+        facts["size"] = list(request.size)
+    if (guided := request.guided) is not None:
+        classifier = {"name": guided.classifier.name, "sha256": guided.classifier.sha256}
+        facts["classifier"] = {**classifier, "scale": guided.scale}
+    return facts
 
-    def __init__(self, frames: int, on_step: Callable[[], object] | None) -> None:
-        self._frames, self._on_step = frames, on_step
-        self._kept: list[Tensor] = []
 
-    def __call__(self, progress: Progress) -> None:
-        done, total = progress.state.number, progress.total
-        # the last frame is the sample itself
-        if total is None or (done < total and done * self._frames // total > (done - 1) * self._frames // total):
-            self._kept.append(progress.state.x.float().cpu().clone())
-        if self._on_step:
-            self._on_step()
-
-    def shots(self, samples: Tensor) -> Tensor:
-        """The frames of each sample, (B, F, ...)."""
-        if not self._frames:
-            return samples.new_empty(len(samples), 0, *samples.shape[1:])
-        wanted = min(self._frames - 1, len(self._kept))  # a run of unknown length kept every step
-        chosen = [self._kept[k * len(self._kept) // wanted] for k in range(wanted)]
-        return torch.stack([*chosen, samples.float().cpu()], dim=1)
+def _batch(
+    request: Request, here: slice, given: Mapping[str, Sequence[Any]], negative: Mapping[str, Sequence[Any]]
+) -> dict[str, Any]:
+    """Everything that a batch's pictures have to be drawn with again."""
+    facts: dict[str, Any] = {
+        "first": request.named(here.start)[1],
+        "count": here.stop - here.start,
+        "given": dict(given),
+    }
+    if negative:
+        facts["negative"] = dict(negative)
+    if not isinstance(request.seed, int):
+        facts["seeds"] = list(request.seed[here])
+    return facts
 
 
 def _each(key: str, values: Sequence[Any], count: int) -> list[Any]:

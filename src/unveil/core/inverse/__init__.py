@@ -13,7 +13,7 @@ from unveil.core.inverse.operator import (
     gaussian,
     project,
 )
-from unveil.core.inverse.start import sdedit
+from unveil.core.inverse.start import noised, sdedit, share_of
 
 __all__ = [
     "Mask",
@@ -29,8 +29,10 @@ __all__ = [
     "dps",
     "gaussian",
     "masked",
+    "noised",
     "paste",
     "project",
     "resampled",
     "sdedit",
+    "share_of",
 ]

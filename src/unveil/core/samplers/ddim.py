@@ -53,8 +53,11 @@ def encode(grid: Grid) -> Table:
     return Table(rows)
 
 
-def slerp(first: Tensor, last: Tensor, weight: float) -> Tensor:
-    """Between two noises along the sphere, per sample: weight 0 is the first, 1 the last.
+def slerp(first: Tensor, last: Tensor, weight: float | Tensor) -> Tensor:
+    """Between two noises (B, ...) along the sphere, per sample: weight 0 is the first, 1 the last, bit by bit.
+
+    Args:
+        weight: one for all samples, or (B,).
 
     Source: Shoemake 1985; Song et al. 2020, eq. 67 (arXiv:2010.02502).
     """
@@ -62,10 +65,11 @@ def slerp(first: Tensor, last: Tensor, weight: float) -> Tensor:
     cosine = torch.nn.functional.cosine_similarity(a, b, dim=1).clamp(-1, 1)
     angle = cosine.arccos()[:, None]
     sine = angle.sin()
+    weight = torch.as_tensor(weight, dtype=a.dtype, device=a.device).expand(len(a))[:, None]
     flat = sine < 1e-6  # parallel: the sphere's arc is the straight line
     safe = torch.where(flat, torch.ones_like(sine), sine)
-    on_a = torch.where(flat, torch.full_like(sine, 1 - weight), ((1 - weight) * angle).sin() / safe)
-    on_b = torch.where(flat, torch.full_like(sine, weight), (weight * angle).sin() / safe)
+    on_a = torch.where(flat, 1 - weight, ((1 - weight) * angle).sin() / safe)
+    on_b = torch.where(flat, weight, (weight * angle).sin() / safe)
     return (on_a * a + on_b * b).reshape(first.shape)
 
 

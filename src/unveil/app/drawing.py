@@ -1,0 +1,154 @@
+"""What every command that draws does alike: it watches the run, and writes pictures with their records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unveil.app.console import Console
+from unveil.files import refuse_overwrite, write_atomically
+from unveil.model import Model
+from unveil.pictures import png, sheet, to_pixels
+from unveil.tasks.edit import PLAIN, Edit
+from unveil.tasks.film import Preview
+from unveil.tasks.generate import Picture, Request, Source, generate
+from unveil.tasks.record import FACTS, PARAMETERS, parameters
+
+FRAMES = 9  # of a strip: the noise's first step to the picture
+STRIPS = 8  # samples that a strip shows at most
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where pictures go: a folder, or one .png file; and where the estimate is shown on the way."""
+
+    out: Path
+    strip: bool = False
+    metadata: bool = True
+    force: bool = False
+    preview: Path | None = None
+    every: int = 5
+
+    @property
+    def one_file(self) -> bool:
+        """Whether everything goes into a single picture."""
+        return self.out.suffix.lower() == ".png"
+
+    def check(self) -> None:
+        """Refuses what is there already, before any work.
+
+        Raises:
+            NotWritable: a file that would be overwritten.
+        """
+        for path in ([self.out] if self.one_file else []) + ([self.preview] if self.preview else []):
+            refuse_overwrite(path, self.force)
+
+
+@dataclass
+class Written:
+    """The files of a command."""
+
+    pictures: list[Path] = field(default_factory=list)
+    sheet: Path | None = None
+    strip: Path | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "pictures": [str(path) for path in self.pictures],
+            "sheet": str(self.sheet) if self.sheet else None,
+            "strip": str(self.strip) if self.strip else None,
+        }
+
+    def text(self) -> str:
+        """For a person."""
+        lines = [str(self.pictures[0])] if len(self.pictures) == 1 else []
+        if len(self.pictures) > 1:
+            lines.append(f"{len(self.pictures)} pictures: {self.pictures[0]} ... {self.pictures[-1].name}")
+        return "\n".join([*lines, *(str(path) for path in (self.sheet, self.strip) if path)])
+
+
+def draw(
+    model: Model, source: Source, request: Request, place: Place, console: Console, edit: Edit = PLAIN
+) -> list[Picture]:
+    """The pictures of a request, with progress, and previews where the place asks for them."""
+    frames = FRAMES if place.strip else 0
+    with console.progress("step", 0) as progress:
+        return list(
+            generate(
+                model, request, source, edit, frames=frames, on_step=progress.reach, preview=_preview(place)
+            )
+        )  # fmt: skip
+
+
+def write(
+    pictures: Sequence[Picture], place: Place, columns: int | None = None, names: Sequence[str] | None = None
+) -> Written:
+    """One file each and a sheet of all; a single .png holds the picture, or the sheet.
+
+    Args:
+        pictures: at least one; a sheet and a strip need all of one size.
+        place: where they go.
+        columns: of the sheet.
+        names: of the files in a folder; by seed and number when left out.
+
+    Raises:
+        NotWritable: a file is there already; nothing was written.
+    """
+    files: dict[Path, bytes] = {}
+    written = Written()
+    alike = len({picture.pixels.shape for picture in pictures}) == 1
+    names = names or [f"seed{one.facts['seed']}_{one.facts['sample']:05d}.png" for one in pictures]
+    if not place.one_file:
+        for picture, name in zip(pictures, names, strict=True):
+            files[place.out / name] = png(picture.pixels, _texts(picture, place.metadata))
+            written.pictures.append(place.out / name)
+    elif len(pictures) == 1:
+        files[place.out] = png(pictures[0].pixels, _texts(pictures[0], place.metadata))
+        written.pictures.append(place.out)
+    if len(pictures) > 1 and alike:
+        written.sheet = place.out if place.one_file else place.out / "sheet.png"
+        files[written.sheet] = png(sheet(torch.stack([picture.pixels for picture in pictures]), columns))
+    if place.strip and alike:
+        written.strip = place.out.with_suffix(".strip.png") if place.one_file else place.out / "strip.png"
+        shown = torch.stack([to_pixels(picture.frames) for picture in pictures[:STRIPS]])
+        files[written.strip] = png(sheet(shown.flatten(0, 1), columns=shown.shape[1]))
+    put(files, place.force)
+    return written
+
+
+def put(files: dict[Path, bytes], force: bool) -> None:
+    """Writes every file, each whole or not at all.
+
+    Raises:
+        NotWritable: one is there already; nothing was written.
+    """
+    for path in files:
+        refuse_overwrite(path, force)
+    for path, content in files.items():
+        write_atomically(path, content)
+
+
+def _preview(place: Place) -> Preview | None:
+    if place.preview is None:
+        return None
+    path = place.preview
+
+    def show(pixels: Tensor, done: int, total: int | None) -> None:
+        del done, total
+        write_atomically(path, png(sheet(pixels)))
+
+    return Preview(show, place.every)
+
+
+def _texts(picture: Picture, metadata: bool) -> dict[str, str]:
+    if not metadata:
+        return {}
+    facts = picture.facts
+    return {PARAMETERS: parameters(facts, picture.pixels.shape[1:]), FACTS: json.dumps(facts, ensure_ascii=False)}

@@ -1,0 +1,166 @@
+"""The commands around samples of a model: others near one, the way between two, the noise of a picture.
+
+What they do lies in `edit.py`, imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unveil.app.console import Console
+from unveil.app.options import (
+    AsJson,
+    Batch,
+    Device,
+    Dtype,
+    Every,
+    Force,
+    Given,
+    Labels,
+    Like,
+    Metadata,
+    Negative,
+    Out,
+    Preview,
+    Quiet,
+    Scale,
+    Seeds,
+    Settings,
+    Size,
+    SomeModel,
+    SomePictures,
+    Steps,
+    seed_of,
+)
+
+
+def vary(
+    picture: Annotated[Path | None, typer.Argument(help="One that `unveil sample` drew.", metavar="PICTURE")] = None,
+    model: Annotated[str | None, typer.Option(help="That drew it, where its name is not enough to find it.")] = None,
+    amount: Annotated[float, typer.Option(help="0 is the same picture, 1 another one.")] = 0.3,
+    count: Annotated[int | None, typer.Option(help="Pictures; one per seed when left out.")] = None,
+    seed: Seeds = None,
+    batch: Batch = 64,
+    classifier: Annotated[Path | None, typer.Option(help="The one that guided the picture, if one did.")] = None,
+    classifier_scale: Annotated[float, typer.Option(help="Of its gradient.")] = 1.0,
+    out: Out = Path("varied"),
+    strip: Annotated[bool, typer.Option("--strip", help="Also save the way from noise to picture.")] = False,
+    preview: Preview = None,
+    preview_every: Every = 5,
+    like: Like = None,
+    metadata: Metadata = True,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw pictures near one: its noise is moved towards that of other seeds.
+
+    Example: unveil vary samples/seed0_00000.png --amount 0.2 --count 8 --out near
+    """
+    from unveil.app import edit as work
+
+    wish = work.Wish(
+        model,
+        count=count,
+        seed=seed_of(seed),
+        batch=batch,
+        device=device,
+        classifier=classifier,
+        classifier_scale=classifier_scale,
+    )
+    place = work.Place(out, strip=strip, metadata=metadata, force=force, preview=preview, every=preview_every)
+    work.vary(wish, picture, amount, place, Console(as_json, quiet), like)
+
+
+def interpolate(
+    model: SomeModel = None,
+    settings: Settings = None,
+    label: Labels = None,
+    given: Given = None,
+    negative: Negative = None,
+    seed: Annotated[list[int] | None, typer.Option("--seed", help="Of the first sample, and of the last.")] = None,
+    first: Annotated[int, typer.Option(help="Number of both samples in their sets.")] = 0,
+    frames: Annotated[int, typer.Option(help="In all, both ends among them.")] = 16,
+    clip: Annotated[str, typer.Option(help="Form of the animation: gif, webp or apng.")] = "gif",
+    rate: Annotated[float, typer.Option(help="Frames in a second.")] = 12.0,
+    steps: Steps = None,
+    scale: Scale = None,
+    size: Size = None,
+    batch: Batch = 64,
+    out: Annotated[Path, typer.Option(help="A folder, or a .gif, .webp or .apng file.")] = Path("way"),
+    like: Like = None,
+    metadata: Metadata = True,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw the way from one sample to another, as frames and as an animation.
+
+    Example: unveil interpolate ddpm-digits --seed 3 --seed 9 --label 3 --label 8 --frames 24 --out way
+    """
+    from unveil.app import edit as work
+
+    wish = work.Wish(
+        model,
+        tuple(label or ()),
+        tuple(given or ()),
+        seed=seed_of(seed),
+        first=first,
+        batch=batch,
+        device=device,
+        dtype=dtype,
+        negative=tuple(negative or ()),
+        size=size,
+        words=tuple(settings or ()),
+    )
+    place = work.Place(out, metadata=metadata, force=force)
+    way = work.Way(frames, clip, rate)
+    work.interpolate(wish, way, {"steps": steps, "scale": scale}, place, Console(as_json, quiet), like)
+
+
+def invert(
+    model: SomeModel = None,
+    picture: SomePictures = None,
+    settings: Settings = None,
+    label: Labels = None,
+    given: Given = None,
+    negative: Negative = None,
+    steps: Steps = 50,
+    scale: Scale = None,
+    size: Size = None,
+    batch: Batch = 64,
+    out: Annotated[Path, typer.Option(help="A .safetensors file.")] = Path("noise.safetensors"),
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find the noise that a picture comes from, by DDIM backwards; `unveil sample --noise` goes on from it.
+
+    Example: unveil invert ddpm-digits three.png --label 3 --out three.safetensors
+    """
+    from unveil.app import edit as work
+
+    wish = work.Wish(
+        model,
+        tuple(label or ()),
+        tuple(given or ()),
+        batch=batch,
+        device=device,
+        dtype=dtype,
+        negative=tuple(negative or ()),
+        size=size,
+        words=tuple(settings or ()),
+    )
+    place = work.Place(out, force=force)
+    work.invert(wish, picture, {"steps": steps, "scale": scale}, place, Console(as_json, quiet))
+
+
+COMMANDS = (vary, interpolate, invert)

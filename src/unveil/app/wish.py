@@ -1,0 +1,179 @@
+"""What is asked of which model, as typed on a command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unveil.app.models import device as pick
+from unveil.app.models import open_model
+from unveil.checkpoints.guide import load_guide
+from unveil.conditioning.image import ContextChannels
+from unveil.config import override
+from unveil.model import Model
+from unveil.tasks.generate import DTYPES, Guided, Request, Source
+from unveil.types import RecipeError, nearest
+
+PROMPT = "prompt"  # the key of a condition that is typed without it
+_SETTING = re.compile(r"[A-Za-z_][\w.]*=")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked of which model, as typed."""
+
+    model: str | None
+    labels: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
+    count: int | None = None
+    seed: int | tuple[int, ...] = 0
+    first: int = 0
+    batch: int = 64
+    device: str = "auto"
+    dtype: str = "float32"
+    classifier: Path | None = None
+    classifier_scale: float = 1.0
+    compiled: bool = False
+    negative: tuple[str, ...] = ()
+    size: str | None = None
+    words: tuple[str, ...] = ()  # settings as KEY=VALUE, and a prompt
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Every seed that was given."""
+        return (self.seed,) if isinstance(self.seed, int) else self.seed
+
+    def conditions(self, model: Model) -> dict[str, list[Any]]:
+        """What was given, by key.
+
+        Raises:
+            RecipeError: not KEY=VALUE, or a prompt for a model that takes none.
+        """
+        prompts = [word for word in self.words if not _SETTING.match(word)]
+        if prompts and PROMPT not in model.conditioners:
+            known = list(model.conditioners)
+            raise RecipeError(
+                f"{prompts[0]!r}: settings are written KEY=VALUE, and this model takes no prompt but "
+                f"{', '.join(known) or 'nothing'}{nearest(prompts[0], known)}"
+            )
+        given: dict[str, list[Any]] = {"label": list(self.labels)} if self.labels else {}
+        if prompts:
+            given[PROMPT] = prompts
+        return assigned(self.given, "--given", given)
+
+    def request(self, model: Model, changes: Mapping[str, Any], count: int) -> Request:
+        """The request for so many pictures.
+
+        Args:
+            model: that is asked.
+            changes: of the settings of sampling.
+            count: of pictures.
+        """
+        changes = dict(changes)
+        guided = self.guided(model, changes.pop("classifier", None))
+        return Request(
+            self.conditions(model), self.seed, self.first, count, self.batch, changes, self.dtype, guided,
+            self.compiled, assigned(self.negative, "--negative", {}), self.sized(),
+        )  # fmt: skip
+
+    def number(self, model: Model) -> int:
+        """How many pictures are meant: as said, or one for each seed or value of a condition."""
+        if self.count is not None:
+            return self.count
+        return max([1, len(self.seeds), *map(len, self.conditions(model).values())])
+
+    def sized(self) -> tuple[int, int] | None:
+        """Height and width, where they were given.
+
+        Raises:
+            RecipeError: not HxW.
+        """
+        if self.size is None:
+            return None
+        found = re.fullmatch(r"(\d+)x(\d+)", self.size)
+        if found is None:
+            raise RecipeError(f"--size {self.size!r}: is written HEIGHTxWIDTH in pixels, such as --size 64x96")
+        return int(found[1]), int(found[2])
+
+    def guided(self, model: Model, said: Mapping[str, Any] | None = None) -> Guided | None:
+        """Guidance by the classifier that was named."""
+        if self.classifier is None:
+            return None
+        guide = load_guide(self.classifier, model.process, said)
+        guide.network.to(model.device)
+        return Guided(guide, self.classifier_scale)
+
+
+def opened(wish: Wish, name: str, said: Mapping[str, Any] | None = None) -> tuple[Model, Source]:
+    """The model of a wish, ready to draw pictures.
+
+    Raises:
+        RecipeError: a model whose samples are no pictures.
+    """
+    model, source = open_model(name, pick(wish.device), said)
+    if len(model.shape) != 3 or model.shape[0] not in (1, 3):
+        raise RecipeError(
+            f"this model makes samples of shape {model.shape}, which are no pictures; "
+            "use it from Python: unveil.load(...).generate(...)"
+        )
+    if wish.dtype in DTYPES:  # else the request refuses it
+        model.lowered(DTYPES[wish.dtype])
+    return model, source
+
+
+def check_shown(model: Model, given: Sequence[str] = ()) -> None:
+    """Refuses a model that has to be shown pictures which nobody gave.
+
+    Args:
+        model: that is asked.
+        given: keys of the pictures that the command gives.
+
+    Raises:
+        RecipeError: there are others.
+    """
+    keys = [key for key, one in model.conditioners.items() if isinstance(one, ContextChannels) and key not in given]
+    if keys:
+        raise RecipeError(
+            f"this model is given a picture under {keys[0]!r}, which cannot be typed; "
+            "use it from Python: unveil.load(...).generate(raw=...)"
+        )
+
+
+def changes(words: Sequence[str], named: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of sampling: those typed as KEY=VALUE, and those given by options, which win. A prompt is no setting.
+
+    Raises:
+        RecipeError: a setting that cannot be read.
+    """
+    typed: dict[str, Any] = {}
+    for word in words:
+        if _SETTING.match(word):
+            override(typed, word)
+    return typed | {name: value for name, value in named.items() if value is not None}
+
+
+def assigned(assignments: Sequence[str], option: str, before: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """Conditions typed as KEY=VALUE, behind those that are there already.
+
+    Raises:
+        RecipeError: not KEY=VALUE.
+    """
+    given = dict(before)
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise RecipeError(f"{option} {assignment!r}: is written KEY=VALUE, such as {option} label=3")
+        given[key] = [*given.get(key, []), _value(value)]
+    return given
+
+
+def _value(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

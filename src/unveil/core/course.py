@@ -1,0 +1,76 @@
+"""One batch before it is run: everything that a task may change of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from unveil.core.denoiser import Step
+from unveil.core.grid import Grid
+from unveil.core.noise import START, Noise, Streams
+from unveil.core.samplers.plan import Plan, Progress, Table, run
+from unveil.types import Condition, Level
+
+# condition and null, each (B, ...) or None -> the guided, clipped step
+Guided = Callable[[Condition | None, Condition | None], Step]
+Ahead = Callable[[list[Level]], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a model has made ready for one batch; whoever changes it before the run makes another task of it.
+
+    Attributes:
+        grid: from noise to data.
+        planned: the sampler: a grid to its plan.
+        guided: the model's step for a condition.
+        condition, null: of the batch.
+        streams: the random numbers of its samples.
+        shape: of one sample as the network sees it, latents where the model has a codec.
+        noise: noise(step, draw=0); that of step START is what the run begins with.
+        ahead: lets the network work out beforehand what depends on the levels alone.
+        step, plan, x: given, they are used in place of what follows from the others.
+    """
+
+    grid: Grid
+    planned: Callable[[Grid], Plan]
+    guided: Guided
+    condition: Condition | None
+    null: Condition | None
+    streams: Streams
+    shape: tuple[int, ...]
+    noise: Noise
+    ahead: Ahead
+    step: Step | None = None
+    plan: Plan | None = None
+    x: Tensor | None = None
+
+    def __len__(self) -> int:
+        """The number of samples."""
+        return len(self.streams.samples)
+
+    def estimating(self) -> Step:
+        """The step that the run takes."""
+        return self.guided(self.condition, self.null) if self.step is None else self.step
+
+    def start(self) -> Tensor:
+        """The x that the run begins at."""
+        return self.grid.start(self.noise(START)) if self.x is None else self.x
+
+    def around(self, wrap: Callable[[Step], Step]) -> Course:
+        """The same with its step wrapped."""
+        return replace(self, step=wrap(self.estimating()))
+
+    def run(self, on_step: Callable[[Progress], object] | None = None) -> Tensor:
+        """Carries it out: what the sampler ends at, (B, *shape).
+
+        Raises:
+            NonFinite: sampling left the finite numbers.
+        """
+        plan = self.planned(self.grid) if self.plan is None else self.plan
+        x = self.start()
+        with self.ahead(list(plan.levels if isinstance(plan, Table) else self.grid)):
+            return run(plan, self.estimating(), x, noise=self.noise, on_step=on_step)

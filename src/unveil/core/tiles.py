@@ -1,0 +1,123 @@
+"""Pictures larger than a network was trained on: the estimates of overlapping tiles, averaged at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from unveil.core.denoiser import Estimate, Step
+from unveil.types import Condition, Level, RecipeError, ShapeError
+
+OVERLAP = 0.25  # of a tile's side, with its neighbour, where nothing else is said
+
+
+class Tile(NamedTuple):
+    """A part of a picture, in pixels of x."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def of(self, x: Tensor) -> Tensor:
+        """The part of x (..., H, W)."""
+        return x[..., self.top : self.top + self.height, self.left : self.left + self.width]
+
+    def scaled(self, rows: int, columns: int, whole: tuple[int, int]) -> Tile:
+        """The same part of a picture of rows x columns that shows the same as one of size `whole`.
+
+        Raises:
+            ShapeError: its edges lie between pixels there.
+        """
+        found: list[int] = []
+        for place, size, side in zip(self, (rows, columns) * 2, whole * 2, strict=True):
+            if place * size % side:
+                raise ShapeError(f"a condition of {rows} x {columns} for x of {whole}: tiles of {self} cut its pixels")
+            found.append(place * size // side)
+        return Tile(*found)
+
+
+def tiles(size: tuple[int, int], tile: tuple[int, int], *, overlap: float = OVERLAP, unit: int = 1) -> list[Tile]:
+    """Tiles that cover a picture, each overlapping the next by at least this share of its side.
+
+    Args:
+        size: height and width of the picture.
+        tile: of a tile; where the picture is smaller, its side.
+        overlap: in [0, 1).
+        unit: places are multiples of it, and so must the sizes be.
+
+    Raises:
+        RecipeError: an overlap outside [0, 1), or a size that is no multiple of the unit.
+    """
+    if not 0 <= overlap < 1:
+        raise RecipeError(f"overlap = {overlap}: must lie in [0, 1), such as {OVERLAP}")
+    if any(number % unit for number in (*size, *tile)):
+        raise RecipeError(f"{size} in tiles of {tile}: all must be multiples of {unit}")
+    sides = [min(whole, part) for whole, part in zip(size, tile, strict=True)]
+    tops, lefts = (_places(whole, side, overlap, unit) for whole, side in zip(size, sides, strict=True))
+    return [Tile(top, left, *sides) for top, left in product(tops, lefts)]
+
+
+def tiled(steps: Sequence[Step], places: Sequence[Tile]) -> Step:
+    """The step whose x0 is the mean of those of tiles, each weighing less towards its edges.
+
+    Source: Bar-Tal et al. 2023, eq. 5 (arXiv:2302.08113), with the estimates of x0 in the place of the next x, which
+    for samplers that are linear in both is the same.
+    """
+
+    def joined(x: Tensor, level: Level) -> Estimate:
+        if len(places) == 1:
+            return steps[0](x, level)
+        total, weights = torch.zeros_like(x), x.new_zeros(x.shape[-2:])
+        for step, place in zip(steps, places, strict=True):
+            weight = _weight(place, x)
+            place.of(total).add_(weight * step(place.of(x).contiguous(), level).x0)
+            place.of(weights).add_(weight)
+        return Estimate.of_x0(total / weights, x, level)
+
+    return joined
+
+
+def cut(condition: Condition | None, place: Tile, whole: tuple[int, int]) -> Condition | None:
+    """The condition of a tile: its pictures are cut to what lies there, all else is the same.
+
+    Args:
+        whole: height and width of the x that the condition is for.
+
+    Raises:
+        ShapeError: the tile's edges lie between a picture's pixels.
+    """
+    if condition is None or condition.channels is None or condition.channels.shape[-2:] == (1, 1):
+        return condition
+    rows, columns = condition.channels.shape[-2:]
+    return replace(condition, channels=place.scaled(rows, columns, whole).of(condition.channels).contiguous())
+
+
+def for_tiles(
+    guided: Callable[[Condition | None, Condition | None], Step],
+    condition: Condition | None,
+    null: Condition | None,
+    places: Sequence[Tile],
+    whole: tuple[int, int],
+) -> Step:
+    """`tiled` of a model's step, with its condition cut for every tile."""
+    return tiled([guided(cut(condition, one, whole), cut(null, one, whole)) for one in places], places)
+
+
+def _places(whole: int, side: int, overlap: float, unit: int) -> list[int]:
+    """Where tiles begin along an axis: spread evenly, the last one ends at the end."""
+    stride = max(unit, int(side * (1 - overlap)) // unit * unit)
+    gaps = -(-(whole - side) // stride)
+    return [round(k * (whole - side) / (gaps * unit)) * unit for k in range(gaps + 1)] if gaps else [0]
+
+
+def _weight(place: Tile, x: Tensor) -> Tensor:
+    """(height, width): a pyramid, highest in the middle, above 0 at the edges."""
+    sides = (torch.arange(1, n + 1, device=x.device, dtype=x.dtype) for n in (place.height, place.width))
+    down, across = (torch.minimum(side, len(side) + 1 - side) for side in sides)
+    return down[:, None] * across

@@ -1,0 +1,110 @@
+"""The noise that a picture comes from, and files that hold it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unveil.config import SampleConfig
+from unveil.core.noise import Streams
+from unveil.core.samplers import encode
+from unveil.files import write_atomically
+from unveil.model import Model
+from unveil.tasks.edit import latents_of, unit_of
+from unveil.tasks.film import Film
+from unveil.tasks.generate import DTYPES, OnStep, Request, part
+from unveil.tasks.record import MAX_TEXT
+from unveil.tasks.size import check_size
+from unveil.types import MediaError, like
+
+NOISE, FACTS = "noise", "unveil"  # the tensor of a file of noise, and its text
+
+
+class Inversion(NamedTuple):
+    """What pictures come from: `noise` (N, *shape), float32, and the settings that lead back to them."""
+
+    noise: Tensor
+    sampling: dict[str, Any]
+
+
+def invert(model: Model, pictures: Tensor, request: Request, *, on_step: OnStep | None = None) -> Inversion:
+    """The noise from which deterministic DDIM makes these pictures, with the same steps and condition.
+
+    Args:
+        pictures: (N, C, H, W), uint8 or in [-1, 1].
+        request: its condition, negative condition, sampling and batch; its seed and count are not looked at. The
+            sampler is DDIM with eta 0, whatever the model's own is.
+        on_step: as of `generate`.
+
+    Raises:
+        RecipeError: a setting that cannot work.
+
+    Source: Song et al. 2020, section 4.3 (arXiv:2010.02502).
+    """
+    how = inverting(model, request.sampling)
+    unit = unit_of(pictures, model.shape[0])
+    count, size = len(unit), (unit.shape[2], unit.shape[3])
+    check_size(model, size)
+    model.precision = DTYPES[request.dtype]
+    given, avoided = (
+        {key: [values[row % len(values)] for row in range(count)] for key, values in one.items()}
+        for one in (request.given, request.negative)
+    )
+    found: list[Tensor] = []
+    batches = math.ceil(count / request.batch)
+    model.eval()
+    for start in range(0, count, request.batch):
+        here = slice(start, min(start + request.batch, count))
+        rows, away = ({key: values[here] for key, values in one.items()} for one in (given, avoided))
+        streams = Streams(0, range(here.start, here.stop), device=model.device)
+        with torch.no_grad():
+            course = model.course(how, streams, raw=rows, negative=away, size=size)
+        first = course.grid[0]
+        back = replace(course, plan=encode(course.grid), x=latents_of(model, unit[here]))
+        x = back.run(Film(model, 0, on_step and part(on_step, start // request.batch, batches)))
+        found.append(x / like(model.process.prior(first), x))
+    return Inversion(torch.cat(found).float().cpu(), how.flat())
+
+
+def inverting(model: Model, sampling: Mapping[str, Any]) -> SampleConfig:
+    """The settings of an inversion: the request's, with deterministic DDIM."""
+    return model.sampling.changed({**sampling, "sampler": "ddim"}).changed({"eta": 0.0})
+
+
+def noise_bytes(noise: Tensor, facts: Mapping[str, Any]) -> bytes:
+    """A safetensors file of noise and of what it is."""
+    from safetensors.torch import save
+
+    return save({NOISE: noise.contiguous()}, {FACTS: json.dumps(facts, ensure_ascii=False)})
+
+
+def write_noise(path: Path, noise: Tensor, facts: Mapping[str, Any]) -> Path:
+    """Writes the file, whole or not at all."""
+    return write_atomically(path, noise_bytes(noise, facts))
+
+
+def read_noise(path: Path) -> tuple[Tensor, dict[str, Any]]:
+    """Noise (N, ...) and what it says about itself.
+
+    Raises:
+        MediaError: no such file, or not one of noise.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            noise = file.get_tensor(NOISE)
+            text = (file.metadata() or {}).get(FACTS, "{}")
+        facts = json.loads(text) if len(text) <= MAX_TEXT else None
+        if not isinstance(facts, dict) or noise.ndim < 2 or not noise.is_floating_point():
+            raise ValueError(f"holds {noise.dtype} {tuple(noise.shape)}")
+    except (OSError, SafetensorError, ValueError, RecursionError) as problem:
+        raise MediaError(f"{path}: not a file of noise ({problem}); give one that `unveil invert` wrote") from problem
+    return noise, facts
