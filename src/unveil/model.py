@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from unveil.codec import Identity
-from unveil.conditioning.rows import is_rows, rows_of
+from unveil.conditioning.rows import is_rows, rows_of, stays
 from unveil.config import ModelConfig, SampleConfig
 from unveil.core import guidance
 from unveil.core.course import Course
@@ -160,12 +160,12 @@ class Model(nn.Module):
         wanted: list[Condition] = []
         nothing: list[Condition] = []
         for key, one in cast(Mapping[str, Any], self.conditioners).items():
-            none: list[Condition] = [one.null(count)] if one.drop > 0 or _stays(one) else []
+            none: list[Condition] = [one.null(count)] if one.drop > 0 or stays(one) else []
             if key not in raw and not none:
                 raise RecipeError(f"{key}: missing, and this model was trained with it always; give one")
             given = [one.encode(rows_of(key, raw[key], count))] if key in raw else none
             wanted += given
-            nothing += given if _stays(one) else none
+            nothing += given if stays(one) else none
         condition = reduce(Condition.join, wanted) if wanted else None
         # one condition without a "nothing" leaves none for the whole
         null = reduce(Condition.join, nothing) if wanted and len(nothing) == len(wanted) else None
@@ -298,7 +298,7 @@ class Model(nn.Module):
         count = len(streams.samples)
         condition, null = self.encode(raw, count)
         if negative:
-            kept = {key: value for key, value in (raw or {}).items() if _stays(self.conditioners[key])}
+            kept = {key: value for key, value in (raw or {}).items() if stays(self.conditioners[key])}
             null = self.encode({**kept, **negative}, count)[0]
         shape = self.codec.latent_shape(self.shape)
         return Course(
@@ -320,11 +320,11 @@ class Model(nn.Module):
         return ours.save_model(self, Path(folder), force=force)
 
     @classmethod
-    def load(cls, path: str | Path) -> Model:
-        """The model of a folder that `save` or a training run wrote, or of a published file of tensors."""
-        from unveil.checkpoints import ours, published
+    def load(cls, path: str | Path, *, dtype: torch.dtype = torch.float32) -> Model:
+        """The model of a folder, a published file or a name, computing in `dtype`; see `unveil.load`."""
+        from unveil.checkpoints import opening
 
-        return published.load(Path(path)) if Path(path).is_file() else ours.load_model(Path(path))
+        return opening.load(path, dtype)
 
     def _estimate(self, x: Tensor, level: Level, condition: Condition | None) -> Estimate:
         """The denoiser in the precision asked for."""
@@ -382,20 +382,19 @@ def build(config: ModelConfig) -> Model:
     )
 
 
-def load(name_or_path: str | Path) -> Model:
-    """A shipped model by its name, the model in a folder (a saved one, a checkpoint or a run), or a published file.
+def load(name_or_path: str | Path, *, dtype: torch.dtype = torch.float32) -> Model:
+    """A shipped model by its name, the model in a folder (a saved one, a checkpoint, a run), or a published one.
+
+    Args:
+        name_or_path: published ones are files of tensors, and diffusers' folders.
+        dtype: what it computes in, see `Model.lowered`.
 
     Raises:
         WeightsError: there is no such model, or it is damaged, or a file that is not known.
     """
-    return Model.load(name_or_path)
+    return Model.load(name_or_path, dtype=dtype)
 
 
 def _sized(part: Any, shape: tuple[int, ...]) -> Any:
     """The part for another shape, where it depends on it."""
     return part.sized(shape) if hasattr(part, "sized") else part
-
-
-def _stays(conditioner: nn.Module) -> bool:
-    """Whether guidance compares with the same value of this condition: it has a usual value, and no "none"."""
-    return bool(getattr(conditioner, "stays", False))

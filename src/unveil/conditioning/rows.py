@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from unveil.types import RecipeError
 
@@ -23,3 +23,8 @@ def rows_of(key: str, value: Any, count: int) -> Any:
     if len(value) != count:
         raise RecipeError(f"{key}: {len(value)} values for {count} samples; give one, or one for each")
     return value
+
+
+def stays(conditioner: nn.Module) -> bool:
+    """Whether guidance compares with the same value of this condition: it has a usual value, and no "none"."""
+    return bool(getattr(conditioner, "stays", False))
