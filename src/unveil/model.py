@@ -24,7 +24,7 @@ from unveil.core.process import Process
 from unveil.core.samplers import Progress
 from unveil.core.samplers.ancestral import Shift
 from unveil.core.variance import VarianceRule, fixed_small, is_learned
-from unveil.nn.matrices import matrices
+from unveil.nn.lowering import lowerable
 from unveil.types import Condition, Level, NonFinite, OutOfResources, Raw, RecipeError, nearest
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Model(nn.Module):
         """
         self.precision = dtype
         if dtype != torch.float32:
-            for _, parameter in matrices(self.denoiser.network):
+            for _, parameter in lowerable(self.denoiser.network):
                 parameter.data = parameter.data.to(dtype)
             self._lowered = dtype
         return self

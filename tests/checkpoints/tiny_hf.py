@@ -19,13 +19,19 @@ DISCRETE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_l
 EULER = DISCRETE | {"timestep_spacing": "leading"}
 
 
-def drawn(module: Any, seed: int, std: float | None = None) -> Any:
+# What brings a condition into a network: made loud, so that a wrong one is seen
+LOUD = ("add_embedding", "text_embedder", "guidance_embedder", "context_embedder", "attn2", "time_emb_proj")
+
+
+def drawn(module: Any, seed: int) -> Any:
     """In evaluation mode, every parameter drawn: nothing stays at its zero or one."""
     generator = torch.Generator().manual_seed(seed)
-    for parameter in module.parameters():
-        wide = parameter.shape[1:].numel() ** -0.5 if parameter.ndim > 1 else 0.1
-        one = 1.0 if parameter.ndim == 1 else 0.0
-        parameter.data = one + torch.randn(parameter.shape, generator=generator) * (std or wide)
+    for name, parameter in module.named_parameters():
+        width, mean = (parameter.shape[1:].numel() ** -0.5, 0.0) if parameter.ndim > 1 else (0.1, 0.0)
+        if parameter.ndim == 1 and name.endswith("weight"):
+            mean = 1.0
+        loud = 2.5 if any(part in name for part in LOUD) else 1.0
+        parameter.data = mean + loud * width * torch.randn(parameter.shape, generator=generator)
     return module.eval()
 
 
@@ -95,7 +101,7 @@ def vae(channels: int, seed: int, *, shift: float | None = None) -> Any:
         **LEVELS,
     )
     drawn(made, seed)
-    made.decoder.conv_out.weight.data *= 0.1  # few pixels leave [-1, 1], where they would be cut off
+    made.decoder.conv_out.weight.data *= 0.3  # few pixels leave [-1, 1], where they would be cut off
     made.decoder.conv_out.bias.data.zero_()
     return made
 

@@ -24,7 +24,7 @@ class Texts(nn.Module):
         together: what becomes of what they say.
         beside: numbers at the end of the vector that are left zero, for `numbers.Numbers` to fill.
         zeros: "none" is zeros in place of what is said of the empty prompt.
-        precision: of the encoders' products; what they say is float32.
+        precisions: of each encoder's products, None: float32. What they say is float32.
         key: of the item that holds the text.
     """
 
@@ -37,12 +37,13 @@ class Texts(nn.Module):
         *,
         beside: int = 0,
         zeros: bool = False,
-        precision: torch.dtype = torch.float32,
+        precisions: Sequence[torch.dtype] | None = None,
         key: str = "prompt",
     ) -> None:
         super().__init__()
         self.texts = nn.ModuleList(texts)
-        self.together, self.beside, self.zeros, self.precision, self.key = together, beside, zeros, precision, key
+        self.precisions = list(precisions or [torch.float32] * len(texts))
+        self.together, self.beside, self.zeros, self.key = together, beside, zeros, key
         self._nothing: Condition | None = None
 
     @torch.no_grad()
@@ -52,13 +53,15 @@ class Texts(nn.Module):
         Raises:
             RecipeError: not a list of texts.
         """
-        encoders = cast(Sequence[Text], self.texts)
         device = next(self.parameters()).device.type
-        with torch.autocast(device, self.precision, enabled=self.precision != torch.float32):
-            said = self.together([one.encode(raw) for one in encoders])
+        each: list[Condition] = []
+        for text, precision in zip(cast(Sequence[Text], self.texts), self.precisions, strict=True):
+            with torch.autocast(device, precision, enabled=precision != torch.float32):
+                each.append(text.encode(raw).map(lambda tensor: tensor.float()))
+        said = self.together(each)
         if said.vector is None:
             raise RecipeError(f"{self.key}: no encoder gives a vector for the whole prompt, which this network takes")
-        return Condition(vector=functional.pad(said.vector.float(), (0, self.beside)), tokens=_float(said.tokens))
+        return Condition(vector=functional.pad(said.vector, (0, self.beside)), tokens=said.tokens)
 
     def null(self, batch: int) -> Condition:
         """The condition of no prompt, `batch` times."""
@@ -95,7 +98,7 @@ def one_after_another(width: int, length: int) -> Together:
         first = functional.pad(first, (0, width - first.shape[2]))
         third = _tokens(said[2]) if len(said) > 2 else first.new_zeros(len(first), length, width)
         vectors = [one.vector for one in said[:2] if one.vector is not None]
-        return Condition(vector=torch.cat(vectors, dim=1), tokens=torch.cat([first, third.to(first.dtype)], dim=1))
+        return Condition(vector=torch.cat(vectors, dim=1), tokens=torch.cat([first, third], dim=1))
 
     return together
 
@@ -111,7 +114,3 @@ def vector_and_tokens(said: Sequence[Condition]) -> Condition:
 def _tokens(said: Condition) -> Tensor:
     assert said.tokens is not None  # as the encoders were asked
     return said.tokens
-
-
-def _float(tokens: Tensor | None) -> Tensor | None:
-    return None if tokens is None else tokens.float()

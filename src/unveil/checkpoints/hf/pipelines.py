@@ -233,13 +233,12 @@ def _prompt(
         beside: see `Texts`.
         length: tokens of T5.
     """
-    # T5 leaves the range of float16
-    precision = torch.bfloat16 if dtype != torch.float32 else dtype
-    encoders = [_encoder(folder, number, one, precision, length) for number, one in enumerate(gives, 1)]
-    return Texts(encoders, together, beside=beside, precision=precision)
+    each = [_encoder(folder, number, one, dtype, length) for number, one in enumerate(gives, 1)]
+    return Texts([one for one, _ in each], together, beside=beside, precisions=[precision for _, precision in each])
 
 
-def _encoder(folder: Folder, number: int, gives: Gives, dtype: torch.dtype, length: int) -> Text:
+def _encoder(folder: Folder, number: int, gives: Gives, dtype: torch.dtype, length: int) -> tuple[Text, torch.dtype]:
+    """A text encoder, and what it computes in."""
     end = "" if number == 1 else f"_{number}"
     for name in (f"text_encoder{end}", f"tokenizer{end}"):
         folder.place(name)
@@ -247,13 +246,15 @@ def _encoder(folder: Folder, number: int, gives: Gives, dtype: torch.dtype, leng
     config = found.config
     if isinstance(config, T5Config):
         config = replace(config, length=length, attend="all")
+        if dtype == torch.float16:  # whose range T5 leaves
+            dtype = torch.bfloat16
     elif gives != "vector":
         config = replace(config, skip=1, norm="none")
     with Unfilled(), _quiet():
         tower = towers.build(config)
     fill(tower, found.state, dtype, folder.path / f"text_encoder{end}")
     tokenizer = byte_pairs.clip() if found.tokenizer is None else FileTokenizer(found.tokenizer)
-    return Text(tower, tokenizer, gives=gives)
+    return Text(tower, tokenizer, gives=gives), dtype
 
 
 @contextmanager

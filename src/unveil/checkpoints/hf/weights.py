@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unveil.checkpoints.names import some
 from unveil.checkpoints.said import Shapes, shapes_of
-from unveil.nn.matrices import matrices
+from unveil.nn.lowering import lowerable
 from unveil.types import WeightsError
 
 
@@ -64,7 +64,7 @@ def fill(network: nn.Module, theirs: Mapping[str, Tensor], dtype: torch.dtype, w
     report = compare(shapes_of(theirs), network)
     if not report.fits:
         raise WeightsError(f"{where}: {report.text()}; the weights are not those of its config.json: copy both again")
-    low = {key for key, _ in matrices(network)}
+    low = {key for key, _ in lowerable(network)}
     state = {key: tensor.to(dtype if key in low else torch.float32) for key, tensor in theirs.items()}
     network.load_state_dict(state, assign=True)
     return report
