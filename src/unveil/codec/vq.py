@@ -199,20 +199,12 @@ class VQ(Autoencoder):
         """The numbers of the entries (B, h, w) that latents are decoded as."""
         return self.quantiser.nearest(self.unscaled(latents))
 
-    def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents (B, C, h, w) of pixels, before they are quantised; `noise` has no effect."""
-        return self.latents_of(self.encoded(pixels), noise)
-
     def latents_of(self, encoded: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The same, of what the encoder said."""
+        """Latents of what the encoder said, before they are quantised; `noise` has no effect."""
         return self.scaled(encoded)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pixels (B, C, H, W) of latents, which are put on the codebook first."""
-        return self.decoded(self.z_of(latents))
-
     def z_of(self, latents: Tensor) -> Tensor:
-        """What the decoder is given for latents."""
+        """What the decoder is given for latents: the nearest entries of the codebook."""
         return self.quantise(self.unscaled(latents)).latents
 
 
