@@ -59,6 +59,7 @@ import unveil
 assert "torch" not in sys.modules, "import unveil"
 from unveil.app.cli import run
 for command in ([], ["train"], ["sample"], ["evaluate"], ["convert"], ["reproduce"], ["demo"],
+                ["img2img"], ["inpaint"], ["outpaint"], ["upscale"], ["vary"], ["interpolate"], ["invert"],
                 ["data"], ["data", "check"], ["data", "show"], ["inspect"], ["inspect", "process"],
                 ["inspect", "model"], ["recipes"], ["recipes", "list"], ["recipes", "show"], ["recipes", "cite"]):
     assert run([*command, "--help"]) == 0, command

@@ -38,7 +38,6 @@ from unveil.app.options import (
     Small,
     SomeModel,
     Steps,
-    seed_of,
 )
 from unveil.app.outcome import guarded
 from unveil.app.study_cli import study_app
@@ -141,27 +140,10 @@ def sample(
 
     Example: unveil sample ddpm-digits --label 3 --label 7 --count 8 --seed 1 --out digits.png
     """
+    options = dict(locals())
     from unveil.app import sample as work
 
-    console = Console(as_json, quiet)
-    place = work.Place(out, strip=strip, metadata=metadata, force=force, preview=preview, every=preview_every)
-    wish = work.Wish(
-        model,
-        tuple(label or ()),
-        tuple(given or ()),
-        count=count,
-        seed=seed_of(seed),
-        first=first,
-        batch=batch,
-        negative=tuple(negative or ()),
-        size=size,
-        words=tuple(settings or ()),
-        device=device,
-        dtype=dtype,
-        classifier=classifier,
-        classifier_scale=classifier_scale,
-        compiled=compiled,
-    )
+    console, place, wish = Console(as_json, quiet), work.Place.typed(options), work.Wish.typed(options)
     if like is not None:
         work.repeat(wish, like, place, console)
         return

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,13 @@ class Place:
     metadata: bool = True
     force: bool = False
     preview: Path | None = None
-    every: int = 5
+    preview_every: int = 5
+
+    @classmethod
+    def typed(cls, options: Mapping[str, Any]) -> Place:
+        """The place of a command's options, by their names."""
+        plain = {one.name for one in fields(cls)}
+        return cls(**{name: value for name, value in options.items() if name in plain})
 
     @property
     def one_file(self) -> bool:
@@ -144,7 +150,7 @@ def _preview(place: Place) -> Preview | None:
         del done, total
         write_atomically(path, png(sheet(pixels)))
 
-    return Preview(show, place.every)
+    return Preview(show, place.preview_every)
 
 
 def _texts(picture: Picture, metadata: bool) -> dict[str, str]:

@@ -186,11 +186,11 @@ def invert(wish: Wish, pictures: Path | None, named: Mapping[str, Any], place: P
     request = wish.request(model, changes(wish.words, named), len(every))
     with console.progress("step", 0) as progress:
         found = find_noise(model, torch.stack(contents), request, on_step=progress.reach)
-    named = [one.files["picture"].input._asdict() for one in every]
+    files = [one.files["picture"].input._asdict() for one in every]
     given = {key: list(values) for key, values in request.given.items()}
-    facts = {"model": source._asdict(), "sampling": found.sampling, "given": given, "inputs": named}
+    facts: dict[str, Any] = {"model": source._asdict(), "sampling": found.sampling, "given": given, "inputs": files}
     put({place.out: noise_bytes(found.noise, facts)}, place.force)
-    told = {**facts, "noise": str(place.out), "deviation": round(float(found.noise.std()), 4)}
+    told: dict[str, Any] = {**facts, "noise": str(place.out), "deviation": round(float(found.noise.std()), 4)}
     console.result(told, f"{place.out}: deviation {told['deviation']} (1 is that of standard normal noise)")
 
 

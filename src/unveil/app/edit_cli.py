@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,8 +31,13 @@ from unveil.app.options import (
     SomeModel,
     SomePictures,
     Steps,
-    seed_of,
 )
+
+Feather = Annotated[int, typer.Option(help="Pixels over which old and new are blended; 0 keeps all that is known.")]
+Method = Annotated[str, typer.Option(help="auto, network (models trained with masks), replace or repaint (any model).")]
+Jumps = Annotated[
+    tuple[int, int], typer.Option(help="Of repaint: steps of a jump back, and how often each stretch is walked.")
+]
 
 
 def img2img(
@@ -66,24 +72,7 @@ def img2img(
 
     Example: unveil img2img ddpm-digits three.png --label 8 --strength 0.5 --out eight.png
     """
-    from unveil.app import edit as work
-
-    wish = work.Wish(
-        model,
-        tuple(label or ()),
-        tuple(given or ()),
-        count=count,
-        seed=seed_of(seed),
-        batch=batch,
-        device=device,
-        dtype=dtype,
-        negative=tuple(negative or ()),
-        size=size,
-        words=tuple(settings or ()),
-    )
-    place = work.Place(out, strip=strip, metadata=metadata, force=force, preview=preview, every=preview_every)
-    job = work.Job("img2img", picture, {"strength": strength})
-    work.edit(wish, job, {"steps": steps, "scale": scale}, place, Console(as_json, quiet), like)
+    _edit("img2img", {"strength": strength}, locals())
 
 
 def inpaint(
@@ -97,12 +86,8 @@ def inpaint(
     feather: Annotated[
         int, typer.Option(help="Pixels over which old and new are blended; 0 keeps all that is known.")
     ] = 0,
-    method: Annotated[
-        str, typer.Option(help="auto, network (models trained with masks), replace or repaint (any model).")
-    ] = "auto",
-    jumps: Annotated[
-        tuple[int, int], typer.Option(help="Of repaint: steps of a jump back, and how often each stretch is walked.")
-    ] = (10, 10),
+    method: Method = "auto",
+    jumps: Jumps = (10, 10),
     label: Labels = None,
     given: Given = None,
     negative: Negative = None,
@@ -128,26 +113,8 @@ def inpaint(
 
     Example: unveil inpaint ddpm-digits three.png --mask mask.png --count 4 --out mended
     """
-    from unveil.app import edit as work
-
-    wish = work.Wish(
-        model,
-        tuple(label or ()),
-        tuple(given or ()),
-        count=count,
-        seed=seed_of(seed),
-        batch=batch,
-        device=device,
-        dtype=dtype,
-        negative=tuple(negative or ()),
-        size=size,
-        words=tuple(settings or ()),
-    )
-    place = work.Place(out, strip=strip, metadata=metadata, force=force, preview=preview, every=preview_every)
-    job = work.Job(
-        "inpaint", picture, {"strength": strength, "feather": feather, "method": method, "jumps": jumps}, mask
-    )
-    work.edit(wish, job, {"steps": steps, "scale": scale}, place, Console(as_json, quiet), like)
+    how = {"strength": strength, "feather": feather, "method": method, "jumps": jumps}
+    _edit("inpaint", how, locals())
 
 
 def outpaint(
@@ -158,15 +125,9 @@ def outpaint(
     right: Annotated[int, typer.Option(help="Pixels beyond this edge.")] = 0,
     top: Annotated[int, typer.Option(help="Pixels beyond this edge.")] = 0,
     bottom: Annotated[int, typer.Option(help="Pixels beyond this edge.")] = 0,
-    feather: Annotated[
-        int, typer.Option(help="Pixels over which old and new are blended; 0 keeps all that is known.")
-    ] = 0,
-    method: Annotated[
-        str, typer.Option(help="auto, network (models trained with masks), replace or repaint (any model).")
-    ] = "auto",
-    jumps: Annotated[
-        tuple[int, int], typer.Option(help="Of repaint: steps of a jump back, and how often each stretch is walked.")
-    ] = (10, 10),
+    feather: Feather = 0,
+    method: Method = "auto",
+    jumps: Jumps = (10, 10),
     label: Labels = None,
     given: Given = None,
     negative: Negative = None,
@@ -191,28 +152,8 @@ def outpaint(
 
     Example: unveil outpaint ddpm-digits three.png --left 4 --right 4 --out wide.png
     """
-    from unveil.app import edit as work
-
-    wish = work.Wish(
-        model,
-        tuple(label or ()),
-        tuple(given or ()),
-        count=count,
-        seed=seed_of(seed),
-        batch=batch,
-        device=device,
-        dtype=dtype,
-        negative=tuple(negative or ()),
-        size=None,
-        words=tuple(settings or ()),
-    )
-    place = work.Place(out, strip=strip, metadata=metadata, force=force, preview=preview, every=preview_every)
-    job = work.Job(
-        "outpaint",
-        picture,
-        {"margins": (left, right, top, bottom), "feather": feather, "method": method, "jumps": jumps},
-    )
-    work.edit(wish, job, {"steps": steps, "scale": scale}, place, Console(as_json, quiet), like)
+    margins = (left, right, top, bottom)
+    _edit("outpaint", {"margins": margins, "feather": feather, "method": method, "jumps": jumps}, locals())
 
 
 def upscale(
@@ -242,30 +183,22 @@ def upscale(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Enlarge pictures, in tiles of the model's size where they are larger.
+    """Enlarge pictures, in tiles of the model's size where the result is larger.
 
     A model with the condition `low` draws what it was trained to; any other edits the bicubic enlargement.
 
     Example: unveil upscale ddpm-digits three.png --factor 2 --out large.png
     """
+    _edit("upscale", {"factor": factor, "strength": strength, "overlap": overlap}, locals())
+
+
+def _edit(verb: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -> None:
     from unveil.app import edit as work
 
-    wish = work.Wish(
-        model,
-        tuple(label or ()),
-        tuple(given or ()),
-        count=count,
-        seed=seed_of(seed),
-        batch=batch,
-        device=device,
-        dtype=dtype,
-        negative=tuple(negative or ()),
-        size=None,
-        words=tuple(settings or ()),
-    )
-    place = work.Place(out, strip=strip, metadata=metadata, force=force, preview=preview, every=preview_every)
-    job = work.Job("upscale", picture, {"factor": factor, "strength": strength, "overlap": overlap})
-    work.edit(wish, job, {"steps": steps, "scale": scale}, place, Console(as_json, quiet), like)
+    named = {"steps": options["steps"], "scale": options["scale"]}
+    job = work.Job(verb, options["picture"], settings, options.get("mask"))
+    console = Console(options["as_json"], options["quiet"])
+    work.edit(work.Wish.typed(options), job, named, work.Place.typed(options), console, options["like"])
 
 
 COMMANDS = (img2img, inpaint, outpaint, upscale)

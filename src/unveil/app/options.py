@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -51,8 +50,3 @@ RecipeName = Annotated[str, typer.Argument(help="A shipped recipe, a YAML file o
 ModelName = Annotated[
     str, typer.Argument(help="A shipped model, or a folder: a saved model or a run.", metavar="MODEL")
 ]
-
-
-def seed_of(seeds: Sequence[int] | None) -> int | tuple[int, ...]:
-    """One seed for all, or one for each picture, as they were typed."""
-    return 0 if not seeds else seeds[0] if len(seeds) == 1 else tuple(seeds)

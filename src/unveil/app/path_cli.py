@@ -33,7 +33,6 @@ from unveil.app.options import (
     SomeModel,
     SomePictures,
     Steps,
-    seed_of,
 )
 
 
@@ -61,18 +60,10 @@ def vary(
 
     Example: unveil vary samples/seed0_00000.png --amount 0.2 --count 8 --out near
     """
+    options = dict(locals())
     from unveil.app import edit as work
 
-    wish = work.Wish(
-        model,
-        count=count,
-        seed=seed_of(seed),
-        batch=batch,
-        device=device,
-        classifier=classifier,
-        classifier_scale=classifier_scale,
-    )
-    place = work.Place(out, strip=strip, metadata=metadata, force=force, preview=preview, every=preview_every)
+    wish, place = work.Wish.typed(options), work.Place.typed(options)
     work.vary(wish, picture, amount, place, Console(as_json, quiet), like)
 
 
@@ -104,22 +95,10 @@ def interpolate(
 
     Example: unveil interpolate ddpm-digits --seed 3 --seed 9 --label 3 --label 8 --frames 24 --out way
     """
+    options = dict(locals())
     from unveil.app import edit as work
 
-    wish = work.Wish(
-        model,
-        tuple(label or ()),
-        tuple(given or ()),
-        seed=seed_of(seed),
-        first=first,
-        batch=batch,
-        device=device,
-        dtype=dtype,
-        negative=tuple(negative or ()),
-        size=size,
-        words=tuple(settings or ()),
-    )
-    place = work.Place(out, metadata=metadata, force=force)
+    wish, place = work.Wish.typed(options), work.Place.typed(options)
     way = work.Way(frames, clip, rate)
     work.interpolate(wish, way, {"steps": steps, "scale": scale}, place, Console(as_json, quiet), like)
 
@@ -146,20 +125,10 @@ def invert(
 
     Example: unveil invert ddpm-digits three.png --label 3 --out three.safetensors
     """
+    options = dict(locals())
     from unveil.app import edit as work
 
-    wish = work.Wish(
-        model,
-        tuple(label or ()),
-        tuple(given or ()),
-        batch=batch,
-        device=device,
-        dtype=dtype,
-        negative=tuple(negative or ()),
-        size=size,
-        words=tuple(settings or ()),
-    )
-    place = work.Place(out, force=force)
+    wish, place = work.Wish.typed(options), work.Place.typed(options)
     work.invert(wish, picture, {"steps": steps, "scale": scale}, place, Console(as_json, quiet))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ _SETTING = re.compile(r"[A-Za-z_][\w.]*=")
 class Wish:
     """What is asked of which model, as typed."""
 
-    model: str | None
+    model: str | None = None
     labels: tuple[str, ...] = ()
     given: tuple[str, ...] = ()
     count: int | None = None
@@ -42,6 +42,16 @@ class Wish:
     negative: tuple[str, ...] = ()
     size: str | None = None
     words: tuple[str, ...] = ()  # settings as KEY=VALUE, and a prompt
+
+    @classmethod
+    def typed(cls, options: Mapping[str, Any]) -> Wish:
+        """The wish of a command's options, by their names; what a command does not have is as it is by default."""
+        lists = {"label": "labels", "given": "given", "negative": "negative", "settings": "words"}
+        found: dict[str, Any] = {to: tuple(options.get(name) or ()) for name, to in lists.items()}
+        seeds: Sequence[int] = options.get("seed") or (0,)
+        found["seed"] = seeds[0] if len(seeds) == 1 else tuple(seeds)
+        plain = {one.name for one in fields(cls)} - found.keys()
+        return cls(**found, **{name: value for name, value in options.items() if name in plain})
 
     @property
     def seeds(self) -> tuple[int, ...]:
