@@ -82,6 +82,10 @@ class Cancelled(Error, RuntimeError):
     exit_code = 130
 
 
+class LeftOut(UserWarning):
+    """A prompt was longer than its encoder takes; the message says by how much, and which words it does not see."""
+
+
 def nearest(name: object, allowed: Sequence[object]) -> str:
     """`; nearest: 'x'` when one of `allowed` resembles `name`, else an empty string."""
     close = get_close_matches(str(name), [str(a) for a in allowed], n=1, cutoff=0.5)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import unveil
 from tests.conditioning.test_text import CLIP, T5, drawn, tokens_of, words_file
-from unveil.checkpoints import text, text_folder
+from unveil.checkpoints import text, text_folder, text_written
 from unveil.checkpoints.meta import weightless
 from unveil.checkpoints.said import shapes_of
 from unveil.conditioning import byte_pairs
@@ -22,7 +22,7 @@ from unveil.conditioning.text import FileTokenizer, Text
 from unveil.conditioning.towers import SIZES, ClipConfig, build
 from unveil.config import ModelConfig, validate
 from unveil.config.text import TextSection
-from unveil.types import RecipeError, WeightsError
+from unveil.types import LeftOut, RecipeError, WeightsError
 
 OPENCLIP = replace(CLIP, activation="gelu", projection=24, skip=1, padding=0)
 PLACES = {
@@ -225,6 +225,48 @@ def test_a_folder_of_a_t5_gives_its_own_numbers_with_a_mask(tmp_path):
     assert torch.equal(tokens_of(condition), want)
     assert condition.mask is not None
     assert torch.equal(condition.mask, rows.used[:, 0])
+
+
+@pytest.mark.parametrize("changes", [{}, {"projection": 24, "padding": 0, "activation": "gelu"}])
+def test_a_written_folder_is_opened_by_transformers_and_by_us(tmp_path, changes):
+    import transformers
+
+    config = replace(CLIP, **changes)
+    one = Text(drawn(config), byte_pairs.clip())
+    text_written.write_folder(one, tmp_path)
+    kind = transformers.CLIPTextModelWithProjection if config.projection else transformers.CLIPTextModel
+    theirs = kind.from_pretrained(tmp_path / "text_encoder", local_files_only=True).eval()
+    words: Any = transformers.CLIPTokenizer.from_pretrained(tmp_path / "tokenizer", local_files_only=True)
+    prompts = ["a red cat", "a dog, 2 cats and it's more than fits into one row of tokens"]
+    given = words(prompts, padding="max_length", max_length=12, truncation=True, return_tensors="pt")
+    with pytest.warns(LeftOut):
+        rows = one.rows(prompts)
+    assert torch.equal(given.input_ids, rows.numbers[:, 0])
+    with torch.no_grad():
+        want = theirs(input_ids=given.input_ids)
+    torch.testing.assert_close(tokens_of(one.condition(rows)), want.last_hidden_state)
+    found = text_folder.read(tmp_path)
+    assert (found.config, found.tokenizer) == (config, None)
+    state = one.tower.state_dict()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in found.state.items())
+
+
+def test_a_folder_without_the_layers_behind_the_one_in_use_gives_the_same(tmp_path):
+    one = Text(drawn(replace(CLIP, skip=1)), byte_pairs.clip())
+    text_written.write_folder(one, tmp_path)
+    found = text_folder.read(tmp_path)
+    assert found.config == replace(CLIP, depth=2)
+    two = found.conditioner(validate(TextSection, found.described(), "test"))
+    assert torch.equal(tokens_of(one.encode(["a cat"])), tokens_of(two.encode(["a cat"])))
+
+
+def test_a_written_t5_is_opened_again(tmp_path):
+    one = Text(drawn(T5), FileTokenizer(words_file()))
+    text_written.write_folder(one, tmp_path, number=3)
+    found = text_folder.read(tmp_path, number=3)
+    assert (found.config, found.tokenizer) == (T5, words_file())
+    two = found.conditioner(validate(TextSection, found.described(), "test"))
+    assert torch.equal(tokens_of(one.encode(["a cat"])), tokens_of(two.encode(["a cat"])))
 
 
 def test_padding_is_what_the_tokenizers_settings_say(tmp_path):

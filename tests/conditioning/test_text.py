@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from unveil.conditioning.byte_pairs import clip
-from unveil.conditioning.text import FileTokenizer, LeftOut, Text, emphasised
+from unveil.conditioning.text import FileTokenizer, Text, emphasised
 from unveil.conditioning.towers import ClipConfig, T5Config, build
-from unveil.types import Condition, RecipeError, ShapeError, WeightsError
+from unveil.types import Condition, LeftOut, RecipeError, ShapeError, WeightsError
 
 CLIP = ClipConfig(16, 3, 2, length=12)
 T5 = T5Config(16, 2, 2, 8, 32, vocabulary=60, length=9)

@@ -8,13 +8,14 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
 import typer
 
-from unveil.types import Error
+from unveil.types import Error, LeftOut
 
 FAILED, USAGE, RESOURCES, INTERRUPTED, TERMINATED = 1, 2, 5, 130, 143
 
@@ -27,7 +28,8 @@ def guarded(app: typer.Typer, arguments: list[str]) -> int:
     """Runs the app; every failure is one message on stderr (and in the JSON, if asked) and an exit code."""
     debug = "--debug" in arguments or bool(os.environ.get("UNVEIL_DEBUG"))
     arguments = [argument for argument in arguments if argument != "--debug"]
-    before = _listen()
+    before, shown = _listen(), warnings.showwarning
+    warnings.showwarning = _plainly(shown)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr, force=True)
     logging.getLogger("unveil").setLevel(logging.ERROR if _has(arguments, "--quiet", "-q") else logging.INFO)
     try:
@@ -39,8 +41,21 @@ def guarded(app: typer.Typer, arguments: list[str]) -> int:
             traceback.print_exc()
         return _explained(problem, "--json" in arguments)
     finally:
+        warnings.showwarning = shown
         if before is not None:
             signal.signal(signal.SIGTERM, before)
+
+
+def _plainly(others: Callable[..., None]) -> Callable[..., None]:
+    """How warnings are shown: those meant for the user as one line, others with their place in the code."""
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **rest: Any) -> None:
+        if issubclass(category, LeftOut):
+            print(f"warning: {message}", file=sys.stderr, flush=True)
+        else:
+            others(message, category, *place, **rest)
+
+    return show
 
 
 def _explained(problem: BaseException, as_json: bool) -> int:

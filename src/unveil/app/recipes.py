@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from unveil.app.console import Console
+from unveil.checkpoints.meta import weightless
 from unveil.config import (
     AnyRecipe,
     ClassifierRecipe,
@@ -73,7 +74,8 @@ def _parts(recipe: AnyRecipe) -> list[tuple[str, Any]]:
     prediction = recipe.build_prediction(process)
     parts: list[tuple[str, Any]] = [("network", network), *(("process", kind) for kind in _process(recipe.process))]
     parts.append(("prediction", prediction if isinstance(recipe.prediction, str) else type(prediction)))
-    parts += [("condition", type(one.build(recipe, 8))) for one in recipe.condition]
+    with weightless():  # a text encoder is large
+        parts += [("condition", type(one.build(recipe, 8))) for one in recipe.condition]
     parts += _objective_parts(recipe, process)
     sampler = samplers.named(recipe.sample.sampler)
     if "variance" in inspect.signature(sampler.build).parameters or recipe.learns_variance:

@@ -32,6 +32,7 @@ PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt")  # one whose safetensors s
 SETTINGS = ("config.json", "tokenizer_config.json")
 OLD_END = 2  # what config.json said of CLIP's end token before it was put right; it was never used
 MERGES = "merges.txt"
+LONGEST = 4096  # a tokenizer without a limit says a number far beyond it
 
 
 class TextEncoder(NamedTuple):
@@ -148,7 +149,7 @@ def read_folder(path: Path, *, number: int = 1) -> TextEncoder:
     place = found[0]
     said = said.get("text_config") or said
     if place.layout == "t5":
-        config = _t5(text.config_of(shapes_of(theirs), place), said)
+        config = _t5(text.config_of(shapes_of(theirs), place), said, words)
         return TextEncoder(config, text.load(theirs, config, place).state, _tokenizer(words))
     config, own = _clip(theirs, place, said, words)
     loaded = text.load(theirs, config, place)
@@ -257,10 +258,13 @@ def _tokenizer(words: Path) -> str:
     return file.read_text("utf-8")
 
 
-def _t5(config: TowerConfig, said: Mapping[str, Any]) -> T5Config:
+def _t5(config: TowerConfig, said: Mapping[str, Any], words: Path) -> T5Config:
     assert isinstance(config, T5Config)  # by its place
+    file = words / "tokenizer_config.json"
+    longest = (read_json(file) if file.is_file() else {}).get("model_max_length", config.length)
     return replace(
         config,
+        length=int(longest) if longest <= LONGEST else config.length,
         distance=int(said.get("relative_attention_max_distance", config.distance)),
         norm_eps=float(said.get("layer_norm_epsilon", config.norm_eps)),
         end=int(said.get("eos_token_id", config.end)),

@@ -40,6 +40,7 @@ class BytePairs:
     """
 
     def __init__(self, merges: Sequence[tuple[str, str]]) -> None:
+        self.merges = list(merges)
         signs = list(_SIGNS.values())
         self.pieces = [*signs, *(sign + ENDS for sign in signs), *(a + b for a, b in merges), BEGIN, END]
         self._numbers = {piece: number for number, piece in enumerate(self.pieces)}

@@ -13,16 +13,12 @@ from torch import Tensor, nn
 from unveil.conditioning.extras import extra
 from unveil.conditioning.prompt import Frame, LaidOut, Span, Tokenizer, lay_out, spans
 from unveil.conditioning.towers import WHO, Encoded, T5Config, Tower
-from unveil.types import Condition, RecipeError, WeightsError, nearest
+from unveil.types import Condition, LeftOut, RecipeError, WeightsError, nearest
 
 Gives = Literal["tokens", "vector", "both"]
 Emphasis = Literal["none", "brackets"]
 SHOWN = 60  # signs of what was left out that a message shows
 NO_MEAN = 1e-4  # of a prompt's root mean square: a mean below it is rounding, and nothing is scaled to it
-
-
-class LeftOut(UserWarning):
-    """A prompt was longer than its encoder takes."""
 
 
 class FileTokenizer:
@@ -90,6 +86,8 @@ class Text(nn.Module):
     Weights: the vectors of a token are multiplied by its weight, and all of the prompt's then by one number, so that
     their mean is what it was without weights; where it was zero but for rounding they stay. The rule is that of the
     web user interface (AUTOMATIC1111/stable-diffusion-webui, modules/sd_hijack_clip.py), for each prompt by itself.
+
+    Source: Rombach et al. 2022, section 3.3 (arXiv:2112.10752).
     """
 
     def __init__(
@@ -117,6 +115,11 @@ class Text(nn.Module):
         self.gives, self.emphasis, self.nothing = gives, emphasis, nothing
         self.frame: Frame = tower.config.frame(chunks)
         self._captions = self._said = False
+
+    @property
+    def width(self) -> int:
+        """Of the vector of a token, which a network's cross-attention has to take."""
+        return self.tower.config.width
 
     def train(self, mode: bool = True) -> Text:
         """The encoder stays in evaluation mode; in training only the first text that is too long is told."""

@@ -90,11 +90,11 @@ def _prompt(line: str) -> Prompt:
         if key not in kinds:
             raise ValueError(f"unknown key {key!r}; allowed: {', '.join(kinds)}{nearest(key, list(kinds))}")
         if value is None and key != "prompt":
-            continue
+            continue  # as if the key were not there
         if isinstance(value, bool) or not isinstance(value, _KINDS[kinds[key]]):
             raise ValueError(f"{key} = {value!r}: must be {_KINDS[kinds[key]][-1].__name__}")
-        if key in LOWEST and value < LOWEST[key]:
-            raise ValueError(f"{key} = {value}: must be at least {LOWEST[key]}")
+        if (lowest := LOWEST.get(key)) is not None and isinstance(value, int) and value < lowest:
+            raise ValueError(f"{key} = {value}: must be at least {lowest}")
         checked[key] = value
     return Prompt(**checked)
 

@@ -1,0 +1,39 @@
+"""What a command says of warnings."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import typer
+
+from unveil.app.outcome import guarded
+from unveil.types import LeftOut
+
+
+def warning(category: type[Warning]) -> typer.Typer:
+    app = typer.Typer()
+
+    @app.command()
+    def run() -> None:
+        warnings.simplefilter("default")
+        warnings.warn("two words too many", category, stacklevel=1)
+
+    return app
+
+
+def test_what_a_prompt_loses_is_one_line_for_the_user(capsys: pytest.CaptureFixture[str]):
+    shown = warnings.showwarning
+    with warnings.catch_warnings():
+        assert guarded(warning(LeftOut), []) == 0
+    assert capsys.readouterr().err == "warning: two words too many\n"
+    assert warnings.showwarning is shown
+
+
+def test_other_warnings_are_shown_as_before(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    seen: list[object] = []
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *_, **__: seen.append(str(message)))
+    with warnings.catch_warnings():
+        assert guarded(warning(UserWarning), []) == 0
+    assert seen == ["two words too many"]
+    assert capsys.readouterr().err == ""
