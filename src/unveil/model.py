@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from unveil.codec import Identity
 from unveil.codec.tiles import decode_within
 from unveil.conditioning.control import Control, Controls, Mode, exchange
+from unveil.conditioning.rows import is_rows, rows_of, stays
 from unveil.config import ModelConfig, SampleConfig
 from unveil.config.codec import SavedSection, build_codec, section_of
 from unveil.core import guidance
@@ -26,6 +27,7 @@ from unveil.core.process import Process
 from unveil.core.samplers import Progress
 from unveil.core.samplers.ancestral import Shift
 from unveil.core.variance import VarianceRule, fixed_small, is_learned
+from unveil.nn.lowering import lowerable
 from unveil.types import Condition, Level, NonFinite, OutOfResources, Raw, RecipeError, nearest
 
 if TYPE_CHECKING:
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
 
 # a batch's course and the rows that it is of a set -> the course that is run
 Change = Callable[[Course, slice], Course]
-# Layers whose products autocast computes in the lower precision
-MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class Model(nn.Module):
@@ -47,6 +47,7 @@ class Model(nn.Module):
         codec: between pixels and what the network sees; None: nothing is between.
         variance: of a reverse step, for ancestral sampling and for the bound.
         config: what it was built from; without one it can be saved only by whoever builds it again.
+        sample: how it samples when nothing else is asked for; None: as the config says.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Model(nn.Module):
         codec: Codec | None = None,
         variance: VarianceRule = fixed_small,
         config: ModelConfig | None = None,
+        sample: SampleConfig | None = None,
     ) -> None:
         super().__init__()
         if denoiser.learns_variance != is_learned(variance):
@@ -73,6 +75,8 @@ class Model(nn.Module):
         self.shape = tuple(shape)
         self.variance = variance
         self.config = config
+        self.sampling = sample or (config.sample if config is not None else SampleConfig())
+        self.home: Path | None = None  # another program's folder that it was read from, and that keeps it
         self._precision = self._lowered = torch.float32
         self.controls: Controls | None = None
 
@@ -116,16 +120,11 @@ class Model(nn.Module):
         """
         self.precision = dtype
         if dtype != torch.float32:
-            for layer in (*self.denoiser.network.modules(), *(self.controls or nn.Module()).modules()):
-                for parameter in layer.parameters(recurse=False) if isinstance(layer, MATRICES) else ():
+            for part in (self.denoiser.network, *([] if self.controls is None else [self.controls])):
+                for _, parameter in lowerable(part):
                     parameter.data = parameter.data.to(dtype)
             self._lowered = dtype
         return self
-
-    @property
-    def sampling(self) -> SampleConfig:
-        """How it samples when nothing else is asked for."""
-        return self.config.sample if self.config is not None else SampleConfig()
 
     @property
     def device(self) -> torch.device:
@@ -148,6 +147,26 @@ class Model(nn.Module):
         self.controls = exchange(self.conditioners, self.controls, controls, mode)
         return self
 
+    def sized(self, size: tuple[int, int]) -> Model:
+        """This model for pictures of another height and width; it shares the weights.
+
+        Parts that depend on the size follow by a `sized` of their own, which is given a shape: of latents for a
+        process whose shift grows with them, of samples for a condition that tells the network the size.
+        """
+        shape = (*self.shape[:-2], *size)
+        other = Model(
+            self.denoiser.under(_sized(self.process, self.codec.latent_shape(shape))),
+            shape,
+            conditioners=[_sized(one, shape) for one in self.conditioners.values()],
+            codec=self.codec,
+            variance=self.variance,
+            config=self.config,
+            sample=self.sampling,
+        )
+        other.home, other.controls = self.home, self.controls
+        other._precision, other._lowered = self._precision, self._lowered
+        return other.train(self.training)
+
     def encode(self, raw: Raw | None = None, count: int | None = None) -> tuple[Condition | None, Condition | None]:
         """The condition that `raw` asks for, and the null condition, each of `count` rows.
 
@@ -168,17 +187,16 @@ class Model(nn.Module):
                 raise RecipeError(
                     f"condition {key!r}: this model takes {', '.join(known) or 'none'}{nearest(key, known)}"
                 )
-        count = count or max([1, *(len(v) for v in raw.values() if _is_rows(v))])
+        count = count or max([1, *(len(v) for v in raw.values() if is_rows(v))])
         wanted: list[Condition] = []
         nothing: list[Condition] = []
         for key, one in cast(Mapping[str, Any], self.conditioners).items():
-            stays = _stays(one)
-            none: list[Condition] = [one.null(count)] if one.drop > 0 or (stays and key not in raw) else []
+            none: list[Condition] = [one.null(count)] if one.drop > 0 or (stays(one) and key not in raw) else []
             if key not in raw and not none:
                 raise RecipeError(f"{key}: missing, and this model was trained with it always; give one")
-            given = [one.encode(_rows(key, raw[key], count))] if key in raw else none
+            given = [one.encode(rows_of(key, raw[key], count))] if key in raw else none
             wanted += given
-            nothing += given if stays else none
+            nothing += given if stays(one) else none
         condition = reduce(Condition.join, wanted) if wanted else None
         # one condition without a "nothing" leaves none for the whole
         null = reduce(Condition.join, nothing) if wanted and len(nothing) == len(wanted) else None
@@ -276,8 +294,8 @@ class Model(nn.Module):
             raise RecipeError(f"count = {count}: at least 1")
         changes = {"sampler": sampler, "steps": steps, "eta": eta, "clip": clip, "scale": scale, "grid": grid}
         how = self.sampling.changed({**(sampling or {}), **{k: v for k, v in changes.items() if v is not None}})
-        rows = {key: _rows(key, value, count) for key, value in (raw or {}).items()}
-        avoided = {key: _rows(key, value, count) for key, value in (negative or {}).items()}
+        rows = {key: rows_of(key, value, count) for key, value in (raw or {}).items()}
+        avoided = {key: rows_of(key, value, count) for key, value in (negative or {}).items()}
         seeds = [seed] * count if isinstance(seed, int) else list(seed)
         if len(seeds) != count:
             raise RecipeError(f"seed: {len(seeds)} for {count} samples; give one, or one for each")
@@ -309,12 +327,14 @@ class Model(nn.Module):
         shift: Shift | None = None,
     ) -> Course:
         """One batch made ready to run; arguments are those of `generate`, with as many rows as `streams` has."""
+        if size is not None and tuple(size) != self.shape[-2:]:
+            return self.sized(size).course(how, streams, raw=raw, negative=negative, shift=shift)
         count = len(streams.samples)
         condition, null = self.encode(raw, count)
         if negative:
-            kept = {key: value for key, value in (raw or {}).items() if _stays(self.conditioners[key])}
-            null = self.encode(kept | dict(negative), count)[0]
-        shape = self.codec.latent_shape(self.shape if size is None else (*self.shape[:-2], *size))
+            kept = {key: value for key, value in (raw or {}).items() if stays(self.conditioners[key])}
+            null = self.encode({**kept, **negative}, count)[0]
+        shape = self.codec.latent_shape(self.shape)
         return Course(
             grid=how.levels(self.process),
             planned=lambda grid: how.plan(grid, self.variance, shift),
@@ -334,11 +354,11 @@ class Model(nn.Module):
         return ours.save_model(self, Path(folder), force=force)
 
     @classmethod
-    def load(cls, path: str | Path) -> Model:
-        """The model of a folder that `save` or a training run wrote, or of a published file of tensors."""
-        from unveil.checkpoints import ours, published
+    def load(cls, path: str | Path, *, dtype: torch.dtype = torch.float32) -> Model:
+        """The model of a folder, a published file or a name, computing in `dtype`; see `unveil.load`."""
+        from unveil.checkpoints import opening
 
-        return published.load(Path(path)) if Path(path).is_file() else ours.load_model(Path(path))
+        return opening.load(path, dtype)
 
     def _estimate(self, x: Tensor, level: Level, condition: Condition | None) -> Estimate:
         """The denoiser under its controls, in the precision asked for."""
@@ -412,31 +432,19 @@ def _codec(config: ModelConfig) -> tuple[Codec, ModelConfig]:
     return codec, config.model_copy(update={"codec": section_of(codec)})
 
 
-def load(name_or_path: str | Path) -> Model:
-    """A shipped model by its name, the model in a folder (a saved one, a checkpoint or a run), or a published file.
+def load(name_or_path: str | Path, *, dtype: torch.dtype = torch.float32) -> Model:
+    """A shipped model by its name, the model in a folder (a saved one, a checkpoint, a run), or a published one.
+
+    Args:
+        name_or_path: published ones are files of tensors, and diffusers' folders.
+        dtype: what it computes in, see `Model.lowered`.
 
     Raises:
         WeightsError: there is no such model, or it is damaged, or a file that is not known.
     """
-    return Model.load(name_or_path)
+    return Model.load(name_or_path, dtype=dtype)
 
 
-def _stays(conditioner: nn.Module) -> bool:
-    """Whether guidance compares with the same value of this condition."""
-    return bool(getattr(conditioner, "stays", False))
-
-
-def _is_rows(value: Any) -> bool:
-    """Whether a raw value holds one entry per row, as opposed to one for all."""
-    return isinstance(value, list | tuple | range) or (isinstance(value, Tensor) and value.ndim > 0)
-
-
-def _rows(key: str, value: Any, count: int) -> Any:
-    """The value with one entry per row."""
-    if not _is_rows(value):
-        return [value] * count
-    if len(value) == 1 and count > 1:
-        return value.expand(count, *value.shape[1:]) if isinstance(value, Tensor) else [value[0]] * count
-    if len(value) != count:
-        raise RecipeError(f"{key}: {len(value)} values for {count} samples; give one, or one for each")
-    return value
+def _sized(part: Any, shape: tuple[int, ...]) -> Any:
+    """The part for another shape, where it depends on it."""
+    return part.sized(shape) if hasattr(part, "sized") else part

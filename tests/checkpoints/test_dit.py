@@ -240,7 +240,7 @@ def test_a_folder_in_parts(tmp_path):
     [
         ("transformer/config.json", {"activation_fn": "geglu"}, "activation_fn = 'geglu'"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "exp"}, "known are linear, scaled_linear"),
-        ("scheduler/scheduler_config.json", {"steps_offset": 1}, "steps_offset = 1: only 0 is supported"),
+        ("scheduler/scheduler_config.json", {"steps_offset": 2}, "with steps_offset 2"),
     ],
 )
 def test_settings_of_a_folder_that_ours_lacks(tmp_path, file, change, words):

@@ -10,7 +10,7 @@ import torch
 
 from unveil.core import grids
 from unveil.core.exploding import EDM, VE
-from unveil.core.flow import RectifiedFlow
+from unveil.core.flow import RectifiedFlow, Shifted, SizeShifted
 from unveil.core.process import DATA, CosineVP, DiscreteVP, LinearVP, betas, partly
 from unveil.types import Level, RecipeError
 
@@ -178,3 +178,40 @@ def test_grids_that_cannot_be_say_why(make, message):
 def test_levels_fall_in_noise_where_the_times_do_not_tell():
     grid = grids.Grid(VE(), [VE().at(0.0), Level(0.0, 1.0, 0.0)])
     assert len(grid) == 2
+
+
+# ---------------------------------------------------------------------- those of published schedulers
+
+
+def indices(grid: grids.Grid) -> list[float]:
+    return [DISCRETE.index(level) for level in grid]
+
+
+def test_indices_may_begin_at_1_and_end_at_0():
+    assert indices(grids.named(DISCRETE, "leading-1", 10)) == [*range(901, 0, -100), -1]
+    assert indices(grids.named(DISCRETE, "latent-diffusion", 10)) == [*range(901, 0, -100), 0]
+    assert grids.named(DISCRETE, "latent-diffusion", 10)[-1].sigma > 0
+    with pytest.raises(RecipeError, match="index 1000: this process has 0 to 999"):
+        grids.named(DISCRETE, "leading-1", 1000)
+
+
+def test_both_ends_of_a_table_are_evaluated():
+    assert indices(grids.named(DISCRETE, "both-ends", 10)) == pytest.approx([*range(999, -1, -111), -1])
+    assert indices(grids.named(DISCRETE, "both-ends", 3)) == pytest.approx([999, 499.5, 0, -1])
+
+
+def test_the_last_call_of_uniform_above_is_shifted_twice():
+    times = [level.t for level in grids.named(Shifted(RectifiedFlow(), 3.0), "uniform-above", 5)]
+    last = 3 * 0.001 / (1 + 2 * 0.001)
+    assert times == pytest.approx([1 + part * (last - 1) / 4 for part in range(5)] + [0])
+    assert grids.uniform_above(RectifiedFlow(), 5)[-2].t == pytest.approx(0.001)
+
+
+def test_a_shift_follows_the_number_of_tokens():
+    process = SizeShifted(RectifiedFlow(), 1.0)
+    assert process.sized((16, 32, 32)).shift == pytest.approx(math.exp(0.5))  # 256 tokens
+    assert process.sized((16, 128, 128)).shift == pytest.approx(math.exp(1.15))  # 4096
+    assert process.sized((16, 64, 136)).shift == pytest.approx(math.exp(0.5 + 0.65 * (32 * 68 - 256) / 3840))
+    plain = SizeShifted(RectifiedFlow(), 1.0, exponential=False, patch=1).sized((4, 16, 16))
+    assert plain.shift == pytest.approx(0.5)
+    assert plain.at(0.5) == Shifted(RectifiedFlow(), 0.5).at(0.5)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from unveil.checkpoints import dit_model, ours, published, store
+from unveil.checkpoints import dit_model, hf, ours, published, store
 from unveil.config import validate
 from unveil.files import sha256
 from unveil.model import Model
@@ -37,11 +37,14 @@ def device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def open_model(name: str, where: torch.device, said: Mapping[str, Any] | None = None) -> tuple[Model, Source]:
+def open_model(
+    name: str, where: torch.device, said: Mapping[str, Any] | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[Model, Source]:
     """The model of a name, a folder or a published file of tensors, and which one it is.
 
     Args:
         said: what the keys of a published file do not say, by the names of `checkpoints.published.Said`.
+        dtype: what it will compute in, where the folder can be read in it at once.
     """
     path = Path(name)
     if path.is_file():
@@ -51,6 +54,8 @@ def open_model(name: str, where: torch.device, said: Mapping[str, Any] | None = 
         raise RecipeError(f"file.{next(iter(said))}: {name} is no published file, and says everything itself")
     if dit_model.is_folder(path):
         return dit_model.read_folder(path).to(where), Source(path.resolve().name, dit_model.sha256_of(path))
+    if hf.is_folder(path):
+        return hf.load(path, dtype).to(where), Source(path.resolve().name, hf.Folder(path).sha256())
     return ours.load_model(name).to(where), source(name)
 
 

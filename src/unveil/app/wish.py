@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from unveil.app.models import device as pick
 from unveil.app.models import open_model
 from unveil.checkpoints.guide import load_guide
@@ -123,15 +125,14 @@ def opened(wish: Wish, name: str, said: Mapping[str, Any] | None = None) -> tupl
     Raises:
         RecipeError: a model whose samples are no pictures.
     """
-    model, source = open_model(name, pick(wish.device), said)
+    dtype = DTYPES.get(wish.dtype, torch.float32)  # another one is refused by the request
+    model, source = open_model(name, pick(wish.device), said, dtype)
     if len(model.shape) != 3 or model.shape[0] not in (1, 3):
         raise RecipeError(
             f"this model makes samples of shape {model.shape}, which are no pictures; "
             "use it from Python: unveil.load(...).generate(...)"
         )
-    if wish.dtype in DTYPES:  # else the request refuses it
-        model.lowered(DTYPES[wish.dtype])
-    return model, source
+    return model.lowered(dtype), source
 
 
 def check_shown(model: Model, given: Sequence[str] = ()) -> None:

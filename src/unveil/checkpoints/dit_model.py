@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from unveil.checkpoints import dit
 from unveil.checkpoints.folders import read_json, read_weights
 from unveil.checkpoints.meta import weightless
 from unveil.checkpoints.said import Said, in_float, shapes_of
+from unveil.checkpoints.scheduler import BETAS, PREDICTIONS, Scheduler, read_scheduler, scheduler_of
 from unveil.checkpoints.tensors import write_tensors
 from unveil.conditioning.label import Label
 from unveil.config import ModelConfig, validate
@@ -41,11 +42,6 @@ PUBLISHED_SAMPLE = {
     "clip": "none",
     "guidance": {"scale": 4.0, "channels": 3},
 }
-BETAS = {"linear": "linear", "scaled_linear": "sqrt-linear", "squaredcos_cap_v2": "cosine"}
-PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-GRIDS = {"leading": "leading", "trailing": "trailing"}
-# Settings of diffusers that are supported with one value only
-ENDS = {"set_alpha_to_one": True, "steps_offset": 0}
 FIXED = {
     "activation_fn": "gelu-approximate",
     "norm_type": "ada_norm_zero",
@@ -55,14 +51,6 @@ FIXED = {
 
 
 SAYABLE = {"heads", "classes", "size"}
-
-
-class Scheduler(NamedTuple):
-    """What a folder's scheduler says: sections of a recipe."""
-
-    process: Mapping[str, Any]
-    prediction: str
-    sample: Mapping[str, Any]
 
 
 DDPM_PROCESS = {"kind": "discrete-vp", "betas": "linear", "steps": 1000}
@@ -182,7 +170,7 @@ def read_folder(path: Path) -> Model:
     for name, value in FIXED.items():
         if said.get(name, value) != value:
             raise WeightsError(f"{place / 'config.json'}: {name} = {said[name]!r}: only {value!r} is supported")
-    theirs = read_weights(place, WEIGHTS)
+    theirs = read_weights(place, WEIGHTS, pickled=f"{WEIGHTS}.bin")
     config = dit.config_of(shapes_of(theirs), int(said["num_attention_heads"]), int(said["sample_size"]))
     config = dit.untied(theirs, replace(config, mlp_norm_eps=float(said.get("norm_eps", 1e-5))))
     scheduler = _scheduler(path / "scheduler" / "scheduler_config.json")
@@ -266,7 +254,8 @@ def _scheduler_settings(model: Model) -> dict[str, Any]:
         "num_train_timesteps": known.steps or 1000,
         "prediction_type": targets[cast(str, model.config.prediction)],
         "clip_sample": False,
-        **ENDS,
+        "set_alpha_to_one": True,
+        "steps_offset": 0,
     }
 
 
@@ -276,30 +265,8 @@ def _transformer(path: Path) -> Path | None:
 
 def _scheduler(path: Path) -> Scheduler:
     """Process, prediction and sampling of a scheduler's settings; without the file those of the published model."""
-    said = read_json(path) if path.is_file() else {}
-    schedule, target = said.get("beta_schedule", "linear"), said.get("prediction_type", "epsilon")
-    if schedule not in BETAS or target not in PREDICTIONS:
-        raise WeightsError(
-            f"{path}: {schedule!r} with {target!r}: known are {', '.join(BETAS)}; {', '.join(PREDICTIONS)}"
-        )
-    for name, value in ENDS.items():
-        if said.get(name, value) != value:
-            raise WeightsError(f"{path}: {name} = {said[name]!r}: only {value!r} is supported, as published; set it so")
-    process: dict[str, Any] = {
-        "kind": "discrete-vp",
-        "betas": said.get("trained_betas") or BETAS[schedule],
-        "steps": None if said.get("trained_betas") else int(said.get("num_train_timesteps", 1000)),
-        "start": float(said.get("beta_start", 1e-4)),
-        "end": float(said.get("beta_end", 0.02)),
-    }
-    sampler = {"sampler": "ddim", "eta": 0.0}
-    if said.get("_class_name") == "DDPMScheduler":
-        sampler = {"sampler": "ancestral"}
-    grid = GRIDS.get(said.get("timestep_spacing", "leading"), "uniform")
-    clip = "static" if said.get("clip_sample", False) else "none"
-    return Scheduler(
-        process, PREDICTIONS[target], {**sampler, "steps": 50, "grid": grid, "clip": clip, "guidance": {"scale": 4.0}}
-    )
+    read = read_scheduler(path) if path.is_file() else scheduler_of({"clip_sample": False}, path)
+    return replace(read, sample={**read.sample, "steps": 50, "guidance": {"scale": 4.0}})
 
 
 def _names(path: Path, classes: int) -> tuple[str, ...] | None:

@@ -27,8 +27,8 @@ from unveil.config.text import TextSection
 from unveil.model import Model
 from unveil.types import RecipeError, WeightsError
 
-WEIGHTS = ("model", "model.fp16")
-PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt")
+WEIGHTS = "model"
+PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt")  # one whose safetensors stands beside it may have a .bin
 SETTINGS = ("config.json", "tokenizer_config.json")
 OLD_END = 2  # what config.json said of CLIP's end token before it was put right; it was never used
 MERGES = "merges.txt"
@@ -142,7 +142,7 @@ def read_folder(path: Path, *, number: int = 1) -> TextEncoder:
     for place in {home, words}:
         check_folder(place)
     said = read_json(home / "config.json")
-    theirs = _weights(home)
+    theirs = read_weights(home, WEIGHTS)
     found = text.places(theirs)
     if not found:
         raise WeightsError(f"{home}: no text encoder of a known kind, by its keys; CLIP's and T5's are known")
@@ -198,18 +198,6 @@ def check_folder(path: Path) -> None:
     for name in SETTINGS:
         if (path / name).is_file() and "auto_map" in read_json(path / name):
             raise WeightsError(f"{path / name}: auto_map asks for the folder's own code, which is never run")
-
-
-def _weights(home: Path) -> dict[str, Tensor]:
-    for name in WEIGHTS:
-        if (home / f"{name}.safetensors").is_file() or (home / f"{name}.safetensors.index.json").is_file():
-            return read_weights(home, name)
-    if (home / "pytorch_model.bin").is_file():
-        raise WeightsError(
-            f"{home / 'pytorch_model.bin'}: a pickle, which is not opened; ask for model.safetensors, or convert it "
-            "with `unveil convert`"
-        )
-    return read_weights(home, WEIGHTS[0])  # which says what is missing
 
 
 def _clip(

@@ -154,6 +154,10 @@ class Denoiser(nn.Module):
         y, extra = self._checked(self.network(_scaled(x, scale), index, condition), x)
         return Estimate.solved(solution, x, y, extra)
 
+    def under(self, process: Process) -> Denoiser:
+        """The same network under another process."""
+        return Denoiser(self.network, process, prediction=self.prediction, learns_variance=self.learns_variance)
+
     def solve(self, level: Level) -> Solution:
         """How x and this network's output give x0 and eps at a level."""
         return solve(self.prediction, level)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -115,6 +116,35 @@ class Shifted:
 
     def _outer(self, t: Number) -> Number:
         return t / (self.shift - (self.shift - 1) * t)
+
+
+@dataclass(frozen=True)
+class SizeShifted(Shifted):
+    """A shift that follows the number of the network's tokens: its logarithm, or itself, rises in a straight line.
+
+    `sized` gives the process for latents of another shape, with the shift that belongs to them.
+
+    Args:
+        process: that is shifted.
+        shift: of the latents at hand.
+        low, high: two points of the line, each a number of tokens and the value there.
+        patch: side of the square of latents that is one token.
+        exponential: the line is that of log(shift).
+
+    Source: FLUX.1's published inference code (github.com/black-forest-labs/flux), with its numbers.
+    """
+
+    low: tuple[int, float] = (256, 0.5)
+    high: tuple[int, float] = (4096, 1.15)
+    patch: int = 2
+    exponential: bool = True
+
+    def sized(self, shape: Sequence[int]) -> SizeShifted:
+        """The process for latents (C, H, W)."""
+        tokens = (shape[-2] // self.patch) * (shape[-1] // self.patch)
+        slope = (self.high[1] - self.low[1]) / (self.high[0] - self.low[0])
+        value = self.low[1] + slope * (tokens - self.low[0])
+        return replace(self, shift=math.exp(value) if self.exponential else value)
 
 
 def resolution_shift(tokens: int, trained_tokens: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -55,6 +56,24 @@ def linear_quadratic(process: Process, steps: int, *, fine: int = 1000) -> Grid:
     bend = (1 - steps / fine) / rest**2
     gone = [i / fine + bend * max(i - slow, 0) ** 2 for i in range(steps)]
     return at_times(process, [*(1 - share for share in gone), 0.0])
+
+
+def uniform_above(process: Process, steps: int, *, last: float = 1e-3) -> Grid:
+    """Evenly spaced in t from t = 1 to sigma(last), and a last step onto the data: Stable Diffusion 3's levels.
+
+    The last call lies at the t that equals the noise of t = `last`: in a shifted process that is `last` shifted, as
+    in the published scheduler, which shifts its ends and then all levels between them.
+
+    Args:
+        process: rectified flow, shifted or not.
+        steps: network calls, at least 1.
+        last: the smallest time of training, before the shift.
+
+    Source: Esser et al. 2024 (arXiv:2403.03206), published scheduler.
+    """
+    _check(steps)
+    end = process.at(last).sigma
+    return at_times(process, [*(1 + part * (end - 1) for part in _parts(steps)), 0.0])
 
 
 # ---------------------------------------------------------------------- by the ratio of noise to signal
@@ -192,15 +211,38 @@ def at_indices(process: Process, indices: Iterable[int]) -> Grid:
     return Grid(process, [*(process.at((i + 1) / discrete.steps) for i in chosen), DATA])
 
 
-def leading(process: Process, steps: int) -> Grid:
+def leading(process: Process, steps: int, *, offset: int = 0) -> Grid:
     """Indices 0, k, 2k, ... with k = N // steps, which begin below the last index.
 
     Always `steps` calls: where the published code's range has one more (7 of 1000 gave 8), it ends earlier.
 
+    Args:
+        process: a discrete one.
+        steps: network calls, 1 to N.
+        offset: added to every index; 1 in Stable Diffusion.
+
     Source: Song et al. 2020, appendix D.2, "linear" (arXiv:2010.02502).
     """
     discrete = _at_most(process, steps)
-    return at_indices(process, [i * (discrete.steps // steps) for i in range(steps)])
+    return at_indices(process, [i * (discrete.steps // steps) + offset for i in range(steps)])
+
+
+def latent_diffusion(process: Process, steps: int) -> Grid:
+    """`leading` with offset 1, and a last step onto index 0 in place of the data: latent diffusion's DDIM.
+
+    Source: Rombach et al. 2022 (arXiv:2112.10752), published code.
+    """
+    return Grid(process, [*leading(process, steps, offset=1)[:-1], process.at(1 / _discrete(process).steps)])
+
+
+def both_ends(process: Process, steps: int) -> Grid:
+    """Evenly spaced indices from the last one to 0, fractional where they have to be, and the data after them.
+
+    Source: Lin et al. 2023, table 2, "linspace" (arXiv:2305.08891).
+    """
+    discrete = _at_most(process, steps)
+    times = [float(discrete.t_of_index((1 - part) * (discrete.steps - 1))) for part in _parts(steps)]
+    return Grid(process, [*(process.at(t) for t in times), DATA])
 
 
 def trailing(process: Process, steps: int) -> Grid:
@@ -271,15 +313,23 @@ GRIDS: dict[str, Callable[[Process, int], Grid]] = {
     "trailing": trailing,
     "quadratic": quadratic,
 }
+# Variations of them in the schedulers of published folders.
+SCHEDULED: dict[str, Callable[[Process, int], Grid]] = {
+    "leading-1": partial(leading, offset=1),
+    "latent-diffusion": latent_diffusion,
+    "both-ends": both_ends,
+    "uniform-above": uniform_above,
+}
 
 
 def named(process: Process, spacing: str, steps: int) -> Grid:
-    """A grid by its name in `GRIDS`, or by a respacing string, which holds its own number of steps."""
-    if spacing in GRIDS:
-        return GRIDS[spacing](process, steps)
+    """A grid by its name in `GRIDS` or `SCHEDULED`, or by a respacing string, which holds its own number of steps."""
+    known = GRIDS | SCHEDULED
+    if spacing in known:
+        return known[spacing](process, steps)
     if spacing[:1].isdigit() or spacing.startswith(("ddim", "fast")):
         return respaced(process, spacing)
-    raise RecipeError(f"grid {spacing!r}; known: {', '.join(GRIDS)}{nearest(spacing, list(GRIDS))}")
+    raise RecipeError(f"grid {spacing!r}; known: {', '.join(known)}{nearest(spacing, list(known))}")
 
 
 def _whole_stride(total: int, count: int) -> list[int]:

@@ -51,6 +51,15 @@ def flow(level: Level) -> tuple[Number, Number]:
     return level.dalpha, level.dsigma
 
 
+def straight(level: Level) -> tuple[Number, Number]:
+    """Eps - x0, rectified flow's velocity in its own time: under a shift, `flow` without the speed of the shift.
+
+    Source: Esser et al. 2024, eq. 13 and section 5.3.2 (arXiv:2403.03206).
+    """
+    del level
+    return -1.0, 1.0
+
+
 def edm_f(sigma_data: float = 0.5) -> Prediction:
     """EDM's network output F, of unit variance for data of deviation sigma_data.
 

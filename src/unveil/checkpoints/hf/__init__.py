@@ -1,0 +1,9 @@
+"""Folders of diffusers: recognised, read without running anything in them, and run as models of ours."""
+
+from __future__ import annotations
+
+from unveil.checkpoints.hf.folder import Folder, is_folder
+from unveil.checkpoints.hf.pipelines import PIPELINES, load, report
+from unveil.checkpoints.hf.weights import Report
+
+__all__ = ["PIPELINES", "Folder", "Report", "is_folder", "load", "report"]

@@ -1,0 +1,150 @@
+"""Diffusers' networks as ours: forward(x, t, condition), with their own classes inside.
+
+A prompt's tokens are `condition.tokens`; its pooled text is the beginning of `condition.vector`, and numbers that a
+network is told beside it (sizes, a guidance) are its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from unveil.types import Condition, RecipeError, ShapeError
+
+SIZES = 6  # numbers that SDXL is told of a picture: two sizes and a place
+
+
+class UNet(nn.Module):
+    """SDXL's U-Net: text across, pooled text and six numbers of the picture's size beside the time.
+
+    Args:
+        net: a `UNet2DConditionModel` with `addition_embed_type` "text_time".
+
+    Source: Podell et al. 2023, section 2.2 (arXiv:2307.01952).
+    """
+
+    beside = SIZES
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        said: Any = net.config
+        self.vector_dim = int(said.projection_class_embeddings_input_dim - SIZES * said.addition_time_embed_dim + SIZES)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """The prediction at latents (B, C, H, W) and indices (B,)."""
+        vector, tokens = _asked(condition, self.vector_dim)
+        added = {"text_embeds": vector[:, :-SIZES], "time_ids": vector[:, -SIZES:]}
+        mask = None if condition is None else condition.mask
+        return self.net(
+            x, t, encoder_hidden_states=tokens, encoder_attention_mask=mask, added_cond_kwargs=added, return_dict=False
+        )[0]
+
+
+class MMDiT(nn.Module):
+    """Stable Diffusion 3's transformer, where text and latents are one sequence.
+
+    Args:
+        net: an `SD3Transformer2DModel`.
+
+    Source: Esser et al. 2024, section 4 (arXiv:2403.03206).
+    """
+
+    beside = 0
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        said: Any = net.config
+        self.vector_dim, self.patch = int(said.pooled_projection_dim), int(said.patch_size)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """The velocity at latents (B, C, H, W) and times in thousandths (B,)."""
+        vector, tokens = _asked(condition, self.vector_dim, masked=False)
+        _check_size(x, self.patch)
+        return self.net(
+            hidden_states=x, timestep=t, encoder_hidden_states=tokens, pooled_projections=vector, return_dict=False
+        )[0]
+
+
+class Flux(nn.Module):
+    """FLUX.1's transformer: squares of 2 x 2 latents are tokens, at the place of their row and column.
+
+    Args:
+        net: a `FluxTransformer2DModel`; one with `guidance_embeds` is told the scale of the guidance that it was
+            distilled from, the last number of the vector.
+
+    Source: FLUX.1's published inference code (github.com/black-forest-labs/flux).
+    """
+
+    patch = 2
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        said: Any = net.config
+        self.beside = 1 if said.guidance_embeds else 0
+        self.pooled = int(said.pooled_projection_dim)
+        self.vector_dim = self.pooled + self.beside
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """The velocity at latents (B, C, H, W) and times in thousandths (B,)."""
+        vector, tokens = _asked(condition, self.vector_dim, masked=False)
+        _check_size(x, self.patch)
+        rows, columns = x.shape[-2] // self.patch, x.shape[-1] // self.patch
+        places = torch.zeros(rows, columns, 3, device=x.device)
+        places[..., 1] += torch.arange(rows, device=x.device)[:, None]
+        places[..., 2] += torch.arange(columns, device=x.device)
+        y = self.net(
+            hidden_states=functional.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2),
+            timestep=t / 1000,  # which it multiplies again
+            guidance=vector[:, -1] if self.beside else None,
+            pooled_projections=vector[:, : self.pooled],
+            encoder_hidden_states=tokens,
+            txt_ids=places.new_zeros(tokens.shape[1], 3),
+            img_ids=places.flatten(0, 1),
+            return_dict=False,
+        )[0]
+        return functional.pixel_shuffle(y.transpose(1, 2).unflatten(2, (rows, columns)), self.patch)
+
+
+# class -> adapter
+NETWORKS: dict[str, type[nn.Module]] = {
+    "UNet2DConditionModel": UNet,
+    "SD3Transformer2DModel": MMDiT,
+    "FluxTransformer2DModel": Flux,
+}
+
+
+def check_settings(kind: str, said: Mapping[str, Any], where: str) -> None:
+    """Refuses settings of a network that its adapter does not serve.
+
+    Raises:
+        RecipeError: names the setting and what it may be.
+    """
+    if kind == "UNet2DConditionModel":
+        for name, allowed in (("addition_embed_type", "text_time"), ("class_embed_type", None)):
+            if said.get(name) != allowed:
+                raise RecipeError(f"{where}: {name} = {said.get(name)!r}: SDXL's U-Net has {allowed!r}")
+        if said.get("time_cond_proj_dim") is not None:
+            raise RecipeError(f"{where}: time_cond_proj_dim: networks that are told the guidance are not supported")
+
+
+def _asked(condition: Condition | None, width: int, *, masked: bool = True) -> tuple[Tensor, Tensor]:
+    """Vector and tokens of a condition, checked."""
+    if condition is None or condition.vector is None or condition.tokens is None:
+        raise RecipeError("this network is told a prompt with every call: give one, such as raw={'prompt': 'a cat'}")
+    if condition.vector.shape[1] != width:
+        raise ShapeError(f"condition.vector {tuple(condition.vector.shape)}: this network takes (B, {width})")
+    if condition.mask is not None and not masked and not bool(condition.mask.all()):
+        raise ShapeError("condition.mask: this network sees every token; give tokens of one length, without a mask")
+    return condition.vector, condition.tokens
+
+
+def _check_size(x: Tensor, patch: int) -> None:
+    if x.shape[-2] % patch or x.shape[-1] % patch:
+        raise ShapeError(f"latents {tuple(x.shape)}: height and width must be multiples of {patch}")

@@ -1,0 +1,269 @@
+"""Models of diffusers' folders: each pipeline's network, prompt, codec, process and way of sampling.
+
+Facts: defaults of diffusers' `StableDiffusionXLPipeline`, `StableDiffusion3Pipeline` and `FluxPipeline`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from unveil.checkpoints import autoencoder, dit_model, text_folder
+from unveil.checkpoints.hf.folder import Folder
+from unveil.checkpoints.hf.networks import NETWORKS, Flux, MMDiT, UNet, check_settings
+from unveil.checkpoints.hf.weights import Report, compare, fill
+from unveil.checkpoints.meta import Unfilled
+from unveil.checkpoints.said import shapes_of
+from unveil.checkpoints.scheduler import Scheduler, read_scheduler
+from unveil.codec.kl import KL
+from unveil.conditioning import byte_pairs, texts, towers
+from unveil.conditioning.extras import extra
+from unveil.conditioning.numbers import Numbers, PictureSize
+from unveil.conditioning.text import FileTokenizer, Gives, Text
+from unveil.conditioning.texts import Texts, Together
+from unveil.conditioning.towers import T5Config
+from unveil.config import SampleConfig, validate
+from unveil.config.model import ProcessSection
+from unveil.config.section import Section
+from unveil.core.denoiser import Denoiser
+from unveil.core.flow import SizeShifted
+from unveil.core.prediction import PREDICTIONS, Prediction, straight
+from unveil.core.process import Process
+from unveil.model import Model
+from unveil.types import WeightsError, nearest
+
+FLUX_LATENTS = 128  # side that its pipeline makes when it is not told one
+SD3_TOKENS = 256  # of T5
+FLUX_TOKENS = {"distilled": 512, "few-step": 256}  # of T5, for networks that are told a guidance and others
+GUIDANCE = 3.5  # that FLUX is told when it is not told one
+
+
+class _Levels(Section):
+    """A process, as a section of a recipe."""
+
+    process: ProcessSection
+
+
+# -- the three pipelines ------------------------------------------------------------------------------------------
+
+
+def sdxl(folder: Folder, dtype: torch.dtype) -> Model:
+    """The model of a `StableDiffusionXLPipeline`; sizes are told as "size", see `numbers.PictureSize`."""
+    network, codec, scheduler = _network(folder, "unet", UNet, dtype), _codec(folder), _scheduler(folder)
+    assert isinstance(network, UNet)
+    shape = _shape(codec, folder.settings("unet", NETWORKS).get("sample_size", 128))
+    prompt = _prompt(folder, texts.side_by_side, ("tokens", "both"), dtype, beside=network.beside)
+    prompt.zeros = bool(folder.index.get("force_zeros_for_empty_prompt", True))
+    size = PictureSize(shape, network.vector_dim - network.beside)
+    sample = {"steps": 50, "guidance": {"scale": 5.0}}
+    return _model(folder, network, scheduler, codec, shape, (prompt, size), sample)
+
+
+def sd3(folder: Folder, dtype: torch.dtype) -> Model:
+    """The model of a `StableDiffusion3Pipeline`, with its third text encoder or without."""
+    network, codec, scheduler = _network(folder, "transformer", MMDiT, dtype), _codec(folder), _scheduler(folder)
+    said = folder.settings("transformer", NETWORKS)
+    rule = texts.one_after_another(int(said["joint_attention_dim"]), SD3_TOKENS)
+    gives: tuple[Gives, ...] = ("both", "both", "tokens") if folder.has("text_encoder_3") else ("both", "both")
+    prompt = _prompt(folder, rule, gives, dtype, length=SD3_TOKENS)
+    shape = _shape(codec, said.get("sample_size", 128))
+    sample = {"steps": 28, "guidance": {"scale": 7.0}}
+    return _model(folder, network, scheduler, codec, shape, (prompt,), sample)
+
+
+def flux(folder: Folder, dtype: torch.dtype) -> Model:
+    """The model of a `FluxPipeline`; the guidance it was distilled from is told as "guidance"."""
+    network, codec, scheduler = _network(folder, "transformer", Flux, dtype), _codec(folder), _scheduler(folder)
+    assert isinstance(network, Flux)
+    length = FLUX_TOKENS["distilled" if network.beside else "few-step"]
+    prompt = _prompt(folder, texts.vector_and_tokens, ("vector", "tokens"), dtype, beside=network.beside, length=length)
+    told = [Numbers((GUIDANCE,), network.pooled, key="guidance")] if network.beside else []
+    # its pipeline spaces the levels evenly itself, whatever the scheduler would do
+    sample = {"steps": 28 if network.beside else 4, "grid": "uniform"}
+    return _model(folder, network, scheduler, codec, _shape(codec, FLUX_LATENTS), (prompt, *told), sample)
+
+
+def dit(folder: Folder, dtype: torch.dtype) -> Model:
+    """The model of a `DiTPipeline`."""
+    return dit_model.read_folder(folder.path).lowered(dtype)
+
+
+# Pipeline -> what reads its folder. A pipeline whose network is one of ours has its reader here as well.
+PIPELINES: dict[str, Callable[[Folder, torch.dtype], Model]] = {
+    "DiTPipeline": dit,
+    "StableDiffusionXLPipeline": sdxl,
+    "StableDiffusion3Pipeline": sd3,
+    "FluxPipeline": flux,
+}
+
+
+def load(path: Path, dtype: torch.dtype = torch.float32) -> Model:
+    """The model of a folder of diffusers, in evaluation mode.
+
+    Weights that the files hold in the type asked for are mapped into memory and not copied: matrices in `dtype`,
+    everything else in float32.
+
+    Args:
+        path: the folder with the model_index.json.
+        dtype: what it computes in.
+
+    Raises:
+        WeightsError: a pipeline that is not known, a component that is missing or damaged, settings that are not
+            supported, or anything in the folder that would have to be run.
+        RecipeError: diffusers or transformers is not installed.
+    """
+    folder = Folder(path)
+    if folder.kind not in PIPELINES:
+        known = list(PIPELINES)
+        raise WeightsError(
+            f"{path}: a {folder.kind}; the pipelines that can be read are {', '.join(known)}"
+            f"{nearest(folder.kind, known)}"
+        )
+    model = PIPELINES[folder.kind](folder, dtype)
+    model.home = path
+    return model.lowered(dtype).eval()
+
+
+def report(path: Path) -> dict[str, Report]:
+    """How the weights of a folder's network fit what its settings describe, by component; no number is read.
+
+    Raises:
+        WeightsError: as `load`, but for weights that do not fit.
+    """
+    folder = Folder(path)
+    names = [name for name in ("unet", "transformer") if folder.has(name)]
+    return {name: compare(shapes_of(folder.tensors(name)), _empty(folder, name).net) for name in names}
+
+
+# -- parts --------------------------------------------------------------------------------------------------------
+
+
+def _model(
+    folder: Folder,
+    network: nn.Module,
+    scheduler: Scheduler,
+    codec: KL,
+    shape: tuple[int, ...],
+    conditioners: Sequence[nn.Module],
+    sample: Mapping[str, Any],
+) -> Model:
+    process, prediction = _process(folder, scheduler, codec.latent_shape(shape), network)
+    how = validate(SampleConfig, {**scheduler.sample, **sample}, str(folder.path))
+    denoiser = Denoiser(network, process, prediction=prediction)
+    return Model(denoiser, shape, conditioners=conditioners, codec=codec, sample=how)
+
+
+def _process(
+    folder: Folder, scheduler: Scheduler, latents: tuple[int, ...], network: nn.Module
+) -> tuple[Process, Prediction]:
+    process = validate(_Levels, {"process": scheduler.process}, str(folder.path)).process.build()
+    prediction = straight if scheduler.prediction == "flow" else PREDICTIONS[scheduler.prediction]
+    if scheduler.size_shift is not None:
+        patch = int(getattr(network, "patch", 1))
+        process = SizeShifted(process, 1.0, patch=patch, **scheduler.size_shift).sized(latents)
+    return process, prediction
+
+
+def _scheduler(folder: Folder) -> Scheduler:
+    return read_scheduler(folder.place("scheduler") / "scheduler_config.json")
+
+
+def _network(folder: Folder, name: str, kind: type[nn.Module], dtype: torch.dtype) -> nn.Module:
+    """The adapter of a component with its weights; `kind` is what the pipeline needs."""
+    adapter = _empty(folder, name)
+    if not isinstance(adapter, kind):
+        raise WeightsError(f"{folder.path / name}: not the network of a {folder.kind}")
+    fill(cast(nn.Module, adapter.net), folder.tensors(name), dtype, folder.path / name)
+    return adapter
+
+
+def _empty(folder: Folder, name: str) -> Any:
+    """The adapter of a component, without memory for its weights."""
+    said = folder.settings(name, NETWORKS)
+    kind = str(said["_class_name"])
+    check_settings(kind, said, str(folder.path / name / "config.json"))
+    library = extra("diffusers", f"a {folder.kind}")
+    with Unfilled(), _quiet():
+        return NETWORKS[kind](getattr(library, kind).from_config(said))
+
+
+def _codec(folder: Folder) -> KL:
+    """The autoencoder, in float32."""
+    said = folder.settings("vae", ["AutoencoderKL"])
+    theirs = folder.tensors("vae")
+    scale, shift = said.get("scaling_factor", 0.18215), said.get("shift_factor") or 0.0
+    if said.get("latents_std") is not None and said.get("latents_mean") is not None:
+        scale, shift = tuple(scale / std for std in said["latents_std"]), tuple(said["latents_mean"])
+    groups = int(said.get("norm_num_groups", 32))
+    config = autoencoder.config_of(shapes_of(autoencoder.first_stage(theirs)), groups=groups, scale=scale, shift=shift)
+    found = autoencoder.codec_of(theirs, config)
+    if not isinstance(found, KL):
+        raise WeightsError(
+            f"{folder.path / 'vae'}: an autoencoder with a codebook; {folder.kind} needs an AutoencoderKL"
+        )
+    return found
+
+
+def _shape(codec: KL, side: int | Sequence[int]) -> tuple[int, int, int]:
+    """The shape of pictures whose latents have this side, or these two."""
+    height, width = (side, side) if isinstance(side, int) else side
+    return codec.config.in_channels, height * codec.config.factor, width * codec.config.factor
+
+
+def _prompt(
+    folder: Folder,
+    together: Together,
+    gives: Sequence[Gives],
+    dtype: torch.dtype,
+    *,
+    beside: int = 0,
+    length: int = 0,
+) -> Texts:
+    """The prompt's text encoders, the first one first.
+
+    Args:
+        gives: of each encoder.
+        beside: see `Texts`.
+        length: tokens of T5.
+    """
+    each = [_encoder(folder, number, one, dtype, length) for number, one in enumerate(gives, 1)]
+    return Texts([one for one, _ in each], together, beside=beside, precisions=[precision for _, precision in each])
+
+
+def _encoder(folder: Folder, number: int, gives: Gives, dtype: torch.dtype, length: int) -> tuple[Text, torch.dtype]:
+    """A text encoder, and what it computes in."""
+    end = "" if number == 1 else f"_{number}"
+    for name in (f"text_encoder{end}", f"tokenizer{end}"):
+        folder.place(name)
+    found = text_folder.read_folder(folder.path, number=number)
+    config = found.config
+    if isinstance(config, T5Config):
+        config = replace(config, length=length, attend="all")
+        if dtype == torch.float16:  # whose range T5 leaves
+            dtype = torch.bfloat16
+    elif gives != "vector":
+        config = replace(config, skip=1, norm="none")
+    with Unfilled(), _quiet():
+        tower = towers.build(config)
+    fill(tower, found.state, dtype, folder.path / f"text_encoder{end}")
+    tokenizer = byte_pairs.clip() if found.tokenizer is None else FileTokenizer(found.tokenizer)
+    return Text(tower, tokenizer, gives=gives), dtype
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' remarks on settings that they do not know."""
+    logger = logging.getLogger("diffusers.configuration_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

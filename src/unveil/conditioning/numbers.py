@@ -1,0 +1,101 @@
+"""Numbers that a network takes as they are, beside the text: the size of a picture, the scale of a guidance."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unveil.types import Condition, RecipeError
+
+
+class Numbers(nn.Module):
+    """Some numbers at the end of a network's vector, the usual ones where none are given.
+
+    Guidance compares two conditions with the same numbers: there is no "none" of them.
+
+    Args:
+        usual: the numbers where none are given.
+        before: width of what stands before them in the vector, which is left zero for other conditions to fill.
+        key: of the item that holds them.
+    """
+
+    drop = 0.0
+    stays = True
+
+    def __init__(self, usual: Sequence[float], before: int, *, key: str) -> None:
+        super().__init__()
+        self.before, self.key = before, key
+        self.usual: Tensor
+        self.register_buffer("usual", torch.tensor([float(value) for value in usual]), persistent=False)
+
+    def encode(self, raw: Tensor | Sequence[Any]) -> Condition:
+        """The numbers of B samples, each a number, a list of them, or text; (B, before + numbers) with zeros before.
+
+        Raises:
+            RecipeError: another number of numbers, or something else.
+        """
+        rows = torch.tensor([self.numbers(one) for one in raw], device=self.usual.device)
+        return Condition(vector=torch.cat([rows.new_zeros(len(rows), self.before), rows], dim=1))
+
+    def null(self, batch: int) -> Condition:
+        """The usual ones, `batch` times."""
+        return self.encode([self.usual.tolist()] * batch)
+
+    def numbers(self, given: Any) -> list[float]:
+        """The numbers of one sample.
+
+        Raises:
+            RecipeError: see `encode`.
+        """
+        several: list[Any] = list(given) if isinstance(given, Sequence | Tensor) else [given]
+        if isinstance(given, str):
+            several = re.findall(r"[0-9.]+", given)
+        try:
+            found = [float(one) for one in several]
+        except (TypeError, ValueError):
+            found = []
+        if len(found) != len(self.usual):
+            raise RecipeError(f"{self.key} = {given!r}: give {self.wanted()}")
+        return found
+
+    def wanted(self) -> str:
+        """What may be given, for a message."""
+        return "a number" if len(self.usual) == 1 else f"{len(self.usual)} numbers"
+
+
+class PictureSize(Numbers):
+    """What SDXL is told of a picture in training: its size before it was scaled, where it was cut, its size now.
+
+    Six numbers: height and width of the original, top and left of the cut, height and width of the picture. Two are
+    the original's size, four that and the cut; the rest is as usual. As text: "1024x768", "1024x768+0+128".
+
+    Args:
+        shape: of the pictures, (C, H, W): what is usual is an original of that size, not cut.
+        before: see `Numbers`.
+        key: see `Numbers`.
+
+    Source: Podell et al. 2023, section 2.2 (arXiv:2307.01952).
+    """
+
+    def __init__(self, shape: Sequence[int], before: int, *, key: str = "size") -> None:
+        height, width = shape[-2:]
+        super().__init__((height, width, 0, 0, height, width), before, key=key)
+
+    def sized(self, shape: Sequence[int]) -> PictureSize:
+        """The same for pictures of another shape."""
+        return PictureSize(shape, self.before, key=self.key).to(self.usual.device)
+
+    def numbers(self, given: Any) -> list[float]:
+        """See `Numbers`; two or four are completed."""
+        several = re.findall(r"\d+", given) if isinstance(given, str) else given
+        if isinstance(several, Sequence | Tensor) and len(several) in (2, 4):
+            several = [*several, *self.usual.tolist()[len(several) :]]
+        return super().numbers(several)
+
+    def wanted(self) -> str:
+        """What may be given, for a message."""
+        return "HEIGHTxWIDTH of the original, HEIGHTxWIDTH+TOP+LEFT of its part, or six numbers"

@@ -1,0 +1,391 @@
+"""Diffusers' folders of SDXL, Stable Diffusion 3 and FLUX.1: the pictures of its own pipelines, on our samplers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+import diffusers
+
+import unveil
+from tests.checkpoints import tiny_hf
+from unveil.checkpoints import hf
+from unveil.checkpoints.scheduler import scheduler_of
+from unveil.checkpoints.tensors import read_tensors, write_tensors
+from unveil.core.noise import START, Streams
+from unveil.model import Model
+from unveil.types import RecipeError, ShapeError, WeightsError
+
+# diffusers' own, of numpy
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+PROMPTS = ["a cat on the moon", "red dog 7"]
+STEPS, SEED, SIZE = 10, 7, (16, 24)
+DDIM = tiny_hf.DISCRETE | {"set_alpha_to_one": False, "clip_sample": False}
+SCHEDULERS = {
+    "euler": lambda: diffusers.EulerDiscreteScheduler(**tiny_hf.EULER),
+    "ddim": lambda: diffusers.DDIMScheduler(**DDIM),
+    "v": lambda: diffusers.DDIMScheduler(**DDIM | {"prediction_type": "v_prediction"}),
+    "both-ends": lambda: diffusers.EulerDiscreteScheduler(**tiny_hf.DISCRETE),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    place = tmp_path_factory.mktemp("folders")
+
+    @cache
+    def made(name: str) -> tuple[Any, Path]:
+        pipeline = getattr(tiny_hf, name)()
+        return pipeline, tiny_hf.saved(pipeline, place / name)
+
+    return made
+
+
+@pytest.fixture
+def copied(folders: Any, tmp_path: Path) -> Any:
+    """A folder that a test may spoil."""
+
+    def made(name: str) -> Path:
+        return Path(shutil.copytree(folders(name)[1], tmp_path / name))
+
+    return made
+
+
+def theirs(pipeline: Any, model: Model, prompts: list[str], **how: Any) -> Tensor:
+    """The pipeline's pictures from our noise, in [0, 1]."""
+    shape = model.codec.latent_shape((3, *SIZE))
+    x = Streams(SEED, range(len(prompts))).normal(shape, START)
+    if isinstance(pipeline, diffusers.FluxPipeline):
+        x = pipeline._pack_latents(x, len(prompts), *shape)
+    height, width = SIZE
+    how = {"num_inference_steps": STEPS, "output_type": "pt", "height": height, "width": width, **how}
+    return pipeline(prompt=prompts, latents=x, **how).images
+
+
+def ours(model: Model, prompts: list[str], **how: Any) -> Tensor:
+    given = {"prompt": prompts, **how.pop("raw", {})}
+    samples = model.generate(raw=given, count=len(prompts), seed=SEED, steps=STEPS, size=SIZE, **how)
+    return (samples / 2 + 0.5).clamp(0, 1)
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    return float(-10 * torch.log10((a.double() - b.double()).square().mean()))
+
+
+def changed(path: Path, **settings: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+# -- the same pictures --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_sdxl_makes_the_pictures_of_its_pipeline(folders, copied, scheduler):
+    pipeline, path = folders("sdxl")
+    if scheduler != "euler":
+        path = copied("sdxl")
+        SCHEDULERS[scheduler]().save_pretrained(path / "scheduler")
+    model = unveil.load(path)
+    before, pipeline.scheduler = pipeline.scheduler, SCHEDULERS[scheduler]()
+    try:
+        want = theirs(pipeline, model, PROMPTS, guidance_scale=4.0)
+    finally:
+        pipeline.scheduler = before
+    got = ours(model, PROMPTS, scale=4.0)
+    assert 0.05 < want.std() < 0.3
+    # Euler from both ends begins at sigma times the noise there, which the variance-preserving x rounds to 1
+    assert psnr(got, want) > (40 if scheduler == "both-ends" else 60)
+    assert psnr(got, want.roll(1, 0)) < 30  # the prompts matter
+
+
+def test_sdxl_is_told_sizes_and_a_negative_prompt(folders):
+    pipeline, path = folders("sdxl")
+    model = unveil.load(path)
+    asked = {"original_size": (64, 48), "crops_coords_top_left": (8, 4), "guidance_scale": 4.0}
+    same = {"negative_original_size": (64, 48), "negative_crops_coords_top_left": (8, 4), "negative_target_size": SIZE}
+    want = theirs(pipeline, model, PROMPTS, negative_prompt=["the dog"] * 2, **asked, **same)
+    got = ours(model, PROMPTS, scale=4.0, negative={"prompt": "the dog"}, raw={"size": "64x48+8+4"})
+    assert psnr(got, want) > 60
+    assert psnr(ours(model, PROMPTS, scale=4.0, negative={"prompt": "the dog"}), want) < 50
+    # an empty prompt is encoded where it is given, and zeros where none is
+    empty = theirs(pipeline, model, PROMPTS, negative_prompt=[""] * 2, guidance_scale=4.0)
+    assert psnr(ours(model, PROMPTS, scale=4.0, negative={"prompt": ""}), empty) > 60
+    assert psnr(ours(model, PROMPTS, scale=4.0), empty) < 50
+
+
+def test_stable_diffusion_3_makes_the_pictures_of_its_pipeline(folders):
+    pipeline, path = folders("sd3")
+    model = unveil.load(path)
+    want = theirs(pipeline, model, PROMPTS, guidance_scale=4.0)
+    got = ours(model, PROMPTS, scale=4.0)
+    assert 0.05 < want.std() < 0.3
+    assert psnr(got, want) > 60
+    assert psnr(got, want.roll(1, 0)) < 30
+    avoided = theirs(pipeline, model, PROMPTS, guidance_scale=4.0, negative_prompt=["the dog"] * 2)
+    assert psnr(ours(model, PROMPTS, scale=4.0, negative={"prompt": "the dog"}), avoided) > 60
+
+
+def test_stable_diffusion_3_without_t5(tmp_path):
+    pipeline = tiny_hf.sd3(with_t5=False)
+    model = unveil.load(tiny_hf.saved(pipeline, tmp_path / "sd3"))
+    want = theirs(pipeline, model, PROMPTS, guidance_scale=4.0)
+    assert psnr(ours(model, PROMPTS, scale=4.0), want) > 60
+
+
+def test_flux_makes_the_pictures_of_its_pipeline(folders):
+    pipeline, path = folders("flux")
+    model = unveil.load(path)
+    how = {"true_cfg_scale": 3.0, "negative_prompt": ["the moon"] * 2, "guidance_scale": 2.5}
+    want = theirs(pipeline, model, PROMPTS, **how)
+    got = ours(model, PROMPTS, scale=3.0, negative={"prompt": "the moon"}, raw={"guidance": 2.5})
+    assert 0.05 < want.std() < 0.3
+    assert psnr(got, want) > 60
+    assert psnr(got, want.roll(1, 0)) < 30
+    plain = theirs(pipeline, model, PROMPTS)
+    assert psnr(ours(model, PROMPTS), plain) > 60  # a guidance of 3.5, and none of ours
+
+
+def test_flux_of_few_steps_is_told_no_guidance(tmp_path):
+    pipeline = tiny_hf.flux(distilled=False)
+    model = unveil.load(tiny_hf.saved(pipeline, tmp_path / "flux"))
+    assert list(model.conditioners) == ["prompt"]
+    assert model.sampling.steps == 4
+    want = theirs(pipeline, model, PROMPTS, max_sequence_length=256)
+    assert psnr(ours(model, PROMPTS), want) > 60
+
+
+# -- sizes, tasks, types ------------------------------------------------------------------------------------------
+
+
+def test_the_shift_of_flux_follows_the_size(folders):
+    model = unveil.load(folders("flux")[1])
+    assert model.shape == (3, 256, 256)  # 128 latents of this codec's 2 pixels
+    assert model.process.shift == pytest.approx(2.71828**1.15, rel=1e-4)  # type: ignore[attr-defined]
+    assert model.sized((32, 32)).process.shift == pytest.approx(2.71828**0.4675, rel=1e-2)  # type: ignore[attr-defined]
+    small = model.sized((32, 32))
+    assert small.shape == (3, 32, 32)
+    assert small.denoiser.network is model.denoiser.network
+    with pytest.raises(ShapeError, match="multiples of 2"):
+        model.generate(raw={"prompt": "cat"}, steps=1, size=(18, 20))
+
+
+def test_sdxl_is_told_the_size_that_is_made(folders):
+    model = unveil.load(folders("sdxl")[1])
+    size = model.sized((32, 48)).conditioners["size"]
+    assert size.null(1).vector[0, -6:].tolist() == [32, 48, 0, 0, 32, 48]
+    assert size.encode(["64x32+1+2"]).vector[0, -6:].tolist() == [64, 32, 1, 2, 32, 48]
+    assert size.encode([(1, 2, 3, 4, 5, 6)]).vector[0, -6:].tolist() == [1, 2, 3, 4, 5, 6]
+    with pytest.raises(RecipeError, match="HEIGHTxWIDTH"):
+        size.encode(["large"])
+
+
+def test_the_codec_is_that_of_the_folder(folders):
+    pipeline, path = folders("sd3")
+    model = unveil.load(path)
+    pixels = torch.rand(1, 3, 16, 24) * 2 - 1
+    with torch.no_grad():
+        z = pipeline.vae.encode(pixels).latent_dist.mode()
+        want = (z - pipeline.vae.config.shift_factor) * pipeline.vae.config.scaling_factor
+        assert torch.allclose(model.codec.encode(pixels), want, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
+def test_half_precision_stays_near(folders, name):
+    path = folders(name)[1]
+    full = ours(unveil.load(path), PROMPTS)
+    low = unveil.load(path, dtype=torch.bfloat16)
+    norms = [one for one in low.denoiser.modules() if isinstance(one, nn.GroupNorm | nn.LayerNorm)]
+    assert {parameter.dtype for one in norms for parameter in one.parameters()} <= {torch.float32}
+    assert {tensor.dtype for tensor in low.denoiser.parameters()} >= {torch.bfloat16}
+    assert 25 < psnr(ours(low, PROMPTS), full) < 80
+    with pytest.raises(RecipeError, match="were lowered"):
+        low.lowered(torch.float16)
+
+
+def test_a_file_in_half_precision_is_not_widened_when_it_need_not_be(folders, tmp_path):
+    pipeline = tiny_hf.sdxl()
+    path = tiny_hf.saved(pipeline.to(torch.float16), tmp_path / "half")
+    low = unveil.load(path, dtype=torch.float16)
+    full = unveil.load(path)
+    assert low.denoiser.network.state_dict()["net.conv_in.weight"].dtype == torch.float16
+    assert full.denoiser.network.state_dict()["net.conv_in.weight"].dtype == torch.float32
+    assert psnr(ours(low, PROMPTS), ours(full, PROMPTS)) > 30
+
+
+# -- the folder's files -------------------------------------------------------------------------------------------
+
+
+def test_shards_and_variants_are_found(folders, tmp_path):
+    pipeline, path = folders("sd3")
+    sharded = tiny_hf.saved(pipeline, tmp_path / "sharded", max_shard_size="40KB")
+    variant = tiny_hf.saved(pipeline, tmp_path / "variant", variant="fp16")
+    assert (sharded / "transformer" / "diffusion_pytorch_model.safetensors.index.json").is_file()
+    assert (variant / "transformer" / "diffusion_pytorch_model.fp16.safetensors").is_file()
+    want = unveil.load(path).state_dict()
+    for place in (sharded, variant):
+        found = unveil.load(place).state_dict()
+        assert found.keys() == want.keys()
+        assert all(torch.equal(found[key], tensor) for key, tensor in want.items())
+    next((sharded / "transformer").glob("*-00002-of-*.safetensors")).unlink()
+    with pytest.raises(WeightsError, match=r"names the shard .*-00002-of-.* which is not beside it"):
+        unveil.load(sharded)
+
+
+def test_the_report_tells_what_fits(copied):
+    path = copied("sdxl")
+    (report,) = hf.report(path).values()
+    assert report.fits
+    assert report.text() == f"{len(report.matched)} matched"
+    file = path / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = read_tensors(file)
+    tensors["more.weight"] = tensors.pop("conv_in.bias")
+    tensors["conv_out.bias"] = torch.zeros(5)
+    tensors = {key: tensor.clone() for key, tensor in tensors.items()}
+    file.unlink()
+    write_tensors(file, tensors)
+    (report,) = hf.report(path).values()
+    assert (report.missing, report.unknown) == (("conv_in.bias",), ("more.weight",))
+    assert report.reshaped == ("conv_out.bias (5,) for (4,)",)
+    with pytest.raises(WeightsError, match=r"missing: 1 \(conv_in.bias\); unknown: 1 \(more.weight\)"):
+        unveil.load(path)
+
+
+def test_saving_says_that_the_folder_is_the_model(folders, tmp_path):
+    path = folders("sdxl")[1]
+    with pytest.raises(RecipeError, match=f"the folder {path} itself is the model"):
+        unveil.load(path).save(tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
+def no_code(path: Path) -> str:
+    (path / "unet" / "pipeline.py").write_text("")
+    return "code in the folder of a model"
+
+
+def no_map(path: Path) -> str:
+    changed(path / "unet" / "config.json", auto_map={"AutoModel": "mine.Net"})
+    return "auto_map names code"
+
+
+def no_pipeline(path: Path) -> str:
+    changed(path / "model_index.json", _class_name=["mine", "MyPipeline"])
+    return "a pipeline of its own"
+
+
+def no_library(path: Path) -> str:
+    changed(path / "model_index.json", unet=["mine", "MyUNet"])
+    return "unet is of 'mine'"
+
+
+def unknown_pipeline(path: Path) -> str:
+    changed(path / "model_index.json", _class_name="StableDiffusionXLPipelin")
+    return "that can be read are .*nearest: 'StableDiffusionXLPipeline'"
+
+
+def unknown_network(path: Path) -> str:
+    changed(path / "unet" / "config.json", _class_name="UNet3DConditionModel")
+    return "a UNet3DConditionModel; of a StableDiffusionXLPipeline it must be"
+
+
+def unknown_scheduler(path: Path) -> str:
+    changed(path / "scheduler" / "scheduler_config.json", _class_name="EulerDiscretScheduler")
+    return "nearest: 'EulerDiscreteScheduler'"
+
+
+def unsupported_scheduler(path: Path) -> str:
+    changed(path / "scheduler" / "scheduler_config.json", final_sigmas_type="sigma_min")
+    return "final_sigmas_type = 'sigma_min': only 'zero' is supported"
+
+
+def no_component(path: Path) -> str:
+    changed(path / "model_index.json", text_encoder_2=[None, None])
+    return "lists no text_encoder_2, which StableDiffusionXLPipeline needs"
+
+
+def no_folder(path: Path) -> str:
+    shutil.rmtree(path / "vae")
+    return "vae: is listed in model_index.json and not there"
+
+
+def no_tokenizer(path: Path) -> str:
+    shutil.rmtree(path / "tokenizer_2")
+    return "tokenizer_2: is listed in model_index.json and not there"
+
+
+def no_weights(path: Path) -> str:
+    (path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    return "holds no diffusion_pytorch_model.safetensors, nor its shards"
+
+
+def only_a_pickle(path: Path) -> str:
+    no_weights(path)
+    (path / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"PK\x03\x04")
+    return "only diffusion_pytorch_model.bin, a pickle, which is not opened"
+
+
+def another_prediction(path: Path) -> str:
+    changed(path / "unet" / "config.json", time_cond_proj_dim=8)
+    return "networks that are told the guidance"
+
+
+SPOILED = [
+    no_code,
+    no_map,
+    no_pipeline,
+    no_library,
+    unknown_pipeline,
+    unknown_network,
+    unknown_scheduler,
+    unsupported_scheduler,
+    no_component,
+    no_folder,
+    no_tokenizer,
+    no_weights,
+    only_a_pickle,
+    another_prediction,
+]
+
+
+@pytest.mark.parametrize("spoil", SPOILED, ids=lambda one: one.__name__)
+def test_what_is_wrong_with_a_folder_is_said(copied, spoil):
+    path = copied("sdxl")
+    words = spoil(path)
+    with pytest.raises((WeightsError, RecipeError), match=words):
+        unveil.load(path)
+
+
+# -- schedulers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [4, 10, 30])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_levels_are_those_of_the_scheduler(spacing, steps):
+    scheduler = diffusers.EulerDiscreteScheduler(**tiny_hf.DISCRETE, timestep_spacing=spacing)
+    scheduler.set_timesteps(steps)
+    read = scheduler_of(dict(scheduler.config) | {"_class_name": "EulerDiscreteScheduler"}, Path("settings"))
+    process = hf.pipelines._Levels(process=read.process).process.build()
+    grid = unveil.grids.named(process, read.sample["grid"], steps)
+    assert [process.index(level) for level in grid[:-1]] == pytest.approx(scheduler.timesteps.tolist(), abs=1e-3)
+    ratios = [level.sigma / level.alpha for level in grid]
+    assert ratios == pytest.approx(scheduler.sigmas.tolist(), rel=2e-3)
+
+
+@pytest.mark.parametrize("settings", [{"shift": 1.0}, {"shift": 3.0}])
+def test_levels_are_those_of_the_flow_scheduler(settings):
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**settings)
+    scheduler.set_timesteps(7)
+    read = scheduler_of(dict(scheduler.config) | {"_class_name": "FlowMatchEulerDiscreteScheduler"}, Path("settings"))
+    process = hf.pipelines._Levels(process=read.process).process.build()
+    grid = unveil.grids.named(process, read.sample["grid"], 7)
+    assert [level.sigma for level in grid] == pytest.approx(scheduler.sigmas.tolist(), rel=1e-5)
+    assert [process.index(level) for level in grid[:-1]] == pytest.approx(scheduler.timesteps.tolist(), rel=1e-5)
