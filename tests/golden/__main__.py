@@ -31,6 +31,7 @@ MODULES = (
     "classifier_guidance",
     "autoencoders",
     "text",
+    "stable_diffusion",
 )
 
 

@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tests.golden.case import Case, Comparison
-from unveil.checkpoints import text, text_folder
 from unveil.conditioning.byte_pairs import clip
 from unveil.conditioning.prompt import Frame, Span, lay_out
 from unveil.conditioning.text import Rows, Text
-from unveil.config import validate
-from unveil.config.text import TextSection
 
 CUT = "tokenize_truncate_"  # and the length of a row
 LENGTH = 77  # of a row where none is said
@@ -43,33 +39,12 @@ def tokenizer(folder: Path) -> Iterator[Comparison]:
     yield case.compare("too long", torch.tensor(int(same)), want=torch.tensor(1))
 
 
-def conditioner(case: Case) -> Text:
-    """The text conditioner in the single file of a tiny Stable Diffusion 1, with the case's weights."""
-    made: dict[str, Any] = case.meta["text_arguments"]
-    said = {"heads": made["num_attention_heads"], "activation": made["hidden_act"].replace("_", "-")}
-    encoder = text_folder.read_state_of(case.weights(), said=said)
-    return encoder.conditioner(validate(TextSection, encoder.described() | {"drop": 0.1}, "the case"))
-
-
 def encoded(one: Text, numbers: Tensor) -> Tensor:
     """The vectors (B, L, D) of rows of tokens, (B, L)."""
     rows = numbers[:, None]
     tokens = one.condition(Rows(rows, torch.ones(rows.shape), torch.ones(rows.shape, dtype=torch.bool))).tokens
     assert tokens is not None
     return tokens
-
-
-def stable_diffusion(case: Case) -> Iterator[Comparison]:
-    """The text part of a tiny Stable Diffusion 1: what its prompts and its empty ones become, and the file again."""
-    one = conditioner(case)
-    with torch.no_grad():
-        yield case.compare("cond", encoded(one, case.io["input_ids"]))
-        yield case.compare("uncond", encoded(one, case.io["uncond_ids"]))
-    theirs = {key: tensor for key, tensor in case.weights().items() if key.startswith("cond_stage_model.")}
-    written = text.dump(one.tower.state_dict(), one.tower.config, text.Place("clip", text.SD1))
-    same = [torch.equal(written[key], tensor) for key, tensor in theirs.items() if key in written]
-    yield case.compare("text written back", torch.tensor([*same, written.keys() == theirs.keys()]).long(),
-                       want=torch.ones(len(theirs) + 1, dtype=torch.long))  # fmt: skip
 
 
 KINDS = {"CLIP/tokenizer": tokenizer}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -29,7 +29,9 @@ class Said(Section):
         prediction: {kind: edm, index_scale: 1000} for consistency models' teachers, which have the same keys.
         variance: what the network's second half of channels is, if it has one.
         blocks: per level, asked for a classifier.
-        classes: of a DiT's labels; None: one row less than the table has, the last being "none".
+        classes: of a table of labels; None: for a DiT one row less than it has, the last being "none".
+        text_heads, activation: of a text encoder of a width that no published one has.
+        weights: `trained` where a file holds averages too, which are read otherwise.
     """
 
     size: Positive | None = None
@@ -44,6 +46,9 @@ class Said(Section):
     variance: VarianceName | None = None
     blocks: Positive | None = None
     classes: Positive | None = None
+    text_heads: Positive | None = None
+    activation: Literal["quick-gelu", "gelu"] | None = None
+    weights: Literal["ema", "trained"] | None = None
 
     def lacks(self, wanted: Sequence[str]) -> list[str]:
         """Which of these names, where a bar stands between alternatives, were not said."""
