@@ -271,3 +271,28 @@ def test_a_word_that_is_no_setting_is_the_prompt(cli: Cli, tmp_path: Path):
     assert cli("img2img", "told", "dog.png", "owl", "--strength", 0.5, "--out", "owl.png").code == 0
     assert read_facts(tmp_path / "owl.png")["given"] == {"prompt": "owl"}
     refused(cli("sample", "told", "cow", "--out", "cow.png"), 2, "label 'cow': must be one of cat, dog, owl")
+
+
+@pytest.mark.parametrize(
+    ("verb", "keys", "network", "options"),
+    [
+        ("inpaint", ["mask", "masked"], {}, ["--mask", "mask.png", "--scale", 2]),
+        ("upscale", ["low"], {"context_size": "smaller"}, ["--factor", 2]),
+    ],
+)
+def test_networks_that_were_trained_for_it_are_shown_what_they_need(
+    cli: Cli, tmp_path: Path, mask: Path, verb: str, keys: list[str], network: dict[str, Any], options: list[Any]
+):
+    recipe = load_recipe("ddpm-digits", CHANGES)
+    assert isinstance(recipe, Recipe)
+    plain = recipe.model.model_dump(mode="json")
+    shown = [{"kind": "context", "key": key, "channels": 1} for key in keys]
+    config = {**plain, "network": plain["network"] | network, "condition": [*plain["condition"], *shown]}
+    build(validate(ModelConfig, config, "test")).save(tmp_path / "trained")
+    path = picture(tmp_path / "a.png")
+    done = cli(verb, "trained", path, *options, "--label", 3, "--count", 2)
+    assert done.code == 0, done.err
+    assert read_facts(tmp_path / "edited" / "a_seed0_00001.png")["task"].get("method", "network") == "network"
+    assert cli(verb, "trained", "--like", "edited/a_seed0_00001.png", "--out", "again.png").code == 0
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "edited" / "a_seed0_00001.png").read_bytes()
+    refused(cli("img2img", "trained", path), 2, f"given a picture under '{keys[0]}', which cannot be typed")

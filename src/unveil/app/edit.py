@@ -14,7 +14,7 @@ import torch
 from unveil.app.console import Console
 from unveil.app.drawing import Place, draw, put, write
 from unveil.app.sample import model_of, repeat
-from unveil.app.wish import Wish, changes, check_shown, opened
+from unveil.app.wish import Wish, changes, opened
 from unveil.data.low import LOW
 from unveil.files import refuse_overwrite
 from unveil.model import Model
@@ -76,8 +76,7 @@ def edit(
     if job.verb == "inpaint" and job.mask is None:
         raise RecipeError("inpaint needs a mask: --mask FILE, white where the picture is made anew")
     place.check()
-    model, source = opened(wish, wish.model)
-    check_shown(model, SHOWN.get(job.verb, ()))
+    model, source = opened(wish, wish.model, shown=SHOWN.get(job.verb, ()))
     every = _read(job, model, wish.sized())
     each = wish.count if wish.count is not None else wish.number(model) if len(every) == 1 else 1
     request = wish.request(model, changes(wish.words, named), each * len(every))
@@ -148,7 +147,6 @@ def interpolate(
     clip(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), form, way.rate)  # refuses before the work
     refuse_overwrite(film, place.force)
     model, source = opened(wish, wish.model)
-    check_shown(model)
     given = wish.conditions(model)
     far = {key: values for key, values in given.items() if len(values) > 2}
     if far or len(wish.seeds) > 2:
@@ -181,7 +179,6 @@ def invert(wish: Wish, pictures: Path | None, named: Mapping[str, Any], place: P
         raise RecipeError(f"--out {place.out}: must end in .safetensors")
     refuse_overwrite(place.out, place.force)
     model, source = opened(wish, wish.model)
-    check_shown(model)
     every = _read(Job("invert", pictures), model, wish.sized())
     contents = [one.files["picture"].content for one in every]
     if len({content.shape for content in contents}) > 1:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unveil.app.console import Console
 from unveil.app.drawing import Place, draw, write
-from unveil.app.wish import Wish, changes, check_shown, opened
+from unveil.app.wish import Wish, changes, opened
 from unveil.model import Model
 from unveil.tasks import inputs, verbs
 from unveil.tasks.edit import PLAIN, Edit, Input
@@ -41,7 +41,6 @@ def sample(wish: Wish, changes: Mapping[str, Any], place: Place, console: Consol
     place.check()
     changes = dict(changes)
     model, source = opened(wish, wish.model, changes.pop("file", None))
-    check_shown(model)
     edit, count = PLAIN, None
     if noise is not None:
         edit, said = _noise(noise, source, console)
@@ -89,7 +88,7 @@ def model_of(wish: Wish, facts: Mapping[str, Any], like: Path) -> tuple[Model, S
     name = wish.model or (named.get("name") if isinstance(named, dict) else None)
     if not isinstance(name, str):
         raise MediaError(f"{like}: its record names no model; pass the model's folder")
-    return opened(wish, name)
+    return opened(wish, name, shown=None)
 
 
 def again(model: Model, facts: Mapping[str, Any], places: Sequence[Path]) -> Edit:

@@ -119,38 +119,34 @@ class Wish:
         return Guided(guide, self.classifier_scale)
 
 
-def opened(wish: Wish, name: str, said: Mapping[str, Any] | None = None) -> tuple[Model, Source]:
+def opened(
+    wish: Wish, name: str, said: Mapping[str, Any] | None = None, shown: Sequence[str] | None = ()
+) -> tuple[Model, Source]:
     """The model of a wish, ready to draw pictures.
 
+    Args:
+        wish: what is asked.
+        name: of the model, or its place.
+        said: what a published file does not say itself.
+        shown: keys of the pictures that the command gives the network; None: a record says which.
+
     Raises:
-        RecipeError: a model whose samples are no pictures.
+        RecipeError: a model that has to be shown other pictures, or whose samples are none.
     """
     dtype = DTYPES.get(wish.dtype, torch.float32)  # another one is refused by the request
     model, source = open_model(name, pick(wish.device), said, dtype)
+    pictures = [key for key, one in model.conditioners.items() if isinstance(one, ContextChannels)]
+    if shown is not None and (missing := [key for key in pictures if key not in shown]):
+        raise RecipeError(
+            f"this model is given a picture under {missing[0]!r}, which cannot be typed; "
+            "use it from Python: unveil.load(...).generate(raw=...)"
+        )
     if len(model.shape) != 3 or model.shape[0] not in (1, 3):
         raise RecipeError(
             f"this model makes samples of shape {model.shape}, which are no pictures; "
             "use it from Python: unveil.load(...).generate(...)"
         )
     return model.lowered(dtype), source
-
-
-def check_shown(model: Model, given: Sequence[str] = ()) -> None:
-    """Refuses a model that has to be shown pictures which nobody gave.
-
-    Args:
-        model: that is asked.
-        given: keys of the pictures that the command gives.
-
-    Raises:
-        RecipeError: there are others.
-    """
-    keys = [key for key, one in model.conditioners.items() if isinstance(one, ContextChannels) and key not in given]
-    if keys:
-        raise RecipeError(
-            f"this model is given a picture under {keys[0]!r}, which cannot be typed; "
-            "use it from Python: unveil.load(...).generate(raw=...)"
-        )
 
 
 def changes(words: Sequence[str], named: Mapping[str, Any]) -> dict[str, Any]:
