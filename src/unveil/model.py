@@ -71,7 +71,7 @@ class Model(nn.Module):
         self.conditioners = nn.ModuleDict({str(one.key): one for one in conditioners})
         self.codec: Codec = codec or Identity()
         if isinstance(self.codec, nn.Module):  # a diffusion model's latents must stay what they are
-            self.codec.requires_grad_(False)
+            self.codec.requires_grad_(False).eval()
         self.shape = tuple(shape)
         self.variance = variance
         self.config = config
