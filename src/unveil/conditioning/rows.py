@@ -1,12 +1,46 @@
-"""What a user gives under a key of a condition: one value for all samples, or one for each."""
+"""What a user gives under the keys of conditions, one value for all samples or one for each, and what it becomes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 from torch import Tensor, nn
 
-from unveil.types import RecipeError
+from unveil.types import Condition, Raw, RecipeError, nearest
+
+
+def conditions(
+    conditioners: Mapping[str, Any], raw: Raw, count: int | None = None
+) -> tuple[Condition | None, Condition | None]:
+    """The condition that `raw` asks for, and the null condition, each of `count` rows.
+
+    Args:
+        conditioners: by key.
+        raw, count: as `Model.encode` takes them.
+
+    Raises:
+        RecipeError: a key or a value that is not known (names the nearest), or a wrong number of values.
+    """
+    for key in raw:
+        if key not in conditioners:
+            known = list(conditioners)
+            raise RecipeError(f"condition {key!r}: this model takes {', '.join(known) or 'none'}{nearest(key, known)}")
+    count = count or max([1, *(len(value) for value in raw.values() if is_rows(value))])
+    wanted: list[Condition] = []
+    nothing: list[Condition] = []
+    for key, one in conditioners.items():
+        none: list[Condition] = [one.null(count)] if one.drop > 0 or (stays(one) and key not in raw) else []
+        if key not in raw and not none:
+            raise RecipeError(f"{key}: missing, and this model was trained with it always; give one")
+        given = [one.encode(rows_of(key, raw[key], count))] if key in raw else none
+        wanted += given
+        nothing += given if stays(one) else none
+    condition = reduce(Condition.join, wanted) if wanted else None
+    # one condition without a "nothing" leaves none for the whole
+    null = reduce(Condition.join, nothing) if wanted and len(nothing) == len(wanted) else None
+    return condition, null
 
 
 def is_rows(value: Any) -> bool:

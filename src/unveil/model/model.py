@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,9 +15,8 @@ from torch import Tensor, nn
 from unveil.codec import Identity
 from unveil.codec.tiles import decode_within
 from unveil.conditioning.control import Control, Controls, Mode, exchange
-from unveil.conditioning.rows import is_rows, rows_of, stays
+from unveil.conditioning.rows import conditions, rows_of, stays
 from unveil.config import ModelConfig, SampleConfig
-from unveil.config.codec import SavedSection, build_codec, section_of
 from unveil.core import guidance
 from unveil.core.course import Course
 from unveil.core.denoiser import Denoiser, Estimate, Step
@@ -28,7 +26,7 @@ from unveil.core.samplers import Progress
 from unveil.core.samplers.ancestral import Shift
 from unveil.core.variance import VarianceRule, fixed_small, is_learned
 from unveil.nn.lowering import lowerable
-from unveil.types import Condition, Level, NonFinite, OutOfResources, Raw, RecipeError, nearest
+from unveil.types import Condition, Level, NonFinite, OutOfResources, Raw, RecipeError
 
 if TYPE_CHECKING:
     from unveil.codec import Codec
@@ -180,27 +178,7 @@ class Model(nn.Module):
         Raises:
             RecipeError: a key or a value that the model does not know (names the nearest), or a wrong number.
         """
-        raw = dict(raw or {})
-        for key in raw:
-            if key not in self.conditioners:
-                known = list(self.conditioners)
-                raise RecipeError(
-                    f"condition {key!r}: this model takes {', '.join(known) or 'none'}{nearest(key, known)}"
-                )
-        count = count or max([1, *(len(v) for v in raw.values() if is_rows(v))])
-        wanted: list[Condition] = []
-        nothing: list[Condition] = []
-        for key, one in cast(Mapping[str, Any], self.conditioners).items():
-            none: list[Condition] = [one.null(count)] if one.drop > 0 or (stays(one) and key not in raw) else []
-            if key not in raw and not none:
-                raise RecipeError(f"{key}: missing, and this model was trained with it always; give one")
-            given = [one.encode(rows_of(key, raw[key], count))] if key in raw else none
-            wanted += given
-            nothing += given if stays(one) else none
-        condition = reduce(Condition.join, wanted) if wanted else None
-        # one condition without a "nothing" leaves none for the whole
-        null = reduce(Condition.join, nothing) if wanted and len(nothing) == len(wanted) else None
-        return condition, null
+        return conditions(cast(Mapping[str, Any], self.conditioners), raw or {}, count)
 
     def step(self, condition: Condition | None) -> Step:
         """The denoiser with its condition bound: what samplers and guidance take."""
@@ -401,48 +379,6 @@ class Model(nn.Module):
             for part in parts:
                 inside.enter_context(cast(Any, part).ahead(indices))
             yield
-
-
-def build(config: ModelConfig) -> Model:
-    """The model of a config, freshly initialised from torch's global generator; on `meta` it takes no memory."""
-    network = config.build_network()
-    with torch.device("cpu"):  # tables of levels live there, whatever device the weights are made on
-        process = config.process.build()
-        prediction = config.build_prediction(process)
-    denoiser = Denoiser(network, process, prediction=prediction, learns_variance=config.learns_variance)
-    codec, config = _codec(config)
-    conditioners = [one.build(config, getattr(network, "vector_dim", None)) for one in config.condition]
-    return Model(
-        denoiser,
-        config.shape,
-        conditioners=conditioners,
-        codec=codec,
-        variance=config.build_variance(),
-        config=config,
-    )
-
-
-def _codec(config: ModelConfig) -> tuple[Codec, ModelConfig]:
-    """The codec, and the config that describes it whole: a saved one becomes a part of the model."""
-    if not isinstance(config.codec, SavedSection):
-        return build_codec(config.codec, config.shape), config
-    from unveil.checkpoints import ours  # a layer above: only saving and loading reach it
-
-    codec = ours.load_codec(config.codec.path)
-    return codec, config.model_copy(update={"codec": section_of(codec)})
-
-
-def load(name_or_path: str | Path, *, dtype: torch.dtype = torch.float32) -> Model:
-    """A shipped model by its name, the model in a folder (a saved one, a checkpoint, a run), or a published one.
-
-    Args:
-        name_or_path: published ones are files of tensors, and diffusers' folders.
-        dtype: what it computes in, see `Model.lowered`.
-
-    Raises:
-        WeightsError: there is no such model, or it is damaged, or a file that is not known.
-    """
-    return Model.load(name_or_path, dtype=dtype)
 
 
 def _sized(part: Any, shape: tuple[int, ...]) -> Any:
