@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unveil.checkpoints import autoencoder, autoencoder_folder
+from unveil.checkpoints import autoencoder, autoencoder_folder, ours, published
 from unveil.checkpoints.meta import weightless
 from unveil.checkpoints.tensors import write_tensors
 from unveil.codec import KL, VQ, KLConfig, VQConfig
@@ -91,6 +91,7 @@ def test_attention_of_diffusers_old_files_has_other_names(tmp_path):
         theirs[key] = tensor
     assert "decoder.mid_block.attentions.0.proj_attn.bias" in theirs
     write_tensors(tmp_path / "vae.safetensors", theirs)
+    assert ours.inspect(tmp_path / "vae.safetensors")["what"] == "an autoencoder of diffusers"
     back = autoencoder_folder.read(tmp_path / "vae.safetensors")
     assert all(torch.equal(back.state_dict()[key], tensor) for key, tensor in codec.state_dict().items())
 
@@ -126,10 +127,10 @@ def test_diffusers_autoencoder_kl_gives_the_same_and_opens_what_is_written(tmp_p
 
     theirs: Any = theirs_kl(**changes)
     theirs.save_pretrained(tmp_path / "pipeline" / "vae")
-    ours = autoencoder_folder.read(tmp_path / "pipeline")
-    assert isinstance(ours, KL)
+    read = autoencoder_folder.read(tmp_path / "pipeline")
+    assert isinstance(read, KL)
     pixels, noise = torch.randn(2, 3, 16, 24), torch.randn(2, 4, 8, 12)
-    told, said = theirs.encode(pixels).latent_dist, ours.posterior(pixels)
+    told, said = theirs.encode(pixels).latent_dist, read.posterior(pixels)
     torch.testing.assert_close(said.mean, told.mean, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(said.logvar, told.logvar, rtol=1e-4, atol=1e-4)
     z = told.mean + told.std * noise
@@ -139,17 +140,17 @@ def test_diffusers_autoencoder_kl_gives_the_same_and_opens_what_is_written(tmp_p
         latents = (z - mean) * config.scaling_factor / std
     else:
         latents = (z - (config.shift_factor or 0.0)) * config.scaling_factor
-    torch.testing.assert_close(ours.encode(pixels, noise), latents, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(ours.decode(latents), theirs.decode(z).sample, rtol=1e-4, atol=1e-4)
-    back = AutoencoderKL.from_pretrained(autoencoder_folder.write(ours, tmp_path / "ours"))
+    torch.testing.assert_close(read.encode(pixels, noise), latents, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(read.decode(latents), theirs.decode(z).sample, rtol=1e-4, atol=1e-4)
+    back = AutoencoderKL.from_pretrained(autoencoder_folder.write(read, tmp_path / "ours"))
     state: dict[str, Tensor] = back.state_dict()  # type: ignore[union-attr]
     assert state.keys() == theirs.state_dict().keys()
     assert all(torch.equal(state[key], tensor) for key, tensor in theirs.state_dict().items())
     again = autoencoder_folder.read(tmp_path / "ours")
-    assert all(torch.equal(again.state_dict()[key], tensor) for key, tensor in ours.state_dict().items()
+    assert all(torch.equal(again.state_dict()[key], tensor) for key, tensor in read.state_dict().items()
                if key not in ("scale", "shift"))  # fmt: skip
     for name in ("scale", "shift"):
-        torch.testing.assert_close(getattr(again, name), getattr(ours, name))
+        torch.testing.assert_close(getattr(again, name), getattr(read, name))
 
 
 @torch.no_grad()
@@ -161,13 +162,13 @@ def test_diffusers_vq_model_gives_the_same_and_opens_what_is_written(tmp_path):
         up_block_types=("UpDecoderBlock2D",) * 2, num_vq_embeddings=24, vq_embed_dim=2, scaling_factor=1.0,
     ))  # fmt: skip
     theirs.save_pretrained(tmp_path / "vqvae")
-    ours = autoencoder_folder.read(tmp_path)
-    assert isinstance(ours, VQ)
+    read = autoencoder_folder.read(tmp_path)
+    assert isinstance(read, VQ)
     pixels = torch.randn(2, 3, 16, 24)
-    latents = ours.encode(pixels)
+    latents = read.encode(pixels)
     torch.testing.assert_close(latents, theirs.encode(pixels).latents, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(ours.decode(latents), theirs.decode(latents).sample, rtol=1e-4, atol=1e-4)
-    back: Any = VQModel.from_pretrained(autoencoder_folder.write(ours, tmp_path / "ours"))
+    torch.testing.assert_close(read.decode(latents), theirs.decode(latents).sample, rtol=1e-4, atol=1e-4)
+    back: Any = VQModel.from_pretrained(autoencoder_folder.write(read, tmp_path / "ours"))
     assert all(torch.equal(back.state_dict()[key], tensor) for key, tensor in theirs.state_dict().items())
 
 
@@ -182,6 +183,8 @@ def test_mistakes_are_named(tmp_path):
     theirs |= {"decoder.up.1.block.0.conv1.bias": bias[:3]}
     with pytest.raises(WeightsError, match=r"decoder.up.1.block.0.conv1.bias: \(3,\), expected \(64,\)"):
         autoencoder.codec_of(theirs)
+    with pytest.raises(WeightsError, match="an autoencoder, which makes no pictures by itself"):
+        published.model_of(theirs)
     with pytest.raises(WeightsError, match="not an autoencoder by its keys"):
         autoencoder.codec_of({"time_embed.0.weight": bias})
     with pytest.raises(WeightsError, match=r"not a whole autoencoder: there is no 'encoder\.conv_in\.weight'"):

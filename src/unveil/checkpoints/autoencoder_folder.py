@@ -23,7 +23,7 @@ from unveil.files import staged
 from unveil.types import RecipeError, WeightsError
 
 WEIGHTS = "diffusion_pytorch_model"
-CLASSES = {"AutoencoderKL": KL, "VQModel": VQ}
+CLASSES = ("AutoencoderKL", "VQModel")
 PLACES = ("vae", "vqvae", "first_stage_model", "")  # in a pipeline's folder, or itself
 # Settings that are supported with one value only
 FIXED = {"act_fn": "silu", "norm_type": "group", "lookup_from_codebook": False}
@@ -99,7 +99,7 @@ def _scale(said: Mapping[str, Any], where: str) -> tuple[PerChannel, PerChannel]
 def _settings(codec: KL | VQ) -> dict[str, Any]:
     config = codec.config
     if isinstance(codec, VQ) and config.latent_channels is None:
-        raise RecipeError("latent_channels = None: diffusers' VQModel has 1x1 convolutions around its codebook")
+        raise RecipeError("latent_channels = None: diffusers' VQModel has 1x1 convolutions")
     scale, shift = codec.scale.tolist(), codec.shift.tolist()
     plain = len(set(scale)) == 1 and len(set(shift)) == 1
     if isinstance(codec, VQ) and (not plain or shift[0]):
@@ -110,7 +110,7 @@ def _settings(codec: KL | VQ) -> dict[str, Any]:
     if isinstance(codec, VQ):
         numbers = {"scaling_factor": scale[0], "norm_type": "group"}
     return {
-        "_class_name": next(name for name, kind in CLASSES.items() if isinstance(codec, kind)),
+        "_class_name": "VQModel" if isinstance(codec, VQ) else "AutoencoderKL",
         "act_fn": "silu",
         "norm_num_groups": config.groups,
         **{name: list(value) if isinstance(value, tuple) else value for name, value in _expected(config).items()},

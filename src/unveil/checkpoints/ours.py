@@ -45,6 +45,8 @@ _FOREIGN = (
     ("a latent-diffusion or Stable Diffusion checkpoint", ("model.diffusion_model.time_embed.0.weight",)),
     ("a U-Net of diffusers", ("time_embedding.linear_1.weight", "conv_in.weight")),
     ("DDPM's U-Net", ("temb.dense.0.weight", "conv_in.weight")),
+    ("an autoencoder of latent diffusion", ("encoder.mid.block_1.conv1.weight", "decoder.conv_in.weight")),
+    ("an autoencoder of diffusers", ("encoder.mid_block.resnets.0.conv1.weight", "decoder.conv_in.weight")),
     ("a DiT", ("x_embedder.proj.weight", "t_embedder.mlp.0.weight")),
 )
 
