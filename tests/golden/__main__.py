@@ -28,6 +28,7 @@ MODULES = (
     "score_sde",
     "edm_networks",
     "classifier_guidance",
+    "lora",
 )
 
 
