@@ -64,7 +64,8 @@ def ours(*, layout: torch.memory_format, bf16: bool) -> dict[str, float]:
     from unveil.core.noise import Streams
     from unveil.core.objective import Diffusion
     from unveil.core.process import DiscreteVP, betas
-    from unveil.nn.unet import UNet, UNetConfig
+    from unveil.nn.unet import UNet
+    from unveil.nn.unet_config import UNetConfig
 
     torch.manual_seed(0)
     config = UNetConfig(

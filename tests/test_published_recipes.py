@@ -21,7 +21,7 @@ from unveil.config import ClassifierRecipe, Recipe, load_recipe
 from unveil.core.process import DiscreteVP
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.edm_unet import SongUNetConfig
-from unveil.nn.unet import UNetConfig
+from unveil.nn.unet_config import UNetConfig
 from unveil.train.classifier import ClassifierConfig, train_classifier
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")

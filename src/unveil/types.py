@@ -130,17 +130,37 @@ class Condition:
     vector: (B, D), added to the time embedding (a label, pooled text).
     tokens: (B, L, D), with mask (B, L) True where a token counts (cross-attention, in-context).
     channels: (B, C, H, W), a picture given to the network (low resolution, mask, context).
+    hint: (B, C, H, W), the pictures of ControlNets, side by side along the channels.
+    residuals: what ControlNets make of the hint, added inside a U-Net: one tensor for each result that its way down
+        leaves and one for its middle, or that of the middle alone. They hold for one x and one level, so they are set
+        at the network's call and nowhere else.
     """
 
     vector: Tensor | None = None
     tokens: Tensor | None = None
     mask: Tensor | None = None
     channels: Tensor | None = None
+    hint: Tensor | None = None
+    residuals: tuple[Tensor, ...] | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Condition:
-        """The same condition with `change` applied to every route in use."""
-        used = {f.name: getattr(self, f.name) for f in fields(self)}
+        """The same condition with `change` applied to every route in use.
+
+        Raises:
+            ShapeError: residuals, which hold for one call.
+        """
+        used = self.routes()
         return Condition(**{k: None if v is None else change(v) for k, v in used.items()})
+
+    def routes(self) -> dict[str, Tensor | None]:
+        """Every route but the residuals, by name.
+
+        Raises:
+            ShapeError: residuals, which hold for one call.
+        """
+        if self.residuals is not None:
+            raise ShapeError("condition.residuals: hold for one call of a network; change the hint that they come from")
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "residuals"}
 
     def where(self, keep: Tensor, other: Condition) -> Condition:
         """Row by row: this condition where `keep` (B,) is True, the other one elsewhere.
@@ -151,18 +171,20 @@ class Condition:
         import torch
 
         chosen: dict[str, Tensor | None] = {}
-        for f in fields(self):
-            mine, theirs = getattr(self, f.name), getattr(other, f.name)
-            if (mine is None) != (theirs is None):
-                raise ShapeError(f"conditions differ in the route {f.name!r}: one uses it, the other does not")
-            if mine is not None:
-                rows = keep.reshape(keep.shape + (1,) * (mine.ndim - 1)).to(mine.device)
-                mine = torch.where(rows, mine, theirs)
-            chosen[f.name] = mine
+        others = other.routes()
+        for name, mine in self.routes().items():
+            theirs = others[name]
+            if mine is None or theirs is None:
+                if mine is not theirs:
+                    raise ShapeError(f"conditions differ in the route {name!r}: one uses it, the other does not")
+                chosen[name] = None
+                continue
+            rows = keep.reshape(keep.shape + (1,) * (mine.ndim - 1)).to(mine.device)
+            chosen[name] = torch.where(rows, mine, theirs)
         return Condition(**chosen)
 
     def join(self, other: Condition) -> Condition:
-        """Both at once: vectors add, tokens and channels are concatenated, masks follow the tokens."""
+        """Both at once: vectors add, tokens, channels and hints are concatenated, masks follow the tokens."""
         import torch
 
         def both(
@@ -173,12 +195,19 @@ class Condition:
             )
 
         side_by_side = lambda a, b: torch.cat([a, b], dim=1)  # noqa: E731
+        masks = [self.mask, other.mask]
+        if self.tokens is not None and other.tokens is not None and (masks[0] is None) != (masks[1] is None):
+            masks = [
+                torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask
+                for tokens, mask in zip((self.tokens, other.tokens), masks, strict=True)
+            ]
         return replace(
             self,
             vector=both(self.vector, other.vector, lambda a, b: a + b),
             tokens=both(self.tokens, other.tokens, side_by_side),
-            mask=both(self.mask, other.mask, side_by_side),
+            mask=both(*masks, side_by_side),
             channels=both(self.channels, other.channels, side_by_side),
+            hint=both(self.hint, other.hint, side_by_side),
         )
 
 

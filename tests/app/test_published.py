@@ -13,7 +13,8 @@ from unveil.checkpoints import openai
 from unveil.checkpoints.published import release
 from unveil.checkpoints.tensors import read_tensors
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
-from unveil.nn.unet import UNet, UNetConfig
+from unveil.nn.unet import UNet
+from unveil.nn.unet_config import UNetConfig
 
 NETWORK = UNetConfig(
     in_channels=3,

@@ -9,7 +9,8 @@ import torch
 
 from unveil.checkpoints import openai
 from unveil.nn.classifier import NoisyClassifier
-from unveil.nn.unet import UNet, UNetConfig
+from unveil.nn.unet import UNet
+from unveil.nn.unet_config import UNetConfig
 from unveil.types import RecipeError, WeightsError
 
 TINY = {

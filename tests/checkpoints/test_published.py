@@ -19,7 +19,8 @@ from unveil.config import ModelConfig, dump, read_yaml, validate
 from unveil.core import precondition
 from unveil.core.process import DiscreteVP
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
-from unveil.nn.unet import UNet, UNetConfig
+from unveil.nn.unet import UNet
+from unveil.nn.unet_config import UNetConfig
 from unveil.types import Condition, RecipeError, WeightsError
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")

@@ -22,6 +22,7 @@ MODULES = (
     "metrics",
     "solvers",
     "latent_samplers",
+    "latent_networks",
     "k_diffusion",
     "edm_samplers",
     "consistency",

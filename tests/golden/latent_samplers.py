@@ -1,123 +1,33 @@
-"""Golden kind of latent diffusion's samplers: DDIM, with masks and from a picture, and PLMS.
-
-The package has no network with cross-attention yet, so the recorded one is written down here, from its weights' names.
-"""
+"""Golden kind of latent diffusion's samplers: DDIM, with masks and from a picture, and PLMS."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tests.golden.case import Case, Comparison, Unsupported
-from unveil.core import prediction as predictions
-from unveil.core.denoiser import Estimate, Step
+from tests.golden.latent_networks import loaded
+from unveil.checkpoints import latent_unet
+from unveil.core.denoiser import Denoiser, Estimate, Step
 from unveil.core.grid import Grid
 from unveil.core.guidance import cfg
 from unveil.core.noise import Noise
 from unveil.core.process import DiscreteVP, betas
 from unveil.core.samplers import State, Table, ddim
 from unveil.core.samplers.multistep import plms
-from unveil.types import Level
-
-ROOT = "model.diffusion_model."
-
-# ---------------------------------------------------------------------- the recorded network
-
-
-class CrossAttentionUNet:
-    """The U-Net of Stable Diffusion 1, read off its weights."""
-
-    def __init__(self, weights: Mapping[str, Tensor], arguments: dict[str, Any]) -> None:
-        self.weights = {name.removeprefix(ROOT): value for name, value in weights.items()}
-        self.width, self.heads = arguments["model_channels"], arguments["num_heads"]
-        if not arguments.get("use_spatial_transformer") or arguments.get("legacy", True):
-            raise Unsupported(f"network {arguments}")
-
-    def __call__(self, x: Tensor, index: Tensor, context: Tensor) -> Tensor:
-        """eps at the indices (B,), of x's shape."""
-        half = self.width // 2
-        angles = index[:, None].float() * torch.exp(-math.log(10000) * torch.arange(half) / half)
-        embedded = self.linear("time_embed.0", torch.cat([angles.cos(), angles.sin()], 1))
-        embedded = self.linear("time_embed.2", F.silu(embedded))
-        kept: list[Tensor] = []
-        for name in self.blocks("input_blocks."):
-            x = self.block(name, x, embedded, context)
-            kept.append(x)
-        x = self.block("middle_block.", x, embedded, context)
-        for name in self.blocks("output_blocks."):
-            x = self.block(name, torch.cat([x, kept.pop()], 1), embedded, context)
-        return self.conv("out.2", F.silu(self.norm("out.0", x)))
-
-    def blocks(self, prefix: str) -> list[str]:
-        """The names of the blocks below a prefix, in order."""
-        numbers = {int(name.removeprefix(prefix).split(".")[0]) for name in self.weights if name.startswith(prefix)}
-        return [f"{prefix}{number}." for number in sorted(numbers)]
-
-    def block(self, prefix: str, x: Tensor, embedded: Tensor, context: Tensor) -> Tensor:
-        for part in self.blocks(prefix):
-            if f"{part}in_layers.0.weight" in self.weights:
-                x = self.residual(part, x, embedded)
-            elif f"{part}proj_in.weight" in self.weights:
-                x = self.transformer(part, x, context)
-            elif f"{part}op.weight" in self.weights:
-                x = self.conv(f"{part}op", x, stride=2)
-            elif f"{part}conv.weight" in self.weights:
-                x = self.conv(f"{part}conv", F.interpolate(x, scale_factor=2, mode="nearest"))
-            else:
-                x = self.conv(part.rstrip("."), x)
-        return x
-
-    def residual(self, part: str, x: Tensor, embedded: Tensor) -> Tensor:
-        y = self.conv(f"{part}in_layers.2", F.silu(self.norm(f"{part}in_layers.0", x)))
-        y = y + self.linear(f"{part}emb_layers.1", F.silu(embedded))[:, :, None, None]
-        y = self.conv(f"{part}out_layers.3", F.silu(self.norm(f"{part}out_layers.0", y)))
-        return y + (self.conv(f"{part}skip_connection", x) if f"{part}skip_connection.weight" in self.weights else x)
-
-    def transformer(self, part: str, x: Tensor, context: Tensor) -> Tensor:
-        y = self.conv(f"{part}proj_in", self.norm(f"{part}norm", x, 1e-6))
-        tokens = y.flatten(2).transpose(1, 2)
-        for layer in self.blocks(f"{part}transformer_blocks."):
-            tokens = tokens + self.attention(f"{layer}attn1", self.norm(f"{layer}norm1", tokens), None)
-            tokens = tokens + self.attention(f"{layer}attn2", self.norm(f"{layer}norm2", tokens), context)
-            value, gate = self.linear(f"{layer}ff.net.0.proj", self.norm(f"{layer}norm3", tokens)).chunk(2, -1)
-            tokens = tokens + self.linear(f"{layer}ff.net.2", value * F.gelu(gate))
-        return x + self.conv(f"{part}proj_out", tokens.transpose(1, 2).reshape(y.shape))
-
-    def attention(self, name: str, tokens: Tensor, context: Tensor | None) -> Tensor:
-        source = tokens if context is None else context
-        query, key, value = (
-            self.linear(f"{name}.to_{part}", given).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part, given in (("q", tokens), ("k", source), ("v", source))
-        )
-        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        return self.linear(f"{name}.to_out.0", mixed)
-
-    def norm(self, name: str, x: Tensor, eps: float = 1e-5) -> Tensor:
-        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
-        return F.group_norm(x, 32, weight, bias, eps) if x.ndim == 4 else F.layer_norm(x, weight.shape, weight, bias)
-
-    def linear(self, name: str, x: Tensor) -> Tensor:
-        return F.linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
-
-    def conv(self, name: str, x: Tensor, stride: int = 1) -> Tensor:
-        weight = self.weights[f"{name}.weight"]
-        return F.conv2d(x, weight, self.weights[f"{name}.bias"], stride, padding=weight.shape[-1] // 2)
-
-
-# ---------------------------------------------------------------------- its samplers
+from unveil.nn.unet import UNet
+from unveil.types import Condition, Level
 
 
 class Run:
     """One recorded run: its levels, step and start."""
 
-    def __init__(self, case: Case, network: CrossAttentionUNet, given: dict[str, Any]) -> None:
+    def __init__(self, case: Case, network: UNet, given: dict[str, Any]) -> None:
         self.case, self.given, self.total = case, given, 1000
         self.process = DiscreteVP(betas("sqrt-linear", self.total, start=0.00085, end=0.012))
         if given.get("discretize", "uniform") == "quad":
@@ -128,10 +38,11 @@ class Run:
         cond, null = (self.bound(network, case.io[name]) for name in ("cond", "uncond"))
         self.step = cfg(cond, null, scale)
 
-    def bound(self, network: CrossAttentionUNet, context: Tensor) -> Step:
+    def bound(self, network: UNet, context: Tensor) -> Step:
+        denoiser = Denoiser(network, self.process)
+
         def step(x: Tensor, level: Level) -> Estimate:
-            index = torch.full((len(x),), float(self.process.index(level)))
-            return Estimate.solved(predictions.solve(predictions.eps, level), x, network(x, index, context))
+            return denoiser(x, level, Condition(tokens=context))
 
         return step
 
@@ -162,12 +73,13 @@ def constant(noise: Tensor) -> Noise:
     return lambda step, draw=0: noise
 
 
+@torch.no_grad()
 def samplers(case_dir: Path) -> Iterator[Comparison]:
     """latent-diffusion/samplers."""
     case = Case(case_dir)
     if not case.meta["schedule"].startswith("T=1000 linear(=sqrt-linear) 0.00085..0.012"):
         raise Unsupported(f"schedule {case.meta['schedule']!r}")
-    network = CrossAttentionUNet(case.weights(), case.meta["unet_arguments"])
+    network = loaded(latent_unet.from_arguments(case.meta["unet_arguments"]), case.weights())
     for name, given in case.meta["runs"].items():
         made = Run(case, network, given)
         grid = made.grid(made.indices)

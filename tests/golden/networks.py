@@ -16,7 +16,8 @@ from unveil.core.denoiser import Denoiser
 from unveil.core.exploding import EDM
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.embed import sinusoid
-from unveil.nn.unet import UNet, UNetConfig
+from unveil.nn.unet import UNet
+from unveil.nn.unet_config import UNetConfig
 from unveil.types import Condition
 
 

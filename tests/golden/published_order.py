@@ -24,7 +24,7 @@ from unveil.core.samplers import Advance, State, drawn
 from unveil.core.samplers.ancestral import Shift
 from unveil.nn.classifier import AttentionPool
 from unveil.nn.layers import SelfAttention
-from unveil.nn.unet import ConvUp, ResBlock
+from unveil.nn.unet_blocks import ConvUp, ResBlock
 from unveil.types import Condition, Level, like
 
 

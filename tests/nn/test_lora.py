@@ -17,7 +17,9 @@ from unveil.nn.dit import DiT
 from unveil.nn.dit_config import DiTConfig
 from unveil.nn.lora import LoraConfig
 from unveil.nn.low_rank import Addition
-from unveil.nn.unet import ConvUp, UNet, UNetConfig
+from unveil.nn.unet import UNet
+from unveil.nn.unet_blocks import ConvUp
+from unveil.nn.unet_config import UNetConfig
 from unveil.types import Condition, RecipeError, ShapeError
 
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from unveil.nn.layers import attend
-from unveil.nn.unet import ConvDown, ConvUp, UNet, UNetConfig
+from unveil.nn.unet import UNet
+from unveil.nn.unet_blocks import ConvDown, ConvUp
+from unveil.nn.unet_config import UNetConfig
 from unveil.types import Condition, RecipeError, ShapeError
 
 DDPM = UNetConfig(

@@ -11,7 +11,7 @@ from typing import Any
 
 from unveil.checkpoints import openai
 from unveil.nn.classifier import NoisyClassifierConfig
-from unveil.nn.unet import UNetConfig
+from unveil.nn.unet_config import UNetConfig
 from unveil.types import RecipeError
 
 # Defaults, both repositories.

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from unveil.checkpoints.meta import weightless
 from unveil.checkpoints.names import Names, Published, below, to_ours, to_theirs
 from unveil.nn.layers import SelfAttention
-from unveil.nn.unet import ConvDown, ConvUp, ResBlock, UNet, UNetConfig
+from unveil.nn.unet import UNet
+from unveil.nn.unet_blocks import ConvDown, ConvUp, ResBlock
+from unveil.nn.unet_config import UNetConfig
 from unveil.types import RecipeError, WeightsError
 
 RES_BLOCK = {"norm_1": "norm1", "conv_1": "conv1", "time": "temb_proj", "norm_2": "norm2", "conv_2": "conv2"}

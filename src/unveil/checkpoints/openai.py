@@ -16,9 +16,13 @@ from torch import Tensor, nn
 
 from unveil.checkpoints.meta import weightless
 from unveil.checkpoints.names import Names, Published, below, check_keys, to_ours, to_theirs
+from unveil.checkpoints.spatial_names import spatial_names
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.layers import SelfAttention
-from unveil.nn.unet import ConvDown, ConvUp, ResBlock, UNet, UNetConfig
+from unveil.nn.spatial import SpatialTransformer
+from unveil.nn.unet import UNet
+from unveil.nn.unet_blocks import ConvDown, ConvUp, ResBlock
+from unveil.nn.unet_config import UNetConfig
 from unveil.types import RecipeError, WeightsError
 
 RES_BLOCK = {
@@ -127,6 +131,8 @@ def _block_names(ours: str, theirs: str, module: nn.Module, ones: Ones) -> Names
             projections = below(ours, theirs, PROJECTIONS)
             stored = {k: p._replace(ones=ones if k.endswith("weight") else 0) for k, p in projections.items()}
             return below(ours, theirs, NORM) | stored
+        case SpatialTransformer():
+            return spatial_names(ours, theirs, module)
         case ConvDown():
             return below(ours, theirs, {"conv": "op"})
         case ConvUp():
@@ -366,10 +372,12 @@ def _seen_levels(shapes: Mapping[str, Sequence[int]], blocks: int) -> dict[str, 
     firsts = range(1, _entries(shapes), blocks + 1)  # the first block of each level
     widths = [shapes[f"input_blocks.{n}.0.out_layers.3.weight"][0] for n in firsts]
     exact = [width / channels for width in widths]
+    layers = ("qkv", "proj_in")  # of self-attention, and of a spatial transformer
+    with_attention = [any(f"input_blocks.{n}.1.{layer}.weight" in shapes for layer in layers) for n in firsts]
     return {
         "channels": channels,
         "multipliers": tuple(int(ratio) if ratio == int(ratio) else ratio for ratio in exact),
         "blocks": blocks,
-        "attention": tuple(2**i for i, n in enumerate(firsts) if f"input_blocks.{n}.1.qkv.weight" in shapes),
+        "attention": tuple(2**i for i, found in enumerate(with_attention) if found),
         "modulation": "scale-shift" if shapes["input_blocks.1.0.emb_layers.1.weight"][0] > widths[0] else "add",
     }

@@ -25,7 +25,7 @@ from unveil.config import ModelConfig, validate
 from unveil.config.model import UNetSection
 from unveil.model import Model, build
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
-from unveil.nn.unet import UNetConfig
+from unveil.nn.unet_config import UNetConfig
 from unveil.types import WeightsError
 
 # The published names of schedules, and ours

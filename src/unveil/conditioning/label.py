@@ -85,6 +85,49 @@ class Label(nn.Module):
         return number
 
 
+class LabelToken(nn.Module):
+    """One learned token per class, read by cross-attention; with dropout the last class stands for "none".
+
+    Args:
+        classes: how many, that of "none" included: published tables hold it.
+        dim: width of a token, the network's `context_width`.
+        drop: share of the training samples that see "none" instead, in [0, 1).
+        names: of the classes but that of "none", which may then be given instead of numbers.
+        key: of the item that holds the label.
+
+    Source: Rombach et al. 2022, section 4.3.1 (arXiv:2112.10752).
+    """
+
+    def __init__(
+        self, classes: int, dim: int, drop: float = 0.0, names: Sequence[str] | None = None, *, key: str = "label"
+    ) -> None:
+        super().__init__()
+        self.rows = Label(classes - (drop > 0), dim, drop, names, key=key)
+
+    @property
+    def key(self) -> str:
+        """Key of the item that holds the label."""
+        return self.rows.key
+
+    @property
+    def drop(self) -> float:
+        """Share of the training samples that see "none"."""
+        return self.rows.drop
+
+    def encode(self, raw: Tensor | Sequence[int | str]) -> Condition:
+        """The tokens (B, 1, dim) of B labels; raises RecipeError for a label that is no class."""
+        return _as_token(self.rows.encode(raw))
+
+    def null(self, batch: int) -> Condition:
+        """The token of "none", `batch` times; raises RecipeError where there is none."""
+        return _as_token(self.rows.null(batch))
+
+
+def _as_token(condition: Condition) -> Condition:
+    assert condition.vector is not None
+    return Condition(tokens=condition.vector[:, None])
+
+
 class Quantised(nn.Module):
     """Continuous values in [low, high] through a table of codes: each value takes the row of its code.
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from unveil.codec import Identity
 from unveil.conditioning.image import ContextChannels
-from unveil.conditioning.label import Label, Quantised
+from unveil.conditioning.label import Label, LabelToken, Quantised
 from unveil.config.sampling import SampleConfig
 from unveil.config.section import ByKind, PartSection, Section, choice, section
 from unveil.core import precondition
@@ -27,8 +27,9 @@ from unveil.nn.boxes import BoxDenoiser, BoxesConfig
 from unveil.nn.dit import DiT
 from unveil.nn.dit_config import DiTConfig, spelled_out
 from unveil.nn.edm_unet import DhariwalUNet, DhariwalUNetConfig, SongUNet, SongUNetConfig
-from unveil.nn.unet import UNet, UNetConfig
+from unveil.nn.unet import UNet
 from unveil.nn.unet2015 import UNet2015, UNet2015Config
+from unveil.nn.unet_config import UNetConfig
 from unveil.types import RecipeError, nearest
 
 Positive = Annotated[int, Field(ge=1)]
@@ -213,6 +214,29 @@ class LabelSection(Section):
         return label
 
 
+class LabelTokenSection(Section):
+    """A class, as one token that cross-attention reads.
+
+    Attributes:
+        classes: that of "none" included where labels are dropped: it is the last.
+        names: of the others.
+        drop: how often training leaves the label away, so that guidance has its "nothing".
+    """
+
+    kind: Literal["label-token"] = "label-token"
+    key: str = "label"
+    classes: Positive
+    names: tuple[str, ...] | None = None
+    drop: float = Field(default=0.0, ge=0, lt=1)
+
+    def build(self, model: ModelConfig, vector_dim: int | None) -> LabelToken:
+        """The conditioner, for a network that reads tokens."""
+        width = getattr(model.network, "context_width", None)
+        if width is None:
+            raise RecipeError(f"condition {self.key!r}: this network reads no tokens; set its context_width")
+        return LabelToken(self.classes, width, self.drop, self.names, key=self.key)
+
+
 class QuantisedSection(Section):
     """A number, by the row of the nearest of `codes` evenly spaced values."""
 
@@ -244,7 +268,7 @@ class ContextSection(Section):
         return ContextChannels(self.channels, self.drop, size=size, key=self.key)
 
 
-ConditionSection = Annotated[LabelSection | QuantisedSection | ContextSection, ByKind()]
+ConditionSection = Annotated[LabelSection | LabelTokenSection | QuantisedSection | ContextSection, ByKind()]
 
 
 class IdentitySection(Section):

@@ -18,12 +18,14 @@ from unveil.types import RecipeError, ShapeError, nearest
 
 # Whether the sum of a residual is normalised (2017), or what goes into its branch (Xiong et al. 2020, arXiv:2002.04745)
 NormPlace = Literal["post", "pre"]
-Activation = Literal["relu", "gelu", "gelu-tanh"]
+# "geglu" multiplies half of the layer inside with the GELU of the other (Shazeer 2020, arXiv:2002.05202)
+Activation = Literal["relu", "gelu", "gelu-tanh", "geglu"]
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "gelu": nn.GELU,
     "gelu-tanh": lambda: nn.GELU(approximate="tanh"),
+    "geglu": nn.GELU,
 }
 
 
@@ -36,6 +38,7 @@ class BlockConfig:
         kv_heads: heads of keys and values; None: as many as `heads`.
         dropout: of what each branch adds.
         eps: of the normalisations.
+        qkv_bias: whether the projections to queries, keys and values have biases.
     """
 
     width: int
@@ -47,6 +50,7 @@ class BlockConfig:
     kv_heads: int | None = None
     qk_norm: QkNorm = "none"
     eps: float = 1e-5
+    qkv_bias: bool = True
 
     def __post_init__(self) -> None:
         """Raises RecipeError for a name that is none of the choices, or a dropout that is no share."""
@@ -69,9 +73,9 @@ class Context(NamedTuple):
 
 @dataclass
 class Kept:
-    """What one block remembers: its own tokens' keys and values, and those of its context."""
+    """What one block remembers: its own tokens' keys and values (None: not these), and those of its context."""
 
-    own: Cache = field(default_factory=Cache)
+    own: Cache | None = field(default_factory=Cache)
     context: Cache = field(default_factory=Cache)
 
 
@@ -86,20 +90,21 @@ class Maps:
 class TransformerBlock(nn.Module):
     """Attention of tokens on themselves, on a context where there is one, and a perceptron, each a residual.
 
+    Args:
+        context_width: of a context's tokens; None: there is none; "own": the tokens look at themselves once more.
+
     Source: Vaswani et al. 2017, section 3.1 (arXiv:1706.03762).
     """
 
-    def __init__(self, config: BlockConfig, *, context_width: int | None = None) -> None:
+    def __init__(self, config: BlockConfig, *, context_width: int | Literal["own"] | None = None) -> None:
         super().__init__()
         self.config = config
-        width, kv_heads, qk_norm = config.width, config.kv_heads, config.qk_norm
-        self.own = Attention(width, config.heads, kv_heads=kv_heads, qk_norm=qk_norm)
+        width = config.width
+        self.own = _attention(config, None)
         self.own_norm = nn.LayerNorm(width, config.eps)
-        self.context = None
+        self.context, self.reads = None, isinstance(context_width, int)
         if context_width is not None:
-            self.context = Attention(
-                width, config.heads, kv_heads=kv_heads, context_width=context_width, qk_norm=qk_norm
-            )
+            self.context = _attention(config, context_width if isinstance(context_width, int) else None)
             self.context_norm = nn.LayerNorm(width, config.eps)
         self.mlp = Mlp(width, config.hidden, config.activation)
         self.mlp_norm = nn.LayerNorm(width, config.eps)
@@ -126,7 +131,7 @@ class TransformerBlock(nn.Module):
         Raises:
             ShapeError: a context for a block without one, or the other way round.
         """
-        if (context is None) != (self.context is None):
+        if (context is not None) != self.reads:
             raise ShapeError("context: must be given to a block built with context_width, and to no other")
         added = self.own(
             self._before(x, self.own_norm),
@@ -138,12 +143,12 @@ class TransformerBlock(nn.Module):
             maps=None if maps is None else maps.own,
         )
         x = self._after(x, added, self.own_norm)
-        if self.context is not None and context is not None:
+        if self.context is not None:
             added = self.context(
                 self._before(x, self.context_norm),
-                context=context.tokens,
-                mask=None if context.mask is None else context.mask[:, None, None],
-                cache=None if kept is None else kept.context,
+                context=None if context is None else context.tokens,
+                mask=None if context is None or context.mask is None else context.mask[:, None, None],
+                cache=None if kept is None or context is None else kept.context,
                 maps=None if maps is None else maps.context,
             )
             x = self._after(x, added, self.context_norm)
@@ -157,17 +162,32 @@ class TransformerBlock(nn.Module):
         return norm(x) if self.config.norm == "post" else x
 
 
+def _attention(config: BlockConfig, context_width: int | None) -> Attention:
+    return Attention(
+        config.width,
+        config.heads,
+        kv_heads=config.kv_heads,
+        context_width=context_width,
+        bias=config.qkv_bias,
+        qk_norm=config.qk_norm,
+    )
+
+
 class Mlp(nn.Module):
-    """The perceptron that each token passes through by itself."""
+    """The perceptron that each token passes through by itself; a gated one has two layers inside, stored as one."""
 
     def __init__(self, width: int, hidden: int, activation: Activation) -> None:
         super().__init__()
-        self.up = nn.Linear(width, hidden)
+        self.gated = activation == "geglu"
+        self.up = nn.Linear(width, 2 * hidden if self.gated else hidden)
         self.activation = _ACTIVATIONS[activation]()
         self.down = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) to the same."""
+        if self.gated:
+            value, gate = self.up(x).chunk(2, dim=-1)
+            return self.down(value * self.activation(gate))
         if isinstance(self.activation, nn.GELU):
             return self.down(linear_gelu(x, self.up, self.activation.approximate))
         return self.down(self.activation(self.up(x)))

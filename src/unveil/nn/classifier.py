@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from unveil.nn.embed import TimeEmbedding
 from unveil.nn.layers import AttentionOrder, attend, check_multiple, group_norm, zeroed
-from unveil.nn.unet import Modulation, Resampling, UNetConfig, middle, way_down
+from unveil.nn.unet_blocks import middle, way_down
+from unveil.nn.unet_config import Modulation, Resampling, UNetConfig
 from unveil.types import RecipeError, ShapeError, nearest
 
 Pool = Literal["attention", "adaptive", "spatial", "spatial_v2"]

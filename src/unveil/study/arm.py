@@ -31,7 +31,8 @@ from unveil.core.transition import chain_of
 from unveil.core.variance import VARIANCES, VarianceRule, is_learned
 from unveil.data.digits import digits
 from unveil.files import write_atomically
-from unveil.nn.unet import UNet, UNetConfig
+from unveil.nn.unet import UNet
+from unveil.nn.unet_config import UNetConfig
 from unveil.pictures import to_unit
 from unveil.types import Condition, Level, NonFinite, NotWritable, OutOfResources
 

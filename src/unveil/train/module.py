@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -227,7 +228,7 @@ def prepare(
 
     Args:
         step: the training step whose random numbers mirror pictures and drop conditions; None does neither.
-        flip: mirror every second picture, left to right, with its context picture.
+        flip: mirror every second picture, left to right, with its context picture and its hint.
     """
     x0 = scaled(batch.data)
     mirrored: Tensor | None = None
@@ -242,7 +243,9 @@ def prepare(
     for place, conditioner in enumerate(cast(Mapping[str, Any], model.conditioners).values()):
         part: Condition = conditioner.encode(batch.raw[conditioner.key])
         if mirrored is not None and part.channels is not None:
-            part = Condition(part.vector, part.tokens, part.mask, _mirror(part.channels, mirrored))
+            part = replace(part, channels=_mirror(part.channels, mirrored))
+        if mirrored is not None and part.hint is not None:
+            part = replace(part, hint=_mirror(part.hint, mirrored))
         if conditioner.drop and step is not None:
             keep = streams.uniform(step, DROP + place) >= conditioner.drop
             part = part.where(keep, conditioner.null(len(x0)))

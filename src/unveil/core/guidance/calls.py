@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -130,18 +130,19 @@ def _joined(conditions: Sequence[Condition]) -> Condition:
     """The rows of all conditions one after the other."""
     padded = _of_one_length(conditions)
     routes: dict[str, Tensor | None] = {}
-    for field in fields(Condition):
-        values = [getattr(one, field.name) for one in padded]
+    used = [one.routes() for one in padded]
+    for name in used[0]:
+        values = [one[name] for one in used]
         unused = [value is None for value in values]
         if any(unused) and not all(unused):
             raise ShapeError(
-                f"conditions differ in the route {field.name!r}: only {unused.count(False)} of {len(values)} use it; "
+                f"conditions differ in the route {name!r}: only {unused.count(False)} of {len(values)} use it; "
                 "give each its null, as `Model.encode` returns it"
             )
         shapes = {tuple(value.shape[1:]) for value in values if value is not None}
         if len(shapes) > 1:
-            raise ShapeError(f"conditions differ in the shape of {field.name!r}: {sorted(shapes)}; make them equal")
-        routes[field.name] = None if any(unused) else torch.cat(values)
+            raise ShapeError(f"conditions differ in the shape of {name!r}: {sorted(shapes)}; make them equal")
+        routes[name] = None if any(unused) else torch.cat([value for value in values if value is not None])
     return Condition(**routes)
 
 
@@ -159,5 +160,5 @@ def _of_one_length(conditions: Sequence[Condition]) -> list[Condition]:
         mask = one.mask if one.mask is not None else one.tokens.new_ones(one.tokens.shape[:2], dtype=torch.bool)
         more = max(lengths) - one.tokens.shape[1]
         tokens = functional.pad(one.tokens, (0, 0, 0, more))
-        padded.append(Condition(one.vector, tokens, functional.pad(mask, (0, more)), one.channels))
+        padded.append(replace(one, tokens=tokens, mask=functional.pad(mask, (0, more))))
     return padded

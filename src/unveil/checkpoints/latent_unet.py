@@ -1,0 +1,192 @@
+"""State dicts of latent diffusion's U-Nets, Stable Diffusion's among them: names, both directions, and configurations.
+
+Facts: key lists and constructor arguments of github.com/CompVis/latent-diffusion, CompVis/stable-diffusion and, for
+the linear projections of SD 2, lllyasviel/ControlNet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from unveil.checkpoints import openai
+from unveil.nn.unet_config import UNetConfig
+from unveil.types import RecipeError, WeightsError
+
+PREFIX = "model.diffusion_model."  # of the U-Net's keys in a file that holds all parts
+EMA = "model_ema."  # of the averaged weights' keys, whose rest has lost its dots
+
+# Arguments that say nothing about the result: how heads are counted where there is only one way, memory, precision
+WITHOUT_EFFECT = {"legacy", "use_bf16", "n_embed", "use_fp16", "adm_in_channels"}
+# Arguments of one value: any other is a network that is not here
+ONLY = {
+    "disable_self_attentions": (None, False),
+    "num_attention_blocks": (None,),
+    "disable_middle_self_attn": (None, False),
+}
+SPATIAL = ("use_spatial_transformer", "transformer_depth", "context_dim", "use_linear_in_transformer")
+
+# Heads are not in the shapes: of released networks they are known by the width of the text and of the first level
+HEADS: dict[tuple[int | None, int], dict[str, int]] = {
+    (768, 320): {"heads": 8},  # Stable Diffusion 1
+    (1024, 320): {"head_channels": 64},  # Stable Diffusion 2
+    (1280, 320): {"heads": 8},  # latent diffusion's text-to-image
+    (768, 448): {"head_channels": 32},  # retrieval-augmented
+    (640, 192): {"head_channels": 32},  # text2img256
+    (512, 192): {"heads": 1},  # cin256-v2
+    (512, 256): {"head_channels": 32},  # cin256
+    (512, 128): {"head_channels": 32},  # layout2img
+    (None, 224): {"head_channels": 32},  # CelebA-HQ, FFHQ, LSUN bedrooms
+    (None, 192): {"heads": 8},  # LSUN churches
+    (None, 256): {"heads": 8},  # inpainting
+    (None, 160): {"head_channels": 32},  # super-resolution
+    (None, 128): {"heads": 8},  # semantic synthesis
+}
+
+
+def plain(theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """A U-Net's keys without the prefix that they have in a file of all parts; other parts' keys are left out."""
+    inside = {key.removeprefix(PREFIX): value for key, value in theirs.items() if key.startswith(PREFIX)}
+    return inside or dict(theirs)
+
+
+def prefixed(theirs: Mapping[str, Any], prefix: str = PREFIX) -> dict[str, Any]:
+    """The same keys as a file of all parts has them."""
+    return {prefix + key: value for key, value in theirs.items()}
+
+
+def ema_key(key: str) -> str:
+    """The key of a weight's average, of its key in a file of all parts: model_ema.diffusion_modelout0bias."""
+    return EMA + key.removeprefix("model.").replace(".", "")
+
+
+def load(theirs: Mapping[str, Tensor], config: UNetConfig) -> openai.Parts:
+    """Our state dicts of a published one, with or without its prefix; tensors are not copied.
+
+    Raises:
+        WeightsError: missing or extra keys, or tensors of another shape.
+    """
+    return openai.load(plain(theirs), config)
+
+
+def dump(
+    network: Mapping[str, Tensor], config: UNetConfig, label: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """The published state dict of ours, without a prefix (`prefixed` adds it).
+
+    Args:
+        network: state dict of the U-Net.
+        config: its configuration.
+        label: state dict of the label conditioner, without a row for "no label".
+    """
+    return openai.dump(network, config, label)
+
+
+# -- configurations -----------------------------------------------------------------------------------------------
+
+
+def from_arguments(arguments: Mapping[str, Any]) -> UNetConfig:
+    """The configuration of latent diffusion's `UNetModel(**arguments)`, as `openai.from_arguments` reads the rest.
+
+    Pictures that a published model concatenates to x are part of its `in_channels`; `concatenated` tells them apart.
+
+    Raises:
+        RecipeError: an argument that is not known, is missing, or has a value that is not supported.
+    """
+    given = {key: value for key, value in arguments.items() if key not in WITHOUT_EFFECT}
+    if arguments.get("n_embed") is not None:
+        raise RecipeError(f"n_embed = {arguments['n_embed']}: networks that predict codes are not supported; leave it")
+    for key, allowed in ONLY.items():
+        value = given.pop(key, None)
+        if value not in allowed and not (key == "disable_self_attentions" and not any(value)):
+            raise RecipeError(f"{key} = {value!r}: is not supported; it must be left out")
+    spatial = {key: given.pop(key, None) for key in SPATIAL}
+    if isinstance(given.get("num_classes"), str):
+        raise RecipeError(f"num_classes = {given['num_classes']!r}: only a number of classes is supported")
+    blocks = given.get("num_res_blocks")
+    if isinstance(blocks, Sequence) and blocks:
+        if len(set(blocks)) > 1:
+            raise RecipeError(f"num_res_blocks = {list(blocks)}: must be the same at all levels")
+        given["num_res_blocks"] = blocks[0]
+    if not spatial["use_spatial_transformer"]:
+        if spatial["context_dim"] is not None:
+            raise RecipeError(f"context_dim = {spatial['context_dim']}: needs use_spatial_transformer = true")
+        return openai.from_arguments(given)
+    given.pop("use_new_attention_order", None)  # of the attention that has spatial transformers in its place
+    given.pop("num_heads_upsample", None)
+    depth = spatial["transformer_depth"]
+    return replace(
+        openai.from_arguments(given),
+        transformer_depth=tuple(depth) if isinstance(depth, Sequence) else (1 if depth is None else depth,),
+        context_width=_one_width(spatial["context_dim"]),
+        projection="linear" if spatial["use_linear_in_transformer"] else "conv",
+    )
+
+
+def _one_width(given: int | Sequence[int] | None) -> int:
+    widths = set(given) if isinstance(given, Sequence) else {given}
+    if len(widths) != 1 or None in widths:
+        raise RecipeError(f"context_dim = {given}: must be the width of the tokens, one for all blocks")
+    return int(widths.pop() or 0)
+
+
+def concatenated(config: UNetConfig, channels: int) -> UNetConfig:
+    """The same network where the last `channels` of its input are a picture given beside x (`condition.channels`)."""
+    if not 0 <= channels < config.in_channels:
+        raise RecipeError(f"{channels} channels beside x: the network takes {config.in_channels} in all")
+    return replace(config, in_channels=config.in_channels - channels, context_channels=channels)
+
+
+def seen(shapes: Mapping[str, Sequence[int]], heads: Mapping[str, int] | None = None) -> UNetConfig:
+    """The configuration that a U-Net's tensors show, with the heads of released ones.
+
+    Channels in beyond those out are taken for a picture concatenated to x.
+
+    Args:
+        shapes: of the tensors, by published key, without prefix.
+        heads: {"heads": 8} or {"head_channels": 64}, where the network is none of the released ones.
+
+    Raises:
+        WeightsError: the keys are not those of such a network, or heads have to be said.
+    """
+    config = openai.seen(shapes)
+    enter, out = shapes["input_blocks.0.0.weight"][1], shapes["out.2.weight"][0]
+    config = replace(
+        config,
+        in_channels=min(enter, out),
+        context_channels=max(enter - out, 0),
+        context_size="same",
+        **_seen_transformers(shapes, config),
+    )
+    known = heads or HEADS.get((config.context_width, config.channels))
+    if known is None:
+        raise WeightsError(
+            f"heads: the shapes do not show them, and no released network has tokens of width {config.context_width} "
+            f"and {config.channels} channels; give heads or head_channels"
+        )
+    return replace(config, **known)
+
+
+def _seen_transformers(shapes: Mapping[str, Sequence[int]], config: UNetConfig) -> dict[str, Any]:
+    """Depths, width of the text and projection of the spatial transformers, nothing where there are none."""
+    if "middle_block.1.proj_in.weight" not in shapes:
+        return {}
+    places = [f"input_blocks.{1 + level * (config.blocks + 1)}.1" for level in range(len(config.multipliers))]
+    places[-1] = "middle_block.1"  # has the last level's depth, and attention where that level has none
+    depths = [_blocks_below(f"{place}.transformer_blocks.", shapes) for place in places]
+    found = [depth for depth in depths if depth]
+    read = {place: shapes.get(f"{place}.transformer_blocks.0.attn2.to_k.weight", (0, 0)) for place in places}
+    widths = {columns for _, columns in read.values() if columns}
+    own = len(widths) > 1 and all(rows == columns for rows, columns in read.values())
+    return {
+        "transformer_depth": tuple(found[:1]) if len(set(found)) == 1 else tuple(depths),
+        "context_width": None if own else widths.pop(),
+        "projection": "conv" if len(shapes["middle_block.1.proj_in.weight"]) == 4 else "linear",
+    }
+
+
+def _blocks_below(prefix: str, keys: Iterable[str]) -> int:
+    return len({key.removeprefix(prefix).split(".")[0] for key in keys if key.startswith(prefix)})

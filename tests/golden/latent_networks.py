@@ -1,0 +1,73 @@
+"""Recorded networks of latent diffusion: its U-Nets with and without cross-attention, and ControlNet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tests.golden.case import Case, Comparison
+from unveil.checkpoints import latent_unet, openai
+from unveil.conditioning.label import Label, LabelToken
+from unveil.nn.embed import sinusoid
+from unveil.nn.unet import UNet
+from unveil.nn.unet_config import UNetConfig
+from unveil.types import Condition
+
+
+def loaded(config: UNetConfig, theirs: dict[str, Tensor]) -> UNet:
+    """The U-Net with published weights."""
+    network = UNet(config)
+    network.load_state_dict(latent_unet.load(theirs, config).network)
+    return network.eval()
+
+
+@torch.no_grad()
+def unet(folder: Path) -> Iterator[Comparison]:
+    """UNetModel of latent diffusion, and of ControlNet's repository."""
+    case = Case(folder)
+    io, theirs = case.io, latent_unet.plain(case.weights())
+    config = latent_unet.from_arguments(case.meta["arguments"])
+    network = loaded(config, theirs)
+    x, t, tokens = io["x"], io["timesteps"], io.get("context")
+    condition = Condition(tokens=tokens)
+    if openai.LABEL in theirs:
+        classes, dim = theirs[openai.LABEL].shape
+        label = Label(classes, dim)
+        label.load_state_dict({openai.OUR_LABEL: theirs[openai.LABEL]})
+        condition = condition.join(label.encode(io["y"]))
+    yield case.compare("out", network(x, t, condition))
+    if "timestep_embedding" in io:
+        yield case.compare("timestep_embedding", sinusoid(t, config.channels, config.embedding))
+    if "out_nonsquare" in io:
+        x = io["x_nonsquare"]
+        assert tokens is not None
+        yield case.compare("out_nonsquare", network(x, t[: len(x)], Condition(tokens=tokens[: len(x)])))
+    if "class_embedding" in io:
+        table = io["cond_stage_model.embedding.weight"]
+        classes = LabelToken(*table.shape)
+        classes.load_state_dict({"rows.table.weight": table})
+        encoded = classes.encode(io["class_labels"])
+        yield case.compare("class_embedding", encoded.tokens)
+        yield case.compare("out_class", network(io["x"], t, encoded))
+    for name in ("out_concat", "out_hybrid"):
+        if name in io:
+            yield case.compare(name, _beside(config, theirs, io, tokens))
+
+
+def _beside(config: UNetConfig, theirs: dict[str, Tensor], io: dict[str, Tensor], tokens: Tensor | None) -> Tensor:
+    """The result where what is concatenated to x, and both halves of the text, come as conditions of their own."""
+    out = config.out_channels
+    network = loaded(latent_unet.concatenated(config, config.in_channels - out), theirs)
+    condition = Condition(channels=io["x"][:, out:])
+    if tokens is not None:
+        condition = condition.join(Condition(tokens=tokens[:, :3])).join(Condition(tokens=tokens[:, 3:]))
+    return network(io["x"][:, :out], io["timesteps"], condition)
+
+
+KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {
+    "latent-diffusion/unet": unet,
+    "ControlNet/unet": unet,
+}
