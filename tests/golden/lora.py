@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from tests.golden.case import Case, Comparison, Unsupported
 from unveil.checkpoints import dit, lora
-from unveil.checkpoints.lora_sites import Part, denoiser, text_encoder
+from unveil.checkpoints.lora_sites import Part, denoiser
 from unveil.conditioning.label import Label
 from unveil.nn import lora as layers
 from unveil.nn.dit import DiT

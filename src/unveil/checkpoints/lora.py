@@ -123,7 +123,7 @@ def _addition(entry: Entry, site: Site, part: Part) -> Addition:
     Raises:
         ShapeError: the matrices are not of the site's rows.
     """
-    kernel = tuple(lora.layers_of(part.network)[site.layer].get_parameter("weight").shape[1:])
+    kernel = tuple(part.network.get_submodule(site.layer).get_parameter("weight").shape[1:])
     down, up, rank = entry.down.float(), entry.up.float(), entry.rank
     theirs = tuple(down.shape[1:])
     longer = max(len(kernel), len(theirs))  # a linear layer may be stored as a convolution, and the other way round
@@ -168,7 +168,7 @@ def _another(file: File, unmatched: Sequence[str], parts: Mapping[str, Part]) ->
     widths = {entry.down.shape[1] for entry in file.entries if re.search(r"attn2[._]to_[kv]$", entry.path)}
     guess = next((CONTEXTS[width] for width in sorted(widths) if width in CONTEXTS), guess)
     looks = f"; it looks like one for {guess}" if guess else ""
-    here = [path for part in parts.values() for path in list(part.written)[:3]]
+    here = [path for part in parts.values() for path in sorted(part.written, key=lambda p: -p.count("."))[:3]]
     return (
         f"a LoRA of another base: none of its {len(file.entries)} modules is in this model{looks} "
         f"({some(unmatched, 3)}); modules here are such as {', '.join(here)}"

@@ -21,7 +21,6 @@ from unveil.checkpoints.lora_keys import DENOISER, METADATA, RAW, Entry, Naming
 from unveil.checkpoints.lora_sites import OWN, Part, Site
 from unveil.checkpoints.tensors import write_tensors
 from unveil.files import staged
-from unveil.nn import lora
 from unveil.nn.low_rank import Addition
 from unveil.types import RecipeError
 
@@ -177,12 +176,11 @@ def _numbered(entries: Mapping[str, Mapping[str, Entry]], parts: Mapping[str, Pa
         if outside := [entry.path for site, entry in sites.items() if site not in own_paths.values()]:
             raise RecipeError(f"{outside[0]}: lies outside {', '.join(classes)}, which that naming numbers")
         metadata[name] = json.dumps(classes)
-        layers = lora.layers_of(part.network)
         for number, path in enumerate(order):
             site = own_paths[path]
             assert site is not None
             entry = sites.get(site)
-            width = layers[site.layer].get_parameter("weight").shape[1]
+            width = part.network.get_submodule(site.layer).get_parameter("weight").shape[1]
             down, up = (
                 (torch.zeros(1, width), torch.zeros(site.rows, 1)) if entry is None else (entry.down, _folded(entry))
             )

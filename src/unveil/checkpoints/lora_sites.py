@@ -7,19 +7,21 @@ stacked has as many ranges of rows.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
-from unveil.checkpoints import dit
+from unveil.checkpoints import ddpm, dit, openai
 from unveil.checkpoints.lora_keys import DENOISER
 from unveil.checkpoints.names import Names
 from unveil.model import Model
 from unveil.nn.dit import DiT
 from unveil.nn.lora import layers_of
+from unveil.nn.unet import UNet
 from unveil.types import RecipeError, WeightsError
 
 WEIGHT = ".weight"
@@ -87,13 +89,12 @@ class Part:
         for sites in self.layouts.values():
             if path in sites:
                 return sites[path]
-        flat = (sites.get(path) for sites in self._flat)
-        return next((site for site in flat if site is not None), None)
+        return self._flat.get(path)
 
-    @property
-    def _flat(self) -> Iterator[Sites]:
-        for sites in self.layouts.values():
-            yield {path.replace(".", "_"): site for path, site in sites.items()}
+    @cached_property
+    def _flat(self) -> Sites:
+        every = reversed(self.layouts.values())  # the first layout goes before the others
+        return {path.replace(".", "_"): site for sites in every for path, site in sites.items()}
 
     def numbered(self, classes: Sequence[str], *, convolutions: bool) -> Iterator[list[str]]:
         """The published paths of the layers inside some classes, in the orders that versions of diffusers made them.
@@ -169,15 +170,24 @@ def own(network: nn.Module) -> dict[str, Site]:
 
 def _names_of(network: nn.Module) -> Iterator[tuple[str, Names]]:
     """The published layouts of a network, that of files to be written first."""
+    layouts: dict[str, Callable[[], Names]] = {}
     if isinstance(network, DiT):
-        for layout in ("diffusers", "dit"):
-            try:
-                found = dit.names(network.config, layout)
-            except RecipeError:  # a design that the layout does not have
-                continue
-            if network.config.embedding == "sin-cos":  # there the first layer's columns change places too
-                found = {key: theirs for key, theirs in found.items() if not fnmatchcase(key, "time.*.linear_1.*")}
-            yield layout, found
+        layouts = {"diffusers": lambda: _of_dit(network, "diffusers"), "dit": lambda: _of_dit(network, "dit")}
+    elif isinstance(network, UNet):
+        layouts = {"openai": lambda: openai.names(network.config), "ddpm": lambda: ddpm.names(network.config)}
+    for layout, names in layouts.items():
+        try:
+            yield layout, names()
+        except RecipeError:  # a network that the layout does not have
+            continue
+
+
+def _of_dit(network: DiT, layout: dit.Layout) -> Names:
+    found = dit.names(network.config, layout)
+    if network.config.embedding == "cos-sin":
+        return found
+    # of sines first, the first layer's columns change places too, which are no rows
+    return {key: theirs for key, theirs in found.items() if not fnmatchcase(key, "time.*.linear_1.*")}
 
 
 def _inside(network: nn.Module, classes: Sequence[str]) -> list[str]:
