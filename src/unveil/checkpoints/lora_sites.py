@@ -93,7 +93,7 @@ class Part:
 
     @cached_property
     def _flat(self) -> Sites:
-        every = reversed(self.layouts.values())  # the first layout goes before the others
+        every = reversed([*self.layouts.values()])  # the first layout goes before the others
         return {path.replace(".", "_"): site for sites in every for path, site in sites.items()}
 
     def numbered(self, classes: Sequence[str], *, convolutions: bool) -> Iterator[list[str]]:
