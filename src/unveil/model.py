@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,14 @@ if TYPE_CHECKING:
 MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
+class Base(NamedTuple):
+    """The model that a LoRA is trained on: its name, where it was found, and the hash of its files."""
+
+    name: str
+    path: str
+    sha256: str
+
+
 class Model(nn.Module):
     """What recipes build, training trains and checkpoints hold.
 
@@ -41,6 +49,9 @@ class Model(nn.Module):
         codec: between pixels and what the network sees; None: nothing is between.
         variance: of a reverse step, for ancestral sampling and for the bound.
         config: what it was built from; without one it can be saved only by whoever builds it again.
+
+    Attributes:
+        base: where only a LoRA is trained and saved: what it is on.
     """
 
     def __init__(
@@ -65,6 +76,7 @@ class Model(nn.Module):
         self.shape = tuple(shape)
         self.variance = variance
         self.config = config
+        self.base: Base | None = None
         self._precision = self._lowered = torch.float32
 
     @property

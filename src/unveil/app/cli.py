@@ -13,6 +13,7 @@ import typer
 
 from unveil.app import language_cli
 from unveil.app.console import Console
+from unveil.app.lora_cli import lora_app
 from unveil.app.options import (
     AsJson,
     Device,
@@ -46,6 +47,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(inspect_app, name="inspect")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(study_app, name="study")
+app.add_typer(lora_app, name="lora")
 app.command("translate")(language_cli.translate)
 
 
@@ -108,6 +110,9 @@ def sample(
     out: Annotated[Path, typer.Option(help="A folder, or a .png file.")] = Path("samples"),
     strip: Annotated[bool, typer.Option("--strip", help="Also save the way from noise to picture.")] = False,
     like: Annotated[Path | None, typer.Option(help="Repeat this picture exactly.", metavar="PICTURE")] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(help="A LoRA's file or run, FILE or FILE:WEIGHT; may be repeated.")
+    ] = None,
     classifier: Annotated[Path | None, typer.Option(help="A noisy classifier that guides towards the class.")] = None,
     classifier_scale: Annotated[float, typer.Option(help="Of its gradient; 1 is Bayes' rule.")] = 1.0,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the network first, for many pictures.")] = False,
@@ -141,6 +146,7 @@ def sample(
         classifier=classifier,
         classifier_scale=classifier_scale,
         compiled=compiled,
+        loras=tuple(lora or ()),
     )
     if like is not None:
         work.repeat(wish, like, place, console)

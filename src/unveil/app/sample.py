@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unveil.app import lora as loras
 from unveil.app.console import Console
 from unveil.app.models import device as pick
 from unveil.app.models import open_model
@@ -58,6 +59,7 @@ class Wish:
     classifier: Path | None = None
     classifier_scale: float = 1.0
     compiled: bool = False
+    loras: tuple[str, ...] = ()
 
 
 @dataclass
@@ -112,8 +114,9 @@ def sample(wish: Wish, changes: Mapping[str, Any], place: Place, console: Consol
     changes = dict(changes)
     model, source = open_model(wish.model, pick(wish.device), changes.pop("file", None))
     _check_pictures(model)
+    worn = loras.put_on(model, source, [loras.asked(one) for one in wish.loras], console)
     guided = _guided(model, wish, changes.pop("classifier", None))
-    request = Request(given, wish.seed, wish.first, count, wish.batch, changes, wish.dtype, guided, wish.compiled)
+    request = Request(given, wish.seed, wish.first, count, wish.batch, changes, wish.dtype, guided, wish.compiled, worn)
     model.lowered(DTYPES[wish.dtype])
     total = math.ceil(count / wish.batch) * (model.sampling.changed(changes).calls or 0)
     with console.progress("network call", total) as progress:
@@ -135,11 +138,13 @@ def repeat(wish: Wish, like: Path, place: Place, console: Console) -> None:
     if place.one_file:
         refuse_overwrite(place.out, place.force)
     opened, source = open_model(name, pick(wish.device))
+    recorded = facts.get("loras") or []
+    worn = loras.put_on(opened, source, loras.again(recorded, [loras.asked(one) for one in wish.loras]), console)
     guided = _guided(opened, wish)
     steps = facts.get("steps")
     with console.progress("network call", steps if isinstance(steps, int) else 1) as progress:
         classifier = None if guided is None else guided.classifier
-        picture = draw_again(opened, facts, source, progress.advance, classifier=classifier)
+        picture = draw_again(opened, facts, source, progress.advance, classifier=classifier, worn=worn)
     written = write([picture], place)
     console.result(written.facts() | {"model": source._asdict(), "like": str(like)}, written.text())
 

@@ -17,9 +17,10 @@ from unveil import data
 from unveil.app.console import Console, duration
 from unveil.app.kinds import diffusion
 from unveil.app.models import device as pick
+from unveil.app.models import open_model
 from unveil.config import AnyRecipe, ClassifierRecipe, Recipe, SequenceRecipe, dump, load_recipe
 from unveil.files import refuse_overwrite
-from unveil.model import Model, build
+from unveil.model import Base, Model, build
 from unveil.types import NotWritable, RecipeError, nearest
 
 PRECISIONS = {"float32": "float32", "bfloat16": "bf16", "float16": "16-mixed"}
@@ -76,7 +77,7 @@ def dry_run(ask: Ask, console: Console) -> None:
     from unveil.app.estimate import estimate  # with Lightning, whose import takes seconds; a typo must not wait for it
 
     dataset = data.open(recipe.data.build())
-    found = estimate(recipe, fresh(recipe), dataset, pick(ask.device))
+    found = estimate(recipe, start(recipe, pick("cpu")), dataset, pick(ask.device))
     console.result(found.facts(), found.text())
 
 
@@ -96,7 +97,7 @@ def train(ask: Ask, console: Console) -> None:
     )  # a path that can never be written is told before the data are read
     dataset, held_out = data.open(recipe.data.build()), _held_out(recipe)
     objective = recipe.objective.build(recipe, recipe.process.build(), recipe.train.batch)
-    model = fresh(recipe).to(device)
+    model = start(recipe, device)
     if ask.force:
         _start_over(run)
     console.say(f"{recipe.name}: {len(dataset)} items, {recipe.train.steps} steps of {recipe.train.batch} into {run}")
@@ -108,6 +109,16 @@ def train(ask: Ask, console: Console) -> None:
     last = _last_metrics(run)
     facts = {"run": str(run), "step": last.get("step"), "loss": last.get("loss"), **took}
     console.result(facts, f"{run}: trained in {duration(took['seconds'])}; unveil sample {run}")
+
+
+def start(recipe: Recipe, device: torch.device) -> Model:
+    """What training begins with, on its device: fresh weights, or a base with a fresh LoRA."""
+    if recipe.base is None:
+        return fresh(recipe).to(device)
+    from unveil.train.lora import adapted
+
+    model, source = open_model(recipe.base, device)
+    return adapted(model, Base(source.name, recipe.base, source.sha256), recipe)
 
 
 def fresh(recipe: Recipe) -> Model:

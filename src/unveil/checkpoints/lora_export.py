@@ -42,7 +42,7 @@ def dump(added: Mapping[str, Sequence[Addition]], parts: Mapping[str, Part], nam
         RecipeError: a layer that the naming cannot name.
     """
     if naming == "unveil":
-        return _own(added)
+        return own(added)
     entries = {role: _split(some_added, parts[role]) for role, some_added in added.items()}
     if naming in ("peft", "diffusers"):
         return _peft(entries, parts, naming)
@@ -103,7 +103,8 @@ def _folded(entry: Entry) -> Tensor:
     return entry.up if alpha == entry.rank else entry.up * (alpha / entry.rank)
 
 
-def _own(added: Mapping[str, Sequence[Addition]]) -> Written:
+def own(added: Mapping[str, Sequence[Addition]]) -> Written:
+    """A LoRA in our naming: our paths with their rows."""
     tensors: dict[str, Tensor] = {}
     for role, listed in added.items():
         for one in listed:

@@ -97,9 +97,9 @@ def fresh(network: nn.Module, config: LoraConfig) -> list[Addition]:
     made = []
     for path in (path for path in known if path in chosen):
         weight = _weight(known[path], path)
-        down = torch.empty(config.rank, *weight.shape[1:], device=weight.device)
+        down = torch.empty(config.rank, *weight.shape[1:])
         nn.init.kaiming_uniform_(down, a=math.sqrt(5))
-        made.append(Addition(path, down, torch.zeros(len(weight), config.rank, device=weight.device), alpha))
+        made.append(Addition(path, down, torch.zeros(len(weight), config.rank), alpha))
     return made
 
 

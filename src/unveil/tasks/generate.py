@@ -32,6 +32,14 @@ class Source(NamedTuple):
     sha256: str
 
 
+class Worn(NamedTuple):
+    """A LoRA on the model: its name, the hash of its file, and its weight."""
+
+    name: str
+    sha256: str
+    weight: float = 1.0
+
+
 class Guided(NamedTuple):
     """Guidance by a noisy classifier towards the labels of a request; scale 1 is Bayes' rule."""
 
@@ -50,6 +58,7 @@ class Request:
         sampling: changes of the model's own settings, by the names of `SampleConfig.flat`.
         guided: by a noisy classifier, towards given["label"], which the model itself need not take.
         compiled: whether torch compiles the network before.
+        worn: the LoRAs that are on the model, for the record.
     """
 
     given: Mapping[str, Sequence[Any]] = field(default_factory=dict)
@@ -61,6 +70,7 @@ class Request:
     dtype: str = "float32"
     guided: Guided | None = None
     compiled: bool = False
+    worn: tuple[Worn, ...] = ()
 
     def __post_init__(self) -> None:
         for name, low in (("count", 1), ("batch", 1), ("seed", 0), ("first", 0)):
@@ -134,6 +144,8 @@ def generate(
             if (guided := request.guided) is not None:
                 classifier = {"name": guided.classifier.name, "sha256": guided.classifier.sha256}
                 facts["classifier"] = {**classifier, "scale": guided.scale}
+            if request.worn:
+                facts["loras"] = [one._asdict() for one in request.worn]
             yield Picture(samples[row], pixels[row], facts, shots[row])
 
 
@@ -144,11 +156,13 @@ def repeat(
     on_step: Callable[[], object] | None = None,
     *,
     classifier: Guide | None = None,
+    worn: tuple[Worn, ...] = (),
 ) -> Picture:
     """The same picture again, from its record: its whole batch is drawn, since kernels differ by batch.
 
     Args:
         classifier: that guided it, if one did.
+        worn: the LoRAs that are on the model now, which must be those of the record.
 
     Raises:
         MediaError: the record lacks something.
@@ -166,7 +180,9 @@ def repeat(
             dtype=str(facts["dtype"]),
             compiled=bool(facts.get("compiled", False)),
             guided=_guided_by(facts.get("classifier"), classifier),
+            worn=worn,
         )
+        told = [(str(one["sha256"]), float(one["weight"])) for one in facts.get("loras", [])]
         place = int(facts["sample"]) - request.first
         threads = int(facts["threads"])
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
@@ -177,6 +193,10 @@ def repeat(
         raise WeightsError(
             f"the picture was made by {facts['model'].get('name')!r} (sha256 {str(made_by)[:12]}...), "
             f"this is {source.name!r} ({source.sha256[:12]}...); give the model that made it"
+        )
+    if told != [(one.sha256, one.weight) for one in worn]:
+        raise WeightsError(
+            f"the picture was made with {len(told)} LoRAs, {len(worn)} others are on the model: give these"
         )
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, threads))  # sums are split by thread
