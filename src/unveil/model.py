@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from unveil.codec import Identity
+from unveil.conditioning.control import Control, Controls, Mode, exchange
 from unveil.config import ModelConfig, SampleConfig
 from unveil.core import guidance, samplers
 from unveil.core.denoiser import Denoiser, Estimate, Step
@@ -78,6 +79,7 @@ class Model(nn.Module):
         self.config = config
         self.base: Base | None = None
         self._precision = self._lowered = torch.float32
+        self.controls: Controls | None = None
 
     @property
     def process(self) -> Process:
@@ -112,7 +114,7 @@ class Model(nn.Module):
         """
         self.precision = dtype
         if dtype != torch.float32:
-            for layer in self.denoiser.network.modules():
+            for layer in (*self.denoiser.network.modules(), *(self.controls or nn.Module()).modules()):
                 for parameter in layer.parameters(recurse=False) if isinstance(layer, MATRICES) else ():
                     parameter.data = parameter.data.to(dtype)
             self._lowered = dtype
@@ -127,6 +129,22 @@ class Model(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next((p.device for p in self.denoiser.parameters()), torch.device("cpu"))
+
+    def controlled(self, *controls: Control, mode: Mode = "balanced") -> Model:
+        """This model under these ControlNets and no others; without any, as it was before.
+
+        The picture that a control reads is asked for by the control's key, beside the model's own conditions. How
+        pictures are drawn, and by which sampler and guidance, stays as it is.
+
+        Args:
+            mode: `guess` makes the most of the hint where the text says little: deep layers are steered more than
+                shallow ones, and what guidance goes away from is not controlled.
+
+        Raises:
+            RecipeError: a key that one of the model's conditions has, or two controls of one key.
+        """
+        self.controls = exchange(self.conditioners, self.controls, controls, mode)
+        return self
 
     def encode(self, raw: Raw | None = None, count: int | None = None) -> tuple[Condition | None, Condition | None]:
         """The condition that `raw` asks for, and the null condition, each of `count` rows.
@@ -152,11 +170,13 @@ class Model(nn.Module):
         wanted: list[Condition] = []
         nothing: list[Condition] = []
         for key, one in cast(Mapping[str, Any], self.conditioners).items():
-            none: list[Condition] = [one.null(count)] if one.drop > 0 else []
+            stays = _stays(one)
+            none: list[Condition] = [one.null(count)] if one.drop > 0 or (stays and key not in raw) else []
             if key not in raw and not none:
                 raise RecipeError(f"{key}: missing, and this model was trained with it always; give one")
-            wanted += [one.encode(_rows(key, raw[key], count))] if key in raw else none
-            nothing += none
+            given = [one.encode(_rows(key, raw[key], count))] if key in raw else none
+            wanted += given
+            nothing += given if stays else none
         condition = reduce(Condition.join, wanted) if wanted else None
         # one condition without a "nothing" leaves none for the whole
         null = reduce(Condition.join, nothing) if wanted and len(nothing) == len(wanted) else None
@@ -279,10 +299,11 @@ class Model(nn.Module):
         return published.load(Path(path)) if Path(path).is_file() else ours.load_model(Path(path))
 
     def _estimate(self, x: Tensor, level: Level, condition: Condition | None) -> Estimate:
-        """The denoiser in the precision asked for."""
-        if self.precision == torch.float32:
-            return self.denoiser(x, level, condition)
-        with torch.autocast(x.device.type, self.precision):
+        """The denoiser under its controls, in the precision asked for."""
+        whole = self.precision == torch.float32
+        with nullcontext() if whole else torch.autocast(x.device.type, self.precision):
+            if self.controls is not None and condition is not None:
+                condition = self.controls(*self.denoiser.inputs(x, level), condition, level)
             return self.denoiser(x, level, condition)
 
     def _guided(self, how: SampleConfig, raw: Raw, negative: Raw, count: int, shift: Shift | None) -> Step:
@@ -290,14 +311,17 @@ class Model(nn.Module):
         condition, null = self.encode(raw, count)
         step = self.step(condition)
         if negative:
-            null = self.encode(negative, count)[0]
+            kept = {key: value for key, value in raw.items() if _stays(self.conditioners[key])}
+            null = self.encode(kept | dict(negative), count)[0]
         if how.guidance.scale != 1:
             if null is None:
                 raise RecipeError(
                     f"scale = {how.guidance.scale}: guidance needs a model trained with drop > 0; use scale 1"
                 )
             assert condition is not None  # without one there is no null
-            if how.guidance.scale != 0 and guidance.together(self.device, count):
+            null = null if self.controls is None else self.controls.without(null)
+            alike = (condition.hint is None) == (null.hint is None)
+            if how.guidance.scale != 0 and alike and guidance.together(self.device, count):
                 step = how.guidance.guide(*guidance.batched(self._estimate, condition, null))
             else:
                 step = how.guidance.guide(step, self.step(null))
@@ -325,14 +349,16 @@ class Model(nn.Module):
         pixels = self.decode(latents)
         return pixels if how.clip == "none" else pixels.clamp(-1, 1)
 
-    def _ahead(self, levels: Iterable[Level]) -> AbstractContextManager[None]:
-        """Where the network can work out what depends on the levels alone before the run, it does."""
-        ahead = getattr(self.denoiser.network, "ahead", None)
-        if ahead is None:
-            return nullcontext()
-        plain = [level for level in levels if not isinstance(level.t, Tensor) and level.sigma != 0]
-        one = torch.empty(1)
-        return ahead([self.denoiser.index(level, one).item() for level in plain])
+    @contextmanager
+    def _ahead(self, levels: Iterable[Level]) -> Iterator[None]:
+        """Where a network can work out before the run what depends on levels or conditions alone, it does."""
+        parts = [part for part in (self.denoiser.network, self.controls) if hasattr(part, "ahead")]
+        plain = [level for level in levels if not isinstance(level.t, Tensor) and level.sigma != 0] if parts else []
+        indices = [self.denoiser.index(level, torch.empty(1)).item() for level in plain]
+        with ExitStack() as inside:
+            for part in parts:
+                inside.enter_context(cast(Any, part).ahead(indices))
+            yield
 
 
 def build(config: ModelConfig) -> Model:
@@ -360,6 +386,11 @@ def load(name_or_path: str | Path) -> Model:
         WeightsError: there is no such model, or it is damaged, or a file that is not known.
     """
     return Model.load(name_or_path)
+
+
+def _stays(conditioner: nn.Module) -> bool:
+    """Whether guidance compares with the same value of this condition."""
+    return bool(getattr(conditioner, "stays", False))
 
 
 def _is_rows(value: Any) -> bool:

@@ -149,10 +149,10 @@ class Condition:
         Raises:
             ShapeError: residuals, which hold for one call.
         """
-        used = self.routes()
-        return Condition(**{k: None if v is None else change(v) for k, v in used.items()})
+        changed: dict[str, Any] = {k: None if v is None else change(v) for k, v in self.routes().items()}
+        return Condition(**changed)
 
-    def routes(self) -> dict[str, Tensor | None]:
+    def routes(self) -> dict[str, Any]:
         """Every route but the residuals, by name.
 
         Raises:
@@ -170,7 +170,7 @@ class Condition:
         """
         import torch
 
-        chosen: dict[str, Tensor | None] = {}
+        chosen: dict[str, Any] = {}
         others = other.routes()
         for name, mine in self.routes().items():
             theirs = others[name]
@@ -195,20 +195,30 @@ class Condition:
             )
 
         side_by_side = lambda a, b: torch.cat([a, b], dim=1)  # noqa: E731
-        masks = [self.mask, other.mask]
-        if self.tokens is not None and other.tokens is not None and (masks[0] is None) != (masks[1] is None):
-            masks = [
-                torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask
-                for tokens, mask in zip((self.tokens, other.tokens), masks, strict=True)
-            ]
+        mine, theirs = self.mask, other.mask
+        if self.tokens is not None and other.tokens is not None and (mine is None) != (theirs is None):
+            mine = self._all_count() if mine is None else mine
+            theirs = other._all_count() if theirs is None else theirs
         return replace(
             self,
             vector=both(self.vector, other.vector, lambda a, b: a + b),
             tokens=both(self.tokens, other.tokens, side_by_side),
-            mask=both(*masks, side_by_side),
+            mask=both(mine, theirs, side_by_side),
             channels=both(self.channels, other.channels, side_by_side),
-            hint=both(self.hint, other.hint, side_by_side),
+            hint=both(self.hint, other.hint, lambda a, b: side_by_side(*_of_one_size(a, b))),
         )
+
+    def _all_count(self) -> Tensor | None:
+        import torch
+
+        return None if self.tokens is None else self.tokens.new_ones(self.tokens.shape[:2], dtype=torch.bool)
+
+
+def _of_one_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Pictures, of which one may be a single pixel that stands for a picture of any size."""
+    if one.shape[-2:] == (1, 1):
+        return one.expand(-1, -1, *other.shape[-2:]), other
+    return one, other.expand(-1, -1, *one.shape[-2:]) if other.shape[-2:] == (1, 1) else other
 
 
 # What a user hands to a conditioner: {"label": 3}, {"label": [3, 4]}, {"pixels": tensor}

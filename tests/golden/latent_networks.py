@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from tests.golden.case import Case, Comparison
-from unveil.checkpoints import latent_unet, openai
+from unveil.checkpoints import control, latent_unet, openai
+from unveil.conditioning.control import Control, Controls, Mode, Place
 from unveil.conditioning.label import Label, LabelToken
 from unveil.nn.embed import sinusoid
 from unveil.nn.unet import UNet
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import Condition
+from unveil.types import Condition, Level
 
 
 def loaded(config: UNetConfig, theirs: dict[str, Tensor]) -> UNet:
@@ -47,7 +49,7 @@ def unet(folder: Path) -> Iterator[Comparison]:
         yield case.compare("out_nonsquare", network(x, t[: len(x)], Condition(tokens=tokens[: len(x)])))
     if "class_embedding" in io:
         table = io["cond_stage_model.embedding.weight"]
-        classes = LabelToken(*table.shape)
+        classes = LabelToken(table.shape[0], table.shape[1])
         classes.load_state_dict({"rows.table.weight": table})
         encoded = classes.encode(io["class_labels"])
         yield case.compare("class_embedding", encoded.tokens)
@@ -67,7 +69,38 @@ def _beside(config: UNetConfig, theirs: dict[str, Tensor], io: dict[str, Tensor]
     return network(io["x"][:, :out], io["timesteps"], condition)
 
 
+@torch.no_grad()
+def cldm(folder: Path) -> Iterator[Comparison]:
+    """ControlNet beside its U-Net: residuals, and what the U-Net makes of them."""
+    case = Case(folder)
+    io, theirs, arguments = case.io, case.weights(), case.meta["arguments"]
+    unet_config = latent_unet.from_arguments(arguments["unet"])
+    config, hint_channels = control.from_arguments(arguments["controlnet"])
+    network, controlnet = loaded(unet_config, theirs), control.load(theirs, config)
+    x, t, hint = io["x"], io["timesteps"], io["hint"]
+    text = Condition(tokens=io["context"])
+    assert hint.shape[1] == hint_channels
+    yield case.compare("hint_embedding", controlnet.features(hint, x))
+    residuals = controlnet(x, t, replace(text, hint=hint))
+    for number, residual in enumerate(residuals):
+        yield case.compare(f"control.{number:02}", residual)
+    yield case.compare("eps_no_control", network(x, t, text))
+
+    def controlled(mode: Mode = "balanced", place: Place = "all", *, null: bool = False) -> Tensor:
+        weights = tuple(io["control_scales"].tolist())
+        controls = Controls([Control("hint", controlnet, weights, place=place)], mode)
+        asked = replace(text, hint=hint)
+        asked = controls.without(asked) if null else asked
+        return network(x, t, controls(x, t, asked, Level(0.5, 0.5, 0.5)))
+
+    yield case.compare("eps", controlled())
+    yield case.compare("eps_only_mid", controlled(place="middle"))
+    if "eps_cfg_guess_uncond" in io:
+        yield case.compare("eps_cfg_guess_uncond", controlled("guess", null=True))
+
+
 KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {
     "latent-diffusion/unet": unet,
     "ControlNet/unet": unet,
+    "ControlNet/cldm": cldm,
 }

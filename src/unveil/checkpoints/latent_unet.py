@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from unveil.checkpoints import openai
 from unveil.nn.unet_config import UNetConfig
 from unveil.types import RecipeError, WeightsError
 
+T = TypeVar("T")
 PREFIX = "model.diffusion_model."  # of the U-Net's keys in a file that holds all parts
 EMA = "model_ema."  # of the averaged weights' keys, whose rest has lost its dots
 
@@ -47,13 +48,13 @@ HEADS: dict[tuple[int | None, int], dict[str, int]] = {
 }
 
 
-def plain(theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """A U-Net's keys without the prefix that they have in a file of all parts; other parts' keys are left out."""
-    inside = {key.removeprefix(PREFIX): value for key, value in theirs.items() if key.startswith(PREFIX)}
+def plain(theirs: Mapping[str, T], prefix: str = PREFIX) -> dict[str, T]:
+    """One part's keys without the prefix that they have in a file of all parts; other parts' keys are left out."""
+    inside = {key.removeprefix(prefix): value for key, value in theirs.items() if key.startswith(prefix)}
     return inside or dict(theirs)
 
 
-def prefixed(theirs: Mapping[str, Any], prefix: str = PREFIX) -> dict[str, Any]:
+def prefixed(theirs: Mapping[str, T], prefix: str = PREFIX) -> dict[str, T]:
     """The same keys as a file of all parts has them."""
     return {prefix + key: value for key, value in theirs.items()}
 
@@ -159,6 +160,7 @@ def seen(shapes: Mapping[str, Sequence[int]], heads: Mapping[str, int] | None = 
         in_channels=min(enter, out),
         context_channels=max(enter - out, 0),
         context_size="same",
+        attention_order="heads-first",
         **_seen_transformers(shapes, config),
     )
     known = heads or HEADS.get((config.context_width, config.channels))

@@ -27,11 +27,15 @@ Names = dict[str, Published]
 
 def below(ours: str, theirs: str, layers: Mapping[str, str]) -> Names:
     """Names of the weights and biases of the layers of one block, given the block's two prefixes."""
-    return {
-        f"{ours}.{our}.{kind}": Published((f"{theirs}.{their}.{kind}",))
-        for our, their in layers.items()
-        for kind in ("weight", "bias")
-    }
+    found: Names = {}
+    for our, their in layers.items():
+        found |= below_one(f"{ours}.{our}", f"{theirs}.{their}")
+    return found
+
+
+def below_one(ours: str, theirs: str) -> Names:
+    """Names of the weight and bias of one layer."""
+    return {f"{ours}.{kind}": Published((f"{theirs}.{kind}",)) for kind in ("weight", "bias")}
 
 
 def to_ours(theirs: Mapping[str, Tensor], names: Names, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 
 from unveil.checkpoints.meta import weightless
-from unveil.checkpoints.names import Names, Published, below, check_keys, to_ours, to_theirs
+from unveil.checkpoints.names import Names, Published, below, below_one, check_keys, to_ours, to_theirs
 from unveil.checkpoints.spatial_names import spatial_names
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.layers import SelfAttention
@@ -36,11 +36,7 @@ SKIP = {"skip": "skip_connection"}
 NORM = {"norm": "norm"}
 PROJECTIONS = {"qkv": "qkv", "out": "proj_out"}  # stored as convolutions
 TIME = {"linear_1": "0", "linear_2": "2"}
-OUTPUT = {
-    f"{our}.{kind}": Published((f"{their}.{kind}",))
-    for our, their in {"norm": "out.0", "leave": "out.2"}.items()
-    for kind in ("weight", "bias")
-}
+OUTPUT = below_one("norm", "out.0") | below_one("leave", "out.2")
 LABEL, OUR_LABEL = "label_emb.weight", "table.weight"
 # Ones at the end of a projection's shape: a convolution in one dimension, or in two (consistency models)
 Ones = Literal[1, 2]
@@ -85,6 +81,11 @@ def entries(config: UNetConfig) -> list[Entry]:
     ]
 
 
+def first_half(config: UNetConfig) -> list[Entry]:
+    """The published `input_blocks` and `middle_block`."""
+    return [entry for entry in entries(config) if not entry.theirs.startswith("output_blocks")]
+
+
 def names(config: UNetConfig, ones: Ones = 1) -> Names:
     """Our keys of the network and the published ones.
 
@@ -93,13 +94,13 @@ def names(config: UNetConfig, ones: Ones = 1) -> Names:
     """
     if config.resample == "conv-asymmetric" or config.embedding != "cos-sin" or config.patch != 1:
         raise RecipeError("not a network of Improved DDPM or ADM: resample, embedding or patch differ from theirs")
-    return _names(_on_meta(config), entries(config), ones) | OUTPUT
+    return names_of(_on_meta(config), entries(config), ones) | OUTPUT
 
 
 def classifier_names(config: NoisyClassifierConfig) -> Names:
     """Our keys of the noisy classifier and the published ones."""
-    half = [entry for entry in entries(config.encoder) if not entry.theirs.startswith("output_blocks")]
-    found = _names(_classifier_on_meta(config), half, 1)
+    half = first_half(config.encoder)
+    found = names_of(_classifier_on_meta(config), half)
     layers: dict[str, tuple[str, int]] = {
         "attention": {"norm": ("out.0", 0), "pool.qkv": ("out.2.qkv_proj", 1), "pool.out": ("out.2.c_proj", 1)},
         "adaptive": {"norm": ("out.0", 0), "pool": ("out.3", 2)},
@@ -114,7 +115,8 @@ def classifier_names(config: NoisyClassifierConfig) -> Names:
     return found
 
 
-def _names(network: nn.Module, parts: Sequence[Entry], ones: Ones) -> Names:
+def names_of(network: nn.Module, parts: Sequence[Entry], ones: Ones = 1) -> Names:
+    """Our keys of these parts of a network and of its embedding of time, and the published ones."""
     modules = dict(network.named_modules())
     found = below("time", "time_embed", TIME)
     for entry in parts:
@@ -138,7 +140,7 @@ def _block_names(ours: str, theirs: str, module: nn.Module, ones: Ones) -> Names
         case ConvUp():
             return below(ours, theirs, {"conv": "conv"})
         case nn.Conv2d():
-            return {f"{ours}.{kind}": Published((f"{theirs}.{kind}",)) for kind in ("weight", "bias")}
+            return below_one(ours, theirs)
         case _:
             return {}  # resampling without weights
 

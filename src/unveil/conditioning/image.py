@@ -1,4 +1,4 @@
-"""Pictures as a condition: concatenated to x by the network."""
+"""Pictures as a condition: concatenated to x by the network, or read by a ControlNet."""
 
 from __future__ import annotations
 
@@ -37,15 +37,61 @@ class ContextChannels(nn.Module):
         Raises:
             ShapeError: another number of channels or axes, or integers other than uint8.
         """
-        pictures = raw if isinstance(raw, Tensor) else torch.stack(list(raw))
-        if pictures.ndim != 4 or pictures.shape[1] != self.channels:
-            raise ShapeError(f"{self.key} {tuple(pictures.shape)}: must be (B, {self.channels}, H, W)")
-        if pictures.dtype == torch.uint8:
-            pictures = to_unit(pictures)
-        elif not pictures.is_floating_point():
-            raise ShapeError(f"{self.key} {pictures.dtype}: must be uint8 in [0, 255] or floating point in [-1, 1]")
-        return Condition(channels=pictures.to(self.none.device))
+        return Condition(channels=_pictures(raw, self.channels, self.key).to(self.none.device))
 
     def null(self, batch: int) -> Condition:
         """Zeros."""
         return Condition(channels=self.none.expand(batch, -1, -1, -1))
+
+
+class Hint(nn.Module):
+    """The picture that a ControlNet reads, in [0, 1] as published ones do; "none" is black.
+
+    Guidance compares with the same hint: it goes away from what the text does not say, not from the picture.
+
+    Args:
+        channels: of the picture.
+        drop: share of the training samples that see "none" instead, in [0, 1).
+        key: of the item that holds the picture.
+    """
+
+    stays = True
+
+    def __init__(self, channels: int = 3, drop: float = 0.0, *, key: str = "hint") -> None:
+        super().__init__()
+        if not 0 <= drop < 1:
+            raise RecipeError(f"drop = {drop}: must lie in [0, 1)")
+        self.channels, self.drop, self.key = channels, drop, key
+        self.none: Tensor
+        self.register_buffer("none", torch.zeros(1, channels, 1, 1), persistent=False)
+
+    def encode(self, raw: Tensor | Sequence[Tensor]) -> Condition:
+        """(B, C, H, W) pictures, uint8 or already in [-1, 1] as everywhere, or B pictures of one size.
+
+        Raises:
+            ShapeError: another number of channels or axes, or integers other than uint8.
+        """
+        pictures = _pictures(raw, self.channels, self.key).to(self.none.device)
+        return Condition(hint=(pictures + 1) / 2)
+
+    def null(self, batch: int) -> Condition:
+        """Black, one pixel for pictures of any size.
+
+        Raises:
+            RecipeError: hints were never dropped in training, so that there is no "none".
+        """
+        if not self.drop:
+            raise RecipeError(f"{self.key}: missing; give a picture for this control, or take the control away")
+        return Condition(hint=self.none.expand(batch, -1, -1, -1))
+
+
+def _pictures(raw: Tensor | Sequence[Tensor], channels: int, key: str) -> Tensor:
+    """Pictures (B, C, H, W) in [-1, 1], of those or of uint8."""
+    pictures = raw if isinstance(raw, Tensor) else torch.stack(list(raw))
+    if pictures.ndim != 4 or pictures.shape[1] != channels:
+        raise ShapeError(f"{key} {tuple(pictures.shape)}: must be (B, {channels}, H, W)")
+    if pictures.dtype == torch.uint8:
+        return to_unit(pictures)
+    if not pictures.is_floating_point():
+        raise ShapeError(f"{key} {pictures.dtype}: must be uint8 in [0, 255] or floating point in [-1, 1]")
+    return pictures

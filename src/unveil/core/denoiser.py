@@ -164,7 +164,11 @@ class Denoiser(nn.Module):
         Raises:
             ShapeError: the network's output does not fit x.
         """
-        return self._checked(self.network(_scaled(x, self.scale(level)), self.index(level, x), condition), x)
+        return self._checked(self.network(*self.inputs(x, level), condition), x)
+
+    def inputs(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        """What the network is given at a level: x as it sees it, and the index (B,)."""
+        return _scaled(x, self.scale(level)), self.index(level, x)
 
     def scale(self, level: Level) -> Number:
         """What x is multiplied with before the network sees it; 1 without preconditioning."""

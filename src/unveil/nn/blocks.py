@@ -73,9 +73,9 @@ class Context(NamedTuple):
 
 @dataclass
 class Kept:
-    """What one block remembers: its own tokens' keys and values (None: not these), and those of its context."""
+    """What one block remembers: its own tokens' keys and values, and those of its context."""
 
-    own: Cache | None = field(default_factory=Cache)
+    own: Cache = field(default_factory=Cache)
     context: Cache = field(default_factory=Cache)
 
 
@@ -118,7 +118,7 @@ class TransformerBlock(nn.Module):
         mask: Tensor | None = None,
         causal: bool = False,
         rotary: Rotary | None = None,
-        kept: Kept | None = None,
+        kept: Kept | Cache | None = None,
         packing: Packing | None = None,
         maps: Maps | None = None,
     ) -> Tensor:
@@ -126,7 +126,7 @@ class TransformerBlock(nn.Module):
 
         Args:
             mask: of x on itself, as `attend` takes it.
-            kept: earlier calls' tokens, and the context, whose tokens are then read once.
+            kept: earlier calls' tokens, and the context, read once; or a cache of a context alone.
 
         Raises:
             ShapeError: a context for a block without one, or the other way round.
@@ -138,7 +138,7 @@ class TransformerBlock(nn.Module):
             mask=mask,
             causal=causal,
             rotary=rotary,
-            cache=None if kept is None else kept.own,
+            cache=kept.own if isinstance(kept, Kept) else None,
             packing=packing,
             maps=None if maps is None else maps.own,
         )
@@ -148,7 +148,7 @@ class TransformerBlock(nn.Module):
                 self._before(x, self.context_norm),
                 context=None if context is None else context.tokens,
                 mask=None if context is None or context.mask is None else context.mask[:, None, None],
-                cache=None if kept is None or context is None else kept.context,
+                cache=kept.context if isinstance(kept, Kept) else kept,
                 maps=None if maps is None else maps.context,
             )
             x = self._after(x, added, self.context_norm)

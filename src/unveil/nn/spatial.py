@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unveil.nn.blocks import BlockConfig, Context, Kept, TransformerBlock
+from unveil.nn.attention import Cache
+from unveil.nn.blocks import BlockConfig, Context, TransformerBlock
 from unveil.nn.layers import group_norm, zeroed
 from unveil.types import Condition, ShapeError
 
@@ -27,7 +28,7 @@ class Text(NamedTuple):
     """What the transformers of a network read, and the keys and values that are kept of it, by block."""
 
     context: Context
-    kept: Mapping[nn.Module, Kept] | None = None
+    kept: Mapping[nn.Module, Cache] | None = None
 
 
 class SpatialTransformer(nn.Module):
@@ -108,10 +109,10 @@ def text_of(condition: Condition, width: int | None, batch: int) -> Context | No
     return Context(tokens, mask)
 
 
-def keys_values(network: nn.Module, context: Context) -> dict[nn.Module, Kept]:
+def keys_values(network: nn.Module, context: Context) -> dict[nn.Module, Cache]:
     """The keys and values of a text for every block of a network that reads it."""
     return {
-        block: Kept(own=None, context=block.context.remember(context.tokens))
+        block: block.context.remember(context.tokens)
         for block in network.modules()
         if isinstance(block, TransformerBlock) and block.reads and block.context is not None
     }

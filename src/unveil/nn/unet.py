@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unveil.nn.blocks import Context, Kept
+from unveil.nn.attention import Cache
+from unveil.nn.blocks import Context
 from unveil.nn.embed import TimeEmbedding
 from unveil.nn.layers import check_multiple, group_norm, vector_of, with_context, zeroed
 from unveil.nn.spatial import Remembered, Text, keys_values, text_of
@@ -87,7 +88,7 @@ class Encoder(nn.Module):
         It is for sampling: results are the same, no weight and no token gets a gradient through them, and weights must
         not change inside. What follows from the levels, `indices`, is computed at each step.
         """
-        before, texts = self._read, Remembered[dict[nn.Module, Kept]]()
+        before, texts = self._read, Remembered[dict[nn.Module, Cache]]()
 
         def read(context: Context) -> Text:
             return Text(context, texts.of(context.tokens, lambda: keys_values(self, context)))

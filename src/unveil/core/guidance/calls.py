@@ -142,7 +142,7 @@ def _joined(conditions: Sequence[Condition]) -> Condition:
         shapes = {tuple(value.shape[1:]) for value in values if value is not None}
         if len(shapes) > 1:
             raise ShapeError(f"conditions differ in the shape of {name!r}: {sorted(shapes)}; make them equal")
-        routes[name] = None if any(unused) else torch.cat([value for value in values if value is not None])
+        routes[name] = None if any(unused) else torch.cat(values)
     return Condition(**routes)
 
 

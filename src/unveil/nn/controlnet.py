@@ -1,0 +1,122 @@
+"""ControlNet: a copy of a U-Net's first half that reads a picture and adds to what the U-Net keeps.
+
+    hint -> eight convolutions -> + -> [blocks (+ attention), downsample] per level -> middle
+    x    -> enter ----------------^        each result, and the middle's -> a convolution that starts as zero
+
+Source: Zhang et al. 2023, section 3 (arXiv:2302.05543).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unveil.nn.layers import zeroed
+from unveil.nn.unet import Encoder, UNet
+from unveil.nn.unet_config import UNetConfig
+from unveil.types import Condition, RecipeError, ShapeError
+
+HINT_WIDTHS = (16, 32, 96, 256)  # of the published ControlNets: three halvings, as many as of their latents
+
+
+class HintNetwork(nn.Module):
+    """Convolutions that bring a hint to the size and width of what the first convolution makes of x.
+
+    Args:
+        channels: of the hint.
+        widths: of its levels, the finest first; each is half the size of the one before.
+        out: width of the result.
+    """
+
+    def __init__(self, channels: int, widths: Sequence[int], out: int) -> None:
+        super().__init__()
+        layers = [nn.Conv2d(channels, widths[0], 3, padding=1)]
+        for width, following in pairwise(widths):
+            layers.append(nn.Conv2d(width, width, 3, padding=1))
+            layers.append(nn.Conv2d(width, following, 3, padding=1, stride=2))
+        layers.append(zeroed(nn.Conv2d(widths[-1], out, 3, padding=1)))
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, hint: Tensor) -> Tensor:
+        """(B, channels, H, W) to (B, out, H / f, W / f)."""
+        *inside, last = self.layers
+        for layer in inside:
+            hint = F.silu(layer(hint))
+        return last(hint)
+
+
+class ControlNet(Encoder):
+    """What a hint adds to a U-Net: (x, t, condition) to `Condition.residuals`.
+
+    A new one adds zeros. Its own weights are drawn; `of` takes them from a U-Net, as the paper does.
+
+    Args:
+        config: of the U-Net.
+        hint_channels: of the picture that it reads.
+        hint_widths: of the levels of its hint network.
+
+    Raises:
+        RecipeError: a U-Net of patches, which none is known for.
+    """
+
+    def __init__(self, config: UNetConfig, *, hint_channels: int = 3, hint_widths: Sequence[int] = HINT_WIDTHS) -> None:
+        if config.patch != 1:
+            raise RecipeError(f"patch = {config.patch}: a ControlNet is for U-Nets without patches (patch = 1)")
+        super().__init__(config)
+        self.hint_channels, self.hint_widths = hint_channels, tuple(hint_widths)
+        self.hint = HintNetwork(hint_channels, self.hint_widths, self.stack_widths[0])
+        self.zero = nn.ModuleList(zeroed(nn.Conv2d(width, width, 1)) for width in self.stack_widths)
+        self.zero_middle = zeroed(nn.Conv2d(config.widths[-1], config.widths[-1], 1))
+
+    @classmethod
+    def of(cls, unet: UNet, *, hint_channels: int = 3, hint_widths: Sequence[int] = HINT_WIDTHS) -> ControlNet:
+        """A ControlNet that begins as a copy of this U-Net's first half; the U-Net with it is what it was."""
+        new = cls(unet.config, hint_channels=hint_channels, hint_widths=hint_widths)
+        device = next(unet.parameters()).device
+        own = new.state_dict()
+        new.load_state_dict({key: value for key, value in unet.state_dict().items() if key in own}, strict=False)
+        return new.to(device).train(unet.training)
+
+    @property
+    def factor(self) -> int:
+        """How many times larger than x a hint is."""
+        return 2 ** (len(self.hint_widths) - 1)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition, features: Tensor | None = None) -> tuple[Tensor, ...]:
+        """One tensor for each place of the U-Net's stack, and that of its middle last.
+
+        Args:
+            x, t: as the U-Net is given them.
+            condition: as the U-Net's, with a hint (B, hint_channels, H * factor, W * factor) in [0, 1].
+            features: what `features` made of the hint in an earlier call; None: it is made here.
+
+        Raises:
+            ShapeError: a hint that does not fit, or what the U-Net refuses.
+        """
+        if features is None:
+            if condition.hint is None:
+                raise ShapeError("condition.hint: missing; a ControlNet reads a picture")
+            features = self.features(condition.hint, x)
+        h, stack, _, _ = self.encode(x, t, condition, features)
+        return (*(zero(kept) for zero, kept in zip(self.zero, stack, strict=True)), self.zero_middle(h))
+
+    def features(self, hint: Tensor, x: Tensor) -> Tensor:
+        """What the hint network makes of a hint for an x: (B, C, H, W) of x's size. It depends on no level.
+
+        A hint of one pixel stands for one of any size.
+
+        Raises:
+            ShapeError: another number of channels or rows, or another size than `factor` times that of x.
+        """
+        size = tuple(side * self.factor for side in x.shape[-2:])
+        if hint.shape[-2:] == (1, 1):
+            hint = hint.expand(-1, -1, *size)
+        wanted = (len(x), self.hint_channels, *size)
+        if hint.shape != wanted:
+            raise ShapeError(
+                f"condition.hint {tuple(hint.shape)}: must be {wanted}, {self.factor} times the size of x; resize it"
+            )
+        return self.hint(hint.to(x))
