@@ -27,7 +27,7 @@ from unveil.core.flow import RectifiedFlow, Shifted
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, Process
 from unveil.core.sde import SubVP
 from unveil.core.times import Stratified
-from unveil.nn import decoding
+from unveil.nn import decoding, lora
 from unveil.nn.transformer import Transformer
 
 
@@ -72,6 +72,7 @@ def _parts(recipe: AnyRecipe) -> list[tuple[str, Any]]:
     process = recipe.process.build()
     prediction = recipe.build_prediction(process)
     parts: list[tuple[str, Any]] = [("network", network), *(("process", kind) for kind in _process(recipe.process))]
+    parts += [("lora", lora)] if recipe.lora is not None else []
     parts.append(("prediction", prediction if isinstance(recipe.prediction, str) else type(prediction)))
     parts += [("condition", type(one.build(recipe, 8))) for one in recipe.condition]
     parts += _objective_parts(recipe, process)
