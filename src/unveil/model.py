@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,21 +23,13 @@ from unveil.core.process import Process
 from unveil.core.samplers import Progress
 from unveil.core.samplers.ancestral import Shift
 from unveil.core.variance import VarianceRule, fixed_small, is_learned
-from unveil.types import Condition, Level, NonFinite, OutOfResources, Raw, RecipeError, nearest
+from unveil.types import Base, Condition, Level, NonFinite, OutOfResources, Raw, RecipeError, nearest
 
 if TYPE_CHECKING:
     from unveil.codec import Codec
 
 # Layers whose products autocast computes in the lower precision
 MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
-
-class Base(NamedTuple):
-    """The model that a LoRA is trained on: its name, where it was found, and the hash of its files."""
-
-    name: str
-    path: str
-    sha256: str
 
 
 class Model(nn.Module):
@@ -50,9 +42,6 @@ class Model(nn.Module):
         codec: between pixels and what the network sees; None: nothing is between.
         variance: of a reverse step, for ancestral sampling and for the bound.
         config: what it was built from; without one it can be saved only by whoever builds it again.
-
-    Attributes:
-        base: where only a LoRA is trained and saved: what it is on.
     """
 
     def __init__(
@@ -77,7 +66,7 @@ class Model(nn.Module):
         self.shape = tuple(shape)
         self.variance = variance
         self.config = config
-        self.base: Base | None = None
+        self.base: Base | None = None  # of a LoRA, where that alone is trained and saved
         self._precision = self._lowered = torch.float32
         self.controls: Controls | None = None
 

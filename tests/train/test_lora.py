@@ -15,11 +15,11 @@ from unveil.checkpoints.lora_trained import NAME
 from unveil.checkpoints.tensors import read_header, read_tensors
 from unveil.config import Recipe, load_recipe
 from unveil.core.noise import Streams
-from unveil.model import Base, Model, build
+from unveil.model import Model, build
 from unveil.nn import lora
 from unveil.train import fit
 from unveil.train.lora import adapted
-from unveil.types import RecipeError, WeightsError
+from unveil.types import Base, RecipeError, WeightsError
 
 CHANGES = ("shape=[1,8,8]", "network.depth=1", "network.width=32", "network.heads=2", "lora.rank=2", "train.batch=4",
            "train.steps=6", "train.warmup=0", "train.save_every=3", "train.sample_every=0", "train.validate_every=0",

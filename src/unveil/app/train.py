@@ -20,8 +20,8 @@ from unveil.app.models import device as pick
 from unveil.app.models import open_model
 from unveil.config import AnyRecipe, ClassifierRecipe, Recipe, SequenceRecipe, dump, load_recipe
 from unveil.files import refuse_overwrite
-from unveil.model import Base, Model, build
-from unveil.types import NotWritable, RecipeError, nearest
+from unveil.model import Model, build
+from unveil.types import Base, NotWritable, RecipeError, nearest
 
 PRECISIONS = {"float32": "float32", "bfloat16": "bf16", "float16": "16-mixed"}
 # What a run's folder may hold; a folder with anything else is not ours to delete.

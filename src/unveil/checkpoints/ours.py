@@ -26,8 +26,8 @@ from unveil.checkpoints.lora_trained import LORA, Trained
 from unveil.checkpoints.meta import Unfilled
 from unveil.checkpoints.tensors import read_header, read_tensors
 from unveil.config import ModelConfig, dump, read_yaml, validate
-from unveil.model import Base, Model, build
-from unveil.types import NonFinite, RecipeError, WeightsError, nearest
+from unveil.model import Model, build
+from unveil.types import Base, NonFinite, RecipeError, WeightsError, nearest
 
 if TYPE_CHECKING:
     from unveil.checkpoints.tensors import Header

@@ -11,9 +11,9 @@ import torch
 
 from unveil.checkpoints.lora_trained import NAME
 from unveil.config import Recipe
-from unveil.model import Base, Model
+from unveil.model import Model
 from unveil.nn import lora
-from unveil.types import RecipeError
+from unveil.types import Base, RecipeError
 
 # What a base and a recipe have to agree on: all that the weights were trained for
 SAME = ("shape", "key", "network", "process", "prediction", "variance", "condition", "codec")
