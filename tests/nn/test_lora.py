@@ -13,10 +13,12 @@ from torch.nn import functional as F
 
 from unveil.nn import lora
 from unveil.nn.attention import Attention
+from unveil.nn.blocks import Context
 from unveil.nn.dit import DiT
 from unveil.nn.dit_config import DiTConfig
 from unveil.nn.lora import LoraConfig
 from unveil.nn.low_rank import Addition
+from unveil.nn.spatial import Projection, SpatialTransformer
 from unveil.nn.unet import UNet
 from unveil.nn.unet_blocks import ConvUp
 from unveil.nn.unet_config import UNetConfig
@@ -107,6 +109,21 @@ def test_a_convolution_that_is_computed_in_another_way_takes_one():
     torch.testing.assert_close(with_it, up.conv(repeated))
     lora.merge(up)
     torch.testing.assert_close(up(x, time), with_it, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("projection", ["conv", "linear"])
+def test_layers_around_a_spatial_transformer_take_one(projection: Projection):
+    torch.manual_seed(0)
+    network = SpatialTransformer(64, 2, context_width=16, projection=projection).requires_grad_(False)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    x, text = drawn(2, 64, 3, 5), (Context(drawn(2, 4, 16, seed=1), None), None)
+    before = network(x, text)
+    lora.attach(network, "one", filled(network, "enter", "leave"))
+    with_it = network(x, text)
+    assert not torch.allclose(with_it, before, atol=1e-2)
+    lora.merge(network)
+    torch.testing.assert_close(network(x, text), with_it, rtol=1e-5, atol=1e-5)
 
 
 # -- a network ----------------------------------------------------------------------------------------------------

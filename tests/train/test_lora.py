@@ -73,6 +73,7 @@ def test_the_base_stays_and_only_additions_are_kept(tmp_path: Path):
     held = {path.name for path in folder.rglob("*.safetensors")}
     assert held == {"lora.safetensors", "train_state.safetensors"}
     assert ours.base_of(folder) == PLACE
+    assert "only the weights of a LoRA on `base`" in (folder / "card.md").read_text()
     averaged, as_trained = (read_tensors(place / "lora.safetensors") for place in (folder / "ema", folder))
     key = "denoiser.leave[0:16].lora_B.weight"
     assert torch.equal(averaged[key], next(one.up for one in additions if one.layer == "leave"))

@@ -50,7 +50,7 @@ def put_on(model: Model, source: Source, wanted: Sequence[Asked], console: Conso
         name = f"{name} {len(worn)}" if name in {other.name for other in worn} else name
         trained_on = base_of(file.parent if file.parent.name != "ema" else file.parent.parent)
         if trained_on is not None and trained_on.sha256 != source.sha256:
-            console.say(f"{one.path}: was trained on {trained_on.name!r}, which is not the model {source.name!r}")
+            console.warn(f"{one.path}: was trained on {trained_on.name!r}, which is not the model {source.name!r}")
         report = files.attach(parts, name, files.read(file), one.weight)
         console.say(f"{one.path}: {report.text()}")
         worn.append(Worn(name, sha256(file), one.weight))

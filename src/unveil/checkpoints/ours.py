@@ -63,6 +63,9 @@ def model_files(model: Model, *, about: str = "") -> dict[str, store.Content]:
     Args:
         about: Markdown for the end of the card: how it was trained, how good it is.
     """
+    if model.base is not None:
+        on = f"These are only the weights of a LoRA on `{model.base.name}` (sha256 {model.base.sha256[:12]})."
+        about = f"{on}\n\n{about}"
     files: dict[str, store.Content] = {**weight_files(model), "card.md": card(model, about)}
     if model.config is not None:
         files["model.yaml"] = dump(model.config)
