@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 from functools import cache
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unveil.checkpoints import lora, lora_export
+from unveil.checkpoints import diffusers_unet, lora, lora_export
 from unveil.checkpoints.lora_keys import METADATA, NAMINGS, naming_of, parse
 from unveil.checkpoints.lora_sites import Part, denoiser, own, text_encoder
+from unveil.checkpoints.meta import weightless
 from unveil.checkpoints.tensors import write_tensors
 from unveil.nn import lora as layers
 from unveil.nn.dit import DiT
@@ -24,6 +26,7 @@ from unveil.nn.unet import UNet
 from unveil.nn.unet_config import UNetConfig
 from unveil.types import RecipeError, WeightsError
 
+ROOT = os.environ.get("UNVEIL_GOLDEN")
 BLOCK = "transformer_blocks.0"
 
 
@@ -38,6 +41,9 @@ def networks() -> dict[str, nn.Module]:
     return {
         "dit": DiT(plain),
         "unet": UNet(UNetConfig(1, 1, channels=64, multipliers=(1, 2), blocks=1, attention=(2,))),
+        "latent": UNet(
+            UNetConfig(4, 4, 64, (1, 2), 1, (1,), heads=2, transformer_depth=(1,), context_width=16, groups=8)
+        ),
         "own": UNet(UNetConfig(1, 1, channels=64, multipliers=(1,), blocks=1, attention=(1,), patch=2)),
     }
 
@@ -56,7 +62,8 @@ def added(name: str) -> list[Addition]:
         ]
         whole = Addition("blocks.0.attention.qkv", drawn(3, width, seed=1), drawn(3 * width, 3, seed=2), 3.0)
         return [whole, *parts, Addition("blocks.0.mlp.up", drawn(4, width, seed=3), drawn(128, 4, seed=4), 2.0)]
-    made = layers.fresh(networks()[name], layers.LoraConfig(("down.*.blocks.*", "*.attention.*"), rank=3, alpha=2.0))
+    places = ("*",) if name == "latent" else ("down.*.blocks.*", "*.attention.*")
+    made = layers.fresh(networks()[name], layers.LoraConfig(places, rank=3, alpha=2.0))
     return [Addition(m.layer, m.down, drawn(*m.up.shape, seed=n), m.alpha) for n, m in enumerate(made)]
 
 
@@ -80,7 +87,7 @@ def kohya(path: str, rank: int = 2, width: int = 32, rows: int = 32) -> dict[str
 
 
 @pytest.mark.parametrize("naming", NAMINGS)
-@pytest.mark.parametrize("name", ["dit", "unet", "own"])
+@pytest.mark.parametrize("name", ["dit", "unet", "latent", "own"])
 def test_a_lora_comes_back_from_every_naming(name: str, naming: str, tmp_path: Path):
     parts, listed = part(name), added(name)
     network = parts["denoiser"].network
@@ -200,6 +207,31 @@ def test_a_text_encoder_is_named_as_published():
         assert found["text_encoder"][0].layer == "encoder.layers.0.self_attn.q_proj"
     written = lora_export.dump(found, parts, "kohya").tensors
     assert "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight" in written
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ROOT, reason="UNVEIL_GOLDEN names no folder of recorded facts")
+def test_every_module_of_kohyas_stable_diffusion_is_found():
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    facts = json.loads((Path(ROOT or "") / "lora" / "kohya_sd1_keys.json").read_text())
+    tensors = {}
+    for name, (down, up) in facts["keys"].items():
+        tensors |= {f"{name}.lora_down.weight": torch.ones(down), f"{name}.lora_up.weight": torch.ones(up)}
+    text = CLIPTextConfig(
+        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768
+    )
+    with weightless():
+        unet = UNet(diffusers_unet.from_settings({"cross_attention_dim": 768}))
+        parts = {"denoiser": denoiser(unet), "text_encoder": text_encoder(CLIPTextModel(text))}
+    found, report = lora.match(parse(tensors), parts)
+    assert not report.unmatched
+    assert (len(found["denoiser"]), len(found["text_encoder"])) == (facts["n_unet"], facts["n_te"])
+    assert sum(parameter.numel() for parameter in unet.parameters()) == facts["unet_params"]
+    fused = [one for one in found["denoiser"] if one.layer.endswith("own.qkv")]
+    assert {one.start // one.up.shape[0] for one in fused} == {0, 1, 2}
+    renamed = {key.replace("lora_te_text_model_", "lora_te_"): tensor for key, tensor in tensors.items()}
+    assert not lora.match(parse(renamed), parts)[1].unmatched
 
 
 # -- what does not fit --------------------------------------------------------------------------------------------

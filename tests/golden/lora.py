@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from tests.golden.case import Case, Comparison, Unsupported
-from unveil.checkpoints import dit, lora
-from unveil.checkpoints.lora_sites import Part, denoiser
+from unveil.checkpoints import diffusers_unet, dit, lora
+from unveil.checkpoints.lora_sites import Part, denoiser, text_encoder
 from unveil.conditioning.label import Label
 from unveil.nn import lora as layers
 from unveil.nn.dit import DiT
@@ -18,6 +19,7 @@ from unveil.nn.low_rank import Addition
 from unveil.types import Condition
 
 PEFT = ("lora_peft.safetensors", "adapter_model.safetensors")  # these tell alpha, others take it for the rank
+INPUTS = (("sample", "x"), ("timestep", "timesteps"), ("encoder_hidden_states", "context"))
 OTHERS = ("lora_diffusers_old.safetensors", "lora_kohya.safetensors")
 
 
@@ -48,7 +50,44 @@ def dit_base(case: Case) -> Base:
     )
 
 
-BASES: dict[str, Callable[[Case], Base]] = {"DiTTransformer2DModel": dit_base}
+def unet_base(case: Case) -> Base:
+    """diffusers' UNet2DConditionModel with a case's weights."""
+    made = case.meta["base"]["unet_arguments"] if "base" in case.meta else case.meta["arguments"]
+    theirs = {key.removeprefix("unet."): value for key, value in case.weights().items() if key.startswith("unet.")}
+    network = diffusers_unet.load(theirs or case.weights(), diffusers_unet.from_settings(made)).network
+    network.requires_grad_(False)
+    io = case.io
+    x, t, tokens = (io[first] if first in io else io[second] for first, second in INPUTS)
+    return Base(
+        denoiser(network),
+        lambda: network(x, t, Condition(tokens=tokens)),
+        lambda: diffusers_unet.dump(network),
+    )
+
+
+def text_base(case: Case) -> Base:
+    """transformers' CLIPTextModel with a case's weights."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    network = CLIPTextModel(CLIPTextConfig(**case.meta["base"]["text_arguments"])).eval().requires_grad_(False)
+    mine = network.state_dict()
+    theirs = {key.removeprefix("text_encoder."): value for key, value in case.weights().items()}
+    short = {key.removeprefix("text_model."): value for key, value in theirs.items()}
+    named = {key: short.get(key.removeprefix("text_model."), value) for key, value in mine.items()}
+    assert all(key.removeprefix("text_model.") in short or "position_ids" in key for key in mine)
+    network.load_state_dict(named)
+    return Base(
+        text_encoder(network),
+        lambda: network(case.io["input_ids"]).last_hidden_state,
+        network.state_dict,
+    )
+
+
+BASES: dict[str, Callable[[Case], Base]] = {
+    "DiTTransformer2DModel": dit_base,
+    "UNet2DConditionModel": unet_base,
+    "diffusers UNet2DConditionModel": unet_base,
+}
 
 
 def base_of(case: Case, kind: str) -> Base:
@@ -91,6 +130,42 @@ def merged(case: Case, network: nn.Module, name: str, base: Base) -> Iterator[Co
     layers.unmerge(network)
 
 
+def kohya(folder: Path) -> Iterator[Comparison]:
+    """sd-scripts' network on a U-Net and a text encoder, at a multiplier."""
+    case = Case(folder)
+    yield from at_work(case, "kohya", float(case.meta["arguments"]["multiplier"]))
+
+
+def cloneofsimo(folder: Path) -> Iterator[Comparison]:
+    """The layers of some classes by their number, with the scale that tune_lora_scale was given."""
+    case = Case(folder)
+    yield from at_work(case, "simo", float(case.meta["arguments"]["scale"]))
+
+
+def at_work(case: Case, name: str, weight: float) -> Iterator[Comparison]:
+    """A file off, on and merged, on the networks that the case names; and which modules it was found to be on."""
+    base = base_of(case, case.meta["base"]["unet"])
+    text = text_base(case) if "text_encoder" in case.meta["base"] else None
+    used = [(prefix, one) for prefix, one in (("out", base), ("te", text)) if one is not None]
+    for prefix, one in used:
+        yield case.compare(f"{prefix} off", one.output(), f"{prefix}_base")
+    file = lora.read(case.folder / "lora.safetensors")
+    report = lora.attach({one.part.role: one.part for _, one in used}, name, file, weight)
+    assert not report.unmatched, report.text()
+    if "n_lora_modules" in case.meta:
+        yield case.compare("modules", len(report.matched), want=sum(case.meta["n_lora_modules"].values()))
+    if order := case.meta.get("module_order_named_modules"):
+        found = dict(zip((entry.path for entry in file.entries), report.matched, strict=True))
+        same = [found[f"unet:{number}"] == path for number, path in enumerate(order)]
+        yield case.compare("order", torch.tensor(same).long(), want=torch.ones(len(order), dtype=torch.long))
+    for prefix, one in used:
+        yield case.compare(f"{prefix} on", one.output(), f"{prefix}_lora")
+    if text is not None:
+        layers.merge(text.part.network)
+        yield case.compare("te merged", text.output(), "te_lora")
+    yield from merged(case, base.part.network, name, base)
+
+
 def worked_merge(folder: Path) -> Iterator[Comparison]:
     """One linear layer and one 3x3 convolution, merged by hand."""
     case = Case(folder)
@@ -106,6 +181,8 @@ def worked_merge(folder: Path) -> Iterator[Comparison]:
 
 
 KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {
+    "lora/cloneofsimo": cloneofsimo,
+    "lora/kohya": kohya,
     "lora/peft": peft,
     "lora/worked_merge": worked_merge,
 }

@@ -15,7 +15,7 @@ from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
-from unveil.checkpoints import ddpm, dit, openai
+from unveil.checkpoints import ddpm, diffusers_unet, dit, openai
 from unveil.checkpoints.lora_keys import DENOISER
 from unveil.checkpoints.names import Names
 from unveil.model import Model
@@ -174,7 +174,8 @@ def _names_of(network: nn.Module) -> Iterator[tuple[str, Names]]:
     if isinstance(network, DiT):
         layouts = {"diffusers": lambda: _of_dit(network, "diffusers"), "dit": lambda: _of_dit(network, "dit")}
     elif isinstance(network, UNet):
-        layouts = {"openai": lambda: openai.names(network.config), "ddpm": lambda: ddpm.names(network.config)}
+        layouts = {"diffusers": lambda: diffusers_unet.names(network)}
+        layouts |= {"openai": lambda: openai.names(network.config), "ddpm": lambda: ddpm.names(network.config)}
     for layout, names in layouts.items():
         try:
             yield layout, names()
