@@ -127,6 +127,22 @@ def like(value: Number, x: Tensor) -> Tensor | float:
     return value.reshape(value.shape + (1,) * (x.ndim - value.ndim)).to(x.dtype).to(x.device)
 
 
+class Base(NamedTuple):
+    """The model that a LoRA is trained on: its name, where it was found, and the hash of its files."""
+
+    name: str
+    path: str
+    sha256: str
+
+
+class Worn(NamedTuple):
+    """A LoRA that is on a model: its name, the hash of its file, and its weight."""
+
+    name: str
+    sha256: str
+    weight: float = 1.0
+
+
 @dataclass(frozen=True)
 class Condition:
     """What reaches a network besides x and the level, by route. None: that route is unused.

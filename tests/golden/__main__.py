@@ -32,6 +32,7 @@ MODULES = (
     "autoencoders",
     "text",
     "stable_diffusion",
+    "lora",
 )
 
 

@@ -14,6 +14,7 @@ import typer
 from unveil.app import edit_cli, language_cli, path_cli
 from unveil.app.console import Console
 from unveil.app.hint_cli import hint_app
+from unveil.app.lora_cli import lora_app
 from unveil.app.options import (
     AsJson,
     Batch,
@@ -24,6 +25,7 @@ from unveil.app.options import (
     Given,
     Labels,
     Like,
+    Loras,
     Metadata,
     ModelName,
     Negative,
@@ -63,6 +65,7 @@ app.add_typer(hint_app, name="hint")
 app.add_typer(inspect_app, name="inspect")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(study_app, name="study")
+app.add_typer(lora_app, name="lora")
 app.command("translate")(language_cli.translate)
 for command in (*edit_cli.COMMANDS, *path_cli.COMMANDS):
     app.command(command.__name__)(command)
@@ -128,6 +131,7 @@ def sample(
     preview_every: Every = 5,
     strip: Annotated[bool, typer.Option("--strip", help="Also save the way from noise to picture.")] = False,
     like: Like = None,
+    lora: Loras = None,
     classifier: Annotated[Path | None, typer.Option(help="A noisy classifier that guides towards the class.")] = None,
     classifier_scale: Annotated[float, typer.Option(help="Of its gradient; 1 is Bayes' rule.")] = 1.0,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the network first, for many pictures.")] = False,

@@ -76,7 +76,7 @@ def edit(
     if job.verb == "inpaint" and job.mask is None:
         raise RecipeError("inpaint needs a mask: --mask FILE, white where the picture is made anew")
     place.check()
-    model, source = opened(wish, wish.model, shown=SHOWN.get(job.verb, ()))
+    model, source = opened(wish, wish.model, console, shown=SHOWN.get(job.verb, ()))
     every = _read(job, model, wish.sized())
     each = wish.count if wish.count is not None else wish.number(model) if len(every) == 1 else 1
     request = wish.request(model, changes(wish.words, named), each * len(every))
@@ -103,7 +103,7 @@ def vary(
         raise RecipeError("vary needs a picture that the program drew: unveil vary samples/seed0_00000.png")
     facts = read_facts(picture)
     place.check()
-    model, source = model_of(wish, facts, picture)
+    model, source = model_of(wish, facts, picture, console)
     if facts.get("task"):
         raise MediaError(f"{picture}: made by {facts['task'].get('verb')}; vary begins at a picture of `unveil sample`")
     if facts["model"].get("sha256") != source.sha256:
@@ -146,7 +146,7 @@ def interpolate(
     film = place.out if alone in CLIPS else place.out / f"clip.{form}"
     clip(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), form, way.rate)  # refuses before the work
     refuse_overwrite(film, place.force)
-    model, source = opened(wish, wish.model)
+    model, source = opened(wish, wish.model, console)
     given = wish.conditions(model)
     far = {key: values for key, values in given.items() if len(values) > 2}
     if far or len(wish.seeds) > 2:
@@ -178,7 +178,7 @@ def invert(wish: Wish, pictures: Path | None, named: Mapping[str, Any], place: P
     if place.out.suffix != ".safetensors":
         raise RecipeError(f"--out {place.out}: must end in .safetensors")
     refuse_overwrite(place.out, place.force)
-    model, source = opened(wish, wish.model)
+    model, source = opened(wish, wish.model, console)
     every = _read(Job("invert", pictures), model, wish.sized())
     contents = [one.files["picture"].content for one in every]
     if len({content.shape for content in contents}) > 1:

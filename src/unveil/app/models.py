@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
-from unveil.checkpoints import dit_model, hf, ours, published, store
-from unveil.config import validate
+from unveil.checkpoints import dit_model, hf, lora, ours, published, store
+from unveil.checkpoints.lora_sites import parts_of
+from unveil.checkpoints.lora_trained import LORA
+from unveil.config import ModelConfig, read_yaml, validate
 from unveil.files import sha256
 from unveil.model import Model
 from unveil.tasks.generate import Source
-from unveil.types import OutOfResources, RecipeError, nearest
+from unveil.types import OutOfResources, RecipeError, WeightsError, nearest
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -47,6 +49,8 @@ def open_model(
         dtype: what it will compute in, where the folder can be read in it at once.
     """
     path = Path(name)
+    if path.is_dir() and (folder := _of_lora(path)) is not None:
+        return _with_lora(folder, name, where, said)
     if path.is_file():
         known = validate(published.Said, dict(said or {}), "file")
         return published.load(path, known).to(where), Source(path.name, sha256(path))
@@ -57,6 +61,51 @@ def open_model(
     if hf.is_folder(path):
         return hf.load(path, dtype).to(where), Source(path.resolve().name, hf.Folder(path).sha256())
     return ours.load_model(name).to(where), source(name)
+
+
+def lora_file(path: Path) -> Path:
+    """The file of a LoRA: itself, the one in peft's folder, or the averaged one of a run's newest checkpoint.
+
+    Raises:
+        WeightsError: there is none.
+    """
+    if not path.is_dir():
+        return path
+    if (path / lora.ADAPTER).is_file():
+        return path / lora.ADAPTER
+    folder = ours.find(path)
+    for file in (folder / "ema" / LORA, folder / LORA):
+        if file.is_file():
+            return file
+    raise WeightsError(f"{path}: neither peft's folder nor a run that trained a LoRA; it has whole weights")
+
+
+def _of_lora(path: Path) -> Path | None:
+    """The checkpoint of a run that trained a LoRA, if this is one."""
+    try:
+        folder = ours.find(path)
+    except WeightsError:  # another kind of folder
+        return None
+    return folder if ours.base_of(folder) is not None else None
+
+
+def _with_lora(folder: Path, name: str, where: torch.device, said: Mapping[str, Any] | None) -> tuple[Model, Source]:
+    """A run's LoRA on its base, which must be where it was."""
+    told = ours.base_of(folder)
+    assert told is not None
+    store.verify(folder)
+    model, base = open_model(told.path, where, said)
+    if base.sha256 != told.sha256:
+        raise WeightsError(
+            f"{told.path}: has changed since the LoRA in {name} was trained on it (sha256 {told.sha256[:12]}..., now "
+            f"{base.sha256[:12]}...); sample it with --lora {name} if that is meant"
+        )
+    file = lora_file(folder)
+    lora.attach(parts_of(model), folder.name, lora.read(file))
+    described = read_yaml((folder / "model.yaml").read_text("utf-8"), str(folder / "model.yaml"))
+    model.config = validate(ModelConfig, described, str(folder / "model.yaml"))
+    both = hashlib.sha256(f"{base.sha256} {sha256(file)}".encode()).hexdigest()
+    return model, Source(_called(name, folder), both)
 
 
 def source(name: str) -> Source:

@@ -35,6 +35,10 @@ Steps = Annotated[int | None, typer.Option(help="Network calls; the model's own 
 Scale = Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is none.")]
 Batch = Annotated[int, typer.Option(help="Pictures at a time.")]
 Size = Annotated[str | None, typer.Option(help="HEIGHTxWIDTH in pixels, for networks that take any.", metavar="HxW")]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option("--lora", help="A LoRA's file or run, FILE or FILE:WEIGHT; may be repeated.", metavar="FILE[:WEIGHT]"),
+]
 Like = Annotated[Path | None, typer.Option(help="Repeat this picture exactly.", metavar="PICTURE")]
 Out = Annotated[Path, typer.Option(help="A folder, or a .png file.")]
 Preview = Annotated[

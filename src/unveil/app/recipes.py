@@ -31,7 +31,7 @@ from unveil.core.flow import RectifiedFlow, Shifted
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, Process
 from unveil.core.sde import SubVP
 from unveil.core.times import Stratified
-from unveil.nn import autoencoder, decoding
+from unveil.nn import autoencoder, decoding, lora
 from unveil.nn.discriminator import PatchDiscriminator
 from unveil.nn.transformer import Transformer
 
@@ -79,6 +79,7 @@ def _parts(recipe: AnyRecipe) -> list[tuple[str, Any]]:
     process = recipe.process.build()
     prediction = recipe.build_prediction(process)
     parts: list[tuple[str, Any]] = [("network", network), *(("process", kind) for kind in _process(recipe.process))]
+    parts += [("lora", lora)] if recipe.lora is not None else []
     parts.append(("prediction", prediction if isinstance(recipe.prediction, str) else type(prediction)))
     with weightless():  # a text encoder is large
         parts += [("condition", type(one.build(recipe, 8))) for one in recipe.condition]

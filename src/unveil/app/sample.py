@@ -40,7 +40,7 @@ def sample(wish: Wish, changes: Mapping[str, Any], place: Place, console: Consol
         raise RecipeError("sample needs a model: a name or a folder, such as `unveil sample runs/ddpm-digits`")
     place.check()
     changes = dict(changes)
-    model, source = opened(wish, wish.model, changes.pop("file", None))
+    model, source = opened(wish, wish.model, console, said=changes.pop("file", None))
     edit, count = PLAIN, None
     if noise is not None:
         edit, said = _noise(noise, source, console)
@@ -68,7 +68,7 @@ def repeat(wish: Wish, like: Path, place: Place, console: Console, places: Seque
     """
     facts = read_facts(like)
     place.check()
-    model, source = model_of(wish, facts, like)
+    model, source = model_of(wish, facts, like, console)
     guided = wish.guided(model)
     edit = again(model, facts, [*places, like.parent, Path()])
     with console.progress("step", 0) as progress:
@@ -78,7 +78,7 @@ def repeat(wish: Wish, like: Path, place: Place, console: Console, places: Seque
     console.result(written.facts() | {"model": source._asdict(), "like": str(like)}, written.text())
 
 
-def model_of(wish: Wish, facts: Mapping[str, Any], like: Path) -> tuple[Model, Source]:
+def model_of(wish: Wish, facts: Mapping[str, Any], like: Path, console: Console) -> tuple[Model, Source]:
     """The model that a picture's record names, or the one that was given.
 
     Raises:
@@ -88,7 +88,7 @@ def model_of(wish: Wish, facts: Mapping[str, Any], like: Path) -> tuple[Model, S
     name = wish.model or (named.get("name") if isinstance(named, dict) else None)
     if not isinstance(name, str):
         raise MediaError(f"{like}: its record names no model; pass the model's folder")
-    return opened(wish, name, shown=None)
+    return opened(wish, name, console, recorded=facts)
 
 
 def again(model: Model, facts: Mapping[str, Any], places: Sequence[Path]) -> Edit:

@@ -18,6 +18,7 @@ from unveil import data
 from unveil.app.console import Console, duration
 from unveil.app.kinds import diffusion
 from unveil.app.models import device as pick
+from unveil.app.models import open_model
 from unveil.checkpoints import text_folder
 from unveil.codec import KL, VQ
 from unveil.config import (
@@ -31,7 +32,7 @@ from unveil.config import (
 )
 from unveil.files import refuse_overwrite
 from unveil.model import Model, build
-from unveil.types import NotWritable, RecipeError, nearest
+from unveil.types import Base, NotWritable, RecipeError, nearest
 
 # items, held-out items, the run's folder -> trained
 Begin = Callable[[Any, Any, Path], object]
@@ -96,7 +97,7 @@ def dry_run(ask: Ask, console: Console) -> None:
     if isinstance(recipe, AutoencoderRecipe):
         learner: Any = learner_of(recipe, fresh_codec(recipe))
     else:
-        model = fresh(recipe)
+        model = start(recipe, pick("cpu"))
         objective = recipe.objective.build(recipe, model.process, recipe.train.batch)
         learner = Denoising(model, objective, recipe.key)
     found = estimate(recipe, learner, dataset, pick(ask.device))
@@ -133,6 +134,16 @@ def train(ask: Ask, console: Console) -> None:
     console.result(facts, f"{run}: trained in {duration(took['seconds'])}; unveil {then} {run}")
 
 
+def start(recipe: Recipe, device: torch.device) -> Model:
+    """What training begins with, on its device: fresh weights, or a base with a fresh LoRA."""
+    if recipe.base is None:
+        return text_folder.fill(fresh(recipe)).to(device)
+    from unveil.train.lora import adapted
+
+    model, source = open_model(recipe.base, device)
+    return adapted(model, Base(source.name, recipe.base, source.sha256), recipe)
+
+
 def fresh(recipe: Recipe) -> Model:
     """The recipe's model with the initial weights that its seed gives."""
     with torch.random.fork_rng(devices=[]):
@@ -150,7 +161,7 @@ def fresh_codec(recipe: AutoencoderRecipe) -> KL | VQ:
 def _diffusion(recipe: Recipe, device: torch.device, console: Console) -> Begin:
     """What trains a diffusion model, whose faults have been found."""
     objective = recipe.objective.build(recipe, recipe.process.build(), recipe.train.batch)
-    model = text_folder.fill(fresh(recipe)).to(device)
+    model = start(recipe, device)
 
     def begin(dataset: Any, held_out: Any, run: Path) -> None:
         from unveil.train import fit  # with Lightning

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from unveil.app import lora as loras
+from unveil.app.console import Console
 from unveil.app.models import device as pick
 from unveil.app.models import open_model
 from unveil.checkpoints.guide import load_guide
@@ -42,11 +44,12 @@ class Wish:
     negative: tuple[str, ...] = ()
     size: str | None = None
     words: tuple[str, ...] = ()  # settings as KEY=VALUE, and a prompt
+    loras: tuple[str, ...] = ()
 
     @classmethod
     def typed(cls, options: Mapping[str, Any]) -> Wish:
         """The wish of a command's options, by their names; what a command does not have is as it is by default."""
-        lists = {"label": "labels", "given": "given", "negative": "negative", "settings": "words"}
+        lists = {"label": "labels", "given": "given", "negative": "negative", "settings": "words", "lora": "loras"}
         found: dict[str, Any] = {to: tuple(options.get(name) or ()) for name, to in lists.items()}
         seeds: Sequence[int] = options.get("seed") or (0,)
         found["seed"] = seeds[0] if len(seeds) == 1 else tuple(seeds)
@@ -120,15 +123,23 @@ class Wish:
 
 
 def opened(
-    wish: Wish, name: str, said: Mapping[str, Any] | None = None, shown: Sequence[str] | None = ()
+    wish: Wish,
+    name: str,
+    console: Console,
+    *,
+    said: Mapping[str, Any] | None = None,
+    shown: Sequence[str] = (),
+    recorded: Mapping[str, Any] | None = None,
 ) -> tuple[Model, Source]:
-    """The model of a wish, ready to draw pictures.
+    """The model of a wish with its LoRAs, ready to draw pictures.
 
     Args:
         wish: what is asked.
         name: of the model, or its place.
         said: what a published file does not say itself.
-        shown: keys of the pictures that the command gives the network; None: a record says which.
+        shown: keys of the pictures that the command gives the network.
+        console: what says how it goes.
+        recorded: the record of a picture that is drawn again; it says what is shown and which LoRAs there are.
 
     Raises:
         RecipeError: a model that has to be shown other pictures, or whose samples are none.
@@ -136,7 +147,7 @@ def opened(
     dtype = DTYPES.get(wish.dtype, torch.float32)  # another one is refused by the request
     model, source = open_model(name, pick(wish.device), said, dtype)
     pictures = [key for key, one in model.conditioners.items() if isinstance(one, ContextChannels)]
-    if shown is not None and (missing := [key for key in pictures if key not in shown]):
+    if recorded is None and (missing := [key for key in pictures if key not in shown]):
         raise RecipeError(
             f"this model is given a picture under {missing[0]!r}, which cannot be typed; "
             "use it from Python: unveil.load(...).generate(raw=...)"
@@ -146,6 +157,10 @@ def opened(
             f"this model makes samples of shape {model.shape}, which are no pictures; "
             "use it from Python: unveil.load(...).generate(...)"
         )
+    wanted = [loras.asked(one) for one in wish.loras]
+    loras.put_on(
+        model, source, wanted if recorded is None else loras.again(recorded.get("loras") or [], wanted), console
+    )
     return model.lowered(dtype), source
 
 

@@ -2,7 +2,9 @@
 
     model.yaml  denoiser.safetensors  label.safetensors  codec.safetensors  card.md  manifest.json
 
-A text encoder's part is `prompt.safetensors`, with `prompt.tokenizer.json` where the vocabulary is its own.
+A text encoder's part is `prompt.safetensors`, with `prompt.tokenizer.json` where the vocabulary is its own. What was
+trained as a LoRA on a base that stays as it is has lora.safetensors in the place of weights, and base.json, which says
+what it is on.
 
 A training checkpoint is the same folder with the weights as trained, the averaged ones in `ema/`, and what
 training needs to go on. Whoever loads it to sample gets the averaged weights.
@@ -21,13 +23,14 @@ from torch import Tensor, nn
 
 from unveil.checkpoints import store
 from unveil.checkpoints.card import card
+from unveil.checkpoints.lora_trained import LORA, Trained
 from unveil.checkpoints.meta import Unfilled
 from unveil.checkpoints.tensors import read_header, read_tensors
 from unveil.codec import KL, VQ
 from unveil.conditioning.text import Text
 from unveil.config import AutoencoderConfig, ModelConfig, dump, read_yaml, validate
 from unveil.model import Model, build
-from unveil.types import NonFinite, RecipeError, WeightsError, nearest
+from unveil.types import Base, NonFinite, RecipeError, WeightsError, nearest
 
 if TYPE_CHECKING:
     from unveil.checkpoints.tensors import Header
@@ -37,6 +40,7 @@ Which = Literal["ema", "trained"]
 
 CODEC = "codec.safetensors"
 SHIPPED = "models"  # the package's folder of models that come with it
+BASE = "base.json"
 SHOWN = 8  # keys that an error lists
 
 # What the keys of well-known files look like, by two that only they have.
@@ -65,11 +69,16 @@ def model_files(model: Model, *, about: str = "") -> dict[str, store.Content]:
     Args:
         about: Markdown for the end of the card: how it was trained, how good it is.
     """
+    if model.base is not None:
+        on = f"These are only the weights of a LoRA on `{model.base.name}` (sha256 {model.base.sha256[:12]})."
+        about = f"{on}\n\n{about}"
     files: dict[str, store.Content] = {**weight_files(model), "card.md": card(model, about)}
     for name, part in _texts(model):
         files |= {f"{name}.{end}": content for end, content in part.files().items()}
     if model.config is not None:
         files["model.yaml"] = dump(model.config)
+    if model.base is not None:
+        files[BASE] = model.base._asdict()
     return files
 
 
@@ -128,6 +137,10 @@ def load_model(path: Path | str, *, dtype: torch.dtype | None = torch.float32) -
     """
     folder = find(path)
     store.verify(folder)
+    if (base := base_of(folder)) is not None:
+        raise WeightsError(
+            f"{folder}: holds a LoRA on {base.name!r}, not a whole model; unveil sample {base.path} --lora {path}"
+        )
     described = folder / "model.yaml"
     if not described.is_file():
         raise WeightsError(
@@ -184,6 +197,20 @@ def load_codec(path: Path | str) -> KL | VQ:
     return codec
 
 
+def base_of(folder: Path) -> Base | None:
+    """What the LoRA in a folder is on; None for a folder of whole weights.
+
+    Raises:
+        WeightsError: the file that says so is damaged.
+    """
+    if not (folder / BASE).is_file():
+        return None
+    try:
+        return Base(**{name: str(value) for name, value in store.read_json(folder / BASE).items()})
+    except (TypeError, AttributeError) as problem:
+        raise WeightsError(f"{folder / BASE}: damaged ({problem}); use another checkpoint") from problem
+
+
 def load_weights(model: Model, path: Path | str, *, which: Which = "ema") -> Model:
     """Copies the weights of a folder into a model that is built already; returns it.
 
@@ -200,8 +227,14 @@ def copy_weights(model: nn.Module, folder: Path, which: Which) -> None:
     """The same for a folder that has been verified.
 
     Raises:
-        WeightsError: weights of another shape than the model's (lists the keys).
+        WeightsError: weights of another shape than the model's (lists the keys), or a LoRA on another base.
     """
+    told = base_of(folder)
+    if told is not None and model.base is not None and told.sha256 != model.base.sha256:
+        raise WeightsError(
+            f"{folder}: its LoRA is on {told.name!r} (sha256 {told.sha256[:12]}...), the base here is "
+            f"{model.base.name!r} ({model.base.sha256[:12]}...); give that one as base, or start a new run"
+        )
     for name, part in _parts(model):
         tensors = read_tensors(_weights_of(folder, name, which))
         _check_keys(folder / name, part, tensors)
@@ -278,9 +311,12 @@ def inspect(path: Path | str) -> dict[str, Any]:
 
 
 def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """File name and module of every part with tensors; what is no diffusion model is a codec."""
+    """File name and module of every part with tensors of its own; what is no diffusion model is a codec."""
     if not isinstance(model, Model):
         yield CODEC, model
+        return
+    if model.base is not None:
+        yield LORA, Trained(model.denoiser.network)
         return
     yield "denoiser.safetensors", model.denoiser
     for name, part in model.conditioners.items():

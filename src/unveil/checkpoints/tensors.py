@@ -123,8 +123,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return {str(key): value for key, value in state.items() if isinstance(value, torch.Tensor)}
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Writes the tensors as they are, from any device; two names of one tensor become two copies.
+
+    Args:
+        metadata: goes into the header beside what each file of ours says.
 
     Raises:
         OSError: with the system's own error number, which tells a full disk from a forbidden one.
@@ -144,7 +147,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         path.touch()
         mode = path.stat().st_mode  # as the user's umask has it; save_file makes files that only the owner reads
-        save_file(ready, path, metadata={"format": "pt", "made_by": "unveil"})
+        save_file(ready, path, metadata={"format": "pt", "made_by": "unveil", **(metadata or {})})
         path.chmod(mode)
     except SafetensorError as problem:
         number = re.search(r"os error (\d+)", str(problem))

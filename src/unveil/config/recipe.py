@@ -24,16 +24,19 @@ from unveil.config.section import PartSection, Section, choice, section
 from unveil.config.sequence import SequenceParts
 from unveil.nn.classifier import NoisyClassifierConfig
 from unveil.nn.cnn import CnnConfig
+from unveil.nn.lora import LoraConfig
 from unveil.nn.vit import ViTConfig
 from unveil.types import RecipeError, nearest
 
 CnnSection = section("cnn", CnnConfig)
 NoisyClassifierSection = section("noisy-classifier", NoisyClassifierConfig)
 ViTSection = section("vit", ViTConfig)
+LoraSection = section("lora", LoraConfig)
 if TYPE_CHECKING:  # made at run time, from the dataclasses
-    Classifier = PartSection
+    Classifier = Lora = PartSection
 else:
     Classifier = choice(CnnSection, NoisyClassifierSection, ViTSection)
+    Lora = LoraSection
 Score = str | float
 
 
@@ -65,15 +68,26 @@ class Recipe(ModelConfig, Described):
     """A diffusion model: the parts of `ModelConfig` flat, and what is done with them.
 
     Attributes:
+        base: a trained model, run or published file with this network, of which only additions are trained.
+        lora: these additions.
         small: overrides by dotted key that make a run of seconds.
     """
 
     kind: Literal["diffusion"] = "diffusion"
+    base: str | None = None
+    lora: Lora | None = None
     data: Data
     objective: Objective = SimpleObjective()
     train: TrainConfig
     evaluate: EvaluateConfig = EvaluateConfig()
     small: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _lora_has_a_base(self) -> Recipe:
+        if (self.base is None) != (self.lora is None):
+            has, lacks = ("lora", "base") if self.base is None else ("base", "lora")
+            raise RecipeError(f"{has}: without {lacks}; a LoRA is trained on a base: give both, or neither")
+        return self
 
     @model_validator(mode="after")
     def _objective_fits(self) -> Recipe:

@@ -18,12 +18,14 @@ from unveil.data.report import Report
 from unveil.data.scenes import Scenes, ScenesConfig
 from unveil.data.states import boxes_to_state, mask_to_state, state_to_boxes, state_to_mask
 from unveil.data.stored import Part, Stored, known_part
+from unveil.data.style import StyleConfig, in_style, styled
 from unveil.types import RecipeError, nearest
 
-DataConfig = DigitsConfig | FashionConfig | FolderConfig | LatentsConfig | ScenesConfig | HintedConfig
+DataConfig = DigitsConfig | FashionConfig | FolderConfig | LatentsConfig | ScenesConfig | HintedConfig | StyleConfig
 CONFIGS: dict[str, type[Any]] = {
     "digits": DigitsConfig,
     "fashion": FashionConfig,
+    "fashion-style": StyleConfig,
     "folder": FolderConfig,
     "latents": LatentsConfig,
     "scenes": ScenesConfig,
@@ -56,6 +58,8 @@ def open(config: DataConfig | Section, part: Part = "train") -> Stored | Folder 
         return digits(part)
     if isinstance(chosen, FashionConfig):
         return fashion(chosen, part)
+    if isinstance(chosen, StyleConfig):
+        return styled(chosen, part)
     if isinstance(chosen, FolderConfig):
         return Folder(chosen, part)
     if isinstance(chosen, LatentsConfig):
@@ -94,18 +98,21 @@ __all__ = [
     "Scenes",
     "ScenesConfig",
     "Stored",
+    "StyleConfig",
     "adapt",
     "boxes_to_state",
     "check",
     "check_latents",
     "digits",
     "fashion",
+    "in_style",
     "known_part",
     "mask_to_state",
     "open",
     "own",
     "state_to_boxes",
     "state_to_mask",
+    "styled",
     "usable",
     "write_latents",
 ]

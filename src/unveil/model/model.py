@@ -26,7 +26,7 @@ from unveil.core.samplers import Progress
 from unveil.core.samplers.ancestral import Shift
 from unveil.core.variance import VarianceRule, fixed_small, is_learned
 from unveil.nn.lowering import lowerable
-from unveil.types import Condition, Level, NonFinite, OutOfResources, Raw, RecipeError
+from unveil.types import Base, Condition, Level, NonFinite, OutOfResources, Raw, RecipeError, Worn
 
 if TYPE_CHECKING:
     from unveil.codec import Codec
@@ -75,6 +75,8 @@ class Model(nn.Module):
         self.config = config
         self.sampling = sample or (config.sample if config is not None else SampleConfig())
         self.home: Path | None = None  # another program's folder that it was read from, and that keeps it
+        self.base: Base | None = None  # of a LoRA, where that alone is trained and saved
+        self.worn: tuple[Worn, ...] = ()  # LoRAs that are on it, for the records of pictures
         self._precision = self._lowered = torch.float32
         self.controls: Controls | None = None
 
@@ -161,7 +163,7 @@ class Model(nn.Module):
             config=self.config,
             sample=self.sampling,
         )
-        other.home, other.controls = self.home, self.controls
+        other.home, other.controls, other.base, other.worn = self.home, self.controls, self.base, self.worn
         other._precision, other._lowered = self._precision, self._lowered
         return other.train(self.training)
 

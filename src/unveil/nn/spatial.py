@@ -77,6 +77,10 @@ def _projection(channels: int, kind: Projection) -> nn.Conv2d | nn.Linear:
 
 def _per_token(layer: nn.Module, tokens: Tensor) -> Tensor:
     """Either kind on tokens (B, N, C): a convolution of one pixel is the same product."""
+    if layer._forward_hooks and isinstance(layer, nn.Conv2d):  # they act on the layer's own call
+        return layer(tokens.transpose(1, 2)[..., None])[..., 0].transpose(1, 2)
+    if layer._forward_hooks:
+        return layer(tokens)
     return F.linear(tokens, layer.weight.flatten(1), layer.bias)  # pyright: ignore
 
 

@@ -85,6 +85,8 @@ class ConvUp(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """(B, C, H, W) to (B, C, 2H, 2W)."""
+        if self.conv._forward_hooks:  # they act on the layer's own call
+            return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         sums = self.conv.weight.new_tensor(self.SUMS)
         kernel = torch.einsum("oikl,ak,bl->ioab", self.conv.weight, sums, sums)
         return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)

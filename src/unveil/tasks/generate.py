@@ -188,6 +188,7 @@ def repeat(
             guided=_guided_by(facts.get("classifier"), classifier),
             size=(int(facts["size"][0]), int(facts["size"][1])) if "size" in facts else None,
         )
+        told = [(str(one["sha256"]), float(one["weight"])) for one in facts.get("loras", [])]
         place = int(facts["place"]) if "place" in facts else int(facts["sample"]) - request.first
         threads = int(facts["threads"])
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as problem:
@@ -198,6 +199,10 @@ def repeat(
         raise WeightsError(
             f"the picture was made by {facts['model'].get('name')!r} (sha256 {str(made_by)[:12]}...), "
             f"this is {source.name!r} ({source.sha256[:12]}...); give the model that made it"
+        )
+    if told != [(one.sha256, one.weight) for one in model.worn]:
+        raise WeightsError(
+            f"the picture was made with {len(told)} LoRAs, {len(model.worn)} others are on the model: give these"
         )
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, threads))  # sums are split by thread
@@ -268,6 +273,8 @@ def _about(model: Model, request: Request) -> dict[str, Any]:
     if (guided := request.guided) is not None:
         classifier = {"name": guided.classifier.name, "sha256": guided.classifier.sha256}
         facts["classifier"] = {**classifier, "scale": guided.scale}
+    if model.worn:
+        facts["loras"] = [one._asdict() for one in model.worn]
     return facts
 
 

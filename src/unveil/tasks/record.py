@@ -56,4 +56,6 @@ def parameters(facts: Mapping[str, Any], size: Sequence[int]) -> str:
         "Model": facts["model"]["name"],
         "Version": f"unveil {facts['versions']['unveil']}",
     }
+    if worn := facts.get("loras"):
+        shown["LoRA"] = " ".join(f"{one['name']} {one['sha256'][:10]} x {one['weight']:g}" for one in worn)
     return f"{wish}\n" + ", ".join(f"{key}: {value}" for key, value in shown.items())

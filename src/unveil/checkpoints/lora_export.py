@@ -1,0 +1,190 @@
+"""LoRA files written in the namings that are in use.
+
+What is added to rows of a fused layer becomes an addition to each published module that lies in them; the sums are
+the same. Where a naming holds no alpha, the scale goes into B.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unveil.checkpoints.lora import ADAPTER, CONFIG
+from unveil.checkpoints.lora_keys import DENOISER, METADATA, RAW, Entry, Naming
+from unveil.checkpoints.lora_sites import OWN, Part, Site
+from unveil.checkpoints.tensors import write_tensors
+from unveil.files import staged
+from unveil.nn.low_rank import Addition
+from unveil.types import RecipeError
+
+KOHYA = {DENOISER: "lora_unet_", "text_encoder": "lora_te_", "text_encoder_2": "lora_te2_"}
+
+
+class Written(NamedTuple):
+    """A LoRA as a file: its tensors, the metadata, and for peft its configuration."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    config: dict[str, Any] | None = None
+
+
+def dump(added: Mapping[str, Sequence[Addition]], parts: Mapping[str, Part], naming: Naming) -> Written:
+    """A LoRA in a naming; one on fused rows is written as one of each published module.
+
+    Raises:
+        RecipeError: a layer that the naming cannot name.
+    """
+    if naming == "unveil":
+        return own(added)
+    entries = {role: _split(some_added, parts[role]) for role, some_added in added.items()}
+    if naming in ("peft", "diffusers"):
+        return _peft(entries, parts, naming)
+    if naming == "diffusers-old":
+        tensors: dict[str, Tensor] = {}
+        for role, listed in entries.items():
+            for path, entry in listed.items():
+                below = f"{parts[role].prefix}.{path}.lora"
+                tensors |= {f"{below}.down.weight": entry.down, f"{below}.up.weight": _folded(entry)}
+        return Written(tensors, {})
+    if naming == "kohya":
+        return _kohya(entries)
+    return _numbered(entries, parts)
+
+
+def write(path: Path, written: Written) -> None:
+    """Writes one file, or for peft a folder of the file and its configuration; whole or not at all."""
+    if written.config is None:
+        with staged(path) as temporary, torch.no_grad():
+            write_tensors(temporary, written.tensors, written.metadata)
+        return
+    with staged(path) as temporary, torch.no_grad():
+        temporary.mkdir()
+        write_tensors(temporary / ADAPTER, written.tensors, written.metadata)
+        (temporary / CONFIG).write_text(json.dumps(written.config, indent=2) + "\n", "utf-8")
+
+
+def _split(added: Sequence[Addition], part: Part) -> dict[str, Entry]:
+    """The entries of published modules, by path; several additions to one module become one of their ranks' sum."""
+    pieces: dict[str, list[Entry]] = {}
+    by_layer: dict[str, list[tuple[str, Site]]] = {}
+    for path, site in part.written.items():
+        by_layer.setdefault(site.layer, []).append((path, site))
+    for one in added:
+        if one.layer not in by_layer:
+            raise RecipeError(f"{one.layer}: has no name in published files; write the naming {OWN!r}, or leave it out")
+        for path, site in by_layer[one.layer]:
+            start, stop = max(one.start, site.start), min(one.stop, site.start + site.rows)
+            if start >= stop:
+                continue
+            up = one.up.new_zeros(site.rows, one.rank)
+            up[start - site.start : stop - site.start] = one.up[start - one.start : stop - one.start]
+            trailing = (1,) * site.ones
+            below = (1,) * (one.down.ndim - 2 + site.ones)
+            down = one.down.reshape(*one.down.shape, *trailing)
+            pieces.setdefault(path, []).append(Entry(path, down, up.reshape(*up.shape, *below), one.alpha))
+    return {path: listed[0] if len(listed) == 1 else _joined(listed) for path, listed in pieces.items()}
+
+
+def _joined(entries: Sequence[Entry]) -> Entry:
+    down = torch.cat([entry.down for entry in entries])
+    return Entry(entries[0].path, down, torch.cat([_folded(entry) for entry in entries], dim=1), float(len(down)))
+
+
+def _folded(entry: Entry) -> Tensor:
+    """B with the scale in it, for where none is told."""
+    alpha = float(entry.rank if entry.alpha is None else entry.alpha)
+    return entry.up if alpha == entry.rank else entry.up * (alpha / entry.rank)
+
+
+def own(added: Mapping[str, Sequence[Addition]]) -> Written:
+    """A LoRA in our naming: our paths with their rows."""
+    tensors: dict[str, Tensor] = {}
+    for role, listed in added.items():
+        for one in listed:
+            path = f"{role}.{one.layer}[{one.start}:{one.stop}]"
+            tensors |= {f"{path}.lora_A.weight": one.down, f"{path}.lora_B.weight": one.up}
+            tensors[f"{path}.alpha"] = torch.tensor(one.alpha)
+    return Written(tensors, {})
+
+
+def _kohya(entries: Mapping[str, Mapping[str, Entry]]) -> Written:
+    tensors: dict[str, Tensor] = {}
+    for role, listed in entries.items():
+        for path, entry in listed.items():
+            flat = KOHYA[role] + path.replace(".", "_")
+            tensors |= {f"{flat}.lora_down.weight": entry.down, f"{flat}.lora_up.weight": entry.up}
+            tensors[f"{flat}.alpha"] = torch.tensor(entry.alpha)
+    every = [entry for listed in entries.values() for entry in listed.values()]
+    alphas = [float(entry.alpha or entry.rank) for entry in every]
+    told = {"ss_network_module": "networks.lora", "ss_network_dim": str(max(entry.rank for entry in every))}
+    return Written(tensors, told | {"ss_network_alpha": str(max(alphas))})
+
+
+def _peft(entries: Mapping[str, Mapping[str, Entry]], parts: Mapping[str, Part], naming: Naming) -> Written:
+    """Peft's raw file of one part with its configuration, or diffusers' file of several with it in the metadata."""
+    if naming == "peft" and len(entries) > 1:
+        raise RecipeError(f"peft's files hold one network, this LoRA is on {', '.join(entries)}; write another naming")
+    tensors: dict[str, Tensor] = {}
+    told: dict[str, Any] = {}
+    config: dict[str, Any] = {}
+    for role, listed in entries.items():
+        prefix = parts[role].prefix
+        config = _config(listed)
+        told |= {f"{prefix}.{name}": value for name, value in config.items()}
+        for path, entry in listed.items():
+            below = f"{RAW}{path}" if naming == "peft" else f"{prefix}.{path}"
+            tensors |= {f"{below}.lora_A.weight": entry.down, f"{below}.lora_B.weight": entry.up}
+    if naming == "peft":
+        return Written(tensors, {}, {"peft_type": "LORA", **config})
+    return Written(tensors, {METADATA: json.dumps(told)})
+
+
+def _config(listed: Mapping[str, Entry]) -> dict[str, Any]:
+    """Peft's settings: the commonest rank and alpha, and patterns for the modules with others."""
+    ranks = {path: entry.rank for path, entry in listed.items()}
+    alphas = {path: float(entry.alpha or entry.rank) for path, entry in listed.items()}
+    rank, alpha = Counter(ranks.values()).most_common(1)[0][0], Counter(alphas.values()).most_common(1)[0][0]
+    return {
+        "r": rank,
+        "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
+        "target_modules": sorted(listed),
+        "rank_pattern": {re.escape(path): found for path, found in ranks.items() if found != rank},
+        "alpha_pattern": {re.escape(path): found for path, found in alphas.items() if found != alpha},
+    }
+
+
+def _numbered(entries: Mapping[str, Mapping[str, Entry]], parts: Mapping[str, Part]) -> Written:
+    """Cloneofsimo's file: every layer of the classes has its number, and those that gain nothing hold zeros.
+
+    Raises:
+        RecipeError: a layer that is in none of the classes.
+    """
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    for role, listed in entries.items():
+        name, part = ("unet", parts[role]) if role == DENOISER else (role, parts[role])
+        classes = ["Attention", "CrossAttention", "FeedForward"] if role == DENOISER else ["CLIPAttention", "CLIPMLP"]
+        order = next(part.numbered(classes, convolutions=False))
+        own_paths = {path: part.find(path) for path in order}
+        sites = {part.written[path]: entry for path, entry in listed.items()}
+        if outside := [entry.path for site, entry in sites.items() if site not in own_paths.values()]:
+            raise RecipeError(f"{outside[0]}: lies outside {', '.join(classes)}, which that naming numbers")
+        metadata[name] = json.dumps(classes)
+        for number, path in enumerate(order):
+            site = own_paths[path]
+            assert site is not None
+            entry = sites.get(site)
+            width = part.network.get_submodule(site.layer).get_parameter("weight").shape[1]
+            down, up = (
+                (torch.zeros(1, width), torch.zeros(site.rows, 1)) if entry is None else (entry.down, _folded(entry))
+            )
+            tensors |= {f"{name}:{number}:down": down, f"{name}:{number}:up": up}
+            metadata[f"{name}:{number}:rank"] = str(len(down))
+    return Written(tensors, metadata)

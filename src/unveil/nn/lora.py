@@ -1,0 +1,287 @@
+"""LoRA: low-rank additions to the linear layers and convolutions of any network, beside weights that stay as they are.
+
+    W' = W + w (alpha / r) B A,   A: (r, in, kernel), B: (rows, r)
+
+Several LoRAs share a network, each with its own weight w; one may be added to some rows of a layer only, since our
+attention computes queries, keys and values in one layer where published files have three.
+
+A layer keeps its class, its weight and its name. Its additions are a child module `lora`, which moves and is copied
+with the layer, and is no part of any state dict: a network with LoRAs on it saves and loads its own files. They act
+as the layer's forward hook, which is there only while something is added, so that with all of them off the layer
+runs as it ran before, to the bit and through the same kernels. A module in the layer's place, or torch's
+parametrisations, would rename the weight; the latter would also multiply B A out at every call.
+
+Source: Hu et al. 2021 (arXiv:2106.09685), section 4.1; scale by the root of the rank: Kalajdzievski 2023
+(arXiv:2312.03732).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from unveil.nn.low_rank import Addition, Additions, Low
+from unveil.types import RecipeError, ShapeError, nearest
+
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CHILD = "lora"  # the name of the module that holds a layer's additions
+Scaling = Literal["rank", "root"]
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Fresh additions to a network.
+
+    Args:
+        targets: names of layers as a whole, their last parts such as "attention.qkv", or patterns such as
+            "blocks.*.mlp.*"; "*" is every linear layer and convolution.
+        rank: r.
+        alpha: None: the rank, which makes the scale 1.
+        scaling: "rank": alpha / r as published; "root": alpha / sqrt(r) (rsLoRA).
+
+    Raises:
+        RecipeError: numbers out of range.
+    """
+
+    targets: tuple[str, ...]
+    rank: int = 4
+    alpha: float | None = None
+    scaling: Scaling = "rank"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not self.targets or self.scaling not in ("rank", "root"):
+            raise RecipeError(
+                f"lora: rank = {self.rank}, targets = {list(self.targets)}, scaling = {self.scaling!r}: needs a rank "
+                "of at least 1, one target or more, and scaling rank or root"
+            )
+        if self.alpha is not None and not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise RecipeError(f"lora: alpha = {self.alpha}: must be above 0")
+
+
+# -- of a network -------------------------------------------------------------------------------------------------
+
+
+def layers_of(network: nn.Module) -> dict[str, nn.Module]:
+    """Every linear layer and convolution by its path."""
+    return {path: module for path, module in network.named_modules() if isinstance(module, LAYERS)}
+
+
+def fresh(network: nn.Module, config: LoraConfig) -> list[Addition]:
+    """New additions that change nothing yet: A is drawn by torch's generator as Kaiming's uniform, B is zero.
+
+    Raises:
+        RecipeError: a target that is no layer of the network (names the nearest), or is one that takes no LoRA.
+
+    Source: Hu et al. 2021, section 4.1; A is drawn as in the authors' library.
+    """
+    known, chosen = layers_of(network), dict[str, nn.Module]()
+    for target in config.targets:
+        found = {p: m for p, m in known.items() if fnmatchcase(p, target) or fnmatchcase(p, f"*.{target}")}
+        if not found:
+            ends = sorted({".".join(path.split(".")[-2:]) for path in known})
+            raise RecipeError(
+                f"lora target {target!r}: matches no layer of this network{nearest(target, [*known, *ends])}; "
+                f"layers end in {', '.join(ends[:8])}"
+            )
+        chosen |= found
+    alpha = float(config.rank if config.alpha is None else config.alpha)
+    if config.scaling == "root":
+        alpha *= math.sqrt(config.rank)
+    made = []
+    for path in (path for path in known if path in chosen):
+        weight = _weight(known[path], path)
+        down = torch.empty(config.rank, *weight.shape[1:])
+        nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+        made.append(Addition(path, down, torch.zeros(len(weight), config.rank), alpha))
+    return made
+
+
+def attach(network: nn.Module, name: str, additions: Sequence[Addition], weight: float = 1.0) -> None:
+    """Puts a LoRA on a network.
+
+    Args:
+        weight: w, 0 for one that is off.
+
+    Raises:
+        RecipeError: the name is taken, no addition, a layer that is not there or takes none, or LoRAs are merged.
+        ShapeError: an addition of another shape than the layer's weight; nothing was put on.
+    """
+    if not additions or name in weights(network):
+        raise RecipeError(
+            f"LoRA {name!r}: " + ("is on this network already; detach it first" if additions else "adds nothing")
+        )
+    _not_merged(network)
+    known = layers_of(network)
+    for one in additions:
+        if one.layer not in known:
+            raise RecipeError(f"LoRA {name!r}: {one.layer!r} is no layer here{nearest(one.layer, list(known))}")
+        kernel = _weight(known[one.layer], one.layer)
+        if one.down.shape[1:] != kernel.shape[1:] or one.stop > len(kernel):
+            raise ShapeError(
+                f"LoRA {name!r}, {one.layer}: adds {(one.up.shape[0], *one.down.shape[1:])} from row {one.start} to a "
+                f"weight {tuple(kernel.shape)}"
+            )
+    for one in additions:
+        layer = known[one.layer]
+        held = getattr(layer, CHILD, None)
+        if held is None:
+            layer.add_module(CHILD, held := Additions())
+        held.lows.append(Low(name, one, cast(Tensor, layer.weight)))
+        held.weights[name] = weight
+        held.attend(layer)
+
+
+def detach(network: nn.Module, name: str) -> None:
+    """Takes a LoRA off.
+
+    Raises:
+        RecipeError: none of this name, or LoRAs are merged.
+    """
+    _known(network, [name])
+    _not_merged(network)
+    for layer, held in list(_held(network)):
+        held.lows = nn.ModuleList(low for low in held.lows if low.name != name)
+        held.weights.pop(name, None)
+        held.attend(layer)
+        if not held.lows:
+            delattr(layer, CHILD)
+
+
+def weights(network: nn.Module) -> dict[str, float]:
+    """The weight of every LoRA on a network, by name."""
+    return {name: weight for _, held in _held(network) for name, weight in held.weights.items()}
+
+
+def reweigh(network: nn.Module, changed: Mapping[str, float]) -> None:
+    """Gives LoRAs other weights, 0 for off.
+
+    Raises:
+        RecipeError: a name that is not on the network (names the nearest), or LoRAs are merged.
+    """
+    _known(network, changed)
+    _not_merged(network)
+    for layer, held in _held(network):
+        held.weights |= {name: weight for name, weight in changed.items() if name in held.weights}
+        held.attend(layer)
+
+
+@contextmanager
+def silenced(network: nn.Module) -> Iterator[None]:
+    """Inside, the network is the base, to the bit; merged ones are taken out of the weights and put back.
+
+    One inside another is the same as one.
+    """
+    held = [(layer, additions) for layer, additions in _held(network) if not additions.silent]
+    were_merged = merged(network)
+    if were_merged:
+        unmerge(network)
+    try:
+        for layer, additions in held:
+            additions.silent = True
+            additions.attend(layer)
+        yield
+    finally:
+        for layer, additions in held:
+            additions.silent = False
+            additions.attend(layer)
+        if were_merged:
+            merge(network)
+
+
+def merge(network: nn.Module) -> None:
+    """Adds every LoRA that is on to the weights, so that it costs nothing at a call; the originals are kept.
+
+    Raises:
+        RecipeError: merged already.
+    """
+    _not_merged(network)
+    for layer, held in _held(network):
+        weight = cast(Tensor, layer.weight)
+        changed = weight.detach().to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+        for low in held.on():
+            made = low.addition()
+            changed[made.start : made.stop] += held.weights[low.name] * made.delta().detach()
+        held.original = weight.detach().clone()
+        with torch.no_grad():
+            weight.copy_(changed)
+        held.attend(layer)
+
+
+def unmerge(network: nn.Module) -> None:
+    """Puts the original weights back, to the bit; LoRAs act at each call again.
+
+    Raises:
+        RecipeError: nothing is merged.
+    """
+    if not merged(network):
+        raise RecipeError("no LoRA is merged into these weights, so there is nothing to take out")
+    for layer, held in _held(network):
+        assert held.original is not None
+        with torch.no_grad():
+            cast(Tensor, layer.weight).copy_(held.original)
+        held.original = None
+        held.attend(layer)
+
+
+def merged(network: nn.Module) -> bool:
+    """Whether LoRAs are in the weights."""
+    return any(held.original is not None for _, held in _held(network))
+
+
+def additions(network: nn.Module, name: str) -> list[Addition]:
+    """What a LoRA adds, in the order of the network's layers; the tensors are those that train.
+
+    Raises:
+        RecipeError: none of this name.
+    """
+    _known(network, [name])
+    return [low.addition() for _, held in _held(network) for low in cast(list[Low], held.lows) if low.name == name]
+
+
+def only_trains(network: nn.Module, name: str) -> None:
+    """Freezes everything in the network but this LoRA.
+
+    Raises:
+        RecipeError: none of this name.
+    """
+    network.requires_grad_(False)
+    for one in additions(network, name):
+        one.down.requires_grad_(True)
+        one.up.requires_grad_(True)
+
+
+# -- details ------------------------------------------------------------------------------------------------------
+
+
+def _held(network: nn.Module) -> Iterator[tuple[nn.Module, Additions]]:
+    for layer in network.modules():
+        held = getattr(layer, CHILD, None)
+        if isinstance(held, Additions):
+            yield layer, held
+
+
+def _weight(layer: nn.Module, path: str) -> Tensor:
+    if getattr(layer, "groups", 1) != 1 or getattr(layer, "padding_mode", "zeros") != "zeros":
+        raise RecipeError(f"{path}: a convolution in groups, or padded with more than zeros, takes no LoRA")
+    return cast(Tensor, layer.weight)
+
+
+def _known(network: nn.Module, names: Sequence[str] | Mapping[str, float]) -> None:
+    there = list(weights(network))
+    for name in names:
+        if name not in there:
+            raise RecipeError(
+                f"LoRA {name!r}: is not on this network{nearest(name, there)}; on it: {', '.join(there) or 'none'}"
+            )
+
+
+def _not_merged(network: nn.Module) -> None:
+    if merged(network):
+        raise RecipeError("LoRAs are merged into these weights; unmerge them first")

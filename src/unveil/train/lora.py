@@ -1,0 +1,47 @@
+"""Training a LoRA: a base that stays as it is, and additions of which alone a run's checkpoints hold the weights.
+
+Everything else is the usual training: the average, the optimiser and the checkpoints know only what has a gradient.
+
+Source: Hu et al. 2021 (arXiv:2106.09685), section 4.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from unveil.checkpoints.lora_trained import NAME
+from unveil.config import Recipe
+from unveil.model import Model
+from unveil.nn import lora
+from unveil.types import Base, RecipeError
+
+# What a base and a recipe have to agree on: all that the weights were trained for
+SAME = ("shape", "key", "network", "process", "prediction", "variance", "condition", "codec")
+
+
+def adapted(model: Model, base: Base, recipe: Recipe) -> Model:
+    """The base with fresh additions on its network, of which alone the recipe trains; it is the model given.
+
+    Args:
+        model: the base, on its device.
+        base: which one it is.
+
+    Raises:
+        RecipeError: no LoRA in the recipe, another model than the recipe describes, or targets that it lacks.
+    """
+    if recipe.lora is None:
+        raise RecipeError("the recipe has no section lora, so there is nothing to train on the base; add one")
+    if model.config is not None:
+        for name in SAME:
+            theirs, ours = getattr(model.config, name), getattr(recipe, name)
+            if theirs != ours:
+                raise RecipeError(f"{name} of the base {base.path} is {theirs}, of the recipe {ours}; make them equal")
+    network = model.denoiser.network
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed)
+        additions = lora.fresh(network, recipe.lora.build())  # on the CPU: a seed gives the same ones anywhere
+    lora.attach(network, NAME, additions)
+    model.requires_grad_(False)
+    lora.only_trains(network, NAME)
+    model.config, model.base = recipe.model, base
+    return model

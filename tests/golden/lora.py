@@ -1,0 +1,188 @@
+"""Recorded LoRAs: the files of four projects on diffusers' networks and a text encoder, at work and merged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tests.golden.case import Case, Comparison, Unsupported
+from unveil.checkpoints import diffusers_unet, dit, lora
+from unveil.checkpoints.lora_sites import Part, denoiser, text_encoder
+from unveil.conditioning.label import Label
+from unveil.nn import lora as layers
+from unveil.nn.dit import DiT
+from unveil.nn.low_rank import Addition
+from unveil.types import Condition
+
+PEFT = ("lora_peft.safetensors", "adapter_model.safetensors")  # these tell alpha, others take it for the rank
+INPUTS = (("sample", "x"), ("timestep", "timesteps"), ("encoder_hidden_states", "context"))
+OTHERS = ("lora_diffusers_old.safetensors", "lora_kohya.safetensors")
+
+
+class Base(NamedTuple):
+    """The part that LoRAs are put on, what it computes in the case, and its weights by published key."""
+
+    part: Part
+    output: Callable[[], Tensor]
+    weights: Callable[[], Mapping[str, Tensor]]
+
+
+def dit_base(case: Case) -> Base:
+    """diffusers' DiTTransformer2DModel with a case's weights."""
+    made, theirs = case.meta["arguments"], case.weights()
+    shapes = {key: tuple(tensor.shape) for key, tensor in theirs.items()}
+    config = dit.untied(theirs, dit.config_of(shapes, made["num_attention_heads"], made["sample_size"]))
+    parts = dit.load(theirs, config)
+    network = DiT(config)
+    network.load_state_dict(parts.network)
+    label = Label(made["num_embeds_ada_norm"], config.vector_dim, 0.1)
+    label.load_state_dict(parts.label)
+    io = case.io
+    condition = Condition(vector=label.table(io["class_labels"]).detach())
+    return Base(
+        denoiser(network.eval().requires_grad_(False)),
+        lambda: network(io["hidden_states"], io["timestep"], condition),
+        lambda: dit.dump(network.state_dict(), config, label.state_dict(), "diffusers"),
+    )
+
+
+def unet_base(case: Case) -> Base:
+    """diffusers' UNet2DConditionModel with a case's weights."""
+    made = case.meta["base"]["unet_arguments"] if "base" in case.meta else case.meta["arguments"]
+    theirs = {key.removeprefix("unet."): value for key, value in case.weights().items() if key.startswith("unet.")}
+    network = diffusers_unet.load(theirs or case.weights(), diffusers_unet.from_settings(made)).network
+    network.requires_grad_(False)
+    io = case.io
+    x, t, tokens = (io[first] if first in io else io[second] for first, second in INPUTS)
+    return Base(
+        denoiser(network),
+        lambda: network(x, t, Condition(tokens=tokens)),
+        lambda: diffusers_unet.dump(network),
+    )
+
+
+def text_base(case: Case) -> Base:
+    """transformers' CLIPTextModel with a case's weights."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    network = CLIPTextModel(CLIPTextConfig(**case.meta["base"]["text_arguments"])).eval().requires_grad_(False)
+    mine = network.state_dict()
+    theirs = {key.removeprefix("text_encoder."): value for key, value in case.weights().items()}
+    short = {key.removeprefix("text_model."): value for key, value in theirs.items()}
+    named = {key: short.get(key.removeprefix("text_model."), value) for key, value in mine.items()}
+    assert all(key.removeprefix("text_model.") in short or "position_ids" in key for key in mine)
+    network.load_state_dict(named)
+    return Base(
+        text_encoder(network),
+        lambda: network(case.io["input_ids"]).last_hidden_state,
+        network.state_dict,
+    )
+
+
+BASES: dict[str, Callable[[Case], Base]] = {
+    "DiTTransformer2DModel": dit_base,
+    "UNet2DConditionModel": unet_base,
+    "diffusers UNet2DConditionModel": unet_base,
+}
+
+
+def base_of(case: Case, kind: str) -> Base:
+    """The base of a case."""
+    if kind not in BASES:
+        raise Unsupported(f"a base {kind}")
+    return BASES[kind](case)
+
+
+def peft(folder: Path) -> Iterator[Comparison]:
+    """peft's adapter through diffusers: off, on, at half its weight, merged; and its two exports to other namings."""
+    case = Case(folder)
+    base = base_of(case, case.meta["klass"])
+    said = case.meta["lora_config"]
+    scale = said["lora_alpha"] / (said["r"] ** 0.5 if said.get("use_rslora") else said["r"])
+    network, parts = base.part.network, {base.part.role: base.part}
+    for name in (*PEFT, *OTHERS):
+        if not (folder / name).exists():
+            continue
+        weight = 1.0 if name in PEFT else scale
+        report = lora.attach(parts, name, lora.read(folder / name), weight)
+        assert not report.unmatched, report.text()
+        yield case.compare(f"{name} on", base.output(), "out_lora")
+        layers.reweigh(network, {name: 0.5 * weight})
+        yield case.compare(f"{name} at half", base.output(), "out_lora_half")
+        layers.reweigh(network, {name: weight})
+        yield from merged(case, network, name, base)
+        layers.detach(network, name)
+        yield case.compare(f"{name} off", base.output(), "out_base")
+
+
+def merged(case: Case, network: nn.Module, name: str, base: Base) -> Iterator[Comparison]:
+    """The merged weights, and what the network makes with them."""
+    layers.merge(network)
+    weights = base.weights()
+    for key in case.io:
+        if key.startswith("merged."):
+            yield case.compare(f"{name} {key}", weights[key.removeprefix("merged.")], key)
+    yield case.compare(f"{name} merged", base.output(), "out_lora")
+    layers.unmerge(network)
+
+
+def kohya(folder: Path) -> Iterator[Comparison]:
+    """sd-scripts' network on a U-Net and a text encoder, at a multiplier."""
+    case = Case(folder)
+    yield from at_work(case, "kohya", float(case.meta["arguments"]["multiplier"]))
+
+
+def cloneofsimo(folder: Path) -> Iterator[Comparison]:
+    """The layers of some classes by their number, with the scale that tune_lora_scale was given."""
+    case = Case(folder)
+    yield from at_work(case, "simo", float(case.meta["arguments"]["scale"]))
+
+
+def at_work(case: Case, name: str, weight: float) -> Iterator[Comparison]:
+    """A file off, on and merged, on the networks that the case names; and which modules it was found to be on."""
+    base = base_of(case, case.meta["base"]["unet"])
+    text = text_base(case) if "text_encoder" in case.meta["base"] else None
+    used = [(prefix, one) for prefix, one in (("out", base), ("te", text)) if one is not None]
+    for prefix, one in used:
+        yield case.compare(f"{prefix} off", one.output(), f"{prefix}_base")
+    file = lora.read(case.folder / "lora.safetensors")
+    report = lora.attach({one.part.role: one.part for _, one in used}, name, file, weight)
+    assert not report.unmatched, report.text()
+    if "n_lora_modules" in case.meta:
+        yield case.compare("modules", len(report.matched), want=sum(case.meta["n_lora_modules"].values()))
+    if order := case.meta.get("module_order_named_modules"):
+        found = dict(zip((entry.path for entry in file.entries), report.matched, strict=True))
+        same = [found[f"unet:{number}"] == path for number, path in enumerate(order)]
+        yield case.compare("order", torch.tensor(same).long(), want=torch.ones(len(order), dtype=torch.long))
+    for prefix, one in used:
+        yield case.compare(f"{prefix} on", one.output(), f"{prefix}_lora")
+    if text is not None:
+        layers.merge(text.part.network)
+        yield case.compare("te merged", text.output(), "te_lora")
+    yield from merged(case, base.part.network, name, base)
+
+
+def worked_merge(folder: Path) -> Iterator[Comparison]:
+    """One linear layer and one 3x3 convolution, merged by hand."""
+    case = Case(folder)
+    io = case.io
+    for prefix, layer in (("", nn.Linear(1, 1)), ("conv_", nn.Conv2d(1, 1, 1))):
+        down, up = io[f"{prefix}down"], io[f"{prefix}up"].flatten(1)
+        layer.weight = nn.Parameter(io[f"{prefix}W"], requires_grad=False)
+        network = nn.ModuleDict({"layer": layer})
+        made = Addition("layer", down, up, float(io.get(f"{prefix}alpha", io["alpha"])))
+        layers.attach(network, "worked", [made], float(io.get(f"{prefix}multiplier", io["multiplier"])))
+        layers.merge(network)
+        yield case.compare(f"{prefix}merged", layer.weight)
+
+
+KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {
+    "lora/cloneofsimo": cloneofsimo,
+    "lora/kohya": kohya,
+    "lora/peft": peft,
+    "lora/worked_merge": worked_merge,
+}

@@ -1,0 +1,134 @@
+"""Training a LoRA: the base stays, the checkpoints hold the additions alone, and a run goes on to the bit."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unveil.checkpoints import ours
+from unveil.checkpoints.lora_trained import NAME
+from unveil.checkpoints.tensors import read_header, read_tensors
+from unveil.config import Recipe, load_recipe
+from unveil.core.noise import Streams
+from unveil.model import Model, build
+from unveil.nn import lora
+from unveil.train import fit
+from unveil.train.lora import adapted
+from unveil.types import Base, RecipeError, WeightsError
+
+CHANGES = ("shape=[1,8,8]", "network.depth=1", "network.width=32", "network.heads=2", "lora.rank=2", "train.batch=4",
+           "train.steps=6", "train.warmup=0", "train.save_every=3", "train.sample_every=0", "train.validate_every=0",
+           "train.precision=float32", "train.ema=0.5", "lora.alpha=4", "train.lr=0.03")  # fmt: skip
+PLACE = Base("base", "runs/base", "a" * 64)
+
+
+def recipe(*changes: str) -> Recipe:
+    found = load_recipe("lora-style", (*CHANGES, *changes))
+    assert isinstance(found, Recipe)
+    return found
+
+
+def base(seed: int = 0) -> Model:
+    model = build(recipe().model)
+    torch.manual_seed(seed)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+class Pictures:
+    """Eight pictures uint8 (1, 8, 8) of ten classes."""
+
+    def __init__(self) -> None:
+        self.pixels = torch.randint(0, 256, (8, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"pixels": self.pixels[index], "label": index}
+
+
+def trained(run: Path, model: Model | None = None, place: Base = PLACE) -> Model:
+    asked = recipe()
+    model = adapted(base() if model is None else model, place, asked)
+    objective = asked.objective.build(asked, asked.process.build(), asked.train.batch)
+    fit(model, Pictures(), objective=objective, config=asked.train, run=run, recipe=asked)
+    return model
+
+
+def test_the_base_stays_and_only_additions_are_kept(tmp_path: Path):
+    before = copy.deepcopy(base().state_dict())
+    model = trained(tmp_path / "run")
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    additions = lora.additions(model.denoiser.network, NAME)
+    assert len(additions) == 6  # of the one block attention and perceptron, the patches and the last layer
+    assert all(bool(one.up.any()) for one in additions)
+    folder = ours.find(tmp_path / "run")
+    held = {path.name for path in folder.rglob("*.safetensors")}
+    assert held == {"lora.safetensors", "train_state.safetensors"}
+    assert ours.base_of(folder) == PLACE
+    assert "only the weights of a LoRA on `base`" in (folder / "card.md").read_text()
+    averaged, as_trained = (read_tensors(place / "lora.safetensors") for place in (folder / "ema", folder))
+    key = "denoiser.leave[0:16].lora_B.weight"
+    assert torch.equal(averaged[key], next(one.up for one in additions if one.layer == "leave"))
+    assert not torch.equal(averaged[key], as_trained[key])
+    moments = {name.split(".")[1] for name in read_header(folder / "train_state.safetensors").tensors}
+    assert moments == {"denoiser"}
+    assert all(".lora.lows." in name for name in read_header(folder / "train_state.safetensors").tensors)
+
+
+def test_it_learns(tmp_path: Path):
+    asked, data = recipe(), Pictures()
+    objective = asked.objective.build(asked, asked.process.build(), asked.train.batch)
+    x0 = data.pixels.float() / 127.5 - 1
+
+    def loss(model: Model) -> float:
+        condition = model.encode({"label": list(range(8))})[0]
+        with torch.no_grad():
+            return float(objective(model.denoiser, x0, condition, Streams(5, list(range(8))), 0).value)
+
+    model = trained(tmp_path / "run")
+    with lora.silenced(model.denoiser.network):
+        without = loss(model)
+    assert loss(model) < 0.99 * without
+
+
+def test_a_run_goes_on_to_the_bit(tmp_path: Path):
+    trained(tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step_000006")
+    trained(tmp_path / "cut")
+    for name in ("lora.safetensors", "ema/lora.safetensors", "train_state.safetensors"):
+        one, two = (read_tensors(tmp_path / run / "checkpoints" / "step_000006" / name) for run in ("whole", "cut"))
+        assert all(torch.equal(tensor, two[key]) for key, tensor in one.items())
+
+
+def test_a_run_does_not_go_on_upon_another_base(tmp_path: Path):
+    trained(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_000006")
+    with pytest.raises(WeightsError, match=r"on 'base' \(sha256 aaaaaaaaaaaa.*'other' \(bbbbbbbbbbbb"):
+        trained(tmp_path / "run", base(seed=1), Base("other", "runs/base", "b" * 64))
+
+
+def test_a_folder_of_a_lora_says_what_it_is_on(tmp_path: Path):
+    trained(tmp_path / "run")
+    with pytest.raises(
+        WeightsError, match=r"holds a LoRA on 'base', not a whole model; unveil sample runs/base --lora"
+    ):
+        Model.load(tmp_path / "run")
+
+
+def test_recipe_and_base_have_to_agree():
+    with pytest.raises(RecipeError, match=r"lora: without base"):
+        recipe("base=null")
+    other = build(recipe("network.width=64").model)
+    with pytest.raises(RecipeError, match=r"network of the base runs/base is .*width=64.*of the recipe .*width=32"):
+        adapted(other, PLACE, recipe())
+    with pytest.raises(RecipeError, match=r"'atention'.*matches no layer"):
+        adapted(base(), PLACE, recipe("lora.targets=[atention]"))
