@@ -229,11 +229,11 @@ def copy_weights(model: nn.Module, folder: Path, which: Which) -> None:
     Raises:
         WeightsError: weights of another shape than the model's (lists the keys), or a LoRA on another base.
     """
-    told = base_of(folder)
-    if told is not None and model.base is not None and told.sha256 != model.base.sha256:
+    told, base = base_of(folder), model.base if isinstance(model, Model) else None
+    if told is not None and base is not None and told.sha256 != base.sha256:
         raise WeightsError(
             f"{folder}: its LoRA is on {told.name!r} (sha256 {told.sha256[:12]}...), the base here is "
-            f"{model.base.name!r} ({model.base.sha256[:12]}...); give that one as base, or start a new run"
+            f"{base.name!r} ({base.sha256[:12]}...); give that one as base, or start a new run"
         )
     for name, part in _parts(model):
         tensors = read_tensors(_weights_of(folder, name, which))
