@@ -9,6 +9,7 @@ import torch
 
 import unveil
 from unveil.config import (
+    AutoencoderRecipe,
     ClassifierRecipe,
     ModelConfig,
     Recipe,
@@ -30,6 +31,9 @@ PUBLISHED = {
     "ddpm-256": 113_673_219,
     "iddpm-cifar10": 52_546_438,
     "iddpm-imagenet64": 121_063_942,
+    # first_stage_models/kl-f8 and vq-f4 of github.com/CompVis/latent-diffusion
+    "ae-kl-f8": 83_653_863,
+    "vq-f4": 55_322_782,
 }
 
 
@@ -64,7 +68,7 @@ def test_every_recipe_builds_without_taking_memory(name, small):
         recipe.network.build({"source": 40, "target": 40})
         return
     with torch.device("meta"):
-        model = unveil.build(recipe.model)
+        model = recipe.build() if isinstance(recipe, AutoencoderRecipe) else unveil.build(recipe.model)
     assert all(p.is_meta for p in model.parameters())
     if name in PUBLISHED and not small:
         assert sum(p.numel() for p in model.parameters()) == PUBLISHED[name]
@@ -73,7 +77,7 @@ def test_every_recipe_builds_without_taking_memory(name, small):
 @pytest.mark.parametrize("name", recipe_names())
 def test_small_is_smaller(name):
     whole, small = load_recipe(name), load_recipe(name, small=True)
-    if isinstance(whole, Recipe) and isinstance(small, Recipe):
+    if isinstance(whole, Recipe | AutoencoderRecipe) and isinstance(small, Recipe | AutoencoderRecipe):
         assert small.train.steps * small.train.batch < whole.train.steps * whole.train.batch
         assert small.train.steps <= 100
 
@@ -181,7 +185,10 @@ def test_overrides_that_go_nowhere(override, message):
         ("shape=[]", "shape = []: Tuple should have at least 1 item"),
         ("shape=[1, 0, 8]", "shape.1 = 0: must be greater than or equal to 1"),
         ("name=a/b", "name = 'a/b'"),
-        ("kind=classifer", "kind = 'classifer': must be one of diffusion, classifier, sequence; nearest: 'classifier'"),
+        (
+            "kind=classifer",
+            "kind = 'classifer': must be one of diffusion, classifier, sequence, autoencoder; nearest: 'classifier'",
+        ),
         ("sample.sampler=dim", "sample.sampler: sampler 'dim'; known: ddim, "),
     ],
 )

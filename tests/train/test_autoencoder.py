@@ -214,7 +214,7 @@ ASKED = {
 def whole(tmp_path_factory, three_steps_a_line) -> dict[str, Path]:
     runs = {name: tmp_path_factory.mktemp("whole") / name for name in ASKED}
     for name, run in runs.items():
-        fit(run, recipe(**{**ASKED[name]}))
+        fit(run, recipe(**ASKED[name]))
     return runs
 
 
@@ -229,12 +229,13 @@ def test_interrupted_anywhere_it_ends_the_same_to_the_bit(whole, tmp_path, monke
         return given(self, batch, streams, step, flip)
 
     run = tmp_path / "run"
-    with monkeypatch.context() as patch, pytest.raises(Cancelled) as stopped:
-        patch.setattr(Autoencoding, "loss", interrupted)
-        fit(run, recipe(**{**ASKED[name]}))
+    monkeypatch.setattr(Autoencoding, "loss", interrupted)
+    with pytest.raises(Cancelled) as stopped:
+        fit(run, recipe(**ASKED[name]))
+    monkeypatch.undo()
     assert stopped.value.exit_code == 143
     assert store.newest_valid(run / "checkpoints") == run / "checkpoints" / store.step_name(cut + 1)
-    fit(run, recipe(**{**ASKED[name]}))
+    fit(run, recipe(**ASKED[name]))
     one, other = tensors(run), tensors(whole[name])
     assert one.keys() == other.keys()
     assert not [key for key in one if not torch.equal(one[key], other[key])]
@@ -263,7 +264,7 @@ def test_the_log_names_the_terms_and_no_noise_level(whole):
 
 
 def test_codes_that_were_never_taken_are_put_on_new_places(whole):
-    asked = recipe(**{**ASKED["vq"]})
+    asked = recipe(**ASKED["vq"])
     begun = codec(asked).quantiser.codebook
     _, after = ours.load_autoencoder(whole["vq"])
     assert isinstance(after, VQ)
@@ -335,11 +336,11 @@ def test_it_learns():
 
 
 def test_pictures_that_are_not_finite_are_named_and_leave_nothing(tmp_path, caplog):
-    asked = recipe(**{**ASKED["vq"]}, train={"nonfinite_limit": 1})
+    asked = recipe(**ASKED["vq"], train={"nonfinite_limit": 1})
     with pytest.raises(NonFinite, match=r"the loss is not finite.*\(loss nan; examples \d"):
         fit(tmp_path / "run", asked, Pictures(spoiled=tuple(range(20))))
     assert store.newest_valid(tmp_path / "run/checkpoints") is None
-    some = recipe(**{**ASKED["vq"]}, train={"nonfinite_limit": 8})
+    some = recipe(**ASKED["vq"], train={"nonfinite_limit": 8})
     fit(tmp_path / "some", some, Pictures(spoiled=(3,)))
     assert lines(tmp_path / "some")[-1]["skipped"] >= 1
     assert all(bool(v.isfinite().all()) for v in tensors(tmp_path / "some").values())
@@ -382,5 +383,5 @@ def test_a_diffusion_model_and_an_autoencoder_are_told_apart(whole):
 def test_a_codebook_that_follows_trains_in_one_process(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RecipeError, match="set learned: gradient and restart: 0"):
-        fit(tmp_path / "run", recipe(**{**ASKED["vq"]}))
+        fit(tmp_path / "run", recipe(**ASKED["vq"]))
     assert not (tmp_path / "run").exists()

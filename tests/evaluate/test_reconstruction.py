@@ -1,0 +1,136 @@
+"""Reports on autoencoders whose numbers are known."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from unveil import pictures
+from unveil.codec import KL, VQ, KLConfig, VQConfig
+from unveil.evaluate import Report, compare, features, fid
+from unveil.evaluate.perceptual import perceptual
+from unveil.evaluate.reconstruction import Networks, evaluate_autoencoder, through
+from unveil.evaluate.report import findings
+from unveil.types import RecipeError, ShapeError
+
+BASE = {"in_channels": 1, "out_channels": 1, "channels": 8, "multipliers": (1.0,), "blocks": 1, "z_channels": 4}
+BASE |= {"norm": "pixel", "middle": "blocks", "patch": 4}
+
+
+class Items:
+    """Pictures uint8 (1, size, size) as a data set."""
+
+    def __init__(self, count: int = 30, size: int = 12) -> None:
+        chosen = torch.Generator().manual_seed(0)
+        self.pixels = torch.randint(0, 256, (count, 1, size, size), generator=chosen, dtype=torch.uint8)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"pixels": self.pixels[index]}
+
+
+class Brighter(KL):
+    """A codec that gives every picture back brighter: those of even number by 0.2 of the range, others by 0.02."""
+
+    def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Latents of the shape that the config says, with the pictures behind them."""
+        self.kept = pixels
+        return torch.randn(len(pixels), 4, 3, 3, generator=torch.Generator().manual_seed(1))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The pictures, brighter."""
+        more = torch.tensor([0.4, 0.04]).repeat(len(latents))[: len(latents)]
+        return self.kept + more[:, None, None, None]
+
+
+def dark(count: int = 30) -> Items:
+    """Pictures that brightening does not cut off."""
+    items = Items(count)
+    items.pixels = items.pixels // 2
+    return items
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    networks = Networks(features.load("pixels", shape=(1, 12, 12)), ("digits", perceptual("digits")))
+    return evaluate_autoencoder(Brighter(KLConfig(**BASE)), dark(200), networks)  # type: ignore[arg-type]
+
+
+def test_psnr_is_told_of_the_pooled_error_and_as_a_mean_over_pictures(report):
+    psnr = report.results["psnr"]
+    assert psnr["value"] == pytest.approx(-10 * math.log10((0.04 + 0.0004) / 2), abs=0.02)
+    assert psnr["per_picture"]["value"] == pytest.approx((13.98 + 34.15) / 2, abs=0.05)  # 0.02 is 5 of 255
+    assert psnr["low"] < psnr["value"] < psnr["high"]
+    assert psnr["count"] == 200
+
+
+def test_the_other_numbers_are_those_of_the_same_pictures(report):
+    items = dark(200)
+    made = through(Brighter(KLConfig(**BASE)), items.pixels).pixels  # type: ignore[arg-type]
+    judge = perceptual("digits")
+    distance = judge(pictures.to_unit(made), pictures.to_unit(items.pixels)).mean()
+    assert report.results["perceptual"]["value"] == pytest.approx(float(distance), rel=1e-4)
+    read = features.load("pixels", shape=(1, 12, 12))
+    expected = fid(read.features(made), read.features(items.pixels))
+    assert report.results["rfid"]["value"] == pytest.approx(expected, rel=1e-6)
+    assert report.results["rfid"]["value"] > 144 * 0.22**2  # 144 pixels brighter by 0.4 or 0.04 of [-1, 1]
+    assert 0 < report.results["ssim"]["value"] < 1
+    latents = report.results["latents"]
+    assert (latents["shape"], latents["values"], latents["share"]) == ([4, 3, 3], 36, 0.25)
+    assert latents["deviation"] == pytest.approx(1, abs=0.1)
+    assert report.missing["codebook"] == "this codec has none"
+
+
+def test_a_report_is_written_read_and_told(report, tmp_path):
+    page = report.save(tmp_path)
+    text = page.read_text()
+    assert "Rebuilt pictures against real pictures" in text
+    assert "each above what was made of its latents" in text
+    again = Report.load(tmp_path / "report.json")
+    assert again.protocol_sha256 == report.protocol_sha256
+    told = {finding.name: finding for finding in findings(again)}
+    assert list(told) == ["PSNR", "SSIM", "perceptual distance", "rFID", "latents"]
+    assert told["PSNR"].text.startswith("16.9")
+    assert "mean of each picture's own: 24.07" in told["PSNR"].remark
+    assert [change.name for change in compare(report, again)] == ["PSNR", "SSIM", "perceptual distance", "rFID"]
+    json.dumps(report.results, allow_nan=False)
+
+
+def test_other_pictures_make_another_protocol(report):
+    other = evaluate_autoencoder(Brighter(KLConfig(**BASE)), dark(60), Networks())  # type: ignore[arg-type]
+    assert other.protocol_sha256 != report.protocol_sha256
+    with pytest.raises(RecipeError, match="different protocols"):
+        compare(report, other)
+    assert "no feature network was given" in other.missing["rfid"]
+    assert "no perceptual network was given" in other.missing["perceptual"]
+
+
+def test_codes_in_use_are_counted():
+    torch.manual_seed(0)
+    codec = VQ(VQConfig(**BASE, codes=8)).eval()  # type: ignore[arg-type]
+    with torch.no_grad():
+        codec.quantiser.codebook.fill_(100.0)
+        codec.quantiser.codebook[3] = -1.0
+        codec.quantiser.codebook[5] = 1.0
+    found = evaluate_autoencoder(codec, Items(), Networks())
+    indices = through(codec, Items().pixels).indices
+    assert indices is not None
+    shares = torch.bincount(indices.flatten(), minlength=8) / indices.numel()
+    assert set(indices.unique().tolist()) == {3, 5}
+    entropy = -sum(share * math.log(share) for share in shares.tolist() if share)
+    assert found.results["codebook"] == {"used": 0.25, "perplexity": pytest.approx(math.exp(entropy)), "codes": 8}
+
+
+def test_pictures_smaller_than_the_window_have_no_ssim():
+    codec = KL(KLConfig(**BASE)).eval()  # type: ignore[arg-type]
+    found = evaluate_autoencoder(codec, Items(size=8), Networks(), count=5)
+    assert "smaller than its window" in found.missing["ssim"]
+    assert found.results["psnr"]["count"] == 5
+    with pytest.raises(ShapeError, match="8 or 12"):
+        evaluate_autoencoder(codec, Items(size=10), Networks())
