@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from unveil.codec import Identity
+from unveil.codec.tiles import decode_within
 from unveil.config import ModelConfig, SampleConfig
+from unveil.config.codec import SavedSection, build_codec, section_of
 from unveil.core import guidance, samplers
 from unveil.core.denoiser import Denoiser, Estimate, Step
 from unveil.core.noise import START, Streams
@@ -62,10 +64,19 @@ class Model(nn.Module):
         self.denoiser = denoiser
         self.conditioners = nn.ModuleDict({str(one.key): one for one in conditioners})
         self.codec: Codec = codec or Identity()
+        if isinstance(self.codec, nn.Module):  # a diffusion model's latents must stay what they are
+            self.codec.requires_grad_(False).eval()
         self.shape = tuple(shape)
         self.variance = variance
         self.config = config
         self._precision = self._lowered = torch.float32
+
+    def train(self, mode: bool = True) -> Model:
+        """Training or evaluation mode; the codec is frozen and stays in the latter."""
+        super().train(mode)
+        if isinstance(self.codec, nn.Module):
+            self.codec.eval()
+        return self
 
     @property
     def process(self) -> Process:
@@ -171,18 +182,21 @@ class Model(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels of latents; what is not finite in half precision is decoded once more in float32.
 
+        Where memory does not hold the whole, it is decoded once more in tiles.
+
         Raises:
             NonFinite: the latents themselves are not finite.
+            OutOfResources: memory does not hold a tile either.
         """
         if not bool(torch.isfinite(latents).all()):
             raise NonFinite("sampling left the finite numbers; set clip = static, use more steps, or dtype float32")
         with torch.no_grad():
             if self.precision != torch.float32:
                 with torch.autocast(latents.device.type, self.precision):
-                    pixels = self.codec.decode(latents).float()
+                    pixels = decode_within(self.codec, latents).float()
                 if bool(torch.isfinite(pixels).all()):
                     return pixels
-            return self.codec.decode(latents.float())
+            return decode_within(self.codec, latents.float())
 
     @torch.no_grad()
     def generate(
@@ -330,15 +344,26 @@ def build(config: ModelConfig) -> Model:
         process = config.process.build()
         prediction = config.build_prediction(process)
     denoiser = Denoiser(network, process, prediction=prediction, learns_variance=config.learns_variance)
+    codec, config = _codec(config)
     conditioners = [one.build(config, getattr(network, "vector_dim", None)) for one in config.condition]
     return Model(
         denoiser,
         config.shape,
         conditioners=conditioners,
-        codec=config.codec.build(),
+        codec=codec,
         variance=config.build_variance(),
         config=config,
     )
+
+
+def _codec(config: ModelConfig) -> tuple[Codec, ModelConfig]:
+    """The codec, and the config that describes it whole: a saved one becomes a part of the model."""
+    if not isinstance(config.codec, SavedSection):
+        return build_codec(config.codec, config.shape), config
+    from unveil.checkpoints import ours  # a layer above: only saving and loading reach it
+
+    codec = ours.load_codec(config.codec.path)
+    return codec, config.model_copy(update={"codec": section_of(codec)})
 
 
 def load(name_or_path: str | Path) -> Model:

@@ -42,6 +42,8 @@ _FOREIGN = (
     ("a latent-diffusion or Stable Diffusion checkpoint", ("model.diffusion_model.time_embed.0.weight",)),
     ("a U-Net of diffusers", ("time_embedding.linear_1.weight", "conv_in.weight")),
     ("DDPM's U-Net", ("temb.dense.0.weight", "conv_in.weight")),
+    ("an autoencoder of latent diffusion", ("encoder.mid.block_1.conv1.weight", "decoder.conv_in.weight")),
+    ("an autoencoder of diffusers", ("encoder.mid_block.resnets.0.conv1.weight", "decoder.conv_in.weight")),
     ("a DiT", ("x_embedder.proj.weight", "t_embedder.mlp.0.weight")),
 )
 
@@ -155,6 +157,21 @@ def load_autoencoder(path: Path | str) -> tuple[AutoencoderConfig, KL | VQ]:
         codec = config.build()
     _assign(codec, folder, "ema", torch.float32)
     return config, codec.eval().requires_grad_(False)
+
+
+def load_codec(path: Path | str) -> KL | VQ:
+    """The codec in a folder: an autoencoder as `load_autoencoder` gives it, or the one that a model has, frozen.
+
+    Raises:
+        WeightsError: as `load_autoencoder` and `load_model`, or a model of pixels.
+    """
+    described = find(path) / "model.yaml"
+    if described.is_file() and _is_autoencoder(read_yaml(described.read_text("utf-8"), str(described))):
+        return load_autoencoder(path)[1]
+    codec = load_model(path).codec
+    if not isinstance(codec, KL | VQ):
+        raise WeightsError(f"{path}: a model of pixels, without an autoencoder; name the folder of one")
+    return codec
 
 
 def load_weights(model: Model, path: Path | str, *, which: Which = "ema") -> Model:

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from unveil.checkpoints import dit, dit_model, openai, sde_files
+from unveil.checkpoints import autoencoder, dit, dit_model, openai, sde_files
 from unveil.checkpoints.adm_flags import CLASSIFIER_FLAGS, FILES, FLAGS, from_classifier_flags, from_flags
 from unveil.checkpoints.meta import weightless
 from unveil.checkpoints.said import Said, Shapes, in_float, shapes_of
@@ -229,6 +229,11 @@ def model_of(theirs: Mapping[str, Tensor], said: Said | None = None) -> Model:
     shapes = shapes_of(theirs)
     if dit.layout_of(shapes) is not None:
         return dit_model.model_of(theirs, said)
+    if autoencoder.layout_of(shapes) is not None:
+        raise WeightsError(
+            "an autoencoder, which makes no pictures by itself; "
+            "unveil.checkpoints.autoencoder_folder.read(path) opens it"
+        )
     read = sde_files.reader_of(shapes)
     if read is not None:
         return read(theirs, said or Said())

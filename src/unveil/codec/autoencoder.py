@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,14 +65,19 @@ class CodecConfig(AutoencoderConfig):
         return (self.width, *self.latent_size((shape[1], shape[2])))
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(nn.Module, ABC):
     """An encoder and a decoder with scaled latents between them.
 
     Pixels lie in [-1, 1]; z is what the decoder was trained on, and latents are (z - shift) * scale.
+
+    Attributes:
+        scale, shift: (C,), saved with the weights.
+        stochastic: whether a picture has several latents, which noise picks from.
     """
 
     scale: Tensor
     shift: Tensor
+    stochastic: bool = False
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
@@ -86,7 +92,7 @@ class Autoencoder(nn.Module):
             self.register_buffer(name, torch.tensor(listed(getattr(config, name), config.width)))
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """The weight of the decoder's last convolution, at which a discriminator's share is balanced."""
         return self.decoder.leave.weight
 
@@ -97,6 +103,31 @@ class Autoencoder(nn.Module):
             ShapeError: as `CodecConfig.latent_shape`.
         """
         return self.config.latent_shape(shape)
+
+    @abstractmethod
+    def latents_of(self, encoded: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Latents (B, C, h, w) of what the encoder said, which `noise` of their shape may pick."""
+
+    @abstractmethod
+    def z_of(self, latents: Tensor) -> Tensor:
+        """What the decoder is given for latents, both (B, C, h, w)."""
+
+    def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Latents (B, C, h, w) of pixels (B, C, H, W) in [-1, 1].
+
+        Args:
+            pixels: of a size that is a multiple of `config.factor`.
+            noise: standard normal, of the latents' shape, for a codec with several latents of a picture; None: the
+                likeliest.
+
+        Raises:
+            ShapeError: other channels, or a size that is no multiple; names the nearest.
+        """
+        return self.latents_of(self.encoded(pixels), noise)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels (B, C, H, W) of latents."""
+        return self.decoded(self.z_of(latents))
 
     def encoded(self, pixels: Tensor) -> Tensor:
         """What the encoder says of z: (B, moments * C, h, w).

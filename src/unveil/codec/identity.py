@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 
 
 class Identity(nn.Module):
     """Latents are pixels."""
 
-    stochastic: ClassVar[bool] = False
+    stochastic: bool = False
 
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         """The pixels; `noise` has no effect."""

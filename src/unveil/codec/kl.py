@@ -6,7 +6,7 @@ Sources: Rombach et al. 2022, section 3.1 (arXiv:2112.10752); Kingma & Welling 2
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,7 +54,8 @@ class Posterior(NamedTuple):
 class KL(Autoencoder):
     """The codec whose latents are samples of, or the most probable of, a Gaussian."""
 
-    stochastic: ClassVar[bool] = True
+    config: KLConfig
+    stochastic = True
 
     def posterior(self, pixels: Tensor) -> Posterior:
         """The Gaussian over z of pixels (B, C, H, W) in [-1, 1].
@@ -69,19 +70,11 @@ class KL(Autoencoder):
         mean, logvar = moments.chunk(2, dim=1)
         return Posterior(mean, logvar.clamp(*LOGVAR))
 
-    def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents (B, C, h, w) of pixels: those that `noise` of their shape picks, without it the most probable."""
-        return self.latents_of(self.encoded(pixels), noise)
-
     def latents_of(self, encoded: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The same, of what the encoder said."""
+        """Latents of what the encoder said: those that noise picks, without it the likeliest."""
         posterior = self.posterior_of(encoded)
         return self.scaled(posterior.mode if noise is None else posterior.sample(noise.to(posterior.mean)))
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pixels (B, C, H, W) of latents."""
-        return self.decoded(self.z_of(latents))
-
     def z_of(self, latents: Tensor) -> Tensor:
-        """What the decoder is given for latents."""
+        """What the decoder is given for latents: they without their scale."""
         return self.unscaled(latents)

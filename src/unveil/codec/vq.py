@@ -7,7 +7,7 @@ section 3.1 (arXiv:2112.10752), whose diffusion models see z before it is quanti
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -181,7 +181,6 @@ class VQ(Autoencoder):
     """The codec with a codebook: `encode` gives z before it is quantised, `decode` quantises first."""
 
     config: VQConfig
-    stochastic: ClassVar[bool] = False
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__(config)
@@ -199,20 +198,12 @@ class VQ(Autoencoder):
         """The numbers of the entries (B, h, w) that latents are decoded as."""
         return self.quantiser.nearest(self.unscaled(latents))
 
-    def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents (B, C, h, w) of pixels, before they are quantised; `noise` has no effect."""
-        return self.latents_of(self.encoded(pixels), noise)
-
     def latents_of(self, encoded: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The same, of what the encoder said."""
+        """Latents of what the encoder said, before they are quantised; `noise` has no effect."""
         return self.scaled(encoded)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pixels (B, C, H, W) of latents, which are put on the codebook first."""
-        return self.decoded(self.z_of(latents))
-
     def z_of(self, latents: Tensor) -> Tensor:
-        """What the decoder is given for latents."""
+        """What the decoder is given for latents: the nearest entries of the codebook."""
         return self.quantise(self.unscaled(latents)).latents
 
 

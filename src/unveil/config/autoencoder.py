@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from unveil.codec import KL, VQ, KLConfig, VQConfig
+from unveil.config.codec import LearnedSection, codec_config
 from unveil.config.run import TrainConfig
-from unveil.config.section import PartSection, Section, choice, section
+from unveil.config.section import Section
 from unveil.nn.discriminator import DiscriminatorConfig, PatchDiscriminator
 from unveil.types import RecipeError, ShapeError
 
 PUBLISHED_KL = 1e-6  # weight of the divergence in latent diffusion
 Positive = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
-
-DERIVED = ("in_channels", "out_channels")
-KLSection = section("kl", KLConfig, derived=DERIVED)
-VQSection = section("vq", VQConfig, derived=DERIVED)
-if TYPE_CHECKING:
-    Trainable = PartSection
-else:
-    Trainable = choice(KLSection, VQSection)
 
 
 class PerceptualSection(Section):
@@ -107,7 +100,7 @@ class AutoencoderConfig(Section):
 
     kind: Literal["autoencoder"] = "autoencoder"
     shape: tuple[Positive, Positive, Positive]
-    codec: Trainable
+    codec: LearnedSection
 
     @model_validator(mode="after")
     def _pictures_fit(self) -> AutoencoderConfig:
@@ -119,7 +112,7 @@ class AutoencoderConfig(Section):
 
     def build_config(self) -> KLConfig | VQConfig:
         """The codec's own configuration, with what follows from the pictures."""
-        return self.codec.build(dict.fromkeys(DERIVED, self.shape[0]))
+        return codec_config(self.codec, self.shape)
 
     def build(self) -> KL | VQ:
         """The codec, freshly initialised."""

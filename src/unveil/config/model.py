@@ -10,9 +10,9 @@ from pydantic import Field, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 from torch import nn
 
-from unveil.codec import Identity
 from unveil.conditioning.image import ContextChannels
 from unveil.conditioning.label import Label, Quantised
+from unveil.config.codec import CodecSection, IdentitySection, latent_shape
 from unveil.config.sampling import SampleConfig
 from unveil.config.section import ByKind, PartSection, Section, choice, section
 from unveil.core import precondition
@@ -247,18 +247,6 @@ class ContextSection(Section):
 ConditionSection = Annotated[LabelSection | QuantisedSection | ContextSection, ByKind()]
 
 
-class IdentitySection(Section):
-    """The network sees the pixels themselves."""
-
-    kind: Literal["identity"] = "identity"
-
-    def build(self) -> Identity:
-        """The codec."""
-        return Identity()
-
-
-CodecSection = IdentitySection
-
 # ---------------------------------------------------------------------- the model
 
 
@@ -267,7 +255,7 @@ class ModelConfig(Section):
 
     Attributes:
         key: the item's key that is noised and made: pixels, or a state such as masks or boxes.
-        shape: of one sample, (C, H, W) or (rows, columns).
+        shape: of one sample, (C, H, W) or (rows, columns); that of the pixels where a codec stands before the network.
         prediction: a name, or a preconditioning such as {kind: edm, sigma_data: 0.5}.
         sample: how pictures are drawn when nothing else is asked for.
     """
@@ -295,7 +283,12 @@ class ModelConfig(Section):
             raise RecipeError(
                 "prediction = 'posterior-mean': is bound to a table of betas; use process kind discrete-vp"
             )
-        for part, build in (("network", self.network_config), ("process", self.process.build)):
+        checks: dict[str, Callable[[], Any]] = {
+            "codec": lambda: self.latent_shape,
+            "network": self.network_config,
+            "process": self.process.build,
+        }
+        for part, build in checks.items():
             try:
                 build()
             except RecipeError as problem:
@@ -308,19 +301,29 @@ class ModelConfig(Section):
         return sum(one.channels for one in self.condition if isinstance(one, ContextSection))
 
     @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """The shape of one sample as the network sees it: that of the codec's latents.
+
+        Raises:
+            RecipeError: pictures of a shape that the codec does not take.
+        """
+        return latent_shape(self.codec, self.shape)
+
+    @property
     def learns_variance(self) -> bool:
         """Whether the network has a second half of output channels for the variance."""
         return self.variance in LEARNED
 
     def network_config(self) -> Any:
         """The network's own configuration, with what follows from the rest of the model."""
-        channels = self.shape[0]
+        shape = self.latent_shape
+        channels = shape[0]
         derived = {
             "in_channels": channels,
             "out_channels": channels * (2 if self.learns_variance else 1),
             "context_channels": self.context_channels,
-            "slots": self.shape[0],
-            "size": max(self.shape[1:], default=1),
+            "slots": channels,
+            "size": max(shape[1:], default=1),
         }
         wanted = self.network.derived_names()
         return self.network.build({name: value for name, value in derived.items() if name in wanted})

@@ -21,7 +21,6 @@ from torch.nn import functional as F
 
 from unveil.nn.layers import PixelNorm, SelfAttention, check_multiple, group_norm
 from unveil.nn.unet import ConvDown, ConvUp
-from unveil.nn.unet import Level as LevelParts
 from unveil.types import RecipeError, ShapeError, nearest
 
 Norm = Literal["group", "pixel"]
@@ -109,6 +108,11 @@ class AutoencoderConfig:
         """Whether a result depends on its surroundings only as far as the convolutions reach."""
         return self.norm == "pixel" and self.middle == "blocks" and not self.attention
 
+    @property
+    def split(self) -> int:
+        """How many levels, the finest ones, large pictures are cut into tiles for: those before any attention."""
+        return next((level for level, rate in enumerate(self.rates) if rate in self.attention), len(self.rates))
+
     def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the latents of pictures of this height and width.
 
@@ -153,8 +157,14 @@ class Block(nn.Module):
         return h.add_(self.skip(x))
 
 
-class Level(LevelParts):
+class Level(nn.Module):
     """The blocks of one resolution, each with attention or nothing after it, and the way to the next one."""
+
+    def __init__(self, blocks: list[Block], attention: list[nn.Module], resample: nn.Module | None = None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.attention = nn.ModuleList(attention)
+        self.resample = resample
 
     def forward(self, h: Tensor) -> Tensor:
         """All in turn."""
@@ -180,7 +190,7 @@ def _middle(config: AutoencoderConfig) -> Level:
 
 
 class Encoder(nn.Module):
-    """Pixels to z."""
+    """Pixels to z, in two parts: `tiled`, which costs most, and `whole`."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -205,23 +215,29 @@ class Encoder(nn.Module):
         return self.whole(self.tiled(pixels))
 
     def tiled(self, pixels: Tensor) -> Tensor:
-        """The levels, whose cost is in large pictures: what large pictures are cut into tiles for."""
+        """The levels before any attention: (B, in_channels, H, W) to (B, C, H', W')."""
         config = self.config
         if pixels.ndim != 4 or pixels.shape[1] != config.in_channels:
             raise ShapeError(f"pixels {tuple(pixels.shape)}: must be (B, {config.in_channels}, H, W)")
         check_multiple(pixels, config.factor)
         h = self.enter(F.pixel_unshuffle(pixels, config.patch))
-        for level in self.down:
+        for level in self.down[: config.split]:
             h = level(h)
         return h
 
+    def tiled_parts(self) -> tuple[str, ...]:
+        """Beginnings of the names of the modules in `tiled`."""
+        return tuple(f"down.{level}." for level in range(self.config.split))
+
     def whole(self, h: Tensor) -> Tensor:
-        """The rest, at the latents' resolution."""
+        """The rest, which sees the whole picture and is small."""
+        for level in self.down[self.config.split :]:
+            h = level(h)
         return self.leave(activated(self.norm(self.middle(h))))
 
 
 class Decoder(nn.Module):
-    """Z to pixels."""
+    """Z to pixels, in two parts: `whole`, and `tiled`, which costs most."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -245,13 +261,21 @@ class Decoder(nn.Module):
         return self.tiled(self.whole(z))
 
     def whole(self, z: Tensor) -> Tensor:
-        """What is done at the latents' resolution before the levels."""
+        """The part that sees the whole picture and is small: (B, z_channels, h, w) to (B, C, h', w')."""
         if z.ndim != 4 or z.shape[1] != self.config.z_channels:
             raise ShapeError(f"latents {tuple(z.shape)}: must be (B, {self.config.z_channels}, H, W)")
-        return self.middle(self.enter(z))
+        h = self.middle(self.enter(z))
+        for level in self.up[: len(self.up) - self.config.split]:
+            h = level(h)
+        return h
 
     def tiled(self, h: Tensor) -> Tensor:
-        """The levels, whose cost is in large pictures: what large pictures are cut into tiles for."""
-        for level in self.up:
+        """The levels after any attention: the rest of the way to pixels."""
+        for level in self.up[len(self.up) - self.config.split :]:
             h = level(h)
         return F.pixel_shuffle(self.leave(activated(self.norm(h))), self.config.patch)
+
+    def tiled_parts(self) -> tuple[str, ...]:
+        """Beginnings of the names of the modules in `tiled`."""
+        levels = len(self.up)
+        return (*(f"up.{place}." for place in range(levels - self.config.split, levels)), "norm")

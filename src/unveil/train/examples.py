@@ -13,8 +13,8 @@ from unveil.model import Model
 from unveil.train.order import Batch, Items, collate
 from unveil.types import Condition, RecipeError, ShapeError
 
-# Draws of an example's stream; the objective has 0 and 1.
-FLIP, DROP = 2, 3
+# Draws of an example's stream; the objective has 0 and 1. DROP is that of the first condition, others follow.
+FLIP, DROP, LATENT = 2, 3, 1000
 
 
 def prepare(
@@ -23,7 +23,8 @@ def prepare(
     """A batch as the denoiser takes it: x0 (B, ...) scaled and encoded, and its condition.
 
     Args:
-        step: the training step whose random numbers mirror pictures and drop conditions; None does neither.
+        step: the training step whose random numbers mirror pictures, choose among the codec's latents and drop
+            conditions; None does nothing of it.
         flip: mirror every second picture, left to right, with its context picture.
     """
     x0 = scaled(batch.data)
@@ -31,8 +32,11 @@ def prepare(
     if flip and step is not None:
         mirrored = chosen_to_mirror(x0, streams, step)
         x0 = mirror(x0, mirrored)
+    noise: Tensor | None = None
+    if model.codec.stochastic and step is not None:
+        noise = streams.normal(model.codec.latent_shape(tuple(x0.shape[1:])), step, LATENT)
     with torch.no_grad():
-        x0 = model.codec.encode(x0)
+        x0 = model.codec.encode(x0, noise)
     condition: Condition | None = None
     for place, conditioner in enumerate(cast(Mapping[str, Any], model.conditioners).values()):
         part: Condition = conditioner.encode(batch.raw[conditioner.key])

@@ -1,0 +1,79 @@
+"""Group normalisations of a picture that is seen one tile at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from unveil.nn.autoencoder import Decoder, Encoder
+
+Share = tuple[float, float]
+
+
+class Gathered(Exception):
+    """Ends a run behind the norm that was to be gathered."""
+
+
+class SharedNorm(nn.Module):
+    """A group normalisation over a picture of which it sees one tile at a time.
+
+    Attributes:
+        known: mean and variance (groups,) of the whole picture; None: each tile's own.
+        own: the rows and columns of the tile that it counts, as shares of its size; None: it counts none.
+        last: whether a run ends here.
+    """
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.norm = norm
+        self.known: tuple[Tensor, Tensor] | None = None
+        self.own: tuple[Share, Share] | None = None
+        self.last = False
+        self._sums = torch.zeros(3, norm.num_groups, dtype=torch.float64)  # of ones, of values, of squares
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X (1, C, H, W) normalised."""
+        if self.own is not None:
+            rows, columns = (
+                slice(round(first * length), round(last * length))
+                for (first, last), length in zip(self.own, x.shape[-2:], strict=True)
+            )
+            values = x[0, :, rows, columns].float().reshape(self.norm.num_groups, -1)
+            variance, mean = (found.double().cpu() for found in torch.var_mean(values, dim=1, correction=0))
+            self._sums += values.shape[1] * torch.stack([torch.ones_like(mean), mean, variance + mean**2])
+        if self.last:
+            raise Gathered
+        if self.known is None:
+            return self.norm(x)
+        mean, variance = (found.repeat_interleave(x.shape[1] // len(found)).float() for found in self.known)
+        slope = self.norm.weight / (variance.to(x.device) + self.norm.eps).sqrt()
+        offset = self.norm.bias - mean.to(x.device) * slope
+        return torch.addcmul(offset[:, None, None].to(x.dtype), x, slope[:, None, None].to(x.dtype))
+
+    def learn(self) -> None:
+        """From now on what was gathered is known, and no more is gathered."""
+        self.own, self.last = None, False
+        count, total, squares = self._sums
+        mean = total / count
+        self.known = mean, (squares / count - mean**2).clamp_min(0)
+
+
+@contextmanager
+def norms_shared(network: Encoder | Decoder) -> Iterator[list[SharedNorm]]:
+    """Puts a `SharedNorm` in the place of each group normalisation of the tiled part, in its order, until the end."""
+    named = {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, nn.GroupNorm) and name.startswith(network.tiled_parts())
+    }
+    shared = {name: SharedNorm(norm) for name, norm in named.items()}
+    try:
+        for name, norm in shared.items():
+            network.set_submodule(name, norm)
+        yield list(shared.values())
+    finally:
+        for name, norm in named.items():
+            network.set_submodule(name, norm)
