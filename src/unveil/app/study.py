@@ -15,6 +15,7 @@ import unveil
 from unveil import data
 from unveil.app import evaluate as evaluation
 from unveil.app.console import Console
+from unveil.app.kinds import diffusion
 from unveil.app.models import device as pick
 from unveil.app.models import open_model
 from unveil.config import ClassifierRecipe, load_recipe
@@ -76,7 +77,7 @@ def samplers(model: str, settings: Settings, device: str, place: Place, console:
 def guidance(ask: evaluation.Ask, scales: tuple[float, ...], place: Place, console: Console) -> None:
     """Judges a model along the scale of guidance, writes guidance.json and guidance.html."""
     check_scales(scales)
-    recipe = ask.resolved()
+    recipe = diffusion(ask.resolved(), "unveil study guidance")
     folder = place.free(ask.model, "guidance")
     begun = time.process_time()
     model, source = open_model(ask.model, pick(ask.device))
