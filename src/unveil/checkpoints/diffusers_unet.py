@@ -1,0 +1,379 @@
+"""diffusers' `UNet2DConditionModel` and `ControlNetModel`: names, both directions, settings, and folders of them.
+
+Facts: key lists and configuration files of github.com/huggingface/diffusers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from unveil.checkpoints.folders import read_json, read_weights
+from unveil.checkpoints.meta import weightless
+from unveil.checkpoints.names import Names, below, below_one, check_keys, to_ours, to_theirs
+from unveil.checkpoints.openai import OUR_LABEL
+from unveil.checkpoints.spatial_names import spatial_names
+from unveil.checkpoints.tensors import write_tensors
+from unveil.nn.controlnet import HINT_WIDTHS, ControlNet
+from unveil.nn.spatial import SpatialTransformer
+from unveil.nn.unet import UNet
+from unveil.nn.unet_blocks import Level, ResBlock
+from unveil.nn.unet_config import UNetConfig
+from unveil.types import RecipeError, WeightsError
+
+WEIGHTS = "diffusion_pytorch_model"
+UNET, CONTROLNET = "UNet2DConditionModel", "ControlNetModel"
+LABEL = "class_embedding.weight"
+RES_BLOCK = {"norm_1": "norm1", "conv_1": "conv1", "time": "time_emb_proj", "norm_2": "norm2", "conv_2": "conv2"}
+ENDS = {"enter": "conv_in", "time.linear_1": "time_embedding.linear_1", "time.linear_2": "time_embedding.linear_2"}
+OUT = {"norm": "conv_norm_out", "leave": "conv_out"}
+SHAPES = {"default": "add", "scale_shift": "scale-shift"}
+
+# Settings with one value that is supported, which is what their absence means
+FIXED: dict[str, Any] = {
+    "center_input_sample": False,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "only_cross_attention": False,
+    "downsample_padding": 1,
+    "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "act_fn": "silu",
+    "reverse_transformer_layers_per_block": None,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "dual_cross_attention": False,
+    "class_embed_type": None,
+    "addition_embed_type": None,
+    "resnet_skip_time_act": False,
+    "resnet_out_scale_factor": 1.0,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "time_embedding_act_fn": None,
+    "timestep_post_act": None,
+    "time_cond_proj_dim": None,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "attention_type": "default",
+    "class_embeddings_concat": False,
+    "mid_block_only_cross_attention": None,
+    "cross_attention_norm": None,
+    "controlnet_conditioning_channel_order": "rgb",
+    "global_pool_conditions": False,
+}
+# Settings that say nothing about the result, or that others decide
+WITHOUT_EFFECT = {
+    "sample_size",
+    "upcast_attention",
+    "addition_time_embed_dim",
+    "projection_class_embeddings_input_dim",
+    "addition_embed_type_num_heads",
+}
+READ = {
+    "in_channels",
+    "out_channels",
+    "block_out_channels",
+    "layers_per_block",
+    "down_block_types",
+    "up_block_types",
+    "cross_attention_dim",
+    "attention_head_dim",
+    "num_attention_heads",
+    "transformer_layers_per_block",
+    "use_linear_projection",
+    "num_class_embeds",
+    "resnet_time_scale_shift",
+    "norm_num_groups",
+    "norm_eps",
+    "dropout",
+    "conditioning_channels",
+    "conditioning_embedding_out_channels",
+}
+# What a file that leaves a setting out means by it
+DEFAULTS: dict[str, Any] = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "cross_attention_dim": 1280,
+    "attention_head_dim": 8,
+    "transformer_layers_per_block": 1,
+    "norm_num_groups": 32,
+    "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default",
+    "dropout": 0.0,
+    "conditioning_channels": 3,
+    "conditioning_embedding_out_channels": HINT_WIDTHS,
+}
+DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
+UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
+
+
+class Parts(NamedTuple):
+    """A U-Net in evaluation mode, and the label conditioner's state dict where it knows classes."""
+
+    network: UNet
+    label: dict[str, Tensor] | None
+
+
+# -- names --------------------------------------------------------------------------------------------------------
+
+
+def names(network: UNet | ControlNet) -> Names:
+    """Our keys of a U-Net or a ControlNet and diffusers'.
+
+    Raises:
+        RecipeError: a network that diffusers' classes cannot be.
+    """
+    found: Names = {}
+    single = ENDS if isinstance(network, ControlNet) else ENDS | OUT
+    for ours, theirs in single.items():
+        found |= below_one(ours, theirs)
+    for number, level in enumerate(network.down):
+        found |= _level_names(f"down.{number}", f"down_blocks.{number}", level, "downsamplers")
+    found |= _level_names("middle", "mid_block", network.middle, "")
+    if isinstance(network, UNet):
+        for number, level in enumerate(network.up):
+            found |= _level_names(f"up.{number}", f"up_blocks.{number}", level, "upsamplers")
+        return found
+    last = len(network.hint.layers) - 1
+    inside = {f"layers.{1 + i}": f"blocks.{i}" for i in range(last - 1)}
+    found |= below("hint", "controlnet_cond_embedding", {"layers.0": "conv_in", **inside, f"layers.{last}": "conv_out"})
+    found |= below("zero", "controlnet_down_blocks", {f"{i}": f"{i}" for i in range(len(network.zero))})
+    return found | below_one("zero_middle", "controlnet_mid_block")
+
+
+def _level_names(ours: str, theirs: str, level: nn.Module, resampled: str) -> Names:
+    assert isinstance(level, Level)
+    found: Names = {}
+    for place, block in enumerate(level.blocks):
+        assert isinstance(block, ResBlock)
+        skip = {} if isinstance(block.skip, nn.Identity) else {"skip": "conv_shortcut"}
+        found |= below(f"{ours}.blocks.{place}", f"{theirs}.resnets.{place}", RES_BLOCK | skip)
+    for place, attention in enumerate(level.attention):
+        if isinstance(attention, SpatialTransformer):
+            found |= spatial_names(f"{ours}.attention.{place}", f"{theirs}.attentions.{place}", attention)
+        elif not isinstance(attention, nn.Identity):
+            raise RecipeError("self-attention without spatial transformers: diffusers' conditional U-Nets have none")
+    if level.resample is not None:
+        if not hasattr(level.resample, "conv"):
+            raise RecipeError("resample: diffusers' conditional U-Nets have convolutions there (resample = conv)")
+        found |= below_one(f"{ours}.resample.conv", f"{theirs}.{resampled}.0.conv")
+    return found
+
+
+def load(theirs: Mapping[str, Tensor], config: UNetConfig) -> Parts:
+    """The U-Net of a state dict of diffusers'; tensors are not copied where one makes one of ours.
+
+    Raises:
+        WeightsError: missing or extra keys, or tensors of another shape.
+    """
+    with weightless():
+        network = UNet(config)
+    _fill(network, {key: tensor for key, tensor in theirs.items() if key != LABEL})
+    return Parts(network.eval(), {OUR_LABEL: theirs[LABEL]} if LABEL in theirs else None)
+
+
+def dump(network: UNet | ControlNet, label: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Diffusers' state dict of a U-Net, with that of its label conditioner, or of a ControlNet."""
+    theirs = to_theirs(network.state_dict(), names(network))
+    if label is not None:
+        check_keys(label, [OUR_LABEL])
+        theirs[LABEL] = label[OUR_LABEL]
+    return theirs
+
+
+def _fill(network: UNet | ControlNet, theirs: Mapping[str, Tensor]) -> None:
+    shapes = {key: value.shape for key, value in network.state_dict().items()}
+    network.load_state_dict(to_ours(theirs, names(network), shapes), assign=True)
+
+
+# -- settings -----------------------------------------------------------------------------------------------------
+
+
+def from_settings(settings: Mapping[str, Any]) -> UNetConfig:
+    """The configuration that the settings of either class mean.
+
+    Channels in beyond those out are a picture given beside x (inpainting).
+
+    Raises:
+        RecipeError: a setting that is not known, or a value that is not supported; it is named.
+    """
+    given = {key: value for key, value in settings.items() if not key.startswith("_")}
+    for key, value in given.items():
+        if key in FIXED and value != FIXED[key]:
+            raise RecipeError(f"{key} = {value!r}: is not supported; it must be {FIXED[key]!r}")
+        if key not in FIXED and key not in READ and key not in WITHOUT_EFFECT:
+            raise RecipeError(f"{key} = {value!r}: is no known setting of {UNET} or {CONTROLNET}")
+    given = DEFAULTS | {key: value for key, value in given.items() if value is not None}
+    widths = tuple(given["block_out_channels"])
+    levels = len(widths)
+    with_attention = _attends(given["down_block_types"], DOWN, "down_block_types", levels)
+    ups = given.get("up_block_types")
+    if ups is not None and _attends(ups, UP, "up_block_types", levels) != with_attention[::-1]:
+        raise RecipeError(f"up_block_types = {list(ups)}: must mirror {list(given['down_block_types'])}")
+    depths = _of_levels(given["transformer_layers_per_block"], levels, "transformer_layers_per_block")
+    enter, out = given["in_channels"], given["out_channels"]
+    if given["resnet_time_scale_shift"] not in SHAPES:
+        raise RecipeError(f"resnet_time_scale_shift = {given['resnet_time_scale_shift']!r}: known are {list(SHAPES)}")
+    return UNetConfig(
+        in_channels=min(enter, out),
+        out_channels=out,
+        channels=widths[0],
+        multipliers=tuple(width // widths[0] if width % widths[0] == 0 else width / widths[0] for width in widths),
+        blocks=_one(given["layers_per_block"], levels, "layers_per_block"),
+        attention=tuple(2**level for level, found in enumerate(with_attention) if found),
+        modulation=SHAPES[given["resnet_time_scale_shift"]],  # type: ignore[arg-type]
+        norm_eps=given["norm_eps"],
+        groups=given["norm_num_groups"],
+        dropout=given["dropout"],
+        context_channels=max(enter - out, 0),
+        transformer_depth=depths[:1] if len(set(depths)) == 1 else depths,
+        context_width=_one(given["cross_attention_dim"], levels, "cross_attention_dim"),
+        projection="linear" if given.get("use_linear_projection") else "conv",
+        **_heads(given, widths),
+    )
+
+
+def settings(network: UNet | ControlNet, classes: int | None = None, size: int | None = None) -> dict[str, Any]:
+    """Diffusers' settings of one of our networks.
+
+    Args:
+        classes: of the labels that join the time embedding.
+        size: side of x, which only tells pipelines how large a picture is by default.
+
+    Raises:
+        RecipeError: a configuration that diffusers' classes do not have.
+    """
+    config = network.config
+    different = [
+        name
+        for name, usual in (("resample", "conv"), ("embedding", "cos-sin"), ("patch", 1), ("context_size", "same"))
+        if getattr(config, name) != usual
+    ]
+    if different or not all(config.depth_of(i) for i in range(len(config.widths))) or config.context_width is None:
+        raise RecipeError(
+            f"not a network that {UNET} can be: {', '.join(different) or 'transformer_depth, context_width'}"
+        )
+    attends = [rate in config.attention for rate in config.rates]
+    heads = [config.heads_of(width, config.heads) for width in config.widths]
+    depths = [config.depth_of(level) for level in range(len(heads))]
+    found = {
+        "_class_name": UNET if isinstance(network, UNet) else CONTROLNET,
+        "in_channels": config.in_channels + config.context_channels,
+        "block_out_channels": list(config.widths),
+        "layers_per_block": config.blocks,
+        "down_block_types": [{yes: name for name, yes in DOWN.items()}[found] for found in attends],
+        "cross_attention_dim": config.context_width,
+        "attention_head_dim": heads[0] if len(set(heads)) == 1 else heads,  # means heads, by a mistake that stayed
+        "transformer_layers_per_block": depths[0] if len(set(depths)) == 1 else depths,
+        "use_linear_projection": config.projection == "linear",
+        "resnet_time_scale_shift": {ours: theirs for theirs, ours in SHAPES.items()}[config.modulation],
+        "norm_num_groups": config.groups,
+        "norm_eps": config.norm_eps,
+        "num_class_embeds": classes,
+    }
+    if isinstance(network, ControlNet):
+        own = {"conditioning_channels": network.hint_channels}
+        return found | own | {"conditioning_embedding_out_channels": list(network.hint_widths)}
+    ups = [{yes: name for name, yes in UP.items()}[found] for found in reversed(attends)]
+    return found | {"out_channels": config.out_channels, "up_block_types": ups, "sample_size": size}
+
+
+def _attends(types: Sequence[str], known: Mapping[str, bool], what: str, levels: int) -> list[bool]:
+    if len(types) != levels or any(one not in known for one in types):
+        raise RecipeError(f"{what} = {list(types)}: must be {levels} of {', '.join(known)}")
+    return [known[one] for one in types]
+
+
+def _of_levels(given: Any, levels: int, what: str) -> tuple[int, ...]:
+    found = tuple(given) if isinstance(given, Sequence) else (given,) * levels
+    if len(found) != levels or not all(isinstance(one, int) for one in found):
+        raise RecipeError(f"{what} = {given}: must be a number, or {levels}, one for each level")
+    return found
+
+
+def _one(given: Any, levels: int, what: str) -> int:
+    found = _of_levels(given, levels, what)
+    if len(set(found)) != 1:
+        raise RecipeError(f"{what} = {list(found)}: must be the same at all levels")
+    return found[0]
+
+
+def _heads(given: Mapping[str, Any], widths: Sequence[int]) -> dict[str, Any]:
+    """Heads of all levels, or their width: what diffusers calls a head's width is the number of heads."""
+    name = "num_attention_heads" if given.get("num_attention_heads") is not None else "attention_head_dim"
+    heads = _of_levels(given[name], len(widths), name)
+    if len(set(heads)) == 1:
+        return {"heads": heads[0]}
+    each = {width / count for width, count in zip(widths, heads, strict=True)}
+    if len(each) > 1:
+        raise RecipeError(f"{name} = {list(heads)}: must be equal numbers, or give heads of one width at all levels")
+    return {"head_channels": int(each.pop())}
+
+
+# -- folders ------------------------------------------------------------------------------------------------------
+
+
+def read_unet(folder: Path) -> Parts:
+    """The U-Net of a folder with config.json and weights.
+
+    Raises:
+        WeightsError: files that are damaged or missing, or do not fit each other.
+        RecipeError: settings that are not supported.
+    """
+    said = _said(folder, UNET)
+    parts = load(read_weights(folder, WEIGHTS), from_settings(said))
+    if (parts.label is None) != (said.get("num_class_embeds") is None):
+        raise WeightsError(f"{folder}: num_class_embeds = {said.get('num_class_embeds')}, which the weights contradict")
+    return parts
+
+
+def read_controlnet(folder: Path) -> ControlNet:
+    """The ControlNet of a folder with config.json and weights.
+
+    Raises:
+        WeightsError, RecipeError: as `read_unet`.
+    """
+    said = _said(folder, CONTROLNET)
+    if said.get("num_class_embeds") is not None:
+        raise RecipeError(f"num_class_embeds = {said['num_class_embeds']}: is not supported in a ControlNet")
+    config = from_settings({"out_channels": said.get("in_channels", 4), **said})
+    given = DEFAULTS | said
+    with weightless():
+        network = ControlNet(
+            config,
+            hint_channels=given["conditioning_channels"],
+            hint_widths=given["conditioning_embedding_out_channels"],
+        )
+    _fill(network, read_weights(folder, WEIGHTS))
+    return network.eval()
+
+
+def write(
+    network: UNet | ControlNet, folder: Path, label: Mapping[str, Tensor] | None = None, size: int | None = None
+) -> None:
+    """Writes config.json and the weights, which `from_pretrained(folder)` of diffusers' class opens.
+
+    Raises:
+        RecipeError: a network that diffusers' class cannot be.
+    """
+    said = settings(network, None if label is None else len(label[OUR_LABEL]), size)
+    with torch.no_grad():
+        tensors = dump(network, label)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(said, indent=2) + "\n", "utf-8")
+    write_tensors(folder / f"{WEIGHTS}.safetensors", tensors)
+
+
+def _said(folder: Path, wanted: str) -> dict[str, Any]:
+    said = read_json(folder / "config.json")
+    if said.get("_class_name", wanted) != wanted:
+        raise WeightsError(f"{folder}: holds a {said['_class_name']}, not a {wanted}")
+    return said
