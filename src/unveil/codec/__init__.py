@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
@@ -15,7 +15,10 @@ from unveil.codec.vq import VQ, Quantised, Usage, VQConfig
 class Codec(Protocol):
     """Pixels in [-1, 1] to latents of unit scale and back."""
 
-    stochastic: ClassVar[bool]  # whether `encode` does something with noise
+    @property
+    def stochastic(self) -> bool:
+        """Whether `encode` does something with noise."""
+        ...
 
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         """Latents of pixels, both (B, ...); `noise` of the latents' shape picks one of several, None the likeliest."""
