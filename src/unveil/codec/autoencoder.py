@@ -135,11 +135,11 @@ class Autoencoder(nn.Module, ABC):
         Raises:
             ShapeError: other channels, or a size that is no multiple of `config.factor`; names the nearest.
         """
-        return self.after_encoder(self.encoder(pixels))
+        return self.after_encoder(self.encoder(_channels_last(pixels)))
 
     def decoded(self, z: Tensor) -> Tensor:
         """Pixels of z (B, C, h, w), with gradients."""
-        return self.decoder(self.before_decoder(z))
+        return self.decoder(self.before_decoder(_channels_last(z)))
 
     def after_encoder(self, h: Tensor) -> Tensor:
         """The encoder's result by the 1x1 convolution behind it, place by place."""
@@ -161,6 +161,11 @@ class Autoencoder(nn.Module, ABC):
         if z.ndim != 4 or z.shape[1] != len(numbers):
             raise ShapeError(f"latents {tuple(z.shape)}: must be (B, {len(numbers)}, H, W)")
         return numbers.to(z.dtype).view(1, -1, 1, 1)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """X with its channels last in memory, as they stay: convolutions of large pictures are faster so, and need less."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def listed(numbers: PerChannel, width: int) -> list[float]:
