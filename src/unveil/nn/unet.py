@@ -25,7 +25,7 @@ from unveil.nn.blocks import Context
 from unveil.nn.embed import TimeEmbedding
 from unveil.nn.layers import check_multiple, group_norm, vector_of, with_context, zeroed
 from unveil.nn.spatial import Remembered, Text, keys_values, text_of
-from unveil.nn.unet_blocks import middle, way_down, way_up
+from unveil.nn.unet_blocks import ConvUp, middle, way_down, way_up
 from unveil.nn.unet_config import UNetConfig
 from unveil.types import Condition, ShapeError
 
@@ -83,11 +83,15 @@ class Encoder(nn.Module):
 
     @contextmanager
     def ahead(self, indices: Sequence[float] | Tensor) -> Iterator[None]:
-        """Inside, the keys and values of a text are computed when it is first seen, and looked up in later steps.
+        """Inside, what follows from weights and texts alone is computed once, and looked up in later steps.
+
+        That is the keys and values of a text, when it is first seen, and the kernels of convolutions that enlarge.
 
         It is for sampling: results are the same, no weight and no token gets a gradient through them, and weights must
         not change inside. What follows from the levels, `indices`, is computed at each step.
         """
+        enlarging = [one for one in self.modules() if isinstance(one, ConvUp)]
+        kernels = [one.kept for one in enlarging]
         before, texts = self._read, Remembered[dict[nn.Module, Cache]]()
 
         def read(context: Context) -> Text:
@@ -95,10 +99,15 @@ class Encoder(nn.Module):
 
         # it is only looked up; a compiler would make a variant of the network for each text
         self._read = cast(Any, torch.compiler.disable(read)) if getattr(self, "_compiled_call_impl", None) else read
+        with torch.no_grad():
+            for one in enlarging:
+                one.kept = one.kernel
         try:
             yield
         finally:
             self._read = before
+            for one, kernel in zip(enlarging, kernels, strict=True):
+                one.kept = kernel
 
 
 class UNet(Encoder):

@@ -82,11 +82,17 @@ class ConvUp(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.kept: Tensor | None = None  # the kernel, while weights do not change
+
+    @property
+    def kernel(self) -> Tensor:
+        """That of the transposed convolution, (C, C, 4, 4)."""
+        sums = self.conv.weight.new_tensor(self.SUMS)
+        return torch.einsum("oikl,ak,bl->ioab", self.conv.weight, sums, sums)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, 2H, 2W)."""
-        sums = self.conv.weight.new_tensor(self.SUMS)
-        kernel = torch.einsum("oikl,ak,bl->ioab", self.conv.weight, sums, sums)
+        kernel = self.kernel if self.kept is None else self.kept
         return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
 
 

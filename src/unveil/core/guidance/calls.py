@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -129,7 +130,7 @@ def _repeated(level: Level, count: int, size: int) -> Level:
 def _joined(conditions: Sequence[Condition]) -> Condition:
     """The rows of all conditions one after the other."""
     padded = _of_one_length(conditions)
-    routes: dict[str, Tensor | None] = {}
+    routes: dict[str, Any] = {}
     used = [one.routes() for one in padded]
     for name in used[0]:
         values = [one[name] for one in used]
