@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unveil.nn.layers import SelfAttention, group_norm, zeroed
-from unveil.nn.spatial import SpatialTransformer, Text
+from unveil.nn.spatial import Remembered, SpatialTransformer, Text
 from unveil.nn.unet_config import UNetConfig
 
 
@@ -82,9 +82,8 @@ class ConvUp(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
-        self.kept: Tensor | None = None  # the kernel, while weights do not change
+        self.kept: Remembered[Tensor] | None = None  # the kernel, in a run
 
-    @property
     def kernel(self) -> Tensor:
         """That of the transposed convolution, (C, C, 4, 4)."""
         sums = self.conv.weight.new_tensor(self.SUMS)
@@ -92,7 +91,7 @@ class ConvUp(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, 2H, 2W)."""
-        kernel = self.kernel if self.kept is None else self.kept
+        kernel = self.kernel() if self.kept is None else self.kept.of(self.conv.weight, self.kernel)
         return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
 
 
