@@ -56,7 +56,10 @@ def tables(given: dict[str, Any], process: DiscreteVP) -> dict[str, Tensor]:
     arrays = published_arrays(process)
     times = torch.arange(1, process.steps + 1, dtype=torch.float64) / process.steps
     mixed = posterior_mix(given["v_posterior"])(chain_of(process).of(process.at(times)), None)
-    arrays |= {"posterior_variance": mixed.value, "posterior_log_variance_clipped": mixed.log}
+    arrays |= {
+        "posterior_variance": torch.as_tensor(mixed.value),
+        "posterior_log_variance_clipped": torch.as_tensor(mixed.log),
+    }
     beta, bar, variance = (arrays[name].float() for name in ("betas", "alphas_cumprod", "posterior_variance"))
     if given["parameterization"] == "eps":
         weights = beta**2 / (2 * variance * (1 - arrays["betas"]).float() * (1 - bar))

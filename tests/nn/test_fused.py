@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from unveil.nn import fused
 from unveil.nn.blocks import Mlp
 from unveil.nn.cost import multiply_adds
-from unveil.nn.fused import linear_gelu
+from unveil.nn.fused import linear_geglu, linear_gelu
 
 
 class Calls(TorchDispatchMode):
@@ -113,3 +113,23 @@ def test_what_it_costs_is_counted_alike():
     with torch.device("meta"):
         there = multiply_adds(Mlp(16, 64, "gelu-tanh"), (torch.empty(3, 5, 16),))
     assert here == there == 2 * 15 * 16 * 64
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_gated_layer_gives_what_its_halves_give_with_and_without_gradients(layer: nn.Linear, bias: bool):
+    layer = nn.Linear(24, 40, bias)
+    x = torch.randn(3, 5, 24)
+    value, gate = layer(x).chunk(2, dim=-1)
+    want = value * F.gelu(gate)
+    with Calls() as calls:
+        got = linear_geglu(x, layer)
+    assert not calls.fused
+    torch.testing.assert_close(got, want)
+    with torch.no_grad(), Calls() as calls:
+        got = linear_geglu(x, layer)
+    assert calls.fused
+    torch.testing.assert_close(got, want)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        lowered = linear_geglu(x, layer)
+    assert lowered.dtype == torch.bfloat16
+    torch.testing.assert_close(lowered.float(), want, rtol=0.05, atol=0.05)

@@ -133,8 +133,7 @@ def test_without_a_text_the_picture_looks_at_itself_again():
     nn.init.normal_(layer.leave.weight, std=0.1)
     x = torch.randn(2, 64, 4, 4)
     before = layer(x)
-    block = layer.blocks[0]
-    nn.init.zeros_(block.context.out.weight)
+    nn.init.zeros_(layer.get_parameter("blocks.0.context.out.weight"))
     assert not torch.allclose(layer(x), before)
     network = unet(replace(CONFIG, context_width=None))
     assert network(*inputs()[:2]).shape == (2, 4, 8, 8)
@@ -152,9 +151,10 @@ def test_both_projections_are_one_product():
 def test_depth_is_counted_for_each_level_and_the_last_is_the_middles():
     config = replace(CONFIG, attention=(1, 2), transformer_depth=(0, 3))
     network = UNet(config)
-    assert type(network.down[0].attention[0]).__name__ == "SelfAttention"
-    assert len(network.down[1].attention[0].blocks) == 3
-    assert len(network.middle.attention[0].blocks) == 3
+    kinds = [type(network.get_submodule(f"down.{level}.attention.0")).__name__ for level in (0, 1)]
+    assert kinds == ["SelfAttention", "SpatialTransformer"]
+    deep = [network.get_submodule(f"{place}.attention.0.blocks") for place in ("down.1", "middle")]
+    assert [len([*one.children()]) for one in deep] == [3, 3]
 
 
 def test_gradient_reaches_every_parameter_and_the_text():

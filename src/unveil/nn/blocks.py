@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unveil.nn.attention import Attention, Cache, Packing, QkNorm
 from unveil.nn.embed import Rotary
-from unveil.nn.fused import linear_gelu
+from unveil.nn.fused import linear_geglu, linear_gelu
 from unveil.types import RecipeError, ShapeError, nearest
 
 # Whether the sum of a residual is normalised (2017), or what goes into its branch (Xiong et al. 2020, arXiv:2002.04745)
@@ -186,8 +186,7 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) to the same."""
         if self.gated:
-            value, gate = self.up(x).chunk(2, dim=-1)
-            return self.down(value * self.activation(gate))
+            return self.down(linear_geglu(x, self.up))
         if isinstance(self.activation, nn.GELU):
             return self.down(linear_gelu(x, self.up, self.activation.approximate))
         return self.down(self.activation(self.up(x)))

@@ -11,6 +11,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def linear_geglu(x: Tensor, layer: nn.Linear) -> Tensor:
+    """The first half of layer(x) times the GELU of the second: (..., in_features) to (..., out_features / 2).
+
+    Where `linear_gelu` is one call, so is each of the halves here.
+    """
+    if _KERNEL is None or not _plain(x, layer) or (dtype := _dtype(x)) is None:
+        value, gate = layer(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+    x, weight = x.to(dtype), layer.weight.to(dtype).chunk(2)
+    bias = (None, None) if layer.bias is None else layer.bias.to(dtype).chunk(2)
+    return F.linear(x, weight[0], bias[0]).mul_(_KERNEL(x, weight[1], bias[1], "gelu", [], "none"))
+
+
 def linear_gelu(x: Tensor, layer: nn.Linear, approximate: str = "none") -> Tensor:
     """The GELU of layer(x): (..., in_features) to (..., out_features).
 
@@ -20,8 +33,7 @@ def linear_gelu(x: Tensor, layer: nn.Linear, approximate: str = "none") -> Tenso
     Args:
         approximate: "none" or "tanh", as of `F.gelu`.
     """
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    if _KERNEL is None or dtype not in (torch.float32, torch.bfloat16) or not _plain(x, layer):
+    if _KERNEL is None or not _plain(x, layer) or (dtype := _dtype(x)) is None:
         return F.gelu(layer(x), approximate=approximate)
     bias = None if layer.bias is None else layer.bias.to(dtype)
     return _KERNEL(x.to(dtype), layer.weight.to(dtype), bias, "gelu", [], approximate)
@@ -34,6 +46,12 @@ def formulas() -> dict[Any, Callable[..., int]]:
         return 2 * math.prod(x) * weight[0]
 
     return {} if _KERNEL is None else {_KERNEL: products}
+
+
+def _dtype(x: Tensor) -> torch.dtype | None:
+    """What the product is computed in, None for a type that the kernel is not made for."""
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    return dtype if dtype in (torch.float32, torch.bfloat16) else None
 
 
 def _plain(x: Tensor, layer: nn.Linear) -> bool:

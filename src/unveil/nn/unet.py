@@ -25,7 +25,7 @@ from unveil.nn.blocks import Context
 from unveil.nn.embed import TimeEmbedding
 from unveil.nn.layers import check_multiple, group_norm, vector_of, with_context, zeroed
 from unveil.nn.spatial import Remembered, Text, keys_values, text_of
-from unveil.nn.unet_blocks import middle, way_down, way_up
+from unveil.nn.unet_blocks import ConvUp, middle, way_down, way_up
 from unveil.nn.unet_config import UNetConfig
 from unveil.types import Condition, ShapeError
 
@@ -84,22 +84,32 @@ class Encoder(nn.Module):
 
     @contextmanager
     def ahead(self, indices: Sequence[float] | Tensor) -> Iterator[None]:
-        """Inside, the keys and values of a text are computed when it is first seen, and looked up in later steps.
+        """Inside, what follows from weights and texts alone is computed once, and looked up in later steps.
+
+        That is the keys and values of a text, when it is first seen, and the kernels of convolutions that enlarge, at
+        their first call.
 
         It is for sampling: results are the same, no weight and no token gets a gradient through them, and weights must
         not change inside. What follows from the levels, `indices`, is computed at each step.
         """
         before, texts = self._read, Remembered[dict[nn.Module, Cache]]()
+        # a compiler would make a variant of the network for each text, and does a kernel's sums at little cost
+        compiled = bool(getattr(self, "_compiled_call_impl", None))
+        enlarging = [] if compiled else [one for one in self.modules() if isinstance(one, ConvUp)]
+        kernels = [one.kept for one in enlarging]
 
         def read(context: Context) -> Text:
             return Text(context, texts.of(context.tokens, lambda: keys_values(self, context)))
 
-        # it is only looked up; a compiler would make a variant of the network for each text
-        self._read = cast(Any, torch.compiler.disable(read)) if getattr(self, "_compiled_call_impl", None) else read
+        self._read = cast(Any, torch.compiler.disable(read)) if compiled else read
+        for one in enlarging:
+            one.kept = Remembered()
         try:
             yield
         finally:
             self._read = before
+            for one, kernel in zip(enlarging, kernels, strict=True):
+                one.kept = kernel
 
 
 class UNet(Encoder):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unveil.nn.layers import SelfAttention, group_norm, zeroed
-from unveil.nn.spatial import SpatialTransformer, Text
+from unveil.nn.spatial import Remembered, SpatialTransformer, Text
 from unveil.nn.unet_config import UNetConfig
 
 
@@ -82,13 +82,18 @@ class ConvUp(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.kept: Remembered[Tensor] | None = None  # the kernel, in a run
+
+    def kernel(self) -> Tensor:
+        """That of the transposed convolution, (C, C, 4, 4)."""
+        sums = self.conv.weight.new_tensor(self.SUMS)
+        return torch.einsum("oikl,ak,bl->ioab", self.conv.weight, sums, sums)
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """(B, C, H, W) to (B, C, 2H, 2W)."""
         if self.conv._forward_hooks:  # they act on the layer's own call
             return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        sums = self.conv.weight.new_tensor(self.SUMS)
-        kernel = torch.einsum("oikl,ak,bl->ioab", self.conv.weight, sums, sums)
+        kernel = self.kernel() if self.kept is None else self.kept.of(self.conv.weight, self.kernel)
         return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
 
 
