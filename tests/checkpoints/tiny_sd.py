@@ -100,12 +100,11 @@ def lora(seed: int = 5) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for prefix, network, chosen in (
         ("lora_unet", unet(), ("to_q", "to_k", "to_v", "to_out.0")),
-        ("lora_te", text_encoder(), ("q_proj", "v_proj")),
+        ("lora_te_text_model", text_encoder(), ("q_proj", "v_proj")),
     ):
         for name, module in network.named_modules():
             if isinstance(module, torch.nn.Linear) and name.endswith(chosen):
-                path = f"{prefix}_{('' if prefix == 'lora_unet' or name.startswith('text_model') else 'text_model.')}{name}"
-                path = path.replace(".", "_")
+                path = f"{prefix}_{name.replace('.', '_')}"
                 found[f"{path}.lora_down.weight"] = torch.randn(4, module.in_features, generator=generator) * 0.2
                 found[f"{path}.lora_up.weight"] = torch.randn(module.out_features, 4, generator=generator) * 0.2
                 found[f"{path}.alpha"] = torch.tensor(2.0)

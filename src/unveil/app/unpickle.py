@@ -16,6 +16,14 @@ from typing import Any
 SECONDS = 600
 ROOM = 8 << 30  # bytes of address space beside the file itself: torch maps much that it never touches
 CHOSEN, REFUSED = 0, 3
+# Classes that checkpoints of Lightning name beside their weights; what stands in their place does nothing
+BESIDE = (
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+)
 # Where published files keep their weights, the best first.
 NAMES = ("ema", "model_ema", "state_dict", "model", "module")
 
@@ -43,6 +51,13 @@ def tensors_of(path: Path, out: Path) -> str:
         reason = lines[-1] if lines and done.returncode == REFUSED else f"the reader ended with code {done.returncode}"
         raise WeightsError(f"{path}: {reason}; nothing in it was run")
     return done.stdout.strip()
+
+
+class Unread:
+    """In the place of an object that no tensor depends on."""
+
+    def __init__(self, *content: object) -> None:
+        del content
 
 
 def _limited(size: int) -> None:
@@ -106,7 +121,8 @@ def _main(source: str, out: str) -> int:
     from unveil.types import WeightsError
 
     try:
-        found = torch.load(source, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(Unread, name) for name in BESIDE]):
+            found = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as problem:  # whatever a hostile or damaged file makes the reader raise
         kind = type(problem).__name__
         first = (str(problem).splitlines() or [""])[0][:200]

@@ -198,8 +198,8 @@ def process_settings(config: ModelConfig) -> dict[str, Any]:
     named = isinstance(known.betas, str)
     if known != DiscreteVPSection(**written) or (named and known.betas not in schedules):
         raise RecipeError(
-            f"process {known}: diffusers' scheduler knows {', '.join(schedules)} and betas written out, without further "
-            "settings"
+            f"process {known}: diffusers' scheduler knows {', '.join(schedules)} and betas written out, "
+            "without further settings"
         )
     if config.prediction not in targets:
         raise RecipeError(f"prediction {config.prediction!r}: diffusers' scheduler knows {', '.join(targets)}")

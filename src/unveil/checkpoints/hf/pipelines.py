@@ -140,12 +140,14 @@ def load(path: Path, dtype: torch.dtype = torch.float32) -> Model:
 
 
 def report(path: Path) -> dict[str, Report]:
-    """How the weights of a folder's network fit what its settings describe, by component; no number is read.
+    """How the weights of a folder's network fit what its settings describe, by component; no number is looked at.
 
     Raises:
         WeightsError: as `load`, but for weights that do not fit.
     """
     folder = Folder(path)
+    if folder.kind in stable_diffusion.CLASSES:
+        return stable_diffusion.report(folder)
     names = [name for name in ("unet", "transformer") if folder.has(name)]
     return {name: compare(shapes_of(folder.tensors(name)), _empty(folder, name).net) for name in names}
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from unveil.checkpoints import autoencoder_folder, diffusers_unet, text_folder, text_written, whole
 from unveil.checkpoints.hf.folder import INDEX, Folder
+from unveil.checkpoints.hf.weights import Report
 from unveil.checkpoints.scheduler import read_scheduler, settings_of
 from unveil.codec.kl import KL
 from unveil.conditioning.text import Text
@@ -21,6 +22,7 @@ from unveil.types import RecipeError, WeightsError
 
 PLAIN, INPAINT = "StableDiffusionPipeline", "StableDiffusionInpaintPipeline"
 CLASSES = (PLAIN, "StableDiffusionImg2ImgPipeline", INPAINT)
+PARTS = ("unet", "vae", "text_encoder")  # that have weights
 # Components that the index may list and that make no picture
 BESIDE = ("safety_checker", "feature_extractor", "image_encoder")
 # As Stable Diffusion's own folders space DDIM's levels
@@ -54,8 +56,23 @@ def read(folder: Folder) -> whole.Read:
     config = whole.described(network, codec, encoder, scheduler, _size(folder, codec))
     model = whole.filled(config, unet.network.state_dict(), codec, encoder)
     unused = [f"text_encoder.{key}" for key in encoder.rest] + [name for name in BESIDE if folder.has(name)]
-    total = sum(len(folder.tensors(name)) for name in ("unet", "vae", "text_encoder"))
+    total = sum(len(folder.tensors(name)) for name in PARTS)
     return whole.Read(model, total - len(encoder.rest), tuple(unused))
+
+
+def report(folder: Folder) -> dict[str, Report]:
+    """How the weights of each component fit what the settings describe.
+
+    Raises:
+        WeightsError, RecipeError: as `read`, which lists keys that do not fit.
+    """
+    unused = {key for key in read(folder).unused}
+    found: dict[str, Report] = {}
+    for name in PARTS:
+        keys = list(folder.tensors(name))
+        rest = tuple(key for key in keys if f"{name}.{key}" in unused)
+        found[name] = Report(tuple(key for key in keys if key not in rest), unknown=rest)
+    return found
 
 
 def write(model: Model, path: Path) -> int:
@@ -76,7 +93,7 @@ def write(model: Model, path: Path) -> int:
     kind = INPAINT if network.config.context_channels else PLAIN
     index: dict[str, Any] = {
         "_class_name": kind,
-        **dict.fromkeys(BESIDE[:2], [None, None]),
+        **{name: [None, None] for name in BESIDE[:2]},
         "requires_safety_checker": False,
         "scheduler": ["diffusers", scheduler["_class_name"]],
         "text_encoder": ["transformers", "CLIPTextModel"],
@@ -93,7 +110,7 @@ def write(model: Model, path: Path) -> int:
         for name, content in ((f"scheduler/{CONFIG}", scheduler), (INDEX, index)):
             (temporary / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
         written = Folder(temporary)
-        return sum(len(written.tensors(name)) for name in ("unet", "vae", "text_encoder"))
+        return sum(len(written.tensors(name)) for name in PARTS)
 
 
 def _size(folder: Folder, codec: KL) -> tuple[int, int]:
