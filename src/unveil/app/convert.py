@@ -55,7 +55,7 @@ def convert(source: Path, out: Path, layout: Layout, force: bool, console: Conso
     refuse_overwrite(out, force)
     source = shelf.place(source, "checkpoints")
     if layout.name == "ours":
-        facts = _copy(source, out, layout, force)
+        facts: dict[str, Any] = _copy(source, out, layout, force)
     elif dit_model.is_folder(source):
         model = dit_model.read_folder(source).to(DTYPES[layout.dtype])
         model.save(out, force=force)
@@ -66,7 +66,7 @@ def convert(source: Path, out: Path, layout: Layout, force: bool, console: Conso
         facts = _to_theirs(source, out, layout)
     else:
         facts = _to_ours(source, out, layout, force)
-    keys: list[str] = facts.get("unmatched_keys", [])
+    keys = [str(key) for key in facts.get("unmatched_keys", [])]
     facts = {"source": str(source), "out": str(out), "layout": layout.name, **facts}
     rest = f": {some(keys, 4)}" if keys else ""
     text = f"{out}: {facts['matched']} tensors matched, {facts['unmatched']} unmatched, from {facts['part']}{rest}"
