@@ -7,6 +7,7 @@ reader had faults before, so it runs where it can take little with it: `python -
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -58,6 +59,10 @@ class Unread:
 
     def __init__(self, *content: object) -> None:
         del content
+
+    def __setstate__(self, state: object) -> None:
+        """Takes and forgets what the object was."""
+        del state
 
 
 def _limited(size: int) -> None:
@@ -124,9 +129,10 @@ def _main(source: str, out: str) -> int:
         with torch.serialization.safe_globals([(Unread, name) for name in BESIDE]):
             found = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as problem:  # whatever a hostile or damaged file makes the reader raise
-        kind = type(problem).__name__
-        first = (str(problem).splitlines() or [""])[0][:200]
-        print(f"holds more than tensors, or is damaged ({kind}: {first})", file=sys.stderr)
+        named = re.search(r"GLOBAL (\S+)", str(problem))
+        first = f"{type(problem).__name__}: {(str(problem).splitlines() or [''])[0][:200]}"
+        reason = f"it names {named[1]}" if named else first
+        print(f"holds more than tensors, or is damaged ({reason})", file=sys.stderr)
         return REFUSED
     try:
         chosen = _averaged(found) or _weights(found)

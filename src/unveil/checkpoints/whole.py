@@ -292,8 +292,13 @@ def described(
         condition: further sections.
 
     Raises:
-        WeightsError: pictures beside x that nobody knows.
+        WeightsError: pictures beside x that nobody knows, or a text encoder of another width than the U-Net's.
     """
+    if encoder is not None and encoder.config.width != network.context_width:
+        raise WeightsError(
+            f"text of width {encoder.config.width}, and a U-Net that takes {network.context_width}: "
+            "the text encoder and the U-Net are of two models; copy all parts of one again"
+        )
     every = [dict(one) for one in condition]
     if encoder is not None:
         every.insert(0, encoder.described() | {"key": PROMPT, "drop": 0.1, "emphasis": "brackets"})

@@ -47,11 +47,6 @@ def read(folder: Folder) -> whole.Read:
         folder.place(name)
     encoder = text_folder.read_folder(folder.path)
     network = unet.network.config
-    if encoder.config.width != network.context_width:
-        raise WeightsError(
-            f"{folder.path}: text of width {encoder.config.width}, and a U-Net that takes {network.context_width}; "
-            "text_encoder and unet are of two models: copy the whole folder"
-        )
     scheduler = read_scheduler(folder.place("scheduler") / CONFIG)
     config = whole.described(network, codec, encoder, scheduler, _size(folder, codec))
     model = whole.filled(config, unet.network.state_dict(), codec, encoder)
