@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 import sys
 import types
@@ -165,8 +166,8 @@ def test_inspect_reports_what_is_matched(cli: Cli, file: Path, folder: Path, tmp
     done = cli("inspect", "more.safetensors")
     assert "not read     heads: the shapes do not show them" in done.out
     done = cli("inspect", folder)
-    assert "a folder of diffusers, StableDiffusionPipeline" in done.out
-    assert f"{len(weights(folder))} matched, 0 unmatched" in done.out
+    assert "StableDiffusionPipeline" in done.out
+    assert sum(int(found) for found in re.findall(r"(\d+) matched$", done.out, re.M)) == len(weights(folder))
 
 
 def test_an_unknown_layout_names_the_closest_and_what_is_missing(cli: Cli, file: Path, tmp_path: Path):

@@ -42,7 +42,7 @@ def model(ask: Ask, console: Console) -> None:
         network.network(str(ask.path), ask.size, ask.batch, console)
         return
     path = shelf.place(ask.path, "checkpoints")
-    facts = _of_diffusers(path) if hf.is_folder(path) else ours.inspect(path)
+    facts = hf.inspect(path) if hf.is_folder(path) else ours.inspect(path)
     if path.is_file():
         facts |= _fit(path, ask)
     if not ask.keys:
@@ -79,21 +79,6 @@ def _kind(path: Path) -> dict[str, str]:
     if found is None:
         return {"kind": "unknown", "what": "tensors of an unknown model"}
     return {"kind": found.kind, "what": found.what}
-
-
-def _of_diffusers(path: Path) -> dict[str, Any]:
-    """What a folder of diffusers is, and how its weights fit its settings."""
-    folder = hf.Folder(path)
-    files = {file.relative_to(path).as_posix(): read_header(file) for file in sorted(path.rglob("*.safetensors"))}
-    facts: dict[str, Any] = {"path": str(path), "what": f"a folder of diffusers, {folder.kind}"}
-    facts |= ours.summed(files)
-    reports = hf.report(path)
-    unmatched = [f"{name}.{key}" for name, one in reports.items() for key in one.unmatched]
-    return facts | {
-        "matched": sum(len(one.matched) for one in reports.values()),
-        "unmatched": len(unmatched),
-        "unmatched_keys": unmatched,
-    }
 
 
 def _fit(path: Path, ask: Ask) -> dict[str, Any]:
@@ -166,6 +151,7 @@ def _text(facts: dict[str, Any], keys: bool) -> str:
         lines.append(f"not read     {facts['problem']}")
     if "versions" in facts:
         lines.append("made with    " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()))
+    lines += [f"{name:<13}{fits}" for name, fits in facts.get("fits", {}).items()]
     described = facts.get("model")
     if described:
         makes = "pictures" if described.get("kind") == "autoencoder" else "samples "
