@@ -124,6 +124,7 @@ def checkpoint(file: Path, path: Path, **more: Any) -> None:
     torch.save({"epoch": 3, "global_step": 7, "state_dict": dict(read_tensors(file)), **more}, path)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_lightning_is_converted(cli: Cli, file: Path, tmp_path: Path, monkeypatch):
     module: Any = types.ModuleType("pytorch_lightning.callbacks.model_checkpoint")
     module.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": module.__name__})
@@ -138,6 +139,7 @@ def test_a_checkpoint_of_lightning_is_converted(cli: Cli, file: Path, tmp_path: 
     assert same(read_tensors(tmp_path / "sd.safetensors"), read_tensors(file))
 
 
+@pytest.mark.slow
 def test_code_in_a_checkpoint_is_not_run(cli: Cli, file: Path, tmp_path: Path):
     target = tmp_path / "was_run"
     checkpoint(file, tmp_path / "evil.ckpt", callbacks=Evil(target))
@@ -252,6 +254,7 @@ def test_a_lora_of_another_base(cli: Cli, folder: Path, tmp_path: Path):
     assert "modules matched, 0 unmatched" in done.out
 
 
+@pytest.mark.slow
 def test_decoding_that_runs_out_of_memory(cli: Cli, folder: Path, monkeypatch):
     def full(*given: object) -> Tensor:
         raise MemoryError

@@ -184,7 +184,7 @@ def convert(
     source: Annotated[Path, typer.Argument(help="A published file of weights, or our model's folder.")],
     out: Annotated[Path, typer.Argument(help="The folder, or the .safetensors file, that is written.")],
     layout: Annotated[
-        str, typer.Option(help="Of the other side: openai, ddpm, edm, score-sde, dit, diffusers or ours.")
+        str, typer.Option(help="Of the other side: openai, ddpm, edm, score-sde, dit, diffusers, ldm or ours.")
     ] = "openai",
     recipe: Annotated[str | None, typer.Option(help="Recipe of the model that the file holds (to ours only).")] = None,
     overrides: Annotated[
@@ -197,7 +197,9 @@ def convert(
 ) -> None:
     """Bring published weights into our folder, ours into a published layout, or a run into a model of its own.
 
-    A .pt or .pth file, which could run code, is read by a process of its own that accepts tensors only.
+    Stable Diffusion goes from each of one file (ldm), diffusers' folder (diffusers) and our folder to the others.
+
+    A .pt, .pth or .ckpt file, which could run code, is read by a process of its own that accepts tensors only.
 
     Example: unveil convert cifar10_uncond_50M_500K.pt cifar --recipe iddpm-cifar10
     """

@@ -28,7 +28,7 @@ SAMPLERS: dict[str, tuple[dict[str, Any], str]] = {
     "LMSDiscreteScheduler": ({"sampler": "lms"}, "linspace"),
     "PNDMScheduler": ({"sampler": "plms"}, "leading"),
     "DPMSolverMultistepScheduler": ({"sampler": "dpmpp-2m"}, "linspace"),
-    "UniPCMultistepScheduler": ({"sampler": "unipc"}, "linspace"),
+    "UniPCMultistepScheduler": ({"sampler": "unipc-2"}, "linspace"),
 }
 FLOW = "FlowMatchEulerDiscreteScheduler"
 # Those whose last step ends at the table's first entry in place of the data, where set_alpha_to_one is false
