@@ -57,7 +57,7 @@ def test_the_tower_of_stable_diffusion_2_goes_into_a_folder_and_back(folder: Pat
     with torch.no_grad():
         want, got = (one.encode(prompt)[0].tokens for one in (model, read.model))
     # begin, five words, end; behind it OpenCLIP's rows are filled with token 0
-    assert torch.allclose(want[:, :8], got[:, :8], atol=1e-6)
+    assert torch.allclose(want[:, :7], got[:, :7], atol=1e-6)
     stable_diffusion.write(read.model, tmp_path / "out")
     back = unveil.load(tmp_path / "out")
     with torch.no_grad():
