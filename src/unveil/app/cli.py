@@ -14,6 +14,7 @@ import typer
 from unveil.app import edit_cli, language_cli, path_cli
 from unveil.app.console import Console
 from unveil.app.hint_cli import hint_app
+from unveil.app.inspect_cli import COMMANDS, inspect_app
 from unveil.app.lora_cli import lora_app
 from unveil.app.options import (
     AsJson,
@@ -58,7 +59,6 @@ app = typer.Typer(
     "143 terminated.",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Look at pictures before they train a model.")
-inspect_app = typer.Typer(no_args_is_help=True, help="Look at a checkpoint or a noise process, list the samplers.")
 recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that come with unveil.")
 app.add_typer(data_app, name="data")
 app.add_typer(hint_app, name="hint")
@@ -184,7 +184,7 @@ def convert(
     source: Annotated[Path, typer.Argument(help="A published file of weights, or our model's folder.")],
     out: Annotated[Path, typer.Argument(help="The folder, or the .safetensors file, that is written.")],
     layout: Annotated[
-        str, typer.Option(help="Of the other side: openai, ddpm, edm, score-sde, dit, diffusers or ours.")
+        str, typer.Option(help="Of the other side: openai, ddpm, edm, score-sde, dit, diffusers, ldm or ours.")
     ] = "openai",
     recipe: Annotated[str | None, typer.Option(help="Recipe of the model that the file holds (to ours only).")] = None,
     overrides: Annotated[
@@ -197,7 +197,9 @@ def convert(
 ) -> None:
     """Bring published weights into our folder, ours into a published layout, or a run into a model of its own.
 
-    A .pt or .pth file, which could run code, is read by a process of its own that accepts tensors only.
+    Stable Diffusion goes from each of one file (ldm), diffusers' folder (diffusers) and our folder to the others.
+
+    A .pt, .pth or .ckpt file, which could run code, is read by a process of its own that accepts tensors only.
 
     Example: unveil convert cifar10_uncond_50M_500K.pt cifar --recipe iddpm-cifar10
     """
@@ -299,58 +301,6 @@ def data_latents(
     work.write(recipe, tuple(overrides or ()), batch, device, Console(as_json, quiet))
 
 
-@inspect_app.command("model")
-def inspect_model(
-    path: Annotated[Path, typer.Argument(help="A model's folder, a run, a .safetensors file, or dit-xl-2, vit-b-16.")],
-    keys: Annotated[bool, typer.Option("--keys", help="List every tensor.")] = False,
-    size: Annotated[int | None, typer.Option(help="Side of the input of a network that is named.")] = None,
-    batch: Annotated[int, typer.Option(help="That its memory is told for.")] = 8,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """What a checkpoint is, from its headers alone; or what a network of that name would be and take.
-
-    Example: unveil inspect model runs/ddpm-digits, or unveil inspect dit-xl-2
-    """
-    from unveil.app import inspection as work
-
-    work.model(path, keys, size, batch, Console(as_json, quiet))
-
-
-@inspect_app.command("process")
-def inspect_process(
-    name: Annotated[
-        str, typer.Argument(help="A recipe, or a model whose bound is measured.", metavar="RECIPE_OR_MODEL")
-    ],
-    overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(help="A .png file.")] = Path("process.png"),
-    rows: Annotated[int, typer.Option(help="Lines of the table.")] = 11,
-    count: Annotated[int, typer.Option(help="Held-out pictures that the bound is measured on.")] = 32,
-    force: Force = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Draw alpha-bar, the ratio of the two betas and the bound, step by step.
-
-    Example: unveil inspect process ddpm-digits process.betas=linear
-    """
-    from unveil.app import process as work
-
-    ask = work.Ask(name, tuple(overrides or ()), rows=rows, count=count)
-    work.process(ask, out, force, Console(as_json, quiet))
-
-
-@inspect_app.command("samplers")
-def inspect_samplers(as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """Every sampler with its order, noise, network calls per step and settings.
-
-    Example: unveil inspect samplers
-    """
-    from unveil.app import inspection as work
-
-    work.samplers(Console(as_json, quiet))
-
-
 @recipes_app.command("list")
 def recipes_list(as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Name every shipped recipe with its claim.
@@ -387,6 +337,6 @@ def recipes_cite(recipe: RecipeName, as_json: AsJson = False, quiet: Quiet = Fal
 def run(arguments: Sequence[str]) -> int:
     """Runs a command line; returns its exit code."""
     words = list(arguments)
-    if words[:1] == ["inspect"] and len(words) > 1 and words[1] not in ("model", "process", "samplers", "--help"):
+    if words[:1] == ["inspect"] and len(words) > 1 and words[1] not in (*COMMANDS, "--help"):
         words.insert(1, "model")  # `unveil inspect PATH`
     return guarded(app, words)

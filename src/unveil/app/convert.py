@@ -1,4 +1,4 @@
-"""`unveil convert`: published weights to our folder and back."""
+"""`unveil convert`: published weights to our folder and back, and from one published layout to another."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ from torch import Tensor
 from unveil.app.console import Console
 from unveil.app.kinds import diffusion
 from unveil.app.unpickle import tensors_of
-from unveil.checkpoints import ddpm, dit, dit_model, edm, openai, ours, published, score_sde
+from unveil.checkpoints import ddpm, dit, dit_model, edm, hf, openai, ours, published, score_sde, shelf, whole
+from unveil.checkpoints.hf import stable_diffusion
+from unveil.checkpoints.names import some
 from unveil.checkpoints.said import shapes_of
 from unveil.checkpoints.tensors import read_tensors, write_tensors
 from unveil.config import load_recipe, override, validate
 from unveil.files import refuse_overwrite, staged
 from unveil.model import Model, build
+from unveil.nn.unet import UNet
 from unveil.tasks.generate import DTYPES
 from unveil.types import RecipeError, WeightsError, nearest
 
 # edm and score-sde are only read.
-LAYOUTS = ("openai", "ddpm", "edm", "score-sde", "dit", "diffusers", "ours")
+LAYOUTS = ("openai", "ddpm", "edm", "score-sde", "dit", "diffusers", "ldm", "ours")
+ONE_FILE = ".safetensors"
 PICKLES = (b"PK\x03\x04", b"\x80")
 
 
@@ -49,18 +53,24 @@ class Layout:
 def convert(source: Path, out: Path, layout: Layout, force: bool, console: Console) -> None:
     """Converts in the direction that the source asks for, and tells what was matched."""
     refuse_overwrite(out, force)
+    source = shelf.place(source, "checkpoints")
     if layout.name == "ours":
-        facts = _copy(source, out, layout, force)
+        facts: dict[str, Any] = _copy(source, out, layout, force)
     elif dit_model.is_folder(source):
         model = dit_model.read_folder(source).to(DTYPES[layout.dtype])
         model.save(out, force=force)
         facts = {"part": "its transformer and scheduler", "matched": len(model.state_dict()), "unmatched": 0}
+    elif hf.is_folder(source):
+        facts = _of_folder(source, out, layout, force)
     elif source.is_dir():
         facts = _to_theirs(source, out, layout)
     else:
         facts = _to_ours(source, out, layout, force)
+    keys = [str(key) for key in facts.get("unmatched_keys", [])]
     facts = {"source": str(source), "out": str(out), "layout": layout.name, **facts}
-    console.result(facts, f"{out}: {facts['matched']} tensors matched, 0 unmatched, from {facts['part']}")
+    rest = f": {some(keys, 4)}" if keys else ""
+    text = f"{out}: {facts['matched']} tensors matched, {facts['unmatched']} unmatched, from {facts['part']}{rest}"
+    console.result(facts, text)
 
 
 def _copy(source: Path, out: Path, layout: Layout, force: bool) -> dict[str, Any]:
@@ -73,6 +83,8 @@ def _copy(source: Path, out: Path, layout: Layout, force: bool) -> dict[str, Any
 def _to_ours(source: Path, out: Path, layout: Layout, force: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         part, theirs = _read(source, Path(scratch))
+        if layout.recipe is None and published.is_latent(shapes_of(theirs)):
+            return {"part": part} | _written(whole.read(theirs, _said(layout)), out, layout, force)
         if layout.recipe is None:
             model = _recognised(theirs, layout)
         else:
@@ -86,19 +98,60 @@ def _to_ours(source: Path, out: Path, layout: Layout, force: bool) -> dict[str, 
 
 
 def _recognised(theirs: Mapping[str, Tensor], layout: Layout) -> Model:
-    """The model of a file that is known by its keys; what they do not say is given as file.KEY=VALUE."""
-    said: dict[str, Any] = {}
-    for change in layout.overrides:
-        override(said, change)
-    known = validate(published.Said, said.pop("file", {}), "file")
-    if said:
-        raise RecipeError(f"{next(iter(said))}: a change of a recipe; give --recipe, or say file.KEY=VALUE")
+    """The model of a file that is known by its keys."""
+    known = _said(layout)
     try:
         return published.model_of(theirs, known)
     except WeightsError as problem:
         raise WeightsError(
             f"{problem}; or give --recipe: that of the model in the file, such as iddpm-cifar10"
         ) from problem
+
+
+def _said(layout: Layout) -> published.Said:
+    """What keys do not say, given as file.KEY=VALUE."""
+    said: dict[str, Any] = {}
+    for change in layout.overrides:
+        override(said, change)
+    known = validate(published.Said, said.pop("file", {}), "file")
+    if said:
+        raise RecipeError(f"{next(iter(said))}: a change of a recipe; give --recipe, or say file.KEY=VALUE")
+    return known
+
+
+def _of_folder(source: Path, out: Path, layout: Layout, force: bool) -> dict[str, Any]:
+    """From a folder of diffusers: of Stable Diffusion 1 or 2, whose parts are ours."""
+    folder = hf.Folder(source)
+    if folder.kind not in stable_diffusion.CLASSES:
+        known = ", ".join(stable_diffusion.CLASSES)
+        raise RecipeError(
+            f"{source}: a {folder.kind}, which runs from its folder as it is and is not converted; {known} are"
+        )
+    return {"part": str(source)} | _written(stable_diffusion.read(folder), out, layout, force)
+
+
+def _written(read: whole.Read, out: Path, layout: Layout, force: bool) -> dict[str, Any]:
+    """Writes a latent diffusion model as diffusers' folder, as one file, or as a model of ours; tells how it was read.
+
+    One file is meant by --layout ldm, or by a name that ends in .safetensors.
+    """
+    model = read.model.to(DTYPES[layout.dtype])
+    if layout.name == "diffusers":
+        stable_diffusion.write(model, out)
+    elif layout.name == "ldm" or out.suffix == ONE_FILE:
+        _one_file(model, out)
+    else:
+        model.save(out, force=force)
+    return {"matched": read.matched, "unmatched": len(read.unused), "unmatched_keys": list(read.unused)}
+
+
+def _one_file(model: Model, out: Path) -> int:
+    """Writes a latent diffusion model as one file; returns how many tensors it holds."""
+    if out.suffix != ONE_FILE:
+        raise RecipeError(f"{out}: the layout ldm is one file; end its name in {ONE_FILE}")
+    theirs = whole.tensors_of(model)
+    _write(out, theirs)
+    return len(theirs)
 
 
 def _read(source: Path, scratch: Path) -> tuple[str, dict[str, Tensor]]:
@@ -158,6 +211,8 @@ def _parts(
 def _to_theirs(source: Path, out: Path, layout: Layout) -> dict[str, Any]:
     folder = ours.find(source)
     model = ours.load_model(folder)
+    if layout.name == "ldm":
+        return {"part": str(folder), "matched": _one_file(model.to(DTYPES[layout.dtype]), out), "unmatched": 0}
     if layout.name == "diffusers":
         matched = _write_folder(model.to(DTYPES[layout.dtype]), out)
         return {"part": str(folder), "matched": matched, "unmatched": 0}
@@ -173,7 +228,7 @@ def _of_unet(model: Model, layout: Layout) -> dict[str, Tensor]:
     network: Any = model.denoiser.network
     _check_network(network, layout.name)
     if layout.name not in ("openai", "ddpm"):
-        raise RecipeError(f"layout {layout.name!r} is only read; written are openai, ddpm, dit and diffusers")
+        raise RecipeError(f"layout {layout.name!r} is only read; written are openai, ddpm, dit, diffusers and ldm")
     if layout.name == "ddpm":
         return ddpm.dump(network.state_dict(), network.config)
     conditioner = dict(model.conditioners.items()).get("label")
@@ -207,6 +262,8 @@ def _without_null(conditioner: Any) -> dict[str, Tensor]:
 
 def _write_folder(model: Model, out: Path) -> int:
     """A folder of diffusers, whole or not at all; returns how many tensors it holds."""
+    if isinstance(model.denoiser.network, UNet):
+        return stable_diffusion.write(model, out)
     with staged(out) as temporary:
         temporary.mkdir()
         dit_model.write_folder(model, temporary)

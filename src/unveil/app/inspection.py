@@ -1,30 +1,99 @@
-"""`unveil inspect`: what a checkpoint is, from its headers alone."""
+"""`unveil inspect`: what a checkpoint is, from its headers alone, and what lies in the models folder."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from unveil.app.console import Console
 from unveil.app.console import size as bytes_of
-from unveil.checkpoints import hf, ours
+from unveil.app.wish import changes
+from unveil.checkpoints import hf, layouts, ours, published, shelf
+from unveil.checkpoints.names import some
+from unveil.checkpoints.tensors import read_header
+from unveil.config import validate
+from unveil.types import Error, WeightsError
 
 
-def model(path: Path, keys: bool, size: int | None, batch: int, console: Console) -> None:
-    """Tells what the weights are, of which no number is read; or, of a network's name, what it would be.
+@dataclass(frozen=True)
+class Ask:
+    """What is looked at.
 
-    Args:
+    Attributes:
+        path: a file, a folder, or a network's name.
+        words: what a file's keys do not say, as file.KEY=VALUE.
+        keys: list every tensor.
         size, batch: of the input, for a network's name.
     """
+
+    path: Path
+    words: tuple[str, ...] = ()
+    keys: bool = False
+    size: int | None = None
+    batch: int = 8
+
+
+def model(ask: Ask, console: Console) -> None:
+    """Tells what the weights are, of which no number is read; or, of a network's name, what it would be."""
     from unveil.app import network
 
-    if network.is_name(str(path)) and not path.exists():
-        network.network(str(path), size, batch, console)
+    if network.is_name(str(ask.path)) and not ask.path.exists():
+        network.network(str(ask.path), ask.size, ask.batch, console)
         return
+    path = shelf.place(ask.path, "checkpoints")
     facts = hf.inspect(path) if hf.is_folder(path) else ours.inspect(path)
-    if not keys:
+    if path.is_file():
+        facts |= _fit(path, ask)
+    if not ask.keys:
         facts = facts | {"files": {name: _summed(file) for name, file in facts["files"].items()}}
-    console.result(facts, _text(facts, keys))
+    console.result(facts, _text(facts, ask.keys))
+
+
+def models(console: Console) -> None:
+    """Lists the models folder, with what each is by its keys."""
+    listed = [
+        {"name": one.name, "folder": one.drawer, "path": str(one.path), **_kind(one.path)} for one in shelf.entries()
+    ]
+    where = f"{shelf.root()} ({shelf.VARIABLE} names another)"
+    rows = [f"{one['folder']:<12}  {one['name']}: {one['what']}" for one in listed]
+    text = "\n".join([f"{where}:", *rows] if rows else [f"{where}: nothing in {', '.join(shelf.DRAWERS)}"])
+    console.result({"root": str(shelf.root()), "models": listed}, text)
+
+
+def _kind(path: Path) -> dict[str, str]:
+    """What a file or a folder of the models folder is: its kind and a few words."""
+    if path.is_dir():
+        if hf.is_folder(path):
+            return {"kind": "model", "what": f"a folder of diffusers, {hf.Folder(path).kind}"}
+        file = next((one for one in sorted(path.glob("*.safetensors"))), None)
+        if file is None or (path / "manifest.json").is_file() or (path / "checkpoints").is_dir():
+            return {"kind": "model", "what": "a model or a run of unveil"}
+        return _kind(file)
+    try:
+        found = layouts.recognised(read_header(path).tensors)
+    except WeightsError as problem:
+        pickled = path.suffix != ".safetensors"
+        what = "a pickle, which is not opened; `unveil convert` reads it apart" if pickled else str(problem)
+        return {"kind": "unknown", "what": what}
+    if found is None:
+        return {"kind": "unknown", "what": "tensors of an unknown model"}
+    return {"kind": found.kind, "what": found.what}
+
+
+def _fit(path: Path, ask: Ask) -> dict[str, Any]:
+    """How a published file fits the model that it is: of one with all parts the report, of an unknown one why not."""
+    header = read_header(path)
+    if layouts.recognised(header.tensors) is None and header.metadata.get("made_by") != "unveil":
+        return {"problem": layouts.unknown(header.tensors)}
+    said = validate(published.Said, changes(ask.words, {}).get("file", {}), "file")
+    try:
+        found = published.fit(path, said)
+    except Error as problem:
+        return {"problem": str(problem)}
+    if found is None:
+        return {}
+    return {"matched": found.matched, "unmatched": len(found.unused), "unmatched_keys": list(found.unused)}
 
 
 def samplers(console: Console) -> None:
@@ -74,6 +143,12 @@ def _text(facts: dict[str, Any], keys: bool) -> str:
         f"parameters   {facts['parameters']:,}",
         f"weights      {bytes_of(facts['bytes'])}",
     ]
+    if "matched" in facts:
+        keys_of = facts["unmatched_keys"]
+        rest = f": {some(keys_of, 4)}" if keys_of else ""
+        lines.append(f"tensors      {facts['matched']} matched, {facts['unmatched']} unmatched{rest}")
+    if "problem" in facts:
+        lines.append(f"not read     {facts['problem']}")
     if "versions" in facts:
         lines.append("made with    " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()))
     lines += [f"{name:<13}{fits}" for name, fits in facts.get("fits", {}).items()]

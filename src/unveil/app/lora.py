@@ -10,7 +10,7 @@ from unveil.app.console import Console
 from unveil.app.models import device as pick
 from unveil.app.models import lora_file, open_model
 from unveil.checkpoints import lora as files
-from unveil.checkpoints import lora_export, lora_sites
+from unveil.checkpoints import lora_export, lora_sites, shelf
 from unveil.checkpoints.lora_keys import NAMINGS
 from unveil.checkpoints.ours import base_of
 from unveil.files import refuse_overwrite, sha256
@@ -28,12 +28,13 @@ class Asked(NamedTuple):
 
 
 def asked(text: str) -> Asked:
-    """FILE or FILE:WEIGHT, as typed."""
+    """FILE or FILE:WEIGHT, as typed; what is not a path is looked up in the models folder."""
     path, colon, weight = text.rpartition(":")
     try:
-        return Asked(Path(path), float(weight)) if colon and path else Asked(Path(text))
+        found = Asked(Path(path), float(weight)) if colon and path else Asked(Path(text))
     except ValueError:
-        return Asked(Path(text))
+        found = Asked(Path(text))
+    return found._replace(path=shelf.place(found.path, "loras"))
 
 
 def put_on(model: Model, source: Source, wanted: Sequence[Asked], console: Console) -> tuple[Worn, ...]:
@@ -74,8 +75,8 @@ def again(recorded: Sequence[Mapping[str, Any]], given: Sequence[Asked]) -> list
     there = {sha256(lora_file(one.path)): one.path for one in given}
     found: list[Asked] = []
     for one in told:
-        here = Path(one.name)
-        if one.sha256 not in there and here.exists() and sha256(lora_file(here)) == one.sha256:
+        here = lora_file(Path(one.name))
+        if one.sha256 not in there and here.exists() and sha256(here) == one.sha256:
             there[one.sha256] = here
         if one.sha256 not in there:
             raise WeightsError(

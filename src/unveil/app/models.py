@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from unveil.checkpoints import dit_model, hf, lora, ours, published, store
+from unveil.checkpoints import dit_model, hf, lora, ours, published, shelf, store
 from unveil.checkpoints.lora_sites import parts_of
 from unveil.checkpoints.lora_trained import LORA
 from unveil.config import ModelConfig, read_yaml, validate
@@ -45,10 +45,12 @@ def open_model(
     """The model of a name, a folder or a published file of tensors, and which one it is.
 
     Args:
+        name: a path, of a model in the models folder (see `checkpoints.shelf`), or of a shipped one.
         said: what the keys of a published file do not say, by the names of `checkpoints.published.Said`.
         dtype: what it will compute in, where the folder can be read in it at once.
     """
-    path = Path(name)
+    path = shelf.place(name, "checkpoints")
+    name = str(path)
     if path.is_dir() and (folder := _of_lora(path)) is not None:
         return _with_lora(folder, name, where, said)
     if path.is_file():
@@ -66,9 +68,12 @@ def open_model(
 def lora_file(path: Path) -> Path:
     """The file of a LoRA: itself, the one in peft's folder, or the averaged one of a run's newest checkpoint.
 
+    What is not a path is looked up in the models folder, see `checkpoints.shelf`.
+
     Raises:
         WeightsError: there is none.
     """
+    path = shelf.place(path, "loras")
     if not path.is_dir():
         return path
     if (path / lora.ADAPTER).is_file():

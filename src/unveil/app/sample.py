@@ -40,7 +40,7 @@ def sample(wish: Wish, changes: Mapping[str, Any], place: Place, console: Consol
         raise RecipeError("sample needs a model: a name or a folder, such as `unveil sample runs/ddpm-digits`")
     place.check()
     changes = dict(changes)
-    model, source = opened(wish, wish.model, console, said=changes.pop("file", None))
+    model, source = opened(wish, wish.model, console)
     edit, count = PLAIN, None
     if noise is not None:
         edit, said = _noise(noise, source, console)

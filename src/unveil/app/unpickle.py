@@ -7,6 +7,7 @@ reader had faults before, so it runs where it can take little with it: `python -
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,6 +17,14 @@ from typing import Any
 SECONDS = 600
 ROOM = 8 << 30  # bytes of address space beside the file itself: torch maps much that it never touches
 CHOSEN, REFUSED = 0, 3
+# Classes that checkpoints of Lightning name beside their weights; what stands in their place does nothing
+BESIDE = (
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+)
 # Where published files keep their weights, the best first.
 NAMES = ("ema", "model_ema", "state_dict", "model", "module")
 
@@ -43,6 +52,17 @@ def tensors_of(path: Path, out: Path) -> str:
         reason = lines[-1] if lines and done.returncode == REFUSED else f"the reader ended with code {done.returncode}"
         raise WeightsError(f"{path}: {reason}; nothing in it was run")
     return done.stdout.strip()
+
+
+class Unread:
+    """In the place of an object that no tensor depends on."""
+
+    def __init__(self, *content: object) -> None:
+        del content
+
+    def __setstate__(self, state: object) -> None:
+        """Takes and forgets what the object was."""
+        del state
 
 
 def _limited(size: int) -> None:
@@ -106,11 +126,13 @@ def _main(source: str, out: str) -> int:
     from unveil.types import WeightsError
 
     try:
-        found = torch.load(source, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(Unread, name) for name in BESIDE]):
+            found = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as problem:  # whatever a hostile or damaged file makes the reader raise
-        kind = type(problem).__name__
-        first = (str(problem).splitlines() or [""])[0][:200]
-        print(f"holds more than tensors, or is damaged ({kind}: {first})", file=sys.stderr)
+        named = re.search(r"GLOBAL (\S+)", str(problem))
+        first = f"{type(problem).__name__}: {(str(problem).splitlines() or [''])[0][:200]}"
+        reason = f"it names {named[1]}" if named else first
+        print(f"holds more than tensors, or is damaged ({reason})", file=sys.stderr)
         return REFUSED
     try:
         chosen = _averaged(found) or _weights(found)

@@ -87,7 +87,7 @@ class Wish:
             changes: of the settings of sampling.
             count: of pictures.
         """
-        changes = dict(changes)
+        changes = {name: value for name, value in changes.items() if name != "file"}
         guided = self.guided(model, changes.pop("classifier", None))
         return Request(
             self.conditions(model), self.seed, self.first, count, self.batch, changes, self.dtype, guided,
@@ -127,7 +127,6 @@ def opened(
     name: str,
     console: Console,
     *,
-    said: Mapping[str, Any] | None = None,
     shown: Sequence[str] = (),
     recorded: Mapping[str, Any] | None = None,
 ) -> tuple[Model, Source]:
@@ -136,7 +135,6 @@ def opened(
     Args:
         wish: what is asked.
         name: of the model, or its place.
-        said: what a published file does not say itself.
         shown: keys of the pictures that the command gives the network.
         console: what says how it goes.
         recorded: the record of a picture that is drawn again; it says what is shown and which LoRAs there are.
@@ -145,6 +143,7 @@ def opened(
         RecipeError: a model that has to be shown other pictures, or whose samples are none.
     """
     dtype = DTYPES.get(wish.dtype, torch.float32)  # another one is refused by the request
+    said = changes(wish.words, {}).get("file")  # what a published file does not say itself
     model, source = open_model(name, pick(wish.device), said, dtype)
     pictures = [key for key, one in model.conditioners.items() if isinstance(one, ContextChannels)]
     if recorded is None and (missing := [key for key in pictures if key not in shown]):

@@ -25,6 +25,7 @@ from unveil.types import RecipeError, WeightsError
 WEIGHTS = "diffusion_pytorch_model"
 CLASSES = ("AutoencoderKL", "VQModel")
 PLACES = ("vae", "vqvae", "first_stage_model", "")  # in a pipeline's folder, or itself
+SCALE = 0.18215  # what settings that leave the factor away mean: the first ones, Stable Diffusion 1.4's among them
 # Settings that are supported with one value only
 FIXED = {"act_fn": "silu", "norm_type": "group", "lookup_from_codebook": False}
 DOWN = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
@@ -84,7 +85,7 @@ def write(codec: KL | VQ, path: Path) -> Path:
 
 def _scale(said: Mapping[str, Any], where: str) -> tuple[PerChannel, PerChannel]:
     """Scale and shift of the latents: diffusers' factors, or with them means and deviations per channel."""
-    factor, shift = said.get("scaling_factor"), said.get("shift_factor")
+    factor, shift = said.get("scaling_factor", SCALE), said.get("shift_factor")
     means, deviations = said.get("latents_mean"), said.get("latents_std")
     scale = 1.0 if factor is None else float(factor)
     if means is None and deviations is None:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,11 +21,10 @@ from unveil.checkpoints import dit
 from unveil.checkpoints.folders import read_json, read_weights
 from unveil.checkpoints.meta import weightless
 from unveil.checkpoints.said import Said, in_float, shapes_of
-from unveil.checkpoints.scheduler import BETAS, PREDICTIONS, Scheduler, read_scheduler, scheduler_of
+from unveil.checkpoints.scheduler import Scheduler, process_settings, read_scheduler, scheduler_of
 from unveil.checkpoints.tensors import write_tensors
 from unveil.conditioning.label import Label
 from unveil.config import ModelConfig, validate
-from unveil.config.model import DiscreteVPSection
 from unveil.files import sha256
 from unveil.model import Model, build
 from unveil.nn.dit import DiT
@@ -235,28 +234,10 @@ def _transformer_settings(model: Model) -> dict[str, Any]:
 
 
 def _scheduler_settings(model: Model) -> dict[str, Any]:
-    if model.config is None or not isinstance(model.config.process, DiscreteVPSection):
-        raise RecipeError("diffusers' DiTPipeline runs a discrete-vp process; this model has another")
-    known = model.config.process
-    plain = DiscreteVPSection(betas=known.betas, steps=known.steps, start=known.start, end=known.end)
-    schedules = {ours: theirs for theirs, ours in BETAS.items()}
-    targets = {ours: theirs for theirs, ours in PREDICTIONS.items()}
-    if known != plain or known.betas not in schedules or model.config.prediction not in targets:
-        raise RecipeError(
-            f"process {known}, prediction = {model.config.prediction!r}: diffusers' scheduler knows "
-            f"{', '.join(schedules)} without further settings, and {', '.join(targets)}"
-        )
-    return {
-        "_class_name": "DDIMScheduler",
-        "beta_start": known.start,
-        "beta_end": known.end,
-        "beta_schedule": schedules[known.betas],
-        "num_train_timesteps": known.steps or 1000,
-        "prediction_type": targets[cast(str, model.config.prediction)],
-        "clip_sample": False,
-        "set_alpha_to_one": True,
-        "steps_offset": 0,
-    }
+    if model.config is None:
+        raise RecipeError("this model was not built from a recipe, which says its process")
+    sampling = {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": True, "steps_offset": 0}
+    return sampling | process_settings(model.config)
 
 
 def _transformer(path: Path) -> Path | None:

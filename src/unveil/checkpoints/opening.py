@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from unveil.checkpoints import dit_model, hf, ours, published
+from unveil.checkpoints import dit_model, hf, ours, published, shelf
 from unveil.model import Model
 
 
@@ -14,15 +14,15 @@ def load(name: str | Path, dtype: torch.dtype = torch.float32) -> Model:
     """The model of a name, a folder of ours or of diffusers, or a published file of tensors, in evaluation mode.
 
     Args:
-        name: of a shipped model, a folder, a file.
+        name: of a shipped model, of one in the models folder (see `shelf`), a folder, a file.
         dtype: what it computes in; see `Model.lowered`. Of a folder of diffusers only what has another type is copied.
 
     Raises:
         WeightsError: there is no such model, or it is damaged, or one that is not known.
     """
-    path = Path(name)
+    path = shelf.place(name, "checkpoints")
     if path.is_file():
         return published.load(path).lowered(dtype)
     if hf.is_folder(path):
         return hf.load(path, dtype)
-    return (dit_model.read_folder(path) if dit_model.is_folder(path) else ours.load_model(name)).lowered(dtype)
+    return (dit_model.read_folder(path) if dit_model.is_folder(path) else ours.load_model(path)).lowered(dtype)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from unveil.checkpoints import store
+from unveil.checkpoints import layouts, store
 from unveil.checkpoints.card import card
 from unveil.checkpoints.lora_trained import LORA, Trained
 from unveil.checkpoints.meta import Unfilled
@@ -42,17 +42,6 @@ CODEC = "codec.safetensors"
 SHIPPED = "models"  # the package's folder of models that come with it
 BASE = "base.json"
 SHOWN = 8  # keys that an error lists
-
-# What the keys of well-known files look like, by two that only they have.
-_FOREIGN = (
-    ("a U-Net of Improved DDPM or ADM", ("time_embed.0.weight", "input_blocks.0.0.weight")),
-    ("a latent-diffusion or Stable Diffusion checkpoint", ("model.diffusion_model.time_embed.0.weight",)),
-    ("a U-Net of diffusers", ("time_embedding.linear_1.weight", "conv_in.weight")),
-    ("DDPM's U-Net", ("temb.dense.0.weight", "conv_in.weight")),
-    ("an autoencoder of latent diffusion", ("encoder.mid.block_1.conv1.weight", "decoder.conv_in.weight")),
-    ("an autoencoder of diffusers", ("encoder.mid_block.resnets.0.conv1.weight", "decoder.conv_in.weight")),
-    ("a DiT", ("x_embedder.proj.weight", "t_embedder.mlp.0.weight")),
-)
 
 
 # ---------------------------------------------------------------------- saving
@@ -387,9 +376,9 @@ def _finite(tensor: Tensor) -> bool:
 
 
 def _what(header: Header) -> str:
-    for what, keys in _FOREIGN:
-        if all(key in header.tensors for key in keys):
-            return what
+    found = layouts.recognised(header.tensors)
+    if found is not None:
+        return found.what
     if header.metadata.get("made_by") == "unveil":
         return "a part of a model that unveil saved"
     return "tensors of an unknown model"

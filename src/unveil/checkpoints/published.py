@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from unveil.checkpoints import autoencoder, dit, dit_model, openai, sde_files, whole
+from unveil.checkpoints import dit, dit_model, layouts, openai, sde_files, whole
 from unveil.checkpoints.adm_flags import CLASSIFIER_FLAGS, FILES, FLAGS, from_classifier_flags, from_flags
 from unveil.checkpoints.meta import weightless
 from unveil.checkpoints.said import Said, Shapes, in_float, shapes_of
@@ -199,7 +199,7 @@ def _seen(shapes: Shapes, said: Said) -> Release:
     """What the keys show and the rest says."""
     diffusion = any(key.startswith("output_blocks.") for key in shapes)
     if not diffusion and not {"time_embed.0.weight", "input_blocks.0.0.weight", "out.0.weight"} <= shapes.keys():
-        raise WeightsError("neither a U-Net of Improved DDPM or ADM nor a noisy classifier, by its keys")
+        raise WeightsError(layouts.unknown(shapes))
     network = openai.seen(shapes) if diffusion else None
     wanted = [*ASKED, "variance" if diffusion else "blocks"]
     if "out.2.positional_embedding" in shapes:
@@ -227,15 +227,10 @@ def model_of(theirs: Mapping[str, Tensor], said: Said | None = None) -> Model:
         WeightsError: as `match`, or it is a classifier.
     """
     shapes = shapes_of(theirs)
+    if is_latent(shapes):
+        return whole.read(theirs, said).model
     if dit.layout_of(shapes) is not None:
         return dit_model.model_of(theirs, said)
-    if whole.is_whole(shapes):
-        return whole.read(theirs, said).model
-    if autoencoder.layout_of(shapes) is not None:
-        raise WeightsError(
-            "an autoencoder, which makes no pictures by itself; "
-            "unveil.checkpoints.autoencoder_folder.read(path) opens it"
-        )
     read = sde_files.reader_of(shapes)
     if read is not None:
         return read(theirs, said or Said())
@@ -252,6 +247,31 @@ def model_of(theirs: Mapping[str, Tensor], said: Said | None = None) -> Model:
             conditioner.load_state_dict(in_float(parts.label))
         model.conditioners[section.key] = conditioner
     return model.eval()
+
+
+def is_latent(shapes: Shapes) -> bool:
+    """Whether these are the keys of a file of all parts of a latent diffusion model, see `whole`.
+
+    Raises:
+        WeightsError: they are those of something that is no model, or is read otherwise; says how.
+    """
+    layout = layouts.recognised(shapes)
+    if layout is not None and layout.instead:
+        raise WeightsError(f"{layout.what}: {layout.instead}")
+    return whole.is_whole(shapes)
+
+
+def fit(path: Path, said: Said | None = None) -> whole.Read | None:
+    """How a file of all parts of a latent diffusion model fits it, without reading its weights; None: another file.
+
+    Raises:
+        WeightsError: as `whole.read`, or something that is no model.
+    """
+    theirs = read_state(path)
+    if not is_latent(shapes_of(theirs)):
+        return None
+    # the tables alone are numbers that say what the model is
+    return whole.read({key: one if key in whole.BESIDE else one.to("meta") for key, one in theirs.items()}, said)
 
 
 def load(path: Path, said: Said | None = None) -> Model:

@@ -1,4 +1,4 @@
-"""Diffusers' scheduler settings as sections of a recipe: process, prediction, and how its pipeline samples.
+"""Diffusers' scheduler settings as sections of a recipe, and back: process, prediction, and how its pipeline samples.
 
 Facts: configuration files and defaults of diffusers' schedulers.
 """
@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from unveil.checkpoints.folders import read_json
-from unveil.types import WeightsError, nearest
+from unveil.config import ModelConfig
+from unveil.config.model import DiscreteVPSection
+from unveil.types import RecipeError, WeightsError, nearest
 
 BETAS = {"linear": "linear", "scaled_linear": "sqrt-linear", "squaredcos_cap_v2": "cosine"}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
@@ -26,7 +28,7 @@ SAMPLERS: dict[str, tuple[dict[str, Any], str]] = {
     "LMSDiscreteScheduler": ({"sampler": "lms"}, "linspace"),
     "PNDMScheduler": ({"sampler": "plms"}, "leading"),
     "DPMSolverMultistepScheduler": ({"sampler": "dpmpp-2m"}, "linspace"),
-    "UniPCMultistepScheduler": ({"sampler": "unipc"}, "linspace"),
+    "UniPCMultistepScheduler": ({"sampler": "unipc-2"}, "linspace"),
 }
 FLOW = "FlowMatchEulerDiscreteScheduler"
 # Those whose last step ends at the table's first entry in place of the data, where set_alpha_to_one is false
@@ -166,3 +168,64 @@ def _flow(settings: _Settings) -> Scheduler:
     if shift != 1:
         process = {"kind": "shifted", "process": process, "shift": shift}
     return Scheduler(process, "flow", {**sample, "grid": "uniform-above"})
+
+
+def settings_of(config: ModelConfig, spacing: Mapping[str, Any]) -> dict[str, Any]:
+    """Diffusers' settings of a model's process, prediction and sampling, what `scheduler_of` reads.
+
+    Args:
+        config: of the model.
+        spacing: how DDIM's levels are spaced, where the model samples in a way that diffusers does not know.
+
+    Raises:
+        RecipeError: as `process_settings`.
+    """
+    clips = {"clip_sample": config.sample.clip == "static"}
+    return _sampling_of(config, spacing) | process_settings(config) | clips
+
+
+def process_settings(config: ModelConfig) -> dict[str, Any]:
+    """Diffusers' settings of a model's process and prediction.
+
+    Raises:
+        RecipeError: another process than a table of betas, or a prediction that diffusers does not know.
+    """
+    known = config.process
+    if not isinstance(known, DiscreteVPSection):
+        raise RecipeError(f"process {known.kind}: diffusers' schedulers of such pipelines know discrete-vp alone")
+    written = {name: getattr(known, name) for name in ("betas", "steps", "start", "end", "last")}
+    schedules, targets = ({ours: theirs for theirs, ours in table.items()} for table in (BETAS, PREDICTIONS))
+    named = isinstance(known.betas, str)
+    if known != DiscreteVPSection(**written) or (named and known.betas not in schedules):
+        raise RecipeError(
+            f"process {known}: diffusers' scheduler knows {', '.join(schedules)} and betas written out, "
+            "without further settings"
+        )
+    if config.prediction not in targets:
+        raise RecipeError(f"prediction {config.prediction!r}: diffusers' scheduler knows {', '.join(targets)}")
+    table = {"beta_schedule": schedules[str(known.betas)]} if named else {"trained_betas": list(known.betas)}
+    return {
+        **table,
+        "beta_start": known.start,
+        "beta_end": known.end,
+        "num_train_timesteps": (known.steps or 1000) if named else len(known.betas),
+        "prediction_type": targets[str(config.prediction)],
+        "rescale_betas_zero_snr": known.last == "zero-snr",
+    }
+
+
+def _sampling_of(config: ModelConfig, spacing: Mapping[str, Any]) -> dict[str, Any]:
+    """Class and spacing of the levels; DDIM where the sampler or its levels have no counterpart."""
+    sample = config.sample
+    kind = next((name for name, (way, _) in SAMPLERS.items() if way["sampler"] == sample.sampler), None)
+    found = next((key for key, grid in GRIDS.items() if grid == sample.grid), None)
+    if kind is None or (sample.grid != "karras" and (found is None or (not found[2] and kind not in ENDS_AT_0))):
+        return {"_class_name": "DDIMScheduler", **spacing}
+    if sample.grid == "karras":
+        return {"_class_name": kind, "use_karras_sigmas": True}
+    assert found is not None  # else the sampler is told above
+    there, offset, onto_data = found
+    more = {"set_alpha_to_one": onto_data} if kind in ENDS_AT_0 else {}
+    if kind == "PNDMScheduler":
+        more |= {"skip_prk_steps": True}
+    return {"_class_name": kind, "timestep_spacing": there, "steps_offset": offset, **more}

@@ -11,7 +11,8 @@ Stability-AI/stablediffusion and runwayml/stable-diffusion.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -21,9 +22,11 @@ from unveil.checkpoints import autoencoder, latent_unet, text, text_folder
 from unveil.checkpoints.meta import Unfilled
 from unveil.checkpoints.names import some
 from unveil.checkpoints.said import Said, Shapes, in_float, shapes_of
+from unveil.checkpoints.scheduler import Scheduler
 from unveil.codec.autoencoder import Autoencoder, PerChannel
 from unveil.conditioning.label import LabelToken
 from unveil.conditioning.text import Text
+from unveil.conditioning.towers import ClipConfig
 from unveil.config import ModelConfig, validate
 from unveil.config.codec import section_of
 from unveil.config.model import UNetSection
@@ -110,19 +113,33 @@ def read(theirs: Mapping[str, Tensor], said: Said | None = None) -> Read:
     encoder = _text_encoder(theirs, said)
     codec = autoencoder.codec_of(first, scale=_scale(theirs, encoder is not None))
     config = _config(theirs, network, codec, encoder, said)
-    with Unfilled():  # nothing is drawn that the file replaces
-        model = build(config)
-    state = latent_unet.load(unet, network).network
-    model.denoiser.network.load_state_dict(in_float(state), assign=True)
-    model.codec = codec
-    for key, conditioner in model.conditioners.items():
-        if isinstance(conditioner, Text) and encoder is not None:
-            encoder.fill(conditioner)
-        elif key == LABEL:
-            conditioner.load_state_dict(in_float({TABLE: theirs[CLASSES]}), assign=True)
+    model = filled(config, latent_unet.load(unet, network).network, codec, encoder)
+    if CLASSES in theirs:
+        model.conditioners[LABEL].load_state_dict(in_float({TABLE: theirs[CLASSES]}), assign=True)
     used = {latent_unet.PREFIX + key for key in unet} | {key for key in theirs if key.startswith(autoencoder.PREFIX)}
     used |= {key for key in theirs if key.startswith(STAGE)} | {key for key in SCHEDULE if key in theirs}
-    return Read(model.eval(), len(used & theirs.keys()), tuple(sorted(theirs.keys() - used)))
+    return Read(model, len(used & theirs.keys()), tuple(sorted(theirs.keys() - used)))
+
+
+def filled(
+    config: ModelConfig, network: Mapping[str, Tensor], codec: Autoencoder, encoder: text_folder.TextEncoder | None
+) -> Model:
+    """The model of a configuration and its parts, in evaluation mode; the network becomes float32.
+
+    Args:
+        config: see `described`.
+        network: our state dict of the U-Net.
+        codec: with its weights.
+        encoder: of the prompt, where there is one.
+    """
+    with Unfilled():  # nothing is drawn that the file replaces
+        model = build(config)
+    model.denoiser.network.load_state_dict(in_float(network), assign=True)
+    model.codec = codec
+    for conditioner in model.conditioners.values():
+        if isinstance(conditioner, Text) and encoder is not None:
+            encoder.fill(conditioner)
+    return model.eval()
 
 
 def tensors_of(model: Model) -> dict[str, Tensor]:
@@ -142,8 +159,7 @@ def tensors_of(model: Model) -> dict[str, Tensor]:
     theirs |= latent_unet.prefixed(autoencoder.dump(codec), autoencoder.PREFIX)  # pyright: ignore[reportArgumentType]
     for conditioner in model.conditioners.values():
         if isinstance(conditioner, Text):
-            place = _place(conditioner)
-            theirs |= text.dump(conditioner.tower.state_dict(), conditioner.tower.config, place)
+            theirs |= _tower(conditioner)
         elif isinstance(conditioner, LabelToken):
             theirs[CLASSES] = conditioner.state_dict()[TABLE]
     return theirs
@@ -210,11 +226,19 @@ def _text_encoder(theirs: Mapping[str, Tensor], said: Said) -> text_folder.TextE
     return text_folder.read_state_of(own, said={name: value for name, value in told.items() if value is not None})
 
 
-def _place(conditioner: Text) -> text.Place:
-    """Stable Diffusion 2's tower is the one whose last block is not used."""
-    return text.Place("openclip", text.SD2) if getattr(conditioner.tower.config, "skip", 0) else text.Place(
-        "clip", text.SD1
-    )  # fmt: skip
+def _tower(conditioner: Text) -> dict[str, Tensor]:
+    """A text encoder's tensors: Stable Diffusion 2's is the one whose last block is not used.
+
+    Its folders leave that block away; files have one, so it is a copy of the one before there, which nobody runs.
+    """
+    state, config = conditioner.tower.state_dict(), conditioner.tower.config
+    if not isinstance(config, ClipConfig) or config.activation != "gelu":
+        return text.dump(state, config, text.Place("clip", text.SD1))
+    if not config.skip:
+        last, unused = (f"model.encoder.layers.{number}." for number in (config.depth - 1, config.depth))
+        state |= {key.replace(last, unused): tensor for key, tensor in state.items() if key.startswith(last)}
+        config = replace(config, depth=config.depth + 1, skip=1)
+    return text.dump(state, config, text.Place("openclip", text.SD2))
 
 
 def _scale(theirs: Mapping[str, Tensor], reads_text: bool) -> PerChannel:
@@ -238,28 +262,60 @@ def _config(
             "512 px) or file.prediction=v (those of 768 px)"
         )
     condition: list[dict[str, Any]] = []
-    if encoder is not None:
-        condition.append(encoder.described() | {"key": PROMPT, "drop": 0.1, "emphasis": "brackets"})
-    elif CLASSES in theirs:
+    if encoder is None and CLASSES in theirs:
         rows = len(theirs[CLASSES])
         classes = said.classes or (rows - 1 if rows == PUBLISHED_NULL else rows)
         condition.append({"kind": "label-token", "classes": rows, "drop": 0.1 if classes < rows else 0.0})
-    condition += _beside(network, encoder is not None)
     usual = SIDES.get(str(prediction), 512) if network.context_width == AMBIGUOUS else SIDES["eps"]
     side = said.size or (usual if encoder is not None else LDM_SIDE)
-    guided = [SCALES[one["key"]] for one in condition if one.get("key") in SCALES]
-    guided += [SCALES[LABEL] for one in condition if one["kind"] == "label-token" and one["drop"]]
+    process = {"kind": "discrete-vp", **_table(theirs, encoder is not None)}
+    scheduler = Scheduler(process, str(prediction), SAMPLE)
+    return described(network, codec, encoder, scheduler, (side, side), condition)
+
+
+def described(
+    network: UNetConfig,
+    codec: Autoencoder,
+    encoder: text_folder.TextEncoder | None,
+    scheduler: Scheduler,
+    size: tuple[int, int],
+    condition: Sequence[Mapping[str, Any]] = (),
+) -> ModelConfig:
+    """The configuration of a latent diffusion model, from its parts.
+
+    Args:
+        network: of the U-Net.
+        codec: the autoencoder.
+        encoder: of the prompt, where there is one.
+        scheduler: process, prediction and sampling; guidance is added where there is something to be guided by.
+        size: height and width of pictures, in pixels.
+        condition: further sections.
+
+    Raises:
+        WeightsError: pictures beside x that nobody knows, or a text encoder of another width than the U-Net's.
+    """
+    if encoder is not None and encoder.config.width != network.context_width:
+        raise WeightsError(
+            f"text of width {encoder.config.width}, and a U-Net that takes {network.context_width}: "
+            "the text encoder and the U-Net are of two models; copy all parts of one again"
+        )
+    every = [dict(one) for one in condition]
+    if encoder is not None:
+        every.insert(0, encoder.described() | {"key": PROMPT, "drop": 0.1, "emphasis": "brackets"})
+    every += _beside(network, encoder is not None)
+    guided = [SCALES[one["key"]] for one in every if one.get("key") in SCALES]
+    guided += [SCALES[LABEL] for one in every if one["kind"] == "label-token" and one["drop"]]
     plain = {
-        "shape": (codec.config.in_channels, side, side),
+        "shape": (codec.config.in_channels, *size),
         "network": {
             "kind": "unet",
             **{name: getattr(network, name) for name in UNetSection.model_fields if name != "kind"},
         },
-        "process": {"kind": "discrete-vp", **_table(theirs, encoder is not None)},
-        "prediction": prediction,
-        "condition": condition,
+        "process": dict(scheduler.process),
+        "prediction": scheduler.prediction,
+        "condition": every,
         "codec": section_of(codec),
-        "sample": {**SAMPLE, "guidance": {"scale": guided[0] if guided else 1.0}},
+        "sample": {**scheduler.sample, "steps": SAMPLE["steps"], "guidance": {"scale": guided[0] if guided else 1.0}},
     }
     return validate(ModelConfig, plain, "the file")
 

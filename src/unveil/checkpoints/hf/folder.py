@@ -21,6 +21,7 @@ from unveil.types import WeightsError
 
 INDEX = "model_index.json"
 LIBRARIES = ("diffusers", "transformers")
+UNREAD = {"safety_checker": "stable_diffusion"}  # a part of diffusers' that Stable Diffusion's folders list
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 
 
@@ -111,7 +112,7 @@ class Folder:
         if code:
             raise WeightsError(f"{code[0]}: code in the folder of a model, which is never run; remove it or ask why")
         for name, entry in self.index.items():
-            if isinstance(entry, list) and entry and entry[0] is not None and entry[0] not in LIBRARIES:
+            if isinstance(entry, list) and entry and entry[0] not in (None, *LIBRARIES, UNREAD.get(name)):
                 raise WeightsError(
                     f"{self.path / INDEX}: {name} is of {entry[0]!r}; only {' and '.join(LIBRARIES)} are known"
                 )

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from unveil.checkpoints import autoencoder, dit_model, ours, text_folder
+from unveil.checkpoints.hf import stable_diffusion
 from unveil.checkpoints.hf.folder import Folder
 from unveil.checkpoints.hf.networks import NETWORKS, Flux, MMDiT, UNet, check_settings
 from unveil.checkpoints.hf.weights import Report, compare, fill
@@ -96,9 +97,15 @@ def dit(folder: Folder, dtype: torch.dtype) -> Model:
     return dit_model.read_folder(folder.path).lowered(dtype)
 
 
+def of_parts(folder: Folder, dtype: torch.dtype) -> Model:
+    """The model of a pipeline of Stable Diffusion 1 or 2, which is one of our own parts and can be saved."""
+    return stable_diffusion.read(folder).model.lowered(dtype)
+
+
 # Pipeline -> what reads its folder. A pipeline whose network is one of ours has its reader here as well.
 PIPELINES: dict[str, Callable[[Folder, torch.dtype], Model]] = {
     "DiTPipeline": dit,
+    **dict.fromkeys(stable_diffusion.CLASSES, of_parts),
     "StableDiffusionXLPipeline": sdxl,
     "StableDiffusion3Pipeline": sd3,
     "FluxPipeline": flux,
@@ -128,17 +135,20 @@ def load(path: Path, dtype: torch.dtype = torch.float32) -> Model:
             f"{nearest(folder.kind, known)}"
         )
     model = PIPELINES[folder.kind](folder, dtype)
-    model.home = path
+    if model.config is None:
+        model.home = path
     return model.lowered(dtype).eval()
 
 
 def report(path: Path) -> dict[str, Report]:
-    """How the weights of a folder's network fit what its settings describe, by component; no number is read.
+    """How the weights of a folder's network fit what its settings describe, by component; no number is looked at.
 
     Raises:
         WeightsError: as `load`, but for weights that do not fit.
     """
     folder = Folder(path)
+    if folder.kind in stable_diffusion.CLASSES:
+        return stable_diffusion.report(folder)
     names = [name for name in ("unet", "transformer") if folder.has(name)]
     return {name: compare(shapes_of(folder.tensors(name)), _empty(folder, name).net) for name in names}
 

@@ -31,9 +31,14 @@ class Report:
     reshaped: tuple[str, ...] = ()
 
     @property
+    def unmatched(self) -> tuple[str, ...]:
+        """Keys of one side alone, and those of another shape."""
+        return self.missing + self.unknown + self.reshaped
+
+    @property
     def fits(self) -> bool:
         """Whether every tensor has its place and every place its tensor."""
-        return not (self.missing or self.unknown or self.reshaped)
+        return not self.unmatched
 
     def text(self) -> str:
         """For a person, one line."""

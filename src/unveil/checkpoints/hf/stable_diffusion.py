@@ -1,0 +1,115 @@
+"""Folders of Stable Diffusion 1 and 2 as diffusers writes them: models of parts of ours, read and written.
+
+Facts: components and settings of diffusers' `StableDiffusionPipeline` and of those for images and inpainting.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from unveil.checkpoints import autoencoder_folder, diffusers_unet, text_folder, text_written, whole
+from unveil.checkpoints.hf.folder import INDEX, Folder
+from unveil.checkpoints.hf.weights import Report
+from unveil.checkpoints.scheduler import read_scheduler, settings_of
+from unveil.codec.kl import KL
+from unveil.conditioning.text import Text
+from unveil.files import staged
+from unveil.model import Model
+from unveil.nn.unet import UNet
+from unveil.types import RecipeError, WeightsError
+
+PLAIN, INPAINT = "StableDiffusionPipeline", "StableDiffusionInpaintPipeline"
+CLASSES = (PLAIN, "StableDiffusionImg2ImgPipeline", INPAINT)
+PARTS = ("unet", "vae", "text_encoder")  # that have weights
+# Components that the index may list and that make no picture
+BESIDE = ("safety_checker", "feature_extractor", "image_encoder")
+# As Stable Diffusion's own folders space DDIM's levels
+SPACING = {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False}
+CONFIG = "scheduler_config.json"
+
+
+def read(folder: Folder) -> whole.Read:
+    """The model of a folder, in evaluation mode and float32, and how the folder fitted it.
+
+    Raises:
+        WeightsError: a component that is missing, damaged or of another kind, or an autoencoder with a codebook.
+        RecipeError: settings that are not supported.
+    """
+    unet = diffusers_unet.read_unet(folder.place("unet"))
+    if unet.label is not None:
+        raise WeightsError(f"{folder.path / 'unet'}: knows classes, which Stable Diffusion's pipelines do not give it")
+    codec = autoencoder_folder.read(folder.place("vae"))
+    if not isinstance(codec, KL):
+        raise WeightsError(f"{folder.path / 'vae'}: an autoencoder with a codebook; {folder.kind} has an AutoencoderKL")
+    for name in ("text_encoder", "tokenizer"):
+        folder.place(name)
+    encoder = text_folder.read_folder(folder.path)
+    network = unet.network.config
+    scheduler = read_scheduler(folder.place("scheduler") / CONFIG)
+    config = whole.described(network, codec, encoder, scheduler, _size(folder, codec))
+    model = whole.filled(config, unet.network.state_dict(), codec, encoder)
+    unused = [f"text_encoder.{key}" for key in encoder.rest] + [name for name in BESIDE if folder.has(name)]
+    total = sum(len(folder.tensors(name)) for name in PARTS)
+    return whole.Read(model, total - len(encoder.rest), tuple(unused))
+
+
+def report(folder: Folder) -> dict[str, Report]:
+    """How the weights of each component fit what the settings describe.
+
+    Raises:
+        WeightsError, RecipeError: as `read`, which lists keys that do not fit.
+    """
+    unused = {key for key in read(folder).unused}
+    found: dict[str, Report] = {}
+    for name in PARTS:
+        keys = list(folder.tensors(name))
+        rest = tuple(key for key in keys if f"{name}.{key}" in unused)
+        found[name] = Report(tuple(key for key in keys if key not in rest), unknown=rest)
+    return found
+
+
+def write(model: Model, path: Path) -> int:
+    """Writes a folder that diffusers opens with `from_pretrained`, whole or not at all; returns its tensors' number.
+
+    Raises:
+        RecipeError: a model that such a folder cannot hold.
+        NotWritable: something is there already, or the place cannot be written.
+    """
+    texts = [one for one in model.conditioners.values() if isinstance(one, Text)]
+    network, codec = model.denoiser.network, model.codec
+    if not isinstance(network, UNet) or not isinstance(codec, KL) or len(texts) != 1 or model.config is None:
+        raise RecipeError(
+            f"a folder of {PLAIN} holds a U-Net over a kl autoencoder's latents with one text encoder; this model is "
+            f"a {type(network).__name__} over {type(codec).__name__} with {len(texts)}"
+        )
+    scheduler = settings_of(model.config, SPACING)
+    kind = INPAINT if network.config.context_channels else PLAIN
+    index: dict[str, Any] = {
+        "_class_name": kind,
+        **{name: [None, None] for name in BESIDE[:2]},
+        "requires_safety_checker": False,
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", diffusers_unet.UNET],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    with staged(path) as temporary:
+        temporary.mkdir()
+        diffusers_unet.write(network, temporary / "unet", size=codec.latent_shape(model.shape)[-1])
+        autoencoder_folder.write(codec, temporary / "vae")
+        text_written.write_folder(texts[0], temporary)
+        (temporary / "scheduler").mkdir()
+        for name, content in ((f"scheduler/{CONFIG}", scheduler), (INDEX, index)):
+            (temporary / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+        written = Folder(temporary)
+        return sum(len(written.tensors(name)) for name in PARTS)
+
+
+def _size(folder: Folder, codec: KL) -> tuple[int, int]:
+    """Height and width of the pictures that the folder makes when it is not told."""
+    side = folder.settings("unet", [diffusers_unet.UNET]).get("sample_size") or 64
+    height, width = (side, side) if isinstance(side, int) else side
+    return height * codec.config.factor, width * codec.config.factor
