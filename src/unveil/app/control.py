@@ -100,9 +100,7 @@ def put_on(model: Model, wanted: Sequence[Asked], mode: str, console: Console) -
             Steering(key, name, digest, one.weight, one.start, one.stop, file.name, file.sha256, picture.content)
         )
     if left := [one.name for one in own.values() if one.key not in {each.key for each in controls}]:
-        raise RecipeError(
-            f"this model is the ControlNet {left[0]!r} on its base, and reads a picture: --control PICTURE"
-        )
+        raise RecipeError(f"this model is the ControlNet {left[0]!r} on its base; give its picture: --control PICTURE")
     model.controlled(*controls, mode=cast(Mode, mode))
     model.steering = tuple(steering)
     return model.steering

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from unveil.checkpoints import control, diffusers_unet, folders, ours, store
+from torch import Tensor
+
+from unveil.checkpoints import control, diffusers_unet, folders, latent_unet, ours, store
 from unveil.checkpoints.tensors import read_state, read_tensors
 from unveil.config import ModelConfig, read_yaml, validate
 from unveil.files import sha256
 from unveil.nn.controlnet import ControlNet
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import Base, WeightsError
+from unveil.types import Base, RecipeError, WeightsError
 
 THEIRS = "controlnet_cond_embedding."  # begins keys of diffusers' layout
 
@@ -33,7 +37,7 @@ def read(path: Path, base: UNetConfig | None = None) -> Found:
     Args:
         path: of a file with the published keys (also beside those of Stable Diffusion), a folder of diffusers, or a
             run, a checkpoint or a saved folder of ours.
-        base: of the U-Net that it is for, whose heads it has: a published file does not show them.
+        base: of the U-Net that it is for, whose heads and groups it has: a published file does not show them.
 
     Raises:
         WeightsError: there is none, or it is damaged.
@@ -105,12 +109,27 @@ def _published(path: Path, base: UNetConfig | None) -> ControlNet:
     if any(key.startswith(THEIRS) for key in shapes):
         raise WeightsError(f"{path}: a ControlNet of diffusers, whose settings lie beside it; give its whole folder")
     try:
-        return control.load(tensors, control.seen(shapes, _heads(base)))
-    except WeightsError as problem:
+        if base is not None and (found := _copy_of(base, tensors, shapes)) is not None:
+            return found
+        config = control.seen(shapes, None if base is None else _heads(base))
+        # 32 groups in every released one; a smaller one of another base is read as far as telling its widths
+        return control.load(tensors, replace(config, groups=math.gcd(32, *config.widths)))
+    except (WeightsError, RecipeError) as problem:
         raise WeightsError(f"{path}: {problem}") from problem
 
 
-def _heads(base: UNetConfig | None) -> Mapping[str, int] | None:
-    if base is None:
+def _copy_of(
+    base: UNetConfig, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> ControlNet | None:
+    """The ControlNet of this U-Net, if these tensors are of one; it may have been trained without pictures beside x."""
+    enter = latent_unet.plain(shapes, control.PREFIX).get("input_blocks.0.0.weight")
+    if enter is None:
         return None
+    try:
+        return control.load(tensors, replace(base, context_channels=max(enter[1] - base.in_channels, 0)))
+    except (WeightsError, RecipeError):  # of another base, which its shapes will tell
+        return None
+
+
+def _heads(base: UNetConfig) -> Mapping[str, int]:
     return {"heads": base.heads} if base.head_channels is None else {"head_channels": base.head_channels}

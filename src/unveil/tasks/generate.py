@@ -190,7 +190,7 @@ def repeat(
             size=(int(facts["size"][0]), int(facts["size"][1])) if "size" in facts else None,
         )
         told = [(str(one["sha256"]), float(one["weight"])) for one in facts.get("loras", [])]
-        steered = [dict(one) for one in facts.get("controls", [])]
+        steered = [_identity(one) for one in facts.get("controls", [])]
         place = int(facts["place"]) if "place" in facts else int(facts["sample"]) - request.first
         threads = int(facts["threads"])
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as problem:
@@ -206,7 +206,7 @@ def repeat(
         raise WeightsError(
             f"the picture was made with {len(told)} LoRAs, {len(model.worn)} others are on the model: give these"
         )
-    if steered != [one.record() for one in model.steering]:
+    if steered != [_identity(one.record()) for one in model.steering]:
         raise WeightsError(
             f"the picture was made with {len(steered)} ControlNets and their pictures, {len(model.steering)} others "
             "are on the model: give these"
@@ -315,6 +315,11 @@ def _hints(model: Model, part: Request) -> dict[str, Tensor]:
     networks = {} if model.controls is None else {one.key: one.network for one in model.controls.controls}
     fitted = {one.key: fit(one.pixels, height, width) for one in model.steering if one.pixels is not None}
     return {key: pixels[: networks[key].hint_channels].expand(part.count, -1, -1, -1) for key, pixels in fitted.items()}
+
+
+def _identity(control: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a record of a control says but for the names of files."""
+    return tuple(control[name] for name in ("sha256", "picture_sha256", "weight", "start", "stop"))
 
 
 def _facts(part: Request, row: int) -> dict[str, Any]:
