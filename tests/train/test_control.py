@@ -82,7 +82,7 @@ def test_the_base_stays_and_only_the_controlnet_is_kept(tmp_path: Path):
     assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
     assert model.controls is not None
     network = model.controls.controls[0].network
-    assert all(bool(one.weight.any()) for one in network.zero)  # pyright: ignore[reportArgumentType]
+    assert all(bool(weight.any()) for weight in network.zero.parameters())
     folder = ours.find(tmp_path / "run")
     assert {path.name for path in folder.rglob("*.safetensors")} == {"control.safetensors", "train_state.safetensors"}
     assert ours.base_of(folder) == PLACE._replace(what="control")

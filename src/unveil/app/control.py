@@ -123,11 +123,13 @@ def again(
     """
     recorded = facts.get("controls") or []
     try:
-        told = [Steering(**{"key": "", **one}) for one in recorded]
-        pictures = [Input(str(one.picture), str(one.picture_sha256)) for one in told]
-        ranges = [(float(one.weight), float(one.start), float(one.stop)) for one in told]
-    except (TypeError, ValueError) as problem:
-        raise MediaError(f"the picture's record of its ControlNets: {problem}; use it as it was written") from problem
+        told = [Input(str(one["name"]), str(one["sha256"])) for one in recorded]
+        pictures = [Input(str(one["picture"]), str(one["picture_sha256"])) for one in recorded]
+        ranges = [(float(one["weight"]), float(one["start"]), float(one["stop"])) for one in recorded]
+    except (KeyError, TypeError, ValueError) as problem:
+        raise MediaError(
+            f"the picture's record of its ControlNets lacks {problem}; use it as it was written"
+        ) from problem
     paths = inputs.found(pictures, [*(one.picture for one in given), *places])
     own: dict[str, Path | None] = {one.sha256: None for one in model.steering}
     own |= {control_file.digest(one.network): one.network for one in given if one.network is not None} if told else {}
@@ -149,7 +151,7 @@ def _own(one: Asked, own: Mapping[str, Steering]) -> Steering | None:
     return next(iter(own.values()))
 
 
-def _found(one: Steering, known: Mapping[str, Path | None]) -> Path | None:
+def _found(one: Input, known: Mapping[str, Path | None]) -> Path | None:
     """The path of a ControlNet of a record; None for the model's own."""
     if one.sha256 in known:
         return known[one.sha256]
@@ -157,6 +159,6 @@ def _found(one: Steering, known: Mapping[str, Path | None]) -> Path | None:
     if here.exists() and control_file.digest(here) == one.sha256:
         return here
     raise WeightsError(
-        f"the picture was made with the ControlNet {one.name!r} (sha256 {str(one.sha256)[:12]}...); give it with "
+        f"the picture was made with the ControlNet {one.name!r} (sha256 {one.sha256[:12]}...); give it with "
         "--control FILE=PICTURE"
     )
