@@ -202,15 +202,7 @@ def repeat(
             f"the picture was made by {facts['model'].get('name')!r} (sha256 {str(made_by)[:12]}...), "
             f"this is {source.name!r} ({source.sha256[:12]}...); give the model that made it"
         )
-    if told != [(one.sha256, one.weight) for one in model.worn]:
-        raise WeightsError(
-            f"the picture was made with {len(told)} LoRAs, {len(model.worn)} others are on the model: give these"
-        )
-    if steered != [_identity(one.record()) for one in model.steering]:
-        raise WeightsError(
-            f"the picture was made with {len(steered)} ControlNets and their pictures, {len(model.steering)} others "
-            "are on the model: give these"
-        )
+    _same_additions(model, told, steered)
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, threads))  # sums are split by thread
     try:
@@ -315,6 +307,19 @@ def _hints(model: Model, part: Request) -> dict[str, Tensor]:
     networks = {} if model.controls is None else {one.key: one.network for one in model.controls.controls}
     fitted = {one.key: fit(one.pixels, height, width) for one in model.steering if one.pixels is not None}
     return {key: pixels[: networks[key].hint_channels].expand(part.count, -1, -1, -1) for key, pixels in fitted.items()}
+
+
+def _same_additions(model: Model, loras: Sequence[tuple[str, float]], controls: Sequence[tuple[Any, ...]]) -> None:
+    """Raises WeightsError unless a record's LoRAs and ControlNets are those that are on the model."""
+    if loras != [(one.sha256, one.weight) for one in model.worn]:
+        raise WeightsError(
+            f"the picture was made with {len(loras)} LoRAs, {len(model.worn)} others are on the model: give these"
+        )
+    if controls != [_identity(one.record()) for one in model.steering]:
+        raise WeightsError(
+            f"the picture was made with {len(controls)} ControlNets and their pictures, {len(model.steering)} others "
+            "are on the model: give these"
+        )
 
 
 def _identity(control: Mapping[str, Any]) -> tuple[Any, ...]:
