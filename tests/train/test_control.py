@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from unveil.checkpoints import control_file, ours
+from unveil.checkpoints import control_file, ours, trained_on
 from unveil.checkpoints.tensors import read_header, read_tensors
 from unveil.conditioning.edges import canny
 from unveil.config import Recipe, load_recipe
@@ -85,7 +85,7 @@ def test_the_base_stays_and_only_the_controlnet_is_kept(tmp_path: Path):
     assert all(bool(weight.any()) for weight in network.zero.parameters())
     folder = ours.find(tmp_path / "run")
     assert {path.name for path in folder.rglob("*.safetensors")} == {"control.safetensors", "train_state.safetensors"}
-    assert ours.base_of(folder) == PLACE._replace(what="control")
+    assert trained_on.base_of(folder) == PLACE._replace(what="control")
     assert "only the weights of a ControlNet on `base`" in (folder / "card.md").read_text()
     averaged, as_trained = (read_tensors(place / "control.safetensors") for place in (folder / "ema", folder))
     assert torch.equal(averaged["zero.0.weight"], network.state_dict()["zero.0.weight"])
@@ -93,7 +93,7 @@ def test_the_base_stays_and_only_the_controlnet_is_kept(tmp_path: Path):
     moments = read_header(folder / "train_state.safetensors").tensors
     assert all(name.startswith("optimizer.controls.networks.0.") for name in moments)
     found = control_file.read(tmp_path / "run")
-    assert found.base == ours.base_of(folder)
+    assert found.base == trained_on.base_of(folder)
     state = found.network.state_dict()
     assert state.keys() == averaged.keys()
     assert all(torch.equal(tensor, averaged[key]) for key, tensor in state.items())

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from unveil.checkpoints import control_file, dit_model, hf, lora, ours, published, store
+from unveil.checkpoints import control_file, dit_model, hf, lora, ours, published, store, trained_on
 from unveil.checkpoints.lora_sites import parts_of
 from unveil.checkpoints.lora_trained import LORA
 from unveil.conditioning.control import Control
@@ -88,14 +88,14 @@ def _of_addition(path: Path) -> Path | None:
         folder = ours.find(path)
     except WeightsError:  # another kind of folder
         return None
-    return folder if ours.base_of(folder) is not None else None
+    return folder if trained_on.base_of(folder) is not None else None
 
 
 def _with_addition(
     folder: Path, name: str, where: torch.device, said: Mapping[str, Any] | None
 ) -> tuple[Model, Source]:
     """A run's LoRA or ControlNet on its base, which must be where it was."""
-    told = ours.base_of(folder)
+    told = trained_on.base_of(folder)
     assert told is not None
     store.verify(folder)
     model, base = open_model(told.path, where, said)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from unveil.checkpoints import control, diffusers_unet, folders, latent_unet, ours, store
+from unveil.checkpoints import control, diffusers_unet, folders, latent_unet, ours, store, trained_on
 from unveil.checkpoints.tensors import read_state, read_tensors
 from unveil.config import ModelConfig, read_yaml, validate
 from unveil.files import sha256
@@ -100,7 +100,7 @@ def _ours(path: Path) -> Found:
     made = control.of_layers(network, ordered)
     ours.check_keys(file, made, tensors)
     made.load_state_dict(tensors, assign=True)
-    return Found(made.eval(), sha256(file), ours.base_of(folder))
+    return Found(made.eval(), sha256(file), trained_on.base_of(folder))
 
 
 def _published(path: Path, base: UNetConfig | None) -> ControlNet:

@@ -27,11 +27,12 @@ from unveil.checkpoints.control import TRAINED
 from unveil.checkpoints.lora_trained import LORA, Trained
 from unveil.checkpoints.meta import Unfilled
 from unveil.checkpoints.tensors import read_header, read_tensors
+from unveil.checkpoints.trained_on import BASE, base_of
 from unveil.codec import KL, VQ
 from unveil.conditioning.text import Text
 from unveil.config import AutoencoderConfig, ModelConfig, dump, read_yaml, validate
 from unveil.model import Model, build
-from unveil.types import ADDITIONS, Base, NonFinite, RecipeError, WeightsError, nearest
+from unveil.types import ADDITIONS, NonFinite, RecipeError, WeightsError, nearest
 
 if TYPE_CHECKING:
     from unveil.checkpoints.tensors import Header
@@ -41,7 +42,6 @@ Which = Literal["ema", "trained"]
 
 CODEC = "codec.safetensors"
 SHIPPED = "models"  # the package's folder of models that come with it
-BASE = "base.json"
 SHOWN = 8  # keys that an error lists
 
 # What the keys of well-known files look like, by two that only they have.
@@ -199,23 +199,6 @@ def load_codec(path: Path | str) -> KL | VQ:
     if not isinstance(codec, KL | VQ):
         raise WeightsError(f"{path}: a model of pixels, without an autoencoder; name the folder of one")
     return codec
-
-
-def base_of(folder: Path) -> Base | None:
-    """What the LoRA or the ControlNet in a folder is on; None for a folder of whole weights.
-
-    Raises:
-        WeightsError: the file that says so is damaged.
-    """
-    if not (folder / BASE).is_file():
-        return None
-    try:
-        base = Base(**{name: str(value) for name, value in store.read_json(folder / BASE).items()})
-        if base.what not in ADDITIONS:
-            raise TypeError(f"what = {base.what!r}")
-        return base
-    except (TypeError, AttributeError) as problem:
-        raise WeightsError(f"{folder / BASE}: damaged ({problem}); use another checkpoint") from problem
 
 
 def load_weights(model: Model, path: Path | str, *, which: Which = "ema") -> Model:
