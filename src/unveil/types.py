@@ -127,12 +127,19 @@ def like(value: Number, x: Tensor) -> Tensor | float:
     return value.reshape(value.shape + (1,) * (x.ndim - value.ndim)).to(x.dtype).to(x.device)
 
 
+ADDITIONS = {"lora": "LoRA", "control": "ControlNet"}  # what is trained on a model that stays as it is
+
+
 class Base(NamedTuple):
-    """The model that a LoRA is trained on: its name, where it was found, and the hash of its files."""
+    """The model that an addition is trained on: its name, where it was found, the hash of its files.
+
+    what: is added, a key of `ADDITIONS`.
+    """
 
     name: str
     path: str
     sha256: str
+    what: str = "lora"
 
 
 class Worn(NamedTuple):
@@ -141,6 +148,29 @@ class Worn(NamedTuple):
     name: str
     sha256: str
     weight: float = 1.0
+
+
+class Steering(NamedTuple):
+    """A ControlNet that is on a model.
+
+    key: that its picture is asked for by. name, sha256: of its weights' file. weight, start, stop: of `Control`.
+    picture, picture_sha256: the name of the picture's file and its hash; empty: none was chosen yet.
+    pixels: the picture, uint8 (1 or 3, H, W) of any size.
+    """
+
+    key: str
+    name: str
+    sha256: str
+    weight: float = 1.0
+    start: float = 0.0
+    stop: float = 1.0
+    picture: str = ""
+    picture_sha256: str = ""
+    pixels: Tensor | None = None
+
+    def record(self) -> dict[str, Any]:
+        """All that a picture's record holds of it; the pixels are found again by their hash."""
+        return {name: value for name, value in self._asdict().items() if name not in ("key", "pixels")}
 
 
 @dataclass(frozen=True)

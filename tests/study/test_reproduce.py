@@ -27,6 +27,7 @@ from unveil.types import NotWritable, RecipeError
 
 QUIET = Console(quiet=True)
 EXPECTED = {
+    "controlnet-edges",
     "ddpm-objective",
     "iddpm-schedule",
     "iddpm-variance",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from unveil.checkpoints import ours
+from unveil.checkpoints import ours, trained_on
 from unveil.checkpoints.lora_trained import NAME
 from unveil.checkpoints.tensors import read_header, read_tensors
 from unveil.config import Recipe, load_recipe
@@ -72,7 +72,7 @@ def test_the_base_stays_and_only_additions_are_kept(tmp_path: Path):
     folder = ours.find(tmp_path / "run")
     held = {path.name for path in folder.rglob("*.safetensors")}
     assert held == {"lora.safetensors", "train_state.safetensors"}
-    assert ours.base_of(folder) == PLACE
+    assert trained_on.base_of(folder) == PLACE
     assert "only the weights of a LoRA on `base`" in (folder / "card.md").read_text()
     averaged, as_trained = (read_tensors(place / "lora.safetensors") for place in (folder / "ema", folder))
     key = "denoiser.leave[0:16].lora_B.weight"

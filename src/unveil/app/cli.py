@@ -19,6 +19,8 @@ from unveil.app.lora_cli import lora_app
 from unveil.app.options import (
     AsJson,
     Batch,
+    ControlMode,
+    Controls,
     Device,
     Dtype,
     Every,
@@ -132,6 +134,8 @@ def sample(
     strip: Annotated[bool, typer.Option("--strip", help="Also save the way from noise to picture.")] = False,
     like: Like = None,
     lora: Loras = None,
+    control: Controls = None,
+    control_mode: ControlMode = "balanced",
     classifier: Annotated[Path | None, typer.Option(help="A noisy classifier that guides towards the class.")] = None,
     classifier_scale: Annotated[float, typer.Option(help="Of its gradient; 1 is Bayes' rule.")] = 1.0,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the network first, for many pictures.")] = False,

@@ -12,7 +12,7 @@ from unveil.app.models import lora_file, open_model
 from unveil.checkpoints import lora as files
 from unveil.checkpoints import lora_export, lora_sites, shelf
 from unveil.checkpoints.lora_keys import NAMINGS
-from unveil.checkpoints.ours import base_of
+from unveil.checkpoints.trained_on import base_of
 from unveil.files import refuse_overwrite, sha256
 from unveil.model import Model
 from unveil.nn import lora

@@ -9,16 +9,18 @@ from typing import Any
 
 import torch
 
-from unveil.checkpoints import dit_model, hf, lora, ours, published, shelf, store
+from unveil.checkpoints import control_file, dit_model, hf, lora, ours, published, shelf, store, trained_on
 from unveil.checkpoints.lora_sites import parts_of
 from unveil.checkpoints.lora_trained import LORA
+from unveil.conditioning.control import Control
 from unveil.config import ModelConfig, read_yaml, validate
 from unveil.files import sha256
 from unveil.model import Model
 from unveil.tasks.generate import Source
-from unveil.types import OutOfResources, RecipeError, WeightsError, nearest
+from unveil.types import ADDITIONS, OutOfResources, RecipeError, Steering, WeightsError, nearest
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+OWN = "hint"  # the key of the picture that a run's own ControlNet reads: that of the data it was trained on
 
 
 def device(name: str) -> torch.device:
@@ -51,8 +53,8 @@ def open_model(
     """
     path = shelf.place(name, "checkpoints")
     name = str(path)
-    if path.is_dir() and (folder := _of_lora(path)) is not None:
-        return _with_lora(folder, name, where, said)
+    if path.is_dir() and (folder := _of_addition(path)) is not None:
+        return _with_addition(folder, name, where, said)
     if path.is_file():
         known = validate(published.Said, dict(said or {}), "file")
         return published.load(path, known).to(where), Source(path.name, sha256(path))
@@ -85,31 +87,41 @@ def lora_file(path: Path) -> Path:
     raise WeightsError(f"{path}: neither peft's folder nor a run that trained a LoRA; it has whole weights")
 
 
-def _of_lora(path: Path) -> Path | None:
-    """The checkpoint of a run that trained a LoRA, if this is one."""
+def _of_addition(path: Path) -> Path | None:
+    """The checkpoint of a run that trained a LoRA or a ControlNet, if this is one."""
     try:
         folder = ours.find(path)
     except WeightsError:  # another kind of folder
         return None
-    return folder if ours.base_of(folder) is not None else None
+    return folder if trained_on.base_of(folder) is not None else None
 
 
-def _with_lora(folder: Path, name: str, where: torch.device, said: Mapping[str, Any] | None) -> tuple[Model, Source]:
-    """A run's LoRA on its base, which must be where it was."""
-    told = ours.base_of(folder)
+def _with_addition(
+    folder: Path, name: str, where: torch.device, said: Mapping[str, Any] | None
+) -> tuple[Model, Source]:
+    """A run's LoRA or ControlNet on its base, which must be where it was."""
+    told = trained_on.base_of(folder)
     assert told is not None
     store.verify(folder)
     model, base = open_model(told.path, where, said)
     if base.sha256 != told.sha256:
         raise WeightsError(
-            f"{told.path}: has changed since the LoRA in {name} was trained on it (sha256 {told.sha256[:12]}..., now "
-            f"{base.sha256[:12]}...); sample it with --lora {name} if that is meant"
+            f"{told.path}: has changed since the {ADDITIONS[told.what]} in {name} was trained on it (sha256 "
+            f"{told.sha256[:12]}..., now {base.sha256[:12]}...); sample it with --{told.what} {name} if that is meant"
         )
-    file = lora_file(folder)
-    lora.attach(parts_of(model), folder.name, lora.read(file))
+    if told.what == "lora":
+        file = lora_file(folder)
+        lora.attach(parts_of(model), folder.name, lora.read(file))
+        added = sha256(file)
+    else:
+        found = control_file.read(folder)
+        model.controlled(Control(OWN, found.network.to(where)))
+        model.steering = (Steering(OWN, Path(name).resolve().name, found.sha256),)
+        added = found.sha256
     described = read_yaml((folder / "model.yaml").read_text("utf-8"), str(folder / "model.yaml"))
     model.config = validate(ModelConfig, described, str(folder / "model.yaml"))
-    both = hashlib.sha256(f"{base.sha256} {sha256(file)}".encode()).hexdigest()
+    model.sampling = model.config.sample
+    both = hashlib.sha256(f"{base.sha256} {added}".encode()).hexdigest()
     return model, Source(_called(name, folder), both)
 
 

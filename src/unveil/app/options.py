@@ -39,6 +39,18 @@ Loras = Annotated[
     list[str] | None,
     typer.Option("--lora", help="A LoRA's file or run, FILE or FILE:WEIGHT; may be repeated.", metavar="FILE[:WEIGHT]"),
 ]
+Controls = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--control",
+        help="A ControlNet's file, folder or run, and the picture it reads; the picture alone for a model that is such "
+        "a run; start and stop are shares of the way from noise; may be repeated.",
+        metavar="[FILE=]PICTURE[:WEIGHT[:START-STOP]]",
+    ),
+]
+ControlMode = Annotated[
+    str, typer.Option("--control-mode", help="balanced, or guess: most where the prompt says little.", metavar="MODE")
+]
 Like = Annotated[Path | None, typer.Option(help="Repeat this picture exactly.", metavar="PICTURE")]
 Out = Annotated[Path, typer.Option(help="A folder, or a .png file.")]
 Preview = Annotated[

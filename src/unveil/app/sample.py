@@ -68,9 +68,10 @@ def repeat(wish: Wish, like: Path, place: Place, console: Console, places: Seque
     """
     facts = read_facts(like)
     place.check()
-    model, source = model_of(wish, facts, like, console)
+    places = [*places, like.parent, Path()]
+    model, source = model_of(wish, facts, like, console, places)
     guided = wish.guided(model)
-    edit = again(model, facts, [*places, like.parent, Path()])
+    edit = again(model, facts, places)
     with console.progress("step", 0) as progress:
         classifier = None if guided is None else guided.classifier
         picture = draw_again(model, facts, source, progress.reach, classifier=classifier, edit=edit)
@@ -78,8 +79,10 @@ def repeat(wish: Wish, like: Path, place: Place, console: Console, places: Seque
     console.result(written.facts() | {"model": source._asdict(), "like": str(like)}, written.text())
 
 
-def model_of(wish: Wish, facts: Mapping[str, Any], like: Path, console: Console) -> tuple[Model, Source]:
-    """The model that a picture's record names, or the one that was given.
+def model_of(
+    wish: Wish, facts: Mapping[str, Any], like: Path, console: Console, places: Sequence[Path] = ()
+) -> tuple[Model, Source]:
+    """The model that a picture's record names, or the one that was given; its inputs lie in `places`, or beside it.
 
     Raises:
         MediaError: neither does.
@@ -88,7 +91,7 @@ def model_of(wish: Wish, facts: Mapping[str, Any], like: Path, console: Console)
     name = wish.model or (named.get("name") if isinstance(named, dict) else None)
     if not isinstance(name, str):
         raise MediaError(f"{like}: its record names no model; pass the model's folder")
-    return opened(wish, name, console, recorded=facts)
+    return opened(wish, name, console, recorded=facts, places=places or [like.parent, Path()])
 
 
 def again(model: Model, facts: Mapping[str, Any], places: Sequence[Path]) -> Edit:

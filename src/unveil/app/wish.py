@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from unveil.app import control as controls
 from unveil.app import lora as loras
 from unveil.app.console import Console
 from unveil.app.models import device as pick
@@ -45,11 +46,14 @@ class Wish:
     size: str | None = None
     words: tuple[str, ...] = ()  # settings as KEY=VALUE, and a prompt
     loras: tuple[str, ...] = ()
+    controls: tuple[str, ...] = ()
+    control_mode: str = "balanced"
 
     @classmethod
     def typed(cls, options: Mapping[str, Any]) -> Wish:
         """The wish of a command's options, by their names; what a command does not have is as it is by default."""
-        lists = {"label": "labels", "given": "given", "negative": "negative", "settings": "words", "lora": "loras"}
+        lists = {"label": "labels", "given": "given", "negative": "negative", "settings": "words"}
+        lists |= {"lora": "loras", "control": "controls"}
         found: dict[str, Any] = {to: tuple(options.get(name) or ()) for name, to in lists.items()}
         seeds: Sequence[int] = options.get("seed") or (0,)
         found["seed"] = seeds[0] if len(seeds) == 1 else tuple(seeds)
@@ -129,15 +133,18 @@ def opened(
     *,
     shown: Sequence[str] = (),
     recorded: Mapping[str, Any] | None = None,
+    places: Sequence[Path] = (),
 ) -> tuple[Model, Source]:
-    """The model of a wish with its LoRAs, ready to draw pictures.
+    """The model of a wish with its LoRAs and ControlNets, ready to draw pictures.
 
     Args:
         wish: what is asked.
         name: of the model, or its place.
         shown: keys of the pictures that the command gives the network.
         console: what says how it goes.
-        recorded: the record of a picture that is drawn again; it says what is shown and which LoRAs there are.
+        recorded: the record of a picture that is drawn again; it says what is shown and which LoRAs and ControlNets
+            there are.
+        places: files and folders where the pictures of a record may lie.
 
     Raises:
         RecipeError: a model that has to be shown other pictures, or whose samples are none.
@@ -160,6 +167,10 @@ def opened(
     loras.put_on(
         model, source, wanted if recorded is None else loras.again(recorded.get("loras") or [], wanted), console
     )
+    steered, mode = [controls.asked(one) for one in wish.controls], wish.control_mode
+    if recorded is not None:
+        steered, mode = controls.again(recorded, steered, model, places)
+    controls.put_on(model, steered, mode, console)
     return model.lowered(dtype), source
 
 

@@ -19,6 +19,7 @@ from unveil.types import RecipeError, WeightsError
 
 PREFIX = "control_model."  # of its keys in a file that holds Stable Diffusion too
 HINT = "input_hint_block"
+TRAINED = "control.safetensors"  # of one that was trained here, in the place of a model's weights
 
 
 def names(network: ControlNet) -> Names:
@@ -58,6 +59,11 @@ def empty(config: UNetConfig, shapes: Mapping[str, Sequence[int]]) -> ControlNet
     layers = [shapes[f"{HINT}.{place}.weight"] for place in places]
     if len(layers) < 2 or len(layers) % 2:
         raise WeightsError(f"not a ControlNet: {len(layers)} layers under {HINT}, which are an even number, mostly 8")
+    return of_layers(config, layers)
+
+
+def of_layers(config: UNetConfig, layers: Sequence[Sequence[int]]) -> ControlNet:
+    """A ControlNet without memory, of whose hint network these are the shapes of the weights; there are at least 2."""
     widths = [layers[0][0], *(shape[0] for shape in layers[2:-1:2])]
     with weightless():
         return ControlNet(config, hint_channels=layers[0][1], hint_widths=widths)

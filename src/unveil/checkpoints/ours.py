@@ -4,7 +4,7 @@
 
 A text encoder's part is `prompt.safetensors`, with `prompt.tokenizer.json` where the vocabulary is its own. What was
 trained as a LoRA on a base that stays as it is has lora.safetensors in the place of weights, and base.json, which says
-what it is on.
+what it is on; a ControlNet likewise has control.safetensors.
 
 A training checkpoint is the same folder with the weights as trained, the averaged ones in `ema/`, and what
 training needs to go on. Whoever loads it to sample gets the averaged weights.
@@ -23,14 +23,16 @@ from torch import Tensor, nn
 
 from unveil.checkpoints import layouts, store
 from unveil.checkpoints.card import card
+from unveil.checkpoints.control import TRAINED
 from unveil.checkpoints.lora_trained import LORA, Trained
 from unveil.checkpoints.meta import Unfilled
 from unveil.checkpoints.tensors import read_header, read_tensors
+from unveil.checkpoints.trained_on import BASE, base_of
 from unveil.codec import KL, VQ
 from unveil.conditioning.text import Text
 from unveil.config import AutoencoderConfig, ModelConfig, dump, read_yaml, validate
 from unveil.model import Model, build
-from unveil.types import Base, NonFinite, RecipeError, WeightsError, nearest
+from unveil.types import ADDITIONS, NonFinite, RecipeError, WeightsError, nearest
 
 if TYPE_CHECKING:
     from unveil.checkpoints.tensors import Header
@@ -40,7 +42,6 @@ Which = Literal["ema", "trained"]
 
 CODEC = "codec.safetensors"
 SHIPPED = "models"  # the package's folder of models that come with it
-BASE = "base.json"
 SHOWN = 8  # keys that an error lists
 
 
@@ -59,7 +60,8 @@ def model_files(model: Model, *, about: str = "") -> dict[str, store.Content]:
         about: Markdown for the end of the card: how it was trained, how good it is.
     """
     if model.base is not None:
-        on = f"These are only the weights of a LoRA on `{model.base.name}` (sha256 {model.base.sha256[:12]})."
+        what = ADDITIONS[model.base.what]
+        on = f"These are only the weights of a {what} on `{model.base.name}` (sha256 {model.base.sha256[:12]})."
         about = f"{on}\n\n{about}"
     files: dict[str, store.Content] = {**weight_files(model), "card.md": card(model, about)}
     for name, part in _texts(model):
@@ -127,8 +129,10 @@ def load_model(path: Path | str, *, dtype: torch.dtype | None = torch.float32) -
     folder = find(path)
     store.verify(folder)
     if (base := base_of(folder)) is not None:
+        option = f"--lora {path}" if base.what == "lora" else f"--control {path}=PICTURE"
         raise WeightsError(
-            f"{folder}: holds a LoRA on {base.name!r}, not a whole model; unveil sample {base.path} --lora {path}"
+            f"{folder}: holds a {ADDITIONS[base.what]} on {base.name!r}, not a whole model; "
+            f"unveil sample {base.path} {option}"
         )
     described = folder / "model.yaml"
     if not described.is_file():
@@ -186,20 +190,6 @@ def load_codec(path: Path | str) -> KL | VQ:
     return codec
 
 
-def base_of(folder: Path) -> Base | None:
-    """What the LoRA in a folder is on; None for a folder of whole weights.
-
-    Raises:
-        WeightsError: the file that says so is damaged.
-    """
-    if not (folder / BASE).is_file():
-        return None
-    try:
-        return Base(**{name: str(value) for name, value in store.read_json(folder / BASE).items()})
-    except (TypeError, AttributeError) as problem:
-        raise WeightsError(f"{folder / BASE}: damaged ({problem}); use another checkpoint") from problem
-
-
 def load_weights(model: Model, path: Path | str, *, which: Which = "ema") -> Model:
     """Copies the weights of a folder into a model that is built already; returns it.
 
@@ -216,17 +206,17 @@ def copy_weights(model: nn.Module, folder: Path, which: Which) -> None:
     """The same for a folder that has been verified.
 
     Raises:
-        WeightsError: weights of another shape than the model's (lists the keys), or a LoRA on another base.
+        WeightsError: weights of another shape than the model's (lists the keys), or an addition to another base.
     """
     told, base = base_of(folder), model.base if isinstance(model, Model) else None
     if told is not None and base is not None and told.sha256 != base.sha256:
         raise WeightsError(
-            f"{folder}: its LoRA is on {told.name!r} (sha256 {told.sha256[:12]}...), the base here is "
-            f"{base.name!r} ({base.sha256[:12]}...); give that one as base, or start a new run"
+            f"{folder}: its {ADDITIONS[told.what]} is on {told.name!r} (sha256 {told.sha256[:12]}...), the base here "
+            f"is {base.name!r} ({base.sha256[:12]}...); give that one as base, or start a new run"
         )
     for name, part in _parts(model):
         tensors = read_tensors(_weights_of(folder, name, which))
-        _check_keys(folder / name, part, tensors)
+        check_keys(folder / name, part, tensors)
         part.load_state_dict(tensors)
 
 
@@ -311,7 +301,10 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield CODEC, model
         return
     if model.base is not None:
-        yield LORA, Trained(model.denoiser.network)
+        if model.controls is not None and model.base.what == "control":
+            yield TRAINED, model.controls.controls[0].network
+        else:
+            yield LORA, Trained(model.denoiser.network)
         return
     yield "denoiser.safetensors", model.denoiser
     for name, part in model.conditioners.items():
@@ -336,7 +329,7 @@ def _weights_of(folder: Path, name: str, which: Which) -> Path:
 def _assign(model: nn.Module, folder: Path, which: Which, dtype: torch.dtype | None) -> None:
     for name, part in _parts(model):
         tensors = read_tensors(_weights_of(folder, name, which))
-        _check_keys(folder / name, part, tensors)
+        check_keys(folder / name, part, tensors)
         if dtype is not None:
             tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
         trained = {key: parameter.requires_grad for key, parameter in part.named_parameters()}
@@ -345,7 +338,8 @@ def _assign(model: nn.Module, folder: Path, which: Which, dtype: torch.dtype | N
             parameter.requires_grad_(trained[key])
 
 
-def _check_keys(path: Path, part: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def check_keys(path: Path, part: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Raises WeightsError that lists what does not fit, unless a part takes just these tensors."""
     expected = {key: tuple(value.shape) for key, value in part.state_dict().items()}
     faults = [f"{key}: missing" for key in expected if key not in tensors]
     faults += [f"{key}: not a part of this network" for key in tensors if key not in expected]

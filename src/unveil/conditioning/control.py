@@ -13,9 +13,12 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from unveil.conditioning.image import Hint
+from unveil.core.denoiser import Denoiser
 from unveil.nn.controlnet import ControlNet
 from unveil.nn.spatial import Remembered
-from unveil.types import Condition, Level, RecipeError, ShapeError, nearest
+from unveil.nn.unet import Encoder
+from unveil.nn.unet_config import UNetConfig
+from unveil.types import Condition, Level, RecipeError, ShapeError, WeightsError, nearest
 
 # Where residuals are added: to everything that the U-Net's way down left and to its middle, or to the middle alone
 Place = Literal["all", "middle"]
@@ -24,6 +27,15 @@ Place = Literal["all", "middle"]
 Mode = Literal["balanced", "guess"]
 PLACES, MODES = get_args(Place), get_args(Mode)
 GUESS_DECAY = 0.825  # from one residual to the next shallower one
+# What a U-Net and its ControlNet have in common, in words
+ALIKE = {
+    "in_channels": "channels of x",
+    "widths": "widths of the levels",
+    "blocks": "blocks of a level",
+    "patch": "patch",
+    "context_width": "width of the text",
+    "vector_dim": "width of the time embedding",
+}
 
 
 @dataclass(frozen=True)
@@ -104,17 +116,17 @@ class Controls(nn.Module):
         """What guidance goes away from: the same hint, but none in guess mode."""
         return replace(null, hint=None) if self.mode == "guess" else null
 
-    def forward(self, x: Tensor, t: Tensor, condition: Condition, level: Level) -> Condition:
+    def forward(self, x: Tensor, t: Tensor, condition: Condition, level: Level | None = None) -> Condition:
         """The condition that the U-Net is given: residuals in the place of the hint.
 
         Args:
             x, t: as the U-Net is given them.
-            level: that t stands for.
+            level: that t stands for; None: every control works, whatever its part of the run.
 
         Raises:
             ShapeError: a hint that does not fit.
         """
-        shares = [one.share(level, len(x)) for one in self.controls]
+        shares = [1.0 if level is None else one.share(level, len(x)) for one in self.controls]
         used = replace(condition, hint=None)
         if condition.hint is None or not any(isinstance(share, Tensor) or share for share in shares):
             return used
@@ -154,6 +166,59 @@ class Controls(nn.Module):
         return made() if self._features is None else self._features.of(hint, made)
 
 
+class Steered(nn.Module):
+    """A U-Net under controls, at every level, as one network: (x, t, condition with a hint) to the U-Net's result."""
+
+    def __init__(self, network: nn.Module, controls: Controls) -> None:
+        super().__init__()
+        self.network, self.controls = network, controls
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The arguments are the U-Net's."""
+        return self.network(x, t, self.controls(x, t, condition))
+
+
+def steered(denoiser: Denoiser, controls: Controls | None) -> Denoiser:
+    """The denoiser whose network is under the controls, which is what trains; itself where there are none."""
+    if controls is None:
+        return denoiser
+    under, learns = Steered(denoiser.network, controls), denoiser.learns_variance
+    return Denoiser(under, denoiser.process, prediction=denoiser.prediction, learns_variance=learns)
+
+
+def check_fits(control: Control, network: nn.Module, factor: int) -> None:
+    """Whether a control is for this network.
+
+    Args:
+        network: that its residuals are added in.
+        factor: how many times larger than x pictures are.
+
+    Raises:
+        WeightsError: another network than a U-Net, or another U-Net than the control was copied from; what differs is
+            named with both values.
+    """
+    if not isinstance(network, Encoder):
+        raise WeightsError(f"{control.key}: a ControlNet is for a U-Net; this model is a {type(network).__name__}")
+    theirs, ours = control.network.config, network.config
+    differ = [
+        f"{words} {_said(theirs, name)}, here {_said(ours, name)}"
+        for name, words in ALIKE.items()
+        if getattr(theirs, name) != getattr(ours, name)
+    ]
+    if not differ and control.network.stack_widths != network.stack_widths:
+        differ = [f"widths on the way down {control.network.stack_widths}, here {network.stack_widths}"]
+    if differ:
+        raise WeightsError(
+            f"{control.key}: a ControlNet of another base ({'; '.join(differ)}); give one that was trained for this "
+            "model, or the model that it was trained for"
+        )
+    if control.network.factor != factor:
+        raise WeightsError(
+            f"{control.key}: a ControlNet whose hints are {control.network.factor} times the size of x; here pictures "
+            f"are {factor} times its size; give one that was trained for this model"
+        )
+
+
 def exchange(
     conditioners: nn.ModuleDict, before: Controls | None, controls: Sequence[Control], mode: Mode
 ) -> Controls | None:
@@ -176,6 +241,11 @@ def exchange(
         device = next(new.parameters()).device
         conditioners.update({key: hint.to(device) for key, hint in new.conditioners.items()})
     return new
+
+
+def _said(config: UNetConfig, name: str) -> str:
+    value = getattr(config, name)
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _weighted(residuals: Sequence[Tensor], control: Control, mode: Mode, share: float | Tensor) -> list[Tensor]:

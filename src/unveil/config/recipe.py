@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -26,7 +26,7 @@ from unveil.nn.classifier import NoisyClassifierConfig
 from unveil.nn.cnn import CnnConfig
 from unveil.nn.lora import LoraConfig
 from unveil.nn.vit import ViTConfig
-from unveil.types import RecipeError, nearest
+from unveil.types import ADDITIONS, RecipeError, nearest
 
 CnnSection = section("cnn", CnnConfig)
 NoisyClassifierSection = section("noisy-classifier", NoisyClassifierConfig)
@@ -64,18 +64,33 @@ class Described(Section):
     expected: Expected = Expected()
 
 
+class ControlSection(Section):
+    """A ControlNet, which reads the hints of the data.
+
+    Attributes:
+        hint_channels: of the hints.
+        hint_widths: of the levels of the network that reads them; None: as many as bring hints to the size of what the
+            base's first convolution makes.
+    """
+
+    hint_channels: Literal[3] = 3
+    hint_widths: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+
+
 class Recipe(ModelConfig, Described):
     """A diffusion model: the parts of `ModelConfig` flat, and what is done with them.
 
     Attributes:
-        base: a trained model, run or published file with this network, of which only additions are trained.
-        lora: these additions.
+        base: a trained model, run or published file with this network, which stays as it is.
+        lora: additions to its layers, which alone are trained.
+        control: a ControlNet beside it, which alone is trained.
         small: overrides by dotted key that make a run of seconds.
     """
 
     kind: Literal["diffusion"] = "diffusion"
     base: str | None = None
     lora: Lora | None = None
+    control: ControlSection | None = None
     data: Data
     objective: Objective = SimpleObjective()
     train: TrainConfig
@@ -83,10 +98,17 @@ class Recipe(ModelConfig, Described):
     small: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _lora_has_a_base(self) -> Recipe:
-        if (self.base is None) != (self.lora is None):
-            has, lacks = ("lora", "base") if self.base is None else ("base", "lora")
-            raise RecipeError(f"{has}: without {lacks}; a LoRA is trained on a base: give both, or neither")
+    def _additions_have_a_base(self) -> Recipe:
+        added = [name for name in ADDITIONS if getattr(self, name) is not None]
+        if self.base is None and added:
+            raise RecipeError(f"{added[0]}: without base; a {ADDITIONS[added[0]]} is trained on a base: give both")
+        if self.base is not None and len(added) != 1:
+            raise RecipeError(
+                f"base: with {' and '.join(added) or 'neither lora nor control'}; give one of lora and control, which "
+                "says what is trained on the base"
+            )
+        if self.control is not None and getattr(self.data, "hint", None) is None:
+            raise RecipeError("control: without data.hint, which it reads; give data.hint, such as {kind: canny}")
         return self
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unveil.codec import Identity
 from unveil.codec.tiles import decode_within
-from unveil.conditioning.control import Control, Controls, Mode, exchange
+from unveil.conditioning.control import Control, Controls, Mode, check_fits, exchange
 from unveil.conditioning.rows import conditions, rows_of, stays
 from unveil.config import ModelConfig, SampleConfig
 from unveil.core import guidance
@@ -26,7 +26,7 @@ from unveil.core.samplers import Progress
 from unveil.core.samplers.ancestral import Shift
 from unveil.core.variance import VarianceRule, fixed_small, is_learned
 from unveil.nn.lowering import lowerable
-from unveil.types import Base, Condition, Level, NonFinite, OutOfResources, Raw, RecipeError, Worn
+from unveil.types import Base, Condition, Level, NonFinite, OutOfResources, Raw, RecipeError, Steering, Worn
 
 if TYPE_CHECKING:
     from unveil.codec import Codec
@@ -75,8 +75,9 @@ class Model(nn.Module):
         self.config = config
         self.sampling = sample or (config.sample if config is not None else SampleConfig())
         self.home: Path | None = None  # another program's folder that it was read from, and that keeps it
-        self.base: Base | None = None  # of a LoRA, where that alone is trained and saved
+        self.base: Base | None = None  # of a LoRA or a ControlNet, where that alone is trained and saved
         self.worn: tuple[Worn, ...] = ()  # LoRAs that are on it, for the records of pictures
+        self.steering: tuple[Steering, ...] = ()  # its controls from files, with their pictures, for the same
         self._precision = self._lowered = torch.float32
         self.controls: Controls | None = None
 
@@ -143,7 +144,10 @@ class Model(nn.Module):
 
         Raises:
             RecipeError: a key that one of the model's conditions has, or two controls of one key.
+            WeightsError: a ControlNet of another base.
         """
+        for one in controls:
+            check_fits(one, self.denoiser.network, self.shape[-1] // self.codec.latent_shape(self.shape)[-1])
         self.controls = exchange(self.conditioners, self.controls, controls, mode)
         return self
 
@@ -164,6 +168,7 @@ class Model(nn.Module):
             sample=self.sampling,
         )
         other.home, other.controls, other.base, other.worn = self.home, self.controls, self.base, self.worn
+        other.steering = self.steering
         other._precision, other._lowered = self._precision, self._lowered
         return other.train(self.training)
 

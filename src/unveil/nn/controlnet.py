@@ -22,6 +22,18 @@ from unveil.types import Condition, RecipeError, ShapeError
 HINT_WIDTHS = (16, 32, 96, 256)  # of the published ControlNets: three halvings, as many as of their latents
 
 
+def hint_widths(factor: int) -> tuple[int, ...]:
+    """Widths of a hint network for a hint that is `factor` times the size of what the first convolution makes of x.
+
+    Raises:
+        RecipeError: no power of two, which halvings could not reach.
+    """
+    levels = factor.bit_length()
+    if factor < 1 or factor != 2 ** (levels - 1):
+        raise RecipeError(f"a hint of {factor} times the size: hint networks halve it, so it must be a power of two")
+    return (*HINT_WIDTHS[:levels], *HINT_WIDTHS[-1:] * (levels - len(HINT_WIDTHS)))
+
+
 class HintNetwork(nn.Module):
     """Convolutions that bring a hint to the size and width of what the first convolution makes of x.
 
@@ -56,15 +68,19 @@ class ControlNet(Encoder):
     Args:
         config: of the U-Net.
         hint_channels: of the picture that it reads.
-        hint_widths: of the levels of its hint network.
+        hint_widths: of the levels of its hint network, which has to halve at least as often as patches of x do.
 
     Raises:
-        RecipeError: a U-Net of patches, which none is known for.
+        RecipeError: patches of x that are no power of two, or larger than what the hint network halves.
     """
 
     def __init__(self, config: UNetConfig, *, hint_channels: int = 3, hint_widths: Sequence[int] = HINT_WIDTHS) -> None:
-        if config.patch != 1:
-            raise RecipeError(f"patch = {config.patch}: a ControlNet is for U-Nets without patches (patch = 1)")
+        halved = 2 ** (len(hint_widths) - 1)
+        if halved % config.patch:
+            raise RecipeError(
+                f"hint_widths of {len(hint_widths)} levels bring a hint to 1 / {halved} of its size; patches of "
+                f"{config.patch} need a multiple of {config.patch}: give more levels, or a patch that is a power of two"
+            )
         super().__init__(config)
         self.hint_channels, self.hint_widths = hint_channels, tuple(hint_widths)
         self.hint = HintNetwork(hint_channels, self.hint_widths, self.stack_widths[0])
@@ -83,7 +99,7 @@ class ControlNet(Encoder):
     @property
     def factor(self) -> int:
         """How many times larger than x a hint is."""
-        return 2 ** (len(self.hint_widths) - 1)
+        return 2 ** (len(self.hint_widths) - 1) // self.config.patch
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition, features: Tensor | None = None) -> tuple[Tensor, ...]:
         """One tensor for each place of the U-Net's stack, and that of its middle last.
@@ -104,7 +120,7 @@ class ControlNet(Encoder):
         return (*(zero(kept) for zero, kept in zip(self.zero, stack, strict=True)), self.zero_middle(h))
 
     def features(self, hint: Tensor, x: Tensor) -> Tensor:
-        """What the hint network makes of a hint for an x: (B, C, H, W) of x's size. It depends on no level.
+        """What the hint network makes of a hint for an x: (B, C, H / patch, W / patch). It depends on no level.
 
         A hint of one pixel stands for one of any size.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unveil.checkpoints.guide import Guide
 from unveil.conditioning.label import Label
+from unveil.conditioning.regions import given as fit
 from unveil.config import SampleConfig
 from unveil.core import guidance
 from unveil.core.samplers.ancestral import Shift
@@ -189,6 +190,7 @@ def repeat(
             size=(int(facts["size"][0]), int(facts["size"][1])) if "size" in facts else None,
         )
         told = [(str(one["sha256"]), float(one["weight"])) for one in facts.get("loras", [])]
+        steered = [_identity(one) for one in facts.get("controls", [])]
         place = int(facts["place"]) if "place" in facts else int(facts["sample"]) - request.first
         threads = int(facts["threads"])
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as problem:
@@ -200,10 +202,7 @@ def repeat(
             f"the picture was made by {facts['model'].get('name')!r} (sha256 {str(made_by)[:12]}...), "
             f"this is {source.name!r} ({source.sha256[:12]}...); give the model that made it"
         )
-    if told != [(one.sha256, one.weight) for one in model.worn]:
-        raise WeightsError(
-            f"the picture was made with {len(told)} LoRAs, {len(model.worn)} others are on the model: give these"
-        )
+    _same_additions(model, told, steered)
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, threads))  # sums are split by thread
     try:
@@ -275,6 +274,9 @@ def _about(model: Model, request: Request) -> dict[str, Any]:
         facts["classifier"] = {**classifier, "scale": guided.scale}
     if model.worn:
         facts["loras"] = [one._asdict() for one in model.worn]
+    if model.steering and model.controls is not None:
+        facts["controls"] = [one.record() for one in model.steering]
+        facts["control_mode"] = model.controls.mode
     return facts
 
 
@@ -286,7 +288,7 @@ def _drawn(model: Model, part: Request, edit: Edit, here: slice, film: Film) -> 
     # what is shown stays where the rest of the condition is left away
     away = {**shown, **part.negative} if part.negative or (shown and part.sampling["scale"] != 1) else None
     return model.generate(
-        raw={**given, **shown},
+        raw={**given, **_hints(model, part), **shown},
         count=part.count,
         seed=part.seed,
         first_sample=part.first,
@@ -297,6 +299,32 @@ def _drawn(model: Model, part: Request, edit: Edit, here: slice, film: Film) -> 
         size=part.size,
         change=lambda course, _: edit.change(course, here),
     )
+
+
+def _hints(model: Model, part: Request) -> dict[str, Tensor]:
+    """The pictures that the model's controls read, of the size of the result, for every row."""
+    height, width = part.size or model.shape[-2:]
+    networks = {} if model.controls is None else {one.key: one.network for one in model.controls.controls}
+    fitted = {one.key: fit(one.pixels, height, width) for one in model.steering if one.pixels is not None}
+    return {key: pixels[: networks[key].hint_channels].expand(part.count, -1, -1, -1) for key, pixels in fitted.items()}
+
+
+def _same_additions(model: Model, loras: Sequence[tuple[str, float]], controls: Sequence[tuple[Any, ...]]) -> None:
+    """Raises WeightsError unless a record's LoRAs and ControlNets are those that are on the model."""
+    if loras != [(one.sha256, one.weight) for one in model.worn]:
+        raise WeightsError(
+            f"the picture was made with {len(loras)} LoRAs, {len(model.worn)} others are on the model: give these"
+        )
+    if controls != [_identity(one.record()) for one in model.steering]:
+        raise WeightsError(
+            f"the picture was made with {len(controls)} ControlNets and their pictures, {len(model.steering)} others "
+            "are on the model: give these"
+        )
+
+
+def _identity(control: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a record of a control says but for the names of files."""
+    return tuple(control[name] for name in ("sha256", "picture_sha256", "weight", "start", "stop"))
 
 
 def _facts(part: Request, row: int) -> dict[str, Any]:

@@ -58,4 +58,9 @@ def parameters(facts: Mapping[str, Any], size: Sequence[int]) -> str:
     }
     if worn := facts.get("loras"):
         shown["LoRA"] = " ".join(f"{one['name']} {one['sha256'][:10]} x {one['weight']:g}" for one in worn)
+    for number, one in enumerate(facts.get("controls", [])):
+        shown[f"ControlNet {number}"] = (
+            f"{one['name']} {one['sha256'][:10]} x {one['weight']:g}, {one['start']:g} to {one['stop']:g}, "
+            f"of {one['picture']} {one['picture_sha256'][:10]}"
+        )
     return f"{wish}\n" + ", ".join(f"{key}: {value}" for key, value in shown.items())

@@ -251,6 +251,8 @@ class Autoencoding:
 class HeldOutPictures:
     """How well the averaged codec rebuilds some pictures that never train."""
 
+    from_start = False
+
     def __init__(self, learner: Autoencoding, batch: Batch, at_once: int) -> None:
         self.learner, self.batch, self.at_once = learner, batch, at_once
 

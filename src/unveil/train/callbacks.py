@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from unveil.checkpoints import store
+from unveil.conditioning.control import steered
 from unveil.config import TrainConfig
 from unveil.core.noise import Streams
 from unveil.core.noise import key as hash_of
@@ -25,7 +26,7 @@ from unveil.train.learner import Drawn, Judged
 from unveil.train.module import Objective, Outcome, TrainingModule
 from unveil.train.monitor import BINS, Display, Journal, Window, guarded, log
 from unveil.train.order import Batch, Items
-from unveil.train.pictures import plot_run, sheet
+from unveil.train.pictures import beside, plot_run, sheet
 from unveil.train.run_folder import RunFolder
 from unveil.train.signals import INTERRUPTED, TERMINATED, Stop
 from unveil.types import Cancelled, NonFinite, NotWritable, OutOfResources
@@ -49,6 +50,8 @@ class Samples:
             samples = model.generate(raw=self.raw, count=self.count, seed=self.seed, on_step=self._check)
         except Cancelled:
             return
+        if model.controls is not None:
+            samples, columns = beside([self.raw[one.key] for one in model.controls.controls], samples)
         write_atomically(path, sheet(samples, columns))
 
     def _check(self, progress: object) -> None:
@@ -58,33 +61,57 @@ class Samples:
 
 
 class HeldOut:
-    """The objective on held-out items at fixed times and fixed noise, one number per noise level."""
+    """The objective on held-out items at fixed times and fixed noise, one number per noise level.
 
-    def __init__(self, batch: Batch, objective: Objective, seed: int, at_once: int) -> None:
+    Attributes:
+        hints: keys of the pictures that ControlNets read; where there are some, the loss is also that of the same items
+            with each other's hints, and is known from step 0.
+    """
+
+    def __init__(self, batch: Batch, objective: Objective, seed: int, at_once: int, hints: Sequence[str] = ()) -> None:
         self.batch, self.objective, self.seed, self.at_once = batch, objective, seed, at_once
+        self.hints = tuple(hints)
+
+    @property
+    def from_start(self) -> bool:
+        """Whether the first line is that of step 0."""
+        return bool(self.hints)
 
     @torch.no_grad()
-    def by_level(self, model: Model) -> list[float]:
-        """The mean loss in the middle of each bin of t."""
+    def by_level(self, model: Model, batch: Batch | None = None) -> list[float]:
+        """The mean loss in the middle of each bin of t.
+
+        Args:
+            batch: other examples; None: its own.
+        """
+        batch = batch or self.batch
         device = next(model.parameters()).device
+        denoiser = steered(model.denoiser, model.controls)
         sums = torch.zeros(BINS, dtype=torch.float64)
-        count = len(self.batch.numbers)
+        count = len(batch.numbers)
         for start in range(0, count, self.at_once):
-            part = rows(self.batch, start, min(start + self.at_once, count), device)
+            part = rows(batch, start, min(start + self.at_once, count), device)
             streams = Streams(hash_of(self.seed, VALIDATION), part.numbers, device=device)
             x0, condition = prepare(model, part, streams, None)
             noise = streams.normal(x0.shape[1:], 0).to(x0)
             for place in range(BINS):
                 t = _middle(model.process, place).expand(len(x0))
-                sums[place] += (
-                    self.objective.at(model.denoiser, x0, condition, t, noise).per_sample.double().sum().cpu()
-                )
+                sums[place] += self.objective.at(denoiser, x0, condition, t, noise).per_sample.double().sum().cpu()
         return (sums / count).tolist()
 
     def line(self, model: Model) -> dict[str, Any]:
-        """The mean, and the loss by noise level."""
+        """The mean, and the loss by noise level; with hints also how much is lost where they are exchanged.
+
+        `condition_use` is 0 for a network that does not look at its hints, and 1 for one whose loss is twice as high
+        with those of others.
+        """
         levels = self.by_level(model)
-        return {"validation": sum(levels) / len(levels), "validation_by_t": levels}
+        found: dict[str, Any] = {"validation": sum(levels) / len(levels), "validation_by_t": levels}
+        if self.hints:
+            exchanged = {key: _of_the_next(self.batch.raw[key]) for key in self.hints}
+            other = sum(self.by_level(model, self.batch._replace(raw={**self.batch.raw, **exchanged}))) / len(levels)
+            found |= {"validation_shuffled": other, "condition_use": other / found["validation"] - 1}
+        return found
 
 
 class Watch(Callback):
@@ -120,6 +147,7 @@ class Watch(Callback):
         """Makes the average, restores what a checkpoint holds, opens the log."""
         module = _ours(pl_module)
         module.start_average()
+        resumed = self.saved is not None
         if self.saved is not None:
             self.saved.into_training(module)
             self.window.load(self.saved.values["window"])
@@ -127,10 +155,12 @@ class Watch(Callback):
             self.saved = None  # its mapped files are not needed any more
         self._writes = trainer.is_global_zero
         if self._writes:
-            self._journal = Journal(self.folder.path, module.step)
+            self._journal = Journal(self.folder.path, module.step if resumed else -1)
             self._display = Display(self.config.steps, module.step)
             if module.step:
                 self._display.say(f"{self.folder.path}: going on from step {module.step} of {self.config.steps}")
+            if not resumed and self.config.validate_every and self.held_out is not None and self.held_out.from_start:
+                guarded("held-out loss", lambda: self._validate(module))
         self._last_line = (module.step, time.monotonic())
         self.stop.listen()
 
@@ -253,6 +283,11 @@ class Watch(Callback):
 def _ours(module: LightningModule) -> TrainingModule:
     assert isinstance(module, TrainingModule)
     return module
+
+
+def _of_the_next(values: Any) -> Any:
+    """Every row's value in the place of the row before."""
+    return values.roll(-1, 0) if isinstance(values, Tensor) else [*values[1:], *values[:1]]
 
 
 def _middle(process: Process, place: int) -> Tensor:

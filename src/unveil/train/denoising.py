@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from unveil.checkpoints import ours, store
 from unveil.checkpoints.card import card
+from unveil.conditioning.control import steered
 from unveil.conditioning.label import Label
 from unveil.core.noise import Streams
 from unveil.core.objective import Loss
@@ -56,7 +57,7 @@ class Denoising:
     def loss(self, batch: Batch, streams: Streams, step: int, flip: bool) -> Loss:
         """The objective's."""
         x0, condition = prepare(self.model, batch, streams, step, flip)
-        return self.objective(self.model.denoiser, x0, condition, streams, step)
+        return self.objective(steered(self.model.denoiser, self.model.controls), x0, condition, streams, step)
 
     def observe(self, step: int, t: Tensor, per_sample: Tensor) -> None:
         """Lets the objective see times and losses."""
@@ -85,7 +86,9 @@ class Denoising:
         """The objective at fixed times and noise."""
         from unveil.train.callbacks import HeldOut
 
-        return HeldOut(fixed(items, count, self.key, self.raw_keys), self.objective, seed, at_once)
+        controls = self.model.controls
+        hints = [] if controls is None else [one.key for one in controls.controls]
+        return HeldOut(fixed(items, count, self.key, self.raw_keys), self.objective, seed, at_once, hints)
 
     def samples(self, items: Items, seed: int, stop: Stop) -> tuple[Samples, int | None] | None:
         """Two rows of the classes, or pictures for the conditions of some items."""

@@ -28,7 +28,16 @@ class Drawn(Protocol):
 
 
 class Judged(Protocol):
-    """What a run says of items that never train."""
+    """What a run says of items that never train.
+
+    Attributes:
+        from_start: whether it says it before the first step too.
+    """
+
+    @property
+    def from_start(self) -> bool:
+        """Whether there is a line of step 0."""
+        ...
 
     def line(self, model: Any) -> dict[str, Any]:
         """Numbers for the log, by the averaged weights; `validation` is the loss."""

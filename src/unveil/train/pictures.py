@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from unveil import pictures
@@ -31,6 +32,19 @@ def sheet(samples: Tensor, columns: int | None = None) -> bytes:
     return pictures.png(pictures.sheet(pictures.to_pixels(samples.nan_to_num(0)), columns))
 
 
+def beside(hints: Sequence[Tensor], samples: Tensor) -> tuple[Tensor, int]:
+    """Each sample behind the hints that it was drawn by, and the pictures in a row of a sheet of these.
+
+    Args:
+        hints: of each control (B, 1 or 3, H, W), uint8 or in [-1, 1], of the samples' size.
+        samples: (B, 1 or 3, H, W) in [-1, 1].
+    """
+    shown = [one if one.is_floating_point() else pictures.to_unit(one) for one in hints]
+    every = torch.stack([one.to(samples).expand(-1, 3, -1, -1) for one in (*shown, samples)], 1)
+    across = max(1, round(math.sqrt(len(samples)) / 2)) * 2  # samples, an even number of them
+    return every.flatten(0, 1), min(across, len(samples)) * every.shape[1]
+
+
 def plot_run(lines: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     """The curves of a metrics.jsonl: the loss, its terms or its parts by noise level, and the same held out."""
     written: list[Path] = []
@@ -50,6 +64,11 @@ def plot_run(lines: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
         parts = _by_level([line["validation_by_t"] for line in held_out]) if levelled else {}
         title = f"held-out loss{' by noise level' if levelled else ''}, EMA weights"
         written.append(_curves(folder / "validation.png", title, held_out, mean | parts))
+        if all("condition_use" in line for line in held_out):
+            use = {"condition use": [line["condition_use"] for line in held_out]}
+            written.append(
+                _curves(folder / "condition_use.png", "rise of held-out loss with exchanged hints", held_out, use)
+            )
         if all("psnr" in line for line in held_out):
             decibels = {"PSNR": [line["psnr"] for line in held_out]}
             written.append(_curves(folder / "psnr.png", "held-out PSNR in dB, EMA weights", held_out, decibels))

@@ -1,0 +1,135 @@
+"""ControlNets from wherever they are: a published file, diffusers' folder, a run or a saved folder of ours."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from unveil.checkpoints import control, diffusers_unet, folders, latent_unet, ours, store, trained_on
+from unveil.checkpoints.tensors import read_state, read_tensors
+from unveil.config import ModelConfig, read_yaml, validate
+from unveil.files import sha256
+from unveil.nn.controlnet import ControlNet
+from unveil.nn.unet_config import UNetConfig
+from unveil.types import Base, RecipeError, WeightsError
+
+THEIRS = "controlnet_cond_embedding."  # begins keys of diffusers' layout
+
+
+class Found(NamedTuple):
+    """A ControlNet, the hash of its weights, and the model that it was trained on, where its folder says so."""
+
+    network: ControlNet
+    sha256: str
+    base: Base | None = None
+
+
+def read(path: Path, base: UNetConfig | None = None) -> Found:
+    """The ControlNet of a file or a folder, in evaluation mode, its weights in float32.
+
+    Args:
+        path: of a file with the published keys (also beside those of Stable Diffusion), a folder of diffusers, or a
+            run, a checkpoint or a saved folder of ours.
+        base: of the U-Net that it is for, whose heads and groups it has: a published file does not show them.
+
+    Raises:
+        WeightsError: there is none, or it is damaged.
+        RecipeError: settings that are not supported.
+    """
+    if path.is_file():
+        found = Found(_published(path, base), digest(path))
+    elif (path / "config.json").is_file():
+        found = Found(diffusers_unet.read_controlnet(path), digest(path))
+    else:
+        found = _ours(path)
+    found.network.float().requires_grad_(False)
+    return found
+
+
+def digest(path: Path) -> str:
+    """The hash of a ControlNet's weights; nothing of them is read into memory.
+
+    Raises:
+        WeightsError: there is none.
+    """
+    files = [path]
+    if (path / "config.json").is_file():
+        files = folders.weight_files(path, diffusers_unet.WEIGHTS)
+    elif path.is_dir():
+        files = [weights_of(_folder(path))]
+    if len(files) == 1:
+        return sha256(files[0])
+    return hashlib.sha256(" ".join(sha256(file) for file in files).encode()).hexdigest()
+
+
+def weights_of(folder: Path) -> Path:
+    """The file of a ControlNet that was trained here: that of the averaged weights, where there is one."""
+    averaged = folder / "ema" / control.TRAINED
+    return averaged if averaged.is_file() else folder / control.TRAINED
+
+
+def _folder(path: Path) -> Path:
+    """Our folder with a ControlNet that a path stands for."""
+    folder = ours.find(path)
+    if not weights_of(folder).is_file():
+        raise WeightsError(f"{path}: holds no ControlNet; one that was trained here has {control.TRAINED}")
+    return folder
+
+
+def _ours(path: Path) -> Found:
+    folder = _folder(path)
+    store.verify(folder)
+    described = folder / "model.yaml"
+    config = validate(ModelConfig, read_yaml(described.read_text("utf-8"), str(described)), str(described))
+    network = config.network_config()
+    if not isinstance(network, UNetConfig):
+        raise WeightsError(f"{described}: a ControlNet is for a U-Net, not for {config.network.kind}; copy it again")
+    file = weights_of(folder)
+    tensors = read_tensors(file)
+    layers = [value.shape for key, value in tensors.items() if re.fullmatch(r"hint\.layers\.\d+\.weight", key)]
+    if len(layers) < 2:
+        raise WeightsError(f"{file}: not a ControlNet, which has hint.layers; copy it again")
+    ordered = [tensors[f"hint.layers.{i}.weight"].shape for i in range(len(layers))]
+    made = control.of_layers(network, ordered)
+    ours.check_keys(file, made, tensors)
+    made.load_state_dict(tensors, assign=True)
+    return Found(made.eval(), sha256(file), trained_on.base_of(folder))
+
+
+def _published(path: Path, base: UNetConfig | None) -> ControlNet:
+    tensors = read_state(path)
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    if any(key.startswith(THEIRS) for key in shapes):
+        raise WeightsError(f"{path}: a ControlNet of diffusers, whose settings lie beside it; give its whole folder")
+    try:
+        if base is not None and (found := _copy_of(base, tensors, shapes)) is not None:
+            return found
+        config = control.seen(shapes, None if base is None else _heads(base))
+        # 32 groups in every released one; a smaller one of another base is read as far as telling its widths
+        return control.load(tensors, replace(config, groups=math.gcd(32, *config.widths)))
+    except (WeightsError, RecipeError) as problem:
+        raise WeightsError(f"{path}: {problem}") from problem
+
+
+def _copy_of(
+    base: UNetConfig, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> ControlNet | None:
+    """The ControlNet of this U-Net, if these tensors are of one; it may have been trained without pictures beside x."""
+    enter = latent_unet.plain(shapes, control.PREFIX).get("input_blocks.0.0.weight")
+    if enter is None:
+        return None
+    try:
+        return control.load(tensors, replace(base, context_channels=max(enter[1] - base.in_channels, 0)))
+    except (WeightsError, RecipeError):  # of another base, which its shapes will tell
+        return None
+
+
+def _heads(base: UNetConfig) -> Mapping[str, int]:
+    return {"heads": base.heads} if base.head_channels is None else {"head_channels": base.head_channels}
