@@ -135,13 +135,15 @@ def train(ask: Ask, console: Console) -> None:
 
 
 def start(recipe: Recipe, device: torch.device) -> Model:
-    """What training begins with, on its device: fresh weights, or a base with a fresh LoRA."""
+    """What training begins with, on its device: fresh weights, a base, or a base with a fresh LoRA."""
     if recipe.base is None:
         return text_folder.fill(fresh(recipe)).to(device)
+    from unveil.train.finetune import continued
     from unveil.train.lora import adapted
 
     model, source = open_model(recipe.base, device)
-    return adapted(model, Base(source.name, recipe.base, source.sha256), recipe)
+    base = Base(source.name, recipe.base, source.sha256)
+    return continued(model, base, recipe) if recipe.lora is None else adapted(model, base, recipe)
 
 
 def fresh(recipe: Recipe) -> Model:

@@ -68,8 +68,8 @@ class Recipe(ModelConfig, Described):
     """A diffusion model: the parts of `ModelConfig` flat, and what is done with them.
 
     Attributes:
-        base: a trained model, run or published file with this network, of which only additions are trained.
-        lora: these additions.
+        base: a trained model, run or published file with this network, which training begins with.
+        lora: additions to it, of which alone the weights are trained then.
         small: overrides by dotted key that make a run of seconds.
     """
 
@@ -84,9 +84,8 @@ class Recipe(ModelConfig, Described):
 
     @model_validator(mode="after")
     def _lora_has_a_base(self) -> Recipe:
-        if (self.base is None) != (self.lora is None):
-            has, lacks = ("lora", "base") if self.base is None else ("base", "lora")
-            raise RecipeError(f"{has}: without {lacks}; a LoRA is trained on a base: give both, or neither")
+        if self.base is None and self.lora is not None:
+            raise RecipeError("lora: without base; a LoRA is trained on a base: give both, or neither")
         return self
 
     @model_validator(mode="after")

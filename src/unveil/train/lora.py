@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 
 from unveil.checkpoints.lora_trained import NAME
-from unveil.config import Recipe
+from unveil.config import ModelConfig, Recipe
+from unveil.config.codec import SavedSection
 from unveil.model import Model
 from unveil.nn import lora
 from unveil.types import Base, RecipeError
@@ -31,17 +32,30 @@ def adapted(model: Model, base: Base, recipe: Recipe) -> Model:
     """
     if recipe.lora is None:
         raise RecipeError("the recipe has no section lora, so there is nothing to train on the base; add one")
-    if model.config is not None:
-        for name in SAME:
-            theirs, ours = getattr(model.config, name), getattr(recipe, name)
-            if theirs != ours:
-                raise RecipeError(f"{name} of the base {base.path} is {theirs}, of the recipe {ours}; make them equal")
-    network = model.denoiser.network
+    model.config, network = described(model, base, recipe), model.denoiser.network
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
         additions = lora.fresh(network, recipe.lora.build())  # on the CPU: a seed gives the same ones anywhere
     lora.attach(network, NAME, additions)
     model.requires_grad_(False)
     lora.only_trains(network, NAME)
-    model.config, model.base = recipe.model, base
+    model.sampling, model.base = recipe.sample, base
     return model
+
+
+def described(model: Model, base: Base, recipe: Recipe) -> ModelConfig:
+    """The model of a recipe, with the base's own codec where the recipe says only where it was saved.
+
+    Raises:
+        RecipeError: another model than the base.
+    """
+    ours = recipe.model
+    if model.config is None:
+        return ours
+    if isinstance(ours.codec, SavedSection):  # the base holds that codec, and says what it is
+        ours = ours.model_copy(update={"codec": model.config.codec})
+    for name in SAME:
+        theirs, mine = getattr(model.config, name), getattr(ours, name)
+        if theirs != mine:
+            raise RecipeError(f"{name} of the base {base.path} is {theirs}, of the recipe {mine}; make them equal")
+    return ours
