@@ -48,6 +48,7 @@ EXPECTED = {
     "dit-zero",
     "dit-scaling",
     "dit-flow",
+    "ldm-pixels",
 }
 
 

@@ -137,7 +137,7 @@ class Bench:
             steps = self.scale.budget.steps
             with self.console.progress(f"training {describe(arm)}, seed {seed}: step", steps) as counter:
                 found = trained(arm, self.scale.budget, seed, self.cache, counter.advance)
-            self._spent(found.cpu_seconds, found.kept)
+            self.spent(found.cpu_seconds, found.kept)
             self._known[arm, seed] = found.denoiser
         return self._known[arm, seed]
 
@@ -148,11 +148,12 @@ class Bench:
             what = f"{arm.recipe} {arm.changes}".strip()
             with self.console.progress(f"training {what}, seed {seed}: step", steps) as counter:
                 found = follow(arm, quick, seed, self.scale.pictures, self.cache, counter.advance)
-            self._spent(found.cpu_seconds, found.kept)
+            self.spent(found.cpu_seconds, found.kept)
             self._followed[arm, seed] = found
         return self._followed[arm, seed]
 
-    def _spent(self, cpu_seconds: float, earlier: bool) -> None:
+    def spent(self, cpu_seconds: float, earlier: bool) -> None:
+        """Counts CPU seconds of a training, of this run or of an earlier one."""
         self.training_seconds += cpu_seconds
         self.earlier_seconds += cpu_seconds if earlier else 0.0
 

@@ -18,7 +18,6 @@ from torch.utils.data import Dataset, Sampler
 from unveil.core.noise import key as hash_of
 from unveil.types import Item, MediaError, RecipeError, ShapeError, nearest
 
-
 # What a model is told under one key, and data call by another
 ALSO = {"prompt": "text"}
 
