@@ -140,3 +140,16 @@ def test_a_small_latent_recipe_is_whole(tmp_path: Path):
     assert asked.codec.kind == "kl"
     assert "runs/ae-fashion" not in dump(asked.model)
     assert build(asked.model).codec.latent_shape(asked.shape) == recipe("ldm-fashion", small=False).latent_shape
+
+
+def test_a_typed_value_is_its_nearest_code():
+    own = build(recipe("ldm-values").model).conditioners["largest"]
+    rows = own.encode(["0.31", 0.30, 0.325, "0.2"]).vector
+    assert torch.equal(rows[0], rows[1])
+    assert torch.equal(rows[0], own.encode([0.3]).vector[0])
+    assert not torch.equal(rows[1], rows[2])
+    assert not torch.equal(rows[0], rows[3])
+    with pytest.raises(RecipeError, match=r"largest \['large'\]: must be numbers from 0.15 to 0.5"):
+        own.encode(["large"])
+    with pytest.raises(RecipeError, match=r"largest 0.9: must be from 0.15 to 0.5; nearest: 0.5"):
+        own.encode([0.9])
