@@ -33,6 +33,14 @@ def scores(report: Report) -> dict[str, str | float]:
         said["bits/dim"] = round(bits["value"], 2)
     if iou := found.get("iou"):
         said["mean IoU"] = round(iou["value"], 3)
+    if psnr := found.get("psnr"):
+        said["PSNR"] = f"{psnr['value']:.1f} dB"
+        said["PSNR, mean of pictures"] = f"{psnr['per_picture']['value']:.1f} dB"
+    for key, name, digits in (("ssim", "SSIM", 3), ("perceptual", "perceptual distance", 3), ("rfid", "rFID", 2)):
+        if key in found:
+            said[name] = round(found[key]["value"], digits)
+    if codebook := found.get("codebook"):
+        said["codebook used"] = f"{_percent(codebook['used'])} of {codebook['codes']}"
     return said
 
 
@@ -92,6 +100,14 @@ def _table(columns: dict[str, Callable[[str, Report], str]], reports: list[tuple
     return lines
 
 
+def _part(
+    title: str, columns: dict[str, Callable[[str, Report], str]], reports: list[tuple[str, Report]]
+) -> Iterator[str]:
+    """A table under its title, where there is a report for it."""
+    if reports:
+        yield from (title, "", *_table(columns, reports), "")
+
+
 def _commands(name: str, report: Report) -> str:
     del name
     training = report.about.get("training", {})
@@ -130,6 +146,34 @@ def _iou(name: str, report: Report) -> str:
     return (
         f"{iou['value']:.3f} ({iou['low']:.3f} to {iou['high']:.3f}); another picture's truth gives {iou['chance']:.3f}"
     )
+
+
+def _psnr(name: str, report: Report) -> str:
+    del name
+    psnr = report.results["psnr"]
+    return f"{psnr['value']:.2f} dB ({psnr['low']:.2f} to {psnr['high']:.2f}); {psnr['per_picture']['value']:.2f} dB"
+
+
+def _codes(name: str, report: Report) -> str:
+    del name
+    codebook = report.results.get("codebook")
+    return "-" if codebook is None else f"{_percent(codebook['used'])} of {codebook['codes']}"
+
+
+def _number(key: str) -> Callable[[str, Report], str]:
+    return lambda _, report: f"{report.results[key]['value']:.3f}" if key in report.results else "-"
+
+
+def _rebuilt() -> dict[str, Callable[[str, Report], str]]:
+    """What an autoencoder keeps of held-out pictures."""
+    return {
+        "values": lambda _, report: str(report.results["latents"]["values"]),
+        "PSNR, pooled; mean of pictures": _psnr,
+        "SSIM": _number("ssim"),
+        "perceptual distance": _number("perceptual"),
+        "rFID": _number("rfid"),
+        "codebook used": _codes,
+    }
 
 
 def _studies() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -185,6 +229,7 @@ def index() -> str:
     reports = list(_reports())
     pictures = [one for one in reports if "fid" in one[1].results]
     states = [one for one in reports if "iou" in one[1].results]
+    rebuilt = [one for one in reports if "psnr" in one[1].results]
     middle = {"read as their class": _read, "FID / floor": _fid, "bits/dim, bound": _bits}
     lines = [INTRODUCTION, *_table({**first, **middle, **last}, pictures)]
     lines += [
@@ -193,6 +238,11 @@ def index() -> str:
         "",
         *_table({**first, "mean IoU": _iou, **last}, states),
         "",
+        *(
+            ["Autoencoders, on held-out pictures:", "", *_table({**first, **_rebuilt(), **last}, rebuilt), ""]
+            if rebuilt
+            else []
+        ),
         "Classifiers and models of sequences:",
         "",
         *_held_out(),

@@ -13,7 +13,8 @@ from unveil.codec import KL
 from unveil.config import ModelConfig, dump, read_yaml, validate
 from unveil.core.noise import Streams
 from unveil.model import Model, build
-from unveil.train.examples import LATENT, prepare
+from unveil.train.examples import prepare
+from unveil.train.latents import ENCODE
 from unveil.train.order import Batch
 from unveil.types import RecipeError
 
@@ -100,7 +101,7 @@ def test_in_training_the_codec_stays_as_it_is_and_its_noise_is_the_examples_own(
 
     whole = latents([0, 1, 2], 5)
     assert isinstance(made.codec, KL)
-    noise = Streams(0, [0, 1, 2]).normal((2, 4, 6), 5, LATENT)
+    noise = Streams(0, [0, 1, 2]).normal((2, 4, 6), 5, ENCODE)
     torch.testing.assert_close(whole, made.codec.encode(pixels / 127.5 - 1, noise))
     torch.testing.assert_close(latents([2, 0], 5), whole[[2, 0]], rtol=1e-4, atol=1e-5)
     assert not torch.equal(latents([0, 1, 2], 6), whole)

@@ -289,7 +289,7 @@ def no_library(path: Path) -> str:
 
 def unknown_pipeline(path: Path) -> str:
     changed(path / "model_index.json", _class_name="StableDiffusionXLPipelin")
-    return "that can be read are .*nearest: 'StableDiffusionXLPipeline'"
+    return "a pipeline that can be read; .*nearest: 'StableDiffusionXLPipeline'"
 
 
 def unknown_network(path: Path) -> str:

@@ -339,7 +339,7 @@ def spoil_kind(folder: Path) -> None:
         (spoil_code, r"modeling.py: the folder brings its own code, which is never run"),
         (spoil_map, r"tokenizer_config.json: auto_map asks for the folder's own code, which is never run"),
         (spoil_pickle, r"tokenizer.pkl: a pickle, which can run code and was not opened"),
-        (spoil_weights, r"pytorch_model.bin: a pickle, which is not opened; ask for model.safetensors"),
+        (spoil_weights, r"only pytorch_model.bin, a pickle, which is not opened; save it as safetensors"),
         (spoil_config, r"config.json: cannot be read as JSON"),
         (spoil_activation, r"hidden_act = 'relu': known are quick_gelu, gelu"),
         (spoil_kind, r"no text encoder of a known kind"),

@@ -23,6 +23,7 @@ MODULES = (
     "solvers",
     "latent_samplers",
     "latent_networks",
+    "latent_schedule",
     "k_diffusion",
     "edm_samplers",
     "consistency",

@@ -125,7 +125,7 @@ def merged(case: Case, network: nn.Module, name: str, base: Base) -> Iterator[Co
     weights = base.weights()
     for key in case.io:
         if key.startswith("merged."):
-            yield case.compare(f"{name} {key}", weights[key.removeprefix("merged.")], key)
+            yield case.compare(f"{name} {key}", weights[key.removeprefix("merged.")].clone(), key)
     yield case.compare(f"{name} merged", base.output(), "out_lora")
     layers.unmerge(network)
 
@@ -177,7 +177,7 @@ def worked_merge(folder: Path) -> Iterator[Comparison]:
         made = Addition("layer", down, up, float(io.get(f"{prefix}alpha", io["alpha"])))
         layers.attach(network, "worked", [made], float(io.get(f"{prefix}multiplier", io["multiplier"])))
         layers.merge(network)
-        yield case.compare(f"{prefix}merged", layer.weight)
+        yield case.compare(f"{prefix}merged", layer.weight.clone())
 
 
 KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {

@@ -7,7 +7,7 @@ from typing import Any
 
 from unveil.app.console import Console
 from unveil.app.console import size as bytes_of
-from unveil.checkpoints import ours
+from unveil.checkpoints import hf, ours
 
 
 def model(path: Path, keys: bool, size: int | None, batch: int, console: Console) -> None:
@@ -21,7 +21,7 @@ def model(path: Path, keys: bool, size: int | None, batch: int, console: Console
     if network.is_name(str(path)) and not path.exists():
         network.network(str(path), size, batch, console)
         return
-    facts = ours.inspect(path)
+    facts = hf.inspect(path) if hf.is_folder(path) else ours.inspect(path)
     if not keys:
         facts = facts | {"files": {name: _summed(file) for name, file in facts["files"].items()}}
     console.result(facts, _text(facts, keys))
@@ -76,6 +76,7 @@ def _text(facts: dict[str, Any], keys: bool) -> str:
     ]
     if "versions" in facts:
         lines.append("made with    " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()))
+    lines += [f"{name:<13}{fits}" for name, fits in facts.get("fits", {}).items()]
     described = facts.get("model")
     if described:
         makes = "pictures" if described.get("kind") == "autoencoder" else "samples "

@@ -227,7 +227,7 @@ def from_settings(settings: Mapping[str, Any]) -> UNetConfig:
         out_channels=out,
         channels=widths[0],
         multipliers=tuple(width // widths[0] if width % widths[0] == 0 else width / widths[0] for width in widths),
-        blocks=_one(_of_levels(given["layers_per_block"], levels, "layers_per_block"), "layers_per_block"),
+        blocks=_one(given["layers_per_block"], levels, "layers_per_block"),
         attention=tuple(2**level for level, found in enumerate(with_attention) if found),
         modulation=SHAPES[given["resnet_time_scale_shift"]],  # type: ignore[arg-type]
         norm_eps=given["norm_eps"],
@@ -235,9 +235,7 @@ def from_settings(settings: Mapping[str, Any]) -> UNetConfig:
         dropout=given["dropout"],
         context_channels=max(enter - out, 0),
         transformer_depth=depths[:1] if len(set(depths)) == 1 else depths,
-        context_width=_one(
-            _of_levels(given["cross_attention_dim"], levels, "cross_attention_dim"), "cross_attention_dim"
-        ),
+        context_width=_one(given["cross_attention_dim"], levels, "cross_attention_dim"),
         projection="linear" if given.get("use_linear_projection") else "conv",
         **_heads(given, widths),
     )
@@ -301,13 +299,14 @@ def _of_levels(given: Any, levels: int, what: str) -> tuple[int, ...]:
     return found
 
 
-def _one(given: Sequence[int], what: str) -> int:
-    if len(set(given)) != 1:
-        raise RecipeError(f"{what} = {list(given)}: must be the same at all levels")
-    return given[0]
+def _one(given: Any, levels: int, what: str) -> int:
+    found = _of_levels(given, levels, what)
+    if len(set(found)) != 1:
+        raise RecipeError(f"{what} = {list(found)}: must be the same at all levels")
+    return found[0]
 
 
-def _heads(given: Mapping[str, Any], widths: Sequence[int]) -> dict[str, int]:
+def _heads(given: Mapping[str, Any], widths: Sequence[int]) -> dict[str, Any]:
     """Heads of all levels, or their width: what diffusers calls a head's width is the number of heads."""
     name = "num_attention_heads" if given.get("num_attention_heads") is not None else "attention_head_dim"
     heads = _of_levels(given[name], len(widths), name)

@@ -294,17 +294,23 @@ def inspect(path: Path | str) -> dict[str, Any]:
         facts |= {"folder": str(folder), "step": manifest.step, "versions": dict(manifest.versions)}
         if (folder / "model.yaml").is_file():
             facts["model"] = read_yaml((folder / "model.yaml").read_text("utf-8"), str(folder / "model.yaml"))
+    return facts | summary(headers)
+
+
+def summary(headers: Mapping[str, Header]) -> dict[str, Any]:
+    """Parameters, bytes and files of weights, from their headers by file name."""
     weights = [h for name, h in headers.items() if "train_state" not in name and not name.startswith("ema/")]
-    facts["parameters"] = sum(t.size for header in weights for t in header.tensors.values())
-    facts["bytes"] = sum(t.stop - t.start for header in headers.values() for t in header.tensors.values())
-    facts["files"] = {
-        name: {
-            "metadata": header.metadata,
-            "tensors": {key: {"dtype": t.dtype, "shape": list(t.shape)} for key, t in header.tensors.items()},
-        }
-        for name, header in headers.items()
+    return {
+        "parameters": sum(t.size for header in weights for t in header.tensors.values()),
+        "bytes": sum(t.stop - t.start for header in headers.values() for t in header.tensors.values()),
+        "files": {
+            name: {
+                "metadata": header.metadata,
+                "tensors": {key: {"dtype": t.dtype, "shape": list(t.shape)} for key, t in header.tensors.items()},
+            }
+            for name, header in headers.items()
+        },
     }
-    return facts
 
 
 # ---------------------------------------------------------------------- details

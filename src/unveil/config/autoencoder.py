@@ -13,6 +13,7 @@ from unveil.config.section import Section
 from unveil.nn.discriminator import DiscriminatorConfig, PatchDiscriminator
 from unveil.types import RecipeError, ShapeError
 
+PUBLISHED_KL = 1e-6  # weight of the divergence in latent diffusion
 Positive = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
 
@@ -59,8 +60,9 @@ class AutoencoderLossSection(Section):
         distance: of pixels.
         perceptual: beside it.
         discriminator: beside both.
-        kl: weight of the divergence of a kl codec, summed over a picture's latents, over the picture's values.
-        codebook: weight of a vq codec's own loss.
+        kl: weight of the divergence of a kl codec, summed over a picture's latents, over the picture's values;
+            None: 1e-6, as published.
+        codebook: weight of a vq codec's own loss; None: 1.
         latent_noise: deviation of noise that is added to the latents, in units of the batch's own deviation.
         log_scale: where the learned scale of the error begins; None: the scale is 1.
     """
@@ -68,8 +70,8 @@ class AutoencoderLossSection(Section):
     distance: Literal["l1", "l2"] = "l1"
     perceptual: PerceptualSection | None = None
     discriminator: DiscriminatorSection | None = None
-    kl: Weight = 1e-6
-    codebook: Weight = 1.0
+    kl: Weight | None = None
+    codebook: Weight | None = None
     latent_noise: Weight = 0.0
     log_scale: float | None = None
 
@@ -120,10 +122,9 @@ class AutoencoderConfig(Section):
 
 def check_loss(shape: tuple[int, int, int], codec: Any, loss: AutoencoderLossSection, train: TrainConfig) -> None:
     """Raises RecipeError where a loss does not fit its codec, pictures or number of steps."""
-    given = loss.model_fields_set
-    if codec.kind == "vq" and "kl" in given and loss.kl:
+    if codec.kind == "vq" and loss.kl is not None:
         raise RecipeError("loss.kl: a vq codec has no distribution of latents; leave it away, or take loss.codebook")
-    if codec.kind == "kl" and "codebook" in given:
+    if codec.kind == "kl" and loss.codebook is not None:
         raise RecipeError("loss.codebook: a kl codec has no codebook; leave it away, or take loss.kl")
     if (critic := loss.discriminator) is None:
         return

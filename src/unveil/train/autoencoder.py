@@ -24,6 +24,7 @@ from unveil.codec import KL, VQ
 from unveil.codec.losses import ADVERSARIAL, ERRORS, adaptive_weight, fooled, likelihood
 from unveil.codec.perceptual import Perceptual
 from unveil.config import AutoencoderConfig, AutoencoderLossSection, AutoencoderRecipe, dump
+from unveil.config.autoencoder import PUBLISHED_KL
 from unveil.core.noise import Streams
 from unveil.core.noise import key as hash_of
 from unveil.core.objective import Loss
@@ -97,7 +98,10 @@ class Autoencoding:
         self._seed = seed
         self._taken: list[tuple[Tensor, Tensor]] = []  # of step `_at`, what was put on which entries
         self._at = -1
-        own = "kl" if isinstance(codec, KL) else "codebook"
+        own, weight, published = (
+            ("kl", loss.kl, PUBLISHED_KL) if isinstance(codec, KL) else ("codebook", loss.codebook, 1.0)
+        )
+        self._own = published if weight is None else weight
         self.logged = ("error", own, *(("perceptual",) if self.judge else ()))
         if self.beside.discriminator is not None:
             self.logged += ("generator", "discriminator", "weight")
@@ -155,7 +159,7 @@ class Autoencoding:
         rebuilt = likelihood(error, log_scale)  # (B,)
         own = "kl" if isinstance(self.model, KL) else "codebook"
         terms[own] = made.own
-        value = rebuilt.mean() + (settings.kl if own == "kl" else settings.codebook) * made.own.mean()
+        value = rebuilt.mean() + self._own * made.own.mean()
         critic, at = self.beside.discriminator, settings.discriminator
         judged = critic is not None and at is not None and step >= at.start and torch.is_grad_enabled()
         # what is not finite would stay in the running means of the discriminator's normalisations

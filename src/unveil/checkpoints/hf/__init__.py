@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from unveil.checkpoints.hf.folder import Folder, is_folder
-from unveil.checkpoints.hf.pipelines import PIPELINES, load, report
+from unveil.checkpoints.hf.pipelines import PIPELINES, inspect, load, report
 from unveil.checkpoints.hf.weights import Report
 
-__all__ = ["PIPELINES", "Folder", "Report", "is_folder", "load", "report"]
+__all__ = ["PIPELINES", "Folder", "Report", "inspect", "is_folder", "load", "report"]

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unveil.checkpoints.folders import read_json, read_weights
+from unveil.checkpoints.folders import read_json, read_weights, weight_files
 from unveil.files import sha256
 from unveil.types import WeightsError
 
@@ -85,7 +85,15 @@ class Folder:
         Raises:
             WeightsError: as `place`, no safetensors files, a missing shard, or a damaged file.
         """
-        return read_weights(self.place(name), STEMS[self.index[name][0]])
+        return read_weights(self.place(name), self._stem(name))
+
+    def weight_files(self) -> list[Path]:
+        """The safetensors files of every component that has some."""
+        listed = [name for name in self.index if self.has(name) and (self.path / name).is_dir()]
+        return [file for name in sorted(listed) for file in weight_files(self.path / name, self._stem(name))]
+
+    def _stem(self, name: str) -> str:
+        return STEMS[self.index[name][0]]
 
     def sha256(self) -> str:
         """One hash over every file that makes the folder's pictures."""

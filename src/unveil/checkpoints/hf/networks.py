@@ -61,6 +61,7 @@ class MMDiT(nn.Module):
         self.net = net
         said: Any = net.config
         self.vector_dim, self.patch = int(said.pooled_projection_dim), int(said.patch_size)
+        self.multiple = self.patch  # of latents, what both sides are multiples of
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """The velocity at latents (B, C, H, W) and times in thousandths (B,)."""
@@ -81,7 +82,7 @@ class Flux(nn.Module):
     Source: FLUX.1's published inference code (github.com/black-forest-labs/flux).
     """
 
-    patch = 2
+    patch = multiple = 2
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()

@@ -15,13 +15,14 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from unveil.checkpoints import autoencoder, dit_model, text_folder
+from unveil.checkpoints import autoencoder, dit_model, ours, text_folder
 from unveil.checkpoints.hf.folder import Folder
 from unveil.checkpoints.hf.networks import NETWORKS, Flux, MMDiT, UNet, check_settings
 from unveil.checkpoints.hf.weights import Report, compare, fill
 from unveil.checkpoints.meta import Unfilled
 from unveil.checkpoints.said import shapes_of
 from unveil.checkpoints.scheduler import Scheduler, read_scheduler
+from unveil.checkpoints.tensors import read_header
 from unveil.codec.kl import KL
 from unveil.conditioning import byte_pairs, texts, towers
 from unveil.conditioning.extras import extra
@@ -123,7 +124,7 @@ def load(path: Path, dtype: torch.dtype = torch.float32) -> Model:
     if folder.kind not in PIPELINES:
         known = list(PIPELINES)
         raise WeightsError(
-            f"{path}: a {folder.kind}; the pipelines that can be read are {', '.join(known)}"
+            f"{path}: {folder.kind} is not a pipeline that can be read; those are {', '.join(known)}"
             f"{nearest(folder.kind, known)}"
         )
     model = PIPELINES[folder.kind](folder, dtype)
@@ -140,6 +141,20 @@ def report(path: Path) -> dict[str, Report]:
     folder = Folder(path)
     names = [name for name in ("unet", "transformer") if folder.has(name)]
     return {name: compare(shapes_of(folder.tensors(name)), _empty(folder, name).net) for name in names}
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """What a folder holds, from headers and settings alone: the facts of `ours.inspect`, and how its network fits.
+
+    Raises:
+        WeightsError: as `report`.
+    """
+    folder = Folder(path)
+    headers = {file.relative_to(path).as_posix(): read_header(file) for file in folder.weight_files()}
+    facts: dict[str, Any] = {"path": str(path), "what": f"a folder of diffusers, {folder.kind}"}
+    known = folder.kind in PIPELINES and folder.kind != "DiTPipeline"  # whose keys its own reader compares
+    fits = {name: found.text() for name, found in report(path).items()} if known else {}
+    return facts | ours.summary(headers) | {"fits": fits}
 
 
 # -- parts --------------------------------------------------------------------------------------------------------
