@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,7 +144,7 @@ def test_a_small_latent_recipe_is_whole(tmp_path: Path):
 
 
 def test_a_typed_value_is_its_nearest_code():
-    own = build(recipe("ldm-values").model).conditioners["largest"]
+    own: Any = build(recipe("ldm-values").model).conditioners["largest"]
     rows = own.encode(["0.31", 0.30, 0.325, "0.2"]).vector
     assert torch.equal(rows[0], rows[1])
     assert torch.equal(rows[0], own.encode([0.3]).vector[0])

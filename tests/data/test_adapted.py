@@ -75,6 +75,7 @@ def test_a_recipes_section_opens_by_its_kind(folder, paint):
     assert data.own(section) == data.FolderConfig(path=str(folder), size=8, channels=1, held_out=0.0)
     assert len(data.open(SimpleNamespace(kind="scenes", count=3))) == 3
     with pytest.raises(
-        RecipeError, match="kind 'folders': must be digits, fashion, fashion-style, folder, latents, scenes; nearest: 'f"
+        RecipeError,
+        match="kind 'folders': must be digits, fashion, fashion-style, folder, latents, scenes; nearest: 'f",
     ):
         data.open(SimpleNamespace(kind="folders"))
