@@ -106,8 +106,7 @@ def test_another_base_is_refused(base: Path):
 
 @pytest.mark.slow
 def test_a_model_of_layouts_is_trained_asked_and_judged(cli: Cli, tmp_path: Path):
-    settings = ["network.channels=32", "network.groups=8", "network.context_width=32", "train.steps=2",
-                "train.warmup=0", "train.sample_every=1", "train.validate_every=0"]  # fmt: skip
+    settings = ["train.steps=2", "train.warmup=0", "train.sample_every=1", "train.validate_every=0"]
     done = cli("train", "ldm-layout", "--small", *settings, "--run", "run", "--json")
     assert done.code == 0, done.err
     drawn = cli("sample", "run", "--given", "layout=circle 0.5 0.5 0.3 0.3; ring 0.2 0.2 0.2 0.2", "--out", "drawn")
@@ -125,7 +124,7 @@ def test_a_model_of_layouts_is_trained_asked_and_judged(cli: Cli, tmp_path: Path
 
 def test_a_model_told_boxes_draws_others_where_boxes_differ():
     torch.manual_seed(0)
-    model: Model = build(recipe("ldm-layout", "network.channels=32", "network.groups=8").model)
+    model: Model = build(recipe("ldm-layout").model)
     with torch.no_grad():
         for parameter in model.denoiser.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)

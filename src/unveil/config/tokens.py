@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -61,7 +61,14 @@ class LayoutSection(Section):
 
 
 def _token_width(key: str, model: ModelConfig) -> int:
-    width = getattr(model.network, "context_width", None)
+    """Of the tokens that the network reads: a DiT's own, where its design has tokens."""
+    network: Any = model.network
+    if network.kind == "dit" and network.design in ("in-context", "cross-attention"):
+        return network.width
+    width = getattr(network, "context_width", None)
     if width is None:
-        raise RecipeError(f"condition {key!r}: this network reads no tokens; set its context_width")
+        raise RecipeError(
+            f"condition {key!r}: this network reads no tokens; set its context_width, or a DiT's design to "
+            "cross-attention or in-context"
+        )
     return width
