@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from unveil.evaluate.scenes import box_iou, class_iou, matched_iou, matched_ious
+from unveil.data.scenes import Scenes, ScenesConfig
+from unveil.evaluate.scenes import box_iou, class_iou, matched_iou, matched_ious, seen_boxes
 from unveil.types import ShapeError
 
 LEFT = torch.tensor([0.25, 0.5, 0.5, 1.0])
@@ -41,6 +42,23 @@ def test_class_iou_of_a_known_confusion():
     got = class_iou(made, true, 3)
     assert got[:2].tolist() == pytest.approx([0.5, 2 / 3])
     assert math.isnan(got[2])
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_objects_of_a_scene_are_seen_where_they_are(size: int):
+    items = Scenes(ScenesConfig(size=size, count=60)).__getitems__(range(60))
+    made, true = [seen_boxes(item["pixels"]) for item in items], [item["boxes"] for item in items]
+    assert [len(one) for one in made] == [len(one) for one in true]
+    assert matched_ious(made, true).mean() > 0.88
+    assert matched_ious(made, true).min() > 0.7
+    moved = [seen_boxes(item["pixels"].roll(size // 4, 2)) for item in items]
+    assert matched_ious(moved, true).mean() < 0.4
+
+
+def test_a_picture_without_objects_shows_none():
+    assert seen_boxes(torch.full((3, 32, 32), 60, dtype=torch.uint8)).shape == (0, 4)
+    with pytest.raises(ShapeError, match="must be uint8"):
+        seen_boxes(torch.zeros(3, 32, 32))
 
 
 def test_wrong_shapes_are_named():

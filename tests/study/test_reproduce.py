@@ -49,6 +49,7 @@ EXPECTED = {
     "dit-zero",
     "dit-scaling",
     "dit-flow",
+    "ldm-pixels",
 }
 
 

@@ -35,6 +35,7 @@ from unveil.train.run_folder import training_of
 from unveil.types import RecipeError
 
 BATCH = 100
+LAYOUT = "layout"  # what models are told whose scenes are looked at for the boxes of objects
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def judge(ask: Ask, recipe: Recipe, console: Console) -> Report:
     begun = cpu_seconds()
     model, source = open_model(ask.model, pick(ask.device))
     train, held_out = (data.open(recipe.data.build(), part) for part in ("train", "held-out"))
-    if recipe.key != "pixels":
+    if recipe.key != "pixels" or _told(recipe) == LAYOUT:
         found = _judge_given(recipe, model, held_out, console)
         return replace(found, about={**found.about, **_about(ask, source, cpu_seconds() - begun)})
     network = feature_network(recipe, how, ask.weights, str(model.device))
@@ -143,9 +144,14 @@ def _about(ask: Ask, source: Source | None, seconds: float) -> dict[str, Any]:
     return {**facts, "cpu_minutes": round(seconds / 60, 2)}
 
 
+def _told(recipe: Recipe) -> str:
+    """What a model is told, if it is one thing: its kind."""
+    return recipe.condition[0].kind if len(recipe.condition) == 1 else ""
+
+
 def _judge_given(recipe: Recipe, model: Model, held_out: Pictured, console: Console) -> Report:
-    """The report on a model that makes something else for pictures: boxes, or masks."""
-    state = getattr(recipe.data, "state", "none")
+    """The report on a model that makes something else for pictures, boxes or masks, or scenes for layouts."""
+    state = LAYOUT if recipe.key == "pixels" else getattr(recipe.data, "state", "none")
     how = recipe.evaluate
     with console.progress("picture", how.samples) as progress:
         return evaluate_given(

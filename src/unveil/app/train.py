@@ -135,15 +135,18 @@ def train(ask: Ask, console: Console) -> None:
 
 
 def start(recipe: Recipe, device: torch.device) -> Model:
-    """What training begins with, on its device: fresh weights, or a base with a fresh LoRA or ControlNet."""
+    """What training begins with, on its device: fresh weights, a base, or a base with a fresh LoRA or ControlNet."""
     if recipe.base is None:
         return text_folder.fill(fresh(recipe)).to(device)
     from unveil.train.control import controlled
+    from unveil.train.finetune import continued
     from unveil.train.lora import adapted
 
     model, source = open_model(recipe.base, device)
     base = Base(source.name, recipe.base, source.sha256)
-    return adapted(model, base, recipe) if recipe.control is None else controlled(model, base, recipe)
+    if recipe.control is not None:
+        return controlled(model, base, recipe)
+    return continued(model, base, recipe) if recipe.lora is None else adapted(model, base, recipe)
 
 
 def fresh(recipe: Recipe) -> Model:

@@ -168,13 +168,18 @@ class Quantised(nn.Module):
         """Share of the training samples that see "none"."""
         return self.rows.drop
 
-    def encode(self, raw: Tensor | Sequence[float]) -> Condition:
-        """The rows of B values.
+    def encode(self, raw: Tensor | Sequence[float | str]) -> Condition:
+        """The rows of B values, numbers or the text of numbers.
 
         Raises:
-            RecipeError: a value outside the range, or, with exact look-up, one that is no code.
+            RecipeError: no number, a value outside the range, or, with exact look-up, one that is no code.
         """
-        values = torch.as_tensor(raw, dtype=torch.float64)
+        try:
+            values = torch.tensor([float(one) for one in raw], dtype=torch.float64)
+        except (TypeError, ValueError) as problem:
+            raise RecipeError(
+                f"{self.key} {list(raw)}: must be numbers from {self.low:g} to {self.high:g}"
+            ) from problem
         places = (values - self.low) / (self.high - self.low) * (self.codes - 1)
         numbers = places.round()
         inside = (numbers >= 0) & (numbers < self.codes) & (values >= self.low) & (values <= self.high)

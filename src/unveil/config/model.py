@@ -11,11 +11,12 @@ from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 from torch import nn
 
 from unveil.conditioning.image import ContextChannels
-from unveil.conditioning.label import Label, LabelToken, Quantised
+from unveil.conditioning.label import Label, Quantised
 from unveil.config.codec import CodecSection, IdentitySection, latent_shape
 from unveil.config.sampling import SampleConfig
 from unveil.config.section import ByKind, PartSection, Section, choice, section
 from unveil.config.text import TextSection
+from unveil.config.tokens import LabelTokenSection, LayoutSection
 from unveil.core import precondition
 from unveil.core.exploding import EDM, VE, DiscreteVE
 from unveil.core.flow import RectifiedFlow, Shifted
@@ -215,29 +216,6 @@ class LabelSection(Section):
         return label
 
 
-class LabelTokenSection(Section):
-    """A class, as one token that cross-attention reads.
-
-    Attributes:
-        classes: that of "none" included where labels are dropped: it is the last.
-        names: of the others.
-        drop: how often training leaves the label away, so that guidance has its "nothing".
-    """
-
-    kind: Literal["label-token"] = "label-token"
-    key: str = "label"
-    classes: Positive
-    names: tuple[str, ...] | None = None
-    drop: float = Field(default=0.0, ge=0, lt=1)
-
-    def build(self, model: ModelConfig, vector_dim: int | None) -> LabelToken:
-        """The conditioner, for a network that reads tokens."""
-        width = getattr(model.network, "context_width", None)
-        if width is None:
-            raise RecipeError(f"condition {self.key!r}: this network reads no tokens; set its context_width")
-        return LabelToken(self.classes, width, self.drop, self.names, key=self.key)
-
-
 class QuantisedSection(Section):
     """A number, by the row of the nearest of `codes` evenly spaced values."""
 
@@ -270,7 +248,7 @@ class ContextSection(Section):
 
 
 ConditionSection = Annotated[
-    LabelSection | LabelTokenSection | QuantisedSection | ContextSection | TextSection, ByKind()
+    LabelSection | LabelTokenSection | LayoutSection | QuantisedSection | ContextSection | TextSection, ByKind()
 ]
 
 

@@ -81,9 +81,9 @@ class Recipe(ModelConfig, Described):
     """A diffusion model: the parts of `ModelConfig` flat, and what is done with them.
 
     Attributes:
-        base: a trained model, run or published file with this network, which stays as it is.
-        lora: additions to its layers, which alone are trained.
-        control: a ControlNet beside it, which alone is trained.
+        base: a trained model, run or published file with this network, which training begins with.
+        lora: additions to its layers; these alone are trained then.
+        control: a ControlNet beside it; this alone is trained then.
         small: overrides by dotted key that make a run of seconds.
     """
 
@@ -102,11 +102,8 @@ class Recipe(ModelConfig, Described):
         added = [name for name in ADDITIONS if getattr(self, name) is not None]
         if self.base is None and added:
             raise RecipeError(f"{added[0]}: without base; a {ADDITIONS[added[0]]} is trained on a base: give both")
-        if self.base is not None and len(added) != 1:
-            raise RecipeError(
-                f"base: with {' and '.join(added) or 'neither lora nor control'}; give one of lora and control, which "
-                "says what is trained on the base"
-            )
+        if len(added) > 1:
+            raise RecipeError(f"{' and '.join(added)}: give one of them, which says what is trained on the base")
         if self.control is not None and getattr(self.data, "hint", None) is None:
             raise RecipeError("control: without data.hint, which it reads; give data.hint, such as {kind: canny}")
         return self

@@ -82,7 +82,8 @@ class Scenes(Dataset[Item]):
 
     pixels uint8 (3, S, S); text; label, the kind of the first object; mask uint8 (S, S), 0 for the background
     and 1 + kind elsewhere; and a row per object, N differing between scenes: boxes float32 (N, 4) of centre x,
-    centre y, width, height in [0, 1], kinds int64 (N,) into KINDS, colours int64 (N,) into COLOURS.
+    centre y, width, height in [0, 1], kinds int64 (N,) into KINDS, colours int64 (N,) into COLOURS, layout float32
+    (N, 5), the kinds before the boxes; and largest, the longest side of a box.
     """
 
     def __init__(self, config: ScenesConfig, part: Part = "train") -> None:
@@ -175,6 +176,8 @@ def _item(config: ScenesConfig, pixels: Tensor, mask: Tensor, objects: _Objects,
         "kinds": torch.from_numpy(kinds),
         "colours": torch.from_numpy(colours),
     }
+    item["largest"] = float(item["boxes"][:, 2:].max())
+    item["layout"] = torch.cat([item["kinds"][:, None].float(), item["boxes"]], dim=1)
     if config.state == "boxes":
         item["state"] = boxes_to_state(item["boxes"], config.slots)
     elif config.state == "mask":

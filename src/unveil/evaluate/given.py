@@ -1,4 +1,4 @@
-"""How well a model that makes boxes or masks for a picture agrees with the truth on held-out pictures."""
+"""How well a model agrees with held-out truth that makes boxes or masks for a picture, or a picture for a layout."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from unveil.evaluate import draw
 from unveil.evaluate.metrics import bootstrap
 from unveil.evaluate.pictures import Pictured
 from unveil.evaluate.report import Report
-from unveil.evaluate.scenes import class_iou, matched_ious
+from unveil.evaluate.scenes import class_iou, matched_ious, seen_boxes
 from unveil.model import Model
-from unveil.types import Item, RecipeError
+from unveil.pictures import to_pixels
+from unveil.types import Item, RecipeError, nearest
 
 VERSION = 1  # of the protocol: raised when the same settings would give other numbers
 SHOWN = 24  # pictures on the page
@@ -39,16 +40,16 @@ def evaluate_given(
     about: Mapping[str, Any] | None = None,
     on_batch: Callable[[int], object] | None = None,
 ) -> Report:
-    """One state drawn for each held-out picture, compared with the true one.
+    """One state drawn for each held-out picture, or one picture for each layout, compared with the true one.
 
     Boxes: the mean over pictures of the best matching's IoU, missing and extra boxes counting 0. Masks: the
-    mean over classes of the IoU over all pixels. Beside it stands what the same states score against the truth
-    of the next picture.
+    mean over classes of the IoU over all pixels. Layouts: as boxes, those of what the picture shows. Beside it stands
+    what the same states score against the truth of the next picture.
 
     Args:
         model: conditioned on keys of the items.
         held_out: items with "pixels", and "boxes" or "mask".
-        state: what the model makes, "boxes" or "mask".
+        state: what the model makes, "boxes" or "mask"; or "layout", of which it makes scenes.
         sampling: how the states are drawn; None: as the model says.
         count: pictures, spread evenly; as many as there are where there are fewer.
         seed: of the samples.
@@ -57,22 +58,22 @@ def evaluate_given(
         on_batch: told how many pictures are done.
 
     Raises:
-        RecipeError: a state that is neither boxes nor mask.
+        RecipeError: another state.
     """
-    if state not in ("boxes", "mask"):
-        raise RecipeError(f"state {state!r}: must be boxes or mask")
+    if state not in _JUDGES:
+        raise RecipeError(f"state {state!r}: must be one of {', '.join(_JUDGES)}{nearest(state, list(_JUDGES))}")
     count = min(count, len(held_out))
     items = [held_out[place * len(held_out) // count] for place in range(count)]
     how = (sampling or model.sampling).flat()
     made: list[Tensor] = []
     for start in range(0, count, batch):
         part = items[start : start + batch]
-        raw = {key: torch.stack([item[key] for item in part]) for key in model.conditioners}
+        raw = {key: [item[key] for item in part] for key in model.conditioners}
         made.append(model.generate(raw=raw, count=len(part), seed=seed, first_sample=start, sampling=how))
         if on_batch is not None:
             on_batch(start + len(part))
     samples = torch.cat(made)
-    results, image = (_boxes if state == "boxes" else _masks)(samples, items, seed)
+    results, image = _JUDGES[state](samples, items, seed)
     protocol = {
         "version": VERSION,
         "state": state,
@@ -86,18 +87,38 @@ def evaluate_given(
 
 
 def _boxes(samples: Tensor, items: list[Item], seed: int) -> tuple[dict[str, Any], bytes]:
-    made, true = state_to_boxes(samples), [item["boxes"] for item in items]
+    made = state_to_boxes(samples)
+    iou = {**_agreement(made, items, seed), "rule": "best matching of boxes; missing and extra ones count 0"}
+    return {"iou": iou}, _sheet([item["pixels"] for item in items], items, made)
+
+
+def _scenes(samples: Tensor, items: list[Item], seed: int) -> tuple[dict[str, Any], bytes]:
+    pixels = to_pixels(samples)
+    made, real = ([seen_boxes(one) for one in shown] for shown in (pixels, [item["pixels"] for item in items]))
+    iou = {
+        **_agreement(made, items, seed),
+        "rule": "best matching of the asked boxes with those of what is seen; missing and extra ones count 0",
+        "real_pictures": matched_ious(real, [item["boxes"] for item in items]).mean().item(),
+    }
+    return {"iou": iou}, _sheet(list(pixels), items, made)
+
+
+def _agreement(made: list[Tensor], items: list[Item], seed: int) -> dict[str, Any]:
+    """Of sets of boxes with the true ones."""
+    true = [item["boxes"] for item in items]
     each = matched_ious(made, true)
     found = bootstrap(lambda rows: each[rows].mean().item(), len(each), seed=seed)
     right = sum(len(m) == len(t) for m, t in zip(made, true, strict=True)) / len(made)
-    iou = {
+    return {
         **found._asdict(),
-        "rule": "best matching of boxes; missing and extra ones count 0",
         "chance": matched_ious(made, true[1:] + true[:1]).mean().item(),
         "right_number": right,
     }
-    shown = [_outlined(item["pixels"], t, m) for item, t, m in zip(items[:SHOWN], true, made, strict=False)]
-    return {"iou": iou}, draw.sheet(torch.stack(shown), 8)
+
+
+def _sheet(pixels: list[Tensor], items: list[Item], made: list[Tensor]) -> bytes:
+    shown = zip(pixels[:SHOWN], items, made, strict=False)
+    return draw.sheet(torch.stack([_outlined(one, item["boxes"], boxes) for one, item, boxes in shown]), 8)
 
 
 def _masks(samples: Tensor, items: list[Item], seed: int) -> tuple[dict[str, Any], bytes]:
@@ -152,3 +173,6 @@ def _coloured(masks: Tensor) -> Tensor:
         dtype=torch.uint8,
     )
     return palette[masks.long() % len(palette)].permute(0, 3, 1, 2)
+
+
+_JUDGES = {"boxes": _boxes, "mask": _masks, "layout": _scenes}

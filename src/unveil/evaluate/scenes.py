@@ -1,4 +1,4 @@
-"""How well boxes and masks that a model made for a picture agree with the true ones."""
+"""How well boxes and masks made for a picture, or the objects of a picture that was made, agree with the true ones."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from unveil.data.shapes import PALETTE
 from unveil.types import ShapeError
+
+DARK = 110  # grounds of scenes are darker than this in every channel, objects brighter in one
+LEAST = 10  # pixels of an object; the smallest of 32 x 32 scenes have twice as many
 
 
 def box_iou(first: Tensor, second: Tensor) -> Tensor:
@@ -45,6 +50,39 @@ def matched_ious(made: Sequence[Tensor], true: Sequence[Tensor]) -> Tensor:
     if len(made) != len(true):
         raise ShapeError(f"{len(made)} sets of boxes made, {len(true)} true ones: one for each picture")
     return torch.tensor([matched_iou(m, t) for m, t in zip(made, true, strict=True)], dtype=torch.float64)
+
+
+def seen_boxes(pixels: Tensor) -> Tensor:
+    """The boxes (N, 4) of what a scene shows: connected pixels that are of one of the palette's colours by half.
+
+    Every pixel is taken for a mixture of the ground and the colour that explains it best.
+
+    Args:
+        pixels: uint8 (3, H, W).
+
+    Raises:
+        ShapeError: another type or number of channels.
+    """
+    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3:
+        raise ShapeError(f"a scene {pixels.dtype} {tuple(pixels.shape)}: must be uint8 (3, H, W)")
+    seen = pixels.permute(1, 2, 0).numpy().astype(np.float64)
+    dark = seen[seen.max(2) < DARK]
+    ground = np.median(dark, axis=0) if len(dark) else np.zeros(3)
+    towards = PALETTE - ground  # (colours, 3)
+    share = ((seen - ground) @ towards.T / (towards**2).sum(1)).clip(0, 1)  # (H, W, colours)
+    away = np.linalg.norm(seen[:, :, None] - ground - share[..., None] * towards, axis=-1)
+    best = away.argmin(-1)
+    covered = np.take_along_axis(share, best[..., None], -1)[..., 0] > 0.5
+    sides = np.array([seen.shape[1], seen.shape[0]] * 2)
+    found: list[Tensor] = []
+    for colour in range(len(PALETTE)):
+        parts, _ = ndimage.label(covered & (best == colour), np.ones((3, 3)))  # pyright: ignore[reportGeneralTypeIssues]
+        for number, place in enumerate(ndimage.find_objects(parts), 1):
+            if (parts == number).sum() >= LEAST:
+                (top, bottom), (left, right) = ((one.start, one.stop) for one in place)
+                box = np.array([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]) / sides
+                found.append(torch.from_numpy(box).float())
+    return torch.stack(found) if found else torch.zeros(0, 4)
 
 
 def class_iou(made: Tensor, true: Tensor, classes: int) -> Tensor:

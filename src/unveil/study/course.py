@@ -93,7 +93,7 @@ def cost_of(recipe: Recipe) -> int:
     with weightless():
         network: Any = recipe.build_network()
         condition = Condition(vector=torch.empty(1, network.vector_dim)) if recipe.condition else None
-        return multiply_adds(network, (torch.empty(1, *recipe.shape), torch.empty(1), condition))
+        return multiply_adds(network, (torch.empty(1, *recipe.latent_shape), torch.empty(1), condition))
 
 
 def classes_in_turn(model: Model, count: int) -> dict[str, list[int]]:

@@ -153,7 +153,7 @@ class Bench:
         return self._followed[arm, seed]
 
     def spent(self, cpu_seconds: float, earlier: bool) -> None:
-        """Counts what a training took, here or in an earlier run."""
+        """Counts CPU seconds of a training, of this run or of an earlier one."""
         self.training_seconds += cpu_seconds
         self.earlier_seconds += cpu_seconds if earlier else 0.0
 

@@ -18,6 +18,9 @@ from torch.utils.data import Dataset, Sampler
 from unveil.core.noise import key as hash_of
 from unveil.types import Item, MediaError, RecipeError, ShapeError, nearest
 
+# What a model is told under one key, and data call by another
+ALSO = {"prompt": "text"}
+
 
 class Items(Sized, Protocol):
     """A data set: its length, and one item by index."""
@@ -152,6 +155,8 @@ def check_items(items: Items, key: str, raw_keys: Sequence[str], shape: tuple[in
 
 
 def _value(item: Item, key: str, index: int) -> Any:
+    if key not in item and key in ALSO:
+        key = ALSO[key]
     if key not in item:
         has = ", ".join(repr(k) for k in item)
         raise RecipeError(f"item {index} has no key {key!r}{nearest(key, list(item))}; it has {has or 'none'}")

@@ -1,0 +1,74 @@
+"""The sections of conditions that cross-attention reads, but for text: a class, and a layout of boxes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from unveil.conditioning.boxes import BoxTokens
+from unveil.conditioning.label import LabelToken
+from unveil.config.section import Section
+from unveil.types import RecipeError
+
+if TYPE_CHECKING:
+    from unveil.config.model import ModelConfig
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class LabelTokenSection(Section):
+    """A class, as one token that cross-attention reads.
+
+    Attributes:
+        classes: that of "none" included where labels are dropped: it is the last.
+        names: of the others.
+        drop: how often training leaves the label away, so that guidance has its "nothing".
+    """
+
+    kind: Literal["label-token"] = "label-token"
+    key: str = "label"
+    classes: Positive
+    names: tuple[str, ...] | None = None
+    drop: float = Field(default=0.0, ge=0, lt=1)
+
+    def build(self, model: ModelConfig, vector_dim: int | None) -> LabelToken:
+        """The conditioner, for a network that reads tokens."""
+        return LabelToken(self.classes, _token_width(self.key, model), self.drop, self.names, key=self.key)
+
+
+class LayoutSection(Section):
+    """A layout: objects with their classes and boxes, as tokens that cross-attention reads.
+
+    Attributes:
+        key: the item's key that is read: rows of class, centre x, centre y, width, height.
+        names: of the classes, which may then be asked for by name.
+        most: objects of a layout at most.
+        drop: how often training leaves the layout away, so that guidance has its "nothing".
+    """
+
+    kind: Literal["layout"] = "layout"
+    key: str = "layout"
+    classes: Positive
+    names: tuple[str, ...] | None = None
+    most: Positive
+    drop: float = Field(default=0.0, ge=0, lt=1)
+
+    def build(self, model: ModelConfig, vector_dim: int | None) -> BoxTokens:
+        """The conditioner, for a network that reads tokens."""
+        width = _token_width(self.key, model)
+        return BoxTokens(self.classes, width, self.most, self.drop, self.names, key=self.key)
+
+
+def _token_width(key: str, model: ModelConfig) -> int:
+    """Of the tokens that the network reads: a DiT's own, where its design has tokens."""
+    network: Any = model.network
+    if network.kind == "dit" and network.design in ("in-context", "cross-attention"):
+        return network.width
+    width = getattr(network, "context_width", None)
+    if width is None:
+        raise RecipeError(
+            f"condition {key!r}: this network reads no tokens; set its context_width, or a DiT's design to "
+            "cross-attention or in-context"
+        )
+    return width
