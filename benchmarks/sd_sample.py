@@ -1,4 +1,4 @@
-"""Guided sampling of a U-Net of Stable Diffusion's shape, a fifth as wide: 20 steps of DDIM, scale 7.5, random weights.
+"""Guided sampling of a U-Net of Stable Diffusion 2's shape, a fifth as wide: 20 steps of DDIM, scale 7.5, no training.
 
 The peer is diffusers' StableDiffusionPipeline, given the text's vectors, without the autoencoder. It reads the text in
 every step; here its keys and values are computed once. With 300 tokens, as of T5, that is more than with CLIP's 77.
@@ -34,7 +34,8 @@ def diffusers(dtype: torch.dtype, tokens: int) -> dict[str, float]:
         sample_size=SIZE,
         block_out_channels=WIDTHS,
         cross_attention_dim=TEXT,
-        attention_head_dim=8,
+        attention_head_dim=(1, 2, 4, 4),
+        use_linear_projection=True,
         down_block_types=(*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
         up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
     )
@@ -100,7 +101,8 @@ def ours(dtype: torch.dtype, tokens: int) -> dict[str, float]:
         multipliers=tuple(width // WIDTHS[0] for width in WIDTHS),
         blocks=2,
         attention=(1, 2, 4),
-        heads=8,
+        head_channels=64,
+        projection="linear",
         context_width=TEXT,
         transformer_depth=(1,),
     )

@@ -152,7 +152,7 @@ def test_recipe_and_base_have_to_agree():
         recipe("base=null")
     with pytest.raises(RecipeError, match=r"control: without data.hint"):
         recipe("data.hint=null")
-    with pytest.raises(RecipeError, match=r"base: with lora and control"):
+    with pytest.raises(RecipeError, match=r"lora and control: give one of them"):
         recipe("lora={targets: [enter]}")
     with pytest.raises(RecipeError, match=r"network of the base runs/base is .*channels=32.*of the recipe"):
         controlled(base("network.channels=32"), PLACE, recipe())

@@ -186,12 +186,12 @@ def steered(denoiser: Denoiser, controls: Controls | None) -> Denoiser:
     return Denoiser(under, denoiser.process, prediction=denoiser.prediction, learns_variance=learns)
 
 
-def check_fits(control: Control, network: nn.Module, factor: int) -> None:
+def check_fits(control: Control, network: nn.Module, factor: int | None) -> None:
     """Whether a control is for this network.
 
     Args:
         network: that its residuals are added in.
-        factor: how many times larger than x pictures are.
+        factor: how many times larger than x pictures are; None: not known.
 
     Raises:
         WeightsError: another network than a U-Net, or another U-Net than the control was copied from; what differs is
@@ -212,7 +212,7 @@ def check_fits(control: Control, network: nn.Module, factor: int) -> None:
             f"{control.key}: a ControlNet of another base ({'; '.join(differ)}); give one that was trained for this "
             "model, or the model that it was trained for"
         )
-    if control.network.factor != factor:
+    if factor is not None and control.network.factor != factor:
         raise WeightsError(
             f"{control.key}: a ControlNet whose hints are {control.network.factor} times the size of x; here pictures "
             f"are {factor} times its size; give one that was trained for this model"

@@ -146,8 +146,10 @@ class Model(nn.Module):
             RecipeError: a key that one of the model's conditions has, or two controls of one key.
             WeightsError: a ControlNet of another base.
         """
+        factor = self.shape[-1] // self.codec.latent_shape(self.shape)[-1]
+        bare = isinstance(self.codec, Identity) and self.shape[0] not in (1, 3)  # latents, whose codec is elsewhere
         for one in controls:
-            check_fits(one, self.denoiser.network, self.shape[-1] // self.codec.latent_shape(self.shape)[-1])
+            check_fits(one, self.denoiser.network, None if bare else factor)
         self.controls = exchange(self.conditioners, self.controls, controls, mode)
         return self
 
