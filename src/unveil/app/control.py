@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from unveil.app.console import Console
-from unveil.checkpoints import control_file
+from unveil.checkpoints import control_file, shelf
 from unveil.conditioning.control import Control, Mode
 from unveil.model import Model
 from unveil.nn.unet import UNet
@@ -54,7 +54,7 @@ def asked(text: str) -> Asked:
     cut = next((place for place in cuts if place and Path(rest[:place]).exists()), cuts[0])
     if not rest[:cut] or not rest[cut + 1 :]:
         raise RecipeError(f"--control {text!r}: is written FILE=PICTURE, or PICTURE alone for a ControlNet's own run")
-    return Asked(Path(rest[:cut]), Path(rest[cut + 1 :]), *said)
+    return Asked(shelf.place(rest[:cut], "controlnets"), Path(rest[cut + 1 :]), *said)
 
 
 def put_on(model: Model, wanted: Sequence[Asked], mode: str, console: Console) -> tuple[Steering, ...]:
