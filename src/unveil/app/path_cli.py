@@ -105,6 +105,7 @@ def invert(
     size: Size = None,
     batch: Batch = 64,
     out: Annotated[Path, typer.Option(help="A .safetensors file.")] = Path("noise.safetensors"),
+    additions: Additions,
     machine: Machine,
     reply: Reply,
 ) -> None:
