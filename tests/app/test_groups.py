@@ -8,7 +8,7 @@ from typing import Annotated
 import pytest
 import typer
 
-from unveil.app.groups import flat, spread
+from unveil.app.groups import Command, flat, spread
 from unveil.app.outcome import guarded
 
 
@@ -23,7 +23,7 @@ class Spoken:
     loud: Loud = field(default_factory=Loud)
 
 
-def app(command) -> typer.Typer:
+def app(command: Command) -> typer.Typer:
     made = typer.Typer(rich_markup_mode=None, add_completion=False)
     made.command()(spread(command))
     return made

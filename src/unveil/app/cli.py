@@ -128,6 +128,13 @@ def sample(
     first: Annotated[int, typer.Option(help="Number of the set's first picture that is drawn.")] = 0,
     sampling: Sampling,
     size: Size = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="A text file with a prompt a line, or a .jsonl file with a map a line: prompt, negative, seed, count, "
+            "steps, scale, sampler. Each line makes a set of its own."
+        ),
+    ] = None,
     noise: Annotated[Path | None, typer.Option(help="Start from noise that `unveil invert` found.")] = None,
     classifier: Annotated[Path | None, typer.Option(help="A noisy classifier that guides towards the class.")] = None,
     classifier_scale: Annotated[float, typer.Option(help="Of its gradient; 1 is Bayes' rule.")] = 1.0,
@@ -142,10 +149,15 @@ def sample(
     from unveil.app import sample as work
 
     console, place, wish = drawing.reply.console, work.Place.typed(options), work.Wish.typed(options)
-    if drawing.like is not None:
+    changes = work.changes(settings or (), vars(sampling))
+    if prompts is not None:
+        from unveil.app.prompts import sample_each
+
+        sample_each(wish, prompts, changes, place, console, beside={"--like": drawing.like, "--noise": noise})
+    elif drawing.like is not None:
         work.repeat(wish, drawing.like, place, console)
-        return
-    work.sample(wish, work.changes(settings or (), vars(sampling)), place, console, noise)
+    else:
+        work.sample(wish, changes, place, console, noise)
 
 
 @app.command()
