@@ -200,7 +200,8 @@ def convert(
 ) -> None:
     """Bring published weights into our folder, ours into a published layout, or a run into a model of its own.
 
-    Stable Diffusion goes from each of one file (ldm), diffusers' folder (diffusers) and our folder to the others.
+    Stable Diffusion goes from each of one file (ldm), diffusers' folder (diffusers) and our folder to the others; a
+    ControlNet from any of these, a run among them, to one file or to diffusers' folder.
 
     A .pt, .pth or .ckpt file, which could run code, is read by a process of its own that accepts tensors only.
 

@@ -234,11 +234,19 @@ def _tower(conditioner: Text) -> dict[str, Tensor]:
     state, config = conditioner.tower.state_dict(), conditioner.tower.config
     if not isinstance(config, ClipConfig) or config.activation != "gelu":
         return text.dump(state, config, text.Place("clip", text.SD1))
-    if not config.skip:
-        last, unused = (f"model.encoder.layers.{number}." for number in (config.depth - 1, config.depth))
-        state |= {key.replace(last, unused): tensor for key, tensor in state.items() if key.startswith(last)}
+    if added := repeated(conditioner):
+        state |= {key: state[own] for key, own in added.items()}
         config = replace(config, depth=config.depth + 1, skip=1)
     return text.dump(state, config, text.Place("openclip", text.SD2))
+
+
+def repeated(conditioner: Text) -> dict[str, str]:
+    """Our keys of the block that a file has and this text encoder lacks, and those whose tensors are written for it."""
+    config = conditioner.tower.config
+    if not isinstance(config, ClipConfig) or config.activation != "gelu" or config.skip:
+        return {}
+    last, unused = (f"model.encoder.layers.{number}." for number in (config.depth - 1, config.depth))
+    return {key.replace(last, unused): key for key in conditioner.tower.state_dict() if key.startswith(last)}
 
 
 def _scale(theirs: Mapping[str, Tensor], reads_text: bool) -> PerChannel:
