@@ -102,20 +102,28 @@ def _copy(source: Path, out: Path, layout: Layout, force: bool) -> dict[str, Any
 def _to_ours(source: Path, out: Path, layout: Layout, force: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         part, theirs = _read(source, Path(scratch))
-        if layout.recipe is None and control_convert.is_file(theirs):
-            return {"part": part} | control_convert.of_file(theirs, _said(layout), out, layout.name, layout.dtype)
-        if layout.recipe is None and published.is_latent(shapes_of(theirs)):
-            return {"part": part} | _written(whole.read(theirs, _said(layout)), out, layout, force)
-        if layout.recipe is None:
-            model = _recognised(theirs, layout)
+        try:
+            return {"part": part} | _from_theirs(theirs, out, layout, force)
+        except WeightsError as problem:
+            raise WeightsError(f"{source}: {problem}") from problem
+
+
+def _from_theirs(theirs: Mapping[str, Tensor], out: Path, layout: Layout, force: bool) -> dict[str, Any]:
+    """Writes what published tensors are; tells how many of them it holds."""
+    if layout.recipe is None and control_convert.is_file(theirs):
+        return control_convert.of_file(theirs, _said(layout), out, layout.name, layout.dtype)
+    if layout.recipe is None and published.is_latent(shapes_of(theirs)):
+        return _written(whole.read(theirs, _said(layout)), out, layout, force)
+    if layout.recipe is None:
+        model = _recognised(theirs, layout)
+    else:
+        model = build(diffusion(load_recipe(layout.recipe, layout.overrides), "unveil convert").model)
+        if dit.layout_of(shapes_of(theirs)) is not None:
+            dit_model.fill(model, theirs)
         else:
-            model = build(diffusion(load_recipe(layout.recipe, layout.overrides), "unveil convert").model)
-            if dit.layout_of(shapes_of(theirs)) is not None:
-                dit_model.fill(model, theirs)
-            else:
-                _fill(model, theirs, layout.name)
-        model.to(DTYPES[layout.dtype]).save(out, force=force)
-    return {"part": part, "matched": len(theirs), "unmatched": 0}
+            _fill(model, theirs, layout.name)
+    model.to(DTYPES[layout.dtype]).save(out, force=force)
+    return {"matched": len(theirs), "unmatched": 0}
 
 
 def _recognised(theirs: Mapping[str, Tensor], layout: Layout) -> Model:

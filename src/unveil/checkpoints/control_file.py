@@ -105,6 +105,11 @@ def weights_of(folder: Path) -> Path:
 
 def _folder(path: Path) -> Path:
     """Our folder with a ControlNet that a path stands for."""
+    if path.is_dir() and not is_folder(path):
+        raise WeightsError(
+            f"{path}: holds no ControlNet; one that was trained here has {control.TRAINED}, one of diffusers a "
+            f"{CONFIG} of {diffusers_unet.CONTROLNET}"
+        )
     folder = ours.find(path)
     if not weights_of(folder).is_file():
         raise WeightsError(f"{path}: holds no ControlNet; one that was trained here has {control.TRAINED}")

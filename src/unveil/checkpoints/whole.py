@@ -111,6 +111,8 @@ def read(theirs: Mapping[str, Tensor], said: Said | None = None) -> Read:
     if not first:
         raise WeightsError(f"there is no autoencoder ({autoencoder.PREFIX}*) beside the U-Net; give the whole file")
     encoder = _text_encoder(theirs, said)
+    if encoder is None and network.context_width is not None and CLASSES not in theirs:
+        raise WeightsError(f"there is no text encoder ({STAGE}*), and the U-Net reads a text; give the whole file")
     codec = autoencoder.codec_of(first, scale=_scale(theirs, encoder is not None))
     config = _config(theirs, network, codec, encoder, said)
     model = filled(config, latent_unet.load(unet, network).network, codec, encoder)
@@ -302,6 +304,11 @@ def described(
     Raises:
         WeightsError: pictures beside x that nobody knows, or a text encoder of another width than the U-Net's.
     """
+    if encoder is not None and network.context_width is None:
+        raise WeightsError(
+            "a text encoder, and a U-Net that reads no text: its attention to a text is missing "
+            "(middle_block.1.transformer_blocks.0.attn2), or they are of two models; copy all parts of one again"
+        )
     if encoder is not None and encoder.config.width != network.context_width:
         raise WeightsError(
             f"text of width {encoder.config.width}, and a U-Net that takes {network.context_width}: "
