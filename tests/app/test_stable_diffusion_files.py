@@ -150,7 +150,7 @@ def test_a_checkpoint_of_lightning_is_converted(cli: Cli, file: Path, tmp_path: 
     monkeypatch.setitem(sys.modules, "pytorch_lightning", types.ModuleType("pytorch_lightning"))
     beside = {module.ModelCheckpoint: {"best": torch.ones(1), "score": np.float64(0.5)}}
     checkpoint(file, tmp_path / "sd.ckpt", callbacks=beside, lr_schedulers=[{"step": 1}])
-    refused(cli("sample", "sd.ckpt", "a cat", *SAID), 1, "sd.ckpt", "`unveil convert`")
+    refused(cli("sample", "sd.ckpt", "a cat", *SAID), 1, "sd.ckpt", "unveil convert sd.ckpt OUT")
     done = cli("convert", "sd.ckpt", "sd.safetensors", "--layout", "ldm", *SET)
     assert done.code == 0, done.err
     assert "from the file['state_dict']" in done.out
@@ -162,7 +162,9 @@ def test_code_in_a_checkpoint_is_not_run(cli: Cli, file: Path, tmp_path: Path):
     target = tmp_path / "was_run"
     checkpoint(file, tmp_path / "evil.ckpt", callbacks=Evil(target))
     before = tree(tmp_path)
-    refused(cli("sample", "evil.ckpt", "a cat", *SAID), 1, "evil.ckpt", "was not opened", "`unveil convert`")
+    refused(
+        cli("sample", "evil.ckpt", "a cat", *SAID), 1, "evil.ckpt", "was not opened", "unveil convert evil.ckpt OUT"
+    )
     refused(cli("convert", "evil.ckpt", "out", *SET), 1, "evil.ckpt: holds more than tensors", "nothing in it was run")
     assert tree(tmp_path) == before
     # the control: what opens it carelessly runs it
@@ -199,7 +201,8 @@ def test_an_unknown_layout_names_the_closest_and_what_is_missing(cli: Cli, file:
     save_file(renamed, tmp_path / "other.safetensors")  # as another program does
     words = ["no known layout", "the closest is Stable Diffusion 1 in one file", "of which is missing: the U-Net"]
     for command in (["sample", "other.safetensors", "a cat"], ["convert", "other.safetensors", "out"]):
-        refused(cli(*command), 1, *words, "first_stage_model.*")
+        refused(cli(*command), 1, "other.safetensors: ", *words, "first_stage_model.*")
+    assert sorted(tree(tmp_path)) == ["other.safetensors"]
     assert "the closest is Stable Diffusion 1 in one file" in cli("inspect", "other.safetensors").out
     write_tensors(tmp_path / "nothing.safetensors", {"w": torch.ones(1)})
     refused(cli("convert", "nothing.safetensors", "out"), 1, "none that its keys resemble")
@@ -229,6 +232,27 @@ def test_a_damaged_file(cli: Cli, file: Path, tmp_path: Path):
     assert tree(tmp_path) == before
 
 
+def test_a_part_that_is_missing_or_in_the_wrong_place_is_named(cli: Cli, folder: Path, file: Path, tmp_path: Path):
+    whole = read_tensors(file)
+    tiny_sd.controlnet().save_pretrained(tmp_path / "edges")
+    assert cli("convert", "edges", "edges.safetensors").code == 0
+    for name, mark in (("silent", "cond_stage_model."), ("deaf", "middle_block.1.")):
+        write_tensors(tmp_path / f"{name}.safetensors", {key: t for key, t in whole.items() if mark not in key})
+    before = tree(tmp_path)
+    sample = ["sample", folder, "a cat", "--steps", 1, "--out", "a.png"]
+    for arguments, *words in (
+        (["sample", "silent.safetensors", "a cat", *SAID], "silent.safetensors: there is no text encoder (cond_stage"),
+        (["sample", "deaf.safetensors", "a cat", *SAID], "deaf.safetensors: ", "its attention to a text is missing"),
+        ([*sample, "--lora", file], f"{file}: Stable Diffusion 1 in one file, no LoRA"),
+        ([*sample, "--control", f"{folder}=hint.png"], f"{folder}: holds no ControlNet"),
+        (["sample", "edges", "a cat"], "edges: a folder of diffusers' ControlNetModel", "--control FILE=PICTURE"),
+        (["sample", "edges.safetensors", "a cat"], "edges.safetensors: a ControlNet", "--control FILE=PICTURE"),
+        (["sample", folder / "unet", "a cat"], "a folder of diffusers' UNet2DConditionModel", "give the whole folder"),
+    ):
+        refused(cli(*arguments), 1, *words)
+    assert tree(tmp_path) == before
+
+
 def test_a_text_encoder_of_another_width(cli: Cli, folder: Path, file: Path, tmp_path: Path):
     whole = read_tensors(file)
     wide = {key: torch.cat([t, t], 1) if "attn2.to_k" in key or "attn2.to_v" in key else t for key, t in whole.items()}
@@ -247,6 +271,7 @@ def test_a_text_encoder_of_another_width(cli: Cli, folder: Path, file: Path, tmp
 @pytest.mark.slow
 def test_a_size_that_is_no_multiple_names_the_nearest(cli: Cli, folder: Path):
     refused(cli("sample", folder, "a cat", "--size", "33x30"), 2, "multiples of 4 px; nearest 32x28 or 36x32")
+    assert not Path("samples").exists()
     assert cli("sample", folder, "a cat", "--size", "36x32", "--steps", 2, "--out", "a.png").code == 0  # the control
     with Image.open("a.png") as picture:
         assert picture.size == (32, 36)
@@ -265,7 +290,8 @@ def test_a_lora_of_another_base(cli: Cli, folder: Path, tmp_path: Path):
     other = {key: tensor for key, tensor in other.items() if "_to_x" in key or "_to_y" in key}
     write_tensors(tmp_path / "other.safetensors", other)
     done = cli("sample", folder, "a cat", "--lora", "other.safetensors", "--steps", 1, "--out", "a.png")
-    refused(done, 1, "a LoRA of another base: none of its 16 modules is in this model")
+    refused(done, 1, "other.safetensors: a LoRA of another base: none of its 16 modules is in this model")
+    assert not Path("a.png").exists()
     write_tensors(tmp_path / "own.safetensors", tiny_sd.lora())
     done = cli("sample", folder, "a cat", "--lora", "own.safetensors", "--steps", 1, "--out", "a.png")
     assert done.code == 0, done.err  # the control

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
@@ -37,12 +38,12 @@ ByName = (BeforeValidator(_from_name), WrapSerializer(_to_name))
 # ---------------------------------------------------------------------- weights of levels
 
 
-class WeightSection(Section):
+class WeightSection(Section, ABC):
     """What the error of x0 is multiplied with."""
 
+    @abstractmethod
     def build(self) -> Weight | None:
         """The weight."""
-        raise NotImplementedError
 
 
 class NoWeight(WeightSection):
@@ -137,12 +138,12 @@ else:
 # ---------------------------------------------------------------------- times
 
 
-class TimeSection(Section):
+class TimeSection(Section, ABC):
     """Which times are drawn."""
 
+    @abstractmethod
     def build(self, process: Process, batch: int) -> TimeSampler:
         """The sampler, for training in batches of this size."""
-        raise NotImplementedError
 
 
 class UniformTime(TimeSection):
