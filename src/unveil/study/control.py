@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import shlex
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -13,16 +12,14 @@ import torch
 from torch import Tensor
 
 from unveil import data
-from unveil.conditioning.control import steered
+from unveil.conditioning.control import Controls
 from unveil.config import Recipe, load_recipe
-from unveil.core.noise import Streams
-from unveil.core.objective import Loss
 from unveil.evaluate.edges import agreement_of
 from unveil.model import Model
 from unveil.pictures import to_pixels
-from unveil.study.arm import LOOP, Kept, descend, keep, kept
-from unveil.study.course import RecipeArm, pace_of
+from unveil.study.course import RecipeArm
 from unveil.study.experiment import Bench, Claim, Curve, Findings, Sheet, compared
+from unveil.study.tuned import tuned
 from unveil.types import Base
 
 PAPER = "Adding Conditional Control to Text-to-Image Diffusion Models, Zhang et al. 2023 (arXiv:2302.05543)"
@@ -74,35 +71,16 @@ def recipes(bench: Bench, seed: int) -> tuple[RecipeArm, Recipe]:
 
 def _trained(bench: Bench, base: Model, recipe: Recipe, seed: int) -> tuple[Model, Model]:
     """The base under a ControlNet before and after training, the latter with averaged weights."""
-    from unveil.train.control import controlled  # with these comes Lightning, which takes seconds
-    from unveil.train.examples import prepare
-    from unveil.train.order import Numbered, Order
+    from unveil.train.control import controlled  # with this comes Lightning, which takes seconds
 
-    fresh = controlled(copy.deepcopy(base), Base(BASE, BASE, ""), recipe)
-    told = recipe.model_dump(mode="json", include={"data", "network", "process", "train", "control"})
-    facts = {"loop": LOOP, "what": RECIPE, "recipe": told, "on": bench.scale.pick(BASE_PACE, QUICK_PACE), "seed": seed}
-    found, model = kept(bench.cache, facts), copy.deepcopy(fresh)
+    fresh = controlled(copy.deepcopy(base), Base(BASE, BASE, ""), recipe).eval()
+    on = {"control": recipe.model_dump(mode="json")["control"], "base": bench.scale.pick(BASE_PACE, QUICK_PACE)}
+    return fresh, tuned(bench, fresh, recipe, seed, part_of=_controls, on=on)
+
+
+def _controls(model: Model) -> Controls:
     assert model.controls is not None
-    if found is not None:
-        model.controls.load_state_dict(found.tensors)
-        bench.spent(found.cpu_seconds, earlier=True)
-        return fresh.eval(), model.eval()
-    pictures = data.open(recipe.data.build())
-    keys, objective = list(model.conditioners), recipe.objective.build(recipe, model.process, recipe.train.batch)
-    numbered = Numbered(pictures, Order(len(pictures), seed), recipe.key, keys)
-
-    def loss_of(numbers: range, streams: Streams, step: int) -> Loss:
-        x0, condition = prepare(model, numbered.__getitems__(list(numbers)), streams, step)
-        return objective(steered(model.denoiser, model.controls), x0, condition, streams, step)
-
-    begun = time.process_time()
-    with bench.console.progress(f"training {RECIPE}, seed {seed}: step", recipe.train.steps) as counter:
-        average = descend(model, loss_of, pace_of(recipe), seed, RECIPE, lambda _, step: counter.advance())
-    spent = time.process_time() - begun
-    assert average.controls is not None
-    keep(bench.cache, facts, Kept(average.controls.state_dict(), spent))
-    bench.spent(spent, earlier=False)
-    return fresh.eval(), average.eval()
+    return model.controls
 
 
 def _measure(bench: Bench, seed: int) -> Drawn:
