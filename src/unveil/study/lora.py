@@ -34,7 +34,7 @@ NETWORK = "network.depth=4 network.width=128 network.heads=2"
 BASE_PACE = "train.batch=64 train.steps=1500 train.sample_every=0 train.ema=0.998"
 PACE = ""
 QUICK_NETWORK = "network.depth=1 network.width=32 network.heads=2"
-QUICK_BASE = "train.steps=2 train.warmup=0 train.batch=4 train.sample_every=0"
+QUICK_BASE = "train.steps=60 train.warmup=0 train.batch=16 train.sample_every=0 train.ema=0.9"
 QUICK_PACE = "train.steps=2 train.warmup=0 train.batch=4"
 
 SHARE = 0.5  # of the base's FID, which the claim asks for
