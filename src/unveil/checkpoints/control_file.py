@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from unveil.checkpoints import control, diffusers_unet, folders, latent_unet, ours, store, trained_on
+from unveil.checkpoints import control, diffusers_unet, folders, latent_unet, ours, shelf, store, trained_on
 from unveil.checkpoints.tensors import read_state, read_tensors
 from unveil.config import ModelConfig, read_yaml, validate
 from unveil.files import sha256
@@ -43,6 +43,8 @@ def read(path: Path, base: UNetConfig | None = None) -> Found:
         WeightsError: there is none, or it is damaged.
         RecipeError: settings that are not supported.
     """
+    if not path.exists():
+        raise WeightsError(shelf.missing(path, "controlnets"))
     if path.is_file():
         found = Found(_published(path, base), digest(path))
     elif (path / "config.json").is_file():
