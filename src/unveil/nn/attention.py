@@ -12,56 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unveil.nn.attending import attend, attention_weights, for_heads
 from unveil.nn.embed import Rotary
 from unveil.types import RecipeError, ShapeError, nearest
 
 QkNorm = Literal["none", "layer", "rms"]
-
-# On a CPU, up to so many weights (queries times keys) two plain products beat torch's fused kernel. In bf16 that kernel
-# computes at the speed of float32, twice as slow with heads of 64; but many weights leave the cache, and narrow heads
-# pay most for that. In float32 the fused kernel of torch 2.13 is the faster one from 49 tokens on, both ways.
-PLAIN_UP_TO = {torch.bfloat16: 2**19}
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """Scaled dot-product attention: query (B, H, N, D) on key and value (B, H or a divisor of it, M, D).
-
-    A query that may look at nothing gathers 0.
-
-    Args:
-        mask: boolean, broadcastable to (B, H, N, M), True where a query may look.
-        causal: the last query is the last key's; each looks at its own and at those before it.
-
-    Raises:
-        ShapeError: heads that the keys' do not divide, or a mask that is not boolean.
-
-    Source: Vaswani et al. 2017, eq. 1 (arXiv:1706.03762); fewer key heads: Ainslie et al. 2023 (arXiv:2305.13245).
-    """
-    heads = query.shape[1]
-    few = query.shape[2] * key.shape[2] <= PLAIN_UP_TO.get(query.dtype, 0)
-    if few and query.device.type == "cpu":
-        return attention_weights(query, key, mask=mask, causal=causal) @ _for_heads(value, heads)
-    key, value = _for_heads(key, heads), _for_heads(value, heads)
-    if mask is None and query.shape[2] == key.shape[2]:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=_allowed(query, key, mask, causal))
-
-
-def attention_weights(query: Tensor, key: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """How much each query looks at each key: (B, H, N, M), each row summing to 1, or all 0 where it may see nothing.
-
-    Args:
-        mask, causal: as in `attend`.
-
-    Raises:
-        ShapeError: as `attend`.
-    """
-    scores = query * query.shape[-1] ** -0.5 @ _for_heads(key, query.shape[1]).transpose(2, 3)
-    allowed = _allowed(query, key, mask, causal)
-    if allowed is None:
-        return torch.softmax(scores, dim=-1)
-    scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)  # -inf would make a row of nothing NaN
-    return torch.softmax(scores, dim=-1).masked_fill(~allowed, 0)
 
 
 class Cache:
@@ -196,7 +151,7 @@ class Packing:
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
         """As `attend`, each sequence by itself: (rows, H, N, D)."""
         heads = query.shape[1]
-        tokens = [self._tokens(_for_heads(x, heads).transpose(1, 2)) for x in (query, key, value)]  # (tokens, H, D)
+        tokens = [self._tokens(for_heads(x, heads).transpose(1, 2)) for x in (query, key, value)]  # (tokens, H, D)
         gathered = self._alone if query.device.type == "cpu" else self._jagged
         return self._rows(gathered(tokens, causal)).transpose(1, 2)
 
@@ -318,7 +273,7 @@ class Attention(nn.Module):
             return self._out(attend(query, key, value, mask=mask, causal=causal))
         weights = attention_weights(query, key, mask=mask, causal=causal)
         maps.append(weights)
-        return self._out(weights @ _for_heads(value, self.heads))
+        return self._out(weights @ for_heads(value, self.heads))
 
     def remember(self, context: Tensor) -> Cache:
         """The keys and values of a context (B, M, context_width), for every call of a run.
@@ -368,25 +323,6 @@ class Attention(nn.Module):
 
     def _out(self, gathered: Tensor) -> Tensor:
         return self.out(gathered.transpose(1, 2).flatten(2))
-
-
-def _for_heads(x: Tensor, heads: int) -> Tensor:
-    """Keys or values, each head repeated for the queries' heads that it serves."""
-    if x.shape[1] == heads:
-        return x
-    if heads % x.shape[1]:
-        raise ShapeError(f"{x.shape[1]} heads of keys for {heads} of queries: must divide them")
-    return x.repeat_interleave(heads // x.shape[1], dim=1)
-
-
-def _allowed(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:
-    if mask is not None and mask.dtype != torch.bool:
-        raise ShapeError(f"mask of {mask.dtype}: must be boolean, True where a query may look")
-    queries, keys = query.shape[2], key.shape[2]
-    if not causal or queries == 1:
-        return mask
-    before = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
-    return before if mask is None else before & mask
 
 
 def _norm(kind: QkNorm, width: int) -> nn.Module:
