@@ -6,7 +6,7 @@ Letters of shapes: B rows, H heads, N queries, M keys, D the width of a head, C 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +109,19 @@ class Cache:
         """Keeps the rows of these numbers, in this order; a row may be kept several times."""
         if self._kept is not None:
             self._kept = self._kept[0].index_select(0, rows), self._kept[1].index_select(0, rows)
+
+
+class Together(Protocol):
+    """Says which tokens of rows see each other, and computes what they gather."""
+
+    @property
+    def mask(self) -> Tensor:
+        """Boolean (rows, 1, N, N), True where a token may see another."""
+        ...
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
+        """As `attend`, of (rows, H, N, D)."""
+        ...
 
 
 class Packing:
@@ -285,7 +298,7 @@ class Attention(nn.Module):
         causal: bool = False,
         rotary: Rotary | None = None,
         cache: Cache | None = None,
-        packing: Packing | None = None,
+        packing: Together | None = None,
         maps: list[Tensor] | None = None,
     ) -> Tensor:
         """What each token of x (B, N, C) gathers, from x or from the context (B, M, context_width).
@@ -295,7 +308,7 @@ class Attention(nn.Module):
             rotary: the positions of x, of these N tokens alone where a cache holds others.
             cache: x is looked at behind the tokens that it holds, and joins them. Where there is a context, its keys
                 and values are computed at the first call and kept; the context may then be left out.
-            packing: of x; each sequence sees itself alone.
+            packing: which tokens of x see each other, such as a `Packing`, of which each sequence sees itself alone.
             maps: the weights (B, H, N, M) are appended to it.
 
         Raises:
