@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unveil.nn.attention import Attention, Cache, Packing, attend, attention_weights
+from unveil.nn.attention import Attention, Cache, attend, attention_weights
 from unveil.nn.embed import Rotary
+from unveil.nn.packing import Packing
 from unveil.types import RecipeError, ShapeError
 
 WIDTH, HEADS = 24, 4

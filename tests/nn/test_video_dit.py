@@ -10,7 +10,8 @@ from unveil.core.denoiser import Denoiser
 from unveil.core.flow import RectifiedFlow
 from unveil.core.prediction import flow
 from unveil.core.process import partly
-from unveil.nn.attention import Packing, attend
+from unveil.nn.attention import attend
+from unveil.nn.packing import Packing
 from unveil.nn.patterns import Grid, Groups, Pattern, visible
 from unveil.nn.video_dit import VideoDiT, VideoDiTConfig
 from unveil.types import Condition, RecipeError, ShapeError
@@ -55,8 +56,8 @@ def clips() -> Tensor:
 @pytest.mark.parametrize("causal", [False, True])
 def test_groups_are_the_mask_of_their_pattern(pattern: Pattern, causal: bool):
     grid, generator = Grid(3, 2, 4), torch.Generator().manual_seed(5)
-    packing = Packing([grid.count] * 2, length=grid.count)
-    query, key, value = (torch.randn(2, 4, grid.count, 12, generator=generator) for _ in range(3))
+    packing = Packing([grid.tokens] * 2, length=grid.tokens)
+    query, key, value = (torch.randn(2, 4, grid.tokens, 12, generator=generator) for _ in range(3))
     for number in range(2):
         groups = Groups(packing, [grid] * 2, pattern, number, window=WINDOW, causal=causal)
         mask = visible(grid, pattern, number, window=WINDOW, causal=causal)

@@ -15,8 +15,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.nn.attention import Packing, attend
+from unveil.nn.attention import attend
 from unveil.nn.embed import grid_coordinates
+from unveil.nn.packing import Packing
 from unveil.types import ShapeError
 
 Pattern = Literal["full", "factorised", "windowed"]
@@ -30,7 +31,7 @@ class Grid(NamedTuple):
     columns: int
 
     @property
-    def count(self) -> int:
+    def tokens(self) -> int:
         """Of all tokens."""
         return self.frames * self.rows * self.columns
 
@@ -48,7 +49,7 @@ def labels(grid: Grid, pattern: Pattern, number: int, window: tuple[int, int, in
     """
     places = grid_coordinates(grid).long()  # (N, 3)
     if pattern == "full":
-        return torch.zeros(grid.count, dtype=torch.int64)
+        return torch.zeros(grid.tokens, dtype=torch.int64)
     if pattern == "factorised":
         return places[:, 0] if number % 2 == 0 else places[:, 1] * grid.columns + places[:, 2]
     size = torch.tensor(window)

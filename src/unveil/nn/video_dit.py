@@ -24,11 +24,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from unveil.nn.attention import Attention, Packing, QkNorm, Together
+from unveil.nn.attention import Attention, QkNorm, Together
 from unveil.nn.blocks import Mlp
 from unveil.nn.dit import WAVES, modulate
 from unveil.nn.embed import Rotary, TimeEmbedding, grid_coordinates
 from unveil.nn.layers import vector_of, zeroed
+from unveil.nn.packing import Packing
 from unveil.nn.patterns import Grid, Groups, Pattern
 from unveil.nn.spatial import text_of
 from unveil.types import Condition, RecipeError, ShapeError, nearest
@@ -194,7 +195,7 @@ class VideoDiT(nn.Module):
         level = self._levels(t, x, grid)
         together = [None] * self.config.depth
         if self.config.pattern != "full" or self.config.causal:
-            packing = Packing([grid.count] * len(x), length=grid.count)
+            packing = Packing([grid.tokens] * len(x), length=grid.tokens)
             together = self._together(packing, [grid] * len(x))
         rotary = self._rotary(_coordinates(grid, condition.places))
         context = text_of(condition, self.config.context_width, len(x))
@@ -232,14 +233,14 @@ class VideoDiT(nn.Module):
         )
         whole = [self._checked(one[None]) for one in clips]
         grids = [grid for _, grid in whole]
-        packing = Packing([grid.count for grid in grids], length=length)
+        packing = Packing([grid.tokens for grid in grids], length=length)
         tokens, levels, places = [], [], []
         for number, (clip, grid) in enumerate(whole):
             tokens.append(self.patches(self._boxes(clip))[0].flatten(0, 1))  # (N, C)
             level = self._levels(t[number][None], clips[number][None], grid)
             levels.append(level.expand(1, grid.frames, grid.rows * grid.columns).flatten())
             own = None if condition.places is None else condition.places[number : number + 1]
-            places.append(_coordinates(grid, own).reshape(grid.count, 3))
+            places.append(_coordinates(grid, own).reshape(grid.tokens, 3))
         rotary = self._rotary(packing.pack(places))
         together = self._together(packing, grids)
         each = None if vector is None else vector[packing.owner]  # (tokens, vector_dim)
