@@ -277,6 +277,18 @@ def test_a_size_that_is_no_multiple_names_the_nearest(cli: Cli, folder: Path):
         assert picture.size == (32, 36)
 
 
+def test_a_negative_prompt_without_guidance_is_told(cli: Cli, folder: Path):
+    ask = ["sample", folder, "a cat", "--negative", "prompt=a dog", "--steps", 1, "--out", "a.png", "--force"]
+    done = cli(*ask, "--scale", 1)
+    assert "--negative: has no effect at a scale of 1" in done.err
+    assert "no effect" not in cli(*ask).err  # the control
+
+
+def test_an_inpainting_model_names_its_command(cli: Cli, tmp_path: Path):
+    tiny_sd.pipeline("StableDiffusionInpaintPipeline").save_pretrained(tmp_path / "masks")
+    refused(cli("sample", "masks", "a cat"), 2, "under 'mask'", "use `unveil inpaint` or `unveil outpaint`")
+
+
 def test_a_mask_of_another_size(cli: Cli, folder: Path, tmp_path: Path):
     Image.new("RGB", (32, 32)).save(tmp_path / "photo.png")
     Image.new("L", (16, 32)).save(tmp_path / "mask.png")
@@ -356,6 +368,11 @@ def test_several_of_one_name_are_listed(cli: Cli, shelf: Path):
     refused(done, 1, "2 have this name", str(first), str(second), "give one of them as a path")
     assert cli("inspect", second).code == 0
     refused(cli("sample", "nowhere", "a cat"), 1, "nowhere: no such folder or shipped model")
+    refused(cli("sample", "tinny", "a cat"), 1, "nearest: 'tiny'")
+    lora, control = ["--lora", "stile:0.5"], ["--control", "egdes=hint.png"]
+    refused(cli("sample", "tiny", "a cat", *lora), 1, "stile: no such file", str(shelf / "loras"), "nearest: 'style'")
+    done = cli("sample", "tiny", "a cat", *control)
+    refused(done, 1, "egdes: no such file", str(shelf / "controlnets"), "nearest: 'edges'")
 
 
 def test_an_empty_models_folder(cli: Cli, monkeypatch):

@@ -83,7 +83,12 @@ class Written:
 def draw(
     model: Model, source: Source, request: Request, place: Place, console: Console, edit: Edit = PLAIN
 ) -> list[Picture]:
-    """The pictures of a request, with progress, and previews where the place asks for them."""
+    """The pictures of a request, with progress, and previews where the place asks for them.
+
+    What is asked to be gone away from without guidance is told to have no effect.
+    """
+    if request.negative and request.sampling.get("scale", model.sampling.guidance.scale) == 1:
+        console.warn("--negative: has no effect at a scale of 1, which is no guidance; give --scale above 1")
     frames = FRAMES if place.strip else 0
     with console.progress("step", 0) as progress:
         return list(

@@ -14,20 +14,17 @@ import torch
 from unveil.app.console import Console
 from unveil.app.drawing import Place, draw, put, write
 from unveil.app.sample import model_of, repeat
-from unveil.app.wish import Wish, changes, opened
-from unveil.data.low import LOW
+from unveil.app.wish import SHOWN, Wish, changes, opened
 from unveil.files import refuse_overwrite
 from unveil.model import Model
 from unveil.pictures import CLIPS, clip
 from unveil.tasks import inputs, verbs
 from unveil.tasks.generate import Picture, Request, additions, generate, sampling_of
-from unveil.tasks.inpaint import MASK, MASKED, Margins, fitting
+from unveil.tasks.inpaint import Margins, fitting
 from unveil.tasks.invert import invert as find_noise
 from unveil.tasks.invert import noise_bytes
 from unveil.tasks.record import read_facts
 from unveil.types import MediaError, RecipeError, WeightsError
-
-SHOWN = {"inpaint": (MASK, MASKED), "outpaint": (MASK, MASKED), "upscale": (LOW,)}  # what a verb gives a network
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,8 @@ def put_on(model: Model, source: Source, wanted: Sequence[Asked], console: Conso
     parts = lora_sites.parts_of(model)
     worn: list[Worn] = []
     for one in wanted:
+        if not one.path.exists():
+            raise WeightsError(shelf.missing(one.path, "loras"))
         file = lora_file(one.path)
         name = _called(one.path, file)
         name = f"{name} {len(worn)}" if name in {other.name for other in worn} else name

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from unveil.checkpoints import control, diffusers_unet, folders, latent_unet, ours, store, trained_on
+from unveil.checkpoints import control, diffusers_unet, folders, latent_unet, ours, shelf, store, trained_on
 from unveil.checkpoints.folders import read_json
 from unveil.checkpoints.said import shapes_of
 from unveil.checkpoints.tensors import read_state, read_tensors
@@ -46,6 +46,8 @@ def read(path: Path, base: UNetConfig | None = None) -> Found:
         WeightsError: there is none, or it is damaged.
         RecipeError: settings that are not supported.
     """
+    if not path.exists():
+        raise WeightsError(shelf.missing(path, "controlnets"))
     if path.is_file():
         found = Found(_published(path, base), digest(path))
     elif (path / CONFIG).is_file():

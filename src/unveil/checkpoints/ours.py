@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from unveil.checkpoints import layouts, store
+from unveil.checkpoints import layouts, shelf, store
 from unveil.checkpoints.card import card
 from unveil.checkpoints.control import TRAINED
 from unveil.checkpoints.folders import read_json
@@ -234,7 +234,8 @@ def find(path: Path | str) -> Path:
         if given in names:
             return shipped / given
         known = f"; shipped: {', '.join(names)}" if names else ""
-        raise WeightsError(f"{given}: no such folder or shipped model{nearest(given, names)}{known}")
+        there = [one.name for one in shelf.entries("checkpoints")]
+        raise WeightsError(f"{given}: no such folder or shipped model{nearest(given, [*names, *there])}{known}")
     if path.is_file():
         read_header(path)  # a pickle or a broken file is named as that
         raise WeightsError(
