@@ -72,6 +72,7 @@ def test_a_plain_line_is_a_prompt_and_options_hold_for_every_line(cli: Cli, fold
             assert (facts["steps"], facts["scale"]) == (1, 2.0)
 
 
+@pytest.mark.slow
 def test_nothing_is_overwritten_and_nothing_drawn_for_it(cli: Cli, folder: Path):
     path = written("p.txt", "a cat", "a dog")
     Path("made").mkdir()
