@@ -100,9 +100,18 @@ def short() -> bool:
 
 def peak_mb() -> float:
     """Largest resident memory of this process so far, in MB (2**20); 0 where the system does not tell."""
+    return _memory("VmHWM")
+
+
+def resident_mb() -> float:
+    """Resident memory of this process now, in MB (2**20); 0 where the system does not tell."""
+    return _memory("VmRSS")
+
+
+def _memory(which: str) -> float:
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(which)), 0.0)
 
 
 def main(name: str, cases: Mapping[str, Case], ratios: Sequence[Ratio] = (), *, rounds: int = 3) -> None:

@@ -36,7 +36,7 @@ def measured(load: object) -> dict[str, float]:
     """CPU seconds and peak memory of a load, and of touching every weight after it."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
-    before, begun = _resident_mb(), time.process_time()
+    before, begun = harness.resident_mb(), time.process_time()
     model: Model = load()  # type: ignore[operator]
     seconds, loaded = time.process_time() - begun, harness.peak_mb() - before
     for parameter in model.parameters():
@@ -54,11 +54,6 @@ def copied() -> dict[str, float]:
 
 def size() -> dict[str, float]:
     return {"above_mb": ours.inspect(os.environ[FOLDER])["bytes"] / 2**20}
-
-
-def _resident_mb() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
 
 
 if __name__ == "__main__":

@@ -86,6 +86,24 @@ def test_every_way_round_loses_nothing(cli: Cli, folder: Path, file: Path):
     refused(cli("convert", "ours", "one", "--layout", "ldm"), 2, "one: the layout ldm is one file; end its name in")
 
 
+@pytest.mark.slow
+def test_the_block_that_stable_diffusion_2_does_not_use_is_told_of(cli: Cli, file: Path):
+    exact = [*SET, "--set", "file.activation=gelu"]  # as OpenCLIP, whose files have a block behind the one that is used
+    assert cli("convert", file, "ours", *exact).code == 0
+    done = cli("convert", "ours", "two.safetensors", "--layout", "ldm")
+    assert done.code == 0, done.err
+    assert "added: 16 tensors of a last block of the text encoder" in done.out
+    assert "Stable Diffusion 2 in one file" in cli("inspect", "two.safetensors", *SAID).out
+    done = cli("convert", "two.safetensors", "folder", "--layout", "diffusers", *exact, "--json")
+    assert (done.json["unmatched"], len(done.json["notes"])) == (0, 1)
+    assert "left out: 16 tensors of the text encoder's last block, which nothing reads" in done.json["notes"][0]
+    assert not [key for key in read_tensors(Path("folder/text_encoder/model.safetensors")) if ".layers.2." in key]
+    done = cli("convert", "folder", "again.safetensors")
+    assert "added: 16 tensors" in done.out
+    assert same(read_tensors(Path("again.safetensors")), read_tensors(Path("two.safetensors")))
+    assert "tensors of" not in cli("convert", "two.safetensors", "kept", *exact).out  # the control: ours has the block
+
+
 def test_a_saved_model_of_a_folder_is_the_same_model(folder: Path, tmp_path: Path):
     model = unveil.load(folder)
     saved = unveil.load(model.save(tmp_path / "saved"))

@@ -99,7 +99,11 @@ def draw(
 
 
 def write(
-    pictures: Sequence[Picture], place: Place, columns: int | None = None, names: Sequence[str] | None = None
+    pictures: Sequence[Picture],
+    place: Place,
+    columns: int | None = None,
+    names: Sequence[str] | None = None,
+    mark: str = "",
 ) -> Written:
     """One file each and a sheet of all; a single .png holds the picture, or the sheet.
 
@@ -108,6 +112,7 @@ def write(
         place: where they go.
         columns: of the sheet.
         names: of the files in a folder; by seed and number when left out.
+        mark: what the names of sheet and strip in a folder begin with.
 
     Raises:
         NotWritable: a file is there already; nothing was written.
@@ -124,10 +129,10 @@ def write(
         files[place.out] = png(pictures[0].pixels, _texts(pictures[0], place.metadata))
         written.pictures.append(place.out)
     if len(pictures) > 1 and alike:
-        written.sheet = place.out if place.one_file else place.out / "sheet.png"
+        written.sheet = place.out if place.one_file else place.out / f"{mark}sheet.png"
         files[written.sheet] = png(sheet(torch.stack([picture.pixels for picture in pictures]), columns))
     if place.strip and alike:
-        written.strip = place.out.with_suffix(".strip.png") if place.one_file else place.out / "strip.png"
+        written.strip = place.out.with_suffix(".strip.png") if place.one_file else place.out / f"{mark}strip.png"
         shown = torch.stack([to_pixels(picture.frames) for picture in pictures[:STRIPS]])
         files[written.strip] = png(sheet(shown.flatten(0, 1), columns=shown.shape[1]))
     put(files, place.force)

@@ -68,13 +68,18 @@ class Wish:
         """Every seed that was given."""
         return (self.seed,) if isinstance(self.seed, int) else self.seed
 
+    @property
+    def prompts(self) -> list[str]:
+        """Every prompt that was typed."""
+        return [word for word in self.words if not _SETTING.match(word)]
+
     def conditions(self, model: Model) -> dict[str, list[Any]]:
         """What was given, by key.
 
         Raises:
             RecipeError: not KEY=VALUE, or a prompt for a model that takes none.
         """
-        prompts = [word for word in self.words if not _SETTING.match(word)]
+        prompts = self.prompts
         if prompts and PROMPT not in model.conditioners:
             known = list(model.conditioners)
             raise RecipeError(
