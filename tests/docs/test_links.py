@@ -31,5 +31,7 @@ def test_links_resolve(path: Path):
 
 def test_a_broken_link_is_seen(tmp_path: Path):
     page = tmp_path / "page.md"
-    page.write_text("# Here\n\n[a](there.md) [b](#here) [c](#nowhere) [d](https://example.org)\n\n## 这里\n\n[e](#这里)\n")
+    page.write_text(
+        "# Here\n\n[a](there.md) [b](#here) [c](#nowhere) [d](https://example.org)\n\n## \u8fd9\u91cc\n\n[e](#\u8fd9\u91cc)\n"
+    )
     assert broken(page) == ["there.md", "#nowhere"]
