@@ -31,7 +31,6 @@ def test_links_resolve(path: Path):
 
 def test_a_broken_link_is_seen(tmp_path: Path):
     page = tmp_path / "page.md"
-    page.write_text(
-        "# Here\n\n[a](there.md) [b](#here) [c](#nowhere) [d](https://example.org)\n\n## \u8fd9\u91cc\n\n[e](#\u8fd9\u91cc)\n"
-    )
+    links = "[a](there.md) [b](#here) [c](#nowhere) [d](https://example.org) [e](#\u8fd9\u91cc)"
+    page.write_text(f"# Here\n\n{links}\n\n## \u8fd9\u91cc\n", "utf-8")
     assert broken(page) == ["there.md", "#nowhere"]
