@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -12,10 +13,23 @@ from torch.overrides import TorchFunctionMode
 
 
 class Undrawn(TorchFunctionMode):
-    """Inside, initial values are not drawn into tensors of the meta device.
+    """Inside, initial values are not drawn into tensors of the meta device, and no garbage is looked for.
 
-    Drawing there does nothing, but it imports all of torch's compiler: a second, and 70 MB.
+    Drawing there does nothing, but it imports all of torch's compiler: a second, and 70 MB. And the many modules make
+    Python look for garbage in all that was imported, which takes as long as making them.
     """
+
+    def __enter__(self) -> Self:
+        """Begins."""
+        self.collects = gc.isenabled()
+        gc.disable()
+        return super().__enter__()
+
+    def __exit__(self, *problem: Any) -> None:
+        """Ends; garbage is looked for as before."""
+        super().__exit__(*problem)
+        if self.collects:
+            gc.enable()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
