@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from unveil.nn.attending import attend, attention_weights
-from unveil.nn.attention import Attention, Cache, Packing
+from unveil.nn.attention import Attention, Cache
 from unveil.nn.embed import Rotary
+from unveil.nn.packing import Packing
 from unveil.types import RecipeError, ShapeError
 
 WIDTH, HEADS = 24, 4

@@ -118,7 +118,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as problem:  # whatever the unpickler met
         raise WeightsError(
-            f"{path}: a pickle of more than tensors, or damaged, so it was not opened; `unveil convert` reads it apart"
+            f"{path}: a pickle of more than tensors, or damaged, so it was not opened; `unveil convert` reads "
+            f"its tensors in a process of its own: unveil convert {path} OUT"
         ) from problem
     if not isinstance(found, dict):
         raise WeightsError(f"{path}: holds a {type(found).__name__}, not a dict of tensors; use `unveil convert`")
@@ -126,7 +127,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     others = [str(key) for key, value in state.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise WeightsError(
-            f"{path}: holds {', '.join(others[:3])} beside tensors; `unveil convert` finds the weights inside"
+            f"{path}: holds {', '.join(others[:3])} beside tensors; `unveil convert` finds the weights inside: "
+            f"unveil convert {path} OUT"
         )
     return {str(key): value for key, value in state.items() if isinstance(value, torch.Tensor)}
 
