@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from unveil.checkpoints.folders import read_json, read_weights
-from unveil.checkpoints.meta import weightless
+from unveil.checkpoints.meta import uncollected, weightless
 from unveil.checkpoints.names import Names, below, below_one, check_keys, stacked, to_ours, to_theirs
 from unveil.checkpoints.openai import OUR_LABEL
 from unveil.checkpoints.spatial_names import spatial_names
@@ -325,6 +325,7 @@ def _heads(given: Mapping[str, Any], widths: Sequence[int]) -> dict[str, Any]:
 # -- folders ------------------------------------------------------------------------------------------------------
 
 
+@uncollected()
 def read_unet(folder: Path) -> Parts:
     """The U-Net of a folder with config.json and weights.
 
@@ -341,6 +342,7 @@ def read_unet(folder: Path) -> Parts:
     return parts
 
 
+@uncollected()
 def read_controlnet(folder: Path) -> ControlNet:
     """The ControlNet of a folder with config.json and weights.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,23 +13,10 @@ from torch.overrides import TorchFunctionMode
 
 
 class Undrawn(TorchFunctionMode):
-    """Inside, initial values are not drawn into tensors of the meta device, and no garbage is looked for.
+    """Inside, initial values are not drawn into tensors of the meta device.
 
-    Drawing there does nothing, but it imports all of torch's compiler: a second, and 70 MB. And the many modules make
-    Python look for garbage in all that was imported, which takes as long as making them.
+    Drawing there does nothing, but it imports all of torch's compiler: a second, and 70 MB.
     """
-
-    def __enter__(self) -> Self:
-        """Begins."""
-        self.collects = gc.isenabled()
-        gc.disable()
-        return super().__enter__()
-
-    def __exit__(self, *problem: Any) -> None:
-        """Ends; garbage is looked for as before."""
-        super().__exit__(*problem)
-        if self.collects:
-            gc.enable()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -54,3 +41,18 @@ def weightless() -> Iterator[None]:
     """Whatever is made inside has a shape and no memory, tables and buffers too."""
     with torch.device("meta"), Undrawn():
         yield
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Inside, Python looks for no garbage.
+
+    Thousands of new modules and tensors make it look through all that was imported, which takes as long as they.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
