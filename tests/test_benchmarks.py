@@ -14,7 +14,6 @@ from benchmarks.__main__ import HERE, PAGE, names, page
 # the record a product in bf16 takes half of the time of one in float32, and the bar is beyond that.
 MISSED = {
     "dit_sample": {"as shipped"},
-    "load_unet": {"time, diffusers / unveil"},
     "sd_sample": {"77 tokens, as shipped"},
 }
 
