@@ -33,6 +33,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -91,6 +92,21 @@ def measure_step(loss: Callable[[], Any], optimiser: Any, average: Callable[[], 
         average()
 
     return measure(step, repeats=8, warmup=2)
+
+
+def measure_load(load: Callable[[], Any]) -> dict[str, float]:
+    """CPU seconds of loading a module, and the peak of memory in MB above what the imports hold.
+
+    `loaded_mb` is the peak until it is loaded, `above_mb` until every one of its weights was touched as well.
+    """
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
+    before, begun = resident_mb(), time.process_time()
+    module = load()
+    seconds, loaded = time.process_time() - begun, peak_mb() - before
+    for parameter in module.parameters():
+        parameter.sum()
+    return {"cpu_s": seconds, "loaded_mb": loaded, "above_mb": peak_mb() - before}
 
 
 def short() -> bool:

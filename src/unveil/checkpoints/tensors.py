@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -71,20 +71,28 @@ def read_header(path: Path) -> Header:
     return Header(tensors, metadata)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, apart: Collection[str] = ()) -> dict[str, Tensor]:
     """Every tensor of the file, mapped into memory: a page is read when it is first used.
 
     Writing into one of them does not change the file.
 
+    Args:
+        apart: keys of those that are only read and not kept: they lie in a mapping of their own, so that their pages
+            are given back with the last of them.
+
     Raises:
         WeightsError: missing, truncated, or not safetensors; nothing in the file is ever executed.
     """
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     read_header(path)  # its messages are better than the library's
     try:
-        return load_file(path)
+        found = load_file(path)
+        if passing := [key for key in apart if key in found]:
+            with safe_open(path, "pt") as file:
+                found |= {key: file.get_tensor(key) for key in passing}
+        return found
     except (SafetensorError, OSError) as problem:
         raise WeightsError(f"{path}: damaged safetensors file ({problem}); copy it again") from problem
 
