@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from unveil import data
-from unveil.data.scenes import CLASSES, OVERLAP, Thing, caption, uniforms
+from unveil.data.captions import Thing, caption
+from unveil.data.scenes import CLASSES, OVERLAP, uniforms
 from unveil.data.shapes import COLOURS, KINDS, PALETTE, Shapes, boxes, coverage
 from unveil.types import RecipeError, ShapeError
 
