@@ -11,7 +11,7 @@ from unveil.core.samplers import slerp
 from unveil.pictures import to_unit
 from unveil.tasks.between import interpolate, lerp, vary
 from unveil.tasks.generate import Request
-from unveil.tasks.upscale import enlarged, upscale
+from unveil.tasks.upscale import upscale
 from unveil.types import Condition, RecipeError, ShapeError
 
 CODECS = pytest.mark.parametrize("codec", [None, Halved()], ids=["pixels", "latents"])

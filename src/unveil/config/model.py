@@ -248,13 +248,7 @@ class ContextSection(Section):
 
 
 ConditionSection = Annotated[
-    LabelSection
-    | LabelTokenSection
-    | LayoutSection
-    | QuantisedSection
-    | ContextSection
-    | TextSection
-    | WordsSection,
+    LabelSection | LabelTokenSection | LayoutSection | QuantisedSection | ContextSection | TextSection | WordsSection,
     ByKind(),
 ]
 

@@ -125,7 +125,9 @@ def collate(
                 f"item {index}: {key!r} has the shape {tuple(tensor.shape)}, item {indices[0]} {tuple(data[0].shape)}; "
                 "bring every item to one shape"
             )
-    raw = {k: _stacked([value_of(item, k, index) for item, index in zip(items, indices, strict=True)]) for k in raw_keys}
+    raw = {
+        k: _stacked([value_of(item, k, index) for item, index in zip(items, indices, strict=True)]) for k in raw_keys
+    }
     return Batch(numbers, torch.stack(data), raw)
 
 
