@@ -11,7 +11,6 @@ from unveil.data.sequences import (
     PairsConfig,
     ScenePairsConfig,
     TaskConfig,
-
     is_held_out,
     open_pairs,
 )
