@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from unveil.conditioning.words import FILE, WordTokens
+from unveil.conditioning.words import FILE, WordsConfig, WordTokens
 from unveil.config import Recipe, load_recipe
 from unveil.model import Model, build
 from unveil.train.words import learn_words
@@ -21,13 +21,14 @@ TEXTS = ["a red circle, a blue ring", "a large blue circle", RED_CIRCLE, "\u7ea2
 
 def encoder(drop: float = 0.1, most: int = 8) -> WordTokens:
     torch.manual_seed(0)
-    made = WordTokens(16, drop, limit=40, most=most, width=16, depth=1, heads=2)
+    made = WordTokens(WordsConfig(40, most, width=16, depth=1, heads=2), 16, drop)
     made.learn(TEXTS)
     return made.requires_grad_(False).eval()
 
 
 def equal(one: Condition, other: Condition) -> bool:
-    return all(torch.equal(a, b) for a, b in zip((one.tokens, one.mask), (other.tokens, other.mask), strict=True))
+    pairs: Any = zip((one.tokens, one.mask), (other.tokens, other.mask), strict=True)
+    return all(torch.equal(mine, theirs) for mine, theirs in pairs)
 
 
 def test_a_token_for_each_word_between_begin_and_end():
@@ -92,7 +93,7 @@ def test_nothing_is_the_prompt_without_words():
 
 
 def test_a_vocabulary_is_needed_and_fits():
-    own = WordTokens(16, 0.1, limit=10)
+    own = WordTokens(WordsConfig(limit=10), 16)
     with pytest.raises(RecipeError, match="has no vocabulary yet"):
         own.encode(["red"])
     with pytest.raises(RecipeError, match="hold no word"):
@@ -104,8 +105,12 @@ def test_a_vocabulary_is_needed_and_fits():
         own.take_files(encoder().files())
     with pytest.raises(WeightsError, match="not a vocabulary"):
         own.take_files({FILE: "{}"})
-    with pytest.raises(RecipeError, match="width = 15"):
-        WordTokens(16, width=15)
+
+
+@pytest.mark.parametrize("wrong", ["width: 15", "limit: 4", "most: 0", "drop: 1.0", "heads: 3", "limt: 5"])
+def test_what_cannot_be_is_refused(wrong: str):
+    with pytest.raises(RecipeError, match=wrong.split(":")[0]):
+        load_recipe("words-scenes", [f"condition=[{{kind: words, {wrong}}}]"])
 
 
 class Captioned:

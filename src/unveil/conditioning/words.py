@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,44 @@ from torch import Tensor, nn
 from unveil.conditioning.prompt import Frame, LaidOut, Span, lay_out, short, texts_of
 from unveil.nn.blocks import BlockConfig, Stack
 from unveil.nn.transformer import Words, xavier_
-from unveil.nn.vocabulary import BEGIN, END, PADDING, UNKNOWN, Vocabulary
+from unveil.nn.vocabulary import BEGIN, END, PADDING, SPECIAL, UNKNOWN, Vocabulary
 from unveil.types import Condition, LeftOut, RecipeError, WeightsError, nearest
 
 FILE = "vocabulary.json"
+
+
+@dataclass(frozen=True)
+class WordsConfig:
+    """What defines the encoder.
+
+    Attributes:
+        limit: words that are known at most, the most frequent ones; four of them are taken for begin, end and such.
+        most: words of a prompt that are read; what does not fit is left out and said so.
+        width, depth, heads: of the transformer.
+
+    Raises:
+        RecipeError: numbers that do not fit together.
+    """
+
+    limit: int = 1000
+    most: int = 32
+    width: int = 64
+    depth: int = 2
+    heads: int = 4
+
+    def __post_init__(self) -> None:
+        if self.limit <= len(SPECIAL) or min(self.most, self.depth, self.heads) < 1:
+            raise RecipeError(
+                f"limit = {self.limit}, most = {self.most}, depth = {self.depth}, heads = {self.heads}: limit must be "
+                f"above {len(SPECIAL)}, the others at least 1"
+            )
+        if self.width < 2 or self.width % self.heads or self.width % 2:
+            raise RecipeError(f"width = {self.width}: must be even and a multiple of heads = {self.heads}")
+
+    @property
+    def frame(self) -> Frame:
+        """How a prompt's words are laid out."""
+        return Frame(self.most + 2, 1, BEGIN, END, PADDING)
 
 
 class WordTokens(nn.Module):
@@ -26,43 +61,26 @@ class WordTokens(nn.Module):
     for "none".
 
     Args:
+        config: of the encoder.
         dim: width of the tokens that the network reads.
         drop: share of the training samples that see "none" instead, in [0, 1).
         key: of the item that holds the text.
-        limit: words that are known at most, the most frequent ones; four of them are taken for begin, end and such.
-        most: words of a prompt that are read.
-        width, depth, heads: of the transformer.
 
     Raises:
-        RecipeError: settings that do not fit together.
+        RecipeError: another share.
 
     Source: a text encoder trained with the network: Rombach et al. 2022, section 4.3.1 (arXiv:2112.10752); its blocks:
         Vaswani et al. 2017 (arXiv:1706.03762).
     """
 
-    def __init__(
-        self,
-        dim: int,
-        drop: float = 0.0,
-        *,
-        key: str = "prompt",
-        limit: int = 1000,
-        most: int = 32,
-        width: int = 64,
-        depth: int = 2,
-        heads: int = 4,
-    ) -> None:
+    def __init__(self, config: WordsConfig, dim: int, drop: float = 0.0, *, key: str = "prompt") -> None:
         super().__init__()
-        if not 0 <= drop < 1 or most < 1 or limit <= UNKNOWN + 1:
-            raise RecipeError(
-                f"drop = {drop}, most = {most}, limit = {limit}: must lie in [0, 1), be at least 1, and above {UNKNOWN}"
-            )
-        if width % heads or width % 2:
-            raise RecipeError(f"width = {width}: must be even and a multiple of heads = {heads}")
-        self.drop, self.key, self.limit = drop, key, limit
-        self.frame = Frame(most + 2, 1, BEGIN, END, PADDING)
-        self.words = Words(limit, width, limit=self.frame.length)
-        self.stack = Stack(depth, BlockConfig(width, heads, 4 * width))
+        if not 0 <= drop < 1:
+            raise RecipeError(f"drop = {drop}: must lie in [0, 1)")
+        self.config, self.drop, self.key = config, drop, key
+        width = config.width
+        self.words = Words(config.limit, width, limit=config.frame.length)
+        self.stack = Stack(config.depth, BlockConfig(width, config.heads, 4 * width))
         self.leave = nn.Linear(width, dim)
         xavier_(self)
         self.vocabulary: Vocabulary | None = None
@@ -74,7 +92,7 @@ class WordTokens(nn.Module):
         Raises:
             RecipeError: texts without a word.
         """
-        found = Vocabulary.of(texts, "terms", limit=self.limit)
+        found = Vocabulary.of(texts, "terms", limit=self.config.limit)
         if not found.tokens:
             raise RecipeError(f"{self.key}: the training texts hold no word; give items a text, such as captions")
         self.vocabulary = found
@@ -95,8 +113,8 @@ class WordTokens(nn.Module):
             found = Vocabulary.from_plain(json.loads(files[FILE]))
         except (ValueError, KeyError, TypeError) as problem:
             raise WeightsError(f"{self.key}: {FILE} is not a vocabulary ({problem}); copy it again") from problem
-        if len(found) > self.limit:
-            raise WeightsError(f"{self.key}: {FILE} holds {len(found)} words, the model knows {self.limit}")
+        if len(found) > self.config.limit:
+            raise WeightsError(f"{self.key}: {FILE} holds {len(found)} words, the model knows {self.config.limit}")
         self.vocabulary = found
 
     def encode(self, raw: Sequence[str]) -> Condition:
@@ -136,12 +154,12 @@ class WordTokens(nn.Module):
                 f"{self.key} {short(text)!r}: none of its words is known{_hint(unknown, vocabulary)}; this model "
                 f"knows {len(vocabulary.tokens)} words, such as {', '.join(vocabulary.tokens[:8])}"
             )
-        laid = lay_out([Span(" ".join(word for word in split if word not in unknown))], vocabulary, self.frame)
+        laid = lay_out([Span(" ".join(word for word in split if word not in unknown))], vocabulary, self.config.frame)
         if unknown:
             hint = _hint(unknown, vocabulary)
             self._tell(f"{short(text)!r}: words that this model does not know, left out: {', '.join(unknown)}{hint}")
         if laid.lost:
-            room = self.frame.room
+            room = self.config.frame.room
             self._tell(f"{short(text)!r}: {laid.lost} words more than the {room} that fit, left out: {laid.left_out!r}")
         return laid
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from unveil.conditioning.boxes import BoxTokens
 from unveil.conditioning.label import LabelToken
-from unveil.conditioning.words import WordTokens
+from unveil.conditioning.words import WordsConfig, WordTokens
 from unveil.config.section import Section
 from unveil.types import RecipeError
 
@@ -74,25 +74,25 @@ class WordsSection(Section):
 
     kind: Literal["words"] = "words"
     key: str = "prompt"
-    limit: Annotated[int, Field(ge=5, le=100_000)] = 1000
-    most: Annotated[int, Field(ge=1, le=1000)] = 32
-    width: Positive = 64
-    depth: Positive = 2
-    heads: Positive = 4
+    limit: Annotated[int, Field(le=100_000)] = WordsConfig.limit
+    most: Annotated[int, Field(le=1000)] = WordsConfig.most
+    width: int = WordsConfig.width
+    depth: int = WordsConfig.depth
+    heads: int = WordsConfig.heads
     drop: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _agrees(self) -> WordsSection:
+        self.encoder()  # whose faults are told here
+        return self
+
+    def encoder(self) -> WordsConfig:
+        """The encoder's own configuration."""
+        return WordsConfig(self.limit, self.most, self.width, self.depth, self.heads)
 
     def build(self, model: ModelConfig, vector_dim: int | None) -> WordTokens:
         """The conditioner, for a network that reads tokens."""
-        return WordTokens(
-            _token_width(self.key, model),
-            self.drop,
-            key=self.key,
-            limit=self.limit,
-            most=self.most,
-            width=self.width,
-            depth=self.depth,
-            heads=self.heads,
-        )
+        return WordTokens(self.encoder(), _token_width(self.key, model), self.drop, key=self.key)
 
 
 def _token_width(key: str, model: ModelConfig) -> int:
