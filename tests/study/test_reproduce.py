@@ -50,6 +50,7 @@ EXPECTED = {
     "dit-scaling",
     "dit-flow",
     "ldm-pixels",
+    "lora-style",
 }
 
 

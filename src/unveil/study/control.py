@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import shlex
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -13,16 +12,14 @@ import torch
 from torch import Tensor
 
 from unveil import data
-from unveil.conditioning.control import steered
+from unveil.conditioning.control import Controls
 from unveil.config import Recipe, load_recipe
-from unveil.core.noise import Streams
-from unveil.core.objective import Loss
 from unveil.evaluate.edges import agreement_of
 from unveil.model import Model
 from unveil.pictures import to_pixels
-from unveil.study.arm import LOOP, Kept, descend, keep, kept
-from unveil.study.course import RecipeArm, pace_of
+from unveil.study.course import RecipeArm
 from unveil.study.experiment import Bench, Claim, Curve, Findings, Sheet, compared
+from unveil.study.tuned import tuned
 from unveil.types import Base
 
 PAPER = "Adding Conditional Control to Text-to-Image Diffusion Models, Zhang et al. 2023 (arXiv:2302.05543)"
@@ -49,7 +46,8 @@ class Drawn(NamedTuple):
 
     Attributes:
         start: the largest difference to the base's samples before training, and `end` after it.
-        f1: of the samples' edges and their hints; with the hints of the next, and of the second next sample.
+        f1: of the samples' edges and their hints; with the hints of the next, and of the second next sample, in an
+            order that the seed shuffled.
         base: the same F1 of the base's samples.
         pixels: hints, samples of the base, samples under the ControlNet: uint8 (3 * SHOWN, 1, H, W).
     """
@@ -74,35 +72,16 @@ def recipes(bench: Bench, seed: int) -> tuple[RecipeArm, Recipe]:
 
 def _trained(bench: Bench, base: Model, recipe: Recipe, seed: int) -> tuple[Model, Model]:
     """The base under a ControlNet before and after training, the latter with averaged weights."""
-    from unveil.train.control import controlled  # with these comes Lightning, which takes seconds
-    from unveil.train.examples import prepare
-    from unveil.train.order import Numbered, Order
+    from unveil.train.control import controlled  # with this comes Lightning, which takes seconds
 
-    fresh = controlled(copy.deepcopy(base), Base(BASE, BASE, ""), recipe)
-    told = recipe.model_dump(mode="json", include={"data", "network", "process", "train", "control"})
-    facts = {"loop": LOOP, "what": RECIPE, "recipe": told, "on": bench.scale.pick(BASE_PACE, QUICK_PACE), "seed": seed}
-    found, model = kept(bench.cache, facts), copy.deepcopy(fresh)
+    fresh = controlled(copy.deepcopy(base), Base(BASE, BASE, ""), recipe).eval()
+    on = {"control": recipe.model_dump(mode="json")["control"], "base": bench.scale.pick(BASE_PACE, QUICK_PACE)}
+    return fresh, tuned(bench, fresh, recipe, seed, part_of=_controls, on=on)
+
+
+def _controls(model: Model) -> Controls:
     assert model.controls is not None
-    if found is not None:
-        model.controls.load_state_dict(found.tensors)
-        bench.spent(found.cpu_seconds, earlier=True)
-        return fresh.eval(), model.eval()
-    pictures = data.open(recipe.data.build())
-    keys, objective = list(model.conditioners), recipe.objective.build(recipe, model.process, recipe.train.batch)
-    numbered = Numbered(pictures, Order(len(pictures), seed), recipe.key, keys)
-
-    def loss_of(numbers: range, streams: Streams, step: int) -> Loss:
-        x0, condition = prepare(model, numbered.__getitems__(list(numbers)), streams, step)
-        return objective(steered(model.denoiser, model.controls), x0, condition, streams, step)
-
-    begun = time.process_time()
-    with bench.console.progress(f"training {RECIPE}, seed {seed}: step", recipe.train.steps) as counter:
-        average = descend(model, loss_of, pace_of(recipe), seed, RECIPE, lambda _, step: counter.advance())
-    spent = time.process_time() - begun
-    assert average.controls is not None
-    keep(bench.cache, facts, Kept(average.controls.state_dict(), spent))
-    bench.spent(spent, earlier=False)
-    return fresh.eval(), average.eval()
+    return model.controls
 
 
 def _measure(bench: Bench, seed: int) -> Drawn:
@@ -122,9 +101,13 @@ def _measure(bench: Bench, seed: int) -> Drawn:
     section: Any = recipe.data
     edges = section.hint.build()  # what hints are drawn by
 
+    order = _order(count, seed)
+
     def f1(samples: Tensor, by: int) -> float:
         found = [edges({"pixels": one}) for one in to_pixels(samples)]
-        return agreement_of(zip(found, hints.roll(by, 0), strict=True), tolerance=TOLERANCE).f1
+        asked = torch.empty_like(hints)
+        asked[order] = hints[order.roll(-by)]
+        return agreement_of(zip(found, asked, strict=True), tolerance=TOLERANCE).f1
 
     shown = torch.cat([hints[:SHOWN, :1], to_pixels(plain[:SHOWN]), to_pixels(under[:SHOWN])])
     return Drawn(
@@ -134,6 +117,11 @@ def _measure(bench: Bench, seed: int) -> Drawn:
         f1(plain, 0),
         shown,
     )
+
+
+def _order(count: int, seed: int) -> Tensor:
+    """The pictures in an order of the seed, in which a picture's next ones are any others."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
 def _edges(bench: Bench) -> Findings:
@@ -176,7 +164,7 @@ def _edges(bench: Bench) -> Findings:
     caption = "Seed 0: hints, samples of the base from the same noise, samples under the ControlNet."
     sheet = Sheet("samples", caption, found[0].pixels, SHOWN)
     return Findings(
-        comparisons, [Curve("hint of the n-th next picture", "F1 of edges", [0, 1, 2], lines)], [sheet], notes
+        comparisons, [Curve("hint of the n-th next picture, shuffled", "F1 of edges", [0, 1, 2], lines)], [sheet], notes
     )
 
 
@@ -193,9 +181,10 @@ CLAIMS = (
         f"The recipe `{BASE}` with 32 channels and without classes, 700 steps; on it `{RECIPE}` with as many, the base "
         "frozen. 200 samples, by the recipe's 25 steps of DDIM, for the Canny edges of as many held-out pictures. "
         "Edges of samples are found with the same thresholds; one is hit where another lies within a pixel. The "
-        "shuffled condition: the same samples against the hint of the next. For the claim to be shown the F1 has to "
-        f"be {FACTOR} times as high with the right hint, and at step 0 no bit may differ from the base. Placebo: the "
-        "hints of the second next against those of the next; the networks of two seeds.",
+        "shuffled condition: the same samples against the hint of the next, in an order that the seed shuffled. For "
+        f"the claim to be shown the F1 has to be {FACTOR} times as high with the right hint, and at step 0 no bit may "
+        "differ from the base. Placebo: the hints of the second next against those of the next; the networks of two "
+        "seeds.",
         _edges,
         FASHION,
     ),
