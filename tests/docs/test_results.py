@@ -75,6 +75,12 @@ def test_enlargements_are_better_than_bicubic_ones_by_an_interval():
     assert all(gains[name]["low"] > 0 for name in ("psnr", "ssim", "perceptual"))
 
 
+def test_a_negative_prompt_lowers_what_it_names_by_an_interval():
+    results = Report.load(DOCS / "results/words-scenes").results
+    assert results["negative"]["low"] > 0
+    assert results["named"]["low"] > results["named"]["chance"]
+
+
 # Bars that no method reaches; one that is reached after all is a fault too, so that this list stays true.
 MISSED = {"inverse-fashion": set[str](), "inverse-scenes": set[str]()}
 
