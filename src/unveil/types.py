@@ -83,7 +83,7 @@ class Cancelled(Error, RuntimeError):
 
 
 class LeftOut(UserWarning):
-    """A prompt was longer than its encoder takes; the message says by how much, and which words it does not see."""
+    """A prompt has words that its encoder does not see: beyond its length, or not known; the message says which."""
 
 
 def nearest(name: object, allowed: Sequence[object]) -> str:

@@ -31,7 +31,8 @@ Labels = Annotated[
 ]
 Given = Annotated[list[str] | None, typer.Option(help="Another condition, as KEY=VALUE; may be repeated.")]
 Negative = Annotated[
-    list[str] | None, typer.Option(help="A condition to go away from, as KEY=VALUE; guidance needs a scale above 1.")
+    list[str] | None,
+    typer.Option(help="A condition to go away from, as KEY=VALUE, or a prompt; guidance needs a scale above 1."),
 ]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Of the whole set; or repeated, one for each picture.")]
 Steps = Annotated[int | None, typer.Option(help="Network calls; the model's own when left out.")]

@@ -91,6 +91,16 @@ class Wish:
             given[PROMPT] = prompts
         return assigned(self.given, "--given", given)
 
+    def avoided(self, model: Model) -> dict[str, list[Any]]:
+        """What is gone away from, by key; what is no KEY=VALUE is a prompt, for models that take one.
+
+        Raises:
+            RecipeError: not KEY=VALUE, for another model.
+        """
+        prompts = [word for word in self.negative if PROMPT in model.conditioners and not _SETTING.match(word)]
+        others = [word for word in self.negative if word not in prompts]
+        return assigned(others, "--negative", {PROMPT: list(prompts)} if prompts else {})
+
     def request(self, model: Model, changes: Mapping[str, Any], count: int) -> Request:
         """The request for so many pictures.
 
@@ -103,7 +113,7 @@ class Wish:
         guided = self.guided(model, changes.pop("classifier", None))
         return Request(
             self.conditions(model), self.seed, self.first, count, self.batch, changes, self.dtype, guided,
-            self.compiled, assigned(self.negative, "--negative", {}), self.sized(),
+            self.compiled, self.avoided(model), self.sized(),
         )  # fmt: skip
 
     def number(self, model: Model) -> int:

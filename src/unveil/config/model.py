@@ -16,7 +16,7 @@ from unveil.config.codec import CodecSection, IdentitySection, latent_shape
 from unveil.config.sampling import SampleConfig
 from unveil.config.section import ByKind, PartSection, Section, choice, section
 from unveil.config.text import TextSection
-from unveil.config.tokens import LabelTokenSection, LayoutSection
+from unveil.config.tokens import LabelTokenSection, LayoutSection, WordsSection
 from unveil.core import precondition
 from unveil.core.exploding import EDM, VE, DiscreteVE
 from unveil.core.flow import RectifiedFlow, Shifted
@@ -253,7 +253,8 @@ class ContextSection(Section):
 
 
 ConditionSection = Annotated[
-    LabelSection | LabelTokenSection | LayoutSection | QuantisedSection | ContextSection | TextSection, ByKind()
+    LabelSection | LabelTokenSection | LayoutSection | QuantisedSection | ContextSection | TextSection | WordsSection,
+    ByKind(),
 ]
 
 

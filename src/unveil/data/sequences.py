@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-import yaml
 from torch.utils.data import Dataset
 
 from unveil.core.noise import keys, words
-from unveil.data.scenes import Thing, caption, relation_of
+from unveil.data.captions import Thing, caption, chinese
 from unveil.data.shapes import COLOURS, KINDS
 from unveil.data.stored import Part, rank
 from unveil.types import Item, MediaError, RecipeError, nearest
@@ -147,20 +144,6 @@ def is_held_out(what: str) -> bool:
     return rank(what) % _SHARE == 0
 
 
-def chinese(things: Sequence[Thing], *, relation: bool = False) -> str:
-    """What `scenes.caption` says, in Chinese."""
-    said = _chinese_words()
-    named = [
-        said["thing"].format(
-            size=said["sizes"][thing.size], colour=said["colours"][thing.colour], kind=said["kinds"][thing.kind]
-        )
-        for thing in things
-    ]
-    if relation and len(things) == 2:
-        return said["relations"][relation_of(*things)].format(a=named[0], b=named[1])
-    return named[0] if len(named) == 1 else said["comma"].join(named[:-1]) + said["last"] + named[-1]
-
-
 # ---------------------------------------------------------------------- the three kinds
 
 
@@ -260,8 +243,3 @@ def _draws(seed: int, count: int, part: Part) -> Iterator[tuple[int, Iterator[li
 def _check_counts(count: int, held_out: int, seed: int) -> None:
     if count < 1 or held_out < 1 or seed < 0:
         raise RecipeError(f"count {count}, held_out {held_out}, seed {seed}: at least 1, 1 and 0")
-
-
-@cache
-def _chinese_words() -> dict[str, Any]:
-    return yaml.safe_load((resources.files("unveil") / "data" / "scene_words.yaml").read_text("utf-8"))
