@@ -193,7 +193,8 @@ def test_a_model_that_enlarges_is_trained_used_and_judged(cli: Cli, tmp_path: Pa
     Image.fromarray(small).save(tmp_path / "small.png")
     larger = cli("upscale", "run", "small.png", "--factor", "4", "--out", "large.png")
     assert larger.code == 0, larger.err
-    assert Image.open(tmp_path / "large.png").size == (28, 28)
+    with Image.open(tmp_path / "large.png") as large:
+        assert large.size == (28, 28)
     judged = cli("evaluate", "run", "--json")
     assert judged.code == 0, judged.err
     found = judged.json["results"]["enlarged"]
