@@ -20,14 +20,13 @@ from torch.utils.data import Dataset
 from unveil.core.noise import keys, words
 from unveil.data.scenes import Thing, caption, relation_of
 from unveil.data.shapes import COLOURS, KINDS
-from unveil.data.stored import Part, rank
+from unveil.data.stored import Part, is_held_out
 from unveil.types import Item, MediaError, RecipeError, nearest
 
 Task = Literal["copy", "reverse", "sort"]
 Direction = Literal["en-zh", "zh-en"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 MAX_LINE = 10_000  # characters; a sentence of more is not one
-_SHARE = 10  # one of so many hashes is held out
 _DRAWS = 64  # random numbers that one try at a pair may use
 
 
@@ -142,14 +141,9 @@ def open_pairs(config: SequenceConfig, part: Part = "train") -> Pairs:
     return Pairs(_file_pairs(Path(config.path), part))
 
 
-def is_held_out(what: str) -> bool:
-    """Whether what a pair says puts it into the held-out part."""
-    return rank(what) % _SHARE == 0
-
-
 def chinese(things: Sequence[Thing], *, relation: bool = False) -> str:
     """What `scenes.caption` says, in Chinese."""
-    said = _chinese_words()
+    said = chinese_words()
     named = [
         said["thing"].format(
             size=said["sizes"][thing.size], colour=said["colours"][thing.colour], kind=said["kinds"][thing.kind]
@@ -263,5 +257,6 @@ def _check_counts(count: int, held_out: int, seed: int) -> None:
 
 
 @cache
-def _chinese_words() -> dict[str, Any]:
+def chinese_words() -> dict[str, Any]:
+    """What things are called in Chinese: "sizes", "colours", "kinds", and the sentences of scenes."""
     return yaml.safe_load((resources.files("unveil") / "data" / "scene_words.yaml").read_text("utf-8"))
