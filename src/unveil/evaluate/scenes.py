@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -65,14 +66,9 @@ def seen_boxes(pixels: Tensor) -> Tensor:
     """
     if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3:
         raise ShapeError(f"a scene {pixels.dtype} {tuple(pixels.shape)}: must be uint8 (3, H, W)")
-    seen = pixels.permute(1, 2, 0).numpy().astype(np.float64)
-    dark = seen[seen.max(2) < DARK]
-    ground = np.median(dark, axis=0) if len(dark) else np.zeros(3)
-    towards = PALETTE - ground  # (colours, 3)
-    share = ((seen - ground) @ towards.T / (towards**2).sum(1)).clip(0, 1)  # (H, W, colours)
-    away = np.linalg.norm(seen[:, :, None] - ground - share[..., None] * towards, axis=-1)
-    best = away.argmin(-1)
-    covered = np.take_along_axis(share, best[..., None], -1)[..., 0] > 0.5
+    seen = pixels.permute(1, 2, 0).numpy()
+    best, share = mixtures(seen, ground_of(seen))
+    covered = share > 0.5
     sides = np.array([seen.shape[1], seen.shape[0]] * 2)
     found: list[Tensor] = []
     for colour in range(len(PALETTE)):
@@ -83,6 +79,26 @@ def seen_boxes(pixels: Tensor) -> Tensor:
                 box = np.array([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]) / sides
                 found.append(torch.from_numpy(box).float())
     return torch.stack(found) if found else torch.zeros(0, 4)
+
+
+def ground_of(seen: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The middle one of the dark colours of a picture (..., 3): (3,), black where nothing is dark."""
+    dark = seen[seen.max(-1) < DARK]
+    return np.median(dark, axis=0).astype(np.float32) if len(dark) else np.zeros(3, dtype=np.float32)
+
+
+def mixtures(seen: NDArray[np.uint8], ground: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Every pixel (..., 3) as a mixture of the ground and the palette's colour that explains it best.
+
+    Returns:
+        The colour's place in the palette, and its share in [0, 1], (...) each.
+    """
+    towards = PALETTE - ground  # (colours, 3)
+    apart = seen.astype(np.float32) - ground
+    share = (apart @ (towards / (towards**2).sum(1, keepdims=True)).T).clip(0, 1)  # (..., colours)
+    away = (apart**2).sum(-1, keepdims=True) - 2 * share * (apart @ towards.T) + share**2 * (towards**2).sum(1)
+    best = away.argmin(-1)
+    return best, np.take_along_axis(share, best[..., None], -1)[..., 0]
 
 
 def class_iou(made: Tensor, true: Tensor, classes: int) -> Tensor:

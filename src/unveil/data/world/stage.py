@@ -28,7 +28,7 @@ BAR = (98.0, 98.0, 98.0)
 LOST = 0.25  # an object of which less is seen counts as hidden
 DRAWS = 12  # random numbers of a stage
 _TONES = np.array(list(TONES.values()), dtype=np.float32)
-_CELLS = 4  # fields of a checker in the width
+CELLS = 4  # fields of a checker in the width
 _AWAY = 12  # frames that the way there and back takes at least
 
 
@@ -187,7 +187,7 @@ def _gradient(turn: Array, view: View) -> Array:
 
 def _checker(pan: Array, view: View) -> Array:
     """0 and 1 in turn, moving against the camera, antialiased: (m, T, H, W)."""
-    cell = view.width / _CELLS
+    cell = view.width / CELLS
 
     def wave(at: Array) -> Array:  # from -1 to 1, changing sign at the edges of fields, a pixel wide
         away = cell / 2 - np.abs(at % (2 * cell) - cell / 2)

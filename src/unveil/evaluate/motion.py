@@ -1,0 +1,123 @@
+"""Which of the playground's motions a track of places is, and how the camera moves over a checkered ground."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unveil.data.shapes import Array
+from unveil.data.world.motion import CORNERS, GROWTH, SIDES, TURNS, View, least_travel
+from unveil.data.world.stage import CELLS
+
+_STILL = 0.4  # of the least way that things go: below that they stay where they are
+_GROWN = np.log(GROWTH)  # of the logarithm of the radius over the clip; things that grow reach twice this
+_ROUND = 4.2  # radians about the centre: a circle is more, an arc less
+_UNROUND = 0.25  # of its radius, by which a circle's points may lie off it
+_SLANT = 0.45  # of the longer way, that the shorter one of a diagonal has at least
+_FLICKER = 6.0  # grey levels of the checker's wave, below which the ground is taken to be plain
+
+
+class Motion(NamedTuple):
+    """What a thing does.
+
+    name: a motion. turn: its form, a name of CORNERS or TURNS, or None. walls: the sides it bounces off, in order.
+    speed: sides a second along its way.
+    """
+
+    name: str
+    turn: str | None
+    walls: tuple[str, ...]
+    speed: float
+
+
+def motion_of(at: NDArray[np.int64], x: Array, y: Array, radius: Array, view: View) -> Motion | None:
+    """The motion of a thing that is seen in the frames `at` (N,) at x, y with a radius, all (N,) in pixels.
+
+    Spinning is not told from standing still here. None where it is seen in fewer than two frames.
+    """
+    if len(at) < 2:
+        return None
+    least = _STILL * least_travel(view.side)
+    wide, high = np.ptp(x), np.ptp(y)
+    speed = _speed(at, x, y, view)
+    if max(wide, high) < least:
+        grown = float(np.polyfit(at, np.log(np.maximum(radius, 0.5)), 1)[0] * (view.frames - 1))
+        name = "still" if abs(grown) < _GROWN else "grow" if grown > 0 else "shrink"
+        return Motion(name, None, (), speed)
+    turned = _turned(x, y)
+    if turned is not None and min(wide, high) > _SLANT * max(wide, high):
+        return Motion("orbit", TURNS[0] if turned > 0 else TURNS[1], (), speed)
+    across = wide > high
+    way = x if across else y
+    back = np.ptp(way) - abs(way[-1] - way[0])
+    if back > least:
+        walls = _walls(way, least)
+        return Motion("bounce", None, tuple(SIDES[2 * (not across) + side] for side in walls), speed)
+    if min(wide, high) > _SLANT * max(wide, high):
+        return Motion("diagonal", CORNERS[2 * bool(y[-1] > y[0]) + bool(x[-1] > x[0])], (), speed)
+    names = ("left", "right") if across else ("up", "down")
+    return Motion(names[int(way[-1] > way[0])], None, (), speed)
+
+
+def pan_of(frames: NDArray[np.uint8]) -> Array:
+    """How far the camera has gone to the right since the first of the frames (T, H, W, 3), in pixels: (T,).
+
+    A checkered ground has two waves in its width, whose phase tells where it is; over other grounds it is 0.
+    """
+    count, height, width, _ = frames.shape
+    dark = frames.max(-1) < 110
+    grey = np.where(dark, frames.astype(np.float32).sum(-1), np.nan)
+    grey = np.where(dark, grey - np.nanmean(grey), 0) if dark.any() else np.zeros_like(grey)
+    cell = width / CELLS
+    rows = 1 - 2 * (np.floor((np.arange(height) + 0.5) / cell) % 2)
+    columns = (grey * rows[:, None]).sum(1) / np.maximum(dark.sum(1), 1)  # (T, W)
+    wave = columns @ np.exp(-2j * np.pi * (np.arange(width) + 0.5) / (2 * cell)) / width
+    if count < 2 or np.abs(wave).min() < _FLICKER or np.abs(wave).min() < 0.6 * np.abs(columns).mean():
+        return np.zeros(count, dtype=np.float32)
+    phase = np.unwrap(np.angle(wave))
+    return ((phase - phase[0]) / (2 * np.pi) * 2 * cell).astype(np.float32)
+
+
+def camera_of(pan: Array, side: int) -> str:
+    """What a camera that goes like this does, a name of CAMERAS."""
+    if np.ptp(pan) < _STILL * least_travel(side):
+        return "static"
+    if abs(pan[-1] - pan[0]) < 0.5 * np.ptp(pan):
+        return "away"
+    return "right" if pan[-1] > pan[0] else "left"
+
+
+def _speed(at: NDArray[np.int64], x: Array, y: Array, view: View) -> float:
+    steps = np.hypot(np.diff(x), np.diff(y)) / np.diff(at)
+    return float(np.median(steps)) * view.fps / view.side
+
+
+def _turned(x: Array, y: Array) -> float | None:
+    """By how many radians it goes round the circle through its places, clockwise; None where they are on none."""
+    if len(x) < 6:
+        return None
+    rows = np.stack([x, y, np.ones_like(x)], axis=1).astype(np.float64)
+    solved = np.linalg.lstsq(rows, (x**2 + y**2).astype(np.float64), rcond=None)[0]
+    across, down = x - solved[0] / 2, y - solved[1] / 2
+    away = np.hypot(across, down)
+    turned = np.unwrap(np.arctan2(down, across))
+    whole = float(turned[-1] - turned[0])
+    return whole if abs(whole) > _ROUND and away.std() < _UNROUND * away.mean() else None
+
+
+def _walls(way: Array, least: float) -> list[int]:
+    """On which side, 0 for the lower end and 1 for the upper one, a way turns back, in order."""
+    found: list[int] = []
+    low = high = way[0]
+    up: bool | None = None
+    for place in way[1:]:
+        low, high = min(low, place), max(high, place)
+        if up is not False and high - place > least:
+            found += [1] if up or high - way[0] > least else []
+            up, low = False, place
+        elif up is not True and place - low > least:
+            found += [0] if up is False or way[0] - low > least else []
+            up, high = True, place
+    return found
