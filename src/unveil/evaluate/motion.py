@@ -10,13 +10,15 @@ from numpy.typing import NDArray
 from unveil.data.shapes import Array
 from unveil.data.world.motion import CORNERS, GROWTH, SIDES, TURNS, View, least_travel
 from unveil.data.world.stage import CELLS
+from unveil.evaluate.scenes import DARK
 
 _STILL = 0.4  # of the least way that things go: below that they stay where they are
 _GROWN = np.log(GROWTH)  # of the logarithm of the radius over the clip; things that grow reach twice this
 _ROUND = 4.2  # radians about the centre: a circle is more, an arc less
 _UNROUND = 0.25  # of its radius, by which a circle's points may lie off it
 _SLANT = 0.45  # of the longer way, that the shorter one of a diagonal has at least
-_FLICKER = 6.0  # grey levels of the checker's wave, below which the ground is taken to be plain
+_FLICKER = 4.0  # levels of the checker's wave, below which the ground is taken to be plain
+_REGULAR = 0.3  # of the ground's variation: in a checker the wave has more, in other grounds less
 
 
 class Motion(NamedTuple):
@@ -67,14 +69,17 @@ def pan_of(frames: NDArray[np.uint8]) -> Array:
     A checkered ground has two waves in its width, whose phase tells where it is; over other grounds it is 0.
     """
     count, height, width, _ = frames.shape
-    dark = frames.max(-1) < 110
-    grey = np.where(dark, frames.astype(np.float32).sum(-1), np.nan)
-    grey = np.where(dark, grey - np.nanmean(grey), 0) if dark.any() else np.zeros_like(grey)
+    dark = frames.max(-1) < DARK
+    if count < 2 or dark.sum() < width:
+        return np.zeros(count, dtype=np.float32)
+    tones = frames.astype(np.float32) - frames[dark].mean(0)
+    axis = np.linalg.eigh(np.cov(tones[dark].T))[1][:, -1]  # along which the ground's colours differ most
     cell = width / CELLS
     rows = 1 - 2 * (np.floor((np.arange(height) + 0.5) / cell) % 2)
-    columns = (grey * rows[:, None]).sum(1) / np.maximum(dark.sum(1), 1)  # (T, W)
+    fields = np.where(dark, tones @ axis, 0) * rows[:, None]
+    columns = fields.sum(1) / np.maximum(dark.sum(1), 1)  # (T, W)
     wave = columns @ np.exp(-2j * np.pi * (np.arange(width) + 0.5) / (2 * cell)) / width
-    if count < 2 or np.abs(wave).min() < _FLICKER or np.abs(wave).min() < 0.6 * np.abs(columns).mean():
+    if np.abs(wave).min() < max(_FLICKER, _REGULAR * np.abs(tones[dark] @ axis).mean()):
         return np.zeros(count, dtype=np.float32)
     phase = np.unwrap(np.angle(wave))
     return ((phase - phase[0]) / (2 * np.pi) * 2 * cell).astype(np.float32)

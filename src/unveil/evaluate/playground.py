@@ -24,6 +24,7 @@ from unveil.types import ShapeError
 
 LEAST = 8  # pixels of an object in a frame; the smallest ring has three times as many
 _FAINT = 0.12  # of the largest colour's pixels: what is less comes from its edges
+_WITHIN = np.array([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))])  # connected within a frame
 _LOOKS = 6  # frames that are looked at for a shape
 _CHANGE = 0.12  # of an object's area: a change of what stays in place, above which it may be turning
 _TURNED = 25  # degrees in the whole clip: what spins turns by more
@@ -62,10 +63,7 @@ def read(pixels: Tensor, *, fps: float = 8, most: int = 3) -> list[Thing]:
         ShapeError: another type or shape.
     """
     frames = frames_of(pixels)
-    best, share = mixtures(frames, ground_of(frames))
-    solid = share > 0.5
-    counts = np.bincount(best[solid], minlength=len(PALETTE)).astype(np.float64)
-    counts[counts < max(LEAST, _FAINT * counts.max())] = 0
+    counts, best, solid = colours_of(frames)
     pan = pan_of(frames)
     found: list[Thing] = []
     for colour in counts.argsort()[::-1][:most]:
@@ -73,6 +71,33 @@ def read(pixels: Tensor, *, fps: float = 8, most: int = 3) -> list[Thing]:
             thing = _thing(frames, int(colour), solid & (best == colour), fps, pan)
             found += [] if thing is None else [thing]
     return found
+
+
+def colours_of(frames: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Which of the palette's colours a clip (T, H, W, 3) has.
+
+    Video has colour at half the resolution, and so thin lines have a wrong one; connected pixels together do not.
+
+    Returns:
+        Of each colour the number of pixels, 0 where it is not there; of each pixel (T, H, W) the colour, and whether
+        it is of the ground by less than a half.
+    """
+    ground = ground_of(frames)
+    solid = mixtures(frames, ground)[1] > 0.5
+    parts, count = ndimage.label(solid, _WITHIN)  # pyright: ignore[reportGeneralTypeIssues]
+    around = ndimage.maximum_filter(parts, size=(1, 3, 3))
+    every = np.arange(1, count + 1)
+    apart = frames.astype(np.float32) - ground
+    whole = np.stack([ndimage.sum_labels(apart[..., channel], around, every) for channel in range(3)], axis=-1)
+    towards = PALETTE - ground
+    nearest = (whole @ (towards / np.linalg.norm(towards, axis=1, keepdims=True)).T).argmax(1)
+    sizes = ndimage.sum_labels(solid, parts, every)
+    totals = np.bincount(nearest, weights=sizes, minlength=len(PALETTE))
+    there = totals >= max(LEAST, _FAINT * totals.max())
+    if not there.any():
+        return np.zeros(len(PALETTE), dtype=np.int64), np.zeros(solid.shape, dtype=np.int64), solid & False
+    best = mixtures(frames, ground, there)[0]
+    return np.bincount(best[solid], minlength=len(PALETTE)), best, solid
 
 
 def frames_of(pixels: Tensor) -> NDArray[np.uint8]:
@@ -113,7 +138,7 @@ def _thing(frames: NDArray[np.uint8], colour: int, mask: NDArray[np.bool_], fps:
     looked = np.flatnonzero(whole)[np.unique(np.linspace(0, whole.sum() - 1, _LOOKS).round().astype(int))]
     kind = int(sum(likeness(share[t])[:, 0] for t in looked).argmax())
     radius = np.sqrt(area / AREAS[kind])
-    at = np.flatnonzero(visible)
+    at = np.flatnonzero(whole if pan.any() else visible)  # what the picture's edge cuts seems to be elsewhere
     motion = motion_of(at, x[at] + pan[at], y[at], radius[at], View(height, width, count, fps))
     if motion is not None and motion.name == "still" and _changes(share[whole]) > _CHANGE:
         turned = turning(share[whole])

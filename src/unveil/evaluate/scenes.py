@@ -87,18 +87,26 @@ def ground_of(seen: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.median(dark, axis=0).astype(np.float32) if len(dark) else np.zeros(3, dtype=np.float32)
 
 
-def mixtures(seen: NDArray[np.uint8], ground: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def mixtures(
+    seen: NDArray[np.uint8], ground: NDArray[np.float32], among: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Every pixel (..., 3) as a mixture of the ground and the palette's colour that explains it best.
+
+    Args:
+        seen: pixels. ground: its colour (3,).
+        among: (colours,) which of the palette's may be there; None for all.
 
     Returns:
         The colour's place in the palette, and its share in [0, 1], (...) each.
     """
-    towards = PALETTE - ground  # (colours, 3)
+    allowed = np.arange(len(PALETTE)) if among is None else np.flatnonzero(among)
+    towards = PALETTE[allowed] - ground  # (colours, 3)
     apart = seen.astype(np.float32) - ground
     share = (apart @ (towards / (towards**2).sum(1, keepdims=True)).T).clip(0, 1)  # (..., colours)
-    away = (apart**2).sum(-1, keepdims=True) - 2 * share * (apart @ towards.T) + share**2 * (towards**2).sum(1)
+    # what is left of a pixel's distance from the ground, but for that distance itself, which is the same for all
+    away = share**2 * (towards**2).sum(1) - 2 * share * (apart @ towards.T)
     best = away.argmin(-1)
-    return best, np.take_along_axis(share, best[..., None], -1)[..., 0]
+    return allowed[best], np.take_along_axis(share, best[..., None], -1)[..., 0]
 
 
 def class_iou(made: Tensor, true: Tensor, classes: int) -> Tensor:

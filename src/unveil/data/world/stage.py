@@ -24,7 +24,7 @@ TONES = {
 PATTERNS = ("gradient", "checker")
 GROUNDS = (*TONES, *PATTERNS)
 CAMERAS = ("static", "left", "right", "away")  # away: to the right until nothing is seen, and back
-BAR = (98.0, 98.0, 98.0)
+BAR = (88.0, 88.0, 88.0)
 LOST = 0.25  # an object of which less is seen counts as hidden
 DRAWS = 12  # random numbers of a stage
 _TONES = np.array(list(TONES.values()), dtype=np.float32)
