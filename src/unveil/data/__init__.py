@@ -32,6 +32,7 @@ DataConfig = (
     | HintedConfig
     | StyleConfig
 )
+DataSet = Stored | Folder | Latents | Playground | Scenes | Hinted
 CONFIGS: dict[str, type[Any]] = {
     "digits": DigitsConfig,
     "fashion": FashionConfig,
@@ -50,9 +51,7 @@ class Section(Protocol):
     def kind(self) -> str: ...
 
 
-def open(
-    config: DataConfig | Section, part: Part = "train"
-) -> Stored | Folder | Latents | Playground | Scenes | Hinted:
+def open(config: DataConfig | Section, part: Part = "train") -> DataSet:
     """The data set that a config, or the data section of a recipe, describes.
 
     Args:

@@ -6,12 +6,13 @@ out never occur in training, so that one can ask a model for what it has not see
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -22,15 +23,26 @@ from unveil.data.world import cast as casting
 from unveil.data.world import stage as staging
 from unveil.data.world import telling
 from unveil.data.world.motion import CORNERS, MOTIONS, SHORTEST, SIDES, TEN, TURNS, View
+from unveil.data.world.shots import DRAWS as SHOT_DRAWS
+from unveil.data.world.shots import FRAMES, SMALLEST, Shot, brush, impact, paddle
 from unveil.data.world.telling import Facts, Language, Register
+from unveil.data.world.views import corridor, pillars
 from unveil.types import Item, RecipeError, nearest
 
 Motion = Literal["still", "left", "right", "up", "down", "diagonal", "bounce", "orbit", "grow", "shrink", "spin"]
-Scene = Literal["objects"]
+Scene = Literal["objects", "brush", "pillars", "paddle", "corridor", "impact"]
 Asked = Literal["validation", "seen", "held-out"]
 SIDES_PX, LENGTHS, RATES = (16, 96, 8), (1, 33), (4, 8, 16)  # smallest, largest, step; frames; frames a second
 SLOW, FAST = 0.28, 0.45  # sides a second below and above which a caption says so
 MOST = 3  # objects
+SHOTS: dict[str, Callable[[Array, View], Shot]] = {
+    "brush": brush,
+    "pillars": pillars,
+    "paddle": paddle,
+    "corridor": corridor,
+    "impact": impact,
+}
+_ASKED = get_args(Asked)
 _ENOUGH = 40  # clips looked at for each prompt: one of ten is held out
 _T = TypeVar("_T")
 # Draws of one clip, by place, as in scenes.
@@ -92,6 +104,12 @@ class PlaygroundConfig:
                 f"frames {short[0]}: none of the motions {', '.join(self.motions)} can be seen in so few; "
                 f"the longest here are {longest}: leave the short ones out, or add 'still' or 'left'"
             )
+        others = [scene for scene in self.scenes if scene in SHOTS]
+        if others and (self.smallest < SMALLEST or min(self.frames) < FRAMES):
+            raise RecipeError(
+                f"scenes {', '.join(others)} with sides of {self.smallest} and {min(self.frames)} frames: they take at "
+                f"least {SMALLEST} pixels and {FRAMES} frames"
+            )
         if not 1 <= self.objects <= MOST:
             raise RecipeError(f"objects {self.objects}: must be 1 to {MOST}")
         for name in ("patterned", "occluded", "panned"):
@@ -139,6 +157,7 @@ class Playground(Dataset[Item]):
         self.part: Part = part
         self.classes: list[str] | None = None
         self.first = HELD_OUT if part == "held-out" else 0
+        self.flat = set(config.frames) == {1}
         self.count = config.held_out if part == "held-out" else config.count
 
     def __len__(self) -> int:
@@ -155,7 +174,8 @@ class Playground(Dataset[Item]):
         for group in self._groups(indices):
             pixels, tracks = group.film()
             for row, place in enumerate(group.places):
-                found[place] = self._item(group, row) | {"pixels": pixels[row], "track": tracks[row]}
+                clip = pixels[row, :, 0] if self.flat else pixels[row]
+                found[place] = self._item(group, row) | {"pixels": clip, "track": tracks[row]}
         return found
 
     def told(self, indices: Sequence[int]) -> list[Item]:
@@ -167,7 +187,7 @@ class Playground(Dataset[Item]):
         return found
 
     def _item(self, group: _Group, row: int) -> Item:
-        draws, facts = group.draws[row], group.facts[row]
+        draws, facts = group.draws[row], group.shot.facts[row]
         register = _pick(self.config.registers, draws[_REGISTER])
         language = _pick(self.config.languages, draws[_LANGUAGE])
         said = telling.tell(facts, register, language, draws[_CAPTION : _CAPTION + telling.DRAWS].tolist())
@@ -202,29 +222,28 @@ class Playground(Dataset[Item]):
         ]
         for scene, view in dict.fromkeys(drawn):
             places = [place for place, own in enumerate(drawn) if own == (scene, view)]
-            yield _objects(self.config, self.part, draws[places], view, places)
+            yield _group(self.config, self.part, scene, draws[places], view, places)
 
 
 class _Group(NamedTuple):
-    """Clips of one scene and size: their places in what was asked for, draws, facts, and the way to draw them."""
+    """Clips of one scene and size: their places in what was asked for, draws, facts, and the way to draw them.
+
+    present: (B, N) which of the tracks that `shot` gives are of things that are there; None for all.
+    """
 
     places: list[int]
     draws: Array
-    facts: list[Facts]
     view: View
-    cast: casting.Cast
-    stage: staging.Stage
-    flat: bool
+    shot: Shot
+    present: NDArray[np.bool_] | None = None
 
     def film(self) -> tuple[Tensor, list[Tensor]]:
         """Pixels (B, 3, T, H, W) uint8, and of each clip the track (N, T, 4) of its objects."""
-        canvas, seen = staging.film(self.cast, self.stage, self.view)
-        x, y, radius, _ = (field.reshape(seen.shape) for field in self.cast.paths[:4])
-        track = np.stack([x, y, radius, seen], axis=-1)
-        tracks = [torch.from_numpy(own[there]) for own, there in zip(track, self.cast.present, strict=True)]
+        canvas, track = self.shot.film()
+        present = np.ones(track.shape[:2], dtype=bool) if self.present is None else self.present
+        tracks = [torch.from_numpy(own[there]) for own, there in zip(track, present, strict=True)]
         whole = np.rint(canvas.clip(0, 255, out=canvas), out=canvas).astype(np.uint8)
-        pixels = torch.from_numpy(np.ascontiguousarray(whole.transpose(0, 2, 1, 3, 4)))
-        return pixels[:, :, 0] if self.flat else pixels, tracks
+        return torch.from_numpy(np.ascontiguousarray(whole.transpose(0, 2, 1, 3, 4))), tracks
 
 
 def unseen(facts: Facts) -> bool:
@@ -235,6 +254,12 @@ def unseen(facts: Facts) -> bool:
     )
 
 
+def _group(config: PlaygroundConfig, part: Part, scene: Scene, draws: Array, view: View, places: list[int]) -> _Group:
+    if scene == "objects":
+        return _objects(config, part, draws, view, places)
+    return _Group(places, draws, view, SHOTS[scene](draws[:, _ACTION : _ACTION + SHOT_DRAWS], view))
+
+
 def _objects(config: PlaygroundConfig, part: Part, draws: Array, view: View, places: list[int]) -> _Group:
     wanted = 1 + (draws[:, _COUNT] * config.objects).astype(np.int64)
     hues = draws[:, _HUES:_ACTION].argsort(axis=1)[:, : config.objects]  # no colour twice in a clip
@@ -242,8 +267,14 @@ def _objects(config: PlaygroundConfig, part: Part, draws: Array, view: View, pla
     cast = casting.cast(action, hues, wanted, view, config.motions, part=part)
     shares = staging.Shares(config.patterned, config.occluded, config.panned)
     cast, stage = staging.stage(cast, draws[:, _STAGE:_HUES], view, shares)
+
+    def film() -> tuple[Array, Array]:
+        canvas, seen = staging.film(cast, stage, view)
+        x, y, radius, _ = (field.reshape(seen.shape) for field in cast.paths[:4])
+        return canvas, np.stack([x, y, radius, seen], axis=-1)
+
     facts = [_facts(cast, stage, view, row) for row in range(len(draws))]
-    return _Group(places, draws, facts, view, cast, stage, flat=set(config.frames) == {1})
+    return _Group(places, draws, view, Shot(facts, film), cast.present)
 
 
 def _facts(cast: casting.Cast, stage: staging.Stage, view: View, row: int) -> Facts:
@@ -311,11 +342,9 @@ def score_prompts(asked: Asked, *, language: Language = "en", count: int = 500) 
     Raises:
         RecipeError: another list.
     """
-    if asked not in get_args(Asked):
-        raise RecipeError(
-            f"list {asked!r}: must be one of {', '.join(get_args(Asked))}{nearest(asked, get_args(Asked))}"
-        )
-    seed, found = get_args(Asked).index(asked) + 1, list[Prompt]()
+    if asked not in _ASKED:
+        raise RecipeError(f"list {asked!r}: must be one of {', '.join(_ASKED)}{nearest(asked, _ASKED)}")
+    seed, found = _ASKED.index(asked) + 1, list[Prompt]()
     world = Playground(PlaygroundConfig(seed=seed, held_out=_ENOUGH * count), "held-out")
     draws = uniforms(seed, np.arange(count, dtype=np.uint64), telling.DRAWS).tolist()
     for begin in range(0, len(world), count):

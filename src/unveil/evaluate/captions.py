@@ -20,7 +20,7 @@ _ALSO: dict[Language, dict[str, tuple[str, str]]] = {
         "stands still": ("motion", "still"),
         "circles": ("motion", "orbit"),
     },
-    "zh": {"在灰色挡板后": ("bar", "yes"), "红色的": ("colour", "red")},
+    "zh": {},
 }
 
 
@@ -66,8 +66,3 @@ def _lexicon(language: Language) -> tuple[re.Pattern[str], dict[str, tuple[str, 
     edge = r"\b" if language == "en" else ""
     spelled = "|".join(re.escape(phrase) for phrase in sorted(meanings, key=len, reverse=True))
     return re.compile(f"{edge}(?:{spelled}){edge}"), meanings
-
-
-def agrees(said: Facts, seen: Facts) -> dict[str, bool]:
-    """Of each attribute that a caption names of its first thing, whether what is seen has it."""
-    return {name: seen.get(name) == value for name, value in said.items()}

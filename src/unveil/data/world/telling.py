@@ -161,7 +161,7 @@ def _scene(facts: Facts, register: Register, language: Language) -> Caption:
     sentences = words(language)["sentences"]
     said = {name: value for name, value in facts.items() if name in LISTS and name not in ("ground", "camera")}
     text = sentences[facts["scene"]].format(**{name: phrase(language, name, value) for name, value in said.items()})
-    if register == "dense":
+    if register == "dense" and "ground" in facts:
         said["ground"] = facts["ground"]
         text = sentences["over"].format(text=text, ground=phrase(language, "ground", facts["ground"], raw=True))
     return Caption(text, {"objects": [], **said})
