@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unveil.data.shapes import Array
-from unveil.data.world.motion import CORNERS, GROWTH, SIDES, TURNS, View, least_travel
+from unveil.data.world.motion import CORNERS, GROWTH, SIDES, TURNS, View, least_travel, turns_back
 from unveil.data.world.stage import CELLS
 from unveil.evaluate.scenes import DARK
 
@@ -55,8 +55,8 @@ def motion_of(at: NDArray[np.int64], x: Array, y: Array, radius: Array, view: Vi
     way = x if across else y
     back = np.ptp(way) - abs(way[-1] - way[0])
     if back > least:
-        walls = _walls(way, least)
-        return Motion("bounce", None, tuple(SIDES[2 * (not across) + side] for side in walls), speed)
+        walls = turns_back(way, least)
+        return Motion("bounce", None, tuple(SIDES[2 * (not across) + side] for _, side in walls), speed)
     if min(wide, high) > _SLANT * max(wide, high):
         return Motion("diagonal", CORNERS[2 * bool(y[-1] > y[0]) + bool(x[-1] > x[0])], (), speed)
     names = ("left", "right") if across else ("up", "down")
@@ -110,19 +110,3 @@ def _turned(x: Array, y: Array) -> float | None:
     turned = np.unwrap(np.arctan2(down, across))
     whole = float(turned[-1] - turned[0])
     return whole if abs(whole) > _ROUND and away.std() < _UNROUND * away.mean() else None
-
-
-def _walls(way: Array, least: float) -> list[int]:
-    """On which side, 0 for the lower end and 1 for the upper one, a way turns back, in order."""
-    found: list[int] = []
-    low = high = way[0]
-    up: bool | None = None
-    for place in way[1:]:
-        low, high = min(low, place), max(high, place)
-        if up is not False and high - place > least:
-            found += [1] if up or high - way[0] > least else []
-            up, low = False, place
-        elif up is not True and place - low > least:
-            found += [0] if up is False or way[0] - low > least else []
-            up, high = True, place
-    return found

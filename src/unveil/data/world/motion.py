@@ -234,6 +234,25 @@ def least_travel(side: int) -> float:
     return max(_LEAST * side, _LEAST_PX)
 
 
+def turns_back(way: Array, least: float) -> list[tuple[int, int]]:
+    """Where a way (N,) turns back, after and before going at least so far: (frame, side), in order.
+
+    The side is 0 where it turns at its lower end and 1 at its upper one.
+    """
+    found: list[tuple[int, int]] = []
+    low = high = 0  # the frames of the lowest and the highest place since it last turned
+    up: bool | None = None
+    for at in range(1, len(way)):
+        low, high = (at if way[at] < way[low] else low), (at if way[at] > way[high] else high)
+        if up is not False and way[high] - way[at] > least:
+            found += [(high, 1)] if up or way[high] - way[0] > least else []
+            up, low = False, at
+        elif up is not True and way[at] - way[low] > least:
+            found += [(low, 0)] if up is False or way[0] - way[low] > least else []
+            up, high = True, at
+    return found
+
+
 def _least(room: Array, view: View) -> Array:
     return np.minimum(room, least_travel(view.side))
 

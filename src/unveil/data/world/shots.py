@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unveil.data.shapes import COLOURS, KINDS, PALETTE, Array, Shapes, coverage, paint
-from unveil.data.world.motion import View, Whole
+from unveil.data.world.motion import View, Whole, turns_back
 from unveil.data.world.stage import BAR
 from unveil.data.world.telling import Facts
 
@@ -22,6 +22,7 @@ LINES = ("straight", "wave", "loop")
 PIECES = 4  # of a body that breaks
 FLOOR = 0.85  # of the height, where the ground begins
 _WHITE = list(COLOURS).index("white")
+CLEAR = 1.0  # pixels that a ball goes before and after a bounce that can be seen
 _STROKES = 12  # dabs of the brush from one frame to the next
 
 
@@ -74,14 +75,11 @@ def paddle(draws: Array, view: View) -> Shot:
     high = view.height - 2 * radius
     time = np.linspace(0, 1, view.frames, dtype=np.float32)
     gone = (1.2 + draws[:, 1]) * room  # pixels across in the whole clip
-    steep = np.tan(np.radians(20 + 30 * draws[:, 2])) * np.where(draws[:, 3] < 0.5, -1, 1)
-    across = (draws[:, 4] * 2 * room)[:, None] + gone[:, None] * time
-    down = (draws[:, 5] * 2 * high)[:, None] + (gone * steep)[:, None] * time
-    x, y = low + _reflected(across, room), radius + _reflected(down, high)
-    touched = [
-        np.abs(np.floor(way[:, -1] / size) - np.floor(way[:, 0] / size)) for way, size in ((across, room), (down, high))
-    ]
-    bounces = (touched[0] + touched[1]).astype(np.int64)
+    steep = np.minimum(np.tan(np.radians(20 + 30 * draws[:, 2])), 0.3 * high * (view.frames - 1) / gone)
+    start, fall = draws[:, 4] * 2 * room, np.where(draws[:, 3] < 0.5, draws[:, 5], 1 + draws[:, 5]) * high
+    x = low + _reflected(start[:, None] + gone[:, None] * time, room)
+    y = radius + _reflected(fall[:, None] + (gone * steep)[:, None] * time, high)
+    bounces = [sum(len(turns_back(way, CLEAR)) for way in ways) for ways in zip(x, y, strict=True)]
 
     def film() -> tuple[Array, Array]:
         canvas = _black(len(draws), view)
@@ -93,7 +91,7 @@ def paddle(draws: Array, view: View) -> Shot:
         return canvas, np.stack([ball, _track(np.full_like(x, thick / 2), middle, np.full_like(x, tall))], axis=1)
 
     names = list(COLOURS)
-    facts = [_facts("paddle", colour=names[c], bounces=int(n)) for c, n in zip(colour, bounces, strict=True)]
+    facts = [_facts("paddle", colour=names[c], bounces=n) for c, n in zip(colour, bounces, strict=True)]
     return Shot(facts, film)
 
 
@@ -122,7 +120,7 @@ def impact(draws: Array, view: View) -> Shot:
         for piece in range(PIECES):
             way = (piece - (PIECES - 1) / 2) * apart
             rise = (0.15 + 0.1 * (piece % 2)) * view.height * 4 * since * (1 - since)
-            places = _track(x + way * (0.4 + 0.6 * since), floor - small - rise, np.repeat(small, view.frames, 1))
+            places = _track(x + way * (0.8 + 0.2 * since), floor - small - rise, np.repeat(small, view.frames, 1))
             _place(canvas, shape, places, colour, view, there=broken)
         return canvas, whole[:, None]
 

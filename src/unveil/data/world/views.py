@@ -30,26 +30,28 @@ def pillars(draws: Array, view: View) -> Shot:
     start = 2 * np.pi * draws[:, 2, None]
     yaw = start + np.where(right, step, -step)[:, None] * np.arange(view.frames)
 
-    def film() -> tuple[Array, Array]:
-        canvas = np.zeros((len(draws), view.frames, 3, view.height, view.width), dtype=np.float32)
-        places = 2 * np.pi * np.arange(PILLARS) / PILLARS - yaw[..., None]  # (B, T, pillars)
-        depth = AWAY - np.cos(places)
-        scale = lens(view) / depth
-        x, wide, tall = view.width / 2 + np.sin(places) * scale, _HALF * scale, _TALL * scale
-        order = np.argsort(-depth, axis=-1)  # the nearest last
-        for rank in range(PILLARS):
-            own = order[..., rank, None]
-            across, half, high = (np.take_along_axis(field, own, -1)[..., 0] for field in (x, wide, tall))
-            covered = rectangle(across - half, across + half, view.height / 2 - high, view.height / 2 + high, view)
-            canvas += covered[:, :, None] * (PALETTE[own[..., 0]][..., None, None] - canvas)
-        track = np.stack([x, np.full_like(x, view.height / 2), wide, np.ones_like(x)], axis=-1)
-        return canvas, track.transpose(0, 2, 1, 3).astype(np.float32)
-
     facts = [
         {"scene": "pillars", "orbit": ORBITS[int(side)], "yaw": np.degrees(angles).tolist()}
         for side, angles in zip(right, yaw, strict=True)
     ]
-    return Shot(facts, film)
+    return Shot(facts, lambda: ring(yaw, view))
+
+
+def ring(yaw: Array, view: View) -> tuple[Array, Array]:
+    """The pillars from directions (B, T) in radians: pictures (B, T, 3, H, W), and tracks (B, pillars, T, 4)."""
+    canvas = np.zeros((*yaw.shape, 3, view.height, view.width), dtype=np.float32)
+    places = 2 * np.pi * np.arange(PILLARS) / PILLARS - yaw[..., None]  # (B, T, pillars)
+    depth = AWAY - np.cos(places)
+    scale = lens(view) / depth
+    x, wide, tall = view.width / 2 + np.sin(places) * scale, _HALF * scale, _TALL * scale
+    order = np.argsort(-depth, axis=-1)  # the nearest last
+    for rank in range(PILLARS):
+        own = order[..., rank, None]
+        across, half, high = (np.take_along_axis(field, own, -1)[..., 0] for field in (x, wide, tall))
+        covered = rectangle(across - half, across + half, view.height / 2 - high, view.height / 2 + high, view)
+        canvas += covered[:, :, None] * (PALETTE[own[..., 0]][..., None, None] - canvas)
+    track = np.stack([x, np.full_like(x, view.height / 2), wide, np.ones_like(x)], axis=-1)
+    return canvas, track.transpose(0, 2, 1, 3).astype(np.float32)
 
 
 def corridor(draws: Array, view: View) -> Shot:
@@ -60,13 +62,9 @@ def corridor(draws: Array, view: View) -> Shot:
     gone = np.where(forward, step, -step)[:, None] * np.arange(view.frames) + PERIOD * draws[:, 3, None]
 
     def film() -> tuple[Array, Array]:
-        x = (np.arange(view.width, dtype=np.float32) + 0.5 - view.width / 2) / (view.side / 2)
-        y = ((np.arange(view.height, dtype=np.float32) + 0.5 - view.height / 2) / (view.side / 2))[:, None]
-        depth, blur = walls(view)
+        depth, blur, tone, light = walls(view)
         at = (depth + gone[..., None, None].astype(np.float32)) % PERIOD
         door = np.clip((DOOR / 2 - np.abs(at - PERIOD / 2)) / blur + 0.5, 0, 1)
-        tone = np.where(np.abs(x) >= np.abs(y), 62.0, np.where(y > 0, 38.0, 50.0)).astype(np.float32)
-        light = np.exp(1 / _FOG - np.maximum(depth, 1) / _FOG)
         canvas = tone + door[:, :, None] * (PALETTE[colour][:, None, :, None, None] - tone)
         return canvas * light, np.zeros((len(draws), 0, view.frames, 4), dtype=np.float32)
 
@@ -78,9 +76,15 @@ def corridor(draws: Array, view: View) -> Shot:
     return Shot(facts, film)
 
 
-def walls(view: View) -> tuple[Array, Array]:
-    """How far the corridor's walls are along its axis at each pixel, and over how much of it the pixel reaches."""
-    x = np.abs(np.arange(view.width, dtype=np.float32) + 0.5 - view.width / 2) / (view.side / 2)
-    y = np.abs(np.arange(view.height, dtype=np.float32) + 0.5 - view.height / 2) / (view.side / 2)
-    depth = 1 / np.maximum(x, y[:, None])
-    return depth, np.maximum(depth**2 / (view.side / 2), 0.02)
+def walls(view: View) -> tuple[Array, Array, Array, Array]:
+    """The corridor at each pixel, (H, W) each.
+
+    How far its walls are along its axis, over how much of that the pixel reaches, their tone, and how much light
+    comes from them, 1 at a depth of 1.
+    """
+    x = (np.arange(view.width, dtype=np.float32) + 0.5 - view.width / 2) / (view.side / 2)
+    y = ((np.arange(view.height, dtype=np.float32) + 0.5 - view.height / 2) / (view.side / 2))[:, None]
+    depth = 1 / np.maximum(np.abs(x), np.abs(y))
+    tone = np.where(np.abs(x) >= np.abs(y), 62.0, np.where(y > 0, 38.0, 50.0)).astype(np.float32)
+    light = np.exp((1 - np.maximum(depth, 1)) / _FOG)
+    return depth, np.maximum(depth**2 / (view.side / 2), 0.02), tone, light
