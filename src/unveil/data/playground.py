@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from unveil.data.scenes import HELD_OUT, uniforms
-from unveil.data.shapes import COLOURS, KINDS, Array
+from unveil.data.shapes import COLOURS, KINDS
 from unveil.data.stored import Part
 from unveil.data.world import cast as casting
 from unveil.data.world import stage as staging
 from unveil.data.world import telling
-from unveil.data.world.motion import CORNERS, MOTIONS, SHORTEST, SIDES, TEN, TURNS, View
+from unveil.data.world.motion import CORNERS, MOTIONS, SHORTEST, SIDES, TEN, TURNS, Real, View
 from unveil.data.world.shots import DRAWS as SHOT_DRAWS
 from unveil.data.world.shots import FRAMES, SMALLEST, Shot, brush, impact, paddle
 from unveil.data.world.telling import Facts, Language, Register
@@ -35,7 +35,7 @@ Asked = Literal["validation", "seen", "held-out"]
 SIDES_PX, LENGTHS, RATES = (16, 96, 8), (1, 33), (4, 8, 16)  # smallest, largest, step; frames; frames a second
 SLOW, FAST = 0.28, 0.45  # sides a second below and above which a caption says so
 MOST = 3  # objects
-SHOTS: dict[str, Callable[[Array, View], Shot]] = {
+SHOTS: dict[str, Callable[[Real, View], Shot]] = {
     "brush": brush,
     "pillars": pillars,
     "paddle": paddle,
@@ -232,7 +232,7 @@ class _Group(NamedTuple):
     """
 
     places: list[int]
-    draws: Array
+    draws: Real
     view: View
     shot: Shot
     present: NDArray[np.bool_] | None = None
@@ -254,13 +254,13 @@ def unseen(facts: Facts) -> bool:
     )
 
 
-def _group(config: PlaygroundConfig, part: Part, scene: Scene, draws: Array, view: View, places: list[int]) -> _Group:
+def _group(config: PlaygroundConfig, part: Part, scene: str, draws: Real, view: View, places: list[int]) -> _Group:
     if scene == "objects":
         return _objects(config, part, draws, view, places)
     return _Group(places, draws, view, SHOTS[scene](draws[:, _ACTION : _ACTION + SHOT_DRAWS], view))
 
 
-def _objects(config: PlaygroundConfig, part: Part, draws: Array, view: View, places: list[int]) -> _Group:
+def _objects(config: PlaygroundConfig, part: Part, draws: Real, view: View, places: list[int]) -> _Group:
     wanted = 1 + (draws[:, _COUNT] * config.objects).astype(np.int64)
     hues = draws[:, _HUES:_ACTION].argsort(axis=1)[:, : config.objects]  # no colour twice in a clip
     action = draws[:, _ACTION : _ACTION + config.objects * casting.PER_OBJECT]
@@ -268,7 +268,7 @@ def _objects(config: PlaygroundConfig, part: Part, draws: Array, view: View, pla
     shares = staging.Shares(config.patterned, config.occluded, config.panned)
     cast, stage = staging.stage(cast, draws[:, _STAGE:_HUES], view, shares)
 
-    def film() -> tuple[Array, Array]:
+    def film() -> tuple[Real, Real]:
         canvas, seen = staging.film(cast, stage, view)
         x, y, radius, _ = (field.reshape(seen.shape) for field in cast.paths[:4])
         return canvas, np.stack([x, y, radius, seen], axis=-1)
@@ -281,7 +281,7 @@ def _facts(cast: casting.Cast, stage: staging.Stage, view: View, row: int) -> Fa
     there = np.flatnonzero(cast.present[row])
     return {
         "scene": "objects",
-        "objects": [_thing(cast, view, row, slot) for slot in there],
+        "objects": [_thing(cast, view, row, int(slot)) for slot in there],
         "ground": staging.GROUNDS[stage.ground[row]],
         "camera": staging.CAMERAS[stage.camera[row]],
         "bar": "yes" if stage.bar[row, 1] > stage.bar[row, 0] else None,

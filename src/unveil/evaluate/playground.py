@@ -51,7 +51,7 @@ class Thing(NamedTuple):
         return None if self.motion is None else self.motion.name
 
 
-def read(pixels: Tensor, *, fps: float = 8, most: int = 3) -> list[Thing]:
+def read(pixels: Tensor, *, fps: int = 8, most: int = 3) -> list[Thing]:
     """The objects of a clip, at most so many, the one with the most pixels first.
 
     Args:
@@ -114,7 +114,7 @@ def frames_of(pixels: Tensor) -> NDArray[np.uint8]:
 
 def weights(frames: NDArray[np.uint8], colour: int, mask: NDArray[np.bool_]) -> Array:
     """How much of each pixel is of a colour, in [0, 1], (T, H, W), and 0 but for the mask and the pixels around it."""
-    near = ndimage.binary_dilation(mask, np.ones((1, 3, 3), dtype=bool))
+    near = np.asarray(ndimage.binary_dilation(mask, np.ones((1, 3, 3))), dtype=np.bool_)
     around = frames[~near & (frames.max(-1) < DARK)]
     ground = np.median(around, axis=0) if len(around) else np.zeros(3)
     towards = (PALETTE[colour] - ground).astype(np.float32)
@@ -123,7 +123,7 @@ def weights(frames: NDArray[np.uint8], colour: int, mask: NDArray[np.bool_]) -> 
     return share * (near & (frames.max(-1) >= DARK) if patterned else near)
 
 
-def _thing(frames: NDArray[np.uint8], colour: int, mask: NDArray[np.bool_], fps: float, pan: Array) -> Thing | None:
+def _thing(frames: NDArray[np.uint8], colour: int, mask: NDArray[np.bool_], fps: int, pan: Array) -> Thing | None:
     """The object of one colour, or None where it is never seen whole."""
     count, height, width = mask.shape
     share = weights(frames, colour, mask)
@@ -136,7 +136,7 @@ def _thing(frames: NDArray[np.uint8], colour: int, mask: NDArray[np.bool_], fps:
     y = (share.sum(2) * (np.arange(height) + 0.5)).sum(1) / np.maximum(area, 1e-6)
     whole = visible & (area >= 0.85 * np.median(area[visible]))
     looked = np.flatnonzero(whole)[np.unique(np.linspace(0, whole.sum() - 1, _LOOKS).round().astype(int))]
-    kind = int(sum(likeness(share[t])[:, 0] for t in looked).argmax())
+    kind = int(np.sum([likeness(share[t])[:, 0] for t in looked], axis=0).argmax())
     radius = np.sqrt(area / AREAS[kind])
     at = np.flatnonzero(whole if pan.any() else visible)  # what the picture's edge cuts seems to be elsewhere
     motion = motion_of(at, x[at] + pan[at], y[at], radius[at], View(height, width, count, fps))

@@ -31,9 +31,9 @@ class Trail(NamedTuple):
 
 
 class Rebounds(NamedTuple):
-    """count: how often a ball turned back. error: degrees by which the angles of its ways differ at most."""
+    """bounces: how often a ball turned back. error: degrees by which the angles of its ways differ at most."""
 
-    count: int
+    bounces: int
     error: float
 
 
@@ -61,7 +61,7 @@ def trail(pixels: Tensor) -> Trail | None:
     return Trail(list(COLOURS)[colour], float((paint[-1] & ever).sum() / max(ever.sum(), 1)))
 
 
-def rebounds(pixels: Tensor, *, fps: float = 8) -> Rebounds | None:
+def rebounds(pixels: Tensor, *, fps: int = 8) -> Rebounds | None:
     """How the ball of a game of ball and paddle flies; None where none is seen in most frames.
 
     In at which angle, out at the same: all parts of its way are equally steep.

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unveil.data.shapes import COLOURS, KINDS, Array
+from unveil.data.shapes import COLOURS, KINDS
 from unveil.data.stored import Part, is_held_out
-from unveil.data.world.motion import DRAWS, MOTIONS, Paths, View, Whole, paths, possible, radii
+from unveil.data.world.motion import DRAWS, MOTIONS, Paths, Real, View, Whole, paths, possible, radii
 
 _TRIES = 8  # places tried for each object but the first before it is left out
 _GAP = 1.0  # pixels that stay between two objects
@@ -38,7 +38,7 @@ def held_out(colour: str, shape: str, motion: str) -> bool:
 
 
 def cast(
-    draws: Array, hues: Whole, wanted: Whole, view: View, motions: Sequence[str], *, part: Part = "held-out"
+    draws: Real, hues: Whole, wanted: Whole, view: View, motions: Sequence[str], *, part: Part = "held-out"
 ) -> Cast:
     """Draws the objects of B clips.
 
@@ -72,9 +72,9 @@ def cast(
         for other in range(slot):
             free &= _apart(ways, found[other], number) | ~present[:, other, None]
         chosen = np.arange(batch) * number + free.argmax(1)
-        found.append(Paths(*(field[chosen] for field in ways)))
+        found.append(Paths._make(field[chosen] for field in ways))
         present[:, slot] &= free.any(1)
-    together = Paths(*(np.stack(same, axis=1).reshape(-1, *same[0].shape[1:]) for same in zip(*found, strict=True)))
+    together = Paths._make(np.stack(same, axis=1).reshape(-1, *same[0].shape[1:]) for same in zip(*found, strict=True))
     return Cast(shape, hues, large, motion, present, together)
 
 
@@ -82,7 +82,7 @@ def _apart(ways: Paths, other: Paths, number: int) -> NDArray[np.bool_]:
     """Which of each clip's tries (B * number, T) keep clear of its other object (B, T) in all frames: (B, number)."""
     x, y, radius = (field.reshape(-1, number, field.shape[-1]) for field in (ways.x, ways.y, ways.radius))
     apart = np.maximum(np.abs(x - other.x[:, None]), np.abs(y - other.y[:, None]))
-    return (apart > radius + other.radius[:, None] + _GAP).all(-1)
+    return np.asarray((apart > radius + other.radius[:, None] + _GAP).all(-1))
 
 
 @cache

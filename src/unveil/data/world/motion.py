@@ -6,14 +6,15 @@ whole object in the picture and goes far enough to be seen.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unveil.data.shapes import KINDS, SQUARE, Array
+from unveil.data.shapes import KINDS, SQUARE
 
 Whole = NDArray[np.int64]
+Real = NDArray[np.floating[Any]]  # float32 or float64
 
 # The ten motions of the score world, then what only some shapes show.
 TEN = ("still", "left", "right", "up", "down", "diagonal", "bounce", "orbit", "grow", "shrink")
@@ -60,29 +61,29 @@ class Paths(NamedTuple):
     touches a wall. speed: (M,) of the centre, in sides a second.
     """
 
-    x: Array
-    y: Array
-    radius: Array
-    angle: Array
+    x: Real
+    y: Real
+    radius: Real
+    angle: Real
     turn: Whole
     bounces: Whole
-    speed: Array
+    speed: Real
 
 
 class _Bodies(NamedTuple):
     """Rows of one motion: half the height and width of each object, (m,), and the random numbers of each."""
 
-    half: Array
-    draws: Array
+    half: Real
+    draws: Real
     view: View
 
     @property
-    def room(self) -> tuple[Array, Array]:
+    def room(self) -> tuple[Real, Real]:
         """How far each centre may go across and down."""
         return self.view.width - 2 * self.half, self.view.height - 2 * self.half
 
 
-_Way = tuple[Array, Array, Whole, Whole]  # x and y (m, T), turn and bounces (m,)
+_Way = tuple[Real, Real, Whole, Whole]  # x and y (m, T), turn and bounces (m,)
 
 
 def possible(motion: str, shape: str, frames: int) -> bool:
@@ -90,7 +91,7 @@ def possible(motion: str, shape: str, frames: int) -> bool:
     return frames >= SHORTEST.get(motion, 3) and (motion != "spin" or shape in SPINNING)
 
 
-def radii(large: NDArray[np.bool_], draw: Array, view: View) -> Array:
+def radii(large: NDArray[np.bool_], draw: Real, view: View) -> Real:
     """Radii of small and large objects in pixels, at least 3 even of what shrinks; the two sizes are well apart."""
     low, high = max(0.11 * view.side, 3 * GROWTH), max(0.14 * view.side, 3.12 * GROWTH)
     least, most = max(0.18 * view.side, 1.35 * high), max(0.23 * view.side, 1.43 * high)
@@ -103,7 +104,7 @@ def between_sizes(side: int) -> float:
     return (high * max(0.18 * side, 1.35 * high)) ** 0.5
 
 
-def paths(motion: Whole, shape: Whole, radius: Array, draws: Array, view: View) -> Paths:
+def paths(motion: Whole, shape: Whole, radius: Real, draws: Real, view: View) -> Paths:
     """The paths of M objects.
 
     Args:
@@ -234,7 +235,7 @@ def least_travel(side: int) -> float:
     return max(_LEAST * side, _LEAST_PX)
 
 
-def turns_back(way: Array, least: float) -> list[tuple[int, int]]:
+def turns_back(way: Real, least: float) -> list[tuple[int, int]]:
     """Where a way (N,) turns back, after and before going at least so far: (frame, side), in order.
 
     The side is 0 where it turns at its lower end and 1 at its upper one.
@@ -253,11 +254,11 @@ def turns_back(way: Array, least: float) -> list[tuple[int, int]]:
     return found
 
 
-def _least(room: Array, view: View) -> Array:
+def _least(room: Real, view: View) -> Real:
     return np.minimum(room, least_travel(view.side))
 
 
-def _travel(room: Array, view: View, draw: Array) -> Array:
+def _travel(room: Real, view: View, draw: Real) -> Real:
     """How far it goes in the whole clip: at speeds from SLOW to FAST, as far as the room allows."""
     least = _least(room, view)
     high = np.clip(FAST * view.side * view.seconds, least, room)
@@ -265,12 +266,12 @@ def _travel(room: Array, view: View, draw: Array) -> Array:
     return (low + draw * (high - low)).astype(np.float32)
 
 
-def _turning(draws: Array, turn: Whole, view: View) -> Array:
+def _turning(draws: Real, turn: Whole, view: View) -> Real:
     """The angle of each frame, (m, T): 60 to 120 degrees a second, at least 45 in all, at most 30 in a step."""
     step = np.radians(np.minimum(np.maximum((60 + 60 * draws[:, 3]) / view.fps, 45 / max(view.frames - 1, 1)), 30))
     start = 2 * np.pi * draws[:, 4]
     return (start[:, None] + (step * (1 - 2 * turn))[:, None] * np.arange(view.frames)).astype(np.float32)
 
 
-def _two(draw: Array) -> Whole:
+def _two(draw: Real) -> Whole:
     return (draw * 2).astype(np.int64)

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from unveil.data.shapes import COLOURS, KINDS, PALETTE, Array, Shapes, coverage, paint
-from unveil.data.world.motion import View, Whole, turns_back
+from unveil.data.shapes import COLOURS, KINDS, PALETTE, Shapes, coverage, paint
+from unveil.data.world.motion import Real, View, Whole, turns_back
 from unveil.data.world.stage import BAR
 from unveil.data.world.telling import Facts
 
@@ -34,16 +35,16 @@ class Shot(NamedTuple):
     """
 
     facts: list[Facts]
-    film: Callable[[], tuple[Array, Array]]
+    film: Callable[[], tuple[Real, Real]]
 
 
-def brush(draws: Array, view: View) -> Shot:
+def brush(draws: Real, view: View) -> Shot:
     """A white brush goes along a line and leaves a trail of its paint, which stays."""
     tip, half = max(3.0, 0.09 * view.side), max(1.5, 0.05 * view.side)
     line, colour = _choice(draws[:, 0], len(LINES)), _choice(draws[:, 1], _WHITE)
     begin = _line(line, draws, view, tip, np.zeros(1, dtype=np.float32))
 
-    def film() -> tuple[Array, Array]:
+    def film() -> tuple[Real, Real]:
         canvas = _black(len(draws), view)
         x, y = np.arange(view.width, dtype=np.float32) + 0.5, np.arange(view.height, dtype=np.float32)[:, None] + 0.5
         nearest = np.full((len(draws), view.height, view.width), np.inf, dtype=np.float32)
@@ -64,7 +65,7 @@ def brush(draws: Array, view: View) -> Shot:
     return Shot([_facts("brush", colour=names[c], line=LINES[k]) for c, k in zip(colour, line, strict=True)], film)
 
 
-def paddle(draws: Array, view: View) -> Shot:
+def paddle(draws: Real, view: View) -> Shot:
     """A ball flies between three walls and a white paddle on the left, which is always there in time.
 
     It leaves each of them at the angle at which it came.
@@ -81,7 +82,7 @@ def paddle(draws: Array, view: View) -> Shot:
     y = radius + _reflected(fall[:, None] + (gone * steep)[:, None] * time, high)
     bounces = [sum(len(turns_back(way, CLEAR)) for way in ways) for ways in zip(x, y, strict=True)]
 
-    def film() -> tuple[Array, Array]:
+    def film() -> tuple[Real, Real]:
         canvas = _black(len(draws), view)
         ball = _track(x, y, np.full_like(x, radius))
         _place(canvas, np.zeros(len(draws), dtype=np.int64), ball, colour, view)
@@ -95,7 +96,7 @@ def paddle(draws: Array, view: View) -> Shot:
     return Shot(facts, film)
 
 
-def impact(draws: Array, view: View) -> Shot:
+def impact(draws: Real, view: View) -> Shot:
     """A body falls to the ground, where it breaks into four or stays whole."""
     last, floor = view.frames - 1, FLOOR * view.height
     colour, shape = _choice(draws[:, 0], len(COLOURS)), _choice(draws[:, 1], len(KINDS))
@@ -110,7 +111,7 @@ def impact(draws: Array, view: View) -> Shot:
     y = radius + 1 + (floor - 2 * radius - 1) * np.minimum(time / hit, 1) ** 2
     since = np.clip((time - hit) / (last - hit) / 0.8, 0, 1)  # of the pieces' flight
 
-    def film() -> tuple[Array, Array]:
+    def film() -> tuple[Real, Real]:
         canvas = _black(len(draws), view)
         ground = np.clip(np.arange(view.height, dtype=np.float32) + 1 - floor, 0, 1)[:, None]
         canvas += ground * (np.array(BAR, dtype=np.float32)[:, None, None] - canvas)
@@ -132,7 +133,7 @@ def impact(draws: Array, view: View) -> Shot:
     return Shot(facts, film)
 
 
-def _line(line: Whole, draws: Array, view: View, tip: float, gone: Array) -> tuple[Array, Array]:
+def _line(line: Whole, draws: Real, view: View, tip: float, gone: Real) -> tuple[Real, Real]:
     """Where the brush is when it has gone parts of its way (K,) in [0, 1]: x and y, (B, K)."""
     wide, high = view.width - 2 * tip, view.height - 2 * tip
     back = draws[:, 2, None] < 0.5
@@ -148,7 +149,9 @@ def _line(line: Whole, draws: Array, view: View, tip: float, gone: Array) -> tup
     return (tip + wide * x).astype(np.float32), (tip + high * np.stack(y)[line, rows]).astype(np.float32)
 
 
-def _place(canvas: Array, shape: Whole, track: Array, colour: Whole, view: View, *, there: Array | None = None) -> None:
+def _place(
+    canvas: Real, shape: Whole, track: Real, colour: Whole, view: View, *, there: NDArray[np.bool_] | None = None
+) -> None:
     """Draws an object of each clip at the places of its track (B, T, 4), in the frames where it is."""
     frames, side = view.frames, np.float32(view.side)
     x, y, radius = (track[..., field].ravel() / side for field in range(3))
@@ -158,30 +161,30 @@ def _place(canvas: Array, shape: Whole, track: Array, colour: Whole, view: View,
     paint(canvas.reshape(-1, *canvas.shape[2:]), covered, np.repeat(PALETTE[colour], frames, axis=0))
 
 
-def rectangle(left: Array, right: Array, top: Array, bottom: Array, view: View) -> Array:
+def rectangle(left: Real, right: Real, top: Real, bottom: Real, view: View) -> Real:
     """How much of each pixel an upright rectangle covers: edges (B, T), result (B, T, H, W)."""
 
-    def reach(low: Array, high: Array, size: int) -> Array:
+    def reach(low: Real, high: Real, size: int) -> Real:
         at = np.arange(size, dtype=np.float32)
         return np.clip(np.minimum(high[..., None], at + 1) - np.maximum(low[..., None], at), 0, 1)
 
     return reach(left, right, view.width)[:, :, None, :] * reach(top, bottom, view.height)[..., None]
 
 
-def _reflected(way: Array, room: float) -> Array:
+def _reflected(way: Real, room: float) -> Real:
     """A straight way folded into [0, room]."""
     return room - np.abs(room - way % (2 * room))
 
 
-def _track(x: Array, y: Array, radius: Array) -> Array:
+def _track(x: Real, y: Real, radius: Real) -> Real:
     return np.stack(np.broadcast_arrays(x, y, radius, np.ones_like(x)), axis=-1).astype(np.float32)
 
 
-def _black(count: int, view: View) -> Array:
+def _black(count: int, view: View) -> Real:
     return np.zeros((count, view.frames, 3, view.height, view.width), dtype=np.float32)
 
 
-def _choice(draw: Array, count: int) -> Whole:
+def _choice(draw: Real, count: int) -> Whole:
     return (draw * count).astype(np.int64)
 
 

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unveil.data.scenes import along
-from unveil.data.shapes import AREAS, COLOURS, PALETTE, Array, Shapes, coverage, paint
+from unveil.data.shapes import AREAS, COLOURS, PALETTE, Shapes, coverage, paint
 from unveil.data.world.cast import Cast
-from unveil.data.world.motion import MOTIONS, View, Whole, least_travel
+from unveil.data.world.motion import MOTIONS, Real, View, Whole, least_travel
 
 # Plain grounds; all grounds stay below 100 in every channel, so that objects stand out from each of them.
 TONES = {
@@ -41,9 +41,9 @@ class Stage(NamedTuple):
 
     ground: Whole
     camera: Whole
-    draws: Array
-    pan: Array
-    bar: Array
+    draws: Real
+    pan: Real
+    bar: Real
     upright: NDArray[np.bool_]
 
 
@@ -55,7 +55,7 @@ class Shares(NamedTuple):
     panned: float
 
 
-def stage(cast: Cast, draws: Array, view: View, shares: Shares) -> tuple[Cast, Stage]:
+def stage(cast: Cast, draws: Real, view: View, shares: Shares) -> tuple[Cast, Stage]:
     """What is around the objects of B clips, and the objects as the camera sees them.
 
     A camera moves over checkers and things that stay where they are; a bar stands before one thing that moves along
@@ -76,7 +76,7 @@ def stage(cast: Cast, draws: Array, view: View, shares: Shares) -> tuple[Cast, S
     return cast, Stage(ground, camera, draws, pan, bar, upright)
 
 
-def film(cast: Cast, stage: Stage, view: View) -> tuple[Array, Array]:
+def film(cast: Cast, stage: Stage, view: View) -> tuple[Real, Real]:
     """The pictures of B clips, (B, T, 3, H, W) in 0 to 255, and what is seen of each object, (B, N, T) in [0, 1]."""
     batch, count = cast.present.shape
     side, frames = np.float32(view.side), view.frames
@@ -105,7 +105,7 @@ def film(cast: Cast, stage: Stage, view: View) -> tuple[Array, Array]:
     return canvas, seen
 
 
-def _camera(cast: Cast, wanted: NDArray[np.bool_], draws: Array, view: View) -> tuple[Cast, Whole, Array]:
+def _camera(cast: Cast, wanted: NDArray[np.bool_], draws: Real, view: View) -> tuple[Cast, Whole, Real]:
     """Which camera moves, how far (B, T), and where it sees the objects."""
     batch, count = cast.present.shape
     fixed = np.isin(cast.motion, [MOTIONS.index(name) for name in ("still", "spin")]) | ~cast.present
@@ -127,7 +127,7 @@ def _camera(cast: Cast, wanted: NDArray[np.bool_], draws: Array, view: View) -> 
     return cast._replace(paths=cast.paths._replace(x=cast.paths.x + shift)), camera, pan
 
 
-def _bar(cast: Cast, wanted: NDArray[np.bool_], draw: Array, view: View) -> tuple[Array, NDArray[np.bool_]]:
+def _bar(cast: Cast, wanted: NDArray[np.bool_], draw: Real, view: View) -> tuple[Real, NDArray[np.bool_]]:
     batch, count = cast.present.shape
     lone, motion = cast.present.sum(1) == 1, cast.motion[:, 0]
     upright = np.isin(motion, [MOTIONS.index(name) for name in ("left", "right")])
@@ -143,10 +143,10 @@ def _bar(cast: Cast, wanted: NDArray[np.bool_], draw: Array, view: View) -> tupl
     return bar.astype(np.float32), upright
 
 
-def _behind(stage: Stage, view: View) -> Array:
+def _behind(stage: Stage, view: View) -> Real:
     """How much of each pixel the bar covers, (B, H, W)."""
 
-    def reach(size: int) -> Array:
+    def reach(size: int) -> Real:
         at = np.arange(size, dtype=np.float32)
         return np.clip(np.minimum(stage.bar[:, 1:], at + 1) - np.maximum(stage.bar[:, :1], at), 0, 1)
 
@@ -154,7 +154,7 @@ def _behind(stage: Stage, view: View) -> Array:
     return np.where(stage.upright[:, None, None], upright, lying).astype(np.float32)
 
 
-def _ground(stage: Stage, view: View) -> Array:
+def _ground(stage: Stage, view: View) -> Real:
     """(B, T, 3, H, W)."""
     batch = len(stage.ground)
     canvas = np.empty((batch, view.frames, 3, view.height, view.width), dtype=np.float32)
@@ -172,24 +172,24 @@ def _ground(stage: Stage, view: View) -> Array:
     return canvas
 
 
-def _pair(draws: Array) -> tuple[Array, Array]:
+def _pair(draws: Real) -> tuple[Real, Real]:
     """Two plain tones that differ, (m, 1, 3, 1, 1) each."""
     first = (draws[:, 0] * len(TONES)).astype(np.int64)
     second = (first + 1 + (draws[:, 1] * (len(TONES) - 1)).astype(np.int64)) % len(TONES)
     return _TONES[first][:, None, :, None, None], _TONES[second][:, None, :, None, None]
 
 
-def _gradient(turn: Array, view: View) -> Array:
+def _gradient(turn: Real, view: View) -> Real:
     """From 0 to 1 across the picture in a direction, (m, 1, H, W)."""
     x, y = (((np.arange(size) + 0.5) / size - 0.5).astype(np.float32) for size in (view.width, view.height))
     return (along(x, y, turn)[:, None] + np.float32(0.5)).clip(0, 1)
 
 
-def _checker(pan: Array, view: View) -> Array:
+def _checker(pan: Real, view: View) -> Real:
     """0 and 1 in turn, moving against the camera, antialiased: (m, T, H, W)."""
     cell = view.width / CELLS
 
-    def wave(at: Array) -> Array:  # from -1 to 1, changing sign at the edges of fields, a pixel wide
+    def wave(at: Real) -> Real:  # from -1 to 1, changing sign at the edges of fields, a pixel wide
         away = cell / 2 - np.abs(at % (2 * cell) - cell / 2)
         away = np.where(at % (2 * cell) > 1.5 * cell, at % (2 * cell) - 2 * cell, away)
         return np.clip(2 * away, -1, 1)

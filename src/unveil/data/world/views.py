@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from unveil.data.shapes import COLOURS, PALETTE, Array
-from unveil.data.world.motion import View
+from unveil.data.shapes import COLOURS, PALETTE
+from unveil.data.world.motion import Real, View
 from unveil.data.world.shots import Shot, rectangle
 
 PILLARS = 6  # in a ring of radius 1, in the palette's order, anticlockwise seen from above
@@ -23,7 +23,7 @@ def lens(view: View) -> float:
     return min(view.width / 2 / widest, view.height / 2 / (_TALL / (AWAY - 1) * 1.25))
 
 
-def pillars(draws: Array, view: View) -> Shot:
+def pillars(draws: Real, view: View) -> Shot:
     """Six pillars in a ring, each of another colour; the camera goes round them and looks at their middle."""
     right = draws[:, 0] < 0.5
     step = np.radians(np.minimum((60 + 120 * draws[:, 1]) / (view.frames - 1), 12))
@@ -37,7 +37,7 @@ def pillars(draws: Array, view: View) -> Shot:
     return Shot(facts, lambda: ring(yaw, view))
 
 
-def ring(yaw: Array, view: View) -> tuple[Array, Array]:
+def ring(yaw: Real, view: View) -> tuple[Real, Real]:
     """The pillars from directions (B, T) in radians: pictures (B, T, 3, H, W), and tracks (B, pillars, T, 4)."""
     canvas = np.zeros((*yaw.shape, 3, view.height, view.width), dtype=np.float32)
     places = 2 * np.pi * np.arange(PILLARS) / PILLARS - yaw[..., None]  # (B, T, pillars)
@@ -54,14 +54,14 @@ def ring(yaw: Array, view: View) -> tuple[Array, Array]:
     return canvas, track.transpose(0, 2, 1, 3).astype(np.float32)
 
 
-def corridor(draws: Array, view: View) -> Shot:
+def corridor(draws: Real, view: View) -> Shot:
     """A corridor with coloured door frames that the camera walks through, forward or backward."""
     colour = (draws[:, 0] * len(COLOURS)).astype(np.int64)
     forward = draws[:, 1] < 0.5
     step = np.maximum((0.6 + draws[:, 2]) / view.fps, 0.8 / (view.frames - 1)).clip(0.05, PERIOD / 4)
     gone = np.where(forward, step, -step)[:, None] * np.arange(view.frames) + PERIOD * draws[:, 3, None]
 
-    def film() -> tuple[Array, Array]:
+    def film() -> tuple[Real, Real]:
         depth, blur, tone, light = walls(view)
         at = (depth + gone[..., None, None].astype(np.float32)) % PERIOD
         door = np.clip((DOOR / 2 - np.abs(at - PERIOD / 2)) / blur + 0.5, 0, 1)
@@ -76,7 +76,7 @@ def corridor(draws: Array, view: View) -> Shot:
     return Shot(facts, film)
 
 
-def walls(view: View) -> tuple[Array, Array, Array, Array]:
+def walls(view: View) -> tuple[Real, Real, Real, Real]:
     """The corridor at each pixel, (H, W) each.
 
     How far its walls are along its axis, over how much of that the pixel reaches, their tone, and how much light
