@@ -48,7 +48,8 @@ def parse(caption: str) -> Facts:
             things[-1][attribute] = value
     things = [thing for thing in things if thing]
     if "scene" in clip:  # a scene has facts of its own, and no things
-        return {"objects": [], **clip, **{name: value for thing in things for name, value in thing.items()}}
+        clip |= {name: value for thing in things for name, value in thing.items() if name not in ("motion", "size")}
+        return {"objects": [], **clip}
     return {"objects": things, **clip}
 
 

@@ -25,6 +25,7 @@ from unveil.types import ShapeError
 LEAST = 8  # pixels of an object in a frame; the smallest ring has three times as many
 _FAINT = 0.12  # of the largest colour's pixels: what is less comes from its edges
 _WITHIN = np.array([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))])  # connected within a frame
+_UNCUT = 0.95  # of an object's largest area
 _LOOKS = 6  # frames that are looked at for a shape
 _CHANGE = 0.12  # of an object's area: a change of what stays in place, above which it may be turning
 _TURNED = 25  # degrees in the whole clip: what spins turns by more
@@ -89,15 +90,19 @@ def colours_of(frames: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np
     every = np.arange(1, count + 1)
     apart = frames.astype(np.float32) - ground
     whole = np.stack([ndimage.sum_labels(apart[..., channel], around, every) for channel in range(3)], axis=-1)
-    towards = PALETTE - ground
-    nearest = (whole @ (towards / np.linalg.norm(towards, axis=1, keepdims=True)).T).argmax(1)
     sizes = ndimage.sum_labels(solid, parts, every)
-    totals = np.bincount(nearest, weights=sizes, minlength=len(PALETTE))
+    totals = np.bincount(alike(whole, ground), weights=sizes, minlength=len(PALETTE))
     there = totals >= max(LEAST, _FAINT * totals.max())
     if not there.any():
         return np.zeros(len(PALETTE), dtype=np.int64), np.zeros(solid.shape, dtype=np.int64), solid & False
     best = mixtures(frames, ground, there)[0]
     return np.bincount(best[solid], minlength=len(PALETTE)), best, solid
+
+
+def alike(apart: Array, ground: Array) -> NDArray[np.int64]:
+    """The palette's colour in whose direction from the ground a difference (..., 3) from it lies: its place, (...)."""
+    towards = PALETTE - ground
+    return (apart @ (towards / np.linalg.norm(towards, axis=1, keepdims=True)).T).argmax(-1)
 
 
 def frames_of(pixels: Tensor) -> NDArray[np.uint8]:
@@ -138,7 +143,8 @@ def _thing(frames: NDArray[np.uint8], colour: int, mask: NDArray[np.bool_], fps:
     looked = np.flatnonzero(whole)[np.unique(np.linspace(0, whole.sum() - 1, _LOOKS).round().astype(int))]
     kind = int(np.sum([likeness(share[t])[:, 0] for t in looked], axis=0).argmax())
     radius = np.sqrt(area / AREAS[kind])
-    at = np.flatnonzero(whole if pan.any() else visible)  # what the picture's edge cuts seems to be elsewhere
+    # what the picture's edge cuts seems to be elsewhere
+    at = np.flatnonzero(visible & (area >= _UNCUT * area.max()) if pan.any() else visible)
     motion = motion_of(at, x[at] + pan[at], y[at], radius[at], View(height, width, count, fps))
     if motion is not None and motion.name == "still" and _changes(share[whole]) > _CHANGE:
         turned = turning(share[whole])

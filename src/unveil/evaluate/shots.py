@@ -14,7 +14,7 @@ from unveil.data.shapes import COLOURS, PALETTE, Array
 from unveil.data.world.motion import View, turns_back
 from unveil.data.world.shots import CLEAR, FLOOR
 from unveil.data.world.views import PERIOD, PILLARS, ring, walls
-from unveil.evaluate.playground import LEAST, colours_of, frames_of, read
+from unveil.evaluate.playground import LEAST, alike, colours_of, frames_of, read
 from unveil.evaluate.scenes import ground_of, mixtures
 
 _WHITE = list(COLOURS).index("white")
@@ -47,12 +47,13 @@ class Yaw(NamedTuple):
 def trail(pixels: Tensor) -> Trail | None:
     """What a brush left behind; None where nothing is painted. The brush itself hides what is below it."""
     frames = frames_of(pixels)
-    counts = colours_of(frames)[0]
-    counts[_WHITE] = 0
-    if counts.max() < LEAST:
+    ground = ground_of(frames)
+    best, share = mixtures(frames, ground)
+    painted = frames[(share > 0.5) & (best != _WHITE)]
+    if len(painted) < LEAST:
         return None
-    colour = int(counts.argmax())
-    best, share = mixtures(frames, ground_of(frames), np.isin(np.arange(len(PALETTE)), (colour, _WHITE)))
+    colour = int(alike((painted - ground).sum(0), ground))
+    best, share = mixtures(frames, ground, np.isin(np.arange(len(PALETTE)), (colour, _WHITE)))
     solid = share > 0.5
     paint = solid & (best == colour)
     tip = ndimage.binary_dilation(solid & (best == _WHITE), np.ones((1, 3, 3), dtype=bool))[-1]

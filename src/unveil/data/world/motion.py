@@ -173,8 +173,8 @@ def _diagonal(bodies: _Bodies) -> _Way:
     found = [_straight(across, down, bodies) for down in (-1, 1) for across in (-1, 1)]
     turn = (bodies.draws[:, 5] * len(CORNERS)).astype(np.int64)
     rows = np.arange(len(turn))
-    x, y = (np.stack([way[axis] for way in found])[turn, rows] for axis in (0, 1))
-    return x, y, turn, found[0][3]
+    x, y = np.stack([way[0] for way in found]), np.stack([way[1] for way in found])
+    return x[turn, rows], y[turn, rows], turn, found[0][3]
 
 
 def _bounce(bodies: _Bodies) -> _Way:

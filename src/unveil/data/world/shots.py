@@ -55,7 +55,7 @@ def brush(draws: Real, view: View) -> Shot:
                 last = _line(line, draws, view, tip, gone)
             for across, down in zip(last[0].T, last[1].T, strict=True):
                 np.minimum(nearest, (x - across[:, None, None]) ** 2 + (y - down[:, None, None]) ** 2, out=nearest)
-            paint(canvas[:, frame], np.clip(half + 0.5 - np.sqrt(nearest), 0, 1), PALETTE[colour])
+            paint(canvas[:, frame], np.clip(half + 0.5 - np.sqrt(nearest), 0, 1).astype(np.float32), PALETTE[colour])
         way = _line(line, draws, view, tip, np.linspace(0, 1, view.frames, dtype=np.float32))
         track = _track(way[0], way[1], np.full_like(way[0], tip))
         _place(canvas, np.zeros(len(draws), dtype=np.int64), track, np.full(len(draws), _WHITE), view)
