@@ -52,7 +52,7 @@ def trail(pixels: Tensor) -> Trail | None:
     painted = frames[(share > 0.5) & (best != _WHITE)]
     if len(painted) < LEAST:
         return None
-    colour = int(alike((painted - ground).sum(0), ground))
+    colour = int(alike((painted.astype(np.float32) - ground).sum(0), ground))
     best, share = mixtures(frames, ground, np.isin(np.arange(len(PALETTE)), (colour, _WHITE)))
     solid = share > 0.5
     paint = solid & (best == colour)
