@@ -89,9 +89,11 @@ def colours_of(frames: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np
     around = ndimage.maximum_filter(parts, size=(1, 3, 3))
     every = np.arange(1, count + 1)
     apart = frames.astype(np.float32) - ground
-    whole = np.stack([ndimage.sum_labels(apart[..., channel], around, every) for channel in range(3)], axis=-1)
+    sums = [ndimage.sum_labels(apart[..., channel], around, every) for channel in range(3)]
     sizes = ndimage.sum_labels(solid, parts, every)
-    totals = np.bincount(alike(whole, ground), weights=sizes, minlength=len(PALETTE))
+    totals = np.bincount(
+        alike(np.stack(sums, axis=-1).astype(np.float32), ground), weights=sizes, minlength=len(PALETTE)
+    )
     there = totals >= max(LEAST, _FAINT * totals.max())
     if not there.any():
         return np.zeros(len(PALETTE), dtype=np.int64), np.zeros(solid.shape, dtype=np.int64), solid & False
