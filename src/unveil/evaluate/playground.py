@@ -17,7 +17,7 @@ from torch import Tensor
 from unveil.data.shapes import AREAS, COLOURS, KINDS, PALETTE, Array
 from unveil.data.world.motion import TURNS, View, between_sizes
 from unveil.data.world.stage import LOST
-from unveil.evaluate.motion import Motion, motion_of, pan_of
+from unveil.evaluate.motion import Motion, camera_of, motion_of, pan_of
 from unveil.evaluate.scenes import DARK, ground_of, mixtures
 from unveil.evaluate.shape import likeness, turning
 from unveil.types import ShapeError
@@ -66,6 +66,8 @@ def read(pixels: Tensor, *, fps: int = 8, most: int = 3) -> list[Thing]:
     frames = frames_of(pixels)
     counts, best, solid = colours_of(frames)
     pan = pan_of(frames)
+    if camera_of(pan, min(frames.shape[1:3])) == "static":
+        pan = np.zeros_like(pan)  # less than can be told from noise
     found: list[Thing] = []
     for colour in counts.argsort()[::-1][:most]:
         if counts[colour]:
@@ -146,7 +148,8 @@ def _thing(frames: NDArray[np.uint8], colour: int, mask: NDArray[np.bool_], fps:
     kind = int(np.sum([likeness(share[t])[:, 0] for t in looked], axis=0).argmax())
     radius = np.sqrt(area / AREAS[kind])
     # what the picture's edge cuts seems to be elsewhere
-    at = np.flatnonzero(visible & (area >= _UNCUT * area.max()) if pan.any() else visible)
+    uncut = visible & (area >= _UNCUT * area.max())
+    at = np.flatnonzero(uncut if pan.any() and uncut.sum() > 1 else visible)
     motion = motion_of(at, x[at] + pan[at], y[at], radius[at], View(height, width, count, fps))
     if motion is not None and motion.name == "still" and _changes(share[whole]) > _CHANGE:
         turned = turning(share[whole])
