@@ -170,8 +170,8 @@ def test_overrides_that_go_nowhere(override, message):
         ("network.kind=unett", "network.kind = 'unett': must be one of unet"),
         (
             "data.kind=digit",
-            "data.kind = 'digit': must be one of digits, fashion, fashion-style, folder, latents, scenes; nearest: "
-            "'digits'",
+            "data.kind = 'digit': must be one of digits, fashion, fashion-style, folder, latents, playground, scenes; "
+            "nearest: 'digits'",
         ),
         (
             "data={size: 8}",

@@ -178,6 +178,17 @@ def test_data_show_and_check(cli: Cli, tmp_path: Path):
     assert tree(folder) == before
 
 
+def test_data_show_draws_clips(cli: Cli, tmp_path: Path):
+    recipe = yaml.safe_load(cli("recipes", "show", "ddpm-scenes").out)
+    for name, frames, code in (("clips", [9], 0), ("mixed", [5, 9], 2)):
+        recipe["data"] = {"kind": "playground", "frames": frames}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+        done = cli("data", "show", f"{name}.yaml", "--count", 3, "--out", f"{name}.png")
+        assert done.code == code, done.err
+    assert pixels(tmp_path / "clips.png").shape[1] > 8 * 96  # eight frames of each clip in a row
+    assert "(3, 5, 32, 32), (3, 9, 32, 32) and so on fit no sheet" in done.err
+
+
 # ---------------------------------------------------------------------- convert
 
 OPENAI = ["network.channels=32", "train.steps=2", "train.warmup=0"]

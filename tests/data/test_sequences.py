@@ -11,10 +11,10 @@ from unveil.data.sequences import (
     PairsConfig,
     ScenePairsConfig,
     TaskConfig,
-    is_held_out,
     open_pairs,
 )
 from unveil.data.shapes import COLOURS, KINDS
+from unveil.data.stored import is_held_out
 from unveil.types import MediaError, RecipeError
 
 FEW = TaskConfig(count=300, held_out=60)

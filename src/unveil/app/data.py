@@ -15,6 +15,7 @@ from unveil.files import refuse_overwrite, write_atomically
 from unveil.pictures import png, sheet
 from unveil.types import RecipeError, nearest
 
+FRAMES = 8  # of each clip on a sheet
 FITS = ("crop", "pad", "stretch")
 
 
@@ -56,7 +57,20 @@ def show(shown: Shown, out: Path, force: bool, console: Console) -> None:
     found = data.open(recipe.data.build(), data.known_part(shown.part))
     if isinstance(found, data.Latents):
         raise RecipeError(f"{recipe.name}: its data are latents, which are no pictures; `unveil data check` reads them")
-    pixels = torch.stack([found[i]["pixels"] for i in range(min(shown.count, len(found)))])
-    write_atomically(out, png(sheet(pixels)))
+    drawn = [found[i]["pixels"] for i in range(min(shown.count, len(found)))]
+    shapes = {tuple(one.shape) for one in drawn}
+    if len(shapes) > 1:
+        raise RecipeError(
+            f"{recipe.name}: items of shapes {', '.join(map(str, sorted(shapes)[:3]))} and so on fit no sheet; give "
+            "data one size and one length"
+        )
+    pixels = torch.stack(drawn)
+    write_atomically(out, png(sheet(pixels) if pixels.ndim == 4 else _strips(pixels)))
     facts = {"items": len(found), "shape": list(pixels.shape[1:]), "classes": found.classes, "sheet": str(out)}
     console.result(facts, f"{len(found)} items of shape {tuple(pixels.shape[1:])}: {len(pixels)} of them in {out}")
+
+
+def _strips(clips: torch.Tensor) -> torch.Tensor:
+    """A sheet of clips (B, C, T, H, W), each a row of up to FRAMES of its frames, the ends among them."""
+    shown = torch.linspace(0, clips.shape[2] - 1, min(clips.shape[2], FRAMES)).round().long()
+    return sheet(clips[:, :, shown].transpose(1, 2).flatten(0, 1), columns=len(shown))

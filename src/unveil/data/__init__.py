@@ -14,6 +14,7 @@ from unveil.data.images import Folder
 from unveil.data.latents import LATENTS, Latents, LatentsConfig, write_latents
 from unveil.data.latents_check import LatentsReport, check_latents
 from unveil.data.listing import FolderConfig
+from unveil.data.playground import Playground, PlaygroundConfig
 from unveil.data.report import Report
 from unveil.data.scenes import Scenes, ScenesConfig
 from unveil.data.states import boxes_to_state, mask_to_state, state_to_boxes, state_to_mask
@@ -21,13 +22,24 @@ from unveil.data.stored import Part, Stored, known_part
 from unveil.data.style import StyleConfig, in_style, styled
 from unveil.types import RecipeError, nearest
 
-DataConfig = DigitsConfig | FashionConfig | FolderConfig | LatentsConfig | ScenesConfig | HintedConfig | StyleConfig
+DataConfig = (
+    DigitsConfig
+    | FashionConfig
+    | FolderConfig
+    | LatentsConfig
+    | PlaygroundConfig
+    | ScenesConfig
+    | HintedConfig
+    | StyleConfig
+)
+DataSet = Stored | Folder | Latents | Playground | Scenes | Hinted
 CONFIGS: dict[str, type[Any]] = {
     "digits": DigitsConfig,
     "fashion": FashionConfig,
     "fashion-style": StyleConfig,
     "folder": FolderConfig,
     "latents": LatentsConfig,
+    "playground": PlaygroundConfig,
     "scenes": ScenesConfig,
 }
 
@@ -39,7 +51,7 @@ class Section(Protocol):
     def kind(self) -> str: ...
 
 
-def open(config: DataConfig | Section, part: Part = "train") -> Stored | Folder | Latents | Scenes | Hinted:
+def open(config: DataConfig | Section, part: Part = "train") -> DataSet:
     """The data set that a config, or the data section of a recipe, describes.
 
     Args:
@@ -64,6 +76,8 @@ def open(config: DataConfig | Section, part: Part = "train") -> Stored | Folder 
         return Folder(chosen, part)
     if isinstance(chosen, LatentsConfig):
         return Latents(chosen, part)
+    if isinstance(chosen, PlaygroundConfig):
+        return Playground(chosen, part)
     return Scenes(chosen, part)
 
 
@@ -93,6 +107,8 @@ __all__ = [
     "LatentsConfig",
     "LatentsReport",
     "Part",
+    "Playground",
+    "PlaygroundConfig",
     "Progress",
     "Report",
     "Scenes",

@@ -27,7 +27,7 @@ CLASSES = ("background", *KINDS)
 SMALL, LARGE = (0.11, 0.14), (0.18, 0.23)  # radii, in parts of the side
 OVERLAP = 0.1  # no two boxes share more than this part of the smaller one
 _TRIES = 12  # places tried for each object before it is left out
-_HELD_OUT = 1 << 40  # number of the first held-out scene: far from any that trains
+HELD_OUT = 1 << 40  # number of the first held-out scene: far from any that trains
 # Draws of one scene, by place: what is added later goes behind, so that old scenes stay as they are.
 _COUNT, _GRADIENT, _TURN, _RIPPLE, _GRAIN, _WORDS, _LANGUAGE = 0, 1, 2, 3, 7, 8, 9
 _GROUND, _HUES, _OBJECTS = 10, 16, 24
@@ -84,7 +84,7 @@ class Scenes(Dataset[Item]):
     def __init__(self, config: ScenesConfig, part: Part = "train") -> None:
         self.config = config
         self.classes = list(KINDS)
-        self.first = _HELD_OUT if part == "held-out" else 0
+        self.first = HELD_OUT if part == "held-out" else 0
         self.count = config.held_out if part == "held-out" else config.count
 
     def __len__(self) -> int:
@@ -236,17 +236,17 @@ def _background(draws: Array, size: int) -> Array:
     tones = 12 + 58 * draws[:, [_GROUND, _GROUND + 3]]
     tint = 24 * (draws[:, [_GROUND + 1, _GROUND + 2, _GROUND + 4]] - 0.5)
     tones[:, 1] = np.where(draws[:, _GRADIENT] < 0.5, tones[:, 0], tones[:, 1])
-    blend = _along(at, draws[:, _TURN]) + np.float32(0.5)
-    waves = _along(at, draws[:, _RIPPLE]) * (2 + 6 * draws[:, _RIPPLE + 1])[:, None, None]
+    blend = along(at, at, draws[:, _TURN]) + np.float32(0.5)
+    waves = along(at, at, draws[:, _RIPPLE]) * (2 + 6 * draws[:, _RIPPLE + 1])[:, None, None]
     waves = np.sin(2 * np.pi * (waves + draws[:, _RIPPLE + 2, None, None])) * (5 * draws[:, _RIPPLE + 3])[:, None, None]
     grey = tones[:, 0, None, None] + (tones[:, 1] - tones[:, 0])[:, None, None] * blend.clip(0, 1) + waves
     return (grey[:, None] + tint[:, :, None, None]).astype(np.float32, copy=False)
 
 
-def _along(at: Array, turn: Array) -> Array:
-    """The coordinate in the direction of `turn` (parts of a full turn): (B, S, S)."""
+def along(x: Array, y: Array, turn: Array) -> Array:
+    """The coordinate in the direction of `turn` (parts of a full turn) of x (W,) and y (H,): (B, H, W)."""
     cos, sin = np.cos(2 * np.pi * turn), np.sin(2 * np.pi * turn)
-    return cos[:, None, None] * at + sin[:, None, None] * at[:, None]
+    return cos[:, None, None] * x + sin[:, None, None] * y[:, None]
 
 
 def _grain(draws: Array, size: int, seed: int, numbers: NDArray[np.uint64]) -> Array:

@@ -17,14 +17,13 @@ from torch.utils.data import Dataset
 from unveil.core.noise import keys, words
 from unveil.data.captions import Thing, caption, chinese
 from unveil.data.shapes import COLOURS, KINDS
-from unveil.data.stored import Part, rank
+from unveil.data.stored import Part, is_held_out
 from unveil.types import Item, MediaError, RecipeError, nearest
 
 Task = Literal["copy", "reverse", "sort"]
 Direction = Literal["en-zh", "zh-en"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 MAX_LINE = 10_000  # characters; a sentence of more is not one
-_SHARE = 10  # one of so many hashes is held out
 _DRAWS = 64  # random numbers that one try at a pair may use
 
 
@@ -137,11 +136,6 @@ def open_pairs(config: SequenceConfig, part: Part = "train") -> Pairs:
     if isinstance(config, ScenePairsConfig):
         return Pairs(_scene_pairs(config, part))
     return Pairs(_file_pairs(Path(config.path), part))
-
-
-def is_held_out(what: str) -> bool:
-    """Whether what a pair says puts it into the held-out part."""
-    return rank(what) % _SHARE == 0
 
 
 # ---------------------------------------------------------------------- the three kinds

@@ -29,6 +29,9 @@ PALETTE: Array = np.array(list(COLOURS.values()), dtype=np.float32)
 SQUARE = 0.86  # half the side of a square of radius 1: not much more area than the circle's
 ARM = 0.34  # half the width of a cross's arms
 HOLE = 0.54  # inner radius of a ring
+AREAS: Array = np.array(  # of each shape of radius 1
+    [np.pi, 4 * SQUARE**2, 2.0, 4 * (2 * ARM - ARM**2), np.pi * (1 - HOLE**2)], dtype=np.float32
+)
 # Corners of each shape of radius 1; circles and rings have none.
 _CORNERS = {
     1: np.array([(-SQUARE, -SQUARE), (SQUARE, -SQUARE), (SQUARE, SQUARE), (-SQUARE, SQUARE)]),

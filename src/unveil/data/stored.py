@@ -13,6 +13,7 @@ from unveil.types import Item, RecipeError, ShapeError, nearest
 
 # "train" is what a network may learn from; "held-out" is what it is judged on and never sees.
 Part = Literal["train", "held-out"]
+_SHARE = 10  # one of so many hashes is held out
 
 
 def known_part(part: str) -> Part:
@@ -30,6 +31,11 @@ def known_part(part: str) -> Part:
 def rank(key: str) -> int:
     """A 64-bit number that is the same on every machine and in every version, spread evenly over keys."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
+
+
+def is_held_out(what: str) -> bool:
+    """Whether what a pair or a clip says puts it into the held-out part: one of ten, by its hash."""
+    return rank(what) % _SHARE == 0
 
 
 class Stored(Dataset[Item]):

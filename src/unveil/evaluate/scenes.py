@@ -81,14 +81,9 @@ def seen_objects(pixels: Tensor) -> Seen:
     """
     if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3:
         raise ShapeError(f"a scene {pixels.dtype} {tuple(pixels.shape)}: must be uint8 (3, H, W)")
-    seen = pixels.permute(1, 2, 0).numpy().astype(np.float64)
-    dark = seen[seen.max(2) < DARK]
-    ground = np.median(dark, axis=0) if len(dark) else np.zeros(3)
-    towards = PALETTE - ground  # (colours, 3)
-    share = ((seen - ground) @ towards.T / (towards**2).sum(1)).clip(0, 1)  # (H, W, colours)
-    away = np.linalg.norm(seen[:, :, None] - ground - share[..., None] * towards, axis=-1)
-    best = away.argmin(-1)
-    covered = np.take_along_axis(share, best[..., None], -1)[..., 0] > 0.5
+    seen = pixels.permute(1, 2, 0).numpy()
+    best, share = mixtures(seen, ground_of(seen))
+    covered = share > 0.5
     sides = np.array([seen.shape[1], seen.shape[0]] * 2)
     boxes: list[Tensor] = []
     kinds: list[int] = []
@@ -121,6 +116,34 @@ def _kind(share: NDArray[np.float64], box: NDArray[np.float64]) -> int:
     )
     drawn = coverage(Shapes(kinds, x, y, radius, angle), height, width)
     return int(kinds[((drawn - share) ** 2).sum((1, 2)).argmin()])
+
+
+def ground_of(seen: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The middle one of the dark colours of a picture (..., 3): (3,), black where nothing is dark."""
+    dark = seen[seen.max(-1) < DARK]
+    return np.median(dark, axis=0).astype(np.float32) if len(dark) else np.zeros(3, dtype=np.float32)
+
+
+def mixtures(
+    seen: NDArray[np.uint8], ground: NDArray[np.float32], among: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Every pixel (..., 3) as a mixture of the ground and the palette's colour that explains it best.
+
+    Args:
+        seen: pixels. ground: its colour (3,).
+        among: (colours,) which of the palette's may be there; None for all.
+
+    Returns:
+        The colour's place in the palette, and its share in [0, 1], (...) each.
+    """
+    allowed = np.arange(len(PALETTE)) if among is None else np.flatnonzero(among)
+    towards = PALETTE[allowed] - ground  # (colours, 3)
+    apart = seen.astype(np.float32) - ground
+    share = (apart @ (towards / (towards**2).sum(1, keepdims=True)).T).clip(0, 1)  # (..., colours)
+    # what is left of a pixel's distance from the ground, but for that distance itself, which is the same for all
+    away = share**2 * (towards**2).sum(1) - 2 * share * (apart @ towards.T)
+    best = away.argmin(-1)
+    return allowed[best], np.take_along_axis(share, best[..., None], -1)[..., 0]
 
 
 def class_iou(made: Tensor, true: Tensor, classes: int) -> Tensor:

@@ -1,0 +1,358 @@
+"""The playground: an endless world of captioned clips in which everything that a caption says is true by construction.
+
+A clip is a pure function of (seed, number), as scenes are. Combinations of colour, shape and motion that a hash holds
+out never occur in training, so that one can ask a model for what it has not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeVar, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from unveil.data.scenes import HELD_OUT, uniforms
+from unveil.data.shapes import COLOURS, KINDS
+from unveil.data.stored import Part
+from unveil.data.world import cast as casting
+from unveil.data.world import stage as staging
+from unveil.data.world import telling
+from unveil.data.world.motion import CORNERS, MOTIONS, SHORTEST, SIDES, TEN, TURNS, Real, View
+from unveil.data.world.shots import DRAWS as SHOT_DRAWS
+from unveil.data.world.shots import FRAMES, SMALLEST, Shot, brush, impact, paddle
+from unveil.data.world.telling import Facts, Language, Register
+from unveil.data.world.views import corridor, pillars
+from unveil.types import Item, RecipeError, nearest
+
+Motion = Literal["still", "left", "right", "up", "down", "diagonal", "bounce", "orbit", "grow", "shrink", "spin"]
+Scene = Literal["objects", "brush", "pillars", "paddle", "corridor", "impact"]
+Asked = Literal["validation", "seen", "held-out"]
+SIDES_PX, LENGTHS, RATES = (16, 96, 8), (1, 33), (4, 8, 16)  # smallest, largest, step; frames; frames a second
+SLOW, FAST = 0.28, 0.45  # sides a second below and above which a caption says so
+MOST = 3  # objects
+SHOTS: dict[str, Callable[[Real, View], Shot]] = {
+    "brush": brush,
+    "pillars": pillars,
+    "paddle": paddle,
+    "corridor": corridor,
+    "impact": impact,
+}
+_ASKED = get_args(Asked)
+_ENOUGH = 40  # clips looked at for each prompt: one of ten is held out
+_T = TypeVar("_T")
+# Draws of one clip, by place, as in scenes.
+_SCENE, _SIZE, _LENGTH, _RATE, _COUNT, _REGISTER, _LANGUAGE = range(7)
+_CAPTION, _STAGE, _HUES = 16, 16 + telling.DRAWS, 16 + telling.DRAWS + staging.DRAWS
+_ACTION = _HUES + len(COLOURS)
+_ALL = _ACTION + MOST * casting.PER_OBJECT
+
+
+@dataclass(frozen=True)
+class PlaygroundConfig:
+    """Clips of things that move about, and other scenes. As it stands, the score world.
+
+    smallest, largest: sides in pixels, 16 to 96, multiples of 8. aspect: the longer side over the shorter, at most;
+        1 to 2. Every size that fits occurs equally often.
+    frames: lengths, each 1 (a picture) to 33, equally often. A playground of pictures alone has items of rank 3.
+    fps: 4, 8 or 16 frames a second, equally often.
+    scenes: which kinds of clip, equally often. objects: 1 to 3 of scene "objects". motions: what these may do.
+    patterned, occluded, panned: parts of the clips of scene "objects" that have a gradient or a checker behind, a bar
+        in front, or a moving camera, where there is room for it.
+    registers, languages: of captions, equally often.
+    count, held_out: clips of each part.
+    """
+
+    smallest: int = 32
+    largest: int = 32
+    aspect: float = 1.0
+    frames: tuple[int, ...] = (16,)
+    fps: tuple[int, ...] = (8,)
+    scenes: tuple[Scene, ...] = ("objects",)
+    objects: int = 1
+    motions: tuple[Motion, ...] = TEN
+    patterned: float = 0.0
+    occluded: float = 0.0
+    panned: float = 0.0
+    registers: tuple[Register, ...] = telling.REGISTERS
+    languages: tuple[Language, ...] = ("en",)
+    count: int = 1_000_000
+    held_out: int = 1_000
+    seed: int = 0
+    kind: Literal["playground"] = "playground"
+
+    def __post_init__(self) -> None:
+        """Raises RecipeError for a setting out of range."""
+        low, high, step = SIDES_PX
+        for name, value in (("smallest", self.smallest), ("largest", self.largest)):
+            if not low <= value <= high or value % step:
+                close = min(max(round(value / step) * step, low), high)
+                raise RecipeError(f"{name} {value}: must be {low} to {high} by {step}; nearest: {close}")
+        if self.smallest > self.largest:
+            raise RecipeError(f"smallest {self.smallest}: must not be above largest {self.largest}")
+        if not 1 <= self.aspect <= 2:
+            raise RecipeError(f"aspect {self.aspect}: the longer side over the shorter must be 1 to 2")
+        self._check_lists()
+        longest = max(self.frames)
+        short = [frames for frames in self.frames if 1 < frames < min(SHORTEST.get(m, 3) for m in self.motions)]
+        if short and "objects" in self.scenes:
+            raise RecipeError(
+                f"frames {short[0]}: none of the motions {', '.join(self.motions)} can be seen in so few; "
+                f"the longest here are {longest}: leave the short ones out, or add 'still' or 'left'"
+            )
+        others = [scene for scene in self.scenes if scene in SHOTS]
+        if others and (self.smallest < SMALLEST or min(self.frames) < FRAMES):
+            raise RecipeError(
+                f"scenes {', '.join(others)} with sides of {self.smallest} and {min(self.frames)} frames: they take at "
+                f"least {SMALLEST} pixels and {FRAMES} frames"
+            )
+        if not 1 <= self.objects <= MOST:
+            raise RecipeError(f"objects {self.objects}: must be 1 to {MOST}")
+        for name in ("patterned", "occluded", "panned"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise RecipeError(f"{name} {getattr(self, name)}: a part of the clips, must be 0 to 1")
+        if self.count < 1 or self.held_out < 1 or self.seed < 0:
+            raise RecipeError(
+                f"count {self.count}, held_out {self.held_out}, seed {self.seed}: must be at least 1, 1 and 0"
+            )
+
+    def _check_lists(self) -> None:
+        allowed = {
+            "frames": range(LENGTHS[0], LENGTHS[1] + 1),
+            "fps": RATES,
+            "scenes": get_args(Scene),
+            "motions": MOTIONS,
+            "registers": telling.REGISTERS,
+            "languages": telling.LANGUAGES,
+        }
+        for name, known in allowed.items():
+            given = getattr(self, name)
+            if not given:
+                raise RecipeError(f"{name}: empty; give at least one of {_listed(known)}")
+            for value in given:
+                if value not in known:
+                    raise RecipeError(f"{name}: {value!r} is none of {_listed(known)}{nearest(value, known)}")
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Every height and width that occurs."""
+        sides = range(self.smallest, self.largest + 1, SIDES_PX[2])
+        return [(high, wide) for high in sides for wide in sides if max(high, wide) <= self.aspect * min(high, wide)]
+
+
+class Playground(Dataset[Item]):
+    """Clips as items.
+
+    pixels uint8 (3, T, H, W), or (3, H, W) where all are pictures; fps; text, with its register and language; said,
+    what the text claims; attributes, what is true; unseen, whether training never has such a combination; track
+    float32 (N, T, 4), of each object x, y and radius in pixels and how much of it is seen, in [0, 1].
+    """
+
+    def __init__(self, config: PlaygroundConfig, part: Part = "train") -> None:
+        self.config = config
+        self.part: Part = part
+        self.classes: list[str] | None = None
+        self.first = HELD_OUT if part == "held-out" else 0
+        self.flat = set(config.frames) == {1}
+        self.count = config.held_out if part == "held-out" else config.count
+
+    def __len__(self) -> int:
+        """How many clips."""
+        return self.count
+
+    def __getitem__(self, index: int) -> Item:
+        """One clip."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Item]:
+        """Several clips, drawn together (a DataLoader asks for whole batches)."""
+        found: list[Item] = [{} for _ in indices]
+        for group in self._groups(indices):
+            pixels, tracks = group.film()
+            for row, place in enumerate(group.places):
+                clip = pixels[row, :, 0] if self.flat else pixels[row]
+                found[place] = self._item(group, row) | {"pixels": clip, "track": tracks[row]}
+        return found
+
+    def told(self, indices: Sequence[int]) -> list[Item]:
+        """The items of several clips without pixels and tracks: what they say and what is true, quickly."""
+        found: list[Item] = [{} for _ in indices]
+        for group in self._groups(indices):
+            for row, place in enumerate(group.places):
+                found[place] = self._item(group, row)
+        return found
+
+    def _item(self, group: _Group, row: int) -> Item:
+        draws, facts = group.draws[row], group.shot.facts[row]
+        register = _pick(self.config.registers, draws[_REGISTER])
+        language = _pick(self.config.languages, draws[_LANGUAGE])
+        said = telling.tell(facts, register, language, draws[_CAPTION : _CAPTION + telling.DRAWS].tolist())
+        return {
+            "text": said.text,
+            "register": register,
+            "language": language,
+            "said": said.said,
+            "attributes": facts,
+            "unseen": unseen(facts),
+            "fps": group.view.fps,
+        }
+
+    def _groups(self, indices: Sequence[int]) -> Iterator[_Group]:
+        """The clips of each scene and size, planned together."""
+        for index in indices:
+            if not -self.count <= index < self.count:
+                raise IndexError(f"clip {index} of {self.count}")
+        numbers = np.array([self.first + index % self.count for index in indices], dtype=np.uint64)
+        draws = uniforms(self.config.seed, numbers, _ALL)
+        sizes = self.config.sizes
+        drawn = [
+            (
+                _pick(self.config.scenes, draw[_SCENE]),
+                View(
+                    *_pick(sizes, draw[_SIZE]),
+                    _pick(self.config.frames, draw[_LENGTH]),
+                    _pick(self.config.fps, draw[_RATE]),
+                ),
+            )
+            for draw in draws[:, :_COUNT]
+        ]
+        for scene, view in dict.fromkeys(drawn):
+            places = [place for place, own in enumerate(drawn) if own == (scene, view)]
+            yield _group(self.config, self.part, scene, draws[places], view, places)
+
+
+class _Group(NamedTuple):
+    """Clips of one scene and size: their places in what was asked for, draws, facts, and the way to draw them.
+
+    present: (B, N) which of the tracks that `shot` gives are of things that are there; None for all.
+    """
+
+    places: list[int]
+    draws: Real
+    view: View
+    shot: Shot
+    present: NDArray[np.bool_] | None = None
+
+    def film(self) -> tuple[Tensor, list[Tensor]]:
+        """Pixels (B, 3, T, H, W) uint8, and of each clip the track (N, T, 4) of its objects."""
+        canvas, track = self.shot.film()
+        present = np.ones(track.shape[:2], dtype=bool) if self.present is None else self.present
+        tracks = [torch.from_numpy(own[there]) for own, there in zip(track, present, strict=True)]
+        whole = np.rint(canvas.clip(0, 255, out=canvas), out=canvas).astype(np.uint8)
+        return torch.from_numpy(np.ascontiguousarray(whole.transpose(0, 2, 1, 3, 4))), tracks
+
+
+def unseen(facts: Facts) -> bool:
+    """Whether a clip shows a combination of colour, shape and motion that training never has."""
+    return any(
+        thing["motion"] is not None and casting.held_out(thing["colour"], thing["shape"], thing["motion"])
+        for thing in facts.get("objects", [])
+    )
+
+
+def _group(config: PlaygroundConfig, part: Part, scene: str, draws: Real, view: View, places: list[int]) -> _Group:
+    if scene == "objects":
+        return _objects(config, part, draws, view, places)
+    return _Group(places, draws, view, SHOTS[scene](draws[:, _ACTION : _ACTION + SHOT_DRAWS], view))
+
+
+def _objects(config: PlaygroundConfig, part: Part, draws: Real, view: View, places: list[int]) -> _Group:
+    wanted = 1 + (draws[:, _COUNT] * config.objects).astype(np.int64)
+    hues = draws[:, _HUES:_ACTION].argsort(axis=1)[:, : config.objects]  # no colour twice in a clip
+    action = draws[:, _ACTION : _ACTION + config.objects * casting.PER_OBJECT]
+    cast = casting.cast(action, hues, wanted, view, config.motions, part=part)
+    shares = staging.Shares(config.patterned, config.occluded, config.panned)
+    cast, stage = staging.stage(cast, draws[:, _STAGE:_HUES], view, shares)
+
+    def film() -> tuple[Real, Real]:
+        canvas, seen = staging.film(cast, stage, view)
+        x, y, radius, _ = (field.reshape(seen.shape) for field in cast.paths[:4])
+        return canvas, np.stack([x, y, radius, seen], axis=-1)
+
+    facts = [_facts(cast, stage, view, row) for row in range(len(draws))]
+    return _Group(places, draws, view, Shot(facts, film), cast.present)
+
+
+def _facts(cast: casting.Cast, stage: staging.Stage, view: View, row: int) -> Facts:
+    there = np.flatnonzero(cast.present[row])
+    return {
+        "scene": "objects",
+        "objects": [_thing(cast, view, row, int(slot)) for slot in there],
+        "ground": staging.GROUNDS[stage.ground[row]],
+        "camera": staging.CAMERAS[stage.camera[row]],
+        "bar": "yes" if stage.bar[row, 1] > stage.bar[row, 0] else None,
+    }
+
+
+def _thing(cast: casting.Cast, view: View, row: int, slot: int) -> Facts:
+    at = row * cast.present.shape[1] + slot
+    motion = MOTIONS[cast.motion[row, slot]] if view.frames > 1 else None
+    turn, speed = int(cast.paths.turn[at]), float(cast.paths.speed[at])
+    forms = {"diagonal": CORNERS, "orbit": TURNS, "spin": TURNS}.get(motion or "")
+    moves = motion not in (None, "still", "grow", "shrink", "spin")
+    return {
+        "shape": KINDS[cast.shape[row, slot]],
+        "colour": list(COLOURS)[cast.colour[row, slot]],
+        "size": "large" if cast.large[row, slot] else "small",
+        "motion": motion,
+        "turn": forms[turn] if forms else None,
+        "wall": SIDES[turn] if motion == "bounce" else None,
+        "bounces": int(cast.paths.bounces[at]),
+        "speed": ("slow" if speed < SLOW else "fast" if speed > FAST else None) if moves else None,
+        "start": _place(cast.paths.x[at, 0] / view.width, cast.paths.y[at, 0] / view.height),
+        "sides_per_second": speed,
+    }
+
+
+def _place(x: float, y: float) -> str:
+    """Where in the picture: one of nine fields."""
+    names = (("upper left", "top", "upper right"), ("left", "centre", "right"), ("lower left", "bottom", "lower right"))
+    return names[min(max(int(3 * y), 0), 2)][min(max(int(3 * x), 0), 2)]
+
+
+def _pick(values: Sequence[_T], draw: float) -> _T:
+    return values[int(draw * len(values))]
+
+
+def _listed(values: Sequence[object]) -> str:
+    return f"{values[0]} to {values[-1]}" if isinstance(values, range) else ", ".join(map(str, values))
+
+
+# ---------------------------------------------------------------------- the score world
+
+
+class Prompt(NamedTuple):
+    """What a model is asked for, and what the text says of the one thing: "colour", "shape", "motion" and others."""
+
+    text: str
+    register: Register
+    thing: Facts
+
+
+def score_prompts(asked: Asked, *, language: Language = "en", count: int = 500) -> list[Prompt]:
+    """Prompts of the score world in the three registers in turn, uniform over what it has; always the same.
+
+    "validation" is for choosing a model; "seen" and "held-out" are for its score alone. The first two have only
+    combinations of colour, shape and motion that training has, the last only others. Raw texts are complete and right.
+
+    Raises:
+        RecipeError: another list.
+    """
+    if asked not in _ASKED:
+        raise RecipeError(f"list {asked!r}: must be one of {', '.join(_ASKED)}{nearest(asked, _ASKED)}")
+    seed, found = _ASKED.index(asked) + 1, list[Prompt]()
+    world = Playground(PlaygroundConfig(seed=seed, held_out=_ENOUGH * count), "held-out")
+    draws = uniforms(seed, np.arange(count, dtype=np.uint64), telling.DRAWS).tolist()
+    for begin in range(0, len(world), count):
+        for item in world.told(range(begin, begin + count)):
+            if item["unseen"] == (asked == "held-out") and len(found) < count:
+                register = telling.REGISTERS[len(found) % len(telling.REGISTERS)]
+                told = telling.tell(item["attributes"], register, language, draws[len(found)], noisy=False)
+                found.append(Prompt(told.text, register, told.said["objects"][0]))
+        if len(found) == count:
+            break
+    return found

@@ -1,0 +1,1 @@
+"""The playground's parts: how things move, what happens in a clip, how it is drawn and how it is told."""

@@ -1,0 +1,284 @@
+"""The playground shows what its facts say, says what it shows, and is a pure function of seed and number."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from unveil import data
+from unveil.config import recipe_names  # noqa: F401 - the sections of all kinds are made
+from unveil.config.data import Data
+from unveil.data.playground import MOTIONS, Playground, score_prompts
+from unveil.data.shapes import COLOURS, KINDS, PALETTE
+from unveil.data.world.cast import held_out
+from unveil.data.world.motion import TEN, View, between_sizes, least_travel, paths, possible, radii
+from unveil.types import RecipeError
+
+WIDE = {
+    "smallest": 16,
+    "largest": 96,
+    "aspect": 2.0,
+    "frames": (1, 2, 5, 9, 16, 33),
+    "fps": (4, 8, 16),
+    "objects": 3,
+    "motions": MOTIONS,
+    "patterned": 0.4,
+    "occluded": 0.4,
+    "panned": 0.4,
+    "languages": ("en", "zh"),
+}
+SHOTS = ("brush", "pillars", "paddle", "corridor", "impact")
+
+
+@pytest.fixture(scope="module")
+def score():
+    return data.open(data.PlaygroundConfig(count=400)).__getitems__(range(400))
+
+
+def of(motion, shape, *, size=32, frames=16, fps=8, count=200, height=None):
+    """Paths of one motion, drawn at random."""
+    view, draws = View(height or size, size, frames, fps), np.random.default_rng(0).random((count, 8), dtype=np.float32)
+    radius = radii(draws[:, 6] < 0.5, draws[:, 7], view)
+    kinds = np.full(count, KINDS.index(shape))
+    return paths(np.full(count, MOTIONS.index(motion)), kinds, radius, draws[:, :6], view), view
+
+
+def test_a_clip_is_a_pure_function_of_seed_and_number():
+    for config in (data.PlaygroundConfig(**WIDE), data.PlaygroundConfig(scenes=("objects", *SHOTS))):
+        together = data.open(config).__getitems__(range(24))
+        for number in (0, 7, 23):
+            alone = data.open(config)[number]
+            assert torch.equal(alone["pixels"], together[number]["pixels"])
+            assert torch.equal(alone["track"], together[number]["track"])
+            assert alone["text"] == together[number]["text"]
+            told = data.open(config).told([number])[0]
+            assert {key: alone[key] for key in told} == told
+    world = data.open(data.PlaygroundConfig())
+    other = data.open(data.PlaygroundConfig(seed=1))
+    assert not torch.equal(other[0]["pixels"], world[0]["pixels"])
+    assert torch.equal(world[-1]["pixels"], world[len(world) - 1]["pixels"])
+    with pytest.raises(IndexError, match="clip 1000000 of 1000000"):
+        world[1_000_000]
+
+
+def test_the_score_world_is_what_it_is_fixed_to(score):
+    for item in score:
+        assert item["pixels"].shape == (3, 16, 32, 32)
+        assert item["pixels"].dtype == torch.uint8
+        assert len(item["attributes"]["objects"]) == 1
+        assert item["fps"] == 8
+    things = [item["attributes"]["objects"][0] for item in score]
+    assert {thing["motion"] for thing in things} == set(TEN)
+    assert {thing["colour"] for thing in things} == set(COLOURS)
+    assert {thing["shape"] for thing in things} == set(KINDS)
+    assert {thing["size"] for thing in things} == {"small", "large"}
+    assert {item["register"] for item in score} == {"raw", "short", "dense"}
+
+
+def test_training_never_has_a_held_out_combination_and_every_attribute_has_some(score):
+    assert not any(item["unseen"] for item in score)
+    out = [(c, k, m) for c in COLOURS for k in KINDS for m in TEN if held_out(c, k, m)]
+    assert 32 <= len(out) <= 48
+    for place, known in enumerate((COLOURS, KINDS, TEN)):
+        assert {each[place] for each in out} == set(known)
+    told = data.open(data.PlaygroundConfig(**WIDE)).told(range(2000))
+    assert not any(item["unseen"] for item in told)
+    held = data.open(data.PlaygroundConfig(held_out=2000), "held-out").told(range(2000))
+    assert 0.07 < np.mean([item["unseen"] for item in held]) < 0.14
+
+
+def test_the_colour_is_where_the_track_says(score):
+    for item in score[:100]:
+        colour = PALETTE[list(COLOURS).index(item["attributes"]["objects"][0]["colour"])]
+        pixels = item["pixels"].permute(1, 2, 3, 0).numpy().astype(float)
+        rows = np.abs(pixels - colour).max(-1) < 24
+        for mask, (x, y, radius, seen) in zip(rows, item["track"][0].tolist(), strict=True):
+            down, across = np.nonzero(mask)
+            assert seen == 1
+            assert np.abs(across + 0.5 - x).max() < radius + 0.5
+            assert np.abs(down + 0.5 - y).max() < radius + 0.5
+
+
+@pytest.mark.parametrize("size", [16, 32, 96])
+@pytest.mark.parametrize("frames", [3, 8, 33])
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_motions_stay_in_the_picture_and_go_far_enough(motion, frames, size):
+    for shape in KINDS:
+        if not possible(motion, shape, frames):
+            continue
+        found, view = of(motion, shape, size=size, frames=frames)
+        assert found.radius.min() >= 3
+        half = found.radius * (0.86 if shape == "square" else 1.0)
+        if motion != "spin":
+            assert (found.x - half).min() > -1e-3
+            assert (found.x + half).max() < size + 1e-3
+            assert (found.y - half).min() > -1e-3
+            assert (found.y + half).max() < size + 1e-3
+        way = np.maximum(np.ptp(found.x, 1), np.ptp(found.y, 1))
+        if motion in ("still", "grow", "shrink", "spin"):
+            assert way.max() < (1e-3 if motion != "spin" else size / 4)
+        else:
+            assert way.min() > 0.6 * least_travel(view.side)
+
+
+def test_directions_go_where_they_say():
+    for motion, axis, sign in (("left", 0, -1), ("right", 0, 1), ("up", 1, -1), ("down", 1, 1)):
+        found, _ = of(motion, "ring", height=48)
+        steps = np.diff([found.x, found.y][axis])
+        assert (sign * steps > 0).all()
+        assert np.ptp([found.y, found.x][axis], axis=1).max() < 1e-4
+
+
+def test_bounces_happen_well_inside_the_clip():
+    found, _ = of("bounce", "circle", frames=16)
+    assert (found.bounces == 1).all()
+    for x, y in zip(found.x, found.y, strict=True):
+        way = x if np.ptp(x) > np.ptp(y) else y
+        way = way if way[1] > way[0] else -way
+        assert 4 <= way.argmax() <= 11
+    assert set(of("bounce", "circle", frames=33)[0].bounces.tolist()) == {1, 2}
+
+
+def test_orbits_close_and_growth_is_as_stated():
+    found, _ = of("orbit", "circle", frames=16)
+    steps = np.hypot(np.diff(found.x), np.diff(found.y))
+    close = np.hypot(found.x[:, 0] - found.x[:, -1], found.y[:, 0] - found.y[:, -1])
+    assert np.abs(close - steps[:, 0]).max() < 1e-3
+    for motion, ratio in (("grow", 1.25**2), ("shrink", 1.25**-2)):
+        radius = of(motion, "ring")[0].radius
+        assert np.allclose(radius[:, -1] / radius[:, 0], ratio, rtol=1e-4)
+
+
+def test_the_two_sizes_are_apart_at_every_side():
+    draw = np.linspace(0, 0.999, 50, dtype=np.float32)
+    for side in range(16, 97, 8):
+        view = View(side, side, 16, 8)
+        small, large = radii(np.zeros(50, dtype=bool), draw, view), radii(np.ones(50, dtype=bool), draw, view)
+        assert small.max() * 1.1 < between_sizes(side) < large.min() / 1.1
+
+
+def test_objects_keep_apart_and_differ_in_colour():
+    items = data.open(data.PlaygroundConfig(**(WIDE | {"panned": 0.0}), count=200)).__getitems__(range(200))
+    assert {len(item["track"]) for item in items} == {1, 2, 3}
+    for item in items:
+        things = item["attributes"]["objects"]
+        assert len({thing["colour"] for thing in things}) == len(things) == len(item["track"])
+        for i, one in enumerate(item["track"]):
+            for other in item["track"][:i]:
+                apart = (one[:, :2] - other[:, :2]).abs().amax(1)
+                assert (apart > one[:, 2] + other[:, 2]).all()
+
+
+def test_what_is_hidden_is_told():
+    config = data.PlaygroundConfig(smallest=64, largest=64, occluded=1.0, motions=("left", "right", "up", "down"))
+    items = data.open(config).__getitems__(range(40))
+    behind = [item for item in items if item["attributes"]["bar"]]
+    assert len(behind) > 15
+    for item in behind:
+        seen = item["track"][0, :, 3]
+        assert seen[0] > 0.95
+        assert seen[-1] > 0.95
+        assert seen.min() < 0.75
+    assert "passes behind a grey bar" in " ".join(item["text"] for item in behind)
+    away = data.open(data.PlaygroundConfig(panned=1.0, motions=("still",), smallest=48, largest=48))
+    gone = [item for item in away.__getitems__(range(60)) if item["attributes"]["camera"] == "away"]
+    assert len(gone) > 8
+    for item in gone:
+        assert item["track"][0, 7:9, 3].max() < 0.05
+        assert torch.allclose(item["track"][0, 0], item["track"][0, -1], atol=1e-3)
+
+
+@pytest.mark.parametrize("scene", SHOTS)
+def test_other_scenes_have_facts_and_clips(scene):
+    world = data.open(data.PlaygroundConfig(scenes=(scene,), frames=(8, 16), languages=("en", "zh")))
+    for item in world.__getitems__(range(12)):
+        assert item["attributes"]["scene"] == scene
+        assert item["pixels"].shape[0] == 3
+        assert item["pixels"].float().std() > 5
+        assert not torch.equal(item["pixels"][:, 0], item["pixels"][:, -1])
+        assert item["track"].shape[1:] == (item["pixels"].shape[1], 4)
+
+
+def test_pictures_are_items_of_rank_three_and_say_no_motion():
+    config = data.PlaygroundConfig(frames=(1,), registers=("short", "dense"))
+    items = data.open(config).__getitems__(range(40))
+    assert all(item["pixels"].shape == (3, 32, 32) for item in items)
+    assert not any("move" in item["text"] or "stays" in item["text"] for item in items)
+    assert data.open(data.PlaygroundConfig(frames=(1, 16)))[0]["pixels"].ndim == 4
+
+
+def test_raw_captions_are_wrong_or_short_of_attributes_as_often_as_stated():
+    items = data.open(data.PlaygroundConfig(registers=("raw",))).told(range(3000))
+    right, wrong, missing = 0, 0, 0
+    for item in items:
+        thing, said = item["attributes"]["objects"][0], item["said"]["objects"][0]
+        for name in ("colour", "shape", "size", "motion"):
+            missing += name not in said
+            right += said.get(name) == thing[name]
+            wrong += name in said and said[name] != thing[name]
+    count = 4 * len(items)
+    assert right + wrong + missing == count
+    assert 0.32 < (wrong + missing) / count < 0.37
+    assert 0.13 < wrong / count < 0.17
+
+
+def test_short_and_dense_captions_say_nothing_but_the_truth():
+    for item in data.open(data.PlaygroundConfig(**WIDE | {"registers": ("short", "dense")})).told(range(1000)):
+        for thing, said in zip(item["attributes"]["objects"], item["said"]["objects"], strict=True):
+            assert said.items() <= thing.items()
+
+
+def test_prompts_of_the_score_are_fixed_and_split():
+    lists = {name: score_prompts(name) for name in ("validation", "seen", "held-out")}
+    for name, prompts in lists.items():
+        assert len(prompts) == 500
+        assert prompts == score_prompts(name)
+        assert [sum(p.register == r for p in prompts) for r in ("raw", "short", "dense")] == [167, 167, 166]
+        for prompt in prompts:
+            assert {"colour", "shape", "motion"} <= prompt.thing.keys()
+            combination = (prompt.thing[key] for key in ("colour", "shape", "motion"))
+            assert held_out(*combination) == (name == "held-out")
+        assert {p.thing["motion"] for p in prompts} == set(TEN)
+    assert {p.text for p in lists["validation"]} != {p.text for p in lists["seen"]}
+    assert len(score_prompts("seen", language="zh", count=20)) == 20
+    with pytest.raises(RecipeError, match="list 'heldout': must be one of validation, seen, held-out; nearest"):
+        score_prompts("heldout")  # pyright: ignore[reportArgumentType]
+
+
+def test_drawing_is_fast_enough_to_train_on():
+    world = Playground(data.PlaygroundConfig(frames=(8,)))
+    world.__getitems__(range(64))
+    begun = time.process_time()
+    world.__getitems__(range(64, 320))
+    assert (time.process_time() - begun) / 256 < 0.004  # seconds a clip; 0.0004 on a quiet core
+
+
+def test_a_recipe_takes_it():
+    from pydantic import TypeAdapter
+
+    section = TypeAdapter(Data).validate_python({"kind": "playground", "frames": [1, 9], "objects": 2})
+    assert section.build() == data.PlaygroundConfig(frames=(1, 9), objects=2)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"smallest": 30}, "smallest 30: must be 16 to 96 by 8; nearest: 32"),
+        ({"largest": 104}, "largest 104: must be 16 to 96 by 8; nearest: 96"),
+        ({"smallest": 64}, "smallest 64: must not be above largest 32"),
+        ({"aspect": 3.0}, "aspect 3.0: the longer side over the shorter must be 1 to 2"),
+        ({"frames": (34,)}, "frames: 34 is none of 1 to 33"),
+        ({"frames": ()}, "frames: empty"),
+        ({"fps": (24,)}, "fps: 24 is none of 4, 8, 16"),
+        ({"motions": ("lefft",)}, "motions: 'lefft' is none of .*nearest: 'left'"),
+        ({"frames": (4,), "motions": ("orbit",)}, "frames 4: none of the motions orbit can be seen"),
+        ({"scenes": ("brush",), "frames": (4,)}, "scenes brush with sides of 32 and 4 frames: they take at least 32"),
+        ({"objects": 4}, "objects 4: must be 1 to 3"),
+        ({"panned": 1.5}, "panned 1.5: a part of the clips"),
+        ({"count": 0}, "count 0, held_out 1000, seed 0"),
+    ],
+)
+def test_impossible_worlds_are_refused(given, message):
+    with pytest.raises(RecipeError, match=message):
+        data.PlaygroundConfig(**given)

@@ -1,0 +1,160 @@
+"""The detector reads real clips of all sizes as what they are, before and after a video codec."""
+
+import io
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from unveil import data
+from unveil.data.playground import MOTIONS, TEN
+from unveil.data.shapes import COLOURS
+from unveil.evaluate.motion import camera_of, pan_of
+from unveil.evaluate.playground import frames_of, read
+from unveil.types import ShapeError
+
+SIZES = {"smallest": 16, "largest": 96, "aspect": 2.0, "frames": (8, 12, 16, 24, 33), "fps": (4, 8, 16)}
+
+
+def coded(pixels, fps):
+    """The clip (3, T, H, W) through H.264 as players expect it."""
+    av = pytest.importorskip("av")
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as box:
+        stream = box.add_stream("libx264", rate=fps, options={"crf": "23"})
+        stream.height, stream.width, stream.pix_fmt = *pixels.shape[2:], "yuv420p"
+        for frame in pixels.permute(1, 2, 3, 0).contiguous().numpy():
+            box.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        box.mux(stream.encode())
+    file.seek(0)
+    with av.open(file) as box:
+        frames = [frame.to_ndarray(format="rgb24") for frame in box.decode(video=0)]
+    return torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2)
+
+
+def agreement(items, change=None):
+    """The share of clips of one thing whose colour, shape, size, and motion of each kind, are read rightly."""
+    right, total = Counter(), Counter()
+    for item in items:
+        pixels = item["pixels"] if change is None else change(item["pixels"], item["fps"])
+        [true], seen = item["attributes"]["objects"], read(pixels, fps=item["fps"], most=1)
+        found = {"colour": seen[0].colour, "shape": seen[0].shape, "size": seen[0].size} if seen else {}
+        for name in ("colour", "shape", "size"):
+            total[name] += 1
+            right[name] += found.get(name) == true[name]
+        total[true["motion"]] += 1
+        right[true["motion"]] += bool(seen) and seen[0].does == true["motion"]
+    return {name: right[name] / total[name] for name in total}
+
+
+def passes(found):
+    assert found["colour"] >= 0.99
+    assert found["shape"] >= 0.97
+    assert found["size"] >= 0.97
+    assert min(found.get(motion, 1) for motion in TEN) >= 0.94, found
+
+
+@pytest.mark.parametrize("codec", ["none", "h264"])
+def test_clips_of_mixed_sizes_are_read(codec):
+    items = data.open(data.PlaygroundConfig(**SIZES), "held-out").__getitems__(range(24))
+    passes(agreement(items, coded if codec == "h264" else None))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("codec", ["none", "h264"])
+def test_five_hundred_clips_of_mixed_sizes_are_read(codec):
+    items = data.open(data.PlaygroundConfig(**SIZES), "held-out").__getitems__(range(500))
+    passes(agreement(items, coded if codec == "h264" else None))
+
+
+def test_pixel_noise_does_not_hurt():
+    items = data.open(data.PlaygroundConfig(), "held-out").__getitems__(range(60))
+    noise = torch.Generator().manual_seed(0)
+
+    def noisy(pixels, fps):
+        return (pixels + 16 * torch.randn(pixels.shape, generator=noise)).clamp(0, 255).to(torch.uint8)
+
+    found = agreement(items, noisy)
+    assert found["colour"] == 1
+    assert found["shape"] >= 0.95
+    assert np.mean([found[motion] for motion in TEN]) >= 0.95
+
+
+def test_patterns_bars_moving_cameras_and_spin_are_read():
+    config = data.PlaygroundConfig(**SIZES, motions=MOTIONS, patterned=0.5, occluded=0.5, panned=0.4)
+    items = data.open(config, "held-out").__getitems__(range(60))
+    found = agreement(items)
+    assert found["colour"] >= 0.99
+    assert found["shape"] >= 0.97
+    assert np.mean([found[motion] for motion in MOTIONS]) >= 0.96, found
+    for item in items:
+        frames = frames_of(item["pixels"])
+        assert camera_of(pan_of(frames), min(frames.shape[1:3])) == item["attributes"]["camera"]
+
+
+def test_turns_walls_places_and_speed_are_read():
+    for item in data.open(data.PlaygroundConfig(smallest=48, largest=48, motions=MOTIONS)).__getitems__(range(80)):
+        [seen], [true] = read(item["pixels"]), item["attributes"]["objects"]
+        assert seen.motion is not None
+        assert seen.motion.turn == true["turn"]
+        assert seen.motion.walls[:1] == ((true["wall"],) if true["wall"] else ())
+        assert len(seen.motion.walls) == true["bounces"]
+        assert seen.visible.all()
+        if true["motion"] not in ("spin", "bounce"):  # a bounce between two frames takes some of the way
+            assert seen.motion.speed == pytest.approx(true["sides_per_second"], abs=0.03)
+        if true["shape"] != "triangle":  # whose centre of mass is not that of its box
+            assert np.abs(seen.centres - item["track"][0, :, :2].numpy()).max() < 0.5
+        assert np.abs(seen.radius / item["track"][0, :, 2].numpy() - 1).max() < 0.1
+
+
+def test_several_objects_are_all_read():
+    config = data.PlaygroundConfig(smallest=48, largest=64, aspect=2.0, objects=3)
+    right = 0
+    items = data.open(config).__getitems__(range(60))
+    for item in items:
+        keys = ("colour", "shape", "motion")
+        true = {tuple(thing[key] for key in keys) for thing in item["attributes"]["objects"]}
+        right += {(thing.colour, thing.shape, thing.does) for thing in read(item["pixels"])} == true
+    assert right >= 57
+
+
+def test_a_thing_that_is_gone_for_a_time_is_told():
+    config = data.PlaygroundConfig(smallest=48, largest=48, panned=1.0, motions=("still",))
+    gone = [i for i in data.open(config).__getitems__(range(40)) if i["attributes"]["camera"] == "away"]
+    for item in gone:
+        [seen, *_] = read(item["pixels"])
+        assert not seen.visible[7:9].any()
+        assert seen.visible[[0, 15]].all()
+        assert seen.does == "still"
+
+
+def test_nothing_is_read_where_nothing_is():
+    assert read(torch.zeros(3, 8, 32, 32, dtype=torch.uint8)) == []
+    assert read(torch.full((3, 4, 16, 16), 70, dtype=torch.uint8)) == []
+    with pytest.raises(ShapeError, match=r"must be uint8 \(3, T, H, W\)"):
+        read(torch.zeros(3, 8, 32, 32))
+
+
+def test_a_picture_has_no_motion():
+    for item in data.open(data.PlaygroundConfig(frames=(1,))).__getitems__(range(40)):
+        [seen], [true] = read(item["pixels"]), item["attributes"]["objects"]
+        assert (seen.colour, seen.shape, seen.size) == (true["colour"], true["shape"], true["size"])
+        assert seen.motion is None
+        assert seen.does is None
+
+
+def test_a_frozen_and_a_reversed_clip_are_told_from_the_true_one():
+    for item in data.open(data.PlaygroundConfig(motions=("left", "up", "grow"))).__getitems__(range(20)):
+        frozen = item["pixels"][:, :1].expand(-1, 16, -1, -1)
+        assert read(frozen)[0].does == "still"
+        back = {"left": "right", "up": "down", "grow": "shrink"}[item["attributes"]["objects"][0]["motion"]]
+        assert read(item["pixels"].flip(1))[0].does == back
+
+
+def test_a_recoloured_object_is_read_by_its_new_colour():
+    item = data.open(data.PlaygroundConfig())[5]
+    for colour, levels in COLOURS.items():
+        bright = (item["pixels"].amax(0) > 110)[None]
+        pixels = torch.where(bright, torch.tensor(levels, dtype=torch.uint8)[:, None, None, None], 0)
+        assert read(pixels.to(torch.uint8))[0].colour == colour
