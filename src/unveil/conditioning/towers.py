@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from unveil.conditioning.extras import extra
+from unveil.extras import extra
 from unveil.conditioning.prompt import Frame
 from unveil.types import RecipeError, ShapeError, nearest
 

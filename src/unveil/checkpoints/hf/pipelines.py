@@ -26,7 +26,7 @@ from unveil.checkpoints.scheduler import Scheduler, read_scheduler
 from unveil.checkpoints.tensors import read_header
 from unveil.codec.kl import KL
 from unveil.conditioning import byte_pairs, texts, towers
-from unveil.conditioning.extras import extra
+from unveil.extras import extra
 from unveil.conditioning.numbers import Numbers, PictureSize
 from unveil.conditioning.text import FileTokenizer, Gives, Text
 from unveil.conditioning.texts import Texts, Together
