@@ -14,6 +14,8 @@ from typing import Any
 import av
 import numpy as np
 from av.container import InputContainer
+from av.error import FFmpegError
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from PIL import Image
@@ -46,7 +48,8 @@ def look(request: dict[str, Any]) -> dict[str, Any]:
         for frame in _frames(container, stream, request):
             if first is None:
                 first, turn, alpha = frame, _turn(frame), _transparent(frame)
-            assert first.pts is not None and frame.pts is not None
+            assert first.pts is not None
+            assert frame.pts is not None
             interlaced |= frame.interlaced_frame
             times.append(frame.pts - first.pts)
             if times[-1] * tick > request["max_seconds"]:
@@ -96,7 +99,7 @@ def read(request: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
 
 def comment(request: dict[str, Any]) -> dict[str, Any]:
     """The text that the container keeps as its comment; None where there is none."""
-    with av.open("file:" + request["path"], options=_options(), metadata_errors="replace") as container:
+    with av.open("file:" + request["path"], "r", options=_options(), metadata_errors="replace") as container:
         found = {key.lower(): text for key, text in container.metadata.items()}.get("comment")
     if found is not None and len(found) > MAX_TEXT:
         raise Refused(f"a comment of {len(found)} characters; at most {MAX_TEXT} are read")
@@ -113,8 +116,8 @@ def _options() -> dict[str, str]:
 
 @contextmanager
 def _opened(request: dict[str, Any]) -> Iterator[tuple[InputContainer, VideoStream]]:
-    with av.open("file:" + request["path"], options=_options(), metadata_errors="replace") as container:
-        still = av.stream.Disposition.attached_pic  # the cover of a song
+    with av.open("file:" + request["path"], "r", options=_options(), metadata_errors="replace") as container:
+        still = Disposition.attached_pic  # the cover of a song
         found = [stream for stream in container.streams.video if not stream.disposition & still]
         if not found:
             sound = "holds sound only" if container.streams.audio else "holds no pictures"
@@ -164,28 +167,28 @@ def _frames(container: InputContainer, stream: VideoStream, request: dict[str, A
 def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
     try:
         yield from container.decode(stream)
-    except av.error.FFmpegError as problem:
+    except FFmpegError as problem:
         raise Refused(f"cannot be decoded: {problem.strerror}; fetch it again or remove it") from problem
 
 
 def _timed(
     container: InputContainer, stream: VideoStream, request: dict[str, Any], seek: bool
 ) -> Iterator[tuple[float, tuple[float, VideoFrame]]]:
-    """Frames with their times in seconds after the clip's first."""
-    first, tick = request["first"], float(stream.time_base or 0)
+    """Frames with their times in seconds after the first; those of a constant rate without the file's rounding."""
+    first, tick, rate = request["first"], float(stream.time_base or 0), request["rate"]
     if seek and request["wanted"][0] > 0:
         try:
-            container.seek(first + int(request["wanted"][0] / tick), stream=stream)
-        except (av.error.FFmpegError, OSError):
+            container.seek(first + round(request["wanted"][0] / tick), stream=stream)
+        except (FFmpegError, OSError):
             return  # this container cannot; see `read`
-    whole = not seek
-    for frame in _frames(container, stream, request) if whole else _from_key(container, stream, request):
+    for frame in _from_key(container, stream) if seek else _frames(container, stream, request):
         assert frame.pts is not None
         time = (frame.pts - first) * tick
+        time = round(time * rate) / rate if rate else time
         yield time, (time, frame)
 
 
-def _from_key(container: InputContainer, stream: VideoStream, request: dict[str, Any]) -> Iterator[VideoFrame]:
+def _from_key(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
     """The frames from the first key frame on: those that come out before it lean on what was skipped."""
     begun = False
     for frame in _decoded(container, stream):
@@ -244,7 +247,7 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
         return {"refused": str(problem)}, []
     except MemoryError:
         return {"refused": f"needs more than {MEMORY >> 30} GiB to decode; make the clip smaller"}, []
-    except av.error.FFmpegError as problem:
+    except FFmpegError as problem:
         return {"refused": f"cannot be read: {problem.strerror}; fetch it again or remove it"}, []
     except Exception as problem:  # whatever a hostile or damaged file makes the reader raise
         return {"refused": f"cannot be read ({type(problem).__name__}: {problem})"[:500]}, []

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch import Tensor
 from unveil import confined
 from unveil.extras import extra
 from unveil.types import MediaError
-from unveil.video.containers import FORMATS, HEAD, container_of, fault
+from unveil.video.containers import HEAD, container_of, fault
 from unveil.video.times import Rule, constant_rate
 
 WAIT = 600  # s for one answer
@@ -143,7 +143,10 @@ class Decoder:
         if problem is not None:
             raise MediaError(problem)
         found, _ = self._ask(limits.request("look", path), 0)
-        return _film(container, found)
+        try:
+            return _film(container, found)
+        except (KeyError, TypeError, ValueError, OverflowError) as problem:
+            raise MediaError("its decoder gave no sense; remove it") from problem
 
     def read(self, path: Path, film: Film, cut: Cut, limits: Limits) -> tuple[Tensor, tuple[float, ...]]:
         """The wanted frames as uint8 (3, T, height, width), as they are stored; and the time of each in seconds.
@@ -151,7 +154,7 @@ class Decoder:
         Raises:
             MediaError: as `look`, or the file has changed since it was looked at.
         """
-        request = limits.request("read", path) | {"first": film.first} | cut._asdict()
+        request = limits.request("read", path) | {"first": film.first, "rate": film.rate} | cut._asdict()
         width, height = cut.size
         found, raw = self._ask(request, len(cut.wanted) * height * width * 3)
         pixels = raw.view(len(cut.wanted), height, width, 3).permute(3, 0, 1, 2).contiguous()
@@ -188,7 +191,7 @@ class Decoder:
                 if "refused" in found:
                     raise MediaError(found["refused"])
                 return found, _payload(child.stdout, payload)
-            except (OSError, ValueError) as problem:
+            except (OSError, ValueError, RecursionError) as problem:
                 if isinstance(problem, MediaError):
                     raise
                 self.close()
@@ -229,7 +232,7 @@ def _stop(child: subprocess.Popen[bytes], owner: int) -> None:
 
 def _payload(stream: IO[bytes], count: int) -> Tensor:
     raw = torch.empty(count, dtype=torch.uint8)
-    view, done = memoryview(raw.numpy()), 0
+    view, done = raw.numpy().data, 0
     while done < count:
         got = stream.readinto(view[done:])  # pyright: ignore[reportAttributeAccessIssue] - pipes have it
         if not got:
