@@ -30,6 +30,7 @@ MANY_PARAMETERS = {
     "src/unveil/app/study_cli.py inverse": "one parameter per option",
     "src/unveil/app/study_cli.py vit": "one parameter per option",
     "src/unveil/app/cli.py convert": "one parameter per option",
+    "src/unveil/app/cli.py data_check": "one parameter per option",
     "src/unveil/evaluate/given.py evaluate_given": "the settings of a measurement, each by name",
     "src/unveil/model/model.py generate": "every knob of a picture, each by name",
 }

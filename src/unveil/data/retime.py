@@ -132,10 +132,8 @@ def plan(film: Film, config: ClipsConfig) -> Plan:
     if "enlarge" in actions and config.small == "drop":
         return Plan(actions=("drop",), reason=f"{shown}: smaller than {config.size} pixels (small: drop)")
     if total < config.frames and config.short == "drop":
-        at = "" if same else f" at {rate:g} fps"
-        return Plan(
-            actions=("drop",), reason=f"{shown}: {total} frames{at}, fewer than frames: {config.frames} (short: drop)"
-        )
+        at = "" if same else f" ({total} at {rate:g} fps)"
+        return Plan(actions=("drop",), reason=f"{shown}{at}: fewer than frames: {config.frames} (short: drop)")
     length = config.frames if total >= config.frames else 1 + (total - 1) // config.chunk * config.chunk
     starts = range(0, total - length + 1, config.hop or total)
     pace = film.rate if same and film.rate is not None else rate  # a file's own frames are found by its own times

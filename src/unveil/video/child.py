@@ -47,9 +47,10 @@ def look(request: dict[str, Any]) -> dict[str, Any]:
         turn, alpha, interlaced = 1, False, False
         for frame in _frames(container, stream, request):
             if first is None:
-                first, turn, alpha = frame, _turn(frame), _transparent(frame)
+                first, turn = frame, _turn(frame)
             assert first.pts is not None
             assert frame.pts is not None
+            alpha = alpha or (_may_be_clear(frame) and int(frame.to_ndarray(format="rgba")[..., 3].min()) < 255)
             interlaced |= frame.interlaced_frame
             times.append(frame.pts - first.pts)
             if times[-1] * tick > request["max_seconds"]:
@@ -117,6 +118,7 @@ def _options() -> dict[str, str]:
 @contextmanager
 def _opened(request: dict[str, Any]) -> Iterator[tuple[InputContainer, VideoStream]]:
     with av.open("file:" + request["path"], "r", options=_options(), metadata_errors="replace") as container:
+        assert isinstance(container, InputContainer)
         still = Disposition.attached_pic  # the cover of a song
         found = [stream for stream in container.streams.video if not stream.disposition & still]
         if not found:
@@ -216,19 +218,19 @@ def _turn(frame: VideoFrame) -> int:
     return turn
 
 
-def _transparent(frame: VideoFrame) -> bool:
+def _may_be_clear(frame: VideoFrame) -> bool:
     return any(component.is_alpha for component in frame.format.components) or frame.format.name == "pal8"
 
 
 def _resampled(frame: VideoFrame, request: dict[str, Any]) -> bytes:
     size, box = tuple(request["size"]), tuple(request["box"])
-    if _transparent(frame):
+    if _may_be_clear(frame):
         seen = Image.fromarray(frame.to_ndarray(format="rgba"))
         ground = Image.new("RGBA", seen.size, tuple(request["background"]))
         image = Image.alpha_composite(ground, seen).convert("RGB")
     else:
         image = Image.fromarray(frame.to_ndarray(format="rgb24"))
-    if (0.0, 0.0, *size) != box:
+    if image.size != size or (0.0, 0.0, *size) != box:
         image = image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=request["gap"])
     return image.tobytes()
 
@@ -258,7 +260,7 @@ def _main() -> None:
     out = sys.stdout.buffer
     for line in sys.stdin.buffer:
         told, frames = _answer(json.loads(line))
-        out.write(json.dumps(told).encode() + b"\n")
+        out.write(json.dumps(told | {"bytes": sum(map(len, frames))}).encode() + b"\n")
         for frame in frames:
             out.write(frame)
         out.flush()

@@ -190,8 +190,10 @@ class Decoder:
                 found = json.loads(child.stdout.readline(_LINE))
                 if "refused" in found:
                     raise MediaError(found["refused"])
+                if found["bytes"] != payload:
+                    raise ValueError(f"{found['bytes']} bytes of pixels, not {payload}")
                 return found, _payload(child.stdout, payload)
-            except (OSError, ValueError, RecursionError) as problem:
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
                 if isinstance(problem, MediaError):
                     raise
                 self.close()
