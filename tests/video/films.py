@@ -92,3 +92,15 @@ def sound(path: Path) -> Path:
             container.mux(stream.encode(tone))  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
         container.mux(stream.encode(None))  # pyright: ignore[reportAttributeAccessIssue]
     return path
+
+
+def one_frame(path: Path, codec: str, container: str, side: int) -> Path:
+    """A clip of one frame that nobody painted, so that a large one is made at once."""
+    options = {"preset": "ultrafast", "crf": "51"} if codec == "libx264" else {}
+    with av.open(str(path), "w", format=container) as written:
+        stream = written.add_stream(codec, rate=12, options=options)
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height, stream.pix_fmt = side, side, "yuv420p"
+        written.mux(stream.encode(av.VideoFrame(side, side, "yuv420p")))
+        written.mux(stream.encode(None))
+    return path

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.video.films import CODECS, film, number_of, sound, spliced
+from tests.video.films import CODECS, film, number_of, one_frame, sound, spliced
 
 from unveil.types import MediaError
 from unveil.video.read import Cut, Decoder, Film, Limits
@@ -109,15 +109,9 @@ def damaged(tmp_path: Path, name: str) -> Path:
     elif name == "no frame":
         film(path, 0)
     elif name == "bomb":
-        film(path, 2, size=(8192, 8192), options={"preset": "ultrafast", "crf": "51"})
+        one_frame(path, "libx264", "mp4", 8192)
     elif name == "another codec":
-        import av
-
-        with av.open(str(path), "w", format="matroska") as container:
-            stream = container.add_stream("ffv1", rate=12)
-            stream.width, stream.height, stream.pix_fmt = 16, 16, "yuv420p"  # pyright: ignore
-            container.mux(stream.encode(av.VideoFrame(16, 16, "yuv420p")))  # pyright: ignore
-            container.mux(stream.encode(None))  # pyright: ignore
+        one_frame(path, "ffv1", "matroska", 16)
     return path
 
 
@@ -134,7 +128,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "bomb" else n for n in FAULTS])
+@pytest.mark.parametrize("name", FAULTS)
 def test_a_bad_file_is_named_and_the_next_is_read(decoder, tmp_path, name):
     with pytest.raises(MediaError, match=FAULTS[name]):
         decoder.look(damaged(tmp_path, name), LIMITS)

@@ -31,10 +31,11 @@ class _Coding(NamedTuple):
     about: Mapping[str, str]  # of the container
 
 
+_SAME = {"fflags": "+bitexact"}  # no number drawn by chance, no version
 _CODINGS = {
     # the index goes to the front, so that a browser plays before it has the whole file
-    "mp4": _Coding("mp4", "libx264", {"crf": "12", "preset": "medium"}, {"movflags": "+faststart"}),
-    "webm": _Coding("webm", "libvpx-vp9", {"crf": "16", "b": "0", "cpu-used": "4", "row-mt": "0"}, {}),
+    "mp4": _Coding("mp4", "libx264", {"crf": "12", "preset": "medium"}, {"movflags": "+faststart", **_SAME}),
+    "webm": _Coding("webm", "libvpx-vp9", {"crf": "16", "b": "0", "cpu-used": "4", "row-mt": "0"}, _SAME),
 }
 FORMS = (*_CODINGS, *CLIPS)
 _BT709 = 1  # of ITU-T H.273: the colours of a screen, said in the file, so that players need not guess
@@ -85,7 +86,9 @@ def write_clip(
     """
     form = check_clip(path, rate)
     frames = _frames([pixels] if isinstance(pixels, Tensor) else pixels)
-    first = next(frames)
+    first = next(frames, None)
+    if first is None:
+        raise ShapeError("a clip of no frame: must have at least one")
     told = None
     if facts is not None:
         told = json.dumps({**facts, "clip": {"size": list(first.shape[1:]), "fps": rate}}, ensure_ascii=False)
@@ -105,7 +108,7 @@ def _frames(parts: Iterable[Tensor]) -> Iterator[Tensor]:
     """Frames uint8 (C, H, W) of one size.
 
     Raises:
-        ShapeError: not a clip, no frame, or parts of several sizes.
+        ShapeError: not a clip, or parts of several sizes.
     """
     shape = None
     for part in parts:
@@ -116,8 +119,6 @@ def _frames(parts: Iterable[Tensor]) -> Iterator[Tensor]:
             raise ShapeError(f"parts of a clip of {shape} and {found} (C, H, W): must be alike")
         shape = found
         yield from part.unbind(1)
-    if shape is None:
-        raise ShapeError("a clip without a part: at least one frame is needed")
 
 
 def _joined(first: Tensor, rest: Iterator[Tensor]) -> Iterator[Tensor]:
