@@ -187,7 +187,7 @@ def test_data_check_of_clips(cli: Cli, tmp_path: Path):
     assert done.code == 0, done.err
     assert (done.json["found"], done.json["usable"], done.json["fps"]) == (2, 1, {"12": 1, "variable": 1})
     assert done.json["unreadable"][0]["path"] == "jumps.mp4"
-    told = cli("data", "check", folder, "--frames", 3, "--fps", 6, "--resample", "nearest", "--size", 8).out
+    told = cli("data", "check", folder, "--frames", 2, "--fps", 6, "--resample", "nearest", "--size", 8).out
     assert "2 clips, 2 usable" in told
     assert "walk.mp4: 16 x 16, 6 frames: to 8 x 8, 12 fps to 6 fps (nearest), 3 of 6 frames left out" in told
     done = cli("data", "check", folder, "--resample", "nearst")
