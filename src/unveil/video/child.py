@@ -6,6 +6,7 @@ Nothing here imports torch: the process starts fast and its memory is limited.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from PIL import Image
 
@@ -33,6 +35,7 @@ _TURNS = {  # the rotation and mirroring of a display matrix, as the orientation
 }  # fmt: skip
 _HDR = {16: "PQ", 18: "HLG"}  # transfer characteristics of ITU-T H.273
 MAX_TEXT = 4_000_000
+_REFORMAT = VideoReformatter()  # its tables are kept from frame to frame: 0.04 ms for 320 x 240 instead of 0.7 ms
 
 
 class Refused(Exception):
@@ -50,7 +53,7 @@ def look(request: dict[str, Any]) -> dict[str, Any]:
                 first, turn = frame, _turn(frame)
             assert first.pts is not None
             assert frame.pts is not None
-            alpha = alpha or (_may_be_clear(frame) and int(frame.to_ndarray(format="rgba")[..., 3].min()) < 255)
+            alpha = alpha or (_may_be_clear(frame) and int(_converted(frame, "rgba")[..., 3].min()) < 255)
             interlaced |= frame.interlaced_frame
             times.append(frame.pts - first.pts)
             if times[-1] * tick > request["max_seconds"]:
@@ -166,9 +169,13 @@ def _frames(container: InputContainer, stream: VideoStream, request: dict[str, A
         yield frame
 
 
-def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+def _decoded(container: InputContainer, stream: VideoStream, since: float = -math.inf) -> Iterator[VideoFrame]:
+    """Frames as they are decoded; those before `since`, in the file's clock, only where others lean on them."""
     try:
-        yield from container.decode(stream)
+        for packet in container.demux(stream):
+            early = packet.pts is not None and packet.pts < since
+            stream.codec_context.skip_frame = "NONREF" if early else "DEFAULT"
+            yield from packet.decode()  # pyright: ignore[reportReturnType] - the stream is one of pictures
     except FFmpegError as problem:
         raise Refused(f"cannot be decoded: {problem.strerror}; fetch it again or remove it") from problem
 
@@ -183,17 +190,18 @@ def _timed(
             container.seek(first + round(request["wanted"][0] / tick), stream=stream)
         except (FFmpegError, OSError):
             return  # this container cannot; see `read`
-    for frame in _from_key(container, stream) if seek else _frames(container, stream, request):
+    since = first + request["since"] / tick
+    for frame in _from_key(container, stream, since) if seek else _frames(container, stream, request):
         assert frame.pts is not None
         time = (frame.pts - first) * tick
         time = round(time * rate) / rate if rate else time
         yield time, (time, frame)
 
 
-def _from_key(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+def _from_key(container: InputContainer, stream: VideoStream, since: float) -> Iterator[VideoFrame]:
     """The frames from the first key frame on: those that come out before it lean on what was skipped."""
     begun = False
-    for frame in _decoded(container, stream):
+    for frame in _decoded(container, stream, since):
         begun |= frame.key_frame and not frame.is_corrupt
         if begun:
             if frame.is_corrupt:
@@ -218,6 +226,11 @@ def _turn(frame: VideoFrame) -> int:
     return turn
 
 
+def _converted(frame: VideoFrame, form: str) -> np.ndarray:
+    """uint8 (H, W, C) of a frame in its own colour space."""
+    return _REFORMAT.reformat(frame, format=form, threads=1).to_ndarray()
+
+
 def _may_be_clear(frame: VideoFrame) -> bool:
     return any(component.is_alpha for component in frame.format.components) or frame.format.name == "pal8"
 
@@ -225,11 +238,11 @@ def _may_be_clear(frame: VideoFrame) -> bool:
 def _resampled(frame: VideoFrame, request: dict[str, Any]) -> bytes:
     size, box = tuple(request["size"]), tuple(request["box"])
     if _may_be_clear(frame):
-        seen = Image.fromarray(frame.to_ndarray(format="rgba"))
+        seen = Image.fromarray(_converted(frame, "rgba"))
         ground = Image.new("RGBA", seen.size, tuple(request["background"]))
         image = Image.alpha_composite(ground, seen).convert("RGB")
     else:
-        image = Image.fromarray(frame.to_ndarray(format="rgb24"))
+        image = Image.fromarray(_converted(frame, "rgb24"))
     if image.size != size or (0.0, 0.0, *size) != box:
         image = image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=request["gap"])
     return image.tobytes()

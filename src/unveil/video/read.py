@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import threading
 import weakref
+from bisect import bisect_right
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -87,6 +89,13 @@ class Film(NamedTuple):
         """Width and height with square pixels, before it is turned upright."""
         return max(1, round(self.width * self.wide)), self.height
 
+    def since(self, time: float) -> float:
+        """A time in seconds before the last frame that is not later than `time`, and after all that are earlier."""
+        if self.rate is not None:
+            return (math.floor(time * self.rate + 1e-6) - 0.5) / self.rate
+        last = bisect_right(self.times, time + 1e-9) - 1
+        return (self.times[last - 1] + self.times[last]) / 2 if last > 0 else -1.0
+
     def moments(self) -> tuple[float, ...]:
         """The time of every frame in seconds, the first at 0."""
         return self.times if self.rate is None else tuple(index / self.rate for index in range(self.frames))
@@ -154,7 +163,8 @@ class Decoder:
         Raises:
             MediaError: as `look`, or the file has changed since it was looked at.
         """
-        request = limits.request("read", path) | {"first": film.first, "rate": film.rate} | cut._asdict()
+        request = limits.request("read", path) | cut._asdict()
+        request |= {"first": film.first, "rate": film.rate, "since": film.since(cut.wanted[0])}
         width, height = cut.size
         found, raw = self._ask(request, len(cut.wanted) * height * width * 3)
         pixels = raw.view(len(cut.wanted), height, width, 3).permute(3, 0, 1, 2).contiguous()

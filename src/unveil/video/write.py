@@ -146,15 +146,17 @@ def _encode(path: Path, coding: _Coding, frames: Iterator[Tensor], rate: float, 
 
 def _encode_into(container: OutputContainer, coding: _Coding, frames: Iterator[Tensor], rate: float) -> None:
     from av import VideoFrame
-    from av.video.reformatter import ColorRange, Colorspace
+    from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
     stream: VideoStream | None = None
+    convert = VideoReformatter()
     for number, frame in enumerate(frames):
         even = _even(frame)
         if stream is None:
             stream = _stream(container, coding, even, rate)
-        picture = VideoFrame.from_ndarray(even.permute(1, 2, 0).contiguous().numpy(), format="rgb24").reformat(
-            format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+        shown = VideoFrame.from_ndarray(even.permute(1, 2, 0).contiguous().numpy(), format="rgb24")
+        picture = convert.reformat(
+            shown, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, threads=1
         )
         picture.pts = number
         container.mux(stream.encode(picture))
