@@ -15,6 +15,7 @@ import torch
 from tests.video.films import CODECS, film, number_of, one_frame, sound, spliced
 
 from unveil.types import MediaError
+from unveil.video import child
 from unveil.video.read import Cut, Decoder, Film, Limits
 
 LIMITS = Limits()
@@ -54,6 +55,27 @@ def test_a_seek_gives_the_same_bits_as_decoding_from_the_start(decoder, tmp_path
     pixels, times = decoder.read(path, found, part, LIMITS)
     assert torch.equal(pixels, every[:, begin : begin + 6])
     np.testing.assert_allclose(times, part.wanted)
+
+
+@pytest.mark.parametrize("suffix", CODECS)
+def test_no_more_is_decoded_than_from_the_key_frame_on(decoder, tmp_path, monkeypatch, suffix):
+    path = film(tmp_path / f"a{suffix}", 40, options={"g": "8"})
+    found = decoder.look(path, LIMITS)
+    part = whole(found)._replace(wanted=found.moments()[30:33])
+    request = LIMITS.request("read", path) | part._asdict()
+    request |= {"first": found.first, "rate": found.rate, "since": found.since(part.wanted[0])}
+    decoded = []
+    real = child._decoded
+
+    def counting(*given):
+        for one in real(*given):
+            decoded.append(one.pts)
+            yield one
+
+    monkeypatch.setattr(child, "_decoded", counting)
+    _, frames = child.read(request)
+    assert len(frames) == 3
+    assert len(decoded) <= 8 + 3
 
 
 def test_an_animation_in_gif(decoder, tmp_path):
@@ -172,6 +194,18 @@ def test_a_child_that_dies_is_replaced(tmp_path):
     with pytest.raises(MediaError, match="decoding ended with SIGKILL"):
         own.look(path, LIMITS)
     assert own.look(path, LIMITS) == found
+    own.close()
+
+
+def test_a_child_that_hangs_is_ended(tmp_path, monkeypatch):
+    own = Decoder()
+    path = film(tmp_path / "a.mp4", 3)
+    own.look(path, LIMITS)
+    assert own._child is not None
+    monkeypatch.setattr("unveil.video.read.WAIT", 0.2)
+    os.kill(own._child.pid, signal.SIGSTOP)
+    with pytest.raises(MediaError, match="took too much time"):
+        own.look(path, LIMITS)
     own.close()
 
 
