@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from unveil.checkpoints import layouts, store
+from unveil.checkpoints import layouts, shelf, store
 from unveil.checkpoints.card import card
 from unveil.checkpoints.control import TRAINED
+from unveil.checkpoints.folders import read_json
 from unveil.checkpoints.lora_trained import LORA, Trained
 from unveil.checkpoints.meta import Unfilled
 from unveil.checkpoints.tensors import read_header, read_tensors
@@ -233,7 +234,8 @@ def find(path: Path | str) -> Path:
         if given in names:
             return shipped / given
         known = f"; shipped: {', '.join(names)}" if names else ""
-        raise WeightsError(f"{given}: no such folder or shipped model{nearest(given, names)}{known}")
+        there = [one.name for one in shelf.entries("checkpoints")]
+        raise WeightsError(f"{given}: no such folder or shipped model{nearest(given, [*names, *there])}{known}")
     if path.is_file():
         read_header(path)  # a pickle or a broken file is named as that
         raise WeightsError(
@@ -245,6 +247,9 @@ def find(path: Path | str) -> Path:
         newest = store.newest_valid(parent)
         if newest is not None:
             return newest
+    if (path / "config.json").is_file() and (name := read_json(path / "config.json").get("_class_name")) is not None:
+        how = layouts.STEERS if "ControlNet" in str(name) else layouts.WHOLE_PART
+        raise WeightsError(f"{given}: a folder of diffusers' {name}: {how}")
     raise WeightsError(f"{given}: neither a saved model nor a run with a valid checkpoint; it has no {store.MANIFEST}")
 
 
