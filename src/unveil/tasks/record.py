@@ -49,9 +49,11 @@ def _picture_text(path: Path) -> str | None:
                 return found.removeprefix(UNICODE).decode("utf-16-le")
             return _ours(image.info.get("comment", b"").decode())
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as problem:
-        raise MediaError(
-            f"{path}: not a readable PNG file, nor a clip ({problem}); give a file that this program wrote"
-        ) from problem
+        raise _unreadable(path, problem) from problem
+
+
+def _unreadable(path: Path, problem: Exception) -> MediaError:
+    return MediaError(f"{path}: not a readable PNG file, nor a clip ({problem}); give a file that this program wrote")
 
 
 def _clip_text(path: Path) -> str | None:
@@ -64,7 +66,7 @@ def _clip_text(path: Path) -> str | None:
         found = _ours(decoder.comment(path) or "")
         decoder.close()
     except OSError as problem:
-        raise MediaError(f"{path}: {problem.strerror or problem}") from problem
+        raise _unreadable(path, problem) from problem
     if found is None:
         raise MediaError(f"{path}: holds no record of how it was made (stripped, or written with --no-metadata)")
     return found
