@@ -170,14 +170,15 @@ def test_overrides_that_go_nowhere(override, message):
         ("network.kind=unett", "network.kind = 'unett': must be one of unet"),
         (
             "data.kind=digit",
-            "data.kind = 'digit': must be one of digits, fashion, fashion-style, folder, latents, playground, scenes; "
+            "data.kind = 'digit': must be one of clips, digits, fashion, fashion-style, folder, latents, playground, "
+            "scenes; "
             "nearest: 'digits'",
         ),
         (
             "data={size: 8}",
-            "data = {'size': 8}: needs a map with a kind; allowed: digits, fashion, fashion-style, folder",
+            "data = {'size': 8}: needs a map with a kind; allowed: clips, digits, fashion, fashion-style, folder",
         ),
-        ("data=3", "data = 3: needs a map with a kind; allowed: digits, fashion, fashion-style, folder"),
+        ("data=3", "data = 3: needs a map with a kind; allowed: clips, digits, fashion, fashion-style, folder"),
         ("network=null", "network = None: needs a map with a kind; allowed: unet"),
         ("process.betas=cosin", "betas = 'cosin': known are linear, linear-scaled, cosine"),
         ("process={kind: discrete-vp, betas: [0.1, 2.0]}", "betas[1] = 2.0: must lie inside (0, 1)"),

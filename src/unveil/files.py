@@ -86,6 +86,12 @@ def sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sync_file(path: Path) -> None:
+    """Waits until a file's content is on the disk."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
 def _explained(path: Path, problem: OSError) -> NotWritable | OutOfResources:
     if problem.errno in _FULL:
         return OutOfResources(f"{path}: the disk is full ({problem.strerror}); free some space, or write elsewhere")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +15,9 @@ from unveil.types import RecipeError, ShapeError, nearest
 
 # Forms of animations, and what Pillow calls them
 CLIPS = {"gif": "GIF", "webp": "WEBP", "apng": "PNG"}
+FACTS = "unveil"  # the name of the text that says how a file was made
+# Where WebP keeps it: EXIF's directory, the tag, and the eight bytes that name its characters
+EXIF, USER_COMMENT, UNICODE = 0x8769, 0x9286, b"UNICODE\0"
 SMALLEST = 96  # pixels of a sample's side on a sheet; smaller ones are enlarged by whole factors
 
 
@@ -52,27 +57,44 @@ def seen(pixels: Tensor) -> Tensor:
     return pixels.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
 
 
-def clip(frames: Tensor, form: str, rate: float) -> bytes:
-    """An animation of uint8 frames (F, C, H, W), C of 1 or 3, which begins anew when it ends.
+def animation(frames: Iterable[Tensor], form: str, rate: float, text: str | None = None) -> bytes:
+    """An animation of uint8 frames (C, H, W), C of 1 or 3, which begins anew when it ends.
+
+    Pillow writes equal neighbours as one frame that lasts longer.
 
     Args:
-        frames: at least 1.
+        frames: at least 1, of one size.
         form: a key of `CLIPS`; gif has 256 colours, webp and apng lose nothing.
         rate: frames in a second.
+        text: is kept in the file, under `FACTS` or as its comment.
 
     Raises:
         RecipeError: another form, or a rate that is not positive.
     """
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
     if form not in CLIPS:
         raise RecipeError(f"clip {form!r}: must be one of {', '.join(CLIPS)}{nearest(form, [*CLIPS])}")
     if not rate > 0:
         raise RecipeError(f"rate {rate}: must be above 0 frames in a second")
-    arrays = [frame[0] if len(frame) == 1 else frame.permute(1, 2, 0) for frame in seen(frames)]
+    arrays = [frame[0] if len(frame) == 1 else frame.permute(1, 2, 0) for frame in frames]
     first, *rest = [Image.fromarray(array.contiguous().numpy()) for array in arrays]
+    unit = 10 if form == "gif" else 1  # ms of the form's clock
+    ends = [round(number * 1000 / rate / unit) * unit for number in range(len(arrays) + 1)]
+    lasting = [end - begin for begin, end in pairwise(ends)]  # rounded so that the whole lasts as long as it should
+    kept: dict[str, Any] = {}
+    if text is not None and form == "apng":
+        kept["pnginfo"] = PngInfo()
+        kept["pnginfo"].add_itxt(FACTS, text)
+    elif text is not None and form == "gif":
+        kept["comment"] = text.encode()
+    elif text is not None:
+        kept["exif"] = Image.Exif()
+        kept["exif"].get_ifd(EXIF)[USER_COMMENT] = UNICODE + text.encode("utf-16-le")
     file = io.BytesIO()
-    first.save(file, CLIPS[form], save_all=True, append_images=rest, duration=round(1000 / rate), loop=0, lossless=True)
+    shape = {"save_all": True, "duration": lasting, "loop": 0, "lossless": True}
+    first.save(file, CLIPS[form], append_images=rest, **shape, **kept)
     return file.getvalue()
 
 

@@ -28,7 +28,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and the command line's help 
 
     Number = float | Tensor
 
-# One element of a data set: "pixels" uint8 (C, H, W), optional "label" int, "text" str, "mask", "boxes".
+# One element of a data set: "pixels" uint8 (C, H, W), of a clip (C, T, H, W), optional "label" int, "text" str, "mask",
+# "boxes".
 Item = dict[str, Any]
 
 

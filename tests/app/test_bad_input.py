@@ -44,7 +44,10 @@ def refused(done: Outcome, code: int, *words: str) -> None:
         (["sample", "--stepz", "3"], ["No such option: --stepz"]),
         (["sample", "--steps", "few"], ["Invalid value for '--steps'", "valid integer"]),
         (["sample"], ["sample needs a model"]),
-        (["data", "check", ".", "--fit", "crob"], ["fit 'crob': must be one of crop, pad, stretch; nearest: 'crop'"]),
+        (
+            ["data", "check", ".", "--fit", "crob"],
+            ["fit 'crob': must be one of crop, pad, stretch, aspect; nearest: 'crop'"],
+        ),
         (["convert", "a.pt", "b", "--layout", "openia"], ["layout 'openia': must be one of openai, ddpm"]),
         (["reproduce", "no-such-claim"], ["claim 'no-such-claim': unknown"]),
         (["inspect", "process", "ddpm-digits", "--out", "a.jpg"], ["--out a.jpg: must end in .png"]),

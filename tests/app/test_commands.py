@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from tests.app.conftest import Cli, tree
+from tests.video.films import film
 from unveil.checkpoints import openai
 from unveil.config import Recipe, load_recipe
 from unveil.model import Model, build
@@ -187,6 +188,25 @@ def test_data_show_draws_clips(cli: Cli, tmp_path: Path):
         assert done.code == code, done.err
     assert pixels(tmp_path / "clips.png").shape[1] > 8 * 96  # eight frames of each clip in a row
     assert "(3, 5, 32, 32), (3, 9, 32, 32) and so on fit no sheet" in done.err
+
+
+def test_data_check_of_clips(cli: Cli, tmp_path: Path):
+    folder = tmp_path / "films"
+    film(folder / "walk.mp4", 6)
+    film(folder / "jumps.mp4", 6, rate=24, ticks=[0, 1, 2, 4, 5, 7])
+    done = cli("data", "check", folder, "--frames", 3, "--json")
+    assert done.code == 0, done.err
+    assert (done.json["found"], done.json["usable"], done.json["fps"]) == (2, 1, {"12": 1, "variable": 1})
+    assert done.json["unreadable"][0]["path"] == "jumps.mp4"
+    told = cli("data", "check", folder, "--frames", 2, "--fps", 6, "--resample", "nearest", "--size", 8).out
+    assert "2 clips, 2 usable" in told
+    assert "walk.mp4: 16 x 16, 6 frames: to 8 x 8, 12 fps to 6 fps (nearest), 3 of 6 frames left out" in told
+    done = cli("data", "check", folder, "--resample", "nearst")
+    assert done.code == 2
+    assert "resample 'nearst': must be one of none, nearest, shown; nearest: 'nearest'" in done.err
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "a.png")
+    assert "fit aspect: is for clips" in cli("data", "check", tmp_path / "photos", "--fit", "aspect").err
 
 
 # ---------------------------------------------------------------------- convert

@@ -19,6 +19,8 @@ from tests.app.test_bad_input import refused
 from unveil.config import ModelConfig, Recipe, load_recipe, validate
 from unveil.model import build
 from unveil.tasks.record import read_facts
+from unveil.types import MediaError
+from unveil.video.read import Decoder, Limits
 
 
 def pixels(path: Path) -> torch.Tensor:
@@ -137,6 +139,19 @@ def test_the_way_between_two_samples(cli: Cli, saved: Path, tmp_path: Path, form
     assert (tmp_path / f"alone.{form}").exists()
 
 
+def test_the_way_as_a_video(cli: Cli, saved: Path, tmp_path: Path):
+    done = cli("interpolate", saved, "--seed", 3, "--seed", 9, "--frames", 3, "--clip", "mp4", "--rate", 6)
+    assert done.code == 0, done.err
+    film = Decoder().look(tmp_path / "way" / "clip.mp4", Limits())
+    assert (film.frames, film.rate, film.codec) == (3, 6, "h264")
+    assert min(film.shown) >= 96
+    told = read_facts(tmp_path / "way" / "clip.mp4")
+    assert told["task"] == read_facts(tmp_path / "way" / "frame_00000.png")["task"]
+    assert cli("interpolate", saved, "--frames", 2, "--no-metadata", "--out", "alone.webm").code == 0
+    with pytest.raises(MediaError, match="holds no record"):
+        read_facts(tmp_path / "alone.webm")
+
+
 def test_a_picture_goes_to_noise_and_comes_back(cli: Cli, tmp_path: Path):
     assert cli("sample", "ddpm-digits", "--label", 3, "--count", 2, "--out", "in").code == 0
     done = cli("invert", "ddpm-digits", "in", "--label", 3, "--json")
@@ -194,7 +209,7 @@ def test_previews_rewrite_one_file(cli: Cli, saved: Path, tmp_path: Path):
         (["vary", "a.png", "--model", "MODEL"], 4, ["a.png: holds no record of how it was made"]),
         (["interpolate"], 2, ["interpolate needs a model"]),
         (["interpolate", "MODEL", "--frames", "1"], 2, ["frames 1: at least 2"]),
-        (["interpolate", "MODEL", "--clip", "giv"], 2, ["clip 'giv': must be one of gif, webp, apng; nearest: 'gif'"]),
+        (["interpolate", "MODEL", "--clip", "giv"], 2, ["clip.giv: a clip's name ends in", "nearest: 'gif'"]),
         (["interpolate", "MODEL", "--rate", "0"], 2, ["rate 0.0: must be above 0"]),
         (["interpolate", "MODEL", *["--seed", "1"] * 3], 2, ["seed: more than 2"]),
         (["invert", "MODEL", "a.png", "--out", "noise.pt"], 2, ["--out noise.pt: must end in .safetensors"]),

@@ -52,6 +52,9 @@ def test_with_no_frame_given_it_is_the_plain_objective(seen: Denoiser, weight: A
     torch.testing.assert_close(ours.per_sample, plain.per_sample, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(ours.value, plain.value, rtol=1e-5, atol=1e-6)
     assert torch.equal(ours.t, plain.t)
+    t, noise = torch.linspace(0.1, 0.9, 4, dtype=torch.float64), clips()
+    again, plainly = (one.at(seen, x0, None, t, noise) for one in (Framewise(weight=weight), Diffusion(weight=weight)))
+    torch.testing.assert_close(again.per_sample, plainly.per_sample, rtol=1e-5, atol=1e-6)
 
 
 def test_given_frames_are_shown_as_they_are_at_the_level_of_data_and_not_scored(seen: Denoiser):

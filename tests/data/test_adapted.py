@@ -76,6 +76,6 @@ def test_a_recipes_section_opens_by_its_kind(folder, paint):
     assert len(data.open(SimpleNamespace(kind="scenes", count=3))) == 3
     with pytest.raises(
         RecipeError,
-        match="kind 'folders': must be digits, fashion, fashion-style, folder, latents, playground, scenes; nearest",
+        match=r"must be clips, digits, fashion, fashion-style, folder, latents, playground, scenes; nearest: 'f",
     ):
         data.open(SimpleNamespace(kind="folders"))

@@ -10,7 +10,8 @@ from tests.rules.source import PACKAGE, modules, name, parsed
 
 LAYERS = [
     {"types"},
-    {"files", "pictures", "source"},
+    {"confined", "extras", "files", "pictures", "source"},
+    {"video"},
     {"core"},
     {"nn"},
     {"codec", "conditioning", "data"},

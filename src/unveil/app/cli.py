@@ -52,7 +52,7 @@ app = typer.Typer(
     "Exit codes: 0 done, 1 failed, 2 usage or recipe, 3 non-finite numbers, 4 data, 5 resources, 130 interrupted, "
     "143 terminated.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Look at pictures before they train a model.")
+data_app = typer.Typer(no_args_is_help=True, help="Look at pictures and clips before they train a model.")
 recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that come with unveil.")
 app.add_typer(data_app, name="data")
 app.add_typer(hint_app, name="hint")
@@ -249,19 +249,28 @@ def demo(
 
 @data_app.command("check")
 def data_check(
-    path: Annotated[Path, typer.Argument(help="A folder of pictures, or a file of latents.")],
-    size: Annotated[int, typer.Option(help="Side of the pictures that will be trained on.")] = 64,
-    fit: Annotated[str, typer.Option(help="crop, pad or stretch.")] = "crop",
+    path: Annotated[Path, typer.Argument(help="A folder of pictures or clips, or a file of latents.")],
+    size: Annotated[int | None, typer.Option(help="Side that is trained on; 64, of clips their own.")] = None,
+    fit: Annotated[str, typer.Option(help="crop, pad, stretch, or (clips) aspect.")] = "crop",
+    frames: Annotated[int, typer.Option(help="Frames of a clip.")] = 16,
+    fps: Annotated[float | None, typer.Option(help="Frames in a second; each clip's own if left out.")] = None,
+    resample: Annotated[str, typer.Option(help="Rule that brings clips to --fps: none, nearest or shown.")] = "none",
+    hop: Annotated[
+        int | None, typer.Option(help="Frames from piece to piece of a file; one piece if left out.")
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Decode every file once: counts, sizes, captions, duplicates, and what would be dropped or changed and why.
 
     Example: unveil data check photos --size 64
+
+    Example: unveil data check films --size 64 --fps 8 --resample nearest
     """
     from unveil.app import data as work
 
-    work.check(path, size, fit, Console(as_json, quiet))
+    clips = work.InTime(frames, fps, resample, hop)
+    work.check(path, size, fit, clips, Console(as_json, quiet))
 
 
 @data_app.command("show")

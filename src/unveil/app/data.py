@@ -1,22 +1,25 @@
-"""`unveil data`: pictures, or latents, before they train a model."""
+"""`unveil data`: pictures, clips or latents, before they train a model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from unveil import data
 from unveil.app.console import Console
 from unveil.config import SequenceRecipe, load_recipe
+from unveil.data.clips_check import holds_clips
 from unveil.data.listing import FolderConfig
 from unveil.files import refuse_overwrite, write_atomically
 from unveil.pictures import png, sheet
 from unveil.types import RecipeError, nearest
 
 FRAMES = 8  # of each clip on a sheet
-FITS = ("crop", "pad", "stretch")
+FITS = ("crop", "pad", "stretch", "aspect")
+RULES = ("none", "nearest", "shown")
 
 
 @dataclass(frozen=True)
@@ -29,16 +32,46 @@ class Shown:
     part: str = "train"
 
 
-def check(path: Path, size: int, fit: str, console: Console) -> None:
-    """Reports on a folder of pictures, or on a file of latents; changes nothing in it."""
+@dataclass(frozen=True)
+class InTime:
+    """How clips are used: see `data.ClipsConfig`."""
+
+    frames: int = 16
+    fps: float | None = None
+    resample: str = "none"
+    hop: int | None = None
+
+
+def check(path: Path, size: int | None, fit: str, clips: InTime, console: Console) -> None:
+    """Reports on a folder of pictures or clips, or on a file of latents; changes nothing in it.
+
+    Args:
+        path: a folder that holds a video, or GIFs and no pictures, is one of clips.
+        size: side in pixels; None is 64 for pictures, and the own size of clips.
+        fit: one of `FITS`.
+        clips: how clips are used.
+        console: what says how it goes.
+    """
     if fit not in FITS:
         raise RecipeError(f"fit {fit!r}: must be one of {', '.join(FITS)}{nearest(fit, FITS)}")
+    rule = clips.resample
+    if rule not in RULES:
+        raise RecipeError(f"resample {rule!r}: must be one of {', '.join(RULES)}{nearest(rule, RULES)}")
     if path.is_file() or path.suffix == ".safetensors":
         with console.progress("latent", 0) as progress:
             found = data.check_latents(path, progress.reach)
         console.result(found.to_dict(), found.to_text())
         return
-    config = FolderConfig(str(path), size, fit=fit)  # pyright: ignore[reportArgumentType] - checked above
+    if path.is_dir() and holds_clips(path):
+        given: dict[str, Any] = asdict(clips) | {"fit": fit}
+        moving = data.ClipsConfig(str(path), size or "native", **given)
+        with console.progress("decoding clip", 0) as progress:
+            report = data.check_clips(moving, progress.reach)
+        console.result(report.to_dict(), report.to_text())
+        return
+    if fit == "aspect":
+        raise RecipeError("fit aspect: is for clips; pictures are cropped, padded or stretched")
+    config = FolderConfig(str(path), size or 64, fit=fit)  # pyright: ignore[reportArgumentType] - checked above
     with console.progress("decoding picture", 0) as progress:
         report = data.check(config, progress.reach)
     console.result(report.to_dict(), report.to_text())

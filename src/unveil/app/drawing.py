@@ -14,11 +14,11 @@ from torch import Tensor
 from unveil.app.console import Console
 from unveil.files import refuse_overwrite, write_atomically
 from unveil.model import Model
-from unveil.pictures import png, sheet, to_pixels
+from unveil.pictures import FACTS, png, sheet, to_pixels
 from unveil.tasks.edit import PLAIN, Edit
 from unveil.tasks.film import Preview
 from unveil.tasks.generate import Picture, Request, Source, generate
-from unveil.tasks.record import FACTS, PARAMETERS, parameters
+from unveil.tasks.record import PARAMETERS, parameters
 
 FRAMES = 9  # of a strip: the noise's first step to the picture
 STRIPS = 8  # samples that a strip shows at most

@@ -17,7 +17,7 @@ from unveil.app.sample import model_of, repeat
 from unveil.app.wish import SHOWN, Wish, changes, opened
 from unveil.files import refuse_overwrite
 from unveil.model import Model
-from unveil.pictures import CLIPS, clip
+from unveil.pictures import seen
 from unveil.tasks import inputs, verbs
 from unveil.tasks.generate import Picture, Request, additions, generate, sampling_of
 from unveil.tasks.inpaint import Margins, fitting
@@ -25,6 +25,7 @@ from unveil.tasks.invert import invert as find_noise
 from unveil.tasks.invert import noise_bytes
 from unveil.tasks.record import read_facts
 from unveil.types import MediaError, RecipeError, WeightsError
+from unveil.video.write import FORMS, check_clip, write_clip
 
 
 @dataclass(frozen=True)
@@ -139,9 +140,8 @@ def interpolate(
     if wish.model is None:
         raise RecipeError("interpolate needs a model: unveil interpolate ddpm-digits --seed 3 --seed 9")
     alone = place.out.suffix.lower().removeprefix(".")
-    form = alone if alone in CLIPS else way.form
-    film = place.out if alone in CLIPS else place.out / f"clip.{form}"
-    clip(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), form, way.rate)  # refuses before the work
+    film = place.out if alone in FORMS else place.out / f"clip.{way.form}"
+    check_clip(film, way.rate)  # refuses before the work
     refuse_overwrite(film, place.force)
     model, source = opened(wish, wish.model, console)
     given = wish.conditions(model)
@@ -157,15 +157,16 @@ def interpolate(
     request = first.request(model, changes(wish.words, named), way.frames)
     with console.progress("step", 0) as progress:
         pictures = list(generate(model, request, source, task, on_step=progress.reach))
-    shown = clip(torch.stack([picture.pixels for picture in pictures]), form, way.rate)
-    if alone in CLIPS:
-        put({film: shown}, place.force)
+    shown = seen(torch.stack([picture.pixels for picture in pictures])).transpose(0, 1)
+    facts = pictures[0].facts if place.metadata else None
+    if alone in FORMS:
+        write_clip(film, shown, way.rate, facts)
         console.result({"pictures": [], "clip": str(film), "model": source._asdict()}, str(film))
         return
     written = write(pictures, place, names=[f"frame_{number:05d}.png" for number in range(way.frames)])
-    put({film: shown}, place.force)
-    facts = written.facts() | {"clip": str(film), "model": source._asdict(), "task": "interpolate"}
-    console.result(facts, f"{written.text()}\n{film}")
+    write_clip(refuse_overwrite(film, place.force), shown, way.rate, facts)
+    told = written.facts() | {"clip": str(film), "model": source._asdict(), "task": "interpolate"}
+    console.result(told, f"{written.text()}\n{film}")
 
 
 def invert(wish: Wish, pictures: Path | None, named: Mapping[str, Any], place: Place, console: Console) -> None:

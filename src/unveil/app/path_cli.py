@@ -71,7 +71,7 @@ def interpolate(
     seed: Annotated[list[int] | None, typer.Option("--seed", help="Of the first sample, and of the last.")] = None,
     first: Annotated[int, typer.Option(help="Number of both samples in their sets.")] = 0,
     frames: Annotated[int, typer.Option(help="In all, both ends among them.")] = 16,
-    clip: Annotated[str, typer.Option(help="Form of the animation: gif, webp or apng.")] = "gif",
+    clip: Annotated[str, typer.Option(help="Form of the animation: gif, webp, apng, mp4 or webm.")] = "gif",
     rate: Annotated[float, typer.Option(help="Frames in a second.")] = 12.0,
     steps: Steps = None,
     scale: Scale = None,

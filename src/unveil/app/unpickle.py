@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from unveil import confined
+
 SECONDS = 600
 ROOM = 8 << 30  # bytes of address space beside the file itself: torch maps much that it never touches
 CHOSEN, REFUSED = 0, 3
@@ -37,12 +39,11 @@ def tensors_of(path: Path, out: Path) -> str:
     """
     from unveil.types import WeightsError
 
-    command = [sys.executable, "-I", "-m", "unveil.app.unpickle", str(path.resolve()), str(out)]
-    clean = {
-        key: value for key, value in os.environ.items() if key in ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")
-    }
+    command = confined.command("unveil.app.unpickle", str(path.resolve()), str(out))
     try:
-        done = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=SECONDS, check=False)
+        done = subprocess.run(
+            command, env=confined.environment(), capture_output=True, text=True, timeout=SECONDS, check=False
+        )
     except subprocess.TimeoutExpired as problem:
         raise WeightsError(
             f"{path}: reading took more than {SECONDS} s and was stopped; the file was not used"
@@ -63,23 +64,6 @@ class Unread:
     def __setstate__(self, state: object) -> None:
         """Takes and forgets what the object was."""
         del state
-
-
-def _limited(size: int) -> None:
-    """Takes from this process what reading tensors does not need."""
-    try:
-        import resource
-    except ImportError:  # not a POSIX system
-        return
-    for kind, most in (
-        (resource.RLIMIT_CPU, SECONDS),
-        (resource.RLIMIT_AS, ROOM + 4 * size),
-        (resource.RLIMIT_FSIZE, 2 * size + (1 << 20)),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        soft, hard = resource.getrlimit(kind)
-        del soft
-        resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 def _weights(found: Any, path: str = "the file") -> tuple[str, dict[str, Any]] | None:
@@ -119,7 +103,8 @@ def _averaged(found: Any) -> tuple[str, dict[str, Any]] | None:
 
 
 def _main(source: str, out: str) -> int:
-    _limited(os.path.getsize(source))
+    size = os.path.getsize(source)
+    confined.limit(seconds=SECONDS, memory=ROOM + 4 * size, written=2 * size + (1 << 20))
     import torch
 
     from unveil.checkpoints.tensors import write_tensors

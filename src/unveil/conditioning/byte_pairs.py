@@ -15,7 +15,7 @@ from functools import cache, lru_cache
 from importlib import resources
 from itertools import pairwise
 
-from unveil.conditioning.extras import extra
+from unveil.extras import extra
 from unveil.types import ShapeError
 
 SHIPPED = "vocabularies/clip.txt.gz"

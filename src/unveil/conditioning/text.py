@@ -10,9 +10,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from unveil.conditioning.extras import extra
 from unveil.conditioning.prompt import Frame, LaidOut, Span, Tokenizer, lay_out, short, spans, texts_of
 from unveil.conditioning.towers import WHO, Encoded, T5Config, Tower
+from unveil.extras import extra
 from unveil.types import Condition, LeftOut, RecipeError, WeightsError, nearest
 
 Gives = Literal["tokens", "vector", "both"]

@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from unveil.conditioning.extras import extra
 from unveil.conditioning.prompt import Frame
+from unveil.extras import extra
 from unveil.types import RecipeError, ShapeError, nearest
 
 WHO = "a text encoder"

@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from unveil.conditioning.hint import HINTS
 from unveil.config.section import PartSection, choice, section
-from unveil.data import CONFIGS, HintedConfig, LatentsConfig
+from unveil.data import CONFIGS, ClipsConfig, HintedConfig, LatentsConfig
 from unveil.types import RecipeError
 
 if TYPE_CHECKING:  # made at run time, from the dataclasses
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 else:
     Data = choice(
         *(
-            section(kind, part, base=PartSection if part is LatentsConfig else PictureSection)
+            section(kind, part, base=PartSection if part in (LatentsConfig, ClipsConfig) else PictureSection)
             for kind, part in CONFIGS.items()
         )
     )

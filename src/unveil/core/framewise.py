@@ -110,7 +110,7 @@ class Framewise:
         """The loss of clips x0 (B, C, T, H, W), or pictures, at training step `step`."""
         frames = x0.shape[2] if x0.ndim == 5 else 1
         noise = streams.normal(x0.shape[1:], step, NOISE).to(x0)
-        return self.at(denoiser, x0, condition, self.draw(denoiser.process, frames, streams, step), noise)
+        return self.of(denoiser, x0, condition, self.draw(denoiser.process, frames, streams, step), noise)
 
     def draw(self, process: Process, frames: int, streams: Streams, step: int) -> Drawn:
         """Times of frames, and which are given."""
@@ -129,7 +129,13 @@ class Framewise:
             made[row] = ~given(way, chosen[row].tolist())
         return Drawn(t, importance, made)
 
-    def at(self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, drawn: Drawn, noise: Tensor) -> Loss:
+    def at(self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, t: Tensor, noise: Tensor) -> Loss:
+        """The loss of clips of which nothing is given, each at one time, t (B,) float64."""
+        each = t[:, None].repeat(1, x0.shape[2] if x0.ndim == 5 else 1)
+        drawn = Drawn(each, torch.ones_like(each), torch.ones_like(each, dtype=torch.bool))
+        return self.of(denoiser, x0, condition, drawn, noise)
+
+    def of(self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, drawn: Drawn, noise: Tensor) -> Loss:
         """The loss at given times and noise, the whole of the mathematics."""
         clips = (slice(None), None, slice(None), None, None) if x0.ndim == 5 else (slice(None), slice(None), None, None)
         flat = denoiser.process.at(drawn.t.flatten())

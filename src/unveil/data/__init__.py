@@ -1,4 +1,7 @@
-"""Data sets: map-style objects whose items are dicts with "pixels" uint8 (C, H, W), or "latents", and what is known."""
+"""Data sets: map-style objects whose items are dicts with "pixels" uint8, or "latents", and what is known.
+
+Pixels are (C, H, W), those of clips (3, T, H, W).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ from dataclasses import fields
 from typing import Any, Protocol
 
 from unveil.data.adapted import Adapted, adapt
-from unveil.data.check import Progress, check, usable
+from unveil.data.check import check, usable
+from unveil.data.clips import Clips
+from unveil.data.clips_check import ClipsReport, check_clips, usable_clips
 from unveil.data.digits import DigitsConfig, digits
 from unveil.data.fashion import FashionConfig, fashion
 from unveil.data.hinted import HINT, Hinted, HintedConfig
@@ -14,8 +19,10 @@ from unveil.data.images import Folder
 from unveil.data.latents import LATENTS, Latents, LatentsConfig, write_latents
 from unveil.data.latents_check import LatentsReport, check_latents
 from unveil.data.listing import FolderConfig
+from unveil.data.looks import Progress
 from unveil.data.playground import Playground, PlaygroundConfig
 from unveil.data.report import Report
+from unveil.data.retime import ClipsConfig
 from unveil.data.scenes import Scenes, ScenesConfig
 from unveil.data.states import boxes_to_state, mask_to_state, state_to_boxes, state_to_mask
 from unveil.data.stored import Part, Stored, known_part
@@ -23,7 +30,8 @@ from unveil.data.style import StyleConfig, in_style, styled
 from unveil.types import RecipeError, nearest
 
 DataConfig = (
-    DigitsConfig
+    ClipsConfig
+    | DigitsConfig
     | FashionConfig
     | FolderConfig
     | LatentsConfig
@@ -32,8 +40,9 @@ DataConfig = (
     | HintedConfig
     | StyleConfig
 )
-DataSet = Stored | Folder | Latents | Playground | Scenes | Hinted
+DataSet = Stored | Folder | Clips | Latents | Playground | Scenes | Hinted
 CONFIGS: dict[str, type[Any]] = {
+    "clips": ClipsConfig,
     "digits": DigitsConfig,
     "fashion": FashionConfig,
     "fashion-style": StyleConfig,
@@ -74,6 +83,8 @@ def open(config: DataConfig | Section, part: Part = "train") -> DataSet:
         return styled(chosen, part)
     if isinstance(chosen, FolderConfig):
         return Folder(chosen, part)
+    if isinstance(chosen, ClipsConfig):
+        return Clips(chosen, part)
     if isinstance(chosen, LatentsConfig):
         return Latents(chosen, part)
     if isinstance(chosen, PlaygroundConfig):
@@ -96,6 +107,9 @@ __all__ = [
     "HINT",
     "LATENTS",
     "Adapted",
+    "Clips",
+    "ClipsConfig",
+    "ClipsReport",
     "DataConfig",
     "DigitsConfig",
     "FashionConfig",
@@ -118,6 +132,7 @@ __all__ = [
     "adapt",
     "boxes_to_state",
     "check",
+    "check_clips",
     "check_latents",
     "digits",
     "fashion",
@@ -130,5 +145,6 @@ __all__ = [
     "state_to_mask",
     "styled",
     "usable",
+    "usable_clips",
     "write_latents",
 ]

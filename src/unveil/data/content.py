@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from unveil.data.adapted import Source
+from unveil.data.clips import Clips
 from unveil.data.decode import inside
 from unveil.data.images import Folder
 from unveil.data.stored import Stored
@@ -26,8 +28,8 @@ _TOLD = 256  # items between two calls of progress
 def content(items: Source, progress: Progress | None = None) -> str:
     """The sha256 of all that a data set holds, in its order, in hexadecimal.
 
-    Of a folder the files are read whole, and not decoded; how they are decoded is part of the hash. Pictures in memory
-    are read there. Of any other data set every item is asked for.
+    Of a folder of pictures or clips the files are read whole, and not decoded; how they are decoded is part of the
+    hash. Pictures in memory are read there. Of any other data set every item is asked for.
 
     Args:
         progress: called as progress(done, total), now and then.
@@ -39,14 +41,16 @@ def content(items: Source, progress: Progress | None = None) -> str:
     digest = hashlib.sha256()
     if isinstance(items, Stored):
         _add(digest, [items.pixels, items.labels, items.low])
+    elif isinstance(items, Clips):
+        _add(digest, [repr(items.rule)])
+        files = {path: _file(items.root, path) for path in {scene.entry.path for scene in items.entries}}
+        for done, (entry, film, piece) in enumerate(items.entries, 1):
+            _add(digest, [film.codec, repr(piece), files[entry.path], entry.label, entry.text])
+            _tell(progress, done, len(items))
     elif isinstance(items, Folder):
         _add(digest, [repr(items.rule), items.low, PIL.__version__])
         for done, entry in enumerate(items.entries, 1):
-            try:
-                found = sha256(inside(items.root, entry.path))
-            except OSError as problem:
-                raise MediaError(f"{items.root / entry.path}: {problem.strerror or problem}") from problem
-            _add(digest, [found, entry.label, entry.text])
+            _add(digest, [_file(items.root, entry.path), entry.label, entry.text])
             _tell(progress, done, len(items))
     else:
         for index in range(len(items)):
@@ -63,6 +67,13 @@ def tensors(named: dict[str, Tensor]) -> str:
     for name in sorted(named):
         _add(digest, [name, named[name]])
     return digest.hexdigest()
+
+
+def _file(root: Path, path: str) -> str:
+    try:
+        return sha256(inside(root, path))
+    except OSError as problem:
+        raise MediaError(f"{root / path}: {problem.strerror or problem}") from problem
 
 
 def _add(digest: Any, values: list[Any], where: str = "") -> None:

@@ -8,6 +8,7 @@ first frame is used.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,10 @@ class Rule:
     """How a picture becomes size x size pixels; where size is None it keeps its own.
 
     fit: crop scales the short side to `size` and keeps the centre; pad scales the long side and fills with
-        the background; stretch changes the aspect ratio.
+        the background; stretch changes the aspect ratio; aspect keeps it, with size x size pixels at most and none
+        added.
+    multiple: both sides become multiples of it where the picture keeps its own size or aspect; what is too much is
+        cut off around the centre.
     decode: exact decodes every pixel and resamples once. fast lets the JPEG decoder skip detail that the
         resampling would average away, and resamples in two passes where much is reduced (large photographs
         3 to 4 times faster, slightly other pixels): for training, never for metrics.
@@ -71,10 +75,11 @@ class Rule:
 
     size: int | None
     channels: Literal[1, 3] = 3
-    fit: Literal["crop", "pad", "stretch"] = "crop"
+    fit: Literal["crop", "pad", "stretch", "aspect"] = "crop"
     decode: Literal["exact", "fast"] = "exact"
     background: str = "white"
     max_pixels: int = 100_000_000
+    multiple: int = 1
 
 
 class Header(NamedTuple):
@@ -220,8 +225,8 @@ def inside(root: Path, relative: str) -> Path:
 def fit_box(width: int, height: int, rule: Rule) -> tuple[Box, Size]:
     """Which part of a width x height picture is kept, and the size that it is resampled to."""
     whole = (0.0, 0.0, float(width), float(height))
-    if rule.size is None:
-        return whole, (width, height)
+    if rule.size is None or rule.fit == "aspect":
+        return _own_aspect(width, height, rule)
     if rule.fit == "crop":
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
@@ -232,11 +237,19 @@ def fit_box(width: int, height: int, rule: Rule) -> tuple[Box, Size]:
     return whole, (max(1, round(width * scale)), max(1, round(height * scale)))
 
 
+def _own_aspect(width: int, height: int, rule: Rule) -> tuple[Box, Size]:
+    scale = 1.0 if rule.size is None else min(1.0, rule.size / math.sqrt(width * height))
+    wide, high = (max(1, int(side * scale / rule.multiple + 1e-9)) * rule.multiple for side in (width, height))
+    scale = max(scale, wide / width, high / height)  # a picture below one multiple is enlarged
+    left, top = (width - wide / scale) / 2, (height - high / scale) / 2
+    return (left, top, width - left, height - top), (wide, high)
+
+
 def _fit(image: Image.Image, rule: Rule, box: Box, size: Size) -> Image.Image:
     if (0.0, 0.0, *size) != box:  # already of this size: not resampled at all
         gap = 2.0 if rule.decode == "fast" else None
         image = image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=gap)
-    if rule.size is None or size == (rule.size, rule.size):
+    if rule.size is None or rule.fit != "pad":
         return image
     canvas = Image.new(image.mode, (rule.size, rule.size), _colour(rule.background, image.mode))
     canvas.paste(image, ((rule.size - size[0]) // 2, (rule.size - size[1]) // 2))

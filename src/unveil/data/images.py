@@ -6,10 +6,11 @@ from dataclasses import replace
 
 from torch.utils.data import Dataset
 
-from unveil.data.check import Report, usable
+from unveil.data.check import usable
 from unveil.data.decode import read
 from unveil.data.listing import FolderConfig
 from unveil.data.low import LOW, smaller
+from unveil.data.report import Report
 from unveil.data.stored import Part
 from unveil.types import Item, MediaError
 
@@ -31,7 +32,7 @@ class Folder(Dataset[Item]):
         self.root = self.report.root
         self.low = config.low
         self.rule = replace(config.rule, decode="exact") if part == "held-out" else config.rule
-        chosen = _held_out(self.report.digests, config.held_out)
+        chosen = held_out(self.report.digests, config.held_out)
         wanted = part == "held-out"
         self.entries = [entry for entry, out in zip(self.report.entries, chosen, strict=True) if out == wanted]
         self.captioned = any(entry.text is not None for entry in self.report.entries)
@@ -66,8 +67,8 @@ class Folder(Dataset[Item]):
         return item
 
 
-def _held_out(digests: list[str], share: float) -> list[bool]:
-    """Which pictures are held out; at least one, when a share was asked for and there are two different ones."""
+def held_out(digests: list[str], share: float) -> list[bool]:
+    """Which files are held out; at least one, when a share was asked for and there are two different ones."""
     if share == 0:
         return [False] * len(digests)
     chosen = [int(digest[:16], 16) < share * 2**64 for digest in digests]

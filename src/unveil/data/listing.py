@@ -1,4 +1,4 @@
-"""What a folder of pictures holds, before any picture is decoded: files, labels, captions, and what is left out."""
+"""What a folder of pictures or clips holds, before any is decoded: files, labels, captions, and what is left out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, NamedTuple, Protocol
 
 from PIL import ImageColor
 
@@ -21,6 +21,53 @@ from unveil.types import MediaError, RecipeError, nearest
 PICTURES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp"}
 OTHER_PICTURES = {".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg"}
 _MAX_CAPTION = 65_536  # bytes
+
+
+class Kind(NamedTuple):
+    """What is looked for in a folder.
+
+    noun: what one is called. named: the formats, for messages. suffixes, others: names that promise one, of formats
+    that are read and that are not. format_of: the format from a file's first `head` bytes, None for anything else.
+    """
+
+    noun: str
+    named: str
+    suffixes: frozenset[str]
+    others: frozenset[str]
+    format_of: Callable[[bytes], str | None]
+    head: int
+
+
+PICTURE = Kind("picture", "PNG, JPEG or WebP", frozenset(PICTURES), frozenset(OTHER_PICTURES), format_of, HEAD)
+
+
+class Layout(Protocol):
+    """The settings of a folder, whatever lies in it."""
+
+    @property
+    def path(self) -> str:
+        """Of the folder."""
+        ...
+
+    @property
+    def labels(self) -> Literal["auto", "folders", "none"]:
+        """Where classes come from; see `FolderConfig`."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The allowed ones in order, None takes those found."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """The metadata column of captions."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """The metadata column of labels."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -60,18 +107,12 @@ class FolderConfig:
     kind: Literal["folder"] = "folder"
 
     def __post_init__(self) -> None:
-        if not 4 <= self.size <= 4096:
-            raise RecipeError(f"size {self.size}: must be 4 to 4096 pixels")
+        check_size(self.size)
         check_low(self.low, self.size)
         if self.max_pixels < 1:
             raise RecipeError(f"max_pixels {self.max_pixels}: must be at least 1; 100000000 is usual")
-        for name in ("max_bad", "held_out"):
-            if not 0 <= getattr(self, name) < 1:
-                raise RecipeError(f"{name} {getattr(self, name)}: a share, at least 0 and below 1")
-        try:
-            ImageColor.getrgb(self.background)
-        except ValueError as error:
-            raise RecipeError(f"background {self.background!r}: not a colour; such as 'white' or '#ffffff'") from error
+        check_shares(max_bad=self.max_bad, held_out=self.held_out)
+        colour(self.background)
 
     @property
     def rule(self) -> Rule:
@@ -79,9 +120,34 @@ class FolderConfig:
         return Rule(self.size, self.channels, self.fit, self.decode, self.background, self.max_pixels)
 
 
+def check_size(size: int) -> None:
+    """Raises RecipeError when pictures cannot be trained on at so many pixels a side."""
+    if not 4 <= size <= 4096:
+        raise RecipeError(f"size {size}: must be 4 to 4096 pixels")
+
+
+def check_shares(**shares: float) -> None:
+    """Raises RecipeError, by its name, when a share is not at least 0 and below 1."""
+    for name, share in shares.items():
+        if not 0 <= share < 1:
+            raise RecipeError(f"{name} {share}: a share, at least 0 and below 1")
+
+
+def colour(name: str) -> tuple[int, ...]:
+    """Red, green and blue of a CSS name or "#rrggbb".
+
+    Raises:
+        RecipeError: not a colour.
+    """
+    try:
+        return ImageColor.getrgb(name)
+    except ValueError as error:
+        raise RecipeError(f"background {name!r}: not a colour; such as 'white' or '#ffffff'") from error
+
+
 @dataclass(frozen=True)
 class Entry:
-    """One picture to train on: its path below the folder ("/" between parts), and what is known about it."""
+    """One picture or clip to train on: its path below the folder ("/" between parts), and what is known about it."""
 
     path: str
     label: int | None = None
@@ -92,7 +158,7 @@ class Entry:
 class Listing:
     """Everything that lies in a folder.
 
-    entries: what is to be decoded. refused: path and reason of what should have been a picture and cannot be.
+    entries: what is to be decoded. refused: path and reason of what should have been one and cannot be.
     ignored: path and reason of other files. stamp: changes when a file is added, removed or modified.
     """
 
@@ -105,22 +171,22 @@ class Listing:
     stamp: str = ""
 
 
-def listing(config: FolderConfig) -> Listing:
+def listing(config: Layout, kind: Kind = PICTURE) -> Listing:
     """The folder's content.
 
     Raises:
-        MediaError: no such folder, no picture in it, metadata that cannot be read or that names a path outside
+        MediaError: no such folder, nothing of the kind in it, metadata that cannot be read or that names a path outside
             the folder, a label that is not among `classes`.
     """
-    root = _root(config.path)
-    walk = _Walk(root)
+    root = _root(config.path, kind)
+    walk = _Walk(root, kind)
     found = [path for path in walk.files if _is_candidate(root, path, walk)]
     table = [name for name in METADATA if name in walk.files]
     if len(table) > 1:
         raise MediaError(f"{root}: both {table[0]} and {table[1]}; keep one of them")
     result = Listing(root, table[0] if table else "plain", None, [], walk.refused, walk.ignored, walk.stamp())
     if table:
-        _with_metadata(result, config, read_metadata(root / table[0], config.text, config.label), set(found))
+        _with_metadata(result, config, read_metadata(root / table[0], config.text, config.label), set(found), kind)
     elif _has_classes(config, found):
         result.layout = "classes"
         _with_classes(result, config, found)
@@ -128,26 +194,27 @@ def listing(config: FolderConfig) -> Listing:
         result.entries = [Entry(path) for path in found]
     if not result.entries and not result.refused:
         others = f"; it holds {len(walk.files)} other files, such as {walk.files[0]}" if walk.files else ""
-        raise MediaError(f"{root}: no picture in it (PNG, JPEG or WebP){others}; check the path")
+        raise MediaError(f"{root}: no {kind.noun} in it ({kind.named}){others}; check the path")
     _add_captions(result, set(walk.files))
     return result
 
 
-def _root(path: str) -> Path:
+def _root(path: str, kind: Kind) -> Path:
     root = Path(path).expanduser()
     if root.is_dir():
         return root.resolve()
     if root.exists():
-        raise MediaError(f"{path}: a file, not a folder; give the folder that holds the pictures")
+        raise MediaError(f"{path}: a file, not a folder; give the folder that holds the {kind.noun}s")
     siblings = [entry.name for entry in root.parent.iterdir() if entry.is_dir()] if root.parent.is_dir() else []
     close = nearest(root.name, siblings)
-    raise MediaError(f"{path}: no such folder{close}; give a folder that holds pictures (in a recipe: data.path)")
+    raise MediaError(f"{path}: no such folder{close}; give a folder that holds {kind.noun}s (in a recipe: data.path)")
 
 
 class _Walk:
     """One pass over the tree: regular files in order, a mark of their state, and what cannot be followed."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, kind: Kind) -> None:
+        self.kind = kind
         self.files: list[str] = []
         self.refused: list[tuple[str, str]] = []
         self.ignored: list[tuple[str, str]] = []
@@ -173,8 +240,8 @@ class _Walk:
             path = f"{folder}/{one.name}" if folder else one.name
             suffix = PurePosixPath(one.name).suffix.lower()
             if one.is_dir(follow_symlinks=False):
-                if suffix in PICTURES:
-                    self.refused.append((path, "a folder, not a picture; rename it or move its content"))
+                if suffix in self.kind.suffixes:
+                    self.refused.append((path, f"a folder, not a {self.kind.noun}; rename it or move its content"))
                 else:
                     self._visit(path)
             else:
@@ -195,7 +262,7 @@ class _Walk:
                 self._marks.append(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}")
             elif stat.S_ISDIR(facts.st_mode):
                 self.ignored.append((path, "a link to a folder, which is not followed"))
-            elif suffix in PICTURES:
+            elif suffix in self.kind.suffixes:
                 self.refused.append((path, "not a regular file; remove it"))
             else:
                 self.ignored.append((path, "not a regular file"))
@@ -203,28 +270,29 @@ class _Walk:
 
 def _is_candidate(root: Path, path: str, walk: _Walk) -> bool:
     suffix = PurePosixPath(path).suffix.lower()
-    if suffix in PICTURES or suffix in OTHER_PICTURES:
+    kind = walk.kind
+    if suffix in kind.suffixes or suffix in kind.others:
         return True
     if suffix == ".txt" or path in METADATA:
         return False
     try:
         with (root / path).open("rb") as file:
-            if format_of(file.read(HEAD)):  # a picture whatever its name
+            if kind.format_of(file.read(kind.head)):  # one whatever its name
                 return True
     except OSError as error:
         walk.ignored.append((path, f"cannot be read: {error.strerror}"))
         return False
-    walk.ignored.append((path, f"not a picture ({suffix or 'no extension'})"))
+    walk.ignored.append((path, f"not a {kind.noun} ({suffix or 'no extension'})"))
     return False
 
 
-def _has_classes(config: FolderConfig, found: list[str]) -> bool:
+def _has_classes(config: Layout, found: list[str]) -> bool:
     if config.labels == "auto":
         return len({path.partition("/")[0] for path in found}) > 1 and all("/" in path for path in found)
     return config.labels == "folders"
 
 
-def _with_classes(result: Listing, config: FolderConfig, found: list[str]) -> None:
+def _with_classes(result: Listing, config: Layout, found: list[str]) -> None:
     names = sorted({path.partition("/")[0] for path in found if "/" in path})
     result.classes = _classes(config, names, lambda name: f"{result.root / name}: class")
     number = {name: index for index, name in enumerate(result.classes)}
@@ -236,7 +304,7 @@ def _with_classes(result: Listing, config: FolderConfig, found: list[str]) -> No
             result.refused.append((path, "no class: it lies beside the class folders; move it into one of them"))
 
 
-def _with_metadata(result: Listing, config: FolderConfig, rows: list[Row], found: set[str]) -> None:
+def _with_metadata(result: Listing, config: Layout, rows: list[Row], found: set[str], kind: Kind) -> None:
     where = {row.label: f"{result.root / result.layout} line {row.line}: label" for row in reversed(rows)}
     labels = {row.label for row in rows if row.label is not None} if config.labels != "none" else set()
     if labels and config.classes is None and all(label.isdecimal() and str(int(label)) == label for label in labels):
@@ -251,7 +319,8 @@ def _with_metadata(result: Listing, config: FolderConfig, rows: list[Row], found
             continue
         if row.path not in found:
             there = os.path.lexists(result.root / row.path)
-            result.refused.append((row.path, f"{named}, but {'hidden or not a picture' if there else 'not there'}"))
+            hidden = f"hidden or not a {kind.noun}"
+            result.refused.append((row.path, f"{named}, but {hidden if there else 'not there'}"))
         elif labels and row.label is None:
             result.refused.append((row.path, f"{named} without a label, which others have; add it"))
         else:
@@ -261,7 +330,7 @@ def _with_metadata(result: Listing, config: FolderConfig, rows: list[Row], found
     result.ignored += [(path, f"not named in {result.layout}") for path in sorted(found - listed)]
 
 
-def _classes(config: FolderConfig, names: list[str], where: Callable[[str], str]) -> list[str]:
+def _classes(config: Layout, names: list[str], where: Callable[[str], str]) -> list[str]:
     """The classes asked for, or else those found.
 
     Raises:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from unveil.data.listing import Entry
 
@@ -34,10 +34,21 @@ class Report:
     missing: pictures without a caption, where others have one. duplicates: groups of files of equal content.
     """
 
+    noun: ClassVar[str] = "picture"
+    warned: ClassVar[dict[str, str]] = {"drop": "left out", "enlarge": "enlarged"}  # what training says aloud
+    titles: ClassVar[dict[str, str]] = {
+        "drop": "left out",
+        "enlarge": "enlarged to {size} pixels",
+        "reduce": "reduced to {size} pixels",
+        "crop": "cropped",
+        "pad": "padded",
+        "stretch": "stretched",
+    }
+
     root: Path
     layout: str
     classes: list[str] | None
-    size: int
+    size: int | str
     found: int = 0
     entries: list[Entry] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
@@ -79,6 +90,21 @@ class Report:
         order = [_range(side) for side in (1, *_SIDES)]
         return {name: counted[name] for name in order if counted[name]}
 
+    def kinds(self) -> dict[str, dict[str, int]]:
+        """How many files of each format, and of each other kind that matters."""
+        return {"formats": dict(self.formats), "modes": dict(self.modes)}
+
+    def notes(self) -> dict[str, Any]:
+        """What else happens to files, for JSON."""
+        return {"turned_upright": self.turned, "animated": self.animated}
+
+    def noted(self) -> dict[str, list[tuple[str, str]]]:
+        """The same for a person: a title, and the files with the reason of each."""
+        return {
+            "animated": [(path, "the first frame is used") for path in self.animated],
+            "turned upright": [(path, "by its EXIF orientation") for path in self.turned],
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON: every file that is dropped, changed, ignored or doubled is named."""
         return {
@@ -93,12 +119,10 @@ class Report:
                 {"path": change.path, "actions": list(change.actions), "reason": change.reason}
                 for change in self.changes
             ],
-            "formats": dict(self.formats),
-            "modes": dict(self.modes),
+            **self.kinds(),
             "sizes": {f"{width} x {height}": count for (width, height), count in self.sizes.most_common(20)},
             "short_sides": self.side_counts(),
-            "turned_upright": self.turned,
-            "animated": self.animated,
+            **self.notes(),
             "captions": _lengths(self.captions) | {"missing": self.missing},
             "classes": self.class_counts(),
             "duplicates": self.duplicates,
@@ -107,9 +131,8 @@ class Report:
     def to_text(self, limit: int = 10) -> str:
         """The report for a person; of each kind the first `limit` files are named."""
         lines = [
-            f"{shown(str(self.root))}: {self.found} pictures, {len(self.entries)} usable ({self.layout})",
-            "formats      " + _counts(self.formats),
-            "modes        " + _counts(self.modes),
+            f"{shown(str(self.root))}: {self.found} {self.noun}s, {len(self.entries)} usable ({self.layout})",
+            *(f"{name:<13}{_counts(counted)}" for name, counted in self.kinds().items()),
             "short side   " + _counts(self.side_counts()),
         ]
         if self.classes:
@@ -121,28 +144,18 @@ class Report:
                 f"(median {facts['median']}), {len(self.missing)} missing"
             )
         lines += _section("cannot be used", self.refused, limit)
-        for action, title in _TITLES.items():
+        for action, title in self.titles.items():
             named = [(change.path, change.reason) for change in self.changes if action in change.actions]
             lines += _section(title.format(size=self.size), named, limit)
         lines += _section(
             "without a caption", [(path, "trained on with an empty caption") for path in self.missing], limit
         )
-        lines += _section("animated", [(path, "the first frame is used") for path in self.animated], limit)
-        lines += _section("turned upright", [(path, "by its EXIF orientation") for path in self.turned], limit)
+        for title, named in self.noted().items():
+            lines += _section(title, named, limit)
         copies = [(group[0], "equal to " + ", ".join(map(shown, group[1:]))) for group in self.duplicates]
         lines += _section("exact duplicates", copies, limit)
         lines += _section("ignored", self.ignored, limit)
         return "\n".join(lines)
-
-
-_TITLES = {
-    "drop": "left out",
-    "enlarge": "enlarged to {size} pixels",
-    "reduce": "reduced to {size} pixels",
-    "crop": "cropped",
-    "pad": "padded",
-    "stretch": "stretched",
-}
 
 
 def listed(found: Sequence[tuple[str, str]], limit: int = 20) -> str:

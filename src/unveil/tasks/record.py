@@ -1,4 +1,4 @@
-"""The record in a picture file: how it was made, in full, for people and for making it again."""
+"""The record in a file of a picture or a clip: how it was made, in full, for people and for making it again."""
 
 from __future__ import annotations
 
@@ -7,28 +7,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unveil.pictures import EXIF, FACTS, UNICODE, USER_COMMENT
 from unveil.types import MediaError
+from unveil.video.containers import HEAD, container_of
+from unveil.video.read import Decoder
 
 MAX_TEXT = 1_000_000  # characters of a record that are read
-PARAMETERS, FACTS = "parameters", "unveil"  # names of the two texts in a PNG file
+PARAMETERS = "parameters"  # the name of the text that picture tools show
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """What a picture of ours says about how it was made.
+    """What a picture or a clip of ours says about how it was made.
 
     Raises:
-        MediaError: no such file, not a PNG, or one without our metadata.
+        MediaError: no such file, not a picture or a clip, or one without our metadata.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            image.load()  # texts may follow the pixels
-            text = getattr(image, "text", {}).get(FACTS)
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as problem:
-        raise MediaError(
-            f"{path}: not a readable PNG file ({problem}); give a picture that `unveil sample` wrote"
-        ) from problem
+    text = _clip_text(path) or _picture_text(path)
     if text is None:
         raise MediaError(f"{path}: holds no record of how it was made (stripped, or written with --no-metadata)")
     try:
@@ -38,8 +32,49 @@ def read_facts(path: Path) -> dict[str, Any]:
         if not isinstance(facts, dict):
             raise ValueError("not an object")
     except (ValueError, RecursionError) as problem:
-        raise MediaError(f"{path}: its record is damaged ({problem}); use the picture as it was written") from problem
+        raise MediaError(f"{path}: its record is damaged ({problem}); use the file as it was written") from problem
     return facts
+
+
+def _picture_text(path: Path) -> str | None:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path, formats=["PNG", "GIF", "WEBP"]) as image:
+            if image.format == "PNG":
+                image.load()  # texts may follow the pixels
+                return getattr(image, "text", {}).get(FACTS)
+            found = image.getexif().get_ifd(EXIF).get(USER_COMMENT, b"")
+            if isinstance(found, bytes) and found.startswith(UNICODE):
+                return found.removeprefix(UNICODE).decode("utf-16-le")
+            return _ours(image.info.get("comment", b"").decode())
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as problem:
+        raise _unreadable(path, problem) from problem
+
+
+def _unreadable(path: Path, problem: Exception) -> MediaError:
+    return MediaError(f"{path}: not a readable PNG file, nor a clip ({problem}); give a file that this program wrote")
+
+
+def _clip_text(path: Path) -> str | None:
+    """The record in a video; None where there is none, or the file is no video."""
+    try:
+        with path.open("rb") as file:
+            if container_of(file.read(HEAD)) in (None, "GIF"):
+                return None
+        decoder = Decoder()
+        found = _ours(decoder.comment(path) or "")
+        decoder.close()
+    except OSError as problem:
+        raise _unreadable(path, problem) from problem
+    if found is None:
+        raise MediaError(f"{path}: holds no record of how it was made (stripped, or written with --no-metadata)")
+    return found
+
+
+def _ours(comment: str) -> str | None:
+    """A comment that can be a record: other programs write theirs in the same place."""
+    return comment if comment.startswith("{") else None
 
 
 def parameters(facts: Mapping[str, Any], size: Sequence[int]) -> str:

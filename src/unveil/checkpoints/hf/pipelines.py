@@ -26,7 +26,6 @@ from unveil.checkpoints.scheduler import Scheduler, read_scheduler
 from unveil.checkpoints.tensors import read_header
 from unveil.codec.kl import KL
 from unveil.conditioning import byte_pairs, texts, towers
-from unveil.conditioning.extras import extra
 from unveil.conditioning.numbers import Numbers, PictureSize
 from unveil.conditioning.text import FileTokenizer, Gives, Text
 from unveil.conditioning.texts import Texts, Together
@@ -38,6 +37,7 @@ from unveil.core.denoiser import Denoiser
 from unveil.core.flow import SizeShifted
 from unveil.core.prediction import PREDICTIONS, Prediction, straight
 from unveil.core.process import Process
+from unveil.extras import extra
 from unveil.model import Model
 from unveil.types import WeightsError, nearest
 

@@ -1,4 +1,4 @@
-"""Packages that only some models need: imported when they are used, and named in one error where they are missing."""
+"""Packages that only some users need: imported when they are used, and named in one error where they are missing."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from types import ModuleType
 from unveil.types import RecipeError
 
 
-def extra(module: str, what: str) -> ModuleType:
-    """A module of the extra `hf`.
+def extra(module: str, what: str, name: str = "hf") -> ModuleType:
+    """A module of an extra of this package.
 
     Args:
         module: its dotted name.
         what: needs it, for the message.
+        name: of the extra.
 
     Raises:
         RecipeError: it is not installed; says what to install.
@@ -21,4 +22,4 @@ def extra(module: str, what: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as problem:
-        raise RecipeError(f"{what} needs {module}, which is not installed: pip install 'unveil[hf]'") from problem
+        raise RecipeError(f"{what} needs {module}, which is not installed: pip install 'unveil[{name}]'") from problem

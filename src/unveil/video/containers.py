@@ -1,0 +1,84 @@
+"""What a file of a clip is, by its first bytes, and whether it ends where it says; nothing is decoded."""
+
+from __future__ import annotations
+
+import os
+from typing import IO
+
+HEAD = 64  # bytes that are enough for `container_of`
+FORMATS = ("MP4", "MOV", "WebM", "MKV", "GIF")
+# What FFmpeg calls the readers of these, and the decoders that are used: nothing else is opened.
+READERS = ("mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "gif")
+CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "libdav1d", "mpeg4", "mjpeg", "prores", "gif")
+
+_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")  # a file of QuickTime's family begins so
+_STILLS = (b"avif", b"avis", b"heic", b"heix", b"hevc", b"mif1", b"msf1")  # brands of pictures in that family
+_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+
+
+def container_of(head: bytes) -> str | None:
+    """One of `FORMATS` from a file's first bytes, None for anything else."""
+    if head.startswith(b"GIF8"):
+        return "GIF"
+    if head.startswith(_EBML):
+        return "WebM" if b"webm" in head else "MKV" if b"matroska" in head else None
+    if head[4:8] not in _BOXES or (head[4:8] == b"ftyp" and head[8:12] in _STILLS):
+        return None
+    return "MOV" if head[4:8] != b"ftyp" or head[8:10] == b"qt" else "MP4"
+
+
+def fault(file: IO[bytes], container: str) -> str | None:
+    """Why a file cannot be whole, from the lengths that it states; None when nothing speaks against it.
+
+    Decoders read what is there of a truncated file and call it the end, so that a clip would be shorter than it was.
+    """
+    size = os.fstat(file.fileno()).st_size
+    if container == "GIF":
+        file.seek(max(0, size - HEAD))
+        return None if file.read().rstrip(b"\0\r\n").endswith(b";") else _truncated(None, size)
+    return _matroska(file, size) if container in ("WebM", "MKV") else _boxes(file, size)
+
+
+def _boxes(file: IO[bytes], size: int) -> str | None:
+    """ISO 14496-12, section 4.2: a box is its length, its name and its content; length 0 reaches to the end."""
+    place, found = 0, set[bytes]()
+    while place + 8 <= size:
+        file.seek(place)
+        length, name = int.from_bytes(file.read(4), "big"), file.read(4)
+        if length == 1:
+            length = int.from_bytes(file.read(8), "big")
+        found.add(name)
+        if length == 0:
+            break
+        if length < 8:
+            return f"damaged: the box {name!r} has a length of {length}; fetch it again or remove it"
+        place += length
+        if place > size:
+            return _truncated(place, size)
+    return None if b"moov" in found else "it has no index (moov): its recording was never finished; export it again"
+
+
+def _matroska(file: IO[bytes], size: int) -> str | None:
+    """RFC 8794: an element is its id, its length and its content; a length of all ones is not known."""
+    place = 0
+    while place + 8 <= size:
+        file.seek(place)
+        name = file.read(4)
+        if name not in (_EBML, _SEGMENT):
+            return None
+        first = file.read(1)[0]
+        width = 9 - first.bit_length()  # bytes of the length, told by its leading zeros
+        if width > 8:
+            return "damaged: an element without a length; fetch it again or remove it"
+        value = int.from_bytes(bytes([first & (0xFF >> width)]) + file.read(width - 1), "big")
+        if value == (1 << 7 * width) - 1:
+            return None
+        place += 4 + width + value
+        if place > size:
+            return _truncated(place, size)
+    return None
+
+
+def _truncated(stated: int | None, size: int) -> str:
+    lengths = "" if stated is None else f": {size} of {stated} bytes are there"
+    return f"truncated{lengths}; fetch it again or remove it"
