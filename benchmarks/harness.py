@@ -33,6 +33,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -93,6 +94,21 @@ def measure_step(loss: Callable[[], Any], optimiser: Any, average: Callable[[], 
     return measure(step, repeats=8, warmup=2)
 
 
+def measure_load(load: Callable[[], Any]) -> dict[str, float]:
+    """CPU seconds of loading a module, and the peak of memory in MB above what the imports hold.
+
+    `loaded_mb` is the peak until it is loaded, `above_mb` until every one of its weights was touched as well.
+    """
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
+    before, begun = resident_mb(), time.process_time()
+    module = load()
+    seconds, loaded = time.process_time() - begun, peak_mb() - before
+    for parameter in module.parameters():
+        parameter.sum()
+    return {"cpu_s": seconds, "loaded_mb": loaded, "above_mb": peak_mb() - before}
+
+
 def short() -> bool:
     """Whether this is a short run."""
     return os.environ.get(SHORT) == "1"
@@ -100,9 +116,18 @@ def short() -> bool:
 
 def peak_mb() -> float:
     """Largest resident memory of this process so far, in MB (2**20); 0 where the system does not tell."""
+    return _memory("VmHWM")
+
+
+def resident_mb() -> float:
+    """Resident memory of this process now, in MB (2**20); 0 where the system does not tell."""
+    return _memory("VmRSS")
+
+
+def _memory(which: str) -> float:
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(which)), 0.0)
 
 
 def main(name: str, cases: Mapping[str, Case], ratios: Sequence[Ratio] = (), *, rounds: int = 3) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import harness
@@ -17,7 +15,7 @@ import torch
 
 from unveil.checkpoints import ours
 from unveil.config import ModelConfig, validate
-from unveil.model import Model, build
+from unveil.model import build
 
 FOLDER = "UNVEIL_BENCH_MODEL"  # where the parent process put the model
 
@@ -32,33 +30,16 @@ def described() -> ModelConfig:
     return validate(ModelConfig, raw, "benchmark")
 
 
-def measured(load: object) -> dict[str, float]:
-    """CPU seconds and peak memory of a load, and of touching every weight after it."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
-    before, begun = _resident_mb(), time.process_time()
-    model: Model = load()  # type: ignore[operator]
-    seconds, loaded = time.process_time() - begun, harness.peak_mb() - before
-    for parameter in model.parameters():
-        parameter.sum()
-    return {"cpu_s": seconds, "loaded_mb": loaded, "above_mb": harness.peak_mb() - before}
-
-
 def mapped() -> dict[str, float]:
-    return measured(lambda: ours.load_model(os.environ[FOLDER]))
+    return harness.measure_load(lambda: ours.load_model(os.environ[FOLDER]))
 
 
 def copied() -> dict[str, float]:
-    return measured(lambda: ours.load_weights(build(described()), os.environ[FOLDER]))
+    return harness.measure_load(lambda: ours.load_weights(build(described()), os.environ[FOLDER]))
 
 
 def size() -> dict[str, float]:
     return {"above_mb": ours.inspect(os.environ[FOLDER])["bytes"] / 2**20}
-
-
-def _resident_mb() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
 
 
 if __name__ == "__main__":

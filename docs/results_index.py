@@ -36,6 +36,15 @@ def scores(report: Report) -> dict[str, str | float]:
     if psnr := found.get("psnr"):
         said["PSNR"] = f"{psnr['value']:.1f} dB"
         said["PSNR, mean of pictures"] = f"{psnr['per_picture']['value']:.1f} dB"
+    enlarged = found.get("enlarged", {})
+    if gain := enlarged.get("psnr"):
+        said["PSNR above bicubic"] = f"{gain['value']:.2f} dB"
+    for key, name in (("ssim", "SSIM above bicubic"), ("perceptual", "perceptual distance below bicubic")):
+        if key in enlarged:
+            said[name] = round(enlarged[key]["value"], 3)
+    for key, name in (("named", "named attributes seen"), ("negative", "fall by a negative prompt")):
+        if key in found:
+            said[name] = _percent(found[key]["value"])
     for key, name, digits in (("ssim", "SSIM", 3), ("perceptual", "perceptual distance", 3), ("rfid", "rFID", 2)):
         if key in found:
             said[name] = round(found[key]["value"], digits)
@@ -176,6 +185,40 @@ def _rebuilt() -> dict[str, Callable[[str, Report], str]]:
     }
 
 
+def _gain(key: str, unit: str, digits: int) -> Callable[[str, Report], str]:
+    """How much better than bicubic ones enlarged pictures are, by a measure; both means behind it."""
+
+    def cell(_: str, report: Report) -> str:
+        if (found := report.results["enlarged"].get(key)) is None:
+            return "-"
+        value, low, high, model, bicubic = (f"{found[one]:.{digits}f}" for one in _GAIN)
+        return f"{value}{unit} ({low} to {high}); {model}, bicubic {bicubic}"
+
+    return cell
+
+
+_GAIN = ("value", "low", "high", "model", "bicubic")
+
+
+def _share(key: str, *others: str) -> Callable[[str, Report], str]:
+    """A share with its interval, and other shares behind it."""
+
+    def cell(_: str, report: Report) -> str:
+        found = report.results[key]
+        behind = "".join(f"; {one.replace('_', ' ')} {_percent(found[one])}" for one in others)
+        return f"{_percent(found['value'])} ({_percent(found['low'])} to {_percent(found['high'])}){behind}"
+
+    return cell
+
+
+def _told() -> dict[str, Callable[[str, Report], str]]:
+    """What scenes show of what was said."""
+    return {
+        "named attributes seen": _share("named", "together", "chance", "real_pictures"),
+        "what a negative prompt names is seen less often by": _share("negative", "without", "with"),
+    }
+
+
 def _studies() -> Iterator[tuple[str, dict[str, Any]]]:
     for path in sorted(RESULTS.glob("*/inverse.json")):
         yield path.parent.name, json.loads(path.read_text("utf-8"))
@@ -238,10 +281,20 @@ def index() -> str:
         "",
         *_table({**first, "mean IoU": _iou, **last}, states),
         "",
-        *(
-            ["Autoencoders, on held-out pictures:", "", *_table({**first, **_rebuilt(), **last}, rebuilt), ""]
-            if rebuilt
-            else []
+        *_part("Autoencoders, on held-out pictures:", {**first, **_rebuilt(), **last}, rebuilt),
+        *_part(
+            "Enlargements, picture for picture against bicubic ones:",
+            {
+                **first,
+                "PSNR": _gain("psnr", " dB", 2),
+                "SSIM": _gain("ssim", "", 3),
+                "perceptual distance": _gain("perceptual", "", 3),
+                **last,
+            },
+            [one for one in reports if "enlarged" in one[1].results],
+        ),
+        *_part(
+            "Scenes from words:", {**first, **_told(), **last}, [one for one in reports if "named" in one[1].results]
         ),
         "Classifiers and models of sequences:",
         "",

@@ -83,7 +83,7 @@ class Cancelled(Error, RuntimeError):
 
 
 class LeftOut(UserWarning):
-    """A prompt was longer than its encoder takes; the message says by how much, and which words it does not see."""
+    """A prompt has words that its encoder does not see: beyond its length, or not known; the message says which."""
 
 
 def nearest(name: object, allowed: Sequence[object]) -> str:
@@ -181,6 +181,8 @@ class Condition:
     tokens: (B, L, D), with mask (B, L) True where a token counts (cross-attention, in-context).
     channels: (B, C, H, W), a picture given to the network (low resolution, mask, context).
     hint: (B, C, H, W), the pictures of ControlNets, side by side along the channels.
+    places: (B, 2, 3), where clips lie: the time, height and width of a clip's first token, and the steps from each
+        token to the next.
     residuals: what ControlNets make of the hint, added inside a U-Net: one tensor for each result that its way down
         leaves and one for its middle, or that of the middle alone. They hold for one x and one level, so they are set
         at the network's call and nowhere else.
@@ -191,6 +193,7 @@ class Condition:
     mask: Tensor | None = None
     channels: Tensor | None = None
     hint: Tensor | None = None
+    places: Tensor | None = None
     residuals: tuple[Tensor, ...] | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Condition:
@@ -234,7 +237,10 @@ class Condition:
         return Condition(**chosen)
 
     def join(self, other: Condition) -> Condition:
-        """Both at once: vectors add, tokens, channels and hints are concatenated, masks follow the tokens."""
+        """Both at once: vectors add, tokens, channels and hints are concatenated, masks follow the tokens.
+
+        Where both say places, the other's count.
+        """
         import torch
 
         def both(
@@ -256,6 +262,7 @@ class Condition:
             mask=both(mine, theirs, side_by_side),
             channels=both(self.channels, other.channels, side_by_side),
             hint=both(self.hint, other.hint, lambda a, b: side_by_side(*_of_one_size(a, b))),
+            places=both(self.places, other.places, lambda a, b: b),
         )
 
     def _all_count(self) -> Tensor | None:

@@ -146,6 +146,70 @@ def test_edits_take_controls_and_modes(cli: Cli, saved: Path, edges: Path, hint:
     assert "balanced or guess" in outcome.err
 
 
+def test_an_enlargement_takes_controls_tile_by_tile(cli: Cli, saved: Path, edges: Path, hint: Path):
+    cli("sample", saved, "--label", "3", "--quiet", "--out", "three.png")
+    draw = ["upscale", saved, "three.png", "--factor", "2", "--strength", "1", "--label", "3", "--quiet", "--out"]
+    assert cli(*draw, "plain.png").code == 0
+    named = ("--control", f"{edges}={hint}")
+    outcome = cli(*draw, "on.png", *named)
+    assert outcome.code == 0, outcome.err
+    assert pixels("on.png").shape == (16, 16)
+    assert (pixels("on.png") != pixels("plain.png")).any()
+    shown = np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8)
+    Image.fromarray(shown).save("whole.png")
+    shown[8:] = 0
+    Image.fromarray(shown).save("half.png")
+    for name in ("whole", "half"):
+        assert cli(*draw, f"{name}-on.png", "--overlap", "0", "--control", f"{edges}={name}.png").code == 0
+    assert (pixels("half-on.png")[:8] == pixels("whole-on.png")[:8]).all(), "a tile is shown its own part"
+    assert (pixels("half-on.png")[8:] != pixels("whole-on.png")[8:]).any()
+    outcome = cli("upscale", "--like", "on.png", saved, "--out", "again.png", *named)
+    assert outcome.code == 0, outcome.err
+    assert (pixels("again.png") == pixels("on.png")).all()
+
+
+def test_what_is_near_a_controlled_picture_is_controlled_alike(cli: Cli, saved: Path, edges: Path, hint: Path):
+    named = ("--control", f"{edges}={hint}:0.5")
+    assert cli("sample", saved, "--label", "3", "--seed", "4", "--quiet", "--out", "own.png", *named).code == 0
+    near = ["vary", "own.png", "--model", saved, "--seed", "9", "--quiet", "--out"]
+    outcome = cli(*near, "missing.png", "--amount", "0")
+    assert outcome.code == 1
+    assert "made with the ControlNet 'edges.safetensors'" in outcome.err
+    outcome = cli(*near, "same.png", "--amount", "0", "--control", f"{edges}={hint}")  # the weight is the record's
+    assert outcome.code == 0, outcome.err
+    assert (pixels("same.png") == pixels("own.png")).all()
+    assert read_facts(Path("same.png"))["controls"] == read_facts(Path("own.png"))["controls"]
+
+
+def test_the_ends_of_a_controlled_way_are_the_two_samples(cli: Cli, saved: Path, edges: Path, hint: Path):
+    named = ("--control", f"{edges}={hint}")
+    ends = ("--seed", "3", "--seed", "9", "--label", "3", "--label", "8")
+    outcome = cli("interpolate", saved, *ends, "--frames", "3", "--batch", "1", "--quiet", "--out", "way", *named)
+    assert outcome.code == 0, outcome.err
+    for seed, label, frame in (("3", "3", 0), ("9", "8", 2)):
+        assert cli("sample", saved, "--seed", seed, "--label", label, "--out", f"{frame}.png", *named).code == 0
+        assert (pixels(f"{frame}.png") == pixels(f"way/frame_{frame:05d}.png")).all()
+    assert (pixels("way/frame_00000.png") != pixels("way/frame_00002.png")).any()
+
+
+def test_a_picture_goes_to_noise_and_back_under_a_control(cli: Cli, saved: Path, edges: Path, hint: Path):
+    cli("sample", saved, "--label", "3", "--quiet", "--out", "three.png")
+    named, told = ("--control", f"{edges}={hint}"), ("--label", "3", "--steps", "20")
+    outcome = cli("invert", saved, "three.png", *told, "--out", "on.safetensors", "--json", *named)
+    assert outcome.code == 0, outcome.err
+    assert [one["name"] for one in outcome.json["controls"]] == ["edges.safetensors"]
+    assert cli("invert", saved, "three.png", *told, "--out", "off.safetensors").code == 0
+    back = ["sample", saved, "--noise", "on.safetensors", "--out"]
+    with_it, without = cli(*back, "with.png", *named), cli(*back, "without.png")
+    assert (with_it.code, without.code) == (0, 0)
+    assert "warning" not in with_it.err
+    assert "on.safetensors: its noise was found with other LoRAs or ControlNets" in without.err
+    near, far = (abs(pixels(name) - pixels("three.png")).mean() for name in ("with.png", "without.png"))
+    assert near < 0.5 * far
+    assert cli("sample", saved, "--noise", "off.safetensors", "--out", "off.png").code == 0
+    assert abs(pixels("off.png") - pixels("three.png")).mean() < 0.5 * far
+
+
 def test_what_does_not_fit_is_refused(cli: Cli, saved: Path, edges: Path, hint: Path):
     outcome = cli("sample", "ddpm-digits", "--control", f"{edges}={hint}", "--out", "a.png")
     assert outcome.code == 1

@@ -20,7 +20,7 @@ from unveil.config import Recipe, dump, load_recipe
 from unveil.core.process import betas
 from unveil.model import Model, build
 from unveil.train.lora import described
-from unveil.types import Base, RecipeError
+from unveil.types import Base, LeftOut, RecipeError
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")
 CODEC = "{kind: kl, channels: 32, multipliers: [1, 2], blocks: 1, z_channels: 4, latent_channels: 4, scale: 0.5}"
@@ -153,3 +153,45 @@ def test_a_typed_value_is_its_nearest_code():
         own.encode(["large"])
     with pytest.raises(RecipeError, match=r"largest 0.9: must be from 0.15 to 0.5; nearest: 0.5"):
         own.encode([0.9])
+
+
+@pytest.mark.slow
+def test_a_model_of_words_is_trained_asked_and_judged(cli: Cli, tmp_path: Path):
+    settings = ["train.steps=2", "train.warmup=0", "train.sample_every=1", "train.validate_every=1"]
+    done = cli("train", "words-scenes", "--small", *settings, "--run", "run", "--json")
+    assert done.code == 0, done.err
+    asked = ["sample", "run", "\u7ea2\u8272\u5706\u5f62", "--steps", "2"]
+    drawn = [cli(*asked, *more, "--out", f"{n}.png") for n, more in enumerate(([], ["--negative", "red"]))]
+    assert [one.code for one in drawn] == [0, 0], drawn[1].err
+    assert (tmp_path / "0.png").read_bytes() != (tmp_path / "1.png").read_bytes()
+    again = cli("sample", "run", "--like", "1.png", "--out", "again.png")
+    assert again.code == 0, again.err
+    pictures = [np.asarray(Image.open(tmp_path / name)) for name in ("1.png", "again.png")]
+    assert np.array_equal(*pictures)
+    wrong = cli("sample", "run", "crimson", "--out", "wrong")
+    assert wrong.code == 2
+    assert "none of its words is known" in wrong.err
+    with pytest.warns(LeftOut, match="left out: circel; nearest: 'circle'"):
+        assert cli("sample", "run", "a red circel", "--steps", "2", "--out", "left.png").code == 0
+    judged = cli("evaluate", "run", "--json")
+    assert judged.code == 0, judged.err
+    found = judged.json["results"]
+    assert found["named"]["real_pictures"] > 0.9
+    assert found["negative"]["count"] == 20
+
+
+@pytest.mark.slow
+def test_a_model_that_enlarges_is_trained_used_and_judged(cli: Cli, tmp_path: Path):
+    settings = ["train.steps=2", "train.warmup=0", "train.sample_every=1", "train.validate_every=0"]
+    done = cli("train", "upsampler-fashion", "--small", *settings, "--run", "run", "--json")
+    assert done.code == 0, done.err
+    small = np.random.default_rng(0).integers(0, 256, (7, 7), dtype=np.uint8)
+    Image.fromarray(small).save(tmp_path / "small.png")
+    larger = cli("upscale", "run", "small.png", "--factor", "4", "--out", "large.png")
+    assert larger.code == 0, larger.err
+    assert Image.open(tmp_path / "large.png").size == (28, 28)
+    judged = cli("evaluate", "run", "--json")
+    assert judged.code == 0, judged.err
+    found = judged.json["results"]["enlarged"]
+    assert found["psnr"]["high"] < 0  # it has learned nothing yet
+    assert found.keys() == {"psnr", "ssim", "perceptual", "kept"}

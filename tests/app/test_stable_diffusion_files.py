@@ -86,6 +86,24 @@ def test_every_way_round_loses_nothing(cli: Cli, folder: Path, file: Path):
     refused(cli("convert", "ours", "one", "--layout", "ldm"), 2, "one: the layout ldm is one file; end its name in")
 
 
+@pytest.mark.slow
+def test_the_block_that_stable_diffusion_2_does_not_use_is_told_of(cli: Cli, file: Path):
+    exact = [*SET, "--set", "file.activation=gelu"]  # as OpenCLIP, whose files have a block behind the one that is used
+    assert cli("convert", file, "ours", *exact).code == 0
+    done = cli("convert", "ours", "two.safetensors", "--layout", "ldm")
+    assert done.code == 0, done.err
+    assert "added: 16 tensors of a last block of the text encoder" in done.out
+    assert "Stable Diffusion 2 in one file" in cli("inspect", "two.safetensors", *SAID).out
+    done = cli("convert", "two.safetensors", "folder", "--layout", "diffusers", *exact, "--json")
+    assert (done.json["unmatched"], len(done.json["notes"])) == (0, 1)
+    assert "left out: 16 tensors of the text encoder's last block, which nothing reads" in done.json["notes"][0]
+    assert not [key for key in read_tensors(Path("folder/text_encoder/model.safetensors")) if ".layers.2." in key]
+    done = cli("convert", "folder", "again.safetensors")
+    assert "added: 16 tensors" in done.out
+    assert same(read_tensors(Path("again.safetensors")), read_tensors(Path("two.safetensors")))
+    assert "tensors of" not in cli("convert", "two.safetensors", "kept", *exact).out  # the control: ours has the block
+
+
 def test_a_saved_model_of_a_folder_is_the_same_model(folder: Path, tmp_path: Path):
     model = unveil.load(folder)
     saved = unveil.load(model.save(tmp_path / "saved"))
@@ -132,7 +150,7 @@ def test_a_checkpoint_of_lightning_is_converted(cli: Cli, file: Path, tmp_path: 
     monkeypatch.setitem(sys.modules, "pytorch_lightning", types.ModuleType("pytorch_lightning"))
     beside = {module.ModelCheckpoint: {"best": torch.ones(1), "score": np.float64(0.5)}}
     checkpoint(file, tmp_path / "sd.ckpt", callbacks=beside, lr_schedulers=[{"step": 1}])
-    refused(cli("sample", "sd.ckpt", "a cat", *SAID), 1, "sd.ckpt", "`unveil convert`")
+    refused(cli("sample", "sd.ckpt", "a cat", *SAID), 1, "sd.ckpt", "unveil convert sd.ckpt OUT")
     done = cli("convert", "sd.ckpt", "sd.safetensors", "--layout", "ldm", *SET)
     assert done.code == 0, done.err
     assert "from the file['state_dict']" in done.out
@@ -144,7 +162,9 @@ def test_code_in_a_checkpoint_is_not_run(cli: Cli, file: Path, tmp_path: Path):
     target = tmp_path / "was_run"
     checkpoint(file, tmp_path / "evil.ckpt", callbacks=Evil(target))
     before = tree(tmp_path)
-    refused(cli("sample", "evil.ckpt", "a cat", *SAID), 1, "evil.ckpt", "was not opened", "`unveil convert`")
+    refused(
+        cli("sample", "evil.ckpt", "a cat", *SAID), 1, "evil.ckpt", "was not opened", "unveil convert evil.ckpt OUT"
+    )
     refused(cli("convert", "evil.ckpt", "out", *SET), 1, "evil.ckpt: holds more than tensors", "nothing in it was run")
     assert tree(tmp_path) == before
     # the control: what opens it carelessly runs it
@@ -181,7 +201,8 @@ def test_an_unknown_layout_names_the_closest_and_what_is_missing(cli: Cli, file:
     save_file(renamed, tmp_path / "other.safetensors")  # as another program does
     words = ["no known layout", "the closest is Stable Diffusion 1 in one file", "of which is missing: the U-Net"]
     for command in (["sample", "other.safetensors", "a cat"], ["convert", "other.safetensors", "out"]):
-        refused(cli(*command), 1, *words, "first_stage_model.*")
+        refused(cli(*command), 1, "other.safetensors: ", *words, "first_stage_model.*")
+    assert sorted(tree(tmp_path)) == ["other.safetensors"]
     assert "the closest is Stable Diffusion 1 in one file" in cli("inspect", "other.safetensors").out
     write_tensors(tmp_path / "nothing.safetensors", {"w": torch.ones(1)})
     refused(cli("convert", "nothing.safetensors", "out"), 1, "none that its keys resemble")
@@ -211,6 +232,27 @@ def test_a_damaged_file(cli: Cli, file: Path, tmp_path: Path):
     assert tree(tmp_path) == before
 
 
+def test_a_part_that_is_missing_or_in_the_wrong_place_is_named(cli: Cli, folder: Path, file: Path, tmp_path: Path):
+    whole = read_tensors(file)
+    tiny_sd.controlnet().save_pretrained(tmp_path / "edges")
+    assert cli("convert", "edges", "edges.safetensors").code == 0
+    for name, mark in (("silent", "cond_stage_model."), ("deaf", "middle_block.1.")):
+        write_tensors(tmp_path / f"{name}.safetensors", {key: t for key, t in whole.items() if mark not in key})
+    before = tree(tmp_path)
+    sample = ["sample", folder, "a cat", "--steps", 1, "--out", "a.png"]
+    for arguments, *words in (
+        (["sample", "silent.safetensors", "a cat", *SAID], "silent.safetensors: there is no text encoder (cond_stage"),
+        (["sample", "deaf.safetensors", "a cat", *SAID], "deaf.safetensors: ", "its attention to a text is missing"),
+        ([*sample, "--lora", file], f"{file}: Stable Diffusion 1 in one file, no LoRA"),
+        ([*sample, "--control", f"{folder}=hint.png"], f"{folder}: holds no ControlNet"),
+        (["sample", "edges", "a cat"], "edges: a folder of diffusers' ControlNetModel", "--control FILE=PICTURE"),
+        (["sample", "edges.safetensors", "a cat"], "edges.safetensors: a ControlNet", "--control FILE=PICTURE"),
+        (["sample", folder / "unet", "a cat"], "a folder of diffusers' UNet2DConditionModel", "give the whole folder"),
+    ):
+        refused(cli(*arguments), 1, *words)
+    assert tree(tmp_path) == before
+
+
 def test_a_text_encoder_of_another_width(cli: Cli, folder: Path, file: Path, tmp_path: Path):
     whole = read_tensors(file)
     wide = {key: torch.cat([t, t], 1) if "attn2.to_k" in key or "attn2.to_v" in key else t for key, t in whole.items()}
@@ -229,9 +271,22 @@ def test_a_text_encoder_of_another_width(cli: Cli, folder: Path, file: Path, tmp
 @pytest.mark.slow
 def test_a_size_that_is_no_multiple_names_the_nearest(cli: Cli, folder: Path):
     refused(cli("sample", folder, "a cat", "--size", "33x30"), 2, "multiples of 4 px; nearest 32x28 or 36x32")
+    assert not Path("samples").exists()
     assert cli("sample", folder, "a cat", "--size", "36x32", "--steps", 2, "--out", "a.png").code == 0  # the control
     with Image.open("a.png") as picture:
         assert picture.size == (32, 36)
+
+
+def test_a_negative_prompt_without_guidance_is_told(cli: Cli, folder: Path):
+    ask = ["sample", folder, "a cat", "--negative", "prompt=a dog", "--steps", 1, "--out", "a.png", "--force"]
+    done = cli(*ask, "--scale", 1)
+    assert "--negative: has no effect at a scale of 1" in done.err
+    assert "no effect" not in cli(*ask).err  # the control
+
+
+def test_an_inpainting_model_names_its_command(cli: Cli, tmp_path: Path):
+    tiny_sd.pipeline("StableDiffusionInpaintPipeline").save_pretrained(tmp_path / "masks")
+    refused(cli("sample", "masks", "a cat"), 2, "under 'mask'", "use `unveil inpaint` or `unveil outpaint`")
 
 
 def test_a_mask_of_another_size(cli: Cli, folder: Path, tmp_path: Path):
@@ -247,7 +302,8 @@ def test_a_lora_of_another_base(cli: Cli, folder: Path, tmp_path: Path):
     other = {key: tensor for key, tensor in other.items() if "_to_x" in key or "_to_y" in key}
     write_tensors(tmp_path / "other.safetensors", other)
     done = cli("sample", folder, "a cat", "--lora", "other.safetensors", "--steps", 1, "--out", "a.png")
-    refused(done, 1, "a LoRA of another base: none of its 16 modules is in this model")
+    refused(done, 1, "other.safetensors: a LoRA of another base: none of its 16 modules is in this model")
+    assert not Path("a.png").exists()
     write_tensors(tmp_path / "own.safetensors", tiny_sd.lora())
     done = cli("sample", folder, "a cat", "--lora", "own.safetensors", "--steps", 1, "--out", "a.png")
     assert done.code == 0, done.err  # the control
@@ -312,6 +368,11 @@ def test_several_of_one_name_are_listed(cli: Cli, shelf: Path):
     refused(done, 1, "2 have this name", str(first), str(second), "give one of them as a path")
     assert cli("inspect", second).code == 0
     refused(cli("sample", "nowhere", "a cat"), 1, "nowhere: no such folder or shipped model")
+    refused(cli("sample", "tinny", "a cat"), 1, "nearest: 'tiny'")
+    lora, control = ["--lora", "stile:0.5"], ["--control", "egdes=hint.png"]
+    refused(cli("sample", "tiny", "a cat", *lora), 1, "stile: no such file", str(shelf / "loras"), "nearest: 'style'")
+    done = cli("sample", "tiny", "a cat", *control)
+    refused(done, 1, "egdes: no such file", str(shelf / "controlnets"), "nearest: 'edges'")
 
 
 def test_an_empty_models_folder(cli: Cli, monkeypatch):

@@ -153,7 +153,7 @@ def test_an_argument_that_is_not_supported_is_refused_by_its_name(changes: dict[
 def test_heads_that_no_released_network_tells_have_to_be_said():
     config = latent_unet.from_arguments(ARGUMENTS)
     shapes, _ = published(config)
-    with pytest.raises(WeightsError, match="tokens of width 24 and 64 channels; give heads or head_channels"):
+    with pytest.raises(WeightsError, match="tokens of width 24 and 64 channels; say file"):
         latent_unet.seen(shapes)
     with pytest.raises(WeightsError, match="not a ControlNet"):
         control.seen(shapes)

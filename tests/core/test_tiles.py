@@ -62,5 +62,13 @@ def test_a_condition_is_cut_where_its_tile_lies():
     assert part.channels is not None
     assert part.channels[0, 0].tolist() == [[16.0, 17.0], [22.0, 23.0], [28.0, 29.0], [34.0, 35.0]]
     assert part.vector is condition.vector
+    assert part.hint is None
+    hinted = cut(Condition(hint=torch.arange(24.0 * 24).reshape(1, 1, 24, 24)), Tile(4, 8, 8, 4), (12, 12))
+    assert hinted is not None
+    assert hinted.hint is not None
+    assert hinted.hint.shape == (1, 1, 16, 8)
+    assert hinted.hint[0, 0, 0, 0] == 8 * 24 + 16
+    one = Condition(hint=torch.zeros(1, 1, 1, 1))
+    assert cut(one, Tile(3, 8, 8, 4), (12, 12)) == one
     with pytest.raises(ShapeError, match="cut its pixels"):
         cut(condition, Tile(3, 8, 8, 4), (12, 12))

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from unveil import data
-from unveil.data.scenes import CLASSES, OVERLAP, Thing, caption, uniforms
+from unveil.data.captions import Thing, caption, chinese
+from unveil.data.scenes import CLASSES, OVERLAP, uniforms
 from unveil.data.shapes import COLOURS, KINDS, PALETTE, Shapes, boxes, coverage
 from unveil.types import RecipeError, ShapeError
 
@@ -93,6 +94,43 @@ def test_caption_sentences():
     assert caption([*things, Thing("cross", "white", "small", 0.5, 0.9)]) == (
         "a large red circle, a small blue ring and a small white cross"
     )
+
+
+def test_captions_that_say_some_of_it():
+    things = [Thing(None, "red", None, 0.2, 0.5), Thing("ring", None, "small", 0.8, 0.4)]
+    assert caption(things) == "red and a small ring"
+    assert caption([Thing("ring", "orange", None, 0, 0)]) == "an orange ring"
+    assert chinese(things) == "\u7ea2\u8272\u548c\u4e00\u4e2a\u5c0f\u7684\u5706\u73af"
+    whole, some = (data.open(data.ScenesConfig(count=300, said=said)) for said in ("all", "some"))
+    named = 0
+    for number in range(300):
+        one, other = whole[number], some[number]
+        assert torch.equal(one["pixels"], other["pixels"])
+        assert bool(one["said"].all())
+        assert bool(other["said"].any(1).all())
+        for kind, colour, said in zip(other["kinds"], other["colours"], other["said"], strict=True):
+            assert not said[1] or list(COLOURS)[colour] in other["text"]
+            assert not said[2] or KINDS[kind] in other["text"]
+        for word, column in ((list(COLOURS), 1), (KINDS, 2)):
+            assert sum(other["text"].count(one) for one in word) == int(other["said"][:, column].sum())
+        named += int(other["said"].sum())
+    assert 0.4 < named / sum(3 * len(whole[n]["said"]) for n in range(300)) < 0.7
+
+
+def test_captions_in_both_languages():
+    english, other, both = (data.open(data.ScenesConfig(count=200, language=one)) for one in ("en", "zh", "both"))
+    found = [tuple(one.facts(n)["text"] for one in (english, other, both)) for n in range(200)]
+    assert all(en.isascii() and not zh.isascii() and mixed in (en, zh) for en, zh, mixed in found)
+    assert 60 < sum(mixed == en for en, _, mixed in found) < 140
+
+
+def test_facts_are_what_items_say_but_for_pictures():
+    scenes = data.open(data.ScenesConfig(count=20, said="some", language="both"))
+    for number in (0, 7, 19):
+        item, facts = scenes[number], scenes.facts(number)
+        assert item.keys() - facts.keys() == {"pixels", "mask"}
+        assert item["text"] == facts["text"]
+        assert all(torch.equal(item[key], facts[key]) for key in ("boxes", "kinds", "said", "layout"))
 
 
 def test_counts_kinds_and_colours_all_occur_and_colours_differ_within_a_scene(scenes):

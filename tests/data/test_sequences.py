@@ -6,12 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from unveil.data.scenes import Thing, caption
+from unveil.data.captions import Thing, caption, chinese
 from unveil.data.sequences import (
     PairsConfig,
     ScenePairsConfig,
     TaskConfig,
-    chinese,
     open_pairs,
 )
 from unveil.data.shapes import COLOURS, KINDS

@@ -13,6 +13,7 @@ from torch import Tensor
 from unveil import data
 from unveil.data import StyleConfig, in_style
 from unveil.data.fashion import FILES
+from unveil.data.style import Style, undone
 from unveil.types import RecipeError
 
 
@@ -65,3 +66,16 @@ def test_styles_are_what_they_say():
 def test_what_cannot_be_is_named(folder: Path, settings: dict[str, Any], words: str):
     with pytest.raises(RecipeError, match=words):
         data.open(StyleConfig(**settings, folder=str(folder)))
+
+
+@pytest.mark.parametrize("style", ["inverted", "striped"])
+def test_a_style_is_undone_but_for_rounding(style: Style):
+    pixels = torch.randint(0, 256, (5, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    apart = (undone(in_style(pixels, style), style).int() - pixels.int()).abs()
+    assert int(apart.max()) <= 4  # a level of a darkened row stands for 1 / 0.3 of them
+    assert not torch.equal(in_style(pixels, style), pixels)
+
+
+def test_what_is_lost_cannot_be_brought_back():
+    with pytest.raises(RecipeError, match="inverted and striped can be undone"):
+        undone(torch.zeros(1, 1, 28, 28, dtype=torch.uint8), "outlined")

@@ -2,6 +2,7 @@
 
 A comment before a block tells the tests something that a reader need not see:
 
+    <!-- test: given NAMES -->          files that stand in for published ones are there, see `stand_ins.py`
     <!-- test: write NAME -->           the block is the content of this file
     <!-- test: add WORDS -->            words that every command of the block gets, to make it short
     <!-- test: replace OLD with NEW --> the same for a program

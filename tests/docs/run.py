@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.docs.pages import ROOT, Block, Page, name
+from tests.docs.stand_ins import provide
 from unveil.app.cli import run as unveil
 
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -25,9 +26,12 @@ def carry_out(page: Page, folder: Path, capsys: pytest.CaptureFixture[str]) -> d
         where = f"{name(page.path)}:{block.line}"
         if block.note("printed") is not None:
             assert block.text.strip() in told, f"{where}: was not printed, but\n{told}"
-        if block.note("not run") or block.language in SHOWN or block.language.startswith("{"):
+        if wanted := block.note("given"):
+            provide(wanted.split(), folder)
+        target = block.note("write")
+        if block.note("not run") or (block.language in SHOWN and not target) or block.language.startswith("{"):
             continue
-        if target := block.note("write"):
+        if target:
             (folder / target).write_text(shortened(block), "utf-8")
         elif block.language == "bash":
             told = _commands(block, where, capsys)

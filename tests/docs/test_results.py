@@ -70,6 +70,17 @@ def test_models_without_labels_are_near_the_baseline_without_labels(name: str, t
     assert fid <= times * baseline
 
 
+def test_enlargements_are_better_than_bicubic_ones_by_an_interval():
+    gains = Report.load(DOCS / "results/upsampler-fashion").results["enlarged"]
+    assert all(gains[name]["low"] > 0 for name in ("psnr", "ssim", "perceptual"))
+
+
+def test_a_negative_prompt_lowers_what_it_names_by_an_interval():
+    results = Report.load(DOCS / "results/words-scenes").results
+    assert results["negative"]["low"] > 0
+    assert results["named"]["low"] > results["named"]["chance"]
+
+
 # Bars that no method reaches; one that is reached after all is a fault too, so that this list stays true.
 MISSED = {"inverse-fashion": set[str](), "inverse-scenes": set[str]()}
 

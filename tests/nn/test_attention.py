@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unveil.nn.attention import Attention, Cache, Packing, attend, attention_weights
+from unveil.nn.attending import attend, attention_weights
+from unveil.nn.attention import Attention, Cache
 from unveil.nn.embed import Rotary
+from unveil.nn.packing import Packing
 from unveil.types import RecipeError, ShapeError
 
 WIDTH, HEADS = 24, 4
@@ -93,6 +95,22 @@ def test_a_query_that_may_see_nothing_gathers_nothing(dtype: torch.dtype):
     assert query.grad.isfinite().all()
     weights = attention_weights(query, key, mask=mask).sum(-1).float()
     assert torch.allclose(weights, torch.tensor([1.0, 0.0, 1.0]).expand(1, 2, 3), atol=1e-2)
+
+
+@pytest.mark.parametrize("part", [40, 200, 2**19], ids=["some queries", "some heads", "all at once"])
+@pytest.mark.parametrize("hidden", ["nothing", "later", "some"])
+def test_parts_without_gradients_are_the_whole(part: int, hidden: str, monkeypatch: pytest.MonkeyPatch):
+    """In bf16 on a processor; with gradients, and in float32, nothing is computed in parts."""
+    monkeypatch.setattr("unveil.nn.attending.PART", part)
+    query, key, value = drawn(2, 4, 9, 8), drawn(2, 2, 11, 8, seed=1), drawn(2, 2, 11, 8, seed=2)
+    mask = drawn(2, 1, 9, 11, seed=3) > 0 if hidden == "some" else None
+    wanted = attend(query, key, value, mask=mask, causal=hidden == "later")
+    low = [x.bfloat16() for x in (query, key, value)]
+    found = attend(*low, mask=mask, causal=hidden == "later")
+    assert found.dtype == torch.bfloat16
+    assert torch.allclose(found.float(), wanted, atol=0.03)
+    kept = attend(low[0].requires_grad_(), *low[1:], mask=mask, causal=hidden == "later")
+    assert torch.allclose(found.float(), kept.detach().float(), atol=0.02)
 
 
 def test_cached_steps_are_one_masked_pass():

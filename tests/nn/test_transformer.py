@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unveil.nn.attention import Packing
 from unveil.nn.blocks import BlockConfig, Context, Maps, Stack, TransformerBlock
+from unveil.nn.packing import Packing
 from unveil.nn.transformer import Decoder, Transformer, TransformerConfig, token_loss
 from unveil.types import RecipeError, ShapeError
 

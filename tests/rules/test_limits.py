@@ -18,10 +18,6 @@ MANY_PARAMETERS = {
     "src/unveil/app/cli.py sample": "one parameter per option",
     "src/unveil/app/cli.py evaluate": "one parameter per option",
     "src/unveil/app/language_cli.py translate": "one parameter per option",
-    "src/unveil/app/edit_cli.py img2img": "one parameter per option",
-    "src/unveil/app/edit_cli.py inpaint": "one parameter per option",
-    "src/unveil/app/edit_cli.py outpaint": "one parameter per option",
-    "src/unveil/app/edit_cli.py upscale": "one parameter per option",
     "src/unveil/app/path_cli.py vary": "one parameter per option",
     "src/unveil/app/path_cli.py interpolate": "one parameter per option",
     "src/unveil/app/path_cli.py invert": "one parameter per option",
@@ -30,7 +26,6 @@ MANY_PARAMETERS = {
     "src/unveil/app/study_cli.py inverse": "one parameter per option",
     "src/unveil/app/study_cli.py vit": "one parameter per option",
     "src/unveil/app/cli.py convert": "one parameter per option",
-    "src/unveil/evaluate/given.py evaluate_given": "the settings of a measurement, each by name",
     "src/unveil/model/model.py generate": "every knob of a picture, each by name",
 }
 

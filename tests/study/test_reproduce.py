@@ -97,6 +97,7 @@ def test_the_quick_form_goes_from_training_to_a_page(name: str, tmp_path: Path, 
     for comparison in stored["comparisons"]:
         assert comparison["name"] in text
     assert f"[{name}]({name}.md)" in (tmp_path / "index.md").read_text()
+    assert str(cache) not in text + json.dumps(stored)  # whose machine it was
     assert not list(tmp_path.glob(".*"))  # no half file
 
 

@@ -8,10 +8,11 @@ from torch import nn
 
 from tests.tasks.tiny import LABEL, Halved, digits_model, drawn, pictures, tiny
 from unveil.core.samplers import slerp
+from unveil.data.low import enlarged
 from unveil.pictures import to_unit
 from unveil.tasks.between import interpolate, lerp, vary
 from unveil.tasks.generate import Request
-from unveil.tasks.upscale import enlarged, upscale
+from unveil.tasks.upscale import upscale
 from unveil.types import Condition, RecipeError, ShapeError
 
 CODECS = pytest.mark.parametrize("codec", [None, Halved()], ids=["pixels", "latents"])

@@ -13,6 +13,7 @@ from tests.train.tiny import STEPS, Net, config
 from unveil import data, train
 from unveil.codec import KL, VQ, KLConfig, VQConfig
 from unveil.conditioning.label import Label
+from unveil.conditioning.words import WordsConfig, WordTokens
 from unveil.core.denoiser import Denoiser
 from unveil.core.noise import Streams
 from unveil.core.objective import Diffusion
@@ -116,3 +117,25 @@ def test_a_model_without_an_encoder_is_refused():
     bare = Model(model().denoiser, (2, 4, 4))
     with pytest.raises(RecipeError, match=r"Identity, encodes nothing; set train\.latents: encode"):
         encoder_of(bare)
+
+
+def test_texts_of_a_cached_picture_are_read_without_painting_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What the model calls prompt the data call text, and know it without the picture."""
+    of = Model(model().denoiser, (1, 8, 8), conditioners=[WordTokens(WordsConfig(), 8)], codec=model().codec)
+    scenes = data.open(data.ScenesConfig(size=16, count=6))
+
+    class Grey:
+        """Scenes as the codec's grey pictures of 8 x 8."""
+
+        def __len__(self) -> int:
+            return len(scenes)
+
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            return {**scenes.facts(index), "pixels": scenes[index]["pixels"][:1, :8, :8]}
+
+        def facts(self, index: int) -> dict[str, Any]:
+            return scenes.facts(index)
+
+    found, _ = keep(of, Grey(), Keeping(folder=tmp_path))
+    monkeypatch.setattr(Grey, "__getitem__", None)
+    assert [item["text"] for item in found.__getitems__([4, 0])] == [scenes.facts(n)["text"] for n in (4, 0)]

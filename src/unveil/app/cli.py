@@ -6,6 +6,7 @@ Nothing here imports torch, so that help comes at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -13,28 +14,19 @@ import typer
 
 from unveil.app import edit_cli, language_cli, path_cli
 from unveil.app.console import Console
+from unveil.app.groups import flat, spread
 from unveil.app.hint_cli import hint_app
 from unveil.app.inspect_cli import COMMANDS, inspect_app
 from unveil.app.lora_cli import lora_app
 from unveil.app.options import (
     AsJson,
-    Batch,
-    ControlMode,
-    Controls,
+    Conditions,
     Device,
+    Drawing,
     Dtype,
-    Every,
     Force,
-    Given,
-    Labels,
-    Like,
-    Loras,
-    Metadata,
     ModelName,
-    Negative,
-    Out,
     Overrides,
-    Preview,
     Quiet,
     RecipeName,
     Scale,
@@ -70,7 +62,7 @@ app.add_typer(study_app, name="study")
 app.add_typer(lora_app, name="lora")
 app.command("translate")(language_cli.translate)
 for command in (*edit_cli.COMMANDS, *path_cli.COMMANDS):
-    app.command(command.__name__)(command)
+    app.command(command.__name__)(spread(command))
 
 
 @app.command()
@@ -107,58 +99,65 @@ def train(
         work.train(ask, console)
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """Settings of sampling that have an option of their own."""
+
+    steps: Steps = None
+    sampler: Annotated[str | None, typer.Option(help="By name; `unveil inspect samplers` lists them.")] = None
+    eta: Annotated[float | None, typer.Option(help="0 deterministic, 1 as noisy as ancestral.")] = None
+    scale: Scale = None
+    clip: Annotated[str | None, typer.Option(help="static, dynamic or none.")] = None
+    grid: Annotated[str | None, typer.Option(help="uniform, leading, trailing, quadratic, or a respacing string.")] = (
+        None
+    )
+
+
+SAMPLES = Drawing(batch=64, out=Path("samples"))
+
+
 @app.command()
+@spread
 def sample(
+    *,
     model: SomeModel = None,
     settings: Settings = None,
-    label: Labels = None,
-    given: Given = None,
-    negative: Negative = None,
+    conditions: Conditions,
     count: Annotated[int | None, typer.Option(help="Pictures; one per label when left out.")] = None,
     seed: Seeds = None,
     first: Annotated[int, typer.Option(help="Number of the set's first picture that is drawn.")] = 0,
-    steps: Steps = None,
-    sampler: Annotated[str | None, typer.Option(help="By name; `unveil inspect samplers` lists them.")] = None,
-    eta: Annotated[float | None, typer.Option(help="0 deterministic, 1 as noisy as ancestral.")] = None,
-    scale: Scale = None,
-    clip: Annotated[str | None, typer.Option(help="static, dynamic or none.")] = None,
-    grid: Annotated[
-        str | None, typer.Option(help="uniform, leading, trailing, quadratic, or a respacing string.")
-    ] = None,
+    sampling: Sampling,
     size: Size = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="A text file with a prompt a line, or a .jsonl file with a map a line: prompt, negative, seed, count, "
+            "steps, scale, sampler. Each line makes a set of its own."
+        ),
+    ] = None,
     noise: Annotated[Path | None, typer.Option(help="Start from noise that `unveil invert` found.")] = None,
-    batch: Batch = 64,
-    out: Out = Path("samples"),
-    preview: Preview = None,
-    preview_every: Every = 5,
-    strip: Annotated[bool, typer.Option("--strip", help="Also save the way from noise to picture.")] = False,
-    like: Like = None,
-    lora: Loras = None,
-    control: Controls = None,
-    control_mode: ControlMode = "balanced",
     classifier: Annotated[Path | None, typer.Option(help="A noisy classifier that guides towards the class.")] = None,
     classifier_scale: Annotated[float, typer.Option(help="Of its gradient; 1 is Bayes' rule.")] = 1.0,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the network first, for many pictures.")] = False,
-    metadata: Metadata = True,
-    device: Device = "auto",
-    dtype: Dtype = "float32",
-    force: Force = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    drawing: Drawing = SAMPLES,
 ) -> None:
     """Draw pictures from a model.
 
     Example: unveil sample ddpm-digits --label 3 --label 7 --count 8 --seed 1 --out digits.png
     """
-    options = dict(locals())
+    options = flat(locals())
     from unveil.app import sample as work
 
-    console, place, wish = Console(as_json, quiet), work.Place.typed(options), work.Wish.typed(options)
-    if like is not None:
-        work.repeat(wish, like, place, console)
-        return
-    changes = {"sampler": sampler, "steps": steps, "eta": eta, "scale": scale, "clip": clip, "grid": grid}
-    work.sample(wish, work.changes(settings or (), changes), place, console, noise)
+    console, place, wish = drawing.reply.console, work.Place.typed(options), work.Wish.typed(options)
+    changes = work.changes(settings or (), vars(sampling))
+    if prompts is not None:
+        from unveil.app.prompts import sample_each
+
+        sample_each(wish, prompts, changes, place, console, beside={"--like": drawing.like, "--noise": noise})
+    elif drawing.like is not None:
+        work.repeat(wish, drawing.like, place, console)
+    else:
+        work.sample(wish, changes, place, console, noise)
 
 
 @app.command()
@@ -201,7 +200,8 @@ def convert(
 ) -> None:
     """Bring published weights into our folder, ours into a published layout, or a run into a model of its own.
 
-    Stable Diffusion goes from each of one file (ldm), diffusers' folder (diffusers) and our folder to the others.
+    Stable Diffusion goes from each of one file (ldm), diffusers' folder (diffusers) and our folder to the others; a
+    ControlNet from any of these, a run among them, to one file or to diffusers' folder.
 
     A .pt, .pth or .ckpt file, which could run code, is read by a process of its own that accepts tensors only.
 

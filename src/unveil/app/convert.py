@@ -11,14 +11,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unveil.app import control_convert
 from unveil.app.console import Console
+from unveil.app.control_convert import ONE_FILE
 from unveil.app.kinds import diffusion
 from unveil.app.unpickle import tensors_of
-from unveil.checkpoints import ddpm, dit, dit_model, edm, hf, openai, ours, published, score_sde, shelf, whole
+from unveil.checkpoints import (
+    control_file,
+    ddpm,
+    dit,
+    dit_model,
+    edm,
+    hf,
+    openai,
+    ours,
+    published,
+    score_sde,
+    shelf,
+    text_written,
+    whole,
+)
 from unveil.checkpoints.hf import stable_diffusion
 from unveil.checkpoints.names import some
 from unveil.checkpoints.said import shapes_of
 from unveil.checkpoints.tensors import read_tensors, write_tensors
+from unveil.conditioning.text import Text
 from unveil.config import load_recipe, override, validate
 from unveil.files import refuse_overwrite, staged
 from unveil.model import Model, build
@@ -28,7 +45,6 @@ from unveil.types import RecipeError, WeightsError, nearest
 
 # edm and score-sde are only read.
 LAYOUTS = ("openai", "ddpm", "edm", "score-sde", "dit", "diffusers", "ldm", "ours")
-ONE_FILE = ".safetensors"
 PICKLES = (b"PK\x03\x04", b"\x80")
 
 
@@ -53,9 +69,12 @@ class Layout:
 def convert(source: Path, out: Path, layout: Layout, force: bool, console: Console) -> None:
     """Converts in the direction that the source asks for, and tells what was matched."""
     refuse_overwrite(out, force)
-    source = shelf.place(source, "checkpoints")
-    if layout.name == "ours":
-        facts: dict[str, Any] = _copy(source, out, layout, force)
+    for drawer in ("checkpoints", "controlnets"):
+        source = shelf.place(source, drawer)
+    if source.is_dir() and control_file.is_folder(source):
+        facts: dict[str, Any] = control_convert.of_folder(source, out, layout.name, layout.dtype)
+    elif layout.name == "ours":
+        facts = _copy(source, out, layout, force)
     elif dit_model.is_folder(source):
         model = dit_model.read_folder(source).to(DTYPES[layout.dtype])
         model.save(out, force=force)
@@ -70,7 +89,7 @@ def convert(source: Path, out: Path, layout: Layout, force: bool, console: Conso
     facts = {"source": str(source), "out": str(out), "layout": layout.name, **facts}
     rest = f": {some(keys, 4)}" if keys else ""
     text = f"{out}: {facts['matched']} tensors matched, {facts['unmatched']} unmatched, from {facts['part']}{rest}"
-    console.result(facts, text)
+    console.result(facts, "\n".join([text, *facts.get("notes", [])]))
 
 
 def _copy(source: Path, out: Path, layout: Layout, force: bool) -> dict[str, Any]:
@@ -83,18 +102,28 @@ def _copy(source: Path, out: Path, layout: Layout, force: bool) -> dict[str, Any
 def _to_ours(source: Path, out: Path, layout: Layout, force: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         part, theirs = _read(source, Path(scratch))
-        if layout.recipe is None and published.is_latent(shapes_of(theirs)):
-            return {"part": part} | _written(whole.read(theirs, _said(layout)), out, layout, force)
-        if layout.recipe is None:
-            model = _recognised(theirs, layout)
+        try:
+            return {"part": part} | _from_theirs(theirs, out, layout, force)
+        except WeightsError as problem:
+            raise WeightsError(f"{source}: {problem}") from problem
+
+
+def _from_theirs(theirs: Mapping[str, Tensor], out: Path, layout: Layout, force: bool) -> dict[str, Any]:
+    """Writes what published tensors are; tells how many of them it holds."""
+    if layout.recipe is None and control_convert.is_file(theirs):
+        return control_convert.of_file(theirs, _said(layout), out, layout.name, layout.dtype)
+    if layout.recipe is None and published.is_latent(shapes_of(theirs)):
+        return _written(whole.read(theirs, _said(layout)), out, layout, force)
+    if layout.recipe is None:
+        model = _recognised(theirs, layout)
+    else:
+        model = build(diffusion(load_recipe(layout.recipe, layout.overrides), "unveil convert").model)
+        if dit.layout_of(shapes_of(theirs)) is not None:
+            dit_model.fill(model, theirs)
         else:
-            model = build(diffusion(load_recipe(layout.recipe, layout.overrides), "unveil convert").model)
-            if dit.layout_of(shapes_of(theirs)) is not None:
-                dit_model.fill(model, theirs)
-            else:
-                _fill(model, theirs, layout.name)
-        model.to(DTYPES[layout.dtype]).save(out, force=force)
-    return {"part": part, "matched": len(theirs), "unmatched": 0}
+            _fill(model, theirs, layout.name)
+    model.to(DTYPES[layout.dtype]).save(out, force=force)
+    return {"matched": len(theirs), "unmatched": 0}
 
 
 def _recognised(theirs: Mapping[str, Tensor], layout: Layout) -> Model:
@@ -142,7 +171,27 @@ def _written(read: whole.Read, out: Path, layout: Layout, force: bool) -> dict[s
         _one_file(model, out)
     else:
         model.save(out, force=force)
-    return {"matched": read.matched, "unmatched": len(read.unused), "unmatched_keys": list(read.unused)}
+    found = {"matched": read.matched, "unmatched": len(read.unused), "unmatched_keys": list(read.unused)}
+    return found | _noted(model, layout.name if layout.name == "diffusers" or out.suffix != ONE_FILE else "ldm")
+
+
+def _noted(model: Model, layout: str) -> dict[str, Any]:
+    """What a layout does not hold of a model, or holds beyond it; nothing that is drawn depends on either."""
+    notes: list[str] = []
+    for one in model.conditioners.values():
+        if not isinstance(one, Text):
+            continue
+        if layout == "diffusers" and (left := text_written.left_out(one)):
+            notes.append(
+                f"left out: {len(left)} tensors of the text encoder's last block, which nothing reads and diffusers' "
+                "folders do not hold; one file of such a folder has a copy of the block before in its place"
+            )
+        if layout == "ldm" and (added := whole.repeated(one)):
+            notes.append(
+                f"added: {len(added)} tensors of a last block of the text encoder, which nothing reads and such files "
+                "have; it is a copy of the block before"
+            )
+    return {"notes": notes} if notes else {}
 
 
 def _one_file(model: Model, out: Path) -> int:
@@ -212,10 +261,11 @@ def _to_theirs(source: Path, out: Path, layout: Layout) -> dict[str, Any]:
     folder = ours.find(source)
     model = ours.load_model(folder)
     if layout.name == "ldm":
-        return {"part": str(folder), "matched": _one_file(model.to(DTYPES[layout.dtype]), out), "unmatched": 0}
+        matched = _one_file(model.to(DTYPES[layout.dtype]), out)
+        return {"part": str(folder), "matched": matched, "unmatched": 0} | _noted(model, "ldm")
     if layout.name == "diffusers":
         matched = _write_folder(model.to(DTYPES[layout.dtype]), out)
-        return {"part": str(folder), "matched": matched, "unmatched": 0}
+        return {"part": str(folder), "matched": matched, "unmatched": 0} | _noted(model, "diffusers")
     endings = (".safetensors", ".pt") if layout.name == "dit" else (".safetensors",)
     if out.suffix not in endings:
         raise RecipeError(f"{out}: published layouts are written as one file; end its name in {' or '.join(endings)}")

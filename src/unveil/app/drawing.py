@@ -83,7 +83,12 @@ class Written:
 def draw(
     model: Model, source: Source, request: Request, place: Place, console: Console, edit: Edit = PLAIN
 ) -> list[Picture]:
-    """The pictures of a request, with progress, and previews where the place asks for them."""
+    """The pictures of a request, with progress, and previews where the place asks for them.
+
+    What is asked to be gone away from without guidance is told to have no effect.
+    """
+    if request.negative and request.sampling.get("scale", model.sampling.guidance.scale) == 1:
+        console.warn("--negative: has no effect at a scale of 1, which is no guidance; give --scale above 1")
     frames = FRAMES if place.strip else 0
     with console.progress("step", 0) as progress:
         return list(
@@ -94,7 +99,11 @@ def draw(
 
 
 def write(
-    pictures: Sequence[Picture], place: Place, columns: int | None = None, names: Sequence[str] | None = None
+    pictures: Sequence[Picture],
+    place: Place,
+    columns: int | None = None,
+    names: Sequence[str] | None = None,
+    mark: str = "",
 ) -> Written:
     """One file each and a sheet of all; a single .png holds the picture, or the sheet.
 
@@ -103,6 +112,7 @@ def write(
         place: where they go.
         columns: of the sheet.
         names: of the files in a folder; by seed and number when left out.
+        mark: what the names of sheet and strip in a folder begin with.
 
     Raises:
         NotWritable: a file is there already; nothing was written.
@@ -119,10 +129,10 @@ def write(
         files[place.out] = png(pictures[0].pixels, _texts(pictures[0], place.metadata))
         written.pictures.append(place.out)
     if len(pictures) > 1 and alike:
-        written.sheet = place.out if place.one_file else place.out / "sheet.png"
+        written.sheet = place.out if place.one_file else place.out / f"{mark}sheet.png"
         files[written.sheet] = png(sheet(torch.stack([picture.pixels for picture in pictures]), columns))
     if place.strip and alike:
-        written.strip = place.out.with_suffix(".strip.png") if place.one_file else place.out / "strip.png"
+        written.strip = place.out.with_suffix(".strip.png") if place.one_file else place.out / f"{mark}strip.png"
         shown = torch.stack([to_pixels(picture.frames) for picture in pictures[:STRIPS]])
         files[written.strip] = png(sheet(shown.flatten(0, 1), columns=shown.shape[1]))
     put(files, place.force)

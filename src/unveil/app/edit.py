@@ -14,20 +14,17 @@ import torch
 from unveil.app.console import Console
 from unveil.app.drawing import Place, draw, put, write
 from unveil.app.sample import model_of, repeat
-from unveil.app.wish import Wish, changes, opened
-from unveil.data.low import LOW
+from unveil.app.wish import SHOWN, Wish, changes, opened
 from unveil.files import refuse_overwrite
 from unveil.model import Model
 from unveil.pictures import CLIPS, clip
 from unveil.tasks import inputs, verbs
-from unveil.tasks.generate import Picture, Request, generate, sampling_of
-from unveil.tasks.inpaint import MASK, MASKED, Margins, fitting
+from unveil.tasks.generate import Picture, Request, additions, generate, sampling_of
+from unveil.tasks.inpaint import Margins, fitting
 from unveil.tasks.invert import invert as find_noise
 from unveil.tasks.invert import noise_bytes
 from unveil.tasks.record import read_facts
 from unveil.types import MediaError, RecipeError, WeightsError
-
-SHOWN = {"inpaint": (MASK, MASKED), "outpaint": (MASK, MASKED), "upscale": (LOW,)}  # what a verb gives a network
 
 
 @dataclass(frozen=True)
@@ -189,6 +186,7 @@ def invert(wish: Wish, pictures: Path | None, named: Mapping[str, Any], place: P
     files = [one.files["picture"].input._asdict() for one in every]
     given = {key: list(values) for key, values in request.given.items()}
     facts: dict[str, Any] = {"model": source._asdict(), "sampling": found.sampling, "given": given, "inputs": files}
+    facts |= additions(model)
     put({place.out: noise_bytes(found.noise, facts)}, place.force)
     told: dict[str, Any] = {**facts, "noise": str(place.out), "deviation": round(float(found.noise.std()), 4)}
     console.result(told, f"{place.out}: deviation {told['deviation']} (1 is that of standard normal noise)")

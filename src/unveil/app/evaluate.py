@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,19 @@ from unveil.app.models import open_model
 from unveil.checkpoints import ours
 from unveil.codec.perceptual import Perceptual
 from unveil.config import AutoencoderRecipe, EvaluateConfig, Recipe, ReconstructionConfig, load_recipe
+from unveil.data.captions import Language
+from unveil.data.low import LOW
 from unveil.evaluate import features as networks
-from unveil.evaluate.given import evaluate_given
+from unveil.evaluate.given import Draw, evaluate_given
 from unveil.evaluate.likelihood import bits_per_dim, ode_bits_per_dim
 from unveil.evaluate.measure import Origin, Settings, compared
 from unveil.evaluate.measure import evaluate as measure
 from unveil.evaluate.perceptual import perceptual
 from unveil.evaluate.pictures import Pictured
+from unveil.evaluate.prompts import PROMPT, evaluate_prompts
 from unveil.evaluate.reconstruction import Networks, evaluate_autoencoder
 from unveil.evaluate.report import Report
+from unveil.evaluate.upscaled import evaluate_upscaled
 from unveil.files import refuse_overwrite
 from unveil.model import Model
 from unveil.source import command, commit, cpu_seconds
@@ -36,6 +40,7 @@ from unveil.types import RecipeError
 
 BATCH = 100
 LAYOUT = "layout"  # what models are told whose scenes are looked at for the boxes of objects
+Judge = Callable[[Recipe, Model, Pictured, Draw], Report]
 
 
 @dataclass(frozen=True)
@@ -102,8 +107,10 @@ def judge(ask: Ask, recipe: Recipe, console: Console) -> Report:
     begun = cpu_seconds()
     model, source = open_model(ask.model, pick(ask.device))
     train, held_out = (data.open(recipe.data.build(), part) for part in ("train", "held-out"))
-    if recipe.key != "pixels" or _told(recipe) == LAYOUT:
-        found = _judge_given(recipe, model, held_out, console)
+    if (special := _judged_otherwise(recipe)) is not None:
+        with console.progress("picture", 0) as progress:
+            how_drawn = Draw(recipe.sample, how.seed, BATCH, lambda done: progress.reach(done, 0))
+            found = special(recipe, model, held_out, how_drawn)
         return replace(found, about={**found.about, **_about(ask, source, cpu_seconds() - begun)})
     network = feature_network(recipe, how, ask.weights, str(model.device))
     settings = Settings(count=how.compared, floor_splits=how.floor_splits, seed=how.seed)
@@ -133,8 +140,13 @@ def _perceptual(recipe: AutoencoderRecipe) -> tuple[str, Perceptual] | None:
     """The network that is asked for; else that of the loss, and then the shipped one of the data, if there is one."""
     wanted = recipe.evaluate.perceptual or recipe.loss.perceptual
     if wanted is None:
-        return (recipe.data.kind, perceptual(recipe.data.kind)) if recipe.data.kind in ("digits", "fashion") else None
+        return _shipped_perceptual(recipe.data.kind)
     return wanted.network, perceptual(wanted.network, wanted.weights)
+
+
+def _shipped_perceptual(kind: str) -> tuple[str, Perceptual] | None:
+    """The perceptual network that comes with the package for a kind of data, if one does."""
+    return (kind, perceptual(kind)) if kind in ("digits", "fashion") else None
 
 
 def _about(ask: Ask, source: Source | None, seconds: float) -> dict[str, Any]:
@@ -144,20 +156,34 @@ def _about(ask: Ask, source: Source | None, seconds: float) -> dict[str, Any]:
     return {**facts, "cpu_minutes": round(seconds / 60, 2)}
 
 
-def _told(recipe: Recipe) -> str:
-    """What a model is told, if it is one thing: its kind."""
-    return recipe.condition[0].kind if len(recipe.condition) == 1 else ""
+def _judged_otherwise(recipe: Recipe) -> Judge | None:
+    """What judges a model by what it is told, where that is more than a label."""
+    told = {one.key: one.kind for one in recipe.condition}
+    if LOW in told and recipe.key == "pixels":
+        return _enlarged
+    if recipe.key != "pixels" or list(told.values()) == [LAYOUT]:
+        return _given
+    return _prompted if list(told) == [PROMPT] and recipe.data.kind == "scenes" else None
 
 
-def _judge_given(recipe: Recipe, model: Model, held_out: Pictured, console: Console) -> Report:
+def _given(recipe: Recipe, model: Model, held_out: Pictured, how: Draw) -> Report:
     """The report on a model that makes something else for pictures, boxes or masks, or scenes for layouts."""
     state = LAYOUT if recipe.key == "pixels" else getattr(recipe.data, "state", "none")
-    how = recipe.evaluate
-    with console.progress("picture", how.samples) as progress:
-        return evaluate_given(
-            model, held_out, state, sampling=recipe.sample, count=how.samples, seed=how.seed, batch=BATCH,
-            on_batch=lambda done: progress.reach(done, how.samples),
-        )  # fmt: skip
+    return evaluate_given(model, held_out, state, how, count=recipe.evaluate.samples)
+
+
+def _prompted(recipe: Recipe, model: Model, held_out: Pictured, how: Draw) -> Report:
+    """The report on a model that makes scenes of words."""
+    languages: dict[str, tuple[Language, ...]] = {"zh": ("zh",), "both": ("en", "zh")}
+    spoken = languages.get(getattr(recipe.data, "language", "en"), ("en",))
+    return evaluate_prompts(model, held_out, how, languages=spoken, count=recipe.evaluate.samples)
+
+
+def _enlarged(recipe: Recipe, model: Model, held_out: Pictured, how: Draw) -> Report:
+    """The report on a model that enlarges pictures."""
+    judge, count = _shipped_perceptual(recipe.data.kind), recipe.evaluate.samples
+    found = evaluate_upscaled(model, held_out, how, perceptual=judge, count=count)
+    return replace(found, about={"data": recipe.data.kind, **found.about})
 
 
 def feature_network(

@@ -48,13 +48,19 @@ def put_on(model: Model, source: Source, wanted: Sequence[Asked], console: Conso
     parts = lora_sites.parts_of(model)
     worn: list[Worn] = []
     for one in wanted:
+        if not one.path.exists():
+            raise WeightsError(shelf.missing(one.path, "loras"))
         file = lora_file(one.path)
         name = _called(one.path, file)
         name = f"{name} {len(worn)}" if name in {other.name for other in worn} else name
         trained_on = base_of(file.parent if file.parent.name != "ema" else file.parent.parent)
         if trained_on is not None and trained_on.sha256 != source.sha256:
             console.warn(f"{one.path}: was trained on {trained_on.name!r}, which is not the model {source.name!r}")
-        report = files.attach(parts, name, files.read(file), one.weight)
+        read = files.read(file)
+        try:
+            report = files.attach(parts, name, read, one.weight)
+        except WeightsError as problem:
+            raise WeightsError(f"{one.path}: {problem}") from problem
         console.say(f"{one.path}: {report.text()}")
         worn.append(Worn(name, sha256(file), one.weight))
     model.worn = tuple(worn)

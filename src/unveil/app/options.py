@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from unveil.app.console import Console
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
@@ -28,7 +31,8 @@ Labels = Annotated[
 ]
 Given = Annotated[list[str] | None, typer.Option(help="Another condition, as KEY=VALUE; may be repeated.")]
 Negative = Annotated[
-    list[str] | None, typer.Option(help="A condition to go away from, as KEY=VALUE; guidance needs a scale above 1.")
+    list[str] | None,
+    typer.Option(help="A condition to go away from, as KEY=VALUE, or a prompt; guidance needs a scale above 1."),
 ]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Of the whole set; or repeated, one for each picture.")]
 Steps = Annotated[int | None, typer.Option(help="Network calls; the model's own when left out.")]
@@ -66,3 +70,89 @@ RecipeName = Annotated[str, typer.Argument(help="A shipped recipe, a YAML file o
 ModelName = Annotated[
     str, typer.Argument(help="A shipped model, or a folder: a saved model or a run.", metavar="MODEL")
 ]
+
+
+# ------------------------------------------------------------------------------------- groups, for `groups.spread`
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is worked on: a model, pictures, and settings of sampling with a prompt."""
+
+    model: SomeModel = None
+    picture: SomePictures = None
+    settings: Settings = None
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What is to be seen, and what not."""
+
+    label: Labels = None
+    given: Given = None
+    negative: Negative = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of an edit of pictures, and how it is drawn."""
+
+    conditions: Conditions = Conditions()
+    count: Annotated[int | None, typer.Option(help="Results for each picture.")] = None
+    seed: Seeds = None
+    steps: Steps = None
+    scale: Scale = None
+
+
+@dataclass(frozen=True)
+class Watched:
+    """How one sees what happens on the way."""
+
+    strip: Annotated[bool, typer.Option("--strip", help="Also save the way from noise to picture.")] = False
+    preview: Preview = None
+    preview_every: Every = 5
+
+
+@dataclass(frozen=True)
+class Additions:
+    """What is put on the model."""
+
+    lora: Loras = None
+    control: Controls = None
+    control_mode: ControlMode = "balanced"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What draws, and with which numbers."""
+
+    device: Device = "auto"
+    dtype: Dtype = "float32"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """How a command answers."""
+
+    force: Force = False
+    as_json: AsJson = False
+    quiet: Quiet = False
+
+    @property
+    def console(self) -> Console:
+        """What the answer goes to."""
+        return Console(self.as_json, self.quiet)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How pictures are drawn and where they go."""
+
+    batch: Batch = 16
+    out: Out = Path("edited")
+    watched: Watched = Watched()
+    like: Like = None
+    additions: Additions = Additions()
+    metadata: Metadata = True
+    machine: Machine = Machine()
+    reply: Reply = Reply()

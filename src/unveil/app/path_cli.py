@@ -10,34 +10,30 @@ from typing import Annotated
 
 import typer
 
-from unveil.app.console import Console
+from unveil.app.groups import flat
 from unveil.app.options import (
-    AsJson,
+    Additions,
     Batch,
+    Conditions,
     Device,
-    Dtype,
-    Every,
-    Force,
-    Given,
-    Labels,
     Like,
-    Loras,
+    Machine,
     Metadata,
-    Negative,
     Out,
-    Preview,
-    Quiet,
+    Reply,
     Scale,
     Seeds,
     Settings,
     Size,
     SomeModel,
-    SomePictures,
     Steps,
+    Subject,
+    Watched,
 )
 
 
 def vary(
+    *,
     picture: Annotated[Path | None, typer.Argument(help="One that `unveil sample` drew.", metavar="PICTURE")] = None,
     model: Annotated[str | None, typer.Option(help="That drew it, where its name is not enough to find it.")] = None,
     amount: Annotated[float, typer.Option(help="0 is the same picture, 1 another one.")] = 0.3,
@@ -47,34 +43,31 @@ def vary(
     classifier: Annotated[Path | None, typer.Option(help="The one that guided the picture, if one did.")] = None,
     classifier_scale: Annotated[float, typer.Option(help="Of its gradient.")] = 1.0,
     out: Out = Path("varied"),
-    strip: Annotated[bool, typer.Option("--strip", help="Also save the way from noise to picture.")] = False,
-    preview: Preview = None,
-    preview_every: Every = 5,
+    watched: Watched,
     like: Like = None,
-    lora: Loras = None,
+    additions: Additions,
     metadata: Metadata = True,
     device: Device = "auto",
-    force: Force = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    reply: Reply,
 ) -> None:
     """Draw pictures near one: its noise is moved towards that of other seeds.
 
+    The LoRAs and ControlNets that made it are used again, found as `--like` finds them.
+
     Example: unveil vary samples/seed0_00000.png --amount 0.2 --count 8 --out near
     """
-    options = dict(locals())
+    options = flat(locals())
     from unveil.app import edit as work
 
     wish, place = work.Wish.typed(options), work.Place.typed(options)
-    work.vary(wish, picture, amount, place, Console(as_json, quiet), like)
+    work.vary(wish, picture, amount, place, reply.console, like)
 
 
 def interpolate(
+    *,
     model: SomeModel = None,
     settings: Settings = None,
-    label: Labels = None,
-    given: Given = None,
-    negative: Negative = None,
+    conditions: Conditions,
     seed: Annotated[list[int] | None, typer.Option("--seed", help="Of the first sample, and of the last.")] = None,
     first: Annotated[int, typer.Option(help="Number of both samples in their sets.")] = 0,
     frames: Annotated[int, typer.Option(help="In all, both ends among them.")] = 16,
@@ -86,53 +79,45 @@ def interpolate(
     batch: Batch = 64,
     out: Annotated[Path, typer.Option(help="A folder, or a .gif, .webp or .apng file.")] = Path("way"),
     like: Like = None,
-    lora: Loras = None,
+    additions: Additions,
     metadata: Metadata = True,
-    device: Device = "auto",
-    dtype: Dtype = "float32",
-    force: Force = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    machine: Machine,
+    reply: Reply,
 ) -> None:
     """Draw the way from one sample to another, as frames and as an animation.
 
     Example: unveil interpolate ddpm-digits --seed 3 --seed 9 --label 3 --label 8 --frames 24 --out way
     """
-    options = dict(locals())
+    options = flat(locals())
     from unveil.app import edit as work
 
     wish, place = work.Wish.typed(options), work.Place.typed(options)
     way = work.Way(frames, clip, rate)
-    work.interpolate(wish, way, {"steps": steps, "scale": scale}, place, Console(as_json, quiet), like)
+    work.interpolate(wish, way, {"steps": steps, "scale": scale}, place, reply.console, like)
 
 
 def invert(
-    model: SomeModel = None,
-    picture: SomePictures = None,
-    settings: Settings = None,
-    label: Labels = None,
-    given: Given = None,
-    negative: Negative = None,
+    *,
+    subject: Subject,
+    conditions: Conditions,
     steps: Steps = 50,
     scale: Scale = None,
     size: Size = None,
     batch: Batch = 64,
     out: Annotated[Path, typer.Option(help="A .safetensors file.")] = Path("noise.safetensors"),
-    device: Device = "auto",
-    dtype: Dtype = "float32",
-    force: Force = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    additions: Additions,
+    machine: Machine,
+    reply: Reply,
 ) -> None:
     """Find the noise that a picture comes from, by DDIM backwards; `unveil sample --noise` goes on from it.
 
     Example: unveil invert ddpm-digits three.png --label 3 --out three.safetensors
     """
-    options = dict(locals())
+    options = flat(locals())
     from unveil.app import edit as work
 
     wish, place = work.Wish.typed(options), work.Place.typed(options)
-    work.invert(wish, picture, {"steps": steps, "scale": scale}, place, Console(as_json, quiet))
+    work.invert(wish, subject.picture, {"steps": steps, "scale": scale}, place, reply.console)
 
 
 COMMANDS = (vary, interpolate, invert)

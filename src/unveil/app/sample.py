@@ -16,7 +16,7 @@ from unveil.app.wish import Wish, changes, opened
 from unveil.model import Model
 from unveil.tasks import inputs, verbs
 from unveil.tasks.edit import PLAIN, Edit, Input
-from unveil.tasks.generate import Source
+from unveil.tasks.generate import Source, additions
 from unveil.tasks.generate import repeat as draw_again
 from unveil.tasks.img2img import from_noise
 from unveil.tasks.invert import read_noise
@@ -43,7 +43,7 @@ def sample(wish: Wish, changes: Mapping[str, Any], place: Place, console: Consol
     model, source = opened(wish, wish.model, console)
     edit, count = PLAIN, None
     if noise is not None:
-        edit, said = _noise(noise, source, console)
+        edit, said = _noise(noise, model, source, console)
         changes = {**said.get("sampling", {}), **changes}
         count = None if len(edit.inputs["noise"]) == 1 else len(edit.inputs["noise"])
         if not wish.conditions(model):
@@ -118,7 +118,7 @@ def again(model: Model, facts: Mapping[str, Any], places: Sequence[Path]) -> Edi
     return replace(verbs.again(model, facts, contents), inputs=named)
 
 
-def _noise(path: Path, source: Source, console: Console) -> tuple[Edit, dict[str, Any]]:
+def _noise(path: Path, model: Model, source: Source, console: Console) -> tuple[Edit, dict[str, Any]]:
     """The edit that starts from a file of noise, and what the file says."""
     from unveil.files import sha256
 
@@ -126,6 +126,14 @@ def _noise(path: Path, source: Source, console: Console) -> tuple[Edit, dict[str
     made_by = said.get("model", {}).get("sha256", source.sha256)
     if made_by != source.sha256:
         console.warn(f"{path}: its noise was found with another model, {said['model'].get('name')!r}")
+    if _told(said) != _told(additions(model)):
+        console.warn(f"{path}: its noise was found with other LoRAs or ControlNets; give the same to come back to it")
     digest = sha256(path)
     names = [Input(path.name, digest, row) for row in range(len(found))]
     return replace(from_noise(found), inputs={"noise": names}), {"given": {}, **said}
+
+
+def _told(facts: Mapping[str, Any]) -> list[Any]:
+    """What a record says of LoRAs and ControlNets but for the names of files."""
+    each = [*facts.get("loras", []), *facts.get("controls", [])]
+    return [{key: one[key] for key in one if key not in ("name", "picture")} for one in each]

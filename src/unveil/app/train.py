@@ -92,12 +92,14 @@ def dry_run(ask: Ask, console: Console) -> None:
     from unveil.app.estimate import estimate  # with Lightning, whose import takes seconds; a typo must not wait for it
     from unveil.train.autoencoder import learner_of
     from unveil.train.denoising import Denoising
+    from unveil.train.words import learn_words
 
     dataset = data.open(recipe.data.build())
     if isinstance(recipe, AutoencoderRecipe):
         learner: Any = learner_of(recipe, fresh_codec(recipe))
     else:
         model = start(recipe, pick("cpu"))
+        learn_words(model, dataset)
         objective = recipe.objective.build(recipe, model.process, recipe.train.batch)
         learner = Denoising(model, objective, recipe.key)
     found = estimate(recipe, learner, dataset, pick(ask.device))

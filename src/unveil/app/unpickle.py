@@ -50,7 +50,7 @@ def tensors_of(path: Path, out: Path) -> str:
     if done.returncode != CHOSEN:
         lines = done.stderr.strip().splitlines()
         reason = lines[-1] if lines and done.returncode == REFUSED else f"the reader ended with code {done.returncode}"
-        raise WeightsError(f"{path}: {reason}; nothing in it was run")
+        raise WeightsError(f"{path}: {reason}; nothing in it was run: ask for a safetensors file")
     return done.stdout.strip()
 
 

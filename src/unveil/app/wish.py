@@ -18,11 +18,14 @@ from unveil.app.models import open_model
 from unveil.checkpoints.guide import load_guide
 from unveil.conditioning.image import ContextChannels
 from unveil.config import override
+from unveil.data.low import LOW
 from unveil.model import Model
 from unveil.tasks.generate import DTYPES, Guided, Request, Source
+from unveil.tasks.inpaint import MASK, MASKED
 from unveil.types import RecipeError, nearest
 
 PROMPT = "prompt"  # the key of a condition that is typed without it
+SHOWN = {"inpaint": (MASK, MASKED), "outpaint": (MASK, MASKED), "upscale": (LOW,)}  # what a verb gives a network
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=")
 
 
@@ -65,13 +68,18 @@ class Wish:
         """Every seed that was given."""
         return (self.seed,) if isinstance(self.seed, int) else self.seed
 
+    @property
+    def prompts(self) -> list[str]:
+        """Every prompt that was typed."""
+        return [word for word in self.words if not _SETTING.match(word)]
+
     def conditions(self, model: Model) -> dict[str, list[Any]]:
         """What was given, by key.
 
         Raises:
             RecipeError: not KEY=VALUE, or a prompt for a model that takes none.
         """
-        prompts = [word for word in self.words if not _SETTING.match(word)]
+        prompts = self.prompts
         if prompts and PROMPT not in model.conditioners:
             known = list(model.conditioners)
             raise RecipeError(
@@ -82,6 +90,16 @@ class Wish:
         if prompts:
             given[PROMPT] = prompts
         return assigned(self.given, "--given", given)
+
+    def avoided(self, model: Model) -> dict[str, list[Any]]:
+        """What is gone away from, by key; what is no KEY=VALUE is a prompt, for models that take one.
+
+        Raises:
+            RecipeError: not KEY=VALUE, for another model.
+        """
+        prompts = [word for word in self.negative if PROMPT in model.conditioners and not _SETTING.match(word)]
+        others = [word for word in self.negative if word not in prompts]
+        return assigned(others, "--negative", {PROMPT: list(prompts)} if prompts else {})
 
     def request(self, model: Model, changes: Mapping[str, Any], count: int) -> Request:
         """The request for so many pictures.
@@ -95,7 +113,7 @@ class Wish:
         guided = self.guided(model, changes.pop("classifier", None))
         return Request(
             self.conditions(model), self.seed, self.first, count, self.batch, changes, self.dtype, guided,
-            self.compiled, assigned(self.negative, "--negative", {}), self.sized(),
+            self.compiled, self.avoided(model), self.sized(),
         )  # fmt: skip
 
     def number(self, model: Model) -> int:
@@ -154,9 +172,10 @@ def opened(
     model, source = open_model(name, pick(wish.device), said, dtype)
     pictures = [key for key, one in model.conditioners.items() if isinstance(one, ContextChannels)]
     if recorded is None and (missing := [key for key in pictures if key not in shown]):
+        verbs = " or ".join(f"`unveil {verb}`" for verb, keys in SHOWN.items() if missing[0] in keys)
         raise RecipeError(
             f"this model is given a picture under {missing[0]!r}, which cannot be typed; "
-            "use it from Python: unveil.load(...).generate(raw=...)"
+            + (f"use {verbs}" if verbs else "use it from Python: unveil.load(...).generate(raw=...)")
         )
     if len(model.shape) != 3 or model.shape[0] not in (1, 3):
         raise RecipeError(

@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from unveil.checkpoints import control, diffusers_unet, folders, latent_unet, ours, store, trained_on
+from unveil.checkpoints import control, diffusers_unet, folders, latent_unet, ours, shelf, store, trained_on
+from unveil.checkpoints.folders import read_json
+from unveil.checkpoints.said import shapes_of
 from unveil.checkpoints.tensors import read_state, read_tensors
 from unveil.config import ModelConfig, read_yaml, validate
 from unveil.files import sha256
@@ -20,6 +22,7 @@ from unveil.nn.controlnet import ControlNet
 from unveil.nn.unet_config import UNetConfig
 from unveil.types import Base, RecipeError, WeightsError
 
+CONFIG = "config.json"
 THEIRS = "controlnet_cond_embedding."  # begins keys of diffusers' layout
 
 
@@ -43,14 +46,41 @@ def read(path: Path, base: UNetConfig | None = None) -> Found:
         WeightsError: there is none, or it is damaged.
         RecipeError: settings that are not supported.
     """
+    if not path.exists():
+        raise WeightsError(shelf.missing(path, "controlnets"))
     if path.is_file():
         found = Found(_published(path, base), digest(path))
-    elif (path / "config.json").is_file():
+    elif (path / CONFIG).is_file():
         found = Found(diffusers_unet.read_controlnet(path), digest(path))
     else:
         found = _ours(path)
     found.network.float().requires_grad_(False)
     return found
+
+
+def of_published(tensors: Mapping[str, Tensor], heads: Mapping[str, int] | None = None) -> ControlNet:
+    """The ControlNet of a published file's tensors, in evaluation mode; those of other parts are not looked at.
+
+    Args:
+        heads: {"heads": 8} or {"head_channels": 64}, where it is none of the released ones.
+
+    Raises:
+        WeightsError: there is none, it is not whole, or heads have to be said.
+        RecipeError: settings that are not supported.
+    """
+    shapes = shapes_of(tensors)
+    if any(key.startswith(THEIRS) for key in shapes):
+        raise WeightsError("a ControlNet of diffusers, whose settings lie beside it; give its whole folder")
+    config = control.seen(shapes, heads)
+    # 32 groups in every released one; a smaller one of another base is read as far as telling its widths
+    return control.load(tensors, replace(config, groups=math.gcd(32, *config.widths)))
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder holds a ControlNet: diffusers', or one that was trained here."""
+    if (path / CONFIG).is_file():
+        return read_json(path / CONFIG).get("_class_name") == diffusers_unet.CONTROLNET
+    return any(weights_of(one).is_file() for one in (path, *path.glob("checkpoints/*")))
 
 
 def digest(path: Path) -> str:
@@ -60,7 +90,7 @@ def digest(path: Path) -> str:
         WeightsError: there is none.
     """
     files = [path]
-    if (path / "config.json").is_file():
+    if (path / CONFIG).is_file():
         files = folders.weight_files(path, diffusers_unet.WEIGHTS)
     elif path.is_dir():
         files = [weights_of(_folder(path))]
@@ -77,6 +107,11 @@ def weights_of(folder: Path) -> Path:
 
 def _folder(path: Path) -> Path:
     """Our folder with a ControlNet that a path stands for."""
+    if path.is_dir() and not is_folder(path):
+        raise WeightsError(
+            f"{path}: holds no ControlNet; one that was trained here has {control.TRAINED}, one of diffusers a "
+            f"{CONFIG} of {diffusers_unet.CONTROLNET}"
+        )
     folder = ours.find(path)
     if not weights_of(folder).is_file():
         raise WeightsError(f"{path}: holds no ControlNet; one that was trained here has {control.TRAINED}")
@@ -105,15 +140,10 @@ def _ours(path: Path) -> Found:
 
 def _published(path: Path, base: UNetConfig | None) -> ControlNet:
     tensors = read_state(path)
-    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    if any(key.startswith(THEIRS) for key in shapes):
-        raise WeightsError(f"{path}: a ControlNet of diffusers, whose settings lie beside it; give its whole folder")
     try:
-        if base is not None and (found := _copy_of(base, tensors, shapes)) is not None:
+        if base is not None and (found := _copy_of(base, tensors, shapes_of(tensors))) is not None:
             return found
-        config = control.seen(shapes, None if base is None else _heads(base))
-        # 32 groups in every released one; a smaller one of another base is read as far as telling its widths
-        return control.load(tensors, replace(config, groups=math.gcd(32, *config.widths)))
+        return of_published(tensors, None if base is None else _heads(base))
     except (WeightsError, RecipeError) as problem:
         raise WeightsError(f"{path}: {problem}") from problem
 

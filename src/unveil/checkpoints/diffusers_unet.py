@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from unveil.checkpoints.folders import read_json, read_weights
-from unveil.checkpoints.meta import weightless
-from unveil.checkpoints.names import Names, below, below_one, check_keys, to_ours, to_theirs
+from unveil.checkpoints.meta import uncollected, weightless
+from unveil.checkpoints.names import Names, below, below_one, check_keys, stacked, to_ours, to_theirs
 from unveil.checkpoints.openai import OUR_LABEL
 from unveil.checkpoints.spatial_names import spatial_names
 from unveil.checkpoints.tensors import write_tensors
@@ -176,6 +176,10 @@ def load(theirs: Mapping[str, Tensor], config: UNetConfig) -> Parts:
     """
     with weightless():
         network = UNet(config)
+    return _parts(network, theirs)
+
+
+def _parts(network: UNet, theirs: Mapping[str, Tensor]) -> Parts:
     _fill(network, {key: tensor for key, tensor in theirs.items() if key != LABEL})
     return Parts(network.eval(), {OUR_LABEL: theirs[LABEL]} if LABEL in theirs else None)
 
@@ -321,6 +325,7 @@ def _heads(given: Mapping[str, Any], widths: Sequence[int]) -> dict[str, Any]:
 # -- folders ------------------------------------------------------------------------------------------------------
 
 
+@uncollected()
 def read_unet(folder: Path) -> Parts:
     """The U-Net of a folder with config.json and weights.
 
@@ -329,12 +334,15 @@ def read_unet(folder: Path) -> Parts:
         RecipeError: settings that are not supported.
     """
     said = _said(folder, UNET)
-    parts = load(read_weights(folder, WEIGHTS), from_settings(said))
+    with weightless():
+        network = UNet(from_settings(said))
+    parts = _parts(network, read_weights(folder, WEIGHTS, apart=stacked(names(network))))
     if (parts.label is None) != (said.get("num_class_embeds") is None):
         raise WeightsError(f"{folder}: num_class_embeds = {said.get('num_class_embeds')}, which the weights contradict")
     return parts
 
 
+@uncollected()
 def read_controlnet(folder: Path) -> ControlNet:
     """The ControlNet of a folder with config.json and weights.
 
@@ -352,7 +360,7 @@ def read_controlnet(folder: Path) -> ControlNet:
             hint_channels=given["conditioning_channels"],
             hint_widths=given["conditioning_embedding_out_channels"],
         )
-    _fill(network, read_weights(folder, WEIGHTS))
+    _fill(network, read_weights(folder, WEIGHTS, apart=stacked(names(network))))
     return network.eval()
 
 

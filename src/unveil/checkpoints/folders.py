@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +66,16 @@ def weight_files(place: Path, stem: str) -> list[Path]:
     return [place / part for part in parts]
 
 
-def read_weights(place: Path, stem: str, *, pickled: str | None = None) -> dict[str, Tensor]:
+def read_weights(
+    place: Path, stem: str, *, pickled: str | None = None, apart: Collection[str] = ()
+) -> dict[str, Tensor]:
     """The tensors of the safetensors files of a component's folder, mapped into memory where they can be.
 
     Args:
         place: the folder.
         stem: of the names, see `weight_files`.
         pickled: name of a file of plain tensors that is read where there is no safetensors file; None: it is refused.
+        apart: keys of tensors that are only read and not kept, as `read_tensors` takes them.
 
     Raises:
         WeightsError: no such file, or a damaged one.
@@ -83,4 +87,4 @@ def read_weights(place: Path, stem: str, *, pickled: str | None = None) -> dict[
         pickles = sorted(file.name for file in place.glob("*") if file.suffix in PICKLES)
         why = f"only {pickles[0]}, a pickle, which is not opened; save it as safetensors" if pickles else ""
         raise WeightsError(f"{place}: holds no {stem}.safetensors, {why or 'nor its shards; copy the whole folder'}")
-    return {key: tensor for file in files for key, tensor in read_tensors(file).items()}
+    return {key: tensor for file in files for key, tensor in read_tensors(file, apart).items()}

@@ -167,7 +167,8 @@ def seen(shapes: Mapping[str, Sequence[int]], heads: Mapping[str, int] | None = 
     if known is None:
         raise WeightsError(
             f"heads: the shapes do not show them, and no released network has tokens of width {config.context_width} "
-            f"and {config.channels} channels; give heads or head_channels"
+            f"and {config.channels} channels; say file.heads or file.head_channels, such as file.heads=8 (for unveil "
+            "convert --set file.heads=8)"
         )
     return replace(config, **known)
 

@@ -14,7 +14,7 @@ from unveil.checkpoints.names import some
 
 Kind = Literal["model", "LoRA", "ControlNet", "autoencoder", "text encoder", "unknown"]
 FOLDER = "give the folder that diffusers writes, which is read through its own networks"
-STEERS = "it steers a model: unveil.load(MODEL).controlled(...)"
+STEERS = "give it beside the model that it is for: unveil sample MODEL --control FILE=PICTURE"
 WHOLE_PART = "a part of a model, which makes no pictures by itself; give the whole folder or file that it is from"
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from unveil.checkpoints import layouts
 from unveil.checkpoints.lora_keys import DENOISER, Entry, File, Naming, candidates, parse
 from unveil.checkpoints.lora_sites import Part, Site
 from unveil.checkpoints.names import some
@@ -54,6 +55,9 @@ def read(path: Path) -> File:
     """
     file = path / ADAPTER if path.is_dir() else path
     tensors = read_state(file)
+    layout = layouts.recognised(tensors)
+    if layout is not None and layout.kind != "LoRA":
+        raise WeightsError(f"{file}: {layout.what}, no LoRA, which adds to a model; give a LoRA's file")
     beside = file.with_name(CONFIG)
     config = None
     if beside.is_file():

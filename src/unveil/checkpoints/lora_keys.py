@@ -61,11 +61,12 @@ FORMS: tuple[tuple[Naming, re.Pattern[str]], ...] = (
     ("cloneofsimo", re.compile(r"(?P<path>(?:unet|text_encoder):\d+):(?P<side>down|up)")),
 )  # fmt: skip
 DOWN = ("down", "A")
-# Relatives of LoRA that are not read, by what their keys hold
+# Relatives of LoRA that are not read, by patterns that their keys hold
 OTHERS = {
     "hada_": "LoHa", "lokr_": "LoKr", "dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "lora_mid": "LoCon with a "
     "middle matrix", "oft_": "OFT", "lora_embedding_": "a LoRA of an embedding", "lora_B.bias": "LoRA with a bias",
-    "lora_up.bias": "LoRA with a bias", "modules_to_save": "LoRA with whole modules", ".diff": "whole differences",
+    "lora_up.bias": "LoRA with a bias", "modules_to_save": "LoRA with whole modules",
+    r"\.diff(_b)?$": "whole differences",
 }  # fmt: skip
 
 
@@ -122,7 +123,7 @@ def parse(
     """
     naming, metadata = naming_of(tensors), metadata or {}
     for mark, kind in OTHERS.items():
-        if strange := next((key for key in tensors if mark in key), None):
+        if strange := next((key for key in tensors if re.search(mark, key)), None):
             raise WeightsError(f"{strange}: {kind}, which is not read; merge it with the program that made it")
     if naming is None:
         shown = ", ".join(list(tensors)[:3])

@@ -131,12 +131,20 @@ def parts_of(model: Model) -> dict[str, Part]:
             if type(module).__name__.startswith("CLIPTextModel"):
                 role = "text_encoder" if "text_encoder" not in found else "text_encoder_2"
                 found[role] = text_encoder(module, role)
-                break
     return found
 
 
 def denoiser(network: nn.Module) -> Part:
-    """The part that a denoising network is."""
+    """The part that a denoising network is.
+
+    Of an adapter over a network of diffusers' the paths are those inside it.
+    """
+    from unveil.checkpoints.hf import networks  # whose package reads whole folders, with all that is above this module
+
+    if isinstance(network, tuple(networks.NETWORKS.values())):
+        inside = {path.removeprefix(f"{networks.NET}."): site for path, site in own(network).items()}
+        prefix = "unet" if isinstance(network, networks.UNet) else "transformer"
+        return Part(DENOISER, prefix, network, {"diffusers": inside, OWN: own(network)})
     layouts = {layout: sites_of(network, names) for layout, names in _names_of(network)}
     prefix = "transformer" if isinstance(network, DiT) else "unet"
     return Part(DENOISER, prefix, network, {**layouts, OWN: own(network)})

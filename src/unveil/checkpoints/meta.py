@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -40,3 +41,18 @@ def weightless() -> Iterator[None]:
     """Whatever is made inside has a shape and no memory, tables and buffers too."""
     with torch.device("meta"), Undrawn():
         yield
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Inside, Python looks for no garbage.
+
+    Thousands of new modules and tensors make it look through all that was imported, which takes as long as they.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()

@@ -38,6 +38,11 @@ def below_one(ours: str, theirs: str) -> Names:
     return {f"{ours}.{kind}": Published((f"{theirs}.{kind}",)) for kind in ("weight", "bias")}
 
 
+def stacked(names: Names) -> list[str]:
+    """The published keys of which several make one of our tensors, so that they are copied and not kept."""
+    return [key for published in names.values() if len(published.keys) > 1 for key in published.keys]
+
+
 def to_ours(theirs: Mapping[str, Tensor], names: Names, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
     """Our state dict; tensors are views where a single one makes ours.
 

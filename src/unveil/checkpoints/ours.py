@@ -2,9 +2,10 @@
 
     model.yaml  denoiser.safetensors  label.safetensors  codec.safetensors  card.md  manifest.json
 
-A text encoder's part is `prompt.safetensors`, with `prompt.tokenizer.json` where the vocabulary is its own. What was
-trained as a LoRA on a base that stays as it is has lora.safetensors in the place of weights, and base.json, which says
-what it is on; a ControlNet likewise has control.safetensors.
+A text encoder's part is `prompt.safetensors`, with `prompt.tokenizer.json` where the vocabulary is its own, and
+`prompt.vocabulary.json` where it is made of the training texts. What was trained as a LoRA on a base that stays as it
+is has lora.safetensors in the place of weights, and base.json, which says what it is on; a ControlNet likewise has
+control.safetensors.
 
 A training checkpoint is the same folder with the weights as trained, the averaged ones in `ema/`, and what
 training needs to go on. Whoever loads it to sample gets the averaged weights.
@@ -21,15 +22,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from unveil.checkpoints import layouts, store
+from unveil.checkpoints import layouts, shelf, store
 from unveil.checkpoints.card import card
 from unveil.checkpoints.control import TRAINED
+from unveil.checkpoints.folders import read_json
 from unveil.checkpoints.lora_trained import LORA, Trained
 from unveil.checkpoints.meta import Unfilled
 from unveil.checkpoints.tensors import read_header, read_tensors
 from unveil.checkpoints.trained_on import BASE, base_of
 from unveil.codec import KL, VQ
 from unveil.conditioning.text import Text
+from unveil.conditioning.words import WordTokens
 from unveil.config import AutoencoderConfig, ModelConfig, dump, read_yaml, validate
 from unveil.model import Model, build
 from unveil.types import ADDITIONS, NonFinite, RecipeError, WeightsError, nearest
@@ -150,9 +153,7 @@ def load_model(path: Path | str, *, dtype: torch.dtype | None = torch.float32) -
     with Unfilled():
         model = build(config)
     _assign(model, folder, "ema", dtype)
-    for name, part in _texts(model):
-        beside = [path for path in folder.glob(f"{name}.*") if path.suffix != ".safetensors"]
-        part.take_files({path.name.removeprefix(f"{name}."): path.read_text("utf-8") for path in beside})
+    _take_files(model, folder)
     return model.eval()
 
 
@@ -218,6 +219,8 @@ def copy_weights(model: nn.Module, folder: Path, which: Which) -> None:
         tensors = read_tensors(_weights_of(folder, name, which))
         check_keys(folder / name, part, tensors)
         part.load_state_dict(tensors)
+    if isinstance(model, Model):
+        _take_files(model, folder)
 
 
 def find(path: Path | str) -> Path:
@@ -233,7 +236,8 @@ def find(path: Path | str) -> Path:
         if given in names:
             return shipped / given
         known = f"; shipped: {', '.join(names)}" if names else ""
-        raise WeightsError(f"{given}: no such folder or shipped model{nearest(given, names)}{known}")
+        there = [one.name for one in shelf.entries("checkpoints")]
+        raise WeightsError(f"{given}: no such folder or shipped model{nearest(given, [*names, *there])}{known}")
     if path.is_file():
         read_header(path)  # a pickle or a broken file is named as that
         raise WeightsError(
@@ -245,6 +249,9 @@ def find(path: Path | str) -> Path:
         newest = store.newest_valid(parent)
         if newest is not None:
             return newest
+    if (path / "config.json").is_file() and (name := read_json(path / "config.json").get("_class_name")) is not None:
+        how = layouts.STEERS if "ControlNet" in str(name) else layouts.WHOLE_PART
+        raise WeightsError(f"{given}: a folder of diffusers' {name}: {how}")
     raise WeightsError(f"{given}: neither a saved model nor a run with a valid checkpoint; it has no {store.MANIFEST}")
 
 
@@ -316,9 +323,16 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield CODEC, model.codec
 
 
-def _texts(model: Model) -> Iterator[tuple[str, Text]]:
+def _texts(model: Model) -> Iterator[tuple[str, Text | WordTokens]]:
     """The conditioners that may need a file beside their weights."""
-    yield from ((name, part) for name, part in model.conditioners.items() if isinstance(part, Text))
+    yield from ((name, part) for name, part in model.conditioners.items() if isinstance(part, Text | WordTokens))
+
+
+def _take_files(model: Model, folder: Path) -> None:
+    """Gives conditioners what a folder holds of them beside their weights."""
+    for name, part in _texts(model):
+        beside = [path for path in folder.glob(f"{name}.*") if path.suffix != ".safetensors"]
+        part.take_files({path.name.removeprefix(f"{name}."): path.read_text("utf-8") for path in beside})
 
 
 def _weights_of(folder: Path, name: str, which: Which) -> Path:

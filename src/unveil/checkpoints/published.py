@@ -280,7 +280,11 @@ def load(path: Path, said: Said | None = None) -> Model:
     Raises:
         WeightsError: as `model_of`, or a file that holds more than tensors.
     """
-    return model_of(read_state(path), said)
+    theirs = read_state(path)
+    try:
+        return model_of(theirs, said)
+    except WeightsError as problem:
+        raise WeightsError(f"{path}: {problem}") from problem
 
 
 def classifier_of(theirs: Mapping[str, Tensor], said: Said | None = None) -> NoisyClassifier:

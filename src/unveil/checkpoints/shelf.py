@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from unveil.types import WeightsError
+from unveil.types import WeightsError, nearest
 
 VARIABLE, HERE = "UNVEIL_MODELS", "models"
 Drawer = Literal["checkpoints", "loras", "controlnets"]
@@ -63,6 +63,12 @@ def place(name: str | Path, drawer: Drawer) -> Path:
         listed = ", ".join(str(one.path) for one in every)
         raise WeightsError(f"{name}: {len(every)} have this name: {listed}; give one of them as a path")
     return every[0].path if every else path
+
+
+def missing(name: str | Path, drawer: Drawer) -> str:
+    """What to tell of a name that is neither a path nor in its part of the models folder, with the nearest there."""
+    names = [one.name for one in entries(drawer)]
+    return f"{name}: no such file or folder, and nothing of this name in {root() / drawer}{nearest(str(name), names)}"
 
 
 def _is(entry: Entry, name: str) -> bool:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -71,20 +71,28 @@ def read_header(path: Path) -> Header:
     return Header(tensors, metadata)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, apart: Collection[str] = ()) -> dict[str, Tensor]:
     """Every tensor of the file, mapped into memory: a page is read when it is first used.
 
     Writing into one of them does not change the file.
 
+    Args:
+        apart: keys of those that are only read and not kept: they lie in a mapping of their own, so that their pages
+            are given back with the last of them.
+
     Raises:
         WeightsError: missing, truncated, or not safetensors; nothing in the file is ever executed.
     """
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     read_header(path)  # its messages are better than the library's
     try:
-        return load_file(path)
+        found = load_file(path)
+        if passing := [key for key in apart if key in found]:
+            with safe_open(path, "pt") as file:
+                found |= {key: file.get_tensor(key) for key in passing}
+        return found
     except (SafetensorError, OSError) as problem:
         raise WeightsError(f"{path}: damaged safetensors file ({problem}); copy it again") from problem
 
@@ -110,7 +118,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as problem:  # whatever the unpickler met
         raise WeightsError(
-            f"{path}: a pickle of more than tensors, or damaged, so it was not opened; `unveil convert` reads it apart"
+            f"{path}: a pickle of more than tensors, or damaged, so it was not opened; `unveil convert` reads "
+            f"its tensors in a process of its own: unveil convert {path} OUT"
         ) from problem
     if not isinstance(found, dict):
         raise WeightsError(f"{path}: holds a {type(found).__name__}, not a dict of tensors; use `unveil convert`")
@@ -118,7 +127,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     others = [str(key) for key, value in state.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise WeightsError(
-            f"{path}: holds {', '.join(others[:3])} beside tensors; `unveil convert` finds the weights inside"
+            f"{path}: holds {', '.join(others[:3])} beside tensors; `unveil convert` finds the weights inside: "
+            f"unveil convert {path} OUT"
         )
     return {str(key): value for key, value in state.items() if isinstance(value, torch.Tensor)}
 

@@ -39,10 +39,9 @@ def write_folder(conditioner: Text, path: Path, *, number: int = 1) -> None:
     home, words = path / f"text_encoder{end}", path / f"tokenizer{end}"
     config, state = conditioner.tower.config, conditioner.tower.state_dict()
     if isinstance(config, ClipConfig):
-        if config.skip and config.norm == "final":
+        if without := left_out(conditioner):
             config = replace(config, depth=config.depth - config.skip, skip=0)
-            first = tuple(f"model.encoder.layers.{layer}." for layer in range(config.depth))
-            state = {k: v for k, v in state.items() if "encoder.layers." not in k or k.startswith(first)}
+            state = {key: tensor for key, tensor in state.items() if key not in without}
         settings, tensors = _clip(config), text.dump(state, config, FILES, {})
     else:
         settings, tensors = _t5(config), text.dump(state, config, text.Place("t5"), {})
@@ -52,6 +51,15 @@ def write_folder(conditioner: Text, path: Path, *, number: int = 1) -> None:
     with torch.no_grad():
         write_tensors(home / "model.safetensors", tensors)
     _write_tokenizer(conditioner, words)
+
+
+def left_out(conditioner: Text) -> tuple[str, ...]:
+    """Our keys of the layers behind the one that is used, which a folder does not hold; nobody reads them."""
+    config = conditioner.tower.config
+    if not isinstance(config, ClipConfig) or not config.skip or config.norm != "final":
+        return ()
+    behind = tuple(f"model.encoder.layers.{layer}." for layer in range(config.depth - config.skip, config.depth))
+    return tuple(key for key in conditioner.tower.state_dict() if key.startswith(behind))
 
 
 def _write(path: Path, content: Any) -> None:

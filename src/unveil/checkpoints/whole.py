@@ -111,6 +111,8 @@ def read(theirs: Mapping[str, Tensor], said: Said | None = None) -> Read:
     if not first:
         raise WeightsError(f"there is no autoencoder ({autoencoder.PREFIX}*) beside the U-Net; give the whole file")
     encoder = _text_encoder(theirs, said)
+    if encoder is None and network.context_width is not None and CLASSES not in theirs:
+        raise WeightsError(f"there is no text encoder ({STAGE}*), and the U-Net reads a text; give the whole file")
     codec = autoencoder.codec_of(first, scale=_scale(theirs, encoder is not None))
     config = _config(theirs, network, codec, encoder, said)
     model = filled(config, latent_unet.load(unet, network).network, codec, encoder)
@@ -234,11 +236,19 @@ def _tower(conditioner: Text) -> dict[str, Tensor]:
     state, config = conditioner.tower.state_dict(), conditioner.tower.config
     if not isinstance(config, ClipConfig) or config.activation != "gelu":
         return text.dump(state, config, text.Place("clip", text.SD1))
-    if not config.skip:
-        last, unused = (f"model.encoder.layers.{number}." for number in (config.depth - 1, config.depth))
-        state |= {key.replace(last, unused): tensor for key, tensor in state.items() if key.startswith(last)}
+    if added := repeated(conditioner):
+        state |= {key: state[own] for key, own in added.items()}
         config = replace(config, depth=config.depth + 1, skip=1)
     return text.dump(state, config, text.Place("openclip", text.SD2))
+
+
+def repeated(conditioner: Text) -> dict[str, str]:
+    """Our keys of the block that a file has and this text encoder lacks, and those whose tensors are written for it."""
+    config = conditioner.tower.config
+    if not isinstance(config, ClipConfig) or config.activation != "gelu" or config.skip:
+        return {}
+    last, unused = (f"model.encoder.layers.{number}." for number in (config.depth - 1, config.depth))
+    return {key.replace(last, unused): key for key in conditioner.tower.state_dict() if key.startswith(last)}
 
 
 def _scale(theirs: Mapping[str, Tensor], reads_text: bool) -> PerChannel:
@@ -294,6 +304,11 @@ def described(
     Raises:
         WeightsError: pictures beside x that nobody knows, or a text encoder of another width than the U-Net's.
     """
+    if encoder is not None and network.context_width is None:
+        raise WeightsError(
+            "a text encoder, and a U-Net that reads no text: its attention to a text is missing "
+            "(middle_block.1.transformer_blocks.0.attn2), or they are of two models; copy all parts of one again"
+        )
     if encoder is not None and encoder.config.width != network.context_width:
         raise WeightsError(
             f"text of width {encoder.config.width}, and a U-Net that takes {network.context_width}: "

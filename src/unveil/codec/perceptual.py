@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -65,7 +66,7 @@ LAYOUTS = {
 }
 
 
-class Features(nn.Module):
+class Features(nn.Module, ABC):
     """The compared features of a network; subclasses say which.
 
     Attributes:
@@ -74,9 +75,9 @@ class Features(nn.Module):
 
     widths: tuple[int, ...]
 
+    @abstractmethod
     def forward(self, pictures: Tensor) -> list[Tensor]:
         """Features (B, C, h, w), one for each of `widths`, of pictures (B, C, H, W) in [-1, 1]."""
-        raise NotImplementedError
 
 
 class PublishedFeatures(Features):

@@ -198,7 +198,10 @@ def check_fits(control: Control, network: nn.Module, factor: int | None) -> None
             named with both values.
     """
     if not isinstance(network, Encoder):
-        raise WeightsError(f"{control.key}: a ControlNet is for a U-Net; this model is a {type(network).__name__}")
+        raise WeightsError(
+            f"{control.key}: a ControlNet is for a U-Net of this package, such as Stable Diffusion 1's or 2's; this "
+            f"model's network is another one ({type(network).__module__}.{type(network).__name__})"
+        )
     theirs, ours = control.network.config, network.config
     differ = [
         f"{words} {_said(theirs, name)}, here {_said(ours, name)}"

@@ -9,6 +9,9 @@ from itertools import groupby
 from operator import itemgetter
 from typing import NamedTuple, Protocol
 
+from unveil.types import RecipeError
+
+SHOWN = 60  # signs of a text that a message shows
 STRONGER = 1.1  # of one pair of round brackets; square ones divide by it
 # An escaped sign, the end of "(words:1.2)", one sign of the syntax, or text.
 _PART = re.compile(r"\\[()\[\]\\]|:\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)|[()\[\]\\:]|[^()\[\]\\:]+")
@@ -126,3 +129,21 @@ def lay_out(pieces: Sequence[Span], tokenizer: Tokenizer, frame: Frame) -> LaidO
 
 def _strengthen(weights: list[float], start: int, factor: float) -> None:
     weights[start:] = [weight * factor for weight in weights[start:]]
+
+
+def texts_of(key: str, raw: Sequence[object]) -> list[str]:
+    """What was given under a key, as texts.
+
+    Raises:
+        RecipeError: not a list of texts.
+    """
+    each = raw if isinstance(raw, list | tuple) else [None]
+    wrong = raw if each is not raw else next((one for one in each if not isinstance(one, str)), "")
+    if not isinstance(wrong, str) or wrong is raw:
+        raise RecipeError(f"{key}: {type(wrong).__name__} given; needs a list of texts")
+    return [str(one) for one in each]
+
+
+def short(text: str) -> str:
+    """A text as a message shows it."""
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from unveil.conditioning.extras import extra
-from unveil.conditioning.prompt import Frame, LaidOut, Span, Tokenizer, lay_out, spans
+from unveil.conditioning.prompt import Frame, LaidOut, Span, Tokenizer, lay_out, short, spans, texts_of
 from unveil.conditioning.towers import WHO, Encoded, T5Config, Tower
 from unveil.types import Condition, LeftOut, RecipeError, WeightsError, nearest
 
 Gives = Literal["tokens", "vector", "both"]
 Emphasis = Literal["none", "brackets"]
-SHOWN = 60  # signs of what was left out that a message shows
 NO_MEAN = 1e-4  # of a prompt's root mean square: a mean below it is rounding, and nothing is scaled to it
 
 
@@ -146,7 +145,7 @@ class Text(nn.Module):
         Raises:
             RecipeError: not a list of texts, or no tokenizer.
         """
-        found = {text: self._laid_out(text) for text in _texts(self.key, prompts)}
+        found = {text: self._laid_out(text) for text in texts_of(self.key, prompts)}
         return [self._line(text, laid) for text, laid in found.items() if laid.lost]
 
     def rows(self, prompts: Sequence[str]) -> Rows:
@@ -155,7 +154,7 @@ class Text(nn.Module):
         Raises:
             RecipeError: not a list of texts, or no tokenizer.
         """
-        texts = _texts(self.key, prompts)
+        texts = texts_of(self.key, prompts)
         laid = [self._laid_out(text) for text in texts]
         for text, one in zip(texts, laid, strict=True):
             if one.lost and not (self._captions and self._said):
@@ -172,7 +171,7 @@ class Text(nn.Module):
         Raises:
             RecipeError: not a list of texts, or no tokenizer.
         """
-        texts = _texts(self.key, raw)
+        texts = texts_of(self.key, raw)
         once = list(dict.fromkeys(texts))
         found = self.condition(self.rows(once))
         if len(once) == len(texts):
@@ -209,8 +208,8 @@ class Text(nn.Module):
     def _line(self, text: str, laid: LaidOut) -> str:
         room = self.frame.room * self.frame.rows
         return (
-            f"{self.key} {_short(text)!r}: {laid.lost} tokens more than the {room} that fit, left out: "
-            f"{_short(laid.left_out)!r}"
+            f"{self.key} {short(text)!r}: {laid.lost} tokens more than the {room} that fit, left out: "
+            f"{short(laid.left_out)!r}"
         )
 
 
@@ -228,15 +227,3 @@ def emphasised(tokens: Tensor, weights: Tensor) -> Tensor:
     told = (before.abs() > NO_MEAN * size) & (after.abs() > NO_MEAN * size)
     factor = torch.where(told, before / torch.where(told, after, 1.0), 1.0)
     return torch.where(plain, tokens, weighted * factor.to(tokens.dtype))
-
-
-def _texts(key: str, raw: Sequence[object]) -> list[str]:
-    texts = [] if isinstance(raw, str | Tensor) else [one for one in raw if isinstance(one, str)]
-    if isinstance(raw, str | Tensor) or len(texts) < len(raw):
-        wrong = raw if isinstance(raw, str | Tensor) else next(one for one in raw if not isinstance(one, str))
-        raise RecipeError(f"{key}: {type(wrong).__name__} given; needs a list of texts")
-    return texts
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."

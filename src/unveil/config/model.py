@@ -16,7 +16,7 @@ from unveil.config.codec import CodecSection, IdentitySection, latent_shape
 from unveil.config.sampling import SampleConfig
 from unveil.config.section import ByKind, PartSection, Section, choice, section
 from unveil.config.text import TextSection
-from unveil.config.tokens import LabelTokenSection, LayoutSection
+from unveil.config.tokens import LabelTokenSection, LayoutSection, WordsSection
 from unveil.core import precondition
 from unveil.core.exploding import EDM, VE, DiscreteVE
 from unveil.core.flow import RectifiedFlow, Shifted
@@ -32,6 +32,7 @@ from unveil.nn.edm_unet import DhariwalUNet, DhariwalUNetConfig, SongUNet, SongU
 from unveil.nn.unet import UNet
 from unveil.nn.unet2015 import UNet2015, UNet2015Config
 from unveil.nn.unet_config import UNetConfig
+from unveil.nn.video_dit import VideoDiT, VideoDiTConfig
 from unveil.types import RecipeError, nearest
 
 Positive = Annotated[int, Field(ge=1)]
@@ -48,18 +49,22 @@ BoxesSection = section("boxes", BoxesConfig, derived=("slots", "context_channels
 SongUNetSection = section("song-unet", SongUNetConfig, derived=DERIVED)
 DhariwalUNetSection = section("dhariwal-unet", DhariwalUNetConfig, derived=DERIVED)
 DiTSection = section("dit", DiTConfig, derived=(*DERIVED, "size"), shorthand=spelled_out)
+VideoDiTSection = section("video-dit", VideoDiTConfig, derived=("in_channels", "out_channels"))
 NETWORKS: dict[str, Callable[[Any], nn.Module]] = {
     "unet": UNet,
     "unet2015": UNet2015,
     "song-unet": SongUNet,
     "dhariwal-unet": DhariwalUNet,
     "dit": DiT,
+    "video-dit": VideoDiT,
     "boxes": BoxDenoiser,
 }
 if TYPE_CHECKING:  # made at run time, from the dataclasses
     Network = PartSection
 else:
-    Network = choice(UNetSection, UNet2015Section, SongUNetSection, DhariwalUNetSection, DiTSection, BoxesSection)
+    Network = choice(
+        UNetSection, UNet2015Section, SongUNetSection, DhariwalUNetSection, DiTSection, VideoDiTSection, BoxesSection
+    )
 
 # ---------------------------------------------------------------------- predictions
 
@@ -248,7 +253,8 @@ class ContextSection(Section):
 
 
 ConditionSection = Annotated[
-    LabelSection | LabelTokenSection | LayoutSection | QuantisedSection | ContextSection | TextSection, ByKind()
+    LabelSection | LabelTokenSection | LayoutSection | QuantisedSection | ContextSection | TextSection | WordsSection,
+    ByKind(),
 ]
 
 

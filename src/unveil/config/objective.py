@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, WrapSerializer, model_validator
 
 from unveil.config.model import ModelConfig
-from unveil.config.section import ByKind, Section, choice
+from unveil.config.section import ByKind, PartSection, Section, choice, section
 from unveil.core import times, weights
+from unveil.core.framewise import Framewise, Ways
 from unveil.core.objective import Diffusion
 from unveil.core.process import DiscreteVP, Process
 from unveil.core.score_matching import SCORE_WEIGHTS, Sliced, denoising, likelihood
@@ -37,12 +39,12 @@ ByName = (BeforeValidator(_from_name), WrapSerializer(_to_name))
 # ---------------------------------------------------------------------- weights of levels
 
 
-class WeightSection(Section):
+class WeightSection(Section, ABC):
     """What the error of x0 is multiplied with."""
 
+    @abstractmethod
     def build(self) -> Weight | None:
         """The weight."""
-        raise NotImplementedError
 
 
 class NoWeight(WeightSection):
@@ -137,12 +139,12 @@ else:
 # ---------------------------------------------------------------------- times
 
 
-class TimeSection(Section):
+class TimeSection(Section, ABC):
     """Which times are drawn."""
 
+    @abstractmethod
     def build(self, process: Process, batch: int) -> TimeSampler:
         """The sampler, for training in batches of this size."""
-        raise NotImplementedError
 
 
 class UniformTime(TimeSection):
@@ -285,6 +287,39 @@ class SimpleObjective(Section):
         return Diffusion(distance=self.distance, weight=weight, time=time, variance=model.build_variance())
 
 
+WaysSection = section("ways", Ways)
+if TYPE_CHECKING:
+    WaysChoice = PartSection
+else:
+    WaysChoice = WaysSection
+
+
+class FramewiseObjective(Section):
+    """The error of the prediction over the frames of clips that are to be made, where others are given.
+
+    Attributes:
+        ways: how often frames are given in each way.
+        weight: of the error, in x0 space, by its name or as a section; none is even.
+        time: which times are drawn, by its name or as a section.
+    """
+
+    kind: Literal["framewise"] = "framewise"
+    ways: WaysChoice = WaysSection(kind="ways")
+    distance: DistanceName = "l2"
+    weight: WeightChoice = NoWeight()
+    time: TimeChoice = UniformTime()
+
+    def build(self, model: ModelConfig, process: Process, batch: int) -> Framewise:
+        """The objective of a model that is trained in batches of this size."""
+        if model.learns_variance:
+            raise RecipeError(
+                f"objective kind 'framewise' teaches no variance, but variance = {model.variance!r} is learned; "
+                "set variance = fixed-small"
+            )
+        time = self.time.build(process, batch)
+        return Framewise(self.ways.build(), self.distance, self.weight.build(), time)
+
+
 class HybridObjective(Section):
     """L_simple, and `bound` times the variational bound, which teaches the variance only."""
 
@@ -355,5 +390,6 @@ class SlicedObjective(Section):
 
 
 Objective = Annotated[
-    SimpleObjective | HybridObjective | BoundObjective | DenoisingObjective | SlicedObjective, ByKind()
+    SimpleObjective | FramewiseObjective | HybridObjective | BoundObjective | DenoisingObjective | SlicedObjective,
+    ByKind(),
 ]

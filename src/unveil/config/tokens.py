@@ -1,13 +1,14 @@
-"""The sections of conditions that cross-attention reads, but for text: a class, and a layout of boxes."""
+"""The sections of conditions that attention reads and that are trained: a class, a layout of boxes, words."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from unveil.conditioning.boxes import BoxTokens
 from unveil.conditioning.label import LabelToken
+from unveil.conditioning.words import WordsConfig, WordTokens
 from unveil.config.section import Section
 from unveil.types import RecipeError
 
@@ -58,6 +59,40 @@ class LayoutSection(Section):
         """The conditioner, for a network that reads tokens."""
         width = _token_width(self.key, model)
         return BoxTokens(self.classes, width, self.most, self.drop, self.names, key=self.key)
+
+
+class WordsSection(Section):
+    """A prompt, by a small encoder that is trained with the network; its words are those of the training texts.
+
+    Attributes:
+        key: the item's key that is read; "prompt" is what data call text.
+        limit: words that are known at most, the most frequent ones.
+        most: words of a prompt that are read; what does not fit is left out and said so.
+        width, depth, heads: of the encoder.
+        drop: how often training leaves the prompt away, so that guidance has its "nothing".
+    """
+
+    kind: Literal["words"] = "words"
+    key: str = "prompt"
+    limit: Annotated[int, Field(le=100_000)] = WordsConfig.limit
+    most: Annotated[int, Field(le=1000)] = WordsConfig.most
+    width: int = WordsConfig.width
+    depth: int = WordsConfig.depth
+    heads: int = WordsConfig.heads
+    drop: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _agrees(self) -> WordsSection:
+        self.encoder()  # whose faults are told here
+        return self
+
+    def encoder(self) -> WordsConfig:
+        """The encoder's own configuration."""
+        return WordsConfig(self.limit, self.most, self.width, self.depth, self.heads)
+
+    def build(self, model: ModelConfig, vector_dim: int | None) -> WordTokens:
+        """The conditioner, for a network that reads tokens."""
+        return WordTokens(self.encoder(), _token_width(self.key, model), self.drop, key=self.key)
 
 
 def _token_width(key: str, model: ModelConfig) -> int:

@@ -117,7 +117,7 @@ class Denoiser(nn.Module):
     """A network, the process it was trained under and what it predicts.
 
     Args:
-        network: called as network(x, index, condition), with x (B, C, ...), index (B,) float32 and the
+        network: called as network(x, index, condition), with x (B, C, ...), index (B,) float32 (see `index`) and the
             condition or None; returns a tensor like x, or with twice the channels when `variance` is learned.
         process: gives the index of a level, unless the prediction does.
         prediction: what the output means; one with preconditioning also scales x and gives the index.
@@ -179,11 +179,16 @@ class Denoiser(nn.Module):
         return self.prediction.scale(level) if isinstance(self.prediction, Preconditioning) else 1.0
 
     def index(self, level: Level, x: Tensor) -> Tensor:
-        """What the network is told, (B,) float32: the index of the level, the noisiest one where parts differ."""
+        """What the network is told, float32: the index of the level, (B,), the noisiest one where parts differ.
+
+        A network with `tells_parts` is told each part's own, broadcastable to x.
+        """
         told = self.prediction if isinstance(self.prediction, Preconditioning) else self.process
         index = told.index(level)
         if not isinstance(index, Tensor):
             return torch.full((len(x),), float(index), dtype=torch.float32, device=x.device)
+        if index.ndim > 1 and getattr(self.network, "tells_parts", False):
+            return index.to(torch.float32).to(x.device)
         index = index.flatten(1).amax(1) if index.ndim > 1 else index
         return index.to(torch.float32).to(x.device).expand(len(x))
 

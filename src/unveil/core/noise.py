@@ -102,6 +102,11 @@ class Streams:
         bits = keys(self.seed, self.samples, step, draw) >> np.uint64(11)
         return torch.from_numpy(bits.astype(np.float64) * 2.0**-53)
 
+    def uniforms(self, count: int, step: int, draw: int = 0) -> Tensor:
+        """As many of each sample, (B, count) float64."""
+        bits = words(keys(self.seed, self.samples, step, draw), count) >> np.uint64(11)
+        return torch.from_numpy(bits.astype(np.float64) * 2.0**-53)
+
     def bind(self, shape: Sequence[int]) -> Noise:
         """noise(step, draw=0), as samplers want it, for samples of this shape.
 

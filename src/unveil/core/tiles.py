@@ -92,10 +92,10 @@ def cut(condition: Condition | None, place: Tile, whole: tuple[int, int]) -> Con
     Raises:
         ShapeError: the tile's edges lie between a picture's pixels.
     """
-    if condition is None or condition.channels is None or condition.channels.shape[-2:] == (1, 1):
-        return condition
-    rows, columns = condition.channels.shape[-2:]
-    return replace(condition, channels=place.scaled(rows, columns, whole).of(condition.channels).contiguous())
+    if condition is None:
+        return None
+    channels, hint = (_part(pictures, place, whole) for pictures in (condition.channels, condition.hint))
+    return replace(condition, channels=channels, hint=hint)
 
 
 def for_tiles(
@@ -114,6 +114,14 @@ def _places(whole: int, side: int, overlap: float, unit: int) -> list[int]:
     stride = max(unit, int(side * (1 - overlap)) // unit * unit)
     gaps = -(-(whole - side) // stride)
     return [round(k * (whole - side) / (gaps * unit)) * unit for k in range(gaps + 1)] if gaps else [0]
+
+
+def _part(pictures: Tensor | None, place: Tile, whole: tuple[int, int]) -> Tensor | None:
+    """What of pictures (B, C, h, w) lies in a tile; one pixel stands for any size."""
+    if pictures is None or pictures.shape[-2:] == (1, 1):
+        return pictures
+    rows, columns = pictures.shape[-2:]
+    return place.scaled(rows, columns, whole).of(pictures).contiguous()
 
 
 def _weight(place: Tile, x: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""The same picture with fewer pixels: what a model that enlarges is given."""
+"""The same picture with fewer pixels, which a model that enlarges is given, and the plain enlargement of it."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from unveil.types import RecipeError
 
@@ -18,6 +19,11 @@ def smaller(pixels: Tensor, side: int) -> Tensor:
     rate = pixels.shape[-1] // side
     squares = pixels.unflatten(-1, (side, rate)).unflatten(-3, (side, rate))  # (C, side, rate, side, rate)
     return squares.to(torch.float32).mean((-3, -1)) / 127.5 - 1
+
+
+def enlarged(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pictures (B, C, H, W) in [-1, 1], bicubic, of another size."""
+    return functional.interpolate(pictures, size, mode="bicubic", align_corners=False).clamp(-1, 1)
 
 
 def check_low(side: int | None, size: int) -> None:

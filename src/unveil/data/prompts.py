@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ class Prompt:
         seed: 0 or more.
         count: of pictures, 1 or more.
         steps, scale, sampler: as `unveil sample` takes them.
+        line: where it stands in the file, the first is 1.
     """
 
     prompt: str
@@ -32,6 +33,7 @@ class Prompt:
     steps: int | None = None
     scale: float | None = None
     sampler: str | None = None
+    line: int = field(default=0, compare=False)
 
 
 LOWEST = {"seed": 0, "count": 1, "steps": 1}
@@ -56,15 +58,21 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     faults: list[str] = []
     for number, line in _lines(text):
         try:
-            found.append(_prompt(line) if path.suffix == ".jsonl" else Prompt(line))
+            found.append(replace(_prompt(line) if path.suffix == ".jsonl" else Prompt(line), line=number))
         except ValueError as problem:
             faults.append(f"line {number}: {problem}")
-    if faults:
-        more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
-        raise MediaError(f"{path}: {len(faults)} faulty lines:\n  " + "\n  ".join([*faults[:SHOWN], *more]))
+    check_lines(path, faults)
     if not found:
         raise MediaError(f"{path}: no prompt in it; write one a line")
     return found
+
+
+def check_lines(path: Path, faults: Sequence[str]) -> None:
+    """Raises MediaError where lines of a file are faulty, with the first of what is wrong with them."""
+    if faults:
+        more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+        lines = "1 faulty line" if len(faults) == 1 else f"{len(faults)} faulty lines"
+        raise MediaError(f"{path}: {lines}:\n  " + "\n  ".join([*faults[:SHOWN], *more]))
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
@@ -82,7 +90,7 @@ def _prompt(line: str) -> Prompt:
         raise ValueError(f"not JSON ({problem})") from problem
     if not isinstance(given, dict):
         raise ValueError(f'holds a {type(given).__name__}, not a map such as {{"prompt": "a cat"}}')
-    kinds = {field.name: str(field.type).split(" ")[0] for field in fields(Prompt)}
+    kinds = {one.name: str(one.type).split(" ")[0] for one in fields(Prompt) if one.compare}
     if "prompt" not in given:
         raise ValueError(f"no prompt{nearest('prompt', list(given))}")
     checked: dict[str, Any] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from unveil.core.noise import keys, words
+from unveil.data.captions import CAPTIONS, Language, Thing
 from unveil.data.shapes import COLOURS, KINDS, PALETTE, Array, Shapes, boxes, coverage, paint
 from unveil.data.states import boxes_to_state, mask_to_state
 from unveil.data.stored import Part
@@ -28,10 +29,10 @@ OVERLAP = 0.1  # no two boxes share more than this part of the smaller one
 _TRIES = 12  # places tried for each object before it is left out
 HELD_OUT = 1 << 40  # number of the first held-out scene: far from any that trains
 # Draws of one scene, by place: what is added later goes behind, so that old scenes stay as they are.
-_COUNT, _GRADIENT, _TURN, _RIPPLE, _GRAIN, _WORDS = 0, 1, 2, 3, 7, 8
+_COUNT, _GRADIENT, _TURN, _RIPPLE, _GRAIN, _WORDS, _LANGUAGE = 0, 1, 2, 3, 7, 8, 9
 _GROUND, _HUES, _OBJECTS = 10, 16, 24
 _GRAINS = 1 << 32  # places of the noise's bytes, behind all others
-_PER_OBJECT = 8 + 2 * _TRIES  # kind, size, radius, five in reserve, places
+_PER_OBJECT = 8 + 2 * _TRIES  # kind, size, radius, four for what is said, one in reserve, places
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class ScenesConfig:
     state: adds "state", a float tensor to diffuse: boxes (slots, 5) as `boxes_to_state` makes them, or the
         mask as 6 channels of -1 and 1.
     slots: rows of a boxes state, at least `objects`.
+    said: captions name size, colour and kind of each object, or some of them, at least one.
+    language: of the captions; "both" is either, equally often.
     """
 
     size: int = 32
@@ -52,6 +55,8 @@ class ScenesConfig:
     objects: int = 3
     state: Literal["none", "boxes", "mask"] = "none"
     slots: int = 4
+    said: Literal["all", "some"] = "all"
+    language: Literal[Language, "both"] = "en"
     kind: Literal["scenes"] = "scenes"
 
     def __post_init__(self) -> None:
@@ -65,16 +70,6 @@ class ScenesConfig:
             raise RecipeError(f"count {self.count}, held_out {self.held_out}: each part needs at least 1 scene")
         if self.seed < 0:
             raise RecipeError(f"seed {self.seed}: must not be negative")
-
-
-class Thing(NamedTuple):
-    """One object of a scene; x and y in parts of the side."""
-
-    kind: str
-    colour: str
-    size: Literal["small", "large"]
-    x: float
-    y: float
 
 
 class Scenes(Dataset[Item]):
@@ -102,32 +97,18 @@ class Scenes(Dataset[Item]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
         """Several scenes, drawn together (a DataLoader asks for whole batches)."""
+        return _scenes(self.config, self._numbers(indices))
+
+    def facts(self, index: int) -> Item:
+        """All of one scene that is known without painting it: no pixels, no mask."""
+        draws, objects = _drawn(self.config, self._numbers([index]))
+        return _described(self.config, objects, draws[0], 0)
+
+    def _numbers(self, indices: Sequence[int]) -> NDArray[np.uint64]:
         for index in indices:
             if not -self.count <= index < self.count:
                 raise IndexError(f"scene {index} of {self.count}")
-        numbers = np.array([self.first + index % self.count for index in indices], dtype=np.uint64)
-        return _scenes(self.config, numbers)
-
-
-def caption(things: Sequence[Thing], *, relation: bool = False) -> str:
-    """The scene in English: "a large red circle to the left of a small white ring".
-
-    Args:
-        things: the objects, in any order.
-        relation: names how the second object lies to the first, where there are exactly two.
-    """
-    named = [f"a {thing.size} {thing.colour} {thing.kind}" for thing in things]
-    if relation and len(things) == 2:
-        return f"{named[0]} {relation_of(things[0], things[1])} {named[1]}"
-    return named[0] if len(named) == 1 else ", ".join(named[:-1]) + " and " + named[-1]
-
-
-def relation_of(first: Thing, second: Thing) -> str:
-    """How the first lies to the second, in words."""
-    across, down = second.x - first.x, second.y - first.y
-    if abs(across) > abs(down):
-        return "to the left of" if across > 0 else "to the right of"
-    return "above" if down > 0 else "below"
+        return np.array([self.first + index % self.count for index in indices], dtype=np.uint64)
 
 
 class _Objects(NamedTuple):
@@ -140,10 +121,15 @@ class _Objects(NamedTuple):
     outlines: Array  # (B, N, 4)
 
 
+def _drawn(config: ScenesConfig, numbers: NDArray[np.uint64]) -> tuple[Array, _Objects]:
+    """The random numbers of B scenes, (B, count), and the objects that they say."""
+    draws = uniforms(config.seed, numbers, _OBJECTS + config.objects * _PER_OBJECT)
+    return draws, _objects(draws, config.objects)
+
+
 def _scenes(config: ScenesConfig, numbers: NDArray[np.uint64]) -> list[Item]:
     size = config.size
-    draws = uniforms(config.seed, numbers, _OBJECTS + config.objects * _PER_OBJECT)
-    objects = _objects(draws, config.objects)
+    draws, objects = _drawn(config, numbers)
     canvas = _background(draws, size)
     covered = coverage(objects.shapes, size, size).reshape(*objects.present.shape, size, size)
     covered *= objects.present[..., None, None]
@@ -155,34 +141,63 @@ def _scenes(config: ScenesConfig, numbers: NDArray[np.uint64]) -> list[Item]:
     canvas += _grain(draws, size, config.seed, numbers)
     pixels = torch.from_numpy(np.rint(canvas.clip(0, 255, out=canvas)).astype(np.uint8))
     masks = torch.from_numpy(mask)
-    return [_item(config, pixels[b], masks[b], objects, b, draws[b, _WORDS] < 0.5) for b in range(len(numbers))]
+    return [_item(config, pixels[b], masks[b], _described(config, objects, draws[b], b)) for b in range(len(numbers))]
 
 
-def _item(config: ScenesConfig, pixels: Tensor, mask: Tensor, objects: _Objects, row: int, relation: bool) -> Item:
-    there = np.flatnonzero(objects.present[row])
-    kinds = objects.shapes.kind.reshape(objects.present.shape)[row, there]
-    colours, outlines = objects.colour[row, there], objects.outlines[row, there]
-    large, names = objects.large[row, there], list(COLOURS)
-    things = [
-        Thing(KINDS[kind], names[colour], "large" if big else "small", float(box[0]), float(box[1]))
-        for kind, colour, big, box in zip(kinds, colours, large, outlines, strict=True)
-    ]
-    item: Item = {
-        "pixels": pixels,
-        "text": caption(things, relation=relation),
-        "label": int(kinds[0]),
-        "boxes": torch.from_numpy(outlines),
-        "mask": mask,
-        "kinds": torch.from_numpy(kinds),
-        "colours": torch.from_numpy(colours),
-    }
-    item["largest"] = float(item["boxes"][:, 2:].max())
-    item["layout"] = torch.cat([item["kinds"][:, None].float(), item["boxes"]], dim=1)
+def _item(config: ScenesConfig, pixels: Tensor, mask: Tensor, known: Item) -> Item:
+    item: Item = {"pixels": pixels, "mask": mask, **known}
     if config.state == "boxes":
         item["state"] = boxes_to_state(item["boxes"], config.slots)
     elif config.state == "mask":
         item["state"] = mask_to_state(mask, len(CLASSES))
     return item
+
+
+def _described(config: ScenesConfig, objects: _Objects, draws: Array, row: int) -> Item:
+    """What an item says of a scene, whose draws these are."""
+    there = np.flatnonzero(objects.present[row])
+    kinds = objects.shapes.kind.reshape(objects.present.shape)[row, there]
+    colours, outlines = objects.colour[row, there], objects.outlines[row, there]
+    said = _said(config, draws, there)
+    things = _things(kinds, colours, objects.large[row, there], outlines, said)
+    chosen: Language = "zh" if draws[_LANGUAGE] < 0.5 else "en"
+    language: Language = chosen if config.language == "both" else config.language
+    item: Item = {
+        "text": CAPTIONS[language](things, relation=bool(draws[_WORDS] < 0.5)),
+        "label": int(kinds[0]),
+        "boxes": torch.from_numpy(outlines),
+        "kinds": torch.from_numpy(kinds),
+        "colours": torch.from_numpy(colours),
+        "said": torch.from_numpy(said),
+    }
+    item["largest"] = float(item["boxes"][:, 2:].max())
+    item["layout"] = torch.cat([item["kinds"][:, None].float(), item["boxes"]], dim=1)
+    return item
+
+
+def _said(config: ScenesConfig, draws: Array, there: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether a caption names size, colour and kind of each object, (N, 3); at least one of them."""
+    if config.said == "all":
+        return np.ones((len(there), 3), dtype=np.bool_)
+    own = draws[_OBJECTS:].reshape(config.objects, _PER_OBJECT)[there]
+    said = own[:, 3:6] < 0.5
+    alone = np.eye(3, dtype=np.bool_)[(own[:, 6] * 3).astype(np.int64)]
+    return np.where(said.any(axis=1, keepdims=True), said, alone)
+
+
+def _things(kinds: Any, colours: Any, large: Any, outlines: Any, said: Any) -> list[Thing]:
+    """Objects as captions speak of them."""
+    names = list(COLOURS)
+    return [
+        Thing(
+            KINDS[kind] if told[2] else None,
+            names[colour] if told[1] else None,
+            ("large" if big else "small") if told[0] else None,
+            float(box[0]),
+            float(box[1]),
+        )
+        for kind, colour, big, box, told in zip(kinds, colours, large, outlines, said, strict=True)
+    ]
 
 
 def _objects(draws: Array, count: int) -> _Objects:

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-import yaml
 from torch.utils.data import Dataset
 
 from unveil.core.noise import keys, words
-from unveil.data.scenes import Thing, caption, relation_of
+from unveil.data.captions import Thing, caption, chinese
 from unveil.data.shapes import COLOURS, KINDS
 from unveil.data.stored import Part, is_held_out
 from unveil.types import Item, MediaError, RecipeError, nearest
@@ -141,20 +138,6 @@ def open_pairs(config: SequenceConfig, part: Part = "train") -> Pairs:
     return Pairs(_file_pairs(Path(config.path), part))
 
 
-def chinese(things: Sequence[Thing], *, relation: bool = False) -> str:
-    """What `scenes.caption` says, in Chinese."""
-    said = chinese_words()
-    named = [
-        said["thing"].format(
-            size=said["sizes"][thing.size], colour=said["colours"][thing.colour], kind=said["kinds"][thing.kind]
-        )
-        for thing in things
-    ]
-    if relation and len(things) == 2:
-        return said["relations"][relation_of(*things)].format(a=named[0], b=named[1])
-    return named[0] if len(named) == 1 else said["comma"].join(named[:-1]) + said["last"] + named[-1]
-
-
 # ---------------------------------------------------------------------- the three kinds
 
 
@@ -254,9 +237,3 @@ def _draws(seed: int, count: int, part: Part) -> Iterator[tuple[int, Iterator[li
 def _check_counts(count: int, held_out: int, seed: int) -> None:
     if count < 1 or held_out < 1 or seed < 0:
         raise RecipeError(f"count {count}, held_out {held_out}, seed {seed}: at least 1, 1 and 0")
-
-
-@cache
-def chinese_words() -> dict[str, Any]:
-    """What things are called in Chinese: "sizes", "colours", "kinds", and the sentences of scenes."""
-    return yaml.safe_load((resources.files("unveil") / "data" / "scene_words.yaml").read_text("utf-8"))

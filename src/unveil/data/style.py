@@ -72,5 +72,24 @@ def in_style(pixels: Tensor, style: Style) -> Tensor:
     light = pixels.float()
     if style == "outlined":  # the brightest beside each pixel less the darkest
         return (F.max_pool2d(light, 3, 1, 1) + F.max_pool2d(-light, 3, 1, 1)).to(torch.uint8)
-    upper = torch.arange(pixels.shape[2]) % STRIPES < STRIPES // 2
-    return (light * torch.where(upper, 1.0, DARK)[:, None]).to(torch.uint8)
+    return (light * _stripes(pixels.shape[2])).to(torch.uint8)
+
+
+def undone(pixels: Tensor, style: Style) -> Tensor:
+    """Pictures uint8 (N, C, H, W) of a style as they were without it, but for rounding.
+
+    So a classifier of the pictures becomes one of the style.
+
+    Raises:
+        RecipeError: a style that cannot be undone.
+    """
+    if style == "inverted":
+        return 255 - pixels
+    if style != "striped":
+        raise RecipeError(f"style {style!r}: what it leaves away is lost; inverted and striped can be undone")
+    return (pixels.float() / _stripes(pixels.shape[2])).round().clamp(max=255).to(torch.uint8)
+
+
+def _stripes(height: int) -> Tensor:
+    """What is left of each row's brightness, (H, 1)."""
+    return torch.where(torch.arange(height) % STRIPES < STRIPES // 2, 1.0, DARK)[:, None]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,12 +14,12 @@ from unveil.data.scenes import CLASSES
 from unveil.data.states import state_to_boxes, state_to_mask
 from unveil.evaluate import draw
 from unveil.evaluate.metrics import bootstrap
-from unveil.evaluate.pictures import Pictured
+from unveil.evaluate.pictures import Pictured, digest_of, spread, told
 from unveil.evaluate.report import Report
 from unveil.evaluate.scenes import class_iou, matched_ious, seen_boxes
 from unveil.model import Model
 from unveil.pictures import to_pixels
-from unveil.types import Item, RecipeError, nearest
+from unveil.types import Item, Raw, RecipeError, nearest
 
 VERSION = 1  # of the protocol: raised when the same settings would give other numbers
 SHOWN = 24  # pictures on the page
@@ -28,17 +27,52 @@ _ENLARGED = 4  # so that outlines are thin beside what they surround
 _TRUE, _MADE = (0, 200, 0), (255, 0, 200)
 
 
+class Draw(NamedTuple):
+    """How samples are drawn for items.
+
+    sampling: None: as the model says. seed: of all. batch: at a time. on_batch: told how many are done.
+    """
+
+    sampling: SampleConfig | None = None
+    seed: int = 0
+    batch: int = 100
+    on_batch: Callable[[int], object] | None = None
+
+
+def drawn_for(model: Model, items: Sequence[Item], how: Draw, negative: Raw | None = None) -> Tensor:
+    """One sample for each item, under what it holds for the model's conditions: (N, ...) as the model makes them.
+
+    Args:
+        model: conditioned on keys of the items, a prompt on "text".
+        items: what is told.
+        how: they are drawn.
+        negative: what is gone away from, by key, of each item.
+    """
+    settings = (how.sampling or model.sampling).flat()
+    made: list[Tensor] = []
+    for start in range(0, len(items), how.batch):
+        here = slice(start, start + how.batch)
+        raw = {key: [told(item, key) for item in items[here]] for key in model.conditioners}
+        away = {key: values[here] for key, values in (negative or {}).items()}
+        count = len(items[here])
+        made.append(
+            model.generate(
+                raw=raw, count=count, seed=how.seed, first_sample=start, sampling=settings, negative=away or None
+            )
+        )
+        if how.on_batch is not None:
+            how.on_batch(start + count)
+    return torch.cat(made)
+
+
 def evaluate_given(
     model: Model,
     held_out: Pictured,
     state: str,
+    how: Draw | None = None,
     *,
-    sampling: SampleConfig | None = None,
     count: int = 1000,
-    seed: int = 0,
-    batch: int = 100,
     about: Mapping[str, Any] | None = None,
-    on_batch: Callable[[int], object] | None = None,
 ) -> Report:
     """One state drawn for each held-out picture, or one picture for each layout, compared with the true one.
 
@@ -50,38 +84,26 @@ def evaluate_given(
         model: conditioned on keys of the items.
         held_out: items with "pixels", and "boxes" or "mask".
         state: what the model makes, "boxes" or "mask"; or "layout", of which it makes scenes.
-        sampling: how the states are drawn; None: as the model says.
+        how: the states are drawn; None: as the model says.
         count: pictures, spread evenly; as many as there are where there are fewer.
-        seed: of the samples.
-        batch: at a time.
         about: for the record only: command, commit, CPU-minutes.
-        on_batch: told how many pictures are done.
 
     Raises:
         RecipeError: another state.
     """
     if state not in _JUDGES:
         raise RecipeError(f"state {state!r}: must be one of {', '.join(_JUDGES)}{nearest(state, list(_JUDGES))}")
-    count = min(count, len(held_out))
-    items = [held_out[place * len(held_out) // count] for place in range(count)]
-    how = (sampling or model.sampling).flat()
-    made: list[Tensor] = []
-    for start in range(0, count, batch):
-        part = items[start : start + batch]
-        raw = {key: [item[key] for item in part] for key in model.conditioners}
-        made.append(model.generate(raw=raw, count=len(part), seed=seed, first_sample=start, sampling=how))
-        if on_batch is not None:
-            on_batch(start + len(part))
-    samples = torch.cat(made)
-    results, image = _JUDGES[state](samples, items, seed)
+    items = spread(held_out, count)
+    how = how or Draw()
+    results, image = _JUDGES[state](drawn_for(model, items, how), items, how.seed)
     protocol = {
         "version": VERSION,
         "state": state,
-        "pictures": count,
-        "seed": seed,
+        "pictures": len(items),
+        "seed": how.seed,
         "rule": results["iou"]["rule"],
-        "sampling": {**(sampling or model.sampling).brief(), "weights": "ema"},
-        "held_out_sha256": _hash_of(items, state),
+        "sampling": {**(how.sampling or model.sampling).brief(), "weights": "ema"},
+        "held_out_sha256": digest_of(items, ("pixels", state)),
     }
     return Report(protocol, results, {}, {"data": state, "unveil": __version__, **(about or {})}, {"samples": image})
 
@@ -137,15 +159,6 @@ def _masks(samples: Tensor, items: list[Item], seed: int) -> tuple[dict[str, Any
     }
     pictures = torch.stack([item["pixels"] for item in items[:SHOWN]])
     return {"iou": iou}, draw.sheet(torch.cat([pictures, _coloured(true[:SHOWN]), _coloured(made[:SHOWN])]), SHOWN)
-
-
-def _hash_of(items: list[Item], state: str) -> str:
-    """Of the pictures and their truth: what the states were compared with."""
-    digest = hashlib.sha256()
-    for item in items:
-        for key in ("pixels", state):
-            digest.update(item[key].contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _names(classes: int) -> list[str]:

@@ -185,6 +185,12 @@ def bootstrap(
     return _around(value, np.asarray(redrawn), level)
 
 
+def mean(values: Tensor, seed: int = 0) -> dict[str, float]:
+    """The mean of (N,) as value, low and high of its interval, see `bootstrap`."""
+    values = values.double()
+    return bootstrap(lambda rows: values[rows].mean().item(), len(values), seed=seed)._asdict()
+
+
 def share(hits: Tensor) -> Interval:
     """The share of True in (N,) with its 95 % score interval, which stays honest at 0 and at 1.
 

@@ -14,7 +14,8 @@ from unveil.evaluate.report import Report, findings, flatten
 
 def page(report: Report) -> str:
     """The whole page."""
-    compared = "Rebuilt pictures" if "psnr" in report.results else "Samples"
+    made = {"psnr": "Rebuilt pictures", "enlarged": "Enlarged pictures"}
+    compared = next((name for key, name in made.items() if key in report.results), "Samples")
     title = f"{compared} against real pictures: {report.about.get('data', 'unnamed')}"
     parts = [
         f"<h1>{escape(title)}</h1>",
@@ -22,6 +23,10 @@ def page(report: Report) -> str:
         _warning(report),
         _image(report, "samples", "The first samples of each class, nothing chosen."),
         _image(report, "rebuilt", "Held-out pictures, spread evenly, each above what was made of its latents."),
+        _image(
+            report, "enlarged", "From above: what was given, its bicubic enlargement, the model's, the true picture."
+        ),
+        _image(report, "negative", "Pairs of the same noise: without a negative prompt (left) and with one (right)."),
         "<h2>Findings</h2>",
         table(("", "95 % interval in brackets", ""), findings(report)),
         *(f'<p class="remark">{escape(name)}: {escape(reason)}.</p>' for name, reason in report.missing.items()),

@@ -70,3 +70,24 @@ def gather(dataset: Pictured, limit: int | None = None) -> Pictures:
     labelled = all("label" in item for item in items)
     labels = torch.tensor([int(item["label"]) for item in items]) if labelled else None
     return Pictures(torch.stack([item["pixels"] for item in items]), labels, classes)
+
+
+def spread(dataset: Pictured, count: int) -> list[Item]:
+    """So many items, spread evenly over a data set; all where there are fewer."""
+    count = min(count, len(dataset))
+    return [dataset[place * len(dataset) // count] for place in range(count)]
+
+
+def told(item: Item, key: str) -> Any:
+    """What an item says under the key of a condition; prompts are what data call text."""
+    return item["text"] if key == "prompt" and key not in item else item[key]
+
+
+def digest_of(items: Sequence[Item], keys: Sequence[str]) -> str:
+    """The sha256 of tensors and texts of items: what was compared with."""
+    digest = hashlib.sha256()
+    for item in items:
+        for key in keys:
+            value = item[key]
+            digest.update(value.encode() if isinstance(value, str) else value.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -15,15 +15,14 @@ from unveil.codec.perceptual import Perceptual
 from unveil.codec.vq import usage
 from unveil.evaluate.features import FeatureNetwork
 from unveil.evaluate.frechet import fid
-from unveil.evaluate.metrics import bootstrap
+from unveil.evaluate.metrics import bootstrap, mean
 from unveil.evaluate.perceptual import fingerprint
 from unveil.evaluate.pictures import Pictured, gather
 from unveil.evaluate.report import Report
-from unveil.evaluate.structure import WINDOW, decibels, squared_errors, ssim
+from unveil.evaluate.structure import BATCH, WINDOW, decibels, in_parts, squared_errors, ssim
 from unveil.types import ShapeError
 
 VERSION = 1  # of the protocol: raised when the same settings would give other numbers
-BATCH = 250
 COLUMNS, SHOWN = 10, 40  # of the page's sheet
 
 
@@ -82,14 +81,14 @@ def evaluate_autoencoder(
         missing["ssim"] = f"pictures of fewer than {WINDOW} pixels a side are smaller than its window"
     else:
         tell("SSIM")
-        results["ssim"] = _mean(_in_parts(ssim, real.pixels, kept.pixels), seed)
+        results["ssim"] = mean(in_parts(ssim, real.pixels, kept.pixels), seed)
     if networks.perceptual is None:
         missing["perceptual"] = "no perceptual network was given"
     else:
         tell("perceptual distance")
         distance = networks.perceptual[1]
-        compared = _in_parts(lambda x, y: distance(*map(pictures.to_unit, (x, y))), real.pixels, kept.pixels)
-        results["perceptual"] = _mean(compared, seed) | {"network": networks.perceptual[0]}
+        compared = in_parts(lambda x, y: distance(*map(pictures.to_unit, (x, y))), real.pixels, kept.pixels)
+        results["perceptual"] = mean(compared, seed) | {"network": networks.perceptual[0]}
     if networks.features is None or len(real.pixels) <= networks.features.dim:
         missing["rfid"] = "no feature network was given, or it has more features than there are pictures"
     else:
@@ -131,18 +130,7 @@ def _psnr(real: Tensor, made: Tensor, seed: int) -> dict[str, Any]:
     """Decibels of the mean squared error over all pictures, and the mean of the decibels of each."""
     errors = torch.cat([squared_errors(x, y) for x, y in zip(real.split(BATCH), made.split(BATCH), strict=True)])
     pooled = bootstrap(lambda rows: decibels(errors[rows].mean()).item(), len(errors), seed=seed)
-    return {**pooled._asdict(), "per_picture": _mean(decibels(errors), seed), "count": len(errors)}
-
-
-def _mean(values: Tensor, seed: int) -> dict[str, float]:
-    values = values.double()
-    return bootstrap(lambda rows: values[rows].mean().item(), len(values), seed=seed)._asdict()
-
-
-def _in_parts(measure: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: Tensor) -> Tensor:
-    with torch.inference_mode():
-        parts = zip(first.split(BATCH), second.split(BATCH), strict=True)
-        return torch.cat([measure(x, y) for x, y in parts]).clone()
+    return {**pooled._asdict(), "per_picture": mean(decibels(errors), seed), "count": len(errors)}
 
 
 def _latents(latents: Tensor, real: Any) -> dict[str, Any]:

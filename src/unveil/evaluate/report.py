@@ -195,7 +195,42 @@ def findings(report: Report) -> list[Finding]:
         if (error := bits.get("probe_error")) is not None:
             remark += f"; standard error of its {bits['probes']} probes {error:.4f}"
         found.append(Finding("bits/dim, ODE", _interval(bits), remark))
-    return found + _rebuilt(results)
+    return found + _rebuilt(results) + _enlarged(results.get("enlarged", {})) + _prompted(results)
+
+
+def _enlarged(results: Mapping[str, Any]) -> list[Finding]:
+    """How much better enlarged pictures are than bicubic ones."""
+    found: list[Finding] = []
+    forms = (("psnr", "PSNR above bicubic", " dB", 2), ("ssim", "SSIM above bicubic", "", 4))
+    for key, name, unit, digits in (*forms, ("perceptual", "perceptual distance below bicubic", "", 4)):
+        if gain := results.get(key):
+            remark = f"of each picture; {gain['model']:.{digits}f}{unit}, bicubic {gain['bicubic']:.{digits}f}{unit}"
+            found.append(Finding(name, f"{_interval(gain, digits=digits)}{unit}", remark))
+    if kept := results.get("kept"):
+        text = f"{kept['mean']:.4f} {kept['rule']}"
+        found.append(Finding("made smaller again", text, "mean difference from the picture that was given"))
+    return found
+
+
+def _prompted(results: Mapping[str, Any]) -> list[Finding]:
+    """Whether what prompts name is seen, and what negative ones name is not."""
+    found: list[Finding] = []
+    if named := results.get("named"):
+        parts = ", ".join(f"{name} {share:.1%}" for name, share in named["by_attribute"].items())
+        spoken = ", ".join(f"{name} {share:.1%}" for name, share in named["by_language"].items())
+        remark = (
+            f"{parts}; {spoken}; all that is said of an object on one object {named['together']:.1%}; right number of "
+            f"objects {named['right_number']:.1%}; against another caption {named['chance']:.1%}, real pictures "
+            f"{named['real_pictures']:.1%}"
+        )
+        found.append(Finding("named attributes seen", _interval(named, percent=True), remark))
+    if negative := results.get("negative"):
+        remark = (
+            f"{negative['count']} pairs of the same noise: {negative['without']:.1%}, with it {negative['with']:.1%}"
+        )
+        text = f"{_interval(negative, percent=True)} less often seen"
+        found.append(Finding("what a negative prompt names", text, remark))
+    return found
 
 
 def _rebuilt(results: Mapping[str, Any]) -> list[Finding]:
@@ -265,6 +300,11 @@ def _numbers(report: Report) -> dict[str, float]:
         "perceptual distance": "perceptual.value",
         "rFID": "rfid.value",
         "codebook used": "codebook.used",
+        "PSNR above bicubic": "enlarged.psnr.value",
+        "SSIM above bicubic": "enlarged.ssim.value",
+        "perceptual distance below bicubic": "enlarged.perceptual.value",
+        "named attributes seen": "named.value",
+        "fall by a negative prompt": "negative.value",
         **{f"bits/dim{form}": f"{key}.value" for form, key in BITS.items()},
     }
     flat = flatten(report.results)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from unveil.data.shapes import PALETTE
+from unveil.data.shapes import KINDS, PALETTE, SQUARE, Shapes, coverage
 from unveil.types import ShapeError
 
 DARK = 110  # grounds of scenes are darker than this in every channel, objects brighter in one
@@ -53,10 +54,24 @@ def matched_ious(made: Sequence[Tensor], true: Sequence[Tensor]) -> Tensor:
     return torch.tensor([matched_iou(m, t) for m, t in zip(made, true, strict=True)], dtype=torch.float64)
 
 
-def seen_boxes(pixels: Tensor) -> Tensor:
-    """The boxes (N, 4) of what a scene shows: connected pixels that are of one of the palette's colours by half.
+class Seen(NamedTuple):
+    """The N objects of a picture: boxes (N, 4), and int64 (N,) into KINDS and COLOURS."""
 
-    Every pixel is taken for a mixture of the ground and the colour that explains it best.
+    boxes: Tensor
+    kinds: Tensor
+    colours: Tensor
+
+
+def seen_boxes(pixels: Tensor) -> Tensor:
+    """The boxes (N, 4) of what a scene shows, see `seen_objects`."""
+    return seen_objects(pixels).boxes
+
+
+def seen_objects(pixels: Tensor) -> Seen:
+    """What a scene shows: connected pixels that are of one of the palette's colours by half.
+
+    Every pixel is taken for a mixture of the ground and the colour that explains it best. The kind is that of the shape
+    which, drawn into the object's box, covers pixels most nearly as much.
 
     Args:
         pixels: uint8 (3, H, W).
@@ -70,15 +85,37 @@ def seen_boxes(pixels: Tensor) -> Tensor:
     best, share = mixtures(seen, ground_of(seen))
     covered = share > 0.5
     sides = np.array([seen.shape[1], seen.shape[0]] * 2)
-    found: list[Tensor] = []
+    boxes: list[Tensor] = []
+    kinds: list[int] = []
+    colours: list[int] = []
     for colour in range(len(PALETTE)):
         parts, _ = ndimage.label(covered & (best == colour), np.ones((3, 3)))  # pyright: ignore[reportGeneralTypeIssues]
         for number, place in enumerate(ndimage.find_objects(parts), 1):
             if (parts == number).sum() >= LEAST:
                 (top, bottom), (left, right) = ((one.start, one.stop) for one in place)
                 box = np.array([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]) / sides
-                found.append(torch.from_numpy(box).float())
-    return torch.stack(found) if found else torch.zeros(0, 4)
+                near = ndimage.binary_dilation(parts == number, np.ones((3, 3)))
+                boxes.append(torch.from_numpy(box).float())
+                kinds.append(_kind(share[..., colour] * near, box))
+                colours.append(colour)
+    return Seen(
+        torch.stack(boxes) if boxes else torch.zeros(0, 4),
+        torch.tensor(kinds, dtype=torch.long),
+        torch.tensor(colours, dtype=torch.long),
+    )
+
+
+def _kind(share: NDArray[np.float64], box: NDArray[np.float64]) -> int:
+    """Which shape of about this box covers pixels (H, W) most nearly as much as they say."""
+    height, width = share.shape
+    half = float(box[2:].max()) / 2 + np.array([-0.5, -0.25, 0, 0.25]) / min(height, width)  # its edge is soft
+    kinds = np.repeat(np.arange(len(KINDS)), len(half))
+    radius = (half[None] / np.array([SQUARE if kind == "square" else 1.0 for kind in KINDS])[:, None]).ravel()
+    x, y, radius, angle = (
+        np.broadcast_to(value, kinds.shape).astype(np.float32) for value in (box[0], box[1], radius, 0.0)
+    )
+    drawn = coverage(Shapes(kinds, x, y, radius, angle), height, width)
+    return int(kinds[((drawn - share) ** 2).sum((1, 2)).argmin()])
 
 
 def ground_of(seen: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -10,6 +12,7 @@ from unveil.types import ShapeError
 
 WINDOW, SPREAD = 11, 1.5  # pixels of the window's side, and its deviation
 STEADY = (0.01, 0.03)  # K1 and K2
+BATCH = 250  # pairs that are measured at once
 _LEAST = 1e-12  # of a mean squared error: equal pictures have 120 dB, not infinitely many
 
 
@@ -26,6 +29,13 @@ def squared_errors(first: Tensor, second: Tensor) -> Tensor:
 def decibels(squared: Tensor) -> Tensor:
     """PSNR of mean squared errors of values whose full range is 1."""
     return -10 * squared.clamp(min=_LEAST).log10()
+
+
+def in_parts(measure: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: Tensor) -> Tensor:
+    """What a measure says of each pair of pictures (N, C, H, W), (N,), computed for some at a time."""
+    with torch.inference_mode():
+        parts = zip(first.split(BATCH), second.split(BATCH), strict=True)
+        return torch.cat([measure(x, y) for x, y in parts]).clone()
 
 
 def ssim(first: Tensor, second: Tensor) -> Tensor:

@@ -1,67 +1,21 @@
-"""Attention, as every network uses it: heads, masks, positions by rotation, packed sequences, caches, maps.
+"""Attention, as every network uses it: heads, masks, positions by rotation, caches, maps.
 
 Letters of shapes: B rows, H heads, N queries, M keys, D the width of a head, C the width of a token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unveil.nn.attending import attend, attention_weights, for_heads
 from unveil.nn.embed import Rotary
 from unveil.types import RecipeError, ShapeError, nearest
 
 QkNorm = Literal["none", "layer", "rms"]
-
-# On a CPU, up to so many weights (queries times keys) two plain products beat torch's fused kernel. In bf16 that kernel
-# computes at the speed of float32, twice as slow with heads of 64; but many weights leave the cache, and narrow heads
-# pay most for that. In float32 the fused kernel of torch 2.13 is the faster one from 49 tokens on, both ways.
-PLAIN_UP_TO = {torch.bfloat16: 2**19}
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """Scaled dot-product attention: query (B, H, N, D) on key and value (B, H or a divisor of it, M, D).
-
-    A query that may look at nothing gathers 0.
-
-    Args:
-        mask: boolean, broadcastable to (B, H, N, M), True where a query may look.
-        causal: the last query is the last key's; each looks at its own and at those before it.
-
-    Raises:
-        ShapeError: heads that the keys' do not divide, or a mask that is not boolean.
-
-    Source: Vaswani et al. 2017, eq. 1 (arXiv:1706.03762); fewer key heads: Ainslie et al. 2023 (arXiv:2305.13245).
-    """
-    heads = query.shape[1]
-    few = query.shape[2] * key.shape[2] <= PLAIN_UP_TO.get(query.dtype, 0)
-    if few and query.device.type == "cpu":
-        return attention_weights(query, key, mask=mask, causal=causal) @ _for_heads(value, heads)
-    key, value = _for_heads(key, heads), _for_heads(value, heads)
-    if mask is None and query.shape[2] == key.shape[2]:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=_allowed(query, key, mask, causal))
-
-
-def attention_weights(query: Tensor, key: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """How much each query looks at each key: (B, H, N, M), each row summing to 1, or all 0 where it may see nothing.
-
-    Args:
-        mask, causal: as in `attend`.
-
-    Raises:
-        ShapeError: as `attend`.
-    """
-    scores = query * query.shape[-1] ** -0.5 @ _for_heads(key, query.shape[1]).transpose(2, 3)
-    allowed = _allowed(query, key, mask, causal)
-    if allowed is None:
-        return torch.softmax(scores, dim=-1)
-    scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)  # -inf would make a row of nothing NaN
-    return torch.softmax(scores, dim=-1).masked_fill(~allowed, 0)
 
 
 class Cache:
@@ -111,123 +65,17 @@ class Cache:
             self._kept = self._kept[0].index_select(0, rows), self._kept[1].index_select(0, rows)
 
 
-class Packing:
-    """Sequences of different lengths, several in a row, each seeing itself alone; the end of a row may be padding.
-
-    Args:
-        lengths: of the sequences, in the caller's order.
-        length: of a row; the sequences then fill rows longest first, each the first row with room for it. None: one
-            row holds all in the order given.
-
-    Attributes:
-        places: the row of each sequence and where in it it begins, in the caller's order.
-        shape: rows, and tokens in each.
-
-    Raises:
-        ShapeError: no sequence, an empty one, or one longer than a row.
-
-    Source: Dehghani et al. 2023 (arXiv:2307.06304), section 2.
-    """
-
-    def __init__(self, lengths: Sequence[int], *, length: int | None = None) -> None:
-        self.lengths = tuple(int(n) for n in lengths)
-        width = sum(self.lengths) if length is None else length
-        if not self.lengths or min(self.lengths) < 1 or max(self.lengths) > width:
-            raise ShapeError(f"sequences of {list(self.lengths)} tokens in rows of {width}: each needs 1 to {width}")
-        order = sorted(range(len(self.lengths)), key=lambda i: 0 if length is None else -self.lengths[i])
-        places: dict[int, tuple[int, int]] = {}
-        filled: list[int] = []
-        for i in order:
-            row = next((r for r, used in enumerate(filled) if used + self.lengths[i] <= width), len(filled))
-            if row == len(filled):
-                filled.append(0)
-            places[i] = (row, filled[row])
-            filled[row] += self.lengths[i]
-        self.places = tuple(places[i] for i in range(len(self.lengths)))
-        self.shape = (len(filled), width)
-        starts = [row * width + start for row, start in self.places]
-        # Of each token, in the caller's order, its number among the rows' tokens laid end to end.
-        self.index = torch.cat([torch.arange(s, s + n) for s, n in zip(starts, self.lengths, strict=True)])
-        self.owner = torch.repeat_interleave(torch.tensor(self.lengths))  # of each of these tokens its sequence
-        self._offsets = F.pad(torch.tensor(self.lengths).cumsum(0), (1, 0))
-        self._in_order = bool(torch.equal(self.index, torch.arange(len(filled) * width)))
-
-    def to(self, device: torch.device | str) -> Packing:
-        """The same packing, its tables moved to where the sequences are, once instead of at each call."""
-        self.index, self.owner, self._offsets = (x.to(device) for x in (self.index, self.owner, self._offsets))
-        return self
-
-    @property
-    def waste(self) -> float:
-        """The share of all tokens that is padding."""
-        return 1 - sum(self.lengths) / (self.shape[0] * self.shape[1])
-
-    @property
-    def segments(self) -> Tensor:
-        """The sequence of every token, -1 for padding: int64 (rows, N)."""
-        found = torch.full((self.shape[0] * self.shape[1],), -1, device=self.index.device)
-        found[self.index] = self.owner
-        return found.view(self.shape)
+class Together(Protocol):
+    """Says which tokens of rows see each other, and computes what they gather."""
 
     @property
     def mask(self) -> Tensor:
-        """Which token may see which: boolean (rows, 1, N, N)."""
-        own = self.segments
-        return ((own[:, :, None] == own[:, None]) & (own >= 0)[:, None])[:, None]
-
-    def pack(self, sequences: Sequence[Tensor]) -> Tensor:
-        """Sequences (n, ...) in the caller's order as rows (rows, N, ...), padded with 0.
-
-        Raises:
-            ShapeError: sequences of other lengths than this packing is for.
-        """
-        if tuple(len(one) for one in sequences) != self.lengths:
-            raise ShapeError(f"lengths {[len(one) for one in sequences]}: packed for {list(self.lengths)}")
-        return self._rows(torch.cat([*sequences]))
-
-    def unpack(self, x: Tensor) -> list[Tensor]:
-        """The sequences of rows (rows, N, ...), in the caller's order."""
-        return list(self._tokens(x).split(self.lengths))
-
-    def spread(self, values: Tensor) -> Tensor:
-        """One value a sequence (S, ...) as one a token (rows, N, ...), 0 for padding."""
-        return self._rows(values.index_select(0, self.owner.to(values.device)))
+        """Boolean (rows, 1, N, N), True where a token may see another."""
+        ...
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
-        """As `attend`, each sequence by itself: (rows, H, N, D)."""
-        heads = query.shape[1]
-        tokens = [self._tokens(_for_heads(x, heads).transpose(1, 2)) for x in (query, key, value)]  # (tokens, H, D)
-        gathered = self._alone if query.device.type == "cpu" else self._jagged
-        return self._rows(gathered(tokens, causal)).transpose(1, 2)
-
-    def _alone(self, tokens: Sequence[Tensor], causal: bool) -> Tensor:
-        # Sequence by sequence: on a CPU this is five times faster than jagged tensors, twice than one masked product.
-        parts = zip(*(x.split(self.lengths) for x in tokens), strict=True)
-        found = [attend(*(x.transpose(0, 1)[None] for x in part), causal=causal) for part in parts]
-        return torch.cat([x[0].transpose(0, 1) for x in found])
-
-    def _jagged(self, tokens: Sequence[Tensor], causal: bool) -> Tensor:
-        # torch takes its kernels for sequences of different lengths where the device has them
-        offsets = self._offsets.to(tokens[0].device)
-        short, long = min(self.lengths), max(self.lengths)
-        query, key, value = (
-            torch.nested.nested_tensor_from_jagged(x, offsets, min_seqlen=short, max_seqlen=long).transpose(1, 2)
-            for x in tokens
-        )
-        return F.scaled_dot_product_attention(query, key, value, is_causal=causal).transpose(1, 2).values()
-
-    def _tokens(self, x: Tensor) -> Tensor:
-        """(rows, N, ...) to all tokens in the caller's order."""
-        if x.shape[:2] != self.shape:
-            raise ShapeError(f"rows of shape {tuple(x.shape[:2])}: this packing is of {self.shape}")
-        x = x.flatten(0, 1)
-        return x if self._in_order else x.index_select(0, self.index.to(x.device))
-
-    def _rows(self, tokens: Tensor) -> Tensor:
-        if not self._in_order:
-            empty = tokens.new_zeros(self.shape[0] * self.shape[1], *tokens.shape[1:])
-            tokens = empty.index_copy(0, self.index.to(tokens.device), tokens)
-        return tokens.unflatten(0, self.shape)
+        """As `attend`, of (rows, H, N, D)."""
+        ...
 
 
 class Attention(nn.Module):
@@ -285,7 +133,7 @@ class Attention(nn.Module):
         causal: bool = False,
         rotary: Rotary | None = None,
         cache: Cache | None = None,
-        packing: Packing | None = None,
+        packing: Together | None = None,
         maps: list[Tensor] | None = None,
     ) -> Tensor:
         """What each token of x (B, N, C) gathers, from x or from the context (B, M, context_width).
@@ -295,7 +143,7 @@ class Attention(nn.Module):
             rotary: the positions of x, of these N tokens alone where a cache holds others.
             cache: x is looked at behind the tokens that it holds, and joins them. Where there is a context, its keys
                 and values are computed at the first call and kept; the context may then be left out.
-            packing: of x; each sequence sees itself alone.
+            packing: which tokens of x see each other, such as a `Packing`, of which each sequence sees itself alone.
             maps: the weights (B, H, N, M) are appended to it.
 
         Raises:
@@ -318,7 +166,7 @@ class Attention(nn.Module):
             return self._out(attend(query, key, value, mask=mask, causal=causal))
         weights = attention_weights(query, key, mask=mask, causal=causal)
         maps.append(weights)
-        return self._out(weights @ _for_heads(value, self.heads))
+        return self._out(weights @ for_heads(value, self.heads))
 
     def remember(self, context: Tensor) -> Cache:
         """The keys and values of a context (B, M, context_width), for every call of a run.
@@ -368,25 +216,6 @@ class Attention(nn.Module):
 
     def _out(self, gathered: Tensor) -> Tensor:
         return self.out(gathered.transpose(1, 2).flatten(2))
-
-
-def _for_heads(x: Tensor, heads: int) -> Tensor:
-    """Keys or values, each head repeated for the queries' heads that it serves."""
-    if x.shape[1] == heads:
-        return x
-    if heads % x.shape[1]:
-        raise ShapeError(f"{x.shape[1]} heads of keys for {heads} of queries: must divide them")
-    return x.repeat_interleave(heads // x.shape[1], dim=1)
-
-
-def _allowed(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:
-    if mask is not None and mask.dtype != torch.bool:
-        raise ShapeError(f"mask of {mask.dtype}: must be boolean, True where a query may look")
-    queries, keys = query.shape[2], key.shape[2]
-    if not causal or queries == 1:
-        return mask
-    before = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
-    return before if mask is None else before & mask
 
 
 def _norm(kind: QkNorm, width: int) -> nn.Module:

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from unveil.nn.attention import Attention, Cache, Packing, QkNorm
+from unveil.nn.attention import Attention, Cache, QkNorm, Together
 from unveil.nn.embed import Rotary
 from unveil.nn.fused import linear_geglu, linear_gelu
 from unveil.types import RecipeError, ShapeError, nearest
@@ -119,7 +119,7 @@ class TransformerBlock(nn.Module):
         causal: bool = False,
         rotary: Rotary | None = None,
         kept: Kept | Cache | None = None,
-        packing: Packing | None = None,
+        packing: Together | None = None,
         maps: Maps | None = None,
     ) -> Tensor:
         """X (B, N, C) with what its tokens gathered.
@@ -211,7 +211,7 @@ class Stack(nn.Module):
         causal: bool = False,
         rotary: Rotary | None = None,
         kept: Sequence[Kept] | None = None,
-        packing: Packing | None = None,
+        packing: Together | None = None,
         maps: list[Maps] | None = None,
     ) -> Tensor:
         """(B, N, C) to the same; settings as a block's, `kept` and `maps` one for each block, the maps appended."""

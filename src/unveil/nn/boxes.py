@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unveil.nn.attention import attend
+from unveil.nn.attending import attend
 from unveil.nn.embed import TimeEmbedding
 from unveil.nn.layers import check_multiple, group_norm, vector_of, zeroed
 from unveil.types import Condition, RecipeError, ShapeError

@@ -21,7 +21,10 @@ def linear_geglu(x: Tensor, layer: nn.Linear) -> Tensor:
         return value * F.gelu(gate)
     x, weight = x.to(dtype), layer.weight.to(dtype).chunk(2)
     bias = (None, None) if layer.bias is None else layer.bias.to(dtype).chunk(2)
-    return F.linear(x, weight[0], bias[0]).mul_(_KERNEL(x, weight[1], bias[1], "gelu", [], "none"))
+    gate = _KERNEL(x, weight[1], bias[1], "gelu", [], "none")
+    if dtype == torch.bfloat16:
+        return _KERNEL.binary(x, gate, weight[0], bias[0], "mul")
+    return F.linear(x, weight[0], bias[0]).mul_(gate)
 
 
 def linear_gelu(x: Tensor, layer: nn.Linear, approximate: str = "none") -> Tensor:
@@ -42,8 +45,8 @@ def linear_gelu(x: Tensor, layer: nn.Linear, approximate: str = "none") -> Tenso
 def formulas() -> dict[Any, Callable[..., int]]:
     """What these kernels cost, for torch's FlopCounterMode(custom_mapping=...)."""
 
-    def products(x: Sequence[int], weight: Sequence[int], *_: object, **__: object) -> int:
-        return 2 * math.prod(x) * weight[0]
+    def products(x: Sequence[int], *_: object, out_shape: Sequence[int], **__: object) -> int:
+        return 2 * math.prod(x) * out_shape[-1]
 
     return {} if _KERNEL is None else {_KERNEL: products}
 

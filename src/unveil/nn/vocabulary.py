@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,13 +14,23 @@ from torch import Tensor
 
 from unveil.types import RecipeError, ShapeError, nearest
 
-Unit = Literal["characters", "words"]
+Unit = Literal["characters", "words", "terms"]
 PADDING, BEGIN, END, UNKNOWN = range(4)
 SPECIAL = ("<padding>", "<begin>", "<end>", "<unknown>")
 _WORD = re.compile(r"\w+|[^\w\s]")
 _TIGHT = re.compile(r" (?=[.,;:!?])")  # no space before these when words are put together again
 
-_SPLIT: Mapping[Unit, Callable[[str], list[str]]] = {"characters": list, "words": _WORD.findall}
+# Chinese characters and Japanese syllables, which are written without spaces between words
+_ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_TERM = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+")
+
+
+def terms(text: str) -> list[str]:
+    """Runs of letters and digits in lower case, Chinese characters one by one; other signs are left out."""
+    return _TERM.findall(unicodedata.normalize("NFKC", text).lower())
+
+
+_SPLIT: Mapping[Unit, Callable[[str], list[str]]] = {"characters": list, "words": _WORD.findall, "terms": terms}
 
 
 @dataclass(frozen=True)
@@ -27,7 +38,7 @@ class Vocabulary:
     """The tokens that a model knows, by number; the first four are `SPECIAL`.
 
     Attributes:
-        unit: what a token is. Words are runs of letters and digits, and each other sign by itself.
+        unit: what a token is. Words are runs of letters and digits, and each other sign by itself; see `terms`.
         tokens: those behind the special ones.
 
     Raises:

@@ -66,7 +66,16 @@ def settings(claim: Claim, bench: Bench) -> Record:
         "placebo_seeds": [seed + PLACEBO for seed in bench.seeds],
         "pictures": bench.scale.pictures,
         "training": _training(arms, bench.scale),
-        "arms": [dataclasses.asdict(arm) for arm in arms],
+        "arms": [_arm(arm, bench) for arm in arms],
+    }
+
+
+def _arm(arm: Arm | RecipeArm, bench: Bench) -> Record:
+    """An arm's settings; where a machine keeps trained arms is left out of paths, which differ by it."""
+    told = dataclasses.asdict(arm)
+    return {
+        name: value.replace(str(bench.cache), "CACHE") if isinstance(value, str) else value
+        for name, value in told.items()
     }
 
 

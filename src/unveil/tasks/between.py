@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unveil.conditioning.rows import conditions
 from unveil.core.course import Course
 from unveil.core.noise import Noise, Streams
 from unveil.core.samplers import slerp
@@ -55,13 +56,15 @@ def interpolate(
     Args:
         ends: seed and number of both samples.
         frames: in all, at least 2.
-        to: the condition of the other end, where it has another one.
+        to: the condition of the other end, where it has another one. The pictures of ControlNets stay all the way.
 
     Raises:
         RecipeError: fewer than 2 frames.
     """
     if frames < 2:
         raise RecipeError(f"frames {frames}: at least 2, the two ends")
+    controls = set() if model.controls is None else set(model.controls.conditioners)
+    free = {key: one for key, one in model.conditioners.items() if key not in controls}
 
     def change(course: Course, rows: slice) -> Course:
         del rows
@@ -69,8 +72,9 @@ def interpolate(
         noise = _mixed(_noise(course, ends[0]), _noise(course, ends[1]), weights)
         if not to or course.condition is None:
             return replace(course, noise=noise)
-        other = model.encode({key: list(values)[:1] for key, values in to.items()}, len(course))[0]
+        other = conditions(free, {key: list(values)[:1] for key, values in to.items()}, len(course))[0]
         assert other is not None  # a model that takes the one condition takes the other
+        other = replace(other, hint=course.condition.hint)
         return replace(course, noise=noise, condition=lerp(course.condition, other, weights))
 
     settings = {

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from unveil.conditioning.regions import given as fit
 from unveil.core.course import Course
 from unveil.model import Change, Model
 from unveil.pictures import to_unit
@@ -101,6 +102,18 @@ def unit_of(pictures: Tensor, channels: int) -> Tensor:
     if not pictures.is_floating_point():
         raise ShapeError(f"pictures {pictures.dtype}: must be uint8, or floating point in [-1, 1]")
     return pictures.float()
+
+
+def hints(model: Model, count: int, size: tuple[int, int] | None) -> dict[str, Tensor]:
+    """The pictures that the model's controls read, uint8 (count, C, H, W) each, by the controls' keys.
+
+    Args:
+        size: height and width of the results; None: the model's own.
+    """
+    height, width = size or model.shape[-2:]
+    networks = {} if model.controls is None else {one.key: one.network for one in model.controls.controls}
+    fitted = {one.key: fit(one.pixels, height, width) for one in model.steering if one.pixels is not None}
+    return {key: pixels[: networks[key].hint_channels].expand(count, -1, -1, -1) for key, pixels in fitted.items()}
 
 
 @torch.no_grad()

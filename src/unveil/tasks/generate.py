@@ -13,13 +13,12 @@ from torch import Tensor
 
 from unveil.checkpoints.guide import Guide
 from unveil.conditioning.label import Label
-from unveil.conditioning.regions import given as fit
 from unveil.config import SampleConfig
 from unveil.core import guidance
 from unveil.core.samplers.ancestral import Shift
 from unveil.model import Model
 from unveil.pictures import to_pixels
-from unveil.tasks.edit import PLAIN, Edit
+from unveil.tasks.edit import PLAIN, Edit, hints
 from unveil.tasks.film import Film, Preview
 from unveil.tasks.size import check_size
 from unveil.types import MediaError, RecipeError, WeightsError, nearest
@@ -216,6 +215,17 @@ def part_of(on_step: OnStep, number: int, count: int) -> OnStep:
     return lambda done, total: on_step(number * total + done, count * total)
 
 
+def additions(model: Model) -> dict[str, Any]:
+    """What a record says of the LoRAs and ControlNets that are on a model."""
+    facts: dict[str, Any] = {}
+    if model.worn:
+        facts["loras"] = [one._asdict() for one in model.worn]
+    if model.steering and model.controls is not None:
+        facts["controls"] = [one.record() for one in model.steering]
+        facts["control_mode"] = model.controls.mode
+    return facts
+
+
 def sampling_of(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of sampling in a record, by the names of `SampleConfig.flat`."""
     return {name: facts[name] for name in SampleConfig().flat() | _UNSET if name in facts}
@@ -272,12 +282,7 @@ def _about(model: Model, request: Request) -> dict[str, Any]:
     if (guided := request.guided) is not None:
         classifier = {"name": guided.classifier.name, "sha256": guided.classifier.sha256}
         facts["classifier"] = {**classifier, "scale": guided.scale}
-    if model.worn:
-        facts["loras"] = [one._asdict() for one in model.worn]
-    if model.steering and model.controls is not None:
-        facts["controls"] = [one.record() for one in model.steering]
-        facts["control_mode"] = model.controls.mode
-    return facts
+    return facts | additions(model)
 
 
 def _drawn(model: Model, part: Request, edit: Edit, here: slice, film: Film) -> Tensor:
@@ -288,7 +293,7 @@ def _drawn(model: Model, part: Request, edit: Edit, here: slice, film: Film) -> 
     # what is shown stays where the rest of the condition is left away
     away = {**shown, **part.negative} if part.negative or (shown and part.sampling["scale"] != 1) else None
     return model.generate(
-        raw={**given, **_hints(model, part), **shown},
+        raw={**given, **hints(model, part.count, part.size), **shown},
         count=part.count,
         seed=part.seed,
         first_sample=part.first,
@@ -299,14 +304,6 @@ def _drawn(model: Model, part: Request, edit: Edit, here: slice, film: Film) -> 
         size=part.size,
         change=lambda course, _: edit.change(course, here),
     )
-
-
-def _hints(model: Model, part: Request) -> dict[str, Tensor]:
-    """The pictures that the model's controls read, of the size of the result, for every row."""
-    height, width = part.size or model.shape[-2:]
-    networks = {} if model.controls is None else {one.key: one.network for one in model.controls.controls}
-    fitted = {one.key: fit(one.pixels, height, width) for one in model.steering if one.pixels is not None}
-    return {key: pixels[: networks[key].hint_channels].expand(part.count, -1, -1, -1) for key, pixels in fitted.items()}
 
 
 def _same_additions(model: Model, loras: Sequence[tuple[str, float]], controls: Sequence[tuple[Any, ...]]) -> None:

@@ -17,7 +17,7 @@ from unveil.core.noise import Streams
 from unveil.core.samplers import encode
 from unveil.files import write_atomically
 from unveil.model import Model
-from unveil.tasks.edit import latents_of, unit_of
+from unveil.tasks.edit import hints, latents_of, unit_of
 from unveil.tasks.film import Film
 from unveil.tasks.generate import DTYPES, OnStep, Request, part_of
 from unveil.tasks.record import MAX_TEXT
@@ -62,7 +62,8 @@ def invert(model: Model, pictures: Tensor, request: Request, *, on_step: OnStep 
         part = request.part(here.start, here.stop)
         streams = Streams(0, range(part.count), device=model.device)
         with torch.no_grad():
-            course = model.course(how, streams, raw=part.given, negative=part.negative, size=size)
+            raw = {**part.given, **hints(model, part.count, size)}
+            course = model.course(how, streams, raw=raw, negative=part.negative, size=size)
         first = course.grid[0]
         back = replace(course, plan=encode(course.grid), x=latents_of(model, unit[here]))
         x = back.run(Film(model, 0, on_step and part_of(on_step, start // request.batch, batches)))

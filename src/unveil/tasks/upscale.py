@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from unveil.core.course import Course
 from unveil.core.tiles import OVERLAP, for_tiles, tiles
-from unveil.data.low import LOW
+from unveil.data.low import LOW, enlarged
 from unveil.model import Model
 from unveil.tasks.edit import Edit, latents_of, of_rows, unit_of
 from unveil.tasks.img2img import begun, check_strength
@@ -63,8 +62,3 @@ def upscale(
 
     settings = {"factor": factor, "strength": strength, "overlap": overlap}
     return Edit("upscale", settings, change, shown=shown, size=size)
-
-
-def enlarged(pictures: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pictures (B, C, H, W) in [-1, 1], bicubic, of another size."""
-    return F.interpolate(pictures, size, mode="bicubic", align_corners=False).clamp(-1, 1)

@@ -32,6 +32,7 @@ from unveil.train.order import Items, Numbered, Order, check_items
 from unveil.train.precision import resolve
 from unveil.train.run_folder import RunFolder, environment
 from unveil.train.signals import INTERRUPTED, Stop
+from unveil.train.words import learn_words
 from unveil.types import Cancelled, NotWritable, OutOfResources, RecipeError
 
 if TYPE_CHECKING:  # importing Lightning takes seconds; only a run that trains pays for it
@@ -82,6 +83,7 @@ def fit(
     whole = _whole(model, dataset, objective, key)
     learner = Denoising(whole, objective, key)
     check_items(dataset, key, learner.raw_keys, shape_of(dataset, whole))
+    learn_words(whole, dataset)
     return learn(
         learner, dataset, config=config, run=run, held_out=held_out,
         asked=_asked(whole, objective, config, recipe, len(dataset)),

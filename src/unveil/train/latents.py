@@ -18,6 +18,7 @@ from unveil.data.adapted import Source
 from unveil.data.content import Progress, tensors
 from unveil.data.latent_cache import Cached, Encoder, Keeping, kept
 from unveil.model import Model
+from unveil.train.order import ALSO
 from unveil.types import RecipeError
 
 ENCODE = 1 << 16  # the draw of an example's stream that picks its latents; conditions count up from small numbers
@@ -51,7 +52,8 @@ def keep(
     """
     own = model.config.key if model.config is not None else "pixels"
     path, there = kept(items, encoder_of(model), replace(how or Keeping(), key=own), progress)
-    return Cached(items, path, own, [str(one.key) for one in model.conditioners.values()]), there
+    keys = [str(one.key) for one in model.conditioners.values()]
+    return Cached(items, path, own, [ALSO.get(key, key) for key in keys]), there
 
 
 def encoder_of(model: Model) -> Encoder:

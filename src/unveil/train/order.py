@@ -106,9 +106,7 @@ class Numbered(Dataset[Batch]):
         random.seed(seed)
         np.random.seed(seed & 0xFFFFFFFF)
         indices = [self.order.index(number) for number in numbers]
-        several = getattr(self.items, "__getitems__", None)  # as torch's own loader asks
-        items = [self.items[index] for index in indices] if several is None else several(indices)
-        return collate(numbers, indices, items, self.key, self.raw_keys)
+        return collate(numbers, indices, items_of(self.items, indices), self.key, self.raw_keys)
 
 
 def collate(
@@ -120,14 +118,16 @@ def collate(
         RecipeError: an item lacks a key.
         ShapeError: the data of two items differ in shape.
     """
-    data = [torch.as_tensor(_value(item, key, index)) for item, index in zip(items, indices, strict=True)]
+    data = [torch.as_tensor(value_of(item, key, index)) for item, index in zip(items, indices, strict=True)]
     for tensor, index in zip(data, indices, strict=True):
         if tensor.shape != data[0].shape:
             raise ShapeError(
                 f"item {index}: {key!r} has the shape {tuple(tensor.shape)}, item {indices[0]} {tuple(data[0].shape)}; "
                 "bring every item to one shape"
             )
-    raw = {k: _stacked([_value(item, k, index) for item, index in zip(items, indices, strict=True)]) for k in raw_keys}
+    raw = {
+        k: _stacked([value_of(item, k, index) for item, index in zip(items, indices, strict=True)]) for k in raw_keys
+    }
     return Batch(numbers, torch.stack(data), raw)
 
 
@@ -142,9 +142,9 @@ def check_items(items: Items, key: str, raw_keys: Sequence[str], shape: tuple[in
     if not len(items):
         raise MediaError("the data set is empty; training needs at least 1 item")
     first = items[0]
-    data = torch.as_tensor(_value(first, key, 0))
+    data = torch.as_tensor(value_of(first, key, 0))
     for raw_key in raw_keys:
-        _value(first, raw_key, 0)
+        value_of(first, raw_key, 0)
     if data.dtype != torch.uint8 and not data.dtype.is_floating_point:
         raise ShapeError(f"item 0: {key!r} is {data.dtype}; must be uint8 (pixels, 0 to 255) or floating point")
     if shape is not None and tuple(data.shape) != tuple(shape):
@@ -154,7 +154,18 @@ def check_items(items: Items, key: str, raw_keys: Sequence[str], shape: tuple[in
         )
 
 
-def _value(item: Item, key: str, index: int) -> Any:
+def items_of(items: Items, indices: Sequence[int]) -> Sequence[Item]:
+    """Several items of a data set, at once where it can do that."""
+    several = getattr(items, "__getitems__", None)  # as torch's own loader asks
+    return [items[index] for index in indices] if several is None else several(indices)
+
+
+def value_of(item: Item, key: str, index: int) -> Any:
+    """What an item, which is the data set's `index`, holds under a key, or under the other name of it.
+
+    Raises:
+        RecipeError: nothing; names the nearest key.
+    """
     if key not in item and key in ALSO:
         key = ALSO[key]
     if key not in item:

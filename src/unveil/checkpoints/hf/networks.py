@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from unveil.types import Condition, RecipeError, ShapeError
 
+NET = "net"  # where an adapter has its network
 SIZES = 6  # numbers that SDXL is told of a picture: two sizes and a place
 
 

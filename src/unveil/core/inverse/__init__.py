@@ -2,6 +2,7 @@
 
 from unveil.core.inverse.ddrm import Restoration, ddrm
 from unveil.core.inverse.dps import Posterior, dps
+from unveil.core.inverse.held import held
 from unveil.core.inverse.masked import Resampled, masked, paste, resampled
 from unveil.core.inverse.operator import (
     Mask,
@@ -28,6 +29,7 @@ __all__ = [
     "ddrm",
     "dps",
     "gaussian",
+    "held",
     "masked",
     "noised",
     "paste",

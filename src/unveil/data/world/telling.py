@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from unveil.data.sequences import chinese_words
+from unveil.data.captions import chinese_words
 
 Register = Literal["raw", "short", "dense"]
 Language = Literal["en", "zh"]

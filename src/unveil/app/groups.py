@@ -1,0 +1,62 @@
+"""Groups of options: a parameter of a command whose type is a dataclass stands for one option per field.
+
+So commands share options as they share types, and each states only what is its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import Any, get_type_hints
+
+Command = Callable[..., None]
+
+
+def spread(command: Command) -> Command:
+    """The command as typer reads it: in the place of each group its fields, which may be groups themselves.
+
+    What an option is by default is what it is in the group that the parameter is by default, or in a fresh one.
+
+    Raises:
+        ValueError: two options of one name.
+    """
+    own, hints = signature(command).parameters, get_type_hints(command, include_extras=True)
+    options = [option for name, one in own.items() for option in _options(name, hints[name], one.default)]
+
+    @wraps(command)
+    def typed(**given: Any) -> None:
+        command(**{name: _filled(hints[name], name, given) for name in own})
+
+    typed.__signature__ = Signature(options)  # type: ignore[attr-defined]
+    typed.__annotations__ = {option.name: option.annotation for option in options}
+    return typed
+
+
+def flat(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a command by their names, those of groups among them."""
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        found |= flat(vars(value)) if is_dataclass(value) else {name: value}
+    return found
+
+
+def _options(name: str, kind: Any, default: Any) -> Iterator[Parameter]:
+    """The options that a parameter or a field stands for."""
+    if not is_dataclass(kind):
+        yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        return
+    assert isinstance(kind, type)
+    hints, group = get_type_hints(kind, include_extras=True), kind() if default is Parameter.empty else default
+    for one in fields(kind):
+        yield from _options(one.name, hints[one.name], getattr(group, one.name))
+
+
+def _filled(kind: Any, name: str, given: Mapping[str, Any]) -> Any:
+    """The value of a parameter or a field, of what was typed."""
+    if not is_dataclass(kind):
+        return given[name]
+    assert isinstance(kind, type)
+    hints = get_type_hints(kind, include_extras=True)
+    return kind(**{one.name: _filled(hints[one.name], one.name, given) for one in fields(kind)})

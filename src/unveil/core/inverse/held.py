@@ -1,0 +1,55 @@
+"""Parts of a sample that are held at what is known of them, each at a level of its own, until the run comes to it.
+
+It asks for a denoiser that takes a level for each part, such as one that was trained on clips of which frames were
+given. A part held at the level of data stays what it is; one held at a higher level is known roughly, and is worked on
+once the run has come down to that level. So one step makes a clip from its first frame, goes on from its last ones,
+fills in between, and edits each frame by a strength of its own.
+
+Source: Zheng et al. 2024 (arXiv:2412.20404), section 3; a level for each part: Chen et al. 2024 (arXiv:2407.01392).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from unveil.core.denoiser import Estimate, Step
+from unveil.core.process import Process
+from unveil.types import Level, ShapeError, like
+
+
+def held(step: Step, process: Process, known: Tensor, until: Tensor) -> Step:
+    """The step with parts held.
+
+    With samplers of one call per step a grid that ends at the data gives back bit by bit what is known for sure;
+    `paste` does so for all. In parts that are held a run begins at what is known, noised to the first level (`noised`).
+
+    Args:
+        step: takes levels that differ between the parts of x.
+        process: that it was trained under.
+        known: what is known, of x's shape (B, ...) or broadcastable to it; where nothing is held it may be anything.
+        until: the time in [0, 1] at which each part is let go, broadcastable to x: 0 where it is known for sure,
+            1 and above where nothing is.
+
+    Raises:
+        ShapeError: a time below 0.
+    """
+    if bool((until < 0).any()):
+        raise ShapeError(f"until {float(until.min()):g}: times are at least 0, the time of data")
+    until = until.to(torch.float64)
+
+    def estimate(x: Tensor, level: Level) -> Estimate:
+        time = torch.as_tensor(level.t, dtype=torch.float64).reshape(-1, *(1,) * (x.ndim - 1)).cpu()
+        holds = until.cpu() < time
+        if not bool(holds.any()):
+            return step(x, level)
+        own = process.at(torch.where(holds, until.cpu(), time))
+        here = process.at(time)
+        keep = holds.to(x.device)
+        # What noise a part has, it keeps: the sampler brought it here from what the run began with.
+        noise = (x - like(here.alpha, x) * known) / like(here.sigma, x)
+        waiting = like(own.alpha, x) * known + like(own.sigma, x) * noise
+        found = step(torch.where(keep, waiting, x), own)
+        return Estimate.of_x0(torch.where(keep, known.to(x), found.x0), x, level, found.extra)
+
+    return estimate

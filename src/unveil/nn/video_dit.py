@@ -1,0 +1,370 @@
+"""A transformer over patches of clips in space and time, told a level, a place and a text token by token.
+
+    x -> patches -> tokens at (t, y, x) -> blocks, each told the level of every token -> norm -> linear -> patches
+
+A picture is a clip of one frame. Levels may differ between the frames or the places of a clip, which is how frames
+that are known are given: at the level of data. Positions turn queries and keys, so that any size, shape and length,
+times before the first frame and times between frames are only other coordinates.
+
+Letters of shapes: B clips, F frames of patches, S patches of a frame, N = F S tokens, C the width of a token.
+
+Sources: Peebles & Xie 2023 (arXiv:2212.09748); one modulation for all blocks: Chen et al. 2023 (arXiv:2310.00426),
+section 2.3; clips of any size in one row: Dehghani et al. 2023 (arXiv:2307.06304); a level for each token: Chen et al.
+2024 (arXiv:2407.01392).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from unveil.nn.attention import Attention, QkNorm, Together
+from unveil.nn.blocks import Mlp
+from unveil.nn.dit import WAVES, modulate
+from unveil.nn.embed import Rotary, TimeEmbedding, grid_coordinates
+from unveil.nn.layers import vector_of, zeroed
+from unveil.nn.packing import Packing
+from unveil.nn.patterns import Grid, Groups, Pattern
+from unveil.nn.spatial import text_of
+from unveil.types import Condition, RecipeError, ShapeError, nearest
+
+
+@dataclass(frozen=True)
+class VideoDiTConfig:
+    """What defines a transformer over clips.
+
+    Args:
+        in_channels: of x.
+        out_channels: of the result.
+        patch: frames, height and width of the boxes of x that become tokens.
+        depth, width, heads: blocks, width of a token, attention heads.
+        hidden: width of the MLPs, in multiples of `width`.
+        context_width: of a text's tokens, which every block reads; None: there is none.
+        pattern: which tokens of a clip see each other, see `patterns.labels`.
+        window: frames, rows and columns of a box of tokens, for the pattern `windowed`.
+        causal: a token sees none of a later frame.
+        theta: of the positions; the longest wavelength is just under 2 pi theta tokens.
+        qk_norm: of queries and keys.
+        recompute: in training, keep no activations of blocks but compute them again: less memory, a third more time.
+
+    Raises:
+        RecipeError: settings that do not fit together.
+    """
+
+    in_channels: int
+    out_channels: int
+    patch: tuple[int, int, int] = (1, 2, 2)
+    depth: int = 12
+    width: int = 384
+    heads: int = 6
+    hidden: float = 4.0
+    context_width: int | None = None
+    pattern: Pattern = "full"
+    window: tuple[int, int, int] = (4, 8, 8)
+    causal: bool = False
+    theta: float = 10000.0
+    qk_norm: QkNorm = "rms"
+    recompute: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("in_channels", "out_channels", "depth", "width", "heads"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
+        for name, kinds in (("pattern", get_args(Pattern)), ("qk_norm", get_args(QkNorm))):
+            if (given := getattr(self, name)) not in kinds:
+                raise RecipeError(f"{name} = {given!r}: must be one of {', '.join(kinds)}{nearest(given, kinds)}")
+        for name in ("patch", "window"):
+            if len(getattr(self, name)) != 3 or min(getattr(self, name)) < 1:
+                given = list(getattr(self, name))
+                raise RecipeError(
+                    f"{name} = {given}: needs frames, height and width, each at least 1, such as [1, 2, 2]"
+                )
+        if self.width % self.heads or self.width // self.heads < 6:
+            raise RecipeError(
+                f"width = {self.width}, heads = {self.heads}: the width must be a multiple of the heads, and a head "
+                "at least 6 wide, two numbers for each of time, height and width"
+            )
+
+
+@dataclass(frozen=True)
+class Told:
+    """What blocks are told beside x.
+
+    modulation: shifts, scales and gates (B, F or 1, S or 1, 6, C) of all blocks, before each adds its own.
+    last: shift and scale (B, F or 1, S or 1, 2, C) of the last normalisation.
+    rotary: the places of the tokens.
+    together: which tokens see each other in each block; None: all of a row.
+    text, mask: tokens (clips, L, context_width), and True where one of the (clips, L) counts.
+    packing: of tokens that are several clips in a row.
+    """
+
+    modulation: Tensor
+    last: Tensor
+    rotary: Rotary
+    together: Sequence[Together | None]
+    text: Tensor | None = None
+    mask: Tensor | None = None
+    packing: Packing | None = None
+
+
+class SpaceTimeBlock(nn.Module):
+    """Attention of tokens on themselves and on a text, and an MLP; to what all blocks are told it adds its own.
+
+    Source: Chen et al. 2023, section 2.3 (arXiv:2310.00426).
+    """
+
+    def __init__(self, config: VideoDiTConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.norm_1 = nn.LayerNorm(width, 1e-6, elementwise_affine=False)
+        self.attention = Attention(width, config.heads, qk_norm=config.qk_norm)
+        self.context = None
+        if config.context_width is not None:
+            self.context_norm = nn.LayerNorm(width, 1e-6)
+            self.context = Attention(width, config.heads, context_width=config.context_width, qk_norm=config.qk_norm)
+        self.norm_2 = nn.LayerNorm(width, 1e-6, elementwise_affine=False)
+        self.mlp = Mlp(width, int(config.hidden * width), "gelu-tanh")
+        self.table = nn.Parameter(torch.zeros(6, width))
+
+    def forward(self, h: Tensor, told: Told, number: int) -> Tensor:
+        """Tokens (B, F, S, C) after block `number`."""
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (told.modulation + self.table).unbind(-2)
+        seen = modulate(self.norm_1(h), shift_1, scale_1).flatten(1, 2)  # (B, N, C)
+        gathered = self.attention(seen, rotary=told.rotary, packing=told.together[number])
+        h = torch.addcmul(h, gate_1, gathered.unflatten(1, h.shape[1:3]))
+        if self.context is not None:
+            h = h + self._read(self.context_norm(h).flatten(1, 2), self.context, told).unflatten(1, h.shape[1:3])
+        return torch.addcmul(h, gate_2, self.mlp(modulate(self.norm_2(h), shift_2, scale_2)))
+
+    def _read(self, tokens: Tensor, attention: Attention, told: Told) -> Tensor:
+        """What tokens (B, N, C) gather of their clips' texts."""
+        mask = None if told.mask is None else told.mask[:, None, None]
+        if told.packing is None:
+            return attention(tokens, context=told.text, mask=mask)
+        clips = nn.utils.rnn.pad_sequence(told.packing.unpack(tokens), batch_first=True)  # (clips, longest, C)
+        found = attention(clips, context=told.text, mask=mask)
+        return told.packing.pack([one[:count] for one, count in zip(found, told.packing.lengths, strict=True)])
+
+
+class VideoDiT(nn.Module):
+    """The denoising network of clips and pictures: (x, t, condition) to a tensor of x's size with `out_channels`.
+
+    Attributes:
+        tells_parts: t may differ between the parts of a sample.
+    """
+
+    tells_parts = True
+
+    def __init__(self, config: VideoDiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, box = config.width, math.prod(config.patch)
+        self.vector_dim = width
+        self.multiple = config.patch[1]
+        self.patches = nn.Linear(config.in_channels * box, width)
+        self.time = TimeEmbedding(WAVES, width, "cos-sin")
+        self.modulation = nn.Linear(width, 6 * width)
+        self.blocks = nn.ModuleList(SpaceTimeBlock(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width, 1e-6, elementwise_affine=False)
+        self.last = nn.Linear(width, 2 * width)
+        self.leave = nn.Linear(width, config.out_channels * box)
+        self._initialise()
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """The raw result, in x's size.
+
+        Args:
+            x: clips (B, in_channels, T, H, W), or pictures (B, in_channels, H, W), which are clips of one frame.
+            t: the number that stands for the level, fractions allowed: (B,), or broadcastable to x for levels that
+                differ between frames or places; where they differ within a token, the noisiest counts.
+            condition: its vector (B, vector_dim) is added to the time's embedding, its tokens are the text; its
+                places say where the clips lie, the first token at 0 and a step of 1 where they say nothing.
+
+        Raises:
+            ShapeError: a size that is no multiple of the patch, or a condition that does not fit.
+        """
+        condition = condition or Condition()
+        clips, grid = self._checked(x)
+        h = self.patches(self._boxes(clips))  # (B, F, S, C)
+        level = self._levels(t, x, grid)
+        together = [None] * self.config.depth
+        if self.config.pattern != "full" or self.config.causal:
+            packing = Packing([grid.tokens] * len(x), length=grid.tokens)
+            together = self._together(packing, [grid] * len(x))
+        rotary = self._rotary(_coordinates(grid, condition.places))
+        context = text_of(condition, self.config.context_width, len(x))
+        told = self._told(level, vector_of(condition, len(x), self.vector_dim), rotary, together)
+        if context is not None:
+            told = _with_text(told, context.tokens, context.mask)
+        return self._unboxed(self.denoise(h, told), grid).view(len(x), -1, *x.shape[2:])
+
+    def packed(
+        self,
+        clips: Sequence[Tensor],
+        t: Sequence[Tensor],
+        condition: Condition | None = None,
+        *,
+        length: int | None = None,
+    ) -> tuple[list[Tensor], float]:
+        """The result for each of S clips (in_channels, T, H, W), or pictures, of any sizes, as rows of tokens.
+
+        Args:
+            t: of each, a number, or broadcastable to the clip.
+            condition: of S rows.
+            length: tokens of a row; None puts all into one.
+
+        Returns:
+            results in the clips' sizes, and the share of the tokens that is padding.
+
+        Raises:
+            ShapeError: a clip that does not fit, or is longer than a row.
+        """
+        condition = condition or Condition()
+        count = len(clips)
+        vector, context = (
+            vector_of(condition, count, self.vector_dim),
+            text_of(condition, self.config.context_width, count),
+        )
+        whole = [self._checked(one[None]) for one in clips]
+        grids = [grid for _, grid in whole]
+        packing = Packing([grid.tokens for grid in grids], length=length)
+        tokens, levels, places = [], [], []
+        for number, (clip, grid) in enumerate(whole):
+            tokens.append(self.patches(self._boxes(clip))[0].flatten(0, 1))  # (N, C)
+            level = self._levels(t[number][None], clips[number][None], grid)
+            levels.append(level.expand(1, grid.frames, grid.rows * grid.columns).flatten())
+            own = None if condition.places is None else condition.places[number : number + 1]
+            places.append(_coordinates(grid, own).reshape(grid.tokens, 3))
+        rotary = self._rotary(packing.pack(places))
+        together = self._together(packing, grids)
+        each = None if vector is None else vector[packing.owner]  # (tokens, vector_dim)
+        told = self._told(torch.cat(levels)[:, None, None], each, rotary, together)
+        told = _spread(told, packing)
+        if context is not None:
+            told = _with_text(told, context.tokens, context.mask, packing)
+        found = packing.unpack(self.denoise(packing.pack(tokens)[:, :, None], told)[:, :, 0])
+        results = [
+            self._unboxed(one.view(1, grid.frames, -1, one.shape[-1]), grid).view(-1, *clip.shape[1:])
+            for one, grid, clip in zip(found, grids, clips, strict=True)
+        ]
+        return results, packing.waste
+
+    def denoise(self, h: Tensor, told: Told) -> Tensor:
+        """Tokens (B, F, S, C) to those of the result (B, F, S, out_channels * box)."""
+        for number, block in enumerate(self.blocks):
+            if self.config.recompute and self.training and torch.is_grad_enabled():
+                h = cast(Tensor, checkpoint(block, h, told, number, use_reentrant=False))
+            else:
+                h = block(h, told, number)
+        return self.leave(modulate(self.norm(h), *told.last.unbind(-2)))
+
+    # -- details ------------------------------------------------------------------------------------------------
+
+    def _checked(self, x: Tensor) -> tuple[Tensor, Grid]:
+        """Clips (B, C, T, H, W), and the grid of their tokens."""
+        clips = x[:, :, None] if x.ndim == 4 else x
+        if clips.ndim != 5 or clips.shape[1] != self.config.in_channels:
+            raise ShapeError(
+                f"x {tuple(x.shape)}: must be clips (B, {self.config.in_channels}, T, H, W), or pictures "
+                f"(B, {self.config.in_channels}, H, W)"
+            )
+        counts = []
+        for name, size, part in zip(("frames", "height", "width"), clips.shape[2:], self.config.patch, strict=True):
+            if size % part or not size:
+                below, above = size // part * part, -(-max(size, 1) // part) * part
+                near = f"{below} or {above}" if below else f"{above}"
+                raise ShapeError(f"{name} {size}: must be a multiple of {part}; nearest {near}")
+            counts.append(size // part)
+        return clips, Grid(*counts)
+
+    def _boxes(self, clips: Tensor) -> Tensor:
+        """(B, C, T, H, W) to boxes (B, F, S, C * box)."""
+        frames, height, width = self.config.patch
+        parts = clips.unflatten(4, (-1, width)).unflatten(3, (-1, height)).unflatten(2, (-1, frames))
+        return parts.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(2, 3)  # (B, F, rows, columns, C, f, h, w)
+
+    def _unboxed(self, boxes: Tensor, grid: Grid) -> Tensor:
+        """(B, F, S, C * box) to (B, C, T, H, W)."""
+        parts = boxes.unflatten(3, (-1, *self.config.patch)).unflatten(2, (grid.rows, grid.columns))
+        return parts.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+    def _levels(self, t: Tensor, x: Tensor, grid: Grid) -> Tensor:
+        """What stands for the level of each token: (B, F or 1, S or 1)."""
+        if t.ndim <= 1:
+            return t.expand(len(x)).view(-1, 1, 1)
+        if t.ndim != x.ndim:
+            raise ShapeError(f"t {tuple(t.shape)}: must be ({len(x)},), or broadcastable to x {tuple(x.shape)}")
+        t = t.amax(1) if x.ndim == 5 else t.amax(1)[:, None]  # (B, T, H, W), or 1 where it does not differ
+        for axis, part in enumerate(self.config.patch, start=1):
+            if t.shape[axis] > 1:
+                t = t.unflatten(axis, (-1, part)).amax(axis + 1)
+        if t.shape[2] == t.shape[3] == 1:
+            return t.flatten(2).expand(len(x), -1, -1)
+        return t.expand(len(x), -1, grid.rows, grid.columns).flatten(2)
+
+    def _told(self, level: Tensor, vector: Tensor | None, rotary: Rotary, together: Sequence[Together | None]) -> Told:
+        """Of levels (B, F or 1, S or 1) and vectors (B, vector_dim)."""
+        embedded = self.time(level.flatten()).unflatten(0, level.shape)  # (B, F or 1, S or 1, C)
+        if vector is not None:
+            embedded = embedded + vector[:, None, None].to(embedded)
+        embedded = nn.functional.silu(embedded)
+        width = self.config.width
+        modulation, last = (layer(embedded).unflatten(3, (-1, width)) for layer in (self.modulation, self.last))
+        return Told(modulation, last, rotary, together)
+
+    def _rotary(self, places: Tensor) -> Rotary:
+        return Rotary(places, self.config.width // self.config.heads, theta=self.config.theta)
+
+    def _together(self, packing: Packing, grids: Sequence[Grid]) -> list[Together | None]:
+        config = self.config
+        if config.pattern == "full" and not config.causal:
+            return [packing] * config.depth
+        kinds = [
+            Groups(packing, grids, config.pattern, parity, window=config.window, causal=config.causal)
+            for parity in range(2)
+        ]
+        return [kinds[number % 2] for number in range(config.depth)]
+
+    def _initialise(self) -> None:
+        """As DiT: Xavier's uniform weights, no biases, and zeros for all that gates and for the last layer."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for layer in (self.time.linear_1, self.time.linear_2):
+            nn.init.normal_(layer.weight, std=0.02)
+        for layer in (self.modulation, self.last, self.leave):
+            zeroed(layer)
+        for block in self.blocks:
+            reads = cast(SpaceTimeBlock, block).context
+            if reads is not None:  # a text begins as nothing added
+                zeroed(reads.out)
+
+
+def _coordinates(grid: Grid, places: Tensor | None) -> Tensor:
+    """Of the tokens, (N, 3), or (B, N, 3) where the clips say where they lie."""
+    indices = grid_coordinates(grid)
+    if places is None:
+        return indices
+    first, step = places.double().unbind(1)  # each (B, 3)
+    return first[:, None] + indices.to(first) * step[:, None]
+
+
+def _with_text(told: Told, text: Tensor, mask: Tensor | None, packing: Packing | None = None) -> Told:
+    return replace(told, text=text, mask=mask, packing=packing)
+
+
+def _spread(told: Told, packing: Packing) -> Told:
+    """What was told token by token, (tokens, 1, 1, parts, C) in the clips' order, as rows (rows, N, 1, parts, C)."""
+
+    def rows(each: Tensor) -> Tensor:
+        return packing.pack(list(each[:, 0].split(packing.lengths)))
+
+    return replace(told, modulation=rows(told.modulation), last=rows(told.last))

@@ -1,0 +1,34 @@
+"""The words of the training texts, which encoders that are trained with the network know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from unveil.conditioning.words import WordTokens
+from unveil.model import Model
+from unveil.train.order import Items, items_of, value_of
+
+MOST = 20_000  # texts that are read, spread evenly over the data
+_AT_ONCE = 500
+
+
+def learn_words(model: Model, items: Items) -> None:
+    """Gives conditioners that have none yet the vocabulary of a data set's texts.
+
+    Raises:
+        RecipeError: items without a text, or texts without a word.
+    """
+    for one in model.conditioners.values():
+        if isinstance(one, WordTokens) and one.vocabulary is None:
+            one.learn(_texts(items, one.key))
+
+
+def _texts(items: Items, key: str) -> Iterator[str]:
+    count = min(len(items), MOST)
+    places = [place * len(items) // count for place in range(count)]
+    facts: Any = getattr(items, "facts", None)  # what is known without reading a picture
+    for start in range(0, count, _AT_ONCE):
+        part = places[start : start + _AT_ONCE]
+        found = items_of(items, part) if facts is None else [facts(place) for place in part]
+        yield from (str(value_of(item, key, place)) for item, place in zip(found, part, strict=True))

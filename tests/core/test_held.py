@@ -1,0 +1,88 @@
+"""Parts that are held: exact where they are known for sure, worked on from their own level on, seen by the others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from unveil.core import grids, samplers
+from unveil.core.denoiser import Estimate, Step
+from unveil.core.flow import RectifiedFlow
+from unveil.core.inverse import held, noised
+from unveil.core.noise import START, Streams
+from unveil.core.process import CosineVP, Process
+from unveil.core.samplers import run
+from unveil.data.toy import Mixture
+from unveil.types import Level, ShapeError
+
+SHAPE = (1, 4, 1, 1)  # clips of four frames, of which all are near -1 or all near 1
+
+
+def mixture() -> Mixture:
+    means = torch.ones(2, *SHAPE)
+    means[0] = -1
+    return Mixture([0.5, 0.5], means, [0.1, 0.1])
+
+
+def drawn(
+    process: Process, known: Tensor, until: list[float], sampler: str = "ddim", step: Step | None = None
+) -> Tensor:
+    streams, grid = Streams(0, range(len(known))), grids.uniform(process, 20)
+    times = torch.tensor(until).view(1, *SHAPE)
+    noise = streams.normal(SHAPE, START)
+    x = torch.where(times < 1, noised(grid[0], known, noise), grid.start(noise))
+    plan = getattr(samplers, sampler)(grid)
+    return run(plan, held(step or mixture(), process, known, times), x, noise=streams.bind(SHAPE))
+
+
+@pytest.mark.parametrize("process", [RectifiedFlow(), CosineVP()])
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "ancestral"])
+def test_what_is_known_comes_out_and_the_others_go_with_it(process: Process, sampler: str):
+    known = torch.full((64, *SHAPE), 1.03)
+    x = drawn(process, known, [0, 1, 1, 1], sampler)
+    assert torch.equal(x[:, :, 0], known[:, :, 0])
+    assert bool((x[:, :, 1:] > 0.5).all())  # without it half of them would be near -1
+    assert float(x[:, :, 1:].mean()) == pytest.approx(1, abs=0.03)
+    assert float(x[:, :, 1:].std()) == pytest.approx(0.1, abs=0.04)
+
+
+def test_frames_that_are_not_held_do_not_move_the_others():
+    x = drawn(RectifiedFlow(), torch.full((64, *SHAPE), 1.03), [1, 1, 1, 1])
+    assert 0.3 < float((x > 0).double().mean()) < 0.7
+
+
+def test_nothing_held_is_the_step_itself():
+    known = torch.zeros(8, *SHAPE)
+    streams, grid = Streams(0, range(8)), grids.uniform(RectifiedFlow(), 20)
+    plain = run(samplers.ddim(grid), mixture(), grid.start(streams.normal(SHAPE, START)), noise=streams.bind(SHAPE))
+    assert torch.equal(drawn(RectifiedFlow(), known, [1, 1, 1, 1]), plain)
+
+
+def test_each_part_is_worked_on_from_its_own_time_on():
+    seen: list[Tensor] = []
+    model = mixture()
+
+    def spied(x: Tensor, level: Level) -> Estimate:
+        seen.append(torch.as_tensor(level.t).expand(1, *SHAPE).flatten())
+        return model(x, level)
+
+    drawn(RectifiedFlow(), torch.ones(1, *SHAPE), [0, 0.31, 0.62, 1], step=spied)
+    grid = torch.tensor([float(level.t) for level in grids.uniform(RectifiedFlow(), 20)], dtype=torch.float64)[:-1]
+    for frame, until in enumerate((0, 0.31, 0.62, 1)):
+        told = torch.stack([one[frame] for one in seen])
+        torch.testing.assert_close(told, grid.clamp(max=until), rtol=0, atol=1e-7)
+
+
+def test_the_longer_it_is_held_the_nearer_it_stays():
+    """A known clip between both ends is drawn to one of them the more, the earlier it is let go."""
+    known = torch.full((64, *SHAPE), 0.4)
+    gone = [float((drawn(RectifiedFlow(), known, [until] * 4) - known).abs().mean()) for until in (0, 0.2, 0.4, 0.8)]
+    assert gone[0] == 0
+    assert gone == sorted(gone)
+    assert gone[3] > 0.5
+
+
+def test_a_time_below_that_of_data_is_refused():
+    with pytest.raises(ShapeError, match=r"until -0\.5: times are at least 0"):
+        held(mixture(), RectifiedFlow(), torch.zeros(1, *SHAPE), torch.tensor([-0.5]))

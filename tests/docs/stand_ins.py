@@ -1,0 +1,110 @@
+"""Small files with drawn weights in the place of published ones, for pages that speak of these."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unveil.checkpoints import control, lora_export, lora_sites, whole
+from unveil.checkpoints.tensors import write_tensors
+from unveil.config import Recipe, load_recipe
+from unveil.model import Model, build
+from unveil.nn.controlnet import ControlNet, hint_widths
+from unveil.nn.lora import LoraConfig, fresh
+from unveil.nn.low_rank import Addition
+from unveil.nn.unet import UNet
+
+SIDE = 32
+CODEC = "{kind: kl, channels: 32, multipliers: [1, 2], blocks: 1, z_channels: 4, latent_channels: 4, scale: 0.18215}"
+
+
+def stable_diffusion(folder: Path) -> None:
+    """The models folder with sd15.safetensors, the LoRA detail and the ControlNet canny; and photo.png.
+
+    The model is that of the recipe sd1-finetune in its small form, so that it can be trained on.
+    """
+    model = _model()
+    shelf = folder / "models"
+    for drawer in ("checkpoints", "loras", "controlnets"):
+        (shelf / drawer).mkdir(parents=True, exist_ok=True)
+    write_tensors(shelf / "checkpoints" / "sd15.safetensors", whole.tensors_of(model))
+    lora_export.write(shelf / "loras" / "detail.safetensors", _lora(model))
+    assert isinstance(model.denoiser.network, UNet)
+    steered = ControlNet.of(model.denoiser.network, hint_widths=hint_widths(2))
+    for parameter in steered.parameters():
+        parameter.data = parameter.data + 0.02  # what is new is zero, and adds nothing
+    write_tensors(shelf / "controlnets" / "canny.safetensors", control.dump(steered))
+    y, x = np.mgrid[0:SIDE, 0:SIDE]
+    picture = np.stack([x * 8, y * 8, (x + y) * 4], axis=-1).astype(np.uint8)
+    picture[8:24, 8:24] = (200, 30, 30)
+    Image.fromarray(picture).save(folder / "photo.png")
+
+
+def legacy(folder: Path) -> None:
+    """old.ckpt, the same model as Lightning writes it."""
+    torch.save({"state_dict": whole.tensors_of(_model()), "global_step": 7}, folder / "old.ckpt")
+
+
+def ours(folder: Path) -> None:
+    """sd15-ours, the same model as a folder of ours."""
+    _model().save(folder / "sd15-ours")
+
+
+def captioned(folder: Path) -> None:
+    """The folder photos again, with captions."""
+    shutil.copytree(folder / "photos", folder / "captioned")
+    for path in (folder / "captioned").glob("*.png"):
+        path.with_suffix(".txt").write_text(f"a photo of zwt, number {path.stem}", "utf-8")
+
+
+def sdxl(folder: Path) -> None:
+    """A folder of diffusers with an SDXL pipeline in the models folder."""
+    from tests.checkpoints import tiny_hf
+
+    tiny_hf.saved(tiny_hf.sdxl(), folder / "models" / "checkpoints" / "sdxl-base")
+
+
+STAND_INS: dict[str, Callable[[Path], None]] = {
+    "stable-diffusion": stable_diffusion,
+    "legacy": legacy,
+    "sd15-ours": ours,
+    "captioned": captioned,
+    "sdxl": sdxl,
+}
+
+
+def provide(names: Sequence[str], folder: Path) -> None:
+    """Makes what a page's note asks for; skips the test where the extra hf is not installed."""
+    for library in ("transformers", "diffusers"):
+        pytest.importorskip(library)
+    for name in names:
+        STAND_INS[name](folder)
+
+
+def _model() -> Model:
+    recipe = load_recipe("sd1-finetune", ["base=null", f"codec={CODEC}"], small=True)
+    assert isinstance(recipe, Recipe)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = build(recipe.model)
+        for parameter in model.denoiser.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    return model
+
+
+def _lora(model: Model) -> lora_export.Written:
+    """A LoRA of the attention in kohya's naming, that changes pictures."""
+    parts = lora_sites.parts_of(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        made = [
+            Addition(one.layer, one.down, torch.randn_like(one.up) * 0.1, one.alpha)
+            for one in fresh(parts["denoiser"].network, LoraConfig(("own.*", "context.*"), rank=4))
+        ]
+    return lora_export.dump({"denoiser": made}, parts, "kohya")

@@ -1,0 +1,223 @@
+"""The transformer over clips: equalities between its ways of being asked, what sees what, and faults."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from unveil.core.denoiser import Denoiser
+from unveil.core.flow import RectifiedFlow
+from unveil.core.prediction import flow
+from unveil.core.process import partly
+from unveil.nn.attending import attend
+from unveil.nn.packing import Packing
+from unveil.nn.patterns import Grid, Groups, Pattern, visible
+from unveil.nn.video_dit import VideoDiT, VideoDiTConfig
+from unveil.types import Condition, RecipeError, ShapeError
+
+PATTERNS: tuple[Pattern, ...] = ("full", "factorised", "windowed")
+WINDOW = (2, 2, 2)
+TEXT = 10
+
+
+def network(pattern: Pattern = "full", causal: bool = False, **changes: object) -> VideoDiT:
+    """With weights that are not the first ones, which draw nothing."""
+    torch.manual_seed(0)
+    settings: dict = {"patch": (1, 4, 4), "depth": 3, "width": 48, "heads": 4, "context_width": TEXT} | changes
+    made = VideoDiT(VideoDiTConfig(3, 3, pattern=pattern, causal=causal, window=WINDOW, **settings))
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return made.eval()
+
+
+def told(count: int, seed: int = 1) -> Condition:
+    generator = torch.Generator().manual_seed(seed)
+    normal = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    mask = torch.ones(count, 7, dtype=torch.bool)
+    mask[:, 5:] = False
+    return Condition(vector=normal(count, 48), tokens=normal(count, 7, TEXT), mask=mask)
+
+
+def of(condition: Condition, row: int) -> Condition:
+    return condition.map(lambda route: route[row : row + 1])
+
+
+def close(one: Tensor, two: Tensor) -> None:
+    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5 * float(two.detach().abs().max()))
+
+
+@pytest.fixture
+def clips() -> Tensor:
+    return torch.randn(2, 3, 5, 8, 12, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("causal", [False, True])
+def test_groups_are_the_mask_of_their_pattern(pattern: Pattern, causal: bool):
+    grid, generator = Grid(3, 2, 4), torch.Generator().manual_seed(5)
+    packing = Packing([grid.tokens] * 2, length=grid.tokens)
+    query, key, value = (torch.randn(2, 4, grid.tokens, 12, generator=generator) for _ in range(3))
+    for number in range(2):
+        groups = Groups(packing, [grid] * 2, pattern, number, window=WINDOW, causal=causal)
+        mask = visible(grid, pattern, number, window=WINDOW, causal=causal)
+        assert torch.equal(groups.mask, mask.expand(2, 1, -1, -1))
+        close(groups.attend(query, key, value), attend(query, key, value, mask=mask))
+
+
+def test_what_the_patterns_show():
+    grid = Grid(2, 2, 2)
+    of_frame, of_place = (visible(grid, "factorised", number, window=WINDOW) for number in (0, 1))
+    assert of_frame[0].tolist() == [True] * 4 + [False] * 4
+    assert of_place[0].tolist() == [True, False, False, False] * 2
+    boxes = visible(Grid(1, 1, 4), "windowed", 0, window=(1, 1, 2))
+    moved = visible(Grid(1, 1, 4), "windowed", 1, window=(1, 1, 2))
+    assert boxes[1].tolist() == [True, True, False, False]
+    assert moved[1].tolist() == [False, True, True, False]
+    later = visible(grid, "full", 0, window=WINDOW, causal=True)
+    assert later[0].tolist() == [True] * 4 + [False] * 4
+    assert bool(later[4].all())
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_one_level_told_part_by_part_is_that_level(clips: Tensor, pattern: Pattern):
+    asked, t, condition = network(pattern), torch.tensor([100.0, 700.0]), told(2)
+    whole = asked(clips, t, condition)
+    for shape in ((1, 5, 1, 1), (1, 5, 8, 12)):
+        close(asked(clips, t.view(2, 1, 1, 1, 1).expand(2, *shape), condition), whole)
+
+
+def test_a_level_reaches_its_own_token_first(clips: Tensor):
+    asked = network(depth=1)
+    asked.blocks[0].attention.out.weight.data.zero_()  # tokens do not see each other
+    t = torch.full((2, 1, 5, 8, 12), 300.0)
+    plain = asked(clips, t, told(2)).detach()
+    t[:, :, 2, 4:, :4] = 0.0
+    changed = (asked(clips, t, told(2)).detach() - plain).abs().amax((0, 1))  # (T, H, W)
+    assert float(changed[2, 4:, :4].min()) > 0
+    changed[2, 4:, :4] = 0
+    assert float(changed.max()) == 0
+
+
+def test_within_a_token_the_noisiest_level_counts(clips: Tensor):
+    asked, t = network(), torch.full((2, 1, 5, 8, 12), 300.0)
+    whole = asked(clips, t, told(2))
+    t[..., ::4, 1::4] = 0.0
+    close(asked(clips, t, told(2)), whole)
+
+
+def test_a_picture_is_a_clip_of_one_frame(clips: Tensor):
+    asked, t = network("factorised"), torch.tensor([100.0, 700.0])
+    picture = asked(clips[:, :, 0], t, told(2))
+    assert picture.shape == (2, 3, 8, 12)
+    assert torch.equal(picture, asked(clips[:, :, :1], t, told(2))[:, :, 0])
+    each = t.view(2, 1, 1, 1).expand(2, 1, 8, 12)
+    close(asked(clips[:, :, 0], each, told(2)), picture)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("length", [None, 40])
+def test_packed_clips_get_what_they_get_alone_forward_and_back(clips: Tensor, pattern: Pattern, length: int | None):
+    asked, condition = network(pattern), told(3)
+    several = [clips[0], clips[1, :, :1], clips[1, :, 2, :4, :4]]  # a clip, one of one frame, a picture
+    t = [torch.linspace(0, 900, 5).view(1, 5, 1, 1), torch.tensor(9.0), torch.tensor(300.0)]
+    found, waste = asked.packed(several, t, condition, length=length)
+    assert waste == pytest.approx(0 if length is None else 0.075)
+    sum(one.square().mean() for one in found).backward()
+    together = [parameter.grad.clone() for parameter in asked.parameters()]
+    asked.zero_grad()
+    for number, (clip, level) in enumerate(zip(several, t, strict=True)):
+        alone = asked(clip[None], level[None] if level.ndim else level.view(1), of(condition, number))
+        close(alone[0], found[number])
+        alone.square().mean().backward()
+    for one, parameter in zip(together, asked.parameters(), strict=True):
+        torch.testing.assert_close(one, parameter.grad, rtol=1e-4, atol=1e-5 * max(1e-3, float(one.abs().max())))
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_causal_frame_sees_no_later_one(clips: Tensor, pattern: Pattern):
+    asked, t = network(pattern, causal=True), torch.tensor([100.0, 700.0])
+    before = asked(clips, t, told(2))
+    clips[:, :, 3:] += 1
+    after = asked(clips, t, told(2))
+    assert torch.equal(before[:, :, :3], after[:, :, :3])
+    assert bool((before != after)[:, :, 3:].all())
+
+
+def test_only_distances_of_places_count(clips: Tensor):
+    asked, t = network(), torch.tensor([100.0, 700.0])
+    at = lambda first, step: Condition(  # noqa: E731
+        told(2).vector, told(2).tokens, told(2).mask, places=torch.tensor([[first, step]] * 2, dtype=torch.float64)
+    )
+    plain = asked(clips, t, told(2)).detach()
+    close(asked(clips, t, at((0, 0, 0), (1, 1, 1))), plain)
+    close(asked(clips, t, at((-7, 3, 2.5), (1, 1, 1))), plain)
+    assert not torch.allclose(asked(clips, t, at((0, 0, 0), (0.5, 1, 1))), plain, atol=1e-3)
+
+
+def test_the_text_is_read_and_what_does_not_count_is_not(clips: Tensor):
+    asked, t, condition = network(), torch.tensor([100.0, 700.0]), told(2)
+    plain = asked(clips, t, condition)
+    assert condition.tokens is not None
+    condition.tokens[:, 5:] += 1  # masked
+    assert torch.equal(asked(clips, t, condition), plain)
+    condition.tokens[:, 4] += 1
+    assert not torch.equal(asked(clips, t, condition), plain)
+
+
+def test_it_begins_by_drawing_nothing(clips: Tensor):
+    torch.manual_seed(0)
+    fresh = VideoDiT(VideoDiTConfig(3, 3, (1, 4, 4), depth=2, width=48, heads=4))
+    assert not fresh(clips, torch.tensor([1.0, 2.0])).any()
+
+
+def test_blocks_computed_again_give_the_same_gradients(clips: Tensor):
+    grads = []
+    for recompute in (False, True):
+        asked = network(recompute=recompute).train()
+        asked(clips, torch.tensor([100.0, 700.0]), told(2)).square().mean().backward()
+        grads.append([parameter.grad for parameter in asked.parameters()])
+    for one, two in zip(*grads, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_a_denoiser_tells_it_the_level_of_each_frame(clips: Tensor):
+    asked = network()
+    denoiser = Denoiser(asked, RectifiedFlow(), prediction=flow)
+    known = torch.tensor([False, True, True, True, True]).view(1, 1, 5, 1, 1)  # the first frame is given
+    level = partly(denoiser.process.at(torch.tensor([0.5, 0.7], dtype=torch.float64)), known)
+    estimate = denoiser(clips, level, told(2))
+    assert torch.equal(estimate.x0[:, :, 0], clips[:, :, 0])  # at the level of data x is x0
+    index = denoiser.index(level, clips)
+    assert index[:, 0, 0, 0, 0].tolist() == [0, 0]
+    assert index[0, 0, 1, 0, 0] == denoiser.index(denoiser.process.at(0.5), clips)[0]
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda x: network()(x[:, :2], torch.zeros(2)), r"must be clips \(B, 3, T, H, W\), or pictures"),
+        (lambda x: network()(x[..., :10], torch.zeros(2)), "width 10: must be a multiple of 4; nearest 8 or 12"),
+        (lambda x: network(patch=(2, 4, 4))(x, torch.zeros(2)), "frames 5: must be a multiple of 2; nearest 4 or 6"),
+        (lambda x: network()(x, torch.zeros(2, 5)), r"t \(2, 5\): must be \(2,\), or broadcastable to x"),
+        (lambda x: network()(x, torch.zeros(2)), "condition.tokens: missing"),
+        (lambda x: network(context_width=None)(x, torch.zeros(2), Condition(torch.zeros(2, 3))), r"must be \(2, 48\)"),
+    ],
+)
+def test_what_does_not_fit_is_said(clips: Tensor, ask, message: str):
+    with pytest.raises(ShapeError, match=message):
+        ask(clips)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pattern": "ful"}, "pattern = 'ful'.*nearest: 'full'"),
+        ({"patch": (1, 2)}, "patch = .1, 2.: needs frames, height and width"),
+        ({"width": 16, "heads": 4}, "at least 6 wide"),
+        ({"depth": 0}, "depth = 0: must be at least 1"),
+    ],
+)
+def test_a_configuration_that_cannot_work_is_refused(changes: dict, message: str):
+    with pytest.raises(RecipeError, match=message):
+        VideoDiTConfig(3, 3, **changes)
