@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -82,13 +82,15 @@ def seen_objects(pixels: Tensor) -> Seen:
     if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3:
         raise ShapeError(f"a scene {pixels.dtype} {tuple(pixels.shape)}: must be uint8 (3, H, W)")
     seen = pixels.permute(1, 2, 0).numpy()
-    best, share = mixtures(seen, ground_of(seen))
+    ground = ground_of(seen)
+    best, share = mixtures(seen, ground)
     covered = share > 0.5
     sides = np.array([seen.shape[1], seen.shape[0]] * 2)
     boxes: list[Tensor] = []
     kinds: list[int] = []
     colours: list[int] = []
     for colour in range(len(PALETTE)):
+        own = mixtures(seen, ground, np.arange(len(PALETTE)) == colour)[1]  # at its edge another may explain more
         parts, _ = ndimage.label(covered & (best == colour), np.ones((3, 3)))  # pyright: ignore[reportGeneralTypeIssues]
         for number, place in enumerate(ndimage.find_objects(parts), 1):
             if (parts == number).sum() >= LEAST:
@@ -96,7 +98,7 @@ def seen_objects(pixels: Tensor) -> Seen:
                 box = np.array([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]) / sides
                 near = ndimage.binary_dilation(parts == number, np.ones((3, 3)))
                 boxes.append(torch.from_numpy(box).float())
-                kinds.append(_kind(share[..., colour] * near, box))
+                kinds.append(_kind(own * near, box))
                 colours.append(colour)
     return Seen(
         torch.stack(boxes) if boxes else torch.zeros(0, 4),
@@ -105,7 +107,7 @@ def seen_objects(pixels: Tensor) -> Seen:
     )
 
 
-def _kind(share: NDArray[np.float64], box: NDArray[np.float64]) -> int:
+def _kind(share: NDArray[np.floating[Any]], box: NDArray[np.float64]) -> int:
     """Which shape of about this box covers pixels (H, W) most nearly as much as they say."""
     height, width = share.shape
     half = float(box[2:].max()) / 2 + np.array([-0.5, -0.25, 0, 0.25]) / min(height, width)  # its edge is soft
