@@ -83,7 +83,10 @@ class ConvUp(nn.Module):
 
     def kernel(self) -> Tensor:
         """That of the transposed convolution, (C, C, 4, 4), in memory with the channels last."""
-        kernel = _summed(_summed(self.conv.weight, 2), 3).transpose(0, 1)
+        weight, kind = self.conv.weight, self.conv.weight.device.type
+        if torch.is_autocast_enabled(kind):  # first, so that weights lowered for good give the same
+            weight = weight.to(torch.get_autocast_dtype(kind))
+        kernel = _summed(_summed(weight, 2), 3).transpose(0, 1)
         return kernel.contiguous(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
