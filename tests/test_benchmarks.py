@@ -12,10 +12,7 @@ from benchmarks.__main__ import HERE, PAGE, names, page
 
 # Bars that a record misses; one that is met after all is a fault too, so that this list stays true. On the machine of
 # the record a product in bf16 takes half of the time of one in float32, and the bar is beyond that.
-MISSED = {
-    "dit_sample": {"as shipped"},
-    "sd_sample": {"77 tokens, as shipped"},
-}
+MISSED = {"dit_sample": {"as shipped"}}
 
 
 @pytest.mark.parametrize("name", names())
