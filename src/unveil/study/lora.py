@@ -206,8 +206,9 @@ CLAIMS = (
         f"For the claim to be shown the FID has to fall to {SHARE:g} of the base's, no more than {MISTAKES:.0%} may be "
         "misread, with the LoRA off no bit may differ from the base, and merged into the weights no value by more than "
         f"{EQUAL:g}. Placebo: the base from other noise; the models of two seeds. Earlier runs with other settings "
-        "were not shown: bases of 1,500 steps, misread in 14 to 18 % of the cases, left 22 and 32 % misread; "
-        "this base at guidance 4 left 6 % misread, and the FID at 0.57 of the base's.",
+        "were not shown: bases of 1,500 steps, misread in 14 to 18 % of the cases, left 22 and 32 % misread; with this "
+        "base and 400 steps of the LoRA, which then knew its pictures by heart, the FID stayed at 0.71 of the base's. "
+        "The recipe's steps and rate were then chosen on seed 100, which is none of these.",
         _style,
         FASHION,
     ),
