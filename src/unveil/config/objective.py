@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -114,6 +115,21 @@ class EDMWeight(WeightSection):
         return weights.edm(self.sigma_data)
 
 
+class FlowWeight(WeightSection):
+    """min((1 + alpha / sigma)^2, most), which is even on a rectified flow's velocity.
+
+    Attributes:
+        most: what it is bounded by; none is no bound.
+    """
+
+    kind: Literal["flow"] = "flow"
+    most: Positive | None = None
+
+    def build(self) -> Weight:
+        """The weight."""
+        return weights.flow(math.inf if self.most is None else self.most)
+
+
 class SigmoidWeight(WeightSection):
     """SNR sigmoid(bias - log SNR); for times even in log-SNR.
 
@@ -133,7 +149,7 @@ if TYPE_CHECKING:
     WeightChoice = WeightSection
 else:
     WeightChoice = Annotated[
-        choice(NoWeight, SNRWeight, TruncatedSNRWeight, MinSNRWeight, P2Weight, EDMWeight, SigmoidWeight), *ByName
+        choice(NoWeight, SNRWeight, TruncatedSNRWeight, MinSNRWeight, P2Weight, EDMWeight, FlowWeight, SigmoidWeight), *ByName
     ]
 
 # ---------------------------------------------------------------------- times
