@@ -1,6 +1,8 @@
-"""Sizes of pictures that a model's network can make."""
+"""Sizes of pictures and clips that a model's network can make."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from unveil.model import Model
 from unveil.types import RecipeError
@@ -17,25 +19,54 @@ def rate(model: Model) -> int:
     return model.shape[-1] // model.codec.latent_shape(model.shape)[-1]
 
 
-def check_size(model: Model, size: tuple[int, int]) -> None:
-    """Refuses a size (H, W) in pixels that the network does not take.
+def pace(model: Model) -> int:
+    """How many frames of a clip one latent stands for, the first one alone; 1 where each has its own."""
+    frames, latents = model.shape[1], model.codec.latent_shape(model.shape)[1]
+    return 1 if frames == latents or latents < 2 else max(1, round((frames - 1) / (latents - 1)))
+
+
+def is_clips(model: Model) -> bool:
+    """Whether a model makes clips (C, T, H, W)."""
+    return len(model.shape) == 4
+
+
+def check_size(model: Model, size: Sequence[int]) -> None:
+    """Refuses a size in pixels, (H, W), or (T, H, W) of clips, that the network does not take.
 
     Raises:
         RecipeError: names the nearest sizes.
     """
     unit = multiple(model)
-    if len(model.shape) != 3:
-        raise RecipeError(f"size {size[0]}x{size[1]}: this model makes samples of shape {model.shape}, no pictures")
-    if any(side < 1 or side % unit for side in size):
-        below, above = (tuple(max(unit, way(side, unit)) for side in size) for way in (_down, _up))
+    if len(model.shape) not in (3, 4):
+        raise RecipeError(f"size {size[-2]}x{size[-1]}: this model makes samples of shape {model.shape}, no pictures")
+    sides = size[-2:]
+    if any(side < 1 or side % unit for side in sides):
+        below, above = (tuple(max(unit, way(side, unit)) for side in sides) for way in (_down, _up))
         near = " or ".join(dict.fromkeys(f"{one[0]}x{one[1]}" for one in (below, above)))
-        raise RecipeError(f"size {size[0]}x{size[1]}: both sides must be multiples of {unit} px; nearest {near}")
+        raise RecipeError(f"size {sides[0]}x{sides[1]}: both sides must be multiples of {unit} px; nearest {near}")
+    if len(size) == 3 and size[0] != whole_frames(model, size[0]):
+        raise RecipeError(f"{size[0]} frames: nearest {whole_frames(model, size[0])}, which the model's latents hold")
 
 
 def rounded(model: Model, size: tuple[int, int]) -> tuple[int, int]:
     """The nearest size that is at least as large and that the network takes."""
     unit = multiple(model)
     return _up(size[0], unit), _up(size[1], unit)
+
+
+def whole_frames(model: Model, frames: int) -> int:
+    """The smallest number of frames, at least so many, that latents hold: 1 + a multiple of `pace`.
+
+    Raises:
+        RecipeError: fewer than 1.
+    """
+    if frames < 1:
+        raise RecipeError(f"frames {frames}: at least 1, which is a picture")
+    step = pace(model)
+    if step == 1:
+        patch = getattr(getattr(model.denoiser.network, "config", None), "patch", None)
+        return _up(frames, patch[0] if isinstance(patch, tuple) and len(patch) == 3 else 1)
+    return 1 + _up(frames - 1, step)
 
 
 def _down(side: int, unit: int) -> int:
