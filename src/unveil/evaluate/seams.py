@@ -5,7 +5,10 @@ Pure functions of pixels, for clips of the playground with one thing in them. Di
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
@@ -70,16 +73,16 @@ def hues(pixels: Tensor) -> Array:
 def passage(pixels: Tensor, first: Array, last: Array) -> Array:
     """How far a clip's thing has gone from one colour (3,) to another, (T,): 0 at the first, 1 at the last."""
     way = last - first
-    return (hues(pixels) - first) @ way / max(float(way @ way), 1e-6)
+    return ((hues(pixels) - first) @ way / max(float(way @ way), 1e-6)).astype(np.float32)
 
 
-def rising(values: Array) -> float:
+def rising(values: NDArray[np.floating[Any]]) -> float:
     """Spearman's correlation of values (N,) with their order, in [-1, 1]; 0 where they are all alike or one is NaN."""
     from scipy.stats import spearmanr  # costs a second
 
     if np.isnan(values).any() or np.ptp(values) == 0:
         return 0.0
-    return float(spearmanr(np.arange(len(values)), values).statistic)
+    return float(spearmanr(np.arange(len(values)), values)[0])  # pyright: ignore[reportArgumentType]
 
 
 def things(pixels: Tensor) -> NDArray[np.int64]:
@@ -89,6 +92,14 @@ def things(pixels: Tensor) -> NDArray[np.int64]:
         parts, _ = ndimage.label(_ahead(frame), np.ones((3, 3)))  # pyright: ignore[reportGeneralTypeIssues]
         found.append(int((np.bincount(parts.ravel())[1:] >= LEAST).sum()))
     return np.array(found)
+
+
+def region(pixels: Tensor, grow: int) -> Tensor:
+    """Where the things of a clip uint8 (3, T, H, W) are, and up to so many pixels around: boolean (1, T, H, W)."""
+    ahead = np.stack([_ahead(frame) for frame in frames_of(pixels)])
+    around = np.ones((1, 3, 3), dtype=bool)
+    grown = ndimage.binary_dilation(ahead, around, iterations=grow) if grow else ahead
+    return torch.from_numpy(np.asarray(grown, dtype=np.bool_))[None]
 
 
 def ground_name(pixels: Tensor) -> str:
