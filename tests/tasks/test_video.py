@@ -14,7 +14,7 @@ from tests.tasks.tiny import WORDS, Paired, clips, seen, tiny_clips
 from unveil.pictures import to_pixels
 from unveil.tasks import reel, video
 from unveil.tasks.generate import Request
-from unveil.tasks.reel import Shot, film, whole, windows
+from unveil.tasks.reel import Shot, film, fresh, whole, windows
 from unveil.tasks.spoken import Scene, shares
 from unveil.types import RecipeError
 
@@ -155,18 +155,28 @@ def test_overlaps_that_cannot_be(overlap: int):
 
 def test_a_clip_goes_on_at_either_end():
     model, given = tiny_clips(), clips(1, 6)
-    ahead = whole(film(model, request(), video.extended(given, 7, context=2, window=5)))
+    shot = video.extended(model, given, 7, context=2)
+    ahead = whole(film(model, request(), shot))
     assert ahead.shape[2] == 9
     assert torch.equal(ahead[:, :, :2], given[:, :, -2:])
-    shot = video.extended(given, 7, context=2, window=5, direction="backward")
+    assert torch.equal(whole(fresh(film(model, request(), shot), shot)), ahead[:, :, 2:])
+    shot = video.extended(model, given, 7, context=2, direction="backward")
     back = whole(film(model, request(), shot))
     assert torch.equal(back[:, :, -2:], given[:, :, :2])
-    assert back.shape[2] == 9
+    assert torch.equal(whole(fresh(film(model, request(), shot), shot)), back[:, :, :7])
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_clips_of_latents_go_on_by_as_many_frames_as_are_asked(direction: Any):
+    model = tiny_clips(Paired())
+    shot = video.extended(model, clips(1, 6), 4, context=4, direction=direction)
+    assert shot.settings["context"] == (3 if direction == "forward" else 4)
+    assert whole(fresh(film(model, request(), shot), shot)).shape[2] == 4
 
 
 def test_a_bridge_holds_both_clips():
     model, first, last = tiny_clips(), clips(1, 4), clips(1, 3, seed=7)
-    made = whole(film(model, request(), video.bridged(first, last, 3, context=2, window=5)))
+    made = whole(film(model, request(), video.bridged(model, first, last, 3, context=2)))
     assert torch.equal(made[:, :, :2], first[:, :, -2:])
     assert torch.equal(made[:, :, -2:], last[:, :, :2])
     assert made.shape[2] == 7
@@ -174,8 +184,16 @@ def test_a_bridge_holds_both_clips():
 
 def test_clips_of_unlike_sizes_are_not_connected():
     with pytest.raises(RecipeError, match=r"clips of 8x8 and 12x8 px .* one size; .* --size 8x8 or --size 12x8"):
-        video.bridged(clips(1), clips(1, width=12), 3, window=5)
-    video.bridged(clips(1), clips(1), 3, window=5)  # a control
+        video.bridged(tiny_clips(), clips(1), clips(1, width=12), 3)
+    video.bridged(tiny_clips(), clips(1), clips(1), 3)  # a control
+
+
+def test_a_clip_shorter_than_what_is_to_be_known():
+    with pytest.raises(RecipeError, match="context 6: the clip has 5 frames; give 1 to 5"):
+        video.extended(tiny_clips(), clips(1), 3, context=6)
+    with pytest.raises(RecipeError, match="frames 3: this model makes 2 frames together; nearest 4"):
+        video.bridged(tiny_clips(Paired()), clips(1), clips(1), 3, context=3)
+    video.extended(tiny_clips(), clips(1), 3, context=5)  # a control
 
 
 def test_each_text_holds_in_its_own_span():

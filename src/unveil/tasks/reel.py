@@ -9,7 +9,7 @@ Source: Zheng et al. 2024 (arXiv:2412.20404), section 3, who go on from the last
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +22,7 @@ from unveil.model import Change, Model
 from unveil.tasks.edit import Input, same
 from unveil.tasks.generate import UNNAMED, OnStep, Request, Source, generate, part_of
 from unveil.tasks.known import FREE, Known, frames_at, holding, joined
+from unveil.tasks.places import spaced
 from unveil.tasks.size import pace, whole_frames
 from unveil.tasks.spoken import Scene, shares, spoken
 from unveil.types import RecipeError
@@ -62,7 +63,9 @@ class Shot:
         known: what is known of it.
         window: frames of a window; None: the model's own.
         overlap: frames that neighbouring windows share at least; None: a quarter of the window.
+        spacing: of tokens in space, see `places.spaced`.
         direction: where the windows begin; backward makes the end first.
+        fresh: the frames that are not known already, from one to the one before another; None: all.
         verb, settings, inputs: of the task, for the record.
     """
 
@@ -73,7 +76,9 @@ class Shot:
     known: Knowing | None = None
     window: int | None = None
     overlap: int | None = None
+    spacing: float = 1.0
     direction: Direction = "forward"
+    fresh: tuple[int, int] | None = None
     verb: str = "video"
     settings: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, Sequence[Input]] = field(default_factory=dict)
@@ -85,7 +90,7 @@ def windows(model: Model, shot: Shot) -> list[Window]:
     Raises:
         RecipeError: lengths that cannot be.
     """
-    step, own = pace(model), shot.window or model.shape[1]
+    (alone, step), own = pace(model), shot.window or model.shape[1]
     if shot.frames < 1:
         raise RecipeError(f"frames {shot.frames}: at least 1, which is a picture")
     total = whole_frames(model, shot.frames)
@@ -93,6 +98,8 @@ def windows(model: Model, shot: Shot) -> list[Window]:
     if length == total:
         return [Window(0, total)]
     overlap = max(1, round(length * OVERLAP)) if shot.overlap is None else shot.overlap
+    if shot.direction == "backward" and alone and shot.overlap is None:
+        overlap = max(overlap, alone + step)  # what stands alone at a clip's beginning does not inside of it
     if not 1 <= overlap < length:
         raise RecipeError(f"overlap {overlap}: neighbouring windows of {length} frames share 1 to {length - 1} of them")
     stride = (length - overlap) // step * step
@@ -126,16 +133,17 @@ def film(
     kept: list[Part] = []
     last: tuple[Window, Tensor] | None = None
     for number, window in enumerate(order):
-        known, fresh = _known(model, shot, window, size, last)
+        known, new = _known(model, shot, window, size, last)
         text, before = _text(model, request, shot, window)
         length = window.stop - window.start
         wanted = replace(request, given=text, seed=_seeds(request, number), size=(length, *size))
-        made = holding(model, known or _nothing(model, length, size), shot.verb, settings, before)
+        change = lambda course, rows, before=before: before(spaced(course, shot.spacing), rows)  # noqa: E731
+        made = holding(model, known or _nothing(model, length, size), shot.verb, settings, change)
         steps = on_step and part_of(on_step, number, len(order))
         pictures = list(generate(model, wanted, source, replace(made, inputs=shot.inputs), on_step=steps))
         pixels = torch.stack([one.pixels for one in pictures])
         last = window, pixels
-        cut = pixels[:, :, fresh.start - window.start : min(fresh.stop, shot.frames) - window.start]
+        cut = pixels[:, :, new.start - window.start : min(new.stop, shot.frames) - window.start]
         part = Part(cut, tuple(one.facts for one in pictures))
         if shot.direction == "forward":
             yield part
@@ -144,9 +152,21 @@ def film(
     yield from reversed(kept)
 
 
-def whole(parts: Iterator[Part]) -> Tensor:
+def whole(parts: Iterable[Part]) -> Tensor:
     """The clips of a film, uint8 (B, C, T, H, W)."""
     return torch.cat([part.pixels for part in parts], dim=2)
+
+
+def fresh(parts: Iterable[Part], shot: Shot) -> Iterator[Part]:
+    """The parts of a film without the frames that were known before it was made."""
+    first, stop = shot.fresh or (0, shot.frames)
+    place = 0
+    for pixels, facts in parts:
+        count = pixels.shape[2]
+        here = pixels[:, :, max(first - place, 0) : max(stop - place, 0)]
+        place += count
+        if here.shape[2]:
+            yield Part(here, facts)
 
 
 def still_frames(frames: Mapping[int, Tensor]) -> Knowing:
@@ -170,12 +190,14 @@ def _known(
         return own, window
     there, pixels = last
     shared = Window(max(window.start, there.start), min(window.stop, there.stop))
-    frames = pixels[:, :, shared.start - there.start : shared.stop - there.start]
-    at = [place - window.start for place in range(*shared)]
-    before = frames_at(frames, at, window.stop - window.start)
     ahead = there.start < window.start
-    fresh = Window(shared.stop, window.stop) if ahead else Window(window.start, shared.start)
-    return before if own is None else joined(before, own), fresh
+    new = Window(shared.stop, window.stop) if ahead else Window(window.start, shared.start)
+    first = shared.start if ahead else shared.start + pace(model).alone
+    frames = pixels[:, :, first - there.start : shared.stop - there.start]
+    before = frames_at(
+        frames, [place - window.start for place in range(first, shared.stop)], window.stop - window.start
+    )
+    return before if own is None else joined(before, own), new
 
 
 def _nothing(model: Model, length: int, size: tuple[int, int]) -> Known:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import NamedTuple
 
 from unveil.model import Model
-from unveil.types import RecipeError
+from unveil.types import RecipeError, ShapeError
+
+_LONGEST = 65  # frames of one latent that are looked for
 
 
 def multiple(model: Model) -> int:
@@ -19,10 +23,30 @@ def rate(model: Model) -> int:
     return model.shape[-1] // model.codec.latent_shape(model.shape)[-1]
 
 
-def pace(model: Model) -> int:
-    """How many frames of a clip one latent stands for, the first one alone; 1 where each has its own."""
+class Pace(NamedTuple):
+    """How frames and latents go together: `alone` frames have one of their own, then `step` share one."""
+
+    alone: int
+    step: int
+
+    def up(self, frames: int) -> int:
+        """The smallest number of frames, at least so many, that latents hold."""
+        return self.alone + _up(max(frames, self.alone or 1) - self.alone, self.step)
+
+
+def pace(model: Model) -> Pace:
+    """How many frames of a clip a latent stands for, and a token where there is no codec."""
     frames, latents = model.shape[1], model.codec.latent_shape(model.shape)[1]
-    return 1 if frames == latents or latents < 2 else max(1, round((frames - 1) / (latents - 1)))
+    if frames == latents:
+        patch = getattr(getattr(model.denoiser.network, "config", None), "patch", None)
+        return Pace(0, patch[0] if isinstance(patch, tuple) and len(patch) == 3 else 1)
+    for step in range(2, _LONGEST):
+        with suppress(ShapeError):
+            if model.codec.latent_shape((model.shape[0], frames + step, *model.shape[2:]))[1] == latents + 1:
+                return Pace(frames - (latents - 1) * step if frames < latents * step else 0, step)
+    raise RecipeError(
+        f"this model's codec makes {latents} latents of {frames} frames; unveil cannot tell of which each"
+    )
 
 
 def is_clips(model: Model) -> bool:
@@ -45,7 +69,7 @@ def check_size(model: Model, size: Sequence[int]) -> None:
         near = " or ".join(dict.fromkeys(f"{one[0]}x{one[1]}" for one in (below, above)))
         raise RecipeError(f"size {sides[0]}x{sides[1]}: both sides must be multiples of {unit} px; nearest {near}")
     if len(size) == 3 and size[0] != whole_frames(model, size[0]):
-        raise RecipeError(f"{size[0]} frames: nearest {whole_frames(model, size[0])}, which the model's latents hold")
+        raise RecipeError(f"{size[0]} frames: the model's latents hold others; nearest {whole_frames(model, size[0])}")
 
 
 def rounded(model: Model, size: tuple[int, int]) -> tuple[int, int]:
@@ -55,18 +79,14 @@ def rounded(model: Model, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def whole_frames(model: Model, frames: int) -> int:
-    """The smallest number of frames, at least so many, that latents hold: 1 + a multiple of `pace`.
+    """The smallest number of frames, at least so many, that the model's latents hold.
 
     Raises:
         RecipeError: fewer than 1.
     """
     if frames < 1:
         raise RecipeError(f"frames {frames}: at least 1, which is a picture")
-    step = pace(model)
-    if step == 1:
-        patch = getattr(getattr(model.denoiser.network, "config", None), "patch", None)
-        return _up(frames, patch[0] if isinstance(patch, tuple) and len(patch) == 3 else 1)
-    return 1 + _up(frames - 1, step)
+    return pace(model).up(frames)
 
 
 def _down(side: int, unit: int) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unveil.codec.cyclic import Cyclic
 from unveil.conditioning.rows import rows_of
 from unveil.core import guidance, inverse
 from unveil.core.course import Course
@@ -28,6 +29,7 @@ from unveil.pictures import to_pixels
 from unveil.tasks.edit import Edit, latents_of, of_rows, same, unit_of
 from unveil.tasks.known import FREE, Known, frames_at, holding
 from unveil.tasks.reel import Direction, Shot, still_frames
+from unveil.tasks.size import Pace, pace
 from unveil.tasks.spoken import Scene, check_script, spoken
 from unveil.types import Level, RecipeError, ShapeError
 
@@ -50,68 +52,100 @@ def fill(model: Model, frames: Tensor, at: Sequence[int], length: int | None = N
 
 
 def extended(
-    clips: Tensor, frames: int, *, direction: Direction = "forward", context: int | None = None, window: int
+    model: Model,
+    clips: Tensor,
+    frames: int,
+    *,
+    direction: Direction = "forward",
+    context: int | None = None,
+    window: int | None = None,
 ) -> Shot:
-    """A film that goes on with clips, or leads up to them: `frames` more, together with the frames that it knows.
+    """A film that goes on with clips, or leads up to them, by `frames` more.
 
-    The film begins (backwards: ends) with `context` frames of the clip; `without` takes them away again.
+    The film begins (backwards: ends) with frames of the clip; `reel.fresh` gives the others.
 
     Args:
         clips: (N, C, T, H, W).
         frames: how many are added.
         direction: which end.
-        context: frames that are known; at least two show how fast things move. None: half a window, if there are so
-            many.
-        window: frames of a window.
+        context: frames of the clip that are known; at least two show how fast things move. None: half a window, if
+            there are so many. What the model's latents do not hold is left out.
+        window: frames of a window; None: the model's own.
 
     Raises:
         RecipeError: fewer frames than are to be known, or nothing to add.
     """
-    count = clips.shape[2]
-    context = min(count, max(1, window // 2)) if context is None else context
-    if not 1 <= context <= count:
-        raise RecipeError(f"context {context}: the clip has {count} frames; give 1 to {count}")
-    if frames < 1:
-        raise RecipeError(f"frames {frames}: at least 1 is added")
-    total = context + frames
+    count, step = clips.shape[2], pace(model)
+    wanted = min(count, max(1, (window or model.shape[1]) // 2)) if context is None else context
+    _check_context(wanted, count, "the clip", frames)
     ahead = direction == "forward"
-    kept = clips[:, :, -context:] if ahead else clips[:, :, :context]
-    places = range(context) if ahead else range(frames, total)
-    known = still_frames({place: kept[:, :, k] for k, place in enumerate(places)})
-    settings = {"direction": direction, "context": context, "added": frames}
+    known = _whole_context(wanted, step, step.alone if ahead else 0)
+    total = known + frames if ahead else step.up(known + frames)
+    kept = clips[:, :, -known:] if ahead else clips[:, :, :known]
+    first = 0 if ahead else total - known
+    added = (known, total) if ahead else (first - frames, first)
     return Shot(
-        total, (clips.shape[3], clips.shape[4]), known=known, window=window, direction=direction, verb="extend",
-        settings=settings,
-    )  # fmt: skip
+        total,
+        (clips.shape[3], clips.shape[4]),
+        known=still_frames({first + k: kept[:, :, k] for k in range(known)}),
+        window=window,
+        direction=direction,
+        fresh=added,
+        verb="extend",
+        settings={"direction": direction, "context": known, "added": frames},
+    )
 
 
-def bridged(first: Tensor, last: Tensor, frames: int, *, context: int | None = None, window: int) -> Shot:
-    """A film from the end of one clip to the beginning of another, with `frames` between the frames that it knows.
+def bridged(model: Model, first: Tensor, last: Tensor, frames: int, *, context: int | None = None) -> Shot:
+    """A film, of one window, from the end of one clip to the beginning of another, by `frames` between them.
 
-    With one clip as both, what it makes closes a loop: the clip, then these frames, then the clip again.
+    It begins and ends with frames of the clips; `reel.fresh` gives the others. With one clip as both, they close a
+    loop: the clip, then these frames, then the clip again.
 
     Args:
         first, last: (N, C, T, H, W) of one size.
         frames: between the two.
-        context: frames of each that are known; None: a quarter of a window, if there are so many.
-        window: frames of a window.
+        context: frames of each that are known; None: a quarter of the model's own frames, if there are so many. What
+            the model's latents do not hold is left out.
 
     Raises:
         RecipeError: clips of unlike sizes, says how to match them; or numbers that cannot be.
     """
     check_alike(first, last)
-    least = min(first.shape[2], last.shape[2])
-    context = min(least, max(1, window // 4)) if context is None else context
-    if not 1 <= context <= least:
-        raise RecipeError(f"context {context}: the shorter clip has {least} frames; give 1 to {least}")
+    least, step = min(first.shape[2], last.shape[2]), pace(model)
+    wanted = min(least, max(1, model.shape[1] // 4)) if context is None else context
+    _check_context(wanted, least, "the shorter clip", frames)
+    before, after = (_whole_context(wanted, step, alone) for alone in (step.alone, 0))
+    total = before + frames + after
+    if step.up(total) != total:
+        near = frames + step.up(total) - total
+        raise RecipeError(f"frames {frames}: this model makes {step.step} frames together; nearest {near}")
+    ends = {place: first[:, :, first.shape[2] - before + place] for place in range(before)}
+    ends |= {before + frames + place: last[:, :, place] for place in range(after)}
+    return Shot(
+        total,
+        (first.shape[3], first.shape[4]),
+        known=still_frames(ends),
+        window=total,
+        fresh=(before, before + frames),
+        verb="bridge",
+        settings={"context": wanted, "added": frames},
+    )
+
+
+def _check_context(context: int, count: int, clip: str, frames: int) -> None:
+    if not 1 <= context <= count:
+        raise RecipeError(f"context {context}: {clip} has {count} frames; give 1 to {count}")
     if frames < 1:
-        raise RecipeError(f"frames {frames}: at least 1 between the clips")
-    total = 2 * context + frames
-    ends = {place: first[:, :, place - context] for place in range(context)}
-    ends |= {context + frames + place: last[:, :, place] for place in range(context)}
-    settings = {"context": context, "added": frames}
-    size = first.shape[3], first.shape[4]
-    return Shot(total, size, known=still_frames(ends), window=max(window, total), verb="bridge", settings=settings)
+        raise RecipeError(f"frames {frames}: at least 1 is added")
+
+
+def _whole_context(wanted: int, step: Pace, alone: int) -> int:
+    """The largest number of frames, at most so many, that latents hold by themselves."""
+    found = alone + (wanted - alone) // step.step * step.step
+    if found < 1:
+        raise RecipeError(f"context {wanted}: this model's latents hold {step.step} frames together; give so many")
+    return found
 
 
 def check_alike(first: Tensor, last: Tensor) -> None:
@@ -155,6 +189,18 @@ def ring(model: Model, frames: int | None = None, size: tuple[int, int] | None =
         return course.around(lambda step: turned(step, 2))
 
     return Edit("ring", {"frames": count}, change, size=(count, *(size or model.shape[-2:])))
+
+
+def cyclic(model: Model) -> Model:
+    """The model for rings: latents stand for frames all around, none for the first alone; it shares the weights."""
+    step = pace(model)
+    if not step.alone:
+        return model
+    other = model.sized(model.shape[-2:])
+    other.codec = Cyclic(model.codec, step.step)
+    frames = max(step.step, model.shape[1] // step.step * step.step)
+    other.shape = (model.shape[0], frames, *model.shape[2:])
+    return other
 
 
 def restyle(model: Model, clips: Tensor, strength: float | Sequence[float], mask: Tensor | None = None) -> Edit:
