@@ -171,9 +171,7 @@ class Autoencoder(nn.Module, ABC):
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Pictures with their channels last in memory, as they stay: convolutions of large ones are faster so, and need
-    less; clips as they are.
-    """
+    """Pictures with their channels last in memory, as they stay, in which convolutions are fast; clips as they are."""
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 

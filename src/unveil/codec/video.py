@@ -40,7 +40,7 @@ class VideoConfig(VideoAutoencoderConfig, KLConfig):
         """
         if len(shape) != 4 or shape[0] != self.in_channels:
             raise ShapeError(
-                f"clips of shape {tuple(shape)}: must be ({self.in_channels}, T, H, W); a picture is a clip of one frame"
+                f"clips of shape {tuple(shape)}: must be ({self.in_channels}, T, H, W); a picture is a clip of a frame"
             )
         return (self.width, self.latent_frames(shape[1]), *self.latent_size((shape[2], shape[3])))
 

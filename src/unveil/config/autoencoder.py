@@ -138,13 +138,15 @@ class AutoencoderConfig(Section):
 def check_lengths(codec: Any, frames: int, lengths: LengthsSection) -> None:
     """Raises RecipeError where clips of so many frames cannot be cut to such lengths."""
     if codec.kind != "video":
-        raise RecipeError("lengths: this codec is of pictures, which have none; leave it away, or take codec kind video")
+        raise RecipeError(
+            "lengths: this codec is of pictures, which have none; leave it away, or take codec kind video"
+        )
     shortest = lengths.shortest
     if shortest is not None and ((shortest - 1) % codec.time or shortest > frames):
         near = 1 + min(round((shortest - 1) / codec.time), (frames - 1) // codec.time) * codec.time
         raise RecipeError(
-            f"lengths.shortest = {shortest}: must be 1 + a multiple of {codec.time}, at most the clips' {frames} frames; "
-            f"nearest {near}"
+            f"lengths.shortest = {shortest}: must be 1 + a multiple of {codec.time}, at most the {frames} frames of "
+            f"the clips; nearest {near}"
         )
 
 

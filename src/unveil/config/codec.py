@@ -30,8 +30,8 @@ class SavedSection(Section):
 
     Attributes:
         path: the folder, or the name of a shipped model.
-        latents: the shape (C, h, w), or (C, t, h, w) of a clip, of a sample's latents; needed where the folder may not be there yet, as in a
-            recipe whose autoencoder is trained by another one.
+        latents: the shape of a sample's latents, (C, h, w), or (C, t, h, w) of a clip; needed where the folder may not
+            be there yet, as in a recipe whose autoencoder is trained by another one.
     """
 
     kind: Literal["saved"] = "saved"

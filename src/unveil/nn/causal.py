@@ -3,8 +3,8 @@
 A layer with a kernel of k frames and a stride of s needs k - s frames of what came before. These stand in a `Cache`,
 a plain tuple of tensors in the order in which the layers run: whoever calls a network piece by piece gives it the
 cache that the piece before came back with, and nothing is kept on a module. Before the first frame there are copies of
-it, so that a clip of one frame is a clip that stands still; frames then come in pieces of 1 + a multiple of s first, and
-of multiples of s later.
+it, so that a clip of one frame is a clip that stands still. Of frames, 1 + a multiple of s come first, and multiples of
+s later.
 
 Sources: Yu et al. 2024, section 3.1 (arXiv:2310.05737), for the causal convolution and the 1 + k frames; van den Oord
 et al. 2016, section 2.1 (arXiv:1609.03499), for causality in convolutions.
@@ -53,11 +53,9 @@ class CausalConv(nn.Conv3d):
 
     def __init__(self, width: int, out: int, kernel: tuple[int, int], *, stride: int = 1) -> None:
         frames, side = kernel
-        super().__init__(
-            width, out, (frames, side, side), stride=(stride, 1, 1), padding=(0, side // 2, side // 2)
-        )
+        super().__init__(width, out, (frames, side, side), stride=(stride, 1, 1), padding=(0, side // 2, side // 2))
 
-    def forward(self, input: Tensor, past: Past) -> Tensor:
+    def forward(self, input: Tensor, past: Past) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """(B, C, T, H, W) to (B, out, T', H, W): T' = 1 + (T - 1) / stride at the beginning, later T / stride."""
         frames, stride = self.kernel_size[0], self.stride[0]
         if frames == 1:

@@ -7,8 +7,13 @@ A clip has 1 + k ct frames and 1 + k latents: the first latent stands for the fi
 frames, and none has seen a later frame. A picture is a clip of one frame. Nothing is normalised over time or place, so
 that pieces and tiles give what the whole gives.
 
+Beside either network a linear map goes the direct way between a latent and its box of ct x cs x cs pixels. It begins as
+the lowest frequencies of the box, so that training has a picture from its first step on, and the networks learn what
+is missing in it.
+
 Sources: Yu et al. 2024, section 3.1 and appendix A.1 (arXiv:2310.05737); Wan Team 2025, section 4.1
-(arXiv:2503.20314), for norms by place, and time halved at the coarser levels, doubled by channels.
+(arXiv:2503.20314), for norms by place, and time halved at the coarser levels, doubled by channels; Chen et al. 2025,
+section 3.2 (arXiv:2410.10733), for learning what a direct way between boxes and latents leaves.
 """
 
 from __future__ import annotations
@@ -24,10 +29,12 @@ from torch.nn import functional as F
 
 from unveil.nn.autoencoder import AutoencoderConfig, Middle, Norm, activated
 from unveil.nn.causal import Cache, CausalConv, Past, by_frame
-from unveil.nn.layers import PixelRMS, check_multiple
+from unveil.nn.cosine import lowest
+from unveil.nn.layers import PixelRMS, check_multiple, zeroed
 from unveil.nn.unet_blocks import ConvDown, ConvUp
 from unveil.types import RecipeError, ShapeError
 
+LOGVAR = -6.0  # of latents before training: little noise, so that what is left out of them can be learned
 AT_ONCE = 4  # latents that are computed at a time where no gradient is wanted
 
 
@@ -63,6 +70,11 @@ class VideoAutoencoderConfig(AutoencoderConfig):
                 f"time = {self.time}: {len(self.multipliers)} levels and span {self.span} reach {self.span} to {most} "
                 "frames for a latent; change span, or add multipliers"
             )
+
+    @property
+    def box(self) -> int:
+        """Pixels that a latent stands for."""
+        return self.time * self.factor**2
 
     @property
     def halves(self) -> tuple[bool, ...]:
@@ -178,7 +190,19 @@ def channels_of(x: Tensor, span: int, past: Past) -> Tensor:
     return x.unflatten(2, (-1, span)).transpose(2, 3).flatten(1, 2)
 
 
-def _level(width: int, level: int, blocks: int, config: VideoAutoencoderConfig, resample: nn.Module | None) -> VideoLevel:
+def boxes_of(x: Tensor, span: int, side: int, past: Past) -> Tensor:
+    """Boxes of `span` frames and `side` pixels a side as channels: (B, C, T, H, W) to (B, C span side^2, n, h, w)."""
+    return by_frame(lambda frames: F.pixel_unshuffle(frames, side), channels_of(x, span, past))
+
+
+def pixels_of(x: Tensor, span: int, side: int, past: Past) -> Tensor:
+    """The other way round."""
+    return frames_of(by_frame(lambda frames: F.pixel_shuffle(frames, side), x), span, past)
+
+
+def _level(
+    width: int, level: int, blocks: int, config: VideoAutoencoderConfig, resample: nn.Module | None
+) -> VideoLevel:
     """A level that is entered with `width` channels."""
     out = config.widths[level]
     return VideoLevel([VideoBlock(width if i == 0 else out, out, config) for i in range(blocks)], resample)
@@ -235,7 +259,13 @@ class VideoEncoder(Streamed):
             self.down.append(_level(width, level, config.blocks, config, resample))
         self.middle = VideoLevel([VideoBlock(widths[-1], widths[-1], config) for _ in range(2)])
         self.norm = PixelRMS(widths[-1], config.norm_eps)
-        self.leave = CausalConv(widths[-1], config.moments * config.z_channels, (3, 3))
+        self.leave = zeroed(CausalConv(widths[-1], config.moments * config.z_channels, (3, 3)))
+        self.direct = zeroed(nn.Conv3d(config.in_channels * config.box, config.z_channels, 1))
+        with torch.no_grad():
+            rows = lowest(config.z_channels, config.in_channels, config.time, config.factor)
+            self.direct.weight.copy_(rows[:, :, None, None, None])
+            if self.leave.bias is not None:
+                self.leave.bias[config.z_channels :] = LOGVAR
 
     def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
         """Frames (B, in_channels, T, H, W) in pieces.
@@ -257,11 +287,12 @@ class VideoEncoder(Streamed):
             config.latent_frames(x.shape[2])
         elif x.shape[2] % config.time or not x.shape[2]:
             raise ShapeError(f"{x.shape[2]} frames behind others: must be a multiple of {config.time}")
-        h = by_frame(lambda frames: F.pixel_unshuffle(frames, config.patch), channels_of(x, config.span, past))
-        h = self.enter(h, past)
+        h = self.enter(boxes_of(x, config.span, config.patch, past), past)
         for level in self.down:
             h = level(h, past)
-        return self.leave(activated(self.norm(self.middle(h, past))), past)
+        h = self.leave(activated(self.norm(self.middle(h, past))), past)
+        mean, more = h.tensor_split([config.z_channels], 1)
+        return torch.cat([mean + self.direct(boxes_of(x, config.time, config.factor, past)), more], 1)
 
 
 class VideoDecoder(Streamed):
@@ -278,7 +309,11 @@ class VideoDecoder(Streamed):
             resample = None if level == 0 else Grow(widths[level], config.halves[level - 1])
             self.up.append(_level(widths[min(level + 1, last)], level, config.blocks + 1, config, resample))
         self.norm = PixelRMS(widths[0], config.norm_eps)
-        self.leave = CausalConv(widths[0], config.out_channels * config.span * config.patch**2, (3, 3))
+        self.leave = zeroed(CausalConv(widths[0], config.out_channels * config.span * config.patch**2, (3, 3)))
+        self.direct = zeroed(nn.Conv3d(config.z_channels, config.out_channels * config.box, 1))
+        with torch.no_grad():
+            rows = lowest(config.z_channels, config.out_channels, config.time, config.factor)
+            self.direct.weight.copy_(rows.T[:, :, None, None, None])
 
     def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
         """Z (B, z_channels, T', h, w) in pieces."""
@@ -291,7 +326,9 @@ class VideoDecoder(Streamed):
         for level in self.up:
             h = level(h, past)
         h = self.leave(activated(self.norm(h)), past)
-        return frames_of(by_frame(lambda frames: F.pixel_shuffle(frames, config.patch), h), config.span, past)
+        return pixels_of(self.direct(x), config.time, config.factor, past) + pixels_of(
+            h, config.span, config.patch, past
+        )
 
 
 def _checked(x: Tensor, channels: int, what: str) -> Tensor:

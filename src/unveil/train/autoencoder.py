@@ -37,8 +37,9 @@ from unveil.train.examples import chosen_to_mirror, fixed, mirror, rows, scaled
 from unveil.train.fit import learn
 from unveil.train.order import Batch, Items, check_items
 from unveil.train.pictures import sheet
+from unveil.train.scale import measured
 from unveil.train.signals import Stop
-from unveil.types import NonFinite, RecipeError
+from unveil.types import RecipeError
 
 POSTERIOR, LATENT = 0, 1  # draws of an example's stream
 LENGTH, LOOKED = 2, 3  # draws of a step
@@ -48,7 +49,10 @@ PART = 256  # of them at a time, but at least a clip
 
 
 class Rebuilt(NamedTuple):
-    """Pictures (B, C, H, W), or clips (B, C, T, H, W), through the codec, and the codec's own loss of each: a divergence, or the codebook's."""
+    """Pictures (B, C, H, W), or clips (B, C, T, H, W), through the codec, and its own loss of each.
+
+    own: (B,), a divergence, or the codebook's.
+    """
 
     pixels: Tensor
     own: Tensor
@@ -366,35 +370,6 @@ def learner_of(recipe: AutoencoderRecipe, codec: KL | VQ) -> Autoencoding:
             codec, recipe.model, recipe.loss, by_channel=recipe.scale == "channel", lengths=recipe.lengths,
             key=recipe.key, seed=recipe.train.seed,
         )  # fmt: skip
-
-
-@torch.no_grad()
-def measured(codec: KL | VQ, parts: Iterator[Tensor], *, by_channel: bool) -> tuple[Tensor, Tensor]:
-    """Scale and shift (C,) that bring the codec's latents of pictures to mean 0 and deviation 1.
-
-    Args:
-        parts: batches of pictures (B, C, H, W), or clips (B, C, T, H, W), in [-1, 1]; those that are not finite are left out.
-        by_channel: a scale and a shift for each channel; else one of both for all.
-
-    Raises:
-        NonFinite: no latents are finite.
-    Source: Rombach et al. 2022, appendix D.1, for the deviation of one batch; here over all of them, and the mean.
-    """
-    count, total, squares = 0, torch.zeros(len(codec.scale)).double(), torch.zeros(len(codec.scale)).double()
-    for pixels in parts:
-        z = codec.unscaled(codec.encode(channels_last(pixels))).double().cpu()
-        z = z[z.flatten(1).isfinite().all(1)]  # a broken picture, which training skips too
-        places = (0, *range(2, z.ndim))
-        total += z.sum(places)
-        squares += z.square().sum(places)
-        count += z.numel() // z.shape[1]
-    if not count:
-        raise NonFinite("the latents of all training pictures are not finite, so they have no scale; lower train.lr")
-    mean, square = total / count, squares / count
-    if not by_channel:
-        mean, square = (each.mean().expand_as(each) for each in (mean, square))
-    deviation = (square - mean.square()).clamp(min=1e-12).sqrt()
-    return (1 / deviation).float(), mean.float()
 
 
 @contextmanager
