@@ -119,6 +119,12 @@ def sheet(pixels: Tensor, columns: int | None = None) -> Tensor:
     return page
 
 
+def strips(clips: Tensor, most: int = 8) -> Tensor:
+    """A sheet of clips (B, C, T, H, W), each a row of up to `most` of its frames, the ends among them."""
+    shown = torch.linspace(0, clips.shape[2] - 1, min(clips.shape[2], most)).round().long()
+    return sheet(clips[:, :, shown].transpose(1, 2).flatten(0, 1), columns=len(shown))
+
+
 def above(first: Tensor, second: Tensor, columns: int) -> Tensor:
     """Two batches as one, for a sheet of so many columns on which each row of `first` stands above that of `second`."""
     rows = zip(first.split(columns), second.split(columns), strict=True)

@@ -14,10 +14,9 @@ from unveil.config import SequenceRecipe, load_recipe
 from unveil.data.clips_check import holds_clips
 from unveil.data.listing import FolderConfig
 from unveil.files import refuse_overwrite, write_atomically
-from unveil.pictures import png, sheet
+from unveil.pictures import png, sheet, strips
 from unveil.types import RecipeError, nearest
 
-FRAMES = 8  # of each clip on a sheet
 FITS = ("crop", "pad", "stretch", "aspect")
 RULES = ("none", "nearest", "shown")
 
@@ -98,12 +97,6 @@ def show(shown: Shown, out: Path, force: bool, console: Console) -> None:
             "data one size and one length"
         )
     pixels = torch.stack(drawn)
-    write_atomically(out, png(sheet(pixels) if pixels.ndim == 4 else _strips(pixels)))
+    write_atomically(out, png(sheet(pixels) if pixels.ndim == 4 else strips(pixels)))
     facts = {"items": len(found), "shape": list(pixels.shape[1:]), "classes": found.classes, "sheet": str(out)}
     console.result(facts, f"{len(found)} items of shape {tuple(pixels.shape[1:])}: {len(pixels)} of them in {out}")
-
-
-def _strips(clips: torch.Tensor) -> torch.Tensor:
-    """A sheet of clips (B, C, T, H, W), each a row of up to FRAMES of its frames, the ends among them."""
-    shown = torch.linspace(0, clips.shape[2] - 1, min(clips.shape[2], FRAMES)).round().long()
-    return sheet(clips[:, :, shown].transpose(1, 2).flatten(0, 1), columns=len(shown))

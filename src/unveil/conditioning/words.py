@@ -17,6 +17,7 @@ from unveil.nn.vocabulary import BEGIN, END, PADDING, SPECIAL, UNKNOWN, Vocabula
 from unveil.types import Condition, LeftOut, RecipeError, WeightsError, nearest
 
 FILE = "vocabulary.json"
+RAREST = 1 / 5000  # texts per text that a word stands in, below which it is a name or a number and not learned
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,25 @@ class WordTokens(nn.Module):
         dim: width of the tokens that the network reads.
         drop: share of the training samples that see "none" instead, in [0, 1).
         key: of the item that holds the text.
+        vector_dim: width of a vector of the whole prompt, from its tokens' mean, beside the tokens; None: none.
 
     Raises:
         RecipeError: another share.
 
     Source: a text encoder trained with the network: Rombach et al. 2022, section 4.3.1 (arXiv:2112.10752); its blocks:
-        Vaswani et al. 2017 (arXiv:1706.03762).
+        Vaswani et al. 2017 (arXiv:1706.03762); a vector of the whole beside the tokens: Podell et al. 2023, section 2.1
+        (arXiv:2307.01952).
     """
 
-    def __init__(self, config: WordsConfig, dim: int, drop: float = 0.0, *, key: str = "prompt") -> None:
+    def __init__(
+        self,
+        config: WordsConfig,
+        dim: int,
+        drop: float = 0.0,
+        *,
+        key: str = "prompt",
+        vector_dim: int | None = None,
+    ) -> None:
         super().__init__()
         if not 0 <= drop < 1:
             raise RecipeError(f"drop = {drop}: must lie in [0, 1)")
@@ -82,17 +93,19 @@ class WordTokens(nn.Module):
         self.words = Words(config.limit, width, limit=config.frame.length)
         self.stack = Stack(config.depth, BlockConfig(width, config.heads, 4 * width))
         self.leave = nn.Linear(width, dim)
+        self.whole = None if vector_dim is None else nn.Linear(width, vector_dim)
         xavier_(self)
         self.vocabulary: Vocabulary | None = None
         self._said = False
 
     def learn(self, texts: Iterable[str]) -> None:
-        """Takes the vocabulary of the texts that it is going to be trained with.
+        """Takes the vocabulary of the texts that it is going to be trained with, behind the words that it has.
 
         Raises:
             RecipeError: texts without a word.
         """
-        found = Vocabulary.of(texts, "terms", limit=self.config.limit)
+        before = () if self.vocabulary is None else self.vocabulary.tokens
+        found = Vocabulary.of(texts, "terms", limit=self.config.limit, before=before, rarest=RAREST)
         if not found.tokens:
             raise RecipeError(f"{self.key}: the training texts hold no word; give items a text, such as captions")
         self.vocabulary = found
@@ -118,7 +131,7 @@ class WordTokens(nn.Module):
         self.vocabulary = found
 
     def encode(self, raw: Sequence[str]) -> Condition:
-        """The tokens (B, most + 2, dim) of B prompts and their mask; warns of words that are left out (`LeftOut`).
+        """The tokens (B, most + 2, dim) of B prompts, their mask, a vector of each; warns of words unread (`LeftOut`).
 
         In training the first such text alone is told.
 
@@ -130,7 +143,11 @@ class WordTokens(nn.Module):
         numbers = torch.tensor([one.numbers[0] for one in laid], device=device)
         used = torch.tensor([one.used[0] for one in laid], device=device)
         tokens: Tensor = self.stack(self.words(numbers), mask=used[:, None, None])  # (B, L, width)
-        return Condition(tokens=self.leave(tokens), mask=used)
+        vector = None
+        if self.whole is not None:
+            counted = used[..., None].to(tokens)
+            vector = self.whole((tokens * counted).sum(1) / counted.sum(1))
+        return Condition(vector=vector, tokens=self.leave(tokens), mask=used)
 
     def null(self, batch: int) -> Condition:
         """The prompt without words, `batch` times.

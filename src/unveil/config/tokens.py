@@ -69,6 +69,7 @@ class WordsSection(Section):
         limit: words that are known at most, the most frequent ones.
         most: words of a prompt that are read; what does not fit is left out and said so.
         width, depth, heads: of the encoder.
+        vector: whether the network is also told one vector of the whole prompt, beside its tokens.
         drop: how often training leaves the prompt away, so that guidance has its "nothing".
     """
 
@@ -79,6 +80,7 @@ class WordsSection(Section):
     width: int = WordsConfig.width
     depth: int = WordsConfig.depth
     heads: int = WordsConfig.heads
+    vector: bool = False
     drop: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
@@ -92,7 +94,12 @@ class WordsSection(Section):
 
     def build(self, model: ModelConfig, vector_dim: int | None) -> WordTokens:
         """The conditioner, for a network that reads tokens."""
-        return WordTokens(self.encoder(), _token_width(self.key, model), self.drop, key=self.key)
+        if self.vector and vector_dim is None:
+            raise RecipeError(f"condition {self.key!r}: this network takes no vector; set vector: false")
+        width = _token_width(self.key, model)
+        return WordTokens(
+            self.encoder(), width, self.drop, key=self.key, vector_dim=vector_dim if self.vector else None
+        )
 
 
 def _token_width(key: str, model: ModelConfig) -> int:

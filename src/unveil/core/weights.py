@@ -6,6 +6,7 @@ det / sigma times its size, with det = a sigma - b alpha, so on |y - y_hat|^2 th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -38,6 +39,14 @@ def min_snr(gamma: float = 5.0) -> Weight:
 def p2(k: float = 1.0, gamma: float = 1.0) -> Weight:
     """SNR / (k + SNR)^gamma, that is 1 / (k + SNR)^gamma on eps. Source: Choi et al. 2022, eq. 8 (arXiv:2204.00227)."""
     return lambda level: snr(level) / (k + snr(level)) ** gamma
+
+
+def flow(most: float = math.inf) -> Weight:
+    """min((1 + alpha / sigma)^2, most): even on a rectified flow's velocity eps - x0, but for the cleanest levels.
+
+    Source: a velocity loss on predicted data: Li & He 2025 (arXiv:2511.13720), who bound t at the clean end instead.
+    """
+    return lambda level: ((1 + _tensor(level.alpha) / _tensor(level.sigma)) ** 2).clamp(max=most)
 
 
 def edm(sigma_data: float = 0.5) -> Weight:
@@ -92,6 +101,7 @@ WEIGHTS: dict[str, Weight] = {
     "min-snr": min_snr(),
     "p2": p2(),
     "edm": edm(),
+    "flow": flow(),
     "sigmoid": sigmoid(),
 }
 

@@ -153,13 +153,16 @@ class Model(nn.Module):
         self.controls = exchange(self.conditioners, self.controls, controls, mode)
         return self
 
-    def sized(self, size: tuple[int, int]) -> Model:
-        """This model for pictures of another height and width; it shares the weights.
+    def sized(self, size: Sequence[int]) -> Model:
+        """This model for samples of another size; it shares the weights.
+
+        Args:
+            size: the end of the new shape: height and width, or frames, height and width of a clip.
 
         Parts that depend on the size follow by a `sized` of their own, which is given a shape: of latents for a
         process whose shift grows with them, of samples for a condition that tells the network the size.
         """
-        shape = (*self.shape[:-2], *size)
+        shape = (*self.shape[: -len(size)], *size)
         other = Model(
             self.denoiser.under(_sized(self.process, self.codec.latent_shape(shape))),
             shape,
@@ -242,7 +245,7 @@ class Model(nn.Module):
         sampling: Mapping[str, Any] | None = None,
         negative: Raw | None = None,
         shift: Shift | None = None,
-        size: tuple[int, int] | None = None,
+        size: Sequence[int] | None = None,
         change: Change | None = None,
         batch: int | None = None,
         first_sample: int = 0,
@@ -267,7 +270,8 @@ class Model(nn.Module):
             negative: a condition to go away from, in the place of none; see `encode`.
             shift: (x, level) -> the gradient of log p(y | x), such as `guidance.gradient` of a classifier's score:
                 moves the mean of samplers that take a shift (ADM's algorithm 1), and the eps of all others.
-            size: height and width in pixels, where the network takes others than the model's own.
+            size: height and width in pixels, or frames, height and width of a clip, where the network takes others
+                than the model's own.
             change: (course, rows) -> what is run instead of each batch's course; see `core.course`.
             batch: samples at a time; None: all.
             first_sample: number of the first.
@@ -310,11 +314,11 @@ class Model(nn.Module):
         *,
         raw: Raw | None = None,
         negative: Raw | None = None,
-        size: tuple[int, int] | None = None,
+        size: Sequence[int] | None = None,
         shift: Shift | None = None,
     ) -> Course:
         """One batch made ready to run; arguments are those of `generate`, with as many rows as `streams` has."""
-        if size is not None and tuple(size) != self.shape[-2:]:
+        if size is not None and tuple(size) != self.shape[-len(size) :]:
             return self.sized(size).course(how, streams, raw=raw, negative=negative, shift=shift)
         count = len(streams.samples)
         condition, null = self.encode(raw, count)

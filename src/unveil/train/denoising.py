@@ -94,7 +94,7 @@ class Denoising:
         """Two rows of the classes, or pictures for the conditions of some items."""
         from unveil.train.callbacks import Samples
 
-        if len(self.shape) != 3 or self.shape[0] not in (1, 3):
+        if len(self.shape) not in (3, 4) or self.shape[0] not in (1, 3):
             return None
         conditioners: list[Any] = list(self.model.conditioners.values())
         if len(conditioners) == 1 and isinstance(conditioners[0], Label):

@@ -20,16 +20,17 @@ COMMON = {"step", "loss", "grad_norm", "loss_by_t", "lr", "skipped", "steps_per_
 
 
 def sheet(samples: Tensor, columns: int | None = None) -> bytes:
-    """A PNG of samples (B, C, H, W) in [-1, 1], C of 1 or 3, side by side with a margin.
+    """A PNG of samples (B, C, H, W) in [-1, 1], C of 1 or 3, side by side with a margin; of clips, a row of each.
 
     Small ones are enlarged pixel by pixel, so that an 8 x 8 digit can be seen and nothing is smoothed away.
 
     Raises:
-        ShapeError: not pictures.
+        ShapeError: neither pictures nor clips.
     """
-    if samples.ndim != 4 or samples.shape[1] not in (1, 3):
-        raise ShapeError(f"samples {tuple(samples.shape)}: a sheet needs (B, 1 or 3, H, W)")
-    return pictures.png(pictures.sheet(pictures.to_pixels(samples.nan_to_num(0)), columns))
+    if samples.ndim not in (4, 5) or samples.shape[1] not in (1, 3):
+        raise ShapeError(f"samples {tuple(samples.shape)}: a sheet needs (B, 1 or 3, H, W) or (B, 1 or 3, T, H, W)")
+    pixels = pictures.to_pixels(samples.nan_to_num(0))
+    return pictures.png(pictures.strips(pixels) if pixels.ndim == 5 else pictures.sheet(pixels, columns))
 
 
 def beside(hints: Sequence[Tensor], samples: Tensor) -> tuple[Tensor, int]:

@@ -36,14 +36,14 @@ def held(step: Step, process: Process, known: Tensor, until: Tensor) -> Step:
     """
     if bool((until < 0).any()):
         raise ShapeError(f"until {float(until.min()):g}: times are at least 0, the time of data")
-    until = until.to(torch.float64)
+    until = until.to("cpu", torch.float64)
 
     def estimate(x: Tensor, level: Level) -> Estimate:
         time = torch.as_tensor(level.t, dtype=torch.float64).reshape(-1, *(1,) * (x.ndim - 1)).cpu()
-        holds = until.cpu() < time
+        holds = until < time
         if not bool(holds.any()):
             return step(x, level)
-        own = process.at(torch.where(holds, until.cpu(), time))
+        own = process.at(torch.where(holds, until, time))
         here = process.at(time)
         keep = holds.to(x.device)
         # What noise a part has, it keeps: the sampler brought it here from what the run began with.
