@@ -178,6 +178,15 @@ class Playground(Dataset[Item]):
                 found[place] = self._item(group, row) | {"pixels": clip, "track": tracks[row]}
         return found
 
+    def sizes(self) -> Tensor:
+        """Frames, height and width of every clip, which are known without drawing it: int64 (N, 3)."""
+        numbers = np.arange(self.first, self.first + self.count, dtype=np.uint64)
+        draws = uniforms(self.config.seed, numbers, _COUNT)
+        frames, size = np.array(self.config.frames), np.array(self.config.sizes)
+        lengths = frames[(draws[:, _LENGTH] * len(frames)).astype(np.int64)]
+        sides = size[(draws[:, _SIZE] * len(size)).astype(np.int64)]
+        return torch.from_numpy(np.column_stack([lengths, sides]).astype(np.int64))
+
     def told(self, indices: Sequence[int]) -> list[Item]:
         """The items of several clips without pixels and tracks: what they say and what is true, quickly."""
         found: list[Item] = [{} for _ in indices]

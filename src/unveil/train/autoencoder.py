@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -125,7 +125,7 @@ class Autoencoding:
 
     def pixels(self, batch: Batch) -> Tensor:
         """Pictures in [-1, 1], their channels last in memory, which convolutions are fastest on."""
-        return scaled(batch.data).to(memory_format=torch.channels_last)
+        return scaled(cast(Tensor, batch.data)).to(memory_format=torch.channels_last)
 
     def rebuilt(self, codec: KL | VQ, x: Tensor, streams: Streams | None, step: int) -> Rebuilt:
         """What a codec, the trained or the averaged one, makes in a step; without streams, of the likeliest latents."""
