@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from unveil.core.process import partly
 from unveil.nn.attending import attend
 from unveil.nn.packing import Packing
 from unveil.nn.patterns import Grid, Groups, Pattern, visible
-from unveil.nn.video_dit import VideoDiT, VideoDiTConfig
+from unveil.nn.video_dit import KEPT, VideoDiT, VideoDiTConfig
 from unveil.types import Condition, RecipeError, ShapeError
 
 PATTERNS: tuple[Pattern, ...] = ("full", "factorised", "windowed")
@@ -132,6 +134,31 @@ def test_packed_clips_get_what_they_get_alone_forward_and_back(clips: Tensor, pa
         alone.square().mean().backward()
     for one, parameter in zip(together, asked.parameters(), strict=True):
         torch.testing.assert_close(one, parameter.grad, rtol=1e-4, atol=1e-5 * max(1e-3, float(one.abs().max())))
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_what_was_laid_out_before_a_run_serves_training_and_other_sizes(clips: Tensor, pattern: Pattern):
+    asked, t, condition = network(pattern), torch.tensor([100.0, 700.0]), told(2)
+    with torch.inference_mode():
+        before = asked(clips, t, condition), asked.packed(clips, t, condition)[0]  # a batch is a list of clips, too
+    for side in range(4, 4 * (KEPT + 3), 4):  # more sizes than are remembered
+        asked(clips.new_zeros(2, 3, 1, 4, side), t, condition)
+    for _ in range(2):
+        close(asked(clips, t, condition), before[0])
+        found = asked.packed(clips, t, condition)[0]
+        for one, two in zip(found, before[1], strict=True):
+            close(one, two)
+    found[0].sum().backward()
+
+
+def test_queries_and_keys_of_lower_precision_are_normalised_in_theirs(clips: Tensor):
+    asked, t = network(), torch.tensor([100.0, 700.0])
+    exact = asked(clips, t, told(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with torch.autocast("cpu", torch.bfloat16):
+            found = asked(clips, t, told(2))
+    assert float((found - exact).detach().abs().max()) < 0.05 * float(exact.detach().abs().max())
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

@@ -65,7 +65,7 @@ class WordTokens(nn.Module):
         dim: width of the tokens that the network reads.
         drop: share of the training samples that see "none" instead, in [0, 1).
         key: of the item that holds the text.
-        vector_dim: width of a vector of the whole prompt, from its tokens' mean, beside the tokens; None: there is none.
+        vector_dim: width of a vector of the whole prompt, from its tokens' mean, beside the tokens; None: none.
 
     Raises:
         RecipeError: another share.
@@ -129,7 +129,7 @@ class WordTokens(nn.Module):
         self.vocabulary = found
 
     def encode(self, raw: Sequence[str]) -> Condition:
-        """The tokens (B, most + 2, dim) of B prompts, their mask, and the vector of each; warns of words that are left out (`LeftOut`).
+        """The tokens (B, most + 2, dim) of B prompts, their mask, a vector of each; warns of words unread (`LeftOut`).
 
         In training the first such text alone is told.
 

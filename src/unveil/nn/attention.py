@@ -218,8 +218,15 @@ class Attention(nn.Module):
         return self.out(gathered.transpose(1, 2).flatten(2))
 
 
+class _Rms(nn.RMSNorm):
+    """With its weight in the input's type, which its kernel wants; under autocast they differ."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 def _norm(kind: QkNorm, width: int) -> nn.Module:
-    kinds = {"none": nn.Identity, "layer": nn.LayerNorm, "rms": nn.RMSNorm}
+    kinds = {"none": nn.Identity, "layer": nn.LayerNorm, "rms": _Rms}
     if kind not in kinds:
         raise RecipeError(f"qk_norm {kind!r}: must be one of {', '.join(kinds)}{nearest(kind, list(kinds))}")
     return nn.Identity() if kind == "none" else kinds[kind](width, eps=1e-6)

@@ -16,7 +16,7 @@ section 2.3; clips of any size in one row: Dehghani et al. 2023 (arXiv:2307.0630
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import cast, get_args
 
@@ -33,6 +33,9 @@ from unveil.nn.packing import Packing
 from unveil.nn.patterns import Grid, Groups, Pattern
 from unveil.nn.spatial import text_of
 from unveil.types import Condition, RecipeError, ShapeError, nearest
+
+# Layouts of clips, such as positions, that a network remembers: a run has a few, training on mixed sizes ever others
+KEPT = 8
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,19 @@ class Told:
     packing: Packing | None = None
 
 
+@dataclass(frozen=True)
+class _Laid:
+    """Of clips of certain sizes: where their tokens stand, and which see each other in each block."""
+
+    rotary: Rotary
+    together: Sequence[Packing | Groups | None]
+    packing: Packing | None = None
+
+    def to(self, device: torch.device) -> None:
+        for one in {id(one): one for one in (self.rotary, self.packing, *self.together) if one is not None}.values():
+            one.to(device)
+
+
 class SpaceTimeBlock(nn.Module):
     """Attention of tokens on themselves and on a text, and an MLP; to what all blocks are told it adds its own.
 
@@ -175,6 +191,7 @@ class VideoDiT(nn.Module):
         self.last = nn.Linear(width, 2 * width)
         self.leave = nn.Linear(width, config.out_channels * box)
         self._initialise()
+        self._laid: dict[tuple[object, ...], _Laid] = {}
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """The raw result, in x's size.
@@ -189,20 +206,15 @@ class VideoDiT(nn.Module):
         Raises:
             ShapeError: a size that is no multiple of the patch, or a condition that does not fit.
         """
-        condition = condition or Condition()
+        condition, rows = condition or Condition(), len(x)
         clips, grid = self._checked(x)
         h = self.patches(self._boxes(clips))  # (B, F, S, C)
-        level = self._levels(t, x, grid)
-        together = [None] * self.config.depth
-        if self.config.pattern != "full" or self.config.causal:
-            packing = Packing([grid.tokens] * len(x), length=grid.tokens)
-            together = self._together(packing, [grid] * len(x))
-        rotary = self._rotary(_coordinates(grid, condition.places))
-        context = text_of(condition, self.config.context_width, len(x))
-        told = self._told(level, vector_of(condition, len(x), self.vector_dim), rotary, together)
-        if context is not None:
-            told = _with_text(told, context.tokens, context.mask)
-        return self._unboxed(self.denoise(h, told), grid).view(len(x), -1, *x.shape[2:])
+        laid = self._kept(("alone", grid, rows, x.device), lambda: self._alone(grid, rows))
+        rotary = laid.rotary if condition.places is None else self._rotary(_coordinates(grid, condition.places))
+        vector = vector_of(condition, rows, self.vector_dim)
+        told = self._told(self._levels(t, x, grid), vector, rotary, laid.together)
+        told = self._with_text(told, condition, rows)
+        return self._unboxed(self.denoise(h, told), grid).view(rows, -1, *x.shape[2:])
 
     def packed(
         self,
@@ -225,29 +237,23 @@ class VideoDiT(nn.Module):
         Raises:
             ShapeError: a clip that does not fit, or is longer than a row.
         """
-        condition = condition or Condition()
-        count = len(clips)
-        vector, context = (
-            vector_of(condition, count, self.vector_dim),
-            text_of(condition, self.config.context_width, count),
-        )
+        condition, count = condition or Condition(), len(clips)
         whole = [self._checked(one[None]) for one in clips]
-        grids = [grid for _, grid in whole]
-        packing = Packing([grid.tokens for grid in grids], length=length)
-        tokens, levels, places = [], [], []
+        grids = tuple(grid for _, grid in whole)
+        laid = self._kept(("packed", grids, length, clips[0].device), lambda: self._in_rows(grids, length))
+        packing, rotary = cast(Packing, laid.packing), laid.rotary
+        tokens, levels = [], []
         for number, (clip, grid) in enumerate(whole):
             tokens.append(self.patches(self._boxes(clip))[0].flatten(0, 1))  # (N, C)
             level = self._levels(t[number][None], clips[number][None], grid)
             levels.append(level.expand(1, grid.frames, grid.rows * grid.columns).flatten())
-            own = None if condition.places is None else condition.places[number : number + 1]
-            places.append(_coordinates(grid, own).reshape(grid.tokens, 3))
-        rotary = self._rotary(packing.pack(places))
-        together = self._together(packing, grids)
+        if condition.places is not None:
+            own = zip(grids, condition.places.split(1), strict=True)
+            rotary = self._rotary(packing.pack([_coordinates(grid, places)[0] for grid, places in own]))
+        vector = vector_of(condition, count, self.vector_dim)
         each = None if vector is None else vector[packing.owner]  # (tokens, vector_dim)
-        told = self._told(torch.cat(levels)[:, None, None], each, rotary, together)
-        told = _spread(told, packing)
-        if context is not None:
-            told = _with_text(told, context.tokens, context.mask, packing)
+        told = self._told(torch.cat(levels)[:, None, None], each, rotary, laid.together)
+        told = self._with_text(_spread(told, packing), condition, count)
         found = packing.unpack(self.denoise(packing.pack(tokens)[:, :, None], told)[:, :, 0])
         results = [
             self._unboxed(one.view(1, grid.frames, -1, one.shape[-1]), grid).view(-1, *clip.shape[1:])
@@ -318,10 +324,35 @@ class VideoDiT(nn.Module):
         modulation, last = (layer(embedded).unflatten(3, (-1, width)) for layer in (self.modulation, self.last))
         return Told(modulation, last, rotary, together)
 
+    def _with_text(self, told: Told, condition: Condition, clips: int) -> Told:
+        context = text_of(condition, self.config.context_width, clips)
+        return told if context is None else replace(told, text=context.tokens, mask=context.mask)
+
     def _rotary(self, places: Tensor) -> Rotary:
         return Rotary(places, self.config.width // self.config.heads, theta=self.config.theta)
 
-    def _together(self, packing: Packing, grids: Sequence[Grid]) -> list[Together | None]:
+    def _kept(self, key: tuple[object, ...], made: Callable[[], _Laid]) -> _Laid:
+        """What sizes alone decide, where the tokens are: made when it is first asked for, at every later call there."""
+        if key not in self._laid:
+            if len(self._laid) >= KEPT:
+                self._laid.clear()
+            with torch.device("cpu"), torch.inference_mode(mode=False):  # for calls that train, too
+                self._laid[key] = made()
+            self._laid[key].to(cast(torch.device, key[-1]))
+        return self._laid[key]
+
+    def _alone(self, grid: Grid, rows: int) -> _Laid:
+        rotary = self._rotary(_coordinates(grid, None))
+        if self.config.pattern == "full" and not self.config.causal:
+            return _Laid(rotary, [None] * self.config.depth)
+        return _Laid(rotary, self._together(Packing([grid.tokens] * rows, length=grid.tokens), [grid] * rows))
+
+    def _in_rows(self, grids: Sequence[Grid], length: int | None) -> _Laid:
+        packing = Packing([grid.tokens for grid in grids], length=length)
+        rotary = self._rotary(packing.pack([_coordinates(grid, None) for grid in grids]))
+        return _Laid(rotary, self._together(packing, grids), packing)
+
+    def _together(self, packing: Packing, grids: Sequence[Grid]) -> Sequence[Packing | Groups]:
         config = self.config
         if config.pattern == "full" and not config.causal:
             return [packing] * config.depth
@@ -357,14 +388,10 @@ def _coordinates(grid: Grid, places: Tensor | None) -> Tensor:
     return first[:, None] + indices.to(first) * step[:, None]
 
 
-def _with_text(told: Told, text: Tensor, mask: Tensor | None, packing: Packing | None = None) -> Told:
-    return replace(told, text=text, mask=mask, packing=packing)
-
-
 def _spread(told: Told, packing: Packing) -> Told:
     """What was told token by token, (tokens, 1, 1, parts, C) in the clips' order, as rows (rows, N, 1, parts, C)."""
 
     def rows(each: Tensor) -> Tensor:
         return packing.pack(list(each[:, 0].split(packing.lengths)))
 
-    return replace(told, modulation=rows(told.modulation), last=rows(told.last))
+    return replace(told, modulation=rows(told.modulation), last=rows(told.last), packing=packing)

@@ -1,0 +1,42 @@
+"""Models of clips: trained from the recipe by the command, shown in rows of frames, sampled in any size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.app.conftest import Cli
+from unveil.model import Model
+
+SETTINGS = [
+    "train.steps=4", "train.batch=4", "train.warmup=1", "train.sample_every=4", "train.validate_every=4",
+    "network.depth=1", "network.width=24", "network.heads=1", "network.context_width=16", "data.count=300", "data.registers=[short]",
+    "data.held_out=8", "data.smallest=16", "data.largest=16", "data.frames=[9]", "shape=[3,9,16,16]", "sample.steps=2",
+]  # fmt: skip
+
+
+@pytest.fixture
+def run(cli: Cli, tmp_path: Path) -> Path:
+    done = cli("train", "playground-video", "--small", "--run", "run", *SETTINGS)
+    assert done.code == 0, done.err
+    return tmp_path / "run"
+
+
+def test_training_shows_a_row_of_frames_of_each_clip(run: Path):
+    with Image.open(run / "samples" / "step_000004.png") as sheet:
+        assert 1.9 < sheet.height / sheet.width < 2.1  # 16 clips, each in a row of 8 of its frames
+    assert "validation" in (run / "metrics.jsonl").read_text()
+
+
+def test_a_clip_model_makes_clips_of_other_lengths_and_shapes_and_pictures(run: Path):
+    model = Model.load(run)
+    assert model.shape == (3, 9, 16, 16)
+    raw = {"prompt": "a small red circle moves left"}
+    assert model.generate(raw=raw, count=2).shape == (2, 3, 9, 16, 16)
+    assert model.generate(raw=raw, size=(1, 24, 16)).shape == (1, 3, 1, 24, 16)
+    assert model.generate(raw=raw, size=(8, 24)).shape == (1, 3, 9, 8, 24)
+    one, many = (model.generate(raw=raw, count=count, size=(3, 16, 16)) for count in (1, 3))
+    torch.testing.assert_close(one, many[:1], rtol=1e-5, atol=1e-5)
