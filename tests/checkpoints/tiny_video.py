@@ -147,8 +147,9 @@ def cogvideox(**transformer: Any) -> Any:
     )
 
 
-def hunyuan_transformer(seed: int = 4) -> Any:
-    made = diffusers.HunyuanVideoTransformer3DModel(
+def hunyuan() -> Any:
+    """Without text encoders, whose place a file of prompts takes."""
+    transformer = diffusers.HunyuanVideoTransformer3DModel(
         in_channels=4,
         out_channels=4,
         num_attention_heads=2,
@@ -160,4 +161,33 @@ def hunyuan_transformer(seed: int = 4) -> Any:
         pooled_projection_dim=8,
         rope_axes_dim=(4, 6, 6),
     )
-    return drawn(made, seed)
+    coder = diffusers.AutoencoderKLHunyuanVideo(
+        latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=2
+    )
+    return diffusers.HunyuanVideoPipeline(
+        text_encoder=None,
+        tokenizer=None,
+        transformer=drawn(transformer, 4),
+        vae=calm(coder, 1),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
+        text_encoder_2=None,
+        tokenizer_2=None,
+    )
+
+
+MAKERS = {
+    "wan": wan,
+    "wan-euler": lambda: wan(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)),
+    "wan-ti2v": lambda: wan(expand_timesteps=True),
+    "wan-pair": lambda: wan(second=True, boundary_ratio=0.8),
+    "ltx": ltx,
+    "ltx-timed": lambda: ltx(timestep_conditioning=True),
+    "cogvideox": cogvideox,
+    "cogvideox-rotary": lambda: cogvideox(use_rotary_positional_embeddings=True),
+}
+SIZES = {"ltx": (9, 32, 64), "cogvideox": (9, 32, 48), "hunyuan": (5, 32, 32), "wan": (9, 32, 48)}
+
+
+def size_of(name: str) -> tuple[int, int, int]:
+    """Frames, height and width of clips that a maker's model makes in a test."""
+    return SIZES[name.split("-")[0]]
