@@ -39,6 +39,8 @@ from unveil.app.options import (
 )
 from unveil.app.outcome import guarded
 from unveil.app.study_cli import study_app
+from unveil.app.video_cli import COMMANDS as VIDEO_COMMANDS
+from unveil.app.video_cli import video_app
 
 app = typer.Typer(
     name="unveil",
@@ -52,6 +54,8 @@ app = typer.Typer(
     "Exit codes: 0 done, 1 failed, 2 usage or recipe, 3 non-finite numbers, 4 data, 5 resources, 130 interrupted, "
     "143 terminated.",
 )
+# The command of a group that other words than the names of its commands are for
+USUAL = {"inspect": ("model", COMMANDS), "video": ("make", VIDEO_COMMANDS)}
 data_app = typer.Typer(no_args_is_help=True, help="Look at pictures and clips before they train a model.")
 recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that come with unveil.")
 app.add_typer(data_app, name="data")
@@ -60,6 +64,7 @@ app.add_typer(inspect_app, name="inspect")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(study_app, name="study")
 app.add_typer(lora_app, name="lora")
+app.add_typer(video_app, name="video")
 app.command("translate")(language_cli.translate)
 for command in (*edit_cli.COMMANDS, *path_cli.COMMANDS):
     app.command(command.__name__)(spread(command))
@@ -350,6 +355,7 @@ def recipes_cite(recipe: RecipeName, as_json: AsJson = False, quiet: Quiet = Fal
 def run(arguments: Sequence[str]) -> int:
     """Runs a command line; returns its exit code."""
     words = list(arguments)
-    if words[:1] == ["inspect"] and len(words) > 1 and words[1] not in (*COMMANDS, "--help"):
-        words.insert(1, "model")  # `unveil inspect PATH`
+    for group, (usual, names) in USUAL.items():
+        if words[:1] == [group] and len(words) > 1 and words[1] not in (*names, "--help"):
+            words.insert(1, usual)
     return guarded(app, words)

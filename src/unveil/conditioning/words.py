@@ -14,7 +14,7 @@ from unveil.conditioning.prompt import Frame, LaidOut, Span, lay_out, short, tex
 from unveil.nn.blocks import BlockConfig, Stack
 from unveil.nn.transformer import Words, xavier_
 from unveil.nn.vocabulary import BEGIN, END, PADDING, SPECIAL, UNKNOWN, Vocabulary
-from unveil.types import Condition, LeftOut, RecipeError, WeightsError, nearest
+from unveil.types import Condition, LeftOut, RecipeError, TooLong, WeightsError, nearest
 
 FILE = "vocabulary.json"
 
@@ -175,12 +175,13 @@ class WordTokens(nn.Module):
             self._tell(f"{short(text)!r}: words that this model does not know, left out: {', '.join(unknown)}{hint}")
         if laid.lost:
             room = self.config.frame.room
-            self._tell(f"{short(text)!r}: {laid.lost} words more than the {room} that fit, left out: {laid.left_out!r}")
+            told = f"{short(text)!r}: {laid.lost} words more than the {room} that fit, left out: {laid.left_out!r}"
+            self._tell(told, TooLong)
         return laid
 
-    def _tell(self, what: str) -> None:
+    def _tell(self, what: str, kind: type[LeftOut] = LeftOut) -> None:
         if not (self.training and self._said):
-            warnings.warn(f"{self.key} {what}", LeftOut, stacklevel=4)
+            warnings.warn(f"{self.key} {what}", kind, stacklevel=4)
             self._said = self.training
 
 

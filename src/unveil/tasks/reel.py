@@ -22,6 +22,7 @@ from unveil.model import Change, Model
 from unveil.tasks.edit import Input, same
 from unveil.tasks.generate import UNNAMED, OnStep, Request, Source, generate, part_of
 from unveil.tasks.known import FREE, Known, frames_at, holding, joined
+from unveil.tasks.places import spaced
 from unveil.tasks.size import pace, whole_frames
 from unveil.tasks.spoken import Scene, shares, spoken
 from unveil.types import RecipeError
@@ -62,6 +63,7 @@ class Shot:
         known: what is known of it.
         window: frames of a window; None: the model's own.
         overlap: frames that neighbouring windows share at least; None: a quarter of the window.
+        spacing: of tokens in space, see `places.spaced`.
         direction: where the windows begin; backward makes the end first.
         fresh: the frames that are not known already, from one to the one before another; None: all.
         verb, settings, inputs: of the task, for the record.
@@ -74,6 +76,7 @@ class Shot:
     known: Knowing | None = None
     window: int | None = None
     overlap: int | None = None
+    spacing: float = 1.0
     direction: Direction = "forward"
     fresh: tuple[int, int] | None = None
     verb: str = "video"
@@ -134,7 +137,8 @@ def film(
         text, before = _text(model, request, shot, window)
         length = window.stop - window.start
         wanted = replace(request, given=text, seed=_seeds(request, number), size=(length, *size))
-        made = holding(model, known or _nothing(model, length, size), shot.verb, settings, before)
+        change = lambda course, rows, before=before: before(spaced(course, shot.spacing), rows)  # noqa: E731
+        made = holding(model, known or _nothing(model, length, size), shot.verb, settings, change)
         steps = on_step and part_of(on_step, number, len(order))
         pictures = list(generate(model, wanted, source, replace(made, inputs=shot.inputs), on_step=steps))
         pixels = torch.stack([one.pixels for one in pictures])

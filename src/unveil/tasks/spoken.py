@@ -13,7 +13,7 @@ from torch import Tensor
 from unveil.core import guidance
 from unveil.core.course import Course
 from unveil.model import Change, Model
-from unveil.types import RecipeError
+from unveil.types import Condition, RecipeError
 
 
 class Scene(NamedTuple):
@@ -72,13 +72,18 @@ def spoken(model: Model, texts: Sequence[Mapping[str, Sequence[Any]]], weights: 
 
     def change(course: Course, rows: slice) -> Course:
         del rows
-        conditions = [model.encode(text, len(course))[0] for text in texts]
+        places = None if course.condition is None else course.condition.places
+        conditions = [_at(model.encode(text, len(course))[0], places) for text in texts]
         steps = [course.guided(one, course.null) for one in conditions]
         own = _at_latents(weights, course.shape[1])
         each = [one.view(1, 1, -1, 1, 1) for one in own[1:]]
         return replace(course, step=guidance.composed(steps[0], steps[1:], each))
 
     return change
+
+
+def _at(condition: Condition | None, places: Tensor | None) -> Condition | None:
+    return condition if condition is None or places is None else replace(condition, places=places)
 
 
 def _at_latents(weights: Tensor, frames: int) -> Tensor:

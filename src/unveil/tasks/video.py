@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unveil.codec.cyclic import Cyclic
 from unveil.conditioning.rows import rows_of
 from unveil.core import guidance, inverse
 from unveil.core.course import Course
@@ -188,6 +189,18 @@ def ring(model: Model, frames: int | None = None, size: tuple[int, int] | None =
         return course.around(lambda step: turned(step, 2))
 
     return Edit("ring", {"frames": count}, change, size=(count, *(size or model.shape[-2:])))
+
+
+def cyclic(model: Model) -> Model:
+    """The model for rings: latents stand for frames all around, none for the first alone; it shares the weights."""
+    step = pace(model)
+    if not step.alone:
+        return model
+    other = model.sized(model.shape[-2:])
+    other.codec = Cyclic(model.codec, step.step)
+    frames = max(step.step, model.shape[1] // step.step * step.step)
+    other.shape = (model.shape[0], frames, *model.shape[2:])
+    return other
 
 
 def restyle(model: Model, clips: Tensor, strength: float | Sequence[float], mask: Tensor | None = None) -> Edit:
