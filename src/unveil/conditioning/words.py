@@ -14,9 +14,10 @@ from unveil.conditioning.prompt import Frame, LaidOut, Span, lay_out, short, tex
 from unveil.nn.blocks import BlockConfig, Stack
 from unveil.nn.transformer import Words, xavier_
 from unveil.nn.vocabulary import BEGIN, END, PADDING, SPECIAL, UNKNOWN, Vocabulary
-from unveil.types import Condition, LeftOut, RecipeError, WeightsError, nearest
+from unveil.types import Condition, LeftOut, RecipeError, TooLong, WeightsError, nearest
 
 FILE = "vocabulary.json"
+RAREST = 1 / 5000  # texts per text that a word stands in, below which it is a name or a number and not learned
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,13 @@ class WordTokens(nn.Module):
         self._said = False
 
     def learn(self, texts: Iterable[str]) -> None:
-        """Takes the vocabulary of the texts that it is going to be trained with.
+        """Takes the vocabulary of the texts that it is going to be trained with, behind the words that it has.
 
         Raises:
             RecipeError: texts without a word.
         """
-        found = Vocabulary.of(texts, "terms", limit=self.config.limit)
+        before = () if self.vocabulary is None else self.vocabulary.tokens
+        found = Vocabulary.of(texts, "terms", limit=self.config.limit, before=before, rarest=RAREST)
         if not found.tokens:
             raise RecipeError(f"{self.key}: the training texts hold no word; give items a text, such as captions")
         self.vocabulary = found
@@ -175,12 +177,13 @@ class WordTokens(nn.Module):
             self._tell(f"{short(text)!r}: words that this model does not know, left out: {', '.join(unknown)}{hint}")
         if laid.lost:
             room = self.config.frame.room
-            self._tell(f"{short(text)!r}: {laid.lost} words more than the {room} that fit, left out: {laid.left_out!r}")
+            told = f"{short(text)!r}: {laid.lost} words more than the {room} that fit, left out: {laid.left_out!r}"
+            self._tell(told, TooLong)
         return laid
 
-    def _tell(self, what: str) -> None:
+    def _tell(self, what: str, kind: type[LeftOut] = LeftOut) -> None:
         if not (self.training and self._said):
-            warnings.warn(f"{self.key} {what}", LeftOut, stacklevel=4)
+            warnings.warn(f"{self.key} {what}", kind, stacklevel=4)
             self._said = self.training
 
 

@@ -109,11 +109,21 @@ def for_tiles(
     return tiled([guided(cut(condition, one, whole), cut(null, one, whole)) for one in places], places)
 
 
-def _places(whole: int, side: int, overlap: float, unit: int) -> list[int]:
-    """Where tiles begin along an axis: spread evenly, the last one ends at the end."""
-    stride = max(unit, int(side * (1 - overlap)) // unit * unit)
+def spread(whole: int, side: int, stride: int, unit: int = 1) -> list[int]:
+    """Where parts begin that cover an axis: at most `stride` apart, evenly, the last one ending at the end.
+
+    Args:
+        whole: length of the axis.
+        side: of a part; whole - side is a multiple of the unit.
+        stride: at least the unit, and a multiple of it.
+        unit: places are multiples of it.
+    """
     gaps = -(-(whole - side) // stride)
-    return [round(k * (whole - side) / (gaps * unit)) * unit for k in range(gaps + 1)] if gaps else [0]
+    return [round(k * (whole - side) / (gaps * unit)) * unit for k in range(gaps + 1)] if gaps > 0 else [0]
+
+
+def _places(whole: int, side: int, overlap: float, unit: int) -> list[int]:
+    return spread(whole, side, max(unit, int(side * (1 - overlap)) // unit * unit), unit)
 
 
 def _part(pictures: Tensor | None, place: Tile, whole: tuple[int, int]) -> Tensor | None:

@@ -35,6 +35,9 @@ from unveil.nn.spatial import text_of
 from unveil.nn.video_dit_config import VideoDiTConfig
 from unveil.types import Condition, ShapeError
 
+# Frames of half the longest wave that tells when a token is
+SPAN = 64
+
 # Layouts of clips, such as positions, that a network remembers: a run has a few, training on mixed sizes ever others
 KEPT = 8
 
@@ -125,6 +128,7 @@ class VideoDiT(nn.Module):
         self.vector_dim = width
         self.multiple = config.patch[1]
         self.patches = nn.Linear(config.in_channels * box, width)
+        self.where = nn.Linear(6 * config.waves, width) if config.waves else None
         self.time = TimeEmbedding(WAVES, width, "cos-sin")
         self.modulation = nn.Linear(width, 6 * width)
         self.blocks = nn.ModuleList(SpaceTimeBlock(config) for _ in range(config.depth))
@@ -149,8 +153,8 @@ class VideoDiT(nn.Module):
         """
         condition, rows = condition or Condition(), len(x)
         clips, grid = self._checked(x)
-        h = self.patches(self._boxes(clips))  # (B, F, S, C)
         laid = self._kept(("alone", grid, rows, x.device), lambda: self._alone(grid, rows))
+        h = self._tokens(clips, grid, condition.places)  # (B, F, S, C)
         rotary = laid.rotary if condition.places is None else self._rotary(_coordinates(grid, condition.places))
         vector = vector_of(condition, rows, self.vector_dim)
         told = self._told(self._levels(t, x, grid), vector, rotary, laid.together)
@@ -185,10 +189,11 @@ class VideoDiT(nn.Module):
         packing, rotary = cast(Packing, laid.packing), laid.rotary
         tokens, levels, which = [], [], []
         for number, (clip, grid) in enumerate(whole):
-            tokens.append(self.patches(self._boxes(clip))[0].flatten(0, 1))  # (N, C)
+            own = None if condition.places is None else condition.places[number : number + 1]
+            tokens.append(self._tokens(clip, grid, own)[0].flatten(0, 1))  # (N, C)
             level = self._levels(t[number][None], clips[number][None], grid)[0]  # (F or 1, S or 1)
-            own = torch.arange(sum(map(len, levels)), sum(map(len, levels)) + level.numel(), device=clip.device)
-            which.append(own.view(level.shape).expand(grid.frames, grid.rows * grid.columns).flatten())
+            own_levels = torch.arange(sum(map(len, levels)), sum(map(len, levels)) + level.numel(), device=clip.device)
+            which.append(own_levels.view(level.shape).expand(grid.frames, grid.rows * grid.columns).flatten())
             levels.append(level.flatten())
         if condition.places is not None:
             own = zip(grids, condition.places.split(1), strict=True)
@@ -240,6 +245,14 @@ class VideoDiT(nn.Module):
                 raise ShapeError(f"{name} {size}: must be a multiple of {part}; nearest {near}")
             counts.append(size // part)
         return clips, Grid(*counts)
+
+    def _tokens(self, clips: Tensor, grid: Grid, places: Tensor | None) -> Tensor:
+        """Clips (B, in_channels, T, H, W) as tokens (B, F, S, C), each told where it is."""
+        h = self.patches(self._boxes(clips))
+        if self.where is None:
+            return h
+        told = self.where(_waves(grid, places, self.config.waves).to(h))
+        return h + told.unflatten(-2, (grid.frames, -1))
 
     def _boxes(self, clips: Tensor) -> Tensor:
         """(B, C, T, H, W) to boxes (B, F, S, C * box)."""
@@ -338,6 +351,17 @@ def _coordinates(grid: Grid, places: Tensor | None) -> Tensor:
         return indices
     first, step = places.double().unbind(1)  # each (B, 3)
     return first[:, None] + indices.to(first) * step[:, None]
+
+
+def _waves(grid: Grid, places: Tensor | None, count: int) -> Tensor:
+    """When a token is, in parts of `SPAN`, and where in its frame, in parts of a side: (N or B, N, 6 count)."""
+    coordinates = _coordinates(grid, places)
+    sides = torch.tensor([grid.rows, grid.columns], dtype=torch.float64)
+    inside = (grid_coordinates(grid)[:, 1:] + 0.5) / sides  # (N, 2)
+    when = coordinates[..., :1].to(inside.device) / SPAN
+    where = torch.cat([when, inside.expand(*when.shape[:-1], 2)], -1)
+    angles = math.pi * where[..., None] * torch.arange(1, count + 1, dtype=torch.float64)
+    return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2)
 
 
 def _spread(told: Told, which: Tensor, packing: Packing) -> Told:

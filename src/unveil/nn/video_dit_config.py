@@ -24,6 +24,8 @@ class VideoDiTConfig:
         pattern: which tokens of a clip see each other, see `patterns.labels`.
         window: frames, rows and columns of a box of tokens, for the pattern `windowed`.
         causal: a token sees none of a later frame.
+        waves: for each of time, height and width, by which a token is told where in its frame it lies and how long
+            after the start; 0: it is told nothing, and places are known of each other alone.
         theta: of the positions; the longest wavelength is just under 2 pi theta tokens.
         qk_norm: of queries and keys.
         recompute: in training, keep no activations of blocks but compute them again: less memory, a third more time.
@@ -43,6 +45,7 @@ class VideoDiTConfig:
     pattern: Pattern = "full"
     window: tuple[int, int, int] = (4, 8, 8)
     causal: bool = False
+    waves: int = 0
     theta: float = 10000.0
     qk_norm: QkNorm = "rms"
     recompute: bool = False
@@ -54,6 +57,8 @@ class VideoDiTConfig:
         for name, kinds in (("pattern", get_args(Pattern)), ("qk_norm", get_args(QkNorm))):
             if (given := getattr(self, name)) not in kinds:
                 raise RecipeError(f"{name} = {given!r}: must be one of {', '.join(kinds)}{nearest(given, kinds)}")
+        if self.waves < 0:
+            raise RecipeError(f"waves = {self.waves}: must be at least 0")
         for name in ("patch", "window"):
             if len(getattr(self, name)) != 3 or min(getattr(self, name)) < 1:
                 given = list(getattr(self, name))

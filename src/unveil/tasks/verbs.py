@@ -100,8 +100,10 @@ def _upscale(model: Model, settings: Settings, inputs: Inputs) -> Edit:
         model,
         inputs[PICTURE],
         factor=int(settings["factor"]),
+        size=settings.get("size"),
         strength=float(settings["strength"]),
         overlap=float(settings["overlap"]),
+        reach=int(settings.get("reach", 1)),
     )
 
 
