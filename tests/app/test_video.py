@@ -202,6 +202,15 @@ def test_a_model_of_clips_draws_pictures(cli: Cli, model: Path, tmp_path: Path):
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "made" / "seed0_00001.png").read_bytes()
 
 
+def test_large_pictures_go_through_two_passes(cli: Cli, model: Path, tmp_path: Path):
+    done = cli("sample", model, WORDS[1], "--size", "24x32", "--out", "large.png")
+    assert done.code == 0, done.err
+    assert "32x24 is far beyond the model's own 8x8: made in two passes, at 12x8" in done.out
+    assert pixels(tmp_path / "large.png").shape == (24, 32, 3)
+    assert read_facts(tmp_path / "large.png")["task"]["passes"] == [[8, 12], [24, 32]]
+    refused(cli("sample", model, "--like", "large.png", "--out", "again.png"), 2, "made in two passes are not repeated")
+
+
 # ---------------------------------------------------------------------- what is refused
 
 
