@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from unveil.evaluate.report import Report
+from unveil.evaluate.report import FILMED, Report
 from unveil.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
@@ -45,6 +45,8 @@ def scores(report: Report) -> dict[str, str | float]:
     for key, name in (("named", "named attributes seen"), ("negative", "fall by a negative prompt")):
         if key in found:
             said[name] = _percent(found[key]["value"])
+    for asked, judged in found.get("clips", {}).items():
+        said |= {f"{words}, {asked}": _percent(judged[key]["value"]) for key, words in FILMED.items() if key in judged}
     for key, name, digits in (("ssim", "SSIM", 3), ("perceptual", "perceptual distance", 3), ("rfid", "rFID", 2)):
         if key in found:
             said[name] = round(found[key]["value"], digits)
@@ -230,6 +232,24 @@ def _told() -> dict[str, Callable[[str, Report], str]]:
     }
 
 
+def _filmed() -> dict[str, Callable[[str, Report], str]]:
+    """What clips show of what was asked for, of each list of prompts."""
+
+    def cell(asked: str) -> Callable[[str, Report], str]:
+        def of_list(_: str, report: Report) -> str:
+            if (found := report.results["clips"].get(asked)) is None:
+                return "-"
+            shares = {words: found[key] for key, words in FILMED.items() if key in found}
+            return "; ".join(
+                f"{words} {_percent(own['value'])} ({_percent(own['low'])} to {_percent(own['high'])})"
+                for words, own in shares.items()
+            )
+
+        return of_list
+
+    return {"seen combinations": cell("seen"), "held-out combinations": cell("held-out")}
+
+
 def _studies() -> Iterator[tuple[str, dict[str, Any]]]:
     for path in sorted(RESULTS.glob("*/inverse.json")):
         yield path.parent.name, json.loads(path.read_text("utf-8"))
@@ -306,6 +326,11 @@ def index() -> str:
         ),
         *_part(
             "Scenes from words:", {**first, **_told(), **last}, [one for one in reports if "named" in one[1].results]
+        ),
+        *_part(
+            "The playground from words, clips and pictures that are as asked:",
+            {**first, **_filmed(), **last},
+            [one for one in reports if "clips" in one[1].results],
         ),
         "Classifiers and models of sequences:",
         "",
