@@ -142,7 +142,7 @@ def test_memory_of_a_stream_is_that_of_a_piece_however_long_the_clip():
             yield torch.full((1, 4, 1, 4, 4), 0.1)
 
     most: dict[str, list[int]] = {"encode": [], "decode": []}
-    for pieces in (4, 32):
+    for pieces in (3, 12):
         for name, stream in (
             ("encode", codec.encode_stream(frames(pieces))),
             ("decode", codec.decode_stream(latents(pieces))),
@@ -154,7 +154,7 @@ def test_memory_of_a_stream_is_that_of_a_piece_however_long_the_clip():
     for name, (short, long) in most.items():
         assert long <= 1.02 * short, name
     with Live() as live, torch.no_grad():
-        codec.decode(torch.zeros(1, 4, 33, 4, 4))
+        codec.decode(torch.zeros(1, 4, 13, 4, 4))
     assert live.most > 1.5 * most["decode"][1]  # the whole clip is more
 
 
@@ -207,11 +207,9 @@ def test_a_ring_has_no_seam(layout):
 @torch.no_grad()
 def test_tiles_of_clips_are_the_whole(layout):
     codec = video(layout)
-    side = 7 * 16 if layout == "both" else 13 * 4
     z = torch.randn(1, 4, 3, 30, 34, generator=torch.Generator().manual_seed(1))
-    found = difference(codec, z, Tiling(side=side, overlap=None if layout == "both" else 48))
-    assert found.largest < 0.01
-    assert difference(codec, z, Tiling(side=side, overlap=0)).largest > 1
+    assert difference(codec, z, Tiling(side=112)).largest < 0.01
+    assert difference(codec, z, Tiling(side=40, overlap=0)).largest > 0.1
     x = torch.rand(1, 3, 5, 120, 136, generator=torch.Generator().manual_seed(2)) * 2 - 1
     torch.testing.assert_close(tiles.encode(codec, x, Tiling(side=112)), codec.encode(x), rtol=1e-4, atol=1e-5)
 
@@ -235,9 +233,9 @@ def test_clips_are_decoded_in_tiles_where_memory_ends(monkeypatch):
 def test_lengths_sizes_and_ranks_that_do_not_fit_are_named():
     codec = video()
     assert codec.latent_shape((3, 17, 16, 32)) == (4, 5, 4, 8)
-    with pytest.raises(ShapeError, match="16 frames: must be 1 \\+ a multiple of 4; nearest 13 or 17"):
+    with pytest.raises(ShapeError, match=r"16 frames: must be 1 \+ a multiple of 4; nearest 13 or 17"):
         codec.latent_shape((3, 16, 16, 32))
-    with pytest.raises(ShapeError, match="2 frames.*nearest 1 or 5"):
+    with pytest.raises(ShapeError, match=r"2 frames.*nearest 1 or 5"):
         codec.encode(torch.zeros(1, 3, 2, 16, 16))
     with pytest.raises(ShapeError, match="width 18 px: must be a multiple of 4; nearest 16 or 20"):
         codec.encode(torch.zeros(1, 3, 5, 16, 18))
@@ -249,9 +247,9 @@ def test_lengths_sizes_and_ranks_that_do_not_fit_are_named():
         codec.decode(torch.zeros(1, 3, 2, 4, 4))
     with pytest.raises(ShapeError, match="at least one frame"):
         codec.encode(torch.zeros(1, 3, 0, 16, 16))
-    with pytest.raises(ShapeError, match="a segment .*multiple of 4 frames; nearest 4 or 8"):
+    with pytest.raises(ShapeError, match=r"a segment .*multiple of 4 frames; nearest 4 or 8"):
         codec.encode_segment(torch.zeros(1, 3, 6, 16, 16))
-    with pytest.raises(ShapeError, match="7 frames: must be 1 \\+ a multiple of 4; nearest 5 or 9"):
+    with pytest.raises(ShapeError, match=r"7 frames: must be 1 \+ a multiple of 4; nearest 5 or 9"):
         list(codec.encode_stream(torch.zeros(1, 3, 7, 16, 16).split(2, 2)))
     _, cache = codec.encoder.step(torch.zeros(1, 3, 1, 16, 16))
     with pytest.raises(ShapeError, match="3 frames behind others: must be a multiple of 4"):
