@@ -172,6 +172,12 @@ def evaluate(
     overrides: Annotated[list[str] | None, typer.Option("--set", help="A change such as evaluate.samples=100.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the report; the run's own when left out.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Published Inception, or a classifier's card.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Drawn, or of each list; the recipe's when left out.")] = None,
+    lists: Annotated[
+        list[str] | None,
+        typer.Option("--list", help="Prompts of the playground: validation, seen or held-out; may be repeated."),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", metavar="DTYPE")] = None,
     device: Device = "auto",
     force: Force = False,
     as_json: AsJson = False,
@@ -180,11 +186,13 @@ def evaluate(
     """Judge a model: scores with their protocol, pictures and plots, as report.json and report.html.
 
     Example: unveil evaluate runs/ddpm-digits --set sample.steps=50
+
+    Example: unveil evaluate runs/playground-video --list validation --samples 48 --dtype bfloat16
     """
     from unveil.app import evaluate as work
 
     ask = work.Ask(model, recipe, tuple(overrides or ()), out=out, weights=weights, device=device, force=force)
-    work.evaluate(ask, Console(as_json, quiet))
+    work.evaluate(ask.changed({"samples": samples, "lists": lists, "dtype": dtype}), Console(as_json, quiet))
 
 
 @app.command()

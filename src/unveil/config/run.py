@@ -122,6 +122,8 @@ class EvaluateConfig(Section):
         ode: held-out pictures that the bits/dim of the probability-flow ODE are measured on; 0 leaves them out.
         ode_probes: random directions behind each; from 2 on their error is known.
         seed: of the samples and of every random choice.
+        lists, language: of prompts that models of the playground's clips are asked for, `samples` of each list.
+        dtype: what samples are drawn in.
     """
 
     samples: Annotated[int, Field(ge=4)] = 1000
@@ -133,3 +135,6 @@ class EvaluateConfig(Section):
     ode: int = Field(default=0, ge=0)
     ode_probes: Positive = 2
     seed: int = Field(default=0, ge=0, lt=2**63)
+    lists: tuple[Literal["validation", "seen", "held-out"], ...] = Field(default=("seen", "held-out"), min_length=1)
+    language: Literal["en", "zh"] = "en"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"

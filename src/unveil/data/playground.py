@@ -335,11 +335,15 @@ def _listed(values: Sequence[object]) -> str:
 
 
 class Prompt(NamedTuple):
-    """What a model is asked for, and what the text says of the one thing: "colour", "shape", "motion" and others."""
+    """What a model is asked for, and what the text says of the one thing: "colour", "shape", "motion" and others.
+
+    number: of the clip that it is said of, see `score_clips`.
+    """
 
     text: str
     register: Register
     thing: Facts
+    number: int
 
 
 def score_prompts(asked: Asked, *, language: Language = "en", count: int = 500) -> list[Prompt]:
@@ -351,17 +355,32 @@ def score_prompts(asked: Asked, *, language: Language = "en", count: int = 500) 
     Raises:
         RecipeError: another list.
     """
-    if asked not in _ASKED:
-        raise RecipeError(f"list {asked!r}: must be one of {', '.join(_ASKED)}{nearest(asked, _ASKED)}")
-    seed, found = _ASKED.index(asked) + 1, list[Prompt]()
-    world = Playground(PlaygroundConfig(seed=seed, held_out=_ENOUGH * count), "held-out")
-    draws = uniforms(seed, np.arange(count, dtype=np.uint64), telling.DRAWS).tolist()
+    found = list[Prompt]()
+    world = _asked_of(asked, _ENOUGH * count)
+    draws = uniforms(world.config.seed, np.arange(count, dtype=np.uint64), telling.DRAWS).tolist()
     for begin in range(0, len(world), count):
-        for item in world.told(range(begin, begin + count)):
+        for number, item in enumerate(world.told(range(begin, begin + count)), begin):
             if item["unseen"] == (asked == "held-out") and len(found) < count:
                 register = telling.REGISTERS[len(found) % len(telling.REGISTERS)]
                 told = telling.tell(item["attributes"], register, language, draws[len(found)], noisy=False)
-                found.append(Prompt(told.text, register, told.said["objects"][0]))
+                found.append(Prompt(told.text, register, told.said["objects"][0], number))
         if len(found) == count:
             break
     return found
+
+
+def score_clips(asked: Asked, prompts: Sequence[Prompt]) -> list[Item]:
+    """The clips of the world that prompts of a list are said of, what a model that makes no fault might make of them.
+
+    Raises:
+        RecipeError: another list.
+    """
+    numbers = [prompt.number for prompt in prompts]
+    return _asked_of(asked, max(numbers, default=0) + 1).__getitems__(numbers)
+
+
+def _asked_of(asked: Asked, count: int) -> Playground:
+    """The world that a list of prompts is taken from."""
+    if asked not in _ASKED:
+        raise RecipeError(f"list {asked!r}: must be one of {', '.join(_ASKED)}{nearest(asked, _ASKED)}")
+    return Playground(PlaygroundConfig(seed=_ASKED.index(asked) + 1, held_out=count), "held-out")
