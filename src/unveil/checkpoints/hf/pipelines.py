@@ -15,7 +15,7 @@ from unveil.checkpoints import autoencoder, dit_model, ours
 from unveil.checkpoints.hf import stable_diffusion, video
 from unveil.checkpoints.hf.folder import Folder
 from unveil.checkpoints.hf.networks import NETWORKS, Flux, MMDiT, UNet
-from unveil.checkpoints.hf.parts import empty, encoder_of, network_of, scheduler_of, together
+from unveil.checkpoints.hf.parts import empty, encoder_of, network_of, scheduler_of, together, weights_of
 from unveil.checkpoints.hf.weights import Report, compare
 from unveil.checkpoints.said import shapes_of
 from unveil.checkpoints.tensors import read_header
@@ -132,7 +132,8 @@ def report(path: Path) -> dict[str, Report]:
     if folder.kind in stable_diffusion.CLASSES:
         return stable_diffusion.report(folder)
     names = [name for name in ("unet", "transformer", "transformer_2") if folder.has(name)]
-    return {name: compare(shapes_of(folder.tensors(name)), empty(folder, name).net) for name in names}
+    nets = {name: empty(folder, name).net for name in names}
+    return {name: compare(shapes_of(weights_of(folder, name, net)), net) for name, net in nets.items()}
 
 
 def inspect(path: Path) -> dict[str, Any]:

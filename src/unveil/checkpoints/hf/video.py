@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from unveil.checkpoints.hf.folder import Folder
-from unveil.checkpoints.hf.parts import encoder_of, made, network_of, scheduler_of, together
+from unveil.checkpoints.hf.parts import encoder_of, made, network_of, scheduler_of, together, weights_of
 from unveil.checkpoints.hf.video_codecs import ClipVAE, clip_vae
 from unveil.checkpoints.hf.video_networks import FRAME_RATE, LTX, CogVideoX, Hunyuan, Wan, WanPair
 from unveil.checkpoints.hf.weights import fill
@@ -144,7 +144,9 @@ def read_prompts(path: Path, *, beside: int = 0) -> Written:
             f"{path}: holds {', '.join(sorted(tensors)) or 'nothing'}; must be {', '.join(ROUTES)}, with the prompts "
             'as a list in the header\'s "prompts"'
         )
-    routes = {name: tensor.bool() if name == "mask" else tensor.float() for name, tensor in tensors.items()}
+    routes: dict[str, Any] = {
+        name: tensor.bool() if name == "mask" else tensor.float() for name, tensor in tensors.items()
+    }
     if "vector" in routes:
         routes["vector"] = nn.functional.pad(routes["vector"], (0, beside))
     return Written([str(one) for one in prompts], Condition(**routes), where=str(path))
@@ -174,9 +176,10 @@ def _prompt(
 def _codec(folder: Folder, kind: str, network: Any) -> ClipVAE:
     """The autoencoder, in float32."""
     vae = made(folder, kind, folder.settings("vae", [kind]))
-    fill(vae, folder.tensors("vae"), torch.float32, folder.path / "vae")
+    fill(vae, weights_of(folder, "vae", vae), torch.float32, folder.path / "vae")
     codec = clip_vae(vae)
-    inside = (network.noisy if isinstance(network, WanPair) else network).net.config.in_channels
+    net: Any = (network.noisy if isinstance(network, WanPair) else network).net
+    inside = net.config.in_channels
     if inside != codec.channels:
         raise WeightsError(
             f"{folder.path}: the transformer takes {inside} channels, the autoencoder gives {codec.channels}; "
