@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from unveil.app.groups import flat, spread
-from unveil.app.options import Machine, Metadata, Reply, Steps
+from unveil.app.options import PLAYGROUND, Machine, Metadata, Reply, Steps
 
 video_app = typer.Typer(
     no_args_is_help=True,
@@ -34,9 +34,7 @@ Strength = Annotated[
 class Wanted:
     """What is to be seen, by which model, and how it is drawn."""
 
-    model: Annotated[str, typer.Option(help="A shipped model, a folder, a file; one that makes clips.")] = (
-        "playground-video"
-    )
+    model: Annotated[str, typer.Option(help="A shipped model, a folder, a file; one that makes clips.")] = PLAYGROUND
     size: Annotated[
         str | None, typer.Option(help="WIDTHxHEIGHT in pixels; clips that are given are brought to it.", metavar="WxH")
     ] = None
