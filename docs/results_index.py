@@ -50,6 +50,8 @@ def scores(report: Report) -> dict[str, str | float]:
     for key, name, digits in (("ssim", "SSIM", 3), ("perceptual", "perceptual distance", 3), ("rfid", "rFID", 2)):
         if key in found:
             said[name] = round(found[key]["value"], digits)
+    if seen := found.get("things"):
+        said["colour, shape and motion seen"] = _percent(seen["together"]["value"])
     if codebook := found.get("codebook"):
         said["codebook used"] = f"{_percent(codebook['used'])} of {codebook['codes']}"
     return said
@@ -171,12 +173,20 @@ def _codes(name: str, report: Report) -> str:
     return "-" if codebook is None else f"{_percent(codebook['used'])} of {codebook['codes']}"
 
 
+def _seen(name: str, report: Report) -> str:
+    del name
+    if not (seen := report.results.get("things")):
+        return "-"
+    parts = ", ".join(f"{key} {_percent(one['value'])}" for key, one in seen.items() if key != "together")
+    return f"{_percent(seen['together']['value'])} ({parts}); before it {_percent(seen['together']['real'])}"
+
+
 def _number(key: str) -> Callable[[str, Report], str]:
     return lambda _, report: f"{report.results[key]['value']:.3f}" if key in report.results else "-"
 
 
 def _rebuilt() -> dict[str, Callable[[str, Report], str]]:
-    """What an autoencoder keeps of held-out pictures."""
+    """What an autoencoder keeps of held-out pictures or clips."""
     return {
         "values": lambda _, report: str(report.results["latents"]["values"]),
         "PSNR, pooled; mean of pictures": _psnr,
@@ -184,6 +194,7 @@ def _rebuilt() -> dict[str, Callable[[str, Report], str]]:
         "perceptual distance": _number("perceptual"),
         "rFID": _number("rfid"),
         "codebook used": _codes,
+        "colour, shape and motion seen after it": _seen,
     }
 
 
@@ -301,7 +312,7 @@ def index() -> str:
         "",
         *_table({**first, "mean IoU": _iou, **last}, states),
         "",
-        *_part("Autoencoders, on held-out pictures:", {**first, **_rebuilt(), **last}, rebuilt),
+        *_part("Autoencoders, on held-out pictures and clips:", {**first, **_rebuilt(), **last}, rebuilt),
         *_part(
             "Enlargements, picture for picture against bicubic ones:",
             {

@@ -21,7 +21,7 @@ SETTINGS = [
 
 @pytest.fixture
 def run(cli: Cli, tmp_path: Path) -> Path:
-    done = cli("train", "playground-motion", "--small", "--run", "run", *SETTINGS)
+    done = cli("train", "playground-video", "--small", "--run", "run", *SETTINGS)
     assert done.code == 0, done.err
     return tmp_path / "run"
 
@@ -49,7 +49,7 @@ def test_clips_go_on_from_a_model_of_pictures(cli: Cli, tmp_path: Path):
     done = cli("train", "playground-image", "--small", "--run", "stills", *settings, *pictures)
     assert done.code == 0, done.err
     clips = ["shape=[3,9,16,16]", "data.frames=[9]"]
-    done = cli("train", "playground-motion", "--small", "--run", "clips", *settings, *clips, "base=stills")
+    done = cli("train", "playground-video", "--small", "--run", "clips", *settings, *clips, "base=stills")
     assert done.code == 0, done.err
     stills, moving = Model.load(tmp_path / "stills"), Model.load(tmp_path / "clips")
     assert moving.shape == (3, 9, 16, 16)

@@ -188,16 +188,16 @@ def test_the_playground_tells_its_sizes(frames: tuple[int, ...]):
 
 def test_a_recipe_says_what_cannot_be_mixed():
     with pytest.raises(RecipeError, match="tokens = 64: needs batching"):
-        load_recipe("playground-motion", ["train.tokens=64"])
+        load_recipe("playground-video", ["train.batching=null", "train.tokens=64"])
     with pytest.raises(RecipeError, match=r"batching = 'packed'.*latents: encode"):
-        load_recipe("playground-motion", ["train.batching=packed", "train.latents=cache"])
+        load_recipe("playground-video", ["train.batching=packed", "train.latents=cache"])
     with pytest.raises(RecipeError, match=r"batching = 'packed': for network.kind = video-dit"):
         load_recipe("dit-fashion", ["train.batching=packed"])
 
 
 def test_a_process_of_a_recipe_is_that_of_the_models_size():
     process = "{kind: root-shifted, process: {kind: rectified-flow}, size: [16, 16, 16]}"
-    recipe = load_recipe("playground-motion", [f"process={process}"], small=True)
+    recipe = load_recipe("playground-video", [f"process={process}"], small=True)
     made = build(recipe.model)  # type: ignore[union-attr]
     assert made.process.shift == pytest.approx(2)  # type: ignore[attr-defined]
     assert made.sized((8, 16, 16)).process.shift == pytest.approx(math.sqrt(0.5))  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ from unveil.app.kinds import diffusion
 from unveil.app.models import device as pick
 from unveil.app.models import open_model
 from unveil.checkpoints import text_folder
-from unveil.codec import KL, VQ
+from unveil.codec import KL, VQ, Video
 from unveil.config import (
     AnyRecipe,
     AutoencoderRecipe,
@@ -159,10 +159,13 @@ def fresh(recipe: Recipe) -> Model:
 
 
 def fresh_codec(recipe: AutoencoderRecipe) -> KL | VQ:
-    """The recipe's codec with the initial weights that its seed gives, its channels last in memory."""
+    """The recipe's codec with the initial weights that its seed gives, of pictures with its channels last in memory."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
-        return recipe.build().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        codec = recipe.build()
+        if isinstance(codec, Video):
+            return codec
+        return codec.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def _diffusion(recipe: Recipe, device: torch.device, console: Console) -> Begin:

@@ -12,7 +12,9 @@ from pydantic import Field, model_validator
 from unveil.config.autoencoder import (
     AutoencoderConfig,
     AutoencoderLossSection,
+    LengthsSection,
     ReconstructionConfig,
+    check_lengths,
     check_loss,
 )
 from unveil.config.data import Data
@@ -151,6 +153,7 @@ class AutoencoderRecipe(AutoencoderConfig, Described):
         key: the item's key that holds the pictures.
         scale: whether latents are brought to deviation 1 by one number, or channel by channel; measured from the
             training data at the end.
+        lengths: of the clips that training cuts out of the data's; None: as they are.
         small: overrides by dotted key that make a run of seconds.
     """
 
@@ -158,6 +161,7 @@ class AutoencoderRecipe(AutoencoderConfig, Described):
     data: Data
     loss: AutoencoderLossSection = AutoencoderLossSection()
     scale: Literal["one", "channel"] = "one"
+    lengths: LengthsSection | None = None
     train: TrainConfig
     evaluate: ReconstructionConfig = ReconstructionConfig()
     small: dict[str, Any] = Field(default_factory=dict)
@@ -165,6 +169,8 @@ class AutoencoderRecipe(AutoencoderConfig, Described):
     @model_validator(mode="after")
     def _loss_fits(self) -> AutoencoderRecipe:
         check_loss(self.shape, self.codec, self.loss, self.train)
+        if self.lengths is not None:
+            check_lengths(self.codec, self.shape[1], self.lengths)
         return self
 
     @property

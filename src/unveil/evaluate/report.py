@@ -256,7 +256,7 @@ def _prompted(results: Mapping[str, Any]) -> list[Finding]:
 
 
 def _rebuilt(results: Mapping[str, Any]) -> list[Finding]:
-    """What an autoencoder keeps of pictures."""
+    """What an autoencoder keeps of pictures or clips."""
     found: list[Finding] = []
     if psnr := results.get("psnr"):
         each = _interval(psnr["per_picture"], digits=2)
@@ -273,6 +273,10 @@ def _rebuilt(results: Mapping[str, Any]) -> list[Finding]:
     if codebook := results.get("codebook"):
         text = f"{codebook['used']:.1%} of {codebook['codes']} entries used"
         found.append(Finding("codebook", text, f"perplexity {codebook['perplexity']:.0f}"))
+    if seen := results.get("things"):
+        parts = ", ".join(f"{name} {one['value']:.1%}" for name, one in seen.items() if name != "together")
+        remark = f"{parts}; in the clips themselves all three {seen['together']['real']:.1%}"
+        found.append(Finding("colour, shape and motion seen", _interval(seen["together"], percent=True), remark))
     if latents := results.get("latents"):
         text = f"{latents['values']} values, {latents['share']:.3g} of the picture's"
         remark = f"of shape {tuple(latents['shape'])}; mean {latents['mean']:.3f}, deviation {latents['deviation']:.3f}"
@@ -322,6 +326,7 @@ def _numbers(report: Report) -> dict[str, float]:
         "perceptual distance": "perceptual.value",
         "rFID": "rfid.value",
         "codebook used": "codebook.used",
+        "colour, shape and motion seen": "things.together.value",
         "PSNR above bicubic": "enlarged.psnr.value",
         "SSIM above bicubic": "enlarged.ssim.value",
         "perceptual distance below bicubic": "enlarged.perceptual.value",

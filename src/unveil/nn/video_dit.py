@@ -107,12 +107,9 @@ class SpaceTimeBlock(nn.Module):
 
     def _read(self, tokens: Tensor, attention: Attention, told: Told) -> Tensor:
         """What tokens (B, N, C) gather of their clips' texts."""
-        mask = None if told.mask is None else told.mask[:, None, None]
-        if told.packing is None:
-            return attention(tokens, context=told.text, mask=mask)
-        clips = nn.utils.rnn.pad_sequence(told.packing.unpack(tokens), batch_first=True)  # (clips, longest, C)
-        found = attention(clips, context=told.text, mask=mask)
-        return told.packing.pack([one[:count] for one, count in zip(found, told.packing.lengths, strict=True)])
+        if told.packing is not None:
+            return attention(tokens, context=told.text, mask=told.mask, packing=told.packing)
+        return attention(tokens, context=told.text, mask=None if told.mask is None else told.mask[:, None, None])
 
 
 class VideoDiT(nn.Module):
