@@ -17,8 +17,9 @@ from unveil.data.world.stage import TONES
 from unveil.evaluate import seams
 from unveil.study import video as study
 from unveil.study.video_bench import MOVING, Bench, Row, Settings, stacked, text_of, thing
-from unveil.study.video_changed import FINE, placed
+from unveil.study.video_changed import FINE
 from unveil.study.video_given import BETWEEN, ENDS, OPEN
+from unveil.tasks.reel import Shot
 from unveil.types import Condition, RecipeError
 
 COUNT = 6
@@ -219,11 +220,11 @@ def test_places_of_a_finer_grid_lie_in_the_trained_one(monkeypatch: pytest.Monke
     monkeypatch.setattr(network, "forward", lambda x, t, c: told.append(c) or forward(x, t, c))
     bench = Bench(model, Settings(count=2))
     frames, height, width = model.shape[1:]
-    change = placed(bench, (frames, 2 * height, 4 * width)).change
-    model.generate(raw={"prompt": "a"}, size=(frames, 2 * height, 4 * width), change=change)
+    shot = Shot(frames, (2 * height, 2 * width), window=frames, spacing=0.5)
+    bench.filmed(["a red circle", "a blue square"], lambda rows: shot)
     places = told[0].places
     assert places is not None
-    assert places[0].tolist() == [[0, -0.25, -0.375], [1, 0.5, 0.25]]
+    assert places[0].tolist() == [[0, -0.25, -0.25], [1, 0.5, 0.5]]
     # the mean place of the finer grid is that of the model's own
     assert np.mean([-0.25 + 0.5 * n for n in range(8)]) == np.mean(range(4))
 
@@ -243,7 +244,7 @@ def test_settings_and_models_that_do_not_fit_are_refused():
 def test_the_command_writes_a_page_of_every_task(cli: Cli):
     small = ("train.steps=1", "train.warmup=0", "train.batch=2", "train.precision=float32", "data.count=20")
     off = ("train.save_every=0", "train.sample_every=0", "train.validate_every=0", "data.held_out=20")
-    assert cli("train", "playground-motion", "--small", "--run", "run", *small, *off, "--quiet").code == 0
+    assert cli("train", "playground-video", "--small", "--run", "run", *small, *off, "--quiet").code == 0
     done = cli("study", "video", "run", "--quick", "--json")
     assert done.code == 0, done.err
     assert list(done.json["tasks"]) == list(study.TASKS)

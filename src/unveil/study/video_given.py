@@ -95,7 +95,7 @@ def _extended(
     new = slice(GIVEN, length) if ahead else slice(0, length - GIVEN)
     made = bench.filmed(
         texts,
-        lambda rows: video.extended(given[rows], length - GIVEN, direction=direction, context=GIVEN, window=length),
+        lambda rows: video.extended(bench.model, given[rows], length - GIVEN, direction=direction, context=GIVEN),
     )
     true = [seams.centres(one) for one in real]
     ours = [seams.strayed(seams.centres(one[:, new]), where[new], LOST) for one, where in zip(made, true, strict=True)]
@@ -128,9 +128,7 @@ def loop(bench: Bench) -> Found:
     real, texts = stacked(items), [text_of(item) for item in items]
     ring, plain = bench.made(texts, lambda rows: video.ring(bench.model)), bench.made(texts)
     part = real[:, :, :OPEN]
-    bridge = bench.filmed(
-        texts, lambda rows: video.bridged(part[rows], part[rows], BETWEEN, context=ENDS, window=2 * ENDS + BETWEEN)
-    )
+    bridge = bench.filmed(texts, lambda rows: video.bridged(bench.model, part[rows], part[rows], BETWEEN, context=ENDS))
     closed = torch.cat([part, bridge[:, :, ENDS : ENDS + BETWEEN]], dim=2)
     seed = bench.settings.seed
     within = float(np.mean([seams.jump(float(own.max()), own) for own in (_steps(one) for one in real)]))
