@@ -131,7 +131,7 @@ class Live(TorchDispatchMode):
 
 
 def test_memory_of_a_stream_is_that_of_a_piece_however_long_the_clip():
-    codec = video("levels")
+    codec = video("boxes")
 
     def frames(pieces: int) -> Iterator[Tensor]:
         for number in range(1 + pieces):

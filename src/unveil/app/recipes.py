@@ -107,7 +107,9 @@ def _classifier_parts(recipe: ClassifierRecipe) -> list[tuple[str, Any]]:
 
 def _autoencoder_parts(recipe: AutoencoderRecipe) -> list[tuple[str, Any]]:
     loss = recipe.loss
-    parts: list[tuple[str, Any]] = [("network", autoencoder), ("codec", inspect.getmodule(type(recipe.build())))]
+    with torch.device("meta"):
+        codec = recipe.build()
+    parts: list[tuple[str, Any]] = [("network", inspect.getmodule(type(codec.encoder))), ("codec", inspect.getmodule(type(codec)))]
     if loss.log_scale is not None:
         parts.append(("scale of the error", losses.likelihood))
     if loss.perceptual is not None:

@@ -82,7 +82,7 @@ def evaluate_autoencoder(
     kept = through(codec, real.pixels)
     results: dict[str, Any] = {"psnr": _psnr(real.pixels, kept.pixels, seed), "latents": _latents(kept.latents, real)}
     missing: dict[str, str] = {}
-    if min(real.pixels.shape[2:]) < WINDOW:
+    if min(real.pixels.shape[-2:]) < WINDOW:
         missing["ssim"] = f"pictures of fewer than {WINDOW} pixels a side are smaller than its window"
     else:
         tell("SSIM")
