@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from unveil.evaluate.report import Report
+from unveil.evaluate.report import FILMED, Report
 from unveil.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
@@ -45,9 +45,13 @@ def scores(report: Report) -> dict[str, str | float]:
     for key, name in (("named", "named attributes seen"), ("negative", "fall by a negative prompt")):
         if key in found:
             said[name] = _percent(found[key]["value"])
+    for asked, judged in found.get("clips", {}).items():
+        said |= {f"{words}, {asked}": _percent(judged[key]["value"]) for key, words in FILMED.items() if key in judged}
     for key, name, digits in (("ssim", "SSIM", 3), ("perceptual", "perceptual distance", 3), ("rfid", "rFID", 2)):
         if key in found:
             said[name] = round(found[key]["value"], digits)
+    if seen := found.get("things"):
+        said["colour, shape and motion seen"] = _percent(seen["together"]["value"])
     if codebook := found.get("codebook"):
         said["codebook used"] = f"{_percent(codebook['used'])} of {codebook['codes']}"
     return said
@@ -169,12 +173,20 @@ def _codes(name: str, report: Report) -> str:
     return "-" if codebook is None else f"{_percent(codebook['used'])} of {codebook['codes']}"
 
 
+def _seen(name: str, report: Report) -> str:
+    del name
+    if not (seen := report.results.get("things")):
+        return "-"
+    parts = ", ".join(f"{key} {_percent(one['value'])}" for key, one in seen.items() if key != "together")
+    return f"{_percent(seen['together']['value'])} ({parts}); before it {_percent(seen['together']['real'])}"
+
+
 def _number(key: str) -> Callable[[str, Report], str]:
     return lambda _, report: f"{report.results[key]['value']:.3f}" if key in report.results else "-"
 
 
 def _rebuilt() -> dict[str, Callable[[str, Report], str]]:
-    """What an autoencoder keeps of held-out pictures."""
+    """What an autoencoder keeps of held-out pictures or clips."""
     return {
         "values": lambda _, report: str(report.results["latents"]["values"]),
         "PSNR, pooled; mean of pictures": _psnr,
@@ -182,6 +194,7 @@ def _rebuilt() -> dict[str, Callable[[str, Report], str]]:
         "perceptual distance": _number("perceptual"),
         "rFID": _number("rfid"),
         "codebook used": _codes,
+        "colour, shape and motion seen after it": _seen,
     }
 
 
@@ -217,6 +230,24 @@ def _told() -> dict[str, Callable[[str, Report], str]]:
         "named attributes seen": _share("named", "together", "chance", "real_pictures"),
         "what a negative prompt names is seen less often by": _share("negative", "without", "with"),
     }
+
+
+def _filmed() -> dict[str, Callable[[str, Report], str]]:
+    """What clips show of what was asked for, of each list of prompts."""
+
+    def cell(asked: str) -> Callable[[str, Report], str]:
+        def of_list(_: str, report: Report) -> str:
+            if (found := report.results["clips"].get(asked)) is None:
+                return "-"
+            shares = {words: found[key] for key, words in FILMED.items() if key in found}
+            return "; ".join(
+                f"{words} {_percent(own['value'])} ({_percent(own['low'])} to {_percent(own['high'])})"
+                for words, own in shares.items()
+            )
+
+        return of_list
+
+    return {"seen combinations": cell("seen"), "held-out combinations": cell("held-out")}
 
 
 def _studies() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -281,7 +312,7 @@ def index() -> str:
         "",
         *_table({**first, "mean IoU": _iou, **last}, states),
         "",
-        *_part("Autoencoders, on held-out pictures:", {**first, **_rebuilt(), **last}, rebuilt),
+        *_part("Autoencoders, on held-out pictures and clips:", {**first, **_rebuilt(), **last}, rebuilt),
         *_part(
             "Enlargements, picture for picture against bicubic ones:",
             {
@@ -295,6 +326,11 @@ def index() -> str:
         ),
         *_part(
             "Scenes from words:", {**first, **_told(), **last}, [one for one in reports if "named" in one[1].results]
+        ),
+        *_part(
+            "The playground from words, clips and pictures that are as asked:",
+            {**first, **_filmed(), **last},
+            [one for one in reports if "clips" in one[1].results],
         ),
         "Classifiers and models of sequences:",
         "",

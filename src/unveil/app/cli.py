@@ -26,6 +26,7 @@ from unveil.app.options import (
     Dtype,
     Force,
     ModelName,
+    ModelOrPrompt,
     Overrides,
     Quiet,
     RecipeName,
@@ -34,7 +35,6 @@ from unveil.app.options import (
     Settings,
     Size,
     Small,
-    SomeModel,
     Steps,
 )
 from unveil.app.outcome import guarded
@@ -125,7 +125,7 @@ SAMPLES = Drawing(batch=64, out=Path("samples"))
 @spread
 def sample(
     *,
-    model: SomeModel = None,
+    model: ModelOrPrompt = None,
     settings: Settings = None,
     conditions: Conditions,
     count: Annotated[int | None, typer.Option(help="Pictures; one per label when left out.")] = None,
@@ -149,12 +149,17 @@ def sample(
     """Draw pictures from a model.
 
     Example: unveil sample ddpm-digits --label 3 --label 7 --count 8 --seed 1 --out digits.png
+
+    Example: unveil sample "a large blue square on green" --out square.png
     """
     options = flat(locals())
     from unveil.app import sample as work
+    from unveil.app.wish import spoken
+
+    options |= spoken(model, settings)
 
     console, place, wish = drawing.reply.console, work.Place.typed(options), work.Wish.typed(options)
-    changes = work.changes(settings or (), vars(sampling))
+    changes = work.changes(options["settings"] or (), vars(sampling))
     if prompts is not None:
         from unveil.app.prompts import sample_each
 
@@ -172,6 +177,12 @@ def evaluate(
     overrides: Annotated[list[str] | None, typer.Option("--set", help="A change such as evaluate.samples=100.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the report; the run's own when left out.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Published Inception, or a classifier's card.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Drawn, or of each list; the recipe's when left out.")] = None,
+    lists: Annotated[
+        list[str] | None,
+        typer.Option("--list", help="Prompts of the playground: validation, seen or held-out; may be repeated."),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", metavar="DTYPE")] = None,
     device: Device = "auto",
     force: Force = False,
     as_json: AsJson = False,
@@ -180,11 +191,13 @@ def evaluate(
     """Judge a model: scores with their protocol, pictures and plots, as report.json and report.html.
 
     Example: unveil evaluate runs/ddpm-digits --set sample.steps=50
+
+    Example: unveil evaluate runs/playground-video --list validation --samples 48 --dtype bfloat16
     """
     from unveil.app import evaluate as work
 
     ask = work.Ask(model, recipe, tuple(overrides or ()), out=out, weights=weights, device=device, force=force)
-    work.evaluate(ask, Console(as_json, quiet))
+    work.evaluate(ask.changed({"samples": samples, "lists": lists, "dtype": dtype}), Console(as_json, quiet))
 
 
 @app.command()

@@ -27,7 +27,7 @@ from unveil.config.objective import DenoisingObjective, SimpleObjective, SlicedO
 from unveil.core import grids, guidance, samplers, score_matching, variance, weights
 from unveil.core import objective as objectives
 from unveil.core.exploding import EDM, VE, DiscreteVE
-from unveil.core.flow import RectifiedFlow, Shifted
+from unveil.core.flow import RectifiedFlow, RootShifted, Shifted
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, Process
 from unveil.core.sde import SubVP
 from unveil.core.times import Stratified
@@ -107,7 +107,9 @@ def _classifier_parts(recipe: ClassifierRecipe) -> list[tuple[str, Any]]:
 
 def _autoencoder_parts(recipe: AutoencoderRecipe) -> list[tuple[str, Any]]:
     loss = recipe.loss
-    parts: list[tuple[str, Any]] = [("network", autoencoder), ("codec", inspect.getmodule(type(recipe.build())))]
+    with torch.device("meta"):
+        codec = recipe.build()
+    parts: list[tuple[str, Any]] = [("network", inspect.getmodule(type(codec.encoder))), ("codec", inspect.getmodule(type(codec)))]
     if loss.log_scale is not None:
         parts.append(("scale of the error", losses.likelihood))
     if loss.perceptual is not None:
@@ -165,6 +167,7 @@ def _process(asked: Any) -> list[Any]:
         "edm": EDM,
         "rectified-flow": RectifiedFlow,
         "shifted": Shifted,
+        "root-shifted": RootShifted,
     }
     inner = _process(asked.process) if asked.kind == "shifted" else []
     return [*inner, kinds[asked.kind]]

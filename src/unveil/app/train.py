@@ -20,7 +20,7 @@ from unveil.app.kinds import diffusion
 from unveil.app.models import device as pick
 from unveil.app.models import open_model
 from unveil.checkpoints import text_folder
-from unveil.codec import KL, VQ
+from unveil.codec import KL, VQ, Video
 from unveil.config import (
     AnyRecipe,
     AutoencoderRecipe,
@@ -101,7 +101,7 @@ def dry_run(ask: Ask, console: Console) -> None:
         model = start(recipe, pick("cpu"))
         learn_words(model, dataset)
         objective = recipe.objective.build(recipe, model.process, recipe.train.batch)
-        learner = Denoising(model, objective, recipe.key)
+        learner = Denoising(model, objective, recipe.key, recipe.train.batching)
     found = estimate(recipe, learner, dataset, pick(ask.device))
     console.result(found.facts(), found.text())
 
@@ -126,7 +126,7 @@ def train(ask: Ask, console: Console) -> None:
     )
     if ask.force:
         _start_over(run)
-    console.say(f"{recipe.name}: {len(dataset)} items, {recipe.train.steps} steps of {recipe.train.batch} into {run}")
+    console.say(f"{recipe.name}: {len(dataset)} items, {recipe.train.steps} steps of {recipe.train.amount} into {run}")
     begun = time.monotonic(), time.process_time()
     begin(dataset, held_out, run)
     took = {"seconds": round(time.monotonic() - begun[0], 1), "cpu_seconds": round(time.process_time() - begun[1], 1)}
@@ -159,10 +159,13 @@ def fresh(recipe: Recipe) -> Model:
 
 
 def fresh_codec(recipe: AutoencoderRecipe) -> KL | VQ:
-    """The recipe's codec with the initial weights that its seed gives, its channels last in memory."""
+    """The recipe's codec with the initial weights that its seed gives, of pictures with its channels last in memory."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
-        return recipe.build().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        codec = recipe.build()
+        if isinstance(codec, Video):
+            return codec
+        return codec.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def _diffusion(recipe: Recipe, device: torch.device, console: Console) -> Begin:

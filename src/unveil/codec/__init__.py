@@ -9,6 +9,7 @@ from torch import Tensor
 from unveil.codec.autoencoder import Autoencoder, CodecConfig
 from unveil.codec.identity import Identity
 from unveil.codec.kl import KL, KLConfig, Posterior
+from unveil.codec.video import Video, VideoConfig
 from unveil.codec.vq import VQ, Quantised, Usage, VQConfig
 
 
@@ -45,4 +46,6 @@ __all__ = [
     "Quantised",
     "Usage",
     "VQConfig",
+    "Video",
+    "VideoConfig",
 ]

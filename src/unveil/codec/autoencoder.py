@@ -73,16 +73,18 @@ class Autoencoder(nn.Module, ABC):
     Attributes:
         scale, shift: (C,), saved with the weights.
         stochastic: whether a picture has several latents, which noise picks from.
+        axes: behind the channels: "H, W" of pictures, or those of clips.
     """
 
     scale: Tensor
     shift: Tensor
     stochastic: bool = False
+    axes: str = "H, W"
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        self.encoder, self.decoder = self.networks()
         self.enter = self.leave = None
         if config.latent_channels is not None:
             moments, z_channels, width = config.moments, config.z_channels, config.width
@@ -90,6 +92,10 @@ class Autoencoder(nn.Module, ABC):
             self.leave = nn.Conv2d(width, z_channels, 1)
         for name in ("scale", "shift"):
             self.register_buffer(name, torch.tensor(listed(getattr(config, name), config.width)))
+
+    def networks(self) -> tuple[Any, Any]:
+        """Encoder and decoder, freshly initialised."""
+        return Encoder(self.config), Decoder(self.config)
 
     @property
     def last_layer(self) -> Tensor:
@@ -135,11 +141,11 @@ class Autoencoder(nn.Module, ABC):
         Raises:
             ShapeError: other channels, or a size that is no multiple of `config.factor`; names the nearest.
         """
-        return self.after_encoder(self.encoder(_channels_last(pixels)))
+        return self.after_encoder(self.encoder(channels_last(pixels)))
 
     def decoded(self, z: Tensor) -> Tensor:
         """Pixels of z (B, C, h, w), with gradients."""
-        return self.decoder(self.before_decoder(_channels_last(z)))
+        return self.decoder(self.before_decoder(channels_last(z)))
 
     def after_encoder(self, h: Tensor) -> Tensor:
         """The encoder's result by the 1x1 convolution behind it, place by place."""
@@ -158,13 +164,14 @@ class Autoencoder(nn.Module, ABC):
         return latents / self._shaped(self.scale, latents) + self._shaped(self.shift, latents)
 
     def _shaped(self, numbers: Tensor, z: Tensor) -> Tensor:
-        if z.ndim != 4 or z.shape[1] != len(numbers):
-            raise ShapeError(f"latents {tuple(z.shape)}: must be (B, {len(numbers)}, H, W)")
-        return numbers.to(z.dtype).view(1, -1, 1, 1)
+        ones = (1,) * len(self.axes.split(","))
+        if z.ndim != 2 + len(ones) or z.shape[1] != len(numbers):
+            raise ShapeError(f"latents {tuple(z.shape)}: must be (B, {len(numbers)}, {self.axes})")
+        return numbers.to(z.dtype).view(1, -1, *ones)
 
 
-def _channels_last(x: Tensor) -> Tensor:
-    """X with its channels last in memory, as they stay: convolutions of large pictures are faster so, and need less."""
+def channels_last(x: Tensor) -> Tensor:
+    """Pictures with their channels last in memory, as they stay, in which convolutions are fast; clips as they are."""
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 

@@ -71,9 +71,11 @@ class Features(nn.Module, ABC):
 
     Attributes:
         widths: channels of each feature.
+        grey: whether it reads pictures of one channel alone.
     """
 
     widths: tuple[int, ...]
+    grey: bool = False
 
     @abstractmethod
     def forward(self, pictures: Tensor) -> list[Tensor]:
@@ -132,6 +134,7 @@ class StageFeatures(Features):
         super().__init__()
         self.network = network
         self.widths = tuple(network.config.widths)
+        self.grey = network.config.channels == 1
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
         """Features of each stage."""
@@ -176,7 +179,20 @@ class Perceptual(nn.Module):
         return super().train(False)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """The distance (B,) of two batches of pictures (B, C, H, W) in [-1, 1]."""
+        """The distance (B,) of two batches of pictures (B, C, H, W) in [-1, 1], or of clips (B, C, T, H, W).
+
+        Of clips it is the mean over the frames; where the features are of grey pictures, that over the channels of
+        others, each of which is looked at as a grey picture.
+        """
+        apart = self._distance(self._shown(x), self._shown(y))
+        return apart.view(len(x), -1).mean(1)
+
+    def _shown(self, x: Tensor) -> Tensor:
+        """Pictures or clips as the pictures that the features are of: (B ..., C, H, W)."""
+        pictures = x if x.ndim == 4 else x.transpose(1, 2).flatten(0, 1)
+        return pictures.flatten(0, 1)[:, None] if self.features.grey and pictures.shape[1] > 1 else pictures
+
+    def _distance(self, x: Tensor, y: Tensor) -> Tensor:
         distance = torch.zeros(len(x), device=x.device)
         for number, (mine, theirs) in enumerate(zip(self.features(x), self.features(y), strict=True)):
             head = self.get_buffer(f"head{number}")[:, None, None]

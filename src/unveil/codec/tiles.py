@@ -261,7 +261,7 @@ class Job:
         for i, j, part in self.parts():
             made = self.run(part)
             if found is None:
-                found = torch.zeros(1, made.shape[1], height, width, dtype=made.dtype)
+                found = torch.zeros(*made.shape[:-2], height, width, dtype=made.dtype)
             weights = self.rows.weights(i, step)[:, None] * self.columns.weights(j, step)
             top, left = self.rows.tiles[i][0] * step, self.columns.tiles[j][0] * step
             place = found[..., top : top + made.shape[-2], left : left + made.shape[-1]]

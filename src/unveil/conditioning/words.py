@@ -17,6 +17,7 @@ from unveil.nn.vocabulary import BEGIN, END, PADDING, SPECIAL, UNKNOWN, Vocabula
 from unveil.types import Condition, LeftOut, RecipeError, TooLong, WeightsError, nearest
 
 FILE = "vocabulary.json"
+RAREST = 1 / 5000  # texts per text that a word stands in, below which it is a name or a number and not learned
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,13 @@ class WordTokens(nn.Module):
         self._said = False
 
     def learn(self, texts: Iterable[str]) -> None:
-        """Takes the vocabulary of the texts that it is going to be trained with.
+        """Takes the vocabulary of the texts that it is going to be trained with, behind the words that it has.
 
         Raises:
             RecipeError: texts without a word.
         """
-        found = Vocabulary.of(texts, "terms", limit=self.config.limit)
+        before = () if self.vocabulary is None else self.vocabulary.tokens
+        found = Vocabulary.of(texts, "terms", limit=self.config.limit, before=before, rarest=RAREST)
         if not found.tokens:
             raise RecipeError(f"{self.key}: the training texts hold no word; give items a text, such as captions")
         self.vocabulary = found

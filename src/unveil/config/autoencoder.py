@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from unveil.codec import KL, VQ, KLConfig, VQConfig
-from unveil.config.codec import LearnedSection, codec_config
+from unveil.config.codec import CODECS, LearnedSection, codec_config
 from unveil.config.run import TrainConfig
 from unveil.config.section import Section
 from unveil.nn.discriminator import DiscriminatorConfig, PatchDiscriminator
@@ -25,11 +26,13 @@ class PerceptualSection(Section):
         network: `fashion` or `digits`, the shipped classifiers; the card of a classifier, or its folder; or `lpips`.
         weights: of lpips, files with torchvision's VGG16 or AlexNet and the linear heads, or one with both.
         weight: of its distance beside the error of the pixels.
+        frames: of each clip that it looks at in a step of training, at a random place; None: all.
     """
 
     network: str = "lpips"
     weights: tuple[str, ...] = ()
     weight: float = Field(default=1.0, gt=0)
+    frames: Positive | None = None
 
 
 class DiscriminatorSection(Section):
@@ -48,9 +51,22 @@ class DiscriminatorSection(Section):
     width: Positive = 64
     layers: Positive = 3
 
-    def build(self, channels: int) -> PatchDiscriminator:
-        """The discriminator of pictures with these channels."""
-        return PatchDiscriminator(DiscriminatorConfig(self.width, self.layers), channels)
+    def build(self, shape: Sequence[int]) -> PatchDiscriminator:
+        """The discriminator of pictures (C, H, W), or of clips (C, T, H, W)."""
+        return PatchDiscriminator(DiscriminatorConfig(self.width, self.layers, len(shape) - 1), shape[0])
+
+
+class LengthsSection(Section):
+    """How long the clips are that training cuts out of those of the data; a step has one length.
+
+    Attributes:
+        pictures: the share of steps with single frames.
+        shortest: of the others, whose lengths of 1 + a multiple of the codec's `time` frames are equally often; None:
+            the shortest that is no picture.
+    """
+
+    pictures: float = Field(default=0.2, ge=0, le=1)
+    shortest: Positive | None = None
 
 
 class AutoencoderLossSection(Section):
@@ -95,11 +111,11 @@ class AutoencoderConfig(Section):
     """An autoencoder: what `model.yaml` of a saved one holds.
 
     Attributes:
-        shape: of one picture, (C, H, W).
+        shape: of one picture, (C, H, W), or clip, (C, T, H, W).
     """
 
     kind: Literal["autoencoder"] = "autoencoder"
-    shape: tuple[Positive, Positive, Positive]
+    shape: Annotated[tuple[Positive, ...], Field(min_length=3, max_length=4)]
     codec: LearnedSection
 
     @model_validator(mode="after")
@@ -116,16 +132,30 @@ class AutoencoderConfig(Section):
 
     def build(self) -> KL | VQ:
         """The codec, freshly initialised."""
-        config = self.build_config()
-        return KL(config) if isinstance(config, KLConfig) else VQ(config)
+        return CODECS[self.codec.kind](self.build_config())  # pyright: ignore[reportArgumentType]
 
 
-def check_loss(shape: tuple[int, int, int], codec: Any, loss: AutoencoderLossSection, train: TrainConfig) -> None:
+def check_lengths(codec: Any, frames: int, lengths: LengthsSection) -> None:
+    """Raises RecipeError where clips of so many frames cannot be cut to such lengths."""
+    if codec.kind != "video":
+        raise RecipeError(
+            "lengths: this codec is of pictures, which have none; leave it away, or take codec kind video"
+        )
+    shortest = lengths.shortest
+    if shortest is not None and ((shortest - 1) % codec.time or shortest > frames):
+        near = 1 + min(round((shortest - 1) / codec.time), (frames - 1) // codec.time) * codec.time
+        raise RecipeError(
+            f"lengths.shortest = {shortest}: must be 1 + a multiple of {codec.time}, at most the {frames} frames of "
+            f"the clips; nearest {near}"
+        )
+
+
+def check_loss(shape: Sequence[int], codec: Any, loss: AutoencoderLossSection, train: TrainConfig) -> None:
     """Raises RecipeError where a loss does not fit its codec, pictures or number of steps."""
     if codec.kind == "vq" and loss.kl is not None:
         raise RecipeError("loss.kl: a vq codec has no distribution of latents; leave it away, or take loss.codebook")
-    if codec.kind == "kl" and loss.codebook is not None:
-        raise RecipeError("loss.codebook: a kl codec has no codebook; leave it away, or take loss.kl")
+    if codec.kind != "vq" and loss.codebook is not None:
+        raise RecipeError(f"loss.codebook: a {codec.kind} codec has no codebook; leave it away, or take loss.kl")
     if (critic := loss.discriminator) is None:
         return
     if critic.start >= train.steps:
@@ -134,8 +164,8 @@ def check_loss(shape: tuple[int, int, int], codec: Any, loss: AutoencoderLossSec
             "discriminator never counts; lower it, or leave the discriminator away"
         )
     config = DiscriminatorConfig(critic.width, critic.layers)
-    if config.side(min(shape[1:])) < 1:
+    if config.side(min(shape[-2:])) < 1:
         raise RecipeError(
-            f"loss.discriminator.layers = {critic.layers}: shrinks pictures of {min(shape[1:])} pixels to nothing; "
+            f"loss.discriminator.layers = {critic.layers}: shrinks pictures of {min(shape[-2:])} pixels to nothing; "
             "use fewer"
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from unveil.codec import KL, VQ, Autoencoder, CodecConfig, Identity, KLConfig, VQConfig
+from unveil.codec import KL, VQ, Autoencoder, CodecConfig, Identity, KLConfig, Video, VideoConfig, VQConfig
 from unveil.config.reading import read_yaml, validate
 from unveil.config.section import PartSection, Section, choice, section
 from unveil.types import RecipeError, ShapeError
@@ -30,13 +30,13 @@ class SavedSection(Section):
 
     Attributes:
         path: the folder, or the name of a shipped model.
-        latents: the shape (C, h, w) of a sample's latents; needed where the folder may not be there yet, as in a
-            recipe whose autoencoder is trained by another one.
+        latents: the shape of a sample's latents, (C, h, w), or (C, t, h, w) of a clip; needed where the folder may not
+            be there yet, as in a recipe whose autoencoder is trained by another one.
     """
 
     kind: Literal["saved"] = "saved"
     path: str = Field(min_length=1)
-    latents: tuple[Positive, Positive, Positive] | None = None
+    latents: Annotated[tuple[Positive, ...], Field(min_length=3, max_length=4)] | None = None
 
     def described(self) -> PartSection | None:
         """The section of the codec in the folder; None where there is no such folder.
@@ -58,13 +58,19 @@ class SavedSection(Section):
 
 KLSection = section("kl", KLConfig, derived=PICTURES)
 VQSection = section("vq", VQConfig, derived=PICTURES)
-CODECS: dict[str, type[KL] | type[VQ]] = {"kl": KL, "vq": VQ}
+VideoSection = section("video", VideoConfig, derived=PICTURES)
+CODECS: dict[str, type[KL] | type[VQ]] = {"kl": KL, "vq": VQ, "video": Video}
+SECTIONS: dict[type[CodecConfig], type[PartSection]] = {
+    KLConfig: KLSection,
+    VQConfig: VQSection,
+    VideoConfig: VideoSection,
+}
 if TYPE_CHECKING:  # made at run time, from the dataclasses
     CodecSection = IdentitySection | SavedSection | PartSection
     LearnedSection = PartSection
 else:
-    CodecSection = choice(IdentitySection, SavedSection, KLSection, VQSection)
-    LearnedSection = choice(KLSection, VQSection)
+    CodecSection = choice(IdentitySection, SavedSection, KLSection, VQSection, VideoSection)
+    LearnedSection = choice(KLSection, VQSection, VideoSection)
 
 
 class _Described(Section):
@@ -119,7 +125,7 @@ def build_codec(codec: CodecSection, shape: Sequence[int]) -> Identity | KL | VQ
 def section_of(codec: Autoencoder) -> PartSection:
     """The section of a codec, with the scale and shift that it has now."""
     config: CodecConfig = codec.config
-    kind = KLSection if isinstance(config, KLConfig) else VQSection
+    kind = SECTIONS[type(config)]
     given: dict[str, Any] = {
         f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name in kind.model_fields
     }

@@ -12,7 +12,9 @@ from pydantic import Field, model_validator
 from unveil.config.autoencoder import (
     AutoencoderConfig,
     AutoencoderLossSection,
+    LengthsSection,
     ReconstructionConfig,
+    check_lengths,
     check_loss,
 )
 from unveil.config.data import Data
@@ -113,6 +115,16 @@ class Recipe(ModelConfig, Described):
         self.objective.build(self, self.process.build(), self.train.batch)
         return self
 
+    @model_validator(mode="after")
+    def _sizes_may_differ(self) -> Recipe:
+        how = self.train.batching
+        if how is not None and (self.network.kind != "video-dit" or self.objective.kind != "framewise"):
+            raise RecipeError(
+                f"train.batching = {how!r}: for network.kind = video-dit and objective.kind = framewise, not "
+                f"{self.network.kind} and {self.objective.kind}; leave it out"
+            )
+        return self
+
     @property
     def model(self) -> ModelConfig:
         """The part that a saved model keeps."""
@@ -141,6 +153,7 @@ class AutoencoderRecipe(AutoencoderConfig, Described):
         key: the item's key that holds the pictures.
         scale: whether latents are brought to deviation 1 by one number, or channel by channel; measured from the
             training data at the end.
+        lengths: of the clips that training cuts out of the data's; None: as they are.
         small: overrides by dotted key that make a run of seconds.
     """
 
@@ -148,6 +161,7 @@ class AutoencoderRecipe(AutoencoderConfig, Described):
     data: Data
     loss: AutoencoderLossSection = AutoencoderLossSection()
     scale: Literal["one", "channel"] = "one"
+    lengths: LengthsSection | None = None
     train: TrainConfig
     evaluate: ReconstructionConfig = ReconstructionConfig()
     small: dict[str, Any] = Field(default_factory=dict)
@@ -155,6 +169,8 @@ class AutoencoderRecipe(AutoencoderConfig, Described):
     @model_validator(mode="after")
     def _loss_fits(self) -> AutoencoderRecipe:
         check_loss(self.shape, self.codec, self.loss, self.train)
+        if self.lengths is not None:
+            check_lengths(self.codec, self.shape[1], self.lengths)
         return self
 
     @property

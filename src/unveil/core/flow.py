@@ -153,6 +153,28 @@ class SizeShifted(Shifted):
         return replace(self, shift=math.exp(value) if self.exponential else value)
 
 
+@dataclass(frozen=True)
+class RootShifted(Shifted):
+    """A shift that grows with the root of the size, so that every size keeps the uncertainty of one.
+
+    `sized` gives the process for samples of another shape, in training and in sampling alike.
+
+    Args:
+        process: that is shifted.
+        shift: of samples of so many places.
+        places: pixels or latents of a sample, of all frames and one channel; tokens grow with them.
+
+    Source: Esser et al. 2024, section 5.3.2 (arXiv:2403.03206).
+    """
+
+    places: int
+
+    def sized(self, shape: Sequence[int]) -> RootShifted:
+        """The process for samples (C, H, W) or (C, T, H, W)."""
+        places = math.prod(shape[1:])
+        return replace(self, shift=self.shift * resolution_shift(places, self.places), places=places)
+
+
 def resolution_shift(tokens: int, trained_tokens: int) -> float:
     """The shift that keeps the uncertainty of a process made for `trained_tokens`: sqrt(tokens / trained_tokens).
 

@@ -25,7 +25,10 @@ class Pictured(Protocol):
 
 
 class Pictures(NamedTuple):
-    """uint8 (N, C, H, W), labels int64 (N,) where every item has one, and the names of the labels."""
+    """Pictures uint8 (N, C, H, W), or clips (N, C, T, H, W), with their labels where every item has one.
+
+    labels: int64 (N,). classes: the names of the labels.
+    """
 
     pixels: Tensor
     labels: Tensor | None = None
@@ -43,11 +46,11 @@ class Pictures(NamedTuple):
 
 
 def gather(dataset: Pictured, limit: int | None = None) -> Pictures:
-    """The pictures of a data set, or `limit` of them spread evenly over it.
+    """The pictures or clips of a data set, or `limit` of them spread evenly over it.
 
     Raises:
         MediaError: the data set is empty.
-        ShapeError: pixels that are not uint8 (C, H, W), or not all of one size.
+        ShapeError: pixels that are not uint8 (C, H, W) or (C, T, H, W), or not all of one size.
     """
     classes = getattr(dataset, "classes", None)
     if not len(dataset):
@@ -62,7 +65,7 @@ def gather(dataset: Pictured, limit: int | None = None) -> Pictures:
     items = [dataset[int(i)] for i in rows]
     for i, item in enumerate(items):
         pixels, first = item["pixels"], items[0]["pixels"]
-        if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape != first.shape:
+        if pixels.dtype != torch.uint8 or pixels.ndim not in (3, 4) or pixels.shape != first.shape:
             raise ShapeError(
                 f"picture {int(rows[i])} is {tuple(pixels.shape)} {pixels.dtype}; all must be uint8 of one size, "
                 f"here {tuple(first.shape)}: resize them when the data set is opened"

@@ -1,9 +1,9 @@
-"""How much of held-out pictures an autoencoder keeps."""
+"""How much of held-out pictures or clips an autoencoder keeps, and of what is seen in them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,19 +11,23 @@ from torch import Tensor
 
 from unveil import __version__, pictures
 from unveil.codec import KL, VQ
+from unveil.codec.autoencoder import channels_last
 from unveil.codec.perceptual import Perceptual
 from unveil.codec.vq import usage
 from unveil.evaluate.features import FeatureNetwork
 from unveil.evaluate.frechet import fid
-from unveil.evaluate.metrics import bootstrap, mean
+from unveil.evaluate.metrics import bootstrap, mean, share
 from unveil.evaluate.perceptual import fingerprint
-from unveil.evaluate.pictures import Pictured, gather
+from unveil.evaluate.pictures import Pictured, gather, spread
+from unveil.evaluate.playground import read
 from unveil.evaluate.report import Report
 from unveil.evaluate.structure import BATCH, WINDOW, decibels, in_parts, squared_errors, ssim
-from unveil.types import ShapeError
+from unveil.types import Item, ShapeError
 
 VERSION = 1  # of the protocol: raised when the same settings would give other numbers
-COLUMNS, SHOWN = 10, 40  # of the page's sheet
+COLUMNS, SHOWN = 10, 40  # of the page's sheet of pictures
+CLIPS = 8  # shown on it, a row of frames each
+SEEN = ("colour", "shape", "motion")  # of an object, that the detector reads
 
 
 class Networks(NamedTuple):
@@ -41,7 +45,8 @@ class Networks(NamedTuple):
 class Kept(NamedTuple):
     """What came through a codec.
 
-    pixels: uint8 (N, C, H, W). latents: (N, C', h, w), scaled. indices: (N, h, w) of a codebook's entries.
+    pixels: uint8 (N, C, H, W), or clips (N, C, T, H, W). latents: (N, C', h, w) or (N, C', t, h, w), scaled. indices:
+        (N, h, w) of a codebook's entries.
     """
 
     pixels: Tensor
@@ -59,7 +64,7 @@ def evaluate_autoencoder(
     about: Mapping[str, Any] | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> Report:
-    """A report on held-out pictures and what the codec's likeliest latents of them are decoded to, as bytes.
+    """A report on held-out pictures, or clips, and what the codec's likeliest latents of them are decoded to, as bytes.
 
     Args:
         count: pictures, spread evenly; None: all.
@@ -77,7 +82,7 @@ def evaluate_autoencoder(
     kept = through(codec, real.pixels)
     results: dict[str, Any] = {"psnr": _psnr(real.pixels, kept.pixels, seed), "latents": _latents(kept.latents, real)}
     missing: dict[str, str] = {}
-    if min(real.pixels.shape[2:]) < WINDOW:
+    if min(real.pixels.shape[-2:]) < WINDOW:
         missing["ssim"] = f"pictures of fewer than {WINDOW} pixels a side are smaller than its window"
     else:
         tell("SSIM")
@@ -89,7 +94,10 @@ def evaluate_autoencoder(
         distance = networks.perceptual[1]
         compared = in_parts(lambda x, y: distance(*map(pictures.to_unit, (x, y))), real.pixels, kept.pixels)
         results["perceptual"] = mean(compared, seed) | {"network": networks.perceptual[0]}
-    if networks.features is None or len(real.pixels) <= networks.features.dim:
+    clips = real.pixels.ndim == 5
+    if clips:
+        missing["rfid"] = "no feature network is of clips"
+    elif networks.features is None or len(real.pixels) <= networks.features.dim:
         missing["rfid"] = "no feature network was given, or it has more features than there are pictures"
     else:
         tell("FID of the rebuilt pictures")
@@ -99,6 +107,11 @@ def evaluate_autoencoder(
         results["codebook"] = {**usage(kept.indices, codec.config.codes)._asdict(), "codes": codec.config.codes}
     else:
         missing["codebook"] = "this codec has none"
+    if clips and (told := _truths(held_out, len(real.pixels))):
+        tell("what is seen in the rebuilt clips")
+        results["things"] = things(told, real.pixels, kept.pixels)
+    elif clips:
+        missing["things"] = "these clips do not say what is in them"
     protocol = _protocol(real, networks, seed, codec)
     images = {"rebuilt": _sheet(real.pixels, kept.pixels)} if real.pixels.shape[1] in (1, 3) else {}
     return Report(protocol, results, missing, {"unveil": __version__, **(about or {})}, images)
@@ -106,7 +119,7 @@ def evaluate_autoencoder(
 
 @torch.inference_mode()
 def through(codec: KL | VQ, pixels: Tensor) -> Kept:
-    """Pictures uint8 (N, C, H, W) by the codec, at its likeliest latents, in float32.
+    """Pictures uint8 (N, C, H, W), or clips (N, C, T, H, W), by the codec, at its likeliest latents, in float32.
 
     Raises:
         ShapeError: pictures that the codec does not take.
@@ -115,8 +128,8 @@ def through(codec: KL | VQ, pixels: Tensor) -> Kept:
     made: list[Tensor] = []
     latents: list[Tensor] = []
     indices: list[Tensor] = []
-    for part in pixels.split(BATCH):
-        z = codec.encode(pictures.to_unit(part).to(device, memory_format=torch.channels_last))
+    for part in pixels.split(BATCH if pixels.ndim == 4 else max(BATCH // pixels.shape[2], 1)):
+        z = codec.encode(channels_last(pictures.to_unit(part).to(device)))
         made.append(pictures.to_pixels(codec.decode(z)))
         latents.append(z.float().cpu())
         if isinstance(codec, VQ):
@@ -124,6 +137,42 @@ def through(codec: KL | VQ, pixels: Tensor) -> Kept:
     if made[0].shape[1:] != pixels.shape[1:]:
         raise ShapeError(f"pictures {tuple(pixels.shape[1:])} came back as {tuple(made[0].shape[1:])}")
     return Kept(torch.cat(made), torch.cat(latents), torch.cat(indices) if indices else None)
+
+
+def _truths(held_out: Pictured, count: int) -> list[Item]:
+    """Of each clip that is measured its rate and what is true of its objects; none where the data do not say it."""
+    items = [{key: item[key] for key in ("attributes", "fps") if key in item} for item in spread(held_out, count)]
+    return items if all(len(item) == 2 and item["attributes"].get("objects") for item in items) else []
+
+
+def things(told: Sequence[Item], real: Tensor, made: Tensor) -> dict[str, Any]:
+    """How often the detector finds the first object's colour, shape and motion in clips, real ones beside it.
+
+    Args:
+        told: of each clip "fps", and "attributes" with its objects.
+        real, made: uint8 (N, 3, T, H, W), before the codec and after it.
+
+    Returns:
+        of each attribute, and of all `together`, the share with its interval, and `real`, that of the real clips.
+    """
+    hits: dict[str, list[Tensor]] = {}
+    for which, clips in (("made", made), ("real", real)):
+        rows = []
+        for item, clip in zip(told, clips, strict=True):
+            truth, seen = (
+                item["attributes"]["objects"],
+                read(clip, fps=item["fps"], most=len(item["attributes"]["objects"])),
+            )
+            one = next((thing for thing in seen if thing.colour == truth[0]["colour"]), seen[0] if seen else None)
+            found = (None, None, None) if one is None else (one.colour, one.shape, one.does)
+            rows.append([said == truth[0][name] for said, name in zip(found, SEEN, strict=True)])
+        table = torch.tensor(rows)
+        hits[which] = [*table.T, table.all(1)]
+    names = (*SEEN, "together")
+    return {
+        name: {**share(mine)._asdict(), "real": theirs.double().mean().item()}
+        for name, mine, theirs in zip(names, hits["made"], hits["real"], strict=True)
+    }
 
 
 def _psnr(real: Tensor, made: Tensor, seed: int) -> dict[str, Any]:
@@ -162,6 +211,9 @@ def _protocol(real: Any, networks: Networks, seed: int, codec: KL | VQ) -> dict[
 
 
 def _sheet(real: Tensor, made: Tensor) -> bytes:
+    if real.ndim == 5:
+        rows = torch.arange(min(CLIPS, len(real))) * len(real) // min(CLIPS, len(real))
+        return pictures.png(pictures.strips(pictures.above(real[rows], made[rows], 1)))
     count = min(SHOWN, len(real)) // COLUMNS * COLUMNS or min(SHOWN, len(real))
     rows = torch.arange(count) * len(real) // count
     columns = min(COLUMNS, count)

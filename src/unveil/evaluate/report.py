@@ -15,6 +15,13 @@ from unveil.types import MediaError, RecipeError
 
 MEMORISED = 0.8  # samples this much nearer to the training pictures than held-out ones are copies
 BITS = {"": "bits_per_dim", ", ODE": "ode_bits_per_dim"}  # the forms of bits/dim by their metric
+FILMED = {
+    "colour": "colour as asked",
+    "shape": "shape as asked",
+    "motion": "motion as asked",
+    "all": "all as asked",
+    "visible": "seen in every frame",
+}  # the measures of clips of one thing
 _FORMAT = 1
 
 
@@ -195,7 +202,22 @@ def findings(report: Report) -> list[Finding]:
         if (error := bits.get("probe_error")) is not None:
             remark += f"; standard error of its {bits['probes']} probes {error:.4f}"
         found.append(Finding("bits/dim, ODE", _interval(bits), remark))
-    return found + _rebuilt(results) + _enlarged(results.get("enlarged", {})) + _prompted(results)
+    found += _rebuilt(results) + _enlarged(results.get("enlarged", {})) + _prompted(results)
+    return found + _filmed(results.get("clips", {}))
+
+
+def _filmed(results: Mapping[str, Any]) -> list[Finding]:
+    """What clips show of what they were asked for, by list of prompts."""
+    found: list[Finding] = []
+    for name, judged in results.items():
+        for key, words in FILMED.items():
+            if key not in judged:
+                continue
+            remark = f"{judged['count']} prompts; real clips of them {judged['real_clips'][key]:.1%}"
+            if key in judged["chance"]:
+                remark += f", chance {judged['chance'][key]:.1%}"
+            found.append(Finding(f"{words}, {name}", _interval(judged[key], percent=True), remark))
+    return found
 
 
 def _enlarged(results: Mapping[str, Any]) -> list[Finding]:
@@ -234,7 +256,7 @@ def _prompted(results: Mapping[str, Any]) -> list[Finding]:
 
 
 def _rebuilt(results: Mapping[str, Any]) -> list[Finding]:
-    """What an autoencoder keeps of pictures."""
+    """What an autoencoder keeps of pictures or clips."""
     found: list[Finding] = []
     if psnr := results.get("psnr"):
         each = _interval(psnr["per_picture"], digits=2)
@@ -251,6 +273,10 @@ def _rebuilt(results: Mapping[str, Any]) -> list[Finding]:
     if codebook := results.get("codebook"):
         text = f"{codebook['used']:.1%} of {codebook['codes']} entries used"
         found.append(Finding("codebook", text, f"perplexity {codebook['perplexity']:.0f}"))
+    if seen := results.get("things"):
+        parts = ", ".join(f"{name} {one['value']:.1%}" for name, one in seen.items() if name != "together")
+        remark = f"{parts}; in the clips themselves all three {seen['together']['real']:.1%}"
+        found.append(Finding("colour, shape and motion seen", _interval(seen["together"], percent=True), remark))
     if latents := results.get("latents"):
         text = f"{latents['values']} values, {latents['share']:.3g} of the picture's"
         remark = f"of shape {tuple(latents['shape'])}; mean {latents['mean']:.3f}, deviation {latents['deviation']:.3f}"
@@ -300,12 +326,18 @@ def _numbers(report: Report) -> dict[str, float]:
         "perceptual distance": "perceptual.value",
         "rFID": "rfid.value",
         "codebook used": "codebook.used",
+        "colour, shape and motion seen": "things.together.value",
         "PSNR above bicubic": "enlarged.psnr.value",
         "SSIM above bicubic": "enlarged.ssim.value",
         "perceptual distance below bicubic": "enlarged.perceptual.value",
         "named attributes seen": "named.value",
         "fall by a negative prompt": "negative.value",
         **{f"bits/dim{form}": f"{key}.value" for form, key in BITS.items()},
+        **{
+            f"{words}, {asked}": f"clips.{asked}.{key}.value"
+            for asked in report.results.get("clips", {})
+            for key, words in FILMED.items()
+        },
     }
     flat = flatten(report.results)
     return {name: float(flat[place]) for name, place in places.items() if flat.get(place) is not None}

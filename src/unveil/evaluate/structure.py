@@ -1,8 +1,8 @@
-"""How alike two pictures are, pixel by pixel: PSNR and SSIM."""
+"""How alike two pictures or clips are, pixel by pixel: PSNR and SSIM."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,12 +17,12 @@ _LEAST = 1e-12  # of a mean squared error: equal pictures have 120 dB, not infin
 
 
 def squared_errors(first: Tensor, second: Tensor) -> Tensor:
-    """The mean squared difference of each pair of uint8 pictures (B, C, H, W), the full range 1: (B,) float64.
+    """The mean squared difference of each pair of uint8 pictures or clips, the full range 1: (B,) float64.
 
     Raises:
         ShapeError: two shapes.
     """
-    _check(first, second)
+    _check(first, second, (4, 5))
     return ((first.double() - second.double()) / 255).square().flatten(1).mean(1)
 
 
@@ -32,10 +32,15 @@ def decibels(squared: Tensor) -> Tensor:
 
 
 def in_parts(measure: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: Tensor) -> Tensor:
-    """What a measure says of each pair of pictures (N, C, H, W), (N,), computed for some at a time."""
+    """What a measure says of each pair of pictures (N, C, H, W), (N,), computed for some at a time.
+
+    Of each pair of clips (N, C, T, H, W) it is the mean over the frames.
+    """
+    shown = [given if given.ndim == 4 else given.transpose(1, 2).flatten(0, 1) for given in (first, second)]
     with torch.inference_mode():
-        parts = zip(first.split(BATCH), second.split(BATCH), strict=True)
-        return torch.cat([measure(x, y) for x, y in parts]).clone()
+        parts = zip(*(given.split(BATCH) for given in shown), strict=True)
+        found = torch.cat([measure(x, y) for x, y in parts]).clone()
+    return found if first.ndim == 4 else found.view(len(first), -1).mean(1)
 
 
 def ssim(first: Tensor, second: Tensor) -> Tensor:
@@ -68,8 +73,13 @@ def _windowed(x: Tensor) -> Tensor:
     return functional.conv2d(functional.conv2d(x, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1))
 
 
-def _check(first: Tensor, second: Tensor) -> None:
-    if first.shape != second.shape or first.ndim != 4 or first.dtype != torch.uint8 or second.dtype != torch.uint8:
+def _check(first: Tensor, second: Tensor, ranks: Sequence[int] = (4,)) -> None:
+    if (
+        first.shape != second.shape
+        or first.ndim not in ranks
+        or first.dtype != torch.uint8
+        or second.dtype != torch.uint8
+    ):
         raise ShapeError(
             f"pictures {tuple(first.shape)} {first.dtype} and {tuple(second.shape)} {second.dtype}: both must be "
             "uint8 (B, C, H, W) of one shape"

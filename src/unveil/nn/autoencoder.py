@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unveil.nn.layers import PixelNorm, SelfAttention, check_multiple, group_norm
+from unveil.nn.layers import PixelNorm, PixelRMS, SelfAttention, check_multiple, group_norm
 from unveil.nn.unet_blocks import ConvDown, ConvUp
 from unveil.types import RecipeError, ShapeError, nearest
 
-Norm = Literal["group", "pixel"]
+Norm = Literal["group", "pixel", "rms"]
 Middle = Literal["attention", "blocks"]
 CHOICES = {"norm": Norm, "middle": Middle}
 
@@ -43,7 +43,8 @@ class AutoencoderConfig:
         middle: blocks with attention between them at the smallest resolution, or the blocks alone.
         moments: 2 for a mean and a logarithm of a variance, 1 for a code.
         dropout: in each residual block.
-        norm: over `groups` of channels and the whole picture, or over the channels of each place.
+        norm: over `groups` of channels and the whole picture, or over the channels of each place, by mean and variance
+            (pixel) or by their mean square alone (rms).
         groups: of normalisations of the first kind.
         norm_eps: 1e-6 as published.
         patch: side of the squares of pixels that become channels on entry (1: none) and pixels again at the end.
@@ -106,7 +107,7 @@ class AutoencoderConfig:
     @property
     def local(self) -> bool:
         """Whether a result depends on its surroundings only as far as the convolutions reach."""
-        return self.norm == "pixel" and self.middle == "blocks" and not self.attention
+        return self.norm != "group" and self.middle == "blocks" and not self.attention
 
     @property
     def split(self) -> int:
@@ -129,8 +130,8 @@ def activated(x: Tensor) -> Tensor:
 
 
 def _norm(channels: int, config: AutoencoderConfig) -> nn.Module:
-    if config.norm == "pixel":
-        return PixelNorm(channels, config.norm_eps)
+    if config.norm != "group":
+        return (PixelNorm if config.norm == "pixel" else PixelRMS)(channels, config.norm_eps)
     return group_norm(channels, config.groups, config.norm_eps)
 
 

@@ -1,14 +1,20 @@
-"""The patch discriminator: a small convolutional network that tells real patches of a picture from made ones."""
+"""The patch discriminator: a small convolutional network that tells real patches of pictures or clips from others."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from unveil.types import RecipeError, ShapeError
 
 _WIDEST = 8  # times the first width
+# By the number of axes: convolution, normalisation, kernel and padding; time has a kernel that leaves its length
+KINDS: dict[int, tuple[type[nn.Conv2d] | type[nn.Conv3d], type[nn.Module], Any, Any]] = {
+    2: (nn.Conv2d, nn.BatchNorm2d, 4, 1),
+    3: (nn.Conv3d, nn.BatchNorm3d, (3, 4, 4), (1, 1, 1)),
+}
 
 
 @dataclass(frozen=True)
@@ -18,6 +24,8 @@ class DiscriminatorConfig:
     Attributes:
         width: channels after the first convolution, doubled by each that follows, up to eight times.
         layers: convolutions that halve; 3 makes each output see 70 x 70 pixels.
+        axes: 2 for pictures; 3 for clips, which are halved in time too, by kernels of 3 frames, so that a clip of one
+            frame has an output as well.
 
     Raises:
         RecipeError: no layer, or no channel.
@@ -26,10 +34,13 @@ class DiscriminatorConfig:
 
     width: int = 64
     layers: int = 3
+    axes: int = 2
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.layers < 1:
             raise RecipeError(f"width = {self.width}, layers = {self.layers}: a discriminator has at least 1 of either")
+        if self.axes not in KINDS:
+            raise RecipeError(f"axes = {self.axes}: must be 2 (pictures) or 3 (clips)")
 
     def side(self, size: int) -> int:
         """Outputs along a side of pictures with `size` pixels; below 1 the picture is too small."""
@@ -52,28 +63,30 @@ class PatchDiscriminator(nn.Module):
         self.config = config
         self.channels = channels
         width = config.width
-        layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        conv, norm, kernel, padding = KINDS[config.axes]
+        layers: list[nn.Module] = [conv(channels, width, kernel, stride=2, padding=padding), nn.LeakyReLU(0.2)]
         given = width
         for number in range(1, config.layers + 1):
             made = width * min(2**number, _WIDEST)
             stride = 2 if number < config.layers else 1
-            layers += [nn.Conv2d(given, made, 4, stride=stride, padding=1, bias=False), nn.BatchNorm2d(made)]
+            layers += [conv(given, made, kernel, stride=stride, padding=padding, bias=False), norm(made)]
             layers.append(nn.LeakyReLU(0.2))
             given = made
-        layers.append(nn.Conv2d(given, 1, 4, padding=1))
+        layers.append(conv(given, 1, kernel, padding=padding))
         self.main = nn.Sequential(*layers)
         self.apply(_begin)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Logits (B, 1, h, w) of pictures (B, channels, H, W).
+        """Logits (B, 1, h, w) of pictures (B, channels, H, W), or (B, 1, t, h, w) of clips (B, channels, T, H, W).
 
         Raises:
             ShapeError: other channels, or a picture that the convolutions shrink to nothing.
         """
-        side = min(pictures.shape[2:], default=0)
-        if pictures.ndim != 4 or pictures.shape[1] != self.channels or self.config.side(side) < 1:
+        side = min(pictures.shape[-2:], default=0)
+        if pictures.ndim != 2 + self.config.axes or pictures.shape[1] != self.channels or self.config.side(side) < 1:
+            axes = "H, W" if self.config.axes == 2 else "T, H, W"
             raise ShapeError(
-                f"pictures {tuple(pictures.shape)}: this discriminator reads (B, {self.channels}, H, W) of at least "
+                f"pictures {tuple(pictures.shape)}: this discriminator reads (B, {self.channels}, {axes}) of at least "
                 f"{3 * 2**self.config.layers} pixels a side; use fewer layers for smaller ones"
             )
         return self.main(pictures)
@@ -81,8 +94,8 @@ class PatchDiscriminator(nn.Module):
 
 def _begin(layer: nn.Module) -> None:
     """Initial values: convolutions from normal(0, 0.02), scales of normalisations from normal(1, 0.02)."""
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, nn.Conv2d | nn.Conv3d):
         nn.init.normal_(layer.weight, 0.0, 0.02)
-    elif isinstance(layer, nn.BatchNorm2d):
+    elif isinstance(layer, nn.BatchNorm2d | nn.BatchNorm3d):
         nn.init.normal_(layer.weight, 1.0, 0.02)
         nn.init.zeros_(layer.bias)

@@ -45,6 +45,24 @@ class PixelNorm(nn.LayerNorm):
         return super().forward(input.movedim(1, -1)).movedim(-1, 1)
 
 
+class PixelRMS(nn.Module):
+    """Divides each place's channels by the root of their mean square, so that no place or frame learns of another.
+
+    Source: Zhang & Sennrich 2019, eq. 4 (arXiv:1910.07467).
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, ...) to the same shape; the mean square is in float32."""
+        square = x.square().mean(1, keepdim=True, dtype=torch.float32)
+        weight = self.weight.view(-1, *(1,) * (x.ndim - 2))
+        return x * torch.rsqrt(square + self.eps).to(x.dtype) * weight.to(x.dtype)
+
+
 def check_multiple(x: Tensor | Sequence[int], factor: int) -> None:
     """Raises ShapeError unless height and width of x, or of a shape that ends in them, are multiples of `factor`."""
     height, width = (x.shape if isinstance(x, Tensor) else x)[-2:]

@@ -104,6 +104,39 @@ class Packing:
         gathered = self._alone if query.device.type == "cpu" else self._jagged
         return self._rows(gathered(tokens, causal)).transpose(1, 2)
 
+    def read(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What the sequences gather of a context that each has for itself: (rows, H, N, D).
+
+        Args:
+            query: (rows, H, N, D).
+            key, value: of the contexts, (S, H or a divisor of it, M, D), in the caller's order.
+            mask: boolean (S, M), True where a token of a context may be looked at; None: all.
+
+        Raises:
+            ShapeError: not one context for each sequence.
+        """
+        if len(key) != len(self.lengths):
+            raise ShapeError(f"{len(key)} contexts for {len(self.lengths)} sequences: one for each")
+        tokens = self._tokens(query.transpose(1, 2))  # (tokens, H, D)
+        gathered = self._one_by_one if query.device.type == "cpu" else self._padded
+        return self._rows(gathered(tokens, key, value, None if mask is None else mask[:, None, None])).transpose(1, 2)
+
+    def _one_by_one(self, tokens: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        # on a CPU small products cost little, and padding what it computes
+        masks = [None] * len(key) if mask is None else mask.split(1)
+        parts = zip(tokens.split(self.lengths), key.split(1), value.split(1), masks, strict=True)
+        found = [attend(own.transpose(0, 1)[None], k, v, mask=seen)[0] for own, k, v, seen in parts]
+        return torch.cat([one.transpose(0, 1) for one in found])
+
+    def _padded(self, tokens: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        longest = max(self.lengths)
+        starts = range(0, longest * len(key), longest)
+        each = [torch.arange(start, start + n) for start, n in zip(starts, self.lengths, strict=True)]
+        index = torch.cat(each).to(tokens.device)  # of each token, where each sequence has a row of its own
+        rows = tokens.new_zeros(longest * len(key), *tokens.shape[1:]).index_copy(0, index, tokens)
+        found = attend(rows.unflatten(0, (len(key), longest)).transpose(1, 2), key, value, mask=mask)
+        return found.transpose(1, 2).flatten(0, 1).index_select(0, index)
+
     def _alone(self, tokens: Sequence[Tensor], causal: bool) -> Tensor:
         # Sequence by sequence: on a CPU this is five times faster than jagged tensors, twice than one masked product.
         parts = zip(*(x.split(self.lengths) for x in tokens), strict=True)

@@ -18,81 +18,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import cast, get_args
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from unveil.nn.attention import Attention, QkNorm, Together
+from unveil.nn.attention import Attention, Together
 from unveil.nn.blocks import Mlp
 from unveil.nn.dit import WAVES, modulate
 from unveil.nn.embed import Rotary, TimeEmbedding, grid_coordinates
 from unveil.nn.layers import vector_of, zeroed
 from unveil.nn.packing import Packing
-from unveil.nn.patterns import Grid, Groups, Pattern
+from unveil.nn.patterns import Grid, Groups
 from unveil.nn.spatial import text_of
-from unveil.types import Condition, RecipeError, ShapeError, nearest
+from unveil.nn.video_dit_config import VideoDiTConfig
+from unveil.types import Condition, ShapeError
+
+# Frames of half the longest wave that tells when a token is
+SPAN = 64
 
 # Layouts of clips, such as positions, that a network remembers: a run has a few, training on mixed sizes ever others
 KEPT = 8
-
-
-@dataclass(frozen=True)
-class VideoDiTConfig:
-    """What defines a transformer over clips.
-
-    Args:
-        in_channels: of x.
-        out_channels: of the result.
-        patch: frames, height and width of the boxes of x that become tokens.
-        depth, width, heads: blocks, width of a token, attention heads.
-        hidden: width of the MLPs, in multiples of `width`.
-        context_width: of a text's tokens, which every block reads; None: there is none.
-        pattern: which tokens of a clip see each other, see `patterns.labels`.
-        window: frames, rows and columns of a box of tokens, for the pattern `windowed`.
-        causal: a token sees none of a later frame.
-        theta: of the positions; the longest wavelength is just under 2 pi theta tokens.
-        qk_norm: of queries and keys.
-        recompute: in training, keep no activations of blocks but compute them again: less memory, a third more time.
-
-    Raises:
-        RecipeError: settings that do not fit together.
-    """
-
-    in_channels: int
-    out_channels: int
-    patch: tuple[int, int, int] = (1, 2, 2)
-    depth: int = 12
-    width: int = 384
-    heads: int = 6
-    hidden: float = 4.0
-    context_width: int | None = None
-    pattern: Pattern = "full"
-    window: tuple[int, int, int] = (4, 8, 8)
-    causal: bool = False
-    theta: float = 10000.0
-    qk_norm: QkNorm = "rms"
-    recompute: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("in_channels", "out_channels", "depth", "width", "heads"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
-        for name, kinds in (("pattern", get_args(Pattern)), ("qk_norm", get_args(QkNorm))):
-            if (given := getattr(self, name)) not in kinds:
-                raise RecipeError(f"{name} = {given!r}: must be one of {', '.join(kinds)}{nearest(given, kinds)}")
-        for name in ("patch", "window"):
-            if len(getattr(self, name)) != 3 or min(getattr(self, name)) < 1:
-                given = list(getattr(self, name))
-                raise RecipeError(
-                    f"{name} = {given}: needs frames, height and width, each at least 1, such as [1, 2, 2]"
-                )
-        if self.width % self.heads or self.width // self.heads < 6:
-            raise RecipeError(
-                f"width = {self.width}, heads = {self.heads}: the width must be a multiple of the heads, and a head "
-                "at least 6 wide, two numbers for each of time, height and width"
-            )
 
 
 @dataclass(frozen=True)
@@ -160,12 +107,9 @@ class SpaceTimeBlock(nn.Module):
 
     def _read(self, tokens: Tensor, attention: Attention, told: Told) -> Tensor:
         """What tokens (B, N, C) gather of their clips' texts."""
-        mask = None if told.mask is None else told.mask[:, None, None]
-        if told.packing is None:
-            return attention(tokens, context=told.text, mask=mask)
-        clips = nn.utils.rnn.pad_sequence(told.packing.unpack(tokens), batch_first=True)  # (clips, longest, C)
-        found = attention(clips, context=told.text, mask=mask)
-        return told.packing.pack([one[:count] for one, count in zip(found, told.packing.lengths, strict=True)])
+        if told.packing is not None:
+            return attention(tokens, context=told.text, mask=told.mask, packing=told.packing)
+        return attention(tokens, context=told.text, mask=None if told.mask is None else told.mask[:, None, None])
 
 
 class VideoDiT(nn.Module):
@@ -184,6 +128,7 @@ class VideoDiT(nn.Module):
         self.vector_dim = width
         self.multiple = config.patch[1]
         self.patches = nn.Linear(config.in_channels * box, width)
+        self.where = nn.Linear(6 * config.waves, width) if config.waves else None
         self.time = TimeEmbedding(WAVES, width, "cos-sin")
         self.modulation = nn.Linear(width, 6 * width)
         self.blocks = nn.ModuleList(SpaceTimeBlock(config) for _ in range(config.depth))
@@ -208,8 +153,8 @@ class VideoDiT(nn.Module):
         """
         condition, rows = condition or Condition(), len(x)
         clips, grid = self._checked(x)
-        h = self.patches(self._boxes(clips))  # (B, F, S, C)
         laid = self._kept(("alone", grid, rows, x.device), lambda: self._alone(grid, rows))
+        h = self._tokens(clips, grid, condition.places)  # (B, F, S, C)
         rotary = laid.rotary if condition.places is None else self._rotary(_coordinates(grid, condition.places))
         vector = vector_of(condition, rows, self.vector_dim)
         told = self._told(self._levels(t, x, grid), vector, rotary, laid.together)
@@ -242,24 +187,36 @@ class VideoDiT(nn.Module):
         grids = tuple(grid for _, grid in whole)
         laid = self._kept(("packed", grids, length, clips[0].device), lambda: self._in_rows(grids, length))
         packing, rotary = cast(Packing, laid.packing), laid.rotary
-        tokens, levels = [], []
+        tokens, levels, which = [], [], []
         for number, (clip, grid) in enumerate(whole):
-            tokens.append(self.patches(self._boxes(clip))[0].flatten(0, 1))  # (N, C)
-            level = self._levels(t[number][None], clips[number][None], grid)
-            levels.append(level.expand(1, grid.frames, grid.rows * grid.columns).flatten())
+            own = None if condition.places is None else condition.places[number : number + 1]
+            tokens.append(self._tokens(clip, grid, own)[0].flatten(0, 1))  # (N, C)
+            level = self._levels(t[number][None], clips[number][None], grid)[0]  # (F or 1, S or 1)
+            own_levels = torch.arange(sum(map(len, levels)), sum(map(len, levels)) + level.numel(), device=clip.device)
+            which.append(own_levels.view(level.shape).expand(grid.frames, grid.rows * grid.columns).flatten())
+            levels.append(level.flatten())
         if condition.places is not None:
             own = zip(grids, condition.places.split(1), strict=True)
             rotary = self._rotary(packing.pack([_coordinates(grid, places)[0] for grid, places in own]))
         vector = vector_of(condition, count, self.vector_dim)
-        each = None if vector is None else vector[packing.owner]  # (tokens, vector_dim)
-        told = self._told(torch.cat(levels)[:, None, None], each, rotary, laid.together)
-        told = self._with_text(_spread(told, packing), condition, count)
+        if vector is not None:  # of the clip of each level
+            vector = vector.repeat_interleave(torch.tensor([len(one) for one in levels], device=vector.device), dim=0)
+        told = self._told(torch.cat(levels)[:, None, None], vector, rotary, laid.together)
+        told = self._with_text(_spread(told, torch.cat(which), packing), condition, count)
         found = packing.unpack(self.denoise(packing.pack(tokens)[:, :, None], told)[:, :, 0])
         results = [
             self._unboxed(one.view(1, grid.frames, -1, one.shape[-1]), grid).view(-1, *clip.shape[1:])
             for one, grid, clip in zip(found, grids, clips, strict=True)
         ]
         return results, packing.waste
+
+    def tokens(self, shape: Sequence[int]) -> int:
+        """How many tokens a clip (in_channels, T, H, W) or a picture is.
+
+        Raises:
+            ShapeError: a size that is no multiple of the patch, or other channels.
+        """
+        return self._checked(torch.empty(1, *shape, device="meta"))[1].tokens
 
     def denoise(self, h: Tensor, told: Told) -> Tensor:
         """Tokens (B, F, S, C) to those of the result (B, F, S, out_channels * box)."""
@@ -288,6 +245,14 @@ class VideoDiT(nn.Module):
                 raise ShapeError(f"{name} {size}: must be a multiple of {part}; nearest {near}")
             counts.append(size // part)
         return clips, Grid(*counts)
+
+    def _tokens(self, clips: Tensor, grid: Grid, places: Tensor | None) -> Tensor:
+        """Clips (B, in_channels, T, H, W) as tokens (B, F, S, C), each told where it is."""
+        h = self.patches(self._boxes(clips))
+        if self.where is None:
+            return h
+        told = self.where(_waves(grid, places, self.config.waves).to(h))
+        return h + told.unflatten(-2, (grid.frames, -1))
 
     def _boxes(self, clips: Tensor) -> Tensor:
         """(B, C, T, H, W) to boxes (B, F, S, C * box)."""
@@ -388,10 +353,24 @@ def _coordinates(grid: Grid, places: Tensor | None) -> Tensor:
     return first[:, None] + indices.to(first) * step[:, None]
 
 
-def _spread(told: Told, packing: Packing) -> Told:
-    """What was told token by token, (tokens, 1, 1, parts, C) in the clips' order, as rows (rows, N, 1, parts, C)."""
+def _waves(grid: Grid, places: Tensor | None, count: int) -> Tensor:
+    """When a token is, in parts of `SPAN`, and where in its frame, in parts of a side: (N or B, N, 6 count)."""
+    coordinates = _coordinates(grid, places)
+    sides = torch.tensor([grid.rows, grid.columns], dtype=torch.float64)
+    inside = (grid_coordinates(grid)[:, 1:] + 0.5) / sides  # (N, 2)
+    when = coordinates[..., :1].to(inside.device) / SPAN
+    where = torch.cat([when, inside.expand(*when.shape[:-1], 2)], -1)
+    angles = math.pi * where[..., None] * torch.arange(1, count + 1, dtype=torch.float64)
+    return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2)
+
+
+def _spread(told: Told, which: Tensor, packing: Packing) -> Told:
+    """What was told level by level, (levels, 1, 1, parts, C), as rows of tokens (rows, N, 1, parts, C).
+
+    which: of each token in the clips' order, its level.
+    """
 
     def rows(each: Tensor) -> Tensor:
-        return packing.pack(list(each[:, 0].split(packing.lengths)))
+        return packing.pack(list(each[:, 0].index_select(0, which).split(packing.lengths)))
 
     return replace(told, modulation=rows(told.modulation), last=rows(told.last), packing=packing)

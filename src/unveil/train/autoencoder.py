@@ -1,4 +1,4 @@
-"""How autoencoders are trained: the learner of a codec, with or without a discriminator beside it.
+"""How autoencoders of pictures and of clips are trained: the learner of a codec, with or without a discriminator.
 
 In one step the decoder's pictures are judged once, by a discriminator that is held still, and the discriminator
 learns from the same pictures, through which no gradient goes back. So one loss has the gradients of both.
@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from unveil.checkpoints import ours, store
 from unveil.checkpoints.card import autoencoder_card
 from unveil.codec import KL, VQ
+from unveil.codec.autoencoder import channels_last
 from unveil.codec.losses import ADVERSARIAL, ERRORS, adaptive_weight, fooled, likelihood
 from unveil.codec.perceptual import Perceptual
 from unveil.config import AutoencoderConfig, AutoencoderLossSection, AutoencoderRecipe, dump
-from unveil.config.autoencoder import PUBLISHED_KL
+from unveil.config.autoencoder import PUBLISHED_KL, LengthsSection
 from unveil.core.noise import Streams
 from unveil.core.noise import key as hash_of
 from unveil.core.objective import Loss
@@ -36,17 +37,22 @@ from unveil.train.examples import chosen_to_mirror, fixed, mirror, rows, scaled
 from unveil.train.fit import learn
 from unveil.train.order import Batch, Items, check_items
 from unveil.train.pictures import sheet
+from unveil.train.scale import measured
 from unveil.train.signals import Stop
-from unveil.types import NonFinite, RecipeError
+from unveil.types import RecipeError
 
 POSTERIOR, LATENT = 0, 1  # draws of an example's stream
+LENGTH, LOOKED = 2, 3  # draws of a step
 COLUMNS = 8  # of a sheet, whose two rows of pictures each stand above what is made of them
-MEASURED = 10_000  # training pictures that scale and shift are measured on, at most
-PART = 256  # of them at a time
+MEASURED = 10_000  # training pictures, or frames, that scale and shift are measured on, at most
+PART = 256  # of them at a time, but at least a clip
 
 
 class Rebuilt(NamedTuple):
-    """Pictures (B, C, H, W) through the codec, and the codec's own loss of each: a divergence, or the codebook's."""
+    """Pictures (B, C, H, W), or clips (B, C, T, H, W), through the codec, and its own loss of each.
+
+    own: (B,), a divergence, or the codebook's.
+    """
 
     pixels: Tensor
     own: Tensor
@@ -55,9 +61,9 @@ class Rebuilt(NamedTuple):
 class Beside(nn.Module):
     """What is trained beside a codec: a discriminator, the logarithm of the error's scale, both, or nothing."""
 
-    def __init__(self, loss: AutoencoderLossSection, channels: int) -> None:
+    def __init__(self, loss: AutoencoderLossSection, shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.discriminator = None if loss.discriminator is None else loss.discriminator.build(channels)
+        self.discriminator = None if loss.discriminator is None else loss.discriminator.build(shape)
         self.log_scale = None if loss.log_scale is None else nn.Parameter(torch.tensor(loss.log_scale))
 
 
@@ -69,8 +75,9 @@ class Autoencoding:
         config: what a saved one is built from.
         loss: what is minimised.
         by_channel: whether the latents' scale is measured channel by channel.
+        lengths: that clips are cut to in training; None: they stay whole.
         key: of the items, the pictures.
-        seed: of the places that unused entries of a codebook are put on.
+        seed: of the places that unused entries of a codebook are put on, and of lengths.
 
     Raises:
         RecipeError, WeightsError: a perceptual network that cannot be opened.
@@ -83,16 +90,17 @@ class Autoencoding:
         loss: AutoencoderLossSection,
         *,
         by_channel: bool = False,
+        lengths: LengthsSection | None = None,
         key: str = "pixels",
         seed: int = 0,
     ) -> None:
         self.model = codec
         self.config = config
         self.settings = loss
-        self.by_channel = by_channel
+        self.by_channel, self.lengths = by_channel, lengths
         self.key, self.raw_keys = key, list[str]()
         self.shape = config.shape
-        self.beside = Beside(loss, config.shape[0])
+        self.beside = Beside(loss, config.shape)
         wanted = loss.perceptual
         self.judge: Perceptual | None = None if wanted is None else perceptual(wanted.network, wanted.weights)
         self._seed = seed
@@ -120,12 +128,29 @@ class Autoencoding:
         x = self.pixels(batch)
         if flip:
             x = mirror(x, chosen_to_mirror(x, streams, step))
+        if self.lengths is not None:
+            x = self._cut(x, self.lengths, step)
         made = self.rebuilt(self.model, x, streams, step)
         return self.judged(x, made, step)
 
     def pixels(self, batch: Batch) -> Tensor:
-        """Pictures in [-1, 1], their channels last in memory, which convolutions are fastest on."""
-        return scaled(batch.data).to(memory_format=torch.channels_last)
+        """Pictures in [-1, 1], their channels last in memory, which convolutions are fastest on; clips as they are."""
+        return channels_last(scaled(cast(Tensor, batch.data)))
+
+    def _cut(self, clips: Tensor, lengths: LengthsSection, step: int) -> Tensor:
+        """Clips of the step's length out of clips (B, C, T, H, W), from a place that is the step's too."""
+        drawn = self._drawn(LENGTH, step)
+        time, whole = getattr(self.model.config, "time"), clips.shape[2]  # noqa: B009 - of a codec of clips
+        shortest = min(lengths.shortest or 1 + time, whole)
+        allowed = torch.arange(shortest, whole + 1, time)
+        picture, length, place = drawn.tolist()
+        frames = 1 if picture < lengths.pictures else int(allowed[int(length * len(allowed))])
+        start = int(place * (whole - frames + 1))
+        return clips[:, :, start : start + frames]
+
+    def _drawn(self, what: int, step: int) -> Tensor:
+        """Three random numbers of a step, the same in every part of its batch."""
+        return torch.rand(3, generator=torch.Generator().manual_seed(hash_of(self._seed, step, what) >> 1))
 
     def rebuilt(self, codec: KL | VQ, x: Tensor, streams: Streams | None, step: int) -> Rebuilt:
         """What a codec, the trained or the averaged one, makes in a step; without streams, of the likeliest latents."""
@@ -153,7 +178,7 @@ class Autoencoding:
         error = ERRORS[settings.distance](x - made.pixels).flatten(1).mean(1)  # (B,)
         terms = {"error": error}
         if self.judge is not None and settings.perceptual is not None:
-            terms["perceptual"] = self.judge.to(x.device)(x, made.pixels)
+            terms["perceptual"] = self._looked(self.judge.to(x.device), x, made.pixels, step)
             error = error + settings.perceptual.weight * terms["perceptual"]
         log_scale = x.new_zeros(()) if self.beside.log_scale is None else self.beside.log_scale
         rebuilt = likelihood(error, log_scale)  # (B,)
@@ -172,6 +197,15 @@ class Autoencoding:
         detached = {name: term.detach() for name, term in terms.items()}
         nowhere = torch.full((len(x),), math.nan, dtype=torch.float64)
         return Loss(value, rebuilt.detach(), nowhere, detached)
+
+    def _looked(self, judge: Perceptual, x: Tensor, y: Tensor, step: int) -> Tensor:
+        """The perceptual distance (B,), in training of some frames of clips where no more are asked for."""
+        wanted = self.settings.perceptual.frames if self.settings.perceptual is not None else None
+        if wanted is not None and x.ndim == 5 and torch.is_grad_enabled():
+            places = (torch.arange(wanted) + self._drawn(LOOKED, step)[0]) / wanted
+            chosen = (places * x.shape[2]).long().unique()  # one of each share of the clip
+            x, y = x[:, :, chosen], y[:, :, chosen]
+        return judge(x, y)
 
     def _adversarial(self, critic: PatchDiscriminator, x: Tensor, y: Tensor, rebuilt: Tensor) -> dict[str, Tensor]:
         """Scalars: the decoder's loss, what it is weighed with, and the discriminator's loss."""
@@ -213,20 +247,21 @@ class Autoencoding:
         """Sheets of pictures above what is made of them."""
         if self.shape[0] not in (1, 3):
             return None
-        columns = min(COLUMNS, len(items))
-        count = min(2, len(items) // columns) * columns
+        columns = min(COLUMNS, len(items)) if len(self.shape) == 3 else 1  # a clip has a row of its own
+        count = min(2 if columns > 1 else COLUMNS, len(items) // columns) * columns
         return Sheets(self, fixed(items, count, self.key, [])), columns
 
     def finish(self, average: KL | VQ, items: Items) -> None:
         """Measures scale and shift of the latents on training pictures, and stores them with the codec."""
-        count = min(MEASURED, len(items))
+        frames = self.shape[1] if len(self.shape) == 4 else 1
+        count, part = min(max(MEASURED // frames, 1), len(items)), max(PART // frames, 1)
         device = self.device
         places = [place * len(items) // count for place in range(count)]
         parts = (
-            torch.stack([torch.as_tensor(items[place][self.key]) for place in places[start : start + PART]])
-            for start in range(0, count, PART)
+            torch.stack([torch.as_tensor(items[place][self.key]) for place in places[start : start + part]])
+            for start in range(0, count, part)
         )
-        scale, shift = measured(average, (scaled(part).to(device) for part in parts), by_channel=self.by_channel)
+        scale, shift = measured(average, (scaled(each).to(device) for each in parts), by_channel=self.by_channel)
         for codec in (self.model, average):
             codec.scale.copy_(scale)
             codec.shift.copy_(shift)
@@ -298,7 +333,7 @@ def fit_autoencoder(
     Args:
         recipe: what is minimised, and the settings of training.
         codec: as `recipe.model.build()` makes it; on the device that it is to train on.
-        dataset: items with pictures, uint8, or floats in [-1, 1].
+        dataset: items with pictures or clips, uint8, or floats in [-1, 1].
         run: the folder; new, or one of the same recipe.
         held_out: items that never train, for the held-out loss.
 
@@ -332,37 +367,9 @@ def learner_of(recipe: AutoencoderRecipe, codec: KL | VQ) -> Autoencoding:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(hash_of(recipe.train.seed, 1) >> 1)
         return Autoencoding(
-            codec, recipe.model, recipe.loss, by_channel=recipe.scale == "channel", key=recipe.key,
-            seed=recipe.train.seed,
+            codec, recipe.model, recipe.loss, by_channel=recipe.scale == "channel", lengths=recipe.lengths,
+            key=recipe.key, seed=recipe.train.seed,
         )  # fmt: skip
-
-
-@torch.no_grad()
-def measured(codec: KL | VQ, parts: Iterator[Tensor], *, by_channel: bool) -> tuple[Tensor, Tensor]:
-    """Scale and shift (C,) that bring the codec's latents of pictures to mean 0 and deviation 1.
-
-    Args:
-        parts: batches of pictures (B, C, H, W) in [-1, 1]; those that are not finite are left out.
-        by_channel: a scale and a shift for each channel; else one of both for all.
-
-    Raises:
-        NonFinite: no latents are finite.
-    Source: Rombach et al. 2022, appendix D.1, for the deviation of one batch; here over all of them, and the mean.
-    """
-    count, total, squares = 0, torch.zeros(len(codec.scale)).double(), torch.zeros(len(codec.scale)).double()
-    for pixels in parts:
-        z = codec.unscaled(codec.encode(pixels.to(memory_format=torch.channels_last))).double().cpu()
-        z = z[z.flatten(1).isfinite().all(1)]  # a broken picture, which training skips too
-        total += z.sum((0, 2, 3))
-        squares += z.square().sum((0, 2, 3))
-        count += z.numel() // z.shape[1]
-    if not count:
-        raise NonFinite("the latents of all training pictures are not finite, so they have no scale; lower train.lr")
-    mean, square = total / count, squares / count
-    if not by_channel:
-        mean, square = (each.mean().expand_as(each) for each in (mean, square))
-    deviation = (square - mean.square()).clamp(min=1e-12).sqrt()
-    return (1 / deviation).float(), mean.float()
 
 
 @contextmanager

@@ -1,0 +1,35 @@
+"""The discrete cosine transform of boxes of pixels, of which the lowest frequencies say most.
+
+Source: Ahmed, Natarajan & Rao 1974, "Discrete cosine transform", eq. 1.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def cosines(length: int) -> Tensor:
+    """The orthonormal waves of so many places, (frequency, place), the constant one first."""
+    frequency, place = torch.arange(length)[:, None], torch.arange(length)
+    waves = torch.cos(math.pi / length * (place + 0.5) * frequency) * math.sqrt(2 / length)
+    return torch.cat([waves[:1] / math.sqrt(2), waves[1:]])
+
+
+def lowest(count: int, channels: int, time: int, side: int) -> Tensor:
+    """The rows (count, channels * time * side * side) that make of boxes (C, T, H, W) their lowest frequencies.
+
+    The rows are orthonormal, so that their transpose rebuilds what they keep; where there are more of them than a box
+    has values, the others are 0.
+    """
+    over, along = cosines(time), cosines(side)
+    waves = torch.einsum("at,by,cx->abctyx", over, along, along).flatten(0, 2).flatten(1)  # (T H W, T H W)
+    shares = [torch.arange(length) / length for length in (time, side, side)]
+    height = sum(share.square() for share in torch.meshgrid(*shares, indexing="ij"))
+    chosen = torch.as_tensor(height).flatten().argsort(stable=True).repeat_interleave(channels)[:count]
+    rows = torch.zeros(count, channels, waves.shape[1])
+    places = torch.arange(len(chosen))
+    rows[places, places % channels] = waves[chosen]
+    return rows.flatten(1)

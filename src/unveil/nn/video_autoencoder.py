@@ -1,0 +1,340 @@
+"""The autoencoder of clips: encoder and decoder of causal convolutions, which take a clip whole or piece by piece.
+
+    encoder: frames -> enter -> [blocks, half the size, half the frames] per level -> middle -> leave -> z
+    decoder: z -> enter -> middle -> [blocks, twice the frames, twice the size] per level -> leave -> frames
+
+A clip has 1 + k ct frames and 1 + k latents: the first latent stands for the first frame alone, each other for ct
+frames, and none has seen a later frame. A picture is a clip of one frame. Nothing is normalised over time or place, so
+that pieces and tiles give what the whole gives.
+
+Beside either network a linear map goes the direct way between a latent and its box of ct x cs x cs pixels. It begins as
+the lowest frequencies of the box, so that training has a picture from its first step on, and the networks learn what
+is missing in it.
+
+Sources: Yu et al. 2024, section 3.1 and appendix A.1 (arXiv:2310.05737); Wan Team 2025, section 4.1
+(arXiv:2503.20314), for norms by place, and time halved at the coarser levels, doubled by channels; Chen et al. 2025,
+section 3.2 (arXiv:2410.10733), for learning what a direct way between boxes and latents leaves.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unveil.nn.autoencoder import AutoencoderConfig, Middle, Norm, activated
+from unveil.nn.causal import Cache, CausalConv, Past, by_frame
+from unveil.nn.cosine import lowest
+from unveil.nn.layers import PixelRMS, check_multiple, zeroed
+from unveil.nn.unet_blocks import ConvDown, ConvUp
+from unveil.types import RecipeError, ShapeError
+
+LOGVAR = -6.0  # of latents before training: little noise, so that what is left out of them can be learned
+AT_ONCE = 4  # latents that are computed at a time where no gradient is wanted
+
+
+@dataclass(frozen=True)
+class VideoAutoencoderConfig(AutoencoderConfig):
+    """An encoder and a decoder of clips; sizes, widths and levels are those of `AutoencoderConfig`.
+
+    Args:
+        time: frames that a latent stands for, a power of two; the coarsest levels halve them.
+        span: frames that become channels on entry (1: none) and frames again at the end, a power of two.
+
+    Raises:
+        RecipeError: settings that do not fit together.
+    """
+
+    norm: Norm = field(default="rms", init=False)
+    middle: Middle = field(default="blocks", init=False)
+    attention: tuple[int, ...] = field(default=(), init=False)
+    groups: int = field(default=1, init=False)
+    time: int = 4
+    span: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("time", "span"):
+            value = getattr(self, name)
+            if value < 1 or value & (value - 1):
+                near = 2 ** max(round(math.log2(max(value, 1))), 0)
+                raise RecipeError(f"{name} = {value}: must be a power of two; nearest: {near}")
+        most = self.span * self.rates[-1]
+        if not self.span <= self.time <= most:
+            raise RecipeError(
+                f"time = {self.time}: {len(self.multipliers)} levels and span {self.span} reach {self.span} to {most} "
+                "frames for a latent; change span, or add multipliers"
+            )
+
+    @property
+    def box(self) -> int:
+        """Pixels that a latent stands for."""
+        return self.time * self.factor**2
+
+    @property
+    def halves(self) -> tuple[bool, ...]:
+        """Whether time is halved behind each level but the last."""
+        changes, count = len(self.rates) - 1, int(math.log2(self.time // self.span))
+        return tuple(place >= changes - count for place in range(changes))
+
+    def latent_frames(self, frames: int) -> int:
+        """Latents in time of a clip of so many frames.
+
+        Raises:
+            ShapeError: not 1 + a multiple of `time`; names the nearest.
+        """
+        if frames < 1 or (frames - 1) % self.time:
+            below = 1 + max(frames - 1, 0) // self.time * self.time
+            near = f"{below} or {below + self.time}" if frames > 1 else "1"
+            raise ShapeError(f"{frames} frames: must be 1 + a multiple of {self.time}; nearest {near}")
+        return 1 + (frames - 1) // self.time
+
+    def look_back(self, blocks: int) -> int:
+        """Latents in time that one depends on before itself, with so many blocks in each level."""
+        found, frames = 2 * 5 * 1.0, self.time  # the first or last convolution of z, and two blocks in the middle
+        for level in reversed(range(len(self.rates))):
+            found += 4 * blocks * frames / self.time
+            if level and self.halves[level - 1]:
+                frames //= 2
+                found += 2 * 2 * frames / self.time
+        return math.ceil(found + 2 * self.span / self.time) + 1
+
+    @property
+    def encoder_look_back(self) -> int:
+        """Latents in time before itself that a latent depends on by its frames."""
+        return self.look_back(self.blocks)
+
+    @property
+    def decoder_look_back(self) -> int:
+        """Latents in time before its own that a frame depends on."""
+        return self.look_back(self.blocks + 1)
+
+
+class VideoBlock(nn.Module):
+    """Two causal convolutions with a residual connection."""
+
+    def __init__(self, width: int, out: int, config: VideoAutoencoderConfig) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.norm_1 = PixelRMS(width, config.norm_eps)
+        self.conv_1 = CausalConv(width, out, (3, 3))
+        self.norm_2 = PixelRMS(out, config.norm_eps)
+        self.conv_2 = CausalConv(out, out, (3, 3))
+        self.skip = nn.Identity() if width == out else nn.Conv3d(width, out, 1)
+
+    def forward(self, x: Tensor, past: Past) -> Tensor:
+        """(B, C, T, H, W) to (B, out, T, H, W)."""
+        h = self.conv_1(activated(self.norm_1(x)), past)
+        h = self.conv_2(F.dropout(activated(self.norm_2(h)), self.dropout, self.training), past)
+        return h.add_(self.skip(x))
+
+
+class Shrink(nn.Module):
+    """Half the size, frame by frame, and where it is asked for half the frames, by a causal convolution over time."""
+
+    def __init__(self, width: int, time: bool) -> None:
+        super().__init__()
+        self.space = ConvDown(width, asymmetric=True)
+        self.time = CausalConv(width, width, (3, 1), stride=2) if time else None
+
+    def forward(self, x: Tensor, past: Past) -> Tensor:
+        """(B, C, T, H, W) to (B, C, T', H/2, W/2): T' = T, or 1 + (T - 1) / 2 at the beginning and T / 2 later."""
+        h = by_frame(self.space, x)
+        return h if self.time is None else self.time(h, past)
+
+
+class Grow(nn.Module):
+    """Twice the frames but for the very first, where it is asked for, and twice the size, frame by frame."""
+
+    def __init__(self, width: int, time: bool) -> None:
+        super().__init__()
+        self.time = CausalConv(width, 2 * width, (3, 1)) if time else None
+        self.space = ConvUp(width)
+
+    def forward(self, x: Tensor, past: Past) -> Tensor:
+        """(B, C, T, H, W) to (B, C, T', 2H, 2W): T' = T, or 2T - 1 at the beginning and 2T later."""
+        h = x if self.time is None else frames_of(self.time(x, past), 2, past)
+        return by_frame(self.space, h)
+
+
+class VideoLevel(nn.Module):
+    """The blocks of one resolution, and the way to the next one."""
+
+    def __init__(self, blocks: Sequence[VideoBlock], resample: nn.Module | None = None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.resample = resample
+
+    def forward(self, h: Tensor, past: Past) -> Tensor:
+        """All in turn."""
+        for block in self.blocks:
+            h = block(h, past)
+        return h if self.resample is None else self.resample(h, past)
+
+
+def frames_of(x: Tensor, span: int, past: Past) -> Tensor:
+    """Channels (B, C span, n, H, W) as frames (B, C, n span, H, W), of the first `span` at the beginning the last."""
+    found = x.unflatten(1, (-1, span)).transpose(2, 3).flatten(2, 3)
+    return found[:, :, span - 1 :] if past.begins else found
+
+
+def channels_of(x: Tensor, span: int, past: Past) -> Tensor:
+    """Frames (B, C, n span, H, W) as channels (B, C span, n, H, W), the first frame `span` times at the beginning."""
+    if past.begins:
+        x = torch.cat([x[:, :, :1].expand(-1, -1, span - 1, -1, -1), x], 2)
+    return x.unflatten(2, (-1, span)).transpose(2, 3).flatten(1, 2)
+
+
+def boxes_of(x: Tensor, span: int, side: int, past: Past) -> Tensor:
+    """Boxes of `span` frames and `side` pixels a side as channels: (B, C, T, H, W) to (B, C span side^2, n, h, w)."""
+    return by_frame(lambda frames: F.pixel_unshuffle(frames, side), channels_of(x, span, past))
+
+
+def pixels_of(x: Tensor, span: int, side: int, past: Past) -> Tensor:
+    """The other way round."""
+    return frames_of(by_frame(lambda frames: F.pixel_shuffle(frames, side), x), span, past)
+
+
+def _level(
+    width: int, level: int, blocks: int, config: VideoAutoencoderConfig, resample: nn.Module | None
+) -> VideoLevel:
+    """A level that is entered with `width` channels."""
+    out = config.widths[level]
+    return VideoLevel([VideoBlock(width if i == 0 else out, out, config) for i in range(blocks)], resample)
+
+
+class Streamed(nn.Module, ABC):
+    """A network over time that gives the same for a clip and for its pieces."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The whole clip (B, C, T, H, W); where no gradient is wanted, some latents at a time, in less memory."""
+        if torch.is_grad_enabled():
+            return self.run(x, Past())
+        made: list[Tensor] = []
+        cache: Cache | None = None
+        for piece in self.pieces(x):
+            found, cache = self.step(piece, cache)
+            made.append(found)
+        return torch.cat(made, 2)
+
+    def step(self, x: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
+        """What a piece (B, C, T, H, W) gives, and the cache for the piece after it.
+
+        Args:
+            cache: as it came back with the piece before, for the same clips; None: the clip begins here.
+
+        Raises:
+            ShapeError: other channels, a size that is no multiple, or frames that stop between two latents.
+        """
+        past = Past(cache)
+        made = self.run(x, past)
+        return made, tuple(past.kept)
+
+    @abstractmethod
+    def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
+        """A whole clip in pieces of `AT_ONCE` latents."""
+
+    @abstractmethod
+    def run(self, x: Tensor, past: Past) -> Tensor:
+        """A piece through all layers."""
+
+
+class VideoEncoder(Streamed):
+    """Frames to z."""
+
+    def __init__(self, config: VideoAutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        last, widths = len(config.widths) - 1, config.widths
+        self.enter = CausalConv(config.in_channels * config.span * config.patch**2, config.channels, (3, 3))
+        self.down = nn.ModuleList()
+        for level, out in enumerate(widths):
+            resample = None if level == last else Shrink(out, config.halves[level])
+            width = config.channels if level == 0 else widths[level - 1]
+            self.down.append(_level(width, level, config.blocks, config, resample))
+        self.middle = VideoLevel([VideoBlock(widths[-1], widths[-1], config) for _ in range(2)])
+        self.norm = PixelRMS(widths[-1], config.norm_eps)
+        self.leave = zeroed(CausalConv(widths[-1], config.moments * config.z_channels, (3, 3)))
+        self.direct = zeroed(nn.Conv3d(config.in_channels * config.box, config.z_channels, 1))
+        with torch.no_grad():
+            rows = lowest(config.z_channels, config.in_channels, config.time, config.factor)
+            self.direct.weight.copy_(rows[:, :, None, None, None])
+            if self.leave.bias is not None:
+                self.leave.bias[config.z_channels :] = LOGVAR
+
+    def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Frames (B, in_channels, T, H, W) in pieces.
+
+        Raises:
+            ShapeError: T is not 1 + a multiple of `time`; names the nearest.
+        """
+        latents = self.config.latent_frames(_checked(x, self.config.in_channels, "pixels").shape[2])
+        time = self.config.time
+        ends = [1 + (n - 1) * time for n in range(AT_ONCE, latents, AT_ONCE)]
+        return x.tensor_split(ends, 2)
+
+    def run(self, x: Tensor, past: Past) -> Tensor:
+        """(B, in_channels, T, H, W) to (B, moments * z_channels, T', H / factor, W / factor)."""
+        config = self.config
+        _checked(x, config.in_channels, "pixels")
+        check_multiple(x, config.factor)
+        if past.begins:
+            config.latent_frames(x.shape[2])
+        elif x.shape[2] % config.time or not x.shape[2]:
+            raise ShapeError(f"{x.shape[2]} frames behind others: must be a multiple of {config.time}")
+        h = self.enter(boxes_of(x, config.span, config.patch, past), past)
+        for level in self.down:
+            h = level(h, past)
+        h = self.leave(activated(self.norm(self.middle(h, past))), past)
+        mean, more = h.tensor_split([config.z_channels], 1)
+        return torch.cat([mean + self.direct(boxes_of(x, config.time, config.factor, past)), more], 1)
+
+
+class VideoDecoder(Streamed):
+    """Z to frames."""
+
+    def __init__(self, config: VideoAutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        last, widths = len(config.widths) - 1, config.widths
+        self.enter = CausalConv(config.z_channels, widths[-1], (3, 3))
+        self.middle = VideoLevel([VideoBlock(widths[-1], widths[-1], config) for _ in range(2)])
+        self.up = nn.ModuleList()
+        for level in range(last, -1, -1):
+            resample = None if level == 0 else Grow(widths[level], config.halves[level - 1])
+            self.up.append(_level(widths[min(level + 1, last)], level, config.blocks + 1, config, resample))
+        self.norm = PixelRMS(widths[0], config.norm_eps)
+        self.leave = zeroed(CausalConv(widths[0], config.out_channels * config.span * config.patch**2, (3, 3)))
+        self.direct = zeroed(nn.Conv3d(config.z_channels, config.out_channels * config.box, 1))
+        with torch.no_grad():
+            rows = lowest(config.z_channels, config.out_channels, config.time, config.factor)
+            self.direct.weight.copy_(rows.T[:, :, None, None, None])
+
+    def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Z (B, z_channels, T', h, w) in pieces."""
+        return _checked(x, self.config.z_channels, "latents").split(AT_ONCE, 2)
+
+    def run(self, x: Tensor, past: Past) -> Tensor:
+        """(B, z_channels, T', h, w) to (B, out_channels, T, factor h, factor w)."""
+        config = self.config
+        h = self.middle(self.enter(_checked(x, config.z_channels, "latents"), past), past)
+        for level in self.up:
+            h = level(h, past)
+        h = self.leave(activated(self.norm(h)), past)
+        return pixels_of(self.direct(x), config.time, config.factor, past) + pixels_of(
+            h, config.span, config.patch, past
+        )
+
+
+def _checked(x: Tensor, channels: int, what: str) -> Tensor:
+    """X, which is a clip with these channels and at least a frame."""
+    if x.ndim == 4 and x.shape[1] == channels:
+        raise ShapeError(f"{what} {tuple(x.shape)}: a picture is a clip of one frame; give x[:, :, None]")
+    if x.ndim != 5 or x.shape[1] != channels or not x.shape[2]:
+        raise ShapeError(f"{what} {tuple(x.shape)}: must be (B, {channels}, T, H, W) of at least one frame")
+    return x
