@@ -303,7 +303,8 @@ def _clips() -> Iterator[str]:
                     own, form = row["found"], _in(row["unit"])
                     found = f"{form(own['value'])} ({form(own['low'])} to {form(own['high'])})"
                     bar, met = f"{row['rule']} {form(row['bar'])}", "yes" if row["met"] else "no"
-                    yield f"| `{study['model']['name']}` | {task['title']}: {row['measure']} | {found} | {bar} | {met} |"
+                    cells = f"`{study['model']['name']}`", f"{task['title']}: {row['measure']}", found, bar, met
+                    yield "| " + " | ".join(cells) + " |"
     for name, study in studies:
         yield ""
         yield (
@@ -318,8 +319,8 @@ def _clips() -> Iterator[str]:
         )
         yield ""
         yield (
-            f"What the playground's detector reads of {record['settings']['count']:,} real clips, as drawn and after H.264: "
-            f"{shares}. `{record['about']['command']}` at {record['about']['commit']}: "
+            f"What the playground's detector reads of {record['settings']['count']:,} real clips, as drawn and after "
+            f"H.264: {shares}. `{record['about']['command']}` at {record['about']['commit']}: "
             f"[page]({path.parent.name}/detector.html), [numbers]({path.parent.name}/detector.json)"
         )
 

@@ -164,7 +164,7 @@ def video(
 
 @study_app.command("detector")
 def detector(
-    count: Annotated[int, typer.Option(help="Clips.")] = 1000,
+    count: Annotated[int, typer.Option(help="Clips.")] = 500,
     seed: Annotated[int, typer.Option(help="Of the clips.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder of the page; runs/detector when left out.")] = None,
     force: Force = False,

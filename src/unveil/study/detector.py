@@ -40,7 +40,7 @@ class Settings:
         RecipeError: fewer clips than there are motions.
     """
 
-    count: int = 1000
+    count: int = 500
     smallest: int = 16
     largest: int = 96
     aspect: float = 2.0
