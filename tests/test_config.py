@@ -151,7 +151,7 @@ def test_overrides_that_go_nowhere(override, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.stpes=3", "train.stpes: unknown key; nearest: 'steps'; allowed: batch, steps"),
+        ("train.stpes=3", "train.stpes: unknown key; nearest: 'steps'; allowed: batch, batching, tokens, steps"),
         ("trian={}", "trian: unknown key; nearest: 'train'"),
         ("network.chanels=3", "network.chanels: unknown key; nearest: 'channels'"),
         ("condition.0.clases=3", "condition.0.clases: unknown key; nearest: 'classes'"),

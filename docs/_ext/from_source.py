@@ -29,7 +29,7 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.matching import patfilter
 
 import unveil
-from unveil.config import ClassifierRecipe, load_recipe, recipe_names
+from unveil.config import ClassifierRecipe, Section, load_recipe, recipe_names
 
 PACKAGE = Path(unveil.__file__).parent
 
@@ -93,17 +93,13 @@ class Settings(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """A table of key, allowed values and default."""
         self.env.note_reread()  # the package changes, and the page does not
-        module, name, *kind = self.arguments
-        section = getattr(import_module(module), name)
-        if kind:
-            sections = get_args(get_args(section)[0])
-            section = next(one for one in sections if one.model_fields["kind"].default == kind[0])
-        meaning = meanings(section.__doc__ or "", list(section.model_fields))
+        section = named(*self.arguments)
+        told = documented(section)
         lines = ["| key | value | default | |", "|---|---|---|---|"]
         for key, field in section.model_fields.items():
-            if key != "kind":
-                told = meaning.get(key, "").replace("|", "\\|")
-                lines.append(f"| `{key}` | {spelled(field.annotation)} | {_default(field)} | {told} |")
+            if key != "kind" or len(get_args(field.annotation)) > 1:
+                meaning = told.get(key, "").replace("|", "\\|")
+                lines.append(f"| `{key}` | {spelled(field.annotation)} | {_default(field)} | {meaning} |")
         return self.parse_text_to_nodes("\n".join(lines))
 
 
@@ -130,7 +126,27 @@ def modules(layer: str) -> Iterator[str]:
             yield ".".join(parts).removesuffix(".__init__")
 
 
-def meanings(docstring: str, keys: list[str]) -> dict[str, str]:
+def named(module: str, name: str, kind: str | None = None) -> type[Section]:
+    """The section of this name; of a choice of sections that of a kind."""
+    found = getattr(import_module(module), name)
+    if kind is None:
+        return found
+    choices = get_args(found)[0]  # of Annotated[A | B, ...], or of Annotated[A, ...] where there is one
+    return next(one for one in get_args(choices) or (choices,) if one.model_fields["kind"].default == kind)
+
+
+def documented(section: type[Section]) -> dict[str, str]:
+    """What is said of each key: by the section, by the dataclass that it mirrors, and by what these derive from."""
+    sources = [*section.__mro__, *getattr(section, "part", object).__mro__]
+    keys = list(section.model_fields)
+    found: dict[str, str] = {}
+    for source in sources:
+        if source.__doc__ and not source.__module__.startswith(("pydantic", "builtins")):
+            found = {key: text for key, text in meanings(source.__doc__).items() if key in keys} | found
+    return found
+
+
+def meanings(docstring: str) -> dict[str, str]:
     """What a docstring says of each key: the text behind `key:` or `key, other:` until the next of them."""
     text = re.sub(r"\n[ ]*(Raises|Sources?):.*", "", docstring, flags=re.DOTALL)
     text = re.sub(r"\s+", " ", re.sub(r"\n[ ]*(Args|Attributes):", ". ", text))

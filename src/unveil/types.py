@@ -87,6 +87,10 @@ class LeftOut(UserWarning):
     """A prompt has words that its encoder does not see: beyond its length, or not known; the message says which."""
 
 
+class TooLong(LeftOut):
+    """A prompt has more words than its encoder reads."""
+
+
 def nearest(name: object, allowed: Sequence[object]) -> str:
     """`; nearest: 'x'` when one of `allowed` resembles `name`, else an empty string."""
     close = get_close_matches(str(name), [str(a) for a in allowed], n=1, cutoff=0.5)

@@ -241,6 +241,21 @@ def test_a_folder_of_diffusers_is_read(tmp_path: Path):
     assert found.sha256 == control_file.digest(tmp_path / "theirs")
 
 
+def test_what_is_inspected_says_that_it_is_a_controlnet(cli: Cli, edges: Path, monkeypatch: pytest.MonkeyPatch):
+    config = UNetConfig(4, 4, 32, (1, 2), 1, (1, 2), heads=2, groups=8, transformer_depth=(1,), context_width=8)
+    shelf = Path("models") / "controlnets"
+    diffusers_unet.write(ControlNet.of(UNet(config), hint_widths=hint_widths(8)), shelf / "theirs")
+    (shelf / "edges.safetensors").write_bytes(edges.read_bytes())
+    monkeypatch.setenv("UNVEIL_MODELS", "models")
+    for given in (shelf / "theirs", "theirs", "edges"):  # by its path, and by its name in the models folder
+        outcome = cli("inspect", given)
+        assert outcome.code == 0, outcome.err
+        assert "ControlNet" in outcome.out
+        assert "--control FILE=PICTURE" in outcome.out
+    listed = {one["name"]: one["kind"] for one in cli("inspect", "models", "--json").json["models"]}
+    assert listed == {"theirs": "ControlNet", "edges": "ControlNet"}
+
+
 @pytest.mark.slow
 def test_a_controlnet_is_trained_and_its_run_is_a_model(cli: Cli, saved: Path, hint: Path):
     recipe = load_recipe("ddpm-digits", [*CHANGES, "train.steps=3", "train.warmup=0", "train.batch=8"])
@@ -251,6 +266,7 @@ def test_a_controlnet_is_trained_and_its_run_is_a_model(cli: Cli, saved: Path, h
     assert cli("train", "tiny-edges.yaml", "--dry-run").code == 0
     outcome = cli("train", "tiny-edges.yaml", "--run", "edges")
     assert outcome.code == 0, outcome.err
+    assert "a training checkpoint at step 3, of a ControlNet on " in cli("inspect", "edges").out
     draw = ["--label", "3", "--quiet", "--out"]
     outcome = cli("sample", saved, *draw, "beside.png", "--control", f"edges={hint}")
     assert outcome.code == 0, outcome.err

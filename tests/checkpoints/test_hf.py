@@ -20,6 +20,7 @@ import diffusers
 import unveil
 from tests.checkpoints import tiny_hf
 from unveil.checkpoints import hf
+from unveil.checkpoints.hf.parts import Levels
 from unveil.checkpoints.scheduler import scheduler_of
 from unveil.checkpoints.tensors import read_tensors, write_tensors
 from unveil.core.noise import START, Streams
@@ -373,7 +374,7 @@ def test_levels_are_those_of_the_scheduler(spacing, steps):
     scheduler = diffusers.EulerDiscreteScheduler(**tiny_hf.DISCRETE, timestep_spacing=spacing)
     scheduler.set_timesteps(steps)
     read = scheduler_of(dict(scheduler.config) | {"_class_name": "EulerDiscreteScheduler"}, Path("settings"))
-    process = hf.pipelines._Levels(process=read.process).process.build()
+    process = Levels(process=read.process).process.build()
     grid = unveil.grids.named(process, read.sample["grid"], steps)
     assert [process.index(level) for level in grid[:-1]] == pytest.approx(scheduler.timesteps.tolist(), abs=1e-3)
     ratios = [level.sigma / level.alpha for level in grid]
@@ -385,7 +386,7 @@ def test_levels_are_those_of_the_flow_scheduler(settings):
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**settings)
     scheduler.set_timesteps(7)
     read = scheduler_of(dict(scheduler.config) | {"_class_name": "FlowMatchEulerDiscreteScheduler"}, Path("settings"))
-    process = hf.pipelines._Levels(process=read.process).process.build()
+    process = Levels(process=read.process).process.build()
     grid = unveil.grids.named(process, read.sample["grid"], 7)
     assert [level.sigma for level in grid] == pytest.approx(scheduler.sigmas.tolist(), rel=1e-5)
     assert [process.index(level) for level in grid[:-1]] == pytest.approx(scheduler.timesteps.tolist(), rel=1e-5)

@@ -49,6 +49,19 @@ def test_case_signs_and_width_of_letters_do_not_matter_but_words_and_their_order
     assert not equal(own.encode([RED_CIRCLE]), own.encode([RED_CIRCLE[::-1]]))
 
 
+def test_one_vector_of_the_whole_prompt_where_it_is_asked_for():
+    torch.manual_seed(0)
+    own = WordTokens(WordsConfig(40, 8, width=16, depth=1, heads=2), 16, 0.1, vector_dim=6)
+    own.learn(TEXTS)
+    own.eval()
+    told, short = own.encode(["a red circle", "a blue ring"]), own.encode(["a red circle"])
+    assert told.vector is not None
+    assert told.vector.shape == (2, 6)
+    assert not torch.allclose(told.vector[0], told.vector[1])
+    torch.testing.assert_close(short.vector, told.vector[:1])  # the padding of others does not count
+    assert encoder().encode(["a red circle"]).vector is None
+
+
 def test_padding_changes_nothing():
     long, short = encoder(most=8), encoder(most=4)
     short.load_state_dict(long.state_dict())

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from unveil.core import grids, samplers
+from unveil.core import prediction as predictions
 from unveil.core.denoiser import Estimate, Step
 from unveil.core.flow import RectifiedFlow
-from unveil.core.inverse import held, noised
+from unveil.core.inverse import held, imposed, noised
 from unveil.core.noise import START, Streams
 from unveil.core.process import CosineVP, Process
 from unveil.core.samplers import run
@@ -86,3 +87,30 @@ def test_the_longer_it_is_held_the_nearer_it_stays():
 def test_a_time_below_that_of_data_is_refused():
     with pytest.raises(ShapeError, match=r"until -0\.5: times are at least 0"):
         held(mixture(), RectifiedFlow(), torch.zeros(1, *SHAPE), torch.tensor([-0.5]))
+
+
+@pytest.mark.parametrize("prediction", [predictions.x0, predictions.flow])
+def test_parts_at_the_data_and_parts_of_pure_noise_are_solved_together(prediction: predictions.Prediction):
+    time = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    both = predictions.solve(prediction, RectifiedFlow().at(time))
+    for place, t in enumerate(time.tolist()):
+        alone = predictions.solve(prediction, RectifiedFlow().at(t))
+        assert [float(torch.as_tensor(one).expand(2)[place]) for one in both] == [float(one) for one in alone]
+
+
+def test_parts_are_put_back_for_denoisers_of_one_level():
+    known, times = torch.full((8, *SHAPE), 1.03), torch.tensor([0, 0.5, 1, 1]).view(1, *SHAPE)
+    streams, grid, told = Streams(0, range(8)), grids.uniform(RectifiedFlow(), 20), []
+    step = mixture()
+
+    def watched(x: Tensor, level: Level) -> Estimate:
+        told.append(level.t)
+        return step(x, level)
+
+    noise = streams.normal(SHAPE, START)
+    x = run(samplers.ddim(grid), imposed(watched, known, times), grid.start(noise))
+    assert torch.equal(x[:, :, 0], known[:, :, 0])
+    assert not torch.equal(x[:, :, 1], known[:, :, 1]), "let go half-way"
+    assert all(isinstance(t, float) for t in told)
+    with pytest.raises(ShapeError, match="until -1: times are at least 0"):
+        imposed(step, known, times - 1)

@@ -101,6 +101,7 @@ FLAT = {  # (weight, prediction) -> what the weight is on the square of the pred
     ("p2", "eps"): lambda level: 1 / (1 + (level.alpha / level.sigma) ** 2),
     ("min-snr", "x0"): lambda level: ((level.alpha / level.sigma) ** 2).clamp(max=5),
     ("truncated-snr", "x0"): lambda level: ((level.alpha / level.sigma) ** 2).clamp(min=1),
+    ("flow", "x0"): lambda level: (1 + level.alpha / level.sigma) ** 2,
     ("snr", "score"): lambda level: level.sigma**2,
 }
 
@@ -121,6 +122,9 @@ def test_weights_on_v_and_on_a_straight_paths_velocity():
     # SNR + 1 is even on v; on a straight path's velocity an error in x0 is one of its size over sigma
     torch.testing.assert_close(weights.on_target(weights.edm(1.0), prediction.v, vp), even)
     torch.testing.assert_close(weights.on_target(lambda level: 1 / level.sigma**2, prediction.flow, flow), even)
+    torch.testing.assert_close(weights.on_target(weights.flow(), prediction.flow, flow), even)
+    bounded = weights.flow(most=4.0)(flow)
+    torch.testing.assert_close(bounded, torch.minimum(1 / flow.sigma**2, 4 * even))
     # EDM's own: (sigma^2 + s^2) / (sigma s)^2
     sigma = EDM().at(t).sigma
     torch.testing.assert_close(weights.edm(0.3)(EDM().at(t)), (sigma**2 + 0.09) / (0.3 * sigma) ** 2)

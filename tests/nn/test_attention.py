@@ -251,6 +251,29 @@ def test_packing_fills_rows_and_tells_its_waste():
     assert Packing(LENGTHS).segments[0, :5].tolist() == [0, 0, 0, 0, 1]
 
 
+@pytest.mark.parametrize("length", [None, 11])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("way", ["_one_by_one", "_padded"])
+def test_packed_sequences_read_each_its_own_context(
+    length: int | None, masked: bool, way: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Packing, "_one_by_one", getattr(Packing, way))
+    ours, packing = layer(context_width=10, kv_heads=2), Packing(LENGTHS, length=length)
+    alone = [drawn(n, WIDTH, seed=n).requires_grad_() for n in LENGTHS]
+    together = [x.detach().clone().requires_grad_() for x in alone]
+    context = drawn(len(LENGTHS), 5, 10)
+    mask = torch.arange(5) < torch.tensor([5, 2, 1, 3])[:, None] if masked else None
+    seen = [None] * len(LENGTHS) if mask is None else list(mask[:, None, None].split(1))
+    wanted = [ours(x[None], context=context[row : row + 1], mask=seen[row])[0] for row, x in enumerate(alone)]
+    found = packing.unpack(ours(packing.pack(together), context=context, mask=mask, packing=packing))
+    for one, two in zip(found, wanted, strict=True):
+        assert torch.allclose(one, two, atol=1e-5)
+    torch.cat(found).square().sum().backward()
+    torch.cat(wanted).square().sum().backward()
+    for one, two in zip(together, alone, strict=True):
+        assert torch.allclose(one.grad, two.grad, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,7 +16,7 @@ from unveil.core.process import partly
 from unveil.nn.attending import attend
 from unveil.nn.packing import Packing
 from unveil.nn.patterns import Grid, Groups, Pattern, visible
-from unveil.nn.video_dit import VideoDiT, VideoDiTConfig
+from unveil.nn.video_dit import KEPT, VideoDiT, VideoDiTConfig
 from unveil.types import Condition, RecipeError, ShapeError
 
 PATTERNS: tuple[Pattern, ...] = ("full", "factorised", "windowed")
@@ -24,7 +27,8 @@ TEXT = 10
 def network(pattern: Pattern = "full", causal: bool = False, **changes: object) -> VideoDiT:
     """With weights that are not the first ones, which draw nothing."""
     torch.manual_seed(0)
-    settings: dict = {"patch": (1, 4, 4), "depth": 3, "width": 48, "heads": 4, "context_width": TEXT} | changes
+    settings: dict = {"patch": (1, 4, 4), "depth": 3, "width": 48, "heads": 4, "context_width": TEXT, "waves": 2}
+    settings |= changes
     made = VideoDiT(VideoDiTConfig(3, 3, pattern=pattern, causal=causal, window=WINDOW, **settings))
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -135,6 +139,31 @@ def test_packed_clips_get_what_they_get_alone_forward_and_back(clips: Tensor, pa
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
+def test_what_was_laid_out_before_a_run_serves_training_and_other_sizes(clips: Tensor, pattern: Pattern):
+    asked, t, condition = network(pattern), torch.tensor([100.0, 700.0]), told(2)
+    with torch.inference_mode():
+        before = asked(clips, t, condition), asked.packed(clips, t, condition)[0]  # a batch is a list of clips, too
+    for side in range(4, 4 * (KEPT + 3), 4):  # more sizes than are remembered
+        asked(clips.new_zeros(2, 3, 1, 4, side), t, condition)
+    for _ in range(2):
+        close(asked(clips, t, condition), before[0])
+        found = asked.packed(clips, t, condition)[0]
+        for one, two in zip(found, before[1], strict=True):
+            close(one, two)
+    found[0].sum().backward()
+
+
+def test_queries_and_keys_of_lower_precision_are_normalised_in_theirs(clips: Tensor):
+    asked, t = network(), torch.tensor([100.0, 700.0])
+    exact = asked(clips, t, told(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with torch.autocast("cpu", torch.bfloat16):
+            found = asked(clips, t, told(2))
+    assert float((found - exact).detach().abs().max()) < 0.05 * float(exact.detach().abs().max())
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_causal_frame_sees_no_later_one(clips: Tensor, pattern: Pattern):
     asked, t = network(pattern, causal=True), torch.tensor([100.0, 700.0])
     before = asked(clips, t, told(2))
@@ -145,7 +174,7 @@ def test_a_causal_frame_sees_no_later_one(clips: Tensor, pattern: Pattern):
 
 
 def test_only_distances_of_places_count(clips: Tensor):
-    asked, t = network(), torch.tensor([100.0, 700.0])
+    asked, t = network(waves=0), torch.tensor([100.0, 700.0])
     at = lambda first, step: Condition(  # noqa: E731
         told(2).vector, told(2).tokens, told(2).mask, places=torch.tensor([[first, step]] * 2, dtype=torch.float64)
     )
@@ -153,6 +182,17 @@ def test_only_distances_of_places_count(clips: Tensor):
     close(asked(clips, t, at((0, 0, 0), (1, 1, 1))), plain)
     close(asked(clips, t, at((-7, 3, 2.5), (1, 1, 1))), plain)
     assert not torch.allclose(asked(clips, t, at((0, 0, 0), (0.5, 1, 1))), plain, atol=1e-3)
+
+
+def test_waves_tell_where_in_the_frame_and_how_long_after_the_start(clips: Tensor):
+    t, even = torch.tensor([100.0, 700.0]), torch.ones(2, 3, 5, 8, 12)
+    blind, asked = network(waves=0), network()
+    same = blind(even, t, told(2))[:, :, 0, :4, :4]
+    for other in (asked(even, t, told(2))[:, :, 0, 4:, :4], asked(even, t, told(2))[:, :, 1, :4, :4]):
+        assert not torch.allclose(asked(even, t, told(2))[:, :, 0, :4, :4], other, atol=1e-4)
+    close(same, blind(even, t, told(2))[:, :, 4, 4:, 8:])  # what is even everywhere looks alike from everywhere
+    later = replace(told(2), places=torch.tensor([[[3.0, 0, 0], [1, 1, 1]]]).expand(2, 2, 3))
+    assert not torch.allclose(asked(clips, t, later), asked(clips, t, told(2)), atol=1e-4)
 
 
 def test_the_text_is_read_and_what_does_not_count_is_not(clips: Tensor):

@@ -55,6 +55,63 @@ def tiny(codec: nn.Module | None = None, condition: list[dict[str, Any]] | None 
     return model
 
 
+class Paired(nn.Module):
+    """A codec of clips: the first frame alone, then two frames in one, and squares of 2 x 2 in one."""
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        small = F.avg_pool3d(pixels, (1, 2, 2))
+        later = small[:, :, 1:].unflatten(2, (-1, 2)).mean(3)
+        return 1.5 * torch.cat([small[:, :, :1], later], dim=2)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        frames = torch.cat([latents[:, :, :1], latents[:, :, 1:].repeat_interleave(2, 2)], dim=2)
+        return F.interpolate(frames / 1.5, scale_factor=(1.0, 2.0, 2.0), mode="nearest")
+
+    def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*shape[:-3], 1 + (shape[-3] - 1) // 2, shape[-2] // 2, shape[-1] // 2)
+
+
+WORDS = ["a small red circle moves left", "a large blue square on green"]
+
+
+def tiny_clips(codec: nn.Module | None = None, frames: int = 5, **sample: Any) -> Model:
+    """A random model of 3 x frames x 8 x 8 clips that reads words; of latents half as large with a codec."""
+    config = validate(
+        ModelConfig,
+        {
+            "shape": [3, frames, 8, 8],
+            "network": {
+                "kind": "video-dit", "patch": [1, 2, 2] if codec else [1, 4, 4], "depth": 2, "width": 32, "heads": 2,
+                "context_width": 16,
+            },
+            "process": {"kind": "rectified-flow"},
+            "prediction": "x0",
+            "condition": [
+                {"kind": "words", "limit": 40, "most": 8, "width": 16, "depth": 1, "heads": 2, "vector": True,
+                 "drop": 0.1}
+            ],
+            "sample": {"sampler": "euler-time", "steps": 4, "clip": "none", "guidance": {"scale": 2.0}, **sample},
+        },
+        "test",
+    )  # fmt: skip
+    model = build(config).eval()
+    words: Any = model.conditioners["prompt"]
+    words.learn(WORDS)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.15)
+    if codec is not None:
+        model.codec = codec  # pyright: ignore
+    return model
+
+
+def clips(count: int, frames: int = 5, height: int = 8, width: int = 8, seed: int = 1) -> Tensor:
+    """Random ones, uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, frames, height, width), dtype=torch.uint8, generator=generator)
+
+
 @cache
 def digits_model() -> Model:
     return unveil.load("ddpm-digits")

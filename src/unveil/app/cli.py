@@ -26,6 +26,7 @@ from unveil.app.options import (
     Dtype,
     Force,
     ModelName,
+    ModelOrPrompt,
     Overrides,
     Quiet,
     RecipeName,
@@ -34,11 +35,12 @@ from unveil.app.options import (
     Settings,
     Size,
     Small,
-    SomeModel,
     Steps,
 )
 from unveil.app.outcome import guarded
 from unveil.app.study_cli import study_app
+from unveil.app.video_cli import COMMANDS as VIDEO_COMMANDS
+from unveil.app.video_cli import video_app
 
 app = typer.Typer(
     name="unveil",
@@ -52,6 +54,8 @@ app = typer.Typer(
     "Exit codes: 0 done, 1 failed, 2 usage or recipe, 3 non-finite numbers, 4 data, 5 resources, 130 interrupted, "
     "143 terminated.",
 )
+# The command of a group that other words than the names of its commands are for
+USUAL = {"inspect": ("model", COMMANDS), "video": ("make", VIDEO_COMMANDS)}
 data_app = typer.Typer(no_args_is_help=True, help="Look at pictures and clips before they train a model.")
 recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that come with unveil.")
 app.add_typer(data_app, name="data")
@@ -60,6 +64,7 @@ app.add_typer(inspect_app, name="inspect")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(study_app, name="study")
 app.add_typer(lora_app, name="lora")
+app.add_typer(video_app, name="video")
 app.command("translate")(language_cli.translate)
 for command in (*edit_cli.COMMANDS, *path_cli.COMMANDS):
     app.command(command.__name__)(spread(command))
@@ -120,7 +125,7 @@ SAMPLES = Drawing(batch=64, out=Path("samples"))
 @spread
 def sample(
     *,
-    model: SomeModel = None,
+    model: ModelOrPrompt = None,
     settings: Settings = None,
     conditions: Conditions,
     count: Annotated[int | None, typer.Option(help="Pictures; one per label when left out.")] = None,
@@ -144,12 +149,17 @@ def sample(
     """Draw pictures from a model.
 
     Example: unveil sample ddpm-digits --label 3 --label 7 --count 8 --seed 1 --out digits.png
+
+    Example: unveil sample "a large blue square on green" --out square.png
     """
     options = flat(locals())
     from unveil.app import sample as work
+    from unveil.app.wish import spoken
+
+    options |= spoken(model, settings)
 
     console, place, wish = drawing.reply.console, work.Place.typed(options), work.Wish.typed(options)
-    changes = work.changes(settings or (), vars(sampling))
+    changes = work.changes(options["settings"] or (), vars(sampling))
     if prompts is not None:
         from unveil.app.prompts import sample_each
 
@@ -167,6 +177,12 @@ def evaluate(
     overrides: Annotated[list[str] | None, typer.Option("--set", help="A change such as evaluate.samples=100.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the report; the run's own when left out.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Published Inception, or a classifier's card.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Drawn, or of each list; the recipe's when left out.")] = None,
+    lists: Annotated[
+        list[str] | None,
+        typer.Option("--list", help="Prompts of the playground: validation, seen or held-out; may be repeated."),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", metavar="DTYPE")] = None,
     device: Device = "auto",
     force: Force = False,
     as_json: AsJson = False,
@@ -175,11 +191,13 @@ def evaluate(
     """Judge a model: scores with their protocol, pictures and plots, as report.json and report.html.
 
     Example: unveil evaluate runs/ddpm-digits --set sample.steps=50
+
+    Example: unveil evaluate runs/playground-video --list validation --samples 48 --dtype bfloat16
     """
     from unveil.app import evaluate as work
 
     ask = work.Ask(model, recipe, tuple(overrides or ()), out=out, weights=weights, device=device, force=force)
-    work.evaluate(ask, Console(as_json, quiet))
+    work.evaluate(ask.changed({"samples": samples, "lists": lists, "dtype": dtype}), Console(as_json, quiet))
 
 
 @app.command()
@@ -350,6 +368,7 @@ def recipes_cite(recipe: RecipeName, as_json: AsJson = False, quiet: Quiet = Fal
 def run(arguments: Sequence[str]) -> int:
     """Runs a command line; returns its exit code."""
     words = list(arguments)
-    if words[:1] == ["inspect"] and len(words) > 1 and words[1] not in (*COMMANDS, "--help"):
-        words.insert(1, "model")  # `unveil inspect PATH`
+    for group, (usual, names) in USUAL.items():
+        if words[:1] == [group] and len(words) > 1 and words[1] not in (*names, "--help"):
+            words.insert(1, usual)
     return guarded(app, words)

@@ -12,9 +12,12 @@ from torch import Tensor
 from unveil.app.console import duration, size
 from unveil.checkpoints.store import versions
 from unveil.config import AutoencoderRecipe, Recipe
+from unveil.config.run import Batching
 from unveil.core.noise import Streams
 from unveil.train.callbacks import KEEP
+from unveil.train.examples import on
 from unveil.train.learner import Learner
+from unveil.train.mixed import lengths
 from unveil.train.order import Items, check_items, collate
 from unveil.train.precision import resolve
 
@@ -85,12 +88,15 @@ def estimate(recipe: Recipe | AutoencoderRecipe, learner: Learner, dataset: Item
     Raises:
         ShapeError: data that the model does not take.
     """
-    check_items(dataset, learner.key, learner.raw_keys, learner.shape)
+    batching, batch = recipe.train.batching, recipe.train.batch
+    check_items(dataset, learner.key, learner.raw_keys, None if batching else learner.shape)
+    if recipe.train.tokens is not None:
+        batch = max(1, round(recipe.train.tokens / float(lengths(learner.model, dataset).double().mean())))
     precision = resolve(recipe.train.precision, device)
-    measured = _Step(learner, dataset, precision, recipe.train.steps - 1, device)
+    measured = _Step(learner, dataset, precision, recipe, device)
     activations = measured.activations()
     seconds = measured.seconds(1)
-    part = recipe.train.batch // recipe.train.accumulate
+    part = max(1, batch // recipe.train.accumulate)
     count = max(1, min(part, int(SECONDS / max(seconds, 1e-4))))
     if count > 1:
         measured.seconds(count)  # the first of a size pays for its set-up
@@ -102,19 +108,28 @@ def estimate(recipe: Recipe | AutoencoderRecipe, learner: Learner, dataset: Item
         parameters=sum(p.numel() for p in measured.trained),
         device=str(device),
         precision=precision,
-        batch=recipe.train.batch,
+        batch=batch,
         accumulate=recipe.train.accumulate,
         steps=recipe.train.steps,
         activations=activations,
-        step_seconds=seconds * recipe.train.batch / count,
+        step_seconds=seconds * batch / count,
     )
 
 
 class _Step:
     """An optimiser step of any number of pictures, late enough that everything takes part."""
 
-    def __init__(self, learner: Learner, dataset: Items, precision: str, step: int, device: torch.device) -> None:
-        self.learner, self.dataset, self.step, self.device = learner, dataset, step, device
+    def __init__(
+        self,
+        learner: Learner,
+        dataset: Items,
+        precision: str,
+        recipe: Recipe | AutoencoderRecipe,
+        device: torch.device,
+    ) -> None:
+        self.learner, self.dataset, self.device = learner, dataset, device
+        self.step = recipe.train.steps - 1
+        self.batching: Batching | None = recipe.train.batching
         parts = [part.to(device).train() for part in (learner.model, learner.beside)]
         self.trained = [parameter for part in parts for parameter in part.parameters()]
         self.optimiser = torch.optim.AdamW(self.trained, lr=0.0)
@@ -126,8 +141,9 @@ class _Step:
         """The loss of the first pictures."""
         learner = self.learner
         indices = [n % len(self.dataset) for n in range(count)]
-        batch = collate(list(range(count)), indices, [self.dataset[n] for n in indices], learner.key, learner.raw_keys)
-        batch = batch._replace(data=batch.data.to(self.device))
+        items = [self.dataset[n] for n in indices]
+        batch = collate(list(range(count)), indices, items, learner.key, learner.raw_keys, self.batching)
+        batch = batch._replace(data=on(batch.data, self.device))
         streams = Streams(0, batch.numbers, device=self.device)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             return learner.loss(batch, streams, self.step, flip=False).value

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from unveil.config import AutoencoderRecipe, EvaluateConfig, Recipe, Reconstruct
 from unveil.data.captions import Language
 from unveil.data.low import LOW
 from unveil.evaluate import features as networks
+from unveil.evaluate.clips import evaluate_clips
 from unveil.evaluate.given import Draw, evaluate_given
 from unveil.evaluate.likelihood import bits_per_dim, ode_bits_per_dim
 from unveil.evaluate.measure import Origin, Settings, compared
@@ -34,11 +36,12 @@ from unveil.evaluate.upscaled import evaluate_upscaled
 from unveil.files import refuse_overwrite
 from unveil.model import Model
 from unveil.source import command, commit, cpu_seconds
-from unveil.tasks.generate import Request, Source, generate
+from unveil.tasks.generate import DTYPES, Request, Source, generate
 from unveil.train.run_folder import training_of
 from unveil.types import RecipeError
 
 BATCH = 100
+CLIPS = 16  # at a time: a clip has as many numbers as its frames
 LAYOUT = "layout"  # what models are told whose scenes are looked at for the boxes of objects
 Judge = Callable[[Recipe, Model, Pictured, Draw], Report]
 
@@ -60,6 +63,12 @@ class Ask:
         """The folder of the run that the model is of, if it is of one."""
         path = Path(self.model)
         return path.parent.parent if path.parent.name == "checkpoints" else path
+
+    def changed(self, settings: Mapping[str, Any]) -> Ask:
+        """The same with settings of the section `evaluate` that were given; None leaves one as it is."""
+        given = {name: value for name, value in settings.items() if value not in (None, [])}
+        changes = (f"evaluate.{name}={json.dumps(value)}" for name, value in given.items())
+        return replace(self, overrides=(*self.overrides, *changes))
 
     def resolved(self) -> Recipe | AutoencoderRecipe:
         """The recipe that says what the model is compared with, and how.
@@ -106,10 +115,12 @@ def judge(ask: Ask, recipe: Recipe, console: Console) -> Report:
     how = recipe.evaluate
     begun = cpu_seconds()
     model, source = open_model(ask.model, pick(ask.device))
+    model.lowered(DTYPES[how.dtype])
     train, held_out = (data.open(recipe.data.build(), part) for part in ("train", "held-out"))
     if (special := _judged_otherwise(recipe)) is not None:
-        with console.progress("picture", 0) as progress:
-            how_drawn = Draw(recipe.sample, how.seed, BATCH, lambda done: progress.reach(done, 0))
+        what, batch = ("clip", CLIPS) if special is _filmed else ("picture", BATCH)
+        with console.progress(what, 0) as progress:
+            how_drawn = Draw(recipe.sample, how.seed, batch, lambda done: progress.reach(done, 0))
             found = special(recipe, model, held_out, how_drawn)
         return replace(found, about={**found.about, **_about(ask, source, cpu_seconds() - begun)})
     network = feature_network(recipe, how, ask.weights, str(model.device))
@@ -163,7 +174,15 @@ def _judged_otherwise(recipe: Recipe) -> Judge | None:
         return _enlarged
     if recipe.key != "pixels" or list(told.values()) == [LAYOUT]:
         return _given
-    return _prompted if list(told) == [PROMPT] and recipe.data.kind == "scenes" else None
+    by_words = {"scenes": _prompted, "playground": _filmed}
+    return by_words.get(recipe.data.kind) if list(told) == [PROMPT] else None
+
+
+def _filmed(recipe: Recipe, model: Model, held_out: Pictured, how: Draw) -> Report:
+    """The report on a model that makes clips of words."""
+    del held_out  # the score has a world of its own
+    asked = recipe.evaluate
+    return evaluate_clips(model, how, asked.lists, count=asked.samples, language=asked.language)
 
 
 def _given(recipe: Recipe, model: Model, held_out: Pictured, how: Draw) -> Report:
@@ -219,10 +238,13 @@ def draw(
     classes = getattr(model.conditioners["label"], "classes", None) if "label" in model.conditioners else None
     labels = torch.arange(how.samples) % classes if classes else None
     given: dict[str, Sequence[Any]] = {"label": labels.tolist()} if labels is not None else {}
-    request = Request(given, seed=how.seed, count=how.samples, batch=min(BATCH, how.samples), sampling=settings)
+    request = Request(
+        given, seed=how.seed, count=how.samples, batch=min(BATCH, how.samples), sampling=settings, dtype=how.dtype
+    )
     with console.progress("step", 0) as progress:
         pictures = list(generate(model, request, source, on_step=progress.reach))
     sampling = {**recipe.sample.brief(), "seed": how.seed, "weights": "ema", "samples": how.samples}
+    sampling |= {} if how.dtype == "float32" else {"dtype": how.dtype}
     return torch.stack([picture.pixels for picture in pictures]), labels, sampling
 
 

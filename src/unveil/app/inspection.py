@@ -9,7 +9,7 @@ from typing import Any
 from unveil.app.console import Console
 from unveil.app.console import size as bytes_of
 from unveil.app.wish import changes
-from unveil.checkpoints import hf, layouts, ours, published, shelf
+from unveil.checkpoints import control_file, hf, layouts, ours, published, shelf
 from unveil.checkpoints.names import some
 from unveil.checkpoints.tensors import read_header
 from unveil.config import validate
@@ -41,13 +41,22 @@ def model(ask: Ask, console: Console) -> None:
     if network.is_name(str(ask.path)) and not ask.path.exists():
         network.network(str(ask.path), ask.size, ask.batch, console)
         return
-    path = shelf.place(ask.path, "checkpoints")
-    facts = hf.inspect(path) if hf.is_folder(path) else ours.inspect(path)
+    path = _place(ask.path)
+    if control_file.is_theirs(path):
+        facts = control_file.inspect(path)
+    else:
+        facts = hf.inspect(path) if hf.is_folder(path) else ours.inspect(path)
     if path.is_file():
         facts |= _fit(path, ask)
     if not ask.keys:
         facts = facts | {"files": {name: _summed(file) for name, file in facts["files"].items()}}
     console.result(facts, _text(facts, ask.keys))
+
+
+def _place(path: Path) -> Path:
+    """Where something of this name lies, in any part of the models folder."""
+    places = (shelf.place(path, drawer) for drawer in shelf.DRAWERS)
+    return next((one for one in places if one != path), path)
 
 
 def models(console: Console) -> None:
@@ -66,6 +75,8 @@ def _kind(path: Path) -> dict[str, str]:
     if path.is_dir():
         if hf.is_folder(path):
             return {"kind": "model", "what": f"a folder of diffusers, {hf.Folder(path).kind}"}
+        if control_file.is_folder(path):
+            return {"kind": "ControlNet", "what": "a ControlNet"}
         file = next((one for one in sorted(path.glob("*.safetensors"))), None)
         if file is None or (path / "manifest.json").is_file() or (path / "checkpoints").is_dir():
             return {"kind": "model", "what": "a model or a run of unveil"}

@@ -27,7 +27,7 @@ from unveil.config.objective import DenoisingObjective, SimpleObjective, SlicedO
 from unveil.core import grids, guidance, samplers, score_matching, variance, weights
 from unveil.core import objective as objectives
 from unveil.core.exploding import EDM, VE, DiscreteVE
-from unveil.core.flow import RectifiedFlow, Shifted
+from unveil.core.flow import RectifiedFlow, RootShifted, Shifted
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, Process
 from unveil.core.sde import SubVP
 from unveil.core.times import Stratified
@@ -170,6 +170,7 @@ def _process(asked: Any) -> list[Any]:
         "edm": EDM,
         "rectified-flow": RectifiedFlow,
         "shifted": Shifted,
+        "root-shifted": RootShifted,
     }
     inner = _process(asked.process) if asked.kind == "shifted" else []
     return [*inner, kinds[asked.kind]]

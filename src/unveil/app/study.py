@@ -1,10 +1,11 @@
-"""`unveil study`: what samplers and guidance do on a model, what it restores, and what data give a ViT, as pages."""
+"""`unveil study`: what samplers and guidance do on a model, what it restores, what it does with clips, as pages."""
 
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from unveil.app.console import Console
 from unveil.app.kinds import diffusion
 from unveil.app.models import device as pick
 from unveil.app.models import open_model
+from unveil.app.wish import changes
 from unveil.config import ClassifierRecipe, load_recipe
 from unveil.core.samplers import SAMPLERS
 from unveil.evaluate import Settings as Protocol
@@ -25,12 +27,16 @@ from unveil.evaluate.pictures import gather
 from unveil.files import refuse_overwrite, write_atomically
 from unveil.pictures import to_unit
 from unveil.source import command, commit
+from unveil.study import detector as reading
 from unveil.study import inverse as restoration
+from unveil.study import video as clips
 from unveil.study import vit as sizes
 from unveil.study.inverse import study_inverse
 from unveil.study.model_pages import inverse_page, samplers_page, scales_page
 from unveil.study.samplers import Settings, study_samplers
 from unveil.study.scales import check_scales, study_scales
+from unveil.study.video_page import video_page
+from unveil.tasks.generate import DTYPES
 from unveil.types import RecipeError
 
 FLOOR_SPLITS = 5  # of each report along the scale; the floor is the same for all
@@ -131,6 +137,39 @@ def inverse(
     console.result({**record, "page": str(page)}, "\n".join([*rows, str(page)]))
 
 
+def video(name: str, settings: clips.Settings, device: str, place: Place, console: Console) -> None:
+    """Tries what a model of clips can do besides clips from text, writes video.json and video.html."""
+    folder = place.free(name, "video")
+    begun = time.process_time()
+    model, source = open_model(name, pick(device))
+    model.lowered(DTYPES[settings.dtype])
+    with console.progress("clip", 0) as progress:
+        study = clips.study_video(model, settings, progress.reach)
+    record: dict[str, Any] = {
+        "model": source._asdict(),
+        **study.record(),
+        "about": {**_about(begun, str(model.device)), "command": command()},
+    }
+    page = _write(folder, "video", record, video_page(study, record))
+    rows = [f"{one.title}: {row.text}" for one in study.found.values() for row in one.rows if row.bar is not None]
+    console.result({**record, "page": str(page)}, "\n".join([*rows, str(page)]))
+
+
+def detector(settings: reading.Settings, place: Place, console: Console) -> None:
+    """Reads real clips of the playground back, writes detector.json and detector.html."""
+    folder = replace(place, out=place.out or Path("runs") / "detector").free("detector", "detector")
+    begun = time.process_time()
+    with console.progress("clip", settings.count) as progress:
+        found = reading.study_detector(settings, progress.reach)
+    record: dict[str, Any] = {**found, "about": {**_about(begun, "cpu"), "command": command()}}
+    page = _write(folder, "detector", record, reading.detector_page(record))
+    rows = [
+        f"{name}: {record['found']['plain'][name]['value']:.1%}, after H.264 {one['value']:.1%}"
+        for name, one in record["found"]["h264"].items()
+    ]
+    console.result({**record, "page": str(page)}, "\n".join([*rows, str(page)]))
+
+
 def vit(name: str, overrides: tuple[str, ...], settings: sizes.Settings, place: Place, console: Console) -> None:
     """Trains a ViT in several sizes on several amounts of data, writes vit.json and vit.html.
 
@@ -153,6 +192,27 @@ def vit(name: str, overrides: tuple[str, ...], settings: sizes.Settings, place: 
     page = _write(folder, "vit", record, sizes.page(record))
     rows = [f"{one.size:>8} {one.amount:>7} pictures: {one.accuracy:.2%}" for one in points]
     console.result({**record, "page": str(page)}, "\n".join([*rows, str(page)]))
+
+
+def clip_settings(wanted: Mapping[str, Any], sampling: Sequence[str], quick: bool) -> clips.Settings:
+    """Settings of the study of clips as typed: those that were given, on top of the usual ones or those of `--quick`.
+
+    Raises:
+        RecipeError: sizes that are not FRAMESxHEIGHTxWIDTH, or numbers that cannot be.
+    """
+    given = {name: value for name, value in wanted.items() if value is not None}
+    if "sizes" in given:
+        given["sizes"] = tuple(_size(text) for text in given["sizes"])
+    given["only"] = tuple(given.get("only", ()))
+    plain = clips.QUICK if quick else clips.Settings()
+    return replace(plain, **given, sampling={**plain.sampling, **changes(sampling, {})})
+
+
+def _size(text: str) -> tuple[int, ...]:
+    found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
+    if found is None:
+        raise RecipeError(f"--size {text!r}: is written FRAMESxHEIGHTxWIDTH, such as --size 16x24x48")
+    return tuple(int(part) for part in found.groups())
 
 
 def numbers(text: str, kind: Callable[[str], Any], name: str) -> tuple[Any, ...]:

@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from unveil.app.console import Console
-from unveil.app.options import AsJson, Device, Force, ModelName, Quiet, RecipeName
+from unveil.app.options import AsJson, Device, Dtype, Force, ModelName, Quiet, RecipeName
 
 study_app = typer.Typer(
-    no_args_is_help=True, help="Compare samplers, scales of guidance, methods that restore pictures, or sizes of a ViT."
+    no_args_is_help=True,
+    help="Compare samplers, scales of guidance, methods that restore pictures, or sizes of a ViT; try models of clips.",
 )
 
 
@@ -116,3 +117,67 @@ def vit(
 
     settings = study.Settings(study.parse_sizes(sizes), work.numbers(amounts, int, "amounts"), steps, seeds)
     work.vit(recipe, tuple(overrides or ()), settings, work.Place(out, force), Console(as_json, quiet))
+
+
+@study_app.command("video")
+def video(
+    model: ModelName,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task",
+            help="picture, extend, loop, connect, edit, ground, sizes or twice; all when left out; may repeat.",
+        ),
+    ] = None,
+    count: Annotated[int | None, typer.Option(help="Clips of each task; 48.")] = None,
+    sizes: Annotated[
+        list[str] | None, typer.Option("--size", help="Frames x height x width, such as 16x24x48; may be repeated.")
+    ] = None,
+    asked: Annotated[
+        str, typer.Option("--list", help="Prompts of the playground: seen, held-out or validation.")
+    ] = "seen",
+    sampling: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of sampling, such as steps=24 or scale=2.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="A few clips in few steps, to show that it works.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder of the page; the run's own when left out.")] = None,
+    dtype: Dtype = "bfloat16",
+    device: Device = "auto",
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Try what a model of clips does besides clips from text, Sora's list: each point with a number and a film.
+
+    Pictures that move, clips that go on both ways, loops, connections, edits of a thing and of the ground, other sizes,
+    aspects and lengths, twice the resolution; beside real clips and what takes no model. As video.html and .json.
+
+    Example: unveil study video runs/playground-video --task extend --task loop --count 16
+    """
+    from unveil.app import study as work
+
+    wanted = {"only": only, "count": count, "sizes": sizes, "asked": asked, "seed": seed, "dtype": dtype}
+    settings = work.clip_settings(wanted, sampling or (), quick)
+    work.video(model, settings, device, work.Place(out, force), Console(as_json, quiet))
+
+
+@study_app.command("detector")
+def detector(
+    count: Annotated[int, typer.Option(help="Clips.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the clips.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder of the page; runs/detector when left out.")] = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Read real clips of the playground back, before and after H.264: the ceiling of every score of a model of clips.
+
+    Clips of mixed sizes, lengths and rates; writes detector.html and .json.
+
+    Example: unveil study detector --count 200 --out runs/study
+    """
+    from unveil.app import study as work
+
+    settings = work.reading.Settings(count=count, seed=seed)
+    work.detector(settings, work.Place(out, force), Console(as_json, quiet))

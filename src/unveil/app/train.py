@@ -101,7 +101,7 @@ def dry_run(ask: Ask, console: Console) -> None:
         model = start(recipe, pick("cpu"))
         learn_words(model, dataset)
         objective = recipe.objective.build(recipe, model.process, recipe.train.batch)
-        learner = Denoising(model, objective, recipe.key)
+        learner = Denoising(model, objective, recipe.key, recipe.train.batching)
     found = estimate(recipe, learner, dataset, pick(ask.device))
     console.result(found.facts(), found.text())
 
@@ -126,7 +126,7 @@ def train(ask: Ask, console: Console) -> None:
     )
     if ask.force:
         _start_over(run)
-    console.say(f"{recipe.name}: {len(dataset)} items, {recipe.train.steps} steps of {recipe.train.batch} into {run}")
+    console.say(f"{recipe.name}: {len(dataset)} items, {recipe.train.steps} steps of {recipe.train.amount} into {run}")
     begun = time.monotonic(), time.process_time()
     begin(dataset, held_out, run)
     took = {"seconds": round(time.monotonic() - begun[0], 1), "cpu_seconds": round(time.process_time() - begun[1], 1)}

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -15,6 +15,7 @@ from unveil.app import lora as loras
 from unveil.app.console import Console
 from unveil.app.models import device as pick
 from unveil.app.models import open_model
+from unveil.app.options import PLAYGROUND
 from unveil.checkpoints.guide import load_guide
 from unveil.conditioning.image import ContextChannels
 from unveil.config import override
@@ -22,11 +23,23 @@ from unveil.data.low import LOW
 from unveil.model import Model
 from unveil.tasks.generate import DTYPES, Guided, Request, Source
 from unveil.tasks.inpaint import MASK, MASKED
+from unveil.tasks.size import is_clips
+from unveil.tasks.still import still
 from unveil.types import RecipeError, nearest
 
 PROMPT = "prompt"  # the key of a condition that is typed without it
 SHOWN = {"inpaint": (MASK, MASKED), "outpaint": (MASK, MASKED), "upscale": (LOW,)}  # what a verb gives a network
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=")
+
+
+def spoken(model: str | None, words: Sequence[str] | None) -> dict[str, Any]:
+    """The options `model` and `settings`: what cannot be a model's name is a prompt for the shipped one.
+
+    A name is one word of letters of one byte each, or there is something of this name.
+    """
+    if model is None or Path(model).exists() or (model.isascii() and " " not in model.strip()):
+        return {"model": model, "settings": words}
+    return {"model": PLAYGROUND, "settings": [model, *(words or ())]}
 
 
 @dataclass(frozen=True)
@@ -152,8 +165,11 @@ def opened(
     shown: Sequence[str] = (),
     recorded: Mapping[str, Any] | None = None,
     places: Sequence[Path] = (),
+    makes: Literal["pictures", "clips"] = "pictures",
 ) -> tuple[Model, Source]:
-    """The model of a wish with its LoRAs and ControlNets, ready to draw pictures.
+    """The model of a wish with its LoRAs and ControlNets, ready to draw pictures or clips.
+
+    A model of clips draws pictures as clips of one frame.
 
     Args:
         wish: what is asked.
@@ -163,6 +179,7 @@ def opened(
         recorded: the record of a picture that is drawn again; it says what is shown and which LoRAs and ControlNets
             there are.
         places: files and folders where the pictures of a record may lie.
+        makes: what is asked of it.
 
     Raises:
         RecipeError: a model that has to be shown other pictures, or whose samples are none.
@@ -177,9 +194,9 @@ def opened(
             f"this model is given a picture under {missing[0]!r}, which cannot be typed; "
             + (f"use {verbs}" if verbs else "use it from Python: unveil.load(...).generate(raw=...)")
         )
-    if len(model.shape) != 3 or model.shape[0] not in (1, 3):
+    if ((len(model.shape) != 3 or makes == "clips") and not is_clips(model)) or model.shape[0] not in (1, 3):
         raise RecipeError(
-            f"this model makes samples of shape {model.shape}, which are no pictures; "
+            f"this model makes samples of shape {model.shape}, which are no {makes}; "
             "use it from Python: unveil.load(...).generate(...)"
         )
     wanted = [loras.asked(one) for one in wish.loras]
@@ -190,6 +207,7 @@ def opened(
     if recorded is not None:
         steered, mode = controls.again(recorded, steered, model, places)
     controls.put_on(model, steered, mode, console)
+    model = still(model) if makes == "pictures" and is_clips(model) else model
     return model.lowered(dtype), source
 
 

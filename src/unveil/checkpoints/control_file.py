@@ -8,14 +8,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from unveil.checkpoints import control, diffusers_unet, folders, latent_unet, ours, shelf, store, trained_on
+from unveil.checkpoints import control, diffusers_unet, folders, latent_unet, layouts, ours, shelf, store, trained_on
 from unveil.checkpoints.folders import read_json
 from unveil.checkpoints.said import shapes_of
-from unveil.checkpoints.tensors import read_state, read_tensors
+from unveil.checkpoints.tensors import read_header, read_state, read_tensors
 from unveil.config import ModelConfig, read_yaml, validate
 from unveil.files import sha256
 from unveil.nn.controlnet import ControlNet
@@ -79,8 +79,24 @@ def of_published(tensors: Mapping[str, Tensor], heads: Mapping[str, int] | None 
 def is_folder(path: Path) -> bool:
     """Whether a folder holds a ControlNet: diffusers', or one that was trained here."""
     if (path / CONFIG).is_file():
-        return read_json(path / CONFIG).get("_class_name") == diffusers_unet.CONTROLNET
+        return is_theirs(path)
     return any(weights_of(one).is_file() for one in (path, *path.glob("checkpoints/*")))
+
+
+def is_theirs(path: Path) -> bool:
+    """Whether a folder holds a ControlNet as diffusers writes it."""
+    return (path / CONFIG).is_file() and read_json(path / CONFIG).get("_class_name") == diffusers_unet.CONTROLNET
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """What a ControlNet's folder of diffusers holds, from headers alone: the facts of `ours.inspect`.
+
+    Raises:
+        WeightsError: a file that is damaged or not there.
+    """
+    headers = {one.name: read_header(one) for one in folders.weight_files(path, diffusers_unet.WEIGHTS)}
+    what = f"a folder of diffusers, {diffusers_unet.CONTROLNET}"
+    return {"path": str(path), "what": what, **ours.summary(headers), "problem": f"a ControlNet: {layouts.STEERS}"}
 
 
 def digest(path: Path) -> str:

@@ -278,6 +278,9 @@ def inspect(path: Path | str) -> dict[str, Any]:
             "a saved model" if manifest.kind == "model" else f"a training checkpoint at step {manifest.step}"
         )
         facts |= {"folder": str(folder), "step": manifest.step, "versions": dict(manifest.versions)}
+        if (base := base_of(folder)) is not None:
+            facts["what"] += f", of a {ADDITIONS[base.what]} on {base.name} (sha256 {base.sha256[:12]})"
+            facts["base"] = base._asdict()
         if (folder / "model.yaml").is_file():
             facts["model"] = read_yaml((folder / "model.yaml").read_text("utf-8"), str(folder / "model.yaml"))
     return facts | summary(headers)

@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from unveil.checkpoints.folders import read_json
 from unveil.config import ModelConfig
 from unveil.config.model import DiscreteVPSection
+from unveil.core.process import betas, snr_shifted
 from unveil.types import RecipeError, WeightsError, nearest
 
 BETAS = {"linear": "linear", "scaled_linear": "sqrt-linear", "squaredcos_cap_v2": "cosine"}
@@ -29,7 +32,12 @@ SAMPLERS: dict[str, tuple[dict[str, Any], str]] = {
     "PNDMScheduler": ({"sampler": "plms"}, "leading"),
     "DPMSolverMultistepScheduler": ({"sampler": "dpmpp-2m"}, "linspace"),
     "UniPCMultistepScheduler": ({"sampler": "unipc-2"}, "linspace"),
+    "CogVideoXDDIMScheduler": ({"sampler": "ddim", "eta": 0.0}, "leading"),
+    "CogVideoXDPMScheduler": ({"sampler": "dpmpp-2m-sde"}, "leading"),
 }
+# Those of CogVideoX, whose tables are shifted and whose settings have other values where they are left out
+SHIFTED = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
+USUAL = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "snr_shift_scale": 3.0}
 FLOW = "FlowMatchEulerDiscreteScheduler"
 # Those whose last step ends at the table's first entry in place of the data, where set_alpha_to_one is false
 ENDS_AT_0 = ("DDIMScheduler", "PNDMScheduler")
@@ -52,12 +60,21 @@ ONLY: dict[str, Any] = {
 }
 ONLY_FLOW: dict[str, Any] = {
     "invert_sigmas": False,
-    "shift_terminal": None,
     "stochastic_sampling": False,
     "use_karras_sigmas": False,
     "use_exponential_sigmas": False,
     "use_beta_sigmas": False,
 }
+ONLY_SOLVER: dict[str, Any] = {
+    "solver_type": "bh2",
+    "predict_x0": True,
+    "lower_order_final": True,
+    "disable_corrector": [],
+    "use_dynamic_shifting": False,
+    "shift_terminal": None,
+    "num_train_timesteps": 1000,
+}
+TERMINAL = 0.1  # sigma of the last call, of schedulers that name one
 
 
 @dataclass(frozen=True)
@@ -117,6 +134,10 @@ def scheduler_of(said: Mapping[str, Any], path: Path) -> Scheduler:
         known = [*SAMPLERS, FLOW]
         raise WeightsError(f"{path}: scheduler {kind!r}; known: {', '.join(known)}{nearest(kind, known)}")
     settings.only(ONLY)
+    if kind == "UniPCMultistepScheduler" and settings.get("use_flow_sigmas", False):
+        return _flow_solver(settings)
+    if kind in SHIFTED:
+        settings = _Settings(path, {**USUAL, **said})
     schedule, target = settings.get("beta_schedule", "linear"), settings.get("prediction_type", "epsilon")
     if schedule not in BETAS or target not in PREDICTIONS:
         raise WeightsError(
@@ -131,6 +152,8 @@ def scheduler_of(said: Mapping[str, Any], path: Path) -> Scheduler:
         "end": float(settings.get("beta_end", 0.02)),
         "last": "zero-snr" if settings.get("rescale_betas_zero_snr", False) else "published",
     }
+    if kind in SHIFTED:
+        process = process | {"betas": _shifted_table(process, float(settings.get("snr_shift_scale"))), "steps": None}
     sampler, spacing = SAMPLERS[kind]
     # DDIM and DDPM clip unless they are told not to; the others do not know the setting
     clips = bool(settings.get("clip_sample", True)) and kind in ("DDIMScheduler", "DDPMScheduler")
@@ -153,17 +176,44 @@ def _grid(settings: _Settings, kind: str, usual: str) -> str:
     return GRIDS[spacing, offset, onto_data]
 
 
+def _shifted_table(process: Mapping[str, Any], scale: float) -> tuple[float, ...]:
+    """Its betas, with less signal at every level."""
+    named = process["betas"]
+    table = betas(named, process["steps"], start=process["start"], end=process["end"]) if process["steps"] else named
+    return tuple(snr_shifted(torch.as_tensor(table, dtype=torch.float64), scale).tolist())
+
+
+def _flow_solver(settings: _Settings) -> Scheduler:
+    """UniPC over rectified flow, of Wan's folders; its network is told whole numbers."""
+    settings.only(ONLY_SOLVER)
+    if settings.get("prediction_type") != "flow_prediction":
+        raise WeightsError(f"{settings.path}: use_flow_sigmas goes with prediction_type 'flow_prediction'; set it so")
+    order, shift = int(settings.get("solver_order", 2)), float(settings.get("flow_shift", 1.0))
+    if order not in (1, 2, 3):
+        raise WeightsError(f"{settings.path}: solver_order = {order}: 1, 2 and 3 are supported")
+    process: dict[str, Any] = {"kind": "rectified-flow", "rounding": "down"}
+    if shift != 1:
+        process = {"kind": "shifted", "process": process, "shift": shift}
+    return Scheduler(process, "flow", {"sampler": f"unipc-{order}", "grid": "flow-sigmas", "clip": "none"})
+
+
 def _flow(settings: _Settings) -> Scheduler:
     settings.only(ONLY_FLOW)
+    terminal, follows = settings.get("shift_terminal"), settings.get("use_dynamic_shifting", False)
+    if terminal is not None and (terminal != TERMINAL or not follows):
+        raise WeightsError(
+            f"{settings.path}: shift_terminal = {terminal!r}: {TERMINAL} with use_dynamic_shifting is supported"
+        )
     process: dict[str, Any] = {"kind": "rectified-flow"}
     sample = {"sampler": "euler", "clip": "none"}
-    if settings.get("use_dynamic_shifting", False):
+    if follows:
         size_shift = {
             "low": (int(settings.get("base_image_seq_len", 256)), float(settings.get("base_shift", 0.5))),
             "high": (int(settings.get("max_image_seq_len", 4096)), float(settings.get("max_shift", 1.15))),
             "exponential": settings.get("time_shift_type", "exponential") == "exponential",
         }
-        return Scheduler(process, "flow", {**sample, "grid": "uniform"}, size_shift)
+        grid = "uniform" if terminal is None else f"uniform-to-{TERMINAL:g}"
+        return Scheduler(process, "flow", {**sample, "grid": grid}, size_shift)
     shift = float(settings.get("shift", 1.0))
     if shift != 1:
         process = {"kind": "shifted", "process": process, "shift": shift}
@@ -217,7 +267,8 @@ def process_settings(config: ModelConfig) -> dict[str, Any]:
 def _sampling_of(config: ModelConfig, spacing: Mapping[str, Any]) -> dict[str, Any]:
     """Class and spacing of the levels; DDIM where the sampler or its levels have no counterpart."""
     sample = config.sample
-    kind = next((name for name, (way, _) in SAMPLERS.items() if way["sampler"] == sample.sampler), None)
+    known = {way["sampler"]: name for name, (way, _) in SAMPLERS.items() if name not in SHIFTED}
+    kind = known.get(sample.sampler)
     found = next((key for key, grid in GRIDS.items() if grid == sample.grid), None)
     if kind is None or (sample.grid != "karras" and (found is None or (not found[2] and kind not in ENDS_AT_0))):
         return {"_class_name": "DDIMScheduler", **spacing}

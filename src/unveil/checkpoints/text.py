@@ -42,6 +42,7 @@ _REST: Mapping[Layout, tuple[str, ...]] = {
     "t5": ("encoder.embed_tokens.weight",),
 }
 _T5_TABLES = ("shared.weight", "encoder.embed_tokens.weight")  # two names of one tensor; a file may have either
+BIAS = "relative_attention_bias.weight"  # of T5's attention, in its first block or, of umT5, in each
 _OPENCLIP = {
     "layer_norm1": "ln_1",
     "layer_norm2": "ln_2",
@@ -230,7 +231,7 @@ def _t5_config(shapes: Shapes, prefix: str) -> T5Config:
     block = f"{prefix}encoder.block.0.layer."
     table = next((prefix + name for name in _T5_TABLES if prefix + name in shapes), prefix + _T5_TABLES[0])
     vocabulary, width = shapes[table]
-    buckets, heads = shapes[f"{block}0.SelfAttention.relative_attention_bias.weight"]
+    buckets, heads = shapes[f"{block}0.SelfAttention.{BIAS}"]
     gated = f"{block}1.DenseReluDense.wi_0.weight" in shapes
     return T5Config(
         width,
@@ -241,6 +242,7 @@ def _t5_config(shapes: Shapes, prefix: str) -> T5Config:
         vocabulary,
         feed="gated-gelu" if gated else "relu",
         buckets=buckets,
+        positions="each" if f"{prefix}encoder.block.1.layer.0.SelfAttention.{BIAS}" in shapes else "shared",
     )
 
 

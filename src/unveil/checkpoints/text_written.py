@@ -87,9 +87,10 @@ def _clip(config: ClipConfig) -> dict[str, Any]:
 
 
 def _t5(config: T5Config) -> dict[str, Any]:
+    family = "T5" if config.positions == "shared" else "UMT5"
     return {
-        "architectures": ["T5EncoderModel"],
-        "model_type": "t5",
+        "architectures": [f"{family}EncoderModel"],
+        "model_type": family.lower(),
         "vocab_size": config.vocabulary,
         "d_model": config.width,
         "d_kv": config.head_width,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from unveil.conditioning.prompt import Frame, LaidOut, Span, Tokenizer, lay_out, short, spans, texts_of
 from unveil.conditioning.towers import WHO, Encoded, T5Config, Tower
 from unveil.extras import extra
-from unveil.types import Condition, LeftOut, RecipeError, WeightsError, nearest
+from unveil.types import Condition, RecipeError, TooLong, WeightsError, nearest
 
 Gives = Literal["tokens", "vector", "both"]
 Emphasis = Literal["none", "brackets"]
@@ -149,7 +149,7 @@ class Text(nn.Module):
         return [self._line(text, laid) for text, laid in found.items() if laid.lost]
 
     def rows(self, prompts: Sequence[str]) -> Rows:
-        """The tokens of B prompts; warns of what does not fit (`LeftOut`).
+        """The tokens of B prompts; warns of what does not fit (`TooLong`).
 
         Raises:
             RecipeError: not a list of texts, or no tokenizer.
@@ -158,7 +158,7 @@ class Text(nn.Module):
         laid = [self._laid_out(text) for text in texts]
         for text, one in zip(texts, laid, strict=True):
             if one.lost and not (self._captions and self._said):
-                warnings.warn(self._line(text, one), LeftOut, stacklevel=2)
+                warnings.warn(self._line(text, one), TooLong, stacklevel=2)
                 self._said = self._captions
         numbers = torch.tensor([one.numbers for one in laid], dtype=torch.long)
         weights = torch.tensor([one.weights for one in laid], dtype=torch.float32)

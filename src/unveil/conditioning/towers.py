@@ -95,9 +95,11 @@ class T5Config:
         buckets, distance: of the relative positions.
         norm_eps: of the normalisations.
         attend: whether padding is hidden from attention ("tokens"), or is text like any other ("all").
+        positions: whether all blocks add the first one's to attention ("shared", T5), or each its own ("each", umT5).
         end, padding: the special tokens.
 
-    Source: Raffel et al. 2020, section 2.1 (arXiv:1910.10683); its use: Saharia et al. 2022 (arXiv:2205.11487).
+    Source: Raffel et al. 2020, section 2.1 (arXiv:1910.10683); its use: Saharia et al. 2022 (arXiv:2205.11487); umT5:
+        Chung et al. 2023 (arXiv:2304.09151).
     """
 
     width: int
@@ -112,6 +114,7 @@ class T5Config:
     distance: int = 128
     norm_eps: float = 1e-6
     attend: Literal["tokens", "all"] = "tokens"
+    positions: Literal["shared", "each"] = "shared"
     end: int = 1
     padding: int = 0
 
@@ -183,7 +186,8 @@ class T5Tower(nn.Module):
         super().__init__()
         self.config = config
         library = extra("transformers", WHO)
-        made = library.T5Config(
+        family = "T5" if config.positions == "shared" else "UMT5"
+        made = getattr(library, f"{family}Config")(
             vocab_size=config.vocabulary,
             d_model=config.width,
             d_kv=config.head_width,
@@ -197,7 +201,9 @@ class T5Tower(nn.Module):
             eos_token_id=config.end,
             pad_token_id=config.padding,
         )
-        self.model: Any = library.T5EncoderModel(made).encoder  # without the second name of its table
+        self.model: Any = getattr(library, f"{family}EncoderModel")(
+            made
+        ).encoder  # without the second name of its table
 
     def forward(self, numbers: Tensor, used: Tensor) -> Encoded:
         """Vectors of rows of tokens, (B, L) int64; `used` (B, L) is False for padding."""

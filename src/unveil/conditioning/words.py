@@ -14,9 +14,10 @@ from unveil.conditioning.prompt import Frame, LaidOut, Span, lay_out, short, tex
 from unveil.nn.blocks import BlockConfig, Stack
 from unveil.nn.transformer import Words, xavier_
 from unveil.nn.vocabulary import BEGIN, END, PADDING, SPECIAL, UNKNOWN, Vocabulary
-from unveil.types import Condition, LeftOut, RecipeError, WeightsError, nearest
+from unveil.types import Condition, LeftOut, RecipeError, TooLong, WeightsError, nearest
 
 FILE = "vocabulary.json"
+RAREST = 1 / 5000  # texts per text that a word stands in, below which it is a name or a number and not learned
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class WordTokens(nn.Module):
         dim: width of the tokens that the network reads.
         drop: share of the training samples that see "none" instead, in [0, 1).
         key: of the item that holds the text.
-        vector_dim: width of a vector of the whole prompt, from its tokens' mean, beside the tokens; None: there is none.
+        vector_dim: width of a vector of the whole prompt, from its tokens' mean, beside the tokens; None: none.
 
     Raises:
         RecipeError: another share.
@@ -98,12 +99,13 @@ class WordTokens(nn.Module):
         self._said = False
 
     def learn(self, texts: Iterable[str]) -> None:
-        """Takes the vocabulary of the texts that it is going to be trained with.
+        """Takes the vocabulary of the texts that it is going to be trained with, behind the words that it has.
 
         Raises:
             RecipeError: texts without a word.
         """
-        found = Vocabulary.of(texts, "terms", limit=self.config.limit)
+        before = () if self.vocabulary is None else self.vocabulary.tokens
+        found = Vocabulary.of(texts, "terms", limit=self.config.limit, before=before, rarest=RAREST)
         if not found.tokens:
             raise RecipeError(f"{self.key}: the training texts hold no word; give items a text, such as captions")
         self.vocabulary = found
@@ -129,7 +131,7 @@ class WordTokens(nn.Module):
         self.vocabulary = found
 
     def encode(self, raw: Sequence[str]) -> Condition:
-        """The tokens (B, most + 2, dim) of B prompts, their mask, and the vector of each; warns of words that are left out (`LeftOut`).
+        """The tokens (B, most + 2, dim) of B prompts, their mask, a vector of each; warns of words unread (`LeftOut`).
 
         In training the first such text alone is told.
 
@@ -175,12 +177,13 @@ class WordTokens(nn.Module):
             self._tell(f"{short(text)!r}: words that this model does not know, left out: {', '.join(unknown)}{hint}")
         if laid.lost:
             room = self.config.frame.room
-            self._tell(f"{short(text)!r}: {laid.lost} words more than the {room} that fit, left out: {laid.left_out!r}")
+            told = f"{short(text)!r}: {laid.lost} words more than the {room} that fit, left out: {laid.left_out!r}"
+            self._tell(told, TooLong)
         return laid
 
-    def _tell(self, what: str) -> None:
+    def _tell(self, what: str, kind: type[LeftOut] = LeftOut) -> None:
         if not (self.training and self._said):
-            warnings.warn(f"{self.key} {what}", LeftOut, stacklevel=4)
+            warnings.warn(f"{self.key} {what}", kind, stacklevel=4)
             self._said = self.training
 
 

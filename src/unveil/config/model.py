@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -19,7 +20,7 @@ from unveil.config.text import TextSection
 from unveil.config.tokens import LabelTokenSection, LayoutSection, WordsSection
 from unveil.core import precondition
 from unveil.core.exploding import EDM, VE, DiscreteVE
-from unveil.core.flow import RectifiedFlow, Shifted
+from unveil.core.flow import RectifiedFlow, RootShifted, Shifted
 from unveil.core.prediction import PREDICTIONS, Prediction, posterior_mean
 from unveil.core.process import BETAS, CosineVP, DiscreteVP, LinearVP, Process, betas, zero_terminal_snr
 from unveil.core.sde import SubVP
@@ -182,10 +183,28 @@ class ShiftedSection(Section):
         return Shifted(self.process.build(), self.shift)
 
 
+class RootShiftedSection(Section):
+    """Another process, shifted towards noise by the root of how much larger a sample is than one of `size`.
+
+    Attributes:
+        process: any of the others.
+        size: frames, height and width, or height and width, of the latents that need `shift`.
+    """
+
+    kind: Literal["root-shifted"] = "root-shifted"
+    process: UnshiftedSection
+    size: tuple[Positive, ...] = Field(min_length=1, max_length=3)
+    shift: float = Field(default=1.0, gt=0)
+
+    def build(self) -> RootShifted:
+        """The process of samples of this size; `sized` is that of others."""
+        return RootShifted(self.process.build(), self.shift, math.prod(self.size))
+
+
 if TYPE_CHECKING:
-    ProcessSection = UnshiftedSection | ShiftedSection
+    ProcessSection = UnshiftedSection | ShiftedSection | RootShiftedSection
 else:
-    ProcessSection = choice(*UNSHIFTED, ShiftedSection)
+    ProcessSection = choice(*UNSHIFTED, ShiftedSection, RootShiftedSection)
 
 # ---------------------------------------------------------------------- conditions
 

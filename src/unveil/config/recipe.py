@@ -115,6 +115,16 @@ class Recipe(ModelConfig, Described):
         self.objective.build(self, self.process.build(), self.train.batch)
         return self
 
+    @model_validator(mode="after")
+    def _sizes_may_differ(self) -> Recipe:
+        how = self.train.batching
+        if how is not None and (self.network.kind != "video-dit" or self.objective.kind != "framewise"):
+            raise RecipeError(
+                f"train.batching = {how!r}: for network.kind = video-dit and objective.kind = framewise, not "
+                f"{self.network.kind} and {self.objective.kind}; leave it out"
+            )
+        return self
+
     @property
     def model(self) -> ModelConfig:
         """The part that a saved model keeps."""

@@ -10,6 +10,7 @@ from unveil.config.section import Section
 from unveil.types import RecipeError
 
 Precision = Literal["auto", "float32", "bf16", "16-mixed"]
+Batching = Literal["packed", "buckets"]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -19,6 +20,10 @@ class TrainConfig(Section):
 
     Attributes:
         batch: pictures of one optimiser step, over all processes and accumulated parts.
+        batching: how clips and pictures of different sizes are computed together: packed, all in one row of tokens;
+            buckets, one call for each size of a batch; none: all are of the model's size.
+        tokens: of one optimiser step, about, in the place of a number of pictures; needs batching. `batch` is then
+            that of held-out items alone.
         lr: the peak learning rate of AdamW, reached after `warmup` steps.
         decay: the share of the end over which the rate falls linearly to 0.
         ema: decay of the running average of the weights, per step.
@@ -35,6 +40,8 @@ class TrainConfig(Section):
     """
 
     batch: Positive = 64
+    batching: Batching | None = None
+    tokens: Positive | None = None
     steps: Positive
     lr: float = Field(default=2e-4, gt=0, le=1)
     warmup: int = Field(default=0, ge=0)
@@ -60,9 +67,18 @@ class TrainConfig(Section):
     def _agrees(self) -> TrainConfig:
         if self.batch % self.accumulate:
             raise RecipeError(f"batch {self.batch} cannot be split into accumulate = {self.accumulate} equal parts")
+        if self.tokens is not None and self.batching is None:
+            raise RecipeError(f"tokens = {self.tokens}: needs batching; choose packed or buckets, or leave tokens out")
+        if self.batching is not None and self.latents == "cache":
+            raise RecipeError(f"batching = {self.batching!r}: needs latents: encode; what is cached is of one size")
         if self.warmup > self.steps:
             raise RecipeError(f"warmup = {self.warmup} is longer than the run; at most steps = {self.steps}")
         return self
+
+    @property
+    def amount(self) -> str:
+        """Of one optimiser step, for people."""
+        return f"{self.batch}" if self.tokens is None else f"about {self.tokens} tokens"
 
 
 class ClassifierTrainConfig(Section):
@@ -106,6 +122,8 @@ class EvaluateConfig(Section):
         ode: held-out pictures that the bits/dim of the probability-flow ODE are measured on; 0 leaves them out.
         ode_probes: random directions behind each; from 2 on their error is known.
         seed: of the samples and of every random choice.
+        lists, language: of prompts that models of the playground's clips are asked for, `samples` of each list.
+        dtype: what samples are drawn in.
     """
 
     samples: Annotated[int, Field(ge=4)] = 1000
@@ -117,3 +135,6 @@ class EvaluateConfig(Section):
     ode: int = Field(default=0, ge=0)
     ode_probes: Positive = 2
     seed: int = Field(default=0, ge=0, lt=2**63)
+    lists: tuple[Literal["validation", "seen", "held-out"], ...] = Field(default=("seen", "held-out"), min_length=1)
+    language: Literal["en", "zh"] = "en"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -151,7 +151,7 @@ class Denoiser(nn.Module):
                     self._known.clear()
                 self._known[key] = self.solve(level), self.scale(level), self.index(level, x)
             solution, scale, index = self._known[key]
-        y, extra = self._checked(self.network(_scaled(x, scale), index, condition), x)
+        y, extra = self.checked(self.network(_scaled(x, scale), index, condition), x)
         return Estimate.solved(solution, x, y, extra)
 
     def under(self, process: Process) -> Denoiser:
@@ -168,7 +168,7 @@ class Denoiser(nn.Module):
         Raises:
             ShapeError: the network's output does not fit x.
         """
-        return self._checked(self.network(*self.inputs(x, level), condition), x)
+        return self.checked(self.network(*self.inputs(x, level), condition), x)
 
     def inputs(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
         """What the network is given at a level: x as it sees it, and the index (B,)."""
@@ -192,7 +192,12 @@ class Denoiser(nn.Module):
         index = index.flatten(1).amax(1) if index.ndim > 1 else index
         return index.to(torch.float32).to(x.device).expand(len(x))
 
-    def _checked(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def checked(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the network returned for x, as `output` gives it.
+
+        Raises:
+            ShapeError: it does not fit x.
+        """
         extra = None
         if self.learns_variance:
             if y.ndim < 2 or y.shape[1] != 2 * x.shape[1]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,11 +22,13 @@ class RectifiedFlow:
 
     Args:
         index_scale: what t is multiplied with for the network's time embedding.
+        rounding: "down" gives the network whole numbers, as the published solver of Wan does.
 
     Source: Liu et al. 2022, eq. 1 (arXiv:2209.03003); Esser et al. 2024, eq. 13 (arXiv:2403.03206).
     """
 
     index_scale: float = 1000.0
+    rounding: Literal["none", "down"] = "none"
 
     def at(self, t: Number) -> Level:
         """The level at t."""
@@ -42,7 +45,10 @@ class RectifiedFlow:
 
     def index(self, level: Level) -> Number:
         """T in thousandths, the range that DDPM's time embedding was made for."""
-        return level.t * self.index_scale
+        index = level.t * self.index_scale
+        if self.rounding == "none":
+            return index
+        return index.floor() if isinstance(index, Tensor) else float(math.floor(index))
 
     def trainable(self, u: Tensor) -> Tensor:
         """(0, 1), kept off both ends by 1e-5."""
@@ -140,11 +146,33 @@ class SizeShifted(Shifted):
     exponential: bool = True
 
     def sized(self, shape: Sequence[int]) -> SizeShifted:
-        """The process for latents (C, H, W)."""
-        tokens = (shape[-2] // self.patch) * (shape[-1] // self.patch)
+        """The process for latents (C, H, W), or (C, T, H, W) of clips, whose frames count as well."""
+        tokens = math.prod(shape[1:-2]) * (shape[-2] // self.patch) * (shape[-1] // self.patch)
         slope = (self.high[1] - self.low[1]) / (self.high[0] - self.low[0])
         value = self.low[1] + slope * (tokens - self.low[0])
         return replace(self, shift=math.exp(value) if self.exponential else value)
+
+
+@dataclass(frozen=True)
+class RootShifted(Shifted):
+    """A shift that grows with the root of the size, so that every size keeps the uncertainty of one.
+
+    `sized` gives the process for samples of another shape, in training and in sampling alike.
+
+    Args:
+        process: that is shifted.
+        shift: of samples of so many places.
+        places: pixels or latents of a sample, of all frames and one channel; tokens grow with them.
+
+    Source: Esser et al. 2024, section 5.3.2 (arXiv:2403.03206).
+    """
+
+    places: int
+
+    def sized(self, shape: Sequence[int]) -> RootShifted:
+        """The process for samples (C, H, W) or (C, T, H, W)."""
+        places = math.prod(shape[1:])
+        return replace(self, shift=self.shift * resolution_shift(places, self.places), places=places)
 
 
 def resolution_shift(tokens: int, trained_tokens: int) -> float:

@@ -67,6 +67,20 @@ class Ways:
         return [names[place] for place in places.tolist()]
 
 
+class Shown(NamedTuple):
+    """What a network is shown of clips x0 (B, C, T, H, W), and what is wanted of it.
+
+    x: the clips, noised. seen: the level of each frame, that of data where it is given. target: of the prediction.
+    drawn: what was drawn for them. level: the process at these times, (B T,).
+    """
+
+    x: Tensor
+    seen: Level
+    target: Tensor
+    drawn: Drawn
+    level: Level
+
+
 class Drawn(NamedTuple):
     """Of a batch of clips of T frames.
 
@@ -108,9 +122,12 @@ class Framewise:
         self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, streams: Streams, step: int
     ) -> Loss:
         """The loss of clips x0 (B, C, T, H, W), or pictures, at training step `step`."""
-        frames = x0.shape[2] if x0.ndim == 5 else 1
-        noise = streams.normal(x0.shape[1:], step, NOISE).to(x0)
-        return self.of(denoiser, x0, condition, self.draw(denoiser.process, frames, streams, step), noise)
+        return self.of(denoiser, x0, condition, *self.chance(denoiser.process, x0, streams, step))
+
+    def chance(self, process: Process, x0: Tensor, streams: Streams, step: int) -> tuple[Drawn, Tensor]:
+        """All that is drawn for clips x0 at a training step: times and frames that are given, and the noise."""
+        drawn = self.draw(process, x0.shape[2] if x0.ndim == 5 else 1, streams, step)
+        return drawn, streams.normal(x0.shape[1:], step, NOISE).to(x0)
 
     def draw(self, process: Process, frames: int, streams: Streams, step: int) -> Drawn:
         """Times of frames, and which are given."""
@@ -131,26 +148,31 @@ class Framewise:
 
     def at(self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, t: Tensor, noise: Tensor) -> Loss:
         """The loss of clips of which nothing is given, each at one time, t (B,) float64."""
-        each = t[:, None].repeat(1, x0.shape[2] if x0.ndim == 5 else 1)
-        drawn = Drawn(each, torch.ones_like(each), torch.ones_like(each, dtype=torch.bool))
-        return self.of(denoiser, x0, condition, drawn, noise)
+        return self.of(denoiser, x0, condition, at_once(x0, t), noise)
 
     def of(self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, drawn: Drawn, noise: Tensor) -> Loss:
         """The loss at given times and noise, the whole of the mathematics."""
+        shown = self.shown(denoiser, x0, drawn, noise)
+        return self.judged(denoiser, shown, denoiser.output(shown.x, shown.seen, condition)[0])
+
+    def shown(self, denoiser: Denoiser, x0: Tensor, drawn: Drawn, noise: Tensor) -> Shown:
+        """What the network is shown of clips, and what is wanted of it."""
         clips = (slice(None), None, slice(None), None, None) if x0.ndim == 5 else (slice(None), slice(None), None, None)
         flat = denoiser.process.at(drawn.t.flatten())
         level = Level(*(_wide(value, drawn.t)[clips] for value in flat))
-        made = drawn.made[clips]
-        seen = partly(level, made)
+        seen = partly(level, drawn.made[clips])
         x = like(seen.alpha, x0) * x0 + like(seen.sigma, x0) * noise
-        y, _ = denoiser.output(x, seen, condition)
         a, b = denoiser.prediction(level)
-        target = like(a, x0) * x0 + like(b, x0) * noise
-        error = DISTANCES[self.distance](y - target)
-        axes = (1, 3, 4) if x0.ndim == 5 else (1, 2, 3)
+        return Shown(x, seen, like(a, x0) * x0 + like(b, x0) * noise, drawn, flat)
+
+    def judged(self, denoiser: Denoiser, shown: Shown, y: Tensor) -> Loss:
+        """The loss of what the network answered."""
+        drawn = shown.drawn
+        error = DISTANCES[self.distance](y - shown.target)
+        axes = (1, 3, 4) if y.ndim == 5 else (1, 2, 3)
         each = error.mean(axes).view(drawn.t.shape)  # (B, T)
         if self.weight is not None:
-            each = each * on_target(self.weight, denoiser.prediction, flat).view(drawn.t.shape).to(each)
+            each = each * on_target(self.weight, denoiser.prediction, shown.level).view(drawn.t.shape).to(each)
         scored = drawn.made.to(each)
         plain = (each * scored).sum(1) / scored.sum(1)  # (B,)
         weighted = (each * scored * drawn.importance.to(each)).sum(1) / scored.sum(1)
@@ -159,6 +181,12 @@ class Framewise:
 
     def observe(self, process: object, t: Tensor, per_sample: Tensor) -> None:
         """Nothing is learned of losses."""
+
+
+def at_once(x0: Tensor, t: Tensor) -> Drawn:
+    """Of clips of which nothing is given, each at one time, t (B,) float64."""
+    each = t[:, None].repeat(1, x0.shape[2] if x0.ndim == 5 else 1)
+    return Drawn(each, torch.ones_like(each), torch.ones_like(each, dtype=torch.bool))
 
 
 def given(way: str, u: Sequence[float]) -> Tensor:

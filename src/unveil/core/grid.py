@@ -92,6 +92,17 @@ def at_half_log_snr(process: Process, half_log_snr: Number) -> Level:
     return Level(*(torch.where(clean, data, value) for data, value in zip(DATA, level, strict=True)))
 
 
+def check_steps(steps: int) -> None:
+    """Raises RecipeError for fewer than one network call."""
+    if steps < 1:
+        raise RecipeError(f"steps = {steps}: a sampler needs at least 1 network call")
+
+
+def parts(steps: int) -> list[float]:
+    """0 to 1, one for each call; a single call is the first."""
+    return [i / max(steps - 1, 1) for i in range(steps)]
+
+
 def _falls(here: Level, there: Level) -> bool:
     """Whether sigma / alpha does; where levels are tensors it may stay. Multiplied out, since alpha may be 0."""
     before, after = here.sigma * there.alpha, there.sigma * here.alpha

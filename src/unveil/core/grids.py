@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unveil.core.grid import Grid, at_half_log_snr
+from unveil.core.flow_grids import flow_sigmas, uniform_above, uniform_to
+from unveil.core.grid import Grid, at_half_log_snr, check_steps, parts
 from unveil.core.process import DATA, DiscreteVP, Process
 from unveil.core.real import Number
 from unveil.types import RecipeError, nearest
@@ -26,7 +27,7 @@ def uniform(process: Process, steps: int) -> Grid:
     Raises:
         RecipeError: steps below 1.
     """
-    _check(steps)
+    check_steps(steps)
     return Grid(process, [process.at((steps - i) / steps) for i in range(steps + 1)])
 
 
@@ -48,7 +49,7 @@ def linear_quadratic(process: Process, steps: int, *, fine: int = 1000) -> Grid:
 
     Source: Polyak et al. 2024, section 3.4.2 (arXiv:2410.13720), with widths that join without a jump.
     """
-    _check(steps)
+    check_steps(steps)
     if steps > fine:
         raise RecipeError(f"steps = {steps}: this grid follows a run of {fine} steps, so at most {fine}; raise fine=")
     slow = steps // 2
@@ -56,24 +57,6 @@ def linear_quadratic(process: Process, steps: int, *, fine: int = 1000) -> Grid:
     bend = (1 - steps / fine) / rest**2
     gone = [i / fine + bend * max(i - slow, 0) ** 2 for i in range(steps)]
     return at_times(process, [*(1 - share for share in gone), 0.0])
-
-
-def uniform_above(process: Process, steps: int, *, last: float = 1e-3) -> Grid:
-    """Evenly spaced in t from t = 1 to sigma(last), and a last step onto the data: Stable Diffusion 3's levels.
-
-    The last call lies at the t that equals the noise of t = `last`: in a shifted process that is `last` shifted, as
-    in the published scheduler, which shifts its ends and then all levels between them.
-
-    Args:
-        process: rectified flow, shifted or not.
-        steps: network calls, at least 1.
-        last: the smallest time of training, before the shift.
-
-    Source: Esser et al. 2024 (arXiv:2403.03206), published scheduler.
-    """
-    _check(steps)
-    end = process.at(last).sigma
-    return at_times(process, [*(1 + part * (end - 1) for part in _parts(steps)), 0.0])
 
 
 # ---------------------------------------------------------------------- by the ratio of noise to signal
@@ -120,12 +103,12 @@ def karras(
 
     Source: Karras et al. 2022, eq. 5 (arXiv:2206.00364).
     """
-    _check(steps)
+    check_steps(steps)
     if rho <= 0:
         raise RecipeError(f"rho = {rho}: must be above 0; 7 is usual")
     low, high = _range(process, sigma_min, sigma_max)
     first, last = high ** (1 / rho), low ** (1 / rho)
-    return _onto_data(process, [(first + part * (last - first)) ** rho for part in _parts(steps)])
+    return _onto_data(process, [(first + part * (last - first)) ** rho for part in parts(steps)])
 
 
 def exponential(
@@ -149,12 +132,12 @@ def polyexponential(
 
     Source: the k-diffusion library.
     """
-    _check(steps)
+    check_steps(steps)
     if rho <= 0:
         raise RecipeError(f"rho = {rho}: must be above 0; 1 is usual")
     low, high = _range(process, sigma_min, sigma_max)
     width = math.log(high) - math.log(low)
-    return _onto_data(process, [math.exp((1 - part) ** rho * width + math.log(low)) for part in _parts(steps)])
+    return _onto_data(process, [math.exp((1 - part) ** rho * width + math.log(low)) for part in parts(steps)])
 
 
 def vp(process: Process, steps: int, *, beta_d: float = 19.9, beta_min: float = 0.1, smallest: float = 1e-3) -> Grid:
@@ -169,8 +152,8 @@ def vp(process: Process, steps: int, *, beta_d: float = 19.9, beta_min: float = 
 
     Source: Karras et al. 2022, table 1, first column (arXiv:2206.00364).
     """
-    _check(steps)
-    times = [1 + part * (smallest - 1) for part in _parts(steps)]
+    check_steps(steps)
+    times = [1 + part * (smallest - 1) for part in parts(steps)]
     return _onto_data(process, [math.sqrt(math.expm1(0.5 * beta_d * t * t + beta_min * t)) for t in times])
 
 
@@ -186,7 +169,7 @@ def uniform_log_snr(process: Process, steps: int, *, low: float | None = None, h
     Raises:
         RecipeError: low is not below high, or the process reaches alpha = 0 at t = 1 and low was not given.
     """
-    _check(steps)
+    check_steps(steps)
     first = -math.log(_noisiest(process)) if low is None else low
     last = -math.log(_cleanest(process)) if high is None else high
     if not first < last:
@@ -241,7 +224,7 @@ def both_ends(process: Process, steps: int) -> Grid:
     Source: Lin et al. 2023, table 2, "linspace" (arXiv:2305.08891).
     """
     discrete = _at_most(process, steps)
-    times = [float(discrete.t_of_index((1 - part) * (discrete.steps - 1))) for part in _parts(steps)]
+    times = [float(discrete.t_of_index((1 - part) * (discrete.steps - 1))) for part in parts(steps)]
     return Grid(process, [*(process.at(t) for t in times), DATA])
 
 
@@ -319,6 +302,8 @@ SCHEDULED: dict[str, Callable[[Process, int], Grid]] = {
     "latent-diffusion": latent_diffusion,
     "both-ends": both_ends,
     "uniform-above": uniform_above,
+    "uniform-to-0.1": partial(uniform_to, last=0.1),
+    "flow-sigmas": flow_sigmas,
 }
 
 
@@ -337,11 +322,6 @@ def _whole_stride(total: int, count: int) -> list[int]:
         if len(range(0, total, stride)) == count:
             return list(range(0, total, stride))
     raise RecipeError(f"'ddim{count}': no whole stride gives {count} of {total} steps; try another number or '{count}'")
-
-
-def _parts(steps: int) -> list[float]:
-    """0 to 1, one for each call; a single call is the first."""
-    return [i / max(steps - 1, 1) for i in range(steps)]
 
 
 def _onto_data(process: Process, sigmas: Sequence[float]) -> Grid:
@@ -377,11 +357,6 @@ def _cleanest(process: Process) -> float:
     return level.sigma / level.alpha
 
 
-def _check(steps: int) -> None:
-    if steps < 1:
-        raise RecipeError(f"steps = {steps}: a sampler needs at least 1 network call")
-
-
 def _discrete(process: Process) -> DiscreteVP:
     if not isinstance(process, DiscreteVP):
         raise RecipeError(f"{type(process).__name__} has no indices; use grids.uniform or another continuous grid")
@@ -389,7 +364,7 @@ def _discrete(process: Process) -> DiscreteVP:
 
 
 def _at_most(process: Process, steps: int) -> DiscreteVP:
-    _check(steps)
+    check_steps(steps)
     discrete = _discrete(process)
     if steps > discrete.steps:
         raise RecipeError(f"steps = {steps}: this process has {discrete.steps}")

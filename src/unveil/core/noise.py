@@ -107,6 +107,11 @@ class Streams:
         bits = words(keys(self.seed, self.samples, step, draw), count) >> np.uint64(11)
         return torch.from_numpy(bits.astype(np.float64) * 2.0**-53)
 
+    def each(self) -> list[Streams]:
+        """Those of each sample by itself, which give it the same numbers."""
+        seeds = [self.seed] * len(self.samples) if isinstance(self.seed, int) else self.seed
+        return [Streams(seed, [sample], device=self.device) for seed, sample in zip(seeds, self.samples, strict=True)]
+
     def bind(self, shape: Sequence[int]) -> Noise:
         """noise(step, draw=0), as samplers want it, for samples of this shape.
 

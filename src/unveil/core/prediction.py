@@ -110,8 +110,9 @@ def solve(prediction: Prediction, level: Level) -> Solution:
     a, b = prediction(level)
     det = a * level.sigma - b * level.alpha
     lost = _any((det == 0) & (b != 0)) if isinstance(det, Tensor) else det == 0 and b != 0
-    lost = lost or _any(~torch.isfinite(torch.as_tensor(det))) or (_any(det == 0) and _any(a == 0) and _any(b == 0))
-    if lost or (_any(det == 0) and _any(level.alpha == 0)):
+    # part by part: given frames are at det = 0 where others are noise alone
+    nothing = ((a == 0) & (b == 0)) | (level.alpha == 0)
+    if lost or _any(~torch.isfinite(torch.as_tensor(det))) or _any((det == 0) & nothing):
         raise RecipeError(
             f"at t = {level.t} (alpha = {level.alpha}, sigma = {level.sigma}) this prediction does not determine x0; "
             "end the grid elsewhere, or predict x0 or v"

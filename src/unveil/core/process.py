@@ -366,3 +366,17 @@ def zero_terminal_snr(table: Tensor) -> Tensor:
     alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
     alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), alpha**2])
     return 1 - alpha_bar[1:] / alpha_bar[:-1]
+
+
+def snr_shifted(table: Tensor, scale: float) -> Tensor:
+    """The table with its signal-to-noise ratio divided by `scale` at every level: more noise where it is above 1.
+
+    Args:
+        table: betas, (steps,).
+        scale: above 0; 1 changes nothing.
+
+    Source: Esser et al. 2024, section 5.3.2 (arXiv:2403.03206), for tables as CogVideoX has it (arXiv:2408.06072).
+    """
+    alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - table.to(torch.float64), 0)])
+    alpha_bar = alpha_bar / (scale + (1 - scale) * alpha_bar)
+    return 1 - alpha_bar[1:] / alpha_bar[:-1]

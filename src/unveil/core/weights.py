@@ -101,6 +101,7 @@ WEIGHTS: dict[str, Weight] = {
     "min-snr": min_snr(),
     "p2": p2(),
     "edm": edm(),
+    "flow": flow(),
     "sigmoid": sigmoid(),
 }
 

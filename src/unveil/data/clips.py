@@ -84,6 +84,10 @@ class Clips(Dataset[Item]):
         }
         return item | self.facts(index)
 
+    def sizes(self) -> Tensor:
+        """Frames, height and width of every clip, of what is known without reading it: int64 (N, 3)."""
+        return torch.tensor([(len(scene.piece.times), *_shown(scene.film, self.rule)) for scene in self.entries])
+
     def facts(self, index: int) -> Item:
         """What is known about a clip that is not read from its pixels."""
         entry, item = self.entries[index].entry, Item()
@@ -101,6 +105,14 @@ def cut(film: Film, piece: Piece, rule: Rule) -> Cut:
     gap = 2.0 if rule.decode == "fast" else None
     red, green, blue = colour(rule.background)[:3]
     return Cut(piece.times, piece.rule, (left * wide, top, right * wide, bottom), size, gap, (red, green, blue))
+
+
+def _shown(film: Film, rule: Rule) -> tuple[int, int]:
+    """Height and width of a film's frames as an item has them, see `padded` and `upright`."""
+    wide, high = fit_box(*film.shown, rule)[1]
+    if rule.fit == "pad" and rule.size is not None:
+        wide = high = rule.size
+    return (wide, high) if film.turn >= 5 else (high, wide)
 
 
 def padded(pixels: Tensor, rule: Rule) -> Tensor:

@@ -178,6 +178,15 @@ class Playground(Dataset[Item]):
                 found[place] = self._item(group, row) | {"pixels": clip, "track": tracks[row]}
         return found
 
+    def sizes(self) -> Tensor:
+        """Frames, height and width of every clip, which are known without drawing it: int64 (N, 3)."""
+        numbers = np.arange(self.first, self.first + self.count, dtype=np.uint64)
+        draws = uniforms(self.config.seed, numbers, _COUNT)
+        frames, size = np.array(self.config.frames), np.array(self.config.sizes)
+        lengths = frames[(draws[:, _LENGTH] * len(frames)).astype(np.int64)]
+        sides = size[(draws[:, _SIZE] * len(size)).astype(np.int64)]
+        return torch.from_numpy(np.column_stack([lengths, sides]).astype(np.int64))
+
     def told(self, indices: Sequence[int]) -> list[Item]:
         """The items of several clips without pixels and tracks: what they say and what is true, quickly."""
         found: list[Item] = [{} for _ in indices]
@@ -326,33 +335,58 @@ def _listed(values: Sequence[object]) -> str:
 
 
 class Prompt(NamedTuple):
-    """What a model is asked for, and what the text says of the one thing: "colour", "shape", "motion" and others."""
+    """What a model is asked for, and what the text says of the one thing: "colour", "shape", "motion" and others.
+
+    number: of the clip that it is said of, see `score_clips`.
+    """
 
     text: str
     register: Register
     thing: Facts
+    number: int
 
 
-def score_prompts(asked: Asked, *, language: Language = "en", count: int = 500) -> list[Prompt]:
+def score_prompts(asked: Asked, *, language: Language = "en", count: int = 500, frames: int = 16) -> list[Prompt]:
     """Prompts of the score world in the three registers in turn, uniform over what it has; always the same.
 
     "validation" is for choosing a model; "seen" and "held-out" are for its score alone. The first two have only
     combinations of colour, shape and motion that training has, the last only others. Raw texts are complete and right.
 
+    Args:
+        frames: 16, or 1 for prompts of pictures, which say no motion and so hold no combination out.
+
     Raises:
-        RecipeError: another list.
+        RecipeError: another list, or the last one of pictures.
     """
-    if asked not in _ASKED:
-        raise RecipeError(f"list {asked!r}: must be one of {', '.join(_ASKED)}{nearest(asked, _ASKED)}")
-    seed, found = _ASKED.index(asked) + 1, list[Prompt]()
-    world = Playground(PlaygroundConfig(seed=seed, held_out=_ENOUGH * count), "held-out")
-    draws = uniforms(seed, np.arange(count, dtype=np.uint64), telling.DRAWS).tolist()
+    if asked == "held-out" and frames == 1:
+        raise RecipeError("list 'held-out': holds out colours, shapes and motions together, and pictures do not move")
+    found = list[Prompt]()
+    world = _asked_of(asked, _ENOUGH * count, frames)
+    draws = uniforms(world.config.seed, np.arange(count, dtype=np.uint64), telling.DRAWS).tolist()
     for begin in range(0, len(world), count):
-        for item in world.told(range(begin, begin + count)):
+        for number, item in enumerate(world.told(range(begin, begin + count)), begin):
             if item["unseen"] == (asked == "held-out") and len(found) < count:
                 register = telling.REGISTERS[len(found) % len(telling.REGISTERS)]
                 told = telling.tell(item["attributes"], register, language, draws[len(found)], noisy=False)
-                found.append(Prompt(told.text, register, told.said["objects"][0]))
+                found.append(Prompt(told.text, register, told.said["objects"][0], number))
         if len(found) == count:
             break
     return found
+
+
+def score_clips(asked: Asked, prompts: Sequence[Prompt], *, frames: int = 16) -> list[Item]:
+    """The clips of the world that prompts of a list are said of, what a model that makes no fault might make of them.
+
+    Raises:
+        RecipeError: another list.
+    """
+    numbers = [prompt.number for prompt in prompts]
+    return _asked_of(asked, max(numbers, default=0) + 1, frames).__getitems__(numbers)
+
+
+def _asked_of(asked: Asked, count: int, frames: int) -> Playground:
+    """The world that a list of prompts is taken from."""
+    if asked not in _ASKED:
+        raise RecipeError(f"list {asked!r}: must be one of {', '.join(_ASKED)}{nearest(asked, _ASKED)}")
+    seed = _ASKED.index(asked) + 1
+    return Playground(PlaygroundConfig(seed=seed, held_out=count, frames=(frames,)), "held-out")

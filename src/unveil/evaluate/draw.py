@@ -32,6 +32,17 @@ def pairs(left: Tensor, right: Tensor, columns: int = 6) -> bytes:
     return sheet(torch.cat([left, thin, right, wide], 3), columns)
 
 
+def strips(clips: Tensor) -> bytes:
+    """Clips uint8 (N, C, T, H, W), a row of frames of each."""
+    return pictures.png(pictures.strips(clips))
+
+
+def film(clips: Tensor, rate: float, columns: int | None = None) -> bytes:
+    """Clips uint8 (N, C, T, H, W) of so many frames a second as one GIF: sheets of their frames, one after another."""
+    shown = None if columns is None else min(columns, len(clips))
+    return pictures.animation([pictures.sheet(clips[:, :, t], shown) for t in range(clips.shape[2])], "gif", rate)
+
+
 def floor_chart(floor: Sequence[float], value: float) -> bytes:
     """The Frechet distances of real pictures from real pictures, and that of the samples among them."""
 

@@ -32,14 +32,15 @@ def document(title: str, parts: Iterable[str]) -> str:
     )
 
 
-def image(png: bytes, words: str) -> str:
-    """A picture, with words for those who do not see it."""
-    return f'<img alt="{escape(words)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+def image(picture: bytes, words: str) -> str:
+    """A picture, PNG or GIF, with words for those who do not see it."""
+    kind = "gif" if picture.startswith(b"GIF8") else "png"
+    return f'<img alt="{escape(words)}" src="data:image/{kind};base64,{base64.b64encode(picture).decode()}">'
 
 
-def figure(png: bytes, caption: str) -> str:
+def figure(picture: bytes, caption: str) -> str:
     """A picture with its caption."""
-    return f"<figure>{image(png, caption)}<figcaption>{escape(caption)}</figcaption></figure>"
+    return f"<figure>{image(picture, caption)}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -15,6 +15,13 @@ from unveil.types import MediaError, RecipeError
 
 MEMORISED = 0.8  # samples this much nearer to the training pictures than held-out ones are copies
 BITS = {"": "bits_per_dim", ", ODE": "ode_bits_per_dim"}  # the forms of bits/dim by their metric
+FILMED = {
+    "colour": "colour as asked",
+    "shape": "shape as asked",
+    "motion": "motion as asked",
+    "all": "all as asked",
+    "visible": "seen in every frame",
+}  # the measures of clips of one thing
 _FORMAT = 1
 
 
@@ -195,7 +202,22 @@ def findings(report: Report) -> list[Finding]:
         if (error := bits.get("probe_error")) is not None:
             remark += f"; standard error of its {bits['probes']} probes {error:.4f}"
         found.append(Finding("bits/dim, ODE", _interval(bits), remark))
-    return found + _rebuilt(results) + _enlarged(results.get("enlarged", {})) + _prompted(results)
+    found += _rebuilt(results) + _enlarged(results.get("enlarged", {})) + _prompted(results)
+    return found + _filmed(results.get("clips", {}))
+
+
+def _filmed(results: Mapping[str, Any]) -> list[Finding]:
+    """What clips show of what they were asked for, by list of prompts."""
+    found: list[Finding] = []
+    for name, judged in results.items():
+        for key, words in FILMED.items():
+            if key not in judged:
+                continue
+            remark = f"{judged['count']} prompts; real clips of them {judged['real_clips'][key]:.1%}"
+            if key in judged["chance"]:
+                remark += f", chance {judged['chance'][key]:.1%}"
+            found.append(Finding(f"{words}, {name}", _interval(judged[key], percent=True), remark))
+    return found
 
 
 def _enlarged(results: Mapping[str, Any]) -> list[Finding]:
@@ -311,6 +333,11 @@ def _numbers(report: Report) -> dict[str, float]:
         "named attributes seen": "named.value",
         "fall by a negative prompt": "negative.value",
         **{f"bits/dim{form}": f"{key}.value" for form, key in BITS.items()},
+        **{
+            f"{words}, {asked}": f"clips.{asked}.{key}.value"
+            for asked in report.results.get("clips", {})
+            for key, words in FILMED.items()
+        },
     }
     flat = flatten(report.results)
     return {name: float(flat[place]) for name, place in places.items() if flat.get(place) is not None}

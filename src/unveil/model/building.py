@@ -10,14 +10,14 @@ from unveil.codec import Codec
 from unveil.config import ModelConfig
 from unveil.config.codec import SavedSection, build_codec, section_of
 from unveil.core.denoiser import Denoiser
-from unveil.model.model import Model
+from unveil.model.model import Model, sized
 
 
 def build(config: ModelConfig) -> Model:
     """The model of a config, freshly initialised from torch's global generator; on `meta` it takes no memory."""
     network = config.build_network()
     with torch.device("cpu"):  # tables of levels live there, whatever device the weights are made on
-        process = config.process.build()
+        process = sized(config.process.build(), config.latent_shape)
         prediction = config.build_prediction(process)
     denoiser = Denoiser(network, process, prediction=prediction, learns_variance=config.learns_variance)
     codec, config = _codec(config)

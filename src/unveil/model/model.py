@@ -164,9 +164,9 @@ class Model(nn.Module):
         """
         shape = (*self.shape[: -len(size)], *size)
         other = Model(
-            self.denoiser.under(_sized(self.process, self.codec.latent_shape(shape))),
+            self.denoiser.under(sized(self.process, self.codec.latent_shape(shape))),
             shape,
-            conditioners=[_sized(one, shape) for one in self.conditioners.values()],
+            conditioners=[sized(one, shape) for one in self.conditioners.values()],
             codec=self.codec,
             variance=self.variance,
             config=self.config,
@@ -394,6 +394,6 @@ class Model(nn.Module):
             yield
 
 
-def _sized(part: Any, shape: tuple[int, ...]) -> Any:
+def sized(part: Any, shape: tuple[int, ...]) -> Any:
     """The part for another shape, where it depends on it."""
     return part.sized(shape) if hasattr(part, "sized") else part

@@ -5,7 +5,7 @@ Letters of shapes: B rows, H heads, N queries, M keys, D the width of a head, C 
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from unveil.nn.attending import attend, attention_weights, for_heads
 from unveil.nn.embed import Rotary
+from unveil.nn.packing import Packing
 from unveil.types import RecipeError, ShapeError, nearest
 
 QkNorm = Literal["none", "layer", "rms"]
@@ -144,6 +145,7 @@ class Attention(nn.Module):
             cache: x is looked at behind the tokens that it holds, and joins them. Where there is a context, its keys
                 and values are computed at the first call and kept; the context may then be left out.
             packing: which tokens of x see each other, such as a `Packing`, of which each sequence sees itself alone.
+                Where there is a context, a `Packing` whose sequences look at one of its rows each, with a mask (S, M).
             maps: the weights (B, H, N, M) are appended to it.
 
         Raises:
@@ -151,12 +153,18 @@ class Attention(nn.Module):
         """
         if x.ndim != 3 or x.shape[2] != self.width:
             raise ShapeError(f"tokens {tuple(x.shape)}: must be (B, N, {self.width})")
-        if packing is not None and (self.context_width is not None or cache is not None):
-            raise ShapeError("packing: for tokens that look at themselves, without a cache; give a mask instead")
-        if self.context_width is None:
-            query, key, value = self._own(x, context, rotary, cache)
-        else:
-            query, key, value = self._crossed(x, context, rotary, cache)
+        crossed = self.context_width is not None
+        reads = crossed and isinstance(packing, Packing) and maps is None and not causal
+        if packing is not None and not reads and (crossed or cache is not None):
+            raise ShapeError(
+                "packing: for tokens that look at themselves, without a cache, or a Packing of tokens that look at a "
+                "context, without maps; give a mask instead"
+            )
+        query, key, value = (
+            self._crossed(x, context, rotary, cache) if crossed else self._own(x, context, rotary, cache)
+        )
+        if reads:
+            return self._out(cast(Packing, packing).read(query, key, value, mask))
         if packing is not None and mask is None and maps is None:
             return self._out(packing.attend(query, key, value, causal=causal))
         if packing is not None:
@@ -218,8 +226,15 @@ class Attention(nn.Module):
         return self.out(gathered.transpose(1, 2).flatten(2))
 
 
+class _Rms(nn.RMSNorm):
+    """With its weight in the input's type, which its kernel wants; under autocast they differ."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 def _norm(kind: QkNorm, width: int) -> nn.Module:
-    kinds = {"none": nn.Identity, "layer": nn.LayerNorm, "rms": nn.RMSNorm}
+    kinds = {"none": nn.Identity, "layer": nn.LayerNorm, "rms": _Rms}
     if kind not in kinds:
         raise RecipeError(f"qk_norm {kind!r}: must be one of {', '.join(kinds)}{nearest(kind, list(kinds))}")
     return nn.Identity() if kind == "none" else kinds[kind](width, eps=1e-6)

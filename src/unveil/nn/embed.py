@@ -169,13 +169,24 @@ class Rotary:
         exact = coordinates.double() if coordinates.device.type == "cpu" else coordinates.float()
         angles = torch.cat([_angles(exact[..., i], part, theta) for i, part in enumerate(parts)], dim=-1)
         angles = angles.unsqueeze(-3)  # (1, N, turned/2) or (B, 1, N, turned/2): the same for each head
-        self.cos, self.sin = angles.cos().float(), angles.sin().float()
+        self.turn = torch.complex(angles.cos().float(), angles.sin().float())
+
+    def to(self, device: torch.device | str) -> Rotary:
+        """The same positions, their table moved to where queries and keys are, once instead of at each call."""
+        self.turn = self.turn.to(device)
+        return self
 
     def apply(self, x: Tensor) -> Tensor:
         """Queries or keys (B, H, N, D) turned to their positions."""
-        turned = 2 * self.cos.shape[-1]
+        turned = 2 * self.turn.shape[-1]
         exact = x[..., :turned].to(torch.promote_types(x.dtype, torch.float32))
-        cos, sin = self.cos.to(exact), self.sin.to(exact)
+        turn = self.turn.to(x.device)
+        if self.pairs == "neighbours" and not torch.compiler.is_compiling():  # its compiler makes no complex products
+            # one product of complex numbers: in training less than half the time of their four real ones
+            pairs = torch.view_as_complex(exact.contiguous().unflatten(-1, (-1, 2)))
+            found = torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
+            return found if turned == x.shape[-1] else torch.cat([found, x[..., turned:]], dim=-1)
+        cos, sin = turn.real.to(exact), turn.imag.to(exact)
         if self.pairs == "halves":
             first, second = exact.chunk(2, dim=-1)
             found = torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)

@@ -101,13 +101,19 @@ class Groups:
             self.kinds.append((torch.stack(found), mask))  # (groups, n)
         self.shape = packing.shape
 
+    def to(self, device: torch.device | str) -> Groups:
+        """The same groups, their tables moved to where the tokens are, once instead of at each call."""
+        self.kinds = [(index.to(device), None if mask is None else mask.to(device)) for index, mask in self.kinds]
+        return self
+
     @property
     def mask(self) -> Tensor:
         """Which token may see which: boolean (R, 1, N, N)."""
         rows, count = self.shape
-        found = torch.zeros(rows * count, rows * count, dtype=torch.bool)
+        device = self.kinds[0][0].device
+        found = torch.zeros(rows * count, rows * count, dtype=torch.bool, device=device)
         for index, mask in self.kinds:
-            each = torch.ones(index.shape[1], index.shape[1], dtype=torch.bool) if mask is None else mask
+            each = torch.ones(index.shape[1:] * 2, dtype=torch.bool, device=device) if mask is None else mask
             found[index[:, :, None], index[:, None]] = each
         rows_apart = found.unflatten(1, self.shape).unflatten(0, self.shape)  # (R, N, R, N)
         return rows_apart.diagonal(dim1=0, dim2=2).permute(2, 0, 1)[:, None]

@@ -16,80 +16,30 @@ section 2.3; clips of any size in one row: Dehghani et al. 2023 (arXiv:2307.0630
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import cast, get_args
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from unveil.nn.attention import Attention, QkNorm, Together
+from unveil.nn.attention import Attention, Together
 from unveil.nn.blocks import Mlp
 from unveil.nn.dit import WAVES, modulate
 from unveil.nn.embed import Rotary, TimeEmbedding, grid_coordinates
 from unveil.nn.layers import vector_of, zeroed
 from unveil.nn.packing import Packing
-from unveil.nn.patterns import Grid, Groups, Pattern
+from unveil.nn.patterns import Grid, Groups
 from unveil.nn.spatial import text_of
-from unveil.types import Condition, RecipeError, ShapeError, nearest
+from unveil.nn.video_dit_config import VideoDiTConfig
+from unveil.types import Condition, ShapeError
 
+# Frames of half the longest wave that tells when a token is
+SPAN = 64
 
-@dataclass(frozen=True)
-class VideoDiTConfig:
-    """What defines a transformer over clips.
-
-    Args:
-        in_channels: of x.
-        out_channels: of the result.
-        patch: frames, height and width of the boxes of x that become tokens.
-        depth, width, heads: blocks, width of a token, attention heads.
-        hidden: width of the MLPs, in multiples of `width`.
-        context_width: of a text's tokens, which every block reads; None: there is none.
-        pattern: which tokens of a clip see each other, see `patterns.labels`.
-        window: frames, rows and columns of a box of tokens, for the pattern `windowed`.
-        causal: a token sees none of a later frame.
-        theta: of the positions; the longest wavelength is just under 2 pi theta tokens.
-        qk_norm: of queries and keys.
-        recompute: in training, keep no activations of blocks but compute them again: less memory, a third more time.
-
-    Raises:
-        RecipeError: settings that do not fit together.
-    """
-
-    in_channels: int
-    out_channels: int
-    patch: tuple[int, int, int] = (1, 2, 2)
-    depth: int = 12
-    width: int = 384
-    heads: int = 6
-    hidden: float = 4.0
-    context_width: int | None = None
-    pattern: Pattern = "full"
-    window: tuple[int, int, int] = (4, 8, 8)
-    causal: bool = False
-    theta: float = 10000.0
-    qk_norm: QkNorm = "rms"
-    recompute: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("in_channels", "out_channels", "depth", "width", "heads"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
-        for name, kinds in (("pattern", get_args(Pattern)), ("qk_norm", get_args(QkNorm))):
-            if (given := getattr(self, name)) not in kinds:
-                raise RecipeError(f"{name} = {given!r}: must be one of {', '.join(kinds)}{nearest(given, kinds)}")
-        for name in ("patch", "window"):
-            if len(getattr(self, name)) != 3 or min(getattr(self, name)) < 1:
-                given = list(getattr(self, name))
-                raise RecipeError(
-                    f"{name} = {given}: needs frames, height and width, each at least 1, such as [1, 2, 2]"
-                )
-        if self.width % self.heads or self.width // self.heads < 6:
-            raise RecipeError(
-                f"width = {self.width}, heads = {self.heads}: the width must be a multiple of the heads, and a head "
-                "at least 6 wide, two numbers for each of time, height and width"
-            )
+# Layouts of clips, such as positions, that a network remembers: a run has a few, training on mixed sizes ever others
+KEPT = 8
 
 
 @dataclass(frozen=True)
@@ -98,6 +48,7 @@ class Told:
 
     modulation: shifts, scales and gates (B, F or 1, S or 1, 6, C) of all blocks, before each adds its own.
     last: shift and scale (B, F or 1, S or 1, 2, C) of the last normalisation.
+    which: None, or of each token of rows (B, N) the level that it is told, a number of `modulation`'s and `last`'s B.
     rotary: the places of the tokens.
     together: which tokens see each other in each block; None: all of a row.
     text, mask: tokens (clips, L, context_width), and True where one of the (clips, L) counts.
@@ -111,6 +62,27 @@ class Told:
     text: Tensor | None = None
     mask: Tensor | None = None
     packing: Packing | None = None
+    which: Tensor | None = None
+
+    def parts(self, each: Tensor) -> list[Tensor]:
+        """Shifts, scales and gates (..., parts, C), each as it is multiplied with tokens (B, F, S, C)."""
+        if self.which is None:
+            return list(each.unbind(-2))
+        index = self.which.flatten()
+        return [one[:, 0, 0].index_select(0, index).view(*self.which.shape, 1, -1) for one in each.unbind(-2)]
+
+
+@dataclass(frozen=True)
+class _Laid:
+    """Of clips of certain sizes: where their tokens stand, and which see each other in each block."""
+
+    rotary: Rotary
+    together: Sequence[Packing | Groups | None]
+    packing: Packing | None = None
+
+    def to(self, device: torch.device) -> None:
+        for one in {id(one): one for one in (self.rotary, self.packing, *self.together) if one is not None}.values():
+            one.to(device)
 
 
 class SpaceTimeBlock(nn.Module):
@@ -134,7 +106,7 @@ class SpaceTimeBlock(nn.Module):
 
     def forward(self, h: Tensor, told: Told, number: int) -> Tensor:
         """Tokens (B, F, S, C) after block `number`."""
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (told.modulation + self.table).unbind(-2)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = told.parts(told.modulation + self.table)
         seen = modulate(self.norm_1(h), shift_1, scale_1).flatten(1, 2)  # (B, N, C)
         gathered = self.attention(seen, rotary=told.rotary, packing=told.together[number])
         h = torch.addcmul(h, gate_1, gathered.unflatten(1, h.shape[1:3]))
@@ -144,12 +116,9 @@ class SpaceTimeBlock(nn.Module):
 
     def _read(self, tokens: Tensor, attention: Attention, told: Told) -> Tensor:
         """What tokens (B, N, C) gather of their clips' texts."""
-        mask = None if told.mask is None else told.mask[:, None, None]
-        if told.packing is None:
-            return attention(tokens, context=told.text, mask=mask)
-        clips = nn.utils.rnn.pad_sequence(told.packing.unpack(tokens), batch_first=True)  # (clips, longest, C)
-        found = attention(clips, context=told.text, mask=mask)
-        return told.packing.pack([one[:count] for one, count in zip(found, told.packing.lengths, strict=True)])
+        if told.packing is not None:
+            return attention(tokens, context=told.text, mask=told.mask, packing=told.packing)
+        return attention(tokens, context=told.text, mask=None if told.mask is None else told.mask[:, None, None])
 
 
 class VideoDiT(nn.Module):
@@ -168,6 +137,7 @@ class VideoDiT(nn.Module):
         self.vector_dim = width
         self.multiple = config.patch[1]
         self.patches = nn.Linear(config.in_channels * box, width)
+        self.where = nn.Linear(6 * config.waves, width) if config.waves else None
         self.time = TimeEmbedding(WAVES, width, "cos-sin")
         self.modulation = nn.Linear(width, 6 * width)
         self.blocks = nn.ModuleList(SpaceTimeBlock(config) for _ in range(config.depth))
@@ -175,6 +145,7 @@ class VideoDiT(nn.Module):
         self.last = nn.Linear(width, 2 * width)
         self.leave = nn.Linear(width, config.out_channels * box)
         self._initialise()
+        self._laid: dict[tuple[object, ...], _Laid] = {}
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """The raw result, in x's size.
@@ -189,20 +160,15 @@ class VideoDiT(nn.Module):
         Raises:
             ShapeError: a size that is no multiple of the patch, or a condition that does not fit.
         """
-        condition = condition or Condition()
+        condition, rows = condition or Condition(), len(x)
         clips, grid = self._checked(x)
-        h = self.patches(self._boxes(clips))  # (B, F, S, C)
-        level = self._levels(t, x, grid)
-        together = [None] * self.config.depth
-        if self.config.pattern != "full" or self.config.causal:
-            packing = Packing([grid.tokens] * len(x), length=grid.tokens)
-            together = self._together(packing, [grid] * len(x))
-        rotary = self._rotary(_coordinates(grid, condition.places))
-        context = text_of(condition, self.config.context_width, len(x))
-        told = self._told(level, vector_of(condition, len(x), self.vector_dim), rotary, together)
-        if context is not None:
-            told = _with_text(told, context.tokens, context.mask)
-        return self._unboxed(self.denoise(h, told), grid).view(len(x), -1, *x.shape[2:])
+        laid = self._kept(("alone", grid, rows, x.device), lambda: self._alone(grid, rows))
+        h = self._tokens(clips, grid, condition.places)  # (B, F, S, C)
+        rotary = laid.rotary if condition.places is None else self._rotary(_coordinates(grid, condition.places))
+        vector = vector_of(condition, rows, self.vector_dim)
+        told = self._told(self._levels(t, x, grid), vector, rotary, laid.together)
+        told = self._with_text(told, condition, rows)
+        return self._unboxed(self.denoise(h, told), grid).view(rows, -1, *x.shape[2:])
 
     def packed(
         self,
@@ -225,35 +191,42 @@ class VideoDiT(nn.Module):
         Raises:
             ShapeError: a clip that does not fit, or is longer than a row.
         """
-        condition = condition or Condition()
-        count = len(clips)
-        vector, context = (
-            vector_of(condition, count, self.vector_dim),
-            text_of(condition, self.config.context_width, count),
-        )
+        condition, count = condition or Condition(), len(clips)
         whole = [self._checked(one[None]) for one in clips]
-        grids = [grid for _, grid in whole]
-        packing = Packing([grid.tokens for grid in grids], length=length)
-        tokens, levels, places = [], [], []
+        grids = tuple(grid for _, grid in whole)
+        laid = self._kept(("packed", grids, length, clips[0].device), lambda: self._in_rows(grids, length))
+        packing, rotary = cast(Packing, laid.packing), laid.rotary
+        tokens, levels, which = [], [], []
         for number, (clip, grid) in enumerate(whole):
-            tokens.append(self.patches(self._boxes(clip))[0].flatten(0, 1))  # (N, C)
-            level = self._levels(t[number][None], clips[number][None], grid)
-            levels.append(level.expand(1, grid.frames, grid.rows * grid.columns).flatten())
             own = None if condition.places is None else condition.places[number : number + 1]
-            places.append(_coordinates(grid, own).reshape(grid.tokens, 3))
-        rotary = self._rotary(packing.pack(places))
-        together = self._together(packing, grids)
-        each = None if vector is None else vector[packing.owner]  # (tokens, vector_dim)
-        told = self._told(torch.cat(levels)[:, None, None], each, rotary, together)
-        told = _spread(told, packing)
-        if context is not None:
-            told = _with_text(told, context.tokens, context.mask, packing)
+            tokens.append(self._tokens(clip, grid, own)[0].flatten(0, 1))  # (N, C)
+            level = self._levels(t[number][None], clips[number][None], grid)[0]  # (F or 1, S or 1)
+            own_levels = torch.arange(sum(map(len, levels)), sum(map(len, levels)) + level.numel(), device=clip.device)
+            which.append(own_levels.view(level.shape).expand(grid.frames, grid.rows * grid.columns).flatten())
+            levels.append(level.flatten())
+        if condition.places is not None:
+            own = zip(grids, condition.places.split(1), strict=True)
+            rotary = self._rotary(packing.pack([_coordinates(grid, places)[0] for grid, places in own]))
+        vector = vector_of(condition, count, self.vector_dim)
+        if vector is not None:  # of the clip of each level
+            vector = vector.repeat_interleave(torch.tensor([len(one) for one in levels], device=vector.device), dim=0)
+        told = self._told(torch.cat(levels)[:, None, None], vector, rotary, laid.together)
+        told = replace(told, packing=packing, which=packing.pack(which))
+        told = self._with_text(told, condition, count)
         found = packing.unpack(self.denoise(packing.pack(tokens)[:, :, None], told)[:, :, 0])
         results = [
             self._unboxed(one.view(1, grid.frames, -1, one.shape[-1]), grid).view(-1, *clip.shape[1:])
             for one, grid, clip in zip(found, grids, clips, strict=True)
         ]
         return results, packing.waste
+
+    def tokens(self, shape: Sequence[int]) -> int:
+        """How many tokens a clip (in_channels, T, H, W) or a picture is.
+
+        Raises:
+            ShapeError: a size that is no multiple of the patch, or other channels.
+        """
+        return self._checked(torch.empty(1, *shape, device="meta"))[1].tokens
 
     def denoise(self, h: Tensor, told: Told) -> Tensor:
         """Tokens (B, F, S, C) to those of the result (B, F, S, out_channels * box)."""
@@ -262,7 +235,7 @@ class VideoDiT(nn.Module):
                 h = cast(Tensor, checkpoint(block, h, told, number, use_reentrant=False))
             else:
                 h = block(h, told, number)
-        return self.leave(modulate(self.norm(h), *told.last.unbind(-2)))
+        return self.leave(modulate(self.norm(h), *told.parts(told.last)))
 
     # -- details ------------------------------------------------------------------------------------------------
 
@@ -282,6 +255,14 @@ class VideoDiT(nn.Module):
                 raise ShapeError(f"{name} {size}: must be a multiple of {part}; nearest {near}")
             counts.append(size // part)
         return clips, Grid(*counts)
+
+    def _tokens(self, clips: Tensor, grid: Grid, places: Tensor | None) -> Tensor:
+        """Clips (B, in_channels, T, H, W) as tokens (B, F, S, C), each told where it is."""
+        h = self.patches(self._boxes(clips))
+        if self.where is None:
+            return h
+        told = self.where(_waves(grid, places, self.config.waves).to(h))
+        return h + told.unflatten(-2, (grid.frames, -1))
 
     def _boxes(self, clips: Tensor) -> Tensor:
         """(B, C, T, H, W) to boxes (B, F, S, C * box)."""
@@ -318,10 +299,35 @@ class VideoDiT(nn.Module):
         modulation, last = (layer(embedded).unflatten(3, (-1, width)) for layer in (self.modulation, self.last))
         return Told(modulation, last, rotary, together)
 
+    def _with_text(self, told: Told, condition: Condition, clips: int) -> Told:
+        context = text_of(condition, self.config.context_width, clips)
+        return told if context is None else replace(told, text=context.tokens, mask=context.mask)
+
     def _rotary(self, places: Tensor) -> Rotary:
         return Rotary(places, self.config.width // self.config.heads, theta=self.config.theta)
 
-    def _together(self, packing: Packing, grids: Sequence[Grid]) -> list[Together | None]:
+    def _kept(self, key: tuple[object, ...], made: Callable[[], _Laid]) -> _Laid:
+        """What sizes alone decide, where the tokens are: made when it is first asked for, at every later call there."""
+        if key not in self._laid:
+            if len(self._laid) >= KEPT:
+                self._laid.clear()
+            with torch.device("cpu"), torch.inference_mode(mode=False):  # for calls that train, too
+                self._laid[key] = made()
+            self._laid[key].to(cast(torch.device, key[-1]))
+        return self._laid[key]
+
+    def _alone(self, grid: Grid, rows: int) -> _Laid:
+        rotary = self._rotary(_coordinates(grid, None))
+        if self.config.pattern == "full" and not self.config.causal:
+            return _Laid(rotary, [None] * self.config.depth)
+        return _Laid(rotary, self._together(Packing([grid.tokens] * rows, length=grid.tokens), [grid] * rows))
+
+    def _in_rows(self, grids: Sequence[Grid], length: int | None) -> _Laid:
+        packing = Packing([grid.tokens for grid in grids], length=length)
+        rotary = self._rotary(packing.pack([_coordinates(grid, None) for grid in grids]))
+        return _Laid(rotary, self._together(packing, grids), packing)
+
+    def _together(self, packing: Packing, grids: Sequence[Grid]) -> Sequence[Packing | Groups]:
         config = self.config
         if config.pattern == "full" and not config.causal:
             return [packing] * config.depth
@@ -357,14 +363,12 @@ def _coordinates(grid: Grid, places: Tensor | None) -> Tensor:
     return first[:, None] + indices.to(first) * step[:, None]
 
 
-def _with_text(told: Told, text: Tensor, mask: Tensor | None, packing: Packing | None = None) -> Told:
-    return replace(told, text=text, mask=mask, packing=packing)
-
-
-def _spread(told: Told, packing: Packing) -> Told:
-    """What was told token by token, (tokens, 1, 1, parts, C) in the clips' order, as rows (rows, N, 1, parts, C)."""
-
-    def rows(each: Tensor) -> Tensor:
-        return packing.pack(list(each[:, 0].split(packing.lengths)))
-
-    return replace(told, modulation=rows(told.modulation), last=rows(told.last))
+def _waves(grid: Grid, places: Tensor | None, count: int) -> Tensor:
+    """When a token is, in parts of `SPAN`, and where in its frame, in parts of a side: (N or B, N, 6 count)."""
+    coordinates = _coordinates(grid, places)
+    sides = torch.tensor([grid.rows, grid.columns], dtype=torch.float64)
+    inside = (grid_coordinates(grid)[:, 1:] + 0.5) / sides  # (N, 2)
+    when = coordinates[..., :1].to(inside.device) / SPAN
+    where = torch.cat([when, inside.expand(*when.shape[:-1], 2)], -1)
+    angles = math.pi * where[..., None] * torch.arange(1, count + 1, dtype=torch.float64)
+    return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2)

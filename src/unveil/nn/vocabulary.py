@@ -60,15 +60,29 @@ class Vocabulary:
         object.__setattr__(self, "_numbers", numbers)
 
     @classmethod
-    def of(cls, texts: Iterable[str], unit: Unit, *, limit: int | None = None) -> Vocabulary:
+    def of(
+        cls,
+        texts: Iterable[str],
+        unit: Unit,
+        *,
+        limit: int | None = None,
+        before: Sequence[str] = (),
+        rarest: float = 0.0,
+    ) -> Vocabulary:
         """The tokens of these texts, the most frequent first, those equally frequent in alphabetical order.
 
         Args:
             limit: of the tokens, the special ones included; None: all.
+            before: tokens that keep their numbers, those of the texts following after them.
+            rarest: tokens that stand in a text less often than this, in texts per text, are left out.
         """
-        count = Counter(token for text in texts for token in _SPLIT[unit](text))
-        known = sorted(count, key=lambda token: (-count[token], token))
-        return cls(unit, tuple(known if limit is None else known[: max(limit - len(SPECIAL), 0)]))
+        count, number = Counter[str](), 0
+        for text in texts:
+            count.update(set(_SPLIT[unit](text)) if rarest else _SPLIT[unit](text))
+            number += 1
+        known = [token for token in count if count[token] >= rarest * number and token not in set(before)]
+        found = [*before, *sorted(known, key=lambda token: (-count[token], token))]
+        return cls(unit, tuple(found if limit is None else found[: max(limit - len(SPECIAL), 0)]))
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Vocabulary:

@@ -43,7 +43,7 @@ def samplers_page(study: SamplerStudy, record: Mapping[str, Any]) -> str:
             *_numbers(record),
             *_refused(record),
             *_side_by_side(study),
-            *_settings(record),
+            *settings_tables(record),
         ],
     )
 
@@ -146,7 +146,7 @@ def scales_page(study: ScaleStudy, record: Mapping[str, Any]) -> str:
     if study.samples.shape[1] in (1, 3):
         caption = f"One row per scale, from the same noise: {', '.join(f'{s:g}' for s in study.scales)}."
         parts += ["<h2>Samples</h2>", figure(draw.sheet(study.samples, SHOWN), caption)]
-    return document(title, [*parts, *_settings(record)])
+    return document(title, [*parts, *settings_tables(record)])
 
 
 def _marks(study: ScaleStudy) -> list[str]:
@@ -207,7 +207,7 @@ def inverse_page(study: InverseStudy, record: Mapping[str, Any]) -> str:
         parts.append(f"<h2>{escape(_sentence(problem.name))}{noise}</h2>")
         parts.append(f"<p>Measured: {escape(words['measured'])}. Baseline: {escape(words['baseline'])}.</p>")
         parts.append(_strips(study, problem))
-    return document(title, [*parts, *_settings(record)])
+    return document(title, [*parts, *settings_tables(record)])
 
 
 def _bars(record: Mapping[str, Any]) -> Iterable[Sequence[str]]:
@@ -246,7 +246,8 @@ def _strips(study: InverseStudy, problem: Problem) -> str:
 # ---------------------------------------------------------------------- all
 
 
-def _settings(record: Mapping[str, Any]) -> Iterable[str]:
+def settings_tables(record: Mapping[str, Any]) -> Iterable[str]:
+    """The settings of a study, its protocol, and what is said of the run, where the record has them."""
     for heading, key in (("Settings", "settings"), ("Protocol", "protocol"), ("About this run", "about")):
         if key in record:
             yield f"<h2>{heading}</h2>"

@@ -24,7 +24,8 @@ class Input(NamedTuple):
     row: int = 0
 
 
-def _same(course: Course, rows: slice) -> Course:
+def same(course: Course, rows: slice) -> Course:
+    """The course as it is."""
     del rows
     return course
 
@@ -48,17 +49,17 @@ class Edit:
         settings: what `verbs.edit` makes it of again, besides its inputs; plain enough for JSON.
         change: (course, rows) -> the course that is run.
         shown: rows -> conditions that are pictures, by key, (B, C, H, W) each.
-        finish: (pixels, rows) -> the pixels that are written; both uint8 (B, C, H, W).
-        size: height and width of what is made, where it is not the model's own.
+        finish: (pixels, rows) -> the pixels that are written; both uint8 (B, C, H, W) or (B, C, T, H, W).
+        size: height and width of what is made, of a clip its frames before them, where it is not the model's own.
         inputs: the files of every row, by role: picture, mask, noise.
     """
 
     verb: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    change: Change = _same
+    change: Change = same
     shown: Callable[[slice], Mapping[str, Tensor]] = _nothing
     finish: Callable[[Tensor, slice], Tensor] = _untouched
-    size: tuple[int, int] | None = None
+    size: tuple[int, ...] | None = None
     inputs: Mapping[str, Sequence[Input]] = field(default_factory=dict)
 
     def of_picture(self, row: int) -> dict[str, Any]:
@@ -89,14 +90,14 @@ def of_rows(every: Tensor, rows: slice) -> Tensor:
     return every.expand(rows.stop - rows.start, *every.shape[1:]) if len(every) == 1 else every[rows]
 
 
-def unit_of(pictures: Tensor, channels: int) -> Tensor:
-    """Pictures (N, C, H, W) in [-1, 1], float32, given so or as uint8.
+def unit_of(pictures: Tensor, channels: int, form: str = "H, W") -> Tensor:
+    """Pictures (N, C, H, W), or what `form` names, in [-1, 1], float32, given so or as uint8.
 
     Raises:
         ShapeError: another shape, or integers other than uint8.
     """
-    if pictures.ndim != 4 or pictures.shape[1] != channels:
-        raise ShapeError(f"pictures {tuple(pictures.shape)}: must be (N, {channels}, H, W)")
+    if pictures.ndim != form.count(",") + 3 or pictures.shape[1] != channels:
+        raise ShapeError(f"pictures {tuple(pictures.shape)}: must be (N, {channels}, {form})")
     if pictures.dtype == torch.uint8:
         return to_unit(pictures)
     if not pictures.is_floating_point():
@@ -104,13 +105,13 @@ def unit_of(pictures: Tensor, channels: int) -> Tensor:
     return pictures.float()
 
 
-def hints(model: Model, count: int, size: tuple[int, int] | None) -> dict[str, Tensor]:
+def hints(model: Model, count: int, size: Sequence[int] | None) -> dict[str, Tensor]:
     """The pictures that the model's controls read, uint8 (count, C, H, W) each, by the controls' keys.
 
     Args:
         size: height and width of the results; None: the model's own.
     """
-    height, width = size or model.shape[-2:]
+    height, width = (size or model.shape)[-2:]
     networks = {} if model.controls is None else {one.key: one.network for one in model.controls.controls}
     fitted = {one.key: fit(one.pixels, height, width) for one in model.steering if one.pixels is not None}
     return {key: pixels[: networks[key].hint_channels].expand(count, -1, -1, -1) for key, pixels in fitted.items()}
@@ -118,5 +119,5 @@ def hints(model: Model, count: int, size: tuple[int, int] | None) -> dict[str, T
 
 @torch.no_grad()
 def latents_of(model: Model, pictures: Tensor) -> Tensor:
-    """Latents of pictures (B, C, H, W) in [-1, 1], on the model's device; the pictures where there is no codec."""
+    """Latents of pictures or clips (B, C, ...) in [-1, 1], on the model's device; the same where there is no codec."""
     return model.codec.encode(pictures.to(model.device))

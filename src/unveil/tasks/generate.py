@@ -59,7 +59,8 @@ class Request:
         batch: at a time; the last one may be smaller.
         sampling: changes of the model's own settings, by the names of `SampleConfig.flat`.
         negative: a condition to go away from, as `given`.
-        size: height and width in pixels; none: the model's own, or that of what is edited.
+        size: height and width in pixels, of a clip its frames before them; none: the model's own, or that of what
+            is edited.
         guided: by a noisy classifier, towards given["label"], which the model itself need not take.
         compiled: whether torch compiles the network before.
     """
@@ -74,7 +75,7 @@ class Request:
     guided: Guided | None = None
     compiled: bool = False
     negative: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    size: tuple[int, int] | None = None
+    size: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for name, low in (("count", 1), ("batch", 1), ("first", 0)):
@@ -102,7 +103,7 @@ class Request:
 
 
 class Picture(NamedTuple):
-    """A sample, what it is as pixels, and how it was made."""
+    """A sample, what it is as pixels, and how it was made; of a clip (C, T, H, W) in the place of (C, H, W)."""
 
     sample: Tensor  # (C, H, W) in [-1, 1]
     pixels: Tensor  # uint8 (C, H, W)
@@ -186,7 +187,7 @@ def repeat(
             dtype=str(facts["dtype"]),
             compiled=bool(facts.get("compiled", False)),
             guided=_guided_by(facts.get("classifier"), classifier),
-            size=(int(facts["size"][0]), int(facts["size"][1])) if "size" in facts else None,
+            size=tuple(map(int, facts["size"])) if "size" in facts else None,
         )
         told = [(str(one["sha256"]), float(one["weight"])) for one in facts.get("loras", [])]
         steered = [_identity(one) for one in facts.get("controls", [])]

@@ -1,9 +1,15 @@
-"""Sizes of pictures that a model's network can make."""
+"""Sizes of pictures and clips that a model's network can make."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
 from unveil.model import Model
-from unveil.types import RecipeError
+from unveil.types import RecipeError, ShapeError
+
+_LONGEST = 65  # frames of one latent that are looked for
 
 
 def multiple(model: Model) -> int:
@@ -17,25 +23,70 @@ def rate(model: Model) -> int:
     return model.shape[-1] // model.codec.latent_shape(model.shape)[-1]
 
 
-def check_size(model: Model, size: tuple[int, int]) -> None:
-    """Refuses a size (H, W) in pixels that the network does not take.
+class Pace(NamedTuple):
+    """How frames and latents go together: `alone` frames have one of their own, then `step` share one."""
+
+    alone: int
+    step: int
+
+    def up(self, frames: int) -> int:
+        """The smallest number of frames, at least so many, that latents hold."""
+        return self.alone + _up(max(frames, self.alone or 1) - self.alone, self.step)
+
+
+def pace(model: Model) -> Pace:
+    """How many frames of a clip a latent stands for, and a token where there is no codec."""
+    frames, latents = model.shape[1], model.codec.latent_shape(model.shape)[1]
+    if frames == latents:
+        patch = getattr(getattr(model.denoiser.network, "config", None), "patch", None)
+        return Pace(0, patch[0] if isinstance(patch, tuple) and len(patch) == 3 else 1)
+    for step in range(2, _LONGEST):
+        with suppress(ShapeError):
+            if model.codec.latent_shape((model.shape[0], frames + step, *model.shape[2:]))[1] == latents + 1:
+                return Pace(frames - (latents - 1) * step if frames < latents * step else 0, step)
+    raise RecipeError(
+        f"this model's codec makes {latents} latents of {frames} frames; unveil cannot tell of which each"
+    )
+
+
+def is_clips(model: Model) -> bool:
+    """Whether a model makes clips (C, T, H, W)."""
+    return len(model.shape) == 4
+
+
+def check_size(model: Model, size: Sequence[int]) -> None:
+    """Refuses a size in pixels, (H, W), or (T, H, W) of clips, that the network does not take.
 
     Raises:
         RecipeError: names the nearest sizes.
     """
     unit = multiple(model)
-    if len(model.shape) != 3:
-        raise RecipeError(f"size {size[0]}x{size[1]}: this model makes samples of shape {model.shape}, no pictures")
-    if any(side < 1 or side % unit for side in size):
-        below, above = (tuple(max(unit, way(side, unit)) for side in size) for way in (_down, _up))
+    if len(model.shape) not in (3, 4):
+        raise RecipeError(f"size {size[-2]}x{size[-1]}: this model makes samples of shape {model.shape}, no pictures")
+    sides = size[-2:]
+    if any(side < 1 or side % unit for side in sides):
+        below, above = (tuple(max(unit, way(side, unit)) for side in sides) for way in (_down, _up))
         near = " or ".join(dict.fromkeys(f"{one[0]}x{one[1]}" for one in (below, above)))
-        raise RecipeError(f"size {size[0]}x{size[1]}: both sides must be multiples of {unit} px; nearest {near}")
+        raise RecipeError(f"size {sides[0]}x{sides[1]}: both sides must be multiples of {unit} px; nearest {near}")
+    if len(size) == 3 and size[0] != whole_frames(model, size[0]):
+        raise RecipeError(f"{size[0]} frames: the model's latents hold others; nearest {whole_frames(model, size[0])}")
 
 
 def rounded(model: Model, size: tuple[int, int]) -> tuple[int, int]:
     """The nearest size that is at least as large and that the network takes."""
     unit = multiple(model)
     return _up(size[0], unit), _up(size[1], unit)
+
+
+def whole_frames(model: Model, frames: int) -> int:
+    """The smallest number of frames, at least so many, that the model's latents hold.
+
+    Raises:
+        RecipeError: fewer than 1.
+    """
+    if frames < 1:
+        raise RecipeError(f"frames {frames}: at least 1, which is a picture")
+    return pace(model).up(frames)
 
 
 def _down(side: int, unit: int) -> int:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -135,7 +135,7 @@ class Autoencoding:
 
     def pixels(self, batch: Batch) -> Tensor:
         """Pictures in [-1, 1], their channels last in memory, which convolutions are fastest on; clips as they are."""
-        return channels_last(scaled(batch.data))
+        return channels_last(scaled(cast(Tensor, batch.data)))
 
     def _cut(self, clips: Tensor, lengths: LengthsSection, step: int) -> Tensor:
         """Clips of the step's length out of clips (B, C, T, H, W), from a place that is the step's too."""

@@ -21,7 +21,7 @@ from unveil.core.process import Process
 from unveil.files import write_atomically
 from unveil.model import Model
 from unveil.train import state
-from unveil.train.examples import prepare, rows
+from unveil.train.examples import noise_for, prepare, rows
 from unveil.train.learner import Drawn, Judged
 from unveil.train.module import Objective, Outcome, TrainingModule
 from unveil.train.monitor import BINS, Display, Journal, Window, guarded, log
@@ -93,7 +93,7 @@ class HeldOut:
             part = rows(batch, start, min(start + self.at_once, count), device)
             streams = Streams(hash_of(self.seed, VALIDATION), part.numbers, device=device)
             x0, condition = prepare(model, part, streams, None)
-            noise = streams.normal(x0.shape[1:], 0).to(x0)
+            noise = noise_for(x0, streams, 0)
             for place in range(BINS):
                 t = _middle(model.process, place).expand(len(x0))
                 sums[place] += self.objective.at(denoiser, x0, condition, t, noise).per_sample.double().sum().cpu()
@@ -248,7 +248,7 @@ class Watch(Callback):
         failed: tuple[str, str] | None = None
         if self._writes:
             try:
-                about = f"## Training\n\n{module.step} steps of {self.config.batch}, seed {self.config.seed}."
+                about = f"## Training\n\n{module.step} steps of {self.config.amount}, seed {self.config.seed}."
                 state.save(module, self.window, self.folder.checkpoints, items=len(self.items), about=about)
                 store.retain(self.folder.checkpoints, KEEP)
             except (OutOfResources, NotWritable, NonFinite) as problem:

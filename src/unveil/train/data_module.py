@@ -8,15 +8,19 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from unveil.config import TrainConfig
-from unveil.train.order import Batch, Numbered, Numbers
+from unveil.train.order import Batch, Numbered, Numbers, Steps
 from unveil.train.signals import ignore_in_worker
 
 
 class TrainingData(LightningDataModule):
-    """Batches of this process from optimiser step `first` to the last one."""
+    """Batches of this process from optimiser step `first` to the last one.
 
-    def __init__(self, numbered: Numbered, config: TrainConfig, first: int) -> None:
+    steps: which examples each step takes.
+    """
+
+    def __init__(self, numbered: Numbered, config: TrainConfig, first: int, steps: Steps) -> None:
         super().__init__()
+        self.steps = steps
         self.numbered = numbered
         self.config = config
         self.first = first
@@ -28,7 +32,7 @@ class TrainingData(LightningDataModule):
         numbers = Numbers(
             self.first,
             config.steps,
-            batch=config.batch,
+            batch=self.steps,
             parts=config.accumulate,
             rank=trainer.global_rank,
             world=trainer.world_size,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,14 @@ from unveil.checkpoints import ours, store
 from unveil.checkpoints.card import card
 from unveil.conditioning.control import steered
 from unveil.conditioning.label import Label
+from unveil.config.run import Batching
+from unveil.core.framewise import Framewise
 from unveil.core.noise import Streams
 from unveil.core.objective import Loss
 from unveil.core.times import SecondMoment
 from unveil.model import Model
 from unveil.train.examples import fixed, prepare
+from unveil.train.mixed import Mixed
 from unveil.train.order import Batch, Items
 from unveil.train.signals import Stop
 from unveil.types import WeightsError
@@ -36,13 +39,15 @@ class Denoising:
         model: what is trained.
         objective: what is minimised.
         key: of the items, what is learned.
+        batching: how clips of different sizes are computed together; None: all are of the model's.
     """
 
     logged: tuple[str, ...] = ()
 
-    def __init__(self, model: Model, objective: Objective, key: str) -> None:
+    def __init__(self, model: Model, objective: Objective, key: str, batching: Batching | None = None) -> None:
         self.model = model
-        self.objective = objective
+        self.objective: Any = objective if batching is None else Mixed(cast(Framewise, objective), batching)
+        self.batching: Batching | None = batching
         self.key = key
         conditioners: list[Any] = list(model.conditioners.values())
         self.raw_keys = [str(one.key) for one in conditioners]
@@ -88,7 +93,8 @@ class Denoising:
 
         controls = self.model.controls
         hints = [] if controls is None else [one.key for one in controls.controls]
-        return HeldOut(fixed(items, count, self.key, self.raw_keys), self.objective, seed, at_once, hints)
+        batch = fixed(items, count, self.key, self.raw_keys, self.batching)
+        return HeldOut(batch, self.objective, seed, at_once, hints)
 
     def samples(self, items: Items, seed: int, stop: Stop) -> tuple[Samples, int | None] | None:
         """Two rows of the classes, or pictures for the conditions of some items."""
@@ -102,7 +108,7 @@ class Denoising:
             raw: Mapping[str, Any] = {conditioners[0].key: list(range(classes)) * 2}
             return Samples(raw, 2 * classes, seed, stop), classes
         count = min(SHEET, len(items))
-        return Samples(fixed(items, count, self.key, self.raw_keys).raw, count, seed, stop), None
+        return Samples(fixed(items, count, self.key, self.raw_keys, self.batching).raw, count, seed, stop), None
 
     def finish(self, average: Model, items: Items) -> None:
         """Nothing is left to be done."""

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from unveil.config.run import Batching
 from unveil.core.noise import Streams
 from unveil.model import Model
 from unveil.train.latents import is_kept, latents, versions
@@ -21,21 +22,22 @@ FLIP, DROP = 2, 3
 
 def prepare(
     model: Model, batch: Batch, streams: Streams, step: int | None, flip: bool = False
-) -> tuple[Tensor, Condition | None]:
-    """A batch as the denoiser takes it: x0 (B, ...) scaled and encoded, and its condition.
+) -> tuple[Any, Condition | None]:
+    """A batch as the objective takes it: x0 (B, ...), or a list of (...), scaled and encoded, and its condition.
 
     Args:
         step: the training step whose random numbers mirror pictures, choose among the codec's latents and drop
             conditions; None does nothing of it.
         flip: mirror every second picture, left to right, with its context picture and its hint.
     """
-    x0, kept = scaled(batch.data), is_kept(model, batch.data)
-    mirrored: Tensor | None = None
-    if flip and step is not None:
-        mirrored = chosen_to_mirror(x0, streams, step)
-        x0 = x0 if kept else mirror(x0, mirrored)
-    x0 = latents(model, versions(x0, mirrored) if kept else x0, streams, step, encoded=kept)
     condition: Condition | None = None
+    mirrored: Tensor | None = None
+    if isinstance(batch.data, list):
+        each = zip(batch.data, streams.each(), strict=True)
+        found = [_encoded(model, data[None], own, step, flip) for data, own in each]
+        x0: Any = [one[0] for one, _ in found]
+    else:
+        x0, mirrored = _encoded(model, batch.data, streams, step, flip)
     for place, conditioner in enumerate(cast(Mapping[str, Any], model.conditioners).values()):
         part: Condition = conditioner.encode(batch.raw[conditioner.key])
         if mirrored is not None and part.channels is not None:
@@ -47,6 +49,18 @@ def prepare(
             part = part.where(keep, conditioner.null(len(x0)))
         condition = part if condition is None else condition.join(part)
     return x0, condition
+
+
+def _encoded(
+    model: Model, data: Tensor, streams: Streams, step: int | None, flip: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Data of one size, scaled and encoded, and which of them are mirrored."""
+    x0, kept = scaled(data), is_kept(model, data)
+    mirrored: Tensor | None = None
+    if flip and step is not None:
+        mirrored = chosen_to_mirror(x0, streams, step)
+        x0 = x0 if kept else mirror(x0, mirrored)
+    return latents(model, versions(x0, mirrored) if kept else x0, streams, step, encoded=kept), mirrored
 
 
 def scaled(data: Tensor) -> Tensor:
@@ -79,18 +93,31 @@ def mirror(pictures: Tensor, which: Tensor) -> Tensor:
     return torch.where(rows, pictures.flip(-1), pictures)
 
 
-def fixed(items: Items, count: int, key: str, raw_keys: list[str]) -> Batch:
+def fixed(items: Items, count: int, key: str, raw_keys: list[str], batching: Batching | None = None) -> Batch:
     """Items spread evenly over a data set, numbered by their index."""
     indices = [place * len(items) // count for place in range(count)]
-    return collate(indices, indices, [items[index] for index in indices], key, raw_keys)
+    return collate(indices, indices, [items[index] for index in indices], key, raw_keys, batching)
 
 
 def rows(batch: Batch, start: int, stop: int, device: torch.device) -> Batch:
     """The examples from `start` to before `stop`, on a device."""
 
     def cut(value: Any) -> Any:
-        part = value[start:stop]
-        return part.to(device) if isinstance(part, Tensor) else part
+        return on(value[start:stop], device)
 
     raw = {key: cut(value) for key, value in batch.raw.items()}
     return Batch(batch.numbers[start:stop], cut(batch.data), raw)
+
+
+def on(value: Any, device: torch.device) -> Any:
+    """A tensor, or a list of tensors, on a device; anything else as it is."""
+    if isinstance(value, list):
+        return [on(one, device) for one in value]
+    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+
+def noise_for(x0: Any, streams: Streams, step: int) -> Any:
+    """Standard normal noise for a batch (B, ...), or for a list of (...), the same for each example."""
+    if isinstance(x0, list):
+        return [own.normal(one.shape, step)[0].to(one) for own, one in zip(streams.each(), x0, strict=True)]
+    return streams.normal(x0.shape[1:], step).to(x0)

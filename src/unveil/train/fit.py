@@ -24,11 +24,13 @@ from unveil.files import write_atomically
 from unveil.model import Model
 from unveil.source import cpu_seconds
 from unveil.train import schedule
+from unveil.train.budget import Budget
 from unveil.train.denoising import Denoising
 from unveil.train.latents import shape_of
 from unveil.train.learner import Learner
+from unveil.train.mixed import check_sizes, lengths
 from unveil.train.monitor import duration, log
-from unveil.train.order import Items, Numbered, Order, check_items
+from unveil.train.order import Even, Items, Numbered, Order, Steps, check_items
 from unveil.train.precision import resolve
 from unveil.train.run_folder import RunFolder, environment
 from unveil.train.signals import INTERRUPTED, Stop
@@ -81,12 +83,15 @@ def fit(
     """
     key = key or _key_of(model)
     whole = _whole(model, dataset, objective, key)
-    learner = Denoising(whole, objective, key)
-    check_items(dataset, key, learner.raw_keys, shape_of(dataset, whole))
+    learner = Denoising(whole, objective, key, config.batching)
+    check_items(dataset, key, learner.raw_keys, None if config.batching else shape_of(dataset, whole))
+    if config.batching is not None:
+        check_sizes(whole, dataset)
     learn_words(whole, dataset)
     return learn(
         learner, dataset, config=config, run=run, held_out=held_out,
         asked=_asked(whole, objective, config, recipe, len(dataset)),
+        lengths=None if config.tokens is None else lengths(whole, dataset),
     )  # fmt: skip
 
 
@@ -98,23 +103,25 @@ def learn(
     run: Path | str,
     held_out: Items | None,
     asked: Mapping[str, Any],
+    lengths: torch.Tensor | None = None,
 ) -> Path:
     """Trains whatever a learner trains, as `fit` does; the model is left with the averaged weights.
 
     Args:
         asked: what the folder records, as plain values; a run in the same folder must have been asked the same.
+        lengths: tokens of each item, where a step is to have so many (`train.tokens`).
 
     Raises:
         RecipeError, NotWritable, NonFinite, OutOfResources, Cancelled: as `fit`.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    _check_batch(config, world)
+    steps = _steps(config, lengths, len(dataset), world)
     precision = resolve(config.precision, learner.device)
     if config.compile:
         learner.compile()
     folder = RunFolder(Path(run), asked, writes=rank == 0)
     try:
-        job = _Job(learner, dataset, config, held_out, folder, precision, rank, world)
+        job = _Job(learner, dataset, config, held_out, folder, precision, rank, world, steps)
         newest = folder.newest()
         if newest is None or store.read_manifest(newest).step < config.steps:
             newest = job.train(newest)
@@ -137,6 +144,7 @@ class _Job:
     precision: str
     rank: int
     world: int
+    steps: Steps
 
     def train(self, newest: Path | None) -> Path:
         """Goes from a checkpoint, or from the start, to the last step; returns the last checkpoint."""
@@ -148,7 +156,7 @@ class _Job:
             from unveil.train.state import Saved
 
             rate = schedule.linear(config.steps, warmup=config.warmup, decay=config.decay)
-            module = TrainingModule(learner, config, rate, stop)
+            module = TrainingModule(learner, config, rate, stop, self.steps)
             watch = Watch(self.folder, config, stop, self.dataset)
             if newest is not None:
                 watch.saved = Saved(newest)
@@ -158,10 +166,11 @@ class _Job:
             if self.rank == 0:
                 self.folder.record_start(environment(self._facts()), module.step)
                 self._show_on(watch, stop)
-            numbered = Numbered(self.dataset, Order(len(self.dataset), config.seed), learner.key, learner.raw_keys)
+            order = Order(len(self.dataset), config.seed)
+            numbered = Numbered(self.dataset, order, learner.key, learner.raw_keys, config.batching)
             trainer = _trainer(config, self.precision, learner, watch, config.steps - module.step)
             try:
-                _run(trainer, module, TrainingData(numbered, config, module.step), watch)
+                _run(trainer, module, TrainingData(numbered, config, module.step, self.steps), watch)
             finally:
                 if self.rank == 0:
                     with contextlib.suppress(NotWritable, OutOfResources):  # the run's own error says it better
@@ -202,7 +211,7 @@ class _Job:
         if self.rank == 0:
             shown = sorted(self.folder.samples.glob("step_*.png"))
             picture = f"\n\n![samples](samples/{shown[-1].name})" if shown else ""
-            about = f"## Training\n\n{step} of {config.steps} steps of {config.batch}, seed {config.seed}.{picture}"
+            about = f"## Training\n\n{step} of {config.steps} steps of {config.amount}, seed {config.seed}.{picture}"
             write_atomically(path / "card.md", self.learner.card(about))
         return self.folder.checkpoints / store.step_name(step)
 
@@ -286,14 +295,20 @@ def _quiet_lightning() -> Iterator[None]:
 # ---------------------------------------------------------------------- what is recorded and shown
 
 
-def _check_batch(config: TrainConfig, world: int) -> None:
+def _steps(config: TrainConfig, lengths: torch.Tensor | None, items: int, world: int) -> Steps:
+    """Which examples each step takes, all of whose parts have some."""
     parts = world * config.accumulate
+    if config.tokens is not None and lengths is not None:
+        budget = Budget(Order(items, config.seed), lengths, config.tokens)
+        budget.split(parts)
+        return budget
     if config.batch % parts:
         near = max(round(config.batch / parts), 1) * parts
         raise RecipeError(
             f"train.batch = {config.batch}: must be a multiple of {world} processes x accumulate {config.accumulate}; "
             f"nearest: {near}"
         )
+    return Even(config.batch)
 
 
 def _key_of(model: Model | Denoiser) -> str:

@@ -115,7 +115,8 @@ def latents(model: Model, data: Tensor, streams: Streams, step: int | None, *, e
     with _at_rest(codec, data.device):
         noise = None
         if step is not None and codec.stochastic:
-            noise = streams.normal(codec.latent_shape(model.shape), step, ENCODE)
+            shape = model.shape if encoded else tuple(data.shape[1:])
+            noise = streams.normal(codec.latent_shape(shape), step, ENCODE)
         return codec.latents_of(data, noise) if encoded else codec.encode(data, noise)
 
 

@@ -7,6 +7,8 @@ Source: Hu et al. 2021 (arXiv:2106.09685), section 4.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from unveil.checkpoints.lora_trained import NAME
@@ -43,8 +45,11 @@ def adapted(model: Model, base: Base, recipe: Recipe) -> Model:
     return model
 
 
-def described(model: Model, base: Base, recipe: Recipe) -> ModelConfig:
+def described(model: Model, base: Base, recipe: Recipe, besides: Sequence[str] = ()) -> ModelConfig:
     """The model of a recipe, with the base's own codec where the recipe says only where it was saved.
+
+    Args:
+        besides: what need not agree.
 
     Raises:
         RecipeError: another model than the base.
@@ -54,7 +59,7 @@ def described(model: Model, base: Base, recipe: Recipe) -> ModelConfig:
         return ours
     if isinstance(ours.codec, SavedSection):  # the base holds that codec, and says what it is
         ours = ours.model_copy(update={"codec": model.config.codec})
-    for name in SAME:
+    for name in (name for name in SAME if name not in besides):
         theirs, mine = getattr(model.config, name), getattr(ours, name)
         if theirs != mine:
             raise RecipeError(f"{name} of the base {base.path} is {theirs}, of the recipe {mine}; make them equal")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 
 from unveil.config import TrainConfig
@@ -16,8 +17,9 @@ from unveil.core.noise import Streams
 from unveil.core.noise import key as hash_of
 from unveil.core.objective import Loss
 from unveil.train.ema import Ema
+from unveil.train.examples import on
 from unveil.train.learner import Learner
-from unveil.train.order import Batch
+from unveil.train.order import Batch, Even, Steps
 from unveil.train.schedule import Schedule
 from unveil.types import Condition
 
@@ -93,9 +95,17 @@ class TrainingModule(LightningModule):
         ema: the averaged model; made when training starts, on the device that it trains on.
     """
 
-    def __init__(self, learner: Learner, config: TrainConfig, schedule: Schedule, wishes: Wishes) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        config: TrainConfig,
+        schedule: Schedule,
+        wishes: Wishes,
+        steps: Steps | None = None,
+    ) -> None:
         super().__init__()
         self.learner = learner
+        self.steps: Steps = steps or Even(config.batch)
         self.model: nn.Module = learner.model
         self.beside = learner.beside
         self.config = config
@@ -105,7 +115,7 @@ class TrainingModule(LightningModule):
         self.outcome: Outcome | None = None
         self.ema: Ema[Any] | None = None
         self.optimizer: AdamW | None = None
-        self._passes: list[tuple[list[int], Loss]] = []
+        self._passes: list[tuple[list[int], Loss]] = []  # their losses are means over their parts of the step
         self.model.train()
         self.beside.train()
 
@@ -138,13 +148,16 @@ class TrainingModule(LightningModule):
         _seed(hash_of(self.config.seed, self.step, part, self.global_rank) >> 1, self.device)
         streams = Streams(self.config.seed, batch.numbers, device=self.device)
         loss = self.learner.loss(batch, streams, self.step, self.config.flip)
+        share = self._share(batch.numbers)
+        if share != 1:  # so that the mean over parts is that over all examples
+            loss = loss._replace(value=loss.value * share)
         self._passes.append((batch.numbers, loss))
         return loss.value
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Its tensors; Lightning would visit every number of the batch too."""
         moved = {key: v.to(device) if isinstance(v, Tensor) else v for key, v in batch.raw.items()}
-        return Batch(batch.numbers, batch.data.to(device, non_blocking=True), moved)
+        return Batch(batch.numbers, on(batch.data, device), moved)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """One step: the closure computes the gradient, which `on_before_optimizer_step` then judges."""
@@ -212,16 +225,32 @@ class TrainingModule(LightningModule):
         terms = torch.tensor([self._term(name) for name in self.learner.logged], dtype=torch.float64)
         wishes = torch.tensor(self._wishes.wishes(), dtype=torch.float64)
         if self.trainer.world_size > 1:  # one exchange a step: everything that all must agree on
-            mine = torch.cat([numbers, t, per_sample, value[None], terms, wishes]).to(self.device)
+            longest = self._longest()
+            columns = [F.pad(column, (0, longest - len(numbers)), value=-1.0) for column in (numbers, t, per_sample)]
+            mine = torch.cat([*columns, value[None], terms, wishes]).to(self.device)
             every = [torch.empty_like(mine) for _ in range(self.trainer.world_size)]
             torch.distributed.all_gather(every, mine)
-            sizes = [len(numbers)] * 3 + [1, len(terms), len(wishes)]
+            sizes = [longest] * 3 + [1, len(terms), len(wishes)]
             columns = [torch.stack(column) for column in zip(*(v.cpu().split(sizes) for v in every), strict=True)]
-            numbers, t, per_sample = (column.flatten() for column in columns[:3])
+            there = columns[0].flatten() >= 0
+            numbers, t, per_sample = (column.flatten()[there] for column in columns[:3])
             value, terms, wishes = columns[3].mean(), columns[4].mean(0), columns[5].sum(0)
         order = numbers.argsort()
         named = dict(zip(self.learner.logged, terms.tolist(), strict=True))
         return Gathered(numbers[order].long(), t[order], per_sample[order], value.item(), named, wishes.tolist())
+
+    def _share(self, numbers: list[int]) -> float:
+        """How many examples a part of the step has, in multiples of the mean part's."""
+        parts = self.config.accumulate * self._world
+        return 1.0 if parts == 1 else len(numbers) * parts / len(self.steps.examples(self.step))
+
+    def _longest(self) -> int:
+        """Of all processes, the most examples that one has of this step."""
+        return max(len(self.steps.examples(self.step, rank, self._world)) for rank in range(self._world))
+
+    @property
+    def _world(self) -> int:
+        return self.trainer.world_size
 
     def _term(self, name: str) -> float:
         """The mean of a term over this process's parts of the batch; NaN where it is not there."""

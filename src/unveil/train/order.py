@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from unveil.config.run import Batching
 from unveil.core.noise import key as hash_of
 from unveil.types import Item, MediaError, RecipeError, ShapeError, nearest
 
@@ -31,10 +32,13 @@ class Items(Sized, Protocol):
 
 
 class Batch(NamedTuple):
-    """Training examples: their numbers, the data, and the raw values that conditioners read, by key."""
+    """Training examples: their numbers, the data, and the raw values that conditioners read, by key.
+
+    The data are one tensor, or where sizes may differ a list of one for each example.
+    """
 
     numbers: list[int]
-    data: Tensor
+    data: Tensor | list[Tensor]
     raw: dict[str, Any]
 
 
@@ -49,12 +53,36 @@ class Order:
     def index(self, number: int) -> int:
         """The item of an example."""
         epoch, place = divmod(number, self.size)
+        return int(self.permutation(epoch)[place])
+
+    def permutation(self, epoch: int) -> Tensor:
+        """The items of an epoch in their order, int64 (size,)."""
         if epoch not in self._known:
             if len(self._known) > 1:  # a batch spans two epochs at most when it is smaller than the set
                 self._known.clear()
             generator = torch.Generator().manual_seed(hash_of(self.seed, epoch) >> 1)
             self._known[epoch] = torch.randperm(self.size, generator=generator)
-        return int(self._known[epoch][place])
+        return self._known[epoch]
+
+
+class Steps(Protocol):
+    """Which examples a step takes."""
+
+    def examples(self, step: int, part: int = 0, parts: int = 1) -> range:
+        """The numbers of the examples of one of a step's parts."""
+        ...
+
+
+class Even:
+    """As many examples in each step, `batch`, and in each of its parts."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def examples(self, step: int, part: int = 0, parts: int = 1) -> range:
+        """The numbers of the examples of one of a step's parts."""
+        share, begin = self.batch // parts, step * self.batch
+        return range(begin + part * share, begin + (part + 1) * share)
 
 
 class Numbers(Sampler[list[int]]):
@@ -63,16 +91,16 @@ class Numbers(Sampler[list[int]]):
     Args:
         first: the optimiser step to begin with.
         last: the one to end before.
-        batch: examples of one optimiser step, over all processes and parts.
+        batch: examples of one optimiser step, over all processes and parts; or what says them.
         parts: forward passes of one optimiser step in each process.
         rank: of this process.
         world: how many processes.
     """
 
-    def __init__(self, first: int, last: int, *, batch: int, parts: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, first: int, last: int, *, batch: int | Steps, parts: int, rank: int = 0, world: int = 1) -> None:
         self.first, self.last = first, last
-        self.batch, self.parts, self.rank = batch, parts, rank
-        self.share = batch // (parts * world)
+        self.parts, self.rank, self.world = parts, rank, world
+        self.steps: Steps = Even(batch) if isinstance(batch, int) else batch
 
     def __len__(self) -> int:
         """Forward passes left."""
@@ -81,19 +109,24 @@ class Numbers(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         """Process r computes the r-th slice of each step's examples, part by part."""
         for step in range(self.first, self.last):
-            mine = step * self.batch + self.rank * self.parts * self.share
-            for part in range(self.parts):
-                yield list(range(mine + part * self.share, mine + (part + 1) * self.share))
+            for part in range(self.rank * self.parts, (self.rank + 1) * self.parts):
+                yield list(self.steps.examples(step, part, self.world * self.parts))
 
 
 class Numbered(Dataset[Batch]):
-    """A data set read by example number instead of by index."""
+    """A data set read by example number instead of by index.
 
-    def __init__(self, items: Items, order: Order, key: str, raw_keys: Sequence[str]) -> None:
+    batching: how data of different sizes are computed together; None: they are all of one.
+    """
+
+    def __init__(
+        self, items: Items, order: Order, key: str, raw_keys: Sequence[str], batching: Batching | None = None
+    ) -> None:
         self.items = items
         self.order = order
         self.key = key
         self.raw_keys = list(raw_keys)
+        self.batching: Batching | None = batching
 
     def __getitems__(self, numbers: list[int]) -> Batch:
         """The examples as one batch.
@@ -106,28 +139,38 @@ class Numbered(Dataset[Batch]):
         random.seed(seed)
         np.random.seed(seed & 0xFFFFFFFF)
         indices = [self.order.index(number) for number in numbers]
-        return collate(numbers, indices, items_of(self.items, indices), self.key, self.raw_keys)
+        return collate(numbers, indices, items_of(self.items, indices), self.key, self.raw_keys, self.batching)
 
 
 def collate(
-    numbers: list[int], indices: Sequence[int], items: Sequence[Item], key: str, raw_keys: Sequence[str]
+    numbers: list[int],
+    indices: Sequence[int],
+    items: Sequence[Item],
+    key: str,
+    raw_keys: Sequence[str],
+    batching: Batching | None = None,
 ) -> Batch:
     """Items as one batch: tensors of one shape are stacked, everything else becomes a list.
 
+    Args:
+        batching: how data of different sizes are computed together, which then are a list; None: they are of one.
+
     Raises:
         RecipeError: an item lacks a key.
-        ShapeError: the data of two items differ in shape.
+        ShapeError: the data of two items differ in shape, and there is no batching for it.
     """
     data = [torch.as_tensor(value_of(item, key, index)) for item, index in zip(items, indices, strict=True)]
+    raw = {
+        k: _stacked([value_of(item, k, index) for item, index in zip(items, indices, strict=True)]) for k in raw_keys
+    }
+    if batching is not None:
+        return Batch(numbers, data, raw)
     for tensor, index in zip(data, indices, strict=True):
         if tensor.shape != data[0].shape:
             raise ShapeError(
                 f"item {index}: {key!r} has the shape {tuple(tensor.shape)}, item {indices[0]} {tuple(data[0].shape)}; "
-                "bring every item to one shape"
+                "bring every item to one shape, or set train.batching where the network packs clips"
             )
-    raw = {
-        k: _stacked([value_of(item, k, index) for item, index in zip(items, indices, strict=True)]) for k in raw_keys
-    }
     return Batch(numbers, torch.stack(data), raw)
 
 

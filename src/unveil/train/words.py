@@ -14,13 +14,15 @@ _AT_ONCE = 500
 
 
 def learn_words(model: Model, items: Items) -> None:
-    """Gives conditioners that have none yet the vocabulary of a data set's texts.
+    """Gives conditioners whose words are trained with the network the vocabulary of a data set's texts.
 
     Raises:
         RecipeError: items without a text, or texts without a word.
     """
     for one in model.conditioners.values():
-        if isinstance(one, WordTokens) and one.vocabulary is None:
+        if isinstance(one, WordTokens) and (
+            one.vocabulary is None or any(parameter.requires_grad for parameter in one.parameters())
+        ):
             one.learn(_texts(items, one.key))
 
 

@@ -38,7 +38,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """The prediction at latents (B, C, H, W) and indices (B,)."""
-        vector, tokens = _asked(condition, self.vector_dim)
+        vector, tokens = asked(condition, self.vector_dim)
         added = {"text_embeds": vector[:, :-SIZES], "time_ids": vector[:, -SIZES:]}
         mask = None if condition is None else condition.mask
         return self.net(
@@ -66,8 +66,8 @@ class MMDiT(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """The velocity at latents (B, C, H, W) and times in thousandths (B,)."""
-        vector, tokens = _asked(condition, self.vector_dim, masked=False)
-        _check_size(x, self.patch)
+        vector, tokens = asked(condition, self.vector_dim, masked=False)
+        check_size(x, self.patch)
         return self.net(
             hidden_states=x, timestep=t, encoder_hidden_states=tokens, pooled_projections=vector, return_dict=False
         )[0]
@@ -95,8 +95,8 @@ class Flux(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """The velocity at latents (B, C, H, W) and times in thousandths (B,)."""
-        vector, tokens = _asked(condition, self.vector_dim, masked=False)
-        _check_size(x, self.patch)
+        vector, tokens = asked(condition, self.vector_dim, masked=False)
+        check_size(x, self.patch)
         rows, columns = x.shape[-2] // self.patch, x.shape[-1] // self.patch
         places = torch.zeros(rows, columns, 3, device=x.device)
         places[..., 1] += torch.arange(rows, device=x.device)[:, None]
@@ -114,11 +114,41 @@ class Flux(nn.Module):
         return functional.pixel_shuffle(y.transpose(1, 2).unflatten(2, (rows, columns)), self.patch)
 
 
+# Classes that make clips, whose adapters are in `video_networks`
+CLIPS = (
+    "WanTransformer3DModel",
+    "LTXVideoTransformer3DModel",
+    "CogVideoXTransformer3DModel",
+    "HunyuanVideoTransformer3DModel",
+)
 # class -> adapter
 NETWORKS: dict[str, type[nn.Module]] = {
     "UNet2DConditionModel": UNet,
     "SD3Transformer2DModel": MMDiT,
     "FluxTransformer2DModel": Flux,
+}
+
+
+# Settings of a network that are supported with one value only, which is also what they are when left out, and why
+ONLY: dict[str, dict[str, tuple[Any, str]]] = {
+    "UNet2DConditionModel": {
+        "addition_embed_type": ("text_time", "SDXL's U-Net has 'text_time'"),
+        "class_embed_type": (None, "SDXL's U-Net has None"),
+        "time_cond_proj_dim": (None, "networks that are told the guidance are not supported"),
+    },
+    "WanTransformer3DModel": {
+        "image_dim": (None, "networks that are shown a picture by another encoder are not supported; take a T2V one"),
+        "added_kv_proj_dim": (None, "networks that attend to a picture are not supported; take a T2V or TI2V one"),
+    },
+    "CogVideoXTransformer3DModel": {
+        "ofs_embed_dim": (None, "networks that continue a picture's latents are not supported; take the text one"),
+    },
+    "HunyuanVideoTransformer3DModel": {
+        "image_condition_type": (
+            None,
+            "networks that continue a picture's latents are not supported; take the text one",
+        ),
+    },
 }
 
 
@@ -128,25 +158,45 @@ def check_settings(kind: str, said: Mapping[str, Any], where: str) -> None:
     Raises:
         RecipeError: names the setting and what it may be.
     """
-    if kind == "UNet2DConditionModel":
-        for name, allowed in (("addition_embed_type", "text_time"), ("class_embed_type", None)):
-            if said.get(name) != allowed:
-                raise RecipeError(f"{where}: {name} = {said.get(name)!r}: SDXL's U-Net has {allowed!r}")
-        if said.get("time_cond_proj_dim") is not None:
-            raise RecipeError(f"{where}: time_cond_proj_dim: networks that are told the guidance are not supported")
+    for name, (allowed, why) in ONLY.get(kind, {}).items():
+        if said.get(name) != allowed:
+            raise RecipeError(f"{where}: {name} = {said.get(name)!r}: {why}")
+    inside, outside = said.get("in_channels"), said.get("out_channels")
+    if kind in CLIPS and outside is not None and inside != outside:
+        raise RecipeError(
+            f"{where}: in_channels = {inside}, out_channels = {outside}: networks that are shown more than the clip "
+            "they make are not supported; take one of text to video"
+        )
 
 
-def _asked(condition: Condition | None, width: int, *, masked: bool = True) -> tuple[Tensor, Tensor]:
-    """Vector and tokens of a condition, checked."""
-    if condition is None or condition.vector is None or condition.tokens is None:
+def told(condition: Condition | None, *, masked: bool) -> Tensor:
+    """The tokens of a condition, checked.
+
+    Args:
+        masked: whether the network looks at a mask.
+
+    Raises:
+        RecipeError: there is none.
+        ShapeError: a mask that would not be looked at.
+    """
+    if condition is None or condition.tokens is None:
+        raise RecipeError("this network is told a prompt with every call: give one, such as raw={'prompt': 'a cat'}")
+    if condition.mask is not None and not masked and not bool(condition.mask.all()):
+        raise ShapeError("condition.mask: this network sees every token; give tokens of one length, without a mask")
+    return condition.tokens
+
+
+def asked(condition: Condition | None, width: int, *, masked: bool = True) -> tuple[Tensor, Tensor]:
+    """Vector and tokens of a condition, checked; errors are those of `told`, and a vector of another width."""
+    tokens = told(condition, masked=masked)
+    if condition is None or condition.vector is None:
         raise RecipeError("this network is told a prompt with every call: give one, such as raw={'prompt': 'a cat'}")
     if condition.vector.shape[1] != width:
         raise ShapeError(f"condition.vector {tuple(condition.vector.shape)}: this network takes (B, {width})")
-    if condition.mask is not None and not masked and not bool(condition.mask.all()):
-        raise ShapeError("condition.mask: this network sees every token; give tokens of one length, without a mask")
-    return condition.vector, condition.tokens
+    return condition.vector, tokens
 
 
-def _check_size(x: Tensor, patch: int) -> None:
+def check_size(x: Tensor, patch: int) -> None:
+    """Raises ShapeError unless both sides of the latents are multiples of the patch."""
     if x.shape[-2] % patch or x.shape[-1] % patch:
         raise ShapeError(f"latents {tuple(x.shape)}: height and width must be multiples of {patch}")

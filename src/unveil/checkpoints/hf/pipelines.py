@@ -5,39 +5,25 @@ Facts: defaults of diffusers' `StableDiffusionXLPipeline`, `StableDiffusion3Pipe
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import nn
 
-from unveil.checkpoints import autoencoder, dit_model, ours, text_folder
-from unveil.checkpoints.hf import stable_diffusion
+from unveil.checkpoints import autoencoder, dit_model, ours
+from unveil.checkpoints.hf import stable_diffusion, video
 from unveil.checkpoints.hf.folder import Folder
-from unveil.checkpoints.hf.networks import NETWORKS, Flux, MMDiT, UNet, check_settings
-from unveil.checkpoints.hf.weights import Report, compare, fill
-from unveil.checkpoints.meta import Unfilled
+from unveil.checkpoints.hf.networks import NETWORKS, Flux, MMDiT, UNet
+from unveil.checkpoints.hf.parts import empty, encoder_of, network_of, scheduler_of, together, weights_of
+from unveil.checkpoints.hf.weights import Report, compare
 from unveil.checkpoints.said import shapes_of
-from unveil.checkpoints.scheduler import Scheduler, read_scheduler
 from unveil.checkpoints.tensors import read_header
 from unveil.codec.kl import KL
-from unveil.conditioning import byte_pairs, texts, towers
+from unveil.conditioning import texts
 from unveil.conditioning.numbers import Numbers, PictureSize
-from unveil.conditioning.text import FileTokenizer, Gives, Text
+from unveil.conditioning.text import Gives
 from unveil.conditioning.texts import Texts, Together
-from unveil.conditioning.towers import T5Config
-from unveil.config import SampleConfig, validate
-from unveil.config.model import ProcessSection
-from unveil.config.section import Section
-from unveil.core.denoiser import Denoiser
-from unveil.core.flow import SizeShifted
-from unveil.core.prediction import PREDICTIONS, Prediction, straight
-from unveil.core.process import Process
-from unveil.extras import extra
 from unveil.model import Model
 from unveil.types import WeightsError, nearest
 
@@ -47,49 +33,44 @@ FLUX_TOKENS = {"distilled": 512, "few-step": 256}  # of T5, for networks that ar
 GUIDANCE = 3.5  # that FLUX is told when it is not told one
 
 
-class _Levels(Section):
-    """A process, as a section of a recipe."""
-
-    process: ProcessSection
-
-
 # -- the three pipelines ------------------------------------------------------------------------------------------
 
 
 def sdxl(folder: Folder, dtype: torch.dtype) -> Model:
     """The model of a `StableDiffusionXLPipeline`; sizes are told as "size", see `numbers.PictureSize`."""
-    network, codec, scheduler = _network(folder, "unet", UNet, dtype), _codec(folder), _scheduler(folder)
+    network, codec, scheduler = network_of(folder, "unet", UNet, dtype), _codec(folder), scheduler_of(folder)
     assert isinstance(network, UNet)
     shape = _shape(codec, folder.settings("unet", NETWORKS).get("sample_size", 128))
     prompt = _prompt(folder, texts.side_by_side, ("tokens", "both"), dtype, beside=network.beside)
     prompt.zeros = bool(folder.index.get("force_zeros_for_empty_prompt", True))
     size = PictureSize(shape, network.vector_dim - network.beside)
     sample = {"steps": 50, "guidance": {"scale": 5.0}}
-    return _model(folder, network, scheduler, codec, shape, (prompt, size), sample)
+    return together(folder, network, scheduler, codec, shape, (prompt, size), sample)
 
 
 def sd3(folder: Folder, dtype: torch.dtype) -> Model:
     """The model of a `StableDiffusion3Pipeline`, with its third text encoder or without."""
-    network, codec, scheduler = _network(folder, "transformer", MMDiT, dtype), _codec(folder), _scheduler(folder)
+    network, codec, scheduler = network_of(folder, "transformer", MMDiT, dtype), _codec(folder), scheduler_of(folder)
     said = folder.settings("transformer", NETWORKS)
     rule = texts.one_after_another(int(said["joint_attention_dim"]), SD3_TOKENS)
     gives: tuple[Gives, ...] = ("both", "both", "tokens") if folder.has("text_encoder_3") else ("both", "both")
     prompt = _prompt(folder, rule, gives, dtype, length=SD3_TOKENS)
     shape = _shape(codec, said.get("sample_size", 128))
     sample = {"steps": 28, "guidance": {"scale": 7.0}}
-    return _model(folder, network, scheduler, codec, shape, (prompt,), sample)
+    return together(folder, network, scheduler, codec, shape, (prompt,), sample)
 
 
 def flux(folder: Folder, dtype: torch.dtype) -> Model:
     """The model of a `FluxPipeline`; the guidance it was distilled from is told as "guidance"."""
-    network, codec, scheduler = _network(folder, "transformer", Flux, dtype), _codec(folder), _scheduler(folder)
+    network, codec, scheduler = network_of(folder, "transformer", Flux, dtype), _codec(folder), scheduler_of(folder)
     assert isinstance(network, Flux)
     length = FLUX_TOKENS["distilled" if network.beside else "few-step"]
     prompt = _prompt(folder, texts.vector_and_tokens, ("vector", "tokens"), dtype, beside=network.beside, length=length)
     told = [Numbers((GUIDANCE,), network.pooled, key="guidance")] if network.beside else []
-    # its pipeline spaces the levels evenly itself, whatever the scheduler would do
-    sample = {"steps": 28 if network.beside else 4, "grid": "uniform"}
-    return _model(folder, network, scheduler, codec, _shape(codec, FLUX_LATENTS), (prompt, *told), sample)
+    sample: dict[str, Any] = {"steps": 28 if network.beside else 4}
+    if scheduler.size_shift is None:  # its pipeline spaces the levels evenly itself, whatever the scheduler would do
+        sample["grid"] = "uniform"
+    return together(folder, network, scheduler, codec, _shape(codec, FLUX_LATENTS), (prompt, *told), sample)
 
 
 def dit(folder: Folder, dtype: torch.dtype) -> Model:
@@ -109,6 +90,7 @@ PIPELINES: dict[str, Callable[[Folder, torch.dtype], Model]] = {
     "StableDiffusionXLPipeline": sdxl,
     "StableDiffusion3Pipeline": sd3,
     "FluxPipeline": flux,
+    **video.PIPELINES,
 }
 
 
@@ -149,8 +131,9 @@ def report(path: Path) -> dict[str, Report]:
     folder = Folder(path)
     if folder.kind in stable_diffusion.CLASSES:
         return stable_diffusion.report(folder)
-    names = [name for name in ("unet", "transformer") if folder.has(name)]
-    return {name: compare(shapes_of(folder.tensors(name)), _empty(folder, name).net) for name in names}
+    names = [name for name in ("unet", "transformer", "transformer_2") if folder.has(name)]
+    nets = {name: empty(folder, name).net for name in names}
+    return {name: compare(shapes_of(weights_of(folder, name, net)), net) for name, net in nets.items()}
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -167,56 +150,7 @@ def inspect(path: Path) -> dict[str, Any]:
     return facts | ours.summary(headers) | {"fits": fits}
 
 
-# -- parts --------------------------------------------------------------------------------------------------------
-
-
-def _model(
-    folder: Folder,
-    network: nn.Module,
-    scheduler: Scheduler,
-    codec: KL,
-    shape: tuple[int, ...],
-    conditioners: Sequence[nn.Module],
-    sample: Mapping[str, Any],
-) -> Model:
-    process, prediction = _process(folder, scheduler, codec.latent_shape(shape), network)
-    how = validate(SampleConfig, {**scheduler.sample, **sample}, str(folder.path))
-    denoiser = Denoiser(network, process, prediction=prediction)
-    return Model(denoiser, shape, conditioners=conditioners, codec=codec, sample=how)
-
-
-def _process(
-    folder: Folder, scheduler: Scheduler, latents: tuple[int, ...], network: nn.Module
-) -> tuple[Process, Prediction]:
-    process = validate(_Levels, {"process": scheduler.process}, str(folder.path)).process.build()
-    prediction = straight if scheduler.prediction == "flow" else PREDICTIONS[scheduler.prediction]
-    if scheduler.size_shift is not None:
-        patch = int(getattr(network, "patch", 1))
-        process = SizeShifted(process, 1.0, patch=patch, **scheduler.size_shift).sized(latents)
-    return process, prediction
-
-
-def _scheduler(folder: Folder) -> Scheduler:
-    return read_scheduler(folder.place("scheduler") / "scheduler_config.json")
-
-
-def _network(folder: Folder, name: str, kind: type[nn.Module], dtype: torch.dtype) -> nn.Module:
-    """The adapter of a component with its weights; `kind` is what the pipeline needs."""
-    adapter = _empty(folder, name)
-    if not isinstance(adapter, kind):
-        raise WeightsError(f"{folder.path / name}: not the network of a {folder.kind}")
-    fill(cast(nn.Module, adapter.net), folder.tensors(name), dtype, folder.path / name)
-    return adapter
-
-
-def _empty(folder: Folder, name: str) -> Any:
-    """The adapter of a component, without memory for its weights."""
-    said = folder.settings(name, NETWORKS)
-    kind = str(said["_class_name"])
-    check_settings(kind, said, str(folder.path / name / "config.json"))
-    library = extra("diffusers", f"a {folder.kind}")
-    with Unfilled(), _quiet():
-        return NETWORKS[kind](getattr(library, kind).from_config(said))
+# -- parts of pictures -----------------------------------------------------------------------------------------------
 
 
 def _codec(folder: Folder) -> KL:
@@ -258,37 +192,5 @@ def _prompt(
         beside: see `Texts`.
         length: tokens of T5.
     """
-    each = [_encoder(folder, number, one, dtype, length) for number, one in enumerate(gives, 1)]
+    each = [encoder_of(folder, number, one, dtype, length) for number, one in enumerate(gives, 1)]
     return Texts([one for one, _ in each], together, beside=beside, precisions=[precision for _, precision in each])
-
-
-def _encoder(folder: Folder, number: int, gives: Gives, dtype: torch.dtype, length: int) -> tuple[Text, torch.dtype]:
-    """A text encoder, and what it computes in."""
-    end = "" if number == 1 else f"_{number}"
-    for name in (f"text_encoder{end}", f"tokenizer{end}"):
-        folder.place(name)
-    found = text_folder.read_folder(folder.path, number=number)
-    config = found.config
-    if isinstance(config, T5Config):
-        config = replace(config, length=length, attend="all")
-        if dtype == torch.float16:  # whose range T5 leaves
-            dtype = torch.bfloat16
-    elif gives != "vector":
-        config = replace(config, skip=1, norm="none")
-    with Unfilled(), _quiet():
-        tower = towers.build(config)
-    fill(tower, found.state, dtype, folder.path / f"text_encoder{end}")
-    tokenizer = byte_pairs.clip() if found.tokenizer is None else FileTokenizer(found.tokenizer)
-    return Text(tower, tokenizer, gives=gives), dtype
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the libraries' remarks on settings that they do not know."""
-    logger = logging.getLogger("diffusers.configuration_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -1,8 +1,9 @@
 """Inverse problems: pictures that agree with something known about them, from a model that was not trained for it."""
 
 from unveil.core.inverse.ddrm import Restoration, ddrm
+from unveil.core.inverse.difference import differing
 from unveil.core.inverse.dps import Posterior, dps
-from unveil.core.inverse.held import held
+from unveil.core.inverse.held import held, imposed
 from unveil.core.inverse.masked import Resampled, masked, paste, resampled
 from unveil.core.inverse.operator import (
     Mask,
@@ -27,9 +28,11 @@ __all__ = [
     "blur",
     "channel_average",
     "ddrm",
+    "differing",
     "dps",
     "gaussian",
     "held",
+    "imposed",
     "masked",
     "noised",
     "paste",

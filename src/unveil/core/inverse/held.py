@@ -1,9 +1,9 @@
 """Parts of a sample that are held at what is known of them, each at a level of its own, until the run comes to it.
 
-It asks for a denoiser that takes a level for each part, such as one that was trained on clips of which frames were
-given. A part held at the level of data stays what it is; one held at a higher level is known roughly, and is worked on
-once the run has come down to that level. So one step makes a clip from its first frame, goes on from its last ones,
-fills in between, and edits each frame by a strength of its own.
+`held` asks for a denoiser that takes a level for each part, such as one that was trained on clips of which frames were
+given; for others there is `imposed`. A part held at the level of data stays what it is; one held at a higher level is
+known roughly, and is worked on once the run has come down to that level. So one step makes a clip from its first frame,
+goes on from its last ones, fills in between, and edits each frame by a strength of its own.
 
 Source: Zheng et al. 2024 (arXiv:2412.20404), section 3; a level for each part: Chen et al. 2024 (arXiv:2407.01392).
 """
@@ -34,16 +34,14 @@ def held(step: Step, process: Process, known: Tensor, until: Tensor) -> Step:
     Raises:
         ShapeError: a time below 0.
     """
-    if bool((until < 0).any()):
-        raise ShapeError(f"until {float(until.min()):g}: times are at least 0, the time of data")
-    until = until.to(torch.float64)
+    until = _times(until)
 
     def estimate(x: Tensor, level: Level) -> Estimate:
-        time = torch.as_tensor(level.t, dtype=torch.float64).reshape(-1, *(1,) * (x.ndim - 1)).cpu()
-        holds = until.cpu() < time
+        time = _time(level, x)
+        holds = until < time
         if not bool(holds.any()):
             return step(x, level)
-        own = process.at(torch.where(holds, until.cpu(), time))
+        own = process.at(torch.where(holds, until, time))
         here = process.at(time)
         keep = holds.to(x.device)
         # What noise a part has, it keeps: the sampler brought it here from what the run began with.
@@ -53,3 +51,40 @@ def held(step: Step, process: Process, known: Tensor, until: Tensor) -> Step:
         return Estimate.of_x0(torch.where(keep, known.to(x), found.x0), x, level, found.extra)
 
     return estimate
+
+
+def imposed(step: Step, known: Tensor, until: Tensor) -> Step:
+    """The step with parts held, for a denoiser that takes one level for all of x: after each step they are put back.
+
+    Everything is at the level of the run. Parts that are held are told as the rest, so that a network that was not
+    trained on given parts sees nothing new; it also agrees with them less than `held` does.
+
+    Args:
+        step: to guide.
+        known, until: as in `held`.
+
+    Raises:
+        ShapeError: a time below 0.
+
+    Source: Song et al. 2021, appendix I.2 (arXiv:2011.13456), with a time until which each part is put back.
+    """
+    until = _times(until)
+
+    def estimate(x: Tensor, level: Level) -> Estimate:
+        holds = until < _time(level, x)
+        if not bool(holds.any()):
+            return step(x, level)
+        found = step(x, level)
+        return Estimate.of_x0(torch.where(holds.to(x.device), known.to(x), found.x0), x, level, found.extra)
+
+    return estimate
+
+
+def _times(until: Tensor) -> Tensor:
+    if bool((until < 0).any()):
+        raise ShapeError(f"until {float(until.min()):g}: times are at least 0, the time of data")
+    return until.to(torch.float64).cpu()
+
+
+def _time(level: Level, x: Tensor) -> Tensor:
+    return torch.as_tensor(level.t, dtype=torch.float64).reshape(-1, *(1,) * (x.ndim - 1)).cpu()

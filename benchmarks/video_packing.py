@@ -1,0 +1,111 @@
+"""A training step of the transformer over clips on 24 clips and pictures of mixed sizes: packed, padded, in buckets.
+
+Lengths, heights and widths are drawn each by itself; every frame has a level of its own and every clip a text. Useful
+tokens are those of clips, not of padding. Padded clips are all as large as the batch's largest in each direction, as
+a stack needs it; bucketed ones are computed size by size, as `train.batching: buckets` does; packed ones are one row,
+as `packed` does. Forward and backward in bf16, as training on this processor is.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import harness
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unveil.nn.video_dit import VideoDiT, VideoDiTConfig
+from unveil.types import Condition
+
+COUNT, PATCH, WORDS, WIDTH = 24, 8, 16, 192
+SIDES, FRAMES = (16, 24, 32, 40, 48), (1, 5, 9, 16)
+Answers = Sequence[Tensor]
+
+
+class Batch:
+    """The network and a batch: clips of any of 100 sizes, their levels and texts."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        chosen = random.Random(0)
+        count, depth = (6, 2) if harness.short() else (COUNT, 6)
+        config = VideoDiTConfig(3, 3, (1, PATCH, PATCH), depth=depth, width=WIDTH, heads=3, context_width=WIDTH)
+        self.network = VideoDiT(config).train()
+        for parameter in self.network.parameters():
+            torch.nn.init.normal_(parameter, std=0.05)
+        sizes = [(chosen.choice(FRAMES), chosen.choice(SIDES), chosen.choice(SIDES)) for _ in range(count)]
+        self.clips = [torch.randn(3, *size) for size in sizes]
+        self.t = [1000 * torch.rand(1, frames, 1, 1) for frames, _, _ in sizes]
+        counts = torch.randint(4, WORDS + 1, (count,))
+        self.told = Condition(tokens=torch.randn(count, WORDS, WIDTH), mask=torch.arange(WORDS) < counts[:, None])
+        self.tokens = sum(self.network.tokens(one.shape) for one in self.clips)
+        self.largest = [max(size[axis] for size in sizes) for axis in range(3)]
+
+    def measured(self, forward: Callable[[], Answers], computed: int) -> dict[str, float]:
+        """Useful tokens a CPU second of a step, and the share of the computed ones that is padding."""
+
+        def step() -> None:
+            self.network.zero_grad(set_to_none=True)
+            with torch.autocast("cpu", torch.bfloat16):
+                answers = forward()
+            torch.stack([one.float().square().mean() for one in answers]).mean().backward()
+
+        found = harness.measure(step, repeats=3, warmup=1)
+        return {**found, "tokens_per_s": self.tokens / found["cpu_s"], "padding": 1 - self.tokens / computed}
+
+
+def padded() -> dict[str, float]:
+    """Zeros behind each clip up to the largest frames, height and width; what comes back is cropped."""
+    batch = Batch()
+    size = torch.Size((3, *batch.largest))
+
+    def filled(x: Tensor) -> Tensor:
+        return F.pad(x, [amount for axis in (3, 2, 1) for amount in (0, size[axis] - x.shape[axis])])
+
+    def forward() -> Answers:
+        x = torch.stack([filled(one) for one in batch.clips])
+        t = torch.stack([F.pad(one, (0, 0, 0, 0, 0, size[1] - one.shape[1])) for one in batch.t])
+        found = batch.network(x, t, batch.told)
+        return [
+            one[:, : clip.shape[1], : clip.shape[2], : clip.shape[3]]
+            for one, clip in zip(found, batch.clips, strict=True)
+        ]
+
+    return batch.measured(forward, len(batch.clips) * batch.network.tokens(size))
+
+
+def bucketed() -> dict[str, float]:
+    """One call for each size that occurs."""
+    batch = Batch()
+    buckets: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for number, clip in enumerate(batch.clips):
+        buckets[tuple(clip.shape)].append(number)
+
+    def forward() -> Answers:
+        answers: list[Tensor] = []
+        for numbers in buckets.values():
+            x, t = (torch.stack([each[number] for number in numbers]) for each in (batch.clips, batch.t))
+            answers += batch.network(x, t, batch.told.map(lambda route, rows=numbers: route[rows]))
+        return answers
+
+    return {**batch.measured(forward, batch.tokens), "calls": len(buckets)}
+
+
+def packed() -> dict[str, float]:
+    """All clips in one row of tokens."""
+    batch = Batch()
+    return batch.measured(lambda: batch.network.packed(batch.clips, batch.t, batch.told)[0], batch.tokens)
+
+
+if __name__ == "__main__":
+    harness.main(
+        "video_packing",
+        {"padded": padded, "bucketed": bucketed, "packed": packed},
+        [
+            harness.Ratio("useful tokens/s, packed / padded", "packed", "padded", "tokens_per_s", at_least=1.3),
+            harness.Ratio("useful tokens/s, packed / bucketed", "packed", "bucketed", "tokens_per_s"),
+        ],
+    )

@@ -1,0 +1,104 @@
+"""Diffusers' autoencoders of clips as codecs of ours: latents of zero mean and unit scale.
+
+Facts: how the pipelines of diffusers take latents to and from `AutoencoderKLWan`, `AutoencoderKLLTXVideo`,
+`AutoencoderKLCogVideoX` and `AutoencoderKLHunyuanVideo`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unveil.types import ShapeError
+
+CLIP_CODECS = ("AutoencoderKLWan", "AutoencoderKLLTXVideo", "AutoencoderKLCogVideoX", "AutoencoderKLHunyuanVideo")
+
+
+class ClipVAE(nn.Module):
+    """An autoencoder in which the first latent frame is one frame, and each further one `rates[0]` frames.
+
+    Args:
+        vae: the autoencoder.
+        rates: frames and pixels of a side that one latent stands for.
+        mean, scale: of each channel, or of all: latents are (z - mean) scale.
+        level: that a decoder which is told one is told; None: it is told none.
+    """
+
+    stochastic = False
+
+    def __init__(
+        self,
+        vae: nn.Module,
+        rates: tuple[int, int],
+        *,
+        mean: Sequence[float] = (0.0,),
+        scale: Sequence[float] = (1.0,),
+        level: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.vae, self.rates, self.level = vae, rates, level
+        said: Any = vae.config
+        self.channels = int(said["z_dim"] if "z_dim" in said else said["latent_channels"])
+        self.mean: Tensor
+        self.scale: Tensor
+        for name, values in (("mean", mean), ("scale", scale)):
+            self.register_buffer(name, torch.tensor(list(values)).view(1, -1, 1, 1, 1), persistent=False)
+
+    def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The likeliest latents (B, Z, 1 + (T - 1) / ct, H / cs, W / cs) of clips (B, 3, T, H, W) in [-1, 1].
+
+        Raises:
+            ShapeError: as `latent_shape`.
+        """
+        del noise
+        self.latent_shape(tuple(pixels.shape[1:]))
+        coder: Any = self.vae
+        return (coder.encode(pixels).latent_dist.mode() - self.mean) * self.scale
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Clips of latents, both (B, ...)."""
+        coder: Any = self.vae
+        z = latents / self.scale + self.mean
+        if self.level is None:
+            return coder.decode(z, return_dict=False)[0]
+        return coder.decode(z, z.new_full((len(z),), self.level), return_dict=False)[0]
+
+    def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """(Z, 1 + (T - 1) / ct, H / cs, W / cs) of (3, T, H, W).
+
+        Raises:
+            ShapeError: other axes, a number of frames that is not 1 + k ct, or sides that are no multiples of cs; names
+                the nearest.
+        """
+        if len(shape) != 4:
+            raise ShapeError(f"clips of shape {tuple(shape)}: must be (3, frames, height, width)")
+        (_, frames, *sides), (step, unit) = shape, self.rates
+        if frames < 1 or (frames - 1) % step:
+            below = max(0, (frames - 1) // step) * step + 1
+            near = " or ".join(dict.fromkeys(str(one) for one in (below, below + step) if one > 0))
+            raise ShapeError(f"{frames} frames: this model's clips have 1 + {step} k frames; nearest {near}")
+        if any(side < unit or side % unit for side in sides):
+            near = " x ".join(str(max(1, round(side / unit)) * unit) for side in sides)
+            raise ShapeError(f"size {sides[0]}x{sides[1]}: both sides must be multiples of {unit} px; nearest {near}")
+        return self.channels, 1 + (frames - 1) // step, sides[0] // unit, sides[1] // unit
+
+
+def clip_vae(vae: Any) -> ClipVAE:
+    """The codec of one of diffusers' autoencoders, with the rates and the scale that its settings say."""
+    said, kind = vae.config, type(vae).__name__
+    if kind == "AutoencoderKLWan":
+        rates = (int(said.scale_factor_temporal), int(said.scale_factor_spatial))
+        return ClipVAE(vae, rates, mean=said.latents_mean, scale=[1 / one for one in said.latents_std])
+    if kind == "AutoencoderKLLTXVideo":
+        rates = (int(vae.temporal_compression_ratio), int(vae.spatial_compression_ratio))
+        scale = [float(said.scaling_factor) / one for one in vae.latents_std.tolist()]
+        level = 0.0 if said.timestep_conditioning else None
+        return ClipVAE(vae, rates, mean=vae.latents_mean.tolist(), scale=scale, level=level)
+    if kind == "AutoencoderKLCogVideoX":
+        rates = (int(said.temporal_compression_ratio), 2 ** (len(said.block_out_channels) - 1))
+    else:
+        rates = (int(vae.temporal_compression_ratio), int(vae.spatial_compression_ratio))
+    return ClipVAE(vae, rates, scale=[float(said.scaling_factor)])

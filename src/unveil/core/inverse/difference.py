@@ -1,0 +1,44 @@
+"""Editing along the difference of two estimates, without going back to the noise of what is edited.
+
+What is edited is noised at every level anew, and the sample moves by what the estimate for the new condition says more
+than that for the old one. What both say alike stays as it is.
+
+Source: Kulikov et al. 2024, algorithm 1 (arXiv:2412.08629).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from unveil.core.denoiser import Estimate, Step
+from unveil.types import Level, ShapeError, like
+
+
+def differing(step: Step, source_step: Step, source: Tensor, noise: Callable[[Level], Tensor]) -> Step:
+    """The step of a run that begins at alpha times the source and ends at the edited one.
+
+    The paper moves the data by the difference of two velocities; here the state is alpha source + (what the noised
+    results differ by), for which the difference of the estimates of x0 is the same under every process. A sampler must
+    not add noise of its own.
+
+    Args:
+        step: guided towards the new condition.
+        source_step: under the old one.
+        source: what is edited, (B, ...).
+        noise: level -> standard normal noise of its shape, another one at each level.
+
+    Raises:
+        ShapeError: when called, an x of another shape.
+    """
+
+    def estimate(x: Tensor, level: Level) -> Estimate:
+        if x.shape != source.shape:
+            raise ShapeError(f"x {tuple(x.shape)} for a source {tuple(source.shape)}: must be of the same shape")
+        scattered = like(level.sigma, x) * noise(level).to(x)
+        old = like(level.alpha, x) * source.to(x)
+        found = step(x + scattered, level).x0 - source_step(old + scattered, level).x0
+        return Estimate.of_x0(source.to(x) + found, x, level)
+
+    return estimate

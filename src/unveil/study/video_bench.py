@@ -1,0 +1,322 @@
+"""What every task of a study of clips is measured on: real clips, texts, a model that draws, and rows of a table."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from unveil.data.playground import Asked, Playground, PlaygroundConfig, score_clips, score_prompts
+from unveil.data.world import telling
+from unveil.data.world.motion import TEN
+from unveil.evaluate import draw
+from unveil.evaluate.metrics import Interval, bootstrap, share
+from unveil.model import Model
+from unveil.tasks.edit import PLAIN, Edit
+from unveil.tasks.generate import Request, generate
+from unveil.tasks.reel import Shot, film, whole
+from unveil.types import Item, LeftOut, RecipeError
+
+MOVING = ("left", "right", "up", "down", "diagonal", "bounce", "orbit")
+LOOPING = ("bounce", "orbit")  # what moves and comes back
+LOST = 16.0  # pixels: half a side, as far as what is not seen counts to be off
+RATE = 8  # frames a second
+SHOWN = 4  # clips of each kind, good and bad, in a film
+_POOL = 500  # prompts of a list, all of which clips are chosen from
+_MADE = (255, 150, 0)  # the frame around what was made
+_OTHER_SIZES = 7  # the seed of worlds of other sizes than the score's
+Reach = Callable[[int, int], object]  # clips drawn, of how many (0 where that is not known)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all tasks share.
+
+    Attributes:
+        count: clips of each task.
+        batch: at a time.
+        seed: of the noise and of intervals.
+        asked: list of prompts that clips are taken from; "validation" while settings are chosen.
+        dtype: what is drawn in.
+        sampling: changes of the model's own settings.
+        strengths: of edits, rising; `strength` is the one that bars are for.
+        sizes: frames, height and width beside the model's own.
+        only: tasks by name; none: all.
+
+    Raises:
+        RecipeError: numbers that cannot be.
+    """
+
+    count: int = 48
+    batch: int = 16
+    seed: int = 0
+    asked: Asked = "seen"
+    dtype: str = "float32"
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    strengths: tuple[float, ...] = (0.5, 0.7, 0.85, 0.95)
+    strength: float = 0.85
+    sizes: tuple[tuple[int, int, int], ...] = ((16, 24, 48), (16, 48, 24), (16, 40, 40), (12, 32, 32), (24, 32, 32))
+    only: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be measured."""
+        if self.count < 2 or self.batch < 1:
+            raise RecipeError(f"count = {self.count}, batch = {self.batch}: at least 2 clips, and 1 at a time")
+        if (
+            len(self.strengths) < 2
+            or self.strength not in self.strengths
+            or any(a >= b for a, b in pairwise(self.strengths))
+        ):
+            raise RecipeError(f"strengths {list(self.strengths)}: must rise, and {self.strength} be one of them")
+
+
+QUICK = Settings(count=4, sampling={"steps": 2}, strengths=(0.5, 0.85), sizes=((8, 32, 32),))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of a task.
+
+    Attributes:
+        measure: what it is of; `unit` is "%", "px" or "" for ratios.
+        found: with its 95 % interval, over `count` clips.
+        bar, rule: which number must be reached, from which side; None: there is none.
+        ceiling: the same of real clips, which is what the detector allows.
+        baselines: the same of what takes no model, by name.
+    """
+
+    measure: str
+    found: Interval
+    count: int
+    unit: Literal["%", "px", ""] = ""
+    bar: float | None = None
+    rule: Literal["at least", "at most"] = "at least"
+    ceiling: float | None = None
+    baselines: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the bar is reached; None without one."""
+        if self.bar is None:
+            return None
+        return self.found.value >= self.bar if self.rule == "at least" else self.found.value <= self.bar
+
+    def record(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        return {**asdict(self), "found": self.found._asdict(), "met": self.met}
+
+    @property
+    def text(self) -> str:
+        """One line for a person."""
+        value, low, high = (said(one, self.unit) for one in self.found)
+        met = "met" if self.met else "not met"
+        bar = "" if self.bar is None else f", bar {self.rule} {said(self.bar, self.unit)} {met}"
+        return f"{self.measure}: {value} ({low} to {high}){bar}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a task gave.
+
+    Attributes:
+        title, method: in words.
+        rows: its numbers. curve: further ones, such as those of each strength, by what they are of.
+        films: GIFs by their captions.
+    """
+
+    title: str
+    method: str
+    rows: Sequence[Row]
+    curve: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    films: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+
+    def record(self) -> dict[str, Any]:
+        """All but the films."""
+        plain = {name: dict(one) for name, one in self.curve.items()}
+        return {"title": self.title, "method": self.method, "rows": [row.record() for row in self.rows], "curve": plain}
+
+
+def said(value: float, unit: str) -> str:
+    """A number in its unit."""
+    return f"{value:.1%}" if unit == "%" else f"{value:.2f}" + (f" {unit}" if unit else "")
+
+
+def shares(measure: str, hits: Sequence[bool], ceiling: Sequence[bool] | None = None, **rest: Any) -> Row:
+    """A row of how many clips are right."""
+    top = None if ceiling is None else _part(ceiling)
+    return Row(measure, share(torch.tensor(hits)), len(hits), "%", ceiling=top, **rest)
+
+
+def means(measure: str, values: Sequence[float], seed: int, **rest: Any) -> Row:
+    """A row of the mean of a measure over clips."""
+    return ratios(measure, values, [1.0] * len(values), seed, **rest)
+
+
+def ratios(measure: str, values: Sequence[float], over: Sequence[float], seed: int, **rest: Any) -> Row:
+    """A row of the mean of a measure over the mean of another one of the same clips."""
+    top, bottom = (torch.tensor(one, dtype=torch.float64) for one in (values, over))
+    found = bootstrap(lambda rows: float(top[rows].mean() / bottom[rows].mean()), len(top), draws=1000, seed=seed)
+    return Row(measure, found, len(values), **rest)
+
+
+def _part(hits: Sequence[bool]) -> float:
+    return sum(map(bool, hits)) / len(hits)
+
+
+def thing(item: Item) -> dict[str, Any]:
+    """The facts of the one object of a clip."""
+    return item["attributes"]["objects"][0]
+
+
+def text_of(item: Item, **changed: str) -> str:
+    """A clip's short caption, with size and ground, and with facts of its object, or the ground, changed."""
+    facts = item["attributes"]
+    own = {name: value for name, value in changed.items() if name != "ground"}
+    told = {**facts, "ground": changed.get("ground", facts["ground"]), "objects": [{**thing(item), **own}]}
+    return telling.tell(told, "short", "en", [0.99] * telling.DRAWS, noisy=False).text
+
+
+class Bench:
+    """A model and real clips of the score world.
+
+    Args:
+        reach: told how many clips are drawn.
+    """
+
+    def __init__(self, model: Model, settings: Settings, reach: Reach = lambda done, total: None) -> None:
+        self.model, self.settings, self.reach = model, settings, reach
+        self._done = 0
+        self._pool: list[Item] | None = None
+
+    def items(self, motions: Sequence[str] = TEN, count: int | None = None) -> list[Item]:
+        """The first clips of the list whose things do one of these.
+
+        Raises:
+            RecipeError: there are not so many.
+        """
+        wanted = count or self.settings.count
+        prompts = [one for one in score_prompts(self.settings.asked, count=_POOL) if one.thing["motion"] in motions]
+        if wanted > len(prompts):
+            raise RecipeError(f"count {wanted}: the list has {len(prompts)} such clips; ask for fewer")
+        return score_clips(self.settings.asked, prompts[:wanted])
+
+    def pairs(self) -> list[tuple[Item, Item]]:
+        """Two moving clips each, over one ground and of unlike colours; no clip twice."""
+        waiting: dict[str, Item] = {}
+        found: list[tuple[Item, Item]] = []
+        moving = sum(one.thing["motion"] in MOVING for one in score_prompts(self.settings.asked, count=_POOL))
+        for item in self.items(MOVING, moving):
+            ground = item["attributes"]["ground"]
+            other = waiting.pop(ground, None)
+            if other is None or thing(other)["colour"] == thing(item)["colour"]:
+                waiting[ground] = item
+            else:
+                found.append((other, item))
+            if len(found) == self.settings.count:
+                break
+        return found
+
+    def world(self, size: tuple[int, int, int]) -> list[Item]:
+        """Clips of another size whose combinations training has, with pixels (3, T, H, W)."""
+        frames, height, width = size
+        low, high = min(height, width), max(height, width)
+        config = PlaygroundConfig(
+            smallest=low, largest=high, aspect=high / low, frames=(frames,), seed=_OTHER_SIZES, held_out=1_000_000
+        )
+        world, found = Playground(config, "held-out"), list[Item]()
+        for begin in range(0, len(world), 64):
+            for item in world.__getitems__(range(begin, begin + 64)):
+                pixels = item["pixels"] if item["pixels"].ndim == 4 else item["pixels"][:, None]
+                if tuple(pixels.shape[2:]) == (height, width) and not item["unseen"]:
+                    found.append({**item, "pixels": pixels})
+                if len(found) == self.settings.count:
+                    return found
+        return found
+
+    def made(self, texts: Sequence[str], edit: Callable[[slice], Edit] = lambda rows: PLAIN, first: int = 0) -> Tensor:
+        """A clip for each text, uint8 (N, 3, T, H, W), by the edit of each batch's rows.
+
+        Args:
+            first: the number of the first sample.
+        """
+        found: list[Tensor] = []
+        for rows, request in self._requests(texts, first):
+            made = generate(self.model, request, edit=edit(rows))
+            found.append(torch.stack([picture.pixels for picture in made]))
+            self._count(rows)
+        return torch.cat(found)
+
+    def filmed(self, texts: Sequence[str], shot: Callable[[slice], Shot]) -> Tensor:
+        """The same by the shot of each batch's rows."""
+        found: list[Tensor] = []
+        for rows, request in self._requests(texts, 0):
+            found.append(whole(film(self.model, request, shot(rows))))
+            self._count(rows)
+        return torch.cat(found)
+
+    def _requests(self, texts: Sequence[str], first: int) -> list[tuple[slice, Request]]:
+        how = self.settings
+        every = [slice(start, min(start + how.batch, len(texts))) for start in range(0, len(texts), how.batch)]
+        common = Request(seed=how.seed, batch=how.batch, sampling=dict(how.sampling), dtype=how.dtype)
+        return [
+            (
+                rows,
+                replace(
+                    common,
+                    given={"prompt": list(texts[rows])},
+                    first=first + rows.start,
+                    count=rows.stop - rows.start,
+                ),
+            )
+            for rows in every
+        ]
+
+    def _count(self, rows: slice) -> None:
+        self._done += rows.stop - rows.start
+        self.reach(self._done, 0)
+
+
+def quietly() -> warnings.catch_warnings[None]:
+    """A context in which words that a model does not know are passed over."""
+    return warnings.catch_warnings(action="ignore", category=LeftOut)
+
+
+def stacked(items: Sequence[Item]) -> Tensor:
+    """The pixels of clips of one size, (N, 3, T, H, W)."""
+    return torch.stack([item["pixels"] for item in items])
+
+
+def shown(rows: Sequence[Tensor], good: Sequence[bool], made: Sequence[int] | None = None) -> dict[str, bytes]:
+    """Films of the first clips that are as they should be, and of the first that are not, by their captions.
+
+    Args:
+        rows: (N, 3, T, H, W) each, shown above each other; the last one is what was made. Short ones end sooner.
+        good: of each clip.
+        made: frames of the last row that the model made, which have a coloured edge; None: all.
+    """
+    longest = max(clips.shape[2] for clips in rows)
+    edged = [_edged(clips, [], longest) for clips in rows[:-1]]
+    edged.append(_edged(rows[-1], range(rows[-1].shape[2]) if made is None else made, longest))
+    found: dict[str, bytes] = {}
+    for words, wanted in (("as they should be", True), ("that are not", False)):
+        chosen = [n for n, is_good in enumerate(good) if bool(is_good) == wanted][: 2 * SHOWN]
+        if chosen:
+            found[f"The first clips {words}"] = draw.film(
+                torch.cat([clips[chosen] for clips in edged]), RATE, len(chosen)
+            )
+    return found
+
+
+def _edged(clips: Tensor, made: Sequence[int], length: int) -> Tensor:
+    """Clips with an edge of a pixel, coloured in some frames, the last frame repeated up to a length."""
+    held = clips[:, :, -1:].repeat(1, 1, length - clips.shape[2], 1, 1)
+    found = torch.nn.functional.pad(torch.cat([clips, held], dim=2), (1, 1, 1, 1))
+    ink = torch.tensor(_MADE, dtype=torch.uint8).view(1, 3, 1, 1)
+    for t in made:
+        found[:, :, t, [0, -1]] = found[:, :, t, :, [0, -1]] = ink
+    return found

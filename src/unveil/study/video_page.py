@@ -1,0 +1,67 @@
+"""The page of a study of clips, drawn from its record and its films."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from unveil.evaluate.html import document, figure, table
+from unveil.study.model_pages import settings_tables
+from unveil.study.video import VideoStudy
+from unveil.study.video_bench import said
+
+_EDGE = "What was made stands below what it was made of or is compared with, and its frames have a coloured edge."
+
+
+def video_page(study: VideoStudy, record: Mapping[str, Any]) -> str:
+    """Whether each bar is met, then each task with its numbers and films."""
+    title = f"What {record['model']['name']} does with clips"
+    count = record["settings"]["count"]
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f"<p>{count} clips of each task, of the list of prompts {escape(record['settings']['asked'])!r}, one sample "
+        "each, nothing filtered; read by the detector on frames before any compression. In brackets the 95 % interval "
+        "over clips.</p>",
+        "<h2>Bars</h2>",
+        table(("task", "found", "bar", "met"), _bars(record)),
+    ]
+    for name, task in record["tasks"].items():
+        parts += [
+            f"<h2>{escape(task['title'])}</h2>",
+            f"<p>{escape(task['method'])}</p>",
+            table(("", "found", "bar", "real clips", "without a model"), [_row(row) for row in task["rows"]]),
+            *_curve(task["curve"]),
+            *(figure(film, f"{words}. {_EDGE}") for words, film in study.found[name].films.items()),
+        ]
+    return document(title, [*parts, *settings_tables(record)])
+
+
+def _bars(record: Mapping[str, Any]) -> Iterable[Sequence[str]]:
+    for task in record["tasks"].values():
+        for row in task["rows"]:
+            if row["bar"] is not None:
+                bar, met = f"{row['rule']} {said(row['bar'], row['unit'])}", "yes" if row["met"] else "no"
+                yield f"{task['title']}: {row['measure']}", _found(row), bar, met
+
+
+def _row(row: Mapping[str, Any]) -> Sequence[str]:
+    bar = "" if row["bar"] is None else f"{row['rule']} {said(row['bar'], row['unit'])}"
+    ceiling = "" if row["ceiling"] is None else said(row["ceiling"], row["unit"])
+    baselines = "; ".join(f"{name} {said(value, row['unit'])}" for name, value in row["baselines"].items())
+    return row["measure"], _found(row), bar, ceiling, baselines
+
+
+def _found(row: Mapping[str, Any]) -> str:
+    value, low, high = (said(row["found"][name], row["unit"]) for name in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
+def _curve(curve: Mapping[str, Mapping[str, float]]) -> Iterable[str]:
+    if curve:
+        names = list(dict.fromkeys(name for own in curve.values() for name in own))
+        rows = [
+            (words, *(f"{own[name]:.2f} px" if name == "path" else f"{own[name]:.1%}" for name in names))
+            for words, own in curve.items()
+        ]
+        yield table(("by strength of the noise", *names), rows)

@@ -1,0 +1,338 @@
+"""What is done with clips: each task is what is known of a clip, until when, where and under which text.
+
+Tasks that end in one run are edits as those of pictures are, for `generate`; those that make longer clips are films,
+for `reel.film`, part by part. Clips are (N, C, T, H, W), uint8 or in [-1, 1]: one for all results, or one each.
+
+Sources: Brooks et al. 2024, "Video generation models as world simulators", the section on prompting with images and
+videos; the mechanism: Zheng et al. 2024 (arXiv:2412.20404), section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unveil.codec.cyclic import Cyclic
+from unveil.conditioning.rows import rows_of
+from unveil.core import guidance, inverse
+from unveil.core.course import Course
+from unveil.core.denoiser import Step
+from unveil.core.noise import START, key
+from unveil.core.ring import turned
+from unveil.model import Model
+from unveil.pictures import to_pixels
+from unveil.tasks.edit import Edit, latents_of, of_rows, same, unit_of
+from unveil.tasks.known import FREE, Known, frames_at, holding
+from unveil.tasks.reel import Direction, Shot, still_frames
+from unveil.tasks.size import Pace, pace
+from unveil.tasks.spoken import Scene, check_script, spoken
+from unveil.types import Level, RecipeError, ShapeError
+
+_FORM = "T, H, W"
+_DIFFERENCE = 1 << 20  # numbers of the draws of an edit by difference begin here, apart from those of samplers
+
+
+def fill(model: Model, frames: Tensor, at: Sequence[int], length: int | None = None) -> Edit:
+    """Clips around frames that are given: a picture that begins to move, a clip that goes on or is led up to.
+
+    Args:
+        frames: (N, C, K, H, W), which come out exactly.
+        at: the place of each of the K in the clip, from 0; below 0 counted from the end.
+        length: frames of the clip; None: the model's own.
+
+    Raises:
+        RecipeError: a place outside the clip.
+    """
+    return holding(model, frames_at(frames, at, length or model.shape[1]), "fill", {"at": list(at)})
+
+
+def extended(
+    model: Model,
+    clips: Tensor,
+    frames: int,
+    *,
+    direction: Direction = "forward",
+    context: int | None = None,
+    window: int | None = None,
+) -> Shot:
+    """A film that goes on with clips, or leads up to them, by `frames` more.
+
+    The film begins (backwards: ends) with frames of the clip; `reel.fresh` gives the others.
+
+    Args:
+        clips: (N, C, T, H, W).
+        frames: how many are added.
+        direction: which end.
+        context: frames of the clip that are known; at least two show how fast things move. None: half a window, if
+            there are so many. What the model's latents do not hold is left out.
+        window: frames of a window; None: the model's own.
+
+    Raises:
+        RecipeError: fewer frames than are to be known, or nothing to add.
+    """
+    count, step = clips.shape[2], pace(model)
+    wanted = min(count, max(1, (window or model.shape[1]) // 2)) if context is None else context
+    _check_context(wanted, count, "the clip", frames)
+    ahead = direction == "forward"
+    known = _whole_context(wanted, step, step.alone if ahead else 0)
+    total = known + frames if ahead else step.up(known + frames)
+    kept = clips[:, :, -known:] if ahead else clips[:, :, :known]
+    first = 0 if ahead else total - known
+    added = (known, total) if ahead else (first - frames, first)
+    return Shot(
+        total,
+        (clips.shape[3], clips.shape[4]),
+        known=still_frames({first + k: kept[:, :, k] for k in range(known)}),
+        window=window,
+        direction=direction,
+        fresh=added,
+        verb="extend",
+        settings={"direction": direction, "context": known, "added": frames},
+    )
+
+
+def bridged(model: Model, first: Tensor, last: Tensor, frames: int, *, context: int | None = None) -> Shot:
+    """A film, of one window, from the end of one clip to the beginning of another, by `frames` between them.
+
+    It begins and ends with frames of the clips; `reel.fresh` gives the others. With one clip as both, they close a
+    loop: the clip, then these frames, then the clip again.
+
+    Args:
+        first, last: (N, C, T, H, W) of one size.
+        frames: between the two.
+        context: frames of each that are known; None: a quarter of the model's own frames, if there are so many. What
+            the model's latents do not hold is left out.
+
+    Raises:
+        RecipeError: clips of unlike sizes, says how to match them; or numbers that cannot be.
+    """
+    check_alike(first, last)
+    least, step = min(first.shape[2], last.shape[2]), pace(model)
+    wanted = min(least, max(1, model.shape[1] // 4)) if context is None else context
+    _check_context(wanted, least, "the shorter clip", frames)
+    before, after = (_whole_context(wanted, step, alone) for alone in (step.alone, 0))
+    total = before + frames + after
+    if step.up(total) != total:
+        near = frames + step.up(total) - total
+        raise RecipeError(f"frames {frames}: this model makes {step.step} frames together; nearest {near}")
+    ends = {place: first[:, :, first.shape[2] - before + place] for place in range(before)}
+    ends |= {before + frames + place: last[:, :, place] for place in range(after)}
+    return Shot(
+        total,
+        (first.shape[3], first.shape[4]),
+        known=still_frames(ends),
+        window=total,
+        fresh=(before, before + frames),
+        verb="bridge",
+        settings={"context": wanted, "added": frames},
+    )
+
+
+def _check_context(context: int, count: int, clip: str, frames: int) -> None:
+    if not 1 <= context <= count:
+        raise RecipeError(f"context {context}: {clip} has {count} frames; give 1 to {count}")
+    if frames < 1:
+        raise RecipeError(f"frames {frames}: at least 1 is added")
+
+
+def _whole_context(wanted: int, step: Pace, alone: int) -> int:
+    """The largest number of frames, at most so many, that latents hold by themselves."""
+    found = alone + (wanted - alone) // step.step * step.step
+    if found < 1:
+        raise RecipeError(f"context {wanted}: this model's latents hold {step.step} frames together; give so many")
+    return found
+
+
+def check_alike(first: Tensor, last: Tensor) -> None:
+    """Raises RecipeError where two clips differ in their height or width; says how to match them."""
+    (height, width), other = first.shape[3:], tuple(last.shape[3:])
+    if (height, width) != other:
+        raise RecipeError(
+            f"clips of {width}x{height} and {other[1]}x{other[0]} px (width x height): both must have one size; "
+            f"bring both to it with --size {width}x{height} or --size {other[1]}x{other[0]}"
+        )
+
+
+def storyboard(scenes: Sequence[Scene], frames: int, *, fade: int = 0, window: int | None = None) -> Shot:
+    """A film with a prompt for each span of time.
+
+    Args:
+        scenes: that cover the frames, in order.
+        frames: of the film.
+        fade: frames over which one prompt goes over into the next.
+        window: frames of a window; None: the model's own.
+
+    Raises:
+        RecipeError: scenes that leave a gap or lie over each other, or an empty prompt.
+    """
+    told = check_script(scenes, frames)
+    settings = {"scenes": [list(one) for one in told], "fade": fade}
+    return Shot(frames, scenes=told, fade=fade, window=window, verb="storyboard", settings=settings)
+
+
+def ring(model: Model, frames: int | None = None, size: tuple[int, int] | None = None) -> Edit:
+    """Clips without a beginning: after the last frame comes the first. For models of pixels, and for `cyclic` ones.
+
+    Args:
+        frames: of the ring; None: the model's own.
+        size: height and width; None: the model's own.
+    """
+    count = frames or model.shape[1]
+
+    def change(course: Course, rows: slice) -> Course:
+        del rows
+        return course.around(lambda step: turned(step, 2))
+
+    return Edit("ring", {"frames": count}, change, size=(count, *(size or model.shape[-2:])))
+
+
+def cyclic(model: Model) -> Model:
+    """The model for rings: latents stand for frames all around, none for the first alone; it shares the weights."""
+    step = pace(model)
+    if not step.alone:
+        return model
+    other = model.sized(model.shape[-2:])
+    other.codec = Cyclic(model.codec, step.step)
+    frames = max(step.step, model.shape[1] // step.step * step.step)
+    other.shape = (model.shape[0], frames, *model.shape[2:])
+    return other
+
+
+def restyle(model: Model, clips: Tensor, strength: float | Sequence[float], mask: Tensor | None = None) -> Edit:
+    """Clips noised and made again under another text (SDEdit), frame by frame and place by place as strongly as said.
+
+    Args:
+        clips: (N, C, T, H, W).
+        strength: the time in [0, 1] down to which a frame is noised: of all, or of each of the T; 0 keeps it exactly.
+        mask: boolean (N or 1, 1, T or 1, H, W), True where the clip is made again; elsewhere it stays exactly.
+
+    Raises:
+        RecipeError: a strength outside [0, 1], or not one for each frame.
+        ShapeError: a mask of another size.
+
+    Source: Meng et al. 2021, algorithm 1 (arXiv:2108.01073); a strength for each frame: Zheng et al. 2024
+        (arXiv:2412.20404), section 3.
+    """
+    count = clips.shape[2]
+    each = [strength] * count if isinstance(strength, float | int) else [float(one) for one in strength]
+    if len(each) != count:
+        raise RecipeError(f"{len(each)} strengths for {count} frames: give one, or one for each frame")
+    for one in each:
+        if not 0 <= one <= 1:
+            raise RecipeError(f"strength {one:g}: must lie in [0, 1]; 0 keeps the frame, 1 is generation")
+    until = torch.tensor(each, dtype=torch.float64).view(1, 1, -1, 1, 1)
+    if mask is not None:
+        if mask.ndim != 5 or mask.shape[3:] != clips.shape[3:] or mask.shape[2] not in (1, count):
+            raise ShapeError(f"mask {tuple(mask.shape)} for clips {tuple(clips.shape)}: must be (N, 1, T, H, W)")
+        until = torch.where(mask, until, 0.0)
+    until = torch.where(until >= 1, FREE, until)
+    return holding(model, Known(clips, until), "edit", {"strength": each[0] if len(set(each)) == 1 else each})
+
+
+def move(
+    model: Model,
+    clips: Tensor,
+    source: Mapping[str, Sequence[Any]],
+    *,
+    strength: float = 0.8,
+    source_scale: float = 1.5,
+    mask: Tensor | None = None,
+) -> Edit:
+    """Clips edited by the difference of what the model says under two texts; nothing is inverted (FlowEdit).
+
+    The request holds the new text. Its guidance acts on the new text alone.
+
+    Args:
+        clips: (N, C, T, H, W).
+        source: the condition that describes the clips as they are, by key.
+        strength: the time in (0, 1] from which on they are moved.
+        source_scale: of guidance towards the source; 1 is none.
+        mask: as in `restyle`, without a codec; elsewhere the clip stays exactly.
+
+    Raises:
+        RecipeError: a strength outside (0, 1].
+
+    Source: Kulikov et al. 2024, algorithm 1 (arXiv:2412.08629).
+    """
+    if not 0 < strength <= 1:
+        raise RecipeError(f"strength {strength:g}: must lie in (0, 1]; near 0 keeps the clip")
+    unit = unit_of(clips, model.shape[0], _FORM)
+
+    def change(course: Course, rows: slice) -> Course:
+        latents = latents_of(model, of_rows(unit, rows))
+        rest = inverse.sdedit(course.grid, latents, course.noise(START), strength)[0]
+        given = {key: rows_of(key, of_list(values, rows), len(course)) for key, values in source.items()}
+        old = guided_by(model, given, len(course), source_scale)
+        step = inverse.differing(course.estimating(), old, latents, lambda level: course.noise(draw_of(level)))
+        return replace(course, grid=rest, step=step, x=float(rest[0].alpha) * latents)
+
+    def finish(pixels: Tensor, rows: slice) -> Tensor:
+        return pixels if mask is None else torch.where(of_rows(mask, rows), pixels, to_pixels(of_rows(unit, rows)))
+
+    settings = {"strength": strength, "source": {k: list(v) for k, v in source.items()}, "source_scale": source_scale}
+    return Edit("move", settings, change, finish=finish, size=tuple(clips.shape[2:]))
+
+
+def blend(
+    model: Model,
+    first: Tensor,
+    last: Tensor,
+    *,
+    strength: float = 0.9,
+    texts: Sequence[Mapping[str, Sequence[Any]]] = (),
+) -> Edit:
+    """Clips that begin as one clip and end as another, each frame a little more the other: both seen at once.
+
+    Frame by frame the two are mixed and noised, most in the middle and not at the ends, and made again under both
+    texts, the one fading into the other.
+
+    Args:
+        first, last: (N, C, T, H, W) of one size and length.
+        strength: the time in [0, 1] down to which the frame in the middle is noised.
+        texts: none, or the condition of each of the two, by key.
+
+    Raises:
+        RecipeError: clips of unlike sizes or lengths, or a strength outside [0, 1].
+    """
+    check_alike(first, last)
+    count = first.shape[2]
+    if last.shape[2] != count or count < 2:
+        raise RecipeError(
+            f"clips of {count} and {last.shape[2]} frames: a gradual blend needs two of one length, at least 2; "
+            f"cut both to {min(count, last.shape[2])}, or bridge them"
+        )
+    if not 0 <= strength <= 1:
+        raise RecipeError(f"strength {strength:g}: must lie in [0, 1]; 0 is a cross-fade")
+    if len(texts) not in (0, 2):
+        raise RecipeError(f"{len(texts)} texts for two clips: give none, or one for each")
+    along = torch.linspace(0, 1, count, dtype=torch.float64)
+    one, other = (unit_of(clip, model.shape[0], _FORM) for clip in (first, last))
+    mixed = torch.lerp(one, other, along.to(one).view(1, 1, -1, 1, 1))
+    until = (strength * torch.sin(math.pi * along)).clamp(min=0).view(1, 1, -1, 1, 1)
+    until[:, :, [0, -1]] = 0.0
+    until = torch.where(until >= 1, FREE, until)
+    before = spoken(model, texts, torch.stack([1 - along, along])) if texts else same
+    return holding(model, Known(mixed, until), "blend", {"strength": strength}, before)
+
+
+def guided_by(model: Model, given: Mapping[str, Any], count: int, scale: float) -> Step:
+    """The model's step for a condition under plain guidance, whatever the request's own guidance is."""
+    condition, null = model.encode(given, count)
+    if scale == 1 or null is None:
+        return model.step(condition)
+    return guidance.cfg(model.step(condition), model.step(null), scale)
+
+
+def of_list(values: Sequence[Any], rows: slice) -> list[Any]:
+    """The values of a batch, where one serves all rows or each has its own."""
+    return list(values) if len(values) == 1 else list(values)[rows]
+
+
+def draw_of(level: Level) -> int:
+    """The number of the step whose noise an edit by difference takes at a level: by its time, always the same."""
+    return _DIFFERENCE + key(round(float(level.t) * (1 << 32))) % _DIFFERENCE

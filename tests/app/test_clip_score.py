@@ -1,0 +1,42 @@
+"""A small model of clips on the command line: trained, and judged by prompts of the score world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.app.conftest import Cli, tree
+from unveil.evaluate.report import Report
+
+SMALL = ("train.steps=1", "train.warmup=0", "train.batch=2", "data.count=20", "data.held_out=20")
+OFF = (
+    "train.save_every=0",
+    "train.sample_every=0",
+    "train.validate_every=0",
+    "sample.steps=2",
+    "train.precision=float32",
+)
+
+
+@pytest.mark.slow
+def test_a_model_of_clips_is_judged(cli: Cli):
+    assert cli("train", "playground-video", "--small", "--run", "run", *SMALL, *OFF, "--quiet").code == 0
+    asked = ("--list", "validation", "--samples", 6, "--dtype", "bfloat16")
+    done = cli("evaluate", "run", *asked, "--json")
+    assert done.code == 0, done.err
+    found = done.json["results"]["clips"]
+    assert list(found) == ["validation"]
+    assert found["validation"]["count"] == 6
+    assert found["validation"]["real_clips"]["colour"] == 1
+    report = Report.load("run")
+    assert (report.protocol["precision"], report.protocol["batch"], report.protocol["prompts"]) == ("bfloat16", 16, 6)
+    [checkpoint] = Path("run/checkpoints").glob("step*")
+    done = cli("evaluate", checkpoint, *asked, "--out", "judged")
+    assert done.code == 0, done.err
+    assert "all as asked, validation" in done.out
+    assert sorted(tree(Path("judged"))) == ["report.html", "report.json"]
+    assert cli("evaluate", "run", "--list", "seen", "--out", "judged").code == 5, "written over"
+    refused = cli("evaluate", "run", "--list", "heldout", "--force")
+    assert refused.code == 2
+    assert "held-out" in refused.err

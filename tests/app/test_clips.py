@@ -1,0 +1,70 @@
+"""Models of clips: trained from the recipe by the command, shown in rows of frames, sampled in any size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.app.conftest import Cli
+from unveil.model import Model
+
+SETTINGS = [
+    "train.steps=4", "train.batch=4", "train.warmup=1", "train.sample_every=4", "train.validate_every=4",
+    "network.depth=1", "network.width=24", "network.heads=1", "network.context_width=16", "data.count=300",
+    "data.registers=[short]",
+    "data.held_out=8", "data.smallest=16", "data.largest=16", "data.frames=[9]", "shape=[3,9,16,16]", "sample.steps=2",
+]  # fmt: skip
+
+
+@pytest.fixture
+def run(cli: Cli, tmp_path: Path) -> Path:
+    done = cli("train", "playground-video", "--small", "--run", "run", *SETTINGS)
+    assert done.code == 0, done.err
+    return tmp_path / "run"
+
+
+def test_training_shows_a_row_of_frames_of_each_clip(run: Path):
+    with Image.open(run / "samples" / "step_000004.png") as sheet:
+        assert sheet.size == (804, 804)  # 8 clips, each in a row of 8 of its frames
+    assert "validation" in (run / "metrics.jsonl").read_text()
+
+
+def test_a_clip_model_makes_clips_of_other_lengths_and_shapes_and_pictures(run: Path):
+    model = Model.load(run)
+    assert model.shape == (3, 9, 16, 16)
+    raw = {"prompt": "a small red circle moves left"}
+    assert model.generate(raw=raw, count=2).shape == (2, 3, 9, 16, 16)
+    assert model.generate(raw=raw, size=(1, 24, 16)).shape == (1, 3, 1, 24, 16)
+    assert model.generate(raw=raw, size=(8, 24)).shape == (1, 3, 9, 8, 24)
+    one, many = (model.generate(raw=raw, count=count, size=(3, 16, 16)) for count in (1, 3))
+    torch.testing.assert_close(one, many[:1], rtol=1e-5, atol=1e-5)
+
+
+def test_clips_go_on_from_a_model_of_pictures(cli: Cli, tmp_path: Path):
+    settings = [one for one in SETTINGS if not one.startswith(("shape", "data.frames"))]
+    pictures = ["shape=[3,16,16]", "data.frames=[1]"]
+    done = cli("train", "playground-image", "--small", "--run", "stills", *settings, *pictures)
+    assert done.code == 0, done.err
+    clips = ["shape=[3,9,16,16]", "data.frames=[9]"]
+    done = cli("train", "playground-video", "--small", "--run", "clips", *settings, *clips, "base=stills")
+    assert done.code == 0, done.err
+    stills, moving = Model.load(tmp_path / "stills"), Model.load(tmp_path / "clips")
+    assert moving.shape == (3, 9, 16, 16)
+    before, now = (model.conditioners["prompt"].vocabulary.tokens for model in (stills, moving))
+    assert now[: len(before)] == before
+    assert "left" in now[len(before) :]  # pictures tell of no motion
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(stills.denoiser.state_dict(), moving.denoiser.state_dict())
+    first = (tmp_path / "clips" / "metrics.jsonl").read_text().splitlines()[0]
+    assert '"step": 1,' in first
+
+
+def test_a_base_whose_weights_hold_for_one_size_keeps_it(cli: Cli):
+    small = ["--small", "train.steps=2", "train.warmup=1", "train.sample_every=0", "train.validate_every=0"]
+    assert cli("train", "dit-fashion", "--run", "dit", *small).code == 0
+    done = cli("train", "dit-fashion", "--run", "wider", *small, "base=dit", "shape=[1,32,32]")
+    assert done.code == 2
+    assert "make them equal" in done.err

@@ -1,0 +1,87 @@
+"""What is done with clips, on models of diffusers' folders: what is known comes out, and the rest has seen it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+import unveil
+from tests.checkpoints import tiny_video
+from unveil.config import SampleConfig, validate
+from unveil.core.noise import Streams
+from unveil.model import Model
+from unveil.pictures import to_pixels
+from unveil.tasks import video
+from unveil.tasks.generate import Request, generate
+from unveil.tasks.reel import film, fresh, whole
+
+# diffusers' own, of numpy
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+PROMPTS = ["a cat on the moon"]
+TASKS = ["wan", "wan-ti2v", "wan-pair", "ltx", "cogvideox"]
+
+
+def small(clip_folders: Any, name: str) -> tuple[Model, Request, Tensor]:
+    """A model of short clips, what is asked of it, and a clip to work on."""
+    model = unveil.load(clip_folders(name)[1]).sized(tiny_video.size_of(name))
+    asked = Request({"prompt": PROMPTS[:1]}, sampling=model.sampling.changed({"steps": 3, "scale": 2.0}).flat())
+    pixels = torch.rand(1, 3, *tiny_video.size_of(name), generator=torch.Generator().manual_seed(5)) * 255
+    return model, asked, pixels.to(torch.uint8)
+
+
+def made(model: Model, asked: Request, edit: Any) -> Tensor:
+    return torch.stack([one.pixels for one in generate(model, asked, edit=edit)])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_picture_begins_to_move(clip_folders, name):
+    model, asked, clip = small(clip_folders, name)
+    edit = video.fill(model, clip[:, :, :1], [0])
+    found = made(model, asked, edit)
+    assert torch.equal(found[:, :, 0], clip[:, :, 0])  # bit by bit
+    other = made(model, asked, video.fill(model, 255 - clip[:, :, :1], [0]))
+    assert not torch.equal(found[:, :, 1:], other[:, :, 1:])  # and the rest has seen it
+    # the sample itself holds it, as the latents that the codec gives it
+    how, streams = validate(SampleConfig, model.sampling.model_dump() | {"steps": 3}, "test"), Streams(1, range(1))
+    course = edit.change(model.course(how, streams, raw=asked.given), slice(0, 1))
+    with torch.no_grad():
+        latents = course.run()
+        shown = (clip[:, :, :1].float() / 127.5 - 1).expand(1, *model.shape)  # what stands where nothing is known
+        torch.testing.assert_close(latents[:, :, :1], model.codec.encode(shown)[:, :, :1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_clip_goes_on_and_is_led_up_to(clip_folders, name):
+    model, asked, clip = small(clip_folders, name)
+    step = 8 if name == "ltx" else 4
+    shot = video.extended(model, clip, step, context=1 if name == "ltx" else 5)
+    found = whole(film(model, asked, shot))
+    known = shot.settings["context"]
+    assert torch.equal(found[:, :, :known], clip[:, :, -known:])
+    assert whole(fresh(film(model, asked, shot), shot)).shape[2] == step
+    window = 17 if name == "ltx" else None
+    back = video.extended(model, clip, step, context=step, direction="backward", window=window)
+    assert torch.equal(whole(film(model, asked, back))[:, :, -step:], clip[:, :, :step])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_clip_is_edited_as_strongly_as_is_said(clip_folders, name):
+    model, asked, clip = small(clip_folders, name)
+    near, far = (made(model, asked, video.restyle(model, clip, strength)) for strength in (0.2, 0.9))
+    kept = made(model, asked, video.restyle(model, clip, 0.0))
+    assert torch.equal(kept, clip)
+    with torch.no_grad():
+        base = to_pixels(model.codec.decode(model.codec.encode(clip.float() / 127.5 - 1)))
+    change = [float((one.int() - base.int()).abs().float().mean()) for one in (near, far)]
+    assert 0 < change[0] < change[1]
+    mask = torch.zeros(1, 1, 1, *clip.shape[3:], dtype=torch.bool)
+    mask[..., : clip.shape[-1] // 2] = True
+    half = made(model, asked, video.restyle(model, clip, 0.9, mask))
+    assert torch.equal(half[..., clip.shape[-1] // 2 :], clip[..., clip.shape[-1] // 2 :])
+    assert not torch.equal(half, clip)

@@ -1,0 +1,116 @@
+"""What is measured of clips that go on, on clips whose answer is known: real, frozen, cut, and cross-faded ones."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from unveil import data
+from unveil.data.world.stage import TONES
+from unveil.evaluate import seams
+
+WORLD = data.Playground(data.PlaygroundConfig(), "held-out")
+ITEMS = WORLD.__getitems__(range(150))
+MOVING = ("left", "right", "up", "down", "diagonal", "bounce", "orbit")
+SIDE = 32.0
+
+
+def clips(*motions: str) -> list[Tensor]:
+    return [item["pixels"] for item in ITEMS if item["attributes"]["objects"][0]["motion"] in motions]
+
+
+def pairs() -> list[tuple[Tensor, Tensor]]:
+    """Moving clips over one ground, of unlike colours."""
+    found = [item for item in ITEMS if item["attributes"]["objects"][0]["motion"] in MOVING]
+    colour = lambda item: item["attributes"]["objects"][0]["colour"]  # noqa: E731
+    return [
+        (one["pixels"], other["pixels"])
+        for one, other in pairwise(found)
+        if colour(one) != colour(other) and one["attributes"]["ground"] == other["attributes"]["ground"]
+    ]
+
+
+def faded(first: Tensor, last: Tensor) -> Tensor:
+    share = torch.linspace(0, 1, 16).view(1, -1, 1, 1)
+    return torch.lerp(first.float(), last.float(), share).round().to(torch.uint8)
+
+
+def test_places_are_those_of_the_track():
+    for item in ITEMS[:60]:
+        if item["attributes"]["objects"][0]["motion"] not in MOVING:
+            continue
+        track = item["track"][0, :, :2].numpy()
+        off = seams.centres(item["pixels"]) - track
+        assert np.abs(off - off.mean(0)).max() < 0.5  # a triangle's centre of mass is not the middle of its box
+        assert seams.strayed(seams.centres(item["pixels"]), track + off, SIDE) == pytest.approx(0, abs=1e-5)
+
+
+def test_what_is_frozen_strays_and_what_vanishes_is_lost():
+    for pixels in clips(*MOVING)[:20]:
+        true = seams.centres(pixels)
+        frozen = seams.centres(pixels[:, :8].clone()[:, -1:].repeat(1, 8, 1, 1))
+        assert seams.strayed(frozen, true[8:], SIDE) > 1
+        gone = seams.centres(torch.zeros_like(pixels))
+        assert np.isnan(gone).all()
+        assert seams.strayed(gone, true, SIDE) == SIDE
+        assert (seams.steps(gone, SIDE) == SIDE).all()
+
+
+def test_a_cut_is_a_jump_and_a_real_clip_has_none():
+    cuts = []
+    for pixels in clips("left", "right", "orbit"):
+        places = seams.centres(pixels)
+        usual = seams.steps(places, SIDE)
+        assert seams.jump(float(usual.max()), usual) < 1.5
+        cuts.append(seams.jump(float(np.hypot(*(places[-1] - places[0]))), usual))
+    assert np.mean(cuts) > 4
+    still = seams.steps(seams.centres(clips("still")[0]), SIDE)
+    assert seams.jump(1.0, still) == 2.0, "what hardly moves is measured in half pixels"
+
+
+def test_a_hard_cut_is_abrupt_and_a_cross_fade_is_not():
+    every = pairs()
+    assert max(seams.abruptness(first) for first, _ in every) < 1.2
+    cut = [seams.abruptness(torch.cat([first[:, :8], last[:, 8:]], dim=1)) for first, last in every]
+    assert np.mean(cut) > 2.5
+    assert max(seams.abruptness(faded(first, last)) for first, last in every) < 2
+    assert seams.abruptness(every[0][0][:, :1].repeat(1, 16, 1, 1)) == float("inf")
+
+
+def test_a_cross_fade_goes_from_colour_to_colour_by_way_of_two_things():
+    double, up, down = [], [], []
+    for first, last in pairs():
+        ends = seams.hues(first)[0], seams.hues(last)[-1]
+        made = faded(first, last)
+        way = seams.passage(made, *ends)
+        assert way[[0, -1]] == pytest.approx([0, 1], abs=1e-3)
+        up.append(seams.rising(way))
+        down.append(seams.rising(seams.passage(made.flip(1), *ends)))
+        double.append((seams.things(made) != 1).mean())
+        assert (seams.things(first) == 1).all()
+    assert np.mean(up) > 0.8
+    assert np.mean(down) < -0.8
+    assert np.mean(double) > 0.15
+    assert seams.rising(np.zeros(8)) == 0
+    assert seams.rising(np.array([0.0, np.nan, 1.0])) == 0
+
+
+def test_the_region_of_a_thing_holds_all_of_it_and_grows():
+    for pixels in clips("left", "orbit")[:10]:
+        own, wide = seams.region(pixels, 0), seams.region(pixels, 2)
+        assert own.shape == (1, *pixels.shape[1:])
+        assert bool((wide | ~own).all())
+        assert wide.sum() > own.sum() > 0
+        ground = pixels[:, :, 0, 0].float().median(1).values.view(3, 1, 1, 1)
+        off = (pixels.float() - ground).abs().amax(0)
+        assert float(off[~wide[0]].max()) == 0, "nothing of it is left outside"
+
+
+def test_grounds_have_their_names():
+    for item in ITEMS[:60]:
+        assert seams.ground_name(item["pixels"]) == item["attributes"]["ground"]
+        assert seams.ground_name(item["pixels"]) in TONES

@@ -1,0 +1,309 @@
+"""What is done with clips: what is given comes out bit by bit, windows lie as the rule says, each has its own noise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.tasks.tiny import WORDS, Paired, clips, seen, tiny_clips
+from unveil.pictures import to_pixels
+from unveil.tasks import reel, video
+from unveil.tasks.generate import Request
+from unveil.tasks.reel import Shot, film, fresh, whole, windows
+from unveil.tasks.spoken import Scene, shares
+from unveil.types import RecipeError
+
+CODECS = [None, Paired()]
+NAMES = ["pixels", "latents"]
+PROMPT = {"prompt": WORDS[:1]}
+
+
+def request(count: int = 1, **changes: Any) -> Request:
+    return replace(Request(PROMPT, count=count), **changes)
+
+
+@pytest.fixture(params=CODECS, ids=NAMES)
+def codec(request: pytest.FixtureRequest) -> nn.Module | None:
+    return request.param
+
+
+# ---------------------------------------------------------------------- what is given
+
+
+@pytest.mark.parametrize("at", [[0], [0, 1, 2], [3, 4], [0, -2, -1]])
+def test_frames_that_are_given_come_out_and_the_others_go_with_them(codec: nn.Module | None, at: list[int]):
+    model = tiny_clips(codec)
+    given, others = clips(2, len(at)), clips(2, len(at), seed=2)
+    made = seen(model, request(2), video.fill(model, given, at))
+    assert torch.equal(made[:, :, at], given)
+    free = [place for place in range(5) if place not in [one % 5 for one in at]]
+    differ = seen(model, request(2), video.fill(model, others, at))[:, :, free]
+    assert not torch.equal(made[:, :, free], differ), "the frames that are made have seen those that are given"
+
+
+def test_given_frames_are_exact_in_the_sample_itself_not_only_in_what_is_written():
+    model = tiny_clips()
+    edit = video.fill(model, clips(1, 2), [0, 1])
+    plain = to_pixels(model.generate(raw=PROMPT, change=edit.change))
+    assert torch.equal(plain[:, :, :2], clips(1, 2))
+
+
+def test_a_network_that_takes_one_level_has_its_known_frames_put_back(monkeypatch: pytest.MonkeyPatch):
+    model, told = tiny_clips(), []
+    network: Any = model.denoiser.network
+    forward = network.forward
+    monkeypatch.setattr(network, "tells_parts", False, raising=False)
+    monkeypatch.setattr(network, "forward", lambda x, t, condition: told.append(t) or forward(x, t, condition))
+    made = seen(model, request(), video.fill(model, clips(1, 2), [0, 4]))
+    assert torch.equal(made[:, :, [0, 4]], clips(1, 2))
+    assert {t.ndim for t in told} == {1}
+
+
+def test_a_frame_that_shares_its_latents_is_not_given_alone():
+    model = tiny_clips(Paired())
+    with pytest.raises(RecipeError, match="frames 1 to 2 share their latents in this model, and only some of them"):
+        seen(model, request(), video.fill(model, clips(1, 2), [0, 2]))
+
+
+@pytest.mark.parametrize(("at", "word"), [([5], "frame 5 of a clip of 5: must be 0 to 4"), ([0, -5], "two at one")])
+def test_places_outside_or_twice_are_refused(at: list[int], word: str):
+    model = tiny_clips()
+    with pytest.raises(RecipeError, match=word):
+        video.fill(model, clips(1, len(at)), at)
+    video.fill(model, clips(1, 2), [4, 0])  # a control
+
+
+def test_one_level_told_frame_by_frame_is_the_level_of_the_clip():
+    model = tiny_clips()
+    x = torch.randn(2, 3, 5, 8, 8, generator=torch.Generator().manual_seed(3))
+    condition = model.encode(PROMPT, 2)[0]
+    one = model.denoiser(x, model.process.at(0.4), condition).x0
+    each = model.denoiser(x, model.process.at(torch.full((2, 1, 5, 1, 1), 0.4, dtype=torch.float64)), condition).x0
+    torch.testing.assert_close(one, each, rtol=1e-5, atol=1e-5)
+
+
+# ---------------------------------------------------------------------- noise and batches
+
+
+def test_a_clip_is_the_same_whatever_batch_it_comes_from():
+    model = tiny_clips()
+    shot = Shot(11, overlap=2)
+    together = whole(film(model, request(3, seed=5, batch=3), shot))
+    apart = torch.cat([whole(film(model, request(3, seed=5).part(n, n + 1), shot)) for n in range(3)])
+    assert int((together.int() - apart.int()).abs().max()) <= 1
+    assert not torch.equal(together[0], together[1])
+
+
+def test_windows_have_noise_of_their_own():
+    model = tiny_clips()
+    made = whole(film(model, request(seed=5), Shot(14, overlap=1)))
+    assert not torch.equal(made[:, :, 1:5], made[:, :, 5:9])
+
+
+# ---------------------------------------------------------------------- windows
+
+
+@pytest.mark.parametrize(("frames", "overlap"), [(5, None), (6, 1), (11, 2), (12, 2), (30, 1), (31, 4)])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_windows_overlap_by_the_stated_rule(frames: int, overlap: int | None, direction: Any):
+    model = tiny_clips()
+    every = windows(model, Shot(frames, overlap=overlap))
+    assert every[0].start == 0
+    assert every[-1].stop == frames
+    for one, other in pairwise(every):
+        assert one.stop - one.start == 5
+        assert one.stop - other.start >= (overlap or 1)
+    starts = [one.start for one in every]
+    gaps = [b - a for a, b in pairwise(starts)]
+    assert not gaps or max(gaps) - min(gaps) <= 1, "spread evenly"
+    made = whole(film(model, request(), Shot(frames, overlap=overlap, direction=direction)))
+    assert made.shape == (1, 3, frames, 8, 8)
+
+
+def test_windows_of_latents_begin_where_latents_do_and_are_cut_at_the_end():
+    model = tiny_clips(Paired())
+    every = windows(model, Shot(12, overlap=1))
+    assert [tuple(one) for one in every] == [(0, 5), (4, 9), (8, 13)]
+    assert whole(film(model, request(), Shot(12, overlap=1))).shape[2] == 12
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_each_window_goes_on_from_the_one_before(direction: Any, monkeypatch: pytest.MonkeyPatch):
+    model, known = tiny_clips(), []
+    plain = reel.holding
+    monkeypatch.setattr(reel, "holding", lambda *given: known.append(given[1]) or plain(*given))
+    made = whole(film(model, request(), Shot(9, overlap=2, direction=direction)))
+    there = [(one.until.flatten() == 0).nonzero().flatten().tolist() for one in known]
+    shared = [0, 1, 2] if direction == "forward" else [2, 3, 4]  # windows at 0, 2 and 4
+    assert there == [[], shared, shared]
+    assert torch.equal(known[1].pixels[:, :, shared], made[:, :, [2 + place for place in shared]])
+
+
+@pytest.mark.parametrize("overlap", [0, 5])
+def test_overlaps_that_cannot_be(overlap: int):
+    with pytest.raises(RecipeError, match=f"overlap {overlap}: neighbouring windows of 5 frames share 1 to 4"):
+        windows(tiny_clips(), Shot(9, overlap=overlap))
+
+
+# ---------------------------------------------------------------------- tasks
+
+
+def test_a_clip_goes_on_at_either_end():
+    model, given = tiny_clips(), clips(1, 6)
+    shot = video.extended(model, given, 7, context=2)
+    ahead = whole(film(model, request(), shot))
+    assert ahead.shape[2] == 9
+    assert torch.equal(ahead[:, :, :2], given[:, :, -2:])
+    assert torch.equal(whole(fresh(film(model, request(), shot), shot)), ahead[:, :, 2:])
+    shot = video.extended(model, given, 7, context=2, direction="backward")
+    back = whole(film(model, request(), shot))
+    assert torch.equal(back[:, :, -2:], given[:, :, :2])
+    assert torch.equal(whole(fresh(film(model, request(), shot), shot)), back[:, :, :7])
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_clips_of_latents_go_on_by_as_many_frames_as_are_asked(direction: Any):
+    model = tiny_clips(Paired())
+    shot = video.extended(model, clips(1, 6), 4, context=4, direction=direction)
+    assert shot.settings["context"] == (3 if direction == "forward" else 4)
+    assert whole(fresh(film(model, request(), shot), shot)).shape[2] == 4
+
+
+def test_a_bridge_holds_both_clips():
+    model, first, last = tiny_clips(), clips(1, 4), clips(1, 3, seed=7)
+    made = whole(film(model, request(), video.bridged(model, first, last, 3, context=2)))
+    assert torch.equal(made[:, :, :2], first[:, :, -2:])
+    assert torch.equal(made[:, :, -2:], last[:, :, :2])
+    assert made.shape[2] == 7
+
+
+def test_clips_of_unlike_sizes_are_not_connected():
+    with pytest.raises(RecipeError, match=r"clips of 8x8 and 12x8 px .* one size; .* --size 8x8 or --size 12x8"):
+        video.bridged(tiny_clips(), clips(1), clips(1, width=12), 3)
+    video.bridged(tiny_clips(), clips(1), clips(1), 3)  # a control
+
+
+def test_a_clip_shorter_than_what_is_to_be_known():
+    with pytest.raises(RecipeError, match="context 6: the clip has 5 frames; give 1 to 5"):
+        video.extended(tiny_clips(), clips(1), 3, context=6)
+    with pytest.raises(RecipeError, match="frames 3: this model makes 2 frames together; nearest 4"):
+        video.bridged(tiny_clips(Paired()), clips(1), clips(1), 3, context=3)
+    video.extended(tiny_clips(), clips(1), 3, context=5)  # a control
+
+
+def test_each_text_holds_in_its_own_span():
+    model = tiny_clips()
+    script = [Scene(0, 5, WORDS[0]), Scene(5, 10, WORDS[1])]
+    told = whole(film(model, request(), replace(video.storyboard(script, 10), overlap=1)))
+    other = [Scene(0, 5, WORDS[0]), Scene(5, 10, WORDS[0])]
+    same = whole(film(model, request(), replace(video.storyboard(other, 10), overlap=1)))
+    plain = whole(film(model, request(), Shot(10, overlap=1)))
+    assert torch.equal(told[:, :, :4], plain[:, :, :4])
+    assert not torch.equal(told[:, :, 6:], plain[:, :, 6:])
+    assert int((same.int() - plain.int()).abs().max()) <= 1
+
+
+def test_shares_of_texts_add_up_and_fade():
+    script = [Scene(0, 4, "a"), Scene(4, 8, "b"), Scene(8, 9, "c")]
+    hard = shares(script, 2, 9)
+    assert hard.argmax(0).tolist() == [0, 0, 1, 1, 1, 1, 2]
+    soft = shares(script, 0, 9, fade=4)
+    torch.testing.assert_close(soft.sum(0), torch.ones(9, dtype=torch.float64))
+    assert bool((soft >= 0).all())
+    assert soft[1, 2:6].tolist() == [0.125, 0.375, 0.625, 0.875]
+
+
+@pytest.mark.parametrize(
+    ("script", "word"),
+    [
+        ([Scene(0, 4, "a"), Scene(5, 8, "b")], "scene 2 from frame 5 to 8: must begin at 4"),
+        ([Scene(0, 4, "a"), Scene(4, 8, " ")], "scene 2: an empty prompt"),
+        ([Scene(0, 4, "a")], "the scenes end at frame 4, the clip at 8"),
+    ],
+)
+def test_scripts_that_do_not_cover_the_clip(script: list[Scene], word: str):
+    with pytest.raises(RecipeError, match=word):
+        video.storyboard(script, 8)
+
+
+def test_strength_0_keeps_frames_and_a_mask_keeps_places():
+    model, given = tiny_clips(), clips(2)
+    made = seen(model, request(2), video.restyle(model, given, [0.0, 0.2, 0.5, 0.9, 1.0]))
+    far = (made.float() - given.float()).abs().mean((0, 1, 3, 4)).tolist()
+    assert far[0] == 0
+    assert min(far[1:]) > 0
+    mask = torch.zeros(1, 1, 1, 8, 8, dtype=torch.bool)
+    mask[..., :4] = True
+    half = seen(model, request(2), video.restyle(model, given, 0.8, mask))
+    assert torch.equal(half[..., 4:], given[..., 4:])
+    assert not torch.equal(half[..., :4], given[..., :4])
+
+
+def test_a_run_that_edits_begins_at_its_strength():
+    model, begun = tiny_clips(), []
+    given = clips(1)
+
+    def change(course: Any, rows: slice) -> Any:
+        begun.append(video.restyle(model, given, [0.1, 0.2, 0.3, 0.3, 0.3]).change(course, rows))
+        return begun[0]
+
+    model.generate(raw=PROMPT, change=change)
+    assert float(begun[0].grid[0].t) == pytest.approx(0.3)
+
+
+def test_moving_along_the_difference_of_one_text_with_itself_changes_nothing():
+    model, given = tiny_clips(guidance={"scale": 1.0}), clips(1)
+    same = seen(model, request(), video.move(model, given, PROMPT, strength=0.9, source_scale=1.0))
+    assert int((same.int() - given.int()).abs().max()) <= 1
+    other = seen(model, request(), video.move(model, given, {"prompt": [WORDS[1]]}, strength=0.9, source_scale=1.0))
+    assert not torch.equal(other, given)
+    mask = torch.zeros(1, 1, 1, 8, 8, dtype=torch.bool)
+    mask[..., 2:, :] = True
+    part = seen(
+        model, request(), video.move(model, given, {"prompt": [WORDS[1]]}, strength=0.9, source_scale=1.0, mask=mask)
+    )
+    assert torch.equal(part[..., :2, :], given[..., :2, :])
+
+
+def test_a_blend_ends_as_both_clips_and_is_a_cross_fade_without_strength():
+    model, first, last = tiny_clips(), clips(1), clips(1, seed=8)
+    faded = seen(model, request(), video.blend(model, first, last, strength=0.0)).float()
+    along = torch.linspace(0, 1, 5).view(1, 1, -1, 1, 1)
+    assert float((faded - torch.lerp(first.float(), last.float(), along)).abs().max()) <= 1
+    texts = [{"prompt": [text]} for text in WORDS]
+    made = seen(model, request(), video.blend(model, first, last, texts=texts))
+    assert torch.equal(made[:, :, 0], first[:, :, 0])
+    assert torch.equal(made[:, :, -1], last[:, :, -1])
+    assert not torch.equal(made[:, :, 2], faded[:, :, 2].to(torch.uint8))
+    assert not torch.equal(made, seen(model, request(), video.blend(model, first, last)))
+    with pytest.raises(RecipeError, match=r"clips of 5 and 4 frames: .* cut both to 4, or bridge them"):
+        video.blend(model, first, last[:, :, :4])
+
+
+def test_a_ring_that_begins_elsewhere_is_the_same_ring_turned():
+    model = tiny_clips()
+
+    def drawn(by: int) -> Tensor:
+        edit = video.ring(model)
+
+        def change(course: Any, rows: slice) -> Any:
+            return replace(edit.change(course, rows), x=course.start().roll(by, 2))
+
+        return model.generate(raw=PROMPT, change=change)
+
+    # the network sees the ring cut at another place, so it is not the same to the bit; without turning it would differ
+    plain = model.generate(raw=PROMPT)
+    assert not torch.equal(drawn(0), plain)
+    assert drawn(0).shape == plain.shape
+
+
+def test_what_all_is_known_needs_no_network(monkeypatch: pytest.MonkeyPatch):
+    model = tiny_clips()
+    monkeypatch.setattr(model.denoiser.network, "forward", lambda *given: pytest.fail("called"))
+    edit = video.fill(model, clips(1), range(5))
+    assert torch.equal(seen(model, request(), edit), clips(1))
