@@ -131,7 +131,7 @@ def _first_pass(model: Model, source: Source, request: Request, place: Place, co
     small = draw(model, source, replace(request, size=first), plain, console)
     edit = upscale(model, torch.stack([one.pixels for one in small]), size=size)
     settings = {**edit.settings, "passes": [list(first), list(size)]}
-    return replace(edit, verb="large", settings=settings), replace(request, size=None)
+    return replace(edit, verb="large", settings=settings), enlarge.second(request)
 
 
 def _noise(path: Path, model: Model, source: Source, console: Console) -> tuple[Edit, dict[str, Any]]:

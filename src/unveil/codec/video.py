@@ -5,7 +5,8 @@ give the same, since all that a piece needs of those before it is in a cache, wh
 middle of a clip, or has no beginning, is encoded behind frames that stand for what came before: the first latent of a
 clip codes one frame alone and occurs nowhere else.
 
-Sources: as `nn.video_autoencoder`; Bai et al. 2025 (arXiv:2502.20307), for latents in a ring.
+Sources: Wan Team 2025, section 4.1 (arXiv:2503.20314), for the cache; Bi et al. 2025 (arXiv:2502.20307), for latents in
+a ring.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ cache that the piece before came back with, and nothing is kept on a module. Bef
 it, so that a clip of one frame is a clip that stands still. Of frames, 1 + a multiple of s come first, and multiples of
 s later.
 
-Sources: Yu et al. 2024, section 3.1 (arXiv:2310.05737), for the causal convolution and the 1 + k frames; van den Oord
+Sources: Yu et al. 2024, section 3.2 (arXiv:2310.05737), for the causal convolution and the 1 + k frames; van den Oord
 et al. 2016, section 2.1 (arXiv:1609.03499), for causality in convolutions.
 """
 

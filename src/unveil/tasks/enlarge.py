@@ -91,8 +91,13 @@ def large(
         made = holding(model, known, shot.verb, settings, made.change)
     made = replace(made, inputs=shot.inputs)
     steps = on_step and part_of(on_step, 1, 2)
-    every = list(generate(model, replace(request, size=None), source, made, on_step=steps))
+    every = list(generate(model, second(request), source, made, on_step=steps))
     yield Part(torch.stack([one.pixels for one in every]), tuple(one.facts for one in every))
+
+
+def second(request: Request) -> Request:
+    """The request of the second pass: without guidance, since a window that has nothing of what is said stays so."""
+    return replace(request, size=None, negative={}, sampling={**request.sampling, "scale": 1.0})
 
 
 def smaller(known: Knowing, size: tuple[int, int]) -> Knowing:
