@@ -288,6 +288,48 @@ def _inverse() -> Iterator[str]:
         )
 
 
+def _clips() -> Iterator[str]:
+    """What `unveil study video` found, each bar with what was reached, and what `unveil study detector` did."""
+    studies = [(path.parent.name, json.loads(path.read_text("utf-8"))) for path in sorted(RESULTS.glob("*/video.json"))]
+    if studies:
+        yield "What models of clips do besides clips from text:"
+        yield ""
+        yield "| model | task | found | bar | met |"
+        yield "|" + " --- |" * 5
+    for _, study in studies:
+        for task in study["tasks"].values():
+            for row in task["rows"]:
+                if row["bar"] is not None:
+                    own, form = row["found"], _in(row["unit"])
+                    found = f"{form(own['value'])} ({form(own['low'])} to {form(own['high'])})"
+                    bar, met = f"{row['rule']} {form(row['bar'])}", "yes" if row["met"] else "no"
+                    cells = f"`{study['model']['name']}`", f"{task['title']}: {row['measure']}", found, bar, met
+                    yield "| " + " | ".join(cells) + " |"
+    for name, study in studies:
+        yield ""
+        yield (
+            f"`{study['model']['name']}`: `{study['about']['command']}` at {study['about']['commit']}: "
+            f"[page]({name}/video.html), [numbers]({name}/video.json)"
+        )
+    for path in sorted(RESULTS.glob("*/detector.json")):
+        record = json.loads(path.read_text("utf-8"))
+        plain, after = (record["found"][way] for way in ("plain", "h264"))
+        shares = "; ".join(
+            f"{key} {_percent(one['value'])}, {_percent(after[key]['value'])}" for key, one in plain.items()
+        )
+        yield ""
+        yield (
+            f"What the playground's detector reads of {record['settings']['count']:,} real clips, as drawn and after "
+            f"H.264: {shares}. `{record['about']['command']}` at {record['about']['commit']}: "
+            f"[page]({path.parent.name}/detector.html), [numbers]({path.parent.name}/detector.json)"
+        )
+
+
+def _in(unit: str) -> Callable[[float], str]:
+    """How numbers of a unit are written."""
+    return _percent if unit == "%" else lambda value: f"{value:.2f}" + (f" {unit}" if unit else "")
+
+
 def index() -> str:
     """The page."""
     first: dict[str, Callable[[str, Report], str]] = {
@@ -337,6 +379,8 @@ def index() -> str:
         *_held_out(),
         "",
         *_inverse(),
+        "",
+        *_clips(),
     ]
     return "\n".join(lines) + "\n"
 

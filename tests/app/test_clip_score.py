@@ -21,7 +21,7 @@ OFF = (
 
 @pytest.mark.slow
 def test_a_model_of_clips_is_judged(cli: Cli):
-    assert cli("train", "playground-motion", "--small", "--run", "run", *SMALL, *OFF, "--quiet").code == 0
+    assert cli("train", "playground-video", "--small", "--run", "run", *SMALL, *OFF, "--quiet").code == 0
     asked = ("--list", "validation", "--samples", 6, "--dtype", "bfloat16")
     done = cli("evaluate", "run", *asked, "--json")
     assert done.code == 0, done.err

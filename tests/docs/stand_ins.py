@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,7 +89,7 @@ def playground(folder: Path) -> None:
 
 
 def filmed(folder: Path) -> None:
-    """The folder clips: MP4 and GIF files of two sizes and rates with captions, of whose frames some are twice there."""
+    """The folder clips: MP4 and GIF files of several sizes and two rates, with captions."""
     from unveil.video.write import write_clip
 
     pytest.importorskip("av")
@@ -140,8 +141,8 @@ def _filming() -> tuple[Model, list[str]]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build(recipe.model)
-    world = data.open(PlaygroundConfig(languages=("en", "zh"), count=2000))
-    return model, [str(item["text"]) for item in world.told(range(2000))]  # pyright: ignore
+    world: Any = data.open(PlaygroundConfig(languages=("en", "zh"), count=2000))
+    return model, [str(item["text"]) for item in world.told(range(2000))]
 
 
 def _lora(model: Model) -> lora_export.Written:

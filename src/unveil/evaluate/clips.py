@@ -81,14 +81,10 @@ def evaluate_clips(
         about: for the record only: command, commit, CPU-minutes.
 
     Raises:
-        RecipeError: a model of pictures, or another list.
+        RecipeError: a model of something else, or another list.
     """
-    if len(model.shape) not in (3, 4) or model.shape[0] != 3:
-        raise RecipeError(f"a model of {tuple(model.shape)}: the score is of clips (3, T, H, W) and pictures (3, H, W)")
-    size = SIZE if len(model.shape) == 4 else SIZE[1:]
-    if tuple(model.shape[1:]) != size:
-        model = model.sized(size)
-    frames = SIZE[0] if len(size) == 3 else 1
+    model = _of_the_world(model)
+    frames = SIZE[0] if len(model.shape) == 4 else 1
     missing = {"held-out": _STILL} if frames == 1 and "held-out" in lists else {}
     lists = [asked for asked in lists if asked not in missing]
     results: dict[str, Any] = {}
@@ -97,13 +93,9 @@ def evaluate_clips(
     for number, asked in enumerate(lists):
         prompts = score_prompts(asked, language=language, count=count, frames=frames)
         items: list[Item] = [{"text": prompt.text} for prompt in prompts]
-        here = how._replace(on_batch=_after(how, number * count))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", LeftOut)  # raw texts hold numbers that no model knows
-            pixels = to_pixels(drawn_for(model, items, here))
-        looks = [look(one) for one in pixels]
-        real = score_clips(asked, prompts, frames=frames)
-        results[asked] = _judged(prompts, looks, [look(item["pixels"]) for item in real])
+        pixels = _drawn(model, items, how, number * count)
+        looks, real = ([look(one) for one in own] for own in (pixels, _real(asked, prompts, frames)))
+        results[asked] = _judged(prompts, looks, real)
         images |= _shown(asked, prompts, pixels, looks)
         texts += items
     protocol = {
@@ -111,7 +103,7 @@ def evaluate_clips(
         "prompts": count,
         "lists": list(lists),
         "language": language,
-        "size": list(size),
+        "size": list(model.shape[1:]),
         "rule": "of the object of the most frequent colour; the detector on frames as they are drawn",
         "seed": how.seed,
         "batch": how.batch,
@@ -123,9 +115,25 @@ def evaluate_clips(
     return Report(protocol, {"clips": results}, missing, told, images)
 
 
-def _after(how: Draw, before: int) -> Any:
-    """Progress over all lists."""
-    return None if how.on_batch is None else lambda done: how.on_batch and how.on_batch(before + done)
+def _of_the_world(model: Model) -> Model:
+    """The model for the size of the score world."""
+    if len(model.shape) not in (3, 4) or model.shape[0] != 3:
+        raise RecipeError(f"a model of {tuple(model.shape)}: the score is of clips (3, T, H, W) and pictures (3, H, W)")
+    size = SIZE if len(model.shape) == 4 else SIZE[1:]
+    return model if tuple(model.shape[1:]) == size else model.sized(size)
+
+
+def _drawn(model: Model, items: Sequence[Item], how: Draw, before: int) -> Tensor:
+    """A sample for each text, uint8; progress goes on from those drawn before."""
+    tell = how.on_batch
+    here = how if tell is None else how._replace(on_batch=lambda done: tell(before + done))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LeftOut)  # raw texts hold numbers that no model knows
+        return to_pixels(drawn_for(model, items, here))
+
+
+def _real(asked: Asked, prompts: Sequence[Prompt], frames: int) -> list[Tensor]:
+    return [item["pixels"] for item in score_clips(asked, prompts, frames=frames)]
 
 
 def right(prompt: Prompt, seen: Look) -> dict[str, bool]:

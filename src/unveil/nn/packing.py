@@ -100,9 +100,10 @@ class Packing:
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
         """As `attend`, each sequence by itself: (rows, H, N, D)."""
         heads = query.shape[1]
+        if query.device.type == "cpu":
+            return self._parted(self._alone([self._in_line(x) for x in (query, key, value)], causal))
         tokens = [self._tokens(for_heads(x, heads).transpose(1, 2)) for x in (query, key, value)]  # (tokens, H, D)
-        gathered = self._alone if query.device.type == "cpu" else self._jagged
-        return self._rows(gathered(tokens, causal)).transpose(1, 2)
+        return self._rows(self._jagged(tokens, causal)).transpose(1, 2)
 
     def read(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         """What the sequences gather of a context that each has for itself: (rows, H, N, D).
@@ -117,31 +118,30 @@ class Packing:
         """
         if len(key) != len(self.lengths):
             raise ShapeError(f"{len(key)} contexts for {len(self.lengths)} sequences: one for each")
-        tokens = self._tokens(query.transpose(1, 2))  # (tokens, H, D)
         gathered = self._one_by_one if query.device.type == "cpu" else self._padded
-        return self._rows(gathered(tokens, key, value, None if mask is None else mask[:, None, None])).transpose(1, 2)
+        found = gathered(self._in_line(query), key, value, None if mask is None else mask[:, None, None])
+        return self._parted(found)
 
-    def _one_by_one(self, tokens: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    def _one_by_one(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         # on a CPU small products cost little, and padding what it computes
         masks = [None] * len(key) if mask is None else mask.split(1)
-        parts = zip(tokens.split(self.lengths), key.split(1), value.split(1), masks, strict=True)
-        found = [attend(own.transpose(0, 1)[None], k, v, mask=seen)[0] for own, k, v, seen in parts]
-        return torch.cat([one.transpose(0, 1) for one in found])
+        parts = zip(query.split(self.lengths, dim=2), key.split(1), value.split(1), masks, strict=True)
+        return torch.cat([attend(own, k, v, mask=seen) for own, k, v, seen in parts], dim=2)
 
-    def _padded(self, tokens: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    def _padded(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        tokens = query[0].transpose(0, 1)
         longest = max(self.lengths)
         starts = range(0, longest * len(key), longest)
         each = [torch.arange(start, start + n) for start, n in zip(starts, self.lengths, strict=True)]
         index = torch.cat(each).to(tokens.device)  # of each token, where each sequence has a row of its own
         rows = tokens.new_zeros(longest * len(key), *tokens.shape[1:]).index_copy(0, index, tokens)
         found = attend(rows.unflatten(0, (len(key), longest)).transpose(1, 2), key, value, mask=mask)
-        return found.transpose(1, 2).flatten(0, 1).index_select(0, index)
+        return found.transpose(1, 2).flatten(0, 1).index_select(0, index).transpose(0, 1)[None]
 
-    def _alone(self, tokens: Sequence[Tensor], causal: bool) -> Tensor:
+    def _alone(self, each: Sequence[Tensor], causal: bool) -> Tensor:
         # Sequence by sequence: on a CPU this is five times faster than jagged tensors, twice than one masked product.
-        parts = zip(*(x.split(self.lengths) for x in tokens), strict=True)
-        found = [attend(*(x.transpose(0, 1)[None] for x in part), causal=causal) for part in parts]
-        return torch.cat([x[0].transpose(0, 1) for x in found])
+        parts = zip(*(x.split(self.lengths, dim=2) for x in each), strict=True)
+        return torch.cat([attend(*part, causal=causal) for part in parts], dim=2)
 
     def _jagged(self, tokens: Sequence[Tensor], causal: bool) -> Tensor:
         # torch takes its kernels for sequences of different lengths where the device has them
@@ -153,12 +153,25 @@ class Packing:
         )
         return F.scaled_dot_product_attention(query, key, value, is_causal=causal).transpose(1, 2).values()
 
+    def _in_line(self, x: Tensor) -> Tensor:
+        """(rows, H, N, D) to all tokens in the caller's order (1, H, tokens, D)."""
+        if self._in_order and len(x) == self.shape[0] == 1:
+            return self._fits(x, x.shape[:3:2])
+        return self._tokens(x.transpose(1, 2)).transpose(0, 1)[None]
+
+    def _parted(self, x: Tensor) -> Tensor:
+        """And back."""
+        return x if self._in_order and self.shape[0] == 1 else self._rows(x[0].transpose(0, 1)).transpose(1, 2)
+
     def _tokens(self, x: Tensor) -> Tensor:
         """(rows, N, ...) to all tokens in the caller's order."""
-        if x.shape[:2] != self.shape:
-            raise ShapeError(f"rows of shape {tuple(x.shape[:2])}: this packing is of {self.shape}")
-        x = x.flatten(0, 1)
+        x = self._fits(x, x.shape[:2]).flatten(0, 1)
         return x if self._in_order else x.index_select(0, self.index.to(x.device))
+
+    def _fits(self, x: Tensor, shape: Sequence[int]) -> Tensor:
+        if tuple(shape) != self.shape:
+            raise ShapeError(f"rows of shape {tuple(shape)}: this packing is of {self.shape}")
+        return x
 
     def _rows(self, tokens: Tensor) -> Tensor:
         if not self._in_order:

@@ -48,6 +48,7 @@ class Told:
 
     modulation: shifts, scales and gates (B, F or 1, S or 1, 6, C) of all blocks, before each adds its own.
     last: shift and scale (B, F or 1, S or 1, 2, C) of the last normalisation.
+    which: None, or of each token of rows (B, N) the level that it is told, a number of `modulation`'s and `last`'s B.
     rotary: the places of the tokens.
     together: which tokens see each other in each block; None: all of a row.
     text, mask: tokens (clips, L, context_width), and True where one of the (clips, L) counts.
@@ -61,6 +62,14 @@ class Told:
     text: Tensor | None = None
     mask: Tensor | None = None
     packing: Packing | None = None
+    which: Tensor | None = None
+
+    def parts(self, each: Tensor) -> list[Tensor]:
+        """Shifts, scales and gates (..., parts, C), each as it is multiplied with tokens (B, F, S, C)."""
+        if self.which is None:
+            return list(each.unbind(-2))
+        index = self.which.flatten()
+        return [one[:, 0, 0].index_select(0, index).view(*self.which.shape, 1, -1) for one in each.unbind(-2)]
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ class SpaceTimeBlock(nn.Module):
 
     def forward(self, h: Tensor, told: Told, number: int) -> Tensor:
         """Tokens (B, F, S, C) after block `number`."""
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (told.modulation + self.table).unbind(-2)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = told.parts(told.modulation + self.table)
         seen = modulate(self.norm_1(h), shift_1, scale_1).flatten(1, 2)  # (B, N, C)
         gathered = self.attention(seen, rotary=told.rotary, packing=told.together[number])
         h = torch.addcmul(h, gate_1, gathered.unflatten(1, h.shape[1:3]))
@@ -202,7 +211,8 @@ class VideoDiT(nn.Module):
         if vector is not None:  # of the clip of each level
             vector = vector.repeat_interleave(torch.tensor([len(one) for one in levels], device=vector.device), dim=0)
         told = self._told(torch.cat(levels)[:, None, None], vector, rotary, laid.together)
-        told = self._with_text(_spread(told, torch.cat(which), packing), condition, count)
+        told = replace(told, packing=packing, which=packing.pack(which))
+        told = self._with_text(told, condition, count)
         found = packing.unpack(self.denoise(packing.pack(tokens)[:, :, None], told)[:, :, 0])
         results = [
             self._unboxed(one.view(1, grid.frames, -1, one.shape[-1]), grid).view(-1, *clip.shape[1:])
@@ -225,7 +235,7 @@ class VideoDiT(nn.Module):
                 h = cast(Tensor, checkpoint(block, h, told, number, use_reentrant=False))
             else:
                 h = block(h, told, number)
-        return self.leave(modulate(self.norm(h), *told.last.unbind(-2)))
+        return self.leave(modulate(self.norm(h), *told.parts(told.last)))
 
     # -- details ------------------------------------------------------------------------------------------------
 
@@ -362,15 +372,3 @@ def _waves(grid: Grid, places: Tensor | None, count: int) -> Tensor:
     where = torch.cat([when, inside.expand(*when.shape[:-1], 2)], -1)
     angles = math.pi * where[..., None] * torch.arange(1, count + 1, dtype=torch.float64)
     return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2)
-
-
-def _spread(told: Told, which: Tensor, packing: Packing) -> Told:
-    """What was told level by level, (levels, 1, 1, parts, C), as rows of tokens (rows, N, 1, parts, C).
-
-    which: of each token in the clips' order, its level.
-    """
-
-    def rows(each: Tensor) -> Tensor:
-        return packing.pack(list(each[:, 0].index_select(0, which).split(packing.lengths)))
-
-    return replace(told, modulation=rows(told.modulation), last=rows(told.last), packing=packing)

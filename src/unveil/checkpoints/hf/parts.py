@@ -86,7 +86,9 @@ def network_of(folder: Folder, name: str, kind: type[nn.Module], dtype: torch.dt
     adapter = empty(folder, name)
     if not isinstance(adapter, kind):
         raise WeightsError(f"{folder.path / name}: not the network of a {folder.kind}")
-    fill(cast(nn.Module, adapter.net), weights_of(folder, name, adapter.net), dtype, folder.path / name)
+    fill(
+        cast(nn.Module, adapter.net), weights_of(folder, name, cast(nn.Module, adapter.net)), dtype, folder.path / name
+    )
     return adapter
 
 
