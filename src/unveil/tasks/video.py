@@ -26,7 +26,7 @@ from unveil.core.noise import START, key
 from unveil.core.ring import turned
 from unveil.model import Model
 from unveil.pictures import to_pixels
-from unveil.tasks.edit import Edit, latents_of, of_rows, same, unit_of
+from unveil.tasks.edit import Edit, latents_of, of_list, of_rows, same, unit_of
 from unveil.tasks.known import FREE, Known, frames_at, holding
 from unveil.tasks.reel import Direction, Shot, still_frames
 from unveil.tasks.size import Pace, pace
@@ -330,11 +330,6 @@ def guided_by(model: Model, given: Mapping[str, Any], count: int, scale: float) 
     if scale == 1 or null is None:
         return model.step(condition)
     return guidance.cfg(model.step(condition), model.step(null), scale)
-
-
-def of_list(values: Sequence[Any], rows: slice) -> list[Any]:
-    """The values of a batch, where one serves all rows or each has its own."""
-    return list(values) if len(values) == 1 else list(values)[rows]
 
 
 def draw_of(level: Level) -> int:
