@@ -107,7 +107,7 @@ def sizes(bench: Bench) -> Found:
     rows: list[Row] = []
     films: dict[str, bytes] = {}
     for size in bench.settings.sizes:
-        words = "{} frames of {} x {}".format(*size)
+        words = "{} frames of {} x {}".format(*size) if size[0] > 1 else "pictures of {} x {}".format(*size[1:])
         own, made, good = _sized(bench, words, size)
         rows += own
         films |= {f"{words}. {told}": film for told, film in shown([made], good).items()}
