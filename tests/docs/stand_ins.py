@@ -136,7 +136,7 @@ def _model() -> Model:
 
 def _filming() -> tuple[Model, list[str]]:
     """A fresh model of the playground's clips, and captions that hold every word of it."""
-    recipe = load_recipe("playground-motion", small=True)
+    recipe = load_recipe("playground-video", small=True)
     assert isinstance(recipe, Recipe)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
