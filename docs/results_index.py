@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from unveil.evaluate.report import Report
+from unveil.evaluate.report import FILMED, Report
 from unveil.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
@@ -45,6 +45,8 @@ def scores(report: Report) -> dict[str, str | float]:
     for key, name in (("named", "named attributes seen"), ("negative", "fall by a negative prompt")):
         if key in found:
             said[name] = _percent(found[key]["value"])
+    for asked, judged in found.get("clips", {}).items():
+        said |= {f"{words}, {asked}": _percent(judged[key]["value"]) for key, words in FILMED.items() if key in judged}
     for key, name, digits in (("ssim", "SSIM", 3), ("perceptual", "perceptual distance", 3), ("rfid", "rFID", 2)):
         if key in found:
             said[name] = round(found[key]["value"], digits)
@@ -230,6 +232,24 @@ def _told() -> dict[str, Callable[[str, Report], str]]:
     }
 
 
+def _filmed() -> dict[str, Callable[[str, Report], str]]:
+    """What clips show of what was asked for, of each list of prompts."""
+
+    def cell(asked: str) -> Callable[[str, Report], str]:
+        def of_list(_: str, report: Report) -> str:
+            if (found := report.results["clips"].get(asked)) is None:
+                return "-"
+            shares = {words: found[key] for key, words in FILMED.items() if key in found}
+            return "; ".join(
+                f"{words} {_percent(own['value'])} ({_percent(own['low'])} to {_percent(own['high'])})"
+                for words, own in shares.items()
+            )
+
+        return of_list
+
+    return {"seen combinations": cell("seen"), "held-out combinations": cell("held-out")}
+
+
 def _studies() -> Iterator[tuple[str, dict[str, Any]]]:
     for path in sorted(RESULTS.glob("*/inverse.json")):
         yield path.parent.name, json.loads(path.read_text("utf-8"))
@@ -266,6 +286,48 @@ def _inverse() -> Iterator[str]:
             f"`{study['model']['name']}`: {count} pictures, `{about['command']}` at {about['commit']}: "
             f"[page]({name}/inverse.html), [numbers]({name}/inverse.json)"
         )
+
+
+def _clips() -> Iterator[str]:
+    """What `unveil study video` found, each bar with what was reached, and what `unveil study detector` did."""
+    studies = [(path.parent.name, json.loads(path.read_text("utf-8"))) for path in sorted(RESULTS.glob("*/video.json"))]
+    if studies:
+        yield "What models of clips do besides clips from text:"
+        yield ""
+        yield "| model | task | found | bar | met |"
+        yield "|" + " --- |" * 5
+    for _, study in studies:
+        for task in study["tasks"].values():
+            for row in task["rows"]:
+                if row["bar"] is not None:
+                    own, form = row["found"], _in(row["unit"])
+                    found = f"{form(own['value'])} ({form(own['low'])} to {form(own['high'])})"
+                    bar, met = f"{row['rule']} {form(row['bar'])}", "yes" if row["met"] else "no"
+                    cells = f"`{study['model']['name']}`", f"{task['title']}: {row['measure']}", found, bar, met
+                    yield "| " + " | ".join(cells) + " |"
+    for name, study in studies:
+        yield ""
+        yield (
+            f"`{study['model']['name']}`: `{study['about']['command']}` at {study['about']['commit']}: "
+            f"[page]({name}/video.html), [numbers]({name}/video.json)"
+        )
+    for path in sorted(RESULTS.glob("*/detector.json")):
+        record = json.loads(path.read_text("utf-8"))
+        plain, after = (record["found"][way] for way in ("plain", "h264"))
+        shares = "; ".join(
+            f"{key} {_percent(one['value'])}, {_percent(after[key]['value'])}" for key, one in plain.items()
+        )
+        yield ""
+        yield (
+            f"What the playground's detector reads of {record['settings']['count']:,} real clips, as drawn and after "
+            f"H.264: {shares}. `{record['about']['command']}` at {record['about']['commit']}: "
+            f"[page]({path.parent.name}/detector.html), [numbers]({path.parent.name}/detector.json)"
+        )
+
+
+def _in(unit: str) -> Callable[[float], str]:
+    """How numbers of a unit are written."""
+    return _percent if unit == "%" else lambda value: f"{value:.2f}" + (f" {unit}" if unit else "")
 
 
 def index() -> str:
@@ -307,11 +369,18 @@ def index() -> str:
         *_part(
             "Scenes from words:", {**first, **_told(), **last}, [one for one in reports if "named" in one[1].results]
         ),
+        *_part(
+            "The playground from words, clips and pictures that are as asked:",
+            {**first, **_filmed(), **last},
+            [one for one in reports if "clips" in one[1].results],
+        ),
         "Classifiers and models of sequences:",
         "",
         *_held_out(),
         "",
         *_inverse(),
+        "",
+        *_clips(),
     ]
     return "\n".join(lines) + "\n"
 

@@ -9,14 +9,18 @@ import torch
 from torch import Tensor
 
 import unveil
-from unveil.codec import KL
-from unveil.config import ModelConfig, dump, read_yaml, validate
+from unveil.checkpoints import ours, store
+from unveil.checkpoints.card import autoencoder_card
+from unveil.codec import KL, Video
+from unveil.config import AutoencoderConfig, ModelConfig, Recipe, dump, parse_recipe, read_yaml, validate
 from unveil.core.noise import Streams
+from unveil.data import open as open_data
 from unveil.model import Model, build
+from unveil.train import fit
 from unveil.train.examples import prepare
 from unveil.train.latents import ENCODE
 from unveil.train.order import Batch
-from unveil.types import RecipeError
+from unveil.types import RecipeError, ShapeError
 
 CODEC: dict[str, Any] = {
     "kind": "kl", "channels": 8, "multipliers": [1, 2], "blocks": 1, "z_channels": 3, "groups": 4,
@@ -81,7 +85,10 @@ def test_a_saved_codec_becomes_a_part_of_the_model(tmp_path, monkeypatch):
     [
         ({"shape": [1, 9, 12]}, r"codec: shape = \[1, 9, 12\]: height 9 px: must be a multiple of 2; nearest 8 or 10"),
         ({"codec": CODEC | {"z_chanels": 3}}, "codec.z_chanels: unknown key; nearest: 'z_channels'"),
-        ({"codec": {"kind": "klm"}}, "codec.kind = 'klm': must be one of identity, saved, kl, vq; nearest: 'kl'"),
+        (
+            {"codec": {"kind": "klm"}},
+            "codec.kind = 'klm': must be one of .*, kl, vq, video; nearest: 'kl'",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(changes, message):
@@ -123,3 +130,50 @@ def test_pictures_that_do_not_fit_into_memory_are_decoded_in_tiles():
 
     made.codec.decoder.forward = full  # type: ignore[attr-defined]
     torch.testing.assert_close(made.decode(latents), whole, rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------------- clips
+
+CLIP: dict[str, Any] = {
+    "kind": "video", "channels": 8, "multipliers": [1], "blocks": 1, "z_channels": 4, "patch": 4, "span": 4,
+}  # fmt: skip
+LATENT_VIDEO: dict[str, Any] = {
+    "name": "tiny", "paper": "none", "data": {"kind": "playground", "frames": [9], "count": 20, "held_out": 4},
+    "shape": [3, 9, 32, 32],
+    "network": {"kind": "video-dit", "patch": [1, 2, 2], "depth": 1, "width": 32, "heads": 2},
+    "process": {"kind": "rectified-flow"}, "prediction": "x0", "objective": {"kind": "framewise"},
+    "train": {"batch": 2, "steps": 2, "precision": "float32", "save_every": 0, "sample_every": 0, "validate_every": 0},
+    "sample": {"sampler": "euler-time", "steps": 2, "clip": "none"},
+}  # fmt: skip
+
+
+def test_a_model_of_the_latents_of_clips_trains_on_a_saved_codec_and_samples(tmp_path):
+    described = validate(AutoencoderConfig, {"kind": "autoencoder", "shape": [3, 9, 32, 32], "codec": CLIP}, "it")
+    codec = described.build()
+    codec.scale.copy_(torch.tensor([0.5, 1.0, 2.0, 3.0]))
+    files = {**ours.weight_files(codec), "model.yaml": dump(described), "card.md": autoencoder_card(codec, described)}
+    store.save(tmp_path / "codec", files)
+    saved = {"kind": "saved", "path": str(tmp_path / "codec")}
+    recipe = parse_recipe(LATENT_VIDEO | {"codec": saved}, "it")
+    assert isinstance(recipe, Recipe)
+    assert recipe.latent_shape == (4, 3, 8, 8)
+    torch.manual_seed(0)
+    made = build(recipe.model)
+    assert made.config is not None
+    assert made.config.codec.kind == "video"
+    assert isinstance(made.codec, Video)
+    assert torch.equal(made.codec.scale, codec.scale)
+    objective = recipe.objective.build(recipe, made.process, 2)
+    fit(made, open_data(recipe.data.build()), objective=objective, config=recipe.train, run=tmp_path / "run")
+    clips = made.generate(count=1, seed=1)
+    assert clips.shape == (1, 3, 9, 32, 32)
+    assert torch.equal(unveil.load(tmp_path / "run").generate(count=1, seed=1), clips)
+    assert made.generate(count=1, size=(1, 32, 32)).shape == (1, 3, 1, 32, 32)
+    assert made.generate(count=1, size=(13, 32, 48)).shape == (1, 3, 13, 32, 48)
+    with pytest.raises(ShapeError, match=r"8 frames: must be 1 \+ a multiple of 4; nearest 5 or 9"):
+        made.generate(count=1, size=(8, 32, 32))
+
+
+def test_clips_of_a_length_that_does_not_fit_are_named():
+    with pytest.raises(RecipeError, match=r"codec: shape = \[3, 16, 32, 32\]: 16 frames: .* nearest 13 or 17"):
+        parse_recipe(LATENT_VIDEO | {"shape": [3, 16, 32, 32], "codec": CLIP}, "it")

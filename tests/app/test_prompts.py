@@ -14,6 +14,8 @@ pytest.importorskip("transformers")
 from tests.app.conftest import Cli, tree
 from tests.app.test_bad_input import refused
 from tests.checkpoints import tiny_sd
+from unveil.app.options import PLAYGROUND
+from unveil.app.wish import spoken
 from unveil.tasks.record import read_facts
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -119,3 +121,15 @@ def test_what_does_not_go_with_a_file_of_prompts(cli: Cli, folder: Path):
     refused(cli("sample", "ddpm-digits", *draw[2:]), 2, "this model takes no prompt but label")
     refused(cli("sample", folder, "--prompts", "none.txt"), 4, "none.txt: cannot be read")
     assert tree(Path()) == before
+
+
+@pytest.mark.parametrize("typed", ["a large blue square on green", "\u4e00\u4e2a\u7ea2\u8272\u5706\u5f62"])
+def test_a_first_word_that_can_be_no_model_is_a_prompt_for_the_shipped_one(typed: str):
+    assert spoken(typed, ["steps=4"]) == {"model": PLAYGROUND, "settings": [typed, "steps=4"]}
+
+
+def test_a_first_word_that_can_be_a_model_is_one(tmp_path: Path):
+    folder = tmp_path / "my runs"
+    folder.mkdir()
+    for name in ("ddpm-digits", str(folder), "missing-model", None):
+        assert spoken(name, None) == {"model": name, "settings": None}

@@ -24,7 +24,7 @@ from unveil.checkpoints.hf.parts import Levels
 from unveil.checkpoints.hf.video import PROMPTS as WRITTEN
 from unveil.checkpoints.hf.video import write_prompts
 from unveil.checkpoints.scheduler import scheduler_of
-from unveil.checkpoints.tensors import write_tensors
+from unveil.checkpoints.tensors import read_tensors, write_tensors
 from unveil.core import grids
 from unveil.core.flow import RectifiedFlow, Shifted
 from unveil.core.noise import START, Streams
@@ -333,5 +333,54 @@ def test_what_is_wrong_with_a_folder_is_said(copied, spoil):
 
 def test_a_folder_is_inspected_without_its_weights(clip_folders):
     facts = hf.inspect(clip_folders("wan-pair")[1])
-    assert facts["what"] == "a folder of diffusers, WanPipeline"
+    assert facts["what"] == (
+        "a folder of diffusers, WanPipeline: clips by Wan, one network for much noise and one for little, a level for "
+        "each clip"
+    )
     assert set(facts["fits"]) == {"transformer", "transformer_2"}
+
+
+# -- single files -------------------------------------------------------------------------------------------------
+
+# diffusers' names of Wan's network -> the published ones
+FIRST_PUBLISHED = {
+    "condition_embedder.time_embedder.linear_1": "time_embedding.0",
+    "condition_embedder.time_embedder.linear_2": "time_embedding.2",
+    "condition_embedder.text_embedder.linear_1": "text_embedding.0",
+    "condition_embedder.text_embedder.linear_2": "text_embedding.2",
+    "condition_embedder.time_proj": "time_projection.1",
+    "proj_out": "head.head",
+    "attn1": "self_attn",
+    "attn2": "cross_attn",
+    "to_out.0": "o",
+    ".to_": ".",
+    "ffn.net.0.proj": "ffn.0",
+    "ffn.net.2": "ffn.2",
+    "norm2": "norm3",
+}
+
+
+def first_published(key: str) -> str:
+    if key == "scale_shift_table":
+        return "head.modulation"
+    for theirs, first in FIRST_PUBLISHED.items():
+        key = key.replace(theirs, first)
+    return key.replace("scale_shift_table", "modulation")
+
+
+def test_a_file_as_it_was_first_published_stands_in_the_folder(copied):
+    path = copied("wan")
+    want = unveil.load(path).state_dict()
+    file = path / "transformer" / "diffusion_pytorch_model.safetensors"
+    theirs = read_tensors(file)
+    write_tensors(path / "transformer" / "wan_tiny.safetensors", {first_published(k): v for k, v in theirs.items()})
+    file.unlink()
+    found = unveil.load(path).state_dict()
+    assert found.keys() == want.keys()
+    assert all(torch.equal(found[key], tensor) for key, tensor in want.items())
+    assert "transformer/wan_tiny.safetensors" in str(hf.inspect(path))
+    with pytest.raises(WeightsError, match=r"Wan's network.*put it into transformer/ of a folder of diffusers"):
+        unveil.load(path / "transformer" / "wan_tiny.safetensors")
+    write_tensors(path / "transformer" / "wan_tiny.safetensors", {"blocks.0.modulation": torch.zeros(1)})
+    with pytest.raises(WeightsError, match="missing"):
+        unveil.load(path)

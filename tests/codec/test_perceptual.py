@@ -191,8 +191,8 @@ def test_names_are_checked_and_lpips_needs_its_files(tmp_path):
         perceptual(str(tmp_path))
     with pytest.raises(RecipeError, match="a ViT has no stages"):
         of_classifier(ViT(ViTConfig(channels=1, size=8, classes=2, patch=4, depth=1, width=8, heads=1)), "mine")
-    with pytest.raises(ShapeError, match="reads 1 channels"):
-        perceptual("fashion")(torch.zeros(1, 3, 28, 28), torch.zeros(1, 3, 28, 28))
+    with pytest.raises(ShapeError, match="reads 3 channels"):
+        of_classifier(Cnn(CnnConfig(3, 8, 2, (8,))), "mine")(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
 
 
 def test_the_shipped_classifier_finds_a_picture_the_farther_the_more_it_is_blurred():
@@ -207,3 +207,14 @@ def test_the_shipped_classifier_finds_a_picture_the_farther_the_more_it_is_blurr
 def test_a_module_that_is_no_cnn_has_no_stages():
     with pytest.raises(RecipeError, match="a Linear has no stages"):
         of_classifier(nn.Linear(1, 1), "mine")
+
+
+def test_clips_are_compared_frame_by_frame_and_colours_by_grey_features_channel_by_channel():
+    clips = torch.rand(2, 2, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))  # x and y, (2, 2, T, 4, 4)
+    x, y = clips.unbind(0)
+    judge = Perceptual(Two())
+    frames = torch.stack([judge(x[:, :, t], y[:, :, t]) for t in range(3)])
+    torch.testing.assert_close(judge(x, y), frames.mean(0))
+    grey = of_classifier(Cnn(CnnConfig(1, 4, 2, (4,))).eval(), "tiny")
+    channels = torch.stack([grey(x[:, [c], 0], y[:, [c], 0]) for c in range(2)])
+    torch.testing.assert_close(grey(x[:, :, 0], y[:, :, 0]), channels.mean(0))

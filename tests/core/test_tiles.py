@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.core.denoiser import Estimate
+from unveil.core.denoiser import Estimate, Step
 from unveil.core.process import CosineVP
-from unveil.core.tiles import Tile, cut, tiled, tiles
-from unveil.types import Condition, Level, RecipeError, ShapeError
+from unveil.core.tiles import Tile, cut, for_tiles, tiled, tiles
+from unveil.types import Condition, Level, RecipeError, ShapeError, like
 
 LEVEL = CosineVP().at(0.5)
 
@@ -72,3 +72,29 @@ def test_a_condition_is_cut_where_its_tile_lies():
     assert cut(one, Tile(3, 8, 8, 4), (12, 12)) == one
     with pytest.raises(ShapeError, match="cut its pixels"):
         cut(condition, Tile(3, 8, 8, 4), (12, 12))
+
+
+def test_tiles_that_share_a_call_are_those_that_have_calls_of_their_own():
+    condition = Condition(vector=torch.tensor([[0.3], [0.7]]), places=torch.zeros(2, 2, 3))
+    calls = []
+
+    def guided(given: Condition | None, null: Condition | None) -> Step:
+        assert given is not None
+        assert given.vector is not None
+        assert null is None
+        vector = given.vector
+
+        def step(x: Tensor, level: Level) -> Estimate:
+            calls.append(len(x))
+            wide = vector.view(-1, *(1,) * (x.ndim - 1))
+            return Estimate.of_x0(x.sin() * wide + like(level.alpha, x) * x.mean((-2, -1), keepdim=True), x, level)
+
+        return step
+
+    x, size = torch.randn(2, 3, 5, 90, 110), (90, 110)
+    places = tiles(size, (32, 32))
+    level = CosineVP().at(torch.tensor([0.2, 0.6], dtype=torch.float64))
+    found = for_tiles(guided, condition, None, places, size)(x, level).x0
+    assert calls == [32, 8]  # 20 tiles of two clips, 16 tiles at a time
+    alone = tiled([guided(condition, None)] * len(places), places)(x, level).x0
+    torch.testing.assert_close(found, alone)

@@ -5,22 +5,25 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from unveil import data
 from unveil.checkpoints import control, lora_export, lora_sites, whole
 from unveil.checkpoints.tensors import write_tensors
 from unveil.config import Recipe, load_recipe
+from unveil.data import PlaygroundConfig
 from unveil.model import Model, build
 from unveil.nn.controlnet import ControlNet, hint_widths
 from unveil.nn.lora import LoraConfig, fresh
 from unveil.nn.low_rank import Addition
 from unveil.nn.unet import UNet
 
-SIDE = 32
+SIDE, FILMS = 32, 8
 CODEC = "{kind: kl, channels: 32, multipliers: [1, 2], blocks: 1, z_channels: 4, latent_channels: 4, scale: 0.18215}"
 
 
@@ -70,12 +73,45 @@ def sdxl(folder: Path) -> None:
     tiny_hf.saved(tiny_hf.sdxl(), folder / "models" / "checkpoints" / "sdxl-base")
 
 
+def playground(folder: Path) -> None:
+    """The folder playground-video, a model of clips of the shipped one's shape that knows the same words.
+
+    It stands in the reader's folder, where it goes before the model that comes with the package.
+    """
+    model, texts = _filming()
+    words: Any = model.conditioners["prompt"]
+    words.learn(texts)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.1)
+    model.save(folder / "playground-video")
+
+
+def filmed(folder: Path) -> None:
+    """The folder clips: MP4 and GIF files of several sizes and two rates, with captions."""
+    from unveil.video.write import write_clip
+
+    pytest.importorskip("av")
+    (folder / "clips").mkdir()
+    for number in range(FILMS):
+        side, rate = (32, 40)[number % 2], (8, 16)[number // 2 % 2]
+        world = PlaygroundConfig(smallest=side, largest=side, frames=(33,), fps=(rate,), registers=("short",))
+        item = data.open(world)[number]
+        pixels = torch.as_tensor(item["pixels"])[:, :, : side - 8 * (number % 3 == 0)]
+        name = f"{number:02d}.{'gif' if number == 3 else 'mp4'}"
+        write_clip(folder / "clips" / name, pixels, rate)
+        (folder / "clips" / f"{number:02d}.txt").write_text(item["text"], "utf-8")
+
+
 STAND_INS: dict[str, Callable[[Path], None]] = {
     "stable-diffusion": stable_diffusion,
     "legacy": legacy,
     "sd15-ours": ours,
     "captioned": captioned,
     "sdxl": sdxl,
+    "playground": playground,
+    "clips": filmed,
 }
 
 
@@ -96,6 +132,17 @@ def _model() -> Model:
         for parameter in model.denoiser.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
     return model
+
+
+def _filming() -> tuple[Model, list[str]]:
+    """A fresh model of the playground's clips, and captions that hold every word of it."""
+    recipe = load_recipe("playground-motion", small=True)
+    assert isinstance(recipe, Recipe)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build(recipe.model)
+    world: Any = data.open(PlaygroundConfig(languages=("en", "zh"), count=2000))
+    return model, [str(item["text"]) for item in world.told(range(2000))]
 
 
 def _lora(model: Model) -> lora_export.Written:

@@ -111,12 +111,12 @@ def test_clips_are_drawn_so_many_at_a_time_and_reports_say_how():
     assert report.protocol["lists"] == ["validation"]
     assert not report.results["clips"]["validation"]["missed"] or "missed validation" in report.images
     changes = {change.name: change for change in compare(report, report)}
-    assert changes["all three as asked, validation"].difference == 0
+    assert changes["all as asked, validation"].difference == 0
 
 
 def test_the_page_plays_the_clips(good: Report):
     shown = page(good)
-    assert "Clips from words" in shown
+    assert "The playground from words" in shown
     assert shown.count("data:image/gif;base64,") >= 2
     film = Image.open(io.BytesIO(good.images["clips held-out"]))
     assert getattr(film, "n_frames", 1) > 8
@@ -124,8 +124,26 @@ def test_the_page_plays_the_clips(good: Report):
         assert words in shown
 
 
-def test_a_model_of_pictures_is_refused():
-    model = Told(("seen",))
+def test_pictures_are_asked_for_what_does_not_move():
+    model = Told(())
     model.shape = (3, 32, 32)  # type: ignore[assignment]
+    prompts = score_prompts("seen", count=COUNT, frames=1)
+    real = score_clips("seen", prompts, frames=1)
+    model.clips = {prompt.text: item["pixels"] for prompt, item in zip(prompts, real, strict=True)}
+    report = judged(model, ("seen", "held-out"))
+    found = report.results["clips"]["seen"]
+    assert found["all"]["value"] > 0.95
+    assert found["chance"] == pytest.approx({"colour": 1 / 8, "shape": 1 / 5, "all": 1 / 40})
+    assert "motion" not in found
+    assert list(report.missing) == ["held-out"]
+    assert report.images["clips seen"].startswith(b"\x89PNG")
+    assert "The playground from words" in page(report)
+    with pytest.raises(RecipeError, match="pictures do not move"):
+        score_prompts("held-out", frames=1)
+
+
+def test_a_model_of_something_else_is_refused():
+    model = Told(())
+    model.shape = (1, 8)  # type: ignore[assignment]
     with pytest.raises(RecipeError, match="the score is of clips"):
         judged(model)

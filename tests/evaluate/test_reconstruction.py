@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from unveil import pictures
-from unveil.codec import KL, VQ, KLConfig, VQConfig
+from unveil.codec import KL, VQ, KLConfig, Video, VideoConfig, VQConfig
+from unveil.data.playground import Playground, PlaygroundConfig
 from unveil.evaluate import Report, compare, features, fid
 from unveil.evaluate.perceptual import perceptual
 from unveil.evaluate.reconstruction import Networks, evaluate_autoencoder, through
 from unveil.evaluate.report import findings
-from unveil.types import RecipeError, ShapeError
+from unveil.types import Item, RecipeError, ShapeError
 
 BASE = {"in_channels": 1, "out_channels": 1, "channels": 8, "multipliers": (1.0,), "blocks": 1, "z_channels": 4}
 BASE |= {"norm": "pixel", "middle": "blocks", "patch": 4}
@@ -134,3 +135,40 @@ def test_pictures_smaller_than_the_window_have_no_ssim():
     assert found.results["psnr"]["count"] == 5
     with pytest.raises(ShapeError, match="8 or 12"):
         evaluate_autoencoder(codec, Items(size=10), Networks())
+
+
+class Clips:
+    """Clips of the playground, of which some are told wrong."""
+
+    def __init__(self, wrong: tuple[int, ...] = ()) -> None:
+        self.world = Playground(PlaygroundConfig(frames=(5,), motions=("left", "right"), held_out=4), "held-out")
+        self.wrong = wrong
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Item:
+        item = self.world[index]
+        if index in self.wrong:
+            item["attributes"]["objects"][0]["motion"] = "up"
+        return item
+
+
+def test_clips_are_measured_frame_by_frame_and_read_by_the_detector():
+    torch.manual_seed(0)
+    codec = Video(VideoConfig(3, 3, channels=8, multipliers=(1,), blocks=1, z_channels=192, patch=4, span=4)).eval()
+    found = evaluate_autoencoder(codec, Clips(wrong=(1,)), Networks(perceptual=("fashion", perceptual("fashion"))))
+    assert found.results["latents"]["shape"] == [192, 2, 8, 8]
+    assert found.results["psnr"]["value"] > 50  # as many latents as pixels: nothing is lost before training
+    assert found.results["ssim"]["value"] == pytest.approx(1, abs=1e-3)
+    seen = found.results["things"]
+    assert [seen[name]["value"] for name in ("colour", "shape", "motion", "together")] == [1, 1, 0.75, 0.75]
+    assert seen["motion"]["real"] == 0.75
+    assert found.missing["rfid"] == "no feature network is of clips"
+    assert found.protocol["features"] is None
+    told = {finding.name: finding for finding in findings(found)}
+    assert told["colour, shape and motion seen"].text.startswith("75.0%")
+    assert found.images["rebuilt"].startswith(b"\x89PNG")
+    black = Items(3)
+    black.pixels = torch.zeros(3, 3, 5, 32, 32, dtype=torch.uint8)
+    assert "do not say what is in them" in evaluate_autoencoder(codec, black, Networks()).missing["things"]

@@ -47,3 +47,14 @@ def test_too_small_pictures_and_impossible_settings_are_refused():
         PatchDiscriminator(DiscriminatorConfig(4, 1), 3)(torch.zeros(1, 1, 16, 16))
     with pytest.raises(RecipeError, match="layers = 0"):
         DiscriminatorConfig(layers=0)
+
+
+@pytest.mark.parametrize("frames", [1, 5, 17])
+def test_one_logit_per_patch_of_clips_of_any_length(frames):
+    config = DiscriminatorConfig(4, 2, axes=3)
+    logits = PatchDiscriminator(config, 3)(torch.randn(2, 3, frames, 16, 16))
+    assert logits.shape == (2, 1, -(-frames // 4), config.side(16), config.side(16))
+    with pytest.raises(ShapeError, match=r"reads \(B, 3, T, H, W\) of at least 12 pixels a side"):
+        PatchDiscriminator(config, 3)(torch.zeros(1, 3, 16, 16))
+    with pytest.raises(RecipeError, match=r"axes = 1: must be 2 \(pictures\) or 3 \(clips\)"):
+        DiscriminatorConfig(axes=1)

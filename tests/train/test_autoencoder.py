@@ -358,7 +358,7 @@ def test_pictures_that_are_not_finite_are_named_and_leave_nothing(tmp_path, capl
         ({"loss": {"codebook": 1.0}}, r"loss.codebook: a kl codec has no codebook"),
         ({"shape": [1, 9, 9]}, r"codec: .*8 or 10"),
         ({"loss": {"distanse": "l1"}}, r"unknown key; nearest: 'distance'"),
-        ({"codec": {"kind": "vae"}}, r"codec.*kl, vq"),
+        ({"codec": {"kind": "vae"}}, r"codec.*kl, vq, video"),
         ({"loss": {"discriminator": {"kind": "wasserstein"}}}, r"hinge"),
     ],
 )

@@ -26,6 +26,7 @@ from unveil.app.options import (
     Dtype,
     Force,
     ModelName,
+    ModelOrPrompt,
     Overrides,
     Quiet,
     RecipeName,
@@ -34,7 +35,6 @@ from unveil.app.options import (
     Settings,
     Size,
     Small,
-    SomeModel,
     Steps,
 )
 from unveil.app.outcome import guarded
@@ -125,7 +125,7 @@ SAMPLES = Drawing(batch=64, out=Path("samples"))
 @spread
 def sample(
     *,
-    model: SomeModel = None,
+    model: ModelOrPrompt = None,
     settings: Settings = None,
     conditions: Conditions,
     count: Annotated[int | None, typer.Option(help="Pictures; one per label when left out.")] = None,
@@ -149,12 +149,17 @@ def sample(
     """Draw pictures from a model.
 
     Example: unveil sample ddpm-digits --label 3 --label 7 --count 8 --seed 1 --out digits.png
+
+    Example: unveil sample "a large blue square on green" --out square.png
     """
     options = flat(locals())
     from unveil.app import sample as work
+    from unveil.app.wish import spoken
+
+    options |= spoken(model, settings)
 
     console, place, wish = drawing.reply.console, work.Place.typed(options), work.Wish.typed(options)
-    changes = work.changes(settings or (), vars(sampling))
+    changes = work.changes(options["settings"] or (), vars(sampling))
     if prompts is not None:
         from unveil.app.prompts import sample_each
 

@@ -54,17 +54,17 @@ def read(path: Path, model: Model, size: tuple[int, int] | None, rate: float | N
         frames = [inputs.opened(inputs.PICTURE, file, model.shape[0]) for file in files]
         if len({one.content.shape for one in frames}) > 1:
             raise MediaError(f"{path}: frames of several sizes; a clip has one")
-        pixels, found = torch.stack([one.content for one in frames], dim=1), rate or RATE
-        named = frames[0].input
+        pixels, found = torch.stack([one.content for one in frames], dim=1), RATE if rate is None else rate
+        named, told = frames[0].input, files[0]
     else:
         pixels, found = _decoded(path, rate)
-        named = Input(path.name, sha256(path))
+        named, told = Input(path.name, sha256(path)), path
     pixels = pixels if size is None else sized(pixels, size)
     try:
         check_size(model, tuple(pixels.shape[2:]))
     except RecipeError as problem:
         raise RecipeError(f"{path}: {problem}; --size WIDTHxHEIGHT brings it to one") from problem
-    return Read(pixels[None], found, named, _prompt(path))
+    return Read(pixels[None], found, named, _prompt(told))
 
 
 def sized(frames: Tensor, size: tuple[int, int]) -> Tensor:

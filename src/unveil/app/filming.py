@@ -72,6 +72,10 @@ class Ask:
             raise RecipeError(f"--size {self.size!r}: is written WIDTHxHEIGHT in pixels, such as --size 96x64")
         return int(found[2]), int(found[1])
 
+    def rate(self, other: float) -> float:
+        """Frames in a second that were asked for, or else the other number."""
+        return other if self.fps is None else self.fps
+
     def paths(self) -> list[Path]:
         """The file of each clip; several are numbered."""
         if self.count == 1:
@@ -175,7 +179,7 @@ def _write(
     ends: Ends = (None, None),
 ) -> None:
     ask, written, shape = stage.ask, list[str](), [0, 0, 0]
-    rate = ask.fps or rate
+    rate = ask.rate(rate)
     with stage.console.progress("step", 0) as progress:
         for number, path in enumerate(ask.paths()):
 

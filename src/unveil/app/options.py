@@ -10,6 +10,8 @@ import typer
 
 from unveil.app.console import Console
 
+PLAYGROUND = "playground-video"  # the shipped model of words, which makes clips and pictures
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
@@ -24,6 +26,13 @@ Settings = Annotated[
 ]
 SomeModel = Annotated[
     str | None, typer.Argument(help="A shipped model, a folder (saved model or run), a file.", metavar="MODEL")
+]
+ModelOrPrompt = Annotated[
+    str | None,
+    typer.Argument(
+        help="A shipped model, a folder (saved model or run), a file; or at once a prompt for the shipped model.",
+        metavar="[MODEL | PROMPT]",
+    ),
 ]
 SomePictures = Annotated[Path | None, typer.Argument(help="A picture, or a folder of them.", metavar="PICTURE")]
 Labels = Annotated[

@@ -31,7 +31,7 @@ from unveil.core.flow import RectifiedFlow, RootShifted, Shifted
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, Process
 from unveil.core.sde import SubVP
 from unveil.core.times import Stratified
-from unveil.nn import autoencoder, decoding, lora
+from unveil.nn import decoding, lora
 from unveil.nn.discriminator import PatchDiscriminator
 from unveil.nn.transformer import Transformer
 
@@ -107,7 +107,12 @@ def _classifier_parts(recipe: ClassifierRecipe) -> list[tuple[str, Any]]:
 
 def _autoencoder_parts(recipe: AutoencoderRecipe) -> list[tuple[str, Any]]:
     loss = recipe.loss
-    parts: list[tuple[str, Any]] = [("network", autoencoder), ("codec", inspect.getmodule(type(recipe.build())))]
+    with weightless():
+        codec = recipe.build()
+    parts: list[tuple[str, Any]] = [
+        ("network", inspect.getmodule(type(codec.encoder))),
+        ("codec", inspect.getmodule(type(codec))),
+    ]
     if loss.log_scale is not None:
         parts.append(("scale of the error", losses.likelihood))
     if loss.perceptual is not None:

@@ -14,13 +14,14 @@ from unveil.app.console import Console
 from unveil.app.drawing import Place, draw, write
 from unveil.app.wish import Wish, changes, opened
 from unveil.model import Model
-from unveil.tasks import inputs, verbs
+from unveil.tasks import enlarge, inputs, verbs
 from unveil.tasks.edit import PLAIN, Edit, Input
-from unveil.tasks.generate import Source, additions
+from unveil.tasks.generate import Request, Source, additions
 from unveil.tasks.generate import repeat as draw_again
 from unveil.tasks.img2img import from_noise
 from unveil.tasks.invert import read_noise
 from unveil.tasks.record import read_facts
+from unveil.tasks.upscale import upscale
 from unveil.types import MediaError, RecipeError
 
 __all__ = ["Place", "Wish", "again", "changes", "model_of", "repeat", "sample"]
@@ -49,6 +50,8 @@ def sample(wish: Wish, changes: Mapping[str, Any], place: Place, console: Consol
         if not wish.conditions(model):
             wish = replace(wish, given=tuple(f"{key}={value}" for key, each in said["given"].items() for value in each))
     request = wish.request(model, changes, count or wish.number(model))
+    if noise is None and enlarge.goes_in_passes(model, request.size):
+        edit, request = _first_pass(model, source, request, place, console)
     pictures = draw(model, source, request, place, console, edit)
     columns = len(wish.labels) if 1 < len(wish.labels) < request.count else None  # a column for each label
     written = write(pictures, place, columns)
@@ -116,6 +119,19 @@ def again(model: Model, facts: Mapping[str, Any], places: Sequence[Path]) -> Edi
             ]
         )
     return replace(verbs.again(model, facts, contents), inputs=named)
+
+
+def _first_pass(model: Model, source: Source, request: Request, place: Place, console: Console) -> tuple[Edit, Request]:
+    """The second of the two passes in which a size far beyond that of a model of clips is drawn; draws the first."""
+    assert request.size is not None
+    size = request.size[0], request.size[1]
+    console.say(enlarge.told(model, size))
+    first = enlarge.first_size(model, size)
+    plain = replace(place, strip=False, preview=None)
+    small = draw(model, source, replace(request, size=first), plain, console)
+    edit = upscale(model, torch.stack([one.pixels for one in small]), size=size)
+    settings = {**edit.settings, "passes": [list(first), list(size)]}
+    return replace(edit, verb="large", settings=settings), enlarge.second(request)
 
 
 def _noise(path: Path, model: Model, source: Source, console: Console) -> tuple[Edit, dict[str, Any]]:

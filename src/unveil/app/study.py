@@ -27,6 +27,7 @@ from unveil.evaluate.pictures import gather
 from unveil.files import refuse_overwrite, write_atomically
 from unveil.pictures import to_unit
 from unveil.source import command, commit
+from unveil.study import detector as reading
 from unveil.study import inverse as restoration
 from unveil.study import video as clips
 from unveil.study import vit as sizes
@@ -151,6 +152,21 @@ def video(name: str, settings: clips.Settings, device: str, place: Place, consol
     }
     page = _write(folder, "video", record, video_page(study, record))
     rows = [f"{one.title}: {row.text}" for one in study.found.values() for row in one.rows if row.bar is not None]
+    console.result({**record, "page": str(page)}, "\n".join([*rows, str(page)]))
+
+
+def detector(settings: reading.Settings, place: Place, console: Console) -> None:
+    """Reads real clips of the playground back, writes detector.json and detector.html."""
+    folder = replace(place, out=place.out or Path("runs") / "detector").free("detector", "detector")
+    begun = time.process_time()
+    with console.progress("clip", settings.count) as progress:
+        found = reading.study_detector(settings, progress.reach)
+    record: dict[str, Any] = {**found, "about": {**_about(begun, "cpu"), "command": command()}}
+    page = _write(folder, "detector", record, reading.detector_page(record))
+    rows = [
+        f"{name}: {record['found']['plain'][name]['value']:.1%}, after H.264 {one['value']:.1%}"
+        for name, one in record["found"]["h264"].items()
+    ]
     console.result({**record, "page": str(page)}, "\n".join([*rows, str(page)]))
 
 

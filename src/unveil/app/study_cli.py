@@ -160,3 +160,24 @@ def video(
     wanted = {"only": only, "count": count, "sizes": sizes, "asked": asked, "seed": seed, "dtype": dtype}
     settings = work.clip_settings(wanted, sampling or (), quick)
     work.video(model, settings, device, work.Place(out, force), Console(as_json, quiet))
+
+
+@study_app.command("detector")
+def detector(
+    count: Annotated[int, typer.Option(help="Clips.")] = 500,
+    seed: Annotated[int, typer.Option(help="Of the clips.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder of the page; runs/detector when left out.")] = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Read real clips of the playground back, before and after H.264: the ceiling of every score of a model of clips.
+
+    Clips of mixed sizes, lengths and rates; writes detector.html and .json.
+
+    Example: unveil study detector --count 200 --out runs/study
+    """
+    from unveil.app import study as work
+
+    settings = work.reading.Settings(count=count, seed=seed)
+    work.detector(settings, work.Place(out, force), Console(as_json, quiet))

@@ -63,7 +63,7 @@ class Change(NamedTuple):
 
 def make(ask: Ask, prompt: str, stills: Stills, length: Length) -> None:
     """A clip from words, and from pictures that are frames of it."""
-    stage = opening(ask, ask.fps or clips.RATE, prompt)
+    stage = opening(ask, ask.rate(clips.RATE), prompt)
     model = stage.model
     frames = model.shape[1] if length.frames is None else length.frames
     size = ask.sized() or (model.shape[-2], model.shape[-1])
@@ -88,12 +88,12 @@ def make(ask: Ask, prompt: str, stills: Stills, length: Length) -> None:
         )
     if enlarge.is_large(model, size):
         stage.console.say(enlarge.told(model, size))
-    shoot(stage, stage.request(prompt), shot, ask.fps or clips.RATE)
+    shoot(stage, stage.request(prompt), shot, ask.rate(clips.RATE))
 
 
 def extend(ask: Ask, path: Path, frames: int | None, direction: Direction, context: int | None) -> None:
     """A clip that goes on, or that is led up to."""
-    stage = opening(ask, ask.fps or 1)
+    stage = opening(ask, ask.rate(clips.RATE))
     given = stage.read(path)
     added = max(1, stage.model.shape[1] // 2) if frames is None else frames
     shot = video.extended(stage.model, given.pixels, added, direction=direction, context=context)
@@ -103,7 +103,7 @@ def extend(ask: Ask, path: Path, frames: int | None, direction: Direction, conte
 
 def bridge(ask: Ask, verb: str, paths: tuple[Path, Path], frames: int | None, context: int | None) -> None:
     """The way between two pictures or clips, or from a clip's end to its beginning."""
-    stage = opening(ask, ask.fps or 1)
+    stage = opening(ask, ask.rate(clips.RATE))
     first, last = (stage.read(path) for path in paths)
     rate = clips.check_rates((first, last), paths)
     added = max(1, stage.model.shape[1] // 2) if frames is None else frames
@@ -118,7 +118,7 @@ def connect(ask: Ask, paths: tuple[Path, Path], prompts: tuple[str, ...], joint:
     _check_way("connect", joint.way)
     if len(prompts) > 2:
         raise RecipeError(f"--prompt: {len(prompts)} given; one for each of the two clips")
-    stage = opening(ask, ask.fps or 1)
+    stage = opening(ask, ask.rate(clips.RATE))
     first, last = (stage.read(path) for path in paths)
     rate = clips.check_rates((first, last), paths)
     texts = [prompts[min(n, len(prompts) - 1)] if prompts else one.prompt for n, one in enumerate((first, last))]
@@ -142,9 +142,9 @@ def ring(ask: Ask, frames: int | None) -> None:
     """A loop from words."""
     if ask.prompt is None:
         raise RecipeError('loop needs a clip, or --prompt "a small red circle orbits clockwise"')
-    stage = opening(ask, ask.fps or clips.RATE, ask.prompt)
+    stage = opening(ask, ask.rate(clips.RATE), ask.prompt)
     cyclic = stage._replace(model=video.cyclic(stage.model))
-    run(cyclic, stage.request(ask.prompt), video.ring(cyclic.model, frames, ask.sized()), ask.fps or clips.RATE)
+    run(cyclic, stage.request(ask.prompt), video.ring(cyclic.model, frames, ask.sized()), ask.rate(clips.RATE))
 
 
 def edit(ask: Ask, path: Path, change: Change) -> None:
@@ -152,7 +152,7 @@ def edit(ask: Ask, path: Path, change: Change) -> None:
     _check_way("edit", change.way)
     if change.mask is not None and change.keep is not None:
         raise RecipeError("--mask and --keep: give one of them; each says the opposite of the other")
-    stage = opening(ask, ask.fps or 1)
+    stage = opening(ask, ask.rate(clips.RATE))
     given = stage.read(path)
     prompt = ask.prompt
     if prompt is None:
@@ -174,18 +174,18 @@ def edit(ask: Ask, path: Path, change: Change) -> None:
 def storyboard(ask: Ask, script: Path | None, typed: Sequence[str], fade: int, length: Length) -> None:
     """One clip of several scenes."""
     scenes = scenes_of(script, typed)
-    stage = opening(ask, ask.fps or clips.RATE, *(scene.prompt for scene in scenes))
+    stage = opening(ask, ask.rate(clips.RATE), *(scene.prompt for scene in scenes))
     shot = video.storyboard(scenes, scenes[-1].stop, fade=fade, window=length.window)
     for scene in scenes:
         check_prompt(stage.model, scene.prompt)
     request = stage.request(scenes[0].prompt)
     shot = replace(shot, size=ask.sized(), overlap=length.overlap)
-    shoot(stage, request, shot, ask.fps or clips.RATE)
+    shoot(stage, request, shot, ask.rate(clips.RATE))
 
 
 def upscale(ask: Ask, path: Path, factor: int, strength: float) -> None:
     """A clip made larger."""
-    stage = opening(replace(ask, size=None), ask.fps or 1)
+    stage = opening(replace(ask, size=None), ask.rate(clips.RATE))
     given = stage.read(path)
     height, width = given.pixels.shape[3:]
     size = ask.sized() or (height * factor, width * factor)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from unveil.app.groups import flat, spread
-from unveil.app.options import Machine, Metadata, Reply, Steps
+from unveil.app.options import PLAYGROUND, Machine, Metadata, Reply, Steps
 
 video_app = typer.Typer(
     no_args_is_help=True,
@@ -34,9 +34,7 @@ Strength = Annotated[
 class Wanted:
     """What is to be seen, by which model, and how it is drawn."""
 
-    model: Annotated[str, typer.Option(help="A shipped model, a folder, a file; one that makes clips.")] = (
-        "playground-video"
-    )
+    model: Annotated[str, typer.Option(help="A shipped model, a folder, a file; one that makes clips.")] = PLAYGROUND
     size: Annotated[
         str | None, typer.Option(help="WIDTHxHEIGHT in pixels; clips that are given are brought to it.", metavar="WxH")
     ] = None
@@ -70,6 +68,31 @@ class Target:
     metadata: Metadata = True
     machine: Machine = field(default_factory=Machine)
     reply: Reply = field(default_factory=Reply)
+
+
+@dataclass(frozen=True)
+class Joining:
+    """How two clips are connected."""
+
+    way: Annotated[
+        str, typer.Option(help="bridge makes frames between the two; blend turns one into the other frame by frame.")
+    ] = "bridge"
+    frames: Added = None
+    context: Context = None
+    strength: Annotated[float, typer.Option(help="Of a blend, in its middle; 0 is a cross-fade.")] = 0.9
+
+
+@dataclass(frozen=True)
+class Editing:
+    """How strongly a clip is edited, how, and where."""
+
+    strength: Strength = "0.8"
+    way: Annotated[
+        str, typer.Option(help="noise makes it again from noise; difference moves it by what two texts differ in.")
+    ] = "noise"
+    source: Annotated[str | None, typer.Option(help="Of difference: words for the clip as it is.")] = None
+    mask: Annotated[Path | None, typer.Option(help="A picture or clip, white where it is made anew.")] = None
+    keep: Annotated[Path | None, typer.Option(help="A picture or clip, white where it stays as it is.")] = None
 
 
 @video_app.command("make")
@@ -170,12 +193,7 @@ def connect(
     *,
     first: Clip,
     last: Clip,
-    way: Annotated[
-        str, typer.Option(help="bridge makes frames between the two; blend turns one into the other frame by frame.")
-    ] = "bridge",
-    frames: Added = None,
-    context: Context = None,
-    strength: Annotated[float, typer.Option(help="Of a blend, in its middle; 0 is a cross-fade.")] = 0.9,
+    joining: Joining,
     prompts: Annotated[
         list[str] | None,
         typer.Option("--prompt", help="Of the first clip, then of the last; those that made them when left out."),
@@ -192,7 +210,7 @@ def connect(
     from unveil.app import video as work
 
     ask = work.Ask.typed(flat({"wanted": wanted, "target": target}))
-    work.connect(ask, (first, last), tuple(prompts or ()), work.Joint(way, frames, context, strength))
+    work.connect(ask, (first, last), tuple(prompts or ()), work.Joint(**vars(joining)))
 
 
 @video_app.command("edit")
@@ -200,13 +218,7 @@ def connect(
 def edit(
     *,
     clip: Clip,
-    strength: Strength = "0.8",
-    way: Annotated[
-        str, typer.Option(help="noise makes it again from noise; difference moves it by what two texts differ in.")
-    ] = "noise",
-    source: Annotated[str | None, typer.Option(help="Of difference: words for the clip as it is.")] = None,
-    mask: Annotated[Path | None, typer.Option(help="A picture or clip, white where it is made anew.")] = None,
-    keep: Annotated[Path | None, typer.Option(help="A picture or clip, white where it stays as it is.")] = None,
+    editing: Editing,
     told: Told,
     wanted: Wanted,
     target: Target,
@@ -218,7 +230,7 @@ def edit(
     from unveil.app import video as work
 
     ask = work.Ask.typed(flat({"told": told, "wanted": wanted, "target": target}))
-    work.edit(ask, clip, work.Change(strength, way, source, mask, keep))
+    work.edit(ask, clip, work.Change(**vars(editing)))
 
 
 @video_app.command("storyboard")

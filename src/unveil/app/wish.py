@@ -15,6 +15,7 @@ from unveil.app import lora as loras
 from unveil.app.console import Console
 from unveil.app.models import device as pick
 from unveil.app.models import open_model
+from unveil.app.options import PLAYGROUND
 from unveil.checkpoints.guide import load_guide
 from unveil.conditioning.image import ContextChannels
 from unveil.config import override
@@ -29,6 +30,16 @@ from unveil.types import RecipeError, nearest
 PROMPT = "prompt"  # the key of a condition that is typed without it
 SHOWN = {"inpaint": (MASK, MASKED), "outpaint": (MASK, MASKED), "upscale": (LOW,)}  # what a verb gives a network
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=")
+
+
+def spoken(model: str | None, words: Sequence[str] | None) -> dict[str, Any]:
+    """The options `model` and `settings`: what cannot be a model's name is a prompt for the shipped one.
+
+    A name is one word of letters of one byte each, or there is something of this name.
+    """
+    if model is None or Path(model).exists() or (model.isascii() and " " not in model.strip()):
+        return {"model": model, "settings": words}
+    return {"model": PLAYGROUND, "settings": [model, *(words or ())]}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from unveil.checkpoints.names import some
 
 Kind = Literal["model", "LoRA", "ControlNet", "autoencoder", "text encoder", "unknown"]
 FOLDER = "give the folder that diffusers writes, which is read through its own networks"
+CLIPS = "put it into transformer/ of a folder of diffusers, whose settings, autoencoder and text encoder it needs"
 STEERS = "give it beside the model that it is for: unveil sample MODEL --control FILE=PICTURE"
 WHOLE_PART = "a part of a model, which makes no pictures by itself; give the whole folder or file that it is from"
 
@@ -57,7 +58,16 @@ LAYOUTS = (
         "Stable Diffusion XL in one file", "model", {**_WHOLE, "the text encoders": "conditioner.embedders."}, FOLDER
     ),
     Layout("Stable Diffusion 3 in one file", "model", {"blocks": f"{_UNET}joint_blocks."}, FOLDER),
+    Layout("HunyuanVideo's network", "model", {"its text": "txt_in.individual_token_refiner."}, CLIPS),
     Layout("FLUX in one file", "model", {"blocks": "double_blocks.", "more blocks": "single_blocks."}, FOLDER),
+    Layout("Wan's network", "model", {"blocks": "blocks.0.self_attn.", "its head": "head.modulation"}, CLIPS),
+    Layout("LTX-Video in one file", "model", {"its first layer": "model.diffusion_model.patchify_proj.weight"}, CLIPS),
+    Layout(
+        "CogVideoX's network in SAT's layout",
+        "model",
+        {"blocks": "model.diffusion_model.transformer.layers.0.attention.query_key_value."},
+        FOLDER,
+    ),
     Layout(
         "Stable Diffusion 1 in one file", "model", {**_WHOLE, "the text encoder": "cond_stage_model.transformer."}
     ),

@@ -5,7 +5,8 @@ give the same, since all that a piece needs of those before it is in a cache, wh
 middle of a clip, or has no beginning, is encoded behind frames that stand for what came before: the first latent of a
 clip codes one frame alone and occurs nowhere else.
 
-Sources: as `nn.video_autoencoder`; Bai et al. 2025 (arXiv:2502.20307), for latents in a ring.
+Sources: Wan Team 2025, section 4.1 (arXiv:2503.20314), for the cache; Bi et al. 2025 (arXiv:2502.20307), for latents in
+a ring.
 """
 
 from __future__ import annotations
@@ -149,11 +150,12 @@ class Video(KL):
             ShapeError: other channels.
         """
         z = self.before_decoder(self.z_of(latents))
-        length, cache = z.shape[2], None
+        self.decoder.pieces(z)  # at least one
+        pieces, cache = z.split(1, 2), None
         for place in range(-self.config.decoder_look_back, 0):
-            cache = self.decoder.step(z[:, :, place % length][:, :, None], cache)[1]
+            cache = self.decoder.step(pieces[place % len(pieces)], cache)[1]
         found: list[Tensor] = []
-        for piece in z.split(1, 2):
+        for piece in pieces:
             pixels, cache = self.decoder.step(piece, cache)
             found.append(pixels)
         return torch.cat(found, 2)

@@ -61,7 +61,7 @@ class LengthsSection(Section):
 
     Attributes:
         pictures: the share of steps with single frames.
-        shortest: of the others, whose lengths of 1 + a multiple of the codec's `time` frames are equally often; None:
+        shortest: of the others, whose lengths of 1 + a multiple of the codec's `time` frames are equally often. None is
             the shortest that is no picture.
     """
 

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from unveil.core.denoiser import Estimate, Step
+from unveil.core.guidance.calls import joined, repeated
 from unveil.types import Condition, Level, RecipeError, ShapeError
 
+TOGETHER = 128  # pixels a side of what small tiles are put together to, for one call of the network
 OVERLAP = 0.25  # of a tile's side, with its neighbour, where nothing else is said
 
 
@@ -75,10 +77,8 @@ def tiled(steps: Sequence[Step], places: Sequence[Tile]) -> Step:
             return steps[0](x, level)
         total, weights = torch.zeros_like(x), x.new_zeros(x.shape[-2:])
         for step, place in zip(steps, places, strict=True):
-            weight = _weight(place, x)
-            place.of(total).add_(weight * step(place.of(x).contiguous(), level).x0)
-            place.of(weights).add_(weight)
-        return Estimate.of_x0(total / weights, x, level)
+            _add(total, weights, place, step(place.of(x).contiguous(), level).x0)
+        return Estimate.of_x0(total.div_(weights), x, level)
 
     return joined
 
@@ -105,8 +105,38 @@ def for_tiles(
     places: Sequence[Tile],
     whole: tuple[int, int],
 ) -> Step:
-    """`tiled` of a model's step, with its condition cut for every tile."""
-    return tiled([guided(cut(condition, one, whole), cut(null, one, whole)) for one in places], places)
+    """`tiled` of a model's step, with its condition cut for every tile.
+
+    Where the condition is the same for all tiles, several share a call of the network: as many as have about the
+    pixels that one picture of `TOGETHER` a side has.
+    """
+    pictures = [one for one in (condition, null) if one is not None and (one.channels, one.hint) != (None, None)]
+    if len(places) == 1 or pictures:
+        return tiled([guided(cut(condition, one, whole), cut(null, one, whole)) for one in places], places)
+    count = max(1, TOGETHER**2 // (places[0].height * places[0].width))
+    groups = [places[first : first + count] for first in range(0, len(places), count)]
+    shared = {size: _sharing(guided, condition, null, size) for size in {len(group) for group in groups}}
+
+    def step(x: Tensor, level: Level) -> Estimate:
+        total, weights = torch.zeros_like(x), x.new_zeros(x.shape[-2:])
+        for group in groups:
+            parts = torch.cat([one.of(x) for one in group])
+            found = shared[len(group)](parts, repeated(level, len(group), len(x))).x0
+            for one, x0 in zip(group, found.split(len(x)), strict=True):
+                _add(total, weights, one, x0)
+        return Estimate.of_x0(total.div_(weights), x, level)
+
+    return step
+
+
+def _sharing(
+    guided: Callable[[Condition | None, Condition | None], Step],
+    condition: Condition | None,
+    null: Condition | None,
+    count: int,
+) -> Step:
+    """The step of so many tiles in one batch."""
+    return guided(*(None if one is None else joined([one] * count) for one in (condition, null)))
 
 
 def spread(whole: int, side: int, stride: int, unit: int = 1) -> list[int]:
@@ -132,6 +162,13 @@ def _part(pictures: Tensor | None, place: Tile, whole: tuple[int, int]) -> Tenso
         return pictures
     rows, columns = pictures.shape[-2:]
     return place.scaled(rows, columns, whole).of(pictures).contiguous()
+
+
+def _add(total: Tensor, weights: Tensor, place: Tile, x0: Tensor) -> None:
+    """Adds a tile's x0 to the sum of all, and its weights to theirs."""
+    weight = _weight(place, total)
+    place.of(total).add_(weight * x0)
+    place.of(weights).add_(weight)
 
 
 def _weight(place: Tile, x: Tensor) -> Tensor:

@@ -346,17 +346,22 @@ class Prompt(NamedTuple):
     number: int
 
 
-def score_prompts(asked: Asked, *, language: Language = "en", count: int = 500) -> list[Prompt]:
+def score_prompts(asked: Asked, *, language: Language = "en", count: int = 500, frames: int = 16) -> list[Prompt]:
     """Prompts of the score world in the three registers in turn, uniform over what it has; always the same.
 
     "validation" is for choosing a model; "seen" and "held-out" are for its score alone. The first two have only
     combinations of colour, shape and motion that training has, the last only others. Raw texts are complete and right.
 
+    Args:
+        frames: 16, or 1 for prompts of pictures, which say no motion and so hold no combination out.
+
     Raises:
-        RecipeError: another list.
+        RecipeError: another list, or the last one of pictures.
     """
+    if asked == "held-out" and frames == 1:
+        raise RecipeError("list 'held-out': holds out colours, shapes and motions together, and pictures do not move")
     found = list[Prompt]()
-    world = _asked_of(asked, _ENOUGH * count)
+    world = _asked_of(asked, _ENOUGH * count, frames)
     draws = uniforms(world.config.seed, np.arange(count, dtype=np.uint64), telling.DRAWS).tolist()
     for begin in range(0, len(world), count):
         for number, item in enumerate(world.told(range(begin, begin + count)), begin):
@@ -369,18 +374,19 @@ def score_prompts(asked: Asked, *, language: Language = "en", count: int = 500) 
     return found
 
 
-def score_clips(asked: Asked, prompts: Sequence[Prompt]) -> list[Item]:
+def score_clips(asked: Asked, prompts: Sequence[Prompt], *, frames: int = 16) -> list[Item]:
     """The clips of the world that prompts of a list are said of, what a model that makes no fault might make of them.
 
     Raises:
         RecipeError: another list.
     """
     numbers = [prompt.number for prompt in prompts]
-    return _asked_of(asked, max(numbers, default=0) + 1).__getitems__(numbers)
+    return _asked_of(asked, max(numbers, default=0) + 1, frames).__getitems__(numbers)
 
 
-def _asked_of(asked: Asked, count: int) -> Playground:
+def _asked_of(asked: Asked, count: int, frames: int) -> Playground:
     """The world that a list of prompts is taken from."""
     if asked not in _ASKED:
         raise RecipeError(f"list {asked!r}: must be one of {', '.join(_ASKED)}{nearest(asked, _ASKED)}")
-    return Playground(PlaygroundConfig(seed=_ASKED.index(asked) + 1, held_out=count), "held-out")
+    seed = _ASKED.index(asked) + 1
+    return Playground(PlaygroundConfig(seed=seed, held_out=count, frames=(frames,)), "held-out")

@@ -1,4 +1,4 @@
-"""Whether clips of the playground show what they were asked for in words: colour, shape, motion, and all the time."""
+"""Whether clips and pictures of the playground show what they were asked for: colour, shape, motion, all the time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SHOWN, MISSED = 20, 40  # clips in the film; those in the list of what went wron
 _VISIBLE = "visible"  # in every frame
 # of a clip that shows anything whatever of the score world
 _CHANCE = {"colour": 1 / len(COLOURS), "shape": 1 / len(KINDS), "motion": 1 / len(TEN)}
-_CHANCE |= {"all": math.prod(_CHANCE.values())}
+_STILL = "pictures do not move, and only combinations with a motion are held out"
 
 
 class Look(NamedTuple):
@@ -72,7 +72,8 @@ def evaluate_clips(
     allows, and chance, that of clips of anything in the world.
 
     Args:
-        model: of clips, with a condition `prompt`; one of another size is asked for the world's.
+        model: of clips or pictures, with a condition `prompt`; one of another size is asked for the world's. Pictures
+            are asked for colour and shape.
         how: they are drawn.
         lists: of prompts, see `data.playground.score_prompts`.
         count: prompts of each list.
@@ -80,24 +81,21 @@ def evaluate_clips(
         about: for the record only: command, commit, CPU-minutes.
 
     Raises:
-        RecipeError: a model of pictures, or another list.
+        RecipeError: a model of something else, or another list.
     """
-    if len(model.shape) != 4:
-        raise RecipeError(f"a model of {tuple(model.shape)}: the score is of clips (3, frames, height, width)")
-    if tuple(model.shape[1:]) != SIZE:
-        model = model.sized(SIZE)
+    model = _of_the_world(model)
+    frames = SIZE[0] if len(model.shape) == 4 else 1
+    missing = {"held-out": _STILL} if frames == 1 and "held-out" in lists else {}
+    lists = [asked for asked in lists if asked not in missing]
     results: dict[str, Any] = {}
     images: dict[str, bytes] = {}
     texts: list[Item] = []
     for number, asked in enumerate(lists):
-        prompts = score_prompts(asked, language=language, count=count)
+        prompts = score_prompts(asked, language=language, count=count, frames=frames)
         items: list[Item] = [{"text": prompt.text} for prompt in prompts]
-        here = how._replace(on_batch=_after(how, number * count))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", LeftOut)  # raw texts hold numbers that no model knows
-            pixels = to_pixels(drawn_for(model, items, here))
-        looks = [look(one) for one in pixels]
-        results[asked] = _judged(asked, prompts, looks)
+        pixels = _drawn(model, items, how, number * count)
+        looks, real = ([look(one) for one in own] for own in (pixels, _real(asked, prompts, frames)))
+        results[asked] = _judged(prompts, looks, real)
         images |= _shown(asked, prompts, pixels, looks)
         texts += items
     protocol = {
@@ -105,7 +103,7 @@ def evaluate_clips(
         "prompts": count,
         "lists": list(lists),
         "language": language,
-        "size": list(SIZE),
+        "size": list(model.shape[1:]),
         "rule": "of the object of the most frequent colour; the detector on frames as they are drawn",
         "seed": how.seed,
         "batch": how.batch,
@@ -113,39 +111,54 @@ def evaluate_clips(
         "sampling": {**(how.sampling or model.sampling).brief(), "weights": "ema"},
         "prompts_sha256": digest_of(texts, ("text",)),
     }
-    return Report(
-        protocol, {"clips": results}, {}, {"data": "playground", "unveil": __version__, **(about or {})}, images
-    )
+    told = {"data": "playground", "unveil": __version__, **(about or {})}
+    return Report(protocol, {"clips": results}, missing, told, images)
 
 
-def _after(how: Draw, before: int) -> Any:
-    """Progress over all lists."""
-    return None if how.on_batch is None else lambda done: how.on_batch and how.on_batch(before + done)
+def _of_the_world(model: Model) -> Model:
+    """The model for the size of the score world."""
+    if len(model.shape) not in (3, 4) or model.shape[0] != 3:
+        raise RecipeError(f"a model of {tuple(model.shape)}: the score is of clips (3, T, H, W) and pictures (3, H, W)")
+    size = SIZE if len(model.shape) == 4 else SIZE[1:]
+    return model if tuple(model.shape[1:]) == size else model.sized(size)
+
+
+def _drawn(model: Model, items: Sequence[Item], how: Draw, before: int) -> Tensor:
+    """A sample for each text, uint8; progress goes on from those drawn before."""
+    tell = how.on_batch
+    here = how if tell is None else how._replace(on_batch=lambda done: tell(before + done))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LeftOut)  # raw texts hold numbers that no model knows
+        return to_pixels(drawn_for(model, items, here))
+
+
+def _real(asked: Asked, prompts: Sequence[Prompt], frames: int) -> list[Tensor]:
+    return [item["pixels"] for item in score_clips(asked, prompts, frames=frames)]
 
 
 def right(prompt: Prompt, seen: Look) -> dict[str, bool]:
     """Whether a clip shows what its prompt says, by attribute; "all" are colour, shape and motion together."""
     found = {name: seen.facts[name] == prompt.thing[name] for name in (*ASKED, *BESIDE) if name in prompt.thing}
-    return {**found, "all": all(found[name] for name in ASKED), _VISIBLE: seen.visible}
+    return {**found, "all": all(found[name] for name in ASKED if name in found), _VISIBLE: seen.visible}
 
 
-def _judged(asked: Asked, prompts: list[Prompt], looks: list[Look]) -> dict[str, Any]:
-    """Everything that is said of one list."""
+def _judged(prompts: Sequence[Prompt], looks: Sequence[Look], real: Sequence[Look]) -> dict[str, Any]:
+    """Everything that is said of one list: of clips, beside the real ones."""
     hits = [right(*pair) for pair in zip(prompts, looks, strict=True)]
-    real = [look(item["pixels"]) for item in score_clips(asked, prompts)]
     ceiling = [right(*pair) for pair in zip(prompts, real, strict=True)]
     groups = {
         "register": [prompt.register for prompt in prompts],
-        "motion": [prompt.thing["motion"] for prompt in prompts],
+        "motion": [prompt.thing.get("motion") for prompt in prompts],
         "shape": [prompt.thing["shape"] for prompt in prompts],
     }
     orders = {"register": REGISTERS, "motion": TEN, "shape": KINDS}
+    guessed = {name: chance for name, chance in _CHANCE.items() if name in prompts[0].thing}
     wrong = [n for n, hit in enumerate(hits) if not (hit["all"] and hit[_VISIBLE])]
     return {
         "count": len(prompts),
         **_shares(hits),
         "real_clips": _values(_shares(ceiling)),
-        "chance": _CHANCE,
+        "chance": {**guessed, "all": math.prod(guessed.values())},
         **{
             f"by_{name}": {
                 value: {
@@ -179,18 +192,27 @@ def _values(shares: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 def _confused(prompts: Sequence[Prompt], looks: Sequence[Look]) -> dict[str, dict[str, int]]:
     """How often clips of each motion are read as which."""
     pairs = Counter(
-        (prompt.thing["motion"], str(seen.facts["motion"])) for prompt, seen in zip(prompts, looks, strict=True)
+        (prompt.thing["motion"], str(seen.facts["motion"]))
+        for prompt, seen in zip(prompts, looks, strict=True)
+        if "motion" in prompt.thing
     )
-    return {name: {read_as: n for (own, read_as), n in pairs.items() if own == name} for name in TEN}
+    names = [name for name in TEN if any(own == name for own, _ in pairs)]
+    return {name: {read_as: n for (own, read_as), n in pairs.items() if own == name} for name in names}
 
 
 def _shown(asked: Asked, prompts: Sequence[Prompt], pixels: Tensor, looks: Sequence[Look]) -> dict[str, bytes]:
-    """A film of the first clips of each motion, frames of some of them, and a film of the first that went wrong."""
+    """A film of the first clips of each motion, frames of some of them, and a film of the first that went wrong.
+
+    Of pictures sheets of the first, and of the first that went wrong.
+    """
+    wrong = [n for n, pair in enumerate(zip(prompts, looks, strict=True)) if not right(*pair)["all"]][: SHOWN // 2]
+    if pixels.ndim == 4:
+        sheets = {"clips": pixels[: 2 * SHOWN], "missed": pixels[wrong]}
+        return {f"{name} {asked}": draw.sheet(own, SHOWN // 2) for name, own in sheets.items() if len(own)}
     first = [
         [n for n, prompt in enumerate(prompts) if prompt.thing["motion"] == name][: SHOWN // len(TEN)] for name in TEN
     ]
     chosen = [n for own in first for n in own]
-    wrong = [n for n, pair in enumerate(zip(prompts, looks, strict=True)) if not right(*pair)["all"]][: SHOWN // 2]
     found = {f"clips {asked}": draw.film(pixels[chosen], RATE, SHOWN // 2)}
     found[f"frames {asked}"] = draw.strips(pixels[[own[0] for own in first if own]])
     if wrong:

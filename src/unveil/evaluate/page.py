@@ -14,7 +14,7 @@ from unveil.evaluate.report import FILMED, Report, findings, flatten
 
 def page(report: Report) -> str:
     """The whole page."""
-    made = {"psnr": "Rebuilt pictures", "enlarged": "Enlarged pictures", "clips": "Clips from words"}
+    made = {"psnr": "Rebuilt pictures", "enlarged": "Enlarged pictures", "clips": "The playground from words"}
     compared = next((name for key, name in made.items() if key in report.results), "Samples")
     title = f"{compared} against real pictures: {report.about.get('data', 'unnamed')}"
     parts = [
@@ -89,29 +89,30 @@ def _clips(report: Report) -> Iterable[str]:
     """Of each list of prompts the films, the shares by what is asked for, and what went wrong."""
     for asked, judged in report.results.get("clips", {}).items():
         yield f"<h2>Prompts: {escape(asked)}</h2>"
-        yield _image(report, f"clips {asked}", "The first clips of each motion, nothing chosen.")
+        yield _image(report, f"clips {asked}", "The first ones, of each motion where there is one; nothing chosen.")
         yield _image(report, f"frames {asked}", "Frames of the first clip of each motion, a row of each.")
+        known = {key: words for key, words in FILMED.items() if key in judged}
         for kind in ("register", "motion", "shape"):
-            rows = [(name, str(own["count"]), *_filmed(own)) for name, own in judged[f"by_{kind}"].items()]
-            yield table((kind, "prompts", *FILMED.values()), rows)
+            rows = [(name, str(own["count"]), *_filmed(own, known)) for name, own in judged[f"by_{kind}"].items()]
+            yield table((kind, "prompts", *known.values()), rows) if rows else ""
         beside = [
-            (name, "", *(f"{judged[key][one]:.1%}" if one in judged[key] else "" for one in FILMED))
+            (name, "", *(f"{judged[key][one]:.1%}" if one in judged[key] else "" for one in known))
             for key, name in (
                 ("real_clips", "real clips of these prompts"),
                 ("chance", "chance: anything in the world"),
             )
         ]
-        yield table(("for comparison", "", *FILMED.values()), beside)
+        yield table(("for comparison", "", *known.values()), beside)
         if judged["missed"]:
-            yield _image(report, f"missed {asked}", "The first clips that do not show all three.")
+            yield _image(report, f"missed {asked}", "The first that do not show all.")
             yield table(
                 ("prompt", "number", "read as"),
                 [(one["prompt"], str(one["number"]), _said(one["read"])) for one in judged["missed"]],
             )
 
 
-def _filmed(shares: Mapping[str, Any]) -> list[str]:
-    return [f"{own['value']:.1%} ({own['low']:.0%} to {own['high']:.0%})" for own in (shares[key] for key in FILMED)]
+def _filmed(shares: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    return [f"{own['value']:.1%} ({own['low']:.0%} to {own['high']:.0%})" for own in (shares[key] for key in names)]
 
 
 def _said(facts: Mapping[str, str | None]) -> str:

@@ -19,7 +19,7 @@ FILMED = {
     "colour": "colour as asked",
     "shape": "shape as asked",
     "motion": "motion as asked",
-    "all": "all three as asked",
+    "all": "all as asked",
     "visible": "seen in every frame",
 }  # the measures of clips of one thing
 _FORMAT = 1
@@ -211,6 +211,8 @@ def _filmed(results: Mapping[str, Any]) -> list[Finding]:
     found: list[Finding] = []
     for name, judged in results.items():
         for key, words in FILMED.items():
+            if key not in judged:
+                continue
             remark = f"{judged['count']} prompts; real clips of them {judged['real_clips'][key]:.1%}"
             if key in judged["chance"]:
                 remark += f", chance {judged['chance'][key]:.1%}"

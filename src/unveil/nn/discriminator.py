@@ -1,4 +1,4 @@
-"""The patch discriminator: a small convolutional network that tells real patches of pictures or clips from made ones."""
+"""The patch discriminator: a small convolutional network that tells real patches of pictures or clips from others."""
 
 from __future__ import annotations
 

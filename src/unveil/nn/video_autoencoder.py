@@ -11,7 +11,7 @@ Beside either network a linear map goes the direct way between a latent and its 
 the lowest frequencies of the box, so that training has a picture from its first step on, and the networks learn what
 is missing in it.
 
-Sources: Yu et al. 2024, section 3.1 and appendix A.1 (arXiv:2310.05737); Wan Team 2025, section 4.1
+Sources: Yu et al. 2024, section 3.2 (arXiv:2310.05737); Wan Team 2025, section 4.1
 (arXiv:2503.20314), for norms by place, and time halved at the coarser levels, doubled by channels; Chen et al. 2025,
 section 3.2 (arXiv:2410.10733), for learning what a direct way between boxes and latents leaves.
 """

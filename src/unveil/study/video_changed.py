@@ -7,14 +7,12 @@ resolutions and aspect ratios; edits by SDEdit: Meng et al. 2021 (arXiv:2108.010
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unveil.core.course import Course
 from unveil.data.shapes import COLOURS
 from unveil.data.world.stage import TONES
 from unveil.evaluate import seams
@@ -35,7 +33,8 @@ from unveil.study.video_bench import (
 )
 from unveil.tasks import video
 from unveil.tasks.edit import Edit
-from unveil.types import Condition, Item
+from unveil.tasks.reel import Shot
+from unveil.types import Item
 
 APPLIED, KEPT, FALLEN, SINGLE = 0.8, 0.8, 0.05, 0.8
 AROUND = 2  # pixels around a thing that are made anew with it
@@ -109,7 +108,7 @@ def sizes(bench: Bench) -> Found:
     films: dict[str, bytes] = {}
     for size in bench.settings.sizes:
         words = "{} frames of {} x {}".format(*size)
-        own, made, good = _sized(bench, words, size, Edit(size=size))
+        own, made, good = _sized(bench, words, size)
         rows += own
         films |= {f"{words}. {told}": film for told, film in shown([made], good).items()}
     method = (
@@ -122,36 +121,14 @@ def twice(bench: Bench) -> Found:
     """Clips of twice the resolution: places of tokens are half as far apart as in training."""
     rows: list[Row] = []
     films: dict[str, bytes] = {}
-    ways = ("places scaled", placed(bench, FINE), SINGLE), ("places as they are", Edit(size=FINE), None)
-    for words, edit, bar in ways:
-        own, made, good = _sized(bench, words, FINE, edit, bar)
+    for words, spacing, bar in (("places scaled", 0.5, SINGLE), ("places as they are", 1.0, None)):
+        own, made, good = _sized(bench, words, FINE, spacing, bar)
         rows += own
         films |= {f"{words.capitalize()}. {told}": film for told, film in shown([made], good).items()}
     method = (
         "As for other sizes, at 64 x 64; places scaled, the tokens of a clip reach as far as those of a 32 x 32 one."
     )
     return Found("Twice the resolution", method, rows, films=films)
-
-
-def placed(bench: Bench, size: tuple[int, int, int]) -> Edit:
-    """Clips of a size whose tokens lie where those of the model's own size do, closer together where it is larger.
-
-    Source: position interpolation, Chen et al. 2023 (arXiv:2306.15595).
-    """
-    steps = [1.0, *(own / other for own, other in zip(bench.model.shape[-2:], size[1:], strict=True))]
-    # the middle of the first token is half a step from the edge
-    firsts = [(step - 1) / 2 for step in steps]
-
-    def moved(condition: Condition | None, count: int) -> Condition:
-        places = torch.tensor([firsts, steps], device=bench.model.device).expand(count, 2, 3)
-        return replace(condition or Condition(), places=places)
-
-    def change(course: Course, rows: slice) -> Course:
-        del rows
-        null = None if course.null is None else moved(course.null, len(course))
-        return replace(course, condition=moved(course.condition, len(course)), null=null)
-
-    return Edit("placed", {"steps": steps}, change, size=size)
 
 
 # ---------------------------------------------------------------------- details
@@ -253,11 +230,12 @@ def _ground_kept(item: Item, clip: Tensor) -> bool:
 
 
 def _sized(
-    bench: Bench, words: str, size: tuple[int, int, int], edit: Edit, bar: float | None = None
+    bench: Bench, words: str, size: tuple[int, int, int], spacing: float = 1.0, bar: float | None = None
 ) -> tuple[list[Row], Tensor, list[bool]]:
     """The rows of clips of a size, the clips, and which are as asked."""
     items = bench.world(size)
-    made = bench.made([text_of(item) for item in items], lambda rows: edit)
+    shot = Shot(size[0], size[1:], window=size[0], spacing=spacing)
+    made = bench.filmed([text_of(item) for item in items], lambda rows: shot)
     names = ("colour", "shape", "motion") if size[0] > 1 else ("colour", "shape")
     guess = {"colour": 1 / 8, "shape": 1 / 5, "motion": 1 / 10}
     ours, true = (

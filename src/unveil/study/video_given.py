@@ -37,6 +37,7 @@ from unveil.types import Item
 
 GIVEN = 8  # frames of a clip that goes on
 ENDS, BETWEEN = 4, 8  # frames known of each side of a bridge, and those between
+OPEN = 10  # frames of a clip that is closed to a loop
 KEPT, STRAYED, STRAYED_GOAL, SEAM, ABRUPT, RISING = 0.95, 0.4, 0.25, 1.5, 2.0, 0.8
 
 
@@ -94,7 +95,7 @@ def _extended(
     new = slice(GIVEN, length) if ahead else slice(0, length - GIVEN)
     made = bench.filmed(
         texts,
-        lambda rows: video.extended(given[rows], length - GIVEN, direction=direction, context=GIVEN, window=length),
+        lambda rows: video.extended(bench.model, given[rows], length - GIVEN, direction=direction, context=GIVEN),
     )
     true = [seams.centres(one) for one in real]
     ours = [seams.strayed(seams.centres(one[:, new]), where[new], LOST) for one, where in zip(made, true, strict=True)]
@@ -125,33 +126,40 @@ def loop(bench: Bench) -> Found:
     """Clips without a seam: made as a ring from text alone, and a real clip closed by frames between its ends."""
     items = bench.items(LOOPING)
     real, texts = stacked(items), [text_of(item) for item in items]
-    ring = bench.made(texts, lambda rows: video.ring(bench.model))
-    bridge = bench.filmed(
-        texts, lambda rows: video.bridged(real[rows], real[rows], BETWEEN, context=ENDS, window=2 * ENDS + BETWEEN)
-    )
-    closed = torch.cat([real, bridge[:, :, ENDS : ENDS + BETWEEN]], dim=2)
+    ring, plain = bench.made(texts, lambda rows: video.ring(bench.model)), bench.made(texts)
+    part = real[:, :, :OPEN]
+    bridge = bench.filmed(texts, lambda rows: video.bridged(bench.model, part[rows], part[rows], BETWEEN, context=ENDS))
+    closed = torch.cat([part, bridge[:, :, ENDS : ENDS + BETWEEN]], dim=2)
     seed = bench.settings.seed
     within = float(np.mean([seams.jump(float(own.max()), own) for own in (_steps(one) for one in real)]))
-    cut = [_jump(one, range(len(one) - 1, len(one))) for one in (_around(clip) for clip in real)]
-    rings = [_jump(one, range(len(one) - 1, len(one))) for one in (_around(clip) for clip in ring)]
-    bridges = [_jump(_around(clip), range(real.shape[2] - 1, closed.shape[2])) for clip in closed]
-    said = {"bar": SEAM, "rule": "at most", "ceiling": within, "baselines": {"hard cut": float(np.mean(cut))}}
+    rings = [_seam(clip) for clip in ring]
+    bridges = [_jump(_around(clip), range(OPEN - 1, closed.shape[2])) for clip in closed]
+    cut, again, open_cut = (float(np.mean([_seam(clip) for clip in clips])) for clips in (real, plain, part))
+    said = {"bar": SEAM, "rule": "at most", "ceiling": within}
+    whole = {"baselines": {"real clip again": cut, "same model, no ring": again}}
     looks = [look(one) for one in ring]
     asked = [_has(item, seen, ("colour", "shape", "motion")) for item, seen in zip(items, looks, strict=True)]
     rows = [
-        means("ring: step at the seam over the median step", rings, seed, **said),
+        means("ring: step at the seam over the median step", rings, seed, **said, **whole),
         shares("ring: clips whose seam is within the bar", [one <= SEAM for one in rings]),
         shares("ring: colour, shape and motion as asked", asked),
-        means("bridge: largest step of what closes the loop over the median step", bridges, seed, **said),
+        means(
+            "bridge: largest step of what closes the loop over the median step",
+            bridges,
+            seed,
+            **said,
+            baselines={"hard cut": open_cut},
+        ),
         shares("bridge: clips within the bar", [one <= SEAM for one in bridges]),
     ]
     method = (
-        f"Texts of what goes round or to and fro. Ring: {real.shape[2]} frames made as a circle. Bridge: a real clip, "
-        f"then {BETWEEN} frames between its end and its beginning. Ceiling: the largest step inside a real clip over "
-        "its median. Baseline: a real clip that begins again."
+        f"Texts of what goes round or to and fro. Ring: {real.shape[2]} frames made as a circle; real clips of what "
+        f"goes round come back in as many frames by themselves. Bridge: {OPEN} frames of a real clip, then {BETWEEN} "
+        "between their end and their beginning. Ceiling: the largest step inside a real clip over its median. Hard "
+        "cut: what is given begins again."
     )
     films = {f"Ring. {w}": f for w, f in shown([ring.repeat(1, 1, 2, 1, 1)], [one <= SEAM for one in rings]).items()}
-    made = range(real.shape[2], closed.shape[2])
+    made = range(OPEN, closed.shape[2])
     films |= {f"Bridge. {w}": f for w, f in shown([closed], [one <= SEAM for one in bridges], made).items()}
     return Found("Loop", method, rows, films=films)
 
@@ -281,6 +289,12 @@ def _jump(around: np.ndarray, at: range) -> float:
     """The largest of some steps over the median one of the others."""
     others = np.delete(around, list(at))
     return seams.jump(float(around[list(at)].max()), others)
+
+
+def _seam(clip: Tensor) -> float:
+    """The step from a clip's end to its beginning over the median one."""
+    around = _around(clip)
+    return _jump(around, range(len(around) - 1, len(around)))
 
 
 def _hue(clip: Tensor) -> np.ndarray:

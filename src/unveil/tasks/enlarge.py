@@ -11,7 +11,7 @@ Sources: Bar-Tal et al. 2023, eq. 5 (arXiv:2302.08113); Meng et al. 2021, algori
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -22,6 +22,7 @@ from unveil.tasks.generate import UNNAMED, OnStep, Request, Source, generate, pa
 from unveil.tasks.known import Known, holding
 from unveil.tasks.reel import Knowing, Part, Shot, film, whole
 from unveil.tasks.size import check_size, multiple
+from unveil.tasks.still import Still
 from unveil.tasks.upscale import STRENGTH, resized, upscale
 
 MOST = 4.0  # times the pixels of a model's own, made in one pass
@@ -30,6 +31,11 @@ MOST = 4.0  # times the pixels of a model's own, made in one pass
 def is_large(model: Model, size: tuple[int, int]) -> bool:
     """Whether a height and width are made in two passes."""
     return size[0] * size[1] > MOST * model.shape[-2] * model.shape[-1]
+
+
+def goes_in_passes(model: Model, size: Sequence[int] | None) -> bool:
+    """Whether pictures of a size are made in two passes: those of models of clips, which have no other way to them."""
+    return size is not None and isinstance(model.denoiser.network, Still) and is_large(model, (size[-2], size[-1]))
 
 
 def first_size(model: Model, size: tuple[int, int]) -> tuple[int, int]:
@@ -85,8 +91,13 @@ def large(
         made = holding(model, known, shot.verb, settings, made.change)
     made = replace(made, inputs=shot.inputs)
     steps = on_step and part_of(on_step, 1, 2)
-    every = list(generate(model, replace(request, size=None), source, made, on_step=steps))
+    every = list(generate(model, second(request), source, made, on_step=steps))
     yield Part(torch.stack([one.pixels for one in every]), tuple(one.facts for one in every))
+
+
+def second(request: Request) -> Request:
+    """The request of the second pass: without guidance, since a window that has nothing of what is said stays so."""
+    return replace(request, size=None, negative={}, sampling={**request.sampling, "scale": 1.0})
 
 
 def smaller(known: Knowing, size: tuple[int, int]) -> Knowing:

@@ -13,7 +13,8 @@ from unveil.types import Condition
 def spaced(course: Course, space: float, time: float = 1.0) -> Course:
     """A course whose tokens have other distances, for networks that read `Condition.places`.
 
-    Positions between those of training are so asked for in the place of positions beyond them.
+    Positions between those of training are so asked for in the place of positions beyond them. The middle of the first
+    token stays half a token from the edge, so that twice as many tokens cover the same places.
 
     Args:
         space: from a token to the next along height and width, 1 as in training; 1 / 2 for twice as many a side.
@@ -23,7 +24,8 @@ def spaced(course: Course, space: float, time: float = 1.0) -> Course:
     """
     if space == time == 1:
         return course
-    own = torch.tensor([[0.0, 0.0, 0.0], [time, space, space]])
+    edge = (space - 1) / 2
+    own = torch.tensor([[0.0, edge, edge], [time, space, space]])
     places = own.expand(len(course), 2, 3).to(course.streams.device)
     condition = replace(course.condition or Condition(), places=places)
     null = None if course.null is None else replace(course.null, places=places)

@@ -78,9 +78,8 @@ def upscale(
     def shown(rows: slice) -> Mapping[str, Tensor]:
         return {LOW: of_rows(unit, rows)} if trained else {}
 
-    settings: dict[str, Any] = {"factor": factor, "strength": strength, "overlap": overlap}
+    settings: dict[str, Any] = {"factor": factor, "strength": strength, "overlap": overlap, "reach": reach}
     settings |= {} if size is None else {"size": list(wide)}
-    settings |= {} if reach == 1 else {"reach": reach}
     return Edit("upscale", settings, change, shown=shown, size=shape[1:])
 
 

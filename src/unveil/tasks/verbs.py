@@ -33,6 +33,8 @@ def edit(verb: str, model: Model, settings: Settings, inputs: Inputs) -> Edit:
     Raises:
         RecipeError: another name, or settings that cannot work.
     """
+    if verb == "large":
+        raise RecipeError("pictures made in two passes are not repeated from their record; ask for them again")
     if verb not in VERBS:
         raise RecipeError(f"task {verb!r}: must be one of {', '.join(VERBS)}{nearest(verb, [*VERBS])}")
     return VERBS[verb](model, settings, inputs)

@@ -89,9 +89,12 @@ class Folder:
         return read_weights(self.place(name), self._stem(name))
 
     def weight_files(self) -> list[Path]:
-        """The safetensors files of every component that has some."""
-        listed = [name for name in self.index if self.has(name) and (self.path / name).is_dir()]
-        return [file for name in sorted(listed) for file in weight_files(self.path / name, self._stem(name))]
+        """The safetensors files of every component that has some, by another name where there is but one."""
+        found: list[Path] = []
+        for name in sorted(name for name in self.index if self.has(name) and (self.path / name).is_dir()):
+            alone = sorted((self.path / name).glob("*.safetensors"))
+            found += weight_files(self.path / name, self._stem(name)) or (alone if len(alone) == 1 else [])
+        return found
 
     def _stem(self, name: str) -> str:
         return STEMS[self.index[name][0]]

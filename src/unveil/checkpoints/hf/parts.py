@@ -9,11 +9,13 @@ from dataclasses import replace
 from typing import Any, Literal, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unveil.checkpoints import text_folder
 from unveil.checkpoints.hf.folder import Folder
-from unveil.checkpoints.hf.networks import NETWORKS, check_settings
+from unveil.checkpoints.hf.networks import CLIPS, NETWORKS, check_settings
+from unveil.checkpoints.hf.single_file import tensors_of
+from unveil.checkpoints.hf.video_codecs import CLIP_CODECS
 from unveil.checkpoints.hf.video_networks import CLIP_NETWORKS
 from unveil.checkpoints.hf.weights import fill
 from unveil.checkpoints.meta import Unfilled
@@ -84,8 +86,22 @@ def network_of(folder: Folder, name: str, kind: type[nn.Module], dtype: torch.dt
     adapter = empty(folder, name)
     if not isinstance(adapter, kind):
         raise WeightsError(f"{folder.path / name}: not the network of a {folder.kind}")
-    fill(cast(nn.Module, adapter.net), folder.tensors(name), dtype, folder.path / name)
+    fill(
+        cast(nn.Module, adapter.net), weights_of(folder, name, cast(nn.Module, adapter.net)), dtype, folder.path / name
+    )
     return adapter
+
+
+def weights_of(folder: Folder, name: str, net: nn.Module) -> dict[str, Tensor]:
+    """The weights of a component; those of a network or autoencoder of clips may lie in the file first published.
+
+    Raises:
+        WeightsError: none there, damaged, or of something else.
+    """
+    kind = type(net).__name__
+    if kind not in (*CLIPS, *CLIP_CODECS):
+        return folder.tensors(name)
+    return tensors_of(folder, name, kind, net.state_dict().keys())
 
 
 def empty(folder: Folder, name: str) -> Any:

@@ -15,7 +15,7 @@ from unveil.checkpoints import autoencoder, dit_model, ours
 from unveil.checkpoints.hf import stable_diffusion, video
 from unveil.checkpoints.hf.folder import Folder
 from unveil.checkpoints.hf.networks import NETWORKS, Flux, MMDiT, UNet
-from unveil.checkpoints.hf.parts import empty, encoder_of, network_of, scheduler_of, together
+from unveil.checkpoints.hf.parts import empty, encoder_of, network_of, scheduler_of, together, weights_of
 from unveil.checkpoints.hf.weights import Report, compare
 from unveil.checkpoints.said import shapes_of
 from unveil.checkpoints.tensors import read_header
@@ -132,7 +132,8 @@ def report(path: Path) -> dict[str, Report]:
     if folder.kind in stable_diffusion.CLASSES:
         return stable_diffusion.report(folder)
     names = [name for name in ("unet", "transformer", "transformer_2") if folder.has(name)]
-    return {name: compare(shapes_of(folder.tensors(name)), empty(folder, name).net) for name in names}
+    nets = {name: empty(folder, name).net for name in names}
+    return {name: compare(shapes_of(weights_of(folder, name, net)), net) for name, net in nets.items()}
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -143,7 +144,8 @@ def inspect(path: Path) -> dict[str, Any]:
     """
     folder = Folder(path)
     headers = {file.relative_to(path).as_posix(): read_header(file) for file in folder.weight_files()}
-    facts: dict[str, Any] = {"path": str(path), "what": f"a folder of diffusers, {folder.kind}"}
+    more = f": {video.about(folder)}" if folder.kind in video.PIPELINES else ""
+    facts: dict[str, Any] = {"path": str(path), "what": f"a folder of diffusers, {folder.kind}{more}"}
     known = folder.kind in PIPELINES and folder.kind != "DiTPipeline"  # whose keys its own reader compares
     fits = {name: found.text() for name, found in report(path).items()} if known else {}
     return facts | ours.summary(headers) | {"fits": fits}

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from unveil.checkpoints.hf.folder import Folder
-from unveil.checkpoints.hf.parts import encoder_of, made, network_of, scheduler_of, together
+from unveil.checkpoints.hf.parts import encoder_of, made, network_of, scheduler_of, together, weights_of
 from unveil.checkpoints.hf.video_codecs import ClipVAE, clip_vae
 from unveil.checkpoints.hf.video_networks import FRAME_RATE, LTX, CogVideoX, Hunyuan, Wan, WanPair
 from unveil.checkpoints.hf.weights import fill
@@ -109,6 +109,23 @@ PIPELINES: dict[str, Callable[[Folder, torch.dtype], Model]] = {
 }
 
 
+NAMES = {wan: "Wan", ltx: "LTX-Video", cogvideox: "CogVideoX", hunyuan: "HunyuanVideo"}
+
+
+def about(folder: Folder) -> str:
+    """What a folder makes, for a person: the model, and how it takes levels and prompts."""
+    two = folder.has("transformer_2")
+    each = PIPELINES[folder.kind] in (wan, ltx) and not two
+    return ", ".join(
+        [
+            f"clips by {NAMES[PIPELINES[folder.kind]]}",
+            *(["one network for much noise and one for little"] if two else []),
+            f"a level for each {'token' if each else 'clip'}",
+            *([f"prompts from {PROMPTS}"] if (folder.path / PROMPTS).is_file() else []),
+        ]
+    )
+
+
 def write_prompts(model: Model, prompts: Sequence[str], path: Path) -> None:
     """Writes what a model's text encoder says of prompts, and of none, to a file that stands in its place.
 
@@ -144,7 +161,9 @@ def read_prompts(path: Path, *, beside: int = 0) -> Written:
             f"{path}: holds {', '.join(sorted(tensors)) or 'nothing'}; must be {', '.join(ROUTES)}, with the prompts "
             'as a list in the header\'s "prompts"'
         )
-    routes = {name: tensor.bool() if name == "mask" else tensor.float() for name, tensor in tensors.items()}
+    routes: dict[str, Any] = {
+        name: tensor.bool() if name == "mask" else tensor.float() for name, tensor in tensors.items()
+    }
     if "vector" in routes:
         routes["vector"] = nn.functional.pad(routes["vector"], (0, beside))
     return Written([str(one) for one in prompts], Condition(**routes), where=str(path))
@@ -174,9 +193,10 @@ def _prompt(
 def _codec(folder: Folder, kind: str, network: Any) -> ClipVAE:
     """The autoencoder, in float32."""
     vae = made(folder, kind, folder.settings("vae", [kind]))
-    fill(vae, folder.tensors("vae"), torch.float32, folder.path / "vae")
+    fill(vae, weights_of(folder, "vae", vae), torch.float32, folder.path / "vae")
     codec = clip_vae(vae)
-    inside = (network.noisy if isinstance(network, WanPair) else network).net.config.in_channels
+    net: Any = (network.noisy if isinstance(network, WanPair) else network).net
+    inside = net.config.in_channels
     if inside != codec.channels:
         raise WeightsError(
             f"{folder.path}: the transformer takes {inside} channels, the autoencoder gives {codec.channels}; "

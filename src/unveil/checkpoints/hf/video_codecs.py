@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from unveil.types import ShapeError
 
+CLIP_CODECS = ("AutoencoderKLWan", "AutoencoderKLLTXVideo", "AutoencoderKLCogVideoX", "AutoencoderKLHunyuanVideo")
+
 
 class ClipVAE(nn.Module):
     """An autoencoder in which the first latent frame is one frame, and each further one `rates[0]` frames.

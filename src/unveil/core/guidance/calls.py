@@ -59,13 +59,13 @@ def batched(denoiser: Conditioned, *conditions: Condition) -> list[Step]:
     Raises:
         ShapeError: conditions that do not use the same routes.
     """
-    together = _joined(conditions)
+    together = joined(conditions)
     seen = _Seen()
     kept: list[Estimate] = []
 
     def all_of(x: Tensor, level: Level) -> None:
         count = len(conditions)
-        estimate = denoiser(torch.cat([x] * count), _repeated(level, count, len(x)), together)
+        estimate = denoiser(torch.cat([x] * count), repeated(level, count, len(x)), together)
         kept[:] = [_rows(estimate, x, slice(k * len(x), (k + 1) * len(x))) for k in range(count)]
         seen.set(x, level)
 
@@ -117,7 +117,7 @@ def _rows(estimate: Estimate, x: Tensor, rows: slice) -> Estimate:
     return Estimate(estimate.x0[rows], estimate.eps[rows], extra)
 
 
-def _repeated(level: Level, count: int, size: int) -> Level:
+def repeated(level: Level, count: int, size: int) -> Level:
     """The level of a batch that holds each sample `count` times."""
 
     def repeat(value: float | Tensor) -> float | Tensor:
@@ -127,7 +127,7 @@ def _repeated(level: Level, count: int, size: int) -> Level:
     return Level(*(repeat(value) for value in level))
 
 
-def _joined(conditions: Sequence[Condition]) -> Condition:
+def joined(conditions: Sequence[Condition]) -> Condition:
     """The rows of all conditions one after the other."""
     padded = _of_one_length(conditions)
     routes: dict[str, Any] = {}

@@ -1,0 +1,82 @@
+"""Decoding clips of 192 x 192 px and of 17, 65 and 257 frames, a latent at a time, and the longest one whole.
+
+The autoencoder is that of the recipe `ae-playground` with random weights. Frames are let go as soon as they are there,
+as when a file is written. `above_mb` is what decoding added to the memory of the process at its peak, the frames that
+were waiting included; a short clip is decoded first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import harness
+import torch
+from torch import Tensor, nn
+
+from unveil.codec import Video
+from unveil.config import AutoencoderRecipe, load_recipe
+from unveil.nn.causal import Past
+
+PLACES = 48  # of a latent, a side
+LENGTHS = (16, 64, 256)  # frames behind the first
+
+
+def codec() -> Video:
+    """The recipe's, every weight of which counts."""
+    torch.manual_seed(0)
+    recipe = load_recipe("ae-playground")
+    assert isinstance(recipe, AutoencoderRecipe)
+    found = recipe.build().eval()
+    assert isinstance(found, Video)
+    nn.init.normal_(found.decoder.leave.weight, 0, 0.05)
+    return found
+
+
+def latents(frames: int, width: int) -> Iterator[Tensor]:
+    """Those of a clip, one after the other."""
+    chosen = torch.Generator().manual_seed(1)
+    for _ in range(1 + frames // 4):
+        yield torch.randn(1, width, 1, PLACES, PLACES, generator=chosen)
+
+
+def measured(frames: int, decode: Callable[[Video, Iterable[Tensor]], Iterable[Tensor]]) -> dict[str, float]:
+    """CPU seconds, those of a frame, and memory of decoding a clip."""
+    found, frames = codec(), min(frames, 16) if harness.short() else frames
+    width = found.config.width
+    list(decode(found, latents(4, width)))
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of what was before
+    before = harness.resident_mb()
+    cpu, wall, count = time.process_time(), time.perf_counter(), 0
+    for piece in decode(found, latents(frames, width)):
+        count += piece.shape[2]
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    assert count == 1 + frames
+    peak = harness.peak_mb()
+    return {"cpu_s": cpu, "wall_s": wall, "frame_ms": 1000 * cpu / count, "peak_mb": peak, "above_mb": peak - before}
+
+
+@torch.no_grad()
+def whole(found: Video, pieces: Iterable[Tensor]) -> list[Tensor]:
+    """All latents through each layer before the next, as in training."""
+    z = found.z_of(torch.cat(list(pieces), 2))
+    return [found.decoder.run(z, Past())]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    cases: dict[str, harness.Case] = {
+        f"{1 + frames} frames": lambda frames=frames: measured(frames, Video.decode_stream) for frames in LENGTHS
+    }
+    cases[f"{1 + LENGTHS[-1]} frames, whole"] = lambda: measured(LENGTHS[-1], whole)
+    short, _, long, all_at_once = cases
+    bars = [
+        harness.Ratio("peak memory, 16 times as long", long, short, "above_mb", at_most=1.2),
+        harness.Ratio("time of a frame, 16 times as long", long, short, "frame_ms", at_most=1.2),
+        harness.Ratio("peak memory, whole against a latent at a time", all_at_once, long, "above_mb", at_least=3.0),
+        harness.Ratio("time, whole against a latent at a time", all_at_once, long, at_least=0.8),
+    ]
+    harness.main("video_decode", cases, bars)
