@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -283,6 +285,16 @@ def test_a_rate_that_varies_needs_a_rule(cli: Cli, model: Path, tmp_path: Path):
     film(tmp_path / "uneven.mp4", size=(8, 8), count=6, ticks=[0, 1, 4, 5, 9, 10])
     refused(cli("video", "extend", "uneven.mp4", "--model", model, "-o", "out"), 4, "frame rate varies; give --fps")
     assert cli("video", "extend", "uneven.mp4", "--model", model, "--fps", 8, "--size", "8x8", "-o", "out").code == 0
+
+
+def test_what_has_no_picture_is_no_clip(cli: Cli, model: Path, tmp_path: Path):
+    with av.open(str(tmp_path / "song.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        sound.sample_rate = 16000
+        container.mux([*stream.encode(sound), *stream.encode(None)])
+    refused(cli("video", "extend", "song.mp4", "--model", model, "-o", "out"), 4, "song.mp4: holds sound only")
+    assert list(tree(tmp_path)) == ["song.mp4"]
 
 
 @pytest.mark.slow

@@ -333,7 +333,10 @@ def test_what_is_wrong_with_a_folder_is_said(copied, spoil):
 
 def test_a_folder_is_inspected_without_its_weights(clip_folders):
     facts = hf.inspect(clip_folders("wan-pair")[1])
-    assert facts["what"] == "a folder of diffusers, WanPipeline"
+    assert facts["what"] == (
+        "a folder of diffusers, WanPipeline: clips by Wan, one network for much noise and one for little, a level for "
+        "each clip"
+    )
     assert set(facts["fits"]) == {"transformer", "transformer_2"}
 
 

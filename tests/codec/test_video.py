@@ -254,6 +254,12 @@ def test_lengths_sizes_and_ranks_that_do_not_fit_are_named():
     _, cache = codec.encoder.step(torch.zeros(1, 3, 1, 16, 16))
     with pytest.raises(ShapeError, match="3 frames behind others: must be a multiple of 4"):
         codec.encoder.step(torch.zeros(1, 3, 3, 16, 16), cache)
+    with pytest.raises(ShapeError, match=r"cache: \(1, 24, 2, 8, 8\) for \(2, 24, 2, 8, 8\): give the cache that came"):
+        codec.encoder.step(torch.zeros(2, 3, 4, 16, 16), cache)
+    with pytest.raises(ShapeError, match="cache: nothing for"):
+        codec.encoder.step(torch.zeros(1, 3, 4, 16, 16), cache[:-1])
+    with pytest.raises(ShapeError, match="at least one frame"):
+        codec.decode_cyclic(torch.zeros(1, 4, 0, 4, 4))
 
 
 def test_settings_that_do_not_fit_are_named():

@@ -165,6 +165,7 @@ def test_clips_are_measured_frame_by_frame_and_read_by_the_detector():
     assert [seen[name]["value"] for name in ("colour", "shape", "motion", "together")] == [1, 1, 0.75, 0.75]
     assert seen["motion"]["real"] == 0.75
     assert found.missing["rfid"] == "no feature network is of clips"
+    assert found.protocol["features"] is None
     told = {finding.name: finding for finding in findings(found)}
     assert told["colour, shape and motion seen"].text.startswith("75.0%")
     assert found.images["rebuilt"].startswith(b"\x89PNG")

@@ -11,12 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from tests.tasks.tiny import WORDS, Paired, clips, seen, tiny_clips
-from unveil.pictures import to_pixels
-from unveil.tasks import reel, video
-from unveil.tasks.generate import Request
+from unveil.core.denoiser import Estimate
+from unveil.core.flow import RectifiedFlow
+from unveil.core.ring import offset, turned
+from unveil.pictures import to_pixels, to_unit
+from unveil.tasks import enlarge, reel, video
+from unveil.tasks.generate import Request, generate
+from unveil.tasks.img2img import img2img
 from unveil.tasks.reel import Shot, film, fresh, whole, windows
 from unveil.tasks.spoken import Scene, shares
-from unveil.types import RecipeError
+from unveil.tasks.still import still
+from unveil.tasks.upscale import resized, upscale
+from unveil.types import Condition, Level, RecipeError
 
 CODECS = [None, Paired()]
 NAMES = ["pixels", "latents"]
@@ -307,3 +313,83 @@ def test_what_all_is_known_needs_no_network(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(model.denoiser.network, "forward", lambda *given: pytest.fail("called"))
     edit = video.fill(model, clips(1), range(5))
     assert torch.equal(seen(model, request(), edit), clips(1))
+
+
+def test_the_offset_of_a_ring_changes_from_level_to_level_and_is_always_the_same():
+    levels = [RectifiedFlow().at(k / 16) for k in range(1, 17)]
+    places = [offset(level, 16) for level in levels]
+    assert len(set(places)) > 6
+    assert places == [offset(level, 16) for level in levels]
+
+    def step(x: Tensor, level: Level) -> Estimate:
+        return Estimate.of_x0(x - x[:, :, :1], x, level)  # sees which frame comes first
+
+    x = torch.randn(1, 3, 16, 2, 2, generator=torch.Generator().manual_seed(1))
+    found = turned(step, 2)(x, levels[3]).x0
+    torch.testing.assert_close(found, x - x[:, :, places[3] : places[3] + 1])
+
+
+def test_a_ring_of_latents_is_decoded_all_around():
+    model = video.cyclic(tiny_clips(Paired()))
+    assert model.shape == (3, 4, 8, 8)
+    made = seen(model, request(), video.ring(model, 6))
+    assert made.shape == (1, 3, 6, 8, 8)
+    latents = torch.randn(1, 3, 3, 4, 4, generator=torch.Generator().manual_seed(2))
+    one, other = model.codec.decode(latents), model.codec.decode(latents.roll(1, 2))
+    torch.testing.assert_close(one.roll(2, 2), other)
+    torch.testing.assert_close(model.codec.encode(one), latents)
+    assert video.cyclic(tiny_clips()).shape == (3, 5, 8, 8), "without a codec every frame has a token of its own"
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=NAMES)
+def test_a_picture_is_a_clip_of_one_frame(codec: nn.Module | None):
+    model = tiny_clips(codec)
+    pictures = still(model)
+    assert pictures.shape == (3, 8, 8)
+    one = seen(pictures, request(2))
+    clip = torch.stack([made.pixels for made in generate(model, replace(request(2), size=(1, 8, 8)))])
+    assert torch.equal(one, clip[:, :, 0])
+    given = clips(2)[:, :, 0]
+    kept = seen(pictures, request(2), img2img(pictures, given, strength=0.5))
+    assert kept.shape == given.shape
+    assert not torch.equal(kept, one)
+
+
+def test_clips_are_enlarged_in_tiles_that_have_all_frames():
+    model, given = tiny_clips(), clips(1, 3)
+    kept = seen(model, request(), upscale(model, given, factor=3, strength=0.0))
+    assert kept.shape == (1, 3, 3, 24, 24)
+    assert int((to_pixels(resized(to_unit(given), (24, 24))).int() - kept.int()).abs().max()) == 0
+    plain = seen(model, request(), upscale(model, given, factor=2, strength=0.75))
+    near = seen(model, request(), upscale(model, given, factor=2, strength=0.75, reach=2))
+    assert not torch.equal(plain, near), "one window with places between those of training"
+
+
+def test_places_reach_the_network_with_every_text_and_the_null(monkeypatch: pytest.MonkeyPatch):
+    model, told = tiny_clips(), []
+    network: Any = model.denoiser.network
+    forward = network.forward
+
+    def watched(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        told.append(condition.places)
+        return forward(x, t, condition)
+
+    monkeypatch.setattr(network, "forward", watched)
+    script = (Scene(0, 2, WORDS[0]), Scene(2, 5, WORDS[1]))
+    seen_by = Shot(5, (16, 16), scenes=script, spacing=0.5)
+    assert whole(film(model, request(), seen_by)).shape == (1, 3, 5, 16, 16)
+    assert all(places is not None and places[0].tolist() == [[0, 0, 0], [1, 0.5, 0.5]] for places in told)
+
+
+def test_the_first_pass_has_the_aspect_of_the_second():
+    model = tiny_clips()
+    assert enlarge.is_large(model, (24, 16))
+    assert not enlarge.is_large(model, (16, 16))
+    for size in ((24, 24), (64, 32), (128, 192)):
+        high, wide = enlarge.first_size(model, size)
+        assert high % 4 == wide % 4 == 0
+        assert 0.5 <= high * wide / 64 <= 1.5
+        assert 0.7 <= (high / wide) / (size[0] / size[1]) <= 1.4
+    shot = Shot(3, (24, 32), known=reel.still_frames({1: clips(1, 1, 24, 32)[:, :, 0]}))
+    made = whole(enlarge.large(model, request(), shot))
+    assert torch.equal(made[:, :, 1], clips(1, 1, 24, 32)[:, :, 0])

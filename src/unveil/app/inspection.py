@@ -162,7 +162,7 @@ def _text(facts: dict[str, Any], keys: bool) -> str:
         lines.append(f"not read     {facts['problem']}")
     if "versions" in facts:
         lines.append("made with    " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()))
-    lines += [f"{name:<13}{fits}" for name, fits in facts.get("fits", {}).items()]
+    lines += [f"{name:<12} {fits}" for name, fits in facts.get("fits", {}).items()]
     described = facts.get("model")
     if described:
         makes = "pictures" if described.get("kind") == "autoencoder" else "samples "

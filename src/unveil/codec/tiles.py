@@ -1,4 +1,6 @@
-"""Large pictures through a codec in tiles: memory for one tile, whatever the picture's size.
+"""Large pictures, and clips of large frames, through a codec in tiles: memory for one tile, whatever their size.
+
+A tile of a clip is all of its frames there, which the codec of clips computes some at a time.
 
 Neighbouring tiles share an overlap, in which the one fades linearly into the other. A local autoencoder (norms over the
 channels of each place, no attention) gives the whole picture's result, since by default the overlap is as wide as its
@@ -169,7 +171,7 @@ def _measures(config: AutoencoderConfig, tiling: Tiling, reach: int, pixels: int
 
 @torch.no_grad()
 def decode(codec: Autoencoder, latents: Tensor, tiling: Tiling | None = None) -> Tensor:
-    """Pixels (B, C, H, W) of latents on the CPU, one sample and one tile of it at a time.
+    """Pixels (B, C, H, W), or (B, C, T, H, W) of clips, of latents on the CPU, one sample and one tile of it at a time.
 
     Raises:
         RecipeError: tiles that are not wider than their overlap.
@@ -190,7 +192,9 @@ def decode(codec: Autoencoder, latents: Tensor, tiling: Tiling | None = None) ->
 
 @torch.no_grad()
 def encode(codec: Autoencoder, pixels: Tensor, tiling: Tiling | None = None, *, noise: Tensor | None = None) -> Tensor:
-    """Latents of pixels (B, C, H, W) on the CPU, one sample and one tile of it at a time; `noise` as in `encode`.
+    """Latents of pixels (B, C, H, W), or clips (B, C, T, H, W), on the CPU, one sample and one tile of it at a time.
+
+    `noise` is as in `encode`.
 
     Raises:
         RecipeError: tiles that are not wider than their overlap.
@@ -227,7 +231,7 @@ class Job:
     """One picture in tiles: what is run on each, and where they lie.
 
     Args:
-        run: a tile of `source` (1, C, h, w) to its result.
+        run: a tile of `source` (1, C, h, w), or of a clip (1, C, t, h, w), to its result.
         source: the whole of it.
         rows, columns: in places of which one has `steps[0]` of the source, and `steps[1]` of the result.
     """

@@ -150,11 +150,12 @@ class Video(KL):
             ShapeError: other channels.
         """
         z = self.before_decoder(self.z_of(latents))
-        length, cache = z.shape[2], None
+        self.decoder.pieces(z)  # at least one
+        pieces, cache = z.split(1, 2), None
         for place in range(-self.config.decoder_look_back, 0):
-            cache = self.decoder.step(z[:, :, place % length][:, :, None], cache)[1]
+            cache = self.decoder.step(pieces[place % len(pieces)], cache)[1]
         found: list[Tensor] = []
-        for piece in z.split(1, 2):
+        for piece in pieces:
             pixels, cache = self.decoder.step(piece, cache)
             found.append(pixels)
         return torch.cat(found, 2)

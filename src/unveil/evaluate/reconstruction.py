@@ -78,6 +78,8 @@ def evaluate_autoencoder(
     """
     tell = on_progress or (lambda _: None)
     real = gather(held_out, count)
+    clips = real.pixels.ndim == 5
+    networks = networks._replace(features=None) if clips else networks
     tell("pictures through the codec")
     kept = through(codec, real.pixels)
     results: dict[str, Any] = {"psnr": _psnr(real.pixels, kept.pixels, seed), "latents": _latents(kept.latents, real)}
@@ -94,7 +96,6 @@ def evaluate_autoencoder(
         distance = networks.perceptual[1]
         compared = in_parts(lambda x, y: distance(*map(pictures.to_unit, (x, y))), real.pixels, kept.pixels)
         results["perceptual"] = mean(compared, seed) | {"network": networks.perceptual[0]}
-    clips = real.pixels.ndim == 5
     if clips:
         missing["rfid"] = "no feature network is of clips"
     elif networks.features is None or len(real.pixels) <= networks.features.dim:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unveil.types import ShapeError
+
 Cache = tuple[Tensor, ...]
 
 
@@ -34,8 +36,20 @@ class Past:
         self._before: Iterator[Tensor] = iter(before or ())
 
     def behind(self, x: Tensor, frames: int) -> Tensor:
-        """X (B, C, T, H, W) with what comes before it: of the cache, or `frames` copies of its first frame."""
-        before = x[:, :, :1].expand(-1, -1, frames, -1, -1) if self.begins else next(self._before)
+        """X (B, C, T, H, W) with what comes before it: of the cache, or `frames` copies of its first frame.
+
+        Raises:
+            ShapeError: the cache is of another network or of other clips.
+        """
+        if self.begins:
+            return torch.cat([x[:, :, :1].expand(-1, -1, frames, -1, -1), x], 2)
+        before = next(self._before, None)
+        if before is None or (*before.shape[:2], *before.shape[3:]) != (*x.shape[:2], *x.shape[3:]):
+            found = "nothing" if before is None else tuple(before.shape)
+            raise ShapeError(
+                f"cache: {found} for {tuple(x.shape)}: give the cache that came back with the piece before, of the "
+                "same network and the same clips"
+            )
         return torch.cat([before.to(x.dtype), x], 2)
 
     def keep(self, frames: Tensor) -> None:

@@ -144,7 +144,8 @@ def inspect(path: Path) -> dict[str, Any]:
     """
     folder = Folder(path)
     headers = {file.relative_to(path).as_posix(): read_header(file) for file in folder.weight_files()}
-    facts: dict[str, Any] = {"path": str(path), "what": f"a folder of diffusers, {folder.kind}"}
+    more = f": {video.about(folder)}" if folder.kind in video.PIPELINES else ""
+    facts: dict[str, Any] = {"path": str(path), "what": f"a folder of diffusers, {folder.kind}{more}"}
     known = folder.kind in PIPELINES and folder.kind != "DiTPipeline"  # whose keys its own reader compares
     fits = {name: found.text() for name, found in report(path).items()} if known else {}
     return facts | ours.summary(headers) | {"fits": fits}

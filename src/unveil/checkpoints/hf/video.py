@@ -109,6 +109,23 @@ PIPELINES: dict[str, Callable[[Folder, torch.dtype], Model]] = {
 }
 
 
+NAMES = {wan: "Wan", ltx: "LTX-Video", cogvideox: "CogVideoX", hunyuan: "HunyuanVideo"}
+
+
+def about(folder: Folder) -> str:
+    """What a folder makes, for a person: the model, and how it takes levels and prompts."""
+    two = folder.has("transformer_2")
+    each = PIPELINES[folder.kind] in (wan, ltx) and not two
+    return ", ".join(
+        [
+            f"clips by {NAMES[PIPELINES[folder.kind]]}",
+            *(["one network for much noise and one for little"] if two else []),
+            f"a level for each {'token' if each else 'clip'}",
+            *([f"prompts from {PROMPTS}"] if (folder.path / PROMPTS).is_file() else []),
+        ]
+    )
+
+
 def write_prompts(model: Model, prompts: Sequence[str], path: Path) -> None:
     """Writes what a model's text encoder says of prompts, and of none, to a file that stands in its place.
 

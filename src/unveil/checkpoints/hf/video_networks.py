@@ -63,8 +63,13 @@ class Wan(nn.Module):
 
     @contextmanager
     def ahead(self, indices: Sequence[float] | Tensor) -> Iterator[None]:
-        """Inside, what follows from a text, a level or a size alone is computed once; see `wan_run.WanRun`."""
-        before, self._run = self._run, WanRun(self.net, torch.as_tensor(indices, dtype=torch.float32))
+        """Inside, what follows from a text, a level or a size alone is computed once; see `wan_run.WanRun`.
+
+        A compiled network is called as it is: a compiler would make a variant of it for each text and level.
+        """
+        before = self._run
+        if not getattr(self, "_compiled_call_impl", None):
+            self._run = WanRun(self.net, torch.as_tensor(indices, dtype=torch.float32))
         try:
             yield
         finally:

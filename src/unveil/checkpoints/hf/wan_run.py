@@ -88,11 +88,12 @@ class WanRun:
         if value not in self._levels:
             asked = self._expected if value in self._expected else [value]
             embedder = self.net.condition_embedder
-            with torch.no_grad():
-                waves = embedder.timesteps_proj(torch.tensor(asked, device=device))
-                last = embedder.time_embedder(waves.to(embedder.time_embedder.linear_1.weight.dtype))
-                blocks = embedder.time_proj(embedder.act_fn(last)).unflatten(1, (6, -1)).float()
-            each = zip(asked, blocks, last.float(), strict=True)
+            first = embedder.time_embedder
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):  # levels are told in full
+                waves = embedder.timesteps_proj(torch.tensor(asked, device=device)).float()
+                last = _in_full(first.linear_2, first.act(_in_full(first.linear_1, waves)))
+                blocks = _in_full(embedder.time_proj, embedder.act_fn(last)).unflatten(1, (6, -1))
+            each = zip(asked, blocks, last, strict=True)
             self._levels |= {one: Told(*told) for one, *told in each}
         return self._levels[value]
 
@@ -166,3 +167,8 @@ def _as(x: Tensor, layer: nn.Linear) -> Tensor:
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
     return layer(_as(x, layer))
+
+
+def _in_full(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A layer in float32, whatever its weights are kept in."""
+    return functional.linear(x, layer.weight.float(), layer.bias.float())
