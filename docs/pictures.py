@@ -1,4 +1,4 @@
-"""Draws the pictures of the how-to pages from the records of studies: `python docs/pictures.py`."""
+"""Draws pictures of the pages from the records of studies, and by the shipped model: `python docs/pictures.py`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import json
 import re
 from pathlib import Path
 
+import torch
+
+import unveil
+from unveil import pictures
+from unveil.data.playground import score_prompts
 from unveil.files import write_atomically
 from unveil.study.plot import Line, lines_chart
 from unveil.study.samplers import KINDS
@@ -38,6 +43,17 @@ def guidance_samples() -> bytes:
     return base64.b64decode(re.findall(r'src="data:image/png;base64,([^"]+)"', page)[-1])
 
 
+def playground() -> tuple[bytes, bytes]:
+    """Clips by the shipped model of the first 24 prompts for validation, nothing chosen: as a film, and in rows."""
+    prompts = [one.text for one in score_prompts("validation")[:24]]
+    model = unveil.load("playground-video")
+    made = pictures.to_pixels(model.generate(raw={"prompt": prompts}, count=len(prompts), batch=8))
+    film = torch.stack([pictures.sheet(made[:, :, frame], columns=8) for frame in range(made.shape[2])])
+    return pictures.animation(film, "gif", 8), pictures.png(pictures.strips(made[:8]))
+
+
 if __name__ == "__main__":
     for draw in (samplers, guidance, guidance_samples):
         print(write_atomically(DOCS / f"images/{draw.__name__.replace('_', '-')}.png", draw()))
+    for ending, content in zip(("gif", "png"), playground(), strict=True):
+        print(write_atomically(DOCS / f"images/playground.{ending}", content))

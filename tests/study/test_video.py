@@ -204,7 +204,7 @@ def test_other_sizes_have_clips_and_texts_of_their_own():
     found = rows(study.TASKS["sizes"](Known(lambda asked, _: answers[asked], sizes=sizes)))
     assert found["12 frames of 24 x 48: colour, shape and motion"].found.value > 0.8
     assert found["12 frames of 24 x 48: one thing in every frame"].found.value == 1
-    assert found["1 frames of 32 x 32: colour and shape"].found.value > 0.8
+    assert found["pictures of 32 x 32: colour and shape"].found.value > 0.8
     fine = stacked(bench.world(FINE))
     tiled = torch.nn.functional.interpolate(fine.flatten(0, 1).float(), scale_factor=0.5).to(torch.uint8)
     tiled = tiled.view(COUNT, 3, 16, 32, 32).repeat(1, 1, 1, 2, 2)

@@ -197,6 +197,15 @@ def test_a_child_that_dies_is_replaced(tmp_path):
     own.close()
 
 
+def test_ctrl_c_is_for_the_run_and_not_for_its_child(tmp_path):
+    own = Decoder()
+    film(tmp_path / "a.mp4", 4)
+    own.look(tmp_path / "a.mp4", Limits())
+    assert own._child is not None
+    assert os.getpgid(own._child.pid) != os.getpgrp()  # a terminal sends its signals to a group
+    own.close()
+
+
 def test_a_child_that_hangs_is_ended(tmp_path, monkeypatch):
     own = Decoder()
     path = film(tmp_path / "a.mp4", 3)

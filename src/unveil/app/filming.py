@@ -153,7 +153,7 @@ def shoot(stage: Stage, request: Request, shot: Shot, rate: float, ends: Ends = 
     """Makes and writes clips between what is there already, each part as soon as it is made."""
 
     def parts(own: Request, on_step: OnStep) -> Iterator[Part]:
-        if shot.size is not None and enlarge.is_large(stage.model, shot.size):
+        if shot.change is None and shot.size is not None and enlarge.is_large(stage.model, shot.size):
             return enlarge.large(stage.model, own, shot, stage.source, on_step)
         return fresh(film(stage.model, own, shot, stage.source, on_step), shot)
 

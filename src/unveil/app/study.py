@@ -151,7 +151,7 @@ def video(name: str, settings: clips.Settings, device: str, place: Place, consol
         "about": {**_about(begun, str(model.device)), "command": command()},
     }
     page = _write(folder, "video", record, video_page(study, record))
-    rows = [f"{one.title}: {row.text}" for one in study.found.values() for row in one.rows if row.bar is not None]
+    rows = [f"{one.title}: {row.text}" for one in study.found.values() for row in one.rows]
     console.result({**record, "page": str(page)}, "\n".join([*rows, str(page)]))
 
 

@@ -19,7 +19,6 @@ from unveil.tasks.edit import Input
 from unveil.tasks.known import check_place
 from unveil.tasks.reel import Direction, Shot, still_frames
 from unveil.tasks.size import check_size
-from unveil.tasks.upscale import upscale as enlarged
 from unveil.types import RecipeError, nearest
 
 __all__ = ["Ask", "Change", "Joint", "Length", "Stills"]
@@ -95,8 +94,7 @@ def extend(ask: Ask, path: Path, frames: int | None, direction: Direction, conte
     """A clip that goes on, or that is led up to."""
     stage = opening(ask, ask.rate(clips.RATE))
     given = stage.read(path)
-    added = max(1, stage.model.shape[1] // 2) if frames is None else frames
-    shot = video.extended(stage.model, given.pixels, added, direction=direction, context=context)
+    shot = video.extended(stage.model, given.pixels, frames, direction=direction, context=context)
     ends = (given.pixels[0], None) if direction == "forward" else (None, given.pixels[0])
     shoot(stage, stage.request(_text(ask, given)), _of(shot, given.input), given.rate, ends)
 
@@ -106,9 +104,7 @@ def bridge(ask: Ask, verb: str, paths: tuple[Path, Path], frames: int | None, co
     stage = opening(ask, ask.rate(clips.RATE))
     first, last = (stage.read(path) for path in paths)
     rate = clips.check_rates((first, last), paths)
-    added = max(1, stage.model.shape[1] // 2) if frames is None else frames
-    context = min(context, first.pixels.shape[2], last.pixels.shape[2]) if verb == "between" and context else context
-    shot = replace(video.bridged(stage.model, first.pixels, last.pixels, added, context=context), verb=verb)
+    shot = replace(video.bridged(stage.model, first.pixels, last.pixels, frames, context=context), verb=verb)
     ends = (first.pixels[0], None if verb == "loop" else last.pixels[0])
     shoot(stage, stage.request(_text(ask, first)), _of(shot, first.input, last.input), rate, ends)
 
@@ -124,12 +120,11 @@ def connect(ask: Ask, paths: tuple[Path, Path], prompts: tuple[str, ...], joint:
     texts = [prompts[min(n, len(prompts) - 1)] if prompts else one.prompt for n, one in enumerate((first, last))]
     request = stage.request(texts[0])
     if joint.way == "bridge":
-        added = max(1, stage.model.shape[1] // 2) if joint.frames is None else joint.frames
-        shot = video.bridged(stage.model, first.pixels, last.pixels, added, context=joint.context)
+        shot = video.bridged(stage.model, first.pixels, last.pixels, joint.frames, context=joint.context)
         middle = shot.frames // 2
         if None not in texts and texts[0] != texts[1]:
             told = (video.Scene(0, middle, str(texts[0])), video.Scene(middle, shot.frames, str(texts[1])))
-            shot = replace(shot, scenes=told, fade=added)
+            shot = replace(shot, scenes=told, fade=shot.settings["added"])
         shot = replace(shot, verb="connect")
         shoot(stage, request, _of(shot, first.input, last.input), rate, (first.pixels[0], last.pixels[0]))
         return
@@ -189,8 +184,8 @@ def upscale(ask: Ask, path: Path, factor: int, strength: float) -> None:
     given = stage.read(path)
     height, width = given.pixels.shape[3:]
     size = ask.sized() or (height * factor, width * factor)
-    made = enlarged(stage.model, given.pixels, size=size, strength=strength)
-    run(stage, stage.request(_text(ask, given)), replace(made, inputs={"clip": [given.input]}), given.rate)
+    shot = enlarge.enlarged(stage.model, given.pixels, size, strength)
+    shoot(stage, stage.request(_text(ask, given)), _of(shot, given.input), given.rate)
 
 
 def strengths(text: str, frames: int) -> list[float]:

@@ -21,7 +21,9 @@ video_app = typer.Typer(
 Clip = Annotated[Path, typer.Argument(help="MP4, MOV, WebM, MKV, GIF, or a folder of PNG frames.", metavar="CLIP")]
 Ends = Annotated[Path, typer.Argument(help="A clip, or a picture.", metavar="CLIP")]
 Frames = Annotated[int | None, typer.Option(help="Frames of the clip; the model's own when left out.")]
-Added = Annotated[int | None, typer.Option(help="Frames that are added; half of the model's own when left out.")]
+Added = Annotated[
+    int | None, typer.Option(help="Frames that are added; when left out, what the model makes at once is filled.")
+]
 Context = Annotated[int | None, typer.Option(help="Frames of each clip that what is made goes on from.")]
 Window = Annotated[int | None, typer.Option(help="Frames that are made at once; the model's own when left out.")]
 Overlap = Annotated[int | None, typer.Option(help="Frames that windows share; a quarter of one when left out.")]
@@ -156,7 +158,7 @@ def between(*, first: Ends, last: Ends, frames: Added = None, told: Told, wanted
     from unveil.app import video as work
 
     ask = work.Ask.typed(flat({"told": told, "wanted": wanted, "target": target}))
-    work.bridge(ask, "between", (first, last), frames, 1)
+    work.bridge(ask, "between", (first, last), frames, None)
 
 
 @video_app.command("loop")

@@ -60,7 +60,9 @@ class Settings:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     strengths: tuple[float, ...] = (0.5, 0.7, 0.85, 0.95)
     strength: float = 0.85
-    sizes: tuple[tuple[int, int, int], ...] = ((16, 24, 48), (16, 48, 24), (16, 40, 40), (12, 32, 32), (24, 32, 32))
+    sizes: tuple[tuple[int, int, int], ...] = (
+        (16, 24, 48), (16, 48, 24), (16, 40, 40), (12, 32, 32), (24, 32, 32), (1, 48, 48),
+    )  # fmt: skip
     only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

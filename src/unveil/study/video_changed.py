@@ -6,7 +6,7 @@ resolutions and aspect ratios; edits by SDEdit: Meng et al. 2021 (arXiv:2108.010
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +38,7 @@ from unveil.types import Item
 
 APPLIED, KEPT, FALLEN, SINGLE = 0.8, 0.8, 0.05, 0.8
 AROUND = 2  # pixels around a thing that are made anew with it
+SEEN = "sight in every frame"
 FINE = (16, 64, 64)  # twice the resolution of the score world
 
 
@@ -64,7 +65,7 @@ def edit(bench: Bench) -> Found:
         real,
         [text_of(item, colour=colour) for item, colour in zip(items, new, strict=True)],
         lambda n, clip: look(clip).facts["colour"] == new[n],
-        lambda n, clip: _same(items[n], clip, ("shape", "motion")) | {"ground": _ground_kept(items[n], clip)},
+        lambda n, clip: _same(items[n], clip, ("shape", "motion", SEEN)) | {"ground": _ground_kept(items[n], clip)},
     )
     masks = torch.stack([seams.region(clip, AROUND) for clip in real])
     rows, curve, films = _strengths(bench, change, masks)
@@ -91,7 +92,7 @@ def ground(bench: Bench) -> Found:
         real,
         [text_of(item, ground=name) for item, name in zip(items, new, strict=True)],
         lambda n, clip: seams.ground_name(clip) == new[n],
-        lambda n, clip: _same(items[n], clip, ("colour", "shape", "motion")),
+        lambda n, clip: _same(items[n], clip, ("colour", "shape", "motion", SEEN)),
     )
     masks = torch.stack([~seams.region(clip, 0) for clip in real])
     rows, curve, films = _strengths(bench, change, masks)
@@ -107,7 +108,7 @@ def sizes(bench: Bench) -> Found:
     rows: list[Row] = []
     films: dict[str, bytes] = {}
     for size in bench.settings.sizes:
-        words = "{} frames of {} x {}".format(*size)
+        words = "{} frames of {} x {}".format(*size) if size[0] > 1 else "pictures of {} x {}".format(*size[1:])
         own, made, good = _sized(bench, words, size)
         rows += own
         films |= {f"{words}. {told}": film for told, film in shown([made], good).items()}
@@ -220,9 +221,10 @@ def _paths(real: Tensor, made: Tensor) -> list[float]:
 
 
 def _same(item: Item, clip: Tensor, names: Sequence[str]) -> dict[str, bool]:
-    """Whether a clip is read as a real one is in truth, by attribute."""
-    facts: Mapping[str, str | None] = look(clip).facts
-    return {name: facts[name] == thing(item)[name] for name in names}
+    """Whether a clip is read as a real one is in truth, by attribute; and whether every frame shows the thing."""
+    seen = look(clip)
+    found = {name: seen.facts[name] == thing(item)[name] for name in names if name != SEEN}
+    return found | ({SEEN: seen.visible} if SEEN in names else {})
 
 
 def _ground_kept(item: Item, clip: Tensor) -> bool:

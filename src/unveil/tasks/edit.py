@@ -90,6 +90,11 @@ def of_rows(every: Tensor, rows: slice) -> Tensor:
     return every.expand(rows.stop - rows.start, *every.shape[1:]) if len(every) == 1 else every[rows]
 
 
+def of_list(values: Sequence[Any], rows: slice) -> list[Any]:
+    """The values of a batch, where one serves all rows or each has its own."""
+    return list(values) if len(values) == 1 else list(values)[rows]
+
+
 def unit_of(pictures: Tensor, channels: int, form: str = "H, W") -> Tensor:
     """Pictures (N, C, H, W), or what `form` names, in [-1, 1], float32, given so or as uint8.
 

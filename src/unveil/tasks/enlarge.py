@@ -15,11 +15,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
-from unveil.model import Model
+from unveil.model import Change, Model
 from unveil.tasks.edit import unit_of
-from unveil.tasks.generate import UNNAMED, OnStep, Request, Source, generate, part_of
-from unveil.tasks.known import Known, holding
+from unveil.tasks.generate import UNNAMED, OnStep, Request, Source, part_of
+from unveil.tasks.img2img import check_strength
+from unveil.tasks.known import Known
 from unveil.tasks.reel import Knowing, Part, Shot, film, whole
 from unveil.tasks.size import check_size, multiple
 from unveil.tasks.still import Still
@@ -79,20 +81,36 @@ def large(
     size = shot.size or (model.shape[-2], model.shape[-1])
     check_size(model, size)
     first = first_size(model, size)
-    half = on_step and part_of(on_step, 0, 2)
-    known = None if shot.known is None else shot.known(0, shot.frames)
     reduced = None if shot.known is None else smaller(shot.known, first)
+    half = on_step and part_of(on_step, 0, 2)
     small = whole(film(model, request, replace(shot, size=first, known=reduced), source, half))
-    made = upscale(model, small, size=size, strength=STRENGTH)
-    settings = {**shot.settings, **made.settings, "passes": [list(first), list(size)], "frames": shot.frames}
-    if known is None:
-        made = replace(made, verb=shot.verb, settings=settings)
-    else:
-        made = holding(model, known, shot.verb, settings, made.change)
-    made = replace(made, inputs=shot.inputs)
-    steps = on_step and part_of(on_step, 1, 2)
-    every = list(generate(model, second(request), source, made, on_step=steps))
-    yield Part(torch.stack([one.pixels for one in every]), tuple(one.facts for one in every))
+    after = enlarged(model, small, size)
+    settings = {**shot.settings, **after.settings, "passes": [list(first), list(size)]}
+    after = replace(after, known=shot.known, window=shot.window, overlap=shot.overlap, settings=settings)
+    after = replace(after, verb=shot.verb, inputs=shot.inputs)
+    yield from film(model, second(request), after, source, on_step and part_of(on_step, 1, 2))
+
+
+def enlarged(model: Model, clips: Tensor, size: tuple[int, int], strength: float = STRENGTH) -> Shot:
+    """A film of clips in a larger size: each window begins at their plain enlargement, noised.
+
+    Args:
+        clips: (N, C, T, H, W).
+        size: height and width of the results.
+        strength: of the edit after the enlargement, in [0, 1].
+
+    Raises:
+        RecipeError: a strength outside [0, 1].
+    """
+    check_strength(strength)
+    frames = clips.shape[2]
+
+    def change(start: int, stop: int) -> Change:
+        here = torch.arange(start, stop).clamp(max=frames - 1)  # a window may reach beyond the end
+        return upscale(model, clips[:, :, here], size=size, strength=strength).change
+
+    settings = {"size": list(size), "strength": strength}
+    return Shot(frames, size, change=change, verb="upscale", settings=settings)
 
 
 def second(request: Request) -> Request:

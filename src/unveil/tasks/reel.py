@@ -64,6 +64,7 @@ class Shot:
         window: frames of a window; None: the model's own.
         overlap: frames that neighbouring windows share at least; None: a quarter of the window.
         spacing: of tokens in space, see `places.spaced`.
+        change: (start, stop) of a window -> what else changes its course, such as where it begins; None: nothing.
         direction: where the windows begin; backward makes the end first.
         fresh: the frames that are not known already, from one to the one before another; None: all.
         verb, settings, inputs: of the task, for the record.
@@ -77,6 +78,7 @@ class Shot:
     window: int | None = None
     overlap: int | None = None
     spacing: float = 1.0
+    change: Callable[[int, int], Change] | None = None
     direction: Direction = "forward"
     fresh: tuple[int, int] | None = None
     verb: str = "video"
@@ -137,8 +139,9 @@ def film(
         text, before = _text(model, request, shot, window)
         length = window.stop - window.start
         wanted = replace(request, given=text, seed=_seeds(request, number), size=(length, *size))
-        change = lambda course, rows, before=before: before(spaced(course, shot.spacing), rows)  # noqa: E731
-        made = holding(model, known or _nothing(model, length, size), shot.verb, settings, change)
+        made = holding(
+            model, known or _nothing(model, length, size), shot.verb, settings, _changing(shot, window, before)
+        )
         steps = on_step and part_of(on_step, number, len(order))
         pictures = list(generate(model, wanted, source, replace(made, inputs=shot.inputs), on_step=steps))
         pixels = torch.stack([one.pixels for one in pictures])
@@ -198,6 +201,12 @@ def _known(
         frames, [place - window.start for place in range(first, shared.stop)], window.stop - window.start
     )
     return before if own is None else joined(before, own), new
+
+
+def _changing(shot: Shot, window: Window, text: Change) -> Change:
+    """What changes the course of a window but for what is known: places, text, and what the shot says."""
+    own = same if shot.change is None else shot.change(*window)
+    return lambda course, rows: own(text(spaced(course, shot.spacing), rows), rows)
 
 
 def _nothing(model: Model, length: int, size: tuple[int, int]) -> Known:

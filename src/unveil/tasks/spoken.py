@@ -13,6 +13,7 @@ from torch import Tensor
 from unveil.core import guidance
 from unveil.core.course import Course
 from unveil.model import Change, Model
+from unveil.tasks.edit import of_list
 from unveil.types import Condition, RecipeError
 
 
@@ -71,12 +72,12 @@ def spoken(model: Model, texts: Sequence[Mapping[str, Sequence[Any]]], weights: 
     """
 
     def change(course: Course, rows: slice) -> Course:
-        del rows
         places = None if course.condition is None else course.condition.places
-        conditions = [_at(model.encode(text, len(course))[0], places) for text in texts]
+        own = [{key: of_list(values, rows) for key, values in text.items()} for text in texts]
+        conditions = [_at(model.encode(text, len(course))[0], places) for text in own]
         steps = [course.guided(one, course.null) for one in conditions]
-        own = _at_latents(weights, course.shape[1])
-        each = [one.view(1, 1, -1, 1, 1) for one in own[1:]]
+        shared = _at_latents(weights, course.shape[1])
+        each = [one.view(1, 1, -1, 1, 1) for one in shared[1:]]
         return replace(course, step=guidance.composed(steps[0], steps[1:], each))
 
     return change

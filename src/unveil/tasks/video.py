@@ -26,7 +26,7 @@ from unveil.core.noise import START, key
 from unveil.core.ring import turned
 from unveil.model import Model
 from unveil.pictures import to_pixels
-from unveil.tasks.edit import Edit, latents_of, of_rows, same, unit_of
+from unveil.tasks.edit import Edit, latents_of, of_list, of_rows, same, unit_of
 from unveil.tasks.known import FREE, Known, frames_at, holding
 from unveil.tasks.reel import Direction, Shot, still_frames
 from unveil.tasks.size import Pace, pace
@@ -54,7 +54,7 @@ def fill(model: Model, frames: Tensor, at: Sequence[int], length: int | None = N
 def extended(
     model: Model,
     clips: Tensor,
-    frames: int,
+    frames: int | None = None,
     *,
     direction: Direction = "forward",
     context: int | None = None,
@@ -66,7 +66,7 @@ def extended(
 
     Args:
         clips: (N, C, T, H, W).
-        frames: how many are added.
+        frames: how many are added; None: as many as the model makes at once, with those that are known.
         direction: which end.
         context: frames of the clip that are known; at least two show how fast things move. None: half a window, if
             there are so many. What the model's latents do not hold is left out.
@@ -77,9 +77,10 @@ def extended(
     """
     count, step = clips.shape[2], pace(model)
     wanted = min(count, max(1, (window or model.shape[1]) // 2)) if context is None else context
-    _check_context(wanted, count, "the clip", frames)
+    _check_context(wanted, count, "the clip", 1 if frames is None else frames)
     ahead = direction == "forward"
     known = _whole_context(wanted, step, step.alone if ahead else 0)
+    frames = max(1, (window or model.shape[1]) - known) if frames is None else frames
     total = known + frames if ahead else step.up(known + frames)
     kept = clips[:, :, -known:] if ahead else clips[:, :, :known]
     first = 0 if ahead else total - known
@@ -96,7 +97,9 @@ def extended(
     )
 
 
-def bridged(model: Model, first: Tensor, last: Tensor, frames: int, *, context: int | None = None) -> Shot:
+def bridged(
+    model: Model, first: Tensor, last: Tensor, frames: int | None = None, *, context: int | None = None
+) -> Shot:
     """A film, of one window, from the end of one clip to the beginning of another, by `frames` between them.
 
     It begins and ends with frames of the clips; `reel.fresh` gives the others. With one clip as both, they close a
@@ -104,7 +107,7 @@ def bridged(model: Model, first: Tensor, last: Tensor, frames: int, *, context: 
 
     Args:
         first, last: (N, C, T, H, W) of one size.
-        frames: between the two.
+        frames: between the two; None: as many as the model makes at once, with those that are known.
         context: frames of each that are known; None: a quarter of the model's own frames, if there are so many. What
             the model's latents do not hold is left out.
 
@@ -114,8 +117,9 @@ def bridged(model: Model, first: Tensor, last: Tensor, frames: int, *, context: 
     check_alike(first, last)
     least, step = min(first.shape[2], last.shape[2]), pace(model)
     wanted = min(least, max(1, model.shape[1] // 4)) if context is None else context
-    _check_context(wanted, least, "the shorter clip", frames)
+    _check_context(wanted, least, "the shorter clip", 1 if frames is None else frames)
     before, after = (_whole_context(wanted, step, alone) for alone in (step.alone, 0))
+    frames = max(step.step, model.shape[1] - before - after) if frames is None else frames
     total = before + frames + after
     if step.up(total) != total:
         near = frames + step.up(total) - total
@@ -326,11 +330,6 @@ def guided_by(model: Model, given: Mapping[str, Any], count: int, scale: float) 
     if scale == 1 or null is None:
         return model.step(condition)
     return guidance.cfg(model.step(condition), model.step(null), scale)
-
-
-def of_list(values: Sequence[Any], rows: slice) -> list[Any]:
-    """The values of a batch, where one serves all rows or each has its own."""
-    return list(values) if len(values) == 1 else list(values)[rows]
 
 
 def draw_of(level: Level) -> int:

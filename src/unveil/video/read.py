@@ -223,6 +223,7 @@ def _start(decoder: Decoder) -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,  # a Ctrl-C is for the run, which may still want a clip before it leaves
     )
     weakref.finalize(decoder, _stop, child, os.getpid())
     return child
