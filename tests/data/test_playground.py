@@ -9,7 +9,8 @@ import torch
 from unveil import data
 from unveil.config import recipe_names  # noqa: F401 - the sections of all kinds are made
 from unveil.config.data import Data
-from unveil.data.playground import MOTIONS, Playground, score_prompts
+from unveil.data.asked import score_prompts
+from unveil.data.playground import MOTIONS, Playground
 from unveil.data.shapes import COLOURS, KINDS, PALETTE
 from unveil.data.world.cast import held_out
 from unveil.data.world.motion import TEN, View, between_sizes, least_travel, paths, possible, radii
