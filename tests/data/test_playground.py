@@ -9,7 +9,7 @@ import torch
 from unveil import data
 from unveil.config import recipe_names  # noqa: F401 - the sections of all kinds are made
 from unveil.config.data import Data
-from unveil.data.asked import score_prompts
+from unveil.data.asked import prompts, score_prompts
 from unveil.data.playground import MOTIONS, Playground
 from unveil.data.shapes import COLOURS, KINDS, PALETTE
 from unveil.data.world.cast import held_out
@@ -283,3 +283,39 @@ def test_a_recipe_takes_it():
 def test_impossible_worlds_are_refused(given, message):
     with pytest.raises(RecipeError, match=message):
         data.PlaygroundConfig(**given)
+
+
+def test_a_cut_clip_is_the_square_in_the_middle_of_the_whole_one():
+    config = {"smallest": 16, "largest": 32, "aspect": 2.0, "frames": (1, 3), "motions": ("left", "up")}
+    whole, cut = (data.open(data.PlaygroundConfig(**config, cut=cut)) for cut in ("none", "square"))
+    sizes = cut.sizes()
+    assert torch.equal(sizes[:40, 1], sizes[:40, 2])
+    assert torch.equal(sizes[:40, 1], whole.sizes()[:40, 1:].amin(1))
+    shapes = set()
+    for number, (one, other) in enumerate(zip(whole.__getitems__(range(40)), cut.__getitems__(range(40)), strict=True)):
+        frames, high, wide = one["pixels"].shape[1:]
+        side = min(high, wide)
+        top, left = (high - side) // 2, (wide - side) // 2
+        assert torch.equal(other["pixels"], one["pixels"][:, :, top : top + side, left : left + side])
+        assert [frames, side, side] == sizes[number].tolist()
+        assert one["text"] == other["text"]
+        shapes.add((high, wide))
+    assert len(shapes) == 9
+    with pytest.raises(RecipeError, match="cut 'sqare': must be none or square.*'square'"):
+        data.PlaygroundConfig(cut="sqare")  # pyright: ignore[reportArgumentType]
+
+
+def test_prompts_of_a_world_say_what_its_first_clips_show():
+    world = data.Playground(data.PlaygroundConfig(held_out=30), "held-out")
+    found = prompts(world, 30, ["raw", "dense"])
+    assert [one.register for one in found] == ["raw", "dense"] * 15
+    for one, item in zip(found, world.told(range(30)), strict=True):
+        thing = item["attributes"]["objects"][0]
+        assert {name: one.thing[name] for name in ("colour", "shape", "motion")} == {
+            name: thing[name] for name in ("colour", "shape", "motion")
+        }
+    assert found[0].text == prompts(world, 1, ["raw"])[0].text
+    with pytest.raises(RecipeError, match="31 prompts of 30 clips"):
+        prompts(world, 31, ["raw"])
+    with pytest.raises(RecipeError, match="give objects"):
+        prompts(data.Playground(data.PlaygroundConfig(scenes=("brush",))), 1, ["raw"])
