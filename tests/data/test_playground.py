@@ -232,15 +232,15 @@ def test_short_and_dense_captions_say_nothing_but_the_truth():
 
 def test_prompts_of_the_score_are_fixed_and_split():
     lists = {name: score_prompts(name) for name in ("validation", "seen", "held-out")}
-    for name, prompts in lists.items():
-        assert len(prompts) == 500
-        assert prompts == score_prompts(name)
-        assert [sum(p.register == r for p in prompts) for r in ("raw", "short", "dense")] == [167, 167, 166]
-        for prompt in prompts:
+    for name, own in lists.items():
+        assert len(own) == 500
+        assert own == score_prompts(name)
+        assert [sum(p.register == r for p in own) for r in ("raw", "short", "dense")] == [167, 167, 166]
+        for prompt in own:
             assert {"colour", "shape", "motion"} <= prompt.thing.keys()
             combination = (prompt.thing[key] for key in ("colour", "shape", "motion"))
             assert held_out(*combination) == (name == "held-out")
-        assert {p.thing["motion"] for p in prompts} == set(TEN)
+        assert {p.thing["motion"] for p in own} == set(TEN)
     assert {p.text for p in lists["validation"]} != {p.text for p in lists["seen"]}
     assert len(score_prompts("seen", language="zh", count=20)) == 20
     with pytest.raises(RecipeError, match="list 'heldout': must be one of validation, seen, held-out; nearest"):
@@ -301,7 +301,7 @@ def test_a_cut_clip_is_the_square_in_the_middle_of_the_whole_one():
         assert one["text"] == other["text"]
         shapes.add((high, wide))
     assert len(shapes) == 9
-    with pytest.raises(RecipeError, match="cut 'sqare': must be none or square.*'square'"):
+    with pytest.raises(RecipeError, match=r"cut 'sqare': must be none or square.*'square'"):
         data.PlaygroundConfig(cut="sqare")  # pyright: ignore[reportArgumentType]
 
 
