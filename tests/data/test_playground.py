@@ -9,7 +9,8 @@ import torch
 from unveil import data
 from unveil.config import recipe_names  # noqa: F401 - the sections of all kinds are made
 from unveil.config.data import Data
-from unveil.data.playground import MOTIONS, Playground, score_prompts
+from unveil.data.asked import prompts, score_prompts
+from unveil.data.playground import MOTIONS, Playground
 from unveil.data.shapes import COLOURS, KINDS, PALETTE
 from unveil.data.world.cast import held_out
 from unveil.data.world.motion import TEN, View, between_sizes, least_travel, paths, possible, radii
@@ -231,15 +232,15 @@ def test_short_and_dense_captions_say_nothing_but_the_truth():
 
 def test_prompts_of_the_score_are_fixed_and_split():
     lists = {name: score_prompts(name) for name in ("validation", "seen", "held-out")}
-    for name, prompts in lists.items():
-        assert len(prompts) == 500
-        assert prompts == score_prompts(name)
-        assert [sum(p.register == r for p in prompts) for r in ("raw", "short", "dense")] == [167, 167, 166]
-        for prompt in prompts:
+    for name, own in lists.items():
+        assert len(own) == 500
+        assert own == score_prompts(name)
+        assert [sum(p.register == r for p in own) for r in ("raw", "short", "dense")] == [167, 167, 166]
+        for prompt in own:
             assert {"colour", "shape", "motion"} <= prompt.thing.keys()
             combination = (prompt.thing[key] for key in ("colour", "shape", "motion"))
             assert held_out(*combination) == (name == "held-out")
-        assert {p.thing["motion"] for p in prompts} == set(TEN)
+        assert {p.thing["motion"] for p in own} == set(TEN)
     assert {p.text for p in lists["validation"]} != {p.text for p in lists["seen"]}
     assert len(score_prompts("seen", language="zh", count=20)) == 20
     with pytest.raises(RecipeError, match="list 'heldout': must be one of validation, seen, held-out; nearest"):
@@ -282,3 +283,39 @@ def test_a_recipe_takes_it():
 def test_impossible_worlds_are_refused(given, message):
     with pytest.raises(RecipeError, match=message):
         data.PlaygroundConfig(**given)
+
+
+def test_a_cut_clip_is_the_square_in_the_middle_of_the_whole_one():
+    config = {"smallest": 16, "largest": 32, "aspect": 2.0, "frames": (1, 3), "motions": ("left", "up")}
+    whole, cut = (data.open(data.PlaygroundConfig(**config, cut=cut)) for cut in ("none", "square"))
+    sizes = cut.sizes()
+    assert torch.equal(sizes[:40, 1], sizes[:40, 2])
+    assert torch.equal(sizes[:40, 1], whole.sizes()[:40, 1:].amin(1))
+    shapes = set()
+    for number, (one, other) in enumerate(zip(whole.__getitems__(range(40)), cut.__getitems__(range(40)), strict=True)):
+        frames, high, wide = one["pixels"].shape[1:]
+        side = min(high, wide)
+        top, left = (high - side) // 2, (wide - side) // 2
+        assert torch.equal(other["pixels"], one["pixels"][:, :, top : top + side, left : left + side])
+        assert [frames, side, side] == sizes[number].tolist()
+        assert one["text"] == other["text"]
+        shapes.add((high, wide))
+    assert len(shapes) == 9
+    with pytest.raises(RecipeError, match=r"cut 'sqare': must be none or square.*'square'"):
+        data.PlaygroundConfig(cut="sqare")  # pyright: ignore[reportArgumentType]
+
+
+def test_prompts_of_a_world_say_what_its_first_clips_show():
+    world = data.Playground(data.PlaygroundConfig(held_out=30), "held-out")
+    found = prompts(world, 30, ["raw", "dense"])
+    assert [one.register for one in found] == ["raw", "dense"] * 15
+    for one, item in zip(found, world.told(range(30)), strict=True):
+        thing = item["attributes"]["objects"][0]
+        assert {name: one.thing[name] for name in ("colour", "shape", "motion")} == {
+            name: thing[name] for name in ("colour", "shape", "motion")
+        }
+    assert found[0].text == prompts(world, 1, ["raw"])[0].text
+    with pytest.raises(RecipeError, match="31 prompts of 30 clips"):
+        prompts(world, 31, ["raw"])
+    with pytest.raises(RecipeError, match="give objects"):
+        prompts(data.Playground(data.PlaygroundConfig(scenes=("brush",))), 1, ["raw"])

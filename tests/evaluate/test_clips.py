@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from unveil.config import SampleConfig
-from unveil.data.playground import Asked, score_clips, score_prompts
+from unveil.data.asked import Asked, score_clips, score_prompts
 from unveil.evaluate.clips import evaluate_clips, look
 from unveil.evaluate.given import Draw
 from unveil.evaluate.page import page

@@ -114,3 +114,18 @@ def test_grounds_have_their_names():
     for item in ITEMS[:60]:
         assert seams.ground_name(item["pixels"]) == item["attributes"]["ground"]
         assert seams.ground_name(item["pixels"]) in TONES
+
+
+def test_what_touches_the_edge_is_counted():
+    clip = torch.zeros(3, 3, 16, 16, dtype=torch.uint8)
+    clip[:, 1, 4:8, 12:16] = 200  # four pixels at the right
+    clip[:, 2, 6:10, 6:10] = 200  # in the middle
+    assert seams.at_edges(clip).tolist() == [0, 4, 0]
+    assert (np.concatenate([seams.at_edges(one) for one in clips("grow")]) < 3).mean() > 0.9
+
+
+def test_how_far_places_are_off_is_told_by_frame():
+    true = np.zeros((3, 2), dtype=np.float32)
+    found = np.array([[3, 4], [0, 0], [np.nan, 0]], dtype=np.float32)
+    assert seams.astray(found, true, 10.0).tolist() == [5, 0, 10]
+    assert seams.strayed(found, true, 10.0) == pytest.approx(5)

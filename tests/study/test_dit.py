@@ -192,7 +192,7 @@ def staged(
     of_class = [real.pixels[real.labels == label].float() for label in range(10)]
     clean = torch.stack([of_class[n % 10][n // 10 % len(of_class[n % 10])] for n in range(70)])
 
-    def played(arm: RecipeArm, quick: bool, seed: int, count: int, folder: Path, on_step: object) -> Course:
+    def played(arm: RecipeArm, quick: bool, seed: int, count: int, folder: Path, *rest: object) -> Course:
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(clean.shape, generator=generator)
         levels = [quality(arm) * factor for factor in (8, 5, 3, 2, 1)][-len(points_of(arm.read(quick))) :]

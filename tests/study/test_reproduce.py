@@ -51,6 +51,10 @@ EXPECTED = {
     "dit-flow",
     "ldm-pixels",
     "lora-style",
+    "video-scaling",
+    "video-captions",
+    "video-forcing",
+    "video-native",
 }
 
 

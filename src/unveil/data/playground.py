@@ -31,7 +31,7 @@ from unveil.types import Item, RecipeError, nearest
 
 Motion = Literal["still", "left", "right", "up", "down", "diagonal", "bounce", "orbit", "grow", "shrink", "spin"]
 Scene = Literal["objects", "brush", "pillars", "paddle", "corridor", "impact"]
-Asked = Literal["validation", "seen", "held-out"]
+Cut = Literal["none", "square"]
 SIDES_PX, LENGTHS, RATES = (16, 96, 8), (1, 33), (4, 8, 16)  # smallest, largest, step; frames; frames a second
 SLOW, FAST = 0.28, 0.45  # sides a second below and above which a caption says so
 MOST = 3  # objects
@@ -42,8 +42,6 @@ SHOTS: dict[str, Callable[[Real, View], Shot]] = {
     "corridor": corridor,
     "impact": impact,
 }
-_ASKED = get_args(Asked)
-_ENOUGH = 40  # clips looked at for each prompt: one of ten is held out
 _T = TypeVar("_T")
 # Draws of one clip, by place, as in scenes.
 _SCENE, _SIZE, _LENGTH, _RATE, _COUNT, _REGISTER, _LANGUAGE = range(7)
@@ -65,6 +63,8 @@ class PlaygroundConfig:
         in front, or a moving camera, where there is room for it.
     registers, languages: of captions, equally often.
     count, held_out: clips of each part.
+    cut: "square" leaves of each clip the square in its middle, as if the data had been cropped; captions, facts and
+        tracks stay those of the whole clip.
     """
 
     smallest: int = 32
@@ -83,6 +83,7 @@ class PlaygroundConfig:
     count: int = 1_000_000
     held_out: int = 1_000
     seed: int = 0
+    cut: Cut = "none"
     kind: Literal["playground"] = "playground"
 
     def __post_init__(self) -> None:
@@ -129,6 +130,10 @@ class PlaygroundConfig:
             "registers": telling.REGISTERS,
             "languages": telling.LANGUAGES,
         }
+        if self.cut not in get_args(Cut):
+            raise RecipeError(
+                f"cut {self.cut!r}: must be {' or '.join(get_args(Cut))}{nearest(self.cut, get_args(Cut))}"
+            )
         for name, known in allowed.items():
             given = getattr(self, name)
             if not given:
@@ -175,6 +180,7 @@ class Playground(Dataset[Item]):
             pixels, tracks = group.film()
             for row, place in enumerate(group.places):
                 clip = pixels[row, :, 0] if self.flat else pixels[row]
+                clip = clip if self.config.cut == "none" else _square(clip)
                 found[place] = self._item(group, row) | {"pixels": clip, "track": tracks[row]}
         return found
 
@@ -185,6 +191,8 @@ class Playground(Dataset[Item]):
         frames, size = np.array(self.config.frames), np.array(self.config.sizes)
         lengths = frames[(draws[:, _LENGTH] * len(frames)).astype(np.int64)]
         sides = size[(draws[:, _SIZE] * len(size)).astype(np.int64)]
+        if self.config.cut == "square":
+            sides = sides.min(1, keepdims=True).repeat(2, 1)
         return torch.from_numpy(np.column_stack([lengths, sides]).astype(np.int64))
 
     def told(self, indices: Sequence[int]) -> list[Item]:
@@ -253,6 +261,14 @@ class _Group(NamedTuple):
         tracks = [torch.from_numpy(own[there]) for own, there in zip(track, present, strict=True)]
         whole = np.rint(canvas.clip(0, 255, out=canvas), out=canvas).astype(np.uint8)
         return torch.from_numpy(np.ascontiguousarray(whole.transpose(0, 2, 1, 3, 4))), tracks
+
+
+def _square(clip: Tensor) -> Tensor:
+    """The square in the middle of (..., H, W)."""
+    high, wide = clip.shape[-2:]
+    side = min(high, wide)
+    top, left = (high - side) // 2, (wide - side) // 2
+    return clip[..., top : top + side, left : left + side].contiguous()
 
 
 def unseen(facts: Facts) -> bool:
@@ -329,64 +345,3 @@ def _pick(values: Sequence[_T], draw: float) -> _T:
 
 def _listed(values: Sequence[object]) -> str:
     return f"{values[0]} to {values[-1]}" if isinstance(values, range) else ", ".join(map(str, values))
-
-
-# ---------------------------------------------------------------------- the score world
-
-
-class Prompt(NamedTuple):
-    """What a model is asked for, and what the text says of the one thing: "colour", "shape", "motion" and others.
-
-    number: of the clip that it is said of, see `score_clips`.
-    """
-
-    text: str
-    register: Register
-    thing: Facts
-    number: int
-
-
-def score_prompts(asked: Asked, *, language: Language = "en", count: int = 500, frames: int = 16) -> list[Prompt]:
-    """Prompts of the score world in the three registers in turn, uniform over what it has; always the same.
-
-    "validation" is for choosing a model; "seen" and "held-out" are for its score alone. The first two have only
-    combinations of colour, shape and motion that training has, the last only others. Raw texts are complete and right.
-
-    Args:
-        frames: 16, or 1 for prompts of pictures, which say no motion and so hold no combination out.
-
-    Raises:
-        RecipeError: another list, or the last one of pictures.
-    """
-    if asked == "held-out" and frames == 1:
-        raise RecipeError("list 'held-out': holds out colours, shapes and motions together, and pictures do not move")
-    found = list[Prompt]()
-    world = _asked_of(asked, _ENOUGH * count, frames)
-    draws = uniforms(world.config.seed, np.arange(count, dtype=np.uint64), telling.DRAWS).tolist()
-    for begin in range(0, len(world), count):
-        for number, item in enumerate(world.told(range(begin, begin + count)), begin):
-            if item["unseen"] == (asked == "held-out") and len(found) < count:
-                register = telling.REGISTERS[len(found) % len(telling.REGISTERS)]
-                told = telling.tell(item["attributes"], register, language, draws[len(found)], noisy=False)
-                found.append(Prompt(told.text, register, told.said["objects"][0], number))
-        if len(found) == count:
-            break
-    return found
-
-
-def score_clips(asked: Asked, prompts: Sequence[Prompt], *, frames: int = 16) -> list[Item]:
-    """The clips of the world that prompts of a list are said of, what a model that makes no fault might make of them.
-
-    Raises:
-        RecipeError: another list.
-    """
-    numbers = [prompt.number for prompt in prompts]
-    return _asked_of(asked, max(numbers, default=0) + 1, frames).__getitems__(numbers)
-
-
-def _asked_of(asked: Asked, count: int, frames: int) -> Playground:
-    """The world that a list of prompts is taken from."""
-    if asked not in _ASKED:
-        raise RecipeError(f"list {asked!r}: must be one of {', '.join(_ASKED)}{nearest(asked, _ASKED)}")
-    seed = _ASKED.index(asked) + 1
-    return Playground(PlaygroundConfig(seed=seed, held_out=count, frames=(frames,)), "held-out")

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from unveil import __version__
-from unveil.data.playground import Asked, Language, Prompt, score_clips, score_prompts
+from unveil.data.asked import Asked, Prompt, score_clips, score_prompts
 from unveil.data.shapes import COLOURS, KINDS
 from unveil.data.world.motion import TEN
-from unveil.data.world.telling import REGISTERS
+from unveil.data.world.telling import REGISTERS, Language
 from unveil.evaluate import draw
 from unveil.evaluate.given import Draw, drawn_for
 from unveil.evaluate.metrics import share
@@ -75,7 +75,7 @@ def evaluate_clips(
         model: of clips or pictures, with a condition `prompt`; one of another size is asked for the world's. Pictures
             are asked for colour and shape.
         how: they are drawn.
-        lists: of prompts, see `data.playground.score_prompts`.
+        lists: of prompts, see `data.asked.score_prompts`.
         count: prompts of each list.
         language: of the prompts.
         about: for the record only: command, commit, CPU-minutes.

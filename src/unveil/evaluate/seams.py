@@ -32,8 +32,13 @@ def centres(pixels: Tensor) -> Array:
 
 def strayed(found: Array, true: Array, lost: float) -> float:
     """How far places (T, 2) are from the true ones, in the mean; where nothing is found, as far as `lost`."""
+    return float(astray(found, true, lost).mean())
+
+
+def astray(found: Array, true: Array, lost: float) -> Array:
+    """The same of each frame, (T,)."""
     away = np.hypot(*(found - true).T)
-    return float(np.where(np.isnan(away), lost, away).mean())
+    return np.where(np.isnan(away), lost, away)
 
 
 def steps(places: Array, lost: float) -> Array:
@@ -91,6 +96,15 @@ def things(pixels: Tensor) -> NDArray[np.int64]:
     for frame in frames_of(pixels):
         parts, _ = ndimage.label(_ahead(frame), np.ones((3, 3)))  # pyright: ignore[reportGeneralTypeIssues]
         found.append(int((np.bincount(parts.ravel())[1:] >= LEAST).sum()))
+    return np.array(found)
+
+
+def at_edges(pixels: Tensor) -> NDArray[np.int64]:
+    """How many pixels at the edge of each frame of a clip uint8 (3, T, H, W) are of a thing that may go on: (T,)."""
+    found: list[int] = []
+    for frame in frames_of(pixels):
+        ahead = _ahead(frame)
+        found.append(int(ahead.sum() - ahead[1:-1, 1:-1].sum()))
     return np.array(found)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,14 +18,18 @@ from torch import Tensor
 from unveil import data
 from unveil.checkpoints.meta import weightless
 from unveil.config import Recipe, load_recipe
+from unveil.config.tokens import WordsSection
 from unveil.core.noise import Streams
 from unveil.core.objective import Loss
+from unveil.data.asked import Prompt, prompts
+from unveil.data.playground import Playground
 from unveil.model import Model, build
 from unveil.nn.cost import multiply_adds
 from unveil.pictures import to_pixels
 from unveil.study.arm import LOOP, Kept, Pace, descend, keep, kept
-from unveil.types import Condition, RecipeError
+from unveil.types import Condition, LeftOut, Raw, RecipeError
 
+PROMPT = "prompt"
 # What a training and its points follow from; the rest of a recipe is words, or about other commands.
 _PARTS = {"key", "shape", "network", "process", "prediction", "variance", "condition", "codec", "sample", "data"}
 
@@ -36,11 +41,13 @@ class RecipeArm:
     Attributes:
         changes: as on a command line, such as "network.depth=3 network.patch=4".
         start: changes of the arm that it shares its first weights with, wherever those have the same name and size.
+        after: the arm whose averaged weights of the same seed it goes on from instead.
     """
 
     recipe: str
     changes: str = ""
     start: str = ""
+    after: RecipeArm | None = None
 
     def read(self, quick: bool) -> Recipe:
         """The whole recipe, or its `small` form."""
@@ -92,7 +99,9 @@ def cost_of(recipe: Recipe) -> int:
     """Multiply-adds of the network for one picture, once."""
     with weightless():
         network: Any = recipe.build_network()
-        condition = Condition(vector=torch.empty(1, network.vector_dim)) if recipe.condition else None
+        read = [one.most + 2 for one in recipe.condition if isinstance(one, WordsSection)]  # with its begin and end
+        text = torch.empty(1, read[0], network.config.context_width) if read else None
+        condition = Condition(vector=torch.empty(1, network.vector_dim), tokens=text) if recipe.condition else None
         return multiply_adds(network, (torch.empty(1, *recipe.latent_shape), torch.empty(1), condition))
 
 
@@ -102,10 +111,44 @@ def classes_in_turn(model: Model, count: int) -> dict[str, list[int]]:
     return {key: [number % one.classes for number in range(count)] for key, one in conditioners.items()}
 
 
-def begun(arm: RecipeArm, seed: int, quick: bool) -> Model:
-    """The untrained model, with the weights that it shares with others of its seed."""
+def asked_of(model: Model, recipe: Recipe, count: int) -> Raw:
+    """What so many samples are asked for: classes in turn, or what held-out clips of the playground show.
+
+    Texts are in the registers of its captions in turn, complete and right.
+    """
+    if PROMPT not in model.conditioners:
+        return classes_in_turn(model, count)
+    return {PROMPT: [prompt.text for prompt in prompts_of(recipe, count)]}
+
+
+def prompts_of(recipe: Recipe, count: int) -> list[Prompt]:
+    """The prompts of so many samples of a recipe of the playground."""
+    world = world_of(recipe)
+    return prompts(world, count, world.config.registers)
+
+
+def world_of(recipe: Recipe) -> Playground:
+    """The held-out clips of a recipe.
+
+    Raises:
+        RecipeError: data other than the playground's.
+    """
+    held_out = data.open(recipe.data.build(), "held-out")
+    if not isinstance(held_out, Playground):
+        raise RecipeError(f"recipe {recipe.name!r}: a study knows prompts of the playground alone")
+    return held_out
+
+
+def begun(arm: RecipeArm, seed: int, quick: bool, before: Model | None = None) -> Model:
+    """The untrained model, with the weights that it shares with others of its seed.
+
+    Args:
+        before: that it goes on from, with this one's weights; None: there is none.
+    """
     model = _fresh(arm.read(quick), seed)
-    own, others = model.state_dict(), _fresh(_read(arm.recipe, arm.start, quick), seed).state_dict()
+    _learn_words(model, arm, quick)
+    other = _fresh(_read(arm.recipe, arm.start, quick), seed) if before is None else before
+    own, others = model.state_dict(), other.state_dict()
     places = {_place(name): tensor for name, tensor in others.items()}
     for name, tensor in own.items():
         other = places.get(_place(name))
@@ -120,13 +163,29 @@ def _fresh(recipe: Recipe, seed: int) -> Model:
         return build(recipe.model)
 
 
+def _learn_words(model: Model, arm: RecipeArm, quick: bool) -> None:
+    """Gives it the words of its data, behind those of the arms that it goes on from."""
+    from unveil.train.words import learn_words
+
+    if PROMPT in model.conditioners:
+        if arm.after is not None:
+            _learn_words(model, arm.after, quick)
+        learn_words(model, data.open(arm.read(quick).data.build()))
+
+
 def _place(name: str) -> str:
     """Where a weight stands, whatever holds it: DiT's plain designs have ViT's block inside of their own."""
     return name.replace(".plain.own.", ".attention.").replace(".plain.", ".")
 
 
 def follow(
-    arm: RecipeArm, quick: bool, seed: int, count: int, cache: Path, on_step: Callable[[], object] = lambda: None
+    arm: RecipeArm,
+    quick: bool,
+    seed: int,
+    count: int,
+    cache: Path,
+    on_step: Callable[[], object] = lambda: None,
+    before: Model | None = None,
 ) -> Course:
     """The training of an arm, from the cache where it is there, and into it where not.
 
@@ -135,6 +194,7 @@ def follow(
     Args:
         quick: the recipe's `small` form.
         count: samples at each point.
+        before: the model that it goes on from, of the arm's `after` with this seed.
 
     Raises:
         NonFinite: the loss left the finite numbers.
@@ -144,6 +204,7 @@ def follow(
     found = kept(cache, facts)
     if found is not None:
         model = _fresh(recipe, seed)
+        _learn_words(model, arm, quick)
         with contextlib.suppress(RuntimeError, KeyError):  # a file of another layout is trained anew
             rest = dict(found.tensors)
             pixels, losses = rest.pop("pixels"), rest.pop("losses").tolist()
@@ -151,7 +212,8 @@ def follow(
             model.eval().requires_grad_(False)
             return Course(model, points_of(recipe), pixels, losses, found.cpu_seconds, kept=True)
     start = time.process_time()
-    model, pixels, losses = _follow(begun(arm, seed, quick), recipe, seed, count, on_step)
+    with warnings.catch_warnings(action="ignore", category=LeftOut):  # raw captions hold numbers that no model knows
+        model, pixels, losses = _follow(begun(arm, seed, quick, before), recipe, seed, count, on_step)
     spent = time.process_time() - start
     points = {"pixels": pixels, "losses": torch.tensor(losses, dtype=torch.float64)}
     keep(cache, facts, Kept({**model.state_dict(), **points}, spent))
@@ -161,6 +223,8 @@ def follow(
 def _facts(arm: RecipeArm, recipe: Recipe, quick: bool) -> dict[str, Any]:
     """What a training follows from."""
     whole, start = (one.model_dump(mode="json") for one in (recipe, _read(arm.recipe, arm.start, quick)))
+    after = {} if arm.after is None else {"after": _facts(arm.after, arm.after.read(quick), quick)}
+    batching = {"batching": recipe.train.batching} if recipe.train.batching else {}
     return {
         "loop": LOOP,
         "recipe": {name: whole[name] for name in sorted(_PARTS | {"objective"})},
@@ -168,6 +232,8 @@ def _facts(arm: RecipeArm, recipe: Recipe, quick: bool) -> dict[str, Any]:
         "flip": recipe.train.flip,
         "points": points_of(recipe),
         "start": {name: start[name] for name in ("network", "condition")},
+        **after,
+        **batching,
     }
 
 
@@ -177,16 +243,19 @@ def _follow(
     """The trained model, and what it drew and how well it predicted at each point."""
     from unveil.train.callbacks import HeldOut  # with these comes Lightning, which takes seconds
     from unveil.train.examples import prepare
+    from unveil.train.mixed import Mixed
     from unveil.train.order import Numbered, Order, collate
 
-    keys = list(model.conditioners)
+    keys, batching = list(model.conditioners), recipe.train.batching
     pictures, held_out = (data.open(recipe.data.build(), part) for part in ("train", "held-out"))
-    objective = recipe.objective.build(recipe, model.process, recipe.train.batch)
-    numbered = Numbered(pictures, Order(len(pictures), seed), recipe.key, keys)
+    objective: Any = recipe.objective.build(recipe, model.process, recipe.train.batch)
+    objective = objective if batching is None else Mixed(objective, batching)
+    numbered = Numbered(pictures, Order(len(pictures), seed), recipe.key, keys, batching)
     shown = range(min(recipe.train.batch, len(held_out)))  # as a run of the recipe does
     judge = HeldOut(
-        collate(list(shown), shown, [held_out[i] for i in shown], recipe.key, keys), objective, 0, len(shown)
+        collate(list(shown), shown, [held_out[i] for i in shown], recipe.key, keys, batching), objective, 0, len(shown)
     )  # fmt: skip
+    asked = asked_of(model, recipe, count)
     pixels, losses, points = [], [], set(points_of(recipe))
 
     def loss_of(numbers: range, streams: Streams, step: int) -> Loss:
@@ -199,7 +268,7 @@ def _follow(
     def look(average: Model, step: int) -> None:
         on_step()
         if step in points:
-            pixels.append(to_pixels(average.generate(raw=classes_in_turn(average, count), count=count, seed=seed)))
+            pixels.append(to_pixels(average.generate(raw=asked, count=count, seed=seed)))
             levels = judge.by_level(average)
             losses.append(sum(levels) / len(levels))
 

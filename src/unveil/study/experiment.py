@@ -87,7 +87,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Sheet:
-    """Pictures worth seeing: uint8 (N, 1, H, W) in rows of `columns`."""
+    """Pictures worth seeing: uint8 (N, C, H, W), C of 1 or 3, in rows of `columns`."""
 
     name: str
     caption: str
@@ -144,10 +144,11 @@ class Bench:
     def course(self, arm: RecipeArm, seed: int) -> Course:
         """The training of a recipe's arm with this seed; the same one for every claim that asks."""
         if (arm, seed) not in self._followed:
+            before = None if arm.after is None else self.course(arm.after, seed).model
             steps, quick = arm.read(self.scale.quick).train.steps, self.scale.quick
             what = f"{arm.recipe} {arm.changes}".strip()
             with self.console.progress(f"training {what}, seed {seed}: step", steps) as counter:
-                found = follow(arm, quick, seed, self.scale.pictures, self.cache, counter.advance)
+                found = follow(arm, quick, seed, self.scale.pictures, self.cache, counter.advance, before)
             self.spent(found.cpu_seconds, found.kept)
             self._followed[arm, seed] = found
         return self._followed[arm, seed]

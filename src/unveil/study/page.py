@@ -73,9 +73,10 @@ def index(records: Sequence[Record]) -> str:
             [
                 MARK,
                 "# Reproduced claims",
-                "Claims of papers as small experiments on real handwritten digits, or on exact mixtures where they "
-                "are about mathematics, each with a computed verdict. `python -m unveil reproduce NAME` runs one "
-                "anew, `--quick` shows in seconds that it works.",
+                "Claims of papers as small experiments on real handwritten digits, on exact mixtures where they are "
+                "about mathematics, or on small generated clips where they are about what these show, each with a "
+                "computed verdict. `python -m unveil reproduce NAME` runs one anew, `--quick` shows in seconds that "
+                "it works.",
                 _markdown(("claim", "in words", "verdict of its parts"), rows),
                 f"Placebos, both arms alike but for the seed: {alarms} of {len(placebos)} came out other than "
                 "`not shown`.",

@@ -73,6 +73,8 @@ def settings(claim: Claim, bench: Bench) -> Record:
 def _arm(arm: Arm | RecipeArm, bench: Bench) -> Record:
     """An arm's settings; where a machine keeps trained arms is left out of paths, which differ by it."""
     told = dataclasses.asdict(arm)
+    if isinstance(arm, RecipeArm):  # the one that it goes on from has a line of its own
+        told |= {"after": "" if arm.after is None else arm.after.changes}
     return {
         name: value.replace(str(bench.cache), "CACHE") if isinstance(value, str) else value
         for name, value in told.items()

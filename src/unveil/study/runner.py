@@ -12,14 +12,30 @@ import torch
 from unveil.data.cache import cache_folder
 from unveil.evaluate.draw import sheet
 from unveil.files import refuse_overwrite, write_atomically
-from unveil.study import adm, cfg, control, ddim, ddpm, dit, flow, iddpm, ldm, lora, ncsn, score_sde, solvers
+from unveil.study import (
+    adm,
+    cfg,
+    control,
+    ddim,
+    ddpm,
+    dit,
+    flow,
+    forcing,
+    iddpm,
+    ldm,
+    lora,
+    ncsn,
+    score_sde,
+    solvers,
+    sora,
+)
 from unveil.study.experiment import FULL, QUICK, Bench, Claim, Console, Findings
 from unveil.study.page import MARK, index, page
 from unveil.study.plot import curves_chart, effects_chart
 from unveil.study.record import Record, found, record_of
 from unveil.types import NotWritable, RecipeError, nearest
 
-_MODULES = (ddpm, iddpm, ddim, ncsn, score_sde, solvers, adm, cfg, flow, dit, control, ldm, lora)
+_MODULES = (ddpm, iddpm, ddim, ncsn, score_sde, solvers, adm, cfg, flow, dit, control, ldm, lora, sora, forcing)
 CLAIMS: dict[str, Claim] = {claim.name: claim for module in _MODULES for claim in module.CLAIMS}
 
 FOURFOLD = 4  # a run without power is repeated with as many times the seeds

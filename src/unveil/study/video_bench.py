@@ -11,7 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from unveil.data.playground import Asked, Playground, PlaygroundConfig, score_clips, score_prompts
+from unveil.data.asked import Asked, score_clips, score_prompts
+from unveil.data.playground import Playground, PlaygroundConfig
 from unveil.data.world import telling
 from unveil.data.world.motion import TEN
 from unveil.evaluate import draw

@@ -30,7 +30,11 @@ def _texts(items: Items, key: str) -> Iterator[str]:
     count = min(len(items), MOST)
     places = [place * len(items) // count for place in range(count)]
     facts: Any = getattr(items, "facts", None)  # what is known without reading a picture
+    told: Any = getattr(items, "told", None)  # the same of several items at once
     for start in range(0, count, _AT_ONCE):
         part = places[start : start + _AT_ONCE]
-        found = items_of(items, part) if facts is None else [facts(place) for place in part]
+        if told is not None:
+            found = told(part)
+        else:
+            found = items_of(items, part) if facts is None else [facts(place) for place in part]
         yield from (str(value_of(item, key, place)) for item, place in zip(found, part, strict=True))
