@@ -109,7 +109,12 @@ PIPELINES: dict[str, Callable[[Folder, torch.dtype], Model]] = {
 }
 
 
-NAMES = {wan: "Wan", ltx: "LTX-Video", cogvideox: "CogVideoX", hunyuan: "HunyuanVideo"}
+NAMES: dict[Callable[[Folder, torch.dtype], Model], str] = {
+    wan: "Wan",
+    ltx: "LTX-Video",
+    cogvideox: "CogVideoX",
+    hunyuan: "HunyuanVideo",
+}
 
 
 def about(folder: Folder) -> str:
