@@ -18,7 +18,7 @@ from unveil.evaluate.features import FeatureNetwork
 from unveil.evaluate.frechet import fid
 from unveil.evaluate.metrics import bootstrap, mean, share
 from unveil.evaluate.perceptual import fingerprint
-from unveil.evaluate.pictures import Pictured, gather, spread
+from unveil.evaluate.pictures import Pictured, Pictures, gather, spread
 from unveil.evaluate.playground import read
 from unveil.evaluate.report import Report
 from unveil.evaluate.structure import BATCH, WINDOW, decibels, in_parts, squared_errors, ssim
@@ -84,18 +84,7 @@ def evaluate_autoencoder(
     kept = through(codec, real.pixels)
     results: dict[str, Any] = {"psnr": _psnr(real.pixels, kept.pixels, seed), "latents": _latents(kept.latents, real)}
     missing: dict[str, str] = {}
-    if min(real.pixels.shape[-2:]) < WINDOW:
-        missing["ssim"] = f"pictures of fewer than {WINDOW} pixels a side are smaller than its window"
-    else:
-        tell("SSIM")
-        results["ssim"] = mean(in_parts(ssim, real.pixels, kept.pixels), seed)
-    if networks.perceptual is None:
-        missing["perceptual"] = "no perceptual network was given"
-    else:
-        tell("perceptual distance")
-        distance = networks.perceptual[1]
-        compared = in_parts(lambda x, y: distance(*map(pictures.to_unit, (x, y))), real.pixels, kept.pixels)
-        results["perceptual"] = mean(compared, seed) | {"network": networks.perceptual[0]}
+    _compare(real, kept, networks, seed, results, missing, tell)
     if clips:
         missing["rfid"] = "no feature network is of clips"
     elif networks.features is None or len(real.pixels) <= networks.features.dim:
@@ -108,14 +97,38 @@ def evaluate_autoencoder(
         results["codebook"] = {**usage(kept.indices, codec.config.codes)._asdict(), "codes": codec.config.codes}
     else:
         missing["codebook"] = "this codec has none"
-    if clips and (told := _truths(held_out, len(real.pixels))):
+    if clips:
         tell("what is seen in the rebuilt clips")
-        results["things"] = things(told, real.pixels, kept.pixels)
-    elif clips:
-        missing["things"] = "these clips do not say what is in them"
+        told = _truths(held_out, len(real.pixels))
+        results |= {"things": things(told, real.pixels, kept.pixels)} if told else {}
+        missing |= {} if told else {"things": "these clips do not say what is in them"}
     protocol = _protocol(real, networks, seed, codec)
     images = {"rebuilt": _sheet(real.pixels, kept.pixels)} if real.pixels.shape[1] in (1, 3) else {}
     return Report(protocol, results, missing, {"unveil": __version__, **(about or {})}, images)
+
+
+def _compare(
+    real: Pictures,
+    kept: Kept,
+    networks: Networks,
+    seed: int,
+    results: dict[str, Any],
+    missing: dict[str, str],
+    tell: Callable[[str], None],
+) -> None:
+    """Adds how alike each picture and what became of it are."""
+    if min(real.pixels.shape[-2:]) < WINDOW:
+        missing["ssim"] = f"pictures of fewer than {WINDOW} pixels a side are smaller than its window"
+    else:
+        tell("SSIM")
+        results["ssim"] = mean(in_parts(ssim, real.pixels, kept.pixels), seed)
+    if networks.perceptual is None:
+        missing["perceptual"] = "no perceptual network was given"
+    else:
+        tell("perceptual distance")
+        name, distance = networks.perceptual
+        compared = in_parts(lambda x, y: distance(*map(pictures.to_unit, (x, y))), real.pixels, kept.pixels)
+        results["perceptual"] = mean(compared, seed) | {"network": name}
 
 
 @torch.inference_mode()
