@@ -58,7 +58,7 @@ EXPECTED = {
 }
 
 
-PLAIN = {"video-scaling", "video-native"}  # after three steps their clips are plain, and nothing is read in them
+PLAIN = {"video-native"}  # after three steps its clips are plain, and nothing is at their edges
 
 
 @pytest.fixture(scope="module")
