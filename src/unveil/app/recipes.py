@@ -23,11 +23,12 @@ from unveil.config import (
     recipe_text,
 )
 from unveil.config.model import NETWORKS
-from unveil.config.objective import DenoisingObjective, SimpleObjective, SlicedObjective
+from unveil.config.objective import DenoisingObjective, FramewiseObjective, SimpleObjective, SlicedObjective
 from unveil.core import grids, guidance, samplers, score_matching, variance, weights
 from unveil.core import objective as objectives
 from unveil.core.exploding import EDM, VE, DiscreteVE
 from unveil.core.flow import RectifiedFlow, RootShifted, Shifted
+from unveil.core.framewise import Framewise
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, Process
 from unveil.core.sde import SubVP
 from unveil.core.times import Stratified
@@ -133,13 +134,14 @@ def _objective_parts(recipe: Recipe, process: Process) -> list[tuple[str, Any]]:
         "simple": [objectives.simple],
         "hybrid": [objectives.hybrid, objectives.vlb],
         "vlb": [objectives.vlb],
+        "framewise": [Framewise],
         "denoising-score-matching": [score_matching.denoising],
         "sliced-score-matching": [score_matching.Sliced],
     }
     parts: list[tuple[str, Any]] = [("objective", one) for one in kinds[objective.kind]]
     if isinstance(objective, DenoisingObjective | SlicedObjective):
         parts.append(("weight", score_matching.SCORE_WEIGHTS[objective.weight]))
-    elif isinstance(objective, SimpleObjective) and objective.weight.build() is not None:
+    elif isinstance(objective, SimpleObjective | FramewiseObjective) and objective.weight.build() is not None:
         named = objective.weight.model_dump()["kind"].replace("-", "_")
         parts.append(("weight", getattr(weights, named)))
     time = objective.time.build(process, recipe.train.batch)

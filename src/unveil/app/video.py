@@ -136,7 +136,7 @@ def connect(ask: Ask, paths: tuple[Path, Path], prompts: tuple[str, ...], joint:
 def ring(ask: Ask, frames: int | None) -> None:
     """A loop from words."""
     if ask.prompt is None:
-        raise RecipeError('loop needs a clip, or --prompt "a small red circle orbits clockwise"')
+        raise RecipeError('loop needs a clip, or --prompt "a small red circle moves in a circle"')
     stage = opening(ask, ask.rate(clips.RATE), ask.prompt)
     cyclic = stage._replace(model=video.cyclic(stage.model))
     run(cyclic, stage.request(ask.prompt), video.ring(cyclic.model, frames, ask.sized()), ask.rate(clips.RATE))

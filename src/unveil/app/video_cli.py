@@ -178,7 +178,7 @@ def loop(
 
     Example: unveil video loop clip.mp4 --frames 8 -o loop.gif
 
-    Example: unveil video loop --prompt "a small red circle orbits clockwise" -o loop.gif
+    Example: unveil video loop --prompt "a small red circle moves in a circle" -o loop.gif
     """
     from unveil.app import video as work
 

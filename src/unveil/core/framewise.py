@@ -3,9 +3,6 @@
 One network learns to make a clip from nothing, to go on from frames at its beginning, its end or both, to fill in
 between frames anywhere, and to work on frames of unlike noise, by what it is shown: frames that are given have the
 level of data and are not scored.
-
-Sources: frames that are given: Zheng et al. 2024 (arXiv:2412.20404), section 3; a level for each frame: Chen et al.
-2024 (arXiv:2407.01392), section 3.1.
 """
 
 from __future__ import annotations
@@ -105,6 +102,9 @@ class Framewise:
 
     Raises:
         RecipeError: times that learn from losses, which are of frames here.
+
+    Source: frames that are given: Zheng et al. 2024, section 3 (arXiv:2412.20404); a level for each frame: Chen et al.
+        2024, section 3.1 (arXiv:2407.01392).
     """
 
     ways: Ways = field(default_factory=Ways)
