@@ -28,7 +28,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.mark.parametrize("kind", SAMPLERS)
+# CogVideoX's stochastic solver is of clips, whose folders are not written
+@pytest.mark.parametrize("kind", [kind for kind in SAMPLERS if kind != "CogVideoXDPMScheduler"])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_what_a_scheduler_says_is_written_back(folder: Path, kind: str, prediction: str):
     config = unveil.load(folder).config

@@ -176,11 +176,11 @@ def _grid(settings: _Settings, kind: str, usual: str) -> str:
     return GRIDS[spacing, offset, onto_data]
 
 
-def _shifted_table(process: Mapping[str, Any], scale: float) -> tuple[float, ...]:
+def _shifted_table(process: Mapping[str, Any], scale: float) -> list[float]:
     """Its betas, with less signal at every level."""
     named = process["betas"]
     table = betas(named, process["steps"], start=process["start"], end=process["end"]) if process["steps"] else named
-    return tuple(snr_shifted(torch.as_tensor(table, dtype=torch.float64), scale).tolist())
+    return snr_shifted(torch.as_tensor(table, dtype=torch.float64), scale).tolist()
 
 
 def _flow_solver(settings: _Settings) -> Scheduler:
