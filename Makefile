@@ -17,7 +17,7 @@ TIMED = $(ONE_THREAD) $(BIN)/python -m pytest -q -m timed
 .PHONY: help setup demo test test-all check format docs bench clean
 
 help:
-	@echo "make demo      set up, train on handwritten digits, write samples and a report (about 6 minutes on 2 cores, set-up included)"
+	@echo "make demo      set up, train on handwritten digits, write samples, a report and a clip from words (about 6 minutes on 2 cores, set-up included)"
 	@echo "make test      the tests that guard every promise"
 	@echo "make test-all  these, and what only a release needs"
 	@echo "make check     lint, format, types, docstrings, import rules"
@@ -32,7 +32,7 @@ $(BIN)/python:
 # Two steps, so that the build backend is pinned too: an isolated build would take the newest.
 $(READY): pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) hatchling editables
-	$(INSTALL) --no-build-isolation -e .
+	$(INSTALL) --no-build-isolation -e ".[video]"
 	@touch $@
 
 # Checks and tests also need the tools, the documentation's builder, and the peers of the benchmarks.

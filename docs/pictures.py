@@ -11,7 +11,7 @@ import torch
 
 import unveil
 from unveil import pictures
-from unveil.data.playground import score_prompts
+from unveil.data.asked import score_prompts
 from unveil.files import write_atomically
 from unveil.study.plot import Line, lines_chart
 from unveil.study.samplers import KINDS
@@ -44,11 +44,11 @@ def guidance_samples() -> bytes:
 
 
 def playground() -> tuple[bytes, bytes]:
-    """Clips by the shipped model of the first 24 prompts for validation, nothing chosen: as a film, and in rows."""
-    prompts = [one.text for one in score_prompts("validation")[:24]]
+    """Clips by the shipped model of the first 12 prompts for validation, nothing chosen: as a film, and in rows."""
+    prompts = [one.text for one in score_prompts("validation")[:12]]
     model = unveil.load("playground-video")
     made = pictures.to_pixels(model.generate(raw={"prompt": prompts}, count=len(prompts), batch=8))
-    film = torch.stack([pictures.sheet(made[:, :, frame], columns=8) for frame in range(made.shape[2])])
+    film = torch.stack([pictures.sheet(made[:, :, frame], columns=6) for frame in range(made.shape[2])])
     return pictures.animation(film, "gif", 8), pictures.png(pictures.strips(made[:8]))
 
 

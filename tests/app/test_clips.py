@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
+import unveil
 from tests.app.conftest import Cli
+from unveil.evaluate.playground import read
 from unveil.model import Model
 
 SETTINGS = [
@@ -68,3 +71,26 @@ def test_a_base_whose_weights_hold_for_one_size_keeps_it(cli: Cli):
     done = cli("train", "dit-fashion", "--run", "wider", *small, "base=dit", "shape=[1,32,32]")
     assert done.code == 2
     assert "make them equal" in done.err
+
+
+def test_the_shipped_model_makes_a_clip_and_a_picture_of_what_the_words_say(cli: Cli, tmp_path: Path):
+    assert cli("sample", "a large blue square on green", "--out", "square.png").code == 0
+    with Image.open(tmp_path / "square.png") as picture:
+        pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+    square = read(pixels, most=1)[0]
+    assert (square.colour, square.size) == ("blue", "large")
+    red, green, _ = pixels[:, 0, 0].tolist()
+    assert green > 2 * red  # the ground
+    assert cli("video", "a small orange triangle stays still", "--out", "clip.gif").code == 0
+    with Image.open(tmp_path / "clip.gif") as film:
+        arrays = [np.array(one.convert("RGB")) for one in ImageSequence.Iterator(film)]
+    frames = [torch.from_numpy(one).permute(2, 0, 1) for one in arrays]
+    seen = [read(frame, most=1) for frame in frames]
+    assert all(one and one[0].colour == "orange" for one in seen)
+
+
+def test_shipped_weights_stay_small():
+    folder = Path(unveil.__file__).parent
+    sizes = {one: one.stat().st_size for one in folder.rglob("*.safetensors")}
+    assert sum(size for one, size in sizes.items() if "playground" in str(one)) < 13e6
+    assert sum(sizes.values()) < 25e6
