@@ -8,8 +8,9 @@ import pytest
 
 from tests.app.conftest import Cli, tree
 from unveil.evaluate.report import Report
+from unveil.study import video as study
 
-SMALL = ("train.steps=1", "train.warmup=0", "train.batch=2", "data.count=20", "data.held_out=20")
+SMALL = ("train.steps=1", "train.warmup=0", "train.batch=2", "data.count=500", "data.held_out=20")
 OFF = (
     "train.save_every=0",
     "train.sample_every=0",
@@ -40,3 +41,19 @@ def test_a_model_of_clips_is_judged(cli: Cli):
     refused = cli("evaluate", "run", "--list", "heldout", "--force")
     assert refused.code == 2
     assert "held-out" in refused.err
+
+
+@pytest.mark.slow
+def test_the_command_writes_a_page_of_every_task(cli: Cli):
+    small = ("train.steps=1", "train.warmup=0", "train.batch=2", "train.precision=float32", "data.count=500")
+    off = ("train.save_every=0", "train.sample_every=0", "train.validate_every=0", "data.held_out=20")
+    assert cli("train", "playground-video", "--small", "--run", "run", *small, *off, "--quiet").code == 0
+    done = cli("study", "video", "run", "--quick", "--json")
+    assert done.code == 0, done.err
+    assert list(done.json["tasks"]) == list(study.TASKS)
+    page = Path("run/video.html").read_text("utf-8")
+    assert page.count("data:image/gif") >= len(study.TASKS)
+    assert "Twice the resolution" in page
+    assert cli("study", "video", "run", "--quick").code == 5, "written over"
+    assert cli("study", "video", "run", "--size", "16x24", "--force").code == 2
+    assert cli("study", "video", "ddpm-digits", "--out", "other").code == 2

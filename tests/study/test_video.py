@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.app.conftest import Cli
 from tests.tasks.tiny import tiny_clips
 from unveil.data.world.stage import TONES
 from unveil.evaluate import seams
@@ -238,19 +236,3 @@ def test_settings_and_models_that_do_not_fit_are_refused():
         Settings(count=1)
     with pytest.raises(RecipeError, match="ask for fewer"):
         Known(lambda *_: torch.empty(0)).items(("orbit",), 500)
-
-
-@pytest.mark.slow
-def test_the_command_writes_a_page_of_every_task(cli: Cli):
-    small = ("train.steps=1", "train.warmup=0", "train.batch=2", "train.precision=float32", "data.count=20")
-    off = ("train.save_every=0", "train.sample_every=0", "train.validate_every=0", "data.held_out=20")
-    assert cli("train", "playground-video", "--small", "--run", "run", *small, *off, "--quiet").code == 0
-    done = cli("study", "video", "run", "--quick", "--json")
-    assert done.code == 0, done.err
-    assert list(done.json["tasks"]) == list(study.TASKS)
-    page = Path("run/video.html").read_text("utf-8")
-    assert page.count("data:image/gif") >= len(study.TASKS)
-    assert "Twice the resolution" in page
-    assert cli("study", "video", "run", "--quick").code == 5, "written over"
-    assert cli("study", "video", "run", "--size", "16x24", "--force").code == 2
-    assert cli("study", "video", "ddpm-digits", "--out", "other").code == 2
