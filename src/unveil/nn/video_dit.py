@@ -4,7 +4,8 @@
 
 A picture is a clip of one frame. Levels may differ between the frames or the places of a clip, which is how frames
 that are known are given: at the level of data. Positions turn queries and keys, so that any size, shape and length,
-times before the first frame and times between frames are only other coordinates.
+times before the first frame and times between frames are only other coordinates. Waves, where there are some, tell each
+token besides where in its own frame it lies and how long after the start.
 
 Letters of shapes: B clips, F frames of patches, S patches of a frame, N = F S tokens, C the width of a token.
 
@@ -72,15 +73,17 @@ class Told:
         return [one[:, 0, 0].index_select(0, index).view(*self.which.shape, 1, -1) for one in each.unbind(-2)]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Laid:
     """Of clips of certain sizes: where their tokens stand, and which see each other in each block."""
 
     rotary: Rotary
     together: Sequence[Packing | Groups | None]
     packing: Packing | None = None
+    waves: Sequence[Tensor | None] = (None,)
 
     def to(self, device: torch.device) -> None:
+        self.waves = [None if one is None else one.to(device) for one in self.waves]
         for one in {id(one): one for one in (self.rotary, self.packing, *self.together) if one is not None}.values():
             one.to(device)
 
@@ -163,7 +166,8 @@ class VideoDiT(nn.Module):
         condition, rows = condition or Condition(), len(x)
         clips, grid = self._checked(x)
         laid = self._kept(("alone", grid, rows, x.device), lambda: self._alone(grid, rows))
-        h = self._tokens(clips, grid, condition.places)  # (B, F, S, C)
+        waves = laid.waves[0] if condition.places is None else _waves(grid, condition.places, self.config.waves)
+        h = self._tokens(clips, grid, waves)  # (B, F, S, C)
         rotary = laid.rotary if condition.places is None else self._rotary(_coordinates(grid, condition.places))
         vector = vector_of(condition, rows, self.vector_dim)
         told = self._told(self._levels(t, x, grid), vector, rotary, laid.together)
@@ -198,8 +202,9 @@ class VideoDiT(nn.Module):
         packing, rotary = cast(Packing, laid.packing), laid.rotary
         tokens, levels, which = [], [], []
         for number, (clip, grid) in enumerate(whole):
-            own = None if condition.places is None else condition.places[number : number + 1]
-            tokens.append(self._tokens(clip, grid, own)[0].flatten(0, 1))  # (N, C)
+            places = None if condition.places is None else condition.places[number : number + 1]
+            waves = laid.waves[number] if places is None else _waves(grid, places, self.config.waves)
+            tokens.append(self._tokens(clip, grid, waves)[0].flatten(0, 1))  # (N, C)
             level = self._levels(t[number][None], clips[number][None], grid)[0]  # (F or 1, S or 1)
             own_levels = torch.arange(sum(map(len, levels)), sum(map(len, levels)) + level.numel(), device=clip.device)
             which.append(own_levels.view(level.shape).expand(grid.frames, grid.rows * grid.columns).flatten())
@@ -256,13 +261,12 @@ class VideoDiT(nn.Module):
             counts.append(size // part)
         return clips, Grid(*counts)
 
-    def _tokens(self, clips: Tensor, grid: Grid, places: Tensor | None) -> Tensor:
+    def _tokens(self, clips: Tensor, grid: Grid, waves: Tensor | None) -> Tensor:
         """Clips (B, in_channels, T, H, W) as tokens (B, F, S, C), each told where it is."""
         h = self.patches(self._boxes(clips))
-        if self.where is None:
+        if self.where is None or waves is None:
             return h
-        told = self.where(_waves(grid, places, self.config.waves).to(h))
-        return h + told.unflatten(-2, (grid.frames, -1))
+        return h + self.where(waves.to(h)).unflatten(-2, (grid.frames, -1))
 
     def _boxes(self, clips: Tensor) -> Tensor:
         """(B, C, T, H, W) to boxes (B, F, S, C * box)."""
@@ -317,15 +321,17 @@ class VideoDiT(nn.Module):
         return self._laid[key]
 
     def _alone(self, grid: Grid, rows: int) -> _Laid:
-        rotary = self._rotary(_coordinates(grid, None))
+        rotary, waves = self._rotary(_coordinates(grid, None)), [_waves(grid, None, self.config.waves)]
         if self.config.pattern == "full" and not self.config.causal:
-            return _Laid(rotary, [None] * self.config.depth)
-        return _Laid(rotary, self._together(Packing([grid.tokens] * rows, length=grid.tokens), [grid] * rows))
+            return _Laid(rotary, [None] * self.config.depth, waves=waves)
+        packing = Packing([grid.tokens] * rows, length=grid.tokens)
+        return _Laid(rotary, self._together(packing, [grid] * rows), waves=waves)
 
     def _in_rows(self, grids: Sequence[Grid], length: int | None) -> _Laid:
         packing = Packing([grid.tokens for grid in grids], length=length)
         rotary = self._rotary(packing.pack([_coordinates(grid, None) for grid in grids]))
-        return _Laid(rotary, self._together(packing, grids), packing)
+        waves = [_waves(grid, None, self.config.waves) for grid in grids]
+        return _Laid(rotary, self._together(packing, grids), packing, waves)
 
     def _together(self, packing: Packing, grids: Sequence[Grid]) -> Sequence[Packing | Groups]:
         config = self.config
@@ -363,12 +369,14 @@ def _coordinates(grid: Grid, places: Tensor | None) -> Tensor:
     return first[:, None] + indices.to(first) * step[:, None]
 
 
-def _waves(grid: Grid, places: Tensor | None, count: int) -> Tensor:
+def _waves(grid: Grid, places: Tensor | None, count: int) -> Tensor | None:
     """When a token is, in parts of `SPAN`, and where in its frame, in parts of a side: (N or B, N, 6 count)."""
+    if not count:
+        return None
     coordinates = _coordinates(grid, places)
     sides = torch.tensor([grid.rows, grid.columns], dtype=torch.float64)
     inside = (grid_coordinates(grid)[:, 1:] + 0.5) / sides  # (N, 2)
     when = coordinates[..., :1].to(inside.device) / SPAN
     where = torch.cat([when, inside.expand(*when.shape[:-1], 2)], -1)
     angles = math.pi * where[..., None] * torch.arange(1, count + 1, dtype=torch.float64)
-    return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2)
+    return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2).float()
