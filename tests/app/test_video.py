@@ -297,6 +297,12 @@ def test_what_has_no_picture_is_no_clip(cli: Cli, model: Path, tmp_path: Path):
     assert list(tree(tmp_path)) == ["song.mp4"]
 
 
+def test_a_picture_of_several_frames_is_not_taken_for_its_first(cli: Cli, model: Path, tmp_path: Path):
+    assert cli("video", WORDS[0], "--model", model, "-o", "out.webp").code == 0
+    refused(cli("video", "extend", "out.webp", "--model", model, "-o", "more"), 4, "out.webp: a picture of 6 frames")
+    assert list(tree(tmp_path)) == ["out.webp"]
+
+
 @pytest.mark.slow
 def test_ctrl_c_leaves_no_half_file(model: Path, tmp_path: Path):
     words = [

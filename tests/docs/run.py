@@ -15,7 +15,7 @@ from unveil.app.cli import run as unveil
 
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 SHOWN = {"text", "json", ""}  # what a command prints, and the like
-ELSEWHERE = ("python -m pip ", "git ", "pip ", "tensorboard ", "open ")  # commands that are not ours
+ELSEWHERE = ("python -m pip ", "git ", "pip ", "tensorboard ", "open ", "torchrun ")  # commands that are not ours
 
 
 def carry_out(page: Page, folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

@@ -44,6 +44,8 @@ def test_no_more_frames_are_read_than_are_needed():
         ([0, 0.1, 0.2, 0.4, 0.5], 0.001, 10, None),
         ([0, 0.1, 0.2, 0.4, 0.5], 0.1, 10, None),  # a frame left out, in a file whose tick is a frame
         ([0, 0.1, 0.2, 0.3], 0.001, 25, 10),  # what the file states is not what it holds
+        ([0, 0.12, 0.25, 0.38, 0.5, 0.62], 0.01, None, 8),  # a GIF of 8 frames in a second
+        ([0, 0.08, 0.16, 0.24, 0.32, 0.4], 0.01, None, 12.5),  # nothing whole is near enough
         ([0], 0.001, 25, 25),
         ([0], 0.001, None, 1),
     ],

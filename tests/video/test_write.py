@@ -80,12 +80,13 @@ def test_frames_as_a_folder(tmp_path):
     assert read_facts(path / "frame_00002.png")["seed"] == 3
 
 
-def test_a_gif_lasts_as_long_as_it_should(tmp_path):
+@pytest.mark.parametrize("rate", [8, 12, 16])
+def test_a_gif_lasts_as_long_as_it_should(tmp_path, rate):
     pixels = smooth(13)
     pixels[:, :, :4, :4] = torch.arange(0, 260, 20).reshape(1, 13, 1, 1).to(torch.uint8)  # no two frames are equal
-    film = Decoder().look(write_clip(tmp_path / "a.gif", pixels, 12), Limits())
-    assert film.frames == 13
-    assert film.seconds == pytest.approx(1, abs=0.01)
+    film = Decoder().look(write_clip(tmp_path / "a.gif", pixels, rate), Limits())
+    assert (film.frames, film.rate) == (13, rate)
+    assert film.seconds == pytest.approx(12 / rate, abs=0.01)
 
 
 @pytest.mark.parametrize(

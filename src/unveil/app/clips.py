@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from unveil.data.clips import cut, upright
+from unveil.data.decode import header, open_picture
 from unveil.data.retime import ClipsConfig, plan
 from unveil.files import sha256
 from unveil.model import Model
@@ -51,6 +52,7 @@ def read(path: Path, model: Model, size: tuple[int, int] | None, rate: float | N
         raise MediaError(f"{path}: no such clip")
     if path.is_dir() or path.suffix.lower() in PICTURES:
         files = inputs.listed(path)
+        _refuse_animated(files[0])
         frames = [inputs.opened(inputs.PICTURE, file, model.shape[0]) for file in files]
         if len({one.content.shape for one in frames}) > 1:
             raise MediaError(f"{path}: frames of several sizes; a clip has one")
@@ -65,6 +67,17 @@ def read(path: Path, model: Model, size: tuple[int, int] | None, rate: float | N
     except RecipeError as problem:
         raise RecipeError(f"{path}: {problem}; --size WIDTHxHEIGHT brings it to one") from problem
     return Read(pixels[None], found, named, _prompt(told))
+
+
+def _refuse_animated(path: Path) -> None:
+    """Raises MediaError: a picture of several frames, of which the first alone would be seen."""
+    with path.open("rb") as file:
+        count = header(open_picture(file, inputs.MAX_PIXELS)).frames
+    if count > 1:
+        raise MediaError(
+            f"{path}: a picture of {count} frames; clips are read from MP4, MOV, WebM, MKV, GIF or a folder of PNG: "
+            "convert it to one of them"
+        )
 
 
 def sized(frames: Tensor, size: tuple[int, int]) -> Tensor:

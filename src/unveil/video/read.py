@@ -264,7 +264,8 @@ def _film(container: str, found: Mapping[str, Any]) -> Film:
     """The answer of the child as a record, with types that it cannot choose."""
     tick = float(found["tick"])
     times = [int(time) * tick for time in found["times"]]
-    rate = constant_rate(times, tick, found["claimed"])
+    claimed = None if container == "GIF" else found["claimed"]  # GIF states no rate, and its reader the mean of times
+    rate = constant_rate(times, tick, claimed)
     return Film(
         container, str(found["codec"]), int(found["width"]), int(found["height"]), int(found["turn"]),
         float(found["wide"]), int(found["first"]), tick, len(times), times[-1], rate,

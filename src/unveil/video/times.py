@@ -54,7 +54,8 @@ def constant_rate(times: Sequence[float], tick: float, claimed: float | None) ->
     Args:
         times: seconds, ascending, at least one.
         tick: of the file's clock, in seconds.
-        claimed: the rate that the file states, which is taken when it fits the times within a tick.
+        claimed: the rate that the file states, which is taken when it fits the times within a tick; where it states
+            none, the nearest whole number is, when the last time is what it would be rounded to.
     """
     steps = len(times) - 1
     if steps == 0:
@@ -64,7 +65,10 @@ def constant_rate(times: Sequence[float], tick: float, claimed: float | None) ->
     slack = min(tick, step / 4) + _SLACK
     if any(abs(time - times[0] - index * step) > slack for index, time in enumerate(times)):
         return None
-    return claimed if claimed and abs(steps / claimed - length) <= tick + _SLACK else 1 / step
+    if claimed and abs(steps / claimed - length) <= tick + _SLACK:
+        return claimed
+    whole = round(1 / step)
+    return float(whole) if whole and abs(steps / whole - length) <= tick / 2 + _SLACK else 1 / step
 
 
 def same_rate(first: float, second: float, frames: int, tick: float) -> bool:
