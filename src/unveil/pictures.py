@@ -98,15 +98,16 @@ def animation(frames: Iterable[Tensor], form: str, rate: float, text: str | None
     return file.getvalue()
 
 
-def sheet(pixels: Tensor, columns: int | None = None) -> Tensor:
+def sheet(pixels: Tensor, columns: int | None = None, factor: int | None = None) -> Tensor:
     """One picture (C, H', W') of pictures (B, C, H, W) side by side on white, small ones enlarged pixel by pixel.
 
     Args:
         columns: pictures in a row; None makes the sheet about square.
+        factor: by which they are enlarged; None: so much that a person sees them.
     """
     count, channels, height, width = pixels.shape
     columns = columns or math.ceil(math.sqrt(count))
-    large = seen(pixels)
+    large = seen(pixels) if factor is None else pixels.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     factor = large.shape[2] // height
     gap = max(4, factor // 2)
     down, across = height * factor + gap, width * factor + gap
@@ -119,10 +120,10 @@ def sheet(pixels: Tensor, columns: int | None = None) -> Tensor:
     return page
 
 
-def strips(clips: Tensor, most: int = 8) -> Tensor:
+def strips(clips: Tensor, most: int = 8, factor: int | None = None) -> Tensor:
     """A sheet of clips (B, C, T, H, W), each a row of up to `most` of its frames, the ends among them."""
     shown = torch.linspace(0, clips.shape[2] - 1, min(clips.shape[2], most)).round().long()
-    return sheet(clips[:, :, shown].transpose(1, 2).flatten(0, 1), columns=len(shown))
+    return sheet(clips[:, :, shown].transpose(1, 2).flatten(0, 1), len(shown), factor)
 
 
 def above(first: Tensor, second: Tensor, columns: int) -> Tensor:

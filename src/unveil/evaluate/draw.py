@@ -34,13 +34,17 @@ def pairs(left: Tensor, right: Tensor, columns: int = 6) -> bytes:
 
 def strips(clips: Tensor) -> bytes:
     """Clips uint8 (N, C, T, H, W), a row of frames of each."""
-    return pictures.png(pictures.strips(clips))
+    return pictures.png(pictures.strips(clips, factor=1))
 
 
 def film(clips: Tensor, rate: float, columns: int | None = None) -> bytes:
-    """Clips uint8 (N, C, T, H, W) of so many frames a second as one GIF: sheets of their frames, one after another."""
+    """Clips uint8 (N, C, T, H, W) of so many frames a second as one GIF: sheets of their frames, one after another.
+
+    They keep their size: a page enlarges what is small (`html.image`), and its file stays small.
+    """
     shown = None if columns is None else min(columns, len(clips))
-    return pictures.animation([pictures.sheet(clips[:, :, t], shown) for t in range(clips.shape[2])], "gif", rate)
+    sheets = [pictures.sheet(clips[:, :, t], shown, 1) for t in range(clips.shape[2])]
+    return pictures.animation(sheets, "gif", rate)
 
 
 def floor_chart(floor: Sequence[float], value: float) -> bytes:

@@ -6,6 +6,7 @@ import base64
 from collections.abc import Iterable, Sequence
 from html import escape
 
+_WIDE, _LARGER = 960, 4  # pixels of a page; how often a small picture's own are repeated at most
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -33,9 +34,13 @@ def document(title: str, parts: Iterable[str]) -> str:
 
 
 def image(picture: bytes, words: str) -> str:
-    """A picture, PNG or GIF, with words for those who do not see it."""
-    kind = "gif" if picture.startswith(b"GIF8") else "png"
-    return f'<img alt="{escape(words)}" src="data:image/{kind};base64,{base64.b64encode(picture).decode()}">'
+    """A picture, PNG or GIF, with words for those who do not see it; a small one is shown larger, pixel by pixel."""
+    gif = picture.startswith(b"GIF8")
+    width = int.from_bytes(picture[6:8], "little") if gif else int.from_bytes(picture[16:20], "big")
+    factor = min(_LARGER, _WIDE // max(1, width))
+    large = f' width="{factor * width}" style="image-rendering: pixelated"' if factor > 1 else ""
+    data = base64.b64encode(picture).decode()
+    return f'<img alt="{escape(words)}"{large} src="data:image/{"gif" if gif else "png"};base64,{data}">'
 
 
 def figure(picture: bytes, caption: str) -> str:
