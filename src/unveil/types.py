@@ -91,6 +91,11 @@ class TooLong(LeftOut):
     """A prompt has more words than its encoder reads."""
 
 
+def size_of(sides: Sequence[int]) -> str:
+    """A height and a width, the last two of `sides`, as a person writes and reads them: WIDTHxHEIGHT."""
+    return f"{sides[-1]}x{sides[-2]}"
+
+
 def nearest(name: object, allowed: Sequence[object]) -> str:
     """`; nearest: 'x'` when one of `allowed` resembles `name`, else an empty string."""
     close = get_close_matches(str(name), [str(a) for a in allowed], n=1, cutoff=0.5)

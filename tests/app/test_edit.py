@@ -92,7 +92,7 @@ def test_strength_0_keeps_the_picture_and_a_size_fits_it(cli: Cli, saved: Path, 
     path = picture(tmp_path / "a.png", 12, 20)
     assert cli("img2img", saved, path, "--strength", 0, "--out", "same.png").code == 0
     assert torch.equal(pixels(tmp_path / "same.png"), pixels(path))
-    assert cli("img2img", saved, path, "--strength", 0, "--size", "6x10", "--out", "small.png").code == 0
+    assert cli("img2img", saved, path, "--strength", 0, "--size", "10x6", "--out", "small.png").code == 0
     assert pixels(tmp_path / "small.png").shape == (6, 10)
     assert cli("img2img", saved, "--like", "small.png", "--out", "again.png").code == 0
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "small.png").read_bytes()
@@ -105,7 +105,7 @@ def test_known_pixels_stay(cli: Cli, saved: Path, tmp_path: Path, mask: Path):
     assert not torch.equal(pixels(tmp_path / "b.png")[:, 5:], pixels(path)[:, 5:])
     done = cli("outpaint", saved, path, "--top", 3, "--out", "c.png")
     assert done.code == 0
-    assert "the canvas is rounded up to 12x8" in done.err
+    assert "the canvas is rounded up to 8x12" in done.err
     assert torch.equal(pixels(tmp_path / "c.png")[4:], pixels(path))
 
 
@@ -194,13 +194,17 @@ def test_previews_rewrite_one_file(cli: Cli, saved: Path, tmp_path: Path):
         (["img2img", "MODEL", "empty"], 4, ["empty: no picture in it; PNG, JPEG and WebP are read"]),
         (["img2img", "MODEL", "text.png"], 4, ["text.png: its content is text, not PNG, JPEG or WebP"]),
         (["img2img", "MODEL", "a.png", "--strength", "2"], 2, ["strength 2.0: must lie in [0, 1]"]),
-        (["img2img", "MODEL", "odd.png"], 2, ["size 7x8: both sides must be multiples of 2 px; nearest 6x8 or 8x8"]),
-        (["img2img", "MODEL", "a.png", "--size", "8"], 2, ["--size '8': is written HEIGHTxWIDTH"]),
+        (
+            ["img2img", "MODEL", "odd.png"],
+            2,
+            ["size 8x7 (width x height): both sides", "nearest 8x6 or 8x8"],
+        ),
+        (["img2img", "MODEL", "a.png", "--size", "8"], 2, ["--size '8': is written WIDTHxHEIGHT"]),
         (["img2img", "MODEL", "a.png", "a cat"], 2, ["'a cat': settings are written KEY=VALUE", "no prompt but label"]),
         (["img2img", "MODEL", "a.png", "--negative", "lable=3"], 2, ["condition 'lable'", "nearest: 'label'"]),
         (["img2img", "MODEL", "a.png", "--seed", "1", "--seed", "2", "--count", "3"], 2, ["seed: 2 for 3 pictures"]),
         (["inpaint", "MODEL", "a.png"], 2, ["inpaint needs a mask"]),
-        (["inpaint", "MODEL", "a.png", "--mask", "small.png"], 4, ["small.png is 4x6", "a.png is 8x8"]),
+        (["inpaint", "MODEL", "a.png", "--mask", "small.png"], 4, ["small.png is 6x4", "a.png is 8x8"]),
         (["inpaint", "MODEL", "a.png", "--mask", "mask.png", "--method", "repant"], 2, ["nearest: 'repaint'"]),
         (["inpaint", "MODEL", "a.png", "--mask", "mask.png", "--method", "network"], 2, ["not trained with masks"]),
         (["outpaint", "MODEL", "a.png"], 2, ["left 0, right 0, top 0, bottom 0: each at least 0"]),
@@ -214,7 +218,11 @@ def test_previews_rewrite_one_file(cli: Cli, saved: Path, tmp_path: Path):
         (["interpolate", "MODEL", *["--seed", "1"] * 3], 2, ["seed: more than 2"]),
         (["invert", "MODEL", "a.png", "--out", "noise.pt"], 2, ["--out noise.pt: must end in .safetensors"]),
         (["sample", "MODEL", "--noise", "a.png"], 4, ["a.png: not a file of noise"]),
-        (["sample", "MODEL", "--size", "9x8"], 2, ["size 9x8: both sides must be multiples of 2 px; nearest 8x8 or"]),
+        (
+            ["sample", "MODEL", "--size", "8x9"],
+            2,
+            ["size 8x9 (width x height): both", "nearest 8x8 or 8x10"],
+        ),
         (["sample", "MODEL", "--preview", "p.png", "--preview-every", "0"], 2, ["preview every 0 steps: at least 1"]),
     ],
 )

@@ -25,7 +25,7 @@ def read(path: Path) -> tuple[tuple[int, int], bytes]:
 def test_a_folder_is_sampled_edited_repeated_and_inspected(tmp_path, capsys):
     folder = str(tiny_hf.saved(tiny_hf.sdxl(), tmp_path / "sdxl"))
     first, again, edited = (tmp_path / f"{name}.png" for name in ("first", "again", "edited"))
-    sized = ["--size", "16x24", "--steps", "3"]
+    sized = ["--size", "24x16", "--steps", "3"]
     assert run(["sample", folder, "a cat on the moon", *sized, "--out", str(first)]) == 0
     assert read(first)[0] == (24, 16)
     assert run(["sample", folder, "--like", str(first), "--out", str(again)]) == 0

@@ -270,9 +270,9 @@ def test_a_text_encoder_of_another_width(cli: Cli, folder: Path, file: Path, tmp
 
 @pytest.mark.slow
 def test_a_size_that_is_no_multiple_names_the_nearest(cli: Cli, folder: Path):
-    refused(cli("sample", folder, "a cat", "--size", "33x30"), 2, "multiples of 4 px; nearest 32x28 or 36x32")
+    refused(cli("sample", folder, "a cat", "--size", "30x33"), 2, "multiples of 4 px; nearest 28x32 or 32x36")
     assert not Path("samples").exists()
-    assert cli("sample", folder, "a cat", "--size", "36x32", "--steps", 2, "--out", "a.png").code == 0  # the control
+    assert cli("sample", folder, "a cat", "--size", "32x36", "--steps", 2, "--out", "a.png").code == 0  # the control
     with Image.open("a.png") as picture:
         assert picture.size == (32, 36)
 
@@ -293,7 +293,7 @@ def test_a_mask_of_another_size(cli: Cli, folder: Path, tmp_path: Path):
     Image.new("RGB", (32, 32)).save(tmp_path / "photo.png")
     Image.new("L", (16, 32)).save(tmp_path / "mask.png")
     done = cli("inpaint", folder, "photo.png", "a cat", "--mask", "mask.png", "--out", "a.png")
-    refused(done, 4, "mask.png is 32x16, photo.png is 32x32", "--size HxW")
+    refused(done, 4, "mask.png is 16x32, photo.png is 32x32", "--size WIDTHxHEIGHT")
     assert not Path("a.png").exists()
 
 

@@ -196,7 +196,7 @@ def test_clips_are_enlarged(cli: Cli, model: Path, tmp_path: Path):
 
 
 def test_a_model_of_clips_draws_pictures(cli: Cli, model: Path, tmp_path: Path):
-    done = cli("sample", model, WORDS[1], "--size", "8x12", "--count", 2, "--strip", "--out", "made")
+    done = cli("sample", model, WORDS[1], "--size", "12x8", "--count", 2, "--strip", "--out", "made")
     assert done.code == 0, done.err
     assert pixels(tmp_path / "made" / "seed0_00000.png").shape == (8, 12, 3)
     again = cli("sample", model, "--like", "made/seed0_00001.png", "--out", "again.png")
@@ -205,7 +205,7 @@ def test_a_model_of_clips_draws_pictures(cli: Cli, model: Path, tmp_path: Path):
 
 
 def test_large_pictures_go_through_two_passes(cli: Cli, model: Path, tmp_path: Path):
-    done = cli("sample", model, WORDS[1], "--size", "24x32", "--out", "large.png")
+    done = cli("sample", model, WORDS[1], "--size", "32x24", "--out", "large.png")
     assert done.code == 0, done.err
     assert "32x24 is far beyond the model's own 8x8: made in two passes, at 12x8" in done.out
     assert pixels(tmp_path / "large.png").shape == (24, 32, 3)
@@ -225,7 +225,7 @@ def test_large_pictures_go_through_two_passes(cli: Cli, model: Path, tmp_path: P
         (
             [WORDS[0], "--size", "30x30"],
             2,
-            ["size 30x30: both sides must be multiples of 4 px; nearest 28x28 or 32x32"],
+            ["size 30x30 (width x height): both sides must be multiples of 4 px; nearest 28x28 or 32x32"],
         ),
         ([WORDS[0], "--size", "large"], 2, ["--size 'large': is written WIDTHxHEIGHT"]),
         ([WORDS[0], "--frames", 0], 2, ["frames 0: at least 1"]),

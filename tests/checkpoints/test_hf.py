@@ -115,7 +115,7 @@ def test_sdxl_is_told_sizes_and_a_negative_prompt(folders):
     asked = {"original_size": (64, 48), "crops_coords_top_left": (8, 4), "guidance_scale": 4.0}
     same = {"negative_original_size": (64, 48), "negative_crops_coords_top_left": (8, 4), "negative_target_size": SIZE}
     want = theirs(pipeline, model, PROMPTS, negative_prompt=["the dog"] * 2, **asked, **same)
-    got = ours(model, PROMPTS, scale=4.0, negative={"prompt": "the dog"}, raw={"size": "64x48+8+4"})
+    got = ours(model, PROMPTS, scale=4.0, negative={"prompt": "the dog"}, raw={"size": "48x64+4+8"})
     assert psnr(got, want) > 60
     assert psnr(ours(model, PROMPTS, scale=4.0, negative={"prompt": "the dog"}), want) < 50
     # an empty prompt is encoded where it is given, and zeros where none is
@@ -184,9 +184,9 @@ def test_sdxl_is_told_the_size_that_is_made(folders):
     model = unveil.load(folders("sdxl")[1])
     size = model.sized((32, 48)).conditioners["size"]
     assert size.null(1).vector[0, -6:].tolist() == [32, 48, 0, 0, 32, 48]
-    assert size.encode(["64x32+1+2"]).vector[0, -6:].tolist() == [64, 32, 1, 2, 32, 48]
+    assert size.encode(["32x64+2+1"]).vector[0, -6:].tolist() == [64, 32, 1, 2, 32, 48]
     assert size.encode([(1, 2, 3, 4, 5, 6)]).vector[0, -6:].tolist() == [1, 2, 3, 4, 5, 6]
-    with pytest.raises(RecipeError, match="HEIGHTxWIDTH"):
+    with pytest.raises(RecipeError, match="WIDTHxHEIGHT"):
         size.encode(["large"])
 
 

@@ -245,7 +245,7 @@ def test_the_codec_goes_there_and_back_as_the_pipelines_do(clip_folders, name):
     frames = {"wan": 4, "ltx": 8, "cogvideox": 4}[name]
     with pytest.raises(ShapeError, match=rf"8 frames: .* have 1 \+ {frames} k frames; nearest"):
         codec.latent_shape((3, 8, 32, 32))
-    with pytest.raises(ShapeError, match="size 36x48: both sides must be multiples of"):
+    with pytest.raises(ShapeError, match=r"size 48x36 .*both sides must be multiples of"):
         codec.latent_shape((3, 9, 36, 48))
 
 

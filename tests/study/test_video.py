@@ -200,9 +200,9 @@ def test_other_sizes_have_clips_and_texts_of_their_own():
         assert not any(item["unseen"] for item in items)
     answers = [stacked(bench.world(size)) for size in sizes]
     found = rows(study.TASKS["sizes"](Known(lambda asked, _: answers[asked], sizes=sizes)))
-    assert found["12 frames of 24 x 48: colour, shape and motion"].found.value > 0.8
-    assert found["12 frames of 24 x 48: one thing in every frame"].found.value == 1
-    assert found["pictures of 32 x 32: colour and shape"].found.value > 0.8
+    assert found["12 frames of 48x24: colour, shape and motion"].found.value > 0.8
+    assert found["12 frames of 48x24: one thing in every frame"].found.value == 1
+    assert found["pictures of 32x32: colour and shape"].found.value > 0.8
     fine = stacked(bench.world(FINE))
     tiled = torch.nn.functional.interpolate(fine.flatten(0, 1).float(), scale_factor=0.5).to(torch.uint8)
     tiled = tiled.view(COUNT, 3, 16, 32, 32).repeat(1, 1, 1, 2, 2)

@@ -24,7 +24,7 @@ from unveil.tasks.inpaint import Margins, fitting
 from unveil.tasks.invert import invert as find_noise
 from unveil.tasks.invert import noise_bytes
 from unveil.tasks.record import read_facts
-from unveil.types import MediaError, RecipeError, WeightsError
+from unveil.types import MediaError, RecipeError, WeightsError, size_of
 from unveil.video.write import FORMS, check_clip, write_clip
 
 
@@ -180,7 +180,7 @@ def invert(wish: Wish, pictures: Path | None, named: Mapping[str, Any], place: P
     every = _read(Job("invert", pictures), model, wish.sized())
     contents = [one.files["picture"].content for one in every]
     if len({content.shape for content in contents}) > 1:
-        raise MediaError(f"{pictures}: pictures of several sizes; invert them one by one, or give --size HxW")
+        raise MediaError(f"{pictures}: pictures of several sizes; invert them one by one, or give --size WIDTHxHEIGHT")
     request = wish.request(model, changes(wish.words, named), len(every))
     with console.progress("step", 0) as progress:
         found = find_noise(model, torch.stack(contents), request, on_step=progress.reach)
@@ -208,11 +208,11 @@ def _read(job: Job, model: Model, size: tuple[int, int] | None) -> list[_Read]:
 
 
 def _same_size(picture: inputs.Opened, mask: inputs.Opened) -> None:
-    sizes = [f"{one.content.shape[-2]}x{one.content.shape[-1]}" for one in (mask, picture)]
+    sizes = [size_of(one.content.shape) for one in (mask, picture)]
     if sizes[0] != sizes[1]:
         raise MediaError(
             f"{mask.path} is {sizes[0]}, {picture.path} is {sizes[1]}: "
-            "a mask has the size of its picture; give --size HxW to bring both to one"
+            "a mask has the size of its picture; give --size WIDTHxHEIGHT to bring both to one"
         )
 
 
@@ -228,7 +228,7 @@ def _edit(job: Job, model: Model, group: Sequence[_Read], each: int, console: Co
         height, width = contents["picture"].shape[2:]
         made = fitting(model, (height, width), wanted)
         if made != wanted:
-            size = f"{height + made.top + made.bottom}x{width + made.left + made.right}"
+            size = size_of((height + made.top + made.bottom, width + made.left + made.right))
             console.warn(f"the canvas is rounded up to {size}, which the network takes: {made._asdict()}")
         settings["margins"] = made
     named = {role: [one.files[role].input for one in group for _ in range(each)] for role in group[0].files}

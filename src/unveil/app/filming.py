@@ -21,7 +21,7 @@ from unveil.tasks import enlarge
 from unveil.tasks.edit import Edit
 from unveil.tasks.generate import OnStep, Request, Source, generate
 from unveil.tasks.reel import Part, Shot, film, fresh
-from unveil.types import RecipeError, TooLong
+from unveil.types import RecipeError, TooLong, size_of
 from unveil.video.write import check_clip, write_clip
 
 Ends = tuple[Tensor | None, Tensor | None]  # frames uint8 (3, t, H, W) that stand before and after what is made
@@ -195,7 +195,7 @@ def _write(
             written.append(str(path))
     facts = {"clips": written, "model": stage.source._asdict(), "task": verb, "seed": ask.seed, "count": ask.count}
     facts |= {"frames": shape[0], "size": shape[1:], "fps": rate}
-    text = f"{shape[0]} frames of {shape[2]}x{shape[1]} at {rate:g} fps: " + ", ".join(written)
+    text = f"{shape[0]} frames of {size_of(shape)} at {rate:g} fps: " + ", ".join(written)
     stage.console.result(facts, text)
 
 

@@ -47,7 +47,7 @@ Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Of the whole se
 Steps = Annotated[int | None, typer.Option(help="Network calls; the model's own when left out.")]
 Scale = Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is none.")]
 Batch = Annotated[int, typer.Option(help="Pictures at a time.")]
-Size = Annotated[str | None, typer.Option(help="HEIGHTxWIDTH in pixels, for networks that take any.", metavar="HxW")]
+Size = Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, for networks that take any.", metavar="WxH")]
 Loras = Annotated[
     list[str] | None,
     typer.Option("--lora", help="A LoRA's file or run, FILE or FILE:WEIGHT; may be repeated.", metavar="FILE[:WEIGHT]"),

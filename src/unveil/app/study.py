@@ -198,7 +198,7 @@ def clip_settings(wanted: Mapping[str, Any], sampling: Sequence[str], quick: boo
     """Settings of the study of clips as typed: those that were given, on top of the usual ones or those of `--quick`.
 
     Raises:
-        RecipeError: sizes that are not FRAMESxHEIGHTxWIDTH, or numbers that cannot be.
+        RecipeError: sizes that are not WIDTHxHEIGHTxFRAMES, or numbers that cannot be.
     """
     given = {name: value for name, value in wanted.items() if value is not None}
     if "sizes" in given:
@@ -211,8 +211,8 @@ def clip_settings(wanted: Mapping[str, Any], sampling: Sequence[str], quick: boo
 def _size(text: str) -> tuple[int, ...]:
     found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
     if found is None:
-        raise RecipeError(f"--size {text!r}: is written FRAMESxHEIGHTxWIDTH, such as --size 16x24x48")
-    return tuple(int(part) for part in found.groups())
+        raise RecipeError(f"--size {text!r}: is written WIDTHxHEIGHTxFRAMES, such as --size 48x24x16")
+    return int(found[3]), int(found[2]), int(found[1])
 
 
 def numbers(text: str, kind: Callable[[str], Any], name: str) -> tuple[Any, ...]:

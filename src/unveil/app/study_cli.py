@@ -131,7 +131,7 @@ def video(
     ] = None,
     count: Annotated[int | None, typer.Option(help="Clips of each task; 48.")] = None,
     sizes: Annotated[
-        list[str] | None, typer.Option("--size", help="Frames x height x width, such as 16x24x48; may be repeated.")
+        list[str] | None, typer.Option("--size", help="Width x height x frames, such as 48x24x16; may be repeated.")
     ] = None,
     asked: Annotated[
         str, typer.Option("--list", help="Prompts of the playground: seen, held-out or validation.")

@@ -139,14 +139,14 @@ class Wish:
         """Height and width, where they were given.
 
         Raises:
-            RecipeError: not HxW.
+            RecipeError: not WIDTHxHEIGHT.
         """
         if self.size is None:
             return None
         found = re.fullmatch(r"(\d+)x(\d+)", self.size)
         if found is None:
-            raise RecipeError(f"--size {self.size!r}: is written HEIGHTxWIDTH in pixels, such as --size 64x96")
-        return int(found[1]), int(found[2])
+            raise RecipeError(f"--size {self.size!r}: is written WIDTHxHEIGHT in pixels, such as --size 96x64")
+        return int(found[2]), int(found[1])
 
     def guided(self, model: Model, said: Mapping[str, Any] | None = None) -> Guided | None:
         """Guidance by the classifier that was named."""

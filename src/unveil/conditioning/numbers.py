@@ -71,7 +71,8 @@ class PictureSize(Numbers):
     """What SDXL is told of a picture in training: its size before it was scaled, where it was cut, its size now.
 
     Six numbers: height and width of the original, top and left of the cut, height and width of the picture. Two are
-    the original's size, four that and the cut; the rest is as usual. As text: "1024x768", "1024x768+0+128".
+    the original's size, four that and the cut; the rest is as usual. As text, width first as sizes are written:
+    "1024x768", or with left and top of the cut "1024x768+128+0".
 
     Args:
         shape: of the pictures, (C, H, W): what is usual is an original of that size, not cut.
@@ -92,10 +93,12 @@ class PictureSize(Numbers):
     def numbers(self, given: Any) -> list[float]:
         """See `Numbers`; two or four are completed."""
         several = re.findall(r"\d+", given) if isinstance(given, str) else given
+        if isinstance(given, str) and len(several) in (2, 4):  # width before height, left before top
+            several = [several[place ^ 1] for place in range(len(several))]
         if isinstance(several, Sequence | Tensor) and len(several) in (2, 4):
             several = [*several, *self.usual.tolist()[len(several) :]]
         return super().numbers(several)
 
     def wanted(self) -> str:
         """What may be given, for a message."""
-        return "HEIGHTxWIDTH of the original, HEIGHTxWIDTH+TOP+LEFT of its part, or six numbers"
+        return "WIDTHxHEIGHT of the original, WIDTHxHEIGHT+LEFT+TOP of its part, or six numbers"

@@ -71,7 +71,7 @@ def problems(x: Tensor, noises: Sequence[float], streams: Streams) -> tuple[list
     found = [_mask(x, streams)]
     if size[0] % FACTOR or size[1] % FACTOR:
         whole = f"whole blocks of {FACTOR} x {FACTOR}"
-        skipped["super-resolution"] = f"pictures of {size[0]} x {size[1]} are not made of {whole}"
+        skipped["super-resolution"] = f"pictures of {size[1]} x {size[0]} are not made of {whole}"
     else:
         found.append(_small(x))
     blurred = inverse.blur(size, inverse.gaussian(DEVIATION))

@@ -34,7 +34,7 @@ from unveil.study.video_bench import (
 from unveil.tasks import video
 from unveil.tasks.edit import Edit
 from unveil.tasks.reel import Shot
-from unveil.types import Item
+from unveil.types import Item, size_of
 
 APPLIED, KEPT, FALLEN, SINGLE = 0.8, 0.8, 0.05, 0.8
 AROUND = 2  # pixels around a thing that are made anew with it
@@ -108,12 +108,12 @@ def sizes(bench: Bench) -> Found:
     rows: list[Row] = []
     films: dict[str, bytes] = {}
     for size in bench.settings.sizes:
-        words = "{} frames of {} x {}".format(*size) if size[0] > 1 else "pictures of {} x {}".format(*size[1:])
+        words = f"{size[0]} frames of {size_of(size)}" if size[0] > 1 else f"pictures of {size_of(size)}"
         own, made, good = _sized(bench, words, size)
         rows += own
         films |= {f"{words}. {told}": film for told, film in shown([made], good).items()}
     method = (
-        "Texts of real clips of the same size; a clip for each. Height x width. Ceiling: those clips. Baseline: chance."
+        "Texts of real clips of the same size; a clip for each. Width x height. Ceiling: those clips. Baseline: chance."
     )
     return Found("Other sizes, aspects and lengths", method, rows, films=films)
 

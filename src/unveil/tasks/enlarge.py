@@ -26,6 +26,7 @@ from unveil.tasks.reel import Knowing, Part, Shot, film, whole
 from unveil.tasks.size import check_size, multiple
 from unveil.tasks.still import Still
 from unveil.tasks.upscale import STRENGTH, resized, upscale
+from unveil.types import size_of
 
 MOST = 4.0  # times the pixels of a model's own, made in one pass
 
@@ -57,9 +58,9 @@ def first_size(model: Model, size: tuple[int, int]) -> tuple[int, int]:
 def told(model: Model, size: tuple[int, int]) -> str:
     """What a person is told before the work."""
     first = first_size(model, size)
-    own = f"{model.shape[-1]}x{model.shape[-2]}"
+    own = size_of(model.shape)
     return (
-        f"{size[1]}x{size[0]} is far beyond the model's own {own}: made in two passes, at {first[1]}x{first[0]}, then "
+        f"{size_of(size)} is far beyond the model's own {own}: made in two passes, at {size_of(first)}, then "
         f"enlarged and made again in windows of {own}"
     )
 

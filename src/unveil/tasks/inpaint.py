@@ -19,7 +19,7 @@ from unveil.pictures import to_pixels
 from unveil.tasks.edit import Edit, latents_of, of_rows, unit_of
 from unveil.tasks.img2img import begun, check_strength
 from unveil.tasks.size import rounded
-from unveil.types import RecipeError, ShapeError, nearest
+from unveil.types import RecipeError, ShapeError, nearest, size_of
 
 # Keys of the conditions of a network that was trained to paint: the mask, and the latents of what is outside of it
 MASK, MASKED = "mask", "masked"
@@ -173,7 +173,7 @@ def _checked(hole: Tensor, pictures: Tensor) -> Tensor:
     """The mask (N or 1, 1, H, W) of pictures (N, C, H, W)."""
     hole = boolean(hole)
     if hole.ndim != 4 or hole.shape[1] != 1 or hole.shape[2:] != pictures.shape[2:]:
-        mine, theirs = (f"{one.shape[-2]}x{one.shape[-1]}" for one in (hole, pictures))
+        mine, theirs = (size_of(one.shape) for one in (hole, pictures))
         raise ShapeError(f"a mask of {mine} for a picture of {theirs}: must be of the same size, (N or 1, 1, H, W)")
     return hole
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unveil.pictures import EXIF, FACTS, UNICODE, USER_COMMENT
-from unveil.types import MediaError
+from unveil.types import MediaError, size_of
 from unveil.video.containers import HEAD, container_of
 from unveil.video.read import Decoder
 
@@ -86,7 +86,7 @@ def parameters(facts: Mapping[str, Any], size: Sequence[int]) -> str:
         "CFG scale": facts["scale"],
         "Seed": facts["seed"],
         "Sample": facts["sample"],
-        "Size": f"{size[1]}x{size[0]}",
+        "Size": size_of(size),
         "Model hash": str(facts["model"]["sha256"])[:10],
         "Model": facts["model"]["name"],
         "Version": f"unveil {facts['versions']['unveil']}",

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from unveil.model import Model
-from unveil.types import RecipeError, ShapeError
+from unveil.types import RecipeError, ShapeError, size_of
 
 _LONGEST = 65  # frames of one latent that are looked for
 
@@ -62,12 +62,14 @@ def check_size(model: Model, size: Sequence[int]) -> None:
     """
     unit = multiple(model)
     if len(model.shape) not in (3, 4):
-        raise RecipeError(f"size {size[-2]}x{size[-1]}: this model makes samples of shape {model.shape}, no pictures")
+        raise RecipeError(f"size {size_of(size)}: this model makes samples of shape {model.shape}, no pictures")
     sides = size[-2:]
     if any(side < 1 or side % unit for side in sides):
         below, above = (tuple(max(unit, way(side, unit)) for side in sides) for way in (_down, _up))
-        near = " or ".join(dict.fromkeys(f"{one[0]}x{one[1]}" for one in (below, above)))
-        raise RecipeError(f"size {sides[0]}x{sides[1]}: both sides must be multiples of {unit} px; nearest {near}")
+        near = " or ".join(dict.fromkeys(size_of(one) for one in (below, above)))
+        raise RecipeError(
+            f"size {size_of(sides)} (width x height): both sides must be multiples of {unit} px; nearest {near}"
+        )
     if len(size) == 3 and size[0] != whole_frames(model, size[0]):
         raise RecipeError(f"{size[0]} frames: the model's latents hold others; nearest {whole_frames(model, size[0])}")
 

@@ -117,8 +117,8 @@ def _tokens(model: Model, size: Sequence[int]) -> int:
         )
     except (ShapeError, RecipeError) as problem:
         raise ShapeError(
-            f"items of {size[0]} frames of {size[1]} x {size[2]}: {problem}; bring the data to sizes that fit, such as "
-            "by data.multiple"
+            f"items of {size[0]} frames of {size[2]} x {size[1]} (width x height): {problem}; bring the data to "
+            "sizes that fit, such as by data.multiple"
         ) from problem
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unveil.types import ShapeError
+from unveil.types import ShapeError, size_of
 
 CLIP_CODECS = ("AutoencoderKLWan", "AutoencoderKLLTXVideo", "AutoencoderKLCogVideoX", "AutoencoderKLHunyuanVideo")
 
@@ -81,8 +81,10 @@ class ClipVAE(nn.Module):
             near = " or ".join(dict.fromkeys(str(one) for one in (below, below + step) if one > 0))
             raise ShapeError(f"{frames} frames: this model's clips have 1 + {step} k frames; nearest {near}")
         if any(side < unit or side % unit for side in sides):
-            near = " x ".join(str(max(1, round(side / unit)) * unit) for side in sides)
-            raise ShapeError(f"size {sides[0]}x{sides[1]}: both sides must be multiples of {unit} px; nearest {near}")
+            near = size_of([max(1, round(side / unit)) * unit for side in sides])
+            raise ShapeError(
+                f"size {size_of(sides)} (width x height): both sides must be multiples of {unit} px; nearest {near}"
+            )
         return self.channels, 1 + (frames - 1) // step, sides[0] // unit, sides[1] // unit
 
 
