@@ -59,10 +59,24 @@ def test_clips_go_on_from_a_model_of_pictures(cli: Cli, tmp_path: Path):
     before, now = (model.conditioners["prompt"].vocabulary.tokens for model in (stills, moving))
     assert now[: len(before)] == before
     assert "left" in now[len(before) :]  # pictures tell of no motion
+    assert [getattr(model.process, "shift", None) for model in (stills, moving)] == [
+        None,
+        pytest.approx(4 * (9 / 64) ** 0.5),
+    ]
     with pytest.raises(AssertionError):
         torch.testing.assert_close(stills.denoiser.state_dict(), moving.denoiser.state_dict())
     first = (tmp_path / "clips" / "metrics.jsonl").read_text().splitlines()[0]
     assert '"step": 1,' in first
+
+
+def test_a_base_of_another_process_is_refused(cli: Cli, tmp_path: Path):
+    settings = [one for one in SETTINGS if not one.startswith(("shape", "data.frames"))]
+    clips = ["shape=[3,9,16,16]", "data.frames=[9]"]
+    assert cli("train", "playground-video", "--small", "--run", "first", *settings, *clips).code == 0
+    other = "process={kind: root-shifted, process: {kind: rectified-flow, index_scale: 1}, size: [16, 32, 32]}"
+    done = cli("train", "playground-video", "--small", "--run", "second", *settings, *clips, "base=first", other)
+    assert done.code == 2
+    assert "process of the base first is" in done.err
 
 
 def test_a_base_whose_weights_hold_for_one_size_keeps_it(cli: Cli):

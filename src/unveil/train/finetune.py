@@ -22,17 +22,24 @@ def continued(model: Model, base: Base, recipe: Recipe) -> Model:
     Raises:
         RecipeError: another model than the recipe describes.
     """
-    resized = model.config is not None and tuple(model.config.shape) != tuple(recipe.shape)
-    config = described(model, base, recipe, besides=("shape",) if resized else ())
-    model = _resized(model, base, config) if resized else model
+    other = [] if model.config is None else _others(model.config, recipe.model)
+    config = described(model, base, recipe, besides=other)
+    model = _remade(model, base, config) if other else model
     model.config = config
     model.sampling = recipe.sample
     model.denoiser.requires_grad_(True)  # published models are read to be sampled
     return model
 
 
-def _resized(model: Model, base: Base, config: ModelConfig) -> Model:
-    """The base's parts as a model of the config's shape."""
+def _others(base: ModelConfig, wanted: ModelConfig) -> list[str]:
+    """What differs between two models that may: the shape, and how far one process is shifted towards noise."""
+    shape = ["shape"] if tuple(base.shape) != tuple(wanted.shape) else []
+    within = [getattr(one.process, "process", one.process) for one in (base, wanted)]
+    return shape + (["process"] if base.process != wanted.process and within[0] == within[1] else [])
+
+
+def _remade(model: Model, base: Base, config: ModelConfig) -> Model:
+    """The base's parts as a model of the config's shape and process."""
     with torch.device("meta"):
         wanted = {key: value.shape for key, value in build(config).denoiser.state_dict().items()}
     given = {key: value.shape for key, value in model.denoiser.state_dict().items()}
