@@ -27,7 +27,7 @@ class Known(Bench):
     """A bench whose clips come from a function of its own instead of a model: of how often it was asked, and texts."""
 
     def __init__(self, answer: Callable[[int, Sequence[str]], Tensor], **changes: Any) -> None:
-        super().__init__(tiny_clips(), Settings(count=COUNT, strengths=(0.5, 0.85), **changes))
+        super().__init__(tiny_clips(), Settings(count=COUNT, strengths=(0.5, 0.7), **changes))
         self.answer, self.asked = answer, 0
 
     def made(self, texts: Sequence[str], *_: Any, **__: Any) -> Tensor:

@@ -81,14 +81,14 @@ class Joining:
     ] = "bridge"
     frames: Added = None
     context: Context = None
-    strength: Annotated[float, typer.Option(help="Of a blend, in its middle; 0 is a cross-fade.")] = 0.9
+    strength: Annotated[float, typer.Option(help="Of a blend, in its middle; 0 is a cross-fade.")] = 0.7
 
 
 @dataclass(frozen=True)
 class Editing:
     """How strongly a clip is edited, how, and where."""
 
-    strength: Strength = "0.8"
+    strength: Strength = "0.7"
     way: Annotated[
         str, typer.Option(help="noise makes it again from noise; difference moves it by what two texts differ in.")
     ] = "noise"
@@ -227,7 +227,7 @@ def edit(
 ) -> None:
     """Edit a clip by words, all of it, a region, or all but a region.
 
-    Example: unveil video edit clip.mp4 --prompt "a small blue circle moves left" --strength 0.8 -o blue.mp4
+    Example: unveil video edit clip.mp4 --prompt "a small blue circle moves left" --strength 0.7 -o blue.mp4
     """
     from unveil.app import video as work
 

@@ -59,8 +59,8 @@ class Settings:
     asked: Asked = "seen"
     dtype: str = "float32"
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    strengths: tuple[float, ...] = (0.5, 0.7, 0.85, 0.95)
-    strength: float = 0.85
+    strengths: tuple[float, ...] = (0.3, 0.5, 0.7, 0.85)
+    strength: float = 0.7
     sizes: tuple[tuple[int, int, int], ...] = (
         (16, 24, 48), (16, 48, 24), (16, 40, 40), (12, 32, 32), (24, 32, 32), (1, 48, 48),
     )  # fmt: skip
@@ -78,7 +78,7 @@ class Settings:
             raise RecipeError(f"strengths {list(self.strengths)}: must rise, and {self.strength} be one of them")
 
 
-QUICK = Settings(count=4, sampling={"steps": 2}, strengths=(0.5, 0.85), sizes=((8, 32, 32),))
+QUICK = Settings(count=4, sampling={"steps": 2}, strengths=(0.5, 0.7), sizes=((8, 32, 32),))
 
 
 @dataclass(frozen=True)

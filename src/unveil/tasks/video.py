@@ -243,7 +243,7 @@ def move(
     clips: Tensor,
     source: Mapping[str, Sequence[Any]],
     *,
-    strength: float = 0.8,
+    strength: float = 0.7,
     source_scale: float = 1.5,
     mask: Tensor | None = None,
 ) -> Edit:
@@ -287,7 +287,7 @@ def blend(
     first: Tensor,
     last: Tensor,
     *,
-    strength: float = 0.9,
+    strength: float = 0.7,
     texts: Sequence[Mapping[str, Sequence[Any]]] = (),
 ) -> Edit:
     """Clips that begin as one clip and end as another, each frame a little more the other: both seen at once.
