@@ -57,7 +57,9 @@ def seen(pixels: Tensor) -> Tensor:
     return pixels.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
 
 
-def animation(frames: Iterable[Tensor], form: str, rate: float, text: str | None = None) -> bytes:
+def animation(
+    frames: Iterable[Tensor], form: str, rate: float, text: str | None = None, quality: int | None = None
+) -> bytes:
     """An animation of uint8 frames (C, H, W), C of 1 or 3, which begins anew when it ends.
 
     Pillow writes equal neighbours as one frame that lasts longer.
@@ -67,6 +69,7 @@ def animation(frames: Iterable[Tensor], form: str, rate: float, text: str | None
         form: a key of `CLIPS`; gif has 256 colours, webp and apng lose nothing.
         rate: frames in a second.
         text: is kept in the file, under `FACTS` or as its comment.
+        quality: 0 to 100, of a webp that may lose something and is far smaller; None: nothing is lost.
 
     Raises:
         RecipeError: another form, or a rate that is not positive.
@@ -93,7 +96,8 @@ def animation(frames: Iterable[Tensor], form: str, rate: float, text: str | None
         kept["exif"] = Image.Exif()
         kept["exif"].get_ifd(EXIF)[USER_COMMENT] = UNICODE + text.encode("utf-16-le")
     file = io.BytesIO()
-    shape = {"save_all": True, "duration": lasting, "loop": 0, "lossless": True}
+    shape: dict[str, Any] = {"save_all": True, "duration": lasting, "loop": 0, "lossless": quality is None}
+    shape |= {} if quality is None else {"quality": quality}
     first.save(file, CLIPS[form], append_images=rest, **shape, **kept)
     return file.getvalue()
 

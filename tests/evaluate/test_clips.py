@@ -117,7 +117,7 @@ def test_clips_are_drawn_so_many_at_a_time_and_reports_say_how():
 def test_the_page_plays_the_clips(good: Report):
     shown = page(good)
     assert "The playground from words" in shown
-    assert shown.count("data:image/gif;base64,") >= 2
+    assert shown.count("data:image/webp;base64,") >= 2
     film = Image.open(io.BytesIO(good.images["clips held-out"]))
     assert getattr(film, "n_frames", 1) > 8
     for words in ("by", "diagonal", "chance", "Prompts: held-out"):

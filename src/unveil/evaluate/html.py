@@ -34,13 +34,13 @@ def document(title: str, parts: Iterable[str]) -> str:
 
 
 def image(picture: bytes, words: str) -> str:
-    """A picture, PNG or GIF, with words for those who do not see it; a small one is shown larger, pixel by pixel."""
-    gif = picture.startswith(b"GIF8")
-    width = int.from_bytes(picture[6:8], "little") if gif else int.from_bytes(picture[16:20], "big")
+    """A picture, PNG or animated WebP, with words for those who do not see it; a small one is shown larger."""
+    film = picture[:4] == b"RIFF" and picture[12:16] == b"VP8X"
+    width = int.from_bytes(picture[24:27], "little") + 1 if film else int.from_bytes(picture[16:20], "big")
     factor = min(_LARGER, _WIDE // max(1, width))
     large = f' width="{factor * width}" style="image-rendering: pixelated"' if factor > 1 else ""
     data = base64.b64encode(picture).decode()
-    return f'<img alt="{escape(words)}"{large} src="data:image/{"gif" if gif else "png"};base64,{data}">'
+    return f'<img alt="{escape(words)}"{large} src="data:image/{"webp" if film else "png"};base64,{data}">'
 
 
 def figure(picture: bytes, caption: str) -> str:

@@ -129,7 +129,7 @@ class Found:
     Attributes:
         title, method: in words.
         rows: its numbers. curve: further ones, such as those of each strength, by what they are of.
-        films: GIFs by their captions.
+        films: animated WebPs by their captions.
     """
 
     title: str
