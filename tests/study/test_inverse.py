@@ -155,7 +155,7 @@ def test_what_does_not_fit_the_pictures_is_skipped_with_its_reason():
     known = waves(1, 6, 8)
     found = solved(model(known), known, steps=3, noises=())
     assert found.skipped == {
-        "super-resolution": "pictures of 6 x 8 are not made of whole blocks of 4 x 4",
+        "super-resolution": "pictures of 8 x 6 are not made of whole blocks of 4 x 4",
         "colourisation": "the model's pictures are grey",
     }
     assert {row.problem for row in found.rows} == {"mask", "deblurring"}
