@@ -4,7 +4,8 @@ The autoencoder is that of the recipe `ae-playground` with random weights. Frame
 as when a file is written. `above_mb` is what decoding added to the memory of the process at its peak, the frames that
 were waiting included; a short clip is decoded first. Blocks above 64 KiB go back to the system when they are let go
 (MALLOC_MMAP_THRESHOLD_), so that what is measured is what is held, and not what glibc's allocator keeps for later,
-which grows by fragments until some pieces are behind it.
+which grows by fragments until some pieces are behind it. The quick form decodes clips of the same lengths, which are
+what the ratios are about.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def latents(frames: int, width: int) -> Iterator[Tensor]:
 
 def measured(frames: int, decode: Callable[[Video, Iterable[Tensor]], Iterable[Tensor]]) -> dict[str, float]:
     """CPU seconds, those of a frame, and memory of decoding a clip."""
-    found, frames = codec(), min(frames, 16) if harness.short() else frames
+    found = codec()
     width = found.config.width
     list(decode(found, latents(4, width)))
     with suppress(OSError):
@@ -80,7 +81,7 @@ if __name__ == "__main__":
     bars = [
         harness.Ratio("peak memory, 16 times as long", long, short, "above_mb", at_most=1.2),
         harness.Ratio("time of a frame, 16 times as long", long, short, "frame_ms", at_most=1.2),
-        harness.Ratio("peak memory, whole against a latent at a time", all_at_once, long, "above_mb", at_least=2.0),
+        harness.Ratio("peak memory, whole against a latent at a time", all_at_once, long, "above_mb", at_least=3.0),
         harness.Ratio("time, whole against a latent at a time", all_at_once, long),
     ]
     harness.main("video_decode", cases, bars)

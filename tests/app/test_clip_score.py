@@ -52,7 +52,7 @@ def test_the_command_writes_a_page_of_every_task(cli: Cli):
     assert done.code == 0, done.err
     assert list(done.json["tasks"]) == list(study.TASKS)
     page = Path("run/video.html").read_text("utf-8")
-    assert page.count("data:image/gif") >= len(study.TASKS)
+    assert page.count("data:image/webp;base64,") >= len(study.TASKS)
     assert "Twice the resolution" in page
     assert cli("study", "video", "run", "--quick").code == 5, "written over"
     assert cli("study", "video", "run", "--size", "16x24", "--force").code == 2
