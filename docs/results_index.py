@@ -325,6 +325,31 @@ def _clips() -> Iterator[str]:
         )
 
 
+def _stages() -> Iterator[str]:
+    """How the shipped models that were trained in stages came to be: the score against what the training took."""
+    for path in sorted(RESULTS.glob("*/training.json")):
+        told, spent = json.loads(path.read_text("utf-8")), 0.0
+        heads = (
+            "stage",
+            "steps",
+            "CPU-minutes so far",
+            "held-out loss, of its own lengths and times",
+            *FILMED.values(),
+        )
+        yield f"Stages of `{path.parent.name}`, {told['scored']}:"
+        yield ""
+        yield "| " + " | ".join(heads) + " |"
+        yield "|" + " --- |" * len(heads)
+        for number, stage in enumerate(told["stages"], 1):
+            spent += stage["wall_minutes"] * stage["processes"]
+            loss = f"{stage['held_out_loss'][-1][1]:.4f}" if stage["held_out_loss"] else "-"
+            shares = [_percent(stage["score"][key]) if key in stage.get("score", {}) else "-" for key in FILMED]
+            yield "| " + " | ".join((f"{number}", f"{stage['steps']:,}", f"{spent:.0f}", loss, *shares)) + " |"
+        yield ""
+        yield f"The settings of each stage: [numbers]({path.parent.name}/training.json)"
+        yield ""
+
+
 def _in(unit: str) -> Callable[[float], str]:
     """How numbers of a unit are written."""
     return _percent if unit == "%" else lambda value: f"{value:.2f}" + (f" {unit}" if unit else "")
@@ -374,6 +399,7 @@ def index() -> str:
             {**first, **_filmed(), **last},
             [one for one in reports if "clips" in one[1].results],
         ),
+        *_stages(),
         "Classifiers and models of sequences:",
         "",
         *_held_out(),

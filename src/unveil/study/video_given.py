@@ -52,7 +52,7 @@ def picture(bench: Bench) -> Found:
         [text_of(item) for item in items], lambda rows: video.fill(bench.model, real[rows][:, :, -1:], [-1])
     )
     looks, true, still = (
-        [look(one) for one in clips[:, :, 1:]] for clips in (made, real, real[:, :, :1].repeat(1, 1, 16, 1, 1))
+        [look(one) for one in clips[:, :, 1:]] for clips in (made, real, real[:, :, :1].expand_as(real))
     )
     back = [look(one) for one in ended[:, :, :-1]]
     rows = [
