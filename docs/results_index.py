@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +82,13 @@ def cards() -> Iterator[tuple[str, dict[str, Any]]]:
 def _held_out() -> Iterator[str]:
     """A table of the cards."""
     heads = ("network", "command", "parameters", "CPU-minutes of training", "of what was held out", "card")
-    yield "| " + " | ".join(heads) + " |"
-    yield "|" + " --- |" * len(heads)
+    yield from _head(heads)
     for name, card in cards():
         found = "; ".join(f"{what} {value}" for what, value in card_scores(card).items())
-        cells = (
+        yield _row(
             f"`{name}`", f"`{card['command']}`", f"{card['parameters']:,}", f"{card['cpu_seconds'] / 60:.1f}",
             found, f"[card]({name}/{name}.yaml)",
         )  # fmt: skip
-        yield "| " + " | ".join(cells) + " |"
     for path in sorted(RESULTS.glob("*/vit.json")):
         study, folder = json.loads(path.read_text("utf-8")), path.parent.name
         about = study["about"]
@@ -107,10 +105,17 @@ def _reports() -> Iterator[tuple[str, Report]]:
 
 
 def _table(columns: dict[str, Callable[[str, Report], str]], reports: list[tuple[str, Report]]) -> list[str]:
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    for name, report in reports:
-        lines.append("| " + " | ".join(cell(name, report) for cell in columns.values()) + " |")
-    return lines
+    return [*_head(columns), *(_row(*(cell(*one) for cell in columns.values())) for one in reports)]
+
+
+def _head(titles: Iterable[str]) -> tuple[str, str]:
+    """The first two lines of a table."""
+    titles = tuple(titles)
+    return _row(*titles), "|" + " --- |" * len(titles)
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def _part(
@@ -121,60 +126,51 @@ def _part(
         yield from (title, "", *_table(columns, reports), "")
 
 
-def _commands(name: str, report: Report) -> str:
-    del name
+def _commands(_: str, report: Report) -> str:
     training = report.about.get("training", {})
     commands = [training["command"]] if "command" in training else []
     return ", ".join(f"`{one}`" for one in [*commands, report.about["command"]])
 
 
-def _minutes(name: str, report: Report) -> str:
-    del name
+def _minutes(_: str, report: Report) -> str:
     minutes = report.about.get("training", {}).get("cpu_minutes")
     return "as shipped" if minutes is None else f"{minutes:.1f}"
 
 
-def _read(name: str, report: Report) -> str:
-    del name
+def _read(_: str, report: Report) -> str:
     if not (read := report.results.get("read")):
         return "-"
     return f"{read['value']:.1%} of {read['count']:,} ({read['low']:.1%} to {read['high']:.1%})".replace("%", " %")
 
 
-def _fid(name: str, report: Report) -> str:
-    del name
+def _fid(_: str, report: Report) -> str:
     fid = report.results["fid"]
     return f"{fid['value']:.3f} / {fid['floor']['mean']:.3f} = {fid['ratio']:.2f}"
 
 
-def _bits(name: str, report: Report) -> str:
-    del name
+def _bits(_: str, report: Report) -> str:
     bits = report.results.get("bits_per_dim")
     return "-" if bits is None else f"{bits['value']:.2f} ({bits['low']:.2f} to {bits['high']:.2f})"
 
 
-def _iou(name: str, report: Report) -> str:
-    del name
+def _iou(_: str, report: Report) -> str:
     iou = report.results["iou"]
     return (
         f"{iou['value']:.3f} ({iou['low']:.3f} to {iou['high']:.3f}); another picture's truth gives {iou['chance']:.3f}"
     )
 
 
-def _psnr(name: str, report: Report) -> str:
-    del name
+def _psnr(_: str, report: Report) -> str:
     psnr = report.results["psnr"]
     return f"{psnr['value']:.2f} dB ({psnr['low']:.2f} to {psnr['high']:.2f}); {psnr['per_picture']['value']:.2f} dB"
 
 
-def _codes(name: str, report: Report) -> str:
-    del name
+def _codes(_: str, report: Report) -> str:
     codebook = report.results.get("codebook")
     return "-" if codebook is None else f"{_percent(codebook['used'])} of {codebook['codes']}"
 
 
-def _seen(name: str, report: Report) -> str:
-    del name
+def _seen(_: str, report: Report) -> str:
     if not (seen := report.results.get("things")):
         return "-"
     parts = ", ".join(f"{key} {_percent(one['value'])}" for key, one in seen.items() if key != "together")
@@ -263,11 +259,10 @@ def _restored(study: dict[str, Any]) -> Iterator[str]:
         gain, known = row["gain"], {None: "-", True: "bit-equal", False: "changed"}[row["known"]]
         reach = f"{gain['mean']:+.2f} dB ({gain['low']:+.2f} to {gain['high']:+.2f})"
         met = ("yes" if row["whole_interval"] else "by the mean, not by the whole interval") if row["met"] else "no"
-        cells = (
+        yield _row(
             f"`{study['model']['name']}`", row["problem"], row["method"], reach, f"{row['bar']:g} dB", met,
             f"{row['residual']:.0e}", known,
         )  # fmt: skip
-        yield "| " + " | ".join(cells) + " |"
 
 
 def _inverse() -> Iterator[str]:
@@ -275,8 +270,7 @@ def _inverse() -> Iterator[str]:
     heads = ("model", "problem", "method", "PSNR beyond the baseline", "bar", "met", "residual", "known pixels")
     yield "Inverse problems on held-out pictures, without noise:"
     yield ""
-    yield "| " + " | ".join(heads) + " |"
-    yield "|" + " --- |" * len(heads)
+    yield from _head(heads)
     for _, study in _studies():
         yield from _restored(study)
     for name, study in _studies():
@@ -294,8 +288,7 @@ def _clips() -> Iterator[str]:
     if studies:
         yield "What models of clips do besides clips from text:"
         yield ""
-        yield "| model | task | found | bar | met |"
-        yield "|" + " --- |" * 5
+        yield from _head(("model", "task", "found", "bar", "met"))
     for _, study in studies:
         for task in study["tasks"].values():
             for row in task["rows"]:
@@ -303,8 +296,7 @@ def _clips() -> Iterator[str]:
                     own, form = row["found"], _in(row["unit"])
                     found = f"{form(own['value'])} ({form(own['low'])} to {form(own['high'])})"
                     bar, met = f"{row['rule']} {form(row['bar'])}", "yes" if row["met"] else "no"
-                    cells = f"`{study['model']['name']}`", f"{task['title']}: {row['measure']}", found, bar, met
-                    yield "| " + " | ".join(cells) + " |"
+                    yield _row(f"`{study['model']['name']}`", f"{task['title']}: {row['measure']}", found, bar, met)
     for name, study in studies:
         yield ""
         yield (
@@ -329,22 +321,15 @@ def _stages() -> Iterator[str]:
     """How the shipped models that were trained in stages came to be: the score against what the training took."""
     for path in sorted(RESULTS.glob("*/training.json")):
         told, spent = json.loads(path.read_text("utf-8")), 0.0
-        heads = (
-            "stage",
-            "steps",
-            "CPU-minutes so far",
-            "held-out loss, of its own lengths and times",
-            *FILMED.values(),
-        )
         yield f"Stages of `{path.parent.name}`, {told['scored']}:"
         yield ""
-        yield "| " + " | ".join(heads) + " |"
-        yield "|" + " --- |" * len(heads)
+        loss = "held-out loss, of its own lengths and times"
+        yield from _head(("stage", "steps", "core-minutes so far", loss, *FILMED.values()))
         for number, stage in enumerate(told["stages"], 1):
             spent += stage["wall_minutes"] * stage["processes"]
             loss = f"{stage['held_out_loss'][-1][1]:.4f}" if stage["held_out_loss"] else "-"
             shares = [_percent(stage["score"][key]) if key in stage.get("score", {}) else "-" for key in FILMED]
-            yield "| " + " | ".join((f"{number}", f"{stage['steps']:,}", f"{spent:.0f}", loss, *shares)) + " |"
+            yield _row(f"{number}", f"{stage['steps']:,}", f"{spent:.0f}", loss, *shares)
         yield ""
         yield f"The settings of each stage: [numbers]({path.parent.name}/training.json)"
         yield ""
