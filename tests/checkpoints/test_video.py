@@ -242,7 +242,7 @@ def test_the_codec_goes_there_and_back_as_the_pipelines_do(clip_folders, name):
         assert tuple(latents.shape[1:]) == codec.latent_shape((3, *size))
         torch.testing.assert_close(codec.decode(latents), vae.decode(z).sample, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(z, latents)
-    frames = {"wan": 4, "ltx": 8, "cogvideox": 4}[name]
+    frames = {"wan": 4, "ltx": 8, "cogvideox": 8}[name]
     with pytest.raises(ShapeError, match=rf"8 frames: .* have 1 \+ {frames} k frames; nearest"):
         codec.latent_shape((3, 8, 32, 32))
     with pytest.raises(ShapeError, match=r"size 48x36 .*both sides must be multiples of"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -20,11 +21,12 @@ from unveil.pictures import to_pixels
 from unveil.tasks import video
 from unveil.tasks.generate import Request, generate
 from unveil.tasks.reel import film, fresh, whole
+from unveil.types import ShapeError
 
 # diffusers' own, of numpy
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 PROMPTS = ["a cat on the moon"]
-TASKS = ["wan", "wan-ti2v", "wan-pair", "ltx", "cogvideox"]
+TASKS = ["wan", "wan-ti2v", "wan-pair", "ltx", "cogvideox", "cogvideox-1.5"]
 
 
 def small(clip_folders: Any, name: str) -> tuple[Model, Request, Tensor]:
@@ -59,15 +61,31 @@ def test_a_picture_begins_to_move(clip_folders, name):
 @pytest.mark.parametrize("name", TASKS)
 def test_a_clip_goes_on_and_is_led_up_to(clip_folders, name):
     model, asked, clip = small(clip_folders, name)
-    step = 8 if name == "ltx" else 4
-    shot = video.extended(model, clip, step, context=1 if name == "ltx" else 5)
+    step = 4 if name.startswith("wan") else 8
+    shot = video.extended(model, clip, step, context=5 if step == 4 else 1)
     found = whole(film(model, asked, shot))
     known = shot.settings["context"]
     assert torch.equal(found[:, :, :known], clip[:, :, -known:])
     assert whole(fresh(film(model, asked, shot), shot)).shape[2] == step
-    window = 17 if name == "ltx" else None
+    window = None if step == 4 else 17
     back = video.extended(model, clip, step, context=step, direction="backward", window=window)
     assert torch.equal(whole(film(model, asked, back))[:, :, -step:], clip[:, :, :step])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_clips_and_loops_come_back_from_their_latents_as_long_as_they_were(clip_folders, name):
+    model = small(clip_folders, name)[0]
+    for other in (model, video.cyclic(model)):
+        (channels, _, *sides), taken = other.shape, 0
+        for frames in range(1, 34):
+            with suppress(ShapeError):
+                latents = other.codec.latent_shape((channels, frames, *sides))
+                with torch.no_grad():
+                    assert other.codec.decode(torch.zeros(1, *latents)).shape[1:] == (channels, frames, *sides)
+                    assert other.codec.encode(torch.zeros(1, channels, frames, *sides)).shape[1:] == latents
+                assert latents[1] % getattr(other.denoiser.network, "together", 1) == 0
+                taken += 1
+        assert taken >= 4
 
 
 @pytest.mark.parametrize("name", TASKS)

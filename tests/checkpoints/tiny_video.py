@@ -184,8 +184,14 @@ MAKERS = {
     "ltx-timed": lambda: ltx(timestep_conditioning=True),
     "cogvideox": cogvideox,
     "cogvideox-rotary": lambda: cogvideox(use_rotary_positional_embeddings=True),
+    "cogvideox-1.5": lambda: cogvideox(use_rotary_positional_embeddings=True, patch_size_t=2, patch_bias=False),
 }
-SIZES = {"ltx": (9, 32, 64), "cogvideox": (9, 32, 48), "hunyuan": (5, 32, 32), "wan": (9, 32, 48)}
+SIZES = {
+    "ltx": (9, 32, 64),
+    "cogvideox": (9, 32, 48),
+    "hunyuan": (5, 32, 32),
+    "wan": (9, 32, 48),
+}
 
 
 def size_of(name: str) -> tuple[int, int, int]:

@@ -26,6 +26,7 @@ from unveil.core.samplers import Table
 from unveil.model import Change, Model
 from unveil.pictures import to_pixels
 from unveil.tasks.edit import Edit, latents_of, of_rows, same, unit_of
+from unveil.tasks.size import Pace, pace
 from unveil.types import RecipeError, ShapeError
 
 FREE = 2.0  # a time that no run comes to: nothing is known
@@ -120,7 +121,7 @@ def holding(
 
     def change(course: Course, rows: slice) -> Course:
         latents = latents_of(model, of_rows(unit, rows))
-        until = of_latents(of_rows(known.until, rows), course.shape)
+        until = of_latents(of_rows(known.until, rows), course.shape, pace(model))
         return held(before(course, rows), model, latents, until)
 
     def finish(pixels: Tensor, rows: slice) -> Tensor:
@@ -160,20 +161,24 @@ def letting_go(grid: Grid, until: Tensor) -> Grid:
     return Grid(grid.process, sorted(levels, key=lambda level: float(level.t), reverse=True))
 
 
-def of_latents(until: Tensor, shape: Sequence[int]) -> Tensor:
+def of_latents(until: Tensor, shape: Sequence[int], step: Pace) -> Tensor:
     """Times (B, 1, T, H or 1, W or 1) of pixels as those of latents of `shape` (Z, F, h, w): the latest of each part.
+
+    Args:
+        until: of pixels.
+        shape: of the latents.
+        step: which frames share theirs.
 
     Raises:
         RecipeError: a frame that is known for sure shares its latents with one that is not.
     """
-    frames, count = shape[1], until.shape[2]
     found = until
-    if frames != count:
-        alone = frames > 1 and (count - 1) % (frames - 1) == 0 and (count - 1) // (frames - 1) > 1
-        head, rest = (until[:, :, :1], until[:, :, 1:]) if alone or frames == 1 else (until[:, :, :0], until)
-        groups = rest.unflatten(2, (frames - alone, -1)) if rest.shape[2] else rest.unsqueeze(3)
-        _check_groups(groups, int(alone))
-        found = torch.cat([head, groups.amax(3)], dim=2)
+    if shape[1] != until.shape[2]:
+        head, rest = until[:, :, : step.alone], until[:, :, step.alone :]
+        groups = rest.unflatten(2, (-1, step.step)) if rest.shape[2] else rest.unsqueeze(3)
+        _check_groups(groups, step.alone)
+        counts = torch.tensor([step.first] * step.alone + [step.latents] * groups.shape[2])
+        found = torch.cat([head, groups.amax(3)], dim=2).repeat_interleave(counts, dim=2)
     for axis in (3, 4):
         if found.shape[axis] > shape[axis - 1]:
             found = found.unflatten(axis, (shape[axis - 1], -1)).amax(axis + 1)

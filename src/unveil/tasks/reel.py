@@ -92,7 +92,7 @@ def windows(model: Model, shot: Shot) -> list[Window]:
     Raises:
         RecipeError: lengths that cannot be.
     """
-    (alone, step), own = pace(model), shot.window or model.shape[1]
+    (alone, step, *_), own = pace(model), shot.window or model.shape[1]
     if shot.frames < 1:
         raise RecipeError(f"frames {shot.frames}: at least 1, which is a picture")
     total = whole_frames(model, shot.frames)

@@ -24,10 +24,15 @@ def rate(model: Model) -> int:
 
 
 class Pace(NamedTuple):
-    """How frames and latents go together: `alone` frames have one of their own, then `step` share one."""
+    """How frames go together: the first `alone` by themselves, then `step` share their latents, or a token.
+
+    latents: of a step; first: of what comes before the steps.
+    """
 
     alone: int
     step: int
+    latents: int = 1
+    first: int = 1
 
     def up(self, frames: int) -> int:
         """The smallest number of frames, at least so many, that latents hold."""
@@ -35,15 +40,15 @@ class Pace(NamedTuple):
 
 
 def pace(model: Model) -> Pace:
-    """How many frames of a clip a latent stands for, and a token where there is no codec."""
+    """How many frames of a clip share their latents, and a token where there is no codec."""
     frames, latents = model.shape[1], model.codec.latent_shape(model.shape)[1]
     if frames == latents:
         patch = getattr(getattr(model.denoiser.network, "config", None), "patch", None)
         return Pace(0, patch[0] if isinstance(patch, tuple) and len(patch) == 3 else 1)
     for step in range(2, _LONGEST):
         with suppress(ShapeError):
-            if model.codec.latent_shape((model.shape[0], frames + step, *model.shape[2:]))[1] == latents + 1:
-                return Pace(frames - (latents - 1) * step if frames < latents * step else 0, step)
+            more = model.codec.latent_shape((model.shape[0], frames + step, *model.shape[2:]))[1] - latents
+            return Pace(frames % step, step, more, latents - frames // step * more)
     raise RecipeError(
         f"this model's codec makes {latents} latents of {frames} frames; unveil cannot tell of which each"
     )

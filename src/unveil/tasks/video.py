@@ -201,7 +201,7 @@ def cyclic(model: Model) -> Model:
     if not step.alone:
         return model
     other = model.sized(model.shape[-2:])
-    other.codec = Cyclic(model.codec, step.step)
+    other.codec = Cyclic(model.codec, step.step, step.latents, step.first)
     frames = max(step.step, model.shape[1] // step.step * step.step)
     other.shape = (model.shape[0], frames, *model.shape[2:])
     return other

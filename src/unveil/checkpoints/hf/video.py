@@ -68,10 +68,10 @@ def cogvideox(folder: Folder, dtype: torch.dtype) -> Model:
     network = network_of(folder, "transformer", CogVideoX, dtype)
     assert isinstance(network, CogVideoX)
     codec = _codec(folder, "AutoencoderKLCogVideoX", network)
-    said, (step, unit) = network.said, codec.rates
-    latents = 1 + (int(said.sample_frames) - 1) // step
-    latents = -(-latents // network.depth) * network.depth  # whole tokens
-    shape = (3, 1 + (latents - 1) * step, int(said.sample_height) * unit, int(said.sample_width) * unit)
+    codec.front = network.together - 1
+    said, unit = network.said, codec.rates[1]
+    frames = 1 + -(-(int(said.sample_frames) - 1) // codec.step) * codec.step
+    shape = (3, frames, int(said.sample_height) * unit, int(said.sample_width) * unit)
     prompt = _prompt(folder, dtype, "text", int(said.max_text_seq_length or COG_TOKENS))
     sample = {"steps": 50, "guidance": {"scale": 6.0}, "clip": "none"}
     return together(folder, network, scheduler_of(folder), codec, shape, (prompt,), sample)

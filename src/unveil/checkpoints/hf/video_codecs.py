@@ -22,9 +22,13 @@ class ClipVAE(nn.Module):
 
     Args:
         vae: the autoencoder.
-        rates: frames and pixels of a side that one latent stands for.
+        rates: frames and pixels of a side that one latent stands for, ct and cs.
         mean, scale: of each channel, or of all: latents are (z - mean) scale.
         level: that a decoder which is told one is told; None: it is told none.
+        pairs: the latents after the first come in twos: of any other number the decoder makes the first ct frames too.
+
+    Attributes:
+        front: latents before the first that stand for nothing, which fill up the first token of a network.
     """
 
     stochastic = False
@@ -37,9 +41,11 @@ class ClipVAE(nn.Module):
         mean: Sequence[float] = (0.0,),
         scale: Sequence[float] = (1.0,),
         level: float | None = None,
+        pairs: bool = False,
     ) -> None:
         super().__init__()
         self.vae, self.rates, self.level = vae, rates, level
+        self.step, self.front = rates[0] * (2 if pairs else 1), 0
         said: Any = vae.config
         self.channels = int(said["z_dim"] if "z_dim" in said else said["latent_channels"])
         self.mean: Tensor
@@ -56,26 +62,27 @@ class ClipVAE(nn.Module):
         del noise
         self.latent_shape(tuple(pixels.shape[1:]))
         coder: Any = self.vae
-        return (coder.encode(pixels).latent_dist.mode() - self.mean) * self.scale
+        latents = (coder.encode(pixels).latent_dist.mode() - self.mean) * self.scale
+        return torch.cat([latents[:, :, :1].expand(-1, -1, self.front, -1, -1), latents], dim=2)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Clips of latents, both (B, ...)."""
         coder: Any = self.vae
-        z = latents / self.scale + self.mean
+        z = latents[:, :, self.front :] / self.scale + self.mean
         if self.level is None:
             return coder.decode(z, return_dict=False)[0]
         return coder.decode(z, z.new_full((len(z),), self.level), return_dict=False)[0]
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """(Z, 1 + (T - 1) / ct, H / cs, W / cs) of (3, T, H, W).
+        """(Z, 1 + (T - 1) / ct, H / cs, W / cs) of (3, T, H, W), and `front` more.
 
         Raises:
-            ShapeError: other axes, a number of frames that is not 1 + k ct, or sides that are no multiples of cs; names
-                the nearest.
+            ShapeError: other axes, a number of frames that is not 1 + k ct, k even in pairs, or sides that are no
+                multiples of cs; names the nearest.
         """
         if len(shape) != 4:
             raise ShapeError(f"clips of shape {tuple(shape)}: must be (3, frames, height, width)")
-        (_, frames, *sides), (step, unit) = shape, self.rates
+        (_, frames, *sides), step, (ct, unit) = shape, self.step, self.rates
         if frames < 1 or (frames - 1) % step:
             below = max(0, (frames - 1) // step) * step + 1
             near = " or ".join(dict.fromkeys(str(one) for one in (below, below + step) if one > 0))
@@ -85,7 +92,7 @@ class ClipVAE(nn.Module):
             raise ShapeError(
                 f"size {size_of(sides)} (width x height): both sides must be multiples of {unit} px; nearest {near}"
             )
-        return self.channels, 1 + (frames - 1) // step, sides[0] // unit, sides[1] // unit
+        return self.channels, self.front + 1 + (frames - 1) // ct, sides[0] // unit, sides[1] // unit
 
 
 def clip_vae(vae: Any) -> ClipVAE:
@@ -101,6 +108,6 @@ def clip_vae(vae: Any) -> ClipVAE:
         return ClipVAE(vae, rates, mean=vae.latents_mean.tolist(), scale=scale, level=level)
     if kind == "AutoencoderKLCogVideoX":
         rates = (int(said.temporal_compression_ratio), 2 ** (len(said.block_out_channels) - 1))
-    else:
-        rates = (int(vae.temporal_compression_ratio), int(vae.spatial_compression_ratio))
+        return ClipVAE(vae, rates, scale=[float(said.scaling_factor)], pairs=True)
+    rates = (int(vae.temporal_compression_ratio), int(vae.spatial_compression_ratio))
     return ClipVAE(vae, rates, scale=[float(said.scaling_factor)])

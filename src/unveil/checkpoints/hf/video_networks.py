@@ -187,7 +187,7 @@ class CogVideoX(nn.Module):
         self.net = net
         self.said: Any = net.config
         self.patch = self.multiple = int(self.said.patch_size)
-        self.depth = int(self.said.patch_size_t or 1)  # latent frames of a token
+        self.together = int(self.said.patch_size_t or 1)  # latent frames of a token
         self._tables: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
@@ -199,8 +199,8 @@ class CogVideoX(nn.Module):
         """
         tokens = told(condition, masked=False)
         check_size(x, self.patch)
-        if x.shape[2] % self.depth:
-            raise ShapeError(f"latents {tuple(x.shape)}: their frames must be a multiple of {self.depth}")
+        if x.shape[2] % self.together:
+            raise ShapeError(f"latents {tuple(x.shape)}: their frames must be a multiple of {self.together}")
         y = self.net(
             hidden_states=x.transpose(1, 2),
             encoder_hidden_states=tokens,
@@ -223,7 +223,7 @@ class CogVideoX(nn.Module):
                 where: dict[str, Any] = {"crops_coords": _centred(grid, base)}
             else:
                 where = {"crops_coords": None, "grid_type": "slice", "max_size": base}
-            frames = size[0] // self.depth
+            frames = size[0] // self.together
             self._tables[size] = table(
                 embed_dim=said.attention_head_dim, grid_size=grid, temporal_size=frames, device=x.device, **where
             )
