@@ -19,7 +19,7 @@ LAYERS = [
     {"model"},
     {"checkpoints"},
     {"tasks", "evaluate"},
-    {"train"},
+    {"train", "language"},
     {"study"},
     {"app"},
 ]

@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from unveil.data.scenes import HELD_OUT, uniforms
-from unveil.data.shapes import COLOURS, KINDS
+from unveil.data.shapes import COLOURS
 from unveil.data.stored import Part
 from unveil.data.world import cast as casting
 from unveil.data.world import stage as staging
 from unveil.data.world import telling
-from unveil.data.world.motion import CORNERS, MOTIONS, SHORTEST, SIDES, TEN, TURNS, Real, View
+from unveil.data.world.facts import facts_of
+from unveil.data.world.motion import MOTIONS, SHORTEST, TEN, Real, View
 from unveil.data.world.shots import DRAWS as SHOT_DRAWS
 from unveil.data.world.shots import FRAMES, SMALLEST, Shot, brush, impact, paddle
 from unveil.data.world.telling import Facts, Language, Register
@@ -33,7 +34,6 @@ Motion = Literal["still", "left", "right", "up", "down", "diagonal", "bounce", "
 Scene = Literal["objects", "brush", "pillars", "paddle", "corridor", "impact"]
 Cut = Literal["none", "square"]
 SIDES_PX, LENGTHS, RATES = (16, 96, 8), (1, 33), (4, 8, 16)  # smallest, largest, step; frames; frames a second
-SLOW, FAST = 0.28, 0.45  # sides a second below and above which a caption says so
 MOST = 3  # objects
 SHOTS: dict[str, Callable[[Real, View], Shot]] = {
     "brush": brush,
@@ -298,45 +298,8 @@ def _objects(config: PlaygroundConfig, part: Part, draws: Real, view: View, plac
         x, y, radius, _ = (field.reshape(seen.shape) for field in cast.paths[:4])
         return canvas, np.stack([x, y, radius, seen], axis=-1)
 
-    facts = [_facts(cast, stage, view, row) for row in range(len(draws))]
+    facts = [facts_of(cast, stage, view, row) for row in range(len(draws))]
     return _Group(places, draws, view, Shot(facts, film), cast.present)
-
-
-def _facts(cast: casting.Cast, stage: staging.Stage, view: View, row: int) -> Facts:
-    there = np.flatnonzero(cast.present[row])
-    return {
-        "scene": "objects",
-        "objects": [_thing(cast, view, row, int(slot)) for slot in there],
-        "ground": staging.GROUNDS[stage.ground[row]],
-        "camera": staging.CAMERAS[stage.camera[row]],
-        "bar": "yes" if stage.bar[row, 1] > stage.bar[row, 0] else None,
-    }
-
-
-def _thing(cast: casting.Cast, view: View, row: int, slot: int) -> Facts:
-    at = row * cast.present.shape[1] + slot
-    motion = MOTIONS[cast.motion[row, slot]] if view.frames > 1 else None
-    turn, speed = int(cast.paths.turn[at]), float(cast.paths.speed[at])
-    forms = {"diagonal": CORNERS, "orbit": TURNS, "spin": TURNS}.get(motion or "")
-    moves = motion not in (None, "still", "grow", "shrink", "spin")
-    return {
-        "shape": KINDS[cast.shape[row, slot]],
-        "colour": list(COLOURS)[cast.colour[row, slot]],
-        "size": "large" if cast.large[row, slot] else "small",
-        "motion": motion,
-        "turn": forms[turn] if forms else None,
-        "wall": SIDES[turn] if motion == "bounce" else None,
-        "bounces": int(cast.paths.bounces[at]),
-        "speed": ("slow" if speed < SLOW else "fast" if speed > FAST else None) if moves else None,
-        "start": _place(cast.paths.x[at, 0] / view.width, cast.paths.y[at, 0] / view.height),
-        "sides_per_second": speed,
-    }
-
-
-def _place(x: float, y: float) -> str:
-    """Where in the picture: one of nine fields."""
-    names = (("upper left", "top", "upper right"), ("left", "centre", "right"), ("lower left", "bottom", "lower right"))
-    return names[min(max(int(3 * y), 0), 2)][min(max(int(3 * x), 0), 2)]
 
 
 def _pick(values: Sequence[_T], draw: float) -> _T:

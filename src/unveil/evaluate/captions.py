@@ -9,19 +9,21 @@ from unveil.data.world.telling import LISTS, Facts, Language, words
 
 _CLIP = ("ground", "camera", "bar", "scene", "line", "orbit", "walk", "fate")  # said of the clip, not of one thing
 _AGAIN = ("colour", "shape", "size")  # said once of each thing: said again, the next one has begun
-# What somebody may write who has not read `words.yaml`.
-_ALSO: dict[Language, dict[str, tuple[str, str]]] = {
-    "en": {
-        "big": ("size", "large"),
-        "tiny": ("size", "small"),
-        "gray": ("ground", "grey"),
-        "moves to the left": ("motion", "left"),
-        "moves to the right": ("motion", "right"),
-        "stands still": ("motion", "still"),
-        "circles": ("motion", "orbit"),
-    },
-    "zh": {},
-}
+
+
+def language_of(caption: str) -> Language:
+    """Chinese where there is a Chinese character, else English."""
+    return "zh" if re.search(r"[\u4e00-\u9fff]", caption) else "en"
+
+
+def unread(caption: str) -> list[str]:
+    """The words of a caption that mean nothing to `parse` and may mean something; numbers and articles do not."""
+    language = language_of(caption)
+    left = _lexicon(language)[0].sub(" ", caption.lower())
+    if language == "en":
+        return [word for word in re.findall(r"[^\W\d_]+", left) if word not in _plain(language)]
+    parts = re.findall(r"[^\W\d_]+", "".join(" " if sign in _plain(language) else sign for sign in left))
+    return [part for part in parts if part not in _plain("en")]
 
 
 def parse(caption: str) -> Facts:
@@ -29,8 +31,7 @@ def parse(caption: str) -> Facts:
 
     Words that mean nothing here are passed over. "moves left, bounces off the left wall" is a bounce.
     """
-    language: Language = "zh" if re.search(r"[\u4e00-\u9fff]", caption) else "en"
-    pattern, meanings = _lexicon(language)
+    pattern, meanings = _lexicon(language_of(caption))
     things: list[Facts] = [{}]
     clip: Facts = {}
     for found in pattern.finditer(caption.lower()):
@@ -63,7 +64,17 @@ def _lexicon(language: Language) -> tuple[re.Pattern[str], dict[str, tuple[str, 
         for value, phrases in known[attribute].items()
         for phrase in phrases
     }
-    meanings |= _ALSO[language]
+    for attribute, values in known["also"].items():
+        meanings |= {phrase: (attribute, value) for value, phrases in values.items() for phrase in phrases}
     edge = r"\b" if language == "en" else ""
     spelled = "|".join(re.escape(phrase) for phrase in sorted(meanings, key=len, reverse=True))
     return re.compile(f"{edge}(?:{spelled}){edge}"), meanings
+
+
+@cache
+def _plain(language: Language) -> frozenset[str]:
+    """Words, or signs of Chinese, that say nothing by themselves."""
+    sentences = words(language)["sentences"]
+    forms = " ".join(form for one in sentences.values() for form in (one if isinstance(one, list) else [one]))
+    forms = re.sub(r"\{\w+\}", " ", forms).lower() + " " + words(language)["plain"]
+    return frozenset(re.findall(r"[a-z]+", forms) if language == "en" else forms)

@@ -18,10 +18,19 @@ _GAP = 1.0  # pixels that stay between two objects
 PER_OBJECT = 4 + _TRIES * DRAWS  # random numbers: shape and motion, size, radius, one in reserve; paths
 
 
+class Things(NamedTuple):
+    """What the objects of B clips are, (B, N) each: shape into KINDS, colour into COLOURS, motion into MOTIONS."""
+
+    shape: Whole
+    colour: Whole
+    large: NDArray[np.bool_]
+    motion: Whole
+
+
 class Cast(NamedTuple):
     """The objects of B clips, (B, N) each; present is False where an object found no place.
 
-    shape into KINDS, colour into COLOURS, motion into MOTIONS. paths: of B * N objects, flat.
+    The first four as in `Things`. paths: of B * N objects, flat.
     """
 
     shape: Whole
@@ -55,9 +64,23 @@ def cast(
     pick = (own[..., 0] * sizes[hues]).astype(np.int64)
     shape, motion = table[hues, pick, 0], table[hues, pick, 1]
     large = own[..., 1] < 0.5
-    radius = radii(large, own[..., 2], view)
-    tries = own[..., 4:].reshape(batch, count, _TRIES, DRAWS)
-    present = np.arange(count) < wanted[:, None]
+    return placed(Things(shape, hues, large, motion), np.arange(count) < wanted[:, None], own, view)
+
+
+def placed(things: Things, present: NDArray[np.bool_], draws: Real, view: View) -> Cast:
+    """Finds the objects of B clips their ways, on which they do not meet.
+
+    Args:
+        things: what they are; each motion one that is possible.
+        present: (B, N) which there are; one that finds no place is not in the clip.
+        draws: (B, N, PER_OBJECT) in [0, 1), of which the first two are not looked at.
+        view: size and length.
+    """
+    shape, _, large, motion = things
+    batch, count = shape.shape
+    radius = radii(large, draws[..., 2], view)
+    tries = draws[..., 4:].reshape(batch, count, _TRIES, DRAWS)
+    present = present.copy()
     found: list[Paths] = []
     for slot in range(count):
         number = 1 if slot == 0 else _TRIES
@@ -75,7 +98,7 @@ def cast(
         found.append(Paths._make(field[chosen] for field in ways))
         present[:, slot] &= free.any(1)
     together = Paths._make(np.stack(same, axis=1).reshape(-1, *same[0].shape[1:]) for same in zip(*found, strict=True))
-    return Cast(shape, hues, large, motion, present, together)
+    return Cast(*things, present, together)
 
 
 def _apart(ways: Paths, other: Paths, number: int) -> NDArray[np.bool_]:

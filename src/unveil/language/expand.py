@@ -1,0 +1,76 @@
+"""Short prompts made dense, in the words that a model was trained on: what is not said is filled in.
+
+Source: Betker et al. 2023, "Improving image generation with better captions", appendix C; Brooks et al. 2024.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+from unveil.data.playground import SHOTS
+from unveil.data.world import telling
+from unveil.data.world.imagined import imagined
+from unveil.data.world.motion import View
+from unveil.data.world.telling import Facts
+from unveil.evaluate.captions import language_of, parse, unread
+
+RULES = "rules"
+SIDE, FRAMES, RATE = 32, 16, 8  # of the clips that are imagined
+_MOVING = ("motion", "turn", "wall", "speed")  # what only clips show
+
+
+class Expansion(NamedTuple):
+    """A prompt as it was typed, and what the model is told.
+
+    by: what expanded it; empty where it was left as it was. note: why it was left, or why by something else than was
+    asked for.
+    """
+
+    asked: str
+    text: str
+    by: str = ""
+    note: str = ""
+
+
+Expander = Callable[[str], Expansion]
+
+
+def rules(prompt: str, seed: int = 0, frames: int = FRAMES) -> Expansion:
+    """A prompt of the playground in its dense register, in its own language: a clip that shows it, and is possible.
+
+    Everything that is said stays. What is not said is drawn, by the seed and the prompt, as the playground draws it. A
+    prompt with words that the playground does not have is left as it is, for what they mean could be contradicted.
+
+    Args:
+        prompt: in English or Chinese.
+        seed: of what is not said.
+        frames: 1 for pictures, of which no motion is told unless the prompt says one.
+    """
+    said = parse(prompt)
+    if strange := unread(prompt):
+        return Expansion(prompt, prompt, note=f"the rules do not know {', '.join(map(repr, strange))}")
+    if not said["objects"] and "scene" not in said:
+        return Expansion(prompt, prompt, note="it names no thing that the rules know")
+    if said["objects"] and "camera" in said and all("start" in one for one in said["objects"]):
+        return Expansion(prompt, prompt, RULES)  # dense already
+    moves = frames > 1 or "scene" in said or any(name in one for one in said["objects"] for name in _MOVING)
+    moves = moves or "bar" in said or said.get("camera", "static") != "static"
+    view = View(SIDE, SIDE, FRAMES if moves else 1, RATE)
+    facts = imagined(said, view, zlib.crc32(f"{seed} {prompt}".encode()), SHOTS)
+    text = telling.tell(facts, "dense", language_of(prompt), (0.0,) * telling.DRAWS).text
+    if lost(said, parse(text)):
+        return Expansion(prompt, prompt, note="the rules find no clip that shows all of it")
+    return Expansion(prompt, text, RULES)
+
+
+def lost(said: Facts, told: Facts) -> list[str]:
+    """Attributes that are said, and told otherwise or not at all; empty where everything is kept."""
+    missing = [name for name, value in said.items() if name != "objects" and told.get(name) != value]
+    things = told["objects"]
+    if len(things) < len(said["objects"]) or (said["objects"] and len(things) > len(said["objects"])):
+        return [*missing, "objects"]
+    for one, other in zip(said["objects"], things, strict=False):
+        missing += [name for name, value in one.items() if other.get(name) != value]
+    return missing
