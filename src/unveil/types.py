@@ -77,6 +77,10 @@ class NonFinite(Error, RuntimeError):
     exit_code = 3
 
 
+class NoAnswer(Error, RuntimeError):
+    """A language model that was asked gave no answer; the message says why."""
+
+
 class Cancelled(Error, RuntimeError):
     """Stopped on request."""
 

@@ -24,6 +24,7 @@ from unveil.app.options import (
     Device,
     Drawing,
     Dtype,
+    Expansion,
     Force,
     ModelName,
     ModelOrPrompt,
@@ -144,6 +145,7 @@ def sample(
     classifier: Annotated[Path | None, typer.Option(help="A noisy classifier that guides towards the class.")] = None,
     classifier_scale: Annotated[float, typer.Option(help="Of its gradient; 1 is Bayes' rule.")] = 1.0,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the network first, for many pictures.")] = False,
+    expansion: Expansion,
     drawing: Drawing = SAMPLES,
 ) -> None:
     """Draw pictures from a model.
@@ -160,14 +162,16 @@ def sample(
 
     console, place, wish = drawing.reply.console, work.Place.typed(options), work.Wish.typed(options)
     changes = work.changes(options["settings"] or (), vars(sampling))
+    expanding = work.Expanding(**vars(expansion))
     if prompts is not None:
         from unveil.app.prompts import sample_each
 
-        sample_each(wish, prompts, changes, place, console, beside={"--like": drawing.like, "--noise": noise})
+        beside = {"--like": drawing.like, "--noise": noise}
+        sample_each(wish, prompts, changes, place, console, beside=beside, expanding=expanding)
     elif drawing.like is not None:
         work.repeat(wish, drawing.like, place, console)
     else:
-        work.sample(wish, changes, place, console, noise)
+        work.sample(wish, changes, place, console, noise, expanding)
 
 
 @app.command()

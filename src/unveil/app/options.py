@@ -114,6 +114,21 @@ class Wanted:
 
 
 @dataclass(frozen=True)
+class Expansion:
+    """How prompts are made dense before the model is told them."""
+
+    expand: Annotated[
+        str | None,
+        typer.Option(
+            help="What makes prompts dense: rules, the folder of a language model, or an address with a model's name. "
+            "Models of the playground are told by the rules when left out.",
+            metavar="rules|FOLDER|URL#NAME",
+        ),
+    ] = None
+    no_expand: Annotated[bool, typer.Option("--no-expand", help="Tell the model just what you typed.")] = False
+
+
+@dataclass(frozen=True)
 class Watched:
     """How one sees what happens on the way."""
 

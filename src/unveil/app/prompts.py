@@ -9,6 +9,7 @@ from typing import Any
 
 from unveil.app.console import Console
 from unveil.app.drawing import Place, draw, write
+from unveil.app.expanding import USUAL, Expander, Expanding
 from unveil.app.wish import PROMPT, Wish, assigned, opened
 from unveil.data.prompts import Prompt, check_lines, read_prompts
 from unveil.files import refuse_overwrite
@@ -45,6 +46,7 @@ def sample_each(
     console: Console,
     *,
     beside: Mapping[str, object],
+    expanding: Expanding = USUAL,
 ) -> None:
     """Draws a set of pictures for each line of a file, and writes each set when it is drawn.
 
@@ -55,6 +57,7 @@ def sample_each(
         place: a folder.
         console: what says how it goes.
         beside: other options that say what is drawn, by name; none of them may be given.
+        expanding: how prompts are made dense.
 
     Raises:
         RecipeError: a prompt or another such option is given too, or the pictures were to go into one file.
@@ -79,9 +82,10 @@ def sample_each(
     for one in lines:
         _refuse_overwrite(one, place)
     sets: list[dict[str, Any]] = []
+    expander = Expander(expanding, model, console, shown=bool(wish.controls))
     for number, one in enumerate(lines, 1):
         console.say(f"line {one.prompt.line} ({number} of {len(lines)}): {one.prompt.prompt}")
-        pictures = draw(model, source, one.request, place, console)
+        pictures = draw(model, source, expander(one.request), place, console)
         written = write(pictures, place, names=one.names, mark=one.mark)
         told = {"line": one.prompt.line, "prompt": one.prompt.prompt, "seed": one.request.seed, "count": len(pictures)}
         sets.append(told | written.facts())

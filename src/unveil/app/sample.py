@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unveil.app.console import Console
 from unveil.app.drawing import Place, draw, write
+from unveil.app.expanding import USUAL, Expander, Expanding
 from unveil.app.wish import Wish, changes, opened
 from unveil.model import Model
 from unveil.tasks import enlarge, inputs, verbs
@@ -24,10 +25,17 @@ from unveil.tasks.record import read_facts
 from unveil.tasks.upscale import upscale
 from unveil.types import MediaError, RecipeError
 
-__all__ = ["Place", "Wish", "again", "changes", "model_of", "repeat", "sample"]
+__all__ = ["Expanding", "Place", "Wish", "again", "changes", "model_of", "repeat", "sample"]
 
 
-def sample(wish: Wish, changes: Mapping[str, Any], place: Place, console: Console, noise: Path | None = None) -> None:
+def sample(
+    wish: Wish,
+    changes: Mapping[str, Any],
+    place: Place,
+    console: Console,
+    noise: Path | None = None,
+    expanding: Expanding = USUAL,
+) -> None:
     """Draws and writes.
 
     Args:
@@ -36,6 +44,7 @@ def sample(wish: Wish, changes: Mapping[str, Any], place: Place, console: Consol
         place: where pictures go.
         console: what says how it goes.
         noise: a file that is started from; it also says the settings and conditions that nobody gave.
+        expanding: how prompts are made dense.
     """
     if wish.model is None:
         raise RecipeError("sample needs a model: a name or a folder, such as `unveil sample runs/ddpm-digits`")
@@ -49,7 +58,8 @@ def sample(wish: Wish, changes: Mapping[str, Any], place: Place, console: Consol
         count = None if len(edit.inputs["noise"]) == 1 else len(edit.inputs["noise"])
         if not wish.conditions(model):
             wish = replace(wish, given=tuple(f"{key}={value}" for key, each in said["given"].items() for value in each))
-    request = wish.request(model, changes, count or wish.number(model))
+    expander = Expander(expanding, model, console, shown=noise is not None or bool(wish.controls))
+    request = expander(wish.request(model, changes, count or wish.number(model)))
     if noise is None and enlarge.goes_in_passes(model, request.size):
         edit, request = _first_pass(model, source, request, place, console)
     pictures = draw(model, source, request, place, console, edit)

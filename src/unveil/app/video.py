@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unveil.app import clips
+from unveil.app.expanding import USUAL, Expander, Expanding
 from unveil.app.filming import Ask, Stage, check_prompt, opening, run, shoot
 from unveil.app.script import scenes_of
 from unveil.app.wish import PROMPT
@@ -21,7 +22,7 @@ from unveil.tasks.reel import Direction, Shot, still_frames
 from unveil.tasks.size import check_size
 from unveil.types import RecipeError, nearest
 
-__all__ = ["Ask", "Change", "Joint", "Length", "Stills"]
+__all__ = ["Ask", "Change", "Expanding", "Joint", "Length", "Stills"]
 WHITE = 128  # from here on a mask's pixel is white
 WAYS = {"connect": ("bridge", "blend"), "edit": ("noise", "difference")}
 
@@ -60,7 +61,7 @@ class Change(NamedTuple):
     keep: Path | None
 
 
-def make(ask: Ask, prompt: str, stills: Stills, length: Length) -> None:
+def make(ask: Ask, prompt: str, stills: Stills, length: Length, expanding: Expanding = USUAL) -> None:
     """A clip from words, and from pictures that are frames of it."""
     stage = opening(ask, ask.rate(clips.RATE), prompt)
     model = stage.model
@@ -87,7 +88,8 @@ def make(ask: Ask, prompt: str, stills: Stills, length: Length) -> None:
         )
     if enlarge.is_large(model, size):
         stage.console.say(enlarge.told(model, size))
-    shoot(stage, stage.request(prompt), shot, ask.rate(clips.RATE))
+    expander = Expander(expanding, model, stage.console, frames=frames, shown=bool(stills.images))
+    shoot(stage, expander(stage.request(prompt)), shot, ask.rate(clips.RATE))
 
 
 def extend(ask: Ask, path: Path, frames: int | None, direction: Direction, context: int | None) -> None:

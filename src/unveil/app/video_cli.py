@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from unveil.app.groups import flat, spread
-from unveil.app.options import PLAYGROUND, Machine, Metadata, Reply, Steps
+from unveil.app.options import PLAYGROUND, Expansion, Machine, Metadata, Reply, Steps
 
 video_app = typer.Typer(
     no_args_is_help=True,
@@ -46,6 +46,15 @@ class Wanted:
     seed: Annotated[int, typer.Option(help="Another one makes another clip.")] = 0
     count: Annotated[int, typer.Option(help="Clips, each of its own noise.")] = 1
     negative: Annotated[str | None, typer.Option(help="Words for what is to be avoided.")] = None
+
+
+@dataclass(frozen=True)
+class Lasting:
+    """How long a clip is, and the windows in which it is made."""
+
+    frames: Frames = None
+    window: Window = None
+    overlap: Overlap = None
 
 
 @dataclass(frozen=True)
@@ -108,9 +117,8 @@ def make(
     at: Annotated[
         list[int] | None, typer.Option(help="Which frame each picture is, from 0, or below 0 from the end; the first.")
     ] = None,
-    frames: Frames = None,
-    window: Window = None,
-    overlap: Overlap = None,
+    lasting: Lasting,
+    expansion: Expansion,
     wanted: Wanted,
     target: Target,
 ) -> None:
@@ -123,7 +131,8 @@ def make(
     from unveil.app import video as work
 
     ask = work.Ask.typed(flat({"wanted": wanted, "target": target}))
-    work.make(ask, prompt, work.Stills(tuple(image or ()), tuple(at or ())), work.Length(frames, window, overlap))
+    stills, length = work.Stills(tuple(image or ()), tuple(at or ())), work.Length(**vars(lasting))
+    work.make(ask, prompt, stills, length, work.Expanding(**vars(expansion)))
 
 
 @video_app.command("extend")

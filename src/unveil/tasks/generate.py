@@ -63,6 +63,7 @@ class Request:
             is edited.
         guided: by a noisy classifier, towards given["label"], which the model itself need not take.
         compiled: whether torch compiles the network before.
+        asked: what was typed where `given` is told in other words, likewise; for the record alone.
     """
 
     given: Mapping[str, Sequence[Any]] = field(default_factory=dict)
@@ -76,6 +77,7 @@ class Request:
     compiled: bool = False
     negative: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     size: tuple[int, ...] | None = None
+    asked: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, low in (("count", 1), ("batch", 1), ("first", 0)):
@@ -92,11 +94,11 @@ class Request:
 
     def part(self, start: int, stop: int) -> Request:
         """The request of these rows alone: their seeds, numbers and conditions are those of the whole."""
-        given, negative = (
+        given, negative, asked = (
             {key: _each(key, values, self.count)[start:stop] for key, values in one.items()}
-            for one in (self.given, self.negative)
+            for one in (self.given, self.negative, self.asked)
         )
-        rows = {"given": given, "negative": negative, "count": stop - start}
+        rows = {"given": given, "negative": negative, "asked": asked, "count": stop - start}
         if isinstance(self.seed, int):
             return replace(self, **rows, first=self.first + start)
         return replace(self, **rows, seed=self.seed[start:stop])
@@ -179,6 +181,7 @@ def repeat(
         request = Request(
             given={str(key): list(values) for key, values in batch["given"].items()},
             negative={str(key): list(values) for key, values in batch.get("negative", {}).items()},
+            asked={str(key): list(values) for key, values in batch.get("asked", {}).items()},
             seed=tuple(map(int, batch["seeds"])) if "seeds" in batch else int(facts["seed"]),
             first=int(batch["first"]),
             count=int(batch["count"]),
@@ -329,7 +332,7 @@ def _facts(part: Request, row: int) -> dict[str, Any]:
     """What the record of one picture says of the wish."""
     own = part.part(row, row + 1)
     facts: dict[str, Any] = {"seed": own.seed if isinstance(own.seed, int) else own.seed[0], "sample": own.first}
-    for name, values in (("given", own.given), ("negative", own.negative)):
+    for name, values in (("given", own.given), ("negative", own.negative), ("asked", own.asked)):
         if values or name == "given":
             facts[name] = {key: value[0] for key, value in values.items()}
     return facts
@@ -338,8 +341,7 @@ def _facts(part: Request, row: int) -> dict[str, Any]:
 def _batch(part: Request) -> dict[str, Any]:
     """Everything that a batch's pictures have to be drawn with again."""
     facts: dict[str, Any] = {"first": part.first, "count": part.count, "given": dict(part.given)}
-    if part.negative:
-        facts["negative"] = dict(part.negative)
+    facts |= {name: dict(one) for name, one in (("negative", part.negative), ("asked", part.asked)) if one}
     if not isinstance(part.seed, int):
         facts["seeds"] = list(part.seed)
     return facts

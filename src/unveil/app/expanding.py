@@ -1,0 +1,125 @@
+"""`--expand`: prompts made dense before a model is told them, shown on the screen and kept in the record."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from unveil.app.console import Console
+from unveil.app.wish import PROMPT
+from unveil.language import Endpoint, Expansion, LanguageModel, Writer, rules, written
+from unveil.language.expand import RULES
+from unveil.model import Model
+from unveil.tasks.generate import Request
+from unveil.types import LeftOut, RecipeError
+
+
+@dataclass(frozen=True)
+class Expanding:
+    """How prompts are made dense, as typed.
+
+    Attributes:
+        expand: "rules", the folder of a language model, or an address and a model's name there, URL#NAME; None: the
+            rules, for models whose words are those of dense captions.
+        no_expand: the model is told what was typed.
+    """
+
+    expand: str | None = None
+    no_expand: bool = False
+
+    def __post_init__(self) -> None:
+        if self.no_expand and self.expand is not None:
+            raise RecipeError("--expand and --no-expand: give one of them")
+
+    def writer(self, device: str) -> Writer | None:
+        """The language model that was asked for; None for the rules.
+
+        Raises:
+            RecipeError, WeightsError: it cannot be used.
+        """
+        if self.expand is None or self.expand == RULES:
+            return None
+        if "://" in self.expand:
+            url, _, name = self.expand.partition("#")
+            return Endpoint(url, name)
+        return LanguageModel(Path(self.expand), device)
+
+
+USUAL = Expanding()
+
+
+class Expander:
+    """Makes the prompts of requests dense, and keeps what was typed.
+
+    Args:
+        how: as typed.
+        model: that is asked; without a word from the user, only one that learned its words and reads all of the dense
+            caption.
+        console: is told what the model is told.
+        frames: of what is made; of a picture, 1.
+        shown: the model is shown pictures as well, which what is filled in could contradict: prompts stay as they are,
+            unless something else was asked for.
+
+    Raises:
+        RecipeError, WeightsError: the language model that was asked for cannot be used, or the rules by this model.
+    """
+
+    def __init__(self, how: Expanding, model: Model, console: Console, *, frames: int = 1, shown: bool = False) -> None:
+        self._how, self._console, self._frames = how, console, frames
+        self._reads = _reader(model)
+        wanted = how.expand is not None or (self._reads is not None and not shown)
+        self._on = wanted and not how.no_expand
+        self._writer = how.writer(str(model.device)) if self._on else None
+        if self._on and self._writer is None and self._reads is None:
+            raise RecipeError(
+                f"--expand {RULES}: these are for models that learned the playground's words; give the folder of a "
+                "language model"
+            )
+
+    def __call__(self, request: Request) -> Request:
+        """The request under dense prompts."""
+        prompts = [str(prompt) for prompt in request.given.get(PROMPT, ())] if self._on else []
+        seed = request.seed if isinstance(request.seed, int) else request.seed[0]
+        made = {prompt: self._expanded(prompt, seed) for prompt in dict.fromkeys(prompts)}
+        for prompt, one in made.items():
+            if one.text != prompt:
+                self._console.say(f"told, by {one.by}: {one.text}" + (f" ({one.note})" if one.note else ""))
+            elif self._how.expand is not None and one.note:
+                self._console.warn(f"--expand: {prompt!r} is left as it is: {one.note}")
+        texts = [made[prompt].text for prompt in prompts]
+        if texts == prompts:
+            return request
+        return replace(request, given={**request.given, PROMPT: texts}, asked={PROMPT: prompts})
+
+    def _expanded(self, prompt: str, seed: int) -> Expansion:
+        if self._reads is None:
+            assert self._writer is not None
+            return written(prompt, self._writer, "free", seed)
+        plain = rules(prompt, seed, self._frames)
+        made = plain if self._writer is None else written(prompt, self._writer, "playground", seed)
+        if self._reads(made.text):
+            return made
+        note = f"{made.by or RULES}: the model does not read all of {made.text!r}"
+        instead = plain if made.by != RULES and self._reads(plain.text) else Expansion(prompt, prompt)
+        return instead._replace(note=note)
+
+
+def _reader(model: Model) -> Callable[[str], bool] | None:
+    """Whether a model reads all of a text, for models that learned their words from their captions; others: None."""
+    conditioner: Any = dict(model.conditioners.items()).get(PROMPT)
+    if getattr(conditioner, "vocabulary", None) is None:
+        return None
+
+    def reads(text: str) -> bool:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", LeftOut)
+            try:
+                conditioner.encode([text])
+            except (LeftOut, RecipeError):
+                return False
+        return True
+
+    return reads

@@ -1,0 +1,103 @@
+"""Prompts made dense by a language model: what it is told, and what of its answers is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from unveil.evaluate.captions import language_of, parse, unread
+from unveil.language.expand import RULES, Expansion, lost, rules
+from unveil.types import NoAnswer
+
+Register = Literal["playground", "free"]
+LONGEST = 2000  # characters of an answer that are taken
+_EXAMPLES = {
+    "en": ("a small red circle moves left", "large green ring bounces on black", "clip 0412 blue square growing"),
+    # the same in Chinese, by what the playground calls them
+    "zh": (
+        "\u4e00\u4e2a\u5c0f\u7684\u7ea2\u8272\u5706\u5f62\u5411\u5de6\u79fb\u52a8",
+        "\u7eff\u8272\u5706\u73af\u649e\u5899\u53cd\u5f39\uff0c\u9ed1\u8272\u80cc\u666f",
+        "\u7247\u6bb50412 \u84dd\u8272 \u6b63\u65b9\u5f62 \u53d8\u5927",
+    ),
+}
+_FREE = (
+    "You rewrite what somebody asks a video model for. Answer with one paragraph of 60 to 100 words in the language of "
+    "the request, and with nothing else. Keep every thing, number, colour, name, place and quoted text of the request, "
+    "and contradict none of it. Add what it leaves open: how things look, how they move, what is around them, the "
+    "light, the style, and what the camera does. Write in the present tense what is to be seen, not what it means."
+)
+_PLAYGROUND = (
+    "You rewrite short captions of clips of simple shapes as dense ones, in the language of the caption. Keep all that "
+    "the caption says, and answer with the dense caption alone. Use the words and the form of the examples."
+)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One part of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+
+
+class Writer(Protocol):
+    """A language model that goes on with a conversation.
+
+    name: for people. cost: what its last answer took, in words; empty where nobody counts it.
+    """
+
+    name: str
+    cost: str
+
+    def __call__(self, turns: Sequence[Turn]) -> str:
+        """Its answer.
+
+        Raises:
+            NoAnswer: there is none; says why.
+        """
+        ...
+
+
+def conversation(prompt: str, register: Register) -> list[Turn]:
+    """What a language model is told to make a prompt dense."""
+    if register == "free":
+        return [Turn("system", _FREE), Turn("user", prompt)]
+    turns = [Turn("system", _PLAYGROUND)]
+    for example in _EXAMPLES[language_of(prompt)]:
+        turns += [Turn("user", example), Turn("assistant", rules(example).text)]
+    return [*turns, Turn("user", prompt)]
+
+
+def written(prompt: str, writer: Writer, register: Register, seed: int = 0) -> Expansion:
+    """A prompt made dense by a language model, or by rules where it gives no answer that can be taken.
+
+    Args:
+        prompt: in any language that the model writes.
+        writer: the language model.
+        register: "playground" takes only answers in its words that keep every attribute; "free" any text that is
+            neither empty nor endless, and leaves the prompt as it is where there is none.
+        seed: of the rules.
+    """
+    try:
+        text = " ".join(writer(conversation(prompt, register)).split()).strip("\"'`")
+        fault = _fault(prompt, text, register)
+    except NoAnswer as problem:
+        text, fault = "", str(problem)
+    if not fault:
+        return Expansion(prompt, text, writer.name, note=writer.cost)
+    found = rules(prompt, seed) if register == "playground" else Expansion(prompt, prompt)
+    instead = "by the rules instead" if found.by == RULES else found.note or "left as it is"
+    return found._replace(note=f"{writer.name}: {fault}; {instead}")
+
+
+def _fault(prompt: str, text: str, register: Register) -> str:
+    """What is wrong with an answer; empty where nothing is."""
+    if not text or len(text) > LONGEST:
+        return f"its answer has {len(text)} characters, must have 1 to {LONGEST}"
+    if register == "free":
+        return ""
+    if strange := unread(text):
+        return f"its answer has words that the model does not know: {', '.join(strange[:5])}"
+    missing = lost(parse(prompt), parse(text))
+    return f"its answer changes what was said ({', '.join(missing)})" if missing else ""

@@ -1,0 +1,283 @@
+"""Language models that make prompts dense: what they are told, what of their answers is taken, what happens without."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unveil.evaluate.captions import parse
+from unveil.language import Endpoint, LanguageModel, lost, rules, written
+from unveil.language.ask import conversation
+from unveil.types import NoAnswer, RecipeError, WeightsError
+
+PROMPT = "a small red circle moves left"
+DENSE = "a small red circle starts at the lower right and moves left slowly. blue background, camera static"
+CHINESE = "\u7eff\u8272\u5706\u73af\u649e\u5899\u53cd\u5f39"
+
+
+@dataclass
+class Says:
+    """A writer with one answer."""
+
+    answer: str
+    name: str = "a model"
+    cost: str = "3 tokens"
+    heard: list[Any] = field(default_factory=list)
+
+    def __call__(self, turns: Any) -> str:
+        self.heard.append(turns)
+        if not self.answer:
+            raise NoAnswer("it is asleep")
+        return self.answer
+
+
+# -- what is taken of answers -------------------------------------------------------------------------------------
+
+
+def test_an_answer_that_keeps_everything_is_taken():
+    found = written(PROMPT, Says(f'  "{DENSE}" \n'), "playground")
+    assert (found.asked, found.text, found.by, found.note) == (PROMPT, DENSE, "a model", "3 tokens")
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ("a small red circle starts at the top centre and moves right", r"changes what was said \(motion\)"),
+        ("a small red ball starts at the top centre and glides left", "words that the model does not know: glides"),
+        ("I cannot help with that.", "words that the model does not know: i, cannot"),
+        ("a red circle moves left", r"changes what was said \(size\)"),
+        (f"{DENSE} and a blue ring", r"changes what was said \(objects\)"),
+        (DENSE * 100, "must have 1 to 2000"),
+        ("", "it is asleep"),
+        ('""', "must have 1 to 2000"),
+    ],
+)
+def test_any_other_answer_is_replaced_by_the_rules_which_is_said(answer, why):
+    found = written(PROMPT, Says(answer), "playground", seed=4)
+    assert (found.text, found.by) == (rules(PROMPT, 4).text, "rules")
+    assert re.search(why, found.note), found.note
+    assert found.note.startswith("a model: ")
+    assert found.note.endswith("by the rules instead")
+
+
+def test_free_prompts_take_any_text_and_stay_as_they_are_without_one():
+    assert written("a cat", Says("A grey cat sits."), "free").text == "A grey cat sits."
+    left = written("a cat", Says(""), "free")
+    assert (left.text, left.by, left.note) == ("a cat", "", "a model: it is asleep; left as it is")
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, CHINESE])
+def test_it_is_shown_examples_that_the_rules_made_in_the_language_of_the_prompt(prompt):
+    turns = conversation(prompt, "playground")
+    assert [turn.role for turn in turns] == ["system", *["user", "assistant"] * 3, "user"]
+    assert turns[-1].text == prompt
+    for asked, dense in zip(turns[1:-1:2], turns[2:-1:2], strict=True):
+        assert asked.text != dense.text
+        assert not lost(parse(asked.text), parse(dense.text))
+        assert asked.text.isascii() == dense.text.isascii() == prompt.isascii()
+    assert [turn.role for turn in conversation(prompt, "free")] == ["system", "user"]
+
+
+# -- from a folder ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A tiny language model that has learned one answer by heart."""
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    lines = "\n".join(turn.text for turn in conversation(PROMPT, "playground"))
+    words = sorted({*(lines + " " + DENSE + " Short: Dense:").replace("\n", " ").split(), "\n"})
+    inner = Tokenizer(models.WordLevel({word: n for n, word in enumerate(["<eos>", "<unk>", *words])}, "<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>", unk_token="<unk>")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=len(tokenizer), n_positions=400, n_embd=32, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    model = transformers.GPT2LMHeadModel(config)
+    place = tmp_path_factory.mktemp("language") / "small-talk"
+    tokenizer.save_pretrained(place)
+    model.save_pretrained(place)
+    shown = LanguageModel(place)._tokens(conversation(PROMPT, "playground"))["input_ids"]
+    answer = tokenizer(DENSE, return_tensors="pt")["input_ids"]
+    whole = torch.cat([shown, answer, torch.zeros(1, 1, dtype=torch.long)], 1)
+    target = whole.masked_fill(torch.arange(whole.shape[1]) < shown.shape[1], -100)
+    optimiser = torch.optim.Adam(model.parameters(), 1e-2)
+    model.train()
+    for _ in range(60):
+        optimiser.zero_grad()
+        model(input_ids=whole, labels=target).loss.backward()
+        optimiser.step()
+    model.eval().save_pretrained(place)
+    return place
+
+
+def test_a_language_model_from_a_folder_writes_the_prompt(folder):
+    writer = LanguageModel(folder)
+    assert writer(conversation(PROMPT, "playground")) == DENSE
+    found = written(PROMPT, writer, "playground")
+    assert (found.text, found.by) == (DENSE, "small-talk")
+    other = written("a large blue square grows", writer, "playground")  # it knows only the one answer
+    assert (other.by, other.note.split(":")[0]) == ("rules", "small-talk")
+
+
+def test_a_conversation_that_it_cannot_read_has_no_answer(folder):
+    found = written(" ".join(["a small red circle moves left"] * 200), LanguageModel(folder), "free")
+    assert found.by == ""
+    assert "it reads 400" in found.note
+
+
+def test_folders_that_are_no_language_models_are_refused(folder, tmp_path):
+    with pytest.raises(WeightsError, match=r"no config.json"):
+        LanguageModel(tmp_path)
+    coded = Path(shutil.copytree(folder, tmp_path / "coded"))
+    (coded / "modeling.py").write_text("print('run')")
+    with pytest.raises(WeightsError, match=r"modeling.py: .*never run"):
+        LanguageModel(coded)
+    (coded / "modeling.py").unlink()
+    (coded / "model.safetensors").rename(coded / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match=r"coded: cannot be opened as a causal language model .*safetensors"):
+        LanguageModel(coded)  # a pickle is not opened
+
+
+# -- behind an address --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Place:
+    """An address that answers as a test says."""
+
+    url: str
+    asked: list[tuple[dict[str, Any], str | None]]
+    answer: Callable[[], tuple[int, bytes]]
+
+
+@pytest.fixture
+def place(monkeypatch) -> Iterator[Place]:
+    pytest.importorskip("openai")
+    for name in ("UNVEIL_API_KEY", "OPENAI_API_KEY", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    state = Place("", [], lambda: (500, b"{}"))
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            state.asked.append((body, self.headers.get("Authorization")))
+            status, content = state.answer()
+            try:
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+            except OSError:
+                pass  # nobody waits any more
+
+        def log_message(self, *parts: object) -> None:
+            del parts
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state.url = f"http://127.0.0.1:{server.server_port}/v1"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield state
+    server.shutdown()
+    server.server_close()
+
+
+def saying(text: str | None, **usage: float) -> bytes:
+    message = {"role": "assistant", "content": text}
+    return json.dumps({"choices": [{"index": 0, "message": message}], "usage": usage or None}).encode()
+
+
+def test_an_address_is_asked_with_the_key_of_the_environment_and_tells_what_it_took(place, monkeypatch):
+    monkeypatch.setenv("UNVEIL_API_KEY", "secret-7")
+    place.answer = lambda: (200, saying(DENSE, prompt_tokens=210, completion_tokens=24, cost=0.0005))
+    writer = Endpoint(place.url, "big")
+    found = written(PROMPT, writer, "playground")
+    assert (found.text, found.by) == (DENSE, f"big at {place.url[7:-3]}")
+    assert found.note == "210 tokens read, 24 written, 0.0005 $"
+    body, key = place.asked[0]
+    assert key == "Bearer secret-7"
+    assert (body["model"], body["messages"][-1]) == ("big", {"role": "user", "content": PROMPT})
+
+
+def test_a_failure_that_may_pass_is_tried_again(place):
+    answers = iter([(500, b"{}"), (503, b"{}"), (200, saying(DENSE))])
+    place.answer = lambda: next(answers)
+    assert written(PROMPT, Endpoint(place.url, "big"), "playground").text == DENSE
+    assert len(place.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "why"),
+    [
+        (500, b"{}", "no answer"),
+        (401, b'{"error": {"message": "wrong key"}}', "wrong key"),
+        (200, b"<html>hello</html>", "answer"),
+        (200, b"{}", "no answer in this protocol"),
+        (200, b'{"choices": []}', "no answer in this protocol"),
+        (200, b'{"choices": [{"message": {"content": 7}}]}', "holds no text"),
+        (200, saying(None), "holds no text"),
+        (200, saying("a blue dog"), "words that the model does not know: dog"),
+    ],
+)
+def test_an_address_that_fails_or_answers_nonsense_is_replaced_by_the_rules(place, status, content, why):
+    place.answer = lambda: (status, content)
+    found = written(PROMPT, Endpoint(place.url, "big", tries=1), "playground")
+    assert (found.text, found.by) == (rules(PROMPT).text, "rules")
+    assert why in found.note
+    assert "by the rules instead" in found.note
+
+
+def test_an_address_that_never_answers_is_not_waited_for(place):
+    gone = threading.Event()
+
+    def never() -> tuple[int, bytes]:
+        gone.wait(20)
+        return 200, saying(DENSE)
+
+    place.answer = never
+    begun = time.monotonic()
+    found = written(PROMPT, Endpoint(place.url, "big", seconds=0.3, tries=1), "playground")
+    gone.set()
+    assert time.monotonic() - begun < 10
+    assert found.by == "rules"
+    assert "timed out" in found.note
+
+
+def test_nobody_there():
+    pytest.importorskip("openai")
+    found = written(PROMPT, Endpoint("http://127.0.0.1:9/v1", "big", tries=1), "playground")
+    assert (found.by, "no answer" in found.note) == ("rules", True)
+
+
+@pytest.mark.parametrize(
+    ("url", "model", "why"),
+    [("ftp://there/v1", "big", "no address"), ("there", "big", "no address"), ("http://there/v1", "", "which model")],
+)
+def test_what_is_no_address_is_refused(url, model, why):
+    with pytest.raises(RecipeError, match=why):
+        Endpoint(url, model)
+
+
+def test_the_key_is_never_shown(place, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-8")
+    place.answer = lambda: (401, b'{"error": {"message": "no"}}')
+    address = place.url.replace("http://", "http://user:word@")
+    writer = Endpoint(address, "big", tries=1)
+    found = written(PROMPT, writer, "playground")
+    assert "secret-8" not in repr(found) + repr(writer)
+    assert "word" not in found.note
