@@ -67,6 +67,7 @@ app.add_typer(study_app, name="study")
 app.add_typer(lora_app, name="lora")
 app.add_typer(video_app, name="video")
 app.command("translate")(language_cli.translate)
+app.command("caption")(language_cli.caption)
 for command in (*edit_cli.COMMANDS, *path_cli.COMMANDS):
     app.command(command.__name__)(spread(command))
 

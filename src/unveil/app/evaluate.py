@@ -17,8 +17,16 @@ from unveil.app.kinds import diffusion
 from unveil.app.models import device as pick
 from unveil.app.models import open_model
 from unveil.checkpoints import ours
+from unveil.checkpoints.captioner import load_captioner
 from unveil.codec.perceptual import Perceptual
-from unveil.config import AutoencoderRecipe, EvaluateConfig, Recipe, ReconstructionConfig, load_recipe
+from unveil.config import (
+    AutoencoderRecipe,
+    CaptionerRecipe,
+    EvaluateConfig,
+    Recipe,
+    ReconstructionConfig,
+    load_recipe,
+)
 from unveil.data.captions import Language
 from unveil.data.low import LOW
 from unveil.evaluate import features as networks
@@ -32,13 +40,15 @@ from unveil.evaluate.pictures import Pictured
 from unveil.evaluate.prompts import PROMPT, evaluate_prompts
 from unveil.evaluate.reconstruction import Networks, evaluate_autoencoder
 from unveil.evaluate.report import Report
+from unveil.evaluate.told import evaluate_captions
 from unveil.evaluate.upscaled import evaluate_upscaled
 from unveil.files import refuse_overwrite
+from unveil.language.caption import Own, Reel, in_parts
 from unveil.model import Model
 from unveil.source import command, commit, cpu_seconds
 from unveil.tasks.generate import DTYPES, Request, Source, generate
 from unveil.train.run_folder import training_of
-from unveil.types import RecipeError
+from unveil.types import Item, RecipeError
 
 BATCH = 100
 CLIPS = 16  # at a time: a clip has as many numbers as its frames
@@ -70,12 +80,12 @@ class Ask:
         changes = (f"evaluate.{name}={json.dumps(value)}" for name, value in given.items())
         return replace(self, overrides=(*self.overrides, *changes))
 
-    def resolved(self) -> Recipe | AutoencoderRecipe:
+    def resolved(self) -> Recipe | AutoencoderRecipe | CaptionerRecipe:
         """The recipe that says what the model is compared with, and how.
 
         Raises:
             RecipeError: neither given nor found in the model's run, or one of neither a diffusion model of pictures
-                nor an autoencoder.
+                nor an autoencoder nor a captioner.
         """
         named = self.recipe
         if named is None:
@@ -86,7 +96,7 @@ class Ask:
                 )
             named = str(run) if (run / "recipe.yaml").is_file() else self.model
         recipe = load_recipe(named, self.overrides)
-        if isinstance(recipe, AutoencoderRecipe):
+        if isinstance(recipe, AutoencoderRecipe | CaptionerRecipe):
             return recipe
         recipe = diffusion(recipe, "unveil evaluate")
         if recipe.key == data.LATENTS:
@@ -103,8 +113,12 @@ def evaluate(ask: Ask, console: Console) -> None:
     out = ask.out or (Path(ask.model) if Path(ask.model).is_dir() else Path("runs") / ask.model)
     for name in ("report.json", "report.html"):
         refuse_overwrite(out / name, ask.force)
-    rebuilds = isinstance(recipe, AutoencoderRecipe)
-    report = judge_autoencoder(ask, recipe, console) if rebuilds else judge(ask, recipe, console)
+    if isinstance(recipe, CaptionerRecipe):
+        report = judge_captioner(ask, recipe, console)
+    elif isinstance(recipe, AutoencoderRecipe):
+        report = judge_autoencoder(ask, recipe, console)
+    else:
+        report = judge(ask, recipe, console)
     page = report.save(out, force=ask.force)
     facts = {"report": str(page), "protocol_sha256": report.protocol_sha256, "results": report.results}
     console.result(facts | {"missing": report.missing}, "\n".join([*report.summary(), str(page)]))
@@ -145,6 +159,31 @@ def judge_autoencoder(ask: Ask, recipe: AutoencoderRecipe, console: Console) -> 
     )
     about = _about(ask, None, cpu_seconds() - begun)
     return replace(found, about={**found.about, "data": recipe.data.kind, "model": ask.model, **about})
+
+
+def judge_captioner(ask: Ask, recipe: CaptionerRecipe, console: Console) -> Report:
+    """The report on a captioner; nothing is written."""
+    begun, how = cpu_seconds(), recipe.decode
+    model = load_captioner(ask.model, pick(ask.device))
+    teller = Own(model, how="beam" if how.beams > 1 else "greedy", beams=how.beams)
+    held_out = data.open(recipe.data.build(), "held-out")
+    with console.progress("caption", 0) as progress:
+
+        def tell(items: Sequence[Item]) -> list[str]:
+            found: list[str] = []
+            for part in in_parts((_reel(item, recipe.key) for item in items), teller.at_once):
+                found += [one.text for one in teller(part)]
+                progress.reach(len(found), len(items))
+            return found
+
+        found = evaluate_captions(tell, held_out, count=recipe.evaluate.samples)
+    about = _about(ask, None, cpu_seconds() - begun)
+    return replace(found, about={**found.about, "data": recipe.data.kind, "model": ask.model, **about})
+
+
+def _reel(item: Item, key: str) -> Reel:
+    pixels = torch.as_tensor(item[key])
+    return Reel(pixels[:, None] if pixels.ndim == 3 else pixels, float(item.get("fps", Reel._field_defaults["rate"])))
 
 
 def _perceptual(recipe: AutoencoderRecipe) -> tuple[str, Perceptual] | None:

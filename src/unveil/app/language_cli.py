@@ -1,14 +1,16 @@
-"""The commands for texts; what they do lies in modules of their own, imported when it is asked for."""
+"""The commands for texts and captions; what they do lies in modules of their own, imported when it is asked for."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from unveil.app.console import Console
-from unveil.app.options import AsJson, Device, Force, Quiet
+from unveil.app.groups import spread
+from unveil.app.options import AsJson, Device, Force, Quiet, Reply
 
 
 def translate(
@@ -40,3 +42,41 @@ def translate(
         force=force,
     )
     work.run(ask, Console(as_json, quiet))
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How a captioner of ours writes."""
+
+    how: Annotated[str, typer.Option(help="greedy, beam or sampled; of a captioner of ours.")] = "greedy"
+    beams: Annotated[int, typer.Option(help="Of beam.")] = 4
+    temperature: Annotated[float, typer.Option(help="Of sampled; below 1 the likely grows likelier.")] = 1.0
+    seed: Annotated[int, typer.Option(help="Of sampled.")] = 0
+
+
+@spread
+def caption(
+    *,
+    folder: Annotated[Path, typer.Argument(help="Of pictures and clips.", metavar="FOLDER")],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="A captioner or its run, the folder of an image-to-text model of transformers, or an address and a "
+            "model's name there.",
+            metavar="MODEL|FOLDER|URL#NAME",
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(help="The file; metadata.jsonl in the folder when left out.")] = None,
+    writing: Writing,
+    device: Device = "auto",
+    reply: Reply,
+) -> None:
+    """Write captions of the pictures and clips of a folder.
+
+    The captions that are there stay as they are: the file holds both, as `text` and `caption`.
+
+    Example: unveil caption clips --model runs/captioner-playground
+    """
+    from unveil.app import caption as work
+
+    work.run(work.Ask(folder, model, out, **vars(writing), device=device, force=reply.force), reply.console)

@@ -14,6 +14,7 @@ from unveil.codec.perceptual import Perceptual
 from unveil.config import (
     AnyRecipe,
     AutoencoderRecipe,
+    CaptionerRecipe,
     ClassifierRecipe,
     GuidanceConfig,
     Recipe,
@@ -32,7 +33,7 @@ from unveil.core.framewise import Framewise
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, Process
 from unveil.core.sde import SubVP
 from unveil.core.times import Stratified
-from unveil.nn import decoding, lora
+from unveil.nn import captioner, decoding, lora
 from unveil.nn.discriminator import PatchDiscriminator
 from unveil.nn.transformer import Transformer
 
@@ -76,6 +77,8 @@ def _parts(recipe: AnyRecipe) -> list[tuple[str, Any]]:
         return _classifier_parts(recipe)
     if isinstance(recipe, AutoencoderRecipe):
         return _autoencoder_parts(recipe)
+    if isinstance(recipe, CaptionerRecipe):
+        return [("network", captioner), ("decoding", decoding.beam)]
     network = inspect.getmodule(NETWORKS[recipe.network.kind])
     process = recipe.process.build()
     prediction = recipe.build_prediction(process)

@@ -24,6 +24,7 @@ from unveil.codec import KL, VQ, Video
 from unveil.config import (
     AnyRecipe,
     AutoencoderRecipe,
+    CaptionerRecipe,
     ClassifierRecipe,
     Recipe,
     SequenceRecipe,
@@ -121,9 +122,12 @@ def train(ask: Ask, console: Console) -> None:
         run / "recipe.yaml", force=True
     )  # a path that can never be written is told before the data are read
     dataset, held_out = data.open(recipe.data.build()), held_out_of(recipe)
-    begin = (
-        _autoencoder(recipe, device) if isinstance(recipe, AutoencoderRecipe) else _diffusion(recipe, device, console)
-    )
+    if isinstance(recipe, CaptionerRecipe):
+        begin = _captioner(recipe, device)
+    elif isinstance(recipe, AutoencoderRecipe):
+        begin = _autoencoder(recipe, device)
+    else:
+        begin = _diffusion(recipe, device, console)
     if ask.force:
         _start_over(run)
     console.say(f"{recipe.name}: {len(dataset)} items, {recipe.train.steps} steps of {recipe.train.amount} into {run}")
@@ -132,7 +136,7 @@ def train(ask: Ask, console: Console) -> None:
     took = {"seconds": round(time.monotonic() - begun[0], 1), "cpu_seconds": round(time.process_time() - begun[1], 1)}
     last = _last_metrics(run)
     facts = {"run": str(run), "step": last.get("step"), "loss": last.get("loss"), **took}
-    then = "evaluate" if isinstance(recipe, AutoencoderRecipe) else "sample"
+    then = {"autoencoder": "evaluate", "captioner": "caption FOLDER --model"}.get(recipe.kind, "sample")
     console.result(facts, f"{run}: trained in {duration(took['seconds'])}; unveil {then} {run}")
 
 
@@ -196,7 +200,20 @@ def _autoencoder(recipe: AutoencoderRecipe, device: torch.device) -> Begin:
     return lambda dataset, held_out, run: fit_autoencoder(recipe, codec, dataset, run=run, held_out=held_out)
 
 
-def held_out_of(recipe: Recipe | AutoencoderRecipe) -> Any:
+def _captioner(recipe: CaptionerRecipe, device: torch.device) -> Begin:
+    """The same of a captioner."""
+    from unveil.train.captioning import fit_captioner, start
+
+    if recipe.train.latents == "cache":
+        raise RecipeError("train.latents = cache: a captioner looks at pixels; set it to encode")
+
+    def begin(dataset: Any, held_out: Any, run: Path) -> None:
+        fit_captioner(recipe, start(recipe, dataset, device), dataset, run=run, held_out=held_out)
+
+    return begin
+
+
+def held_out_of(recipe: Recipe | AutoencoderRecipe | CaptionerRecipe) -> Any:
     """What validation reads; None where everything trains."""
     return None if getattr(recipe.data, "held_out", 1) == 0 else data.open(recipe.data.build(), "held-out")
 

@@ -216,7 +216,7 @@ def copy_weights(model: nn.Module, folder: Path, which: Which) -> None:
             f"is {base.name!r} ({base.sha256[:12]}...); give that one as base, or start a new run"
         )
     for name, part in _parts(model):
-        tensors = read_tensors(_weights_of(folder, name, which))
+        tensors = read_tensors(weights_of(folder, name, which))
         check_keys(folder / name, part, tensors)
         part.load_state_dict(tensors)
     if isinstance(model, Model):
@@ -338,14 +338,15 @@ def _take_files(model: Model, folder: Path) -> None:
         part.take_files({path.name.removeprefix(f"{name}."): path.read_text("utf-8") for path in beside})
 
 
-def _weights_of(folder: Path, name: str, which: Which) -> Path:
+def weights_of(folder: Path, name: str, which: Which) -> Path:
+    """The file of a part in a verified folder: the averaged one ("ema"), where there is one, or that "trained"."""
     averaged = folder / "ema" / name
     return averaged if which == "ema" and averaged.is_file() else folder / name
 
 
 def _assign(model: nn.Module, folder: Path, which: Which, dtype: torch.dtype | None) -> None:
     for name, part in _parts(model):
-        tensors = read_tensors(_weights_of(folder, name, which))
+        tensors = read_tensors(weights_of(folder, name, which))
         check_keys(folder / name, part, tensors)
         if dtype is not None:
             tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}

@@ -6,6 +6,7 @@ from unveil.config.reading import dump, override, read_yaml, validate
 from unveil.config.recipe import (
     AnyRecipe,
     AutoencoderRecipe,
+    CaptionerRecipe,
     ClassifierRecipe,
     Recipe,
     SequenceRecipe,
@@ -23,6 +24,7 @@ __all__ = [
     "AutoencoderConfig",
     "AutoencoderLossSection",
     "AutoencoderRecipe",
+    "CaptionerRecipe",
     "ClassifierRecipe",
     "EvaluateConfig",
     "GuidanceConfig",

@@ -17,6 +17,7 @@ from unveil.config.autoencoder import (
     check_lengths,
     check_loss,
 )
+from unveil.config.captioner import CaptionerParts
 from unveil.config.data import Data
 from unveil.config.model import ModelConfig, ProcessSection
 from unveil.config.objective import Objective, SimpleObjective
@@ -183,7 +184,11 @@ class SequenceRecipe(SequenceParts, Described):
     """A model that turns one sequence into another, such as a sentence into its translation."""
 
 
-AnyRecipe = Recipe | ClassifierRecipe | SequenceRecipe | AutoencoderRecipe
+class CaptionerRecipe(CaptionerParts, Described):
+    """A model that writes captions of pictures and clips."""
+
+
+AnyRecipe = Recipe | ClassifierRecipe | SequenceRecipe | AutoencoderRecipe | CaptionerRecipe
 
 
 def recipe_names() -> list[str]:
@@ -242,6 +247,7 @@ def parse_recipe(raw: Any, where: str) -> AnyRecipe:
         "classifier": ClassifierRecipe,
         "sequence": SequenceRecipe,
         "autoencoder": AutoencoderRecipe,
+        "captioner": CaptionerRecipe,
     }
     kind = raw.get("kind", "diffusion") if isinstance(raw, dict) else "diffusion"
     if kind not in kinds:

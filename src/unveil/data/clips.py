@@ -12,6 +12,7 @@ from unveil.data.clips_check import ClipsReport, usable_clips
 from unveil.data.decode import Rule, fit_box, inside
 from unveil.data.images import held_out
 from unveil.data.listing import Entry, colour
+from unveil.data.mixing import told
 from unveil.data.retime import ClipsConfig, Piece
 from unveil.data.stored import Part
 from unveil.types import Item, MediaError
@@ -44,6 +45,7 @@ class Clips(Dataset[Item]):
         self.root = self.report.root
         self.config = config
         self.rule = config.rule
+        self.share, self.held_out = config.share, part == "held-out"
         chosen = held_out(self.report.digests, config.held_out)
         self.entries = [
             Scene(entry, self.report.films[entry.path], piece)
@@ -51,7 +53,7 @@ class Clips(Dataset[Item]):
             for piece in self.report.plans[entry.path].pieces
             if out == (part == "held-out")
         ]
-        self.captioned = any(entry.text is not None for entry in self.report.entries)
+        self.captioned = any((entry.text or entry.synthetic) is not None for entry in self.report.entries)
         self._decoder = Decoder()
         if not self.entries:
             raise MediaError(
@@ -94,7 +96,7 @@ class Clips(Dataset[Item]):
         if entry.label is not None:
             item["label"] = entry.label
         if self.captioned:
-            item["text"] = entry.text or ""
+            item |= told(entry, self.share, fixed=self.held_out)
         return item
 
 

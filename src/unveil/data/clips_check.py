@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any, ClassVar
 
 from unveil.data.check import allowed, gathered
-from unveil.data.listing import OTHER_PICTURES, PICTURES, Kind, listing
+from unveil.data.listing import CLIPS, OTHER_PICTURES, PICTURES, Kind, listing
 from unveil.data.looks import Progress, Viewer, looks
 from unveil.data.report import Change, Report
 from unveil.data.retime import ClipsConfig, Plan, plan
@@ -18,11 +18,11 @@ from unveil.extras import extra
 from unveil.video.containers import HEAD, container_of
 from unveil.video.read import Decoder, Film
 
-SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".webm", ".mkv"})
+SUFFIXES = frozenset(CLIPS - {".gif"})
 CLIP = Kind(
     "clip",
     "MP4, MOV, WebM, MKV or GIF",
-    SUFFIXES | {".gif"},
+    frozenset(CLIPS),
     frozenset({".avi", ".wmv", ".flv", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".ogv", ".3gp", ".asf"}),
     container_of,
     HEAD,

@@ -17,6 +17,7 @@ from unveil.data.adapted import Source
 from unveil.data.clips import Clips
 from unveil.data.decode import inside
 from unveil.data.images import Folder
+from unveil.data.listing import Entry
 from unveil.data.stored import Stored
 from unveil.files import sha256
 from unveil.types import MediaError, ShapeError
@@ -45,12 +46,12 @@ def content(items: Source, progress: Progress | None = None) -> str:
         _add(digest, [repr(items.rule)])
         files = {path: _file(items.root, path) for path in {scene.entry.path for scene in items.entries}}
         for done, (entry, film, piece) in enumerate(items.entries, 1):
-            _add(digest, [film.codec, repr(piece), files[entry.path], entry.label, entry.text])
+            _add(digest, [film.codec, repr(piece), files[entry.path], entry.label, *_texts(entry)])
             _tell(progress, done, len(items))
     elif isinstance(items, Folder):
         _add(digest, [repr(items.rule), items.low, PIL.__version__])
         for done, entry in enumerate(items.entries, 1):
-            _add(digest, [_file(items.root, entry.path), entry.label, entry.text])
+            _add(digest, [_file(items.root, entry.path), entry.label, *_texts(entry)])
             _tell(progress, done, len(items))
     else:
         for index in range(len(items)):
@@ -96,3 +97,8 @@ def _add(digest: Any, values: list[Any], where: str = "") -> None:
 def _tell(progress: Progress | None, done: int, total: int) -> None:
     if progress and (done % _TOLD == 0 or done == total):
         progress(done, total)
+
+
+def _texts(entry: Entry) -> list[str | None]:
+    """The captions of an entry."""
+    return [entry.text] if entry.synthetic is None else [entry.text, entry.synthetic]

@@ -10,6 +10,7 @@ from unveil.data.check import usable
 from unveil.data.decode import read
 from unveil.data.listing import FolderConfig
 from unveil.data.low import LOW, smaller
+from unveil.data.mixing import told
 from unveil.data.report import Report
 from unveil.data.stored import Part
 from unveil.types import Item, MediaError
@@ -33,9 +34,10 @@ class Folder(Dataset[Item]):
         self.low = config.low
         self.rule = replace(config.rule, decode="exact") if part == "held-out" else config.rule
         chosen = held_out(self.report.digests, config.held_out)
-        wanted = part == "held-out"
+        self.share, self.held_out = config.share, part == "held-out"
+        wanted = self.held_out
         self.entries = [entry for entry, out in zip(self.report.entries, chosen, strict=True) if out == wanted]
-        self.captioned = any(entry.text is not None for entry in self.report.entries)
+        self.captioned = any((entry.text or entry.synthetic) is not None for entry in self.report.entries)
         if not self.entries:
             raise MediaError(
                 f"{config.path}: no picture for the {part} part of {len(chosen)} (held_out {config.held_out:g}); "
@@ -63,7 +65,7 @@ class Folder(Dataset[Item]):
         if entry.label is not None:
             item["label"] = entry.label
         if self.captioned:
-            item["text"] = entry.text or ""
+            item |= told(entry, self.share, fixed=self.held_out)
         return item
 
 

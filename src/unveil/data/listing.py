@@ -6,7 +6,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple, Protocol
 
@@ -19,6 +19,7 @@ from unveil.types import MediaError, RecipeError, nearest
 
 # Names that promise a picture: what is in them must be one, or is reported as bad.
 PICTURES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp"}
+CLIPS = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".gif"}
 OTHER_PICTURES = {".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg"}
 _MAX_CAPTION = 65_536  # bytes
 
@@ -69,6 +70,11 @@ class Layout(Protocol):
         """The metadata column of labels."""
         ...
 
+    @property
+    def synthetic(self) -> str:
+        """The metadata column of captions that a captioner wrote."""
+        ...
+
 
 @dataclass(frozen=True)
 class FolderConfig:
@@ -83,7 +89,8 @@ class FolderConfig:
     small: what happens to pictures with fewer pixels than `size`: enlarge or drop; the check names them.
     labels: "auto" takes the sub-folders as classes when all pictures lie in two or more of them.
     classes: the allowed labels in order; left out, they are found in the folder and sorted.
-    text, label: the metadata columns to read.
+    text, label, synthetic: the metadata columns to read: captions, labels, and captions that a captioner wrote.
+    share: of these, where a picture has both (`data.mixing`).
     low: adds "low", the picture at so many pixels a side (`smaller`), for models that enlarge it.
     max_bad: the share of unreadable files above which nothing is trained on.
     held_out: the share of the pictures (chosen by a hash of their content) that never trains.
@@ -100,6 +107,8 @@ class FolderConfig:
     classes: tuple[str, ...] | None = None
     text: str = "text"
     label: str = "label"
+    synthetic: str = "caption"
+    share: float = 0.95
     low: int | None = None
     max_pixels: int = 100_000_000
     max_bad: float = 0.01
@@ -112,6 +121,7 @@ class FolderConfig:
         if self.max_pixels < 1:
             raise RecipeError(f"max_pixels {self.max_pixels}: must be at least 1; 100000000 is usual")
         check_shares(max_bad=self.max_bad, held_out=self.held_out)
+        check_mix(self.share)
         colour(self.background)
 
     @property
@@ -133,6 +143,12 @@ def check_shares(**shares: float) -> None:
             raise RecipeError(f"{name} {share}: a share, at least 0 and below 1")
 
 
+def check_mix(share: float) -> None:
+    """Raises RecipeError for a share of synthetic captions that is none."""
+    if not 0 <= share <= 1:
+        raise RecipeError(f"share {share}: of synthetic captions, must be 0 to 1")
+
+
 def colour(name: str) -> tuple[int, ...]:
     """Red, green and blue of a CSS name or "#rrggbb".
 
@@ -147,11 +163,15 @@ def colour(name: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Entry:
-    """One picture or clip to train on: its path below the folder ("/" between parts), and what is known about it."""
+    """One picture or clip to train on: its path below the folder ("/" between parts), and what is known about it.
+
+    text: the caption that came with it. synthetic: the one that a captioner wrote.
+    """
 
     path: str
     label: int | None = None
     text: str | None = None
+    synthetic: str | None = None
 
 
 @dataclass
@@ -186,7 +206,8 @@ def listing(config: Layout, kind: Kind = PICTURE) -> Listing:
         raise MediaError(f"{root}: both {table[0]} and {table[1]}; keep one of them")
     result = Listing(root, table[0] if table else "plain", None, [], walk.refused, walk.ignored, walk.stamp())
     if table:
-        _with_metadata(result, config, read_metadata(root / table[0], config.text, config.label), set(found), kind)
+        rows = read_metadata(root / table[0], config.text, config.label, config.synthetic)
+        _with_metadata(result, config, rows, set(found), kind)
     elif _has_classes(config, found):
         result.layout = "classes"
         _with_classes(result, config, found)
@@ -319,13 +340,16 @@ def _with_metadata(result: Listing, config: Layout, rows: list[Row], found: set[
             continue
         if row.path not in found:
             there = os.path.lexists(result.root / row.path)
+            if there and PurePosixPath(row.path).suffix.lower() in (PICTURES | CLIPS) - kind.suffixes:
+                result.ignored.append((row.path, f"not a {kind.noun}, though {named}"))
+                continue
             hidden = f"hidden or not a {kind.noun}"
             result.refused.append((row.path, f"{named}, but {hidden if there else 'not there'}"))
         elif labels and row.label is None:
             result.refused.append((row.path, f"{named} without a label, which others have; add it"))
         else:
             label = number[row.label] if labels and row.label is not None else None
-            result.entries.append(Entry(row.path, label, row.text))
+            result.entries.append(Entry(row.path, label, row.text, row.synthetic))
     listed = {row.path for row in rows}
     result.ignored += [(path, f"not named in {result.layout}") for path in sorted(found - listed)]
 
@@ -353,7 +377,7 @@ def _add_captions(result: Listing, files: set[str]) -> None:
         beside = str(PurePosixPath(entry.path).with_suffix(".txt"))
         if entry.text is None and beside in files:
             try:
-                captioned.append(Entry(entry.path, entry.label, _caption(result.root, beside)))
+                captioned.append(replace(entry, text=_caption(result.root, beside)))
             except MediaError as error:
                 result.refused.append((entry.path, f"its caption {beside}: {error}"))
         else:

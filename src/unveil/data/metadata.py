@@ -17,21 +17,23 @@ _MAX_CLASSES = 1_000_000
 
 
 class Row(NamedTuple):
-    """One line: the path below the folder, the caption and the label as written."""
+    """One line: the path below the folder, the caption and the label as written, the caption of a captioner."""
 
     line: int
     path: str
     text: str | None
     label: str | None
+    synthetic: str | None = None
 
 
-def read_metadata(file: Path, text: str, label: str) -> list[Row]:
+def read_metadata(file: Path, text: str, label: str, synthetic: str = "caption") -> list[Row]:
     """The rows of a metadata file, in its order.
 
     Args:
         file: metadata.jsonl or metadata.csv, in the folder that its paths start from.
         text: the column of captions; may be absent where it is "text".
         label: the column of labels; may be absent where it is "label".
+        synthetic: the column of captions that a captioner wrote; may be absent where it is "caption".
 
     Raises:
         MediaError: naming file and line; a path that leaves the folder refuses the whole file.
@@ -45,11 +47,13 @@ def read_metadata(file: Path, text: str, label: str) -> list[Row]:
                 f"{file} line {line}: no file_name{nearest('file_name', list(values))}; "
                 f"every line names its picture, such as {_EXAMPLE}"
             )
-        caption = values.get(text)
-        if caption is not None and not isinstance(caption, str):
-            raise MediaError(f"{file} line {line}: {text} is {caption!r}, not text; put it in quotes")
-        rows.append(Row(line, _below(file, line, name), caption, _label(file, line, label, values.get(label))))
-    for column, usual in ((text, "text"), (label, "label")):
+        for column in (text, synthetic):
+            if not isinstance(caption := values.get(column), str | None):
+                raise MediaError(f"{file} line {line}: {column} is {caption!r}, not text; put it in quotes")
+        written = None if synthetic == text else values.get(synthetic)
+        told = (values.get(text), _label(file, line, label, values.get(label)), written)
+        rows.append(Row(line, _below(file, line, name), *told))
+    for column, usual in ((text, "text"), (label, "label"), (synthetic, "caption")):
         if column != usual and column not in columns:
             raise MediaError(
                 f"{file}: no column {column!r}{nearest(column, sorted(columns))}; "

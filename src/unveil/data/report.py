@@ -65,12 +65,12 @@ class Report:
     @property
     def captions(self) -> list[str]:
         """Every caption of the usable pictures."""
-        return [entry.text for entry in self.entries if entry.text]
+        return [text for entry in self.entries for text in (entry.text, entry.synthetic) if text]
 
     @property
     def missing(self) -> list[str]:
         """Usable pictures without a caption; empty where none has one."""
-        return [entry.path for entry in self.entries if not entry.text] if self.captions else []
+        return [entry.path for entry in self.entries if not (entry.text or entry.synthetic)] if self.captions else []
 
     @property
     def actions(self) -> Counter[str]:

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from unveil.data.check import fitted
 from unveil.data.decode import Rule
-from unveil.data.listing import check_shares, check_size, colour
+from unveil.data.listing import check_mix, check_shares, check_size, colour
 from unveil.types import RecipeError
 from unveil.video.read import Film, Limits
 from unveil.video.times import Rule as TimeRule
@@ -34,7 +34,7 @@ class ClipsConfig:
         the rules of `video.times`.
     small: what happens to clips with fewer pixels than `size`: enlarge or drop.
     max_pixels, max_frames, max_seconds: of a frame and of a file; what is larger is refused.
-    background, decode, labels, classes, text, label, max_bad, held_out: as for pictures.
+    background, decode, labels, classes, text, label, synthetic, share, max_bad, held_out: as for pictures.
     """
 
     path: str
@@ -54,6 +54,8 @@ class ClipsConfig:
     classes: tuple[str, ...] | None = None
     text: str = "text"
     label: str = "label"
+    synthetic: str = "caption"
+    share: float = 0.95
     max_pixels: int = 8_294_400
     max_frames: int = 20_000
     max_seconds: float = 600.0
@@ -78,6 +80,7 @@ class ClipsConfig:
         if not self.max_seconds > 0:
             raise RecipeError(f"max_seconds {self.max_seconds}: must be above 0")
         check_shares(max_bad=self.max_bad, held_out=self.held_out)
+        check_mix(self.share)
         colour(self.background)
 
     @property

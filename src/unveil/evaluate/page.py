@@ -14,7 +14,12 @@ from unveil.evaluate.report import FILMED, Report, findings, flatten
 
 def page(report: Report) -> str:
     """The whole page."""
-    made = {"psnr": "Rebuilt pictures", "enlarged": "Enlarged pictures", "clips": "The playground from words"}
+    made = {
+        "psnr": "Rebuilt pictures",
+        "enlarged": "Enlarged pictures",
+        "clips": "The playground from words",
+        "captions": "Captions",
+    }
     compared = next((name for key, name in made.items() if key in report.results), "Samples")
     title = f"{compared} against real pictures: {report.about.get('data', 'unnamed')}"
     parts = [
@@ -34,6 +39,7 @@ def page(report: Report) -> str:
         *_fid(report),
         *_nearest(report),
         *_clips(report),
+        *_captions(report),
         _image(report, "held_out", "Held-out pictures, for the eye."),
         "<h2>Protocol</h2>",
         table(("setting", "value"), [_setting(*pair) for pair in flatten(report.protocol).items()]),
@@ -41,6 +47,14 @@ def page(report: Report) -> str:
         table(("", ""), [_setting(*pair) for pair in flatten(report.about).items()]),
     ]
     return document(title, parts)
+
+
+def _captions(report: Report) -> Iterable[str]:
+    if not (told := report.results.get("captions")):
+        return
+    yield "<h2>Told</h2>"
+    yield _image(report, "told", "Held-out clips, nothing chosen, a row of frames each.")
+    yield table(("told", "a caption of what is true"), [(one["told"], one["truth"]) for one in told["shown"]])
 
 
 def _warning(report: Report) -> str:

@@ -203,7 +203,20 @@ def findings(report: Report) -> list[Finding]:
             remark += f"; standard error of its {bits['probes']} probes {error:.4f}"
         found.append(Finding("bits/dim, ODE", _interval(bits), remark))
     found += _rebuilt(results) + _enlarged(results.get("enlarged", {})) + _prompted(results)
-    return found + _filmed(results.get("clips", {}))
+    return found + _filmed(results.get("clips", {})) + _told(results.get("captions", {}))
+
+
+def _told(results: Mapping[str, Any]) -> list[Finding]:
+    """What captions say rightly of clips."""
+    if not results:
+        return []
+    parts = ", ".join(f"{name} {share:.1%}" for name, share in results["by_attribute"].items())
+    remark = f"{parts}; of {results['count']} captions; captions of other clips {results['chance']:.1%}"
+    return [
+        Finding("attributes told right", _interval(results["attributes"], percent=True), remark),
+        Finding("captions that can be read back", _interval(results["parse"], percent=True), "no unknown word in them"),
+        Finding("captions right as a whole", _interval(results["whole"], percent=True), "every attribute"),
+    ]
 
 
 def _filmed(results: Mapping[str, Any]) -> list[Finding]:
@@ -332,6 +345,9 @@ def _numbers(report: Report) -> dict[str, float]:
         "perceptual distance below bicubic": "enlarged.perceptual.value",
         "named attributes seen": "named.value",
         "fall by a negative prompt": "negative.value",
+        "attributes told right": "captions.attributes.value",
+        "captions that can be read back": "captions.parse.value",
+        "captions right as a whole": "captions.whole.value",
         **{f"bits/dim{form}": f"{key}.value" for form, key in BITS.items()},
         **{
             f"{words}, {asked}": f"clips.{asked}.{key}.value"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,8 +16,8 @@ SECONDS, TRIES = 30.0, 3
 MOST = 400  # tokens of an answer
 
 
-class Endpoint:
-    """Goes on with a conversation at `chat/completions`.
+class Client:
+    """Asks a model at `chat/completions`.
 
     The key is read from the environment and never shown. An answer that takes too long, or that fails in a way that
     may pass, is asked for again, with growing waits.
@@ -43,17 +43,16 @@ class Endpoint:
         self._model = model
         self.name, self.cost = f"{model} at {parts.netloc.rpartition('@')[2]}", ""
 
-    def __call__(self, turns: Sequence[Turn]) -> str:
+    def answer(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """Its answer; `cost` says the tokens, and the price where it is told.
 
         Raises:
             NoAnswer: no connection, no time left, refused, or an answer that is none.
         """
-        said = [{"role": turn.role, "content": turn.text} for turn in turns]
         self.cost = ""
         try:
             found = self._client.chat.completions.create(
-                model=self._model, messages=said, temperature=0, max_tokens=MOST
+                model=self._model, messages=list(messages), temperature=0, max_tokens=MOST
             )
             text = found.choices[0].message.content
         except self._openai.OpenAIError as problem:
@@ -65,6 +64,18 @@ class Endpoint:
             raise NoAnswer("its answer holds no text")
         self.cost = _cost(getattr(found, "usage", None))
         return text
+
+
+class Endpoint(Client):
+    """A language model that goes on with a conversation; see `Client`."""
+
+    def __call__(self, turns: Sequence[Turn]) -> str:
+        """Its answer.
+
+        Raises:
+            NoAnswer: as `answer`.
+        """
+        return self.answer([{"role": turn.role, "content": turn.text} for turn in turns])
 
 
 def _cost(usage: Any) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, cast, get_args
+from typing import Literal, Protocol, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -83,12 +83,7 @@ class ViTConfig:
             below = self.size // self.patch * self.patch
             near = f"{below} or {below + self.patch}" if below else f"{self.patch}"
             raise RecipeError(f"size {self.size} px: must be a multiple of the patch, {self.patch}; nearest {near}")
-        if self.stem == "convolutions" and (self.patch == 1 or self.patch & (self.patch - 1)):
-            raise RecipeError(f"patch {self.patch}: convolutions halve the picture; a power of 2 such as 4, or patches")
-        if self.stem == "convolutions" and self.width < self.patch:
-            raise RecipeError(
-                f"width {self.width}: convolutions begin with 1/{self.patch} of it; at least {self.patch}"
-            )
+        check_stem(self)
 
     @property
     def side(self) -> int:
@@ -119,7 +114,7 @@ class ViT(nn.Module):
         self.config = config
         width, hidden = config.width, int(config.hidden * config.width)
         block = BlockConfig(width, config.heads, hidden, dropout=config.dropout, eps=config.norm_eps)
-        self.patches = _stem(config)
+        self.patches = stem(config)
         self.first = nn.Parameter(torch.zeros(1, width)) if config.pool == "class" else None
         self.positions = LearnedPositions((config.side, config.side), width, first=int(config.pool == "class"))
         self.encoder = Stack(config.depth, block)
@@ -190,7 +185,41 @@ class ViT(nn.Module):
             zeroed(self.head)
 
 
-def _stem(config: ViTConfig) -> nn.Module:
+class Stemmed(Protocol):
+    """What defines a stem; see `ViTConfig`."""
+
+    @property
+    def channels(self) -> int:
+        """Of a picture."""
+        ...
+
+    @property
+    def patch(self) -> int:
+        """Side of a square that becomes a token."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Of a token."""
+        ...
+
+    @property
+    def stem(self) -> Stem:
+        """How it becomes one."""
+        ...
+
+
+def check_stem(config: Stemmed) -> None:
+    """Raises RecipeError for a stem that cannot be built."""
+    if config.stem == "convolutions" and (config.patch == 1 or config.patch & (config.patch - 1)):
+        raise RecipeError(f"patch {config.patch}: convolutions halve the picture; a power of 2 such as 4, or patches")
+    if config.stem == "convolutions" and config.width < config.patch:
+        raise RecipeError(
+            f"width {config.width}: convolutions begin with 1/{config.patch} of it; at least {config.patch}"
+        )
+
+
+def stem(config: Stemmed) -> nn.Module:
     """Pictures (B, channels, H, W) to tokens (B, width, H / patch, W / patch)."""
     if config.stem == "patches":
         return nn.Conv2d(config.channels, config.width, config.patch, stride=config.patch)

@@ -23,10 +23,15 @@ def learn_words(model: Model, items: Items) -> None:
         if isinstance(one, WordTokens) and (
             one.vocabulary is None or any(parameter.requires_grad for parameter in one.parameters())
         ):
-            one.learn(_texts(items, one.key))
+            one.learn(texts(items, one.key))
 
 
-def _texts(items: Items, key: str) -> Iterator[str]:
+def texts(items: Items, key: str) -> Iterator[str]:
+    """The texts of a data set, of a large one some, spread evenly.
+
+    Raises:
+        RecipeError: an item without one.
+    """
     count = min(len(items), MOST)
     places = [place * len(items) // count for place in range(count)]
     facts: Any = getattr(items, "facts", None)  # what is known without reading a picture
@@ -37,4 +42,6 @@ def _texts(items: Items, key: str) -> Iterator[str]:
             found = told(part)
         else:
             found = items_of(items, part) if facts is None else [facts(place) for place in part]
-        yield from (str(value_of(item, key, place)) for item, place in zip(found, part, strict=True))
+        for item, place in zip(found, part, strict=True):
+            text = str(value_of(item, key, place))  # of several, each is a text of the data
+            yield from item.get("texts") or (text,)

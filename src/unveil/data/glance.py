@@ -1,0 +1,141 @@
+"""A look at what lies in a folder: every picture, and some frames of every clip, one after the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unveil.data.clips import upright
+from unveil.data.clips_check import CLIP
+from unveil.data.decode import inside, natural, open_picture
+from unveil.data.listing import PICTURE, Entry, Listing, listing
+from unveil.types import MediaError
+from unveil.video.read import Cut, Decoder, Limits
+
+LONGEST = 512  # pixels of the longer side that anybody is shown
+PIXELS = 100_000_000  # of a picture that is opened
+
+
+@dataclass(frozen=True)
+class Everything:
+    """The settings of `listing` for a folder in which nothing is chosen; see `FolderConfig`."""
+
+    path: str
+    text: str = "text"
+    label: str = "label"
+    synthetic: str = "caption"
+    labels: Literal["auto", "folders", "none"] = "none"
+    classes: tuple[str, ...] | None = None
+
+
+class Glimpse(NamedTuple):
+    """Some frames, uint8 (3, T, H, W), and how many of them there are in a second; a picture is one frame."""
+
+    pixels: Tensor
+    rate: float
+
+
+@dataclass
+class Seen:
+    """What lies in a folder.
+
+    pictures, clips: what is to be looked at, by its name, with the captions that are there. refused: path and reason of
+    what promises a picture or a clip and cannot be opened.
+    """
+
+    root: Path
+    pictures: list[Entry] = field(default_factory=list)
+    clips: list[Entry] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def entries(self) -> list[Entry]:
+        """Pictures and clips by name."""
+        return sorted([*self.pictures, *self.clips], key=lambda one: one.path)
+
+
+def look_round(folder: Path) -> Seen:
+    """The pictures and clips of a folder.
+
+    Raises:
+        MediaError: no such folder, neither a picture nor a clip in it, or metadata that cannot be read.
+    """
+    found: dict[str, Listing] = {}
+    problems: list[MediaError] = []
+    for kind in (PICTURE, CLIP):
+        try:
+            found[kind.noun] = listing(Everything(str(folder)), kind)
+        except MediaError as problem:
+            problems.append(problem)
+    if not found:
+        raise problems[0] if not folder.is_dir() else MediaError(f"{folder}: neither a picture nor a clip in it")
+    seen = Seen(next(iter(found.values())).root)
+    seen.clips = found[CLIP.noun].entries if CLIP.noun in found else []
+    known = {one.path for one in seen.clips}  # a GIF promises either
+    seen.pictures = (
+        [one for one in found[PICTURE.noun].entries if one.path not in known] if PICTURE.noun in found else []
+    )
+    known |= {one.path for one in seen.pictures}
+    refused = {path: reason for one in found.values() for path, reason in one.refused if path not in known}
+    seen.refused = sorted(refused.items())
+    return seen
+
+
+class Looker:
+    """Looks at the entries of a folder.
+
+    Args:
+        seen: the folder.
+        frames: that are looked at of a clip at most, evenly spread, both ends among them.
+    """
+
+    def __init__(self, seen: Seen, frames: int) -> None:
+        self.seen, self.frames = seen, frames
+        self._clips = {one.path for one in seen.clips}
+        self._decoder = Decoder()
+
+    def __call__(self, entry: Entry) -> Glimpse:
+        """Some frames of it.
+
+        Raises:
+            MediaError: it cannot be read.
+        """
+        path = inside(self.seen.root, entry.path)
+        try:
+            return self._clip(path) if entry.path in self._clips else Glimpse(_picture(path)[:, None], 1.0)
+        except MediaError:
+            raise
+        except OSError as problem:
+            raise MediaError(problem.strerror or str(problem)) from problem
+
+    def close(self) -> None:
+        """Ends the process that decodes."""
+        self._decoder.close()
+
+    def _clip(self, path: Path) -> Glimpse:
+        limits = Limits()
+        film = self._decoder.look(path, limits)
+        moments = film.moments()
+        chosen = torch.linspace(0, len(moments) - 1, min(self.frames, len(moments))).round().long().tolist()
+        times = tuple(moments[place] for place in chosen)
+        wide, high = film.shown
+        size = _within(wide, high)
+        cut = Cut(times, "nearest", (0.0, 0.0, float(film.width), float(film.height)), size)
+        pixels, _ = self._decoder.read(path, film, cut, limits)
+        rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 1.0
+        return Glimpse(upright(pixels, film.turn), rate)
+
+
+def _picture(path: Path) -> Tensor:
+    with path.open("rb") as file:
+        image = open_picture(file, PIXELS)
+        return natural(image, 3)
+
+
+def _within(wide: int, high: int) -> tuple[int, int]:
+    scale = min(1.0, LONGEST / max(wide, high))
+    return max(1, round(wide * scale)), max(1, round(high * scale))

@@ -1,0 +1,31 @@
+"""Which caption an item has that has two: one that a captioner wrote, mostly, or the one that came with it.
+
+Source: Betker et al. 2023, section 3: 95 % synthetic captions and 5 % of the original ones train best.
+"""
+
+from __future__ import annotations
+
+import random
+
+from unveil.data.listing import Entry
+from unveil.data.stored import rank
+from unveil.types import Item
+
+SHARE = 0.95  # of synthetic captions
+_RANKS = 10_000
+
+
+def told(entry: Entry, share: float, *, fixed: bool) -> Item:
+    """The caption of an item, "text", empty where it has none; where it has two, both are its "texts".
+
+    Args:
+        entry: with `text`, its own, and `synthetic`, that of a captioner.
+        share: of the synthetic ones.
+        fixed: chosen by a hash of its name, the same each time, for items that never train; else drawn each time, by
+            the generator that training sets for each batch.
+    """
+    if entry.synthetic is None or entry.text is None:
+        return {"text": entry.text or entry.synthetic or ""}
+    draw = rank(f"caption {entry.path}") % _RANKS / _RANKS if fixed else random.random()
+    chosen = entry.synthetic if draw < share else entry.text
+    return {"text": chosen, "texts": (entry.text, entry.synthetic)}

@@ -1,0 +1,135 @@
+"""A captioner: pictures and clips read by a transformer over patches in space and time, and told word by word.
+
+    x -> frames -> patches -> tokens + places -> blocks -> what the decoder looks at -> words
+
+Letters of shapes: B clips, T frames, N patches of all frames, C the width of a token, L words, V of the vocabulary.
+
+Sources: patches of all frames in one sequence: Arnab et al. 2021, section 3.3, model 1 (arXiv:2103.15691); the decoder:
+Vaswani et al. 2017 (arXiv:1706.03762); a captioner for what a generative model is trained on: Betker et al. 2023.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from unveil.nn.blocks import BlockConfig, Context, Stack
+from unveil.nn.embed import grid_coordinates, sin_cos_positions
+from unveil.nn.layers import check_multiple
+from unveil.nn.transformer import Decoder, Reading, xavier_
+from unveil.nn.vit import Stem, check_stem, stem
+from unveil.types import RecipeError, ShapeError, nearest
+
+RATE = 8.0  # frames a second of clips that say nothing else; a step of time is one of them
+
+
+@dataclass(frozen=True)
+class CaptionerConfig:
+    """What defines a captioner.
+
+    Args:
+        vocabulary: words that it writes, the special ones included.
+        channels: of a picture.
+        patch: side of the squares of a frame that become tokens.
+        stem: how a square becomes a token, see `vit.ViTConfig`.
+        depth, decoder_depth: blocks that look, and that write.
+        width, heads: of a token, and of attention.
+        hidden: width of the perceptrons, in multiples of `width`.
+        limit: words of a caption at most, begin and end included.
+        dropout: in training.
+
+    Raises:
+        RecipeError: settings that do not fit together.
+    """
+
+    vocabulary: int
+    channels: int = 3
+    patch: int = 8
+    stem: Stem = "convolutions"
+    depth: int = 4
+    decoder_depth: int = 2
+    width: int = 144
+    heads: int = 4
+    hidden: float = 4.0
+    limit: int = 64
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary", "channels", "patch", "depth", "decoder_depth", "width", "heads"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
+        if self.limit < 3 or not 0 <= self.dropout < 1:
+            raise RecipeError(f"limit = {self.limit}, dropout = {self.dropout}: must be at least 3, and in [0, 1)")
+        if self.width % 6 or self.width % self.heads:
+            raise RecipeError(
+                f"width = {self.width}: must be a multiple of 6, for places along three axes, and of the heads"
+            )
+        if self.stem not in get_args(Stem):
+            allowed = ", ".join(get_args(Stem))
+            raise RecipeError(f"stem = {self.stem!r}: must be one of {allowed}{nearest(self.stem, get_args(Stem))}")
+        check_stem(self)
+
+    @property
+    def block(self) -> BlockConfig:
+        """Of both halves."""
+        return BlockConfig(self.width, self.heads, int(self.hidden * self.width), dropout=self.dropout)
+
+
+class Captioner(nn.Module):
+    """Looks at clips (B, channels, T, H, W) of any length and size, and says what follows words."""
+
+    kind: Literal["captioner"] = "captioner"
+
+    def __init__(self, config: CaptionerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patches = stem(config)
+        self.encoder = Stack(config.depth, config.block)
+        xavier_(self.encoder)
+        self.decoder = Decoder(
+            config.vocabulary, config.decoder_depth, config.block, limit=config.limit, context_width=config.width
+        )
+
+    def forward(self, x: Tensor, words: Tensor, rate: Tensor | None = None) -> Tensor:
+        """Logits (B, L, V) of what follows each of words (B, L), given clips; see `encode`."""
+        return self.decoder.logits(self.decoder(words, context=self.encode(x, rate)))
+
+    def encode(self, x: Tensor, rate: Tensor | None = None) -> Context:
+        """What the decoder looks at: tokens (B, N, C).
+
+        Args:
+            x: clips in [-1, 1]; a picture is a clip of one frame.
+            rate: (B,) frames a second; None: `RATE`.
+
+        Raises:
+            ShapeError: another number of channels, or sides that are no multiples of the patch.
+        """
+        if x.ndim != 5 or x.shape[1] != self.config.channels:
+            raise ShapeError(f"x {tuple(x.shape)}: this network reads clips (B, {self.config.channels}, T, H, W)")
+        check_multiple(x, self.config.patch)
+        frames = x.transpose(1, 2).flatten(0, 1)  # (B T, channels, H, W)
+        h = self.patches(frames)  # (B T, C, H / patch, W / patch)
+        size = (x.shape[2], *h.shape[2:])
+        tokens = h.flatten(2).transpose(1, 2).reshape(len(x), -1, self.config.width)  # (B, N, C)
+        return Context(self.encoder(tokens + self._places(size, len(x), rate).to(tokens)))
+
+    def start(self, x: Tensor, rate: Tensor | None = None) -> Reading:
+        """A reading of captions of these clips, for `decoding`."""
+        return self.decoder.start(self.encode(x, rate))
+
+    def _places(self, size: tuple[int, int, int], batch: int, rate: Tensor | None) -> Tensor:
+        """Waves of when and where each token is, (1 or B, N, C): time counts in frames of `RATE`."""
+        grid = grid_coordinates(size)  # (N, 3)
+        if rate is None:
+            return sin_cos_positions(grid, self.config.width, "sin-cos")[None]
+        steps = (RATE / rate.double().cpu()).tolist()
+        known = {step: _at(grid, step, self.config.width) for step in set(steps)}
+        return torch.stack([known[step] for step in steps]).view(batch, len(grid), -1)
+
+
+def _at(grid: Tensor, step: float, width: int) -> Tensor:
+    scaled = grid * torch.tensor([step, 1.0, 1.0], dtype=grid.dtype)
+    return sin_cos_positions(scaled, width, "sin-cos")

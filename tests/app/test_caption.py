@@ -1,0 +1,117 @@
+"""`unveil caption` and the training of captioners on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("av")
+
+from tests.app.conftest import Cli, tree
+from tests.app.test_bad_input import refused
+from tests.language.test_ask import Place, place, saying
+from tests.language.tiny import COLOURS, Grounds, trained
+from unveil.pictures import png
+from unveil.video.write import write_clip
+
+__all__ = ["place"]  # a fixture
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("captioner") / "grounds"
+    trained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three clips, one of which has a caption, a picture, and two files that are neither."""
+    data, made = Grounds(), tmp_path / "mine"
+    for k in range(3):
+        write_clip(made / "clips" / f"{list(COLOURS)[k]}.mp4", data[k]["pixels"].repeat_interleave(2, 2), 8.0, None)
+    (made / "clips" / "red.txt").write_text("my words")
+    (made / "white.png").write_bytes(png(data[3]["pixels"][:, 0]))
+    (made / "broken.mp4").write_bytes(b"nothing")
+    (made / "broken.png").write_bytes(b"nothing")
+    return made
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def test_a_folder_is_told_beside_what_was_there(cli: Cli, run: Path, folder: Path):
+    before = tree(folder)
+    done = cli("caption", folder, "--model", run, "--json")
+    assert done.code == 0, done.err
+    assert done.json["captions"] == 4
+    assert [one["path"] for one in done.json["failed"]] == ["broken.mp4", "broken.png"]
+    found = {row["file_name"]: row for row in rows(folder / "metadata.jsonl")}
+    assert {name: row["caption"] for name, row in found.items()} == {
+        "clips/blue.mp4": "a blue ground", "clips/green.mp4": "a green ground", "clips/red.mp4": "a red ground",
+        "white.png": "a white ground",
+    }  # fmt: skip
+    assert found["clips/red.mp4"]["text"] == "my words"
+    assert "text" not in found["white.png"]
+    assert all(0 < row["confidence"] <= 1 for row in found.values())
+    after = tree(folder)
+    assert after.pop("metadata.jsonl")
+    assert after == before
+
+
+def test_a_file_of_captions_is_never_written_over_without_a_word(cli: Cli, run: Path, folder: Path):
+    (folder / "metadata.jsonl").write_text('{"file_name": "white.png", "text": "mine"}\n')
+    before = tree(folder)
+    refused(cli("caption", folder, "--model", run), 5, "metadata.jsonl: is there already", "give --out")
+    assert tree(folder) == before
+    done = cli("caption", folder, "--model", run, "--out", folder / "told.jsonl")
+    assert done.code == 0, done.err
+    (row,) = rows(folder / "told.jsonl")
+    assert (row["text"], row["caption"]) == ("mine", "a white ground")
+    refused(cli("caption", folder, "--model", run, "--out", folder / "told.jsonl"), 5, "exists already")
+
+
+@pytest.mark.parametrize("how", [("--how", "beam"), ("--how", "sampled", "--temperature", 0.1)])
+def test_other_ways_to_write(cli: Cli, run: Path, folder: Path, how: Any):
+    done = cli("caption", folder, "--model", run, *how)
+    assert done.code == 0, done.err
+    assert "left out: broken.mp4" in done.out
+    assert {row["caption"].split()[1] for row in rows(folder / "metadata.jsonl")} == set(COLOURS)
+
+
+def test_an_address_that_answers_for_some(cli: Cli, folder: Path, place: Place):
+    answers = iter([(200, saying("One.")), (400, b"{}"), (200, saying("Three.")), (200, saying(None))])
+    place.answer = lambda: next(answers)
+    done = cli("caption", folder, "--model", f"{place.url}#eyes", "--json")
+    assert done.code == 0, done.err
+    assert [row["caption"] for row in rows(folder / "metadata.jsonl")] == ["One.", "Three."]
+    assert len(done.json["failed"]) == 4
+
+
+def test_what_cannot_be_is_refused(cli: Cli, run: Path, folder: Path, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    before = tree(tmp_path)
+    refused(cli("caption", "empty", "--model", run), 4, "neither a picture nor a clip in it")
+    refused(cli("caption", "nowhere", "--model", run), 4, "nowhere")
+    refused(cli("caption", folder, "--model", "ddpm-digits"), 1, "ddpm-digits: not a captioner")
+    refused(cli("caption", folder, "--model", run, "--how", "gredy"), 2, "nearest: 'greedy'")
+    refused(cli("caption", folder, "--model", "http://127.0.0.1:9/v1#eyes"), 4, "no caption of 6 files")
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_captioners_are_trained_and_judged_by_their_recipes(cli: Cli):
+    done = cli("train", "captioner-short", "--small", "--run", "short")
+    assert done.code == 0, done.err
+    done = cli("train", "captioner-playground", "--small", "base=short", "--run", "dense")
+    assert done.code == 0, done.err
+    assert "unveil caption FOLDER --model dense" in done.out
+    done = cli("evaluate", "dense", "--samples", 10)
+    assert done.code == 0, done.err
+    assert "attributes told right" in done.out
+    refused(cli("sample", "dense"), 1, "dense")
+    refused(cli("train", "captioner-short", "--dry-run"), 2, "a recipe of kind captioner")
