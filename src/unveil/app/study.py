@@ -31,11 +31,12 @@ from unveil.study import detector as reading
 from unveil.study import inverse as restoration
 from unveil.study import video as clips
 from unveil.study import vit as sizes
+from unveil.study import words
 from unveil.study.inverse import study_inverse
 from unveil.study.model_pages import inverse_page, samplers_page, scales_page
 from unveil.study.samplers import Settings, study_samplers
 from unveil.study.scales import check_scales, study_scales
-from unveil.study.video_page import video_page
+from unveil.study.video_page import text_page, video_page
 from unveil.tasks.generate import DTYPES
 from unveil.types import RecipeError
 
@@ -139,18 +140,32 @@ def inverse(
 
 def video(name: str, settings: clips.Settings, device: str, place: Place, console: Console) -> None:
     """Tries what a model of clips can do besides clips from text, writes video.json and video.html."""
-    folder = place.free(name, "video")
+    _of_clips(name, "video", settings, (clips.study_video, video_page), device, place, console)
+
+
+def text(name: str, settings: words.Settings, device: str, place: Place, console: Console) -> None:
+    """Tries what a model of clips understands of prompts, writes text.json and text.html."""
+    _of_clips(name, "text", settings, (words.study_text, text_page), device, place, console)
+
+
+def _of_clips(
+    name: str, what: str, settings: Any, parts: tuple[Callable[..., Any], Callable[..., str]], device: str,
+    place: Place, console: Console,
+) -> None:  # fmt: skip
+    """Studies a model of clips by a function and writes what its page shows."""
+    study_it, page_of = parts
+    folder = place.free(name, what)
     begun = time.process_time()
     model, source = open_model(name, pick(device))
     model.lowered(DTYPES[settings.dtype])
     with console.progress("clip", 0) as progress:
-        study = clips.study_video(model, settings, progress.reach)
+        study = study_it(model, settings, progress.reach)
     record: dict[str, Any] = {
         "model": source._asdict(),
         **study.record(),
         "about": {**_about(begun, str(model.device)), "command": command()},
     }
-    page = _write(folder, "video", record, video_page(study, record))
+    page = _write(folder, what, record, page_of(study, record))
     rows = [f"{one.title}: {row.text}" for one in study.found.values() for row in one.rows]
     console.result({**record, "page": str(page)}, "\n".join([*rows, str(page)]))
 
@@ -200,11 +215,23 @@ def clip_settings(wanted: Mapping[str, Any], sampling: Sequence[str], quick: boo
     Raises:
         RecipeError: sizes that are not WIDTHxHEIGHTxFRAMES, or numbers that cannot be.
     """
+    if wanted.get("sizes") is not None:
+        wanted = {**wanted, "sizes": tuple(_size(text) for text in wanted["sizes"])}
+    return _settings(clips.QUICK if quick else clips.Settings(), wanted, sampling)
+
+
+def text_settings(wanted: Mapping[str, Any], sampling: Sequence[str], quick: bool) -> words.Settings:
+    """Settings of the study of prompts, likewise.
+
+    Raises:
+        RecipeError: numbers that cannot be, or an unknown kind.
+    """
+    return _settings(words.QUICK if quick else words.Settings(), wanted, sampling)
+
+
+def _settings(plain: Any, wanted: Mapping[str, Any], sampling: Sequence[str]) -> Any:
     given = {name: value for name, value in wanted.items() if value is not None}
-    if "sizes" in given:
-        given["sizes"] = tuple(_size(text) for text in given["sizes"])
     given["only"] = tuple(given.get("only", ()))
-    plain = clips.QUICK if quick else clips.Settings()
     return replace(plain, **given, sampling={**plain.sampling, **changes(sampling, {})})
 
 

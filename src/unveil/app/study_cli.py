@@ -162,6 +162,45 @@ def video(
     work.video(model, settings, device, work.Place(out, force), Console(as_json, quiet))
 
 
+@study_app.command("text")
+def text(
+    model: ModelName,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--kind",
+            help="colour, shape, size, motion, position, ground, alt-text, chinese, rare, count, several, long or "
+            "negation; all when left out; may repeat.",
+        ),
+    ] = None,
+    count: Annotated[int | None, typer.Option(help="Prompts of each kind; 48.")] = None,
+    expand: Annotated[bool, typer.Option("--expand/--no-expand", help="Also as the rules expand them.")] = True,
+    sampling: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of sampling, such as steps=24 or scale=2.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="A few clips in few steps, to show that it works.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder of the page; the run's own when left out.")] = None,
+    dtype: Dtype = "bfloat16",
+    device: Device = "auto",
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Try what a model of clips understands of prompts: kinds of them, each with its share of right clips.
+
+    Colours, sizes, places, counts, several things, combinations that training never has, long prompts, negation and
+    others; beside real clips and chance, and as the rules expand them. As text.html and .json.
+
+    Example: unveil study text runs/playground-video --kind colour --kind position --count 16
+    """
+    from unveil.app import study as work
+
+    wanted = {"only": only, "count": count, "expand": expand, "seed": seed, "dtype": dtype}
+    settings = work.text_settings(wanted, sampling or (), quick)
+    work.text(model, settings, device, work.Place(out, force), Console(as_json, quiet))
+
+
 @study_app.command("detector")
 def detector(
     count: Annotated[int, typer.Option(help="Clips.")] = 500,

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from unveil.model import Model
-from unveil.study.video_bench import QUICK, Bench, Found, Reach, Settings, quietly
+from unveil.study.video_bench import QUICK, Bench, Found, Reach, Settings, check_model, quietly
 from unveil.study.video_changed import edit, ground, sizes, twice
 from unveil.study.video_given import connect, extended, loop, picture
 from unveil.types import RecipeError, nearest
@@ -63,11 +63,7 @@ def study_video(model: Model, settings: Settings, reach: Reach = lambda done, to
     Raises:
         RecipeError: another kind of model, or an unknown task.
     """
-    if len(model.shape) != 4 or model.shape[0] != 3 or "prompt" not in model.conditioners:
-        raise RecipeError(
-            f"a model of {tuple(model.shape)} that is told {', '.join(model.conditioners) or 'nothing'}: what is "
-            "studied are models of clips (3, frames, height, width) that are told a prompt"
-        )
+    check_model(model)
     for name in settings.only:
         if name not in TASKS:
             raise RecipeError(f"task {name!r}: must be one of {', '.join(TASKS)}{nearest(name, list(TASKS))}")

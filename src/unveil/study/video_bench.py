@@ -241,14 +241,23 @@ class Bench:
                     return found
         return found
 
-    def made(self, texts: Sequence[str], edit: Callable[[slice], Edit] = lambda rows: PLAIN, first: int = 0) -> Tensor:
+    def made(
+        self,
+        texts: Sequence[str],
+        edit: Callable[[slice], Edit] = lambda rows: PLAIN,
+        first: int = 0,
+        negative: str | None = None,
+    ) -> Tensor:
         """A clip for each text, uint8 (N, 3, T, H, W), by the edit of each batch's rows.
 
         Args:
             first: the number of the first sample.
+            negative: what all are to go away from.
         """
         found: list[Tensor] = []
         for rows, request in self._requests(texts, first):
+            if negative is not None:
+                request = replace(request, negative={"prompt": [negative]})
             made = generate(self.model, request, edit=edit(rows))
             found.append(torch.stack([picture.pixels for picture in made]))
             self._count(rows)
@@ -282,6 +291,15 @@ class Bench:
     def _count(self, rows: slice) -> None:
         self._done += rows.stop - rows.start
         self.reach(self._done, 0)
+
+
+def check_model(model: Model) -> None:
+    """Raises RecipeError for a model that makes no clips from words."""
+    if len(model.shape) != 4 or model.shape[0] != 3 or "prompt" not in model.conditioners:
+        raise RecipeError(
+            f"a model of {tuple(model.shape)} that is told {', '.join(model.conditioners) or 'nothing'}: what is "
+            "studied are models of clips (3, frames, height, width) that are told a prompt"
+        )
 
 
 def quietly() -> warnings.catch_warnings[None]:

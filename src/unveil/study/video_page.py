@@ -1,4 +1,4 @@
-"""The page of a study of clips, drawn from its record and its films."""
+"""The pages of studies of clips, drawn from their records and films."""
 
 from __future__ import annotations
 
@@ -9,22 +9,31 @@ from typing import Any
 from unveil.evaluate.html import document, figure, table
 from unveil.study.model_pages import settings_tables
 from unveil.study.video import VideoStudy
-from unveil.study.video_bench import said
+from unveil.study.video_bench import Found, said
+from unveil.study.words import TextStudy
 
 _EDGE = "What was made stands below what it was made of or is compared with, and its frames have a coloured edge."
 
 
 def video_page(study: VideoStudy, record: Mapping[str, Any]) -> str:
     """Whether each bar is met, then each task with its numbers and films."""
-    title = f"What {record['model']['name']} does with clips"
-    count = record["settings"]["count"]
+    told = f"{record['settings']['count']} clips of each task, of the list of prompts {record['settings']['asked']!r}"
+    return _page(f"What {record['model']['name']} does with clips", told, study.found, record)
+
+
+def text_page(study: TextStudy, record: Mapping[str, Any]) -> str:
+    """Each kind of prompts with its share of right clips, and films."""
+    told = f"{record['settings']['count']} prompts of each kind"
+    return _page(f"What {record['model']['name']} understands", told, study.found, record)
+
+
+def _page(title: str, told: str, found: Mapping[str, Found], record: Mapping[str, Any]) -> str:
+    bars = list(_bars(record))
     parts = [
         f"<h1>{escape(title)}</h1>",
-        f"<p>{count} clips of each task, of the list of prompts {escape(record['settings']['asked'])!r}, one sample "
-        "each, nothing filtered; read by the detector on frames before any compression. In brackets the 95 % interval "
-        "over clips.</p>",
-        "<h2>Bars</h2>",
-        table(("task", "found", "bar", "met"), _bars(record)),
+        f"<p>{escape(told)}, one sample each, nothing filtered; read by the detector on frames before any compression. "
+        "In brackets the 95 % interval over clips.</p>",
+        *(("<h2>Bars</h2>", table(("task", "found", "bar", "met"), bars)) if bars else ()),
     ]
     for name, task in record["tasks"].items():
         parts += [
@@ -32,7 +41,7 @@ def video_page(study: VideoStudy, record: Mapping[str, Any]) -> str:
             f"<p>{escape(task['method'])}</p>",
             table(("", "found", "bar", "real clips", "without a model"), [_row(row) for row in task["rows"]]),
             *_curve(task["curve"]),
-            *(figure(film, f"{words}. {_EDGE}") for words, film in study.found[name].films.items()),
+            *(figure(film, f"{words}. {_EDGE}") for words, film in found[name].films.items()),
         ]
     return document(title, [*parts, *settings_tables(record)])
 

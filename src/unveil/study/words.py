@@ -1,0 +1,294 @@
+"""What a model of clips understands of what it is told: kinds of prompts, each with its share of right clips.
+
+Source: the kinds of DrawBench, Saharia et al. 2022, appendix C (arXiv:2205.11487), as far as the playground has them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from unveil.data.playground import Playground, PlaygroundConfig
+from unveil.data.world import telling
+from unveil.data.world.stage import TONES
+from unveil.data.world.telling import Language, Register
+from unveil.evaluate import seams
+from unveil.evaluate.clips import look
+from unveil.evaluate.playground import Thing, read
+from unveil.language import rules
+from unveil.model import Model
+from unveil.study.video_bench import (
+    Bench,
+    Found,
+    Reach,
+    Row,
+    check_model,
+    quietly,
+    shares,
+    shown,
+    text_of,
+    thing,
+)
+from unveil.study.video_bench import Settings as Common
+from unveil.types import Item, RecipeError, nearest
+
+SEED = 11  # of the worlds that prompts are said of
+AMONG = 1_000_000
+NEGATION, NEGATED = "negation", "red"
+Right = Callable[[Item, Tensor], bool]
+SEVERAL = 3  # objects at most
+_AT_ONCE = 64  # clips that are drawn and looked through
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of prompts.
+
+    Attributes:
+        title, asked: in words: its name, and what a clip has to show.
+        register, language: of the prompts.
+        right: whether a clip shows what its prompt says.
+        objects: in a clip; chosen: which clips of that world.
+        chance: the share that clips of anything in the world would reach.
+    """
+
+    title: str
+    asked: str
+    register: Register
+    right: Right
+    chance: float
+    language: Language = "en"
+    objects: int = 1
+    chosen: Callable[[Item], bool] = lambda item: not item["unseen"]
+
+
+def _same(*names: str) -> Right:
+    """Whether the one object of a clip has the attributes that are asked for."""
+    return lambda item, clip: all(look(clip).facts[name] == thing(item)[name] for name in names)
+
+
+def _starts(item: Item, clip: Tensor) -> bool:
+    """Whether the object begins in the field of the picture that is asked for."""
+    found = read(clip, most=1)
+    if not found or not found[0].visible[0]:
+        return False
+    x, y = found[0].centres[0]
+    return _field(x / clip.shape[3], y / clip.shape[2]) == thing(item)["start"]
+
+
+def _field(x: float, y: float) -> str:
+    names = (("upper left", "top", "upper right"), ("left", "centre", "right"), ("lower left", "bottom", "lower right"))
+    return names[min(max(int(3 * y), 0), 2)][min(max(int(3 * x), 0), 2)]
+
+
+def _ground(item: Item, clip: Tensor) -> bool:
+    return seams.ground_name(clip) == item["attributes"]["ground"]
+
+
+def _things(clip: Tensor) -> dict[str, Thing]:
+    """The objects of a clip by their colours, which differ within one."""
+    return {one.colour: one for one in read(clip, most=SEVERAL) if one.visible.mean() >= 0.5}
+
+
+def _as_many(item: Item, clip: Tensor) -> bool:
+    return len(_things(clip)) == len(item["attributes"]["objects"])
+
+
+def _each(*names: str) -> Right:
+    """Whether every object that is asked for is there with its own attributes, and no other is."""
+
+    def right(item: Item, clip: Tensor) -> bool:
+        found = _things(clip)
+        wanted: Sequence[Any] = item["attributes"]["objects"]
+        if len(found) != len(wanted):
+            return False
+        read_as = {
+            colour: {"colour": colour, "shape": one.shape, "size": one.size, "motion": one.does}
+            for colour, one in found.items()
+        }
+        return all(
+            one["colour"] in read_as and all(read_as[one["colour"]][name] == one[name] for name in names)
+            for one in wanted
+        )
+
+    return right
+
+
+def _of(number: int) -> Callable[[Item], bool]:
+    return lambda item: len(item["attributes"]["objects"]) == number and not item["unseen"]
+
+
+def _plain_ground(item: Item) -> bool:
+    return item["attributes"]["ground"] in TONES and not item["unseen"]
+
+
+KINDS: dict[str, Kind] = {
+    "colour": Kind("Colours", "the colour", "short", _same("colour"), 1 / 8),
+    "shape": Kind("Shapes", "the shape", "short", _same("shape"), 1 / 5),
+    "size": Kind("Sizes", "the size", "dense", _same("size"), 1 / 2),
+    "motion": Kind("Motions", "the motion", "short", _same("motion"), 1 / 10),
+    "position": Kind("Places", "where the thing starts", "dense", _starts, 1 / 9),
+    "ground": Kind("Grounds", "the ground", "dense", _ground, 1 / 6, chosen=_plain_ground),
+    "alt-text": Kind("Alt-text", "colour, shape and motion", "raw", _same("colour", "shape", "motion"), 1 / 400),
+    "chinese": Kind("Chinese", "colour, shape and motion", "dense", _same("colour", "shape", "motion"), 1 / 400, "zh"),
+    "rare": Kind(
+        "Combinations that training never has", "colour, shape and motion", "dense",
+        _same("colour", "shape", "motion"), 1 / 400, chosen=lambda item: bool(item["unseen"]),
+    ),
+    "count": Kind("Counts", "as many things", "short", _as_many, 1 / 2, objects=SEVERAL),
+    "several": Kind(
+        "Several things", "colour, shape and motion of both", "short", _each("colour", "shape", "motion"), 0.0,
+        objects=2, chosen=_of(2),
+    ),
+    "long": Kind(
+        "Long prompts", "colour, shape, size and motion of three", "dense",
+        _each("colour", "shape", "size", "motion"), 0.0, objects=SEVERAL, chosen=_of(SEVERAL),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all kinds share.
+
+    Attributes:
+        count: prompts of each kind.
+        batch: at a time. seed: of the noise. dtype: what is drawn in. sampling: changes of the model's own settings.
+        expand: whether each prompt is also told as the rules expand it.
+        only: kinds by name; none: all.
+
+    Raises:
+        RecipeError: numbers that cannot be, or an unknown kind.
+    """
+
+    count: int = 48
+    batch: int = 16
+    seed: int = 0
+    dtype: str = "float32"
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    expand: bool = True
+    only: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be measured."""
+        self.bench()
+        for name in self.only:
+            if name not in (*KINDS, NEGATION):
+                known = [*KINDS, NEGATION]
+                raise RecipeError(f"kind {name!r}: must be one of {', '.join(known)}{nearest(name, known)}")
+
+    def bench(self) -> Common:
+        """The same for what clips are measured on."""
+        return Common(self.count, self.batch, self.seed, dtype=self.dtype, sampling=self.sampling)
+
+
+QUICK = Settings(count=3, sampling={"steps": 2})
+
+
+@dataclass(frozen=True)
+class TextStudy:
+    """What a model makes of each kind of prompts.
+
+    seconds: of the processor, of each.
+    """
+
+    settings: Settings
+    sampling: Mapping[str, Any]
+    found: Mapping[str, Found]
+    seconds: Mapping[str, float]
+
+    def record(self) -> dict[str, Any]:
+        """Everything but the films, as plain values."""
+        settings = {**asdict(self.settings), "sampling": dict(self.sampling)}
+        tasks = {
+            name: {**one.record(), "cpu_seconds": round(self.seconds[name], 1)} for name, one in self.found.items()
+        }
+        return {"settings": settings, "tasks": tasks}
+
+
+def study_text(model: Model, settings: Settings, reach: Reach = lambda done, total: None) -> TextStudy:
+    """Asks a model of clips for things of each kind and counts what is right.
+
+    Args:
+        model: of clips (3, T, H, W), with a condition `prompt`.
+        settings: count, seed and the like.
+        reach: told how many clips are drawn.
+
+    Raises:
+        RecipeError: another kind of model.
+    """
+    check_model(model)
+    bench = Bench(model.eval(), settings.bench(), reach)
+    found: dict[str, Found] = {}
+    seconds: dict[str, float] = {}
+    with quietly():
+        for name in settings.only or (*KINDS, NEGATION):
+            begun = time.process_time()
+            found[name] = negation(bench) if name == NEGATION else of_kind(bench, KINDS[name], settings.expand)
+            seconds[name] = time.process_time() - begun
+    return TextStudy(settings, model.sampling.changed(settings.sampling).brief(), found, seconds)
+
+
+def of_kind(bench: Bench, kind: Kind, expand: bool) -> Found:
+    """The share of right clips of a kind of prompts, as they are and as the rules expand them."""
+    items = clips_of(bench, kind)
+    texts = [said(item, kind, number) for number, item in enumerate(items)]
+    real = [kind.right(item, item["pixels"]) for item in items]
+    asked = {kind.asked: texts}
+    if expand and kind.register != "dense":
+        asked[f"{kind.asked}, expanded by the rules"] = [rules(text).text for text in texts]
+    rows: list[Row] = []
+    films: dict[str, bytes] = {}
+    for words, told in asked.items():
+        made = bench.made(told)
+        good = [kind.right(item, clip) for item, clip in zip(items, made, strict=True)]
+        rows.append(shares(words, good, real, baselines={"anything": kind.chance}))
+        films |= {f"{words}. {name}": film for name, film in shown([made], good).items()}
+    method = (
+        f"Prompts in the register {kind.register!r}, such as {texts[0]!r}. Ceiling: the real clips that they are said "
+        "of. Baseline: clips of anything."
+    )
+    return Found(kind.title, method, rows, films=films)
+
+
+def negation(bench: Bench) -> Found:
+    """How often clips are of a colour that a negative prompt names, of prompts that name none."""
+    items = clips_of(bench, KINDS["motion"])
+    texts = [text_of(item).replace(f" {thing(item)['colour']}", "") for item in items]
+    colour = lambda clip: look(clip).facts["colour"] != NEGATED  # noqa: E731
+    plain, without = bench.made(texts), bench.made(texts, negative=NEGATED)
+    good = [colour(clip) for clip in without]
+    before = sum(colour(clip) for clip in plain) / len(plain)
+    row = shares(f"not {NEGATED}", good, baselines={"without a negative prompt": before})
+    method = (
+        f"Prompts that name no colour, such as {texts[0]!r}, with the negative prompt {NEGATED!r}; and without it, of "
+        "the same noise."
+    )
+    return Found("Negation", method, [row], films=shown([plain, without], good))
+
+
+def clips_of(bench: Bench, kind: Kind) -> list[Item]:
+    """Real clips of a kind, of the model's size and length."""
+    frames, height, width = bench.model.shape[1:]
+    low, high = min(height, width), max(height, width)
+    config = PlaygroundConfig(
+        smallest=low, largest=high, aspect=high / low, frames=(frames,), objects=kind.objects, seed=SEED, held_out=AMONG
+    )
+    world, found = Playground(config, "held-out"), list[Item]()
+    for begin in range(0, AMONG, _AT_ONCE):
+        for item in world.__getitems__(range(begin, begin + _AT_ONCE)):
+            if kind.chosen(item) and tuple(item["pixels"].shape[2:]) == (height, width):
+                found.append(item)
+            if len(found) == bench.settings.count:
+                return found
+    return found
+
+
+def said(item: Item, kind: Kind, number: int) -> str:
+    """The prompt of a clip; the form of short and raw ones changes with its number."""
+    draws = [(0.37 * (number + 1) + 0.13 * place) % 1 for place in range(telling.DRAWS)]
+    return telling.tell(item["attributes"], kind.register, kind.language, draws, noisy=False).text

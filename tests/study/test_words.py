@@ -1,0 +1,104 @@
+"""Kinds of prompts: real clips are right by every kind, others are not, and a study of a model says so."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from unveil import load
+from unveil.evaluate.captions import parse, unread
+from unveil.study.video_page import text_page
+from unveil.study.words import KINDS, NEGATION, Settings, clips_of, negation, of_kind, said, study_text
+from unveil.types import RecipeError
+
+COUNT = 12
+
+
+def bench(count: int = COUNT, made=None):
+    """What clips are chosen for: the score world's size and length."""
+    settings = SimpleNamespace(count=count)
+    return SimpleNamespace(settings=settings, model=SimpleNamespace(shape=(3, 16, 32, 32)), made=made)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_real_clips_are_right_and_others_are_not(name):
+    kind = KINDS[name]
+    items = clips_of(bench(), kind)
+    assert len(items) == COUNT
+    right = [kind.right(item, item["pixels"]) for item in items]
+    assert sum(right) >= COUNT - 1
+    others = [kind.right(item, items[n - 5]["pixels"]) for n, item in enumerate(items)]
+    assert sum(others) <= max(0.75, 1.5 * kind.chance) * COUNT
+    assert not kind.right(items[0], torch.zeros(3, 16, 32, 32, dtype=torch.uint8)) or name == "ground"
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_prompts_say_what_is_asked_of_them(name):
+    kind = KINDS[name]
+    for number, item in enumerate(clips_of(bench(), kind)):
+        text = said(item, kind, number)
+        assert not unread(text), text
+        told = parse(text)["objects"]
+        wanted = item["attributes"]["objects"]
+        assert [one["colour"] for one in told] == [one["colour"] for one in wanted]
+        assert [one["shape"] for one in told] == [one["shape"] for one in wanted]
+        assert text.isascii() == (kind.language == "en")
+        assert item["unseen"] == (name == "rare")
+
+
+def test_a_kind_is_scored_by_what_is_made():
+    kind, items = KINDS["colour"], clips_of(bench(), KINDS["colour"])
+    real = torch.stack([item["pixels"] for item in items])
+    half = torch.where(torch.arange(COUNT).view(-1, 1, 1, 1, 1) < COUNT // 2, real, torch.zeros_like(real))
+    asked = []
+
+    def made(texts, **how):
+        asked.append(texts)
+        return half
+
+    found = of_kind(bench(made=made), kind, expand=True)
+    plain, expanded = found.rows
+    assert (plain.found.value, plain.ceiling, plain.baselines["anything"]) == (0.5, 1.0, 1 / 8)
+    assert expanded.measure == "the colour, expanded by the rules"
+    assert all("camera static" in text for text in asked[1])
+    assert not any("camera static" in text for text in asked[0])
+    assert len(of_kind(bench(made=made), KINDS["position"], expand=True).rows) == 1  # dense already
+
+
+def test_negation_compares_the_same_noise_with_and_without():
+    items = clips_of(bench(), KINDS["motion"])
+    real = torch.stack([item["pixels"] for item in items])
+    red = real[[n for n, item in enumerate(items) if item["attributes"]["objects"][0]["colour"] == "red"][:1]]
+    mixed = torch.cat([red.repeat(6, 1, 1, 1, 1), real[-6:]])
+
+    def made(texts, negative=None):
+        assert not any(f" {colour}" in text for text in texts for colour in ("red ", "blue ", "cyan "))
+        return mixed if negative is None else real[[-1] * COUNT]
+
+    (row,) = negation(bench(made=made)).rows
+    assert row.found.value == 1.0
+    assert row.baselines["without a negative prompt"] <= 0.5
+
+
+@pytest.mark.slow
+def test_a_study_of_a_model_has_a_page(tmp_path):
+    model = load("playground-video")
+    settings = Settings(count=2, sampling={"steps": 1}, only=("colour", "several", NEGATION))
+    study = study_text(model, settings)
+    record = {"model": {"name": "tiny"}, "about": {}, **study.record()}
+    assert list(record["tasks"]) == ["colour", "several", NEGATION]
+    page = text_page(study, record)
+    assert "What tiny understands" in page
+    assert page.count("data:image/webp") >= 3
+    assert "<h2>Bars</h2>" not in page
+
+
+def test_what_cannot_be():
+    with pytest.raises(RecipeError, match=r"kind 'colours': must be one of colour, .*nearest: 'colour'"):
+        Settings(only=("colours",))
+    with pytest.raises(RecipeError, match="count = 1"):
+        Settings(count=1)
+    with pytest.raises(RecipeError, match="models of clips"):
+        study_text(load("ddpm-digits"), Settings())
