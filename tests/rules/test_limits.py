@@ -27,6 +27,7 @@ MANY_PARAMETERS = {
     "src/unveil/app/study_cli.py vit": "one parameter per option",
     "src/unveil/app/study_cli.py video": "one parameter per option",
     "src/unveil/app/study_cli.py text": "one parameter per option",
+    "src/unveil/app/study_cli.py world": "one parameter per option",
     "src/unveil/app/cli.py convert": "one parameter per option",
     "src/unveil/app/cli.py data_check": "one parameter per option",
     "src/unveil/model/model.py generate": "every knob of a picture, each by name",

@@ -32,11 +32,12 @@ from unveil.study import inverse as restoration
 from unveil.study import video as clips
 from unveil.study import vit as sizes
 from unveil.study import words
+from unveil.study import world as laws
 from unveil.study.inverse import study_inverse
 from unveil.study.model_pages import inverse_page, samplers_page, scales_page
 from unveil.study.samplers import Settings, study_samplers
 from unveil.study.scales import check_scales, study_scales
-from unveil.study.video_page import text_page, video_page
+from unveil.study.video_page import text_page, video_page, world_page
 from unveil.tasks.generate import DTYPES
 from unveil.types import RecipeError
 
@@ -148,6 +149,11 @@ def text(name: str, settings: words.Settings, device: str, place: Place, console
     _of_clips(name, "text", settings, (words.study_text, text_page), device, place, console)
 
 
+def world(name: str, settings: laws.Settings, device: str, place: Place, console: Console) -> None:
+    """Tries what a model of clips knows about the world, writes world.json and world.html."""
+    _of_clips(name, "world", settings, (laws.study_world, world_page), device, place, console)
+
+
 def _of_clips(
     name: str, what: str, settings: Any, parts: tuple[Callable[..., Any], Callable[..., str]], device: str,
     place: Place, console: Console,
@@ -227,6 +233,15 @@ def text_settings(wanted: Mapping[str, Any], sampling: Sequence[str], quick: boo
         RecipeError: numbers that cannot be, or an unknown kind.
     """
     return _settings(words.QUICK if quick else words.Settings(), wanted, sampling)
+
+
+def world_settings(wanted: Mapping[str, Any], sampling: Sequence[str], quick: bool) -> laws.Settings:
+    """Settings of the study of laws, likewise.
+
+    Raises:
+        RecipeError: numbers that cannot be, or an unknown law.
+    """
+    return _settings(laws.QUICK if quick else laws.Settings(), wanted, sampling)
 
 
 def _settings(plain: Any, wanted: Mapping[str, Any], sampling: Sequence[str]) -> Any:

@@ -201,6 +201,42 @@ def text(
     work.text(model, settings, device, work.Place(out, force), Console(as_json, quiet))
 
 
+@study_app.command("world")
+def world(
+    model: ModelName,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--law", help="occluder, frame, space, brush, corridor, game or impact; all when left out; may repeat."
+        ),
+    ] = None,
+    count: Annotated[int | None, typer.Option(help="Clips of each law; 48.")] = None,
+    sampling: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of sampling, such as steps=24 or scale=2.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="A few clips in few steps, to show that it works.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder of the page; the run's own when left out.")] = None,
+    dtype: Dtype = "bfloat16",
+    device: Device = "auto",
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Try what a model of clips knows about the world: what lasts, space, actions, rules, laws of motion.
+
+    Things behind a bar and out of the picture, pillars seen from all around, paint that stays, a corridor that obeys a
+    word, a game, breaking and falling; from words and from first frames, beside real clips. As world.html and .json.
+
+    Example: unveil study world runs/playground-video --law brush --law corridor --count 16
+    """
+    from unveil.app import study as work
+
+    wanted = {"only": only, "count": count, "seed": seed, "dtype": dtype}
+    settings = work.world_settings(wanted, sampling or (), quick)
+    work.world(model, settings, device, work.Place(out, force), Console(as_json, quiet))
+
+
 @study_app.command("detector")
 def detector(
     count: Annotated[int, typer.Option(help="Clips.")] = 500,

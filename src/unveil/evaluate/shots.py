@@ -31,10 +31,14 @@ class Trail(NamedTuple):
 
 
 class Rebounds(NamedTuple):
-    """bounces: how often a ball turned back. error: degrees by which the angles of its ways differ at most."""
+    """bounces: how often a ball turned back. error: degrees by which the angles of its ways differ at most.
+
+    ways: straight parts of its way that are long enough to have an angle.
+    """
 
     bounces: int
     error: float
+    ways: int
 
 
 class Yaw(NamedTuple):
@@ -77,7 +81,7 @@ def rebounds(pixels: Tensor, *, fps: int = 8) -> Rebounds | None:
     # the steps before and after a turn may hold some of both ways
     parts = zip([0, *(frame + 1 for frame in frames)], [*(frame - 1 for frame in frames), len(steps)], strict=True)
     angles = [np.degrees(np.arctan2(*steps[a:b].mean(0)[::-1])) for a, b in parts if b - a >= 2]
-    return Rebounds(len(frames), float(max(angles) - min(angles)) if angles else 0.0)
+    return Rebounds(len(frames), float(max(angles) - min(angles)) if angles else 0.0, len(angles))
 
 
 def yaw(pixels: Tensor) -> Yaw:

@@ -11,6 +11,7 @@ from unveil.study.model_pages import settings_tables
 from unveil.study.video import VideoStudy
 from unveil.study.video_bench import Found, said
 from unveil.study.words import TextStudy
+from unveil.study.world import WorldStudy
 
 _EDGE = "What was made stands below what it was made of or is compared with, and its frames have a coloured edge."
 
@@ -25,6 +26,12 @@ def text_page(study: TextStudy, record: Mapping[str, Any]) -> str:
     """Each kind of prompts with its share of right clips, and films."""
     told = f"{record['settings']['count']} prompts of each kind"
     return _page(f"What {record['model']['name']} understands", told, study.found, record)
+
+
+def world_page(study: WorldStudy, record: Mapping[str, Any]) -> str:
+    """Whether each bar is met, then each law with its numbers and films."""
+    told = f"{record['settings']['count']} clips of each law"
+    return _page(f"What {record['model']['name']} knows about the world", told, study.found, record)
 
 
 def _page(title: str, told: str, found: Mapping[str, Found], record: Mapping[str, Any]) -> str:

@@ -1,0 +1,362 @@
+"""What a model of clips knows about the world: things that last, space, actions, rules, and the laws of motion.
+
+Each law has a scene of the playground in which it holds by construction. A model is asked for the scene in words, and
+to go on from its first frames; what it makes is read back as real clips are.
+
+Source: Brooks et al. 2024, "Video generation models as world simulators", emerging simulation capabilities.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unveil.data.playground import Playground, PlaygroundConfig
+from unveil.data.world import telling
+from unveil.evaluate import shots
+from unveil.evaluate.clips import look
+from unveil.evaluate.playground import read
+from unveil.model import Model
+from unveil.study.video_bench import (
+    Bench,
+    Found,
+    Reach,
+    Row,
+    check_model,
+    means,
+    quietly,
+    shares,
+    shown,
+    stacked,
+)
+from unveil.study.video_bench import Settings as Common
+from unveil.tasks import video
+from unveil.types import Item, RecipeError, nearest
+
+SEED, AMONG, _AT_ONCE = 13, 1_000_000, 64
+GIVEN = 6  # frames that a clip goes on from
+OFF = 90.0  # degrees, of a ball that is not seen to turn back
+AWAY = 64.0  # pixels at 64 px, of pillars that are none
+SIDE = 64  # that residuals are reckoned for
+_MOST = 9.0  # of a ratio of ways
+Measured = Callable[[Item, Tensor], float]
+
+
+class Measure(NamedTuple):
+    """A number of a clip.
+
+    words: what is measured. of: the clip of an item, 0 or 1 where the unit is "%". bar, rule: of the mean.
+    """
+
+    words: str
+    of: Measured
+    unit: Literal["%", "px", ""] = "%"
+    bar: float | None = None
+    rule: Literal["at least", "at most"] = "at least"
+
+
+@dataclass(frozen=True)
+class Law:
+    """Something that holds in a scene.
+
+    Attributes:
+        title: in words.
+        world: changes of `PlaygroundConfig`, for clips in which it can be seen.
+        chosen: which of these.
+        measures: of it; a clip is shown as good where the first one is.
+    """
+
+    title: str
+    world: Mapping[str, Any]
+    measures: tuple[Measure, ...]
+    chosen: Callable[[Item], bool] = field(default=lambda item: True)
+
+
+def lasts(item: Item, clip: Tensor) -> float:
+    """Whether a thing is seen with its colour and shape at the beginning, and again at the end."""
+    wanted, part = item["attributes"]["objects"][0], max(2, clip.shape[1] // 3)
+    for own in (clip[:, :part], clip[:, -part:]):
+        found = look(own).facts
+        if found["colour"] != wanted["colour"] or found["shape"] != wanted["shape"]:
+            return 0.0
+    return 1.0
+
+
+def hidden(item: Item, clip: Tensor) -> float:
+    """Whether a thing lasts, and is hidden, or not there, in some frame between."""
+    found = read(clip, most=1)
+    return lasts(item, clip) * float(bool(found) and not found[0].visible.all())
+
+
+def goes(item: Item, clip: Tensor) -> float:
+    """Whether a thing goes the way that is asked for."""
+    return float(look(clip).facts["motion"] == item["attributes"]["objects"][0]["motion"])
+
+
+def residual(item: Item, clip: Tensor) -> float:
+    """By how many pixels, of a picture of 64, pillars are off their places in a ring seen from anywhere."""
+    del item
+    found = shots.yaw(clip).residual * SIDE / min(clip.shape[2:])
+    return min(found, AWAY)
+
+
+def turns(item: Item, clip: Tensor) -> float:
+    """Whether the camera goes round the way that is asked for."""
+    degrees = shots.yaw(clip).degrees
+    return float((degrees[-1] > degrees[0]) == (item["attributes"]["orbit"] == "right"))
+
+
+def kept(item: Item, clip: Tensor) -> float:
+    """The part of the paint that stays to the end; 0 where nothing is painted."""
+    del item
+    found = shots.trail(clip)
+    return 0.0 if found is None else found.kept
+
+
+def painted(item: Item, clip: Tensor) -> float:
+    """Whether the paint has the colour that is asked for."""
+    found = shots.trail(clip)
+    return float(found is not None and found.colour == item["attributes"]["colour"])
+
+
+def walks(item: Item, clip: Tensor) -> float:
+    """Whether somebody walks the way that the word says."""
+    gone = shots.walked(clip)
+    return float((gone[-1] > 0) == (item["attributes"]["walk"] == "forward"))
+
+
+def plays(item: Item, clip: Tensor) -> float:
+    """Whether the ball has its colour, turns back at least once, and is there most of the time."""
+    found = shots.rebounds(clip)
+    colours = {one.colour for one in read(clip, most=2)}
+    return float(found is not None and found.bounces > 0 and item["attributes"]["colour"] in colours)
+
+
+def reflects(item: Item, clip: Tensor) -> float:
+    """By how many degrees the ways of the ball differ at most; 90 where there is no ball, or none that turns back."""
+    del item
+    found = shots.rebounds(clip)
+    return OFF if found is None or found.ways < 2 else min(found.error, OFF)
+
+
+def breaks(item: Item, clip: Tensor) -> float:
+    """Whether a body breaks where it is to, and stays whole where not."""
+    return float((shots.broken(clip) is not None) == (item["attributes"]["fate"] == "breaks"))
+
+
+def falls(item: Item, clip: Tensor) -> float:
+    """How much further a body falls in the second half of its fall than in the first: 3 under gravity, 1 evenly."""
+    del item
+    found = read(clip, most=1)
+    if not found:
+        return 1.0
+    y = found[0].centres[:, 1]
+    y = y[: int(np.argmin(np.isfinite(y)))] if not np.isfinite(y).all() else y
+    fast = int(np.argmax(np.diff(y))) + 1 if len(y) > 1 else 0  # the end of the longest step is the last of the fall
+    if fast < 2:
+        return 1.0
+    middle = (y[fast // 2] + y[(fast + 1) // 2]) / 2
+    return float(np.clip((y[fast] - middle) / max(middle - y[0], 0.25), 0, _MOST))
+
+
+_AXIS = ("left", "right", "up", "down")
+LAWS: dict[str, Law] = {
+    "occluder": Law(
+        "Permanence behind a bar", {"occluded": 1.0, "motions": _AXIS},
+        (Measure("it comes out as it went in", lasts, bar=0.8), Measure("and was hidden", hidden),
+         Measure("and goes on its way", goes)),
+        lambda item: item["attributes"]["bar"] == "yes",
+    ),
+    "frame": Law(
+        "Permanence out of the picture", {"panned": 1.0, "motions": ("still",)},
+        (Measure("it is there again when the camera comes back", lasts, bar=0.8), Measure("and was gone", hidden)),
+        lambda item: item["attributes"]["camera"] == "away",
+    ),
+    "space": Law(
+        "Space", {"scenes": ("pillars",)},
+        (Measure("pillars off their places", residual, "px", 2.0, "at most"),
+         Measure("the camera goes as asked", turns)),
+    ),
+    "brush": Law(
+        "Actions that leave marks", {"scenes": ("brush",)},
+        (Measure("paint that stays", kept, "%", 0.9), Measure("paint of its colour", painted)),
+    ),
+    "corridor": Law(
+        "A world that obeys a word", {"scenes": ("corridor",)}, (Measure("walks as asked", walks, bar=0.95),)
+    ),
+    "game": Law(
+        "A game", {"scenes": ("paddle",)},
+        (Measure("a ball in play", plays), Measure("degrees off the law of reflection", reflects, "")),
+    ),
+    "impact": Law(
+        "Breaking and falling", {"scenes": ("impact",)},
+        (Measure("breaks or stays whole as asked", breaks),
+         Measure("second half of the fall over the first: 3 under gravity, 1 evenly", falls, "")),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all laws share.
+
+    Attributes:
+        count: clips of each law.
+        batch: at a time. seed: of the noise. dtype: what is drawn in. sampling: changes of the model's own settings.
+        only: laws by name; none: all.
+
+    Raises:
+        RecipeError: numbers that cannot be, or an unknown law.
+    """
+
+    count: int = 48
+    batch: int = 16
+    seed: int = 0
+    dtype: str = "float32"
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    only: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be measured."""
+        self.bench()
+        for name in self.only:
+            if name not in LAWS:
+                raise RecipeError(f"law {name!r}: must be one of {', '.join(LAWS)}{nearest(name, list(LAWS))}")
+
+    def bench(self) -> Common:
+        """The same for what clips are measured on."""
+        return Common(self.count, self.batch, self.seed, dtype=self.dtype, sampling=self.sampling)
+
+
+QUICK = Settings(count=3, sampling={"steps": 2})
+
+
+@dataclass(frozen=True)
+class WorldStudy:
+    """What a model makes of each law.
+
+    seconds: of the processor, of each.
+    """
+
+    settings: Settings
+    sampling: Mapping[str, Any]
+    found: Mapping[str, Found]
+    seconds: Mapping[str, float]
+
+    def record(self) -> dict[str, Any]:
+        """Everything but the films, as plain values."""
+        settings = {**asdict(self.settings), "sampling": dict(self.sampling)}
+        tasks = {
+            name: {**one.record(), "cpu_seconds": round(self.seconds[name], 1)} for name, one in self.found.items()
+        }
+        return {"settings": settings, "tasks": tasks}
+
+
+def study_world(model: Model, settings: Settings, reach: Reach = lambda done, total: None) -> WorldStudy:
+    """Asks a model of clips for scenes in which laws hold, and reads what it makes.
+
+    Args:
+        model: of clips (3, T, H, W) of at least 12 frames of 32 pixels, with a condition `prompt`.
+        settings: count, seed and the like.
+        reach: told how many clips are drawn.
+
+    Raises:
+        RecipeError: another kind of model.
+    """
+    check_model(model)
+    if model.shape[1] < 12 or min(model.shape[2:]) < 32:
+        raise RecipeError(f"clips of {tuple(model.shape)}: laws are seen in at least 12 frames of 32 x 32")
+    bench = Bench(model.eval(), settings.bench(), reach)
+    found: dict[str, Found] = {}
+    seconds: dict[str, float] = {}
+    with quietly():
+        for name in settings.only or LAWS:
+            begun = time.process_time()
+            found[name] = of_law(bench, LAWS[name])
+            seconds[name] = time.process_time() - begun
+    return WorldStudy(settings, model.sampling.changed(settings.sampling).brief(), found, seconds)
+
+
+def of_law(bench: Bench, law: Law) -> Found:
+    """What a model makes of a law: from words, and from the first frames of real clips."""
+    items = scenes_of(bench, law)
+    real, texts = stacked(items), [told(item) for item in items]
+    words = bench.made(texts)
+    later = bench.filmed(texts, lambda rows: video.extended(
+        bench.model, real[rows, :, :GIVEN], real.shape[2] - GIVEN, context=GIVEN
+    ))[:, :, : real.shape[2]]  # fmt: skip
+    mixed = real[:, :, torch.randperm(real.shape[2], generator=torch.Generator().manual_seed(bench.settings.seed))]
+    rows: list[Row] = []
+    for measure in law.measures:
+        beside = {"real clips with their frames mixed": _mean(measure, items, mixed)}
+        alone = _row(bench, measure, "from words", items, words, real, beside)
+        rows.append(alone)
+        without = {**beside, "without these frames": alone.found.value}
+        rows.append(_row(bench, measure, f"from {GIVEN} frames", items, later, real, without))
+    good = [_good(law.measures[0], item, clip) for item, clip in zip(items, words, strict=True)]
+    films = {f"From words. {name}": film for name, film in shown([words], good).items()}
+    good = [_good(law.measures[0], item, clip) for item, clip in zip(items, later, strict=True)]
+    seen = shown([real, later], good, range(GIVEN, real.shape[2]))
+    films |= {f"From {GIVEN} frames, below the real clips. {name}": film for name, film in seen.items()}
+    method = (
+        f"Prompts such as {texts[0]!r}; and the first {GIVEN} frames of real clips with the same words. Ceiling: real "
+        "clips. Baselines: these with their frames in another order, and what is made without the first frames."
+    )
+    return Found(law.title, method, rows, films=films)
+
+
+def scenes_of(bench: Bench, law: Law) -> list[Item]:
+    """Real clips of a law, of the model's size and length."""
+    frames, height, width = bench.model.shape[1:]
+    low, high = min(height, width), max(height, width)
+    config = PlaygroundConfig(
+        smallest=low, largest=high, aspect=high / low, frames=(frames,), seed=SEED, held_out=AMONG, **law.world
+    )
+    world, found = Playground(config, "held-out"), list[Item]()
+    for begin in range(0, AMONG, _AT_ONCE):
+        for item in world.__getitems__(range(begin, begin + _AT_ONCE)):
+            if law.chosen(item) and tuple(item["pixels"].shape[2:]) == (height, width):
+                found.append(item)
+            if len(found) == bench.settings.count:
+                return found
+    return found
+
+
+def told(item: Item) -> str:
+    """The dense caption of a clip."""
+    return telling.tell(item["attributes"], "dense", "en", (0.5,) * telling.DRAWS).text
+
+
+def _row(
+    bench: Bench, measure: Measure, how: str, items: Sequence[Item], made: Tensor, real: Tensor,
+    baselines: Mapping[str, float],
+) -> Row:  # fmt: skip
+    values, true = (_values(measure, items, clips) for clips in (made, real))
+    bar = {"bar": measure.bar, "rule": measure.rule} if how == "from words" else {}
+    words = f"{measure.words}, {how}"
+    if measure.unit == "%" and measure.of is not kept:
+        right, ceiling = ([value > 0.5 for value in one] for one in (values, true))
+        return shares(words, right, ceiling, **bar, baselines=baselines)
+    return means(
+        words, values, bench.settings.seed, unit=measure.unit, **bar, ceiling=float(np.mean(true)), baselines=baselines
+    )
+
+
+def _values(measure: Measure, items: Sequence[Item], clips: Tensor) -> list[float]:
+    return [measure.of(item, clip) for item, clip in zip(items, clips, strict=True)]
+
+
+def _mean(measure: Measure, items: Sequence[Item], clips: Tensor) -> float:
+    return float(np.mean(_values(measure, items, clips)))
+
+
+def _good(measure: Measure, item: Item, clip: Tensor) -> bool:
+    """Whether a clip is as good as the bar asks of the mean."""
+    value, bar = measure.of(item, clip), 0.5 if measure.bar is None or measure.unit == "%" else measure.bar
+    return value <= bar if measure.rule == "at most" else value >= bar

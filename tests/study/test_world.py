@@ -1,0 +1,132 @@
+"""Laws of the world: they hold in real clips, and not in clips that break them; a study of a model says so."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from unveil import load
+from unveil.study import world
+from unveil.study.video_bench import stacked
+from unveil.study.video_page import world_page
+from unveil.study.world import LAWS, Settings, scenes_of, study_world, told
+from unveil.types import RecipeError
+
+COUNT = 16
+BLACK = torch.zeros(3, 16, 32, 32, dtype=torch.uint8)
+
+
+def bench(count: int = COUNT):
+    settings = SimpleNamespace(count=count, seed=0)
+    return SimpleNamespace(settings=settings, model=SimpleNamespace(shape=(3, 16, 32, 32)))
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return {name: scenes_of(bench(), law) for name, law in LAWS.items()}
+
+
+def mean(measure, items, clips):
+    return sum(measure(item, clip) for item, clip in zip(items, clips, strict=True)) / len(items)
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_laws_hold_in_real_clips(scenes, name):
+    law, items = LAWS[name], scenes[name]
+    assert len(items) == COUNT
+    first = law.measures[0]
+    value = mean(first.of, items, stacked(items))
+    assert value <= 1 if first.rule == "at most" else value >= 0.95
+    for measure in law.measures[1:]:
+        if measure.unit == "%" and measure.of is not world.hidden:
+            assert mean(measure.of, items, stacked(items)) >= 0.95
+
+
+def test_things_that_change_do_not_last(scenes):
+    items = scenes["occluder"]
+    real = stacked(items)
+    assert mean(world.hidden, items, real) > 0.5
+    other = torch.cat([real[:, :, :8], real.roll(1, 0)[:, :, 8:]], dim=2)  # another comes out
+    assert mean(world.lasts, items, other) < 0.3
+    assert mean(world.lasts, items, torch.cat([real[:, :, :8], BLACK.expand_as(real)[:, :, 8:]], 2)) == 0
+    assert mean(world.goes, items, real.flip(2)) == 0
+    assert mean(world.hidden, scenes["frame"], stacked(scenes["frame"])) == 1
+
+
+def test_space_that_is_bent_is_seen(scenes):
+    items = scenes["space"]
+    real = stacked(items)
+    assert mean(world.residual, items, real) < 0.5
+    bent = torch.cat([real[..., :16], real[..., 16:].roll(6, -1)], dim=-1)
+    assert mean(world.residual, items, bent) > 4 * mean(world.residual, items, real)
+    assert world.residual(items[0], BLACK) == world.AWAY
+    assert mean(world.turns, items, real.flip(2)) == 0
+
+
+def test_paint_that_fades_is_seen(scenes):
+    items = scenes["brush"]
+    real = stacked(items)
+    fading = torch.cat([real[:, :, :12], real[:, :, :4].flip(2)], dim=2)
+    assert mean(world.kept, items, fading) < 0.8
+    assert world.kept(items[0], BLACK) == 0
+    assert mean(world.painted, items, real[:, [2, 0, 1]]) < 0.3
+
+
+def test_walking_the_other_way_does_not_obey(scenes):
+    assert mean(world.walks, scenes["corridor"], stacked(scenes["corridor"]).flip(2)) == 0
+
+
+def test_a_ball_that_is_bent_breaks_the_law(scenes):
+    items = scenes["game"]
+    real = stacked(items)
+    assert mean(world.reflects, items, real) < 15
+    bent = real.clone()
+    for k in range(8, 16):
+        bent[:, :, k] = real[:, :, k].roll(k - 8, -2)
+    assert mean(world.reflects, items, bent) > 1.5 * mean(world.reflects, items, real)
+    assert world.reflects(items[0], BLACK) == world.OFF
+    assert world.plays(items[0], BLACK) == 0
+
+
+def test_falling_is_faster_and_faster(scenes):
+    items = scenes["impact"]
+    assert 2.6 < mean(world.falls, items, stacked(items)) < 3.4
+    even = []
+    for k in range(16):  # a square that falls evenly
+        frame = torch.zeros(3, 32, 32, dtype=torch.uint8)
+        frame[0, k : k + 8, 10:18] = 230
+        even.append(frame)
+    assert world.falls(items[0], torch.stack(even, 1)) == pytest.approx(1.0, abs=0.1)
+    assert world.falls(items[0], BLACK) == 1
+    assert mean(world.breaks, items, stacked(items).flip(2)) < 0.8
+
+
+def test_prompts_tell_the_scene(scenes):
+    assert "passes behind a grey bar" in told(scenes["occluder"][0])
+    assert "camera pans away and back" in told(scenes["frame"][0])
+    assert all("walking" in told(item) for item in scenes["corridor"])
+
+
+@pytest.mark.slow
+def test_a_study_of_a_model_has_a_page():
+    model = load("playground-video")
+    study = study_world(model, Settings(count=2, sampling={"steps": 1}, only=("brush", "occluder")))
+    record = {"model": {"name": "tiny"}, "about": {}, **study.record()}
+    rows = record["tasks"]["brush"]["rows"]
+    assert [row["measure"] for row in rows[:2]] == ["paint that stays, from words", "paint that stays, from 6 frames"]
+    assert rows[0]["bar"] == 0.9
+    assert rows[0]["ceiling"] > 0.95
+    assert set(rows[1]["baselines"]) == {"real clips with their frames mixed", "without these frames"}
+    assert len(record["tasks"]["occluder"]["rows"]) == 6
+    page = world_page(study, record)
+    assert "What tiny knows about the world" in page
+    assert "<h2>Bars</h2>" in page
+
+
+def test_what_cannot_be():
+    with pytest.raises(RecipeError, match=r"law 'brushes': must be one of occluder, .*nearest: 'brush'"):
+        Settings(only=("brushes",))
+    with pytest.raises(RecipeError, match="models of clips"):
+        study_world(load("ddpm-digits"), Settings())
