@@ -70,6 +70,51 @@ def test_a_prompt_is_the_same_in_any_company_and_again(tower):
         torch.testing.assert_close(together[place], tokens_of(text.encode([prompt]))[0], rtol=1e-5, atol=1e-5)
 
 
+class Counted(nn.Module):
+    """A tower that counts the prompts it is given."""
+
+    def __init__(self, tower: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.config, self.count = tower, tower.config, 0
+
+    def forward(self, numbers: Tensor, used: Tensor) -> Any:
+        self.count += len(numbers)
+        return self.inner(numbers, used)
+
+
+@pytest.mark.parametrize("config", [CLIP, T5])
+def test_what_a_prompt_was_encoded_to_is_kept(config):
+    tower = Counted(drawn(config))
+    tokenizer = FileTokenizer(words_file()) if config is T5 else clip()
+    kept, plain = Text(tower, tokenizer, cache=1), Text(tower, tokenizer)
+    first = kept.encode(["a cat", "a red dog", "a cat"])
+    assert tower.count == 2
+    again = kept.encode(["a red dog", "a dog", "a cat"])
+    assert tower.count == 3
+    assert torch.equal(tokens_of(first)[0], tokens_of(again)[2])  # to the bit, in other company
+    assert torch.equal(tokens_of(first)[1], tokens_of(again)[0])
+    found = plain.encode(["a red dog", "a dog", "a cat"])
+    torch.testing.assert_close(tokens_of(again), tokens_of(found), rtol=1e-5, atol=1e-5)
+    assert (again.mask is None) == (found.mask is None) == (config is CLIP)
+    assert again.mask is None or torch.equal(again.mask, found.mask)
+    with torch.autocast("cpu", torch.bfloat16):  # another precision is another result
+        kept.encode(["a cat"])
+    assert tower.count == 3 + 3 + 1
+
+
+def test_the_prompts_that_were_used_last_are_kept(tower):
+    counted = Counted(tower)
+    text = Text(counted, clip(), cache=1)
+    text._kept.room = 3 * 12 * 16 * 4  # of three prompts
+    for prompt in ("a", "b", "c", "a", "d"):
+        text.encode([prompt])
+    assert counted.count == 4
+    text.encode(["a", "c", "d"])
+    assert counted.count == 4
+    text.encode(["b"])  # the one that was used longest ago had gone
+    assert counted.count == 5
+
+
 def test_tokens_see_only_those_before_them(tower):
     first, second = tokens_of(Text(tower, clip()).encode(["a red cat", "a red dog"]))
     torch.testing.assert_close(first[:3], second[:3], rtol=1e-5, atol=1e-5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -81,6 +81,8 @@ class Text(nn.Module):
         emphasis: whether brackets give weights to words, see `prompt.spans`, or are text.
         chunks: rows that a prompt is laid out in; further ones hold longer prompts, and every prompt has them.
         nothing: the prompt that stands for "none".
+        cache: megabytes for what prompts were encoded to, the last used; each prompt is then encoded by itself, so that
+            nothing depends on which others are in a batch. 0: nothing is kept.
 
     Weights: the vectors of a token are multiplied by its weight, and all of the prompt's then by one number, so that
     their mean is what it was without weights; where it was zero but for rounding they stay. The rule is that of the
@@ -100,10 +102,13 @@ class Text(nn.Module):
         emphasis: Emphasis = "none",
         chunks: int = 1,
         nothing: str = "",
+        cache: int = 0,
     ) -> None:
         super().__init__()
         if not 0 <= drop < 1:
             raise RecipeError(f"drop = {drop}: must lie in [0, 1)")
+        if cache < 0:
+            raise RecipeError(f"cache = {cache}: megabytes, at least 0")
         for name, value, allowed in (("gives", gives, get_args(Gives)), ("emphasis", emphasis, get_args(Emphasis))):
             if value not in allowed:
                 raise RecipeError(f"{name} = {value!r}: must be one of {', '.join(allowed)}{nearest(value, allowed)}")
@@ -114,6 +119,7 @@ class Text(nn.Module):
         self.gives, self.emphasis, self.nothing = gives, emphasis, nothing
         self.frame: Frame = tower.config.frame(chunks)
         self._captions = self._said = False
+        self._kept = Kept(cache * 2**20)
 
     @property
     def width(self) -> int:
@@ -173,7 +179,12 @@ class Text(nn.Module):
         """
         texts = texts_of(self.key, raw)
         once = list(dict.fromkeys(texts))
-        found = self.condition(self.rows(once))
+        if self._kept.room:
+            found = _together(
+                [self._kept.get((text, *self._where()), lambda key: self._alone(key[0])) for text in once]
+            )
+        else:
+            found = self.condition(self.rows(once))
         if len(once) == len(texts):
             return found
         places = torch.tensor([once.index(text) for text in texts])
@@ -199,6 +210,18 @@ class Text(nn.Module):
             mask=used.flatten(1) if masked else None,
         )
 
+    def _where(self) -> tuple[str, str]:
+        """On which device and in which precision products are computed now."""
+        device = next(self.tower.parameters()).device
+        kind = device.type
+        lowered = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        return str(device), str(lowered)
+
+    def _alone(self, text: str) -> Condition:
+        """The condition of one prompt."""
+        with torch.no_grad():
+            return self.condition(self.rows([text]))
+
     def _laid_out(self, text: str) -> LaidOut:
         if self.tokenizer is None:
             raise RecipeError(f"{self.key}: this encoder has no tokenizer yet; load the model from its folder")
@@ -211,6 +234,49 @@ class Text(nn.Module):
             f"{self.key} {short(text)!r}: {laid.lost} tokens more than the {room} that fit, left out: "
             f"{short(laid.left_out)!r}"
         )
+
+
+class Kept:
+    """Conditions that were asked for last, as many as there is room for, by a text and whatever else they depend on.
+
+    Args:
+        room: bytes.
+    """
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self._used = 0
+        self._found: dict[tuple[str, ...], Condition] = {}  # the last used at the end
+
+    def get(self, key: tuple[str, ...], make: Callable[[tuple[str, ...]], Condition]) -> Condition:
+        """The condition of a key, made where it is not there."""
+        found = self._found.pop(key, None)
+        if found is None:
+            found = make(key)
+            self._used += _bytes(found)
+        self._found[key] = found
+        while self._used > self.room and len(self._found) > 1:
+            oldest = next(iter(self._found))
+            self._used -= _bytes(self._found.pop(oldest))
+        return found
+
+
+def _together(each: Sequence[Condition]) -> Condition:
+    """The rows of several conditions one after the other."""
+    return Condition(
+        vector=_rows([one.vector for one in each]),
+        tokens=_rows([one.tokens for one in each]),
+        mask=_rows([one.mask for one in each]),
+    )
+
+
+def _rows(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    there = [tensor for tensor in tensors if tensor is not None]
+    return torch.cat(there) if there else None
+
+
+def _bytes(condition: Condition) -> int:
+    return sum(tensor.nbytes for tensor in (condition.vector, condition.tokens, condition.mask) if tensor is not None)
 
 
 def emphasised(tokens: Tensor, weights: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ class TextSection(Section):
         emphasis: whether (brackets:1.2) give weights to words, or are text.
         chunks: rows that a prompt is laid out in; what does not fit into them is left out and said so.
         nothing: the prompt that stands for none.
+        cache: megabytes of memory for what prompts were encoded to, so that a caption is encoded once; 0: none.
     """
 
     kind: Literal["text"] = "text"
@@ -45,6 +46,7 @@ class TextSection(Section):
     emphasis: Emphasis = "none"
     chunks: Annotated[int, Field(ge=1, le=100)] = 1
     nothing: str = ""
+    cache: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _agrees(self) -> TextSection:
@@ -69,4 +71,5 @@ class TextSection(Section):
             emphasis=self.emphasis,
             chunks=self.chunks,
             nothing=self.nothing,
+            cache=self.cache,
         )
