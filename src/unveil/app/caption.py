@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from unveil.data.glance import Looker, Seen, look_round
 from unveil.data.listing import Entry
 from unveil.files import refuse_overwrite, write_atomically
 from unveil.language.caption import FRAMES, HOWS, How, ImageToText, Own, Reel, Teller, Told, Vision
-from unveil.types import MediaError, NoAnswer, RecipeError, nearest
+from unveil.types import MediaError, NoAnswer, NotWritable, RecipeError, nearest
 
 COLUMN, CONFIDENCE = "caption", "confidence"
 SHOWN = 5  # failures that a person is shown
@@ -73,7 +73,9 @@ def run(ask: Ask, console: Console) -> None:
     """
     seen = look_round(ask.folder)
     if ask.out is None and not ask.force and ask.place.exists():
-        raise refused(ask.place)
+        raise NotWritable(
+            f"{ask.place}: is there already and is not overwritten; give --out, such as --out captions.jsonl"
+        )
     refuse_overwrite(ask.place, ask.force)
     teller = ask.teller()
     told: dict[str, Told] = {}
@@ -94,14 +96,9 @@ def run(ask: Ask, console: Console) -> None:
     console.result(facts, "\n".join(lines))
 
 
-def refused(place: Path) -> Exception:
-    """What is said of a file of captions that is there already."""
-    from unveil.types import NotWritable
-
-    return NotWritable(f"{place}: is there already and is not overwritten; give --out, such as --out captions.jsonl")
-
-
-def _parts(seen: Seen, count: int, failed: list[tuple[str, str]], advance: Any) -> Iterator[list[tuple[Entry, Reel]]]:
+def _parts(
+    seen: Seen, count: int, failed: list[tuple[str, str]], advance: Callable[[], object]
+) -> Iterator[list[tuple[Entry, Reel]]]:
     """What is to be told, read, so many at a time."""
     looker = Looker(seen, FRAMES)
     part: list[tuple[Entry, Reel]] = []
