@@ -86,7 +86,7 @@ class Counted(nn.Module):
 def test_what_a_prompt_was_encoded_to_is_kept(config):
     tower = Counted(drawn(config))
     tokenizer = FileTokenizer(words_file()) if config is T5 else clip()
-    kept, plain = Text(tower, tokenizer, cache=1), Text(tower, tokenizer)
+    kept, plain = Text(tower, tokenizer).keep(1), Text(tower, tokenizer)
     first = kept.encode(["a cat", "a red dog", "a cat"])
     assert tower.count == 2
     again = kept.encode(["a red dog", "a dog", "a cat"])
@@ -104,7 +104,7 @@ def test_what_a_prompt_was_encoded_to_is_kept(config):
 
 def test_the_prompts_that_were_used_last_are_kept(tower):
     counted = Counted(tower)
-    text = Text(counted, clip(), cache=1)
+    text = Text(counted, clip()).keep(1)
     text._kept.room = 3 * 12 * 16 * 4  # of three prompts
     for prompt in ("a", "b", "c", "a", "d"):
         text.encode([prompt])

@@ -14,9 +14,10 @@ from tests.tasks.tiny import tiny_clips
 from unveil.data.world.stage import TONES
 from unveil.evaluate import seams
 from unveil.study import video as study
-from unveil.study.video_bench import MOVING, Bench, Row, Settings, stacked, text_of, thing
+from unveil.study.video_bench import MOVING, Bench, Settings, stacked, text_of, thing
 from unveil.study.video_changed import FINE
 from unveil.study.video_given import BETWEEN, ENDS, OPEN
+from unveil.study.video_rows import Row
 from unveil.tasks.reel import Shot
 from unveil.types import Condition, RecipeError
 

@@ -9,6 +9,7 @@ import torch
 
 from unveil import load
 from unveil.evaluate.captions import parse, unread
+from unveil.study.video_bench import Bench
 from unveil.study.video_page import text_page
 from unveil.study.words import KINDS, NEGATION, Settings, clips_of, negation, of_kind, said, study_text
 from unveil.types import RecipeError
@@ -16,10 +17,12 @@ from unveil.types import RecipeError
 COUNT = 12
 
 
-def bench(count: int = COUNT, made=None):
+def bench(made=None, expand=True):
     """What clips are chosen for: the score world's size and length."""
-    settings = SimpleNamespace(count=count)
-    return SimpleNamespace(settings=settings, model=SimpleNamespace(shape=(3, 16, 32, 32)), made=made)
+    found = Bench(SimpleNamespace(shape=(3, 16, 32, 32)), Settings(count=COUNT, expand=expand))
+    if made is not None:
+        found.made = made
+    return found
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -58,13 +61,14 @@ def test_a_kind_is_scored_by_what_is_made():
         asked.append(texts)
         return half
 
-    found = of_kind(bench(made=made), kind, expand=True)
+    found = of_kind(kind, bench(made=made))
     plain, expanded = found.rows
     assert (plain.found.value, plain.ceiling, plain.baselines["anything"]) == (0.5, 1.0, 1 / 8)
     assert expanded.measure == "the colour, expanded by the rules"
     assert all("camera static" in text for text in asked[1])
     assert not any("camera static" in text for text in asked[0])
-    assert len(of_kind(bench(made=made), KINDS["position"], expand=True).rows) == 1  # dense already
+    assert len(of_kind(KINDS["position"], bench(made=made)).rows) == 1  # dense already
+    assert len(of_kind(kind, bench(made=made, expand=False)).rows) == 1
 
 
 def test_negation_compares_the_same_noise_with_and_without():
@@ -96,8 +100,8 @@ def test_a_study_of_a_model_has_a_page(tmp_path):
 
 
 def test_what_cannot_be():
-    with pytest.raises(RecipeError, match=r"kind 'colours': must be one of colour, .*nearest: 'colour'"):
-        Settings(only=("colours",))
+    with pytest.raises(RecipeError, match=r"task 'colours': must be one of colour, .*nearest: 'colour'"):
+        study_text(load("playground-video"), Settings(only=("colours",)))
     with pytest.raises(RecipeError, match="count = 1"):
         Settings(count=1)
     with pytest.raises(RecipeError, match="models of clips"):

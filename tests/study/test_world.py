@@ -9,18 +9,17 @@ import torch
 
 from unveil import load
 from unveil.study import world
-from unveil.study.video_bench import stacked
+from unveil.study.video_bench import Bench, Shared, stacked
 from unveil.study.video_page import world_page
-from unveil.study.world import LAWS, Settings, scenes_of, study_world, told
+from unveil.study.world import LAWS, scenes_of, study_world, told
 from unveil.types import RecipeError
 
 COUNT = 16
 BLACK = torch.zeros(3, 16, 32, 32, dtype=torch.uint8)
 
 
-def bench(count: int = COUNT):
-    settings = SimpleNamespace(count=count, seed=0)
-    return SimpleNamespace(settings=settings, model=SimpleNamespace(shape=(3, 16, 32, 32)))
+def bench():
+    return Bench(SimpleNamespace(shape=(3, 16, 32, 32)), Shared(count=COUNT))
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +111,7 @@ def test_prompts_tell_the_scene(scenes):
 @pytest.mark.slow
 def test_a_study_of_a_model_has_a_page():
     model = load("playground-video")
-    study = study_world(model, Settings(count=2, sampling={"steps": 1}, only=("brush", "occluder")))
+    study = study_world(model, Shared(count=2, sampling={"steps": 1}, only=("brush", "occluder")))
     record = {"model": {"name": "tiny"}, "about": {}, **study.record()}
     rows = record["tasks"]["brush"]["rows"]
     assert [row["measure"] for row in rows[:2]] == ["paint that stays, from words", "paint that stays, from 6 frames"]
@@ -126,7 +125,7 @@ def test_a_study_of_a_model_has_a_page():
 
 
 def test_what_cannot_be():
-    with pytest.raises(RecipeError, match=r"law 'brushes': must be one of occluder, .*nearest: 'brush'"):
-        Settings(only=("brushes",))
+    with pytest.raises(RecipeError, match=r"task 'brushes': must be one of occluder, .*nearest: 'brush'"):
+        study_world(load("playground-video"), Shared(only=("brushes",)))
     with pytest.raises(RecipeError, match="models of clips"):
-        study_world(load("ddpm-digits"), Settings())
+        study_world(load("ddpm-digits"), Shared())

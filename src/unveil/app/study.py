@@ -37,6 +37,7 @@ from unveil.study.inverse import study_inverse
 from unveil.study.model_pages import inverse_page, samplers_page, scales_page
 from unveil.study.samplers import Settings, study_samplers
 from unveil.study.scales import check_scales, study_scales
+from unveil.study.video_bench import ClipStudy, Shared
 from unveil.study.video_page import text_page, video_page, world_page
 from unveil.tasks.generate import DTYPES
 from unveil.types import RecipeError
@@ -149,13 +150,13 @@ def text(name: str, settings: words.Settings, device: str, place: Place, console
     _of_clips(name, "text", settings, (words.study_text, text_page), device, place, console)
 
 
-def world(name: str, settings: laws.Settings, device: str, place: Place, console: Console) -> None:
+def world(name: str, settings: Shared, device: str, place: Place, console: Console) -> None:
     """Tries what a model of clips knows about the world, writes world.json and world.html."""
     _of_clips(name, "world", settings, (laws.study_world, world_page), device, place, console)
 
 
 def _of_clips(
-    name: str, what: str, settings: Any, parts: tuple[Callable[..., Any], Callable[..., str]], device: str,
+    name: str, what: str, settings: Shared, parts: tuple[Callable[..., ClipStudy], Callable[..., str]], device: str,
     place: Place, console: Console,
 ) -> None:  # fmt: skip
     """Studies a model of clips by a function and writes what its page shows."""
@@ -235,13 +236,13 @@ def text_settings(wanted: Mapping[str, Any], sampling: Sequence[str], quick: boo
     return _settings(words.QUICK if quick else words.Settings(), wanted, sampling)
 
 
-def world_settings(wanted: Mapping[str, Any], sampling: Sequence[str], quick: bool) -> laws.Settings:
+def world_settings(wanted: Mapping[str, Any], sampling: Sequence[str], quick: bool) -> Shared:
     """Settings of the study of laws, likewise.
 
     Raises:
         RecipeError: numbers that cannot be, or an unknown law.
     """
-    return _settings(laws.QUICK if quick else laws.Settings(), wanted, sampling)
+    return _settings(laws.QUICK if quick else Shared(), wanted, sampling)
 
 
 def _settings(plain: Any, wanted: Mapping[str, Any], sampling: Sequence[str]) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from unveil.app.console import Console
-from unveil.app.options import AsJson, Device, Dtype, Force, ModelName, Quiet, RecipeName
+from unveil.app.groups import spread
+from unveil.app.options import AsJson, Device, Dtype, Force, ModelName, Quiet, RecipeName, Reply
 
 study_app = typer.Typer(
     no_args_is_help=True,
@@ -119,8 +121,31 @@ def vit(
     work.vit(recipe, tuple(overrides or ()), settings, work.Place(out, force), Console(as_json, quiet))
 
 
+@dataclass(frozen=True)
+class Studied:
+    """How a model of clips is studied, and where the page goes."""
+
+    count: Annotated[int | None, typer.Option(help="Clips of each task; 48.")] = None
+    sampling: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of sampling, such as steps=24 or scale=2.")
+    ] = None
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0
+    quick: Annotated[bool, typer.Option("--quick", help="A few clips in few steps, to show that it works.")] = False
+    out: Annotated[Path | None, typer.Option(help="Folder of the page; the run's own when left out.")] = None
+    dtype: Dtype = "bfloat16"
+    device: Device = "auto"
+    reply: Reply = field(default_factory=Reply)
+
+    @property
+    def wanted(self) -> dict[str, Any]:
+        """The settings among them."""
+        return {"count": self.count, "seed": self.seed, "dtype": self.dtype}
+
+
 @study_app.command("video")
+@spread
 def video(
+    *,
     model: ModelName,
     only: Annotated[
         list[str] | None,
@@ -129,24 +154,13 @@ def video(
             help="picture, extend, loop, connect, edit, ground, sizes or twice; all when left out; may repeat.",
         ),
     ] = None,
-    count: Annotated[int | None, typer.Option(help="Clips of each task; 48.")] = None,
     sizes: Annotated[
         list[str] | None, typer.Option("--size", help="Width x height x frames, such as 48x24x16; may be repeated.")
     ] = None,
     asked: Annotated[
         str, typer.Option("--list", help="Prompts of the playground: seen, held-out or validation.")
     ] = "seen",
-    sampling: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting of sampling, such as steps=24 or scale=2.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
-    quick: Annotated[bool, typer.Option("--quick", help="A few clips in few steps, to show that it works.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder of the page; the run's own when left out.")] = None,
-    dtype: Dtype = "bfloat16",
-    device: Device = "auto",
-    force: Force = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    studied: Studied,
 ) -> None:
     """Try what a model of clips does besides clips from text, Sora's list: each point with a number and a film.
 
@@ -157,13 +171,15 @@ def video(
     """
     from unveil.app import study as work
 
-    wanted = {"only": only, "count": count, "sizes": sizes, "asked": asked, "seed": seed, "dtype": dtype}
-    settings = work.clip_settings(wanted, sampling or (), quick)
-    work.video(model, settings, device, work.Place(out, force), Console(as_json, quiet))
+    wanted = {**studied.wanted, "only": only, "sizes": sizes, "asked": asked}
+    settings = work.clip_settings(wanted, studied.sampling or (), studied.quick)
+    work.video(model, settings, studied.device, work.Place(studied.out, studied.reply.force), studied.reply.console)
 
 
 @study_app.command("text")
+@spread
 def text(
+    *,
     model: ModelName,
     only: Annotated[
         list[str] | None,
@@ -173,19 +189,8 @@ def text(
             "negation; all when left out; may repeat.",
         ),
     ] = None,
-    count: Annotated[int | None, typer.Option(help="Prompts of each kind; 48.")] = None,
     expand: Annotated[bool, typer.Option("--expand/--no-expand", help="Also as the rules expand them.")] = True,
-    sampling: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting of sampling, such as steps=24 or scale=2.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
-    quick: Annotated[bool, typer.Option("--quick", help="A few clips in few steps, to show that it works.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder of the page; the run's own when left out.")] = None,
-    dtype: Dtype = "bfloat16",
-    device: Device = "auto",
-    force: Force = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    studied: Studied,
 ) -> None:
     """Try what a model of clips understands of prompts: kinds of them, each with its share of right clips.
 
@@ -196,13 +201,16 @@ def text(
     """
     from unveil.app import study as work
 
-    wanted = {"only": only, "count": count, "expand": expand, "seed": seed, "dtype": dtype}
-    settings = work.text_settings(wanted, sampling or (), quick)
-    work.text(model, settings, device, work.Place(out, force), Console(as_json, quiet))
+    settings = work.text_settings(
+        {**studied.wanted, "only": only, "expand": expand}, studied.sampling or (), studied.quick
+    )
+    work.text(model, settings, studied.device, work.Place(studied.out, studied.reply.force), studied.reply.console)
 
 
 @study_app.command("world")
+@spread
 def world(
+    *,
     model: ModelName,
     only: Annotated[
         list[str] | None,
@@ -210,18 +218,7 @@ def world(
             "--law", help="occluder, frame, space, brush, corridor, game or impact; all when left out; may repeat."
         ),
     ] = None,
-    count: Annotated[int | None, typer.Option(help="Clips of each law; 48.")] = None,
-    sampling: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting of sampling, such as steps=24 or scale=2.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
-    quick: Annotated[bool, typer.Option("--quick", help="A few clips in few steps, to show that it works.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder of the page; the run's own when left out.")] = None,
-    dtype: Dtype = "bfloat16",
-    device: Device = "auto",
-    force: Force = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    studied: Studied,
 ) -> None:
     """Try what a model of clips knows about the world: what lasts, space, actions, rules, laws of motion.
 
@@ -232,9 +229,8 @@ def world(
     """
     from unveil.app import study as work
 
-    wanted = {"only": only, "count": count, "seed": seed, "dtype": dtype}
-    settings = work.world_settings(wanted, sampling or (), quick)
-    work.world(model, settings, device, work.Place(out, force), Console(as_json, quiet))
+    settings = work.world_settings({**studied.wanted, "only": only}, studied.sampling or (), studied.quick)
+    work.world(model, settings, studied.device, work.Place(studied.out, studied.reply.force), studied.reply.console)
 
 
 @study_app.command("detector")

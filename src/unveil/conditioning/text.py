@@ -81,8 +81,6 @@ class Text(nn.Module):
         emphasis: whether brackets give weights to words, see `prompt.spans`, or are text.
         chunks: rows that a prompt is laid out in; further ones hold longer prompts, and every prompt has them.
         nothing: the prompt that stands for "none".
-        cache: megabytes for what prompts were encoded to, the last used; each prompt is then encoded by itself, so that
-            nothing depends on which others are in a batch. 0: nothing is kept.
 
     Weights: the vectors of a token are multiplied by its weight, and all of the prompt's then by one number, so that
     their mean is what it was without weights; where it was zero but for rounding they stay. The rule is that of the
@@ -102,13 +100,10 @@ class Text(nn.Module):
         emphasis: Emphasis = "none",
         chunks: int = 1,
         nothing: str = "",
-        cache: int = 0,
     ) -> None:
         super().__init__()
         if not 0 <= drop < 1:
             raise RecipeError(f"drop = {drop}: must lie in [0, 1)")
-        if cache < 0:
-            raise RecipeError(f"cache = {cache}: megabytes, at least 0")
         for name, value, allowed in (("gives", gives, get_args(Gives)), ("emphasis", emphasis, get_args(Emphasis))):
             if value not in allowed:
                 raise RecipeError(f"{name} = {value!r}: must be one of {', '.join(allowed)}{nearest(value, allowed)}")
@@ -119,7 +114,7 @@ class Text(nn.Module):
         self.gives, self.emphasis, self.nothing = gives, emphasis, nothing
         self.frame: Frame = tower.config.frame(chunks)
         self._captions = self._said = False
-        self._kept = Kept(cache * 2**20)
+        self._kept = Kept(0)
 
     @property
     def width(self) -> int:
@@ -130,6 +125,19 @@ class Text(nn.Module):
         """The encoder stays in evaluation mode; in training only the first text that is too long is told."""
         super().train(False)
         self._captions = mode
+        return self
+
+    def keep(self, megabytes: int) -> Text:
+        """Keeps what prompts were encoded to, the last used, in so much memory; 0: nothing, which is so at first.
+
+        Each prompt is then encoded by itself, so that nothing depends on which others are in a batch.
+
+        Raises:
+            RecipeError: less than nothing.
+        """
+        if megabytes < 0:
+            raise RecipeError(f"cache = {megabytes}: megabytes, at least 0")
+        self._kept = Kept(megabytes * 2**20)
         return self
 
     def files(self) -> dict[str, str]:

@@ -71,5 +71,4 @@ class TextSection(Section):
             emphasis=self.emphasis,
             chunks=self.chunks,
             nothing=self.nothing,
-            cache=self.cache,
-        )
+        ).keep(self.cache)

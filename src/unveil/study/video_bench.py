@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,12 +17,12 @@ from unveil.data.playground import Playground, PlaygroundConfig
 from unveil.data.world import telling
 from unveil.data.world.motion import TEN
 from unveil.evaluate import draw
-from unveil.evaluate.metrics import Interval, bootstrap, share
 from unveil.model import Model
+from unveil.study.video_rows import Found
 from unveil.tasks.edit import PLAIN, Edit
 from unveil.tasks.generate import Request, generate
 from unveil.tasks.reel import Shot, film, whole
-from unveil.types import Item, LeftOut, RecipeError
+from unveil.types import Item, LeftOut, RecipeError, nearest
 
 MOVING = ("left", "right", "up", "down", "diagonal", "bounce", "orbit")
 LOOPING = ("bounce", "orbit")  # what moves and comes back
@@ -31,22 +32,20 @@ SHOWN = 4  # clips of each kind, good and bad, in a film
 _POOL = 500  # prompts of a list, all of which clips are chosen from
 _MADE = (255, 150, 0)  # the frame around what was made
 _OTHER_SIZES = 7  # the seed of worlds of other sizes than the score's
+_AMONG, _AT_ONCE = 1_000_000, 64  # clips that are looked through for some of a kind, and at a time
 Reach = Callable[[int, int], object]  # clips drawn, of how many (0 where that is not known)
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What all tasks share.
+class Shared:
+    """What every study of clips is told.
 
     Attributes:
         count: clips of each task.
         batch: at a time.
         seed: of the noise and of intervals.
-        asked: list of prompts that clips are taken from; "validation" while settings are chosen.
         dtype: what is drawn in.
         sampling: changes of the model's own settings.
-        strengths: of edits, rising; `strength` is the one that bars are for.
-        sizes: frames, height and width beside the model's own.
         only: tasks by name; none: all.
 
     Raises:
@@ -56,20 +55,39 @@ class Settings:
     count: int = 48
     batch: int = 16
     seed: int = 0
-    asked: Asked = "seen"
     dtype: str = "float32"
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    strengths: tuple[float, ...] = (0.3, 0.5, 0.7, 0.85)
-    strength: float = 0.7
-    sizes: tuple[tuple[int, int, int], ...] = (
-        (16, 24, 48), (16, 48, 24), (16, 40, 40), (12, 32, 32), (24, 32, 32), (1, 48, 48),
-    )  # fmt: skip
     only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuses what cannot be measured."""
         if self.count < 2 or self.batch < 1:
             raise RecipeError(f"count = {self.count}, batch = {self.batch}: at least 2 clips, and 1 at a time")
+
+
+@dataclass(frozen=True)
+class Settings(Shared):
+    """What the tasks of Sora's list share, beside what every study of clips is told.
+
+    Attributes:
+        asked: list of prompts that clips are taken from; "validation" while settings are chosen.
+        strengths: of edits, rising; `strength` is the one that bars are for.
+        sizes: frames, height and width beside the model's own.
+
+    Raises:
+        RecipeError: numbers that cannot be.
+    """
+
+    asked: Asked = "seen"
+    strengths: tuple[float, ...] = (0.3, 0.5, 0.7, 0.85)
+    strength: float = 0.7
+    sizes: tuple[tuple[int, int, int], ...] = (
+        (16, 24, 48), (16, 48, 24), (16, 40, 40), (12, 32, 32), (24, 32, 32), (1, 48, 48),
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be measured."""
+        super().__post_init__()
         if (
             len(self.strengths) < 2
             or self.strength not in self.strengths
@@ -78,97 +96,8 @@ class Settings:
             raise RecipeError(f"strengths {list(self.strengths)}: must rise, and {self.strength} be one of them")
 
 
+S = TypeVar("S", bound=Shared)
 QUICK = Settings(count=4, sampling={"steps": 2}, strengths=(0.5, 0.7), sizes=((8, 32, 32),))
-
-
-@dataclass(frozen=True)
-class Row:
-    """One number of a task.
-
-    Attributes:
-        measure: what it is of; `unit` is "%", "px" or "" for ratios.
-        found: with its 95 % interval, over `count` clips.
-        bar, rule: which number must be reached, from which side; None: there is none.
-        ceiling: the same of real clips, which is what the detector allows.
-        baselines: the same of what takes no model, by name.
-    """
-
-    measure: str
-    found: Interval
-    count: int
-    unit: Literal["%", "px", ""] = ""
-    bar: float | None = None
-    rule: Literal["at least", "at most"] = "at least"
-    ceiling: float | None = None
-    baselines: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def met(self) -> bool | None:
-        """Whether the bar is reached; None without one."""
-        if self.bar is None:
-            return None
-        return self.found.value >= self.bar if self.rule == "at least" else self.found.value <= self.bar
-
-    def record(self) -> dict[str, Any]:
-        """All of it as plain values."""
-        return {**asdict(self), "found": self.found._asdict(), "met": self.met}
-
-    @property
-    def text(self) -> str:
-        """One line for a person."""
-        value, low, high = (said(one, self.unit) for one in self.found)
-        met = "met" if self.met else "not met"
-        bar = "" if self.bar is None else f", bar {self.rule} {said(self.bar, self.unit)} {met}"
-        return f"{self.measure}: {value} ({low} to {high}){bar}"
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a task gave.
-
-    Attributes:
-        title, method: in words.
-        rows: its numbers. curve: further ones, such as those of each strength, by what they are of.
-        films: animated WebPs by their captions.
-    """
-
-    title: str
-    method: str
-    rows: Sequence[Row]
-    curve: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    films: Mapping[str, bytes] = field(default_factory=dict, repr=False)
-
-    def record(self) -> dict[str, Any]:
-        """All but the films."""
-        plain = {name: dict(one) for name, one in self.curve.items()}
-        return {"title": self.title, "method": self.method, "rows": [row.record() for row in self.rows], "curve": plain}
-
-
-def said(value: float, unit: str) -> str:
-    """A number in its unit."""
-    return f"{value:.1%}" if unit == "%" else f"{value:.2f}" + (f" {unit}" if unit else "")
-
-
-def shares(measure: str, hits: Sequence[bool], ceiling: Sequence[bool] | None = None, **rest: Any) -> Row:
-    """A row of how many clips are right."""
-    top = None if ceiling is None else _part(ceiling)
-    return Row(measure, share(torch.tensor(hits)), len(hits), "%", ceiling=top, **rest)
-
-
-def means(measure: str, values: Sequence[float], seed: int, **rest: Any) -> Row:
-    """A row of the mean of a measure over clips."""
-    return ratios(measure, values, [1.0] * len(values), seed, **rest)
-
-
-def ratios(measure: str, values: Sequence[float], over: Sequence[float], seed: int, **rest: Any) -> Row:
-    """A row of the mean of a measure over the mean of another one of the same clips."""
-    top, bottom = (torch.tensor(one, dtype=torch.float64) for one in (values, over))
-    found = bootstrap(lambda rows: float(top[rows].mean() / bottom[rows].mean()), len(top), draws=1000, seed=seed)
-    return Row(measure, found, len(values), **rest)
-
-
-def _part(hits: Sequence[bool]) -> float:
-    return sum(map(bool, hits)) / len(hits)
 
 
 def thing(item: Item) -> dict[str, Any]:
@@ -184,19 +113,19 @@ def text_of(item: Item, **changed: str) -> str:
     return telling.tell(told, "short", "en", [0.99] * telling.DRAWS, noisy=False).text
 
 
-class Bench:
-    """A model and real clips of the score world.
+class Bench(Generic[S]):
+    """A model, and real clips that it is measured on.
 
     Args:
         reach: told how many clips are drawn.
     """
 
-    def __init__(self, model: Model, settings: Settings, reach: Reach = lambda done, total: None) -> None:
+    def __init__(self, model: Model, settings: S, reach: Reach = lambda done, total: None) -> None:
         self.model, self.settings, self.reach = model, settings, reach
         self._done = 0
         self._pool: list[Item] | None = None
 
-    def items(self, motions: Sequence[str] = TEN, count: int | None = None) -> list[Item]:
+    def items(self: Bench[Settings], motions: Sequence[str] = TEN, count: int | None = None) -> list[Item]:
         """The first clips of the list whose things do one of these.
 
         Raises:
@@ -208,7 +137,7 @@ class Bench:
             raise RecipeError(f"count {wanted}: the list has {len(prompts)} such clips; ask for fewer")
         return score_clips(self.settings.asked, prompts[:wanted])
 
-    def pairs(self) -> list[tuple[Item, Item]]:
+    def pairs(self: Bench[Settings]) -> list[tuple[Item, Item]]:
         """Two moving clips each, over one ground and of unlike colours; no clip twice."""
         waiting: dict[str, Item] = {}
         found: list[tuple[Item, Item]] = []
@@ -226,16 +155,29 @@ class Bench:
 
     def world(self, size: tuple[int, int, int]) -> list[Item]:
         """Clips of another size whose combinations training has, with pixels (3, T, H, W)."""
+        return self.chosen(size, _OTHER_SIZES, lambda item: not item["unseen"])
+
+    def chosen(
+        self, size: tuple[int, ...], seed: int, chosen: Callable[[Item], bool], world: Mapping[str, Any] | None = None
+    ) -> list[Item]:
+        """As many clips as are studied, pixels (3, T, H, W), of a playground that no model is trained on.
+
+        Args:
+            size: frames, height and width.
+            seed: of the playground.
+            chosen: which of its clips.
+            world: further settings of `PlaygroundConfig`.
+        """
         frames, height, width = size
         low, high = min(height, width), max(height, width)
         config = PlaygroundConfig(
-            smallest=low, largest=high, aspect=high / low, frames=(frames,), seed=_OTHER_SIZES, held_out=1_000_000
+            smallest=low, largest=high, aspect=high / low, frames=(frames,), seed=seed, held_out=_AMONG, **(world or {})
         )
-        world, found = Playground(config, "held-out"), list[Item]()
-        for begin in range(0, len(world), 64):
-            for item in world.__getitems__(range(begin, begin + 64)):
+        there, found = Playground(config, "held-out"), list[Item]()
+        for begin in range(0, _AMONG, _AT_ONCE):
+            for item in there.__getitems__(range(begin, begin + _AT_ONCE)):
                 pixels = item["pixels"] if item["pixels"].ndim == 4 else item["pixels"][:, None]
-                if tuple(pixels.shape[2:]) == (height, width) and not item["unseen"]:
+                if tuple(pixels.shape[2:]) == (height, width) and chosen(item):
                     found.append({**item, "pixels": pixels})
                 if len(found) == self.settings.count:
                     return found
@@ -300,6 +242,49 @@ def check_model(model: Model) -> None:
             f"a model of {tuple(model.shape)} that is told {', '.join(model.conditioners) or 'nothing'}: what is "
             "studied are models of clips (3, frames, height, width) that are told a prompt"
         )
+
+
+@dataclass(frozen=True)
+class ClipStudy:
+    """What a model makes of each task.
+
+    Attributes:
+        seconds: of the processor, of each task.
+    """
+
+    settings: Shared
+    sampling: Mapping[str, Any]
+    found: Mapping[str, Found]
+    seconds: Mapping[str, float]
+
+    def record(self) -> dict[str, Any]:
+        """Everything but the films, as plain values."""
+        settings = {**asdict(self.settings), "sampling": dict(self.sampling)}
+        tasks = {
+            name: {**one.record(), "cpu_seconds": round(self.seconds[name], 1)} for name, one in self.found.items()
+        }
+        return {"settings": settings, "tasks": tasks}
+
+
+def studied(model: Model, settings: S, tasks: Mapping[str, Callable[[Bench[S]], Found]], reach: Reach) -> ClipStudy:
+    """Runs the tasks that are asked for.
+
+    Raises:
+        RecipeError: another kind of model, or an unknown task.
+    """
+    check_model(model)
+    for name in settings.only:
+        if name not in tasks:
+            raise RecipeError(f"task {name!r}: must be one of {', '.join(tasks)}{nearest(name, list(tasks))}")
+    bench = Bench(model.eval(), settings, reach)
+    found: dict[str, Found] = {}
+    seconds: dict[str, float] = {}
+    with quietly():
+        for name in settings.only or tasks:
+            begun = time.process_time()
+            found[name] = tasks[name](bench)
+            seconds[name] = time.process_time() - begun
+    return ClipStudy(settings, model.sampling.changed(settings.sampling).brief(), found, seconds)
 
 
 def quietly() -> warnings.catch_warnings[None]:

@@ -18,19 +18,8 @@ from unveil.data.world.stage import TONES
 from unveil.evaluate import seams
 from unveil.evaluate.clips import look
 from unveil.evaluate.metrics import bootstrap
-from unveil.study.video_bench import (
-    LOST,
-    MOVING,
-    Bench,
-    Found,
-    Row,
-    means,
-    shares,
-    shown,
-    stacked,
-    text_of,
-    thing,
-)
+from unveil.study.video_bench import LOST, MOVING, Bench, Settings, shown, stacked, text_of, thing
+from unveil.study.video_rows import Found, Row, means, shares
 from unveil.tasks import video
 from unveil.tasks.edit import Edit
 from unveil.tasks.reel import Shot
@@ -55,7 +44,7 @@ class _Change(NamedTuple):
     kept: Callable[[int, Tensor], dict[str, bool]]
 
 
-def edit(bench: Bench) -> Found:
+def edit(bench: Bench[Settings]) -> Found:
     """A thing gets another colour: made again where it is, made again everywhere, or moved by a difference of texts."""
     items = bench.items(MOVING)
     real, names = stacked(items), list(COLOURS)
@@ -82,7 +71,7 @@ def edit(bench: Bench) -> Found:
     return Found("Edit the thing", method, rows, curve, films)
 
 
-def ground(bench: Bench) -> Found:
+def ground(bench: Bench[Settings]) -> Found:
     """The ground gets another colour: made again around the thing, which is held."""
     items, names = bench.items(MOVING), list(TONES)
     real = stacked(items)
@@ -103,7 +92,7 @@ def ground(bench: Bench) -> Found:
     return Found("Edit the ground", method, rows, curve, films)
 
 
-def sizes(bench: Bench) -> Found:
+def sizes(bench: Bench[Settings]) -> Found:
     """Clips of other sizes, aspects and lengths than the model's own, by their texts."""
     rows: list[Row] = []
     films: dict[str, bytes] = {}
@@ -118,7 +107,7 @@ def sizes(bench: Bench) -> Found:
     return Found("Other sizes, aspects and lengths", method, rows, films=films)
 
 
-def twice(bench: Bench) -> Found:
+def twice(bench: Bench[Settings]) -> Found:
     """Clips of twice the resolution: places of tokens are half as far apart as in training."""
     rows: list[Row] = []
     films: dict[str, bytes] = {}
@@ -136,7 +125,7 @@ def twice(bench: Bench) -> Found:
 
 
 def _strengths(
-    bench: Bench, change: _Change, masks: Tensor
+    bench: Bench[Settings], change: _Change, masks: Tensor
 ) -> tuple[list[Row], dict[str, dict[str, float]], dict[str, bytes]]:
     """The rows of an edit of a region, the shares by strength, and films of the strength that is judged."""
     hits, curve, made = _curve(bench, change, masks)
@@ -148,7 +137,7 @@ def _strengths(
 
 
 def _curve(
-    bench: Bench, change: _Change, masks: Tensor | None
+    bench: Bench[Settings], change: _Change, masks: Tensor | None
 ) -> tuple[Tensor, dict[str, dict[str, float]], dict[float, Tensor]]:
     """Of each strength which clips show what is new (S, N), the shares of what is new and kept, and the clips."""
     hits: list[list[bool]] = []
@@ -170,7 +159,7 @@ def _curve(
 
 
 def _applied(
-    bench: Bench,
+    bench: Bench[Settings],
     change: _Change,
     made: Tensor,
     words: str,
@@ -200,7 +189,7 @@ def _applied(
     return rows
 
 
-def _rising(measure: str, bench: Bench, hits: Tensor, bar: float | None = None) -> Row:
+def _rising(measure: str, bench: Bench[Settings], hits: Tensor, bar: float | None = None) -> Row:
     """The largest fall of a share from one strength to the next; 0 where it only rises."""
 
     def fall(rows: Tensor) -> float:
@@ -210,7 +199,7 @@ def _rising(measure: str, bench: Bench, hits: Tensor, bar: float | None = None) 
     return Row(measure, found, hits.shape[1], "%", bar=bar, rule="at most")
 
 
-def _moved(bench: Bench, items: Sequence[Item], real: Tensor, rows: slice) -> Edit:
+def _moved(bench: Bench[Settings], items: Sequence[Item], real: Tensor, rows: slice) -> Edit:
     source = {"prompt": [text_of(item) for item in items[rows]]}
     return video.move(bench.model, real[rows], source, strength=bench.settings.strength)
 
@@ -232,7 +221,7 @@ def _ground_kept(item: Item, clip: Tensor) -> bool:
 
 
 def _sized(
-    bench: Bench, words: str, size: tuple[int, int, int], spacing: float = 1.0, bar: float | None = None
+    bench: Bench[Settings], words: str, size: tuple[int, int, int], spacing: float = 1.0, bar: float | None = None
 ) -> tuple[list[Row], Tensor, list[bool]]:
     """The rows of clips of a size, the clips, and which are as asked."""
     items = bench.world(size)

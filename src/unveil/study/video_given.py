@@ -13,21 +13,8 @@ from torch import Tensor
 
 from unveil.evaluate import seams
 from unveil.evaluate.clips import Look, look
-from unveil.study.video_bench import (
-    LOOPING,
-    LOST,
-    MOVING,
-    Bench,
-    Found,
-    Row,
-    means,
-    ratios,
-    shares,
-    shown,
-    stacked,
-    text_of,
-    thing,
-)
+from unveil.study.video_bench import LOOPING, LOST, MOVING, Bench, Settings, shown, stacked, text_of, thing
+from unveil.study.video_rows import Found, Row, means, ratios, shares
 from unveil.tasks import video
 from unveil.tasks.edit import Edit
 from unveil.tasks.known import frames_at, holding
@@ -41,7 +28,7 @@ OPEN = 10  # frames of a clip that is closed to a loop
 KEPT, STRAYED, STRAYED_GOAL, SEAM, ABRUPT, RISING = 0.95, 0.4, 0.25, 1.5, 2.0, 0.8
 
 
-def picture(bench: Bench) -> Found:
+def picture(bench: Bench[Settings]) -> Found:
     """Clips that begin with a picture: what is in it keeps its colour and shape."""
     items = bench.items()
     real = stacked(items)
@@ -68,7 +55,7 @@ def picture(bench: Bench) -> Found:
     return Found("Picture to clip", method, rows, films=shown([real, made], good, range(1, 16)))
 
 
-def extended(bench: Bench) -> Found:
+def extended(bench: Bench[Settings]) -> Found:
     """Clips that go on, and clips that are led up to: where a thing is, against where it truly was."""
     items = bench.items(MOVING)
     real, texts = stacked(items), [text_of(item) for item in items]
@@ -87,7 +74,7 @@ def extended(bench: Bench) -> Found:
 
 
 def _extended(
-    bench: Bench, items: Sequence[Item], real: Tensor, texts: Sequence[str], direction: Direction
+    bench: Bench[Settings], items: Sequence[Item], real: Tensor, texts: Sequence[str], direction: Direction
 ) -> tuple[list[Row], dict[str, bytes]]:
     ahead = direction == "forward"
     length = real.shape[2]
@@ -122,7 +109,7 @@ def _extended(
     return rows, {f"{direction.capitalize()}. {words}": film for words, film in films.items()}
 
 
-def loop(bench: Bench) -> Found:
+def loop(bench: Bench[Settings]) -> Found:
     """Clips without a seam: made as a ring from text alone, and a real clip closed by frames between its ends."""
     items = bench.items(LOOPING)
     real, texts = stacked(items), [text_of(item) for item in items]
@@ -164,7 +151,7 @@ def loop(bench: Bench) -> Found:
     return Found("Loop", method, rows, films=films)
 
 
-def connect(bench: Bench) -> Found:
+def connect(bench: Bench[Settings]) -> Found:
     """Clips that begin as one clip and end as another of another colour: by a bridge, and both blended."""
     pairs = bench.pairs()
     first, last = (stacked([pair[side] for pair in pairs]) for side in (0, 1))
@@ -207,7 +194,7 @@ def connect(bench: Bench) -> Found:
 
 
 def _connected(
-    bench: Bench,
+    bench: Bench[Settings],
     name: str,
     made: Tensor,
     equal: list[bool],

@@ -8,27 +8,25 @@ from typing import Any
 
 from unveil.evaluate.html import document, figure, table
 from unveil.study.model_pages import settings_tables
-from unveil.study.video import VideoStudy
-from unveil.study.video_bench import Found, said
-from unveil.study.words import TextStudy
-from unveil.study.world import WorldStudy
+from unveil.study.video_bench import ClipStudy
+from unveil.study.video_rows import Found, said
 
 _EDGE = "What was made stands below what it was made of or is compared with, and its frames have a coloured edge."
 
 
-def video_page(study: VideoStudy, record: Mapping[str, Any]) -> str:
+def video_page(study: ClipStudy, record: Mapping[str, Any]) -> str:
     """Whether each bar is met, then each task with its numbers and films."""
     told = f"{record['settings']['count']} clips of each task, of the list of prompts {record['settings']['asked']!r}"
     return _page(f"What {record['model']['name']} does with clips", told, study.found, record)
 
 
-def text_page(study: TextStudy, record: Mapping[str, Any]) -> str:
+def text_page(study: ClipStudy, record: Mapping[str, Any]) -> str:
     """Each kind of prompts with its share of right clips, and films."""
     told = f"{record['settings']['count']} prompts of each kind"
     return _page(f"What {record['model']['name']} understands", told, study.found, record)
 
 
-def world_page(study: WorldStudy, record: Mapping[str, Any]) -> str:
+def world_page(study: ClipStudy, record: Mapping[str, Any]) -> str:
     """Whether each bar is met, then each law with its numbers and films."""
     told = f"{record['settings']['count']} clips of each law"
     return _page(f"What {record['model']['name']} knows about the world", told, study.found, record)

@@ -5,14 +5,13 @@ Source: the kinds of DrawBench, Saharia et al. 2022, appendix C (arXiv:2205.1148
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from unveil.data.playground import Playground, PlaygroundConfig
 from unveil.data.world import telling
 from unveil.data.world.stage import TONES
 from unveil.data.world.telling import Language, Register
@@ -21,27 +20,14 @@ from unveil.evaluate.clips import look
 from unveil.evaluate.playground import Thing, read
 from unveil.language import rules
 from unveil.model import Model
-from unveil.study.video_bench import (
-    Bench,
-    Found,
-    Reach,
-    Row,
-    check_model,
-    quietly,
-    shares,
-    shown,
-    text_of,
-    thing,
-)
-from unveil.study.video_bench import Settings as Common
-from unveil.types import Item, RecipeError, nearest
+from unveil.study.video_bench import Bench, ClipStudy, Reach, Shared, shown, studied, text_of, thing
+from unveil.study.video_rows import Found, Row, shares
+from unveil.types import Item
 
 SEED = 11  # of the worlds that prompts are said of
-AMONG = 1_000_000
 NEGATION, NEGATED = "negation", "red"
 Right = Callable[[Item, Tensor], bool]
 SEVERAL = 3  # objects at most
-_AT_ONCE = 64  # clips that are drawn and looked through
 
 
 @dataclass(frozen=True)
@@ -152,65 +138,20 @@ KINDS: dict[str, Kind] = {
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What all kinds share.
+class Settings(Shared):
+    """What all kinds share, beside what every study of clips is told.
 
     Attributes:
-        count: prompts of each kind.
-        batch: at a time. seed: of the noise. dtype: what is drawn in. sampling: changes of the model's own settings.
         expand: whether each prompt is also told as the rules expand it.
-        only: kinds by name; none: all.
-
-    Raises:
-        RecipeError: numbers that cannot be, or an unknown kind.
     """
 
-    count: int = 48
-    batch: int = 16
-    seed: int = 0
-    dtype: str = "float32"
-    sampling: Mapping[str, Any] = field(default_factory=dict)
     expand: bool = True
-    only: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Refuses what cannot be measured."""
-        self.bench()
-        for name in self.only:
-            if name not in (*KINDS, NEGATION):
-                known = [*KINDS, NEGATION]
-                raise RecipeError(f"kind {name!r}: must be one of {', '.join(known)}{nearest(name, known)}")
-
-    def bench(self) -> Common:
-        """The same for what clips are measured on."""
-        return Common(self.count, self.batch, self.seed, dtype=self.dtype, sampling=self.sampling)
 
 
 QUICK = Settings(count=3, sampling={"steps": 2})
 
 
-@dataclass(frozen=True)
-class TextStudy:
-    """What a model makes of each kind of prompts.
-
-    seconds: of the processor, of each.
-    """
-
-    settings: Settings
-    sampling: Mapping[str, Any]
-    found: Mapping[str, Found]
-    seconds: Mapping[str, float]
-
-    def record(self) -> dict[str, Any]:
-        """Everything but the films, as plain values."""
-        settings = {**asdict(self.settings), "sampling": dict(self.sampling)}
-        tasks = {
-            name: {**one.record(), "cpu_seconds": round(self.seconds[name], 1)} for name, one in self.found.items()
-        }
-        return {"settings": settings, "tasks": tasks}
-
-
-def study_text(model: Model, settings: Settings, reach: Reach = lambda done, total: None) -> TextStudy:
+def study_text(model: Model, settings: Settings, reach: Reach = lambda done, total: None) -> ClipStudy:
     """Asks a model of clips for things of each kind and counts what is right.
 
     Args:
@@ -219,27 +160,21 @@ def study_text(model: Model, settings: Settings, reach: Reach = lambda done, tot
         reach: told how many clips are drawn.
 
     Raises:
-        RecipeError: another kind of model.
+        RecipeError: another kind of model, or an unknown kind.
     """
-    check_model(model)
-    bench = Bench(model.eval(), settings.bench(), reach)
-    found: dict[str, Found] = {}
-    seconds: dict[str, float] = {}
-    with quietly():
-        for name in settings.only or (*KINDS, NEGATION):
-            begun = time.process_time()
-            found[name] = negation(bench) if name == NEGATION else of_kind(bench, KINDS[name], settings.expand)
-            seconds[name] = time.process_time() - begun
-    return TextStudy(settings, model.sampling.changed(settings.sampling).brief(), found, seconds)
+    tasks: dict[str, Callable[[Bench[Settings]], Found]] = {
+        name: partial(of_kind, kind) for name, kind in KINDS.items()
+    }
+    return studied(model, settings, {**tasks, NEGATION: negation}, reach)
 
 
-def of_kind(bench: Bench, kind: Kind, expand: bool) -> Found:
+def of_kind(kind: Kind, bench: Bench[Settings]) -> Found:
     """The share of right clips of a kind of prompts, as they are and as the rules expand them."""
     items = clips_of(bench, kind)
     texts = [said(item, kind, number) for number, item in enumerate(items)]
     real = [kind.right(item, item["pixels"]) for item in items]
     asked = {kind.asked: texts}
-    if expand and kind.register != "dense":
+    if bench.settings.expand and kind.register != "dense":
         asked[f"{kind.asked}, expanded by the rules"] = [rules(text).text for text in texts]
     rows: list[Row] = []
     films: dict[str, bytes] = {}
@@ -255,7 +190,7 @@ def of_kind(bench: Bench, kind: Kind, expand: bool) -> Found:
     return Found(kind.title, method, rows, films=films)
 
 
-def negation(bench: Bench) -> Found:
+def negation(bench: Bench[Settings]) -> Found:
     """How often clips are of a colour that a negative prompt names, of prompts that name none."""
     items = clips_of(bench, KINDS["motion"])
     texts = [text_of(item).replace(f" {thing(item)['colour']}", "") for item in items]
@@ -271,21 +206,9 @@ def negation(bench: Bench) -> Found:
     return Found("Negation", method, [row], films=shown([plain, without], good))
 
 
-def clips_of(bench: Bench, kind: Kind) -> list[Item]:
+def clips_of(bench: Bench[Settings], kind: Kind) -> list[Item]:
     """Real clips of a kind, of the model's size and length."""
-    frames, height, width = bench.model.shape[1:]
-    low, high = min(height, width), max(height, width)
-    config = PlaygroundConfig(
-        smallest=low, largest=high, aspect=high / low, frames=(frames,), objects=kind.objects, seed=SEED, held_out=AMONG
-    )
-    world, found = Playground(config, "held-out"), list[Item]()
-    for begin in range(0, AMONG, _AT_ONCE):
-        for item in world.__getitems__(range(begin, begin + _AT_ONCE)):
-            if kind.chosen(item) and tuple(item["pixels"].shape[2:]) == (height, width):
-                found.append(item)
-            if len(found) == bench.settings.count:
-                return found
-    return found
+    return bench.chosen(bench.model.shape[1:], SEED, kind.chosen, {"objects": kind.objects})
 
 
 def said(item: Item, kind: Kind, number: int) -> str:

@@ -8,38 +8,26 @@ Source: Brooks et al. 2024, "Video generation models as world simulators", emerg
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unveil.data.playground import Playground, PlaygroundConfig
 from unveil.data.world import telling
 from unveil.evaluate import shots
 from unveil.evaluate.clips import look
 from unveil.evaluate.playground import read
 from unveil.model import Model
-from unveil.study.video_bench import (
-    Bench,
-    Found,
-    Reach,
-    Row,
-    check_model,
-    means,
-    quietly,
-    shares,
-    shown,
-    stacked,
-)
-from unveil.study.video_bench import Settings as Common
+from unveil.study.video_bench import Bench, ClipStudy, Reach, Shared, check_model, shown, stacked, studied
+from unveil.study.video_rows import Found, Row, means, shares
 from unveil.tasks import video
-from unveil.types import Item, RecipeError, nearest
+from unveil.types import Item, RecipeError
 
-SEED, AMONG, _AT_ONCE = 13, 1_000_000, 64
+SEED = 13  # of the worlds that scenes are taken from
 GIVEN = 6  # frames that a clip goes on from
 OFF = 90.0  # degrees, of a ball that is not seen to turn back
 AWAY = 64.0  # pixels at 64 px, of pillars that are none
@@ -202,63 +190,10 @@ LAWS: dict[str, Law] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What all laws share.
-
-    Attributes:
-        count: clips of each law.
-        batch: at a time. seed: of the noise. dtype: what is drawn in. sampling: changes of the model's own settings.
-        only: laws by name; none: all.
-
-    Raises:
-        RecipeError: numbers that cannot be, or an unknown law.
-    """
-
-    count: int = 48
-    batch: int = 16
-    seed: int = 0
-    dtype: str = "float32"
-    sampling: Mapping[str, Any] = field(default_factory=dict)
-    only: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Refuses what cannot be measured."""
-        self.bench()
-        for name in self.only:
-            if name not in LAWS:
-                raise RecipeError(f"law {name!r}: must be one of {', '.join(LAWS)}{nearest(name, list(LAWS))}")
-
-    def bench(self) -> Common:
-        """The same for what clips are measured on."""
-        return Common(self.count, self.batch, self.seed, dtype=self.dtype, sampling=self.sampling)
+QUICK = Shared(count=3, sampling={"steps": 2})
 
 
-QUICK = Settings(count=3, sampling={"steps": 2})
-
-
-@dataclass(frozen=True)
-class WorldStudy:
-    """What a model makes of each law.
-
-    seconds: of the processor, of each.
-    """
-
-    settings: Settings
-    sampling: Mapping[str, Any]
-    found: Mapping[str, Found]
-    seconds: Mapping[str, float]
-
-    def record(self) -> dict[str, Any]:
-        """Everything but the films, as plain values."""
-        settings = {**asdict(self.settings), "sampling": dict(self.sampling)}
-        tasks = {
-            name: {**one.record(), "cpu_seconds": round(self.seconds[name], 1)} for name, one in self.found.items()
-        }
-        return {"settings": settings, "tasks": tasks}
-
-
-def study_world(model: Model, settings: Settings, reach: Reach = lambda done, total: None) -> WorldStudy:
+def study_world(model: Model, settings: Shared, reach: Reach = lambda done, total: None) -> ClipStudy:
     """Asks a model of clips for scenes in which laws hold, and reads what it makes.
 
     Args:
@@ -267,23 +202,15 @@ def study_world(model: Model, settings: Settings, reach: Reach = lambda done, to
         reach: told how many clips are drawn.
 
     Raises:
-        RecipeError: another kind of model.
+        RecipeError: another kind of model, or an unknown law.
     """
     check_model(model)
     if model.shape[1] < 12 or min(model.shape[2:]) < 32:
         raise RecipeError(f"clips of {tuple(model.shape)}: laws are seen in at least 12 frames of 32 x 32")
-    bench = Bench(model.eval(), settings.bench(), reach)
-    found: dict[str, Found] = {}
-    seconds: dict[str, float] = {}
-    with quietly():
-        for name in settings.only or LAWS:
-            begun = time.process_time()
-            found[name] = of_law(bench, LAWS[name])
-            seconds[name] = time.process_time() - begun
-    return WorldStudy(settings, model.sampling.changed(settings.sampling).brief(), found, seconds)
+    return studied(model, settings, {name: partial(of_law, law) for name, law in LAWS.items()}, reach)
 
 
-def of_law(bench: Bench, law: Law) -> Found:
+def of_law(law: Law, bench: Bench[Shared]) -> Found:
     """What a model makes of a law: from words, and from the first frames of real clips."""
     items = scenes_of(bench, law)
     real, texts = stacked(items), [told(item) for item in items]
@@ -311,21 +238,9 @@ def of_law(bench: Bench, law: Law) -> Found:
     return Found(law.title, method, rows, films=films)
 
 
-def scenes_of(bench: Bench, law: Law) -> list[Item]:
+def scenes_of(bench: Bench[Shared], law: Law) -> list[Item]:
     """Real clips of a law, of the model's size and length."""
-    frames, height, width = bench.model.shape[1:]
-    low, high = min(height, width), max(height, width)
-    config = PlaygroundConfig(
-        smallest=low, largest=high, aspect=high / low, frames=(frames,), seed=SEED, held_out=AMONG, **law.world
-    )
-    world, found = Playground(config, "held-out"), list[Item]()
-    for begin in range(0, AMONG, _AT_ONCE):
-        for item in world.__getitems__(range(begin, begin + _AT_ONCE)):
-            if law.chosen(item) and tuple(item["pixels"].shape[2:]) == (height, width):
-                found.append(item)
-            if len(found) == bench.settings.count:
-                return found
-    return found
+    return bench.chosen(bench.model.shape[1:], SEED, law.chosen, law.world)
 
 
 def told(item: Item) -> str:
@@ -334,7 +249,7 @@ def told(item: Item) -> str:
 
 
 def _row(
-    bench: Bench, measure: Measure, how: str, items: Sequence[Item], made: Tensor, real: Tensor,
+    bench: Bench[Shared], measure: Measure, how: str, items: Sequence[Item], made: Tensor, real: Tensor,
     baselines: Mapping[str, float],
 ) -> Row:  # fmt: skip
     values, true = (_values(measure, items, clips) for clips in (made, real))
