@@ -10,6 +10,7 @@ import torch
 import unveil
 from unveil.config import (
     AutoencoderRecipe,
+    CaptionerRecipe,
     ClassifierRecipe,
     ModelConfig,
     Recipe,
@@ -70,6 +71,9 @@ def test_every_recipe_builds_without_taking_memory(name, small):
     if isinstance(recipe, SequenceRecipe):
         recipe.network.build({"source": 40, "target": 40})
         return
+    if isinstance(recipe, CaptionerRecipe):
+        recipe.network.build({"vocabulary": 40})
+        return
     with torch.device("meta"):
         if isinstance(recipe, Recipe) and isinstance(recipe.codec, SavedSection):  # which another recipe trains first
             model = recipe.build_network()
@@ -83,7 +87,8 @@ def test_every_recipe_builds_without_taking_memory(name, small):
 @pytest.mark.parametrize("name", recipe_names())
 def test_small_is_smaller(name):
     whole, small = load_recipe(name), load_recipe(name, small=True)
-    if isinstance(whole, Recipe | AutoencoderRecipe) and isinstance(small, Recipe | AutoencoderRecipe):
+    kinds = Recipe | AutoencoderRecipe | CaptionerRecipe
+    if isinstance(whole, kinds) and isinstance(small, kinds):
         assert small.train.steps * small.train.batch < whole.train.steps * whole.train.batch
         assert small.train.steps <= 100
 
@@ -195,7 +200,8 @@ def test_overrides_that_go_nowhere(override, message):
         ("name=a/b", "name = 'a/b'"),
         (
             "kind=classifer",
-            "kind = 'classifer': must be one of diffusion, classifier, sequence, autoencoder; nearest: 'classifier'",
+            "kind = 'classifer': must be one of diffusion, classifier, sequence, autoencoder, captioner; nearest: "
+            "'classifier'",
         ),
         ("sample.sampler=dim", "sample.sampler: sampler 'dim'; known: ddim, "),
     ],
