@@ -44,6 +44,7 @@ def test_fine_tuning_describes_stable_diffusion_1():
     assert model.config is not None
     assert ours.codec == model.config.codec
     assert ours.latent_shape == (4, 64, 64)
+    assert model.conditioners["prompt"]._kept.room == 256 * 2**20  # that is the recipe's to say
 
 
 @pytest.fixture

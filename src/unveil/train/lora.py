@@ -8,12 +8,15 @@ Source: Hu et al. 2021 (arXiv:2106.09685), section 4.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 
 from unveil.checkpoints.lora_trained import NAME
+from unveil.conditioning.text import Text
 from unveil.config import ModelConfig, Recipe
 from unveil.config.codec import SavedSection
+from unveil.config.text import TextSection
 from unveil.model import Model
 from unveil.nn import lora
 from unveil.types import Base, RecipeError
@@ -61,6 +64,17 @@ def described(model: Model, base: Base, recipe: Recipe, besides: Sequence[str] =
         ours = ours.model_copy(update={"codec": model.config.codec})
     for name in (name for name in SAME if name not in besides):
         theirs, mine = getattr(model.config, name), getattr(ours, name)
-        if theirs != mine:
+        if _uncached(theirs) != _uncached(mine):
             raise RecipeError(f"{name} of the base {base.path} is {theirs}, of the recipe {mine}; make them equal")
+    for one in ours.condition:
+        if isinstance(one, TextSection):
+            cast(Text, model.conditioners[one.key]).keep(one.cache)
     return ours
+
+
+def _uncached(value: Any) -> Any:
+    """A part of a model, without how much memory its text encoders may take."""
+    if not isinstance(value, tuple):
+        return value
+    parts = cast(tuple[Any, ...], value)
+    return tuple(one.model_copy(update={"cache": 0}) if isinstance(one, TextSection) else one for one in parts)
