@@ -188,9 +188,8 @@ class Text(nn.Module):
         texts = texts_of(self.key, raw)
         once = list(dict.fromkeys(texts))
         if self._kept.room:
-            found = _together(
-                [self._kept.get((text, *self._where()), lambda key: self._alone(key[0])) for text in once]
-            )
+            where = self._where()
+            found = _together([self._kept.get((text, *where), self._alone) for text in once])
         else:
             found = self.condition(self.rows(once))
         if len(once) == len(texts):
@@ -225,10 +224,10 @@ class Text(nn.Module):
         lowered = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         return str(device), str(lowered)
 
-    def _alone(self, text: str) -> Condition:
-        """The condition of one prompt."""
+    def _alone(self, key: tuple[str, ...]) -> Condition:
+        """The condition of one prompt, the first of a key."""
         with torch.no_grad():
-            return self.condition(self.rows([text]))
+            return self.condition(self.rows([key[0]]))
 
     def _laid_out(self, text: str) -> LaidOut:
         if self.tokenizer is None:

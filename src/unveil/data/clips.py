@@ -53,7 +53,7 @@ class Clips(Dataset[Item]):
             for piece in self.report.plans[entry.path].pieces
             if out == (part == "held-out")
         ]
-        self.captioned = any((entry.text or entry.synthetic) is not None for entry in self.report.entries)
+        self.captioned = any((one.text, one.synthetic) != (None, None) for one in self.report.entries)
         self._decoder = Decoder()
         if not self.entries:
             raise MediaError(

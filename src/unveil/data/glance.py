@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from unveil.data.clips import upright
 from unveil.data.clips_check import CLIP
@@ -132,10 +133,20 @@ class Looker:
 
 def _picture(path: Path) -> Tensor:
     with path.open("rb") as file:
-        image = open_picture(file, PIXELS)
-        return natural(image, 3)
+        pixels = natural(open_picture(file, PIXELS), 3)
+    wide, high = _within(pixels.shape[2], pixels.shape[1])
+    return resized(pixels[:, None], (high, wide))[:, 0]
 
 
 def _within(wide: int, high: int) -> tuple[int, int]:
     scale = min(1.0, LONGEST / max(wide, high))
     return max(1, round(wide * scale)), max(1, round(high * scale))
+
+
+def resized(pixels: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Frames uint8 (C, T, H, W) in another height and width."""
+    if tuple(pixels.shape[2:]) == size:
+        return pixels
+    frames = pixels.transpose(0, 1).float()
+    large = F.interpolate(frames, size, mode="bicubic", align_corners=False, antialias=True)
+    return large.round().clamp(0, 255).to(torch.uint8).transpose(0, 1)

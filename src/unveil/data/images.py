@@ -37,7 +37,7 @@ class Folder(Dataset[Item]):
         self.share, self.held_out = config.share, part == "held-out"
         wanted = self.held_out
         self.entries = [entry for entry, out in zip(self.report.entries, chosen, strict=True) if out == wanted]
-        self.captioned = any((entry.text or entry.synthetic) is not None for entry in self.report.entries)
+        self.captioned = any((one.text, one.synthetic) != (None, None) for one in self.report.entries)
         if not self.entries:
             raise MediaError(
                 f"{config.path}: no picture for the {part} part of {len(chosen)} (held_out {config.held_out:g}); "

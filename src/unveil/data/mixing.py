@@ -24,7 +24,7 @@ def told(entry: Entry, share: float, *, fixed: bool) -> Item:
         fixed: chosen by a hash of its name, the same each time, for items that never train; else drawn each time, by
             the generator that training sets for each batch.
     """
-    if entry.synthetic is None or entry.text is None:
+    if not entry.synthetic or not entry.text:
         return {"text": entry.text or entry.synthetic or ""}
     draw = rank(f"caption {entry.path}") % _RANKS / _RANKS if fixed else random.random()
     chosen = entry.synthetic if draw < share else entry.text

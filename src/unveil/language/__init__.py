@@ -3,12 +3,11 @@
 from unveil.language.ask import Register, Writer, written
 from unveil.language.caption import ImageToText, Own, Reel, Teller, Told, Vision
 from unveil.language.endpoint import Endpoint
-from unveil.language.expand import Expander, Expansion, lost, rules
+from unveil.language.expand import Expansion, lost, rules
 from unveil.language.local import LanguageModel
 
 __all__ = [
     "Endpoint",
-    "Expander",
     "Expansion",
     "ImageToText",
     "LanguageModel",

@@ -13,11 +13,11 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from unveil.checkpoints.captioner import CaptionModel
 from unveil.checkpoints.text_folder import check_folder
 from unveil.core.noise import Streams
+from unveil.data.glance import LONGEST, resized
 from unveil.extras import extra
 from unveil.language.endpoint import Client
 from unveil.nn.decoding import Decoded, beam, greedy, sampled
@@ -30,7 +30,6 @@ HOWS: tuple[How, ...] = ("greedy", "beam", "sampled")
 FRAMES = 16  # that our own captioner looks at
 SHOWN = 4  # frames that other models are shown of a clip, side by side
 BATCH = 16
-LONGEST = 512  # pixels of the longer side that other models are shown
 _ASKED = (
     "Describe this picture for training a model that makes pictures from words: what is to be seen, how it looks, "
     "where it is, what is around it. Two or three plain sentences, and nothing else."
@@ -154,7 +153,7 @@ class Own:
         best = min(self.model.facts.get("size") or pixels.shape[2:])
         scale = best / min(pixels.shape[2:])
         size = tuple(max(1, round(side * scale / config.patch)) * config.patch for side in pixels.shape[2:])
-        return Reel(_resized(pixels, size), rate)
+        return Reel(resized(pixels, size), rate)
 
 
 class ImageToText:
@@ -243,17 +242,8 @@ def _row(reel: Reel) -> Tensor:
     pixels = reel.pixels.expand(3, -1, -1, -1) if reel.pixels.shape[0] == 1 else reel.pixels
     scale = min(1.0, LONGEST / max(pixels.shape[2:]))
     if scale < 1:
-        pixels = _resized(pixels, tuple(max(1, round(side * scale)) for side in pixels.shape[2:]))
+        pixels = resized(pixels, tuple(max(1, round(side * scale)) for side in pixels.shape[2:]))
     if pixels.shape[1] == 1:
         return pixels[:, 0]
     chosen = torch.linspace(0, pixels.shape[1] - 1, min(SHOWN, pixels.shape[1])).round().long()
     return sheet(pixels[:, chosen].transpose(0, 1), columns=len(chosen))
-
-
-def _resized(pixels: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Frames uint8 (C, T, H, W) in another height and width."""
-    if tuple(pixels.shape[2:]) == size:
-        return pixels
-    frames = pixels.transpose(0, 1).float()
-    large = F.interpolate(frames, size, mode="bicubic", align_corners=False, antialias=True)
-    return large.round().clamp(0, 255).to(torch.uint8).transpose(0, 1)

@@ -6,7 +6,6 @@ Source: Betker et al. 2023, "Improving image generation with better captions", a
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
 from typing import NamedTuple
 
 from unveil.data.playground import SHOTS
@@ -32,9 +31,6 @@ class Expansion(NamedTuple):
     text: str
     by: str = ""
     note: str = ""
-
-
-Expander = Callable[[str], Expansion]
 
 
 def rules(prompt: str, seed: int = 0, frames: int = FRAMES) -> Expansion:

@@ -28,7 +28,6 @@ from unveil.config import CaptionerRecipe
 from unveil.core.noise import Streams
 from unveil.core.objective import Loss
 from unveil.nn.captioner import Captioner
-from unveil.nn.transformer import token_loss
 from unveil.nn.vocabulary import BEGIN, END, PADDING, Vocabulary, padded
 from unveil.train.examples import fixed, rows, scaled
 from unveil.train.fit import learn
@@ -133,7 +132,7 @@ class Captioning:
         nats = nn.functional.cross_entropy(logits.float().transpose(1, 2), wanted, reduction="none")
         each = (nats * counted).sum(1) / counted.sum(1)
         nowhere = torch.full((len(x),), math.nan, dtype=torch.float64)
-        return Loss(token_loss(logits, wanted, padding=PADDING), each.detach(), nowhere, {})
+        return Loss((nats * counted).sum() / counted.sum(), each.detach(), nowhere, {})
 
     def targets(self, captions: list[str]) -> Tensor:
         """Captions as words (B, L), with begin and end.
