@@ -125,6 +125,26 @@ def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch):
     write_clip(tmp_path / "a.gif", smooth(), 8)  # needs none
 
 
+SAME = """
+import hashlib, sys, torch
+from pathlib import Path
+from unveil.video.write import write_clip
+pixels = torch.load(sys.argv[2], weights_only=True)
+print(hashlib.sha256(write_clip(Path(sys.argv[1]), pixels, 8).read_bytes()).hexdigest())
+"""
+
+
+@pytest.mark.parametrize("form", ["mp4", "webm"])
+def test_the_bytes_of_a_clip_do_not_depend_on_what_memory_held_before(tmp_path, form):
+    torch.save(smooth(6, 64, 64), tmp_path / "pixels.pt")
+    told = set()
+    for held in ("1", "170", "255"):  # glibc fills what it lends with this byte
+        environment = {**os.environ, "MALLOC_PERTURB_": held}
+        command = [sys.executable, "-c", SAME, str(tmp_path / f"a.{form}"), str(tmp_path / "pixels.pt")]
+        told.add(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert len(told) == 1
+
+
 FULL = """
 import sys, torch
 from pathlib import Path
