@@ -30,7 +30,7 @@ def test_every_combination_goes_round(register, language):
     for colour, shape, size, motion in product(COLOURS, KINDS, ("small", "large"), (*MOTIONS, None)):
         true = facts(colour, shape, size, motion)
         for form in (0.1, 0.5, 0.9):
-            told = tell(true, register, language, [form] * DRAWS, noisy=False)
+            told = tell(true, register, language, [form] * DRAWS, faults=0)
             assert parse(told.text) == told.said, told.text
             said = told.said["objects"][0]
             assert (said["colour"], said["shape"], said.get("motion")) == (colour, shape, motion)

@@ -77,7 +77,7 @@ def prompts(world: Playground, count: int, registers: Sequence[Register]) -> lis
 
 def _prompt(item: Item, number: int, register: Register, language: Language, draws: telling.Draws) -> Prompt:
     """What a clip's item shows, said without a fault."""
-    told = telling.tell(item["attributes"], register, language, draws, noisy=False)
+    told = telling.tell(item["attributes"], register, language, draws, faults=0)
     return Prompt(told.text, register, told.said["objects"][0], number)
 
 

@@ -61,7 +61,7 @@ class PlaygroundConfig:
     scenes: which kinds of clip, equally often. objects: 1 to 3 of scene "objects". motions: what these may do.
     patterned, occluded, panned: parts of the clips of scene "objects" that have a gradient or a checker behind, a bar
         in front, or a moving camera, where there is room for it.
-    registers, languages: of captions, equally often.
+    registers, languages: of captions, equally often. faults: of raw captions, a part of the usual ones; 0 to 1.
     count, held_out: clips of each part.
     cut: "square" leaves of each clip the square in its middle, as if the data had been cropped; captions, facts and
         tracks stay those of the whole clip.
@@ -80,6 +80,7 @@ class PlaygroundConfig:
     panned: float = 0.0
     registers: tuple[Register, ...] = telling.REGISTERS
     languages: tuple[Language, ...] = ("en",)
+    faults: float = 1.0
     count: int = 1_000_000
     held_out: int = 1_000
     seed: int = 0
@@ -116,6 +117,8 @@ class PlaygroundConfig:
         for name in ("patterned", "occluded", "panned"):
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"{name} {getattr(self, name)}: a part of the clips, must be 0 to 1")
+        if not 0 <= self.faults <= 1:
+            raise RecipeError(f"faults {self.faults}: a part of those that raw captions usually have, must be 0 to 1")
         if self.count < 1 or self.held_out < 1 or self.seed < 0:
             raise RecipeError(
                 f"count {self.count}, held_out {self.held_out}, seed {self.seed}: must be at least 1, 1 and 0"
@@ -207,7 +210,8 @@ class Playground(Dataset[Item]):
         draws, facts = group.draws[row], group.shot.facts[row]
         register = _pick(self.config.registers, draws[_REGISTER])
         language = _pick(self.config.languages, draws[_LANGUAGE])
-        said = telling.tell(facts, register, language, draws[_CAPTION : _CAPTION + telling.DRAWS].tolist())
+        own = draws[_CAPTION : _CAPTION + telling.DRAWS].tolist()
+        said = telling.tell(facts, register, language, own, faults=self.config.faults)
         return {
             "text": said.text,
             "register": register,

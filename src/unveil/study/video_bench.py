@@ -110,7 +110,7 @@ def text_of(item: Item, **changed: str) -> str:
     facts = item["attributes"]
     own = {name: value for name, value in changed.items() if name != "ground"}
     told = {**facts, "ground": changed.get("ground", facts["ground"]), "objects": [{**thing(item), **own}]}
-    return telling.tell(told, "short", "en", [0.99] * telling.DRAWS, noisy=False).text
+    return telling.tell(told, "short", "en", [0.99] * telling.DRAWS, faults=0).text
 
 
 class Bench(Generic[S]):

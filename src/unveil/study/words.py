@@ -214,4 +214,4 @@ def clips_of(bench: Bench[Settings], kind: Kind) -> list[Item]:
 def said(item: Item, kind: Kind, number: int) -> str:
     """The prompt of a clip; the form of short and raw ones changes with its number."""
     draws = [(0.37 * (number + 1) + 0.13 * place) % 1 for place in range(telling.DRAWS)]
-    return telling.tell(item["attributes"], kind.register, kind.language, draws, noisy=False).text
+    return telling.tell(item["attributes"], kind.register, kind.language, draws, faults=0).text

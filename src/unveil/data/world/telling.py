@@ -71,33 +71,34 @@ def phrase(language: Language, attribute: str, value: str, *, raw: bool = False)
     return words(language)[attribute][value][-1 if raw else 0]
 
 
-def tell(facts: Facts, register: Register, language: Language, draws: Draws, *, noisy: bool = True) -> Caption:
+def tell(facts: Facts, register: Register, language: Language, draws: Draws, *, faults: float = 1.0) -> Caption:
     """A caption of a clip.
 
     Args:
         facts: of the clip, as `Playground` makes them.
         register: the kind of text. language: "en" or "zh".
         draws: DRAWS numbers in [0, 1): which form, and what raw captions have wrong.
-        noisy: False leaves raw captions complete and right.
+        faults: of raw captions, a part of MISSING and WRONG; 0 leaves them complete and right.
     """
     if register == "raw":
-        return _raw(facts, language, draws, noisy)
+        return _raw(facts, language, draws, faults)
     if facts["scene"] != "objects":
         return _scene(facts, register, language)
     return _short(facts, language, draws) if register == "short" else _dense(facts, language)
 
 
-def _raw(facts: Facts, language: Language, draws: Draws, noisy: bool) -> Caption:
+def _raw(facts: Facts, language: Language, draws: Draws, faults: float) -> Caption:
     things: list[Facts] = facts.get("objects", []) or [facts]
     thing, sentences = things[0], words(language)["sentences"]
+    wrong, missing = faults * WRONG, faults * MISSING
     known = [name for name in _RAW if thing.get(name) is not None]
     said: Facts = {}
     for number, name in enumerate(known):
         values, value = list(words(language)[name]), thing[name]
-        draw = draws[number] if noisy else 1.0
-        if draw < WRONG:
-            value = values[(values.index(value) + 1 + int(draw / WRONG * (len(values) - 1))) % len(values)]
-        if draw >= WRONG + MISSING or draw < WRONG:
+        draw = draws[number]
+        if draw < wrong:
+            value = values[(values.index(value) + 1 + int(draw / wrong * (len(values) - 1))) % len(values)]
+        if draw >= wrong + missing or draw < wrong:
             said[name] = value
     if not said and known:
         said["shape" if "shape" in known else known[0]] = thing["shape" if "shape" in known else known[0]]
