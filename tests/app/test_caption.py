@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,41 @@ def test_an_address_that_answers_for_some(cli: Cli, folder: Path, place: Place):
     assert done.code == 0, done.err
     assert [row["caption"] for row in rows(folder / "metadata.jsonl")] == ["One.", "Three."]
     assert len(done.json["failed"]) == 4
+
+
+@pytest.mark.parametrize("out", [(), ("--out", "told.jsonl")])
+def test_what_was_told_before_an_interruption_is_kept_and_gone_on_with(cli: Cli, folder: Path, place: Place, out: Any):
+    texts = iter(["One.", "Two.", None, "Three.", "Four."])
+
+    def answer() -> tuple[int, bytes]:
+        if (text := next(texts)) is not None:
+            return 200, saying(text)
+        _thread.interrupt_main()
+        time.sleep(2)
+        return 500, b"{}"
+
+    place.answer = answer
+    ask = ("caption", folder, "--model", f"{place.url}#eyes", *out)
+    done = cli(*ask)
+    assert done.code == 130
+    assert "2 of 6 told; --resume tells the others" in done.err
+    file = Path(out[1]) if out else folder / "metadata.jsonl"
+    assert [row.get("caption") for row in rows(file)] == ["One.", "Two.", None, None]
+    assert [row.get("text") for row in rows(file)] == [None, None, "my words", None]
+    refused(cli(*ask), 5, "already")
+    done = cli(*ask, "--resume", "--json")
+    assert done.code == 0, done.err
+    assert done.json["captions"] == 4
+    assert [(row.get("text"), row["caption"]) for row in rows(file)] == [
+        (None, "One."), (None, "Two."), ("my words", "Three."), (None, "Four."),
+    ]  # fmt: skip
+
+
+def test_a_file_of_a_user_is_not_gone_on_with(cli: Cli, run: Path, folder: Path):
+    (folder / "metadata.jsonl").write_text('{"file_name": "white.png", "text": "mine"}\n')
+    before = tree(folder)
+    refused(cli("caption", folder, "--model", run, "--resume"), 5, "metadata.jsonl: is there already")
+    assert tree(folder) == before
 
 
 def test_what_cannot_be_is_refused(cli: Cli, run: Path, folder: Path, tmp_path: Path):

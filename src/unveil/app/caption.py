@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from unveil.app.models import device as pick
 from unveil.checkpoints.captioner import load_captioner
 from unveil.data.glance import Looker, Seen, look_round
 from unveil.data.listing import Entry
+from unveil.data.metadata import read_metadata
 from unveil.files import refuse_overwrite, write_atomically
 from unveil.language.caption import FRAMES, HOWS, How, ImageToText, Own, Reel, Teller, Told, Vision
 from unveil.types import MediaError, NoAnswer, NotWritable, RecipeError, nearest
@@ -28,6 +29,7 @@ class Ask:
     Attributes:
         model: a captioner, a folder of transformers, or an address and a model's name there, URL#NAME.
         out: the file of captions; None: metadata.jsonl in the folder.
+        resume: goes on with the file of captions that an interrupted call left.
     """
 
     folder: Path
@@ -39,6 +41,7 @@ class Ask:
     seed: int = 0
     device: str = "auto"
     force: bool = False
+    resume: bool = False
 
     @property
     def place(self) -> Path:
@@ -67,43 +70,79 @@ class Ask:
 def run(ask: Ask, console: Console) -> None:
     """Writes a caption for each picture and clip; what cannot be read or told is listed, and all others are written.
 
+    Whatever ends it early, the captions until then are written; `resume` tells the others.
+
     Raises:
         NotWritable: a file of captions is there already.
         MediaError: no such folder, nothing to tell in it, or nothing that could be told.
     """
     seen = look_round(ask.folder)
-    if ask.out is None and not ask.force and ask.place.exists():
-        raise NotWritable(
-            f"{ask.place}: is there already and is not overwritten; give --out, such as --out captions.jsonl"
-        )
-    refuse_overwrite(ask.place, ask.force)
+    told = _earlier(ask.place, seen.entries) if ask.resume and ask.place.exists() else {}
+    _refuse(ask, told)
     teller = ask.teller()
-    told: dict[str, Told] = {}
     failed = list(seen.refused)
-    with console.progress("caption", len(seen.entries)) as progress:
-        for part in _parts(seen, teller.at_once, failed, progress.advance):
-            _tell(part, teller, told, failed)
+    left = [one for one in seen.entries if one.path not in told]
+    try:
+        with console.progress("caption", len(left)) as progress:
+            for part in _parts(seen, left, teller.at_once, failed, progress.advance):
+                _tell(part, teller, told, failed)
+    except BaseException:
+        if told:
+            known = {path for path, _ in failed}
+            _write(ask.place, [one for one in seen.entries if one.path not in known], told)
+            console.warn(f"{ask.place}: {len(told)} of {len(seen.entries)} told; --resume tells the others")
+        raise
     if not told:
         raise MediaError(f"{ask.folder}: no caption of {len(failed)} files; the first: {': '.join(failed[0])}")
-    rows = [_row(one, told[one.path]) for one in seen.entries if one.path in told]
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_atomically(ask.place, text)
-    facts = {"file": str(ask.place), "captions": len(rows), "model": teller.name}
+    _write(ask.place, [one for one in seen.entries if one.path in told], told)
+    facts = {"file": str(ask.place), "captions": len(told), "model": teller.name}
     facts |= {"failed": [{"path": path, "reason": reason} for path, reason in failed]}
-    lines = [f"{ask.place}: {len(rows)} captions by {teller.name}, in the column {COLUMN!r}"]
+    lines = [f"{ask.place}: {len(told)} captions by {teller.name}, in the column {COLUMN!r}"]
     lines += [f"  left out: {path}: {reason}" for path, reason in failed[:SHOWN]]
     lines += [f"  and {len(failed) - SHOWN} more"] if len(failed) > SHOWN else []
     console.result(facts, "\n".join(lines))
 
 
+def _refuse(ask: Ask, told: Mapping[str, Told]) -> None:
+    """Nothing is written over; a file that is to be gone on with holds captions, see `_earlier`."""
+    if told:
+        return
+    if ask.out is None and not ask.force and ask.place.exists():
+        raise NotWritable(
+            f"{ask.place}: is there already and is not overwritten; give --out, such as --out captions.jsonl"
+        )
+    refuse_overwrite(ask.place, ask.force)
+
+
+def _earlier(file: Path, entries: Sequence[Entry]) -> dict[str, Told]:
+    """The captions of these entries that an earlier call wrote, by name.
+
+    Raises:
+        MediaError: not a file of metadata.
+    """
+    read_metadata(file, "text", "label", COLUMN)  # says what is wrong with it
+    rows = [json.loads(line) for line in file.read_text("utf-8-sig").split("\n") if line.strip()]
+    there = {one.path for one in entries}
+    return {
+        row["file_name"]: Told(row[COLUMN], row.get(CONFIDENCE))
+        for row in rows
+        if row.get(COLUMN) and row["file_name"] in there
+    }
+
+
+def _write(place: Path, entries: Sequence[Entry], told: Mapping[str, Told]) -> None:
+    rows = [_row(one, told.get(one.path)) for one in entries]
+    write_atomically(place, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
 def _parts(
-    seen: Seen, count: int, failed: list[tuple[str, str]], advance: Callable[[], object]
+    seen: Seen, entries: Sequence[Entry], count: int, failed: list[tuple[str, str]], advance: Callable[[], object]
 ) -> Iterator[list[tuple[Entry, Reel]]]:
     """What is to be told, read, so many at a time."""
     looker = Looker(seen, FRAMES)
     part: list[tuple[Entry, Reel]] = []
     try:
-        for entry in seen.entries:
+        for entry in entries:
             try:
                 part.append((entry, Reel(*looker(entry))))
             except MediaError as problem:
@@ -129,12 +168,13 @@ def _tell(
     told |= {entry.path: one for (entry, _), one in zip(part, found, strict=True)}
 
 
-def _row(entry: Entry, told: Told) -> dict[str, Any]:
-    """A line of metadata: the caption, and the one that was there."""
+def _row(entry: Entry, told: Told | None) -> dict[str, Any]:
+    """A line of metadata: the caption, and the one that was there; only the latter where it is not yet told."""
     row: dict[str, Any] = {"file_name": entry.path}
     if entry.text is not None:
         row["text"] = entry.text
-    row[COLUMN] = told.text
-    if told.confidence is not None:
+    if told is not None:
+        row[COLUMN] = told.text
+    if told is not None and told.confidence is not None:
         row[CONFIDENCE] = round(told.confidence, 4)
     return row

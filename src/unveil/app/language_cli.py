@@ -67,6 +67,7 @@ def caption(
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="The file; metadata.jsonl in the folder when left out.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted call stopped.")] = False,
     writing: Writing,
     device: Device = "auto",
     reply: Reply,
@@ -79,4 +80,5 @@ def caption(
     """
     from unveil.app import caption as work
 
-    work.run(work.Ask(folder, model, out, **vars(writing), device=device, force=reply.force), reply.console)
+    ask = work.Ask(folder, model, out, **vars(writing), device=device, force=reply.force, resume=resume)
+    work.run(ask, reply.console)
