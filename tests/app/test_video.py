@@ -173,16 +173,16 @@ def test_storyboards_typed_and_in_a_file_are_alike(cli: Cli, model: Path, tmp_pa
     assert frames(tmp_path / "file").shape[1] == 12
 
 
-def test_large_sizes_go_through_two_passes_and_keep_their_pictures(cli: Cli, model: Path, tmp_path: Path):
+def test_large_sizes_go_through_passes_and_keep_their_pictures(cli: Cli, model: Path, tmp_path: Path):
     clip(tmp_path / "given", 1, size=24)
     (picture,) = (tmp_path / "given").iterdir()
     options = ["--model", model, "--size", "32x24", "--frames", 3]
     done = cli("video", WORDS[0], *options, "--image", picture, "--at", 1, "-o", "large")
     assert done.code == 0, done.err
-    assert "32x24 is far beyond the model's own 8x8: made in two passes, at 12x8" in done.out
+    assert "32x24 is far beyond the model's own 8x8: made in 3 passes, at 12x8, 20x16, 32x24;" in done.out
     made = frames(tmp_path / "large")
     assert made.shape == (3, 3, 24, 32)
-    assert read_facts(tmp_path / "large" / "frame_00000.png")["task"]["passes"] == [[8, 12], [24, 32]]
+    assert read_facts(tmp_path / "large" / "frame_00000.png")["task"]["passes"] == [[8, 12], [16, 20], [24, 32]]
     done = cli("video", WORDS[0], *options[:2], "--size", "24x24", "--frames", 3, "--image", picture, "-o", "square")
     assert done.code == 0, done.err
     assert torch.equal(frames(tmp_path / "square")[:, :1], frames(tmp_path / "given"))
@@ -204,13 +204,13 @@ def test_a_model_of_clips_draws_pictures(cli: Cli, model: Path, tmp_path: Path):
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "made" / "seed0_00001.png").read_bytes()
 
 
-def test_large_pictures_go_through_two_passes(cli: Cli, model: Path, tmp_path: Path):
+def test_large_pictures_go_through_passes(cli: Cli, model: Path, tmp_path: Path):
     done = cli("sample", model, WORDS[1], "--size", "32x24", "--out", "large.png")
     assert done.code == 0, done.err
-    assert "32x24 is far beyond the model's own 8x8: made in two passes, at 12x8" in done.out
+    assert "32x24 is far beyond the model's own 8x8: made in 3 passes, at 12x8, 20x16, 32x24;" in done.out
     assert pixels(tmp_path / "large.png").shape == (24, 32, 3)
-    assert read_facts(tmp_path / "large.png")["task"]["passes"] == [[8, 12], [24, 32]]
-    refused(cli("sample", model, "--like", "large.png", "--out", "again.png"), 2, "made in two passes are not repeated")
+    assert read_facts(tmp_path / "large.png")["task"]["passes"] == [[8, 12], [16, 20], [24, 32]]
+    refused(cli("sample", model, "--like", "large.png", "--out", "again.png"), 2, "several passes are not repeated")
 
 
 # ---------------------------------------------------------------------- what is refused

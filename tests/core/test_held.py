@@ -10,7 +10,7 @@ from unveil.core import grids, samplers
 from unveil.core import prediction as predictions
 from unveil.core.denoiser import Estimate, Step
 from unveil.core.flow import RectifiedFlow
-from unveil.core.inverse import held, imposed, noised
+from unveil.core.inverse import coarse, held, imposed, noised
 from unveil.core.noise import START, Streams
 from unveil.core.process import CosineVP, Process
 from unveil.core.samplers import run
@@ -114,3 +114,20 @@ def test_parts_are_put_back_for_denoisers_of_one_level():
     assert all(isinstance(t, float) for t in told)
     with pytest.raises(ShapeError, match="until -1: times are at least 0"):
         imposed(step, known, times - 1)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 12), (2, 3, 5, 8, 12)])
+def test_large_forms_are_known_and_fine_ones_are_not(shape: tuple[int, ...]):
+    draw = torch.Generator().manual_seed(0)
+    fine, level = 2 + torch.randn(shape, generator=draw), RectifiedFlow().at(0.5)
+    step = coarse(lambda x, at: Estimate.of_x0(fine, x, at), torch.full(shape, 0.25), (2, 3))
+    found = step(torch.zeros(shape), level).x0
+    # bicubic blocks lie a little around the means that they are made of
+    assert float(found.unflatten(-2, (2, 4)).unflatten(-1, (3, 4)).mean((-3, -1)).sub(0.25).abs().max()) < 0.2
+    assert float((found - found.mean()).std()) > 0.8
+    same = coarse(lambda x, at: Estimate.of_x0(fine, x, at), fine, (2, 3))(torch.zeros(shape), level)
+    torch.testing.assert_close(same.x0, fine)
+    with pytest.raises(ShapeError, match="must not have more pixels"):
+        coarse(lambda x, at: Estimate.of_x0(fine, x, at), fine, (9, 3))
+    with pytest.raises(ShapeError, match="its large forms are known for"):
+        step(torch.zeros(1, 3, 4, 4), level)

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tests.tasks.tiny import WORDS, Paired, clips, seen, tiny_clips
 from unveil.core.denoiser import Estimate
-from unveil.core.flow import RectifiedFlow
+from unveil.core.flow import RectifiedFlow, RootShifted
 from unveil.core.ring import offset, turned
 from unveil.pictures import to_pixels, to_unit
 from unveil.tasks import enlarge, reel, video
@@ -386,7 +387,28 @@ def test_places_reach_the_network_with_every_text_and_the_null(monkeypatch: pyte
     assert all(places is not None and places[:, 1].tolist() == [[1, 0.5, 0.5]] * len(places) for places in told)
 
 
-def test_the_first_pass_has_the_aspect_of_the_second():
+def test_windows_of_a_large_clip_have_the_levels_of_their_size_and_keep_its_forms(monkeypatch: pytest.MonkeyPatch):
+    model, told = tiny_clips(), list[float]()
+    model.denoiser = model.denoiser.under(RootShifted(RectifiedFlow(), 3.0, 5 * 8 * 8))
+    network: Any = model.denoiser.network
+    forward = network.forward
+
+    def watched(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        told.extend(t.unique().tolist())
+        return forward(x, t, condition)
+
+    monkeypatch.setattr(network, "forward", watched)
+    given = clips(1, 5, 4, 4).repeat_interleave(4, 3).repeat_interleave(4, 4)
+    made = whole(film(model, request(), enlarge.enlarged(model, given, (32, 32), 0.5)))
+    assert sorted(set(told)) == pytest.approx([3000 * t / (1 + 2 * t) for t in (0.25, 0.5)], abs=0.01)
+    plain = to_pixels(resized(to_unit(given), (32, 32)))
+    free = seen(model, request(), upscale(model, given, factor=2, strength=0.5))
+    wanted, kept, lost = (functional.avg_pool2d(one[0].transpose(0, 1).float(), 2) for one in (plain, made, free))
+    # what random weights make is cut off at black and white, and so not all of it can be kept
+    assert (kept - wanted).abs().mean() < 0.5 * (lost - wanted).abs().mean()
+
+
+def test_the_first_pass_has_the_aspect_of_the_others():
     model = tiny_clips()
     assert enlarge.is_large(model, (24, 16))
     assert not enlarge.is_large(model, (16, 16))
@@ -395,6 +417,8 @@ def test_the_first_pass_has_the_aspect_of_the_second():
         assert high % 4 == wide % 4 == 0
         assert 0.5 <= high * wide / 64 <= 1.5
         assert 0.7 <= (high / wide) / (size[0] / size[1]) <= 1.4
+    assert enlarge.sizes(model, (24, 32)) == [(8, 12), (16, 20), (24, 32)]
+    assert enlarge.sizes(model, (1024, 1024))[::4] == [(8, 8), (128, 128)]
     shot = Shot(3, (24, 32), known=reel.still_frames({1: clips(1, 1, 24, 32)[:, :, 0]}))
     made = whole(enlarge.large(model, request(), shot))
     assert torch.equal(made[:, :, 1], clips(1, 1, 24, 32)[:, :, 0])

@@ -61,7 +61,7 @@ def sample(
     expander = Expander(expanding, model, console, shown=noise is not None or bool(wish.controls))
     request = expander(wish.request(model, changes, count or wish.number(model)))
     if noise is None and enlarge.goes_in_passes(model, request.size):
-        edit, request = _first_pass(model, source, request, place, console)
+        edit, request = _passes(model, source, request, place, console)
     pictures = draw(model, source, request, place, console, edit)
     columns = len(wish.labels) if 1 < len(wish.labels) < request.count else None  # a column for each label
     written = write(pictures, place, columns)
@@ -131,17 +131,19 @@ def again(model: Model, facts: Mapping[str, Any], places: Sequence[Path]) -> Edi
     return replace(verbs.again(model, facts, contents), inputs=named)
 
 
-def _first_pass(model: Model, source: Source, request: Request, place: Place, console: Console) -> tuple[Edit, Request]:
-    """The second of the two passes in which a size far beyond that of a model of clips is drawn; draws the first."""
+def _passes(model: Model, source: Source, request: Request, place: Place, console: Console) -> tuple[Edit, Request]:
+    """The last of the passes in which a size far beyond that of a model of clips is drawn; draws those before it."""
     assert request.size is not None
     size = request.size[0], request.size[1]
     console.say(enlarge.told(model, size))
-    first = enlarge.first_size(model, size)
-    plain = replace(place, strip=False, preview=None)
-    small = draw(model, source, replace(request, size=first), plain, console)
-    edit = upscale(model, torch.stack([one.pixels for one in small]), size=size)
-    settings = {**edit.settings, "passes": [list(first), list(size)]}
-    return replace(edit, verb="large", settings=settings), enlarge.second(request)
+    plain, every = replace(place, strip=False, preview=None), enlarge.sizes(model, size)
+    edit, asked = PLAIN, replace(request, size=every[0])
+    for after in every[1:]:
+        small = torch.stack([one.pixels for one in draw(model, source, asked, plain, console, edit)])
+        edit = upscale(model, small, size=after, strength=enlarge.AGAIN, faithful=True)
+        asked = enlarge.again(request)
+    settings = {**edit.settings, "passes": [list(one) for one in every]}
+    return replace(edit, verb="large", settings=settings), asked
 
 
 def _noise(path: Path, model: Model, source: Source, console: Console) -> tuple[Edit, dict[str, Any]]:

@@ -124,7 +124,7 @@ def make(
 ) -> None:
     """Make a clip from words, and from pictures that are frames of it.
 
-    Longer clips than the model's own are made window by window. Sizes far beyond its own are made in two passes.
+    Longer clips than the model's own are made window by window. Sizes far beyond its own are made in passes.
 
     Example: unveil video make "a small red circle moves left" --image first.png --frames 32 -o out.mp4
     """

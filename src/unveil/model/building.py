@@ -10,7 +10,8 @@ from unveil.codec import Codec
 from unveil.config import ModelConfig
 from unveil.config.codec import SavedSection, build_codec, section_of
 from unveil.core.denoiser import Denoiser
-from unveil.model.model import Model, sized
+from unveil.model.model import Model
+from unveil.model.shapes import sized
 
 
 def build(config: ModelConfig) -> Model:

@@ -25,6 +25,7 @@ from unveil.core.process import Process
 from unveil.core.samplers import Progress
 from unveil.core.samplers.ancestral import Shift
 from unveil.core.variance import VarianceRule, fixed_small, is_learned
+from unveil.model.shapes import ending, sized
 from unveil.nn.lowering import lowerable
 from unveil.types import Base, Condition, Level, NonFinite, OutOfResources, Raw, RecipeError, Steering, Worn
 
@@ -153,18 +154,20 @@ class Model(nn.Module):
         self.controls = exchange(self.conditioners, self.controls, controls, mode)
         return self
 
-    def sized(self, size: Sequence[int]) -> Model:
+    def sized(self, size: Sequence[int], seen: Sequence[int] | None = None) -> Model:
         """This model for samples of another size; it shares the weights.
 
         Args:
             size: the end of the new shape: height and width, or frames, height and width of a clip.
+            seen: the same of what the network is given at once, where that is a tile; None: the whole. The process is
+                the one for this, since what a tile shows is lost in as much noise as in a picture of its size.
 
         Parts that depend on the size follow by a `sized` of their own, which is given a shape: of latents for a
         process whose shift grows with them, of samples for a condition that tells the network the size.
         """
-        shape = (*self.shape[: -len(size)], *size)
+        shape = ending(self.shape, size)
         other = Model(
-            self.denoiser.under(sized(self.process, self.codec.latent_shape(shape))),
+            self.denoiser.under(sized(self.process, self.codec.latent_shape(ending(shape, seen or ())))),
             shape,
             conditioners=[sized(one, shape) for one in self.conditioners.values()],
             codec=self.codec,
@@ -246,6 +249,7 @@ class Model(nn.Module):
         negative: Raw | None = None,
         shift: Shift | None = None,
         size: Sequence[int] | None = None,
+        seen: Sequence[int] | None = None,
         change: Change | None = None,
         batch: int | None = None,
         first_sample: int = 0,
@@ -271,7 +275,7 @@ class Model(nn.Module):
             shift: (x, level) -> the gradient of log p(y | x), such as `guidance.gradient` of a classifier's score:
                 moves the mean of samplers that take a shift (ADM's algorithm 1), and the eps of all others.
             size: height and width in pixels, or frames, height and width of a clip, where the network takes others
-                than the model's own.
+                than the model's own. seen: see `sized`.
             change: (course, rows) -> what is run instead of each batch's course; see `core.course`.
             batch: samples at a time; None: all.
             first_sample: number of the first.
@@ -300,7 +304,7 @@ class Model(nn.Module):
                 here = slice(start, start + length)
                 part, away = ({key: value[here] for key, value in one.items()} for one in (rows, avoided))
                 streams = Streams(seeds[here], numbers[here], device=self.device)
-                course = self.course(how, streams, raw=part, negative=away, size=size, shift=shift)
+                course = self.course(how, streams, raw=part, negative=away, size=size, seen=seen, shift=shift)
                 pixels = self.decode((course if change is None else change(course, here)).run(on_step))
                 parts.append(pixels if how.clip == "none" else pixels.clamp(-1, 1))
         finally:
@@ -315,11 +319,12 @@ class Model(nn.Module):
         raw: Raw | None = None,
         negative: Raw | None = None,
         size: Sequence[int] | None = None,
+        seen: Sequence[int] | None = None,
         shift: Shift | None = None,
     ) -> Course:
         """One batch made ready to run; arguments are those of `generate`, with as many rows as `streams` has."""
         if size is not None and tuple(size) != self.shape[-len(size) :]:
-            return self.sized(size).course(how, streams, raw=raw, negative=negative, shift=shift)
+            return self.sized(size, seen).course(how, streams, raw=raw, negative=negative, shift=shift)
         count = len(streams.samples)
         condition, null = self.encode(raw, count)
         if negative:
@@ -392,8 +397,3 @@ class Model(nn.Module):
             for part in parts:
                 inside.enter_context(cast(Any, part).ahead(indices))
             yield
-
-
-def sized(part: Any, shape: tuple[int, ...]) -> Any:
-    """The part for another shape, where it depends on it."""
-    return part.sized(shape) if hasattr(part, "sized") else part

@@ -51,6 +51,7 @@ class Edit:
         shown: rows -> conditions that are pictures, by key, (B, C, H, W) each.
         finish: (pixels, rows) -> the pixels that are written; both uint8 (B, C, H, W) or (B, C, T, H, W).
         size: height and width of what is made, of a clip its frames before them, where it is not the model's own.
+        seen: the end of that size that the network is given at once, where that is a tile; see `Model.sized`.
         inputs: the files of every row, by role: picture, mask, noise.
     """
 
@@ -60,6 +61,7 @@ class Edit:
     shown: Callable[[slice], Mapping[str, Tensor]] = _nothing
     finish: Callable[[Tensor, slice], Tensor] = _untouched
     size: tuple[int, ...] | None = None
+    seen: tuple[int, int] | None = None
     inputs: Mapping[str, Sequence[Input]] = field(default_factory=dict)
 
     def of_picture(self, row: int) -> dict[str, Any]:

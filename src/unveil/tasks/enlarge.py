@@ -1,11 +1,14 @@
 """Sizes far beyond a model's own: made at a size that it knows, enlarged, and made again in overlapping windows.
 
 The rule: more than four times the pixels of the model's own pictures go this way. The first pass has the aspect of what
-is asked for and about as many pixels as the model's own; the second begins at its enlargement, noised, and estimates
-windows of the model's own size, which share a quarter of their side with their neighbours and fade into each other at
-every step. Memory is that of one window and a few copies of the whole.
+is asked for and about as many pixels as the model's own. Each that follows has sides at most twice as long: it begins
+at the enlargement of the one before, a little noised, and estimates windows of the model's own size, which share a
+quarter of their side with their neighbours and fade into each other at every step. What it shows at the size of the one
+before stays, since a window that lies within a thing cannot know what it is a part of. Memory is that of one window and
+a few copies of the whole.
 
-Sources: Bar-Tal et al. 2023, eq. 5 (arXiv:2302.08113); Meng et al. 2021, algorithm 1 (arXiv:2108.01073).
+Sources: Bar-Tal et al. 2023, eq. 5 (arXiv:2302.08113); Meng et al. 2021, algorithm 1 (arXiv:2108.01073); Choi et al.
+2021 (arXiv:2108.02938).
 """
 
 from __future__ import annotations
@@ -17,10 +20,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from unveil.model import Change, Model
-from unveil.tasks.edit import unit_of
+from unveil.model import Model
+from unveil.tasks.edit import Edit, unit_of
 from unveil.tasks.generate import UNNAMED, OnStep, Request, Source, part_of
-from unveil.tasks.img2img import check_strength
 from unveil.tasks.known import Known
 from unveil.tasks.reel import Knowing, Part, Shot, film, whole
 from unveil.tasks.size import check_size, multiple
@@ -29,15 +31,17 @@ from unveil.tasks.upscale import STRENGTH, resized, upscale
 from unveil.types import size_of
 
 MOST = 4.0  # times the pixels of a model's own, made in one pass
+GROWTH = 2.0  # of a side, from one pass to the next, at most
+AGAIN = 0.15  # strength of the passes after the first: they make edges sharp, and see too little for more
 
 
 def is_large(model: Model, size: tuple[int, int]) -> bool:
-    """Whether a height and width are made in two passes."""
+    """Whether a height and width are made in several passes."""
     return size[0] * size[1] > MOST * model.shape[-2] * model.shape[-1]
 
 
 def goes_in_passes(model: Model, size: Sequence[int] | None) -> bool:
-    """Whether pictures of a size are made in two passes: those of models of clips, which have no other way to them."""
+    """Whether pictures of a size are made in passes: those of models of clips, which have no other way to them."""
     return size is not None and isinstance(model.denoiser.network, Still) and is_large(model, (size[-2], size[-1]))
 
 
@@ -55,13 +59,25 @@ def first_size(model: Model, size: tuple[int, int]) -> tuple[int, int]:
     return min(near, key=lambda one: (round(abs(math.log(one[0] / one[1]) - wanted), 6), -one[0] * one[1]))
 
 
+def sizes(model: Model, size: tuple[int, int]) -> list[tuple[int, int]]:
+    """Height and width of every pass; the sides grow evenly, and are rounded up to what the network takes."""
+    first, unit = first_size(model, size), multiple(model)
+    growth = max(now / before for now, before in zip(size, first, strict=True))
+    count = max(1, math.ceil(math.log(growth, GROWTH) - 1e-9))
+
+    def side(number: int, axis: int) -> int:
+        exact = first[axis] * (size[axis] / first[axis]) ** (number / count)
+        return min(size[axis], math.ceil(exact / unit - 1e-9) * unit)
+
+    return [first, *((side(number, 0), side(number, 1)) for number in range(1, count)), size]
+
+
 def told(model: Model, size: tuple[int, int]) -> str:
     """What a person is told before the work."""
-    first = first_size(model, size)
-    own = size_of(model.shape)
+    own, every = size_of(model.shape), sizes(model, size)
     return (
-        f"{size_of(size)} is far beyond the model's own {own}: made in two passes, at {size_of(first)}, then "
-        f"enlarged and made again in windows of {own}"
+        f"{size_of(size)} is far beyond the model's own {own}: made in {len(every)} passes, at "
+        f"{', '.join(map(size_of, every))}; the first as a whole, the others in windows of {own}"
     )
 
 
@@ -70,7 +86,7 @@ def large(
 ) -> Iterator[Part]:
     """Clips of a size far beyond the model's own.
 
-    What is known of them is known in both passes, and comes out exactly. Progress counts the passes as halves.
+    What is known of them is known in all passes, and comes out exactly. Progress counts the passes as equal parts.
 
     Args:
         request: of clips.
@@ -81,19 +97,28 @@ def large(
     """
     size = shot.size or (model.shape[-2], model.shape[-1])
     check_size(model, size)
-    first = first_size(model, size)
-    reduced = None if shot.known is None else smaller(shot.known, first)
-    half = on_step and part_of(on_step, 0, 2)
-    small = whole(film(model, request, replace(shot, size=first, known=reduced), source, half))
-    after = enlarged(model, small, size)
-    settings = {**shot.settings, **after.settings, "passes": [list(first), list(size)]}
+    every = sizes(model, size)
+    asked, now = request, shot
+    for number, here in enumerate(every):
+        steps = on_step and part_of(on_step, number, len(every))
+        if here == size:
+            yield from film(model, asked, now, source, steps)
+            return
+        known = None if shot.known is None else smaller(shot.known, here)
+        made = whole(film(model, asked, replace(now, size=here, known=known), source, steps))
+        asked, now = again(request), _after(model, shot, made, every, number + 1)
+
+
+def _after(model: Model, shot: Shot, made: Tensor, every: Sequence[tuple[int, int]], number: int) -> Shot:
+    """The shot of a pass that begins at what the one before made."""
+    after = enlarged(model, made, every[number], AGAIN)
+    settings = {**shot.settings, **after.settings, "passes": [list(one) for one in every]}
     after = replace(after, known=shot.known, window=shot.window, overlap=shot.overlap, settings=settings)
-    after = replace(after, verb=shot.verb, inputs=shot.inputs)
-    yield from film(model, second(request), after, source, on_step and part_of(on_step, 1, 2))
+    return replace(after, verb=shot.verb, inputs=shot.inputs)
 
 
 def enlarged(model: Model, clips: Tensor, size: tuple[int, int], strength: float = STRENGTH) -> Shot:
-    """A film of clips in a larger size: each window begins at their plain enlargement, noised.
+    """A film of clips in a larger size: each window begins at their plain enlargement, noised, and keeps its forms.
 
     Args:
         clips: (N, C, T, H, W).
@@ -103,19 +128,21 @@ def enlarged(model: Model, clips: Tensor, size: tuple[int, int], strength: float
     Raises:
         RecipeError: a strength outside [0, 1].
     """
-    check_strength(strength)
     frames = clips.shape[2]
 
-    def change(start: int, stop: int) -> Change:
+    def edit(start: int, stop: int) -> Edit:
         here = torch.arange(start, stop).clamp(max=frames - 1)  # a window may reach beyond the end
-        return upscale(model, clips[:, :, here], size=size, strength=strength).change
+        return upscale(model, clips[:, :, here], size=size, strength=strength, faithful=True)
 
     settings = {"size": list(size), "strength": strength}
-    return Shot(frames, size, change=change, verb="upscale", settings=settings)
+    seen = edit(0, 1).seen
+    return Shot(
+        frames, size, seen=seen, change=lambda *ends: edit(*ends).change, verb="upscale", settings=settings
+    )  # fmt: skip
 
 
-def second(request: Request) -> Request:
-    """The request of the second pass: without guidance, since a window that has nothing of what is said stays so."""
+def again(request: Request) -> Request:
+    """The request of a later pass: without guidance, since a window that has nothing of what is said stays so."""
     return replace(request, size=None, negative={}, sampling={**request.sampling, "scale": 1.0})
 
 

@@ -306,6 +306,7 @@ def _drawn(model: Model, part: Request, edit: Edit, here: slice, film: Film) -> 
         negative=away,
         shift=shift,
         size=part.size,
+        seen=edit.seen,
         change=lambda course, _: edit.change(course, here),
     )
 

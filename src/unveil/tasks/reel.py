@@ -64,6 +64,7 @@ class Shot:
         window: frames of a window; None: the model's own.
         overlap: frames that neighbouring windows share at least; None: a quarter of the window.
         spacing: of tokens in space, see `places.spaced`.
+        seen: height and width that the network is given at once, where that is a tile; see `Model.sized`.
         change: (start, stop) of a window -> what else changes its course, such as where it begins; None: nothing.
         direction: where the windows begin; backward makes the end first.
         fresh: the frames that are not known already, from one to the one before another; None: all.
@@ -78,6 +79,7 @@ class Shot:
     window: int | None = None
     overlap: int | None = None
     spacing: float = 1.0
+    seen: tuple[int, int] | None = None
     change: Callable[[int, int], Change] | None = None
     direction: Direction = "forward"
     fresh: tuple[int, int] | None = None
@@ -143,7 +145,8 @@ def film(
             model, known or _nothing(model, length, size), shot.verb, settings, _changing(shot, window, before)
         )
         steps = on_step and part_of(on_step, number, len(order))
-        pictures = list(generate(model, wanted, source, replace(made, inputs=shot.inputs), on_step=steps))
+        made = replace(made, seen=shot.seen, inputs=shot.inputs)
+        pictures = list(generate(model, wanted, source, made, on_step=steps))
         pixels = torch.stack([one.pixels for one in pictures])
         last = window, pixels
         cut = pixels[:, :, new.start - window.start : min(new.stop, shot.frames) - window.start]

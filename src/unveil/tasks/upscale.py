@@ -9,9 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from unveil.core.course import Course
+from unveil.core.inverse import coarse
 from unveil.core.tiles import OVERLAP, for_tiles, tiles
 from unveil.data.low import LOW, enlarged
 from unveil.model import Model
+from unveil.model.shapes import ending
 from unveil.tasks.edit import Edit, latents_of, of_rows, unit_of
 from unveil.tasks.img2img import begun, check_strength
 from unveil.tasks.places import spaced
@@ -30,12 +32,13 @@ def upscale(
     strength: float = STRENGTH,
     overlap: float = OVERLAP,
     reach: int = 1,
+    faithful: bool = False,
 ) -> Edit:
     """Pictures or clips with `factor` times as many pixels a side.
 
     A model with a condition `low` draws them from noise, given the picture. Any other begins at the bicubic
-    enlargement, as `img2img` of this strength. What is larger than the model's own pictures is drawn in tiles of
-    their size, whose estimates are averaged at every step; of clips, each tile has all frames.
+    enlargement, as `img2img` does. What is larger than the model's own pictures is drawn in tiles of their size, whose
+    estimates are averaged at every step; of clips, each tile has all frames.
 
     Args:
         pictures: (N, C, H, W), of a model of clips (N, C, T, H, W), uint8 or in [-1, 1]; one for all results, or one
@@ -46,6 +49,8 @@ def upscale(
         overlap: of neighbouring tiles, as a share of their side, in [0, 1).
         reach: how many of the model's own sides a tile has; its tokens lie so much closer, so that they are where
             those of the model's own pictures are. For networks that read places (`Condition.places`).
+        faithful: the results have the large forms of the pictures, whatever a tile may take itself for; see
+            `core.inverse.coarse`. Of models that were not trained to enlarge.
 
     Raises:
         RecipeError: a factor below 1, or a strength or an overlap outside its range.
@@ -54,33 +59,43 @@ def upscale(
     tiles: Bar-Tal et al. 2023 (arXiv:2302.08113).
     """
     check_strength(strength)
-    if factor < 1:
-        raise RecipeError(f"factor {factor}: at least 1, such as 2 or 4")
     unit = unit_of(pictures, model.shape[0], "H, W" if len(model.shape) == 3 else "T, H, W")
     before = unit.shape[-2], unit.shape[-1]
-    wide = (before[0] * factor, before[1] * factor) if size is None else (size[0], size[1])
+    wide = _larger(before, factor) if size is None else (size[0], size[1])
     trained = LOW in model.conditioners
-    shape = (model.shape[0], *unit.shape[2:-2], *wide)
-    latent, tile = model.codec.latent_shape(shape), model.codec.latent_shape(model.shape)[-2:]
+    latent, tile = (model.codec.latent_shape(ending(model.shape, end))[-2:] for end in (wide, ()))
     # a pixel of `low` lies in one tile or the other, and so does what the network sees as one
     least = max(1, latent[-1] // before[1]) if trained else multiple(model) // rate(model)
-    whole = latent[-2], latent[-1]
+    whole = latent[0], latent[1]
     places = tiles(whole, (tile[0] * reach, tile[1] * reach), overlap=overlap, unit=least)
 
     def change(course: Course, rows: slice) -> Course:
-        if not trained:
-            course = begun(course, latents_of(model, resized(of_rows(unit, rows), wide)), strength)
-        course = spaced(course, 1 / reach)
-        if len(places) == 1:
-            return course
-        return replace(course, step=for_tiles(course.guided, course.condition, course.null, places, whole))
+        known = None if trained else latents_of(model, resized(of_rows(unit, rows), wide))
+        course = spaced(course if known is None else begun(course, known, strength), 1 / reach)
+        if len(places) > 1:
+            course = replace(course, step=for_tiles(course.guided, course.condition, course.null, places, whole))
+        return _keeping(course, known, before, wide) if faithful and known is not None else course
 
     def shown(rows: slice) -> Mapping[str, Tensor]:
         return {LOW: of_rows(unit, rows)} if trained else {}
 
     settings: dict[str, Any] = {"factor": factor, "strength": strength, "overlap": overlap, "reach": reach}
-    settings |= {} if size is None else {"size": list(wide)}
-    return Edit("upscale", settings, change, shown=shown, size=shape[1:])
+    settings |= ({} if size is None else {"size": list(wide)}) | ({"faithful": True} if faithful else {})
+    seen = min(wide[0], model.shape[-2] * reach), min(wide[1], model.shape[-1] * reach)
+    return Edit("upscale", settings, change, shown=shown, size=(*unit.shape[2:-2], *wide), seen=seen)
+
+
+def _larger(size: tuple[int, int], factor: int) -> tuple[int, int]:
+    if factor < 1:
+        raise RecipeError(f"factor {factor}: at least 1, such as 2 or 4")
+    return size[0] * factor, size[1] * factor
+
+
+def _keeping(course: Course, known: Tensor, before: tuple[int, int], wide: tuple[int, int]) -> Course:
+    """A course that keeps what `known` shows at the size before."""
+    sides = zip(known.shape[-2:], before, wide, strict=True)
+    low = [min(side, max(1, side * old // new)) for side, old, new in sides]
+    return course.around(lambda step: coarse(step, known, low))
 
 
 def resized(unit: Tensor, size: tuple[int, int]) -> Tensor:

@@ -34,7 +34,7 @@ def edit(verb: str, model: Model, settings: Settings, inputs: Inputs) -> Edit:
         RecipeError: another name, or settings that cannot work.
     """
     if verb == "large":
-        raise RecipeError("pictures made in two passes are not repeated from their record; ask for them again")
+        raise RecipeError("pictures made in several passes are not repeated from their record; ask for them again")
     if verb not in VERBS:
         raise RecipeError(f"task {verb!r}: must be one of {', '.join(VERBS)}{nearest(verb, [*VERBS])}")
     return VERBS[verb](model, settings, inputs)
@@ -106,6 +106,7 @@ def _upscale(model: Model, settings: Settings, inputs: Inputs) -> Edit:
         strength=float(settings["strength"]),
         overlap=float(settings["overlap"]),
         reach=int(settings.get("reach", 1)),
+        faithful=bool(settings.get("faithful", False)),
     )
 
 

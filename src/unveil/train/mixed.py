@@ -21,7 +21,7 @@ from unveil.core.framewise import Drawn, Framewise, Shown, at_once
 from unveil.core.noise import Streams
 from unveil.core.objective import Loss
 from unveil.model import Model
-from unveil.model.model import sized
+from unveil.model.shapes import sized
 from unveil.nn.video_dit import VideoDiT
 from unveil.train.budget import sizes_of
 from unveil.train.order import Items, value_of

@@ -1,5 +1,6 @@
 """Inverse problems: pictures that agree with something known about them, from a model that was not trained for it."""
 
+from unveil.core.inverse.coarse import coarse
 from unveil.core.inverse.ddrm import Restoration, ddrm
 from unveil.core.inverse.difference import differing
 from unveil.core.inverse.dps import Posterior, dps
@@ -27,6 +28,7 @@ __all__ = [
     "block_average",
     "blur",
     "channel_average",
+    "coarse",
     "ddrm",
     "differing",
     "dps",
