@@ -100,6 +100,19 @@ def test_no_two_values_are_said_alike(language):
             ],
             {},
         ),
+        (
+            "a red circle moves up and a small blue ring",
+            [
+                {"colour": "red", "shape": "circle", "motion": "up"},
+                {"size": "small", "colour": "blue", "shape": "ring"},
+            ],
+            {},
+        ),
+        (
+            "\u7ea2\u8272\u5706\u5f62\u548c\u5c0f\u7684\u84dd\u8272\u5706\u73af",
+            [{"colour": "red", "shape": "circle"}, {"size": "small", "colour": "blue", "shape": "ring"}],
+            {},
+        ),
         ("clip 0231 circle", [{"shape": "circle"}], {}),
         ("nothing of this kind", [], {}),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from itertools import pairwise
 
 from unveil.data.world.telling import LISTS, Facts, Language, words
 
@@ -34,12 +35,14 @@ def parse(caption: str) -> Facts:
     pattern, meanings = _lexicon(language_of(caption))
     things: list[Facts] = [{}]
     clip: Facts = {}
-    for found in pattern.finditer(caption.lower()):
-        attribute, value = meanings[found.group()]
+    said = [meanings[found.group()] for found in pattern.finditer(caption.lower())]
+    for (attribute, value), (after, _) in pairwise([*said, ("", "")]):
         if attribute in _CLIP:
             clip.setdefault(attribute, value)
             continue
-        if attribute in _AGAIN and attribute in things[-1]:
+        # "a red circle and a small blue ring": what follows the size tells that it is another's
+        whose = after if attribute == "size" and after in _AGAIN else attribute
+        if attribute in _AGAIN and (attribute in things[-1] or whose in things[-1]):
             things.append({})
         if attribute == "wall":
             things[-1]["motion"] = "bounce"
