@@ -20,6 +20,7 @@ from unveil.evaluate import draw
 from unveil.model import Model
 from unveil.study.video_rows import Found
 from unveil.tasks.edit import PLAIN, Edit
+from unveil.tasks.enlarge import large
 from unveil.tasks.generate import Request, generate
 from unveil.tasks.reel import Shot, film, whole
 from unveil.types import Item, LeftOut, RecipeError, nearest
@@ -205,11 +206,12 @@ class Bench(Generic[S]):
             self._count(rows)
         return torch.cat(found)
 
-    def filmed(self, texts: Sequence[str], shot: Callable[[slice], Shot]) -> Tensor:
-        """The same by the shot of each batch's rows."""
+    def filmed(self, texts: Sequence[str], shot: Callable[[slice], Shot], *, passes: bool = False) -> Tensor:
+        """The same by the shot of each batch's rows; in passes, as sizes far beyond the model's own are made."""
         found: list[Tensor] = []
+        make = large if passes else film
         for rows, request in self._requests(texts, 0):
-            found.append(whole(film(self.model, request, shot(rows))))
+            found.append(whole(make(self.model, request, shot(rows))))
             self._count(rows)
         return torch.cat(found)
 

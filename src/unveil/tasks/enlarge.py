@@ -1,6 +1,6 @@
 """Sizes far beyond a model's own: made at a size that it knows, enlarged, and made again in overlapping windows.
 
-The rule: more than four times the pixels of the model's own pictures go this way. The first pass has the aspect of what
+The rule: four times the pixels of the model's own pictures, or more, go this way. The first pass has the aspect of what
 is asked for and about as many pixels as the model's own. Each that follows has sides at most twice as long: it begins
 at the enlargement of the one before, a little noised, and estimates windows of the model's own size, which share a
 quarter of their side with their neighbours and fade into each other at every step. What it shows at the size of the one
@@ -30,14 +30,14 @@ from unveil.tasks.still import Still
 from unveil.tasks.upscale import STRENGTH, resized, upscale
 from unveil.types import size_of
 
-MOST = 4.0  # times the pixels of a model's own, made in one pass
+LARGE = 4.0  # times the pixels of a model's own
 GROWTH = 2.0  # of a side, from one pass to the next, at most
 AGAIN = 0.15  # strength of the passes after the first: they make edges sharp, and see too little for more
 
 
 def is_large(model: Model, size: tuple[int, int]) -> bool:
     """Whether a height and width are made in several passes."""
-    return size[0] * size[1] > MOST * model.shape[-2] * model.shape[-1]
+    return size[0] * size[1] >= LARGE * model.shape[-2] * model.shape[-1]
 
 
 def goes_in_passes(model: Model, size: Sequence[int] | None) -> bool:
