@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _INK, _PALE = "#1f5fa8", "#9aa5b1"
+SMALL = 48  # pixels of a side, up to which films are enlarged
 
 
 def sheet(pixels: Tensor, columns: int | None = None) -> bytes:
@@ -40,10 +41,12 @@ def strips(clips: Tensor) -> bytes:
 def film(clips: Tensor, rate: float, columns: int | None = None) -> bytes:
     """Clips uint8 (N, C, T, H, W) of so many frames a second as a WebP: sheets of their frames, one after another.
 
-    Twice enlarged and a little lossy, a quarter of the size of a GIF: pages hold many. Still frames lose nothing.
+    Small ones twice enlarged, and a little lossy, a quarter of the size of a GIF: pages hold many. Still frames lose
+    nothing.
     """
     shown = None if columns is None else min(columns, len(clips))
-    sheets = [pictures.sheet(clips[:, :, t], shown, 2) for t in range(clips.shape[2])]
+    factor = 2 if clips.shape[-1] <= SMALL else 1
+    sheets = [pictures.sheet(clips[:, :, t], shown, factor) for t in range(clips.shape[2])]
     return pictures.animation(sheets, "webp", rate, quality=75)
 
 
