@@ -1,0 +1,152 @@
+"""Clips and pictures far beyond the size and the length that the shipped model was trained on, by the command line.
+
+Each case is `unveil video make` or `unveil sample` in a process of its own, as shipped, in full steps and in bf16.
+`peak_mb` is that process's. `objects` counts the things of one colour each that hang together, mean over the frames:
+1 is asked for. `right` is 1 where the largest is of the colour and the shape that are asked for.
+
+A clip of a minute is made window by window, and so is one of ten seconds. `last_colour` is the part of the frames of
+the last second that still show what was asked for in its colour, over clips of several texts.
+
+The quick form makes small ones in few steps, for the ratios.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import harness
+import numpy as np
+import torch
+from PIL import Image
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional
+
+from unveil.data.shapes import COLOURS
+from unveil.evaluate.playground import colours_of, frames_of, read
+
+ASKED = "a small red circle moves left"
+CLIPS = ((1920, 1080), (1080, 1920), (1440, 1440))
+PICTURES = ((2048, 2048), (2048, 1152))
+LIMIT_GB = 16
+RATE, LONG, SHORT = 8, 60, 10  # frames in a second; seconds
+SEEN = 128  # pixels of the longer side that the detector is shown
+PART = 0.1  # of the largest thing: what is smaller is no thing of its own
+TEXTS = (
+    ("a small red circle moves left", "red"), ("a large blue square bounces", "blue"),
+    ("a small white cross stays still", "white"), ("a large yellow ring moves in a circle", "yellow"),
+)  # fmt: skip
+
+
+def called(*words: str) -> dict[str, float]:
+    """CPU and wall seconds of a command, and the peak of its memory."""
+    steps = ["--steps", "8"] if harness.short() else []
+    command = [sys.executable, "-m", "unveil", *words, *steps, "--dtype", "bfloat16", "--quiet"]
+    begun = time.perf_counter()
+    child = subprocess.Popen(command)
+    _, status, used = os.wait4(child.pid, 0)
+    if status:
+        sys.exit(f"{' '.join(words)}: exit code {os.waitstatus_to_exitcode(status)}")
+    cpu, wall = used.ru_utime + used.ru_stime, time.perf_counter() - begun
+    return {"cpu_s": cpu, "wall_s": wall, "peak_mb": used.ru_maxrss / 1024}
+
+
+def frames_in(folder: Path) -> Tensor:
+    """uint8 (3, T, H, W) of a folder of PNG, as large as the detector is shown."""
+    every = []
+    for file in sorted(folder.glob("*.png")):
+        with Image.open(file) as picture:
+            pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None]
+        scale = min(1.0, SEEN / max(pixels.shape[2:]))
+        size = [max(1, round(side * scale)) for side in pixels.shape[2:]]
+        every.append(functional.interpolate(pixels.float(), size, mode="area").round().to(torch.uint8)[0])
+    return torch.stack(every, dim=1)
+
+
+def looked_at(pixels: Tensor) -> dict[str, float]:
+    """How many things there are, and whether the largest is the one that was asked for."""
+    counts, best, solid = colours_of(frames_of(pixels))
+    found = []
+    for colours, frame in zip(best, solid, strict=True):
+        areas = [
+            area
+            for colour in np.flatnonzero(counts)
+            for area in np.bincount(ndimage.label(frame & (colours == colour))[0].ravel())[1:]
+        ]
+        found.append(sum(area >= PART * max(areas) for area in areas) if areas else 0)
+    things = read(pixels, most=1)
+    right = bool(things) and (things[0].colour, things[0].shape) == ("red", "circle")
+    return {"objects": float(np.mean(found)), "right": float(right)}
+
+
+def clip(size: tuple[int, int]) -> dict[str, float]:
+    wide, high = (side // 8 // 8 * 8 for side in size) if harness.short() else size
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "clip"
+        asked = ("--size", f"{wide}x{high}", "--frames", "9", "-o", str(out))
+        return called("video", "make", ASKED, *asked) | looked_at(frames_in(out))
+
+
+def picture(size: tuple[int, int]) -> dict[str, float]:
+    wide, high = (side // 8 // 8 * 8 for side in size) if harness.short() else size
+    with tempfile.TemporaryDirectory() as folder:
+        asked = ("--size", f"{wide}x{high}", "--out", str(Path(folder) / "picture.png"))
+        return called("sample", "a small red circle", *asked) | looked_at(frames_in(Path(folder)))
+
+
+def lasting(seconds: float, texts: Sequence[tuple[str, str]]) -> dict[str, float]:
+    """Clips of so many seconds; means over the texts, of the memory the largest."""
+    taken, kept = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (text, colour) in enumerate(texts[: 1 if harness.short() else None]):
+            out = Path(folder) / str(number)
+            taken.append(called("video", "make", text, "--frames", str(round(seconds * RATE)), "-o", str(out)))
+            kept.append(last_colour(frames_in(out)[:, -RATE:], colour))
+    mean = {name: sum(one[name] for one in taken) / len(taken) for name in taken[0]}
+    return mean | {"peak_mb": max(one["peak_mb"] for one in taken), "last_colour": sum(kept) / len(kept)}
+
+
+def last_colour(pixels: Tensor, colour: str) -> float:
+    """The part of frames in which the most frequent colour, the ground aside, is this one."""
+    wanted, right = list(COLOURS).index(colour), 0
+    for frame in pixels.unbind(1):
+        counts, _, _ = colours_of(frames_of(frame))
+        right += int(counts.max() > 0 and counts.argmax() == wanted)
+    return right / pixels.shape[1]
+
+
+def limit() -> dict[str, float]:
+    return {"peak_mb": 1024.0 * LIMIT_GB, "last_colour": 1.0}
+
+
+def named(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+LIMIT = "the limit"
+MINUTE, TENTH = "a minute", "ten seconds"
+CASES: dict[str, Callable[[], dict[str, float]]] = {
+    **{f"clip {named(size)}, 9 frames": lambda size=size: clip(size) for size in CLIPS},
+    **{f"picture {named(size)}": lambda size=size: picture(size) for size in PICTURES},
+    MINUTE: lambda: lasting(LONG / 10 if harness.short() else LONG, TEXTS),
+    TENTH: lambda: lasting(SHORT / 2 if harness.short() else SHORT, TEXTS[:1]),
+    LIMIT: limit,
+}
+RATIOS = [
+    *(
+        harness.Ratio(f"memory of {case}, of {LIMIT_GB} GB", case, LIMIT, "peak_mb", at_most=1.0)
+        for case in CASES
+        if case.startswith(("clip", "picture"))
+    ),
+    harness.Ratio("memory of a minute against ten seconds", MINUTE, TENTH, "peak_mb", at_most=1.2),
+    harness.Ratio("colour kept in the last second of a minute", MINUTE, LIMIT, "last_colour", at_least=0.9),
+]
+
+if __name__ == "__main__":
+    harness.main("video_sizes", CASES, RATIOS, rounds=1)
