@@ -127,6 +127,10 @@ def test_a_file_of_a_user_is_not_gone_on_with(cli: Cli, run: Path, folder: Path)
     before = tree(folder)
     refused(cli("caption", folder, "--model", run, "--resume"), 5, "metadata.jsonl: is there already")
     assert tree(folder) == before
+    (folder / "metadata.jsonl").write_text('{"file_name": "white.png", "caption": "mine", "label": "white"}\n')
+    before = tree(folder)
+    refused(cli("caption", folder, "--model", run, "--resume"), 5, "metadata.jsonl: holds label too")
+    assert tree(folder) == before
 
 
 def test_what_cannot_be_is_refused(cli: Cli, run: Path, folder: Path, tmp_path: Path):

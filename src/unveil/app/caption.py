@@ -119,9 +119,12 @@ def _earlier(file: Path, entries: Sequence[Entry]) -> dict[str, Told]:
 
     Raises:
         MediaError: not a file of metadata.
+        NotWritable: it holds what no call of this command wrote, and what would be lost.
     """
     read_metadata(file, "text", "label", COLUMN)  # says what is wrong with it
     rows = [json.loads(line) for line in file.read_text("utf-8-sig").split("\n") if line.strip()]
+    if others := {key for row in rows for key in row} - {"file_name", "text", COLUMN, CONFIDENCE}:
+        raise NotWritable(f"{file}: holds {', '.join(sorted(others))} too, not only captions; give another --out")
     there = {one.path for one in entries}
     return {
         row["file_name"]: Told(row[COLUMN], row.get(CONFIDENCE))

@@ -20,7 +20,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from unveil.model import Model
+from unveil.model import Change, Model
 from unveil.tasks.edit import Edit, unit_of
 from unveil.tasks.generate import UNNAMED, OnStep, Request, Source, part_of
 from unveil.tasks.known import Known
@@ -134,11 +134,11 @@ def enlarged(model: Model, clips: Tensor, size: tuple[int, int], strength: float
         here = torch.arange(start, stop).clamp(max=frames - 1)  # a window may reach beyond the end
         return upscale(model, clips[:, :, here], size=size, strength=strength, faithful=True)
 
+    def change(start: int, stop: int) -> Change:
+        return edit(start, stop).change
+
     settings = {"size": list(size), "strength": strength}
-    seen = edit(0, 1).seen
-    return Shot(
-        frames, size, seen=seen, change=lambda *ends: edit(*ends).change, verb="upscale", settings=settings
-    )  # fmt: skip
+    return Shot(frames, size, seen=edit(0, 1).seen, change=change, verb="upscale", settings=settings)
 
 
 def again(request: Request) -> Request:

@@ -56,7 +56,7 @@ def upscale(
         RecipeError: a factor below 1, or a strength or an overlap outside its range.
 
     Source: Dhariwal & Nichol 2021 (arXiv:2105.05233) for the condition; Meng et al. 2021 (arXiv:2108.01073); the
-    tiles: Bar-Tal et al. 2023 (arXiv:2302.08113).
+    tiles: Bar-Tal et al. 2023 (arXiv:2302.08113); faithful: Choi et al. 2021 (arXiv:2108.02938).
     """
     check_strength(strength)
     unit = unit_of(pictures, model.shape[0], "H, W" if len(model.shape) == 3 else "T, H, W")
