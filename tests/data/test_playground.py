@@ -22,7 +22,7 @@ WIDE = {
     "aspect": 2.0,
     "frames": (1, 2, 5, 9, 16, 33),
     "fps": (4, 8, 16),
-    "objects": 3,
+    "objects": (1, 2, 3),
     "motions": MOTIONS,
     "patterned": 0.4,
     "occluded": 0.4,
@@ -231,6 +231,23 @@ def test_short_and_dense_captions_say_nothing_but_the_truth():
             assert said.items() <= thing.items()
 
 
+def test_scenes_are_drawn_where_they_have_room_and_as_often_as_they_are_named():
+    config = data.PlaygroundConfig(
+        smallest=16, largest=32, frames=(1, 8, 16), scenes=("objects", "objects", "brush", "impact"), objects=(1, 1, 3)
+    )
+    world = data.open(config)
+    told = world.told(range(1200))
+    scenes = [item["attributes"]["scene"] for item in told]
+    roomy = [bool(side >= 32 and frames >= 8) for frames, side, _ in world.sizes()[:1200].tolist()]
+    assert {scene for scene, fits in zip(scenes, roomy, strict=True) if not fits} == {"objects"}
+    shares = [scene for scene, fits in zip(scenes, roomy, strict=True) if fits]
+    assert shares.count("objects") / len(shares) == pytest.approx(1 / 2, abs=0.1)
+    assert shares.count("brush") / len(shares) == pytest.approx(1 / 4, abs=0.1)
+    things = [len(item["attributes"]["objects"]) for item in told if item["attributes"]["scene"] == "objects"]
+    assert set(things) == {1, 2, 3}  # where three have no room there are fewer
+    assert 0.05 < 1 - things.count(1) / len(things) < 0.36
+
+
 def test_prompts_of_the_score_are_fixed_and_split():
     lists = {name: score_prompts(name) for name in ("validation", "seen", "held-out")}
     for name, own in lists.items():
@@ -259,8 +276,8 @@ def test_drawing_is_fast_enough_to_train_on():
 def test_a_recipe_takes_it():
     from pydantic import TypeAdapter
 
-    section = TypeAdapter(Data).validate_python({"kind": "playground", "frames": [1, 9], "objects": 2})
-    assert section.build() == data.PlaygroundConfig(frames=(1, 9), objects=2)
+    section = TypeAdapter(Data).validate_python({"kind": "playground", "frames": [1, 9], "objects": [1, 2]})
+    assert section.build() == data.PlaygroundConfig(frames=(1, 9), objects=(1, 2))
 
 
 @pytest.mark.parametrize(
@@ -275,8 +292,8 @@ def test_a_recipe_takes_it():
         ({"fps": (24,)}, "fps: 24 is none of 4, 8, 16"),
         ({"motions": ("lefft",)}, "motions: 'lefft' is none of .*nearest: 'left'"),
         ({"frames": (4,), "motions": ("orbit",)}, "frames 4: none of the motions orbit can be seen"),
-        ({"scenes": ("brush",), "frames": (4,)}, "scenes brush with sides of 32 and 4 frames: they take at least 32"),
-        ({"objects": 4}, "objects 4: must be 1 to 3"),
+        ({"scenes": ("brush",), "frames": (4,)}, "scenes brush with sides of 32 and 4 frames: they take at least 32.*or add 'objects'"),
+        ({"objects": (1, 4)}, "objects: 4 is none of 1 to 3"),
         ({"panned": 1.5}, "panned 1.5: a part of the clips"),
         ({"faults": -0.1}, "faults -0.1: a part of those that raw captions"),
         ({"count": 0}, "count 0, held_out 1000, seed 0"),

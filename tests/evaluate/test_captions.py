@@ -44,7 +44,7 @@ def test_captions_of_all_scenes_go_round(scene):
         aspect=2.0,
         frames=(8, 16, 33),
         scenes=(scene,),
-        objects=3,
+        objects=(1, 2, 3),
         motions=MOTIONS,
         patterned=0.5,
         occluded=0.5,

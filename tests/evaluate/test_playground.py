@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from unveil import data
 from unveil.data.playground import MOTIONS, TEN
@@ -108,7 +109,7 @@ def test_turns_walls_places_and_speed_are_read():
 
 
 def test_several_objects_are_all_read():
-    config = data.PlaygroundConfig(smallest=48, largest=64, aspect=2.0, objects=3)
+    config = data.PlaygroundConfig(smallest=48, largest=64, aspect=2.0, objects=(1, 2, 3))
     right = 0
     items = data.open(config).__getitems__(range(60))
     for item in items:
@@ -133,6 +134,18 @@ def test_nothing_is_read_where_nothing_is():
     assert read(torch.full((3, 4, 16, 16), 70, dtype=torch.uint8)) == []
     with pytest.raises(ShapeError, match=r"must be uint8 \(3, T, H, W\)"):
         read(torch.zeros(3, 8, 32, 32))
+
+
+@pytest.mark.parametrize("seed", [790, 1481, 1768, 2475, *range(8)])
+def test_fog_is_read_without_fault(seed):
+    """What an untrained model makes; in the first four, pixels look like a colour that none of them holds."""
+    generator = torch.Generator().manual_seed(seed)
+    ground = 255 * torch.rand(3, 1, 1, 1, generator=generator)
+    waves = torch.randn(1, 3, 4, 2, 2, generator=generator) * 200 * torch.rand(1, generator=generator)
+    fog = ground + functional.interpolate(waves, size=(8, 16, 16), mode="trilinear")[0]
+    for thing in read(fog.clamp(0, 255).to(torch.uint8)):
+        assert thing.visible.any()
+        assert np.isfinite(thing.centres[thing.visible]).all()
 
 
 def test_a_picture_has_no_motion():

@@ -21,7 +21,7 @@ def said_of_clips(count: int, language: Any) -> Iterator[str]:
     config = data.PlaygroundConfig(
         frames=(16,),
         scenes=SCENES,
-        objects=3,
+        objects=(1, 2, 3),
         motions=MOTIONS,
         patterned=0.3,
         occluded=0.3,

@@ -58,7 +58,8 @@ class PlaygroundConfig:
         1 to 2. Every size that fits occurs equally often.
     frames: lengths, each 1 (a picture) to 33, equally often. A playground of pictures alone has items of rank 3.
     fps: 4, 8 or 16 frames a second, equally often.
-    scenes: which kinds of clip, equally often. objects: 1 to 3 of scene "objects". motions: what these may do.
+    scenes: which kinds of clip, equally often among those that a clip's size and length have room for. objects: numbers
+        of them in scene "objects", each 1 to 3, equally often. motions: what these may do.
     patterned, occluded, panned: parts of the clips of scene "objects" that have a gradient or a checker behind, a bar
         in front, or a moving camera, where there is room for it.
     registers, languages: of captions, equally often. faults: of raw captions, a part of the usual ones; 0 to 1.
@@ -73,7 +74,7 @@ class PlaygroundConfig:
     frames: tuple[int, ...] = (16,)
     fps: tuple[int, ...] = (8,)
     scenes: tuple[Scene, ...] = ("objects",)
-    objects: int = 1
+    objects: tuple[int, ...] = (1,)
     motions: tuple[Motion, ...] = TEN
     patterned: float = 0.0
     occluded: float = 0.0
@@ -106,14 +107,11 @@ class PlaygroundConfig:
                 f"frames {short[0]}: none of the motions {', '.join(self.motions)} can be seen in so few; "
                 f"the longest here are {longest}: leave the short ones out, or add 'still' or 'left'"
             )
-        others = [scene for scene in self.scenes if scene in SHOTS]
-        if others and (self.smallest < SMALLEST or min(self.frames) < FRAMES):
+        if not self.fitting(View(self.smallest, self.smallest, min(self.frames), self.fps[0])):
             raise RecipeError(
-                f"scenes {', '.join(others)} with sides of {self.smallest} and {min(self.frames)} frames: they take at "
-                f"least {SMALLEST} pixels and {FRAMES} frames"
+                f"scenes {', '.join(self.scenes)} with sides of {self.smallest} and {min(self.frames)} frames: they take "
+                f"at least {SMALLEST} pixels and {FRAMES} frames; enlarge what is smaller, or add 'objects'"
             )
-        if not 1 <= self.objects <= MOST:
-            raise RecipeError(f"objects {self.objects}: must be 1 to {MOST}")
         for name in ("patterned", "occluded", "panned"):
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"{name} {getattr(self, name)}: a part of the clips, must be 0 to 1")
@@ -128,6 +126,7 @@ class PlaygroundConfig:
         allowed = {
             "frames": range(LENGTHS[0], LENGTHS[1] + 1),
             "fps": RATES,
+            "objects": range(1, MOST + 1),
             "scenes": get_args(Scene),
             "motions": MOTIONS,
             "registers": telling.REGISTERS,
@@ -144,6 +143,11 @@ class PlaygroundConfig:
             for value in given:
                 if value not in known:
                     raise RecipeError(f"{name}: {value!r} is none of {_listed(known)}{nearest(value, known)}")
+
+    def fitting(self, view: View) -> list[Scene]:
+        """The scenes that clips of this size and length have room for."""
+        roomy = min(view.height, view.width) >= SMALLEST and view.frames >= FRAMES
+        return [scene for scene in self.scenes if roomy or scene not in SHOTS]
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -230,17 +234,12 @@ class Playground(Dataset[Item]):
         numbers = np.array([self.first + index % self.count for index in indices], dtype=np.uint64)
         draws = uniforms(self.config.seed, numbers, _ALL)
         sizes = self.config.sizes
-        drawn = [
-            (
-                _pick(self.config.scenes, draw[_SCENE]),
-                View(
-                    *_pick(sizes, draw[_SIZE]),
-                    _pick(self.config.frames, draw[_LENGTH]),
-                    _pick(self.config.fps, draw[_RATE]),
-                ),
-            )
+        frames, fps = self.config.frames, self.config.fps
+        views = [
+            View(*_pick(sizes, draw[_SIZE]), _pick(frames, draw[_LENGTH]), _pick(fps, draw[_RATE]))
             for draw in draws[:, :_COUNT]
         ]
+        drawn = [(_pick(self.config.fitting(v), draw[_SCENE]), v) for draw, v in zip(draws, views, strict=True)]
         for scene, view in dict.fromkeys(drawn):
             places = [place for place, own in enumerate(drawn) if own == (scene, view)]
             yield _group(self.config, self.part, scene, draws[places], view, places)
@@ -290,9 +289,9 @@ def _group(config: PlaygroundConfig, part: Part, scene: str, draws: Real, view: 
 
 
 def _objects(config: PlaygroundConfig, part: Part, draws: Real, view: View, places: list[int]) -> _Group:
-    wanted = 1 + (draws[:, _COUNT] * config.objects).astype(np.int64)
-    hues = draws[:, _HUES:_ACTION].argsort(axis=1)[:, : config.objects]  # no colour twice in a clip
-    action = draws[:, _ACTION : _ACTION + config.objects * casting.PER_OBJECT]
+    wanted, most = np.array([_pick(config.objects, draw) for draw in draws[:, _COUNT]]), max(config.objects)
+    hues = draws[:, _HUES:_ACTION].argsort(axis=1)[:, :most]  # no colour twice in a clip
+    action = draws[:, _ACTION : _ACTION + most * casting.PER_OBJECT]
     cast = casting.cast(action, hues, wanted, view, config.motions, part=part)
     shares = staging.Shares(config.patterned, config.occluded, config.panned)
     cast, stage = staging.stage(cast, draws[:, _STAGE:_HUES], view, shares)

@@ -19,7 +19,7 @@ from unveil.data.world.motion import TURNS, View, between_sizes
 from unveil.data.world.stage import LOST
 from unveil.evaluate.motion import Motion, camera_of, motion_of, pan_of
 from unveil.evaluate.scenes import DARK, ground_of, mixtures
-from unveil.evaluate.shape import likeness, turning
+from unveil.evaluate.shape import TRACE, likeness, turning
 from unveil.types import ShapeError
 
 LEAST = 8  # pixels of an object in a frame; the smallest ring has three times as many
@@ -137,7 +137,8 @@ def _thing(frames: NDArray[np.uint8], colour: int, mask: NDArray[np.bool_], fps:
     count, height, width = mask.shape
     share = weights(frames, colour, mask)
     area = share.sum((1, 2))
-    there = mask.sum((1, 2)) >= LEAST
+    # a wash over a ground of another colour has pixels of this one, but none of them is of it
+    there = (mask.sum((1, 2)) >= LEAST) & (share.max((1, 2)) > TRACE)
     if not there.any():
         return None
     visible = there & (area >= LOST * np.median(area[there]))

@@ -9,6 +9,7 @@ import numpy as np
 from unveil.data.shapes import AREAS, KINDS, Array, Shapes, coverage
 from unveil.data.world.motion import SPINNING
 
+TRACE = 0.1  # of the colour in a pixel, from which on it is of a patch
 _SCALES, _SHIFTS = (0.92, 1.0, 1.08), (-0.5, 0.0, 0.5)  # of the radius; pixels down
 _SYMMETRY = {"square": 90, "triangle": 360, "cross": 90}  # degrees after which a shape looks as before
 _STEP = 10  # degrees between the angles tried
@@ -26,11 +27,11 @@ def likeness(share: Array, angles: Array | None = None) -> Array:
     """Intersection over union of a patch with every shape at its place and of its area, (kinds, angles) in [0, 1].
 
     Args:
-        share: (H, W), how much of each pixel is of the colour; some must be.
+        share: (H, W), how much of each pixel is of the colour; more than TRACE in one at least.
         angles: radians, clockwise; None for shapes that are not turned.
     """
     angles = np.zeros(1, dtype=np.float32) if angles is None else angles
-    rows, columns = np.flatnonzero(share.max(1) > 0.1), np.flatnonzero(share.max(0) > 0.1)
+    rows, columns = np.flatnonzero(share.max(1) > TRACE), np.flatnonzero(share.max(0) > TRACE)
     top, left = max(rows[0] - 2, 0), max(columns[0] - 2, 0)
     patch = share[top : rows[-1] + 3, left : columns[-1] + 3]
     (height, width), area = patch.shape, patch.sum()

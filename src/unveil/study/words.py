@@ -27,7 +27,8 @@ from unveil.types import Item
 SEED = 11  # of the worlds that prompts are said of
 NEGATION, NEGATED = "negation", "red"
 Right = Callable[[Item, Tensor], bool]
-SEVERAL = 3  # objects at most
+COUNTS = (1, 2, 3)  # of objects
+SEVERAL = max(COUNTS)
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Kind:
         title, asked: in words: its name, and what a clip has to show.
         register, language: of the prompts.
         right: whether a clip shows what its prompt says.
-        objects: in a clip; chosen: which clips of that world.
+        objects: numbers of them in that world's clips; chosen: which of these clips.
         chance: the share that clips of anything in the world would reach.
     """
 
@@ -48,7 +49,7 @@ class Kind:
     right: Right
     chance: float
     language: Language = "en"
-    objects: int = 1
+    objects: tuple[int, ...] = (1,)
     chosen: Callable[[Item], bool] = lambda item: not item["unseen"]
 
 
@@ -125,14 +126,14 @@ KINDS: dict[str, Kind] = {
         "Combinations that training never has", "colour, shape and motion", "dense",
         _same("colour", "shape", "motion"), 1 / 400, chosen=lambda item: bool(item["unseen"]),
     ),
-    "count": Kind("Counts", "as many things", "short", _as_many, 1 / 2, objects=SEVERAL),
+    "count": Kind("Counts", "as many things", "short", _as_many, 1 / 2, objects=COUNTS),
     "several": Kind(
         "Several things", "colour, shape and motion of both", "short", _each("colour", "shape", "motion"), 0.0,
-        objects=2, chosen=_of(2),
+        objects=(1, 2), chosen=_of(2),
     ),
     "long": Kind(
         "Long prompts", "colour, shape, size and motion of three", "dense",
-        _each("colour", "shape", "size", "motion"), 0.0, objects=SEVERAL, chosen=_of(SEVERAL),
+        _each("colour", "shape", "size", "motion"), 0.0, objects=COUNTS, chosen=_of(SEVERAL),
     ),
 }  # fmt: skip
 
