@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from tests.app.conftest import Cli, tree
 from tests.app.test_bad_input import refused
 from tests.language.test_ask import Place, place, saying
 from tests.language.tiny import COLOURS, Grounds, trained
+from unveil import data
 from unveil.pictures import png
+from unveil.types import MediaError, RecipeError
 from unveil.video.write import write_clip
 
 __all__ = ["place"]  # a fixture
+AXIS = ("still", "left", "right", "up", "down")
 
 
 @pytest.fixture(scope="session")
@@ -156,3 +160,49 @@ def test_captioners_are_trained_and_judged_by_their_recipes(cli: Cli):
     assert "attributes told right" in done.out
     refused(cli("sample", "dense"), 1, "dense")
     refused(cli("train", "captioner-short", "--dry-run"), 2, "a recipe of kind captioner")
+
+
+def test_clips_of_a_recipe_are_told_by_number_and_trained_on(cli: Cli, run: Path, tmp_path: Path):
+    small, out = ("data.count=20", "data.faults=0", "data.registers=[raw]"), tmp_path / "told.jsonl"
+    done = cli("caption", "playground-small", *small, "--count", 6, "--model", run, "--out", out, "--json")
+    assert done.code == 0, done.err
+    found = rows(out)
+    assert [row["file_name"] for row in found] == [str(number) for number in range(6)]
+    config = data.PlaygroundConfig(smallest=16, largest=16, frames=(8,), motions=AXIS, registers=("raw",), faults=0)
+    world = data.Playground(replace(config, count=20))
+    own = [item["text"] for item in world.told(range(20))]
+    assert [row["text"] for row in found] == own[:6]
+    for share in (1.0, 0.5, 0.0):
+        mixed = data.Playground(replace(config, count=20, captions=str(out), share=share))
+        items = mixed.told(range(20))
+        written = [row["caption"] for row in found]
+        kept = [item["text"] == text for item, text in zip(items, own, strict=True)]
+        assert all(kept[6:])  # those that were not told keep their own
+        assert {"texts" in item for item in items[6:]} == {False}
+        assert [item["texts"] for item in items[:6]] == list(zip(own, written, strict=False))
+        assert sum(not one for one in kept) in {1.0: (6,), 0.5: range(1, 6), 0.0: (0,)}[share]
+        assert [item["text"] for item in items] == [mixed[number]["text"] for number in range(20)]
+        assert data.Playground(mixed.config, "held-out")[0]["text"] == data.Playground(config, "held-out")[0]["text"]
+
+
+def test_captions_of_another_world_are_refused(cli: Cli, run: Path, tmp_path: Path):
+    out = tmp_path / "told.jsonl"
+    assert cli("caption", "playground-small", "--count", 2, "--model", run, "--out", out, "--quiet").code == 0
+    with pytest.raises(RecipeError, match=r"captions '.*told.jsonl': of another world: clip 0 was '.*' there and is '"):
+        data.Playground(data.PlaygroundConfig(captions=str(out)))
+    with pytest.raises(RecipeError, match=r"captions 'none.jsonl': no such file; unveil caption writes it"):
+        data.Playground(data.PlaygroundConfig(captions="none.jsonl"))
+    out.write_text('{"file_name": "a.mp4", "caption": "a"}\n')
+    with pytest.raises(MediaError, match=r"told.jsonl line 1: 'a.mp4' is no number of a clip"):
+        data.Playground(data.PlaygroundConfig(captions=str(out)))
+
+
+def test_what_is_no_folder_and_no_count_of_clips_is_refused(cli: Cli, run: Path, folder: Path, tmp_path: Path):
+    out = tmp_path / "told.jsonl"
+    few = ("--model", run, "--out", out)
+    refused(cli("caption", "playground-small", *few), 2, "playground-small: a recipe; give --count")
+    refused(cli("caption", folder, "data.count=3", *few), 2, "'data.count=3': changes are of a recipe; give --count")
+    refused(cli("caption", "playground-small", "--count", 2, "--model", run), 2, "give a file with --out")
+    refused(cli("caption", "ddpm-digits", "--count", 2, *few), 2, "ddpm-digits: its data are digits; only the play")
+    refused(cli("caption", "playground-small", "data.count=2", "--count", 3, *few), 2, "count 3: must be 1 to 2")
+    assert not out.exists()

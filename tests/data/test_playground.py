@@ -292,7 +292,10 @@ def test_a_recipe_takes_it():
         ({"fps": (24,)}, "fps: 24 is none of 4, 8, 16"),
         ({"motions": ("lefft",)}, "motions: 'lefft' is none of .*nearest: 'left'"),
         ({"frames": (4,), "motions": ("orbit",)}, "frames 4: none of the motions orbit can be seen"),
-        ({"scenes": ("brush",), "frames": (4,)}, "scenes brush with sides of 32 and 4 frames: they take at least 32.*or add 'objects'"),
+        (
+            {"scenes": ("brush",), "frames": (4,)},
+            "scenes brush with sides of 32 and 4 frames: they take at least 32.*or add 'objects'",
+        ),
         ({"objects": (1, 4)}, "objects: 4 is none of 1 to 3"),
         ({"panned": 1.5}, "panned 1.5: a part of the clips"),
         ({"faults": -0.1}, "faults -0.1: a part of those that raw captions"),

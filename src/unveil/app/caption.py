@@ -1,4 +1,4 @@
-"""`unveil caption`: captions of the pictures and clips of a folder, in a file of metadata beside what was there."""
+"""`unveil caption`: captions of the pictures and clips of a folder, or of a recipe, in a file of metadata."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from unveil import data
 from unveil.app.console import Console
 from unveil.app.models import device as pick
 from unveil.checkpoints.captioner import load_captioner
-from unveil.data.glance import Looker, Seen, look_round
+from unveil.config import load_recipe, recipe_names
+from unveil.data.glance import Glimpse, Looker, Numbers, look_round
 from unveil.data.listing import Entry
 from unveil.data.metadata import read_metadata
+from unveil.data.playground import Playground
 from unveil.files import refuse_overwrite, write_atomically
 from unveil.language.caption import FRAMES, HOWS, How, ImageToText, Own, Reel, Teller, Told, Vision
 from unveil.types import MediaError, NoAnswer, NotWritable, RecipeError, nearest
@@ -22,18 +25,49 @@ COLUMN, CONFIDENCE = "caption", "confidence"
 SHOWN = 5  # failures that a person is shown
 
 
+class Source(Protocol):
+    """What is to be told.
+
+    Attributes:
+        entries: by name. refused: name and reason of what cannot be opened.
+    """
+
+    @property
+    def entries(self) -> list[Entry]:
+        """See above."""
+        ...
+
+    @property
+    def refused(self) -> list[tuple[str, str]]:
+        """See above."""
+        ...
+
+    def __call__(self, entry: Entry, /) -> Glimpse:
+        """Some frames of an entry."""
+        ...
+
+    def close(self) -> None:
+        """Ends what reads."""
+        ...
+
+
 @dataclass(frozen=True)
 class Ask:
     """What is asked, as typed.
 
     Attributes:
+        what: a folder of pictures and clips, or a recipe.
+        count: clips of the recipe's data; None: what is told is a folder.
+        overrides: changes of the recipe.
         model: a captioner, a folder of transformers, or an address and a model's name there, URL#NAME.
         out: the file of captions; None: metadata.jsonl in the folder.
         resume: goes on with the file of captions that an interrupted call left.
     """
 
-    folder: Path
+    what: Path
     model: str
+    count: int | None = None
+    overrides: tuple[str, ...] = ()
     out: Path | None = None
     how: str = "greedy"
     beams: int = 4
@@ -46,7 +80,30 @@ class Ask:
     @property
     def place(self) -> Path:
         """Of the file."""
-        return self.folder / "metadata.jsonl" if self.out is None else self.out
+        if self.out is not None:
+            return self.out
+        if self.count is not None:
+            raise RecipeError("--count tells clips that lie in no folder: give a file with --out, such as told.jsonl")
+        return self.what / "metadata.jsonl"
+
+    def source(self) -> Source:
+        """What is told.
+
+        Raises:
+            RecipeError: data that are no playground's, changes without a count, or a recipe without one.
+            MediaError: no such folder, or nothing to tell in it.
+        """
+        if self.count is None:
+            if self.overrides:
+                raise RecipeError(f"{self.overrides[0]!r}: changes are of a recipe; give --count with one")
+            if not self.what.exists() and str(self.what) in recipe_names():
+                raise RecipeError(f"{self.what}: a recipe; give --count, how many of its clips are told")
+            return Looker(look_round(self.what), FRAMES)
+        recipe = load_recipe(str(self.what), self.overrides)
+        world = data.open(recipe.data.build()) if recipe.data.kind == "playground" else None
+        if not isinstance(world, Playground):
+            raise RecipeError(f"{self.what}: its data are {recipe.data.kind}; only the playground's are told by number")
+        return Numbers(world, self.count)
 
     def teller(self) -> Teller:
         """What writes captions.
@@ -76,25 +133,25 @@ def run(ask: Ask, console: Console) -> None:
         NotWritable: a file of captions is there already.
         MediaError: no such folder, nothing to tell in it, or nothing that could be told.
     """
-    seen = look_round(ask.folder)
-    told = _earlier(ask.place, seen.entries) if ask.resume and ask.place.exists() else {}
+    source = ask.source()
+    told = _earlier(ask.place, source.entries) if ask.resume and ask.place.exists() else {}
     _refuse(ask, told)
     teller = ask.teller()
-    failed = list(seen.refused)
-    left = [one for one in seen.entries if one.path not in told]
+    failed = list(source.refused)
+    left = [one for one in source.entries if one.path not in told]
     try:
         with console.progress("caption", len(left)) as progress:
-            for part in _parts(seen, left, teller.at_once, failed, progress.advance):
+            for part in _parts(source, left, teller.at_once, failed, progress.advance):
                 _tell(part, teller, told, failed)
     except BaseException:
         if told:
             known = {path for path, _ in failed}
-            _write(ask.place, [one for one in seen.entries if one.path not in known], told)
-            console.warn(f"{ask.place}: {len(told)} of {len(seen.entries)} told; --resume tells the others")
+            _write(ask.place, [one for one in source.entries if one.path not in known], told)
+            console.warn(f"{ask.place}: {len(told)} of {len(source.entries)} told; --resume tells the others")
         raise
     if not told:
-        raise MediaError(f"{ask.folder}: no caption of {len(failed)} files; the first: {': '.join(failed[0])}")
-    _write(ask.place, [one for one in seen.entries if one.path in told], told)
+        raise MediaError(f"{ask.what}: no caption of {len(failed)} files; the first: {': '.join(failed[0])}")
+    _write(ask.place, [one for one in source.entries if one.path in told], told)
     facts = {"file": str(ask.place), "captions": len(told), "model": teller.name}
     facts |= {"failed": [{"path": path, "reason": reason} for path, reason in failed]}
     lines = [f"{ask.place}: {len(told)} captions by {teller.name}, in the column {COLUMN!r}"]
@@ -139,15 +196,14 @@ def _write(place: Path, entries: Sequence[Entry], told: Mapping[str, Told]) -> N
 
 
 def _parts(
-    seen: Seen, entries: Sequence[Entry], count: int, failed: list[tuple[str, str]], advance: Callable[[], object]
+    source: Source, entries: Sequence[Entry], count: int, failed: list[tuple[str, str]], advance: Callable[[], object]
 ) -> Iterator[list[tuple[Entry, Reel]]]:
     """What is to be told, read, so many at a time."""
-    looker = Looker(seen, FRAMES)
     part: list[tuple[Entry, Reel]] = []
     try:
         for entry in entries:
             try:
-                part.append((entry, Reel(*looker(entry))))
+                part.append((entry, Reel(*source(entry))))
             except MediaError as problem:
                 failed.append((entry.path, str(problem)))
             if len(part) == count:
@@ -157,7 +213,7 @@ def _parts(
         if part:
             yield part
     finally:
-        looker.close()
+        source.close()
 
 
 def _tell(

@@ -10,7 +10,7 @@ import typer
 
 from unveil.app.console import Console
 from unveil.app.groups import spread
-from unveil.app.options import AsJson, Device, Force, Quiet, Reply
+from unveil.app.options import AsJson, Device, Force, Overrides, Quiet, Reply
 
 
 def translate(
@@ -57,7 +57,11 @@ class Writing:
 @spread
 def caption(
     *,
-    folder: Annotated[Path, typer.Argument(help="Of pictures and clips.", metavar="FOLDER")],
+    what: Annotated[
+        Path,
+        typer.Argument(help="A folder of pictures and clips, or a recipe of the playground.", metavar="FOLDER|RECIPE"),
+    ],
+    overrides: Overrides = None,
     model: Annotated[
         str,
         typer.Option(
@@ -66,19 +70,31 @@ def caption(
             metavar="MODEL|FOLDER|URL#NAME",
         ),
     ],
+    count: Annotated[int | None, typer.Option(help="Clips of the recipe to tell.")] = None,
     out: Annotated[Path | None, typer.Option(help="The file; metadata.jsonl in the folder when left out.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted call stopped.")] = False,
     writing: Writing,
     device: Device = "auto",
     reply: Reply,
 ) -> None:
-    """Write captions of the pictures and clips of a folder.
+    """Write captions of the pictures and clips of a folder, or of the clips of a recipe.
 
-    The captions that are there stay as they are: the file holds both, as `text` and `caption`.
+    The captions that are there stay as they are: the file holds both, as `text` and `caption`. Clips of a recipe are
+    named by their numbers, and it trains on such a file with data.captions=FILE.
 
     Example: unveil caption clips --model runs/captioner-playground
     """
     from unveil.app import caption as work
 
-    ask = work.Ask(folder, model, out, **vars(writing), device=device, force=reply.force, resume=resume)
+    ask = work.Ask(
+        what,
+        model,
+        count,
+        tuple(overrides or ()),
+        out,
+        **vars(writing),
+        device=device,
+        force=reply.force,
+        resume=resume,
+    )
     work.run(ask, reply.console)

@@ -1,4 +1,4 @@
-"""A look at what lies in a folder: every picture, and some frames of every clip, one after the other."""
+"""A look at what is to be told: pictures and some frames of clips, of a folder or of the playground, one by one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from unveil.data.clips import upright
 from unveil.data.clips_check import CLIP
 from unveil.data.decode import inside, natural, open_picture
 from unveil.data.listing import PICTURE, Entry, Listing, listing
-from unveil.types import MediaError
+from unveil.data.playground import Playground
+from unveil.types import MediaError, RecipeError
 from unveil.video.read import Cut, Decoder, Limits
 
 LONGEST = 512  # pixels of the longer side that anybody is shown
@@ -99,6 +100,16 @@ class Looker:
         self._clips = {one.path for one in seen.clips}
         self._decoder = Decoder()
 
+    @property
+    def entries(self) -> list[Entry]:
+        """Of the folder."""
+        return self.seen.entries
+
+    @property
+    def refused(self) -> list[tuple[str, str]]:
+        """Of the folder."""
+        return self.seen.refused
+
     def __call__(self, entry: Entry) -> Glimpse:
         """Some frames of it.
 
@@ -129,6 +140,34 @@ class Looker:
         pixels, _ = self._decoder.read(path, film, cut, limits)
         rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 1.0
         return Glimpse(upright(pixels, film.turn), rate)
+
+
+class Numbers:
+    """The playground's clips by number, as `Seen` and `Looker` have those of a folder.
+
+    Args:
+        world: of the clips. count: its first ones.
+
+    Raises:
+        RecipeError: more than it has.
+    """
+
+    def __init__(self, world: Playground, count: int) -> None:
+        if not 1 <= count <= len(world):
+            raise RecipeError(f"count {count}: must be 1 to {len(world)}, the clips of this data")
+        self.world = world
+        self.refused: list[tuple[str, str]] = []
+        told = world.told(range(count))
+        self.entries = [Entry(str(n), text=item.get("texts", [item["text"]])[0]) for n, item in enumerate(told)]
+
+    def __call__(self, entry: Entry) -> Glimpse:
+        """All frames of a clip."""
+        item = self.world[int(entry.path)]
+        pixels: Tensor = item["pixels"]
+        return Glimpse(pixels if pixels.ndim == 4 else pixels[:, None], float(item["fps"]))
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def _picture(path: Path) -> Tensor:

@@ -27,5 +27,14 @@ def told(entry: Entry, share: float, *, fixed: bool) -> Item:
     if not entry.synthetic or not entry.text:
         return {"text": entry.text or entry.synthetic or ""}
     draw = rank(f"caption {entry.path}") % _RANKS / _RANKS if fixed else random.random()
-    chosen = entry.synthetic if draw < share else entry.text
-    return {"text": chosen, "texts": (entry.text, entry.synthetic)}
+    return mixed(entry.text, entry.synthetic, share, draw)
+
+
+def mixed(own: str, synthetic: str, share: float, draw: float) -> Item:
+    """One of two captions, "text", and both, "texts".
+
+    Args:
+        own: the caption that an item came with. synthetic: that of a captioner.
+        share: of the synthetic ones. draw: in [0, 1).
+    """
+    return {"text": synthetic if draw < share else own, "texts": (own, synthetic)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from unveil.data.listing import check_mix
+from unveil.data.mixing import SHARE, mixed
+from unveil.data.numbered import Numbered, by_number
 from unveil.data.scenes import HELD_OUT, uniforms
 from unveil.data.shapes import COLOURS
 from unveil.data.stored import Part
@@ -35,6 +39,7 @@ Scene = Literal["objects", "brush", "pillars", "paddle", "corridor", "impact"]
 Cut = Literal["none", "square"]
 SIDES_PX, LENGTHS, RATES = (16, 96, 8), (1, 33), (4, 8, 16)  # smallest, largest, step; frames; frames a second
 MOST = 3  # objects
+_LOOKED = 16  # captions of a file that are compared with the clips
 SHOTS: dict[str, Callable[[Real, View], Shot]] = {
     "brush": brush,
     "pillars": pillars,
@@ -44,7 +49,7 @@ SHOTS: dict[str, Callable[[Real, View], Shot]] = {
 }
 _T = TypeVar("_T")
 # Draws of one clip, by place, as in scenes.
-_SCENE, _SIZE, _LENGTH, _RATE, _COUNT, _REGISTER, _LANGUAGE = range(7)
+_SCENE, _SIZE, _LENGTH, _RATE, _COUNT, _REGISTER, _LANGUAGE, _WRITER = range(8)
 _CAPTION, _STAGE, _HUES = 16, 16 + telling.DRAWS, 16 + telling.DRAWS + staging.DRAWS
 _ACTION = _HUES + len(COLOURS)
 _ALL = _ACTION + MOST * casting.PER_OBJECT
@@ -63,6 +68,8 @@ class PlaygroundConfig:
     patterned, occluded, panned: parts of the clips of scene "objects" that have a gradient or a checker behind, a bar
         in front, or a moving camera, where there is room for it.
     registers, languages: of captions, equally often. faults: of raw captions, a part of the usual ones; 0 to 1.
+    captions: a file of a captioner's captions of the clips to train on, by number, as `unveil caption` writes it.
+    share: of these, where a clip has one.
     count, held_out: clips of each part.
     cut: "square" leaves of each clip the square in its middle, as if the data had been cropped; captions, facts and
         tracks stay those of the whole clip.
@@ -82,6 +89,8 @@ class PlaygroundConfig:
     registers: tuple[Register, ...] = telling.REGISTERS
     languages: tuple[Language, ...] = ("en",)
     faults: float = 1.0
+    captions: str | None = None
+    share: float = SHARE
     count: int = 1_000_000
     held_out: int = 1_000
     seed: int = 0
@@ -109,14 +118,15 @@ class PlaygroundConfig:
             )
         if not self.fitting(View(self.smallest, self.smallest, min(self.frames), self.fps[0])):
             raise RecipeError(
-                f"scenes {', '.join(self.scenes)} with sides of {self.smallest} and {min(self.frames)} frames: they take "
-                f"at least {SMALLEST} pixels and {FRAMES} frames; enlarge what is smaller, or add 'objects'"
+                f"scenes {', '.join(self.scenes)} with sides of {self.smallest} and {min(self.frames)} frames: they "
+                f"take at least {SMALLEST} pixels and {FRAMES} frames; enlarge what is smaller, or add 'objects'"
             )
         for name in ("patterned", "occluded", "panned"):
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"{name} {getattr(self, name)}: a part of the clips, must be 0 to 1")
         if not 0 <= self.faults <= 1:
             raise RecipeError(f"faults {self.faults}: a part of those that raw captions usually have, must be 0 to 1")
+        check_mix(self.share)
         if self.count < 1 or self.held_out < 1 or self.seed < 0:
             raise RecipeError(
                 f"count {self.count}, held_out {self.held_out}, seed {self.seed}: must be at least 1, 1 and 0"
@@ -160,8 +170,9 @@ class Playground(Dataset[Item]):
     """Clips as items.
 
     pixels uint8 (3, T, H, W), or (3, H, W) where all are pictures; fps; text, with its register and language; said,
-    what the text claims; attributes, what is true; unseen, whether training never has such a combination; track
-    float32 (N, T, 4), of each object x, y and radius in pixels and how much of it is seen, in [0, 1].
+    what the clip's own text claims; texts, this one and a captioner's, where there are both and text is one of them;
+    attributes, what is true; unseen, whether training never has such a combination; track float32 (N, T, 4), of each
+    object x, y and radius in pixels and how much of it is seen, in [0, 1].
     """
 
     def __init__(self, config: PlaygroundConfig, part: Part = "train") -> None:
@@ -171,6 +182,20 @@ class Playground(Dataset[Item]):
         self.first = HELD_OUT if part == "held-out" else 0
         self.flat = set(config.frames) == {1}
         self.count = config.held_out if part == "held-out" else config.count
+        self.written: dict[int, Numbered] = {}
+        if part == "train" and config.captions is not None:
+            self.written = by_number(Path(config.captions))
+            self._check_written(config.captions)
+
+    def _check_written(self, file: str) -> None:
+        """Raises RecipeError for captions of another world, whose clips had other captions of their own."""
+        looked = [number for number, one in self.written.items() if one.own and number < self.count][:_LOOKED]
+        for number, item in zip(looked, self.told(looked), strict=True):
+            if (own := item["texts"][0]) != self.written[number].own:
+                raise RecipeError(
+                    f"captions {file!r}: of another world: clip {number} was {self.written[number].own!r} there and is "
+                    f"{own!r} here; tell the clips of these settings"
+                )
 
     def __len__(self) -> int:
         """How many clips."""
@@ -188,7 +213,7 @@ class Playground(Dataset[Item]):
             for row, place in enumerate(group.places):
                 clip = pixels[row, :, 0] if self.flat else pixels[row]
                 clip = clip if self.config.cut == "none" else _square(clip)
-                found[place] = self._item(group, row) | {"pixels": clip, "track": tracks[row]}
+                found[place] = self._item(group, row, indices[place]) | {"pixels": clip, "track": tracks[row]}
         return found
 
     def sizes(self) -> Tensor:
@@ -207,17 +232,19 @@ class Playground(Dataset[Item]):
         found: list[Item] = [{} for _ in indices]
         for group in self._groups(indices):
             for row, place in enumerate(group.places):
-                found[place] = self._item(group, row)
+                found[place] = self._item(group, row, indices[place])
         return found
 
-    def _item(self, group: _Group, row: int) -> Item:
+    def _item(self, group: _Group, row: int, index: int) -> Item:
         draws, facts = group.draws[row], group.shot.facts[row]
         register = _pick(self.config.registers, draws[_REGISTER])
         language = _pick(self.config.languages, draws[_LANGUAGE])
         own = draws[_CAPTION : _CAPTION + telling.DRAWS].tolist()
         said = telling.tell(facts, register, language, own, faults=self.config.faults)
+        written = self.written.get(index % self.count)
+        share, draw = self.config.share, float(draws[_WRITER])
         return {
-            "text": said.text,
+            **({"text": said.text} if written is None else mixed(said.text, written.synthetic, share, draw)),
             "register": register,
             "language": language,
             "said": said.said,
