@@ -53,7 +53,10 @@ EXPECTED = {
     "lora-style",
     "video-scaling",
     "video-captions",
+    "prompt-expansion",
+    "text-encoder",
     "video-forcing",
+    "video-recaptions",
     "video-native",
 }
 

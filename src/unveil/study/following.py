@@ -5,16 +5,19 @@ Colours, places and shapes are learned of single pictures, at an eighth of the p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from unveil.data.asked import Prompt
+from unveil.data.asked import Prompt, prompts
+from unveil.data.world.telling import Register
 from unveil.evaluate.clips import ASKED, look, right
-from unveil.study.course import RecipeArm, prompts_of
-from unveil.study.experiment import Bench, Sheet
+from unveil.pictures import to_pixels
+from unveil.study.course import RecipeArm, prompts_of, world_of
+from unveil.study.experiment import Bench, Curve, Sheet
+from unveil.study.video_bench import quietly
 
 RECIPE = "playground-small"
 WORLD = (
@@ -52,6 +55,22 @@ def missed(prompts: Sequence[Prompt], clips: Tensor) -> float:
     return 1 - sum(hit[name] for hit in hits for name in ASKED) / (len(ASKED) * len(hits))
 
 
+ASKED_IN = {
+    "plain": "in its own register, without guidance",
+    "guided": "in its own register, with guidance",
+    "short": "in short texts, without guidance",
+}
+
+
+class Told(NamedTuple):
+    """What clips of an arm miss, by how it was asked, see `ASKED_IN`, and the first clips, without guidance."""
+
+    plain: float
+    guided: float
+    short: float
+    shown: Tensor
+
+
 class Followed(NamedTuple):
     """The training of an arm at its points: what its clips miss, and its loss; shown are first clips of the last."""
 
@@ -64,13 +83,45 @@ class Followed(NamedTuple):
 def followed(bench: Bench, arm: RecipeArm, seed: int) -> Followed:
     """The training of this seed, its samples read."""
     course = bench.course(arm, seed)
-    count = bench.scale.pick(bench.scale.pictures, min(bench.scale.pictures, QUICK_READ))
+    count = _read(bench)
     prompts = prompts_of(arm.read(bench.scale.quick), count)
     found = [missed(prompts, clips[:count]) for clips in course.pixels]
     return Followed(course.steps, found, course.losses, course.pixels[-1][:SHOWN])
+
+
+def _read(bench: Bench) -> int:
+    """How many clips of each arm are read."""
+    return bench.scale.pick(bench.scale.pictures, min(bench.scale.pictures, QUICK_READ))
 
 
 def strips(name: str, caption: str, rows: Sequence[Tensor]) -> Sheet:
     """Clips (N, 3, T, H, W) of each arm, every clip a row of its frames."""
     clips = torch.cat(list(rows))
     return Sheet(name, caption, clips.transpose(1, 2).flatten(0, 1), clips.shape[2])
+
+
+def told(bench: Bench, arm: RecipeArm, seed: int, register: Register) -> Told:
+    """What clips of this seed miss of what held-out clips show, asked in a register and in short texts."""
+    course, count = bench.course(arm, seed), _read(bench)
+    world = world_of(arm.read(bench.scale.quick))
+    own, short = (prompts(world, count, [one]) for one in (register, "short"))
+
+    def draw(asked: Sequence[Prompt], scale: float | None = 1.0) -> Tensor:
+        with quietly():
+            raw = {"prompt": [one.text for one in asked]}
+            return to_pixels(course.model.generate(raw=raw, count=count, seed=seed, scale=scale))
+
+    plain = draw(own)
+    return Told(missed(own, plain), missed(own, draw(own, None)), missed(short, draw(short)), plain[:SHOWN])
+
+
+def by_asking(found: Mapping[str, Sequence[Told]]) -> Curve:
+    """What the arms miss, by how they were asked."""
+    ways = "; ".join(f"{number}: {words}" for number, words in enumerate(ASKED_IN.values()))
+    lines = {name: [[getattr(one, field) for field in ASKED_IN] for one in drawn] for name, drawn in found.items()}
+    return Curve(f"asked {ways}", MISSED, list(range(len(ASKED_IN))), lines)
+
+
+def part(drawn: Sequence[Told], field: str) -> list[float]:
+    """What clips of every seed miss, asked in one way."""
+    return [getattr(one, field) for one in drawn]

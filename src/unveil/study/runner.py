@@ -22,6 +22,7 @@ from unveil.study import (
     flow,
     forcing,
     iddpm,
+    language,
     ldm,
     lora,
     ncsn,
@@ -35,7 +36,24 @@ from unveil.study.plot import curves_chart, effects_chart
 from unveil.study.record import Record, found, record_of
 from unveil.types import NotWritable, RecipeError, nearest
 
-_MODULES = (ddpm, iddpm, ddim, ncsn, score_sde, solvers, adm, cfg, flow, dit, control, ldm, lora, sora, forcing)
+_MODULES = (
+    ddpm,
+    iddpm,
+    ddim,
+    ncsn,
+    score_sde,
+    solvers,
+    adm,
+    cfg,
+    flow,
+    dit,
+    control,
+    ldm,
+    lora,
+    sora,
+    forcing,
+    language,
+)
 CLAIMS: dict[str, Claim] = {claim.name: claim for module in _MODULES for claim in module.CLAIMS}
 
 FOURFOLD = 4  # a run without power is repeated with as many times the seeds

@@ -10,12 +10,13 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from unveil.data.asked import prompts
+from unveil.data.world.telling import Register
 from unveil.evaluate import seams
 from unveil.pictures import to_pixels
 from unveil.study.course import RecipeArm, cost_of, prompts_of, world_of
 from unveil.study.experiment import Bench, Claim, Curve, Findings, compared
 from unveil.study.following import (
+    ASKED_IN,
     CLIPS,
     MISSED,
     QUICK_CLIPS,
@@ -24,12 +25,14 @@ from unveil.study.following import (
     TRAINED,
     WORLD,
     Followed,
+    Told,
     arm_of,
+    by_asking,
     followed,
-    missed,
+    part,
     strips,
+    told,
 )
-from unveil.study.video_bench import quietly
 
 REPORT = "Video generation models as world simulators, Brooks et al. 2024 (OpenAI's report)"
 CAPTIONS = f"Improving Image Generation with Better Captions, Betker et al. 2023, section 3; as used in {REPORT}"
@@ -116,65 +119,36 @@ def _spent(arm: RecipeArm, steps: Sequence[int], quick: bool) -> list[float]:
 # ---------------------------------------------------------------------- captions
 
 DENSE, RAW = "dense captions", "raw captions"
-REGISTERS = {DENSE: "'data.registers=[dense]'", RAW: "'data.registers=[raw]'"}
-ASKED_IN = {
-    "plain": "in its own register, without guidance",
-    "guided": "in its own register, with guidance",
-    "short": "in short texts that neither has read, without guidance",
-}
-
-
-class Told(NamedTuple):
-    """What clips of an arm miss, by how it was asked; see `ASKED_IN`."""
-
-    plain: float
-    guided: float
-    short: float
-    shown: Tensor
+REGISTERS: dict[str, Register] = {DENSE: "dense", RAW: "raw"}
 
 
 def _captions(bench: Bench) -> Findings:
-    arms = {name: arm_of(bench, own, bench.scale.pick(CLIPS, QUICK_CLIPS)) for name, own in REGISTERS.items()}
-    found = {name: bench.each_seed(name, lambda seed, arm=arm: _told(bench, arm, seed)) for name, arm in arms.items()}
-    again = bench.each_placebo(DENSE, lambda seed: _told(bench, arms[DENSE], seed))
+    pace = bench.scale.pick(CLIPS, QUICK_CLIPS)
+    arms = {name: arm_of(bench, f"'data.registers=[{own}]'", pace) for name, own in REGISTERS.items()}
 
-    def by_seed(drawn: Sequence[Told], field: str) -> list[float]:
-        return [getattr(one, field) for one in drawn]
+    def of(name: str, seed: int) -> Told:
+        return told(bench, arms[name], seed, REGISTERS[name])
 
+    found = {name: bench.each_seed(name, lambda seed, name=name: of(name, seed)) for name in arms}
+    again = bench.each_placebo(DENSE, lambda seed: of(DENSE, seed))
     comparisons = [
         compared(
             f"asked {words}, a network trained on {DENSE} follows its text better than one trained on {RAW}",
             MISSED,
-            (DENSE, by_seed(found[DENSE], field)),
-            (RAW, by_seed(found[RAW], field)),
-            (by_seed(again, field), by_seed(found[DENSE], field)),
+            (DENSE, part(found[DENSE], field)),
+            (RAW, part(found[RAW], field)),
+            (part(again, field), part(found[DENSE], field)),
             primary=field == "plain",
         )
         for field, words in ASKED_IN.items()
     ]
-    lines = {name: [[getattr(one, field) for field in ASKED_IN] for one in drawn] for name, drawn in found.items()}
-    curve = Curve(f"asked {'; '.join(f'{n}: {words}' for n, words in enumerate(ASKED_IN.values()))}", MISSED,
-                  list(range(len(ASKED_IN))), lines)  # fmt: skip
     texts = [
         f"{name}: {'; '.join(one.text for one in prompts_of(arm.read(bench.scale.quick), SHOWN))}"
         for name, arm in arms.items()
     ]
     caption = f"Seed 0, without guidance, {SHOWN} clips of each. {'. '.join(texts)}."
-    return Findings(comparisons, [curve], [strips("samples", caption, [drawn[0].shown for drawn in found.values()])])
-
-
-def _told(bench: Bench, arm: RecipeArm, seed: int) -> Told:
-    course, recipe, count = bench.course(arm, seed), arm.read(bench.scale.quick), bench.scale.pictures
-    own, short = prompts_of(recipe, count), prompts(world_of(recipe), count, ["short"])
-
-    def draw(asked: Sequence[str]) -> Tensor:
-        with quietly():
-            return to_pixels(course.model.generate(raw={"prompt": list(asked)}, count=count, seed=seed, scale=1.0))
-
-    plain = draw([one.text for one in own])
-    other = draw([one.text for one in short])
-    guided = missed(own, course.pixels[-1])
-    return Told(missed(own, plain), guided, missed(short, other), plain[:SHOWN])
+    shown = strips("samples", caption, [drawn[0].shown for drawn in found.values()])
+    return Findings(comparisons, [by_asking(found)], [shown])
 
 
 # ---------------------------------------------------------------------- sizes of the data
