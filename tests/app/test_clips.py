@@ -69,6 +69,19 @@ def test_clips_go_on_from_a_model_of_pictures(cli: Cli, tmp_path: Path):
     assert '"step": 1,' in first
 
 
+def test_a_model_goes_on_to_read_longer_prompts(cli: Cli, run: Path, tmp_path: Path):
+    small = [*SETTINGS, "base=run", "train.steps=1", "train.lr=1.0e-12", "train.weight_decay=0"]
+    done = cli("train", "playground-video", "--small", "--run", "longer", *small, "condition.0.most=50")
+    assert done.code == 0, done.err
+    before, after = Model.load(run), Model.load(tmp_path / "longer")
+    assert [model.conditioners["prompt"].config.most for model in (before, after)] == [36, 50]
+    raw = {"prompt": "a small red circle moves left"}  # a short one is read as before
+    torch.testing.assert_close(before.generate(raw=raw), after.generate(raw=raw), rtol=1e-4, atol=1e-4)
+    done = cli("train", "playground-video", "--small", "--run", "wider", *small, "condition.0.width=64")
+    assert done.code == 2
+    assert "condition of the base run is" in done.err
+
+
 def test_a_base_of_another_process_is_refused(cli: Cli, tmp_path: Path):
     settings = [one for one in SETTINGS if not one.startswith(("shape", "data.frames"))]
     clips = ["shape=[3,9,16,16]", "data.frames=[9]"]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from unveil.conditioning.words import WordTokens
 from unveil.config import ModelConfig, Recipe
+from unveil.config.section import Section
+from unveil.config.tokens import WordsSection
 from unveil.model import Model, build
 from unveil.train.lora import described
 from unveil.types import Base, RecipeError
@@ -13,7 +16,8 @@ from unveil.types import Base, RecipeError
 def continued(model: Model, base: Base, recipe: Recipe) -> Model:
     """The base as the recipe describes it, ready to be trained on.
 
-    Samples may have another size than the base's, frames among it, where the same weights are those of either.
+    Samples may have another size than the base's, frames among it, and prompts another length, where the same weights
+    are those of either.
 
     Args:
         model: the base, on its device; its parts become those of the result.
@@ -32,14 +36,22 @@ def continued(model: Model, base: Base, recipe: Recipe) -> Model:
 
 
 def _others(base: ModelConfig, wanted: ModelConfig) -> list[str]:
-    """What differs between two models that may: the shape, and how far one process is shifted towards noise."""
-    shape = ["shape"] if tuple(base.shape) != tuple(wanted.shape) else []
+    """What differs between two models that may: the shape, the shift of one process, the length of one's prompts."""
     within = [getattr(one.process, "process", one.process) for one in (base, wanted)]
-    return shape + (["process"] if base.process != wanted.process and within[0] == within[1] else [])
+    prompts = [[_of_any_length(part) for part in one.condition] for one in (base, wanted)]
+    return [
+        *(["shape"] if tuple(base.shape) != tuple(wanted.shape) else []),
+        *(["process"] if base.process != wanted.process and within[0] == within[1] else []),
+        *(["condition"] if base.condition != wanted.condition and prompts[0] == prompts[1] else []),
+    ]
+
+
+def _of_any_length(part: Section) -> Section:
+    return part.model_copy(update={"most": 1}) if isinstance(part, WordsSection) else part
 
 
 def _remade(model: Model, base: Base, config: ModelConfig) -> Model:
-    """The base's parts as a model of the config's shape and process."""
+    """The base's parts as a model of the config's shape, process and length of prompts."""
     with torch.device("meta"):
         wanted = {key: value.shape for key, value in build(config).denoiser.state_dict().items()}
     given = {key: value.shape for key, value in model.denoiser.state_dict().items()}
@@ -50,5 +62,12 @@ def _remade(model: Model, base: Base, config: ModelConfig) -> Model:
         )
     other = build(config)
     other.denoiser.load_state_dict(model.denoiser.state_dict())
-    other.conditioners, other.codec = model.conditioners, model.codec
+    other.codec = model.codec
+    for key, part in model.conditioners.items():
+        mine = other.conditioners[key]
+        if isinstance(part, WordTokens) and isinstance(mine, WordTokens):
+            mine.load_state_dict(part.state_dict())
+            mine.take_files(part.files())
+        else:
+            other.conditioners[key] = part
     return other.to(model.device)
