@@ -57,3 +57,30 @@ def test_the_command_writes_a_page_of_every_task(cli: Cli):
     assert cli("study", "video", "run", "--quick").code == 5, "written over"
     assert cli("study", "video", "run", "--size", "16x24", "--force").code == 2
     assert cli("study", "video", "ddpm-digits", "--out", "other").code == 2
+
+
+def test_models_of_other_sizes_stand_beside_it(cli: Cli):
+    for name, width in (("small", 24), ("large", 48)):
+        sizes = (f"network.width={width}", "network.heads=1", "network.depth=1", "network.context_width=16")
+        assert cli("train", "playground-video", "--small", "--run", name, *SMALL, *OFF, *sizes, "--quiet").code == 0
+    quick = ("--quick", "--law", "corridor", "--law", "space", "--count", 2, "--json")
+    small = cli("study", "world", "small", *quick)
+    assert small.code == 0, small.err
+    assert "Models of other sizes" not in Path("small/world.html").read_text("utf-8")
+    done = cli("study", "world", "large", *quick, "--beside", "small/world.json")
+    assert done.code == 0, done.err
+    assert done.json["about"]["parameters"] > small.json["about"]["parameters"]
+    [other] = done.json["beside"]
+    assert other["parameters"] == small.json["about"]["parameters"]
+    assert other["first"]["A world that obeys a word"]["found"] == small.json["tasks"]["corridor"]["rows"][0]["found"]
+    page = Path("large/world.html").read_text("utf-8")
+    table = page[page.index("Models of other sizes") :]
+    sizes = [one.json["about"]["parameters"] / 1e6 for one in (small, done)]
+    places = [table.index(f", {size:.2f} million</th>") for size in sizes]
+    assert places[0] < places[1] < table.index("data:image/png;base64,")
+    Path("other.json").write_text("{}")
+    for file, why in (("other.json", "not the record of a study"), ("none.json", "cannot be read")):
+        refused = cli("study", "world", "large", *quick, "--out", "again", "--beside", file)
+        assert refused.code == 2
+        assert f"--beside {file}: {why}" in refused.err
+    assert not Path("again").exists()

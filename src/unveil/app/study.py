@@ -25,6 +25,7 @@ from unveil.core.samplers import SAMPLERS
 from unveil.evaluate import Settings as Protocol
 from unveil.evaluate.pictures import gather
 from unveil.files import refuse_overwrite, write_atomically
+from unveil.model import Model
 from unveil.pictures import to_unit
 from unveil.source import command, commit
 from unveil.study import detector as reading
@@ -38,7 +39,7 @@ from unveil.study.model_pages import inverse_page, samplers_page, scales_page
 from unveil.study.samplers import Settings, study_samplers
 from unveil.study.scales import check_scales, study_scales
 from unveil.study.video_bench import ClipStudy, Shared
-from unveil.study.video_page import text_page, video_page, world_page
+from unveil.study.video_page import first_rows, text_page, video_page, world_page
 from unveil.tasks.generate import DTYPES
 from unveil.types import RecipeError
 
@@ -51,10 +52,12 @@ class Place:
 
     Attributes:
         out: folder; None is the run's own, or runs/MODEL.
+        beside: records of the same study of other models, which the page shows too.
     """
 
     out: Path | None = None
     force: bool = False
+    beside: tuple[Path, ...] = ()
 
     def free(self, model: str, name: str) -> Path:
         """The folder, in which nothing of this name is overwritten without `force`."""
@@ -161,7 +164,7 @@ def _of_clips(
 ) -> None:  # fmt: skip
     """Studies a model of clips by a function and writes what its page shows."""
     study_it, page_of = parts
-    folder = place.free(name, what)
+    folder, others = place.free(name, what), [_record(path) for path in place.beside]
     begun = time.process_time()
     model, source = open_model(name, pick(device))
     model.lowered(DTYPES[settings.dtype])
@@ -170,7 +173,8 @@ def _of_clips(
     record: dict[str, Any] = {
         "model": source._asdict(),
         **study.record(),
-        "about": {**_about(begun, str(model.device)), "command": command()},
+        "beside": others,
+        "about": {**_about(begun, str(model.device)), "command": command(), "parameters": _parameters(model)},
     }
     page = _write(folder, what, record, page_of(study, record))
     rows = [f"{one.title}: {row.text}" for one in study.found.values() for row in one.rows]
@@ -275,6 +279,26 @@ def _line(row: Mapping[str, Any]) -> str:
     for key, name in (("read", "read as their class"), ("precision", "precision"), ("recall", "recall")):
         parts += [f"{name} {row[key]['value']:.1%}"] if row[key] else []
     return ", ".join(parts + ([f"FID {row['fid']['value']:.3f}"] if row["fid"] else []))
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """What a page shows of the record of another model's study.
+
+    Raises:
+        RecipeError: no such file, or another one.
+    """
+    try:
+        return first_rows(json.loads(path.read_text("utf-8")))
+    except OSError as problem:
+        raise RecipeError(f"--beside {path}: cannot be read: {problem.strerror}") from problem
+    except (ValueError, RecipeError) as problem:
+        raise RecipeError(f"--beside {path}: {problem}") from problem
+
+
+def _parameters(model: Model) -> int:
+    """Of the network and of what it is told by."""
+    parts = [model.denoiser, *model.conditioners.values()]
+    return sum(one.numel() for part in parts for one in part.parameters())
 
 
 def _about(begun: float, device: str) -> dict[str, Any]:

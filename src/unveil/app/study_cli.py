@@ -131,6 +131,10 @@ class Studied:
     ] = None
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0
     quick: Annotated[bool, typer.Option("--quick", help="A few clips in few steps, to show that it works.")] = False
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(help="The same study's .json of a model of another size, shown too; may be repeated."),
+    ] = None
     out: Annotated[Path | None, typer.Option(help="Folder of the page; the run's own when left out.")] = None
     dtype: Dtype = "bfloat16"
     device: Device = "auto"
@@ -140,6 +144,13 @@ class Studied:
     def wanted(self) -> dict[str, Any]:
         """The settings among them."""
         return {"count": self.count, "seed": self.seed, "dtype": self.dtype}
+
+    @property
+    def place(self) -> Any:
+        """Where the page goes, and what stands on it beside the model."""
+        from unveil.app import study as work
+
+        return work.Place(self.out, self.reply.force, tuple(self.beside or ()))
 
 
 @study_app.command("video")
@@ -173,7 +184,7 @@ def video(
 
     wanted = {**studied.wanted, "only": only, "sizes": sizes, "asked": asked}
     settings = work.clip_settings(wanted, studied.sampling or (), studied.quick)
-    work.video(model, settings, studied.device, work.Place(studied.out, studied.reply.force), studied.reply.console)
+    work.video(model, settings, studied.device, studied.place, studied.reply.console)
 
 
 @study_app.command("text")
@@ -204,7 +215,7 @@ def text(
     settings = work.text_settings(
         {**studied.wanted, "only": only, "expand": expand}, studied.sampling or (), studied.quick
     )
-    work.text(model, settings, studied.device, work.Place(studied.out, studied.reply.force), studied.reply.console)
+    work.text(model, settings, studied.device, studied.place, studied.reply.console)
 
 
 @study_app.command("world")
@@ -230,7 +241,7 @@ def world(
     from unveil.app import study as work
 
     settings = work.world_settings({**studied.wanted, "only": only}, studied.sampling or (), studied.quick)
-    work.world(model, settings, studied.device, work.Place(studied.out, studied.reply.force), studied.reply.console)
+    work.world(model, settings, studied.device, studied.place, studied.reply.console)
 
 
 @study_app.command("detector")

@@ -7,9 +7,12 @@ from html import escape
 from typing import Any
 
 from unveil.evaluate.html import document, figure, table
+from unveil.study.experiment import Curve
 from unveil.study.model_pages import settings_tables
+from unveil.study.plot import curves_chart
 from unveil.study.video_bench import ClipStudy
 from unveil.study.video_rows import Found, said
+from unveil.types import RecipeError
 
 _EDGE = "What was made stands below what it was made of or is compared with, and its frames have a coloured edge."
 
@@ -39,6 +42,7 @@ def _page(title: str, told: str, found: Mapping[str, Found], record: Mapping[str
         f"<p>{escape(told)}, one sample each, nothing filtered; read by the detector on frames before any compression. "
         "In brackets the 95 % interval over clips.</p>",
         *(("<h2>Bars</h2>", table(("task", "found", "bar", "met"), bars)) if bars else ()),
+        *_beside(record),
     ]
     for name, task in record["tasks"].items():
         parts += [
@@ -57,6 +61,45 @@ def _bars(record: Mapping[str, Any]) -> Iterable[Sequence[str]]:
             if row["bar"] is not None:
                 bar, met = f"{row['rule']} {said(row['bar'], row['unit'])}", "yes" if row["met"] else "no"
                 yield f"{task['title']}: {row['measure']}", _found(row), bar, met
+
+
+def first_rows(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What other models' pages show of a study beside their own: its model, its size, the first number of each task.
+
+    Raises:
+        RecipeError: not the record of a study of clips.
+    """
+    try:
+        name, parameters = record["model"]["name"], int(record["about"]["parameters"])
+        rows = {task["title"]: task["rows"][0] for task in record["tasks"].values()}
+        numbers = {title: {key: row[key] for key in ("measure", "unit", "found")} for title, row in rows.items()}
+    except (KeyError, TypeError, IndexError) as problem:
+        raise RecipeError("not the record of a study of clips, or an earlier version's; make it again") from problem
+    return {"model": name, "parameters": parameters, "first": numbers}
+
+
+def _beside(record: Mapping[str, Any]) -> Iterable[str]:
+    """The first numbers of every task against the size of the model, where other models stand beside it."""
+    if not record.get("beside"):
+        return
+    models = sorted([first_rows(record), *record["beside"]], key=lambda one: one["parameters"])
+    titles = [title for title in models[0]["first"] if all(title in one["first"] for one in models)]
+    sizes, rows, curves = [one["parameters"] / 1e6 for one in models], list[Sequence[str]](), list[dict[str, Any]]()
+    for title in titles:
+        own = [one["first"][title] for one in models]
+        rows.append((f"{title}: {own[0]['measure']}", *(_found(one) for one in own)))
+    for unit, words in (("%", "share of clips"), ("px", "pixels"), ("", "ratio or degrees")):
+        lines = {
+            title: [[one["first"][title]["found"]["value"] for one in models]]
+            for title in titles
+            if models[0]["first"][title]["unit"] == unit
+        }
+        if lines:
+            curves.append(vars(Curve("millions of parameters", words, sizes, lines, log_x=True)))
+    heads = [f"{one['model']}, {size:.2f} million" for one, size in zip(models, sizes, strict=True)]
+    yield "<h2>Models of other sizes</h2>"
+    yield table(("", *heads), rows)
+    yield figure(curves_chart(curves), "The first number of each task, by the parameters of network and text encoder.")
 
 
 def _row(row: Mapping[str, Any]) -> Sequence[str]:
