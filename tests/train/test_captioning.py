@@ -14,8 +14,8 @@ from unveil.core.noise import Streams
 from unveil.language.caption import Own, Reel
 from unveil.nn.vocabulary import BEGIN, END
 from unveil.train.captioning import Captioning, fit_captioner, start
-from unveil.train.examples import fixed
-from unveil.types import RecipeError, WeightsError
+from unveil.train.examples import fixed, rows
+from unveil.types import RecipeError, ShapeError, WeightsError
 
 CPU = torch.device("cpu")
 
@@ -41,7 +41,7 @@ def test_it_learns_to_tell_what_it_sees_and_is_saved(tmp_path):
 def test_the_loss_is_the_mean_of_a_words_nats():
     own, data = recipe(), Grounds()
     model = start(own, data, CPU)
-    learner = Captioning(model, "pixels", (3, 4, 8, 8), timed=True)
+    learner = Captioning(model, "pixels", (3, 4, 8, 8), True)
     batch = fixed(data, 3, "pixels", learner.raw_keys)
     learner.model.eval()
     loss = learner.loss(batch, Streams(0, [0, 1, 2]), 0, False)
@@ -97,6 +97,33 @@ def test_pictures_are_clips_of_one_frame(tmp_path):
 
     model = trained(tmp_path / "run", Pictures())
     assert told(model, Grounds(frames=1)) == ["a red ground", "a green ground", "a blue ground", "a white ground"]
+
+
+class Both(Grounds):
+    """Clips and pictures in turn."""
+
+    def __getitem__(self, index):
+        item = super().__getitem__(index)
+        return item if index % 3 else {**item, "pixels": item["pixels"][:, :1]}
+
+
+def test_clips_and_pictures_are_learned_together(tmp_path):
+    model = trained(tmp_path / "run", Both(), train={"batching": "buckets"})
+    for frames in (1, 4):
+        found = told(model, Grounds(frames=frames))
+        assert found == ["a red ground", "a green ground", "a blue ground", "a white ground"]
+    own, data = recipe(), Both()
+    learner = Captioning(start(own, data, CPU), "pixels", (3, 1, 8, 8), True, "buckets")
+    learner.model.eval()
+    batch = fixed(data, 6, "pixels", learner.raw_keys, "buckets")
+    together = learner.judged(learner.model, batch)
+    alone = [learner.judged(learner.model, rows(batch, k, k + 1, CPU)).per_sample for k in range(6)]
+    torch.testing.assert_close(together.per_sample, torch.cat(alone))  # in the order of the batch
+    with pytest.raises(ShapeError, match=r"set train\.batching"):
+        trained(tmp_path / "none", Both())
+    for how in ({"batching": "packed"}, {"batching": "buckets", "tokens": 100}):
+        with pytest.raises(RecipeError, match="a captioner computes size by size; set buckets"):
+            trained(tmp_path / "packed", Both(), train=how)
 
 
 def test_what_cannot_be(tmp_path):

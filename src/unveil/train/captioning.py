@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from unveil.checkpoints.captioner import (
     load_captioner,
 )
 from unveil.config import CaptionerRecipe
+from unveil.config.run import Batching
 from unveil.core.noise import Streams
 from unveil.core.objective import Loss
 from unveil.nn.captioner import Captioner
@@ -74,7 +75,10 @@ def fit_captioner(
         NotWritable, NonFinite, OutOfResources, Cancelled: as `train.fit`.
     """
     check_items(dataset, recipe.key, [TEXT], None)
-    learner = Captioning(model, recipe.key, shape_of(dataset, recipe.key), timed=FPS in dataset[0])
+    batching = recipe.train.batching
+    if batching == "packed" or recipe.train.tokens is not None:
+        raise RecipeError("train.batching: a captioner computes size by size; set buckets, and leave tokens out")
+    learner = Captioning(model, recipe.key, shape_of(dataset, recipe.key), FPS in dataset[0], batching)
     asked = recipe.model_dump(mode="json")
     return learn(learner, dataset, config=recipe.train, run=run, held_out=held_out, asked=asked)
 
@@ -92,14 +96,18 @@ class Captioning:
         key: of the items, what is looked at.
         shape: of one item's data.
         timed: whether items say how many frames a second has.
+        batching: "buckets" for clips and pictures of different sizes; None: all are of one.
     """
 
     logged: tuple[str, ...] = ()
 
-    def __init__(self, model: CaptionModel, key: str, shape: tuple[int, ...], *, timed: bool) -> None:
+    def __init__(
+        self, model: CaptionModel, key: str, shape: tuple[int, ...], timed: bool, batching: Batching | None = None
+    ) -> None:
         self.model: Captioner = model.network
         self.words, self.facts = model.words, model.facts
         self.key, self.shape = key, shape
+        self.batching: Batching | None = batching
         self.raw_keys = [TEXT, *([FPS] if timed else [])]
         self.beside = nn.Module()
 
@@ -121,18 +129,20 @@ class Captioning:
 
     def judged(self, network: Captioner, batch: Batch) -> Loss:
         """The loss of a batch by a network, the trained or the averaged one."""
-        x = clips(scaled(cast(Tensor, batch.data)))
-        targets = self.targets(batch.raw[TEXT]).to(x.device)
-        rate = None
-        if FPS in batch.raw:
-            rate = torch.as_tensor(batch.raw[FPS], dtype=torch.float64)
-        logits = network(x, targets[:, :-1], rate)
-        wanted = targets[:, 1:]
-        counted = wanted != PADDING
-        nats = nn.functional.cross_entropy(logits.float().transpose(1, 2), wanted, reduction="none")
-        each = (nats * counted).sum(1) / counted.sum(1)
-        nowhere = torch.full((len(x),), math.nan, dtype=torch.float64)
-        return Loss((nats * counted).sum() / counted.sum(), each.detach(), nowhere, {})
+        data = batch.data
+        targets = self.targets(batch.raw[TEXT]).to(data[0].device)
+        rate = torch.as_tensor(batch.raw[FPS], dtype=torch.float64) if FPS in batch.raw else None
+        total, counted = torch.zeros(len(data), device=targets.device), (targets[:, 1:] != PADDING).sum(1)
+        for places in of_one_size(data):
+            x = clips(scaled(data if isinstance(data, Tensor) else torch.stack([data[place] for place in places])))
+            words = targets[places]
+            logits = network(x, words[:, :-1], None if rate is None else rate[places])
+            nats = nn.functional.cross_entropy(logits.float().transpose(1, 2), words[:, 1:], reduction="none")
+            total = total.index_add(
+                0, torch.tensor(places, device=total.device), (nats * (words[:, 1:] != PADDING)).sum(1)
+            )
+        nowhere = torch.full((len(data),), math.nan, dtype=torch.float64)
+        return Loss(total.sum() / counted.sum(), (total / counted).detach(), nowhere, {})
 
     def targets(self, captions: list[str]) -> Tensor:
         """Captions as words (B, L), with begin and end.
@@ -164,7 +174,7 @@ class Captioning:
     def held_out(self, items: Items, at_once: int, count: int, seed: int) -> HeldOutCaptions:
         """The loss of captions that never train."""
         del seed
-        return HeldOutCaptions(self, fixed(items, count, self.key, self.raw_keys), at_once)
+        return HeldOutCaptions(self, fixed(items, count, self.key, self.raw_keys, self.batching), at_once)
 
     def samples(self, items: Items, seed: int, stop: Stop) -> tuple[Drawn, int | None] | None:
         """Words are no pictures."""
@@ -214,3 +224,13 @@ class HeldOutCaptions:
 def clips(x: Tensor) -> Tensor:
     """Pictures (B, C, H, W) as clips of one frame; clips as they are."""
     return x[:, :, None] if x.ndim == 4 else x
+
+
+def of_one_size(data: Tensor | list[Tensor]) -> list[list[int]]:
+    """The places of items of one shape, for each shape that occurs."""
+    if isinstance(data, Tensor):
+        return [list(range(len(data)))]
+    found: dict[tuple[int, ...], list[int]] = {}
+    for place, one in enumerate(data):
+        found.setdefault(tuple(one.shape), []).append(place)
+    return list(found.values())
