@@ -52,6 +52,7 @@ class Writing:
     beams: Annotated[int, typer.Option(help="Of beam.")] = 4
     temperature: Annotated[float, typer.Option(help="Of sampled; below 1 the likely grows likelier.")] = 1.0
     seed: Annotated[int, typer.Option(help="Of sampled.")] = 0
+    device: Device = "auto"
 
 
 @spread
@@ -74,7 +75,6 @@ def caption(
     out: Annotated[Path | None, typer.Option(help="The file; metadata.jsonl in the folder when left out.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted call stopped.")] = False,
     writing: Writing,
-    device: Device = "auto",
     reply: Reply,
 ) -> None:
     """Write captions of the pictures and clips of a folder, or of the clips of a recipe.
@@ -93,7 +93,6 @@ def caption(
         tuple(overrides or ()),
         out,
         **vars(writing),
-        device=device,
         force=reply.force,
         resume=resume,
     )
