@@ -17,6 +17,7 @@ from unveil.pictures import to_unit
 from unveil.study.arm import Arm, Budget, trained
 from unveil.study.course import Course, RecipeArm, follow
 from unveil.study.verdict import LEAST_SEEDS, Comparison, Paper
+from unveil.types import RecipeError
 
 T = TypeVar("T")
 
@@ -204,6 +205,7 @@ class Claim:
         method: how it is tested here, in a few sentences.
         run: the experiment.
         data: what it is tested on.
+        seeds: pairs of arms of a full run; more than three where three leave too wide an interval.
     """
 
     name: str
@@ -212,6 +214,11 @@ class Claim:
     method: str
     run: Callable[[Bench], Findings]
     data: str = DIGITS
+    seeds: int = LEAST_SEEDS
+
+    def __post_init__(self) -> None:
+        if self.seeds < LEAST_SEEDS:
+            raise RecipeError(f"{self.name}: {self.seeds} seeds; a verdict needs at least {LEAST_SEEDS}")
 
 
 def compared(

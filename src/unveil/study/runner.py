@@ -91,7 +91,8 @@ def reproduce(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so small a network is fastest on one, and CPU seconds mean the same everywhere
     try:
-        record = _run(CLAIMS[name], Bench(QUICK if quick else FULL, cache, console), console, out)
+        scale = QUICK if quick else replace(FULL, seeds=CLAIMS[name].seeds)
+        record = _run(CLAIMS[name], Bench(scale, cache, console), console, out)
     finally:
         torch.set_num_threads(threads)
     console.say(f"{name}: {(record.get('fourfold') or record)['verdict']}\n{out / f'{name}.md'}")

@@ -230,9 +230,12 @@ CLAIMS = (
         REPORT,
         f"{TRAINED}Three sizes, about 3 and 4 times as many multiply-adds each, looked at "
         "after every third of the clips' training. Sizes are compared at the end, next ones with each other; times as "
-        "the mean of the three sizes. Placebo: the middle size against itself with other seeds.",
+        "the mean of the three sizes. Three seeds had every sign as claimed and the loss shown, and left two intervals "
+        "of text following that held 0, so there are six, the first three among them. Placebo: the middle size "
+        "against itself with other seeds.",
         _scaling,
         WORLD,
+        seeds=6,
     ),
     Claim(
         "video-captions",
