@@ -57,6 +57,7 @@ def curves_chart(curves: Sequence[Record]) -> bytes:
             one.set(xlabel=curve["x_label"], ylabel=textwrap.fill(curve["y_label"], 40))
             if curve["log_x"]:
                 one.set_xscale("log")
+                _few_labels(one)
             if curve["log_y"]:
                 one.set_yscale("log")
             if not own and len(curve["x"]) <= 12:
@@ -67,6 +68,26 @@ def curves_chart(curves: Sequence[Record]) -> bytes:
                 one.legend(fontsize="small" if few else "xx-small", ncols=1 if few else 2)
 
     return _figure(draw, len(curves), (4.8 * len(curves), 3.4))
+
+
+def _few_labels(axes: Axes) -> None:
+    """Labels of a logarithmic axis that do not lie over each other: 1, 2 and 5, or over many decades 1 alone."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axes.get_xlim()
+    few = high / low > 300
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if few else (1.0, 2.0, 5.0), numticks=99))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, place: _power(x)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="x", labelsize="small")
+
+
+def _power(x: float) -> str:
+    """A number as a label: 0.05, 200, or a multiple of a power of ten where it is very large or small."""
+    if 1e-3 < x < 1e5:
+        return f"{x:g}"
+    times, exponent = f"{x:.0e}".split("e")
+    return ("$" if times == "1" else f"${times} \\times ") + f"10^{{{int(exponent)}}}$"
 
 
 def _effects(axes: Axes, row: float, shares: Sequence[float], colour: str) -> None:
