@@ -11,6 +11,7 @@ from PIL import Image, ImageSequence
 
 import unveil
 from tests.app.conftest import Cli
+from tests.needs import needs_fashion
 from unveil.evaluate.playground import read
 from unveil.model import Model
 
@@ -92,6 +93,7 @@ def test_a_base_of_another_process_is_refused(cli: Cli, tmp_path: Path):
     assert "process of the base first is" in done.err
 
 
+@needs_fashion
 def test_a_base_whose_weights_hold_for_one_size_keeps_it(cli: Cli):
     small = ["--small", "train.steps=2", "train.warmup=1", "train.sample_every=0", "train.validate_every=0"]
     assert cli("train", "dit-fashion", "--run", "dit", *small).code == 0

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from tests.app.conftest import Cli
+from tests.needs import needs_fashion
 from unveil import load
 from unveil.app.train import start
 from unveil.checkpoints import whole
@@ -186,6 +187,7 @@ def test_a_model_of_words_is_trained_asked_and_judged(cli: Cli, tmp_path: Path):
 
 
 @pytest.mark.slow
+@needs_fashion
 def test_a_model_that_enlarges_is_trained_used_and_judged(cli: Cli, tmp_path: Path):
     settings = ["train.steps=2", "train.warmup=0", "train.sample_every=1", "train.validate_every=0"]
     done = cli("train", "upsampler-fashion", "--small", *settings, "--run", "run", "--json")

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.needs import needs_fashion
 
 from unveil import data
 from unveil.data.download import download
-from unveil.data.fashion import DEBIAN, FILES, MD5, fashion, read_idx
+from unveil.data.fashion import FILES, MD5, fashion, read_idx
 from unveil.types import MediaError, NotWritable
 
 
@@ -182,7 +183,7 @@ def test_no_server_other_schemes_and_unwritable_places_are_named(server, tmp_pat
         download(f"{url}/file", tmp_path / "blocker" / "file", md5(b"whole"))
 
 
-@pytest.mark.skipif(not DEBIAN.is_dir(), reason="the Debian package dataset-fashion-mnist is not installed")
+@needs_fashion
 def test_the_debian_package_holds_the_official_split():
     train, held_out = data.open(data.FashionConfig()), data.open(data.FashionConfig(), "held-out")
     assert train.labels.bincount().tolist() == [6000] * 10

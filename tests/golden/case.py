@@ -30,16 +30,21 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """A computed quantity beside its record; `single` is the float32 record where a float64 one decides."""
+    """A computed quantity beside its record; `single` is the float32 record where a float64 one decides.
+
+    moved: how far another last digit of what goes in moves it, where that is more than the tolerance: float32 kernels
+    differ in it from processor to processor, so a record of one cannot be met on all.
+    """
 
     name: str
     got: Tensor
     want: Tensor
     single: Tensor | None = None
+    moved: Tensor | None = None
 
     def judge(self, rules: Mapping[str, Any]) -> Verdict:
         """By the `compare` entry of the case: |got - want| <= rtol |want| + max(atol, atol_of_max max|want|)."""
-        verdict = _judge(self.got, self.want, rules)
+        verdict = _judge(self.got, self.want, rules, None if self.moved is None else 10 * self.moved.double())
         if self.single is None or not verdict.ok:
             return verdict
         # Ten times the distance of the two records allows for the float32 record's own noise.
@@ -85,7 +90,9 @@ class Case:
             found |= load_file(here if here.exists() else below_root)
         return {key: value.float() if value.is_floating_point() else value for key, value in found.items()}
 
-    def compare(self, name: str, got: Any, key: str | None = None, *, want: Any = None) -> Comparison:
+    def compare(
+        self, name: str, got: Any, key: str | None = None, *, want: Any = None, moved: Tensor | None = None
+    ) -> Comparison:
         """`got` beside the record `key` (default: `name`) of io.safetensors, or beside `want` where that is given.
 
         A float64 record of the same quantity (`f64` among the key's parts) decides; then pass a float64 `got`.
@@ -96,7 +103,7 @@ class Case:
         key = name if key is None else key
         double = self._double(key)
         if double is None:
-            return Comparison(name, got, self.io[key])
+            return Comparison(name, got, self.io[key], moved=moved)
         plain = _without_f64(key)
         return Comparison(name, got, self.io[double], self.io.get(plain))
 

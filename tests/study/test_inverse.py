@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.core.test_inverse import Field
+from tests.needs import needs_fashion
 from unveil.app import study as command
 from unveil.app.cli import run
 from unveil.core import inverse, prediction
@@ -255,7 +256,7 @@ def test_a_shipped_model_as_a_page(tmp_path: Path, capsys: pytest.CaptureFixture
         (["--count", "1"], "an interval needs at least 2 pictures"),
         (["--count", "2000"], "the held-out part of digits has 450 pictures"),
         (["--data", "heldout"], "nearest: 'held-out'"),
-        (["--recipe", "ddpm-fashion"], "of the model's shape (1, 8, 8) are needed"),
+        pytest.param(["--recipe", "ddpm-fashion"], "of the model's shape (1, 8, 8) are needed", marks=needs_fashion),
         (["--recipe", "masks-picture"], "makes state; what is restored here are pictures"),
     ],
 )

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.needs import needs_fashion
 from unveil.app.cli import run
 from unveil.app.console import Console
 from unveil.core.samplers import ddim
@@ -61,6 +62,7 @@ EXPECTED = {
 }
 
 
+OF_CLOTHES = {"controlnet-edges", "lora-style"}
 PLAIN = {"video-native"}  # after three steps its clips are plain, and nothing is at their edges
 
 
@@ -84,7 +86,9 @@ def test_the_claims_are_those_that_were_promised():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(EXPECTED))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=needs_fashion if name in OF_CLOTHES else ()) for name in sorted(EXPECTED)]
+)
 def test_the_quick_form_goes_from_training_to_a_page(name: str, tmp_path: Path, cache: Path):
     record = reproduce(name, quick=True, out=tmp_path, console=QUIET, cache=cache)
     stored = json.loads((tmp_path / f"{name}.json").read_text())

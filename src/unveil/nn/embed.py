@@ -29,8 +29,10 @@ def sinusoid(t: Tensor, dim: int, order: EmbeddingOrder) -> Tensor:
     """
     half = dim // 2
     divisor = half - 1 if order == "sin-cos" else half
-    steps = torch.arange(half, dtype=torch.float32, device=t.device)
-    angles = t.float()[:, None] * torch.exp(-math.log(10000) / max(divisor, 1) * steps)  # (B, dim/2)
+    # in float64: the last digit of a float32 exp is another on every kind of processor, and t is up to 1000 times that
+    steps = torch.arange(half, dtype=torch.float64)
+    frequencies = torch.exp(-math.log(10000) / max(divisor, 1) * steps).float().to(t.device)
+    angles = t.float()[:, None] * frequencies  # (B, dim/2)
     waves = [angles.sin(), angles.cos()] if order == "sin-cos" else [angles.cos(), angles.sin()]
     return F.pad(torch.cat(waves, dim=1), (0, dim % 2))
 
