@@ -145,6 +145,7 @@ def main(name: str, cases: Mapping[str, Case], ratios: Sequence[Ratio] = (), *, 
         return
     environment = os.environ | {"OMP_NUM_THREADS": str(given.threads), "MKL_NUM_THREADS": str(given.threads)}
     environment |= {SHORT: "1" if given.short else "0"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its bytecode, and so must ours
 
     def take(count: int) -> list[dict[str, dict[str, float]]]:
         return [{case: _run(case, environment) for case in cases} for _ in range(count)]

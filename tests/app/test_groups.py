@@ -8,7 +8,7 @@ from typing import Annotated
 import pytest
 import typer
 
-from unveil.app.groups import Command, flat, spread
+from unveil.app.groups import Command, asked, flat, spread
 from unveil.app.outcome import guarded
 
 
@@ -65,3 +65,26 @@ def test_two_options_of_one_name_are_refused():
 
     with pytest.raises(ValueError, match="duplicate parameter name: 'volume'"):
         spread(shout)
+
+
+def test_the_options_of_a_command_are_read_when_it_is_named(capsys: pytest.CaptureFixture[str]):
+    """So a list of many commands costs little."""
+    said: list[str] = []
+
+    def of_nothing(*, way: Missing = None) -> None:  # type: ignore[name-defined]  # noqa: F821
+        """Never read."""
+
+    def say(*, to: str = "all") -> None:
+        """Say it."""
+        said.append(to)
+
+    made, group = typer.Typer(rich_markup_mode=None, add_completion=False), typer.Typer()
+    made.command()(of_nothing)
+    group.command("so")(say)
+    made.add_typer(group, name="say")
+    assert guarded(asked(made, ["--help"]), ["--help"]) == 0
+    assert "of-nothing  Never read." in capsys.readouterr().out
+    assert guarded(asked(made, ["say", "so", "--to", "you"]), ["say", "so", "--to", "you"]) == 0
+    assert said == ["you"]
+    with pytest.raises(NameError, match="Missing"):
+        asked(made, ["of-nothing"])

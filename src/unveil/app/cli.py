@@ -14,7 +14,7 @@ import typer
 
 from unveil.app import edit_cli, language_cli, path_cli
 from unveil.app.console import Console
-from unveil.app.groups import flat, spread
+from unveil.app.groups import asked, flat
 from unveil.app.hint_cli import hint_app
 from unveil.app.inspect_cli import COMMANDS, inspect_app
 from unveil.app.lora_cli import lora_app
@@ -69,7 +69,7 @@ app.add_typer(video_app, name="video")
 app.command("translate")(language_cli.translate)
 app.command("caption")(language_cli.caption)
 for command in (*edit_cli.COMMANDS, *path_cli.COMMANDS):
-    app.command(command.__name__)(spread(command))
+    app.command(command.__name__)(command)
 
 
 @app.command()
@@ -124,7 +124,6 @@ SAMPLES = Drawing(batch=64, out=Path("samples"))
 
 
 @app.command()
-@spread
 def sample(
     *,
     model: ModelOrPrompt = None,
@@ -376,4 +375,4 @@ def run(arguments: Sequence[str]) -> int:
     for group, (usual, names) in USUAL.items():
         if words[:1] == [group] and len(words) > 1 and words[1] not in (*names, "--help"):
             words.insert(1, usual)
-    return guarded(app, words)
+    return guarded(asked(app, words), words)

@@ -5,13 +5,46 @@ So commands share options as they share types, and each states only what is its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import fields, is_dataclass
 from functools import wraps
-from inspect import Parameter, Signature, signature
+from inspect import Parameter, Signature, getdoc, signature
 from typing import Any, get_type_hints
 
+import typer
+from typer.models import CommandInfo
+
 Command = Callable[..., None]
+
+
+def asked(app: typer.Typer, words: Sequence[str]) -> typer.Typer:
+    """The app as `words` need it: the commands that they name, spread, and of the others what a list of them shows.
+
+    A start costs mostly what is read of options, and of all commands at most one is run.
+    """
+    made = copy(app)
+    made.registered_commands = [_asked(info, words) for info in app.registered_commands]
+    made.registered_groups = [copy(group) for group in app.registered_groups]
+    for group in made.registered_groups:
+        assert group.typer_instance is not None
+        group.typer_instance = asked(group.typer_instance, words if group.name in words else ())
+    return made
+
+
+def _asked(info: CommandInfo, words: Sequence[str]) -> CommandInfo:
+    """A command with its options where it is named, and with none elsewhere."""
+    command, made = info.callback, copy(info)
+    assert command is not None
+    made.name = info.name or command.__name__.replace("_", "-")
+    made.help = info.help or getdoc(command)
+    made.callback = spread(command) if made.name in words else _unasked
+    return made
+
+
+def _unasked() -> None:
+    """Stands in a list of commands for one that is not run."""
+    raise AssertionError("a command that was not asked for")
 
 
 def spread(command: Command) -> Command:

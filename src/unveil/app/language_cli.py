@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from unveil.app.console import Console
-from unveil.app.groups import spread
 from unveil.app.options import AsJson, Device, Force, Overrides, Quiet, Reply
 
 
@@ -55,7 +54,6 @@ class Writing:
     device: Device = "auto"
 
 
-@spread
 def caption(
     *,
     what: Annotated[

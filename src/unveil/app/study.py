@@ -25,7 +25,6 @@ from unveil.core.samplers import SAMPLERS
 from unveil.evaluate import Settings as Protocol
 from unveil.evaluate.pictures import gather
 from unveil.files import refuse_overwrite, write_atomically
-from unveil.model import Model
 from unveil.pictures import to_unit
 from unveil.source import command, commit
 from unveil.study import detector as reading
@@ -38,7 +37,7 @@ from unveil.study.inverse import study_inverse
 from unveil.study.model_pages import inverse_page, samplers_page, scales_page
 from unveil.study.samplers import Settings, study_samplers
 from unveil.study.scales import check_scales, study_scales
-from unveil.study.video_bench import ClipStudy, Shared
+from unveil.study.video_bench import ClipStudy, Shared, parameters
 from unveil.study.video_page import first_rows, text_page, video_page, world_page
 from unveil.tasks.generate import DTYPES
 from unveil.types import RecipeError
@@ -174,7 +173,7 @@ def _of_clips(
         "model": source._asdict(),
         **study.record(),
         "beside": others,
-        "about": {**_about(begun, str(model.device)), "command": command(), "parameters": _parameters(model)},
+        "about": {**_about(begun, str(model.device)), "command": command(), "parameters": parameters(model)},
     }
     page = _write(folder, what, record, page_of(study, record))
     rows = [f"{one.title}: {row.text}" for one in study.found.values() for row in one.rows]
@@ -293,12 +292,6 @@ def _record(path: Path) -> dict[str, Any]:
         raise RecipeError(f"--beside {path}: cannot be read: {problem.strerror}") from problem
     except (ValueError, RecipeError) as problem:
         raise RecipeError(f"--beside {path}: {problem}") from problem
-
-
-def _parameters(model: Model) -> int:
-    """Of the network and of what it is told by."""
-    parts = [model.denoiser, *model.conditioners.values()]
-    return sum(one.numel() for part in parts for one in part.parameters())
 
 
 def _about(begun: float, device: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from unveil.app.console import Console
-from unveil.app.groups import spread
 from unveil.app.options import AsJson, Device, Dtype, Force, ModelName, Quiet, RecipeName, Reply
 
 study_app = typer.Typer(
@@ -154,7 +153,6 @@ class Studied:
 
 
 @study_app.command("video")
-@spread
 def video(
     *,
     model: ModelName,
@@ -188,7 +186,6 @@ def video(
 
 
 @study_app.command("text")
-@spread
 def text(
     *,
     model: ModelName,
@@ -219,7 +216,6 @@ def text(
 
 
 @study_app.command("world")
-@spread
 def world(
     *,
     model: ModelName,

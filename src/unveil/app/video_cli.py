@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from unveil.app.groups import flat, spread
+from unveil.app.groups import flat
 from unveil.app.options import PLAYGROUND, Expansion, Machine, Metadata, Reply, Steps
 
 video_app = typer.Typer(
@@ -107,7 +107,6 @@ class Editing:
 
 
 @video_app.command("make")
-@spread
 def make(
     *,
     prompt: Annotated[str, typer.Argument(help="What is to be seen.", metavar="PROMPT")],
@@ -136,7 +135,6 @@ def make(
 
 
 @video_app.command("extend")
-@spread
 def extend(
     *,
     clip: Clip,
@@ -158,7 +156,6 @@ def extend(
 
 
 @video_app.command("between")
-@spread
 def between(*, first: Ends, last: Ends, frames: Added = None, told: Told, wanted: Wanted, target: Target) -> None:
     """Make the frames between two pictures, or between the end of a clip and the beginning of another.
 
@@ -171,7 +168,6 @@ def between(*, first: Ends, last: Ends, frames: Added = None, told: Told, wanted
 
 
 @video_app.command("loop")
-@spread
 def loop(
     *,
     clip: Annotated[
@@ -199,7 +195,6 @@ def loop(
 
 
 @video_app.command("connect")
-@spread
 def connect(
     *,
     first: Clip,
@@ -225,7 +220,6 @@ def connect(
 
 
 @video_app.command("edit")
-@spread
 def edit(
     *,
     clip: Clip,
@@ -245,7 +239,6 @@ def edit(
 
 
 @video_app.command("storyboard")
-@spread
 def storyboard(
     *,
     script: Annotated[
@@ -271,7 +264,6 @@ def storyboard(
 
 
 @video_app.command("upscale")
-@spread
 def upscale(
     *,
     clip: Clip,

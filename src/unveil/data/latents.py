@@ -94,11 +94,15 @@ class Packed(NamedTuple):
 
     def x0(self, bits: np.ndarray) -> Tensor:
         """What the network sees, float32 (..., C, H, W), of rows of `mapped`."""
-        return self.floats(bits).narrow(-3, 0, self.latent[0]).sub_(self.shift).mul_(self.scale)
+        x0 = self.floats(bits).narrow(-3, 0, self.latent[0])
+        if self.shift.any():  # each is a pass over memory, and most files need neither
+            x0.sub_(self.shift)
+        return x0 if self.scale.eq(1).all() else x0.mul_(self.scale)
 
     def floats(self, bits: np.ndarray) -> Tensor:
         """Rows of `mapped` as they were written, float32 (..., moments * C, H, W)."""
-        return torch.from_numpy(np.array(bits)).view(DTYPES[self.dtype]).float()  # copied: the map is read-only
+        own = bits if bits.flags.writeable else bits.copy()  # rows that were picked are copies, the map is read-only
+        return torch.from_numpy(own).view(DTYPES[self.dtype]).float()
 
 
 class Latents(Dataset[Item]):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from unveil.data.asked import prompts
@@ -38,7 +36,7 @@ from unveil.study.following import (
     told,
 )
 from unveil.study.recaption import LABELLED, recaptioned
-from unveil.study.video_bench import quietly
+from unveil.study.video_bench import parameters, quietly
 
 BETTER_CAPTIONS = "Improving Image Generation with Better Captions, Betker et al. 2023"
 REPORT = "Video generation models as world simulators, Brooks et al. 2024 (OpenAI's report)"
@@ -146,11 +144,7 @@ def _wrong(
 
 TEXT, NETWORK, BASE = "a larger text encoder", "a larger video network", "neither"
 LARGER = {BASE: "", TEXT: "condition.0.width=128 condition.0.depth=2", NETWORK: "network.width=120"}
-QUICK_LARGER = {
-    BASE: "",
-    TEXT: "condition.0.width=128 condition.0.depth=2",
-    NETWORK: "network.width=36",
-}
+QUICK_LARGER = LARGER | {NETWORK: "network.width=36"}
 
 
 def _encoders(bench: Bench) -> Findings:
@@ -170,17 +164,12 @@ def _encoders(bench: Bench) -> Findings:
                  (worse, at_end(found[worse])), placebo, primary=(better, worse) == (TEXT, NETWORK))
         for better, worse in ((TEXT, NETWORK), (TEXT, BASE), (NETWORK, BASE))
     ]  # fmt: skip
-    sizes = {name: _millions(bench, arm) for name, arm in arms.items()}
+    sizes = {name: parameters(bench.course(arm, 0).model) / 1e6 for name, arm in arms.items()}
     curve = Curve("millions of parameters", MISSED, {name: [size] for name, size in sizes.items()},
                   {name: [[value] for value in at_end(drawn)] for name, drawn in found.items()})  # fmt: skip
     caption = f"Seed 0, {SHOWN} clips of each: {'; '.join(arms)}."
     notes = [f"Parameters, network and text encoder: {', '.join(f'{n} {s:.3f} million' for n, s in sizes.items())}."]
     return Findings(comparisons, [curve], [strips("samples", caption, [d[0].shown for d in found.values()])], notes)
-
-
-def _millions(bench: Bench, arm: RecipeArm) -> float:
-    model: Any = bench.course(arm, 0).model
-    return sum(tensor.numel() for tensor in model.state_dict().values() if torch.is_floating_point(tensor)) / 1e6
 
 
 CLAIMS = (

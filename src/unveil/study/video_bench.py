@@ -37,6 +37,12 @@ _AMONG, _AT_ONCE = 1_000_000, 64  # clips that are looked through for some of a 
 Reach = Callable[[int, int], object]  # clips drawn, of how many (0 where that is not known)
 
 
+def parameters(model: Model) -> int:
+    """How many numbers a model of clips has learned: those of the network and of what it is told by."""
+    parts = [model.denoiser, *model.conditioners.values()]
+    return sum(one.numel() for part in parts for one in part.parameters())
+
+
 @dataclass(frozen=True)
 class Shared:
     """What every study of clips is told.
