@@ -32,19 +32,19 @@ class Verdict(NamedTuple):
 class Comparison:
     """A computed quantity beside its record; `single` is the float32 record where a float64 one decides.
 
-    moved: how far another last digit of what goes in moves it, where that is more than the tolerance: float32 kernels
-    differ in it from processor to processor, so a record of one cannot be met on all.
+    least: the least tolerance that float32 allows for; its kernels' last digits differ from processor to processor, so
+    what grows out of them in many steps cannot meet the record of one on all.
     """
 
     name: str
     got: Tensor
     want: Tensor
     single: Tensor | None = None
-    moved: Tensor | None = None
+    least: Tensor | None = None
 
     def judge(self, rules: Mapping[str, Any]) -> Verdict:
         """By the `compare` entry of the case: |got - want| <= rtol |want| + max(atol, atol_of_max max|want|)."""
-        verdict = _judge(self.got, self.want, rules, None if self.moved is None else 10 * self.moved.double())
+        verdict = _judge(self.got, self.want, rules, at_least=self.least)
         if self.single is None or not verdict.ok:
             return verdict
         # Ten times the distance of the two records allows for the float32 record's own noise.
@@ -91,7 +91,7 @@ class Case:
         return {key: value.float() if value.is_floating_point() else value for key, value in found.items()}
 
     def compare(
-        self, name: str, got: Any, key: str | None = None, *, want: Any = None, moved: Tensor | None = None
+        self, name: str, got: Any, key: str | None = None, *, want: Any = None, least: Tensor | None = None
     ) -> Comparison:
         """`got` beside the record `key` (default: `name`) of io.safetensors, or beside `want` where that is given.
 
@@ -103,7 +103,7 @@ class Case:
         key = name if key is None else key
         double = self._double(key)
         if double is None:
-            return Comparison(name, got, self.io[key], moved=moved)
+            return Comparison(name, got, self.io[key], least=least)
         plain = _without_f64(key)
         return Comparison(name, got, self.io[double], self.io.get(plain))
 

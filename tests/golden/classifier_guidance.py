@@ -137,7 +137,7 @@ def loops(case: Case, guided: Guided) -> Iterator[Comparison]:
                 yield case.compare(f"{name}.sample", as_library(guided, name, noises))
                 continue
             made, nudged = (as_published(guided, name, one) for one in (noises, last_digit(noises)))
-            yield case.compare(f"{name}.sample", made, moved=(made - nudged).abs().max())
+            yield case.compare(f"{name}.sample", made, least=10 * (made - nudged).abs().max().double())
             own, theirs = (order(guided, name, noises.double()) for order in (as_library, as_published))
             yield case.compare(f"{name}.library", own.float(), want=theirs.float())
 
