@@ -240,6 +240,18 @@ def test_force_leaves_a_run_alone_that_is_being_trained(cli: Cli, tmp_path: Path
     assert (run / "recipe.yaml").exists()
 
 
+def test_force_deletes_nothing_that_another_process_of_the_run_may_be_reading(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text("a: 1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = cli("train", "ddpm-digits", "--small", "--run", run, "--force")
+    refused(done, 5, "run: is there; with several processes --force deletes nothing", "delete it before the start")
+    assert (run / "recipe.yaml").exists()
+
+
 DISK = """
 import resource, signal, sys
 from unveil.app.cli import run

@@ -128,7 +128,7 @@ def train(ask: Ask, console: Console) -> None:
         begin = _autoencoder(recipe, device)
     else:
         begin = _diffusion(recipe, device, console)
-    if ask.force:
+    if ask.force and os.environ.get("RANK", "0") == "0":
         _start_over(run)
     console.say(f"{recipe.name}: {len(dataset)} items, {recipe.train.steps} steps of {recipe.train.amount} into {run}")
     begun = time.monotonic(), time.process_time()
@@ -262,10 +262,15 @@ def _start_over(run: Path) -> None:
     """Deletes a run, and nothing that is not one.
 
     Raises:
-        NotWritable: the folder holds other things too, or is being trained in.
+        NotWritable: the folder holds other things too, or is being trained in; or there are other processes, which
+            may be reading it already.
     """
     if not run.exists():
         return
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise NotWritable(
+            f"{run}: is there; with several processes --force deletes nothing: delete it before the start"
+        )
     others = (
         sorted(entry.name for entry in run.iterdir() if entry.name not in RUN_ENTRIES) if run.is_dir() else [run.name]
     )
