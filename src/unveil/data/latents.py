@@ -15,6 +15,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -95,14 +96,12 @@ class Packed(NamedTuple):
     def x0(self, bits: np.ndarray) -> Tensor:
         """What the network sees, float32 (..., C, H, W), of rows of `mapped`."""
         x0 = self.floats(bits).narrow(-3, 0, self.latent[0])
-        if self.shift.any():  # each is a pass over memory, and most files need neither
-            x0.sub_(self.shift)
-        return x0 if self.scale.eq(1).all() else x0.mul_(self.scale)
+        moved = self.shift.any() or self.scale.ne(1).any()  # each is a pass over memory, and most files need neither
+        return x0.sub_(self.shift).mul_(self.scale) if moved else x0
 
     def floats(self, bits: np.ndarray) -> Tensor:
         """Rows of `mapped` as they were written, float32 (..., moments * C, H, W)."""
-        own = bits if bits.flags.writeable else bits.copy()  # rows that were picked are copies, the map is read-only
-        return torch.from_numpy(own).view(DTYPES[self.dtype]).float()
+        return torch.from_numpy(np.require(bits, None, "W")).view(DTYPES[self.dtype]).float()  # the map is read-only
 
 
 class Latents(Dataset[Item]):
@@ -267,10 +266,9 @@ def _numbers(path: Path, metadata: Mapping[str, str], key: str, channels: int) -
 @lru_cache(maxsize=4)  # both parts ask, and a million hashes take a second
 def _held_out(count: int, share: float) -> np.ndarray:
     """Which latents are held out, (N,); at least one, when a share was asked for and there are two."""
-    ranks = (rank(f"{LATENTS} {row}") for row in range(count)) if share else iter(())
-    ranked = np.fromiter(ranks, np.uint64, count if share else 0)
     if not share:
         return np.zeros(count, bool)
+    ranked = np.fromiter((rank(f"{LATENTS} {row}") for row in range(count)), np.uint64, count)
     chosen = ranked < np.uint64(share * 2**64)
     if not chosen.any() and count > 1:
         chosen[ranked.argmin()] = True
@@ -278,10 +276,8 @@ def _held_out(count: int, share: float) -> np.ndarray:
 
 
 def _json(text: str) -> Any:
-    try:
+    with suppress(ValueError, RecursionError):
         return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _short(text: str) -> str:
