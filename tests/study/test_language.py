@@ -21,6 +21,7 @@ from unveil.study.course import RecipeArm
 from unveil.study.experiment import Bench
 from unveil.study.following import arm_of
 from unveil.study.recaption import Recaptioned, recaptioned
+from unveil.study.video_bench import parameters
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_encoders_are_told_the_right_way(better: str, verdict: str, tmp_path: Pa
     def fault(arm: RecipeArm) -> float:
         return 0.1 if better in arm.changes else 0.4
 
-    monkeypatch.setattr(language, "_millions", lambda bench, arm: 1.0)
+    monkeypatch.setattr(language, "parameters", lambda model: 1_000_000)
     found = language._encoders(staged(monkeypatch, tmp_path, fault))
     assert verdicts(found) == (verdict, {verdict})
     assert len(found.comparisons) == 3
@@ -133,8 +134,7 @@ def test_both_larger_arms_have_as_many_parameters():
     from unveil.model import build
 
     def size(name: str) -> int:
-        model = build(RecipeArm(language.RECIPE, language.LARGER[name]).read(quick=False).model)
-        return sum(tensor.numel() for tensor in model.state_dict().values())
+        return parameters(build(RecipeArm(language.RECIPE, language.LARGER[name]).read(quick=False).model))
 
     sizes = {name: size(name) for name in language.LARGER}
     assert sizes[language.TEXT] == pytest.approx(sizes[language.NETWORK], rel=0.01)
