@@ -13,7 +13,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 # What compares times comes after all others. Its ratios are of CPU seconds, each case has one thread, and half of a gain
 # may be lost, so that there is one for each core; a full run (`make bench`) has the machine to itself.
-TIMED = $(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m timed
+TIMED = $(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m
 
 .PHONY: help setup demo test test-all check format docs bench clean
 
@@ -46,11 +46,11 @@ demo: $(READY)
 
 test: $(DEV_READY)
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) -m "not release and not timed"
-	$(TIMED)
+	$(TIMED) "timed and not release"
 
 test-all: $(DEV_READY)
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) -m "not timed"
-	$(TIMED)
+	$(TIMED) timed
 
 check: $(DEV_READY)
 	$(BIN)/ruff check .

@@ -18,7 +18,8 @@ within a round.
 
     python benchmarks/NAME.py                full: writes benchmarks/results/NAME.json
     python benchmarks/NAME.py --short        one quick round: fails when a ratio lost half of what was recorded, there
-                                             and in the median over two rounds more
+                                             and in the median over two rounds more; where no memory is compared,
+                                             the cases share a process
     options: --rounds N, --json (print the record), --threads N, --only CASE (in this process, prints its measures)
 """
 
@@ -32,7 +33,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -137,18 +138,23 @@ def main(name: str, cases: Mapping[str, Case], ratios: Sequence[Ratio] = (), *, 
     parser.add_argument("--threads", type=int, default=1, help="compute threads of a case (1)")
     parser.add_argument("--short", action="store_true", help="one quick round, compared with the record")
     parser.add_argument("--json", action="store_true", help="print the record as JSON")
-    parser.add_argument("--only", choices=list(cases), help="run one case in this process")
+    parser.add_argument("--only", choices=list(cases), action="append", help="run a case in this process; may repeat")
     given = parser.parse_args()
-    if given.only:
-        result = cases[given.only]()
+    for case in given.only or ():
+        result = cases[case]()
         print("MEASURED " + json.dumps(result if isinstance(result, dict) else {"cpu_s": result}), flush=True)
+    if given.only:
         return
     environment = os.environ | {"OMP_NUM_THREADS": str(given.threads), "MKL_NUM_THREADS": str(given.threads)}
     environment |= {SHORT: "1" if given.short else "0"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its bytecode, and so must ours
 
+    # What a peer imports takes longer than a short case; where no memory is compared, one process imports it once.
+    together = given.short and not any(ratio.measure.endswith("_mb") for ratio in ratios)
+    groups = [list(cases)] if together else [[case] for case in cases]
+
     def take(count: int) -> list[dict[str, dict[str, float]]]:
-        return [{case: _run(case, environment) for case in cases} for _ in range(count)]
+        return [{case: one for group in groups for case, one in _run(group, environment)} for _ in range(count)]
 
     turns = take(given.rounds or (1 if given.short else rounds))
     record = _record(name, turns, ratios, threads=given.threads)
@@ -166,13 +172,14 @@ def main(name: str, cases: Mapping[str, Case], ratios: Sequence[Ratio] = (), *, 
         sys.exit(f"{name}: missed {', '.join(missed)}")
 
 
-def _run(case: str, environment: Mapping[str, str]) -> dict[str, float]:
-    command = [sys.executable, sys.argv[0], "--only", case]
+def _run(cases: Sequence[str], environment: Mapping[str, str]) -> Iterable[tuple[str, dict[str, float]]]:
+    """What each case measures, one after the other in a process of their own."""
+    command = [sys.executable, sys.argv[0], *(word for case in cases for word in ("--only", case))]
     done = subprocess.run(command, capture_output=True, text=True, env=dict(environment), check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("MEASURED ")]
-    if done.returncode or not lines:
-        sys.exit(f"case {case!r} failed:\n{done.stderr.strip()}")
-    return json.loads(lines[-1].removeprefix("MEASURED "))
+    if done.returncode or len(lines) != len(cases):
+        sys.exit(f"case {cases[min(len(lines), len(cases) - 1)]!r} failed:\n{done.stderr.strip()}")
+    return zip(cases, (json.loads(line.removeprefix("MEASURED ")) for line in lines), strict=True)
 
 
 def _record(name: str, turns: list[dict[str, dict[str, float]]], ratios: Sequence[Ratio], *, threads: int) -> dict:
