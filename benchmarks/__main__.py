@@ -22,8 +22,8 @@ HEAD = """# Benchmarks
 
 This page is written by `make bench` from the records in `benchmarks/results`. Every case runs in a fresh process with
 one compute thread; peers take turns with ours, several rounds, and a ratio is the median over the rounds of the ratio
-within a round. CPU seconds are those of the process. The tests run each script in a short form and fail when half of a
-recorded gain is lost.
+within a round. CPU seconds are those of the process. The tests run the scripts in a short form, in which the cases
+may share a process, and fail when half of a recorded gain is lost; those without a bar are run before a release.
 """
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from unveil.model import Model
 
 BATCH, SIZE, SCALE, CLASSES = 4, 32, 4.0, 1000
-STEPS = 8 if harness.short() else 20  # a step more costs what a step costs
+STEPS = 8 if harness.short() else 20  # what is computed once is shared by fewer steps, so that a short run gains less
 
 
 def diffusers(dtype: torch.dtype) -> dict[str, float]:

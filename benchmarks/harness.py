@@ -11,16 +11,16 @@ A benchmark is a script that names its cases and calls `main`:
     if __name__ == "__main__":
         harness.main("forward", {"peer": peer, "ours": ours}, [harness.Ratio("ours", "peer", "ours", at_least=2.0)])
 
-A case may also return a plain float (CPU seconds) or a dictionary of measures of its own. Each runs in a process
-of its own with one compute thread, so that its CPU seconds and peak memory are its alone, and the cases of a round
-follow one another, so that a busy machine hits all alike. A ratio is the median over the rounds of the ratio
+A case may also return a plain float (CPU seconds) or a dictionary of measures of its own. In a full run each
+has a process of its own with one compute thread, so that its CPU seconds and peak memory are its alone, and the cases
+of a round follow one another, so that a busy machine hits all alike. A ratio is the median over the rounds of the ratio
 within a round.
 
     python benchmarks/NAME.py                full: writes benchmarks/results/NAME.json
     python benchmarks/NAME.py --short        one quick round: fails when a ratio lost half of what was recorded, there
                                              and in the median over two rounds more; where no memory is compared,
                                              the cases share a process
-    options: --rounds N, --json (print the record), --threads N, --only CASE (in this process, prints its measures)
+    options: --rounds N, --json (print the record), --threads N, --only CASE (in this process, prints its measures; may repeat)
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from unveil.types import Condition
 
 SIZE, SCALE, TEXT = 32, 7.5, 768
-STEPS = 8 if harness.short() else 20  # a step more costs what a step costs
+STEPS = 8 if harness.short() else 20  # what is computed once is shared by fewer steps, so that a short run gains less
 WIDTHS = (64, 128, 256, 256)
 
 

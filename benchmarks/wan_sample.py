@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 SCALE, TEXT, TOKENS = 5.0, 4096, 300
-STEPS = 5 if harness.short() else 10  # a step more costs what a step costs
+STEPS = 5 if harness.short() else 10  # what is computed once is shared by fewer steps, so that a short run gains less
 FRAMES, SIDE = 9, 128
 LATENTS = (16, 3, 16, 16)
 
