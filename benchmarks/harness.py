@@ -20,7 +20,7 @@ within a round.
     python benchmarks/NAME.py --short        one quick round: fails when a ratio lost half of what was recorded, there
                                              and in the median over two rounds more; where no memory is compared,
                                              the cases share a process
-    options: --rounds N, --json (print the record), --threads N, --only CASE (in this process, prints its measures; may repeat)
+    options: --rounds N, --json (print the record), --threads N, --only CASE (in this process; may repeat)
 """
 
 from __future__ import annotations
