@@ -12,7 +12,10 @@ Error:
     +-- NotWritable (OSError)           an output that cannot be written, or would overwrite something
     +-- OutOfResources (RuntimeError)   memory, disk or time: says what to lower
     +-- NonFinite (RuntimeError)        training or sampling left the finite numbers
+    +-- NoAnswer (RuntimeError)         a language model gave none: says why
+    +-- Busy (RuntimeError)             as much waits as may: says when to come again
     +-- Cancelled (RuntimeError)        stopped on request
+    +-- Busy (RuntimeError)             as much waits as may: says when to come again
 """
 
 from __future__ import annotations
@@ -85,6 +88,16 @@ class Cancelled(Error, RuntimeError):
     """Stopped on request."""
 
     exit_code = 130
+
+
+class Busy(Error, RuntimeError):
+    """As much waits as may; come again after `seconds`."""
+
+    exit_code = 5
+
+    def __init__(self, message: str, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = seconds
 
 
 class LeftOut(UserWarning):

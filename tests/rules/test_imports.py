@@ -22,6 +22,7 @@ LAYERS = [
     {"train", "language"},
     {"study"},
     {"app"},
+    {"service"},
 ]
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 # Imports upwards inside a function, each with its reason.

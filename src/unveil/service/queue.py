@@ -1,0 +1,273 @@
+"""The queue: a table on disk of all that takes long. It outlives those who fill it and those who work on it.
+
+    queued --take--> running --complete--> completed
+      ^  |              |----fail--------> failed
+      |  '--cancel------|----------------> cancelled
+      '---- its worker died, and it may be tried again
+
+A job is of the worker that took it for as long as that one shows that it lives (`beat`); a word of anyone else about
+it counts for nothing. Owners take turns, who has waited longest for one comes next, and each one's jobs are in order.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from unveil.service import tables
+from unveil.service.job import ENDED, STATES, Job, Limits, State
+from unveil.service.turns import UNKNOWN_S, Paces, in_turn, paces
+from unveil.types import Busy, NotWritable, RecipeError
+
+FILE = "jobs.sqlite3"
+RECENT = 200  # jobs that were completed last, from which times are foretold
+Word = Literal["go on", "stop", "not yours"]  # what a worker hears when it shows that it lives
+
+
+class Queue:
+    """The jobs of a folder; any number of processes and threads may hold one.
+
+    Args:
+        folder: where its table lies; made if it is not there.
+        limits: of what it takes.
+        clock: seconds that never go back, the same for all processes of a machine; leases are reckoned in it.
+
+    A table that is damaged is moved aside, and `damaged` is its new place; `restore` brings back what can be had.
+
+    Raises:
+        NotWritable: the folder cannot be written.
+        RecipeError: the table was made by a later version.
+    """
+
+    def __init__(self, folder: Path, limits: Limits | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.folder, self.limits, self._clock = folder, limits or Limits(), clock
+        self.file = folder / FILE
+        self._own = threading.local()
+        self.damaged: Path | None = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._prepare()
+            except sqlite3.DatabaseError as problem:
+                if not tables.is_damage(problem):
+                    raise
+                self.close()
+                self.damaged = tables.set_aside(self.file)
+                self._prepare()
+        except (OSError, sqlite3.DatabaseError) as problem:
+            raise NotWritable(f"{self.file}: cannot be written ({problem}); choose another folder") from problem
+
+    def submit(self, kind: str, request: Mapping[str, Any], *, owner: str = "", cost: float = 1.0) -> Job:
+        """Puts a job at the end; when this returns it is on the disk.
+
+        Raises:
+            Busy: as many wait as may, all together or of this owner; says after how many seconds to come again.
+        """
+        job = Job(secrets.token_hex(8), kind, dict(request), owner, cost, submitted=time.time())
+        with self._change() as table:
+            waiting = tables.count(table, "state = 'queued'")
+            if waiting >= self.limits.waiting:
+                raise Busy(f"{waiting} jobs wait, which is as many as may; come again later", self._until_next())
+            own = tables.count(table, "state IN ('queued', 'running') AND owner = ?", owner)
+            if own >= self.limits.each:
+                raise Busy(
+                    f"{own} jobs of yours wait or run, which is as many as may; come again later",
+                    self._until_next(),
+                )
+            tables.insert(table, job)
+        return job
+
+    def take(self, worker: str) -> Job | None:
+        """The job whose turn it is, which is this worker's from now on; None: nothing waits."""
+        with self._change() as table:
+            turns = in_turn(tables.rows(table, "state = 'queued'"), tables.last_turns(table))
+            if not turns:
+                return None
+            table.execute(
+                "UPDATE jobs SET state = 'running', worker = ?, lease = ?, started = ?, turn = ?, attempts = attempts"
+                " + 1, done = 0, total = 0 WHERE id = ?",
+                (worker, self._clock() + self.limits.lease, time.time(), tables.next_turn(table), turns[0].id),
+            )
+            return tables.rows(table, "id = ?", turns[0].id)[0]
+
+    def beat(self, id: str, worker: str, done: int | None = None, total: int | None = None) -> Word:
+        """A sign of life of a job's worker, and how far it is; what it hears."""
+        with self._change() as table:
+            table.execute(
+                "UPDATE jobs SET lease = ?, done = coalesce(?, done), total = coalesce(?, total)"
+                " WHERE id = ? AND worker = ? AND state = 'running'",
+                (self._clock() + self.limits.lease, done, total, id, worker),
+            )
+            own = tables.rows(table, "id = ? AND worker = ? AND state = 'running'", id, worker)
+            return "not yours" if not own else "stop" if own[0].stopping else "go on"
+
+    def complete(self, id: str, worker: str, outputs: Sequence[str]) -> bool:
+        """Ends a job whose files are on the disk; False: it is not this worker's any more."""
+        return self._end(id, worker, "completed", outputs=json.dumps(list(outputs)))
+
+    def fail(self, id: str, worker: str, error: str) -> bool:
+        """Ends a job that cannot be done; False: it is not this worker's any more."""
+        return self._end(id, worker, "failed", error=error)
+
+    def stopped(self, id: str, worker: str) -> bool:
+        """Ends a job that was cancelled while it ran; False: it is not this worker's any more."""
+        return self._end(id, worker, "cancelled")
+
+    def cancel(self, id: str) -> Job | None:
+        """Asks for the end of a job: one that waits is over at once, one that runs hears it with its next beat.
+
+        Returns it as it stands then; None: there is no such job. A job that has ended stays as it is.
+        """
+        with self._change() as table:
+            table.execute(
+                "UPDATE jobs SET state = 'cancelled', ended = ? WHERE id = ? AND state = 'queued'", (time.time(), id)
+            )
+            table.execute("UPDATE jobs SET stopping = 1 WHERE id = ? AND state = 'running'", (id,))
+            return next(iter(tables.rows(table, "id = ?", id)), None)
+
+    def reclaim(self, worker: str | None = None, why: str = "its worker gave no sign of life") -> list[Job]:
+        """Takes back the jobs of a dead worker; None: of all whose lease is over.
+
+        Each waits again, in its old place, or has failed where it was tried as often as may, or is cancelled where
+        that was asked for. Returns them as they stand then.
+        """
+        lost = ("worker = ?", worker) if worker is not None else ("lease < ?", self._clock())
+        with self._change() as table:
+            rows = tables.rows(table, f"state = 'running' AND {lost[0]}", lost[1])
+            for job in rows:
+                again = not job.stopping and job.attempts < self.limits.attempts
+                state: State = "queued" if again else "cancelled" if job.stopping else "failed"
+                error = f"{why}; tried {job.attempts} times" if state == "failed" else None
+                table.execute(
+                    "UPDATE jobs SET state = ?, worker = NULL, lease = NULL, error = ?, ended = ?,"
+                    " turn = CASE WHEN ? THEN NULL ELSE turn END WHERE id = ?",
+                    (state, error, None if again else time.time(), again, job.id),
+                )
+            return [tables.rows(table, "id = ?", job.id)[0] for job in rows]
+
+    def recover(self) -> list[Job]:
+        """Takes back all that runs, for who begins anew and knows that no worker is left."""
+        workers = {job.worker for job in self.jobs("running") if job.worker is not None}
+        return [job for one in sorted(workers) for job in self.reclaim(one, "the server ended while it ran")]
+
+    def restore(self, jobs: Sequence[Job]) -> int:
+        """Writes jobs that are known from elsewhere, such as the files that they made; those in the table stay."""
+        with self._change() as table:
+            known = {job.id for job in tables.rows(table)}
+            missing = [job for job in jobs if job.id not in known]
+            for job in missing:
+                tables.insert(table, job)
+        return len(missing)
+
+    def forget(self, id: str) -> bool:
+        """Removes a job that has ended; False: there is none, or it has not."""
+        with self._change() as table:
+            ended = ", ".join(f"'{state}'" for state in ENDED)
+            return table.execute(f"DELETE FROM jobs WHERE id = ? AND state IN ({ended})", (id,)).rowcount > 0
+
+    def get(self, id: str) -> Job | None:
+        """A job as it stands; None: there is no such one."""
+        return next(iter(tables.rows(self._table, "id = ?", id)), None)
+
+    def jobs(self, state: State | None = None, owner: str | None = None) -> list[Job]:
+        """Those in a state, of an owner, in the order in which they were put in."""
+        return [
+            job
+            for job in (tables.rows(self._table) if state is None else tables.rows(self._table, "state = ?", state))
+            if owner is None or job.owner == owner
+        ]
+
+    def counts(self) -> dict[State, int]:
+        """How many jobs are in each state."""
+        return dict.fromkeys(STATES, 0) | dict(
+            self._table.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall()
+        )
+
+    def ahead(self, id: str) -> int | None:
+        """How many jobs that wait are taken before this one; None: it does not wait."""
+        turns = [job.id for job in in_turn(self.jobs("queued"), tables.last_turns(self._table))]
+        return turns.index(id) if id in turns else None
+
+    def expected(self, id: str, workers: int = 1) -> float | None:
+        """Seconds until this job is taken, from the time that others like those before it took; None: it does not wait.
+
+        Args:
+            id: the job.
+            workers: how many work on the queue.
+        """
+        waiting = in_turn(self.jobs("queued"), tables.last_turns(self._table))
+        place = next((place for place, job in enumerate(waiting) if job.id == id), None)
+        if place is None:
+            return None
+        pace, now = self._paces(), time.time()
+        before = sum(pace.left(job, now) for job in self.jobs("running"))
+        return (before + sum(pace.seconds(job) for job in waiting[:place])) / max(workers, 1)
+
+    def close(self) -> None:
+        """Closes what this thread holds open."""
+        table: sqlite3.Connection | None = getattr(self._own, "table", None)
+        self._own.table = None
+        if table is not None:
+            table.close()
+
+    @property
+    def _table(self) -> sqlite3.Connection:
+        """This thread's own connection: SQLite's may not be shared."""
+        table: sqlite3.Connection | None = getattr(self._own, "table", None)
+        if table is None:
+            table = self._own.table = tables.connect(self.file)
+        return table
+
+    def _prepare(self) -> None:
+        """Makes the table, or looks whether it is whole.
+
+        Raises:
+            RecipeError: a later version made it.
+        """
+        with self._change() as table:
+            found = table.execute("PRAGMA user_version").fetchone()[0]
+            if found > tables.VERSION:
+                raise RecipeError(f"{self.file}: made by a later version of unveil; use that one, or another folder")
+            for statement in tables.SCHEMA:
+                table.execute(statement)
+            table.execute(f"PRAGMA user_version = {tables.VERSION}")
+        said = self._table.execute("PRAGMA quick_check").fetchone()[0]
+        if said != "ok":
+            raise sqlite3.DatabaseError(said)
+
+    @contextmanager
+    def _change(self) -> Iterator[sqlite3.Connection]:
+        """A change that happens whole or not at all, and is on the disk at its end."""
+        table = self._table
+        table.execute("BEGIN IMMEDIATE")
+        try:
+            yield table
+            table.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                table.execute("ROLLBACK")
+            raise
+
+    def _end(self, id: str, worker: str, state: State, *, outputs: str = "[]", error: str | None = None) -> bool:
+        with self._change() as table:
+            done = table.execute(
+                "UPDATE jobs SET state = ?, outputs = ?, error = ?, ended = ?, lease = NULL"
+                " WHERE id = ? AND worker = ? AND state = 'running'",
+                (state, outputs, error, time.time(), id, worker),
+            )
+            return done.rowcount > 0
+
+    def _paces(self) -> Paces:
+        return paces(tables.latest(self._table, RECENT))
+
+    def _until_next(self) -> float:
+        """Seconds until a place will be free: what is left of the job that runs."""
+        pace, now = self._paces(), time.time()
+        return max(1.0, min((pace.left(job, now) for job in self.jobs("running")), default=UNKNOWN_S))

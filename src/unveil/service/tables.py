@@ -1,0 +1,116 @@
+"""The table of jobs on disk: how it is opened, read and written, and what becomes of a damaged one."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from pathlib import Path
+
+from unveil.service.job import Job
+
+VERSION = 1  # of the columns
+# turn counts the jobs that were taken; lease is the time, by the queue's clock, until which a worker counts as alive
+_COLUMNS = {
+    "number": "INTEGER PRIMARY KEY AUTOINCREMENT",
+    "id": "TEXT NOT NULL UNIQUE",
+    "kind": "TEXT NOT NULL",
+    "request": "TEXT NOT NULL",
+    "owner": "TEXT NOT NULL",
+    "cost": "REAL NOT NULL",
+    "state": "TEXT NOT NULL",
+    "submitted": "REAL NOT NULL",
+    "started": "REAL",
+    "ended": "REAL",
+    "attempts": "INTEGER NOT NULL",
+    "worker": "TEXT",
+    "done": "INTEGER NOT NULL",
+    "total": "INTEGER NOT NULL",
+    "outputs": "TEXT NOT NULL",
+    "error": "TEXT",
+    "stopping": "INTEGER NOT NULL",
+    "turn": "INTEGER",
+    "lease": "REAL",
+}
+SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS jobs (" + ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items()) + ")",
+    "CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, number)",
+    "CREATE INDEX IF NOT EXISTS jobs_by_owner ON jobs (owner, turn)",
+)
+_FIELDS = ", ".join(Job._fields)
+_BUSY_S = 10.0  # that a change waits for another one
+
+
+class _Connection(sqlite3.Connection):
+    """One that is closed with the thread that it belongs to."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def connect(file: Path) -> sqlite3.Connection:
+    """A connection in which a change is on the disk once it is made, and readers wait for nobody."""
+    # whoever collects it closes it, which may be another thread than the one that used it
+    table = sqlite3.connect(file, timeout=_BUSY_S, isolation_level=None, factory=_Connection, check_same_thread=False)
+    table.execute("PRAGMA journal_mode = WAL")
+    table.execute("PRAGMA synchronous = FULL")
+    return table
+
+
+def is_damage(problem: sqlite3.DatabaseError) -> bool:
+    """Whether a file is no table or a broken one, as opposed to one that cannot be opened or written now."""
+    return type(problem) is sqlite3.DatabaseError
+
+
+def set_aside(file: Path) -> Path:
+    """Renames a damaged table with what belongs to it; its new place."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    place = file.with_name(f"{file.stem}.damaged-{stamp}{file.suffix}")
+    number = 1
+    while place.exists():
+        number += 1
+        place = file.with_name(f"{file.stem}.damaged-{stamp}-{number}{file.suffix}")
+    for end in ("", "-wal", "-shm"):
+        part = file.with_name(file.name + end)
+        if part.exists():
+            part.rename(place.with_name(place.name + end))
+    return place
+
+
+def rows(table: sqlite3.Connection, where: str = "1", *values: object) -> list[Job]:
+    """Jobs in the order in which they were put in."""
+    found = table.execute(f"SELECT {_FIELDS} FROM jobs WHERE {where} ORDER BY number", values)
+    return [_job(*row) for row in found]
+
+
+def latest(table: sqlite3.Connection, most: int) -> list[Job]:
+    """The jobs that were completed last, in the order of their ends."""
+    last = f"SELECT {_FIELDS} FROM jobs WHERE state = 'completed' ORDER BY ended DESC LIMIT ?"
+    return [_job(*row) for row in table.execute(last, (most,)).fetchall()][::-1]
+
+
+def insert(table: sqlite3.Connection, job: Job) -> None:
+    """Writes a new job behind all others."""
+    row = job._replace(request=json.dumps(job.request), outputs=json.dumps(job.outputs))  # type: ignore[arg-type]
+    table.execute(f"INSERT INTO jobs ({_FIELDS}) VALUES ({', '.join('?' * len(row))})", row)
+
+
+def count(table: sqlite3.Connection, where: str, *values: object) -> int:
+    """How many jobs there are."""
+    return table.execute(f"SELECT count(*) FROM jobs WHERE {where}", values).fetchone()[0]
+
+
+def last_turns(table: sqlite3.Connection) -> dict[str, int]:
+    """When each owner had a turn last."""
+    return dict(table.execute("SELECT owner, max(turn) FROM jobs WHERE turn IS NOT NULL GROUP BY owner").fetchall())
+
+
+def next_turn(table: sqlite3.Connection) -> int:
+    """The number of the turn that comes."""
+    return table.execute("SELECT coalesce(max(turn), 0) + 1 FROM jobs").fetchone()[0]
+
+
+def _job(*row: object) -> Job:
+    job = Job(*row)  # type: ignore[arg-type]
+    read = {"request": json.loads(job.request), "outputs": tuple(json.loads(job.outputs))}  # type: ignore[arg-type]
+    return job._replace(**read, stopping=bool(job.stopping))
