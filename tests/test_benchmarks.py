@@ -11,9 +11,9 @@ import pytest
 from benchmarks.__main__ import HERE, PAGE, names, page
 
 # Bars that a record misses; one that is met after all is a fault too, so that this list stays true. On the machine of
-# the record a product in bf16 takes half of the time of one in float32, and the bar is beyond that. A step of DPM-Solver
-# over 16 samples is three passes over memory and cannot be less than two; the peer's is four to ten times as long, by
-# whether the system keeps the memory that it frees.
+# the record a product in bf16 takes half of the time of one in float32, and the bar is beyond that. A step of the
+# solver over 16 samples is three passes over memory and cannot be less than two; the peer's is four to ten times as
+# long, by whether the system keeps the memory that it frees.
 MISSED = {"dit_sample": {"as shipped"}, "sampler_step": {"dpmpp-2m, batch 16"}}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -124,10 +124,21 @@ def sheet(pixels: Tensor, columns: int | None = None, factor: int | None = None)
     return page
 
 
-def strips(clips: Tensor, most: int = 8, factor: int | None = None) -> Tensor:
-    """A sheet of clips (B, C, T, H, W), each a row of up to `most` of its frames, the ends among them."""
-    shown = torch.linspace(0, clips.shape[2] - 1, min(clips.shape[2], most)).round().long()
-    return sheet(clips[:, :, shown].transpose(1, 2).flatten(0, 1), len(shown), factor)
+def strips(clips: Tensor | Sequence[Tensor], most: int = 8, factor: int | None = None) -> Tensor:
+    """A sheet of clips (C, T, H, W) of any lengths and sizes, each a row of some of its frames, the ends among them.
+
+    Args:
+        clips: what is shown, on white.
+        most: frames of each.
+        factor: as of `sheet`.
+    """
+    columns = min(max(clip.shape[1] for clip in clips), most)
+    height, width = (max(clip.shape[axis] for clip in clips) for axis in (2, 3))
+    page = clips[0].new_full((len(clips), columns, clips[0].shape[0], height, width), 255)
+    for row, clip in zip(page, clips, strict=True):
+        shown = torch.linspace(0, clip.shape[1] - 1, min(clip.shape[1], columns)).round().long()
+        row[: len(shown), :, : clip.shape[2], : clip.shape[3]] = clip[:, shown].transpose(0, 1)
+    return sheet(page.flatten(0, 1), columns, factor)
 
 
 def above(first: Tensor, second: Tensor, columns: int) -> Tensor:

@@ -93,7 +93,7 @@ def evaluate_captions(
             ],
         }
     }
-    clips = torch.stack([_clip(item["pixels"]) for item in items[:SHOWN]])
+    clips = [_clip(item["pixels"]) for item in items[:SHOWN]]
     digest = hashlib.sha256("\n".join(str(item["text"]) for item in items).encode()).hexdigest()
     protocol = {
         "version": VERSION,

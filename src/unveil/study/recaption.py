@@ -29,6 +29,7 @@ JUDGED, QUICK_JUDGED = 400, 10  # held-out clips that its captions are compared 
 AT_ONCE = 64
 SHORT, DENSE = "captioner-short", "captioner-playground"
 _PACE = {SHORT: "train.steps=300 train.batch=64", DENSE: "train.steps=900 train.batch=64"}
+_WORLD = ("smallest", "largest", "frames", "objects", "motions")  # what a captioner sees as the arms do
 _MADE = 1  # raised when captions come out otherwise, so that what was kept is not used any more
 
 
@@ -67,9 +68,7 @@ def recaptioned(bench: Bench, recipe: Recipe, seed: int) -> Recaptioned:
 
 def _captioner(name: str, config: PlaygroundConfig, seed: int, quick: bool) -> CaptionerRecipe:
     """A captioner's recipe on some clips of a world."""
-    world = [
-        f"data.{field}={json.dumps(getattr(config, field))}" for field in ("smallest", "largest", "frames", "motions")
-    ]
+    world = [f"data.{field}={json.dumps(getattr(config, field))}" for field in _WORLD]
     pace = [] if quick else shlex.split(_PACE[name])
     rest = [f"data.count={config.count // LABELLED}", f"train.seed={seed}", "train.precision=float32", "base=null"]
     found = load_recipe(name, [*world, *pace, *rest], small=quick)
