@@ -223,6 +223,17 @@ def test_who_begins_anew_takes_back_all_that_ran(queue):
     assert [again.take("w").request["prompt"] for _ in range(3)] == ["a", "b", "c"]
 
 
+def test_the_end_of_a_server_does_not_count_against_its_jobs(queue):
+    (id,) = put(queue, "a")
+    for _ in range(20):
+        queue.take("w")
+        assert [job.state for job in queue.recover()] == ["queued"]
+    assert queue.get(id).attempts == 0
+    queue.take("w")
+    queue.cancel(id)
+    assert [job.state for job in queue.recover()] == ["cancelled"]
+
+
 def test_what_was_put_in_is_there_after_the_process_was_killed(tmp_path):
     script = (
         "import sys; from pathlib import Path; from unveil.service.queue import Queue\n"

@@ -108,6 +108,11 @@ class Queue:
             own = tables.rows(table, "id = ? AND worker = ? AND state = 'running'", id, worker)
             return "not yours" if not own else "stop" if own[0].stopping else "go on"
 
+    def stops(self, id: str) -> bool:
+        """Whether a job that runs was asked to end; a look that waits for nobody."""
+        found = self._table.execute("SELECT stopping FROM jobs WHERE id = ?", (id,)).fetchone()
+        return bool(found and found[0])
+
     def complete(self, id: str, worker: str, outputs: Sequence[str]) -> bool:
         """Ends a job whose files are on the disk; False: it is not this worker's any more."""
         return self._end(id, worker, "completed", outputs=json.dumps(list(outputs)))
@@ -138,24 +143,21 @@ class Queue:
         Each waits again, in its old place, or has failed where it was tried as often as may, or is cancelled where
         that was asked for. Returns them as they stand then.
         """
-        lost = ("worker = ?", worker) if worker is not None else ("lease < ?", self._clock())
         with self._change() as table:
-            rows = tables.rows(table, f"state = 'running' AND {lost[0]}", lost[1])
-            for job in rows:
-                again = not job.stopping and job.attempts < self.limits.attempts
-                state: State = "queued" if again else "cancelled" if job.stopping else "failed"
-                error = f"{why}; tried {job.attempts} times" if state == "failed" else None
-                table.execute(
-                    "UPDATE jobs SET state = ?, worker = NULL, lease = NULL, error = ?, ended = ?,"
-                    " turn = CASE WHEN ? THEN NULL ELSE turn END WHERE id = ?",
-                    (state, error, None if again else time.time(), again, job.id),
-                )
-            return [tables.rows(table, "id = ?", job.id)[0] for job in rows]
+            if worker is None:
+                lost = tables.rows(table, "state = 'running' AND lease < ?", self._clock())
+            else:
+                lost = tables.rows(table, "state = 'running' AND worker = ?", worker)
+            return [self._back(table, job, job.attempts, why) for job in lost]
 
     def recover(self) -> list[Job]:
-        """Takes back all that runs, for who begins anew and knows that no worker is left."""
-        workers = {job.worker for job in self.jobs("running") if job.worker is not None}
-        return [job for one in sorted(workers) for job in self.reclaim(one, "the server ended while it ran")]
+        """Takes back all that runs, for who begins anew and knows that no worker is left.
+
+        The end of a server is no fault of its jobs: it does not count as an attempt.
+        """
+        with self._change() as table:
+            lost = tables.rows(table, "state = 'running'")
+            return [self._back(table, job, job.attempts - 1, "the server ended") for job in lost]
 
     def restore(self, jobs: Sequence[Job]) -> int:
         """Writes jobs that are known from elsewhere, such as the files that they made; those in the table stay."""
@@ -263,6 +265,24 @@ class Queue:
                 (state, outputs, error, time.time(), id, worker),
             )
             return done.rowcount > 0
+
+    def _back(self, table: sqlite3.Connection, job: Job, attempts: int, why: str) -> Job:
+        """A job whose worker is gone, as it stands after so many attempts that count."""
+        again = not job.stopping and attempts < self.limits.attempts
+        state: State = "queued" if again else "cancelled" if job.stopping else "failed"
+        table.execute(
+            "UPDATE jobs SET state = ?, lease = NULL, attempts = ?, error = ?, ended = ?,"
+            " turn = CASE WHEN ? THEN NULL ELSE turn END WHERE id = ?",
+            (
+                state,
+                attempts,
+                f"{why}; tried {attempts} times" if state == "failed" else None,
+                None if again else time.time(),
+                again,
+                job.id,
+            ),
+        )
+        return tables.rows(table, "id = ?", job.id)[0]
 
     def _paces(self) -> Paces:
         return paces(tables.latest(self._table, RECENT))

@@ -1,0 +1,157 @@
+"""One who works on the queue: takes a job, shows that it lives, hears when it is to stop, and puts down what it made.
+
+A job is `completed` when its files are on the disk, and not before. A worker that dies between the two is followed by
+one that finds the files and makes nothing twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from unveil.files import write_atomically
+from unveil.service.job import Job
+from unveil.service.queue import Queue
+from unveil.service.results import Results
+from unveil.types import Cancelled, Error
+
+EVERY_S = 0.5  # between two words on progress, which wait for the disk
+IDLE_S = 0.05  # between two looks at an empty queue
+PREVIEWS = "previews"
+log = logging.getLogger(__name__)
+
+
+class Report:
+    """What the work on a job tells, and what it hears.
+
+    Args:
+        queue: that the job is of.
+        job: the job.
+        worker: who has it.
+        previews: the folder of pictures of what is on its way.
+    """
+
+    def __init__(self, queue: Queue, job: Job, worker: str, previews: Path) -> None:
+        self._queue, self._job, self._worker = queue, job, worker
+        self._preview = previews / f"{job.id}.png"
+        self._told = float("-inf")
+        self.lost = False  # the job is another's by now
+
+    def step(self, done: int, total: int) -> None:
+        """A step was made, of so many in all, or of 0 where that is not known.
+
+        Raises:
+            Cancelled: the job was cancelled, or is another worker's by now.
+        """
+        now = time.monotonic()
+        if now - self._told >= EVERY_S:
+            self._told = now
+            self.beat(done, total)
+        self.check()
+
+    def check(self) -> None:
+        """Whether to go on.
+
+        Raises:
+            Cancelled: as `step`.
+        """
+        if self.lost or self._queue.stops(self._job.id):
+            raise Cancelled("cancelled")
+
+    def beat(self, done: int | None = None, total: int | None = None) -> None:
+        """A sign of life."""
+        if self._queue.beat(self._job.id, self._worker, done, total) == "not yours":
+            self.lost = True
+
+    def preview(self, png: bytes) -> None:
+        """Shows a picture of what is on its way."""
+        write_atomically(self._preview, png)
+
+    def forget_preview(self) -> None:
+        """Takes it away."""
+        self._preview.unlink(missing_ok=True)
+
+
+# the request of a job, the folder for its files, and what hears how it goes
+Work = Callable[[Mapping[str, Any], Path, Report], object]
+
+
+class Worker:
+    """Works on the jobs of a queue, one after the other.
+
+    Args:
+        name: who it is; no two have the same.
+        queue: where jobs come from.
+        results: where what they make goes.
+        kinds: what is done, by the kind of a job.
+    """
+
+    def __init__(self, name: str, queue: Queue, results: Results, kinds: Mapping[str, Work]) -> None:
+        self.name, self.queue, self.results, self.kinds = name, queue, results, kinds
+
+    def run(self, over: Callable[[], bool]) -> None:
+        """Works until it is over, which is asked between two jobs."""
+        while not over():
+            if not self.one():
+                time.sleep(IDLE_S)
+
+    def one(self) -> bool:
+        """Does the job whose turn it is; False: there is none."""
+        job = self.queue.take(self.name)
+        if job is None:
+            return False
+        report = Report(self.queue, job, self.name, self.queue.folder / PREVIEWS)
+        pulse = _Pulse(report, self.queue.limits.lease / 4)
+        try:
+            self._do(job, report)
+        except Cancelled:
+            self.queue.stopped(job.id, self.name)
+        except Error as problem:
+            self.queue.fail(job.id, self.name, str(problem))
+        except Exception as problem:
+            log.exception("job %s", job.id)
+            self.queue.fail(
+                job.id, self.name, f"unexpected {type(problem).__name__}: {problem}; this is a fault of unveil"
+            )
+        finally:
+            pulse.end()
+            report.forget_preview()
+        return True
+
+    def _do(self, job: Job, report: Report) -> None:
+        done = self.results.read(job.id)
+        if done is None:  # or somebody made it, and died before saying so
+            work = self.kinds.get(job.kind)
+            if work is None:
+                raise Error(f"{job.kind}: nobody here knows how that is done; known: {', '.join(sorted(self.kinds))}")
+            with self.results.writing(job) as folder:
+                work(job.request, folder, report)
+                report.check()
+            done = self.results.read(job.id)
+        assert done is not None
+        self.queue.complete(job.id, self.name, done.outputs)
+
+
+class _Pulse:
+    """Shows that a worker lives while it does something long that does not count steps."""
+
+    def __init__(self, report: Report, every: float) -> None:
+        self._report, self._every, self._end = report, every, threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """No sign any more."""
+        self._end.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._end.wait(self._every):
+            try:
+                self._report.beat()
+            except Exception:  # the disk may be full for a while; the lease is longer than that
+                log.exception("no sign of life")
