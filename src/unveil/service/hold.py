@@ -1,0 +1,54 @@
+"""One server for a folder: a second one is told where the first one is."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from unveil.types import NotWritable
+
+FILE = ".server"
+
+
+@contextmanager
+def held(folder: Path, address: str) -> Iterator[None]:
+    """Holds a folder for this process; the hold ends with it, whatever ends it.
+
+    Args:
+        folder: made if it is not there.
+        address: where this process answers, which others are told.
+
+    Raises:
+        NotWritable: another process holds it, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as problem:
+        raise NotWritable(f"{folder}: cannot be written ({problem.strerror}); choose another folder") from problem
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as problem:
+            raise NotWritable(
+                f"{folder}: {_told(handle)} serves this folder; use that one, or choose another folder"
+            ) from problem
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps({"pid": os.getpid(), "address": address}).encode(), 0)
+        yield
+        os.ftruncate(handle, 0)
+    finally:
+        os.close(handle)
+
+
+def _told(handle: int) -> str:
+    """Who holds the folder, as far as the file says."""
+    try:
+        said = json.loads(os.pread(handle, 4096, 0))
+        return f"{said['address']} (process {said['pid']})"
+    except (ValueError, KeyError, TypeError):
+        return "another process"

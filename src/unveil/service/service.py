@@ -1,0 +1,108 @@
+"""The whole of it behind the browser and the HTTP interface: a folder's queue, results and workers, held by one server.
+
+What was there before is found again: jobs that waited wait, what ran is run anew, and where the table of jobs is
+damaged, what was made is listed again from the files.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unveil.service.crew import Crew
+from unveil.service.hold import held
+from unveil.service.job import Job, Limits
+from unveil.service.process import MADE
+from unveil.service.queue import Queue
+from unveil.service.results import Results
+from unveil.service.worker import PREVIEWS
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Service:
+    """What a server and its clients share.
+
+    Attributes:
+        queue: of all jobs. results: what they made. crew: who works.
+        said: what a person should know of the start, such as a damaged table.
+    """
+
+    queue: Queue
+    results: Results
+    crew: Crew
+    said: tuple[str, ...] = ()
+
+    def submit(self, kind: str, request: Mapping[str, Any], owner: str = "", cost: float = 1.0) -> Job:
+        """Puts a job at the end of the queue.
+
+        Raises:
+            Busy: as many wait as may.
+        """
+        return self.queue.submit(kind, request, owner=owner, cost=cost)
+
+    def preview(self, id: str) -> bytes | None:
+        """The picture of what is on its way, PNG; None: there is none.
+
+        Raises:
+            MediaError: no name that a job could have.
+        """
+        try:
+            return (self.queue.folder / PREVIEWS / f"{self.results.of(id).name}.png").read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def delete(self, id: str) -> bool:
+        """Deletes a job that has ended and what it made; False: there is none, or it has not.
+
+        Raises:
+            MediaError: no name that a job could have.
+        """
+        self.results.of(id)
+        if not self.queue.forget(id):
+            return False
+        self.results.remove(id)
+        return True
+
+
+@contextmanager
+def serving(
+    folder: Path, address: str, devices: Sequence[str] = ("auto",), limits: Limits | None = None
+) -> Iterator[Service]:
+    """A service on a folder, until the end of the block.
+
+    Args:
+        folder: where everything lies; made if it is not there.
+        address: where its clients find it.
+        devices: one worker each.
+        limits: of the queue.
+
+    Raises:
+        NotWritable: another server has the folder, or it cannot be written.
+        RecipeError: its table was made by a later version.
+    """
+    with held(folder, address):
+        queue, results, said = Queue(folder, limits), Results(folder / MADE), list[str]()
+        results.sweep()
+        for preview in (folder / PREVIEWS).glob("*.png"):
+            preview.unlink(missing_ok=True)
+        if queue.damaged is not None:
+            count = queue.restore(results.all())
+            said.append(
+                f"{queue.file.name} was damaged and is now {queue.damaged.name}; {count} completed jobs are listed "
+                "again from their files, and those that waited are lost"
+            )
+        for job in queue.recover():
+            log.info("job %s was running when the server ended; it is %s", job.id, job.state)
+        crew = Crew(queue, devices)
+        crew.start()
+        try:
+            yield Service(queue, results, crew, tuple(said))
+        finally:
+            crew.stop()
+            queue.close()
