@@ -124,8 +124,8 @@ def test_others_see_how_far_it_is_and_what_is_on_its_way(queue, results):
     assert list(preview.iterdir()) == []
 
 
-def test_a_worker_that_loads_for_long_keeps_its_job(queue, results):
-    loaded = threading.Event()
+def test_a_worker_that_loads_for_long_keeps_its_job(tmp_path, results):
+    queue, loaded = Queue(tmp_path, Limits(lease=2.0)), threading.Event()
 
     def loads(request, folder, report):
         loaded.wait()
@@ -134,7 +134,7 @@ def test_a_worker_that_loads_for_long_keeps_its_job(queue, results):
     own = threading.Thread(target=worker(queue, results, picture=loads).one)
     own.start()
     until(lambda: queue.get(id).state == "running")
-    time.sleep(1.0)  # longer than the lease
+    time.sleep(4.0)  # longer than the lease
     taken = queue.reclaim()
     loaded.set()
     own.join()
