@@ -7,7 +7,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEV_READY := $(VENV)/.ready-dev
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+# pip compiles one file after the other, which takes two minutes of one core; some packages hold files for other Pythons.
+COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 # Small tensors: more compute threads only wait for each other.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
@@ -34,11 +36,13 @@ $(BIN)/python:
 $(READY): pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) hatchling editables
 	$(INSTALL) --no-build-isolation -e ".[video]"
+	@$(COMPILE)
 	@touch $@
 
 # Checks and tests also need the tools, the documentation's builder, and the peers of the benchmarks.
 $(DEV_READY): $(READY)
 	$(INSTALL) --no-build-isolation -e ".[hf,dev,docs,bench,video,endpoint]"
+	@$(COMPILE)
 	@touch $@
 
 demo: $(READY)
