@@ -107,22 +107,30 @@ class Worker:
         report = Report(self.queue, job, self.name, self.queue.folder / PREVIEWS)
         pulse = _Pulse(report, self.queue.limits.lease / 4)
         try:
-            self._do(job, report)
-        except Cancelled:
-            self.queue.stopped(job.id, self.name)
-        except Error as problem:
-            self.queue.fail(job.id, self.name, str(problem))
-        except Exception as problem:
-            log.exception("job %s", job.id)
-            self.queue.fail(
-                job.id, self.name, f"unexpected {type(problem).__name__}: {problem}; this is a fault of unveil"
-            )
+            end = self._done(job, report)
         finally:
             pulse.end()
             report.forget_preview()
+        end()  # the last thing: who sees that a job has ended finds nothing of it on its way
         return True
 
-    def _do(self, job: Job, report: Report) -> None:
+    def _done(self, job: Job, report: Report) -> Callable[[], object]:
+        """Does a job; how it ends."""
+        queue, id, own = self.queue, job.id, self.name
+        try:
+            outputs = self._made(job, report)
+            return lambda: queue.complete(id, own, outputs)
+        except Cancelled:
+            return lambda: queue.stopped(id, own)
+        except Error as problem:
+            why = str(problem)
+        except Exception as problem:
+            log.exception("job %s", id)
+            why = f"unexpected {type(problem).__name__}: {problem}; this is a fault of unveil"
+        return lambda: queue.fail(id, own, why)
+
+    def _made(self, job: Job, report: Report) -> tuple[str, ...]:
+        """The names of a job's files, which are on the disk."""
         done = self.results.read(job.id)
         if done is None:  # or somebody made it, and died before saying so
             work = self.kinds.get(job.kind)
@@ -133,7 +141,7 @@ class Worker:
                 report.check()
             done = self.results.read(job.id)
         assert done is not None
-        self.queue.complete(job.id, self.name, done.outputs)
+        return done.outputs
 
 
 class _Pulse:
