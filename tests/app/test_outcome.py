@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 
 import pytest
@@ -37,3 +38,17 @@ def test_other_warnings_are_shown_as_before(monkeypatch: pytest.MonkeyPatch, cap
         assert guarded(warning(UserWarning), []) == 0
     assert seen == ["two words too many"]
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("arguments", "within"), [(["--quiet"], logging.ERROR), ([], logging.INFO)])
+def test_what_is_logged_is_heard_after_a_command_as_before_it(arguments: list[str], within: int):
+    app, logger, seen = typer.Typer(), logging.getLogger("unveil"), []
+
+    @app.command()
+    def run(quiet: bool = False) -> None:
+        seen.append(logger.level)
+
+    before = logger.level
+    assert guarded(app, arguments) == 0
+    assert seen == [within]
+    assert logger.level == before

@@ -17,6 +17,8 @@ import typer
 
 from unveil.types import Error, LeftOut
 
+_log = logging.getLogger("unveil")
+
 FAILED, USAGE, RESOURCES, INTERRUPTED, TERMINATED = 1, 2, 5, 130, 143
 
 
@@ -28,10 +30,10 @@ def guarded(app: typer.Typer, arguments: list[str]) -> int:
     """Runs the app; every failure is one message on stderr (and in the JSON, if asked) and an exit code."""
     debug = "--debug" in arguments or bool(os.environ.get("UNVEIL_DEBUG"))
     arguments = [argument for argument in arguments if argument != "--debug"]
-    before, shown = _listen(), warnings.showwarning
+    before, shown, level = _listen(), warnings.showwarning, _log.level
     warnings.showwarning = _plainly(shown)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr, force=True)
-    logging.getLogger("unveil").setLevel(logging.ERROR if _has(arguments, "--quiet", "-q") else logging.INFO)
+    _log.setLevel(logging.ERROR if _has(arguments, "--quiet", "-q") else logging.INFO)
     try:
         code = app(args=arguments, prog_name="unveil", standalone_mode=False)
         # typer answers Ctrl-C with this code and no word
@@ -42,6 +44,7 @@ def guarded(app: typer.Typer, arguments: list[str]) -> int:
         return _explained(problem, "--json" in arguments)
     finally:
         warnings.showwarning = shown
+        _log.setLevel(level)
         if before is not None:
             signal.signal(signal.SIGTERM, before)
 
