@@ -17,6 +17,12 @@ def test_words_by_frequency_then_alphabet():
     assert words.split("don't stop") == ["don", "'", "t", "stop"]
 
 
+@pytest.mark.parametrize("text", ["turns counter-clockwise.", "a blue-green-ish ring; slow", "- a ring"])
+def test_words_are_put_together_as_they_were(text: str):
+    words = Vocabulary.of([text], "words")
+    assert words.decode(words.encode(text)) == text
+
+
 def test_characters_keep_every_sign():
     text = "\u4e00\u4e2a\u7ea2 x"
     signs = Vocabulary.of([text], "characters")

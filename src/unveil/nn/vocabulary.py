@@ -18,7 +18,8 @@ Unit = Literal["characters", "words", "terms"]
 PADDING, BEGIN, END, UNKNOWN = range(4)
 SPECIAL = ("<padding>", "<begin>", "<end>", "<unknown>")
 _WORD = re.compile(r"\w+|[^\w\s]")
-_TIGHT = re.compile(r" (?=[.,;:!?])")  # no space before these when words are put together again
+# when words are put together again: no space before these, and none about a hyphen ("counter-clockwise")
+_TIGHT = re.compile(r" (?=[.,;:!?])|(?<=\w) (?=- \w)|(?<=\w -) (?=\w)")
 
 # Chinese characters and Japanese syllables, which are written without spaces between words
 _ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
