@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from unveil.evaluate.report import FILMED, Report
+from unveil.evaluate.report import CAPTIONED, FILMED, Report
 from unveil.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
@@ -50,6 +52,9 @@ def scores(report: Report) -> dict[str, str | float]:
     for key, name, digits in (("ssim", "SSIM", 3), ("perceptual", "perceptual distance", 3), ("rfid", "rFID", 2)):
         if key in found:
             said[name] = round(found[key]["value"], digits)
+    for key, words in CAPTIONED.items():
+        if "captions" in found:
+            said[words] = _percent(found["captions"][key]["value"])
     if seen := found.get("things"):
         said["colour, shape and motion seen"] = _percent(seen["together"]["value"])
     if codebook := found.get("codebook"):
@@ -123,7 +128,7 @@ def _part(
 ) -> Iterator[str]:
     """A table under its title, where there is a report for it."""
     if reports:
-        yield from (title, "", *_table(columns, reports), "")
+        yield from (*([title, ""] if title else []), *_table(columns, reports), "")
 
 
 def _commands(_: str, report: Report) -> str:
@@ -209,11 +214,19 @@ def _gain(key: str, unit: str, digits: int) -> Callable[[str, Report], str]:
 _GAIN = ("value", "low", "high", "model", "bicubic")
 
 
+def _enlarged() -> dict[str, Callable[[str, Report], str]]:
+    return {
+        "PSNR": _gain("psnr", " dB", 2),
+        "SSIM": _gain("ssim", "", 3),
+        "perceptual distance": _gain("perceptual", "", 3),
+    }
+
+
 def _share(key: str, *others: str) -> Callable[[str, Report], str]:
-    """A share with its interval, and other shares behind it."""
+    """A share with its interval, by its place in the results, and other shares behind it."""
 
     def cell(_: str, report: Report) -> str:
-        found = report.results[key]
+        found: Any = reduce(getitem, key.split("."), report.results)
         behind = "".join(f"; {one.replace('_', ' ')} {_percent(found[one])}" for one in others)
         return f"{_percent(found['value'])} ({_percent(found['low'])} to {_percent(found['high'])}){behind}"
 
@@ -226,6 +239,11 @@ def _told() -> dict[str, Callable[[str, Report], str]]:
         "named attributes seen": _share("named", "together", "chance", "real_pictures"),
         "what a negative prompt names is seen less often by": _share("negative", "without", "with"),
     }
+
+
+def _captioned() -> dict[str, Callable[[str, Report], str]]:
+    """What captions say of what is to be seen."""
+    return {words: _share(f"captions.{key}") for key, words in CAPTIONED.items()}
 
 
 def _filmed() -> dict[str, Callable[[str, Report], str]]:
@@ -353,37 +371,19 @@ def index() -> str:
         "report": lambda name, _: f"[page]({name}/report.html), [numbers]({name}/report.json)",
     }
     reports = list(_reports())
-    pictures = [one for one in reports if "fid" in one[1].results]
-    states = [one for one in reports if "iou" in one[1].results]
-    rebuilt = [one for one in reports if "psnr" in one[1].results]
-    middle = {"read as their class": _read, "FID / floor": _fid, "bits/dim, bound": _bits}
-    lines = [INTRODUCTION, *_table({**first, **middle, **last}, pictures)]
-    lines += [
-        "",
-        "States given pictures, on held-out scenes:",
-        "",
-        *_table({**first, "mean IoU": _iou, **last}, states),
-        "",
-        *_part("Autoencoders, on held-out pictures and clips:", {**first, **_rebuilt(), **last}, rebuilt),
-        *_part(
-            "Enlargements, picture for picture against bicubic ones:",
-            {
-                **first,
-                "PSNR": _gain("psnr", " dB", 2),
-                "SSIM": _gain("ssim", "", 3),
-                "perceptual distance": _gain("perceptual", "", 3),
-                **last,
-            },
-            [one for one in reports if "enlarged" in one[1].results],
-        ),
-        *_part(
-            "Scenes from words:", {**first, **_told(), **last}, [one for one in reports if "named" in one[1].results]
-        ),
-        *_part(
-            "The playground from words, clips and pictures that are as asked:",
-            {**first, **_filmed(), **last},
-            [one for one in reports if "clips" in one[1].results],
-        ),
+
+    def part(title: str, key: str, columns: dict[str, Callable[[str, Report], str]]) -> Iterator[str]:
+        yield from _part(title, {**first, **columns, **last}, [one for one in reports if key in one[1].results])
+
+    lines = [
+        INTRODUCTION,
+        *part("", "fid", {"read as their class": _read, "FID / floor": _fid, "bits/dim, bound": _bits}),
+        *part("States given pictures, on held-out scenes:", "iou", {"mean IoU": _iou}),
+        *part("Autoencoders, on held-out pictures and clips:", "psnr", _rebuilt()),
+        *part("Enlargements, picture for picture against bicubic ones:", "enlarged", _enlarged()),
+        *part("Scenes from words:", "named", _told()),
+        *part("The playground from words, clips and pictures that are as asked:", "clips", _filmed()),
+        *part("Captions of held-out clips of the playground, read back:", "captions", _captioned()),
         *_stages(),
         "Classifiers and models of sequences:",
         "",

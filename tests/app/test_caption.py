@@ -206,3 +206,13 @@ def test_what_is_no_folder_and_no_count_of_clips_is_refused(cli: Cli, run: Path,
     refused(cli("caption", "ddpm-digits", "--count", 2, *few), 2, "ddpm-digits: its data are digits; only the play")
     refused(cli("caption", "playground-small", "data.count=2", "--count", 3, *few), 2, "count 3: must be 1 to 2")
     assert not out.exists()
+
+
+def test_the_captioner_that_comes_with_the_package_tells_clips_it_has_not_seen(cli: Cli):
+    ask = ("--recipe", "captioner-playground", "--samples", 60, "--json")
+    done = cli("evaluate", "playground-captioner", *ask)
+    assert done.code == 0, done.err
+    found = done.json["results"]["captions"]
+    assert found["attributes"]["value"] >= 0.88
+    assert found["parse"]["value"] >= 0.95
+    assert found["chance"] <= 0.5  # control: captions of other clips

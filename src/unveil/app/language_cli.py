@@ -80,7 +80,7 @@ def caption(
     The captions that are there stay as they are: the file holds both, as `text` and `caption`. Clips of a recipe are
     named by their numbers, and it trains on such a file with data.captions=FILE.
 
-    Example: unveil caption clips --model runs/captioner-playground
+    Example: unveil caption clips --model playground-captioner
     """
     from unveil.app import caption as work
 

@@ -22,6 +22,11 @@ FILMED = {
     "all": "all as asked",
     "visible": "seen in every frame",
 }  # the measures of clips of one thing
+CAPTIONED = {
+    "attributes": "attributes told right",
+    "parse": "captions that can be read back",
+    "whole": "captions right as a whole",
+}  # the measures of captions
 _FORMAT = 1
 
 
@@ -212,11 +217,8 @@ def _told(results: Mapping[str, Any]) -> list[Finding]:
         return []
     parts = ", ".join(f"{name} {share:.1%}" for name, share in results["by_attribute"].items())
     remark = f"{parts}; of {results['count']} captions; captions of other clips {results['chance']:.1%}"
-    return [
-        Finding("attributes told right", _interval(results["attributes"], percent=True), remark),
-        Finding("captions that can be read back", _interval(results["parse"], percent=True), "no unknown word in them"),
-        Finding("captions right as a whole", _interval(results["whole"], percent=True), "every attribute"),
-    ]
+    remarks = {"attributes": remark, "parse": "no unknown word in them", "whole": "every attribute"}
+    return [Finding(words, _interval(results[key], percent=True), remarks[key]) for key, words in CAPTIONED.items()]
 
 
 def _filmed(results: Mapping[str, Any]) -> list[Finding]:
@@ -345,9 +347,7 @@ def _numbers(report: Report) -> dict[str, float]:
         "perceptual distance below bicubic": "enlarged.perceptual.value",
         "named attributes seen": "named.value",
         "fall by a negative prompt": "negative.value",
-        "attributes told right": "captions.attributes.value",
-        "captions that can be read back": "captions.parse.value",
-        "captions right as a whole": "captions.whole.value",
+        **{words: f"captions.{key}.value" for key, words in CAPTIONED.items()},
         **{f"bits/dim{form}": f"{key}.value" for form, key in BITS.items()},
         **{
             f"{words}, {asked}": f"clips.{asked}.{key}.value"
