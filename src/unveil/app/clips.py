@@ -59,7 +59,7 @@ def read(path: Path, model: Model, size: tuple[int, int] | None, rate: float | N
         pixels, found = torch.stack([one.content for one in frames], dim=1), RATE if rate is None else rate
         named, told = frames[0].input, files[0]
     else:
-        pixels, found = _decoded(path, rate)
+        pixels, found = decoded(path, rate)
         named, told = Input(path.name, sha256(path)), path
     pixels = pixels if size is None else sized(pixels, size)
     try:
@@ -107,8 +107,12 @@ def check_rates(every: Sequence[Read], paths: Sequence[Path]) -> float:
     return next(iter(rates), RATE)
 
 
-def _decoded(path: Path, rate: float | None) -> tuple[Tensor, float]:
-    """Frames uint8 (3, T, H, W) of a file, and how many there are in a second."""
+def decoded(path: Path, rate: float | None) -> tuple[Tensor, float]:
+    """Frames uint8 (3, T, H, W) of a file, and how many there are in a second.
+
+    Raises:
+        MediaError: it cannot be read, or its rate varies and none was given.
+    """
     limits = Limits()
     decoder = Decoder()
     try:

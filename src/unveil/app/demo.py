@@ -33,7 +33,12 @@ def demo(out: Path, minutes: float, console: Console) -> None:
     judging.evaluate(judging.Ask(str(run), out=out, force=True), console)
     console.say(f"4 of 4: a clip from the words {PROMPT!r}, by {PLAYGROUND}, which comes with the package")
     clip = out / ("clip.mp4" if importlib.util.find_spec("av") else "clip.gif")  # an extra is needed for the first
-    filming.make(filming.Ask(PLAYGROUND, clip, force=True, quiet=True), PROMPT, filming.Stills(), filming.Length(None))
+    filming.make(
+        filming.Ask(PLAYGROUND, clip, force=True, console=Console(quiet=True)),
+        PROMPT,
+        filming.Stills(),
+        filming.Length(None),
+    )
     console.say(
         f"\ndone in {duration(time.monotonic() - begun)}\n"
         f"digits:  {out / 'digits.png'}\n"

@@ -14,7 +14,7 @@ import torch
 from unveil.app.console import Console
 from unveil.app.drawing import Place, draw, put, write
 from unveil.app.sample import model_of, repeat
-from unveil.app.wish import SHOWN, Wish, changes, opened
+from unveil.app.wish import SHOWN, Opener, Wish, changes, opened
 from unveil.files import refuse_overwrite
 from unveil.model import Model
 from unveil.pictures import seen
@@ -54,7 +54,13 @@ class _Read:
 
 
 def edit(
-    wish: Wish, job: Job, named: Mapping[str, Any], place: Place, console: Console, like: Path | None = None
+    wish: Wish,
+    job: Job,
+    named: Mapping[str, Any],
+    place: Place,
+    console: Console,
+    like: Path | None = None,
+    opener: Opener = opened,
 ) -> None:
     """Edits pictures and writes the results; or one again, where the inputs that were given say what it was made of.
 
@@ -65,6 +71,7 @@ def edit(
         place: where results go.
         console: what says how it goes.
         like: the result that is drawn again.
+        opener: what opens the model.
     """
     if like is not None:
         repeat(wish, like, place, console, [path for path in (job.pictures, job.mask) if path])
@@ -74,7 +81,7 @@ def edit(
     if job.verb == "inpaint" and job.mask is None:
         raise RecipeError("inpaint needs a mask: --mask FILE, white where the picture is made anew")
     place.check()
-    model, source = opened(wish, wish.model, console, shown=SHOWN.get(job.verb, ()))
+    model, source = opener(wish, wish.model, console, shown=SHOWN.get(job.verb, ()))
     every = _read(job, model, wish.sized())
     each = wish.count if wish.count is not None else wish.number(model) if len(every) == 1 else 1
     request = wish.request(model, changes(wish.words, named), each * len(every))

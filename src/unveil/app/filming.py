@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unveil.app import clips
 from unveil.app.console import Console
-from unveil.app.wish import PROMPT, Wish, opened
+from unveil.app.wish import PROMPT, Opener, Wish, opened
 from unveil.files import refuse_overwrite
 from unveil.model import Model
 from unveil.tasks import enlarge
@@ -45,19 +45,15 @@ class Ask:
     device: str = "auto"
     dtype: str = "float32"
     force: bool = False
-    as_json: bool = False
-    quiet: bool = False
+    console: Console = field(default_factory=Console)  # what the answer goes to
+    opener: Opener = opened
 
     @classmethod
     def typed(cls, options: Mapping[str, Any]) -> Ask:
         """The ask of a command's options, by their names."""
         plain = {one.name for one in fields(cls)}
-        return cls(**{name: value for name, value in options.items() if name in plain})
-
-    @property
-    def console(self) -> Console:
-        """What the answer goes to."""
-        return Console(self.as_json, self.quiet)
+        console = Console(bool(options.get("as_json")), bool(options.get("quiet")))
+        return cls(**{name: value for name, value in options.items() if name in plain}, console=console)
 
     def sized(self) -> tuple[int, int] | None:
         """Height and width, where a size was given.
@@ -126,7 +122,7 @@ def opening(ask: Ask, rate: float, *prompts: str) -> Stage:
         check_clip(path, rate)
         refuse_overwrite(path, ask.force)
     wish = Wish(ask.model, device=ask.device, dtype=ask.dtype)
-    model, source = opened(wish, ask.model, ask.console, makes="clips")
+    model, source = ask.opener(wish, ask.model, ask.console, makes="clips")
     return Stage(ask, model, source, ask.console)
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -30,6 +30,22 @@ from unveil.types import RecipeError, nearest
 PROMPT = "prompt"  # the key of a condition that is typed without it
 SHOWN = {"inpaint": (MASK, MASKED), "outpaint": (MASK, MASKED), "upscale": (LOW,)}  # what a verb gives a network
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=")
+
+
+class Opener(Protocol):
+    """What opens a model for a command, such as `opened`, or one that keeps what it has opened."""
+
+    def __call__(
+        self,
+        wish: Wish,
+        name: str,
+        console: Console,
+        *,
+        shown: Sequence[str] = (),
+        makes: Literal["pictures", "clips"] = "pictures",
+    ) -> tuple[Model, Source]:
+        """As `opened`."""
+        ...
 
 
 def spoken(model: str | None, words: Sequence[str] | None) -> dict[str, Any]:
@@ -235,7 +251,7 @@ def assigned(assignments: Sequence[str], option: str, before: Mapping[str, list[
         key, equals, value = assignment.partition("=")
         if not equals:
             raise RecipeError(f"{option} {assignment!r}: is written KEY=VALUE, such as {option} label=3")
-        given[key] = [*given.get(key, []), _value(value)]
+        given[key] = [*given.get(key, []), value if key == PROMPT else _value(value)]
     return given
 
 

@@ -25,6 +25,7 @@ class Job(NamedTuple):
         worker: who has it, or had it last.
         done, total: its progress; a total of 0 is not known.
         outputs: names of files in its folder.
+        said: what a person should know of it, such as words that the model does not know.
         error: why it failed.
         stopping: whether it was cancelled while it ran.
     """
@@ -43,6 +44,7 @@ class Job(NamedTuple):
     done: int = 0
     total: int = 0
     outputs: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
     error: str | None = None
     stopping: bool = False
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
 
+from unveil.app.console import Console
+from unveil.app.wish import Wish, opened
 from unveil.model import Model
 from unveil.tasks.generate import Source
 
@@ -49,9 +52,30 @@ class Models:
             self._kept.popitem(last=False)
         return found
 
+    def opener(
+        self,
+        wish: Wish,
+        name: str,
+        console: Console,
+        *,
+        shown: Sequence[str] = (),
+        makes: Literal["pictures", "clips"] = "pictures",
+    ) -> Opened:
+        """The model of a wish, as `app.wish.opened` opens it; opened again where its files are others by now."""
+        added = (wish.loras, wish.controls, wish.control_mode)
+        places = [Path(name), *(Path(one.partition(":")[0]) for one in wish.loras)]
+        key = (name, *added, wish.dtype, wish.device, tuple(shown), makes, tuple(_stamp(one) for one in places))
+        return self.get(key, lambda: opened(wish, name, console, shown=shown, makes=makes))
+
     def __len__(self) -> int:
         """How many are kept."""
         return len(self._kept)
 
     def _size(self) -> int:
         return sum(tensor.nbytes for one in self._kept.values() for tensor in one.model.state_dict().values())
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What changes with the files of a model: when it was written, or when its run wrote a checkpoint."""
+    places = (path, path / "manifest.json", path / "checkpoints")
+    return tuple(one.stat().st_mtime_ns for one in places if one.exists())

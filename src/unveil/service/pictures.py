@@ -1,77 +1,106 @@
-"""Jobs that make pictures from words or classes: what may be asked for, and how it is done."""
+"""Jobs that make pictures, from words, classes or other pictures: what may be asked for, and how it is done."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from unveil.app.console import Console
+from unveil.app import edit as editing
 from unveil.app.drawing import Place, write
 from unveil.app.expanding import USUAL, Expander, Expanding
-from unveil.app.options import PLAYGROUND
-from unveil.app.wish import PROMPT, Wish, opened
-from unveil.config import SampleConfig, validate
+from unveil.app.wish import PROMPT, Wish
 from unveil.config.section import Section
 from unveil.model import Model
 from unveil.pictures import png, sheet
+from unveil.service.asked import Asked, Name, Sent, Text, read
+from unveil.service.catalog import Catalog
+from unveil.service.desk import heard
+from unveil.service.inputs import Inputs
 from unveil.service.models import Models
 from unveil.service.worker import Report
 from unveil.tasks.film import Preview
 from unveil.tasks.generate import LABEL, Request, generate
-from unveil.types import RecipeError, nearest
+from unveil.types import RecipeError
 
 PICTURES = "pictures"
 MOST = 64  # pictures of a job
 BATCH = 16  # of them at a time
-SEEDS = 2**63 - 1
 PREVIEWS = 8  # of a job, so many at most
-_QUIET = Console(quiet=True)
+Margin = Annotated[int, Field(ge=0, le=4096)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Verb = Literal["img2img", "inpaint", "outpaint", "upscale"]
 
 
-class PictureRequest(Section):
+class Change(Section):
+    """What is done to a picture.
+
+    Attributes:
+        verb: img2img draws it again from a noised state; inpaint makes what is white in the mask anew; outpaint goes
+            on beyond its edges; upscale enlarges it.
+        picture: the name of a picture that was sent. mask: of inpaint, as large.
+        strength: 0 keeps the picture, 1 nothing of it; none: as the command line has it.
+        feather, method: of inpaint and outpaint.
+        left, right, top, bottom: pixels that outpaint adds.
+        factor: of upscale.
+    """
+
+    verb: Verb
+    picture: Sent
+    mask: Sent | None = None
+    strength: Share | None = None
+    feather: Annotated[int, Field(ge=0, le=512)] = 0
+    method: Literal["auto", "network", "replace", "repaint"] = "auto"
+    left: Margin = 0
+    right: Margin = 0
+    top: Margin = 0
+    bottom: Margin = 0
+    factor: Annotated[int, Field(ge=1, le=8)] = 2
+
+    def settings(self) -> dict[str, Any]:
+        """As the verb's own arguments."""
+        usual = {"img2img": 0.6, "inpaint": 1.0, "upscale": 0.3}
+        strength = self.strength if self.strength is not None else usual.get(self.verb)
+        filling = {"feather": self.feather, "method": self.method, "jumps": (10, 10)}
+        margins = (self.left, self.right, self.top, self.bottom)
+        own: dict[str, dict[str, Any]] = {
+            "img2img": {"strength": strength},
+            "inpaint": {"strength": strength, **filling},
+            "outpaint": {"margins": margins, **filling},
+            "upscale": {"factor": self.factor, "strength": strength, "overlap": 0.25},
+        }
+        return own[self.verb]
+
+
+class Steered(Section):
+    """A ControlNet of the models folder, the picture that it reads, its weight and its part of the run."""
+
+    name: Name
+    picture: Sent
+    weight: Annotated[float, Field(ge=-4, le=4)] = 1.0
+    start: Share = 0.0
+    stop: Share = 1.0
+
+
+class PictureRequest(Asked):
     """What a job of pictures is asked for.
 
     Attributes:
-        model: a name in the models folder, or of a shipped model.
-        prompt: what is to be seen, for models that take words.
-        negative: what is not.
         label: a class, for models that take one.
-        count: pictures.
-        seed: of the set; each picture has its own stream.
-        width, height: in pixels; none: the model's own.
-        sampling: changes of the model's own settings, by the names of `SampleConfig.flat`, such as steps and scale.
+        count: pictures; of an edit, so many of the one picture.
         loras: names in the models folder, each with its weight, as NAME or NAME:WEIGHT.
-        expand: whether a short prompt is made dense before a model is told it that reads dense ones.
+        controls: ControlNets of the models folder.
+        change: what is done to a picture that was sent; none: pictures are made from nothing.
     """
 
-    model: Annotated[str, Field(min_length=1, max_length=300)] = PLAYGROUND
-    prompt: Annotated[str, Field(max_length=10_000)] | None = None
-    negative: Annotated[str, Field(max_length=10_000)] | None = None
-    label: Annotated[str, Field(max_length=300)] | None = None
+    label: Annotated[Text, Field(max_length=300)] | None = None
     count: Annotated[int, Field(ge=1, le=MOST)] = 1
-    seed: Annotated[int, Field(ge=0, le=SEEDS)] = 0
-    width: Annotated[int, Field(ge=1, le=16_384)] | None = None
-    height: Annotated[int, Field(ge=1, le=16_384)] | None = None
-    sampling: dict[str, Any] = Field(default_factory=dict)
-    loras: Annotated[tuple[str, ...], Field(max_length=8)] = ()
-    expand: bool = True
-
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """Height and width, as requests have them.
-
-        Raises:
-            RecipeError: one side alone.
-        """
-        if self.width is None and self.height is None:
-            return None
-        if self.width is None or self.height is None:
-            raise RecipeError("width and height: give both, or neither")
-        return self.height, self.width
+    loras: Annotated[tuple[Name, ...], Field(max_length=8)] = ()
+    controls: Annotated[tuple[Steered, ...], Field(max_length=4)] = ()
+    change: Change | None = None
 
     def request(self, model: Model) -> Request:
         """The request for a model.
@@ -101,14 +130,9 @@ def read_request(given: Mapping[str, Any]) -> PictureRequest:
     Raises:
         RecipeError: each fault with its key, its value and what is allowed.
     """
-    request = validate(PictureRequest, given, "request")
-    allowed = [*SampleConfig().flat()]
-    for name in request.sampling:
-        if name not in allowed:
-            raise RecipeError(
-                f"request: sampling.{name}: unknown key{nearest(name, allowed)}; allowed: {', '.join(allowed)}"
-            )
-    SampleConfig().changed(request.sampling)
+    request = read(PictureRequest, given)
+    if request.change is not None and (request.change.verb == "inpaint") != (request.change.mask is not None):
+        raise RecipeError("request: change.mask: inpaint needs one, and nothing else takes one")
     return request
 
 
@@ -117,11 +141,13 @@ class Pictures:
 
     Args:
         models: that are in memory.
+        catalog: the names that requests may say.
+        inputs: the files that were sent.
         device: that they compute on.
     """
 
-    def __init__(self, models: Models, device: str) -> None:
-        self._models, self._device = models, device
+    def __init__(self, models: Models, catalog: Catalog, inputs: Inputs, device: str) -> None:
+        self._models, self._catalog, self._inputs, self._device = models, catalog, inputs, device
 
     def __call__(self, given: Mapping[str, Any], folder: Path, report: Report) -> None:
         """Makes the pictures of a request, each a file with its record, and a sheet where there are several.
@@ -131,17 +157,54 @@ class Pictures:
             Cancelled: it was told to stop.
         """
         asked = read_request(given)
-        wish = Wish(asked.model, loras=asked.loras, device=self._device)
-        model, source = self._models.get((asked.model, asked.loras), lambda: opened(wish, asked.model, _QUIET))
-        report.check()
-        expander = Expander(USUAL if asked.expand else Expanding(no_expand=True), model, _QUIET)
-        request = expander(asked.request(model))
+        wish = self._wish(asked)
+        with heard(report) as desk:
+            if asked.change is not None:
+                self._edit(asked, asked.change, wish, Place(folder, preview=report.preview_file), desk)
+                return
+            assert wish.model is not None
+            model, source = self._models.opener(wish, wish.model, desk)
+            report.check()
+            expander = Expander(USUAL if asked.expand else Expanding(no_expand=True), model, desk)
+            request = expander(asked.request(model))
 
-        def show(pixels: Tensor, done: int, total: int | None) -> None:
-            if total is None or done < total:
-                report.preview(png(sheet(pixels)))
+            def show(pixels: Tensor, done: int, total: int | None) -> None:
+                if total is None or done < total:
+                    report.preview(png(sheet(pixels)))
 
-        steps = model.sampling.changed(asked.sampling).steps
-        preview = Preview(show, max(1, steps // PREVIEWS))
-        pictures = list(generate(model, request, source, on_step=report.step, preview=preview))
-        write(pictures, Place(folder))
+            steps = model.sampling.changed(asked.sampling).steps
+            preview = Preview(show, max(1, steps // PREVIEWS))
+            write(list(generate(model, request, source, on_step=report.step, preview=preview)), Place(folder))
+
+    def _wish(self, asked: PictureRequest) -> Wish:
+        """The wish of a request, its names being places by now."""
+        catalog = self._catalog
+        found = [catalog.lora(one) for one in asked.loras]
+        steered = [
+            f"{catalog.control(one.name).path}={self._inputs.path(one.picture)}:{one.weight:g}:"
+            f"{one.start:g}-{one.stop:g}"
+            for one in asked.controls
+        ]
+        return Wish(
+            str(catalog.model(asked.model).path),
+            labels=() if asked.label is None else (asked.label,),
+            count=asked.count,
+            seed=asked.seed,
+            batch=min(asked.count, BATCH),
+            device=self._device,
+            given=_prompt(asked.prompt),
+            negative=_prompt(asked.negative),
+            size=asked.size_typed,
+            loras=tuple(f"{known.path}:{weight:g}" for known, weight in found),
+            controls=tuple(steered),
+        )
+
+    def _edit(self, asked: PictureRequest, change: Change, wish: Wish, place: Place, desk: Any) -> None:
+        files = {"pictures": self._inputs.path(change.picture)}
+        mask = None if change.mask is None else self._inputs.path(change.mask)
+        job = editing.Job(change.verb, files["pictures"], change.settings(), mask)
+        editing.edit(wish, job, asked.sampling, place, desk, opener=self._models.opener)
+
+
+def _prompt(text: str | None) -> tuple[str, ...]:
+    return () if text is None else (f"{PROMPT}={text}",)

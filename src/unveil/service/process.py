@@ -29,7 +29,7 @@ def main(folder: Path, name: str, device: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all; the parent says when to end
     threading.Thread(target=_end_with_parent, daemon=True).start()
     queue = Queue(folder)
-    Worker(name, queue, Results(folder / MADE), kinds(device)).run(over.is_set)
+    Worker(name, queue, Results(folder / MADE), kinds(folder, device)).run(over.is_set)
 
 
 def _end_with_parent() -> None:

@@ -113,9 +113,9 @@ class Queue:
         found = self._table.execute("SELECT stopping FROM jobs WHERE id = ?", (id,)).fetchone()
         return bool(found and found[0])
 
-    def complete(self, id: str, worker: str, outputs: Sequence[str]) -> bool:
+    def complete(self, id: str, worker: str, outputs: Sequence[str], said: Sequence[str] = ()) -> bool:
         """Ends a job whose files are on the disk; False: it is not this worker's any more."""
-        return self._end(id, worker, "completed", outputs=json.dumps(list(outputs)))
+        return self._end(id, worker, "completed", outputs=outputs, said=said)
 
     def fail(self, id: str, worker: str, error: str) -> bool:
         """Ends a job that cannot be done; False: it is not this worker's any more."""
@@ -257,12 +257,21 @@ class Queue:
                 table.execute("ROLLBACK")
             raise
 
-    def _end(self, id: str, worker: str, state: State, *, outputs: str = "[]", error: str | None = None) -> bool:
+    def _end(
+        self,
+        id: str,
+        worker: str,
+        state: State,
+        *,
+        outputs: Sequence[str] = (),
+        said: Sequence[str] = (),
+        error: str | None = None,
+    ) -> bool:
         with self._change() as table:
             done = table.execute(
-                "UPDATE jobs SET state = ?, outputs = ?, error = ?, ended = ?, lease = NULL"
+                "UPDATE jobs SET state = ?, outputs = ?, said = ?, error = ?, ended = ?, lease = NULL"
                 " WHERE id = ? AND worker = ? AND state = 'running'",
-                (state, outputs, error, time.time(), id, worker),
+                (state, json.dumps(list(outputs)), json.dumps(list(said)), error, time.time(), id, worker),
             )
             return done.rowcount > 0
 

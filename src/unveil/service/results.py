@@ -7,7 +7,7 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,8 +31,10 @@ class Results:
         self.folder = folder
 
     @contextmanager
-    def writing(self, job: Job) -> Iterator[Path]:
+    def writing(self, job: Job, said: Sequence[str] = ()) -> Iterator[Path]:
         """A folder to write a job's files in; at the end it is on the disk under the job's name, with its record.
+
+        What is `said` is looked at then, and may grow until then.
 
         Whoever ends it early, or dies in it, leaves nothing under that name.
 
@@ -45,7 +47,8 @@ class Results:
             outputs = tuple(sorted(path.name for path in part.iterdir()))
             for name in outputs:
                 sync_file(part / name)
-            ended = job._replace(state="completed", outputs=outputs, ended=time.time(), worker=None, error=None)
+            ended = job._replace(state="completed", ended=time.time(), worker=None, error=None)
+            ended = ended._replace(outputs=outputs, said=tuple(said))
             write_atomically(part / RECORD, json.dumps(ended._asdict(), ensure_ascii=False))
 
     def of(self, id: str) -> Path:
@@ -63,7 +66,7 @@ class Results:
         file = self.of(id) / RECORD
         try:
             said = json.loads(file.read_text("utf-8"))
-            job = Job(**said)._replace(outputs=tuple(said["outputs"]))
+            job = Job(**said)._replace(outputs=tuple(said["outputs"]), said=tuple(said["said"]))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError) as problem:

@@ -6,6 +6,7 @@ import json
 import sqlite3
 import time
 from pathlib import Path
+from typing import Any
 
 from unveil.service.job import Job
 
@@ -27,6 +28,7 @@ _COLUMNS = {
     "done": "INTEGER NOT NULL",
     "total": "INTEGER NOT NULL",
     "outputs": "TEXT NOT NULL",
+    "said": "TEXT NOT NULL",
     "error": "TEXT",
     "stopping": "INTEGER NOT NULL",
     "turn": "INTEGER",
@@ -38,6 +40,7 @@ SCHEMA = (
     "CREATE INDEX IF NOT EXISTS jobs_by_owner ON jobs (owner, turn)",
 )
 _FIELDS = ", ".join(Job._fields)
+_JSON = ("request", "outputs", "said")
 _BUSY_S = 10.0  # that a change waits for another one
 
 
@@ -91,7 +94,8 @@ def latest(table: sqlite3.Connection, most: int) -> list[Job]:
 
 def insert(table: sqlite3.Connection, job: Job) -> None:
     """Writes a new job behind all others."""
-    row = job._replace(request=json.dumps(job.request), outputs=json.dumps(job.outputs))  # type: ignore[arg-type]
+    lists: dict[str, Any] = {name: json.dumps(getattr(job, name)) for name in _JSON}
+    row = job._replace(**lists)
     table.execute(f"INSERT INTO jobs ({_FIELDS}) VALUES ({', '.join('?' * len(row))})", row)
 
 
@@ -112,5 +116,6 @@ def next_turn(table: sqlite3.Connection) -> int:
 
 def _job(*row: object) -> Job:
     job = Job(*row)  # type: ignore[arg-type]
-    read = {"request": json.loads(job.request), "outputs": tuple(json.loads(job.outputs))}  # type: ignore[arg-type]
+    read: dict[str, Any] = {name: json.loads(getattr(job, name)) for name in _JSON}
+    read |= {name: tuple(read[name]) for name in ("outputs", "said")}
     return job._replace(**read, stopping=bool(job.stopping))

@@ -22,6 +22,7 @@ from unveil.types import Cancelled, Error
 EVERY_S = 0.5  # between two words on progress, which wait for the disk
 IDLE_S = 0.05  # between two looks at an empty queue
 PREVIEWS = "previews"
+SAID = 50  # lines that are kept of what is told of a job
 log = logging.getLogger(__name__)
 
 
@@ -40,6 +41,7 @@ class Report:
         self._preview = previews / f"{job.id}.png"
         self._told = float("-inf")
         self.lost = False  # the job is another's by now
+        self.said: list[str] = []
 
     def step(self, done: int, total: int) -> None:
         """A step was made, of so many in all, or of 0 where that is not known.
@@ -66,6 +68,16 @@ class Report:
         """A sign of life."""
         if self._queue.beat(self._job.id, self._worker, done, total) == "not yours":
             self.lost = True
+
+    def say(self, text: str) -> None:
+        """Something that a person should know of what is made; said twice, it is told once."""
+        if text not in self.said and len(self.said) < SAID:
+            self.said.append(text)
+
+    @property
+    def preview_file(self) -> Path:
+        """Where a picture of what is on its way is shown, PNG."""
+        return self._preview
 
     def preview(self, png: bytes) -> None:
         """Shows a picture of what is on its way."""
@@ -118,8 +130,8 @@ class Worker:
         """Does a job; how it ends."""
         queue, id, own = self.queue, job.id, self.name
         try:
-            outputs = self._made(job, report)
-            return lambda: queue.complete(id, own, outputs)
+            made = self._made(job, report)
+            return lambda: queue.complete(id, own, made.outputs, made.said)
         except Cancelled:
             return lambda: queue.stopped(id, own)
         except Error as problem:
@@ -129,19 +141,19 @@ class Worker:
             why = f"unexpected {type(problem).__name__}: {problem}; this is a fault of unveil"
         return lambda: queue.fail(id, own, why)
 
-    def _made(self, job: Job, report: Report) -> tuple[str, ...]:
-        """The names of a job's files, which are on the disk."""
+    def _made(self, job: Job, report: Report) -> Job:
+        """The record of a job whose files are on the disk."""
         done = self.results.read(job.id)
         if done is None:  # or somebody made it, and died before saying so
             work = self.kinds.get(job.kind)
             if work is None:
                 raise Error(f"{job.kind}: nobody here knows how that is done; known: {', '.join(sorted(self.kinds))}")
-            with self.results.writing(job) as folder:
+            with self.results.writing(job, report.said) as folder:
                 work(job.request, folder, report)
                 report.check()
             done = self.results.read(job.id)
         assert done is not None
-        return done.outputs
+        return done
 
 
 class _Pulse:

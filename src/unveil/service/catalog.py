@@ -1,0 +1,141 @@
+"""What jobs may name: shipped models, what lies in the models folder, and the runs that were trained here.
+
+A request says a name, never a path, and a name that is not in these lists is refused, whatever there is on the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from unveil.checkpoints import ours, shelf
+from unveil.config import ModelConfig, read_yaml, validate
+from unveil.types import Error, WeightsError, nearest
+
+RUNS = "runs"  # the folder of runs in that of the service
+Origin = Literal["shipped", "models", "runs"]
+MODEL = "model.yaml"
+
+
+class Known(NamedTuple):
+    """Something with a name that a request may say.
+
+    Attributes:
+        name: as it is said.
+        path: where it is.
+        origin: whether it came with the package, was put into the models folder, or was trained here.
+    """
+
+    name: str
+    path: Path
+    origin: Origin
+
+
+class About(NamedTuple):
+    """What a model's folder says of it without its weights being read; None where it does not.
+
+    Attributes:
+        makes: pictures or clips.
+        takes: keys of its conditions, such as "prompt".
+        shape: of a sample, channels first.
+        steps: of its sampler.
+    """
+
+    makes: Literal["pictures", "clips"] | None = None
+    takes: tuple[str, ...] | None = None
+    shape: tuple[int, ...] | None = None
+    steps: int | None = None
+
+
+class Catalog:
+    """The names that there are now.
+
+    Args:
+        runs: the folder of runs; it need not be there.
+    """
+
+    def __init__(self, runs: Path) -> None:
+        self.runs = runs
+
+    def models(self) -> list[Known]:
+        """Every model, those that came with the package first; of several of one name the first is meant."""
+        found = [*_shipped(), *_shelved("checkpoints"), *self._trained()]
+        return list({one.name: one for one in reversed(found)}.values())[::-1]
+
+    def model(self, name: str) -> Known:
+        """The model of a name.
+
+        Raises:
+            WeightsError: there is none.
+        """
+        return _named(name, self.models(), "model")
+
+    def loras(self) -> list[Known]:
+        """Every LoRA in the models folder."""
+        return _shelved("loras")
+
+    def lora(self, text: str) -> tuple[Known, float]:
+        """A LoRA and its weight, of NAME or NAME:WEIGHT.
+
+        Raises:
+            WeightsError: there is none of this name, or the weight is no number.
+        """
+        every, (name, colon, weight) = self.loras(), text.rpartition(":")
+        if not colon or any(one.name == text for one in every):
+            return _named(text, every, "LoRA"), 1.0
+        try:
+            return _named(name, every, "LoRA"), float(weight)
+        except ValueError:
+            raise WeightsError(f"{text[:200]!r}: is written NAME or NAME:WEIGHT, such as style:0.8") from None
+
+    def controls(self) -> list[Known]:
+        """Every ControlNet in the models folder."""
+        return _shelved("controlnets")
+
+    def control(self, name: str) -> Known:
+        """The ControlNet of a name.
+
+        Raises:
+            WeightsError: there is none.
+        """
+        return _named(name, self.controls(), "ControlNet")
+
+    def _trained(self) -> list[Known]:
+        if not self.runs.is_dir():
+            return []
+        places = sorted(path for path in self.runs.iterdir() if (path / "checkpoints").is_dir())
+        return [Known(path.name, path, "runs") for path in places if not path.is_symlink()]
+
+
+def about(known: Known) -> About:
+    """What is known of a model before it is opened; nothing of files that others wrote."""
+    try:
+        folder = known.path if (known.path / MODEL).is_file() else ours.find(known.path)
+        text = (folder / MODEL).read_text("utf-8")
+        config = validate(ModelConfig, read_yaml(text, str(folder / MODEL)), str(folder / MODEL))
+    except (Error, OSError):
+        return About()
+    takes = tuple(dict.fromkeys(one.key for one in config.condition))
+    makes: Literal["pictures", "clips"] = "clips" if len(config.shape) == 4 else "pictures"
+    return About(makes, takes, config.shape, config.sample.steps)
+
+
+def _named(name: str, every: Sequence[Known], what: str) -> Known:
+    for one in every:
+        if one.name == name:
+            return one
+    names = [one.name for one in every]
+    listed = ", ".join(names[:20]) or "none"
+    raise WeightsError(f"{name[:200]!r}: there is no {what} of this name{nearest(name, names)}; there are: {listed}")
+
+
+def _shipped() -> list[Known]:
+    folder = Path(str(resources.files("unveil"))) / ours.SHIPPED
+    places = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [Known(path.name, path, "shipped") for path in places if (path / MODEL).is_file()]
+
+
+def _shelved(drawer: shelf.Drawer) -> list[Known]:
+    return [Known(one.name, one.path, "models") for one in shelf.entries(drawer)]

@@ -1,0 +1,116 @@
+"""Pictures and clips that were sent: looked at before they are kept, and named by their content.
+
+A request says such a name, which is never a path. What they hold is decoded by a worker, a process of its own; of a
+picture the header alone is read here, and a clip by a child that may die of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from unveil.data.decode import header, open_picture
+from unveil.files import write_atomically
+from unveil.types import MediaError
+from unveil.video.containers import HEAD, container_of
+from unveil.video.read import Decoder, Limits
+
+FOLDER = "inputs"
+PIXELS = 16_000_000  # of a picture
+CLIPS = Limits(frames=2_000, seconds=120.0)
+KEPT_S = 24 * 3600.0  # that nothing speaks of
+NAME = r"[0-9a-f]{32}\.(?:png|jpg|webp|mp4|mov|webm|mkv|gif)"
+_NAME = re.compile(NAME)
+_ENDINGS = {"PNG": "png", "JPEG": "jpg", "WebP": "webp"}
+Kind = Literal["picture", "clip"]
+
+
+class Kept(NamedTuple):
+    """A file that was sent: its name here, and what it is."""
+
+    name: str
+    kind: Kind
+    width: int
+    height: int
+    frames: int
+
+
+class Inputs:
+    """The files that were sent to a service.
+
+    Args:
+        folder: where they lie; made with the first of them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._decoder = folder, Decoder()
+
+    def keep(self, content: bytes) -> Kept:
+        """Looks at a file, and keeps it; the same one twice is kept once.
+
+        Raises:
+            MediaError: no picture and no clip that is read here, damaged, or over a limit.
+        """
+        container = container_of(content[:HEAD])
+        digest = hashlib.sha256(content).hexdigest()[:32]
+        if container is None:
+            found = header(open_picture(io.BytesIO(content), PIXELS))
+            if found.frames > 1:
+                raise MediaError(f"a {found.format} of {found.frames} frames; a clip is sent as MP4, WebM or GIF")
+            kept = Kept(f"{digest}.{_ENDINGS[found.format]}", "picture", found.width, found.height, 1)
+            self._write(kept.name, content)
+            return kept
+        name = f"{digest}.{container.lower()}"
+        self._write(name, content)
+        try:
+            film = self._decoder.look(self.folder / name, CLIPS)
+        except MediaError:
+            (self.folder / name).unlink(missing_ok=True)
+            raise
+        return Kept(name, "clip", *film.shown, film.frames)
+
+    def path(self, name: str) -> Path:
+        """Where a file that was sent lies.
+
+        Raises:
+            MediaError: no file of this name was sent.
+        """
+        if not _NAME.fullmatch(name) or not (self.folder / name).is_file():
+            raise MediaError(f"{name[:80]!r}: no file of this name was sent; send it again")
+        return self.folder / name
+
+    def sweep(self, used: Collection[str], older: float = KEPT_S) -> int:
+        """Deletes what is older than so many seconds and not in use; how many."""
+        limit, gone = time.time() - older, 0
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if path.name not in used and path.stat().st_mtime < limit:
+                path.unlink(missing_ok=True)
+                gone += 1
+        return gone
+
+    def close(self) -> None:
+        """Ends the child that looks at clips."""
+        self._decoder.close()
+
+    def _write(self, name: str, content: bytes) -> None:
+        path = self.folder / name
+        if path.is_file():
+            path.touch()  # in use again
+        else:
+            write_atomically(path, content)
+
+
+def names_in(request: object) -> set[str]:
+    """Every name of such a file that a request speaks of."""
+    if isinstance(request, str):
+        return {request} if _NAME.fullmatch(request) else set()
+    if isinstance(request, dict):
+        request = list(request.values())
+    if isinstance(request, list | tuple):
+        return set().union(*(names_in(one) for one in request))
+    return set()
