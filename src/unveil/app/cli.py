@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from unveil.app import edit_cli, language_cli, path_cli
+from unveil.app import edit_cli, language_cli, path_cli, serve_cli
 from unveil.app.console import Console
 from unveil.app.groups import asked, flat
 from unveil.app.hint_cli import hint_app
@@ -68,7 +68,7 @@ app.add_typer(lora_app, name="lora")
 app.add_typer(video_app, name="video")
 app.command("translate")(language_cli.translate)
 app.command("caption")(language_cli.caption)
-for command in (*edit_cli.COMMANDS, *path_cli.COMMANDS):
+for command in (*edit_cli.COMMANDS, *path_cli.COMMANDS, *serve_cli.COMMANDS):
     app.command(command.__name__)(command)
 
 

@@ -176,6 +176,20 @@ def natural(image: ImageFile, channels: Literal[1, 3], size: tuple[int, int] | N
     return _tensor(shown)
 
 
+def transparency(file: IO[bytes], max_pixels: int) -> Tensor | None:
+    """How opaque the pixels of a picture are, uint8 (1, H, W); None where it has no transparent one.
+
+    Raises:
+        MediaError: as `open_picture`, or damaged.
+    """
+    image = open_picture(file, max_pixels)
+    if not image.has_transparency_data:
+        return None
+    load(image)
+    alpha = _tensor(_upright(image.convert("RGBA").getchannel("A"), image))
+    return None if bool((alpha == 255).all()) else alpha
+
+
 def read(root: Path, relative: str, rule: Rule) -> Tensor:
     """The pixels of one file below `root`.
 

@@ -130,6 +130,18 @@ def read_request(given: Mapping[str, Any]) -> ClipRequest:
     return request
 
 
+def files_of(asked: ClipRequest, catalog: Catalog, inputs: Inputs) -> list[Path]:
+    """The files that a request speaks of.
+
+    Raises:
+        WeightsError: there is no model of its name.
+        MediaError: a file that was not sent.
+    """
+    catalog.model(asked.model)
+    names = [asked.clip, asked.other, asked.mask, asked.keep, *(one.picture for one in asked.known)]
+    return [inputs.path(name) for name in names if name is not None]
+
+
 class Clips:
     """The work on such a job.
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import re
+import tempfile
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -25,6 +27,7 @@ PIXELS = 16_000_000  # of a picture
 CLIPS = Limits(frames=2_000, seconds=120.0)
 KEPT_S = 24 * 3600.0  # that nothing speaks of
 NAME = r"[0-9a-f]{32}\.(?:png|jpg|webp|mp4|mov|webm|mkv|gif)"
+FACTS = ".json"
 _NAME = re.compile(NAME)
 _ENDINGS = {"PNG": "png", "JPEG": "jpg", "WebP": "webp"}
 Kind = Literal["picture", "clip"]
@@ -63,16 +66,15 @@ class Inputs:
             if found.frames > 1:
                 raise MediaError(f"a {found.format} of {found.frames} frames; a clip is sent as MP4, WebM or GIF")
             kept = Kept(f"{digest}.{_ENDINGS[found.format]}", "picture", found.width, found.height, 1)
-            self._write(kept.name, content)
-            return kept
+            return self._write(kept, content)
         name = f"{digest}.{container.lower()}"
-        self._write(name, content)
-        try:
-            film = self._decoder.look(self.folder / name, CLIPS)
-        except MediaError:
-            (self.folder / name).unlink(missing_ok=True)
-            raise
-        return Kept(name, "clip", *film.shown, film.frames)
+        if (self.folder / f"{name}{FACTS}").is_file():
+            return self._write(self.facts(name), content)
+        with tempfile.NamedTemporaryFile(suffix=f".{container.lower()}") as file:
+            file.write(content)
+            file.flush()
+            film = self._decoder.look(Path(file.name), CLIPS)
+        return self._write(Kept(name, "clip", *film.shown, film.frames), content)
 
     def path(self, name: str) -> Path:
         """Where a file that was sent lies.
@@ -84,25 +86,39 @@ class Inputs:
             raise MediaError(f"{name[:80]!r}: no file of this name was sent; send it again")
         return self.folder / name
 
+    def facts(self, name: str) -> Kept:
+        """What a file that was sent is.
+
+        Raises:
+            MediaError: no file of this name was sent.
+        """
+        path = self.path(name)
+        try:
+            return Kept(**json.loads((path.parent / f"{name}{FACTS}").read_text("utf-8")))
+        except (OSError, ValueError, TypeError) as problem:
+            raise MediaError(f"{name}: what is known of it cannot be read; send it again") from problem
+
     def sweep(self, used: Collection[str], older: float = KEPT_S) -> int:
         """Deletes what is older than so many seconds and not in use; how many."""
         limit, gone = time.time() - older, 0
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            if path.name not in used and path.stat().st_mtime < limit:
+            if path.name.removesuffix(FACTS) not in used and path.stat().st_mtime < limit:
                 path.unlink(missing_ok=True)
-                gone += 1
+                gone += not path.name.endswith(FACTS)
         return gone
 
     def close(self) -> None:
         """Ends the child that looks at clips."""
         self._decoder.close()
 
-    def _write(self, name: str, content: bytes) -> None:
-        path = self.folder / name
+    def _write(self, kept: Kept, content: bytes) -> Kept:
+        path, facts = self.folder / kept.name, self.folder / f"{kept.name}{FACTS}"
+        write_atomically(facts, json.dumps(kept._asdict()))
         if path.is_file():
             path.touch()  # in use again
         else:
             write_atomically(path, content)
+        return kept
 
 
 def names_in(request: object) -> set[str]:

@@ -4,20 +4,67 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from unveil.service.asked import Asked
-from unveil.service.catalog import RUNS, Catalog
-from unveil.service.clips import CLIPS, Clips
+from unveil.service.catalog import RUNS, About, Catalog
+from unveil.service.clips import CLIPS, ClipRequest, Clips, files_of
 from unveil.service.clips import read_request as read_clips
 from unveil.service.inputs import FOLDER, Inputs
 from unveil.service.models import Models
-from unveil.service.pictures import PICTURES, Pictures
+from unveil.service.pictures import PICTURES, PictureRequest, Pictures, wish_of
 from unveil.service.pictures import read_request as read_pictures
 from unveil.service.worker import Work
 
-# what reads a request of a kind: the request, or a RecipeError
-REQUESTS: Mapping[str, Callable[[Mapping[str, Any]], Asked]] = {PICTURES: read_pictures, CLIPS: read_clips}
+STEPS, SIDE, FRAMES = 50, 512, 16  # of a model that does not say before it is opened
+
+
+class Kind(NamedTuple):
+    """What is known of a kind of request before a worker takes it.
+
+    Attributes:
+        read: checks one, or raises RecipeError.
+        check: looks up all that it names, or raises WeightsError or MediaError.
+        cost: how much work it is, in steps of a million pixels: samples x steps x frames x height x width / 10^6.
+    """
+
+    read: Callable[[Mapping[str, Any]], Asked]
+    check: Callable[[Any, Catalog, Inputs], object]
+    cost: Callable[[Any, About, Inputs], float]
+
+
+def _of_pictures(asked: PictureRequest, about: About, inputs: Inputs) -> float:
+    side = (SIDE, SIDE) if about.shape is None else about.shape[-2:]
+    height, width = asked.size or side
+    if asked.change is not None:
+        sent, change = inputs.facts(asked.change.picture), asked.change
+        height, width = asked.size or (sent.height, sent.width)
+        factor = change.factor if change.verb == "upscale" else 1
+        height, width = factor * (height + change.top + change.bottom), factor * (width + change.left + change.right)
+    return asked.count * _steps(asked, about) * height * width / 1e6
+
+
+def _of_clips(asked: ClipRequest, about: About, inputs: Inputs) -> float:
+    own = (FRAMES, SIDE, SIDE) if about.shape is None or len(about.shape) < 4 else about.shape[1:]
+    frames, height, width = own
+    sent = [inputs.facts(name) for name in (asked.clip, asked.other) if name is not None]
+    if sent:
+        frames = sum(one.frames for one in sent) + (asked.frames or frames)
+        height, width = max(one.height for one in sent), max(one.width for one in sent)
+    frames = frames if sent or asked.length is None else asked.length
+    height, width = asked.size or (height, width)
+    factor = asked.factor if asked.verb == "upscale" else 1
+    return _steps(asked, about) * frames * factor * height * factor * width / 1e6
+
+
+def _steps(asked: Asked, about: About) -> int:
+    return int(asked.sampling.get("steps") or about.steps or STEPS)
+
+
+REQUESTS: Mapping[str, Kind] = {
+    PICTURES: Kind(read_pictures, wish_of, _of_pictures),
+    CLIPS: Kind(read_clips, files_of, _of_clips),
+}
 
 
 def kinds(folder: Path, device: str) -> Mapping[str, Work]:

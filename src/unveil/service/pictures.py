@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -14,12 +16,13 @@ from unveil.app.drawing import Place, write
 from unveil.app.expanding import USUAL, Expander, Expanding
 from unveil.app.wish import PROMPT, Wish
 from unveil.config.section import Section
+from unveil.data.decode import transparency
 from unveil.model import Model
 from unveil.pictures import png, sheet
 from unveil.service.asked import Asked, Name, Sent, Text, read
 from unveil.service.catalog import Catalog
 from unveil.service.desk import heard
-from unveil.service.inputs import Inputs
+from unveil.service.inputs import PIXELS, Inputs
 from unveil.service.models import Models
 from unveil.service.worker import Report
 from unveil.tasks.film import Preview
@@ -29,6 +32,7 @@ from unveil.types import RecipeError
 PICTURES = "pictures"
 MOST = 64  # pictures of a job
 BATCH = 16  # of them at a time
+HALF = 128  # of a mask's alpha: what is below is transparent
 PREVIEWS = 8  # of a job, so many at most
 Margin = Annotated[int, Field(ge=0, le=4096)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -157,7 +161,7 @@ class Pictures:
             Cancelled: it was told to stop.
         """
         asked = read_request(given)
-        wish = self._wish(asked)
+        wish = wish_of(asked, self._catalog, self._inputs, self._device)
         with heard(report) as desk:
             if asked.change is not None:
                 self._edit(asked, asked.change, wish, Place(folder, preview=report.preview_file), desk)
@@ -176,34 +180,53 @@ class Pictures:
             preview = Preview(show, max(1, steps // PREVIEWS))
             write(list(generate(model, request, source, on_step=report.step, preview=preview)), Place(folder))
 
-    def _wish(self, asked: PictureRequest) -> Wish:
-        """The wish of a request, its names being places by now."""
-        catalog = self._catalog
-        found = [catalog.lora(one) for one in asked.loras]
-        steered = [
-            f"{catalog.control(one.name).path}={self._inputs.path(one.picture)}:{one.weight:g}:"
-            f"{one.start:g}-{one.stop:g}"
-            for one in asked.controls
-        ]
-        return Wish(
-            str(catalog.model(asked.model).path),
-            labels=() if asked.label is None else (asked.label,),
-            count=asked.count,
-            seed=asked.seed,
-            batch=min(asked.count, BATCH),
-            device=self._device,
-            given=_prompt(asked.prompt),
-            negative=_prompt(asked.negative),
-            size=asked.size_typed,
-            loras=tuple(f"{known.path}:{weight:g}" for known, weight in found),
-            controls=tuple(steered),
-        )
-
     def _edit(self, asked: PictureRequest, change: Change, wish: Wish, place: Place, desk: Any) -> None:
-        files = {"pictures": self._inputs.path(change.picture)}
-        mask = None if change.mask is None else self._inputs.path(change.mask)
-        job = editing.Job(change.verb, files["pictures"], change.settings(), mask)
-        editing.edit(wish, job, asked.sampling, place, desk, opener=self._models.opener)
+        picture = self._inputs.path(change.picture)
+        with TemporaryDirectory() as beside:
+            mask = None if change.mask is None else _hole(self._inputs.path(change.mask), Path(beside))
+            job = editing.Job(change.verb, picture, change.settings(), mask)
+            editing.edit(wish, job, asked.sampling, place, desk, opener=self._models.opener)
+
+
+def wish_of(asked: PictureRequest, catalog: Catalog, inputs: Inputs, device: str = "auto") -> Wish:
+    """The wish of a request, its names being places by now.
+
+    Raises:
+        WeightsError: there is no model, LoRA or ControlNet of a name.
+        MediaError: a file that was not sent.
+    """
+    if asked.change is not None:
+        for name in (asked.change.picture, asked.change.mask):
+            _ = name and inputs.path(name)
+    found = [catalog.lora(one) for one in asked.loras]
+    steered = [
+        f"{catalog.control(one.name).path}={inputs.path(one.picture)}:{one.weight:g}:{one.start:g}-{one.stop:g}"
+        for one in asked.controls
+    ]
+    return Wish(
+        str(catalog.model(asked.model).path),
+        labels=() if asked.label is None else (asked.label,),
+        count=asked.count,
+        seed=asked.seed,
+        batch=min(asked.count, BATCH),
+        device=device,
+        given=_prompt(asked.prompt),
+        negative=_prompt(asked.negative),
+        size=asked.size_typed,
+        loras=tuple(f"{known.path}:{weight:g}" for known, weight in found),
+        controls=tuple(steered),
+    )
+
+
+def _hole(mask: Path, beside: Path) -> Path:
+    """A mask that is white where the picture is made anew, of one that is that, or transparent there."""
+    with mask.open("rb") as file:
+        alpha = transparency(file, PIXELS)
+    if alpha is None:
+        return mask
+    path = beside / mask.with_suffix(".png").name
+    path.write_bytes(png(torch.where(alpha < HALF, 255, 0).to(torch.uint8)))
+    return path
 
 
 def _prompt(text: str | None) -> tuple[str, ...]:

@@ -72,17 +72,21 @@ class Queue:
         """
         job = Job(secrets.token_hex(8), kind, dict(request), owner, cost, submitted=time.time())
         with self._change() as table:
-            waiting = tables.count(table, "state = 'queued'")
-            if waiting >= self.limits.waiting:
-                raise Busy(f"{waiting} jobs wait, which is as many as may; come again later", self._until_next())
-            own = tables.count(table, "state IN ('queued', 'running') AND owner = ?", owner)
-            if own >= self.limits.each:
-                raise Busy(
-                    f"{own} jobs of yours wait or run, which is as many as may; come again later",
-                    self._until_next(),
-                )
+            self._refuse_full(table, owner)
             tables.insert(table, job)
         return job
+
+    def refuse_full(self, owner: str, coming: int = 0, own: int = 0) -> None:
+        """Looks whether `submit` would refuse a job, and writes nothing.
+
+        Args:
+            owner: of the job.
+            coming: jobs that others are about to put in, `own` of them of this owner.
+
+        Raises:
+            Busy: as `submit`.
+        """
+        self._refuse_full(self._table, owner, coming, own)
 
     def take(self, worker: str) -> Job | None:
         """The job whose turn it is, which is this worker's from now on; None: nothing waits."""
@@ -256,6 +260,15 @@ class Queue:
             with suppress(sqlite3.Error):
                 table.execute("ROLLBACK")
             raise
+
+    def _refuse_full(self, table: sqlite3.Connection, owner: str, coming: int = 0, own: int = 0) -> None:
+        waiting = tables.count(table, "state = 'queued'")
+        if waiting + coming >= self.limits.waiting:
+            raise Busy(f"{waiting} jobs wait, which is as many as may; come again later", self._until_next())
+        mine = tables.count(table, "state IN ('queued', 'running') AND owner = ?", owner)
+        if mine + own >= self.limits.each:
+            told = f"{mine} jobs of yours wait or run, which is as many as may; come again later"
+            raise Busy(told, self._until_next())
 
     def _end(
         self,

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unveil.service.catalog import RUNS, Catalog
 from unveil.service.crew import Crew
 from unveil.service.hold import held
+from unveil.service.inputs import FOLDER, Inputs, names_in
 from unveil.service.job import Job, Limits
 from unveil.service.process import MADE
 from unveil.service.queue import Queue
@@ -30,12 +32,15 @@ class Service:
 
     Attributes:
         queue: of all jobs. results: what they made. crew: who works.
+        catalog: the names that requests may say. inputs: files that were sent.
         said: what a person should know of the start, such as a damaged table.
     """
 
     queue: Queue
     results: Results
     crew: Crew
+    catalog: Catalog
+    inputs: Inputs
     said: tuple[str, ...] = ()
 
     def submit(self, kind: str, request: Mapping[str, Any], owner: str = "", cost: float = 1.0) -> Job:
@@ -89,6 +94,8 @@ def serving(
     with held(folder, address):
         queue, results, said = Queue(folder, limits), Results(folder / MADE), list[str]()
         results.sweep()
+        inputs = Inputs(folder / FOLDER)
+        inputs.sweep(set().union(*(names_in(job.request) for job in queue.jobs())))
         for preview in (folder / PREVIEWS).glob("*.png"):
             preview.unlink(missing_ok=True)
         if queue.damaged is not None:
@@ -102,7 +109,8 @@ def serving(
         crew = Crew(queue, devices)
         crew.start()
         try:
-            yield Service(queue, results, crew, tuple(said))
+            yield Service(queue, results, crew, Catalog(folder / RUNS), inputs, tuple(said))
         finally:
             crew.stop()
+            inputs.close()
             queue.close()

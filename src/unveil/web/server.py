@@ -1,0 +1,133 @@
+"""`unveil serve`: a service and its HTTP interface, until it is told to end."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from unveil.app.console import Console
+from unveil.service.job import Limits
+from unveil.service.service import serving
+from unveil.types import NotWritable, RecipeError
+from unveil.web.api import BUDGET, api
+from unveil.web.rules import LOOPBACK, Rules, is_loopback, read_keys
+
+VARIABLE = "UNVEIL_SERVER_KEY"
+PATIENCE_S = 30.0  # until the head of a request has to be there
+CONNECTIONS = 512
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a server is started with, as typed.
+
+    Attributes:
+        folder: of jobs and what they make.
+        host, port: where it answers; port 0 is a free one.
+        keys: a file of keys.
+        names: by which it is called beside its own; origins: of pages that may ask.
+        devices: a worker each.
+        waiting, each: jobs that wait, and those of one key.
+        budget: megapixel steps of a job.
+    """
+
+    folder: Path
+    host: str = "127.0.0.1"
+    port: int = 7860
+    keys: Path | None = None
+    names: Sequence[str] = ()
+    origins: Sequence[str] = ()
+    devices: Sequence[str] = ("auto",)
+    waiting: int = 32
+    each: int = 8
+    budget: float = BUDGET
+
+    def known(self, variables: Mapping[str, str]) -> dict[str, str]:
+        """The keys, of the file or of the environment.
+
+        Raises:
+            RecipeError: there is none, and others can reach the address.
+        """
+        keys = read_keys(self.keys) if self.keys is not None else {}
+        if not keys and (one := variables.get(VARIABLE)):
+            keys = {"key": one}
+        if not keys and not is_loopback(self.host):
+            raise RecipeError(
+                f"--host {self.host}: others can reach this address, and no key is set; give --keys FILE, or set "
+                f"{VARIABLE}, or leave --host away"
+            )
+        return keys
+
+    def rules(self, variables: Mapping[str, str]) -> Rules:
+        """Whom it answers."""
+        keys = self.known(variables)
+        named = {*LOOPBACK, self.host.lower(), *(name.lower() for name in self.names)}
+        return Rules(keys, None if keys and not self.names else frozenset(named), frozenset(self.origins))
+
+
+class Impatient(H11Protocol):
+    """Ends connections on which no whole request has begun for long."""
+
+    def connection_made(self, transport: Any) -> None:
+        """Begins to wait."""
+        super().connection_made(transport)
+        self._patience = self.loop.call_later(PATIENCE_S, self._late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Waits no longer."""
+        self._patience.cancel()
+        super().connection_lost(exc)
+
+    def _late(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()
+
+
+def serve(ask: Ask, console: Console, variables: Mapping[str, str] | None = None) -> None:
+    """Serves until it is interrupted.
+
+    Raises:
+        RecipeError: no key for an address that others can reach, or one that is too short.
+        NotWritable: the address is taken, or another server has the folder.
+    """
+    rules = ask.rules(os.environ if variables is None else variables)
+    bound = _bound(ask.host, ask.port)
+    with bound:
+        shown = f"[{ask.host}]" if ":" in ask.host else ask.host
+        address = f"http://{shown}:{bound.getsockname()[1]}"
+        limits = Limits(ask.waiting, ask.each if rules.keys else ask.waiting + len(ask.devices))
+        with serving(ask.folder, address, ask.devices, limits) as service:
+            for line in service.said:
+                console.warn(line)
+            app: Any = api(service, rules, ask.budget)
+            config = uvicorn.Config(
+                app, http=Impatient, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
+                timeout_keep_alive=5, timeout_graceful_shutdown=5, limit_concurrency=CONNECTIONS, proxy_headers=False,
+            )  # fmt: skip
+            keyed = f"{len(rules.keys)} keys" if rules.keys else "no key: only this machine can reach it"
+            console.result({"address": address, "folder": str(ask.folder)}, f"{address}/v1 ({keyed}); Ctrl-C ends it")
+            uvicorn.Server(config).run(sockets=[bound])
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket at an address.
+
+    Raises:
+        NotWritable: it is taken, or is none of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((host.strip("[]"), port))
+    except OSError as problem:
+        found.close()
+        raise NotWritable(f"{host} port {port}: {problem.strerror}; choose another with --port") from problem
+    return found

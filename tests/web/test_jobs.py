@@ -1,0 +1,190 @@
+"""Jobs over HTTP: put in, looked at, heard of, cancelled, deleted; and names that are never paths."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+
+import torch
+
+from tests.web.conftest import Answer, Begin, Server
+from unveil.pictures import png
+
+RING = {"prompt": "a ring", "seed": 7}
+LONG = {"kind": "pictures", "request": {**RING, "sampling": {"steps": 1000}}}
+SHORT = {"kind": "pictures", "request": RING}
+
+
+def submit(server: Server, what=LONG) -> str:
+    found = server.ask("POST", "/v1/jobs", what)
+    assert found.status == 202, found.body
+    return found.json["id"]
+
+
+def events(server: Server, id: str) -> Iterator[dict]:
+    line = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    line.request("GET", f"/v1/jobs/{id}/events")
+    found = line.getresponse()
+    assert found.headers["content-type"].startswith("text/event-stream")
+    for text in found:
+        if text.startswith(b"data: "):
+            yield json.loads(text[6:])
+    line.close()
+
+
+def test_a_job_goes_its_way_and_what_it_made_is_there(begin: Begin):
+    server = begin()
+    id = submit(server)
+    first = server.ask("GET", f"/v1/jobs/{id}").json
+    assert (first["object"], first["kind"], first["request"]["seed"]) == ("job", "pictures", 7)
+    seen = list(events(server, id))
+    assert seen[-1]["status"] == "completed"
+    assert [one["progress"] for one in seen] == sorted(one["progress"] for one in seen)
+    assert any(0 < one["progress"] < 100 for one in seen)
+    (output,) = seen[-1]["outputs"]
+    assert server.ask("GET", output["url"]).body.startswith(b"\x89PNG")
+    assert server.ask("GET", f"/v1/jobs/{id}/preview").status == 404  # what is done has none
+    assert server.ask("POST", f"/v1/jobs/{id}/cancel").status == 409
+    assert server.ask("DELETE", f"/v1/jobs/{id}").json["deleted"]
+    assert server.ask("GET", f"/v1/jobs/{id}").status == 404
+    assert server.ask("GET", output["url"]).status == 404
+
+
+def test_what_runs_shows_itself_and_stops_when_it_is_told(begin: Begin):
+    server = begin()
+    id = submit(server)
+    server.until(id, "running")
+    while (shown := server.ask("GET", f"/v1/jobs/{id}/preview")).status == 404:
+        time.sleep(0.01)
+    assert shown.headers["content-type"] == "image/png"
+    assert server.ask("DELETE", f"/v1/jobs/{id}").status == 409
+    assert server.ask("POST", f"/v1/jobs/{id}/cancel").status == 200
+    begun = time.monotonic()
+    assert server.until(id, "cancelled")["outputs"] == []
+    assert time.monotonic() - begun < 1
+    assert not list(server.service.results.folder.glob("*"))
+
+
+def test_those_who_wait_are_told_their_place_and_for_how_long(begin: Begin):
+    server = begin(workers=0)
+    ids = [submit(server) for _ in range(3)]
+    told = [server.ask("GET", f"/v1/jobs/{id}").json for id in ids]
+    assert [one["position"] for one in told] == [0, 1, 2]
+    waits = [one["expected_seconds"] for one in told]
+    assert waits == sorted(waits)
+    assert server.ask("POST", f"/v1/jobs/{ids[1]}/cancel").json["status"] == "cancelled"
+    assert server.ask("GET", f"/v1/jobs/{ids[2]}").json["position"] == 1
+    newest = server.ask("GET", "/v1/jobs?limit=2").json
+    assert ([one["id"] for one in newest["data"]], newest["has_more"]) == ([ids[2], ids[1]], True)
+    rest = server.ask("GET", f"/v1/jobs?limit=2&after={ids[1]}").json
+    assert ([one["id"] for one in rest["data"]], rest["has_more"]) == ([ids[0]], False)
+    queued = server.ask("GET", "/v1/jobs?status=queued&order=asc").json
+    assert [one["id"] for one in queued["data"]] == [ids[0], ids[2]]
+
+
+def test_who_goes_away_has_cancelled_what_he_waited_for_and_nothing_else(begin: Begin):
+    server = begin()
+    line = socket.create_connection(("127.0.0.1", server.port))
+    body = json.dumps({**RING, "steps": 10_000}).encode()
+    head = f"POST /v1/images/generations HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
+    line.sendall(head.encode() + b"content-type: application/json\r\n\r\n" + body)
+    while not server.service.queue.jobs("running"):
+        time.sleep(0.01)
+    other = submit(server, SHORT)
+    (gone,) = server.service.queue.jobs("running")
+    line.close()
+    begun = time.monotonic()
+    server.until(gone.id, "cancelled")
+    assert time.monotonic() - begun < 2
+    server.until(other, "completed")
+
+
+def test_a_job_that_is_not_waited_for_is_told_at_once(begin: Begin):
+    server = begin()
+    found = server.ask("POST", "/v1/images/generations", {**RING, "wait": False})
+    assert (found.status, found.json["object"]) == (202, "job")
+    server.until(found.json["id"], "completed")
+
+
+def test_a_file_that_is_sent_has_a_name(begin: Begin):
+    server = begin()
+    content = png(torch.zeros(3, 8, 8, dtype=torch.uint8))
+    body = b'--x\r\ncontent-disposition: form-data; name="file"; filename="a.png"\r\n\r\n' + content + b"\r\n--x--\r\n"
+    form = {"content-type": "multipart/form-data; boundary=x"}
+    found = server.ask("POST", "/v1/inputs", headers=form, body=body).json
+    assert (found["kind"], found["width"], found["height"], found["frames"]) == ("picture", 8, 8, 1)
+    change = {"verb": "img2img", "picture": found["name"]}
+    assert server.until(submit(server, {"kind": "pictures", "request": {**RING, "change": change}}), "completed")
+    missing = {**change, "picture": "0" * 32 + ".png"}
+    answer = server.ask("POST", "/v1/jobs", {"kind": "pictures", "request": {**RING, "change": missing}})
+    assert (answer.status, answer.json["error"]["code"]) == (400, "invalid_file")
+
+
+UPS = ("../", "..\\", "%2e%2e/", "%2e%2e%2f", "..%5c", "....//", "..;/", "%252e%252e/", "\u2024\u2024/", "..%00")
+HEADS = ("/", "//", "\\\\host\\share\\", "C:\\", "file:///", "~/", "./", "", "%2f", "/proc/self/", "CON", "a/..")
+TAILS = ("etc/passwd", "secret.png", "jobs.sqlite3", "environ", "\0", "a" * 5000, "..", ".")
+ENDS = ("etc/passwd", "jobs.sqlite3", ".server", "secret.png")
+TRAVERSALS = [
+    *(up * deep + end for up in UPS for deep in (1, 3, 8) for end in ENDS),
+    *(head + tail for head in HEADS for tail in TAILS),
+]
+
+
+def test_no_name_leads_out_of_its_folder(begin: Begin):
+    """More than 200 strings in every place that takes a name; what is opened meanwhile is watched."""
+    assert len(TRAVERSALS) >= 200
+    server = begin()
+    folder = server.service.queue.folder
+    for place in (folder, folder.parent):
+        (place / "secret.png").write_bytes(png(torch.full((3, 8, 8), 77, dtype=torch.uint8)))
+    secret = (folder / "secret.png").read_bytes()
+    id = submit(server, SHORT)
+    server.until(id, "completed")
+    watched, opened = {str(folder / "secret.png"), str(folder.parent / "secret.png"), "/etc/passwd"}, list[str]()
+
+    def hook(event: str, given: tuple) -> None:
+        if _watching and event == "open" and isinstance(given[0], str | bytes | os.PathLike):
+            path = os.path.realpath(os.fsdecode(given[0]))
+            if path in watched:
+                opened.append(path)
+
+    _watching.append(True)
+    sys.addaudithook(hook)
+    try:
+        (folder / "secret.png").read_bytes()
+        assert len(opened) == 1  # control: the watch sees what is opened
+        opened.clear()
+        for text in TRAVERSALS:
+            for answer in _asked_for(server, id, text):
+                assert answer.status in (307, 308, 400, 404, 405, 422), (text, answer.status)
+                assert secret not in answer.body
+                assert b"root:" not in answer.body
+    finally:
+        _watching.clear()
+    assert not opened
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["secret.png", "service"]
+    assert server.ask("GET", "/health").status == 200
+
+
+_watching: list[bool] = []
+
+
+def _asked_for(server: Server, id: str, text: str) -> Iterator[Answer]:
+    quoted = "".join(sign if 32 < ord(sign) < 127 else "".join(f"%{one:02x}" for one in sign.encode()) for sign in text)
+    if len(quoted) < 2000:
+        yield server.ask("GET", f"/v1/jobs/{id}/files/{quoted}")
+        yield server.ask("GET", f"/v1/models/{quoted}")
+        yield server.ask("DELETE", f"/v1/jobs/{id}/../{quoted}")
+    for request in (
+        {"model": text},
+        {"loras": [text]},
+        {"change": {"verb": "img2img", "picture": text}},
+        {"controls": [{"name": text, "picture": "0" * 32 + ".png"}]},
+    ):
+        yield server.ask("POST", "/v1/jobs", {"kind": "pictures", "request": {**RING, **request}})
+    yield server.ask("POST", "/v1/jobs", {"kind": "clips", "request": {"verb": "loop", "clip": text}})
