@@ -61,7 +61,7 @@ def test_owners_take_turns(queue):
     put(queue, "b1", owner="b")
     put(queue, "c1", "c2", owner="c")
     waiting = {job.request["prompt"]: job.id for job in queue.jobs("queued")}
-    told = sorted(waiting, key=lambda word: queue.ahead(waiting[word]))
+    told = sorted(waiting, key=lambda word: queue.places()[waiting[word]].ahead)
     assert told == ["a1", "b1", "c1", "a2", "c2", "a3"]
     assert taken(queue, 6) == told
 
@@ -261,16 +261,16 @@ def test_a_wait_is_foretold_from_the_time_of_those_before(queue, monkeypatch):
         queue.complete(job.id, "w", [])
     running = queue.submit("picture", {}, cost=4.0).id
     before, last = (queue.submit("picture", {}, cost=cost).id for cost in (6.0, 1.0))
-    assert queue.expected(running) == 0
+    assert queue.places()[running].seconds == 0
     assert queue.take("w").id == running
-    assert queue.expected(running) is None
-    assert queue.expected(before) == pytest.approx(20.0)  # 5 seconds for a unit of cost
-    assert queue.expected(last) == pytest.approx(50.0)
-    assert queue.expected(last, workers=2) == pytest.approx(25.0)
+    assert running not in queue.places()
+    assert queue.places()[before].seconds == pytest.approx(20.0)  # 5 seconds for a unit of cost
+    assert queue.places()[last].seconds == pytest.approx(50.0)
+    assert queue.places(workers=2)[last].seconds == pytest.approx(25.0)
     now[0] += 4.0
-    assert queue.expected(before) == pytest.approx(16.0)
+    assert queue.places()[before].seconds == pytest.approx(16.0)
     queue.beat(running, "w", 4, 8)  # its own progress says more than others' time
-    assert queue.expected(before) == pytest.approx(4.0)
+    assert queue.places()[before].seconds == pytest.approx(4.0)
 
 
 @pytest.mark.parametrize("harm", ["cut", "zeros", "text"])

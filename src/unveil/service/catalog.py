@@ -6,6 +6,7 @@ A request says a name, never a path, and a name that is not in these lists is re
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -113,10 +114,16 @@ def about(known: Known) -> About:
     """What is known of a model before it is opened; nothing of files that others wrote."""
     try:
         folder = known.path if (known.path / MODEL).is_file() else ours.find(known.path)
-        text = (folder / MODEL).read_text("utf-8")
-        config = validate(ModelConfig, read_yaml(text, str(folder / MODEL)), str(folder / MODEL))
+        return _described(folder / MODEL, (folder / MODEL).stat().st_mtime_ns)
     except (Error, OSError):
         return About()
+
+
+@lru_cache(maxsize=256)
+def _described(file: Path, stamp: int) -> About:
+    """What a file says that was written then."""
+    del stamp
+    config = validate(ModelConfig, read_yaml(file.read_text("utf-8"), str(file)), str(file))
     takes = tuple(dict.fromkeys(one.key for one in config.condition))
     makes: Literal["pictures", "clips"] = "clips" if len(config.shape) == 4 else "pictures"
     return About(makes, takes, config.shape, config.sample.steps)

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from unveil.service import tables
 from unveil.service.job import ENDED, STATES, Job, Limits, State
@@ -29,6 +29,13 @@ from unveil.types import Busy, NotWritable, RecipeError
 FILE = "jobs.sqlite3"
 RECENT = 200  # jobs that were completed last, from which times are foretold
 Word = Literal["go on", "stop", "not yours"]  # what a worker hears when it shows that it lives
+
+
+class Place(NamedTuple):
+    """A job's place in the queue: how many are taken before it, and seconds until it is taken, as others took."""
+
+    ahead: int
+    seconds: float
 
 
 class Queue:
@@ -196,25 +203,18 @@ class Queue:
             self._table.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall()
         )
 
-    def ahead(self, id: str) -> int | None:
-        """How many jobs that wait are taken before this one; None: it does not wait."""
-        turns = [job.id for job in in_turn(self.jobs("queued"), tables.last_turns(self._table))]
-        return turns.index(id) if id in turns else None
-
-    def expected(self, id: str, workers: int = 1) -> float | None:
-        """Seconds until this job is taken, from the time that others like those before it took; None: it does not wait.
+    def places(self, workers: int = 1) -> dict[str, Place]:
+        """The places of all jobs that wait, in the order in which they are taken.
 
         Args:
-            id: the job.
             workers: how many work on the queue.
         """
-        waiting = in_turn(self.jobs("queued"), tables.last_turns(self._table))
-        place = next((place for place, job in enumerate(waiting) if job.id == id), None)
-        if place is None:
-            return None
         pace, now = self._paces(), time.time()
-        before = sum(pace.left(job, now) for job in self.jobs("running"))
-        return (before + sum(pace.seconds(job) for job in waiting[:place])) / max(workers, 1)
+        before, found = sum(pace.left(job, now) for job in self.jobs("running")), dict[str, Place]()
+        for job in in_turn(self.jobs("queued"), tables.last_turns(self._table)):
+            found[job.id] = Place(len(found), before / max(workers, 1))
+            before += pace.seconds(job)
+        return found
 
     def close(self) -> None:
         """Closes what this thread holds open."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import Request
@@ -11,6 +12,7 @@ from unveil.app.clips import RATE
 from unveil.service.catalog import About, Known, about
 from unveil.service.clips import COVER, SHOWN
 from unveil.service.job import Job
+from unveil.service.queue import Place
 from unveil.service.service import Service
 from unveil.tasks.record import read_facts
 from unveil.types import MediaError
@@ -28,10 +30,17 @@ def percent(job: Job) -> int:
     return min(99, 100 * job.done // job.total) if job.total else 0
 
 
-def job_answer(service: Service, job: Job) -> schema.JobAnswer:
-    """A job as it stands."""
-    waits = job.state == "queued"
-    workers = max(len(service.crew.devices), 1)
+def job_answer(service: Service, job: Job, places: Mapping[str, Place] | None = None) -> schema.JobAnswer:
+    """A job as it stands.
+
+    Args:
+        service: that it is of.
+        job: the job.
+        places: of the queue, where they are known already.
+    """
+    if places is None:
+        places = service.queue.places(len(service.crew.devices)) if job.state == "queued" else {}
+    place = places.get(job.id) if job.state == "queued" else None
     return schema.JobAnswer(
         id=job.id,
         kind=job.kind,
@@ -39,8 +48,8 @@ def job_answer(service: Service, job: Job) -> schema.JobAnswer:
         progress=percent(job),
         done=job.done,
         total=job.total,
-        position=service.queue.ahead(job.id) if waits else None,
-        expected_seconds=service.queue.expected(job.id, workers) if waits else None,
+        position=None if place is None else place.ahead,
+        expected_seconds=None if place is None else place.seconds,
         created_at=job.submitted,
         started_at=job.started,
         ended_at=job.ended,

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as Plain
 
@@ -73,7 +73,7 @@ def api(service: Service, rules: Rules, budget: float | None = BUDGET) -> App:
         count = len(service.crew.names())
         return Health(status="ok" if count else "no workers", workers=count)
 
-    @app.get("/metrics", response_class=Response)
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """What is measured, for Prometheus."""
         return Response(meter.page(), media_type=KIND)

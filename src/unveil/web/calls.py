@@ -44,6 +44,8 @@ class Calls:
         """
         if kind not in REQUESTS:
             raise RecipeError(f"kind {kind!r}: must be one of {', '.join(REQUESTS)}{nearest(kind, [*REQUESTS])}")
+        coming = self._coming  # what is being written counts, and a refusal waits for nobody
+        self.service.queue.refuse_full(owner, sum(coming.values()), coming.get(owner, 0))
         asked = REQUESTS[kind].read(request)
         REQUESTS[kind].check(asked, self.service.catalog, self.service.inputs)
         known = self.service.catalog.model(asked.model)
@@ -53,8 +55,6 @@ class Calls:
                 f"{cost:.4g} megapixel steps, and a job may be {self.budget:g}: fewer, smaller, shorter or less steps"
             )
             raise Problem(422, told, "over_budget")
-        coming = self._coming  # what is being written counts, and a refusal waits for nobody
-        self.service.queue.refuse_full(owner, sum(coming.values()), coming.get(owner, 0))
         self._coming[owner] = self._coming.get(owner, 0) + 1
         try:
             return await self._write(self.service.submit, kind, dict(request), owner, max(cost, 1e-6))

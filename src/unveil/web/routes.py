@@ -28,6 +28,10 @@ from unveil.web.problems import Problem
 Ask = TypeVar("Ask", bound=BaseModel)
 Most = Annotated[int, Query(ge=1, le=100)]
 FILES = ("image", "mask", "input_reference", "clip", "other", "keep", "video")
+Answers = dict[int | str, dict[str, Any]]
+LATER: Answers = {202: {"model": schema.JobAnswer, "description": "The job that was not waited for"}}
+_FILE = {"schema": {"type": "string", "format": "binary"}}
+MEDIA: Answers = {200: {"content": {kind: _FILE for kind in TYPES.values()}, "description": "The file"}}
 router = APIRouter(prefix="/v1")
 
 
@@ -103,13 +107,18 @@ def _body(kind: type[BaseModel] | None, *files: str) -> dict[str, Any]:
 # -- pictures -----------------------------------------------------------------------------------------------------
 
 
-@router.post("/images/generations", response_model=schema.ImagesAnswer)
+@router.post("/images/generations", response_model=schema.ImagesAnswer, responses=LATER)
 async def generate(ask: schema.ImagesAsk, asker: From) -> Any:
     """Makes pictures from words, or of a class."""
     return await _pictured(ask, ask.request(_seed(ask.seed)), asker)
 
 
-@router.post("/images/edits", response_model=schema.ImagesAnswer, openapi_extra=_body(schema.EditsAsk, "image", "mask"))
+@router.post(
+    "/images/edits",
+    response_model=schema.ImagesAnswer,
+    responses=LATER,
+    openapi_extra=_body(schema.EditsAsk, "image", "mask"),
+)
 async def edit(asker: From) -> Any:
     """Edits a picture: where the mask is transparent, or white without transparency; or all of it."""
     ask, files = await asker.form(schema.EditsAsk)
@@ -234,7 +243,7 @@ async def delete_film(id: str, asker: From) -> Any:
     return schema.Deleted(id=id, object="video.deleted")
 
 
-@router.get("/videos/{id}/content", response_class=FileResponse)
+@router.get("/videos/{id}/content", response_class=FileResponse, responses=MEDIA)
 async def content(
     id: str, asker: From, variant: Literal["video", "thumbnail", "spritesheet"] = "video"
 ) -> FileResponse:
@@ -267,7 +276,8 @@ async def jobs(
 ) -> Any:
     """Jobs, the newest first."""
     found, more = _page(asker, limit, after, order, status=status)
-    return schema.Listed(data=[job_answer(asker.service, job) for job in found], has_more=more)
+    places = asker.service.queue.places(len(asker.service.crew.devices))
+    return schema.Listed(data=[job_answer(asker.service, job, places) for job in found], has_more=more)
 
 
 @router.get("/jobs/{id}", response_model=schema.JobAnswer)
@@ -302,7 +312,7 @@ async def events(id: str, asker: From) -> StreamingResponse:
     return StreamingResponse(lines(), media_type="text/event-stream")
 
 
-@router.get("/jobs/{id}/preview", response_class=Response)
+@router.get("/jobs/{id}/preview", response_class=Response, responses=MEDIA)
 async def preview(id: str, asker: From) -> Response:
     """A picture of what is on its way."""
     found = asker.service.preview(asker.job(id).id)
@@ -311,7 +321,7 @@ async def preview(id: str, asker: From) -> Response:
     return Response(found, media_type=TYPES["png"])
 
 
-@router.get("/jobs/{id}/files/{name}", response_class=FileResponse)
+@router.get("/jobs/{id}/files/{name}", response_class=FileResponse, responses=MEDIA)
 async def file(id: str, name: str, asker: From) -> FileResponse:
     """A file that a job made."""
     return _file(asker, asker.job(id), name)
