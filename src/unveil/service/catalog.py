@@ -5,6 +5,7 @@ A request says a name, never a path, and a name that is not in these lists is re
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib import resources
@@ -13,11 +14,13 @@ from typing import Literal, NamedTuple
 
 from unveil.checkpoints import ours, shelf
 from unveil.config import ModelConfig, read_yaml, validate
-from unveil.types import Error, WeightsError, nearest
+from unveil.data.decode import inside
+from unveil.types import Error, MediaError, WeightsError, nearest
 
 RUNS = "runs"  # the folder of runs in that of the service
 Origin = Literal["shipped", "models", "runs"]
-MODEL = "model.yaml"
+MODEL, CAPTIONER = "model.yaml", "captioner.yaml"
+DATA_VARIABLE, DATA_HERE = "UNVEIL_DATA", "data"
 
 
 class Known(NamedTuple):
@@ -103,11 +106,48 @@ class Catalog:
         """
         return _named(name, self.controls(), "ControlNet")
 
+    def captioners(self) -> list[Known]:
+        """Every captioner, as `models`."""
+        found = [*_shipped(CAPTIONER), *_shelved("checkpoints"), *self._trained()]
+        return [one for one in found if one.path.is_dir() and _holds(one.path, CAPTIONER)]
+
+    def captioner(self, name: str) -> Known:
+        """The captioner of a name.
+
+        Raises:
+            WeightsError: there is none.
+        """
+        return _named(name, self.captioners(), "captioner")
+
+    def folders(self) -> list[str]:
+        """The names of folders in the data folder, those inside others as OUTER/INNER."""
+        top = data_root()
+        found = [Path(place) for place, _, files in os.walk(top) if files] if top.is_dir() else []
+        names = [place.relative_to(top) for place in found if place != top]
+        return sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
+
+    def folder(self, name: str) -> Path:
+        """The folder of data of a name.
+
+        Raises:
+            MediaError: there is none, or it is a link to another place.
+        """
+        if name not in self.folders():
+            raise MediaError(
+                f"{name[:200]!r}: no folder of this name with files in {data_root()}{nearest(name, self.folders())}"
+            )
+        return inside(data_root(), name)
+
     def _trained(self) -> list[Known]:
         if not self.runs.is_dir():
             return []
         places = sorted(path for path in self.runs.iterdir() if (path / "checkpoints").is_dir())
         return [Known(path.name, path, "runs") for path in places if not path.is_symlink()]
+
+
+def data_root() -> Path:
+    """The folder of data that jobs may name, $UNVEIL_DATA or ./data; it need not be there."""
+    return Path(os.environ.get(DATA_VARIABLE) or DATA_HERE)
 
 
 def about(known: Known) -> About:
@@ -138,10 +178,17 @@ def _named(name: str, every: Sequence[Known], what: str) -> Known:
     raise WeightsError(f"{name[:200]!r}: there is no {what} of this name{nearest(name, names)}; there are: {listed}")
 
 
-def _shipped() -> list[Known]:
+def _shipped(mark: str = MODEL) -> list[Known]:
     folder = Path(str(resources.files("unveil"))) / ours.SHIPPED
     places = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [Known(path.name, path, "shipped") for path in places if (path / MODEL).is_file()]
+    return [Known(path.name, path, "shipped") for path in places if (path / mark).is_file()]
+
+
+def _holds(folder: Path, mark: str) -> bool:
+    try:
+        return (ours.find(folder) / mark).is_file()
+    except Error:
+        return False
 
 
 def _shelved(drawer: shelf.Drawer) -> list[Known]:

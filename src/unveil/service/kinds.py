@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from unveil.config.section import Section
 from unveil.service.asked import Asked
 from unveil.service.catalog import RUNS, About, Catalog
 from unveil.service.clips import CLIPS, ClipRequest, Clips, files_of
 from unveil.service.clips import read_request as read_clips
+from unveil.service.commands import COMMANDS, Command, reader
 from unveil.service.inputs import FOLDER, Inputs
 from unveil.service.models import Models
 from unveil.service.pictures import PICTURES, PictureRequest, Pictures, wish_of
@@ -28,7 +30,7 @@ class Kind(NamedTuple):
         cost: how much work it is, in steps of a million pixels: samples x steps x frames x height x width / 10^6.
     """
 
-    read: Callable[[Mapping[str, Any]], Asked]
+    read: Callable[[Mapping[str, Any]], Section]
     check: Callable[[Any, Catalog, Inputs], object]
     cost: Callable[[Any, About, Inputs], float]
 
@@ -61,9 +63,21 @@ def _steps(asked: Asked, about: About) -> int:
     return int(asked.sampling.get("steps") or about.steps or STEPS)
 
 
+def _line_of(kind: str) -> Callable[[Any, Catalog, Inputs], object]:
+    """Looks up all that a request for a command names."""
+    return lambda asked, catalog, inputs: COMMANDS[kind][1](asked, catalog, Path(), "auto")
+
+
+def _alike(asked: Any, about: About, inputs: Inputs) -> float:
+    """Commands have no budget: they last as long as their recipe says, and are seen and stopped."""
+    del asked, about, inputs
+    return 0.0
+
+
 REQUESTS: Mapping[str, Kind] = {
     PICTURES: Kind(read_pictures, wish_of, _of_pictures),
     CLIPS: Kind(read_clips, files_of, _of_clips),
+    **{kind: Kind(reader(kind), _line_of(kind), _alike) for kind in COMMANDS},
 }
 
 
@@ -73,4 +87,5 @@ def kinds(folder: Path, device: str) -> Mapping[str, Work]:
     return {
         PICTURES: Pictures(models, catalog, inputs, device),
         CLIPS: Clips(models, catalog, inputs, device),
+        **{kind: Command(kind, catalog, device) for kind in COMMANDS},
     }

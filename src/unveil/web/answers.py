@@ -20,6 +20,7 @@ from unveil.web import schema
 
 SHEET = "sheet.png"
 TYPES = {"png": "image/png", "mp4": "video/mp4", "webm": "video/webm", "gif": "image/gif"}
+TYPES |= {"txt": "text/plain; charset=utf-8", "json": "application/json", "html": "text/html; charset=utf-8"}
 _STATES = {"queued": "queued", "running": "in_progress", "completed": "completed"}
 
 

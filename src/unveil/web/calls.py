@@ -10,7 +10,8 @@ from typing import Any
 
 from fastapi import Request
 
-from unveil.service.catalog import about
+from unveil.service.asked import Asked
+from unveil.service.catalog import About, about
 from unveil.service.job import ENDED, Job
 from unveil.service.kinds import REQUESTS
 from unveil.service.service import Service
@@ -48,8 +49,8 @@ class Calls:
         self.service.queue.refuse_full(owner, sum(coming.values()), coming.get(owner, 0))
         asked = REQUESTS[kind].read(request)
         REQUESTS[kind].check(asked, self.service.catalog, self.service.inputs)
-        known = self.service.catalog.model(asked.model)
-        cost = REQUESTS[kind].cost(asked, about(known), self.service.inputs)
+        told = about(self.service.catalog.model(asked.model)) if isinstance(asked, Asked) else About()
+        cost = REQUESTS[kind].cost(asked, told, self.service.inputs)
         if self.budget is not None and cost > self.budget:
             told = (
                 f"{cost:.4g} megapixel steps, and a job may be {self.budget:g}: fewer, smaller, shorter or less steps"
@@ -57,7 +58,7 @@ class Calls:
             raise Problem(422, told, "over_budget")
         self._coming[owner] = self._coming.get(owner, 0) + 1
         try:
-            return await self._write(self.service.submit, kind, dict(request), owner, max(cost, 1e-6))
+            return await self._write(self.service.submit, kind, dict(request), owner, cost or 1.0)
         finally:
             self._coming[owner] -= 1
 

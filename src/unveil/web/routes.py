@@ -29,6 +29,10 @@ Ask = TypeVar("Ask", bound=BaseModel)
 Most = Annotated[int, Query(ge=1, le=100)]
 FILES = ("image", "mask", "input_reference", "clip", "other", "keep", "video")
 Answers = dict[int | str, dict[str, Any]]
+# a report is a page that shows itself alone: it asks for nothing, and runs nothing
+_SHOWN = {
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:; sandbox"
+}
 LATER: Answers = {202: {"model": schema.JobAnswer, "description": "The job that was not waited for"}}
 _FILE = {"schema": {"type": "string", "format": "binary"}}
 MEDIA: Answers = {200: {"content": {kind: _FILE for kind in TYPES.values()}, "description": "The file"}}
@@ -261,8 +265,9 @@ async def content(
 @router.post("/jobs", response_model=schema.JobAnswer, status_code=202)
 async def submit(ask: schema.JobsAsk, asker: From) -> Any:
     """Puts a job into the queue, with all that its kind takes."""
-    request = {"seed": _seed(None), **ask.request}
-    request.setdefault("model", PLAYGROUND)
+    request = ask.request
+    if ask.kind in (PICTURES, CLIPS):
+        request = {"seed": _seed(None), "model": PLAYGROUND, **request}
     return job_answer(asker.service, await asker.calls.submit(ask.kind, request, asker.owner))
 
 
@@ -332,7 +337,7 @@ def _file(asker: Asker, job: Job, name: str) -> FileResponse:
     if name not in job.outputs or kind is None:
         raise Problem(404, f"{name[:80]!r}: {job.id} made no such file", "not_found")
     try:
-        return FileResponse(asker.service.results.file(job.id, name), media_type=kind)
+        return FileResponse(asker.service.results.file(job.id, name), media_type=kind, headers=_SHOWN)
     except MediaError as problem:
         raise Problem(404, str(problem), "not_found") from problem
 

@@ -156,7 +156,7 @@ class JobsAsk(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    kind: Literal["pictures", "clips"]
+    kind: Literal["pictures", "clips", "train", "caption", "evaluate", "check"]
     request: dict[str, Any]
 
 

@@ -1,0 +1,274 @@
+"""Jobs that are commands: training, captions, evaluation and the look at data, each a process of its own.
+
+A request says names and numbers; which words a command line has is decided here. What the command says is kept as
+`log.txt`, and its progress is the job's. Cancelled, it is interrupted as by Ctrl-C, so that a training run saves what
+it has; the same request goes on with it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from unveil.config import recipe_names, validate
+from unveil.config.section import Section
+from unveil.service.asked import Name
+from unveil.service.catalog import Catalog
+from unveil.service.worker import Report
+from unveil.types import Cancelled, Error, RecipeError, nearest
+
+TRAIN, CAPTION, EVALUATE, CHECK = "train", "caption", "evaluate", "check"
+LOG = "log.txt"
+LOOK_S = 0.2  # between two looks at the command and at whether it was cancelled
+SAVING_S = 120.0  # that a command has to end after it was interrupted
+TOLD = 4_000  # bytes of its log that an error tells
+RUN = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
+_KEY = re.compile(r"(?:train|network|objective|data|process|sample|condition|codec|evaluate|loss)(?:\.[a-z_0-9]+){1,4}")
+_FORBIDDEN = re.compile(r"(?:path|file|folder|base|weights|captions|encoder|model|network)$")  # what may name a place
+_WORD = re.compile(r"[A-Za-z0-9 _+-]{0,100}")
+_COUNT = re.compile(r"(\d+)/(\d+)\b")
+RunName = Annotated[str, Field(pattern=rf"^{RUN}$")]
+Value = bool | int | float | str | None
+Settings = Annotated[dict[Annotated[str, Field(max_length=100)], Value], Field(max_length=50)]
+
+
+class TrainRequest(Section):
+    """A run of a shipped recipe; asked for again, it goes on where it was stopped.
+
+    Attributes:
+        recipe: its name. run: that of the run, by which models of it are named.
+        folder: of data, by its name below the data folder; none: the recipe's own data.
+        settings: changes of the recipe that are numbers, truth values or single words.
+        small: the recipe's small form, which shows that everything works.
+    """
+
+    recipe: Name
+    run: RunName
+    folder: Name | None = None
+    settings: Settings = Field(default_factory=dict)
+    small: bool = False
+
+
+class CaptionRequest(Section):
+    """Captions for a folder below the data folder, by a captioner by its name; what is there already stays."""
+
+    folder: Name
+    model: Name
+
+
+class EvaluateRequest(Section):
+    """Judges a model by its name, with a shipped recipe where it has none of its own."""
+
+    model: Name
+    recipe: Name | None = None
+    samples: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    settings: Settings = Field(default_factory=dict)
+
+
+class CheckRequest(Section):
+    """Looks at a folder below the data folder: what would be dropped or changed, and why."""
+
+    folder: Name
+    size: Annotated[int, Field(ge=1, le=4096)] | None = None
+
+
+# what a command is called with, and the files and folders of a run that its pictures of the way lie in
+Line = Callable[[Any, Catalog, Path, str], list[str]]
+
+
+def _train(asked: TrainRequest, catalog: Catalog, out: Path, device: str) -> list[str]:
+    del out
+    changes = [f"{key}={_plain(value)}" for key, value in asked.settings.items()]
+    if asked.folder is not None:
+        changes.append(f"data.path={catalog.folder(asked.folder)}")
+    small = ["--small"] if asked.small else []
+    return ["train", asked.recipe, *changes, *small, "--run", str(catalog.runs / asked.run), "--device", device]
+
+
+def _caption(asked: CaptionRequest, catalog: Catalog, out: Path, device: str) -> list[str]:
+    captioner = str(catalog.captioner(asked.model).path)
+    return ["caption", str(catalog.folder(asked.folder)), "--model", captioner, "--device", device, "--resume"]
+
+
+def _evaluate(asked: EvaluateRequest, catalog: Catalog, out: Path, device: str) -> list[str]:
+    changes = [word for key, value in asked.settings.items() for word in ("--set", f"{key}={_plain(value)}")]
+    recipe = [] if asked.recipe is None else ["--recipe", asked.recipe]
+    samples = [] if asked.samples is None else ["--samples", str(asked.samples)]
+    model = str(catalog.model(asked.model).path)
+    return ["evaluate", model, *recipe, *samples, *changes, "--out", str(out / "report"), "--device", device]
+
+
+def _check(asked: CheckRequest, catalog: Catalog, out: Path, device: str) -> list[str]:
+    size = [] if asked.size is None else ["--size", str(asked.size)]
+    return ["data", "check", str(catalog.folder(asked.folder)), *size]
+
+
+COMMANDS: Mapping[str, tuple[type[Section], Line]] = {
+    TRAIN: (TrainRequest, _train),
+    CAPTION: (CaptionRequest, _caption),
+    EVALUATE: (EvaluateRequest, _evaluate),
+    CHECK: (CheckRequest, _check),
+}
+
+
+def reader(kind: str) -> Callable[[Mapping[str, Any]], Section]:
+    """What reads the request of a kind of command."""
+
+    def read(given: Mapping[str, Any]) -> Section:
+        request = validate(COMMANDS[kind][0], given, "request")
+        recipe, settings = getattr(request, "recipe", None), getattr(request, "settings", {})
+        if recipe is not None and recipe not in recipe_names():
+            raise RecipeError(f"request: recipe {recipe[:100]!r}: no shipped recipe{nearest(recipe, recipe_names())}")
+        for key, value in settings.items():
+            if not _KEY.fullmatch(key) or _FORBIDDEN.search(key):
+                raise RecipeError(f"request: settings.{key}: may not be set here; places are said by their names")
+            if isinstance(value, str) and not _WORD.fullmatch(value):
+                raise RecipeError(f"request: settings.{key} = {value[:80]!r}: must be a number, true, false or a word")
+        return request
+
+    return read
+
+
+class Command:
+    """The work on jobs of one kind.
+
+    Args:
+        kind: of command. catalog: the names that requests may say. device: that they compute on.
+    """
+
+    def __init__(self, kind: str, catalog: Catalog, device: str) -> None:
+        self._kind, self._catalog, self._device = kind, catalog, device
+
+    def __call__(self, given: Mapping[str, Any], folder: Path, report: Report) -> None:
+        """Runs the command; its log and its report are files of the job.
+
+        Raises:
+            Error: as the command told it.
+            Cancelled: it was told to stop, and has.
+        """
+        request = reader(self._kind)(given)
+        self._catalog.runs.mkdir(parents=True, exist_ok=True)
+        words = COMMANDS[self._kind][1](request, self._catalog, folder, self._device)
+        run = self._catalog.runs / getattr(request, "run", "")
+        with _Process(words, folder / LOG) as process:
+            shown = 0
+            while (code := process.ended(LOOK_S)) is None:
+                done, total = process.progress()
+                try:
+                    report.step(done, total)
+                except Cancelled:
+                    process.interrupt(SAVING_S)
+                    raise
+                shown = _show(run / "samples", shown, report)
+        if code:
+            raise Error(_last_words(folder / LOG) or f"`unveil {words[0]}` ended with code {code}")
+        _flatten(folder)
+
+
+class _Process:
+    """A command that runs, its words going to a file and its progress being read from them."""
+
+    def __init__(self, words: Sequence[str], log: Path) -> None:
+        self._done, self._lock = (0, 0), threading.Lock()
+        self._log = log.open("wb")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "unveil", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # what reaches the worker's group does not reach it
+            preexec_fn=_ends_with_parent,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> _Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        self._reader.join()
+        self._log.close()
+
+    def ended(self, seconds: float) -> int | None:
+        """Its exit code, if it ends within so many seconds."""
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def progress(self) -> tuple[int, int]:
+        """Steps that are done, and all of them; 0 where that is not known."""
+        with self._lock:
+            return self._done
+
+    def interrupt(self, seconds: float) -> None:
+        """As Ctrl-C does, and again as a kill if it takes longer than this."""
+        self._process.send_signal(signal.SIGINT)
+        if self.ended(seconds) is None:
+            self._process.kill()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as out:
+            for line in out:
+                self._log.write(line)
+                self._log.flush()
+                if found := _COUNT.search(line.decode("utf-8", "replace")):
+                    with self._lock:
+                        self._done = int(found[1]), int(found[2])
+
+
+def _ends_with_parent() -> None:
+    """Asks the system to end this process with its parent, where it can."""
+    try:
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG of Linux
+    except (OSError, AttributeError):
+        return
+
+
+def _show(samples: Path, shown: int, report: Report) -> int:
+    """Shows the newest sheet of samples of a run; when it was written."""
+    newest = max(samples.glob("*.png"), key=lambda path: path.stat().st_mtime_ns, default=None)
+    if newest is None or newest.stat().st_mtime_ns == shown or time.time() - newest.stat().st_mtime < LOOK_S:
+        return shown
+    report.preview(newest.read_bytes())
+    return newest.stat().st_mtime_ns
+
+
+def _flatten(folder: Path) -> None:
+    """Puts the files of a report beside the log: what a job made are files, not folders."""
+    report = folder / "report"
+    for path in sorted(report.iterdir()) if report.is_dir() else ():
+        if path.is_file():
+            os.replace(path, folder / path.name)
+    if report.is_dir():
+        report.rmdir()
+
+
+def _last_words(log: Path) -> str:
+    """What a command said was wrong."""
+    text = log.read_bytes()[-TOLD:].decode("utf-8", "replace")
+    _, error, why = text.rpartition("error: ")
+    return why.strip() if error else ""
+
+
+def _plain(value: Value) -> str:
+    """A value as recipes are written."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
