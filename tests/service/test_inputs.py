@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from unveil.pictures import png
-from unveil.service.inputs import Inputs, names_in
+from unveil.service.inputs import FACTS, Inputs, names_in
 from unveil.types import MediaError
 from unveil.video.write import write_clip
 
@@ -47,7 +47,10 @@ def test_a_file_is_named_by_its_content_and_kept_once(inputs: Inputs, tmp_path):
     film = inputs.keep(clip(tmp_path / "a.gif"))
     assert (film.kind, film.width, film.height, film.frames) == ("clip", 16, 16, 4)
     assert film.name.endswith(".gif")
-    assert len(list(inputs.folder.iterdir())) == 2
+    assert inputs.facts(film.name) == film
+    assert sorted(path.name for path in inputs.folder.iterdir()) == sorted(
+        f"{one.name}{end}" for one in (kept, film) for end in ("", FACTS)
+    )
 
 
 def webp(frames: int) -> bytes:
@@ -87,7 +90,9 @@ def test_no_other_name_is_a_file(inputs: Inputs, name: str):
 def test_what_nothing_speaks_of_goes_after_a_day(inputs: Inputs):
     names = [inputs.keep(picture(side)).name for side in (8, 16, 24)]
     for name in names[:2]:
-        os.utime(inputs.folder / name, (0, 0))
+        for end in ("", FACTS):
+            os.utime(inputs.folder / f"{name}{end}", (0, 0))
     assert names_in({"change": {"picture": names[0]}, "known": [{"at": 0, "picture": "x"}]}) == {names[0]}
     assert inputs.sweep({names[0]}) == 1
-    assert sorted(path.name for path in inputs.folder.iterdir()) == sorted([names[0], names[2]])
+    left = {path.name for path in inputs.folder.iterdir()}
+    assert left == {f"{name}{end}" for name in (names[0], names[2]) for end in ("", FACTS)}

@@ -152,6 +152,12 @@ class SampleConfig(Section):
         main = ("sampler", "steps", "eta", "grid", "clip", "scale")
         return {name: value for name, value in self.flat().items() if name in main or value != usual.get(name)}
 
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Every name that `changed` takes, those of unset settings among them."""
+        inner = (name for name in GuidanceConfig.model_fields if name != "kind")
+        return (*(name for name in cls.model_fields if name != "guidance"), "guidance", *inner)
+
     def changed(self, changes: Mapping[str, Any]) -> SampleConfig:
         """With some settings changed, by the names of `flat`; None leaves one as it is.
 

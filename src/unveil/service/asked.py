@@ -85,7 +85,7 @@ def read(kind: type[Any_], given: Mapping[str, Any], allowed: tuple[str, ...] | 
         RecipeError: each fault with its key, its value and what is allowed.
     """
     request = validate(kind, given, "request")
-    names = allowed or (*SampleConfig().flat(),)
+    names = allowed or SampleConfig.names()
     for name in request.sampling:
         if name not in names:
             raise RecipeError(

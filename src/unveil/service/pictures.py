@@ -19,7 +19,7 @@ from unveil.config.section import Section
 from unveil.data.decode import transparency
 from unveil.model import Model
 from unveil.pictures import png, sheet
-from unveil.service.asked import Asked, Name, Sent, Text, read
+from unveil.service.asked import SEEDS, Asked, Name, Sent, Text, read
 from unveil.service.catalog import Catalog
 from unveil.service.desk import heard
 from unveil.service.inputs import PIXELS, Inputs
@@ -94,7 +94,7 @@ class PictureRequest(Asked):
 
     Attributes:
         label: a class, for models that take one.
-        count: pictures; of an edit, so many of the one picture.
+        count: pictures; of an edit, so many of the one picture. first: which of the seed's pictures is the first.
         loras: names in the models folder, each with its weight, as NAME or NAME:WEIGHT.
         controls: ControlNets of the models folder.
         change: what is done to a picture that was sent; none: pictures are made from nothing.
@@ -102,6 +102,7 @@ class PictureRequest(Asked):
 
     label: Annotated[Text, Field(max_length=300)] | None = None
     count: Annotated[int, Field(ge=1, le=MOST)] = 1
+    first: Annotated[int, Field(ge=0, le=SEEDS)] = 0
     loras: Annotated[tuple[Name, ...], Field(max_length=8)] = ()
     controls: Annotated[tuple[Steered, ...], Field(max_length=4)] = ()
     change: Change | None = None
@@ -116,7 +117,7 @@ class PictureRequest(Asked):
         negative = self._conditions(model, {PROMPT: self.negative})
         batch = min(self.count, BATCH)
         return Request(
-            given, self.seed, count=self.count, batch=batch, sampling=self.sampling, negative=negative, size=self.size
+            given, self.seed, self.first, self.count, batch, self.sampling, negative=negative, size=self.size
         )
 
     def _conditions(self, model: Model, said: Mapping[str, str | None]) -> dict[str, list[str]]:
@@ -208,6 +209,7 @@ def wish_of(asked: PictureRequest, catalog: Catalog, inputs: Inputs, device: str
         labels=() if asked.label is None else (asked.label,),
         count=asked.count,
         seed=asked.seed,
+        first=asked.first,
         batch=min(asked.count, BATCH),
         device=device,
         given=_prompt(asked.prompt),

@@ -23,7 +23,6 @@ from unveil.tasks.film import Film, Preview
 from unveil.tasks.size import check_size
 from unveil.types import MediaError, RecipeError, WeightsError, nearest
 
-_UNSET = dict.fromkeys(("eta", "interval", "channels"))  # settings that a record may lack
 LABEL = "label"  # the key of what a classifier guides towards
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -232,7 +231,7 @@ def additions(model: Model) -> dict[str, Any]:
 
 def sampling_of(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of sampling in a record, by the names of `SampleConfig.flat`."""
-    return {name: facts[name] for name in SampleConfig().flat() | _UNSET if name in facts}
+    return {name: facts[name] for name in SampleConfig.names() if name in facts}
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,80 @@
+"""What was made: looked through by words, and the settings of a picture put together again from its record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unveil.app.wish import PROMPT
+from unveil.service.asked import SEEDS
+from unveil.service.catalog import Catalog
+from unveil.service.clips import CLIPS
+from unveil.service.job import Job
+from unveil.service.pictures import PICTURES
+from unveil.service.queue import Queue
+from unveil.tasks.generate import LABEL, sampling_of
+from unveil.types import MediaError
+
+MADE = (PICTURES, CLIPS)
+_SAID = ("prompt", "negative", "label", "model", "seed", "source")  # of a request, what words are looked for in
+
+
+def found(queue: Queue, words: str = "", owner: str | None = None, kinds: Sequence[str] = MADE) -> list[Job]:
+    """Completed jobs that say all of these words, the newest first.
+
+    Args:
+        queue: of all jobs.
+        words: parts of a prompt, a model's name or a seed, in letters of any size.
+        owner: whose; None: everybody's.
+        kinds: of jobs.
+    """
+    wanted = words.lower().split()
+    every = [job for job in queue.jobs("completed", owner) if job.kind in kinds]
+    return [job for job in reversed(every) if all(word in _text(job) for word in wanted)]
+
+
+def request_of(facts: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
+    """The request that draws the picture of a record again, as `PictureRequest` has it.
+
+    What a prompt was made to is said, and not made anew. Pictures of an edit need their files, which no record holds.
+
+    Args:
+        facts: as `tasks.record.read_facts` gives them.
+        catalog: the names that there are.
+
+    Raises:
+        MediaError: an edit, a record that lacks something, or a model that is not here.
+    """
+    if facts.get("task"):
+        verb = facts["task"].get("verb") if isinstance(facts["task"], Mapping) else None
+        raise MediaError(f"made by {verb!r} of another picture, which the record does not hold; give that one")
+    try:
+        name = _name(str(facts["model"]["name"]), catalog)
+        seed, first = int(facts["seed"]), int(facts["sample"])
+        given, negative = (dict(facts.get(key, {})) for key in ("given", "negative"))
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        raise MediaError(f"the picture's record lacks {problem}; it was not written by this program") from problem
+    if not 0 <= seed <= SEEDS:
+        raise MediaError(f"the picture's record has the seed {seed}, which requests cannot say")
+    said = {"prompt": given.get(PROMPT), "label": given.get(LABEL), "negative": negative.get(PROMPT)}
+    request: dict[str, Any] = {"model": name, "seed": seed, "first": first, "count": 1, "expand": False}
+    request |= {key: str(value) for key, value in said.items() if value is not None}
+    request["sampling"] = {key: value for key, value in sampling_of(facts).items() if value is not None}
+    if facts.get("size"):
+        request["height"], request["width"] = map(int, facts["size"])
+    if facts.get("loras"):
+        request["loras"] = [f"{one['name']}:{one['weight']:g}" for one in facts["loras"]]
+    return request
+
+
+def _text(job: Job) -> str:
+    return " ".join(str(job.request[key]) for key in _SAID if key in job.request).lower()
+
+
+def _name(recorded: str, catalog: Catalog) -> str:
+    """The name by which a request says the model of a record: a file without its suffix, a run without its step."""
+    known = {one.name for one in catalog.models()}
+    for name in (recorded, recorded.rpartition(".")[0], recorded.partition(" ")[0]):
+        if name in known:
+            return name
+    raise MediaError(f"the model {recorded[:200]!r} is not here; put it into the models folder")

@@ -1,0 +1,80 @@
+"""What was made is found by words, and drawn again from its file, pixel for pixel."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.service.conftest import done
+from unveil.service.catalog import Catalog
+from unveil.service.clips import CLIPS
+from unveil.service.gallery import found, request_of
+from unveil.service.pictures import read_request
+from unveil.tasks.record import read_facts
+from unveil.types import MediaError
+
+STEPS = {"steps": 2}
+
+
+@pytest.fixture
+def catalog(queue) -> Catalog:
+    return Catalog(queue.folder / "runs")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"model": "ddpm-digits", "label": "7", "count": 3, "seed": 5, "sampling": {**STEPS, "sampler": "ddim"}},
+        {"model": "ddpm-digits", "label": "7", "sampling": {**STEPS, "sampler": "ddim", "eta": 0.5}},
+        {"prompt": "a red ring", "negative": "blue", "count": 2, "seed": 2**40, "sampling": {**STEPS, "scale": 3}},
+        {"prompt": "a red ring", "width": 48, "height": 24, "sampling": STEPS, "expand": False},
+        {"prompt": "12 red", "sampling": STEPS, "expand": False},
+    ],
+)  # fmt: skip
+def test_a_picture_is_drawn_again_from_its_file(queue, results, worker, catalog: Catalog, request_):
+    job = done(queue, worker, **request_)
+    assert job.error is None
+    name = [one for one in job.outputs if one != "sheet.png"][-1]  # not the first of its seed, where there are several
+    again = request_of(read_facts(results.file(job.id, name)), catalog)
+    read_request(again)
+    other = done(queue, worker, **again)
+    assert other.error is None
+    first, second = (
+        np.asarray(Image.open(results.file(one.id, file))) for one, file in ((job, name), (other, other.outputs[0]))
+    )
+    assert np.array_equal(first, second)
+
+
+def test_what_cannot_be_drawn_again_is_told(queue, results, worker, catalog: Catalog):
+    job = done(queue, worker, model="ddpm-digits", label="7", sampling=STEPS)
+    facts = read_facts(results.file(job.id, job.outputs[0]))
+    for change, said in (
+        ({"task": {"verb": "img2img"}}, "made by 'img2img' of another picture"),
+        ({"model": {"name": "../../etc"}}, "is not here"),
+        ({"model": None}, "lacks"),
+        ({"seed": "x"}, "lacks"),
+        ({"seed": 10**30}, "which requests cannot say"),
+    ):
+        with pytest.raises(MediaError, match=said):
+            request_of({**facts, **change}, catalog)
+
+
+def test_jobs_are_found_by_all_words_that_they_say(queue, worker):
+    ids = [
+        queue.submit(kind, request).id
+        for kind, request in (
+            ("pictures", {"prompt": "a RED ring", "seed": 5}),
+            ("pictures", {"prompt": "a blue ring", "model": "mine"}),
+            (CLIPS, {"prompt": "a red circle"}),
+            ("train", {"recipe": "red"}),
+        )
+    ]
+    for id in ids:
+        queue.take("w")
+        queue.complete(id, "w", [])
+    assert [job.id for job in found(queue)] == [ids[2], ids[1], ids[0]]
+    assert [job.id for job in found(queue, "Red")] == [ids[2], ids[0]]
+    assert [job.id for job in found(queue, "ring mine")] == [ids[1]]
+    assert [job.id for job in found(queue, "red", kinds=(CLIPS,))] == [ids[2]]
+    assert found(queue, "green") == found(queue, owner="nobody") == []
