@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from tests.web.conftest import Begin
 from unveil.app.serve_cli import Worked
+from unveil.service.job import Limits
+from unveil.service.kinds import REQUESTS
 from unveil.web.rules import Rules
+from unveil.web.schema import JobsAsk
+from unveil.web.server import Ask
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -19,8 +24,15 @@ def test_every_route_and_every_limit_is_told(begin: Begin, page: str):
     for path in begin().ask("GET", "/v1/openapi.json").json["paths"]:
         assert path in text, path
     worked, rules = Worked(), Rules()
+    ask, limits = Ask(Path()), Limits()
+    assert (worked.queue, worked.each, worked.budget) == (ask.waiting, ask.each, ask.budget)
+    assert (ask.waiting, ask.each) == (limits.waiting, limits.each)
     for told in (f"--queue {worked.queue}", f"--each {worked.each}", f"--budget {worked.budget:g}"):
         assert f"`{told}`" in text
     assert f"{rules.json >> 10} KiB" in text
     assert f"{rules.body >> 20} MiB" in text
     assert f"{rules.seconds:g} seconds" in text or f"{rules.seconds:g} 秒" in text
+
+
+def test_a_job_may_be_of_every_kind_that_there_is():
+    assert set(get_args(JobsAsk.model_fields["kind"].annotation)) == REQUESTS.keys()

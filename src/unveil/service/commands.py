@@ -82,7 +82,7 @@ class CheckRequest(Section):
     size: Annotated[int, Field(ge=1, le=4096)] | None = None
 
 
-# what a command is called with, and the files and folders of a run that its pictures of the way lie in
+# the words of a command line, of a request, the names that there are, the folder for its files, and the device
 Line = Callable[[Any, Catalog, Path, str], list[str]]
 
 

@@ -15,7 +15,6 @@ from unveil.service.catalog import About, about
 from unveil.service.job import ENDED, Job
 from unveil.service.kinds import REQUESTS
 from unveil.service.service import Service
-from unveil.types import RecipeError, nearest
 from unveil.web.problems import Problem
 
 SOON_S, LATER_S = 0.02, 0.1  # between two looks at a job, in its first second and after
@@ -43,14 +42,12 @@ class Calls:
             Problem: more work than a job may be.
             Busy: as many wait as may.
         """
-        if kind not in REQUESTS:
-            raise RecipeError(f"kind {kind!r}: must be one of {', '.join(REQUESTS)}{nearest(kind, [*REQUESTS])}")
         coming = self._coming  # what is being written counts, and a refusal waits for nobody
         self.service.queue.refuse_full(owner, sum(coming.values()), coming.get(owner, 0))
-        asked = REQUESTS[kind].read(request)
-        REQUESTS[kind].check(asked, self.service.catalog, self.service.inputs)
-        told = about(self.service.catalog.model(asked.model)) if isinstance(asked, Asked) else About()
-        cost = REQUESTS[kind].cost(asked, told, self.service.inputs)
+        asked, catalog, inputs = REQUESTS[kind].read(request), self.service.catalog, self.service.inputs
+        REQUESTS[kind].check(asked, catalog, inputs)
+        model = about(catalog.model(asked.model)) if isinstance(asked, Asked) else About()
+        cost = REQUESTS[kind].cost(asked, model, inputs)
         if self.budget is not None and cost > self.budget:
             told = (
                 f"{cost:.4g} megapixel steps, and a job may be {self.budget:g}: fewer, smaller, shorter or less steps"
@@ -125,10 +122,6 @@ class Calls:
                 told = time.monotonic()
                 yield None
             await asyncio.sleep(LATER_S)
-
-    def close(self) -> None:
-        """Ends the thread."""
-        self._writer.shutdown()
 
     async def _write(self, call: Any, *given: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._writer, call, *given)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel, ValidationError
 
@@ -139,7 +140,8 @@ async def _pictured(ask: schema.ImagesAsk, request: dict[str, Any], asker: Asker
     job = await asker.calls.ended(job.id, asker.owner, asker.request)
     if job.state != "completed":
         raise failed(job)
-    return images_answer(asker.service, job, asker.request, ask.response_format or "b64_json")
+    form = ask.response_format or "b64_json"
+    return await run_in_threadpool(images_answer, asker.service, job, asker.request, form)  # pictures are read
 
 
 def failed(job: Job) -> Problem:
@@ -212,7 +214,8 @@ async def _made(asker: Asker, before: Any) -> Kept:
     name = content_of(job, "video")
     if name is None:
         raise Problem(409, f"{id}: is not completed", "not_completed")
-    return asker.service.inputs.keep(asker.service.results.file(id, name).read_bytes())
+    content = asker.service.results.file(id, name).read_bytes()
+    return await run_in_threadpool(asker.service.inputs.keep, content)  # a child decodes it
 
 
 @router.post("/videos/{id}/remix", response_model=schema.VideoAnswer)
