@@ -17,7 +17,6 @@ from unveil.app.expanding import USUAL, Expander, Expanding
 from unveil.app.wish import PROMPT, Wish
 from unveil.config.section import Section
 from unveil.data.decode import transparency
-from unveil.model import Model
 from unveil.pictures import png, sheet
 from unveil.service.asked import SEEDS, Asked, Name, Sent, Text, read
 from unveil.service.catalog import Catalog
@@ -26,7 +25,7 @@ from unveil.service.inputs import PIXELS, Inputs
 from unveil.service.models import Models
 from unveil.service.worker import Report
 from unveil.tasks.film import Preview
-from unveil.tasks.generate import LABEL, Request, generate
+from unveil.tasks.generate import generate
 from unveil.types import RecipeError
 
 PICTURES = "pictures"
@@ -107,27 +106,6 @@ class PictureRequest(Asked):
     controls: Annotated[tuple[Steered, ...], Field(max_length=4)] = ()
     change: Change | None = None
 
-    def request(self, model: Model) -> Request:
-        """The request for a model.
-
-        Raises:
-            RecipeError: words or a class for a model that takes none.
-        """
-        given = self._conditions(model, {PROMPT: self.prompt, LABEL: self.label})
-        negative = self._conditions(model, {PROMPT: self.negative})
-        batch = min(self.count, BATCH)
-        return Request(
-            given, self.seed, self.first, self.count, batch, self.sampling, negative=negative, size=self.size
-        )
-
-    def _conditions(self, model: Model, said: Mapping[str, str | None]) -> dict[str, list[str]]:
-        found = {key: [value] for key, value in said.items() if value is not None}
-        for key in found:
-            if key not in model.conditioners:
-                known = ", ".join(model.conditioners) or "nothing"
-                raise RecipeError(f"{key}: {self.model} takes none; what it takes: {known}")
-        return found
-
 
 def read_request(given: Mapping[str, Any]) -> PictureRequest:
     """A request, checked as far as it can be without its model.
@@ -171,7 +149,7 @@ class Pictures:
             model, source = self._models.opener(wish, wish.model, desk)
             report.check()
             expander = Expander(USUAL if asked.expand else Expanding(no_expand=True), model, desk)
-            request = expander(asked.request(model))
+            request = expander(wish.request(model, asked.sampling, asked.count))
 
             def show(pixels: Tensor, done: int, total: int | None) -> None:
                 if total is None or done < total:
