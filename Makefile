@@ -41,7 +41,7 @@ $(READY): pyproject.toml constraints.txt | $(BIN)/python
 
 # Checks and tests also need the tools, the documentation's builder, and the peers of the benchmarks.
 $(DEV_READY): $(READY)
-	$(INSTALL) --no-build-isolation -e ".[hf,dev,docs,bench,video,endpoint,server]"
+	$(INSTALL) --no-build-isolation -e ".[hf,dev,docs,bench,video,endpoint,studio]"
 	@$(COMPILE)
 	@touch $@
 

@@ -31,16 +31,16 @@ class Batch:
     def __init__(self) -> None:
         torch.manual_seed(0)
         chosen = random.Random(0)
-        count, depth = (6, 2) if harness.short() else (COUNT, 6)
+        depth = 2 if harness.short() else 6
         config = VideoDiTConfig(3, 3, (1, PATCH, PATCH), depth=depth, width=WIDTH, heads=3, context_width=WIDTH)
         self.network = VideoDiT(config).train()
         for parameter in self.network.parameters():
             torch.nn.init.normal_(parameter, std=0.05)
-        sizes = [(chosen.choice(FRAMES), chosen.choice(SIDES), chosen.choice(SIDES)) for _ in range(count)]
+        sizes = [(chosen.choice(FRAMES), chosen.choice(SIDES), chosen.choice(SIDES)) for _ in range(COUNT)]
         self.clips = [torch.randn(3, *size) for size in sizes]
         self.t = [1000 * torch.rand(1, frames, 1, 1) for frames, _, _ in sizes]
-        counts = torch.randint(4, WORDS + 1, (count,))
-        self.told = Condition(tokens=torch.randn(count, WORDS, WIDTH), mask=torch.arange(WORDS) < counts[:, None])
+        counts = torch.randint(4, WORDS + 1, (COUNT,))
+        self.told = Condition(tokens=torch.randn(COUNT, WORDS, WIDTH), mask=torch.arange(WORDS) < counts[:, None])
         self.tokens = sum(self.network.tokens(one.shape) for one in self.clips)
         self.largest = [max(size[axis] for size in sizes) for axis in range(3)]
 

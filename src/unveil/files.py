@@ -15,6 +15,7 @@ from unveil.types import Error, NotWritable, OutOfResources
 
 # The disk's own limits, as opposed to a path that was never going to work.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL = "the disk is full"  # as every message says it
 
 
 def refuse_overwrite(path: str | os.PathLike[str], force: bool = False) -> Path:
@@ -58,7 +59,7 @@ def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as problem:
         if isinstance(problem, Error):
             raise
-        raise _explained(path, problem) from problem
+        raise explained(path, problem) from problem
     finally:
         with suppress(OSError):
             shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
@@ -92,9 +93,10 @@ def sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _explained(path: Path, problem: OSError) -> NotWritable | OutOfResources:
+def explained(path: Path, problem: OSError) -> NotWritable | OutOfResources:
+    """Why a place could not be written, and what to do."""
     if problem.errno in _FULL:
-        return OutOfResources(f"{path}: the disk is full ({problem.strerror}); free some space, or write elsewhere")
+        return OutOfResources(f"{path}: {FULL} ({problem.strerror}); free some space, or write elsewhere")
     return NotWritable(f"{path}: cannot be written ({problem.strerror or problem}); choose another place")
 
 

@@ -24,12 +24,14 @@ LAYERS = [
     {"app"},
     {"service"},
     {"web"},
+    {"studio"},
 ]
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 # Imports upwards inside a function, each with its reason.
 UPWARDS = {
     ("model", "checkpoints"): "Model.save and Model.load are where a user looks for them",
     ("app", "web"): "a command of the same command line serves what all others do",
+    ("app", "studio"): "as it serves, with the page",
 }
 
 

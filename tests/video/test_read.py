@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import os
 import signal
 import sys
@@ -12,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.video.films import CODECS, film, number_of, one_frame, sound, spliced
 
 from unveil.types import MediaError
 from unveil.video import child
+from unveil.video.containers import frames_of_gif
 from unveil.video.read import Cut, Decoder, Film, Limits
 
 LIMITS = Limits()
@@ -79,8 +82,6 @@ def test_no_more_is_decoded_than_from_the_key_frame_on(decoder, tmp_path, monkey
 
 
 def test_an_animation_in_gif(decoder, tmp_path):
-    from PIL import Image
-
     frames = [Image.new("RGBA", (8, 8), (200, 0, 0, 255 if number else 0)) for number in range(4)]
     for number, one in enumerate(frames):
         one.putpixel((number, 0), (0, 255, 0, 255))
@@ -164,6 +165,41 @@ def test_limits_of_frames_and_seconds(decoder, tmp_path):
     with pytest.raises(MediaError, match=r"longer than 1\.5 seconds; cut it.*raise max_seconds"):
         decoder.look(path, Limits(seconds=1.5))
     assert decoder.look(path, Limits(frames=24, seconds=2)).frames == 24  # control
+
+
+def gif(count: int) -> bytes:
+    """An animation with colours of each frame's own, and a long comment."""
+    out = io.BytesIO()
+    frames = [Image.new("RGB", (8, 8), (20 * number, 200, 0)) for number in range(count)]
+    frames[0].save(out, "GIF", save_all=True, append_images=frames[1:], duration=100, comment=b"c" * 600)
+    return out.getvalue()
+
+
+def test_what_says_that_it_is_too_long_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(child, "_decoded", lambda *given: pytest.fail("it was decoded"))
+    (tmp_path / "a.gif").write_bytes(gif(6))
+    for path in (tmp_path / "a.gif", film(tmp_path / "a.mp4", 6)):
+        with pytest.raises(child.Refused, match=r"longer than 5 frames; cut it"):
+            child.look(Limits(frames=5).request("look", path))
+        with pytest.raises(pytest.fail.Exception, match="it was decoded"):
+            child.look(Limits(frames=6).request("look", path))
+
+
+def test_frames_of_a_gif_are_counted_by_its_blocks():
+    content = gif(6)
+    assert [frames_of_gif(io.BytesIO(content), most) for most in (3, 5, 6, 100)] == [4, 6, 6, 6]
+    counts = [frames_of_gif(io.BytesIO(content[:end]), 100) for end in range(len(content))]
+    assert counts == sorted(counts)  # one that ends early has fewer, and none is an error
+    assert counts[0] == 0
+
+
+def test_a_large_gif_is_named_by_the_size_that_it_says(decoder, tmp_path):
+    content = bytearray(gif(1))
+    content[6:10] = (4000).to_bytes(2, "little") * 2
+    (tmp_path / "a.gif").write_bytes(content)
+    assert decoder.look(tmp_path / "a.gif", Limits(pixels=4000 * 4000)).width == 4000  # control
+    with pytest.raises(MediaError, match=r"4000 x 4000 = 16,000,000 pixels a frame: the limit is 8,294,400"):
+        decoder.look(tmp_path / "a.gif", LIMITS)
 
 
 def test_flipped_bytes_never_raise_anything_but_a_named_error(decoder, tmp_path):

@@ -29,7 +29,8 @@ from unveil.service.queue import Queue
 from unveil.service.results import Results
 from unveil.service.service import Service
 from unveil.service.worker import Report, Work, Worker
-from unveil.web.api import BUDGET, api
+from unveil.web.api import BUDGET, Extend, api
+from unveil.web.guard import App
 from unveil.web.rules import Rules
 from unveil.web.server import Impatient
 
@@ -116,14 +117,17 @@ def server(
     work: Mapping[str, Work] | None = None,
     budget: float = BUDGET,
     workers: int = 1,
+    extend: Extend | None = None,
+    before: Callable[[App, Rules], App] | None = None,
 ) -> Iterator[Server]:
     queue, results = Queue(folder, limits), Results(folder / MADE)
     service = Service(queue, results, Crew(), Catalog(folder / RUNS), Inputs(folder / FOLDER))  # type: ignore[arg-type]
     bound = socket.socket()
     bound.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        api(service, rules or Rules(), budget), http=Impatient, lifespan="off", log_config=None, access_log=False
-    )
+    app = api(service, rules or Rules(), budget, extend)
+    app = app if before is None else before(app, rules or Rules())
+    lifespan: Any = "off" if extend is None else "on"
+    config = uvicorn.Config(app, http=Impatient, lifespan=lifespan, log_config=None, access_log=False)  # type: ignore[arg-type]
     running = uvicorn.Server(config)
     done = work if work is not None else {"pictures": quick, "clips": quick}
     over = threading.Event()

@@ -6,6 +6,7 @@ import base64
 import http.client
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -48,7 +49,7 @@ class Served:
                     break
             except OSError:
                 time.sleep(0.02)
-        self.ready = spent(self.process.pid)
+        self.ready, self.waited = spent(self.process.pid), time.monotonic() - self.begun
 
     def ask(self, method: str, path: str, given: Any = None) -> tuple[int, Any]:
         line = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
@@ -90,9 +91,9 @@ def children(process: int) -> list[int]:
     return [int(one) for one in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
-def memory(process: int) -> int:
-    """What a process holds, in bytes."""
-    (line,) = (one for one in Path(f"/proc/{process}/status").read_text().splitlines() if one.startswith("VmRSS"))
+def memory(process: int, which: str = "VmRSS") -> int:
+    """What a process holds, or held at most (VmHWM), in bytes."""
+    (line,) = (one for one in Path(f"/proc/{process}/status").read_text().splitlines() if one.startswith(which))
     return int(line.split()[1]) << 10
 
 
@@ -159,8 +160,10 @@ def test_as_many_as_may_are_taken_and_the_rest_refused_at_once(served: Served):
     assert refused[len(refused) // 2] <= 0.5  # here clients and server share a processor; 0.05 is the aim
 
 
-def test_a_server_that_is_killed_goes_on_where_it_was(tmp_path: Path):
-    folder = tmp_path / "service"
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.release)])
+def test_a_server_that_is_killed_goes_on_where_it_was(tmp_path: Path, kills: int):
+    """With one job that runs and 20 that wait: 3 times as soon as it answers, 20 times while the job runs again."""
+    folder, draw, starts = tmp_path / "service", random.Random(0), list[tuple[float, float]]()
     short = {"kind": "pictures", "request": {"prompt": "a ring", "seed": 1, "sampling": {"steps": 4}}}
     slow = {**short, "request": {**short["request"], "count": 16, "sampling": {"steps": 60}}}
     server = Served(folder)
@@ -168,15 +171,28 @@ def test_a_server_that_is_killed_goes_on_where_it_was(tmp_path: Path):
         ids = [server.ask("POST", "/v1/jobs", slow)[1]["id"]]
         ids += [server.ask("POST", "/v1/jobs", short)[1]["id"] for _ in range(20)]
         server.until(ids[0], "running")
-        for _ in range(3):
+        for kill in range(kills):
+            if kills > 3 and kill:
+                server.until(ids[0], "running")
+                time.sleep(draw.random())
+                states = [job["status"] for job in server.ask("GET", "/v1/jobs?limit=100&order=asc")[1]["data"]]
+                assert states == ["running"] + 20 * ["queued"]
             server.kill()
             server = Served(folder)
             assert server.ready <= 10
+            starts.append((server.ready, server.waited))
+        print(
+            "ready: at most {:.2f} s of a processor, {:.2f} s by the clock".format(*map(max, zip(*starts, strict=True)))
+        )
         ended = [server.until(id, "completed", "failed") for id in ids]
         assert {job["status"] for job in ended} == {"completed"}
-        begun = [job["started_at"] for job in ended]
-        assert begun == sorted(begun)  # the order is kept
+        for moment in ("started_at", "ended_at"):
+            times = [job[moment] for job in ended]
+            assert times == sorted(times)  # the order is kept
         assert sorted(path.name for path in (folder / "made").iterdir()) == sorted(ids)
+        assert [len(job["outputs"]) for job in ended] == [17] + 20 * [1]  # a sheet where there are several
+        made = [folder / "made" / job["id"] / job["outputs"][0]["name"] for job in ended[1:]]
+        assert len({path.read_bytes() for path in made}) == 1  # of one seed, and whole
         workers = children(server.process.pid)
         assert workers
         server.process.send_signal(signal.SIGTERM)
@@ -188,25 +204,34 @@ def test_a_server_that_is_killed_goes_on_where_it_was(tmp_path: Path):
         server.kill()
 
 
-def test_what_runs_is_cancelled_at_any_moment_without_a_trace(served: Served):
-    """At 20 moments from the first sight of a job to its end."""
+@pytest.mark.parametrize("moments", [20, pytest.param(100, marks=pytest.mark.release)])
+def test_what_runs_is_cancelled_at_any_moment_without_a_trace(served: Served, moments: int):
+    """At random moments from the first sight of a job to its end."""
     (worker,) = children(served.process.pid)
     ask = {"kind": "pictures", "request": {"prompt": "a ring", "seed": 5, "count": 8, "sampling": {"steps": 30}}}
     served.until(served.ask("POST", "/v1/jobs", ask)[1]["id"], "completed")
     begun = time.monotonic()
     served.until(served.ask("POST", "/v1/jobs", ask)[1]["id"], "completed")
     lasts = time.monotonic() - begun
-    before = memory(worker)
-    for moment in range(20):
+    before, draw, stops = memory(worker), random.Random(0), list[float]()
+    for _ in range(moments):
         id = served.ask("POST", "/v1/jobs", ask)[1]["id"]
-        time.sleep(lasts * moment / 20)
+        time.sleep(lasts * draw.random())
+        told = time.time()
         status, _ = served.ask("POST", f"/v1/jobs/{id}/cancel")
         assert status in (200, 409)
         begun = time.monotonic()
         job = served.until(id, "cancelled", "completed")
         assert time.monotonic() - begun < 5
+        stops += [job["ended_at"] - told] if job["status"] == "cancelled" else []
         assert bool(job["outputs"]) == (job["status"] == "completed")
         assert (served.folder / "made" / id).exists() == (job["status"] == "completed")
+    assert len(stops) >= moments / 2
+    stops.sort()
+    step, half = lasts / 30, stops[len(stops) // 2]
+    print(f"{len(stops)} of {moments} cancelled, after {half:.3f} s in the median, {stops[-1]:.3f} s at most; ", end="")
+    print(f"a step is {step:.3f} s; {(memory(worker) - before) / 2**20:.1f} MB more")
+    assert half <= step + 0.25  # which is for the disk
     assert not list((served.folder / "made").glob(".*"))
     assert not list((served.folder / "previews").glob("*"))
     assert memory(worker) - before < 50 << 20

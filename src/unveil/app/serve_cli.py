@@ -57,14 +57,38 @@ def serve(
 
     Example: unveil serve --port 7860
     """
+    _begun("unveil.web.server", "unveil serve", EXTRA, folder, reached, worked, Console(as_json, quiet))
+
+
+def studio(
+    *,
+    folder: Annotated[Path, typer.Option(help="Of jobs, and of what they make.")] = Path("service"),
+    reached: Reached,
+    worked: Worked,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make pictures and clips, train and judge models in a browser; the HTTP interface is served as well.
+
+    Jobs outlive the page and the server: what waited when it ended goes on when it is started again on the same folder.
+
+    Example: unveil studio
+    """
+    _begun("unveil.studio.server", "unveil studio", "studio", folder, reached, worked, Console(as_json, quiet))
+
+
+def _begun(
+    module: str, what: str, needs: str, folder: Path, reached: Reached, worked: Worked, console: Console
+) -> None:
+    """Serves by a module that has `serve`."""
     from unveil.extras import extra
 
-    work = extra("unveil.web.server", "unveil serve", EXTRA)
-    ask = work.Ask(
+    work = extra(module, what, needs)
+    ask = extra("unveil.web.server", what, needs).Ask(
         folder, reached.host, reached.port, reached.keys, tuple(reached.name), tuple(reached.origin),
         tuple(worked.device), worked.queue, worked.each, worked.budget,
     )  # fmt: skip
-    work.serve(ask, Console(as_json, quiet))
+    work.serve(ask, console)
 
 
-COMMANDS = (serve,)
+COMMANDS = (serve, studio)

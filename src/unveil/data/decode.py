@@ -12,7 +12,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import IO, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from torch import Tensor
 
+from unveil.data import beside
 from unveil.types import MediaError
 
 # The first bytes decide what a file is, never its name; what is not here is not decoded.
@@ -43,7 +44,6 @@ _OTHERS = {
     "AVIF or HEIC": b"\x00\x00\x00",
 }
 HEAD = 32  # bytes that are enough to tell the format, and the size of a PNG or WebP
-_ORIENTATION = 0x0112  # EXIF tag
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -93,6 +93,16 @@ class Header(NamedTuple):
     turned: bool
 
 
+class _Jpeg(JpegImageFile):
+    """A JPEG whose EXIF is not unpacked to find out how many pixels are an inch."""
+
+    def _read_dpi_from_exif(self) -> None:
+        pass
+
+
+_PLUGINS = {"PNG": PngImageFile, "JPEG": _Jpeg, "WebP": WebPImageFile}
+
+
 def format_of(head: bytes) -> str | None:
     """PNG, JPEG or WebP from a file's first bytes, None for anything else."""
     return next((name for name, matches in _FORMATS.items() if matches(head)), None)
@@ -114,9 +124,12 @@ def open_picture(file: IO[bytes], max_pixels: int) -> ImageFile:
     size = _canvas(name, head)
     if size:
         _within(size, max_pixels)
-    file.seek(0)
     try:
-        image = {"PNG": PngImageFile, "JPEG": JpegImageFile, "WebP": WebPImageFile}[name](file)
+        if name == "PNG":
+            beside.weigh(file)
+        file.seek(0)
+        image = _PLUGINS[name](cast("IO[bytes]", beside.Bounded(file)) if name == "JPEG" else file)
+        image.fp = file  # its pixels may be as many bytes as they like
     except Exception as error:  # plug-ins raise what their parsers meet: SyntaxError, struct.error, ValueError ...
         raise MediaError(f"damaged {name}: {error}; export it again or remove it") from error
     _within(image.size, max_pixels)
@@ -125,7 +138,7 @@ def open_picture(file: IO[bytes], max_pixels: int) -> ImageFile:
 
 def header(image: ImageFile) -> Header:
     """The facts that a report needs."""
-    turn = _orientation(image)
+    turn = beside.orientation(image.info)
     width, height = image.size if turn < 5 else image.size[::-1]
     name = {"WEBP": "WebP"}.get(str(image.format), str(image.format))
     return Header(name, image.mode, width, height, int(getattr(image, "n_frames", 1)), turn > 1)
@@ -284,7 +297,7 @@ def _eight_bits(loaded: ImageFile, rule: Rule) -> Image.Image:
 
 
 def _upright(image: Image.Image, read: ImageFile) -> Image.Image:
-    turn = _UPRIGHT.get(_orientation(read))
+    turn = _UPRIGHT.get(beside.orientation(read.info))
     return image if turn is None else image.transpose(turn)
 
 
@@ -295,14 +308,6 @@ def _tensor(image: Image.Image) -> Tensor:
 
 def _colour(name: str, mode: str) -> int | tuple[int, ...]:
     return ImageColor.getcolor(name, mode)
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        turn = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # a damaged EXIF block does not make the picture unusable: it is shown as stored
-        return 1
-    return turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
 
 
 def _canvas(name: str, head: bytes) -> Size | None:

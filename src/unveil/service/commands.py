@@ -16,10 +16,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from unveil.checkpoints import shelf
 from unveil.config import recipe_names, validate
 from unveil.config.section import Section
 from unveil.service.asked import Name
@@ -27,7 +28,7 @@ from unveil.service.catalog import Catalog
 from unveil.service.worker import Report
 from unveil.types import Cancelled, Error, RecipeError, nearest
 
-TRAIN, CAPTION, EVALUATE, CHECK = "train", "caption", "evaluate", "check"
+TRAIN, CAPTION, EVALUATE, CHECK, CONVERT = "train", "caption", "evaluate", "check", "convert"
 LOG = "log.txt"
 LOOK_S = 0.2  # between two looks at the command and at whether it was cancelled
 SAVING_S = 120.0  # that a command has to end after it was interrupted
@@ -82,6 +83,20 @@ class CheckRequest(Section):
     size: Annotated[int, Field(ge=1, le=4096)] | None = None
 
 
+Layout = Literal["ours", "diffusers", "ldm", "openai", "ddpm", "dit"]
+Dtype = Literal["float32", "float16", "bfloat16"]
+FILES = ("ldm", "openai", "ddpm", "dit")  # layouts that are one file
+
+
+class ConvertRequest(Section):
+    """Writes a model by its name into the models folder, in another layout and under another name."""
+
+    model: Name
+    name: RunName
+    layout: Layout = "ours"
+    dtype: Dtype = "float32"
+
+
 # the words of a command line, of a request, the names that there are, the folder for its files, and the device
 Line = Callable[[Any, Catalog, Path, str], list[str]]
 
@@ -113,11 +128,20 @@ def _check(asked: CheckRequest, catalog: Catalog, out: Path, device: str) -> lis
     return ["data", "check", str(catalog.folder(asked.folder)), *size]
 
 
+def _convert(asked: ConvertRequest, catalog: Catalog, out: Path, device: str) -> list[str]:
+    place = shelf.root() / "checkpoints" / f"{asked.name}{'.safetensors' if asked.layout in FILES else ''}"
+    if place.exists():
+        raise RecipeError(f"request: name {asked.name!r}: is in the models folder already; choose another")
+    known = catalog.model(asked.model)
+    return ["convert", str(known.path), str(place), "--layout", asked.layout, "--dtype", asked.dtype]
+
+
 COMMANDS: Mapping[str, tuple[type[Section], Line]] = {
     TRAIN: (TrainRequest, _train),
     CAPTION: (CaptionRequest, _caption),
     EVALUATE: (EvaluateRequest, _evaluate),
     CHECK: (CheckRequest, _check),
+    CONVERT: (ConvertRequest, _convert),
 }
 
 

@@ -10,10 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from unveil.service.queue import Queue
+from unveil.types import OutOfResources
 
 LOGS = "log"
 SOUND_S = 10.0  # who lived for so long was sound: the next one starts at once
@@ -53,6 +55,7 @@ class Crew:
         self._waits = dict.fromkeys(self.devices, 0.0)  # seconds before the next start
         self._due = dict.fromkeys(self.devices, 0.0)
         self._over = threading.Event()
+        self._full = False  # the disk
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -77,7 +80,8 @@ class Crew:
                 place.process.wait()
             _close(place)
         self._places.clear()
-        self.queue.recover()
+        with suppress(OutOfResources):  # the next start does it
+            self.queue.recover()
 
     def names(self) -> list[str]:
         """Who works now."""
@@ -89,7 +93,7 @@ class Crew:
             self._places.remove(place)
             _close(place)
             self._bury(place)
-        silent = {job.worker for job in self.queue.reclaim()}
+        silent = self._silent()
         for place in [one for one in self._places if one.name in silent]:
             log.warning("worker %s gave no sign of life and is killed", place.name)
             place.process.kill()
@@ -97,6 +101,17 @@ class Crew:
         for device in self.devices:
             if device not in {place.device for place in self._places} and now >= self._due[device]:
                 self._places.append(self._begin(device))
+
+    def _silent(self) -> set[str | None]:
+        """Those who gave no sign of life, and whose jobs were taken back; on a full disk nobody can give one."""
+        try:
+            if self._full:
+                self.queue.spare()
+            self._full = False
+            return {job.worker for job in self.queue.reclaim()}
+        except OutOfResources:
+            self._full = True
+            return set()
 
     def _watch(self) -> None:
         while not self._over.wait(0.2):

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from unveil.data.decode import header, open_picture
-from unveil.files import write_atomically
-from unveil.types import MediaError
+from unveil.files import explained, write_atomically
+from unveil.types import Error, MediaError
 from unveil.video.containers import HEAD, container_of
 from unveil.video.read import Decoder, Limits
 
 FOLDER = "inputs"
+BYTES = 32 << 20  # of a file
 PIXELS = 16_000_000  # of a picture
 CLIPS = Limits(frames=2_000, seconds=120.0)
 KEPT_S = 24 * 3600.0  # that nothing speaks of
@@ -58,6 +59,7 @@ class Inputs:
 
         Raises:
             MediaError: no picture and no clip that is read here, damaged, or over a limit.
+            NotWritable, OutOfResources: it cannot be kept.
         """
         container = container_of(content[:HEAD])
         digest = hashlib.sha256(content).hexdigest()[:32]
@@ -70,10 +72,15 @@ class Inputs:
         name = f"{digest}.{container.lower()}"
         if (self.folder / f"{name}{FACTS}").is_file():
             return self._write(self.facts(name), content)
-        with tempfile.NamedTemporaryFile(suffix=f".{container.lower()}") as file:
-            file.write(content)
-            file.flush()
-            film = self._decoder.look(Path(file.name), CLIPS)
+        try:
+            with tempfile.NamedTemporaryFile(suffix=f".{container.lower()}") as file:
+                file.write(content)
+                file.flush()
+                film = self._decoder.look(Path(file.name), CLIPS)
+        except OSError as problem:
+            if isinstance(problem, Error):
+                raise
+            raise explained(Path(tempfile.gettempdir()), problem) from problem
         return self._write(Kept(name, "clip", *film.shown, film.frames), content)
 
     def path(self, name: str) -> Path:

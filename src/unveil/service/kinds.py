@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from unveil.config.section import Section
 from unveil.service.asked import Asked
-from unveil.service.catalog import RUNS, About, Catalog
+from unveil.service.catalog import RUNS, About, Catalog, about
 from unveil.service.clips import CLIPS, ClipRequest, Clips, files_of
 from unveil.service.clips import read_request as read_clips
 from unveil.service.commands import COMMANDS, Command, reader
@@ -17,6 +17,7 @@ from unveil.service.models import Models
 from unveil.service.pictures import PICTURES, PictureRequest, Pictures, wish_of
 from unveil.service.pictures import read_request as read_pictures
 from unveil.service.worker import Work
+from unveil.types import RecipeError
 
 STEPS, SIDE, FRAMES = 50, 512, 16  # of a model that does not say before it is opened
 
@@ -79,6 +80,30 @@ REQUESTS: Mapping[str, Kind] = {
     CLIPS: Kind(read_clips, files_of, _of_clips),
     **{kind: Kind(reader(kind), _line_of(kind), _alike) for kind in COMMANDS},
 }
+
+
+class OverBudget(RecipeError):
+    """More work than one job may be."""
+
+
+def weighed(
+    kind: str, request: Mapping[str, Any], catalog: Catalog, inputs: Inputs, budget: float | None = None
+) -> float:
+    """How much work a request is, once it was checked and all that it names was looked up.
+
+    Raises:
+        RecipeError, WeightsError, MediaError: it cannot be done.
+        OverBudget: it is more than this.
+    """
+    asked = REQUESTS[kind].read(request)
+    REQUESTS[kind].check(asked, catalog, inputs)
+    model = about(catalog.model(asked.model)) if isinstance(asked, Asked) else About()
+    cost = REQUESTS[kind].cost(asked, model, inputs)
+    if budget is not None and cost > budget:
+        raise OverBudget(
+            f"{cost:.4g} megapixel steps, and a job may be {budget:g}: fewer, smaller, shorter or less steps"
+        )
+    return cost or 1.0
 
 
 def kinds(folder: Path, device: str) -> Mapping[str, Work]:

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from unveil.app import edit as editing
-from unveil.app.drawing import Place, write
+from unveil.app.drawing import FRAMES, Place, write
 from unveil.app.expanding import USUAL, Expander, Expanding
 from unveil.app.wish import PROMPT, Wish
 from unveil.config.section import Section
@@ -22,10 +22,12 @@ from unveil.service.asked import SEEDS, Asked, Name, Sent, Text, read
 from unveil.service.catalog import Catalog
 from unveil.service.desk import heard
 from unveil.service.inputs import PIXELS, Inputs
+from unveil.service.job import Job
 from unveil.service.models import Models
 from unveil.service.worker import Report
 from unveil.tasks.film import Preview
 from unveil.tasks.generate import generate
+from unveil.tasks.inputs import BESIDE
 from unveil.types import RecipeError
 
 PICTURES = "pictures"
@@ -33,6 +35,7 @@ MOST = 64  # pictures of a job
 BATCH = 16  # of them at a time
 HALF = 128  # of a mask's alpha: what is below is transparent
 PREVIEWS = 8  # of a job, so many at most
+STRIP = BESIDE[1]
 Margin = Annotated[int, Field(ge=0, le=4096)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Verb = Literal["img2img", "inpaint", "outpaint", "upscale"]
@@ -97,6 +100,7 @@ class PictureRequest(Asked):
         loras: names in the models folder, each with its weight, as NAME or NAME:WEIGHT.
         controls: ControlNets of the models folder.
         change: what is done to a picture that was sent; none: pictures are made from nothing.
+        strip: whether states on the way to each picture are made a picture as well; of an edit there are none.
     """
 
     label: Annotated[Text, Field(max_length=300)] | None = None
@@ -105,6 +109,7 @@ class PictureRequest(Asked):
     loras: Annotated[tuple[Name, ...], Field(max_length=8)] = ()
     controls: Annotated[tuple[Steered, ...], Field(max_length=4)] = ()
     change: Change | None = None
+    strip: bool = False
 
 
 def read_request(given: Mapping[str, Any]) -> PictureRequest:
@@ -157,7 +162,9 @@ class Pictures:
 
             steps = model.sampling.changed(asked.sampling).steps
             preview = Preview(show, max(1, steps // PREVIEWS))
-            write(list(generate(model, request, source, on_step=report.step, preview=preview)), Place(folder))
+            frames = FRAMES if asked.strip else 0
+            made = list(generate(model, request, source, frames=frames, on_step=report.step, preview=preview))
+            write(made, Place(folder, strip=asked.strip))
 
     def _edit(self, asked: PictureRequest, change: Change, wish: Wish, place: Place, desk: Any) -> None:
         picture = self._inputs.path(change.picture)
@@ -165,6 +172,11 @@ class Pictures:
             mask = None if change.mask is None else _hole(self._inputs.path(change.mask), Path(beside))
             job = editing.Job(change.verb, picture, change.settings(), mask)
             editing.edit(wish, job, asked.sampling, place, desk, opener=self._models.opener)
+
+
+def pictures_of(job: Job) -> list[str]:
+    """The names of the pictures that a job made, without what was written beside them."""
+    return [name for name in job.outputs if name.endswith(".png") and name not in BESIDE]
 
 
 def wish_of(asked: PictureRequest, catalog: Catalog, inputs: Inputs, device: str = "auto") -> Wish:

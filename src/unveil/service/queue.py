@@ -21,10 +21,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from unveil.files import FULL
 from unveil.service import tables
 from unveil.service.job import ENDED, STATES, Job, Limits, State
 from unveil.service.turns import UNKNOWN_S, Paces, in_turn, paces
-from unveil.types import Busy, NotWritable, RecipeError
+from unveil.types import Busy, NotWritable, OutOfResources, RecipeError
 
 FILE = "jobs.sqlite3"
 RECENT = 200  # jobs that were completed last, from which times are foretold
@@ -47,6 +48,8 @@ class Queue:
         clock: seconds that never go back, the same for all processes of a machine; leases are reckoned in it.
 
     A table that is damaged is moved aside, and `damaged` is its new place; `restore` brings back what can be had.
+
+    While the disk is full, whatever changes the table raises OutOfResources and changes nothing.
 
     Raises:
         NotWritable: the folder cannot be written.
@@ -161,6 +164,11 @@ class Queue:
                 lost = tables.rows(table, "state = 'running' AND worker = ?", worker)
             return [self._back(table, job, job.attempts, why) for job in lost]
 
+    def spare(self) -> None:
+        """Gives all that runs a new lease: nobody could show that he lives while the disk was full."""
+        with self._change() as table:
+            table.execute("UPDATE jobs SET lease = ? WHERE state = 'running'", (self._clock() + self.limits.lease,))
+
     def recover(self) -> list[Job]:
         """Takes back all that runs, for who begins anew and knows that no worker is left.
 
@@ -169,6 +177,14 @@ class Queue:
         with self._change() as table:
             lost = tables.rows(table, "state = 'running'")
             return [self._back(table, job, job.attempts - 1, "the server ended") for job in lost]
+
+    def take_room(self) -> None:
+        """Takes room on the disk beforehand, so that jobs are taken, end and are deleted while it is full.
+
+        Until the last who holds the table closes it, or some hundred jobs are put in that are not deleted.
+        """
+        with self._told():
+            tables.take_room(self._table)
 
     def restore(self, jobs: Sequence[Job]) -> int:
         """Writes jobs that are known from elsewhere, such as the files that they made; those in the table stay."""
@@ -243,7 +259,8 @@ class Queue:
                 raise RecipeError(f"{self.file}: made by a later version of unveil; use that one, or another folder")
             for statement in tables.SCHEMA:
                 table.execute(statement)
-            table.execute(f"PRAGMA user_version = {tables.VERSION}")
+            if found < tables.VERSION:  # a table that is there is not written, which a full disk does not let
+                table.execute(f"PRAGMA user_version = {tables.VERSION}")
         said = self._table.execute("PRAGMA quick_check").fetchone()[0]
         if said != "ok":
             raise sqlite3.DatabaseError(said)
@@ -254,12 +271,23 @@ class Queue:
         table = self._table
         table.execute("BEGIN IMMEDIATE")
         try:
-            yield table
-            table.execute("COMMIT")
+            with self._told():
+                yield table
+                table.execute("COMMIT")
         except BaseException:
             with suppress(sqlite3.Error):
                 table.execute("ROLLBACK")
             raise
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Says of a full disk that it is that."""
+        try:
+            yield
+        except sqlite3.OperationalError as problem:
+            if getattr(problem, "sqlite_errorcode", None) != sqlite3.SQLITE_FULL:
+                raise
+            raise OutOfResources(f"{self.file}: {FULL}; free some space") from problem
 
     def _refuse_full(self, table: sqlite3.Connection, owner: str, coming: int = 0, own: int = 0) -> None:
         waiting = tables.count(table, "state = 'queued'")

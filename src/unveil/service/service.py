@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from unveil.service.process import MADE
 from unveil.service.queue import Queue
 from unveil.service.results import Results
 from unveil.service.worker import PREVIEWS
+from unveil.types import OutOfResources
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +107,8 @@ def serving(
             )
         for job in queue.recover():
             log.info("job %s was running when the server ended; it is %s", job.id, job.state)
+        with suppress(OutOfResources):  # the disk is full already
+            queue.take_room()
         crew = Crew(queue, devices)
         crew.start()
         try:

@@ -42,6 +42,8 @@ SCHEMA = (
 _FIELDS = ", ".join(Job._fields)
 _JSON = ("request", "outputs", "said")
 _BUSY_S = 10.0  # that a change waits for another one
+_PAGES = 128  # of the log of changes, which then begins anew; a change is some 4
+_ROOM = 1 << 20  # bytes, 256 pages
 
 
 class _Connection(sqlite3.Connection):
@@ -57,7 +59,16 @@ def connect(file: Path) -> sqlite3.Connection:
     table = sqlite3.connect(file, timeout=_BUSY_S, isolation_level=None, factory=_Connection, check_same_thread=False)
     table.execute("PRAGMA journal_mode = WAL")
     table.execute("PRAGMA synchronous = FULL")
+    table.execute(f"PRAGMA wal_autocheckpoint = {_PAGES}")
     return table
+
+
+def take_room(table: sqlite3.Connection) -> None:
+    """Takes room on the disk that changes find when it is full: pages of the log, and free ones of the table."""
+    away = "DROP TABLE IF EXISTS room"  # who was killed in between has left it
+    for statement in (away, f"CREATE TABLE room AS SELECT zeroblob({_ROOM}) AS bytes", away):
+        table.execute(statement)
+        table.execute("PRAGMA wal_checkpoint(RESTART)")
 
 
 def is_damage(problem: sqlite3.DatabaseError) -> bool:

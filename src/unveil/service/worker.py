@@ -17,10 +17,11 @@ from unveil.files import write_atomically
 from unveil.service.job import Job
 from unveil.service.queue import Queue
 from unveil.service.results import Results
-from unveil.types import Cancelled, Error
+from unveil.types import Cancelled, Error, OutOfResources
 
 EVERY_S = 0.5  # between two words on progress, which wait for the disk
 IDLE_S = 0.05  # between two looks at an empty queue
+FULL_S = 0.5  # between two tries to write into it, while the disk is full
 PREVIEWS = "previews"
 SAID = 50  # lines that are kept of what is told of a job
 log = logging.getLogger(__name__)
@@ -108,8 +109,11 @@ class Worker:
     def run(self, over: Callable[[], bool]) -> None:
         """Works until it is over, which is asked between two jobs."""
         while not over():
-            if not self.one():
-                time.sleep(IDLE_S)
+            try:
+                if not self.one():
+                    time.sleep(IDLE_S)
+            except OutOfResources:  # what waits goes on waiting until it can be written whose it is
+                time.sleep(FULL_S)
 
     def one(self) -> bool:
         """Does the job whose turn it is; False: there is none."""
@@ -123,8 +127,13 @@ class Worker:
         finally:
             pulse.end()
             report.forget_preview()
-        end()  # the last thing: who sees that a job has ended finds nothing of it on its way
-        return True
+        while True:  # the last thing: who sees that a job has ended finds nothing of it on its way
+            try:
+                end()
+                return True
+            except OutOfResources as problem:
+                log.warning("job %s has ended, which cannot be written: %s", job.id, problem)
+                time.sleep(FULL_S)
 
     def _done(self, job: Job, report: Report) -> Callable[[], object]:
         """Does a job; how it ends."""

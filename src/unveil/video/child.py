@@ -23,7 +23,7 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from unveil import confined
-from unveil.video.containers import CODECS, READERS
+from unveil.video.containers import CODECS, READERS, frames_of_gif
 from unveil.video.times import FASTEST, picked
 
 MEMORY = 4 << 30  # bytes of address space
@@ -45,6 +45,8 @@ class Refused(Exception):
 def look(request: dict[str, Any]) -> dict[str, Any]:
     """Everything about a clip that only decoding shows: all frames with their times, and no pixels."""
     with _opened(request) as (container, stream):
+        if _stated(container, stream, request) > request["max_frames"]:
+            raise Refused(_long(f"{request['max_frames']} frames", "max_frames"))
         first, times = None, list[int]()
         tick = float(stream.time_base or 0)
         turn, alpha, interlaced = 1, False, False
@@ -120,7 +122,10 @@ def _options() -> dict[str, str]:
 
 @contextmanager
 def _opened(request: dict[str, Any]) -> Iterator[tuple[InputContainer, VideoStream]]:
-    with av.open("file:" + request["path"], "r", options=_options(), metadata_errors="replace") as container:
+    # a size that only the stream itself tells; decoders count in blocks, so a little more
+    most = {"max_pixels": str(request["max_pixels"] * 5 // 4 + 65536)}
+    # opening decodes a frame to see what it is: the limit holds there too
+    with av.open("file:" + request["path"], "r", options=_options() | most, metadata_errors="replace") as container:
         assert isinstance(container, InputContainer)
         still = Disposition.attached_pic  # the cover of a song
         found = [stream for stream in container.streams.video if not stream.disposition & still]
@@ -131,16 +136,33 @@ def _opened(request: dict[str, Any]) -> Iterator[tuple[InputContainer, VideoStre
         if _codec(stream) not in CODECS:
             known = ", ".join(sorted(set(CODECS) - {"libdav1d"}))
             raise Refused(f"its codec is {_codec(stream)}, which is not on the list: {known}; convert it to H.264")
-        width, height = stream.codec_context.width, stream.codec_context.height
+        width, height = _size(container, stream, request)
         if width * height > request["max_pixels"]:
             raise Refused(
                 f"{width} x {height} = {width * height:,} pixels a frame: the limit is {request['max_pixels']:,}; "
                 "make the clip smaller, or raise max_pixels if it is meant to be so large"
             )
-        # a size that only the stream itself tells; decoders count in blocks, so a little more
-        stream.codec_context.options = {"max_pixels": str(request["max_pixels"] * 5 // 4 + 65536)}
+        stream.codec_context.options = most
         stream.codec_context.thread_count = 1  # several clips are decoded at once, by processes
         yield container, stream
+
+
+def _size(container: InputContainer, stream: VideoStream, request: dict[str, Any]) -> tuple[int, int]:
+    """The size that the file says; 0 where it was over the limit and only the stream itself tells it."""
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if not width and container.format.name == "gif":
+        with open(request["path"], "rb") as file:
+            head = file.read(10)
+        width, height = int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little")
+    return width, height
+
+
+def _stated(container: InputContainer, stream: VideoStream, request: dict[str, Any]) -> int:
+    """How many frames the file says that it has, before they are decoded; 0 where it does not."""
+    if container.format.name != "gif":
+        return stream.frames
+    with open(request["path"], "rb") as file:
+        return frames_of_gif(file, request["max_frames"])
 
 
 def _codec(stream: VideoStream) -> str:
@@ -177,7 +199,10 @@ def _decoded(container: InputContainer, stream: VideoStream, since: float = -mat
             stream.codec_context.skip_frame = "NONREF" if early else "DEFAULT"
             yield from packet.decode()  # pyright: ignore[reportReturnType] - the stream is one of pictures
     except FFmpegError as problem:
-        raise Refused(f"cannot be decoded: {problem.strerror}; fetch it again or remove it") from problem
+        why, what = problem.strerror, "fetch it again"
+        if not stream.codec_context.width:  # as where the limit was over before a frame told its size
+            why, what = "damaged, or its frames have more pixels than max_pixels", "make it smaller"
+        raise Refused(f"cannot be decoded: {why}; {what} or remove it") from problem
 
 
 def _timed(

@@ -39,6 +39,29 @@ def fault(file: IO[bytes], container: str) -> str | None:
     return _matroska(file, size) if container in ("WebM", "MKV") else _boxes(file, size)
 
 
+def frames_of_gif(file: IO[bytes], most: int) -> int:
+    """Counts the frames of a GIF by its blocks (GIF89a, section 17 and after), no further than one beyond `most`."""
+    file.seek(0)
+    count, head = 0, file.read(13)
+    _skip_colours(file, head[10:11])
+    while count <= most:
+        kind = file.read(1)
+        if kind == b"\x2c":  # a frame: its place and size, its colours, the width of its codes
+            _skip_colours(file, file.read(9)[8:])
+            count += 1
+        elif kind != b"\x21":  # no extension either: the end
+            break
+        file.read(1)  # the width of codes, or the name of the extension
+        while (size := file.read(1)) not in (b"", b"\0"):
+            file.seek(size[0], os.SEEK_CUR)
+    return count
+
+
+def _skip_colours(file: IO[bytes], flags: bytes) -> None:
+    if flags and flags[0] & 0x80:
+        file.seek(3 << (flags[0] & 7) + 1, os.SEEK_CUR)
+
+
 def _boxes(file: IO[bytes], size: int) -> str | None:
     """ISO 14496-12, section 4.2: a box is its length, its name and its content; length 0 reaches to the end."""
     place, found = 0, set[bytes]()

@@ -12,14 +12,15 @@ from unveil.app.clips import RATE
 from unveil.service.catalog import About, Known, about
 from unveil.service.clips import COVER, SHOWN
 from unveil.service.job import Job
+from unveil.service.pictures import pictures_of
 from unveil.service.queue import Place
 from unveil.service.service import Service
 from unveil.tasks.record import read_facts
 from unveil.types import MediaError
 from unveil.web import schema
 
-SHEET = "sheet.png"
 TYPES = {"png": "image/png", "mp4": "video/mp4", "webm": "video/webm", "gif": "image/gif"}
+TYPES |= {"jpg": "image/jpeg", "webp": "image/webp", "mov": "video/quicktime", "mkv": "video/x-matroska"}
 TYPES |= {"txt": "text/plain; charset=utf-8", "json": "application/json", "html": "text/html; charset=utf-8"}
 _STATES = {"queued": "queued", "running": "in_progress", "completed": "completed"}
 
@@ -66,7 +67,7 @@ def job_answer(service: Service, job: Job, places: Mapping[str, Place] | None = 
 def images_answer(service: Service, job: Job, request: Request, form: str) -> schema.ImagesAnswer:
     """The pictures of a completed job."""
     data: list[schema.ImageAnswer] = []
-    for name in (one for one in job.outputs if one != SHEET):
+    for name in pictures_of(job):
         path = service.results.file(job.id, name)
         facts = _facts(path)
         given = facts.get("given", {}).get("prompt") if "asked" in facts else None

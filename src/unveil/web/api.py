@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from fastapi import FastAPI, HTTPException, Request, Response
@@ -45,13 +46,17 @@ class ErrorAnswer(BaseModel):
     error: ErrorOf
 
 
-def api(service: Service, rules: Rules, budget: float | None = BUDGET) -> App:
+Extend = Callable[[FastAPI, Service, float | None], App]
+
+
+def api(service: Service, rules: Rules, budget: float | None = BUDGET, extend: Extend | None = None) -> App:
     """The application, with its guard before it.
 
     Args:
         service: behind it.
         rules: whom it answers.
         budget: of a job, in megapixel steps; None: as much as one likes.
+        extend: puts more behind the guard, such as a page.
     """
     app = FastAPI(
         title="unveil",
@@ -79,7 +84,7 @@ def api(service: Service, rules: Rules, budget: float | None = BUDGET) -> App:
         return Response(meter.page(), media_type=KIND)
 
     _handle(app)
-    return Guard(app, rules, meter.seen)
+    return Guard(app if extend is None else extend(app, service, budget), rules, meter.seen)
 
 
 def _handle(app: FastAPI) -> None:

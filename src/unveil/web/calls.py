@@ -10,10 +10,8 @@ from typing import Any
 
 from fastapi import Request
 
-from unveil.service.asked import Asked
-from unveil.service.catalog import About, about
 from unveil.service.job import ENDED, Job
-from unveil.service.kinds import REQUESTS
+from unveil.service.kinds import weighed
 from unveil.service.service import Service
 from unveil.web.problems import Problem
 
@@ -39,23 +37,15 @@ class Calls:
 
         Raises:
             RecipeError, WeightsError: it cannot be done.
-            Problem: more work than a job may be.
+            OverBudget: it is more work than a job may be.
             Busy: as many wait as may.
         """
         coming = self._coming  # what is being written counts, and a refusal waits for nobody
         self.service.queue.refuse_full(owner, sum(coming.values()), coming.get(owner, 0))
-        asked, catalog, inputs = REQUESTS[kind].read(request), self.service.catalog, self.service.inputs
-        REQUESTS[kind].check(asked, catalog, inputs)
-        model = about(catalog.model(asked.model)) if isinstance(asked, Asked) else About()
-        cost = REQUESTS[kind].cost(asked, model, inputs)
-        if self.budget is not None and cost > self.budget:
-            told = (
-                f"{cost:.4g} megapixel steps, and a job may be {self.budget:g}: fewer, smaller, shorter or less steps"
-            )
-            raise Problem(422, told, "over_budget")
+        cost = weighed(kind, request, self.service.catalog, self.service.inputs, self.budget)
         self._coming[owner] = self._coming.get(owner, 0) + 1
         try:
-            return await self._write(self.service.submit, kind, dict(request), owner, cost or 1.0)
+            return await self._write(self.service.submit, kind, dict(request), owner, cost)
         finally:
             self._coming[owner] -= 1
 

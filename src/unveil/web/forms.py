@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 from fastapi import Request
@@ -11,6 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 
+from unveil.files import explained
 from unveil.service.inputs import Inputs, Kept
 from unveil.web.problems import Problem
 
@@ -31,6 +34,7 @@ async def read_form(request: Request, inputs: Inputs, files: Sequence[str]) -> t
     Raises:
         Problem: a form that cannot be read, a field twice, a file where none is meant, or too many of them.
         MediaError: a file that is none of those that are read.
+        NotWritable, OutOfResources: a file that cannot be kept.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
         found = await json_of(request)
@@ -39,6 +43,8 @@ async def read_form(request: Request, inputs: Inputs, files: Sequence[str]) -> t
         form = await request.form(max_files=FILES, max_fields=FIELDS, max_part_size=FIELD)
     except MultiPartException as problem:
         raise Problem(400, f"the form cannot be read: {problem.message}", "bad_form") from None
+    except OSError as problem:
+        raise explained(Path(gettempdir()), problem) from problem
     except Exception as problem:
         if isinstance(problem, Problem):
             raise

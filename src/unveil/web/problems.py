@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from unveil.service.kinds import OverBudget
 from unveil.types import (
     Busy,
     Cancelled,
@@ -20,6 +21,7 @@ from unveil.types import (
 
 # the first that fits: a status and a word for programs
 _KINDS: tuple[tuple[type[Error], int, str], ...] = (
+    (OverBudget, 422, "over_budget"),
     (Busy, 429, "rate_limit_exceeded"),
     (Cancelled, 409, "cancelled"),
     (WeightsError, 404, "model_not_found"),

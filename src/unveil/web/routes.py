@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from unveil.app.clips import RATE
 from unveil.app.options import PLAYGROUND
+from unveil.files import FULL
 from unveil.service.asked import SEEDS
 from unveil.service.catalog import About, about
 from unveil.service.clips import CLIPS
@@ -149,6 +150,8 @@ def failed(job: Job) -> Problem:
     if job.state == "cancelled":
         return Problem(409, f"{job.id}: was cancelled", "cancelled")
     error = job.error or "failed"
+    if FULL in error:
+        return Problem(507, error, "out_of_resources")
     ours = error.startswith(("unexpected ", "its worker "))
     return Problem(500 if ours else 400, error, "failed" if ours else "invalid_value")
 
@@ -369,6 +372,16 @@ async def send(asker: From) -> Any:
     if fields or "file" not in files:
         raise Problem(400, "a form with one file, called file", "invalid_value", "file")
     return schema.SentAnswer(**files["file"]._asdict())
+
+
+@router.get("/inputs/{name}", response_class=FileResponse, responses=MEDIA)
+async def sent(name: str, asker: From) -> FileResponse:
+    """A file that was sent; its name says its content, which nobody knows who has not seen it."""
+    try:
+        path = asker.service.inputs.path(name)
+    except MediaError as problem:
+        raise Problem(404, str(problem), "not_found") from problem
+    return FileResponse(path, media_type=TYPES[path.suffix[1:]], headers=_SHOWN)
 
 
 @router.get("/models", response_model=schema.ModelsAnswer)

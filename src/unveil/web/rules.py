@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from unveil.service.inputs import BYTES
 from unveil.types import MediaError, RecipeError
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -33,7 +34,7 @@ class Rules:
     hosts: frozenset[str] | None = frozenset(LOOPBACK)
     origins: frozenset[str] = frozenset()
     json: int = MIB // 4
-    body: int = 32 * MIB
+    body: int = BYTES
     seconds: float = 30.0
     depth: int = 32
 

@@ -156,7 +156,7 @@ class JobsAsk(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    kind: Literal["pictures", "clips", "train", "caption", "evaluate", "check"]
+    kind: Literal["pictures", "clips", "train", "caption", "evaluate", "check", "convert"]
     request: dict[str, Any]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from unveil.app.console import Console
 from unveil.service.job import Limits
 from unveil.service.service import serving
 from unveil.types import NotWritable, RecipeError
-from unveil.web.api import BUDGET, api
+from unveil.web.api import BUDGET, Extend, api
+from unveil.web.guard import App
 from unveil.web.rules import LOOPBACK, Rules, is_loopback, read_keys
 
 VARIABLE = "UNVEIL_SERVER_KEY"
@@ -90,8 +91,14 @@ class Impatient(H11Protocol):
             self.transport.close()
 
 
-def serve(ask: Ask, console: Console, variables: Mapping[str, str] | None = None) -> None:
-    """Serves until it is interrupted.
+def serve(
+    ask: Ask,
+    console: Console,
+    variables: Mapping[str, str] | None = None,
+    extend: Extend | None = None,
+    before: Callable[[App, Rules], App] | None = None,
+) -> None:
+    """Serves until it is interrupted; see `api` for what may extend it, and `before` is put before the guard.
 
     Raises:
         RecipeError: no key for an address that others can reach, or one that is too short.
@@ -106,13 +113,16 @@ def serve(ask: Ask, console: Console, variables: Mapping[str, str] | None = None
         with serving(ask.folder, address, ask.devices, limits) as service:
             for line in service.said:
                 console.warn(line)
-            app: Any = api(service, rules, ask.budget)
+            app: Any = api(service, rules, ask.budget, extend)
+            app = app if before is None else before(app, rules)
             config = uvicorn.Config(
-                app, http=Impatient, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
-                timeout_keep_alive=5, timeout_graceful_shutdown=5, limit_concurrency=CONNECTIONS, proxy_headers=False,
+                app, http=Impatient, ws="none", lifespan="off" if extend is None else "on", log_config=None,
+                access_log=False, server_header=False, timeout_keep_alive=5, timeout_graceful_shutdown=5,
+                limit_concurrency=CONNECTIONS, proxy_headers=False,
             )  # fmt: skip
             keyed = f"{len(rules.keys)} keys" if rules.keys else "no key: only this machine can reach it"
-            console.result({"address": address, "folder": str(ask.folder)}, f"{address}/v1 ({keyed}); Ctrl-C ends it")
+            shown = f"{address}/v1" if extend is None else address
+            console.result({"address": address, "folder": str(ask.folder)}, f"{shown} ({keyed}); Ctrl-C ends it")
             uvicorn.Server(config).run(sockets=[bound])
 
 

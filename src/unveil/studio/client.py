@@ -1,0 +1,88 @@
+"""What the page asks of the service, for whoever looks at it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from unveil.service.inputs import BYTES, Kept
+from unveil.service.job import ENDED, Job
+from unveil.service.kinds import weighed
+from unveil.service.queue import Place
+from unveil.service.service import Service
+from unveil.types import MediaError, RecipeError
+
+Owner = str
+
+
+class Client:
+    """The service behind a page.
+
+    Args:
+        service: behind it.
+        budget: work of one job at most; None: as much as one likes.
+    """
+
+    def __init__(self, service: Service, budget: float | None) -> None:
+        self.service, self.budget = service, budget
+
+    def submit(self, kind: str, request: Mapping[str, Any], owner: Owner) -> Job:
+        """Checks a request and puts it into the queue.
+
+        Raises:
+            RecipeError, WeightsError, MediaError: it cannot be done.
+            Busy: as many wait as may.
+        """
+        cost = weighed(kind, request, self.service.catalog, self.service.inputs, self.budget)
+        return self.service.submit(kind, request, owner, cost)
+
+    def keep(self, path: str | None) -> Kept | None:
+        """A file that the page has, as one that requests may speak of; None: there is none.
+
+        Raises:
+            MediaError: no picture and no clip that is read here, or too large.
+        """
+        if not path:
+            return None
+        file = Path(path)
+        if file.stat().st_size > BYTES:
+            raise MediaError(f"{file.name}: larger than {BYTES >> 20} MiB, which is the most that is read")
+        return self.service.inputs.keep(file.read_bytes())
+
+    def sent(self, name: str | None) -> str | None:
+        """Where a file that was sent lies; None: it is gone, or none was."""
+        try:
+            return None if name is None else str(self.service.inputs.path(name))
+        except MediaError:
+            return None
+
+    def job(self, id: str | None, owner: Owner) -> Job | None:
+        """A job of an owner; None: there is none."""
+        job = self.service.queue.get(id) if id else None
+        return None if job is None or job.owner != owner else job
+
+    def place(self, job: Job | None) -> Place | None:
+        """Where a job stands that waits."""
+        if job is None or job.state != "queued":
+            return None
+        return self.service.queue.places(len(self.service.crew.devices)).get(job.id)
+
+    def preview(self, job: Job | None) -> bool:
+        """Whether there is a picture of what is on its way."""
+        return job is not None and job.state == "running" and self.service.preview(job.id) is not None
+
+    def cancel(self, id: str | None, owner: Owner) -> Job | None:
+        """Asks for the end of a job of an owner."""
+        job = self.job(id, owner)
+        return None if job is None else self.service.queue.cancel(job.id)
+
+    def delete(self, id: str | None, owner: Owner) -> None:
+        """Deletes a job that has ended, and what it made.
+
+        Raises:
+            RecipeError: there is none, or it has not ended.
+        """
+        job = self.job(id, owner)
+        if job is None or job.state not in ENDED or not self.service.delete(job.id):
+            raise RecipeError("there is no such job that has ended")

@@ -1,0 +1,173 @@
+"""The page: its tabs, its look, and how a server shows it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported: it reports nothing to anyone
+
+import gradio as gr
+from fastapi import FastAPI
+from gradio.themes import Default
+
+from unveil.service.catalog import about
+from unveil.service.clips import CLIPS
+from unveil.service.inputs import BYTES, FOLDER
+from unveil.service.process import MADE
+from unveil.studio.client import Client
+from unveil.studio.tab import Desk, Tab, Watch
+from unveil.studio.tabs.evaluate import Evaluate
+from unveil.studio.tabs.gallery import Gallery
+from unveil.studio.tabs.models import Models
+from unveil.studio.tabs.picture import Picture
+from unveil.studio.tabs.queue import Waiting
+from unveil.studio.tabs.train import Train
+from unveil.studio.tabs.video import Video
+from unveil.studio.words import LANGUAGES, Language, Say
+
+STYLE = Path(__file__).parent / "page.css"
+CACHE = "browser"  # in the service's folder: what browsers sent
+DAY_S = 24 * 3600
+TOP = '<header class="top"><h1>unveil</h1><a href="/{other}/" lang="{other}" hreflang="{other}">{name}</a></header>'
+OTHER: dict[str, tuple[str, str]] = {"en": ("zh", "&#20013;&#25991;"), "zh": ("en", "English")}
+
+
+class Page:
+    """The page in one language.
+
+    Args:
+        client: the service.
+        language: of all that it says.
+    """
+
+    def __init__(self, client: Client, language: Language) -> None:
+        self.language: Language = language
+        self.say = Say(language)
+        desk = Desk(client, self.say)
+        self.picture, self.video, self.train = Picture(desk), Video(desk), Train(desk)
+        self.models, self.evaluate = Models(desk), Evaluate(desk)
+        self.gallery, self.queue = Gallery(desk), Waiting(desk)
+
+    @property
+    def titled(self) -> list[tuple[Any, str]]:
+        """The tabs, with what is written on them."""
+        say = self.say
+        return [
+            (self.picture, say("Picture")), (self.video, say("Video")), (self.train, say("Train")),
+            (self.models, say("Models")), (self.evaluate, say("Evaluate")), (self.gallery, say("Gallery")),
+            (self.queue, say("Queue")),
+        ]  # fmt: skip
+
+    def blocks(self) -> gr.Blocks:
+        """The page for Gradio."""
+        other, name = OTHER[self.language]
+        with gr.Blocks(title="unveil", analytics_enabled=False, fill_width=True, delete_cache=(3600, DAY_S)) as blocks:
+            gr.HTML(TOP.format(other=other, name=name))
+            tabs: dict[str, Any] = {}
+            with gr.Tabs(elem_id="tabs") as self.tabs:
+                for tab, title in self.titled:
+                    with gr.Tab(title, id=tab.name, elem_id=f"tab-{tab.name}") as tabs[tab.name]:
+                        tab.lay()
+            self._find_again(blocks)
+            self._refresh(tabs)
+            self._pass_on()
+        return blocks
+
+    def _find_again(self, blocks: gr.Blocks) -> None:
+        """What the browser keeps is shown again when the page is loaded."""
+        for maker in (self.picture, self.video):
+            fields = [*maker.fields.values()]
+            maker.on(blocks.load, maker.restored, [maker.watch.kept], fields, asked=False)
+        for tab, watch in self.watched:
+            tab.on(blocks.load, watch.look, [watch.kept], watch.parts, asked=False)
+        grid, train = self.picture.grid, self.train
+        self.picture.on(blocks.load, grid.look, [grid.kept], [grid.result, grid.timer], asked=False)
+        train.on(blocks.load, train.look, [train.watch.kept], train.drawn, asked=False)
+
+    @property
+    def watched(self) -> list[tuple[Tab, Watch]]:
+        """All that shows a job, with its tab."""
+        found = [(tab, tab.watch) for tab in (self.picture, self.video, self.train, self.models, self.evaluate)]
+        return [*found, (self.train, self.train.prepared)]
+
+    def _refresh(self, tabs: dict[str, Any]) -> None:
+        """What a tab lists is looked up again each time that it is chosen."""
+        for tab in (self.picture, self.train, self.evaluate):
+            tab.on(tabs[tab.name].select, lambda owner, tab=tab: tab.refreshed(), [], tab.named)
+        self.evaluate.on(tabs["evaluate"].select, self.evaluate.reports, [], self.evaluate.listed)
+        self.models.on(tabs["models"].select, self.models.look, [], [self.models.table])
+        gallery, queue = self.gallery, self.queue
+        gallery.on(tabs["gallery"].select, gallery.look, [gallery.words, gallery.page], [gallery.cards])
+        seen = [queue.table, queue.timer]
+        queue.on(tabs["queue"].select, lambda owner: [queue.look(owner), gr.Timer(active=True)], [], seen)
+        for name, tab in tabs.items():  # nobody looks at the queue there
+            if name != "queue":
+                queue.on(tab.select, lambda owner: gr.Timer(active=False), [], [queue.timer])
+
+    def _pass_on(self) -> None:
+        """What was made in a tab goes into another."""
+        picture, video, train, gallery = self.picture, self.video, self.train, self.gallery
+        of_picture, of_video = [*picture.fields.values()], [*video.fields.values()]
+
+        def to_clip(owner: str, kept: Any, which: Any) -> list[Any]:
+            return [picture.file_of(owner, kept, which), "make", gr.Tabs(selected="video")]
+
+        picture.on(
+            picture.to_clip.click, to_clip, [picture.watch.kept, picture.which], [video.still, video.verb, self.tabs]
+        )
+
+        def settings(owner: str, said: dict[str, str], words: str, page: Any) -> list[Any]:
+            cards, job = gallery.heard(owner, said, words, page)
+            skipped = [gr.skip() for _ in (*of_picture, *of_video)]
+            if job is None:
+                return [cards, gr.skip(), *skipped]
+            if job.kind == CLIPS:
+                return [cards, gr.Tabs(selected="video"), *skipped[: len(of_picture)], *video.filled_by(job.request)]
+            return [cards, gr.Tabs(selected="picture"), *picture.filled_by(job.request), *skipped[len(of_picture) :]]
+
+        outputs = [gallery.cards, self.tabs, *of_picture, *of_video]
+        gallery.on_button(gallery.cards, settings, [gallery.words, gallery.page], outputs)
+
+        def dropped(owner: str, path: str | None) -> list[Any]:
+            return [gr.Tabs(selected="picture"), *picture.filled_by(gallery.request_in(path))]
+
+        gallery.on(gallery.file.upload, dropped, [gallery.file], [self.tabs, *of_picture])
+
+        def use(owner: str, kept: Any) -> list[Any]:
+            name = train.model_of(owner, kept)
+            clips = name in video.models() and about(train.client.service.catalog.model(name)).makes == "clips"
+            chosen = gr.Dropdown(choices=picture.models(), value=name)
+            if clips:
+                return [gr.skip(), gr.Dropdown(choices=video.models(), value=name), gr.Tabs(selected="video")]
+            return [chosen, gr.skip(), gr.Tabs(selected="picture")]
+
+        train.on(train.use.click, use, [train.watch.kept], [picture.model, video.model, self.tabs])
+
+
+def mounted(app: FastAPI, client: Client) -> FastAPI:
+    """The application with the page in each language, at /en and /zh."""
+    folder = client.service.queue.folder
+    os.environ["GRADIO_TEMP_DIR"] = str((folder / CACHE).absolute())
+    theme = Default(primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    for language in LANGUAGES:
+        blocks = Page(client, language).blocks()
+        blocks.queue(api_open=False, default_concurrency_limit=None)
+        app = gr.mount_gradio_app(
+            app,
+            blocks,
+            path=f"/{language}",
+            theme=theme,
+            css_paths=STYLE,
+            footer_links=[],
+            allowed_paths=[str((folder / FOLDER).absolute()), str((folder / MADE).absolute())],
+            max_file_size=BYTES,
+            show_error=False,
+            ssr_mode=False,
+            enable_monitoring=False,
+            pwa=False,
+            mcp_server=False,
+            run_history=False,
+        )
+    return app

@@ -1,0 +1,243 @@
+"""What the tabs of the page have alike: how they hear, how they say what went wrong, and how they watch a job."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from markupsafe import Markup
+
+from unveil.config import read_yaml
+from unveil.service.job import Job
+from unveil.studio import shown
+from unveil.studio.client import Client
+from unveil.studio.words import Say
+from unveil.types import Error, RecipeError
+
+POLL_S = 0.5  # between two looks at a job
+Call = Callable[..., Any]
+# Buttons of our own HTML tell what they say to do; what is in the page is read again each time.
+HEARD = """
+element.addEventListener('click', (event) => {
+  const found = event.target.closest('[data-do]');
+  if (found) trigger('click', {...found.dataset});
+});
+"""
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What every tab is given: the service and the language."""
+
+    client: Client
+    say: Say
+
+
+class Tab:
+    """A tab: its parts and what they do.
+
+    Args:
+        desk: the service and the language.
+        name: of the tab, in addresses and in what the browser keeps.
+    """
+
+    def __init__(self, desk: Desk, name: str) -> None:
+        self.client, self.say, self.name = desk.client, desk.say, name
+
+    def begin(self) -> None:
+        """Places what says what went wrong; the first part of every tab."""
+        self.told = gr.HTML(elem_id=f"{self.name}-told")
+
+    def on(self, event: Any, call: Call, inputs: Sequence[Any], outputs: Sequence[Any], *, asked: bool = True) -> Any:
+        """Lets an event call `call(owner, *values)`, whose fault is told in the tab.
+
+        Args:
+            event: of a part, such as `button.click`.
+            call: gives a list of values for the outputs, or the value of the only one.
+            inputs: parts whose values are given.
+            outputs: parts that it changes.
+            asked: whether a person did something, for whom an earlier fault is over.
+        """
+
+        def heard(request: gr.Request, *values: Any) -> Any:
+            return self._tried(lambda: call(_owner(request), *values), len(outputs), asked)
+
+        return event(heard, list(inputs), [self.told, *outputs], **_QUIET)
+
+    def on_button(self, part: Any, call: Call, inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
+        """The same for the buttons in a part's HTML: `call(owner, said, *values)` with their data."""
+
+        def heard(request: gr.Request, event: gr.EventData, *values: Any) -> Any:
+            said = event._data if isinstance(event._data, dict) else {}
+            if "do" not in said:
+                return [gr.skip() for _ in range(len(outputs) + 1)]
+            told = {str(key): str(value)[:400] for key, value in said.items()}
+            return self._tried(lambda: call(_owner(request), told, *values), len(outputs))
+
+        return part.click(heard, list(inputs), [self.told, *outputs], **_QUIET)
+
+    def _tried(self, call: Callable[[], Any], count: int, asked: bool = True) -> list[Any]:
+        try:
+            found = call()
+        except Error as problem:
+            return [shown.alert(str(problem)), *(gr.skip() for _ in range(count))]
+        except OSError as problem:
+            text = self.say("The server could not do it: {error}", error=problem.strerror or type(problem).__name__)
+            return [shown.alert(text), *(gr.skip() for _ in range(count))]
+        return ["" if asked else gr.skip(), *(found if isinstance(found, list) else [found])]
+
+
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+def _owner(request: gr.Request) -> str:
+    """Whose key the page was asked with; the guard before it has put that down."""
+    assert request.request is not None
+    return str(request.request.scope.get("state", {}).get("owner", ""))
+
+
+class Watch:
+    """Shows a job until it has ended, and finds it again after a reload: the browser keeps its name.
+
+    Args:
+        tab: that it is in.
+        key: by which the browser keeps it.
+    """
+
+    def __init__(self, tab: Tab, key: str) -> None:
+        self._tab, self._key = tab, key
+
+    def lay(self) -> None:
+        """Places its parts."""
+        say = self._tab.say
+        self.kept = gr.BrowserState({}, storage_key=f"unveil-{self._key}", secret="unveil")
+        with gr.Row():
+            self.cancel = gr.Button(say("Cancel"), interactive=False, elem_id=f"{self._key}-cancel", variant="stop")
+        self.status = gr.HTML(elem_id=f"{self._key}-status")
+        self.result = gr.HTML(elem_id=f"{self._key}-result")
+        self.timer = gr.Timer(POLL_S, active=False)
+        self._tab.on(self.timer.tick, self.look, [self.kept], self.parts, asked=False)
+        self._tab.on(self.cancel.click, self._cancelled, [self.kept], self.parts)
+
+    @property
+    def parts(self) -> list[Any]:
+        """What `shows` gives values for."""
+        return [self.status, self.result, self.timer, self.cancel]
+
+    def begins(self, event: Any, call: Call, inputs: Sequence[Any], outputs: Sequence[Any] = ()) -> Any:
+        """Lets an event begin the job of `call(owner, *values)`, which gives it, and a list of values for the outputs.
+
+        The job is looked at once more afterwards: an answer about the one before may have come in between.
+        """
+
+        def begun(owner: str, *values: Any) -> list[Any]:
+            job, more = call(owner, *values)
+            return [{"job": job.id}, *more, *self.shows(job)]
+
+        done = self._tab.on(event, begun, inputs, [self.kept, *outputs, *self.parts])
+        return self._tab.on(done.then, self.look, [self.kept], self.parts, asked=False)
+
+    def look(self, owner: str, kept: Mapping[str, Any]) -> list[Any]:
+        """The values of its parts for the job that the browser keeps."""
+        job = self.client.job((kept or {}).get("job"), owner)
+        return [gr.skip() for _ in self.parts] if job is None else self.shows(job)
+
+    @property
+    def client(self) -> Client:
+        """The service."""
+        return self._tab.client
+
+    def shows(self, job: Job) -> list[Any]:
+        """The values of its parts for a job."""
+        say, over = self._tab.say, shown.is_over(job)
+        status = shown.status(job, self.client.place(job), self.client.preview(job), say)
+        result = self.made(job) if job.state == "completed" else Markup("")
+        return [status, result, gr.Timer(active=not over), gr.Button(interactive=not over)]
+
+    def made(self, job: Job) -> Markup:
+        """What a completed job made."""
+        return shown.made(job, self._tab.say)
+
+    def _cancelled(self, owner: str, kept: Mapping[str, Any]) -> list[Any]:
+        self.client.cancel((kept or {}).get("job"), owner)
+        return self.look(owner, kept)
+
+
+class Maker(Tab):
+    """A tab that makes something of its fields, and fills them again from what was asked."""
+
+    watch: Watch
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The parts that are asked, by name."""
+        raise NotImplementedError
+
+    def filled_by(self, request: Mapping[str, Any]) -> list[Any]:
+        """The values of its fields that ask for this again."""
+        raise NotImplementedError
+
+    def restored(self, owner: str, kept: Mapping[str, Any]) -> list[Any]:
+        """The fields as they were when the job that the browser keeps was asked for."""
+        job = self.client.job((kept or {}).get("job"), owner)
+        return [gr.skip() for _ in self.fields] if job is None else self.filled_by(job.request)
+
+
+def number(value: Any, what: str) -> float | None:
+    """A number of a field that may be empty.
+
+    Raises:
+        RecipeError: it is none.
+    """
+    if value is None or value == "":
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        raise RecipeError(f"{what} = {str(value)[:40]!r}: must be a number") from None
+
+
+def whole(value: Any, what: str) -> int | None:
+    """A whole number of a field that may be empty.
+
+    Raises:
+        RecipeError: it is none.
+    """
+    found = number(value, what)
+    if found is not None and found != int(found):
+        raise RecipeError(f"{what} = {found:g}: must be a whole number")
+    return None if found is None else int(found)
+
+
+def numbers(text: str, what: str) -> list[float]:
+    """The numbers of a field, with blanks or commas between them.
+
+    Raises:
+        RecipeError: one is none.
+    """
+    return [found for word in text.replace(",", " ").split() if (found := number(word, what)) is not None]
+
+
+def filled(**said: Any) -> dict[str, Any]:
+    """What was said at all: fields that were left empty are left to the model."""
+    return {key: value for key, value in said.items() if value is not None and value != "" and value != ()}
+
+
+def settings(text: str, what: str) -> dict[str, Any]:
+    """Settings of a field, a line each, KEY: VALUE as recipes are written.
+
+    Raises:
+        RecipeError: not of that form.
+    """
+    found = read_yaml(text.replace("=", ": "), what) if text and text.strip() else {}
+    if not isinstance(found, dict):
+        raise RecipeError(f"{what}: a line each, KEY: VALUE")
+    return {str(key): value for key, value in found.items()}
+
+
+def settings_text(found: Mapping[str, Any]) -> str:
+    """The same, written."""
+    return "".join(f"{key}: {json.dumps(value)}\n" for key, value in found.items())

@@ -1,0 +1,108 @@
+"""The gallery: what was made, found by words, drawn again from its settings, and deleted when that is meant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from markupsafe import Markup
+
+from unveil.service.clips import CLIPS, COVER
+from unveil.service.gallery import found, request_of
+from unveil.service.job import Job
+from unveil.service.pictures import pictures_of
+from unveil.studio import shown
+from unveil.studio.tab import HEARD, Desk, Tab, whole
+from unveil.tasks.record import read_facts
+from unveil.types import RecipeError
+
+PAGE = 24  # of them at a time
+
+
+class Gallery(Tab):
+    """The tab of what was made."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__(desk, "gallery")
+
+    def lay(self) -> None:
+        """Places its parts."""
+        say = self.say
+        self.begin()
+        with gr.Row():
+            self.words = gr.Textbox(
+                label=say("Search"), placeholder=say("words of the text, a model, a seed"), elem_id="gallery-words"
+            )
+            self.page = gr.Number(1, minimum=1, precision=0, label=say("Page"), elem_id="gallery-page", min_width=90)
+        with gr.Accordion(say("Draw a picture again from its file"), open=False, elem_id="gallery-restore"):
+            self.file = gr.File(
+                label=say("A picture that was made here"), file_types=[".png"], elem_id="gallery-file", height=120
+            )
+        self.cards = gr.HTML(elem_id="gallery-cards", js_on_load=HEARD)
+        for event in (self.words.submit, self.words.change, self.page.change):
+            self.on(event, self.look, [self.words, self.page], [self.cards])
+
+    def look(self, owner: str, words: str, page: Any, asked: str = "") -> Markup:
+        """The cards of a page.
+
+        Args:
+            owner: whose.
+            words: that all of them say.
+            page: counted from 1.
+            asked: the job that may be deleted, of which it is asked whether that is meant.
+        """
+        say = self.say
+        jobs = found(self.client.service.queue, words or "", owner)
+        if not jobs:
+            empty = (
+                say("Nothing was found; try fewer words.") if words else say("Nothing was made yet: make a picture.")
+            )
+            return shown.hint(empty)
+        pages = -(-len(jobs) // PAGE)
+        place = min(max(whole(page, say("Page")) or 1, 1), pages)
+        cards = Markup("").join(self._card(job, job.id == asked) for job in jobs[(place - 1) * PAGE : place * PAGE])
+        told = say("{count} found, page {page} of {pages}.", count=len(jobs), page=place, pages=pages)
+        return Markup('<p role="status">{}</p><div class="cards">{}</div>').format(shown.plain(told), cards)
+
+    def _card(self, job: Job, asked: bool) -> Markup:
+        say, words = self.say, shown.described(job)
+        if job.kind == CLIPS:
+            name = next(one for one in job.outputs if one.startswith("clip."))
+            seen = shown.film(shown.address(job, name), words, shown.address(job, COVER))
+        else:
+            names = pictures_of(job)
+            source = shown.address(job, names[0]) if names else ""
+            link = Markup('<a href="{0}" target="_blank" rel="noopener"><img loading="lazy" src="{0}" alt="{1}"></a>')
+            seen = link.format(source, shown.plain(words))
+        facts = f"{job.request.get('model', '')}, {say('Seed')} {job.request.get('seed', '')}"
+        acts = shown.button("restore", say("Settings"), say("Take the settings of {what}", what=words), job=job.id)
+        if asked:
+            acts = Markup("<strong>{}</strong> ").format(shown.plain(say("Delete it for good?")))
+            acts += shown.button("delete", say("Delete"), say("Delete {what} for good", what=words), job=job.id)
+            acts += shown.button("keep", say("Keep"), say("Keep {what}", what=words), job=job.id)
+        else:
+            acts += shown.button("ask", say("Delete"), say("Delete {what}", what=words), job=job.id)
+        return Markup(
+            '<article data-job="{}">{}<p>{}</p><p><small>{}</small></p><p class="acts">{}</p></article>'
+        ).format(job.id, seen, shown.plain(words), shown.plain(facts), acts)
+
+    def heard(self, owner: str, said: Mapping[str, str], words: str, page: Any) -> tuple[Markup, Job | None]:
+        """What a card's button does: the cards as they are then, and the job whose settings are wanted."""
+        job = self.client.job(said.get("job"), owner)
+        if said["do"] == "restore" and job is not None:
+            return self.look(owner, words, page), job
+        if said["do"] == "delete":
+            self.client.delete(said.get("job"), owner)
+        return self.look(owner, words, page, said.get("job", "") if said["do"] == "ask" else ""), None
+
+    def request_in(self, path: str | None) -> dict[str, Any]:
+        """The request that draws a picture's file again.
+
+        Raises:
+            RecipeError: no file. MediaError: it was not made here, or of something that is not here.
+        """
+        if not path:
+            raise RecipeError(self.say("Give the picture first."))
+        return request_of(read_facts(Path(path)), self.client.service.catalog)

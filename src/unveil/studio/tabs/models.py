@@ -1,0 +1,125 @@
+"""Models: what there is, what is in it, how it comes in, and how it is written in other layouts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import gradio as gr
+from markupsafe import Markup
+
+from unveil.app import inspection
+from unveil.app.console import Console
+from unveil.checkpoints import shelf
+from unveil.service.catalog import Known, about
+from unveil.service.commands import CONVERT, Dtype, Layout
+from unveil.service.job import Job
+from unveil.studio import shown
+from unveil.studio.tab import HEARD, Desk, Tab
+from unveil.studio.tabs.train import Logged
+from unveil.types import MediaError, NotWritable, RecipeError
+
+
+@dataclass(frozen=True)
+class Heard(Console):
+    """A console that keeps the result's words."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def result(self, facts: Mapping[str, Any], text: str) -> None:
+        """Keeps them."""
+        self.lines.append(text)
+
+
+class Models(Tab):
+    """The tab of models."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__(desk, "models")
+
+    def lay(self) -> None:
+        """Places its parts."""
+        say = self.say
+        self.begin()
+        where = say("Models are put into {root}, in checkpoints, loras and controlnets.", root=shelf.root().absolute())
+        gr.HTML(shown.hint(where))
+        self.table = gr.HTML(elem_id="models-table", js_on_load=HEARD)
+        self.detail = gr.HTML(elem_id="models-detail")
+        drawers = {say("model"): "checkpoints", say("LoRA"): "loras", say("ControlNet"): "controlnets"}
+        with gr.Accordion(say("Bring a file in"), open=False, elem_id="models-import"):
+            self.file = gr.File(
+                label=say("File of weights"), file_types=[*shelf.FILES], elem_id="models-file", height=120
+            )
+            self.drawer = gr.Radio(
+                [*drawers.items()], value="checkpoints", label=say("What it is"), elem_id="models-drawer"
+            )
+            self.bring = gr.Button(say("Bring it in"), elem_id="models-bring")
+        with gr.Accordion(say("Write it in another layout"), open=False, elem_id="models-convert"):
+            self.source = gr.Dropdown(self._names(), label=say("Model"), elem_id="models-source")
+            self.layout = gr.Radio([*get_args(Layout)], value="diffusers", label=say("Layout"), elem_id="models-layout")
+            self.dtype = gr.Radio([*get_args(Dtype)], value="float32", label=say("Numbers"), elem_id="models-dtype")
+            self.name = gr.Textbox(label=say("Name of what is written"), elem_id="models-name")
+            self.convert = gr.Button(say("Write it"), elem_id="models-go")
+            self.watch = Logged(self, "convert")
+            self.watch.lay()
+        self._wire()
+
+    def _wire(self) -> None:
+        self.on_button(self.table, self._heard, [], [self.detail])
+        self.on(self.bring.click, self._brought, [self.file, self.drawer], [self.table, self.file, self.source])
+        asked = [self.source, self.layout, self.dtype, self.name]
+        self.watch.begins(self.convert.click, self._converted, asked)
+
+    def look(self, owner: str) -> Markup:
+        """The table of all that there is."""
+        say, catalog = self.say, self.client.service.catalog
+        kinds = [
+            (say("model"), catalog.models()), (say("LoRA"), catalog.loras()), (say("ControlNet"), catalog.controls()),
+        ]  # fmt: skip
+        rows = [self._row(kind, one) for kind, found in kinds for one in found]
+        heads = [say("Name"), say("What it is"), say("From"), say("Makes"), say("Size"), say("Steps"), say("Do")]
+        return shown.table(heads, rows)
+
+    def _row(self, kind: str, one: Known) -> list[object]:
+        say, told = self.say, about(one)
+        origins = {"shipped": say("unveil"), "models": say("models folder"), "runs": say("trained here")}
+        makes = {"pictures": say("pictures"), "clips": say("clips"), None: ""}
+        size = " x ".join(map(str, told.shape[1:])) if told.shape else ""
+        act = shown.button("inspect", say("Inspect"), say("Inspect {what}", what=one.name), name=one.name, kind=kind)
+        return [one.name, kind, origins[one.origin], makes[told.makes], size, told.steps or "", act]
+
+    def _heard(self, owner: str, said: Mapping[str, str]) -> Markup:
+        catalog, kind = self.client.service.catalog, said.get("kind", "")
+        every = {self.say("LoRA"): catalog.loras, self.say("ControlNet"): catalog.controls}.get(kind, catalog.models)()
+        known = next((one for one in every if one.name == said.get("name")), None)
+        if known is None:
+            raise RecipeError(self.say("This model is not there any more."))
+        heard = Heard()
+        inspection.model(inspection.Ask(known.path), heard)
+        told = Markup('<h3>{}</h3><pre class="log" tabindex="0">{}</pre>')
+        return told.format(shown.plain(known.name), shown.plain("\n".join(heard.lines)))
+
+    def _brought(self, owner: str, path: str | None, drawer: str) -> list[Any]:
+        if not path:
+            raise RecipeError(self.say("Give the file first."))
+        if drawer not in shelf.DRAWERS or not path.endswith(shelf.FILES):
+            raise MediaError(f"{Path(path).name}: must end in {', '.join(shelf.FILES)}")
+        place = shelf.root() / drawer / Path(path).name
+        if place.exists():
+            raise NotWritable(self.say("{name} is there already; rename the file.", name=place.name))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part = place.with_name(f".{place.name}.part")
+        shutil.copyfile(path, part)
+        os.replace(part, place)
+        return [self.look(owner), None, gr.Dropdown(choices=self._names())]
+
+    def _converted(self, owner: str, source: str, layout: str, dtype: str, name: str) -> tuple[Job, list[Any]]:
+        request = {"model": source or "", "layout": layout, "dtype": dtype, "name": name}
+        return self.client.submit(CONVERT, request, owner), []
+
+    def _names(self) -> list[str]:
+        return [one.name for one in self.client.service.catalog.models()]

@@ -1,0 +1,312 @@
+"""Pictures: from words, from classes, from other pictures; and grids of them."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+import gradio as gr
+
+from unveil.app.options import PLAYGROUND
+from unveil.core.samplers import SAMPLERS
+from unveil.service.catalog import about
+from unveil.service.job import Job
+from unveil.service.pictures import MOST, PICTURES, pictures_of
+from unveil.studio.mask import enlarged, mask_of
+from unveil.studio.tab import Desk, Maker, Watch, filled, number, settings, settings_text, whole
+from unveil.studio.tabs.grid import Grid
+from unveil.types import RecipeError
+
+MODES = ("new", "img2img", "inpaint", "outpaint", "upscale")
+LORAS = 2  # that can be chosen at a time
+
+
+class Picture(Maker):
+    """The tab of pictures."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__(desk, "picture")
+
+    def lay(self) -> None:
+        """Places its parts."""
+        self.begin()
+        with gr.Row(elem_classes="columns"):
+            with gr.Column(scale=2, min_width=300):
+                self._asked()
+            with gr.Column(scale=3, min_width=300):
+                self.go = gr.Button(self.say("Make the picture"), variant="primary", elem_id="picture-go")
+                self.watch = Watch(self, "picture")
+                self.watch.lay()
+                self._then()
+                self.grid = Grid(self, self.request)
+                self.grid.lay()
+        self._wire()
+        self.grid.wire(self.fields)
+
+    # -- parts --------------------------------------------------------------------------------------------------
+
+    def _asked(self) -> None:
+        say = self.say
+        names = {
+            say("New"): "new",
+            say("From a picture"): "img2img",
+            say("A part of a picture"): "inpaint",
+            say("Beyond the edges"): "outpaint",
+            say("Larger"): "upscale",
+        }
+        self.mode = gr.Radio([*names.items()], value="new", label=say("What to do"), elem_id="picture-mode")
+        self.model = gr.Dropdown(self.models(), value=PLAYGROUND, label=say("Model"), elem_id="picture-model")
+        self.prompt = gr.Textbox(
+            label=say("What is to be seen"), lines=2, elem_id="picture-prompt",
+            placeholder=say("a large blue square on green"),
+        )  # fmt: skip
+        with gr.Group(visible=False) as self.given:
+            self.source = gr.Image(
+                label=say("The picture"), type="filepath", sources=["upload", "clipboard"], height=240,
+                elem_id="picture-source",
+            )  # fmt: skip
+            self.strength = gr.Slider(0, 1, value=0.6, step=0.05, label=say("How much is made anew, 0 to 1"))
+        with gr.Group(visible=False) as self.painted:
+            gr.Markdown(say("Paint over what is to be made anew."))
+            self.editor = gr.ImageEditor(
+                label=say("The part"), type="filepath", sources=(), transforms=(), layers=False, image_mode="RGBA",
+                canvas_size=(512, 512), height=460,
+                brush=gr.Brush(default_size=40, colors=["#ff3b30"], color_mode="fixed"), format="png",
+                elem_id="picture-editor",
+            )  # fmt: skip
+            self.feather = gr.Slider(0, 64, value=0, step=1, label=say("Soft edge of the part, in pixels"))
+        with gr.Group(visible=False) as self.margins, gr.Row():
+            sides = (say("left"), say("right"), say("top"), say("bottom"))
+            self.sides = [
+                gr.Number(0, minimum=0, precision=0, label=say("Pixels {side}", side=side), min_width=80)
+                for side in sides
+            ]
+        with gr.Group(visible=False) as self.larger:
+            self.factor = gr.Slider(1, 8, value=2, step=1, label=say("Times as large"))
+        with gr.Row():
+            own = say("auto")
+            self.steps = gr.Textbox(label=say("Steps"), placeholder=own, elem_id="picture-steps", min_width=90)
+            self.guidance = gr.Textbox(label=say("Guidance"), placeholder=own, elem_id="picture-guidance", min_width=90)
+            self.count = gr.Number(1, minimum=1, maximum=MOST, precision=0, label=say("How many"), min_width=90)
+        with gr.Row():
+            self.seed = gr.Number(0, minimum=0, precision=0, label=say("Seed"), elem_id="picture-seed", min_width=120)
+            self.fresh = gr.Checkbox(True, label=say("Another seed each time"), elem_id="picture-fresh", min_width=120)
+        self._more()
+
+    def _more(self) -> None:
+        say = self.say
+        with gr.Accordion(say("More settings"), open=False, elem_id="picture-more"):
+            self.negative = gr.Textbox(label=say("What is not to be seen"))
+            self.label = gr.Textbox(label=say("Class, for models that take one"), elem_id="picture-label")
+            self.expand = gr.Checkbox(True, label=say("Make a short text dense, for models that read such"))
+            self.sampler = gr.Dropdown(
+                [(say("the model's own"), ""), *((one, one) for one in SAMPLERS)], value="", label=say("Sampler"),
+                elem_id="picture-sampler",
+            )  # fmt: skip
+            with gr.Row():
+                own = say("auto")
+                self.width = gr.Textbox(label=say("Width"), placeholder=own, elem_id="picture-width", min_width=90)
+                self.height = gr.Textbox(label=say("Height"), placeholder=own, elem_id="picture-height", min_width=90)
+            self.first = gr.Number(0, minimum=0, precision=0, label=say("Number of the seed's first picture"))
+            self.others = gr.Textbox(
+                label=say("Other settings of sampling, a line each"), lines=2, elem_id="picture-others",
+                placeholder="interval: [0.5, 1.0]",
+            )  # fmt: skip
+        with gr.Accordion(say("LoRA and ControlNet"), open=False, elem_id="picture-adapters"):
+            catalog = self.client.service.catalog
+            self.loras: list[Any] = []
+            for place in range(LORAS):
+                with gr.Row():
+                    chosen = gr.Dropdown(
+                        self._names(catalog.loras()), value="", label=say("LoRA {place}", place=place + 1),
+                        elem_id=f"picture-lora-{place + 1}",
+                    )  # fmt: skip
+                    weight = gr.Slider(-2, 2, value=1, step=0.05, label=say("Weight of LoRA {place}", place=place + 1))
+                self.loras += [chosen, weight]
+            self.control = gr.Dropdown(
+                self._names(catalog.controls()), value="", label=say("ControlNet"), elem_id="picture-control"
+            )
+            self.hint = gr.Image(
+                label=say("The picture that the ControlNet reads"), type="filepath", sources=["upload", "clipboard"],
+                height=200, elem_id="picture-hint",
+            )  # fmt: skip
+            self.steered = [
+                gr.Slider(0, 2, value=1, step=0.05, label=say("Weight of the ControlNet")),
+                gr.Slider(0, 1, value=0, step=0.05, label=say("From this part of the run")),
+                gr.Slider(0, 1, value=1, step=0.05, label=say("To this part of the run")),
+            ]
+
+    def _then(self) -> None:
+        say = self.say
+        with gr.Row(visible=False) as self.after:
+            self.which = gr.Number(1, minimum=1, precision=0, label=say("Picture number"), min_width=90)
+            self.again = gr.Button(say("Edit it"), elem_id="picture-edit", min_width=110)
+            self.to_clip = gr.Button(say("Make a clip of it"), elem_id="picture-clip", min_width=110)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The parts that are asked, by name."""
+        named = ("mode", "model", "prompt", "source", "strength", "editor", "feather", "factor", "steps", "guidance")
+        named += (
+            "count",
+            "seed",
+            "fresh",
+            "negative",
+            "label",
+            "expand",
+            "sampler",
+            "width",
+            "height",
+            "control",
+            "hint",
+        )
+        named += ("first", "others")
+        found = {name: getattr(self, name) for name in named}
+        found |= dict(zip(("left", "right", "top", "bottom"), self.sides, strict=True))
+        found |= {f"lora{place}": part for place, part in enumerate(self.loras)}
+        return found | dict(zip(("weight", "start", "stop"), self.steered, strict=True))
+
+    # -- what they do -------------------------------------------------------------------------------------------
+
+    def _wire(self) -> None:
+        fields, watch = self.fields, self.watch
+        # what is not on the page yet cannot show a picture, so that the brush's comes after its place
+        seen = self.mode.change(
+            _groups, [self.mode], [self.given, self.painted, self.margins, self.larger], show_progress="hidden",
+            api_visibility="private",
+        )  # fmt: skip
+        for event in (seen.then, self.source.change):
+            self.on(event, self._to_paint, [self.mode, self.source], [self.editor])
+        for event in (self.go.click, self.prompt.submit):
+            watch.begins(event, self._submit, [*fields.values()], [self.seed])
+        watch.result.change(self._ready, [watch.kept], [self.after], show_progress="hidden", api_visibility="private")
+        self.on(self.again.click, self._reuse, [watch.kept, self.which], [self.source, self.mode])
+
+    def _to_paint(self, owner: str, mode: str, source: str | None) -> Any:
+        return enlarged(source) if mode == "inpaint" else gr.skip()
+
+    def _submit(self, owner: str, *values: Any) -> tuple[Job, list[Any]]:
+        said = dict(zip(self.fields, values, strict=True))
+        if said["fresh"]:
+            said["seed"] = secrets.randbelow(2**32)
+        return self.client.submit(PICTURES, self.request(said), owner), [said["seed"]]
+
+    def request(self, said: Mapping[str, Any]) -> dict[str, Any]:
+        """What is asked of the service.
+
+        Raises:
+            RecipeError: something is missing.
+            MediaError: a picture that cannot be read.
+        """
+        sampling = settings(said["others"], self.say("Other settings of sampling, a line each"))
+        sampling |= filled(
+            sampler=said["sampler"],
+            steps=whole(said["steps"], self.say("Steps")),
+            scale=number(said["guidance"], self.say("Guidance")),
+        )
+        request = filled(
+            model=said["model"], prompt=said["prompt"], negative=said["negative"], label=said["label"],
+            width=whole(said["width"], self.say("Width")), height=whole(said["height"], self.say("Height")),
+        )  # fmt: skip
+        request |= {"seed": whole(said["seed"], self.say("Seed")) or 0, "sampling": sampling, "expand": said["expand"]}
+        request["first"] = whole(said["first"], self.say("Number of the seed's first picture")) or 0
+        request["count"] = whole(said["count"], self.say("How many")) or 1
+        names = [(said[f"lora{place}"], said[f"lora{place + 1}"]) for place in range(0, 2 * LORAS, 2)]
+        request["loras"] = [f"{name}:{weight:g}" for name, weight in names if name]
+        if said["control"]:
+            if not said["hint"]:
+                raise RecipeError(self.say("Give the picture that the ControlNet reads."))
+            kept = self.client.keep(said["hint"])
+            assert kept is not None
+            part = {key: said[key] for key in ("weight", "start", "stop")}
+            request["controls"] = [{"name": said["control"], "picture": kept.name, **part}]
+        if said["mode"] == "new":
+            return {**request, "strip": True}
+        return {**request, "change": self._change(said)}
+
+    def _change(self, said: Mapping[str, Any]) -> dict[str, Any]:
+        kept = self.client.keep(said["source"])
+        if kept is None:
+            raise RecipeError(self.say("Give the picture first."))
+        change: dict[str, Any] = {"verb": said["mode"], "picture": kept.name}
+        if said["mode"] != "outpaint":
+            change["strength"] = said["strength"]
+        if said["mode"] == "inpaint":
+            mask = mask_of(said["editor"], (kept.height, kept.width))
+            if mask is None:
+                raise RecipeError(self.say("Paint over what is to be made anew."))
+            change |= {"mask": self.client.service.inputs.keep(mask).name, "feather": int(said["feather"])}
+        if said["mode"] == "outpaint":
+            change |= {side: int(said[side] or 0) for side in ("left", "right", "top", "bottom")}
+        if said["mode"] == "upscale":
+            change["factor"] = int(said["factor"])
+        return change
+
+    def filled_by(self, request: Mapping[str, Any]) -> list[Any]:
+        """The values of its fields that ask for this again."""
+        sampling, change = dict(request.get("sampling", {})), request.get("change") or {}
+        known = {"sampler": sampling.pop("sampler", ""), "steps": sampling.pop("steps", ""), "fresh": False}
+        known |= {"guidance": sampling.pop("scale", ""), "others": settings_text(sampling), "mode": "new"}
+        known |= {key: request.get(key, "") for key in ("prompt", "negative", "label", "width", "height")}
+        known |= {"model": request.get("model", PLAYGROUND), "seed": request.get("seed", 0)}
+        known |= {"count": request.get("count", 1), "first": request.get("first", 0)}
+        known |= {"expand": request.get("expand", True), "source": None, "editor": None, "hint": None, "control": ""}
+        known |= {f"lora{place}": ("", 1.0)[place % 2] for place in range(2 * LORAS)}
+        for place, one in enumerate(request.get("loras", ())[:LORAS]):
+            name, _, weight = one.rpartition(":")
+            known |= {f"lora{2 * place}": name or one, f"lora{2 * place + 1}": float(weight) if name else 1.0}
+        for one in request.get("controls", ())[:1]:
+            known |= {"control": one["name"], "hint": self.client.sent(one["picture"])}
+            known |= {key: one[key] for key in ("weight", "start", "stop") if key in one}
+        if change:
+            known |= {"mode": change["verb"], "source": self.client.sent(change["picture"])}
+            sides = ("left", "right", "top", "bottom")
+            known |= {key: change[key] for key in ("strength", "feather", "factor", *sides) if key in change}
+        return [known.get(name, gr.skip()) for name in self.fields]
+
+    def file_of(self, owner: str, kept: Mapping[str, Any], which: Any) -> str:
+        """Where a picture of the job lies that the browser keeps.
+
+        Raises:
+            RecipeError: there is none of this number.
+        """
+        job = self.client.job((kept or {}).get("job"), owner)
+        names = pictures_of(job) if job is not None else []
+        place = whole(which, self.say("Picture number")) or 1
+        if job is None or not 1 <= place <= len(names):
+            raise RecipeError(self.say("There is no picture of this number."))
+        return str(self.client.service.results.file(job.id, names[place - 1]))
+
+    def _reuse(self, owner: str, kept: Mapping[str, Any], which: Any) -> list[Any]:
+        return [self.file_of(owner, kept, which), "img2img"]
+
+    @staticmethod
+    def _ready(kept: Mapping[str, Any], request: gr.Request) -> Any:
+        del request
+        return gr.Row(visible=bool((kept or {}).get("job")))
+
+    def models(self) -> list[tuple[str, str]]:
+        """The models that make pictures or may, to choose from."""
+        found = self.client.service.catalog.models()
+        return [(one.name, one.name) for one in found if about(one).makes in (None, "pictures", "clips")]
+
+    def _names(self, found: Any) -> list[tuple[str, str]]:
+        return [(self.say("none"), ""), *((one.name, one.name) for one in found)]
+
+    def refreshed(self) -> list[Any]:
+        """The lists of names as they are now, for `named`."""
+        catalog = self.client.service.catalog
+        loras = [gr.Dropdown(choices=self._names(catalog.loras())) for _ in range(LORAS)]
+        return [gr.Dropdown(choices=self.models()), *loras, gr.Dropdown(choices=self._names(catalog.controls()))]
+
+    @property
+    def named(self) -> list[Any]:
+        """The parts that list names."""
+        return [self.model, *self.loras[::2], self.control]
+
+
+def _groups(mode: str) -> list[Any]:
+    """Which groups are seen in a mode: the picture, the brush, the margins, the factor."""
+    seen = (mode != "new", mode == "inpaint", mode == "outpaint", mode == "upscale")
+    return [gr.Group(visible=one) for one in seen]

@@ -1,0 +1,94 @@
+"""The queue: all that waits, runs and has ended."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import gradio as gr
+from markupsafe import Markup
+
+from unveil.service.job import ENDED, Job
+from unveil.studio import shown
+from unveil.studio.tab import HEARD, Desk, Tab
+from unveil.types import MediaError
+
+LOOK_S = 1.5
+ENDED_SHOWN = 30  # jobs that have ended, at most
+LOG_BYTES = 20_000
+
+
+class Waiting(Tab):
+    """The tab of the queue."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__(desk, "queue")
+
+    def lay(self) -> None:
+        """Places its parts."""
+        self.begin()
+        self.table = gr.HTML(elem_id="queue-table", js_on_load=HEARD)
+        self.detail = gr.HTML(elem_id="queue-detail")
+        self.timer = gr.Timer(LOOK_S, active=False)
+        self.on(self.timer.tick, self.look, [], [self.table], asked=False)
+        self.on_button(self.table, self._heard, [], [self.table, self.detail])
+
+    def look(self, owner: str) -> Markup:
+        """The table of jobs."""
+        say, service = self.say, self.client.service
+        jobs = service.queue.jobs(owner=owner)
+        if not jobs:
+            return shown.hint(say("Nothing waits and nothing ran yet: make a picture or a clip."))
+        places = service.queue.places(len(service.crew.devices))
+        running = [job for job in jobs if job.state == "running"]
+        waiting = sorted((job for job in jobs if job.state == "queued"), key=lambda job: places[job.id].ahead)
+        ended = sorted((job for job in jobs if job.state in ENDED), key=lambda job: job.ended or 0, reverse=True)
+        rows = [self._row(job, places.get(job.id)) for job in (*running, *waiting, *ended[:ENDED_SHOWN])]
+        heads = [say("Job"), say("What"), say("State"), say("Since"), say("Do")]
+        told = say(
+            "{running} run, {waiting} wait, {ended} have ended.",
+            running=len(running),
+            waiting=len(waiting),
+            ended=len(ended),
+        )
+        return Markup("<p>{}</p>{}").format(shown.plain(told), shown.table(heads, rows))
+
+    def _row(self, job: Job, place: Any) -> list[object]:
+        say, about = self.say, shown.described(job)
+        if job.state in ENDED:
+            act = shown.button("show", say("Show"), say("Show {what}", what=about), job=job.id)
+        else:
+            act = shown.button("cancel", say("Cancel"), say("Cancel {what}", what=about), job=job.id)
+        state = shown.stands(job, place, say)
+        if job.state == "running":
+            state = shown.bar(job, say) + shown.plain(state)
+        since = datetime.fromtimestamp(job.submitted).strftime("%Y-%m-%d %H:%M:%S")
+        kinds = {
+            "pictures": say("pictures"), "clips": say("clip"), "train": say("training"), "caption": say("captions"),
+            "evaluate": say("evaluation"), "check": say("data check"), "convert": say("conversion"),
+        }  # fmt: skip
+        return [kinds.get(job.kind, job.kind), about, state, since, act]
+
+    def _heard(self, owner: str, said: dict[str, str]) -> list[Any]:
+        if said["do"] == "cancel":
+            self.client.cancel(said.get("job"), owner)
+            return [self.look(owner), ""]
+        job = self.client.job(said.get("job"), owner)
+        if job is None:
+            return [self.look(owner), shown.hint(self.say("This job was deleted."))]
+        return [self.look(owner), self.detailed(job)]
+
+    def detailed(self, job: Job) -> Markup:
+        """What is known of a job that has ended, with its log where it has one."""
+        told = shown.status(job, None, False, self.say) + shown.made(job, self.say)
+        log = log_of(self, job)
+        return told + (Markup('<pre class="log" tabindex="0">{}</pre>').format(shown.plain(log)) if log else Markup(""))
+
+
+def log_of(tab: Tab, job: Job) -> str:
+    """The end of what a job's command said; empty where it said nothing that is kept."""
+    try:
+        path = tab.client.service.results.file(job.id, "log.txt")
+        return path.read_bytes()[-LOG_BYTES:].decode("utf-8", "replace")
+    except (MediaError, OSError):
+        return ""

@@ -1,0 +1,256 @@
+"""Clips: from words, pictures and other clips."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+import gradio as gr
+from markupsafe import Markup
+
+from unveil.app.clips import RATE
+from unveil.app.options import PLAYGROUND
+from unveil.service.catalog import about
+from unveil.service.clips import CLIPS, FRAMES, NEEDS, TAKES
+from unveil.service.job import Job
+from unveil.studio.tab import Desk, Maker, Watch, filled, number, whole
+from unveil.studio.timeline import Span, drawn, spans
+from unveil.types import RecipeError
+
+TWO = ("between", "connect")  # that take a second clip
+
+
+class Video(Maker):
+    """The tab of clips."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__(desk, "video")
+
+    def lay(self) -> None:
+        """Places its parts."""
+        self.begin()
+        with gr.Row(elem_classes="columns"):
+            with gr.Column(scale=2, min_width=300):
+                self._asked()
+            with gr.Column(scale=3, min_width=300):
+                self.timeline = gr.HTML(elem_id="video-timeline")
+                self.go = gr.Button(self.say("Make the clip"), variant="primary", elem_id="video-go")
+                self.watch = Watch(self, "video")
+                self.watch.lay()
+                self.again = gr.Button(self.say("Go on from this clip"), elem_id="video-again")
+        self._wire()
+
+    # -- parts --------------------------------------------------------------------------------------------------
+
+    def _asked(self) -> None:
+        say = self.say
+        names = {
+            say("New"): "make",
+            say("Go on"): "extend",
+            say("Between two"): "between",
+            say("Connect two"): "connect",
+            say("Loop"): "loop",
+            say("New loop"): "ring",
+            say("Edit"): "edit",
+            say("Storyboard"): "storyboard",
+            say("Larger"): "upscale",
+        }
+        self.verb = gr.Radio([*names.items()], value="make", label=say("What to do"), elem_id="video-verb")
+        self.model = gr.Dropdown(self.models(), value=PLAYGROUND, label=say("Model"), elem_id="video-model")
+        self.prompt = gr.Textbox(
+            label=say("What happens"), lines=2, elem_id="video-prompt", placeholder=say("a small red circle moves left")
+        )
+        with gr.Group() as self.begins:
+            self.still = gr.Image(
+                label=say("A picture that is a frame of it"), type="filepath", sources=["upload", "clipboard"],
+                height=200, elem_id="video-still",
+            )  # fmt: skip
+            self.at = gr.Number(0, precision=0, label=say("Which frame it is; -1 is the last"), elem_id="video-at")
+        with gr.Group(visible=False) as self.given:
+            self.clip = gr.Video(label=say("The clip"), sources=["upload"], height=240, elem_id="video-clip")
+        with gr.Group(visible=False) as self.second:
+            self.other = gr.Video(label=say("The second clip"), sources=["upload"], height=240, elem_id="video-other")
+        with gr.Group(visible=False) as self.extended:
+            self.direction = gr.Radio(
+                [(say("after its end"), "forward"), (say("before its start"), "backward")], value="forward",
+                label=say("Where it goes on"), elem_id="video-direction",
+            )  # fmt: skip
+        with gr.Group(visible=False) as self.joined:
+            self.joint = gr.Radio(
+                [(say("frames between them"), "bridge"), (say("one becomes the other"), "blend")], value="bridge",
+                label=say("How they are connected"), elem_id="video-joint",
+            )  # fmt: skip
+        with gr.Group(visible=False) as self.edited:
+            self.way = gr.Radio(
+                [(say("from noise"), "noise"), (say("by the difference of the texts"), "difference")], value="noise",
+                label=say("How it is edited"), elem_id="video-way",
+            )  # fmt: skip
+            self.before = gr.Textbox(label=say("What happens in the clip as it is"), elem_id="video-before")
+            self.strength = gr.Slider(0, 1, value=0.7, step=0.05, label=say("How much is made anew, 0 to 1"))
+        with gr.Group(visible=False) as self.told_in_parts:
+            self.scenes = gr.Textbox(
+                label=say("Scenes, a line each: FIRST-LAST what happens"), lines=4, elem_id="video-scenes",
+                placeholder="0-7 a red circle moves left\n8-15 a blue square grows",
+            )  # fmt: skip
+        with gr.Group(visible=False) as self.larger:
+            self.factor = gr.Slider(1, 8, value=2, step=1, label=say("Times as large"))
+        self._numbers()
+
+    def _numbers(self) -> None:
+        say, own = self.say, self.say("auto")
+        with gr.Row():
+            self.frames = gr.Textbox(label=say("Frames"), placeholder=own, elem_id="video-frames", min_width=90)
+            self.steps = gr.Textbox(label=say("Steps"), placeholder=own, elem_id="video-steps", min_width=90)
+            self.guidance = gr.Textbox(label=say("Guidance"), placeholder=own, elem_id="video-guidance", min_width=90)
+        with gr.Row():
+            self.seed = gr.Number(0, minimum=0, precision=0, label=say("Seed"), elem_id="video-seed", min_width=120)
+            self.fresh = gr.Checkbox(True, label=say("Another seed each time"), elem_id="video-fresh", min_width=120)
+        with gr.Accordion(say("More settings"), open=False, elem_id="video-more"):
+            self.negative = gr.Textbox(label=say("What is not to be seen"))
+            self.expand = gr.Checkbox(True, label=say("Make a short text dense, for models that read such"))
+            self.context = gr.Textbox(label=say("Frames of a clip that are looked at"), placeholder=own)
+            with gr.Row():
+                self.width = gr.Textbox(label=say("Width"), placeholder=own, elem_id="video-width", min_width=90)
+                self.height = gr.Textbox(label=say("Height"), placeholder=own, elem_id="video-height", min_width=90)
+                self.fps = gr.Textbox(label=say("Frames in a second"), placeholder=f"{RATE:g}", min_width=90)
+            self.form = gr.Radio(["mp4", "webm", "gif"], value="mp4", label=say("File"), elem_id="video-form")
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The parts that are asked, by name."""
+        named = ("verb", "model", "prompt", "still", "at", "clip", "other", "direction", "joint", "way", "before")
+        named += ("strength", "scenes", "factor", "frames", "steps", "guidance", "seed", "fresh", "negative", "expand")
+        named += ("context", "width", "height", "fps", "form")
+        return {name: getattr(self, name) for name in named}
+
+    @property
+    def groups(self) -> list[Any]:
+        """The parts that are seen with some verbs alone."""
+        return [
+            self.begins, self.given, self.second, self.extended, self.joined, self.edited, self.told_in_parts,
+            self.larger,
+        ]  # fmt: skip
+
+    # -- what they do -------------------------------------------------------------------------------------------
+
+    def _wire(self) -> None:
+        self.verb.change(_groups, [self.verb], self.groups, show_progress="hidden", api_visibility="private")
+        for event in (self.go.click, self.prompt.submit):
+            self.watch.begins(event, self._submit, [*self.fields.values()], [self.seed])
+        drawing = (self.verb, self.model, self.still, self.at, self.clip, self.other, self.direction, self.joint)
+        for part in (*drawing, self.frames, self.scenes):
+            self.on(part.change, self.planned, [*self.fields.values()], [self.timeline])
+        self.on(self.again.click, self._reuse, [self.watch.kept], [self.clip, self.verb])
+
+    def planned(self, owner: str, *values: Any) -> Markup:
+        """Which frames of the clip are known, and which are made."""
+        said = dict(zip(self.fields, values, strict=True))
+        try:
+            return drawn(self._spans(said), self.say)
+        except RecipeError:  # a number that is not typed to its end
+            return Markup("")
+
+    def _spans(self, said: Mapping[str, Any]) -> list[Span]:
+        known = next((one for one in self.client.service.catalog.models() if one.name == said["model"]), None)
+        shape = None if known is None else about(known).shape
+        own = shape[1] if shape is not None and len(shape) == 4 else 16
+        lengths = [kept.frames for path in (said["clip"], said["other"]) if (kept := self.client.keep(path))]
+        frames = whole(said["frames"], self.say("Frames")) or own
+        at = whole(said["at"], "at") or 0
+        return spans(said["verb"], frames, lengths, at if said["still"] else None, said, self._scenes(said))
+
+    def _submit(self, owner: str, *values: Any) -> tuple[Job, list[Any]]:
+        said = dict(zip(self.fields, values, strict=True))
+        if said["fresh"]:
+            said["seed"] = secrets.randbelow(2**32)
+        return self.client.submit(CLIPS, self.request(said), owner), [said["seed"]]
+
+    def request(self, said: Mapping[str, Any]) -> dict[str, Any]:
+        """What is asked of the service: of what was said, all that the verb takes.
+
+        Raises:
+            RecipeError: something is missing, or is no number.
+            MediaError: a picture or a clip that cannot be read.
+        """
+        say, verb = self.say, said["verb"]
+        every = filled(
+            frames=whole(said["frames"], say("Frames")), context=whole(said["context"], say("Frames")),
+            direction=said["direction"], strength=said["strength"], factor=said["factor"],
+            way=said["joint"] if verb == "connect" else said["way"] if verb == "edit" else None,
+            source=said["before"] if said["way"] == "difference" else None, scenes=self._scenes(said),
+        )  # fmt: skip
+        sent = {"clip": said["clip"], "other": said["other"]}
+        every |= {name: kept.name for name, path in sent.items() if (kept := self.client.keep(path))}
+        if said["still"] and verb == "make":
+            kept = self.client.keep(said["still"])
+            assert kept is not None
+            every["known"] = [{"picture": kept.name, "at": whole(said["at"], "at") or 0}]
+        if missing := [name for name in NEEDS[verb] if name in sent and name not in every]:
+            raise RecipeError(say("Give the second clip first.") if "other" in missing else say("Give the clip first."))
+        taken = {name: value for name, value in every.items() if name in (*NEEDS[verb], *TAKES[verb])}
+        common = filled(
+            model=said["model"], prompt=said["prompt"], negative=said["negative"], form=said["form"],
+            width=whole(said["width"], say("Width")), height=whole(said["height"], say("Height")),
+            fps=number(said["fps"], say("Frames in a second")),
+        )  # fmt: skip
+        sampling = filled(steps=whole(said["steps"], say("Steps")), scale=number(said["guidance"], say("Guidance")))
+        seed = whole(said["seed"], say("Seed")) or 0
+        return {**common, **taken, "verb": verb, "seed": seed, "expand": said["expand"], "sampling": sampling}
+
+    def filled_by(self, request: Mapping[str, Any]) -> list[Any]:
+        """The values of its fields that ask for this again."""
+        sampling, verb = request.get("sampling", {}), request.get("verb", "make")
+        known = {"verb": verb, "model": request.get("model", PLAYGROUND), "seed": request.get("seed", 0)}
+        plain = ("prompt", "negative", "width", "height", "fps", "frames", "context")
+        known |= {key: request.get(key, "") for key in plain}
+        known |= {"fresh": False, "steps": sampling.get("steps", ""), "guidance": sampling.get("scale", "")}
+        known |= {"expand": request.get("expand", True), "form": request.get("form", "mp4"), "still": None}
+        known |= {key: self.client.sent(request.get(key)) for key in ("clip", "other")}
+        known |= {key: request[key] for key in ("direction", "strength", "factor") if key in request}
+        known |= {"before": request.get("source", ""), "scenes": ""}
+        if "way" in request:
+            known["joint" if verb == "connect" else "way"] = request["way"]
+        for one in request.get("known", ())[:1]:
+            known |= {"still": self.client.sent(one["picture"]), "at": one["at"]}
+        lines = [f"{one['first']}-{one['last']} {one['prompt']}" for one in request.get("scenes", ())]
+        known["scenes"] = "\n".join(lines)
+        return [known.get(name, gr.skip()) for name in self.fields]
+
+    def _scenes(self, said: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+        found: list[dict[str, Any]] = []
+        for line in (said["scenes"] or "").splitlines() if said["verb"] == "storyboard" else ():
+            span, _, prompt = line.strip().partition(" ")
+            first, _, last = span.partition("-")
+            if not span:
+                continue
+            if not (first.isdigit() and last.isdigit()) or int(last) > FRAMES:
+                raise RecipeError(self.say("{line}: a scene is written FIRST-LAST what happens", line=line[:80]))
+            found.append({"first": int(first), "last": int(last), "prompt": prompt})
+        return tuple(found)
+
+    def _reuse(self, owner: str, kept: Mapping[str, Any]) -> list[Any]:
+        job = self.client.job((kept or {}).get("job"), owner)
+        if job is None or job.state != "completed":
+            raise RecipeError(self.say("There is no clip yet."))
+        name = next(one for one in job.outputs if one.startswith("clip."))
+        return [str(self.client.service.results.file(job.id, name)), "extend"]
+
+    def models(self) -> list[str]:
+        """The models that make clips, or may."""
+        return [one.name for one in self.client.service.catalog.models() if about(one).makes in (None, "clips")]
+
+
+def _groups(verb: str) -> list[Any]:
+    """Which groups are seen with a verb."""
+    seen = (
+        verb == "make",
+        "clip" in NEEDS[verb],
+        verb in TWO,
+        verb == "extend",
+        verb == "connect",
+        verb == "edit",
+        verb == "storyboard",
+        verb == "upscale",
+    )
+    return [gr.Group(visible=one) for one in seen]

@@ -1,0 +1,119 @@
+"""The page in a real Chromium, before a server whose work is done by a thread with the models that come along."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("gradio")
+pytest.importorskip("playwright")
+
+from tests.web.conftest import Many, Server, server
+from unveil.service.kinds import kinds
+from unveil.studio.server import extended
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+# as root in a container; nothing is asked of other machines
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+# what Gradio leaves open, and how it speaks to pandas, is not ours
+_LEFT = ("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:.*no_silent_downcasting.*")
+_LEFT += ("ignore:The copy keyword is deprecated.*",)
+MARKS = [pytest.mark.slow, *(pytest.mark.filterwarnings(one) for one in _LEFT)]
+LONG_MS = 90_000
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium. Where it must be, as in the project's own checks, its lack is a failure and no reason to pass over."""
+    if BROWSER is None:
+        if os.environ.get("UNVEIL_BROWSER") == "required":
+            pytest.fail("Chromium is not installed; the page's tests need it")
+        pytest.skip("Chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as program:
+        found = program.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with those of models and of data, as the environment names them."""
+    folder = tmp_path_factory.mktemp("studio")
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, name in (("UNVEIL_MODELS", "models"), ("UNVEIL_DATA", "data")):
+            (folder / name).mkdir()
+            patch.setenv(variable, str(folder / name))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def studio(places: Path) -> Iterator[Server]:
+    """The server with the page."""
+    folder = places / "service"
+    with server(folder, limits=Many, work=kinds(folder, "cpu"), extend=extended) as found:
+        yield found
+
+
+@pytest.fixture
+def page(browser: Any, studio: Server) -> Iterator[Any]:
+    """The page in English, in a browser that knows nothing of others."""
+    with_new = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
+    found = with_new.new_page()
+    found.set_default_timeout(LONG_MS)
+    faults: list[str] = []
+    found.on("pageerror", lambda problem: faults.append(str(problem)))
+    opened(found, studio, "en")
+    yield found
+    with_new.close()
+    assert not faults, faults
+
+
+def opened(page: Any, studio: Server, language: str) -> None:
+    """Opens the page and waits until it can be used."""
+    page.goto(f"http://127.0.0.1:{studio.port}/{language}/")
+    page.wait_for_selector("#picture-go")
+
+
+def chosen(page: Any, tab: str) -> None:
+    """Chooses a tab."""
+    page.locator(f"#tab-{tab}-button").click()
+    page.wait_for_selector(f"#tab-{tab}:visible")
+
+
+def ended(page: Any, part: str, state: str = "completed") -> str:
+    """Waits for the job that a part of the page shows; its name."""
+    found = page.locator(f"#{part}-status [data-state={state}]")
+    found.wait_for()
+    return str(found.get_attribute("data-job"))
+
+
+def another(page: Any, part: str, before: str, state: str = "completed") -> str:
+    """Waits for a job other than the one before; its name."""
+    page.wait_for_function(
+        "([part, old]) => document.querySelector(`#${part}-status [data-job]:not([data-job='${old}'])`)",
+        arg=[part, before],
+    )
+    return ended(page, part, state)
+
+
+def begun(page: Any, text: str, steps: int) -> None:
+    """Asks for a picture."""
+    page.get_by_label("What is to be seen").fill(text)
+    page.locator("#picture-steps textarea, #picture-steps input").fill(str(steps))
+    page.get_by_role("button", name="Make the picture").click()
+
+
+def picked(page: Any, part: str, name: str) -> None:
+    """Chooses a name of a list, by the keyboard."""
+    field = page.locator(f"#{part} input")
+    field.click()
+    field.fill(name)
+    page.get_by_role("option", name=name, exact=True).first.click()

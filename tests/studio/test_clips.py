@@ -1,0 +1,99 @@
+"""Clips on the page: made of words and of a picture, gone on with, looped, connected, edited; and their timelines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("gradio")
+pytest.importorskip("av")
+
+from tests.studio.conftest import MARKS, another, begun, chosen, ended
+from tests.web.conftest import Server
+from unveil.app.clips import decoded
+
+pytestmark = MARKS
+
+
+def frames_of(studio: Server, id: str) -> Any:
+    return decoded(studio.service.results.file(id, "clip.mp4"), None)[0]
+
+
+def until(page: Any, told: str) -> None:
+    """Waits until the timeline tells this."""
+    page.wait_for_function("told => document.querySelector('#video-timeline [role=img]')?.ariaLabel == told", arg=told)
+
+
+def small(page: Any, frames: int) -> None:
+    """Few frames and steps, and no other seed."""
+    for part, value in (("frames", frames), ("steps", 2)):
+        page.locator(f"#video-{part} textarea, #video-{part} input").fill(str(value))
+
+
+def made(page: Any, before: str = "") -> str:
+    page.get_by_role("button", name="Make the clip").click()
+    return another(page, "video", before)
+
+
+def test_clips_are_made_gone_on_with_looped_connected_and_edited(page: Any, studio: Server):
+    chosen(page, "video")
+    small(page, 5)
+    page.get_by_label("What happens", exact=True).fill("a small red circle moves left")
+    first = made(page)
+    assert frames_of(studio, first).shape[1:] == (5, 32, 32)
+    assert (
+        page.locator("#video-result video").evaluate(
+            "one => new Promise(done => { one.onloadeddata = () => done(one.videoWidth); one.load(); })"
+        )
+        == 32
+    )
+
+    page.get_by_role("button", name="Go on from this clip").click()
+    page.wait_for_selector("#video-clip video")
+    small(page, 4)
+    until(page, "frames 0 to 4 known; frames 5 to 8 made")
+    longer = made(page, first)
+    found = frames_of(studio, longer)
+    assert found.shape[1] == 9
+    assert page.locator("#video-result .pair video").count() == 2  # before and after
+
+    page.get_by_label("before its start").check()
+    until(page, "frames 0 to 3 made; frames 4 to 8 known")
+    page.get_by_label("Loop", exact=True).check()
+    small(page, 4)
+    looped = made(page, longer)
+    assert frames_of(studio, looped).shape[1] == 9
+
+    page.get_by_label("Connect two").check()
+    second = studio.service.results.file(looped, "clip.mp4")
+    page.locator("#video-other input[type=file]").set_input_files(second)
+    page.wait_for_selector("#video-other video")
+    small(page, 3)
+    until(page, "frames 0 to 4 known; frames 5 to 7 made; frames 8 to 16 known")
+    joined = made(page, looped)
+    assert frames_of(studio, joined).shape[1] == 5 + 3 + 9
+
+    page.get_by_label("Edit", exact=True).check()
+    page.get_by_label("What happens", exact=True).fill("a small blue circle moves left")
+    edited = made(page, joined)
+    assert frames_of(studio, edited).shape[1] == 5
+    assert studio.service.queue.get(edited).request["strength"] == 0.7
+
+
+def test_a_picture_that_was_made_becomes_a_frame_of_a_clip(page: Any, studio: Server):
+    begun(page, "a large blue square on green", 4)
+    ended(page, "picture")
+    page.get_by_role("button", name="Make a clip of it").click()
+    page.wait_for_selector("#tab-video:visible")
+    page.wait_for_selector("#video-still img")
+    small(page, 5)
+    page.locator("#video-at input").fill("-1")
+    page.locator("#video-at input").press("Tab")
+    until(page, "frames 0 to 3 made; frames 4 to 4 known")
+    page.get_by_label("What happens", exact=True).fill("a large blue square moves right")
+    id = made(page)
+    assert studio.service.queue.get(id).request["known"][0]["at"] == -1
+    page.get_by_label("Loop", exact=True).check()
+    page.get_by_role("button", name="Make the clip").click()
+    page.get_by_role("alert").get_by_text("Give the clip first.").wait_for()

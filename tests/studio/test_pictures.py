@@ -1,0 +1,183 @@
+"""Pictures on the page: made, found again, drawn again, edited; grids; and what happens when the page is left."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("gradio")
+
+from tests.checkpoints import tiny_sd
+from tests.studio.conftest import MARKS, another, begun, chosen, ended, opened, picked
+from tests.web.conftest import Server
+from unveil.checkpoints.tensors import write_tensors
+from unveil.data.decode import natural, open_picture
+from unveil.service.job import Job
+from unveil.service.pictures import pictures_of
+
+pytestmark = MARKS
+
+
+def job_of(studio: Server, id: str) -> Job:
+    job = studio.service.queue.get(id)
+    assert job is not None
+    return job
+
+
+def files(studio: Server, id: str) -> list[bytes]:
+    return [studio.service.results.file(id, name).read_bytes() for name in pictures_of(job_of(studio, id))]
+
+
+def decoded(png: bytes) -> Any:
+    return natural(open_picture(io.BytesIO(png), 10**6), 3)
+
+
+def test_a_picture_is_made_found_and_drawn_again_to_the_byte(page: Any, studio: Server, tmp_path: Path):
+    begun(page, "a large blue square on green", 80)
+    page.wait_for_selector("#picture-status img.preview")
+    first = ended(page, "picture")
+    shown = page.locator("#picture-result .figures img")
+    assert shown.evaluate("image => image.decode().then(() => image.naturalWidth)") == 32
+    strip = page.locator("#picture-result img.strip")
+    assert strip.evaluate("image => image.decode().then(() => image.naturalWidth)") > 256
+
+    begun(page, "a small red circle on white", 4)
+    other = another(page, "picture", first)
+    chosen(page, "gallery")
+    page.get_by_label("Search").fill("blue square")
+    page.wait_for_function("document.querySelectorAll('#gallery-cards article').length == 1")
+    page.get_by_role("button", name="Take the settings of a large blue square on green").click()
+    page.wait_for_selector("#tab-picture:visible")
+    page.wait_for_function("document.querySelector('#picture-prompt textarea').value.includes('blue')")
+    page.get_by_role("button", name="Make the picture").click()
+    again = another(page, "picture", other)
+    assert files(studio, again) == files(studio, first) != files(studio, other)
+
+    chosen(page, "gallery")
+    page.get_by_role("button", name="Draw a picture again from its file").click()
+    dropped = tmp_path / "dropped.png"
+    dropped.write_bytes(files(studio, other)[0])
+    page.locator("#gallery-file input[type=file]").set_input_files(dropped)
+    page.wait_for_function("document.querySelector('#picture-prompt textarea').value.includes('red circle')")
+    page.get_by_role("button", name="Make the picture").click()
+    assert files(studio, another(page, "picture", again)) == files(studio, other)
+
+
+def test_a_part_is_painted_over_and_made_anew_and_the_rest_stays(page: Any, studio: Server):
+    begun(page, "a large blue square on green", 8)
+    first = ended(page, "picture")
+    page.get_by_role("button", name="Edit it").click()
+    page.wait_for_selector("#picture-source img")
+    page.get_by_label("A part of a picture").check()
+    canvas = page.locator("#picture-editor canvas").first
+    canvas.wait_for()
+    canvas.scroll_into_view_if_needed()
+    page.wait_for_timeout(1500)  # it lays the picture out by and by
+    page.get_by_role("button", name="Make the picture").click()
+    page.get_by_text("Paint over what is to be made anew.").nth(1).wait_for()  # nothing was painted
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 40, y - 40)
+    page.mouse.down()
+    page.mouse.move(x, y, steps=4)
+    page.mouse.up()
+    page.wait_for_timeout(500)  # what was painted is sent by and by
+    begun(page, "a red circle on green", 8)
+    again = another(page, "picture", first)
+    before, after = (decoded(files(studio, id)[0]) for id in (first, again))
+    mask = decoded(studio.service.inputs.path(job_of(studio, again).request["change"]["mask"]).read_bytes())[0] > 127
+    assert 4 < int(mask.sum()) < 500
+    assert (before != after).any(0)[mask].any()
+    assert (before == after).all(0)[~mask].all()
+
+
+def test_what_is_put_into_the_models_folder_is_chosen_and_used(page: Any, studio: Server, places: Path):
+    tiny_sd.pipeline().save_pretrained(places / "models" / "checkpoints" / "tiny")
+    (places / "models" / "loras").mkdir()
+    write_tensors(places / "models" / "loras" / "style.safetensors", tiny_sd.lora())
+    tiny_sd.controlnet().save_pretrained(places / "models" / "controlnets" / "edges")
+    chosen(page, "models")
+    page.get_by_role("button", name="Inspect tiny").click()
+    page.get_by_text("StableDiffusionPipeline").first.wait_for()
+    chosen(page, "picture")
+    page.get_by_label("Another seed each time").uncheck()
+    picked(page, "picture-model", "tiny")
+    begun(page, "a cat", 1)
+    plain = ended(page, "picture")
+    page.get_by_role("button", name="LoRA and ControlNet").click()
+    picked(page, "picture-lora-1", "style")
+    page.get_by_role("button", name="Make the picture").click()
+    worn = another(page, "picture", plain)
+    picked(page, "picture-control", "edges")
+    hint = places / "hint.png"
+    hint.write_bytes(files(studio, plain)[0])
+    page.locator("#picture-hint input[type=file]").set_input_files(hint)
+    page.wait_for_selector("#picture-hint img")
+    page.get_by_role("button", name="Make the picture").click()
+    steered = another(page, "picture", worn)
+    asked = [job_of(studio, id).request for id in (plain, worn, steered)]
+    assert [one["loras"] for one in asked] == [[], ["style:1"], ["style:1"]]
+    assert asked[2]["controls"][0]["name"] == "edges"
+    assert len({files(studio, id)[0] for id in (plain, worn, steered)}) == 3
+
+
+def test_a_grid_has_a_picture_for_every_setting(page: Any, studio: Server):
+    page.get_by_label("What is to be seen").fill("a ring")
+    page.get_by_role("button", name="Grid of samplers, steps and guidance").click()
+    page.get_by_label("heun", exact=True).check()
+    page.get_by_label("euler-time", exact=True).check()
+    page.get_by_label("Numbers of steps").fill("2 3")
+    page.get_by_label("Scales of guidance").fill("1, 4")
+    page.get_by_role("button", name="Draw the grid").click()
+    page.wait_for_function("document.querySelectorAll('#grid-result img[data-state=completed]').length == 8")
+    rings = [job.request for job in studio.service.queue.jobs("completed") if job.request["prompt"] == "a ring"]
+    settings = [one["sampling"] for one in rings]
+    made = {(one["sampler"], one["steps"], one["scale"]) for one in settings}
+    assert made == {(name, steps, scale) for name in ("heun", "euler-time") for steps in (2, 3) for scale in (1, 4)}
+    page.get_by_label("Numbers of steps").fill("many")
+    page.get_by_role("button", name="Draw the grid").click()
+    page.get_by_role("alert").get_by_text("must be a number").wait_for()
+
+
+def test_what_runs_is_found_again_after_a_reload_and_in_chinese_and_can_be_cancelled(page: Any, studio: Server):
+    begun(page, "a large ring", 9_000)
+    page.wait_for_selector("#picture-status [data-state=running]")
+    running = page.locator("#picture-status [data-state]").get_attribute("data-job")
+    page.reload()
+    page.wait_for_selector(f"#picture-status [data-job='{running}']")
+    assert page.get_by_label("What is to be seen").input_value() == "a large ring"
+    page.get_by_role("link", name="中文").click()
+    page.wait_for_selector(f"#picture-status [data-job='{running}']")
+    assert page.evaluate("document.documentElement.lang") == "zh-CN"
+    page.get_by_role("tab", name="队列").click()
+    page.get_by_role("button", name="取消 a large ring").click()
+    page.locator("#queue-table").get_by_text("已取消。").first.wait_for()
+    assert studio.until(running, "cancelled")["outputs"] == []
+    opened(page, studio, "en")
+    assert ended(page, "picture", "cancelled") == running
+
+
+def test_words_and_names_of_others_are_shown_as_text(page: Any, studio: Server, places: Path):
+    hostile = 'a red ring <img src=x onerror="window.hacked=1"><script>window.hacked=1</script>\x1b[31mend'
+    begun(page, hostile, 1)
+    id = ended(page, "picture")
+    folder = places / "models" / "checkpoints" / "<img src=x onerror=window.hacked=1>"
+    folder.mkdir(parents=True)
+    (folder / "model_index.json").write_text("{}")
+    for tab in ("models", "gallery", "queue"):
+        chosen(page, tab)
+        page.locator(f"#tab-{tab}").get_by_text("<img src=x").first.wait_for()
+    shown = page.locator("#queue-table td", has_text="end").first.inner_text()
+    assert "<script>" in shown
+    assert "\x1b" not in shown
+    begun_again = studio.service.queue.get(id)
+    assert begun_again is not None
+    assert begun_again.request["prompt"] == hostile
+    chosen(page, "models")
+    page.get_by_role("button", name="Inspect <img").click()
+    page.get_by_role("alert").wait_for()
+    assert page.evaluate("window.hacked") is None

@@ -1,0 +1,62 @@
+"""Models are judged, two reports stand side by side, and a model is brought in and written in another layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("gradio")
+
+from tests.checkpoints import tiny_sd
+from tests.studio.conftest import MARKS, another, chosen, ended, picked
+from tests.web.conftest import Server
+from unveil.checkpoints.tensors import write_tensors
+
+pytestmark = MARKS
+
+
+def test_two_reports_stand_side_by_side(page: Any, studio: Server):
+    chosen(page, "evaluate")
+    page.get_by_text("There is no report yet: judge a model.").wait_for()
+    picked(page, "evaluate-model", "ddpm-digits")
+    picked(page, "evaluate-recipe", "ddpm-digits")
+    page.get_by_label("Samples", exact=True).fill("40")
+    page.get_by_role("button", name="Judge it").click()
+    one = ended(page, "evaluate")
+    page.get_by_label("Samples", exact=True).fill("60")
+    page.get_by_role("button", name="Judge it").click()
+    another(page, "evaluate", one)
+    page.locator("#evaluate-other input").click()
+    page.get_by_role("option").nth(2).click()
+    page.locator("#evaluate-show").click()
+    page.locator("#evaluate-shown table").wait_for()
+    assert page.locator("#evaluate-shown tbody tr").count() > 3
+    frames = page.locator("#evaluate-shown iframe")
+    assert frames.count() == 2
+    frames.first.content_frame.locator("h1").wait_for()
+
+
+def test_a_file_is_brought_in_and_written_in_another_layout(page: Any, places: Path, tmp_path: Path):
+    write_tensors(tmp_path / "style.safetensors", tiny_sd.lora())
+    tiny_sd.pipeline().save_pretrained(places / "models" / "checkpoints" / "tiny")
+    chosen(page, "models")
+    page.get_by_role("button", name="Bring a file in").click()
+    page.locator("#models-file input[type=file]").set_input_files(tmp_path / "style.safetensors")
+    page.locator("#models-file").get_by_text("style").first.wait_for()
+    page.get_by_label("LoRA", exact=True).check()
+    page.get_by_role("button", name="Bring it in").click()
+    page.locator("#models-table").get_by_text("style").first.wait_for()
+    there = places / "models" / "loras" / "style.safetensors"
+    assert there.read_bytes() == (tmp_path / "style.safetensors").read_bytes()
+
+    page.get_by_role("button", name="Write it in another layout").click()
+    picked(page, "models-source", "tiny")
+    page.get_by_label("ldm", exact=True).check()
+    page.get_by_label("Name of what is written").fill("one-file")
+    page.get_by_role("button", name="Write it", exact=True).click()
+    ended(page, "convert")
+    assert (places / "models" / "checkpoints" / "one-file.safetensors").is_file()
+    page.get_by_role("button", name="Write it", exact=True).click()
+    page.get_by_role("alert").get_by_text("is in the models folder already").wait_for()

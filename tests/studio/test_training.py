@@ -1,0 +1,77 @@
+"""Training on the page: from a folder to a model that is used, stopped and gone on with on the way; and reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("gradio")
+
+from tests.studio.conftest import MARKS, another, chosen, ended, picked
+from tests.web.conftest import Server
+from unveil.pictures import png
+
+pytestmark = MARKS
+CHANGES = """train.steps: 9000
+train.save_every: 20
+train.sample_every: 20
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(places: Path) -> str:
+    """Twenty squares of grey."""
+    made = places / "data" / "squares"
+    made.mkdir()
+    for number in range(20):
+        picture = torch.full((3, 16, 16), 12 * number, dtype=torch.uint8)
+        picture[:, 4:12, 4:12] = 255
+        (made / f"{number:02d}.png").write_bytes(png(picture))
+    return made.name
+
+
+def shown_steps(page: Any) -> int:
+    return int(page.locator("#train-curves [data-steps]").get_attribute("data-steps"))
+
+
+def test_a_folder_becomes_a_model_that_is_used_and_judged(page: Any, studio: Server, folder: str, places: Path):
+    chosen(page, "train")
+    picked(page, "train-folder", folder)
+    page.get_by_role("button", name="Look at the data").click()
+    looked = ended(page, "prepare")
+    page.locator("#prepare-result pre").get_by_text("20").first.wait_for()
+    page.get_by_role("button", name="Write captions").click()
+    another(page, "prepare", looked)
+    assert len((places / "data" / folder / "metadata.jsonl").read_text().splitlines()) == 20
+
+    assert page.locator("#train-recipe input").input_value() == "own-pictures"
+    page.get_by_label("The recipe's small form, to try it").check()
+    page.get_by_label("Name of the run").fill("squares")
+    page.get_by_label("Changes of the recipe, a line each").fill(CHANGES)
+    page.get_by_role("button", name="Start, or go on").click()
+    page.wait_for_selector("#train-curves [data-steps]")
+    seen = shown_steps(page)
+    page.wait_for_function(
+        "old => Number(document.querySelector('#train-curves [data-steps]').dataset.steps) > old", arg=seen
+    )
+    page.wait_for_selector("#train-samples img")
+    page.locator("#train-cancel").click()
+    stopped = ended(page, "train", "cancelled")
+
+    page.get_by_role("button", name="Start, or go on").click()
+    page.wait_for_selector(f"#train-status [data-state=running]:not([data-job='{stopped}'])")
+    page.wait_for_function(
+        "old => Number(document.querySelector('#train-curves [data-steps]').dataset.steps) > old + 20", arg=seen
+    )
+    page.locator("#train-cancel").click()
+    again = another(page, "train", stopped, "cancelled")
+    assert again != stopped
+
+    page.get_by_role("button", name="Use this model").click()
+    page.wait_for_selector("#tab-picture:visible")
+    page.get_by_role("button", name="Make the picture").click()
+    id = ended(page, "picture")
+    assert studio.service.queue.get(id).request["model"] == "squares"
