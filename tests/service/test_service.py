@@ -89,6 +89,8 @@ def test_a_folder_below_a_file_is_refused(tmp_path):
         pass
 
 
+# over HTTP it is tried in every run
+@pytest.mark.release
 @pytest.mark.parametrize("times", [6])
 def test_a_server_that_is_killed_again_and_again_loses_nothing_and_makes_nothing_twice(tmp_path, times):
     queue = Queue(tmp_path, Limits(100, 100))

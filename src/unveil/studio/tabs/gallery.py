@@ -9,8 +9,10 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
+from unveil.data.decode import open_picture
 from unveil.service.clips import CLIPS, COVER
 from unveil.service.gallery import found, request_of
+from unveil.service.inputs import PIXELS
 from unveil.service.job import Job
 from unveil.service.pictures import pictures_of
 from unveil.studio import shown
@@ -105,4 +107,6 @@ class Gallery(Tab):
         """
         if not path:
             raise RecipeError(self.say("Give the picture first."))
+        with Path(path).open("rb") as file:
+            open_picture(file, PIXELS)  # weighed before it is read
         return request_of(read_facts(Path(path)), self.client.service.catalog)
