@@ -16,8 +16,8 @@ from benchmarks.__main__ import HERE, PAGE, names, page
 # long, by whether the system keeps the memory that it frees.
 MISSED = {"dit_sample": {"as shipped"}, "sampler_step": {"dpmpp-2m, batch 16"}}
 
-# Short runs that take half a minute; shorter ones try the same parts of the network, and tests the server's load.
-LONG = {"dit_step", "wan_sample", "server_load"}
+# Short runs that take twenty seconds and more; shorter ones try the same parts, and tests the server's load.
+LONG = {"dit_step", "wan_sample", "server_load", "video_decode", "video_packing", "latent_cache"}
 
 
 @pytest.mark.parametrize("name", names())

@@ -17,7 +17,7 @@ from unveil.pictures import png
 pytestmark = MARKS
 CHANGES = """train.steps: 9000
 train.save_every: 20
-train.sample_every: 20
+train.sample_every: 40
 """
 
 

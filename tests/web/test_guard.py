@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.web.conftest import KEY, OTHER, Begin, Server
 from unveil.app.console import Console
+from unveil.pictures import png
 from unveil.service.hold import held
 from unveil.types import MediaError, NotWritable, RecipeError
 from unveil.web.guard import depth_of
@@ -143,6 +145,20 @@ def test_a_page_of_another_origin_is_refused(begin: Begin, origin: str):
 def pieces(size: int, count: int) -> Iterator[bytes]:
     for _ in range(count):
         yield b" " * size
+
+
+def test_the_own_machine_may_send_large_files_where_that_is_allowed(begin: Begin):
+    place = "/v1/inputs"
+    picture = png(torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8))
+    body = b'--x\r\ncontent-disposition: form-data; name="file"; filename="a.png"\r\n\r\n' + picture + b"\r\n--x--\r\n"
+    asked = {"content-type": "multipart/form-data; boundary=x"}
+    server = begin(rules=Rules(body=1000, json=1000, large=frozenset({place})))
+    assert server.ask("POST", place, body=body, headers=asked).status == 200
+    assert server.ask("POST", "/v1/images/edits", body=body, headers=asked).status == 413
+    assert server.ask("POST", place, body=b" " * 2000, headers=SEND).status == 413
+    ask = Ask(Path(), large=[place])
+    assert ask.rules({}).large == {place}
+    assert ask.rules({"UNVEIL_SERVER_KEY": KEY}).large == frozenset()  # who has a key is not the own machine
 
 
 def test_large_bodies_are_refused_before_they_are_read(begin: Begin):

@@ -30,10 +30,12 @@ RING = {"prompt": "a ring", "steps": 4, "expand": False}
 class Served:
     """A server of a folder."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, verb: str = "serve", port: int = 0) -> None:
         self.folder = folder
-        command = [sys.executable, "-m", "unveil", "serve", "--folder", str(folder), "--port", "0", "--device", "cpu"]
-        self.process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        command = [sys.executable, "-m", "unveil", verb, "--folder", str(folder), "--port", str(port)]
+        self.process = subprocess.Popen(
+            [*command, "--device", "cpu", *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         self.begun = time.monotonic()
         self.port = 0
         while not self.port:

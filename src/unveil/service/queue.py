@@ -86,17 +86,18 @@ class Queue:
             tables.insert(table, job)
         return job
 
-    def refuse_full(self, owner: str, coming: int = 0, own: int = 0) -> None:
+    def refuse_full(self, owner: str, coming: Mapping[str, int] | None = None) -> None:
         """Looks whether `submit` would refuse a job, and writes nothing.
 
         Args:
             owner: of the job.
-            coming: jobs that others are about to put in, `own` of them of this owner.
+            coming: jobs that owners are about to put in. It is read after the table: one that has come in between is
+                counted by neither, and refused by `submit` then, but none is counted by both.
 
         Raises:
             Busy: as `submit`.
         """
-        self._refuse_full(self._table, owner, coming, own)
+        self._refuse_full(self._table, owner, coming)
 
     def take(self, worker: str) -> Job | None:
         """The job whose turn it is, which is this worker's from now on; None: nothing waits."""
@@ -289,12 +290,13 @@ class Queue:
                 raise
             raise OutOfResources(f"{self.file}: {FULL}; free some space") from problem
 
-    def _refuse_full(self, table: sqlite3.Connection, owner: str, coming: int = 0, own: int = 0) -> None:
+    def _refuse_full(self, table: sqlite3.Connection, owner: str, coming: Mapping[str, int] | None = None) -> None:
         waiting = tables.count(table, "state = 'queued'")
-        if waiting + coming >= self.limits.waiting:
-            raise Busy(f"{waiting} jobs wait, which is as many as may; come again later", self._until_next())
         mine = tables.count(table, "state IN ('queued', 'running') AND owner = ?", owner)
-        if mine + own >= self.limits.each:
+        others = dict(coming or {})
+        if waiting + sum(others.values()) >= self.limits.waiting:
+            raise Busy(f"{waiting} jobs wait, which is as many as may; come again later", self._until_next())
+        if mine + others.get(owner, 0) >= self.limits.each:
             told = f"{mine} jobs of yours wait or run, which is as many as may; come again later"
             raise Busy(told, self._until_next())
 

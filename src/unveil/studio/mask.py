@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ SHOWN = 512  # px: smaller pictures are shown enlarged, so that a hand can paint
 HALF = 128  # of the brush's alpha
 
 
-def enlarged(path: str | None) -> str | None:
+def enlarged(path: str | None) -> Image.Image | None:
     """A picture as the brush paints on it: small ones with their pixels repeated; None: there is none.
 
     Raises:
@@ -28,10 +27,7 @@ def enlarged(path: str | None) -> str | None:
     with Path(path).open("rb") as file:
         picture = open_picture(file, PIXELS).convert("RGB")
     factor = max(1, SHOWN // max(picture.size))
-    picture = picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)
-    with tempfile.NamedTemporaryFile(suffix=".png", delete=False) as file:
-        picture.save(file, "PNG")
-    return file.name
+    return picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)
 
 
 def mask_of(painted: Mapping[str, Any] | None, size: tuple[int, int]) -> bytes | None:

@@ -14,7 +14,7 @@ from gradio.themes import Default
 
 from unveil.service.catalog import about
 from unveil.service.clips import CLIPS
-from unveil.service.inputs import BYTES, FOLDER
+from unveil.service.inputs import FOLDER
 from unveil.service.process import MADE
 from unveil.studio.client import Client
 from unveil.studio.tab import Desk, Tab, Watch
@@ -137,11 +137,9 @@ class Page:
 
         def use(owner: str, kept: Any) -> list[Any]:
             name = train.model_of(owner, kept)
-            clips = name in video.models() and about(train.client.service.catalog.model(name)).makes == "clips"
-            chosen = gr.Dropdown(choices=picture.models(), value=name)
-            if clips:
+            if about(train.client.service.catalog.model(name)).makes == "clips":
                 return [gr.skip(), gr.Dropdown(choices=video.models(), value=name), gr.Tabs(selected="video")]
-            return [chosen, gr.skip(), gr.Tabs(selected="picture")]
+            return [gr.Dropdown(choices=picture.models(), value=name), gr.skip(), gr.Tabs(selected="picture")]
 
         train.on(train.use.click, use, [train.watch.kept], [picture.model, video.model, self.tabs])
 
@@ -162,7 +160,7 @@ def mounted(app: FastAPI, client: Client) -> FastAPI:
             css_paths=STYLE,
             footer_links=[],
             allowed_paths=[str((folder / FOLDER).absolute()), str((folder / MADE).absolute())],
-            max_file_size=BYTES,
+            max_file_size=None,  # the guard has weighed it, and what is kept is weighed again
             show_error=False,
             ssr_mode=False,
             enable_monitoring=False,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse
 
@@ -36,7 +38,8 @@ def serve(ask: server.Ask, console: Console) -> None:
     Raises:
         RecipeError, NotWritable: as `server.serve`.
     """
-    server.serve(ask, console, extend=extended, before=Entrance)
+    weights = [f"/{language}/gradio_api/upload" for language in LANGUAGES]
+    server.serve(replace(ask, large=weights), console, extend=extended, before=Entrance)
 
 
 def extended(app: FastAPI, service: Service, budget: float | None) -> App:

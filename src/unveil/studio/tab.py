@@ -105,10 +105,11 @@ class Watch:
     Args:
         tab: that it is in.
         key: by which the browser keeps it.
+        empty: what to do, as long as there is no job.
     """
 
-    def __init__(self, tab: Tab, key: str) -> None:
-        self._tab, self._key = tab, key
+    def __init__(self, tab: Tab, key: str, empty: str = "") -> None:
+        self._tab, self._key, self._empty = tab, key, empty
 
     def lay(self) -> None:
         """Places its parts."""
@@ -116,7 +117,7 @@ class Watch:
         self.kept = gr.BrowserState({}, storage_key=f"unveil-{self._key}", secret="unveil")
         with gr.Row():
             self.cancel = gr.Button(say("Cancel"), interactive=False, elem_id=f"{self._key}-cancel", variant="stop")
-        self.status = gr.HTML(elem_id=f"{self._key}-status")
+        self.status = gr.HTML(shown.hint(self._empty) if self._empty else "", elem_id=f"{self._key}-status")
         self.result = gr.HTML(elem_id=f"{self._key}-result")
         self.timer = gr.Timer(POLL_S, active=False)
         self._tab.on(self.timer.tick, self.look, [self.kept], self.parts, asked=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ class Calls:
         self.service, self.budget = service, budget
         self._writer = ThreadPoolExecutor(1, "writer")
         self._coming: dict[str, int] = {}  # jobs of each owner that are being written
+        self._counting = threading.Lock()
 
     async def submit(self, kind: str, request: Mapping[str, Any], owner: str) -> Job:
         """Checks a request and puts it into the queue.
@@ -40,14 +42,18 @@ class Calls:
             OverBudget: it is more work than a job may be.
             Busy: as many wait as may.
         """
-        coming = self._coming  # what is being written counts, and a refusal waits for nobody
-        self.service.queue.refuse_full(owner, sum(coming.values()), coming.get(owner, 0))
+        self.service.queue.refuse_full(owner, self._coming)  # what is being written counts; it waits for nobody
         cost = weighed(kind, request, self.service.catalog, self.service.inputs, self.budget)
-        self._coming[owner] = self._coming.get(owner, 0) + 1
+        with self._counting:
+            self._coming[owner] = self._coming.get(owner, 0) + 1
+        return await self._write(self._submitted, kind, dict(request), owner, cost)
+
+    def _submitted(self, kind: str, request: Mapping[str, Any], owner: str, cost: float) -> Job:
         try:
-            return await self._write(self.service.submit, kind, dict(request), owner, cost)
+            return self.service.submit(kind, request, owner, cost)
         finally:
-            self._coming[owner] -= 1
+            with self._counting:
+                self._coming[owner] -= 1
 
     def get(self, id: str, owner: str) -> Job:
         """A job of an owner.
@@ -114,4 +120,5 @@ class Calls:
             await asyncio.sleep(LATER_S)
 
     async def _write(self, call: Any, *given: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._writer, call, *given)
+        # what is begun is written, whoever goes away
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._writer, call, *given))

@@ -110,6 +110,8 @@ class Guard:
             raise Problem(415, f"a body is {JSON} or {FORM}", "unsupported_media_type")
         if "content-encoding" in headers:
             raise Problem(415, "a body is sent as it is, without a content-encoding", "unsupported_media_type")
+        if kind == FORM and scope["path"] in rules.large:
+            return receive
         most = rules.json if kind == JSON else rules.body
         if len(length) > 12 or int(length) > most:
             raise _too_large(most)

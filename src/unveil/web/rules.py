@@ -28,6 +28,7 @@ class Rules:
         json: bytes of a body of JSON. body: of any other.
         seconds: until a request has to be there whole.
         depth: of JSON.
+        large: paths at which files of any size are taken, as long as they come; for the own machine.
     """
 
     keys: Mapping[str, str] = field(default_factory=dict)
@@ -37,6 +38,7 @@ class Rules:
     body: int = BYTES
     seconds: float = 30.0
     depth: int = 32
+    large: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         """Raises RecipeError for keys that can be guessed."""

@@ -37,6 +37,7 @@ class Ask:
         devices: a worker each.
         waiting, each: jobs that wait, and those of one key.
         budget: megapixel steps of a job.
+        large: paths at which files of any size are taken, where no key is needed.
     """
 
     folder: Path
@@ -49,6 +50,7 @@ class Ask:
     waiting: int = 32
     each: int = 8
     budget: float = BUDGET
+    large: Sequence[str] = ()
 
     def known(self, variables: Mapping[str, str]) -> dict[str, str]:
         """The keys, of the file or of the environment.
@@ -70,7 +72,8 @@ class Ask:
         """Whom it answers."""
         keys = self.known(variables)
         named = {*LOOPBACK, self.host.lower(), *(name.lower() for name in self.names)}
-        return Rules(keys, None if keys and not self.names else frozenset(named), frozenset(self.origins))
+        hosts, large = None if keys and not self.names else frozenset(named), frozenset(() if keys else self.large)
+        return Rules(keys, hosts, frozenset(self.origins), large=large)
 
 
 class Impatient(H11Protocol):

@@ -51,7 +51,7 @@ class Evaluate(Tab):
                 )
                 self.changes = gr.Textbox(label=say("Changes of the recipe, a line each"), elem_id="evaluate-changes")
                 self.go = gr.Button(say("Judge it"), variant="primary", elem_id="evaluate-go")
-                self.watch = Judged(self, "evaluate")
+                self.watch = Judged(self, "evaluate", say("Choose a model, and judge it."))
                 self.watch.lay()
             with gr.Column(scale=3, min_width=300):
                 self.one = gr.Dropdown([], label=say("Report"), elem_id="evaluate-one")

@@ -64,7 +64,7 @@ class Models(Tab):
             self.dtype = gr.Radio([*get_args(Dtype)], value="float32", label=say("Numbers"), elem_id="models-dtype")
             self.name = gr.Textbox(label=say("Name of what is written"), elem_id="models-name")
             self.convert = gr.Button(say("Write it"), elem_id="models-go")
-            self.watch = Logged(self, "convert")
+            self.watch = Logged(self, "convert", say("Choose a model, a layout and a name."))
             self.watch.lay()
         self._wire()
 

@@ -36,7 +36,7 @@ class Picture(Maker):
                 self._asked()
             with gr.Column(scale=3, min_width=300):
                 self.go = gr.Button(self.say("Make the picture"), variant="primary", elem_id="picture-go")
-                self.watch = Watch(self, "picture")
+                self.watch = Watch(self, "picture", self.say("Write what is to be seen, and make the picture."))
                 self.watch.lay()
                 self._then()
                 self.grid = Grid(self, self.request)

@@ -58,7 +58,7 @@ class Train(Tab):
                 self.prepared.lay()
             with gr.Column(scale=3, min_width=300):
                 self._asked()
-                self.watch = Logged(self, "train")
+                self.watch = Logged(self, "train", say("Choose a recipe and a name, and start."))
                 self.watch.lay()
                 self._seen()
         self._wire()
@@ -161,12 +161,10 @@ class Train(Tab):
         last = {key: value for line in lines for key, value in line.items() if key in KEPT and value is not None}
         told = ", ".join(f"{key} {value:.4g}" for key, value in last.items())
         words = self.say("Step {step}: {numbers}", step=lines[-1].get("step", 0), numbers=told)
-        with TemporaryDirectory() as folder:
-            plots = plot_run(lines, Path(folder))
-            drawn = Markup("").join(
-                shown.picture(path.read_bytes(), self.say("Curves of {what}; {numbers}", what=path.stem, numbers=told))
-                for path in plots
-            )
+        drawn = Markup("").join(
+            shown.picture(data, self.say("Curves of {what}; {numbers}", what=name, numbers=told))
+            for name, data in _plots(run / "metrics.jsonl", len(lines))
+        )
         return Markup('<p data-steps="{}">{}</p>{}').format(lines[-1].get("step", 0), shown.plain(words), drawn)
 
     def _sheet(self, sheets: list[Path], at: int) -> Markup:
@@ -221,6 +219,13 @@ def of_folders() -> list[str]:
 def _sheets(run: Path) -> list[Path]:
     """The sheets of samples of a run, the first ones first."""
     return sorted((run / "samples").glob("*.png")) if (run / "samples").is_dir() else []
+
+
+@lru_cache(maxsize=8)
+def _plots(metrics: Path, lines: int) -> list[tuple[str, bytes]]:
+    """The curves of a run with their names, drawn once for so many lines."""
+    with TemporaryDirectory() as folder:
+        return [(path.stem, path.read_bytes()) for path in plot_run(_lines(metrics)[:lines], Path(folder))]
 
 
 def _lines(metrics: Path) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ class Video(Maker):
             with gr.Column(scale=3, min_width=300):
                 self.timeline = gr.HTML(elem_id="video-timeline")
                 self.go = gr.Button(self.say("Make the clip"), variant="primary", elem_id="video-go")
-                self.watch = Watch(self, "video")
+                self.watch = Watch(self, "video", self.say("Write what happens, and make the clip."))
                 self.watch.lay()
                 self.again = gr.Button(self.say("Go on from this clip"), elem_id="video-again")
         self._wire()

@@ -1,0 +1,46 @@
+"""`unveil studio` as it is started: nothing is asked of other machines, and a server that is killed is no loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("gradio")
+
+from tests.studio.conftest import LONG_MS, MARKS, begun, chosen, ended
+from tests.web.test_served import Served
+
+pytestmark = MARKS
+
+
+def test_the_page_goes_on_where_a_killed_server_was(browser: Any, tmp_path: Path):
+    server = Served(tmp_path / "service", verb="studio")
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(LONG_MS)
+    asked: set[str] = set()
+    page.on("request", lambda request: asked.add(request.url.split("/")[2] if "://" in request.url else ""))
+    try:
+        page.goto(f"http://127.0.0.1:{server.port}/")  # which leads to a language
+        page.wait_for_selector("#picture-go")
+        begun(page, "a large ring", 5_000)
+        page.wait_for_selector("#picture-status [data-state=running]")
+        running = page.locator("#picture-status [data-state]").get_attribute("data-job")
+        server.kill()
+        server = Served(tmp_path / "service", verb="studio", port=server.port)
+        page.reload()
+        page.wait_for_selector(f"#picture-status [data-state=running][data-job='{running}']")
+        assert page.get_by_label("What is to be seen").input_value() == "a large ring"
+        page.locator("#picture-cancel").click()
+        assert ended(page, "picture", "cancelled") == running
+        chosen(page, "video")
+        page.get_by_label("What happens", exact=True).fill("a small red circle moves left")
+        page.locator("#video-frames textarea, #video-frames input").fill("4")
+        page.get_by_role("button", name="Make the clip").click()
+        ended(page, "video")
+        assert asked <= {f"127.0.0.1:{server.port}", ""}, asked
+    finally:
+        context.close()
+        server.kill()
