@@ -17,7 +17,7 @@ from benchmarks.__main__ import HERE, PAGE, names, page
 MISSED = {"dit_sample": {"as shipped"}, "sampler_step": {"dpmpp-2m, batch 16"}}
 
 # Short runs that take twenty seconds and more; shorter ones try the same parts, and tests the server's load.
-LONG = {"dit_step", "wan_sample", "server_load", "video_decode", "video_packing", "latent_cache"}
+LONG = {"dit_step", "wan_sample", "server_load", "video_decode", "video_packing", "video_sizes", "latent_cache"}
 
 
 @pytest.mark.parametrize("name", names())
