@@ -52,8 +52,11 @@ def main() -> None:
                 page.wait_for_timeout(1500)
                 if tab == "evaluate":
                     page.locator("#evaluate-show").click()
-                    page.wait_for_timeout(1500)
-                kept(page.screenshot(full_page=True), IMAGES / f"studio-{tab}{name}.png")
+                    page.set_viewport_size({"width": width, "height": 1500 if name else 1000})
+                    page.wait_for_timeout(3000)
+                # a report in its frame is not laid out again for a picture of the whole page
+                kept(page.screenshot(full_page=tab != "evaluate"), IMAGES / f"studio-{tab}{name}.png")
+                page.set_viewport_size({"width": width, "height": 900})
         browser.close()
 
 
