@@ -33,6 +33,7 @@ def test_two_reports_stand_side_by_side(page: Any, studio: Server):
     page.locator("#evaluate-show").click()
     page.locator("#evaluate-shown table").wait_for()
     assert page.locator("#evaluate-shown tbody tr").count() > 3
+    page.locator("#evaluate-shown").get_by_text("different protocols").wait_for()  # 40 samples and 60
     frames = page.locator("#evaluate-shown iframe")
     assert frames.count() == 2
     frames.first.content_frame.locator("h1").wait_for()

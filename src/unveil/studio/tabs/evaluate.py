@@ -105,15 +105,20 @@ class Evaluate(Tab):
     def _compared(self, one: Job, other: Job) -> Markup:
         """The numbers that both have, side by side."""
         say = self.say
-        first, second = (dict(_numbers(self._read(job))) for job in (one, other))
+        reports = [self._read(job) for job in (one, other)]
+        first, second = (dict(_numbers(report.get("results", {}))) for report in reports)
         rows = [[name, _told(value), _told(second[name])] for name, value in first.items() if name in second]
         if not rows:
             return shown.hint(say("The two reports have no number in common."))
-        return shown.table([say("Number"), _named(one), _named(other)], rows)
+        alike = reports[0].get("protocol_sha256") == reports[1].get("protocol_sha256")
+        warned = say("The two were judged by different protocols; their numbers are not to be compared closely.")
+        return (Markup("") if alike else shown.alert(warned)) + shown.table(
+            [say("Number"), _named(one), _named(other)], rows
+        )
 
     def _read(self, job: Job) -> Mapping[str, Any]:
         try:
-            return json.loads(self.client.service.results.file(job.id, NUMBERS).read_text("utf-8")).get("results", {})
+            return json.loads(self.client.service.results.file(job.id, NUMBERS).read_text("utf-8"))
         except (MediaError, OSError, ValueError):
             return {}
 
