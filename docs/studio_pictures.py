@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -38,7 +39,7 @@ CHANGES = "train.steps: 120\ntrain.save_every: 20\ntrain.sample_every: 20\ntrain
 def main() -> None:
     """Does some work on the page, and takes its pictures."""
     with tempfile.TemporaryDirectory() as place, served(Path(place)), sync_playwright() as program:
-        browser = program.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
+        browser = program.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         context = browser.new_context(viewport={"width": 1280, "height": 900})
         page = context.new_page()
         page.set_default_timeout(300_000)

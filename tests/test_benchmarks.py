@@ -16,8 +16,8 @@ from benchmarks.__main__ import HERE, PAGE, names, page
 # long, by whether the system keeps the memory that it frees.
 MISSED = {"dit_sample": {"as shipped"}, "sampler_step": {"dpmpp-2m, batch 16"}}
 
-# Short runs that take twenty seconds and more; shorter ones try the same parts, and tests the server's load.
-LONG = {"dit_step", "wan_sample", "server_load", "video_decode", "video_packing", "video_sizes", "latent_cache"}
+# Bars whose short run takes too long for every change: a release tries them.
+LONG = {"dit_step", "wan_sample", "server_load", "video_decode", "video_sizes", "latent_cache"}
 
 
 @pytest.mark.parametrize("name", names())

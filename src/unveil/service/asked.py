@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
@@ -30,6 +31,11 @@ Text = Annotated[str, Field(max_length=LONGEST), AfterValidator(_plain)]
 Sent = Annotated[str, Field(pattern=rf"^{NAME}$")]  # a file of `inputs`
 Side = Annotated[int, Field(ge=1, le=SIDE)]
 Any_ = TypeVar("Any_", bound="Asked")
+
+
+def any_seed() -> int:
+    """A seed for who named none, short enough to be typed again."""
+    return secrets.randbelow(2**32)
 
 
 class Asked(Section):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from unveil.service.catalog import about
 from unveil.service.inputs import BYTES, Kept
 from unveil.service.job import ENDED, Job
 from unveil.service.kinds import weighed
@@ -56,6 +57,11 @@ class Client:
             return None if name is None else str(self.service.inputs.path(name))
         except MediaError:
             return None
+
+    def models(self, *makes: str | None) -> list[str]:
+        """The names of models; of those that make one of these, None being those that do not say it."""
+        found = self.service.catalog.models()
+        return [one.name for one in found if not makes or about(one).makes in makes]
 
     def job(self, id: str | None, owner: Owner) -> Job | None:
         """A job of an owner; None: there is none."""

@@ -138,8 +138,12 @@ class Page:
         def use(owner: str, kept: Any) -> list[Any]:
             name = train.model_of(owner, kept)
             if about(train.client.service.catalog.model(name)).makes == "clips":
-                return [gr.skip(), gr.Dropdown(choices=video.models(), value=name), gr.Tabs(selected="video")]
-            return [gr.Dropdown(choices=picture.models(), value=name), gr.skip(), gr.Tabs(selected="picture")]
+                return [
+                    gr.skip(),
+                    gr.Dropdown(choices=train.client.models(None, CLIPS), value=name),
+                    gr.Tabs(selected="video"),
+                ]
+            return [gr.Dropdown(choices=train.client.models(), value=name), gr.skip(), gr.Tabs(selected="picture")]
 
         train.on(train.use.click, use, [train.watch.kept], [picture.model, video.model, self.tabs])
 

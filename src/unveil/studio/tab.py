@@ -11,6 +11,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from unveil.config import read_yaml
+from unveil.service.asked import any_seed
 from unveil.service.job import Job
 from unveil.studio import shown
 from unveil.studio.client import Client
@@ -170,12 +171,37 @@ class Watch:
 class Maker(Tab):
     """A tab that makes something of its fields, and fills them again from what was asked."""
 
+    kind: str  # of its jobs
     watch: Watch
+
+    def lay_seed(self) -> None:
+        """Places the seed, and whether each time takes another."""
+        say, name = self.say, self.name
+        with gr.Row():
+            self.seed = gr.Number(0, minimum=0, precision=0, label=say("Seed"), elem_id=f"{name}-seed", min_width=120)
+            self.fresh = gr.Checkbox(True, label=say("Another seed each time"), elem_id=f"{name}-fresh", min_width=120)
+
+    def field(self, label: str, part: str) -> Any:
+        """A field of a number that may be left empty."""
+        return gr.Textbox(
+            label=label, placeholder=self.say("auto"), elem_id=f"{self.name}-{part}", min_width=90
+        )  # fmt: skip
 
     @property
     def fields(self) -> dict[str, Any]:
         """The parts that are asked, by name."""
         raise NotImplementedError
+
+    def request(self, said: Mapping[str, Any]) -> dict[str, Any]:
+        """What is asked of the service, of the values of the fields."""
+        raise NotImplementedError
+
+    def submitted(self, owner: str, *values: Any) -> tuple[Job, list[Any]]:
+        """The job of the fields' values, and the seed that it has."""
+        said = dict(zip(self.fields, values, strict=True))
+        if said["fresh"]:
+            said["seed"] = any_seed()
+        return self.client.submit(self.kind, self.request(said), owner), [said["seed"]]
 
     def filled_by(self, request: Mapping[str, Any]) -> list[Any]:
         """The values of its fields that ask for this again."""

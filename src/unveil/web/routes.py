@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -14,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from unveil.app.clips import RATE
 from unveil.app.options import PLAYGROUND
 from unveil.files import FULL
-from unveil.service.asked import SEEDS
+from unveil.service.asked import any_seed
 from unveil.service.catalog import About, about
 from unveil.service.clips import CLIPS
 from unveil.service.inputs import Kept
@@ -98,7 +97,7 @@ def wrong(errors: Any) -> Problem:
 
 
 def _seed(seed: int | None) -> int:
-    return secrets.randbelow(min(SEEDS, 2**32)) if seed is None else seed
+    return any_seed() if seed is None else seed
 
 
 def _body(kind: type[BaseModel] | None, *files: str) -> dict[str, Any]:
@@ -273,7 +272,7 @@ async def submit(ask: schema.JobsAsk, asker: From) -> Any:
     """Puts a job into the queue, with all that its kind takes."""
     request = ask.request
     if ask.kind in (PICTURES, CLIPS):
-        request = {"seed": _seed(None), "model": PLAYGROUND, **request}
+        request = {"seed": any_seed(), "model": PLAYGROUND, **request}
     return job_answer(asker.service, await asker.calls.submit(ask.kind, request, asker.owner))
 
 

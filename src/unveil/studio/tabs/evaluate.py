@@ -43,7 +43,7 @@ class Evaluate(Tab):
         self.begin()
         with gr.Row(elem_classes="columns"):
             with gr.Column(scale=2, min_width=300):
-                self.model = gr.Dropdown(self._models(), label=say("Model"), elem_id="evaluate-model")
+                self.model = gr.Dropdown(self.client.models(), label=say("Model"), elem_id="evaluate-model")
                 own = [(say("the model's own"), ""), *((name, name) for name in recipe_names())]
                 self.recipe = gr.Dropdown(own, value="", label=say("Recipe"), elem_id="evaluate-recipe")
                 self.samples = gr.Textbox(
@@ -122,12 +122,9 @@ class Evaluate(Tab):
         except (MediaError, OSError, ValueError):
             return {}
 
-    def _models(self) -> list[str]:
-        return [one.name for one in self.client.service.catalog.models()]
-
     def refreshed(self) -> list[Any]:
         """The lists of names as they are now."""
-        return [gr.Dropdown(choices=self._models())]
+        return [gr.Dropdown(choices=self.client.models())]
 
     @property
     def named(self) -> list[Any]:

@@ -59,7 +59,7 @@ class Models(Tab):
             )
             self.bring = gr.Button(say("Bring it in"), elem_id="models-bring")
         with gr.Accordion(say("Write it in another layout"), open=False, elem_id="models-convert"):
-            self.source = gr.Dropdown(self._names(), label=say("Model"), elem_id="models-source")
+            self.source = gr.Dropdown(self.client.models(), label=say("Model"), elem_id="models-source")
             self.layout = gr.Radio([*get_args(Layout)], value="diffusers", label=say("Layout"), elem_id="models-layout")
             self.dtype = gr.Radio([*get_args(Dtype)], value="float32", label=say("Numbers"), elem_id="models-dtype")
             self.name = gr.Textbox(label=say("Name of what is written"), elem_id="models-name")
@@ -115,11 +115,8 @@ class Models(Tab):
         part = place.with_name(f".{place.name}.part")
         shutil.copyfile(path, part)
         os.replace(part, place)
-        return [self.look(owner), None, gr.Dropdown(choices=self._names())]
+        return [self.look(owner), None, gr.Dropdown(choices=self.client.models())]
 
     def _converted(self, owner: str, source: str, layout: str, dtype: str, name: str) -> tuple[Job, list[Any]]:
         request = {"model": source or "", "layout": layout, "dtype": dtype, "name": name}
         return self.client.submit(CONVERT, request, owner), []
-
-    def _names(self) -> list[str]:
-        return [one.name for one in self.client.service.catalog.models()]

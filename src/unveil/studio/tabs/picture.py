@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,20 +9,19 @@ import gradio as gr
 
 from unveil.app.options import PLAYGROUND
 from unveil.core.samplers import SAMPLERS
-from unveil.service.catalog import about
-from unveil.service.job import Job
 from unveil.service.pictures import MOST, PICTURES, pictures_of
 from unveil.studio.mask import enlarged, mask_of
 from unveil.studio.tab import Desk, Maker, Watch, filled, number, settings, settings_text, whole
 from unveil.studio.tabs.grid import Grid
 from unveil.types import RecipeError
 
-MODES = ("new", "img2img", "inpaint", "outpaint", "upscale")
 LORAS = 2  # that can be chosen at a time
 
 
 class Picture(Maker):
     """The tab of pictures."""
+
+    kind = PICTURES
 
     def __init__(self, desk: Desk) -> None:
         super().__init__(desk, "picture")
@@ -56,7 +54,7 @@ class Picture(Maker):
             say("Larger"): "upscale",
         }
         self.mode = gr.Radio([*names.items()], value="new", label=say("What to do"), elem_id="picture-mode")
-        self.model = gr.Dropdown(self.models(), value=PLAYGROUND, label=say("Model"), elem_id="picture-model")
+        self.model = gr.Dropdown(self.client.models(), value=PLAYGROUND, label=say("Model"), elem_id="picture-model")
         self.prompt = gr.Textbox(
             label=say("What is to be seen"), lines=2, elem_id="picture-prompt",
             placeholder=say("a large blue square on green"),
@@ -85,13 +83,10 @@ class Picture(Maker):
         with gr.Group(visible=False) as self.larger:
             self.factor = gr.Slider(1, 8, value=2, step=1, label=say("Times as large"))
         with gr.Row():
-            own = say("auto")
-            self.steps = gr.Textbox(label=say("Steps"), placeholder=own, elem_id="picture-steps", min_width=90)
-            self.guidance = gr.Textbox(label=say("Guidance"), placeholder=own, elem_id="picture-guidance", min_width=90)
+            self.steps = self.field(say("Steps"), "steps")
+            self.guidance = self.field(say("Guidance"), "guidance")
             self.count = gr.Number(1, minimum=1, maximum=MOST, precision=0, label=say("How many"), min_width=90)
-        with gr.Row():
-            self.seed = gr.Number(0, minimum=0, precision=0, label=say("Seed"), elem_id="picture-seed", min_width=120)
-            self.fresh = gr.Checkbox(True, label=say("Another seed each time"), elem_id="picture-fresh", min_width=120)
+        self.lay_seed()
         self._more()
 
     def _more(self) -> None:
@@ -105,9 +100,7 @@ class Picture(Maker):
                 elem_id="picture-sampler",
             )  # fmt: skip
             with gr.Row():
-                own = say("auto")
-                self.width = gr.Textbox(label=say("Width"), placeholder=own, elem_id="picture-width", min_width=90)
-                self.height = gr.Textbox(label=say("Height"), placeholder=own, elem_id="picture-height", min_width=90)
+                self.width, self.height = self.field(say("Width"), "width"), self.field(say("Height"), "height")
             self.first = gr.Number(0, minimum=0, precision=0, label=say("Number of the seed's first picture"))
             self.others = gr.Textbox(
                 label=say("Other settings of sampling, a line each"), lines=2, elem_id="picture-others",
@@ -179,18 +172,12 @@ class Picture(Maker):
         for event in (seen.then, self.source.change):
             self.on(event, self._to_paint, [self.mode, self.source], [self.editor])
         for event in (self.go.click, self.prompt.submit):
-            watch.begins(event, self._submit, [*fields.values()], [self.seed])
+            watch.begins(event, self.submitted, [*fields.values()], [self.seed])
         watch.result.change(self._ready, [watch.kept], [self.after], show_progress="hidden", api_visibility="private")
         self.on(self.again.click, self._reuse, [watch.kept, self.which], [self.source, self.mode])
 
     def _to_paint(self, owner: str, mode: str, source: str | None) -> Any:
         return enlarged(source) if mode == "inpaint" else gr.skip()
-
-    def _submit(self, owner: str, *values: Any) -> tuple[Job, list[Any]]:
-        said = dict(zip(self.fields, values, strict=True))
-        if said["fresh"]:
-            said["seed"] = secrets.randbelow(2**32)
-        return self.client.submit(PICTURES, self.request(said), owner), [said["seed"]]
 
     def request(self, said: Mapping[str, Any]) -> dict[str, Any]:
         """What is asked of the service.
@@ -286,11 +273,6 @@ class Picture(Maker):
         del request
         return gr.Row(visible=bool((kept or {}).get("job")))
 
-    def models(self) -> list[tuple[str, str]]:
-        """The models that make pictures or may, to choose from."""
-        found = self.client.service.catalog.models()
-        return [(one.name, one.name) for one in found if about(one).makes in (None, "pictures", "clips")]
-
     def _names(self, found: Any) -> list[tuple[str, str]]:
         return [(self.say("none"), ""), *((one.name, one.name) for one in found)]
 
@@ -298,7 +280,7 @@ class Picture(Maker):
         """The lists of names as they are now, for `named`."""
         catalog = self.client.service.catalog
         loras = [gr.Dropdown(choices=self._names(catalog.loras())) for _ in range(LORAS)]
-        return [gr.Dropdown(choices=self.models()), *loras, gr.Dropdown(choices=self._names(catalog.controls()))]
+        return [gr.Dropdown(choices=self.client.models()), *loras, gr.Dropdown(choices=self._names(catalog.controls()))]
 
     @property
     def named(self) -> list[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
+from unveil.service.commands import LOG
 from unveil.service.job import ENDED, Job
 from unveil.studio import shown
 from unveil.studio.tab import HEARD, Desk, Tab
@@ -88,7 +89,7 @@ class Waiting(Tab):
 def log_of(tab: Tab, job: Job) -> str:
     """The end of what a job's command said; empty where it said nothing that is kept."""
     try:
-        path = tab.client.service.results.file(job.id, "log.txt")
+        path = tab.client.service.results.file(job.id, LOG)
         return path.read_bytes()[-LOG_BYTES:].decode("utf-8", "replace")
     except (MediaError, OSError):
         return ""

@@ -203,8 +203,7 @@ class Train(Tab):
             RecipeError: there is none that can be used.
         """
         job = self.client.job((kept or {}).get("job"), owner)
-        names = [one.name for one in self.client.service.catalog.models()]
-        if job is None or job.request["run"] not in names:
+        if job is None or job.request["run"] not in self.client.models():
             raise RecipeError(self.say("There is no model yet: start a run, and let it save."))
         return str(job.request["run"])
 

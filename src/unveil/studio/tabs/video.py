@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,6 @@ from unveil.app.clips import RATE
 from unveil.app.options import PLAYGROUND
 from unveil.service.catalog import about
 from unveil.service.clips import CLIPS, FRAMES, NEEDS, TAKES
-from unveil.service.job import Job
 from unveil.studio.tab import Desk, Maker, Watch, filled, number, whole
 from unveil.studio.timeline import Span, drawn, spans
 from unveil.types import RecipeError
@@ -23,6 +21,8 @@ TWO = ("between", "connect")  # that take a second clip
 
 class Video(Maker):
     """The tab of clips."""
+
+    kind = CLIPS
 
     def __init__(self, desk: Desk) -> None:
         super().__init__(desk, "video")
@@ -57,7 +57,9 @@ class Video(Maker):
             say("Larger"): "upscale",
         }
         self.verb = gr.Radio([*names.items()], value="make", label=say("What to do"), elem_id="video-verb")
-        self.model = gr.Dropdown(self.models(), value=PLAYGROUND, label=say("Model"), elem_id="video-model")
+        self.model = gr.Dropdown(
+            self.client.models(None, CLIPS), value=PLAYGROUND, label=say("Model"), elem_id="video-model"
+        )
         self.prompt = gr.Textbox(
             label=say("What happens"), lines=2, elem_id="video-prompt", placeholder=say("a small red circle moves left")
         )
@@ -98,21 +100,17 @@ class Video(Maker):
         self._numbers()
 
     def _numbers(self) -> None:
-        say, own = self.say, self.say("auto")
+        say = self.say
         with gr.Row():
-            self.frames = gr.Textbox(label=say("Frames"), placeholder=own, elem_id="video-frames", min_width=90)
-            self.steps = gr.Textbox(label=say("Steps"), placeholder=own, elem_id="video-steps", min_width=90)
-            self.guidance = gr.Textbox(label=say("Guidance"), placeholder=own, elem_id="video-guidance", min_width=90)
-        with gr.Row():
-            self.seed = gr.Number(0, minimum=0, precision=0, label=say("Seed"), elem_id="video-seed", min_width=120)
-            self.fresh = gr.Checkbox(True, label=say("Another seed each time"), elem_id="video-fresh", min_width=120)
+            self.frames, self.steps = self.field(say("Frames"), "frames"), self.field(say("Steps"), "steps")
+            self.guidance = self.field(say("Guidance"), "guidance")
+        self.lay_seed()
         with gr.Accordion(say("More settings"), open=False, elem_id="video-more"):
             self.negative = gr.Textbox(label=say("What is not to be seen"))
             self.expand = gr.Checkbox(True, label=say("Make a short text dense, for models that read such"))
-            self.context = gr.Textbox(label=say("Frames of a clip that are looked at"), placeholder=own)
+            self.context = self.field(say("Frames of a clip that are looked at"), "context")
             with gr.Row():
-                self.width = gr.Textbox(label=say("Width"), placeholder=own, elem_id="video-width", min_width=90)
-                self.height = gr.Textbox(label=say("Height"), placeholder=own, elem_id="video-height", min_width=90)
+                self.width, self.height = self.field(say("Width"), "width"), self.field(say("Height"), "height")
                 self.fps = gr.Textbox(label=say("Frames in a second"), placeholder=f"{RATE:g}", min_width=90)
             self.form = gr.Radio(["mp4", "webm", "gif"], value="mp4", label=say("File"), elem_id="video-form")
 
@@ -137,7 +135,7 @@ class Video(Maker):
     def _wire(self) -> None:
         self.verb.change(_groups, [self.verb], self.groups, show_progress="hidden", api_visibility="private")
         for event in (self.go.click, self.prompt.submit):
-            self.watch.begins(event, self._submit, [*self.fields.values()], [self.seed])
+            self.watch.begins(event, self.submitted, [*self.fields.values()], [self.seed])
         drawing = (self.verb, self.model, self.still, self.at, self.clip, self.other, self.direction, self.joint)
         for part in (*drawing, self.frames, self.scenes):
             self.on(part.change, self.planned, [*self.fields.values()], [self.timeline])
@@ -159,12 +157,6 @@ class Video(Maker):
         frames = whole(said["frames"], self.say("Frames")) or own
         at = whole(said["at"], "at") or 0
         return spans(said["verb"], frames, lengths, at if said["still"] else None, said, self._scenes(said))
-
-    def _submit(self, owner: str, *values: Any) -> tuple[Job, list[Any]]:
-        said = dict(zip(self.fields, values, strict=True))
-        if said["fresh"]:
-            said["seed"] = secrets.randbelow(2**32)
-        return self.client.submit(CLIPS, self.request(said), owner), [said["seed"]]
 
     def request(self, said: Mapping[str, Any]) -> dict[str, Any]:
         """What is asked of the service: of what was said, all that the verb takes.
@@ -235,10 +227,6 @@ class Video(Maker):
             raise RecipeError(self.say("There is no clip yet."))
         name = next(one for one in job.outputs if one.startswith("clip."))
         return [str(self.client.service.results.file(job.id, name)), "extend"]
-
-    def models(self) -> list[str]:
-        """The models that make clips, or may."""
-        return [one.name for one in self.client.service.catalog.models() if about(one).makes in (None, "clips")]
 
 
 def _groups(verb: str) -> list[Any]:
