@@ -53,6 +53,20 @@ def test_a_file_is_named_by_its_content_and_kept_once(inputs: Inputs, tmp_path):
     )
 
 
+def test_the_first_frame_of_a_clip_and_a_picture_are_shown_upright(inputs: Inputs, tmp_path):
+    pytest.importorskip("av")
+    from tests.video.films import film
+
+    kept = inputs.keep(film(tmp_path / "a.mp4", size=(32, 16), turn=90).read_bytes())
+    assert (kept.width, kept.height) == inputs.cover(kept.name).size == (16, 32)
+    out = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 4)).save(out, "JPEG", exif=exif)
+    turned = inputs.keep(out.getvalue())
+    assert (turned.width, turned.height) == inputs.cover(turned.name).size == (4, 8)
+
+
 def webp(frames: int) -> bytes:
     out = io.BytesIO()
     every = [Image.fromarray(np.full((8, 8, 3), 60 * k, np.uint8)) for k in range(frames)]

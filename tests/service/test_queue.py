@@ -307,6 +307,18 @@ def test_a_whole_table_is_left_alone(queue):
     assert [path.name for path in queue.folder.glob("*damaged*")] == []
 
 
+def test_the_table_of_an_earlier_version_is_gone_on_with(queue):
+    (id,) = put(queue, "a")
+    with sqlite3.connect(queue.file) as table:
+        table.execute("ALTER TABLE jobs DROP COLUMN fault")
+        table.execute("PRAGMA user_version = 1")
+    again = Queue(queue.folder)
+    assert again.damaged is None
+    assert again.take("w").id == id
+    assert again.fail(id, "w", "the disk is full", "room")
+    assert again.get(id).fault == "room"
+
+
 def test_the_table_of_a_later_version_is_refused_and_kept(queue):
     put(queue, "a")
     with sqlite3.connect(queue.file) as table:

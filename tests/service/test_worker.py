@@ -17,7 +17,7 @@ from unveil.service.job import Limits
 from unveil.service.queue import Queue
 from unveil.service.results import Results
 from unveil.service.worker import PREVIEWS, Report, Work, Worker
-from unveil.types import RecipeError
+from unveil.types import OutOfResources, RecipeError
 
 
 @pytest.fixture
@@ -70,14 +70,22 @@ def test_a_job_that_fails_says_why_and_the_next_one_is_done(queue, results):
     def breaks(request, folder, report):
         raise ZeroDivisionError("division by zero")
 
-    own = worker(queue, results, picture=draw, wrong=fails, broken=breaks)
-    wrong, broken, nobody, good = (asked(queue, kind=kind) for kind in ("wrong", "broken", "nothing", "picture"))
-    for _ in range(4):
+    def finds_no_room(request, folder, report):
+        raise OutOfResources("a disk: full; free some space")
+
+    own = worker(queue, results, picture=draw, wrong=fails, broken=breaks, large=finds_no_room)
+    kinds = ("wrong", "broken", "nothing", "large", "picture")
+    wrong, broken, nobody, large, good = (asked(queue, kind=kind) for kind in kinds)
+    for _ in range(5):
         assert own.one()
     assert queue.get(wrong).error == "steps = -1: at least 1"
     assert queue.get(broken).error == "unexpected ZeroDivisionError: division by zero; this is a fault of unveil"
-    assert "nothing: nobody here knows how that is done; known: broken, picture, wrong" in queue.get(nobody).error
-    assert [queue.get(id).state for id in (wrong, broken, nobody, good)] == ["failed"] * 3 + ["completed"]
+    assert (
+        "nothing: nobody here knows how that is done; known: broken, large, picture, wrong" in queue.get(nobody).error
+    )
+    assert [queue.get(id).state for id in (wrong, broken, nobody, large, good)] == ["failed"] * 4 + ["completed"]
+    faults = [queue.get(id).fault for id in (wrong, broken, nobody, large, good)]
+    assert faults == ["asked", "server", "asked", "room", None]
     assert [one.id for one in results.all()] == [good]
 
 

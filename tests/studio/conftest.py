@@ -111,6 +111,21 @@ def begun(page: Any, text: str, steps: int) -> None:
     page.get_by_role("button", name="Make the picture").click()
 
 
+def painted(page: Any, part: str) -> None:
+    """Paints a stroke from the middle of a part's picture."""
+    canvas = page.locator(f"#{part}-editor canvas").first
+    canvas.wait_for()
+    canvas.scroll_into_view_if_needed()
+    page.wait_for_timeout(1500)  # it lays the picture out by and by
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 40, y - 40)
+    page.mouse.down()
+    page.mouse.move(x, y, steps=4)
+    page.mouse.up()
+    page.wait_for_timeout(500)  # what was painted is sent by and by
+
+
 def picked(page: Any, part: str, name: str) -> None:
     """Chooses a name of a list, by the keyboard."""
     field = page.locator(f"#{part} input")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("gradio")
 pytest.importorskip("av")
 
-from tests.studio.conftest import MARKS, another, begun, chosen, ended
+from tests.studio.conftest import MARKS, another, begun, chosen, ended, painted
 from tests.web.conftest import Server
 from unveil.app.clips import decoded
 
@@ -79,6 +81,29 @@ def test_clips_are_made_gone_on_with_looped_connected_and_edited(page: Any, stud
     edited = made(page, joined)
     assert frames_of(studio, edited).shape[1] == 5
     assert studio.service.queue.get(edited).request["strength"] == 0.7
+
+    page.get_by_label("stays", exact=True).check()
+    painted(page, "video")
+    again = made(page, edited)
+    request = studio.service.queue.get(again).request
+    stays = np.array(Image.open(studio.service.inputs.path(request["keep"]))) > 127
+    assert 4 < int(stays.sum()) < 500
+    before, after = (frames_of(studio, id).float() for id in (first, again))
+    off = (after - before).abs().mean((0, 1)).numpy()
+    assert off[stays].mean() < off[~stays].mean() / 2  # the file is compressed
+
+
+def test_a_storyboard_has_its_scenes_and_what_lies_between_them(page: Any, studio: Server):
+    chosen(page, "video")
+    page.get_by_label("Storyboard").check()
+    small(page, 8)
+    page.get_by_label("Scenes, a line each").fill("0-3 a red circle moves left\n4-7 a blue square grows")
+    page.get_by_label("Frames in which one scene becomes the next").fill("2")
+    until(page, "frames 0 to 7 made")
+    id = made(page)
+    request = studio.service.queue.get(id).request
+    assert (request["fade"], [one["last"] for one in request["scenes"]]) == (2, [3, 7])
+    assert frames_of(studio, id).shape[1] == 8
 
 
 def test_a_picture_that_was_made_becomes_a_frame_of_a_clip(page: Any, studio: Server):

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("gradio")
 
 from tests.checkpoints import tiny_sd
-from tests.studio.conftest import MARKS, another, begun, chosen, ended, opened, picked
+from tests.studio.conftest import MARKS, another, begun, chosen, ended, opened, painted, picked
 from tests.web.conftest import Server
 from unveil.checkpoints.tensors import write_tensors
 from unveil.data.decode import natural, open_picture
@@ -72,20 +72,10 @@ def test_a_part_is_painted_over_and_made_anew_and_the_rest_stays(page: Any, stud
     page.get_by_role("button", name="Edit it").click()
     page.wait_for_selector("#picture-source img")
     page.get_by_label("A part of a picture").check()
-    canvas = page.locator("#picture-editor canvas").first
-    canvas.wait_for()
-    canvas.scroll_into_view_if_needed()
-    page.wait_for_timeout(1500)  # it lays the picture out by and by
+    page.locator("#picture-editor canvas").first.wait_for()
     page.get_by_role("button", name="Make the picture").click()
     page.get_by_text("Paint over what is to be made anew.").nth(1).wait_for()  # nothing was painted
-    canvas.scroll_into_view_if_needed()
-    box = canvas.bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    page.mouse.move(x - 40, y - 40)
-    page.mouse.down()
-    page.mouse.move(x, y, steps=4)
-    page.mouse.up()
-    page.wait_for_timeout(500)  # what was painted is sent by and by
+    painted(page, "picture")
     begun(page, "a red circle on green", 8)
     again = another(page, "picture", first)
     before, after = (decoded(files(studio, id)[0]) for id in (first, again))

@@ -247,7 +247,7 @@ def test_a_child_that_hangs_is_ended(tmp_path, monkeypatch):
     path = film(tmp_path / "a.mp4", 3)
     own.look(path, LIMITS)
     assert own._child is not None
-    monkeypatch.setattr("unveil.video.read.WAIT", 0.2)
+    monkeypatch.setattr(own, "_wait", 0.2)
     os.kill(own._child.pid, signal.SIGSTOP)
     with pytest.raises(MediaError, match="took too much time"):
         own.look(path, LIMITS)

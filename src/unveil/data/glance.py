@@ -118,7 +118,9 @@ class Looker:
         """
         path = inside(self.seen.root, entry.path)
         try:
-            return self._clip(path) if entry.path in self._clips else Glimpse(_picture(path)[:, None], 1.0)
+            if entry.path in self._clips:
+                return frames_of(path, self._decoder, self.frames)
+            return Glimpse(_picture(path)[:, None], 1.0)
         except MediaError:
             raise
         except OSError as problem:
@@ -127,19 +129,6 @@ class Looker:
     def close(self) -> None:
         """Ends the process that decodes."""
         self._decoder.close()
-
-    def _clip(self, path: Path) -> Glimpse:
-        limits = Limits()
-        film = self._decoder.look(path, limits)
-        moments = film.moments()
-        chosen = torch.linspace(0, len(moments) - 1, min(self.frames, len(moments))).round().long().tolist()
-        times = tuple(moments[place] for place in chosen)
-        wide, high = film.shown
-        size = _within(wide, high)
-        cut = Cut(times, "nearest", (0.0, 0.0, float(film.width), float(film.height)), size)
-        pixels, _ = self._decoder.read(path, film, cut, limits)
-        rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 1.0
-        return Glimpse(upright(pixels, film.turn), rate)
 
 
 class Numbers:
@@ -168,6 +157,23 @@ class Numbers:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def frames_of(path: Path, decoder: Decoder, count: int, limits: Limits | None = None) -> Glimpse:
+    """So many frames of a clip at most, evenly spread, both ends among them.
+
+    Raises:
+        MediaError: as `Decoder.look`.
+    """
+    limits = limits or Limits()
+    film = decoder.look(path, limits)
+    moments = film.moments()
+    chosen = torch.linspace(0, len(moments) - 1, min(count, len(moments))).round().long().tolist()
+    times = tuple(moments[place] for place in chosen)
+    cut = Cut(times, "nearest", (0.0, 0.0, float(film.width), float(film.height)), _within(*film.shown))
+    pixels, _ = decoder.read(path, film, cut, limits)
+    rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 1.0
+    return Glimpse(upright(pixels, film.turn), rate)
 
 
 def _picture(path: Path) -> Tensor:

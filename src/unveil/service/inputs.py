@@ -16,8 +16,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from unveil.data.decode import header, open_picture
+from PIL import Image
+
+from unveil.data.decode import header, natural, open_picture
+from unveil.data.glance import frames_of
 from unveil.files import explained, write_atomically
+from unveil.pictures import png
 from unveil.types import Error, MediaError
 from unveil.video.containers import HEAD, container_of
 from unveil.video.read import Decoder, Limits
@@ -26,6 +30,7 @@ FOLDER = "inputs"
 BYTES = 32 << 20  # of a file
 PIXELS = 16_000_000  # of a picture
 CLIPS = Limits(frames=2_000, seconds=120.0)
+WAIT_S = 60.0  # to look at a clip, for which others wait
 KEPT_S = 24 * 3600.0  # that nothing speaks of
 NAME = r"[0-9a-f]{32}\.(?:png|jpg|webp|mp4|mov|webm|mkv|gif)"
 FACTS = ".json"
@@ -52,7 +57,7 @@ class Inputs:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._decoder = folder, Decoder()
+        self.folder, self._decoder = folder, Decoder(WAIT_S)
 
     def keep(self, content: bytes) -> Kept:
         """Looks at a file, and keeps it; the same one twice is kept once.
@@ -81,7 +86,7 @@ class Inputs:
             if isinstance(problem, Error):
                 raise
             raise explained(Path(tempfile.gettempdir()), problem) from problem
-        return self._write(Kept(name, "clip", *film.shown, film.frames), content)
+        return self._write(Kept(name, "clip", *film.upright, film.frames), content)
 
     def path(self, name: str) -> Path:
         """Where a file that was sent lies.
@@ -104,6 +109,20 @@ class Inputs:
             return Kept(**json.loads((path.parent / f"{name}{FACTS}").read_text("utf-8")))
         except (OSError, ValueError, TypeError) as problem:
             raise MediaError(f"{name}: what is known of it cannot be read; send it again") from problem
+
+    def cover(self, name: str) -> Image.Image:
+        """The first frame of a clip that was sent, upright, or the picture itself.
+
+        Raises:
+            MediaError: no file of this name was sent, or it cannot be read.
+        """
+        path = self.path(name)
+        if self.facts(name).kind == "clip":
+            pixels = frames_of(path, self._decoder, 1, CLIPS).pixels[:, 0]
+        else:
+            with path.open("rb") as file:
+                pixels = natural(open_picture(file, PIXELS), 3)
+        return Image.open(io.BytesIO(png(pixels)))
 
     def sweep(self, used: Collection[str], older: float = KEPT_S) -> int:
         """Deletes what is older than so many seconds and not in use; how many."""

@@ -9,6 +9,7 @@ from unveil.types import RecipeError
 
 State = Literal["queued", "running", "completed", "failed", "cancelled"]
 STATES: tuple[State, ...] = ("queued", "running", "completed", "failed", "cancelled")
+Fault = Literal["asked", "room", "server"]  # what was asked for, a place that is full, or unveil
 ENDED: tuple[State, ...] = ("completed", "failed", "cancelled")
 
 
@@ -26,7 +27,7 @@ class Job(NamedTuple):
         done, total: its progress; a total of 0 is not known.
         outputs: names of files in its folder.
         said: what a person should know of it, such as words that the model does not know.
-        error: why it failed.
+        error: why it failed. fault: whose fault that was.
         stopping: whether it was cancelled while it ran.
     """
 
@@ -46,6 +47,7 @@ class Job(NamedTuple):
     outputs: tuple[str, ...] = ()
     said: tuple[str, ...] = ()
     error: str | None = None
+    fault: Fault | None = None
     stopping: bool = False
 
 

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 from unveil.files import FULL
 from unveil.service import tables
-from unveil.service.job import ENDED, STATES, Job, Limits, State
+from unveil.service.job import ENDED, STATES, Fault, Job, Limits, State
 from unveil.service.turns import UNKNOWN_S, Paces, in_turn, paces
 from unveil.types import Busy, NotWritable, OutOfResources, RecipeError
 
@@ -132,9 +132,9 @@ class Queue:
         """Ends a job whose files are on the disk; False: it is not this worker's any more."""
         return self._end(id, worker, "completed", outputs=outputs, said=said)
 
-    def fail(self, id: str, worker: str, error: str) -> bool:
+    def fail(self, id: str, worker: str, error: str, fault: Fault = "asked") -> bool:
         """Ends a job that cannot be done; False: it is not this worker's any more."""
-        return self._end(id, worker, "failed", error=error)
+        return self._end(id, worker, "failed", error=error, fault=fault)
 
     def stopped(self, id: str, worker: str) -> bool:
         """Ends a job that was cancelled while it ran; False: it is not this worker's any more."""
@@ -261,6 +261,7 @@ class Queue:
             for statement in tables.SCHEMA:
                 table.execute(statement)
             if found < tables.VERSION:  # a table that is there is not written, which a full disk does not let
+                tables.widen(table)
                 table.execute(f"PRAGMA user_version = {tables.VERSION}")
         said = self._table.execute("PRAGMA quick_check").fetchone()[0]
         if said != "ok":
@@ -309,12 +310,13 @@ class Queue:
         outputs: Sequence[str] = (),
         said: Sequence[str] = (),
         error: str | None = None,
+        fault: Fault | None = None,
     ) -> bool:
         with self._change() as table:
             done = table.execute(
-                "UPDATE jobs SET state = ?, outputs = ?, said = ?, error = ?, ended = ?, lease = NULL"
+                "UPDATE jobs SET state = ?, outputs = ?, said = ?, error = ?, fault = ?, ended = ?, lease = NULL"
                 " WHERE id = ? AND worker = ? AND state = 'running'",
-                (state, json.dumps(list(outputs)), json.dumps(list(said)), error, time.time(), id, worker),
+                (state, json.dumps(list(outputs)), json.dumps(list(said)), error, fault, time.time(), id, worker),
             )
             return done.rowcount > 0
 
@@ -323,12 +325,13 @@ class Queue:
         again = not job.stopping and attempts < self.limits.attempts
         state: State = "queued" if again else "cancelled" if job.stopping else "failed"
         table.execute(
-            "UPDATE jobs SET state = ?, lease = NULL, attempts = ?, error = ?, ended = ?,"
+            "UPDATE jobs SET state = ?, lease = NULL, attempts = ?, error = ?, fault = ?, ended = ?,"
             " turn = CASE WHEN ? THEN NULL ELSE turn END WHERE id = ?",
             (
                 state,
                 attempts,
                 f"{why}; tried {attempts} times" if state == "failed" else None,
+                "server" if state == "failed" else None,
                 None if again else time.time(),
                 again,
                 job.id,

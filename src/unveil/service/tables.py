@@ -10,7 +10,7 @@ from typing import Any
 
 from unveil.service.job import Job
 
-VERSION = 1  # of the columns
+VERSION = 2  # of the columns
 # turn counts the jobs that were taken; lease is the time, by the queue's clock, until which a worker counts as alive
 _COLUMNS = {
     "number": "INTEGER PRIMARY KEY AUTOINCREMENT",
@@ -30,6 +30,7 @@ _COLUMNS = {
     "outputs": "TEXT NOT NULL",
     "said": "TEXT NOT NULL",
     "error": "TEXT",
+    "fault": "TEXT",
     "stopping": "INTEGER NOT NULL",
     "turn": "INTEGER",
     "lease": "REAL",
@@ -61,6 +62,14 @@ def connect(file: Path) -> sqlite3.Connection:
     table.execute("PRAGMA synchronous = FULL")
     table.execute(f"PRAGMA wal_autocheckpoint = {_PAGES}")
     return table
+
+
+def widen(table: sqlite3.Connection) -> None:
+    """Gives a table of an earlier version the columns that it lacks."""
+    there = {row[1] for row in table.execute("PRAGMA table_info(jobs)")}
+    for name, kind in _COLUMNS.items():
+        if name not in there:
+            table.execute(f"ALTER TABLE jobs ADD COLUMN {name} {kind}")
 
 
 def take_room(table: sqlite3.Connection) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from unveil.files import write_atomically
-from unveil.service.job import Job
+from unveil.service.job import Fault, Job
 from unveil.service.queue import Queue
 from unveil.service.results import Results
 from unveil.types import Cancelled, Error, OutOfResources
@@ -138,17 +138,18 @@ class Worker:
     def _done(self, job: Job, report: Report) -> Callable[[], object]:
         """Does a job; how it ends."""
         queue, id, own = self.queue, job.id, self.name
+        fault: Fault
         try:
             made = self._made(job, report)
             return lambda: queue.complete(id, own, made.outputs, made.said)
         except Cancelled:
             return lambda: queue.stopped(id, own)
         except Error as problem:
-            why = str(problem)
+            why, fault = str(problem), "room" if isinstance(problem, OutOfResources) else "asked"
         except Exception as problem:
             log.exception("job %s", id)
-            why = f"unexpected {type(problem).__name__}: {problem}; this is a fault of unveil"
-        return lambda: queue.fail(id, own, why)
+            why, fault = f"unexpected {type(problem).__name__}: {problem}; this is a fault of unveil", "server"
+        return lambda: queue.fail(id, own, why, fault)
 
     def _made(self, job: Job, report: Report) -> Job:
         """The record of a job whose files are on the disk."""

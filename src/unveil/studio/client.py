@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from unveil.service.catalog import about
 from unveil.service.inputs import BYTES, Kept
 from unveil.service.job import ENDED, Job
 from unveil.service.kinds import weighed
 from unveil.service.queue import Place
 from unveil.service.service import Service
+from unveil.studio.mask import mask_of
 from unveil.types import MediaError, RecipeError
 
 Owner = str
@@ -50,6 +53,20 @@ class Client:
         if file.stat().st_size > BYTES:
             raise MediaError(f"{file.name}: larger than {BYTES >> 20} MiB, which is the most that is read")
         return self.service.inputs.keep(file.read_bytes())
+
+    def cover(self, path: str | None) -> Image.Image | None:
+        """A picture that the page has, or the first frame of a clip; None: there is none.
+
+        Raises:
+            MediaError: as `keep`.
+        """
+        kept = self.keep(path)
+        return None if kept is None else self.service.inputs.cover(kept.name)
+
+    def mask(self, painted: Mapping[str, Any] | None, kept: Kept) -> str | None:
+        """What was painted over a picture or a clip that was sent, as another file that requests may speak of."""
+        mask = mask_of(painted, (kept.height, kept.width))
+        return None if mask is None else self.service.inputs.keep(mask).name
 
     def sent(self, name: str | None) -> str | None:
         """Where a file that was sent lies; None: it is gone, or none was."""

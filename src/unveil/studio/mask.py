@@ -16,16 +16,8 @@ SHOWN = 512  # px: smaller pictures are shown enlarged, so that a hand can paint
 HALF = 128  # of the brush's alpha
 
 
-def enlarged(path: str | None) -> Image.Image | None:
-    """A picture as the brush paints on it: small ones with their pixels repeated; None: there is none.
-
-    Raises:
-        MediaError: no picture, or too large.
-    """
-    if not path:
-        return None
-    with Path(path).open("rb") as file:
-        picture = open_picture(file, PIXELS).convert("RGB")
+def enlarged(picture: Image.Image) -> Image.Image:
+    """A picture as the brush paints on it: small ones with their pixels repeated."""
     factor = max(1, SHOWN // max(picture.size))
     return picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)
 

@@ -15,6 +15,7 @@ from unveil.service.asked import any_seed
 from unveil.service.job import Job
 from unveil.studio import shown
 from unveil.studio.client import Client
+from unveil.studio.mask import enlarged
 from unveil.studio.words import Say
 from unveil.types import Error, RecipeError
 
@@ -186,6 +187,20 @@ class Maker(Tab):
         return gr.Textbox(
             label=label, placeholder=self.say("auto"), elem_id=f"{self.name}-{part}", min_width=90
         )  # fmt: skip
+
+    def brush(self) -> Any:
+        """A picture that is painted over."""
+        return gr.ImageEditor(
+            label=self.say("The part"), type="filepath", sources=(), transforms=(), layers=False, image_mode="RGBA",
+            canvas_size=(512, 512), height=460,
+            brush=gr.Brush(default_size=40, colors=["#ff3b30"], color_mode="fixed"), format="png",
+            elem_id=f"{self.name}-editor",
+        )  # fmt: skip
+
+    def to_paint(self, path: str | None) -> Any:
+        """The value of the brush's part for a picture or a clip of the page; it must be seen by then."""
+        found = self.client.cover(path)
+        return None if found is None else enlarged(found)
 
     @property
     def fields(self) -> dict[str, Any]:

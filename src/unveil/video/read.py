@@ -25,7 +25,7 @@ from unveil.types import MediaError
 from unveil.video.containers import HEAD, container_of, fault
 from unveil.video.times import Rule, constant_rate
 
-WAIT = 600  # s for one answer
+WAIT = 600.0  # s for one answer, if nobody says otherwise
 _LINE = 16_000_000  # bytes of an answer without its pixels
 _LIST = "MP4, MOV, WebM, MKV or GIF"
 
@@ -89,6 +89,12 @@ class Film(NamedTuple):
         """Width and height with square pixels, before it is turned upright."""
         return max(1, round(self.width * self.wide)), self.height
 
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Width and height as it is shown."""
+        width, height = self.shown
+        return (height, width) if self.turn >= 5 else (width, height)
+
     def since(self, time: float) -> float:
         """A time in seconds before the last frame that is not later than `time`, and after all that are earlier."""
         if self.rate is not None:
@@ -122,20 +128,23 @@ class Decoder:
 
     One object may be used by several threads, which wait for each other, and after a fork or in another process,
     which then has a child of its own.
+
+    Args:
+        wait: seconds for one answer; a file that takes longer is refused, and the child ended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wait: float = WAIT) -> None:
+        self._wait = wait
         self._child: subprocess.Popen[bytes] | None = None
         self._owner = 0
         self._lock = threading.Lock()
         self._left: list[object] = []  # children of the process that this one was forked from
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}
+        return {"wait": self._wait}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        del state
-        self.__init__()
+        self.__init__(**state)
 
     def look(self, path: Path, limits: Limits) -> Film:
         """Decodes a whole clip and tells what is in it.
@@ -192,7 +201,7 @@ class Decoder:
             child = self._child = self._child or _start(self)
             assert child.stdin is not None
             assert child.stdout is not None
-            timer = threading.Timer(WAIT, child.kill)
+            timer = threading.Timer(self._wait, child.kill)
             timer.start()
             try:
                 child.stdin.write(json.dumps(request).encode() + b"\n")

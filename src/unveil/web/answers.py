@@ -60,6 +60,7 @@ def job_answer(service: Service, job: Job, places: Mapping[str, Place] | None = 
         outputs=[schema.Output(name=name, url=f"/v1/jobs/{job.id}/files/{name}") for name in job.outputs],
         warnings=list(job.said),
         error=job.error,
+        fault=job.fault,
         request=job.request,
     )
 

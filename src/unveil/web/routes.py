@@ -12,12 +12,11 @@ from pydantic import BaseModel, ValidationError
 
 from unveil.app.clips import RATE
 from unveil.app.options import PLAYGROUND
-from unveil.files import FULL
 from unveil.service.asked import any_seed
 from unveil.service.catalog import About, about
 from unveil.service.clips import CLIPS
 from unveil.service.inputs import Kept
-from unveil.service.job import Job, State
+from unveil.service.job import Fault, Job, State
 from unveil.service.pictures import PICTURES
 from unveil.types import MediaError
 from unveil.web import schema
@@ -144,15 +143,17 @@ async def _pictured(ask: schema.ImagesAsk, request: dict[str, Any], asker: Asker
     return await run_in_threadpool(images_answer, asker.service, job, asker.request, form)  # pictures are read
 
 
+_FAULTS: Mapping[Fault, tuple[int, str]] = {
+    "asked": (400, "invalid_value"), "room": (507, "out_of_resources"), "server": (500, "failed")
+}  # fmt: skip
+
+
 def failed(job: Job) -> Problem:
     """Why a job made nothing."""
     if job.state == "cancelled":
         return Problem(409, f"{job.id}: was cancelled", "cancelled")
-    error = job.error or "failed"
-    if FULL in error:
-        return Problem(507, error, "out_of_resources")
-    ours = error.startswith(("unexpected ", "its worker "))
-    return Problem(500 if ours else 400, error, "failed" if ours else "invalid_value")
+    status, code = _FAULTS[job.fault or "server"]
+    return Problem(status, job.error or "failed", code)
 
 
 # -- clips --------------------------------------------------------------------------------------------------------

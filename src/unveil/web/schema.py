@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from unveil.service.asked import SEEDS, SIDE, Name, Text
 from unveil.service.clips import KnownFrame, Scene, Verb
+from unveil.service.job import Fault
 from unveil.service.pictures import MOST, Steered
 from unveil.service.pictures import Verb as PictureVerb
 from unveil.types import RecipeError
@@ -168,7 +169,10 @@ class Output(BaseModel):
 
 
 class JobAnswer(BaseModel):
-    """A job as it stands; times are seconds since 1970, `position` counts the jobs before it."""
+    """A job as it stands; times are seconds since 1970, `position` counts the jobs before it.
+
+    `fault` says of one that failed whether what was asked for cannot be done, a place is full, or the server is wrong.
+    """
 
     id: str
     object: Literal["job"] = "job"
@@ -187,6 +191,7 @@ class JobAnswer(BaseModel):
     outputs: list[Output]
     warnings: list[str]
     error: str | None
+    fault: Fault | None
     request: dict[str, Any]
 
 

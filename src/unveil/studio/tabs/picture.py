@@ -10,7 +10,6 @@ import gradio as gr
 from unveil.app.options import PLAYGROUND
 from unveil.core.samplers import SAMPLERS
 from unveil.service.pictures import MOST, PICTURES, pictures_of
-from unveil.studio.mask import enlarged, mask_of
 from unveil.studio.tab import Desk, Maker, Watch, filled, number, settings, settings_text, whole
 from unveil.studio.tabs.grid import Grid
 from unveil.types import RecipeError
@@ -67,12 +66,7 @@ class Picture(Maker):
             self.strength = gr.Slider(0, 1, value=0.6, step=0.05, label=say("How much is made anew, 0 to 1"))
         with gr.Group(visible=False) as self.painted:
             gr.Markdown(say("Paint over what is to be made anew."))
-            self.editor = gr.ImageEditor(
-                label=say("The part"), type="filepath", sources=(), transforms=(), layers=False, image_mode="RGBA",
-                canvas_size=(512, 512), height=460,
-                brush=gr.Brush(default_size=40, colors=["#ff3b30"], color_mode="fixed"), format="png",
-                elem_id="picture-editor",
-            )  # fmt: skip
+            self.editor = self.brush()
             self.feather = gr.Slider(0, 64, value=0, step=1, label=say("Soft edge of the part, in pixels"))
         with gr.Group(visible=False) as self.margins, gr.Row():
             sides = (say("left"), say("right"), say("top"), say("bottom"))
@@ -177,7 +171,7 @@ class Picture(Maker):
         self.on(self.again.click, self._reuse, [watch.kept, self.which], [self.source, self.mode])
 
     def _to_paint(self, owner: str, mode: str, source: str | None) -> Any:
-        return enlarged(source) if mode == "inpaint" else gr.skip()
+        return self.to_paint(source) if mode == "inpaint" else gr.skip()
 
     def request(self, said: Mapping[str, Any]) -> dict[str, Any]:
         """What is asked of the service.
@@ -220,10 +214,10 @@ class Picture(Maker):
         if said["mode"] != "outpaint":
             change["strength"] = said["strength"]
         if said["mode"] == "inpaint":
-            mask = mask_of(said["editor"], (kept.height, kept.width))
+            mask = self.client.mask(said["editor"], kept)
             if mask is None:
                 raise RecipeError(self.say("Paint over what is to be made anew."))
-            change |= {"mask": self.client.service.inputs.keep(mask).name, "feather": int(said["feather"])}
+            change |= {"mask": mask, "feather": int(said["feather"])}
         if said["mode"] == "outpaint":
             change |= {side: int(said[side] or 0) for side in ("left", "right", "top", "bottom")}
         if said["mode"] == "upscale":

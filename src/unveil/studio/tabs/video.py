@@ -83,6 +83,15 @@ class Video(Maker):
                 [(say("frames between them"), "bridge"), (say("one becomes the other"), "blend")], value="bridge",
                 label=say("How they are connected"), elem_id="video-joint",
             )  # fmt: skip
+            self.each = gr.Textbox(
+                label=say("What happens in each, a line each"), lines=2, elem_id="video-each",
+                placeholder=say("as the clips were made"),
+            )  # fmt: skip
+        self._rarer()
+        self._numbers()
+
+    def _rarer(self) -> None:
+        say = self.say
         with gr.Group(visible=False) as self.edited:
             self.way = gr.Radio(
                 [(say("from noise"), "noise"), (say("by the difference of the texts"), "difference")], value="noise",
@@ -90,14 +99,20 @@ class Video(Maker):
             )  # fmt: skip
             self.before = gr.Textbox(label=say("What happens in the clip as it is"), elem_id="video-before")
             self.strength = gr.Slider(0, 1, value=0.7, step=0.05, label=say("How much is made anew, 0 to 1"))
+            gr.Markdown(say("All of it is edited, unless you paint over a part."))
+            self.editor = self.brush()
+            self.means = gr.Radio(
+                [(say("is made anew"), "mask"), (say("stays"), "keep")], value="mask",
+                label=say("What is painted over"), elem_id="video-means",
+            )  # fmt: skip
         with gr.Group(visible=False) as self.told_in_parts:
             self.scenes = gr.Textbox(
                 label=say("Scenes, a line each: FIRST-LAST what happens"), lines=4, elem_id="video-scenes",
                 placeholder="0-7 a red circle moves left\n8-15 a blue square grows",
             )  # fmt: skip
+            self.fade = self.field(say("Frames in which one scene becomes the next"), "fade")
         with gr.Group(visible=False) as self.larger:
             self.factor = gr.Slider(1, 8, value=2, step=1, label=say("Times as large"))
-        self._numbers()
 
     def _numbers(self) -> None:
         say = self.say
@@ -108,7 +123,9 @@ class Video(Maker):
         with gr.Accordion(say("More settings"), open=False, elem_id="video-more"):
             self.negative = gr.Textbox(label=say("What is not to be seen"))
             self.expand = gr.Checkbox(True, label=say("Make a short text dense, for models that read such"))
-            self.context = self.field(say("Frames of a clip that are looked at"), "context")
+            with gr.Row():
+                self.context = self.field(say("Frames of a clip that are looked at"), "context")
+                self.window = self.field(say("Frames that are made together, of long clips"), "window")
             with gr.Row():
                 self.width, self.height = self.field(say("Width"), "width"), self.field(say("Height"), "height")
                 self.fps = gr.Textbox(label=say("Frames in a second"), placeholder=f"{RATE:g}", min_width=90)
@@ -119,7 +136,7 @@ class Video(Maker):
         """The parts that are asked, by name."""
         named = ("verb", "model", "prompt", "still", "at", "clip", "other", "direction", "joint", "way", "before")
         named += ("strength", "scenes", "factor", "frames", "steps", "guidance", "seed", "fresh", "negative", "expand")
-        named += ("context", "width", "height", "fps", "form")
+        named += ("context", "width", "height", "fps", "form", "window", "each", "editor", "means", "fade")
         return {name: getattr(self, name) for name in named}
 
     @property
@@ -133,13 +150,18 @@ class Video(Maker):
     # -- what they do -------------------------------------------------------------------------------------------
 
     def _wire(self) -> None:
-        self.verb.change(_groups, [self.verb], self.groups, show_progress="hidden", api_visibility="private")
+        seen = self.verb.change(_groups, [self.verb], self.groups, show_progress="hidden", api_visibility="private")
+        for event in (seen.then, self.clip.change):  # what is not on the page yet cannot show a picture
+            self.on(event, self._to_paint, [self.verb, self.clip], [self.editor])
         for event in (self.go.click, self.prompt.submit):
             self.watch.begins(event, self.submitted, [*self.fields.values()], [self.seed])
         drawing = (self.verb, self.model, self.still, self.at, self.clip, self.other, self.direction, self.joint)
         for part in (*drawing, self.frames, self.scenes):
             self.on(part.change, self.planned, [*self.fields.values()], [self.timeline])
         self.on(self.again.click, self._reuse, [self.watch.kept], [self.clip, self.verb])
+
+    def _to_paint(self, owner: str, verb: str, clip: str | None) -> Any:
+        return self.to_paint(clip) if verb == "edit" else gr.skip()
 
     def planned(self, owner: str, *values: Any) -> Markup:
         """Which frames of the clip are known, and which are made."""
@@ -171,14 +193,18 @@ class Video(Maker):
             direction=said["direction"], strength=said["strength"], factor=said["factor"],
             way=said["joint"] if verb == "connect" else said["way"] if verb == "edit" else None,
             source=said["before"] if said["way"] == "difference" else None, scenes=self._scenes(said),
+            fade=whole(said["fade"], say("Frames")), window=whole(said["window"], say("Frames")),
+            prompts=tuple(line.strip() for line in (said["each"] or "").splitlines() if line.strip()),
         )  # fmt: skip
-        sent = {"clip": said["clip"], "other": said["other"]}
-        every |= {name: kept.name for name, path in sent.items() if (kept := self.client.keep(path))}
+        sent = {name: kept for name in ("clip", "other") if (kept := self.client.keep(said[name]))}
+        every |= {name: kept.name for name, kept in sent.items()}
+        if verb == "edit" and "clip" in sent and (mask := self.client.mask(said["editor"], sent["clip"])):
+            every[said["means"]] = mask
         if said["still"] and verb == "make":
             kept = self.client.keep(said["still"])
             assert kept is not None
             every["known"] = [{"picture": kept.name, "at": whole(said["at"], "at") or 0}]
-        if missing := [name for name in NEEDS[verb] if name in sent and name not in every]:
+        if missing := [name for name in NEEDS[verb] if name in ("clip", "other") and name not in every]:
             raise RecipeError(say("Give the second clip first.") if "other" in missing else say("Give the clip first."))
         taken = {name: value for name, value in every.items() if name in (*NEEDS[verb], *TAKES[verb])}
         common = filled(
@@ -194,10 +220,11 @@ class Video(Maker):
         """The values of its fields that ask for this again."""
         sampling, verb = request.get("sampling", {}), request.get("verb", "make")
         known = {"verb": verb, "model": request.get("model", PLAYGROUND), "seed": request.get("seed", 0)}
-        plain = ("prompt", "negative", "width", "height", "fps", "frames", "context")
+        plain = ("prompt", "negative", "width", "height", "fps", "frames", "context", "window", "fade")
         known |= {key: request.get(key, "") for key in plain}
         known |= {"fresh": False, "steps": sampling.get("steps", ""), "guidance": sampling.get("scale", "")}
         known |= {"expand": request.get("expand", True), "form": request.get("form", "mp4"), "still": None}
+        known |= {"each": "\n".join(request.get("prompts", ())), "editor": None}
         known |= {key: self.client.sent(request.get(key)) for key in ("clip", "other")}
         known |= {key: request[key] for key in ("direction", "strength", "factor") if key in request}
         known |= {"before": request.get("source", ""), "scenes": ""}
