@@ -237,6 +237,25 @@ def convert(
 
 
 @app.command()
+def merge(
+    models: Annotated[list[str], typer.Argument(help="Two or more; the first gives the settings.", metavar="MODEL...")],
+    out: Annotated[Path, typer.Option(help="The folder that is written.")],
+    shares: Annotated[str | None, typer.Option(help="Of each model, such as 0.7,0.3; equal when left out.")] = None,
+    dtype: Dtype = "float32",
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a model whose weights lie between those of others that were trained on from one another.
+
+    Example: unveil merge runs/mine playground-video --shares 0.7,0.3 --out mixed
+    """
+    from unveil.app import merge as work
+
+    work.merge(models, shares, out, dtype, force, Console(as_json, quiet))
+
+
+@app.command()
 def reproduce(
     name: Annotated[str | None, typer.Argument(help="Which claim; all are listed when left out.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="The form of seconds that shows that it works.")] = False,
