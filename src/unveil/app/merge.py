@@ -29,7 +29,7 @@ def merge(names: Sequence[str], shares: str | None, out: Path, dtype: str, force
     """
     refuse_overwrite(out, force)
     if dtype not in DTYPES:
-        raise RecipeError(f"--dtype {dtype!r}: must be one of {', '.join(DTYPES)}{nearest(dtype, DTYPES)}")
+        raise RecipeError(f"--dtype {dtype!r}: must be one of {', '.join(DTYPES)}{nearest(dtype, [*DTYPES])}")
     parts = _numbers(shares) if shares is not None else [1.0] * len(names)
     opened = [open_model(name, device("cpu")) for name in names]
     for name, (model, _) in zip(names, opened, strict=True):
