@@ -2,6 +2,7 @@
 
 {source}   lines of a function beside the formula that they compute
 {api}      every module of a layer, from its docstrings
+{routes}   every route of the server, with what it does
 {recipes}  every shipped recipe with its claim and command
 {settings} the keys of a section of a recipe, their types and defaults
 {pages}    a toctree of generated pages, of which some may not be there yet
@@ -21,6 +22,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from docutils import nodes
 from docutils.statemachine import StringList
+from fastapi.routing import APIRoute
 from pydantic_core import PydanticUndefined
 from sphinx.application import Sphinx
 from sphinx.directives.code import LiteralInclude
@@ -30,6 +32,7 @@ from sphinx.util.matching import patfilter
 
 import unveil
 from unveil.config import ClassifierRecipe, Section, load_recipe, recipe_names
+from unveil.web.routes import router
 
 PACKAGE = Path(unveil.__file__).parent
 
@@ -100,6 +103,20 @@ class Settings(SphinxDirective):
             if key != "kind" or len(get_args(field.annotation)) > 1:
                 meaning = told.get(key, "").replace("|", "\\|")
                 lines.append(f"| `{key}` | {spelled(field.annotation)} | {_default(field)} | {meaning} |")
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
+class Routes(SphinxDirective):
+    """Every route of the server, and what it does."""
+
+    def run(self) -> list[nodes.Node]:
+        """A table of method, path and meaning."""
+        self.env.note_reread()  # the package changes, and the page does not
+        lines = ["| route | |", "|---|---|"]
+        for route in router.routes:
+            if isinstance(route, APIRoute):
+                told = re.sub(r"\s+", " ", route.description.split("\n\n")[0]).replace("|", "\\|")
+                lines.append(f"| `{' '.join(sorted(route.methods))} {route.path}` | {told} |")
         return self.parse_text_to_nodes("\n".join(lines))
 
 
@@ -184,6 +201,6 @@ def _default(field: Any) -> str:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
-    for directive in (Source, Api, Recipes, Settings, Pages):
+    for directive in (Source, Api, Recipes, Settings, Routes, Pages):
         app.add_directive(directive.__name__.lower(), directive)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

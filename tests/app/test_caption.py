@@ -18,8 +18,11 @@ from tests.app.test_bad_input import refused
 from tests.language.test_ask import Place, place, saying
 from tests.language.tiny import COLOURS, Grounds, trained
 from unveil import data
+from unveil.app import caption
+from unveil.checkpoints.captioner import load_captioner
+from unveil.language.caption import Own
 from unveil.pictures import png
-from unveil.types import MediaError, RecipeError
+from unveil.types import MediaError, RecipeError, WeightsError
 from unveil.video.write import write_clip
 
 __all__ = ["place"]  # a fixture
@@ -94,7 +97,9 @@ def test_an_address_that_answers_for_some(cli: Cli, folder: Path, place: Place):
     place.answer = lambda: next(answers)
     done = cli("caption", folder, "--model", f"{place.url}#eyes", "--json")
     assert done.code == 0, done.err
-    assert [row["caption"] for row in rows(folder / "metadata.jsonl")] == ["One.", "Three."]
+    found = rows(folder / "metadata.jsonl")
+    assert [row.get("caption") for row in found] == ["One.", None, "Three.", None]  # none is lost to training
+    assert found[2]["text"] == "my words"
     assert len(done.json["failed"]) == 4
 
 
@@ -126,15 +131,47 @@ def test_what_was_told_before_an_interruption_is_kept_and_gone_on_with(cli: Cli,
     ]  # fmt: skip
 
 
-def test_a_file_of_a_user_is_not_gone_on_with(cli: Cli, run: Path, folder: Path):
+def test_a_file_of_a_user_is_gone_on_with_where_it_holds_captions_and_loses_nothing(cli: Cli, run: Path, folder: Path):
     (folder / "metadata.jsonl").write_text('{"file_name": "white.png", "text": "mine"}\n')
     before = tree(folder)
     refused(cli("caption", folder, "--model", run, "--resume"), 5, "metadata.jsonl: is there already")
     assert tree(folder) == before
     (folder / "metadata.jsonl").write_text('{"file_name": "white.png", "caption": "mine", "label": "white"}\n')
-    before = tree(folder)
-    refused(cli("caption", folder, "--model", run, "--resume"), 5, "metadata.jsonl: holds label too")
-    assert tree(folder) == before
+    before = rows(folder / "metadata.jsonl")
+    assert cli("caption", folder, "--model", run, "--resume").code == 0
+    assert rows(folder / "metadata.jsonl") == before
+
+
+@pytest.mark.parametrize(
+    ("decode", "options", "how", "beams"),
+    [
+        ({"beams": 1}, {}, "greedy", 4),
+        ({"beams": 3}, {}, "beam", 3),
+        ({"beams": 3}, {"beams": 1}, "greedy", 1),
+        ({"beams": 3}, {"how": "greedy"}, "greedy", 3),
+        ({"beams": 1}, {"how": "beam"}, "beam", 4),
+        ({"beams": 1}, {"beams": 2}, "beam", 2),
+        ({"beams": 3, "length_power": 1.0}, {}, "beam", 3),
+        (None, {}, "greedy", 4),
+    ],
+)
+def test_a_captioner_writes_as_its_recipe_says(
+    run: Path, tmp_path: Path, monkeypatch: Any, decode, options, how, beams
+):
+    trained = load_captioner(run)
+    said = {} if decode is None else {"decode": decode}
+    monkeypatch.setattr(caption, "load_captioner", lambda *place: trained._replace(facts={"size": [8, 8], **said}))
+    own = caption.Ask(tmp_path, str(tmp_path / "any"), **options).teller()
+    assert isinstance(own, Own)
+    assert (own.how, own.beams, own.length_power) == (how, beams, (decode or {}).get("length_power", 0.6))
+
+
+def test_how_it_writes_that_cannot_be_read_is_refused(run: Path, tmp_path: Path, monkeypatch: Any):
+    trained = load_captioner(run)
+    for wrong in ({"beams": 0}, {"beems": 1}, 3):
+        monkeypatch.setattr(caption, "load_captioner", lambda *place, w=wrong: trained._replace(facts={"decode": w}))
+        with pytest.raises(WeightsError, match="how it writes cannot be read"):
+            caption.Ask(tmp_path, str(tmp_path / "any")).teller()
 
 
 def test_what_cannot_be_is_refused(cli: Cli, run: Path, folder: Path, tmp_path: Path):
@@ -145,6 +182,9 @@ def test_what_cannot_be_is_refused(cli: Cli, run: Path, folder: Path, tmp_path: 
     refused(cli("caption", folder, "--model", "ddpm-digits"), 1, "ddpm-digits: not a captioner")
     refused(cli("caption", folder, "--model", run, "--how", "gredy"), 2, "nearest: 'greedy'")
     refused(cli("caption", folder, "--model", "http://127.0.0.1:9/v1#eyes"), 4, "no caption of 6 files")
+    refused(cli("caption", folder, "--model", run, "--out", "told.csv"), 2, "--out told.csv", "such as told.jsonl")
+    refused(cli("caption", folder, "--model", run, "--out", "."), 2, "--out .: captions are written as JSON")
+    refused(cli("caption", folder, "--model", run, "--beams", 0), 2, "--beams 0: must be at least 1, which is greedy")
     assert tree(tmp_path) == before
 
 

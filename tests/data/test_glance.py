@@ -72,6 +72,28 @@ def test_what_cannot_be_read_or_has_gone_since_is_said(folder):
     looker.close()
 
 
+def test_metadata_that_cannot_be_read_is_what_is_said(folder):
+    (folder / "metadata.jsonl").write_text('{"file_name": "a.png"')
+    with pytest.raises(MediaError, match=r"metadata.jsonl line 1: not JSON"):
+        look_round(folder)
+    (folder / "metadata.csv").write_text("file_name\na.png\n")
+    with pytest.raises(MediaError, match=r"both metadata.jsonl and metadata.csv; keep one of them"):
+        look_round(folder)
+
+
+def test_sub_folders_that_training_takes_as_classes_are_known(tmp_path):
+    for name in ("x/a.png", "y/b.png", "y/more/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), 90, np.uint8)).save(tmp_path / name)
+    seen = look_round(tmp_path)
+    assert (seen.table, seen.classes) == (None, {"x/a.png": "x", "y/b.png": "y", "y/more/c.png": "y"})
+    film(tmp_path / "x" / "one.mp4", 2)  # clips, which all lie in one
+    assert look_round(tmp_path).classes == seen.classes
+    (tmp_path / "metadata.csv").write_text("file_name\nx/a.png\n")
+    seen = look_round(tmp_path)
+    assert (seen.table, seen.classes, [one.path for one in seen.entries]) == ("metadata.csv", {}, ["x/a.png"])
+
+
 def test_folders_without_anything(tmp_path):
     with pytest.raises(MediaError, match="neither a picture nor a clip in it"):
         look_round(tmp_path)

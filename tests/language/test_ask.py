@@ -38,6 +38,7 @@ class Says:
     def __call__(self, turns: Any) -> str:
         self.heard.append(turns)
         if not self.answer:
+            self.cost = ""
             raise NoAnswer("it is asleep")
         return self.answer
 
@@ -68,6 +69,7 @@ def test_any_other_answer_is_replaced_by_the_rules_which_is_said(answer, why):
     assert (found.text, found.by) == (rules(PROMPT, 4).text, "rules")
     assert re.search(why, found.note), found.note
     assert found.note.startswith("a model: ")
+    assert ("(3 tokens)" in found.note) == bool(answer)  # what is not taken is paid for too
     assert found.note.endswith("by the rules instead")
 
 
@@ -140,6 +142,20 @@ def test_a_conversation_that_it_cannot_read_has_no_answer(folder):
     assert "it reads 400" in found.note
 
 
+def test_a_chat_template_without_a_system_turn_is_told_it_by_the_user(folder):
+    writer = LanguageModel(folder)
+    no_system = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+    writer._tokenizer.chat_template = no_system + "{{ m.role + ' ' + m.content + ' ' }}{% endfor %}"
+    conversed = conversation(PROMPT, "playground")
+    shown = writer._tokenizer.decode(writer._tokens(conversed)["input_ids"][0])
+    assert shown.startswith("<unk> You rewrite short captions")  # "user" is no word of this model
+    assert shown.count("You rewrite") == 1
+    writer._tokenizer.chat_template = "{{ raise_exception('it only listens') }}"
+    found = written(PROMPT, writer, "playground")
+    assert found.by == "rules"
+    assert "its chat template refuses the conversation (it only listens)" in found.note
+
+
 def test_folders_that_are_no_language_models_are_refused(folder, tmp_path):
     with pytest.raises(WeightsError, match=r"no config.json"):
         LanguageModel(tmp_path)
@@ -163,6 +179,12 @@ class Place:
     url: str
     asked: list[tuple[dict[str, Any], str | None]]
     answer: Callable[[], tuple[int, bytes]]
+
+
+def late() -> tuple[int, bytes]:
+    """An answer that comes when nobody waits any more."""
+    time.sleep(2)
+    return 200, saying(DENSE)
 
 
 @pytest.fixture
@@ -197,9 +219,9 @@ def place(monkeypatch) -> Iterator[Place]:
     server.server_close()
 
 
-def saying(text: str | None, **usage: float) -> bytes:
-    message = {"role": "assistant", "content": text}
-    return json.dumps({"choices": [{"index": 0, "message": message}], "usage": usage or None}).encode()
+def saying(text: str | None, finish: str = "stop", **usage: float) -> bytes:
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
+    return json.dumps({"choices": [choice], "usage": usage or None}).encode()
 
 
 def test_an_address_is_asked_with_the_key_of_the_environment_and_tells_what_it_took(place, monkeypatch):
@@ -231,6 +253,7 @@ def test_a_failure_that_may_pass_is_tried_again(place):
         (200, b'{"choices": []}', "no answer in this protocol"),
         (200, b'{"choices": [{"message": {"content": 7}}]}', "holds no text"),
         (200, saying(None), "holds no text"),
+        (200, saying(DENSE, "length"), "its answer is cut off after 400 tokens"),
         (200, saying("a blue dog"), "words that the model does not know: dog"),
     ],
 )
@@ -266,11 +289,37 @@ def test_nobody_there():
 
 @pytest.mark.parametrize(
     ("url", "model", "why"),
-    [("ftp://there/v1", "big", "no address"), ("there", "big", "no address"), ("http://there/v1", "", "which model")],
+    [
+        ("ftp://there/v1", "big", "no address"),
+        ("there", "big", "no address"),
+        ("http://there/v1", "", "which model"),
+        ("http://[::1/v1", "big", r"'http://\[::1/v1': no address; write it such as http://localhost:8000/v1"),
+        ("http://there:many/v1", "big", "no address"),
+        ("http://:80/v1", "big", "no address"),
+    ],
 )
 def test_what_is_no_address_is_refused(url, model, why):
     with pytest.raises(RecipeError, match=why):
         Endpoint(url, model)
+
+
+def test_every_answer_is_counted_the_refused_ones_too(place):
+    usage = {"prompt_tokens": 100, "completion_tokens": 20}
+    answers = iter([saying(DENSE, cost=0.25, **usage), saying("a blue dog", **usage), saying(DENSE, "length", **usage)])
+    place.answer = lambda: (200, next(answers))
+    writer = Endpoint(place.url, "big", tries=1)
+    notes = [written(PROMPT, writer, "playground").note for _ in range(3)]
+    assert notes[0] == "100 tokens read, 20 written, 0.25 $"
+    assert all("(100 tokens read, 20 written); by the rules instead" in note for note in notes[1:])
+    assert writer.spent == (300, 60, 0.25)
+    assert str(writer.spent) == "300 tokens read, 60 written, 0.25 $"
+
+
+@pytest.mark.parametrize("given", ["soon", "-1", "0", "nan", "inf"])
+def test_how_long_an_answer_may_take_is_said_in_seconds(monkeypatch, given):
+    monkeypatch.setenv("UNVEIL_API_SECONDS", given)
+    with pytest.raises(RecipeError, match=f"UNVEIL_API_SECONDS={given}: seconds .* must be above 0, such as 30"):
+        Endpoint("http://there/v1", "big")
 
 
 def test_the_key_is_never_shown(place, monkeypatch):

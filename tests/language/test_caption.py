@@ -58,6 +58,15 @@ def test_drawn_captions_depend_on_the_seed_and_the_place_alone(model):
     assert [one.text for one in Own(model, how="sampled", temperature=0.05)(reels())] == TEXTS
 
 
+def test_drawn_captions_of_what_has_a_name_depend_on_it_and_not_on_its_place(model):
+    hot = {"how": "sampled", "temperature": 3.0}
+    named = [one._replace(name=f"{place}.mp4") for place, one in enumerate(reels(8))]
+    whole = [one.text for one in Own(model, **hot)(named)]
+    assert len(set(whole)) > 1
+    assert [one.text for one in Own(model, **hot)(named[3:])] == whole[3:]  # as a call that goes on
+    assert [one.text for one in Own(model, **hot)(named[::-1])] == whole[::-1]
+
+
 def test_clips_of_many_sizes_and_lengths_at_once(model):
     mixed = [*reels(2), *(Reel(one.pixels[:, :1]) for one in reels()[2:])]
     wide = Reel(reels(1)[0].pixels.repeat_interleave(3, 3).repeat_interleave(2, 2), 24.0)
@@ -119,6 +128,20 @@ def test_folders_that_are_no_captioners(folder, tmp_path):
     (tmp_path / "run.py").write_text("")
     with pytest.raises(WeightsError, match=r"run.py: .*never run"):
         ImageToText(tmp_path)
+
+
+def test_whatever_such_a_model_raises_is_of_the_picture(folder, monkeypatch):
+    teller = ImageToText(folder)
+
+    def fails(**given: object) -> None:
+        raise IndexError("shape of the mask\nand more")
+
+    monkeypatch.setattr(teller._model, "generate", fails)
+    with pytest.raises(NoAnswer, match=r"tiny-blip: it fails \(shape of the mask\)$"):
+        teller(reels(1))
+    monkeypatch.setattr(teller, "_processor", lambda **given: {}["pixel_values"])
+    with pytest.raises(NoAnswer, match=r"tiny-blip: it fails \('pixel_values'\)$"):
+        teller(reels(1))
 
 
 # -- behind an address --------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from unveil import data
 from unveil.data.playground import MOTIONS
 from unveil.data.world.telling import LANGUAGES
-from unveil.evaluate.captions import language_of, parse, unread
+from unveil.evaluate.captions import language_of, parse, twice, unread
 from unveil.language import lost, rules
 
 SCENES = ("objects", "objects", "brush", "pillars", "paddle", "corridor", "impact")
@@ -38,6 +38,7 @@ def check_nothing_is_lost(prompts: Iterator[str]) -> None:
         assert found.by == "rules", found
         assert not lost(parse(prompt), parse(found.text)), found
         assert not unread(found.text), found
+        assert not twice(found.text), found
         assert language_of(found.text) == language_of(prompt)
         assert rules(found.text).text == found.text  # what is dense has nothing to be filled in
 
@@ -51,6 +52,58 @@ def test_every_attribute_is_kept(language):
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_attribute_of_two_thousand_prompts_is_kept(language):
     check_nothing_is_lost(said_of_clips(2000, language))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "thing"),
+    [
+        ("a red circle moving left to right", {"colour": "red", "shape": "circle", "motion": "right"}),
+        ("a red circle moves from right to left", {"motion": "left"}),
+        ("\u4e00\u4e2a\u7ea2\u8272\u5706\u5f62\u4ece\u5de6\u5411\u53f3\u79fb\u52a8", {"motion": "right"}),
+        ("a red ball moves left", {"colour": "red", "shape": "circle", "motion": "left"}),
+        ("\u7ea2\u8272\u5c0f\u7403\u5411\u5de6\u79fb\u52a8", {"shape": "circle", "size": "small", "motion": "left"}),
+        ("a green cross on grey ground", {"colour": "green", "shape": "cross"}),
+    ],
+)  # fmt: skip
+def test_words_of_people_mean_what_they_mean(prompt, thing):
+    found = rules(prompt)
+    assert found.by == "rules", found
+    (told,) = parse(found.text)["objects"]
+    assert thing.items() <= told.items()
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "red circles on black",
+        "a red circle moves up and down",
+        "a red circle moves left then right",
+        "a red and blue circle",
+        "\u7ea2\u8272\u548c\u84dd\u8272\u7684\u5706\u5f62",  # the same
+        "\u4ece\u5de6\u51fa\u53d1\u7684\u7ea2\u8272\u5706\u5f62",  # a red circle that sets out from the left
+        "a gray circle",
+        "\u7070\u8272\u5706\u5f62",  # the same
+        "a small and large ring",
+        "not a red circle",
+        "\u6ca1\u6709\u7ea2\u8272\u7684\u5706\u5f62",  # the same
+        "a red circle from the left",
+        "three red circles",
+        "a red circle, red background, blue background",
+    ],
+)
+def test_what_is_not_understood_is_left_as_it_was_typed(prompt):
+    found = rules(prompt)
+    assert (found.text, found.by) == (prompt, "")
+    assert found.note.startswith(("the rules do not know", "it says more than one"))
+
+
+def test_the_ball_of_a_game_is_no_circle():
+    assert parse("a paddle keeps a red ball in play") == {"objects": [], "scene": "paddle", "colour": "red"}
+    assert parse("\u7403\u62cd\u63a5\u4f4f\u7ea2\u8272\u5c0f\u7403") == {
+        "objects": [],
+        "scene": "paddle",
+        "colour": "red",
+    }
 
 
 def test_what_is_filled_in_is_possible():

@@ -11,7 +11,10 @@ import torch
 
 from tests.service.conftest import done
 from unveil.pictures import png
-from unveil.service.commands import CAPTION, CHECK, EVALUATE, LOG, TRAIN, reader
+from unveil.service.catalog import Catalog
+from unveil.service.commands import CAPTION, CHECK, CONVERT, EVALUATE, LOG, TRAIN, reader
+from unveil.service.inputs import Inputs
+from unveil.service.kinds import weighed
 from unveil.types import RecipeError
 
 TINY = {"recipe": "ddpm-digits", "run": "mine", "small": True}
@@ -118,3 +121,12 @@ def test_a_folder_outside_of_the_data_folder_is_none(queue, worker, folder: Path
     job = done(queue, worker, CHECK, folder=name)
     assert job.state == "failed"
     assert "no folder of this name" in job.error
+
+
+def test_no_run_and_no_model_is_named_like_one_that_is_there(tmp_path: Path):
+    catalog, inputs = Catalog(tmp_path / "runs"), Inputs(tmp_path / "inputs")
+    with pytest.raises(RecipeError, match="there is a model of this name; call the run 'ddpm-digits-2'"):
+        weighed(TRAIN, {**TINY, "run": "ddpm-digits"}, catalog, inputs)
+    with pytest.raises(RecipeError, match="name 'playground-video': there is a model of this name"):
+        weighed(CONVERT, {"model": "ddpm-digits", "name": "playground-video"}, catalog, inputs)
+    assert weighed(TRAIN, TINY, catalog, inputs) > 0  # control

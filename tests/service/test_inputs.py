@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from unveil.pictures import png
+from unveil.service import inputs as module
 from unveil.service.inputs import FACTS, Inputs, names_in
-from unveil.types import MediaError
+from unveil.types import MediaError, OutOfResources
 from unveil.video.write import write_clip
 
 
@@ -51,6 +52,23 @@ def test_a_file_is_named_by_its_content_and_kept_once(inputs: Inputs, tmp_path):
     assert sorted(path.name for path in inputs.folder.iterdir()) == sorted(
         f"{one.name}{end}" for one in (kept, film) for end in ("", FACTS)
     )
+
+
+def test_what_found_no_room_is_kept_when_it_is_sent_again(inputs: Inputs, tmp_path, monkeypatch):
+    content, real = clip(tmp_path / "a.gif"), module.write_atomically
+
+    def full(path, written):
+        if not path.name.endswith(FACTS):
+            raise OutOfResources("the disk is full")
+        real(path, written)
+
+    monkeypatch.setattr(module, "write_atomically", full)
+    with pytest.raises(OutOfResources):
+        inputs.keep(content)
+    assert not list(inputs.folder.glob("*"))
+    monkeypatch.undo()
+    kept = inputs.keep(content)
+    assert inputs.facts(kept.name) == kept
 
 
 def test_the_first_frame_of_a_clip_and_a_picture_are_shown_upright(inputs: Inputs, tmp_path):

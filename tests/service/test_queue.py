@@ -12,9 +12,11 @@ import time
 
 import pytest
 
+from unveil.service import tables
 from unveil.service.job import Job, Limits
 from unveil.service.queue import FILE, Queue
-from unveil.types import Busy, NotWritable, RecipeError
+from unveil.service.tables import Part
+from unveil.types import Busy, MediaError, NotWritable, RecipeError
 
 
 class Clock:
@@ -54,6 +56,38 @@ def test_a_job_comes_back_as_it_was_given(queue):
     assert (found.kind, found.request, found.owner, found.cost) == ("clip", given, "me", 3.5)
     assert abs(found.submitted - time.time()) < 60
     assert queue.get("nobody's") is None
+
+
+def test_a_part_of_a_list_is_read_and_nothing_else(tmp_path, monkeypatch):
+    queue, read = Queue(tmp_path, Limits(waiting=500, each=500)), []
+    ids = [put(queue, str(number), owner="ab"[number % 2])[0] for number in range(200)]
+    real = tables._job
+    monkeypatch.setattr(tables, "_job", lambda *row: read.append(row) or real(*row))
+    seen, after, more = [], None, True
+    while more:
+        found, more = queue.page(Part("a", 30, after))
+        seen += [job.id for job in found]
+        after = seen[-1]
+        assert len(read) <= 31
+        read.clear()
+    assert seen == ids[::2][::-1]
+    found, more = queue.page(Part("b", 2, ids[1], newest=False, state="queued", kind="picture"))
+    assert ([job.id for job in found], more) == ([ids[3], ids[5]], True)
+    assert queue.page(Part("b", 2, kind="clip")) == ([], False)
+    for other in (ids[0], "none"):
+        with pytest.raises(MediaError, match="is none of them"):
+            queue.page(Part("b", 2, other))
+
+
+def test_who_finds_nothing_to_do_waits_for_nobody_who_writes(queue):
+    put(queue, "a")
+    assert taken(queue, 1) == ["a"]
+    with sqlite3.connect(queue.file, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        begun = time.monotonic()
+        assert queue.take("w") is None
+        assert time.monotonic() - begun < 5  # a change waits for ten seconds
+        other.execute("ROLLBACK")
 
 
 def test_owners_take_turns(queue):

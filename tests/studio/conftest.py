@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -24,8 +25,16 @@ FLAGS += ["--disable-component-update", "--disable-sync", "--use-angle=swiftshad
 # what Gradio leaves open, and how it speaks to pandas, is not ours
 _LEFT = ("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:.*no_silent_downcasting.*")
 _LEFT += ("ignore:The copy keyword is deprecated.*",)
-MARKS = [pytest.mark.slow, *(pytest.mark.filterwarnings(one) for one in _LEFT)]
+LEFT = [pytest.mark.filterwarnings(one) for one in _LEFT]
+MARKS = [pytest.mark.slow, *LEFT]
 LONG_MS = 90_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collected() -> Iterator[None]:
+    """What Gradio leaves open is collected while that is passed over, and not in the tests of others."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

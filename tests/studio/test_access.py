@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,11 @@ import pytest
 pytest.importorskip("gradio")
 pytest.importorskip("axe_playwright_python")
 
-from tests.studio.conftest import MARKS, chosen, opened
-from tests.web.conftest import Server
+from tests.studio.conftest import MARKS, begun, chosen, ended, opened
+from tests.web.conftest import KEY, Many, Server, server
+from unveil.studio.entrance import Entrance
+from unveil.studio.server import extended
+from unveil.web.rules import Rules
 
 pytestmark = MARKS
 TABS = ("picture", "video", "train", "models", "evaluate", "gallery", "queue")
@@ -42,6 +46,68 @@ def test_no_tab_keeps_anybody_out(page: Any, studio: Server, language: str):
         page.wait_for_timeout(300)
         faults += [f"{tab}: {one}" for one in serious(page, f"#tab-{tab}")]
     faults += serious(page, "header")
+    assert not faults, "\n".join(faults)
+
+
+def test_no_mode_keeps_anybody_out(page: Any):
+    faults = []
+    for tab, part in (("picture", "mode"), ("video", "verb")):
+        chosen(page, tab)
+        modes = page.locator(f"#{tab}-{part} input").all()
+        assert len(modes) >= 5
+        for mode in modes:
+            mode.check()
+            page.wait_for_timeout(400)
+            faults += [f"{tab}, {mode.input_value()}: {one}" for one in serious(page, f"#tab-{tab}")]
+    assert not faults, "\n".join(faults)
+
+
+def test_what_was_made_and_what_waits_keeps_nobody_out(page: Any, studio: Server):
+    page.get_by_label("How many").fill("2")
+    begun(page, "a large ring", 2)
+    made = ended(page, "picture")
+    faults = [f"result: {one}" for one in serious(page, "#tab-picture")]
+    request = {"prompt": "a small ring", "seed": 0, "sampling": {"steps": 9_000}}
+    jobs = [studio.service.submit("pictures", request, "", 1.0) for _ in range(2)]
+    failed = studio.service.submit("pictures", {"prompt": "none", "model": "no such model"}, "", 1.0)
+    chosen(page, "gallery")
+    page.wait_for_selector(f"#gallery-cards [data-job='{made}'] .all img:nth-child(1)")
+    page.get_by_role("button", name="Delete a large ring").click()
+    page.get_by_text("Delete it for good?").wait_for()
+    faults += [f"gallery: {one}" for one in serious(page, "#tab-gallery")]
+    chosen(page, "queue")
+    page.wait_for_selector("#queue-table progress")
+    faults += [f"queue, running: {one}" for one in serious(page, "#tab-queue")]
+    for job in jobs:
+        studio.service.queue.cancel(job.id)
+    studio.until(failed.id, "failed")
+    page.locator("#queue-table").get_by_text("Failed.").first.wait_for()
+    page.locator(f"#queue-table button[data-job='{failed.id}']").click()
+    page.wait_for_selector("#queue-detail [data-state=failed]")
+    faults += [f"queue, failed: {one}" for one in serious(page, "#tab-queue")]
+    page.locator(f"#queue-table button[data-job='{made}']").click()
+    page.wait_for_selector("#queue-detail img")
+    faults += [f"queue, shown: {one}" for one in serious(page, "#tab-queue")]
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_form_for_the_key_keeps_nobody_out(browser: Any, tmp_path: Path, language: str):
+    rules = Rules({"ann": KEY})
+    context = browser.new_context(locale=language, bypass_csp=True)  # for axe, which is put into the page
+    with server(tmp_path / "keyed", rules, Many, extend=extended, before=Entrance) as keyed:
+        page = context.new_page()
+        page.goto(f"http://127.0.0.1:{keyed.port}/en/")
+        faults = serious(page, "html")
+        page.locator("input[name=key]").fill("open-sesame-open-sesame")
+        page.locator("button").click()
+        page.get_by_role("alert").wait_for()
+        assert page.evaluate("document.documentElement.lang") == language
+        faults += serious(page, "html")
+        page.locator("input[name=key]").fill(KEY)
+        page.locator("button").click()
+        page.wait_for_selector("#picture-go")
+        context.close()
     assert not faults, "\n".join(faults)
 
 

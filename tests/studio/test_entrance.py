@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,6 +99,23 @@ def test_a_form_that_is_none_lets_nobody_in(keyed: Server, body: bytes):
     sent = {"content-type": "multipart/form-data; boundary=x", **HTML}
     assert keyed.ask("POST", PLACE, body=body, headers=sent).status == 401
     assert keyed.ask("POST", PLACE, body=body, headers={"content-type": "text/plain"}).status == 401
+
+
+def test_a_form_that_never_arrives_is_not_waited_for():
+    async def app(scope, receive, send):
+        headers.append(dict(scope["headers"]))
+
+    async def never():
+        await asyncio.sleep(60)
+
+    async def send(message):
+        raise AssertionError(message)
+
+    headers: list[dict[bytes, bytes]] = []
+    scope = {"type": "http", "method": "POST", "path": PLACE, "headers": []}
+    entrance = Entrance(app, replace(Rules({"ann": KEY}), seconds=0.05))
+    asyncio.run(asyncio.wait_for(entrance(scope, never, send), 10))
+    assert headers == [{}]  # the guard sees no key
 
 
 def test_no_file_outside_of_its_folders_is_shown_by_the_page(keyed: Server, tmp_path: Path):

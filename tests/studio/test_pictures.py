@@ -151,6 +151,32 @@ def test_what_runs_is_found_again_after_a_reload_and_in_chinese_and_can_be_cance
     assert ended(page, "picture", "cancelled") == running
 
 
+def test_a_card_is_made_again_as_it_was_and_deleted_when_that_is_meant(page: Any, studio: Server):
+    page.get_by_label("How many").fill("2")
+    begun(page, "a thick ring", 2)
+    first = ended(page, "picture")
+    chosen(page, "gallery")
+    card = page.locator(f"#gallery-cards article[data-job='{first}']")
+    card.locator("img").nth(1).wait_for()
+    card.get_by_role("button", name="Make a thick ring again as it was").click()
+    page.wait_for_selector("#tab-picture:visible")
+    again = another(page, "picture", first)
+    assert job_of(studio, again).request == job_of(studio, first).request
+    assert files(studio, again) == files(studio, first)
+
+    chosen(page, "gallery")
+    card.get_by_role("button", name="Delete a thick ring", exact=True).click()
+    card.get_by_text("Delete it for good?").wait_for()
+    card.get_by_role("button", name="Keep a thick ring").click()
+    card.get_by_text("Delete it for good?").wait_for(state="detached")
+    assert studio.service.queue.get(first) is not None
+    card.get_by_role("button", name="Delete a thick ring", exact=True).click()
+    card.get_by_role("button", name="Delete a thick ring for good").click()
+    card.wait_for(state="detached")
+    assert studio.service.queue.get(first) is None
+    assert studio.service.queue.get(again) is not None
+
+
 def test_words_and_names_of_others_are_shown_as_text(page: Any, studio: Server, places: Path):
     hostile = 'a red ring <img src=x onerror="window.hacked=1"><script>window.hacked=1</script>\x1b[31mend'
     begun(page, hostile, 1)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from unveil import load
+from unveil.data.shapes import COLOURS
 from unveil.evaluate.captions import parse, unread
 from unveil.study.video_bench import Bench
 from unveil.study.video_page import text_page
@@ -35,6 +36,24 @@ def test_real_clips_are_right_and_others_are_not(name):
     others = [kind.right(item, items[n - 5]["pixels"]) for n, item in enumerate(items)]
     assert sum(others) <= max(0.75, 1.5 * kind.chance) * COUNT
     assert not kind.right(items[0], torch.zeros(3, 16, 32, 32, dtype=torch.uint8)) or name == "ground"
+
+
+def test_every_number_of_things_is_asked_for_as_often_and_one_more_is_seen():
+    kind = KINDS["count"]
+    items = clips_of(bench(), kind)
+    asked = [len(item["attributes"]["objects"]) for item in items]
+    assert [asked.count(number) for number in (1, 2, 3)] == [COUNT // 3] * 3
+    item = items[2]
+    clip = item["pixels"].clone()
+    still = (clip == clip[:, :1, :1, :1]).all(0).all(0)  # where the ground is in every frame
+    place = next((y, x) for y in range(24) for x in range(24) if still[y : y + 8, x : x + 8].all())
+    unused = set(COLOURS) - {one["colour"] for one in item["attributes"]["objects"]}
+    colour = torch.tensor(COLOURS[min(unused)], dtype=torch.uint8)
+    clip[:, :, place[0] + 1 : place[0] + 7, place[1] + 1 : place[1] + 7] = colour[:, None, None, None]
+    assert kind.right(item, item["pixels"])
+    assert not kind.right(item, clip)
+    assert KINDS["long"].right(item, item["pixels"])
+    assert not KINDS["long"].right(item, clip)
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -42,6 +42,7 @@ class Crew:
     """Stands for the processes that work."""
 
     devices = ("cpu",)
+    damaged = False
 
     def names(self) -> list[str]:
         return ["cpu-0"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from unveil.app.console import Console
 from unveil.pictures import png
 from unveil.service.hold import held
 from unveil.types import MediaError, NotWritable, RecipeError
-from unveil.web.guard import depth_of
+from unveil.web.guard import Guard, Receive, Scope, Send, depth_of
 from unveil.web.rules import Rules, read_keys
 from unveil.web.server import Ask, serve
 
@@ -186,6 +188,37 @@ def test_a_body_that_does_not_arrive_is_given_up(keyed: Server):
     assert 0.9 < time.monotonic() - begun < 5
 
 
+@pytest.mark.parametrize(
+    ("client", "said", "scheme"),
+    [
+        (("127.0.0.1", 1), b"https", "https"),
+        (("::1", 1), b"https", "https"),
+        (("127.0.0.1", 1), b"gopher", "http"),
+        (("127.0.0.1", 1), None, "http"),
+        (("10.0.0.7", 1), b"https", "http"),
+        (None, b"https", "http"),
+    ],
+)
+def test_a_proxy_on_the_same_machine_says_how_the_client_came(client, said: bytes | None, scheme: str):
+    found: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        found.append(scope["scheme"])
+
+    headers = [(b"host", b"localhost")] + ([] if said is None else [(b"x-forwarded-proto", said)])
+    scope = {"type": "http", "scheme": "http", "path": "/", "method": "GET", "headers": headers, "client": client}
+    asyncio.run(Guard(app, Rules(), lambda *seen: None)(scope, None, None))
+    assert found == [scheme]
+
+
+def test_addresses_behind_a_proxy_are_those_of_the_proxy(begin: Begin):
+    ask, server = {**RING, "response_format": "url"}, begin()
+    (plain,) = server.ask("POST", "/v1/images/generations", ask).json["data"]
+    (found,) = server.ask("POST", "/v1/images/generations", ask, {"x-forwarded-proto": "https"}).json["data"]
+    assert plain["url"].startswith("http://127.0.0.1:")
+    assert found["url"].startswith("https://127.0.0.1:")
+
+
 def test_a_head_that_does_not_arrive_is_given_up(begin: Begin, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("unveil.web.server.PATIENCE_S", 0.5)
     server = begin()
@@ -194,6 +227,34 @@ def test_a_head_that_does_not_arrive_is_given_up(begin: Begin, monkeypatch: pyte
         line.settimeout(10)
         assert line.recv(100) == b""
     assert server.ask("GET", "/health").status == 200
+
+
+@pytest.mark.parametrize(
+    ("first", "rest"),
+    [
+        (b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n", b"GET /health HTTP/1.1\r\nhost"),
+        (b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 9999\r\n"
+         b"content-type: multipart/form-data; boundary=x\r\n\r\n", b"--x"),
+    ],
+)  # fmt: skip
+def test_a_connection_that_was_answered_once_is_not_held_for_ever(begin: Begin, monkeypatch, first: bytes, rest: bytes):
+    """By a second head, or by a body that nobody reads, a byte now and then."""
+    monkeypatch.setattr("unveil.web.server.PATIENCE_S", 0.5)
+    with socket.create_connection(("127.0.0.1", begin().port), timeout=10) as line:
+        line.sendall(first)
+        while not line.recv(4096).endswith(b"}"):
+            pass
+        line.settimeout(0.1)
+        line.sendall(rest)
+        begun, closed = time.monotonic(), False
+        while not closed:
+            assert time.monotonic() - begun < 4  # which is less than an idle connection is kept
+            with suppress(TimeoutError):
+                try:
+                    line.sendall(b"a")
+                    closed = line.recv(4096) == b""
+                except ConnectionError:
+                    closed = True
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,21 @@ import json
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
-from tests.web.conftest import Answer, Begin, Server
+from tests.web.conftest import KEY, OTHER, Answer, Begin, Server
 from unveil.pictures import png
+from unveil.service.kinds import weighed
+from unveil.service.worker import Report
+from unveil.types import MediaError, RecipeError, WeightsError
+from unveil.web.rules import Rules
 
 RING = {"prompt": "a ring", "seed": 7}
 LONG = {"kind": "pictures", "request": {**RING, "sampling": {"steps": 1000}}}
@@ -85,6 +93,73 @@ def test_those_who_wait_are_told_their_place_and_for_how_long(begin: Begin):
     assert ([one["id"] for one in rest["data"]], rest["has_more"]) == ([ids[0]], False)
     queued = server.ask("GET", "/v1/jobs?status=queued&order=asc").json
     assert [one["id"] for one in queued["data"]] == [ids[0], ids[2]]
+
+
+def test_a_list_begins_behind_a_job_of_ones_own_alone(begin: Begin):
+    server = begin(workers=0, rules=Rules(keys={"me": KEY, "you": OTHER}, hosts=None))
+    ids = [server.ask("POST", "/v1/jobs", SHORT, key=key).json["id"] for key in (KEY, OTHER, KEY)]
+    clip = {"kind": "clips", "request": {"prompt": "a ring"}}
+    film = server.ask("POST", "/v1/jobs", clip, key=KEY).json["id"]
+    for path, after in (("jobs", ids[1]), ("jobs", "none"), ("videos", ids[1])):
+        found = server.ask("GET", f"/v1/{path}?after={after}", key=KEY)
+        assert (found.status, found.json["error"]["param"]) == (404, "after")
+    films = server.ask("GET", "/v1/videos?limit=1", key=KEY).json
+    assert ([one["id"] for one in films["data"]], films["has_more"]) == ([film], False)
+    assert (films["first_id"], films["last_id"]) == (film, film)
+    rest = server.ask("GET", f"/v1/jobs?after={film}", key=KEY).json
+    assert [one["id"] for one in rest["data"]] == [ids[2], ids[0]]
+
+
+def test_what_a_request_names_is_looked_up_while_others_are_answered(begin: Begin, monkeypatch):
+    looked, go = threading.Event(), threading.Event()
+
+    def slow(*given: Any) -> float:
+        looked.set()
+        go.wait(20)
+        return 1.0
+
+    monkeypatch.setattr("unveil.web.calls.weighed", slow)
+    server = begin(workers=0)
+    asks = threading.Thread(target=submit, args=(server,))
+    asks.start()
+    try:
+        assert looked.wait(20)
+        begun = time.monotonic()
+        assert server.ask("GET", "/health").status == 200
+        assert time.monotonic() - begun < 10
+        assert server.service.queue.counts()["queued"] == 0  # it is still being looked up
+    finally:
+        go.set()
+        asks.join()
+    assert server.service.queue.counts()["queued"] == 1
+
+
+def test_what_a_command_says_is_told_while_it_runs_and_after(begin: Begin):
+    def fails(request: Any, folder: Path, report: Report) -> None:
+        report.log_file.parent.mkdir(exist_ok=True)
+        report.log_file.write_text("step 1/2\n")
+        while server.ask("GET", f"/v1/jobs/{id}/log").body != b"step 1/2\n":
+            time.sleep(0.01)
+        report.log_file.write_text("step 2/2\n")
+        raise RecipeError("so it is")
+
+    server = begin(work={"pictures": fails})
+    id = submit(server)
+    server.until(id, "failed")
+    found = server.ask("GET", f"/v1/jobs/{id}/log")
+    assert found.body == b"step 2/2\n"
+    assert found.headers["content-type"] == "text/plain; charset=utf-8"
+    assert server.ask("DELETE", f"/v1/jobs/{id}").status == 200
+    assert server.ask("GET", f"/v1/jobs/{id}/log").status == 404
+
+
+def test_a_damaged_table_is_told_and_nothing_more_is_taken(begin: Begin, monkeypatch):
+    server = begin()
+    monkeypatch.setattr(server.service.crew, "damaged", True)
+    assert server.ask("GET", "/health").json["status"] == "damaged"
+    found = server.ask("POST", "/v1/jobs", SHORT)
+    assert found.status == 507
+    assert "start the server again" in found.json["error"]["message"]
 
 
 def test_who_goes_away_has_cancelled_what_he_waited_for_and_nothing_else(begin: Begin):
@@ -164,6 +239,9 @@ def test_no_name_leads_out_of_its_folder(begin: Begin):
                 assert answer.status in (307, 308, 400, 404, 405, 422), (text, answer.status)
                 assert secret not in answer.body
                 assert b"root:" not in answer.body
+            for kind, request in _commands(text):
+                with pytest.raises((RecipeError, WeightsError, MediaError)):
+                    weighed(kind, request, server.service.catalog, server.service.inputs)
     finally:
         _watching.clear()
     assert not opened
@@ -188,3 +266,19 @@ def _asked_for(server: Server, id: str, text: str) -> Iterator[Answer]:
     ):
         yield server.ask("POST", "/v1/jobs", {"kind": "pictures", "request": {**RING, **request}})
     yield server.ask("POST", "/v1/jobs", {"kind": "clips", "request": {"verb": "loop", "clip": text}})
+
+
+def _commands(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Requests for commands with a text in each place that takes a name."""
+    train = {"recipe": "own-pictures", "run": "r"}
+    yield "train", {**train, "recipe": text}
+    yield "train", {**train, "folder": text}
+    yield "train", {**train, "run": f"{text}/x"}
+    yield "train", {**train, "settings": {"data.path": text}}
+    yield "caption", {"folder": text, "model": "playground-captioner"}
+    yield "caption", {"folder": "pictures", "model": text}
+    yield "check", {"folder": text}
+    yield "evaluate", {"model": text}
+    yield "evaluate", {"model": "ddpm-digits", "recipe": text}
+    yield "convert", {"model": text, "name": "c"}
+    yield "convert", {"model": "ddpm-digits", "name": f"{text}/x"}

@@ -54,10 +54,13 @@ class Served:
         self.ready, self.waited = spent(self.process.pid), time.monotonic() - self.begun
 
     def ask(self, method: str, path: str, given: Any = None) -> tuple[int, Any]:
+        body = b"" if given is None else json.dumps(given).encode()
+        return self.send(method, path, body, "application/json")
+
+    def send(self, method: str, path: str, body: bytes, kind: str) -> tuple[int, Any]:
         line = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         try:
-            body = None if given is None else json.dumps(given).encode()
-            line.request(method, path, body, {"content-type": "application/json"} if body else {})
+            line.request(method, path, body or None, {"content-type": kind} if body else {})
             found = line.getresponse()
             return found.status, json.loads(found.read() or b"null")
         finally:
@@ -103,16 +106,34 @@ def picture(answer: Any) -> bytes:
     return base64.b64decode(answer["data"][0]["b64_json"])
 
 
-def test_many_at_once_are_answered_each_with_the_picture_of_its_seed(served: Served):
-    """64 clients of 10 requests: 200 or 429 alone, the same bytes as one after the other, health all the while."""
-    answers: list[tuple[int, int, Any]] = []
+def sent(kind: int, seed: int, image: bytes) -> tuple[str, str, bytes, str]:
+    """A request of the load: method, path, body and the kind of the body."""
+    size = ("32x32", "48x32", "64x64")[seed % 3]
+    ask = {**RING, "seed": seed, "steps": (2, 4, 6)[seed % 3]}
+    if kind == 0:
+        return "POST", "/v1/images/generations", json.dumps(ask).encode(), "application/json"
+    if kind == 1:
+        return "POST", "/v1/images/generations", json.dumps({**ask, "size": size}).encode(), "application/json"
+    if kind == 2:
+        fields = {"prompt": "a ring", "seed": seed, "steps": 4, "strength": 0.5, "expand": "false"}
+        parts = [f'--x\r\ncontent-disposition: form-data; name="{key}"\r\n\r\n{fields[key]}\r\n' for key in fields]
+        head = '--x\r\ncontent-disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+        body = "".join([*parts, head]).encode() + image + b"\r\n--x--\r\n"
+        return "POST", "/v1/images/edits", body, "multipart/form-data; boundary=x"
+    return "GET", ("/v1/jobs?limit=20", "/v1/models", "/v1/videos")[seed % 3], b"", ""
+
+
+@pytest.mark.parametrize("turns", [10, pytest.param(20, marks=pytest.mark.release)])
+def test_many_at_once_are_answered_each_with_the_picture_of_its_seed(served: Served, turns: int):
+    """64 clients of mixed requests: 200 or 429 alone, the same bytes as one after the other, health all the while."""
+    answers: list[tuple[tuple[int, int], int, Any]] = []
+    first = served.ask("POST", "/v1/images/generations", {**RING, "seed": 0})[1]  # the model is read
 
     def client(number: int) -> None:
-        for turn in range(10):
-            seed = (10 * number + turn) % 97
-            answers.append((seed, *served.ask("POST", "/v1/images/generations", {**RING, "seed": seed})))
+        for turn in range(turns):
+            kind, seed = (number + turn) % 4, (turns * number + turn) % 37
+            answers.append(((kind, seed), *served.send(*sent(kind, seed, picture(first)))))
 
-    served.ask("POST", "/v1/images/generations", {**RING, "seed": 0})  # the model is read
     threads = [threading.Thread(target=client, args=(number,)) for number in range(64)]
     for thread in threads:
         thread.start()
@@ -122,25 +143,31 @@ def test_many_at_once_are_answered_each_with_the_picture_of_its_seed(served: Ser
         assert served.ask("GET", "/health")[0] == 200
         waits.append(time.monotonic() - begun)
         time.sleep(0.01)
+    waits.sort()
+    late = waits[int(0.99 * len(waits))]
     statuses = [status for _, status, _ in answers]
-    print(f"health: median {sorted(waits)[len(waits) // 2]:.4f} s, p99 {sorted(waits)[int(0.99 * len(waits))]:.4f} s; ")
+    print(f"health: median {waits[len(waits) // 2]:.4f} s, p99 {late:.4f} s; ", end="")
     print({status: statuses.count(status) for status in set(statuses)})
-    assert len(answers) == 640
+    assert len(answers) == 64 * turns
     assert set(statuses) <= {200, 429}
-    made: dict[int, set[bytes]] = {}
-    for seed, status, answer in answers:
-        if status == 200:
-            made.setdefault(seed, set()).add(picture(answer))
+    assert {status for (kind, _), status, _ in answers if kind == 3} == {200}  # who only looks is never refused
+    made: dict[tuple[int, int], set[bytes]] = {}
+    for which, status, answer in answers:
+        if status == 200 and which[0] != 3:
+            made.setdefault(which, set()).add(picture(answer))
     assert len(made) >= 10
+    assert {kind for kind, _ in made} == {0, 1, 2}
     assert all(len(every) == 1 for every in made.values())
-    assert len(set.union(*made.values())) == len(made)  # control: seeds differ
-    for seed in list(made)[:5]:
-        (one,) = made[seed]
-        assert picture(served.ask("POST", "/v1/images/generations", {**RING, "seed": seed})[1]) == one
+    assert len(set.union(*made.values())) == len(made)  # control: requests differ
+    for which in list(made)[:9]:
+        (one,) = made[which]
+        assert picture(served.send(*sent(*which, picture(first)))[1]) == one
+    assert late <= (0.1 if turns > 10 else 3.0)  # clients share the processors with it, which others may use as well
 
 
-def test_as_many_as_may_are_taken_and_the_rest_refused_at_once(served: Served):
-    """200 in about a second on a queue of 32, while one runs."""
+@pytest.mark.parametrize("last", [3.0, pytest.param(0.05, marks=pytest.mark.release)])
+def test_as_many_as_may_are_taken_and_the_rest_refused_at_once(served: Served, last: float):
+    """200 in about a second on a queue of 32, while one runs; seconds until the last is refused."""
     long = {"kind": "pictures", "request": {"prompt": "a ring", "count": 64, "sampling": {"steps": 1000}}}
     served.until(served.ask("POST", "/v1/jobs", long)[1]["id"], "running")
     answers: list[tuple[int, float]] = []
@@ -159,7 +186,8 @@ def test_as_many_as_may_are_taken_and_the_rest_refused_at_once(served: Served):
     refused = sorted(seconds for status, seconds in answers if status == 429)
     print(f"refused: median {refused[len(refused) // 2]:.4f} s, last {refused[-1]:.4f} s")
     assert sorted(status for status, _ in answers) == [202] * 32 + [429] * 168
-    assert refused[len(refused) // 2] <= 0.5  # here clients and server share a processor; 0.05 is the aim
+    assert refused[len(refused) // 2] <= 0.5  # here clients and server share the processors
+    assert refused[-1] <= last
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.release)])
@@ -182,6 +210,7 @@ def test_a_server_that_is_killed_goes_on_where_it_was(tmp_path: Path, kills: int
             server.kill()
             server = Served(folder)
             assert server.ready <= 10
+            assert server.waited <= (10 if kills > 3 else 40)  # by the clock, which a busy machine draws out
             starts.append((server.ready, server.waited))
         print(
             "ready: at most {:.2f} s of a processor, {:.2f} s by the clock".format(*map(max, zip(*starts, strict=True)))
@@ -234,6 +263,7 @@ def test_what_runs_is_cancelled_at_any_moment_without_a_trace(served: Served, mo
     print(f"{len(stops)} of {moments} cancelled, after {half:.3f} s in the median, {stops[-1]:.3f} s at most; ", end="")
     print(f"a step is {step:.3f} s; {(memory(worker) - before) / 2**20:.1f} MB more")
     assert half <= step + 0.25  # which is for the disk
+    assert stops[-1] <= (1.0 if moments > 20 else 3.0)
     assert not list((served.folder / "made").glob(".*"))
     assert not list((served.folder / "previews").glob("*"))
     assert memory(worker) - before < 50 << 20

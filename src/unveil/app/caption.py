@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,23 +13,30 @@ from unveil.app.console import Console
 from unveil.app.models import device as pick
 from unveil.checkpoints.captioner import load_captioner
 from unveil.config import load_recipe, recipe_names
+from unveil.config.sequence import DecodeConfig
 from unveil.data.glance import Glimpse, Looker, Numbers, look_round
 from unveil.data.listing import Entry
-from unveil.data.metadata import read_metadata
+from unveil.data.metadata import METADATA, read_metadata, says_classes, written
 from unveil.data.playground import Playground
 from unveil.files import refuse_overwrite, write_atomically
 from unveil.language.caption import FRAMES, HOWS, How, ImageToText, Own, Reel, Teller, Told, Vision
-from unveil.types import MediaError, NoAnswer, NotWritable, RecipeError, nearest
+from unveil.language.endpoint import Spent
+from unveil.types import MediaError, NoAnswer, NotWritable, RecipeError, WeightsError, nearest
 
 COLUMN, CONFIDENCE = "caption", "confidence"
+BEAMS = 4  # of a captioner that is greedy by itself
 SHOWN = 5  # failures that a person is shown
+STOP = 5  # failures in a row that end it: what tells is gone
+ELSEWHERE = "give --out, such as --out captions.jsonl, and train with data.captions=captions.jsonl"
+Failures = list[tuple[str, str]]  # name and reason
 
 
 class Source(Protocol):
     """What is to be told.
 
     Attributes:
-        entries: by name. refused: name and reason of what cannot be opened.
+        entries: by name. refused: name and reason of what cannot be opened. table: the metadata that says what is
+            there, None without. classes: the class that is no column but the sub-folder, by name.
     """
 
     @property
@@ -38,7 +45,17 @@ class Source(Protocol):
         ...
 
     @property
-    def refused(self) -> list[tuple[str, str]]:
+    def refused(self) -> Failures:
+        """See above."""
+        ...
+
+    @property
+    def table(self) -> Path | None:
+        """See above."""
+        ...
+
+    @property
+    def classes(self) -> Mapping[str, str]:
         """See above."""
         ...
 
@@ -61,7 +78,8 @@ class Ask:
         overrides: changes of the recipe.
         model: a captioner, a folder of transformers, or an address and a model's name there, URL#NAME.
         out: the file of captions; None: metadata.jsonl in the folder.
-        resume: goes on with the file of captions that an interrupted call left.
+        how, beams: of a captioner of ours; None: as its recipe says.
+        resume: goes on with the file of captions that an earlier call left, and asks again for what had no answer.
     """
 
     what: Path
@@ -69,8 +87,8 @@ class Ask:
     count: int | None = None
     overrides: tuple[str, ...] = ()
     out: Path | None = None
-    how: str = "greedy"
-    beams: int = 4
+    how: str | None = None
+    beams: int | None = None
     temperature: float = 1.0
     seed: int = 0
     device: str = "auto"
@@ -79,12 +97,26 @@ class Ask:
 
     @property
     def place(self) -> Path:
-        """Of the file."""
+        """Of the file.
+
+        Raises:
+            RecipeError: no name of one.
+        """
         if self.out is not None:
+            if self.out.suffix != ".jsonl":
+                raise RecipeError(
+                    f"--out {self.out}: captions are written as JSON, a line each; give a file such as told.jsonl"
+                )
             return self.out
         if self.count is not None:
             raise RecipeError("--count tells clips that lie in no folder: give a file with --out, such as told.jsonl")
         return self.what / "metadata.jsonl"
+
+    @property
+    def inside(self) -> bool:
+        """Whether the file is the folder's own metadata."""
+        place = self.place
+        return self.count is None and place.name in METADATA and place.parent.resolve() == self.what.resolve()
 
     def source(self) -> Source:
         """What is told.
@@ -111,17 +143,83 @@ class Ask:
         Raises:
             RecipeError, WeightsError: it cannot be used.
         """
-        if self.how not in HOWS:
+        if self.how is not None and self.how not in HOWS:
             raise RecipeError(f"--how {self.how!r}: must be one of {', '.join(HOWS)}{nearest(self.how, HOWS)}")
+        if self.beams is not None and self.beams < 1:
+            raise RecipeError(f"--beams {self.beams}: must be at least 1, which is greedy")
         if "://" in self.model:
             url, _, name = self.model.partition("#")
             return Vision(url, name)
         device = pick(self.device)
         if (Path(self.model) / "config.json").is_file():
             return ImageToText(Path(self.model), str(device))
-        how: How = self.how  # pyright: ignore[reportAssignmentType] - checked above
         captioner, name = load_captioner(self.model, device), Path(self.model).name
-        return Own(captioner, name, how=how, beams=self.beams, temperature=self.temperature, seed=self.seed)
+        try:
+            usual = DecodeConfig(**{"beams": 1, **captioner.facts.get("decode", {})})
+        except (TypeError, ValueError) as problem:
+            raise WeightsError(f"{self.model}: how it writes cannot be read ({problem}); train it again") from problem
+        own = usual.beams if self.beams is None else self.beams
+        how: How = self.how or ("beam" if own > 1 else "greedy")  # pyright: ignore[reportAssignmentType] - see above
+        beams = BEAMS if self.beams is None and own == 1 else own
+        return Own(
+            captioner, name, how=how, beams=beams, temperature=self.temperature, seed=self.seed,
+            length_power=usual.length_power,
+        )  # fmt: skip
+
+
+@dataclass
+class Book:
+    """The file of captions: what it says already, and what is told.
+
+    Attributes:
+        place: of the file. entries: what is told, by name.
+        rows: columns that are there already, of the file itself or of the folder's metadata, by name, in their order;
+            a name may come twice.
+        own: the rows are the file's, and none of them is lost. classes: a label for each entry, or none.
+        told: captions. unread: what cannot be read, with the reason. silent: what there was no answer for, likewise.
+    """
+
+    place: Path
+    entries: Sequence[Entry]
+    rows: Sequence[tuple[str, Mapping[str, Any]]] = ()
+    own: bool = False
+    classes: Mapping[str, str] = field(default_factory=dict)
+    told: dict[str, Told] = field(default_factory=dict)
+    unread: Failures = field(default_factory=list)
+    silent: Failures = field(default_factory=list)
+
+    @property
+    def left(self) -> list[Entry]:
+        """What is not told, each once."""
+        return list({one.path: one for one in self.entries if one.path not in self.told}.values())
+
+    def write(self) -> None:
+        """All that is there, captions beside it. What has no caption keeps its row, so that it is trained on as before.
+
+        Raises:
+            NotWritable: the place cannot be written.
+        """
+        entries, unread = {one.path: one for one in self.entries}, {path for path, _ in self.unread}
+        found: list[Mapping[str, Any]] = []
+        for path, columns in self.rows:
+            if path in entries and (self.own or path not in unread):
+                found.append(self._row(entries[path], columns))
+            elif self.own:
+                found.append(columns)
+        rowed = {path for path, _ in self.rows} | unread
+        found += [self._row(one, {}) for one in entries.values() if one.path not in rowed]
+        write_atomically(self.place, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
+
+    def _row(self, entry: Entry, columns: Mapping[str, Any]) -> dict[str, Any]:
+        row = {"file_name": entry.path} | {key: columns[key] for key in columns if key not in (COLUMN, CONFIDENCE)}
+        if entry.text is not None:
+            row.setdefault("text", entry.text)
+        if entry.path in self.classes:
+            row.setdefault("label", self.classes[entry.path])
+        if (told := self.told.get(entry.path)) is not None:
+            row[COLUMN] = told.text
+            row |= {} if told.confidence is None else {CONFIDENCE: round(told.confidence, 4)}
+        return row
 
 
 def run(ask: Ask, console: Console) -> None:
@@ -130,82 +228,123 @@ def run(ask: Ask, console: Console) -> None:
     Whatever ends it early, the captions until then are written; `resume` tells the others.
 
     Raises:
-        NotWritable: a file of captions is there already.
+        NotWritable: a file of captions is there already, or it would hide what the folder says.
         MediaError: no such folder, nothing to tell in it, or nothing that could be told.
+        NoAnswer: several in a row had none.
     """
     source = ask.source()
-    told = _earlier(ask.place, source.entries) if ask.resume and ask.place.exists() else {}
-    _refuse(ask, told)
-    teller = ask.teller()
-    failed = list(source.refused)
-    left = [one for one in source.entries if one.path not in told]
+    book = _opened(ask, source)
+    teller, everything = ask.teller(), len({one.path for one in book.entries})
     try:
-        with console.progress("caption", len(left)) as progress:
-            for part in _parts(source, left, teller.at_once, failed, progress.advance):
-                _tell(part, teller, told, failed)
+        with console.progress("caption", len(book.left)) as progress:
+            in_a_row = 0
+            for part in _parts(source, book.left, teller.at_once, book.unread, progress.advance):
+                if in_a_row >= STOP:
+                    raise NoAnswer(
+                        f"{teller.name}: no caption of {in_a_row} files in a row; the last: {book.silent[-1][1]}; see "
+                        f"that it answers, and {'go on with --resume' if book.told else 'begin again'}"
+                    )
+                in_a_row = 0 if _tell(part, teller, book) else in_a_row + 1
     except BaseException:
-        if told:
-            known = {path for path, _ in failed}
-            _write(ask.place, [one for one in source.entries if one.path not in known], told)
-            console.warn(f"{ask.place}: {len(told)} of {len(source.entries)} told; --resume tells the others")
+        if book.told:
+            book.write()
+            took = f"; {spent} so far" if (spent := str(_spent(teller))) else ""
+            console.warn(f"{ask.place}: {len(book.told)} of {everything} told; --resume tells the others{took}")
         raise
-    if not told:
+    failed = sorted([*book.unread, *book.silent])
+    if not book.told:
         raise MediaError(f"{ask.what}: no caption of {len(failed)} files; the first: {': '.join(failed[0])}")
-    _write(ask.place, [one for one in source.entries if one.path in told], told)
-    facts = {"file": str(ask.place), "captions": len(told), "model": teller.name}
-    facts |= {"failed": [{"path": path, "reason": reason} for path, reason in failed]}
-    lines = [f"{ask.place}: {len(told)} captions by {teller.name}, in the column {COLUMN!r}"]
+    book.write()
+    _report(ask, book, teller, console)
+
+
+def _report(ask: Ask, book: Book, teller: Teller, console: Console) -> None:
+    failed, spent = sorted([*book.unread, *book.silent]), _spent(teller)
+    facts = {"file": str(ask.place), "captions": len(book.told), "model": teller.name}
+    facts |= {"failed": [{"path": path, "reason": reason} for path, reason in failed], "cost": spent._asdict()}
+    lines = [f"{ask.place}: {len(book.told)} captions by {teller.name}, in the column {COLUMN!r}"]
+    lines += [f"  {spent}"] if str(spent) else []
     lines += [f"  left out: {path}: {reason}" for path, reason in failed[:SHOWN]]
     lines += [f"  and {len(failed) - SHOWN} more"] if len(failed) > SHOWN else []
+    lines += [f"  {len(book.silent)} of these had no answer: --resume asks again"] if book.silent else []
+    lines += [] if ask.inside else [f"  train on them with data.captions={ask.place}"]
     console.result(facts, "\n".join(lines))
 
 
-def _refuse(ask: Ask, told: Mapping[str, Told]) -> None:
-    """Nothing is written over; a file that is to be gone on with holds captions, see `_earlier`."""
-    if told:
-        return
-    if ask.out is None and not ask.force and ask.place.exists():
-        raise NotWritable(
-            f"{ask.place}: is there already and is not overwritten; give --out, such as --out captions.jsonl"
-        )
-    refuse_overwrite(ask.place, ask.force)
+def _spent(teller: Teller) -> Spent:
+    return teller.spent if isinstance(teller, Vision) else Spent()
 
 
-def _earlier(file: Path, entries: Sequence[Entry]) -> dict[str, Told]:
-    """The captions of these entries that an earlier call wrote, by name.
+def _opened(ask: Ask, source: Source) -> Book:
+    """The file as it is, once all is refused that would be lost.
 
     Raises:
-        MediaError: not a file of metadata.
-        NotWritable: it holds what no call of this command wrote, and what would be lost.
+        NotWritable: it is there already, or it would hide what the folder says.
+        MediaError: it is gone on with, and no file of metadata.
     """
-    read_metadata(file, "text", "label", COLUMN)  # says what is wrong with it
-    rows = [json.loads(line) for line in file.read_text("utf-8-sig").split("\n") if line.strip()]
-    if others := {key for row in rows for key in row} - {"file_name", "text", COLUMN, CONFIDENCE}:
-        raise NotWritable(f"{file}: holds {', '.join(sorted(others))} too, not only captions; give another --out")
-    there = {one.path for one in entries}
-    return {
-        row["file_name"]: Told(row[COLUMN], row.get(CONFIDENCE))
-        for row in rows
-        if row.get(COLUMN) and row["file_name"] in there
-    }
+    place, table = ask.place, source.table
+    there = place.exists()
+    if ask.inside and table is not None and table.name != place.name:
+        raise NotWritable(
+            f"{place}: {table.name} says already what is in this folder, which has one of the two; {ELSEWHERE}"
+        )
+    book = Book(place, source.entries, classes=_classes(ask, source), unread=list(source.refused))
+    if ask.resume and there:
+        book.rows, book.own = _rows(place), True
+        entries = {one.path for one in source.entries}
+        book.told = {path: _told(row) for path, row in book.rows if row.get(COLUMN) and path in entries}
+        if book.told:
+            return book
+    if ask.out is None and not ask.force and there:
+        raise NotWritable(f"{place}: is there already and is not overwritten; {ELSEWHERE}")
+    refuse_overwrite(place, ask.force)
+    book.rows, book.own = ([] if table is None else _rows(table)), ask.inside
+    return book
 
 
-def _write(place: Path, entries: Sequence[Entry], told: Mapping[str, Told]) -> None:
-    rows = [_row(one, told.get(one.path)) for one in entries]
-    write_atomically(place, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def _classes(ask: Ask, source: Source) -> Mapping[str, str]:
+    """The sub-folders that are classes, as labels; none, where metadata cannot say these.
+
+    Raises:
+        NotWritable: they would be lost.
+    """
+    named = set(source.classes.values())
+    if all(one.path in source.classes for one in source.entries) and says_classes(named):
+        return source.classes
+    if named and ask.inside:
+        raise NotWritable(
+            f"{ask.place}: would take the place of the classes that the sub-folders are, and cannot say these "
+            f"({', '.join(sorted(named)[:SHOWN])}): not all files have one, or the names are numbers; {ELSEWHERE}"
+        )
+    return {}
+
+
+def _rows(file: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The columns of each line of a file of metadata, by the name of what it tells.
+
+    Raises:
+        MediaError: not such a file.
+    """
+    names = [row.path for row in read_metadata(file, "text", "label", COLUMN)]
+    return list(zip(names, written(file), strict=True))
+
+
+def _told(row: Mapping[str, Any]) -> Told:
+    sure = row.get(CONFIDENCE)
+    return Told(row[COLUMN], float(sure) if isinstance(sure, int | float) else None)
 
 
 def _parts(
-    source: Source, entries: Sequence[Entry], count: int, failed: list[tuple[str, str]], advance: Callable[[], object]
+    source: Source, entries: Sequence[Entry], count: int, unread: Failures, advance: Callable[[], object]
 ) -> Iterator[list[tuple[Entry, Reel]]]:
     """What is to be told, read, so many at a time."""
     part: list[tuple[Entry, Reel]] = []
     try:
         for entry in entries:
             try:
-                part.append((entry, Reel(*source(entry))))
+                part.append((entry, Reel(*source(entry), entry.path)))
             except MediaError as problem:
-                failed.append((entry.path, str(problem)))
+                unread.append((entry.path, str(problem)))
             if len(part) == count:
                 yield part
                 part = []
@@ -216,24 +355,12 @@ def _parts(
         source.close()
 
 
-def _tell(
-    part: Sequence[tuple[Entry, Reel]], teller: Teller, told: dict[str, Told], failed: list[tuple[str, str]]
-) -> None:
+def _tell(part: Sequence[tuple[Entry, Reel]], teller: Teller, book: Book) -> bool:
+    """Whether there was an answer."""
     try:
         found = teller([reel for _, reel in part])
     except NoAnswer as problem:
-        failed += [(entry.path, str(problem)) for entry, _ in part]
-        return
-    told |= {entry.path: one for (entry, _), one in zip(part, found, strict=True)}
-
-
-def _row(entry: Entry, told: Told | None) -> dict[str, Any]:
-    """A line of metadata: the caption, and the one that was there; only the latter where it is not yet told."""
-    row: dict[str, Any] = {"file_name": entry.path}
-    if entry.text is not None:
-        row["text"] = entry.text
-    if told is not None:
-        row[COLUMN] = told.text
-    if told is not None and told.confidence is not None:
-        row[CONFIDENCE] = round(told.confidence, 4)
-    return row
+        book.silent += [(entry.path, str(problem)) for entry, _ in part]
+        return False
+    book.told |= {entry.path: one for (entry, _), one in zip(part, found, strict=True)}
+    return True

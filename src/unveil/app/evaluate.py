@@ -165,7 +165,8 @@ def judge_captioner(ask: Ask, recipe: CaptionerRecipe, console: Console) -> Repo
     """The report on a captioner; nothing is written."""
     begun, how = cpu_seconds(), recipe.decode
     model = load_captioner(ask.model, pick(ask.device))
-    teller = Own(model, how="beam" if how.beams > 1 else "greedy", beams=how.beams)
+    way = "beam" if how.beams > 1 else "greedy"
+    teller = Own(model, how=way, beams=how.beams, length_power=how.length_power)
     held_out = data.open(recipe.data.build(), "held-out")
     with console.progress("caption", 0) as progress:
 

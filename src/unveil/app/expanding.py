@@ -84,17 +84,34 @@ class Expander:
         prompts = [str(prompt) for prompt in request.given.get(PROMPT, ())] if self._on else []
         seed = request.seed if isinstance(request.seed, int) else request.seed[0]
         made = {prompt: self._expanded(prompt, seed) for prompt in dict.fromkeys(prompts)}
-        for prompt, one in made.items():
-            if one.text != prompt:
-                self._console.say(f"told, by {one.by}: {one.text}" + (f" ({one.note})" if one.note else ""))
-            elif self._how.expand is not None and one.note:
-                self._console.warn(f"--expand: {prompt!r} is left as it is: {one.note}")
-        texts = [made[prompt].text for prompt in prompts]
-        if texts == prompts:
+        for prompt, (one, _) in made.items():
+            self._tell(prompt, one)
+        every = [made[prompt] for prompt in prompts]
+        texts = [one.text for one, _ in every]
+        wanted = self._how.expand is not None and any(one.note for one, _ in every)  # why it was left is told too
+        if texts == prompts and not wanted:
             return request
-        return replace(request, given={**request.given, PROMPT: texts}, asked={PROMPT: prompts})
+        notes = ["" if one.note == cost else one.note for one, cost in every]
+        facts = {"by": [one.by for one, _ in every], "note": notes, "cost": [cost for _, cost in every]}
+        asked = {PROMPT: prompts} | {name: values for name, values in facts.items() if any(values)}
+        return replace(request, given={**request.given, PROMPT: texts}, asked=asked)
 
-    def _expanded(self, prompt: str, seed: int) -> Expansion:
+    def _tell(self, prompt: str, one: Expansion) -> None:
+        if self._how.expand is None and one.text == prompt:
+            return
+        if self._writer is not None and one.by != self._writer.name:
+            self._console.warn(f"--expand: {prompt!r}: {one.note}")
+        elif not one.by and one.note:
+            self._console.warn(f"--expand: {prompt!r} is left as it is: {one.note}")
+        if one.text != prompt:
+            self._console.say(f"told, by {one.by}: {one.text}" + (f" ({one.note})" if one.note else ""))
+
+    def _expanded(self, prompt: str, seed: int) -> tuple[Expansion, str]:
+        """A prompt made dense, and what the language model took for it."""
+        made = self._made(prompt, seed)
+        return made, "" if self._writer is None else self._writer.cost
+
+    def _made(self, prompt: str, seed: int) -> Expansion:
         if self._reads is None:
             assert self._writer is not None
             return written(prompt, self._writer, "free", seed)
@@ -105,6 +122,16 @@ class Expander:
         note = f"{made.by or RULES}: the model does not read all of {made.text!r}"
         instead = plain if made.by != RULES and self._reads(plain.text) else Expansion(prompt, prompt)
         return instead._replace(note=note)
+
+
+def expanded(request: Request) -> dict[str, Any]:
+    """For JSON, of a request that was expanded: each prompt as typed and as told, by what, why so, and what it took."""
+    if not request.asked:
+        return {}
+    names = {"asked": PROMPT, "by": "by", "note": "note", "cost": "cost"}
+    every = {name: request.asked[key] for name, key in names.items() if key in request.asked}
+    each = zip(request.given[PROMPT], *every.values(), strict=True)
+    return {"expanded": [{"told": told, **dict(zip(every, rest, strict=True))} for told, *rest in each]}
 
 
 def _reader(model: Model) -> Callable[[str], bool] | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unveil.app import clips
 from unveil.app.console import Console
+from unveil.app.expanding import expanded
 from unveil.app.wish import PROMPT, Opener, Wish, opened
 from unveil.files import refuse_overwrite
 from unveil.model import Model
@@ -190,7 +191,7 @@ def _write(
             write_clip(path, _counted(_pieces(every, ends), shape), rate, facts if ask.metadata else None)
             written.append(str(path))
     facts = {"clips": written, "model": stage.source._asdict(), "task": verb, "seed": ask.seed, "count": ask.count}
-    facts |= {"frames": shape[0], "size": shape[1:], "fps": rate}
+    facts |= {"frames": shape[0], "size": shape[1:], "fps": rate, **expanded(request)}
     text = f"{shape[0]} frames of {size_of(shape)} at {rate:g} fps: " + ", ".join(written)
     stage.console.result(facts, text)
 

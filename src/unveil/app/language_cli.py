@@ -47,8 +47,8 @@ def translate(
 class Writing:
     """How a captioner of ours writes."""
 
-    how: Annotated[str, typer.Option(help="greedy, beam or sampled; of a captioner of ours.")] = "greedy"
-    beams: Annotated[int, typer.Option(help="Of beam.")] = 4
+    how: Annotated[str | None, typer.Option(help="greedy, beam or sampled; as our captioner's recipe says.")] = None
+    beams: Annotated[int | None, typer.Option(help="1 is greedy; as our captioner's recipe says.")] = None
     temperature: Annotated[float, typer.Option(help="Of sampled; below 1 the likely grows likelier.")] = 1.0
     seed: Annotated[int, typer.Option(help="Of sampled.")] = 0
     device: Device = "auto"

@@ -9,7 +9,7 @@ from typing import Any
 
 from unveil.app.console import Console
 from unveil.app.drawing import Place, draw, write
-from unveil.app.expanding import USUAL, Expander, Expanding
+from unveil.app.expanding import USUAL, Expander, Expanding, expanded
 from unveil.app.wish import PROMPT, Wish, assigned, opened
 from unveil.data.prompts import Prompt, check_lines, read_prompts
 from unveil.files import refuse_overwrite
@@ -85,10 +85,11 @@ def sample_each(
     expander = Expander(expanding, model, console, shown=bool(wish.controls))
     for number, one in enumerate(lines, 1):
         console.say(f"line {one.prompt.line} ({number} of {len(lines)}): {one.prompt.prompt}")
-        pictures = draw(model, source, expander(one.request), place, console)
+        request = expander(one.request)
+        pictures = draw(model, source, request, place, console)
         written = write(pictures, place, names=one.names, mark=one.mark)
         told = {"line": one.prompt.line, "prompt": one.prompt.prompt, "seed": one.request.seed, "count": len(pictures)}
-        sets.append(told | written.facts())
+        sets.append(told | expanded(request) | written.facts())
     files = [name for one in sets for name in one["pictures"]]
     facts = {"pictures": files, "count": len(files), "prompts": str(path), "sets": sets, "model": source._asdict()}
     console.result(facts, f"{len(files)} pictures of {len(sets)} prompts: {files[0]} ... {Path(files[-1]).name}")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unveil.app.console import Console
 from unveil.app.drawing import Place, draw, write
-from unveil.app.expanding import USUAL, Expander, Expanding
+from unveil.app.expanding import USUAL, Expander, Expanding, expanded
 from unveil.app.wish import Wish, changes, opened
 from unveil.model import Model
 from unveil.tasks import enlarge, inputs, verbs
@@ -66,6 +66,7 @@ def sample(
     columns = len(wish.labels) if 1 < len(wish.labels) < request.count else None  # a column for each label
     written = write(pictures, place, columns)
     facts = written.facts() | {"model": source._asdict(), "seed": wish.seed, "count": request.count}
+    facts |= expanded(request)
     console.result(facts, written.text())
 
 

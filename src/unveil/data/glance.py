@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from unveil.data.clips import upright
 from unveil.data.clips_check import CLIP
 from unveil.data.decode import inside, natural, open_picture
-from unveil.data.listing import PICTURE, Entry, Listing, listing
+from unveil.data.listing import PICTURE, Entry, Listing, has_classes, listing
+from unveil.data.metadata import METADATA
 from unveil.data.playground import Playground
 from unveil.types import MediaError, RecipeError
 from unveil.video.read import Cut, Decoder, Limits
@@ -30,6 +31,7 @@ class Everything:
     text: str = "text"
     label: str = "label"
     synthetic: str = "caption"
+    captions: str | None = None
     labels: Literal["auto", "folders", "none"] = "none"
     classes: tuple[str, ...] | None = None
 
@@ -46,13 +48,16 @@ class Seen:
     """What lies in a folder.
 
     pictures, clips: what is to be looked at, by its name, with the captions that are there. refused: path and reason of
-    what promises a picture or a clip and cannot be opened.
+    what promises a picture or a clip and cannot be opened. table: the name of its metadata, None where it has none.
+    classes: the sub-folders that are the classes of files, by their names, where there is no metadata.
     """
 
     root: Path
     pictures: list[Entry] = field(default_factory=list)
     clips: list[Entry] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
+    table: str | None = None
+    classes: dict[str, str] = field(default_factory=dict)
 
     @property
     def entries(self) -> list[Entry]:
@@ -74,8 +79,13 @@ def look_round(folder: Path) -> Seen:
         except MediaError as problem:
             problems.append(problem)
     if not found:
-        raise problems[0] if not folder.is_dir() else MediaError(f"{folder}: neither a picture nor a clip in it")
-    seen = Seen(next(iter(found.values())).root)
+        same = len({str(problem) for problem in problems}) == 1  # of the metadata, whatever is looked for
+        if same or not folder.is_dir():
+            raise problems[0]
+        raise MediaError(f"{folder}: neither a picture nor a clip in it")
+    first = next(iter(found.values()))
+    seen = Seen(first.root, table=first.layout if first.layout in METADATA else None)
+    seen.classes = {path: name for one in found.values() for path, name in _classes(one).items()}
     seen.clips = found[CLIP.noun].entries if CLIP.noun in found else []
     known = {one.path for one in seen.clips}  # a GIF promises either
     seen.pictures = (
@@ -85,6 +95,14 @@ def look_round(folder: Path) -> Seen:
     refused = {path: reason for one in found.values() for path, reason in one.refused if path not in known}
     seen.refused = sorted(refused.items())
     return seen
+
+
+def _classes(found: Listing) -> dict[str, str]:
+    """The sub-folder that each file lies in, where training takes these as classes."""
+    paths = [one.path for one in found.entries]
+    if found.layout in METADATA or not has_classes(Everything(str(found.root), labels="auto"), paths):
+        return {}
+    return {path: path.partition("/")[0] for path in paths}
 
 
 class Looker:
@@ -109,6 +127,16 @@ class Looker:
     def refused(self) -> list[tuple[str, str]]:
         """Of the folder."""
         return self.seen.refused
+
+    @property
+    def table(self) -> Path | None:
+        """The folder's metadata."""
+        return None if self.seen.table is None else self.seen.root / self.seen.table
+
+    @property
+    def classes(self) -> dict[str, str]:
+        """Of the folder."""
+        return self.seen.classes
 
     def __call__(self, entry: Entry) -> Glimpse:
         """Some frames of it.
@@ -146,6 +174,8 @@ class Numbers:
             raise RecipeError(f"count {count}: must be 1 to {len(world)}, the clips of this data")
         self.world = world
         self.refused: list[tuple[str, str]] = []
+        self.table: Path | None = None
+        self.classes: dict[str, str] = {}
         told = world.told(range(count))
         self.entries = [Entry(str(n), text=item.get("texts", [item["text"]])[0]) for n, item in enumerate(told)]
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple, Protocol
@@ -13,8 +11,10 @@ from typing import Literal, NamedTuple, Protocol
 from PIL import ImageColor
 
 from unveil.data.decode import HEAD, Rule, format_of, inside
+from unveil.data.listing_walk import Walk
 from unveil.data.low import check_low
 from unveil.data.metadata import METADATA, Row, read_metadata
+from unveil.data.numbered import by_name
 from unveil.types import MediaError, RecipeError, nearest
 
 # Names that promise a picture: what is in them must be one, or is reported as bad.
@@ -72,7 +72,12 @@ class Layout(Protocol):
 
     @property
     def synthetic(self) -> str:
-        """The metadata column of captions that a captioner wrote."""
+        """The column of captions that a captioner wrote, of the metadata or of `captions`."""
+        ...
+
+    @property
+    def captions(self) -> str | None:
+        """A file of such captions that lies elsewhere."""
         ...
 
 
@@ -90,7 +95,9 @@ class FolderConfig:
     labels: "auto" takes the sub-folders as classes when all pictures lie in two or more of them.
     classes: the allowed labels in order; left out, they are found in the folder and sorted.
     text, label, synthetic: the metadata columns to read: captions, labels, and captions that a captioner wrote.
-    share: of these, where a picture has both (`data.mixing`).
+    captions: a file of a captioner's captions by file_name, as `unveil caption --out` writes it; they take the place of
+        those of the metadata, and all else is as the folder has it.
+    share: of a captioner's captions, where a picture has both (`data.mixing`).
     low: adds "low", the picture at so many pixels a side (`smaller`), for models that enlarge it.
     max_bad: the share of unreadable files above which nothing is trained on.
     held_out: the share of the pictures (chosen by a hash of their content) that never trains.
@@ -108,6 +115,7 @@ class FolderConfig:
     text: str = "text"
     label: str = "label"
     synthetic: str = "caption"
+    captions: str | None = None
     share: float = 0.95
     low: int | None = None
     max_pixels: int = 100_000_000
@@ -199,16 +207,17 @@ def listing(config: Layout, kind: Kind = PICTURE) -> Listing:
             the folder, a label that is not among `classes`.
     """
     root = _root(config.path, kind)
-    walk = _Walk(root, kind)
-    found = [path for path in walk.files if _is_candidate(root, path, walk)]
+    walk = Walk(root, kind.noun, kind.suffixes)
+    found = [path for path in walk.files if _is_candidate(root, path, walk, kind)]
     table = [name for name in METADATA if name in walk.files]
     if len(table) > 1:
         raise MediaError(f"{root}: both {table[0]} and {table[1]}; keep one of them")
     result = Listing(root, table[0] if table else "plain", None, [], walk.refused, walk.ignored, walk.stamp())
     if table:
-        rows = read_metadata(root / table[0], config.text, config.label, config.synthetic)
+        synthetic = config.synthetic if config.captions is None else "caption"  # else it is a column of that file
+        rows = read_metadata(root / table[0], config.text, config.label, synthetic)
         _with_metadata(result, config, rows, set(found), kind)
-    elif _has_classes(config, found):
+    elif has_classes(config, found):
         result.layout = "classes"
         _with_classes(result, config, found)
     else:
@@ -217,6 +226,8 @@ def listing(config: Layout, kind: Kind = PICTURE) -> Listing:
         others = f"; it holds {len(walk.files)} other files, such as {walk.files[0]}" if walk.files else ""
         raise MediaError(f"{root}: no {kind.noun} in it ({kind.named}){others}; check the path")
     _add_captions(result, set(walk.files))
+    if config.captions is not None:
+        _add_told(result, Path(config.captions).expanduser(), config.synthetic)
     return result
 
 
@@ -231,67 +242,8 @@ def _root(path: str, kind: Kind) -> Path:
     raise MediaError(f"{path}: no such folder{close}; give a folder that holds {kind.noun}s (in a recipe: data.path)")
 
 
-class _Walk:
-    """One pass over the tree: regular files in order, a mark of their state, and what cannot be followed."""
-
-    def __init__(self, root: Path, kind: Kind) -> None:
-        self.kind = kind
-        self.files: list[str] = []
-        self.refused: list[tuple[str, str]] = []
-        self.ignored: list[tuple[str, str]] = []
-        self._root = root
-        self._marks: list[str] = []
-        self._visit("")
-        self.files.sort()
-        self._marks.sort()
-
-    def stamp(self) -> str:
-        """A hash over the path, size and time of every file."""
-        return hashlib.blake2b("\n".join(self._marks).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-
-    def _visit(self, folder: str) -> None:
-        try:
-            found = list(os.scandir(self._root / folder))
-        except OSError as error:
-            self.refused.append((folder, f"a folder that cannot be opened: {error.strerror}; change its permissions"))
-            return
-        for one in found:
-            if one.name.startswith("."):
-                continue
-            path = f"{folder}/{one.name}" if folder else one.name
-            suffix = PurePosixPath(one.name).suffix.lower()
-            if one.is_dir(follow_symlinks=False):
-                if suffix in self.kind.suffixes:
-                    self.refused.append((path, f"a folder, not a {self.kind.noun}; rename it or move its content"))
-                else:
-                    self._visit(path)
-            else:
-                self._add(path, one, suffix)
-
-    def _add(self, path: str, one: os.DirEntry[str], suffix: str) -> None:
-        try:
-            if one.is_symlink():
-                inside(self._root, path)
-            facts = one.stat()
-        except MediaError as error:
-            self.refused.append((path, str(error)))
-        except OSError as error:  # a link to nothing, or to itself
-            self.refused.append((path, f"cannot be read: {error.strerror or error}"))
-        else:
-            if stat.S_ISREG(facts.st_mode):
-                self.files.append(path)
-                self._marks.append(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}")
-            elif stat.S_ISDIR(facts.st_mode):
-                self.ignored.append((path, "a link to a folder, which is not followed"))
-            elif suffix in self.kind.suffixes:
-                self.refused.append((path, "not a regular file; remove it"))
-            else:
-                self.ignored.append((path, "not a regular file"))
-
-
-def _is_candidate(root: Path, path: str, walk: _Walk) -> bool:
+def _is_candidate(root: Path, path: str, walk: Walk, kind: Kind) -> bool:
     suffix = PurePosixPath(path).suffix.lower()
-    kind = walk.kind
     if suffix in kind.suffixes or suffix in kind.others:
         return True
     if suffix == ".txt" or path in METADATA:
@@ -307,7 +259,8 @@ def _is_candidate(root: Path, path: str, walk: _Walk) -> bool:
     return False
 
 
-def _has_classes(config: Layout, found: list[str]) -> bool:
+def has_classes(config: Layout, found: Sequence[str]) -> bool:
+    """Whether the sub-folders of these files are classes, where there is no metadata."""
     if config.labels == "auto":
         return len({path.partition("/")[0] for path in found}) > 1 and all("/" in path for path in found)
     return config.labels == "folders"
@@ -383,6 +336,24 @@ def _add_captions(result: Listing, files: set[str]) -> None:
         else:
             captioned.append(entry)
     result.entries = captioned
+
+
+def _add_told(result: Listing, file: Path, column: str) -> None:
+    """The captions of a file by `file_name`; it may tell files of another kind too, and not all of these.
+
+    Raises:
+        RecipeError: no such file.
+        MediaError: it tells nothing that lies here.
+    """
+    told = by_name(file, column)
+    if not told.keys() & ({one.path for one in result.entries} | {path for path, _ in result.refused}):
+        raise MediaError(
+            f"captions {str(file)!r}: none of its {len(told)} names is that of a file to train on in {result.root}, "
+            f"such as {next(iter(told))!r}; give the file that was written for this folder"
+        )
+    gone = [path for path in told if not os.path.lexists(result.root / path)]
+    result.ignored += [(path, f"named in {file}, but not there") for path in sorted(gone)]
+    result.entries = [replace(one, synthetic=told.get(one.path)) for one in result.entries]
 
 
 def _caption(root: Path, path: str) -> str:

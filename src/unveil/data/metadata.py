@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -39,7 +39,7 @@ def read_metadata(file: Path, text: str, label: str, synthetic: str = "caption")
         MediaError: naming file and line; a path that leaves the folder refuses the whole file.
     """
     rows, columns = [], set[str]()
-    for line, values in _jsonl(file) if file.suffix == ".jsonl" else _csv(file):
+    for line, values in _lines(file):
         columns |= {str(key) for key in values}
         name = values.get("file_name")
         if not isinstance(name, str) or not name.strip():
@@ -62,6 +62,27 @@ def read_metadata(file: Path, text: str, label: str, synthetic: str = "caption")
     if not rows:
         raise MediaError(f"{file}: no line in it; every line names a picture, such as {_EXAMPLE}")
     return rows
+
+
+def written(file: Path) -> list[dict[str, Any]]:
+    """All columns of the same rows, in the same order, without those that are empty.
+
+    Raises:
+        MediaError: naming file and line, for what is no such file.
+    """
+    return [{key: value for key, value in values.items() if value is not None} for _, values in _lines(file)]
+
+
+def says_classes(names: Collection[str]) -> bool:
+    """Whether a column of labels of these names has them as its classes: numbers are those of classes from 0 on."""
+    if any(name.removeprefix("-").isdecimal() and not 0 <= int(name) < _MAX_CLASSES for name in names):
+        return False
+    numbers = {int(name) for name in names if name.isdecimal() and str(int(name)) == name}
+    return len(numbers) < len(names) or numbers == set(range(len(names)))
+
+
+def _lines(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    return _jsonl(file) if file.suffix == ".jsonl" else _csv(file)
 
 
 def _jsonl(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -122,6 +143,6 @@ def _label(file: Path, line: int, column: str, value: object) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise MediaError(f"{file} line {line}: {column} is {value!r}; a label is a name or a whole number from 0")
     name = str(value)
-    if name.lstrip("-").isdecimal() and not 0 <= int(name) < _MAX_CLASSES:
+    if name.removeprefix("-").isdecimal() and not 0 <= int(name) < _MAX_CLASSES:
         raise MediaError(f"{file} line {line}: {column} {name}: numbers of classes are 0 to {_MAX_CLASSES - 1}")
     return name

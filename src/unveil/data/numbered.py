@@ -1,4 +1,4 @@
-"""Captions of clips that lie in no folder, by number: `unveil caption` writes them, the playground reads them."""
+"""Captions in a file of their own, as `unveil caption --out` writes it: of the files of a folder, or by number."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ def by_number(file: Path) -> dict[int, Numbered]:
         RecipeError: no such file.
         MediaError: not such a file, naming the line.
     """
-    if not file.is_file():
-        raise RecipeError(f"captions {str(file)!r}: no such file; unveil caption writes it, with a recipe and --count")
+    _check_there(file, "with a recipe and --count")
     found: dict[int, Numbered] = {}
     for row in read_metadata(file, "text", "label"):
         if not row.path.isdecimal():
@@ -35,3 +34,26 @@ def by_number(file: Path) -> dict[int, Numbered]:
         if row.synthetic:
             found[int(row.path)] = Numbered(row.text, row.synthetic)
     return found
+
+
+def by_name(file: Path, column: str = "caption") -> dict[str, str]:
+    """A captioner's captions of a file of metadata, by the names of the files that they tell.
+
+    Args:
+        file: it lies anywhere; its names are below the folder of what they tell.
+        column: of the captions.
+
+    Raises:
+        RecipeError: no such file.
+        MediaError: not such a file, naming the line, or one without a caption.
+    """
+    _check_there(file, "with a folder and --out")
+    found = {row.path: row.text for row in read_metadata(file, column, "label", column) if row.text}
+    if not found:
+        raise MediaError(f"{file}: no caption in its column {column!r}; give a file that unveil caption wrote")
+    return found
+
+
+def _check_there(file: Path, how: str) -> None:
+    if not file.is_file():
+        raise RecipeError(f"captions {str(file)!r}: no such file; unveil caption writes it, {how}")

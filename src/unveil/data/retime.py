@@ -34,7 +34,7 @@ class ClipsConfig:
         the rules of `video.times`.
     small: what happens to clips with fewer pixels than `size`: enlarge or drop.
     max_pixels, max_frames, max_seconds: of a frame and of a file; what is larger is refused.
-    background, decode, labels, classes, text, label, synthetic, share, max_bad, held_out: as for pictures.
+    background, decode, labels, classes, text, label, synthetic, captions, share, max_bad, held_out: as for pictures.
     """
 
     path: str
@@ -55,6 +55,7 @@ class ClipsConfig:
     text: str = "text"
     label: str = "label"
     synthetic: str = "caption"
+    captions: str | None = None
     share: float = 0.95
     max_pixels: int = 8_294_400
     max_frames: int = 20_000

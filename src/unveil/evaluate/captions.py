@@ -32,17 +32,35 @@ def parse(caption: str) -> Facts:
 
     Words that mean nothing here are passed over. "moves left, bounces off the left wall" is a bounce.
     """
-    pattern, meanings = _lexicon(language_of(caption))
+    return _read(caption)[0]
+
+
+def twice(caption: str) -> list[str]:
+    """Attributes of which a caption says two values of one thing, or of the clip; `parse` has the first one.
+
+    Which of them is meant is not known: "moves up and down", "a red and blue circle". A bounce is no other motion
+    than the way that leads to the wall.
+    """
+    return _read(caption)[1]
+
+
+def _read(caption: str) -> tuple[Facts, list[str]]:
+    language = language_of(caption)
+    pattern, meanings = _lexicon(language)
     things: list[Facts] = [{}]
     clip: Facts = {}
+    other: list[str] = []
     said = [meanings[found.group()] for found in pattern.finditer(caption.lower())]
     for (attribute, value), (after, _) in pairwise([*said, ("", "")]):
         if attribute in _CLIP:
-            clip.setdefault(attribute, value)
+            if clip.setdefault(attribute, value) != value:
+                other.append(attribute)
             continue
         # "a red circle and a small blue ring": what follows the size tells that it is another's
         whose = after if attribute == "size" and after in _AGAIN else attribute
         if attribute in _AGAIN and (attribute in things[-1] or whose in things[-1]):
+            if things[-1].keys() <= {"colour", "size"} and attribute in things[-1]:
+                other.append(attribute)  # nothing was said of what has the first one
             things.append({})
         if attribute == "wall":
             things[-1]["motion"] = "bounce"
@@ -50,11 +68,27 @@ def parse(caption: str) -> Facts:
             continue
         if value == "bounce" or attribute not in things[-1]:
             things[-1][attribute] = value
+        elif things[-1][attribute] != value and attribute != "wall":  # off one wall, then off the other
+            other.append(attribute)
     things = [thing for thing in things if thing]
     if "scene" in clip:  # a scene has facts of its own, and no things
-        clip |= {name: value for thing in things for name, value in thing.items() if name not in ("motion", "size")}
-        return {"objects": [], **clip}
-    return {"objects": things, **clip}
+        own = _implied(language, clip["scene"])
+        clip |= {
+            name: value
+            for thing in things
+            for name, value in thing.items()
+            if name not in ("motion", "size") and own.get(name) != value
+        }
+        return {"objects": [], **clip}, other
+    return {"objects": things, **clip}, other
+
+
+@cache
+def _implied(language: Language, scene: str) -> Facts:
+    """What the words of a scene's own sentence would say of a thing: the ball of a game is no circle asked for."""
+    pattern, meanings = _lexicon(language)
+    fixed = re.sub(r"\{\w+\}", " ", words(language)["sentences"][scene]).lower()
+    return dict(meanings[found.group()] for found in pattern.finditer(fixed))
 
 
 @cache

@@ -20,14 +20,19 @@ from unveil.evaluate.scenes import ground_of, mixtures
 _WHITE = list(COLOURS).index("white")
 _PIECE = 4  # pixels of a piece of what broke
 _BROKEN = 3  # pieces, at least
+_SEEN = 2  # pixels of a row in which a pillar has a place
 _DEPTHS = (1.0, 1.0 + PERIOD)  # of the corridor's walls that are looked at: near, and one period
 
 
 class Trail(NamedTuple):
-    """colour: of the paint. kept: part of all pixels ever painted that are still painted in the last frame."""
+    """colour: of the paint. kept: part of all pixels ever painted that are still painted in the last frame.
+
+    new: part of them that were not painted yet in the first frame.
+    """
 
     colour: str
     kept: float
+    new: float
 
 
 class Rebounds(NamedTuple):
@@ -42,7 +47,10 @@ class Rebounds(NamedTuple):
 
 
 class Yaw(NamedTuple):
-    """degrees (T,): of the camera round the ring, without jumps. residual: pixels by which pillars are off."""
+    """degrees (T,): of the camera round the ring, without jumps. residual: pixels by which pillars are off.
+
+    One that is not there, or that the ring does not show from there, is off by a quarter of the picture's width.
+    """
 
     degrees: Array
     residual: float
@@ -63,7 +71,8 @@ def trail(pixels: Tensor) -> Trail | None:
     tip = ndimage.binary_dilation(solid & (best == _WHITE), np.ones((1, 3, 3), dtype=bool))[-1]
     # painted in two frames that follow each other; single ones may flicker
     ever = ndimage.minimum_filter1d(paint.astype(np.uint8), 2, axis=0).any(0) & ~tip
-    return Trail(list(COLOURS)[colour], float((paint[-1] & ever).sum() / max(ever.sum(), 1)))
+    last, first = (float((paint[k] & ever).sum() / max(ever.sum(), 1)) for k in (-1, 0))
+    return Trail(list(COLOURS)[colour], last, 1 - first)
 
 
 def rebounds(pixels: Tensor, *, fps: int = 8) -> Rebounds | None:
@@ -89,12 +98,14 @@ def yaw(pixels: Tensor) -> Yaw:
     frames = frames_of(pixels)
     _, height, width, _ = frames.shape
     rows = frames[:, height // 2 - 1 : height // 2 + 1].astype(np.float32).mean(1)  # (T, W, 3)
-    known, centres = _rows(height, width)
+    known, (middles, shown) = _rows(height, width)
     apart = np.stack([np.abs(known - row).mean((1, 2)) for row in rows])  # (T, 360)
     best = apart.argmin(1)
-    away = np.abs(_centres(rows) - centres[best])
+    centres, seen = _centres(rows)
+    away = np.abs(centres - middles[best])
+    away[((seen >= _SEEN) & (shown[best] < 1)) | ((shown[best] >= _SEEN) & (seen < 1))] = width / 4
     degrees = np.unwrap(best.astype(np.float64), period=360)
-    return Yaw(degrees.astype(np.float32), float(np.nanmean(away)) if np.isfinite(away).any() else float("inf"))
+    return Yaw(degrees.astype(np.float32), float(np.nanmean(away)) if np.isfinite(centres).any() else float("inf"))
 
 
 def walked(pixels: Tensor) -> Array:
@@ -138,8 +149,8 @@ def _pieces(mask: NDArray[np.bool_]) -> int:
 
 
 @cache
-def _rows(height: int, width: int) -> tuple[Array, Array]:
-    """The row through the middle of the pillars at each degree, (360, W, 3), and where each one's centre is in it."""
+def _rows(height: int, width: int) -> tuple[Array, tuple[Array, NDArray[np.int64]]]:
+    """The row through the middle of the pillars at each degree, (360, W, 3), and `_centres` of it."""
     angles = np.radians(np.arange(360))[:, None]
     rows = np.concatenate(
         [ring(part, View(height, width, 1, 8))[0][:, 0, :, height // 2] for part in np.array_split(angles, 12)]
@@ -147,10 +158,13 @@ def _rows(height: int, width: int) -> tuple[Array, Array]:
     return rows, _centres(rows)
 
 
-def _centres(rows: Array) -> Array:
-    """Where each pillar is in rows (N, W, 3): x in pixels, (N, pillars), NaN where less than two pixels show it."""
+def _centres(rows: Array) -> tuple[Array, NDArray[np.int64]]:
+    """Where each pillar is in rows (N, W, 3), and how many pixels show it, (N, pillars) each.
+
+    The first is x in pixels, NaN where less than two pixels show it.
+    """
     near = ((rows[:, :, None] - PALETTE[:PILLARS]) ** 2).sum(-1)  # (N, W, pillars)
     own = (near.argmin(-1)[..., None] == np.arange(PILLARS)) & (near < 60.0**2)
     count = own.sum(1)
     middle = (own * (np.arange(rows.shape[1])[:, None] + 0.5)).sum(1) / np.maximum(count, 1)
-    return np.where(count >= 2, middle, np.nan)
+    return np.where(count >= _SEEN, middle, np.nan), count

@@ -44,7 +44,8 @@ class Turn:
 class Writer(Protocol):
     """A language model that goes on with a conversation.
 
-    name: for people. cost: what its last answer took, in words; empty where nobody counts it.
+    name: for people. cost: what its last answer took, in words, whether it is taken or not; empty where nobody counts
+    it.
     """
 
     name: str
@@ -57,6 +58,11 @@ class Writer(Protocol):
             NoAnswer: there is none; says why.
         """
         ...
+
+
+def first_line(problem: Exception) -> str:
+    """What a failure says, in one line that is not long; its kind where it says nothing."""
+    return (str(problem).strip() or type(problem).__name__).splitlines()[0][:200]
 
 
 def conversation(prompt: str, register: Register) -> list[Turn]:
@@ -88,7 +94,8 @@ def written(prompt: str, writer: Writer, register: Register, seed: int = 0) -> E
         return Expansion(prompt, text, writer.name, note=writer.cost)
     found = rules(prompt, seed) if register == "playground" else Expansion(prompt, prompt)
     instead = "by the rules instead" if found.by == RULES else found.note or "left as it is"
-    return found._replace(note=f"{writer.name}: {fault}; {instead}")
+    took = f" ({writer.cost})" if writer.cost else ""
+    return found._replace(note=f"{writer.name}: {fault}{took}; {instead}")
 
 
 def _fault(prompt: str, text: str, register: Register) -> str:

@@ -18,7 +18,9 @@ from unveil.checkpoints.captioner import CaptionModel
 from unveil.checkpoints.text_folder import check_folder
 from unveil.core.noise import Streams
 from unveil.data.glance import LONGEST, resized
+from unveil.data.stored import rank
 from unveil.extras import extra
+from unveil.language.ask import first_line
 from unveil.language.endpoint import Client
 from unveil.nn.decoding import Decoded, beam, greedy, sampled
 from unveil.nn.vocabulary import BEGIN, END
@@ -42,10 +44,14 @@ _ASKED_CLIP = (
 
 
 class Reel(NamedTuple):
-    """A clip or a picture to tell: uint8 (C, T, H, W), and its frames a second."""
+    """A clip or a picture to tell: uint8 (C, T, H, W), and its frames a second.
+
+    name: what it is told apart by where words are drawn by chance; empty: by its place among all that are told.
+    """
 
     pixels: Tensor
     rate: float = 8.0
+    name: str = ""
 
 
 class Told(NamedTuple):
@@ -80,6 +86,7 @@ class Own:
         model: the captioner.
         how: its likeliest word at each place, the best of several beams, or drawn by chance.
         beams: of "beam". temperature: of "sampled"; below 1 the likely grows likelier. seed: of what is drawn.
+        length_power: of "beam"; see `nn.decoding.beam`.
 
     Raises:
         RecipeError: another way.
@@ -96,11 +103,12 @@ class Own:
         beams: int = 4,
         temperature: float = 1.0,
         seed: int = 0,
+        length_power: float = 0.6,
     ) -> None:
         if how not in HOWS:
             raise RecipeError(f"how {how!r}: must be one of {', '.join(HOWS)}{nearest(how, HOWS)}")
         self.model, self.name, self.how = model, name, how
-        self.beams, self.temperature, self.seed = beams, temperature, seed
+        self.beams, self.temperature, self.seed, self.length_power = beams, temperature, seed, length_power
         self._told = 0
 
     def __call__(self, reels: Sequence[Reel]) -> list[Told]:
@@ -111,7 +119,8 @@ class Own:
             places = [place for place, one in enumerate(ready) if one.pixels.shape == shape]
             for start in range(0, len(places), self.at_once):
                 part = places[start : start + self.at_once]
-                numbers = [self._told + place for place in part]
+                # by name, so that a call that goes on draws what one that was never interrupted draws
+                numbers = [rank(reels[place].name) if reels[place].name else self._told + place for place in part]
                 decoded = self._decoded([ready[place] for place in part], numbers)
                 for place, tokens, logp in zip(part, decoded.tokens, decoded.log_probability.tolist(), strict=True):
                     found[place] = Told(self.model.words.decode(tokens), math.exp(logp))
@@ -128,7 +137,8 @@ class Own:
         start = torch.full((len(reels), 1), BEGIN, device=device)
         limit = network.config.limit - 1
         if self.how == "beam":
-            return beam(reading, start, end=END, limit=limit, beams=self.beams)
+            power = self.length_power
+            return beam(reading, start, end=END, limit=limit, beams=self.beams, length_power=power)
         if self.how == "sampled":
             streams = Streams(self.seed, numbers)
             return sampled(reading, start, end=END, limit=limit, streams=streams, temperature=self.temperature)
@@ -141,7 +151,7 @@ class Own:
             RecipeError: other channels than the captioner looks at.
         """
         config = self.model.network.config
-        pixels, rate = reel
+        pixels, rate = reel.pixels, reel.rate
         if pixels.shape[0] == 1 and config.channels == 3:
             pixels = pixels.expand(3, -1, -1, -1)
         if pixels.shape[0] != config.channels:
@@ -180,29 +190,36 @@ class ImageToText:
             self._processor: Any = transformers.AutoProcessor.from_pretrained(folder, **how)
             model: Any = transformers.AutoModelForImageTextToText.from_pretrained(folder, **how, use_safetensors=True)
         except (OSError, ValueError, KeyError, RuntimeError) as problem:
-            first = str(problem).strip().splitlines()[0]
-            raise WeightsError(f"{folder}: cannot be opened as an image-to-text model ({first})") from problem
+            raise WeightsError(
+                f"{folder}: cannot be opened as an image-to-text model ({first_line(problem)})"
+            ) from problem
         self._model, self.name = model.to(device).eval(), folder.name
 
     def __call__(self, reels: Sequence[Reel]) -> list[Told]:
         """The likeliest caption of each.
 
         Raises:
-            NoAnswer: it writes nothing.
+            NoAnswer: it writes nothing, or fails.
         """
         return [self._one(reel) for reel in reels]
 
     def _one(self, reel: Reel) -> Told:
+        try:
+            text = self._text(reel)
+        except Exception as problem:  # code of many hands: whatever it raises is of this picture
+            raise NoAnswer(f"{self.name}: it fails ({first_line(problem)})") from problem
+        if not text:
+            raise NoAnswer(f"{self.name}: it writes nothing")
+        return Told(text)
+
+    def _text(self, reel: Reel) -> str:
         from PIL import Image
 
         picture = Image.fromarray(_row(reel).permute(1, 2, 0).numpy())
         inputs: Any = self._processor(images=picture, return_tensors="pt").to(self._model.device)
         with torch.no_grad():
             found = self._model.generate(**inputs, max_new_tokens=128, do_sample=False)
-        text: str = self._processor.batch_decode(found, skip_special_tokens=True)[0].strip()
-        if not text:
-            raise NoAnswer(f"{self.name}: it writes nothing")
-        return Told(text)
+        return self._processor.batch_decode(found, skip_special_tokens=True)[0].strip()
 
 
 class Vision(Client):

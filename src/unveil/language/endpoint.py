@@ -4,16 +4,37 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from unveil.extras import extra
-from unveil.language.ask import Turn
+from unveil.language.ask import Turn, first_line
 from unveil.types import NoAnswer, RecipeError
 
 KEYS = ("UNVEIL_API_KEY", "OPENAI_API_KEY")  # of the environment, the first that is set
+PATIENCE = "UNVEIL_API_SECONDS"  # of the environment: seconds that an answer may take
 SECONDS, TRIES = 30.0, 3
 MOST = 400  # tokens of an answer
+
+
+class Spent(NamedTuple):
+    """What answers took: tokens that were read and written, and the price where it is told."""
+
+    read: int = 0
+    written: int = 0
+    price: float | None = None
+
+    def __str__(self) -> str:
+        """For people; empty where nothing is known."""
+        if not self.read and not self.written:
+            return ""
+        price = "" if self.price is None else f", {self.price:g} $"
+        return f"{self.read} tokens read, {self.written} written{price}"
+
+    def plus(self, other: Spent) -> Spent:
+        """Both together."""
+        prices = [one.price for one in (self, other) if one.price is not None]
+        return Spent(self.read + other.read, self.written + other.written, sum(prices) if prices else None)
 
 
 class Client:
@@ -25,15 +46,19 @@ class Client:
     Args:
         url: where the protocol begins, such as http://localhost:8000/v1.
         model: by its name there.
-        seconds: that an answer may take. tries: in all.
+        seconds: that an answer may take; None: as the environment says, or SECONDS. tries: in all.
+
+    Attributes:
+        cost: what the last answer took, in words. spent: what all of them took.
 
     Raises:
-        RecipeError: no such address, no model's name, or the package `openai` is not installed.
+        RecipeError: no such address, no model's name, no such time, or the package `openai` is not installed.
     """
 
-    def __init__(self, url: str, model: str, *, seconds: float = SECONDS, tries: int = TRIES) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
+    def __init__(self, url: str, model: str, *, seconds: float | None = None, tries: int = TRIES) -> None:
+        seconds = _patience() if seconds is None else seconds
+        place = _place(url)
+        if not place:
             raise RecipeError(f"{url!r}: no address; write it such as http://localhost:8000/v1")
         if not model:
             raise RecipeError(f"{url}: which model there? give its name, such as {url}#NAME")
@@ -41,28 +66,30 @@ class Client:
         key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "none")
         self._client: Any = self._openai.OpenAI(base_url=url, api_key=key, timeout=seconds, max_retries=tries - 1)
         self._model = model
-        self.name, self.cost = f"{model} at {parts.netloc.rpartition('@')[2]}", ""
+        self.name, self.cost, self.spent = f"{model} at {place}", "", Spent()
 
     def answer(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """Its answer; `cost` says the tokens, and the price where it is told.
+        """Its answer; `cost` says the tokens, and the price where it is told, and `spent` counts them.
 
         Raises:
-            NoAnswer: no connection, no time left, refused, or an answer that is none.
+            NoAnswer: no connection, no time left, refused, or an answer that is none or that is cut off.
         """
         self.cost = ""
         try:
             found = self._client.chat.completions.create(
                 model=self._model, messages=list(messages), temperature=0, max_tokens=MOST
             )
+            took = _took(getattr(found, "usage", None))
+            self.cost, self.spent = str(took), self.spent.plus(took)  # an answer that is none is paid for too
             text = found.choices[0].message.content
         except self._openai.OpenAIError as problem:
-            first = (str(problem).strip() or type(problem).__name__).splitlines()[0]
-            raise NoAnswer(f"no answer ({first[:200]})") from problem
+            raise NoAnswer(f"no answer ({first_line(problem)})") from problem
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as problem:
             raise NoAnswer("what came is no answer in this protocol") from problem
+        if getattr(found.choices[0], "finish_reason", None) == "length":
+            raise NoAnswer(f"its answer is cut off after {MOST} tokens, and a part of one is not taken")
         if not isinstance(text, str) or not text.strip():
             raise NoAnswer("its answer holds no text")
-        self.cost = _cost(getattr(found, "usage", None))
         return text
 
 
@@ -78,10 +105,32 @@ class Endpoint(Client):
         return self.answer([{"role": turn.role, "content": turn.text} for turn in turns])
 
 
-def _cost(usage: Any) -> str:
+def _place(url: str) -> str:
+    """Host and port of an address; empty where it is none."""
+    try:
+        parts = urlsplit(url)
+        there = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # brackets that do not close, a port that is no number
+        return ""
+    return parts.netloc.rpartition("@")[2] if there else ""
+
+
+def _patience() -> float:
+    """Seconds that an answer may take, as the environment says."""
+    given = os.environ.get(PATIENCE) or str(SECONDS)
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise RecipeError(f"{PATIENCE}={given}: seconds that an answer may take, must be above 0, such as {SECONDS:g}")
+    return seconds
+
+
+def _took(usage: Any) -> Spent:
     """Tokens that were read and written, and a price where the endpoint tells one."""
     read, wrote = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
-    if read is None or wrote is None:
-        return ""
+    if not isinstance(read, int) or not isinstance(wrote, int):
+        return Spent()
     price = getattr(usage, "cost", None)
-    return f"{read} tokens read, {wrote} written" + (f", {price:g} $" if isinstance(price, int | float) else "")
+    return Spent(read, wrote, float(price) if isinstance(price, int | float) else None)

@@ -13,7 +13,7 @@ from unveil.data.world import telling
 from unveil.data.world.imagined import imagined
 from unveil.data.world.motion import View
 from unveil.data.world.telling import Facts
-from unveil.evaluate.captions import language_of, parse, unread
+from unveil.evaluate.captions import language_of, parse, twice, unread
 
 RULES = "rules"
 SIDE, FRAMES, RATE = 32, 16, 8  # of the clips that are imagined
@@ -37,7 +37,8 @@ def rules(prompt: str, seed: int = 0, frames: int = FRAMES) -> Expansion:
     """A prompt of the playground in its dense register, in its own language: a clip that shows it, and is possible.
 
     Everything that is said stays. What is not said is drawn, by the seed and the prompt, as the playground draws it. A
-    prompt with words that the playground does not have is left as it is, for what they mean could be contradicted.
+    prompt with words that the playground does not have, or with two values of one attribute, is left as it is, for what
+    they mean could be contradicted.
 
     Args:
         prompt: in English or Chinese.
@@ -47,6 +48,8 @@ def rules(prompt: str, seed: int = 0, frames: int = FRAMES) -> Expansion:
     said = parse(prompt)
     if strange := unread(prompt):
         return Expansion(prompt, prompt, note=f"the rules do not know {', '.join(map(repr, strange))}")
+    if other := twice(prompt):
+        return Expansion(prompt, prompt, note=f"it says more than one {', '.join(dict.fromkeys(other))} of one thing")
     if not said["objects"] and "scene" not in said:
         return Expansion(prompt, prompt, note="it names no thing that the rules know")
     if said["objects"] and "camera" in said and all("start" in one for one in said["objects"]):

@@ -10,7 +10,7 @@ import torch
 
 from unveil.checkpoints.text_folder import check_folder
 from unveil.extras import extra
-from unveil.language.ask import Turn
+from unveil.language.ask import Turn, first_line
 from unveil.types import NoAnswer, WeightsError
 
 WHAT = "a language model from a folder"
@@ -43,8 +43,9 @@ class LanguageModel:
                 folder, **how, use_safetensors=True, dtype=dtype
             )
         except (OSError, ValueError, KeyError, RuntimeError) as problem:
-            first = str(problem).strip().splitlines()[0]
-            raise WeightsError(f"{folder}: cannot be opened as a causal language model ({first})") from problem
+            raise WeightsError(
+                f"{folder}: cannot be opened as a causal language model ({first_line(problem)})"
+            ) from problem
         self._model = model.to(device).eval()
         self.name, self.cost = folder.name, ""
 
@@ -52,7 +53,7 @@ class LanguageModel:
         """The likeliest answer.
 
         Raises:
-            NoAnswer: it stops at once, or the conversation is longer than it reads.
+            NoAnswer: it stops at once, the conversation is longer than it reads, or its template refuses it.
         """
         tokens: Any = self._tokens(turns).to(self._model.device)
         count = tokens["input_ids"].shape[1]
@@ -72,12 +73,36 @@ class LanguageModel:
 
     def _tokens(self, turns: Sequence[Turn]) -> Any:
         if self._tokenizer.chat_template:
-            said = [{"role": turn.role, "content": turn.text} for turn in turns]
-            return self._tokenizer.apply_chat_template(
-                said, add_generation_prompt=True, return_tensors="pt", return_dict=True
-            )
+            refusal: Any = extra("jinja2", WHAT).TemplateError
+            try:
+                return self._templated(turns)
+            except refusal:
+                pass  # many templates know no system turn
+            try:
+                return self._templated(_without_system(turns))
+            except refusal as problem:
+                raise NoAnswer(f"its chat template refuses the conversation ({first_line(problem)})") from problem
         marks = {"system": "", "user": "Short: ", "assistant": "Dense: "}
         lines = [f"{marks[turn.role]}{turn.text}" for turn in turns]
         found: Any = self._tokenizer("\n".join([*lines, "Dense:"]), return_tensors="pt")
         found.pop("token_type_ids", None)
         return found
+
+    def _templated(self, turns: Sequence[Turn]) -> Any:
+        said = [{"role": turn.role, "content": turn.text} for turn in turns]
+        return self._tokenizer.apply_chat_template(
+            said, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+
+
+def _without_system(turns: Sequence[Turn]) -> list[Turn]:
+    """The same conversation: what a system turn says begins the turn of the user after it."""
+    found: list[Turn] = []
+    before: list[str] = []
+    for turn in turns:
+        if turn.role == "system":
+            before.append(turn.text)
+        else:
+            found.append(Turn(turn.role, "\n\n".join([*before, turn.text])))
+            before = []
+    return found

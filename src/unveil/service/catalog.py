@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib import resources
+from itertools import count
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -75,6 +76,17 @@ class Catalog:
             WeightsError: there is none.
         """
         return _named(name, self.models(), "model")
+
+    def free(self, run: str) -> str:
+        """This name for a run, or the nearest under which its model is found: of several of one name a run is the last.
+
+        A run that is there keeps its name, so that it can be gone on with.
+        """
+        taken = {one.name for one in self.models()}
+        if (self.runs / run).is_dir() or run not in taken:
+            return run
+        names = (f"{run[:60]}-{number}" for number in count(2))
+        return next(name for name in names if name not in taken and not (self.runs / name).exists())
 
     def loras(self) -> list[Known]:
         """Every LoRA in the models folder."""

@@ -1,20 +1,20 @@
 """Jobs that are commands: training, captions, evaluation and the look at data, each a process of its own.
 
-A request says names and numbers; which words a command line has is decided here. What the command says is kept as
-`log.txt`, and its progress is the job's. Cancelled, it is interrupted as by Ctrl-C, so that a training run saves what
-it has; the same request goes on with it.
+A request says names and numbers; which words a command line has is decided here. What the command says is kept until
+its job is deleted, however it ends, and its progress is the job's. Cancelled, it is interrupted as by Ctrl-C, so that a
+training run saves what it has; the same request goes on with it. Ended by somebody else, its job waits again.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
-import subprocess
-import sys
-import threading
+import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,19 +25,19 @@ from unveil.config import recipe_names, validate
 from unveil.config.section import Section
 from unveil.service.asked import Name
 from unveil.service.catalog import Catalog
-from unveil.service.worker import Report
-from unveil.types import Cancelled, Error, RecipeError, nearest
+from unveil.service.child import Child, end_orphans
+from unveil.service.worker import Broken, Interrupted, Report
+from unveil.types import Cancelled, Error, OutOfResources, RecipeError, nearest
 
 TRAIN, CAPTION, EVALUATE, CHECK, CONVERT = "train", "caption", "evaluate", "check", "convert"
 LOG = "log.txt"
 LOOK_S = 0.2  # between two looks at the command and at whether it was cancelled
-SAVING_S = 120.0  # that a command has to end after it was interrupted
+STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)  # codes of a command that was told to end
 TOLD = 4_000  # bytes of its log that an error tells
 RUN = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 _KEY = re.compile(r"(?:train|network|objective|data|process|sample|condition|codec|evaluate|loss)(?:\.[a-z_0-9]+){1,4}")
 _FORBIDDEN = re.compile(r"(?:path|file|folder|base|weights|captions|encoder|model|network)$")  # what may name a place
 _WORD = re.compile(r"[A-Za-z0-9 _+-]{0,100}")
-_COUNT = re.compile(r"(\d+)/(\d+)\b")
 RunName = Annotated[str, Field(pattern=rf"^{RUN}$")]
 Value = bool | int | float | str | None
 Settings = Annotated[dict[Annotated[str, Field(max_length=100)], Value], Field(max_length=50)]
@@ -103,6 +103,8 @@ Line = Callable[[Any, Catalog, Path, str], list[str]]
 
 def _train(asked: TrainRequest, catalog: Catalog, out: Path, device: str) -> list[str]:
     del out
+    if (free := catalog.free(asked.run)) != asked.run:
+        raise RecipeError(f"request: run {asked.run!r}: there is a model of this name; call the run {free!r}")
     changes = [f"{key}={_plain(value)}" for key, value in asked.settings.items()]
     if asked.folder is not None:
         changes.append(f"data.path={catalog.folder(asked.folder)}")
@@ -132,6 +134,8 @@ def _convert(asked: ConvertRequest, catalog: Catalog, out: Path, device: str) ->
     place = shelf.root() / "checkpoints" / f"{asked.name}{'.safetensors' if asked.layout in FILES else ''}"
     if place.exists():
         raise RecipeError(f"request: name {asked.name!r}: is in the models folder already; choose another")
+    if any(one.name == asked.name for one in catalog.models()):
+        raise RecipeError(f"request: name {asked.name!r}: there is a model of this name; choose another")
     known = catalog.model(asked.model)
     return ["convert", str(known.path), str(place), "--layout", asked.layout, "--dtype", asked.dtype]
 
@@ -179,90 +183,50 @@ class Command:
         Raises:
             Error: as the command told it.
             Cancelled: it was told to stop, and has.
+            Interrupted: somebody else told it to stop, such as the end of the server.
         """
         request = reader(self._kind)(given)
         self._catalog.runs.mkdir(parents=True, exist_ok=True)
         words = COMMANDS[self._kind][1](request, self._catalog, folder, self._device)
-        run = self._catalog.runs / getattr(request, "run", "")
-        with _Process(words, folder / LOG) as process:
-            shown = 0
-            while (code := process.ended(LOOK_S)) is None:
-                done, total = process.progress()
-                try:
-                    report.step(done, total)
-                except Cancelled:
-                    process.interrupt(SAVING_S)
-                    raise
-                shown = _show(run / "samples", shown, report)
+        end_orphans(report.note_file.parent, report.check)
+        before = report.log_file.stat().st_size if report.log_file.is_file() else 0  # of an earlier try
+        with Child(words, report.log_file, report.note_file) as child:
+            code = _followed(child, self._catalog.runs / getattr(request, "run", ""), report)
+        if code and (code in STOPPED or report.over()):
+            raise Interrupted("its command was told to end")
         if code:
-            raise Error(_last_words(folder / LOG) or f"`unveil {words[0]}` ended with code {code}")
+            raise _failure(code, _last_words(report.log_file, before) or f"`unveil {words[0]}` ended with code {code}")
+        _keep(report.log_file, folder / LOG)
         _flatten(folder)
 
 
-class _Process:
-    """A command that runs, its words going to a file and its progress being read from them."""
+def _followed(child: Child, run: Path, report: Report) -> int:
+    """The code with which a command ends, which is shown meanwhile and hears when it is to stop.
 
-    def __init__(self, words: Sequence[str], log: Path) -> None:
-        self._done, self._lock = (0, 0), threading.Lock()
-        self._log = log.open("wb")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "unveil", *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # what reaches the worker's group does not reach it
-            preexec_fn=_ends_with_parent,
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def __enter__(self) -> _Process:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
-        self._reader.join()
-        self._log.close()
-
-    def ended(self, seconds: float) -> int | None:
-        """Its exit code, if it ends within so many seconds."""
+    Raises:
+        Cancelled: it was told to stop, and has.
+    """
+    shown = 0
+    while (code := child.ended(LOOK_S)) is None:
         try:
-            return self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return None
-
-    def progress(self) -> tuple[int, int]:
-        """Steps that are done, and all of them; 0 where that is not known."""
-        with self._lock:
-            return self._done
-
-    def interrupt(self, seconds: float) -> None:
-        """As Ctrl-C does, and again as a kill if it takes longer than this."""
-        self._process.send_signal(signal.SIGINT)
-        if self.ended(seconds) is None:
-            self._process.kill()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout as out:
-            for line in out:
-                self._log.write(line)
-                self._log.flush()
-                if found := _COUNT.search(line.decode("utf-8", "replace")):
-                    with self._lock:
-                        self._done = int(found[1]), int(found[2])
+            # what cannot be written or read now is no reason to end hours of work
+            with suppress(OutOfResources, OSError, sqlite3.OperationalError):
+                report.step(*child.progress())
+                shown = _show(run / "samples", shown, report)
+            report.check()
+        except Cancelled:
+            child.end(signal.SIGINT)
+            raise
+        if report.over():
+            child.end(signal.SIGTERM)
+    return code
 
 
-def _ends_with_parent() -> None:
-    """Asks the system to end this process with its parent, where it can."""
-    try:
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG of Linux
-    except (OSError, AttributeError):
-        return
+def _failure(code: int, why: str) -> Error:
+    """The error of a command by its exit code, as `unveil --help` lists them."""
+    if code == OutOfResources.exit_code:
+        return OutOfResources(why)
+    return Broken(why) if code == Error.exit_code or code < 0 else Error(why)
 
 
 def _show(samples: Path, shown: int, report: Report) -> int:
@@ -284,9 +248,19 @@ def _flatten(folder: Path) -> None:
         report.rmdir()
 
 
-def _last_words(log: Path) -> str:
-    """What a command said was wrong."""
-    text = log.read_bytes()[-TOLD:].decode("utf-8", "replace")
+def _keep(log: Path, place: Path) -> None:
+    """Puts a log among the files of a job, as another name of it where the system can."""
+    try:
+        os.link(log, place)
+    except OSError:
+        shutil.copyfile(log, place)
+
+
+def _last_words(log: Path, begin: int) -> str:
+    """What a command said was wrong, in a log from there on."""
+    with log.open("rb") as file:
+        file.seek(max(begin, file.seek(0, os.SEEK_END) - TOLD))
+        text = file.read().decode("utf-8", "replace")
     _, error, why = text.rpartition("error: ")
     return why.strip() if error else ""
 

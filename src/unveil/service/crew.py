@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -14,13 +16,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from unveil.service.queue import Queue
+from unveil.service.child import CHILDREN, SAVING_S, runs_below
+from unveil.service.queue import DAMAGED, Queue
+from unveil.service.tables import is_damage
+from unveil.service.worker import LOGS
 from unveil.types import OutOfResources
 
-LOGS = "log"
 SOUND_S = 10.0  # who lived for so long was sound: the next one starts at once
 LONGEST_S = 30.0  # between two starts of what dies at once
-TOLD = 2_000  # bytes at the end of a worker's log that are told of its death
+TOLD, LINES = 2_000, 10  # bytes and lines at the end of a worker's log that are told of its death
+LOG_BYTES = 1 << 20  # of a worker's log, of which a part is kept when it is longer
 log = logging.getLogger(__name__)
 # the arguments of a worker's process: folder, name, device
 Command = Callable[[Path, str, str], list[str]]
@@ -47,6 +52,8 @@ class Crew:
         queue: that they work on.
         devices: such as "cpu" or "cuda:0".
         start: what starts one.
+
+    `damaged` says that the table of jobs cannot be read any more, so that nobody works until the next start mends it.
     """
 
     def __init__(self, queue: Queue, devices: Sequence[str], start: Command = command) -> None:
@@ -56,6 +63,7 @@ class Crew:
         self._due = dict.fromkeys(self.devices, 0.0)
         self._over = threading.Event()
         self._full = False  # the disk
+        self.damaged = False
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -65,7 +73,10 @@ class Crew:
         self._thread.start()
 
     def stop(self, seconds: float = 5.0) -> None:
-        """Ends them: each after its job if that takes no longer than this, or else at once; its job waits again."""
+        """Ends them: each after its job if that takes no longer than this, or else at once; its job waits again.
+
+        A command is waited for while it saves what it has.
+        """
         self._over.set()
         if self._thread is not None:
             self._thread.join()
@@ -73,15 +84,20 @@ class Crew:
             place.process.send_signal(signal.SIGTERM)
         end = time.monotonic() + seconds
         for place in self._places:
-            try:
-                place.process.wait(max(0.0, end - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                place.process.kill()
-                place.process.wait()
+            if self._saves(place):
+                log.info("worker %s: its command saves what it has", place.name)
+            while place.process.poll() is None and time.monotonic() < end + self._saves(place):
+                time.sleep(0.05)
+            place.process.kill()
+            place.process.wait()
             _close(place)
         self._places.clear()
-        with suppress(OutOfResources):  # the next start does it
+        with suppress(OutOfResources, sqlite3.DatabaseError):  # the next start does it
             self.queue.recover()
+
+    def _saves(self, place: _Place) -> float:
+        """Seconds more for one whose command has to save what it has."""
+        return SAVING_S if runs_below(self.queue.folder / CHILDREN, place.process.pid) else 0.0
 
     def names(self) -> list[str]:
         """Who works now."""
@@ -93,6 +109,8 @@ class Crew:
             self._places.remove(place)
             _close(place)
             self._bury(place)
+        for place in self._places:
+            _shorten(self._log_of(place.device))
         silent = self._silent()
         for place in [one for one in self._places if one.name in silent]:
             log.warning("worker %s gave no sign of life and is killed", place.name)
@@ -117,14 +135,20 @@ class Crew:
         while not self._over.wait(0.2):
             try:
                 self.look()
-            except Exception:  # a full disk now is none for ever
-                log.exception("workers")
+            except Exception as problem:  # a full disk now is none for ever
+                damage = isinstance(problem, sqlite3.DatabaseError) and is_damage(problem)
+                if not (damage and self.damaged):  # which is told once
+                    log.exception("workers")
+                self.damaged = self.damaged or damage
 
     def _begin(self, device: str) -> _Place:
         name = f"{device}-{secrets.token_hex(4)}"
-        folder = self.queue.folder / LOGS
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{device.replace(':', '-')}.log").open("wb") as out:
+        file = self._log_of(device)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _shorten(file)
+        with file.open("ab") as out:  # behind what the one before it said, which may be why that one died
+            out.write(_head(name))
+            out.flush()
             process = subprocess.Popen(
                 self._command(self.queue.folder, name, device), stdin=subprocess.PIPE, stdout=out, stderr=out
             )
@@ -133,21 +157,47 @@ class Crew:
     def _bury(self, place: _Place) -> None:
         code = place.process.returncode
         why = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        last = self._last_words(place.device)
-        for job in self.queue.reclaim(place.name, f"its worker was {why}" + (f": {last}" if last else "")):
-            log.warning("worker %s %s; job %s is %s", place.name, why, job.id, job.state)
+        last = self._last_words(place)
+        if code == DAMAGED and not self.damaged:
+            self.damaged = True
+            log.error("%s", last or "the table of jobs is damaged")
         sound = time.monotonic() - place.begun >= SOUND_S
         self._waits[place.device] = 0.0 if sound else min(max(2 * self._waits[place.device], 0.25), LONGEST_S)
         self._due[place.device] = time.monotonic() + self._waits[place.device]
+        for job in self.queue.reclaim(place.name, f"its worker was {why}" + (f": {last}" if last else "")):
+            log.warning("worker %s %s; job %s is %s", place.name, why, job.id, job.state)
 
-    def _last_words(self, device: str) -> str:
-        """The last line of a worker's log."""
-        file = self.queue.folder / LOGS / f"{device.replace(':', '-')}.log"
+    def _log_of(self, device: str) -> Path:
+        return self.queue.folder / LOGS / f"{device.replace(':', '-')}.log"
+
+    def _last_words(self, place: _Place) -> str:
+        """The last lines that a worker wrote."""
         try:
-            lines = file.read_bytes()[-TOLD:].decode("utf-8", "replace").strip().splitlines()
+            told = _tail(self._log_of(place.device), TOLD).rpartition(_head(place.name))[2]
         except OSError:
             return ""
-        return lines[-1].strip() if lines else ""
+        return "\n".join(told.decode("utf-8", "replace").strip().splitlines()[-LINES:])
+
+
+def _head(name: str) -> bytes:
+    """The line of a log with which a worker begins."""
+    return f"-- {name}\n".encode()
+
+
+def _tail(file: Path, most: int) -> bytes:
+    with file.open("rb") as found:
+        found.seek(max(0, found.seek(0, os.SEEK_END) - most))
+        return found.read()
+
+
+def _shorten(file: Path) -> None:
+    """Leaves the end of a log that has grown too long; who writes it goes on behind that."""
+    with suppress(OSError):
+        if file.stat().st_size > LOG_BYTES:
+            last = _tail(file, LOG_BYTES // 4)
+            with file.open("ab") as kept:
+                kept.truncate(0)
+                kept.write(last)
 
 
 def _close(place: _Place) -> None:

@@ -139,11 +139,11 @@ class Inputs:
 
     def _write(self, kept: Kept, content: bytes) -> Kept:
         path, facts = self.folder / kept.name, self.folder / f"{kept.name}{FACTS}"
-        write_atomically(facts, json.dumps(kept._asdict()))
         if path.is_file():
             path.touch()  # in use again
         else:
             write_atomically(path, content)
+        write_atomically(facts, json.dumps(kept._asdict()))  # last: who finds it has the file as well
         return kept
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from unveil.app import control, lora
 from unveil.app.console import Console
 from unveil.app.wish import Wish, opened
 from unveil.model import Model
@@ -63,7 +64,8 @@ class Models:
     ) -> Opened:
         """The model of a wish, as `app.wish.opened` opens it; opened again where its files are others by now."""
         added = (wish.loras, wish.controls, wish.control_mode)
-        places = [Path(name), *(Path(one.partition(":")[0]) for one in wish.loras)]
+        nets = [control.asked(one).network for one in wish.controls]
+        places = [Path(name), *(lora.asked(one).path for one in wish.loras), *(net for net in nets if net is not None)]
         key = (name, *added, wish.dtype, wish.device, tuple(shown), makes, tuple(_stamp(one) for one in places))
         return self.get(key, lambda: opened(wish, name, console, shown=shown, makes=makes))
 
@@ -75,7 +77,9 @@ class Models:
         return sum(tensor.nbytes for one in self._kept.values() for tensor in one.model.state_dict().values())
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
-    """What changes with the files of a model: when it was written, or when its run wrote a checkpoint."""
+def _stamp(path: Path) -> tuple[object, ...]:
+    """What changes with the files of a model: when each was written, or when its run wrote a checkpoint."""
     places = (path, path / "manifest.json", path / "checkpoints")
-    return tuple(one.stat().st_mtime_ns for one in places if one.exists())
+    if not places[-1].exists():  # a folder's own time does not change with a file that is written over
+        places = (path, *sorted(path.glob("*")), *sorted(path.glob("*/*")))
+    return tuple((one.stat().st_mtime_ns, one.stat().st_size) for one in places if one.exists())

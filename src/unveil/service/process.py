@@ -12,7 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
-from unveil.service.queue import Queue
+from unveil.service.queue import Damaged, Queue
 from unveil.service.results import Results
 from unveil.service.worker import Worker
 
@@ -20,16 +20,27 @@ MADE = "made"  # the folder of results in that of the queue
 
 
 def main(folder: Path, name: str, device: str) -> None:
-    """Works until it is told to end, by SIGTERM between two jobs, or by the end of its parent at once."""
-    from unveil.service.kinds import kinds  # with it comes torch
+    """Works until it is told to end, by SIGTERM between two jobs, or by the end of its parent at once.
 
+    Where the table of jobs is damaged, it says so and ends with a code of its own.
+    """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     over = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: over.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all; the parent says when to end
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    queue = Queue(folder)
+    try:
+        queue = Queue(folder, mends=False)  # the server holds it as well
+    except Damaged as problem:
+        sys.exit(_told(problem))
+    from unveil.service.kinds import kinds  # with it comes torch
+
     Worker(name, queue, Results(folder / MADE), kinds(folder, device)).run(over.is_set)
+
+
+def _told(problem: Damaged) -> int:
+    print(f"error: {problem}", file=sys.stderr, flush=True)
+    return problem.exit_code
 
 
 def _end_with_parent() -> None:

@@ -24,12 +24,20 @@ from typing import Any, Literal, NamedTuple
 from unveil.files import FULL
 from unveil.service import tables
 from unveil.service.job import ENDED, STATES, Fault, Job, Limits, State
+from unveil.service.tables import Part
 from unveil.service.turns import UNKNOWN_S, Paces, in_turn, paces
-from unveil.types import Busy, NotWritable, OutOfResources, RecipeError
+from unveil.types import Busy, Error, NotWritable, OutOfResources, RecipeError
 
 FILE = "jobs.sqlite3"
+DAMAGED = 6  # exit code of a worker that cannot read it
 RECENT = 200  # jobs that were completed last, from which times are foretold
 Word = Literal["go on", "stop", "not yours"]  # what a worker hears when it shows that it lives
+
+
+class Damaged(Error):
+    """The table of jobs cannot be read."""
+
+    exit_code = DAMAGED
 
 
 class Place(NamedTuple):
@@ -46,17 +54,25 @@ class Queue:
         folder: where its table lies; made if it is not there.
         limits: of what it takes.
         clock: seconds that never go back, the same for all processes of a machine; leases are reckoned in it.
-
-    A table that is damaged is moved aside, and `damaged` is its new place; `restore` brings back what can be had.
+        mends: whether a table that is damaged is moved aside, which is for who knows that no other holds it; `damaged`
+            is its new place then, and `restore` brings back what can be had.
 
     While the disk is full, whatever changes the table raises OutOfResources and changes nothing.
 
     Raises:
         NotWritable: the folder cannot be written.
         RecipeError: the table was made by a later version.
+        Damaged: it is, and is not to be mended here.
     """
 
-    def __init__(self, folder: Path, limits: Limits | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        limits: Limits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        mends: bool = True,
+    ) -> None:
         self.folder, self.limits, self._clock = folder, limits or Limits(), clock
         self.file = folder / FILE
         self._own = threading.local()
@@ -69,6 +85,11 @@ class Queue:
                 if not tables.is_damage(problem):
                     raise
                 self.close()
+                if not mends:
+                    raise Damaged(
+                        f"{self.file}: is damaged ({problem}); start the server again, which moves it aside and lists "
+                        "again what was made"
+                    ) from problem
                 self.damaged = tables.set_aside(self.file)
                 self._prepare()
         except (OSError, sqlite3.DatabaseError) as problem:
@@ -101,6 +122,8 @@ class Queue:
 
     def take(self, worker: str) -> Job | None:
         """The job whose turn it is, which is this worker's from now on; None: nothing waits."""
+        if self._table.execute("SELECT 1 FROM jobs WHERE state = 'queued' LIMIT 1").fetchone() is None:
+            return None  # who has nothing to do asks often, and holds up nobody who writes
         with self._change() as table:
             turns = in_turn(tables.rows(table, "state = 'queued'"), tables.last_turns(table))
             if not turns:
@@ -152,18 +175,25 @@ class Queue:
             table.execute("UPDATE jobs SET stopping = 1 WHERE id = ? AND state = 'running'", (id,))
             return next(iter(tables.rows(table, "id = ?", id)), None)
 
-    def reclaim(self, worker: str | None = None, why: str = "its worker gave no sign of life") -> list[Job]:
+    def reclaim(
+        self, worker: str | None = None, why: str = "its worker gave no sign of life", *, counts: bool = True
+    ) -> list[Job]:
         """Takes back the jobs of a dead worker; None: of all whose lease is over.
 
         Each waits again, in its old place, or has failed where it was tried as often as may, or is cancelled where
         that was asked for. Returns them as they stand then.
+
+        Args:
+            worker: who had them.
+            why: they come back, which is told of those that have failed.
+            counts: whether it was an attempt.
         """
         with self._change() as table:
             if worker is None:
                 lost = tables.rows(table, "state = 'running' AND lease < ?", self._clock())
             else:
                 lost = tables.rows(table, "state = 'running' AND worker = ?", worker)
-            return [self._back(table, job, job.attempts, why) for job in lost]
+            return [self._back(table, job, job.attempts - (not counts), why) for job in lost]
 
     def spare(self) -> None:
         """Gives all that runs a new lease: nobody could show that he lives while the disk was full."""
@@ -213,6 +243,14 @@ class Queue:
             for job in (tables.rows(self._table) if state is None else tables.rows(self._table, "state = ?", state))
             if owner is None or job.owner == owner
         ]
+
+    def page(self, part: Part) -> tuple[list[Job], bool]:
+        """A part of an owner's jobs, and whether there are more behind it; no others are read.
+
+        Raises:
+            MediaError: the owner has no such job to begin behind.
+        """
+        return tables.page(self._table, part)
 
     def counts(self) -> dict[State, int]:
         """How many jobs are in each state."""

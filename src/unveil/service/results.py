@@ -97,9 +97,13 @@ class Results:
         """Deletes what a job made."""
         shutil.rmtree(self.of(id), ignore_errors=True)
 
+    def parts(self) -> list[Path]:
+        """Folders that are written, or that workers who died left half-way."""
+        return list(self.folder.glob(".*.part")) if self.folder.is_dir() else []
+
     def sweep(self) -> int:
         """Deletes what workers that died left half-way; how many there were. Only while nobody works."""
-        stale = [path for path in self.folder.glob(".*.part")] if self.folder.is_dir() else []
+        stale = self.parts()
         for path in stale:
             shutil.rmtree(path, ignore_errors=True)
         return len(stale)

@@ -7,6 +7,10 @@ damaged, what was made is listed again from the files.
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+import sqlite3
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from unveil.service.catalog import RUNS, Catalog
+from unveil.service.commands import LOG
 from unveil.service.crew import Crew
 from unveil.service.hold import held
 from unveil.service.inputs import FOLDER, Inputs, names_in
@@ -21,9 +26,11 @@ from unveil.service.job import Job, Limits
 from unveil.service.process import MADE
 from unveil.service.queue import Queue
 from unveil.service.results import Results
-from unveil.service.worker import PREVIEWS
-from unveil.types import OutOfResources
+from unveil.service.worker import LOGS, PREVIEWS, log_of
+from unveil.types import NotWritable, OutOfResources
 
+SWEEP_S = 3600.0  # between two looks for what nobody needs any more
+LOG_BYTES = 1 << 18  # of what a command said that are shown
 log = logging.getLogger(__name__)
 
 
@@ -49,7 +56,10 @@ class Service:
 
         Raises:
             Busy: as many wait as may.
+            NotWritable: the table of jobs is damaged, so that nobody would take it.
         """
+        if self.crew.damaged:
+            raise NotWritable(f"{self.queue.file}: is damaged; start the server again, which moves it aside")
         return self.queue.submit(kind, request, owner=owner, cost=cost)
 
     def preview(self, id: str) -> bytes | None:
@@ -63,8 +73,21 @@ class Service:
         except FileNotFoundError:
             return None
 
+    def log(self, id: str) -> bytes:
+        """The end of what a job's command says, or said until it ended however it did; empty where it said nothing.
+
+        Raises:
+            MediaError: no name that a job could have.
+        """
+        place = self.results.of(id) / LOG  # of those that an earlier version ended
+        for path in (log_of(self.queue.folder, id), place):
+            with suppress(FileNotFoundError), path.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_BYTES))
+                return file.read()
+        return b""
+
     def delete(self, id: str) -> bool:
-        """Deletes a job that has ended and what it made; False: there is none, or it has not.
+        """Deletes a job that has ended and what it made and said; False: there is none, or it has not.
 
         Raises:
             MediaError: no name that a job could have.
@@ -73,7 +96,27 @@ class Service:
         if not self.queue.forget(id):
             return False
         self.results.remove(id)
+        log_of(self.queue.folder, id).unlink(missing_ok=True)
         return True
+
+    def sweep(self) -> None:
+        """Deletes what nobody needs any more, while others work.
+
+        Files that were sent long ago and that no job speaks of, what workers who died left half-way, and logs of jobs
+        that are no more.
+        """
+        # before the jobs: what of them is found here was begun by then
+        logs, parts = list((self.queue.folder / LOGS).glob("*.txt")), self.results.parts()
+        jobs = self.queue.jobs()
+        running = {job.id for job in jobs if job.state == "running"}
+        for part in parts:
+            if part.name.split(".")[1] not in running:
+                shutil.rmtree(part, ignore_errors=True)
+        self.inputs.sweep(set().union(*(names_in(job.request) for job in jobs)))
+        known = {job.id for job in jobs}
+        for path in logs:
+            if path.stem not in known:
+                path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -96,7 +139,6 @@ def serving(
         queue, results, said = Queue(folder, limits), Results(folder / MADE), list[str]()
         results.sweep()
         inputs = Inputs(folder / FOLDER)
-        inputs.sweep(set().union(*(names_in(job.request) for job in queue.jobs())))
         for preview in (folder / PREVIEWS).glob("*.png"):
             preview.unlink(missing_ok=True)
         if queue.damaged is not None:
@@ -110,10 +152,27 @@ def serving(
         with suppress(OutOfResources):  # the disk is full already
             queue.take_room()
         crew = Crew(queue, devices)
+        service = Service(queue, results, crew, Catalog(folder / RUNS), inputs, tuple(said))
+        service.sweep()
+        over = threading.Event()
+        sweeper = threading.Thread(target=_sweep_again, args=(service, over), name="sweeper", daemon=True)
+        sweeper.start()
         crew.start()
         try:
-            yield Service(queue, results, crew, Catalog(folder / RUNS), inputs, tuple(said))
+            yield service
         finally:
+            over.set()
             crew.stop()
+            sweeper.join()
             inputs.close()
             queue.close()
+
+
+def _sweep_again(service: Service, over: threading.Event) -> None:
+    """Sweeps now and then, for a server that runs for months."""
+    while not over.wait(SWEEP_S):
+        try:
+            service.sweep()
+        except (OSError, sqlite3.Error, OutOfResources):
+            log.exception("sweep")
+    service.queue.close()

@@ -6,9 +6,10 @@ import json
 import sqlite3
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from unveil.service.job import Job
+from unveil.service.job import Job, State
+from unveil.types import MediaError
 
 VERSION = 2  # of the columns
 # turn counts the jobs that were taken; lease is the time, by the queue's clock, until which a worker counts as alive
@@ -104,6 +105,45 @@ def rows(table: sqlite3.Connection, where: str = "1", *values: object) -> list[J
     """Jobs in the order in which they were put in."""
     found = table.execute(f"SELECT {_FIELDS} FROM jobs WHERE {where} ORDER BY number", values)
     return [_job(*row) for row in found]
+
+
+class Part(NamedTuple):
+    """Which part of the list of an owner's jobs is meant.
+
+    Attributes:
+        owner: whose they are.
+        most: of them.
+        after: begins behind this job of the owner; None: at the beginning.
+        newest: first, or last.
+        state, kind: of those that are meant; None: any.
+    """
+
+    owner: str
+    most: int
+    after: str | None = None
+    newest: bool = True
+    state: State | None = None
+    kind: str | None = None
+
+
+def page(table: sqlite3.Connection, part: Part) -> tuple[list[Job], bool]:
+    """A part of the jobs, and whether there are more behind it.
+
+    Raises:
+        MediaError: the owner has no such job to begin behind.
+    """
+    given = {"owner": part.owner, "state": part.state, "kind": part.kind}
+    meant: dict[str, object] = {f"{name} = ?": value for name, value in given.items() if value is not None}
+    if part.after is not None:
+        where = "SELECT number FROM jobs WHERE id = ? AND owner = ?"
+        behind = table.execute(where, (part.after, part.owner)).fetchone()
+        if behind is None:
+            raise MediaError(f"after: {part.after[:80]!r} is none of them")
+        meant[f"number {'<' if part.newest else '>'} ?"] = behind[0]
+    order = f"ORDER BY number {'DESC' if part.newest else 'ASC'} LIMIT ?"
+    asked = f"SELECT {_FIELDS} FROM jobs WHERE {' AND '.join(meant)} {order}"
+    found = [_job(*row) for row in table.execute(asked, (*meant.values(), part.most + 1))]
+    return found[: part.most], len(found) > part.most
 
 
 def latest(table: sqlite3.Connection, most: int) -> list[Job]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from unveil.files import write_atomically
+from unveil.service.child import CHILDREN
 from unveil.service.job import Fault, Job
 from unveil.service.queue import Queue
 from unveil.service.results import Results
@@ -22,9 +23,17 @@ from unveil.types import Cancelled, Error, OutOfResources
 EVERY_S = 0.5  # between two words on progress, which wait for the disk
 IDLE_S = 0.05  # between two looks at an empty queue
 FULL_S = 0.5  # between two tries to write into it, while the disk is full
-PREVIEWS = "previews"
+PREVIEWS, LOGS = "previews", "log"
 SAID = 50  # lines that are kept of what is told of a job
 log = logging.getLogger(__name__)
+
+
+class Broken(Error):
+    """Work that failed by no fault of what was asked for."""
+
+
+class Interrupted(Error):
+    """Work that somebody ended who did not cancel its job, which waits again."""
 
 
 class Report:
@@ -34,12 +43,13 @@ class Report:
         queue: that the job is of.
         job: the job.
         worker: who has it.
-        previews: the folder of pictures of what is on its way.
+        over: whether the worker was told to end.
     """
 
-    def __init__(self, queue: Queue, job: Job, worker: str, previews: Path) -> None:
+    def __init__(self, queue: Queue, job: Job, worker: str, over: Callable[[], bool] = lambda: False) -> None:
         self._queue, self._job, self._worker = queue, job, worker
-        self._preview = previews / f"{job.id}.png"
+        self._preview = queue.folder / PREVIEWS / f"{job.id}.png"
+        self.over = over
         self._told = float("-inf")
         self.lost = False  # the job is another's by now
         self.said: list[str] = []
@@ -80,6 +90,16 @@ class Report:
         """Where a picture of what is on its way is shown, PNG."""
         return self._preview
 
+    @property
+    def log_file(self) -> Path:
+        """Where what its command says is kept, however the job ends."""
+        return log_of(self._queue.folder, self._job.id)
+
+    @property
+    def note_file(self) -> Path:
+        """Where it is said which process its command is."""
+        return self._queue.folder / CHILDREN / f"{self._job.id}.json"
+
     def preview(self, png: bytes) -> None:
         """Shows a picture of what is on its way."""
         write_atomically(self._preview, png)
@@ -87,6 +107,11 @@ class Report:
     def forget_preview(self) -> None:
         """Takes it away."""
         self._preview.unlink(missing_ok=True)
+
+
+def log_of(folder: Path, id: str) -> Path:
+    """Where what a job's command says is kept, in the folder of the queue."""
+    return folder / LOGS / f"{id}.txt"
 
 
 # the request of a job, the folder for its files, and what hears how it goes
@@ -105,9 +130,11 @@ class Worker:
 
     def __init__(self, name: str, queue: Queue, results: Results, kinds: Mapping[str, Work]) -> None:
         self.name, self.queue, self.results, self.kinds = name, queue, results, kinds
+        self._over: Callable[[], bool] = lambda: False
 
     def run(self, over: Callable[[], bool]) -> None:
-        """Works until it is over, which is asked between two jobs."""
+        """Works until it is over, which is asked between two jobs, and by work that can be gone on with."""
+        self._over = over
         while not over():
             try:
                 if not self.one():
@@ -120,7 +147,7 @@ class Worker:
         job = self.queue.take(self.name)
         if job is None:
             return False
-        report = Report(self.queue, job, self.name, self.queue.folder / PREVIEWS)
+        report = Report(self.queue, job, self.name, self._over)
         pulse = _Pulse(report, self.queue.limits.lease / 4)
         try:
             end = self._done(job, report)
@@ -144,8 +171,12 @@ class Worker:
             return lambda: queue.complete(id, own, made.outputs, made.said)
         except Cancelled:
             return lambda: queue.stopped(id, own)
+        except Interrupted as problem:
+            told = str(problem)
+            # the end of a server is no fault of its jobs
+            return lambda: queue.reclaim(own, told, counts=not self._over())
         except Error as problem:
-            why, fault = str(problem), "room" if isinstance(problem, OutOfResources) else "asked"
+            why, fault = str(problem), _fault(problem)
         except Exception as problem:
             log.exception("job %s", id)
             why, fault = f"unexpected {type(problem).__name__}: {problem}; this is a fault of unveil", "server"
@@ -164,6 +195,11 @@ class Worker:
             done = self.results.read(job.id)
         assert done is not None
         return done
+
+
+def _fault(problem: Error) -> Fault:
+    """Whose fault an error is."""
+    return "room" if isinstance(problem, OutOfResources) else "server" if isinstance(problem, Broken) else "asked"
 
 
 class _Pulse:

@@ -15,6 +15,7 @@ from unveil.service.kinds import weighed
 from unveil.service.queue import Place
 from unveil.service.service import Service
 from unveil.studio.mask import mask_of
+from unveil.studio.words import LANGUAGES, Say
 from unveil.types import MediaError, RecipeError
 
 Owner = str
@@ -26,10 +27,15 @@ class Client:
     Args:
         service: behind it.
         budget: work of one job at most; None: as much as one likes.
+        say: the words of the page.
     """
 
-    def __init__(self, service: Service, budget: float | None) -> None:
-        self.service, self.budget = service, budget
+    def __init__(self, service: Service, budget: float | None, say: Say | None = None) -> None:
+        self.service, self.budget, self.say = service, budget, say or Say(LANGUAGES[0])
+
+    def speaking(self, say: Say) -> Client:
+        """The same for a page of other words."""
+        return Client(self.service, self.budget, say)
 
     def submit(self, kind: str, request: Mapping[str, Any], owner: Owner) -> Job:
         """Checks a request and puts it into the queue.
@@ -51,7 +57,9 @@ class Client:
             return None
         file = Path(path)
         if file.stat().st_size > BYTES:
-            raise MediaError(f"{file.name}: larger than {BYTES >> 20} MiB, which is the most that is read")
+            raise MediaError(
+                self.say("{name}: larger than {most} MiB, the most that is read.", name=file.name, most=BYTES >> 20)
+            )
         return self.service.inputs.keep(file.read_bytes())
 
     def cover(self, path: str | None) -> Image.Image | None:
@@ -108,4 +116,4 @@ class Client:
         """
         job = self.job(id, owner)
         if job is None or job.state not in ENDED or not self.service.delete(job.id):
-            raise RecipeError("there is no such job that has ended")
+            raise RecipeError(self.say("There is no such job that has ended."))

@@ -13,7 +13,8 @@ from python_multipart import parse_form
 from python_multipart.exceptions import FormParserError
 
 from unveil.studio.words import LANGUAGES, Language, Say
-from unveil.web.guard import App, Message, Receive, Scope, Send
+from unveil.web.guard import App, Bounded, Message, Receive, Scope, Send
+from unveil.web.problems import Problem
 from unveil.web.rules import Rules
 
 PLACE = "/login"
@@ -45,7 +46,11 @@ class Entrance:
             return
         key = self._of_cookie(headers.get("cookie", ""))
         if scope["path"] == PLACE and scope["method"] == "POST":
-            key, receive = await _told(headers.get("content-type", ""), receive), _nothing
+            try:
+                key = await _told(headers.get("content-type", ""), Bounded(receive, MOST, self._rules.seconds))
+            except Problem:  # too slow or too large: no key, which the guard refuses
+                key = ""
+            receive = _nothing
             hidden = (b"content-type", b"content-length", b"transfer-encoding")
             scope = {**scope, "headers": [one for one in scope["headers"] if one[0].lower() not in hidden]}
         if key:

@@ -15,9 +15,10 @@ from gradio.themes import Default
 from unveil.service.catalog import about
 from unveil.service.clips import CLIPS
 from unveil.service.inputs import FOLDER
+from unveil.service.job import Job
 from unveil.service.process import MADE
 from unveil.studio.client import Client
-from unveil.studio.tab import Desk, Tab, Watch
+from unveil.studio.tab import Desk, Maker, Tab, Watch
 from unveil.studio.tabs.evaluate import Evaluate
 from unveil.studio.tabs.gallery import Gallery
 from unveil.studio.tabs.models import Models
@@ -45,7 +46,7 @@ class Page:
     def __init__(self, client: Client, language: Language) -> None:
         self.language: Language = language
         self.say = Say(language)
-        desk = Desk(client, self.say)
+        desk = Desk(client.speaking(self.say), self.say)
         self.picture, self.video, self.train = Picture(desk), Video(desk), Train(desk)
         self.models, self.evaluate = Models(desk), Evaluate(desk)
         self.gallery, self.queue = Gallery(desk), Waiting(desk)
@@ -78,18 +79,20 @@ class Page:
     def _find_again(self, blocks: gr.Blocks) -> None:
         """What the browser keeps is shown again when the page is loaded."""
         for maker in (self.picture, self.video):
-            fields = [*maker.fields.values()]
-            maker.on(blocks.load, maker.restored, [maker.watch.kept], fields, asked=False)
+            maker.on(blocks.load, maker.restored, [maker.watch.kept], maker.filled, asked=False)
         for tab, watch in self.watched:
             tab.on(blocks.load, watch.look, [watch.kept], watch.parts, asked=False)
         grid, train = self.picture.grid, self.train
+        filled = [train.watch.kept, *train.fields.values()]
+        again = train.on(blocks.load, train.restored, [train.watch.kept], filled, asked=False)
         self.picture.on(blocks.load, grid.look, [grid.kept], [grid.result, grid.timer], asked=False)
-        train.on(blocks.load, train.look, [train.watch.kept], train.drawn, asked=False)
+        train.on(again.then, train.watch.look, [train.watch.kept], train.watch.parts, asked=False)
+        train.on(again.then, train.look, train.looked, train.drawn, asked=False)
 
     @property
     def watched(self) -> list[tuple[Tab, Watch]]:
         """All that shows a job, with its tab."""
-        found = [(tab, tab.watch) for tab in (self.picture, self.video, self.train, self.models, self.evaluate)]
+        found = [(tab, tab.watch) for tab in (self.picture, self.video, self.models, self.evaluate)]
         return [*found, (self.train, self.train.prepared)]
 
     def _refresh(self, tabs: dict[str, Any]) -> None:
@@ -109,7 +112,6 @@ class Page:
     def _pass_on(self) -> None:
         """What was made in a tab goes into another."""
         picture, video, train, gallery = self.picture, self.video, self.train, self.gallery
-        of_picture, of_video = [*picture.fields.values()], [*video.fields.values()]
 
         def to_clip(owner: str, kept: Any, which: Any) -> list[Any]:
             return [picture.file_of(owner, kept, which), "make", gr.Tabs(selected="video")]
@@ -118,22 +120,25 @@ class Page:
             picture.to_clip.click, to_clip, [picture.watch.kept, picture.which], [video.still, video.verb, self.tabs]
         )
 
-        def settings(owner: str, said: dict[str, str], words: str, page: Any) -> list[Any]:
+        def card(owner: str, said: dict[str, str], words: str, page: Any) -> list[Any]:
             cards, job = gallery.heard(owner, said, words, page)
-            skipped = [gr.skip() for _ in (*of_picture, *of_video)]
-            if job is None:
-                return [cards, gr.skip(), *skipped]
-            if job.kind == CLIPS:
-                return [cards, gr.Tabs(selected="video"), *skipped[: len(of_picture)], *video.filled_by(job.request)]
-            return [cards, gr.Tabs(selected="picture"), *picture.filled_by(job.request), *skipped[len(of_picture) :]]
+            chosen = None if job is None else video if job.kind == CLIPS else picture
+            return [
+                cards,
+                gr.skip() if chosen is None else gr.Tabs(selected=chosen.name),
+                *(one for maker in (picture, video) for one in self._taken(maker, chosen, said["do"], job)),
+            ]
 
-        outputs = [gallery.cards, self.tabs, *of_picture, *of_video]
-        gallery.on_button(gallery.cards, settings, [gallery.words, gallery.page], outputs)
+        taken = [part for maker in (picture, video) for part in (maker.watch.kept, *maker.filled)]
+        outputs = [gallery.cards, self.tabs, *taken]
+        heard = gallery.on_button(gallery.cards, card, [gallery.words, gallery.page], outputs)
+        for maker in (picture, video):
+            maker.on(heard.then, maker.watch.look, [maker.watch.kept], maker.watch.parts, asked=False)
 
         def dropped(owner: str, path: str | None) -> list[Any]:
-            return [gr.Tabs(selected="picture"), *picture.filled_by(gallery.request_in(path))]
+            return [gr.Tabs(selected="picture"), *picture.refilled(gallery.request_in(path), kept=False)]
 
-        gallery.on(gallery.file.upload, dropped, [gallery.file], [self.tabs, *of_picture])
+        gallery.on(gallery.file.upload, dropped, [gallery.file], [self.tabs, *picture.filled])
 
         def use(owner: str, kept: Any) -> list[Any]:
             name = train.model_of(owner, kept)
@@ -146,6 +151,15 @@ class Page:
             return [gr.Dropdown(choices=train.client.models(), value=name), gr.skip(), gr.Tabs(selected="picture")]
 
         train.on(train.use.click, use, [train.watch.kept], [picture.model, video.model, self.tabs])
+
+    @staticmethod
+    def _taken(maker: Maker, chosen: Maker | None, do: str, job: Job | None) -> list[Any]:
+        """What a card's button changes of a tab: the job that it watches, or its fields."""
+        if job is None or maker is not chosen:
+            return [gr.skip() for _ in (maker.watch.kept, *maker.filled)]
+        if do == "again":
+            return [{"job": job.id}, *(gr.skip() for _ in maker.filled)]
+        return [gr.skip(), *maker.refilled(job.request)]
 
 
 def mounted(app: FastAPI, client: Client) -> FastAPI:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,15 +10,17 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
-from unveil.config import read_yaml
 from unveil.service.asked import any_seed
 from unveil.service.job import Job
 from unveil.studio import shown
 from unveil.studio.client import Client
 from unveil.studio.mask import enlarged
+from unveil.studio.still import Brush
+from unveil.studio.typed import Typed
 from unveil.studio.words import Say
-from unveil.types import Error, RecipeError
+from unveil.types import Error
 
+_log = logging.getLogger(__name__)
 POLL_S = 0.5  # between two looks at a job
 Call = Callable[..., Any]
 # Buttons of our own HTML tell what they say to do; what is in the page is read again each time.
@@ -48,6 +50,7 @@ class Tab:
 
     def __init__(self, desk: Desk, name: str) -> None:
         self.client, self.say, self.name = desk.client, desk.say, name
+        self.typed = Typed(desk.say)
 
     def begin(self) -> None:
         """Places what says what went wrong; the first part of every tab."""
@@ -88,6 +91,10 @@ class Tab:
             return [shown.alert(str(problem)), *(gr.skip() for _ in range(count))]
         except OSError as problem:
             text = self.say("The server could not do it: {error}", error=problem.strerror or type(problem).__name__)
+            return [shown.alert(text), *(gr.skip() for _ in range(count))]
+        except Exception as problem:  # of ours, or of what we use: nothing of it is for others to read but its kind
+            _log.exception("the page's tab %s: a fault", self.name)
+            text = self.say("The server could not do it: {error}", error=type(problem).__name__)
             return [shown.alert(text), *(gr.skip() for _ in range(count))]
         return ["" if asked else gr.skip(), *(found if isinstance(found, list) else [found])]
 
@@ -182,6 +189,10 @@ class Maker(Tab):
             self.seed = gr.Number(0, minimum=0, precision=0, label=say("Seed"), elem_id=f"{name}-seed", min_width=120)
             self.fresh = gr.Checkbox(True, label=say("Another seed each time"), elem_id=f"{name}-fresh", min_width=120)
 
+    def lay_lacking(self) -> None:
+        """Places what says which of the settings that were taken have no field."""
+        self.lacking = gr.HTML(elem_id=f"{self.name}-lacking")
+
     def field(self, label: str, part: str) -> Any:
         """A field of a number that may be left empty."""
         return gr.Textbox(
@@ -190,7 +201,7 @@ class Maker(Tab):
 
     def brush(self) -> Any:
         """A picture that is painted over."""
-        return gr.ImageEditor(
+        return Brush(
             label=self.say("The part"), type="filepath", sources=(), transforms=(), layers=False, image_mode="RGBA",
             canvas_size=(512, 512), height=460,
             brush=gr.Brush(default_size=40, colors=["#ff3b30"], color_mode="fixed"), format="png",
@@ -212,11 +223,33 @@ class Maker(Tab):
         raise NotImplementedError
 
     def submitted(self, owner: str, *values: Any) -> tuple[Job, list[Any]]:
-        """The job of the fields' values, and the seed that it has."""
+        """The job of the fields' values, the seed that it has, and that nothing of it lacks a field."""
         said = dict(zip(self.fields, values, strict=True))
         if said["fresh"]:
             said["seed"] = any_seed()
-        return self.client.submit(self.kind, self.request(said), owner), [said["seed"]]
+        return self.client.submit(self.kind, self.request(said), owner), [said["seed"], ""]
+
+    def left_out(self, request: Mapping[str, Any]) -> list[str]:
+        """What of a request has no field, in words."""
+        raise NotImplementedError
+
+    @property
+    def filled(self) -> list[Any]:
+        """What `refilled` gives values for."""
+        return [*self.fields.values(), self.lacking]
+
+    def refilled(self, request: Mapping[str, Any], *, kept: bool = True) -> list[Any]:
+        """The fields of a request, and a line on what has none.
+
+        Args:
+            request: as it was asked.
+            kept: whether the gallery has it, which asks for it as it is.
+        """
+        told = ", ".join(self.left_out(request))
+        line = self.say("Not in the fields: {what}.", what=told) if told else ""
+        if line and kept:
+            line += " " + self.say("Make it again, in the gallery, asks for all of it as it was.")
+        return [*self.filled_by(request), shown.hint(line) if line else ""]
 
     def filled_by(self, request: Mapping[str, Any]) -> list[Any]:
         """The values of its fields that ask for this again."""
@@ -225,61 +258,4 @@ class Maker(Tab):
     def restored(self, owner: str, kept: Mapping[str, Any]) -> list[Any]:
         """The fields as they were when the job that the browser keeps was asked for."""
         job = self.client.job((kept or {}).get("job"), owner)
-        return [gr.skip() for _ in self.fields] if job is None else self.filled_by(job.request)
-
-
-def number(value: Any, what: str) -> float | None:
-    """A number of a field that may be empty.
-
-    Raises:
-        RecipeError: it is none.
-    """
-    if value is None or value == "":
-        return None
-    try:
-        return float(value)
-    except ValueError:
-        raise RecipeError(f"{what} = {str(value)[:40]!r}: must be a number") from None
-
-
-def whole(value: Any, what: str) -> int | None:
-    """A whole number of a field that may be empty.
-
-    Raises:
-        RecipeError: it is none.
-    """
-    found = number(value, what)
-    if found is not None and found != int(found):
-        raise RecipeError(f"{what} = {found:g}: must be a whole number")
-    return None if found is None else int(found)
-
-
-def numbers(text: str, what: str) -> list[float]:
-    """The numbers of a field, with blanks or commas between them.
-
-    Raises:
-        RecipeError: one is none.
-    """
-    return [found for word in text.replace(",", " ").split() if (found := number(word, what)) is not None]
-
-
-def filled(**said: Any) -> dict[str, Any]:
-    """What was said at all: fields that were left empty are left to the model."""
-    return {key: value for key, value in said.items() if value is not None and value != "" and value != ()}
-
-
-def settings(text: str, what: str) -> dict[str, Any]:
-    """Settings of a field, a line each, KEY: VALUE as recipes are written.
-
-    Raises:
-        RecipeError: not of that form.
-    """
-    found = read_yaml(text.replace("=", ": "), what) if text and text.strip() else {}
-    if not isinstance(found, dict):
-        raise RecipeError(f"{what}: a line each, KEY: VALUE")
-    return {str(key): value for key, value in found.items()}
-
-
-def settings_text(found: Mapping[str, Any]) -> str:
-    """The same, written."""
-    return "".join(f"{key}: {json.dumps(value)}\n" for key, value in found.items())
+        return [gr.skip() for _ in self.filled] if job is None else self.refilled(job.request)

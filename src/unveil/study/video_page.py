@@ -43,6 +43,7 @@ def _page(title: str, told: str, found: Mapping[str, Found], record: Mapping[str
         "In brackets the 95 % interval over clips.</p>",
         *(("<h2>Bars</h2>", table(("task", "found", "bar", "met"), bars)) if bars else ()),
         *_beside(record),
+        *_short(record),
     ]
     for name, task in record["tasks"].items():
         parts += [
@@ -61,6 +62,20 @@ def _bars(record: Mapping[str, Any]) -> Iterable[Sequence[str]]:
             if row["bar"] is not None:
                 bar, met = f"{row['rule']} {said(row['bar'], row['unit'])}", "yes" if row["met"] else "no"
                 yield f"{task['title']}: {row['measure']}", _found(row), bar, met
+
+
+def _short(record: Mapping[str, Any]) -> Iterable[str]:
+    """The numbers whose interval leaves out what real clips reach."""
+    rows = [
+        (f"{task['title']}: {row['measure']}", _found(row), said(row["ceiling"], row["unit"]))
+        for task in record["tasks"].values()
+        for row in task["rows"]
+        if row["ceiling"] is not None and not row["found"]["low"] <= row["ceiling"] <= row["found"]["high"]
+    ]
+    if rows:
+        yield "<h2>What it cannot do</h2>"
+        yield "<p>Or not as real clips do: the interval leaves out what the same program reads from them.</p>"
+        yield table(("", "found", "real clips"), rows)
 
 
 def first_rows(record: Mapping[str, Any]) -> dict[str, Any]:

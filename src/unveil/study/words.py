@@ -39,7 +39,7 @@ class Kind:
         title, asked: in words: its name, and what a clip has to show.
         register, language: of the prompts.
         right: whether a clip shows what its prompt says.
-        objects: numbers of them in that world's clips; chosen: which of these clips.
+        objects: numbers of them in its clips, each as often; chosen: which of these clips.
         chance: the share that clips of anything in the world would reach.
     """
 
@@ -77,8 +77,8 @@ def _ground(item: Item, clip: Tensor) -> bool:
 
 
 def _things(clip: Tensor) -> dict[str, Thing]:
-    """The objects of a clip by their colours, which differ within one."""
-    return {one.colour: one for one in read(clip, most=SEVERAL) if one.visible.mean() >= 0.5}
+    """The objects of a clip by their colours, which differ within one; more than any prompt asks for are seen too."""
+    return {one.colour: one for one in read(clip, most=SEVERAL + 2) if one.visible.mean() >= 0.5}
 
 
 def _as_many(item: Item, clip: Tensor) -> bool:
@@ -105,10 +105,6 @@ def _each(*names: str) -> Right:
     return right
 
 
-def _of(number: int) -> Callable[[Item], bool]:
-    return lambda item: len(item["attributes"]["objects"]) == number and not item["unseen"]
-
-
 def _plain_ground(item: Item) -> bool:
     return item["attributes"]["ground"] in TONES and not item["unseen"]
 
@@ -126,14 +122,14 @@ KINDS: dict[str, Kind] = {
         "Combinations that training never has", "colour, shape and motion", "dense",
         _same("colour", "shape", "motion"), 1 / 400, chosen=lambda item: bool(item["unseen"]),
     ),
-    "count": Kind("Counts", "as many things", "short", _as_many, 1 / 2, objects=COUNTS),
+    "count": Kind("Counts", "as many things", "short", _as_many, 1 / len(COUNTS), objects=COUNTS),
     "several": Kind(
         "Several things", "colour, shape and motion of both", "short", _each("colour", "shape", "motion"), 0.0,
-        objects=(1, 2), chosen=_of(2),
+        objects=(2,),
     ),
     "long": Kind(
         "Long prompts", "colour, shape, size and motion of three", "dense",
-        _each("colour", "shape", "size", "motion"), 0.0, objects=COUNTS, chosen=_of(SEVERAL),
+        _each("colour", "shape", "size", "motion"), 0.0, objects=(SEVERAL,),
     ),
 }  # fmt: skip
 
@@ -208,8 +204,14 @@ def negation(bench: Bench[Settings]) -> Found:
 
 
 def clips_of(bench: Bench[Settings], kind: Kind) -> list[Item]:
-    """Real clips of a kind, of the model's size and length."""
-    return bench.chosen(bench.model.shape[1:], SEED, kind.chosen, {"objects": kind.objects})
+    """Real clips of a kind, of the model's size and length; those of each number of objects in turn."""
+
+    def of(number: int) -> list[Item]:
+        chosen = lambda item: len(item["attributes"]["objects"]) == number and kind.chosen(item)  # noqa: E731
+        return bench.chosen(bench.model.shape[1:], SEED, chosen, {"objects": (number,)})
+
+    each = zip(*(of(number) for number in kind.objects), strict=True)
+    return [item for turn in each for item in turn][: bench.settings.count]
 
 
 def said(item: Item, kind: Kind, number: int) -> str:

@@ -15,6 +15,7 @@ from unveil import __version__
 from unveil.service.service import Service
 from unveil.types import Error
 from unveil.web.calls import Calls
+from unveil.web.described import describe
 from unveil.web.guard import App, Guard
 from unveil.web.meter import KIND, Meter
 from unveil.web.problems import Problem, problem_of
@@ -27,7 +28,7 @@ BUDGET = 5_000.0  # megapixel steps of a job
 class Health(BaseModel):
     """Whether the server answers, and who works."""
 
-    status: Literal["ok", "no workers"]
+    status: Literal["ok", "no workers", "damaged"]
     workers: int
 
 
@@ -76,6 +77,8 @@ def api(service: Service, rules: Rules, budget: float | None = BUDGET, extend: E
     async def health() -> Health:
         """Whether the server answers; needs no key."""
         count = len(service.crew.names())
+        if service.crew.damaged:  # the table of jobs, which the next start mends
+            return Health(status="damaged", workers=count)
         return Health(status="ok" if count else "no workers", workers=count)
 
     @app.get("/metrics", response_class=PlainTextResponse)
@@ -83,6 +86,7 @@ def api(service: Service, rules: Rules, budget: float | None = BUDGET, extend: E
         """What is measured, for Prometheus."""
         return Response(meter.page(), media_type=KIND)
 
+    describe(app)
     _handle(app)
     return Guard(app if extend is None else extend(app, service, budget), rules, meter.seen)
 

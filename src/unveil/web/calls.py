@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
 
 from unveil.service.job import ENDED, Job
 from unveil.service.kinds import weighed
@@ -43,7 +44,10 @@ class Calls:
             Busy: as many wait as may.
         """
         self.service.queue.refuse_full(owner, self._coming)  # what is being written counts; it waits for nobody
-        cost = weighed(kind, request, self.service.catalog, self.service.inputs, self.budget)
+        cost = await run_in_threadpool(  # what it names is looked up on the disk
+            weighed, kind, request, self.service.catalog, self.service.inputs, self.budget
+        )
+        self.service.queue.refuse_full(owner, self._coming)  # others came meanwhile
         with self._counting:
             self._coming[owner] = self._coming.get(owner, 0) + 1
         return await self._write(self._submitted, kind, dict(request), owner, cost)

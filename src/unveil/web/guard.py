@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from unveil.web.problems import Problem
-from unveil.web.rules import Rules
+from unveil.web.rules import Rules, is_loopback
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -66,6 +66,7 @@ class Guard:
                 message["headers"] = [*message.get("headers", ()), *more, (b"x-request-id", name.encode())]
             await send(message)
 
+        scope["scheme"] = _scheme(scope)
         try:
             self._admit(scope)
             await self._app(scope, await self._weighed(scope, receive), answer)
@@ -115,7 +116,7 @@ class Guard:
         most = rules.json if kind == JSON else rules.body
         if len(length) > 12 or int(length) > most:
             raise _too_large(most)
-        bounded = _Bounded(receive, most, rules.seconds)
+        bounded = Bounded(receive, most, rules.seconds)
         if kind != JSON:
             return bounded
         body = bytearray()
@@ -131,8 +132,14 @@ class Guard:
         return _replay({"type": "http.request", "body": bytes(body), "more_body": False}, receive)
 
 
-class _Bounded:
-    """Reads a body until it is too large or too late."""
+class Bounded:
+    """Reads a body until it is too large or too late.
+
+    Args:
+        receive: from the client.
+        most: bytes of it.
+        seconds: from now on until it has to be there.
+    """
 
     def __init__(self, receive: Receive, most: int, seconds: float) -> None:
         self._receive, self._most = receive, most
@@ -140,6 +147,11 @@ class _Bounded:
         self._read, self._whole = 0, False
 
     async def __call__(self) -> Message:
+        """The next part of it.
+
+        Raises:
+            Problem: 408 or 413.
+        """
         if self._whole:  # from here on it is asked whether the client is still there
             return await self._receive()
         try:
@@ -186,6 +198,12 @@ def _replay(first: Message, rest: Receive) -> Receive:
         return left.pop() if left else await rest()
 
     return receive
+
+
+def _scheme(scope: Scope) -> str:
+    """How the client reached the server: a proxy says it, which is believed where it is on the same machine."""
+    said, client = _headers(scope).get("x-forwarded-proto"), scope.get("client")
+    return said if said in ("http", "https") and client and is_loopback(client[0]) else scope["scheme"]
 
 
 def _headers(scope: Scope) -> dict[str, str]:

@@ -18,10 +18,12 @@ from unveil.service.clips import CLIPS
 from unveil.service.inputs import Kept
 from unveil.service.job import Fault, Job, State
 from unveil.service.pictures import PICTURES
+from unveil.service.tables import Part
 from unveil.types import MediaError
 from unveil.web import schema
 from unveil.web.answers import TYPES, content_of, images_answer, job_answer, model_answer, video_answer
 from unveil.web.calls import Calls
+from unveil.web.described import form_of
 from unveil.web.forms import json_of, read_form
 from unveil.web.problems import Problem
 
@@ -99,15 +101,6 @@ def _seed(seed: int | None) -> int:
     return any_seed() if seed is None else seed
 
 
-def _body(kind: type[BaseModel] | None, *files: str) -> dict[str, Any]:
-    """What the page of the interface says of a form with files."""
-    fields = {} if kind is None else kind.model_json_schema()["properties"]
-    plain = {name: value for name, value in fields.items() if "$ref" not in str(value)}
-    sent = {name: {"type": "string", "format": "binary"} for name in files}
-    found = {"type": "object", "properties": {**plain, **sent}, "additionalProperties": False}
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": found}}}}
-
-
 # -- pictures -----------------------------------------------------------------------------------------------------
 
 
@@ -121,7 +114,7 @@ async def generate(ask: schema.ImagesAsk, asker: From) -> Any:
     "/images/edits",
     response_model=schema.ImagesAnswer,
     responses=LATER,
-    openapi_extra=_body(schema.EditsAsk, "image", "mask"),
+    openapi_extra=form_of(schema.EditsAsk, "image", "mask"),
 )
 async def edit(asker: From) -> Any:
     """Edits a picture: where the mask is transparent, or white without transparency; or all of it."""
@@ -162,7 +155,7 @@ def failed(job: Job) -> Problem:
 @router.post(
     "/videos",
     response_model=schema.VideoAnswer,
-    openapi_extra=_body(schema.VideosAsk, "input_reference", "clip", "other", "mask", "keep"),
+    openapi_extra=form_of(schema.VideosAsk, "input_reference", "clip", "other", "mask", "keep"),
 )
 async def film(asker: From) -> Any:
     """Begins a clip: from words, known frames and other clips."""
@@ -182,16 +175,16 @@ async def _filmed(asker: Asker, ask: schema.VideosAsk, files: Mapping[str, Kept]
         else:
             request["known"] = [*request.get("known", ()), {"picture": shown.name, "at": 0}]
     job = await asker.calls.submit(CLIPS, {**request, **own}, asker.owner)
-    return video_answer(job, asker.models())
+    return video_answer(job, await run_in_threadpool(asker.models))
 
 
-@router.post("/videos/edits", response_model=schema.VideoAnswer, openapi_extra=_body(schema.VideosAsk, "video"))
+@router.post("/videos/edits", response_model=schema.VideoAnswer, openapi_extra=form_of(schema.VideosAsk, "video"))
 async def edit_film(asker: From) -> Any:
     """Edits a clip by words; `video` is a file, or {"id": ...} of one that was made here."""
     return await _of_film(asker, "edit")
 
 
-@router.post("/videos/extensions", response_model=schema.VideoAnswer, openapi_extra=_body(schema.VideosAsk, "video"))
+@router.post("/videos/extensions", response_model=schema.VideoAnswer, openapi_extra=form_of(schema.VideosAsk, "video"))
 async def extend_film(asker: From) -> Any:
     """Goes on with a clip; `video` as above, `seconds` are those that are added."""
     return await _of_film(asker, "extend")
@@ -217,7 +210,7 @@ async def _made(asker: Asker, before: Any) -> Kept:
     name = content_of(job, "video")
     if name is None:
         raise Problem(409, f"{id}: is not completed", "not_completed")
-    content = asker.service.results.file(id, name).read_bytes()
+    content = await run_in_threadpool(asker.service.results.file(id, name).read_bytes)
     return await run_in_threadpool(asker.service.inputs.keep, content)  # a child decodes it
 
 
@@ -232,8 +225,8 @@ async def remix(id: str, asker: From) -> Any:
 @router.get("/videos", response_model=schema.VideosAnswer)
 async def films(asker: From, limit: Most = 20, after: str | None = None, order: Literal["asc", "desc"] = "desc") -> Any:
     """Clips, the newest first."""
-    jobs, more = _page(asker, limit, after, order, CLIPS)
-    models = asker.models()
+    jobs, more = _page(asker, Part(asker.owner, limit, after, order == "desc", kind=CLIPS))
+    models = await run_in_threadpool(asker.models)
     data = [video_answer(job, models) for job in jobs]
     ids = [one.id for one in data] or [None]
     return schema.VideosAnswer(data=data, first_id=ids[0], last_id=ids[-1], has_more=more)
@@ -242,7 +235,7 @@ async def films(asker: From, limit: Most = 20, after: str | None = None, order: 
 @router.get("/videos/{id}", response_model=schema.VideoAnswer)
 async def film_of(id: str, asker: From) -> Any:
     """A clip as it stands."""
-    return video_answer(asker.job(id, CLIPS), asker.models())
+    return video_answer(asker.job(id, CLIPS), await run_in_threadpool(asker.models))
 
 
 @router.delete("/videos/{id}", response_model=schema.Deleted)
@@ -286,7 +279,7 @@ async def jobs(
     status: State | None = None,
 ) -> Any:
     """Jobs, the newest first."""
-    found, more = _page(asker, limit, after, order, status=status)
+    found, more = _page(asker, Part(asker.owner, limit, after, order == "desc", state=status))
     places = asker.service.queue.places(len(asker.service.crew.devices))
     return schema.Listed(data=[job_answer(asker.service, job, places) for job in found], has_more=more)
 
@@ -332,6 +325,12 @@ async def preview(id: str, asker: From) -> Response:
     return Response(found, media_type=TYPES["png"])
 
 
+@router.get("/jobs/{id}/log", response_class=Response, responses=MEDIA)
+async def log(id: str, asker: From) -> Response:
+    """The end of what the command of a job says, while it runs and after; empty of a job that is none."""
+    return Response(asker.service.log(asker.job(id).id), media_type=TYPES["txt"])
+
+
 @router.get("/jobs/{id}/files/{name}", response_class=FileResponse, responses=MEDIA)
 async def file(id: str, name: str, asker: From) -> FileResponse:
     """A file that a job made."""
@@ -348,24 +347,18 @@ def _file(asker: Asker, job: Job, name: str) -> FileResponse:
         raise Problem(404, str(problem), "not_found") from problem
 
 
-def _page(
-    asker: Asker, limit: int, after: str | None, order: str, kind: str | None = None, status: State | None = None
-) -> tuple[list[Job], bool]:
-    """Jobs of an owner behind one of them, and whether there are more."""
-    found = [one for one in asker.service.queue.jobs(status, asker.owner) if kind in (None, one.kind)]
-    found = found if order == "asc" else found[::-1]
-    ids = [one.id for one in found]
-    if after is not None:
-        if after not in ids:
-            raise Problem(404, f"after: {after[:80]!r} is none of them", "not_found", "after")
-        found = found[ids.index(after) + 1 :]
-    return found[:limit], len(found) > limit
+def _page(asker: Asker, part: Part) -> tuple[list[Job], bool]:
+    """Jobs of an owner, and whether there are more."""
+    try:
+        return asker.service.queue.page(part)
+    except MediaError as problem:
+        raise Problem(404, str(problem), "not_found", "after") from problem
 
 
 # -- what requests may name ---------------------------------------------------------------------------------------
 
 
-@router.post("/inputs", response_model=schema.SentAnswer, openapi_extra=_body(None, "file"))
+@router.post("/inputs", response_model=schema.SentAnswer, openapi_extra=form_of(None, "file"))
 async def send(asker: From) -> Any:
     """Keeps a picture or a clip, for requests that speak of it by its name."""
     fields, files = await read_form(asker.request, asker.service.inputs, ("file",))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from unveil.app.console import Console
 from unveil.service.job import Limits
@@ -77,20 +78,44 @@ class Ask:
 
 
 class Impatient(H11Protocol):
-    """Ends connections on which no whole request has begun for long."""
+    """Ends connections on which nothing is answered and no whole head of a request arrives for long."""
+
+    _patience: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Begins to wait."""
         super().connection_made(transport)
-        self._patience = self.loop.call_later(PATIENCE_S, self._late)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Waits no longer once a head is whole."""
+        super().data_received(data)
+        self._wait()
+
+    def on_response_complete(self) -> None:
+        """Waits anew: for the next head, or for the rest of a body that nobody has read."""
+        super().on_response_complete()
+        self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Waits no longer."""
-        self._patience.cancel()
+        self._wait_no_longer()
         super().connection_lost(exc)
 
+    def _wait(self) -> None:
+        cycle: RequestResponseCycle | None = self.cycle  # of the last request
+        if cycle is not None and not cycle.response_complete:
+            self._wait_no_longer()
+        elif self._patience is None:  # the time is that of the whole, however its bytes come
+            self._patience = self.loop.call_later(PATIENCE_S, self._late)
+
+    def _wait_no_longer(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
     def _late(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+        if not self.transport.is_closing():
             self.transport.close()
 
 

@@ -14,7 +14,8 @@ from unveil.config import recipe_names
 from unveil.service.commands import EVALUATE
 from unveil.service.job import Job
 from unveil.studio import shown
-from unveil.studio.tab import Desk, Tab, Watch, filled, settings, whole
+from unveil.studio.tab import Desk, Tab, Watch
+from unveil.studio.typed import filled
 from unveil.types import MediaError, RecipeError
 
 PAGE, NUMBERS = "report.html", "report.json"
@@ -63,14 +64,14 @@ class Evaluate(Tab):
     def _wire(self) -> None:
         asked = [self.model, self.recipe, self.samples, self.changes]
         self.watch.begins(self.go.click, self._submit, asked)
-        self.on(self.watch.result.change, lambda owner: self.reports(owner), [], self.listed)
+        self.on(self.watch.result.change, lambda owner: self.reports(owner), [], self.listed, asked=False)
         self.on(self.show.click, self._shown, [self.one, self.other], [self.shown])
 
     def _submit(self, owner: str, model: str, recipe: str, samples: str, changes: str) -> tuple[Job, list[Any]]:
         if not model:
             raise RecipeError(self.say("Choose a model first."))
-        request = filled(model=model, recipe=recipe, samples=whole(samples, self.say("Samples")))
-        request["settings"] = settings(changes, self.say("Changes of the recipe, a line each"))
+        request = filled(model=model, recipe=recipe, samples=self.typed.whole(samples, self.say("Samples")))
+        request["settings"] = self.typed.settings(changes, self.say("Changes of the recipe, a line each"))
         return self.client.submit(EVALUATE, request, owner), []
 
     # -- reports ------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from unveil.service.inputs import PIXELS
 from unveil.service.job import Job
 from unveil.service.pictures import pictures_of
 from unveil.studio import shown
-from unveil.studio.tab import HEARD, Desk, Tab, whole
+from unveil.studio.tab import HEARD, Desk, Tab
 from unveil.tasks.record import read_facts
 from unveil.types import RecipeError
 
@@ -63,7 +63,7 @@ class Gallery(Tab):
             )
             return shown.hint(empty)
         pages = -(-len(jobs) // PAGE)
-        place = min(max(whole(page, say("Page")) or 1, 1), pages)
+        place = min(max(self.typed.whole(page, say("Page")) or 1, 1), pages)
         cards = Markup("").join(self._card(job, job.id == asked) for job in jobs[(place - 1) * PAGE : place * PAGE])
         told = say("{count} found, page {page} of {pages}.", count=len(jobs), page=place, pages=pages)
         return Markup('<p role="status">{}</p><div class="cards">{}</div>').format(shown.plain(told), cards)
@@ -75,11 +75,15 @@ class Gallery(Tab):
             seen = shown.film(shown.address(job, name), words, shown.address(job, COVER))
         else:
             names = pictures_of(job)
-            source = shown.address(job, names[0]) if names else ""
             link = Markup('<a href="{0}" target="_blank" rel="noopener"><img loading="lazy" src="{0}" alt="{1}"></a>')
-            seen = link.format(source, shown.plain(words))
+            each = Markup("").join(
+                link.format(shown.address(job, name), shown.plain(f"{words} ({number})" if len(names) > 1 else words))
+                for number, name in enumerate(names, 1)
+            )
+            seen = Markup('<div class="{}">{}</div>').format("all" if len(names) > 1 else "one", each)
         facts = f"{job.request.get('model', '')}, {say('Seed')} {job.request.get('seed', '')}"
         acts = shown.button("restore", say("Settings"), say("Take the settings of {what}", what=words), job=job.id)
+        acts += shown.button("again", say("Make it again"), say("Make {what} again as it was", what=words), job=job.id)
         if asked:
             acts = Markup("<strong>{}</strong> ").format(shown.plain(say("Delete it for good?")))
             acts += shown.button("delete", say("Delete"), say("Delete {what} for good", what=words), job=job.id)
@@ -91,10 +95,15 @@ class Gallery(Tab):
         ).format(job.id, seen, shown.plain(words), shown.plain(facts), acts)
 
     def heard(self, owner: str, said: Mapping[str, str], words: str, page: Any) -> tuple[Markup, Job | None]:
-        """What a card's button does: the cards as they are then, and the job whose settings are wanted."""
+        """What a card's button does: the cards as they are then, and the job whose settings are wanted, or a new one.
+
+        One that is made again is asked for as it was: the fields cannot say all that a request can.
+        """
         job = self.client.job(said.get("job"), owner)
         if said["do"] == "restore" and job is not None:
             return self.look(owner, words, page), job
+        if said["do"] == "again" and job is not None:
+            return self.look(owner, words, page), self.client.submit(job.kind, job.request, owner)
         if said["do"] == "delete":
             self.client.delete(said.get("job"), owner)
         return self.look(owner, words, page, said.get("job", "") if said["do"] == "ask" else ""), None

@@ -13,8 +13,8 @@ from unveil.core.samplers import SAMPLERS
 from unveil.service.job import Job
 from unveil.service.pictures import PICTURES, pictures_of
 from unveil.studio import shown
-from unveil.studio.tab import POLL_S, Tab, numbers
-from unveil.types import Busy, RecipeError
+from unveil.studio.tab import POLL_S, Tab
+from unveil.types import RecipeError
 
 MOST = 24  # pictures of a grid
 
@@ -23,7 +23,7 @@ class Axes(NamedTuple):
     """What differs: samplers, steps and scales; None stands for the model's own."""
 
     samplers: list[str | None]
-    steps: list[float | None]
+    steps: list[int | None]
     scales: list[float | None]
 
 
@@ -68,25 +68,28 @@ class Grid:
         tab.on(self.stop.click, self._cancel, [self.kept], [self.result, self.timer])
 
     def _begin(self, owner: str, typed: tuple[list[str], str, str], said: Mapping[str, Any]) -> list[Any]:
-        say, client = self._tab.say, self._tab.client
+        say, client, read = self._tab.say, self._tab.client, self._tab.typed
         axes = Axes(
             [*typed[0]] or [None],
-            [*numbers(typed[1], say("Numbers of steps"))] or [None],
-            [*numbers(typed[2], say("Scales of guidance"))] or [None],
+            [read.whole(one, say("Numbers of steps")) for one in read.numbers(typed[1], say("Numbers of steps"))]
+            or [None],
+            [*read.numbers(typed[2], say("Scales of guidance"))] or [None],
         )
         cells = list(product(*axes))
-        if not 2 <= len(cells) <= MOST:
+        limits = client.service.queue.limits
+        most = min(MOST, limits.each, limits.waiting)  # all of them wait at a time
+        if not 2 <= len(cells) <= most:
             raise RecipeError(
-                say("A grid has 2 to {most} pictures; this one has {count}.", most=MOST, count=len(cells))
+                say("A grid has 2 to {most} pictures; this one has {count}.", most=most, count=len(cells))
             )
         request: dict[str, Any] = {**self._request(said), "count": 1, "strip": False}
         jobs: list[Job] = []
         try:
             for sampler, steps, scale in cells:
-                own = {"sampler": sampler, "steps": None if steps is None else int(steps), "scale": scale}
+                own = {"sampler": sampler, "steps": steps, "scale": scale}
                 sampling = request["sampling"] | {key: value for key, value in own.items() if value is not None}
                 jobs.append(client.submit(PICTURES, {**request, "sampling": sampling}, owner))
-        except Busy:
+        except Exception:  # of any kind: half a grid is shown nowhere, and nobody could end it
             for job in jobs:
                 client.cancel(job.id, owner)
             raise
@@ -120,9 +123,9 @@ class Grid:
             tables += shown.table(heads, rows, caption)
         return tables
 
-    def _steps(self, steps: float | None) -> str:
+    def _steps(self, steps: int | None) -> str:
         say = self._tab.say
-        return say("{count} steps", count=int(steps)) if steps is not None else say("the model's own")
+        return say("{count} steps", count=steps) if steps is not None else say("the model's own")
 
     def _cell(self, job: Job | None) -> Markup:
         say = self._tab.say

@@ -107,7 +107,8 @@ class Models(Tab):
         if not path:
             raise RecipeError(self.say("Give the file first."))
         if drawer not in shelf.DRAWERS or not path.endswith(shelf.FILES):
-            raise MediaError(f"{Path(path).name}: must end in {', '.join(shelf.FILES)}")
+            endings = ", ".join(shelf.FILES)
+            raise MediaError(self.say("{name}: must end in {endings}.", name=Path(path).name, endings=endings))
         place = shelf.root() / drawer / Path(path).name
         if place.exists():
             raise NotWritable(self.say("{name} is there already; rename the file.", name=place.name))

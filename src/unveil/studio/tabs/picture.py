@@ -9,12 +9,15 @@ import gradio as gr
 
 from unveil.app.options import PLAYGROUND
 from unveil.core.samplers import SAMPLERS
-from unveil.service.pictures import MOST, PICTURES, pictures_of
-from unveil.studio.tab import Desk, Maker, Watch, filled, number, settings, settings_text, whole
+from unveil.service.pictures import MOST, PICTURES, Change, Steered, pictures_of
+from unveil.studio.still import Still
+from unveil.studio.tab import Desk, Maker, Watch
 from unveil.studio.tabs.grid import Grid
+from unveil.studio.typed import filled, settings_text
 from unveil.types import RecipeError
 
 LORAS = 2  # that can be chosen at a time
+SIDES = ("left", "right", "top", "bottom")
 
 
 class Picture(Maker):
@@ -33,6 +36,7 @@ class Picture(Maker):
                 self._asked()
             with gr.Column(scale=3, min_width=300):
                 self.go = gr.Button(self.say("Make the picture"), variant="primary", elem_id="picture-go")
+                self.lay_lacking()
                 self.watch = Watch(self, "picture", self.say("Write what is to be seen, and make the picture."))
                 self.watch.lay()
                 self._then()
@@ -59,7 +63,7 @@ class Picture(Maker):
             placeholder=say("a large blue square on green"),
         )  # fmt: skip
         with gr.Group(visible=False) as self.given:
-            self.source = gr.Image(
+            self.source = Still(
                 label=say("The picture"), type="filepath", sources=["upload", "clipboard"], height=240,
                 elem_id="picture-source",
             )  # fmt: skip
@@ -114,7 +118,7 @@ class Picture(Maker):
             self.control = gr.Dropdown(
                 self._names(catalog.controls()), value="", label=say("ControlNet"), elem_id="picture-control"
             )
-            self.hint = gr.Image(
+            self.hint = Still(
                 label=say("The picture that the ControlNet reads"), type="filepath", sources=["upload", "clipboard"],
                 height=200, elem_id="picture-hint",
             )  # fmt: skip
@@ -150,7 +154,7 @@ class Picture(Maker):
         )
         named += ("first", "others")
         found = {name: getattr(self, name) for name in named}
-        found |= dict(zip(("left", "right", "top", "bottom"), self.sides, strict=True))
+        found |= dict(zip(SIDES, self.sides, strict=True))
         found |= {f"lora{place}": part for place, part in enumerate(self.loras)}
         return found | dict(zip(("weight", "start", "stop"), self.steered, strict=True))
 
@@ -164,9 +168,9 @@ class Picture(Maker):
             api_visibility="private",
         )  # fmt: skip
         for event in (seen.then, self.source.change):
-            self.on(event, self._to_paint, [self.mode, self.source], [self.editor])
+            self.on(event, self._to_paint, [self.mode, self.source], [self.editor], asked=False)
         for event in (self.go.click, self.prompt.submit):
-            watch.begins(event, self.submitted, [*fields.values()], [self.seed])
+            watch.begins(event, self.submitted, [*fields.values()], [self.seed, self.lacking])
         watch.result.change(self._ready, [watch.kept], [self.after], show_progress="hidden", api_visibility="private")
         self.on(self.again.click, self._reuse, [watch.kept, self.which], [self.source, self.mode])
 
@@ -180,24 +184,25 @@ class Picture(Maker):
             RecipeError: something is missing.
             MediaError: a picture that cannot be read.
         """
-        sampling = settings(said["others"], self.say("Other settings of sampling, a line each"))
+        say, whole, number = self.say, self.typed.whole, self.typed.number
+        sampling = self.typed.settings(said["others"], say("Other settings of sampling, a line each"))
         sampling |= filled(
             sampler=said["sampler"],
-            steps=whole(said["steps"], self.say("Steps")),
-            scale=number(said["guidance"], self.say("Guidance")),
+            steps=whole(said["steps"], say("Steps")),
+            scale=number(said["guidance"], say("Guidance")),
         )
         request = filled(
             model=said["model"], prompt=said["prompt"], negative=said["negative"], label=said["label"],
-            width=whole(said["width"], self.say("Width")), height=whole(said["height"], self.say("Height")),
+            width=whole(said["width"], say("Width")), height=whole(said["height"], say("Height")),
         )  # fmt: skip
-        request |= {"seed": whole(said["seed"], self.say("Seed")) or 0, "sampling": sampling, "expand": said["expand"]}
-        request["first"] = whole(said["first"], self.say("Number of the seed's first picture")) or 0
-        request["count"] = whole(said["count"], self.say("How many")) or 1
+        request |= {"seed": whole(said["seed"], say("Seed")) or 0, "sampling": sampling, "expand": said["expand"]}
+        request["first"] = whole(said["first"], say("Number of the seed's first picture")) or 0
+        request["count"] = whole(said["count"], say("How many")) or 1
         names = [(said[f"lora{place}"], said[f"lora{place + 1}"]) for place in range(0, 2 * LORAS, 2)]
         request["loras"] = [f"{name}:{weight:g}" for name, weight in names if name]
         if said["control"]:
             if not said["hint"]:
-                raise RecipeError(self.say("Give the picture that the ControlNet reads."))
+                raise RecipeError(say("Give the picture that the ControlNet reads."))
             kept = self.client.keep(said["hint"])
             assert kept is not None
             part = {key: said[key] for key in ("weight", "start", "stop")}
@@ -219,7 +224,7 @@ class Picture(Maker):
                 raise RecipeError(self.say("Paint over what is to be made anew."))
             change |= {"mask": mask, "feather": int(said["feather"])}
         if said["mode"] == "outpaint":
-            change |= {side: int(said[side] or 0) for side in ("left", "right", "top", "bottom")}
+            change |= {side: int(said[side] or 0) for side in SIDES}
         if said["mode"] == "upscale":
             change["factor"] = int(said["factor"])
         return change
@@ -238,13 +243,27 @@ class Picture(Maker):
             name, _, weight = one.rpartition(":")
             known |= {f"lora{2 * place}": name or one, f"lora{2 * place + 1}": float(weight) if name else 1.0}
         for one in request.get("controls", ())[:1]:
+            steered = Steered.model_validate(one)  # what it leaves out has its usual value, and not the last one's
             known |= {"control": one["name"], "hint": self.client.sent(one["picture"])}
-            known |= {key: one[key] for key in ("weight", "start", "stop") if key in one}
+            known |= {key: getattr(steered, key) for key in ("weight", "start", "stop")}
         if change:
+            asked = Change.model_validate(change)
             known |= {"mode": change["verb"], "source": self.client.sent(change["picture"])}
-            sides = ("left", "right", "top", "bottom")
-            known |= {key: change[key] for key in ("strength", "feather", "factor", *sides) if key in change}
+            known |= {key: getattr(asked, key) for key in ("feather", "factor", *SIDES)}
+            known |= {key: value for key, value in asked.settings().items() if key == "strength"}
         return [known.get(name, gr.skip()) for name in self.fields]
+
+    def left_out(self, request: Mapping[str, Any]) -> list[str]:
+        """What of a request has no field, in words."""
+        say, change = self.say, request.get("change") or {}
+        found = {
+            say("what was painted over"): bool(change.get("mask")),
+            say("the soft edge"): change.get("verb") == "outpaint" and bool(change.get("feather")),
+            say("the method of filling"): change.get("method", "auto") != "auto",
+            say("all LoRAs but {count}", count=LORAS): len(request.get("loras", ())) > LORAS,
+            say("all ControlNets but one"): len(request.get("controls", ())) > 1,
+        }
+        return [words for words, lacking in found.items() if lacking]
 
     def file_of(self, owner: str, kept: Mapping[str, Any], which: Any) -> str:
         """Where a picture of the job lies that the browser keeps.
@@ -254,7 +273,7 @@ class Picture(Maker):
         """
         job = self.client.job((kept or {}).get("job"), owner)
         names = pictures_of(job) if job is not None else []
-        place = whole(which, self.say("Picture number")) or 1
+        place = self.typed.whole(which, self.say("Picture number")) or 1
         if job is None or not 1 <= place <= len(names):
             raise RecipeError(self.say("There is no picture of this number."))
         return str(self.client.service.results.file(job.id, names[place - 1]))

@@ -8,7 +8,6 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
-from unveil.service.commands import LOG
 from unveil.service.job import ENDED, Job
 from unveil.studio import shown
 from unveil.studio.tab import HEARD, Desk, Tab
@@ -16,7 +15,6 @@ from unveil.types import MediaError
 
 LOOK_S = 1.5
 ENDED_SHOWN = 30  # jobs that have ended, at most
-LOG_BYTES = 20_000
 
 
 class Waiting(Tab):
@@ -89,7 +87,6 @@ class Waiting(Tab):
 def log_of(tab: Tab, job: Job) -> str:
     """The end of what a job's command said; empty where it said nothing that is kept."""
     try:
-        path = tab.client.service.results.file(job.id, LOG)
-        return path.read_bytes()[-LOG_BYTES:].decode("utf-8", "replace")
+        return tab.client.service.log(job.id).decode("utf-8", "replace")
     except (MediaError, OSError):
         return ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,8 +17,9 @@ from unveil.service.catalog import data_root
 from unveil.service.commands import CAPTION, CHECK, TRAIN
 from unveil.service.job import Job
 from unveil.studio import shown
-from unveil.studio.tab import Desk, Tab, Watch, settings
+from unveil.studio.tab import Desk, Tab, Watch
 from unveil.studio.tabs.queue import log_of
+from unveil.studio.typed import settings_text
 from unveil.train.pictures import plot_run
 from unveil.types import RecipeError
 
@@ -82,6 +83,7 @@ class Train(Tab):
         self.at = gr.Slider(
             0, 1, value=1, step=1, label=say("Samples, from the first to the last"), visible=False, elem_id="train-at"
         )
+        self.seen = gr.State([])  # the job whose samples are shown, and the last of them that was there
         self.samples = gr.HTML(elem_id="train-samples")
         self.use = gr.Button(say("Use this model"), elem_id="train-use")
         self.timer = gr.Timer(LOOK_S, active=False)
@@ -89,7 +91,12 @@ class Train(Tab):
     @property
     def drawn(self) -> list[Any]:
         """What `look` gives values for."""
-        return [self.curves, self.at, self.samples, self.timer]
+        return [self.curves, self.at, self.seen, self.samples, self.timer]
+
+    @property
+    def looked(self) -> list[Any]:
+        """What `look` is given."""
+        return [self.watch.kept, self.at, self.seen]
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -99,28 +106,48 @@ class Train(Tab):
     def _wire(self) -> None:
         one, other = self.watch, self.prepared
         begun = one.begins(self.go.click, self._submit, [*self.fields.values()])
-        self.on(begun.then, self.look, [one.kept], self.drawn, asked=False)
+        self.on(begun.then, self.look, self.looked, self.drawn, asked=False)
         self.on(self.folder.change, self._recipes, [self.folder, self.recipe], [self.recipe])
         other.begins(self.check.click, self._look_at, [self.folder])
         other.begins(self.caption.click, self._tell, [self.folder, self.captioner])
-        self.on(self.timer.tick, self.look, [one.kept], self.drawn, asked=False)
-        self.on(self.at.release, self._picture, [one.kept, self.at], [self.samples])
+        self.on(self.timer.tick, self.look, self.looked, self.drawn, asked=False)
+        for moved in (self.at.release, self.at.input):  # by a pointer, and by the keyboard
+            self.on(moved, self._picture, [one.kept, self.at], [self.samples], asked=False)
 
     def _submit(self, owner: str, *values: Any) -> tuple[Job, list[Any]]:
         said = dict(zip(self.fields, values, strict=True))
         request: dict[str, Any] = {"recipe": said["recipe"], "run": said["run"], "small": said["small"]}
-        request["settings"] = settings(said["changes"], self.say("Changes of the recipe, a line each"))
+        request["settings"] = self.typed.settings(said["changes"], self.say("Changes of the recipe, a line each"))
         if said["folder"]:
             request["folder"] = said["folder"]
-        self._not_twice(said["run"], owner)
+        self._not_twice(said["run"] or "", owner)
         return self.client.submit(TRAIN, request, owner), []
 
     def _not_twice(self, run: str, owner: str) -> None:
-        """Refuses a run that is being trained."""
-        queue = self.client.service.queue
+        """Refuses a run that is being trained, and a new one whose model another of its name would hide."""
+        queue, free = self.client.service.queue, self.client.service.catalog.free(run)
+        if free != run:
+            raise RecipeError(self.say("{run} is a model that is here already; {free} is free.", run=run, free=free))
         for job in (*queue.jobs("running", owner), *queue.jobs("queued", owner)):
             if job.kind == TRAIN and job.request.get("run") == run:
                 raise RecipeError(self.say("The run {run} is being trained; stop it first.", run=run))
+
+    def restored(self, owner: str, kept: Mapping[str, Any]) -> list[Any]:
+        """The run that the browser watched, or else the last one, with the fields that it was asked with.
+
+        Gives what the browser keeps from then on, and values for the fields.
+        """
+        jobs = [job for job in self.client.service.queue.jobs(owner=owner) if job.kind == TRAIN]
+        job = next((one for one in jobs if one.id == (kept or {}).get("job")), jobs[-1] if jobs else None)
+        if job is None:
+            return [gr.skip() for _ in (self.watch.kept, *self.fields)]
+        asked = job.request
+        folder = asked.get("folder") if asked.get("folder") in self.client.service.catalog.folders() else ""
+        return [
+            {"job": job.id}, gr.Dropdown(choices=self._folders(), value=folder),
+            self._recipes(owner, folder or "", asked["recipe"]), asked["run"], asked.get("small", False),
+            settings_text(asked.get("settings", {})),
+        ]  # fmt: skip
 
     def _look_at(self, owner: str, folder: str) -> tuple[Job, list[Any]]:
         return self.client.submit(CHECK, {"folder": self._chosen(folder)}, owner), []
@@ -135,16 +162,27 @@ class Train(Tab):
 
     # -- what is seen of a run ----------------------------------------------------------------------------------
 
-    def look(self, owner: str, kept: Mapping[str, Any]) -> list[Any]:
-        """The curves of a run and its newest samples as they are now."""
+    def look(self, owner: str, kept: Mapping[str, Any], at: Any = None, seen: Sequence[Any] = ()) -> list[Any]:
+        """The curves of a run and its samples as they are now: the newest, for who did not choose earlier ones.
+
+        Args:
+            owner: whose.
+            kept: what the browser keeps, with the job.
+            at: where the slider is.
+            seen: the job that was seen last, and the last of its samples then.
+        """
         job = self.client.job((kept or {}).get("job"), owner)
         if job is None:
             return [gr.skip() for _ in self.drawn]
         run = self._run(job)
         sheets = _sheets(run)
         last = max(len(sheets) - 1, 0)
-        slider = gr.Slider(maximum=max(last, 1), value=last, visible=last > 0)
-        return [self._curves(run), slider, self._sheet(sheets, last), gr.Timer(active=not shown.is_over(job))]
+        now = [job.id, last]
+        if at is None or list(seen or ())[:1] != [job.id] or at >= seen[1]:
+            at = last
+        told: dict[str, Any] = {"value": last} if at == last and now != list(seen or ()) else {}
+        slider = gr.Slider(maximum=max(last, 1), visible=last > 0, **told)
+        return [self._curves(run), slider, now, self._sheet(sheets, int(at)), gr.Timer(active=not shown.is_over(job))]
 
     def _picture(self, owner: str, kept: Mapping[str, Any], at: Any) -> Markup:
         job = self.client.job((kept or {}).get("job"), owner)
@@ -203,9 +241,13 @@ class Train(Tab):
             RecipeError: there is none that can be used.
         """
         job = self.client.job((kept or {}).get("job"), owner)
-        if job is None or job.request["run"] not in self.client.models():
+        run = str(job.request["run"]) if job is not None else ""
+        known = next((one for one in self.client.service.catalog.models() if one.name == run), None)
+        if known is None:
             raise RecipeError(self.say("There is no model yet: start a run, and let it save."))
-        return str(job.request["run"])
+        if known.origin != "runs":
+            raise RecipeError(self.say("{run} is another model's name, which is the one that is used.", run=run))
+        return run
 
 
 @lru_cache(maxsize=1)

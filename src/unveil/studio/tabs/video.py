@@ -12,8 +12,10 @@ from unveil.app.clips import RATE
 from unveil.app.options import PLAYGROUND
 from unveil.service.catalog import about
 from unveil.service.clips import CLIPS, FRAMES, NEEDS, TAKES
-from unveil.studio.tab import Desk, Maker, Watch, filled, number, whole
+from unveil.studio.still import Still
+from unveil.studio.tab import Desk, Maker, Watch
 from unveil.studio.timeline import Span, drawn, spans
+from unveil.studio.typed import filled
 from unveil.types import RecipeError
 
 TWO = ("between", "connect")  # that take a second clip
@@ -36,6 +38,7 @@ class Video(Maker):
             with gr.Column(scale=3, min_width=300):
                 self.timeline = gr.HTML(elem_id="video-timeline")
                 self.go = gr.Button(self.say("Make the clip"), variant="primary", elem_id="video-go")
+                self.lay_lacking()
                 self.watch = Watch(self, "video", self.say("Write what happens, and make the clip."))
                 self.watch.lay()
                 self.again = gr.Button(self.say("Go on from this clip"), elem_id="video-again")
@@ -64,7 +67,7 @@ class Video(Maker):
             label=say("What happens"), lines=2, elem_id="video-prompt", placeholder=say("a small red circle moves left")
         )
         with gr.Group() as self.begins:
-            self.still = gr.Image(
+            self.still = Still(
                 label=say("A picture that is a frame of it"), type="filepath", sources=["upload", "clipboard"],
                 height=200, elem_id="video-still",
             )  # fmt: skip
@@ -152,12 +155,12 @@ class Video(Maker):
     def _wire(self) -> None:
         seen = self.verb.change(_groups, [self.verb], self.groups, show_progress="hidden", api_visibility="private")
         for event in (seen.then, self.clip.change):  # what is not on the page yet cannot show a picture
-            self.on(event, self._to_paint, [self.verb, self.clip], [self.editor])
+            self.on(event, self._to_paint, [self.verb, self.clip], [self.editor], asked=False)
         for event in (self.go.click, self.prompt.submit):
-            self.watch.begins(event, self.submitted, [*self.fields.values()], [self.seed])
+            self.watch.begins(event, self.submitted, [*self.fields.values()], [self.seed, self.lacking])
         drawing = (self.verb, self.model, self.still, self.at, self.clip, self.other, self.direction, self.joint)
-        for part in (*drawing, self.frames, self.scenes):
-            self.on(part.change, self.planned, [*self.fields.values()], [self.timeline])
+        for part in (*drawing, self.frames, self.scenes):  # which may come after the fault of what was asked since
+            self.on(part.change, self.planned, [*self.fields.values()], [self.timeline], asked=False)
         self.on(self.again.click, self._reuse, [self.watch.kept], [self.clip, self.verb])
 
     def _to_paint(self, owner: str, verb: str, clip: str | None) -> Any:
@@ -176,8 +179,8 @@ class Video(Maker):
         shape = None if known is None else about(known).shape
         own = shape[1] if shape is not None and len(shape) == 4 else 16
         lengths = [kept.frames for path in (said["clip"], said["other"]) if (kept := self.client.keep(path))]
-        frames = whole(said["frames"], self.say("Frames")) or own
-        at = whole(said["at"], "at") or 0
+        frames = self.typed.whole(said["frames"], self.say("Frames")) or own
+        at = self.typed.whole(said["at"], self.say("Which frame it is; -1 is the last")) or 0
         return spans(said["verb"], frames, lengths, at if said["still"] else None, said, self._scenes(said))
 
     def request(self, said: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,7 +190,7 @@ class Video(Maker):
             RecipeError: something is missing, or is no number.
             MediaError: a picture or a clip that cannot be read.
         """
-        say, verb = self.say, said["verb"]
+        say, verb, whole, number = self.say, said["verb"], self.typed.whole, self.typed.number
         every = filled(
             frames=whole(said["frames"], say("Frames")), context=whole(said["context"], say("Frames")),
             direction=said["direction"], strength=said["strength"], factor=said["factor"],
@@ -203,7 +206,8 @@ class Video(Maker):
         if said["still"] and verb == "make":
             kept = self.client.keep(said["still"])
             assert kept is not None
-            every["known"] = [{"picture": kept.name, "at": whole(said["at"], "at") or 0}]
+            at = whole(said["at"], say("Which frame it is; -1 is the last")) or 0
+            every["known"] = [{"picture": kept.name, "at": at}]
         if missing := [name for name in NEEDS[verb] if name in ("clip", "other") and name not in every]:
             raise RecipeError(say("Give the second clip first.") if "other" in missing else say("Give the clip first."))
         taken = {name: value for name, value in every.items() if name in (*NEEDS[verb], *TAKES[verb])}
@@ -226,7 +230,8 @@ class Video(Maker):
         known |= {"expand": request.get("expand", True), "form": request.get("form", "mp4"), "still": None}
         known |= {"each": "\n".join(request.get("prompts", ())), "editor": None}
         known |= {key: self.client.sent(request.get(key)) for key in ("clip", "other")}
-        known |= {key: request[key] for key in ("direction", "strength", "factor") if key in request}
+        usual = {"direction": "forward", "strength": 0.3 if verb == "upscale" else 0.7, "factor": 2}
+        known |= {key: request.get(key, value) for key, value in usual.items()}
         known |= {"before": request.get("source", ""), "scenes": ""}
         if "way" in request:
             known["joint" if verb == "connect" else "way"] = request["way"]
@@ -235,6 +240,14 @@ class Video(Maker):
         lines = [f"{one['first']}-{one['last']} {one['prompt']}" for one in request.get("scenes", ())]
         known["scenes"] = "\n".join(lines)
         return [known.get(name, gr.skip()) for name in self.fields]
+
+    def left_out(self, request: Mapping[str, Any]) -> list[str]:
+        """What of a request has no field, in words."""
+        found = {
+            self.say("what was painted over"): bool(request.get("mask") or request.get("keep")),
+            self.say("all known frames but one"): len(request.get("known", ())) > 1,
+        }
+        return [words for words, lacking in found.items() if lacking]
 
     def _scenes(self, said: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
         found: list[dict[str, Any]] = []

@@ -1,0 +1,145 @@
+"""Small files that would be large pictures: what the page is sent is weighed before anything decodes it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import http.client
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio")
+
+import gradio as gr
+from gradio.components.image_editor import AcceptBlobs, EditorData
+from gradio.data_classes import ImageData
+
+from tests.data.test_bad_folders import black_png, peak_mb
+from tests.studio.conftest import LEFT
+from tests.web.conftest import Many, Server, server
+from tests.web.test_guard import form
+from unveil.studio.client import Client
+from unveil.studio.page import Page
+from unveil.studio.server import extended
+from unveil.studio.still import LAYERS, PAINTED, Brush, Still
+from unveil.types import RecipeError
+
+pytestmark = LEFT
+LINUX = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is read from Linux")
+GROWTH_MB = 64
+
+
+def grown(work: Callable[[], object]) -> float:
+    """MB that this process grew by at most, meanwhile."""
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # freed pages that malloc holds would hide what work takes
+        ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
+    before = peak_mb()
+    work()
+    return peak_mb() - before
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with server(tmp_path_factory.mktemp("bombs"), limits=Many, extend=extended) as found:
+        yield found
+
+
+def pressed(studio: Server, part: str, values: dict[str, Any]) -> dict[str, Any]:
+    """What the page's parts are told when a button is pressed, as a browser asks it; by their names."""
+    config = studio.ask("GET", "/en/config").json
+    named = {one["id"]: (one["props"].get("elem_id"), one["props"].get("value")) for one in config["components"]}
+    place = next(id for id, (name, _) in named.items() if name == part)
+    asked = next(one for one in config["dependencies"] if [place, "click"] in one["targets"])
+    data = [values.get(name, value) for name, value in (named[id] for id in asked["inputs"])]
+    joined = {"data": data, "fn_index": asked["id"], "session_hash": "bombs"}
+    assert studio.ask("POST", "/en/gradio_api/queue/join", joined).status == 200
+    line = http.client.HTTPConnection("127.0.0.1", studio.port, timeout=60)
+    line.request("GET", "/en/gradio_api/queue/data?session_hash=bombs")
+    answer = line.getresponse()
+    while (told := json.loads(answer.readline().removeprefix(b"data: ").strip() or "{}")).get("msg") != (
+        "process_completed"
+    ):
+        pass
+    line.close()
+    assert told["success"], told
+    return {named[id][0]: value for id, value in zip(asked["outputs"], told["output"]["data"], strict=True)}
+
+
+def sent(studio: Server, content: bytes) -> dict[str, Any]:
+    """A file that the page was sent."""
+    headers, body = form(("files", '; filename="a.png"', content))
+    found = studio.ask("POST", "/en/gradio_api/upload", body=body, headers=headers)
+    return {"path": found.json[0], "orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}
+
+
+@LINUX
+@pytest.mark.parametrize("mode", ["1", "RGBA"])
+def test_a_bomb_is_refused_before_anything_decodes_it(studio: Server, mode: str):
+    bomb = black_png(13_000, 13_000) if mode == "1" else rgba(9_000)
+    assert pressed(studio, "picture-go", {"picture-prompt": "a ring"})["picture-told"] == ""  # all is imported
+    asked: dict[str, Any] = {}
+
+    def work() -> None:
+        given = {"picture-mode": "img2img", "picture-source": sent(studio, bomb), "picture-prompt": "a ring"}
+        asked.update(pressed(studio, "picture-go", given))
+
+    assert grown(work) < GROWTH_MB
+    assert "pixels: the limit is 16,000,000" in asked["picture-told"]
+
+
+def rgba(side: int) -> bytes:
+    """A PNG of four channels, which Gradio converts whatever Pillow's limit is."""
+    out = io.BytesIO()
+    Image.new("RGBA", (side, side)).save(out, "PNG", compress_level=1)
+    return out.getvalue()
+
+
+@LINUX
+def test_gradios_own_part_decodes_it(tmp_path: Path):
+    """The control of the test above, with a smaller picture."""
+    (tmp_path / "bomb.png").write_bytes(rgba(5_000))
+    given = ImageData(path=str(tmp_path / "bomb.png"), orig_name="bomb.png")
+    assert grown(lambda: gr.Image(type="filepath").preprocess(given)) > 2 * GROWTH_MB
+    assert grown(lambda: Still(type="filepath").preprocess(given)) < 1
+
+
+def test_a_session_that_is_told_nothing_new_keeps_the_parts_that_decode_nothing():
+    """Gradio makes a part again of its class for each session that an update passes over."""
+    for part in (Still(), Brush()):
+        assert type(part)(**part.constructor_args).preprocess.__func__ is type(part).preprocess
+    assert (Still().get_block_name(), Brush().get_block_name()) == ("image", "imageeditor")
+    assert not list(Path(__import__("unveil.studio").__file__).parent.rglob("*.pyi"))
+
+
+def test_no_part_of_the_page_decodes_what_is_sent(studio: Server):
+    parts = Page(Client(studio.service, None), "en").blocks().blocks.values()
+    assert {type(one) for one in parts if isinstance(one, gr.Image | gr.ImageEditor)} == {Still, Brush}
+    assert not [one for one in parts if isinstance(one, gr.Gallery | gr.AnnotatedImage | gr.ImageSlider)]
+
+
+def blob(id: str, index: int) -> AcceptBlobs:
+    return AcceptBlobs.model_construct(data={"type": "layer", "index": str(index), "id": id}, files=[("", b"painted")])
+
+
+def test_what_is_painted_is_bounded_and_given_as_files(tmp_path: Path):
+    brush = Brush()
+    brush.GRADIO_CACHE = str(tmp_path)
+    with pytest.raises(RecipeError, match="at most"):
+        brush.accept_blobs(blob("one", 10**9))
+    brush.accept_blobs(blob("one", LAYERS - 1))
+    found = brush.preprocess(EditorData(id="one"))
+    assert [Path(one).read_bytes() for one in found["layers"]] == [b"painted"]
+    for number in range(2 * PAINTED):
+        brush.accept_blobs(blob(str(number), 0))
+    assert len(brush.blob_storage) == PAINTED
+    assert brush.preprocess(EditorData(id=str(2 * PAINTED - 1)))["layers"]
+    assert brush.preprocess(None)["layers"] == []

@@ -1,0 +1,82 @@
+"""A training that is watched: earlier samples are looked at while it runs, and the page is loaded again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("gradio")
+
+from tests.studio.conftest import MARKS, chosen, ended
+from tests.web.conftest import Many, Server, server
+from unveil.pictures import png
+from unveil.service.catalog import RUNS
+from unveil.service.worker import Report
+from unveil.studio.server import extended
+
+pytestmark = MARKS
+EVERY_S = 1.0
+
+
+@pytest.fixture(scope="module")
+def studio(places: Path) -> Iterator[Server]:
+    """A server where a training writes a sheet of samples every second, until it is cancelled."""
+    folder = places / "service"
+
+    def train(request: Mapping[str, Any], out: Path, report: Report) -> None:
+        samples = folder / RUNS / request["run"] / "samples"
+        samples.mkdir(parents=True)
+        for number in range(600):
+            (samples / f"{number:04d}.png").write_bytes(png(torch.full((3, 8, 8), number % 256, dtype=torch.uint8)))
+            report.step(number, 600)
+            time.sleep(EVERY_S)
+
+    with server(folder, limits=Many, work={"train": train}, extend=extended) as found:
+        yield found
+
+
+def grown(page: Any, beyond: int) -> int:
+    """The number of the last sheet, once it is a later one."""
+    page.wait_for_function(
+        "least => Number(document.querySelector('#train-at input[type=range]')?.max) > least", arg=beyond
+    )
+    return int(page.locator("#train-at input[type=range]").get_attribute("max"))
+
+
+def shown(page: Any, number: str) -> None:
+    page.wait_for_function("told => document.querySelector('#train-samples img')?.alt.includes(told)", arg=number)
+
+
+def test_earlier_samples_stay_in_sight_and_the_run_is_found_again(page: Any, studio: Server):
+    chosen(page, "train")
+    page.get_by_label("Name of the run").fill("squares-2")
+    page.get_by_label("Changes of the recipe, a line each").fill("train.steps: 600")
+    page.get_by_role("button", name="Start, or go on").click()
+    last = grown(page, 3)
+    slider = page.locator("#train-at input[type=range]")
+    assert int(slider.input_value()) >= last  # it goes with the newest
+
+    slider.focus()
+    slider.press("Home")
+    shown(page, "0000")
+    last = grown(page, grown(page, last))  # two looks later
+    assert slider.input_value() == "0"
+    shown(page, "0000")
+    slider.press("End")
+    page.wait_for_function(
+        "least => Number(document.querySelector('#train-at input[type=range]').value) > least", arg=last
+    )
+
+    page.reload()
+    chosen(page, "train")
+    page.wait_for_selector("#train-status [data-state=running]")
+    assert page.get_by_label("Name of the run").input_value() == "squares-2"
+    assert page.get_by_label("Changes of the recipe, a line each").input_value().strip() == "train.steps: 600"
+    grown(page, last)
+    page.locator("#train-cancel").click()
+    ended(page, "train", "cancelled")

@@ -1,0 +1,327 @@
+"""What the tabs answer, asked without a browser."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("gradio")
+
+import gradio as gr
+
+from tests.studio.conftest import LEFT
+from tests.web.conftest import Crew
+from unveil.pictures import png
+from unveil.service.catalog import RUNS, Catalog
+from unveil.service.commands import TRAIN
+from unveil.service.inputs import BYTES, FOLDER, Inputs
+from unveil.service.job import Job, Limits
+from unveil.service.process import MADE
+from unveil.service.queue import Queue
+from unveil.service.results import Results
+from unveil.service.service import Service
+from unveil.studio.client import Client
+from unveil.studio.page import Page
+from unveil.studio.tab import Desk, Tab
+from unveil.studio.tabs.gallery import Gallery
+from unveil.studio.tabs.models import Models
+from unveil.studio.tabs.picture import Picture
+from unveil.studio.tabs.train import Train
+from unveil.studio.tabs.video import Video
+from unveil.studio.typed import Typed
+from unveil.studio.words import Say
+from unveil.types import Error, RecipeError
+
+pytestmark = LEFT
+Laid = Callable[..., Any]
+
+
+@pytest.fixture
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+    """A service with nothing in it and nobody who works."""
+    for variable, name in (("UNVEIL_MODELS", "models"), ("UNVEIL_DATA", "data")):
+        monkeypatch.setenv(variable, str(tmp_path / name))
+    folder = tmp_path / "service"
+    queue = Queue(folder, Limits(waiting=100, each=100))
+    parts = (queue, Results(folder / MADE), Crew(), Catalog(folder / RUNS), Inputs(folder / FOLDER))
+    service = Service(*parts)  # type: ignore[arg-type]
+    yield Client(service, None)
+    service.inputs.close()
+    queue.close()
+
+
+@pytest.fixture
+def laid(client: Client) -> Iterator[Laid]:
+    """Lays a tab."""
+
+    def lay(tab: Callable[[Desk], Any], language: Any = "en") -> Any:
+        found = tab(Desk(client, Say(language)))
+        with gr.Blocks():
+            found.lay()
+        return found
+
+    yield lay
+    gc.collect()  # what Gradio leaves open is said here, where it is passed over
+
+
+def ended(client: Client, outputs: list[str], kind: str = "pictures", **request: Any) -> Job:
+    """A job that is over."""
+    job = client.service.queue.submit(kind, request)
+    client.service.queue.take("w")
+    client.service.queue.complete(job.id, "w", outputs)
+    found = client.service.queue.get(job.id)
+    assert found is not None
+    return found
+
+
+# -- numbers and faults -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e999", 10**400, "much", [1]])
+def test_what_is_no_finite_number_is_refused(value: Any):
+    typed = Typed(Say("en"))
+    for read in (typed.number, typed.whole):
+        with pytest.raises(RecipeError, match="must be a number"):
+            read(value, "Steps")
+    assert (typed.whole("12", "Steps"), typed.whole("", "Steps"), typed.number("1e3", "Steps")) == (12, None, 1000.0)
+
+
+def test_a_fault_is_told_in_a_line_and_logged_whole(laid: Laid, caplog: pytest.LogCaptureFixture):
+    tab: Tab = laid(Train)
+
+    def fault() -> None:
+        raise sqlite3.OperationalError("database is locked in /home/ann")
+
+    with caplog.at_level(logging.ERROR):
+        told, *rest = tab._tried(fault, 2)
+    assert told == '<div class="alert" role="alert">The server could not do it: OperationalError</div>'
+    assert rest == [gr.skip(), gr.skip()]
+    assert "database is locked in /home/ann" in caplog.text
+    assert "Traceback" in caplog.text
+
+
+def test_faults_are_told_in_the_words_of_the_page(laid: Laid, client: Client, tmp_path: Path):
+    typed, spoken = Typed(Say("zh")), client.speaking(Say("zh"))
+    large, odd = tmp_path / "large.png", tmp_path / "weights.txt"
+    with large.open("wb") as file:
+        file.truncate(BYTES + 1)
+    odd.write_bytes(b"")
+    models = laid(Models, "zh")
+    faults = [
+        (lambda: typed.number("many", "Steps"), "Steps = 'many'.必须是数字"),
+        (lambda: typed.whole("2.5", "Steps"), "Steps = 2.5.必须是整数"),
+        (lambda: typed.settings("- many", "Changes"), "Changes.每行一项"),
+        (lambda: spoken.keep(str(large)), "large.png.超过 32 MiB"),
+        (lambda: spoken.delete("none", ""), "没有这样一个已结束的任务"),
+        (lambda: models._brought("", str(odd), "loras"), "weights.txt.文件名必须以"),
+    ]
+    for fault, told in faults:
+        with pytest.raises(Error, match=told):
+            fault()
+    assert Page(client, "zh").picture.client.say.language == "zh"
+
+
+# -- grids ------------------------------------------------------------------------------------------------------------
+
+
+def gridded(picture: Picture, samplers: list[str], steps: str, scales: str) -> Any:
+    values = {name: getattr(part, "value", None) for name, part in picture.fields.items()}
+    return picture.grid._begin("", (samplers, steps, scales), {**values, "others": "", "prompt": "a ring"})
+
+
+def test_a_grid_that_cannot_be_whole_leaves_nothing_behind(laid: Laid, client: Client, monkeypatch: pytest.MonkeyPatch):
+    picture, submit, left = laid(Picture), client.submit, [2]
+
+    def some(*asked: Any) -> Job:
+        if not left[0]:
+            raise RecipeError("no more")
+        left[0] -= 1
+        return submit(*asked)
+
+    monkeypatch.setattr(client, "submit", some)
+    with pytest.raises(RecipeError, match="no more"):
+        gridded(picture, ["heun"], "2 3 4", "")
+    assert [job.state for job in client.service.queue.jobs()] == ["cancelled"] * 2
+    left[0] = 9
+    kept, *_ = gridded(picture, ["heun"], "2 3 4", "")
+    waiting = client.service.queue.jobs("queued")
+    assert [job.id for job in waiting] == kept["jobs"]
+    assert [job.request["sampling"]["steps"] for job in waiting] == [2, 3, 4]
+    with pytest.raises(RecipeError, match="whole number"):
+        gridded(picture, ["heun"], "2.5 3", "")
+
+
+def test_a_grid_is_no_larger_than_what_one_may_have_waiting(laid: Laid, client: Client):
+    client.service.queue.limits = Limits(waiting=100, each=4)
+    picture = laid(Picture)
+    with pytest.raises(RecipeError, match="has 2 to 4 pictures; this one has 6"):
+        gridded(picture, ["heun", "euler-time"], "2 3 4", "")
+    assert client.service.queue.jobs() == []
+    gridded(picture, ["heun", "euler-time"], "2 3", "")
+    assert len(client.service.queue.jobs("queued")) == 4
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+def run_of(client: Client, name: str, sheets: int = 0) -> Path:
+    """A run with a checkpoint and so many sheets of samples."""
+    run = client.service.catalog.runs / name
+    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (run / "samples").mkdir(exist_ok=True)
+    for place in range(sheets):
+        shade = torch.full((3, 4, 4), place, dtype=torch.uint8)
+        (run / "samples" / f"{place:04d}.png").write_bytes(png(shade))
+    return run
+
+
+def test_a_new_run_is_not_named_as_a_model_that_would_hide_it(laid: Laid, client: Client):
+    train = laid(Train)
+    shipped = client.models()[0]
+    with pytest.raises(RecipeError, match=f"{shipped} is a model that is here already; {shipped}-2 is free"):
+        train._submit("", "", "ddpm-digits", shipped, True, "")
+    (client.service.catalog.runs / f"{shipped}-2").mkdir(parents=True)
+    assert client.service.catalog.free(shipped) == f"{shipped}-3"
+    assert client.service.queue.jobs() == []
+    train._submit("", "", "ddpm-digits", f"{shipped}-2", True, "")  # one's own is gone on with
+    run_of(client, "mine")
+    assert "mine" in client.models()
+    train._submit("", "", "ddpm-digits", "mine", True, "")
+    assert [job.request["run"] for job in client.service.queue.jobs()] == [f"{shipped}-2", "mine"]
+
+
+def test_a_run_that_another_model_hides_goes_on_and_is_not_used_in_silence(laid: Laid, client: Client):
+    train, shipped = laid(Train), client.models()[0]
+    run_of(client, shipped)
+    job, _ = train._submit("", "", "ddpm-digits", shipped, True, "")
+    with pytest.raises(RecipeError, match="another model's name"):
+        train.model_of("", {"job": job.id})
+    run_of(client, "mine")
+    job, _ = train._submit("", "", "ddpm-digits", "mine", True, "")
+    assert train.model_of("", {"job": job.id}) == "mine"
+
+
+def test_the_slider_of_samples_stays_where_it_was_put(laid: Laid, client: Client):
+    train = laid(Train)
+    run_of(client, "mine", sheets=3)
+    job = client.service.queue.submit(TRAIN, {"recipe": "ddpm-digits", "run": "mine"})
+    kept = {"job": job.id}
+
+    def look(at: Any, seen: Any) -> tuple[dict[str, Any], Any, str]:
+        _, slider, now, sheet, _ = train.look("", kept, at, seen)
+        return slider.constructor_args, now, sheet
+
+    slider, seen, sheet = look(None, [])  # a hidden slider has no value
+    assert (slider["value"], slider["maximum"], seen) == (2, 2, [job.id, 2])
+    assert "0002" in sheet
+    run_of(client, "mine", sheets=5)
+    slider, later, sheet = look(1, seen)  # who looks at an earlier one
+    assert "value" not in slider
+    assert (slider["maximum"], later) == (4, [job.id, 4])
+    assert "0001" in sheet
+    slider, _, sheet = look(2, seen)  # who is at the end goes with it
+    assert slider["value"] == 4
+    assert "0004" in sheet
+    slider, _, _ = look(4, later)  # nothing new: nothing is moved under a hand
+    assert "value" not in slider
+    slider, _, _ = look(1, ["another job", 1])
+    assert slider["value"] == 4
+
+
+def test_a_page_that_is_loaded_again_shows_the_run_that_it_watched_or_the_last(laid: Laid, client: Client):
+    train = laid(Train)
+    assert train.restored("", {}) == [gr.skip()] * 6
+    data = Path(os.environ["UNVEIL_DATA"]) / "squares"
+    data.mkdir(parents=True)
+    (data / "a.png").write_bytes(b"")
+    first, _ = train._submit("", "squares", "own-pictures", "one", True, "train.steps: 20")
+    second, _ = train._submit("", "", "ddpm-digits", "two", False, "")
+    client.service.queue.submit(TRAIN, {"recipe": "ddpm-digits", "run": "of another"}, owner="bob")
+
+    def fields(kept: Any) -> list[Any]:
+        return [getattr(one, "value", one) for one in train.restored("", kept)]
+
+    assert fields({"job": first.id}) == [{"job": first.id}, "squares", "own-pictures", "one", True, "train.steps: 20\n"]
+    for kept in ({}, None, {"job": "deleted"}):
+        assert fields(kept) == [{"job": second.id}, "", "ddpm-digits", "two", False, ""]
+
+
+# -- what was made ----------------------------------------------------------------------------------------------------
+
+MASK, SOURCE = f"{1:032x}.png", f"{2:032x}.png"
+
+
+def test_a_card_shows_every_picture_of_its_job(laid: Laid, client: Client):
+    names = [f"seed0_{place:05d}.png" for place in range(3)]
+    ended(client, names, prompt="a ring", seed=0)
+    shown = laid(Gallery).look("", "", 1)
+    assert [name in shown for name in names] == [True] * 3
+    assert shown.count("<img") == 3
+    assert 'alt="a ring (3)"' in shown
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"change": {"verb": "inpaint", "picture": SOURCE, "mask": MASK}}, "what was painted over"),
+        (
+            {"change": {"verb": "outpaint", "picture": SOURCE, "method": "repaint", "feather": 3}},
+            "the soft edge, the method of filling",
+        ),
+        ({"loras": ["a:1", "b:1", "c:1"]}, "all LoRAs but 2"),
+        ({"controls": [{"name": "a", "picture": SOURCE}, {"name": "b", "picture": SOURCE}]}, "all ControlNets but one"),
+    ],
+)
+def test_what_of_a_picture_has_no_field_is_told(laid: Laid, asked: dict[str, Any], said: str):
+    picture = laid(Picture)
+    *fields, told = picture.refilled({"prompt": "a ring", **asked})
+    assert len(fields) == len(picture.fields)
+    assert f"Not in the fields: {said}. Make it again, in the gallery" in told
+    assert "gallery" not in picture.refilled({"prompt": "a ring", **asked}, kept=False)[-1]
+    assert picture.refilled({"prompt": "a ring", "loras": ["a:1", "b:1"]})[-1] == ""
+
+
+def test_what_of_a_clip_has_no_field_is_told(laid: Laid):
+    video = laid(Video)
+    known = [{"picture": SOURCE, "at": 0}, {"picture": MASK, "at": 3}]
+    assert "all known frames but one" in video.refilled({"verb": "make", "known": known})[-1]
+    assert "what was painted over" in video.refilled({"verb": "edit", "keep": MASK})[-1]
+    assert video.refilled({"verb": "make", "known": known[:1]})[-1] == ""
+
+
+def test_settings_that_a_request_leaves_out_are_the_usual_ones_and_not_the_last(laid: Laid):
+    """A field that is skipped keeps what was in it before."""
+    picture, video = laid(Picture), laid(Video)
+    filled = dict(
+        zip(picture.fields, picture.filled_by({"change": {"verb": "inpaint", "picture": SOURCE}}), strict=True)
+    )
+    assert {key: filled[key] for key in ("strength", "feather", "factor", "left")} == {
+        "strength": 1.0, "feather": 0, "factor": 2, "left": 0,
+    }  # fmt: skip
+    controls = [{"name": "a", "picture": SOURCE}]
+    filled = dict(zip(picture.fields, picture.filled_by({"controls": controls}), strict=True))
+    assert {key: filled[key] for key in ("weight", "start", "stop")} == {"weight": 1, "start": 0, "stop": 1}
+    filled = dict(zip(video.fields, video.filled_by({"verb": "upscale"}), strict=True))
+    assert {key: filled[key] for key in ("strength", "factor", "direction")} == {
+        "strength": 0.3, "factor": 2, "direction": "forward",
+    }  # fmt: skip
+
+
+def test_a_card_asks_again_for_all_that_was_asked(laid: Laid, client: Client):
+    request = {"model": client.models()[0], "prompt": "a ring", "seed": 7, "sampling": {"steps": 3}}
+    job, gallery = ended(client, ["seed7_00000.png"], **request), laid(Gallery)
+    _, wanted = gallery.heard("", {"do": "restore", "job": job.id}, "", 1)
+    assert wanted == job
+    _, again = gallery.heard("", {"do": "again", "job": job.id}, "", 1)
+    assert again is not None
+    assert (again.id != job.id, again.state, again.request) == (True, "queued", job.request)
+    gallery.heard("bob", {"do": "again", "job": job.id}, "", 1)
+    assert len(client.service.queue.jobs()) == 2
