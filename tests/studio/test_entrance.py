@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("gradio")
 
 from tests.studio.conftest import MARKS
-from tests.web.conftest import KEY, OTHER, Answer, Many, Server, server
+from tests.web.conftest import KEY, OTHER, Answer, Many, Server, server, waited_for
 from unveil.studio.entrance import COOKIE, PLACE, Entrance, session_of
 from unveil.studio.server import POLICY, extended
 from unveil.web.rules import Rules
@@ -114,7 +114,7 @@ def test_a_form_that_never_arrives_is_not_waited_for():
     headers: list[dict[bytes, bytes]] = []
     scope = {"type": "http", "method": "POST", "path": PLACE, "headers": []}
     entrance = Entrance(app, replace(Rules({"ann": KEY}), seconds=0.05))
-    asyncio.run(asyncio.wait_for(entrance(scope, never, send), 10))
+    waited_for(entrance(scope, never, send))
     assert headers == [{}]  # the guard sees no key
 
 

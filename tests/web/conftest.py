@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +48,16 @@ class Crew:
 
     def names(self) -> list[str]:
         return ["cpu-0"]
+
+
+def waited_for(work: Coroutine[Any, Any, None], seconds: float = 10) -> None:
+    """Runs it to its end in a thread of its own: while a browser is open, this one has a loop of Playwright's."""
+
+    async def bounded() -> None:
+        await asyncio.wait_for(work, seconds)
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, bounded()).result()
 
 
 def quick(request: Mapping[str, Any], folder: Path, report: Report) -> None:

@@ -133,7 +133,7 @@ TAKEN = {
 class Watched(Served):
     """A server whose memory is looked at, with that of all processes below it."""
 
-    def send(self, content: bytes, path: str = "/v1/inputs", field: str = "file") -> tuple[int, Any]:
+    def upload(self, content: bytes, path: str = "/v1/inputs", field: str = "file") -> tuple[int, Any]:
         headers, body = form((field, '; filename="a"', content))
         line = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
@@ -144,12 +144,12 @@ class Watched(Served):
             line.close()
 
     def weighed(self, *given: Any) -> tuple[int, Any, int]:
-        """What `send` answers, and bytes that a process grew by meanwhile, the one that grew the most."""
+        """What `upload` answers, and bytes that a process grew by meanwhile, the one that grew the most."""
         every = list(below(self.process.pid))
         for process in every:
             Path(f"/proc/{process}/clear_refs").write_text("5")  # the peak starts again
         before = {process: memory(process) for process in every}
-        status, answer = self.send(*given)
+        status, answer = self.upload(*given)
         assert list(below(self.process.pid)) == every  # none died of it
         return status, answer, max(memory(process, "VmHWM") - held for process, held in before.items())
 
@@ -176,7 +176,7 @@ def watched(tmp_path: Path) -> Iterator[Watched]:
 def test_a_bomb_is_refused_before_it_is_decoded(watched: Watched, tmp_path: Path):
     assert watched.ask("POST", "/v1/images/generations", {"prompt": "a ring", "steps": 1})[0] == 200
     fair = film(tmp_path / "fair.mp4", 6).read_bytes()
-    assert watched.send(fair)[0] == 200  # from here on every process is there, with all that it imports
+    assert watched.upload(fair)[0] == 200  # from here on every process is there, with all that it imports
     noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), dtype=np.uint8)
     status, _, grown = watched.weighed(saved(Image.fromarray(noise), "PNG", compress_level=0))
     assert status == 200
@@ -196,4 +196,4 @@ def test_a_bomb_is_refused_before_it_is_decoded(watched: Watched, tmp_path: Path
     assert {name: grown for name, grown in growths.items() if grown > GROWTH} == {}
     kept = [path for path in (watched.folder / "inputs").iterdir() if not path.name.endswith(FACTS)]
     assert len(kept) == 2 + len(TAKEN)
-    assert watched.send(fair)[0] == 200
+    assert watched.upload(fair)[0] == 200

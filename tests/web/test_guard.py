@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import socket
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.web.conftest import KEY, OTHER, Begin, Server
+from tests.web.conftest import KEY, OTHER, Begin, Server, waited_for
 from unveil.app.console import Console
 from unveil.pictures import png
 from unveil.service.hold import held
@@ -207,7 +206,7 @@ def test_a_proxy_on_the_same_machine_says_how_the_client_came(client, said: byte
 
     headers = [(b"host", b"localhost")] + ([] if said is None else [(b"x-forwarded-proto", said)])
     scope = {"type": "http", "scheme": "http", "path": "/", "method": "GET", "headers": headers, "client": client}
-    asyncio.run(Guard(app, Rules(), lambda *seen: None)(scope, None, None))
+    waited_for(Guard(app, Rules(), lambda *seen: None)(scope, None, None))
     assert found == [scheme]
 
 

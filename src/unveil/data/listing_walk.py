@@ -20,8 +20,9 @@ class Walk:
         suffixes: names that promise one.
 
     Attributes:
-        files: regular ones, in order. refused: path and reason of what should have been one and cannot be. ignored:
-            path and reason of other things.
+        files: regular ones, in order.
+        refused: path and reason of what should have been one and cannot be.
+        ignored: path and reason of other things.
     """
 
     def __init__(self, root: Path, noun: str, suffixes: frozenset[str]) -> None:
