@@ -178,6 +178,7 @@ def test_a_job_is_completed_failed_or_cancelled_by_its_own_worker_alone(queue):
     assert (failed.state, failed.error) == ("failed", "no such model")
     assert cancelled.state == "cancelled"
     assert queue.counts() == {"queued": 0, "running": 0, "completed": 1, "failed": 1, "cancelled": 1}
+    assert sum(queue.counts("nobody").values()) == 0
 
 
 def test_progress_is_seen_by_others(queue):

@@ -20,6 +20,7 @@ import gradio as gr
 from tests.studio.conftest import LEFT
 from tests.web.conftest import Crew
 from unveil.pictures import png
+from unveil.service import tables
 from unveil.service.catalog import RUNS, Catalog
 from unveil.service.commands import TRAIN
 from unveil.service.inputs import BYTES, FOLDER, Inputs
@@ -34,6 +35,7 @@ from unveil.studio.tab import Desk, Tab
 from unveil.studio.tabs.gallery import Gallery
 from unveil.studio.tabs.models import Models
 from unveil.studio.tabs.picture import Picture
+from unveil.studio.tabs.queue import ENDED_SHOWN, Waiting
 from unveil.studio.tabs.train import Train
 from unveil.studio.tabs.video import Video
 from unveil.studio.typed import Typed
@@ -80,6 +82,30 @@ def ended(client: Client, outputs: list[str], kind: str = "pictures", **request:
     found = client.service.queue.get(job.id)
     assert found is not None
     return found
+
+
+def test_the_queue_is_looked_at_without_reading_all_that_ever_was(
+    laid: Laid, client: Client, monkeypatch: pytest.MonkeyPatch
+):
+    tab, empty = laid(Waiting), Say("en")("Nothing waits and nothing ran yet: make a picture or a clip.")
+    assert empty in tab.look("")
+    jobs = [ended(client, ["0.png"], prompt=f"ring {number}") for number in range(ENDED_SHOWN + 40)]
+    client.cancel(client.service.queue.submit("pictures", {"prompt": "not wanted"}).id, "")
+    for number in range(3):
+        client.service.queue.submit("pictures", {"prompt": f"disk {number}"})
+    client.service.queue.take("w")
+    client.service.queue.submit("pictures", {"prompt": "secret"}, owner="another")
+    read, real = list[Any](), tables._job
+    monkeypatch.setattr(tables, "_job", lambda *row: read.append(row) or real(*row))
+    client.service.queue.places(1)  # who is before whom, and how long they took, is known of all
+    known = len(read)
+    told = tab.look("")
+    assert len(read) - 2 * known <= ENDED_SHOWN + 10
+    assert f"1 run, 2 wait, {len(jobs) + 1} have ended." in told
+    shown = [told.index(f"<td>{words}</td>") for words in ("disk 0", "disk 1", "disk 2", "not wanted", "ring 69")]
+    assert shown == sorted(shown)
+    assert "<td>ring 20</td>" not in told
+    assert "secret" not in told
 
 
 # -- numbers and faults -----------------------------------------------------------------------------------------------

@@ -252,11 +252,10 @@ class Queue:
         """
         return tables.page(self._table, part)
 
-    def counts(self) -> dict[State, int]:
-        """How many jobs are in each state."""
-        return dict.fromkeys(STATES, 0) | dict(
-            self._table.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall()
-        )
+    def counts(self, owner: str | None = None) -> dict[State, int]:
+        """How many jobs of an owner, or of all, are in each state."""
+        asked = "SELECT state, count(*) FROM jobs WHERE ?1 IS NULL OR owner = ?1 GROUP BY state"
+        return dict.fromkeys(STATES, 0) | dict(self._table.execute(asked, (owner,)).fetchall())
 
     def places(self, workers: int = 1) -> dict[str, Place]:
         """The places of all jobs that wait, in the order in which they are taken.

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fastapi import FastAPI, Request
-from fastapi.responses import RedirectResponse
+from fastapi.responses import RedirectResponse, Response
 
 from unveil.app.console import Console
 from unveil.service.service import Service
 from unveil.studio.client import Client
 from unveil.studio.entrance import PLACE, Entrance, cookie_of
+from unveil.studio.outside import is_address, shut
 from unveil.studio.page import mounted
 from unveil.studio.words import LANGUAGES
 from unveil.web import server
@@ -57,6 +58,7 @@ def extended(app: FastAPI, service: Service, budget: float | None) -> App:
         key = request.headers["authorization"].partition(" ")[2]
         return RedirectResponse("/", 303, {"set-cookie": cookie_of(key)})
 
+    shut()
     return Policed(mounted(app, Client(service, budget)))
 
 
@@ -76,7 +78,9 @@ class Policed:
         if scope["type"] != "http" or path.split("/")[1] not in LANGUAGES:
             await self._app(scope, receive, send)
             return
-
+        if is_address(path):
+            await Response("No file here.", 404)(scope, receive, send)
+            return
         language = "zh-CN" if path.startswith("/zh") else "en"
         page = _Page(send, path, SPEAKS.replace("LANGUAGE", language).encode(), language)
         await self._app(scope, receive, page)

@@ -13,12 +13,14 @@ from markupsafe import Markup
 from unveil.config import recipe_names
 from unveil.service.commands import EVALUATE
 from unveil.service.job import Job
+from unveil.service.tables import Part
 from unveil.studio import shown
 from unveil.studio.tab import Desk, Tab, Watch
 from unveil.studio.typed import filled
 from unveil.types import MediaError, RecipeError
 
 PAGE, NUMBERS = "report.html", "report.json"
+REPORTS = 200  # that are listed, at most
 
 
 class Judged(Watch):
@@ -83,8 +85,8 @@ class Evaluate(Tab):
 
     def reports(self, owner: str) -> list[Any]:
         """The reports that there are, the newest first."""
-        jobs = [job for job in self.client.service.queue.jobs("completed", owner) if PAGE in job.outputs]
-        named = [(_named(job), job.id) for job in reversed(jobs)]
+        part = Part(owner, REPORTS, state="completed", kind=EVALUATE)
+        named = [(_named(job), job.id) for job in self.client.service.queue.page(part)[0] if PAGE in job.outputs]
         if not named:
             empty = shown.hint(self.say("There is no report yet: judge a model."))
             return [gr.Dropdown(choices=[], value=None), gr.Dropdown(choices=[], value=None), empty]

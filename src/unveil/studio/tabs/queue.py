@@ -9,6 +9,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from unveil.service.job import ENDED, Job
+from unveil.service.tables import Part
 from unveil.studio import shown
 from unveil.studio.tab import HEARD, Desk, Tab
 from unveil.types import MediaError
@@ -35,20 +36,22 @@ class Waiting(Tab):
     def look(self, owner: str) -> Markup:
         """The table of jobs."""
         say, service = self.say, self.client.service
-        jobs = service.queue.jobs(owner=owner)
-        if not jobs:
+        queue, counts = service.queue, service.queue.counts(owner)
+        if not any(counts.values()):
             return shown.hint(say("Nothing waits and nothing ran yet: make a picture or a clip."))
-        places = service.queue.places(len(service.crew.devices))
-        running = [job for job in jobs if job.state == "running"]
-        waiting = sorted((job for job in jobs if job.state == "queued"), key=lambda job: places[job.id].ahead)
-        ended = sorted((job for job in jobs if job.state in ENDED), key=lambda job: job.ended or 0, reverse=True)
+        places = queue.places(len(service.crew.devices))
+        running = queue.jobs("running", owner)
+        waiting = [job for job in queue.jobs("queued", owner) if job.id in places]  # or it was taken in between
+        waiting.sort(key=lambda job: places[job.id].ahead)
+        ended = [job for state in ENDED for job in queue.page(Part(owner, ENDED_SHOWN, state=state))[0]]
+        ended.sort(key=lambda job: job.ended or 0, reverse=True)
         rows = [self._row(job, places.get(job.id)) for job in (*running, *waiting, *ended[:ENDED_SHOWN])]
         heads = [say("Job"), say("What"), say("State"), say("Since"), say("Do")]
         told = say(
             "{running} run, {waiting} wait, {ended} have ended.",
-            running=len(running),
-            waiting=len(waiting),
-            ended=len(ended),
+            running=counts["running"],
+            waiting=counts["queued"],
+            ended=sum(counts[state] for state in ENDED),
         )
         return Markup("<p>{}</p>{}").format(shown.plain(told), shown.table(heads, rows))
 

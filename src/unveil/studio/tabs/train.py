@@ -16,6 +16,7 @@ from unveil.config import load_recipe, recipe_names
 from unveil.service.catalog import data_root
 from unveil.service.commands import CAPTION, CHECK, TRAIN
 from unveil.service.job import Job
+from unveil.service.tables import Part
 from unveil.studio import shown
 from unveil.studio.tab import Desk, Tab, Watch
 from unveil.studio.tabs.queue import log_of
@@ -137,8 +138,9 @@ class Train(Tab):
 
         Gives what the browser keeps from then on, and values for the fields.
         """
-        jobs = [job for job in self.client.service.queue.jobs(owner=owner) if job.kind == TRAIN]
-        job = next((one for one in jobs if one.id == (kept or {}).get("job")), jobs[-1] if jobs else None)
+        job = self.client.job((kept or {}).get("job"), owner)
+        if job is None or job.kind != TRAIN:
+            job = next(iter(self.client.service.queue.page(Part(owner, 1, kind=TRAIN))[0]), None)
         if job is None:
             return [gr.skip() for _ in (self.watch.kept, *self.fields)]
         asked = job.request
