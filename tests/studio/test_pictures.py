@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from unveil.checkpoints.tensors import write_tensors
 from unveil.data.decode import natural, open_picture
 from unveil.service.job import Job
 from unveil.service.pictures import pictures_of
+from unveil.studio.tabs import gallery
 
 pytestmark = MARKS
 
@@ -175,6 +178,29 @@ def test_a_card_is_made_again_as_it_was_and_deleted_when_that_is_meant(page: Any
     card.wait_for(state="detached")
     assert studio.service.queue.get(first) is None
     assert studio.service.queue.get(again) is not None
+
+
+def test_a_late_answer_does_not_take_back_what_was_asked_since(page: Any, monkeypatch: pytest.MonkeyPatch):
+    begun(page, "a ring", 2)
+    card = page.locator(f"#gallery-cards article[data-job='{ended(page, 'picture')}']")
+    chosen(page, "gallery")
+    card.wait_for()
+    chosen(page, "picture")
+    asked, found = threading.Event(), gallery.found
+
+    def late(*given: Any) -> Any:
+        if not asked.is_set():
+            asked.set()
+            time.sleep(1.5)
+        return found(*given)
+
+    monkeypatch.setattr(gallery, "found", late)
+    chosen(page, "gallery")  # is looked through once more
+    assert asked.wait(30)
+    card.get_by_role("button", name="Delete a ring", exact=True).click()
+    card.get_by_text("Delete it for good?").wait_for()
+    page.wait_for_timeout(2000)
+    assert card.get_by_text("Delete it for good?").is_visible()
 
 
 def test_words_and_names_of_others_are_shown_as_text(page: Any, studio: Server, places: Path):

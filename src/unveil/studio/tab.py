@@ -46,10 +46,12 @@ class Tab:
     Args:
         desk: the service and the language.
         name: of the tab, in addresses and in what the browser keeps.
+        in_order: whether its events are answered one after the other, so that none takes back what a later one showed.
     """
 
-    def __init__(self, desk: Desk, name: str) -> None:
+    def __init__(self, desk: Desk, name: str, in_order: bool = False) -> None:
         self.client, self.say, self.name = desk.client, desk.say, name
+        self._how = _QUIET | ({"concurrency_limit": 1, "concurrency_id": name} if in_order else {})
         self.typed = Typed(desk.say)
 
     def begin(self) -> None:
@@ -70,7 +72,7 @@ class Tab:
         def heard(request: gr.Request, *values: Any) -> Any:
             return self._tried(lambda: call(_owner(request), *values), len(outputs), asked)
 
-        return event(heard, list(inputs), [self.told, *outputs], **_QUIET)
+        return event(heard, list(inputs), [self.told, *outputs], **self._how)
 
     def on_button(self, part: Any, call: Call, inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
         """The same for the buttons in a part's HTML: `call(owner, said, *values)` with their data."""
@@ -82,7 +84,7 @@ class Tab:
             told = {str(key): str(value)[:400] for key, value in said.items()}
             return self._tried(lambda: call(_owner(request), told, *values), len(outputs))
 
-        return part.click(heard, list(inputs), [self.told, *outputs], **_QUIET)
+        return part.click(heard, list(inputs), [self.told, *outputs], **self._how)
 
     def _tried(self, call: Callable[[], Any], count: int, asked: bool = True) -> list[Any]:
         try:

@@ -27,7 +27,7 @@ class Gallery(Tab):
     """The tab of what was made."""
 
     def __init__(self, desk: Desk) -> None:
-        super().__init__(desk, "gallery")
+        super().__init__(desk, "gallery", in_order=True)
 
     def lay(self) -> None:
         """Places its parts."""
