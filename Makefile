@@ -13,6 +13,8 @@ COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || tr
 # Small tensors: more compute threads only wait for each other.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
+# Some tests wait for a browser or a server, so that there may be one more than cores.
+TESTS = $(ONE_THREAD) $(BIN)/python -m pytest -q -n $$(($(WORKERS) + 1)) --dist worksteal -m
 # What compares times comes after all others. Its ratios are of CPU seconds, each case has one thread, and half of a gain
 # may be lost, so that there is one for each core; a full run (`make bench`) has the machine to itself.
 TIMED = $(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m
@@ -49,11 +51,11 @@ demo: $(READY)
 	$(ONE_THREAD) $(BIN)/python -m unveil demo --out runs/demo --minutes $(MINUTES)
 
 test: $(DEV_READY)
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) -m "not release and not timed"
+	$(TESTS) "not release and not timed"
 	$(TIMED) "timed and not release"
 
 test-all: $(DEV_READY)
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) -m "not timed"
+	$(TESTS) "not timed"
 	$(TIMED) timed
 
 check: $(DEV_READY)
