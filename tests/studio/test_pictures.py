@@ -168,6 +168,7 @@ def test_a_card_is_made_again_as_it_was_and_deleted_when_that_is_meant(page: Any
     assert files(studio, again) == files(studio, first)
 
     chosen(page, "gallery")
+    page.locator(f"#gallery-cards article[data-job='{again}']").wait_for()  # the cards are the new ones
     card.get_by_role("button", name="Delete a thick ring", exact=True).click()
     card.get_by_text("Delete it for good?").wait_for()
     card.get_by_role("button", name="Keep a thick ring").click()

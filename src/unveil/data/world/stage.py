@@ -114,8 +114,8 @@ def _camera(cast: Cast, wanted: NDArray[np.bool_], draws: Real, view: View) -> t
     high = np.where(cast.present[..., None], x + reach, -np.inf).max((1, 2))
     room, least = view.width - (high - low), max(least_travel(view.side), 2.4)
     can = wanted & fixed.all(1) & (view.frames >= 3)
-    away = can & (draws[:, 0] < 1 / 3) & (view.frames >= _AWAY)
-    camera = np.where(draws[:, 0] < 2 / 3, 1, 2)
+    away = can & (draws[:, 0] < 0.5) & (view.frames >= _AWAY)
+    camera = np.where((4 * draws[:, 0]) % 1 < 0.5, 1, 2)
     camera = np.where(away, 3, np.where(can & (room > least), camera, 0))
     travel = np.clip(least + draws[:, 1] * (room - least), 0, 0.2 * view.width * (view.frames - 1))
     progress = np.linspace(0, 1, view.frames)
@@ -136,7 +136,7 @@ def _bar(cast: Cast, wanted: NDArray[np.bool_], draw: Real, view: View) -> tuple
     way = np.where(upright[:, None], x, y)
     low, high = way.min(1) + radius[:, 0], way.max(1) - radius[:, 0]  # what lies between is free at both ends
     room = high - low
-    width = np.minimum((1 + 1.2 * draw) * radius[:, 0], room)
+    width = np.minimum((1.6 + draw) * radius[:, 0], room)
     there = wanted & lone & (upright | flat) & (room > 0.9 * radius[:, 0])
     middle = (low + high) / 2
     bar = np.stack([middle - width / 2, middle + width / 2], axis=1) * there[:, None]
