@@ -2,7 +2,7 @@
 
     python docs/studio_pictures.py            about three minutes; writes docs/images/studio-*.png
 
-It needs Chromium, and the extra `studio` with playwright.
+It needs Chromium with a font for Chinese, and the extra `studio` with playwright.
 """
 
 from __future__ import annotations
