@@ -130,24 +130,26 @@ def test_missing_and_empty_folders(folder, tmp_path, cache):
 
 
 def peak_mb() -> float:
-    """Most memory that this process has held since `forget_peak`."""
+    """Most memory that this process has held since its peak was forgotten."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def grown_mb(work: Callable[[], object]) -> float:
+    """That this process grew by at most, meanwhile."""
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # freed pages that malloc holds would hide what work takes
+        ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
+    before = peak_mb()
+    work()
+    return peak_mb() - before
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is read from Linux")
 def test_a_picture_of_169_million_pixels_is_refused_before_it_is_decoded(folder, monkeypatch):
     (folder / "bomb.png").write_bytes(black_png(13_000, 13_000))
     assert (folder / "bomb.png").stat().st_size < 1e6
-
-    def grown(work: Callable[[], object]) -> float:
-        gc.collect()
-        with contextlib.suppress(AttributeError):  # freed pages that malloc holds would hide what work takes
-            ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
-        before = peak_mb()
-        work()
-        return peak_mb() - before
 
     def ours() -> None:
         start = time.process_time()
@@ -163,9 +165,9 @@ def test_a_picture_of_169_million_pixels_is_refused_before_it_is_decoded(folder,
         with Image.open(folder / "bomb.png") as image:
             image.resize((8, 8))  # nearest: only the decoding counts
 
-    assert grown(ours) < 64
+    assert grown_mb(ours) < 64
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # else Pillow warns, and decodes it all the same
-    assert grown(plain) > 120  # control, with a byte for each pixel
+    assert grown_mb(plain) > 120  # control, with a byte for each pixel
 
 
 def test_the_pixel_limit_is_in_the_list_and_can_be_raised(folder, paint):

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import http.client
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,7 @@ import gradio as gr
 from gradio.components.image_editor import AcceptBlobs, EditorData
 from gradio.data_classes import ImageData
 
-from tests.data.test_bad_folders import black_png, peak_mb
+from tests.data.test_bad_folders import black_png, grown_mb
 from tests.studio.conftest import LEFT
 from tests.web.conftest import Many, Server, server
 from tests.web.test_guard import form
@@ -34,17 +31,6 @@ from unveil.types import RecipeError
 pytestmark = LEFT
 LINUX = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is read from Linux")
 GROWTH_MB = 64
-
-
-def grown(work: Callable[[], object]) -> float:
-    """MB that this process grew by at most, meanwhile."""
-    gc.collect()
-    with contextlib.suppress(AttributeError):  # freed pages that malloc holds would hide what work takes
-        ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
-    before = peak_mb()
-    work()
-    return peak_mb() - before
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +81,7 @@ def test_a_bomb_is_refused_before_anything_decodes_it(studio: Server, mode: str)
         given = {"picture-mode": "img2img", "picture-source": sent(studio, bomb), "picture-prompt": "a ring"}
         asked.update(pressed(studio, "picture-go", given) or {})
 
-    assert grown(work) < GROWTH_MB
+    assert grown_mb(work) < GROWTH_MB
     assert "pixels: the limit is 16,000,000" in asked["picture-told"]
 
 
@@ -111,8 +97,8 @@ def test_gradios_own_part_decodes_it(tmp_path: Path):
     """The control of the test above, with a smaller picture."""
     (tmp_path / "bomb.png").write_bytes(rgba(5_000))
     given = ImageData(path=str(tmp_path / "bomb.png"), orig_name="bomb.png")
-    assert grown(lambda: gr.Image(type="filepath").preprocess(given)) > 2 * GROWTH_MB
-    assert grown(lambda: Still(type="filepath").preprocess(given)) < 1
+    assert grown_mb(lambda: gr.Image(type="filepath").preprocess(given)) > 2 * GROWTH_MB
+    assert grown_mb(lambda: Still(type="filepath").preprocess(given)) < 1
 
 
 def test_a_session_that_is_told_nothing_new_keeps_the_parts_that_decode_nothing():
