@@ -13,7 +13,6 @@ Error:
     +-- OutOfResources (RuntimeError)   memory, disk or time: says what to lower
     +-- NonFinite (RuntimeError)        training or sampling left the finite numbers
     +-- NoAnswer (RuntimeError)         a language model gave none: says why
-    +-- Busy (RuntimeError)             as much waits as may: says when to come again
     +-- Cancelled (RuntimeError)        stopped on request
     +-- Busy (RuntimeError)             as much waits as may: says when to come again
 """
@@ -34,6 +33,9 @@ if TYPE_CHECKING:  # torch takes seconds to import, and the command line's help 
 # One element of a data set: "pixels" uint8 (C, H, W), of a clip (C, T, H, W), optional "label" int, "text" str, "mask",
 # "boxes".
 Item = dict[str, Any]
+
+
+OUR_FAULT = "this is a fault of unveil"  # what is said, everywhere, of an error that is not one of these
 
 
 class Error(Exception):

@@ -102,7 +102,7 @@ def begun(call: Callable[..., object], *given: object) -> threading.Thread:
 @pytest.mark.parametrize(
     ("end", "fault"),
     [
-        ("sys.exit(1)", "server"),
+        ("sys.exit(1)", "asked"),  # such as a checkpoint that is damaged
         ("sys.exit(2)", "asked"),
         ("sys.exit(3)", "asked"),
         ("sys.exit(4)", "asked"),
@@ -117,6 +117,21 @@ def test_what_a_command_that_failed_said_is_kept_and_whose_fault_it_was(queue, o
     job = queue.get(id)
     assert (job.state, job.error, job.fault) == ("failed", "so it is", fault)
     assert log_of(queue.folder, id).read_text() == "begun\nerror: so it is\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        ("import sys; from unveil.app.outcome import guarded; sys.exit(guarded(lambda **_: 1 // 0, []))", "ZeroDiv"),
+        ("import sys; sys.exit(1)", "`unveil train` ended with code 1"),
+    ],
+)
+def test_a_command_that_fails_by_a_fault_of_ours_or_says_nothing_is_the_server_s(queue, own, says, program, why):
+    says(program)
+    id = queue.submit(TRAIN, ASK).id
+    own.one()
+    assert why in queue.get(id).error
+    assert queue.get(id).fault == "server"
 
 
 def test_what_a_command_says_is_read_while_it_runs_after_it_was_cancelled_and_until_its_job_is_deleted(

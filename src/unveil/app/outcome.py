@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from unveil.types import Error, LeftOut
+from unveil.types import OUR_FAULT, Error, LeftOut
 
 _log = logging.getLogger("unveil")
 
@@ -87,7 +87,7 @@ def outcome(problem: BaseException) -> tuple[int, str]:
     if isinstance(problem, OSError):
         return RESOURCES, f"{problem.filename or 'a file'}: {problem.strerror or problem}; choose another place"
     name = type(problem).__name__
-    return FAILED, f"unexpected {name}: {problem}\nthis is a fault of unveil; --debug shows where"
+    return FAILED, f"unexpected {name}: {problem}\n{OUR_FAULT}; --debug shows where"
 
 
 def _listen() -> Any:

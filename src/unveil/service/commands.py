@@ -27,7 +27,7 @@ from unveil.service.asked import Name
 from unveil.service.catalog import Catalog
 from unveil.service.child import Child, end_orphans
 from unveil.service.worker import Broken, Interrupted, Report
-from unveil.types import Cancelled, Error, OutOfResources, RecipeError, nearest
+from unveil.types import OUR_FAULT, Cancelled, Error, OutOfResources, RecipeError, nearest
 
 TRAIN, CAPTION, EVALUATE, CHECK, CONVERT = "train", "caption", "evaluate", "check", "convert"
 LOG = "log.txt"
@@ -195,7 +195,7 @@ class Command:
         if code and (code in STOPPED or report.over()):
             raise Interrupted("its command was told to end")
         if code:
-            raise _failure(code, _last_words(report.log_file, before) or f"`unveil {words[0]}` ended with code {code}")
+            raise _failure(code, _last_words(report.log_file, before), f"`unveil {words[0]}` ended with code {code}")
         _keep(report.log_file, folder / LOG)
         _flatten(folder)
 
@@ -222,11 +222,11 @@ def _followed(child: Child, run: Path, report: Report) -> int:
     return code
 
 
-def _failure(code: int, why: str) -> Error:
-    """The error of a command by its exit code, as `unveil --help` lists them."""
+def _failure(code: int, why: str, silent: str) -> Error:
+    """The error of a command by its exit code, as `unveil --help` lists them, and by what it said, if anything."""
     if code == OutOfResources.exit_code:
-        return OutOfResources(why)
-    return Broken(why) if code == Error.exit_code or code < 0 else Error(why)
+        return OutOfResources(why or silent)
+    return Broken(why or silent) if code < 0 or not why or OUR_FAULT in why else Error(why)
 
 
 def _show(samples: Path, shown: int, report: Report) -> int:

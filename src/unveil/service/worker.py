@@ -18,7 +18,7 @@ from unveil.service.child import CHILDREN
 from unveil.service.job import Fault, Job
 from unveil.service.queue import Queue
 from unveil.service.results import Results
-from unveil.types import Cancelled, Error, OutOfResources
+from unveil.types import OUR_FAULT, Cancelled, Error, OutOfResources
 
 EVERY_S = 0.5  # between two words on progress, which wait for the disk
 IDLE_S = 0.05  # between two looks at an empty queue
@@ -179,7 +179,7 @@ class Worker:
             why, fault = str(problem), _fault(problem)
         except Exception as problem:
             log.exception("job %s", id)
-            why, fault = f"unexpected {type(problem).__name__}: {problem}; this is a fault of unveil", "server"
+            why, fault = f"unexpected {type(problem).__name__}: {problem}; {OUR_FAULT}", "server"
         return lambda: queue.fail(id, own, why, fault)
 
     def _made(self, job: Job, report: Report) -> Job:
