@@ -301,26 +301,44 @@ def _inverse() -> Iterator[str]:
 
 
 def _clips() -> Iterator[str]:
-    """What `unveil study video` found, each bar with what was reached, and what `unveil study detector` did."""
-    studies = [(path.parent.name, json.loads(path.read_text("utf-8"))) for path in sorted(RESULTS.glob("*/video.json"))]
-    if studies:
-        yield "What models of clips do besides clips from text:"
-        yield ""
-        yield from _head(("model", "task", "found", "bar", "met"))
-    for _, study in studies:
-        for task in study["tasks"].values():
-            for row in task["rows"]:
-                if row["bar"] is not None:
-                    own, form = row["found"], _in(row["unit"])
-                    found = f"{form(own['value'])} ({form(own['low'])} to {form(own['high'])})"
-                    bar, met = f"{row['rule']} {form(row['bar'])}", "yes" if row["met"] else "no"
-                    yield _row(f"`{study['model']['name']}`", f"{task['title']}: {row['measure']}", found, bar, met)
-    for name, study in studies:
-        yield ""
-        yield (
-            f"`{study['model']['name']}`: `{study['about']['command']}` at {study['about']['commit']}: "
-            f"[page]({name}/video.html), [numbers]({name}/video.json)"
-        )
+    """What the studies of models of clips found: each bar with what was reached, and where the rest stands."""
+    for kind, head in (
+        ("video", "What models of clips do besides clips from text:"),
+        ("world", "What models of clips know about the world:"),
+    ):
+        paths = sorted(RESULTS.glob(f"*/{kind}.json"))
+        studies = [(path.parent.name, json.loads(path.read_text("utf-8"))) for path in paths]
+        if studies:
+            yield from ("", head, "", *_head(("model", "task", "found", "bar", "met")))
+        for _, study in studies:
+            yield from _bars(study)
+        for name, study in studies:
+            yield from ("", _origin(name, study, kind))
+    for path in sorted(RESULTS.glob("*/text.json")):
+        name, study = path.parent.name, json.loads(path.read_text("utf-8"))
+        yield from ("", "What is understood, by kind of prompt: " + _origin(name, study, "text"))
+
+
+def _bars(study: dict[str, Any]) -> Iterator[str]:
+    """A line of each measure of a study that has a bar."""
+    for task in study["tasks"].values():
+        for row in task["rows"]:
+            if row["bar"] is not None:
+                own, form = row["found"], _in(row["unit"])
+                found = f"{form(own['value'])} ({form(own['low'])} to {form(own['high'])})"
+                bar, met = f"{row['rule']} {form(row['bar'])}", "yes" if row["met"] else "no"
+                yield _row(f"`{study['model']['name']}`", f"{task['title']}: {row['measure']}", found, bar, met)
+
+
+def _origin(name: str, study: dict[str, Any], kind: str) -> str:
+    return (
+        f"`{study['model']['name']}`: `{study['about']['command']}` at {study['about']['commit']}: "
+        f"[page]({name}/{kind}.html), [numbers]({name}/{kind}.json)"
+    )
+
+
+def _detector() -> Iterator[str]:
+    """What `unveil study detector` found."""
     for path in sorted(RESULTS.glob("*/detector.json")):
         record = json.loads(path.read_text("utf-8"))
         plain, after = (record["found"][way] for way in ("plain", "h264"))
@@ -390,8 +408,8 @@ def index() -> str:
         *_held_out(),
         "",
         *_inverse(),
-        "",
         *_clips(),
+        *_detector(),
     ]
     return "\n".join(lines) + "\n"
 
