@@ -73,15 +73,21 @@ def test_models_of_other_sizes_stand_beside_it(cli: Cli):
     assert done.json["about"]["parameters"] > small.json["about"]["parameters"]
     [other] = done.json["beside"]
     assert other["parameters"] == small.json["about"]["parameters"]
-    assert other["first"]["A world that obeys a word"]["found"] == small.json["tasks"]["corridor"]["rows"][0]["found"]
+    walks = other["tasks"]["corridor"]["A world that obeys a word: walks as asked, from words"]
+    assert walks["found"] == small.json["tasks"]["corridor"]["rows"][0]["found"]
+    assert len(other["tasks"]["space"]) == 2, "every measure from words"
     page = Path("large/world.html").read_text("utf-8")
     table = page[page.index("Models of other sizes") :]
     sizes = [one.json["about"]["parameters"] / 1e6 for one in (small, done)]
-    places = [table.index(f", {size:.2f} million</th>") for size in sizes]
+    places = [table.index(f", {size:.2f} million, 2 clips</th>") for size in sizes]
     assert places[0] < places[1] < table.index("data:image/png;base64,")
     Path("other.json").write_text("{}")
-    for file, why in (("other.json", "not the record of a study"), ("none.json", "cannot be read")):
-        refused = cli("study", "world", "large", *quick, "--out", "again", "--beside", file)
+    for file, law, why in (
+        ("other.json", "corridor", "not the record of a study"),
+        ("none.json", "corridor", "cannot be read"),
+        ("small/world.json", "brush", "has corridor, space, and nothing of what is studied: brush"),
+    ):
+        refused = cli("study", "world", "large", "--quick", "--law", law, "--out", "again", "--beside", file)
         assert refused.code == 2
         assert f"--beside {file}: {why}" in refused.err
     assert not Path("again").exists()

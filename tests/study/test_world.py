@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from unveil import load
+from unveil.evaluate.playground import read
 from unveil.study import world
 from unveil.study.video_bench import Bench, Shared, stacked
 from unveil.study.video_page import world_page
@@ -48,7 +50,8 @@ def test_no_bar_is_met_by_a_still_frame_by_nothing_or_by_chance(scenes, name):
     law, items = LAWS[name], scenes[name]
     real = stacked(items)
     first = law.measures[0]
-    if name == "space":  # a still camera keeps space together: whether it moves stands beside
+    if name == "space":  # a still camera keeps space together: whether it moves has a bar of its own
+        assert next(one for one in law.measures if one.of is world.turns).bar == 0.8
         assert mean(world.turns, items, real[:, :, :1].expand_as(real)) == 0
     else:
         assert mean(first.of, items, real[:, :, :1].expand_as(real)) <= 0.6
@@ -59,12 +62,28 @@ def test_no_bar_is_met_by_a_still_frame_by_nothing_or_by_chance(scenes, name):
 def test_things_that_change_do_not_last(scenes):
     items = scenes["occluder"]
     real = stacked(items)
-    assert mean(world.hidden, items, real) == 1
+    behind, outside = (partial(world.hidden, where=where) for where in ("behind", "outside"))
+    assert mean(behind, items, real) == 1
+    assert mean(outside, items, real) == 0
     other = torch.cat([real[:, :, :8], real.roll(1, 0)[:, :, 8:]], dim=2)  # another comes out
     assert mean(world.lasts, items, other) < 0.3
     assert mean(world.lasts, items, torch.cat([real[:, :, :8], BLACK.expand_as(real)[:, :, 8:]], 2)) == 0
     assert mean(world.goes, items, real.flip(2)) == 0
-    assert mean(world.hidden, scenes["frame"], stacked(scenes["frame"])) == 1
+    away = scenes["frame"]
+    assert mean(outside, away, stacked(away)) == 1
+    assert mean(behind, away, stacked(away)) == 0
+
+
+def test_what_blinks_in_the_open_is_not_hidden(scenes):
+    """Some frames without the thing, in clips in which nothing could hide it."""
+    still = [scene for scene in scenes["frame"] if 10 < scene["track"][0, 0, 0] < 22]
+    assert still
+    clips = stacked(still)[:, :, :1].expand(-1, -1, 16, -1, -1).clone()
+    clips[:, :, 7:10] = clips[:, :, :1, :1, :1]  # the ground alone
+    for where in ("behind", "outside"):
+        assert mean(partial(world.hidden, where=where), still, clips) == 0
+    assert mean(world.lasts, still, clips) > 0.5
+    assert not any(read(clip, most=1)[0].visible.all() for clip in clips)
 
 
 def test_space_that_is_bent_is_seen(scenes):
@@ -134,6 +153,7 @@ def test_a_study_of_a_model_has_a_page():
     assert rows[0]["bar"] == 0.9
     assert rows[0]["ceiling"] > 0.95
     assert set(rows[1]["baselines"]) == {
+        "the 6 frames, the last one held",
         "real clips with their frames mixed",
         "the first frame of real ones, held",
         "without these frames",

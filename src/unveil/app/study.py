@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -144,26 +144,27 @@ def inverse(
 
 def video(name: str, settings: clips.Settings, device: str, place: Place, console: Console) -> None:
     """Tries what a model of clips can do besides clips from text, writes video.json and video.html."""
-    _of_clips(name, "video", settings, (clips.study_video, video_page), device, place, console)
+    _of_clips(name, "video", settings, (clips.study_video, video_page, clips.TASKS), device, place, console)
 
 
 def text(name: str, settings: words.Settings, device: str, place: Place, console: Console) -> None:
     """Tries what a model of clips understands of prompts, writes text.json and text.html."""
-    _of_clips(name, "text", settings, (words.study_text, text_page), device, place, console)
+    _of_clips(name, "text", settings, (words.study_text, text_page, words.TASKS), device, place, console)
 
 
 def world(name: str, settings: Shared, device: str, place: Place, console: Console) -> None:
     """Tries what a model of clips knows about the world, writes world.json and world.html."""
-    _of_clips(name, "world", settings, (laws.study_world, world_page), device, place, console)
+    _of_clips(name, "world", settings, (laws.study_world, world_page, laws.LAWS), device, place, console)
 
 
 def _of_clips(
-    name: str, what: str, settings: Shared, parts: tuple[Callable[..., ClipStudy], Callable[..., str]], device: str,
-    place: Place, console: Console,
+    name: str, what: str, settings: Shared,
+    parts: tuple[Callable[..., ClipStudy], Callable[..., str], Iterable[str]], device: str, place: Place,
+    console: Console,
 ) -> None:  # fmt: skip
-    """Studies a model of clips by a function and writes what its page shows."""
-    study_it, page_of = parts
-    folder, others = place.free(name, what), [_record(path) for path in place.beside]
+    """Studies a model of clips by a function and writes what its page shows, of tasks of these names."""
+    study_it, page_of, tasks = parts
+    folder, others = place.free(name, what), [_record(path, settings.only or tuple(tasks)) for path in place.beside]
     begun = time.process_time()
     model, source = open_model(name, pick(device))
     model.lowered(DTYPES[settings.dtype])
@@ -280,14 +281,17 @@ def _line(row: Mapping[str, Any]) -> str:
     return ", ".join(parts + ([f"FID {row['fid']['value']:.3f}"] if row["fid"] else []))
 
 
-def _record(path: Path) -> dict[str, Any]:
-    """What a page shows of the record of another model's study.
+def _record(path: Path, tasks: Sequence[str]) -> dict[str, Any]:
+    """What a page shows of the record of another model's study of these tasks.
 
     Raises:
-        RecipeError: no such file, or another one.
+        RecipeError: no such file, another one, or one of other tasks.
     """
     try:
-        return first_rows(json.loads(path.read_text("utf-8")))
+        found = first_rows(json.loads(path.read_text("utf-8")))
+        if not set(found["tasks"]) & set(tasks):
+            raise RecipeError(f"has {', '.join(found['tasks'])}, and nothing of what is studied: {', '.join(tasks)}")
+        return found
     except OSError as problem:
         raise RecipeError(f"--beside {path}: cannot be read: {problem.strerror}") from problem
     except (ValueError, RecipeError) as problem:

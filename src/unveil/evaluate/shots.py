@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +13,16 @@ from torch import Tensor
 from unveil.data.shapes import COLOURS, PALETTE, Array
 from unveil.data.world.motion import View, turns_back
 from unveil.data.world.shots import CLEAR, FLOOR
+from unveil.data.world.stage import BAR
 from unveil.data.world.views import PERIOD, PILLARS, ring, walls
-from unveil.evaluate.playground import LEAST, alike, colours_of, frames_of, read
+from unveil.evaluate.playground import LEAST, Thing, alike, colours_of, frames_of, read
 from unveil.evaluate.scenes import ground_of, mixtures
 
 _WHITE = list(COLOURS).index("white")
 _PIECE = 4  # pixels of a piece of what broke
 _BROKEN = 3  # pieces, at least
+_EDGE = 0.3  # of the picture's width: as near to a side a thing is when it is seen last, and first again
+_GREY = 16  # levels by which what is grey as a bar differs from it at most
 _SEEN = 2  # pixels of a row in which a pillar has a place
 _DEPTHS = (1.0, 1.0 + PERIOD)  # of the corridor's walls that are looked at: near, and one period
 
@@ -127,6 +130,26 @@ def walked(pixels: Tensor) -> Array:
     wave = (share.clip(0, 1) * weight) @ np.exp(-2j * np.pi * depth[near] / PERIOD)
     phase = np.unwrap(np.angle(wave))
     return ((phase - phase[0]) / (2 * np.pi) * PERIOD).astype(np.float32)
+
+
+def unseen(pixels: Tensor, thing: Thing) -> Literal["behind", "outside"] | None:
+    """Where a thing is while it is not seen: behind a bar that stands there from the beginning, or out of the picture.
+
+    None where it is always seen, comes and goes more than once, is not there in the first or last frame, or is gone in
+    the open.
+    """
+    gone = np.flatnonzero(~thing.visible)
+    if not (len(gone) and thing.visible[0] and thing.visible[-1]) or gone[-1] - gone[0] + 1 != len(gone):
+        return None
+    frames = frames_of(pixels)
+    before, after = thing.centres[gone[0] - 1], thing.centres[gone[-1] + 1]
+    x, y = np.clip((before + after) / 2, 1, np.array(frames.shape[2:0:-1]) - 2).astype(np.int64)
+    between = np.median(frames[[0, *gone], y - 1 : y + 2, x - 1 : x + 2], axis=(1, 2))  # of the picture at first, too
+    if np.abs(between - BAR).mean(-1).max() <= _GREY:
+        return "behind"
+    width = frames.shape[2]
+    left = np.array([before[0], after[0]])
+    return "outside" if min(left.max(), (width - left).max()) <= _EDGE * width else None
 
 
 def broken(pixels: Tensor) -> int | None:

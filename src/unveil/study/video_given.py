@@ -99,7 +99,7 @@ def _extended(
             ceiling=float(np.mean(noise)) / least, baselines={"freeze": 1.0},
         ),
         means(
-            f"{direction}: error of places", ours, seed, unit="px", ceiling=float(np.mean(noise)),
+            f"{direction}: error of places", ours, seed, unit="px", ceiling=float(np.mean(noise)), rule="at most",
             baselines={"freeze": least},
         ),
         shares(f"{direction}: colour and shape kept", kept),

@@ -65,56 +65,64 @@ def _bars(record: Mapping[str, Any]) -> Iterable[Sequence[str]]:
 
 
 def _short(record: Mapping[str, Any]) -> Iterable[str]:
-    """The numbers whose interval leaves out what real clips reach."""
+    """The numbers that are worse than what real clips reach, by their whole interval."""
     rows = [
         (f"{task['title']}: {row['measure']}", _found(row), said(row["ceiling"], row["unit"]))
         for task in record["tasks"].values()
         for row in task["rows"]
-        if row["ceiling"] is not None and not row["found"]["low"] <= row["ceiling"] <= row["found"]["high"]
+        if row["short"]
     ]
+    yield "<h2>What it cannot do</h2>"
     if rows:
-        yield "<h2>What it cannot do</h2>"
-        yield "<p>Or not as real clips do: the interval leaves out what the same program reads from them.</p>"
+        yield "<p>Or not as real clips do: what the same program reads from them is better than the whole interval.</p>"
         yield table(("", "found", "real clips"), rows)
+    else:
+        yield "<p>No number is worse than what the same program reads from real clips by its whole interval.</p>"
 
 
 def first_rows(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What other models' pages show of a study beside their own: its model, its size, the first number of each task.
+    """What other models' pages show of a study beside their own: its model, its size, the main numbers of each task.
 
     Raises:
         RecipeError: not the record of a study of clips.
     """
     try:
         name, parameters = record["model"]["name"], int(record["about"]["parameters"])
-        rows = {task["title"]: task["rows"][0] for task in record["tasks"].values()}
-        numbers = {title: {key: row[key] for key in ("measure", "unit", "found")} for title, row in rows.items()}
+        count, tasks = int(record["settings"]["count"]), record["tasks"]
+        numbers = {
+            name: {
+                f"{task['title']}: {row['measure']}": {key: row[key] for key in ("unit", "found")}
+                for row in [row for row in task["rows"] if row["main"]] or task["rows"][:1]
+            }
+            for name, task in tasks.items()
+        }
     except (KeyError, TypeError, IndexError) as problem:
         raise RecipeError("not the record of a study of clips, or an earlier version's; make it again") from problem
-    return {"model": name, "parameters": parameters, "first": numbers}
+    return {"model": name, "parameters": parameters, "count": count, "tasks": numbers}
 
 
 def _beside(record: Mapping[str, Any]) -> Iterable[str]:
-    """The first numbers of every task against the size of the model, where other models stand beside it."""
+    """The main numbers of every task against the size of the model, where other models stand beside it."""
     if not record.get("beside"):
         return
     models = sorted([first_rows(record), *record["beside"]], key=lambda one: one["parameters"])
-    titles = [title for title in models[0]["first"] if all(title in one["first"] for one in models)]
-    sizes, rows, curves = [one["parameters"] / 1e6 for one in models], list[Sequence[str]](), list[dict[str, Any]]()
-    for title in titles:
-        own = [one["first"][title] for one in models]
-        rows.append((f"{title}: {own[0]['measure']}", *(_found(one) for one in own)))
-    for unit, words in (("%", "share of clips"), ("px", "pixels"), ("", "ratio or degrees")):
+    found = [{words: row for rows in one["tasks"].values() for words, row in rows.items()} for one in models]
+    common = [words for words in found[0] if all(words in rows for rows in found)]
+    sizes, curves = [one["parameters"] / 1e6 for one in models], list[dict[str, Any]]()
+    for unit, axis in (("%", "share of clips"), ("px", "pixels"), ("", "ratio or degrees")):
         lines = {
-            title: [[one["first"][title]["found"]["value"] for one in models]]
-            for title in titles
-            if models[0]["first"][title]["unit"] == unit
+            words: [[rows[words]["found"]["value"] for rows in found]]
+            for words in common
+            if found[0][words]["unit"] == unit
         }
         if lines:
-            curves.append(vars(Curve("millions of parameters", words, sizes, lines, log_x=True)))
-    heads = [f"{one['model']}, {size:.2f} million" for one, size in zip(models, sizes, strict=True)]
+            curves.append(vars(Curve("millions of parameters", axis, sizes, lines, log_x=True)))
+    heads = [
+        f"{one['model']}, {size:.2f} million, {one['count']} clips" for one, size in zip(models, sizes, strict=True)
+    ]
     yield "<h2>Models of other sizes</h2>"
-    yield table(("", *heads), rows)
-    yield figure(curves_chart(curves), "The first number of each task, by the parameters of network and text encoder.")
+    yield table(("", *heads), [(words, *(_found(rows[words]) for rows in found)) for words in common])
+    yield figure(curves_chart(curves), "By the parameters of network and text encoder.")
 
 
 def _row(row: Mapping[str, Any]) -> Sequence[str]:

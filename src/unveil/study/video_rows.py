@@ -10,6 +10,8 @@ import torch
 
 from unveil.evaluate.metrics import Interval, bootstrap, share
 
+Rule = Literal["at least", "at most", "like"]  # which side of a number is better; "like": none, being it is
+
 
 @dataclass(frozen=True)
 class Row:
@@ -21,6 +23,7 @@ class Row:
         bar, rule: which number must be reached, from which side; None: there is none.
         ceiling: the same of real clips, which is what the detector allows.
         baselines: the same of what takes no model, by name.
+        main: whether models of several sizes are compared by it; where no row of a task is, they are by its first.
     """
 
     measure: str
@@ -28,9 +31,10 @@ class Row:
     count: int
     unit: Literal["%", "px", ""] = ""
     bar: float | None = None
-    rule: Literal["at least", "at most"] = "at least"
+    rule: Rule = "at least"
     ceiling: float | None = None
     baselines: Mapping[str, float] = field(default_factory=dict)
+    main: bool = False
 
     @property
     def met(self) -> bool | None:
@@ -39,9 +43,17 @@ class Row:
             return None
         return self.found.value >= self.bar if self.rule == "at least" else self.found.value <= self.bar
 
+    @property
+    def short(self) -> bool:
+        """Whether it is worse than real clips are by more than chance."""
+        if self.ceiling is None:
+            return False
+        below, above = self.found.high < self.ceiling, self.found.low > self.ceiling
+        return {"at least": below, "at most": above, "like": below or above}[self.rule]
+
     def record(self) -> dict[str, Any]:
         """All of it as plain values."""
-        return {**asdict(self), "found": self.found._asdict(), "met": self.met}
+        return {**asdict(self), "found": self.found._asdict(), "met": self.met, "short": self.short}
 
     @property
     def text(self) -> str:

@@ -159,10 +159,7 @@ def study_text(model: Model, settings: Settings, reach: Reach = lambda done, tot
     Raises:
         RecipeError: another kind of model, or an unknown kind.
     """
-    tasks: dict[str, Callable[[Bench[Settings]], Found]] = {
-        name: partial(of_kind, kind) for name, kind in KINDS.items()
-    }
-    return studied(model, settings, {**tasks, NEGATION: negation}, reach)
+    return studied(model, settings, TASKS, reach)
 
 
 def of_kind(kind: Kind, bench: Bench[Settings]) -> Found:
@@ -191,16 +188,21 @@ def negation(bench: Bench[Settings]) -> Found:
     """How often clips are of a colour that a negative prompt names, of prompts that name none."""
     items = clips_of(bench, KINDS["motion"])
     texts = [text_of(item).replace(f" {thing(item)['colour']}", "") for item in items]
-    colour = lambda clip: look(clip).facts["colour"] != NEGATED  # noqa: E731
     plain, without = bench.made(texts), bench.made(texts, negative=NEGATED)
-    good = [colour(clip) for clip in without]
-    before = sum(colour(clip) for clip in plain) / len(plain)
-    row = shares(f"not {NEGATED}", good, baselines={"without a negative prompt": before})
+    good = [_another_colour(clip) for clip in without]
+    before = sum(map(_another_colour, plain)) / len(plain)
+    real = [_another_colour(item["pixels"]) for item in items if thing(item)["colour"] != NEGATED]
+    row = shares(f"a thing that is not {NEGATED}", good, real, baselines={"without a negative prompt": before})
     method = (
         f"Prompts that name no colour, such as {texts[0]!r}, with the negative prompt {NEGATED!r}; and without it, of "
-        "the same noise."
+        f"the same noise. Ceiling: real clips of things that are not {NEGATED}."
     )
     return Found("Negation", method, [row], films=shown([plain, without], good))
+
+
+def _another_colour(clip: Tensor) -> bool:
+    """Whether there is a thing, and of a colour that was not named."""
+    return look(clip).facts["colour"] not in (None, NEGATED)
 
 
 def clips_of(bench: Bench[Settings], kind: Kind) -> list[Item]:
@@ -218,3 +220,8 @@ def said(item: Item, kind: Kind, number: int) -> str:
     """The prompt of a clip; the form of short and raw ones changes with its number."""
     draws = [(0.37 * (number + 1) + 0.13 * place) % 1 for place in range(telling.DRAWS)]
     return telling.tell(item["attributes"], kind.register, kind.language, draws, faults=0).text
+
+
+TASKS: dict[str, Callable[[Bench[Settings]], Found]] = {
+    **{name: partial(of_kind, kind) for name, kind in KINDS.items()}, NEGATION: negation,
+}  # fmt: skip

@@ -136,8 +136,8 @@ def _bar(cast: Cast, wanted: NDArray[np.bool_], draw: Real, view: View) -> tuple
     way = np.where(upright[:, None], x, y)
     low, high = way.min(1) + radius[:, 0], way.max(1) - radius[:, 0]  # what lies between is free at both ends
     room = high - low
-    width = np.minimum((1.6 + draw) * radius[:, 0], room)
-    there = wanted & lone & (upright | flat) & (room > 0.9 * radius[:, 0])
+    width = np.minimum((2.2 + 0.6 * draw) * radius[:, 0], room)  # all of it goes behind
+    there = wanted & lone & (upright | flat) & (room > 2 * radius[:, 0])
     middle = (low + high) / 2
     bar = np.stack([middle - width / 2, middle + width / 2], axis=1) * there[:, None]
     return bar.astype(np.float32), upright
