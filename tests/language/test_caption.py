@@ -119,6 +119,39 @@ def test_a_model_of_transformers_tells_pictures_and_clips(folder):
     assert all(one.text.split()[0] == "ground" and one.confidence is None for one in told)
 
 
+def test_a_model_that_talks_is_asked_and_its_answer_alone_is_taken(tmp_path: Path):
+    """A tiny LLaVA that always writes one word."""
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {"ground": 0, "[UNK]": 1, "[EOS]": 2, "<image>": 3, "asked": 4}
+    own = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    own.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=own, unk_token="[UNK]", eos_token="[EOS]")
+    fast.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = transformers.LlamaConfig(**size, vocab_size=5, eos_token_id=2, bos_token_id=None, pad_token_id=2)
+    sight = transformers.CLIPVisionConfig(**size, image_size=32, patch_size=16, projection_dim=16)
+    config = transformers.LlavaConfig(
+        vision_config=sight, text_config=text, image_token_index=3, vision_feature_layer=-1
+    )
+    model = transformers.LlavaForConditionalGeneration(config).eval()
+    torch.nn.init.zeros_(model.lm_head.weight)  # the first word is the likeliest
+    template = (
+        "{% for turn in messages %}{% for part in turn.content %}"
+        "{{ '<image> ' if part.type == 'image' else 'asked ' + part.text }}{% endfor %}{% endfor %}"
+    )
+    images = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    processor = transformers.LlavaProcessor(
+        images, fast, patch_size=16, vision_feature_select_strategy="default", chat_template=template,
+        image_token="<image>", num_additional_image_tokens=1,
+    )  # fmt: skip
+    folder = tmp_path / "tiny-llava"
+    processor.save_pretrained(folder)
+    model.save_pretrained(folder)
+    told = ImageToText(folder)(reels(1))
+    assert set(told[0].text.split()) == {"ground"}
+
+
 def test_folders_that_are_no_captioners(folder, tmp_path):
     with pytest.raises(WeightsError, match=r"no config.json"):
         ImageToText(tmp_path)

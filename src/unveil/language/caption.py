@@ -169,6 +169,8 @@ class Own:
 class ImageToText:
     """A model of transformers that tells pictures, from a local folder; of clips it is shown some frames side by side.
 
+    One that talks, which its chat template says, is asked for a caption; others are shown the picture alone.
+
     Args:
         folder: as transformers writes it: config.json, safetensors, a processor. No code in it is run.
         device: where it runs.
@@ -215,11 +217,16 @@ class ImageToText:
     def _text(self, reel: Reel) -> str:
         from PIL import Image
 
-        picture = Image.fromarray(_row(reel).permute(1, 2, 0).numpy())
-        inputs: Any = self._processor(images=picture, return_tensors="pt").to(self._model.device)
+        given: dict[str, Any] = {"images": Image.fromarray(_row(reel).permute(1, 2, 0).numpy()), "return_tensors": "pt"}
+        talks = bool(getattr(self._processor, "chat_template", None))
+        if talks:  # it tells nothing unless it is asked, and its answer comes after the question
+            turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _asked(reel)}]}
+            given["text"] = self._processor.apply_chat_template([turn], add_generation_prompt=True)
+        inputs: Any = self._processor(**given).to(self._model.device)
         with torch.no_grad():
             found = self._model.generate(**inputs, max_new_tokens=128, do_sample=False)
-        return self._processor.batch_decode(found, skip_special_tokens=True)[0].strip()
+        answer = found[:, inputs["input_ids"].shape[1] :] if talks else found
+        return self._processor.batch_decode(answer, skip_special_tokens=True)[0].strip()
 
 
 class Vision(Client):
@@ -237,9 +244,12 @@ class Vision(Client):
 
     def _messages(self, reel: Reel) -> list[dict[str, Any]]:
         url = "data:image/png;base64," + base64.b64encode(png(_row(reel))).decode()
-        asked = _ASKED if reel.pixels.shape[1] == 1 else _ASKED_CLIP
-        content = [{"type": "text", "text": asked}, {"type": "image_url", "image_url": {"url": url}}]
+        content = [{"type": "text", "text": _asked(reel)}, {"type": "image_url", "image_url": {"url": url}}]
         return [{"role": "user", "content": content}]
+
+
+def _asked(reel: Reel) -> str:
+    return _ASKED if reel.pixels.shape[1] == 1 else _ASKED_CLIP
 
 
 def in_parts(reels: Iterator[Reel], count: int) -> Iterator[list[Reel]]:
