@@ -13,6 +13,8 @@ from PIL import Image
 from tests.service.conftest import done
 from unveil.app.cli import run
 from unveil.pictures import png
+from unveil.service.pictures import PICTURES, pictures_of
+from unveil.service.worker import Report
 
 STEPS = {"steps": 3}
 
@@ -63,6 +65,21 @@ def test_several_of_one_picture_differ_and_show_what_is_on_its_way(queue, result
     made = [name for name in job.outputs if name != "sheet.png"]
     assert len({pixels(results.file(job.id, name)).tobytes() for name in made}) == 3
     assert (job.done, job.total) != (0, 0)
+
+
+def test_an_edit_whose_worker_died_is_made_by_the_next_one(queue, results, worker, inputs, digit: Path):
+    change = {"verb": "img2img", "picture": inputs.keep(digit.read_bytes()).name}
+    asked = {"model": "ddpm-digits", "label": "3", "sampling": STEPS, "change": change}
+    id = queue.submit(PICTURES, asked).id
+    dead = Report(queue, queue.take("dead"), "dead")
+    dead.preview(digit.read_bytes())  # and no more: killed
+    queue.reclaim("dead")
+    assert dead.preview_file.exists()
+    assert worker.one()
+    job = queue.get(id)
+    assert (job.state, job.error, job.attempts) == ("completed", None, 2)
+    assert len(pictures_of(results.read(id))) == 1
+    assert not dead.preview_file.exists()
 
 
 def test_what_a_person_should_know_is_told_of_the_job(queue, results, worker):

@@ -133,6 +133,29 @@ def test_a_damaged_table_is_made_again_from_what_was_made_and_that_is_said(tmp_p
         assert service.said == ()
 
 
+@pytest.mark.parametrize("lose", [lambda file: file.write_bytes(b""), Path.unlink], ids=["empty", "gone"])
+def test_a_table_that_is_lost_is_made_again_from_what_was_made_and_that_is_said(tmp_path, lose):
+    with serving(tmp_path, "here", ()) as service:
+        assert service.said == ()  # there is nothing, and nothing was lost
+        id, waits = (service.submit("slow", {}).id for _ in range(2))
+        with service.results.writing(service.queue.take("w")) as folder:
+            (folder / "0.txt").write_text("made")
+        service.queue.complete(id, "w", ["0.txt"])
+        file = service.queue.file
+    with serving(tmp_path, "here", ()) as service:  # control
+        assert (service.said, len(service.queue.jobs())) == ((), 2)
+    lose(file)
+    with serving(tmp_path, "here", ()) as service:
+        assert [job.id for job in service.queue.jobs()] == [id]
+        assert service.results.file(id, "0.txt").read_text() == "made"
+        assert service.queue.get(waits) is None
+        (said,) = service.said
+        assert said.startswith("jobs.sqlite3 held no job; 1 completed jobs are listed again")
+        assert service.delete(id)
+    with serving(tmp_path, "here", ()) as service:
+        assert (service.said, service.queue.jobs()) == ((), [])
+
+
 def test_what_has_ended_is_deleted_with_its_files_and_nothing_else_is(tmp_path):
     with serving(tmp_path, "here", ()) as service:
         id = service.submit("slow", {}).id

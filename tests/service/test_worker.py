@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from unveil.service.job import Limits
 from unveil.service.queue import Queue
@@ -87,6 +88,27 @@ def test_a_job_that_fails_says_why_and_the_next_one_is_done(queue, results):
     faults = [queue.get(id).fault for id in (wrong, broken, nobody, large, good)]
     assert faults == ["asked", "server", "asked", "room", None]
     assert [one.id for one in results.all()] == [good]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param(lambda: bytearray(1 << 60), id="python"),
+        pytest.param(lambda: torch.empty(1 << 50), id="the processor"),
+        pytest.param(lambda: torch.OutOfMemoryError("CUDA out of memory."), id="a graphics card"),
+    ],
+)
+def test_a_job_for_which_memory_runs_out_says_so_and_the_next_one_is_done(queue, results, more):
+    def too_much(request, folder, report):
+        raise more()
+
+    own = worker(queue, results, picture=draw, large=too_much)
+    large, good = asked(queue, kind="large"), asked(queue)
+    assert own.one()
+    assert own.one()
+    assert queue.get(large).error.startswith("out of memory; ask for fewer or smaller pictures")
+    assert queue.get(large).fault == "room"
+    assert queue.get(good).state == "completed"
 
 
 def test_a_cancelled_job_stops_at_its_next_step_and_leaves_nothing(queue, results):

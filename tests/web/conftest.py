@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
-import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -34,7 +33,7 @@ from unveil.service.worker import Report, Work, Worker
 from unveil.web.api import BUDGET, Extend, api
 from unveil.web.guard import App
 from unveil.web.rules import Rules
-from unveil.web.server import Impatient
+from unveil.web.server import Impatient, bound_to
 
 KEY, OTHER = "sesame-sesame-sesame", "barley-barley-barley"
 Many = Limits(waiting=100, each=100)
@@ -135,8 +134,7 @@ def server(
 ) -> Iterator[Server]:
     queue, results = Queue(folder, limits), Results(folder / MADE)
     service = Service(queue, results, Crew(), Catalog(folder / RUNS), Inputs(folder / FOLDER))  # type: ignore[arg-type]
-    bound = socket.socket()
-    bound.bind(("127.0.0.1", 0))
+    bound = bound_to("127.0.0.1", 0)
     app = api(service, rules or Rules(), budget, extend)
     app = app if before is None else before(app, rules or Rules())
     lifespan: Any = "off" if extend is None else "on"

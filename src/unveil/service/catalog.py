@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from unveil.checkpoints import ours, shelf
-from unveil.config import ModelConfig, read_yaml, validate
+from unveil.config import ModelConfig, SampleConfig, read_yaml, validate
 from unveil.data.decode import inside
 from unveil.types import Error, MediaError, WeightsError, nearest
 
@@ -45,13 +45,18 @@ class About(NamedTuple):
         makes: pictures or clips.
         takes: keys of its conditions, such as "prompt".
         shape: of a sample, channels first.
-        steps: of its sampler.
+        sample: how it is drawn.
     """
 
     makes: Literal["pictures", "clips"] | None = None
     takes: tuple[str, ...] | None = None
     shape: tuple[int, ...] | None = None
-    steps: int | None = None
+    sample: SampleConfig | None = None
+
+    @property
+    def steps(self) -> int | None:
+        """Of its sampler."""
+        return None if self.sample is None else self.sample.steps
 
 
 class Catalog:
@@ -178,7 +183,7 @@ def _described(file: Path, stamp: int) -> About:
     config = validate(ModelConfig, read_yaml(file.read_text("utf-8"), str(file)), str(file))
     takes = tuple(dict.fromkeys(one.key for one in config.condition))
     makes: Literal["pictures", "clips"] = "clips" if len(config.shape) == 4 else "pictures"
-    return About(makes, takes, config.shape, config.sample.steps)
+    return About(makes, takes, config.shape, config.sample)
 
 
 def _named(name: str, every: Sequence[Known], what: str) -> Known:

@@ -31,12 +31,7 @@ def held(folder: Path, address: str) -> Iterator[None]:
     except OSError as problem:
         raise NotWritable(f"{folder}: cannot be written ({problem.strerror}); choose another folder") from problem
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as problem:
-            raise NotWritable(
-                f"{folder}: {_told(handle)} serves this folder; use that one, or choose another folder"
-            ) from problem
+        _lock(folder, handle, fcntl.LOCK_EX)
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps({"pid": os.getpid(), "address": address}).encode(), 0)
         try:
@@ -45,6 +40,31 @@ def held(folder: Path, address: str) -> Iterator[None]:
             os.ftruncate(handle, 0)
     finally:
         os.close(handle)
+
+
+def refuse_held(folder: Path) -> None:
+    """Looks whether a folder is held, and writes nothing.
+
+    Raises:
+        NotWritable: another process holds it.
+    """
+    try:
+        handle = os.open(folder / FILE, os.O_RDONLY)
+    except OSError:  # nobody has held it yet; or nobody can, which `held` says
+        return
+    try:
+        _lock(folder, handle, fcntl.LOCK_SH)
+    finally:
+        os.close(handle)
+
+
+def _lock(folder: Path, handle: int, kind: int) -> None:
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError as problem:
+        raise NotWritable(
+            f"{folder}: {_told(handle)} serves this folder; use that one, or choose another folder"
+        ) from problem
 
 
 def _told(handle: int) -> str:

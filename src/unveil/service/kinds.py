@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from unveil.config import SampleConfig
 from unveil.config.section import Section
 from unveil.service.asked import Asked
 from unveil.service.catalog import RUNS, About, Catalog, about
 from unveil.service.clips import CLIPS, ClipRequest, Clips, files_of
 from unveil.service.clips import read_request as read_clips
 from unveil.service.commands import COMMANDS, Command, reader
+from unveil.service.effort import calls, check
 from unveil.service.inputs import FOLDER, Inputs
 from unveil.service.models import Models
 from unveil.service.pictures import PICTURES, PictureRequest, Pictures, wish_of
@@ -19,7 +22,7 @@ from unveil.service.pictures import read_request as read_pictures
 from unveil.service.worker import Work
 from unveil.types import RecipeError
 
-STEPS, SIDE, FRAMES = 50, 512, 16  # of a model that does not say before it is opened
+SIDE, FRAMES = 512, 16  # of a model that does not say before it is opened
 
 
 class Kind(NamedTuple):
@@ -28,7 +31,8 @@ class Kind(NamedTuple):
     Attributes:
         read: checks one, or raises RecipeError.
         check: looks up all that it names, or raises WeightsError or MediaError.
-        cost: how much work it is, in steps of a million pixels: samples x steps x frames x height x width / 10^6.
+        cost: how much work it is, in steps of a million pixels: samples x calls of the network x frames x height x
+            width / 10^6.
     """
 
     read: Callable[[Mapping[str, Any]], Section]
@@ -38,13 +42,14 @@ class Kind(NamedTuple):
 
 def _of_pictures(asked: PictureRequest, about: About, inputs: Inputs) -> float:
     side = (SIDE, SIDE) if about.shape is None else about.shape[-2:]
-    height, width = asked.size or side
+    height, width, jumps = *(asked.size or side), (0, 1)
     if asked.change is not None:
         sent, change = inputs.facts(asked.change.picture), asked.change
         height, width = asked.size or (sent.height, sent.width)
         factor = change.factor if change.verb == "upscale" else 1
         height, width = factor * (height + change.top + change.bottom), factor * (width + change.left + change.right)
-    return asked.count * _steps(asked, about) * height * width / 1e6
+        jumps = change.jumps
+    return asked.count * _calls(asked, about, jumps) * height * width / 1e6
 
 
 def _of_clips(asked: ClipRequest, about: About, inputs: Inputs) -> float:
@@ -57,11 +62,15 @@ def _of_clips(asked: ClipRequest, about: About, inputs: Inputs) -> float:
     frames = frames if sent or asked.length is None else asked.length
     height, width = asked.size or (height, width)
     factor = asked.factor if asked.verb == "upscale" else 1
-    return _steps(asked, about) * frames * factor * height * factor * width / 1e6
+    return _calls(asked, about) * frames * factor * height * factor * width / 1e6
 
 
-def _steps(asked: Asked, about: About) -> int:
-    return int(asked.sampling.get("steps") or about.steps or STEPS)
+def _calls(asked: Asked, about: About, jumps: tuple[int, int] = (0, 1)) -> float:
+    """Calls of the network for each sample, with the model's own settings where the request names no others."""
+    settings = (about.sample or SampleConfig()).changed(asked.sampling)
+    if asked.sampling.get("options"):  # the model's own are as they should be
+        check(settings)
+    return calls(settings, *jumps)
 
 
 def _line_of(kind: str) -> Callable[[Any, Catalog, Inputs], object]:
@@ -95,6 +104,7 @@ def weighed(
         RecipeError, WeightsError, MediaError: it cannot be done.
         OverBudget: it is more than this.
     """
+    _check_letters(request)
     asked = REQUESTS[kind].read(request)
     REQUESTS[kind].check(asked, catalog, inputs)
     model = about(catalog.model(asked.model)) if isinstance(asked, Asked) else About()
@@ -104,6 +114,14 @@ def weighed(
             f"{cost:.4g} megapixel steps, and a job may be {budget:g}: fewer, smaller, shorter or less steps"
         )
     return cost or 1.0
+
+
+def _check_letters(request: Mapping[str, Any]) -> None:
+    """Refuses text that no file, no table and no answer can hold, at whatever place."""
+    try:
+        json.dumps(request, ensure_ascii=False).encode()
+    except UnicodeEncodeError as problem:
+        raise RecipeError("request: holds half of a surrogate pair, which is no letter") from problem
 
 
 def kinds(folder: Path, device: str) -> Mapping[str, Work]:

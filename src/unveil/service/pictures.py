@@ -34,6 +34,7 @@ PICTURES = "pictures"
 MOST = 64  # pictures of a job
 BATCH = 16  # of them at a time
 HALF = 128  # of a mask's alpha: what is below is transparent
+JUMPS = (10, 10)  # of repaint
 PREVIEWS = 8  # of a job, so many at most
 STRIP = BESIDE[1]
 Margin = Annotated[int, Field(ge=0, le=4096)]
@@ -66,11 +67,16 @@ class Change(Section):
     bottom: Margin = 0
     factor: Annotated[int, Field(ge=1, le=8)] = 2
 
+    @property
+    def jumps(self) -> tuple[int, int]:
+        """How the method goes back and forth: the steps of a jump, and how often each stretch is walked."""
+        return JUMPS if self.method == "repaint" and self.verb in ("inpaint", "outpaint") else (0, 1)
+
     def settings(self) -> dict[str, Any]:
         """As the verb's own arguments."""
         usual = {"img2img": 0.6, "inpaint": 1.0, "upscale": 0.3}
         strength = self.strength if self.strength is not None else usual.get(self.verb)
-        filling = {"feather": self.feather, "method": self.method, "jumps": (10, 10)}
+        filling = {"feather": self.feather, "method": self.method, "jumps": JUMPS}
         margins = (self.left, self.right, self.top, self.bottom)
         own: dict[str, dict[str, Any]] = {
             "img2img": {"strength": strength},

@@ -1,7 +1,7 @@
 """The whole of it behind the browser and the HTTP interface: a folder's queue, results and workers, held by one server.
 
 What was there before is found again: jobs that waited wait, what ran is run anew, and where the table of jobs is
-damaged, what was made is listed again from the files.
+damaged, empty or gone, what was made is listed again from the files.
 """
 
 from __future__ import annotations
@@ -136,23 +136,18 @@ def serving(
         RecipeError: its table was made by a later version.
     """
     with held(folder, address):
-        queue, results, said = Queue(folder, limits), Results(folder / MADE), list[str]()
+        queue, results = Queue(folder, limits), Results(folder / MADE)
         results.sweep()
         inputs = Inputs(folder / FOLDER)
         for preview in (folder / PREVIEWS).glob("*.png"):
             preview.unlink(missing_ok=True)
-        if queue.damaged is not None:
-            count = queue.restore(results.all())
-            said.append(
-                f"{queue.file.name} was damaged and is now {queue.damaged.name}; {count} completed jobs are listed "
-                "again from their files, and those that waited are lost"
-            )
+        said = _restored(queue, results)
         for job in queue.recover():
             log.info("job %s was running when the server ended; it is %s", job.id, job.state)
         with suppress(OutOfResources):  # the disk is full already
             queue.take_room()
         crew = Crew(queue, devices)
-        service = Service(queue, results, crew, Catalog(folder / RUNS), inputs, tuple(said))
+        service = Service(queue, results, crew, Catalog(folder / RUNS), inputs, said)
         service.sweep()
         over = threading.Event()
         sweeper = threading.Thread(target=_sweep_again, args=(service, over), name="sweeper", daemon=True)
@@ -166,6 +161,20 @@ def serving(
             sweeper.join()
             inputs.close()
             queue.close()
+
+
+def _restored(queue: Queue, results: Results) -> tuple[str, ...]:
+    """Lists again what was made where the table of jobs holds none, as one that was lost; what is to be said of it."""
+    if queue.damaged is None and any(queue.counts().values()):
+        return ()
+    count = queue.restore(results.all())
+    if queue.damaged is None and not count:
+        return ()
+    what = "held no job" if queue.damaged is None else f"was damaged and is now {queue.damaged.name}"
+    return (
+        f"{queue.file.name} {what}; {count} completed jobs are listed again from their files, and those that waited "
+        "are lost",
+    )
 
 
 def _sweep_again(service: Service, over: threading.Event) -> None:

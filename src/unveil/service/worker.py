@@ -24,6 +24,7 @@ EVERY_S = 0.5  # between two words on progress, which wait for the disk
 IDLE_S = 0.05  # between two looks at an empty queue
 FULL_S = 0.5  # between two tries to write into it, while the disk is full
 PREVIEWS, LOGS = "previews", "log"
+MEMORY = "out of memory; ask for fewer or smaller pictures, or for a shorter or smaller clip"
 SAID = 50  # lines that are kept of what is told of a job
 log = logging.getLogger(__name__)
 
@@ -150,6 +151,7 @@ class Worker:
         report = Report(self.queue, job, self.name, self._over)
         pulse = _Pulse(report, self.queue.limits.lease / 4)
         try:
+            report.forget_preview()  # of a worker that died of this job; an edit writes over none
             end = self._done(job, report)
         finally:
             pulse.end()
@@ -178,8 +180,7 @@ class Worker:
         except Error as problem:
             why, fault = str(problem), _fault(problem)
         except Exception as problem:
-            log.exception("job %s", id)
-            why, fault = f"unexpected {type(problem).__name__}: {problem}; {OUR_FAULT}", "server"
+            why, fault = _unexpected(id, problem)
         return lambda: queue.fail(id, own, why, fault)
 
     def _made(self, job: Job, report: Report) -> Job:
@@ -200,6 +201,17 @@ class Worker:
 def _fault(problem: Error) -> Fault:
     """Whose fault an error is."""
     return "room" if isinstance(problem, OutOfResources) else "server" if isinstance(problem, Broken) else "asked"
+
+
+def _unexpected(id: str, problem: Exception) -> tuple[str, Fault]:
+    """What is said of an error that nobody foresaw, and whose fault it is."""
+    from unveil.codec.tiles import out_of_memory  # with it comes torch
+
+    if out_of_memory(problem):
+        log.warning("job %s: %s", id, problem)
+        return MEMORY, _fault(OutOfResources(MEMORY))
+    log.error("job %s", id, exc_info=problem)
+    return f"unexpected {type(problem).__name__}: {problem}; {OUR_FAULT}", "server"
 
 
 class _Pulse:

@@ -10,7 +10,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from unveil.web.problems import Problem
@@ -85,7 +85,7 @@ class Guard:
             raise Problem(403, "this server is not called by that name", "wrong_host")
         if origin is not None and not self._rules.is_origin(origin, host):
             raise Problem(403, "pages of another origin may not ask this server", "wrong_origin")
-        if origin is None and headers.get("sec-fetch-site") == "cross-site":
+        if origin is None and headers.get("sec-fetch-site") == "cross-site" and not _is_link(scope, headers):
             raise Problem(403, "pages of another origin may not ask this server", "wrong_origin")
         scheme, _, key = headers.get("authorization", "").partition(" ")
         owner = self._rules.who(key.strip() if scheme.lower() == "bearer" else None)
@@ -198,6 +198,15 @@ def _replay(first: Message, rest: Receive) -> Receive:
         return left.pop() if left else await rest()
 
     return receive
+
+
+def _is_link(scope: Scope, headers: Mapping[str, str]) -> bool:
+    """Whether somebody followed a link from another page: that changes nothing here, and the page sees nothing of it.
+
+    A frame in that page is none, nor is what its scripts fetch.
+    """
+    kinds = headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")
+    return scope["method"] == "GET" and kinds == ("navigate", "document")
 
 
 def _scheme(scope: Scope) -> str:

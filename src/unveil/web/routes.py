@@ -204,7 +204,7 @@ async def _of_film(asker: Asker, verb: Literal["edit", "extend"]) -> Any:
 async def _made(asker: Asker, before: Any) -> Kept:
     """The clip of a job, as a file that was sent."""
     id = before.get("id") if isinstance(before, dict) else None
-    if not isinstance(id, str):
+    if not isinstance(id, str) or not id.isascii():
         raise Problem(422, 'video: a file, or {"id": ...}', "invalid_value", "video")
     job = asker.job(id, CLIPS)
     name = content_of(job, "video")

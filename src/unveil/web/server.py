@@ -14,6 +14,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from unveil.app.console import Console
+from unveil.service.hold import refuse_held
 from unveil.service.job import Limits
 from unveil.service.service import serving
 from unveil.types import NotWritable, RecipeError
@@ -133,7 +134,8 @@ def serve(
         NotWritable: the address is taken, or another server has the folder.
     """
     rules = ask.rules(os.environ if variables is None else variables)
-    bound = _bound(ask.host, ask.port)
+    refuse_held(ask.folder)  # by whom is told before that the port is taken, which it is by the same one
+    bound = bound_to(ask.host, ask.port)
     with bound:
         shown = f"[{ask.host}]" if ":" in ask.host else ask.host
         address = f"http://{shown}:{bound.getsockname()[1]}"
@@ -154,14 +156,15 @@ def serve(
             uvicorn.Server(config).run(sockets=[bound])
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def bound_to(host: str, port: int) -> socket.socket:
     """A socket at an address.
 
     Raises:
         NotWritable: it is taken, or is none of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    found = socket.socket(family, socket.SOCK_STREAM)
+    # said to be TCP, or asyncio lets the end of an answer wait until its beginning has arrived, for some 40 ms
+    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((host.strip("[]"), port))
