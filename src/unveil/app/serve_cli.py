@@ -40,9 +40,7 @@ class Worked:
     )
     queue: Annotated[int, typer.Option(min=1, help="Jobs that may wait.")] = 32
     each: Annotated[int, typer.Option(min=1, help="Jobs of one key that may wait or run.")] = 8
-    budget: Annotated[float, typer.Option(min=0, help="Work of a job, in megapixels of network calls.")] = (
-        5000.0
-    )
+    budget: Annotated[float, typer.Option(min=0, help="Work of a job, in megapixels of network calls.")] = 5000.0
 
 
 def serve(
