@@ -127,15 +127,35 @@ def test_a_picture_is_made_by_the_keyboard_alone(page: Any):
     page.wait_for_selector("#picture-status [data-state=completed]")
 
 
+def opened_narrow(page: Any, tab: str) -> None:
+    """Chooses a tab, wherever the page keeps it."""
+    listed = page.locator(f"#tab-{tab}-button")
+    if not listed.is_visible():  # a narrow page keeps some in a menu
+        page.locator("#tabs button.overflow-menu, #tabs .overflow-menu button").first.click()
+        listed = page.locator(".overflow-dropdown button", has_text=re.compile(f"^\\s*{tab}", re.IGNORECASE))
+    listed.click()
+    page.wait_for_selector(f"#tab-{tab}:visible")
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 def test_nothing_reaches_beyond_the_page(page: Any, width: int):
     page.set_viewport_size({"width": width, "height": 844})
     for tab in TABS:
-        listed = page.locator(f"#tab-{tab}-button")
-        if not listed.is_visible():  # a narrow page keeps some in a menu
-            page.locator("#tabs button.overflow-menu, #tabs .overflow-menu button").first.click()
-            listed = page.locator(".overflow-dropdown button", has_text=re.compile(f"^\\s*{tab}", re.IGNORECASE))
-        listed.click()
-        page.wait_for_selector(f"#tab-{tab}:visible")
+        opened_narrow(page, tab)
         page.wait_for_timeout(200)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
+
+
+def test_what_a_row_does_is_in_sight_on_a_narrow_screen(page: Any):
+    page.set_viewport_size({"width": 390, "height": 844})
+    opened_narrow(page, "models")
+    button = page.locator("#models-table button.own").first
+    button.wait_for()
+    # of what lies there and is not cut off, at the place of its middle
+    seen = """one => {
+      const box = one.getBoundingClientRect();
+      return document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2) === one;
+    }"""
+    assert button.evaluate(seen)
+    button.click()
+    page.locator("#models-detail pre").wait_for()

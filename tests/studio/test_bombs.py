@@ -15,6 +15,7 @@ from PIL import Image
 pytest.importorskip("gradio")
 
 import gradio as gr
+from gradio import processing_utils
 from gradio.components.image_editor import AcceptBlobs, EditorData
 from gradio.data_classes import ImageData
 
@@ -25,7 +26,7 @@ from tests.web.test_guard import form
 from unveil.studio.client import Client
 from unveil.studio.page import Page
 from unveil.studio.server import extended
-from unveil.studio.still import LAYERS, PAINTED, Brush, Still
+from unveil.studio.still import LAYERS, PAINTED, Brush, Film, Still
 from unveil.types import RecipeError
 
 pytestmark = LEFT
@@ -39,12 +40,12 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield found
 
 
-def pressed(studio: Server, part: str, values: dict[str, Any]) -> dict[str, Any] | None:
+def pressed(studio: Server, part: str, values: dict[str, Any], event: str = "click") -> dict[str, Any] | None:
     """What the page's parts are told when a button is pressed, as a browser asks it, by name. None: it failed."""
     config = studio.ask("GET", "/en/config").json
     named = {one["id"]: (one["props"].get("elem_id"), one["props"].get("value")) for one in config["components"]}
     place = next(id for id, (name, _) in named.items() if name == part)
-    asked = next(one for one in config["dependencies"] if [place, "click"] in one["targets"])
+    asked = next(one for one in config["dependencies"] if [place, event] in one["targets"])
     data = [values.get(name, value) for name, value in (named[id] for id in asked["inputs"])]
     joined = {"data": data, "fn_index": asked["id"], "session_hash": "bombs"}
     assert studio.ask("POST", "/en/gradio_api/queue/join", joined).status == 200
@@ -103,16 +104,34 @@ def test_gradios_own_part_decodes_it(tmp_path: Path):
 
 def test_a_session_that_is_told_nothing_new_keeps_the_parts_that_decode_nothing():
     """Gradio makes a part again of its class for each session that an update passes over."""
-    for part in (Still(), Brush()):
+    for part in (Still(), Brush(), Film()):
         assert type(part)(**part.constructor_args).preprocess.__func__ is type(part).preprocess
-    assert (Still().get_block_name(), Brush().get_block_name()) == ("image", "imageeditor")
+    assert [one.get_block_name() for one in (Still(), Brush(), Film())] == ["image", "imageeditor", "video"]
     assert not list(Path(__import__("unveil.studio").__file__).parent.rglob("*.pyi"))
 
 
 def test_no_part_of_the_page_decodes_what_is_sent(studio: Server):
     parts = Page(Client(studio.service, None), "en").blocks().blocks.values()
-    assert {type(one) for one in parts if isinstance(one, gr.Image | gr.ImageEditor)} == {Still, Brush}
+    assert {type(one) for one in parts if isinstance(one, gr.Image | gr.ImageEditor | gr.Video)} == {Still, Brush, Film}
     assert not [one for one in parts if isinstance(one, gr.Gallery | gr.AnnotatedImage | gr.ImageSlider)]
+
+
+@pytest.mark.parametrize("ending", ["gif", "mkv", "mp4"])
+def test_a_clip_is_given_and_shown_as_the_file_that_it_is(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    clip = tmp_path / f"clip.{ending}"
+    clip.write_bytes(b"of any content")
+    asked: list[str] = []
+    monkeypatch.setattr(processing_utils, "ffmpeg_installed", lambda: True)
+    monkeypatch.setattr(processing_utils, "video_is_playable", lambda path: asked.append(path) or True)
+    monkeypatch.setattr(processing_utils, "_check_allowed", lambda *given, **how: None)
+    gr.Video().postprocess(str(clip))
+    assert asked == [str(clip)]  # control: Gradio's own part lets ffprobe read it
+    asked.clear()
+    shown = Film().postprocess(str(clip))
+    assert shown is not None
+    assert (shown.path, shown.orig_name, asked) == (str(clip), clip.name, [])
+    assert Film().preprocess(shown) == str(clip)
+    assert Film().postprocess(None) is Film().preprocess(None) is None
 
 
 def blob(id: str, index: int) -> AcceptBlobs:

@@ -122,3 +122,28 @@ def test_a_picture_that_was_made_becomes_a_frame_of_a_clip(page: Any, studio: Se
     page.get_by_label("Loop", exact=True).check()
     page.get_by_role("button", name="Make the clip").click()
     page.get_by_role("alert").get_by_text("Give the clip first.").wait_for()
+
+
+def test_a_clip_that_is_made_larger_is_made_anew_as_little_as_is_usual(page: Any, studio: Server):
+    chosen(page, "video")
+    small(page, 3)
+    page.get_by_label("What happens", exact=True).fill("a small red circle moves left")
+    first = made(page)
+    page.get_by_role("button", name="Go on from this clip").click()
+    page.wait_for_selector("#video-clip video")
+    slider, verbs = page.locator("#video-strength input[type=number]"), page.locator("#video-verb")
+    for verb, value in (("Edit", "0.7"), ("Larger", "0.3")):
+        verbs.get_by_label(verb, exact=True).check()
+        slider.wait_for()
+        page.wait_for_function(
+            "told => document.querySelector('#video-strength input[type=number]').value == told", arg=value
+        )
+    verbs.get_by_label("Connect two").check()
+    slider.wait_for(state="hidden")
+    page.get_by_label("one becomes the other").check()
+    slider.wait_for()
+    verbs.get_by_label("Larger", exact=True).check()
+    larger = made(page, first)
+    request = studio.service.queue.get(larger).request
+    assert (request["verb"], request["strength"]) == ("upscale", 0.3)
+    assert frames_of(studio, larger).shape[1:] == (3, 64, 64)

@@ -51,6 +51,7 @@ def test_a_picture_is_made_found_and_drawn_again_to_the_byte(page: Any, studio: 
     other = another(page, "picture", first)
     chosen(page, "gallery")
     page.get_by_label("Search").fill("blue square")
+    page.get_by_label("Search").press("Enter")
     page.wait_for_function("document.querySelectorAll('#gallery-cards article').length == 1")
     page.get_by_role("button", name="Take the settings of a large blue square on green").click()
     page.wait_for_selector("#tab-picture:visible")

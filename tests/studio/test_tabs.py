@@ -29,6 +29,7 @@ from unveil.service.process import MADE
 from unveil.service.queue import Queue
 from unveil.service.results import Results
 from unveil.service.service import Service
+from unveil.service.worker import log_of
 from unveil.studio.client import Client
 from unveil.studio.page import Page
 from unveil.studio.tab import Desk, Tab
@@ -36,7 +37,7 @@ from unveil.studio.tabs.gallery import Gallery
 from unveil.studio.tabs.models import Models
 from unveil.studio.tabs.picture import Picture
 from unveil.studio.tabs.queue import ENDED_SHOWN, Waiting
-from unveil.studio.tabs.train import Train
+from unveil.studio.tabs.train import LAST, Train
 from unveil.studio.tabs.video import Video
 from unveil.studio.typed import Typed
 from unveil.studio.words import Say
@@ -242,7 +243,7 @@ def test_the_slider_of_samples_stays_where_it_was_put(laid: Laid, client: Client
     kept = {"job": job.id}
 
     def look(at: Any, seen: Any) -> tuple[dict[str, Any], Any, str]:
-        _, slider, now, sheet, _ = train.look("", kept, at, seen)
+        _, slider, now, sheet, *_ = train.look("", kept, at, seen)
         return slider.constructor_args, now, sheet
 
     slider, seen, sheet = look(None, [])  # a hidden slider has no value
@@ -280,6 +281,27 @@ def test_a_page_that_is_loaded_again_shows_the_run_that_it_watched_or_the_last(l
         assert fields(kept) == [{"job": second.id}, "", "ddpm-digits", "two", False, ""]
 
 
+def test_what_a_training_says_is_seen_while_it_runs_and_after_it_failed(laid: Laid, client: Client):
+    train, queue = laid(Train), client.service.queue
+    job = queue.submit(TRAIN, {"recipe": "ddpm-digits", "run": "mine"})
+
+    def says() -> str:
+        *_, told, again = train.look("", {"job": job.id})
+        return f"{told} {again.constructor_args['active']}"
+
+    assert "It has said nothing yet." in says()
+    queue.take("w")
+    log = log_of(queue.folder, job.id)
+    log.parent.mkdir(parents=True)
+    log.write_text("".join(f"step {number} <b>\n" for number in range(LAST + 2)) + "error: no such folder\n")
+    assert "error: no such folder" in says()
+    assert "step 2 &lt;b&gt;" not in says()
+    assert "step 3 &lt;b&gt;" in says()
+    queue.fail(job.id, "w", "no such folder")
+    assert says().endswith("False")  # nothing more will come
+    assert "error: no such folder" in says()
+
+
 # -- what was made ----------------------------------------------------------------------------------------------------
 
 MASK, SOURCE = f"{1:032x}.png", f"{2:032x}.png"
@@ -292,6 +314,12 @@ def test_a_card_shows_every_picture_of_its_job(laid: Laid, client: Client):
     assert [name in shown for name in names] == [True] * 3
     assert shown.count("<img") == 3
     assert 'alt="a ring (3)"' in shown
+
+
+def test_the_gallery_is_looked_through_once_its_words_are_whole(client: Client):
+    page = Page(client, "en")
+    every = [target for one in page.blocks().fns.values() for target in one.targets]
+    assert {event for id, event in every if id == page.gallery.words._id} == {"submit", "blur"}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from unveil.service.job import ENDED, Job
 from unveil.service.kinds import weighed
 from unveil.service.queue import Place
 from unveil.service.service import Service
+from unveil.studio.apart import decoded
 from unveil.studio.mask import mask_of
 from unveil.studio.words import LANGUAGES, Say
 from unveil.types import MediaError, RecipeError
@@ -68,11 +69,20 @@ class Client:
         Raises:
             MediaError: as `keep`.
         """
-        kept = self.keep(path)
-        return None if kept is None else self.service.inputs.cover(kept.name)
+        kept, inputs = self.keep(path), self.service.inputs
+        if kept is None:
+            return None
+        if kept.kind == "clip":
+            return inputs.cover(kept.name)
+        with inputs.path(kept.name).open("rb") as file:  # as clips are decoded by a child, so are pictures here
+            return decoded(file, "RGB", (kept.width, kept.height))
 
     def mask(self, painted: Mapping[str, Any] | None, kept: Kept) -> str | None:
-        """What was painted over a picture or a clip that was sent, as another file that requests may speak of."""
+        """What was painted over a picture or a clip that was sent, as another file that requests may speak of.
+
+        Raises:
+            MediaError: as `mask_of`.
+        """
         mask = mask_of(painted, (kept.height, kept.width))
         return None if mask is None else self.service.inputs.keep(mask).name
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from PIL import Image
 
-from unveil.data.decode import open_picture
+from unveil.data.decode import header, open_picture
 from unveil.service.inputs import PIXELS
+from unveil.studio.apart import decoded
 
 SHOWN = 512  # px: smaller pictures are shown enlarged, so that a hand can paint on them
 HALF = 128  # of the brush's alpha
@@ -28,12 +29,16 @@ def mask_of(painted: Mapping[str, Any] | None, size: tuple[int, int]) -> bytes |
     Args:
         painted: as the editor gives it, its layers being files.
         size: of the picture that is edited.
+
+    Raises:
+        MediaError: a layer that is too large or damaged.
     """
     height, width = size
     mask = Image.new("L", (width, height))
     for layer in (painted or {}).get("layers") or ():
         with Path(layer).open("rb") as file:
-            alpha = open_picture(file, PIXELS).convert("RGBA").getchannel("A")
+            found = header(open_picture(file, PIXELS))
+            alpha = decoded(file, "A", (found.width, found.height))
         hole = _sharp(_sharp(alpha).resize((width, height), Image.Resampling.BOX))
         mask.paste(255, (0, 0), hole)
     if mask.getbbox() is None:

@@ -14,6 +14,7 @@ from unveil.service.clips import CLIPS, COVER, SHOWN
 from unveil.service.job import ENDED, Job
 from unveil.service.pictures import PICTURES, STRIP, pictures_of
 from unveil.service.queue import Place
+from unveil.studio.faults import why
 from unveil.studio.words import Say
 
 LONGEST = 300  # letters of a prompt on a card
@@ -150,7 +151,7 @@ def status(job: Job | None, place: Place | None, preview: bool, say: Say) -> Mar
         )
     if job.state == "failed":
         return Markup('<div data-state="failed" data-job="{}">{}</div>').format(
-            job.id, alert(say("It failed: {error}", error=job.error or ""))
+            job.id, alert(say("It failed: {error}", error=why(job, say)))
         )
     if job.state == "cancelled":
         return Markup('<p class="state" data-state="cancelled" data-job="{}">{}</p>').format(

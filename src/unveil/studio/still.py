@@ -1,17 +1,20 @@
-"""Pictures that a browser sends, of which Gradio decodes nothing.
+"""Pictures and clips that a browser sends, of which Gradio decodes nothing.
 
 Its own parts open and convert every picture in the server before a handler is asked, and a small file may be a
-picture of hundreds of megabytes. These give the files as they were sent: who keeps one weighs its header first.
+picture of hundreds of megabytes; clips that they show they give to ffmpeg, where that is installed, which may make
+other frames of them. These give the files as they were sent: who keeps one weighs its header first.
 """
 
 from __future__ import annotations
 
 from abc import ABCMeta
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.component_meta import ComponentMeta
 from gradio.components.base import server
+from gradio.data_classes import FileData
 from gradio.processing_utils import save_bytes_to_cache
 
 from unveil.types import RecipeError
@@ -35,6 +38,20 @@ class Still(gr.Image, metaclass=_Plain):
     def preprocess(self, payload: Any) -> str | None:
         """The file's path; None: there is none."""
         return None if payload is None else payload.path
+
+
+class Film(gr.Video, metaclass=_Plain):
+    """A clip, given and shown as the file that it is; one that a browser cannot play is not seen, and is the same."""
+
+    is_template = True
+
+    def preprocess(self, payload: Any) -> str | None:
+        """The file's path; None: there is none."""
+        return None if payload is None else payload.path
+
+    def postprocess(self, value: str | Path | None) -> FileData | None:
+        """The file as it is."""
+        return None if value is None else FileData(path=str(value), orig_name=Path(value).name)
 
 
 class Brush(gr.ImageEditor, metaclass=_Plain):

@@ -14,6 +14,7 @@ from unveil.service.asked import any_seed
 from unveil.service.job import Job
 from unveil.studio import shown
 from unveil.studio.client import Client
+from unveil.studio.faults import told
 from unveil.studio.mask import enlarged
 from unveil.studio.still import Brush
 from unveil.studio.typed import Typed
@@ -81,8 +82,8 @@ class Tab:
             said = event._data if isinstance(event._data, dict) else {}
             if "do" not in said:
                 return [gr.skip() for _ in range(len(outputs) + 1)]
-            told = {str(key): str(value)[:400] for key, value in said.items()}
-            return self._tried(lambda: call(_owner(request), told, *values), len(outputs))
+            given = {str(key): str(value)[:400] for key, value in said.items()}
+            return self._tried(lambda: call(_owner(request), given, *values), len(outputs))
 
         return part.click(heard, list(inputs), [self.told, *outputs], **self._how)
 
@@ -90,7 +91,7 @@ class Tab:
         try:
             found = call()
         except Error as problem:
-            return [shown.alert(str(problem)), *(gr.skip() for _ in range(count))]
+            return [shown.alert(told(problem, self.say)), *(gr.skip() for _ in range(count))]
         except OSError as problem:
             text = self.say("The server could not do it: {error}", error=problem.strerror or type(problem).__name__)
             return [shown.alert(text), *(gr.skip() for _ in range(count))]
@@ -201,6 +202,11 @@ class Maker(Tab):
             label=label, placeholder=self.say("auto"), elem_id=f"{self.name}-{part}", min_width=90
         )  # fmt: skip
 
+    def anew(self, value: float) -> Any:
+        """A slider of how much is made anew."""
+        label = self.say("How much is made anew, 0 to 1")
+        return gr.Slider(0, 1, value=value, step=0.05, label=label, elem_id=f"{self.name}-strength")
+
     def brush(self) -> Any:
         """A picture that is painted over."""
         return Brush(
@@ -247,8 +253,8 @@ class Maker(Tab):
             request: as it was asked.
             kept: whether the gallery has it, which asks for it as it is.
         """
-        told = ", ".join(self.left_out(request))
-        line = self.say("Not in the fields: {what}.", what=told) if told else ""
+        lacking = ", ".join(self.left_out(request))
+        line: str = self.say("Not in the fields: {what}.", what=lacking) if lacking else ""
         if line and kept:
             line += " " + self.say("Make it again, in the gallery, asks for all of it as it was.")
         return [*self.filled_by(request), shown.hint(line) if line else ""]
@@ -261,3 +267,16 @@ class Maker(Tab):
         """The fields as they were when the job that the browser keeps was asked for."""
         job = self.client.job((kept or {}).get("job"), owner)
         return [gr.skip() for _ in self.filled] if job is None else self.refilled(job.request)
+
+
+def usual_of(every: Mapping[str, float]) -> Call:
+    """What gives a slider the usual value of what is chosen, unless a hand has moved it.
+
+    Args:
+        every: the usual values, by what can be chosen; a slider that stands at one of them counts as not moved.
+    """
+
+    def usual(owner: str, chosen: str, value: Any) -> Any:
+        return every[chosen] if chosen in every and value in every.values() else gr.skip()
+
+    return usual

@@ -14,6 +14,10 @@ CATALOGUE = Path(__file__).parent / "chinese.yaml"
 CHINESE: dict[str, str] = read_yaml(CATALOGUE.read_text("utf-8"), CATALOGUE.name)
 
 
+class Said(str):
+    """What the page itself says, in its own language."""
+
+
 @dataclass(frozen=True)
 class Say:
     """The words of one language.
@@ -24,11 +28,11 @@ class Say:
 
     language: Language
 
-    def __call__(self, text: str, **values: Any) -> str:
+    def __call__(self, text: str, **values: Any) -> Said:
         """Words of the page, with values for what stands in braces.
 
         Raises:
             KeyError: the catalogue lacks them.
         """
         told = text if self.language == "en" else CHINESE[text]
-        return told.format(**values) if values else told
+        return Said(told.format(**values) if values else told)

@@ -43,7 +43,8 @@ class Gallery(Tab):
                 label=say("A picture that was made here"), file_types=[".png"], elem_id="gallery-file", height=120
             )
         self.cards = gr.HTML(elem_id="gallery-cards", js_on_load=HEARD)
-        for event in (self.words.submit, self.words.change, self.page.change):
+        # not with each letter: all that was ever made is looked through
+        for event in (self.words.submit, self.words.blur, self.page.change):
             self.on(event, self.look, [self.words, self.page], [self.cards])
 
     def look(self, owner: str, words: str, page: Any, asked: str = "") -> Markup:

@@ -13,6 +13,7 @@ from unveil.core.samplers import SAMPLERS
 from unveil.service.job import Job
 from unveil.service.pictures import PICTURES, pictures_of
 from unveil.studio import shown
+from unveil.studio.faults import why
 from unveil.studio.tab import POLL_S, Tab
 from unveil.types import RecipeError
 
@@ -136,4 +137,4 @@ class Grid:
             return Markup('<img src="{}" alt="{}" data-state="completed">').format(
                 source, shown.plain(shown.described(job))
             )
-        return shown.alert(job.error or "") if job.state == "failed" else shown.plain(shown.stands(job, None, say))
+        return shown.alert(why(job, say)) if job.state == "failed" else shown.plain(shown.stands(job, None, say))

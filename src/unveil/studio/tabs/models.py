@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,14 +13,19 @@ from markupsafe import Markup
 
 from unveil.app import inspection
 from unveil.app.console import Console
-from unveil.checkpoints import shelf
+from unveil.checkpoints import layouts, shelf
+from unveil.checkpoints.tensors import read_header
+from unveil.files import staged, sync_file
 from unveil.service.catalog import Known, about
 from unveil.service.commands import CONVERT, Dtype, Layout
 from unveil.service.job import Job
 from unveil.studio import shown
 from unveil.studio.tab import HEARD, Desk, Tab
 from unveil.studio.tabs.train import Logged
-from unveil.types import MediaError, NotWritable, RecipeError
+from unveil.types import MediaError, NotWritable, RecipeError, WeightsError
+
+DRAWERS = {"LoRA": "loras", "ControlNet": "controlnets"}  # of what is no model
+PICKLES = (b"PK\x03\x04", b"\x80")  # begin what `torch.save` writes
 
 
 @dataclass(frozen=True)
@@ -49,15 +53,14 @@ class Models(Tab):
         gr.HTML(shown.hint(where))
         self.table = gr.HTML(elem_id="models-table", js_on_load=HEARD)
         self.detail = gr.HTML(elem_id="models-detail")
-        drawers = {say("model"): "checkpoints", say("LoRA"): "loras", say("ControlNet"): "controlnets"}
         with gr.Accordion(say("Bring a file in"), open=False, elem_id="models-import"):
             self.file = gr.File(
                 label=say("File of weights"), file_types=[*shelf.FILES], elem_id="models-file", height=120
             )
-            self.drawer = gr.Radio(
-                [*drawers.items()], value="checkpoints", label=say("What it is"), elem_id="models-drawer"
-            )
+            drawers = [(words, name) for name, words in self._drawers.items()]
+            self.drawer = gr.Radio(drawers, value="checkpoints", label=say("What it is"), elem_id="models-drawer")
             self.bring = gr.Button(say("Bring it in"), elem_id="models-bring")
+            self.brought = gr.HTML(elem_id="models-brought")
         with gr.Accordion(say("Write it in another layout"), open=False, elem_id="models-convert"):
             self.source = gr.Dropdown(self.client.models(), label=say("Model"), elem_id="models-source")
             self.layout = gr.Radio([*get_args(Layout)], value="diffusers", label=say("Layout"), elem_id="models-layout")
@@ -70,17 +73,22 @@ class Models(Tab):
 
     def _wire(self) -> None:
         self.on_button(self.table, self._heard, [], [self.detail])
-        self.on(self.bring.click, self._brought, [self.file, self.drawer], [self.table, self.file, self.source])
+        seen = [self.table, self.file, self.source, self.brought]
+        self.on(self.bring.click, self._brought, [self.file, self.drawer], seen)
         asked = [self.source, self.layout, self.dtype, self.name]
         self.watch.begins(self.convert.click, self._converted, asked)
+
+    @property
+    def _drawers(self) -> dict[str, str]:
+        """What lies in each part of the models folder, in words."""
+        say = self.say
+        return {"checkpoints": say("model"), "loras": say("LoRA"), "controlnets": say("ControlNet")}
 
     def look(self, owner: str) -> Markup:
         """The table of all that there is."""
         say, catalog = self.say, self.client.service.catalog
-        kinds = [
-            (say("model"), catalog.models()), (say("LoRA"), catalog.loras()), (say("ControlNet"), catalog.controls()),
-        ]  # fmt: skip
-        rows = [self._row(kind, one) for kind, found in kinds for one in found]
+        kinds = {"checkpoints": catalog.models(), "loras": catalog.loras(), "controlnets": catalog.controls()}
+        rows = [self._row(kind, one) for kind, found in kinds.items() for one in found]
         heads = [say("Name"), say("What it is"), say("From"), say("Makes"), say("Size"), say("Steps"), say("Do")]
         return shown.table(heads, rows)
 
@@ -90,12 +98,12 @@ class Models(Tab):
         makes = {"pictures": say("pictures"), "clips": say("clips"), None: ""}
         size = " x ".join(map(str, told.shape[1:])) if told.shape else ""
         act = shown.button("inspect", say("Inspect"), say("Inspect {what}", what=one.name), name=one.name, kind=kind)
-        return [one.name, kind, origins[one.origin], makes[told.makes], size, told.steps or "", act]
+        return [one.name, self._drawers[kind], origins[one.origin], makes[told.makes], size, told.steps or "", act]
 
     def _heard(self, owner: str, said: Mapping[str, str]) -> Markup:
         catalog, kind = self.client.service.catalog, said.get("kind", "")
-        every = {self.say("LoRA"): catalog.loras, self.say("ControlNet"): catalog.controls}.get(kind, catalog.models)()
-        known = next((one for one in every if one.name == said.get("name")), None)
+        every = {"loras": catalog.loras, "controlnets": catalog.controls}.get(kind, catalog.models)
+        known = next((one for one in every() if one.name == said.get("name")), None)
         if known is None:
             raise RecipeError(self.say("This model is not there any more."))
         heard = Heard()
@@ -112,11 +120,38 @@ class Models(Tab):
         place = shelf.root() / drawer / Path(path).name
         if place.exists():
             raise NotWritable(self.say("{name} is there already; rename the file.", name=place.name))
-        place.parent.mkdir(parents=True, exist_ok=True)
-        part = place.with_name(f".{place.name}.part")
-        shutil.copyfile(path, part)
-        os.replace(part, place)
-        return [self.look(owner), None, gr.Dropdown(choices=self.client.models())]
+        what = self._judged(Path(path), drawer)
+        with staged(place) as part:
+            shutil.copyfile(path, part)
+            sync_file(part)
+        told = Markup('<p role="status">{}</p>').format(
+            shown.plain(self.say("{name} was brought in: {what}.", name=place.name, what=what))
+        )
+        return [self.look(owner), None, gr.Dropdown(choices=self.client.models()), told]
+
+    def _judged(self, path: Path, drawer: str) -> str:
+        """What a file of weights is, in words, by its content: any file can have any name.
+
+        Raises:
+            MediaError: it is none, or is damaged.
+            RecipeError: it belongs into another drawer.
+        """
+        say, name = self.say, path.name
+        try:
+            found = layouts.recognised(read_header(path).tensors)
+        except WeightsError as problem:
+            with path.open("rb") as file:
+                if file.read(4).startswith(PICKLES):
+                    return say("a pickle, of which plain tensors alone are read")
+            why = str(problem).removeprefix(f"{path}: ")
+            raise MediaError(say("{name} was not brought in: {why}", name=name, why=why)) from problem
+        if found is None:
+            return say("tensors of a layout that is not known here")
+        fits = DRAWERS.get(found.kind, "checkpoints")
+        if fits != drawer:
+            kind = self._drawers[fits]
+            raise RecipeError(say("{name} was not brought in: by its content it is {kind}.", name=name, kind=kind))
+        return found.what
 
     def _converted(self, owner: str, source: str, layout: str, dtype: str, name: str) -> tuple[Job, list[Any]]:
         request = {"model": source or "", "layout": layout, "dtype": dtype, "name": name}

@@ -11,12 +11,13 @@ from unveil.app.options import PLAYGROUND
 from unveil.core.samplers import SAMPLERS
 from unveil.service.pictures import MOST, PICTURES, Change, Steered, pictures_of
 from unveil.studio.still import Still
-from unveil.studio.tab import Desk, Maker, Watch
+from unveil.studio.tab import Desk, Maker, Watch, usual_of
 from unveil.studio.tabs.grid import Grid
 from unveil.studio.typed import filled, settings_text
 from unveil.types import RecipeError
 
 LORAS = 2  # that can be chosen at a time
+USUAL = {"img2img": 0.6, "inpaint": 1.0, "upscale": 0.3}  # how much is made anew, as `Change` has it
 SIDES = ("left", "right", "top", "bottom")
 
 
@@ -67,7 +68,7 @@ class Picture(Maker):
                 label=say("The picture"), type="filepath", sources=["upload", "clipboard"], height=240,
                 elem_id="picture-source",
             )  # fmt: skip
-            self.strength = gr.Slider(0, 1, value=0.6, step=0.05, label=say("How much is made anew, 0 to 1"))
+            self.strength = self.anew(USUAL["img2img"])
         with gr.Group(visible=False) as self.painted:
             gr.Markdown(say("Paint over what is to be made anew."))
             self.editor = self.brush()
@@ -164,15 +165,17 @@ class Picture(Maker):
         fields, watch = self.fields, self.watch
         # what is not on the page yet cannot show a picture, so that the brush's comes after its place
         seen = self.mode.change(
-            _groups, [self.mode], [self.given, self.painted, self.margins, self.larger], show_progress="hidden",
-            api_visibility="private",
+            _groups, [self.mode], [self.given, self.painted, self.margins, self.larger, self.strength],
+            show_progress="hidden", api_visibility="private",
         )  # fmt: skip
+        self.on(self.mode.input, usual_of(USUAL), [self.mode, self.strength], [self.strength], asked=False)
         for event in (seen.then, self.source.change):
             self.on(event, self._to_paint, [self.mode, self.source], [self.editor], asked=False)
         for event in (self.go.click, self.prompt.submit):
             watch.begins(event, self.submitted, [*fields.values()], [self.seed, self.lacking])
         watch.result.change(self._ready, [watch.kept], [self.after], show_progress="hidden", api_visibility="private")
-        self.on(self.again.click, self._reuse, [watch.kept, self.which], [self.source, self.mode])
+        taken = [self.source, self.mode, self.strength]
+        self.on(self.again.click, self._reuse, [watch.kept, self.which, self.strength], taken)
 
     def _to_paint(self, owner: str, mode: str, source: str | None) -> Any:
         return self.to_paint(source) if mode == "inpaint" else gr.skip()
@@ -216,7 +219,7 @@ class Picture(Maker):
         if kept is None:
             raise RecipeError(self.say("Give the picture first."))
         change: dict[str, Any] = {"verb": said["mode"], "picture": kept.name}
-        if said["mode"] != "outpaint":
+        if said["mode"] in USUAL:
             change["strength"] = said["strength"]
         if said["mode"] == "inpaint":
             mask = self.client.mask(said["editor"], kept)
@@ -278,8 +281,8 @@ class Picture(Maker):
             raise RecipeError(self.say("There is no picture of this number."))
         return str(self.client.service.results.file(job.id, names[place - 1]))
 
-    def _reuse(self, owner: str, kept: Mapping[str, Any], which: Any) -> list[Any]:
-        return [self.file_of(owner, kept, which), "img2img"]
+    def _reuse(self, owner: str, kept: Mapping[str, Any], which: Any, strength: Any) -> list[Any]:
+        return [self.file_of(owner, kept, which), "img2img", usual_of(USUAL)(owner, "img2img", strength)]
 
     @staticmethod
     def _ready(kept: Mapping[str, Any], request: gr.Request) -> Any:
@@ -302,6 +305,6 @@ class Picture(Maker):
 
 
 def _groups(mode: str) -> list[Any]:
-    """Which groups are seen in a mode: the picture, the brush, the margins, the factor."""
+    """What is seen in a mode: the picture, the brush, the margins, the factor; and how much is made anew."""
     seen = (mode != "new", mode == "inpaint", mode == "outpaint", mode == "upscale")
-    return [gr.Group(visible=one) for one in seen]
+    return [*(gr.Group(visible=one) for one in seen), gr.Slider(visible=mode in USUAL)]

@@ -25,6 +25,7 @@ from unveil.train.pictures import plot_run
 from unveil.types import RecipeError
 
 LOOK_S = 3.0  # between two drawings of curves
+LAST = 40  # lines of what a command said, in sight
 FIRST = "own-pictures"
 KEPT = ("loss", "validation", "steps_per_second")  # of the last line, what is told in words
 
@@ -86,13 +87,15 @@ class Train(Tab):
         )
         self.seen = gr.State([])  # the job whose samples are shown, and the last of them that was there
         self.samples = gr.HTML(elem_id="train-samples")
+        with gr.Accordion(say("What the training says"), open=False, elem_id="train-says"):
+            self.said = gr.HTML(elem_id="train-said")
         self.use = gr.Button(say("Use this model"), elem_id="train-use")
         self.timer = gr.Timer(LOOK_S, active=False)
 
     @property
     def drawn(self) -> list[Any]:
         """What `look` gives values for."""
-        return [self.curves, self.at, self.seen, self.samples, self.timer]
+        return [self.curves, self.at, self.seen, self.samples, self.said, self.timer]
 
     @property
     def looked(self) -> list[Any]:
@@ -165,7 +168,7 @@ class Train(Tab):
     # -- what is seen of a run ----------------------------------------------------------------------------------
 
     def look(self, owner: str, kept: Mapping[str, Any], at: Any = None, seen: Sequence[Any] = ()) -> list[Any]:
-        """The curves of a run and its samples as they are now: the newest, for who did not choose earlier ones.
+        """The curves of a run, its words and its samples as they are now: the newest, for who chose no earlier ones.
 
         Args:
             owner: whose.
@@ -184,11 +187,19 @@ class Train(Tab):
             at = last
         told: dict[str, Any] = {"value": last} if at == last and now != list(seen or ()) else {}
         slider = gr.Slider(maximum=max(last, 1), visible=last > 0, **told)
-        return [self._curves(run), slider, now, self._sheet(sheets, int(at)), gr.Timer(active=not shown.is_over(job))]
+        again = gr.Timer(active=not shown.is_over(job))
+        return [self._curves(run), slider, now, self._sheet(sheets, int(at)), self._last_words(job), again]
 
     def _picture(self, owner: str, kept: Mapping[str, Any], at: Any) -> Markup:
         job = self.client.job((kept or {}).get("job"), owner)
         return Markup("") if job is None else self._sheet(_sheets(self._run(job)), int(at or 0))
+
+    def _last_words(self, job: Job) -> Markup:
+        """The end of what the training says, while it runs and however it ended."""
+        lines = log_of(self, job).splitlines()[-LAST:]
+        if not lines:
+            return shown.hint(self.say("It has said nothing yet."))
+        return Markup('<pre class="log" tabindex="0">{}</pre>').format(shown.plain("\n".join(lines)))
 
     def _run(self, job: Job) -> Path:
         return self.client.service.catalog.runs / str(job.request["run"])

@@ -12,13 +12,14 @@ from unveil.app.clips import RATE
 from unveil.app.options import PLAYGROUND
 from unveil.service.catalog import about
 from unveil.service.clips import CLIPS, FRAMES, NEEDS, TAKES
-from unveil.studio.still import Still
-from unveil.studio.tab import Desk, Maker, Watch
+from unveil.studio.still import Film, Still
+from unveil.studio.tab import Desk, Maker, Watch, usual_of
 from unveil.studio.timeline import Span, drawn, spans
 from unveil.studio.typed import filled
 from unveil.types import RecipeError
 
 TWO = ("between", "connect")  # that take a second clip
+USUAL = {"edit": 0.7, "connect": 0.7, "upscale": 0.3}  # how much is made anew, as the service has it
 
 
 class Video(Maker):
@@ -73,9 +74,9 @@ class Video(Maker):
             )  # fmt: skip
             self.at = gr.Number(0, precision=0, label=say("Which frame it is; -1 is the last"), elem_id="video-at")
         with gr.Group(visible=False) as self.given:
-            self.clip = gr.Video(label=say("The clip"), sources=["upload"], height=240, elem_id="video-clip")
+            self.clip = Film(label=say("The clip"), sources=["upload"], height=240, elem_id="video-clip")
         with gr.Group(visible=False) as self.second:
-            self.other = gr.Video(label=say("The second clip"), sources=["upload"], height=240, elem_id="video-other")
+            self.other = Film(label=say("The second clip"), sources=["upload"], height=240, elem_id="video-other")
         with gr.Group(visible=False) as self.extended:
             self.direction = gr.Radio(
                 [(say("after its end"), "forward"), (say("before its start"), "backward")], value="forward",
@@ -95,13 +96,14 @@ class Video(Maker):
 
     def _rarer(self) -> None:
         say = self.say
+        with gr.Group(visible=False) as self.changed:
+            self.strength = self.anew(USUAL["edit"])
         with gr.Group(visible=False) as self.edited:
             self.way = gr.Radio(
                 [(say("from noise"), "noise"), (say("by the difference of the texts"), "difference")], value="noise",
                 label=say("How it is edited"), elem_id="video-way",
             )  # fmt: skip
             self.before = gr.Textbox(label=say("What happens in the clip as it is"), elem_id="video-before")
-            self.strength = gr.Slider(0, 1, value=0.7, step=0.05, label=say("How much is made anew, 0 to 1"))
             gr.Markdown(say("All of it is edited, unless you paint over a part."))
             self.editor = self.brush()
             self.means = gr.Radio(
@@ -147,13 +149,16 @@ class Video(Maker):
         """The parts that are seen with some verbs alone."""
         return [
             self.begins, self.given, self.second, self.extended, self.joined, self.edited, self.told_in_parts,
-            self.larger,
+            self.larger, self.changed,
         ]  # fmt: skip
 
     # -- what they do -------------------------------------------------------------------------------------------
 
     def _wire(self) -> None:
-        seen = self.verb.change(_groups, [self.verb], self.groups, show_progress="hidden", api_visibility="private")
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        seen = self.verb.change(_groups, [self.verb, self.joint], self.groups, **quiet)
+        self.joint.change(_groups, [self.verb, self.joint], self.groups, **quiet)
+        self.on(self.verb.input, usual_of(USUAL), [self.verb, self.strength], [self.strength], asked=False)
         for event in (seen.then, self.clip.change):  # what is not on the page yet cannot show a picture
             self.on(event, self._to_paint, [self.verb, self.clip], [self.editor], asked=False)
         for event in (self.go.click, self.prompt.submit):
@@ -193,7 +198,8 @@ class Video(Maker):
         say, verb, whole, number = self.say, said["verb"], self.typed.whole, self.typed.number
         every = filled(
             frames=whole(said["frames"], say("Frames")), context=whole(said["context"], say("Frames")),
-            direction=said["direction"], strength=said["strength"], factor=said["factor"],
+            direction=said["direction"], strength=said["strength"] if remakes(verb, said["joint"]) else None,
+            factor=said["factor"],
             way=said["joint"] if verb == "connect" else said["way"] if verb == "edit" else None,
             source=said["before"] if said["way"] == "difference" else None, scenes=self._scenes(said),
             fade=whole(said["fade"], say("Frames")), window=whole(said["window"], say("Frames")),
@@ -230,7 +236,7 @@ class Video(Maker):
         known |= {"expand": request.get("expand", True), "form": request.get("form", "mp4"), "still": None}
         known |= {"each": "\n".join(request.get("prompts", ())), "editor": None}
         known |= {key: self.client.sent(request.get(key)) for key in ("clip", "other")}
-        usual = {"direction": "forward", "strength": 0.3 if verb == "upscale" else 0.7, "factor": 2}
+        usual = {"direction": "forward", "strength": USUAL.get(verb, USUAL["edit"]), "factor": 2}
         known |= {key: request.get(key, value) for key, value in usual.items()}
         known |= {"before": request.get("source", ""), "scenes": ""}
         if "way" in request:
@@ -269,7 +275,12 @@ class Video(Maker):
         return [str(self.client.service.results.file(job.id, name)), "extend"]
 
 
-def _groups(verb: str) -> list[Any]:
+def remakes(verb: str, joint: str) -> bool:
+    """Whether one says how much is made anew: of two clips that are connected, where one becomes the other."""
+    return verb in USUAL and (verb != "connect" or joint == "blend")
+
+
+def _groups(verb: str, joint: str) -> list[Any]:
     """Which groups are seen with a verb."""
     seen = (
         verb == "make",
@@ -280,5 +291,6 @@ def _groups(verb: str) -> list[Any]:
         verb == "edit",
         verb == "storyboard",
         verb == "upscale",
+        remakes(verb, joint),
     )
     return [gr.Group(visible=one) for one in seen]

@@ -1,0 +1,89 @@
+"""Files of weights that are brought in: what they are is told by their content, and no part of one is left."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("gradio")
+
+from tests.studio.conftest import LEFT
+from tests.studio.test_tabs import Laid, client, laid
+from unveil.checkpoints import shelf
+from unveil.checkpoints.tensors import write_tensors
+from unveil.studio.tabs.models import Models
+from unveil.types import Error, NotWritable, OutOfResources
+
+__all__ = ["client", "laid"]
+pytestmark = LEFT
+LORA = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+
+
+def weights(path: Path, *keys: str) -> str:
+    write_tensors(path, {key: torch.ones(2, 2) for key in keys})
+    return str(path)
+
+
+def lora(path: Path) -> str:
+    return weights(path, f"{LORA}.lora_down.weight", f"{LORA}.lora_up.weight")
+
+
+def left() -> list[str]:
+    """All that lies in the models folder."""
+    return sorted(path.name for path in shelf.root().rglob("*") if path.is_file())
+
+
+def test_what_was_brought_in_is_told_by_its_content(laid: Laid, tmp_path: Path):
+    models = laid(Models)
+    table, file, _, told = models._brought("", lora(tmp_path / "style.pt"), "loras")
+    assert "style.pt was brought in: a LoRA." in told
+    assert "<td>style</td>" in table
+    assert file is None
+    assert (shelf.root() / "loras" / "style.pt").read_bytes() == (tmp_path / "style.pt").read_bytes()
+    *_, told = models._brought("", weights(tmp_path / "odd.safetensors", "a"), "checkpoints")
+    assert "odd.safetensors was brought in: tensors of a layout that is not known here." in told
+    torch.save({"a": torch.ones(2)}, tmp_path / "old.ckpt")
+    *_, told = laid(Models, "zh")._brought("", str(tmp_path / "old.ckpt"), "checkpoints")
+    assert "old.ckpt 已导入" in told
+    with pytest.raises(NotWritable, match=r"old\.ckpt is there already"):
+        models._brought("", str(tmp_path / "old.ckpt"), "checkpoints")
+
+
+def test_what_is_no_file_of_weights_is_not_brought_in_whatever_its_name(laid: Laid, tmp_path: Path):
+    models = laid(Models)
+    page, empty, cut = (tmp_path / f"{name}.safetensors" for name in ("page", "empty", "cut"))
+    page.write_text("<html>not found</html>")
+    empty.write_bytes(b"")
+    whole = Path(lora(tmp_path / "whole.safetensors")).read_bytes()
+    cut.write_bytes(whole[:-4])
+    for path, why in ((page, "not a safetensors file"), (empty, "an empty file"), (cut, "damaged or was cut short")):
+        with pytest.raises(Error, match=why) as caught:
+            models._brought("", str(path), "loras")
+        assert str(caught.value).startswith(f"{path.name} was not brought in: ")
+        assert str(tmp_path) not in str(caught.value)
+    with pytest.raises(Error, match=r"whole\.safetensors was not brought in: by its content it is LoRA\."):
+        models._brought("", str(tmp_path / "whole.safetensors"), "checkpoints")
+    with pytest.raises(Error, match="没有导入"):
+        laid(Models, "zh")._brought("", str(page), "loras")
+    assert left() == []
+
+
+def test_a_disk_that_is_full_keeps_no_part_of_it(laid: Laid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    models, real = laid(Models), shutil.copyfile
+
+    def full(source: Any, target: Any) -> None:
+        Path(target).write_bytes(b"a part")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(OutOfResources, match="the disk is full"):
+        models._brought("", lora(tmp_path / "style.safetensors"), "loras")
+    assert left() == []
+    monkeypatch.setattr(shutil, "copyfile", real)
+    models._brought("", str(tmp_path / "style.safetensors"), "loras")
+    assert left() == ["style.safetensors"]
