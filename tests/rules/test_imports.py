@@ -10,7 +10,7 @@ from tests.rules.source import PACKAGE, modules, name, parsed
 
 LAYERS = [
     {"types"},
-    {"confined", "extras", "files", "pictures", "source"},
+    {"confined", "extras", "files", "modes", "pictures", "source"},
     {"video"},
     {"core"},
     {"nn"},

@@ -24,6 +24,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from torch import Tensor
 
 from unveil.data import beside
+from unveil.modes import eight_bits
 from unveil.types import MediaError
 
 # The first bytes decide what a file is, never its name; what is not here is not decoded.
@@ -284,16 +285,7 @@ def _fit(image: Image.Image, rule: Rule, box: Box, size: Size) -> Image.Image:
 
 
 def _eight_bits(loaded: ImageFile, rule: Rule) -> Image.Image:
-    image: Image.Image = loaded
-    if image.mode.startswith("I"):  # 16-bit grey; convert() would clip at 255
-        image = Image.fromarray(np.round(np.asarray(image).astype(np.float32) / 257).clip(0, 255).astype(np.uint8))
-    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, _colour(rule.background, "RGBA"))
-        image = Image.alpha_composite(ground, image)
-    if image.mode == "P" and rule.channels == 1:
-        image = image.convert("RGB")
-    return image.convert("L" if rule.channels == 1 else "RGB")
+    return eight_bits(loaded, rule.background, grey=rule.channels == 1)
 
 
 def _upright(image: Image.Image, read: ImageFile) -> Image.Image:

@@ -16,6 +16,7 @@ from typing import IO, Literal
 from PIL import Image, ImageOps
 
 from unveil import confined
+from unveil.modes import eight_bits
 from unveil.types import MediaError
 
 WAIT_S = 60.0
@@ -64,16 +65,6 @@ def decoded(file: IO[bytes], mode: Mode, size: tuple[int, int]) -> Image.Image:
     return Image.frombytes("L" if mode == "A" else mode, size, told)
 
 
-def _shown(image: Image.Image) -> Image.Image:
-    """What is seen of a picture, on white."""
-    if image.mode.startswith("I"):  # 16-bit grey; convert() would clip at 255
-        image = image.convert("I").point([round(value / 257) for value in range(1 << 16)], "L")
-    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
 def _main(mode: str, width: int, height: int) -> int:
     confined.limit(seconds=SECONDS, memory=MEMORY, written=0)
     Image.MAX_IMAGE_PIXELS = None  # its size is held against the header's
@@ -84,7 +75,7 @@ def _main(mode: str, width: int, height: int) -> int:
         if sorted(image.size) != sorted((width, height)):
             raise ValueError(f"{image.width} x {image.height} pixels, not {width} x {height}")
         image = ImageOps.exif_transpose(image)
-        found = image.convert("RGBA").getchannel("A") if mode == "A" else _shown(image)
+        found = image.convert("RGBA").getchannel("A") if mode == "A" else eight_bits(image)
     except Exception as problem:  # whatever a hostile or damaged file makes the reader raise
         why = (str(problem) or type(problem).__name__)[:100]
         told = f"cannot be decoded: {why}; the file is damaged: fetch it again or remove it"
