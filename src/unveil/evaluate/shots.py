@@ -144,7 +144,8 @@ def unseen(pixels: Tensor, thing: Thing) -> Literal["behind", "outside"] | None:
     frames = frames_of(pixels)
     before, after = thing.centres[gone[0] - 1], thing.centres[gone[-1] + 1]
     x, y = np.clip((before + after) / 2, 1, np.array(frames.shape[2:0:-1]) - 2).astype(np.int64)
-    between = np.median(frames[[0, *gone], y - 1 : y + 2, x - 1 : x + 2], axis=(1, 2))  # of the picture at first, too
+    looked = np.append(gone, 0)  # of the picture at first, too
+    between = np.median(frames[looked][:, y - 1 : y + 2, x - 1 : x + 2], axis=(1, 2))
     if np.abs(between - BAR).mean(-1).max() <= _GREY:
         return "behind"
     width = frames.shape[2]
