@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import pytest
 
 pytest.importorskip("gradio")
 pytest.importorskip("axe_playwright_python")
+
+from playwright.sync_api import TimeoutError as TimedOut
 
 from tests.studio.conftest import MARKS, begun, chosen, ended, opened
 from tests.web.conftest import KEY, Many, Server, server
@@ -128,13 +132,20 @@ def test_a_picture_is_made_by_the_keyboard_alone(page: Any):
 
 
 def opened_narrow(page: Any, tab: str) -> None:
-    """Chooses a tab, wherever the page keeps it."""
+    """Chooses a tab, wherever the page keeps it: some go into a menu a moment after the page is narrowed."""
     listed = page.locator(f"#tab-{tab}-button")
-    if not listed.is_visible():  # a narrow page keeps some in a menu
-        page.locator("#tabs button.overflow-menu, #tabs .overflow-menu button").first.click()
-        listed = page.locator(".overflow-dropdown button", has_text=re.compile(f"^\\s*{tab}", re.IGNORECASE))
-    listed.click()
-    page.wait_for_selector(f"#tab-{tab}:visible")
+    kept = page.locator(".overflow-dropdown button", has_text=re.compile(f"^\\s*{tab}", re.IGNORECASE))
+    menu = page.locator("#tabs button.overflow-menu, #tabs .overflow-menu button").first
+    there = page.locator(f"#tab-{tab}")
+    until = time.monotonic() + 60
+    while not there.is_visible():
+        assert time.monotonic() < until, f"{tab} is neither among the tabs nor in the menu"
+        for one in (kept, listed, menu):
+            if one.is_visible():
+                with contextlib.suppress(TimedOut):  # it has just been moved
+                    one.click(timeout=2000)
+                break
+        page.wait_for_timeout(100)
 
 
 @pytest.mark.parametrize("width", [390, 1280])
