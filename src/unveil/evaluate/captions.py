@@ -8,7 +8,8 @@ from itertools import pairwise
 
 from unveil.data.world.telling import LISTS, Facts, Language, words
 
-_CLIP = ("ground", "camera", "bar", "scene", "line", "orbit", "walk", "fate")  # said of the clip, not of one thing
+# Said of the clip, not of one thing.
+_CLIP = ("ground", "camera", "bar", "scene", "line", "orbit", "front", "walk", "fate")
 _AGAIN = ("colour", "shape", "size")  # said once of each thing: said again, the next one has begun
 
 

@@ -40,6 +40,7 @@ LISTS = {
     "scene": "scenes",
     "line": "lines",
     "orbit": "orbits",
+    "front": "fronts",
     "walk": "walks",
     "fate": "fates",
 }
@@ -161,8 +162,11 @@ def _dense(facts: Facts, language: Language) -> Caption:
 def _scene(facts: Facts, register: Register, language: Language) -> Caption:
     """One of the scenes that are not things moving about."""
     sentences = words(language)["sentences"]
-    said = {name: value for name, value in facts.items() if name in LISTS and name not in ("ground", "camera")}
+    said = {name: value for name, value in facts.items() if name in LISTS and name not in ("front", "ground", "camera")}
     text = sentences[facts["scene"]].format(**{name: phrase(language, name, value) for name, value in said.items()})
+    if register == "dense" and "front" in facts:
+        said["front"] = facts["front"]
+        text = sentences["ahead"].format(text=text, front=phrase(language, "front", facts["front"]))
     if register == "dense" and "ground" in facts:
         said["ground"] = facts["ground"]
         text = sentences["over"].format(text=text, ground=phrase(language, "ground", facts["ground"], raw=True))

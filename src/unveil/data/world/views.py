@@ -12,6 +12,7 @@ PILLARS = 6  # in a ring of radius 1, in the palette's order, anticlockwise seen
 AWAY = 2.6  # of the camera from the ring's middle
 _HALF = 0.16  # of a pillar's width
 _TALL = 0.5  # half of a pillar's height
+_ASIDE = 0.25  # of the way to the next pillar, that the camera begins beside the one in front at most
 ORBITS, WALKS = ("left", "right"), ("forward", "backward")
 DOOR, PERIOD = 0.4, 2.0  # of a door's depth, and from one door to the next; a corridor is 2 wide
 _FOG = 5.0  # depth over which light falls to a third
@@ -24,15 +25,21 @@ def lens(view: View) -> float:
 
 
 def pillars(draws: Real, view: View) -> Shot:
-    """Six pillars in a ring, each of another colour; the camera goes round them and looks at their middle."""
+    """Six pillars in a ring, each of another colour; the camera goes round them and looks at their middle.
+
+    It begins before one of them, which captions can name: a ring seen from anywhere is six times as hard to tell from
+    noise as one of which it is known what is in front.
+    """
     right = draws[:, 0] < 0.5
     step = np.radians(np.minimum((60 + 120 * draws[:, 1]) / (view.frames - 1), 12))
-    start = 2 * np.pi * draws[:, 2, None]
-    yaw = start + np.where(right, step, -step)[:, None] * np.arange(view.frames)
+    front = (PILLARS * draws[:, 2]).astype(np.int64)
+    start = 2 * np.pi / PILLARS * (front + (2 * draws[:, 3] - 1) * _ASIDE)
+    yaw = start[:, None] + np.where(right, step, -step)[:, None] * np.arange(view.frames)
 
+    names = list(COLOURS)
     facts = [
-        {"scene": "pillars", "orbit": ORBITS[int(side)], "yaw": np.degrees(angles).tolist()}
-        for side, angles in zip(right, yaw, strict=True)
+        {"scene": "pillars", "orbit": ORBITS[int(side)], "front": names[first], "yaw": np.degrees(angles).tolist()}
+        for side, first, angles in zip(right, front, yaw, strict=True)
     ]
     return Shot(facts, lambda: ring(yaw, view))
 
