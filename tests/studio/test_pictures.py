@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("gradio")
 
@@ -17,6 +18,7 @@ from tests.studio.conftest import MARKS, another, begun, chosen, ended, opened, 
 from tests.web.conftest import Server
 from unveil.checkpoints.tensors import write_tensors
 from unveil.data.decode import natural, open_picture
+from unveil.pictures import png
 from unveil.service.job import Job
 from unveil.service.pictures import pictures_of
 from unveil.studio.tabs import gallery
@@ -153,6 +155,51 @@ def test_what_runs_is_found_again_after_a_reload_and_in_chinese_and_can_be_cance
     assert studio.until(running, "cancelled")["outputs"] == []
     opened(page, studio, "en")
     assert ended(page, "picture", "cancelled") == running
+
+
+def test_what_was_typed_and_not_asked_for_is_there_after_a_reload(page: Any, studio: Server):
+    begun(page, "a ring", 2)
+    first = ended(page, "picture")
+    page.get_by_label("What is to be seen").fill("a large cross on green")
+    page.get_by_label("How many").fill("2")
+    page.locator("#picture-mode").get_by_label("Larger").check()
+    page.wait_for_function("localStorage.getItem('unveil-picture-typed')")
+    page.reload()
+    page.wait_for_function("document.querySelector('#picture-prompt textarea')?.value === 'a large cross on green'")
+    page.wait_for_function("document.querySelector('#picture-mode input[value=upscale]')?.checked")
+    assert page.get_by_label("How many").input_value() == "2"
+    assert page.locator("#picture-steps textarea, #picture-steps input").input_value() == "2"  # of what was asked
+    page.locator("#picture-mode").get_by_label("New").check()
+    page.get_by_role("button", name="Make the picture").click()
+    second = another(page, "picture", first)
+    assert (job_of(studio, second).request["prompt"], len(files(studio, second))) == ("a large cross on green", 2)
+
+
+def test_a_mask_of_a_file_stands_in_for_the_brush_and_comes_back(page: Any, studio: Server, tmp_path: Path):
+    begun(page, "a large blue square on green", 4)
+    first = ended(page, "picture")
+    before = decoded(files(studio, first)[0])
+    mask = torch.zeros(1, *before.shape[1:], dtype=torch.uint8)
+    mask[..., : mask.shape[2] // 2] = 255
+    (tmp_path / "mask.png").write_bytes(png(mask))
+    page.get_by_role("button", name="Edit it").click()
+    page.wait_for_selector("#picture-source img")
+    page.get_by_label("A part of a picture").check()
+    page.locator("#picture-mask input[type=file]").set_input_files(tmp_path / "mask.png")
+    page.wait_for_selector("#picture-mask img")
+    begun(page, "a red circle on green", 4)
+    second = another(page, "picture", first)
+    after = decoded(files(studio, second)[0])
+    assert (before != after).any(0)[mask[0] > 0].any()
+    assert (before == after).all(0)[mask[0] == 0].all()
+    begun(page, "a ring", 2)
+    third = another(page, "picture", second)
+    chosen(page, "gallery")
+    page.get_by_role("button", name="Take the settings of a red circle on green").first.click()
+    page.wait_for_function("document.querySelector('#picture-prompt textarea').value.includes('red circle')")
+    page.wait_for_selector("#picture-mask img")
+    page.get_by_role("button", name="Make the picture").click()
+    assert files(studio, another(page, "picture", third)) == files(studio, second)
 
 
 def test_a_card_is_made_again_as_it_was_and_deleted_when_that_is_meant(page: Any, studio: Server):

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("gradio")
 
@@ -265,7 +266,7 @@ def test_the_slider_of_samples_stays_where_it_was_put(laid: Laid, client: Client
 
 def test_a_page_that_is_loaded_again_shows_the_run_that_it_watched_or_the_last(laid: Laid, client: Client):
     train = laid(Train)
-    assert train.restored("", {}) == [gr.skip()] * 6
+    assert train.restored("", {}, {}) == [gr.skip()] * 6
     data = Path(os.environ["UNVEIL_DATA"]) / "squares"
     data.mkdir(parents=True)
     (data / "a.png").write_bytes(b"")
@@ -273,12 +274,15 @@ def test_a_page_that_is_loaded_again_shows_the_run_that_it_watched_or_the_last(l
     second, _ = train._submit("", "", "ddpm-digits", "two", False, "")
     client.service.queue.submit(TRAIN, {"recipe": "ddpm-digits", "run": "of another"}, owner="bob")
 
-    def fields(kept: Any) -> list[Any]:
-        return [getattr(one, "value", one) for one in train.restored("", kept)]
+    def fields(kept: Any, typed: Any = None) -> list[Any]:
+        return [getattr(one, "value", one) for one in train.restored("", kept, typed)]
 
     assert fields({"job": first.id}) == [{"job": first.id}, "squares", "own-pictures", "one", True, "train.steps: 20\n"]
     for kept in ({}, None, {"job": "deleted"}):
         assert fields(kept) == [{"job": second.id}, "", "ddpm-digits", "two", False, ""]
+    typed = {"folder": "squares", "recipe": "video-clips", "run": "three", "small": True, "changes": "train.steps: 7"}
+    assert fields({}, typed) == [{"job": second.id}, "squares", "video-clips", "three", True, "train.steps: 7"]
+    assert fields({}, {"folder": "gone", "recipe": 3, "run": None}) == fields({})
 
 
 def test_what_a_training_says_is_seen_while_it_runs_and_after_it_failed(laid: Laid, client: Client):
@@ -325,7 +329,6 @@ def test_the_gallery_is_looked_through_once_its_words_are_whole(client: Client):
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"change": {"verb": "inpaint", "picture": SOURCE, "mask": MASK}}, "what was painted over"),
         (
             {"change": {"verb": "outpaint", "picture": SOURCE, "method": "repaint", "feather": 3}},
             "the soft edge, the method of filling",
@@ -336,7 +339,7 @@ def test_the_gallery_is_looked_through_once_its_words_are_whole(client: Client):
 )
 def test_what_of_a_picture_has_no_field_is_told(laid: Laid, asked: dict[str, Any], said: str):
     picture = laid(Picture)
-    *fields, told = picture.refilled({"prompt": "a ring", **asked})
+    *fields, _, told = picture.refilled({"prompt": "a ring", **asked})
     assert len(fields) == len(picture.fields)
     assert f"Not in the fields: {said}. Make it again, in the gallery" in told
     assert "gallery" not in picture.refilled({"prompt": "a ring", **asked}, kept=False)[-1]
@@ -347,8 +350,69 @@ def test_what_of_a_clip_has_no_field_is_told(laid: Laid):
     video = laid(Video)
     known = [{"picture": SOURCE, "at": 0}, {"picture": MASK, "at": 3}]
     assert "all known frames but one" in video.refilled({"verb": "make", "known": known})[-1]
-    assert "what was painted over" in video.refilled({"verb": "edit", "keep": MASK})[-1]
+    assert "one of two masks" in video.refilled({"verb": "edit", "keep": MASK, "mask": SOURCE})[-1]
+    assert video.refilled({"verb": "edit", "keep": MASK})[-1] == ""
     assert video.refilled({"verb": "make", "known": known[:1]})[-1] == ""
+
+
+def test_what_was_painted_over_comes_back_as_a_mask_of_a_file(laid: Laid, client: Client):
+    picture, video = laid(Picture), laid(Video)
+    kept = client.service.inputs.keep(png(torch.zeros(3, 8, 8, dtype=torch.uint8)))
+    change = {"verb": "inpaint", "picture": kept.name, "mask": kept.name}
+    found = dict(zip(picture.fields, picture.filled_by({"change": change}), strict=True))
+    assert found["mask"] == str(client.service.inputs.path(kept.name))
+    assert picture.request({**found, "mode": "inpaint"})["change"]["mask"] == kept.name
+    found = dict(zip(video.fields, video.filled_by({"verb": "edit", "keep": kept.name}), strict=True))
+    assert (found["means"], found["mask"]) == ("keep", str(client.service.inputs.path(kept.name)))
+    gone = dict(zip(picture.fields, picture.filled_by({"change": {**change, "mask": MASK}}), strict=True))
+    assert gone["mask"] is None
+    with pytest.raises(RecipeError, match="Paint over"):
+        picture.request({**gone, "mode": "inpaint"})
+
+
+def test_a_mask_is_painted_or_given_and_not_both(laid: Laid, client: Client, tmp_path: Path):
+    picture, painted = laid(Picture), tmp_path / "layer.png"
+    layer = Image.new("RGBA", (8, 8))
+    layer.paste((255, 0, 0, 255), (0, 0, 4, 8))
+    layer.save(painted)
+    kept = client.service.inputs.keep(png(torch.zeros(3, 8, 8, dtype=torch.uint8)))
+    given = str(client.service.inputs.path(kept.name))
+    brush = {"layers": [str(painted)]}
+    assert picture.masked({"editor": None, "mask": None}, kept) is None
+    assert picture.masked({"editor": brush, "mask": None}, kept) not in (None, kept.name)
+    assert picture.masked({"editor": {"layers": []}, "mask": given}, kept) == kept.name
+    with pytest.raises(RecipeError, match="not both"):
+        picture.masked({"editor": brush, "mask": given}, kept)
+
+
+def test_what_was_typed_comes_before_what_was_asked_last(laid: Laid, client: Client):
+    picture = laid(Picture)
+    assert picture.restored("", {}, {}) == [gr.skip()] * len(picture.filled)
+    job = client.service.queue.submit("pictures", {"prompt": "a ring", "seed": 3})
+    typed = {"prompt": "a cross", "count": 4, "fresh": True, "strength": 0.3}
+
+    def fields(typed: Any) -> dict[str, Any]:
+        return dict(zip(picture.fields, picture.restored("", {"job": job.id}, typed), strict=False))
+
+    before, after = fields({}), fields(typed)
+    assert (before["prompt"], before["seed"], before["fresh"]) == ("a ring", 3, False)
+    assert {name: after[name] for name in typed} == typed
+    assert {name: value for name, value in after.items() if name not in typed} == {
+        name: value for name, value in before.items() if name not in typed
+    }
+    odd = {"prompt": 3, "count": "many", "fresh": "yes", "strength": 7, "mode": "away", "source": "/etc/passwd"}
+    for one in (odd, "odd", None, {"prompt": "a" * 30_000}, {"count": True}, {"other": 1}):
+        assert fields(one) == before  # it comes from a browser
+
+
+def test_what_the_gallery_fills_in_is_kept_and_what_was_asked_for_is_no_draft(laid: Laid):
+    picture = laid(Picture)
+    *_, draft, _ = picture.refilled({"prompt": "a ring", "seed": 3})
+    assert (draft["prompt"], draft["seed"], draft["mode"]) == ("a ring", 3, "new")
+    assert not {"source", "editor", "mask", "hint"} & set(draft)
+    values = {name: part.value for name, part in picture.fields.items()}
+    _, (*_, settled) = picture.submitted("", *{**values, "prompt": "a ring"}.values())
+    assert settled == {}
 
 
 def test_settings_that_a_request_leaves_out_are_the_usual_ones_and_not_the_last(laid: Laid):

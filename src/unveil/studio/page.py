@@ -79,12 +79,12 @@ class Page:
     def _find_again(self, blocks: gr.Blocks) -> None:
         """What the browser keeps is shown again when the page is loaded."""
         for maker in (self.picture, self.video):
-            maker.on(blocks.load, maker.restored, [maker.watch.kept], maker.filled, asked=False)
+            maker.on(blocks.load, maker.restored, [maker.watch.kept, maker.draft.kept], maker.filled, asked=False)
         for tab, watch in self.watched:
             tab.on(blocks.load, watch.look, [watch.kept], watch.parts, asked=False)
         grid, train = self.picture.grid, self.train
         filled = [train.watch.kept, *train.fields.values()]
-        again = train.on(blocks.load, train.restored, [train.watch.kept], filled, asked=False)
+        again = train.on(blocks.load, train.restored, [train.watch.kept, train.draft.kept], filled, asked=False)
         self.picture.on(blocks.load, grid.look, [grid.kept], [grid.result, grid.timer], asked=False)
         train.on(again.then, train.watch.look, [train.watch.kept], train.watch.parts, asked=False)
         train.on(again.then, train.look, train.looked, train.drawn, asked=False)

@@ -11,15 +11,17 @@ import gradio as gr
 from markupsafe import Markup
 
 from unveil.service.asked import any_seed
+from unveil.service.inputs import Kept
 from unveil.service.job import Job
 from unveil.studio import shown
 from unveil.studio.client import Client
+from unveil.studio.draft import Draft
 from unveil.studio.faults import told
 from unveil.studio.mask import enlarged
-from unveil.studio.still import Brush
+from unveil.studio.still import Brush, Still
 from unveil.studio.typed import Typed
 from unveil.studio.words import Say
-from unveil.types import Error
+from unveil.types import Error, RecipeError
 
 _log = logging.getLogger(__name__)
 POLL_S = 0.5  # between two looks at a job
@@ -185,6 +187,10 @@ class Maker(Tab):
     kind: str  # of its jobs
     watch: Watch
 
+    def __init__(self, desk: Desk, name: str) -> None:
+        super().__init__(desk, name)
+        self.draft = Draft(name)
+
     def lay_seed(self) -> None:
         """Places the seed, and whether each time takes another."""
         say, name = self.say, self.name
@@ -216,6 +222,25 @@ class Maker(Tab):
             elem_id=f"{self.name}-editor",
         )  # fmt: skip
 
+    def ready_mask(self) -> Any:
+        """A mask from a file, for who has one, or cannot paint."""
+        return Still(
+            label=self.say("Or a mask from a file, as large, white where one would paint"), type="filepath",
+            sources=["upload", "clipboard"], height=160, elem_id=f"{self.name}-mask",
+        )  # fmt: skip
+
+    def masked(self, said: Mapping[str, Any], kept: Kept) -> str | None:
+        """The mask of a picture or a clip that was sent, painted or given, as requests name it; None: neither.
+
+        Raises:
+            RecipeError: both.
+            MediaError: a file that cannot be read.
+        """
+        painted, given = self.client.mask(said["editor"], kept), self.client.keep(said["mask"])
+        if painted is not None and given is not None:
+            raise RecipeError(self.say("Paint over the part, or give a mask from a file: not both."))
+        return painted if given is None else given.name
+
     def to_paint(self, path: str | None) -> Any:
         """The value of the brush's part for a picture or a clip of the page; it must be seen by then."""
         found = self.client.cover(path)
@@ -231,11 +256,16 @@ class Maker(Tab):
         raise NotImplementedError
 
     def submitted(self, owner: str, *values: Any) -> tuple[Job, list[Any]]:
-        """The job of the fields' values, the seed that it has, and that nothing of it lacks a field."""
+        """The job of the fields' values, the seed that it has, that nothing of it lacks a field, nor is a draft."""
         said = dict(zip(self.fields, values, strict=True))
         if said["fresh"]:
             said["seed"] = any_seed()
-        return self.client.submit(self.kind, self.request(said), owner), [said["seed"], ""]
+        return self.client.submit(self.kind, self.request(said), owner), [said["seed"], "", {}]
+
+    @property
+    def settled(self) -> list[Any]:
+        """What `submitted` gives values for, after the job."""
+        return [self.seed, self.lacking, self.draft.kept]
 
     def left_out(self, request: Mapping[str, Any]) -> list[str]:
         """What of a request has no field, in words."""
@@ -244,10 +274,10 @@ class Maker(Tab):
     @property
     def filled(self) -> list[Any]:
         """What `refilled` gives values for."""
-        return [*self.fields.values(), self.lacking]
+        return [*self.fields.values(), self.draft.kept, self.lacking]
 
     def refilled(self, request: Mapping[str, Any], *, kept: bool = True) -> list[Any]:
-        """The fields of a request, and a line on what has none.
+        """The fields of a request, what the browser is to keep of them, and a line on what has none.
 
         Args:
             request: as it was asked.
@@ -257,16 +287,18 @@ class Maker(Tab):
         line: str = self.say("Not in the fields: {what}.", what=lacking) if lacking else ""
         if line and kept:
             line += " " + self.say("Make it again, in the gallery, asks for all of it as it was.")
-        return [*self.filled_by(request), shown.hint(line) if line else ""]
+        values = self.filled_by(request)
+        return [*values, self.draft.of(values), shown.hint(line) if line else ""]
 
     def filled_by(self, request: Mapping[str, Any]) -> list[Any]:
         """The values of its fields that ask for this again."""
         raise NotImplementedError
 
-    def restored(self, owner: str, kept: Mapping[str, Any]) -> list[Any]:
-        """The fields as they were when the job that the browser keeps was asked for."""
+    def restored(self, owner: str, kept: Mapping[str, Any], typed: Any) -> list[Any]:
+        """The fields as they were when the job that the browser keeps was asked for, and what was typed since."""
         job = self.client.job((kept or {}).get("job"), owner)
-        return [gr.skip() for _ in self.filled] if job is None else self.refilled(job.request)
+        *values, _, line = [gr.skip() for _ in self.filled] if job is None else self.refilled(job.request)
+        return [*self.draft.over(values, typed), gr.skip(), line]
 
 
 def usual_of(every: Mapping[str, float]) -> Call:

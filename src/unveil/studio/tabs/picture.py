@@ -32,6 +32,7 @@ class Picture(Maker):
     def lay(self) -> None:
         """Places its parts."""
         self.begin()
+        self.draft.lay()
         with gr.Row(elem_classes="columns"):
             with gr.Column(scale=2, min_width=300):
                 self._asked()
@@ -71,7 +72,7 @@ class Picture(Maker):
             self.strength = self.anew(USUAL["img2img"])
         with gr.Group(visible=False) as self.painted:
             gr.Markdown(say("Paint over what is to be made anew."))
-            self.editor = self.brush()
+            self.editor, self.mask = self.brush(), self.ready_mask()
             self.feather = gr.Slider(0, 64, value=0, step=1, label=say("Soft edge of the part, in pixels"))
         with gr.Group(visible=False) as self.margins, gr.Row():
             sides = (say("left"), say("right"), say("top"), say("bottom"))
@@ -139,21 +140,9 @@ class Picture(Maker):
     @property
     def fields(self) -> dict[str, Any]:
         """The parts that are asked, by name."""
-        named = ("mode", "model", "prompt", "source", "strength", "editor", "feather", "factor", "steps", "guidance")
-        named += (
-            "count",
-            "seed",
-            "fresh",
-            "negative",
-            "label",
-            "expand",
-            "sampler",
-            "width",
-            "height",
-            "control",
-            "hint",
-        )
-        named += ("first", "others")
+        named = ("mode", "model", "prompt", "source", "strength", "editor", "mask", "feather", "factor", "steps")
+        named += ("guidance", "count", "seed", "fresh", "negative", "label", "expand", "sampler", "width", "height")
+        named += ("control", "hint", "first", "others")
         found = {name: getattr(self, name) for name in named}
         found |= dict(zip(SIDES, self.sides, strict=True))
         found |= {f"lora{place}": part for place, part in enumerate(self.loras)}
@@ -163,6 +152,7 @@ class Picture(Maker):
 
     def _wire(self) -> None:
         fields, watch = self.fields, self.watch
+        self.draft.wire(fields)
         # what is not on the page yet cannot show a picture, so that the brush's comes after its place
         seen = self.mode.change(
             _groups, [self.mode], [self.given, self.painted, self.margins, self.larger, self.strength],
@@ -172,7 +162,7 @@ class Picture(Maker):
         for event in (seen.then, self.source.change):
             self.on(event, self._to_paint, [self.mode, self.source], [self.editor], asked=False)
         for event in (self.go.click, self.prompt.submit):
-            watch.begins(event, self.submitted, [*fields.values()], [self.seed, self.lacking])
+            watch.begins(event, self.submitted, [*fields.values()], self.settled)
         watch.result.change(self._ready, [watch.kept], [self.after], show_progress="hidden", api_visibility="private")
         taken = [self.source, self.mode, self.strength]
         self.on(self.again.click, self._reuse, [watch.kept, self.which, self.strength], taken)
@@ -222,7 +212,7 @@ class Picture(Maker):
         if said["mode"] in USUAL:
             change["strength"] = said["strength"]
         if said["mode"] == "inpaint":
-            mask = self.client.mask(said["editor"], kept)
+            mask = self.masked(said, kept)
             if mask is None:
                 raise RecipeError(self.say("Paint over what is to be made anew."))
             change |= {"mask": mask, "feather": int(said["feather"])}
@@ -240,7 +230,8 @@ class Picture(Maker):
         known |= {key: request.get(key, "") for key in ("prompt", "negative", "label", "width", "height")}
         known |= {"model": request.get("model", PLAYGROUND), "seed": request.get("seed", 0)}
         known |= {"count": request.get("count", 1), "first": request.get("first", 0)}
-        known |= {"expand": request.get("expand", True), "source": None, "editor": None, "hint": None, "control": ""}
+        known |= {"expand": request.get("expand", True), "source": None, "editor": None, "mask": None, "hint": None}
+        known["control"] = ""
         known |= {f"lora{place}": ("", 1.0)[place % 2] for place in range(2 * LORAS)}
         for place, one in enumerate(request.get("loras", ())[:LORAS]):
             name, _, weight = one.rpartition(":")
@@ -252,6 +243,7 @@ class Picture(Maker):
         if change:
             asked = Change.model_validate(change)
             known |= {"mode": change["verb"], "source": self.client.sent(change["picture"])}
+            known["mask"] = self.client.sent(change.get("mask"))
             known |= {key: getattr(asked, key) for key in ("feather", "factor", *SIDES)}
             known |= {key: value for key, value in asked.settings().items() if key == "strength"}
         return [known.get(name, gr.skip()) for name in self.fields]
@@ -260,7 +252,6 @@ class Picture(Maker):
         """What of a request has no field, in words."""
         say, change = self.say, request.get("change") or {}
         found = {
-            say("what was painted over"): bool(change.get("mask")),
             say("the soft edge"): change.get("verb") == "outpaint" and bool(change.get("feather")),
             say("the method of filling"): change.get("method", "auto") != "auto",
             say("all LoRAs but {count}", count=LORAS): len(request.get("loras", ())) > LORAS,

@@ -18,6 +18,7 @@ from unveil.service.commands import CAPTION, CHECK, TRAIN
 from unveil.service.job import Job
 from unveil.service.tables import Part
 from unveil.studio import shown
+from unveil.studio.draft import Draft
 from unveil.studio.tab import Desk, Tab, Watch
 from unveil.studio.tabs.queue import log_of
 from unveil.studio.typed import settings_text
@@ -43,11 +44,13 @@ class Train(Tab):
 
     def __init__(self, desk: Desk) -> None:
         super().__init__(desk, "train")
+        self.draft = Draft(self.name)
 
     def lay(self) -> None:
         """Places its parts."""
         say = self.say
         self.begin()
+        self.draft.lay()
         with gr.Row(elem_classes="columns"):
             with gr.Column(scale=2, min_width=300):
                 self.folder = gr.Dropdown(
@@ -109,7 +112,8 @@ class Train(Tab):
 
     def _wire(self) -> None:
         one, other = self.watch, self.prepared
-        begun = one.begins(self.go.click, self._submit, [*self.fields.values()])
+        self.draft.wire(self.fields)
+        begun = one.begins(self.go.click, self._submit, [*self.fields.values()], [self.draft.kept])
         self.on(begun.then, self.look, self.looked, self.drawn, asked=False)
         self.on(self.folder.change, self._recipes, [self.folder, self.recipe], [self.recipe])
         other.begins(self.check.click, self._look_at, [self.folder])
@@ -125,7 +129,7 @@ class Train(Tab):
         if said["folder"]:
             request["folder"] = said["folder"]
         self._not_twice(said["run"] or "", owner)
-        return self.client.submit(TRAIN, request, owner), []
+        return self.client.submit(TRAIN, request, owner), [{}]
 
     def _not_twice(self, run: str, owner: str) -> None:
         """Refuses a run that is being trained, and a new one whose model another of its name would hide."""
@@ -136,23 +140,23 @@ class Train(Tab):
             if job.kind == TRAIN and job.request.get("run") == run:
                 raise RecipeError(self.say("The run {run} is being trained; stop it first.", run=run))
 
-    def restored(self, owner: str, kept: Mapping[str, Any]) -> list[Any]:
+    def restored(self, owner: str, kept: Mapping[str, Any], typed: Any) -> list[Any]:
         """The run that the browser watched, or else the last one, with the fields that it was asked with.
 
-        Gives what the browser keeps from then on, and values for the fields.
+        Gives what the browser keeps from then on, and values for the fields: what was typed since comes before them.
         """
         job = self.client.job((kept or {}).get("job"), owner)
         if job is None or job.kind != TRAIN:
             job = next(iter(self.client.service.queue.page(Part(owner, 1, kind=TRAIN))[0]), None)
-        if job is None:
+        asked: dict[str, Any] = {}
+        if job is not None:
+            asked = {"small": False, **job.request, "changes": settings_text(job.request.get("settings", {}))}
+        folder, recipe, *rest = self.draft.over([asked.get(name) for name in self.fields], typed)
+        folder = folder if folder in self.client.service.catalog.folders() else ""
+        if job is None and not typed:
             return [gr.skip() for _ in (self.watch.kept, *self.fields)]
-        asked = job.request
-        folder = asked.get("folder") if asked.get("folder") in self.client.service.catalog.folders() else ""
-        return [
-            {"job": job.id}, gr.Dropdown(choices=self._folders(), value=folder),
-            self._recipes(owner, folder or "", asked["recipe"]), asked["run"], asked.get("small", False),
-            settings_text(asked.get("settings", {})),
-        ]  # fmt: skip
+        lists = [gr.Dropdown(choices=self._folders(), value=folder), self._recipes(owner, folder, recipe or FIRST)]
+        return [{} if job is None else {"job": job.id}, *lists, *(gr.skip() if one is None else one for one in rest)]
 
     def _look_at(self, owner: str, folder: str) -> tuple[Job, list[Any]]:
         return self.client.submit(CHECK, {"folder": self._chosen(folder)}, owner), []

@@ -33,6 +33,7 @@ class Video(Maker):
     def lay(self) -> None:
         """Places its parts."""
         self.begin()
+        self.draft.lay()
         with gr.Row(elem_classes="columns"):
             with gr.Column(scale=2, min_width=300):
                 self._asked()
@@ -105,7 +106,7 @@ class Video(Maker):
             )  # fmt: skip
             self.before = gr.Textbox(label=say("What happens in the clip as it is"), elem_id="video-before")
             gr.Markdown(say("All of it is edited, unless you paint over a part."))
-            self.editor = self.brush()
+            self.editor, self.mask = self.brush(), self.ready_mask()
             self.means = gr.Radio(
                 [(say("is made anew"), "mask"), (say("stays"), "keep")], value="mask",
                 label=say("What is painted over"), elem_id="video-means",
@@ -141,7 +142,7 @@ class Video(Maker):
         """The parts that are asked, by name."""
         named = ("verb", "model", "prompt", "still", "at", "clip", "other", "direction", "joint", "way", "before")
         named += ("strength", "scenes", "factor", "frames", "steps", "guidance", "seed", "fresh", "negative", "expand")
-        named += ("context", "width", "height", "fps", "form", "window", "each", "editor", "means", "fade")
+        named += ("context", "width", "height", "fps", "form", "window", "each", "editor", "mask", "means", "fade")
         return {name: getattr(self, name) for name in named}
 
     @property
@@ -155,6 +156,7 @@ class Video(Maker):
     # -- what they do -------------------------------------------------------------------------------------------
 
     def _wire(self) -> None:
+        self.draft.wire(self.fields)
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         seen = self.verb.change(_groups, [self.verb, self.joint], self.groups, **quiet)
         self.joint.change(_groups, [self.verb, self.joint], self.groups, **quiet)
@@ -162,7 +164,7 @@ class Video(Maker):
         for event in (seen.then, self.clip.change):  # what is not on the page yet cannot show a picture
             self.on(event, self._to_paint, [self.verb, self.clip], [self.editor], asked=False)
         for event in (self.go.click, self.prompt.submit):
-            self.watch.begins(event, self.submitted, [*self.fields.values()], [self.seed, self.lacking])
+            self.watch.begins(event, self.submitted, [*self.fields.values()], self.settled)
         drawing = (self.verb, self.model, self.still, self.at, self.clip, self.other, self.direction, self.joint)
         for part in (*drawing, self.frames, self.scenes):  # which may come after the fault of what was asked since
             self.on(part.change, self.planned, [*self.fields.values()], [self.timeline], asked=False)
@@ -207,7 +209,7 @@ class Video(Maker):
         )  # fmt: skip
         sent = {name: kept for name in ("clip", "other") if (kept := self.client.keep(said[name]))}
         every |= {name: kept.name for name, kept in sent.items()}
-        if verb == "edit" and "clip" in sent and (mask := self.client.mask(said["editor"], sent["clip"])):
+        if verb == "edit" and "clip" in sent and (mask := self.masked(said, sent["clip"])):
             every[said["means"]] = mask
         if said["still"] and verb == "make":
             kept = self.client.keep(said["still"])
@@ -235,6 +237,8 @@ class Video(Maker):
         known |= {"fresh": False, "steps": sampling.get("steps", ""), "guidance": sampling.get("scale", "")}
         known |= {"expand": request.get("expand", True), "form": request.get("form", "mp4"), "still": None}
         known |= {"each": "\n".join(request.get("prompts", ())), "editor": None}
+        means = "keep" if request.get("keep") and not request.get("mask") else "mask"
+        known |= {"means": means, "mask": self.client.sent(request.get(means))}
         known |= {key: self.client.sent(request.get(key)) for key in ("clip", "other")}
         usual = {"direction": "forward", "strength": USUAL.get(verb, USUAL["edit"]), "factor": 2}
         known |= {key: request.get(key, value) for key, value in usual.items()}
@@ -250,7 +254,7 @@ class Video(Maker):
     def left_out(self, request: Mapping[str, Any]) -> list[str]:
         """What of a request has no field, in words."""
         found = {
-            self.say("what was painted over"): bool(request.get("mask") or request.get("keep")),
+            self.say("one of two masks"): bool(request.get("mask") and request.get("keep")),
             self.say("all known frames but one"): len(request.get("known", ())) > 1,
         }
         return [words for words, lacking in found.items() if lacking]
