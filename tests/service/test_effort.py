@@ -77,7 +77,7 @@ def test_going_back_and_forth_costs_each_time(cost, inputs: Inputs, verb: str, s
     ],
 )
 def test_what_is_over_the_budget_is_refused_however_it_is_said(cost, sampling):
-    with pytest.raises(OverBudget, match="megapixel steps, and a job may be 5"):
+    with pytest.raises(OverBudget, match="megapixel calls, and a job may be 5"):
         cost(sampling, budget=5.0)
     assert cost({"steps": 100}, budget=5.0) == pytest.approx(100)  # control
 

@@ -54,7 +54,7 @@ def test_what_the_catalogue_lacks_is_a_fault():
 @pytest.mark.parametrize(
     ("problem", "kind"),
     [
-        (OverBudget("90 megapixel steps, and a job may be 80"), "所要求的工作量超过了一个任务的上限"),
+        (OverBudget("90 megapixel calls, and a job may be 80"), "所要求的工作量超过了一个任务的上限"),
         (Busy("32 jobs wait, which is as many as may", 9.0), "等待的任务已满"),
         (WeightsError("'large': there is no model of this name"), "没有这个模型"),
         (MediaError("its content is text, not PNG"), "图片、片段或文件夹不存在或无法读取"),

@@ -120,7 +120,7 @@ def test_models_are_those_that_may_be_named(real: Server):
         ({"extra_body": {"stpes": 3}}, openai.UnprocessableEntityError, "stpes"),
         ({"extra_body": {"sampler": "dimm"}}, openai.BadRequestError, "ddim"),
         ({"model": "ddpm-digits"}, openai.BadRequestError, "this model takes label"),
-        ({"size": "8192x8192", "n": 64}, openai.UnprocessableEntityError, "megapixel steps"),
+        ({"size": "8192x8192", "n": 64}, openai.UnprocessableEntityError, "megapixel calls"),
     ],
 )
 def test_what_cannot_be_done_is_told_as_the_client_expects(real: Server, ask, kind, said: str):

@@ -38,7 +38,7 @@ from unveil.study.model_pages import inverse_page, samplers_page, scales_page
 from unveil.study.samplers import Settings, study_samplers
 from unveil.study.scales import check_scales, study_scales
 from unveil.study.video_bench import ClipStudy, Shared, parameters
-from unveil.study.video_page import first_rows, text_page, video_page, world_page
+from unveil.study.video_page import main_rows, text_page, video_page, world_page
 from unveil.tasks.generate import DTYPES
 from unveil.types import RecipeError
 
@@ -288,7 +288,7 @@ def _record(path: Path, tasks: Sequence[str]) -> dict[str, Any]:
         RecipeError: no such file, another one, or one of other tasks.
     """
     try:
-        found = first_rows(json.loads(path.read_text("utf-8")))
+        found = main_rows(json.loads(path.read_text("utf-8")))
         if not set(found["tasks"]) & set(tasks):
             raise RecipeError(f"has {', '.join(found['tasks'])}, and nothing of what is studied: {', '.join(tasks)}")
         return found

@@ -170,7 +170,7 @@ def pixels(image: ImageFile, rule: Rule) -> Tensor:
             scale = drafted[1][2] / width  # not the quotient of the sizes: the last row may be a part of one
             box = (box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale)
     load(image)
-    fitted = _fit(_eight_bits(image, rule), rule, box, size)
+    fitted = _fit(eight_bits(image, rule.background, grey=rule.channels == 1), rule, box, size)
     return _tensor(_upright(fitted, image))
 
 
@@ -180,7 +180,7 @@ def natural(image: ImageFile, channels: Literal[1, 3], size: tuple[int, int] | N
     What is transparent is laid on white.
     """
     load(image)
-    shown = _upright(_eight_bits(image, Rule(0, channels)), image)
+    shown = _upright(eight_bits(image, "white", grey=channels == 1), image)
     if size is not None and (shown.height, shown.width) != size:
         scale = min(shown.height / size[0], shown.width / size[1])
         tall, wide = size[0] * scale, size[1] * scale
@@ -282,10 +282,6 @@ def _fit(image: Image.Image, rule: Rule, box: Box, size: Size) -> Image.Image:
     canvas = Image.new(image.mode, (rule.size, rule.size), _colour(rule.background, image.mode))
     canvas.paste(image, ((rule.size - size[0]) // 2, (rule.size - size[1]) // 2))
     return canvas
-
-
-def _eight_bits(loaded: ImageFile, rule: Rule) -> Image.Image:
-    return eight_bits(loaded, rule.background, grey=rule.channels == 1)
 
 
 def _upright(image: Image.Image, read: ImageFile) -> Image.Image:

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 from PIL import Image
 
-from unveil.data.decode import header, natural, open_picture
+from unveil.data.decode import header, open_picture
 from unveil.data.glance import frames_of
 from unveil.files import explained, write_atomically
 from unveil.pictures import png
@@ -111,18 +111,15 @@ class Inputs:
             raise MediaError(f"{name}: what is known of it cannot be read; send it again") from problem
 
     def cover(self, name: str) -> Image.Image:
-        """The first frame of a clip that was sent, upright, or the picture itself.
+        """The first frame of a clip that was sent, upright.
 
         Raises:
-            MediaError: no file of this name was sent, or it cannot be read.
+            MediaError: no clip of this name was sent, or it cannot be read.
         """
         path = self.path(name)
-        if self.facts(name).kind == "clip":
-            pixels = frames_of(path, self._decoder, 1, CLIPS).pixels[:, 0]
-        else:
-            with path.open("rb") as file:
-                pixels = natural(open_picture(file, PIXELS), 3)
-        return Image.open(io.BytesIO(png(pixels)))
+        if self.facts(name).kind != "clip":
+            raise MediaError(f"{name}: is no clip")
+        return Image.open(io.BytesIO(png(frames_of(path, self._decoder, 1, CLIPS).pixels[:, 0])))
 
     def sweep(self, used: Collection[str], older: float = KEPT_S) -> int:
         """Deletes what is older than so many seconds and not in use; how many."""

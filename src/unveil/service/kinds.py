@@ -31,7 +31,7 @@ class Kind(NamedTuple):
     Attributes:
         read: checks one, or raises RecipeError.
         check: looks up all that it names, or raises WeightsError or MediaError.
-        cost: how much work it is, in steps of a million pixels: samples x calls of the network x frames x height x
+        cost: how much work it is, in calls of a million pixels: samples x calls of the network x frames x height x
             width / 10^6.
     """
 
@@ -111,7 +111,7 @@ def weighed(
     cost = REQUESTS[kind].cost(asked, model, inputs)
     if budget is not None and cost > budget:
         raise OverBudget(
-            f"{cost:.4g} megapixel steps, and a job may be {budget:g}: fewer, smaller, shorter or less steps"
+            f"{cost:.4g} megapixel calls, and a job may be {budget:g}: fewer, smaller, shorter, or of fewer steps"
         )
     return cost or 1.0
 

@@ -80,7 +80,7 @@ def _short(record: Mapping[str, Any]) -> Iterable[str]:
         yield "<p>No number is worse than what the same program reads from real clips by its whole interval.</p>"
 
 
-def first_rows(record: Mapping[str, Any]) -> dict[str, Any]:
+def main_rows(record: Mapping[str, Any]) -> dict[str, Any]:
     """What other models' pages show of a study beside their own: its model, its size, the main numbers of each task.
 
     Raises:
@@ -105,7 +105,7 @@ def _beside(record: Mapping[str, Any]) -> Iterable[str]:
     """The main numbers of every task against the size of the model, where other models stand beside it."""
     if not record.get("beside"):
         return
-    models = sorted([first_rows(record), *record["beside"]], key=lambda one: one["parameters"])
+    models = sorted([main_rows(record), *record["beside"]], key=lambda one: one["parameters"])
     found = [{words: row for rows in one["tasks"].values() for words, row in rows.items()} for one in models]
     common = [words for words in found[0] if all(words in rows for rows in found)]
     sizes, curves = [one["parameters"] / 1e6 for one in models], list[dict[str, Any]]()

@@ -22,7 +22,7 @@ from unveil.web.problems import Problem, problem_of
 from unveil.web.routes import router, wrong
 from unveil.web.rules import Rules
 
-BUDGET = 5_000.0  # megapixel steps of a job
+BUDGET = 5_000.0  # megapixel calls of a job
 
 
 class Health(BaseModel):
@@ -56,7 +56,7 @@ def api(service: Service, rules: Rules, budget: float | None = BUDGET, extend: E
     Args:
         service: behind it.
         rules: whom it answers.
-        budget: of a job, in megapixel steps; None: as much as one likes.
+        budget: of a job, in megapixel calls; None: as much as one likes.
         extend: puts more behind the guard, such as a page.
     """
     app = FastAPI(

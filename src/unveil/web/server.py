@@ -38,7 +38,7 @@ class Ask:
         names: by which it is called beside its own; origins: of pages that may ask.
         devices: a worker each.
         waiting, each: jobs that wait, and those of one key.
-        budget: megapixel steps of a job.
+        budget: megapixel calls of a job.
         large: paths at which files of any size are taken, where no key is needed.
     """
 
