@@ -183,9 +183,12 @@ CLAIMS = (
         "network is trained on what they say in 95 of 100 times, and on the raw caption in the others. Raw ones lack a "
         "fifth of the attributes, and 15 % are wrong. Every seed has captioners of its own. Networks are asked in the "
         "register that they were trained on, complete and right; what guidance makes of it, and short texts, stand "
-        "beside the claim. Placebo: dense captions against themselves with other seeds.",
+        "beside the claim. Of three seeds each had the claimed signs, but the second effect an interval from -0.2 to "
+        "9.7 points, too wide to tell; so there are five, the first three among them, and all else is the same. "
+        "Placebo: dense captions against themselves with other seeds.",
         _recaptioned,
         WORLD,
+        seeds=5,
     ),
     Claim(
         "prompt-expansion",
