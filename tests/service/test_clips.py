@@ -37,16 +37,21 @@ def sent(inputs, tmp_path: Path) -> dict[str, str]:
 
 
 def test_a_clip_from_words_is_the_one_of_the_command_line(queue, results, worker, tmp_path: Path):
-    job = done(queue, worker, CLIPS, prompt=WORDS, frames=4, seed=3, **SMALL)
-    assert job.error is None
-    assert job.outputs == ("clip.mp4", COVER, SHOWN)
-    own = tmp_path / "own.mp4"
-    command = ["video", "make", WORDS, "--frames", "4", "--seed", "3", "--steps", "1", "--size", "16x16", "--quiet"]
-    assert run([*command, "-o", str(own)]) == 0
-    made = results.file(job.id, "clip.mp4")
-    assert torch.equal(decoded(made, None)[0], decoded(own, None)[0])
-    facts = read_facts(made)
-    assert (facts["seed"], facts["asked"]["prompt"]) == (3, WORDS)
+    command = ["video", "make", WORDS, "--frames", "4", "--seed", "3", "--steps", "2", "--size", "16x16", "--quiet"]
+    found = []
+    for name, typed, chosen in (("own", [], {}), ("other", ["--sampler", "ancestral"], {"sampler": "ancestral"})):
+        job = done(queue, worker, CLIPS, prompt=WORDS, frames=4, seed=3, **SMALL | {"sampling": {"steps": 2, **chosen}})
+        assert job.error is None
+        assert job.outputs == ("clip.mp4", COVER, SHOWN)
+        own = tmp_path / f"{name}.mp4"
+        assert run([*command, *typed, "-o", str(own)]) == 0
+        made = results.file(job.id, "clip.mp4")
+        assert torch.equal(decoded(made, None)[0], decoded(own, None)[0])
+        facts = read_facts(made)
+        assert (facts["seed"], facts["asked"]["prompt"]) == (3, WORDS)
+        assert facts["sampler"] == chosen.get("sampler", "euler-time")
+        found.append(decoded(own, None)[0])
+    assert not torch.equal(*found)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +101,8 @@ def test_every_verb_makes_its_clip(queue, results, worker, sent, ask, frames: in
         ({"verb": "loop", "clip": "../" + ONE}, "clip"),
         ({"prompt": "a", "frames": 0}, "frames"),
         ({"prompt": "a", "fps": 0}, "fps"),
-        ({"prompt": "a", "sampling": {"sampler": "ddim"}}, "allowed: steps, scale"),
+        ({"prompt": "a", "sampling": {"eta": 1}}, "allowed: steps, scale, sampler"),
+        ({"prompt": "a", "sampling": {"sampler": "huen"}}, "sampler 'huen'.*'heun'"),
         ({"prompt": "a", "form": "exe"}, "form"),
     ],
 )

@@ -31,6 +31,7 @@ from unveil.app.options import (
     Overrides,
     Quiet,
     RecipeName,
+    Sampler,
     Scale,
     Seeds,
     Settings,
@@ -111,7 +112,7 @@ class Sampling:
     """Settings of sampling that have an option of their own."""
 
     steps: Steps = None
-    sampler: Annotated[str | None, typer.Option(help="By name; `unveil inspect samplers` lists them.")] = None
+    sampler: Sampler = None
     eta: Annotated[float | None, typer.Option(help="0 deterministic, 1 as noisy as ancestral.")] = None
     scale: Scale = None
     clip: Annotated[str | None, typer.Option(help="static, dynamic or none.")] = None

@@ -39,6 +39,7 @@ class Ask:
     fps: float | None = None
     steps: int | None = None
     guidance: float | None = None
+    sampler: str | None = None
     seed: int = 0
     count: int = 1
     negative: str | None = None
@@ -103,7 +104,7 @@ class Stage(NamedTuple):
         for text in (*words, *negative):
             check_prompt(self.model, text)
         wish = Wish(ask.model, words=words, negative=negative, seed=ask.seed, batch=1, dtype=ask.dtype)
-        named = {"steps": ask.steps, "scale": ask.guidance}
+        named = {"steps": ask.steps, "scale": ask.guidance, "sampler": ask.sampler}
         return wish.request(self.model, {name: value for name, value in named.items() if value is not None}, ask.count)
 
 

@@ -44,6 +44,7 @@ Negative = Annotated[
     typer.Option(help="A condition to go away from, as KEY=VALUE, or a prompt; guidance needs a scale above 1."),
 ]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Of the whole set; or repeated, one for each picture.")]
+Sampler = Annotated[str | None, typer.Option(help="By name; `unveil inspect samplers` lists them.")]
 Steps = Annotated[int | None, typer.Option(help="Network calls; the model's own when left out.")]
 Scale = Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is none.")]
 Batch = Annotated[int, typer.Option(help="Pictures at a time.")]

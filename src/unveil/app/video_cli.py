@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from unveil.app.groups import flat
-from unveil.app.options import PLAYGROUND, Expansion, Machine, Metadata, Reply, Steps
+from unveil.app.options import PLAYGROUND, Expansion, Machine, Metadata, Reply, Sampler, Steps
 
 video_app = typer.Typer(
     no_args_is_help=True,
@@ -43,6 +43,7 @@ class Wanted:
     fps: Annotated[float | None, typer.Option(help="Frames in a second; those of the clip, or 8.")] = None
     steps: Steps = None
     guidance: Annotated[float | None, typer.Option(help="How closely the words are followed; 1 is none.")] = None
+    sampler: Sampler = None
     seed: Annotated[int, typer.Option(help="Another one makes another clip.")] = 0
     count: Annotated[int, typer.Option(help="Clips, each of its own noise.")] = 1
     negative: Annotated[str | None, typer.Option(help="Words for what is to be avoided.")] = None

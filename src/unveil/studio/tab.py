@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
+from unveil.core.samplers import SAMPLERS
 from unveil.service.asked import any_seed
 from unveil.service.inputs import Kept
 from unveil.service.job import Job
@@ -206,6 +207,13 @@ class Maker(Tab):
         """A field of a number that may be left empty."""
         return gr.Textbox(
             label=label, placeholder=self.say("auto"), elem_id=f"{self.name}-{part}", min_width=90
+        )  # fmt: skip
+
+    def by_name(self) -> Any:
+        """A list of samplers."""
+        return gr.Dropdown(
+            [(self.say("the model's own"), ""), *((one, one) for one in SAMPLERS)], value="",
+            label=self.say("Sampler"), elem_id=f"{self.name}-sampler",
         )  # fmt: skip
 
     def anew(self, value: float) -> Any:

@@ -31,12 +31,13 @@ class Ask(BaseModel):
     seed: Annotated[int, Field(ge=0, le=SEEDS, description="drawn by chance when left out, and told")] | None = None
     steps: Annotated[int, Field(ge=1, le=10_000)] | None = None
     guidance: Annotated[float, Field(ge=0, le=1000)] | None = None
+    sampler: Annotated[str, Field(max_length=100)] | None = None
     negative_prompt: Text | None = None
     expand: Annotated[bool, Field(description="make a short prompt dense")] = True
 
     def sampling(self) -> dict[str, Any]:
         """Changes of the model's own settings."""
-        named = {"steps": self.steps, "scale": self.guidance}
+        named = {"steps": self.steps, "scale": self.guidance, "sampler": self.sampler}
         return {key: value for key, value in named.items() if value is not None}
 
     def sides(self) -> dict[str, int]:
@@ -68,7 +69,6 @@ class ImagesAsk(Ask):
     stream: Literal[False] | None = None
     partial_images: Literal[0] | None = None
     label: Annotated[Text, Field(max_length=300)] | None = None
-    sampler: Annotated[str, Field(max_length=100)] | None = None
     loras: Annotated[tuple[Name, ...], Field(max_length=8)] = ()
     controls: Annotated[tuple[Steered, ...], Field(max_length=4)] = ()
     wait: Annotated[bool, Field(description="false: answer at once with the job")] = True
@@ -81,10 +81,6 @@ class ImagesAsk(Ask):
     safety_identifier: Ignored = None
     complexity: Ignored = None
     input_fidelity: Ignored = None
-
-    def sampling(self) -> dict[str, Any]:
-        """Changes of the model's own settings."""
-        return super().sampling() | ({} if self.sampler is None else {"sampler": self.sampler})
 
     def request(self, seed: int) -> dict[str, Any]:
         """The request of a job of pictures."""

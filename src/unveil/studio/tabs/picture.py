@@ -8,7 +8,6 @@ from typing import Any
 import gradio as gr
 
 from unveil.app.options import PLAYGROUND
-from unveil.core.samplers import SAMPLERS
 from unveil.service.pictures import MOST, PICTURES, Change, Steered, pictures_of
 from unveil.studio.still import Still
 from unveil.studio.tab import Desk, Maker, Watch, usual_of
@@ -95,10 +94,7 @@ class Picture(Maker):
             self.negative = gr.Textbox(label=say("What is not to be seen"))
             self.label = gr.Textbox(label=say("Class, for models that take one"), elem_id="picture-label")
             self.expand = gr.Checkbox(True, label=say("Make a short text dense, for models that read such"))
-            self.sampler = gr.Dropdown(
-                [(say("the model's own"), ""), *((one, one) for one in SAMPLERS)], value="", label=say("Sampler"),
-                elem_id="picture-sampler",
-            )  # fmt: skip
+            self.sampler = self.by_name()
             with gr.Row():
                 self.width, self.height = self.field(say("Width"), "width"), self.field(say("Height"), "height")
             self.first = gr.Number(0, minimum=0, precision=0, label=say("Number of the seed's first picture"))

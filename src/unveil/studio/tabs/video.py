@@ -129,6 +129,7 @@ class Video(Maker):
         with gr.Accordion(say("More settings"), open=False, elem_id="video-more"):
             self.negative = gr.Textbox(label=say("What is not to be seen"))
             self.expand = gr.Checkbox(True, label=say("Make a short text dense, for models that read such"))
+            self.sampler = self.by_name()
             with gr.Row():
                 self.context = self.field(say("Frames of a clip that are looked at"), "context")
                 self.window = self.field(say("Frames that are made together, of long clips"), "window")
@@ -143,6 +144,7 @@ class Video(Maker):
         named = ("verb", "model", "prompt", "still", "at", "clip", "other", "direction", "joint", "way", "before")
         named += ("strength", "scenes", "factor", "frames", "steps", "guidance", "seed", "fresh", "negative", "expand")
         named += ("context", "width", "height", "fps", "form", "window", "each", "editor", "mask", "means", "fade")
+        named += ("sampler",)
         return {name: getattr(self, name) for name in named}
 
     @property
@@ -224,7 +226,10 @@ class Video(Maker):
             width=whole(said["width"], say("Width")), height=whole(said["height"], say("Height")),
             fps=number(said["fps"], say("Frames in a second")),
         )  # fmt: skip
-        sampling = filled(steps=whole(said["steps"], say("Steps")), scale=number(said["guidance"], say("Guidance")))
+        sampling = filled(
+            steps=whole(said["steps"], say("Steps")), scale=number(said["guidance"], say("Guidance")),
+            sampler=said["sampler"],
+        )  # fmt: skip
         seed = whole(said["seed"], say("Seed")) or 0
         return {**common, **taken, "verb": verb, "seed": seed, "expand": said["expand"], "sampling": sampling}
 
@@ -235,6 +240,7 @@ class Video(Maker):
         plain = ("prompt", "negative", "width", "height", "fps", "frames", "context", "window", "fade")
         known |= {key: request.get(key, "") for key in plain}
         known |= {"fresh": False, "steps": sampling.get("steps", ""), "guidance": sampling.get("scale", "")}
+        known["sampler"] = sampling.get("sampler", "")
         known |= {"expand": request.get("expand", True), "form": request.get("form", "mp4"), "still": None}
         known |= {"each": "\n".join(request.get("prompts", ())), "editor": None}
         means = "keep" if request.get("keep") and not request.get("mask") else "mask"
