@@ -9,7 +9,7 @@ from PIL import Image
 from tests.service.conftest import done
 from unveil.service.catalog import Catalog
 from unveil.service.clips import CLIPS
-from unveil.service.gallery import found, request_of
+from unveil.service.gallery import found, request_of, steered_by
 from unveil.service.pictures import read_request
 from unveil.tasks.record import read_facts
 from unveil.types import MediaError
@@ -55,9 +55,17 @@ def test_what_cannot_be_drawn_again_is_told(queue, results, worker, catalog: Cat
         ({"model": None}, "lacks"),
         ({"seed": "x"}, "lacks"),
         ({"seed": 10**30}, "which requests cannot say"),
+        ({"loras": [{"name": "a", "weight": "b"}]}, "lacks"),
+        ({"loras": 3}, "lacks"),
     ):
         with pytest.raises(MediaError, match=said):
             request_of({**facts, **change}, catalog)
+
+
+def test_the_controlnets_of_a_record_are_named_whatever_it_holds():
+    assert steered_by({"controls": [{"name": "edges", "weight": 1.0}, {"name": "depth"}]}) == ["edges", "depth"]
+    for odd in (None, 3, "edges", [3, {"weight": 1}], {"name": "edges"}):
+        assert steered_by({"controls": odd}) == []
 
 
 def test_jobs_are_found_by_all_words_that_they_say(queue, worker):

@@ -119,6 +119,11 @@ def test_what_is_put_into_the_models_folder_is_chosen_and_used(page: Any, studio
     assert [one["loras"] for one in asked] == [[], ["style:1"], ["style:1"]]
     assert asked[2]["controls"][0]["name"] == "edges"
     assert len({files(studio, id)[0] for id in (plain, worn, steered)}) == 3
+    chosen(page, "gallery")  # a file does not hold what the ControlNet read
+    page.get_by_role("button", name="Draw a picture again from its file").click()
+    (places / "steered.png").write_bytes(files(studio, steered)[0])
+    page.locator("#gallery-file input[type=file]").set_input_files(places / "steered.png")
+    page.get_by_text("Not in the fields: the ControlNet edges with its picture.").wait_for()
 
 
 def test_a_grid_has_a_picture_for_every_setting(page: Any, studio: Server):

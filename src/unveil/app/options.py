@@ -45,7 +45,7 @@ Negative = Annotated[
 ]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Of the whole set; or repeated, one for each picture.")]
 Sampler = Annotated[str | None, typer.Option(help="By name; `unveil inspect samplers` lists them.")]
-Steps = Annotated[int | None, typer.Option(help="Network calls; the model's own when left out.")]
+Steps = Annotated[int | None, typer.Option(help="Steps of the grid; the model's own when left out.")]
 Scale = Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is none.")]
 Batch = Annotated[int, typer.Option(help="Pictures at a time.")]
 Size = Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, for networks that take any.", metavar="WxH")]

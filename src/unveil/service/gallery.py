@@ -52,6 +52,7 @@ def request_of(facts: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
         name = _name(str(facts["model"]["name"]), catalog)
         seed, first = int(facts["seed"]), int(facts["sample"])
         given, negative = (dict(facts.get(key, {})) for key in ("given", "negative"))
+        loras = [f"{one['name']}:{one['weight']:g}" for one in facts.get("loras") or ()]
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise MediaError(f"the picture's record lacks {problem}; it was not written by this program") from problem
     if not 0 <= seed <= SEEDS:
@@ -62,9 +63,16 @@ def request_of(facts: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
     request["sampling"] = {key: value for key, value in sampling_of(facts).items() if value is not None}
     if facts.get("size"):
         request["height"], request["width"] = map(int, facts["size"])
-    if facts.get("loras"):
-        request["loras"] = [f"{one['name']}:{one['weight']:g}" for one in facts["loras"]]
+    if loras:
+        request["loras"] = loras
     return request
+
+
+def steered_by(facts: Mapping[str, Any]) -> list[str]:
+    """The names of the ControlNets that a picture was made with; what they read, its record does not hold."""
+    found = facts.get("controls")
+    named = [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
+    return [str(one["name"]) for one in named if "name" in one]
 
 
 def _text(job: Job) -> str:

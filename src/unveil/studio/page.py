@@ -136,7 +136,8 @@ class Page:
             maker.on(heard.then, maker.watch.look, [maker.watch.kept], maker.watch.parts, asked=False)
 
         def dropped(owner: str, path: str | None) -> list[Any]:
-            return [gr.Tabs(selected="picture"), *picture.refilled(gallery.request_in(path), kept=False)]
+            request, without = gallery.request_in(path)
+            return [gr.Tabs(selected="picture"), *picture.refilled(request, kept=False, without=without)]
 
         gallery.on(gallery.file.upload, dropped, [gallery.file], [self.tabs, *picture.filled])
 

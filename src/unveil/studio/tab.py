@@ -284,14 +284,15 @@ class Maker(Tab):
         """What `refilled` gives values for."""
         return [*self.fields.values(), self.draft.kept, self.lacking]
 
-    def refilled(self, request: Mapping[str, Any], *, kept: bool = True) -> list[Any]:
+    def refilled(self, request: Mapping[str, Any], *, kept: bool = True, without: Sequence[str] = ()) -> list[Any]:
         """The fields of a request, what the browser is to keep of them, and a line on what has none.
 
         Args:
             request: as it was asked.
             kept: whether the gallery has it, which asks for it as it is.
+            without: what the request lacks, in words.
         """
-        lacking = ", ".join(self.left_out(request))
+        lacking = ", ".join([*self.left_out(request), *without])
         line: str = self.say("Not in the fields: {what}.", what=lacking) if lacking else ""
         if line and kept:
             line += " " + self.say("Make it again, in the gallery, asks for all of it as it was.")

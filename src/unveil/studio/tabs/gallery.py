@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from unveil.data.decode import open_picture
 from unveil.service.clips import CLIPS, COVER
-from unveil.service.gallery import found, request_of
+from unveil.service.gallery import found, request_of, steered_by
 from unveil.service.inputs import PIXELS
 from unveil.service.job import Job
 from unveil.service.pictures import pictures_of
@@ -109,8 +109,8 @@ class Gallery(Tab):
             self.client.delete(said.get("job"), owner)
         return self.look(owner, words, page, said.get("job", "") if said["do"] == "ask" else ""), None
 
-    def request_in(self, path: str | None) -> dict[str, Any]:
-        """The request that draws a picture's file again.
+    def request_in(self, path: str | None) -> tuple[dict[str, Any], list[str]]:
+        """The request that draws a picture's file again, and what it lacks, in words.
 
         Raises:
             RecipeError: no file. MediaError: it was not made here, or of something that is not here.
@@ -119,4 +119,7 @@ class Gallery(Tab):
             raise RecipeError(self.say("Give the picture first."))
         with Path(path).open("rb") as file:
             open_picture(file, PIXELS)  # weighed before it is read
-        return request_of(read_facts(Path(path)), self.client.service.catalog)
+        facts = read_facts(Path(path))
+        names = ", ".join(steered_by(facts))
+        without = [self.say("the ControlNet {name} with its picture", name=names)] if names else []
+        return request_of(facts, self.client.service.catalog), without
