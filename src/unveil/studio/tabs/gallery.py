@@ -121,5 +121,5 @@ class Gallery(Tab):
             open_picture(file, PIXELS)  # weighed before it is read
         facts = read_facts(Path(path))
         names = ", ".join(steered_by(facts))
-        without = [self.say("the ControlNet {name} with its picture", name=names)] if names else []
+        without: list[str] = [self.say("the ControlNet {name} with its picture", name=names)] if names else []
         return request_of(facts, self.client.service.catalog), without
