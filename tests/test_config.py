@@ -302,6 +302,38 @@ def test_faults_of_processes_times_and_weights(override, message):
     assert message in fault(override)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "objective.time={kind: stratified, of: second-moment}",
+            "objective.time.of.kind = 'second-moment': must be one",
+        ),
+        ("objective={kind: sliced-score-matching, time: second-moment}", "objective.time = second-moment: learns from"),
+    ],
+)
+def test_second_moments_are_refused_where_they_would_stay_even(override, message):
+    assert message in fault(override)
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "message"),
+    [
+        ("ldm-layout", "train.flip=true", "train.flip: the boxes of condition.kind = layout"),
+        ("dit-s-2-imagenet256", "train.flip=true", "train.flip: mirrored latents"),
+        (
+            "ae-fashion",
+            "train.batching=buckets",
+            "train.batching = 'buckets': an autoencoder's batches are of one size",
+        ),
+    ],
+)
+def test_settings_that_would_train_something_else_are_refused(name, override, message):
+    load_recipe(name)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(name, [override])
+
+
 def test_second_moments_need_a_table():
     message = fault("process={kind: cosine-vp}", "objective.time=second-moment")
     assert "needs a table of betas; use process kind discrete-vp" in message

@@ -48,7 +48,11 @@ def limit(*, seconds: int, memory: int, written: int) -> None:
     ):
         hard = resource.getrlimit(kind)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (most, hard if kind == resource.RLIMIT_CPU else most))  # time: see `more_seconds`
+        try:
+            resource.setrlimit(kind, (most, hard if kind == resource.RLIMIT_CPU else most))  # time: see `more_seconds`
+        except (ValueError, OSError):
+            if sys.platform == "linux":  # macOS knows no limit of address space and calls each one too large
+                raise
 
 
 def more_seconds(seconds: int) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -13,6 +15,9 @@ from pathlib import Path
 
 from unveil.types import Error, NotWritable, OutOfResources
 
+_FRAME = re.compile(r"frame_\d+\.png")
+_SAYS = ("model_index.json", "adapter_config.json", "config.json")  # what a folder is, in the layouts of others
+_PARTS = {".json", ".safetensors", ".txt", ".model", ".md", ".yaml"}  # that it then may hold
 # The disk's own limits, as opposed to a path that was never going to work.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FULL = "the disk is full"  # as every message says it
@@ -22,9 +27,12 @@ def refuse_overwrite(path: str | os.PathLike[str], force: bool = False) -> Path:
     """The path, free to be written; ask before the work whose result goes there.
 
     Raises:
-        NotWritable: something is there and `force` is not set, or a parent folder is a regular file.
+        NotWritable: something is there and `force` is not set, or `force` would delete what no command wrote; a
+            parent folder is a regular file, or the path has no name of its own.
     """
     path = Path(path)
+    if path.name in ("", ".."):
+        raise NotWritable(f"{path}: names no file or folder of its own; give it a name")
     for parent in path.parents:
         if parent.exists():
             if not parent.is_dir():
@@ -32,7 +40,30 @@ def refuse_overwrite(path: str | os.PathLike[str], force: bool = False) -> Path:
             break
     if not force and (path.is_symlink() or path.exists()):
         raise NotWritable(f"{path}: exists already and is not overwritten; choose another name or pass --force")
+    refuse_foreign(path)
     return path
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuses to replace a folder that holds more than the frames of a clip, or the files of a model.
+
+    Raises:
+        NotWritable: names what else there is.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    held = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    if (folder / "manifest.json").is_file():
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            ours = {"manifest.json", *json.loads((folder / "manifest.json").read_bytes())["files"]}
+            held = [name for name in held if name not in ours]
+    elif any((folder / name).is_file() for name in _SAYS):
+        held = [name for name in held if Path(name).suffix not in _PARTS]
+    else:
+        held = [name for name in held if not _FRAME.fullmatch(name)]
+    if held:
+        more = f" and {len(held) - 1} more" if len(held) > 1 else ""
+        raise NotWritable(f"{folder}: would be replaced, and holds {held[0]}{more}; choose another name")
 
 
 @contextmanager
@@ -52,10 +83,19 @@ def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        before = None
         if temporary.is_dir() and path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+            before = path.with_name(f".{path.name}.{secrets.token_hex(4)}.before")
+            os.rename(path, before)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if before is not None:
+                os.rename(before, path)
+            raise
         _sync_folder(path.parent)
+        if before is not None:
+            shutil.rmtree(before, ignore_errors=True)
     except OSError as problem:
         if isinstance(problem, Error):
             raise

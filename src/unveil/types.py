@@ -110,6 +110,14 @@ class TooLong(LeftOut):
     """A prompt has more words than its encoder reads."""
 
 
+def out_of_memory(problem: BaseException) -> bool:
+    """Whether an error says that memory ran out, on any device."""
+    if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":  # the latter is torch's
+        return True
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(problem, RuntimeError) and any(word in str(problem) for word in words)
+
+
 def size_of(sides: Sequence[int]) -> str:
     """A height and a width, the last two of `sides`, as a person writes and reads them: WIDTHxHEIGHT."""
     return f"{sides[-1]}x{sides[-2]}"

@@ -8,7 +8,7 @@ import warnings
 import pytest
 import typer
 
-from unveil.app.outcome import guarded
+from unveil.app.outcome import guarded, outcome
 from unveil.types import LeftOut
 
 
@@ -52,3 +52,11 @@ def test_what_is_logged_is_heard_after_a_command_as_before_it(arguments: list[st
     assert guarded(app, arguments) == 0
     assert seen == [within]
     assert logger.level == before
+
+
+@pytest.mark.parametrize("said", ["DefaultCPUAllocator: can't allocate memory", "MPS backend out of memory", ""])
+def test_memory_that_runs_out_is_no_fault_of_ours(said: str):
+    code, told = outcome(RuntimeError(said) if said else MemoryError())
+    assert code == 5
+    assert "lower the batch" in told
+    assert outcome(RuntimeError("another"))[0] == 1

@@ -123,7 +123,10 @@ def test_what_does_not_go_with_a_file_of_prompts(cli: Cli, folder: Path):
     assert tree(Path()) == before
 
 
-@pytest.mark.parametrize("typed", ["a large blue square on green", "\u4e00\u4e2a\u7ea2\u8272\u5706\u5f62"])
+@pytest.mark.parametrize(
+    "typed",
+    ["a large blue square on green", "\u4e00\u4e2a\u7ea2\u8272\u5706\u5f62", "a red circle " * 40, "\u7ea2" * 300],
+)
 def test_a_first_word_that_can_be_no_model_is_a_prompt_for_the_shipped_one(typed: str):
     assert spoken(typed, ["steps=4"]) == {"model": PLAYGROUND, "settings": [typed, "steps=4"]}
 

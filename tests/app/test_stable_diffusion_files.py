@@ -119,6 +119,9 @@ def test_a_folder_with_a_safety_checker_says_that_it_is_not_used(cli: Cli, folde
     done = cli("convert", "copy", "ours")
     assert done.code == 0, done.err
     assert "1 unmatched, from copy: 1 (safety_checker)" in done.out
+    shutil.copytree(tmp_path / "copy" / "text_encoder", tmp_path / "copy" / "safety_checker")
+    seen = cli("inspect", "copy")
+    assert seen.code == 0, seen.err
     # the control: code of another library is still refused
     index["safety_checker"] = ["mine", "Checker"]
     (tmp_path / "copy" / "model_index.json").write_text(json.dumps(index))

@@ -66,6 +66,29 @@ def test_words_alone_make_a_clip_in_every_form(cli: Cli, model: Path, tmp_path: 
         assert Decoder().look(tmp_path / f"out.{form}", Limits()).frames == 6
 
 
+@pytest.mark.filterwarnings("ignore::unveil.types.LeftOut")  # of the words that it does not know
+def test_a_prompt_that_begins_as_a_setting_does_is_a_prompt(cli: Cli, model: Path, tmp_path: Path):
+    typed = "style=plain, " + WORDS[0]
+    done = cli("video", typed, "--model", model, "-o", "out.gif", "--negative", "look=blue", "--quiet")
+    assert done.code == 0, done.err
+    facts = read_facts(tmp_path / "out.gif")
+    assert (facts["given"], facts["negative"]) == ({"prompt": typed}, {"prompt": "look=blue"})
+
+
+def test_what_a_folder_holds_that_was_not_written_here_stays_whatever_is_forced(cli: Cli, model: Path, tmp_path: Path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "holiday.jpg").write_bytes(b"mine")
+    ask = ["video", WORDS[0], "--model", model, "--force", "-o"]
+    refused(cli(*ask, "photos"), 5, "photos: would be replaced, and holds holiday.jpg")
+    refused(cli("merge", model, model, "--out", "photos", "--force"), 5, "holds holiday.jpg")
+    assert tree(tmp_path) == {"photos/holiday.jpg": b"mine"}
+    for place in (".", ".."):
+        refused(cli(*ask, place), 5, "names no file or folder of its own")
+    assert cli(*ask, "frames").code == 0
+    assert cli(*ask, "frames", "--frames", 4).code == 0  # ours, and fewer of them
+    assert sorted(path.name for path in (tmp_path / "frames").iterdir()) == [f"frame_{n:05d}.png" for n in range(4)]
+
+
 def test_longer_clips_and_several(cli: Cli, model: Path, tmp_path: Path):
     options = ["--model", model, "--frames", 14, "--overlap", 2, "--fps", 4, "--no-metadata"]
     done = cli("video", WORDS[0], *options, "--count", 2, "--size", "12x8", "-o", "many", "--json")

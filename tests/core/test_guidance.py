@@ -374,6 +374,11 @@ def test_steering_leaves_the_noise_end_as_it_is_and_knows_levels_per_sample(x):
     top = CosineVP().at(1.0)
     flat = lambda x, level: Estimate(0 * x, x)  # noqa: E731
     same(guidance.steer(flat, push)(x, top), flat(x, top), 0)
+
+    def lost(x, level):
+        raise ZeroDivisionError  # a classifier of another process says nothing there
+
+    same(guidance.steer(flat, lost)(x, top), flat(x, top), 0)
     times = torch.tensor([1.0, 0.5], dtype=torch.float64)
     level = CosineVP().at(times)
     level = level._replace(alpha=torch.where(times == 1, 0.0, level.alpha))

@@ -28,6 +28,13 @@ def test_pictures_of_every_kind_become_pixels():
     assert one(Image.fromarray(COLOURS).convert("P"))["pixels"].shape == (3, 4, 6)
 
 
+def test_sixteen_bits_and_what_is_transparent_are_as_in_folders():
+    ramp = Image.fromarray(np.array([[0, 257 * 100, 65535]], dtype=np.uint16))
+    assert one(ramp)["pixels"].tolist() == [[[0, 100, 255]]]
+    assert one(Image.new("RGBA", (1, 1), (0, 0, 0, 0)))["pixels"].flatten().tolist() == [255, 255, 255]
+    assert one(Image.new("LA", (1, 1), (10, 255)))["pixels"].flatten().tolist() == [10]
+
+
 def test_floats_pass_as_they_are_whatever_their_shape():
     for shape in ((3, 4, 6), (4, 5), (7,), (3, 2, 4, 4)):
         value = torch.rand(shape, dtype=torch.float64) * 2 - 1

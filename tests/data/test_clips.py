@@ -248,6 +248,13 @@ def test_the_parts_are_disjoint_by_file(folder):
     assert len(parts[0]) + len(parts[1]) == 12
 
 
+def test_held_out_clips_are_the_same_whichever_way_training_reads(folder):
+    for number in range(6):
+        film(folder / f"{number}.mp4", 8, size=(16 + 2 * number, 16))
+    train, other = (data.Clips(config(folder, held_out=0.3, decode="fast"), part) for part in ("train", "held-out"))
+    assert (train.rule.decode, other.rule.decode) == ("fast", "exact")
+
+
 def test_the_content_hash_sees_files_and_pieces(folder):
     film(folder / "a.mp4", 8)
     first = content(data.Clips(config(folder)))

@@ -83,12 +83,13 @@ def test_both_languages_say_the_same():
 
 def test_a_users_file(tmp_path):
     path = tmp_path / "pairs.tsv"
-    path.write_text("".join(f"word {i}\t\u8bcd {i}\n" for i in range(100)) + "\n", "utf-8")
+    odd = "\u2028\u0085\x0c"  # ends of lines for Python, and signs within a sentence
+    path.write_text("".join(f"word{odd} {i}\t\u8bcd {i}\r\n" for i in range(100)) + "\n", "utf-8", newline="")
     train, held_out = (open_pairs(PairsConfig(str(path)), part).pairs for part in ("train", "held-out"))  # type: ignore[arg-type]
     assert len(train) + len(held_out) == 100
     assert 3 < len(held_out) < 25
     assert all(is_held_out(pair.source) for pair in held_out)
-    assert ("word 0", "\u8bcd 0") in {*train, *held_out}
+    assert (f"word{odd} 0", "\u8bcd 0") in {*train, *held_out}
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,12 @@ def test_it_learns_the_same_from_the_same_seed_and_leaves_the_global_one_alone(p
         save_classifier("classifier-digits", one, SMALL, tmp_path)
 
 
+def test_fewer_pictures_than_a_batch_are_refused(parts):
+    few = Stored(parts[0].pixels[:90], parts[0].labels[:90], parts[0].classes)
+    with pytest.raises(RecipeError, match="batch = 128: more than the 90 training pictures"):
+        train_classifier(replace(SMALL, batch=128), few, parts[1])
+
+
 @pytest.mark.parametrize(("stem", "precision"), [("patches", "float32"), ("convolutions", "bf16")])
 def test_a_vit_is_trained_and_gives_features(parts, tmp_path: Path, stem, precision):
     network = ViTConfig(1, 8, 10, 2, 2, 32, 4, 2.0, pool="mean", stem=stem)

@@ -169,6 +169,10 @@ def test_folders_that_are_no_language_models_are_refused(folder, tmp_path):
     (coded / "model.safetensors").rename(coded / "pytorch_model.bin")
     with pytest.raises(WeightsError, match=r"coded: cannot be opened as a causal language model .*safetensors"):
         LanguageModel(coded)  # a pickle is not opened
+    cut = Path(shutil.copytree(folder, tmp_path / "cut"))
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:2000])
+    with pytest.raises(WeightsError, match=r"cut: cannot be opened as a causal language model"):
+        LanguageModel(cut)
 
 
 # -- behind an address --------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.tasks.tiny import WORDS, Paired, clips, seen, tiny_clips
+from unveil.core import inverse
 from unveil.core.denoiser import Estimate
 from unveil.core.flow import RectifiedFlow, RootShifted
 from unveil.core.ring import offset, turned
@@ -275,6 +276,29 @@ def test_moving_along_the_difference_of_one_text_with_itself_changes_nothing():
         model, request(), video.move(model, given, {"prompt": [WORDS[1]]}, strength=0.9, source_scale=1.0, mask=mask)
     )
     assert torch.equal(part[..., :2, :], given[..., :2, :])
+
+
+def test_clips_of_another_size_are_held_and_moved_by_the_levels_of_their_own_size(monkeypatch: pytest.MonkeyPatch):
+    """A process that is shifted by the size is another one there."""
+    model = tiny_clips(guidance={"scale": 1.0})
+    model.denoiser = model.denoiser.under(RootShifted(RectifiedFlow(), 3.0, 5 * 8 * 8))
+    given = torch.randint(0, 256, (1, 3, 5, 16, 16), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    exact = request(sampling={"sampler": "ddim"})  # where x0 stays, so does its way
+    same = seen(model, exact, video.move(model, given, PROMPT, strength=0.9, source_scale=1.0))
+    assert int((same.int() - given.int()).abs().max()) <= 1
+    used: list[Any] = []
+    real = inverse.held
+    monkeypatch.setattr(
+        inverse, "held", lambda step, process, *rest: used.append(process) or real(step, process, *rest)
+    )
+    for size in (8, 16):
+        clip = functional.interpolate(given.float(), (5, size, size)).to(torch.uint8)
+        kept = seen(model, request(), video.restyle(model, clip, [0.0, 0.2, 0.5, 0.5, 0.5]))
+        assert torch.equal(kept[:, :, 0], clip[:, :, 0])
+    small, large = (float(process.at(0.5).alpha) for process in used)
+    assert small == float(model.process.at(0.5).alpha)
+    assert large == float(model.sized((5, 16, 16)).process.at(0.5).alpha)
+    assert small != large
 
 
 def test_a_blend_ends_as_both_clips_and_is_a_cross_fade_without_strength():

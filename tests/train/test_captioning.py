@@ -36,6 +36,10 @@ def test_it_learns_to_tell_what_it_sees_and_is_saved(tmp_path):
     losses = [line["validation"] for line in lines if "validation" in line]
     assert losses[-1] < 0.1 * math.log(8)
     assert "unveil caption" in (tmp_path / "run" / "card.md").read_text()
+    weights = tmp_path / "half" / "captioner.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x55")
+    with pytest.raises(WeightsError, match="sha256"):
+        load_captioner(tmp_path / "half")
 
 
 def test_the_loss_is_the_mean_of_a_words_nats():
@@ -88,6 +92,22 @@ def test_a_run_goes_on_to_the_bit(tmp_path):
     fit_captioner(own, two, Grounds(), run=tmp_path / "two", held_out=Grounds(8))
     for key, value in one.network.state_dict().items():
         assert torch.equal(two.network.state_dict()[key], value), key
+
+
+def test_a_run_does_not_go_on_with_other_words(tmp_path):
+    """As many words in another order would take each other's places."""
+
+    class Turned(Grounds):
+        def __getitem__(self, index):
+            item = super().__getitem__(index)
+            return {**item, "text": "red " * (index % 4 == 0) + item["text"]}  # red is the most frequent now
+
+    own = recipe(train={"steps": 8})
+    trained(tmp_path / "run", train={"steps": 8})
+    begun = start(own, Turned(), CPU)
+    assert sorted(begun.words.tokens) == sorted(start(own, Grounds(), CPU).words.tokens)
+    with pytest.raises(WeightsError, match="the captions have other words now"):
+        fit_captioner(own, begun, Turned(), run=tmp_path / "run")
 
 
 def test_pictures_are_clips_of_one_frame(tmp_path):

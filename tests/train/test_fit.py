@@ -218,6 +218,11 @@ def test_mistakes_are_found_before_anything_is_written(tmp_path):
         train.fit(tiny.model(), tiny.Pictures(), objective=Diffusion(), config=tiny.config(), run=run, key="pixel")
     assert not run.exists()
     (tmp_path / "file").write_text("")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "metrics.jsonl").write_text("not ours")
+    with pytest.raises(NotWritable, match=r"theirs: holds metrics.jsonl but no recipe.yaml"):
+        tiny.fit(tmp_path / "theirs")
+    assert (tmp_path / "theirs" / "metrics.jsonl").read_text() == "not ours"
     with pytest.raises(NotWritable, match=r"cannot be written.*choose another run folder"):
         tiny.fit(tmp_path / "file" / "run")
 

@@ -83,6 +83,12 @@ def test_plots_take_gaps_and_zeros(tmp_path):
             assert picture.size[0] > 300
 
 
+def test_plots_pass_over_the_lines_of_faults(tmp_path):
+    fault = {"step": 2, "event": "non-finite", "loss": "nan", "grad_norm": "inf", "examples": [1]}
+    assert [path.name for path in plot_run([{"step": 1, "loss": 0.5}, fault], tmp_path)] == ["loss.png"]
+    assert plot_run([fault], tmp_path) == []
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(42.4, "42 s"), (190, "3 min 10 s"), (7500, "2 h 5 min"), (0, "0 s")])
 def test_durations_are_for_people(seconds, text):
     assert duration(seconds) == text

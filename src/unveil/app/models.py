@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,22 @@ def device(name: str) -> torch.device:
         RecipeError: an unknown name.
         OutOfResources: a device that this machine does not have.
     """
-    kind = name.split(":")[0]
-    if kind not in DEVICES:
-        raise RecipeError(f"device {name!r}: must be one of {', '.join(DEVICES)}{nearest(name, DEVICES)}")
+    kind, _, number = name.partition(":")
+    if kind not in DEVICES or (name != kind and not (number.isdecimal() and kind in ("cuda", "mps"))):
+        raise RecipeError(
+            f"device {name!r}: must be one of {', '.join(DEVICES)}, or cuda:0 and so on{nearest(name, DEVICES)}"
+        )
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if kind == "auto":
-        return torch.device(next(k for k in ("cuda", "mps", "cpu") if there[k]))
+        name = kind = next(k for k in ("cuda", "mps", "cpu") if there[k])
     if not there[kind]:
         raise OutOfResources(f"device {name!r}: this machine has none that torch can use; use --device cpu")
+    if kind == "cuda":
+        # of several processes each has its own, and not all the first
+        number, count = number or os.environ.get("LOCAL_RANK", "0"), torch.cuda.device_count()
+        if int(number) >= count:
+            raise OutOfResources(f"device {name!r}: this machine has {count}; use cuda:0 to cuda:{count - 1}")
+        return torch.device(kind, int(number)) if count > 1 else torch.device(kind)
     return torch.device(name)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from unveil.types import OUR_FAULT, Error, LeftOut
+from unveil.types import OUR_FAULT, Error, LeftOut, out_of_memory
 
 _log = logging.getLogger("unveil")
 
@@ -82,7 +82,7 @@ def outcome(problem: BaseException) -> tuple[int, str]:
         return problem.exit_code, str(problem)
     if hasattr(problem, "format_message"):  # the command line's own: a missing argument, an unknown option
         return USAGE, f"{problem.format_message()}\nunveil --help, and unveil COMMAND --help, show what is possible"  # type: ignore[attr-defined]
-    if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
+    if out_of_memory(problem):
         return RESOURCES, "out of memory; lower the batch (train.batch, --batch), or the size of the pictures"
     if isinstance(problem, OSError):
         return RESOURCES, f"{problem.filename or 'a file'}: {problem.strerror or problem}; choose another place"

@@ -111,13 +111,15 @@ def train(ask: Ask, console: Console) -> None:
     """Trains, or goes on with the run that is there."""
     recipe = ask.resolved()
     run = ask.folder(recipe)
-    if isinstance(recipe, ClassifierRecipe):
-        _classifier(recipe, run, ask.force, console)
-        return
-    if isinstance(recipe, SequenceRecipe):
-        _sequence(recipe, run, ask.force, console)
-        return
     device = pick(ask.device)
+    if isinstance(recipe, ClassifierRecipe | SequenceRecipe):
+        if ask.device != "auto" and device.type != "cpu":
+            raise RecipeError(f"--device {ask.device}: {recipe.name} is trained on the processor; leave it out")
+        if isinstance(recipe, ClassifierRecipe):
+            _classifier(recipe, run, ask.force, console)
+        else:
+            _sequence(recipe, run, ask.force, console)
+        return
     refuse_overwrite(
         run / "recipe.yaml", force=True
     )  # a path that can never be written is told before the data are read

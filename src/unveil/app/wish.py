@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -53,7 +54,7 @@ def spoken(model: str | None, words: Sequence[str] | None) -> dict[str, Any]:
 
     A name is one word of letters of one byte each, or there is something of this name.
     """
-    if model is None or Path(model).exists() or (model.isascii() and " " not in model.strip()):
+    if model is None or os.path.exists(model) or (model.isascii() and " " not in model.strip()):
         return {"model": model, "settings": words}
     return {"model": PLAYGROUND, "settings": [model, *(words or ())]}
 
@@ -200,7 +201,8 @@ def opened(
     Raises:
         RecipeError: a model that has to be shown other pictures, or whose samples are none.
     """
-    dtype = DTYPES.get(wish.dtype, torch.float32)  # another one is refused by the request
+    typed = wish.dtype if recorded is None else str(recorded.get("dtype", wish.dtype))  # text encoders read in it, too
+    dtype = DTYPES.get(typed, torch.float32)  # another one is refused by the request
     said = changes(wish.words, {}).get("file")  # what a published file does not say itself
     model, source = open_model(name, pick(wish.device), said, dtype)
     pictures = [key for key, one in model.conditioners.items() if isinstance(one, ContextChannels)]

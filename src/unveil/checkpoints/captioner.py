@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from unveil.checkpoints import ours, store
 from unveil.checkpoints.tensors import read_tensors
 from unveil.config.reading import read_yaml
+from unveil.files import refuse_foreign
 from unveil.nn.captioner import Captioner, CaptionerConfig
 from unveil.nn.vocabulary import Vocabulary
 from unveil.types import WeightsError
@@ -68,6 +69,8 @@ def save_captioner(
     if dtype is not None:
         state = model.network.state_dict()
         files[FILE] = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    if force:
+        refuse_foreign(folder)
     store.save(folder, files, replace=force)
     return folder
 
@@ -81,11 +84,12 @@ def load_captioner(path: str | Path, device: torch.device | str = "cpu") -> Capt
     folder = ours.find(path)
     if not (folder / SETTINGS).is_file():
         raise WeightsError(f"{path}: not a captioner; train one, such as captioner-playground")
+    store.verify(folder)
     try:
         settings: dict[str, Any] = dict(read_yaml((folder / SETTINGS).read_text("utf-8"), str(folder / SETTINGS)))
         network = dict(settings.pop("network"))
         network.pop("kind", None)
-        words = Vocabulary.from_plain(json.loads((folder / WORDS).read_text("utf-8")))
+        words = words_of(folder)
         model = Captioner(CaptionerConfig(**network))
     except (OSError, KeyError, TypeError, ValueError) as problem:
         raise WeightsError(f"{folder}: not a readable captioner: {problem}; train it again") from problem
@@ -93,6 +97,11 @@ def load_captioner(path: str | Path, device: torch.device | str = "cpu") -> Capt
         raise WeightsError(f"{folder / WORDS}: {len(words)} words for a network of {model.config.vocabulary}; damaged")
     copy_captioner(model, folder, "ema")
     return CaptionModel(model.to(device).eval().requires_grad_(False), words, settings)
+
+
+def words_of(folder: Path) -> Vocabulary:
+    """The words of a captioner's folder, or of a checkpoint of one."""
+    return Vocabulary.from_plain(json.loads((folder / WORDS).read_text("utf-8")))
 
 
 def copy_captioner(network: nn.Module, folder: Path, which: ours.Which) -> None:

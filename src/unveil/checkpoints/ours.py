@@ -34,6 +34,7 @@ from unveil.codec import KL, VQ
 from unveil.conditioning.text import Text
 from unveil.conditioning.words import WordTokens
 from unveil.config import AutoencoderConfig, ModelConfig, dump, read_yaml, validate
+from unveil.files import refuse_foreign
 from unveil.model import Model, build
 from unveil.types import ADDITIONS, NonFinite, RecipeError, WeightsError, nearest
 
@@ -96,6 +97,8 @@ def save_model(model: Model, folder: Path, *, force: bool = False, about: str = 
             "keep its run folder, and load it with checkpoints.ours.load_weights into a model you build"
         )
     require_finite(dict(model.named_parameters()), "the model")
+    if force:
+        refuse_foreign(folder)
     store.save(folder, model_files(model, about=about), replace=force)
     return folder
 

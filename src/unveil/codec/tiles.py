@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from unveil.codec.autoencoder import Autoencoder
 from unveil.codec.shared_norm import Gathered, Share, SharedNorm, norms_shared
 from unveil.nn.autoencoder import AutoencoderConfig, Decoder, Encoder
-from unveil.types import OutOfResources, RecipeError, nearest
+from unveil.types import OutOfResources, RecipeError, nearest, out_of_memory
 
 SIDE = 512  # pixels of a tile, or more where the overlap needs it
 Norms = Literal["own", "shrunk", "exact"]
@@ -360,11 +360,3 @@ def decode_within(codec: Decodes, latents: Tensor) -> Tensor:
             f"out of memory while decoding latents {tuple(latents.shape)}, in tiles of {SIDE} px too; {advice}, or "
             "decode in smaller ones: unveil.codec.tiles.decode(model.codec, latents, Tiling(side=256))"
         ) from problem
-
-
-def out_of_memory(problem: BaseException) -> bool:
-    """Whether an error says that memory ran out, on any device."""
-    if isinstance(problem, MemoryError | torch.OutOfMemoryError):
-        return True
-    words = ("can't allocate memory", "not enough memory", "out of memory")
-    return isinstance(problem, RuntimeError) and any(word in str(problem) for word in words)

@@ -122,7 +122,7 @@ class LikelihoodTime(TimeSection):
         return times.Importance(lambda level: likelihood(level) / torch.as_tensor(level.sigma) ** 2)
 
 
-PLAIN = (UniformTime, SecondMomentTime, LogNormalTime, LogitNormalTime, LogSNRTime, LikelihoodTime)
+PLAIN = (UniformTime, LogNormalTime, LogitNormalTime, LogSNRTime, LikelihoodTime)
 if TYPE_CHECKING:
     PlainTime = TimeSection
 else:
@@ -139,7 +139,7 @@ class StratifiedTime(TimeSection):
 
     kind: Literal["stratified"] = "stratified"
     strata: Annotated[int, Field(ge=1)] | None = None
-    of: PlainTime = UniformTime()
+    of: PlainTime = UniformTime()  # one that learns from losses would be told none
 
     def build(self, process: Process, batch: int) -> TimeSampler:
         """The sampler."""
@@ -149,7 +149,7 @@ class StratifiedTime(TimeSection):
 if TYPE_CHECKING:
     TimeChoice = TimeSection
 else:
-    TimeChoice = Annotated[choice(*PLAIN, StratifiedTime), *ByName]
+    TimeChoice = Annotated[choice(UniformTime, SecondMomentTime, *PLAIN[1:], StratifiedTime), *ByName]
 
 # ---------------------------------------------------------------------- objectives
 
@@ -273,6 +273,8 @@ class SlicedObjective(Section):
 
     def build(self, model: ModelConfig, process: Process, batch: int) -> Sliced:
         """The objective of a model that is trained in batches of this size."""
+        if isinstance(self.time, SecondMomentTime):
+            raise RecipeError("objective.time = second-moment: learns from losses of one level, which this has not")
         return Sliced(SCORE_WEIGHTS[self.weight], self.projections, self.square, self.time.build(process, batch))
 
 

@@ -126,6 +126,14 @@ class Recipe(ModelConfig, Described):
             )
         return self
 
+    @model_validator(mode="after")
+    def _mirrored_pictures_fit(self) -> Recipe:
+        if self.train.flip and self.data.kind == "latents":
+            raise RecipeError("train.flip: mirrored latents are not those of mirrored pictures; set it to false")
+        if self.train.flip and any(one.kind == "layout" for one in self.condition):
+            raise RecipeError("train.flip: the boxes of condition.kind = layout would not be mirrored; set it to false")
+        return self
+
     @property
     def model(self) -> ModelConfig:
         """The part that a saved model keeps."""
@@ -170,6 +178,11 @@ class AutoencoderRecipe(AutoencoderConfig, Described):
     @model_validator(mode="after")
     def _loss_fits(self) -> AutoencoderRecipe:
         check_loss(self.shape, self.codec, self.loss, self.train)
+        if self.train.batching is not None:
+            raise RecipeError(
+                f"train.batching = {self.train.batching!r}: an autoencoder's batches are of one size; "
+                "leave it out, and train.tokens"
+            )
         if self.lengths is not None:
             check_lengths(self.codec, self.shape[1], self.lengths)
         return self

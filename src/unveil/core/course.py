@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -32,6 +33,8 @@ class Course:
         shape: of one sample as the network sees it, latents where the model has a codec.
         noise: noise(step, draw=0); that of step START is what the run begins with.
         ahead: lets the network work out beforehand what depends on the levels alone.
+        conditioners: what makes conditions, by key, at the size of this batch.
+        plain: the model's step for a condition, without guidance.
         step, plan, x: given, they are used in place of what follows from the others.
     """
 
@@ -44,6 +47,8 @@ class Course:
     shape: tuple[int, ...]
     noise: Noise
     ahead: Ahead
+    conditioners: Mapping[str, Any]
+    plain: Callable[[Condition | None], Step]
     step: Step | None = None
     plan: Plan | None = None
     x: Tensor | None = None

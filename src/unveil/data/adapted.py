@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from unveil.modes import eight_bits
 from unveil.types import Item, MediaError, RecipeError, ShapeError, nearest
 
 _SLACK = 1e-3  # how far beyond [-1, 1] rounding may take a value
@@ -63,7 +64,8 @@ def adapt(source: Source, key: str) -> Adapted:
 
 def _pixels(value: object, where: str) -> Tensor:
     if isinstance(value, Image.Image):
-        value = np.array(value if value.mode in ("L", "RGB") else value.convert("RGB"), dtype=np.uint8)
+        grey = value.mode == "LA" or value.mode.startswith("I")
+        value = np.array(value if value.mode in ("L", "RGB") else eight_bits(value, grey=grey), dtype=np.uint8)
     if isinstance(value, np.ndarray) and value.dtype == np.uint8:
         if value.ndim not in (2, 3):
             raise ShapeError(f"{where}: uint8 array {value.shape}; must be (H, W) or (H, W, C)")

@@ -190,7 +190,8 @@ def _combination(things: Sequence[Thing]) -> str:
 
 def _file_pairs(path: Path, part: Part) -> list[Pair]:
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
+        # at line feeds alone: other signs that Python takes for ends of lines may stand in a sentence
+        lines = [line.rstrip("\r") for line in path.read_text("utf-8-sig").split("\n")]
     except OSError as problem:
         raise MediaError(
             f"{path}: cannot be read ({problem.strerror}); give a file of lines SOURCE<tab>TARGET"

@@ -191,7 +191,7 @@ class ImageToText:
         try:
             self._processor: Any = transformers.AutoProcessor.from_pretrained(folder, **how)
             model: Any = transformers.AutoModelForImageTextToText.from_pretrained(folder, **how, use_safetensors=True)
-        except (OSError, ValueError, KeyError, RuntimeError) as problem:
+        except Exception as problem:  # whatever a damaged folder makes a library raise that reads every kind
             raise WeightsError(
                 f"{folder}: cannot be opened as an image-to-text model ({first_line(problem)})"
             ) from problem

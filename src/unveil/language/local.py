@@ -42,7 +42,7 @@ class LanguageModel:
             model: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, **how, use_safetensors=True, dtype=dtype
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as problem:
+        except Exception as problem:  # whatever a damaged folder makes a library raise that reads every kind
             raise WeightsError(
                 f"{folder}: cannot be opened as a causal language model ({first_line(problem)})"
             ) from problem

@@ -341,6 +341,8 @@ class Model(nn.Module):
             shape=shape,
             noise=streams.bind(shape),
             ahead=self._ahead,
+            conditioners=dict(self.conditioners.items()),
+            plain=self.step,
         )
 
     def save(self, folder: str | Path, *, force: bool = False) -> Path:

@@ -125,7 +125,7 @@ class Captioner(nn.Module):
         grid = grid_coordinates(size)  # (N, 3)
         if rate is None:
             return sin_cos_positions(grid, self.config.width, "sin-cos")[None]
-        steps = (RATE / rate.double().cpu()).tolist()
+        steps = (RATE / rate.cpu().double()).tolist()
         known = {step: _at(grid, step, self.config.width) for step in set(steps)}
         return torch.stack([known[step] for step in steps]).view(batch, len(grid), -1)
 

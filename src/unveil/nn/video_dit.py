@@ -365,7 +365,7 @@ def _coordinates(grid: Grid, places: Tensor | None) -> Tensor:
     indices = grid_coordinates(grid)
     if places is None:
         return indices
-    first, step = places.double().unbind(1)  # each (B, 3)
+    first, step = (places.double() if places.device.type == "cpu" else places.float()).unbind(1)  # each (B, 3)
     return first[:, None] + indices.to(first) * step[:, None]
 
 

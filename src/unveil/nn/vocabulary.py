@@ -81,7 +81,8 @@ class Vocabulary:
         for text in texts:
             count.update(set(_SPLIT[unit](text)) if rarest else _SPLIT[unit](text))
             number += 1
-        known = [token for token in count if count[token] >= rarest * number and token not in set(before)]
+        there = set(before)
+        known = [token for token in count if count[token] >= rarest * number and token not in there]
         found = [*before, *sorted(known, key=lambda token: (-count[token], token))]
         return cls(unit, tuple(found if limit is None else found[: max(limit - len(SPECIAL), 0)]))
 

@@ -18,7 +18,7 @@ from unveil.service.child import CHILDREN
 from unveil.service.job import Fault, Job
 from unveil.service.queue import Queue
 from unveil.service.results import Results
-from unveil.types import OUR_FAULT, Cancelled, Error, OutOfResources
+from unveil.types import OUR_FAULT, Cancelled, Error, OutOfResources, out_of_memory
 
 EVERY_S = 0.5  # between two words on progress, which wait for the disk
 IDLE_S = 0.05  # between two looks at an empty queue
@@ -205,8 +205,6 @@ def _fault(problem: Error) -> Fault:
 
 def _unexpected(id: str, problem: Exception) -> tuple[str, Fault]:
     """What is said of an error that nobody foresaw, and whose fault it is."""
-    from unveil.codec.tiles import out_of_memory  # with it comes torch
-
     if out_of_memory(problem):
         log.warning("job %s: %s", id, problem)
         return MEMORY, _fault(OutOfResources(MEMORY))

@@ -163,7 +163,7 @@ def connect(bench: Bench[Settings]) -> Found:
         at = [*range(ENDS), *range(-ENDS, 0)]
         along = torch.linspace(0, 1, BETWEEN + 2, dtype=torch.float64)[1:-1]
         whole = torch.cat([torch.zeros(ENDS, dtype=torch.float64), along, torch.ones(ENDS, dtype=torch.float64)])
-        before = spoken(bench.model, [one(rows) for one in told], torch.stack([1 - whole, whole]))
+        before = spoken([one(rows) for one in told], torch.stack([1 - whole, whole]))
         return holding(bench.model, frames_at(known, at, 2 * ENDS + BETWEEN), "bridge", {}, before)
 
     def blend(rows: slice) -> Edit:

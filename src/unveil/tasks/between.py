@@ -64,7 +64,6 @@ def interpolate(
     if frames < 2:
         raise RecipeError(f"frames {frames}: at least 2, the two ends")
     controls = set() if model.controls is None else set(model.controls.conditioners)
-    free = {key: one for key, one in model.conditioners.items() if key not in controls}
 
     def change(course: Course, rows: slice) -> Course:
         del rows
@@ -72,6 +71,7 @@ def interpolate(
         noise = _mixed(_noise(course, ends[0]), _noise(course, ends[1]), weights)
         if not to or course.condition is None:
             return replace(course, noise=noise)
+        free = {key: one for key, one in course.conditioners.items() if key not in controls}
         other = conditions(free, {key: list(values)[:1] for key, values in to.items()}, len(course))[0]
         assert other is not None  # a model that takes the one condition takes the other
         other = replace(other, hint=course.condition.hint)

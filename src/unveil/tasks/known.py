@@ -140,11 +140,12 @@ def held(course: Course, model: Model, latents: Tensor, until: Tensor) -> Course
     if latest < 1:
         grid, x = inverse.sdedit(grid, latents, noise, latest)
     else:
-        known = until.to(latents.device) < 1
+        known = (until < 1).to(latents.device)  # float64 is not for every device
         x = torch.where(known, inverse.noised(grid[0], latents, noise), course.start())
     course = replace(course, grid=letting_go(grid, until), x=x)
     if getattr(model.denoiser.network, "tells_parts", False):
-        return course.around(lambda step: inverse.held(step, model.process, latents, until))
+        process = course.grid.process  # of this size: the model's own is of the size that it was trained for
+        return course.around(lambda step: inverse.held(step, process, latents, until))
     return course.around(lambda step: inverse.imposed(step, latents, until))
 
 

@@ -48,7 +48,7 @@ def _picture_text(path: Path) -> str | None:
             if isinstance(found, bytes) and found.startswith(UNICODE):
                 return found.removeprefix(UNICODE).decode("utf-16-le")
             return _ours(image.info.get("comment", b"").decode())
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as problem:
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as problem:
         raise _unreadable(path, problem) from problem
 
 

@@ -138,7 +138,7 @@ def film(
     last: tuple[Window, Tensor] | None = None
     for number, window in enumerate(order):
         known, new = _known(model, shot, window, size, last)
-        text, before = _text(model, request, shot, window)
+        text, before = _text(request, shot, window)
         length = window.stop - window.start
         wanted = replace(request, given=text, seed=_seeds(request, number), size=(length, *size))
         made = holding(
@@ -217,14 +217,14 @@ def _nothing(model: Model, length: int, size: tuple[int, int]) -> Known:
     return Known(torch.zeros(1, model.shape[0], length, *size, dtype=torch.uint8), until)
 
 
-def _text(model: Model, request: Request, shot: Shot, window: Window) -> tuple[Mapping[str, Sequence[Any]], Change]:
+def _text(request: Request, shot: Shot, window: Window) -> tuple[Mapping[str, Sequence[Any]], Change]:
     """The condition of a window, and what changes its course where several texts are in it."""
     if not shot.scenes:
         return request.given, same
     weights = shares(shot.scenes, *window, fade=shot.fade)
     seen = [number for number in range(len(weights)) if float(weights[number].max()) > 0]
     texts = [{**request.given, PROMPT: [shot.scenes[number].prompt]} for number in seen]
-    return texts[0], same if len(seen) == 1 else spoken(model, texts, weights[seen])
+    return texts[0], same if len(seen) == 1 else spoken(texts, weights[seen])
 
 
 def _seeds(request: Request, window: int) -> int | tuple[int, ...]:

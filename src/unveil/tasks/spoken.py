@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from unveil.conditioning.rows import conditions
 from unveil.core import guidance
 from unveil.core.course import Course
-from unveil.model import Change, Model
+from unveil.model import Change
 from unveil.tasks.edit import of_list
 from unveil.types import Condition, RecipeError
 
@@ -61,7 +62,7 @@ def shares(scenes: Sequence[Scene], start: int, stop: int, fade: int = 0) -> Ten
     return torch.stack([now - after for now, after in pairwise(begun)])
 
 
-def spoken(model: Model, texts: Sequence[Mapping[str, Sequence[Any]]], weights: Tensor) -> Change:
+def spoken(texts: Sequence[Mapping[str, Sequence[Any]]], weights: Tensor) -> Change:
     """A course whose estimate is, frame by frame, the mean of those for several texts.
 
     Args:
@@ -74,8 +75,8 @@ def spoken(model: Model, texts: Sequence[Mapping[str, Sequence[Any]]], weights: 
     def change(course: Course, rows: slice) -> Course:
         places = None if course.condition is None else course.condition.places
         own = [{key: of_list(values, rows) for key, values in text.items()} for text in texts]
-        conditions = [_at(model.encode(text, len(course))[0], places) for text in own]
-        steps = [course.guided(one, course.null) for one in conditions]
+        told = [_at(conditions(course.conditioners, text, len(course))[0], places) for text in own]
+        steps = [course.guided(one, course.null) for one in told]
         shared = _at_latents(weights, course.shape[1])
         each = [one.view(1, 1, -1, 1, 1) for one in shared[1:]]
         return replace(course, step=guidance.composed(steps[0], steps[1:], each))

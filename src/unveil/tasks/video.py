@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from unveil.codec.cyclic import Cyclic
-from unveil.conditioning.rows import rows_of
+from unveil.conditioning.rows import conditions, rows_of
 from unveil.core import guidance, inverse
 from unveil.core.course import Course
 from unveil.core.denoiser import Step
@@ -271,7 +271,7 @@ def move(
         latents = latents_of(model, of_rows(unit, rows))
         rest = inverse.sdedit(course.grid, latents, course.noise(START), strength)[0]
         given = {key: rows_of(key, of_list(values, rows), len(course)) for key, values in source.items()}
-        old = guided_by(model, given, len(course), source_scale)
+        old = guided_by(course, given, source_scale)
         step = inverse.differing(course.estimating(), old, latents, lambda level: course.noise(draw_of(level)))
         return replace(course, grid=rest, step=step, x=float(rest[0].alpha) * latents)
 
@@ -320,16 +320,16 @@ def blend(
     until = (strength * torch.sin(math.pi * along)).clamp(min=0).view(1, 1, -1, 1, 1)
     until[:, :, [0, -1]] = 0.0
     until = torch.where(until >= 1, FREE, until)
-    before = spoken(model, texts, torch.stack([1 - along, along])) if texts else same
+    before = spoken(texts, torch.stack([1 - along, along])) if texts else same
     return holding(model, Known(mixed, until), "blend", {"strength": strength}, before)
 
 
-def guided_by(model: Model, given: Mapping[str, Any], count: int, scale: float) -> Step:
+def guided_by(course: Course, given: Mapping[str, Any], scale: float) -> Step:
     """The model's step for a condition under plain guidance, whatever the request's own guidance is."""
-    condition, null = model.encode(given, count)
+    condition, null = conditions(course.conditioners, given, len(course))
     if scale == 1 or null is None:
-        return model.step(condition)
-    return guidance.cfg(model.step(condition), model.step(null), scale)
+        return course.plain(condition)
+    return guidance.cfg(course.plain(condition), course.plain(null), scale)
 
 
 def draw_of(level: Level) -> int:

@@ -96,7 +96,7 @@ class HeldOut:
             noise = noise_for(x0, streams, 0)
             for place in range(BINS):
                 t = _middle(model.process, place).expand(len(x0))
-                sums[place] += self.objective.at(denoiser, x0, condition, t, noise).per_sample.double().sum().cpu()
+                sums[place] += self.objective.at(denoiser, x0, condition, t, noise).per_sample.cpu().double().sum()
         return (sums / count).tolist()
 
     def line(self, model: Model) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from unveil.checkpoints.captioner import (
     copy_captioner,
     grown,
     load_captioner,
+    words_of,
 )
 from unveil.config import CaptionerRecipe
 from unveil.config.run import Batching
@@ -36,7 +37,7 @@ from unveil.train.learner import Drawn
 from unveil.train.order import Batch, Items, check_items
 from unveil.train.signals import Stop
 from unveil.train.words import texts
-from unveil.types import RecipeError
+from unveil.types import RecipeError, WeightsError
 
 TEXT, FPS = "text", "fps"
 
@@ -131,7 +132,7 @@ class Captioning:
         """The loss of a batch by a network, the trained or the averaged one."""
         data = batch.data
         targets = self.targets(batch.raw[TEXT]).to(data[0].device)
-        rate = torch.as_tensor(batch.raw[FPS], dtype=torch.float64) if FPS in batch.raw else None
+        rate = torch.as_tensor(batch.raw[FPS]).cpu().double() if FPS in batch.raw else None
         total, counted = torch.zeros(len(data), device=targets.device), (targets[:, 1:] != PADDING).sum(1)
         for places in of_one_size(data):
             x = clips(scaled(data if isinstance(data, Tensor) else torch.stack([data[place] for place in places])))
@@ -192,7 +193,16 @@ class Captioning:
         return captioner_files(self._whole(self.model), about=about)
 
     def load(self, model: Captioner, folder: Path, which: ours.Which) -> None:
-        """Copies a folder's weights."""
+        """Copies a folder's weights.
+
+        Raises:
+            WeightsError: they are of other words, as they are when captions were changed since.
+        """
+        if words_of(folder) != self.words:
+            raise WeightsError(
+                f"{folder}: the captions have other words now, or in another order; "
+                "give those that the run began with, or begin another run with base"
+            )
         copy_captioner(model, folder, which)
 
     def card(self, about: str) -> str:

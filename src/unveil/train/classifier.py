@@ -122,6 +122,8 @@ def train_classifier(
         NonFinite: the loss left the finite numbers.
     """
     train, test = _labelled(gather(dataset), config), _labelled(gather(held_out), config)
+    if len(train.pixels) < config.batch:
+        raise RecipeError(f"batch = {config.batch}: more than the {len(train.pixels)} training pictures; lower it")
     began, spent = time.perf_counter(), time.process_time()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

@@ -254,7 +254,7 @@ class TrainingModule(LightningModule):
 
     def _term(self, name: str) -> float:
         """The mean of a term over this process's parts of the batch; NaN where it is not there."""
-        found = [loss.terms[name].double().mean().item() for _, loss in self._passes if name in loss.terms]
+        found = [loss.terms[name].cpu().double().mean().item() for _, loss in self._passes if name in loss.terms]
         return sum(found) / len(found) if found else math.nan
 
     def _fault(self, found: Gathered, norm: float) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def beside(hints: Sequence[Tensor], samples: Tensor) -> tuple[Tensor, int]:
 def plot_run(lines: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     """The curves of a metrics.jsonl: the loss, its terms or its parts by noise level, and the same held out."""
     written: list[Path] = []
-    steps = [line for line in lines if line.get("loss") is not None]
+    steps = [line for line in lines if line.get("loss") is not None and "event" not in line]  # "nan" is a fault's
     if steps:
         written.append(_curves(folder / "loss.png", "training loss", steps, {"loss": [s["loss"] for s in steps]}))
         if terms := _terms(steps):

@@ -41,6 +41,9 @@ FREE |= {
 }
 
 
+OURS = ("metrics.jsonl", "card.md", "samples", "plots")  # what a run writes over
+
+
 class RunFolder:
     """A run's folder, held by one process at a time.
 
@@ -128,6 +131,11 @@ class RunFolder:
         if not path.is_file():
             if store.checkpoints(self.checkpoints):
                 raise RecipeError(f"{self.path}: has checkpoints but no recipe.yaml; choose another run folder")
+            for name in OURS:  # of others, since a run that began here has a recipe
+                if (self.path / name).exists():
+                    raise NotWritable(
+                        f"{self.path}: holds {name} but no recipe.yaml, and is no run; choose another folder"
+                    )
             return
         before = _leaves(read_yaml(path.read_text("utf-8"), str(path)))
         now = _leaves(read_yaml(yaml.safe_dump(dict(asked)), "the recipe"))

@@ -27,7 +27,7 @@ def measured(codec: KL | VQ, parts: Iterator[Tensor], *, by_channel: bool) -> tu
     """
     count, total, squares = 0, torch.zeros(len(codec.scale)).double(), torch.zeros(len(codec.scale)).double()
     for pixels in parts:
-        z = codec.unscaled(codec.encode(channels_last(pixels))).double().cpu()
+        z = codec.unscaled(codec.encode(channels_last(pixels))).cpu().double()
         z = z[z.flatten(1).isfinite().all(1)]  # a broken picture, which training skips too
         places = (0, *range(2, z.ndim))
         total += z.sum(places)

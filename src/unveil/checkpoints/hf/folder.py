@@ -97,7 +97,7 @@ class Folder:
         return found
 
     def _stem(self, name: str) -> str:
-        return STEMS[self.index[name][0]]
+        return STEMS.get(self.index[name][0], "model")  # of a part that is not read
 
     def sha256(self) -> str:
         """One hash over every file that makes the folder's pictures."""

@@ -43,6 +43,8 @@ def steer(step: Step, shift: Shift) -> Step:
 
     def guided(x: Tensor, level: Level) -> Estimate:
         estimate = step(x, level)
+        if not isinstance(level.alpha, Tensor) and level.alpha == 0:
+            return estimate
         push = shift(x, level)
         on_x0 = like(real.divide(level.sigma**2, level.alpha, 0.0), x)
         on_eps = like(real.divide(level.sigma * level.alpha, level.alpha, 0.0), x)  # sigma, but 0 at alpha = 0

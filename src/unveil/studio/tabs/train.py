@@ -211,9 +211,10 @@ class Train(Tab):
     def _curves(self, run: Path) -> Markup:
         """The loss and its parts by noise level, and the newest numbers in words."""
         lines = _lines(run / "metrics.jsonl")
-        if not any("loss" in line for line in lines):
+        if not any("loss" in line and "event" not in line for line in lines):
             return shown.hint(self.say("The curves begin with the first lines that the run writes."))
-        last = {key: value for line in lines for key, value in line.items() if key in KEPT and value is not None}
+        plain = [line for line in lines if "event" not in line]
+        last = {key: value for line in plain for key, value in line.items() if key in KEPT and value is not None}
         told = ", ".join(f"{key} {value:.4g}" for key, value in last.items())
         words = self.say("Step {step}: {numbers}", step=lines[-1].get("step", 0), numbers=told)
         drawn = Markup("").join(
