@@ -119,7 +119,17 @@ def test_variations_of_a_sample(cli: Cli, saved: Path, tmp_path: Path):
     done = cli(*vary, "--like", "varied/seed7_00001.png", "--out", "again.png")
     assert done.code == 0, done.err
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "varied" / "seed7_00001.png").read_bytes()
+    assert cli(*vary, "--out", "other.png").code == 0  # another one, and not its own again
+    assert read_facts(tmp_path / "other.png")["seed"] == 5
+    assert not torch.equal(pixels(tmp_path / "other.png"), pixels(tmp_path / "one.png"))
+    refused(cli(*vary, "--seed", 4, "--count", 3), 2, "--seed 4: is that of one.png itself")
     refused(cli("vary", "again.png", "--model", saved), 4, "made by vary; vary begins at a picture of `unveil sample`")
+
+
+def test_a_way_into_a_single_picture_is_refused_before_the_work(cli: Cli, saved: Path, tmp_path: Path):
+    before = tree(tmp_path)
+    refused(cli("interpolate", saved, "--label", 3, "--seed", 1, "--seed", 2, "--out", "way.png"), 2, "--out way.png")
+    assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize("form", ["gif", "webp", "apng"])

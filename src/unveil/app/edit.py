@@ -98,9 +98,15 @@ def edit(
 
 
 def vary(
-    wish: Wish, picture: Path | None, amount: float, place: Place, console: Console, like: Path | None = None
+    wish: Wish,
+    picture: Path | None,
+    amount: float,
+    place: Place,
+    console: Console,
+    like: Path | None = None,
+    other: bool = False,
 ) -> None:
-    """Draws pictures near one that the program drew; or one of these again."""
+    """Draws pictures near one that the program drew, towards another seed than its own; or one of these again."""
     if like is not None:
         repeat(wish, like, place, console)
         return
@@ -118,6 +124,11 @@ def vary(
         )
     size = facts.get("size")
     count = wish.count or max(1, len(wish.seeds))
+    own, number = int(facts["seed"]), int(facts["sample"])
+    if other:
+        wish = replace(wish, seed=(own + 1) % (1 << 63))
+    if own in wish.seeds and wish.first <= number < wish.first + count and amount > 0:
+        raise RecipeError(f"--seed {own}: is that of {picture} itself, which would come out again; give another one")
     given, negative = ({key: [value] for key, value in facts.get(name, {}).items()} for name in ("given", "negative"))
     request = Request(
         given, wish.seed, wish.first, count, wish.batch, sampling_of(facts), str(facts["dtype"]), wish.guided(model),
@@ -147,6 +158,8 @@ def interpolate(
     if wish.model is None:
         raise RecipeError("interpolate needs a model: unveil interpolate ddpm-digits --seed 3 --seed 9")
     alone = place.out.suffix.lower().removeprefix(".")
+    if place.out.suffix and alone not in FORMS:
+        raise RecipeError(f"--out {place.out}: must be a folder, or end in .{', .'.join(FORMS)}")
     film = place.out if alone in FORMS else place.out / f"clip.{way.form}"
     check_clip(film, way.rate)  # refuses before the work
     refuse_overwrite(film, place.force)

@@ -50,7 +50,7 @@ def vary(
     device: Device = "auto",
     reply: Reply,
 ) -> None:
-    """Draw pictures near one: its noise is moved towards that of other seeds.
+    """Draw pictures near one: its noise is moved towards that of other seeds, without --seed the one after its own.
 
     The LoRAs and ControlNets that made it are used again, found as `--like` finds them.
 
@@ -60,7 +60,7 @@ def vary(
     from unveil.app import edit as work
 
     wish, place = work.Wish.typed(options), work.Place.typed(options)
-    work.vary(wish, picture, amount, place, reply.console, like)
+    work.vary(wish, picture, amount, place, reply.console, like, other=seed is None)
 
 
 def interpolate(
