@@ -11,12 +11,13 @@ import torch
 from unveil.checkpoints.sequence import SequenceModel, load_sequence, save_sequence
 from unveil.config import SequenceRecipe, parse_recipe
 from unveil.data.sequences import Pair
+from unveil.data.stored import is_held_out
 from unveil.nn.transformer import Transformer, TransformerConfig
 from unveil.nn.vocabulary import Vocabulary
 from unveil.tasks.translate import exact, looks, translate, unknown
 from unveil.train import sequence
 from unveil.train.sequence import TrainedSequence, train_sequence, vocabularies
-from unveil.types import NonFinite, NotWritable, RecipeError, ShapeError, WeightsError
+from unveil.types import MediaError, NonFinite, NotWritable, RecipeError, ShapeError, WeightsError
 
 TINY: dict[str, Any] = {
     "kind": "sequence",
@@ -153,6 +154,23 @@ def test_pairs_beyond_the_limit_are_told_before_training(tmp_path: Path):
     assert isinstance(given, SequenceRecipe)
     with pytest.raises(RecipeError, match=r"network\.limit = 8: the longest training text has 10 tokens"):
         train_sequence(given)
+
+
+def test_held_out_pairs_that_cannot_be_judged_are_told_before_training(tmp_path: Path):
+    path, told = tmp_path / "pairs.tsv", list[Any]()
+    raw = {**TINY, "data": {"kind": "pairs", "path": str(path)}}
+    given = parse_recipe(raw, "tiny")
+    assert isinstance(given, SequenceRecipe)
+    every = [f"a {i}" for i in range(200)]
+    apart = next(text for text in every if is_held_out(text + " b b b b b b b b"))
+    train = [text for text in every if not is_held_out(text)]
+    path.write_text("".join(f"{text}\tb\n" for text in [*train, apart + " b b b b b b b b"]))
+    with pytest.raises(RecipeError, match=r"network\.limit = 8: the held-out 'a .* has 10 tokens"):
+        train_sequence(given, told.append)
+    path.write_text("".join(f"{text}\tb\n" for text in train))
+    with pytest.raises(MediaError, match="held-out"):
+        train_sequence(given, told.append)
+    assert told == []
 
 
 def test_texts_that_do_not_fit():

@@ -47,8 +47,8 @@ def train_sequence(recipe: SequenceRecipe, on_progress: Callable[[Progress], obj
         on_progress: called after each step; to stop, let it raise `types.Cancelled`.
 
     Raises:
-        RecipeError: pairs longer than the network's limit.
-        MediaError: pairs that cannot be read.
+        RecipeError: pairs longer than the network's limit, those that never train among them.
+        MediaError: pairs that cannot be read, or none that never trains.
         NonFinite: the loss left the finite numbers.
     """
     spent = time.process_time()
@@ -57,6 +57,11 @@ def train_sequence(recipe: SequenceRecipe, on_progress: Callable[[Progress], obj
     source, target = vocabularies(pairs.pairs, recipe.tokens)
     network = recipe.network.build({"source": len(source), "target": len(target)})
     examples = _encoded(pairs.pairs, source, target, network)
+    held_out = _held_out(recipe, config)  # before hours that would be lost with it
+    for pair in (pair for own in held_out.values() for pair in own):
+        if not 1 <= len(source.encode(pair.source)) < network.limit:
+            told = f"{pair.source[:60]!r} has {len(source.encode(pair.source))} tokens"
+            raise RecipeError(f"network.limit = {network.limit}: the held-out {told}; raise it, or mend the text")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
         transformer = Transformer(network).train()
@@ -67,7 +72,7 @@ def train_sequence(recipe: SequenceRecipe, on_progress: Callable[[Progress], obj
         "decode": recipe.decode.model_dump(mode="json"),
     }
     model = SequenceModel(transformer.eval().requires_grad_(False), source, target, facts)
-    return TrainedSequence(model, _judged(model, recipe, config), time.process_time() - spent)
+    return TrainedSequence(model, _judged(model, recipe, held_out), time.process_time() - spent)
 
 
 def vocabularies(pairs: Sequence[Pair], config: TokensConfig) -> tuple[Vocabulary, Vocabulary]:
@@ -139,12 +144,20 @@ def _batches(examples: list[_Example], batch: int) -> Iterator[tuple[Tensor, Ten
                 yield padded([one.source for one in chosen]), padded([one.target for one in chosen])
 
 
-def _judged(model: SequenceModel, recipe: SequenceRecipe, config: Any) -> dict[str, dict[str, float]]:
-    sets = {"all": open_pairs(config, "held-out").pairs[: recipe.evaluate.count]}
+def _held_out(recipe: SequenceRecipe, config: Any) -> dict[str, Sequence[Pair]]:
+    """The pairs that never train, by the name of their set."""
+    sets: dict[str, Sequence[Pair]] = {"all": open_pairs(config, "held-out").pairs[: recipe.evaluate.count]}
     for length in recipe.evaluate.longer:
         assert isinstance(config, TaskConfig)
         longer = replace(config, shortest=length, longest=length, held_out=len(sets["all"]))
         sets[f"length {length}"] = open_pairs(longer, "held-out").pairs
+    return sets
+
+
+def _judged(
+    model: SequenceModel, recipe: SequenceRecipe, sets: Mapping[str, Sequence[Pair]]
+) -> dict[str, dict[str, float]]:
+    config = recipe.data.build()
     tasks = config.tasks if isinstance(config, TaskConfig) else ()
     found = {"greedy": _shares(model, sets, tasks, recipe.decode.model_copy(update={"beams": 1}))}
     if recipe.decode.beams > 1:
