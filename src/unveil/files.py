@@ -15,6 +15,7 @@ from pathlib import Path
 
 from unveil.types import Error, NotWritable, OutOfResources
 
+_JUNK = (".DS_Store", "Thumbs.db")  # of systems that show folders
 _FRAME = re.compile(r"frame_\d+\.png")
 _SAYS = ("model_index.json", "adapter_config.json", "config.json")  # what a folder is, in the layouts of others
 _PARTS = {".json", ".safetensors", ".txt", ".model", ".md", ".yaml"}  # that it then may hold
@@ -52,10 +53,11 @@ def refuse_foreign(folder: Path) -> None:
     """
     if folder.is_symlink() or not folder.is_dir():
         return
-    held = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    every = (path for path in folder.rglob("*") if not path.is_dir() and path.name not in _JUNK)
+    held = sorted(path.relative_to(folder).as_posix() for path in every)
     if (folder / "manifest.json").is_file():
         with suppress(OSError, ValueError, KeyError, TypeError):
-            ours = {"manifest.json", *json.loads((folder / "manifest.json").read_bytes())["files"]}
+            ours = {"manifest.json", "recipe.yaml", *json.loads((folder / "manifest.json").read_bytes())["files"]}
             held = [name for name in held if name not in ours]
     elif any((folder / name).is_file() for name in _SAYS):
         held = [name for name in held if Path(name).suffix not in _PARTS]

@@ -9,12 +9,15 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 from tests.app.conftest import CHANGES, Cli, Outcome, tree
+from unveil.app import drawing
+from unveil.app import sample as sampling
 from unveil.checkpoints import store
 from unveil.config import Recipe, load_recipe
 from unveil.model import Model, build
@@ -206,6 +209,25 @@ def test_nothing_is_overwritten_without_force(cli: Cli, saved: Path, tmp_path: P
         cli("sample", saved, "--label", 3, "--count", 2, "--out", "set", "--seed", 9), 5, "sheet.png: exists already"
     )
     assert tree(tmp_path) == before, "a set is written whole or not at all"
+
+
+def test_what_is_there_already_is_told_before_anything_is_drawn(cli: Cli, saved: Path, monkeypatch: pytest.MonkeyPatch):
+    draw = ["sample", saved, "--label", 3, "--strip"]
+    assert cli(*draw).code == 0
+    assert cli(*draw, "--count", 2, "--seed", 5, "--out", "set").code == 0
+    assert cli("img2img", saved, "samples/seed0_00000.png", "--label", 3).code == 0
+
+    def drawn(*_: Any, **__: Any) -> Any:
+        raise AssertionError("hours of work")
+
+    monkeypatch.setattr(drawing, "generate", drawn)
+    monkeypatch.setattr(sampling, "draw_again", drawn)
+    refused(cli(*draw), 5, "seed0_00000.png: exists already")
+    refused(cli(*draw, "--seed", 1), 5, "strip.png: exists already")
+    refused(cli(*draw[:-1], "--count", 2, "--seed", 6, "--out", "set"), 5, "sheet.png: exists already")
+    refused(cli("img2img", saved, "samples/seed0_00000.png", "--label", 3), 5, "seed0_00000.png: exists already")
+    refused(cli("sample", saved, "--like", "samples/seed0_00000.png"), 5, "seed0_00000.png: exists already")
+    refused(cli(*draw, "--preview", "a.png", "--out", "a.png"), 2, "--preview a.png: is what --out names")
 
 
 def test_a_place_that_cannot_be_written(cli: Cli, saved: Path, tmp_path: Path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from unveil.tasks.edit import PLAIN, Edit
 from unveil.tasks.film import Preview
 from unveil.tasks.generate import Picture, Request, Source, generate
 from unveil.tasks.record import PARAMETERS, parameters
+from unveil.types import RecipeError
 
 FRAMES = 9  # of a strip: the noise's first step to the picture
 STRIPS = 8  # samples that a strip shows at most
@@ -46,14 +47,29 @@ class Place:
         """Whether everything goes into a single picture."""
         return self.out.suffix.lower() == ".png"
 
-    def check(self) -> None:
+    def check(self, names: Sequence[str] = (), alike: bool = True) -> None:
         """Refuses what is there already, before any work.
 
+        Args:
+            names: of the pictures in a folder, where they are known.
+            alike: whether these have one size, so that there are a sheet and a strip of them.
+
         Raises:
+            RecipeError: a preview that would be overwritten by the picture.
             NotWritable: a file that would be overwritten.
         """
-        for path in ([self.out] if self.one_file else []) + ([self.preview] if self.preview else []):
+        if self.preview is not None and self.preview == self.out:
+            raise RecipeError(f"--preview {self.preview}: is what --out names; give it another name")
+        found = [self.out] if self.one_file else [self.out / name for name in names]
+        if names and alike:
+            found += [self.out / "sheet.png"] if len(names) > 1 and not self.one_file else []
+            found += [self.strip_path()] if self.strip else []
+        for path in found + ([self.preview] if self.preview else []):
             refuse_overwrite(path, self.force)
+
+    def strip_path(self, mark: str = "") -> Path:
+        """The file of the strip, whose name in a folder begins with a mark."""
+        return self.out.with_suffix(".strip.png") if self.one_file else self.out / f"{mark}strip.png"
 
 
 @dataclass
@@ -78,6 +94,18 @@ class Written:
         if len(self.pictures) > 1:
             lines.append(f"{len(self.pictures)} pictures: {self.pictures[0]} ... {self.pictures[-1].name}")
         return "\n".join([*lines, *(str(path) for path in (self.sheet, self.strip) if path)])
+
+
+def numbered(request: Request) -> list[tuple[int, int]]:
+    """The seed and the number of each picture of a request."""
+    if isinstance(request.seed, int):
+        return [(request.seed, request.first + place) for place in range(request.count)]
+    return [(seed, request.first) for seed in request.seed]
+
+
+def filenames(rows: Iterable[tuple[int, int]]) -> list[str]:
+    """The files of pictures in a folder, by their seeds and numbers."""
+    return [f"seed{seed}_{number:05d}.png" for seed, number in rows]
 
 
 def draw(
@@ -120,7 +148,7 @@ def write(
     files: dict[Path, bytes] = {}
     written = Written()
     alike = len({picture.pixels.shape for picture in pictures}) == 1
-    names = names or [f"seed{one.facts['seed']}_{one.facts['sample']:05d}.png" for one in pictures]
+    names = names or filenames((int(one.facts["seed"]), int(one.facts["sample"])) for one in pictures)
     if not place.one_file:
         for picture, name in zip(pictures, names, strict=True):
             files[place.out / name] = png(picture.pixels, _texts(picture, place.metadata))
@@ -132,7 +160,7 @@ def write(
         written.sheet = place.out if place.one_file else place.out / f"{mark}sheet.png"
         files[written.sheet] = png(sheet(torch.stack([picture.pixels for picture in pictures]), columns))
     if place.strip and alike:
-        written.strip = place.out.with_suffix(".strip.png") if place.one_file else place.out / f"{mark}strip.png"
+        written.strip = place.strip_path(mark)
         shown = torch.stack([to_pixels(picture.frames) for picture in pictures[:STRIPS]])
         files[written.strip] = png(sheet(shown.flatten(0, 1), columns=shown.shape[1]))
     put(files, place.force)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from unveil.app.console import Console
-from unveil.app.drawing import Place, draw, put, write
+from unveil.app.drawing import Place, draw, filenames, numbered, put, write
 from unveil.app.sample import model_of, repeat
 from unveil.app.wish import SHOWN, Opener, Wish, changes, opened
 from unveil.files import refuse_overwrite
@@ -85,12 +85,13 @@ def edit(
     every = _read(job, model, wish.sized())
     each = wish.count if wish.count is not None else wish.number(model) if len(every) == 1 else 1
     request = wish.request(model, changes(wish.words, named), each * len(every))
+    names = _names([one.files["picture"].path for one in every for _ in range(each)], numbered(request))
+    place.check(names, len({one.files["picture"].content.shape for one in every}) == 1)
     pictures: list[Picture] = []
     for _, alike in groupby(every, key=lambda one: one.files["picture"].content.shape):
         group = list(alike)
         part = request.part(group[0].number * each, (group[-1].number + 1) * each)
         pictures += draw(model, source, part, place, console, _edit(job, model, group, each, console))
-    names = _names([one.files["picture"].path for one in every for _ in range(each)], pictures)
     written = write(pictures, place, each if each > 1 and len(every) > 1 else None, names)
     console.result(
         written.facts() | {"model": source._asdict(), "task": job.verb, "count": len(pictures)}, written.text()
@@ -134,6 +135,7 @@ def vary(
         given, wish.seed, wish.first, count, wish.batch, sampling_of(facts), str(facts["dtype"]), wish.guided(model),
         negative=negative, size=(int(size[0]), int(size[1])) if size else None,
     )  # fmt: skip
+    place.check(filenames(numbered(request)))
     task = verbs.edit("vary", model, {"amount": amount, "of": (facts["seed"], facts["sample"])}, {})
     written = write(draw(model, source, request, place, console, task), place)
     console.result(written.facts() | {"model": source._asdict(), "task": "vary", "count": count}, written.text())
@@ -255,12 +257,10 @@ def _edit(job: Job, model: Model, group: Sequence[_Read], each: int, console: Co
     return replace(verbs.edit(job.verb, model, settings, contents), inputs=named)
 
 
-def _names(sources: Sequence[Path], pictures: Sequence[Picture]) -> list[str]:
+def _names(sources: Sequence[Path], rows: Sequence[tuple[int, int]]) -> list[str]:
     """A file name for each result: that of its picture, with seed and number where several have the same."""
     often = Counter(path.stem for path in sources)
     return [
-        f"{path.stem}.png"
-        if often[path.stem] == 1
-        else f"{path.stem}_seed{one.facts['seed']}_{one.facts['sample']:05d}.png"
-        for path, one in zip(sources, pictures, strict=True)
+        f"{path.stem}.png" if often[path.stem] == 1 else f"{path.stem}_seed{seed}_{number:05d}.png"
+        for path, (seed, number) in zip(sources, rows, strict=True)
     ]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unveil.app.console import Console
-from unveil.app.drawing import Place, draw, write
+from unveil.app.drawing import Place, draw, filenames, numbered, write
 from unveil.app.expanding import USUAL, Expander, Expanding, expanded
 from unveil.app.wish import Wish, changes, opened
 from unveil.model import Model
@@ -60,6 +60,7 @@ def sample(
             wish = replace(wish, given=tuple(f"{key}={value}" for key, each in said["given"].items() for value in each))
     expander = Expander(expanding, model, console, shown=noise is not None or bool(wish.controls))
     request = expander(wish.request(model, changes, count or wish.number(model)))
+    place.check(filenames(numbered(request)))
     if noise is None and enlarge.goes_in_passes(model, request.size):
         edit, request = _passes(model, source, request, place, console)
     pictures = draw(model, source, request, place, console, edit)
@@ -81,7 +82,7 @@ def repeat(wish: Wish, like: Path, place: Place, console: Console, places: Seque
         places: files and folders where its inputs may lie, besides where it lies itself.
     """
     facts = read_facts(like)
-    place.check()
+    place.check(filenames([(int(facts.get("seed", 0)), int(facts.get("sample", 0)))]))
     places = [*places, like.parent, Path()]
     model, source = model_of(wish, facts, like, console, places)
     guided = wish.guided(model)
