@@ -183,6 +183,20 @@ def test_a_picture_goes_to_noise_and_comes_back(cli: Cli, tmp_path: Path):
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "back" / "seed0_00001.png").read_bytes()
 
 
+def test_noise_keeps_what_was_gone_away_from_and_the_size(cli: Cli, saved: Path, tmp_path: Path):
+    path = picture(tmp_path / "wide.png", 8, 12)
+    away = ["--label", 3, "--negative", "label=8", "--scale", 2]
+    assert cli("invert", saved, path, *away).code == 0
+    done = cli("sample", saved, "--noise", "noise.safetensors", "--out", "back.png")
+    assert done.code == 0, done.err
+    assert pixels(tmp_path / "back.png").shape == (8, 12)
+    facts = read_facts(tmp_path / "back.png")
+    assert ({**facts["given"]}, {**facts["negative"]}) == ({"label": 3}, {"label": 8})
+    done = cli("sample", saved, "--noise", "noise.safetensors", "--negative", "label=7", "--out", "other.png")
+    assert done.code == 0, done.err
+    assert not torch.equal(pixels(tmp_path / "other.png"), pixels(tmp_path / "back.png"))
+
+
 def test_previews_rewrite_one_file(cli: Cli, saved: Path, tmp_path: Path):
     options = ["--label", 3, "--preview", "now.png", "--preview-every", 2, "--out", "one.png"]
     assert cli("sample", saved, *options).code == 0

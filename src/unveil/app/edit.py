@@ -207,8 +207,9 @@ def invert(wish: Wish, pictures: Path | None, named: Mapping[str, Any], place: P
     with console.progress("step", 0) as progress:
         found = find_noise(model, torch.stack(contents), request, on_step=progress.reach)
     files = [one.files["picture"].input._asdict() for one in every]
-    given = {key: list(values) for key, values in request.given.items()}
-    facts: dict[str, Any] = {"model": source._asdict(), "sampling": found.sampling, "given": given, "inputs": files}
+    said = {name: {k: list(v) for k, v in getattr(request, name).items()} for name in ("given", "negative")}
+    facts: dict[str, Any] = {"model": source._asdict(), "sampling": found.sampling, **said, "inputs": files}
+    facts["size"] = list(contents[0].shape[-2:])
     facts |= additions(model)
     put({place.out: noise_bytes(found.noise, facts)}, place.force)
     told: dict[str, Any] = {**facts, "noise": str(place.out), "deviation": round(float(found.noise.std()), 4)}

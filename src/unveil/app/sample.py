@@ -57,7 +57,11 @@ def sample(
         changes = {**said.get("sampling", {}), **changes}
         count = None if len(edit.inputs["noise"]) == 1 else len(edit.inputs["noise"])
         if not wish.conditions(model):
-            wish = replace(wish, given=tuple(f"{key}={value}" for key, each in said["given"].items() for value in each))
+            wish = replace(wish, given=_typed(said["given"]))
+        if not wish.negative:
+            wish = replace(wish, negative=_typed(said.get("negative", {})))
+        if wish.size is None and "size" in said and tuple(said["size"]) != tuple(model.shape[-2:]):
+            wish = replace(wish, size=f"{said['size'][1]}x{said['size'][0]}")
     expander = Expander(expanding, model, console, shown=noise is not None or bool(wish.controls))
     request = expander(wish.request(model, changes, count or wish.number(model)))
     place.check(filenames(numbered(request)))
@@ -69,6 +73,10 @@ def sample(
     facts = written.facts() | {"model": source._asdict(), "seed": wish.seed, "count": request.count}
     facts |= expanded(request)
     console.result(facts, written.text())
+
+
+def _typed(values: Mapping[str, Sequence[Any]]) -> tuple[str, ...]:
+    return tuple(f"{key}={value}" for key, each in values.items() for value in each)
 
 
 def repeat(wish: Wish, like: Path, place: Place, console: Console, places: Sequence[Path] = ()) -> None:
