@@ -175,9 +175,8 @@ class Model(nn.Module):
             config=self.config,
             sample=self.sampling,
         )
-        other.home, other.controls, other.base, other.worn = self.home, self.controls, self.base, self.worn
-        other.steering = self.steering
-        other._precision, other._lowered = self._precision, self._lowered
+        for name in ("home", "controls", "base", "worn", "steering", "_precision", "_lowered"):
+            setattr(other, name, getattr(self, name))
         return other.train(self.training)
 
     def encode(self, raw: Raw | None = None, count: int | None = None) -> tuple[Condition | None, Condition | None]:
