@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.checkpoints import tiny_sd
 from tests.service.conftest import done
+from unveil.checkpoints.tensors import write_tensors
 from unveil.service.catalog import Catalog
 from unveil.service.clips import CLIPS
 from unveil.service.gallery import found, request_of, steered_by
@@ -57,9 +59,29 @@ def test_what_cannot_be_drawn_again_is_told(queue, results, worker, catalog: Cat
         ({"seed": 10**30}, "which requests cannot say"),
         ({"loras": [{"name": "a", "weight": "b"}]}, "lacks"),
         ({"loras": 3}, "lacks"),
+        ({"loras": [{"name": "style.safetensors", "weight": 1.0}]}, "LoRA 'style.safetensors' is not here"),
     ):
         with pytest.raises(MediaError, match=said):
             request_of({**facts, **change}, catalog)
+
+
+def test_the_loras_of_a_record_are_said_as_requests_say_them(queue, catalog: Catalog, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNVEIL_MODELS", str(tmp_path))
+    for name in ("style", "art/ink", "art/pen", "old/pen"):
+        place = tmp_path / "loras" / f"{name}.safetensors"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(place, tiny_sd.lora())
+    names = [one.name for one in catalog.models()]
+    facts = {"model": {"name": names[0]}, "seed": 0, "sample": 0}
+
+    def said(*recorded: str) -> list[str]:
+        return request_of({**facts, "loras": [{"name": one, "weight": 0.5} for one in recorded]}, catalog)["loras"]
+
+    assert said("style.safetensors", "style.safetensors 1") == ["style:0.5", "style:0.5"]
+    assert said("ink.safetensors") == ["art/ink:0.5"]
+    assert said("ink") == ["art/ink:0.5"]
+    with pytest.raises(MediaError, match="not here"):
+        said("pen.safetensors")  # two have this name
 
 
 def test_the_controlnets_of_a_record_are_named_whatever_it_holds():

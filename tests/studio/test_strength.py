@@ -10,10 +10,8 @@ pytest.importorskip("gradio")
 
 import gradio as gr
 
-from tests.studio.conftest import LEFT
-from tests.studio.test_bombs import pressed, studio
+from tests.studio.conftest import MARKS, chosen
 from tests.studio.test_tabs import Laid, client, laid
-from tests.web.conftest import Server
 from unveil.app import video as commands
 from unveil.service.clips import TAKES, Clips
 from unveil.service.clips import read_request as read_clips
@@ -22,10 +20,14 @@ from unveil.service.pictures import Change
 from unveil.studio.client import Client
 from unveil.studio.tabs import picture, video
 
-__all__ = ["client", "laid", "studio"]
-pytestmark = LEFT
+__all__ = ["client", "laid"]
+pytestmark = MARKS
 SENT = Kept(f"{1:032x}.png", "picture", 8, 8, 1)
 CLIP = Kept(f"{2:032x}.mp4", "clip", 8, 8, 4)
+VERB: dict[str, tuple[str, dict[str, str]]] = {
+    "picture": ("mode", {"img2img": "From a picture", "inpaint": "A part of a picture", "upscale": "Larger"}),
+    "video": ("verb", {"connect": "Connect two", "edit": "Edit", "upscale": "Larger"}),
+}
 VERBS = ("make", "extend", "between", "connect", "loop", "ring", "edit", "storyboard", "upscale")
 
 
@@ -85,19 +87,29 @@ def test_the_usual_values_are_those_of_the_service(monkeypatch: pytest.MonkeyPat
     assert values == list(video.USUAL.values())
 
 
-@pytest.mark.parametrize(
-    ("tab", "field", "usual"), [("picture", "mode", picture.USUAL), ("video", "verb", video.USUAL)]
-)
-def test_who_chooses_a_verb_is_shown_its_usual_value(studio: Server, tab: str, field: str, usual: dict[str, float]):
-    slider = f"{tab}-strength"
-    for verb, value in usual.items():
-        for before in usual.values():
-            told = pressed(studio, f"{tab}-{field}", {f"{tab}-{field}": verb, slider: before}, "input")
-            assert told is not None
-            assert told[slider] == value
-        told = pressed(studio, f"{tab}-{field}", {f"{tab}-{field}": verb, slider: 0.45}, "input")
-        assert told is not None
-        assert told[slider] == gr.skip()  # a hand has moved it
+@pytest.mark.parametrize(("tab", "usual"), [("picture", picture.USUAL), ("video", video.USUAL)])
+def test_who_chooses_a_verb_is_shown_its_usual_value(page: Any, tab: str, usual: dict[str, float]):
+    if tab != "picture":
+        chosen(page, tab)
+    slider, verbs = page.locator(f"#{tab}-strength input[type=number]"), page.locator(f"#{tab}-{VERB[tab][0]}")
+    called = {name: VERB[tab][1][name] for name in usual}
+
+    def at(value: float) -> None:
+        told = "at => document.querySelector(at[0] + ' input[type=number]').value == at[1]"
+        page.wait_for_function(told, arg=[f"#{tab}-strength", f"{value:g}"])
+
+    for first in called:
+        for verb, words in ((first, called[first]), *called.items()):
+            verbs.get_by_label(words, exact=True).check()
+            if verb == "connect":
+                page.get_by_label("one becomes the other").check()
+            slider.wait_for()
+            at(usual[verb])
+    slider.fill("0.45")
+    slider.press("Tab")
+    for words in called.values():
+        verbs.get_by_label(words, exact=True).check()
+        at(0.45)  # a hand has moved it
 
 
 def test_a_picture_that_was_made_is_edited_with_the_usual_value(laid: Laid, monkeypatch: pytest.MonkeyPatch):

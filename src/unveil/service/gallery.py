@@ -7,7 +7,7 @@ from typing import Any
 
 from unveil.app.wish import PROMPT
 from unveil.service.asked import SEEDS
-from unveil.service.catalog import Catalog
+from unveil.service.catalog import Catalog, Known
 from unveil.service.clips import CLIPS
 from unveil.service.job import Job
 from unveil.service.pictures import PICTURES
@@ -43,16 +43,16 @@ def request_of(facts: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
         catalog: the names that there are.
 
     Raises:
-        MediaError: an edit, a record that lacks something, or a model that is not here.
+        MediaError: an edit, a record that lacks something, or a model or LoRA that is not here.
     """
     if facts.get("task"):
         verb = facts["task"].get("verb") if isinstance(facts["task"], Mapping) else None
         raise MediaError(f"made by {verb!r} of another picture, which the record does not hold; give that one")
     try:
-        name = _name(str(facts["model"]["name"]), catalog)
+        name = _named(str(facts["model"]["name"]), catalog.models(), "model")
         seed, first = int(facts["seed"]), int(facts["sample"])
         given, negative = (dict(facts.get(key, {})) for key in ("given", "negative"))
-        loras = [f"{one['name']}:{one['weight']:g}" for one in facts.get("loras") or ()]
+        worn = [(str(one["name"]), float(one["weight"])) for one in facts.get("loras") or ()]
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise MediaError(f"the picture's record lacks {problem}; it was not written by this program") from problem
     if not 0 <= seed <= SEEDS:
@@ -63,8 +63,8 @@ def request_of(facts: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
     request["sampling"] = {key: value for key, value in sampling_of(facts).items() if value is not None}
     if facts.get("size"):
         request["height"], request["width"] = map(int, facts["size"])
-    if loras:
-        request["loras"] = loras
+    if worn:
+        request["loras"] = [f"{_named(lora, catalog.loras(), 'LoRA')}:{weight:g}" for lora, weight in worn]
     return request
 
 
@@ -79,10 +79,16 @@ def _text(job: Job) -> str:
     return " ".join(str(job.request[key]) for key in _SAID if key in job.request).lower()
 
 
-def _name(recorded: str, catalog: Catalog) -> str:
-    """The name by which a request says the model of a record: a file without its suffix, a run without its step."""
-    known = {one.name for one in catalog.models()}
-    for name in (recorded, recorded.rpartition(".")[0], recorded.partition(" ")[0]):
-        if name in known:
-            return name
-    raise MediaError(f"the model {recorded[:200]!r} is not here; put it into the models folder")
+def _named(recorded: str, every: Sequence[Known], what: str) -> str:
+    """The name by which a request says what a record names.
+
+    The record has a file with its suffix and without its folder, a run with its step, a second LoRA with its number.
+    """
+    first = recorded.partition(" ")[0]
+    told = (recorded, recorded.rpartition(".")[0], first, first.rpartition(".")[0])
+    for said in (lambda one: one.name, lambda one: one.name.rpartition("/")[2]):
+        for name in told:
+            found = [one.name for one in every if said(one) == name]
+            if len(found) == 1:
+                return found[0]
+    raise MediaError(f"the {what} {recorded[:200]!r} is not here; put it into the models folder")

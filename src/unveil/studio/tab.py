@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -310,14 +311,21 @@ class Maker(Tab):
         return [*self.draft.over(values, typed), gr.skip(), line]
 
 
-def usual_of(every: Mapping[str, float]) -> Call:
+def usual_of(every: Mapping[str, float], chosen: str, value: Any) -> Any:
     """What gives a slider the usual value of what is chosen, unless a hand has moved it.
 
     Args:
         every: the usual values, by what can be chosen; a slider that stands at one of them counts as not moved.
+        chosen: of them.
+        value: of the slider.
     """
+    return every[chosen] if chosen in every and value in every.values() else gr.skip()
 
-    def usual(owner: str, chosen: str, value: Any) -> Any:
-        return every[chosen] if chosen in every and value in every.values() else gr.skip()
 
-    return usual
+def shows_usual(part: Any, slider: Any, every: Mapping[str, float]) -> None:
+    """Lets a choice by hand set a slider as `usual_of` does; in the browser, since a button may be pressed at once."""
+    call = f"""(chosen, value) => {{
+      const every = {json.dumps(dict(every))};
+      return chosen in every && Object.values(every).includes(value) ? every[chosen] : value;
+    }}"""
+    part.input(None, [part, slider], [slider], js=call, queue=False, show_progress="hidden", api_visibility="private")

@@ -10,7 +10,7 @@ import gradio as gr
 from unveil.app.options import PLAYGROUND
 from unveil.service.pictures import MOST, PICTURES, Change, Steered, pictures_of
 from unveil.studio.still import Still
-from unveil.studio.tab import Desk, Maker, Watch, usual_of
+from unveil.studio.tab import Desk, Maker, Watch, shows_usual, usual_of
 from unveil.studio.tabs.grid import Grid
 from unveil.studio.typed import filled, settings_text
 from unveil.types import RecipeError
@@ -154,7 +154,7 @@ class Picture(Maker):
             _groups, [self.mode], [self.given, self.painted, self.margins, self.larger, self.strength],
             show_progress="hidden", api_visibility="private",
         )  # fmt: skip
-        self.on(self.mode.input, usual_of(USUAL), [self.mode, self.strength], [self.strength], asked=False)
+        shows_usual(self.mode, self.strength, USUAL)
         for event in (seen.then, self.source.change):
             self.on(event, self._to_paint, [self.mode, self.source], [self.editor], asked=False)
         for event in (self.go.click, self.prompt.submit):
@@ -269,7 +269,7 @@ class Picture(Maker):
         return str(self.client.service.results.file(job.id, names[place - 1]))
 
     def _reuse(self, owner: str, kept: Mapping[str, Any], which: Any, strength: Any) -> list[Any]:
-        return [self.file_of(owner, kept, which), "img2img", usual_of(USUAL)(owner, "img2img", strength)]
+        return [self.file_of(owner, kept, which), "img2img", usual_of(USUAL, "img2img", strength)]
 
     @staticmethod
     def _ready(kept: Mapping[str, Any], request: gr.Request) -> Any:

@@ -13,7 +13,7 @@ from unveil.app.options import PLAYGROUND
 from unveil.service.catalog import about
 from unveil.service.clips import CLIPS, FRAMES, NEEDS, TAKES
 from unveil.studio.still import Film, Still
-from unveil.studio.tab import Desk, Maker, Watch, usual_of
+from unveil.studio.tab import Desk, Maker, Watch, shows_usual
 from unveil.studio.timeline import Span, drawn, spans
 from unveil.studio.typed import filled
 from unveil.types import RecipeError
@@ -162,7 +162,7 @@ class Video(Maker):
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         seen = self.verb.change(_groups, [self.verb, self.joint], self.groups, **quiet)
         self.joint.change(_groups, [self.verb, self.joint], self.groups, **quiet)
-        self.on(self.verb.input, usual_of(USUAL), [self.verb, self.strength], [self.strength], asked=False)
+        shows_usual(self.verb, self.strength, USUAL)
         for event in (seen.then, self.clip.change):  # what is not on the page yet cannot show a picture
             self.on(event, self._to_paint, [self.verb, self.clip], [self.editor], asked=False)
         for event in (self.go.click, self.prompt.submit):
