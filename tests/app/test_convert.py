@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+import unveil
 from tests.app.conftest import Cli
-from unveil.checkpoints import edm, score_sde
+from unveil.checkpoints import edm, ours, score_sde
 from unveil.checkpoints.tensors import write_tensors
 from unveil.config import Recipe, load_recipe
 from unveil.model import Model, build
@@ -88,3 +89,17 @@ def test_a_layout_of_another_network_is_named(cli: Cli, tmp_path: Path):
     done = cli("convert", "theirs.safetensors", "ours", "--recipe", "score-sde-cifar10", *TINY)
     assert done.code == 2
     assert "a SongUNet, but openai is a layout of a UNet" in done.err
+
+
+def test_eight_bits_are_written_of_our_own_folders_alone(cli: Cli, tmp_path: Path):
+    small = tmp_path / "small"
+    assert cli("convert", "ddpm-digits", small, "--layout", "ours", "--dtype", "int8").code == 0
+    sizes = [(place / "denoiser.safetensors").stat().st_size for place in (small, ours.find("ddpm-digits"))]
+    assert sizes[0] < 0.6 * sizes[1]
+    how: dict[str, Any] = {"count": 2, "seed": 0, "raw": {"label": ["3", "8"]}, "sampling": {"steps": 4}}
+    one, two = (unveil.load(place).generate(**how) for place in ("ddpm-digits", small))
+    assert 0 < (one - two).abs().mean() < 0.02
+    said = cli("convert", "ddpm-digits", "a.safetensors", "--layout", "ddpm", "--dtype", "int8")
+    assert said.code == 2
+    assert "dtype int8: the layout ddpm cannot be written so; choose float32" in " ".join(said.err.split())
+    assert not (tmp_path / "a.safetensors").exists()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import unveil
-from unveil.checkpoints import ours, store, tensors
+from unveil.checkpoints import ours, rounded, store, tensors
 from unveil.config import ModelConfig, validate
 from unveil.core.denoiser import Denoiser
 from unveil.core.process import CosineVP
@@ -179,3 +179,36 @@ def test_a_condition_cannot_take_the_name_of_another_file(tmp_path):
     made.conditioners["train_state"] = made.conditioners["label"]
     with pytest.raises(RecipeError, match="'train_state': names a file"):
         made.save(tmp_path / "model")
+
+
+def test_eight_bits_are_near_the_weights_and_take_half_of_the_room_of_sixteen(tmp_path):
+    made = model(channels=64)
+    small = unveil.load(ours.save_model(made, tmp_path / "small", small=True))
+    half = made.to(torch.bfloat16).save(tmp_path / "half")
+    sizes = [sum(file.stat().st_size for file in (tmp_path / one).glob("*.safetensors")) for one in ("small", "half")]
+    assert sizes[0] < 0.6 * sizes[1]
+    made = model(channels=64)
+    for (name, own), other in zip(made.named_parameters(), small.parameters(), strict=True):
+        rows = own.flatten(1) if own.ndim > 1 else own[:, None]
+        off = (own - other).abs().view(rows.shape).amax(dim=1)
+        assert other.dtype == torch.float32
+        assert torch.all(off <= 0.5001 * rows.abs().amax(dim=1) / 127), name
+    assert ours.inspect(tmp_path / "small")["parameters"] == ours.inspect(half)["parameters"]
+    torch.testing.assert_close(
+        ours.load_weights(model(channels=64), tmp_path / "small").state_dict(), small.state_dict()
+    )
+
+
+def test_steps_that_are_not_those_of_the_rows_are_refused(tmp_path):
+    path = ours.save_model(model(channels=64), tmp_path / "small", small=True)
+    file = path / "denoiser.safetensors"
+    found = dict(tensors.read_tensors(file))
+    key = next(key for key in found if key.endswith(rounded.STEP))
+    found = {name: value.clone() for name, value in found.items()} | {key: found[key][:-1].clone()}
+    tensors.write_tensors(file, found)
+    (path / store.MANIFEST).unlink()
+    content = {one.name: tensors.read_tensors(one) for one in path.glob("*.safetensors")}
+    texts = {"model.yaml": (path / "model.yaml").read_text()}
+    with pytest.raises(WeightsError, match="do not fit the network"):
+        store.save(tmp_path / "again", {**content, **texts})
+        unveil.load(tmp_path / "again")

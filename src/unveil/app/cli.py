@@ -216,7 +216,9 @@ def convert(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="A change to it, such as variance=learned-range.")
     ] = None,
-    dtype: Dtype = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16; int8 with --layout ours.", metavar="DTYPE")
+    ] = "float32",
     force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,

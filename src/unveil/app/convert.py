@@ -45,6 +45,7 @@ from unveil.types import RecipeError, WeightsError, nearest
 
 # edm and score-sde are only read.
 LAYOUTS = ("openai", "ddpm", "edm", "score-sde", "dit", "diffusers", "ldm", "ours")
+SMALL = "int8"  # of our own folders alone, with the step of each row
 PICKLES = (b"PK\x03\x04", b"\x80")
 
 
@@ -60,10 +61,20 @@ class Layout:
     def __post_init__(self) -> None:
         if self.name not in LAYOUTS:
             raise RecipeError(f"layout {self.name!r}: must be one of {', '.join(LAYOUTS)}{nearest(self.name, LAYOUTS)}")
-        if self.dtype not in DTYPES:
-            raise RecipeError(
-                f"dtype {self.dtype!r}: must be one of {', '.join(DTYPES)}{nearest(self.dtype, [*DTYPES])}"
-            )
+        known = [*DTYPES, SMALL]
+        if self.dtype not in known:
+            raise RecipeError(f"dtype {self.dtype!r}: must be one of {', '.join(known)}{nearest(self.dtype, known)}")
+        if self.name != "ours":
+            self.refuse_small(f"the layout {self.name}")
+
+    def refuse_small(self, what: str) -> None:
+        """Refuses eight bits where they cannot be held.
+
+        Raises:
+            RecipeError: they are asked for.
+        """
+        if self.dtype == SMALL:
+            raise RecipeError(f"dtype {SMALL}: {what} cannot be written so; choose {', '.join(DTYPES)}")
 
 
 def convert(source: Path, out: Path, layout: Layout, force: bool, console: Console) -> None:
@@ -72,6 +83,7 @@ def convert(source: Path, out: Path, layout: Layout, force: bool, console: Conso
     for drawer in ("checkpoints", "controlnets"):
         source = shelf.place(source, drawer)
     if source.is_dir() and control_file.is_folder(source):
+        layout.refuse_small("a ControlNet")
         facts: dict[str, Any] = control_convert.of_folder(source, out, layout.name, layout.dtype)
     elif layout.name == "ours":
         facts = _copy(source, out, layout, force)
@@ -94,8 +106,9 @@ def convert(source: Path, out: Path, layout: Layout, force: bool, console: Conso
 
 def _copy(source: Path, out: Path, layout: Layout, force: bool) -> dict[str, Any]:
     """A model of its own from a run: the averaged weights, without what only training needs."""
-    model = ours.load_model(source).to(DTYPES[layout.dtype])
-    model.save(out, force=force)
+    small = layout.dtype == SMALL
+    model = ours.load_model(source).to(torch.float32 if small else DTYPES[layout.dtype])
+    ours.save_model(model, out, force=force, small=small)
     return {"part": str(ours.find(source)), "matched": len(model.state_dict()), "unmatched": 0}
 
 

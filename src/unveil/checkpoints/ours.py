@@ -28,7 +28,8 @@ from unveil.checkpoints.control import TRAINED
 from unveil.checkpoints.folders import read_json
 from unveil.checkpoints.lora_trained import LORA, Trained
 from unveil.checkpoints.meta import Unfilled
-from unveil.checkpoints.tensors import read_header, read_tensors
+from unveil.checkpoints.rounded import is_step, restored, rounded
+from unveil.checkpoints.tensors import SHOWN, read_header, read_tensors, require_finite
 from unveil.checkpoints.trained_on import BASE, base_of
 from unveil.codec import KL, VQ
 from unveil.conditioning.text import Text
@@ -36,7 +37,7 @@ from unveil.conditioning.words import WordTokens
 from unveil.config import AutoencoderConfig, ModelConfig, dump, read_yaml, validate
 from unveil.files import refuse_foreign
 from unveil.model import Model, build
-from unveil.types import ADDITIONS, NonFinite, RecipeError, WeightsError, nearest
+from unveil.types import ADDITIONS, RecipeError, WeightsError, nearest
 
 if TYPE_CHECKING:
     from unveil.checkpoints.tensors import Header
@@ -46,7 +47,6 @@ Which = Literal["ema", "trained"]
 
 CODEC = "codec.safetensors"
 SHIPPED = "models"  # the package's folder of models that come with it
-SHOWN = 8  # keys that an error lists
 
 
 # ---------------------------------------------------------------------- saving
@@ -57,17 +57,19 @@ def weight_files(model: nn.Module) -> dict[str, dict[str, Tensor]]:
     return {name: dict(part.state_dict()) for name, part in _parts(model)}
 
 
-def model_files(model: Model, *, about: str = "") -> dict[str, store.Content]:
+def model_files(model: Model, *, about: str = "", small: bool = False) -> dict[str, store.Content]:
     """Everything that a saved model's folder holds, but for the manifest.
 
     Args:
         about: Markdown for the end of the card: how it was trained, how good it is.
+        small: weights in eight bits, as `rounded` makes them.
     """
     if model.base is not None:
         what = ADDITIONS[model.base.what]
         on = f"These are only the weights of a {what} on `{model.base.name}` (sha256 {model.base.sha256[:12]})."
         about = f"{on}\n\n{about}"
-    files: dict[str, store.Content] = {**weight_files(model), "card.md": card(model, about)}
+    weights = {name: rounded(part) if small else part for name, part in weight_files(model).items()}
+    files: dict[str, store.Content] = {**weights, "card.md": card(model, about)}
     for name, part in _texts(model):
         files |= {f"{name}.{end}": content for end, content in part.files().items()}
     if model.config is not None:
@@ -77,12 +79,12 @@ def model_files(model: Model, *, about: str = "") -> dict[str, store.Content]:
     return files
 
 
-def save_model(model: Model, folder: Path, *, force: bool = False, about: str = "") -> Path:
+def save_model(model: Model, folder: Path, *, force: bool = False, about: str = "", small: bool = False) -> Path:
     """Writes the model's folder, whole or not at all; returns it.
 
     Args:
         force: take the place of what is there.
-        about: Markdown for the end of the card.
+        about, small: as `model_files` takes them.
 
     Raises:
         RecipeError: the model was not built from a config, so nobody could build it again from the folder.
@@ -99,23 +101,8 @@ def save_model(model: Model, folder: Path, *, force: bool = False, about: str = 
     require_finite(dict(model.named_parameters()), "the model")
     if force:
         refuse_foreign(folder)
-    store.save(folder, model_files(model, about=about), replace=force)
+    store.save(folder, model_files(model, about=about, small=small), replace=force)
     return folder
-
-
-def require_finite(tensors: Mapping[str, Tensor], what: str) -> None:
-    """Checks a state before it is published.
-
-    Raises:
-        NonFinite: names the tensors that hold NaN or infinity.
-    """
-    bad = [name for name, tensor in tensors.items() if not _finite(tensor)]
-    if bad:
-        more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-        raise NonFinite(
-            f"{what} holds numbers that are not finite ({', '.join(bad[:SHOWN])}{more}) and is not saved; "
-            "go on from the checkpoint before, with a lower learning rate"
-        )
 
 
 # ---------------------------------------------------------------------- loading
@@ -219,7 +206,7 @@ def copy_weights(model: nn.Module, folder: Path, which: Which) -> None:
             f"is {base.name!r} ({base.sha256[:12]}...); give that one as base, or start a new run"
         )
     for name, part in _parts(model):
-        tensors = read_tensors(weights_of(folder, name, which))
+        tensors = restored(read_tensors(weights_of(folder, name, which)))
         check_keys(folder / name, part, tensors)
         part.load_state_dict(tensors)
     if isinstance(model, Model):
@@ -293,7 +280,7 @@ def summary(headers: Mapping[str, Header]) -> dict[str, Any]:
     """Parameters, bytes and files of weights, from their headers by file name."""
     weights = [h for name, h in headers.items() if "train_state" not in name and not name.startswith("ema/")]
     return {
-        "parameters": sum(t.size for header in weights for t in header.tensors.values()),
+        "parameters": sum(t.size for h in weights for key, t in h.tensors.items() if not is_step(key, h.tensors)),
         "bytes": sum(t.stop - t.start for header in headers.values() for t in header.tensors.values()),
         "files": {
             name: {
@@ -349,7 +336,7 @@ def weights_of(folder: Path, name: str, which: Which) -> Path:
 
 def _assign(model: nn.Module, folder: Path, which: Which, dtype: torch.dtype | None) -> None:
     for name, part in _parts(model):
-        tensors = read_tensors(weights_of(folder, name, which))
+        tensors = restored(read_tensors(weights_of(folder, name, which)))
         check_keys(folder / name, part, tensors)
         if dtype is not None:
             tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
@@ -381,13 +368,6 @@ def check_keys(path: Path, part: nn.Module, tensors: Mapping[str, Tensor]) -> No
 def _is_autoencoder(raw: object) -> bool:
     """Whether a model.yaml describes one."""
     return isinstance(raw, dict) and raw.get("kind") == "autoencoder"
-
-
-def _finite(tensor: Tensor) -> bool:
-    if not tensor.is_floating_point() or not tensor.numel():
-        return True
-    low, high = torch.aminmax(tensor.detach().float() if tensor.element_size() == 1 else tensor.detach())
-    return bool(torch.isfinite(low)) and bool(torch.isfinite(high))
 
 
 def _what(header: Header) -> str:

@@ -10,11 +10,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from unveil.types import WeightsError
+from unveil.types import NonFinite, WeightsError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+SHOWN = 8  # keys that an error lists
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8}
 _BITS |= {"U16": 16, "U32": 32, "U64": 64, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8}
@@ -166,6 +167,21 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from problem
 
 
+def require_finite(tensors: Mapping[str, Tensor], what: str) -> None:
+    """Checks a state before it is published.
+
+    Raises:
+        NonFinite: names the tensors that hold NaN or infinity.
+    """
+    bad = [name for name, tensor in tensors.items() if not _finite(tensor)]
+    if bad:
+        more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        raise NonFinite(
+            f"{what} holds numbers that are not finite ({', '.join(bad[:SHOWN])}{more}) and is not saved; "
+            "go on from the checkpoint before, with a lower learning rate"
+        )
+
+
 def _stored(entry: Mapping[str, object]) -> Stored:
     dtype, shape, (start, stop) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]  # type: ignore[misc, arg-type]
     stored = Stored(dtype, shape, start, stop)
@@ -185,3 +201,12 @@ def _not_safetensors(path: Path, start: bytes, total: int) -> str:
             " Convert it with `unveil convert`, or ask for a safetensors file"
         )
     return f"{path}: not a safetensors file, or one whose header is damaged; nothing was read: copy it again"
+
+
+def _finite(tensor: Tensor) -> bool:
+    import torch
+
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    low, high = torch.aminmax(tensor.detach().float() if tensor.element_size() == 1 else tensor.detach())
+    return bool(torch.isfinite(low)) and bool(torch.isfinite(high))

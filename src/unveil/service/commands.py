@@ -84,7 +84,7 @@ class CheckRequest(Section):
 
 
 Layout = Literal["ours", "diffusers", "ldm", "openai", "ddpm", "dit"]
-Dtype = Literal["float32", "float16", "bfloat16"]
+Dtype = Literal["float32", "float16", "bfloat16", "int8"]
 FILES = ("ldm", "openai", "ddpm", "dit")  # layouts that are one file
 
 
