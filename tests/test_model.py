@@ -173,6 +173,26 @@ def test_a_samplers_option_reaches_it(model):
         model.generate(raw={"label": 0}, sampler="heun", eta=0.5)
 
 
+@pytest.mark.parametrize(
+    ("sampler", "options", "said"),
+    [
+        ("heun", {"node": "abc"}, r"options.node = 'abc', of sampler 'heun': .*number"),
+        ("dpm-solver-2m", {"order": 2.5}, r"options.order = 2.5, of sampler 'dpm-solver-2m': .*integer"),
+        ("plms", {"start": 3}, "start: sampler 'plms' takes no such setting; its own are: none"),
+        ("dpm2", {"power": -1}, r"power = -1.0: of the mean, must be 0 to 1"),
+    ],
+)
+def test_a_samplers_option_is_of_its_kind(model, sampler, options, said):
+    with pytest.raises(RecipeError, match=said):
+        model.generate(raw={"label": 0}, sampler=sampler, steps=3, sampling={"options": options})
+
+
+def test_a_number_that_yaml_reads_as_a_word_is_a_number(model):
+    given = {"raw": {"label": 0}, "sampler": "heun", "steps": 3}
+    one, two = (model.generate(**given, sampling={"options": {"node": node}}) for node in ("5e-1", 0.5))
+    assert torch.equal(one, two)
+
+
 def test_a_grid_may_be_written_out(model):
     written = model.generate(raw={"label": 0}, eta=0.0, grid=[1.0, 0.5, 0.0])
     assert torch.equal(written, model.generate(raw={"label": 0}, eta=0.0, steps=2))

@@ -18,7 +18,7 @@ from unveil.checkpoints.tensors import read_tensors
 from unveil.core.objective import Diffusion, Loss
 from unveil.train import callbacks, monitor, state
 from unveil.train.order import Order
-from unveil.types import NonFinite, OutOfResources, WeightsError
+from unveil.types import MediaError, NonFinite, OutOfResources, WeightsError
 
 
 class Broken(Diffusion):
@@ -119,6 +119,19 @@ def test_nan_in_the_data_names_its_examples(tmp_path, caplog):
     assert len(found) >= 3
     assert "Look for NaN in those examples" in caplog.text
     assert every_number_is_finite(run)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_wrong_with_an_item_is_told_as_it_is(tmp_path, workers):
+    class Spoiled(tiny.Pictures):
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            if index == 20:
+                raise MediaError("photos/20.png: cannot be read; copy it again")
+            return super().__getitem__(index)
+
+    with pytest.raises(MediaError) as told:
+        tiny.fit(tmp_path / "run", dataset=Spoiled(), workers=workers)
+    assert str(told.value) == "photos/20.png: cannot be read; copy it again"
 
 
 @pytest.mark.parametrize("fault", [nan_loss, nan_gradient])

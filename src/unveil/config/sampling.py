@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from unveil.config.reading import validate
 from unveil.config.section import Section
@@ -104,6 +105,7 @@ class SampleConfig(Section):
                     f"{name}: sampler {self.sampler!r} takes no such setting; its own are: {known}"
                     f"{nearest(name, allowed)}"
                 )
+        self._told()
         return self
 
     @property
@@ -127,7 +129,7 @@ class SampleConfig(Section):
         """
         entry = samplers.named(self.sampler)
         taken = inspect.signature(entry.build).parameters
-        given: dict[str, Any] = {**entry.options, **self.options}
+        given: dict[str, Any] = {**entry.options, **self._told()}
         if self.eta is not None:
             given["eta"] = self.eta
         given |= {name: value for name, value in (("variance", variance), ("shift", shift)) if name in taken}
@@ -179,6 +181,33 @@ class SampleConfig(Section):
 
     def settings(self) -> list[str]:
         """What the sampler can be told besides the grid, by name."""
+        return list(self._kinds())
+
+    def _told(self) -> dict[str, Any]:
+        """The further settings, each of the kind that the sampler takes.
+
+        Raises:
+            RecipeError: one that is of another kind.
+        """
+        kinds, found = self._kinds(), {}
+        for name, value in self.options.items():
+            try:
+                found[name] = TypeAdapter(kinds[name]).validate_python(value)
+            except ValidationError as problem:
+                said = problem.errors()[0]["msg"]
+                raise RecipeError(f"options.{name} = {value!r}, of sampler {self.sampler!r}: {said}") from None
+        return found
+
+    def _kinds(self) -> dict[str, Any]:
+        """Each setting of the sampler that can be written down, and of which kind it is."""
         entry = samplers.named(self.sampler)
-        names = list(inspect.signature(entry.build).parameters)[1:]
-        return [name for name in names if name not in OF_THE_MODEL and name not in entry.options]
+        taken = list(inspect.signature(entry.build, eval_str=True).parameters.values())[1:]
+        own = {one.name: _written(one.annotation) for one in taken if one.name not in (*OF_THE_MODEL, *entry.options)}
+        return {name: kind for name, kind in own.items() if kind is not None}
+
+
+def _written(kind: Any) -> Any:
+    """Of what a parameter takes, numbers and words from a list; None: neither, such as a function."""
+    every = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    plain = [one for one in every if one in (int, float) or get_origin(one) is Literal]
+    return plain[0] if plain else None

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from unveil.config import TrainConfig
 from unveil.train.order import Batch, Numbered, Numbers, Steps
 from unveil.train.signals import ignore_in_worker
+from unveil.types import Error
+
+
+class Unread(NamedTuple):
+    """What a process that reads data found wrong: the training raises it, whom its words reach as they are."""
+
+    fault: Error
+
+
+class _Reading(Dataset[Batch | Unread]):
+    """Batches, or what was wrong with one."""
+
+    def __init__(self, numbered: Numbered) -> None:
+        self._numbered = numbered
+
+    def __getitems__(self, numbers: list[int]) -> Batch | Unread:
+        try:
+            return self._numbered.__getitems__(numbers)
+        except Error as problem:
+            return Unread(problem)
 
 
 class TrainingData(LightningDataModule):
@@ -25,7 +45,7 @@ class TrainingData(LightningDataModule):
         self.config = config
         self.first = first
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[Batch | Unread]:
         """One pass over all that is left of the run; what Lightning calls an epoch is the whole of it."""
         config, trainer = self.config, self.trainer
         assert trainer is not None
@@ -38,13 +58,23 @@ class TrainingData(LightningDataModule):
             world=trainer.world_size,
         )
         return DataLoader(
-            self.numbered,
+            _Reading(self.numbered),
             batch_sampler=numbers,
             num_workers=config.workers,
             collate_fn=_as_is,
             worker_init_fn=ignore_in_worker,
             pin_memory=trainer.strategy.root_device.type == "cuda",
         )
+
+    def on_before_batch_transfer(self, batch: Batch | Unread, dataloader_idx: int) -> Batch:
+        """The batch.
+
+        Raises:
+            Error: it could not be read.
+        """
+        if isinstance(batch, Unread):
+            raise batch.fault
+        return batch
 
 
 def _as_is(batch: Any) -> Any:

@@ -94,7 +94,8 @@ def dpm2(
 
     Args:
         grid: from noise to data.
-        power: of the mean: 0 the geometric one (DPM-Solver-2's middle in log-SNR), 1/3 as for consistency models.
+        power: of the mean, 0 to 1: 0 the geometric one (DPM-Solver-2's middle in log-SNR), 1/3 as for consistency
+            models.
         s_churn: see `euler`.
         s_tmin: see `euler`.
         s_tmax: see `euler`.
@@ -315,7 +316,13 @@ def _ratio(level: Level) -> Number:
 
 
 def _mean(a: Number, b: Number, power: float) -> Number:
-    """The power mean; 0 is the geometric one, and 0 wherever b is."""
+    """The power mean; 0 is the geometric one, and 0 wherever b is.
+
+    Raises:
+        RecipeError: a power outside [0, 1].
+    """
+    if not 0 <= power <= 1:
+        raise RecipeError(f"power = {power}: of the mean, must be 0 to 1, such as 0.333")
     if power == 0:
         return real.sqrt(a) * real.sqrt(b)
     return (0.5 * (a**power + b**power)) ** (1 / power)
