@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -98,13 +100,21 @@ def test_jobs_are_found_by_all_words_that_they_say(queue, worker):
             ("pictures", {"prompt": "a blue ring", "model": "mine"}),
             (CLIPS, {"prompt": "a red circle"}),
             ("train", {"recipe": "red"}),
+            ("pictures", {"prompt": "\u00c4 \u7ea2\u8272"}),
         )
     ]
     for id in ids:
         queue.take("w")
         queue.complete(id, "w", [])
-    assert [job.id for job in found(queue)] == [ids[2], ids[1], ids[0]]
-    assert [job.id for job in found(queue, "Red")] == [ids[2], ids[0]]
-    assert [job.id for job in found(queue, "ring mine")] == [ids[1]]
-    assert [job.id for job in found(queue, "red", kinds=(CLIPS,))] == [ids[2]]
-    assert found(queue, "green") == found(queue, owner="nobody") == []
+
+    def of(words: str = "", **part: Any) -> list[str]:
+        return [job.id for job in found(queue, words, **part)[0]]
+
+    assert of() == [ids[4], ids[2], ids[1], ids[0]]
+    assert of("Red") == [ids[2], ids[0]]
+    assert of("ring mine") == [ids[1]]
+    assert of("5") == [ids[0]]
+    assert of("\u00e4 \u7ea2") == of("\u00c4") == [ids[4]]
+    assert of("%") == of('"') == of("prompt") == of("green") == of(owner="nobody") == []
+    assert of(begin=1, most=2) == [ids[2], ids[1]]
+    assert found(queue, "ring", most=1)[1] == 2

@@ -242,11 +242,11 @@ def test_a_late_answer_does_not_take_back_what_was_asked_since(page: Any, monkey
     chosen(page, "picture")
     asked, found = threading.Event(), gallery.found
 
-    def late(*given: Any) -> Any:
+    def late(*given: Any, **named: Any) -> Any:
         if not asked.is_set():
             asked.set()
             time.sleep(1.5)
-        return found(*given)
+        return found(*given, **named)
 
     monkeypatch.setattr(gallery, "found", late)
     chosen(page, "gallery")  # is looked through once more

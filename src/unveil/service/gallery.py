@@ -12,6 +12,7 @@ from unveil.service.clips import CLIPS
 from unveil.service.job import Job
 from unveil.service.pictures import PICTURES
 from unveil.service.queue import Queue
+from unveil.service.tables import Sought
 from unveil.tasks.generate import LABEL, sampling_of
 from unveil.types import MediaError
 
@@ -19,18 +20,19 @@ MADE = (PICTURES, CLIPS)
 _SAID = ("prompt", "negative", "label", "model", "seed", "source")  # of a request, what words are looked for in
 
 
-def found(queue: Queue, words: str = "", owner: str | None = None, kinds: Sequence[str] = MADE) -> list[Job]:
-    """Completed jobs that say all of these words, the newest first.
+def found(
+    queue: Queue, words: str = "", owner: str | None = None, *, begin: int = 0, most: int = 100
+) -> tuple[list[Job], int]:
+    """Completed jobs of pictures and clips that say all of these words, the newest first, and how many there are.
 
     Args:
         queue: of all jobs.
         words: parts of a prompt, a model's name or a seed, in letters of any size.
         owner: whose; None: everybody's.
-        kinds: of jobs.
+        begin: the place of the first that is given.
+        most: that are given.
     """
-    wanted = words.lower().split()
-    every = [job for job in queue.jobs("completed", owner) if job.kind in kinds]
-    return [job for job in reversed(every) if all(word in _text(job) for word in wanted)]
+    return queue.sought(Sought(tuple(words.split()), _SAID, MADE, owner), begin, most)
 
 
 def request_of(facts: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
@@ -73,10 +75,6 @@ def steered_by(facts: Mapping[str, Any]) -> list[str]:
     found = facts.get("controls")
     named = [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
     return [str(one["name"]) for one in named if "name" in one]
-
-
-def _text(job: Job) -> str:
-    return " ".join(str(job.request[key]) for key in _SAID if key in job.request).lower()
 
 
 def _named(recorded: str, every: Sequence[Known], what: str) -> str:

@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 from unveil.files import FULL
 from unveil.service import tables
 from unveil.service.job import ENDED, STATES, Fault, Job, Limits, State
-from unveil.service.tables import Part
+from unveil.service.tables import Part, Sought
 from unveil.service.turns import UNKNOWN_S, Paces, in_turn, paces
 from unveil.types import Busy, Error, NotWritable, OutOfResources, RecipeError
 
@@ -251,6 +251,10 @@ class Queue:
             MediaError: the owner has no such job to begin behind.
         """
         return tables.page(self._table, part)
+
+    def sought(self, what: Sought, begin: int, most: int) -> tuple[list[Job], int]:
+        """Completed jobs, the newest first, from the one at `begin` on, and how many there are of all."""
+        return tables.sought(self._table, what, begin, most)
 
     def counts(self, owner: str | None = None) -> dict[State, int]:
         """How many jobs of an owner, or of all, are in each state."""

@@ -62,6 +62,7 @@ def connect(file: Path) -> sqlite3.Connection:
     table.execute("PRAGMA journal_mode = WAL")
     table.execute("PRAGMA synchronous = FULL")
     table.execute(f"PRAGMA wal_autocheckpoint = {_PAGES}")
+    table.create_function("folded", 1, str.casefold, deterministic=True)  # SQLite's own lower knows ASCII alone
     return table
 
 
@@ -144,6 +145,36 @@ def page(table: sqlite3.Connection, part: Part) -> tuple[list[Job], bool]:
     asked = f"SELECT {_FIELDS} FROM jobs WHERE {' AND '.join(meant)} {order}"
     found = [_job(*row) for row in table.execute(asked, (*meant.values(), part.most + 1))]
     return found[: part.most], len(found) > part.most
+
+
+class Sought(NamedTuple):
+    """Which completed jobs are looked for.
+
+    Attributes:
+        words: that must all be in what is said, in letters of any size.
+        said: keys of the request, whose values are looked through.
+        kinds: of jobs.
+        owner: whose; None: everybody's.
+    """
+
+    words: tuple[str, ...]
+    said: tuple[str, ...]
+    kinds: tuple[str, ...]
+    owner: str | None = None
+
+
+def sought(table: sqlite3.Connection, what: Sought, begin: int, most: int) -> tuple[list[Job], int]:
+    """At most so many of the jobs, the newest first, and how many there are of all; no others are read."""
+    text = " || ' ' || ".join("coalesce(json_extract(request, ?), '')" for _ in what.said) if what.words else "''"
+    places = [f"$.{key}" for key in what.said] if what.words else []
+    each = "SELECT number, folded({}) AS text FROM jobs WHERE state = 'completed' AND kind IN ({}){}"
+    asked = each.format(text, ", ".join("?" * len(what.kinds)), "" if what.owner is None else " AND owner = ?")
+    values: list[object] = [*places, *what.kinds, *(() if what.owner is None else (what.owner,))]
+    having = " AND ".join(["1", *("instr(text, ?)" for _ in what.words)])
+    values += [word.casefold() for word in what.words]
+    every = table.execute(f"SELECT number FROM ({asked}) WHERE {having} ORDER BY number DESC", values).fetchall()
+    numbers = [row[0] for row in every[begin : begin + most]]
+    return rows(table, f"number IN ({', '.join('?' * len(numbers))})", *numbers)[::-1], len(every)
 
 
 def latest(table: sqlite3.Connection, most: int) -> list[Job]:

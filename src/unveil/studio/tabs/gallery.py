@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,16 +58,20 @@ class Gallery(Tab):
             asked: the job that may be deleted, of which it is asked whether that is meant.
         """
         say = self.say
-        jobs = found(self.client.service.queue, words or "", owner)
-        if not jobs:
+        place = max(self.typed.whole(page, say("Page")) or 1, 1)
+        look = partial(found, self.client.service.queue, words or "", owner, most=PAGE)
+        jobs, count = look(begin=(place - 1) * PAGE)
+        if not count:
             empty = (
                 say("Nothing was found; try fewer words.") if words else say("Nothing was made yet: make a picture.")
             )
             return shown.hint(empty)
-        pages = -(-len(jobs) // PAGE)
-        place = min(max(self.typed.whole(page, say("Page")) or 1, 1), pages)
-        cards = Markup("").join(self._card(job, job.id == asked) for job in jobs[(place - 1) * PAGE : place * PAGE])
-        told = say("{count} found, page {page} of {pages}.", count=len(jobs), page=place, pages=pages)
+        pages = -(-count // PAGE)
+        if place > pages:
+            place = pages
+            jobs, count = look(begin=(place - 1) * PAGE)
+        cards = Markup("").join(self._card(job, job.id == asked) for job in jobs)
+        told = say("{count} found, page {page} of {pages}.", count=count, page=place, pages=pages)
         return Markup('<p role="status">{}</p><div class="cards">{}</div>').format(shown.plain(told), cards)
 
     def _card(self, job: Job, asked: bool) -> Markup:
