@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from tests.app.conftest import CHANGES, Cli, tree
 from tests.app.test_bad_input import refused
 from unveil.config import ModelConfig, Recipe, load_recipe, validate
 from unveil.model import build
+from unveil.pictures import FACTS, png
 from unveil.tasks.record import read_facts
 from unveil.types import MediaError
 from unveil.video.read import Decoder, Limits
@@ -124,6 +126,9 @@ def test_variations_of_a_sample(cli: Cli, saved: Path, tmp_path: Path):
     assert not torch.equal(pixels(tmp_path / "other.png"), pixels(tmp_path / "one.png"))
     refused(cli(*vary, "--seed", 4, "--count", 3), 2, "--seed 4: is that of one.png itself")
     refused(cli("vary", "again.png", "--model", saved), 4, "made by vary; vary begins at a picture of `unveil sample`")
+    told = read_facts(tmp_path / "one.png") | {"classifier": {"name": "guide", "sha256": "0" * 64, "scale": 2.0}}
+    (tmp_path / "guided.png").write_bytes(png(pixels(tmp_path / "one.png")[None], {FACTS: json.dumps(told)}))
+    refused(cli("vary", "guided.png", "--model", saved), 1, "guided by the classifier 'guide'")
 
 
 def test_a_way_into_a_single_picture_is_refused_before_the_work(cli: Cli, saved: Path, tmp_path: Path):

@@ -19,7 +19,7 @@ from unveil.files import refuse_overwrite
 from unveil.model import Model
 from unveil.pictures import seen
 from unveil.tasks import inputs, verbs
-from unveil.tasks.generate import Picture, Request, additions, generate, sampling_of
+from unveil.tasks.generate import Picture, Request, additions, generate, guided_by, sampling_of
 from unveil.tasks.inpaint import Margins, fitting
 from unveil.tasks.invert import invert as find_noise
 from unveil.tasks.invert import noise_bytes
@@ -131,8 +131,11 @@ def vary(
     if own in wish.seeds and wish.first <= number < wish.first + count and amount > 0:
         raise RecipeError(f"--seed {own}: is that of {picture} itself, which would come out again; give another one")
     given, negative = ({key: [value] for key, value in facts.get(name, {}).items()} for name in ("given", "negative"))
+    guided = wish.guided(model)
+    if facts.get("classifier"):  # with its own scale
+        guided = guided_by(facts["classifier"], None if guided is None else guided.classifier)
     request = Request(
-        given, wish.seed, wish.first, count, wish.batch, sampling_of(facts), str(facts["dtype"]), wish.guided(model),
+        given, wish.seed, wish.first, count, wish.batch, sampling_of(facts), str(facts["dtype"]), guided,
         negative=negative, size=(int(size[0]), int(size[1])) if size else None,
     )  # fmt: skip
     place.check(filenames(numbered(request)))

@@ -188,7 +188,7 @@ def repeat(
             sampling=sampling_of(facts),
             dtype=str(facts["dtype"]),
             compiled=bool(facts.get("compiled", False)),
-            guided=_guided_by(facts.get("classifier"), classifier),
+            guided=guided_by(facts.get("classifier"), classifier),
             size=tuple(map(int, facts["size"])) if "size" in facts else None,
         )
         told = [(str(one["sha256"]), float(one["weight"])) for one in facts.get("loras", [])]
@@ -259,8 +259,12 @@ def _whole(labels: Sequence[Any]) -> Tensor:
         raise RecipeError(f"label {list(labels)}: this model knows no names of classes; give numbers") from None
 
 
-def _guided_by(told: Mapping[str, Any] | None, classifier: Guide | None) -> Guided | None:
-    """The guidance of a record."""
+def guided_by(told: Mapping[str, Any] | None, classifier: Guide | None) -> Guided | None:
+    """The guidance that a picture's record tells of, by the classifier that was given; None: there was none.
+
+    Raises:
+        WeightsError: none was given, or another one.
+    """
     if told is None:
         return None
     if classifier is None or classifier.sha256 != told["sha256"]:
