@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from PIL import Image
 
 from tests.app.conftest import Cli, tree
 from tests.video.films import film
+from unveil.app import drawing
 from unveil.checkpoints import openai
 from unveil.config import Recipe, load_recipe
 from unveil.model import Model, build
@@ -40,6 +42,37 @@ def test_sample_writes_pictures_a_sheet_and_a_strip(cli: Cli, saved: Path, tmp_p
     assert (sheet[0] == 255).all(), "and spaced"
     strip = pixels(tmp_path / "made" / "strip.png")
     assert strip.shape[0] > 5 * 96, "a row for each picture"
+
+
+def test_who_ends_it_in_between_keeps_what_was_drawn(
+    cli: Cli, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made, batches = drawing.generate, []
+
+    def ended(*given: Any, **named: Any) -> Any:
+        for picture in made(*given, **named):
+            if len(batches) == 4:
+                raise KeyboardInterrupt
+            batches.append(picture)
+            yield picture
+
+    monkeypatch.setattr(drawing, "generate", ended)
+    draw = ["sample", saved, "--label", 3, "--count", 6, "--batch", 2, "--out", "made"]
+    assert cli(*draw).code == 130
+    assert sorted(tree(tmp_path)) == [f"made/seed0_{n:05d}.png" for n in range(4)]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert cli(*draw, "--force").code == 0
+
+
+def test_the_sheet_of_a_folder_shows_as_many_as_can_be_seen(
+    cli: Cli, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(drawing, "SHOWN", 4)
+    assert cli("sample", saved, "--label", 3, "--count", 6, "--steps", 1, "--out", "six").code == 0
+    assert cli("sample", saved, "--label", 3, "--count", 4, "--steps", 1, "--out", "four").code == 0
+    assert len(list((tmp_path / "six").glob("seed*.png"))) == 6
+    assert (tmp_path / "six" / "sheet.png").read_bytes() == (tmp_path / "four" / "sheet.png").read_bytes()
 
 
 def test_the_strip_goes_from_noise_to_the_picture(cli: Cli, saved: Path, tmp_path: Path):

@@ -234,6 +234,12 @@ def test_large_pictures_go_through_passes(cli: Cli, model: Path, tmp_path: Path)
     assert pixels(tmp_path / "large.png").shape == (24, 32, 3)
     assert read_facts(tmp_path / "large.png")["task"]["passes"] == [[8, 12], [16, 20], [24, 32]]
     refused(cli("sample", model, "--like", "large.png", "--out", "again.png"), 2, "several passes are not repeated")
+    Path("lines.txt").write_text(f"{WORDS[1]}\n", "utf-8")
+    asked = ["--size", "32x24", "--seed", 4, "--steps", 1]
+    done = cli("sample", model, "--prompts", "lines.txt", *asked, "--out", "lines")
+    assert "32x24 is far beyond the model's own 8x8: made in 3 passes" in done.out
+    assert cli("sample", model, WORDS[1], *asked, "--out", "alone.png").code == 0
+    assert Path("lines/line0001_seed4_00000.png").read_bytes() == Path("alone.png").read_bytes()
 
 
 # ---------------------------------------------------------------------- what is refused

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from unveil.types import RecipeError
 
 FRAMES = 9  # of a strip: the noise's first step to the picture
 STRIPS = 8  # samples that a strip shows at most
+SHOWN = 256  # that the sheet of a folder does
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,8 @@ def filenames(rows: Iterable[tuple[int, int]]) -> list[str]:
 
 def draw(
     model: Model, source: Source, request: Request, place: Place, console: Console, edit: Edit = PLAIN
-) -> list[Picture]:
-    """The pictures of a request, with progress, and previews where the place asks for them.
+) -> Iterator[Picture]:
+    """The pictures of a request as they come, with progress, and previews where the place asks for them.
 
     What is asked to be gone away from without guidance is told to have no effect.
     """
@@ -119,50 +120,57 @@ def draw(
         console.warn("--negative: has no effect at a scale of 1, which is no guidance; give --scale above 1")
     frames = FRAMES if place.strip else 0
     with console.progress("step", 0) as progress:
-        return list(
-            generate(
-                model, request, source, edit, frames=frames, on_step=progress.reach, preview=_preview(place)
-            )
+        yield from generate(
+            model, request, source, edit, frames=frames, on_step=progress.reach, preview=_preview(place)
         )  # fmt: skip
 
 
 def write(
-    pictures: Sequence[Picture],
+    pictures: Iterable[Picture],
     place: Place,
     columns: int | None = None,
     names: Sequence[str] | None = None,
     mark: str = "",
 ) -> Written:
-    """One file each and a sheet of all; a single .png holds the picture, or the sheet.
+    """One file each, as they come, and then a sheet of them; a single .png holds the picture, or the sheet.
+
+    Who ends it in between has the pictures that were there by then.
 
     Args:
-        pictures: at least one; a sheet and a strip need all of one size.
+        pictures: at least one; a sheet and a strip need all of one size. In a folder the sheet shows the first 256.
         place: where they go.
         columns: of the sheet.
         names: of the files in a folder; by seed and number when left out.
         mark: what the names of sheet and strip in a folder begin with.
 
     Raises:
-        NotWritable: a file is there already; nothing was written.
+        NotWritable: a file is there already, which `Place.check` finds before the work.
     """
     files: dict[Path, bytes] = {}
-    written = Written()
-    alike = len({picture.pixels.shape for picture in pictures}) == 1
-    names = names or filenames((int(one.facts["seed"]), int(one.facts["sample"])) for one in pictures)
-    if not place.one_file:
-        for picture, name in zip(pictures, names, strict=True):
-            files[place.out / name] = png(picture.pixels, _texts(picture, place.metadata))
-            written.pictures.append(place.out / name)
-    elif len(pictures) == 1:
-        files[place.out] = png(pictures[0].pixels, _texts(pictures[0], place.metadata))
+    written, count, alone = Written(), 0, b""
+    kept: list[Tensor] = []
+    ways: list[Tensor] = []
+    shapes: set[tuple[int, ...]] = set()
+    for count, picture in enumerate(pictures, 1):
+        content = png(picture.pixels, _texts(picture, place.metadata))
+        if place.one_file:
+            alone = alone or content
+        else:
+            own = [(int(picture.facts["seed"]), int(picture.facts["sample"]))]
+            written.pictures.append(place.out / (names[count - 1] if names else filenames(own)[0]))
+            put({written.pictures[-1]: content}, place.force)
+        shapes.add(tuple(picture.pixels.shape))
+        kept += [picture.pixels] if place.one_file or len(kept) < SHOWN else []
+        ways += [to_pixels(picture.frames)] if place.strip and len(ways) < STRIPS else []
+    if count == 1 and place.one_file:
+        files[place.out] = alone
         written.pictures.append(place.out)
-    if len(pictures) > 1 and alike:
+    if count > 1 and len(shapes) == 1:
         written.sheet = place.out if place.one_file else place.out / f"{mark}sheet.png"
-        files[written.sheet] = png(sheet(torch.stack([picture.pixels for picture in pictures]), columns))
-    if place.strip and alike:
+        files[written.sheet] = png(sheet(torch.stack(kept), columns))
+    if ways and len(shapes) == 1:
         written.strip = place.strip_path(mark)
-        shown = torch.stack([to_pixels(picture.frames) for picture in pictures[:STRIPS]])
-        files[written.strip] = png(sheet(shown.flatten(0, 1), columns=shown.shape[1]))
+        files[written.strip] = png(sheet(torch.cat(ways), columns=len(ways[0])))
     put(files, place.force)
     return written
 

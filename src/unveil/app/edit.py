@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -87,15 +87,16 @@ def edit(
     request = wish.request(model, changes(wish.words, named), each * len(every))
     names = _names([one.files["picture"].path for one in every for _ in range(each)], numbered(request))
     place.check(names, len({one.files["picture"].content.shape for one in every}) == 1)
-    pictures: list[Picture] = []
-    for _, alike in groupby(every, key=lambda one: one.files["picture"].content.shape):
-        group = list(alike)
-        part = request.part(group[0].number * each, (group[-1].number + 1) * each)
-        pictures += draw(model, source, part, place, console, _edit(job, model, group, each, console))
-    written = write(pictures, place, each if each > 1 and len(every) > 1 else None, names)
-    console.result(
-        written.facts() | {"model": source._asdict(), "task": job.verb, "count": len(pictures)}, written.text()
-    )
+
+    def drawn() -> Iterator[Picture]:
+        for _, alike in groupby(every, key=lambda one: one.files["picture"].content.shape):
+            group = list(alike)
+            part = request.part(group[0].number * each, (group[-1].number + 1) * each)
+            yield from draw(model, source, part, place, console, _edit(job, model, group, each, console))
+
+    written = write(drawn(), place, each if each > 1 and len(every) > 1 else None, names)
+    told = written.facts() | {"model": source._asdict(), "task": job.verb, "count": len(names)}
+    console.result(told, written.text())
 
 
 def vary(

@@ -10,6 +10,7 @@ from typing import Any
 from unveil.app.console import Console
 from unveil.app.drawing import Place, draw, write
 from unveil.app.expanding import USUAL, Expander, Expanding, expanded
+from unveil.app.sample import in_passes
 from unveil.app.wish import PROMPT, Wish, assigned, opened
 from unveil.data.prompts import Prompt, check_lines, read_prompts
 from unveil.files import refuse_overwrite
@@ -86,9 +87,10 @@ def sample_each(
     for number, one in enumerate(lines, 1):
         console.say(f"line {one.prompt.line} ({number} of {len(lines)}): {one.prompt.prompt}")
         request = expander(one.request)
-        pictures = draw(model, source, request, place, console)
-        written = write(pictures, place, names=one.names, mark=one.mark)
-        told = {"line": one.prompt.line, "prompt": one.prompt.prompt, "seed": one.request.seed, "count": len(pictures)}
+        edit, request = in_passes(model, source, request, place, console)
+        written = write(draw(model, source, request, place, console, edit), place, names=one.names, mark=one.mark)
+        told = {"line": one.prompt.line, "prompt": one.prompt.prompt, "seed": one.request.seed}
+        told["count"] = len(written.pictures)
         sets.append(told | expanded(request) | written.facts())
     files = [name for one in sets for name in one["pictures"]]
     facts = {"pictures": files, "count": len(files), "prompts": str(path), "sets": sets, "model": source._asdict()}

@@ -65,8 +65,8 @@ def sample(
     expander = Expander(expanding, model, console, shown=noise is not None or bool(wish.controls))
     request = expander(wish.request(model, changes, count or wish.number(model)))
     place.check(filenames(numbered(request)))
-    if noise is None and enlarge.goes_in_passes(model, request.size):
-        edit, request = _passes(model, source, request, place, console)
+    if noise is None:
+        edit, request = in_passes(model, source, request, place, console)
     pictures = draw(model, source, request, place, console, edit)
     columns = len(wish.labels) if 1 < len(wish.labels) < request.count else None  # a column for each label
     written = write(pictures, place, columns)
@@ -141,9 +141,13 @@ def again(model: Model, facts: Mapping[str, Any], places: Sequence[Path]) -> Edi
     return replace(verbs.again(model, facts, contents), inputs=named)
 
 
-def _passes(model: Model, source: Source, request: Request, place: Place, console: Console) -> tuple[Edit, Request]:
-    """The last of the passes in which a size far beyond that of a model of clips is drawn; draws those before it."""
-    assert request.size is not None
+def in_passes(model: Model, source: Source, request: Request, place: Place, console: Console) -> tuple[Edit, Request]:
+    """The last of the passes in which a size far beyond that of a model of clips is drawn; draws those before it.
+
+    Of another size there is one pass.
+    """
+    if request.size is None or not enlarge.goes_in_passes(model, request.size):
+        return PLAIN, request
     size = request.size[0], request.size[1]
     console.say(enlarge.told(model, size))
     plain, every = replace(place, strip=False, preview=None), enlarge.sizes(model, size)
