@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from unveil import train
 from unveil.conditioning.words import FILE, WordsConfig, WordTokens
-from unveil.config import Recipe, load_recipe
+from unveil.config import Recipe, TrainConfig, load_recipe
+from unveil.core.objective import Diffusion
 from unveil.model import Model, build
 from unveil.train.words import learn_words
 from unveil.types import Condition, LeftOut, RecipeError, WeightsError
@@ -188,3 +191,25 @@ def test_known_words_are_told_nothing(model: Model):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.encode({"prompt": [*TEXTS, ""]})
+
+
+class Told:
+    """Items with these captions, which all have one picture."""
+
+    def __init__(self, model: Model, *captions: str) -> None:
+        self.pixels, self.captions = torch.zeros(model.shape, dtype=torch.uint8), captions
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"pixels": self.pixels, "prompt": self.captions[index]}
+
+
+def test_a_held_out_caption_of_unknown_words_does_not_end_the_held_out_loss(model: Model, tmp_path: Path, caplog: Any):
+    config = TrainConfig(batch=2, steps=2, warmup=0, save_every=2, validate_every=1, sample_every=0)
+    known, held_out = Told(model, "a red circle", "a blue ring"), Told(model, "a circle", "dog cow")
+    run = train.fit(model, known, objective=Diffusion(), config=config, run=tmp_path / "run", held_out=held_out)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "validation" in line] == [1, 2]
+    assert "1 of 2 captions hold no word that the model knows" in caplog.text

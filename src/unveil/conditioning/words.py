@@ -149,6 +149,15 @@ class WordTokens(nn.Module):
             vector = self.whole((tokens * counted).sum(1) / counted.sum(1))
         return Condition(vector=vector, tokens=self.leave(tokens), mask=used)
 
+    def knows(self, text: str) -> bool:
+        """Whether it knows a word of a text, or there is none in it.
+
+        Raises:
+            RecipeError: no vocabulary yet.
+        """
+        split, unknown = self._split(text)
+        return not split or len(unknown) < len(split)
+
     def null(self, batch: int) -> Condition:
         """The prompt without words, `batch` times.
 
@@ -161,11 +170,9 @@ class WordTokens(nn.Module):
 
     def _laid_out(self, text: str) -> LaidOut:
         """A prompt's known words as a row of numbers."""
+        split, unknown = self._split(text)
         vocabulary = self.vocabulary
-        if vocabulary is None:
-            raise RecipeError(f"{self.key}: this encoder has no vocabulary yet; train the model, or load a saved one")
-        split = vocabulary.split(text)
-        unknown = [word for word in split if vocabulary.encode(word) == [UNKNOWN]]
+        assert vocabulary is not None
         if split and len(unknown) == len(split) and not self.training:
             raise RecipeError(
                 f"{self.key} {short(text)!r}: none of its words is known{_hint(unknown, vocabulary)}; this model "
@@ -180,6 +187,13 @@ class WordTokens(nn.Module):
             told = f"{short(text)!r}: {laid.lost} words more than the {room} that fit, left out: {laid.left_out!r}"
             self._tell(told, TooLong)
         return laid
+
+    def _split(self, text: str) -> tuple[list[str], list[str]]:
+        """The words of a text, and those of them that are not known."""
+        if self.vocabulary is None:
+            raise RecipeError(f"{self.key}: this encoder has no vocabulary yet; train the model, or load a saved one")
+        split = self.vocabulary.split(text)
+        return split, [word for word in split if self.vocabulary.encode(word) == [UNKNOWN]]
 
     def _tell(self, what: str, kind: type[LeftOut] = LeftOut) -> None:
         if not (self.training and self._said):

@@ -23,6 +23,7 @@ from unveil.train.examples import fixed, prepare
 from unveil.train.mixed import Mixed
 from unveil.train.order import Batch, Items
 from unveil.train.signals import Stop
+from unveil.train.words import legible
 from unveil.types import WeightsError
 
 if TYPE_CHECKING:  # with these comes Lightning, which takes seconds
@@ -93,7 +94,7 @@ class Denoising:
 
         controls = self.model.controls
         hints = [] if controls is None else [one.key for one in controls.controls]
-        batch = fixed(items, count, self.key, self.raw_keys, self.batching)
+        batch = self._fixed(items, count)
         return HeldOut(batch, self.objective, seed, at_once, hints)
 
     def samples(self, items: Items, seed: int, stop: Stop) -> tuple[Samples, int | None] | None:
@@ -108,7 +109,12 @@ class Denoising:
             raw: Mapping[str, Any] = {conditioners[0].key: list(range(classes)) * 2}
             return Samples(raw, 2 * classes, seed, stop), classes
         count = min(SHEET, len(items))
-        return Samples(fixed(items, count, self.key, self.raw_keys, self.batching).raw, count, seed, stop), None
+        return Samples(self._fixed(items, count).raw, count, seed, stop), None
+
+    def _fixed(self, items: Items, count: int) -> Batch:
+        """Some items, spread evenly."""
+        batch = fixed(items, count, self.key, self.raw_keys, self.batching)
+        return batch._replace(raw=legible(self.model, batch.raw))
 
     def finish(self, average: Model, items: Items) -> None:
         """Nothing is left to be done."""

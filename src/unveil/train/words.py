@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from unveil.conditioning.words import WordTokens
 from unveil.model import Model
 from unveil.train.order import Items, items_of, value_of
 
+_log = logging.getLogger(__name__)
 MOST = 20_000  # texts that are read, spread evenly over the data
 _AT_ONCE = 500
 
@@ -24,6 +26,18 @@ def learn_words(model: Model, items: Items) -> None:
             one.vocabulary is None or any(parameter.requires_grad for parameter in one.parameters())
         ):
             one.learn(texts(items, one.key))
+
+
+def legible(model: Model, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Conditions of items that never train, in which captions of unknown words alone are empty, as in training."""
+    found = dict(raw)
+    for one in model.conditioners.values():
+        if isinstance(one, WordTokens) and one.vocabulary is not None and one.key in found:
+            own = [str(text) for text in found[one.key]]
+            found[one.key] = [text if one.knows(text) else "" for text in own]
+            if count := sum(map(str.__ne__, own, found[one.key])):
+                _log.warning("%d of %d captions hold no word that the model knows: read as none", count, len(own))
+    return found
 
 
 def texts(items: Items, key: str) -> Iterator[str]:
