@@ -21,8 +21,9 @@ import unveil
 from tests.checkpoints import tiny_hf
 from unveil.checkpoints import hf
 from unveil.checkpoints.hf.parts import Levels
-from unveil.checkpoints.scheduler import scheduler_of
+from unveil.checkpoints.scheduler import scheduler_of, settings_of
 from unveil.checkpoints.tensors import read_tensors, write_tensors
+from unveil.config import ModelConfig, validate
 from unveil.core.noise import START, Streams
 from unveil.model import Model
 from unveil.types import RecipeError, ShapeError, WeightsError
@@ -390,3 +391,36 @@ def test_levels_are_those_of_the_flow_scheduler(settings):
     grid = unveil.grids.named(process, read.sample["grid"], 7)
     assert [level.sigma for level in grid] == pytest.approx(scheduler.sigmas.tolist(), rel=1e-5)
     assert [process.index(level) for level in grid[:-1]] == pytest.approx(scheduler.timesteps.tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("made", "sampler"),
+    [
+        (("DPMSolverMultistepScheduler", {}), "dpmpp-2m"),
+        (("DPMSolverMultistepScheduler", {"solver_order": 3}), "dpmpp-3m"),
+        (("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}), "dpmpp-2m-sde"),
+        (("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"}),
+         "dpmpp-2m-sde-heun"),
+        (("DPMSolverMultistepScheduler", {"solver_type": "heun"}), None),
+        (("UniPCMultistepScheduler", {}), "unipc-2"),
+        (("UniPCMultistepScheduler", {"solver_order": 3, "solver_type": "bh1"}), "unipc-3-b1"),
+        (("UniPCMultistepScheduler", {"solver_order": 2, "solver_type": "bh1"}), None),
+    ],
+)  # fmt: skip
+def test_solvers_are_those_of_their_settings(made, sampler):
+    kind, settings = made
+    said = dict(getattr(diffusers, kind)(**settings).config) | {"_class_name": kind}
+    if sampler is None:
+        with pytest.raises(WeightsError, match="supported"):
+            scheduler_of(said, Path("scheduler_config.json"))
+        return
+    read = scheduler_of(said, Path("scheduler_config.json"))
+    assert read.sample["sampler"] == sampler
+    network = {"kind": "unet", "channels": 8, "multipliers": [1], "blocks": 1, "groups": 4}
+    shape = {"shape": [3, 8, 8], "network": network}
+    config = validate(
+        ModelConfig, {**shape, "process": read.process, "prediction": read.prediction, "sample": read.sample}, "a test"
+    )
+    again = settings_of(config, {"timestep_spacing": "leading"})
+    assert scheduler_of(again, Path("again")).sample["sampler"] == sampler
+    assert getattr(diffusers, kind).from_config(again).config.solver_order == said["solver_order"]

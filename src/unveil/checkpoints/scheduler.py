@@ -74,6 +74,23 @@ ONLY_SOLVER: dict[str, Any] = {
     "shift_terminal": None,
     "num_train_timesteps": 1000,
 }
+# Multistep solvers by what their settings say: (algorithm, order, type), of which any type goes with None
+SOLVERS: dict[tuple[str, int, str | None], dict[str, Any]] = {
+    ("dpmsolver++", 1, None): {"sampler": "ddim", "eta": 0.0},
+    ("dpmsolver++", 2, "midpoint"): {"sampler": "dpmpp-2m"},
+    ("dpmsolver++", 3, None): {"sampler": "dpmpp-3m"},
+    ("dpmsolver", 1, None): {"sampler": "ddim", "eta": 0.0},
+    ("dpmsolver", 2, "midpoint"): {"sampler": "dpm-solver-2m"},
+    ("dpmsolver", 3, None): {"sampler": "dpm-solver-3m"},
+    ("sde-dpmsolver++", 2, "midpoint"): {"sampler": "dpmpp-2m-sde"},
+    ("sde-dpmsolver++", 2, "heun"): {"sampler": "dpmpp-2m-sde-heun"},
+    ("sde-dpmsolver++", 3, None): {"sampler": "dpmpp-3m-sde"},
+    ("unipc", 1, None): {"sampler": "unipc-1"},
+    ("unipc", 2, "bh2"): {"sampler": "unipc-2"},
+    ("unipc", 3, "bh2"): {"sampler": "unipc-3"},
+    ("unipc", 3, "bh1"): {"sampler": "unipc-3-b1"},
+    ("unipc of eps", 3, "bh2"): {"sampler": "unipc-3-eps"},
+}
 TERMINAL = 0.1  # sigma of the last call, of schedulers that name one
 
 
@@ -155,10 +172,30 @@ def scheduler_of(said: Mapping[str, Any], path: Path) -> Scheduler:
     if kind in SHIFTED:
         process = process | {"betas": _shifted_table(process, float(settings.get("snr_shift_scale"))), "steps": None}
     sampler, spacing = SAMPLERS[kind]
+    if kind in ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler"):
+        sampler = _solver(settings, kind)
     # DDIM and DDPM clip unless they are told not to; the others do not know the setting
     clips = bool(settings.get("clip_sample", True)) and kind in ("DDIMScheduler", "DDPMScheduler")
     sample = {**sampler, "grid": _grid(settings, kind, spacing), "clip": "static" if clips else "none"}
     return Scheduler(process, PREDICTIONS[target], sample)
+
+
+def _solver(settings: _Settings, kind: str) -> dict[str, Any]:
+    """The sampler of a multistep solver's algorithm, order and type."""
+    order = int(settings.get("solver_order", 2))
+    if kind == "UniPCMultistepScheduler":
+        algorithm = "unipc" if settings.get("predict_x0", True) else "unipc of eps"
+        how = settings.get("solver_type", "bh2")
+    else:
+        algorithm, how = settings.get("algorithm_type", "dpmsolver++"), settings.get("solver_type", "midpoint")
+    found = SOLVERS.get((algorithm, order, None)) or SOLVERS.get((algorithm, order, how))
+    if found is None:
+        known = ", ".join(f"{one} {number} {kind or 'any'}" for one, number, kind in SOLVERS)
+        raise WeightsError(
+            f"{settings.path}: {algorithm} of solver_order {order} and solver_type {how!r} is not supported; these are "
+            f"(algorithm, order, type): {known}"
+        )
+    return found
 
 
 def _grid(settings: _Settings, kind: str, usual: str) -> str:
@@ -268,15 +305,28 @@ def _sampling_of(config: ModelConfig, spacing: Mapping[str, Any]) -> dict[str, A
     """Class and spacing of the levels; DDIM where the sampler or its levels have no counterpart."""
     sample = config.sample
     known = {way["sampler"]: name for name, (way, _) in SAMPLERS.items() if name not in SHIFTED}
-    kind = known.get(sample.sampler)
+    solver = _solver_settings(sample.sampler)
+    kind = solver.get("_class_name", known.get(sample.sampler))
     found = next((key for key, grid in GRIDS.items() if grid == sample.grid), None)
     if kind is None or (sample.grid != "karras" and (found is None or (not found[2] and kind not in ENDS_AT_0))):
         return {"_class_name": "DDIMScheduler", **spacing}
     if sample.grid == "karras":
-        return {"_class_name": kind, "use_karras_sigmas": True}
+        return {"_class_name": kind, "use_karras_sigmas": True, **solver}
     assert found is not None  # else the sampler is told above
     there, offset, onto_data = found
     more = {"set_alpha_to_one": onto_data} if kind in ENDS_AT_0 else {}
     if kind == "PNDMScheduler":
         more |= {"skip_prk_steps": True}
-    return {"_class_name": kind, "timestep_spacing": there, "steps_offset": offset, **more}
+    return {"_class_name": kind, "timestep_spacing": there, "steps_offset": offset, **more, **solver}
+
+
+def _solver_settings(sampler: str) -> dict[str, Any]:
+    """What `_solver` reads, of a sampler that is one; empty: it is none."""
+    for (algorithm, order, how), way in SOLVERS.items():
+        if way != {"sampler": sampler}:
+            continue
+        found = {"solver_order": order} | ({} if how is None else {"solver_type": how})
+        if algorithm.startswith("unipc"):
+            return {"_class_name": "UniPCMultistepScheduler", "predict_x0": algorithm == "unipc", **found}
+        return {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": algorithm, **found}
+    return {}
