@@ -149,6 +149,7 @@ def test_clips_and_pictures_are_learned_together(tmp_path):
 def test_what_cannot_be(tmp_path):
     with pytest.raises(RecipeError, match="a caption has 10 words with its end; raise it"):
         trained(tmp_path / "run", Grounds(long=True), network={"limit": 6})
+    assert not (tmp_path / "run").exists()  # it is told before the training
     with pytest.raises(RecipeError, match="a mirrored picture has another caption"):
         trained(tmp_path / "flip", train={"flip": True})
     nothing = Grounds()

@@ -46,15 +46,18 @@ def start(recipe: CaptionerRecipe, dataset: Items, device: torch.device) -> Capt
     """What training begins with: fresh weights and the words of the data, or a base with these words beside its own.
 
     Raises:
-        RecipeError: items without a text, texts without a word, or a base of another network.
+        RecipeError: items without a text, texts without a word or longer than the network writes, or a base of another
+            network.
         WeightsError: the base is no captioner.
     """
     base = None if recipe.base is None else load_captioner(recipe.base)
     before = () if base is None else base.words.tokens
-    words = Vocabulary.of(texts(dataset, TEXT), recipe.words.unit, limit=recipe.words.limit, before=before)
+    captions = [*texts(dataset, TEXT)]
+    words = Vocabulary.of(captions, recipe.words.unit, limit=recipe.words.limit, before=before)
     if not words.tokens:
         raise RecipeError("the training captions hold no word; give items a text")
     config = recipe.network.build({"vocabulary": len(words)})
+    _refuse_long(max((len(words.encode(text)) for text in dict.fromkeys(captions)), default=0), config.limit)
     facts = {"decode": recipe.decode.model_dump(mode="json"), "size": list(shape_of(dataset, recipe.key)[-2:])}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
@@ -82,6 +85,12 @@ def fit_captioner(
     learner = Captioning(model, recipe.key, shape_of(dataset, recipe.key), FPS in dataset[0], batching)
     asked = recipe.model_dump(mode="json")
     return learn(learner, dataset, config=recipe.train, run=run, held_out=held_out, asked=asked)
+
+
+def _refuse_long(words: int, limit: int) -> None:
+    """Raises RecipeError for a caption of more words, with its end, than the network writes."""
+    if words + 1 > limit:
+        raise RecipeError(f"network.limit = {limit}: a caption has {words + 1} words with its end; raise it")
 
 
 def shape_of(dataset: Items, key: str) -> tuple[int, ...]:
@@ -152,9 +161,7 @@ class Captioning:
             RecipeError: one is longer than the network writes.
         """
         numbers = [[BEGIN, *self.words.encode(str(text)), END] for text in captions]
-        longest, limit = max(map(len, numbers)), self.model.config.limit
-        if longest - 1 > limit:
-            raise RecipeError(f"network.limit = {limit}: a caption has {longest - 1} words with its end; raise it")
+        _refuse_long(max(map(len, numbers)) - 2, self.model.config.limit)
         return padded(numbers)
 
     def observe(self, step: int, t: Tensor, per_sample: Tensor) -> None:
