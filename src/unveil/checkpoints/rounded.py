@@ -49,7 +49,7 @@ def restored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _times(whole: Tensor, step: Tensor) -> Tensor:
-    """A tensor that was rounded; where the steps are not those of its rows, as it is, which the network refuses."""
+    """A tensor that was rounded; where the steps are not those of its rows, none of it, which the network refuses."""
     if step.shape != whole.shape[:1]:
         return whole[:0]
     return whole.float() * step.float().view(-1, *[1] * (whole.ndim - 1))
