@@ -151,6 +151,7 @@ def lines_chart(
         one.set(xlabel=x_label, ylabel=textwrap.fill(y_label, 44))
         if log_x:
             one.set_xscale("log")
+            _few_labels(one)
         if log_y:
             one.set_yscale("log")
         one.grid(alpha=0.3)

@@ -7,9 +7,8 @@ from html import escape
 from typing import Any
 
 from unveil.evaluate.html import document, figure, table
-from unveil.study.experiment import Curve
 from unveil.study.model_pages import settings_tables
-from unveil.study.plot import curves_chart
+from unveil.study.plot import Line, lines_chart
 from unveil.study.video_bench import ClipStudy
 from unveil.study.video_rows import Found, said
 from unveil.types import RecipeError
@@ -108,21 +107,22 @@ def _beside(record: Mapping[str, Any]) -> Iterable[str]:
     models = sorted([main_rows(record), *record["beside"]], key=lambda one: one["parameters"])
     found = [{words: row for rows in one["tasks"].values() for words, row in rows.items()} for one in models]
     common = [words for words in found[0] if all(words in rows for rows in found)]
-    sizes, curves = [one["parameters"] / 1e6 for one in models], list[dict[str, Any]]()
-    for unit, axis in (("%", "share of clips"), ("px", "pixels"), ("", "ratio or degrees")):
-        lines = {
-            words: [[rows[words]["found"]["value"] for rows in found]]
-            for words in common
-            if found[0][words]["unit"] == unit
-        }
-        if lines:
-            curves.append(vars(Curve("millions of parameters", axis, sizes, lines, log_x=True)))
+    sizes = [one["parameters"] / 1e6 for one in models]
     heads = [
         f"{one['model']}, {size:.2f} million, {one['count']} clips" for one, size in zip(models, sizes, strict=True)
     ]
     yield "<h2>Models of other sizes</h2>"
     yield table(("", *heads), [(words, *(_found(rows[words]) for rows in found)) for words in common])
-    yield figure(curves_chart(curves), "By the parameters of network and text encoder.")
+    for units, axis in ((("%", "part"), "share"), (("px",), "pixels"), (("",), "ratio or degrees")):
+        lines = [
+            Line(words, [(size, rows[words]["found"]["value"]) for size, rows in zip(sizes, found, strict=True)])
+            for words in common
+            if found[0][words]["unit"] in units
+        ]
+        if lines:
+            what = axis if len(lines) > 1 else f"{lines[0].name}, {axis}"  # a line alone has no legend
+            chart = lines_chart(lines, "millions of parameters", what, log_x=True)
+            yield figure(chart, "By the parameters of network and text encoder.")
 
 
 def _row(row: Mapping[str, Any]) -> Sequence[str]:
