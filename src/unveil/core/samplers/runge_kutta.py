@@ -94,8 +94,7 @@ def dpm2(
 
     Args:
         grid: from noise to data.
-        power: of the mean, 0 to 1: 0 the geometric one (DPM-Solver-2's middle in log-SNR), 1/3 as for consistency
-            models.
+        power: of the mean, 0 to 1: 0 the geometric one (DPM-Solver-2's middle in log-SNR), 1/3 consistency models'.
         s_churn: see `euler`.
         s_tmin: see `euler`.
         s_tmax: see `euler`.
@@ -316,11 +315,7 @@ def _ratio(level: Level) -> Number:
 
 
 def _mean(a: Number, b: Number, power: float) -> Number:
-    """The power mean; 0 is the geometric one, and 0 wherever b is.
-
-    Raises:
-        RecipeError: a power outside [0, 1].
-    """
+    """The power mean, of a power of 0 to 1; 0 is the geometric one, and 0 wherever b is."""
     if not 0 <= power <= 1:
         raise RecipeError(f"power = {power}: of the mean, must be 0 to 1, such as 0.333")
     if power == 0:
