@@ -176,8 +176,8 @@ def test_a_samplers_option_reaches_it(model):
 @pytest.mark.parametrize(
     ("sampler", "options", "said"),
     [
-        ("heun", {"node": "abc"}, r"options.node = 'abc', of sampler 'heun': .*number"),
-        ("dpm-solver-2m", {"order": 2.5}, r"options.order = 2.5, of sampler 'dpm-solver-2m': .*integer"),
+        ("heun", {"node": "abc"}, r"node = 'abc', of sampler 'heun': .*number"),
+        ("dpm-solver-2m", {"order": 2.5}, r"order = 2.5, of sampler 'dpm-solver-2m': .*integer"),
         ("plms", {"start": 3}, "start: sampler 'plms' takes no such setting; its own are: none"),
         ("dpm2", {"power": -1}, r"power = -1.0: of the mean, must be 0 to 1"),
     ],

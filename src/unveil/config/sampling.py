@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator, model_validator
 
 from unveil.config.reading import validate
 from unveil.config.section import Section
@@ -94,6 +94,19 @@ class SampleConfig(Section):
     def _is_listed(cls, name: str) -> str:
         return samplers.named(name).name
 
+    @field_validator("options")
+    @classmethod
+    def _are_of_their_kind(cls, options: dict[str, Option], info: ValidationInfo) -> dict[str, Option]:
+        """Each of the kind that the sampler takes; those that it does not know are told below."""
+        kinds, found = _kinds(info.data["sampler"]) if "sampler" in info.data else {}, dict(options)
+        for name in [name for name in options if name in kinds]:
+            try:
+                found[name] = TypeAdapter(kinds[name]).validate_python(options[name])
+            except ValidationError as problem:
+                said = problem.errors()[0]["msg"]
+                raise RecipeError(f"{name} = {options[name]!r}, of sampler {info.data['sampler']!r}: {said}") from None
+        return found
+
     @model_validator(mode="after")
     def _are_options(self) -> SampleConfig:
         allowed = self.settings()
@@ -105,7 +118,6 @@ class SampleConfig(Section):
                     f"{name}: sampler {self.sampler!r} takes no such setting; its own are: {known}"
                     f"{nearest(name, allowed)}"
                 )
-        self._told()
         return self
 
     @property
@@ -129,7 +141,7 @@ class SampleConfig(Section):
         """
         entry = samplers.named(self.sampler)
         taken = inspect.signature(entry.build).parameters
-        given: dict[str, Any] = {**entry.options, **self._told()}
+        given: dict[str, Any] = {**entry.options, **self.options}
         if self.eta is not None:
             given["eta"] = self.eta
         given |= {name: value for name, value in (("variance", variance), ("shift", shift)) if name in taken}
@@ -181,29 +193,15 @@ class SampleConfig(Section):
 
     def settings(self) -> list[str]:
         """What the sampler can be told besides the grid, by name."""
-        return list(self._kinds())
+        return list(_kinds(self.sampler))
 
-    def _told(self) -> dict[str, Any]:
-        """The further settings, each of the kind that the sampler takes.
 
-        Raises:
-            RecipeError: one that is of another kind.
-        """
-        kinds, found = self._kinds(), {}
-        for name, value in self.options.items():
-            try:
-                found[name] = TypeAdapter(kinds[name]).validate_python(value)
-            except ValidationError as problem:
-                said = problem.errors()[0]["msg"]
-                raise RecipeError(f"options.{name} = {value!r}, of sampler {self.sampler!r}: {said}") from None
-        return found
-
-    def _kinds(self) -> dict[str, Any]:
-        """Each setting of the sampler that can be written down, and of which kind it is."""
-        entry = samplers.named(self.sampler)
-        taken = list(inspect.signature(entry.build, eval_str=True).parameters.values())[1:]
-        own = {one.name: _written(one.annotation) for one in taken if one.name not in (*OF_THE_MODEL, *entry.options)}
-        return {name: kind for name, kind in own.items() if kind is not None}
+def _kinds(sampler: str) -> dict[str, Any]:
+    """Each setting of a sampler that can be written down, and of which kind it is."""
+    entry = samplers.named(sampler)
+    taken = list(inspect.signature(entry.build, eval_str=True).parameters.values())[1:]
+    own = {one.name: _written(one.annotation) for one in taken if one.name not in (*OF_THE_MODEL, *entry.options)}
+    return {name: kind for name, kind in own.items() if kind is not None}
 
 
 def _written(kind: Any) -> Any:
