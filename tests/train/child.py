@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -43,7 +44,8 @@ def slow(run: Path) -> None:
 def short(run: Path) -> None:
     """A run whose losses are compared; dropout is keyed by the process, so it is left out."""
     torch.nn.Dropout.forward = lambda self, x: x  # type: ignore[method-assign]
-    tiny.fit(run, objective=Diffusion(time=SecondMoment(tiny.STEPS, history=1)), accumulate=2, steps=10)
+    time = SecondMoment(tiny.STEPS, history=1)
+    tiny.fit(run, objective=Diffusion(time=time), accumulate=2, steps=10, save_every=5)
 
 
 def forked(work: Callable[[Path], None], run: Path, said: Path, **environment: str) -> int:
@@ -87,17 +89,17 @@ def signalled(folder: Path, name: str, number: int, times: int = 1) -> dict[str,
     return {"code": code, "seconds": time.monotonic() - begun, "said": said.read_text()}
 
 
-def together(folder: Path, world: int) -> list[int]:
-    """The exit codes of one short run in several processes, with torchrun's environment."""
+def together(folder: Path, runs: list[str]) -> list[int]:
+    """The exit codes of short runs in processes that train together, with torchrun's environment."""
+    world = len(runs)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     shared |= {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}
-    run = folder / f"world{world}"
     ranks = [
-        forked(short, run, folder / f"rank{rank}.txt", RANK=str(rank), LOCAL_RANK=str(rank), **shared)
-        for rank in range(world)
+        forked(short, folder / run, folder / f"{run}-rank{rank}.txt", RANK=str(rank), LOCAL_RANK=str(rank), **shared)
+        for rank, run in enumerate(runs)
     ]
     return [ended(child) for child in ranks]
 
@@ -110,8 +112,11 @@ def main(folder: Path) -> None:
         "int": signalled(folder, "int", signal.SIGINT),
         "twice": signalled(folder, "twice", signal.SIGINT, times=2),
         "one": [ended(forked(short, folder / "world1", folder / "alone.txt"))],
-        "two": together(folder, 2),
+        "two": together(folder, ["world2", "world2"]),
     }
+    shutil.copytree(folder / "world1", folder / "half")
+    shutil.rmtree(folder / "half" / "checkpoints" / "step_000010")
+    results["apart"] = together(folder, ["half", "new"])
     print(json.dumps(results))
 
 

@@ -76,6 +76,14 @@ def test_two_processes_see_the_samples_of_one_and_agree_with_it(ended, folder):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_processes_that_share_no_folder_are_told_so(ended, folder):
+    assert ended["apart"] == [2, 2]  # one would go on at step 5, and one begin anew
+    for run, rank in (("half", 0), ("new", 1)):
+        said = (folder / f"{run}-rank{rank}.txt").read_text()
+        assert "would begin at steps 5, 0; give all of them one folder that they share" in said
+        assert "Traceback" not in said
+
+
 def test_other_samples_would_be_noticed(tmp_path):
     runs = [tiny.fit(tmp_path / str(seed), objective=Diffusion(), steps=4, seed=seed) for seed in (0, 1)]
     one, other = ([json.loads(x)["loss"] for x in (run / "metrics.jsonl").read_text().splitlines()] for run in runs)

@@ -29,7 +29,7 @@ from unveil.train.order import Batch, Items
 from unveil.train.pictures import beside, plot_run, sheet
 from unveil.train.run_folder import RunFolder
 from unveil.train.signals import INTERRUPTED, TERMINATED, Stop
-from unveil.types import Cancelled, NonFinite, NotWritable, OutOfResources
+from unveil.types import Cancelled, NonFinite, NotWritable, OutOfResources, RecipeError
 
 KEEP = 3  # checkpoints kept
 LINES = 500  # of the log, about
@@ -144,8 +144,18 @@ class Watch(Callback):
     # ------------------------------------------------------------------ what Lightning calls
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Makes the average, restores what a checkpoint holds, opens the log."""
+        """Makes the average, restores what a checkpoint holds, opens the log.
+
+        Raises:
+            RecipeError: the processes would go on from different steps, as in folders that they do not share.
+        """
         module = _ours(pl_module)
+        steps = torch.as_tensor(module.all_gather(torch.tensor(module.step, device=module.device))).flatten().tolist()
+        if len(set(steps)) > 1:
+            raise RecipeError(
+                f"{self.folder.path}: the processes would begin at steps {', '.join(map(str, steps))}; give all of "
+                "them one folder that they share"
+            )
         module.start_average()
         resumed = self.saved is not None
         if self.saved is not None:
