@@ -267,7 +267,7 @@ def test_a_run_that_edits_begins_at_its_strength():
 def test_moving_along_the_difference_of_one_text_with_itself_changes_nothing():
     model, given = tiny_clips(guidance={"scale": 1.0}), clips(1)
     same = seen(model, request(), video.move(model, given, PROMPT, strength=0.9, source_scale=1.0))
-    assert int((same.int() - given.int()).abs().max()) <= 1
+    assert torch.equal(same, given)
     other = seen(model, request(), video.move(model, given, {"prompt": [WORDS[1]]}, strength=0.9, source_scale=1.0))
     assert not torch.equal(other, given)
     mask = torch.zeros(1, 1, 1, 8, 8, dtype=torch.bool)
@@ -283,9 +283,10 @@ def test_clips_of_another_size_are_held_and_moved_by_the_levels_of_their_own_siz
     model = tiny_clips(guidance={"scale": 1.0})
     model.denoiser = model.denoiser.under(RootShifted(RectifiedFlow(), 3.0, 5 * 8 * 8))
     given = torch.randint(0, 256, (1, 3, 5, 16, 16), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
-    exact = request(sampling={"sampler": "ddim"})  # where x0 stays, so does its way
-    same = seen(model, exact, video.move(model, given, PROMPT, strength=0.9, source_scale=1.0))
-    assert int((same.int() - given.int()).abs().max()) <= 1
+    for sampler in ("ddim", "euler-time", "dpm-solver-2"):  # the source's own way, curved in time, is not followed
+        asked = request(sampling={"sampler": sampler})
+        same = seen(model, asked, video.move(model, given, PROMPT, strength=0.9, source_scale=1.0))
+        assert torch.equal(same, given)
     used: list[Any] = []
     real = inverse.held
     monkeypatch.setattr(

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unveil.core.denoiser import Step
+from unveil.core.denoiser import Estimate, Step
 from unveil.core.grid import Grid
 from unveil.core.noise import START, Noise, Streams
 from unveil.core.samplers.plan import Plan, Progress, Table, run
@@ -36,6 +36,7 @@ class Course:
         conditioners: what makes conditions, by key, at the size of this batch.
         plain: the model's step for a condition, without guidance.
         step, plan, x: given, they are used in place of what follows from the others.
+        onto: given, the run is of what is added to it, and begins at x.
     """
 
     grid: Grid
@@ -52,6 +53,7 @@ class Course:
     step: Step | None = None
     plan: Plan | None = None
     x: Tensor | None = None
+    onto: Tensor | None = None
 
     def __len__(self) -> int:
         """The number of samples."""
@@ -70,7 +72,7 @@ class Course:
         return replace(self, step=wrap(self.estimating()))
 
     def run(self, on_step: Callable[[Progress], object] | None = None) -> Tensor:
-        """Carries it out: what the sampler ends at, (B, *shape).
+        """Carries it out: what the sampler ends at, and what that is added to, (B, *shape).
 
         Raises:
             NonFinite: sampling left the finite numbers.
@@ -78,4 +80,16 @@ class Course:
         plan = self.planned(self.grid) if self.plan is None else self.plan
         x = self.start()
         with self.ahead(list(plan.levels if isinstance(plan, Table) else self.grid)):
-            return run(plan, self.estimating(), x, noise=self.noise, on_step=on_step)
+            x = run(plan, self.estimating(), x, noise=self.noise, on_step=on_step and self._whole(on_step))
+        return x if self.onto is None else x + self.onto
+
+    def _whole(self, on_step: Callable[[Progress], object]) -> Callable[[Progress], object]:
+        """The same callback, shown estimates of the whole."""
+        if (onto := self.onto) is None:
+            return on_step
+
+        def shown(progress: Progress) -> object:
+            found = progress.estimate
+            return on_step(progress._replace(estimate=Estimate(found.x0 + onto, found.eps, found.extra)))
+
+        return shown

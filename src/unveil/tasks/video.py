@@ -273,7 +273,7 @@ def move(
         given = {key: rows_of(key, of_list(values, rows), len(course)) for key, values in source.items()}
         old = guided_by(course, given, source_scale)
         step = inverse.differing(course.estimating(), old, latents, lambda level: course.noise(draw_of(level)))
-        return replace(course, grid=rest, step=step, x=float(rest[0].alpha) * latents)
+        return replace(course, grid=rest, step=step, x=torch.zeros_like(latents), onto=latents)
 
     def finish(pixels: Tensor, rows: slice) -> Tensor:
         return pixels if mask is None else torch.where(of_rows(mask, rows), pixels, to_pixels(of_rows(unit, rows)))

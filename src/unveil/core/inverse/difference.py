@@ -17,11 +17,12 @@ from unveil.types import Level, ShapeError, like
 
 
 def differing(step: Step, source_step: Step, source: Tensor, noise: Callable[[Level], Tensor]) -> Step:
-    """The step of a run that begins at alpha times the source and ends at the edited one.
+    """The step of a run of what the edited is more than the source: it begins at zeros.
 
-    The paper moves the data by the difference of two velocities; here the state is alpha source + (what the noised
-    results differ by), for which the difference of the estimates of x0 is the same under every process. A sampler must
-    not add noise of its own.
+    The paper moves the data by the difference of two velocities; here the state is what the noised results differ by,
+    for which the difference of the estimates of x0 is the same under every process. The source is no part of it, so
+    what both conditions say alike stays to the bit, whatever errors a sampler makes. A sampler must not add noise of
+    its own.
 
     Args:
         step: guided towards the new condition.
@@ -36,9 +37,7 @@ def differing(step: Step, source_step: Step, source: Tensor, noise: Callable[[Le
     def estimate(x: Tensor, level: Level) -> Estimate:
         if x.shape != source.shape:
             raise ShapeError(f"x {tuple(x.shape)} for a source {tuple(source.shape)}: must be of the same shape")
-        scattered = like(level.sigma, x) * noise(level).to(x)
-        old = like(level.alpha, x) * source.to(x)
-        found = step(x + scattered, level).x0 - source_step(old + scattered, level).x0
-        return Estimate.of_x0(source.to(x) + found, x, level)
+        scattered = like(level.alpha, x) * source.to(x) + like(level.sigma, x) * noise(level).to(x)
+        return Estimate.of_x0(step(x + scattered, level).x0 - source_step(scattered, level).x0, x, level)
 
     return estimate
