@@ -21,7 +21,7 @@ import unveil
 from tests.checkpoints import tiny_hf
 from unveil.checkpoints import hf
 from unveil.checkpoints.hf.parts import Levels
-from unveil.checkpoints.scheduler import scheduler_of, settings_of
+from unveil.checkpoints.scheduler import NOT_TO_THE_DATA, SOLVERS, scheduler_of, settings_of
 from unveil.checkpoints.tensors import read_tensors, write_tensors
 from unveil.config import ModelConfig, validate
 from unveil.core.noise import START, Streams
@@ -397,30 +397,48 @@ def test_levels_are_those_of_the_flow_scheduler(settings):
     ("made", "sampler"),
     [
         (("DPMSolverMultistepScheduler", {}), "dpmpp-2m"),
+        (("DPMSolverMultistepScheduler", {"solver_type": "bh2"}), "dpmpp-2m"),
+        (("DPMSolverMultistepScheduler", {"solver_type": "logrho"}), "dpmpp-2m"),
         (("DPMSolverMultistepScheduler", {"solver_order": 3}), "dpmpp-3m"),
         (("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}), "dpmpp-2m-sde"),
         (("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"}),
          "dpmpp-2m-sde-heun"),
         (("DPMSolverMultistepScheduler", {"solver_type": "heun"}), None),
         (("UniPCMultistepScheduler", {}), "unipc-2"),
+        (("UniPCMultistepScheduler", {"solver_type": "midpoint"}), "unipc-2"),
         (("UniPCMultistepScheduler", {"solver_order": 3, "solver_type": "bh1"}), "unipc-3-b1"),
+        (("UniPCMultistepScheduler", {"solver_order": 1, "solver_type": "bh1"}), None),
         (("UniPCMultistepScheduler", {"solver_order": 2, "solver_type": "bh1"}), None),
     ],
 )  # fmt: skip
 def test_solvers_are_those_of_their_settings(made, sampler):
     kind, settings = made
-    said = dict(getattr(diffusers, kind)(**settings).config) | {"_class_name": kind}
+    said = settings | {"_class_name": kind}  # as in a file: diffusers corrects what it builds
     if sampler is None:
         with pytest.raises(WeightsError, match="supported"):
             scheduler_of(said, Path("scheduler_config.json"))
         return
-    read = scheduler_of(said, Path("scheduler_config.json"))
-    assert read.sample["sampler"] == sampler
+    assert scheduler_of(said, Path("scheduler_config.json")).sample["sampler"] == sampler
+    built = dict(getattr(diffusers, kind)(**settings).config) | {"_class_name": kind}
+    assert scheduler_of(built, Path("scheduler_config.json")).sample["sampler"] == sampler
+
+
+@pytest.mark.parametrize("grid", ["trailing", "karras"])
+@pytest.mark.parametrize("sampler", [*sorted({way["sampler"] for way in SOLVERS.values()}), "dpmpp-2m-sde eta 0"])
+def test_what_is_written_of_a_solver_samples_in_diffusers(sampler, grid):
+    name, _, eta = sampler.partition(" eta ")
+    sample: dict[str, Any] = {"sampler": name, "grid": grid} | ({"eta": float(eta)} if eta else {})
     network = {"kind": "unet", "channels": 8, "multipliers": [1], "blocks": 1, "groups": 4}
-    shape = {"shape": [3, 8, 8], "network": network}
-    config = validate(
-        ModelConfig, {**shape, "process": read.process, "prediction": read.prediction, "sample": read.sample}, "a test"
-    )
-    again = settings_of(config, {"timestep_spacing": "leading"})
-    assert scheduler_of(again, Path("again")).sample["sampler"] == sampler
-    assert getattr(diffusers, kind).from_config(again).config.solver_order == said["solver_order"]
+    levels = {"process": {"kind": "discrete-vp"}, "prediction": "eps", "sample": sample}
+    config = validate(ModelConfig, {"shape": [3, 8, 8], "network": network, **levels}, "a test")
+    said = settings_of(config, {"timestep_spacing": "leading"})
+    again = scheduler_of(said, Path("again")).sample["sampler"]
+    assert again == ("ddim" if name in NOT_TO_THE_DATA or eta else name)
+    scheduler = getattr(diffusers, said["_class_name"]).from_config(said)
+    scheduler.set_timesteps(8)
+    x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for t in scheduler.timesteps:  # the model of data that are 0.3 everywhere
+        alpha = scheduler.alphas_cumprod[int(t)]
+        eps = (x - alpha.sqrt() * 0.3) / (1 - alpha).sqrt()
+        x = scheduler.step(eps, t, x).prev_sample
+    torch.testing.assert_close(x, torch.full_like(x, 0.3), rtol=0, atol=0.05)

@@ -139,6 +139,21 @@ def test_a_circle_has_no_seam_and_a_clip_that_begins_again_has_one():
     assert way.found.value < cut / 2
 
 
+@pytest.mark.parametrize("made", ["nothing", "still", "noise"])
+def test_what_does_not_go_round_is_no_ring(made):
+    real = chosen(("bounce", "orbit"))
+    clips = {
+        "nothing": torch.zeros_like(real),
+        "still": real[:, :, :1].expand_as(real),
+        "noise": torch.randint(0, 256, real.shape, generator=torch.Generator().manual_seed(1), dtype=torch.uint8),
+    }[made]
+    found = rows(study.TASKS["loop"](Known(lambda asked, _: clips if asked == 0 else real)))
+    ring = found["ring: step at the seam over the median step"]
+    assert not ring.met
+    assert ring.found.value >= ring.baselines["a frame held"] > 3
+    assert found["ring: clips whose seam is within the bar"].found.value < 0.1
+
+
 def test_cuts_and_fades_connect_as_the_table_says():
     pairs = Known(lambda *_: torch.empty(0)).pairs()
     first, last = (stacked([pair[side] for pair in pairs]) for side in (0, 1))

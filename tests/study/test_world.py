@@ -137,6 +137,14 @@ def test_falling_is_faster_and_faster(scenes):
     assert mean(world.breaks, items, stacked(items).flip(2)) < 0.8
 
 
+def test_frames_are_mixed_in_another_order_for_every_clip(scenes):
+    clip = stacked(scenes["brush"])[0]
+    orders = [world._mixed(torch.arange(16).expand(1, 16), 0, n).flatten().tolist() for n in range(8)]
+    assert all(sorted(order) == list(range(16)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 8
+    assert world._mixed(clip, 0, 1).shape == clip.shape
+
+
 def test_prompts_tell_the_scene(scenes):
     assert "passes behind a grey bar" in told(scenes["occluder"][0])
     assert "camera pans away and back" in told(scenes["frame"][0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -48,23 +49,29 @@ class Place:
         """Whether everything goes into a single picture."""
         return self.out.suffix.lower() == ".png"
 
-    def check(self, names: Sequence[str] = (), alike: bool = True) -> None:
+    def check(self, names: Sequence[str] = (), alike: bool = True, mark: str = "") -> None:
         """Refuses what is there already, before any work.
 
         Args:
             names: of the pictures in a folder, where they are known.
             alike: whether these have one size, so that there are a sheet and a strip of them.
+            mark: what the names of sheet and strip in a folder begin with.
 
         Raises:
-            RecipeError: a preview that would be overwritten by the picture.
+            RecipeError: a preview that would be overwritten by the picture, two results of one name, or pictures of
+                several sizes for one file.
             NotWritable: a file that would be overwritten.
         """
         if self.preview is not None and self.preview == self.out:
             raise RecipeError(f"--preview {self.preview}: is what --out names; give it another name")
+        if self.one_file and not alike:
+            raise RecipeError(f"--out {self.out}: pictures of several sizes make no sheet; give a folder, or --size")
         found = [self.out] if self.one_file else [self.out / name for name in names]
         if names and alike:
-            found += [self.out / "sheet.png"] if len(names) > 1 and not self.one_file else []
-            found += [self.strip_path()] if self.strip else []
+            found += [self.out / f"{mark}sheet.png"] if len(names) > 1 and not self.one_file else []
+            found += [self.strip_path(mark)] if self.strip else []
+        if doubled := [path for path, often in Counter(found).items() if often > 1]:
+            raise RecipeError(f"{doubled[0]}: two results would have this name; rename the picture that it is made of")
         for path in found + ([self.preview] if self.preview else []):
             refuse_overwrite(path, self.force)
 
@@ -105,8 +112,14 @@ def numbered(request: Request) -> list[tuple[int, int]]:
 
 
 def filenames(rows: Iterable[tuple[int, int]]) -> list[str]:
-    """The files of pictures in a folder, by their seeds and numbers."""
-    return [f"seed{seed}_{number:05d}.png" for seed, number in rows]
+    """The files of pictures in a folder, by their seeds and numbers; what comes again has a number behind it."""
+    found: list[str] = []
+    often = Counter[str]()
+    for seed, number in rows:
+        name = f"seed{seed}_{number:05d}"
+        often[name] += 1
+        found.append(f"{name}.png" if often[name] == 1 else f"{name}_{often[name]}.png")
+    return found
 
 
 def draw(
@@ -128,8 +141,8 @@ def draw(
 def write(
     pictures: Iterable[Picture],
     place: Place,
+    names: Sequence[str],
     columns: int | None = None,
-    names: Sequence[str] | None = None,
     mark: str = "",
 ) -> Written:
     """One file each, as they come, and then a sheet of them; a single .png holds the picture, or the sheet.
@@ -139,8 +152,8 @@ def write(
     Args:
         pictures: at least one; a sheet and a strip need all of one size. In a folder the sheet shows the first 256.
         place: where they go.
+        names: of the files in a folder.
         columns: of the sheet.
-        names: of the files in a folder; by seed and number when left out.
         mark: what the names of sheet and strip in a folder begin with.
 
     Raises:
@@ -156,8 +169,7 @@ def write(
         if place.one_file:
             alone = alone or content
         else:
-            own = [(int(picture.facts["seed"]), int(picture.facts["sample"]))]
-            written.pictures.append(place.out / (names[count - 1] if names else filenames(own)[0]))
+            written.pictures.append(place.out / names[count - 1])
             put({written.pictures[-1]: content}, place.force)
         shapes.add(tuple(picture.pixels.shape))
         kept += [picture.pixels] if place.one_file or len(kept) < SHOWN else []

@@ -24,6 +24,7 @@ from unveil.tasks.inpaint import Margins, fitting
 from unveil.tasks.invert import invert as find_noise
 from unveil.tasks.invert import noise_bytes
 from unveil.tasks.record import read_facts
+from unveil.tasks.size import check_size
 from unveil.types import MediaError, RecipeError, WeightsError, size_of
 from unveil.video.write import FORMS, check_clip, write_clip
 
@@ -87,14 +88,18 @@ def edit(
     request = wish.request(model, changes(wish.words, named), each * len(every))
     names = _names([one.files["picture"].path for one in every for _ in range(each)], numbered(request))
     place.check(names, len({one.files["picture"].content.shape for one in every}) == 1)
+    alike = [list(group) for _, group in groupby(every, key=lambda one: one.files["picture"].content.shape)]
+    edits = [_edit(job, model, group, each, console) for group in alike]
+    for one in edits:
+        if one.size is not None:  # before others are drawn
+            check_size(model, one.size)
 
     def drawn() -> Iterator[Picture]:
-        for _, alike in groupby(every, key=lambda one: one.files["picture"].content.shape):
-            group = list(alike)
+        for group, one in zip(alike, edits, strict=True):
             part = request.part(group[0].number * each, (group[-1].number + 1) * each)
-            yield from draw(model, source, part, place, console, _edit(job, model, group, each, console))
+            yield from draw(model, source, part, place, console, one)
 
-    written = write(drawn(), place, each if each > 1 and len(every) > 1 else None, names)
+    written = write(drawn(), place, names, each if each > 1 and len(every) > 1 else None)
     told = written.facts() | {"model": source._asdict(), "task": job.verb, "count": len(names)}
     console.result(told, written.text())
 
@@ -139,9 +144,10 @@ def vary(
         given, wish.seed, wish.first, count, wish.batch, sampling_of(facts), str(facts["dtype"]), guided,
         negative=negative, size=(int(size[0]), int(size[1])) if size else None,
     )  # fmt: skip
-    place.check(filenames(numbered(request)))
+    names = filenames(numbered(request))
+    place.check(names)
     task = verbs.edit("vary", model, {"amount": amount, "of": (facts["seed"], facts["sample"])}, {})
-    written = write(draw(model, source, request, place, console, task), place)
+    written = write(draw(model, source, request, place, console, task), place, names)
     console.result(written.facts() | {"model": source._asdict(), "task": "vary", "count": count}, written.text())
 
 
@@ -189,7 +195,7 @@ def interpolate(
         write_clip(film, shown, way.rate, facts)
         console.result({"pictures": [], "clip": str(film), "model": source._asdict()}, str(film))
         return
-    written = write(pictures, place, names=[f"frame_{number:05d}.png" for number in range(way.frames)])
+    written = write(pictures, place, [f"frame_{number:05d}.png" for number in range(way.frames)])
     write_clip(refuse_overwrite(film, place.force), shown, way.rate, facts)
     told = written.facts() | {"clip": str(film), "model": source._asdict(), "task": "interpolate"}
     console.result(told, f"{written.text()}\n{film}")
@@ -266,6 +272,6 @@ def _names(sources: Sequence[Path], rows: Sequence[tuple[int, int]]) -> list[str
     """A file name for each result: that of its picture, with seed and number where several have the same."""
     often = Counter(path.stem for path in sources)
     return [
-        f"{path.stem}.png" if often[path.stem] == 1 else f"{path.stem}_seed{seed}_{number:05d}.png"
-        for path, (seed, number) in zip(sources, rows, strict=True)
+        f"{path.stem}.png" if often[path.stem] == 1 else f"{path.stem}_{name}"
+        for path, name in zip(sources, filenames(rows), strict=True)
     ]

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from unveil.app.console import Console
-from unveil.app.drawing import Place, draw, write
+from unveil.app.drawing import Place, draw, filenames, write
 from unveil.app.expanding import USUAL, Expander, Expanding, expanded
 from unveil.app.sample import in_passes
 from unveil.app.wish import PROMPT, Wish, assigned, opened
 from unveil.data.prompts import Prompt, check_lines, read_prompts
-from unveil.files import refuse_overwrite
 from unveil.model import Model
 from unveil.tasks.generate import Request
 from unveil.types import RecipeError
@@ -36,7 +35,7 @@ class Line:
         """Of its pictures."""
         rows = [self.request.part(row, row + 1) for row in range(self.request.count)]
         numbered = [(one.seed if isinstance(one.seed, int) else one.seed[0], one.first) for one in rows]
-        return [f"{self.mark}seed{seed}_{sample:05d}.png" for seed, sample in numbered]
+        return [f"{self.mark}{name}" for name in filenames(numbered)]
 
 
 def sample_each(
@@ -81,14 +80,14 @@ def sample_each(
         )
     lines = asked(prompts, wish, model, changes, path)
     for one in lines:
-        _refuse_overwrite(one, place)
+        place.check(one.names, mark=one.mark)
     sets: list[dict[str, Any]] = []
     expander = Expander(expanding, model, console, shown=bool(wish.controls))
     for number, one in enumerate(lines, 1):
         console.say(f"line {one.prompt.line} ({number} of {len(lines)}): {one.prompt.prompt}")
         request = expander(one.request)
         edit, request = in_passes(model, source, request, place, console)
-        written = write(draw(model, source, request, place, console, edit), place, names=one.names, mark=one.mark)
+        written = write(draw(model, source, request, place, console, edit), place, one.names, mark=one.mark)
         told = {"line": one.prompt.line, "prompt": one.prompt.prompt, "seed": one.request.seed}
         told["count"] = len(written.pictures)
         sets.append(told | expanded(request) | written.facts())
@@ -122,10 +121,3 @@ def asked(prompts: Sequence[Prompt], wish: Wish, model: Model, changes: Mapping[
             faults.append(f"line {one.line}: {problem}")
     check_lines(path, faults)
     return found
-
-
-def _refuse_overwrite(one: Line, place: Place) -> None:
-    sheet = [f"{one.mark}sheet.png"] if one.request.count > 1 else []
-    strip = [f"{one.mark}strip.png"] if place.strip else []
-    for name in (*one.names, *sheet, *strip):
-        refuse_overwrite(place.out / name, place.force)

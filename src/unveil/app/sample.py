@@ -64,12 +64,13 @@ def sample(
             wish = replace(wish, size=f"{said['size'][1]}x{said['size'][0]}")
     expander = Expander(expanding, model, console, shown=noise is not None or bool(wish.controls))
     request = expander(wish.request(model, changes, count or wish.number(model)))
-    place.check(filenames(numbered(request)))
+    names = filenames(numbered(request))
+    place.check(names)
     if noise is None:
         edit, request = in_passes(model, source, request, place, console)
     pictures = draw(model, source, request, place, console, edit)
     columns = len(wish.labels) if 1 < len(wish.labels) < request.count else None  # a column for each label
-    written = write(pictures, place, columns)
+    written = write(pictures, place, names, columns)
     facts = written.facts() | {"model": source._asdict(), "seed": wish.seed, "count": request.count}
     facts |= expanded(request)
     console.result(facts, written.text())
@@ -90,7 +91,8 @@ def repeat(wish: Wish, like: Path, place: Place, console: Console, places: Seque
         places: files and folders where its inputs may lie, besides where it lies itself.
     """
     facts = read_facts(like)
-    place.check(filenames([(int(facts.get("seed", 0)), int(facts.get("sample", 0)))]))
+    names = filenames([(int(facts.get("seed", 0)), int(facts.get("sample", 0)))])
+    place.check(names)
     places = [*places, like.parent, Path()]
     model, source = model_of(wish, facts, like, console, places)
     guided = wish.guided(model)
@@ -98,7 +100,7 @@ def repeat(wish: Wish, like: Path, place: Place, console: Console, places: Seque
     with console.progress("step", 0) as progress:
         classifier = None if guided is None else guided.classifier
         picture = draw_again(model, facts, source, progress.reach, classifier=classifier, edit=edit)
-    written = write([picture], place)
+    written = write([picture], place, names)
     console.result(written.facts() | {"model": source._asdict(), "like": str(like)}, written.text())
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from unveil.checkpoints.folders import read_json
-from unveil.config import ModelConfig
+from unveil.config import ModelConfig, SampleConfig
 from unveil.config.model import DiscreteVPSection
 from unveil.core.process import betas, snr_shifted
 from unveil.types import RecipeError, WeightsError, nearest
@@ -85,12 +85,19 @@ SOLVERS: dict[tuple[str, int, str | None], dict[str, Any]] = {
     ("sde-dpmsolver++", 2, "midpoint"): {"sampler": "dpmpp-2m-sde"},
     ("sde-dpmsolver++", 2, "heun"): {"sampler": "dpmpp-2m-sde-heun"},
     ("sde-dpmsolver++", 3, None): {"sampler": "dpmpp-3m-sde"},
-    ("unipc", 1, None): {"sampler": "unipc-1"},
+    ("unipc", 1, "bh2"): {"sampler": "unipc-1"},
     ("unipc", 2, "bh2"): {"sampler": "unipc-2"},
     ("unipc", 3, "bh2"): {"sampler": "unipc-3"},
     ("unipc", 3, "bh1"): {"sampler": "unipc-3-b1"},
     ("unipc of eps", 3, "bh2"): {"sampler": "unipc-3-eps"},
 }
+# What diffusers takes the types of others for
+SAME_TYPES = {
+    "DPMSolverMultistepScheduler": dict.fromkeys(("logrho", "bh1", "bh2"), "midpoint"),
+    "UniPCMultistepScheduler": dict.fromkeys(("midpoint", "heun", "logrho"), "bh2"),
+}
+# Those that diffusers does not take to the data: it refuses to, or ends at NaN
+NOT_TO_THE_DATA = ("dpm-solver-2m", "dpm-solver-3m", "unipc-3-b1", "unipc-3-eps")
 TERMINAL = 0.1  # sigma of the last call, of schedulers that name one
 
 
@@ -188,6 +195,7 @@ def _solver(settings: _Settings, kind: str) -> dict[str, Any]:
         how = settings.get("solver_type", "bh2")
     else:
         algorithm, how = settings.get("algorithm_type", "dpmsolver++"), settings.get("solver_type", "midpoint")
+    how = SAME_TYPES[kind].get(how, how)
     found = SOLVERS.get((algorithm, order, None)) or SOLVERS.get((algorithm, order, how))
     if found is None:
         known = ", ".join(f"{one} {number} {kind or 'any'}" for one, number, kind in SOLVERS)
@@ -302,11 +310,11 @@ def process_settings(config: ModelConfig) -> dict[str, Any]:
 
 
 def _sampling_of(config: ModelConfig, spacing: Mapping[str, Any]) -> dict[str, Any]:
-    """Class and spacing of the levels; DDIM where the sampler or its levels have no counterpart."""
+    """Class and spacing of the levels; DDIM where the sampler, its options or its levels have no counterpart."""
     sample = config.sample
     known = {way["sampler"]: name for name, (way, _) in SAMPLERS.items() if name not in SHIFTED}
-    solver = _solver_settings(sample.sampler)
-    kind = solver.get("_class_name", known.get(sample.sampler))
+    solver = _solver_settings(sample)
+    kind = None if sample.options else solver.get("_class_name", known.get(sample.sampler))
     found = next((key for key, grid in GRIDS.items() if grid == sample.grid), None)
     if kind is None or (sample.grid != "karras" and (found is None or (not found[2] and kind not in ENDS_AT_0))):
         return {"_class_name": "DDIMScheduler", **spacing}
@@ -320,10 +328,12 @@ def _sampling_of(config: ModelConfig, spacing: Mapping[str, Any]) -> dict[str, A
     return {"_class_name": kind, "timestep_spacing": there, "steps_offset": offset, **more, **solver}
 
 
-def _solver_settings(sampler: str) -> dict[str, Any]:
-    """What `_solver` reads, of a sampler that is one; empty: it is none."""
+def _solver_settings(sample: SampleConfig) -> dict[str, Any]:
+    """What `_solver` reads, of a sampler that is one and as noisy as diffusers has it; empty: it is none."""
+    if sample.sampler in NOT_TO_THE_DATA or sample.eta not in (None, 1.0):
+        return {}
     for (algorithm, order, how), way in SOLVERS.items():
-        if way != {"sampler": sampler}:
+        if way != {"sampler": sample.sampler}:
             continue
         found = {"solver_order": order} | ({} if how is None else {"solver_type": how})
         if algorithm.startswith("unipc"):

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from unveil.app import edit as editing
-from unveil.app.drawing import FRAMES, Place, write
+from unveil.app.drawing import FRAMES, Place, filenames, numbered, write
 from unveil.app.expanding import USUAL, Expander, Expanding
 from unveil.app.wish import PROMPT, Wish
 from unveil.config.section import Section
@@ -159,7 +159,8 @@ class Pictures:
             assert wish.model is not None
             model, source = self._models.opener(wish, wish.model, desk)
             report.check()
-            expander = Expander(USUAL if asked.expand else Expanding(no_expand=True), model, desk)
+            expanding = USUAL if asked.expand else Expanding(no_expand=True)
+            expander = Expander(expanding, model, desk, shown=bool(wish.controls))
             request = expander(wish.request(model, asked.sampling, asked.count))
 
             def show(pixels: Tensor, done: int, total: int | None) -> None:
@@ -170,7 +171,7 @@ class Pictures:
             preview = Preview(show, max(1, steps // PREVIEWS))
             frames = FRAMES if asked.strip else 0
             made = list(generate(model, request, source, frames=frames, on_step=report.step, preview=preview))
-            write(made, Place(folder, strip=asked.strip))
+            write(made, Place(folder, strip=asked.strip), filenames(numbered(request)))
 
     def _edit(self, asked: PictureRequest, change: Change, wish: Wish, place: Place, desk: Any) -> None:
         picture = self._inputs.path(change.picture)

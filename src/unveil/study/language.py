@@ -136,7 +136,7 @@ def _wrong(
     raw, steps = {"prompt": [expand(one.text) for one in asked]}, 2 if bench.scale.quick else None
     with quietly():
         clips = to_pixels(model.generate(raw=raw, count=count, seed=seed, batch=16, steps=steps))
-    hits = [all(right(one, look(clip)).values()) for one, clip in zip(asked, clips, strict=True)]
+    hits = [right(one, look(clip))["all"] for one, clip in zip(asked, clips, strict=True)]
     return 1 - sum(hits) / count, clips[:SHOWN]
 
 

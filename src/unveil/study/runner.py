@@ -85,7 +85,7 @@ def reproduce(
         raise RecipeError(f"claim {name!r}: unknown{nearest(name, list(CLAIMS))}; known: {', '.join(CLAIMS)}")
     out = out or Path("runs/reproductions" if quick else "docs/reproductions")
     cache = cache or cache_folder() / "study"
-    for path in (out / f"{name}.md", out / f"{name}.json"):
+    for path in (out / f"{name}.md", out / f"{name}.json", *sorted(out.glob(f"{name}.*.png"))):
         refuse_overwrite(path, force)
     _check_index(out, force)
     threads = torch.get_num_threads()
@@ -139,10 +139,17 @@ def _write(record: Record, findings: Findings, out: Path) -> None:
 
 def _records(out: Path) -> list[Record]:
     """Every record of a folder, in the order of the claims."""
-    return [json.loads((out / f"{name}.json").read_text()) for name in CLAIMS if (out / f"{name}.json").exists()]
+    return [json.loads((out / f"{name}.json").read_text("utf-8")) for name in CLAIMS if (out / f"{name}.json").exists()]
 
 
 def _check_index(out: Path, force: bool) -> None:
+    """Refuses, before any work, to write over what is no index, and to make one of records that cannot be read."""
     path = out / "index.md"
     if not force and path.exists() and not path.read_text(errors="replace").startswith(MARK):
         raise NotWritable(f"{path}: not an index of claims; choose another folder with --out, or pass --force")
+    for name in CLAIMS:
+        if (path := out / f"{name}.json").exists():
+            try:
+                index([json.loads(path.read_text("utf-8"))])
+            except (ValueError, KeyError, TypeError, AttributeError) as problem:
+                raise RecipeError(f"{path}: no record of a claim; move it away, or choose another folder") from problem

@@ -34,6 +34,7 @@ _POOL = 500  # prompts of a list, all of which clips are chosen from
 _MADE = (255, 150, 0)  # the frame around what was made
 _OTHER_SIZES = 7  # the seed of worlds of other sizes than the score's
 _AMONG, _AT_ONCE = 1_000_000, 64  # clips that are looked through for some of a kind, and at a time
+_NONE_AMONG = 20_000  # after so many for each of a kind that is found, the search is given up
 Reach = Callable[[int, int], object]  # clips drawn, of how many (0 where that is not known)
 
 
@@ -174,6 +175,9 @@ class Bench(Generic[S]):
             seed: of the playground.
             chosen: which of its clips.
             world: further settings of `PlaygroundConfig`.
+
+        Raises:
+            RecipeError: there are none of them, or far too few.
         """
         frames, height, width = size
         low, high = min(height, width), max(height, width)
@@ -188,7 +192,10 @@ class Bench(Generic[S]):
                     found.append({**item, "pixels": pixels})
                 if len(found) == self.settings.count:
                     return found
-        return found
+            if begin >= _NONE_AMONG * (len(found) + 1):
+                break
+        told = "".join(f", {name} {value}" for name, value in (world or {}).items())
+        raise RecipeError(f"{len(found)} clips of {width}x{height}x{frames}{told} are what is studied: too few")
 
     def made(
         self,

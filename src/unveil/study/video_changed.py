@@ -201,6 +201,7 @@ def _rising(measure: str, bench: Bench[Settings], hits: Tensor, bar: float | Non
         return max(0.0, float((-hits[:, rows].mean(1).diff()).max()))
 
     found = bootstrap(fall, hits.shape[1], draws=500, seed=bench.settings.seed)
+    found = found._replace(low=max(0.0, found.low))  # an interval round the value reaches below what can be
     return Row(measure, found, hits.shape[1], "%", bar=bar, rule="at most")
 
 

@@ -6,6 +6,7 @@ Source: Brooks et al. 2024, "Video generation models as world simulators", on pr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -119,11 +120,14 @@ def loop(bench: Bench[Settings]) -> Found:
     closed = torch.cat([part, bridge[:, :, ENDS : ENDS + BETWEEN]], dim=2)
     seed = bench.settings.seed
     within = float(np.mean([seams.jump(float(own.max()), own) for own in (_steps(one) for one in real)]))
-    rings = [_seam(clip) for clip in ring]
+    cuts = [_seam(clip) for clip in part]
+    rings = [_seam(clip) if _goes(clip) else max(_seam(clip), least) for clip, least in zip(ring, cuts, strict=True)]
     bridges = [_jump(_around(clip), range(OPEN - 1, closed.shape[2])) for clip in closed]
     cut, again, open_cut = (float(np.mean([_seam(clip) for clip in clips])) for clips in (real, plain, part))
     said = {"bar": SEAM, "rule": "at most", "ceiling": within}
-    whole = {"baselines": {"real clip again": cut, "same model, no ring": again}}
+    held = [max(_seam(clip), least) for clip, least in zip(real[:, :, :1].expand_as(real), cuts, strict=True)]
+    beside = {"real clip again": cut, "same model, no ring": again, "a frame held": float(np.mean(held))}
+    whole: dict[str, Any] = {"baselines": beside}
     looks = [look(one) for one in ring]
     asked = [_has(item, seen, ("colour", "shape", "motion")) for item, seen in zip(items, looks, strict=True)]
     rows = [
@@ -141,7 +145,9 @@ def loop(bench: Bench[Settings]) -> Found:
     ]
     method = (
         f"Texts of what goes round or to and fro. Ring: {real.shape[2]} frames made as a circle; real clips of what "
-        f"goes round come back in as many frames by themselves. Bridge: {OPEN} frames of a real clip, then {BETWEEN} "
+        f"goes round come back in as many frames by themselves. Where its thing is "
+        "not seen in every frame, or stands still, the seam counts as at least that of a hard cut. "
+        f"Bridge: {OPEN} frames of a real clip, then {BETWEEN} "
         "between their end and their beginning. Ceiling: the largest step inside a real clip over its median. Hard "
         "cut: what is given begins again."
     )
@@ -282,6 +288,12 @@ def _seam(clip: Tensor) -> float:
     """The step from a clip's end to its beginning over the median one."""
     around = _around(clip)
     return _jump(around, range(len(around) - 1, len(around)))
+
+
+def _goes(clip: Tensor) -> bool:
+    """Whether a thing is seen in every frame, and goes somewhere."""
+    steps = _steps(clip)
+    return bool(steps.max() < LOST and steps.max() > seams.LEAST_STEP)
 
 
 def _hue(clip: Tensor) -> np.ndarray:

@@ -90,14 +90,18 @@ def main_rows(record: Mapping[str, Any]) -> dict[str, Any]:
         count, tasks = int(record["settings"]["count"]), record["tasks"]
         numbers = {
             name: {
-                f"{task['title']}: {row['measure']}": {key: row[key] for key in ("unit", "found")}
+                f"{task['title']}: {row['measure']}": {"unit": row["unit"], "found": _interval(row["found"])}
                 for row in [row for row in task["rows"] if row["main"]] or task["rows"][:1]
             }
             for name, task in tasks.items()
         }
-    except (KeyError, TypeError, IndexError) as problem:
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as problem:
         raise RecipeError("not the record of a study of clips, or an earlier version's; make it again") from problem
     return {"model": name, "parameters": parameters, "count": count, "tasks": numbers}
+
+
+def _interval(found: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(found[name]) for name in ("value", "low", "high")}
 
 
 def _beside(record: Mapping[str, Any]) -> Iterable[str]:

@@ -6,7 +6,7 @@ Source: the kinds of DrawBench, Saharia et al. 2022, appendix C (arXiv:2205.1148
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from unveil.evaluate.clips import look
 from unveil.evaluate.playground import Thing, read
 from unveil.language import rules
 from unveil.model import Model
-from unveil.study.video_bench import Bench, ClipStudy, Reach, Shared, shown, studied, text_of, thing
+from unveil.study.video_bench import Bench, ClipStudy, Reach, Shared, check_model, shown, studied, text_of, thing
 from unveil.study.video_rows import Found, Row, shares
 from unveil.types import Item
 
@@ -29,6 +29,7 @@ NEGATION, NEGATED = "negation", "red"
 Right = Callable[[Item, Tensor], bool]
 COUNTS = (1, 2, 3)  # of objects
 SEVERAL = max(COUNTS)
+_OTHERS = (1, 2, 3, 4)  # prompts before that of a clip, which it is no clip of
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,12 @@ class Kind:
         register, language: of the prompts.
         right: whether a clip shows what its prompt says.
         objects: numbers of them in its clips, each as often; chosen: which of these clips.
-        chance: the share that clips of anything in the world would reach.
     """
 
     title: str
     asked: str
     register: Register
     right: Right
-    chance: float
     language: Language = "en"
     objects: tuple[int, ...] = (1,)
     chosen: Callable[[Item], bool] = lambda item: not item["unseen"]
@@ -109,27 +108,30 @@ def _plain_ground(item: Item) -> bool:
     return item["attributes"]["ground"] in TONES and not item["unseen"]
 
 
+def _on_another_ground(item: Item) -> bool:
+    return item["attributes"]["ground"] != NEGATED and not item["unseen"]
+
+
 KINDS: dict[str, Kind] = {
-    "colour": Kind("Colours", "the colour", "short", _same("colour"), 1 / 8),
-    "shape": Kind("Shapes", "the shape", "short", _same("shape"), 1 / 5),
-    "size": Kind("Sizes", "the size", "dense", _same("size"), 1 / 2),
-    "motion": Kind("Motions", "the motion", "short", _same("motion"), 1 / 10),
-    "position": Kind("Places", "where the thing starts", "dense", _starts, 1 / 9),
-    "ground": Kind("Grounds", "the ground", "dense", _ground, 1 / 6, chosen=_plain_ground),
-    "alt-text": Kind("Alt-text", "colour, shape and motion", "raw", _same("colour", "shape", "motion"), 1 / 400),
-    "chinese": Kind("Chinese", "colour, shape and motion", "dense", _same("colour", "shape", "motion"), 1 / 400, "zh"),
+    "colour": Kind("Colours", "the colour", "short", _same("colour")),
+    "shape": Kind("Shapes", "the shape", "short", _same("shape")),
+    "size": Kind("Sizes", "the size", "dense", _same("size")),
+    "motion": Kind("Motions", "the motion", "short", _same("motion")),
+    "position": Kind("Places", "where the thing starts", "dense", _starts),
+    "ground": Kind("Grounds", "the ground", "dense", _ground, chosen=_plain_ground),
+    "alt-text": Kind("Alt-text", "colour, shape and motion", "raw", _same("colour", "shape", "motion")),
+    "chinese": Kind("Chinese", "colour, shape and motion", "dense", _same("colour", "shape", "motion"), "zh"),
     "rare": Kind(
         "Combinations that training never has", "colour, shape and motion", "dense",
-        _same("colour", "shape", "motion"), 1 / 400, chosen=lambda item: bool(item["unseen"]),
+        _same("colour", "shape", "motion"), chosen=lambda item: bool(item["unseen"]),
     ),
-    "count": Kind("Counts", "as many things", "short", _as_many, 1 / len(COUNTS), objects=COUNTS),
+    "count": Kind("Counts", "as many things", "short", _as_many, objects=COUNTS),
     "several": Kind(
-        "Several things", "colour, shape and motion of both", "short", _each("colour", "shape", "motion"), 0.0,
-        objects=(2,),
+        "Several things", "colour, shape and motion of both", "short", _each("colour", "shape", "motion"), objects=(2,),
     ),
     "long": Kind(
         "Long prompts", "colour, shape, size and motion of three", "dense",
-        _each("colour", "shape", "size", "motion"), 0.0, objects=(SEVERAL,),
+        _each("colour", "shape", "size", "motion"), objects=(SEVERAL,),
     ),
 }  # fmt: skip
 
@@ -157,8 +159,12 @@ def study_text(model: Model, settings: Settings, reach: Reach = lambda done, tot
         reach: told how many clips are drawn.
 
     Raises:
-        RecipeError: another kind of model, or an unknown kind.
+        RecipeError: another kind of model, an unknown kind, or one that clips of the model's size cannot be of.
     """
+    check_model(model)
+    few = Bench(model, replace(settings, count=2), reach)
+    for kind in (KINDS[name] for name in settings.only or KINDS if name in KINDS):  # before hours that would be lost
+        clips_of(few, kind)
     return studied(model, settings, TASKS, reach)
 
 
@@ -167,6 +173,8 @@ def of_kind(kind: Kind, bench: Bench[Settings]) -> Found:
     items = clips_of(bench, kind)
     texts = [said(item, kind, number) for number, item in enumerate(items)]
     real = [kind.right(item, item["pixels"]) for item in items]
+    pairs = [(items[n - by], one) for by in _OTHERS if by < len(items) for n, one in enumerate(items)]
+    other = [kind.right(item, one["pixels"]) for item, one in pairs]
     asked = {kind.asked: texts}
     if bench.settings.expand and kind.register != "dense":
         asked[f"{kind.asked}, expanded by the rules"] = [rules(text).text for text in texts]
@@ -175,18 +183,18 @@ def of_kind(kind: Kind, bench: Bench[Settings]) -> Found:
     for words, told in asked.items():
         made = bench.made(told)
         good = [kind.right(item, clip) for item, clip in zip(items, made, strict=True)]
-        rows.append(shares(words, good, real, baselines={"anything": kind.chance}))
+        rows.append(shares(words, good, real, baselines={"others": sum(other) / len(other)}))
         films |= {f"{words}. {name}": film for name, film in shown([made], good).items()}
     method = (
         f"Prompts in the register {kind.register!r}, such as {texts[0]!r}. Ceiling: the real clips that they are said "
-        "of. Baseline: clips of anything."
+        "of. Baseline: real clips of other prompts of the kind."
     )
     return Found(kind.title, method, rows, films=films)
 
 
 def negation(bench: Bench[Settings]) -> Found:
-    """How often clips are of a colour that a negative prompt names, of prompts that name none."""
-    items = clips_of(bench, KINDS["motion"])
+    """How often clips are of a colour that a negative prompt names, of prompts that name none of their thing."""
+    items = clips_of(bench, replace(KINDS["motion"], chosen=_on_another_ground))
     texts = [text_of(item).replace(f" {thing(item)['colour']}", "") for item in items]
     plain, without = bench.made(texts), bench.made(texts, negative=NEGATED)
     good = [_another_colour(clip) for clip in without]
@@ -194,7 +202,7 @@ def negation(bench: Bench[Settings]) -> Found:
     real = [_another_colour(item["pixels"]) for item in items if thing(item)["colour"] != NEGATED]
     row = shares(f"a thing that is not {NEGATED}", good, real, baselines={"without a negative prompt": before})
     method = (
-        f"Prompts that name no colour, such as {texts[0]!r}, with the negative prompt {NEGATED!r}; and without it, of "
+        f"Prompts that name no colour of the thing, and no {NEGATED} ground, such as {texts[0]!r}, with the negative prompt {NEGATED!r}; and without it, of "
         f"the same noise. Ceiling: real clips of things that are not {NEGATED}."
     )
     return Found("Negation", method, [row], films=shown([plain, without], good))

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unveil.core.noise import key
 from unveil.data.world import telling
 from unveil.evaluate import shots
 from unveil.evaluate.clips import look
@@ -25,6 +26,7 @@ from unveil.model import Model
 from unveil.study.video_bench import Bench, ClipStudy, Reach, Shared, check_model, shown, stacked, studied
 from unveil.study.video_rows import Found, Row, Rule, means, shares
 from unveil.tasks import video
+from unveil.tasks.reel import Shot
 from unveil.types import Item, RecipeError
 
 SEED = 13  # of the worlds that scenes are taken from
@@ -167,11 +169,11 @@ _BEHIND, _OUTSIDE = (
     Measure("is hidden, and there again as it was", partial(hidden, where=where), bar=0.8, well=_YES)
     for where in ("behind", "outside")
 )
-_LASTS = Measure("is as it was, hidden in between or not", lasts)
+_LASTS = Measure("is as it was, hidden in between or not", lasts, well=_YES)
 LAWS: dict[str, Law] = {
     "occluder": Law(
         "Permanence behind a bar", {"occluded": 1.0, "motions": _AXIS},
-        (_BEHIND, _LASTS, Measure("goes on its way", goes)), lambda item: item["attributes"]["bar"] == "yes",
+        (_BEHIND, _LASTS, Measure("goes on its way", goes, well=_YES)), lambda item: item["attributes"]["bar"] == "yes",
     ),
     "frame": Law(
         "Permanence out of the picture", {"panned": 1.0, "motions": ("still",)}, (_OUTSIDE, _LASTS),
@@ -185,7 +187,7 @@ LAWS: dict[str, Law] = {
     ),
     "brush": Law(
         "Actions that leave marks", {"scenes": ("brush",)},
-        (Measure("paint that stays", kept, "part", 0.9, well=(0.9, 1)), Measure("paint of its colour", painted)),
+        (Measure("paint that stays", kept, "part", 0.9, well=(0.9, 1)), Measure("paint of its colour", painted, well=_YES)),
     ),
     "corridor": Law(
         "A world that obeys a word", {"scenes": ("corridor",)},
@@ -230,12 +232,16 @@ def of_law(law: Law, bench: Bench[Shared]) -> Found:
     items = scenes_of(bench, law)
     real, texts = stacked(items), [told(item) for item in items]
     words = bench.made(texts)
-    later = bench.filmed(texts, lambda rows: video.extended(
-        bench.model, real[rows, :, :GIVEN], real.shape[2] - GIVEN, context=GIVEN
-    ))[:, :, : real.shape[2]]  # fmt: skip
-    mixed = real[:, :, torch.randperm(real.shape[2], generator=torch.Generator().manual_seed(bench.settings.seed))]
+    # fewer where latents do not hold so many
+    known = int(video.extended(bench.model, real[:1, :, :GIVEN], context=GIVEN).settings["context"])
+
+    def going_on(rows: slice) -> Shot:
+        return video.extended(bench.model, real[rows, :, :known], real.shape[2] - known, context=known)
+
+    later = bench.filmed(texts, going_on)[:, :, : real.shape[2]]
+    mixed = torch.stack([_mixed(clip, bench.settings.seed, n) for n, clip in enumerate(real)])
     held = real[:, :, :1].expand_as(real)
-    stopped = real[:, :, torch.arange(real.shape[2]).clamp(max=GIVEN - 1)]
+    stopped = real[:, :, torch.arange(real.shape[2]).clamp(max=known - 1)]
     rows: list[Row] = []
     films: dict[str, bytes] = {}
     for measure in law.measures:
@@ -246,15 +252,15 @@ def of_law(law: Law, bench: Bench[Shared]) -> Found:
         alone = _row(bench, measure, "from words", items, words, real, beside)
         rows.append(alone)
         without = {
-            f"the {GIVEN} frames, the last one held": _mean(measure, items, stopped),
+            f"the {known} frames, the last one held": _mean(measure, items, stopped),
             **beside, "without these frames": alone.found.value,
         }  # fmt: skip
-        rows.append(_row(bench, measure, f"from {GIVEN} frames", items, later, real, without))
-        films |= _films(measure, items, words, later, real)
+        rows.append(_row(bench, measure, f"from {known} frames", items, later, real, without))
+        films |= _films(measure, items, words, later, (real, known))
     method = (
-        f"Prompts such as {texts[0]!r}; and the first {GIVEN} frames of real clips with the same words. Ceiling: real "
+        f"Prompts such as {texts[0]!r}; and the first {known} frames of real clips with the same words. Ceiling: real "
         "clips. Baselines: these with their frames in another order, their first frame, or the last one of the first "
-        f"{GIVEN}, held still, and what is made without the first frames."
+        f"{known}, held still, and what is made without the first frames."
     )
     return Found(law.title, method, rows, films=films)
 
@@ -267,6 +273,11 @@ def scenes_of(bench: Bench[Shared], law: Law) -> list[Item]:
 def told(item: Item) -> str:
     """The dense caption of a clip."""
     return telling.tell(item["attributes"], "dense", "en", (0.5,) * telling.DRAWS).text
+
+
+def _mixed(clip: Tensor, seed: int, number: int) -> Tensor:
+    """A clip with its frames in an order of its own."""
+    return clip[:, torch.randperm(clip.shape[1], generator=torch.Generator().manual_seed(key(seed, number) >> 1))]
 
 
 def _row(
@@ -292,13 +303,16 @@ def _mean(measure: Measure, items: Sequence[Item], clips: Tensor) -> float:
     return float(np.mean(_values(measure, items, clips)))
 
 
-def _films(measure: Measure, items: Sequence[Item], words: Tensor, later: Tensor, real: Tensor) -> dict[str, bytes]:
-    """Clips for which a measure is as it should be and for which not, by their captions."""
+def _films(
+    measure: Measure, items: Sequence[Item], words: Tensor, later: Tensor, given: tuple[Tensor, int]
+) -> dict[str, bytes]:
+    """Clips for which a measure is as it should be and for which not, by their captions; real ones, frames given."""
+    real, known = given
     if measure.well is None:
         return {}
     low, high = measure.well
     alone, going = ([low <= value <= high for value in _values(measure, items, clips)] for clips in (words, later))
     films = {f"From words, {measure.words}. {name}": film for name, film in shown([words], alone).items()}
-    seen = shown([real, later], going, range(GIVEN, real.shape[2]))
-    how = f"From {GIVEN} frames, below the real clips, {measure.words}"
+    seen = shown([real, later], going, range(known, real.shape[2]))
+    how = f"From {known} frames, below the real clips, {measure.words}"
     return films | {f"{how}. {name}": film for name, film in seen.items()}
