@@ -97,6 +97,75 @@ def test_what_is_not_understood_is_left_as_it_was_typed(prompt):
     assert found.note.startswith(("the rules do not know", "it says more than one"))
 
 
+@pytest.mark.parametrize(
+    ("prompt", "things"),
+    [
+        ("a circle and a red square", [{"shape": "circle"}, {"shape": "square", "colour": "red"}]),
+        ("a ring and a small blue square", [{"shape": "ring"}, {"size": "small", "colour": "blue"}]),
+        ("a red circle and a spinning blue square", [{"colour": "red"}, {"colour": "blue", "motion": "spin"}]),
+        ("a big, red circle and a small, blue ring", [{"size": "large", "colour": "red"}, {"size": "small"}]),
+        ("a red circle is large and a blue ring is small", [{"size": "large"}, {"size": "small", "shape": "ring"}]),
+        ("a spinning blue square and a bouncing red ring", [{"motion": "spin"}, {"motion": "bounce"}]),
+        ("圆形和红色正方形", [{"shape": "circle"}, {"shape": "square", "colour": "red"}]),
+        # a red circle and a blue square that moves left; a red circle, at the lower right there is a blue square
+        ("一个红色圆形和一个向左移动的蓝色正方形",
+         [{"colour": "red"}, {"colour": "blue", "motion": "left"}]),
+        ("一个红色圆形，在右下角有一个蓝色正方形",
+         [{"colour": "red"}, {"colour": "blue", "start": "lower right"}]),
+        ("a red circle moves left and bounces", [{"motion": "bounce", "wall": "left"}]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_said_is_said_of_its_own_thing(prompt, things, seed):
+    found = rules(prompt, seed)
+    assert found.by == "rules", found
+    told = parse(found.text)["objects"]
+    assert len(told) == len(things)
+    assert all(own.items() <= one.items() for own, one in zip(things, told, strict=True)), found
+    said = parse(prompt)["objects"]  # and nothing else is said of it
+    assert all(own.items() <= one.items() for own, one in zip(things, said, strict=True))
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a red circle and a blue square. the red circle moves left",
+        "a red circle, the ball moves left",
+        "a red circle, large and a blue square",
+        "a red circle and a blue square are still",
+        "a green circle moves down the red square",
+        "红色圆形，圆形变大",  # a red circle, the circle grows
+        "红色圆形和蓝色正方形向左移动",  # both move left
+        "a red square spins and bounces",
+        "a red circle moves up off the left wall",
+        "a red circle bounces off the left wall and off the top wall",
+        "a large red square hits the ground",
+        "a red circle and a blue square hits the ground",
+        "a red circle to the left of a blue square",
+        "the left circle is red",
+        "a large red right triangle",
+        "a red circle starts left",
+        "a red circle on green triangle",
+        "a small red circle in a large blue square",
+        "a red square in a circle",
+        "a red ring around a blue square",
+        "a red circle moves around",
+        "a red circle falls",
+        "2 red ball",
+        "3个红色圆形",  # three of them
+        "红色圆形未向左移动",  # does not move left
+        "红色圆形在左",  # is on the left
+        "红色圆形在蓝色正方形里",  # inside
+        "红色圆形落下",  # falls
+    ],
+)
+def test_what_could_mean_something_else_is_left_as_it_was_typed(prompt):
+    for seed in range(3):
+        found = rules(prompt, seed)
+        assert (found.text, found.by) == (prompt, "")
+        assert found.note
+
+
 def test_the_ball_of_a_game_is_no_circle():
     assert parse("a paddle keeps a red ball in play") == {"objects": [], "scene": "paddle", "colour": "red"}
     assert parse("\u7403\u62cd\u63a5\u4f4f\u7ea2\u8272\u5c0f\u7403") == {

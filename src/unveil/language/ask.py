@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from unveil.evaluate.captions import language_of, parse, twice, unread
+from unveil.evaluate.captions import language_of, parse, twice, unclear, unread
 from unveil.language.expand import RULES, Expansion, lost, rules
 from unveil.types import NoAnswer
 
@@ -108,5 +108,7 @@ def _fault(prompt: str, text: str, register: Register) -> str:
         return f"its answer has words that the model does not know: {', '.join(strange[:5])}"
     if doubled := [name for name in twice(text) if name not in twice(prompt)]:
         return f"its answer says two things at once ({', '.join(doubled)})"
+    if unsure := unclear(text):
+        return f"its answer leaves open of which thing it says something ({', '.join(unsure)})"
     missing = lost(parse(prompt), parse(text))
     return f"its answer changes what was said ({', '.join(missing)})" if missing else ""

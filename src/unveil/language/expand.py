@@ -13,7 +13,7 @@ from unveil.data.world import telling
 from unveil.data.world.imagined import imagined
 from unveil.data.world.motion import View
 from unveil.data.world.telling import Facts
-from unveil.evaluate.captions import language_of, parse, twice, unread
+from unveil.evaluate.captions import language_of, parse, twice, unclear, unread
 
 RULES = "rules"
 SIDE, FRAMES, RATE = 32, 16, 8  # of the clips that are imagined
@@ -37,8 +37,8 @@ def rules(prompt: str, seed: int = 0, frames: int = FRAMES) -> Expansion:
     """A prompt of the playground in its dense register, in its own language: a clip that shows it, and is possible.
 
     Everything that is said stays. What is not said is drawn, by the seed and the prompt, as the playground draws it. A
-    prompt with words that the playground does not have, or with two values of one attribute, is left as it is, for what
-    they mean could be contradicted.
+    prompt with words that the playground does not have, with two values of one attribute, or where it is not clear which
+    thing something is said of, is left as it is, for what is meant could be contradicted.
 
     Args:
         prompt: in English or Chinese.
@@ -50,6 +50,8 @@ def rules(prompt: str, seed: int = 0, frames: int = FRAMES) -> Expansion:
         return Expansion(prompt, prompt, note=f"the rules do not know {', '.join(map(repr, strange))}")
     if other := twice(prompt):
         return Expansion(prompt, prompt, note=f"it says more than one {', '.join(dict.fromkeys(other))} of one thing")
+    if unsure := unclear(prompt):
+        return Expansion(prompt, prompt, note=f"of which thing it says the {', '.join(dict.fromkeys(unsure))} is unclear")
     if not said["objects"] and "scene" not in said:
         return Expansion(prompt, prompt, note="it names no thing that the rules know")
     if said["objects"] and "camera" in said and all("start" in one for one in said["objects"]):

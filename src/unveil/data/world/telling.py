@@ -56,14 +56,14 @@ class Caption(NamedTuple):
 
 @cache
 def words(language: Language) -> dict[str, Any]:
-    """The lists of `words.yaml`, attribute -> value -> phrases, with "also", "plain" and "sentences"."""
+    """The lists of `words.yaml`, attribute -> value -> phrases, and what else it has, such as "also" and "sentences"."""
     text = (resources.files("unveil") / "data" / "world" / "words.yaml").read_text("utf-8")
     found = yaml.safe_load(text)[language]
     if language == "zh":  # what things are called is said once
         known = chinese_words()
         for name, own in (("sizes", "sizes"), ("colours", "colours"), ("shapes", "kinds")):
             found[name] = {value: [phrase] for value, phrase in known[own].items()}
-    told = {name: found[name] for name in ("also", "plain", "sentences")}
+    told = {name: found.get(name, "") for name in ("also", "plain", "goes", "passed over", "sentences")}
     return {attribute: found[name] for attribute, name in LISTS.items()} | told
 
 
