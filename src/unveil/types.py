@@ -123,6 +123,15 @@ def size_of(sides: Sequence[int]) -> str:
     return f"{sides[-1]}x{sides[-2]}"
 
 
+def is_text(text: str) -> bool:
+    """Whether a text can be written in UTF-8: it holds no half of a character, as names of files and JSON may."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def nearest(name: object, allowed: Sequence[object]) -> str:
     """`; nearest: 'x'` when one of `allowed` resembles `name`, else an empty string."""
     close = get_close_matches(str(name), [str(a) for a in allowed], n=1, cutoff=0.5)

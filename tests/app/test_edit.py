@@ -90,6 +90,21 @@ def test_seeds_and_names_of_one_result_each(cli: Cli, saved: Path, tmp_path: Pat
     assert cli("img2img", saved, "--like", "edited/1.png", "in", "--out", "two.png").code == 0
 
 
+def test_what_cannot_be_written_or_drawn_is_told_before_the_first_picture(cli: Cli, saved: Path, tmp_path: Path):
+    picture(tmp_path / "two" / "a.png")
+    picture(tmp_path / "two" / "b.png", 8, 12)
+    picture(tmp_path / "odd" / "a.png")
+    picture(tmp_path / "odd" / "b.png", 7, 9)
+    picture(tmp_path / "named" / "a.png")
+    picture(tmp_path / "named" / "sheet.jpg")
+    before = tree(tmp_path)
+    ask = ("img2img", saved, "--label", 3, "--steps", 2)
+    refused(cli(*ask, "two", "--out", "all.png"), 2, "all.png: pictures of several sizes make no sheet")
+    refused(cli(*ask, "odd", "--out", "made"), 2, "size 9x7")
+    refused(cli(*ask, "named", "--out", "made", "--force"), 2, "sheet.png: two results would have this name")
+    assert tree(tmp_path) == before
+
+
 def test_strength_0_keeps_the_picture_and_a_size_fits_it(cli: Cli, saved: Path, tmp_path: Path):
     path = picture(tmp_path / "a.png", 12, 20)
     assert cli("img2img", saved, path, "--strength", 0, "--out", "same.png").code == 0

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from unveil.conditioning.byte_pairs import clip
 from unveil.conditioning.text import FileTokenizer, Text, emphasised
+from unveil.conditioning.texts import Texts
 from unveil.conditioning.towers import ClipConfig, T5Config, build
-from unveil.types import Condition, LeftOut, RecipeError, ShapeError, WeightsError
+from unveil.nn import lora
+from unveil.types import Condition, LeftOut, RecipeError, ShapeError, TooLong, WeightsError
 
 CLIP = ClipConfig(16, 3, 2, length=12)
 T5 = T5Config(16, 2, 2, 8, 32, vocabulary=60, length=9)
@@ -25,9 +27,9 @@ def tower() -> nn.Module:
     return drawn(CLIP)
 
 
-def drawn(config: ClipConfig | T5Config) -> Any:
+def drawn(config: ClipConfig | T5Config, seed: int = 0) -> Any:
     """A tower all of whose weights say something."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     made = build(config)
     with torch.no_grad():
         for parameter in made.parameters():
@@ -100,6 +102,40 @@ def test_what_a_prompt_was_encoded_to_is_kept(config):
     with torch.autocast("cpu", torch.bfloat16):  # another precision is another result
         kept.encode(["a cat"])
     assert tower.count == 3 + 3 + 1
+
+
+def test_what_is_kept_is_that_of_the_encoder_as_it_is_now():
+    tower = drawn(CLIP)
+    text, plain = Text(tower, clip()).keep(1), Text(tower, clip())
+    both = Texts([text], lambda said: Condition(vector=tokens_of(said[0])[:, 0], tokens=tokens_of(said[0])))
+
+    def check() -> None:
+        torch.testing.assert_close(tokens_of(text.encode(["a cat"])), tokens_of(plain.encode(["a cat"])))
+        torch.testing.assert_close(tokens_of(both.null(1)), tokens_of(both.encode([""])))
+
+    check()
+    first = tokens_of(text.encode(["a cat"]))
+    tower.load_state_dict(drawn(CLIP, seed=1).state_dict())
+    check()
+    assert not torch.allclose(tokens_of(text.encode(["a cat"])), first, atol=1e-3)
+    config = lora.LoraConfig(("*",))
+    made = [replace(one, up=torch.ones_like(one.up)) for one in lora.fresh(tower, config)]
+    lora.attach(tower, "style", made)
+    check()
+    second = tokens_of(text.encode(["a cat"]))
+    lora.reweigh(tower, {"style": 0.2})
+    check()
+    assert not torch.allclose(tokens_of(text.encode(["a cat"])), second, atol=1e-4)
+    with lora.silenced(tower):
+        check()
+    check()
+
+
+def test_a_prompt_that_is_too_long_is_told_again_where_it_is_kept(tower):
+    text = Text(tower, clip()).keep(1).train(False)
+    for _ in range(2):
+        with pytest.warns(TooLong):
+            text.encode(["a red cat " * 40])
 
 
 def test_the_prompts_that_were_used_last_are_kept(tower):

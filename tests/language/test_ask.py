@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -259,6 +261,8 @@ def test_a_failure_that_may_pass_is_tried_again(place):
         (200, b'{"choices": []}', "no answer in this protocol"),
         (200, b'{"choices": [{"message": {"content": 7}}]}', "holds no text"),
         (200, saying(None), "holds no text"),
+        (200, saying("a red circle \ud83d"), "holds half a character"),
+        (200, b"[" * 200_000, "no answer in this protocol"),
         (200, saying(DENSE, "length"), "its answer is cut off after 400 tokens"),
         (200, saying("a blue dog"), "words that the model does not know: dog"),
     ],
@@ -285,6 +289,62 @@ def test_an_address_that_never_answers_is_not_waited_for(place):
     assert time.monotonic() - begun < 10
     assert found.by == "rules"
     assert "timed out" in found.note
+
+
+def test_an_address_that_answers_drop_by_drop_is_not_waited_for_either():
+    pytest.importorskip("openai")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        gone = threading.Event()
+
+        def drip() -> None:
+            there, _ = server.accept()
+            with there:
+                there.recv(65536)
+                there.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n")
+                while not gone.wait(0.05):
+                    with suppress(OSError):
+                        there.sendall(b" ")
+
+        worker = threading.Thread(target=drip)
+        worker.start()
+        endpoint = Endpoint(f"http://127.0.0.1:{server.getsockname()[1]}/v1", "big", seconds=0.3, tries=1)
+        begun = time.monotonic()
+        found = written(PROMPT, endpoint, "playground")
+        gone.set()
+        worker.join()
+    assert time.monotonic() - begun < 10
+    assert found.by == "rules"
+    assert "no whole answer after 1.3 seconds" in found.note
+
+
+@pytest.mark.parametrize("url", ["http://\u2603.\u4f8b/v1", "http://a\nb/v1"])
+def test_an_address_that_is_none_is_told(url):
+    pytest.importorskip("openai")
+    with pytest.raises(RecipeError, match="no address"):
+        Endpoint(url, "m")
+
+
+def test_a_key_that_is_none_is_told_and_not_shown(monkeypatch):
+    pytest.importorskip("openai")
+    monkeypatch.setenv("UNVEIL_API_KEY", "secret\u2026")
+    with pytest.raises(RecipeError, match="UNVEIL_API_KEY: holds signs") as told:
+        Endpoint("http://127.0.0.1:9/v1", "m")
+    assert "secret" not in str(told.value)
+
+
+def test_of_a_picture_no_motion_is_told_without_an_answer_either():
+    found = written("a large blue square on green", Says(""), "playground", frames=1)
+    assert (found.by, found.text) == ("rules", rules("a large blue square on green", frames=1).text)
+    assert "motion" not in parse(found.text)["objects"][0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [('"A grey cat"', "A grey cat"), ('A sign that says "OPEN"', 'A sign that says "OPEN"'), ("`cat`", "cat"),
+     ('"A" and "B"', '"A" and "B"'), ('"', '"')],
+)  # fmt: skip
+def test_only_marks_round_the_whole_are_taken_off(answer, text):
+    assert written("a cat", Says(answer), "free").text == text
 
 
 def test_nobody_there():

@@ -17,7 +17,7 @@ from tests.language.tiny import Grounds, trained
 from unveil.checkpoints.captioner import CaptionModel
 from unveil.language import caption
 from unveil.language.caption import ImageToText, Own, Reel, Vision
-from unveil.nn.vocabulary import BEGIN, END
+from unveil.nn.vocabulary import BEGIN, END, PADDING, UNKNOWN
 from unveil.types import NoAnswer, RecipeError, WeightsError
 
 __all__ = ["place"]  # a fixture
@@ -42,9 +42,16 @@ def test_its_likeliest_caption_and_how_sure_it_is(model, how):
     for reel, one in zip(reels(), found, strict=True):
         words = [BEGIN, *model.words.encode(one.text), END]
         logits = model.network(reel.pixels[None].float() / 127.5 - 1, torch.tensor([words[:-1]]))[0]
+        logits[:, [PADDING, BEGIN, UNKNOWN]] = -math.inf  # what no caption holds
         logp = torch.log_softmax(logits.double(), 1)[torch.arange(len(words) - 1), words[1:]].sum()
         assert one.confidence == pytest.approx(math.exp(logp), rel=1e-4)
         assert 0.5 < one.confidence <= 1
+
+
+def test_captions_hold_words_alone(model):
+    for seed in range(8):
+        for one in Own(model, how="sampled", temperature=1e6, seed=seed)(reels(8)):
+            assert "<" not in one.text
 
 
 def test_drawn_captions_depend_on_the_seed_and_the_place_alone(model):

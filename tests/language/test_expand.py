@@ -106,11 +106,12 @@ def test_what_is_not_understood_is_left_as_it_was_typed(prompt):
         ("a big, red circle and a small, blue ring", [{"size": "large", "colour": "red"}, {"size": "small"}]),
         ("a red circle is large and a blue ring is small", [{"size": "large"}, {"size": "small", "shape": "ring"}]),
         ("a spinning blue square and a bouncing red ring", [{"motion": "spin"}, {"motion": "bounce"}]),
-        ("圆形和红色正方形", [{"shape": "circle"}, {"shape": "square", "colour": "red"}]),
+        ("\u5706\u5f62\u548c\u7ea2\u8272\u6b63\u65b9\u5f62",
+         [{"shape": "circle"}, {"shape": "square", "colour": "red"}]),
         # a red circle and a blue square that moves left; a red circle, at the lower right there is a blue square
-        ("一个红色圆形和一个向左移动的蓝色正方形",
+        ("\u4e00\u4e2a\u7ea2\u8272\u5706\u5f62\u548c\u4e00\u4e2a\u5411\u5de6\u79fb\u52a8\u7684\u84dd\u8272\u6b63\u65b9\u5f62",
          [{"colour": "red"}, {"colour": "blue", "motion": "left"}]),
-        ("一个红色圆形，在右下角有一个蓝色正方形",
+        ("\u4e00\u4e2a\u7ea2\u8272\u5706\u5f62\uff0c\u5728\u53f3\u4e0b\u89d2\u6709\u4e00\u4e2a\u84dd\u8272\u6b63\u65b9\u5f62",
          [{"colour": "red"}, {"colour": "blue", "start": "lower right"}]),
         ("a red circle moves left and bounces", [{"motion": "bounce", "wall": "left"}]),
     ],
@@ -134,8 +135,8 @@ def test_what_is_said_is_said_of_its_own_thing(prompt, things, seed):
         "a red circle, large and a blue square",
         "a red circle and a blue square are still",
         "a green circle moves down the red square",
-        "红色圆形，圆形变大",  # a red circle, the circle grows
-        "红色圆形和蓝色正方形向左移动",  # both move left
+        "\u7ea2\u8272\u5706\u5f62\uff0c\u5706\u5f62\u53d8\u5927",  # a red circle, the circle grows
+        "\u7ea2\u8272\u5706\u5f62\u548c\u84dd\u8272\u6b63\u65b9\u5f62\u5411\u5de6\u79fb\u52a8",  # both move left
         "a red square spins and bounces",
         "a red circle moves up off the left wall",
         "a red circle bounces off the left wall and off the top wall",
@@ -152,11 +153,11 @@ def test_what_is_said_is_said_of_its_own_thing(prompt, things, seed):
         "a red circle moves around",
         "a red circle falls",
         "2 red ball",
-        "3个红色圆形",  # three of them
-        "红色圆形未向左移动",  # does not move left
-        "红色圆形在左",  # is on the left
-        "红色圆形在蓝色正方形里",  # inside
-        "红色圆形落下",  # falls
+        "3\u4e2a\u7ea2\u8272\u5706\u5f62",  # three of them
+        "\u7ea2\u8272\u5706\u5f62\u672a\u5411\u5de6\u79fb\u52a8",  # does not move left
+        "\u7ea2\u8272\u5706\u5f62\u5728\u5de6",  # is on the left
+        "\u7ea2\u8272\u5706\u5f62\u5728\u84dd\u8272\u6b63\u65b9\u5f62\u91cc",  # inside
+        "\u7ea2\u8272\u5706\u5f62\u843d\u4e0b",  # falls
     ],
 )
 def test_what_could_mean_something_else_is_left_as_it_was_typed(prompt):

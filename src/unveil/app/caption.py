@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from unveil.data.playground import Playground
 from unveil.files import refuse_overwrite, write_atomically
 from unveil.language.caption import FRAMES, HOWS, How, ImageToText, Own, Reel, Teller, Told, Vision
 from unveil.language.endpoint import Spent
-from unveil.types import MediaError, NoAnswer, NotWritable, RecipeError, WeightsError, nearest
+from unveil.types import MediaError, NoAnswer, NotWritable, RecipeError, WeightsError, is_text, nearest
 
 COLUMN, CONFIDENCE = "caption", "confidence"
 BEAMS = 4  # of a captioner that is greedy by itself
@@ -208,15 +208,16 @@ class Book:
                 found.append(columns)
         rowed = {path for path, _ in self.rows} | unread
         found += [self._row(one, {}) for one in entries.values() if one.path not in rowed]
-        write_atomically(self.place, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
+        write_atomically(self.place, "".join(_line(row) for row in found))
 
     def _row(self, entry: Entry, columns: Mapping[str, Any]) -> dict[str, Any]:
+        told = self.told.get(entry.path)
         row = {"file_name": entry.path} | {key: columns[key] for key in columns if key not in (COLUMN, CONFIDENCE)}
         if entry.text is not None:
             row.setdefault("text", entry.text)
         if entry.path in self.classes:
             row.setdefault("label", self.classes[entry.path])
-        if (told := self.told.get(entry.path)) is not None:
+        if told is not None:
             row[COLUMN] = told.text
             row |= {} if told.confidence is None else {CONFIDENCE: round(told.confidence, 4)}
         return row
@@ -232,6 +233,7 @@ def run(ask: Ask, console: Console) -> None:
         MediaError: no such folder, nothing to tell in it, or nothing that could be told.
         NoAnswer: several in a row had none.
     """
+    ask = replace(ask, what=ask.what.expanduser(), out=ask.out and ask.out.expanduser())
     source = ask.source()
     book = _opened(ask, source)
     teller, everything = ask.teller(), len({one.path for one in book.entries})
@@ -329,6 +331,12 @@ def _rows(file: Path) -> list[tuple[str, dict[str, Any]]]:
     return list(zip(names, written(file), strict=True))
 
 
+def _line(row: Mapping[str, Any]) -> str:
+    """A line of the file; names that are no text, as some disks hold, are written by their numbers."""
+    line = json.dumps(row, ensure_ascii=False) + "\n"
+    return line if is_text(line) else json.dumps(row) + "\n"
+
+
 def _told(row: Mapping[str, Any]) -> Told:
     sure = row.get(CONFIDENCE)
     return Told(row[COLUMN], float(sure) if isinstance(sure, int | float) else None)
@@ -362,5 +370,9 @@ def _tell(part: Sequence[tuple[Entry, Reel]], teller: Teller, book: Book) -> boo
     except NoAnswer as problem:
         book.silent += [(entry.path, str(problem)) for entry, _ in part]
         return False
-    book.told |= {entry.path: one for (entry, _), one in zip(part, found, strict=True)}
-    return True
+    for (entry, _), one in zip(part, found, strict=True):
+        if one.text:
+            book.told[entry.path] = one
+        else:
+            book.silent.append((entry.path, "its caption is empty"))
+    return any(one.text for one in found)

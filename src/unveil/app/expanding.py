@@ -109,19 +109,24 @@ class Expander:
     def _expanded(self, prompt: str, seed: int) -> tuple[Expansion, str]:
         """A prompt made dense, and what the language model took for it."""
         made = self._made(prompt, seed)
-        return made, "" if self._writer is None else self._writer.cost
+        return made, self._cost
 
     def _made(self, prompt: str, seed: int) -> Expansion:
         if self._reads is None:
             assert self._writer is not None
             return written(prompt, self._writer, "free", seed)
         plain = rules(prompt, seed, self._frames)
-        made = plain if self._writer is None else written(prompt, self._writer, "playground", seed)
-        if self._reads(made.text):
+        made = plain if self._writer is None else written(prompt, self._writer, "playground", seed, self._frames)
+        if not made.by or self._reads(made.text):
             return made
-        note = f"{made.by or RULES}: the model does not read all of {made.text!r}"
+        note = f"{made.by}: the model does not read all of {made.text!r}"
         instead = plain if made.by != RULES and self._reads(plain.text) else Expansion(prompt, prompt)
-        return instead._replace(note=note)
+        return instead._replace(note=f"{made.note}; {note}" if made.note and made.note != self._cost else note)
+
+    @property
+    def _cost(self) -> str:
+        """What the last answer took."""
+        return "" if self._writer is None else self._writer.cost
 
 
 def expanded(request: Request) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from unveil.conditioning.prompt import Frame, LaidOut, Span, Tokenizer, lay_out, short, spans, texts_of
 from unveil.conditioning.towers import WHO, Encoded, T5Config, Tower
 from unveil.extras import extra
+from unveil.nn.lora import state_of
 from unveil.types import Condition, RecipeError, TooLong, WeightsError, nearest
 
 Gives = Literal["tokens", "vector", "both"]
@@ -115,6 +116,7 @@ class Text(nn.Module):
         self.frame: Frame = tower.config.frame(chunks)
         self._captions = self._said = False
         self._kept = Kept(0)
+        self._state: Hashable = None  # of the encoder when they were made
 
     @property
     def width(self) -> int:
@@ -170,10 +172,17 @@ class Text(nn.Module):
         """
         texts = texts_of(self.key, prompts)
         laid = [self._laid_out(text) for text in texts]
+        self._tell(texts, laid)
+        return self._rows(laid)
+
+    def _tell(self, texts: Sequence[str], laid: Sequence[LaidOut]) -> None:
+        """Warns of what does not fit."""
         for text, one in zip(texts, laid, strict=True):
             if one.lost and not (self._captions and self._said):
-                warnings.warn(self._line(text, one), TooLong, stacklevel=2)
+                warnings.warn(self._line(text, one), TooLong, stacklevel=3)
                 self._said = self._captions
+
+    def _rows(self, laid: Sequence[LaidOut]) -> Rows:
         numbers = torch.tensor([one.numbers for one in laid], dtype=torch.long)
         weights = torch.tensor([one.weights for one in laid], dtype=torch.float32)
         used = torch.tensor([one.used for one in laid], dtype=torch.bool)
@@ -188,6 +197,10 @@ class Text(nn.Module):
         texts = texts_of(self.key, raw)
         once = list(dict.fromkeys(texts))
         if self._kept.room:
+            if not (self._captions and self._said):
+                self._tell(once, [self._laid_out(text) for text in once])
+            if (state := (state_of(self.tower), id(self.tokenizer))) != self._state:
+                self._kept, self._state = Kept(self._kept.room), state
             where = self._where()
             found = _together([self._kept.get((text, *where), self._alone) for text in once])
         else:
@@ -227,7 +240,7 @@ class Text(nn.Module):
     def _alone(self, key: tuple[str, ...]) -> Condition:
         """The condition of one prompt, the first of a key."""
         with torch.no_grad():
-            return self.condition(self.rows([key[0]]))
+            return self.condition(self._rows([self._laid_out(key[0])]))
 
     def _laid_out(self, text: str) -> LaidOut:
         if self.tokenizer is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import cast
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from unveil.conditioning.text import Text
+from unveil.nn.lora import state_of
 from unveil.types import Condition, RecipeError
 
 # What each encoder says, in their order -> what the network is given
@@ -44,7 +45,7 @@ class Texts(nn.Module):
         self.texts = nn.ModuleList(texts)
         self.precisions = list(precisions or [torch.float32] * len(texts))
         self.together, self.beside, self.zeros, self.key = together, beside, zeros, key
-        self._nothing: Condition | None = None
+        self._nothing: tuple[Hashable, Condition] | None = None  # and of which encoders it is
 
     @torch.no_grad()
     def encode(self, raw: Sequence[str]) -> Condition:
@@ -65,11 +66,11 @@ class Texts(nn.Module):
 
     def null(self, batch: int) -> Condition:
         """The condition of no prompt, `batch` times."""
-        device = next(self.parameters()).device
-        if self._nothing is None or self._nothing.vector is None or self._nothing.vector.device != device:
+        state = state_of(self), tuple(self.precisions)
+        if self._nothing is None or self._nothing[0] != state:
             empty = self.encode([""])
-            self._nothing = empty.map(torch.zeros_like) if self.zeros else empty
-        return self._nothing.map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
+            self._nothing = state, empty.map(torch.zeros_like) if self.zeros else empty
+        return self._nothing[1].map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
 
 
 def side_by_side(said: Sequence[Condition]) -> Condition:

@@ -184,7 +184,7 @@ class Playground(Dataset[Item]):
         self.count = config.held_out if part == "held-out" else config.count
         self.written: dict[int, Numbered] = {}
         if part == "train" and config.captions is not None:
-            self.written = by_number(Path(config.captions))
+            self.written = by_number(Path(config.captions).expanduser())
             self._check_written(config.captions)
 
     def _check_written(self, file: str) -> None:

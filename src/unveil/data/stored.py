@@ -30,7 +30,7 @@ def known_part(part: str) -> Part:
 
 def rank(key: str) -> int:
     """A 64-bit number that is the same on every machine and in every version, spread evenly over keys."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 def is_held_out(what: str) -> bool:

@@ -1,8 +1,8 @@
 """What a caption of the playground says: the text read back into attributes, in either language and any register.
 
-Words are read as the playground's captions, and people, put them: what is between two pauses ("and", a comma) belongs to
-the thing that is named there, and where none is, to the one before. Where that leaves open which thing is meant, `unclear`
-says so.
+Words are read as the playground's captions, and people, put them: what is between two pauses ("and", a comma) belongs
+to the thing that is named there, and where none is, to the one before. Where that leaves open which thing is meant,
+`unclear` says so.
 """
 
 from __future__ import annotations
@@ -19,9 +19,15 @@ _CLIP = ("ground", "camera", "bar", "scene", "line", "orbit", "front", "walk", "
 _ADJECTIVES = ("size", "colour")
 # The wall that a thing comes to on its way.
 _AHEAD = {"left": "left", "right": "right", "up": "top", "down": "bottom", "diagonal": None}
-_PAUSE: dict[Language, re.Pattern[str]] = {"en": re.compile(r"[,.;:]|\b(?:and|then)\b"), "zh": re.compile("[，。；、,.;和]")}
-_BOTH = "和"  # between two things, of which what follows is said of either
-_KNOWN: dict[Language, re.Pattern[str]] = {"en": re.compile(r"\b(?:the|this|that)\b"), "zh": re.compile("[这那该]")}
+_PAUSE: dict[Language, re.Pattern[str]] = {
+    "en": re.compile(r"[,.;:]|\b(?:and|then)\b"),
+    "zh": re.compile("[\uff0c\u3002\uff1b\u3001,.;\u548c]"),
+}
+_BOTH = "\u548c"  # "and", between two things, of which what follows is said of either
+_KNOWN: dict[Language, re.Pattern[str]] = {
+    "en": re.compile(r"\b(?:the|this|that)\b"),
+    "zh": re.compile("[\u8fd9\u90a3\u8be5]"),
+}
 _LETTERS = re.compile(r"[^\W_]+")
 
 
@@ -65,9 +71,9 @@ def twice(caption: str) -> list[str]:
 
 
 def unclear(caption: str) -> list[str]:
-    """Attributes of which it is not clear whose they are: "a red circle, large and a blue ring"; "shape" of no new thing.
+    """Attributes of which it is not clear whose they are, such as the size in "a red circle, large and a blue ring".
 
-    So it is in "a circle, the circle moves left", which may be of two circles or of one.
+    "shape": it is not clear how many things there are: "a circle, the circle moves left" may be of two or of one.
     """
     return _read(caption).unclear
 
@@ -133,7 +139,9 @@ def _things(text: str, said: Sequence[_Said], language: Language, unsure: list[s
             ahead = []
         elif not things:
             ahead += part
-        elif all(one.attribute in _ADJECTIVES for one in part) and number + 1 < len(parts) and _names(parts[number + 1]):
+        elif (
+            all(one.attribute in _ADJECTIVES for one in part) and number + 1 < len(parts) and _names(parts[number + 1])
+        ):
             following = {one.attribute for one in _split(parts[number + 1])[0]}
             for one in part:  # "a red circle and a big, blue ring"
                 before, after = one.attribute in {own.attribute for own in things[-1]}, one.attribute in following

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from unveil.evaluate.captions import language_of, parse, twice, unclear, unread
-from unveil.language.expand import RULES, Expansion, lost, rules
+from unveil.language.expand import FRAMES, RULES, Expansion, lost, rules
 from unveil.types import NoAnswer
 
 Register = Literal["playground", "free"]
@@ -75,7 +75,14 @@ def conversation(prompt: str, register: Register) -> list[Turn]:
     return [*turns, Turn("user", prompt)]
 
 
-def written(prompt: str, writer: Writer, register: Register, seed: int = 0) -> Expansion:
+def unquoted(text: str) -> str:
+    """Without the marks that the whole of it stands between."""
+    while len(text) > 1 and text[0] == text[-1] and text[0] in "\"'`" and text[0] not in text[1:-1]:
+        text = text[1:-1].strip()
+    return text
+
+
+def written(prompt: str, writer: Writer, register: Register, seed: int = 0, frames: int = FRAMES) -> Expansion:
     """A prompt made dense by a language model, or by rules where it gives no answer that can be taken.
 
     Args:
@@ -83,16 +90,16 @@ def written(prompt: str, writer: Writer, register: Register, seed: int = 0) -> E
         writer: the language model.
         register: "playground" takes only answers in its words that keep every attribute; "free" any text that is
             neither empty nor endless, and leaves the prompt as it is where there is none.
-        seed: of the rules.
+        seed: of the rules. frames: 1 for pictures, of which they tell no motion; see `rules`.
     """
     try:
-        text = " ".join(writer(conversation(prompt, register)).split()).strip("\"'`")
+        text = unquoted(" ".join(writer(conversation(prompt, register)).split()))
         fault = _fault(prompt, text, register)
     except NoAnswer as problem:
         text, fault = "", str(problem)
     if not fault:
         return Expansion(prompt, text, writer.name, note=writer.cost)
-    found = rules(prompt, seed) if register == "playground" else Expansion(prompt, prompt)
+    found = rules(prompt, seed, frames) if register == "playground" else Expansion(prompt, prompt)
     instead = "by the rules instead" if found.by == RULES else found.note or "left as it is"
     took = f" ({writer.cost})" if writer.cost else ""
     return found._replace(note=f"{writer.name}: {fault}{took}; {instead}")

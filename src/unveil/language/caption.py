@@ -22,8 +22,8 @@ from unveil.data.stored import rank
 from unveil.extras import extra
 from unveil.language.ask import first_line
 from unveil.language.endpoint import Client
-from unveil.nn.decoding import Decoded, beam, greedy, sampled
-from unveil.nn.vocabulary import BEGIN, END
+from unveil.nn.decoding import Decoded, NextToken, beam, greedy, sampled
+from unveil.nn.vocabulary import BEGIN, END, PADDING, UNKNOWN
 from unveil.pictures import png, sheet, to_unit
 from unveil.types import NoAnswer, RecipeError, WeightsError, nearest
 
@@ -133,7 +133,7 @@ class Own:
         device = next(network.parameters()).device
         x = to_unit(torch.stack([reel.pixels for reel in reels])).to(device)
         rate = torch.tensor([reel.rate for reel in reels], dtype=torch.float64)
-        reading = network.start(x, rate)
+        reading = _Words(network.start(x, rate))
         start = torch.full((len(reels), 1), BEGIN, device=device)
         limit = network.config.limit - 1
         if self.how == "beam":
@@ -246,6 +246,20 @@ class Vision(Client):
         url = "data:image/png;base64," + base64.b64encode(png(_row(reel))).decode()
         content = [{"type": "text", "text": _asked(reel)}, {"type": "image_url", "image_url": {"url": url}}]
         return [{"role": "user", "content": content}]
+
+
+class _Words:
+    """A captioner in the middle of writing, which writes words and the end alone."""
+
+    def __init__(self, reading: NextToken) -> None:
+        self._reading = reading
+        self.select = reading.select
+
+    def next(self, tokens: Tensor) -> Tensor:
+        """Logits of what follows."""
+        logits = self._reading.next(tokens).clone()
+        logits[:, [PADDING, BEGIN, UNKNOWN]] = -torch.inf
+        return logits
 
 
 def _asked(reel: Reel) -> str:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from unveil.extras import extra
 from unveil.language.ask import Turn, first_line
-from unveil.types import NoAnswer, RecipeError
+from unveil.types import NoAnswer, RecipeError, is_text
 
 KEYS = ("UNVEIL_API_KEY", "OPENAI_API_KEY")  # of the environment, the first that is set
 PATIENCE = "UNVEIL_API_SECONDS"  # of the environment: seconds that an answer may take
 SECONDS, TRIES = 30.0, 3
 MOST = 400  # tokens of an answer
+WAITS = 8.0  # seconds between two tries, at most
+LOOK = 0.01  # seconds between two looks whether there is an answer
+_EXAMPLE = "http://localhost:8000/v1"
 
 
 class Spent(NamedTuple):
@@ -59,14 +66,28 @@ class Client:
         seconds = _patience() if seconds is None else seconds
         place = _place(url)
         if not place:
-            raise RecipeError(f"{url!r}: no address; write it such as http://localhost:8000/v1")
+            raise RecipeError(f"{url!r}: no address; write it such as {_EXAMPLE}")
         if not model:
             raise RecipeError(f"{url}: which model there? give its name, such as {url}#NAME")
         self._openai: Any = extra("openai", "a language model behind an address", "endpoint")
-        key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "none")
-        self._client: Any = self._openai.OpenAI(base_url=url, api_key=key, timeout=seconds, max_retries=tries - 1)
+        key = _key()
+
+        def opened() -> Any:
+            return self._openai.OpenAI(base_url=url, api_key=key, timeout=seconds, max_retries=tries - 1)
+
+        self._opened = opened
+        try:
+            self._client: Any = opened()
+        except Exception as problem:  # the errors of the package below it, whose name changes
+            raise RecipeError(f"{url!r}: no address ({first_line(problem)}); write it such as {_EXAMPLE}") from None
+        self._patience = seconds * tries + WAITS * (tries - 1) + 1
         self._model = model
         self.name, self.cost, self.spent = f"{model} at {place}", "", Spent()
+
+    def _leave(self) -> None:
+        """Ends what is asked, and begins anew."""
+        self._client.close()
+        self._client = self._opened()
 
     def answer(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """Its answer; `cost` says the tokens, and the price where it is told, and `spent` counts them.
@@ -76,20 +97,21 @@ class Client:
         """
         self.cost = ""
         try:
-            found = self._client.chat.completions.create(
-                model=self._model, messages=list(messages), temperature=0, max_tokens=MOST
-            )
+            ask = partial(self._client.chat.completions.create, model=self._model, messages=list(messages))
+            found = _within(self._patience, partial(ask, temperature=0, max_tokens=MOST), self._leave)
             took = _took(getattr(found, "usage", None))
             self.cost, self.spent = str(took), self.spent.plus(took)  # an answer that is none is paid for too
             text = found.choices[0].message.content
         except self._openai.OpenAIError as problem:
             raise NoAnswer(f"no answer ({first_line(problem)})") from problem
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as problem:
+        except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as problem:
             raise NoAnswer("what came is no answer in this protocol") from problem
         if getattr(found.choices[0], "finish_reason", None) == "length":
             raise NoAnswer(f"its answer is cut off after {MOST} tokens, and a part of one is not taken")
         if not isinstance(text, str) or not text.strip():
             raise NoAnswer("its answer holds no text")
+        if not is_text(text):
+            raise NoAnswer("its answer holds half a character, which no file can")
         return text
 
 
@@ -103,6 +125,54 @@ class Endpoint(Client):
             NoAnswer: as `answer`.
         """
         return self.answer([{"role": turn.role, "content": turn.text} for turn in turns])
+
+
+def _key() -> str:
+    """The first key that is set.
+
+    Raises:
+        RecipeError: it cannot be one; it is not shown.
+    """
+    name = next((name for name in KEYS if os.environ.get(name)), None)
+    if name is None:
+        return "none"
+    if not (os.environ[name].isascii() and os.environ[name].isprintable()):
+        raise RecipeError(f"{name}: holds signs that no key has; copy it anew")
+    return os.environ[name]
+
+
+def _within(seconds: float, call: Callable[[], Any], leave: Callable[[], object]) -> Any:
+    """What a call gives or raises, if it does so in time: reading has its own, which an answer in drops never reaches.
+
+    Args:
+        leave: ends the call, when nobody waits for it any more.
+
+    Raises:
+        NoAnswer: it does not.
+    """
+    found: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+
+    def work() -> None:
+        try:
+            found.put((call(), None))
+        except BaseException as problem:
+            found.put((None, problem))
+
+    Thread(target=work, daemon=True).start()
+    end = time.monotonic() + seconds
+    try:
+        while found.empty() and time.monotonic() < end:
+            time.sleep(LOOK)
+        value, problem = found.get_nowait()
+    except Empty:
+        leave()
+        raise NoAnswer(f"no whole answer after {seconds:g} seconds") from None
+    except BaseException:  # Ctrl-C
+        leave()
+        raise
+    if problem is not None:
+        raise problem
+    return value
 
 
 def _place(url: str) -> str:

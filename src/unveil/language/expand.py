@@ -37,8 +37,8 @@ def rules(prompt: str, seed: int = 0, frames: int = FRAMES) -> Expansion:
     """A prompt of the playground in its dense register, in its own language: a clip that shows it, and is possible.
 
     Everything that is said stays. What is not said is drawn, by the seed and the prompt, as the playground draws it. A
-    prompt with words that the playground does not have, with two values of one attribute, or where it is not clear which
-    thing something is said of, is left as it is, for what is meant could be contradicted.
+    prompt with words that the playground does not have, with two values of one attribute, or where it is not clear of
+    which thing something is said, is left as it is, for what is meant could be contradicted.
 
     Args:
         prompt: in English or Chinese.
@@ -51,7 +51,9 @@ def rules(prompt: str, seed: int = 0, frames: int = FRAMES) -> Expansion:
     if other := twice(prompt):
         return Expansion(prompt, prompt, note=f"it says more than one {', '.join(dict.fromkeys(other))} of one thing")
     if unsure := unclear(prompt):
-        return Expansion(prompt, prompt, note=f"of which thing it says the {', '.join(dict.fromkeys(unsure))} is unclear")
+        return Expansion(
+            prompt, prompt, note=f"of which thing it says the {', '.join(dict.fromkeys(unsure))} is unclear"
+        )
     if not said["objects"] and "scene" not in said:
         return Expansion(prompt, prompt, note="it names no thing that the rules know")
     if said["objects"] and "camera" in said and all("start" in one for one in said["objects"]):
@@ -59,7 +61,7 @@ def rules(prompt: str, seed: int = 0, frames: int = FRAMES) -> Expansion:
     moves = frames > 1 or "scene" in said or any(name in one for one in said["objects"] for name in _MOVING)
     moves = moves or "bar" in said or said.get("camera", "static") != "static"
     view = View(SIDE, SIDE, FRAMES if moves else 1, RATE)
-    facts = imagined(said, view, zlib.crc32(f"{seed} {prompt}".encode()), SHOTS)
+    facts = imagined(said, view, zlib.crc32(f"{seed} {prompt}".encode("utf-8", "surrogatepass")), SHOTS)
     text = telling.tell(facts, "dense", language_of(prompt), (0.0,) * telling.DRAWS).text
     if lost(said, parse(text)):
         return Expansion(prompt, prompt, note="the rules find no clip that shows all of it")

@@ -53,8 +53,16 @@ class LanguageModel:
         """The likeliest answer.
 
         Raises:
-            NoAnswer: it stops at once, the conversation is longer than it reads, or its template refuses it.
+            NoAnswer: it stops at once, the conversation is longer than it reads, its template refuses it, or it fails.
         """
+        try:
+            return self._answer(turns)
+        except NoAnswer:
+            raise
+        except Exception as problem:  # code of many hands: whatever it raises is of this conversation
+            raise NoAnswer(f"it fails ({first_line(problem)})") from problem
+
+    def _answer(self, turns: Sequence[Turn]) -> str:
         tokens: Any = self._tokens(turns).to(self._model.device)
         count = tokens["input_ids"].shape[1]
         longest = getattr(self._model.config, "max_position_embeddings", None)

@@ -18,7 +18,7 @@ Source: Hu et al. 2021 (arXiv:2106.09685), section 4.1; scale by the root of the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -157,6 +157,14 @@ def detach(network: nn.Module, name: str) -> None:
 def weights(network: nn.Module) -> dict[str, float]:
     """The weight of every LoRA on a network, by name."""
     return {name: weight for _, held in _held(network) for name, weight in held.weights.items()}
+
+
+def state_of(network: nn.Module) -> Hashable:
+    """What tells whether a network would compute something else than before: its numbers, and the LoRAs that act."""
+    tensors = [*network.parameters(), *network.buffers()]
+    # a tensor of inference mode counts no versions, and cannot be written into outside of it
+    numbers = tuple((one.data_ptr(), 0 if one.is_inference() else one._version, one.dtype) for one in tensors)
+    return numbers, tuple(tuple(held.weights.items()) for _, held in _held(network) if not held.silent)
 
 
 def reweigh(network: nn.Module, changed: Mapping[str, float]) -> None:

@@ -202,7 +202,8 @@ def negation(bench: Bench[Settings]) -> Found:
     real = [_another_colour(item["pixels"]) for item in items if thing(item)["colour"] != NEGATED]
     row = shares(f"a thing that is not {NEGATED}", good, real, baselines={"without a negative prompt": before})
     method = (
-        f"Prompts that name no colour of the thing, and no {NEGATED} ground, such as {texts[0]!r}, with the negative prompt {NEGATED!r}; and without it, of "
+        f"Prompts that name no colour of the thing, and no {NEGATED} ground, such as {texts[0]!r}, with the negative "
+        f"prompt {NEGATED!r}; and without it, of "
         f"the same noise. Ceiling: real clips of things that are not {NEGATED}."
     )
     return Found("Negation", method, [row], films=shown([plain, without], good))

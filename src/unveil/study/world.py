@@ -187,7 +187,8 @@ LAWS: dict[str, Law] = {
     ),
     "brush": Law(
         "Actions that leave marks", {"scenes": ("brush",)},
-        (Measure("paint that stays", kept, "part", 0.9, well=(0.9, 1)), Measure("paint of its colour", painted, well=_YES)),
+        (Measure("paint that stays", kept, "part", 0.9, well=(0.9, 1)),
+         Measure("paint of its colour", painted, well=_YES)),
     ),
     "corridor": Law(
         "A world that obeys a word", {"scenes": ("corridor",)},

@@ -21,7 +21,7 @@ from unveil.pictures import to_pixels
 from unveil.tasks.edit import PLAIN, Edit, hints
 from unveil.tasks.film import Film, Preview
 from unveil.tasks.size import check_size
-from unveil.types import MediaError, RecipeError, WeightsError, nearest
+from unveil.types import MediaError, RecipeError, WeightsError, is_text, nearest
 
 LABEL = "label"  # the key of what a classifier guides towards
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -90,6 +90,10 @@ class Request:
             raise RecipeError(
                 f"dtype {self.dtype!r}: must be one of {', '.join(DTYPES)}{nearest(self.dtype, [*DTYPES])}"
             )
+        for key, values in [*self.given.items(), *self.negative.items()]:
+            for one in values:
+                if isinstance(one, str) and not is_text(one):
+                    raise RecipeError(f"{key} {one!r}: holds half a character, which is no text; type it anew")
 
     def part(self, start: int, stop: int) -> Request:
         """The request of these rows alone: their seeds, numbers and conditions are those of the whole."""

@@ -56,7 +56,7 @@ class Caption(NamedTuple):
 
 @cache
 def words(language: Language) -> dict[str, Any]:
-    """The lists of `words.yaml`, attribute -> value -> phrases, and what else it has, such as "also" and "sentences"."""
+    """The lists of `words.yaml`, attribute -> value -> phrases, and the rest: "also", "sentences" and others."""
     text = (resources.files("unveil") / "data" / "world" / "words.yaml").read_text("utf-8")
     found = yaml.safe_load(text)[language]
     if language == "zh":  # what things are called is said once
