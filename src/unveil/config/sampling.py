@@ -105,7 +105,7 @@ class SampleConfig(Section):
             except ValidationError as problem:
                 said = problem.errors()[0]["msg"]
                 raise RecipeError(f"{name} = {options[name]!r}, of sampler {info.data['sampler']!r}: {said}") from None
-            if name == "eta" and found[name] < 0:
+            if name == "eta" and float(found[name]) < 0:
                 raise RecipeError(f"eta = {found[name]}: must be at least 0, which adds no noise")
         return found
 
