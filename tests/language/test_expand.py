@@ -152,6 +152,7 @@ def test_what_is_said_is_said_of_its_own_thing(prompt, things, seed):
         "a red ring around a blue square",
         "a red circle moves around",
         "a red circle falls",
+        "a clipped red circle",
         "2 red ball",
         "3\u4e2a\u7ea2\u8272\u5706\u5f62",  # three of them
         "\u7ea2\u8272\u5706\u5f62\u672a\u5411\u5de6\u79fb\u52a8",  # does not move left

@@ -305,7 +305,8 @@ def _passed_over(language: Language) -> list[re.Pattern[str]]:
     forms: Any = words(language)["sentences"]["raw"]
     fixed = [form.replace("{words}", "").strip() for form in forms]
     numbered = [re.escape(form).replace(re.escape("{number}"), r"\d+") for form in fixed]
-    return [re.compile(one) for one in [*numbered, *map(re.escape, words(language)["passed over"])]]
+    edge = r"\b" if language == "en" else ""
+    return [re.compile(f"{edge}{one}{edge}") for one in [*numbered, *map(re.escape, words(language)["passed over"])]]
 
 
 @cache
