@@ -93,19 +93,25 @@ def test_a_kind_is_scored_by_what_is_made():
     assert len(of_kind(kind, bench(made=made, expand=False)).rows) == 1
 
 
-def test_negation_compares_the_same_noise_with_and_without():
-    items = clips_of(bench(), KINDS["motion"])
-    real = torch.stack([item["pixels"] for item in items])
-    red = real[[n for n, item in enumerate(items) if item["attributes"]["objects"][0]["colour"] == "red"][:1]]
-    mixed = torch.cat([red.repeat(6, 1, 1, 1, 1), real[-6:]])
+def test_negation_names_the_colour_that_a_clip_has_by_itself():
+    asked: list[list[str]] = []
 
-    def made(texts, negative=None):
-        assert not any(f" {colour}" in text for text in texts for colour in ("red ", "blue ", "cyan "))
-        return mixed if negative is None else real[[-1] * COUNT]
+    def made(texts, first=0, negative=None):
+        assert not any(f" {colour} " in f" {text} " for text in texts for colour in COLOURS)
+        items = clips_of(bench(), KINDS["colour"])  # some clips of all colours
+        if negative is None:
+            return torch.stack([items[n - (first > 0)]["pixels"] for n in range(COUNT)])
+        asked.append(negative)
+        obeyed = [n for n, item in enumerate(items) if item["attributes"]["objects"][0]["colour"] != negative[0]]
+        return torch.stack([items[obeyed[0] if n == 0 else n]["pixels"] for n in range(COUNT)])
 
+    items = clips_of(bench(), KINDS["colour"])
+    colours = [item["attributes"]["objects"][0]["colour"] for item in items]
     (row,) = negation(bench(made=made)).rows
-    assert row.found.value == 1.0
-    assert row.baselines["without a negative prompt"] <= 0.5
+    assert asked == [colours]
+    assert row.found.value == pytest.approx(1 / COUNT)  # the first alone has another colour than the one named
+    differ = sum(one != colours[n - 1] for n, one in enumerate(colours))
+    assert row.baselines["other noise, no negative prompt"] == pytest.approx(differ / COUNT)
 
 
 @pytest.mark.slow

@@ -202,18 +202,18 @@ class Bench(Generic[S]):
         texts: Sequence[str],
         edit: Callable[[slice], Edit] = lambda rows: PLAIN,
         first: int = 0,
-        negative: str | None = None,
+        negative: Sequence[str] | None = None,
     ) -> Tensor:
         """A clip for each text, uint8 (N, 3, T, H, W), by the edit of each batch's rows.
 
         Args:
             first: the number of the first sample.
-            negative: what all are to go away from.
+            negative: what each is to go away from.
         """
         found: list[Tensor] = []
         for rows, request in self._requests(texts, first):
             if negative is not None:
-                request = replace(request, negative={"prompt": [negative]})
+                request = replace(request, negative={"prompt": list(negative[rows])})
             made = generate(self.model, request, edit=edit(rows))
             found.append(torch.stack([picture.pixels for picture in made]))
             self._count(rows)

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from unveil.data.shapes import COLOURS
 from unveil.data.world import telling
 from unveil.data.world.stage import TONES
 from unveil.data.world.telling import Language, Register
@@ -25,7 +26,7 @@ from unveil.study.video_rows import Found, Row, shares
 from unveil.types import Item
 
 SEED = 11  # of the worlds that prompts are said of
-NEGATION, NEGATED = "negation", "red"
+NEGATION, NOTHING = "negation", "red"  # the kind, and what is negated where nothing is to be seen
 Right = Callable[[Item, Tensor], bool]
 COUNTS = (1, 2, 3)  # of objects
 SEVERAL = max(COUNTS)
@@ -108,8 +109,8 @@ def _plain_ground(item: Item) -> bool:
     return item["attributes"]["ground"] in TONES and not item["unseen"]
 
 
-def _on_another_ground(item: Item) -> bool:
-    return item["attributes"]["ground"] != NEGATED and not item["unseen"]
+def _on_no_colour(item: Item) -> bool:
+    return item["attributes"]["ground"] not in COLOURS and not item["unseen"]
 
 
 KINDS: dict[str, Kind] = {
@@ -193,25 +194,29 @@ def of_kind(kind: Kind, bench: Bench[Settings]) -> Found:
 
 
 def negation(bench: Bench[Settings]) -> Found:
-    """How often clips are of a colour that a negative prompt names, of prompts that name none of their thing."""
-    items = clips_of(bench, replace(KINDS["motion"], chosen=_on_another_ground))
+    """How often the colour that a clip has by itself is gone once a negative prompt names it."""
+    items = clips_of(bench, replace(KINDS["motion"], chosen=_on_no_colour))
     texts = [text_of(item).replace(f" {thing(item)['colour']}", "") for item in items]
-    plain, without = bench.made(texts), bench.made(texts, negative=NEGATED)
-    good = [_another_colour(clip) for clip in without]
-    before = sum(map(_another_colour, plain)) / len(plain)
-    real = [_another_colour(item["pixels"]) for item in items if thing(item)["colour"] != NEGATED]
-    row = shares(f"a thing that is not {NEGATED}", good, real, baselines={"without a negative prompt": before})
+    plain, other = bench.made(texts), bench.made(texts, first=len(texts))
+    named = [_colour(clip) or NOTHING for clip in plain]
+    without = bench.made(texts, negative=named)
+    good, chance = ([_another(*pair) for pair in zip(clips, named, strict=True)] for clips in (without, other))
+    row = shares("a thing of another colour than it has by itself", good,
+                 baselines={"other noise, no negative prompt": sum(chance) / len(chance)})  # fmt: skip
     method = (
-        f"Prompts that name no colour of the thing, and no {NEGATED} ground, such as {texts[0]!r}, with the negative "
-        f"prompt {NEGATED!r}; and without it, of "
-        f"the same noise. Ceiling: real clips of things that are not {NEGATED}."
+        f"Prompts that name no colour, such as {texts[0]!r}, and a negative prompt that names the colour of what is "
+        f"made of them without one, such as {named[0]!r}, from the same noise. Below those: what is made with it."
     )
     return Found("Negation", method, [row], films=shown([plain, without], good))
 
 
-def _another_colour(clip: Tensor) -> bool:
+def _colour(clip: Tensor) -> str | None:
+    return look(clip).facts["colour"]
+
+
+def _another(clip: Tensor, named: str) -> bool:
     """Whether there is a thing, and of a colour that was not named."""
-    return look(clip).facts["colour"] not in (None, NEGATED)
+    return _colour(clip) not in (None, named)
 
 
 def clips_of(bench: Bench[Settings], kind: Kind) -> list[Item]:
