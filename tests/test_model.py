@@ -176,6 +176,7 @@ def test_a_samplers_option_reaches_it(model):
 @pytest.mark.parametrize(
     ("sampler", "options", "said"),
     [
+        ("dpmpp-2m-sde", {"eta": -1}, r"eta = -1.*: must be at least 0, which adds no noise"),
         ("heun", {"node": "abc"}, r"node = 'abc', of sampler 'heun': .*number"),
         ("dpm-solver-2m", {"order": 2.5}, r"order = 2.5, of sampler 'dpm-solver-2m': .*integer"),
         ("plms", {"start": 3}, "start: sampler 'plms' takes no such setting; its own are: none"),

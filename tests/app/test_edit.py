@@ -90,6 +90,14 @@ def test_seeds_and_names_of_one_result_each(cli: Cli, saved: Path, tmp_path: Pat
     assert cli("img2img", saved, "--like", "edited/1.png", "in", "--out", "two.png").code == 0
 
 
+def test_seeds_that_come_twice_have_files_of_their_own(cli: Cli, saved: Path, tmp_path: Path):
+    ask = ("sample", saved, "--seed", 5, "--seed", 5, "--label", 3, "--label", 8, "--steps", 1, "--out", "made")
+    done = cli(*ask, "--json")
+    assert done.code == 0, done.err
+    assert done.json["pictures"] == ["made/seed5_00000.png", "made/seed5_00000_2.png"]
+    assert [read_facts(tmp_path / name)["given"]["label"] for name in done.json["pictures"]] == ["3", "8"]
+
+
 def test_what_cannot_be_written_or_drawn_is_told_before_the_first_picture(cli: Cli, saved: Path, tmp_path: Path):
     picture(tmp_path / "two" / "a.png")
     picture(tmp_path / "two" / "b.png", 8, 12)

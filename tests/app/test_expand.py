@@ -151,6 +151,13 @@ def test_a_script_that_the_model_does_not_know_is_refused(cli: Cli, tmp_path: Pa
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("expand", [[], ["--no-expand"]])
+def test_half_a_character_is_told_before_the_work(cli: Cli, tmp_path: Path, expand: list[str]):
+    for command, out in (("sample", "a"), ("video", "a.gif")):
+        refused(cli(command, SHORT + " \udcff", *FAST, *expand, "--out", out), 2, "holds half a character")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_cannot_be_is_refused(cli: Cli, tmp_path: Path):
     refused(cli("video", SHORT, "--expand", "rules", "--no-expand"), 2, "--expand and --no-expand: give one of them")
     refused(cli("video", SHORT, "--expand", "nowhere", "-o", "a.gif"), 1, "nowhere: no config.json")
