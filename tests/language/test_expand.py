@@ -139,6 +139,7 @@ def test_what_is_said_is_said_of_its_own_thing(prompt, things, seed):
         "\u7ea2\u8272\u5706\u5f62\u548c\u84dd\u8272\u6b63\u65b9\u5f62\u5411\u5de6\u79fb\u52a8",  # both move left
         "a red square spins and bounces",
         "a red circle moves up off the left wall",
+        "a red circle moves left, bounces off the right wall",
         "a red circle bounces off the left wall and off the top wall",
         "a large red square hits the ground",
         "a red circle and a blue square hits the ground",

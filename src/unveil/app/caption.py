@@ -211,13 +211,12 @@ class Book:
         write_atomically(self.place, "".join(_line(row) for row in found))
 
     def _row(self, entry: Entry, columns: Mapping[str, Any]) -> dict[str, Any]:
-        told = self.told.get(entry.path)
         row = {"file_name": entry.path} | {key: columns[key] for key in columns if key not in (COLUMN, CONFIDENCE)}
         if entry.text is not None:
             row.setdefault("text", entry.text)
         if entry.path in self.classes:
             row.setdefault("label", self.classes[entry.path])
-        if told is not None:
+        if (told := self.told.get(entry.path)) is not None:
             row[COLUMN] = told.text
             row |= {} if told.confidence is None else {CONFIDENCE: round(told.confidence, 4)}
         return row

@@ -171,18 +171,7 @@ class Text(nn.Module):
             RecipeError: not a list of texts, or no tokenizer.
         """
         texts = texts_of(self.key, prompts)
-        laid = [self._laid_out(text) for text in texts]
-        self._tell(texts, laid)
-        return self._rows(laid)
-
-    def _tell(self, texts: Sequence[str], laid: Sequence[LaidOut]) -> None:
-        """Warns of what does not fit."""
-        for text, one in zip(texts, laid, strict=True):
-            if one.lost and not (self._captions and self._said):
-                warnings.warn(self._line(text, one), TooLong, stacklevel=3)
-                self._said = self._captions
-
-    def _rows(self, laid: Sequence[LaidOut]) -> Rows:
+        laid = self._tell(texts)
         numbers = torch.tensor([one.numbers for one in laid], dtype=torch.long)
         weights = torch.tensor([one.weights for one in laid], dtype=torch.float32)
         used = torch.tensor([one.used for one in laid], dtype=torch.bool)
@@ -197,12 +186,12 @@ class Text(nn.Module):
         texts = texts_of(self.key, raw)
         once = list(dict.fromkeys(texts))
         if self._kept.room:
-            if not (self._captions and self._said):
-                self._tell(once, [self._laid_out(text) for text in once])
             if (state := (state_of(self.tower), id(self.tokenizer))) != self._state:
                 self._kept, self._state = Kept(self._kept.room), state
-            where = self._where()
-            found = _together([self._kept.get((text, *where), self._alone) for text in once])
+            keys = [(text, *self._where()) for text in once]
+            if not self._captions:  # what is there is told again; in training the first one is, when it is made
+                self._tell([key[0] for key in keys if key in self._kept])
+            found = _together([self._kept.get(key, self._alone) for key in keys])
         else:
             found = self.condition(self.rows(once))
         if len(once) == len(texts):
@@ -240,7 +229,16 @@ class Text(nn.Module):
     def _alone(self, key: tuple[str, ...]) -> Condition:
         """The condition of one prompt, the first of a key."""
         with torch.no_grad():
-            return self.condition(self._rows([self._laid_out(key[0])]))
+            return self.condition(self.rows([key[0]]))
+
+    def _tell(self, texts: Sequence[str]) -> list[LaidOut]:
+        """Texts laid out, after a warning of each that does not fit."""
+        laid = [self._laid_out(text) for text in texts]
+        for text, one in zip(texts, laid, strict=True):
+            if one.lost and not (self._captions and self._said):
+                warnings.warn(self._line(text, one), TooLong, stacklevel=3)
+                self._said = self._captions
+        return laid
 
     def _laid_out(self, text: str) -> LaidOut:
         if self.tokenizer is None:
@@ -267,6 +265,10 @@ class Kept:
         self.room = room
         self._used = 0
         self._found: dict[tuple[str, ...], Condition] = {}  # the last used at the end
+
+    def __contains__(self, key: tuple[str, ...]) -> bool:
+        """Whether the condition of a key is there."""
+        return key in self._found
 
     def get(self, key: tuple[str, ...], make: Callable[[tuple[str, ...]], Condition]) -> Condition:
         """The condition of a key, made where it is not there."""

@@ -192,7 +192,7 @@ def _facts(thing: Sequence[_Said], other: list[str]) -> Facts:
             before = facts.get("motion", "bounce")
             if before != "bounce" and before not in _AHEAD:
                 other.append("motion")
-            way = _AHEAD.get(before)
+            way = _AHEAD.get(before, way)
             facts["motion"] = "bounce"
             if attribute == "wall" and value not in (first := facts.setdefault("wall", value), OPPOSITE[first]):
                 other.append("wall")  # off one wall, then off the one across

@@ -80,7 +80,7 @@ class Client:
             self._client: Any = opened()
         except Exception as problem:  # the errors of the package below it, whose name changes
             raise RecipeError(f"{url!r}: no address ({first_line(problem)}); write it such as {_EXAMPLE}") from None
-        self._patience = seconds * tries + WAITS * (tries - 1) + 1
+        self._whole = seconds * tries + WAITS * (tries - 1) + 1
         self._model = model
         self.name, self.cost, self.spent = f"{model} at {place}", "", Spent()
 
@@ -98,7 +98,7 @@ class Client:
         self.cost = ""
         try:
             ask = partial(self._client.chat.completions.create, model=self._model, messages=list(messages))
-            found = _within(self._patience, partial(ask, temperature=0, max_tokens=MOST), self._leave)
+            found = _within(self._whole, partial(ask, temperature=0, max_tokens=MOST), self._leave)
             took = _took(getattr(found, "usage", None))
             self.cost, self.spent = str(took), self.spent.plus(took)  # an answer that is none is paid for too
             text = found.choices[0].message.content
