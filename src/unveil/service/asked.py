@@ -12,7 +12,7 @@ from unveil.app.options import PLAYGROUND
 from unveil.config import SampleConfig, validate
 from unveil.config.section import Section
 from unveil.service.inputs import NAME
-from unveil.types import RecipeError, nearest
+from unveil.types import RecipeError, is_text, nearest
 
 SEEDS = 2**63 - 1
 LONGEST = 10_000  # letters of a prompt
@@ -21,7 +21,7 @@ SIDE = 16_384  # px
 
 def _plain(text: str) -> str:
     """Refuses what no file and no database can hold."""
-    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+    if "\0" in text or not is_text(text):
         raise ValueError("holds a sign that is no letter: NUL, or half of a surrogate pair")
     return text
 

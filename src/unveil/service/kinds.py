@@ -20,7 +20,7 @@ from unveil.service.models import Models
 from unveil.service.pictures import PICTURES, PictureRequest, Pictures, wish_of
 from unveil.service.pictures import read_request as read_pictures
 from unveil.service.worker import Work
-from unveil.types import RecipeError
+from unveil.types import RecipeError, is_text
 
 SIDE, FRAMES = 512, 16  # of a model that does not say before it is opened
 
@@ -118,10 +118,8 @@ def weighed(
 
 def _check_letters(request: Mapping[str, Any]) -> None:
     """Refuses text that no file, no table and no answer can hold, at whatever place."""
-    try:
-        json.dumps(request, ensure_ascii=False).encode()
-    except UnicodeEncodeError as problem:
-        raise RecipeError("request: holds half of a surrogate pair, which is no letter") from problem
+    if not is_text(json.dumps(request, ensure_ascii=False)):
+        raise RecipeError("request: holds half of a surrogate pair, which is no letter")
 
 
 def kinds(folder: Path, device: str) -> Mapping[str, Work]:
