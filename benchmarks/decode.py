@@ -23,8 +23,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unveil.checkpoints import autoencoder_folder
-from unveil.codec import KL, KLConfig
+from unveil.autoencoders import KL, KLConfig
+from unveil.checkpoints import diffusers_autoencoder
 from unveil.core.denoiser import Denoiser
 from unveil.core.process import CosineVP
 from unveil.model import Model
@@ -48,7 +48,7 @@ def written(folder: Path) -> Path:
         latent_channels=4,
         scale=SCALE,
     )
-    return autoencoder_folder.write(KL(config), folder)
+    return diffusers_autoencoder.write(KL(config), folder)
 
 
 def latent(side: int) -> Tensor:
@@ -96,7 +96,7 @@ def diffusers() -> dict[str, float]:
 
 def ours(dtype: torch.dtype) -> dict[str, float]:
     """`Model.decode`, of a model with a network of next to no weights."""
-    codec = autoencoder_folder.read(Path(os.environ[FOLDER]))
+    codec = diffusers_autoencoder.read(Path(os.environ[FOLDER]))
     network = UNet(UNetConfig(in_channels=4, out_channels=4, channels=32, multipliers=(1,), blocks=1))
     model = Model(Denoiser(network, CosineVP()), (3, 512, 512), codec=codec).eval().lowered(dtype)
     return measured(model.decode)

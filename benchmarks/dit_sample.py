@@ -60,8 +60,8 @@ def diffusers(dtype: torch.dtype) -> dict[str, float]:
 
 def guided(steps: int) -> Model:
     """Our model, freshly built, that samples with guidance in so many steps."""
-    from unveil.config import ModelConfig, validate  # here, so that the peer's process does not hold it
     from unveil.model import build
+    from unveil.model.config import ModelConfig, validate  # here, so that the peer's process does not hold it
 
     torch.manual_seed(0)
     raw = {

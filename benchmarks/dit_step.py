@@ -50,11 +50,11 @@ def diffusers_fp32() -> dict[str, float]:
 
 def ours(*, bf16: bool) -> dict[str, float]:
     """Our parts as training puts them together: objective with its own streams, fused AdamW, joint EMA."""
-    from unveil.conditioning.label import Label
+    from unveil.conditioning.class_label import Label
     from unveil.core.denoiser import Denoiser
-    from unveil.core.noise import Streams
     from unveil.core.objective import Diffusion
     from unveil.core.process import DiscreteVP, betas
+    from unveil.core.rng import Streams
     from unveil.nn.dit import DiT
     from unveil.nn.dit_config import named
 

@@ -21,7 +21,7 @@ from dit_sample import BATCH, guided
 from torch import Tensor
 
 from unveil.model import Model
-from unveil.nn import fused
+from unveil.nn import cpu_kernels
 from unveil.nn.dit import DiT
 from unveil.nn.dit_config import named
 
@@ -44,7 +44,7 @@ def no_ahead() -> None:
 
 
 def no_fusion() -> None:
-    fused._KERNEL = None
+    cpu_kernels._KERNEL = None
 
 
 def no_lowering() -> None:

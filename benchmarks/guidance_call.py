@@ -11,10 +11,10 @@ from collections.abc import Callable
 import harness
 import torch
 
-from unveil.config import Recipe, load_recipe
-from unveil.core import grids, guidance, samplers
-from unveil.core.noise import START, Streams
+from unveil.core import guidance, samplers, schedules
+from unveil.core.rng import START, Streams
 from unveil.model import build
+from unveil.model.config import Recipe, load_recipe
 
 STEPS = 5
 
@@ -34,7 +34,7 @@ def timed(batched: bool, batch: int) -> Callable[[], dict[str, float]]:
             guidance.batched(model.denoiser, condition, null) if batched else [model.step(condition), model.step(null)]
         )
         guided = guidance.cfg(steps[0], steps[1], 3.0)
-        grid = grids.uniform(model.process, STEPS)
+        grid = schedules.uniform(model.process, STEPS)
         x = grid.start(Streams(0, range(batch)).normal(model.shape, START))
         plan = samplers.ddim(grid)
         return harness.measure(lambda: samplers.run(plan, guided, x), repeats=6)

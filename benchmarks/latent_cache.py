@@ -19,19 +19,19 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from unveil import data
-from unveil.codec import KL, KLConfig
+from unveil.autoencoders import KL, KLConfig
 from unveil.core.denoiser import Denoiser
-from unveil.core.noise import Streams
 from unveil.core.objective import Diffusion
 from unveil.core.process import DiscreteVP, betas
+from unveil.core.rng import Streams
 from unveil.data.latent_cache import Keeping
 from unveil.model import Model
 from unveil.nn.dit import DiT
 from unveil.nn.dit_config import named
+from unveil.train.batch_preparation import prepare
+from unveil.train.data_order import Numbered, Order
 from unveil.train.ema import Ema
-from unveil.train.examples import prepare
 from unveil.train.latents import keep
-from unveil.train.order import Numbered, Order
 
 COUNT, READ, TOGETHER, BATCH, SIDE = 4096, 1024, 64, 8, 128
 

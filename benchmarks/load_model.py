@@ -13,9 +13,8 @@ from pathlib import Path
 import harness
 import torch
 
-from unveil.checkpoints import ours
-from unveil.config import ModelConfig, validate
-from unveil.model import build
+from unveil.model import build, model_folder
+from unveil.model.config import ModelConfig, validate
 
 FOLDER = "UNVEIL_BENCH_MODEL"  # where the parent process put the model
 
@@ -31,15 +30,15 @@ def described() -> ModelConfig:
 
 
 def mapped() -> dict[str, float]:
-    return harness.measure_load(lambda: ours.load_model(os.environ[FOLDER]))
+    return harness.measure_load(lambda: model_folder.load_model(os.environ[FOLDER]))
 
 
 def copied() -> dict[str, float]:
-    return harness.measure_load(lambda: ours.load_weights(build(described()), os.environ[FOLDER]))
+    return harness.measure_load(lambda: model_folder.load_weights(build(described()), os.environ[FOLDER]))
 
 
 def size() -> dict[str, float]:
-    return {"above_mb": ours.inspect(os.environ[FOLDER])["bytes"] / 2**20}
+    return {"above_mb": model_folder.inspect(os.environ[FOLDER])["bytes"] / 2**20}
 
 
 if __name__ == "__main__":
@@ -52,5 +51,5 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as parent:
         if "--only" not in sys.argv:
             os.environ[harness.SHORT] = "1" if "--short" in sys.argv else "0"  # the model's size depends on it
-            os.environ[FOLDER] = str(ours.save_model(build(described()), Path(parent) / "model"))
+            os.environ[FOLDER] = str(model_folder.save_model(build(described()), Path(parent) / "model"))
         harness.main("load_model", {"size": size, "copied": copied, "mapped": mapped}, bars)

@@ -13,7 +13,7 @@ from pathlib import Path
 import harness
 import torch
 
-from unveil.core import grids, samplers
+from unveil.core import samplers, schedules
 from unveil.core.denoiser import Estimate
 from unveil.core.process import CosineVP
 
@@ -23,7 +23,7 @@ def peak(name: str, steps: int) -> Callable[[], dict[str, float]]:
 
     def case() -> dict[str, float]:
         x = torch.zeros(4 if harness.short() else 16, 4, 512, 512)
-        grid = grids.uniform_log_snr(CosineVP(), steps, low=-4, high=4)
+        grid = schedules.uniform_log_snr(CosineVP(), steps, low=-4, high=4)
         plan = samplers.named(name).plan(grid)
         x0 = torch.ones_like(x)
         with suppress(OSError):

@@ -66,18 +66,18 @@ def diffusers_run(name: str) -> Loop:
 
 def our_plan(name: str) -> tuple[Any, Any]:
     """The plan over the peer's levels, made before the run as a user of many batches would, and its process."""
-    from unveil.core import grids, samplers
-    from unveil.core.exploding import EDM
+    from unveil.core import samplers, schedules
     from unveil.core.process import DiscreteVP, betas
+    from unveil.core.ve import EDM
 
     process = DiscreteVP(betas("linear", 1000))
     if name == "ddim":
-        return samplers.ddim(grids.leading(process, STEPS)), process
+        return samplers.ddim(schedules.leading(process, STEPS)), process
     sigmas = scheduler(name).sigmas.double().tolist()
     if name == "euler":  # the peer's x is x0 + sigma eps there
-        return samplers.euler(grids.from_sigmas(EDM(1e-6, sigmas[0]), sigmas)), process
+        return samplers.euler(schedules.from_sigmas(EDM(1e-6, sigmas[0]), sigmas)), process
     plan = samplers.dpmpp_2m if name == "dpmpp-2m" else samplers.unipc
-    return plan(grids.from_sigmas(process, sigmas), **({} if name == "dpmpp-2m" else {"order": 2})), process
+    return plan(schedules.from_sigmas(process, sigmas), **({} if name == "dpmpp-2m" else {"order": 2})), process
 
 
 def our_run(name: str, through_denoiser: bool = False) -> Loop:

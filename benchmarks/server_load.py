@@ -42,10 +42,10 @@ WARM = [{**asked(0, turn), "seed": 10**6 + turn} for turn in range(len(PROMPTS))
 
 def direct() -> dict[str, float]:
     """The pictures of all clients by the calls of `unveil sample`, the model read once."""
-    from unveil.app.console import Console
-    from unveil.app.drawing import Place, draw, write
-    from unveil.app.options import PLAYGROUND
-    from unveil.app.wish import Wish, opened
+    from unveil.cli.console import Console
+    from unveil.cli.generation_options import Wish, opened
+    from unveil.cli.image_output import Place, draw, write
+    from unveil.cli.options import PLAYGROUND
 
     console = Console(quiet=True)
     model, source = opened(Wish(PLAYGROUND, device="cpu"), PLAYGROUND, console)

@@ -61,9 +61,9 @@ def diffusers_fp32() -> dict[str, float]:
 def ours(*, layout: torch.memory_format, bf16: bool) -> dict[str, float]:
     """Our parts as training puts them together: objective with its own streams, fused AdamW, joint EMA."""
     from unveil.core.denoiser import Denoiser
-    from unveil.core.noise import Streams
     from unveil.core.objective import Diffusion
     from unveil.core.process import DiscreteVP, betas
+    from unveil.core.rng import Streams
     from unveil.nn.unet import UNet
     from unveil.nn.unet_config import UNetConfig
 

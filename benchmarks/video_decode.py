@@ -20,9 +20,9 @@ import harness
 import torch
 from torch import Tensor, nn
 
-from unveil.codec import Video
-from unveil.config import AutoencoderRecipe, load_recipe
-from unveil.nn.causal import Past
+from unveil.autoencoders import Video
+from unveil.model.config import AutoencoderRecipe, load_recipe
+from unveil.nn.causal_conv3d import Past
 
 PLACES = 24  # of a latent, a side
 LENGTHS = (16, 64, 256)  # frames behind the first

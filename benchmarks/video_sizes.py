@@ -28,8 +28,8 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from unveil.data.shapes import COLOURS
-from unveil.evaluate.playground import colours_of, frames_of, read
+from unveil.playground.detector import colours_of, frames_of, read
+from unveil.playground.shapes import COLOURS
 
 ASKED = "a small red circle moves left"
 CLIPS = ((1920, 1080), (1080, 1920), (1440, 1440))

@@ -73,8 +73,8 @@ def diffusers(dtype: torch.dtype) -> dict[str, float]:
 
 def ours(dtype: torch.dtype) -> dict[str, float]:
     """A model as `unveil.load` gives it, asked as `unveil video` asks."""
-    from unveil.checkpoints.hf.video_networks import Wan
-    from unveil.conditioning.passages import Written
+    from unveil.checkpoints.hf.video_adapters import Wan
+    from unveil.conditioning.prompt_embeds import Written
     from unveil.core.denoiser import Denoiser
     from unveil.core.flow import RectifiedFlow, Shifted
     from unveil.core.prediction import straight

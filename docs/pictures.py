@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 import unveil
-from unveil import pictures
-from unveil.data.asked import score_prompts
-from unveil.files import write_atomically
-from unveil.study.plot import Line, lines_chart
-from unveil.study.samplers import KINDS
+from unveil.analysis.samplers import KINDS
+from unveil.io import images
+from unveil.io.files import write_atomically
+from unveil.playground.eval_prompts import score_prompts
+from unveil.reproduce.plot import Line, lines_chart
 
 DOCS = Path(__file__).parent
 SHOWN = ("ddim", "heun", "dpm2", "plms", "dpmpp-2m", "unipc-3")
@@ -47,9 +47,9 @@ def playground() -> tuple[bytes, bytes]:
     """Clips by the shipped model of the first 12 prompts for validation, nothing chosen: as a film, and in rows."""
     prompts = [one.text for one in score_prompts("validation")[:12]]
     model = unveil.load("playground-video")
-    made = pictures.to_pixels(model.generate(raw={"prompt": prompts}, count=len(prompts), batch=8))
-    film = torch.stack([pictures.sheet(made[:, :, frame], columns=6) for frame in range(made.shape[2])])
-    return pictures.animation(film, "gif", 8), pictures.png(pictures.strips(made[:8]))
+    made = images.to_pixels(model.generate(raw={"prompt": prompts}, count=len(prompts), batch=8))
+    film = torch.stack([images.sheet(made[:, :, frame], columns=6) for frame in range(made.shape[2])])
+    return images.animation(film, "gif", 8), images.png(images.strips(made[:8]))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from unveil.evaluate.report import CAPTIONED, FILMED, Report
-from unveil.files import write_atomically
+from unveil.io.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 INTRODUCTION = """# Results

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from unveil.pictures import png
+from unveil.io.images import png
 
 IMAGES = Path(__file__).parent / "images"
 TABS = ("picture", "video", "train", "models", "evaluate", "gallery", "queue")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from unveil.data.fashion import DEBIAN
+from unveil.data.fashion_mnist import DEBIAN
 
 needs_fashion = pytest.mark.skipif(
     not DEBIAN.is_dir(), reason="the Debian package dataset-fashion-mnist is not installed (apt install it)"

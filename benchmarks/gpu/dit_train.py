@@ -21,14 +21,14 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from unveil.conditioning.label import Label
+from unveil.conditioning.class_label import Label
 from unveil.core.denoiser import Denoiser
-from unveil.core.noise import Streams
 from unveil.core.objective import Diffusion
 from unveil.core.process import DiscreteVP, betas
-from unveil.nn.cost import multiply_adds
+from unveil.core.rng import Streams
 from unveil.nn.dit import DiT
 from unveil.nn.dit_config import named
+from unveil.nn.flops import multiply_adds
 from unveil.types import Condition
 
 CLASSES = 1000

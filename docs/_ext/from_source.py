@@ -31,8 +31,8 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.matching import patfilter
 
 import unveil
-from unveil.config import ClassifierRecipe, Section, load_recipe, recipe_names
-from unveil.web.routes import router
+from unveil.model.config import ClassifierRecipe, Section, load_recipe, recipe_names
+from unveil.server.http.routes import router
 
 PACKAGE = Path(unveil.__file__).parent
 
@@ -88,7 +88,7 @@ class Recipes(SphinxDirective):
 
 
 class Settings(SphinxDirective):
-    """`{settings} unveil.config TrainConfig` lists the keys of a section; a third word chooses one of a union."""
+    """`{settings} unveil.model.config TrainConfig` lists the keys of a section; a third word chooses one of a union."""
 
     required_arguments = 2
     optional_arguments = 1

@@ -19,10 +19,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from unveil import train
-    from unveil.config import load_recipe
-    from unveil.core import grids, guidance, samplers
+    from unveil.core import guidance, samplers, schedules
     from unveil.core.samplers import run
     from unveil.model import Model, build, load
+    from unveil.model.config import load_recipe
     from unveil.types import Error
 
 __all__ = [
@@ -30,12 +30,12 @@ __all__ = [
     "Model",
     "__version__",
     "build",
-    "grids",
     "guidance",
     "load",
     "load_recipe",
     "run",
     "samplers",
+    "schedules",
     "train",
 ]
 
@@ -44,10 +44,10 @@ _HOME: dict[str, tuple[str, str | None]] = {
     "Error": ("unveil.types", "Error"),
     "Model": ("unveil.model", "Model"),
     "build": ("unveil.model", "build"),
-    "grids": ("unveil.core.grids", None),
+    "schedules": ("unveil.core.schedules", None),
     "guidance": ("unveil.core.guidance", None),
     "load": ("unveil.model", "load"),
-    "load_recipe": ("unveil.config", "load_recipe"),
+    "load_recipe": ("unveil.model.config", "load_recipe"),
     "run": ("unveil.core.samplers", "run"),
     "samplers": ("unveil.core.samplers", None),
     "train": ("unveil.train", None),

@@ -7,7 +7,7 @@ import sys
 
 def main() -> None:
     """Runs the command line and leaves with its exit code."""
-    from unveil.app.cli import run
+    from unveil.cli.commands import run
 
     sys.exit(run(sys.argv[1:]))
 

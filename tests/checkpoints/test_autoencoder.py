@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unveil.checkpoints import autoencoder, autoencoder_folder, ours, published
-from unveil.checkpoints.meta import weightless
-from unveil.checkpoints.tensors import write_tensors
-from unveil.codec import KL, VQ, KLConfig, VQConfig
+from unveil.autoencoders import KL, VQ, KLConfig, VQConfig
+from unveil.checkpoints import autoencoder, diffusers_autoencoder, openai_models
+from unveil.io.safetensors_io import write_tensors
+from unveil.model import model_folder
+from unveil.nn.meta_device import weightless
 from unveil.types import RecipeError, WeightsError
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")
@@ -91,8 +92,8 @@ def test_attention_of_diffusers_old_files_has_other_names(tmp_path):
         theirs[key] = tensor
     assert "decoder.mid_block.attentions.0.proj_attn.bias" in theirs
     write_tensors(tmp_path / "vae.safetensors", theirs)
-    assert ours.inspect(tmp_path / "vae.safetensors")["what"] == "an autoencoder of diffusers"
-    back = autoencoder_folder.read(tmp_path / "vae.safetensors")
+    assert model_folder.inspect(tmp_path / "vae.safetensors")["what"] == "an autoencoder of diffusers"
+    back = diffusers_autoencoder.read(tmp_path / "vae.safetensors")
     assert all(torch.equal(back.state_dict()[key], tensor) for key, tensor in codec.state_dict().items())
 
 
@@ -127,7 +128,7 @@ def test_diffusers_autoencoder_kl_gives_the_same_and_opens_what_is_written(tmp_p
 
     theirs: Any = theirs_kl(**changes)
     theirs.save_pretrained(tmp_path / "pipeline" / "vae")
-    read = autoencoder_folder.read(tmp_path / "pipeline")
+    read = diffusers_autoencoder.read(tmp_path / "pipeline")
     assert isinstance(read, KL)
     pixels, noise = torch.randn(2, 3, 16, 24), torch.randn(2, 4, 8, 12)
     told, said = theirs.encode(pixels).latent_dist, read.posterior(pixels)
@@ -142,11 +143,11 @@ def test_diffusers_autoencoder_kl_gives_the_same_and_opens_what_is_written(tmp_p
         latents = (z - (config.shift_factor or 0.0)) * config.scaling_factor
     torch.testing.assert_close(read.encode(pixels, noise), latents, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(read.decode(latents), theirs.decode(z).sample, rtol=1e-4, atol=1e-4)
-    back = AutoencoderKL.from_pretrained(autoencoder_folder.write(read, tmp_path / "ours"))
+    back = AutoencoderKL.from_pretrained(diffusers_autoencoder.write(read, tmp_path / "ours"))
     state: dict[str, Tensor] = back.state_dict()  # type: ignore[union-attr]
     assert state.keys() == theirs.state_dict().keys()
     assert all(torch.equal(state[key], tensor) for key, tensor in theirs.state_dict().items())
-    again = autoencoder_folder.read(tmp_path / "ours")
+    again = diffusers_autoencoder.read(tmp_path / "ours")
     assert all(torch.equal(again.state_dict()[key], tensor) for key, tensor in read.state_dict().items()
                if key not in ("scale", "shift"))  # fmt: skip
     for name in ("scale", "shift"):
@@ -162,13 +163,13 @@ def test_diffusers_vq_model_gives_the_same_and_opens_what_is_written(tmp_path):
         up_block_types=("UpDecoderBlock2D",) * 2, num_vq_embeddings=24, vq_embed_dim=2, scaling_factor=1.0,
     ))  # fmt: skip
     theirs.save_pretrained(tmp_path / "vqvae")
-    read = autoencoder_folder.read(tmp_path)
+    read = diffusers_autoencoder.read(tmp_path)
     assert isinstance(read, VQ)
     pixels = torch.randn(2, 3, 16, 24)
     latents = read.encode(pixels)
     torch.testing.assert_close(latents, theirs.encode(pixels).latents, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(read.decode(latents), theirs.decode(latents).sample, rtol=1e-4, atol=1e-4)
-    back: Any = VQModel.from_pretrained(autoencoder_folder.write(read, tmp_path / "ours"))
+    back: Any = VQModel.from_pretrained(diffusers_autoencoder.write(read, tmp_path / "ours"))
     assert all(torch.equal(back.state_dict()[key], tensor) for key, tensor in theirs.state_dict().items())
 
 
@@ -184,7 +185,7 @@ def test_mistakes_are_named(tmp_path):
     with pytest.raises(WeightsError, match=r"decoder.up.1.block.0.conv1.bias: \(3,\), expected \(64,\)"):
         autoencoder.codec_of(theirs)
     with pytest.raises(WeightsError, match="an autoencoder, which makes no pictures by itself"):
-        published.model_of(theirs)
+        openai_models.model_of(theirs)
     with pytest.raises(WeightsError, match="not an autoencoder by its keys"):
         autoencoder.codec_of({"time_embed.0.weight": bias})
     with pytest.raises(WeightsError, match=r"not a whole autoencoder: there is no 'encoder\.conv_in\.weight'"):
@@ -197,9 +198,9 @@ def test_mistakes_are_named(tmp_path):
     with pytest.raises(RecipeError, match="norm = 'pixel': the layout 'ldm' has 'group' only"):
         autoencoder.dump(local)
     with pytest.raises(WeightsError, match="no folder of an autoencoder of diffusers"):
-        autoencoder_folder.read(tmp_path)
+        diffusers_autoencoder.read(tmp_path)
     theirs_kl().save_pretrained(tmp_path / "vae")
     said = json.loads((tmp_path / "vae" / "config.json").read_text())
     (tmp_path / "vae" / "config.json").write_text(json.dumps(said | {"act_fn": "gelu"}))
     with pytest.raises(WeightsError, match="act_fn = 'gelu': only 'silu' is supported"):
-        autoencoder_folder.read(tmp_path)
+        diffusers_autoencoder.read(tmp_path)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unveil.checkpoints import diffusers_unet
-from unveil.conditioning.label import Label
+from unveil.conditioning.class_label import Label
 from unveil.nn.controlnet import ControlNet
 from unveil.types import Condition, RecipeError, WeightsError
 

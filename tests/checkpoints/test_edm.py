@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from unveil.checkpoints import edm
-from unveil.conditioning.label import Label
-from unveil.core import precondition
+from unveil.conditioning.class_label import Label
+from unveil.core import preconditioning
 from unveil.nn.edm_unet import DhariwalUNet, DhariwalUNetConfig, SongUNet, SongUNetConfig
 from unveil.types import RecipeError, WeightsError
 
@@ -129,17 +129,17 @@ def test_settings_that_edm_does_not_have_are_refused():
 def test_arguments_of_the_published_classes():
     arguments = {"img_resolution": 16, "img_channels": 3, "label_dim": 4, "model_channels": 16, "attn_resolutions": [8]}
     shell, config = edm.from_shell("EDMPrecond", {**arguments, "sigma_data": 0.6, "channel_mult": [1, 4]})
-    assert shell == precondition.EDM(0.6)
+    assert shell == preconditioning.EDM(0.6)
     assert isinstance(config, DhariwalUNetConfig)
     assert (config.in_channels, config.out_channels, config.attention) == (3, 3, (2,))
     shell, config = edm.from_shell("iDDPMPrecond", {**arguments, "M": 200})
-    assert (shell, config.out_channels) == (precondition.IDDPM(200), 6)
+    assert (shell, config.out_channels) == (preconditioning.IDDPM(200), 6)
     shell, config = edm.from_shell("VPPrecond", {**arguments, "beta_d": 9.9, "encoder_type": "skip"})
-    assert isinstance(shell, precondition.VP)
+    assert isinstance(shell, preconditioning.VP)
     assert shell.beta_max == pytest.approx(10)
     assert isinstance(config, SongUNetConfig)
     assert config.encoder == "skip"
-    assert edm.from_shell("VEPrecond", arguments)[0] == precondition.VE()
+    assert edm.from_shell("VEPrecond", arguments)[0] == preconditioning.VE()
     with pytest.raises(RecipeError, match=r"'EDMPrecon': must be one of .*; nearest: 'EDMPrecond'"):
         edm.from_shell("EDMPrecon", arguments)
     with pytest.raises(RecipeError, match="argument 'num_block' is not one of SongUNet's; nearest: 'num_blocks'"):

@@ -20,12 +20,12 @@ import diffusers
 import unveil
 from tests.checkpoints import tiny_hf
 from unveil.checkpoints import hf
-from unveil.checkpoints.hf.parts import Levels
+from unveil.checkpoints.hf.components import Levels
 from unveil.checkpoints.scheduler import NOT_TO_THE_DATA, SOLVERS, scheduler_of, settings_of
-from unveil.checkpoints.tensors import read_tensors, write_tensors
-from unveil.config import ModelConfig, validate
-from unveil.core.noise import START, Streams
+from unveil.core.rng import START, Streams
+from unveil.io.safetensors_io import read_tensors, write_tensors
 from unveil.model import Model
+from unveil.model.config import ModelConfig, validate
 from unveil.types import RecipeError, ShapeError, WeightsError
 
 # diffusers' own, of numpy
@@ -376,7 +376,7 @@ def test_levels_are_those_of_the_scheduler(spacing, steps):
     scheduler.set_timesteps(steps)
     read = scheduler_of(dict(scheduler.config) | {"_class_name": "EulerDiscreteScheduler"}, Path("settings"))
     process = Levels(process=read.process).process.build()
-    grid = unveil.grids.named(process, read.sample["grid"], steps)
+    grid = unveil.schedules.named(process, read.sample["grid"], steps)
     assert [process.index(level) for level in grid[:-1]] == pytest.approx(scheduler.timesteps.tolist(), abs=1e-3)
     ratios = [level.sigma / level.alpha for level in grid]
     assert ratios == pytest.approx(scheduler.sigmas.tolist(), rel=2e-3)
@@ -388,7 +388,7 @@ def test_levels_are_those_of_the_flow_scheduler(settings):
     scheduler.set_timesteps(7)
     read = scheduler_of(dict(scheduler.config) | {"_class_name": "FlowMatchEulerDiscreteScheduler"}, Path("settings"))
     process = Levels(process=read.process).process.build()
-    grid = unveil.grids.named(process, read.sample["grid"], 7)
+    grid = unveil.schedules.named(process, read.sample["grid"], 7)
     assert [level.sigma for level in grid] == pytest.approx(scheduler.sigmas.tolist(), rel=1e-5)
     assert [process.index(level) for level in grid[:-1]] == pytest.approx(scheduler.timesteps.tolist(), rel=1e-5)
 

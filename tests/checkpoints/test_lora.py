@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from unveil.checkpoints import diffusers_unet, lora, lora_export
-from unveil.checkpoints.lora_keys import METADATA, NAMINGS, naming_of, parse
-from unveil.checkpoints.lora_sites import Part, denoiser, own, text_encoder
-from unveil.checkpoints.meta import weightless
-from unveil.checkpoints.tensors import write_tensors
+from unveil.checkpoints.lora_formats import METADATA, NAMINGS, naming_of, parse
+from unveil.checkpoints.lora_targets import Part, denoiser, own, text_encoder
+from unveil.io.safetensors_io import write_tensors
 from unveil.nn import lora as layers
 from unveil.nn.dit import DiT
 from unveil.nn.dit_config import DiTConfig
-from unveil.nn.low_rank import Addition
+from unveil.nn.lora_layer import Addition
+from unveil.nn.meta_device import weightless
 from unveil.nn.unet import UNet
 from unveil.nn.unet_config import UNetConfig
 from unveil.types import RecipeError, WeightsError

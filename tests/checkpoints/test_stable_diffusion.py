@@ -12,11 +12,11 @@ pytest.importorskip("transformers")
 
 import unveil
 from tests.checkpoints import tiny_sd
-from unveil.checkpoints import layouts, whole
+from unveil.checkpoints import formats, single_file
 from unveil.checkpoints.hf import stable_diffusion
-from unveil.checkpoints.said import Said
+from unveil.checkpoints.overrides import Said
 from unveil.checkpoints.scheduler import SAMPLERS, scheduler_of, settings_of
-from unveil.config import ModelConfig, validate
+from unveil.model.config import ModelConfig, validate
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -43,17 +43,17 @@ def test_what_a_scheduler_says_is_written_back(folder: Path, kind: str, predicti
 
 def test_the_tower_of_stable_diffusion_2_goes_into_a_folder_and_back(folder: Path, tmp_path: Path):
     """A folder has no block behind the one that is used; a file has one, which nobody runs."""
-    theirs = whole.tensors_of(unveil.load(folder))
+    theirs = single_file.tensors_of(unveil.load(folder))
     tower = {key: tensor for key, tensor in theirs.items() if key.startswith("cond_stage_model.")}
     rest = {key: tensor for key, tensor in theirs.items() if key not in tower}
     said = Said(**tiny_sd.SAID | {"activation": "gelu"})
-    model = whole.read({**rest, **tower}, said).model  # with the exact GELU, as OpenCLIP has it
-    second = whole.tensors_of(model)
+    model = single_file.read({**rest, **tower}, said).model  # with the exact GELU, as OpenCLIP has it
+    second = single_file.tensors_of(model)
     assert "cond_stage_model.model.transformer.resblocks.2.attn.in_proj_weight" in second  # of two blocks that are used
-    found = layouts.recognised(second)
+    found = formats.recognised(second)
     assert found is not None
     assert found.what == "Stable Diffusion 2 in one file"
-    read = whole.read(second, said)
+    read = single_file.read(second, said)
     prompt = {"prompt": "a cat on the moon"}
     with torch.no_grad():
         want, got = (one.encode(prompt)[0].tokens for one in (model, read.model))
@@ -74,5 +74,5 @@ def test_the_tower_of_stable_diffusion_2_goes_into_a_folder_and_back(folder: Pat
     ],
 )
 def test_the_closest_layout_is_named(keys: list[str], closest: str):
-    assert layouts.recognised(dict.fromkeys(keys)) is None
-    assert f"the closest is {closest}, of which is missing" in layouts.unknown(dict.fromkeys(keys))
+    assert formats.recognised(dict.fromkeys(keys)) is None
+    assert f"the closest is {closest}, of which is missing" in formats.unknown(dict.fromkeys(keys))

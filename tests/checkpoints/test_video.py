@@ -20,14 +20,14 @@ import diffusers
 import unveil
 from tests.checkpoints import tiny_hf, tiny_video
 from unveil.checkpoints import hf
-from unveil.checkpoints.hf.parts import Levels
-from unveil.checkpoints.hf.video import PROMPTS as WRITTEN
-from unveil.checkpoints.hf.video import write_prompts
+from unveil.checkpoints.hf.components import Levels
+from unveil.checkpoints.hf.video_pipelines import PROMPTS as WRITTEN
+from unveil.checkpoints.hf.video_pipelines import write_prompts
 from unveil.checkpoints.scheduler import scheduler_of
-from unveil.checkpoints.tensors import read_tensors, write_tensors
-from unveil.core import grids
+from unveil.core import schedules
 from unveil.core.flow import RectifiedFlow, Shifted
-from unveil.core.noise import START, Streams
+from unveil.core.rng import START, Streams
+from unveil.io.safetensors_io import read_tensors, write_tensors
 from unveil.model import Model
 from unveil.types import RecipeError, ShapeError, WeightsError
 
@@ -135,7 +135,7 @@ def settings(scheduler: Any, *sigmas: Any, **how: Any) -> tuple[Any, Any]:
 def test_levels_are_those_of_wans_solver(steps, shift):
     theirs, read = settings(diffusers.UniPCMultistepScheduler(**tiny_video.SOLVER | {"flow_shift": shift}), steps)
     process = Levels(process=read.process).process.build()
-    grid = grids.named(process, read.sample["grid"], steps)
+    grid = schedules.named(process, read.sample["grid"], steps)
     assert [level.sigma for level in grid] == pytest.approx(theirs.sigmas.tolist(), abs=1e-7)
     assert [process.index(level) for level in grid[:-1]] == theirs.timesteps.tolist()  # whole numbers
 
@@ -149,7 +149,7 @@ def test_levels_are_those_of_ltx(steps):
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**tiny_video.DYNAMIC | {"shift_terminal": None})
     theirs, _ = settings(scheduler, sigmas=sigmas, mu=mu)
     process = Shifted(RectifiedFlow(), float(torch.tensor(mu).exp()))
-    grid = grids.named(process, "uniform-to-0.1", steps)
+    grid = schedules.named(process, "uniform-to-0.1", steps)
     assert [level.sigma for level in grid] == pytest.approx(theirs.sigmas.tolist(), abs=1e-6)
     assert [process.index(level) for level in grid[:-1]] == pytest.approx(theirs.timesteps.tolist(), abs=1e-3)
 
@@ -159,7 +159,7 @@ def test_levels_are_those_of_cogvideox(scale):
     made = diffusers.CogVideoXDDIMScheduler(**tiny_video.V_PREDICTION | {"snr_shift_scale": scale})
     theirs, read = settings(made, 20)
     process = Levels(process=read.process).process.build()
-    grid = grids.named(process, read.sample["grid"], 20)
+    grid = schedules.named(process, read.sample["grid"], 20)
     want = theirs.alphas_cumprod[theirs.timesteps].tolist()
     assert [level.alpha**2 for level in grid[:-1]] == pytest.approx(want, abs=1e-9)
     assert grid[0].alpha == 0  # no data is left

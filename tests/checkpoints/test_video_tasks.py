@@ -14,13 +14,13 @@ pytest.importorskip("transformers")
 
 import unveil
 from tests.checkpoints import tiny_video
-from unveil.config import SampleConfig, validate
-from unveil.core.noise import Streams
+from unveil.core.rng import Streams
+from unveil.io.images import to_pixels
 from unveil.model import Model
-from unveil.pictures import to_pixels
+from unveil.model.config import SampleConfig, validate
 from unveil.tasks import video
 from unveil.tasks.generate import Request, generate
-from unveil.tasks.reel import film, fresh, whole
+from unveil.tasks.long_video import film, fresh, whole
 from unveil.types import ShapeError
 
 # diffusers' own, of numpy

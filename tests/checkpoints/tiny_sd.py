@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from tests.checkpoints.tiny_hf import DISCRETE, drawn
-from unveil.conditioning import byte_pairs
+from unveil.conditioning import clip_tokenizer
 
 WIDTH, HEADS, TEXT_HEADS, SIZE = 32, 4, 2, 32
 # What neither keys nor shapes of the single file hold
@@ -25,7 +25,7 @@ UNET: dict[str, Any] = BLOCKS | {
 
 def tokenizer() -> Any:
     """CLIP's own."""
-    words = byte_pairs.clip()
+    words = clip_tokenizer.clip()
     vocabulary = {piece: number for number, piece in enumerate(words.pieces)}
     return transformers.CLIPTokenizer(vocab=vocabulary, merges=list(words.merges), model_max_length=77)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from unveil.conditioning.class_label import Label, Quantised
 from unveil.conditioning.image import ContextChannels
-from unveil.conditioning.label import Label, Quantised
 from unveil.types import RecipeError, ShapeError
 
 ANIMALS = ["cat", "dog", "horse"]

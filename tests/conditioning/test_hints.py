@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.conditioning import edges, regions
-from unveil.conditioning.hint import HINTS, Boxes, Canny, Given, Mask
+from unveil.data.preprocessors import edges, segmentation
+from unveil.data.preprocessors.registry import HINTS, Boxes, Canny, Given, Mask
 from unveil.types import RecipeError, ShapeError
 
 
@@ -69,7 +69,7 @@ def test_a_scribble_is_thick_and_leaves_out_what_is_small():
 
 
 def test_a_region_of_one_colour_is_one():
-    found = regions.divide(square(), sigma=0.0)
+    found = segmentation.divide(square(), sigma=0.0)
     assert found.unique().tolist() == [1, 2]
     assert bool((found[16:48, 16:48] == 2).all())
     assert int((found == 2).sum()) == 32 * 32
@@ -95,7 +95,7 @@ def test_a_flat_picture_has_nothing_to_draw(kind: str):
 
 
 def test_colours_are_fixed_and_differ():
-    colours = regions.palette(torch.arange(4096))
+    colours = segmentation.palette(torch.arange(4096))
     assert colours[:, :5].T.tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128]]
     assert len(colours.T.unique(dim=0)) == 4096
     mask = torch.tensor([[0, 1], [2, 3]], dtype=torch.uint8)
@@ -105,26 +105,26 @@ def test_colours_are_fixed_and_differ():
 def test_boxes_lie_where_they_say():
     boxes = torch.tensor([[0.5, 0.5, 0.5, 0.25], [0.5, 0.5, 0.1, 0.1]])
     labels = torch.tensor([0, 2])
-    page = regions.layout(boxes, labels, 40, 80)
+    page = segmentation.layout(boxes, labels, 40, 80)
     assert page[:, 20, 30].tolist() == [128, 0, 0]
-    assert page[:, 20, 40].tolist() == regions.palette(torch.tensor(3)).tolist()  # the smaller one in front
+    assert page[:, 20, 40].tolist() == segmentation.palette(torch.tensor(3)).tolist()  # the smaller one in front
     covered = (page != 0).any(0).nonzero()
     assert (covered.min(0).values.tolist(), covered.max(0).values.tolist()) == ([15, 20], [24, 59])
-    assert torch.equal(page, regions.layout(boxes.flip(0), labels.flip(0), 40, 80))
-    outlined = regions.layout(boxes[:1], None, 40, 80, style="outlined", thickness=1)
+    assert torch.equal(page, segmentation.layout(boxes.flip(0), labels.flip(0), 40, 80))
+    outlined = segmentation.layout(boxes[:1], None, 40, 80, style="outlined", thickness=1)
     assert int((outlined != 0).any(0).sum()) == 2 * (10 + 40) - 4
-    assert not regions.layout(torch.zeros(0, 4), None, 4, 4).any()
+    assert not segmentation.layout(torch.zeros(0, 4), None, 4, 4).any()
 
 
 def test_a_given_picture_is_cut_but_never_stretched():
     picture = noise()
-    assert torch.equal(regions.given(picture, 37, 53), picture)
-    assert torch.equal(regions.given(picture[:1], 37, 53), picture[:1].expand(3, -1, -1))
+    assert torch.equal(segmentation.given(picture, 37, 53), picture)
+    assert torch.equal(segmentation.given(picture[:1], 37, 53), picture[:1].expand(3, -1, -1))
     ramp = torch.arange(100, dtype=torch.uint8).expand(1, 50, 100)
-    half = regions.given(ramp, 25, 50)[0, 12]
+    half = segmentation.given(ramp, 25, 50)[0, 12]
     assert (half.float() - (2 * torch.arange(50) + 0.5)).abs().max() <= 1.0
     with pytest.raises(ShapeError, match=r"100 x 50 has the aspect ratio 2, the wanted 50 x 50 has 1; crop or pad"):
-        regions.given(ramp, 50, 50)
+        segmentation.given(ramp, 50, 50)
     assert Given(tolerance=2.0)({"pixels": torch.zeros(3, 50, 50), "given": ramp}).shape == (3, 50, 50)
 
 
@@ -156,8 +156,8 @@ def test_what_is_no_picture_is_refused():
     with pytest.raises(RecipeError, match="an item has no 'boxes'; nearest: 'box'; it has pixels, box"):
         Boxes()({"pixels": step(), "box": 1})
     with pytest.raises(ShapeError, match="must all lie in"):
-        regions.layout(torch.tensor([[0.5, 0.5, float("nan"), 0.1]]), None, 8, 8)
+        segmentation.layout(torch.tensor([[0.5, 0.5, float("nan"), 0.1]]), None, 8, 8)
     with pytest.raises(ShapeError, match="allowed are 0 to"):
-        regions.colours(torch.full((2, 2), -1))
+        segmentation.colours(torch.full((2, 2), -1))
     with pytest.raises(ShapeError, match=r"labels \(2,\) for 1 boxes"):
-        regions.layout(torch.full((1, 4), 0.5), torch.zeros(2, dtype=torch.int64), 8, 8)
+        segmentation.layout(torch.full((1, 4), 0.5), torch.zeros(2, dtype=torch.int64), 8, 8)

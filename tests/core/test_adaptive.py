@@ -13,12 +13,11 @@ from torch import Tensor
 
 from tests.core.mixture import exact as mixture
 from tests.core.path import quantile
-from unveil.core import grids
+from unveil.core import schedules
 from unveil.core.denoiser import Estimate, Step
-from unveil.core.exploding import EDM
 from unveil.core.flow import RectifiedFlow
-from unveil.core.noise import Streams
 from unveil.core.process import CosineVP, LinearVP
+from unveil.core.rng import Streams
 from unveil.core.samplers import State, ddim, run
 from unveil.core.samplers.adaptive import (
     Adaptive,
@@ -31,12 +30,13 @@ from unveil.core.samplers.adaptive import (
     together,
     worst,
 )
+from unveil.core.samplers.coefficients import exact
 from unveil.core.samplers.exponential import dpm_singlestep
 from unveil.core.samplers.stages import farthest
-from unveil.core.samplers.stride import exact
+from unveil.core.ve import EDM
 from unveil.types import Cancelled, Level, NonFinite, RecipeError, like
 
-GRID = grids.uniform_log_snr(LinearVP(), 1, low=-4, high=4)
+GRID = schedules.uniform_log_snr(LinearVP(), 1, low=-4, high=4)
 SHARE = torch.linspace(0.05, 0.95, 6, dtype=torch.float64)
 
 
@@ -75,7 +75,7 @@ def test_it_spends_its_calls_where_they_are_needed():
     """Against even steps at as many calls: the distance to the exact end."""
     calls, step = counted()
     x = run(dpm_adaptive(GRID, tolerance=tolerance(0.1, across=worst)), step, quantile(SHARE, GRID[0]))
-    even = grids.uniform_log_snr(LinearVP(), len(calls), low=-4, high=4)
+    even = schedules.uniform_log_snr(LinearVP(), len(calls), low=-4, high=4)
     plain = run(ddim(even), mixture, quantile(SHARE, even[0]))
     want = quantile(SHARE, GRID[-1])
     assert (x - want).abs().mean() < 0.2 * (plain - want).abs().mean()
@@ -99,7 +99,7 @@ def test_the_last_stage_may_use_all_estimates():
         return Estimate.of_x0(like(level.half_log_snr**2, x) * torch.ones_like(x), x, level)
 
     x = torch.zeros(1, dtype=torch.float64)
-    fine = grids.uniform_log_snr(LinearVP(), 400, low=-4, high=4)
+    fine = schedules.uniform_log_snr(LinearVP(), 400, low=-4, high=4)
     want = run(dpm_singlestep(fine, 3), bent, x)
     errors = {
         rule: (run(dpm_adaptive(GRID, of="x0", rule=rule), bent, x) - want).abs().item() for rule in (exact, farthest)
@@ -151,8 +151,8 @@ def test_known_parts_neither_move_nor_count():
     def step(x: Tensor, level: Level) -> Estimate:
         return Estimate.of_x0(torch.tanh(x) * like(level.alpha, x), x, level)
 
-    got = run(dpm_adaptive(grids.at_times(process, [times, ends])), step, x)
-    alone = run(dpm_adaptive(grids.at_times(process, [0.95, 0.05])), step, x[:, :1])
+    got = run(dpm_adaptive(schedules.at_times(process, [times, ends])), step, x)
+    alone = run(dpm_adaptive(schedules.at_times(process, [0.95, 0.05])), step, x[:, :1])
     assert torch.equal(got[:, 1], x[:, 1])
     torch.testing.assert_close(got[:, :1], alone, rtol=0, atol=1e-12)
 
@@ -180,7 +180,7 @@ def test_a_run_that_was_left_goes_on_from_its_written_clock():
 
 def test_steps_that_touch_an_end_are_made_at_first_order():
     process = CosineVP()  # alpha = 0 at t = 1
-    grid = grids.at_times(process, [1.0, 0.98, 0.3, 0.02, 0.0])
+    grid = schedules.at_times(process, [1.0, 0.98, 0.3, 0.02, 0.0])
     calls, step = counted()
     x = run(dpm_adaptive(grid, of="x0"), step, torch.linspace(-2, 2, 9, dtype=torch.float64))
     assert x.isfinite().all()
@@ -191,7 +191,7 @@ def test_steps_that_touch_an_end_are_made_at_first_order():
 
 
 def test_two_levels_from_noise_to_data_are_one_step():
-    grid = grids.uniform(RectifiedFlow(), 1)
+    grid = schedules.uniform(RectifiedFlow(), 1)
     calls, step = counted()
     x = torch.linspace(-2, 2, 5, dtype=torch.float64)
     torch.testing.assert_close(run(dpm_adaptive(grid, of="x0"), step, x), mixture(x, grid[0]).x0)
@@ -200,7 +200,7 @@ def test_two_levels_from_noise_to_data_are_one_step():
 
 def test_noise_keeps_the_distribution():
     """With the data known to be one point, what is added makes up for what the lower end of each step took away."""
-    grid = grids.uniform_log_snr(LinearVP(), 1, low=-3, high=2)
+    grid = schedules.uniform_log_snr(LinearVP(), 1, low=-3, high=2)
     known = lambda x, level: Estimate.of_x0(torch.full_like(x, 0.7), x, level)  # noqa: E731
     streams = Streams(5, range(50))
     start = streams.normal((400,), -1).double()
@@ -271,7 +271,7 @@ def test_the_unit_of_errors_is_a_choice():
         (lambda: dpm_adaptive(GRID, 4), "order = 4: an adaptive solver has 2"),
         (lambda: dpm_adaptive(GRID, tolerance=Tolerance(0.0)), "absolute = 0.0, relative = 0.05; must be above 0"),
         (lambda: dpm_adaptive(GRID, tolerance=Tolerance(relative=-1.0)), "relative = -1.0; must be above 0, and not"),
-        (lambda: dpm_adaptive(grids.uniform(CosineVP(), 4)), "t = 1.0: alpha is 0 there"),
+        (lambda: dpm_adaptive(schedules.uniform(CosineVP(), 4)), "t = 1.0: alpha is 0 there"),
     ],
 )
 def test_mistakes_are_named(make, message):
@@ -300,7 +300,7 @@ def test_an_estimate_that_is_not_finite_is_named_with_its_step():
 
 
 def test_noise_that_is_missing_is_named():
-    plan = dpm_adaptive(grids.from_sigmas(EDM(), [10.0, 0.1]), eta=1.0)
+    plan = dpm_adaptive(schedules.from_sigmas(EDM(), [10.0, 0.1]), eta=1.0)
     assert isinstance(plan, Adaptive)
     with pytest.raises(RecipeError, match="this sampler adds noise: pass noise="):
         run(plan, mixture, torch.ones(3, dtype=torch.float64))

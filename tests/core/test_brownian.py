@@ -8,12 +8,12 @@ from itertools import pairwise
 import pytest
 import torch
 
-from unveil.core import grids
-from unveil.core.exploding import EDM
+from unveil.core import schedules
 from unveil.core.flow import RectifiedFlow
-from unveil.core.noise import START, Brownian, Streams
 from unveil.core.process import CosineVP, LinearVP
+from unveil.core.rng import START, Brownian, Streams
 from unveil.core.samplers import Row, Table, ancestral, ddim, euler_ancestral
+from unveil.core.ve import EDM
 from unveil.types import Level
 
 PROCESS = CosineVP()
@@ -98,7 +98,7 @@ def test_parts_with_levels_of_their_own_follow_their_own_part_of_the_path():
 def test_a_table_gets_its_increments_row_by_row_and_fresh_noise_where_it_has_no_span():
     streams = Streams(7, range(4))
     walk = Brownian(streams, (3,))
-    grid = grids.uniform(PROCESS, 4)
+    grid = schedules.uniform(PROCESS, 4)
     for table in (euler_ancestral(grid), ancestral(grid), ddim(grid, 1.0)):
         assert isinstance(table, Table)
         noise = walk.along(table)

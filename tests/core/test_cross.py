@@ -12,7 +12,7 @@ import torch
 from tests.core import cross
 from tests.core.cross import CASES, PREDICTED, SIZE, UNFIT, cell, distance, grid_cell, grid_refusal, plan_of
 from tests.core.mixture import MEANS, SPREADS, WEIGHTS, draw
-from unveil.core import grids
+from unveil.core import schedules
 from unveil.core.samplers import SAMPLERS
 from unveil.types import RecipeError
 
@@ -108,7 +108,7 @@ def test_what_is_called_inexact_is(case: str, sampler: str):
 
 # ---------------------------------------------------------------------- grids
 
-PAIRS = [(case, name) for case in CASES for name in grids.GRIDS if (case, name) not in UNFIT]
+PAIRS = [(case, name) for case in CASES for name in schedules.GRIDS if (case, name) not in UNFIT]
 
 
 @pytest.mark.parametrize(("case", "name"), [pair for pair in PAIRS if grid_refusal(CASES[pair[0]], pair[1])])
@@ -131,7 +131,7 @@ def test_every_other_grid_leads_to_the_mixture(case: str, name: str):
 def test_the_page_is_of_the_samplers_and_grids_that_there_are():
     text = (Path(__file__).parents[2] / "docs/cross.md").read_text("utf-8")
     rows = re.findall(r"^\| `([^`]+)`", text, re.MULTILINE)
-    assert rows == [*SAMPLERS, *grids.GRIDS], "run python -m tests.core.cross table"
+    assert rows == [*SAMPLERS, *schedules.GRIDS], "run python -m tests.core.cross table"
     exact = "\n".join(line for line in text.splitlines() if "` *" not in line)  # no fine grid makes the others so
     shares = [float(number) for number in re.findall(r"\| (\d+\.\d\d)(?= )", exact)]
     assert len(shares) > 400

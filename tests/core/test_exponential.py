@@ -11,12 +11,12 @@ from scipy.integrate import quad
 
 from tests.core.mixture import exact as mixture
 from tests.core.path import quantile, quick
-from unveil.core import grids
+from unveil.core import schedules
 from unveil.core.denoiser import Estimate
-from unveil.core.exploding import EDM
 from unveil.core.flow import RectifiedFlow
 from unveil.core.process import CosineVP, LinearVP
 from unveil.core.samplers import Table, ddim, run
+from unveil.core.samplers.coefficients import exact, gains, midpoint, phis, stride, taylor
 from unveil.core.samplers.exponential import (
     dpm_fast,
     dpm_grouped,
@@ -31,7 +31,7 @@ from unveil.core.samplers.exponential import (
     dpmpp_sde,
 )
 from unveil.core.samplers.stages import farthest, orders_for, stage
-from unveil.core.samplers.stride import exact, gains, midpoint, phis, stride, taylor
+from unveil.core.ve import EDM
 from unveil.types import Level, RecipeError
 
 PROCESS = LinearVP()
@@ -47,8 +47,8 @@ def at(half_log_snr: float) -> Level:
     return PROCESS.at(PROCESS.t_of(half_log_snr))
 
 
-def log_snr_grid(steps: int, low: float = -3.0, high: float = 3.0) -> grids.Grid:
-    return grids.uniform_log_snr(PROCESS, steps, low=low, high=high)
+def log_snr_grid(steps: int, low: float = -3.0, high: float = 3.0) -> schedules.Grid:
+    return schedules.uniform_log_snr(PROCESS, steps, low=low, high=high)
 
 
 def integral(here: Level, there: Level, of: str, power: int) -> float:
@@ -139,7 +139,7 @@ def test_a_first_order_step_is_ddim():
 def test_2s_is_its_formula():
     """Lu et al. 2022, algorithm 1 (arXiv:2211.01095), with r = 1/2."""
     here, there = at(-1.0), at(0.4)
-    first, second = dpmpp_2s(grids.Grid(PROCESS, [here, there])).rows
+    first, second = dpmpp_2s(schedules.Grid(PROCESS, [here, there])).rows
     inner, width = at(-0.3), 1.4
     assert second.level == pytest.approx(inner, rel=1e-12)
     assert first.keep == pytest.approx(inner.sigma / here.sigma)
@@ -152,7 +152,7 @@ def test_2s_is_its_formula():
 def test_dpm_solver_3_is_its_formula():
     """Lu et al. 2022, algorithm 2 (arXiv:2206.00927), with r1 = 1/3 and r2 = 2/3."""
     here, there, width = at(-1.0), at(0.5), 1.5
-    first, second, third = dpm_singlestep(grids.Grid(PROCESS, [here, there]), 3, of="eps").rows
+    first, second, third = dpm_singlestep(schedules.Grid(PROCESS, [here, there]), 3, of="eps").rows
     one, two = at(-0.5), at(0.0)
     assert first.gains == pytest.approx((-one.sigma * math.expm1(width / 3),))
     slope = two.sigma * 2 * (math.expm1(2 * width / 3) / (2 * width / 3) - 1)
@@ -198,7 +198,7 @@ def test_the_last_steps_lower_their_order_below_ten_steps():
 def test_2m_is_its_formula():
     """Lu et al. 2022, algorithm 2 (arXiv:2211.01095)."""
     levels = [at(-1.0), at(-0.3), at(0.7)]
-    row = dpmpp_2m(grids.Grid(PROCESS, levels), lower_below=0).rows[1]
+    row = dpmpp_2m(schedules.Grid(PROCESS, levels), lower_below=0).rows[1]
     ratio, width = 0.7 / 1.0, 1.0
     change = -levels[2].alpha * math.expm1(-width)
     assert row.gains == pytest.approx((change * (1 + 1 / (2 * ratio)), -change / (2 * ratio)))
@@ -224,7 +224,7 @@ def test_the_exact_third_estimate_makes_third_order():
 
 @pytest.mark.parametrize("sampler", [dpmpp_2m, dpmpp_3m, dpmpp_2s, dpm_grouped, dpmpp_2m_sde, dpmpp_2s_ancestral])
 def test_steps_that_touch_an_end_are_of_first_order(sampler):
-    grid = grids.uniform(RectifiedFlow(), 12)  # alpha = 0 to sigma = 0
+    grid = schedules.uniform(RectifiedFlow(), 12)  # alpha = 0 to sigma = 0
     rows = sampler(grid).rows
     assert rows[0].gains == pytest.approx((grid[1].alpha,), abs=1e-12)
     assert rows[-1].keep == 0
@@ -235,7 +235,7 @@ def test_steps_that_touch_an_end_are_of_first_order(sampler):
 
 
 def test_a_single_step_from_noise_to_data_is_the_estimate():
-    grid = grids.uniform(RectifiedFlow(), 1)
+    grid = schedules.uniform(RectifiedFlow(), 1)
     x = torch.linspace(-2, 2, 5, dtype=torch.float64)
     for sampler in (dpmpp_2m, dpmpp_2s, dpmpp_sde):
         got = run(sampler(grid), mixture, x, noise=lambda row, draw=0: torch.ones(5, dtype=torch.float64))
@@ -247,12 +247,12 @@ def test_a_single_step_from_noise_to_data_is_the_estimate():
     [(dpmpp_2m, 8), (dpmpp_2s, 15), (dpmpp_sde, 15), (dpm_fast, 8), (lambda g: dpm_singlestep(g, 3), 22)],
 )
 def test_network_calls_of_eight_steps_onto_the_data(sampler, calls):
-    grid = grids.karras(EDM(), 8)
+    grid = schedules.karras(EDM(), 8)
     assert len(sampler(grid).levels) == calls
 
 
 def test_dpm_fast_makes_the_calls_it_is_given():
-    grid = grids.from_sigmas(EDM(), [10.0, 0.1])
+    grid = schedules.from_sigmas(EDM(), [10.0, 0.1])
     for calls in (1, 2, 3, 9, 10, 11):
         assert len(dpm_fast(grid, calls).levels) == calls
 
@@ -262,7 +262,7 @@ def test_dpm_fast_makes_the_calls_it_is_given():
 
 @pytest.mark.parametrize("name", SDES)
 def test_without_noise_the_sdes_are_the_odes(name):
-    grid = grids.karras(EDM(), 8)
+    grid = schedules.karras(EDM(), 8)
     x = grid.start(torch.linspace(-2, 2, 7, dtype=torch.float64))
     plan = SDES[name](grid, 0.0)
     assert all(row.noise == 0 for row in plan.rows)
@@ -297,7 +297,7 @@ def test_the_sdes_mean_follows_a_linear_x0_without_error(eta):
     """The mean of x exp(eta lambda) / sigma changes by (1 + eta) exp((1 + eta) lambda) x0 d(lambda)."""
     places = [-1.0, -0.4, 0.7]
     levels = [at(place) for place in places]
-    row = dpmpp_2m_sde(grids.Grid(PROCESS, levels), eta, rule=taylor).rows[1]
+    row = dpmpp_2m_sde(schedules.Grid(PROCESS, levels), eta, rule=taylor).rows[1]
     got = sum(gain * place for gain, place in zip(row.gains, places[1::-1], strict=True))
     change = quad(lambda v: (1 + eta) * math.exp((1 + eta) * v) * v, places[1], places[2])[0]
     assert got == pytest.approx(levels[2].sigma * math.exp(-eta * places[2]) * change)
@@ -314,7 +314,7 @@ def test_noise_is_scaled_and_spans_its_step(name):
 
 
 def test_dpm_fast_adds_no_noise_at_its_end():
-    plan = dpm_fast(grids.from_sigmas(EDM(), [10.0, 0.1]), 12, eta=1.0)
+    plan = dpm_fast(schedules.from_sigmas(EDM(), [10.0, 0.1]), 12, eta=1.0)
     assert isinstance(plan, Table)
     noises = [row.noise for row in plan.rows if row.span is not None]
     assert noises[-1] == 0
@@ -345,10 +345,10 @@ def test_mistakes_are_named(make, message):
 )
 def test_eps_cannot_begin_at_pure_noise(make):
     with pytest.raises(RecipeError, match=r"t = 1.0: alpha is 0 there.*take a sampler of x0 such as 'dpmpp-2m'"):
-        make(grids.uniform(CosineVP(), 8))
+        make(schedules.uniform(CosineVP(), 8))
 
 
 def test_a_stage_that_touches_an_end_is_marked_as_unusable():
-    grid = grids.uniform(RectifiedFlow(), 2)
+    grid = schedules.uniform(RectifiedFlow(), 2)
     assert not stage([grid[1], at(1.0), grid[2]], "x0", exact)[2]
     assert stage([at(-1.0), at(0.0), at(1.0)], "x0", exact)[2]

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.core import grids, guidance, prediction
+from unveil.core import guidance, prediction, schedules
 from unveil.core.denoiser import Denoiser, Estimate, Step
 from unveil.core.guidance import Momentum
-from unveil.core.noise import Streams
 from unveil.core.process import CosineVP, LinearVP, partly
+from unveil.core.rng import Streams
 from unveil.core.samplers import ancestral, ddim, run
-from unveil.data.toy import Mixture
+from unveil.data.gaussian_mixture import Mixture
 from unveil.types import Condition, Level, RecipeError, ShapeError, like
 
 MEANS = torch.tensor([[-1.4, 0.2], [1.2, 0.9], [0.9, -1.1]], dtype=torch.float64)
@@ -114,7 +114,7 @@ def test_guided_channels_are_the_first_ones_and_the_rest_stay_conditional(x):
 
 
 def test_a_negative_condition_pushes_samples_away_from_it():
-    grid = grids.uniform(CosineVP(), 40)
+    grid = schedules.uniform(CosineVP(), 40)
     start = torch.randn(400, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     pushed = run(ddim(grid), guidance.cfg(WHOLE, FIRST, 3.0), start)
     near = [(torch.cdist(s, MEANS[:1]) < 1).double().mean().item() for s in (run(ddim(grid), WHOLE, start), pushed)]
@@ -155,7 +155,7 @@ def test_composed_conditions_add_and_a_negative_one_is_a_not(x, level):
 def test_autoguidance_moves_samples_of_a_blurred_model_back_to_the_modes():
     """A weak model with half more deviation; the strong one errs likewise, by less: guided, the width is right."""
     true, strong, weak = (Mixture([1.0], MEANS[:1], [0.3 * width]) for width in (1.0, 1.25, 1.5))
-    grid = grids.uniform(CosineVP(), 60)
+    grid = schedules.uniform(CosineVP(), 60)
     start = torch.randn(2000, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     widths = [
         run(ddim(grid), step, start).std().item() for step in (true, strong, guidance.autoguidance(strong, weak, 2.0))
@@ -186,7 +186,7 @@ def test_an_interval_of_all_levels_is_the_guided_step(x):
     ):
         for t in (0.01, 0.5, 0.999):
             same(limited(x, CosineVP().at(t)), strong(x, CosineVP().at(t)), 0)
-    grid = grids.uniform(LinearVP(), 12)
+    grid = schedules.uniform(LinearVP(), 12)
     got, want = (run(ddim(grid), step, x) for step in (guidance.interval(strong, FIRST, 0.0, 1.0), strong))
     assert torch.equal(got, want)
 
@@ -194,7 +194,7 @@ def test_an_interval_of_all_levels_is_the_guided_step(x):
 def test_an_interval_outside_calls_only_the_plain_step(x):
     null, calls = counted(WHOLE)
     limited = guidance.interval(guidance.cfg(FIRST, null, 3.0), FIRST, 0.2, 0.7)
-    run(ddim(grids.uniform(CosineVP(), 10)), limited, x)
+    run(ddim(schedules.uniform(CosineVP(), 10)), limited, x)
     assert len(calls) == 6  # t = 0.7, 0.6 ... 0.2
 
 
@@ -308,7 +308,7 @@ def test_a_second_call_at_a_level_replaces_the_first(x):
     first = momentum.add(x, levels[0])
     for level in (levels[1], levels[1], levels[2]):
         torch.testing.assert_close(momentum.add(2 * x, level), 2 * x - 0.5 * first)
-    grid = grids.uniform(CosineVP(), 300)
+    grid = schedules.uniform(CosineVP(), 300)
     for level in grid[:-1]:
         momentum.add(x, level)
     assert len(momentum._past) <= 3  # memory does not grow with the steps
@@ -392,7 +392,7 @@ def test_steering_leaves_the_noise_end_as_it_is_and_knows_levels_per_sample(x):
 def test_a_shifted_mean_samples_the_class():
     """The ancestral form: mean and deviation of the wanted component, from the unconditional model."""
     score = guidance.log_probability(logits, torch.tensor([1]))
-    grid = grids.uniform(CosineVP(), 150)
+    grid = schedules.uniform(CosineVP(), 150)
     streams = Streams(5, range(10))
     start = streams.normal((100, 2), -1).double().reshape(1000, 2)
     noise = lambda step, draw=0: streams.normal((100, 2), step).reshape(1000, 2)  # noqa: E731
@@ -404,7 +404,7 @@ def test_a_shifted_mean_samples_the_class():
 
 def test_a_classifiers_gradient_is_found_inside_run_and_inference_mode(x):
     step = guidance.steer(WHOLE, guidance.gradient(guidance.log_probability(logits, torch.tensor([0]))))
-    grid = grids.uniform(LinearVP(), 8)
+    grid = schedules.uniform(LinearVP(), 8)
     want = run(ddim(grid), FIRST, x)
     torch.testing.assert_close(run(ddim(grid), step, x), want, rtol=0, atol=1e-8)
     with torch.inference_mode():
@@ -458,7 +458,7 @@ def maps(x: Tensor, level: Level) -> list[Tensor]:
 def nearest_texture(score: guidance.Score | None, scale: float) -> list[float]:
     start = torch.randn(60, 1, 6, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     step = TEXTURES if score is None else guidance.steer(TEXTURES, guidance.gradient(score, scale))
-    found = run(ddim(grids.uniform(CosineVP(), 30)), step, start)
+    found = run(ddim(schedules.uniform(CosineVP(), 30)), step, start)
     which = torch.cdist(found.flatten(1), TEXTURES.means.flatten(1)).argmin(1)
     return [(which == k).double().mean().item() for k in range(3)]
 
@@ -546,7 +546,7 @@ def test_a_batched_run_equals_a_run_of_two_calls_and_saves_the_null_where_it_is_
     denoiser = Denoiser(network, CosineVP(), prediction=prediction.v)
     condition, null = vectors()
     x = torch.randn(4, 5, generator=torch.Generator().manual_seed(9))
-    plan = ddim(grids.uniform(CosineVP(), 10))
+    plan = ddim(schedules.uniform(CosineVP(), 10))
 
     def guided(steps: list[Step]) -> Step:
         strong = guidance.rescale(guidance.cfg(steps[0], steps[1], 3.0), steps[0], 0.5)

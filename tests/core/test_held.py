@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.core import grids, samplers
 from unveil.core import prediction as predictions
+from unveil.core import samplers, schedules
 from unveil.core.denoiser import Estimate, Step
 from unveil.core.flow import RectifiedFlow
 from unveil.core.inverse import coarse, held, imposed, noised
-from unveil.core.noise import START, Streams
 from unveil.core.process import CosineVP, Process
+from unveil.core.rng import START, Streams
 from unveil.core.samplers import run
-from unveil.data.toy import Mixture
+from unveil.data.gaussian_mixture import Mixture
 from unveil.types import Level, ShapeError
 
 SHAPE = (1, 4, 1, 1)  # clips of four frames, of which all are near -1 or all near 1
@@ -29,7 +29,7 @@ def mixture() -> Mixture:
 def drawn(
     process: Process, known: Tensor, until: list[float], sampler: str = "ddim", step: Step | None = None
 ) -> Tensor:
-    streams, grid = Streams(0, range(len(known))), grids.uniform(process, 20)
+    streams, grid = Streams(0, range(len(known))), schedules.uniform(process, 20)
     times = torch.tensor(until).view(1, *SHAPE)
     noise = streams.normal(SHAPE, START)
     x = torch.where(times < 1, noised(grid[0], known, noise), grid.start(noise))
@@ -55,7 +55,7 @@ def test_frames_that_are_not_held_do_not_move_the_others():
 
 def test_nothing_held_is_the_step_itself():
     known = torch.zeros(8, *SHAPE)
-    streams, grid = Streams(0, range(8)), grids.uniform(RectifiedFlow(), 20)
+    streams, grid = Streams(0, range(8)), schedules.uniform(RectifiedFlow(), 20)
     plain = run(samplers.ddim(grid), mixture(), grid.start(streams.normal(SHAPE, START)), noise=streams.bind(SHAPE))
     assert torch.equal(drawn(RectifiedFlow(), known, [1, 1, 1, 1]), plain)
 
@@ -69,7 +69,7 @@ def test_each_part_is_worked_on_from_its_own_time_on():
         return model(x, level)
 
     drawn(RectifiedFlow(), torch.ones(1, *SHAPE), [0, 0.31, 0.62, 1], step=spied)
-    grid = torch.tensor([float(level.t) for level in grids.uniform(RectifiedFlow(), 20)], dtype=torch.float64)[:-1]
+    grid = torch.tensor([float(level.t) for level in schedules.uniform(RectifiedFlow(), 20)], dtype=torch.float64)[:-1]
     for frame, until in enumerate((0, 0.31, 0.62, 1)):
         told = torch.stack([one[frame] for one in seen])
         torch.testing.assert_close(told, grid.clamp(max=until), rtol=0, atol=1e-7)
@@ -100,7 +100,7 @@ def test_parts_at_the_data_and_parts_of_pure_noise_are_solved_together(predictio
 
 def test_parts_are_put_back_for_denoisers_of_one_level():
     known, times = torch.full((8, *SHAPE), 1.03), torch.tensor([0, 0.5, 1, 1]).view(1, *SHAPE)
-    streams, grid, told = Streams(0, range(8)), grids.uniform(RectifiedFlow(), 20), []
+    streams, grid, told = Streams(0, range(8)), schedules.uniform(RectifiedFlow(), 20), []
     step = mixture()
 
     def watched(x: Tensor, level: Level) -> Estimate:

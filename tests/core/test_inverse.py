@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.core import grids, inverse
+from unveil.core import inverse, schedules
 from unveil.core.denoiser import Estimate
-from unveil.core.grids import Grid
-from unveil.core.noise import START, Noise, Streams
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, betas
+from unveil.core.rng import START, Noise, Streams
 from unveil.core.samplers import Plan, ancestral, ddim, run
+from unveil.core.schedules import Grid
 from unveil.core.variance import learned_range
 from unveil.types import Level, RecipeError, ShapeError
 
-FINE = grids.uniform(CosineVP(), 20)
+FINE = schedules.uniform(CosineVP(), 20)
 
 
 class Field:
@@ -209,7 +209,7 @@ def test_ddrm_returns_known_pixels_bit_by_bit():
     field, keep = smooth(3, 7, 9), torch.rand(6, 1, 7, 9, generator=torch.Generator().manual_seed(1)) < 0.3
     truth = field.sample(6).float()
     operator = inverse.Mask(keep)
-    plan = inverse.ddrm(grids.uniform(LinearVP(), 10), operator, operator(truth))
+    plan = inverse.ddrm(schedules.uniform(LinearVP(), 10), operator, operator(truth))
     noise, draw = noises(truth.shape, dtype=torch.float32)
     x = run(plan, field, plan.start(noise), noise=draw)
     known = keep.expand_as(x)
@@ -228,7 +228,7 @@ def test_ddrm_without_fresh_noise_samples_the_posterior_where_directions_are_ind
     y = operator(field.sample(1, seed=5))
     seen = (operator.singular(y) > 0).expand(1, *shape).flatten()
     assert 0 < seen.sum() < 16
-    plan = inverse.ddrm(grids.uniform(CosineVP(), 80), operator, y.expand(count, *shape), eta=0.0)
+    plan = inverse.ddrm(schedules.uniform(CosineVP(), 80), operator, y.expand(count, *shape), eta=0.0)
     noise, draw = noises(torch.Size((count, *shape)))
     x = run(plan, field, plan.start(noise), noise=draw).flatten(1)
     mean, covariance = field.given(rotation[seen], operator.observed(y).flatten()[None, seen])
@@ -245,7 +245,7 @@ def test_ddrm_walks_along_noised_pictures_where_the_denoiser_knows_the_truth(eta
     truth = smooth(*shape).sample(1).expand(count, *shape)
     z = torch.randn(count, *shape, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
     y = operator(truth) + noise_level * z
-    grid = grids.uniform(LinearVP(), 12)
+    grid = schedules.uniform(LinearVP(), 12)
     plan = inverse.ddrm(grid, operator, y, noise_level=noise_level, eta=eta)
     noise, draw = noises(truth.shape)
     start = plan.start(noise)
@@ -264,7 +264,7 @@ def test_ddrm_walks_along_noised_pictures_where_the_denoiser_knows_the_truth(eta
 
     run(plan, step, start, noise=draw)
     assert len(seen) == 12
-    near = grids.at_times(LinearVP(), [0.4, 0.0])  # where what y says weighs in the start
+    near = schedules.at_times(LinearVP(), [0.4, 0.0])  # where what y says weighs in the start
     least = near[0].alpha * noise_level / near[0].sigma  # below it y is noisier than x
     certain = (operator.singular(truth) > least).expand(1, *shape).flatten()
     assert certain.sum() > 5
@@ -294,7 +294,7 @@ def test_ddrm_is_the_same_under_every_process():
     y = operator(field.sample(3))
     found = []
     for process in (CosineVP(), LinearVP()):
-        grid = grids.uniform_log_snr(process, 12, low=-3.5, high=3.0)
+        grid = schedules.uniform_log_snr(process, 12, low=-3.5, high=3.0)
         plan = inverse.ddrm(grid, operator, y, noise_level=0.1)
         noise, draw = noises(torch.Size((3, 3, 6, 5)))
         found.append(run(plan, field, plan.start(noise), noise=draw) / grid[-1].alpha)
@@ -318,7 +318,7 @@ def known_half() -> tuple[Field, Tensor, Tensor]:
 def test_known_pixels_come_back_bit_by_bit(sampler: Callable[[Grid], Plan], process):
     field, truth, keep = known_half()
     noise, draw = noises(truth.shape, dtype=torch.float32)
-    grid = grids.uniform(process, 25)
+    grid = schedules.uniform(process, 25)
     x = run(sampler(grid), inverse.masked(field, truth, keep), grid.start(noise), noise=draw)
     known = keep.expand_as(x)
     assert torch.equal(x[known], truth[known])
@@ -342,7 +342,7 @@ def test_known_pixels_have_the_law_of_noised_pictures_at_every_level():
     count = 4000
     truth = field.sample(1).expand(count, 1, 2, 2)
     noise, draw = noises(truth.shape)
-    grid = grids.uniform(LinearVP(), 20)
+    grid = schedules.uniform(LinearVP(), 20)
     step = inverse.masked(field, truth, torch.tensor([[True, False], [False, False]]))
 
     def look(shown):
@@ -364,7 +364,7 @@ def test_paste_puts_known_pixels_back_whatever_the_sampler_left():
 
 def test_resampling_goes_back_and_comes_again():
     """Two jumps of 2 in 6 steps, each stretch walked twice: from 2 left back to 4, from 0 ... as published."""
-    grid = grids.uniform(CosineVP(), 6)
+    grid = schedules.uniform(CosineVP(), 6)
     plan = inverse.resampled(ancestral(grid), grid, length=2, count=2)
     seen: list[float] = []
     noise, draw = noises(torch.Size((1, 3)))
@@ -388,7 +388,7 @@ def test_resampling_goes_back_and_comes_again():
 
 
 def test_a_jump_has_the_law_of_the_forward_process():
-    grid = grids.uniform(LinearVP(), 6)
+    grid = schedules.uniform(LinearVP(), 6)
     plan = inverse.resampled(ddim(grid), grid, length=3, count=2)
     count = 20_000
     noise, draw = noises(torch.Size((count, 1)))
@@ -399,7 +399,7 @@ def test_a_jump_has_the_law_of_the_forward_process():
         levels.append((level, x.mean().item(), x.std().item()))
         return field(x, level)
 
-    fine = grids.uniform(LinearVP(), 6)
+    fine = schedules.uniform(LinearVP(), 6)
     run(plan, looked, fine.start(noise), noise=draw)
     back = [after for before, after in pairwise(levels) if after[0].t > before[0].t]
     assert back
@@ -414,7 +414,7 @@ def test_resampling_brings_the_gap_to_the_exact_posterior():
     count = 2000
     pixels = torch.tensor([[1.5, 0.0]], dtype=torch.float64).expand(count, 2)
     keep = torch.tensor([True, False])
-    grid = grids.uniform(CosineVP(), 30)
+    grid = schedules.uniform(CosineVP(), 30)
     noise, draw = noises(torch.Size((count, 2)))
     errors = []
     for again in (1, 8):
@@ -426,7 +426,7 @@ def test_resampling_brings_the_gap_to_the_exact_posterior():
 
 def test_resampling_takes_learned_variances():
     process = DiscreteVP(betas("linear", 12))
-    grid = grids.uniform(process, 12)
+    grid = schedules.uniform(process, 12)
     plan = inverse.resampled(ancestral(grid, learned_range), grid, length=3, count=2)
     field = smooth(1, 2, 2)
     noise, draw = noises(torch.Size((3, 1, 2, 2)))
@@ -444,22 +444,22 @@ def test_an_edit_begins_where_it_is_told_whatever_the_number_of_steps():
     pixels = smooth(1, 3, 3).sample(2)
     noise, _ = noises(pixels.shape)
     for steps in (3, 10, 64):
-        rest, x = inverse.sdedit(grids.uniform(CosineVP(), steps), pixels, noise, 0.35)
+        rest, x = inverse.sdedit(schedules.uniform(CosineVP(), steps), pixels, noise, 0.35)
         assert rest[0] == CosineVP().at(0.35)
         assert [level.t for level in rest[1:]] == [k / steps for k in range(steps, -1, -1) if k / steps < 0.35]
         torch.testing.assert_close(x, rest[0].alpha * pixels + rest[0].sigma * noise)
-    whole, _ = inverse.sdedit(grids.uniform(CosineVP(), 10), pixels, noise, 1.0)
-    assert [level.t for level in whole] == [level.t for level in grids.uniform(CosineVP(), 10)]
+    whole, _ = inverse.sdedit(schedules.uniform(CosineVP(), 10), pixels, noise, 1.0)
+    assert [level.t for level in whole] == [level.t for level in schedules.uniform(CosineVP(), 10)]
 
 
 def test_an_edit_of_a_discrete_process_begins_at_an_index():
     process = DiscreteVP(betas("linear", 20))
     pixels = torch.zeros(1, 3)
-    rest, _ = inverse.sdedit(grids.leading(process, 5), pixels, pixels, 0.33)
+    rest, _ = inverse.sdedit(schedules.leading(process, 5), pixels, pixels, 0.33)
     assert [process.index(level) for level in rest[:-1]] == [6, 4, 0]
-    rest, _ = inverse.sdedit(grids.leading(process, 5), pixels, pixels, 0.01)
+    rest, _ = inverse.sdedit(schedules.leading(process, 5), pixels, pixels, 0.01)
     assert [process.index(level) for level in rest[:-1]] == [0]
-    rest, _ = inverse.sdedit(grids.leading(process, 5), pixels, pixels, 1.0)
+    rest, _ = inverse.sdedit(schedules.leading(process, 5), pixels, pixels, 1.0)
     assert len(rest) == 6  # a grid that begins below t = 1 is not made longer
 
 
@@ -469,7 +469,7 @@ def test_an_edit_keeps_more_of_the_picture_the_later_it_begins():
     noise, _ = noises(pixels.shape)
     kept, likely = [], []
     for start in (0.1, 0.5, 1.0):
-        rest, x = inverse.sdedit(grids.uniform(CosineVP(), 40), pixels, noise, start)
+        rest, x = inverse.sdedit(schedules.uniform(CosineVP(), 40), pixels, noise, start)
         edited = run(ddim(rest), field, x)
         kept.append((edited - pixels).square().mean().item())
         likely.append(edited.mean().abs().item())
@@ -485,7 +485,7 @@ def test_dps_draws_near_to_any_differentiable_measurement(size):
     field = smooth(3, *size, reach=2.5)
     truth = field.sample(8)
     noise, draw = noises(truth.shape)
-    grid = grids.uniform(CosineVP(), 60)
+    grid = schedules.uniform(CosineVP(), 60)
     free = run(ancestral(grid), field, grid.start(noise), noise=draw)
     small = inverse.block_average(size, 2)
 
@@ -507,7 +507,7 @@ def test_a_step_of_dps_is_the_plans_and_the_gradient_at_the_x_before_it():
     field = smooth(1, 3, 2)
     truth = field.sample(2)
     noise, _ = noises(truth.shape)
-    grid = grids.at_times(CosineVP(), [0.8, 0.5])
+    grid = schedules.at_times(CosineVP(), [0.8, 0.5])
 
     def distance(x: Tensor) -> Tensor:
         return (truth.sin() - field(x, grid[0]).x0.sin()).flatten(1).norm(dim=1)
@@ -530,7 +530,7 @@ def test_a_step_of_dps_is_the_plans_and_the_gradient_at_the_x_before_it():
 # ---------------------------------------------------------------------- mistakes
 
 PICTURE = torch.zeros(2, 3, 8, 8)
-GRID = grids.uniform(CosineVP(), 4)
+GRID = schedules.uniform(CosineVP(), 4)
 
 
 @pytest.mark.parametrize(

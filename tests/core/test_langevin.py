@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from tests.core.mixture import draw, exact
-from unveil.core import grids, sde
+from unveil.core import schedules, sde
 from unveil.core.denoiser import Estimate
-from unveil.core.exploding import EDM, VE, DiscreteVE
 from unveil.core.flow import RectifiedFlow
-from unveil.core.noise import START, Streams
 from unveil.core.process import CosineVP, LinearVP
+from unveil.core.rng import START, Streams
 from unveil.core.samplers import ancestral, ddim, run
 from unveil.core.samplers.langevin import (
     Langevin,
@@ -25,7 +24,8 @@ from unveil.core.samplers.langevin import (
     predictor_corrector,
     reverse_diffusion,
 )
-from unveil.data.toy import Mixture
+from unveil.core.ve import EDM, VE, DiscreteVE
+from unveil.data.gaussian_mixture import Mixture
 from unveil.types import Level, RecipeError
 
 
@@ -40,7 +40,7 @@ def noise(*shape: int):
 def test_annealing_finds_the_weights_of_far_modes_and_a_single_level_does_not():
     """Song & Ermon 2019, section 3.2.2: both modes attract half of the starts, whatever they weigh."""
     mixture = Mixture([0.2, 0.8], torch.tensor([[-4.0], [4.0]]), [0.5, 0.5])
-    grid = grids.uniform(VE(0.05, 20), 24).onto_data()
+    grid = schedules.uniform(VE(0.05, 20), 24).onto_data()
     start = grid.start(noise(2000, 1)(START % 99))
     shares = []
     for sampler in (annealed_langevin, langevin):
@@ -54,7 +54,7 @@ def test_a_level_keeps_its_own_distribution_up_to_the_steps_size():
     """On a Gaussian the variance settles at that of the level over 1 - size / 2."""
     process = VE(0.5, 8)
     nothing = lambda x, level: Estimate.of_x0(0 * x, x, level)  # noqa: E731  # data of no width: x ~ N(0, sigma^2)
-    grid = grids.uniform(process, 1)
+    grid = schedules.uniform(process, 1)
     for size in (0.05, 0.4):
         x = run(langevin(grid, each=200, size=size), nothing, torch.zeros(4000), noise=noise(4000))
         assert x.var().item() == pytest.approx(0.25 / (1 - size / 2), rel=0.1)
@@ -62,7 +62,7 @@ def test_a_level_keeps_its_own_distribution_up_to_the_steps_size():
 
 def test_a_grid_that_goes_onto_the_data_leaves_no_noise():
     point = lambda x, level: Estimate.of_x0(torch.full_like(x, 0.3), x, level)  # noqa: E731
-    bare = grids.uniform(DiscreteVE(0.01, 1.0, 10), 9)
+    bare = schedules.uniform(DiscreteVE(0.01, 1.0, 10), 9)
     plans = [annealed_langevin(grid, each=20) for grid in (bare, bare.onto_data())]
     noisy, clean = (run(plan, point, torch.zeros(500), noise=noise(500)) for plan in plans)
     assert noisy.std().item() == pytest.approx(0.01, rel=0.15)
@@ -72,7 +72,7 @@ def test_a_grid_that_goes_onto_the_data_leaves_no_noise():
 
 def test_the_size_of_step_is_the_published_one():
     """Song & Ermon 2020, section 4: 232 levels from 50 to 0.01, 5 steps each, epsilon = 6.2e-6."""
-    size = improved_size(grids.uniform(DiscreteVE(0.01, 50.0, 232), 231), 5)
+    size = improved_size(schedules.uniform(DiscreteVE(0.01, 50.0, 232), 231), 5)
     assert size * 0.01**2 == pytest.approx(6.2e-6, rel=0.01)
 
 
@@ -82,7 +82,7 @@ def test_the_size_of_step_is_the_published_one():
 @pytest.mark.parametrize("process", [LinearVP(), sde.SubVP(), VE(), EDM(), RectifiedFlow()])
 def test_one_step_is_the_reverse_sdes(process):
     x, z = torch.tensor([0.4, -1.0], dtype=torch.float64), torch.tensor([0.7, -0.2], dtype=torch.float64)
-    grid = grids.at_times(process, [0.6, 0.55])
+    grid = schedules.at_times(process, [0.6, 0.55])
     level, dt = grid[0], -0.05
     score = -exact(x, level).eps / level.sigma
     f, g = sde.drift(level), sde.diffusion(level)
@@ -97,9 +97,9 @@ def test_one_step_is_the_reverse_sdes(process):
 @pytest.mark.parametrize("sampler", [euler_maruyama, reverse_diffusion])
 @pytest.mark.parametrize("process", [LinearVP(), VE(0.01, 20)])
 def test_the_last_step_onto_the_data_is_the_estimate(sampler, process):
-    grid = grids.uniform(process, 5).onto_data()
+    grid = schedules.uniform(process, 5).onto_data()
     x = torch.linspace(-1, 1, 7, dtype=torch.float64)
-    only = grids.Grid(process, grid[-2:])
+    only = schedules.Grid(process, grid[-2:])
     torch.testing.assert_close(run(sampler(only), exact, x.clone()), exact(x, only[0]).x0)
 
 
@@ -117,7 +117,7 @@ def wide(x: torch.Tensor, level: Level) -> Estimate:
 @pytest.mark.parametrize("process", [LinearVP(), VE(0.01, 20)])
 @pytest.mark.parametrize("predictor", [euler_maruyama, reverse_diffusion, ancestral])
 def test_a_cautious_corrector_leaves_the_distribution_as_it_is(predictor, process):
-    grid = grids.at_times(process, [1 - k / 120 for k in range(120)]).onto_data()
+    grid = schedules.at_times(process, [1 - k / 120 for k in range(120)]).onto_data()
     start = grid.start(noise(200, 64)(10**6))
     plan = predictor_corrector(grid, predictor=predictor, snr=0.1, corrections=2)
     x = run(plan, wide, start, noise=noise(200, 64))
@@ -126,7 +126,7 @@ def test_a_cautious_corrector_leaves_the_distribution_as_it_is(predictor, proces
 
 
 def test_corrections_mend_a_coarse_predictor():
-    grid = grids.karras(VE(0.01, 20), 12)
+    grid = schedules.karras(VE(0.01, 20), 12)
 
     def off(plan) -> float:
         x = run(plan, wide, grid.start(noise(200, 64)(10**6)), noise=noise(200, 64))
@@ -137,7 +137,7 @@ def test_corrections_mend_a_coarse_predictor():
 
 
 def test_no_sample_depends_on_its_neighbours():
-    grid = grids.karras(EDM(), 6)
+    grid = schedules.karras(EDM(), 6)
 
     def sample(numbers):
         streams = Streams(3, numbers)
@@ -148,7 +148,7 @@ def test_no_sample_depends_on_its_neighbours():
 
 
 def test_a_norm_over_the_batch_is_a_choice_of_whoever_wants_it():
-    grid = grids.karras(EDM(), 6)
+    grid = schedules.karras(EDM(), 6)
     over_all = Langevin(0.16, 1, norm=lambda v: v.flatten(1).norm(dim=1).mean())
     plan = PredictorCorrector(reverse_diffusion(grid), grid[:-1], over_all, [1.0] * 6)
     two = run(plan, wide, grid.start(noise(2, 64)(9)), noise=noise(2, 64))
@@ -167,7 +167,7 @@ def test_a_score_of_nothing_moves_by_the_largest_step():
 
 
 def test_without_corrections_the_predictor_is_left():
-    grid = grids.uniform(CosineVP(), 6)
+    grid = schedules.uniform(CosineVP(), 6)
     start = draw(20)
     for predictor in (reverse_diffusion, ancestral):
         plan = predictor_corrector(grid, predictor=predictor, corrections=0)
@@ -176,12 +176,12 @@ def test_without_corrections_the_predictor_is_left():
 
 
 def test_mistakes_are_named():
-    flow = grids.uniform(RectifiedFlow(), 4)
+    flow = schedules.uniform(RectifiedFlow(), 4)
     with pytest.raises(RecipeError, match=r"carries x / alpha from level to level, and alpha is 0 at t = 1\.0"):
         annealed_langevin(flow)
     with pytest.raises(RecipeError, match=r"drift infinite; begin the grid .* use the sampler reverse-diffusion"):
         euler_maruyama(flow)
-    ve = grids.uniform(VE(), 4)
+    ve = schedules.uniform(VE(), 4)
     for options in ({"size": 1.0}, {"size": 0.0}, {"each": 0}):
         with pytest.raises(RecipeError, match="at least 1 call, and a size inside"):
             langevin(ve, **options)

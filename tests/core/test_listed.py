@@ -12,16 +12,16 @@ from torch import Tensor
 
 from tests.core.mixture import MEANS, SPREADS, WEIGHTS, draw, exact
 from tests.core.path import affine_moments, consistent, marginal, quantile, quick
-from unveil.core import grids
 from unveil.core import prediction as predictions
+from unveil.core import schedules
 from unveil.core.denoiser import Estimate, Step
-from unveil.core.exploding import EDM, VE
 from unveil.core.flow import RectifiedFlow, Shifted
-from unveil.core.grid import Grid
-from unveil.core.noise import START, Brownian, Noise, Streams
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, Process, betas
+from unveil.core.rng import START, Brownian, Noise, Streams
 from unveil.core.samplers import SAMPLERS, Plan, Progress, Sampler, State, Table, named, run
+from unveil.core.schedule import Grid
 from unveil.core.sde import SubVP
+from unveil.core.ve import EDM, VE
 from unveil.types import Cancelled, Level, RecipeError, like
 
 PROCESSES: dict[str, Process] = {
@@ -56,7 +56,7 @@ def step_for(entry: Sampler) -> Step:
 
 
 def log_snr_grid(process: Process, steps: int, low: float = -3.5, high: float = 4.0) -> Grid:
-    return grids.uniform_log_snr(process, steps, low=low, high=high)
+    return schedules.uniform_log_snr(process, steps, low=low, high=high)
 
 
 def fitted(errors: list[float]) -> float:
@@ -192,7 +192,7 @@ def test_the_process_matters_where_the_entry_says_so(entry):
 @pytest.mark.parametrize("process", PROCESSES)
 def test_whole_runs_of_any_length_are_finite_or_refused_by_name(entry, process):
     for steps in (1, 2, 7):
-        grid = grids.uniform(PROCESSES[process], steps).onto_data()
+        grid = schedules.uniform(PROCESSES[process], steps).onto_data()
         if grid[0].alpha == 0 and entry.start == "finite":
             with pytest.raises(RecipeError, match="alpha"):
                 run(entry.plan(grid), step_for(entry), grid.start(fresh(9)(START % 7)), noise=fresh(9))
@@ -208,7 +208,7 @@ def test_the_last_step_onto_clean_data_leaves_nothing_but_the_estimate(entry):
 
     # where time is the clock, only the process that ends before clean data has to be left in a straight step
     for process in PROCESSES.values() if entry.domain == "log-snr" else [VE()]:
-        grid = grids.uniform_log_snr(process, 20, low=-3).onto_data()
+        grid = schedules.uniform_log_snr(process, 20, low=-3).onto_data()
         x = run(entry.plan(grid), settled, grid.start(fresh(9)(0)), noise=fresh(9))
         torch.testing.assert_close(x, torch.full_like(x, 0.7), rtol=0, atol=1e-9)
 
@@ -223,7 +223,7 @@ def smooth(x: Tensor, level: Level) -> Estimate:
 
 def batch_of(entry: Sampler, samples: list[int]) -> Tensor:
     streams = Streams(11, samples)
-    grid = grids.uniform_log_snr(LinearVP(), 6, low=-3, high=3)
+    grid = schedules.uniform_log_snr(LinearVP(), 6, low=-3, high=3)
     return run(entry.plan(grid), smooth, grid.start(streams.normal((2, 3), START)), noise=streams.bind((2, 3)))
 
 
@@ -341,7 +341,7 @@ def test_tokens_with_levels_of_their_own_are_sampled_as_if_alone(entry):
     path = Brownian(Streams(3, range(count)), (len(TOKENS),))
     tracks = [[track(k / steps) for k in range(steps + 1)] for track in TOKENS.values()]
     times = [torch.tensor([at], dtype=torch.float64) for at in zip(*tracks, strict=True)]
-    together = entry.plan(grids.at_times(process, times))
+    together = entry.plan(schedules.at_times(process, times))
     x = path.streams.normal(path.shape, START).double()
     got = run(together, by_token(step_for(entry)), x, noise=token_noise(together, path, 0))
     assert got.isfinite().all()
@@ -350,7 +350,7 @@ def test_tokens_with_levels_of_their_own_are_sampled_as_if_alone(entry):
         if len(moving) == 1:
             assert torch.equal(got[:, j], x[:, j]), f"the {name} token moved"
         elif not entry.couples:
-            alone = entry.plan(grids.at_times(process, moving))
+            alone = entry.plan(schedules.at_times(process, moving))
             waited = tracks[j].index(moving[0], 0) if tracks[j][1] != tracks[j][0] else tracks[j].count(moving[0]) - 1
             rows = (together.total or 0) // steps
             want = run(alone, step_for(entry), x, noise=token_noise(alone, path, waited * rows))

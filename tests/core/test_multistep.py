@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from tests.core.mixture import exact as mixture
-from unveil.core import grids
+from unveil.core import schedules
 from unveil.core.denoiser import Estimate, Step
-from unveil.core.exploding import EDM, VE
 from unveil.core.flow import RectifiedFlow
 from unveil.core.process import CosineVP, LinearVP
 from unveil.core.samplers import Plan, ddim, run
+from unveil.core.samplers.coefficients import adams
 from unveil.core.samplers.multistep import BASHFORTH, adams_bashforth, improved_euler, lms, plms, pndm, runge_kutta
-from unveil.core.samplers.stride import adams
+from unveil.core.ve import EDM, VE
 from unveil.types import Level, RecipeError
 
 SIGMAS = [9.0, 5.0, 4.5, 2.0, 1.1, 0.7, 0.15, 0.0]  # uneven on purpose
@@ -39,7 +39,7 @@ def states(plan: Plan, step: Step, x: Tensor) -> list[float]:
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_lms_integrates_polynomials_in_sigma_below_its_order(order):
-    grid = grids.from_sigmas(EDM(), SIGMAS)
+    grid = schedules.from_sigmas(EDM(), SIGMAS)
     for power in range(order + 1):
         kept = states(lms(grid, order), told(lambda level, p=power: level.sigma**p), torch.zeros(1).double())
         for k, (here, there) in enumerate(pairwise(SIGMAS)):
@@ -52,7 +52,7 @@ def test_lms_integrates_polynomials_in_sigma_below_its_order(order):
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_adams_bashforth_integrates_polynomials_in_t_below_its_order(order):
     times = [1.0, 0.9, 0.65, 0.6, 0.3, 0.12, 0.0]
-    grid = grids.at_times(RectifiedFlow(), times)
+    grid = schedules.at_times(RectifiedFlow(), times)
     for power in range(order + 1):
         kept = states(adams_bashforth(grid, order), told(lambda level, p=power: level.t**p), torch.zeros(1).double())
         for k, (here, there) in enumerate(pairwise(times)):
@@ -63,7 +63,7 @@ def test_adams_bashforth_integrates_polynomials_in_t_below_its_order(order):
 
 
 def test_adams_bashforth_of_order_1_is_euler_in_t():
-    grid = grids.uniform(LinearVP(), 9)
+    grid = schedules.uniform(LinearVP(), 9)
     x = torch.linspace(-2, 2, 5, dtype=torch.float64)
     want = x
     for here, there in pairwise(grid):
@@ -73,7 +73,7 @@ def test_adams_bashforth_of_order_1_is_euler_in_t():
 
 
 def test_where_time_ends_before_the_data_the_last_step_is_straight():
-    grid = grids.uniform(VE(), 6).onto_data()  # t = 0 at sigma_min, and clean data beyond it
+    grid = schedules.uniform(VE(), 6).onto_data()  # t = 0 at sigma_min, and clean data beyond it
     x = run(adams_bashforth(grid), lambda x, level: Estimate.of_x0(0 * x + 0.7, x, level), torch.ones(3).double())
     torch.testing.assert_close(x, torch.full_like(x, 0.7))
 
@@ -87,7 +87,7 @@ def test_even_steps_have_the_known_weights():
 
 
 def test_plms_averages_even_steps_and_carries_x_as_ddim_does():
-    grid = grids.uniform_log_snr(CosineVP(), 7, low=-2, high=2)
+    grid = schedules.uniform_log_snr(CosineVP(), 7, low=-2, high=2)
     rows = plms(grid).rows
     assert len(rows) == 8  # one call more, in the first step
     assert rows[0].mark
@@ -106,7 +106,7 @@ def test_plms_averages_even_steps_and_carries_x_as_ddim_does():
 
 def test_the_first_step_is_improved_eulers_or_runge_kuttas():
     """With eps = sigma / alpha in y = x / alpha: y moves by the mean of what the calls saw."""
-    grid = grids.from_sigmas(VE(), [8.0, 2.0, 1.0])
+    grid = schedules.from_sigmas(VE(), [8.0, 2.0, 1.0])
     seen = lambda level: float(level.sigma)  # noqa: E731
     kept = states(plms(grid, improved_euler), told(seen), torch.zeros(1).double())
     assert kept[2] == pytest.approx(-6.0 * (8.0 + 2.0) / 2)
@@ -118,14 +118,14 @@ def test_the_first_step_is_improved_eulers_or_runge_kuttas():
 @pytest.mark.parametrize(("sampler", "more"), [(plms, 1), (pndm, 9)])
 def test_network_calls(sampler, more):
     for steps in (4, 20):
-        grid = grids.uniform_log_snr(LinearVP(), steps, low=-3, high=3)
+        grid = schedules.uniform_log_snr(LinearVP(), steps, low=-3, high=3)
         assert len(sampler(grid).levels) == steps + more
-    onto_data = grids.karras(EDM(), 1)
+    onto_data = schedules.karras(EDM(), 1)
     assert len(sampler(onto_data).levels) == 1  # no call can be made at the data
 
 
 def test_a_constant_eps_is_carried_without_error():
-    grid = grids.uniform_log_snr(LinearVP(), 6, low=-3, high=3)
+    grid = schedules.uniform_log_snr(LinearVP(), 6, low=-3, high=3)
     x0, eps = torch.tensor([0.3]).double(), torch.tensor([-1.2]).double()
     x = grid[0].alpha * x0 + grid[0].sigma * eps
     for sampler in (plms, pndm, lms):
@@ -137,7 +137,9 @@ def test_parts_that_wait_begin_as_if_alone_even_among_others():
     """The registry's test has one waiting part; here the start of one falls into the middle of another's run."""
     tracks = [[0.9, 0.8, 0.7, 0.6, 0.5, 0.4], [0.9, 0.9, 0.9, 0.6, 0.3, 0.2]]
     process = RectifiedFlow()
-    grid = grids.at_times(process, [torch.tensor([pair], dtype=torch.float64) for pair in zip(*tracks, strict=True)])
+    grid = schedules.at_times(
+        process, [torch.tensor([pair], dtype=torch.float64) for pair in zip(*tracks, strict=True)]
+    )
     x = torch.tensor([[1.3, -0.4]], dtype=torch.float64)
 
     def tokens(x: Tensor, level: Level) -> Estimate:
@@ -146,7 +148,7 @@ def test_parts_that_wait_begin_as_if_alone_even_among_others():
     for sampler in (plms, pndm, lms):
         got = run(sampler(grid), tokens, x)
         for k, track in enumerate(tracks):
-            alone = grids.at_times(process, sorted(set(track), reverse=True))
+            alone = schedules.at_times(process, sorted(set(track), reverse=True))
             want = run(sampler(alone), tokens, x[:, k : k + 1])
             torch.testing.assert_close(got[:, k : k + 1], want, rtol=0, atol=1e-13)
 
@@ -157,10 +159,10 @@ def test_parts_that_wait_begin_as_if_alone_even_among_others():
 @pytest.mark.parametrize("make", [lambda g: lms(g, 5), lambda g: adams_bashforth(g, 5), lambda g: lms(g, 0)])
 def test_orders_that_do_not_exist_are_named(make):
     with pytest.raises(RecipeError, match=r"order = [05]: must lie in 1 to 4"):
-        make(grids.uniform(LinearVP(), 6))
+        make(schedules.uniform(LinearVP(), 6))
 
 
 @pytest.mark.parametrize("make", [lms, plms, pndm])
 def test_eps_cannot_begin_at_pure_noise(make):
     with pytest.raises(RecipeError, match="alpha is 0 there, where eps says nothing about x0"):
-        make(grids.uniform(CosineVP(), 6))
+        make(schedules.uniform(CosineVP(), 6))

@@ -10,17 +10,17 @@ from torch import nn
 
 from tests.core.mixture import draw, exact_x0
 from tests.core.test_process import PROCESSES
-from unveil.core import grids, prediction, weights
+from unveil.core import loss_weights, prediction, schedules
 from unveil.core.denoiser import Denoiser, Estimate
-from unveil.core.exploding import EDM
 from unveil.core.flow import RectifiedFlow
 from unveil.core.likelihood import bound, decoder_nll, normal_kl
-from unveil.core.noise import Streams
 from unveil.core.objective import Diffusion, hybrid, vlb
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, betas
-from unveil.core.times import SecondMoment, Stratified, Uniform
+from unveil.core.rng import Streams
+from unveil.core.timestep_sampling import SecondMoment, Stratified, Uniform
 from unveil.core.transition import Chain, chain_of
 from unveil.core.variance import fixed_large, fixed_small, learned_range, posterior_mix
+from unveil.core.ve import EDM
 from unveil.types import RecipeError
 
 PREDICTIONS = {**prediction.PREDICTIONS, "edm-f": prediction.edm_f(0.5)}
@@ -52,20 +52,20 @@ def test_the_exact_denoiser_minimises_the_error(name):
     x0, streams = batch(4096)
     network = Exact(process, PREDICTIONS[name])
     denoiser = Denoiser(network, process, prediction=PREDICTIONS[name])
-    best = Diffusion(weight=weights.min_snr())(denoiser, x0, None, streams, 0)
+    best = Diffusion(weight=loss_weights.min_snr())(denoiser, x0, None, streams, 0)
     (slope,) = torch.autograd.grad(best.value, network.error)
     network.error.data += 0.3
-    worse = Diffusion(weight=weights.min_snr())(denoiser, x0, None, streams, 0)
+    worse = Diffusion(weight=loss_weights.min_snr())(denoiser, x0, None, streams, 0)
     (steep,) = torch.autograd.grad(worse.value, network.error)
     assert worse.value > best.value
     assert slope.abs() < 0.05 * steep.abs()
 
 
-@pytest.mark.parametrize("weight", [*weights.WEIGHTS, "elbo"])
+@pytest.mark.parametrize("weight", [*loss_weights.WEIGHTS, "elbo"])
 @pytest.mark.parametrize("name", PREDICTIONS)
 def test_a_weight_means_the_same_under_every_prediction(name, weight):
     process = DiscreteVP(betas("linear", 100))
-    chosen = weights.elbo(chain_of(process)) if weight == "elbo" else weights.WEIGHTS[weight]
+    chosen = loss_weights.elbo(chain_of(process)) if weight == "elbo" else loss_weights.WEIGHTS[weight]
     x0, streams = batch(64)
     losses = []
     for target in (PREDICTIONS["x0"], PREDICTIONS[name]):
@@ -79,7 +79,7 @@ def test_snr_weight_is_l_simple_on_eps():
     x0, streams = batch(64)
     denoiser = Denoiser(Exact(process, prediction.eps, 0.1), process)
     plain = Diffusion()(denoiser, x0, None, streams, 0).per_sample
-    weighed = Diffusion(weight=weights.snr)(denoiser, x0, None, streams, 0).per_sample
+    weighed = Diffusion(weight=loss_weights.snr)(denoiser, x0, None, streams, 0).per_sample
     torch.testing.assert_close(plain, weighed, rtol=1e-5, atol=0)
 
 
@@ -110,7 +110,7 @@ FLAT = {  # (weight, prediction) -> what the weight is on the square of the pred
 @pytest.mark.parametrize("process", PROCESSES)
 def test_a_weight_in_x0_space_is_the_papers_on_its_own_prediction(process, weight, name):
     level = PROCESSES[process].at(torch.linspace(0.1, 0.9, 9, dtype=torch.float64))
-    found = weights.on_target(weights.WEIGHTS[weight], PREDICTIONS[name], level)
+    found = loss_weights.on_target(loss_weights.WEIGHTS[weight], PREDICTIONS[name], level)
     want = torch.as_tensor(FLAT[weight, name](level), dtype=torch.float64).expand(9)
     torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-12)
 
@@ -120,23 +120,23 @@ def test_weights_on_v_and_on_a_straight_paths_velocity():
     vp, flow = CosineVP().at(t), RectifiedFlow().at(t)
     even = torch.ones(9, dtype=torch.float64)
     # SNR + 1 is even on v; on a straight path's velocity an error in x0 is one of its size over sigma
-    torch.testing.assert_close(weights.on_target(weights.edm(1.0), prediction.v, vp), even)
-    torch.testing.assert_close(weights.on_target(lambda level: 1 / level.sigma**2, prediction.flow, flow), even)
-    torch.testing.assert_close(weights.on_target(weights.flow(), prediction.flow, flow), even)
-    bounded = weights.flow(most=4.0)(flow)
+    torch.testing.assert_close(loss_weights.on_target(loss_weights.edm(1.0), prediction.v, vp), even)
+    torch.testing.assert_close(loss_weights.on_target(lambda level: 1 / level.sigma**2, prediction.flow, flow), even)
+    torch.testing.assert_close(loss_weights.on_target(loss_weights.flow(), prediction.flow, flow), even)
+    bounded = loss_weights.flow(most=4.0)(flow)
     torch.testing.assert_close(bounded, torch.minimum(1 / flow.sigma**2, 4 * even))
     # EDM's own: (sigma^2 + s^2) / (sigma s)^2
     sigma = EDM().at(t).sigma
-    torch.testing.assert_close(weights.edm(0.3)(EDM().at(t)), (sigma**2 + 0.09) / (0.3 * sigma) ** 2)
+    torch.testing.assert_close(loss_weights.edm(0.3)(EDM().at(t)), (sigma**2 + 0.09) / (0.3 * sigma) ** 2)
 
 
-@pytest.mark.parametrize("weight", weights.WEIGHTS)
+@pytest.mark.parametrize("weight", loss_weights.WEIGHTS)
 @pytest.mark.parametrize("process", PROCESSES)
 def test_every_process_trains_with_every_weight(process, weight):
     chosen = PROCESSES[process]
     x0 = draw(32)[:, None].float()
     denoiser = Denoiser(TwoHeadsOff(), chosen, prediction=prediction.x0)
-    loss = Diffusion(weight=weights.WEIGHTS[weight])(denoiser, x0, None, Streams(0, range(32)), 0)
+    loss = Diffusion(weight=loss_weights.WEIGHTS[weight])(denoiser, x0, None, Streams(0, range(32)), 0)
     assert loss.value.isfinite()
     assert loss.value > 0
 
@@ -302,7 +302,7 @@ def test_the_bound_of_the_exact_denoiser_reaches_the_true_likelihood():
 
     totals = []
     for steps in (5, 50, 1000):
-        chain = Chain(grids.trailing(process, steps))
+        chain = Chain(schedules.trailing(process, steps))
         got = bound(gaussian, chain, x0, fixed_large, noise=Streams(0, range(500)).bind((4,)))
         totals.append(got.total.mean().item())
     assert totals[0] > totals[1] > totals[2]
@@ -310,7 +310,7 @@ def test_the_bound_of_the_exact_denoiser_reaches_the_true_likelihood():
 
 
 def test_variances_lie_between_beta_tilde_and_beta():
-    step = Chain(grids.trailing(DiscreteVP(betas("linear", 100)), 10))[3]
+    step = Chain(schedules.trailing(DiscreteVP(betas("linear", 100)), 10))[3]
     small, large = fixed_small(step).value, fixed_large(step).value
     assert small < posterior_mix(0.3)(step).value < large
     assert posterior_mix(0.0)(step).value == small

@@ -9,10 +9,8 @@ import torch
 
 from tests.core.test_process import PROCESSES
 from unveil.core.denoiser import Estimate
-from unveil.core.exploding import EDM
 from unveil.core.flow import RectifiedFlow
 from unveil.core.likelihood import bound
-from unveil.core.noise import Streams
 from unveil.core.ode_likelihood import (
     BIN,
     axes,
@@ -24,9 +22,11 @@ from unveil.core.ode_likelihood import (
     rademacher,
 )
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, betas
+from unveil.core.rng import Streams
 from unveil.core.transition import chain_of
 from unveil.core.variance import fixed_small
-from unveil.data.toy import Mixture
+from unveil.core.ve import EDM
+from unveil.data.gaussian_mixture import Mixture
 from unveil.types import Level, NonFinite, RecipeError
 
 GAUSSIAN = Mixture([1.0], torch.tensor([[0.1, -0.2, 0.3]]), [0.4])

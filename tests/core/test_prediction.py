@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.core.test_process import PROCESSES
-from unveil.core import grids, prediction
+from unveil.core import prediction, schedules
 from unveil.core.denoiser import Denoiser, Estimate
 from unveil.core.prediction import PREDICTIONS, solve
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, betas
@@ -68,7 +68,7 @@ def test_ends():
 
 
 def test_a_level_off_the_chain_is_refused():
-    chain = Chain(grids.uniform(LinearVP(), 10))
+    chain = Chain(schedules.uniform(LinearVP(), 10))
     with pytest.raises(RecipeError, match="not a level of this chain of 10 steps"):
         chain.of(Level(0.123, 0.9, 0.1))
 

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from unveil.core.exploding import EDM, VE, DiscreteVE
 from unveil.core.flow import RectifiedFlow, Shifted, resolution_shift
 from unveil.core.process import BETAS, DATA, CosineVP, DiscreteVP, LinearVP, betas, partly, zero_terminal_snr
 from unveil.core.sde import SubVP, diffusion, drift
+from unveil.core.ve import EDM, VE, DiscreteVE
 from unveil.types import Level, RecipeError
 
 PRESERVING = {

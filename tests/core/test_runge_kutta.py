@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from tests.core.mixture import exact, exact_x0
-from unveil.core import grids
+from unveil.core import schedules
 from unveil.core.denoiser import Estimate
-from unveil.core.exploding import EDM
 from unveil.core.flow import RectifiedFlow
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, betas
 from unveil.core.samplers import (
@@ -30,9 +29,10 @@ from unveil.core.samplers import (
     heun_time,
     run,
 )
+from unveil.core.ve import EDM
 from unveil.types import Level, RecipeError
 
-GRID = grids.karras(EDM(), 18)
+GRID = schedules.karras(EDM(), 18)
 X = torch.linspace(-100, 100, 30, dtype=torch.float64)
 
 
@@ -65,10 +65,10 @@ def test_second_order_steps_are_the_papers_where_sigma_is_the_time(sampler, node
 
 
 def test_the_two_families_are_one_where_paths_are_straight_in_time_and_two_elsewhere():
-    straight = grids.uniform(RectifiedFlow(), 9)
+    straight = schedules.uniform(RectifiedFlow(), 9)
     for grid, x in ((GRID, X), (straight, X / 80)):
         torch.testing.assert_close(run(euler_time(grid), exact, x), run(euler(grid), exact, x), rtol=0, atol=1e-11)
-    grid = grids.uniform(CosineVP(), 9)
+    grid = schedules.uniform(CosineVP(), 9)
     assert (run(euler_time(grid), exact, X / 80) - run(euler(grid), exact, X / 80)).abs().max() > 1e-3
     assert (run(heun_time(straight), exact, X / 80) - run(heun(straight), exact, X / 80)).abs().max() > 1e-3
 
@@ -80,12 +80,12 @@ def test_a_straight_flow_is_followed_exactly_by_one_euler_step_in_time():
         return Estimate.of_x0(target, x, level)
 
     for steps in (1, 4):
-        got = run(euler_time(grids.uniform(RectifiedFlow(), steps)), step, X)
+        got = run(euler_time(schedules.uniform(RectifiedFlow(), steps)), step, X)
         torch.testing.assert_close(got, target, rtol=0, atol=1e-12)
 
 
 def test_euler_steps_are_ddims_with_and_without_noise():
-    grid = grids.uniform(CosineVP(), 12)
+    grid = schedules.uniform(CosineVP(), 12)
     x = X / 50
     torch.testing.assert_close(run(euler(grid), exact, x), run(ddim(grid), exact, x), rtol=0, atol=1e-13)
     for eta in (0.0, 0.3, 1.0):
@@ -102,8 +102,8 @@ def test_dpm2_calls_at_a_mean_of_the_two_ratios():
         assert dpm2(GRID, power=power).levels[5].sigma == pytest.approx(mean)
     # with the arithmetic mean it is the midpoint method
     torch.testing.assert_close(
-        run(dpm2(grids.Grid(EDM(), GRID[:-1]), power=1.0), exact, X),
-        run(heun(grids.Grid(EDM(), GRID[:-1]), node=0.5), exact, X),
+        run(dpm2(schedules.Grid(EDM(), GRID[:-1]), power=1.0), exact, X),
+        run(heun(schedules.Grid(EDM(), GRID[:-1]), node=0.5), exact, X),
     )
     assert len(dpm2(GRID).levels) == 35  # the last step, onto the data, has no middle in log-SNR
     torch.testing.assert_close(run(dpm2_ancestral(GRID, eta=0.0), exact, X), run(dpm2(GRID), exact, X))
@@ -129,7 +129,7 @@ def test_churn_raises_the_level_before_each_step_within_its_limits(sampler):
 
 
 def test_churn_keeps_x_on_the_process_where_alpha_falls():
-    grid = grids.karras(LinearVP(), 4, sigma_min=0.1, sigma_max=50)
+    grid = schedules.karras(LinearVP(), 4, sigma_min=0.1, sigma_max=50)
     row, after, *_ = euler(grid, s_churn=1.0).rows
     raised = after.level
     assert raised is not None
@@ -141,7 +141,7 @@ def test_no_churn_is_no_row():
     assert all(row.level is not None for row in heun(GRID).rows)
     assert len(heun(GRID, s_churn=5, s_tmin=1e3).rows) == len(heun(GRID).rows)
     # pure noise cannot be raised
-    assert euler(grids.uniform(RectifiedFlow(), 4), s_churn=1.0).rows[0].level is not None
+    assert euler(schedules.uniform(RectifiedFlow(), 4), s_churn=1.0).rows[0].level is not None
 
 
 def test_a_row_without_a_call_is_not_shown_but_counted():
@@ -159,16 +159,16 @@ def test_consistency_sampling_is_the_papers():
     def function(x: Tensor, level: Level) -> Estimate:
         return Estimate.of_x0(torch.tanh(x) * level.sigma, x, level)
 
-    grid = grids.from_sigmas(EDM(), [80.0, 10.0, 0.5, 0.002])
+    grid = schedules.from_sigmas(EDM(), [80.0, 10.0, 0.5, 0.002])
     x = X
     for k, (here, there) in enumerate(pairwise(grid)):  # algorithm 1, with the boundary at the last level
         x = torch.tanh(x) * here.sigma + math.sqrt(there.sigma**2 - 0.002**2) * fixed(k)
     torch.testing.assert_close(run(consistency(grid), function, X, noise=fixed), x, rtol=1e-9, atol=1e-9)
-    onto_data = run(consistency(grids.from_sigmas(EDM(), [80.0, 10.0, 0.0])), function, X, noise=fixed)
+    onto_data = run(consistency(schedules.from_sigmas(EDM(), [80.0, 10.0, 0.0])), function, X, noise=fixed)
     once = torch.tanh(torch.tanh(X) * 80 + 10 * fixed(0)) * 10
     torch.testing.assert_close(onto_data, once, rtol=1e-9, atol=1e-9)
     least = grid[-1]
-    assert consistency(grids.from_sigmas(EDM(), [80.0, 10.0]), least=least).rows[0] == Row(
+    assert consistency(schedules.from_sigmas(EDM(), [80.0, 10.0]), least=least).rows[0] == Row(
         grid[0], 0.0, (1.0,), pytest.approx(math.sqrt(100 - 0.002**2)), span=(grid[0], grid[1])
     )
 
@@ -183,7 +183,7 @@ def test_consistency_sampling_is_the_papers():
         (lambda: heun_time(GRID, node=-1.0), "node = -1.0: must be above 0"),
         (lambda: heun(GRID, node=3.0), "second call would lie beyond clean data; use more steps, or node = 1"),
         (lambda: heun_time(GRID, node=3.0), "second call would lie beyond clean data"),
-        (lambda: euler(grids.uniform(LinearVP(), 5), s_churn=2.0), "s_churn = 2.0: .*outside of LinearVP.*s_tmax"),
+        (lambda: euler(schedules.uniform(LinearVP(), 5), s_churn=2.0), "s_churn = 2.0: .*outside of LinearVP.*s_tmax"),
     ],
 )
 def test_mistakes_are_named(make, message):
@@ -198,6 +198,6 @@ def test_tables_are_all_that_there_is():
 
 def test_a_midpoint_below_the_first_level_of_a_table_is_not_asked_for():
     process = DiscreteVP(betas("cosine", 50))
-    grid = grids.karras(process, 4)
+    grid = schedules.karras(process, 4)
     plan = heun(grid, node=0.5)
     assert plan.levels[-1] == grid[-2]

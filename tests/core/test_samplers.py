@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tests.core.mixture import DEVIATION, MEAN, draw, exact
-from unveil.core import grids, prediction
+from unveil.core import prediction, schedules
 from unveil.core.denoiser import Denoiser, Estimate
-from unveil.core.noise import START, Streams, key, keys
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, betas, partly
+from unveil.core.rng import START, Streams, key, keys
 from unveil.core.samplers import State, ancestral, ddim, encode, run, slerp
 from unveil.core.transition import Chain
 from unveil.core.variance import fixed_large, fixed_small, learned_range
@@ -39,7 +39,7 @@ def test_ddims_error_falls_at_first_order(noise):
     process = CosineVP()
 
     def sample(steps: int) -> torch.Tensor:
-        grid = grids.uniform_log_snr(process, steps, low=-4, high=5)
+        grid = schedules.uniform_log_snr(process, steps, low=-4, high=5)
         return run(ddim(grid), exact, grid[0].sigma * noise)
 
     reference = sample(8192)
@@ -51,7 +51,7 @@ def test_ddims_error_falls_at_first_order(noise):
 def test_the_process_does_not_matter_on_one_log_snr_grid(noise):
     results = []
     for process in PROCESSES.values():
-        grid = grids.uniform_log_snr(process, 20, low=-3.9, high=3.0)
+        grid = schedules.uniform_log_snr(process, 20, low=-3.9, high=3.0)
         results.append(run(ddim(grid), exact, grid[0].sigma * noise) / grid[-1].alpha)
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=0, atol=1e-9)
@@ -68,14 +68,14 @@ def test_the_prediction_does_not_matter(name, noise):
             found, (a, b) = exact(x, level), chosen(level)
             return a * found.x0 + b * found.eps
 
-    grid = grids.at_times(process, [0.95, 0.6, 0.4, 0.2, 0.05])
+    grid = schedules.at_times(process, [0.95, 0.6, 0.4, 0.2, 0.05])
     got = run(ddim(grid), Denoiser(Exact(), process, prediction=chosen), noise.clone())
     torch.testing.assert_close(got, run(ddim(grid), exact, noise.clone()), rtol=0, atol=1e-5)  # index in float32
 
 
 @pytest.mark.parametrize("process", ["discrete-linear", "cosine-vp"])
 def test_ddim_at_eta_1_is_the_ancestral_chain_with_fixed_small_variance(process, noise):
-    grid = grids.uniform(PROCESSES[process], 40)
+    grid = schedules.uniform(PROCESSES[process], 40)
     zs = recorded(40)
     one = run(ddim(grid, 1.0), exact, noise, noise=lambda k: zs[k])
     two = run(ancestral(grid, fixed_small), exact, noise, noise=lambda k: zs[k])
@@ -84,8 +84,8 @@ def test_ddim_at_eta_1_is_the_ancestral_chain_with_fixed_small_variance(process,
 
 def test_a_respaced_chain_is_a_coarser_list_of_levels():
     process = DiscreteVP(betas("cosine", 400))
-    grid = grids.respaced(process, "9,3")
-    kept = grids.respaced_indices(400, "9,3")
+    grid = schedules.respaced(process, "9,3")
+    kept = schedules.respaced_indices(400, "9,3")
     acp = torch.cumprod(1 - process.betas, 0)[torch.tensor(kept)]
     own = 1 - acp / torch.cat([torch.ones(1, dtype=torch.float64), acp[:-1]])  # betas of the respaced chain
     respaced = DiscreteVP(own)
@@ -99,7 +99,7 @@ def test_a_respaced_chain_is_a_coarser_list_of_levels():
 @pytest.mark.parametrize("process", PROCESSES)
 def test_ancestral_sampling_finds_the_mixture(process, variance):
     streams = Streams(3, range(40))
-    grid = grids.uniform(PROCESSES[process], 300)
+    grid = schedules.uniform(PROCESSES[process], 300)
     start = grid.start(streams.normal((100,), START).double())
     x = run(ancestral(grid, variance), exact, start, noise=streams.bind((100,)))
     assert x.mean().item() == pytest.approx(MEAN, abs=0.04)
@@ -108,7 +108,7 @@ def test_ancestral_sampling_finds_the_mixture(process, variance):
 
 def test_a_learned_variance_is_between_its_bounds_and_ends_are_fixed_ones():
     process = DiscreteVP(betas("linear", 50))
-    grid = grids.trailing(process, 10)
+    grid = schedules.trailing(process, 10)
     zs, x = recorded(10, 6), torch.linspace(-1, 1, 6, dtype=torch.float64)
 
     def speaking(value: float):
@@ -123,7 +123,7 @@ def test_a_learned_variance_is_between_its_bounds_and_ends_are_fixed_ones():
 
 def test_a_shift_moves_the_mean_by_variance_times_gradient():
     process = DiscreteVP(betas("linear", 20))
-    grid = grids.at_indices(process, [10])
+    grid = schedules.at_indices(process, [10])
     step = lambda x, level: Estimate.of_x0(0 * x, x, level)  # noqa: E731
     x = torch.zeros(4, dtype=torch.float64)
     plain = run(ancestral(grid, fixed_large), step, x)
@@ -137,7 +137,7 @@ def test_encoding_inverts_decoding_better_with_more_steps():
     process = PROCESSES["discrete-linear"]
     errors = []
     for steps in (10, 100, 1000):
-        grid = grids.leading(process, steps)
+        grid = schedules.leading(process, steps)
         noise = run(encode(grid), exact, x0.clone())
         errors.append((run(ddim(grid), exact, noise) - x0).abs().mean().item())
     assert errors[0] > 2 * errors[1] > 4 * errors[2], errors
@@ -147,7 +147,7 @@ def test_encoding_inverts_decoding_better_with_more_steps():
 def test_channels_left_as_context_do_not_move_and_do_not_disturb():
     process = CosineVP()
     noised = torch.tensor([True, False, True]).reshape(1, 3, 1)
-    grid = grids.uniform(process, 12)
+    grid = schedules.uniform(process, 12)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(5, 3, 4, generator=generator, dtype=torch.float64)
     for sampler in (ddim, lambda g: ddim(g, 1.0), ancestral):
@@ -173,7 +173,7 @@ def exact_or_kept(x: torch.Tensor, level: Level) -> Estimate:
 
 def test_one_sample_is_the_same_alone_and_in_a_batch():
     process = DiscreteVP(betas("cosine", 100))
-    grid = grids.trailing(process, 10)
+    grid = schedules.trailing(process, 10)
 
     def sample(numbers: list[int]) -> torch.Tensor:
         streams = Streams(11, numbers)
@@ -217,7 +217,7 @@ def test_keys_of_a_batch_are_those_of_its_samples():
 
 
 def test_a_run_left_half_way_goes_on_to_the_same_end(noise):
-    grid = grids.uniform(LinearVP(), 20)
+    grid = schedules.uniform(LinearVP(), 20)
     whole = run(ddim(grid), exact, noise.clone())
     kept: list[State] = []
 
@@ -233,7 +233,7 @@ def test_a_run_left_half_way_goes_on_to_the_same_end(noise):
 
 def test_a_run_does_not_write_into_the_noise_it_was_given(noise):
     before = noise.clone()
-    run(ddim(grids.uniform(LinearVP(), 3)), exact, noise)
+    run(ddim(schedules.uniform(LinearVP(), 3)), exact, noise)
     assert torch.equal(noise, before)
 
 
@@ -247,29 +247,29 @@ def test_slerp_keeps_the_length_of_noise():
 
 
 def test_published_spacings():
-    assert grids.respaced_indices(1000, "ddim25") == list(range(0, 1000, 40))
-    assert grids.respaced_indices(300, "10,15,20")[:10] == [0, 11, 22, 33, 44, 55, 66, 77, 88, 99]
-    fast = grids.respaced_indices(1000, "fast27")
+    assert schedules.respaced_indices(1000, "ddim25") == list(range(0, 1000, 40))
+    assert schedules.respaced_indices(300, "10,15,20")[:10] == [0, 11, 22, 33, 44, 55, 66, 77, 88, 99]
+    fast = schedules.respaced_indices(1000, "fast27")
     assert len(fast) == 27
     assert fast[-1] == 997
-    assert len(grids.leading(PROCESSES["discrete-linear"], 7)) == 8  # always the calls asked for, and the data
-    assert PROCESSES["discrete-linear"].index(grids.trailing(PROCESSES["discrete-linear"], 9)[0]) == 999
+    assert len(schedules.leading(PROCESSES["discrete-linear"], 7)) == 8  # always the calls asked for, and the data
+    assert PROCESSES["discrete-linear"].index(schedules.trailing(PROCESSES["discrete-linear"], 9)[0]) == 999
     for steps in (1, 3, 50, 999, 1000):
-        for make in (grids.leading, grids.trailing, grids.uniform):
+        for make in (schedules.leading, schedules.trailing, schedules.uniform):
             assert len(make(PROCESSES["discrete-linear"], steps)) == steps + 1
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda p: grids.uniform(p, 0), "at least 1 network call"),
-        (lambda p: grids.respaced(p, "10;20"), "write '250'"),
-        (lambda p: grids.respaced(p, "ddim300"), "no whole stride gives 300 of 1000"),
-        (lambda p: grids.respaced(p, "600,2"), "part 0 has 500 steps, 600 asked"),
-        (lambda p: grids.at_indices(p, [1000]), "index 1000: this process has 0 to 999"),
-        (lambda p: grids.leading(LinearVP(), 10), "LinearVP has no indices"),
-        (lambda p: grids.named(p, "trailin", 10), "nearest: 'trailing'"),
-        (lambda p: grids.trailing(p, 2000), "steps = 2000: this process has 1000"),
+        (lambda p: schedules.uniform(p, 0), "at least 1 network call"),
+        (lambda p: schedules.respaced(p, "10;20"), "write '250'"),
+        (lambda p: schedules.respaced(p, "ddim300"), "no whole stride gives 300 of 1000"),
+        (lambda p: schedules.respaced(p, "600,2"), "part 0 has 500 steps, 600 asked"),
+        (lambda p: schedules.at_indices(p, [1000]), "index 1000: this process has 0 to 999"),
+        (lambda p: schedules.leading(LinearVP(), 10), "LinearVP has no indices"),
+        (lambda p: schedules.named(p, "trailin", 10), "nearest: 'trailing'"),
+        (lambda p: schedules.trailing(p, 2000), "steps = 2000: this process has 1000"),
     ],
 )
 def test_mistaken_grids_are_named(make, message):
@@ -279,4 +279,4 @@ def test_mistaken_grids_are_named(make, message):
 
 def test_missing_noise_is_named(noise):
     with pytest.raises(RecipeError, match="this sampler adds noise: pass noise="):
-        run(ddim(grids.uniform(CosineVP(), 4), eta=1.0), exact, noise)
+        run(ddim(schedules.uniform(CosineVP(), 4), eta=1.0), exact, noise)

@@ -9,12 +9,12 @@ from torch import nn
 from tests.core.mixture import draw, exact_x0
 from unveil.core import prediction, score_matching
 from unveil.core.denoiser import Denoiser
-from unveil.core.exploding import VE, DiscreteVE
-from unveil.core.noise import Streams
 from unveil.core.objective import Diffusion
 from unveil.core.process import LinearVP
+from unveil.core.rng import Streams
 from unveil.core.score_matching import SCORE_WEIGHTS, Sliced, denoising, likelihood, variance
 from unveil.core.sde import SubVP, diffusion
+from unveil.core.ve import VE, DiscreteVE
 from unveil.types import like
 
 PROCESSES = {"ve": VE(0.1, 10.0), "vp": LinearVP(), "sub-vp": SubVP()}

@@ -10,20 +10,20 @@ import torch
 
 from tests.core.mixture import exact as mixture
 from tests.core.path import quantile, quick
-from unveil.core import grids
+from unveil.core import schedules
 from unveil.core.flow import RectifiedFlow
 from unveil.core.process import CosineVP, LinearVP
 from unveil.core.samplers import run
+from unveil.core.samplers.coefficients import midpoint, phis
 from unveil.core.samplers.exponential import dpm_multistep
-from unveil.core.samplers.stride import midpoint, phis
 from unveil.core.samplers.unipc import b1, b2, unipc, varying
 from unveil.types import RecipeError
 
 VARIANTS = {"b1": b1, "b2": b2, "varying": varying}
 
 
-def log_snr_grid(steps: int, low: float = -3.0, high: float = 3.0) -> grids.Grid:
-    return grids.uniform_log_snr(LinearVP(), steps, low=low, high=high)
+def log_snr_grid(steps: int, low: float = -3.0, high: float = 3.0) -> schedules.Grid:
+    return schedules.uniform_log_snr(LinearVP(), steps, low=low, high=high)
 
 
 def fitted(order: int, **options) -> float:
@@ -110,7 +110,7 @@ def test_it_costs_one_call_a_step_and_takes_its_order_from_estimates_behind_it()
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_ends_are_finite_and_leave_nothing_to_correct(variant):
-    grid = grids.uniform(RectifiedFlow(), 6)  # alpha = 0 to sigma = 0
+    grid = schedules.uniform(RectifiedFlow(), 6)  # alpha = 0 to sigma = 0
     plan = unipc(grid, predict=VARIANTS[variant], correct=VARIANTS[variant])
     for row in plan.rows:
         assert all(math.isfinite(float(v)) for v in (row.keep, *row.gains))
@@ -124,4 +124,4 @@ def test_mistakes_are_named():
     with pytest.raises(RecipeError, match="order = 4: must lie in 1 to 3"):
         unipc(log_snr_grid(5), 4)
     with pytest.raises(RecipeError, match=r"t = 1.0: alpha is 0 there"):
-        unipc(grids.uniform(CosineVP(), 5), of="eps")
+        unipc(schedules.uniform(CosineVP(), 5), of="eps")

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from unveil import data
-from unveil.data.decode import Rule, read
+from unveil.data.image_decoding import Rule, read
 from unveil.types import MediaError, RecipeError
 
 

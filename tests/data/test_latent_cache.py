@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from unveil import data
-from unveil.data.content import content, tensors
+from unveil.data.fingerprint import content, tensors
 from unveil.data.latent_cache import Cached, Encoder, Keeping, kept
 from unveil.types import MediaError, NonFinite, NotWritable, RecipeError, ShapeError
 

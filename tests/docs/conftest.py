@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from unveil import data
-from unveil.pictures import png
+from unveil.io.images import png
 
 COUNT = 40
 

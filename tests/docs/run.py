@@ -11,7 +11,7 @@ import pytest
 
 from tests.docs.pages import ROOT, Block, Page, name
 from tests.docs.stand_ins import provide
-from unveil.app.cli import run as unveil
+from unveil.cli.commands import run as unveil
 
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 SHOWN = {"text", "json", ""}  # what a command prints, and the like

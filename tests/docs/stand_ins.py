@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 
 from unveil import data
-from unveil.checkpoints import control, lora_export, lora_sites, whole
-from unveil.checkpoints.tensors import write_tensors
-from unveil.config import Recipe, load_recipe
+from unveil.checkpoints import controlnet, lora_export, lora_targets, single_file
 from unveil.data import PlaygroundConfig
+from unveil.io.safetensors_io import write_tensors
 from unveil.model import Model, build
+from unveil.model.config import Recipe, load_recipe
 from unveil.nn.controlnet import ControlNet, hint_widths
 from unveil.nn.lora import LoraConfig, fresh
-from unveil.nn.low_rank import Addition
+from unveil.nn.lora_layer import Addition
 from unveil.nn.unet import UNet
 
 SIDE, FILMS = 32, 8
@@ -36,13 +36,13 @@ def stable_diffusion(folder: Path) -> None:
     shelf = folder / "models"
     for drawer in ("checkpoints", "loras", "controlnets"):
         (shelf / drawer).mkdir(parents=True, exist_ok=True)
-    write_tensors(shelf / "checkpoints" / "sd15.safetensors", whole.tensors_of(model))
+    write_tensors(shelf / "checkpoints" / "sd15.safetensors", single_file.tensors_of(model))
     lora_export.write(shelf / "loras" / "detail.safetensors", _lora(model))
     assert isinstance(model.denoiser.network, UNet)
     steered = ControlNet.of(model.denoiser.network, hint_widths=hint_widths(2))
     for parameter in steered.parameters():
         parameter.data = parameter.data + 0.02  # what is new is zero, and adds nothing
-    write_tensors(shelf / "controlnets" / "canny.safetensors", control.dump(steered))
+    write_tensors(shelf / "controlnets" / "canny.safetensors", controlnet.dump(steered))
     y, x = np.mgrid[0:SIDE, 0:SIDE]
     picture = np.stack([x * 8, y * 8, (x + y) * 4], axis=-1).astype(np.uint8)
     picture[8:24, 8:24] = (200, 30, 30)
@@ -51,7 +51,7 @@ def stable_diffusion(folder: Path) -> None:
 
 def legacy(folder: Path) -> None:
     """old.ckpt, the same model as Lightning writes it."""
-    torch.save({"state_dict": whole.tensors_of(_model()), "global_step": 7}, folder / "old.ckpt")
+    torch.save({"state_dict": single_file.tensors_of(_model()), "global_step": 7}, folder / "old.ckpt")
 
 
 def ours(folder: Path) -> None:
@@ -90,7 +90,7 @@ def playground(folder: Path) -> None:
 
 def filmed(folder: Path) -> None:
     """The folder clips: MP4 and GIF files of several sizes and two rates, with captions."""
-    from unveil.video.write import write_clip
+    from unveil.io.video.writer import write_clip
 
     pytest.importorskip("av")
     (folder / "clips").mkdir()
@@ -147,7 +147,7 @@ def _filming() -> tuple[Model, list[str]]:
 
 def _lora(model: Model) -> lora_export.Written:
     """A LoRA of the attention in kohya's naming, that changes pictures."""
-    parts = lora_sites.parts_of(model)
+    parts = lora_targets.parts_of(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         made = [

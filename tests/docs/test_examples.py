@@ -10,7 +10,7 @@ import torch
 from tests.docs.pages import ROOT, guides, name, read
 from tests.docs.run import carry_out, commands, shortened
 from unveil.evaluate import features
-from unveil.pictures import to_pixels
+from unveil.io.images import to_pixels
 
 README = ROOT / "README.md"
 

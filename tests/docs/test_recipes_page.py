@@ -11,7 +11,7 @@ from typing import Any, get_args
 import pytest
 
 from tests.docs.pages import DOCS, read
-from unveil.config import AnyRecipe, Section
+from unveil.model.config import AnyRecipe, Section
 
 PAGE = DOCS / "recipes.md"
 
@@ -68,7 +68,7 @@ def test_every_kind_that_a_recipe_can_name_stands_on_the_page():
 
 def test_a_kind_that_is_not_on_the_page_is_seen():
     text = PAGE.read_text("utf-8")
-    gone = "```{settings} unveil.config.model VideoDiTSection\n"
+    gone = "```{settings} unveil.model.config.model VideoDiTSection\n"
     assert gone in text
     assert missing(text.replace(gone, "")) == ["network: no table of VideoDiTConfigSection (kind video-dit)"]
     assert missing(text.replace("`kind: vq`", "")) == ["codec: kind vq is not named"]
@@ -81,7 +81,7 @@ def test_the_page_has_no_table_twice():
 
 
 def test_a_key_is_told_by_what_its_section_derives_from():
-    told = directives().documented(directives().named("unveil.config.codec", "VQSection"))
+    told = directives().documented(directives().named("unveil.model.config.latent_autoencoder", "VQSection"))
     assert told["codes"] == "entries of the codebook."
     assert "deviation is near 1" in told["scale"]  # of CodecConfig
     assert told["z_channels"]  # of the autoencoder's networks

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from unveil.config import load_recipe, recipe_names
+from unveil.analysis.inverse_problems import KINDS
 from unveil.evaluate.report import Report
-from unveil.study.problems import KINDS
+from unveil.model.config import load_recipe, recipe_names
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -39,7 +39,9 @@ def test_recipes_expect_what_was_measured(generator):
             assert trained or f"--recipe {name} " in about["command"]  # a shipped model, which has no run
             continue
         expected = load_recipe(name).expected.scores
-        assert expected == generator.scores(Report.load(folder)), f"src/unveil/recipes/{name}.yaml: expected.scores"
+        assert expected == generator.scores(Report.load(folder)), (
+            f"src/unveil/assets/recipes/{name}.yaml: expected.scores"
+        )
 
 
 def test_recipes_of_other_networks_expect_what_their_cards_say(generator):
@@ -48,7 +50,7 @@ def test_recipes_of_other_networks_expect_what_their_cards_say(generator):
     for name, card in found.items():
         assert card["command"] == f"unveil train {name}"  # nothing was changed
         expected = load_recipe(name).expected.scores
-        assert expected == generator.card_scores(card), f"src/unveil/recipes/{name}.yaml: expected.scores"
+        assert expected == generator.card_scores(card), f"src/unveil/assets/recipes/{name}.yaml: expected.scores"
 
 
 def test_other_networks_are_as_good_as_promised(generator):

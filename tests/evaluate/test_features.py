@@ -13,7 +13,7 @@ from unveil import data
 from unveil.evaluate import features
 from unveil.types import MediaError, RecipeError, ShapeError, WeightsError
 
-SHIPPED = Path(features.__file__).parent.parent / "weights"
+SHIPPED = Path(features.__file__).parent.parent / "assets" / "feature_networks"
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +108,8 @@ def test_a_flipped_bit_is_found(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["digits", "fashion"])
 def test_a_card_tells_how_to_make_it_again(name: str):
-    from unveil.config import load_recipe
-    from unveil.config.run import ClassifierTrainConfig
+    from unveil.model.config import load_recipe
+    from unveil.model.config.train import ClassifierTrainConfig
 
     card = yaml.safe_load((SHIPPED / f"classifier-{name}.yaml").read_text())
     recipe = load_recipe(card["command"].split()[-1]).model_dump(mode="json")

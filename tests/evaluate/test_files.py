@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from unveil.files import refuse_overwrite, sha256, write_atomically
+from unveil.io.files import refuse_overwrite, sha256, write_atomically
 from unveil.types import NotWritable, OutOfResources
 
 
@@ -48,7 +48,7 @@ def test_a_full_disk_leaves_the_old_content(tmp_path: Path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 
     def run(write: str) -> subprocess.CompletedProcess[str]:
-        program = f"from pathlib import Path\nfrom unveil.files import write_atomically\n{write}"
+        program = f"from pathlib import Path\nfrom unveil.io.files import write_atomically\n{write}"
         command = [sys.executable, "-c", program, str(tmp_path / "a")]
         return subprocess.run(command, preexec_fn=limited, capture_output=True, text=True, check=False)
 

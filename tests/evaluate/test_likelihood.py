@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from unveil import data
-from unveil.config import load_recipe
-from unveil.core.noise import Streams
 from unveil.core.ode_likelihood import ode_bits
+from unveil.core.rng import Streams
 from unveil.evaluate.likelihood import TOLERANCE, bits_per_dim, ode_bits_per_dim
+from unveil.io.images import to_unit
 from unveil.model import Model, build
-from unveil.pictures import to_unit
+from unveil.model.config import load_recipe
 from unveil.types import MediaError, RecipeError
 
 

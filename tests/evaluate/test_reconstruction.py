@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil import pictures
-from unveil.codec import KL, VQ, KLConfig, Video, VideoConfig, VQConfig
-from unveil.data.playground import Playground, PlaygroundConfig
+from unveil.autoencoders import KL, VQ, KLConfig, Video, VideoConfig, VQConfig
 from unveil.evaluate import Report, compare, features, fid
 from unveil.evaluate.perceptual import perceptual
 from unveil.evaluate.reconstruction import Networks, evaluate_autoencoder, through
 from unveil.evaluate.report import findings
+from unveil.io import images
+from unveil.playground.dataset import Playground, PlaygroundConfig
 from unveil.types import Item, RecipeError, ShapeError
 
 BASE = {"in_channels": 1, "out_channels": 1, "channels": 8, "multipliers": (1.0,), "blocks": 1, "z_channels": 4}
@@ -75,7 +75,7 @@ def test_the_other_numbers_are_those_of_the_same_pictures(report):
     items = dark(200)
     made = through(Brighter(KLConfig(**BASE)), items.pixels).pixels  # type: ignore[arg-type]
     judge = perceptual("digits")
-    distance = judge(pictures.to_unit(made), pictures.to_unit(items.pixels)).mean()
+    distance = judge(images.to_unit(made), images.to_unit(items.pixels)).mean()
     assert report.results["perceptual"]["value"] == pytest.approx(float(distance), rel=1e-4)
     read = features.load("pixels", shape=(1, 12, 12))
     expected = fid(read.features(made), read.features(items.pixels))

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from unveil import data
-from unveil.evaluate import Origin, Report, Settings, compare, draw, evaluate, features
+from unveil.evaluate import Origin, Report, Settings, compare, evaluate, features, plots
+from unveil.evaluate.image_set import gather
 from unveil.evaluate.metrics import Interval
-from unveil.evaluate.pictures import gather
 from unveil.types import MediaError, NotWritable, RecipeError, ShapeError
 
 QUICK = Settings(floor_splits=4, draws=20, kid_subsets=3)
@@ -215,7 +215,7 @@ def test_data_sets_of_any_kind_are_gathered():
 
 
 def _html(report: Report) -> str:
-    from unveil.evaluate.page import page
+    from unveil.evaluate.html_report import page
 
     return page(report)
 
@@ -231,12 +231,12 @@ def _empty() -> Report:
 
 def test_pictures_are_enlarged_without_smoothing_and_pairs_stay_together():
     black, white = (torch.full((2, 1, 8, 8), value, dtype=torch.uint8) for value in (0, 255))
-    drawn = np.asarray(Image.open(io.BytesIO(draw.sheet(black, 10))))
+    drawn = np.asarray(Image.open(io.BytesIO(plots.sheet(black, 10))))
     row = drawn[len(drawn) // 2] < 128
     assert set(np.unique(drawn)) == {0, 255}
     assert row.sum() == 2 * 96  # 8 pixels a side are drawn 96 wide
-    row = np.asarray(Image.open(io.BytesIO(draw.pairs(black, black))))[20] < 128
+    row = np.asarray(Image.open(io.BytesIO(plots.pairs(black, black))))[20] < 128
     edges = np.flatnonzero(np.diff(row.astype(int)))  # a pair, a pair: each of two dark runs
     assert len(edges) == 8
     assert edges[4] - edges[3] > 2 * (edges[2] - edges[1])
-    assert (np.asarray(Image.open(io.BytesIO(draw.pairs(white, white)))) == 255).all()
+    assert (np.asarray(Image.open(io.BytesIO(plots.pairs(white, white)))) == 255).all()

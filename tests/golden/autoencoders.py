@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from tests.golden.case import Case, Comparison
+from unveil.autoencoders import KL, VQ, KLConfig, Quantised, VQConfig
+from unveil.autoencoders.vq import Order, Quantiser, Remap, usage
 from unveil.checkpoints import autoencoder
-from unveil.codec import KL, VQ, KLConfig, Quantised, VQConfig
-from unveil.codec.vq import Order, Quantiser, Remap, usage
 
 
 @torch.no_grad()

@@ -14,8 +14,8 @@ from tests.golden.case import Case, Comparison
 from tests.golden.diffusion import Formula, Setup, drawn, expanded
 from tests.golden.networks import loaded_classifier
 from unveil.checkpoints import openai
-from unveil.conditioning.label import Label
-from unveil.core import grids, guidance
+from unveil.conditioning.class_label import Label
+from unveil.core import guidance, schedules
 from unveil.core import prediction as predictions
 from unveil.core.denoiser import Denoiser, Step
 from unveil.core.samplers import State, ancestral, ddim, run
@@ -105,7 +105,7 @@ def classifier_guidance(case_dir: Path) -> Iterator[Comparison]:
     for name, value in got.items():
         if f"output.{name}" in io:
             yield case.compare(f"output.{name}", value)
-    pair = grids.Grid(guided.setup.process, [level, guided.setup.below(io["input.t"])])
+    pair = schedules.Grid(guided.setup.process, [level, guided.setup.below(io["input.t"])])
     for key in io:
         if key.startswith("output.ddim_sample.eta"):
             plan = ddim(pair, float(key.removeprefix("output.ddim_sample.eta")))

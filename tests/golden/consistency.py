@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from tests.golden.case import Case, Comparison
 from tests.golden.k_diffusion import by_draw, by_step, ratio
-from unveil.core import grids, precondition, weights
+from unveil.core import loss_weights, preconditioning, schedules
 from unveil.core.denoiser import Denoiser, Estimate, Step
-from unveil.core.exploding import EDM
-from unveil.core.grid import Grid
 from unveil.core.guidance import clip_static
-from unveil.core.noise import Noise
+from unveil.core.rng import Noise
 from unveil.core.samplers import SAMPLERS, Progress, Table, consistency, run
 from unveil.core.samplers.runge_kutta import lowered
-from unveil.data.toy import Mixture
+from unveil.core.schedule import Grid
+from unveil.core.ve import EDM
+from unveil.data.gaussian_mixture import Mixture
 from unveil.types import Condition, Level
 
 LEAST, MOST, RHO, DATA = 0.002, 80.0, 7.0, 0.5  # defaults of the original
@@ -31,7 +31,7 @@ LEAST, MOST, RHO, DATA = 0.002, 80.0, 7.0, 0.5  # defaults of the original
 def karras(given: dict[str, Any]) -> Grid:
     """`get_sigmas_karras`: n levels and 0."""
     low, high = given.get("sigma_min", LEAST), given.get("sigma_max", MOST)
-    return grids.karras(EDM(), given["n"], sigma_min=low, sigma_max=high, rho=given.get("rho", RHO))
+    return schedules.karras(EDM(), given["n"], sigma_min=low, sigma_max=high, rho=given.get("rho", RHO))
 
 
 def stops(given: dict[str, Any]) -> Grid:
@@ -39,7 +39,7 @@ def stops(given: dict[str, Any]) -> Grid:
     low, high = (given.get(name, least) for name, least in (("t_min", LEAST), ("t_max", MOST)))
     rho, steps = given.get("rho", RHO), given["steps"]
     first, last = high ** (1 / rho), low ** (1 / rho)
-    return grids.from_sigmas(EDM(), [(first + t / (steps - 1) * (last - first)) ** rho for t in given["ts"]])
+    return schedules.from_sigmas(EDM(), [(first + t / (steps - 1) * (last - first)) ** rho for t in given["ts"]])
 
 
 def exact(settings: dict[str, Any]) -> Step:
@@ -72,11 +72,11 @@ def planned(kind: str, grid: Grid, given: dict[str, Any]) -> Table:
     """The table of an original sampler over its sigmas."""
     churn = {name: given[name] for name in CHURN if name in given}
     if kind == "onestep":
-        return consistency(grids.Grid(grid.process, [grid[0], grid[-1]]))
+        return consistency(schedules.Grid(grid.process, [grid[0], grid[-1]]))
     if kind == "multistep":
         return consistency(stops(given), least=grid.process.at(given.get("t_min", LEAST) / EDM().sigma_max))
     if kind == "progdist":
-        return table(SAMPLERS["euler"].plan(grids.Grid(grid.process, grid[:-1])))
+        return table(SAMPLERS["euler"].plan(schedules.Grid(grid.process, grid[:-1])))
     if kind == "ancestral":
         return table(SAMPLERS["euler-ancestral"].plan(grid))
     if kind == "euler":
@@ -138,7 +138,7 @@ class Toy(nn.Module):
 
 
 @dataclass(frozen=True)
-class Teacher(precondition.EDM):
+class Teacher(preconditioning.EDM):
     """EDM's preconditioning, with the number for the level in thousandths as the distilled networks have it."""
 
     def index(self, level: Level) -> Any:
@@ -153,7 +153,7 @@ def toy_net(case_dir: Path) -> Iterator[Comparison]:
         kind, noises = given["sampler"], case.io[f"{name}.noises"]
         low, high = given.get("sigma_min", LEAST), given.get("sigma_max", MOST)
         data = given.get("sigma_data", DATA)
-        shell = precondition.Consistency(data, low) if given["distillation"] else Teacher(data)
+        shell = preconditioning.Consistency(data, low) if given["distillation"] else Teacher(data)
         clip = given.get("clip_denoised", True)
         step = Denoiser(network, EDM(), prediction=shell)
         count = given["steps"] + (kind == "progdist")
@@ -172,19 +172,19 @@ def scalings(case_dir: Path) -> Iterator[Comparison]:
         data = given["sigma_data"]
         for name, shell in (
             ("edm", Teacher(data)),
-            ("consistency", precondition.Consistency(data, given["sigma_min"])),
+            ("consistency", preconditioning.Consistency(data, given["sigma_min"])),
         ):
-            columns = precondition.scalings(shell, level)
+            columns = preconditioning.scalings(shell, level)
             for part, column in zip(("c_skip", "c_out", "c_in"), columns, strict=False):
                 yield case.compare(f"spec{k}.{name}.{part}", torch.as_tensor(column).expand_as(level.t))  # type: ignore[arg-type]
             yield case.compare(f"spec{k}.rescaled_t", columns.noise)
-        snr = weights.snr(level)
+        snr = loss_weights.snr(level)
         yield case.compare(f"spec{k}.snr", snr)
         known = {
             "snr": snr,
-            "snr+1": weights.edm(1.0)(level),
-            "karras": weights.edm(data)(level),
-            "truncated-snr": weights.truncated_snr(level),
+            "snr+1": loss_weights.edm(1.0)(level),
+            "karras": loss_weights.edm(data)(level),
+            "truncated-snr": loss_weights.truncated_snr(level),
             "uniform": torch.ones_like(snr),
         }
         for name, weight in known.items():

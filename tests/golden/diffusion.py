@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from tests.golden import dit
 from tests.golden.case import Case, Comparison, Unsupported
 from unveil.checkpoints import openai
-from unveil.conditioning.label import Label
-from unveil.core import grids
+from unveil.conditioning.class_label import Label
 from unveil.core import prediction as predictions
+from unveil.core import schedules
 from unveil.core.denoiser import Denoiser, Estimate, Step
 from unveil.core.guidance import clip_static
 from unveil.core.likelihood import bound, bound_term, prior_term
-from unveil.core.noise import Noise
 from unveil.core.objective import Diffusion
 from unveil.core.process import DiscreteVP, betas
+from unveil.core.rng import Noise
 from unveil.core.samplers import State, ancestral, ddim, encode, run
-from unveil.core.times import SecondMoment
+from unveil.core.timestep_sampling import SecondMoment
 from unveil.core.transition import Chain, Transition
 from unveil.core.variance import (
     VarianceRule,
@@ -67,10 +67,10 @@ class Setup:
         self, betas_kind: str, steps: int, respacing: str, *, rescale: bool, timesteps: list[int] | None = None
     ):
         self.process = DiscreteVP(betas(OPENAI_BETAS[betas_kind], steps), rescale=1000.0 if rescale else None)
-        kept = grids.respaced_indices(steps, respacing)
+        kept = schedules.respaced_indices(steps, respacing)
         if timesteps is not None and kept != timesteps:
             raise AssertionError(f"respacing {respacing!r} keeps {kept}, recorded {timesteps}")
-        self.grid = grids.at_indices(self.process, kept)
+        self.grid = schedules.at_indices(self.process, kept)
         self.kept = kept
         self.chain = Chain(self.grid)
 
@@ -135,7 +135,7 @@ def dit_schedule(case_dir: Path) -> Iterator[Comparison]:
     made = case.meta["constructor"]
     table = betas(OPENAI_BETAS[made.get("noise_schedule", "linear")], made.get("diffusion_steps", 1000))
     for name, spacing in case.meta["respacings"].items():
-        kept = grids.respaced_indices(len(table), spacing["timestep_respacing"])
+        kept = schedules.respaced_indices(len(table), spacing["timestep_respacing"])
         chosen = DiscreteVP(table).alpha_bar[torch.tensor(kept) + 1]
         previous = torch.cat([torch.ones(1, dtype=torch.float64), chosen[:-1]])
         # a respaced chain's cumulative products are of its own betas: they differ from a slice at 1e-10
@@ -260,12 +260,12 @@ def single_steps(
     t, noise = case.io["input.t"], case.io["p_sample.noise"]
     yield case.compare(f"p_sample.{name}", p_sample(setup, denoiser, variance, x, t, noise, clip=True))
     step = clip_static(denoiser)
-    pair = grids.Grid(setup.process, [setup.levels(t), setup.below(t)])
+    pair = schedules.Grid(setup.process, [setup.levels(t), setup.below(t)])
     for key in case.io:
         if key.startswith("ddim_sample_eta") and key.endswith(f".{name}"):
             eta = float(key.removeprefix("ddim_sample_eta").removesuffix(f".{name}"))
             yield case.compare(key, run(ddim(pair, eta), step, x, noise=lambda k: noise))
-    up = grids.Grid(setup.process, [setup.above(t), setup.levels(t)])
+    up = schedules.Grid(setup.process, [setup.above(t), setup.levels(t)])
     yield case.compare(f"ddim_reverse.{name}", run(encode(up), step, x))
 
 
@@ -426,13 +426,13 @@ def q_distributions(case: Case, move: Transition, x0: Tensor, x: Tensor) -> Iter
 def dit_ddim(case: Case, setup: Setup, denoiser: Denoiser, x: Tensor) -> Iterator[Comparison]:
     """DDIM steps at several eta, and the reverse step."""
     t, step = case.io["input.t"], clip_static(denoiser)
-    pair = grids.Grid(setup.process, [setup.levels(t), setup.below(t)])
+    pair = schedules.Grid(setup.process, [setup.levels(t), setup.below(t)])
     for key in case.io:
         if key.startswith("output.ddim_sample.eta"):
             eta = float(key.removeprefix("output.ddim_sample.eta"))
             noise = case.io["output.ddim_sample.noise"]
             yield case.compare(key, run(ddim(pair, eta), step, x, noise=lambda k, z=noise: z))
-    up = grids.Grid(setup.process, [setup.above(t), setup.levels(t)])
+    up = schedules.Grid(setup.process, [setup.above(t), setup.levels(t)])
     if "output.ddim_reverse_sample.sample" in case.io:
         yield case.compare("output.ddim_reverse_sample.sample", run(encode(up), step, x))
         yield case.compare("output.ddim_reverse_sample.pred_xstart", step(x, setup.levels(t)).x0)
@@ -498,7 +498,7 @@ def dit_reverse(setup: Setup, denoiser: Denoiser, x0: Tensor) -> Tensor:
     top = Level(1.0, 0.0, 1.0)
     trajectory: list[Tensor] = []
     run(
-        encode(grids.Grid(setup.process, [top, *setup.grid[:-1]])),
+        encode(schedules.Grid(setup.process, [top, *setup.grid[:-1]])),
         denoiser,
         x0.clone(),
         on_step=lambda shown: trajectory.append(shown.state.x.clone()),
@@ -521,7 +521,7 @@ def ddim_steps(case_dir: Path) -> Iterator[Comparison]:
         for dtype, infix in ((torch.float64, ".f64"), (torch.float32, "")):
             # the original's single-precision run drew its levels from a float32 table
             source = process if dtype is torch.float64 else DiscreteVP(io["betas"])
-            grid = grids.at_indices(source, settings["seq"])
+            grid = schedules.at_indices(source, settings["seq"])
             step = mixture(io, dtype)
             ddpm = settings["function"] == "ddpm_steps"
             plan = ancestral(grid, fixed_large) if ddpm else ddim(grid, settings["eta"])
@@ -617,7 +617,7 @@ def ldm_run(case: Case, name: str, settings: dict[str, Any]) -> Iterator[Compari
     moved = []
     for b, index in enumerate(t.tolist()):
         plan = ancestral(
-            grids.Grid(process, [process.at(i / process.steps) for i in range(process.steps, -1, -1)]), variance
+            schedules.Grid(process, [process.at(i / process.steps) for i in range(process.steps, -1, -1)]), variance
         )
         one = State(x[b : b + 1].clone(), (), process.steps - 1 - index)
         step = clip_static(denoiser)

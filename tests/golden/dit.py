@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from tests.golden.case import Case, Comparison
 from unveil.checkpoints import dit
-from unveil.conditioning.label import Label
+from unveil.conditioning.class_label import Label
 from unveil.core import guidance
 from unveil.core.denoiser import Denoiser
 from unveil.core.process import DiscreteVP, betas
 from unveil.nn.dit import WAVES, DiT
 from unveil.nn.dit_config import DiTConfig
-from unveil.nn.embed import sinusoid
+from unveil.nn.embeddings import sinusoid
 from unveil.types import Condition
 
 GUIDED = 3  # channels that the published guidance touches, of however many there are

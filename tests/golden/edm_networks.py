@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from tests.golden.case import Case, Comparison, Unsupported
 from tests.golden.edm_samplers import Net, sampled
 from unveil.checkpoints import edm, score_sde
-from unveil.core import precondition, weights
+from unveil.core import loss_weights, preconditioning
 from unveil.core.denoiser import Denoiser, Step
-from unveil.core.exploding import EDM
 from unveil.core.objective import Diffusion
+from unveil.core.ve import EDM
 from unveil.nn.edm_unet import DhariwalUNet, SongUNet, SongUNetConfig
 from unveil.types import Condition, Level, like
 
@@ -89,7 +89,7 @@ class Shell:
     def __init__(self, case: Case) -> None:
         self.case, self.kind, self.given = case, case.meta["klass"], case.meta["arguments"]
         self.prediction, self.config = edm.from_shell(self.kind, self.given)
-        if isinstance(self.prediction, precondition.IDDPM):
+        if isinstance(self.prediction, preconditioning.IDDPM):
             self.prediction.__dict__["ratios"] = single_ratios(self.prediction.steps)
         self.parts = edm.load(case.weights(), self.config)
         self.network = built(self.config, self.parts)
@@ -97,19 +97,19 @@ class Shell:
     @property
     def ends(self) -> tuple[float, float]:
         """`sigma_min` and `sigma_max` of the published class."""
-        if isinstance(self.prediction, precondition.VP):
+        if isinstance(self.prediction, preconditioning.VP):
             low, rise = self.prediction.beta_min, self.prediction.beta_max - self.prediction.beta_min
             times = torch.tensor([self.given.get("epsilon_t", 1e-5), 1.0])  # in float32, as the original
             least, most = ((0.5 * rise * times**2 + low * times).exp() - 1).sqrt().tolist()
             return least, most
-        if isinstance(self.prediction, precondition.IDDPM):
+        if isinstance(self.prediction, preconditioning.IDDPM):
             return self.prediction.ratios[1].item(), self.prediction.ratios[-1].item()
         least, most = {"VEPrecond": (0.02, 100.0), "EDMPrecond": (0.0, math.inf)}[self.kind]
         return self.given.get("sigma_min", least), self.given.get("sigma_max", most)
 
     def rounded(self, sigma: float) -> float:
         """`round_sigma`."""
-        return float(self.prediction.rounded(sigma)) if isinstance(self.prediction, precondition.IDDPM) else sigma
+        return float(self.prediction.rounded(sigma)) if isinstance(self.prediction, preconditioning.IDDPM) else sigma
 
     def denoiser(self, augment: Tensor | None = None) -> Denoiser:
         """D(x; sigma)."""
@@ -153,9 +153,9 @@ def precond(case_dir: Path) -> Iterator[Comparison]:
     yield case.compare("round_sigma.out", torch.tensor(rounded, dtype=torch.float64))
     for name, end in zip(("sigma_min", "sigma_max"), shell.ends, strict=True):
         value = torch.tensor(min(end, 1e30), dtype=torch.float64)  # infinity was recorded so
-        single = isinstance(shell.prediction, precondition.IDDPM)  # from a table in float32: to its last digit
+        single = isinstance(shell.prediction, preconditioning.IDDPM)  # from a table in float32: to its last digit
         yield case.compare(name, value, least=torch.finfo(torch.float32).eps * value if single else None)
-    if isinstance(shell.prediction, precondition.IDDPM):
+    if isinstance(shell.prediction, preconditioning.IDDPM):
         u = shell.prediction.ratios.flip(0)
         yield case.compare("u_first5", u[:5])
         yield case.compare("u_last5", u[-5:])
@@ -169,7 +169,7 @@ def loss(case: Case, shell: Shell) -> Iterator[Comparison]:
     low, high = shell.ends
     match shell.kind:
         case "VPPrecond":
-            assert isinstance(shell.prediction, precondition.VP)
+            assert isinstance(shell.prediction, preconditioning.VP)
             t, rise = 1 + uniform * (1e-5 - 1), shell.prediction.beta_max - shell.prediction.beta_min
             sigma = (0.5 * rise * t * t + shell.prediction.beta_min * t).expm1().sqrt()
         case "VEPrecond":
@@ -179,7 +179,7 @@ def loss(case: Case, shell: Shell) -> Iterator[Comparison]:
         case _:
             raise Unsupported(f"the loss of {shell.kind}")
     data = getattr(shell.prediction, "sigma_data", None)
-    weight = weights.snr if data is None else weights.edm(data)
+    weight = loss_weights.snr if data is None else loss_weights.edm(data)
     images, noise, level = io["loss_images"], io["loss_noise"], at(sigma)
     condition = labelled(shell.parts, shell.config, io.get("class_labels"), len(images))
     x = images + like(level.sigma, images) * noise

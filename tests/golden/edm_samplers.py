@@ -13,12 +13,12 @@ from torch import Tensor
 
 from tests.golden.case import Case, Comparison
 from tests.golden.k_diffusion import by_step, mixture, ratio
-from unveil.core import grids, real
+from unveil.core import scalar_math, schedules
 from unveil.core.denoiser import Step
-from unveil.core.exploding import EDM
-from unveil.core.grid import Grid
-from unveil.core.real import Number
 from unveil.core.samplers import Table, euler_time, heun, heun_time, run
+from unveil.core.scalar_math import Number
+from unveil.core.schedule import Grid
+from unveil.core.ve import EDM
 from unveil.types import Level
 
 Rounding = Callable[[float], float]  # a sigma -> the nearest that a network knows
@@ -65,7 +65,7 @@ class Clock:
 
     def t_of(self, half_log_snr: Number) -> Number:
         """The time of a sigma, rounded as the network asks."""
-        sigma = self.rounded(float(real.exp(-1.0 * half_log_snr)))
+        sigma = self.rounded(float(scalar_math.exp(-1.0 * half_log_snr)))
         if self.schedule == "linear":
             return sigma
         if self.schedule == "ve":
@@ -99,7 +99,7 @@ def edm_table(given: dict[str, Any], net: Net) -> tuple[Table, Grid]:
     """`edm_sampler`: Heun with churn on the Karras grid."""
     low, high = max(given.get("sigma_min", 0.002), net.least), min(given.get("sigma_max", 80), net.most)
     steps, rho = given.get("num_steps", 18), given.get("rho", 7)
-    drawn = grids.karras(EDM(), steps, sigma_min=low, sigma_max=high, rho=rho)
+    drawn = schedules.karras(EDM(), steps, sigma_min=low, sigma_max=high, rho=rho)
     grid = ended(Clock("linear", "none", 0.0, 0.0, net.rounded), [ratio(level) for level in drawn[:-1]])
     return heun(grid, **churn(given)), grid
 
@@ -117,13 +117,13 @@ def ablation_table(given: dict[str, Any], net: Net) -> tuple[Table, Grid]:
     rise = 2 * (math.log1p(low**2) / smallest - math.log1p(high**2)) / (smallest - 1)
     beta_min = math.log1p(high**2) - 0.5 * rise
     if kind == "vp":
-        drawn = grids.vp(EDM(), steps, beta_d=rise, beta_min=beta_min, smallest=smallest)
+        drawn = schedules.vp(EDM(), steps, beta_d=rise, beta_min=beta_min, smallest=smallest)
     elif kind == "ve":
-        drawn = grids.exponential(EDM(), steps, sigma_min=low, sigma_max=high)
+        drawn = schedules.exponential(EDM(), steps, sigma_min=low, sigma_max=high)
     elif kind == "edm":
-        drawn = grids.karras(EDM(), steps, sigma_min=low, sigma_max=high, rho=given.get("rho", 7))
+        drawn = schedules.karras(EDM(), steps, sigma_min=low, sigma_max=high, rho=given.get("rho", 7))
     else:
-        drawn = grids.from_sigmas(EDM(), [*iddpm_sigmas(given, low, high, steps), 0.0])
+        drawn = schedules.from_sigmas(EDM(), [*iddpm_sigmas(given, low, high, steps), 0.0])
     clock = Clock(given.get("schedule", "linear"), given.get("scaling", "none"), rise, beta_min, net.rounded)
     grid = ended(clock, [ratio(level) for level in drawn[:-1]])
     if given.get("solver", "heun") == "euler":
@@ -147,7 +147,7 @@ def iddpm_sigmas(given: dict[str, Any], low: float, high: float, steps: int) -> 
 
 def ended(clock: Clock, sigmas: Sequence[float]) -> Grid:
     """The levels of these sigmas on a clock, each once where rounding makes two of them one, and clean data."""
-    return grids.from_sigmas(clock, [*dict.fromkeys(clock.rounded(sigma) for sigma in sigmas), 0.0])
+    return schedules.from_sigmas(clock, [*dict.fromkeys(clock.rounded(sigma) for sigma in sigmas), 0.0])
 
 
 def sampled(settings: dict[str, Any], net: Net, latents: Tensor, noises: Tensor) -> tuple[Table, Tensor]:

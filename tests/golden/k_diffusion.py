@@ -12,15 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from tests.golden.case import Case, Comparison
-from unveil.core import grids, precondition
+from unveil.core import preconditioning
 from unveil.core import prediction as predictions
+from unveil.core import schedules as grids
 from unveil.core.denoiser import Denoiser, Estimate, Step
-from unveil.core.exploding import EDM, VE
 from unveil.core.flow import RectifiedFlow
-from unveil.core.grid import Grid, at_half_log_snr
-from unveil.core.noise import Noise
 from unveil.core.objective import Diffusion
 from unveil.core.process import CosineVP, DiscreteVP, Process, betas
+from unveil.core.rng import Noise
 from unveil.core.samplers.adaptive import Pid, Tolerance, dpm_adaptive, together
 from unveil.core.samplers.exponential import (
     dpm_fast,
@@ -32,11 +31,13 @@ from unveil.core.samplers.exponential import (
     midpoint,
     taylor,
 )
+from unveil.core.samplers.loop import Plan, Progress, Table, run
 from unveil.core.samplers.multistep import lms
-from unveil.core.samplers.plan import Plan, Progress, Table, run
 from unveil.core.samplers.runge_kutta import dpm2, dpm2_ancestral, euler, euler_ancestral, heun, lowered
-from unveil.core.times import LogNormal
-from unveil.data.toy import Mixture
+from unveil.core.schedule import Grid, at_half_log_snr
+from unveil.core.timestep_sampling import LogNormal
+from unveil.core.ve import EDM, VE
+from unveil.data.gaussian_mixture import Mixture
 from unveil.types import Condition, Level
 
 GRIDS = {
@@ -277,7 +278,7 @@ def continuous(case: Case, x: Tensor) -> Iterator[Comparison]:
 
 
 @dataclass(frozen=True)
-class RawSigma(precondition.EDM):
+class RawSigma(preconditioning.EDM):
     """EDM's preconditioning, but the network is told sigma itself."""
 
     def index(self, level: Level) -> Any:
@@ -299,7 +300,7 @@ def densities(case_dir: Path) -> Iterator[Comparison]:
     denoiser = Denoiser(Inner(0.1), process, prediction=shell)
     wrapped = Wrapped(denoiser, process)
     levels = wrapped.levels(sigma)
-    columns = precondition.scalings(shell, levels)
+    columns = preconditioning.scalings(shell, levels)
     yield case.compare("scalings", torch.stack([torch.as_tensor(c) for c in (columns.skip, columns.out, columns.into)]))
     noised = io["x"] + io["noise"] * sigma.reshape(-1, 1, 1, 1)
     yield case.compare("denoised", wrapped.denoised(noised, sigma))

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from tests.golden.case import Case, Comparison
-from unveil.checkpoints import control, latent_unet, openai
-from unveil.conditioning.control import Control, Controls, Mode, Place
-from unveil.conditioning.label import Label, LabelToken
-from unveil.nn.embed import sinusoid
+from unveil.checkpoints import controlnet as control
+from unveil.checkpoints import ldm_unet, openai
+from unveil.conditioning.class_label import Label, LabelToken
+from unveil.conditioning.controlnet import Control, Controls, Mode, Place
+from unveil.nn.embeddings import sinusoid
 from unveil.nn.unet import UNet
 from unveil.nn.unet_config import UNetConfig
 from unveil.types import Condition, Level
@@ -22,7 +23,7 @@ from unveil.types import Condition, Level
 def loaded(config: UNetConfig, theirs: dict[str, Tensor]) -> UNet:
     """The U-Net with published weights."""
     network = UNet(config)
-    network.load_state_dict(latent_unet.load(theirs, config).network)
+    network.load_state_dict(ldm_unet.load(theirs, config).network)
     return network.eval()
 
 
@@ -30,8 +31,8 @@ def loaded(config: UNetConfig, theirs: dict[str, Tensor]) -> UNet:
 def unet(folder: Path) -> Iterator[Comparison]:
     """UNetModel of latent diffusion, and of ControlNet's repository."""
     case = Case(folder)
-    io, theirs = case.io, latent_unet.plain(case.weights())
-    config = latent_unet.from_arguments(case.meta["arguments"])
+    io, theirs = case.io, ldm_unet.plain(case.weights())
+    config = ldm_unet.from_arguments(case.meta["arguments"])
     network = loaded(config, theirs)
     x, t, tokens = io["x"], io["timesteps"], io.get("context")
     condition = Condition(tokens=tokens)
@@ -62,7 +63,7 @@ def unet(folder: Path) -> Iterator[Comparison]:
 def _beside(config: UNetConfig, theirs: dict[str, Tensor], io: dict[str, Tensor], tokens: Tensor | None) -> Tensor:
     """The result where what is concatenated to x, and both halves of the text, come as conditions of their own."""
     out = config.out_channels
-    network = loaded(latent_unet.concatenated(config, config.in_channels - out), theirs)
+    network = loaded(ldm_unet.concatenated(config, config.in_channels - out), theirs)
     condition = Condition(channels=io["x"][:, out:])
     if tokens is not None:
         condition = condition.join(Condition(tokens=tokens[:, :3])).join(Condition(tokens=tokens[:, 3:]))
@@ -74,7 +75,7 @@ def cldm(folder: Path) -> Iterator[Comparison]:
     """ControlNet beside its U-Net: residuals, and what the U-Net makes of them."""
     case = Case(folder)
     io, theirs, arguments = case.io, case.weights(), case.meta["arguments"]
-    unet_config = latent_unet.from_arguments(arguments["unet"])
+    unet_config = ldm_unet.from_arguments(arguments["unet"])
     config, hint_channels = control.from_arguments(arguments["controlnet"])
     network, controlnet = loaded(unet_config, theirs), control.load(theirs, config)
     x, t, hint = io["x"], io["timesteps"], io["hint"]

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from tests.golden.case import Case, Comparison, Unsupported
 from tests.golden.latent_networks import loaded
-from unveil.checkpoints import latent_unet
+from unveil.checkpoints import ldm_unet
 from unveil.core.denoiser import Denoiser, Estimate, Step
-from unveil.core.grid import Grid
 from unveil.core.guidance import cfg
-from unveil.core.noise import Noise
 from unveil.core.process import DiscreteVP, betas
+from unveil.core.rng import Noise
 from unveil.core.samplers import State, Table, ddim
 from unveil.core.samplers.multistep import plms
+from unveil.core.schedule import Grid
 from unveil.nn.unet import UNet
 from unveil.types import Condition, Level
 
@@ -79,7 +79,7 @@ def samplers(case_dir: Path) -> Iterator[Comparison]:
     case = Case(case_dir)
     if not case.meta["schedule"].startswith("T=1000 linear(=sqrt-linear) 0.00085..0.012"):
         raise Unsupported(f"schedule {case.meta['schedule']!r}")
-    network = loaded(latent_unet.from_arguments(case.meta["unet_arguments"]), case.weights())
+    network = loaded(ldm_unet.from_arguments(case.meta["unet_arguments"]), case.weights())
     for name, given in case.meta["runs"].items():
         made = Run(case, network, given)
         grid = made.grid(made.indices)

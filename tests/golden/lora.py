@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from tests.golden.case import Case, Comparison, Unsupported
 from unveil.checkpoints import diffusers_unet, dit, lora
-from unveil.checkpoints.lora_sites import Part, denoiser, text_encoder
-from unveil.conditioning.label import Label
+from unveil.checkpoints.lora_targets import Part, denoiser, text_encoder
+from unveil.conditioning.class_label import Label
 from unveil.nn import lora as layers
 from unveil.nn.dit import DiT
-from unveil.nn.low_rank import Addition
+from unveil.nn.lora_layer import Addition
 from unveil.types import Condition
 
 PEFT = ("lora_peft.safetensors", "adapter_model.safetensors")  # these tell alpha, others take it for the rank

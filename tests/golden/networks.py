@@ -10,12 +10,12 @@ from torch import Tensor
 
 from tests.golden.case import Case, Comparison
 from unveil.checkpoints import ddpm, openai
-from unveil.conditioning.label import Label
-from unveil.core import guidance, precondition
+from unveil.conditioning.class_label import Label
+from unveil.core import guidance, preconditioning
 from unveil.core.denoiser import Denoiser
-from unveil.core.exploding import EDM
+from unveil.core.ve import EDM
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
-from unveil.nn.embed import sinusoid
+from unveil.nn.embeddings import sinusoid
 from unveil.nn.unet import UNet
 from unveil.nn.unet_config import UNetConfig
 from unveil.types import Condition
@@ -52,7 +52,7 @@ def consistency_unet(folder: Path) -> Iterator[Comparison]:
     network, condition = _loaded(config, parts.network), _condition(case, parts)
     sigma = case.io["input.sigma"]
     level = EDM().at(sigma.double() / EDM().sigma_max)
-    shells = {0: precondition.EDM(index_scale=1000), 1: precondition.Consistency()}
+    shells = {0: preconditioning.EDM(index_scale=1000), 1: preconditioning.Consistency()}
     for distilled, shell in shells.items():
         if f"output.denoise.distillation{distilled}" in case.io:
             x = case.io["input.x"] * sigma.reshape(-1, 1, 1, 1)

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unveil.core.denoiser import Denoiser, Estimate, Step
-from unveil.core.grids import Grid
-from unveil.core.noise import Noise
+from unveil.core.rng import Noise
 from unveil.core.samplers import Advance, State, drawn
 from unveil.core.samplers.ancestral import Shift
+from unveil.core.schedules import Grid
 from unveil.nn.classifier import AttentionPool
 from unveil.nn.layers import SelfAttention
 from unveil.nn.unet_blocks import ConvUp, ResBlock

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from tests.golden.case import Case, Comparison
 from unveil.core.denoiser import Estimate
-from unveil.core.exploding import EDM, VE, DiscreteVE
-from unveil.core.noise import Noise
 from unveil.core.ode_likelihood import bits_per_dim, log_density, probability_flow
 from unveil.core.process import LinearVP, Process
+from unveil.core.rng import Noise
 from unveil.core.samplers import Row, Table, run
 from unveil.core.samplers.langevin import Langevin, PredictorCorrector
 from unveil.core.sde import SubVP, diffusion, drift
-from unveil.data.toy import Mixture
+from unveil.core.ve import EDM, VE, DiscreteVE
+from unveil.data.gaussian_mixture import Mixture
 from unveil.types import Level, like
 
 STEPS = 1000  # of the chain where a case does not say

@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from tests.golden.case import Case, Comparison, Unsupported
 from unveil.core import prediction as predictions
 from unveil.core.denoiser import Denoiser, Estimate, Step
-from unveil.core.grid import Grid
 from unveil.core.guidance import cfg, clip_dynamic
 from unveil.core.process import DATA, DiscreteVP, LinearVP, Process, betas
-from unveil.core.real import Number
 from unveil.core.samplers import Plan, Table, run
 from unveil.core.samplers.adaptive import dpm_adaptive
-from unveil.core.samplers.control import Simple, Tolerance, Verdict, of_x, worst
+from unveil.core.samplers.coefficients import Of, Rule, exact, midpoint, phis, stride, taylor
 from unveil.core.samplers.exponential import dpm_grouped, dpm_multistep, dpm_singlestep
 from unveil.core.samplers.stages import farthest, orders_for, stages
-from unveil.core.samplers.stride import Of, Rule, exact, midpoint, phis, stride, taylor
+from unveil.core.samplers.step_size import Simple, Tolerance, Verdict, of_x, worst
 from unveil.core.samplers.unipc import b1, b2, unipc, varying
-from unveil.data.toy import Mixture
+from unveil.core.scalar_math import Number
+from unveil.core.schedule import Grid
+from unveil.data.gaussian_mixture import Mixture
 from unveil.types import Condition, Level, like
 
 # ---------------------------------------------------------------------- what a case says

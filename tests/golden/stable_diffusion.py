@@ -12,11 +12,11 @@ from torch import Tensor
 
 from tests.golden.case import Case, Comparison, Unsupported
 from tests.golden.text import encoded
-from unveil.checkpoints import whole
-from unveil.checkpoints.said import Said
-from unveil.conditioning.text import Text
+from unveil.checkpoints import single_file
+from unveil.checkpoints.overrides import Said
+from unveil.conditioning.text_encoder import Text
 from unveil.core.guidance import cfg
-from unveil.core.noise import Streams
+from unveil.core.rng import Streams
 from unveil.core.samplers import run
 from unveil.types import Condition
 
@@ -39,8 +39,8 @@ def pipeline(folder: Path) -> Iterator[Comparison]:
         text_heads=words["num_attention_heads"],
         activation="quick-gelu" if words["hidden_act"] == "quick_gelu" else "gelu",
     )
-    model = whole.read(case.weights(), said).model
-    text = cast(Text, model.conditioners[whole.PROMPT])
+    model = single_file.read(case.weights(), said).model
+    text = cast(Text, model.conditioners[single_file.PROMPT])
     with torch.no_grad():
         both = {name: encoded(text, case.io[ids]) for name, ids in (("cond", "input_ids"), ("uncond", "uncond_ids"))}
         for name, tokens in both.items():
@@ -55,7 +55,7 @@ def pipeline(folder: Path) -> Iterator[Comparison]:
         pixels = model.decode(latents)
         yield case.compare("decoded", pixels)
         yield case.compare("image01", ((pixels + 1) / 2).clamp(0, 1))
-    written, theirs = whole.tensors_of(model), case.weights()
+    written, theirs = single_file.tensors_of(model), case.weights()
     lost = [key for key in theirs if key not in written]
     yield case.compare("keys lost in writing", torch.tensor(len(lost)), want=torch.tensor(0))
     changed = [key for key, tensor in theirs.items() if key in written and not _same(key, written[key], tensor)]
@@ -64,7 +64,7 @@ def pipeline(folder: Path) -> Iterator[Comparison]:
 
 def _same(key: str, mine: Tensor, theirs: Tensor) -> bool:
     """Weights to the bit, tables of the schedule as close as float32 holds them."""
-    return torch.allclose(mine, theirs, rtol=1e-5) if key in whole.SCHEDULE else torch.equal(mine, theirs)
+    return torch.allclose(mine, theirs, rtol=1e-5) if key in single_file.SCHEDULE else torch.equal(mine, theirs)
 
 
 KINDS: dict[str, Callable[[Path], Iterator[Comparison]]] = {"latent-diffusion/sd1_tiny_pipeline": pipeline}

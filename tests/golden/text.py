@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from tests.golden.case import Case, Comparison
-from unveil.conditioning.byte_pairs import clip
-from unveil.conditioning.prompt import Frame, Span, lay_out
-from unveil.conditioning.text import Rows, Text
+from unveil.conditioning.clip_tokenizer import clip
+from unveil.conditioning.prompt_weighting import Frame, Span, lay_out
+from unveil.conditioning.text_encoder import Rows, Text
 
 CUT = "tokenize_truncate_"  # and the length of a row
 LENGTH = 77  # of a row where none is said

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unveil.nn.captioner import Captioner, CaptionerConfig
 from unveil.nn.decoding import greedy
-from unveil.nn.vocabulary import BEGIN, END
+from unveil.nn.tokenizer import BEGIN, END
 from unveil.types import RecipeError, ShapeError
 
 CONFIG = CaptionerConfig(vocabulary=11, patch=4, depth=1, decoder_depth=1, width=24, heads=2, limit=9)

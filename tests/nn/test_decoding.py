@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.core.noise import Streams
+from unveil.core.rng import Streams
 from unveil.nn.decoding import Decoded, beam, greedy, sampled
 from unveil.types import RecipeError, ShapeError
 

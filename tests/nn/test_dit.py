@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unveil.nn.cost import multiply_adds
 from unveil.nn.dit import DiT, Told, positions
 from unveil.nn.dit_config import NAMES, Design, DiTConfig, named, shape_of, spelled_out
+from unveil.nn.flops import multiply_adds
 from unveil.types import Condition, RecipeError, ShapeError
 
 SMALL = DiTConfig(4, 8, size=8, patch=2, depth=3, width=32, heads=4)

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from unveil.nn import lora
 from unveil.nn.attention import Attention
-from unveil.nn.blocks import Context
 from unveil.nn.dit import DiT
 from unveil.nn.dit_config import DiTConfig
 from unveil.nn.lora import LoraConfig
-from unveil.nn.low_rank import Addition
-from unveil.nn.spatial import Projection, SpatialTransformer
+from unveil.nn.lora_layer import Addition
+from unveil.nn.spatial_transformer import Projection, SpatialTransformer
+from unveil.nn.transformer_blocks import Context
 from unveil.nn.unet import UNet
 from unveil.nn.unet_blocks import ConvUp
 from unveil.nn.unet_config import UNetConfig

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unveil.nn.boxes import BoxDenoiser, BoxesConfig, regions_of
+from unveil.nn.box_denoiser import BoxDenoiser, BoxesConfig, regions_of
 from unveil.nn.unet2015 import UNet2015, UNet2015Config
 from unveil.types import Condition, RecipeError, ShapeError
 

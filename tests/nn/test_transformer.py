@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unveil.nn.blocks import BlockConfig, Context, Maps, Stack, TransformerBlock
 from unveil.nn.packing import Packing
 from unveil.nn.transformer import Decoder, Transformer, TransformerConfig, token_loss
+from unveil.nn.transformer_blocks import BlockConfig, Context, Maps, Stack, TransformerBlock
 from unveil.types import RecipeError, ShapeError
 
 SMALL = TransformerConfig(source=11, target=13, width=16, heads=2, hidden=32, depth=2, dropout=0.0, limit=20)

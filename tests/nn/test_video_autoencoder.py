@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from unveil.nn.causal import CausalConv, Past
-from unveil.nn.cosine import cosines, lowest
+from unveil.nn.causal_conv3d import CausalConv, Past
+from unveil.nn.dct import cosines, lowest
 from unveil.nn.layers import PixelRMS
 from unveil.nn.video_autoencoder import VideoAutoencoderConfig, VideoDecoder, VideoEncoder
 

@@ -13,9 +13,9 @@ from unveil.core.denoiser import Denoiser
 from unveil.core.flow import RectifiedFlow
 from unveil.core.prediction import flow
 from unveil.core.process import partly
-from unveil.nn.attending import attend
+from unveil.nn.attention_patterns import Grid, Groups, Pattern, visible
 from unveil.nn.packing import Packing
-from unveil.nn.patterns import Grid, Groups, Pattern, visible
+from unveil.nn.sdpa import attend
 from unveil.nn.video_dit import KEPT, VideoDiT, VideoDiTConfig
 from unveil.types import Condition, RecipeError, ShapeError
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from unveil.nn.embed import sin_cos_positions
+from unveil.nn.embeddings import sin_cos_positions
 from unveil.nn.vit import ViT, ViTConfig, named
 from unveil.types import RecipeError, ShapeError
 

@@ -6,27 +6,27 @@ import ast
 
 from tests.rules.source import name, parsed, programs
 
-LINES, BODY, PARAMETERS = 400, 60, 8
+LINES, BODY, PARAMETERS = 600, 60, 8
 # Over a limit, with the reason. An entry that is no longer needed is a fault too.
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS = {
     "src/unveil/model/model.py generate": "half of it is its docstring",
-    "src/unveil/evaluate/measure.py evaluate": "a third of it is its docstring; the rest is one list of measurements",
+    "src/unveil/evaluate/sample_quality.py evaluate": "a third is its docstring, then one list of measurements",
 }
 MANY_PARAMETERS = {
-    "src/unveil/app/cli.py train": "one parameter per option: that is how typer reads a command line",
-    "src/unveil/app/cli.py sample": "one parameter per option",
-    "src/unveil/app/cli.py evaluate": "one parameter per option",
-    "src/unveil/app/language_cli.py translate": "one parameter per option",
-    "src/unveil/app/path_cli.py vary": "one parameter per option",
-    "src/unveil/app/path_cli.py interpolate": "one parameter per option",
-    "src/unveil/app/path_cli.py invert": "one parameter per option",
-    "src/unveil/app/study_cli.py samplers": "one parameter per option",
-    "src/unveil/app/study_cli.py guidance": "one parameter per option",
-    "src/unveil/app/study_cli.py inverse": "one parameter per option",
-    "src/unveil/app/study_cli.py vit": "one parameter per option",
-    "src/unveil/app/cli.py convert": "one parameter per option",
-    "src/unveil/app/cli.py data_check": "one parameter per option",
+    "src/unveil/cli/commands.py train": "one parameter per option: that is how typer reads a command line",
+    "src/unveil/cli/commands.py sample": "one parameter per option",
+    "src/unveil/cli/commands.py evaluate": "one parameter per option",
+    "src/unveil/cli/text_options.py translate": "one parameter per option",
+    "src/unveil/cli/latent_options.py vary": "one parameter per option",
+    "src/unveil/cli/latent_options.py interpolate": "one parameter per option",
+    "src/unveil/cli/latent_options.py invert": "one parameter per option",
+    "src/unveil/cli/analyze_options.py samplers": "one parameter per option",
+    "src/unveil/cli/analyze_options.py guidance": "one parameter per option",
+    "src/unveil/cli/analyze_options.py inverse": "one parameter per option",
+    "src/unveil/cli/analyze_options.py vit": "one parameter per option",
+    "src/unveil/cli/commands.py convert": "one parameter per option",
+    "src/unveil/cli/commands.py data_check": "one parameter per option",
     "src/unveil/model/model.py generate": "every knob of a picture, each by name",
 }
 

@@ -57,7 +57,7 @@ HELP = """
 import sys
 import unveil
 assert "torch" not in sys.modules, "import unveil"
-from unveil.app.cli import run
+from unveil.cli.commands import run
 for command in ([], ["train"], ["sample"], ["evaluate"], ["convert"], ["reproduce"], ["demo"],
                 ["img2img"], ["inpaint"], ["outpaint"], ["upscale"], ["vary"], ["interpolate"], ["invert"],
                 ["data"], ["data", "check"], ["data", "show"], ["data", "latents"],

@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("gradio")
 pytest.importorskip("playwright")
 
-from tests.web.conftest import Many, Server, server
-from unveil.service.kinds import kinds
+from tests.server.http.conftest import Many, Server, server
+from unveil.server.jobs.job_types import kinds
 from unveil.studio.server import extended
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

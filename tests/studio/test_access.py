@@ -15,11 +15,11 @@ pytest.importorskip("axe_playwright_python")
 
 from playwright.sync_api import TimeoutError as TimedOut
 
+from tests.server.http.conftest import KEY, Many, Server, server
 from tests.studio.conftest import MARKS, begun, chosen, ended, opened
-from tests.web.conftest import KEY, Many, Server, server
-from unveil.studio.entrance import Entrance
+from unveil.server.http.security import Rules
+from unveil.studio.login import Entrance
 from unveil.studio.server import extended
-from unveil.web.rules import Rules
 
 pytestmark = MARKS
 TABS = ("picture", "video", "train", "models", "evaluate", "gallery", "queue")

@@ -20,13 +20,13 @@ from gradio.components.image_editor import AcceptBlobs, EditorData
 from gradio.data_classes import ImageData
 
 from tests.data.test_bad_folders import black_png, grown_mb
+from tests.server.http.conftest import Many, Server, server
+from tests.server.http.test_middleware import form
 from tests.studio.conftest import LEFT
-from tests.web.conftest import Many, Server, server
-from tests.web.test_guard import form
 from unveil.studio.client import Client
 from unveil.studio.page import Page
 from unveil.studio.server import extended
-from unveil.studio.still import LAYERS, PAINTED, Brush, Film, Still
+from unveil.studio.upload_components import LAYERS, PAINTED, Brush, Film, Still
 from unveil.types import RecipeError
 
 pytestmark = LEFT

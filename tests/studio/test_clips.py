@@ -11,9 +11,9 @@ from PIL import Image
 pytest.importorskip("gradio")
 pytest.importorskip("av")
 
+from tests.server.http.conftest import Server
 from tests.studio.conftest import MARKS, another, begun, chosen, ended, painted
-from tests.web.conftest import Server
-from unveil.app.clips import decoded
+from unveil.cli.video_inputs import decoded
 
 pytestmark = MARKS
 

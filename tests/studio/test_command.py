@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("gradio")
 
+from tests.server.http.test_served import Served
 from tests.studio.conftest import LONG_MS, MARKS, begun, chosen, ended
-from tests.web.test_served import Served
 
 pytestmark = MARKS
 

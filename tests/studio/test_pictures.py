@@ -14,13 +14,13 @@ import torch
 pytest.importorskip("gradio")
 
 from tests.checkpoints import tiny_sd
+from tests.server.http.conftest import Server
 from tests.studio.conftest import MARKS, another, begun, chosen, ended, opened, painted, picked
-from tests.web.conftest import Server
-from unveil.checkpoints.tensors import write_tensors
-from unveil.data.decode import natural, open_picture
-from unveil.pictures import png
-from unveil.service.job import Job
-from unveil.service.pictures import pictures_of
+from unveil.data.image_decoding import natural, open_picture
+from unveil.io.images import png
+from unveil.io.safetensors_io import write_tensors
+from unveil.server.jobs.image_job import pictures_of
+from unveil.server.jobs.job import Job
 from unveil.studio.tabs import gallery
 
 pytestmark = MARKS

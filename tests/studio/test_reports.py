@@ -10,9 +10,9 @@ import pytest
 pytest.importorskip("gradio")
 
 from tests.checkpoints import tiny_sd
+from tests.server.http.conftest import Server
 from tests.studio.conftest import MARKS, another, chosen, ended, picked
-from tests.web.conftest import Server
-from unveil.checkpoints.tensors import write_tensors
+from unveil.io.safetensors_io import write_tensors
 
 pytestmark = MARKS
 

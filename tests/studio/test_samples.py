@@ -12,11 +12,11 @@ import torch
 
 pytest.importorskip("gradio")
 
+from tests.server.http.conftest import Many, Server, server
 from tests.studio.conftest import MARKS, chosen, ended
-from tests.web.conftest import Many, Server, server
-from unveil.pictures import png
-from unveil.service.catalog import RUNS
-from unveil.service.worker import Report
+from unveil.io.images import png
+from unveil.server.jobs.catalog import RUNS
+from unveil.server.jobs.worker import Report
 from unveil.studio.server import extended
 
 pytestmark = MARKS

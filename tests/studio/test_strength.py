@@ -12,13 +12,13 @@ import gradio as gr
 
 from tests.studio.conftest import MARKS, chosen
 from tests.studio.test_tabs import Laid, client, laid
-from unveil.app import video as commands
-from unveil.service.clips import TAKES, Clips
-from unveil.service.clips import read_request as read_clips
-from unveil.service.inputs import Kept
-from unveil.service.pictures import Change
+from unveil.cli import video as commands
+from unveil.server.jobs.image_job import Change
+from unveil.server.jobs.uploads import Kept
+from unveil.server.jobs.video_job import TAKES, Clips
+from unveil.server.jobs.video_job import read_request as read_clips
 from unveil.studio.client import Client
-from unveil.studio.tabs import picture, video
+from unveil.studio.tabs import image, video
 
 __all__ = ["client", "laid"]
 pytestmark = MARKS
@@ -63,15 +63,15 @@ def test_a_verb_of_clips_says_it_where_its_slider_is_seen(
 def test_a_verb_of_pictures_says_it_where_its_slider_is_seen(laid: Laid, monkeypatch: pytest.MonkeyPatch, mode: str):
     monkeypatch.setattr(Client, "keep", lambda self, path: SENT if path else None)
     monkeypatch.setattr(Client, "mask", lambda *given: SENT.name)
-    tab = laid(picture.Picture)
+    tab = laid(image.Picture)
     change = asked(tab, mode=mode, source="a", strength=0.45).get("change") or {}
-    *_, slider = picture._groups(mode)
+    *_, slider = image._groups(mode)
     shown = slider.constructor_args["visible"]
-    assert (change.get("strength") == 0.45) == shown == (mode in picture.USUAL)
+    assert (change.get("strength") == 0.45) == shown == (mode in image.USUAL)
 
 
 def test_the_usual_values_are_those_of_the_service(monkeypatch: pytest.MonkeyPatch):
-    for verb, usual in picture.USUAL.items():
+    for verb, usual in image.USUAL.items():
         mask = SENT.name if verb == "inpaint" else None
         assert Change(verb=verb, picture=SENT.name, mask=mask).settings()["strength"] == usual  # type: ignore[arg-type]
     told: list[Any] = []
@@ -87,7 +87,7 @@ def test_the_usual_values_are_those_of_the_service(monkeypatch: pytest.MonkeyPat
     assert values == list(video.USUAL.values())
 
 
-@pytest.mark.parametrize(("tab", "usual"), [("picture", picture.USUAL), ("video", video.USUAL)])
+@pytest.mark.parametrize(("tab", "usual"), [("picture", image.USUAL), ("video", video.USUAL)])
 def test_who_chooses_a_verb_is_shown_its_usual_value(page: Any, tab: str, usual: dict[str, float]):
     if tab != "picture":
         chosen(page, tab)
@@ -114,7 +114,7 @@ def test_who_chooses_a_verb_is_shown_its_usual_value(page: Any, tab: str, usual:
 
 def test_a_picture_that_was_made_is_edited_with_the_usual_value(laid: Laid, monkeypatch: pytest.MonkeyPatch):
     """`Edit it` chooses a verb as well, and no hand does."""
-    tab = laid(picture.Picture)
-    monkeypatch.setattr(picture.Picture, "file_of", lambda *given: "a.png")
+    tab = laid(image.Picture)
+    monkeypatch.setattr(image.Picture, "file_of", lambda *given: "a.png")
     assert tab._reuse("", {}, 1, 0.3) == ["a.png", "img2img", 0.6]
     assert tab._reuse("", {}, 1, 0.45)[2] == gr.skip()

@@ -18,30 +18,30 @@ pytest.importorskip("gradio")
 
 import gradio as gr
 
+from tests.server.http.conftest import Crew
 from tests.studio.conftest import LEFT
-from tests.web.conftest import Crew
-from unveil.pictures import png
-from unveil.service import tables
-from unveil.service.catalog import RUNS, Catalog
-from unveil.service.commands import TRAIN
-from unveil.service.inputs import BYTES, FOLDER, Inputs
-from unveil.service.job import Job, Limits
-from unveil.service.process import MADE
-from unveil.service.queue import Queue
-from unveil.service.results import Results
-from unveil.service.service import Service
-from unveil.service.worker import log_of
+from unveil.io.images import png
+from unveil.server.jobs import sqlite_store
+from unveil.server.jobs.catalog import RUNS, Catalog
+from unveil.server.jobs.command_job import TRAIN
+from unveil.server.jobs.job import Job, Limits
+from unveil.server.jobs.outputs import Results
+from unveil.server.jobs.queue import Queue
+from unveil.server.jobs.service import Service
+from unveil.server.jobs.uploads import BYTES, FOLDER, Inputs
+from unveil.server.jobs.worker import log_of
+from unveil.server.jobs.worker_main import MADE
 from unveil.studio.client import Client
+from unveil.studio.form_parsing import Typed
+from unveil.studio.i18n import Say
 from unveil.studio.page import Page
-from unveil.studio.tab import Desk, Tab
+from unveil.studio.tab_base import Desk, Tab
 from unveil.studio.tabs.gallery import Gallery
+from unveil.studio.tabs.image import Picture
 from unveil.studio.tabs.models import Models
-from unveil.studio.tabs.picture import Picture
 from unveil.studio.tabs.queue import ENDED_SHOWN, Waiting
 from unveil.studio.tabs.train import LAST, Train
 from unveil.studio.tabs.video import Video
-from unveil.studio.typed import Typed
-from unveil.studio.words import Say
 from unveil.types import Error, RecipeError
 
 pytestmark = LEFT
@@ -97,8 +97,8 @@ def test_the_queue_is_looked_at_without_reading_all_that_ever_was(
         client.service.queue.submit("pictures", {"prompt": f"disk {number}"})
     client.service.queue.take("w")
     client.service.queue.submit("pictures", {"prompt": "secret"}, owner="another")
-    read, real = list[Any](), tables._job
-    monkeypatch.setattr(tables, "_job", lambda *row: read.append(row) or real(*row))
+    read, real = list[Any](), sqlite_store._job
+    monkeypatch.setattr(sqlite_store, "_job", lambda *row: read.append(row) or real(*row))
     client.service.queue.places(1)  # who is before whom, and how long they took, is known of all
     known = len(read)
     told = tab.look("")

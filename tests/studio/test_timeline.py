@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("markupsafe")
 
+from unveil.studio.i18n import Say
 from unveil.studio.timeline import drawn, spans
-from unveil.studio.words import Say
 
 FORWARD, BACKWARD = {"direction": "forward"}, {"direction": "backward"}
 

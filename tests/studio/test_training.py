@@ -10,9 +10,9 @@ import torch
 
 pytest.importorskip("gradio")
 
+from tests.server.http.conftest import Server
 from tests.studio.conftest import MARKS, another, chosen, ended, picked
-from tests.web.conftest import Server
-from unveil.pictures import png
+from unveil.io.images import png
 
 pytestmark = MARKS
 CHANGES = """train.steps: 9000

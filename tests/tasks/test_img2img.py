@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 from tests.tasks.tiny import Halved, digits, digits_model, drawn, pictures, seen, tiny
-from unveil.core import grids, inverse
-from unveil.core.course import Course
-from unveil.core.noise import START, Streams
-from unveil.pictures import to_unit
-from unveil.tasks.edit import latents_of
-from unveil.tasks.film import Preview
+from unveil.core import inverse, schedules
+from unveil.core.rng import START, Streams
+from unveil.core.sampling_run import Course
+from unveil.io.images import to_unit
 from unveil.tasks.generate import Request, generate
 from unveil.tasks.img2img import from_noise, img2img
 from unveil.tasks.invert import invert, noise_bytes, read_noise
+from unveil.tasks.task_spec import latents_of
+from unveil.tasks.trajectory import Preview
 from unveil.types import MediaError, RecipeError, ShapeError
 
 MODELS = [None, Halved()]
@@ -52,7 +52,7 @@ def test_strengths_between_move_away_from_the_picture():
 
 @pytest.mark.parametrize(("strength", "run"), [(0.0, 0), (0.29, 14), (0.3, 15), (0.58, 29), (0.999, 49), (1.0, 50)])
 def test_the_steps_that_are_run_are_counted_as_stable_diffusion_counts_them(strength: float, run: int):
-    grid = grids.uniform(digits_model().process, 50)
+    grid = schedules.uniform(digits_model().process, 50)
     rest = inverse.share_of(grid, strength)
     assert (0 if rest is None else len(rest) - 1) == run
     if rest is not None:

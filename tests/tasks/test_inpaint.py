@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from tests.tasks.tiny import LABEL, Halved, digits, digits_model, drawn, pictures, seen, tiny
+from unveil.io.images import to_unit
 from unveil.model import Model
-from unveil.pictures import to_unit
 from unveil.tasks.generate import Request
 from unveil.tasks.inpaint import Margins, Method, Repaint, fitting, inpaint, outpaint
 from unveil.types import RecipeError, ShapeError

@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.tasks.tiny import WORDS, Paired, clips, seen, tiny_clips
+from unveil.conditioning.circular_shift import offset, turned
 from unveil.core import inverse
 from unveil.core.denoiser import Estimate
 from unveil.core.flow import RectifiedFlow, RootShifted
-from unveil.core.ring import offset, turned
-from unveil.pictures import to_pixels, to_unit
-from unveil.tasks import enlarge, reel, video
+from unveil.io.images import to_pixels, to_unit
+from unveil.tasks import hires, long_video, video
 from unveil.tasks.generate import Request, generate
 from unveil.tasks.img2img import img2img
-from unveil.tasks.reel import Shot, film, fresh, whole, windows
-from unveil.tasks.spoken import Scene, shares
-from unveil.tasks.still import still
+from unveil.tasks.long_video import Shot, film, fresh, whole, windows
+from unveil.tasks.prompt_schedule import Scene, shares
+from unveil.tasks.single_frame import still
 from unveil.tasks.upscale import resized, upscale
 from unveil.types import Condition, Level, RecipeError
 
@@ -143,8 +143,8 @@ def test_windows_of_latents_begin_where_latents_do_and_are_cut_at_the_end():
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_each_window_goes_on_from_the_one_before(direction: Any, monkeypatch: pytest.MonkeyPatch):
     model, known = tiny_clips(), []
-    plain = reel.holding
-    monkeypatch.setattr(reel, "holding", lambda *given: known.append(given[1]) or plain(*given))
+    plain = long_video.holding
+    monkeypatch.setattr(long_video, "holding", lambda *given: known.append(given[1]) or plain(*given))
     made = whole(film(model, request(), Shot(9, overlap=2, direction=direction)))
     there = [(one.until.flatten() == 0).nonzero().flatten().tolist() for one in known]
     shared = [0, 1, 2] if direction == "forward" else [2, 3, 4]  # windows at 0, 2 and 4
@@ -424,7 +424,7 @@ def test_windows_of_a_large_clip_have_the_levels_of_their_size_and_keep_its_form
 
     monkeypatch.setattr(network, "forward", watched)
     given = clips(1, 5, 4, 4).repeat_interleave(4, 3).repeat_interleave(4, 4)
-    made = whole(film(model, request(), enlarge.enlarged(model, given, (32, 32), 0.5)))
+    made = whole(film(model, request(), hires.enlarged(model, given, (32, 32), 0.5)))
     assert sorted(set(told)) == pytest.approx([3000 * t / (1 + 2 * t) for t in (0.25, 0.5)], abs=0.01)
     plain = to_pixels(resized(to_unit(given), (32, 32)))
     free = seen(model, request(), upscale(model, given, factor=2, strength=0.5))
@@ -435,16 +435,16 @@ def test_windows_of_a_large_clip_have_the_levels_of_their_size_and_keep_its_form
 
 def test_the_first_pass_has_the_aspect_of_the_others():
     model = tiny_clips()
-    assert enlarge.is_large(model, (24, 16))
-    assert enlarge.is_large(model, (16, 16))
-    assert not enlarge.is_large(model, (16, 12))
+    assert hires.is_large(model, (24, 16))
+    assert hires.is_large(model, (16, 16))
+    assert not hires.is_large(model, (16, 12))
     for size in ((24, 24), (64, 32), (128, 192)):
-        high, wide = enlarge.first_size(model, size)
+        high, wide = hires.first_size(model, size)
         assert high % 4 == wide % 4 == 0
         assert 0.5 <= high * wide / 64 <= 1.5
         assert 0.7 <= (high / wide) / (size[0] / size[1]) <= 1.4
-    assert enlarge.sizes(model, (24, 32)) == [(8, 12), (16, 20), (24, 32)]
-    assert enlarge.sizes(model, (1024, 1024))[::4] == [(8, 8), (128, 128)]
-    shot = Shot(3, (24, 32), known=reel.still_frames({1: clips(1, 1, 24, 32)[:, :, 0]}))
-    made = whole(enlarge.large(model, request(), shot))
+    assert hires.sizes(model, (24, 32)) == [(8, 12), (16, 20), (24, 32)]
+    assert hires.sizes(model, (1024, 1024))[::4] == [(8, 8), (128, 128)]
+    shot = Shot(3, (24, 32), known=long_video.still_frames({1: clips(1, 1, 24, 32)[:, :, 0]}))
+    made = whole(hires.large(model, request(), shot))
     assert torch.equal(made[:, :, 1], clips(1, 1, 24, 32)[:, :, 0])

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 import unveil
 from unveil import data
-from unveil.config import ModelConfig, validate
 from unveil.model import Model, build
-from unveil.tasks.edit import PLAIN, Edit
+from unveil.model.config import ModelConfig, validate
 from unveil.tasks.generate import Request, generate
+from unveil.tasks.task_spec import PLAIN, Edit
 
 LABEL = {"kind": "label", "classes": 3, "drop": 0.1}
 

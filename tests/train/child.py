@@ -21,7 +21,7 @@ import torch
 
 from tests.train import tiny
 from unveil.core.objective import Diffusion, Loss
-from unveil.core.times import SecondMoment
+from unveil.core.timestep_sampling import SecondMoment
 from unveil.types import Error
 
 ASKED = "then leaving"  # what a run says when a signal arrives

@@ -13,15 +13,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from unveil.checkpoints import ours, store
-from unveil.checkpoints.tensors import read_tensors
-from unveil.codec import KL, VQ
-from unveil.config import AutoencoderRecipe, parse_recipe
-from unveil.core.noise import Streams
+from unveil.autoencoders import KL, VQ
+from unveil.core.rng import Streams
+from unveil.io.safetensors_io import read_tensors
+from unveil.model import checkpoint_store, model_folder
+from unveil.model.config import AutoencoderRecipe, parse_recipe
 from unveil.train import callbacks
 from unveil.train.autoencoder import Autoencoding, fit_autoencoder, learner_of, measured
-from unveil.train.examples import scaled
-from unveil.train.order import Batch
+from unveil.train.batch_preparation import scaled
+from unveil.train.data_order import Batch
 from unveil.types import Cancelled, NonFinite, RecipeError, WeightsError
 
 STEPS, START = 8, 4
@@ -83,7 +83,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 
 def tensors(run: Path, step: int = STEPS) -> dict[str, Tensor]:
-    folder = run / "checkpoints" / store.step_name(step)
+    folder = run / "checkpoints" / checkpoint_store.step_name(step)
     files = sorted(folder.rglob("*.safetensors"))
     assert [str(path.relative_to(folder)) for path in files] == [
         "codec.safetensors", "ema/codec.safetensors", "train_state.safetensors",
@@ -234,7 +234,9 @@ def test_interrupted_anywhere_it_ends_the_same_to_the_bit(whole, tmp_path, monke
         fit(run, recipe(**ASKED[name]))
     monkeypatch.undo()
     assert stopped.value.exit_code == 143
-    assert store.newest_valid(run / "checkpoints") == run / "checkpoints" / store.step_name(cut + 1)
+    assert checkpoint_store.newest_valid(run / "checkpoints") == run / "checkpoints" / checkpoint_store.step_name(
+        cut + 1
+    )
     fit(run, recipe(**ASKED[name]))
     one, other = tensors(run), tensors(whole[name])
     assert one.keys() == other.keys()
@@ -266,7 +268,7 @@ def test_the_log_names_the_terms_and_no_noise_level(whole):
 def test_codes_that_were_never_taken_are_put_on_new_places(whole):
     asked = recipe(**ASKED["vq"])
     begun = codec(asked).quantiser.codebook
-    _, after = ours.load_autoencoder(whole["vq"])
+    _, after = model_folder.load_autoencoder(whole["vq"])
     assert isinstance(after, VQ)
     assert int((after.quantiser.codebook != begun).any(1).sum()) == 8
     assert not after.quantiser.codebook.requires_grad
@@ -276,7 +278,7 @@ def test_codes_that_were_never_taken_are_put_on_new_places(whole):
 def test_scale_and_shift_are_measured_and_stored(tmp_path, scale):
     asked = recipe(scale=scale)
     left = fit(tmp_path / "run", asked)
-    described, loaded = ours.load_autoencoder(tmp_path / "run")
+    described, loaded = model_folder.load_autoencoder(tmp_path / "run")
     assert described == asked.model
     assert torch.equal(left.scale, loaded.scale)
     x = torch.stack([scaled(Pictures()[n]["pixels"]) for n in range(20)])
@@ -315,7 +317,7 @@ def test_a_run_shows_pictures_above_what_was_made_of_them(tmp_path):
     assert {p.name for p in (tmp_path / "run/plots").iterdir()} >= {"loss.png", "terms.png", "psnr.png"}
     held = [line for line in lines(tmp_path / "run") if "validation" in line]
     assert [line["step"] for line in held] == [2, 4]
-    _, loaded = ours.load_autoencoder(tmp_path / "run")
+    _, loaded = model_folder.load_autoencoder(tmp_path / "run")
     x = torch.stack([scaled(Pictures(6)[place * 6 // 4]["pixels"]) for place in range(4)])
     squared = ((loaded.decode(loaded.encode(x)).clamp(-1, 1) - x) / 2).square().mean().item()
     assert held[-1]["psnr"] == pytest.approx(-10 * math.log10(squared), abs=1e-3)
@@ -339,7 +341,7 @@ def test_pictures_that_are_not_finite_are_named_and_leave_nothing(tmp_path, capl
     asked = recipe(**ASKED["vq"], train={"nonfinite_limit": 1})
     with pytest.raises(NonFinite, match=r"the loss is not finite.*\(loss nan; examples \d"):
         fit(tmp_path / "run", asked, Pictures(spoiled=tuple(range(20))))
-    assert store.newest_valid(tmp_path / "run/checkpoints") is None
+    assert checkpoint_store.newest_valid(tmp_path / "run/checkpoints") is None
     some = recipe(**ASKED["vq"], train={"nonfinite_limit": 8})
     fit(tmp_path / "some", some, Pictures(spoiled=(3,)))
     assert lines(tmp_path / "some")[-1]["skipped"] >= 1
@@ -375,9 +377,9 @@ def test_a_discriminator_of_another_size_is_not_gone_on_with(whole, tmp_path):
 
 def test_a_diffusion_model_and_an_autoencoder_are_told_apart(whole):
     with pytest.raises(WeightsError, match=r"an autoencoder, which makes no pictures by itself; name it as the codec"):
-        ours.load_model(whole["kl"])
+        model_folder.load_model(whole["kl"])
     with pytest.raises(WeightsError, match="holds no autoencoder"):
-        ours.load_autoencoder("ddpm-digits")
+        model_folder.load_autoencoder("ddpm-digits")
 
 
 def test_a_codebook_that_follows_trains_in_one_process(tmp_path, monkeypatch):

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from unveil.checkpoints import ours
-from unveil.codec import Video
-from unveil.config import AutoencoderRecipe, parse_recipe
-from unveil.core.noise import Streams
+from unveil.autoencoders import Video
+from unveil.core.rng import Streams
+from unveil.model import model_folder
+from unveil.model.config import AutoencoderRecipe, parse_recipe
 from unveil.train.autoencoder import Autoencoding, fit_autoencoder, learner_of
-from unveil.train.examples import scaled
-from unveil.train.order import Batch
+from unveil.train.batch_preparation import scaled
+from unveil.train.data_order import Batch
 from unveil.types import RecipeError
 
 
@@ -108,7 +108,7 @@ def test_training_stores_the_statistics_of_each_channel_and_leaves_what_comes_ba
     torch.testing.assert_close(latents.mean((0, 2, 3, 4)), torch.zeros(4), rtol=0, atol=1e-3)
     torch.testing.assert_close(latents.std((0, 2, 3, 4)), torch.ones(4), rtol=1e-2, atol=1e-3)
     assert len(set(codec.scale.tolist())) == 4
-    config, again = ours.load_autoencoder(tmp_path / "run")
+    config, again = model_folder.load_autoencoder(tmp_path / "run")
     assert isinstance(again, Video)
     assert config.shape == (3, 9, 8, 8)
     torch.testing.assert_close(again.encode(scaled(Clips().pixels)), latents, rtol=0, atol=0)

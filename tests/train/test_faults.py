@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from tests.train import tiny
-from unveil.checkpoints import ours, store
-from unveil.checkpoints.tensors import read_tensors
 from unveil.core.objective import Diffusion, Loss
-from unveil.train import callbacks, monitor, state
-from unveil.train.order import Order
+from unveil.io.safetensors_io import read_tensors
+from unveil.model import checkpoint_store, model_folder
+from unveil.train import callbacks, metrics_logger, state
+from unveil.train.data_order import Order
 from unveil.types import MediaError, NonFinite, OutOfResources, WeightsError
 
 
@@ -92,7 +92,7 @@ def test_a_broken_step_is_skipped_explained_and_counted(tmp_path, caplog, fault,
 def test_a_skipped_step_changes_no_weight_no_moment_and_no_average(tmp_path, monkeypatch):
     monkeypatch.setattr(callbacks, "KEEP", 9)
     run = tiny.fit(tmp_path / "run", objective=broken(nan_gradient, 2), save_every=1, steps=4)
-    before, after = (run / "checkpoints" / store.step_name(step) for step in (2, 3))
+    before, after = (run / "checkpoints" / checkpoint_store.step_name(step) for step in (2, 3))
     files = [path.relative_to(before) for path in before.rglob("*.safetensors")]
     assert len(files) == 5
     for name in files:
@@ -108,7 +108,7 @@ def test_a_naive_loop_keeps_the_nan(tmp_path):
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     with pytest.raises(NonFinite, match=r"the model holds numbers that are not finite \(denoiser.network.enter.weight"):
-        ours.require_finite(dict(model.named_parameters()), "the model")
+        model_folder.require_finite(dict(model.named_parameters()), "the model")
 
 
 def test_nan_in_the_data_names_its_examples(tmp_path, caplog):
@@ -141,7 +141,7 @@ def test_too_many_in_a_row_stop_the_run_with_their_own_exit_code(tmp_path, fault
         tiny.fit(run, objective=broken(fault, *range(3, 12)), save_every=1)
     assert stopped.value.exit_code == 3
     assert every_number_is_finite(run)
-    assert store.newest_valid(run / "checkpoints") is not None
+    assert checkpoint_store.newest_valid(run / "checkpoints") is not None
 
 
 def test_finite_steps_in_between_start_the_count_again(tmp_path):
@@ -156,7 +156,7 @@ def test_a_buffer_that_turned_nan_is_never_published(tmp_path):
     run = tmp_path / "run"
     with pytest.raises(NonFinite, match=r"step 4: .*network.calls"):
         tiny.fit(run, objective=broken(poison, 3), save_every=2)
-    assert store.newest_valid(run / "checkpoints") == run / "checkpoints" / "step_000002"
+    assert checkpoint_store.newest_valid(run / "checkpoints") == run / "checkpoints" / "step_000002"
 
 
 # ---------------------------------------------------------------------- a full disk
@@ -170,7 +170,9 @@ def full_disk(monkeypatch):
 
     def fsync(handle: int) -> None:
         name = os.readlink(f"/proc/self/fd/{handle}")
-        if any(f".staging-{store.step_name(step)}-" in name and name.endswith("safetensors") for step in steps):
+        if any(
+            f".staging-{checkpoint_store.step_name(step)}-" in name and name.endswith("safetensors") for step in steps
+        ):
             raise OSError(errno.ENOSPC, "No space left on device")
         real(handle)
 
@@ -183,7 +185,7 @@ def test_training_outlives_a_disk_that_is_full_for_two_saves(tmp_path, caplog, f
     run = tiny.fit(tmp_path / "run", objective=Diffusion(), save_every=2)
     assert "step 4: no checkpoint" in caplog.text
     assert "the disk is full" in caplog.text
-    kept = [path.name for path in store.checkpoints(run / "checkpoints")]
+    kept = [path.name for path in checkpoint_store.checkpoints(run / "checkpoints")]
     assert kept == ["step_000012", "step_000010", "step_000008"]
     assert not list((run / "checkpoints").glob(".*"))
 
@@ -194,7 +196,7 @@ def test_after_three_failed_saves_it_stops_and_the_last_checkpoint_is_valid(tmp_
     with pytest.raises(OutOfResources, match="no checkpoint could be saved at step 8, 3 failed in a row") as stopped:
         tiny.fit(run, objective=Diffusion(), save_every=2)
     assert stopped.value.exit_code == 5
-    newest = store.newest_valid(run / "checkpoints")
+    newest = checkpoint_store.newest_valid(run / "checkpoints")
     assert newest is not None
     assert newest.name == "step_000002"
     full_disk.clear()
@@ -209,7 +211,7 @@ def test_a_log_that_cannot_be_written_stops_nothing(tmp_path, caplog, monkeypatc
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(path, *arguments, **named)
 
-    monkeypatch.setattr(monitor, "open", refusing, raising=False)
+    monkeypatch.setattr(metrics_logger, "open", refusing, raising=False)
     import torch.utils.tensorboard
 
     def no_writer(*arguments: Any, **named: Any) -> None:
@@ -234,7 +236,7 @@ def test_samples_that_cannot_be_drawn_stop_nothing(tmp_path, caplog, monkeypatch
 def halfway(run: Path) -> list[Path]:
     """A run of 12 steps with checkpoints at 4 and 8 and the last one gone."""
     tiny.fit(run, objective=Diffusion(), save_every=4)
-    newest, *others = store.checkpoints(run / "checkpoints")
+    newest, *others = checkpoint_store.checkpoints(run / "checkpoints")
     os.rename(newest, run / "gone")
     return others
 
@@ -244,13 +246,13 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, caplog
     eighth, fourth = halfway(run)
     damaged = eighth / "ema" / "denoiser.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x7f")
-    assert store.newest_valid(run / "checkpoints") == fourth
+    assert checkpoint_store.newest_valid(run / "checkpoints") == fourth
     tiny.fit(run, objective=Diffusion(), save_every=4)
     assert "checkpoint passed over" in caplog.text
     assert "ema/denoiser.safetensors: sha256" in caplog.text
     starts = json.loads((run / "environment.json").read_text())["starts"]
     assert [start["from_step"] for start in starts] == [0, 4]
-    store.verify(eighth)  # written again, in place of the damaged one
+    checkpoint_store.verify(eighth)  # written again, in place of the damaged one
     again, before = (
         read_tensors(path / "denoiser.safetensors") for path in (run / "checkpoints/step_000012", run / "gone")
     )
@@ -280,9 +282,9 @@ class Canary:
 def manifested(folder: Path, path: Path, content: bytes) -> None:
     """Puts a file in and makes the manifest agree, as whoever hands out a poisoned checkpoint would."""
     path.write_bytes(content)
-    raw = json.loads((folder / store.MANIFEST).read_text())
-    raw["files"][str(path.relative_to(folder))] = {"size": len(content), "sha256": store.sha256(path)}
-    (folder / store.MANIFEST).write_text(json.dumps(raw))
+    raw = json.loads((folder / checkpoint_store.MANIFEST).read_text())
+    raw["files"][str(path.relative_to(folder))] = {"size": len(content), "sha256": checkpoint_store.sha256(path)}
+    (folder / checkpoint_store.MANIFEST).write_text(json.dumps(raw))
 
 
 @pytest.mark.parametrize("zipped", [False, True])
@@ -295,15 +297,17 @@ def test_a_pickle_posing_as_safetensors_runs_nothing(tmp_path, name, zipped):
         torch.save(Canary(canary), tmp_path / "zip")
         content = (tmp_path / "zip").read_bytes()
     manifested(newest, newest / name, content)
-    store.verify(newest)
+    checkpoint_store.verify(newest)
     attempts = [
         lambda: tiny.fit(run, objective=Diffusion(), save_every=4),
-        lambda: ours.inspect(newest),
-        lambda: ours.inspect(newest / name),
-        lambda: ours.find(newest / name),
+        lambda: model_folder.inspect(newest),
+        lambda: model_folder.inspect(newest / name),
+        lambda: model_folder.find(newest / name),
     ]
     if name != "train_state.safetensors":  # which loading for sampling does not read
-        attempts.append(lambda: ours.load_weights(tiny.model(), newest, which="ema" if "ema" in name else "trained"))
+        attempts.append(
+            lambda: model_folder.load_weights(tiny.model(), newest, which="ema" if "ema" in name else "trained")
+        )
     for attempt in attempts:
         with pytest.raises(WeightsError, match=r"a pickle .*can run code and was not opened"):
             attempt()

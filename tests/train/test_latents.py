@@ -11,18 +11,18 @@ import torch
 
 from tests.train.tiny import STEPS, Net, config
 from unveil import data, train
-from unveil.codec import KL, VQ, KLConfig, VQConfig
-from unveil.conditioning.label import Label
-from unveil.conditioning.words import WordsConfig, WordTokens
+from unveil.autoencoders import KL, VQ, KLConfig, VQConfig
+from unveil.conditioning.class_label import Label
+from unveil.conditioning.learned_text_encoder import WordsConfig, WordTokens
 from unveil.core.denoiser import Denoiser
-from unveil.core.noise import Streams
 from unveil.core.objective import Diffusion
 from unveil.core.process import DiscreteVP, betas
+from unveil.core.rng import Streams
 from unveil.data.latent_cache import Cached, Keeping
 from unveil.model import Model
-from unveil.train.examples import prepare
+from unveil.train.batch_preparation import prepare
+from unveil.train.data_order import collate
 from unveil.train.latents import encoder_of, keep
-from unveil.train.order import collate
 from unveil.types import RecipeError
 
 SIZES: dict[str, Any] = {"channels": 16, "multipliers": (1, 1), "blocks": 1, "groups": 8, "dropout": 0.1}

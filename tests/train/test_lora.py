@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from unveil.checkpoints import ours, trained_on
-from unveil.checkpoints.lora_trained import NAME
-from unveil.checkpoints.tensors import read_header, read_tensors
-from unveil.config import Recipe, load_recipe
-from unveil.core.noise import Streams
-from unveil.model import Model, build
+from unveil.checkpoints.lora_state import NAME
+from unveil.core.rng import Streams
+from unveil.io.safetensors_io import read_header, read_tensors
+from unveil.model import Model, base_model, build, model_folder
+from unveil.model.config import Recipe, load_recipe
 from unveil.nn import lora
 from unveil.train import fit
 from unveil.train.lora import adapted
@@ -69,10 +68,10 @@ def test_the_base_stays_and_only_additions_are_kept(tmp_path: Path):
     additions = lora.additions(model.denoiser.network, NAME)
     assert len(additions) == 6  # of the one block attention and perceptron, the patches and the last layer
     assert all(bool(one.up.any()) for one in additions)
-    folder = ours.find(tmp_path / "run")
+    folder = model_folder.find(tmp_path / "run")
     held = {path.name for path in folder.rglob("*.safetensors")}
     assert held == {"lora.safetensors", "train_state.safetensors"}
-    assert trained_on.base_of(folder) == PLACE
+    assert base_model.base_of(folder) == PLACE
     assert "only the weights of a LoRA on `base`" in (folder / "card.md").read_text()
     averaged, as_trained = (read_tensors(place / "lora.safetensors") for place in (folder / "ema", folder))
     key = "denoiser.leave[0:16].lora_B.weight"

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from tests.train import tiny
-from unveil.checkpoints import ours, store
 from unveil.core.objective import Diffusion
+from unveil.model import checkpoint_store, model_folder
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
@@ -47,16 +47,16 @@ def test_a_signal_saves_and_leaves_with_its_code(ended, folder, name, code):
     assert "Traceback" not in found["said"]
     assert "saving a checkpoint, then leaving; Ctrl-C again leaves at once" in found["said"]
     assert "start it again to go on" in found["said"]
-    newest = store.newest_valid(folder / name / "checkpoints")
+    newest = checkpoint_store.newest_valid(folder / name / "checkpoints")
     assert newest is not None
-    assert store.read_manifest(newest).step >= 4
+    assert checkpoint_store.read_manifest(newest).step >= 4
 
 
 def test_a_second_ctrl_c_leaves_at_once(ended, folder):
     assert ended["twice"]["code"] == 130
     assert ended["twice"]["seconds"] < 1
-    for checkpoint in store.checkpoints(folder / "twice" / "checkpoints"):
-        store.verify(checkpoint)  # whatever it was doing, what is there is whole
+    for checkpoint in checkpoint_store.checkpoints(folder / "twice" / "checkpoints"):
+        checkpoint_store.verify(checkpoint)  # whatever it was doing, what is there is whole
 
 
 def test_two_processes_see_the_samples_of_one_and_agree_with_it(ended, folder):
@@ -71,7 +71,7 @@ def test_two_processes_see_the_samples_of_one_and_agree_with_it(ended, folder):
         assert mine["loss_by_t"] == pytest.approx(theirs["loss_by_t"], abs=1e-5)
     starts = json.loads((runs[1] / "environment.json").read_text())["starts"]
     assert [start["processes"] for start in starts] == [2]
-    weights = [ours.load_weights(tiny.model(), run) for run in runs]
+    weights = [model_folder.load_weights(tiny.model(), run) for run in runs]
     for a, b in zip(*(w.parameters() for w in weights), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 

@@ -15,10 +15,10 @@ import torch
 
 from tests.train import tiny
 from unveil import train
-from unveil.checkpoints import store
-from unveil.checkpoints.tensors import read_tensors
 from unveil.core.objective import Diffusion
-from unveil.core.times import SecondMoment
+from unveil.core.timestep_sampling import SecondMoment
+from unveil.io.safetensors_io import read_tensors
+from unveil.model import checkpoint_store
 from unveil.train import callbacks
 from unveil.types import Cancelled, RecipeError
 
@@ -41,7 +41,7 @@ def objective(at_step: int = -1) -> Interrupted:
 
 
 def tensors(run: Path, step: int = 12) -> dict[str, torch.Tensor]:
-    folder = run / "checkpoints" / store.step_name(step)
+    folder = run / "checkpoints" / checkpoint_store.step_name(step)
     files = sorted(folder.rglob("*.safetensors"))
     assert len(files) == 5  # trained and averaged weights of two parts, and the optimiser with the time sampler
     return {f"{path.relative_to(folder)}:{k}": v for path in files for k, v in read_tensors(path).items()}
@@ -82,7 +82,9 @@ def test_interrupted_anywhere_it_ends_the_same_to_the_bit(uninterrupted, tmp_pat
     with pytest.raises(Cancelled) as stopped:
         tiny.fit(run, objective=objective(cut), workers=workers)
     assert stopped.value.exit_code == 143
-    assert store.newest_valid(run / "checkpoints") == run / "checkpoints" / store.step_name(cut + 1)
+    assert checkpoint_store.newest_valid(run / "checkpoints") == run / "checkpoints" / checkpoint_store.step_name(
+        cut + 1
+    )
     tiny.fit(run, objective=objective(), workers=2 - workers)
     assert_same(run, uninterrupted)
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from unveil import train
-from unveil.conditioning.label import Label
-from unveil.config import TrainConfig
+from unveil.conditioning.class_label import Label
 from unveil.core.denoiser import Denoiser
 from unveil.core.objective import Diffusion
 from unveil.core.process import DiscreteVP, betas
-from unveil.core.times import SecondMoment
+from unveil.core.timestep_sampling import SecondMoment
 from unveil.model import Model
+from unveil.model.config import TrainConfig
 from unveil.types import Condition
 
 STEPS = 20  # of the process

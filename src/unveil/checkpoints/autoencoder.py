@@ -13,15 +13,15 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from unveil.autoencoders.autoencoder import PerChannel, listed
+from unveil.autoencoders.kl import KL, KLConfig
+from unveil.autoencoders.vq import VQ, VQConfig
 from unveil.checkpoints import ddpm
-from unveil.checkpoints.meta import weightless
-from unveil.checkpoints.names import Names, Published, below, to_ours, to_theirs
-from unveil.checkpoints.said import in_float, shapes_of
-from unveil.codec.autoencoder import PerChannel, listed
-from unveil.codec.kl import KL, KLConfig
-from unveil.codec.vq import VQ, VQConfig
+from unveil.checkpoints.key_mapping import Names, Published, below, to_ours, to_theirs
+from unveil.checkpoints.overrides import in_float, shapes_of
 from unveil.nn.autoencoder import Block
 from unveil.nn.layers import SelfAttention
+from unveil.nn.meta_device import weightless
 from unveil.nn.unet_blocks import ConvDown, ConvUp
 from unveil.types import RecipeError, WeightsError
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unveil.checkpoints.meta import weightless
-from unveil.checkpoints.names import Names, Published, below, to_ours, to_theirs
+from unveil.checkpoints.key_mapping import Names, Published, below, to_ours, to_theirs
 from unveil.nn.autoencoder import AutoencoderConfig, Block
 from unveil.nn.layers import SelfAttention
+from unveil.nn.meta_device import weightless
 from unveil.nn.unet import UNet
 from unveil.nn.unet_blocks import ConvDown, ConvUp, ResBlock
 from unveil.nn.unet_config import UNetConfig

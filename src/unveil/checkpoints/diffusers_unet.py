@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from unveil.checkpoints.folders import read_json, read_weights
-from unveil.checkpoints.meta import uncollected, weightless
-from unveil.checkpoints.names import Names, below, below_one, check_keys, stacked, to_ours, to_theirs
+from unveil.checkpoints.hf_files import read_json, read_weights
+from unveil.checkpoints.key_mapping import Names, below, below_one, check_keys, stacked, to_ours, to_theirs
 from unveil.checkpoints.openai import OUR_LABEL
-from unveil.checkpoints.spatial_names import spatial_names
-from unveil.checkpoints.tensors import write_tensors
+from unveil.checkpoints.spatial_transformer_keys import spatial_names
+from unveil.io.safetensors_io import write_tensors
 from unveil.nn.controlnet import HINT_WIDTHS, ControlNet
-from unveil.nn.spatial import SpatialTransformer
+from unveil.nn.meta_device import uncollected, weightless
+from unveil.nn.spatial_transformer import SpatialTransformer
 from unveil.nn.unet import UNet
 from unveil.nn.unet_blocks import Level, ResBlock
 from unveil.nn.unet_config import UNetConfig

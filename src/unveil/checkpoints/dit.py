@@ -19,10 +19,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.checkpoints.meta import weightless
-from unveil.checkpoints.names import Names, Published, below, some, to_ours, to_theirs
+from unveil.checkpoints.key_mapping import Names, Published, below, some, to_ours, to_theirs
 from unveil.nn.dit import DiT, positions
 from unveil.nn.dit_config import PATCHES, SIZES, DiTConfig
+from unveil.nn.meta_device import weightless
 from unveil.types import RecipeError, WeightsError
 
 Layout = Literal["dit", "diffusers"]

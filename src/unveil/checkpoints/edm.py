@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from unveil.checkpoints.meta import weightless
-from unveil.checkpoints.names import Names, Published, below, to_ours, to_theirs
-from unveil.core import precondition
-from unveil.core.precondition import Preconditioning
+from unveil.checkpoints.key_mapping import Names, Published, below, to_ours, to_theirs
+from unveil.core import preconditioning
+from unveil.core.preconditioning import Preconditioning
 from unveil.nn.edm_blocks import Block
 from unveil.nn.edm_unet import DhariwalUNet, DhariwalUNetConfig, SongUNet, SongUNetConfig
+from unveil.nn.meta_device import weightless
 from unveil.types import RecipeError, WeightsError, nearest
 
 Config = SongUNetConfig | DhariwalUNetConfig
@@ -270,15 +270,15 @@ def from_shell(kind: str, arguments: Mapping[str, Any]) -> tuple[Preconditioning
         case "VPPrecond":
             rest.pop("epsilon_t", None)
             low, rise = rest.pop("beta_min", 0.1), rest.pop("beta_d", 19.9)
-            shell: Preconditioning = precondition.VP(low, low + rise, rest.pop("M", 1000))
+            shell: Preconditioning = preconditioning.VP(low, low + rise, rest.pop("M", 1000))
         case "VEPrecond":
-            shell = precondition.VE()
+            shell = preconditioning.VE()
         case "iDDPMPrecond":
             if (rest.pop("C_1", 0.001), rest.pop("C_2", 0.008)) != (0.001, 0.008):
                 raise RecipeError("C_1 and C_2: only the cosine table of 0.001 and 0.008 is supported")
-            shell = precondition.IDDPM(rest.pop("M", 1000))
+            shell = preconditioning.IDDPM(rest.pop("M", 1000))
         case _:
-            shell = precondition.EDM(rest.pop("sigma_data", 0.5))
+            shell = preconditioning.EDM(rest.pop("sigma_data", 0.5))
     out = 2 * channels if kind == "iDDPMPrecond" else channels
     return shell, from_arguments(network, rest | {"in_channels": channels, "out_channels": out})
 

@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from unveil.checkpoints import layouts
-from unveil.checkpoints.lora_keys import DENOISER, Entry, File, Naming, candidates, parse
-from unveil.checkpoints.lora_sites import Part, Site
-from unveil.checkpoints.names import some
-from unveil.checkpoints.tensors import read_header, read_state
+from unveil.checkpoints import formats
+from unveil.checkpoints.key_mapping import some
+from unveil.checkpoints.lora_formats import DENOISER, Entry, File, Naming, candidates, parse
+from unveil.checkpoints.lora_targets import Part, Site
+from unveil.io.safetensors_io import read_header, read_state
 from unveil.nn import lora
-from unveil.nn.low_rank import Addition
+from unveil.nn.lora_layer import Addition
 from unveil.types import ShapeError, WeightsError
 
 ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -55,7 +55,7 @@ def read(path: Path) -> File:
     """
     file = path / ADAPTER if path.is_dir() else path
     tensors = read_state(file)
-    layout = layouts.recognised(tensors)
+    layout = formats.recognised(tensors)
     if layout is not None and layout.kind != "LoRA":
         raise WeightsError(f"{file}: {layout.what}, no LoRA, which adds to a model; give a LoRA's file")
     beside = file.with_name(CONFIG)

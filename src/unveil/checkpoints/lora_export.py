@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from unveil.checkpoints.lora import ADAPTER, CONFIG
-from unveil.checkpoints.lora_keys import DENOISER, METADATA, RAW, Entry, Naming
-from unveil.checkpoints.lora_sites import OWN, Part, Site
-from unveil.checkpoints.tensors import write_tensors
-from unveil.files import staged
-from unveil.nn.low_rank import Addition
+from unveil.checkpoints.lora_formats import DENOISER, METADATA, RAW, Entry, Naming
+from unveil.checkpoints.lora_targets import OWN, Part, Site
+from unveil.io.files import staged
+from unveil.io.safetensors_io import write_tensors
+from unveil.nn.lora_layer import Addition
 from unveil.types import RecipeError
 
 KOHYA = {DENOISER: "lora_unet_", "text_encoder": "lora_te_", "text_encoder_2": "lora_te2_"}

@@ -14,12 +14,12 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from unveil.checkpoints.meta import weightless
-from unveil.checkpoints.names import Names, Published, below, below_one, check_keys, to_ours, to_theirs
-from unveil.checkpoints.spatial_names import spatial_names
+from unveil.checkpoints.key_mapping import Names, Published, below, below_one, check_keys, to_ours, to_theirs
+from unveil.checkpoints.spatial_transformer_keys import spatial_names
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.layers import SelfAttention
-from unveil.nn.spatial import SpatialTransformer
+from unveil.nn.meta_device import weightless
+from unveil.nn.spatial_transformer import SpatialTransformer
 from unveil.nn.unet import UNet
 from unveil.nn.unet_blocks import ConvDown, ConvUp, ResBlock
 from unveil.nn.unet_config import UNetConfig

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from unveil.checkpoints.folders import read_json
-from unveil.config import ModelConfig, SampleConfig
-from unveil.config.model import DiscreteVPSection
+from unveil.checkpoints.hf_files import read_json
 from unveil.core.process import betas, snr_shifted
+from unveil.model.config import ModelConfig, SampleConfig
+from unveil.model.config.model import DiscreteVPSection
 from unveil.types import RecipeError, WeightsError, nearest
 
 BETAS = {"linear": "linear", "scaled_linear": "sqrt-linear", "squaredcos_cap_v2": "cosine"}

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unveil.checkpoints.meta import weightless
-from unveil.checkpoints.names import Names, Published, below, to_ours, to_theirs
+from unveil.checkpoints.key_mapping import Names, Published, below, to_ours, to_theirs
 from unveil.nn.edm_blocks import Block
 from unveil.nn.edm_unet import SongUNet, SongUNetConfig
+from unveil.nn.meta_device import weightless
 from unveil.types import RecipeError, WeightsError
 
 PREFIX, SIGMAS = "module.", "module.sigmas"

@@ -16,9 +16,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from unveil.checkpoints.meta import weightless
-from unveil.checkpoints.names import Names, Published, below, to_ours, to_theirs
-from unveil.checkpoints.tensors import read_state, write_tensors
+from unveil.checkpoints.key_mapping import Names, Published, below, to_ours, to_theirs
+from unveil.io.safetensors_io import read_state, write_tensors
+from unveil.nn.meta_device import weightless
 from unveil.nn.vit import SIZES, ViT, ViTConfig
 from unveil.types import RecipeError, WeightsError
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from unveil.pictures import to_unit
+from unveil.io.images import to_unit
 from unveil.types import Condition, RecipeError, ShapeError
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from unveil.core import prediction as predictions
-from unveil.core.precondition import Preconditioning
+from unveil.core.preconditioning import Preconditioning
 from unveil.core.prediction import Prediction, Solution, solve
 from unveil.core.process import Process
-from unveil.core.real import Number
+from unveil.core.scalar_math import Number
 from unveil.types import Condition, Level, ShapeError, like
 
 

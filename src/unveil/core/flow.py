@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unveil.core import real
+from unveil.core import scalar_math
 from unveil.core.process import Process, check_time
-from unveil.core.real import Number
+from unveil.core.scalar_math import Number
 from unveil.types import Level, RecipeError
 
 
@@ -60,7 +60,7 @@ class RectifiedFlow:
 
     def prior(self, level: Level) -> Number:
         """The deviation of x when that of the data is 1; 1 at t = 1."""
-        return real.sqrt(level.alpha**2 + level.sigma**2)
+        return scalar_math.sqrt(level.alpha**2 + level.sigma**2)
 
 
 @dataclass(frozen=True)

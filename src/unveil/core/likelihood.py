@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.core import real
+from unveil.core import scalar_math
 from unveil.core.denoiser import Estimate, Step
-from unveil.core.noise import Noise
-from unveil.core.real import Number
+from unveil.core.rng import Noise
+from unveil.core.scalar_math import Number
 from unveil.core.transition import Chain, Transition
 from unveil.core.variance import VarianceRule
 from unveil.types import Level, like
@@ -61,7 +61,7 @@ def bound_term(
         bins: values that x0 may take.
     """
     log_variance = like(_log_tensor(log_variance), x)
-    kl = normal_kl(step.mean(x0, x), like(_log_tensor(real.log(step.floor)), x), mean, log_variance)
+    kl = normal_kl(step.mean(x0, x), like(_log_tensor(scalar_math.log(step.floor)), x), mean, log_variance)
     onto_data = torch.as_tensor(step.s.sigma, dtype=torch.float64, device="cpu").reshape(-1).expand(len(x)) == 0
     terms = kl.flatten(1).mean(1)
     if bool(onto_data.any()):

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from unveil.core.denoiser import Denoiser, Estimate
 from unveil.core.likelihood import bound_term
-from unveil.core.noise import Streams
+from unveil.core.loss_weights import Weight, elbo, on_target
 from unveil.core.process import DiscreteVP, partly
-from unveil.core.times import SecondMoment, TimeSampler, Uniform
+from unveil.core.rng import Streams
+from unveil.core.timestep_sampling import SecondMoment, TimeSampler, Uniform
 from unveil.core.transition import Chain, chain_of
 from unveil.core.variance import VarianceRule, fixed_small
-from unveil.core.weights import Weight, elbo, on_target
 from unveil.types import Condition, Level, RecipeError, like
 
 TIME, NOISE = 0, 1  # draws of a training example's stream; what wraps the objective numbers its own from 2

@@ -17,10 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.core import real
+from unveil.core import scalar_math
 from unveil.core.denoiser import Step
-from unveil.core.noise import Noise
 from unveil.core.process import Process
+from unveil.core.rng import Noise
 from unveil.types import Level, NonFinite, RecipeError, like
 
 BIN = 2 / 255  # between neighbours of 256 whole values scaled to [-1, 1]
@@ -199,7 +199,7 @@ class _Path:
     def rates(self, u: Tensor, y: Tensor, probes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """dy/du, and v^T J v of every probe, (B, K) float64."""
         level = self.process.at(torch.as_tensor(self.process.t_of(-u)).clamp(*self._times))
-        whole = real.sqrt(level.alpha**2 + level.sigma**2)
+        whole = scalar_math.sqrt(level.alpha**2 + level.sigma**2)
         c, s = level.alpha / whole, level.sigma / whole
         with torch.set_grad_enabled(bool(probes)):
             y = y.detach().requires_grad_(bool(probes))

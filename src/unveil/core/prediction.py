@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.core import real
-from unveil.core.real import Number
+from unveil.core import scalar_math
+from unveil.core.scalar_math import Number
 from unveil.core.transition import Chain
 from unveil.types import Level, RecipeError
 
@@ -43,7 +43,7 @@ def v(level: Level) -> tuple[Number, Number]:
 
 def score(level: Level) -> tuple[Number, Number]:
     """The gradient of log p(x | x0), -eps / sigma. Source: Song et al. 2021, eq. 7 (arXiv:2011.13456)."""
-    return 0.0, real.divide(-1.0, level.sigma, -math.inf)
+    return 0.0, scalar_math.divide(-1.0, level.sigma, -math.inf)
 
 
 def flow(level: Level) -> tuple[Number, Number]:
@@ -68,7 +68,7 @@ def edm_f(sigma_data: float = 0.5) -> Prediction:
 
     def coefficients(level: Level) -> tuple[Number, Number]:
         r = level.sigma / level.alpha
-        width = real.sqrt(r * r + sigma_data**2)
+        width = scalar_math.sqrt(r * r + sigma_data**2)
         return r / (sigma_data * width), -sigma_data / width
 
     return coefficients
@@ -119,10 +119,10 @@ def solve(prediction: Prediction, level: Level) -> Solution:
         )
     # det = 0 is left where b = 0 and sigma = 0: y = a x0, and eps has left no trace, so it is 0
     return Solution(
-        real.divide(-1.0 * b, det, 0.0),
-        real.divide(level.sigma, det, real.divide(1.0, a, 1.0)),
-        real.divide(a, det, 0.0),
-        real.divide(-1.0 * level.alpha, det, 0.0),
+        scalar_math.divide(-1.0 * b, det, 0.0),
+        scalar_math.divide(level.sigma, det, scalar_math.divide(1.0, a, 1.0)),
+        scalar_math.divide(a, det, 0.0),
+        scalar_math.divide(-1.0 * level.alpha, det, 0.0),
     )
 
 

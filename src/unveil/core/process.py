@@ -10,8 +10,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from unveil.core import real
-from unveil.core.real import Number
+from unveil.core import scalar_math
+from unveil.core.scalar_math import Number
 from unveil.types import Level, RecipeError, nearest
 
 # Clean data, where a sample ends. Any dsigma but 0 lets a velocity, too, say that x0 is x there.
@@ -82,16 +82,16 @@ class LinearVP:
         check_time(t)
         beta = self.beta_min + t * (self.beta_max - self.beta_min)
         total = t * self.beta_min + 0.5 * t * t * (self.beta_max - self.beta_min)
-        alpha = real.exp(-0.5 * total)
-        sigma = real.sqrt(-1.0 * real.expm1(-total))
+        alpha = scalar_math.exp(-0.5 * total)
+        sigma = scalar_math.sqrt(-1.0 * scalar_math.expm1(-total))
         dalpha = -0.5 * beta * alpha
-        return Level(t, alpha, sigma, dalpha, real.divide(-1.0 * alpha * dalpha, sigma, math.inf))
+        return Level(t, alpha, sigma, dalpha, scalar_math.divide(-1.0 * alpha * dalpha, sigma, math.inf))
 
     def t_of(self, half_log_snr: Number) -> Number:
         """The time of a half log-SNR."""
         total = _softplus(-2 * half_log_snr)  # -2 log(alpha)
         rise = self.beta_max - self.beta_min
-        return 2 * total / (real.sqrt(self.beta_min**2 + 2 * rise * total) + self.beta_min)
+        return 2 * total / (scalar_math.sqrt(self.beta_min**2 + 2 * rise * total) + self.beta_min)
 
     def index(self, level: Level) -> Number:
         """T in thousandths, the range that DDPM's time embedding was made for."""
@@ -126,14 +126,14 @@ class CosineVP:
         """The level at t."""
         check_time(t)
         angle = 0.5 * math.pi * t
-        alpha, sigma = real.cos(angle), real.sin(angle)
+        alpha, sigma = scalar_math.cos(angle), scalar_math.sin(angle)
         if not isinstance(t, Tensor) and t == 1:
             alpha = 0.0  # cos(pi / 2) rounds to 6e-17
         return Level(t, alpha, sigma, -0.5 * math.pi * sigma, 0.5 * math.pi * alpha)
 
     def t_of(self, half_log_snr: Number) -> Number:
         """The time of a half log-SNR."""
-        ratio = real.exp(-1.0 * half_log_snr)
+        ratio = scalar_math.exp(-1.0 * half_log_snr)
         return 2 / math.pi * (ratio.atan() if isinstance(ratio, Tensor) else math.atan(ratio))
 
     def index(self, level: Level) -> Number:

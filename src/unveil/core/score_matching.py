@@ -12,10 +12,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from unveil.core import sde
 from unveil.core.denoiser import Denoiser, Estimate
-from unveil.core.noise import Streams
+from unveil.core.loss_weights import Weight, snr
 from unveil.core.objective import NOISE, TIME, Diffusion, Loss
-from unveil.core.times import TimeSampler, Uniform
-from unveil.core.weights import Weight, snr
+from unveil.core.rng import Streams
+from unveil.core.timestep_sampling import TimeSampler, Uniform
 from unveil.types import Condition, Level, like
 
 PROJECTION = 1 << 20  # the first projection's draw of an example's stream, far from what others number

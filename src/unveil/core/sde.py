@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from unveil.core import real
+from unveil.core import scalar_math
 from unveil.core.process import check_time
-from unveil.core.real import Number
+from unveil.core.scalar_math import Number
 from unveil.types import Level
 
 
@@ -18,12 +18,12 @@ def drift(level: Level) -> Number:
 
     Source: Song et al. 2021, appendix B and Kingma et al. 2021, eq. 3 (arXiv:2011.13456, arXiv:2107.00630).
     """
-    return real.divide(level.dalpha, level.alpha, -math.inf)
+    return scalar_math.divide(level.dalpha, level.alpha, -math.inf)
 
 
 def falling(level: Level) -> Number:
     """How fast log SNR falls with t: g^2 / sigma^2 = 2 (sigma' / sigma - f). Source: as `drift`."""
-    return 2 * (real.divide(level.dsigma, level.sigma, 0.0) - drift(level))
+    return 2 * (scalar_math.divide(level.dsigma, level.sigma, 0.0) - drift(level))
 
 
 def diffusion(level: Level) -> Number:
@@ -31,7 +31,7 @@ def diffusion(level: Level) -> Number:
 
     Source: as `drift`.
     """
-    return level.sigma * real.sqrt(falling(level))
+    return level.sigma * scalar_math.sqrt(falling(level))
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,15 @@ class SubVP:
         check_time(t)
         beta = self.beta_min + t * (self.beta_max - self.beta_min)
         total = t * self.beta_min + 0.5 * t * t * (self.beta_max - self.beta_min)
-        alpha = real.exp(-0.5 * total)
-        return Level(t, alpha, -1.0 * real.expm1(-total), -0.5 * beta * alpha, beta * alpha**2)
+        alpha = scalar_math.exp(-0.5 * total)
+        return Level(t, alpha, -1.0 * scalar_math.expm1(-total), -0.5 * beta * alpha, beta * alpha**2)
 
     def t_of(self, half_log_snr: Number) -> Number:
         """The time of a half log-SNR: sigma / alpha = 1 / alpha - alpha = 2 sinh(-log(alpha))."""
-        half = 0.5 * real.exp(-1.0 * half_log_snr)
+        half = 0.5 * scalar_math.exp(-1.0 * half_log_snr)
         total = 2 * (half.asinh() if isinstance(half, Tensor) else math.asinh(half))  # -2 log(alpha)
         rise = self.beta_max - self.beta_min
-        return 2 * total / (real.sqrt(self.beta_min**2 + 2 * rise * total) + self.beta_min)
+        return 2 * total / (scalar_math.sqrt(self.beta_min**2 + 2 * rise * total) + self.beta_min)
 
     def index(self, level: Level) -> Number:
         """T in thousandths, the range that DDPM's time embedding was made for."""
@@ -79,4 +79,4 @@ class SubVP:
 
     def prior(self, level: Level) -> Number:
         """The deviation of x when that of the data is 1; 1 - 2e-5 at t = 1, where it was published as 1."""
-        return real.sqrt(level.alpha**2 + level.sigma**2)
+        return scalar_math.sqrt(level.alpha**2 + level.sigma**2)

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.core import real
-from unveil.core.real import Number
+from unveil.core import scalar_math
+from unveil.core.scalar_math import Number
 from unveil.types import Level, RecipeError, like
 
 
@@ -41,9 +41,9 @@ def transition(t: Level, s: Level) -> Transition:
     """The step from level t to the cleaner level s; parts of x that are clean at t stay as they are."""
     ratio = t.alpha / s.alpha
     beta = t.sigma**2 - (ratio * s.sigma) ** 2
-    left = real.divide(s.sigma**2, t.sigma**2, 1.0)  # share of t's variance that is there at s
+    left = scalar_math.divide(s.sigma**2, t.sigma**2, 1.0)  # share of t's variance that is there at s
     var = beta * left
-    return Transition(t, s, beta, real.divide(s.alpha * beta, t.sigma**2, 0.0), ratio * left, var, var)
+    return Transition(t, s, beta, scalar_math.divide(s.alpha * beta, t.sigma**2, 0.0), ratio * left, var, var)
 
 
 class Chain(Sequence[Transition]):

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from unveil.core import real
-from unveil.core.real import Number
+from unveil.core import scalar_math
+from unveil.core.scalar_math import Number
 from unveil.core.transition import Transition
 from unveil.types import ShapeError, like
 
@@ -27,7 +27,7 @@ VarianceRule = Callable[[Transition, Tensor | None], Variance]
 def fixed_small(step: Transition, extra: Tensor | None = None) -> Variance:
     """beta-tilde, the variance of q(x_s | x_t, x0). Source: Ho et al. 2020, section 3.2 (arXiv:2006.11239)."""
     del extra
-    return Variance(step.var, real.log(step.floor))
+    return Variance(step.var, scalar_math.log(step.floor))
 
 
 def fixed_large(step: Transition, extra: Tensor | None = None) -> Variance:
@@ -37,7 +37,7 @@ def fixed_large(step: Transition, extra: Tensor | None = None) -> Variance:
         large = step.beta.where(step.var > 0, step.floor)  # type: ignore[union-attr]
     else:
         large = step.beta if step.var > 0 else step.floor
-    return Variance(large, real.log(large))
+    return Variance(large, scalar_math.log(large))
 
 
 def learned(step: Transition, extra: Tensor | None) -> Variance:
@@ -53,7 +53,7 @@ def learned_range(step: Transition, extra: Tensor | None) -> Variance:
     Source: Nichol & Dhariwal 2021, eq. 15 (arXiv:2102.09672).
     """
     extra = _given(extra, "learned-range")
-    high, low = (like(real.log(bound), extra) for bound in (step.beta, step.floor))
+    high, low = (like(scalar_math.log(bound), extra) for bound in (step.beta, step.floor))
     part = (extra + 1) / 2
     log = part * high + (1 - part) * low
     return Variance(log.exp(), log)
@@ -65,7 +65,7 @@ def posterior_mix(v: float) -> VarianceRule:
     def rule(step: Transition, extra: Tensor | None = None) -> Variance:
         del extra
         value = (1 - v) * step.var + v * step.beta
-        return Variance(value, real.log(real.at_least(value, 1e-20)))
+        return Variance(value, scalar_math.log(scalar_math.at_least(value, 1e-20)))
 
     return rule
 

@@ -9,24 +9,24 @@ from dataclasses import fields
 from typing import Any, Protocol
 
 from unveil.data.adapted import Adapted, adapt
-from unveil.data.check import check, usable
-from unveil.data.clips import Clips
-from unveil.data.clips_check import ClipsReport, check_clips, usable_clips
+from unveil.data.control_images import HINT, Hinted, HintedConfig
 from unveil.data.digits import DigitsConfig, digits
-from unveil.data.fashion import FashionConfig, fashion
-from unveil.data.hinted import HINT, Hinted, HintedConfig
-from unveil.data.images import Folder
+from unveil.data.fashion_mnist import FashionConfig, fashion
+from unveil.data.fashion_style import StyleConfig, in_style, styled
+from unveil.data.folder_index import FolderConfig
+from unveil.data.image_folder import Folder
+from unveil.data.image_validation import check, usable
+from unveil.data.latent_validation import LatentsReport, check_latents
 from unveil.data.latents import LATENTS, Latents, LatentsConfig, write_latents
-from unveil.data.latents_check import LatentsReport, check_latents
-from unveil.data.listing import FolderConfig
-from unveil.data.looks import Progress
-from unveil.data.playground import Playground, PlaygroundConfig
 from unveil.data.report import Report
-from unveil.data.retime import ClipsConfig
-from unveil.data.scenes import Scenes, ScenesConfig
-from unveil.data.states import boxes_to_state, mask_to_state, state_to_boxes, state_to_mask
-from unveil.data.stored import Part, Stored, known_part
-from unveil.data.style import StyleConfig, in_style, styled
+from unveil.data.scan_cache import Progress
+from unveil.data.tensor_dataset import Part, Stored, known_part
+from unveil.data.video_folder import Clips
+from unveil.data.video_slicing import ClipsConfig
+from unveil.data.video_validation import ClipsReport, check_clips, usable_clips
+from unveil.playground.box_mask_encoding import boxes_to_state, mask_to_state, state_to_boxes, state_to_mask
+from unveil.playground.dataset import Playground, PlaygroundConfig
+from unveil.playground.scenes import Scenes, ScenesConfig
 from unveil.types import RecipeError, nearest
 
 DataConfig = (

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from unveil.modes import eight_bits
+from unveil.io.image_modes import eight_bits
 from unveil.types import Item, MediaError, RecipeError, ShapeError, nearest
 
 _SLACK = 1e-3  # how far beyond [-1, 1] rounding may take a value

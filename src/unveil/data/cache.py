@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from unveil.files import write_atomically
+from unveil.io.files import write_atomically
 from unveil.types import NotWritable, OutOfResources
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unveil.data.stored import Part, Stored, rank
+from unveil.data.tensor_dataset import Part, Stored, rank
 from unveil.types import MediaError
 
 HELD_OUT = 450  # the other 1,347 train

@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from unveil.files import write_atomically
+from unveil.io.files import write_atomically
 from unveil.types import MediaError
 
 TIMEOUT_SECONDS = 30.0  # of silence, not of the whole download

@@ -29,11 +29,11 @@ from torch.utils.data import Dataset
 
 from unveil.data.adapted import Source
 from unveil.data.cache import cache_folder
-from unveil.data.content import Progress, content
-from unveil.data.hinted import Hinted
+from unveil.data.control_images import Hinted
+from unveil.data.fingerprint import Progress, content
 from unveil.data.latents import LABELS, LATENTS, Packed, packed, write_latents
-from unveil.files import write_atomically
-from unveil.pictures import to_unit
+from unveil.io.files import write_atomically
+from unveil.io.images import to_unit
 from unveil.types import Item, MediaError, NonFinite, NotWritable, RecipeError, ShapeError
 
 _VERSION = 1  # of what is in a file; another one is another name

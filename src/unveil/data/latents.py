@@ -27,8 +27,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from unveil.data.stored import Part, rank
-from unveil.files import refuse_overwrite, staged
+from unveil.data.tensor_dataset import Part, rank
+from unveil.io.files import refuse_overwrite, staged
 from unveil.types import Item, MediaError, NonFinite, RecipeError, ShapeError
 from unveil.types import nearest as near
 

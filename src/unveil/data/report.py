@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from unveil.data.listing import Entry
+from unveil.data.folder_index import Entry
 
 # Upper ends of the histogram of short sides, in pixels.
 _SIDES = (32, 64, 128, 256, 512, 1024, 2048, 4096)

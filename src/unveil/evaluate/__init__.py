@@ -5,7 +5,6 @@ from __future__ import annotations
 from unveil.evaluate import features
 from unveil.evaluate.features import FeatureNetwork
 from unveil.evaluate.frechet import Statistics, fid
-from unveil.evaluate.measure import Origin, Settings, evaluate
 from unveil.evaluate.metrics import (
     Interval,
     bootstrap,
@@ -16,6 +15,7 @@ from unveil.evaluate.metrics import (
     precision_recall,
 )
 from unveil.evaluate.report import Report, compare
+from unveil.evaluate.sample_quality import Origin, Settings, evaluate
 
 __all__ = [
     "FeatureNetwork",

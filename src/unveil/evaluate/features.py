@@ -15,13 +15,13 @@ from safetensors.torch import load as load_bytes
 from torch import Tensor, nn
 
 from unveil.evaluate.inception import load_inception, load_weights
-from unveil.files import sha256
+from unveil.io.files import sha256
+from unveil.io.images import to_unit
 from unveil.nn.cnn import Cnn, CnnConfig
 from unveil.nn.vit import ViT, ViTConfig
-from unveil.pictures import to_unit
 from unveil.types import RecipeError, ShapeError, WeightsError, nearest
 
-SHIPPED = Path(__file__).parent.parent / "weights"
+SHIPPED = Path(__file__).parent.parent / "assets" / "feature_networks"
 NAMES = ("digits", "fashion", "inception", "pixels")
 
 

@@ -23,7 +23,7 @@ import torch
 from scipy.linalg import lapack
 from torch import Tensor
 
-from unveil.files import write_atomically
+from unveil.io.files import write_atomically
 from unveil.types import NonFinite, RecipeError, ShapeError, WeightsError
 
 _BLOCK = 512  # rows per product: long enough for the arithmetic to outweigh the traffic of the (D, D) result

@@ -8,19 +8,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.codec import Identity
-from unveil.core import grids
+from unveil.autoencoders import Identity
+from unveil.core import schedules
 from unveil.core.denoiser import Step
 from unveil.core.guidance import clip_static
 from unveil.core.likelihood import bound
-from unveil.core.noise import Noise, Streams
 from unveil.core.ode_likelihood import ode_bits
 from unveil.core.process import DiscreteVP
+from unveil.core.rng import Noise, Streams
 from unveil.core.transition import Chain
+from unveil.evaluate.image_set import Pictured
 from unveil.evaluate.metrics import Interval, bootstrap
-from unveil.evaluate.pictures import Pictured
+from unveil.io.images import to_unit
 from unveil.model import Model
-from unveil.pictures import to_unit
 from unveil.types import Item, MediaError, RecipeError
 
 TOLERANCE = 1e-4  # of the ODE: far below what the probes leave open
@@ -166,10 +166,10 @@ def _batches(
 def _chain(model: Model, steps: int | None) -> Chain:
     process = model.process
     if isinstance(process, DiscreteVP):
-        return Chain(grids.respaced(process, "" if steps is None else str(steps)))
+        return Chain(schedules.respaced(process, "" if steps is None else str(steps)))
     if steps is None:
         raise RecipeError("a continuous process has no number of steps of its own; give steps, e.g. 1000")
-    return Chain(grids.uniform(process, steps))
+    return Chain(schedules.uniform(process, steps))
 
 
 def _raw(model: Model, items: Sequence[Item]) -> dict[str, Any]:

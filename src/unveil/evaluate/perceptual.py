@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from unveil.codec.perceptual import Perceptual, of_classifier, published
+from unveil.autoencoders.perceptual import Perceptual, of_classifier, published
 from unveil.evaluate.features import SHIPPED, read_classifier
 from unveil.evaluate.inception import read_weights
 from unveil.types import RecipeError, WeightsError, nearest

@@ -9,19 +9,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unveil import __version__, pictures
-from unveil.codec import KL, VQ
-from unveil.codec.autoencoder import channels_last
-from unveil.codec.perceptual import Perceptual
-from unveil.codec.vq import usage
+from unveil import __version__
+from unveil.autoencoders import KL, VQ
+from unveil.autoencoders.autoencoder import channels_last
+from unveil.autoencoders.perceptual import Perceptual
+from unveil.autoencoders.vq import usage
 from unveil.evaluate.features import FeatureNetwork
 from unveil.evaluate.frechet import fid
+from unveil.evaluate.image_set import Pictured, Pictures, gather, spread
 from unveil.evaluate.metrics import bootstrap, mean, share
 from unveil.evaluate.perceptual import fingerprint
-from unveil.evaluate.pictures import Pictured, Pictures, gather, spread
-from unveil.evaluate.playground import read
+from unveil.evaluate.psnr_ssim import BATCH, WINDOW, decibels, in_parts, squared_errors, ssim
 from unveil.evaluate.report import Report
-from unveil.evaluate.structure import BATCH, WINDOW, decibels, in_parts, squared_errors, ssim
+from unveil.io import images as pictures
+from unveil.playground.detector import read
 from unveil.types import Item, ShapeError
 
 VERSION = 1  # of the protocol: raised when the same settings would give other numbers

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unveil.files import refuse_overwrite, write_atomically
+from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.types import MediaError, RecipeError
 
 MEMORISED = 0.8  # samples this much nearer to the training pictures than held-out ones are copies
@@ -67,7 +67,7 @@ class Report:
         Raises:
             NotWritable: one of them is there and `force` is not set, or the folder cannot be written.
         """
-        from unveil.evaluate.page import page
+        from unveil.evaluate.html_report import page
 
         numbers, shown = Path(folder) / "report.json", Path(folder) / "report.html"
         for path in (numbers, shown):

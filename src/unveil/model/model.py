@@ -12,25 +12,25 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from unveil.codec import Identity
-from unveil.codec.tiles import decode_within
-from unveil.conditioning.control import Control, Controls, Mode, check_fits, exchange
-from unveil.conditioning.rows import conditions, rows_of, stays
-from unveil.config import ModelConfig, SampleConfig
+from unveil.autoencoders import Identity
+from unveil.autoencoders.tiling import decode_within
+from unveil.conditioning.batching import conditions, rows_of, stays
+from unveil.conditioning.controlnet import Control, Controls, Mode, check_fits, exchange
 from unveil.core import guidance
-from unveil.core.course import Course
 from unveil.core.denoiser import Denoiser, Estimate, Step
-from unveil.core.noise import Streams
 from unveil.core.process import Process
+from unveil.core.rng import Streams
 from unveil.core.samplers import Progress
 from unveil.core.samplers.ancestral import Shift
+from unveil.core.sampling_run import Course
 from unveil.core.variance import VarianceRule, fixed_small, is_learned
+from unveil.model.config import ModelConfig, SampleConfig
 from unveil.model.shapes import ending, sized
-from unveil.nn.lowering import lowerable
+from unveil.nn.mixed_precision import lowerable
 from unveil.types import Base, Condition, Level, NonFinite, OutOfResources, Raw, RecipeError, Steering, Worn
 
 if TYPE_CHECKING:
-    from unveil.codec import Codec
+    from unveil.autoencoders import Codec
 
 # a batch's course and the rows that it is of a set -> the course that is run
 Change = Callable[[Course, slice], Course]
@@ -346,16 +346,16 @@ class Model(nn.Module):
 
     def save(self, folder: str | Path, *, force: bool = False) -> Path:
         """Writes a folder of model.yaml, a safetensors file per part and card.md, whole or not at all."""
-        from unveil.checkpoints import ours  # a layer above: only saving and loading reach it
+        from unveil.model import model_folder  # a layer above: only saving and loading reach it
 
-        return ours.save_model(self, Path(folder), force=force)
+        return model_folder.save_model(self, Path(folder), force=force)
 
     @classmethod
     def load(cls, path: str | Path, *, dtype: torch.dtype = torch.float32) -> Model:
         """The model of a folder, a published file or a name, computing in `dtype`; see `unveil.load`."""
-        from unveil.checkpoints import opening
+        from unveil.checkpoints import loader
 
-        return opening.load(path, dtype)
+        return loader.load(path, dtype)
 
     def _estimate(self, x: Tensor, level: Level, condition: Condition | None) -> Estimate:
         """The denoiser under its controls, in the precision asked for."""

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unveil.nn.attending import attend, attention_weights, for_heads
-from unveil.nn.embed import Rotary
+from unveil.nn.embeddings import Rotary
 from unveil.nn.packing import Packing
+from unveil.nn.sdpa import attend, attention_weights, for_heads
 from unveil.types import RecipeError, ShapeError, nearest
 
 QkNorm = Literal["none", "layer", "rms"]

@@ -16,10 +16,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from unveil.nn.blocks import BlockConfig, Context, Stack
-from unveil.nn.embed import grid_coordinates, sin_cos_positions
+from unveil.nn.embeddings import grid_coordinates, sin_cos_positions
 from unveil.nn.layers import check_multiple
 from unveil.nn.transformer import Decoder, Reading, xavier_
+from unveil.nn.transformer_blocks import BlockConfig, Context, Stack
 from unveil.nn.vit import Stem, check_stem, stem
 from unveil.types import RecipeError, ShapeError, nearest
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unveil.nn.embed import TimeEmbedding
+from unveil.nn.embeddings import TimeEmbedding
 from unveil.nn.layers import AttentionOrder, attend, check_multiple, group_norm, zeroed
 from unveil.nn.unet_blocks import middle, way_down
 from unveil.nn.unet_config import Modulation, Resampling, UNetConfig

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from unveil.core.noise import Streams
+from unveil.core.rng import Streams
 from unveil.types import RecipeError, ShapeError
 
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unveil.nn.attention import Attention
-from unveil.nn.blocks import BlockConfig, Context, Mlp, TransformerBlock
 from unveil.nn.dit_config import DiTConfig
-from unveil.nn.embed import TimeEmbedding, grid_coordinates, sin_cos_positions
+from unveil.nn.embeddings import TimeEmbedding, grid_coordinates, sin_cos_positions
 from unveil.nn.layers import check_multiple, vector_of, with_context, zeroed
 from unveil.nn.packing import Packing
+from unveil.nn.transformer_blocks import BlockConfig, Context, Mlp, TransformerBlock
 from unveil.types import Condition, RecipeError, ShapeError
 
 WAVES = 256  # numbers of the sinusoid of t

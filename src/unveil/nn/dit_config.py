@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from unveil.nn.attention import QkNorm
-from unveil.nn.embed import EmbeddingOrder
+from unveil.nn.embeddings import EmbeddingOrder
 from unveil.types import RecipeError, nearest
 
 Design = Literal["in-context", "cross-attention", "adaln", "adaln-zero"]

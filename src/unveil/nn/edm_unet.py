@@ -33,7 +33,7 @@ from unveil.nn.edm_blocks import (
     Way,
     embedded,
 )
-from unveil.nn.embed import sinusoid
+from unveil.nn.embeddings import sinusoid
 from unveil.nn.layers import check_multiple, vector_of, with_context, zeroed
 from unveil.types import Condition, RecipeError, ShapeError, nearest
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unveil.nn.attending import attend
+from unveil.nn.sdpa import attend
 from unveil.types import Condition, RecipeError, ShapeError
 
 # In which order the rows of a joint query-key-value projection stand

@@ -27,7 +27,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from unveil.nn.low_rank import Addition, Additions, Low
+from unveil.nn.lora_layer import Addition, Additions, Low
 from unveil.types import RecipeError, ShapeError, nearest
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unveil.nn.attending import attend, for_heads
+from unveil.nn.sdpa import attend, for_heads
 from unveil.types import ShapeError
 
 

@@ -15,8 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unveil.nn.attention import Attention
-from unveil.nn.blocks import Activation, BlockConfig, Context, Kept, Maps, NormPlace, Stack, TransformerBlock
-from unveil.nn.embed import sin_cos_positions
+from unveil.nn.embeddings import sin_cos_positions
+from unveil.nn.transformer_blocks import (
+    Activation,
+    BlockConfig,
+    Context,
+    Kept,
+    Maps,
+    NormPlace,
+    Stack,
+    TransformerBlock,
+)
 from unveil.types import RecipeError, ShapeError, nearest
 
 # Which tables are one: none, the target's and the output's, or the source's with them

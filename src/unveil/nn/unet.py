@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unveil.nn.attention import Cache
-from unveil.nn.blocks import Context
-from unveil.nn.embed import TimeEmbedding
+from unveil.nn.embeddings import TimeEmbedding
 from unveil.nn.layers import check_multiple, group_norm, vector_of, with_context, zeroed
-from unveil.nn.spatial import Remembered, Text, keys_values, text_of
+from unveil.nn.spatial_transformer import Remembered, Text, keys_values, text_of
+from unveil.nn.transformer_blocks import Context
 from unveil.nn.unet_blocks import ConvUp, middle, way_down, way_up
 from unveil.nn.unet_config import UNetConfig
 from unveil.types import Condition, ShapeError

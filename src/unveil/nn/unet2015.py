@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unveil.nn.embed import TimeEmbedding
+from unveil.nn.embeddings import TimeEmbedding
 from unveil.nn.layers import check_multiple, group_norm, vector_of, with_context, zeroed
 from unveil.types import Condition, RecipeError, ShapeError
 

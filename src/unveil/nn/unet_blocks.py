@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unveil.nn.layers import SelfAttention, group_norm, zeroed
-from unveil.nn.spatial import Remembered, SpatialTransformer, Text
+from unveil.nn.spatial_transformer import Remembered, SpatialTransformer, Text
 from unveil.nn.unet_config import UNetConfig
 
 

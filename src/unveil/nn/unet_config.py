@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from unveil.nn.embed import EmbeddingOrder
+from unveil.nn.embeddings import EmbeddingOrder
 from unveil.nn.layers import AttentionOrder, ContextSize
-from unveil.nn.spatial import Projection
+from unveil.nn.spatial_transformer import Projection
 from unveil.types import RecipeError, nearest
 
 Modulation = Literal["add", "scale-shift"]

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unveil.nn.autoencoder import AutoencoderConfig, Middle, Norm, activated
-from unveil.nn.causal import Cache, CausalConv, Past, by_frame
-from unveil.nn.cosine import lowest
+from unveil.nn.causal_conv3d import Cache, CausalConv, Past, by_frame
+from unveil.nn.dct import lowest
 from unveil.nn.layers import PixelRMS, check_multiple, zeroed
 from unveil.nn.unet_blocks import ConvDown, ConvUp
 from unveil.types import RecipeError, ShapeError

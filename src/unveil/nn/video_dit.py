@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unveil.nn.attention import Attention, Together
-from unveil.nn.blocks import Mlp
+from unveil.nn.attention_patterns import Grid, Groups
 from unveil.nn.dit import WAVES, modulate
-from unveil.nn.embed import Rotary, TimeEmbedding, grid_coordinates
+from unveil.nn.embeddings import Rotary, TimeEmbedding, grid_coordinates
 from unveil.nn.layers import vector_of, zeroed
 from unveil.nn.packing import Packing
-from unveil.nn.patterns import Grid, Groups
-from unveil.nn.spatial import text_of
+from unveil.nn.spatial_transformer import text_of
+from unveil.nn.transformer_blocks import Mlp
 from unveil.nn.video_dit_config import VideoDiTConfig
 from unveil.types import Condition, ShapeError
 

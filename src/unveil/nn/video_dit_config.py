@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from unveil.nn.attention import QkNorm
-from unveil.nn.patterns import Pattern
+from unveil.nn.attention_patterns import Pattern
 from unveil.types import RecipeError, nearest
 
 

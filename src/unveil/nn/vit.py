@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unveil.nn.blocks import BlockConfig, Stack
 from unveil.nn.cnn import Reading
-from unveil.nn.embed import LearnedPositions, grid_coordinates, sin_cos_positions
+from unveil.nn.embeddings import LearnedPositions, grid_coordinates, sin_cos_positions
 from unveil.nn.layers import check_multiple, zeroed
+from unveil.nn.transformer_blocks import BlockConfig, Stack
 from unveil.types import RecipeError, ShapeError, nearest
 
 Pool = Literal["class", "mean"]

@@ -8,15 +8,15 @@ from typing import Any
 
 from PIL import Image
 
-from unveil.service.catalog import about
-from unveil.service.inputs import BYTES, Kept
-from unveil.service.job import ENDED, Job
-from unveil.service.kinds import weighed
-from unveil.service.queue import Place
-from unveil.service.service import Service
-from unveil.studio.apart import decoded
+from unveil.server.jobs.catalog import about
+from unveil.server.jobs.job import ENDED, Job
+from unveil.server.jobs.job_types import weighed
+from unveil.server.jobs.queue import Place
+from unveil.server.jobs.service import Service
+from unveil.server.jobs.uploads import BYTES, Kept
+from unveil.studio.i18n import LANGUAGES, Say
 from unveil.studio.mask import mask_of
-from unveil.studio.words import LANGUAGES, Say
+from unveil.studio.upload_decoder import decoded
 from unveil.types import MediaError, RecipeError
 
 Owner = str

@@ -9,9 +9,9 @@ from typing import Any
 
 from PIL import Image
 
-from unveil.data.decode import header, open_picture
-from unveil.service.inputs import PIXELS
-from unveil.studio.apart import decoded
+from unveil.data.image_decoding import header, open_picture
+from unveil.server.jobs.uploads import PIXELS
+from unveil.studio.upload_decoder import decoded
 
 SHOWN = 512  # px: smaller pictures are shown enlarged, so that a hand can paint on them
 HALF = 128  # of the brush's alpha

@@ -12,21 +12,21 @@ import gradio as gr
 from fastapi import FastAPI
 from gradio.themes import Default
 
-from unveil.service.catalog import about
-from unveil.service.clips import CLIPS
-from unveil.service.inputs import FOLDER
-from unveil.service.job import Job
-from unveil.service.process import MADE
+from unveil.server.jobs.catalog import about
+from unveil.server.jobs.job import Job
+from unveil.server.jobs.uploads import FOLDER
+from unveil.server.jobs.video_job import CLIPS
+from unveil.server.jobs.worker_main import MADE
 from unveil.studio.client import Client
-from unveil.studio.tab import Desk, Maker, Tab, Watch
+from unveil.studio.i18n import LANGUAGES, Language, Say
+from unveil.studio.tab_base import Desk, Maker, Tab, Watch
 from unveil.studio.tabs.evaluate import Evaluate
 from unveil.studio.tabs.gallery import Gallery
+from unveil.studio.tabs.image import Picture
 from unveil.studio.tabs.models import Models
-from unveil.studio.tabs.picture import Picture
 from unveil.studio.tabs.queue import Waiting
 from unveil.studio.tabs.train import Train
 from unveil.studio.tabs.video import Video
-from unveil.studio.words import LANGUAGES, Language, Say
 
 STYLE = Path(__file__).parent / "page.css"
 CACHE = "browser"  # in the service's folder: what browsers sent

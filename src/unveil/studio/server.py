@@ -7,15 +7,15 @@ from dataclasses import replace
 from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse, Response
 
-from unveil.app.console import Console
-from unveil.service.service import Service
+from unveil.cli.console import Console
+from unveil.server.http import server
+from unveil.server.http.middleware import App, Message, Receive, Scope, Send
+from unveil.server.jobs.service import Service
 from unveil.studio.client import Client
-from unveil.studio.entrance import PLACE, Entrance, cookie_of
-from unveil.studio.outside import is_address, shut
+from unveil.studio.i18n import LANGUAGES
+from unveil.studio.login import PLACE, Entrance, cookie_of
 from unveil.studio.page import mounted
-from unveil.studio.words import LANGUAGES
-from unveil.web import server
-from unveil.web.guard import App, Message, Receive, Scope, Send
+from unveil.studio.ssrf_guard import is_address, shut
 
 # The page's own code is made of strings, and its pictures may be data; nothing is fetched from elsewhere.
 POLICY = (

@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 from markupsafe import Markup
 
-from unveil.studio.shown import plain
-from unveil.studio.words import Say
+from unveil.studio.i18n import Say
+from unveil.studio.job_html import plain
 
 What = Literal["known", "changed", "made"]
 CELLS = 240  # that a strip has at most; of longer clips a cell is several frames

@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.checkpoints.guide import Guide
-from unveil.conditioning.label import Label
-from unveil.config import SampleConfig
+from unveil.checkpoints.guidance_classifier import Guide
+from unveil.conditioning.class_label import Label
 from unveil.core import guidance
 from unveil.core.samplers.ancestral import Shift
+from unveil.io.images import to_pixels
 from unveil.model import Model
-from unveil.pictures import to_pixels
-from unveil.tasks.edit import PLAIN, Edit, hints
-from unveil.tasks.film import Film, Preview
+from unveil.model.config import SampleConfig
 from unveil.tasks.size import check_size
+from unveil.tasks.task_spec import PLAIN, Edit, hints
+from unveil.tasks.trajectory import Film, Preview
 from unveil.types import MediaError, RecipeError, WeightsError, is_text, nearest
 
 LABEL = "label"  # the key of what a classifier guides towards

@@ -7,11 +7,11 @@ from dataclasses import replace
 from torch import Tensor
 
 from unveil.core import inverse
-from unveil.core.course import Course
-from unveil.core.noise import START
+from unveil.core.rng import START
 from unveil.core.samplers import Table
+from unveil.core.sampling_run import Course
 from unveil.model import Model
-from unveil.tasks.edit import Edit, latents_of, of_rows, unit_of
+from unveil.tasks.task_spec import Edit, latents_of, of_rows, unit_of
 from unveil.types import RecipeError, ShapeError
 
 

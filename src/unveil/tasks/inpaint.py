@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unveil.core import inverse
-from unveil.core.course import Course
 from unveil.core.inverse.operator import boolean
+from unveil.core.sampling_run import Course
+from unveil.io.images import to_pixels
 from unveil.model import Model
-from unveil.pictures import to_pixels
-from unveil.tasks.edit import Edit, latents_of, of_rows, unit_of
 from unveil.tasks.img2img import begun, check_strength
 from unveil.tasks.size import rounded
+from unveil.tasks.task_spec import Edit, latents_of, of_rows, unit_of
 from unveil.types import RecipeError, ShapeError, nearest, size_of
 
 # Keys of the conditions of a network that was trained to paint: the mask, and the latents of what is outside of it

@@ -10,10 +10,10 @@ from typing import Literal, NamedTuple, cast
 
 from torch import Tensor
 
-from unveil.data.decode import HEAD, format_of, natural, open_picture
-from unveil.files import sha256
-from unveil.tasks.edit import Input
+from unveil.data.image_decoding import HEAD, format_of, natural, open_picture
+from unveil.io.files import sha256
 from unveil.tasks.invert import read_noise
+from unveil.tasks.task_spec import Input
 from unveil.types import MediaError
 
 PICTURE, MASK, NOISE = "picture", "mask", "noise"  # roles

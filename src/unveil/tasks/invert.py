@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.config import SampleConfig
-from unveil.core.noise import Streams
+from unveil.core.rng import Streams
 from unveil.core.samplers import encode
-from unveil.files import write_atomically
+from unveil.io.files import write_atomically
 from unveil.model import Model
-from unveil.tasks.edit import hints, latents_of, unit_of
-from unveil.tasks.film import Film
+from unveil.model.config import SampleConfig
 from unveil.tasks.generate import DTYPES, OnStep, Request, part_of
-from unveil.tasks.record import MAX_TEXT
+from unveil.tasks.metadata import MAX_TEXT
 from unveil.tasks.size import check_size
+from unveil.tasks.task_spec import hints, latents_of, unit_of
+from unveil.tasks.trajectory import Film
 from unveil.types import MediaError, like
 
 NOISE, FACTS = "noise", "unveil"  # the tensor of a file of noise, and its text

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.checkpoints.sequence import SequenceModel
-from unveil.data.sequences import Pair
-from unveil.nn.blocks import Maps
+from unveil.model.seq2seq_folder import SequenceModel
 from unveil.nn.decoding import beam, greedy
-from unveil.nn.vocabulary import BEGIN, END, PADDING, UNKNOWN, padded
+from unveil.nn.tokenizer import BEGIN, END, PADDING, UNKNOWN, padded
+from unveil.nn.transformer_blocks import Maps
+from unveil.playground.text_pairs import Pair
 from unveil.types import RecipeError
 
 

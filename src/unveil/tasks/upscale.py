@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import Tensor
 
-from unveil.core.course import Course
+from unveil.conditioning.tiled_denoising import OVERLAP, for_tiles, tiles
 from unveil.core.inverse import coarse
-from unveil.core.tiles import OVERLAP, for_tiles, tiles
-from unveil.data.low import LOW, enlarged
+from unveil.core.sampling_run import Course
+from unveil.data.low_res import LOW, enlarged
 from unveil.model import Model
 from unveil.model.shapes import ending
-from unveil.tasks.edit import Edit, latents_of, of_rows, unit_of
 from unveil.tasks.img2img import begun, check_strength
-from unveil.tasks.places import spaced
+from unveil.tasks.position_scaling import spaced
 from unveil.tasks.size import multiple, rate
+from unveil.tasks.task_spec import Edit, latents_of, of_rows, unit_of
 from unveil.types import RecipeError
 
 STRENGTH = 0.3  # of the edit after a plain enlargement, where nothing else is said

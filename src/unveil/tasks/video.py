@@ -17,20 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unveil.codec.cyclic import Cyclic
-from unveil.conditioning.rows import conditions, rows_of
+from unveil.autoencoders.looping import Cyclic
+from unveil.conditioning.batching import conditions, rows_of
+from unveil.conditioning.circular_shift import turned
 from unveil.core import guidance, inverse
-from unveil.core.course import Course
 from unveil.core.denoiser import Step
-from unveil.core.noise import START, key
-from unveil.core.ring import turned
+from unveil.core.rng import START, key
+from unveil.core.sampling_run import Course
+from unveil.io.images import to_pixels
 from unveil.model import Model
-from unveil.pictures import to_pixels
-from unveil.tasks.edit import Edit, latents_of, of_list, of_rows, same, unit_of
-from unveil.tasks.known import FREE, Known, frames_at, holding
-from unveil.tasks.reel import Direction, Shot, still_frames
+from unveil.tasks.conditioning_frames import FREE, Known, frames_at, holding
+from unveil.tasks.long_video import Direction, Shot, still_frames
+from unveil.tasks.prompt_schedule import Scene, check_script, spoken
 from unveil.tasks.size import Pace, pace
-from unveil.tasks.spoken import Scene, check_script, spoken
+from unveil.tasks.task_spec import Edit, latents_of, of_list, of_rows, same, unit_of
 from unveil.types import Level, RecipeError, ShapeError
 
 _FORM = "T, H, W"

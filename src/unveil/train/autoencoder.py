@@ -18,27 +18,27 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from unveil.checkpoints import ours, store
-from unveil.checkpoints.card import autoencoder_card
-from unveil.codec import KL, VQ
-from unveil.codec.autoencoder import channels_last
-from unveil.codec.losses import ADVERSARIAL, ERRORS, adaptive_weight, fooled, likelihood
-from unveil.codec.perceptual import Perceptual
-from unveil.config import AutoencoderConfig, AutoencoderLossSection, AutoencoderRecipe, dump
-from unveil.config.autoencoder import PUBLISHED_KL, LengthsSection
-from unveil.core.noise import Streams
-from unveil.core.noise import key as hash_of
+from unveil.autoencoders import KL, VQ
+from unveil.autoencoders.autoencoder import channels_last
+from unveil.autoencoders.losses import ADVERSARIAL, ERRORS, adaptive_weight, fooled, likelihood
+from unveil.autoencoders.perceptual import Perceptual
 from unveil.core.objective import Loss
+from unveil.core.rng import Streams
+from unveil.core.rng import key as hash_of
 from unveil.evaluate.perceptual import perceptual
-from unveil.files import write_atomically
+from unveil.io.files import write_atomically
+from unveil.io.images import above
+from unveil.model import checkpoint_store, model_folder
+from unveil.model.config import AutoencoderConfig, AutoencoderLossSection, AutoencoderRecipe, dump
+from unveil.model.config.autoencoder import PUBLISHED_KL, LengthsSection
+from unveil.model.model_card import autoencoder_card
 from unveil.nn.discriminator import PatchDiscriminator
-from unveil.pictures import above
-from unveil.train.examples import chosen_to_mirror, fixed, mirror, rows, scaled
-from unveil.train.fit import learn
-from unveil.train.order import Batch, Items, check_items
-from unveil.train.pictures import sheet
-from unveil.train.scale import measured
+from unveil.train.batch_preparation import chosen_to_mirror, fixed, mirror, rows, scaled
+from unveil.train.data_order import Batch, Items, check_items
+from unveil.train.latent_scaling import measured
+from unveil.train.sample_images import sheet
 from unveil.train.signals import Stop
+from unveil.train.trainer import learn
 from unveil.types import RecipeError
 
 POSTERIOR, LATENT = 0, 1  # draws of an example's stream
@@ -268,15 +268,15 @@ class Autoencoding:
 
     def averaged(self, average: KL | VQ) -> dict[str, dict[str, Tensor]]:
         """Of the codec."""
-        return ours.weight_files(average)
+        return model_folder.weight_files(average)
 
-    def files(self, about: str) -> dict[str, store.Content]:
+    def files(self, about: str) -> dict[str, checkpoint_store.Content]:
         """Of the codec as trained."""
-        return {**ours.weight_files(self.model), "model.yaml": dump(self.config), "card.md": self.card(about)}
+        return {**model_folder.weight_files(self.model), "model.yaml": dump(self.config), "card.md": self.card(about)}
 
-    def load(self, model: KL | VQ, folder: Path, which: ours.Which) -> None:
+    def load(self, model: KL | VQ, folder: Path, which: model_folder.Which) -> None:
         """Copies a folder's weights."""
-        ours.copy_weights(model, folder, which)
+        model_folder.copy_weights(model, folder, which)
 
     def card(self, about: str) -> str:
         """The codec's card."""

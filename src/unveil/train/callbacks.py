@@ -12,22 +12,21 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from unveil.checkpoints import store
-from unveil.conditioning.control import steered
-from unveil.config import TrainConfig
-from unveil.core.noise import Streams
-from unveil.core.noise import key as hash_of
+from unveil.conditioning.controlnet import steered
 from unveil.core.process import Process
-from unveil.files import write_atomically
-from unveil.model import Model
+from unveil.core.rng import Streams
+from unveil.core.rng import key as hash_of
+from unveil.io.files import write_atomically
+from unveil.model import Model, checkpoint_store
+from unveil.model.config import TrainConfig
 from unveil.train import state
-from unveil.train.examples import noise_for, prepare, rows
+from unveil.train.batch_preparation import noise_for, prepare, rows
+from unveil.train.data_order import Batch, Items
 from unveil.train.learner import Drawn, Judged
-from unveil.train.module import Objective, Outcome, TrainingModule
-from unveil.train.monitor import BINS, Display, Journal, Window, guarded, log
-from unveil.train.order import Batch, Items
-from unveil.train.pictures import beside, plot_run, sheet
+from unveil.train.lightning_module import Objective, Outcome, TrainingModule
+from unveil.train.metrics_logger import BINS, Display, Journal, Window, guarded, log
 from unveil.train.run_folder import RunFolder
+from unveil.train.sample_images import beside, plot_run, sheet
 from unveil.train.signals import INTERRUPTED, TERMINATED, Stop
 from unveil.types import Cancelled, NonFinite, NotWritable, OutOfResources, RecipeError
 
@@ -235,7 +234,7 @@ class Watch(Callback):
         if validates and self.held_out is not None:
             guarded("held-out loss", lambda: self._validate(module))
         if samples and self.samples is not None:
-            path = self.folder.samples / f"{store.step_name(module.step)}.png"
+            path = self.folder.samples / f"{checkpoint_store.step_name(module.step)}.png"
             guarded("samples", lambda: self.samples and self.samples.draw(module.average.model, path, self.columns))
         if validates or samples:
             guarded("plots", self._plot)
@@ -260,7 +259,7 @@ class Watch(Callback):
             try:
                 about = f"## Training\n\n{module.step} steps of {self.config.amount}, seed {self.config.seed}."
                 state.save(module, self.window, self.folder.checkpoints, items=len(self.items), about=about)
-                store.retain(self.folder.checkpoints, KEEP)
+                checkpoint_store.retain(self.folder.checkpoints, KEEP)
             except (OutOfResources, NotWritable, NonFinite) as problem:
                 failed = (type(problem).__name__, str(problem))
         failed = trainer.strategy.broadcast(failed)

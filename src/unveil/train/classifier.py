@@ -19,15 +19,15 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from unveil.core.noise import Streams
 from unveil.core.process import Process
+from unveil.core.rng import Streams
 from unveil.evaluate.features import read_accuracy
-from unveil.evaluate.pictures import Pictured, Pictures, gather
-from unveil.files import refuse_overwrite, sha256, write_atomically
+from unveil.evaluate.image_set import Pictured, Pictures, gather
+from unveil.io.files import refuse_overwrite, sha256, write_atomically
+from unveil.io.images import to_unit
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.cnn import Cnn, CnnConfig
 from unveil.nn.vit import ViT, ViTConfig
-from unveil.pictures import to_unit
 from unveil.types import Level, NonFinite, RecipeError, like
 
 TIME, NOISE = 0, 1  # draws of a training step

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from unveil.config import TrainConfig
-from unveil.train.order import Batch, Numbered, Numbers, Steps
+from unveil.model.config import TrainConfig
+from unveil.train.data_order import Batch, Numbered, Numbers, Steps
 from unveil.train.signals import ignore_in_worker
 from unveil.types import Error
 

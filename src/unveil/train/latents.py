@@ -13,12 +13,12 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from unveil.core.noise import Streams
+from unveil.core.rng import Streams
 from unveil.data.adapted import Source
-from unveil.data.content import Progress, tensors
+from unveil.data.fingerprint import Progress, tensors
 from unveil.data.latent_cache import Cached, Encoder, Keeping, kept
 from unveil.model import Model
-from unveil.train.order import ALSO
+from unveil.train.data_order import ALSO
 from unveil.types import RecipeError
 
 ENCODE = 1 << 16  # the draw of an example's stream that picks its latents; conditions count up from small numbers

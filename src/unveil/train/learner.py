@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from unveil.checkpoints import store
-from unveil.core.noise import Streams
 from unveil.core.objective import Loss
-from unveil.train.order import Batch, Items
+from unveil.core.rng import Streams
+from unveil.model import checkpoint_store
+from unveil.train.data_order import Batch, Items
 from unveil.train.signals import Stop
 
 
@@ -113,7 +113,7 @@ class Learner(Protocol):
         """The tensors of the averaged model by file name, but for frozen parts, which lie among `files`."""
         ...
 
-    def files(self, about: str) -> dict[str, store.Content]:
+    def files(self, about: str) -> dict[str, checkpoint_store.Content]:
         """Everything that a folder of the model holds, but for the manifest."""
         ...
 

@@ -12,12 +12,12 @@ from typing import Any, cast
 
 import torch
 
-from unveil.checkpoints.lora_trained import NAME
-from unveil.conditioning.text import Text
-from unveil.config import ModelConfig, Recipe
-from unveil.config.codec import SavedSection
-from unveil.config.text import TextSection
+from unveil.checkpoints.lora_state import NAME
+from unveil.conditioning.text_encoder import Text
 from unveil.model import Model
+from unveil.model.config import ModelConfig, Recipe
+from unveil.model.config.latent_autoencoder import SavedSection
+from unveil.model.config.text import TextSection
 from unveil.nn import lora
 from unveil.types import Base, RecipeError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from unveil.config.run import Precision
+from unveil.model.config.train import Precision
 from unveil.types import RecipeError
 
 

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 import yaml
 
-from unveil.checkpoints import store
-from unveil.config import read_yaml
-from unveil.files import write_atomically
-from unveil.source import command, commit
-from unveil.train.monitor import log
+from unveil.io.files import write_atomically
+from unveil.io.provenance import command, commit
+from unveil.model import checkpoint_store
+from unveil.model.config import read_yaml
+from unveil.train.metrics_logger import log
 from unveil.types import NotWritable, RecipeError, WeightsError
 
 # What may differ between two starts of one run: none of it changes a number, but two of them within rounding.
@@ -81,7 +81,7 @@ class RunFolder:
         write_atomically(
             path / "recipe.yaml", yaml.safe_dump(dict(asked), sort_keys=False, allow_unicode=True, width=120)
         )
-        store.sweep(self.checkpoints)
+        checkpoint_store.sweep(self.checkpoints)
 
     def newest(self) -> Path | None:
         """The checkpoint to go on from; damaged newer ones are named in a warning.
@@ -95,7 +95,7 @@ class RunFolder:
             skipped.append(folder.name)
             log.warning("checkpoint passed over: %s", problem)
 
-        found = store.newest_valid(self.checkpoints, passed_over)
+        found = checkpoint_store.newest_valid(self.checkpoints, passed_over)
         if found is None and skipped:
             raise WeightsError(
                 f"{self.checkpoints}: {', '.join(skipped)} damaged, no valid checkpoint left; "
@@ -129,7 +129,7 @@ class RunFolder:
     def _check_same(self, asked: Mapping[str, Any]) -> None:
         path = self.path / "recipe.yaml"
         if not path.is_file():
-            if store.checkpoints(self.checkpoints):
+            if checkpoint_store.checkpoints(self.checkpoints):
                 raise RecipeError(f"{self.path}: has checkpoints but no recipe.yaml; choose another run folder")
             for name in OURS:  # of others, since a run that began here has a recipe
                 if (self.path / name).exists():
@@ -157,7 +157,7 @@ def environment(facts: Mapping[str, Any]) -> dict[str, Any]:
 
     return {
         **facts,
-        "versions": store.versions() | {"lightning": lightning.__version__},
+        "versions": checkpoint_store.versions() | {"lightning": lightning.__version__},
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unveil.checkpoints import ours, store
-from unveil.checkpoints.tensors import read_tensors
-from unveil.train.module import TrainingModule
-from unveil.train.monitor import Window
+from unveil.io.safetensors_io import read_tensors
+from unveil.model import checkpoint_store, model_folder
+from unveil.train.lightning_module import TrainingModule
+from unveil.train.metrics_logger import Window
 from unveil.types import WeightsError
 
 TENSORS, VALUES = "train_state.safetensors", "train_state.json"
@@ -44,7 +44,7 @@ def save(module: TrainingModule, window: Window, parent: Path, *, items: int, ab
         ("the average of the weights", dict(module.average.model.named_parameters())),
         ("the state of the optimiser", state),
     ):
-        ours.require_finite(tensors, f"step {module.step}: {what}")
+        model_folder.require_finite(tensors, f"step {module.step}: {what}")
     values: dict[str, Any] = {
         "step": module.step,
         "ema_updates": module.average.updates,
@@ -57,8 +57,8 @@ def save(module: TrainingModule, window: Window, parent: Path, *, items: int, ab
     learner = module.learner
     averaged = {f"ema/{name}": tensors for name, tensors in learner.averaged(module.average.model).items()}
     files = {**learner.files(about), **averaged, TENSORS: state, VALUES: values}
-    folder = parent / store.step_name(module.step)
-    store.save(folder, files, kind="training", step=module.step, replace=True)
+    folder = parent / checkpoint_store.step_name(module.step)
+    checkpoint_store.save(folder, files, kind="training", step=module.step, replace=True)
     return folder
 
 
@@ -71,7 +71,7 @@ class Saved:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.values: dict[str, Any] = store.read_json(folder / VALUES)
+        self.values: dict[str, Any] = checkpoint_store.read_json(folder / VALUES)
         self.tensors = read_tensors(folder / TENSORS)
         missing = {"step", "ema_updates", "skipped", "skipped_in_a_row", "window", "items", "scaler"} - set(self.values)
         if missing:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unveil.checkpoints.hf.folder import Folder, is_folder
+from unveil.checkpoints.hf.pipeline_folder import Folder, is_folder
 from unveil.checkpoints.hf.pipelines import PIPELINES, inspect, load, report
 from unveil.checkpoints.hf.weights import Report
 

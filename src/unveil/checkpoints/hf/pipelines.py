@@ -11,20 +11,20 @@ from typing import Any
 
 import torch
 
-from unveil.checkpoints import autoencoder, dit_model, ours
-from unveil.checkpoints.hf import stable_diffusion, video
-from unveil.checkpoints.hf.folder import Folder
-from unveil.checkpoints.hf.networks import NETWORKS, Flux, MMDiT, UNet
-from unveil.checkpoints.hf.parts import empty, encoder_of, network_of, scheduler_of, together, weights_of
+from unveil.autoencoders.kl import KL
+from unveil.checkpoints import autoencoder, dit_pipeline
+from unveil.checkpoints.hf import stable_diffusion, video_pipelines
+from unveil.checkpoints.hf.components import empty, encoder_of, network_of, scheduler_of, together, weights_of
+from unveil.checkpoints.hf.image_adapters import NETWORKS, Flux, MMDiT, UNet
+from unveil.checkpoints.hf.pipeline_folder import Folder
 from unveil.checkpoints.hf.weights import Report, compare
-from unveil.checkpoints.said import shapes_of
-from unveil.checkpoints.tensors import read_header
-from unveil.codec.kl import KL
-from unveil.conditioning import texts
-from unveil.conditioning.numbers import Numbers, PictureSize
-from unveil.conditioning.text import Gives
-from unveil.conditioning.texts import Texts, Together
-from unveil.model import Model
+from unveil.checkpoints.overrides import shapes_of
+from unveil.conditioning import multi_text_encoder
+from unveil.conditioning.micro_conditioning import Numbers, PictureSize
+from unveil.conditioning.multi_text_encoder import Texts, Together
+from unveil.conditioning.text_encoder import Gives
+from unveil.io.safetensors_io import read_header
+from unveil.model import Model, model_folder
 from unveil.types import WeightsError, nearest
 
 FLUX_LATENTS = 128  # side that its pipeline makes when it is not told one
@@ -41,7 +41,7 @@ def sdxl(folder: Folder, dtype: torch.dtype) -> Model:
     network, codec, scheduler = network_of(folder, "unet", UNet, dtype), _codec(folder), scheduler_of(folder)
     assert isinstance(network, UNet)
     shape = _shape(codec, folder.settings("unet", NETWORKS).get("sample_size", 128))
-    prompt = _prompt(folder, texts.side_by_side, ("tokens", "both"), dtype, beside=network.beside)
+    prompt = _prompt(folder, multi_text_encoder.side_by_side, ("tokens", "both"), dtype, beside=network.beside)
     prompt.zeros = bool(folder.index.get("force_zeros_for_empty_prompt", True))
     size = PictureSize(shape, network.vector_dim - network.beside)
     sample = {"steps": 50, "guidance": {"scale": 5.0}}
@@ -52,7 +52,7 @@ def sd3(folder: Folder, dtype: torch.dtype) -> Model:
     """The model of a `StableDiffusion3Pipeline`, with its third text encoder or without."""
     network, codec, scheduler = network_of(folder, "transformer", MMDiT, dtype), _codec(folder), scheduler_of(folder)
     said = folder.settings("transformer", NETWORKS)
-    rule = texts.one_after_another(int(said["joint_attention_dim"]), SD3_TOKENS)
+    rule = multi_text_encoder.one_after_another(int(said["joint_attention_dim"]), SD3_TOKENS)
     gives: tuple[Gives, ...] = ("both", "both", "tokens") if folder.has("text_encoder_3") else ("both", "both")
     prompt = _prompt(folder, rule, gives, dtype, length=SD3_TOKENS)
     shape = _shape(codec, said.get("sample_size", 128))
@@ -65,7 +65,9 @@ def flux(folder: Folder, dtype: torch.dtype) -> Model:
     network, codec, scheduler = network_of(folder, "transformer", Flux, dtype), _codec(folder), scheduler_of(folder)
     assert isinstance(network, Flux)
     length = FLUX_TOKENS["distilled" if network.beside else "few-step"]
-    prompt = _prompt(folder, texts.vector_and_tokens, ("vector", "tokens"), dtype, beside=network.beside, length=length)
+    prompt = _prompt(
+        folder, multi_text_encoder.vector_and_tokens, ("vector", "tokens"), dtype, beside=network.beside, length=length
+    )
     told = [Numbers((GUIDANCE,), network.pooled, key="guidance")] if network.beside else []
     sample: dict[str, Any] = {"steps": 28 if network.beside else 4}
     if scheduler.size_shift is None:  # its pipeline spaces the levels evenly itself, whatever the scheduler would do
@@ -75,7 +77,7 @@ def flux(folder: Folder, dtype: torch.dtype) -> Model:
 
 def dit(folder: Folder, dtype: torch.dtype) -> Model:
     """The model of a `DiTPipeline`."""
-    return dit_model.read_folder(folder.path).lowered(dtype)
+    return dit_pipeline.read_folder(folder.path).lowered(dtype)
 
 
 def of_parts(folder: Folder, dtype: torch.dtype) -> Model:
@@ -90,7 +92,7 @@ PIPELINES: dict[str, Callable[[Folder, torch.dtype], Model]] = {
     "StableDiffusionXLPipeline": sdxl,
     "StableDiffusion3Pipeline": sd3,
     "FluxPipeline": flux,
-    **video.PIPELINES,
+    **video_pipelines.PIPELINES,
 }
 
 
@@ -144,11 +146,11 @@ def inspect(path: Path) -> dict[str, Any]:
     """
     folder = Folder(path)
     headers = {file.relative_to(path).as_posix(): read_header(file) for file in folder.weight_files()}
-    more = f": {video.about(folder)}" if folder.kind in video.PIPELINES else ""
+    more = f": {video_pipelines.about(folder)}" if folder.kind in video_pipelines.PIPELINES else ""
     facts: dict[str, Any] = {"path": str(path), "what": f"a folder of diffusers, {folder.kind}{more}"}
     known = folder.kind in PIPELINES and folder.kind != "DiTPipeline"  # whose keys its own reader compares
     fits = {name: found.text() for name, found in report(path).items()} if known else {}
-    return facts | ours.summary(headers) | {"fits": fits}
+    return facts | model_folder.summary(headers) | {"fits": fits}
 
 
 # -- parts of pictures -----------------------------------------------------------------------------------------------

@@ -11,11 +11,11 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from unveil.checkpoints.folders import weight_files
-from unveil.checkpoints.hf.folder import STEMS, Folder
-from unveil.checkpoints.names import some
-from unveil.checkpoints.tensors import read_tensors
-from unveil.extras import extra
+from unveil.checkpoints.hf.pipeline_folder import STEMS, Folder
+from unveil.checkpoints.hf_files import weight_files
+from unveil.checkpoints.key_mapping import some
+from unveil.io.optional_deps import extra
+from unveil.io.safetensors_io import read_tensors
 from unveil.types import WeightsError
 
 MODULE, TABLE = "diffusers.loaders.single_file_model", "SINGLE_FILE_LOADABLE_CLASSES"

@@ -9,13 +9,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-from unveil.checkpoints import autoencoder_folder, diffusers_unet, text_folder, text_written, whole
-from unveil.checkpoints.hf.folder import INDEX, Folder
+from unveil.autoencoders.kl import KL
+from unveil.checkpoints import (
+    diffusers_autoencoder,
+    diffusers_unet,
+    single_file,
+    text_encoder_export,
+    text_encoder_loader,
+)
+from unveil.checkpoints.hf.pipeline_folder import INDEX, Folder
 from unveil.checkpoints.hf.weights import Report
 from unveil.checkpoints.scheduler import read_scheduler, settings_of
-from unveil.codec.kl import KL
-from unveil.conditioning.text import Text
-from unveil.files import staged
+from unveil.conditioning.text_encoder import Text
+from unveil.io.files import staged
 from unveil.model import Model
 from unveil.nn.unet import UNet
 from unveil.types import RecipeError, WeightsError
@@ -30,7 +36,7 @@ SPACING = {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one":
 CONFIG = "scheduler_config.json"
 
 
-def read(folder: Folder) -> whole.Read:
+def read(folder: Folder) -> single_file.Read:
     """The model of a folder, in evaluation mode and float32, and how the folder fitted it.
 
     Raises:
@@ -40,19 +46,19 @@ def read(folder: Folder) -> whole.Read:
     unet = diffusers_unet.read_unet(folder.place("unet"))
     if unet.label is not None:
         raise WeightsError(f"{folder.path / 'unet'}: knows classes, which Stable Diffusion's pipelines do not give it")
-    codec = autoencoder_folder.read(folder.place("vae"))
+    codec = diffusers_autoencoder.read(folder.place("vae"))
     if not isinstance(codec, KL):
         raise WeightsError(f"{folder.path / 'vae'}: an autoencoder with a codebook; {folder.kind} has an AutoencoderKL")
     for name in ("text_encoder", "tokenizer"):
         folder.place(name)
-    encoder = text_folder.read_folder(folder.path)
+    encoder = text_encoder_loader.read_folder(folder.path)
     network = unet.network.config
     scheduler = read_scheduler(folder.place("scheduler") / CONFIG)
-    config = whole.described(network, codec, encoder, scheduler, _size(folder, codec))
-    model = whole.filled(config, unet.network.state_dict(), codec, encoder)
+    config = single_file.described(network, codec, encoder, scheduler, _size(folder, codec))
+    model = single_file.filled(config, unet.network.state_dict(), codec, encoder)
     unused = [f"text_encoder.{key}" for key in encoder.rest] + [name for name in BESIDE if folder.has(name)]
     total = sum(len(folder.tensors(name)) for name in PARTS)
-    return whole.Read(model, total - len(encoder.rest), tuple(unused))
+    return single_file.Read(model, total - len(encoder.rest), tuple(unused))
 
 
 def report(folder: Folder) -> dict[str, Report]:
@@ -99,8 +105,8 @@ def write(model: Model, path: Path) -> int:
     with staged(path) as temporary:
         temporary.mkdir()
         diffusers_unet.write(network, temporary / "unet", size=codec.latent_shape(model.shape)[-1])
-        autoencoder_folder.write(codec, temporary / "vae")
-        text_written.write_folder(texts[0], temporary)
+        diffusers_autoencoder.write(codec, temporary / "vae")
+        text_encoder_export.write_folder(texts[0], temporary)
         (temporary / "scheduler").mkdir()
         for name, content in ((f"scheduler/{CONFIG}", scheduler), (INDEX, index)):
             (temporary / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")

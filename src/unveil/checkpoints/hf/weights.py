@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from unveil.checkpoints.names import some
-from unveil.checkpoints.said import Shapes, shapes_of
-from unveil.nn.lowering import lowerable
+from unveil.checkpoints.key_mapping import some
+from unveil.checkpoints.overrides import Shapes, shapes_of
+from unveil.nn.mixed_precision import lowerable
 from unveil.types import WeightsError
 
 

@@ -1,9 +1,8 @@
 """Functions from steps to a step: they compose left to right, in the order written."""
 
-from unveil.core.guidance.calls import Conditioned, batched, once, together
-from unveil.core.guidance.features import content, structure, style
-from unveil.core.guidance.free import autoguidance, cfg, composed, interval, nested, rescale
-from unveil.core.guidance.projected import Momentum, apg, cfg_zero
+from unveil.core.guidance.apg import Momentum, apg, cfg_zero
+from unveil.core.guidance.batching import Conditioned, batched, once, together
+from unveil.core.guidance.classifier_free import autoguidance, cfg, composed, interval, nested, rescale
 from unveil.core.guidance.schedule import (
     SCHEDULES,
     Scale,
@@ -15,6 +14,7 @@ from unveil.core.guidance.schedule import (
     power_cosine,
 )
 from unveil.core.guidance.score import Score, gradient, log_probability, on_estimate, regression, steer
+from unveil.core.guidance.semantic import content, structure, style
 from unveil.core.guidance.threshold import clip_dynamic, clip_static
 
 __all__ = [

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from unveil.core import real
-from unveil.core.real import Number
+from unveil.core import scalar_math
+from unveil.core.scalar_math import Number
 from unveil.types import Level, RecipeError
 
 Schedule = Callable[[Level], Number]
@@ -41,7 +41,7 @@ def cosine(scale: float) -> Schedule:
 
     Source: Wang et al. 2024, section 4.1, "cosine" (arXiv:2404.13040).
     """
-    return lambda level: 1 + (scale - 1) * (1 + real.cos(math.pi * level.t))
+    return lambda level: 1 + (scale - 1) * (1 + scalar_math.cos(math.pi * level.t))
 
 
 def power_cosine(scale: float, power: float = 4.0) -> Schedule:
@@ -54,12 +54,12 @@ def power_cosine(scale: float, power: float = 4.0) -> Schedule:
     """
     if power <= 0:
         raise RecipeError(f"power = {power}: must be above 0; the paper uses 4")
-    return lambda level: 1 + (scale - 1) * (1 - real.cos(math.pi * (1 - level.t) ** power)) / 2
+    return lambda level: 1 + (scale - 1) * (1 - scalar_math.cos(math.pi * (1 - level.t) ** power)) / 2
 
 
 def at_least(schedule: Schedule, least: float) -> Schedule:
     """The schedule, but never below `least`. Source: Wang et al. 2024, section 5, "clamping" (arXiv:2404.13040)."""
-    return lambda level: real.at_least(schedule(level), least)
+    return lambda level: scalar_math.at_least(schedule(level), least)
 
 
 # By the name a recipe uses; each takes the scale.

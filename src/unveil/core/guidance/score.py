@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unveil.core import real
+from unveil.core import scalar_math
 from unveil.core.denoiser import Estimate, Step
 from unveil.core.guidance.schedule import Scale, scale_at
 from unveil.core.process import DATA
@@ -46,8 +46,8 @@ def steer(step: Step, shift: Shift) -> Step:
         if not isinstance(level.alpha, Tensor) and level.alpha == 0:
             return estimate
         push = shift(x, level)
-        on_x0 = like(real.divide(level.sigma**2, level.alpha, 0.0), x)
-        on_eps = like(real.divide(level.sigma * level.alpha, level.alpha, 0.0), x)  # sigma, but 0 at alpha = 0
+        on_x0 = like(scalar_math.divide(level.sigma**2, level.alpha, 0.0), x)
+        on_eps = like(scalar_math.divide(level.sigma * level.alpha, level.alpha, 0.0), x)  # sigma, but 0 at alpha = 0
         return Estimate(estimate.x0 + on_x0 * push, estimate.eps - on_eps * push, estimate.extra)
 
     return guided

@@ -1,11 +1,10 @@
 """Inverse problems: pictures that agree with something known about them, from a model that was not trained for it."""
 
-from unveil.core.inverse.coarse import coarse
 from unveil.core.inverse.ddrm import Restoration, ddrm
-from unveil.core.inverse.difference import differing
 from unveil.core.inverse.dps import Posterior, dps
-from unveil.core.inverse.held import held, imposed
-from unveil.core.inverse.masked import Resampled, masked, paste, resampled
+from unveil.core.inverse.flow_edit import differing
+from unveil.core.inverse.ilvr import coarse
+from unveil.core.inverse.inpainting import Resampled, masked, paste, resampled
 from unveil.core.inverse.operator import (
     Mask,
     Operator,
@@ -16,7 +15,8 @@ from unveil.core.inverse.operator import (
     gaussian,
     project,
 )
-from unveil.core.inverse.start import noised, sdedit, share_of
+from unveil.core.inverse.replacement import held, imposed
+from unveil.core.inverse.sdedit import noised, sdedit, share_of
 
 __all__ = [
     "Mask",

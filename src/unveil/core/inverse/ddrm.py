@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from unveil.core.denoiser import Step
-from unveil.core.grid import Grid
 from unveil.core.inverse.operator import Operator
-from unveil.core.noise import Noise
-from unveil.core.samplers.plan import Advance, State, drawn
+from unveil.core.rng import Noise
+from unveil.core.samplers.loop import Advance, State, drawn
+from unveil.core.schedule import Grid
 from unveil.types import Level, RecipeError, like
 
 

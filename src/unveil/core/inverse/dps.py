@@ -8,8 +8,8 @@ from torch import Tensor
 
 from unveil.core.denoiser import Estimate, Step
 from unveil.core.guidance.score import leaf, slope_of
-from unveil.core.noise import Noise
-from unveil.core.samplers.plan import Advance, Plan, State
+from unveil.core.rng import Noise
+from unveil.core.samplers.loop import Advance, Plan, State
 from unveil.types import Level, RecipeError, ShapeError
 
 

@@ -32,10 +32,10 @@ from unveil.core.samplers.langevin import (
     predictor_corrector,
     reverse_diffusion,
 )
-from unveil.core.samplers.listing import Sampler
+from unveil.core.samplers.loop import Advance, Plan, Progress, Row, State, Table, drawn, run
 from unveil.core.samplers.multistep import LISTED as _MULTISTEP
 from unveil.core.samplers.multistep import adams_bashforth, lms, plms, pndm
-from unveil.core.samplers.plan import Advance, Plan, Progress, Row, State, Table, drawn, run
+from unveil.core.samplers.registry import Sampler
 from unveil.core.samplers.runge_kutta import LISTED as _RUNGE_KUTTA
 from unveil.core.samplers.runge_kutta import dpm2, dpm2_ancestral, euler, euler_ancestral, euler_time, heun, heun_time
 from unveil.core.samplers.unipc import LISTED as _UNIPC

@@ -14,16 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.core import real
+from unveil.core import scalar_math
 from unveil.core.denoiser import Estimate, Step
-from unveil.core.grid import Grid
-from unveil.core.noise import Noise
-from unveil.core.samplers.control import Controller, Pid, Simple, Tolerance, each, of_data, of_x, together, worst
-from unveil.core.samplers.listing import Sampler
-from unveil.core.samplers.plan import Advance, State, Table, drawn
-from unveil.core.samplers.runge_kutta import lowered
-from unveil.core.samplers.stages import farthest, first_seen, last_noisy, not_beyond, stage, stages
-from unveil.core.samplers.stride import (
+from unveil.core.rng import Noise
+from unveil.core.samplers.coefficients import (
     Of,
     Rule,
     any_of,
@@ -35,6 +29,12 @@ from unveil.core.samplers.stride import (
     rise,
     where,
 )
+from unveil.core.samplers.loop import Advance, State, Table, drawn
+from unveil.core.samplers.registry import Sampler
+from unveil.core.samplers.runge_kutta import lowered
+from unveil.core.samplers.stages import farthest, first_seen, last_noisy, not_beyond, stage, stages
+from unveil.core.samplers.step_size import Controller, Pid, Simple, Tolerance, each, of_data, of_x, together, worst
+from unveil.core.schedule import Grid
 from unveil.types import Level, NonFinite, RecipeError, like
 
 __all__ = [
@@ -211,7 +211,7 @@ class Adaptive:
             )
         good, clocks = self._judged(clocks, error, taken, moving)
         if pair.eta:
-            up = pair.noise_scale * real.sqrt(there.sigma**2 - down.sigma**2)
+            up = pair.noise_scale * scalar_math.sqrt(there.sigma**2 - down.sigma**2)
             high = high + like(up, x) * drawn(noise, state.number).to(x.dtype)
         stands = good.reshape(-1, *(1,) * (x.ndim - 1)).to(x.device)
         x, earlier = torch.where(stands, high, x), torch.where(stands, low_in_unit, earlier)
@@ -256,7 +256,7 @@ class Adaptive:
         return at_half_log_snr(self.grid, where(torch.as_tensor(way != 0), wanted, math.inf), self.start)
 
     def _in_unit(self, x: Tensor, level: Level) -> Tensor:
-        return x * like(real.divide(1.0, self.tolerance.unit(level), 1.0), x)
+        return x * like(scalar_math.divide(1.0, self.tolerance.unit(level), 1.0), x)
 
     def _arrived(self, clocks: Clocks) -> bool:
         return bool((self.length - clocks.place <= self.tolerance.slack).all())

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from unveil.core import real
+from unveil.core import scalar_math
 from unveil.core.denoiser import Step
-from unveil.core.grids import Grid
-from unveil.core.noise import Noise
-from unveil.core.samplers.listing import Sampler
-from unveil.core.samplers.plan import Advance, Plan, Row, State, Table, drawn
+from unveil.core.rng import Noise
+from unveil.core.samplers.loop import Advance, Plan, Row, State, Table, drawn
+from unveil.core.samplers.registry import Sampler
+from unveil.core.schedules import Grid
 from unveil.core.transition import Chain
 from unveil.core.variance import VarianceRule, fixed_small, is_learned
 from unveil.types import Level, like
@@ -35,7 +35,7 @@ def ancestral(grid: Grid, variance: VarianceRule = fixed_small, *, shift: Shift 
         return Ancestral(chain, variance, shift)
     rows = []
     for step in chain:
-        spread = 0.0 if _onto_data(step.s) else real.exp(0.5 * variance(step, None).log)
+        spread = 0.0 if _onto_data(step.s) else scalar_math.exp(0.5 * variance(step, None).log)
         rows.append(Row(step.t, step.ct, (step.c0,), spread, span=(step.t, step.s)))
     return Table(rows)
 
@@ -67,7 +67,7 @@ class Ancestral:
         if self.shift is not None:
             x = x + like(spread.value, x) * self.shift(state.x, move.t)
         if not _onto_data(move.s):
-            deviation = like(real.exp(0.5 * spread.log), x)
+            deviation = like(scalar_math.exp(0.5 * spread.log), x)
             x = x + deviation * drawn(noise, state.number).to(x.dtype)
         return Advance(State(x, state.past, state.number + 1), move.t, estimate)
 

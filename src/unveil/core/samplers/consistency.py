@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from unveil.core import real
-from unveil.core.grids import Grid
-from unveil.core.samplers.listing import Sampler
-from unveil.core.samplers.plan import Row, Table
+from unveil.core import scalar_math
+from unveil.core.samplers.loop import Row, Table
+from unveil.core.samplers.registry import Sampler
+from unveil.core.schedules import Grid
 from unveil.types import Level
 
 
@@ -28,8 +28,8 @@ def consistency(grid: Grid, *, least: Level | None = None) -> Table:
     rows: list[Row] = []
     for here, there in pairwise(grid):
         fall = here.sigma * there.alpha - there.sigma * here.alpha
-        moves = real.divide(fall, fall, 0.0)  # 0 in parts that keep their level, and so their x
-        noise = real.sqrt(there.sigma**2 - (there.alpha * left) ** 2)
+        moves = scalar_math.divide(fall, fall, 0.0)  # 0 in parts that keep their level, and so their x
+        noise = scalar_math.sqrt(there.sigma**2 - (there.alpha * left) ** 2)
         rows.append(Row(here, 1.0 - moves, (moves * there.alpha,), moves * noise, span=(here, there)))
     return Table(rows)
 

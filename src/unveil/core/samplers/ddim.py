@@ -7,10 +7,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from unveil.core import real
-from unveil.core.grids import Grid
-from unveil.core.samplers.listing import Sampler
-from unveil.core.samplers.plan import Row, Table
+from unveil.core import scalar_math
+from unveil.core.samplers.loop import Row, Table
+from unveil.core.samplers.registry import Sampler
+from unveil.core.schedules import Grid
 
 
 def ddim(grid: Grid, eta: float = 0.0) -> Table:
@@ -25,11 +25,11 @@ def ddim(grid: Grid, eta: float = 0.0) -> Table:
     rows = []
     for here, there in pairwise(grid):
         # eq. 16: sigma = eta sqrt(beta-tilde), with beta the variance added between the two levels
-        beta = here.sigma**2 - (real.divide(here.alpha, there.alpha, 1.0) * there.sigma) ** 2
-        noise = eta * real.divide(there.sigma, here.sigma, 0.0) * real.sqrt(beta)
-        direction = real.sqrt(there.sigma**2 - noise**2)  # eq. 12: what is left to point at x_t
+        beta = here.sigma**2 - (scalar_math.divide(here.alpha, there.alpha, 1.0) * there.sigma) ** 2
+        noise = eta * scalar_math.divide(there.sigma, here.sigma, 0.0) * scalar_math.sqrt(beta)
+        direction = scalar_math.sqrt(there.sigma**2 - noise**2)  # eq. 12: what is left to point at x_t
         # a part of x that is clean already (sigma = 0) is kept as it is, along the process's own alpha
-        keep = real.divide(direction, here.sigma, real.divide(there.alpha, here.alpha, 0.0))
+        keep = scalar_math.divide(direction, here.sigma, scalar_math.divide(there.alpha, here.alpha, 0.0))
         rows.append(Row(here, keep, (there.alpha - keep * here.alpha,), noise, span=(here, there)))
     return Table(rows)
 
@@ -73,7 +73,7 @@ def slerp(first: Tensor, last: Tensor, weight: float | Tensor) -> Tensor:
     return (on_a * a + on_b * b).reshape(first.shape)
 
 
-def _clean(sigma: real.Number) -> bool:
+def _clean(sigma: scalar_math.Number) -> bool:
     return bool((sigma == 0).any()) if isinstance(sigma, Tensor) else sigma == 0
 
 

@@ -10,14 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from unveil.core import real
-from unveil.core.grid import Grid
-from unveil.core.real import Number
-from unveil.core.samplers.listing import Sampler
-from unveil.core.samplers.plan import Row, Table
-from unveil.core.samplers.runge_kutta import lowered
-from unveil.core.samplers.stages import farthest, last_noisy, not_beyond, orders_for, stages, thirds
-from unveil.core.samplers.stride import (
+from unveil.core import scalar_math
+from unveil.core.samplers.coefficients import (
     Of,
     Rule,
     Stride,
@@ -32,6 +26,12 @@ from unveil.core.samplers.stride import (
     taylor,
     where,
 )
+from unveil.core.samplers.loop import Row, Table
+from unveil.core.samplers.registry import Sampler
+from unveil.core.samplers.runge_kutta import lowered
+from unveil.core.samplers.stages import farthest, last_noisy, not_beyond, orders_for, stages, thirds
+from unveil.core.scalar_math import Number
+from unveil.core.schedule import Grid
 from unveil.types import RecipeError
 
 # ---------------------------------------------------------------------- multistep
@@ -192,7 +192,7 @@ def dpm_fast(grid: Grid, calls: int | None = None, *, eta: float = 0.0, noise_sc
             down = not_beyond(lowered(here, there, eta)[0], last) if eta else there
             rows += stages(thirds(grid, here, down, order), "eps", farthest)
             if eta:
-                up = noise_scale * real.sqrt(there.sigma**2 - down.sigma**2)
+                up = noise_scale * scalar_math.sqrt(there.sigma**2 - down.sigma**2)
                 rows[-1] = rows[-1]._replace(noise=up, span=(here, there))
     if onto_data or not rows:
         rows += stages([last, grid[-1]], "eps", farthest)

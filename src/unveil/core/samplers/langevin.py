@@ -10,14 +10,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from unveil.core import real, sde
+from unveil.core import scalar_math, sde
 from unveil.core.denoiser import Estimate, Step
-from unveil.core.grid import Grid
-from unveil.core.noise import Noise
-from unveil.core.real import Number
+from unveil.core.rng import Noise
 from unveil.core.samplers.ancestral import ancestral
-from unveil.core.samplers.listing import Sampler
-from unveil.core.samplers.plan import Advance, Plan, Row, State, Table, drawn
+from unveil.core.samplers.loop import Advance, Plan, Row, State, Table, drawn
+from unveil.core.samplers.registry import Sampler
+from unveil.core.scalar_math import Number
+from unveil.core.schedule import Grid
 from unveil.types import Level, RecipeError, like
 
 # ---------------------------------------------------------------------- Langevin at given levels
@@ -96,7 +96,7 @@ def _dynamics(grid: Grid, levels: Sequence[Level], each: int, size: float) -> li
             break
         share = size * (moved.double() if isinstance(here.sigma, Tensor) else float(moved))
         level = levels[k]
-        row = Row(level, 1 - share, (share * level.alpha,), real.sqrt(2 * share) * level.sigma)
+        row = Row(level, 1 - share, (share * level.alpha,), scalar_math.sqrt(2 * share) * level.sigma)
         rows += [row] * (each - 1)
         if last:
             rows.append(row)
@@ -164,7 +164,7 @@ def euler_maruyama(grid: Grid) -> Table:
             )
         width, rate = there.t - here.t, sde.falling(here)
         keep = 1 + width * (sde.drift(here) + rate)  # g^2 score = rate (alpha x0 - x)
-        noise = real.sqrt(-1.0 * width) * sde.diffusion(here)
+        noise = scalar_math.sqrt(-1.0 * width) * sde.diffusion(here)
         row = Row(here, keep, (-1.0 * width * rate * here.alpha,), noise, span=(here, there))
         rows.append(_landing(row, here, there))
     return Table(rows)
@@ -181,15 +181,15 @@ def reverse_diffusion(grid: Grid) -> Table:
     rows = []
     for here, there in pairwise(grid):
         ratio, beta = _forward(here, there)
-        share = real.divide(beta, here.sigma**2, 0.0)
-        row = Row(here, 2 - ratio - share, (share * here.alpha,), real.sqrt(beta), span=(here, there))
+        share = scalar_math.divide(beta, here.sigma**2, 0.0)
+        row = Row(here, 2 - ratio - share, (share * here.alpha,), scalar_math.sqrt(beta), span=(here, there))
         rows.append(_landing(row, here, there))
     return Table(rows)
 
 
 def _forward(here: Level, there: Level) -> tuple[Number, Number]:
     """What the forward step from the cleaner level multiplies x with, and the variance that it adds."""
-    ratio = real.divide(here.alpha, there.alpha, 1.0)
+    ratio = scalar_math.divide(here.alpha, there.alpha, 1.0)
     return ratio, here.sigma**2 - (ratio * there.sigma) ** 2
 
 

@@ -8,14 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.core import real
+from unveil.core import scalar_math
 from unveil.core.denoiser import Estimate, Step
-from unveil.core.grid import Grid
-from unveil.core.noise import Noise
-from unveil.core.real import Number
-from unveil.core.samplers.listing import Sampler
-from unveil.core.samplers.plan import Advance, Row, State, Table
-from unveil.core.samplers.stride import Mask, Stride, adams, any_of, check_order, chosen, gains, stride, where
+from unveil.core.rng import Noise
+from unveil.core.samplers.coefficients import Mask, Stride, adams, any_of, check_order, chosen, gains, stride, where
+from unveil.core.samplers.loop import Advance, Row, State, Table
+from unveil.core.samplers.registry import Sampler
+from unveil.core.scalar_math import Number
+from unveil.core.schedule import Grid
 from unveil.types import Level, like
 
 
@@ -37,7 +37,7 @@ def lms(grid: Grid, order: int = 4) -> Table:
     rows: list[Row] = []
     before: list[Stride] = []
     for here, there in pairwise(grid):
-        fall = real.divide(there.sigma, there.alpha, 0.0) - real.divide(here.sigma, here.alpha, 0.0)
+        fall = scalar_math.divide(there.sigma, there.alpha, 0.0) - scalar_math.divide(here.sigma, here.alpha, 0.0)
         now = stride(here, there, "eps")._replace(reach=fall)
         rows.append(Row(here, now.keep, gains(now, before, adams)))
         before = [now, *before][: order - 1]

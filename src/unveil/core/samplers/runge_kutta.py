@@ -15,11 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.core import real
-from unveil.core.grids import Grid
-from unveil.core.real import Number
-from unveil.core.samplers.listing import Sampler
-from unveil.core.samplers.plan import Row, Table
+from unveil.core import scalar_math
+from unveil.core.samplers.loop import Row, Table
+from unveil.core.samplers.registry import Sampler
+from unveil.core.scalar_math import Number
+from unveil.core.schedules import Grid
 from unveil.types import Level, RecipeError
 
 # ---------------------------------------------------------------------- in the noise ratio
@@ -153,13 +153,13 @@ def dpm2_ancestral(grid: Grid, *, eta: float = 1.0, noise_scale: float = 1.0, po
 def lowered(here: Level, there: Level, eta: float) -> tuple[Level, Number]:
     """The level below `there` that a step goes to, and the deviation of the noise that leads back up to it."""
     noise = added(here, there, eta)
-    return there._replace(sigma=real.sqrt(there.sigma**2 - noise**2)), noise
+    return there._replace(sigma=scalar_math.sqrt(there.sigma**2 - noise**2)), noise
 
 
 def added(here: Level, there: Level, eta: float) -> Number:
     """The share eta of the ancestral step's deviation, at most the next level's. Source: Song et al. 2020, eq. 16."""
-    beta = here.sigma**2 - (real.divide(here.alpha, there.alpha, 1.0) * there.sigma) ** 2
-    return _least(there.sigma, eta * real.divide(there.sigma, here.sigma, 0.0) * real.sqrt(beta))
+    beta = here.sigma**2 - (scalar_math.divide(here.alpha, there.alpha, 1.0) * there.sigma) ** 2
+    return _least(there.sigma, eta * scalar_math.divide(there.sigma, here.sigma, 0.0) * scalar_math.sqrt(beta))
 
 
 # ---------------------------------------------------------------------- in the process's own time
@@ -223,7 +223,7 @@ def _along(here: Level, there: Level) -> Row:
 
 def _velocity(level: Level) -> tuple[Number, Number]:
     """dx/dt as factors of x and x0; clean parts stand still."""
-    on_x = real.divide(level.dsigma, level.sigma, 0.0)
+    on_x = scalar_math.divide(level.dsigma, level.sigma, 0.0)
     return on_x, _where(level.sigma == 0, 0.0, level.dalpha - level.alpha * on_x)
 
 
@@ -257,14 +257,14 @@ class Churn(NamedTuple):
         except RecipeError as error:
             raise RecipeError(f"s_churn = {self.amount}: {error}; lower s_churn, or s_tmax to where it holds") from None
         # what y = x / alpha gains: the difference of the two r^2
-        deviation = _where(chosen, top.alpha * real.sqrt((_ratio(top) - ratio) * (_ratio(top) + ratio)), 0.0)
-        keep = real.divide(top.alpha, here.alpha, 1.0)
+        deviation = _where(chosen, top.alpha * scalar_math.sqrt((_ratio(top) - ratio) * (_ratio(top) + ratio)), 0.0)
+        keep = scalar_math.divide(top.alpha, here.alpha, 1.0)
         return top, [Row(None, keep, noise=self.noise * deviation, span=(here, there))]
 
 
 def _churned(grid: Grid, churn: Churn) -> Iterator[tuple[list[Row], Level, Level]]:
     """For each step: the row that adds noise, if any, and the levels from and to which it goes."""
-    steps = real.at_least(sum((_falls(here, there) for here, there in pairwise(grid)), 0.0), 1.0)
+    steps = scalar_math.at_least(sum((_falls(here, there) for here, there in pairwise(grid)), 0.0), 1.0)
     for here, there in pairwise(grid):
         if churn.amount == 0:
             yield [], here, there
@@ -284,7 +284,7 @@ def _falls(here: Level, there: Level) -> Number:
 
 def straight(here: Level, there: Level) -> tuple[Number, Number]:
     """The first-order step that holds x0 and eps fixed: its factors of x and x0; clean parts keep their x."""
-    keep = real.divide(there.sigma, here.sigma, real.divide(there.alpha, here.alpha, 0.0))
+    keep = scalar_math.divide(there.sigma, here.sigma, scalar_math.divide(there.alpha, here.alpha, 0.0))
     return keep, there.alpha - keep * here.alpha
 
 
@@ -298,7 +298,7 @@ def _two_calls(here: Level, between: Level, there: Level, weight: Number) -> lis
     width = _ratio(here) - _ratio(there)
     correction = _where(
         (_ratio(between) > 0) & (_ratio(here) < math.inf),
-        weight * there.alpha * real.divide(width, _ratio(between), 0.0),
+        weight * there.alpha * scalar_math.divide(width, _ratio(between), 0.0),
         0.0,
     )
     if _all_zero(correction):
@@ -311,7 +311,7 @@ def _two_calls(here: Level, between: Level, there: Level, weight: Number) -> lis
 
 
 def _ratio(level: Level) -> Number:
-    return real.divide(level.sigma, level.alpha, math.inf)
+    return scalar_math.divide(level.sigma, level.alpha, math.inf)
 
 
 def _mean(a: Number, b: Number, power: float) -> Number:
@@ -319,14 +319,14 @@ def _mean(a: Number, b: Number, power: float) -> Number:
     if not 0 <= power <= 1:
         raise RecipeError(f"power = {power}: of the mean, must be 0 to 1, such as 0.333")
     if power == 0:
-        return real.sqrt(a) * real.sqrt(b)
+        return scalar_math.sqrt(a) * scalar_math.sqrt(b)
     return (0.5 * (a**power + b**power)) ** (1 / power)
 
 
 def _at_ratio(grid: Grid, ratio: Number, otherwise: Level) -> Level:
     """The level of a sigma / alpha; `otherwise` where that is no finite number or keeps a part's own level."""
     if not isinstance(ratio, Tensor):
-        return grid.at(-real.log(ratio)) if math.isfinite(ratio) else otherwise
+        return grid.at(-scalar_math.log(ratio)) if math.isfinite(ratio) else otherwise
     same = ~ratio.isfinite() | (ratio == _ratio(otherwise))
     level = grid.at(torch.where(same, math.inf, -ratio.log()))
     return Level(*(_where(same, kept, new) for kept, new in zip(otherwise, level, strict=True)))

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from unveil.core import real
-from unveil.core.grid import Grid
-from unveil.core.real import Number
-from unveil.core.samplers.plan import Row
-from unveil.core.samplers.stride import (
+from unveil.core import scalar_math
+from unveil.core.samplers.coefficients import (
     Mask,
     Of,
     Rule,
@@ -24,6 +21,9 @@ from unveil.core.samplers.stride import (
     taylor,
     where,
 )
+from unveil.core.samplers.loop import Row
+from unveil.core.scalar_math import Number
+from unveil.core.schedule import Grid
 from unveil.types import Level, RecipeError
 
 
@@ -86,7 +86,7 @@ def stage(nodes: Sequence[Level], of: Of, rule: Rule) -> tuple[Number, list[Numb
     usable: Mask = whole.reach != 0
     for reach in reaches:
         usable = usable & (reach != 0)
-    places = [0.0, *(real.divide(reach, whole.reach, 0.0) for reach in reaches)]
+    places = [0.0, *(scalar_math.divide(reach, whole.reach, 0.0) for reach in reaches)]
     return whole.keep, [whole.gain * weight for weight in rule(places, whole.reach)], usable
 
 
@@ -108,5 +108,5 @@ def last_noisy(grid: Grid) -> Level:
 
 def not_beyond(level: Level, last: Level) -> Level:
     """The level, or with its alpha the log-SNR of the last one where it is cleaner than that."""
-    least = last.sigma * real.divide(level.alpha, last.alpha, 1.0)
+    least = last.sigma * scalar_math.divide(level.alpha, last.alpha, 1.0)
     return level._replace(sigma=where(half_log_snr(level) < half_log_snr(last), level.sigma, least))

@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import zip_longest
 
-from unveil.core import real
-from unveil.core.grid import Grid
-from unveil.core.real import Number
-from unveil.core.samplers.exponential import allowed
-from unveil.core.samplers.listing import Sampler
-from unveil.core.samplers.plan import Row, Table
-from unveil.core.samplers.stride import (
+from unveil.core import scalar_math
+from unveil.core.samplers.coefficients import (
     Of,
     Rule,
     Stride,
@@ -27,6 +22,11 @@ from unveil.core.samplers.stride import (
     stride,
     where,
 )
+from unveil.core.samplers.exponential import allowed
+from unveil.core.samplers.loop import Row, Table
+from unveil.core.samplers.registry import Sampler
+from unveil.core.scalar_math import Number
+from unveil.core.schedule import Grid
 
 # The paper's B(h) cancels wherever the equations for the weights determine them. What is left of it is the one weight
 # that a single difference has: B / 2 instead of phi_2.
@@ -103,7 +103,7 @@ def _correction(
     for number in range(len(before) + 1):
         if number:
             usable = usable & (before[number - 1].reach != 0) & (most > number)
-            back = back - real.divide(before[number - 1].reach, now.reach, 0.0)
+            back = back - scalar_math.divide(before[number - 1].reach, now.reach, 0.0)
             nodes.append(back)
         if not any_of(usable):
             break

@@ -10,13 +10,13 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
-from unveil.config import recipe_names
-from unveil.service.commands import EVALUATE
-from unveil.service.job import Job
-from unveil.service.tables import Part
-from unveil.studio import shown
-from unveil.studio.tab import Desk, Tab, Watch
-from unveil.studio.typed import filled
+from unveil.model.config import recipe_names
+from unveil.server.jobs.command_job import EVALUATE
+from unveil.server.jobs.job import Job
+from unveil.server.jobs.sqlite_store import Part
+from unveil.studio import job_html
+from unveil.studio.form_parsing import filled
+from unveil.studio.tab_base import Desk, Tab, Watch
 from unveil.types import MediaError, RecipeError
 
 PAGE, NUMBERS = "report.html", "report.json"
@@ -28,9 +28,9 @@ class Judged(Watch):
 
     def made(self, job: Job) -> Markup:
         """The way to the report."""
-        words = shown.plain(self._tab.say("The report as a page of its own"))
+        words = job_html.plain(self._tab.say("The report as a page of its own"))
         return Markup('<p><a href="{}" target="_blank" rel="noopener">{}</a></p>').format(
-            shown.address(job, PAGE), words
+            job_html.address(job, PAGE), words
         )
 
 
@@ -88,7 +88,7 @@ class Evaluate(Tab):
         part = Part(owner, REPORTS, state="completed", kind=EVALUATE)
         named = [(_named(job), job.id) for job in self.client.service.queue.page(part)[0] if PAGE in job.outputs]
         if not named:
-            empty = shown.hint(self.say("There is no report yet: judge a model."))
+            empty = job_html.hint(self.say("There is no report yet: judge a model."))
             return [gr.Dropdown(choices=[], value=None), gr.Dropdown(choices=[], value=None), empty]
         none = [(self.say("none"), ""), *named]
         return [gr.Dropdown(choices=named, value=named[0][1]), gr.Dropdown(choices=none, value=""), ""]
@@ -99,7 +99,7 @@ class Evaluate(Tab):
             raise RecipeError(self.say("Choose a report first."))
         frames = Markup("").join(
             Markup('<h3>{}</h3><iframe class="report" title="{}" src="{}"></iframe>').format(
-                shown.plain(_named(job)), shown.plain(_named(job)), shown.address(job, PAGE)
+                job_html.plain(_named(job)), job_html.plain(_named(job)), job_html.address(job, PAGE)
             )
             for job in jobs
         )
@@ -112,10 +112,10 @@ class Evaluate(Tab):
         first, second = (dict(_numbers(report.get("results", {}))) for report in reports)
         rows = [[name, _told(value), _told(second[name])] for name, value in first.items() if name in second]
         if not rows:
-            return shown.hint(say("The two reports have no number in common."))
+            return job_html.hint(say("The two reports have no number in common."))
         alike = reports[0].get("protocol_sha256") == reports[1].get("protocol_sha256")
         warned = say("The two were judged by different protocols; their numbers are not to be compared closely.")
-        return (Markup("") if alike else shown.alert(warned)) + shown.table(
+        return (Markup("") if alike else job_html.alert(warned)) + job_html.table(
             [say("Number"), _named(one), _named(other)], rows
         )
 

@@ -10,15 +10,15 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
-from unveil.data.decode import open_picture
-from unveil.service.clips import CLIPS, COVER
-from unveil.service.gallery import found, request_of, steered_by
-from unveil.service.inputs import PIXELS
-from unveil.service.job import Job
-from unveil.service.pictures import pictures_of
-from unveil.studio import shown
-from unveil.studio.tab import HEARD, Desk, Tab
-from unveil.tasks.record import read_facts
+from unveil.data.image_decoding import open_picture
+from unveil.server.jobs.gallery import found, request_of, steered_by
+from unveil.server.jobs.image_job import pictures_of
+from unveil.server.jobs.job import Job
+from unveil.server.jobs.uploads import PIXELS
+from unveil.server.jobs.video_job import CLIPS, COVER
+from unveil.studio import job_html
+from unveil.studio.tab_base import HEARD, Desk, Tab
+from unveil.tasks.metadata import read_facts
 from unveil.types import RecipeError
 
 PAGE = 24  # of them at a time
@@ -65,40 +65,44 @@ class Gallery(Tab):
             empty = (
                 say("Nothing was found; try fewer words.") if words else say("Nothing was made yet: make a picture.")
             )
-            return shown.hint(empty)
+            return job_html.hint(empty)
         pages = -(-count // PAGE)
         if place > pages:
             place = pages
             jobs, count = look(begin=(place - 1) * PAGE)
         cards = Markup("").join(self._card(job, job.id == asked) for job in jobs)
         told = say("{count} found, page {page} of {pages}.", count=count, page=place, pages=pages)
-        return Markup('<p role="status">{}</p><div class="cards">{}</div>').format(shown.plain(told), cards)
+        return Markup('<p role="status">{}</p><div class="cards">{}</div>').format(job_html.plain(told), cards)
 
     def _card(self, job: Job, asked: bool) -> Markup:
-        say, words = self.say, shown.described(job)
+        say, words = self.say, job_html.described(job)
         if job.kind == CLIPS:
             name = next(one for one in job.outputs if one.startswith("clip."))
-            seen = shown.film(shown.address(job, name), words, shown.address(job, COVER))
+            seen = job_html.film(job_html.address(job, name), words, job_html.address(job, COVER))
         else:
             names = pictures_of(job)
             link = Markup('<a href="{0}" target="_blank" rel="noopener"><img loading="lazy" src="{0}" alt="{1}"></a>')
             each = Markup("").join(
-                link.format(shown.address(job, name), shown.plain(f"{words} ({number})" if len(names) > 1 else words))
+                link.format(
+                    job_html.address(job, name), job_html.plain(f"{words} ({number})" if len(names) > 1 else words)
+                )
                 for number, name in enumerate(names, 1)
             )
             seen = Markup('<div class="{}">{}</div>').format("all" if len(names) > 1 else "one", each)
         facts = f"{job.request.get('model', '')}, {say('Seed')} {job.request.get('seed', '')}"
-        acts = shown.button("restore", say("Settings"), say("Take the settings of {what}", what=words), job=job.id)
-        acts += shown.button("again", say("Make it again"), say("Make {what} again as it was", what=words), job=job.id)
+        acts = job_html.button("restore", say("Settings"), say("Take the settings of {what}", what=words), job=job.id)
+        acts += job_html.button(
+            "again", say("Make it again"), say("Make {what} again as it was", what=words), job=job.id
+        )
         if asked:
-            acts = Markup("<strong>{}</strong> ").format(shown.plain(say("Delete it for good?")))
-            acts += shown.button("delete", say("Delete"), say("Delete {what} for good", what=words), job=job.id)
-            acts += shown.button("keep", say("Keep"), say("Keep {what}", what=words), job=job.id)
+            acts = Markup("<strong>{}</strong> ").format(job_html.plain(say("Delete it for good?")))
+            acts += job_html.button("delete", say("Delete"), say("Delete {what} for good", what=words), job=job.id)
+            acts += job_html.button("keep", say("Keep"), say("Keep {what}", what=words), job=job.id)
         else:
-            acts += shown.button("ask", say("Delete"), say("Delete {what}", what=words), job=job.id)
+            acts += job_html.button("ask", say("Delete"), say("Delete {what}", what=words), job=job.id)
         return Markup(
             '<article data-job="{}">{}<p>{}</p><p><small>{}</small></p><p class="acts">{}</p></article>'
-        ).format(job.id, seen, shown.plain(words), shown.plain(facts), acts)
+        ).format(job.id, seen, job_html.plain(words), job_html.plain(facts), acts)
 
     def heard(self, owner: str, said: Mapping[str, str], words: str, page: Any) -> tuple[Markup, Job | None]:
         """What a card's button does: the cards as they are then, and the job whose settings are wanted, or a new one.

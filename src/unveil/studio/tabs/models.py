@@ -11,16 +11,17 @@ from typing import Any, get_args
 import gradio as gr
 from markupsafe import Markup
 
-from unveil.app import inspection
-from unveil.app.console import Console
-from unveil.checkpoints import layouts, shelf
-from unveil.checkpoints.tensors import read_header
-from unveil.files import staged, sync_file
-from unveil.service.catalog import Known, about
-from unveil.service.commands import CONVERT, Dtype, Layout
-from unveil.service.job import Job
-from unveil.studio import shown
-from unveil.studio.tab import HEARD, Desk, Tab
+from unveil.checkpoints import formats
+from unveil.cli import inspect
+from unveil.cli.console import Console
+from unveil.io.files import staged, sync_file
+from unveil.io.safetensors_io import read_header
+from unveil.model import model_dir
+from unveil.server.jobs.catalog import Known, about
+from unveil.server.jobs.command_job import CONVERT, Dtype, Layout
+from unveil.server.jobs.job import Job
+from unveil.studio import job_html
+from unveil.studio.tab_base import HEARD, Desk, Tab
 from unveil.studio.tabs.train import Logged
 from unveil.types import MediaError, NotWritable, RecipeError, WeightsError
 
@@ -49,13 +50,15 @@ class Models(Tab):
         """Places its parts."""
         say = self.say
         self.begin()
-        where = say("Models are put into {root}, in checkpoints, loras and controlnets.", root=shelf.root().absolute())
-        gr.HTML(shown.hint(where))
+        where = say(
+            "Models are put into {root}, in checkpoints, loras and controlnets.", root=model_dir.root().absolute()
+        )
+        gr.HTML(job_html.hint(where))
         self.table = gr.HTML(elem_id="models-table", js_on_load=HEARD)
         self.detail = gr.HTML(elem_id="models-detail")
         with gr.Accordion(say("Bring a file in"), open=False, elem_id="models-import"):
             self.file = gr.File(
-                label=say("File of weights"), file_types=[*shelf.FILES], elem_id="models-file", height=120
+                label=say("File of weights"), file_types=[*model_dir.FILES], elem_id="models-file", height=120
             )
             drawers = [(words, name) for name, words in self._drawers.items()]
             self.drawer = gr.Radio(drawers, value="checkpoints", label=say("What it is"), elem_id="models-drawer")
@@ -90,14 +93,14 @@ class Models(Tab):
         kinds = {"checkpoints": catalog.models(), "loras": catalog.loras(), "controlnets": catalog.controls()}
         rows = [self._row(kind, one) for kind, found in kinds.items() for one in found]
         heads = [say("Name"), say("What it is"), say("From"), say("Makes"), say("Size"), say("Steps"), say("Do")]
-        return shown.table(heads, rows)
+        return job_html.table(heads, rows)
 
     def _row(self, kind: str, one: Known) -> list[object]:
         say, told = self.say, about(one)
         origins = {"shipped": say("unveil"), "models": say("models folder"), "runs": say("trained here")}
         makes = {"pictures": say("pictures"), "clips": say("clips"), None: ""}
         size = " x ".join(map(str, told.shape[1:])) if told.shape else ""
-        act = shown.button("inspect", say("Inspect"), say("Inspect {what}", what=one.name), name=one.name, kind=kind)
+        act = job_html.button("inspect", say("Inspect"), say("Inspect {what}", what=one.name), name=one.name, kind=kind)
         return [one.name, self._drawers[kind], origins[one.origin], makes[told.makes], size, told.steps or "", act]
 
     def _heard(self, owner: str, said: Mapping[str, str]) -> Markup:
@@ -107,17 +110,17 @@ class Models(Tab):
         if known is None:
             raise RecipeError(self.say("This model is not there any more."))
         heard = Heard()
-        inspection.model(inspection.Ask(known.path), heard)
+        inspect.model(inspect.Ask(known.path), heard)
         told = Markup('<h3>{}</h3><pre class="log" tabindex="0">{}</pre>')
-        return told.format(shown.plain(known.name), shown.plain("\n".join(heard.lines)))
+        return told.format(job_html.plain(known.name), job_html.plain("\n".join(heard.lines)))
 
     def _brought(self, owner: str, path: str | None, drawer: str) -> list[Any]:
         if not path:
             raise RecipeError(self.say("Give the file first."))
-        if drawer not in shelf.DRAWERS or not path.endswith(shelf.FILES):
-            endings = ", ".join(shelf.FILES)
+        if drawer not in model_dir.DRAWERS or not path.endswith(model_dir.FILES):
+            endings = ", ".join(model_dir.FILES)
             raise MediaError(self.say("{name}: must end in {endings}.", name=Path(path).name, endings=endings))
-        place = shelf.root() / drawer / Path(path).name
+        place = model_dir.root() / drawer / Path(path).name
         if place.exists():
             raise NotWritable(self.say("{name} is there already; rename the file.", name=place.name))
         what = self._judged(Path(path), drawer)
@@ -125,7 +128,7 @@ class Models(Tab):
             shutil.copyfile(path, part)
             sync_file(part)
         told = Markup('<p role="status">{}</p>').format(
-            shown.plain(self.say("{name} was brought in: {what}.", name=place.name, what=what))
+            job_html.plain(self.say("{name} was brought in: {what}.", name=place.name, what=what))
         )
         return [self.look(owner), None, gr.Dropdown(choices=self.client.models()), told]
 
@@ -138,7 +141,7 @@ class Models(Tab):
         """
         say, name = self.say, path.name
         try:
-            found = layouts.recognised(read_header(path).tensors)
+            found = formats.recognised(read_header(path).tensors)
         except WeightsError as problem:
             with path.open("rb") as file:
                 if file.read(4).startswith(PICKLES):

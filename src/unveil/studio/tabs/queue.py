@@ -8,10 +8,10 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
-from unveil.service.job import ENDED, Job
-from unveil.service.tables import Part
-from unveil.studio import shown
-from unveil.studio.tab import HEARD, Desk, Tab
+from unveil.server.jobs.job import ENDED, Job
+from unveil.server.jobs.sqlite_store import Part
+from unveil.studio import job_html
+from unveil.studio.tab_base import HEARD, Desk, Tab
 from unveil.types import MediaError
 
 LOOK_S = 1.5
@@ -38,7 +38,7 @@ class Waiting(Tab):
         say, service = self.say, self.client.service
         queue, counts = service.queue, service.queue.counts(owner)
         if not any(counts.values()):
-            return shown.hint(say("Nothing waits and nothing ran yet: make a picture or a clip."))
+            return job_html.hint(say("Nothing waits and nothing ran yet: make a picture or a clip."))
         places = queue.places(len(service.crew.devices))
         running = queue.jobs("running", owner)
         waiting = [job for job in queue.jobs("queued", owner) if job.id in places]  # or it was taken in between
@@ -53,17 +53,17 @@ class Waiting(Tab):
             waiting=counts["queued"],
             ended=sum(counts[state] for state in ENDED),
         )
-        return Markup("<p>{}</p>{}").format(shown.plain(told), shown.table(heads, rows))
+        return Markup("<p>{}</p>{}").format(job_html.plain(told), job_html.table(heads, rows))
 
     def _row(self, job: Job, place: Any) -> list[object]:
-        say, about = self.say, shown.described(job)
+        say, about = self.say, job_html.described(job)
         if job.state in ENDED:
-            act = shown.button("show", say("Show"), say("Show {what}", what=about), job=job.id)
+            act = job_html.button("show", say("Show"), say("Show {what}", what=about), job=job.id)
         else:
-            act = shown.button("cancel", say("Cancel"), say("Cancel {what}", what=about), job=job.id)
-        state = shown.stands(job, place, say)
+            act = job_html.button("cancel", say("Cancel"), say("Cancel {what}", what=about), job=job.id)
+        state = job_html.stands(job, place, say)
         if job.state == "running":
-            state = shown.bar(job, say) + shown.plain(state)
+            state = job_html.bar(job, say) + job_html.plain(state)
         since = datetime.fromtimestamp(job.submitted).strftime("%Y-%m-%d %H:%M:%S")
         kinds = {
             "pictures": say("pictures"), "clips": say("clip"), "train": say("training"), "caption": say("captions"),
@@ -77,14 +77,16 @@ class Waiting(Tab):
             return [self.look(owner), ""]
         job = self.client.job(said.get("job"), owner)
         if job is None:
-            return [self.look(owner), shown.hint(self.say("This job was deleted."))]
+            return [self.look(owner), job_html.hint(self.say("This job was deleted."))]
         return [self.look(owner), self.detailed(job)]
 
     def detailed(self, job: Job) -> Markup:
         """What is known of a job that has ended, with its log where it has one."""
-        told = shown.status(job, None, False, self.say) + shown.made(job, self.say)
+        told = job_html.status(job, None, False, self.say) + job_html.made(job, self.say)
         log = log_of(self, job)
-        return told + (Markup('<pre class="log" tabindex="0">{}</pre>').format(shown.plain(log)) if log else Markup(""))
+        return told + (
+            Markup('<pre class="log" tabindex="0">{}</pre>').format(job_html.plain(log)) if log else Markup("")
+        )
 
 
 def log_of(tab: Tab, job: Job) -> str:

@@ -12,17 +12,17 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
-from unveil.config import load_recipe, recipe_names
-from unveil.service.catalog import data_root
-from unveil.service.commands import CAPTION, CHECK, TRAIN
-from unveil.service.job import Job
-from unveil.service.tables import Part
-from unveil.studio import shown
-from unveil.studio.draft import Draft
-from unveil.studio.tab import Desk, Tab, Watch
+from unveil.model.config import load_recipe, recipe_names
+from unveil.server.jobs.catalog import data_root
+from unveil.server.jobs.command_job import CAPTION, CHECK, TRAIN
+from unveil.server.jobs.job import Job
+from unveil.server.jobs.sqlite_store import Part
+from unveil.studio import job_html
+from unveil.studio.form_autosave import Draft
+from unveil.studio.form_parsing import settings_text
+from unveil.studio.tab_base import Desk, Tab, Watch
 from unveil.studio.tabs.queue import log_of
-from unveil.studio.typed import settings_text
-from unveil.train.pictures import plot_run
+from unveil.train.sample_images import plot_run
 from unveil.types import RecipeError
 
 LOOK_S = 3.0  # between two drawings of curves
@@ -36,7 +36,7 @@ class Logged(Watch):
 
     def made(self, job: Job) -> Markup:
         """What the command said."""
-        return Markup('<pre class="log" tabindex="0">{}</pre>').format(shown.plain(log_of(self._tab, job)))
+        return Markup('<pre class="log" tabindex="0">{}</pre>').format(job_html.plain(log_of(self._tab, job)))
 
 
 class Train(Tab):
@@ -56,7 +56,7 @@ class Train(Tab):
                 self.folder = gr.Dropdown(
                     self._folders(), value="", label=say("Folder of pictures or clips"), elem_id="train-folder"
                 )
-                self.where = gr.HTML(shown.hint(say("Put folders into {root}.", root=data_root().absolute())))
+                self.where = gr.HTML(job_html.hint(say("Put folders into {root}.", root=data_root().absolute())))
                 self.check = gr.Button(say("Look at the data"), elem_id="train-check")
                 self.captioner = gr.Dropdown(self._captioners(), label=say("Captioner"), elem_id="train-captioner")
                 self.caption = gr.Button(say("Write captions"), elem_id="train-caption")
@@ -191,7 +191,7 @@ class Train(Tab):
             at = last
         told: dict[str, Any] = {"value": last} if at == last and now != list(seen or ()) else {}
         slider = gr.Slider(maximum=max(last, 1), visible=last > 0, **told)
-        again = gr.Timer(active=not shown.is_over(job))
+        again = gr.Timer(active=not job_html.is_over(job))
         return [self._curves(run), slider, now, self._sheet(sheets, int(at)), self._last_words(job), again]
 
     def _picture(self, owner: str, kept: Mapping[str, Any], at: Any) -> Markup:
@@ -202,8 +202,8 @@ class Train(Tab):
         """The end of what the training says, while it runs and however it ended."""
         lines = log_of(self, job).splitlines()[-LAST:]
         if not lines:
-            return shown.hint(self.say("It has said nothing yet."))
-        return Markup('<pre class="log" tabindex="0">{}</pre>').format(shown.plain("\n".join(lines)))
+            return job_html.hint(self.say("It has said nothing yet."))
+        return Markup('<pre class="log" tabindex="0">{}</pre>').format(job_html.plain("\n".join(lines)))
 
     def _run(self, job: Job) -> Path:
         return self.client.service.catalog.runs / str(job.request["run"])
@@ -212,22 +212,22 @@ class Train(Tab):
         """The loss and its parts by noise level, and the newest numbers in words."""
         lines = _lines(run / "metrics.jsonl")
         if not any("loss" in line and "event" not in line for line in lines):
-            return shown.hint(self.say("The curves begin with the first lines that the run writes."))
+            return job_html.hint(self.say("The curves begin with the first lines that the run writes."))
         plain = [line for line in lines if "event" not in line]
         last = {key: value for line in plain for key, value in line.items() if key in KEPT and value is not None}
         told = ", ".join(f"{key} {value:.4g}" for key, value in last.items())
         words = self.say("Step {step}: {numbers}", step=lines[-1].get("step", 0), numbers=told)
         drawn = Markup("").join(
-            shown.picture(data, self.say("Curves of {what}; {numbers}", what=name, numbers=told))
+            job_html.picture(data, self.say("Curves of {what}; {numbers}", what=name, numbers=told))
             for name, data in _plots(run / "metrics.jsonl", len(lines))
         )
-        return Markup('<p data-steps="{}">{}</p>{}').format(lines[-1].get("step", 0), shown.plain(words), drawn)
+        return Markup('<p data-steps="{}">{}</p>{}').format(lines[-1].get("step", 0), job_html.plain(words), drawn)
 
     def _sheet(self, sheets: list[Path], at: int) -> Markup:
         if not sheets:
             return Markup("")
         sheet = sheets[min(max(at, 0), len(sheets) - 1)]
-        return shown.picture(sheet.read_bytes(), self.say("Samples of {name}", name=sheet.stem))
+        return job_html.picture(sheet.read_bytes(), self.say("Samples of {name}", name=sheet.stem))
 
     # -- lists --------------------------------------------------------------------------------------------------
 

@@ -8,14 +8,14 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
-from unveil.app.clips import RATE
-from unveil.app.options import PLAYGROUND
-from unveil.service.catalog import about
-from unveil.service.clips import CLIPS, FRAMES, NEEDS, TAKES
-from unveil.studio.still import Film, Still
-from unveil.studio.tab import Desk, Maker, Watch, shows_usual
+from unveil.cli.options import PLAYGROUND
+from unveil.cli.video_inputs import RATE
+from unveil.server.jobs.catalog import about
+from unveil.server.jobs.video_job import CLIPS, FRAMES, NEEDS, TAKES
+from unveil.studio.form_parsing import filled
+from unveil.studio.tab_base import Desk, Maker, Watch, shows_usual
 from unveil.studio.timeline import Span, drawn, spans
-from unveil.studio.typed import filled
+from unveil.studio.upload_components import Film, Still
 from unveil.types import RecipeError
 
 TWO = ("between", "connect")  # that take a second clip

@@ -1,0 +1,298 @@
+"""A ViT in several sizes, each trained on several amounts of data: how much more data give, and to which size.
+
+Every network takes equally many steps, so with fewer pictures it sees each of them more often. The smaller amounts
+are parts of the larger ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from unveil.data.tensor_dataset import Stored, rank
+from unveil.evaluate.html import document, figure, table
+from unveil.evaluate.image_set import Pictured, Pictures, gather
+from unveil.evaluate.metrics import share
+from unveil.io.files import write_atomically
+from unveil.model.config import ClassifierRecipe
+from unveil.nn.vit import ViTConfig
+from unveil.reproduce.plot import Line, lines_chart
+from unveil.train.classifier import ClassifierConfig, Progress, train_classifier
+from unveil.types import RecipeError
+
+LOOP = 1  # raised when an arm comes to compute something else, so that what was kept is not used any more
+
+
+class Size(NamedTuple):
+    """Blocks, and the width of their tokens."""
+
+    depth: int
+    width: int
+
+    @property
+    def name(self) -> str:
+        """As it is typed."""
+        return f"{self.depth}x{self.width}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is trained.
+
+    Attributes:
+        amounts: training pictures, rising.
+        steps: of each network, as nearly as whole passes over its pictures allow.
+        seeds: networks of each size and amount.
+
+    Raises:
+        RecipeError: nothing to train, or amounts that do not rise.
+    """
+
+    sizes: tuple[Size, ...] = (Size(3, 48), Size(6, 96), Size(8, 144))
+    amounts: tuple[int, ...] = (1000, 8000, 60000)
+    steps: int = 1200
+    seeds: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.sizes or len(set(self.sizes)) < len(self.sizes):
+            raise RecipeError(f"sizes {', '.join(one.name for one in self.sizes)}: give different ones, such as 6x96")
+        if not self.amounts or list(self.amounts) != sorted(set(self.amounts)):
+            raise RecipeError(f"amounts {', '.join(map(str, self.amounts))}: give rising numbers, such as 1000,8000")
+        if min(self.steps, self.seeds) < 1:
+            raise RecipeError(f"steps {self.steps}, seeds {self.seeds}: at least 1")
+
+    @property
+    def arms(self) -> list[tuple[Size, int, int]]:
+        """Size, amount and seed of every network, the cheap ones first."""
+        return [(size, amount, seed) for size in self.sizes for amount in self.amounts for seed in range(self.seeds)]
+
+
+class Point(NamedTuple):
+    """A trained network.
+
+    Attributes:
+        epochs: passes over its pictures.
+        accuracy, low, high: share of the held-out pictures read correctly, with its 95 % interval.
+        by_size: the same for pictures of other sides in pixels.
+    """
+
+    size: str
+    parameters: int
+    amount: int
+    seed: int
+    steps: int
+    epochs: int
+    accuracy: float
+    low: float
+    high: float
+    by_size: dict[str, float]
+    cpu_seconds: float
+
+
+def parse_sizes(text: str) -> tuple[Size, ...]:
+    """A list such as 3x48,6x96.
+
+    Raises:
+        RecipeError: something else.
+    """
+    found = [re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", part.strip()) for part in text.split(",")]
+    if not all(found):
+        raise RecipeError(f"sizes {text!r}: write DEPTHxWIDTH with commas between them, such as 3x48,6x96,8x144")
+    return tuple(Size(int(one[1]), int(one[2])) for one in found if one)
+
+
+def study_vit(
+    recipe: ClassifierRecipe,
+    settings: Settings,
+    train: Pictured,
+    held_out: Pictured,
+    kept: Path,
+    on_progress: Callable[[int, int], object] | None = None,
+) -> list[Point]:
+    """Trains every network, or takes it from `kept`, where each leaves a file when it is done.
+
+    Args:
+        recipe: of a ViT, whose settings all share but for what is studied; heads are as wide as its own.
+        kept: a folder; what was trained with other settings or on other pictures is not used.
+        on_progress: told the training steps done and the steps in all.
+
+    Raises:
+        RecipeError: not a recipe of a ViT, or more pictures asked for than there are, or fewer than a batch.
+    """
+    pictures, test = gather(train), gather(held_out)
+    configs = [_config(recipe, settings, *arm) for arm in settings.arms]
+    if pictures.labels is None or not recipe.train.batch <= settings.amounts[0] <= settings.amounts[-1] <= len(
+        pictures.pixels
+    ):
+        raise RecipeError(
+            f"amounts {settings.amounts[0]} to {settings.amounts[-1]}: must be between a batch, {recipe.train.batch}, "
+            f"and the {len(pictures.pixels)} labelled training pictures that there are"
+        )
+    order = sorted(range(len(pictures.pixels)), key=lambda row: rank(f"picture {row}"))
+    data = {"train": pictures.sha256(), "held_out": test.sha256()}
+    total = sum(_steps(config, amount) for config, (_, amount, _) in zip(configs, settings.arms, strict=True))
+    done, points = 0, []
+    for config, (size, amount, seed) in zip(configs, settings.arms, strict=True):
+        path = kept / f"{size.name}-{amount}-{seed}.json"
+        asked = {"loop": LOOP, "network": asdict(config.network), "training": _training(config), "data": data}
+        asked["amount"] = amount
+        found = _recalled(path, asked)
+        if found is None:
+            chosen = pictures.take(torch.tensor(order[:amount]))
+            found = _point(config, size, chosen, test, _after(done, total, on_progress))
+            write_atomically(path, json.dumps({"asked": _digest(asked), "found": found._asdict()}, indent=1) + "\n")
+        done += _steps(config, amount)
+        if on_progress:
+            on_progress(done, total)
+        points.append(found)
+    return points
+
+
+def record_of(recipe: ClassifierRecipe, settings: Settings, points: Sequence[Point]) -> dict[str, Any]:
+    """Everything that was found, as plain values."""
+    return {
+        "recipe": recipe.name,
+        "data": recipe.data.kind,
+        "settings": {
+            "sizes": [size.name for size in settings.sizes],
+            "amounts": list(settings.amounts),
+            "steps": settings.steps,
+            "seeds": settings.seeds,
+            "training": recipe.train.model_dump(mode="json", exclude={"epochs", "seed"}),
+            "network": recipe.network.model_dump(mode="json", exclude={"depth", "width", "heads"}),
+        },
+        "points": [point._asdict() for point in points],
+    }
+
+
+def page(record: Mapping[str, Any]) -> str:
+    """Accuracy against the amount of data, a line per size; the same as a table; and every network."""
+    title = f"{record['recipe']}: sizes and amounts of data"
+    settings, points = record["settings"], record["points"]
+    seeds = f"The mean of {settings['seeds']} networks each. " if settings["seeds"] > 1 else ""
+    lines = [
+        Line(size, [(amount, 100 * _mean(points, size, amount)) for amount in settings["amounts"]])
+        for size in settings["sizes"]
+    ]
+    chart = lines_chart(lines, "training pictures", "% of the held-out pictures read correctly", log_x=True)
+    return document(
+        title,
+        [
+            f"<h1>{escape(title)}</h1>",
+            f"<p>A ViT of {len(settings['sizes'])} sizes (blocks x width), each trained for about "
+            f"{settings['steps']} steps on {len(settings['amounts'])} amounts of {escape(record['data'])}. The smaller "
+            "amounts are parts of the larger ones, and what is held out is the same for all.</p>",
+            figure(chart, f"Accuracy on held-out pictures against the number of training pictures. {seeds}"),
+            "<h2>Numbers</h2>",
+            table(("size", *(f"{amount} pictures" for amount in settings["amounts"])), _grid(record)),
+            "<h2>Every network</h2>",
+            table(_HEADS, (_row(point) for point in points)),
+            '<p class="remark">Intervals are of the held-out pictures, at 95 %, and not of other seeds. Other sides: '
+            "the same pictures brought to so many pixels, with interpolated positions.</p>",
+            "<h2>Settings</h2>",
+            table(("", ""), [(key, str(value)) for key, value in _flat(record)]),
+        ],
+    )
+
+
+_HEADS = ("size", "parameters", "pictures", "seed", "passes", "accuracy", "at other sides", "CPU seconds")
+
+
+def _config(recipe: ClassifierRecipe, settings: Settings, size: Size, amount: int, seed: int) -> ClassifierConfig:
+    network = recipe.network.build()
+    if not isinstance(network, ViTConfig):
+        raise RecipeError(f"{recipe.name}: a recipe of a {recipe.network.kind}; sizes are studied of a vit")
+    head = network.width // network.heads
+    if size.width % head:
+        near = max(round(size.width / head), 1) * head
+        raise RecipeError(f"size {size.name}: the width must be a multiple of a head's, {head}; nearest {near}")
+    network = replace(network, depth=size.depth, width=size.width, heads=size.width // head)
+    passes = max(1, round(settings.steps / max(amount // recipe.train.batch, 1)))
+    own = recipe.train.model_copy(update={"epochs": passes, "seed": recipe.train.seed + seed})
+    return ClassifierConfig(network, **own.model_dump())
+
+
+def _steps(config: ClassifierConfig, amount: int) -> int:
+    return config.epochs * (amount // config.batch)
+
+
+def _point(
+    config: ClassifierConfig, size: Size, chosen: Pictures, test: Pictures, on_progress: Callable[[Progress], object]
+) -> Point:
+    names = None if test.classes is None else list(test.classes)
+    parts = [Stored(one.pixels, one.labels, names) for one in (chosen, test)]
+    trained = train_classifier(config, parts[0], parts[1], on_progress)
+    count, amount = len(parts[1]), len(parts[0])
+    interval = share(torch.arange(count) < round(trained.accuracy * count))
+    return Point(
+        size=size.name,
+        parameters=sum(weight.numel() for weight in trained.network.parameters()),
+        amount=amount,
+        seed=config.seed,
+        steps=_steps(config, amount),
+        epochs=config.epochs,
+        accuracy=trained.accuracy,
+        low=interval.low,
+        high=interval.high,
+        by_size={str(side): found for side, found in trained.by_size.items()},
+        cpu_seconds=round(trained.cpu_seconds, 1),
+    )
+
+
+def _after(done: int, total: int, told: Callable[[int, int], object] | None) -> Callable[[Progress], object]:
+    return lambda progress: told(done + progress.step, total) if told else None
+
+
+def _training(config: ClassifierConfig) -> dict[str, Any]:
+    return {key: value for key, value in vars(config).items() if key not in ("network", "process")}
+
+
+def _digest(asked: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def _recalled(path: Path, asked: Mapping[str, Any]) -> Point | None:
+    """What an earlier run left of exactly this; None where it left nothing of it, or nothing readable."""
+    try:
+        left = json.loads(path.read_text("utf-8"))
+        return Point(**left["found"]) if left["asked"] == _digest(asked) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _mean(points: Sequence[Mapping[str, Any]], size: str, amount: int) -> float:
+    values = [one["accuracy"] for one in points if (one["size"], one["amount"]) == (size, amount)]
+    return sum(values) / len(values)
+
+
+def _grid(record: Mapping[str, Any]) -> Iterable[list[str]]:
+    settings = record["settings"]
+    for size in settings["sizes"]:
+        yield [size, *(f"{_mean(record['points'], size, amount):.1%}" for amount in settings["amounts"])]
+
+
+def _row(point: Mapping[str, Any]) -> list[str]:
+    return [
+        point["size"],
+        f"{point['parameters']:,}",
+        str(point["amount"]),
+        str(point["seed"]),
+        str(point["epochs"]),
+        f"{point['accuracy']:.2%} ({point['low']:.2%} to {point['high']:.2%})",
+        ", ".join(f"{side} px {found:.1%}" for side, found in point["by_size"].items()),
+        f"{point['cpu_seconds']:.0f}",
+    ]
+
+
+def _flat(record: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    for part in ("network", "training"):
+        yield from ((f"{part}.{key}", value) for key, value in record["settings"][part].items())
+    yield from record.get("about", {}).items()

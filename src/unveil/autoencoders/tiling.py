@@ -1,0 +1,362 @@
+"""Large pictures, and clips of large frames, through a codec in tiles: memory for one tile, whatever their size.
+
+A tile of a clip is all of its frames there, which the codec of clips computes some at a time.
+
+Neighbouring tiles share an overlap, in which the one fades linearly into the other. A local autoencoder (norms over the
+channels of each place, no attention) gives the whole picture's result, since by default the overlap is as wide as its
+convolutions reach. Other layouts are cut only before or after what attends; their group norms see the whole picture, so
+that means and variances are found in a first pass and then used by all tiles. That pass is of the picture shrunk to the
+size of a tile, which gives every norm a mean and a variance that fit those before it; or of all tiles, one norm after
+the other, which is exact and takes as many passes as there are norms, each as long as the way to its norm. (One pass
+over all tiles, each with its own mean and variance in the norms before, is far off where a picture is uneven.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, NamedTuple, Protocol, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unveil.autoencoders.autoencoder import Autoencoder
+from unveil.autoencoders.tiled_group_norm import Gathered, Share, SharedNorm, norms_shared
+from unveil.nn.autoencoder import AutoencoderConfig, Decoder, Encoder
+from unveil.types import OutOfResources, RecipeError, nearest, out_of_memory
+
+SIDE = 512  # pixels of a tile, or more where the overlap needs it
+Norms = Literal["own", "shrunk", "exact"]
+OVERLAP = 128  # pixels, where no overlap is exact
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a picture is cut.
+
+    Args:
+        side: of a tile, in pixels, its overlaps included; None: 512, or four times what the convolutions reach.
+        overlap: that neighbours share, in pixels; None: twice the reach for a local autoencoder, which is then exact,
+            else 128.
+        norms: where they see the whole picture: `own` leaves each tile its own mean and variance, `shrunk` takes
+            those of the picture shrunk to a tile, `exact` gathers them over all tiles, one norm after the other.
+
+    Raises:
+        RecipeError: tiles that are not wider than their overlap, or another name.
+    """
+
+    side: int | None = None
+    overlap: int | None = None
+    norms: Norms = "shrunk"
+
+    def __post_init__(self) -> None:
+        if self.norms not in get_args(Norms):
+            allowed = ", ".join(get_args(Norms))
+            raise RecipeError(f"norms = {self.norms!r}: must be one of {allowed}{nearest(self.norms, get_args(Norms))}")
+        if self.overlap is not None and self.overlap < 0:
+            raise RecipeError(f"overlap = {self.overlap}: must not be negative")
+        if self.side is not None and self.side <= (self.overlap or 0):
+            raise RecipeError(f"side = {self.side}: tiles must be wider than their overlap of {self.overlap}")
+
+
+class Difference(NamedTuple):
+    """How a picture in tiles differs from the whole one, in units of [-1, 1]'s whole range of 255.
+
+    mean, largest: of the absolute difference. seam: the mean gradient across seams over that across all other places.
+    """
+
+    mean: float
+    largest: float
+    seam: float
+
+
+class Cut(NamedTuple):
+    """Where an axis is cut: the first and last place of each tile, and between which places it fades into the next."""
+
+    tiles: list[tuple[int, int]]
+    fades: list[tuple[float, float]]
+
+    @property
+    def seams(self) -> list[int]:
+        """The first place that belongs to the next tile, for each of them but the first."""
+        return [math.floor((start + stop) / 2) for start, stop in self.fades]
+
+    def weights(self, number: int, step: int) -> Tensor:
+        """How much a tile counts at each of its places, of which there are `step` for each of the axis: (N,)."""
+        start, stop = self.tiles[number]
+        places = torch.arange(start * step, stop * step) / step + 0.5 / step
+        ends = [_risen(places, *fade) for fade in self.fades]
+        before = ends[number - 1] if number else torch.ones_like(places)
+        return before - ends[number] if number < len(ends) else before
+
+    def share(self, number: int) -> Share:
+        """The first and last place of a tile that no other tile owns, as shares of its size."""
+        start, stop = self.tiles[number]
+        first = self.seams[number - 1] if number else start
+        last = self.seams[number] if number < len(self.seams) else stop
+        return (first - start) / (stop - start), (last - start) / (stop - start)
+
+
+def _risen(places: Tensor, start: float, stop: float) -> Tensor:
+    """0 before `start`, 1 behind `stop`, linear in between."""
+    if stop <= start:
+        return (places >= start).float()
+    return ((places - start) / (stop - start)).clamp(0, 1)
+
+
+def cut(length: int, side: int, overlap: int, reach: int) -> Cut:
+    """Tiles of `side` places that cover `length` of them evenly, neighbours sharing `overlap` or more.
+
+    Args:
+        reach: of what is computed; where the overlap allows it, no place counts that a tile's edge reaches.
+    """
+    if length <= side:
+        return Cut([(0, length)], [])
+    count = math.ceil((length - overlap) / (side - overlap))
+    starts = [round(i * (length - side) / (count - 1)) for i in range(count)]
+    tiles = [(start, start + side) for start in starts]
+    fades = []
+    for (_, stop), (start, _) in pairwise(tiles):
+        shared = stop - start
+        guard = reach if shared >= 2 * reach else shared / 4
+        half = min(shared - 2 * guard, side - shared) / 2
+        fades.append(((start + stop) / 2 - half, (start + stop) / 2 + half))
+    return Cut(tiles, fades)
+
+
+# -- how far a result depends on its surroundings -----------------------------------------------------------------
+
+
+def decoder_reach(config: AutoencoderConfig) -> tuple[int, int]:
+    """How many places what the decoder cuts into tiles depends on, to each side, and the pixels of such a place."""
+    reach = 1  # the last convolution
+    for level in range(config.split):
+        reach += 2 * (config.blocks + 1)
+        if level + 1 < config.split:
+            reach = math.ceil((reach + 1) / 2)
+    if config.local:
+        reach += 5  # two blocks in the middle and the first convolution
+    return reach, config.patch * 2 ** max(config.split - 1, 0)
+
+
+def encoder_reach(config: AutoencoderConfig) -> tuple[int, int]:
+    """The same of the encoder: places of its tiles' result, and the pixels of such a place."""
+    last = len(config.rates) - 1
+    reach = 5 if config.local else 0
+    for level in reversed(range(config.split)):
+        reach = (2 * reach + 1 if level < last else reach) + 2 * config.blocks
+    rate = config.rates[min(config.split, last)]
+    return math.ceil((reach + 1) / rate), config.patch * rate
+
+
+def _measures(config: AutoencoderConfig, tiling: Tiling, reach: int, pixels: int) -> tuple[int, int]:
+    """Side and overlap of tiles in places of so many pixels."""
+    wanted = tiling.overlap if tiling.overlap is not None else 2 * reach * pixels if config.local else OVERLAP
+    overlap = math.ceil(wanted / pixels)
+    side = tiling.side if tiling.side is not None else max(SIDE, 2 * overlap * pixels)
+    if side // pixels <= overlap:
+        raise RecipeError(
+            f"side = {side}: tiles must be wider than their overlap of {overlap * pixels} px, in steps of {pixels}; "
+            f"at least {(overlap + 1) * pixels}"
+        )
+    return side // pixels, overlap
+
+
+# -- tiles --------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def decode(codec: Autoencoder, latents: Tensor, tiling: Tiling | None = None) -> Tensor:
+    """Pixels (B, C, H, W), or (B, C, T, H, W) of clips, of latents on the CPU, one sample and one tile of it at a time.
+
+    Raises:
+        RecipeError: tiles that are not wider than their overlap.
+        ShapeError: latents of other channels.
+    """
+    config, decoder, tiling = codec.config, codec.decoder, tiling or Tiling()
+    reach, pixels = decoder_reach(config)
+    side, overlap = _measures(config, tiling, reach, pixels)
+    results = []
+    for one in latents.split(1):
+        z = codec.before_decoder(codec.z_of(one))
+        source = z if config.local else decoder.whole(z)
+        rows, columns = (cut(length, side, overlap, reach) for length in source.shape[-2:])
+        job = Job(decoder if config.local else decoder.tiled, source, rows, columns, (1, pixels))
+        results.append(job.result() if config.local else _shared(job, decoder, tiling.norms))
+    return torch.cat(results)
+
+
+@torch.no_grad()
+def encode(codec: Autoencoder, pixels: Tensor, tiling: Tiling | None = None, *, noise: Tensor | None = None) -> Tensor:
+    """Latents of pixels (B, C, H, W), or clips (B, C, T, H, W), on the CPU, one sample and one tile of it at a time.
+
+    `noise` is as in `encode`.
+
+    Raises:
+        RecipeError: tiles that are not wider than their overlap.
+        ShapeError: other channels, or a size that is no multiple of the codec's factor; names the nearest.
+    """
+    config, encoder, tiling = codec.config, codec.encoder, tiling or Tiling()
+    codec.latent_shape(tuple(pixels.shape[1:]))
+    reach, place = encoder_reach(config)
+    side, overlap = _measures(config, tiling, reach, place)
+    results = []
+    for number, one in enumerate(pixels.split(1)):
+        rows, columns = (cut(length // place, side, overlap, reach) for length in one.shape[-2:])
+        job = Job(encoder if config.local else encoder.tiled, one, rows, columns, (place, 1))
+        h = job.result().to(one) if config.local else encoder.whole(_shared(job, encoder, tiling.norms).to(one))
+        drawn = None if noise is None else noise[number : number + 1]
+        results.append(codec.latents_of(codec.after_encoder(h), drawn).cpu())
+    return torch.cat(results)
+
+
+def sliced_decode(codec: Autoencoder, latents: Tensor) -> Tensor:
+    """Pixels (B, C, H, W) of latents, one sample at a time."""
+    return torch.cat([codec.decode(one) for one in latents.split(1)])
+
+
+def sliced_encode(codec: Autoencoder, pixels: Tensor, *, noise: Tensor | None = None) -> Tensor:
+    """Latents of pixels (B, C, H, W), one sample at a time; `noise` as in `encode`."""
+    rows = pixels.split(1)
+    drawn = [None] * len(rows) if noise is None else noise.split(1)
+    return torch.cat([codec.encode(one, own) for one, own in zip(rows, drawn, strict=True)])
+
+
+@dataclass
+class Job:
+    """One picture in tiles: what is run on each, and where they lie.
+
+    Args:
+        run: a tile of `source` (1, C, h, w), or of a clip (1, C, t, h, w), to its result.
+        source: the whole of it.
+        rows, columns: in places of which one has `steps[0]` of the source, and `steps[1]` of the result.
+    """
+
+    run: Callable[[Tensor], Tensor]
+    source: Tensor
+    rows: Cut
+    columns: Cut
+    steps: tuple[int, int]
+
+    def parts(self) -> Iterator[tuple[int, int, Tensor]]:
+        """Number of the row and of the column of each tile, and its part of the source."""
+        step = self.steps[0]
+        for i, (top, bottom) in enumerate(self.rows.tiles):
+            for j, (left, right) in enumerate(self.columns.tiles):
+                yield i, j, self.source[..., top * step : bottom * step, left * step : right * step]
+
+    def shrunk(self) -> Tensor:
+        """The source at the size of a tile: some of its places, evenly spaced, so that their variance stays."""
+        longest = [max(stop - start for start, stop in axis.tiles) for axis in (self.rows, self.columns)]
+        whole = [axis.tiles[-1][1] for axis in (self.rows, self.columns)]
+        share = max(size / side for size, side in zip(whole, longest, strict=True))
+        size = [max(1, round(length / share)) * self.steps[0] for length in whole]
+        return F.interpolate(self.source, size, mode="nearest-exact")
+
+    def result(self) -> Tensor:
+        """All tiles in one, on the CPU."""
+        found: Tensor | None = None
+        step = self.steps[1]
+        height, width = (axis.tiles[-1][1] * step for axis in (self.rows, self.columns))
+        for i, j, part in self.parts():
+            made = self.run(part)
+            if found is None:
+                found = torch.zeros(*made.shape[:-2], height, width, dtype=made.dtype)
+            weights = self.rows.weights(i, step)[:, None] * self.columns.weights(j, step)
+            top, left = self.rows.tiles[i][0] * step, self.columns.tiles[j][0] * step
+            place = found[..., top : top + made.shape[-2], left : left + made.shape[-1]]
+            place.add_(made.cpu() * weights.to(made.dtype))
+        assert found is not None
+        return found
+
+
+# -- statistics that tiles share ----------------------------------------------------------------------------------
+
+
+def _shared(job: Job, network: Encoder | Decoder, how: Norms) -> Tensor:
+    """The job's result with the statistics of norms as `Tiling.norms` says."""
+    if how == "own":
+        return job.result()
+    with norms_shared(network) as norms:
+        for group in [norms] if how == "shrunk" else [[norm] for norm in norms]:
+            for norm in group:
+                norm.last = norm is group[-1]
+            if how == "shrunk":
+                _gather(job, job.shrunk(), group, ((0.0, 1.0), (0.0, 1.0)))
+            else:
+                for i, j, part in job.parts():
+                    _gather(job, part, group, (job.rows.share(i), job.columns.share(j)))
+            for norm in group:
+                norm.learn()
+        return job.result()
+
+
+def _gather(job: Job, part: Tensor, norms: list[SharedNorm], own: tuple[Share, Share]) -> None:
+    for norm in norms:
+        norm.own = own
+    with suppress(Gathered):
+        job.run(part)
+
+
+# -- what it costs, and what it saves -----------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def difference(codec: Autoencoder, latents: Tensor, tiling: Tiling | None = None) -> Difference:
+    """How decoding in tiles differs from decoding as a whole, which has to fit into memory for this.
+
+    Raises:
+        RecipeError: as `decode`.
+    """
+    whole, tiled = codec.decode(latents).cpu().float(), decode(codec, latents, tiling).float()
+    reach, pixels = decoder_reach(codec.config)
+    side, overlap = _measures(codec.config, tiling or Tiling(), reach, pixels)
+    across, elsewhere = [], []
+    for axis in (-2, -1):
+        gradient = tiled.diff(dim=axis).abs().movedim(axis, -1).flatten(0, -2).mean(0)
+        seams = [place * pixels - 1 for place in cut(tiled.shape[axis] // pixels, side, overlap, reach).seams]
+        here = torch.zeros(len(gradient), dtype=torch.bool)
+        here[seams] = True
+        across.append(gradient[here])
+        elsewhere.append(gradient[~here])
+    seam = torch.cat(across).mean() / torch.cat(elsewhere).mean() if len(torch.cat(across)) else torch.tensor(1.0)
+    error = (tiled - whole).abs() * 127.5
+    return Difference(error.mean().item(), error.max().item(), seam.item())
+
+
+class Decodes(Protocol):
+    """Whatever makes pixels of latents."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels of latents, both (B, ...)."""
+        ...
+
+
+def decode_within(codec: Decodes, latents: Tensor) -> Tensor:
+    """Pixels of latents as `codec.decode` gives them; where memory runs out, once more in tiles.
+
+    Raises:
+        OutOfResources: memory runs out there too; says what to lower.
+    """
+    try:
+        return codec.decode(latents)
+    except (MemoryError, RuntimeError) as problem:
+        if not out_of_memory(problem):
+            raise
+    # Behind the except, whose traceback would keep what was computed.
+    advice = "lower the batch or the size of the pictures, or use dtype bfloat16"
+    if not isinstance(codec, Autoencoder):
+        raise OutOfResources(f"out of memory while decoding latents {tuple(latents.shape)}; {advice}")
+    try:
+        return decode(codec, latents).to(latents.device)
+    except (MemoryError, RuntimeError) as problem:
+        if not out_of_memory(problem):
+            raise
+        raise OutOfResources(
+            f"out of memory while decoding latents {tuple(latents.shape)}, in tiles of {SIDE} px too; {advice}, or "
+            "decode in smaller ones: unveil.autoencoders.tiling.decode(model.codec, latents, Tiling(side=256))"
+        ) from problem

@@ -1,0 +1,161 @@
+"""The codec of clips: a Gaussian for each clip, whose latents are those of a picture and of what follows it.
+
+A clip of 1 + k ct frames has 1 + k latents; a picture is a clip of one frame. Whole or in pieces, encoding and decoding
+give the same, since all that a piece needs of those before it is in a cache, which is a value. What was cut from the
+middle of a clip, or has no beginning, is encoded behind frames that stand for what came before: the first latent of a
+clip codes one frame alone and occurs nowhere else.
+
+Sources: Wan Team 2025, section 4.1 (arXiv:2503.20314), for the cache; Bi et al. 2025 (arXiv:2502.20307), for latents in
+a ring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from unveil.autoencoders.kl import KL, KLConfig
+from unveil.nn.causal_conv3d import Cache
+from unveil.nn.video_autoencoder import VideoAutoencoderConfig, VideoDecoder, VideoEncoder
+from unveil.types import ShapeError
+
+
+@dataclass(frozen=True)
+class VideoConfig(VideoAutoencoderConfig, KLConfig):
+    """An autoencoder of clips with a mean and a variance for each latent.
+
+    The settings are those of `VideoAutoencoderConfig`, and scale and shift of `CodecConfig`.
+    """
+
+    moments: int = field(default=2, init=False)
+    latent_channels: int | None = field(default=None, init=False)
+
+    def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape (C, 1 + k, h, w) of one clip's latents, given that of its pixels (C, 1 + k time, H, W).
+
+        Raises:
+            ShapeError: clips of other channels, length or size; names the nearest.
+        """
+        if len(shape) != 4 or shape[0] != self.in_channels:
+            raise ShapeError(
+                f"clips of shape {tuple(shape)}: must be ({self.in_channels}, T, H, W); a picture is a clip of a frame"
+            )
+        return (self.width, self.latent_frames(shape[1]), *self.latent_size((shape[2], shape[3])))
+
+
+class Video(KL):
+    """The codec of clips (B, C, T, H, W), whole, in pieces, out of the middle and in a ring."""
+
+    config: VideoConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    axes = "T, H, W"
+
+    def networks(self) -> tuple[VideoEncoder, VideoDecoder]:
+        """Encoder and decoder of causal convolutions."""
+        return VideoEncoder(self.config), VideoDecoder(self.config)
+
+    @torch.no_grad()
+    def encode_stream(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The likeliest latents of a clip that comes in pieces, as soon as their frames are there.
+
+        Together they are those of `encode`; memory is that of a piece, however long the clip.
+
+        Args:
+            pieces: of frames (B, C, n, H, W) in [-1, 1], of any lengths; 1 + a multiple of `time` in all.
+
+        Raises:
+            ShapeError: other channels or sizes, or an end between two latents; names the nearest length.
+        """
+        cache: Cache | None = None
+        waiting: Tensor | None = None
+        count = 0
+        for piece in pieces:
+            waiting = piece if waiting is None else torch.cat([waiting, piece], 2)
+            rest = waiting.shape[2] - (1 if cache is None else 0)
+            ready = waiting.shape[2] - rest % self.config.time if rest >= 0 else 0
+            count += piece.shape[2]
+            if ready:
+                encoded, cache = self.encoder.step(waiting[:, :, :ready], cache)
+                waiting = waiting[:, :, ready:].clone()
+                yield self.latents_of(self.after_encoder(encoded))
+        self.config.latent_frames(count)
+
+    @torch.no_grad()
+    def decode_stream(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The frames of a clip whose latents come in pieces; together they are those of `decode`.
+
+        Memory is that of a piece, however long the clip: pieces of one latent need the least.
+
+        Args:
+            pieces: of latents (B, C', n, h, w), n at least 1.
+
+        Raises:
+            ShapeError: other channels, or sizes that differ.
+        """
+        cache: Cache | None = None
+        for piece in pieces:
+            pixels, cache = self.decoder.step(self.before_decoder(self.z_of(piece)), cache)
+            yield pixels
+
+    @torch.no_grad()
+    def encode_segment(self, x: Tensor, left_context: Tensor | None = None) -> Tensor:
+        """The likeliest latents (B, C', k, h, w) of frames out of the middle of a clip, none the coding of one frame.
+
+        Args:
+            x: frames (B, C, k time, H, W) in [-1, 1].
+            left_context: the frames (B, C, n, H, W) before them. 1 + a multiple of `time` from the beginning of the
+                clip give the latents that the whole clip has; of other lengths, the first frame is repeated in front.
+                None: copies of x's first frame, as if the clip had stood still until then.
+
+        Raises:
+            ShapeError: other channels or sizes, or a length that is no multiple; names the nearest.
+        """
+        time, frames = self.config.time, x.shape[2] if x.ndim == 5 else 0
+        if not frames or frames % time:
+            below = frames // time * time
+            near = f"{below} or {below + time}" if below else f"{time}"
+            raise ShapeError(f"a segment {tuple(x.shape)}: must have a multiple of {time} frames; nearest {near}")
+        context = x[:, :, :1] if left_context is None else left_context
+        missing = (1 - context.shape[2]) % time
+        before = torch.cat([context[:, :, :1].expand(-1, -1, missing, -1, -1), context], 2)
+        cache: Cache | None = None
+        for piece in self.encoder.pieces(before):
+            cache = self.encoder.step(piece, cache)[1]
+        found: list[Tensor] = []
+        for piece in x.split(time, 2):
+            encoded, cache = self.encoder.step(piece, cache)
+            found.append(encoded)
+        return self.latents_of(self.after_encoder(torch.cat(found, 2)))
+
+    def encode_cyclic(self, x: Tensor) -> Tensor:
+        """The likeliest latents (B, C', k, h, w) of a loop (B, C, k time, H, W), whose last frame is before its first.
+
+        Raises:
+            ShapeError: other channels or sizes, or a length that is no multiple; names the nearest.
+        """
+        wanted = 1 + self.config.time * self.config.encoder_look_back
+        rounds = -(-wanted // max(x.shape[2], 1)) if x.ndim == 5 else 1
+        return self.encode_segment(x, torch.cat([x] * rounds, 2)[:, :, -wanted:])
+
+    @torch.no_grad()
+    def decode_cyclic(self, latents: Tensor) -> Tensor:
+        """The frames (B, C, k time, H, W) of a ring of latents (B, C', k, h, w), the first of which follows the last.
+
+        Each stands for `time` frames, and no place of the ring is special: latents that are turned on by one give the
+        same frames, turned on by `time`.
+
+        Raises:
+            ShapeError: other channels.
+        """
+        z = self.before_decoder(self.z_of(latents))
+        self.decoder.pieces(z)  # at least one
+        pieces, cache = z.split(1, 2), None
+        for place in range(-self.config.decoder_look_back, 0):
+            cache = self.decoder.step(pieces[place % len(pieces)], cache)[1]
+        found: list[Tensor] = []
+        for piece in pieces:
+            pixels, cache = self.decoder.step(piece, cache)
+            found.append(pixels)
+        return torch.cat(found, 2)

@@ -1,0 +1,92 @@
+"""Noisy classifiers that guide: our own, from their card, and published ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load as load_bytes
+from torch import Tensor
+
+from unveil.checkpoints import openai_models
+from unveil.core.process import Process
+from unveil.io import safetensors_io
+from unveil.io.files import sha256
+from unveil.model.config.base import Section
+from unveil.model.config.model import ProcessSection
+from unveil.model.config.parsing import read_yaml, validate
+from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
+from unveil.types import Level, WeightsError, like
+
+
+class _Levels(Section):
+    """The card's part that says which levels the classifier knows."""
+
+    process: ProcessSection
+
+
+@dataclass(frozen=True)
+class Guide:
+    """A noisy classifier and the process whose levels it knows: (x, level) -> logits (B, classes).
+
+    A level of another process is read at the same ratio of signal to noise, with x scaled to fit.
+    One that was read from no file has no hash.
+    """
+
+    network: NoisyClassifier
+    process: Process
+    name: str = "unnamed"
+    sha256: str = ""
+
+    def __call__(self, x: Tensor, level: Level) -> Tensor:
+        """The logits; differentiable in x. The level is floats, or the same for all samples."""
+        ratio = torch.as_tensor(level.half_log_snr, dtype=torch.float64).flatten()[0].item()
+        known = self.process.at(self.process.t_of(ratio))
+        index = torch.full((len(x),), float(self.process.index(known)), dtype=torch.float32, device=x.device)
+        return self.network(x * like(known.alpha / level.alpha, x), index)
+
+
+def load_guide(path: str | Path, process: Process, said: Mapping[str, Any] | None = None) -> Guide:
+    """The noisy classifier of a card, of the folder that holds it, or of a published file of tensors.
+
+    Args:
+        process: that of the model it guides, which a published file does not name.
+        said: what the keys of a published file do not say, by the names of `published.Said`.
+
+    Raises:
+        WeightsError: no such file, damaged, or no noisy classifier.
+    """
+    given = Path(path)
+    cards = sorted(given.glob("*.yaml")) if given.is_dir() else [given] if given.suffix == ".yaml" else []
+    if given.is_dir() and len(cards) != 1:
+        raise WeightsError(f"{path}: holds {len(cards)} cards; give the folder of one trained classifier, or its card")
+    if cards:
+        return _own(cards[0])
+    network = openai_models.classifier_of(
+        safetensors_io.read_state(given), validate(openai_models.Said, dict(said or {}), "classifier")
+    )
+    return Guide(network, process, given.name, sha256(given))
+
+
+def _own(card: Path) -> Guide:
+    try:
+        facts: dict[str, Any] = read_yaml(card.read_text("utf-8"), str(card))
+        network = dict(facts["network"])
+        if network.pop("kind", "cnn") != "noisy-classifier":
+            raise WeightsError(f"{card}: a classifier of clean pictures, which cannot guide; train a noisy-classifier")
+        config = NoisyClassifierConfig(**network)
+        levels = validate(_Levels, {"process": facts["process"]}, str(card))
+        weights = card.with_suffix(".safetensors")
+        found, state = sha256(weights), load_bytes(weights.read_bytes())
+    except (OSError, KeyError, TypeError, yaml.YAMLError, SafetensorError) as problem:
+        raise WeightsError(f"{card}: not a readable classifier: {problem}; train it again") from problem
+    if found != facts["sha256"]:
+        raise WeightsError(f"{weights}: sha256 {found[:12]}... is not {facts['sha256'][:12]}... of its card; damaged")
+    classifier = NoisyClassifier(config).eval().requires_grad_(False)
+    classifier.load_state_dict({key: tensor.float() for key, tensor in state.items()})
+    return Guide(classifier, levels.process.build(), str(facts["name"]), found)

@@ -1,0 +1,176 @@
+"""Parts that models of diffusers' folders are put together of."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from unveil.autoencoders import Codec
+from unveil.checkpoints import text_encoder_loader
+from unveil.checkpoints.hf.image_adapters import CLIPS, NETWORKS, check_settings
+from unveil.checkpoints.hf.pipeline_folder import Folder
+from unveil.checkpoints.hf.single_file import tensors_of
+from unveil.checkpoints.hf.video_adapters import CLIP_NETWORKS
+from unveil.checkpoints.hf.video_vaes import CLIP_CODECS
+from unveil.checkpoints.hf.weights import fill
+from unveil.checkpoints.scheduler import Scheduler, read_scheduler
+from unveil.conditioning import clip_tokenizer
+from unveil.conditioning.text_encoder import FileTokenizer, Gives, Text
+from unveil.core.denoiser import Denoiser
+from unveil.core.flow import SizeShifted
+from unveil.core.prediction import PREDICTIONS, Prediction, straight
+from unveil.core.process import Process
+from unveil.io.optional_deps import extra
+from unveil.model import Model
+from unveil.model.config import SampleConfig, validate
+from unveil.model.config.base import Section
+from unveil.model.config.model import ProcessSection
+from unveil.nn import text_encoders
+from unveil.nn.meta_device import Unfilled
+from unveil.nn.text_encoders import T5Config
+from unveil.types import WeightsError
+
+KNOWN = {**NETWORKS, **CLIP_NETWORKS}  # class -> adapter
+
+
+class Levels(Section):
+    """A process, as a section of a recipe."""
+
+    process: ProcessSection
+
+
+def together(
+    folder: Folder,
+    network: nn.Module,
+    scheduler: Scheduler,
+    codec: Codec,
+    shape: tuple[int, ...],
+    conditioners: Sequence[nn.Module],
+    sample: Mapping[str, Any],
+) -> Model:
+    """The model of these parts; `sample` goes before what the scheduler says of sampling."""
+    process, prediction = process_of(folder, scheduler, codec.latent_shape(shape), network)
+    how = validate(SampleConfig, {**scheduler.sample, **sample}, str(folder.path))
+    denoiser = Denoiser(network, process, prediction=prediction)
+    return Model(denoiser, shape, conditioners=conditioners, codec=codec, sample=how)
+
+
+def process_of(
+    folder: Folder, scheduler: Scheduler, latents: tuple[int, ...], network: nn.Module
+) -> tuple[Process, Prediction]:
+    """The process, for latents of this shape, and the prediction."""
+    process = validate(Levels, {"process": scheduler.process}, str(folder.path)).process.build()
+    prediction = straight if scheduler.prediction == "flow" else PREDICTIONS[scheduler.prediction]
+    if scheduler.size_shift is not None:
+        patch = int(getattr(network, "patch", 1))
+        process = SizeShifted(process, 1.0, patch=patch, **scheduler.size_shift).sized(latents)
+    return process, prediction
+
+
+def scheduler_of(folder: Folder) -> Scheduler:
+    """What the folder's scheduler says."""
+    return read_scheduler(folder.place("scheduler") / "scheduler_config.json")
+
+
+def network_of(folder: Folder, name: str, kind: type[nn.Module], dtype: torch.dtype) -> nn.Module:
+    """The adapter of a component with its weights; `kind` is what the pipeline needs.
+
+    Raises:
+        WeightsError: the network of another pipeline, or weights that do not fit it.
+    """
+    adapter = empty(folder, name)
+    if not isinstance(adapter, kind):
+        raise WeightsError(f"{folder.path / name}: not the network of a {folder.kind}")
+    fill(
+        cast(nn.Module, adapter.net), weights_of(folder, name, cast(nn.Module, adapter.net)), dtype, folder.path / name
+    )
+    return adapter
+
+
+def weights_of(folder: Folder, name: str, net: nn.Module) -> dict[str, Tensor]:
+    """The weights of a component; those of a network or autoencoder of clips may lie in the file first published.
+
+    Raises:
+        WeightsError: none there, damaged, or of something else.
+    """
+    kind = type(net).__name__
+    if kind not in (*CLIPS, *CLIP_CODECS):
+        return folder.tensors(name)
+    return tensors_of(folder, name, kind, net.state_dict().keys())
+
+
+def empty(folder: Folder, name: str) -> Any:
+    """The adapter of a component, without memory for its weights.
+
+    Raises:
+        WeightsError: a network that is not known.
+        RecipeError: settings that are not supported, or diffusers is not installed.
+    """
+    said = folder.settings(name, KNOWN)
+    kind = str(said["_class_name"])
+    check_settings(kind, said, str(folder.path / name / "config.json"))
+    return KNOWN[kind](made(folder, kind, said))
+
+
+def made(folder: Folder, kind: str, said: Mapping[str, Any]) -> Any:
+    """A module of diffusers by its settings, without memory for its weights.
+
+    Raises:
+        RecipeError: diffusers is not installed.
+        WeightsError: an installed version of it that does not know the class.
+    """
+    library = extra("diffusers", f"a {folder.kind}")
+    if not hasattr(library, kind):
+        raise WeightsError(f"{folder.path}: {kind} is not in diffusers {library.__version__}; install a newer one")
+    with Unfilled(), quiet():
+        return getattr(library, kind).from_config(said)
+
+
+def encoder_of(
+    folder: Folder,
+    number: int,
+    gives: Gives,
+    dtype: torch.dtype,
+    length: int,
+    attend: Literal["tokens", "all"] = "all",
+) -> tuple[Text, torch.dtype]:
+    """A text encoder, and what it computes in.
+
+    Args:
+        number: which, where there are several.
+        length, attend: of T5, see `towers.T5Config`.
+    """
+    end = "" if number == 1 else f"_{number}"
+    for name in (f"text_encoder{end}", f"tokenizer{end}"):
+        folder.place(name)
+    found = text_encoder_loader.read_folder(folder.path, number=number)
+    config = found.config
+    if isinstance(config, T5Config):
+        config = replace(config, length=length, attend=attend)
+        if dtype == torch.float16:  # whose range T5 leaves
+            dtype = torch.bfloat16
+    elif gives != "vector":
+        config = replace(config, skip=1, norm="none")
+    with Unfilled(), quiet():
+        tower = text_encoders.build(config)
+    fill(tower, found.state, dtype, folder.path / f"text_encoder{end}")
+    tokenizer = clip_tokenizer.clip() if found.tokenizer is None else FileTokenizer(found.tokenizer)
+    return Text(tower, tokenizer, gives=gives), dtype
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the libraries' remarks on settings that they do not know."""
+    logger = logging.getLogger("diffusers.configuration_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

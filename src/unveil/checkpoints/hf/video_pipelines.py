@@ -1,0 +1,210 @@
+"""Models of diffusers' folders that make clips: Wan 2.1 and 2.2, LTX-Video, CogVideoX, HunyuanVideo.
+
+Facts: defaults of diffusers' `WanPipeline`, `LTXPipeline`, `CogVideoXPipeline` and `HunyuanVideoPipeline`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from unveil.checkpoints.hf.components import encoder_of, made, network_of, scheduler_of, together, weights_of
+from unveil.checkpoints.hf.pipeline_folder import Folder
+from unveil.checkpoints.hf.video_adapters import FRAME_RATE, LTX, CogVideoX, Hunyuan, Wan, WanPair
+from unveil.checkpoints.hf.video_vaes import ClipVAE, clip_vae
+from unveil.checkpoints.hf.weights import fill
+from unveil.conditioning.micro_conditioning import Numbers
+from unveil.conditioning.prompt_embeds import Padding, Passages, Written, mended
+from unveil.io.files import staged
+from unveil.io.safetensors_io import read_header, read_tensors, write_tensors
+from unveil.model import Model
+from unveil.types import Condition, WeightsError
+
+PROMPTS = "prompts.safetensors"  # in a folder: prompts' tokens, in the place of the text encoder
+ROUTES = ("tokens", "mask", "vector")
+WAN_TOKENS, LTX_TOKENS, COG_TOKENS = 512, 128, 226
+GUIDANCE = 6.0  # that HunyuanVideo is told when it is not told one
+# frames, height and width of a clip when nothing else is asked for
+WAN_SIZE, LTX_SIZE, HUNYUAN_SIZE = (81, 480, 832), (161, 512, 704), (129, 720, 1280)
+
+
+def wan(folder: Folder, dtype: torch.dtype) -> Model:
+    """The model of a `WanPipeline`, with one transformer or with two that share the levels."""
+    network: nn.Module = network_of(folder, "transformer", Wan, dtype)
+    if folder.has("transformer_2"):
+        boundary, other = folder.index.get("boundary_ratio"), network_of(folder, "transformer_2", Wan, dtype)
+        if boundary is None:
+            raise WeightsError(
+                f"{folder.path}: two transformers and no boundary_ratio in model_index.json; copy it again"
+            )
+        assert isinstance(network, Wan)
+        assert isinstance(other, Wan)
+        network = WanPair(network, other, 1000 * float(boundary))
+    prompt = _prompt(folder, dtype, "zeros", WAN_TOKENS, attend="tokens", cleaned=mended)
+    codec = _codec(folder, "AutoencoderKLWan", network)
+    sample = {"steps": 50, "guidance": {"scale": 5.0}}
+    return together(folder, network, scheduler_of(folder), codec, (3, *WAN_SIZE), (prompt,), sample)
+
+
+def ltx(folder: Folder, dtype: torch.dtype) -> Model:
+    """The model of an `LTXPipeline`; the frames per second that it is told are given as "fps"."""
+    network = network_of(folder, "transformer", LTX, dtype)
+    assert isinstance(network, LTX)
+    codec = _codec(folder, "AutoencoderKLLTXVideo", network)
+    network.rates = codec.rates
+    prompt = _prompt(folder, dtype, "hidden", LTX_TOKENS)
+    rate = Numbers((FRAME_RATE,), 0, key="fps")
+    sample = {"steps": 50, "guidance": {"scale": 3.0}}
+    return together(folder, network, scheduler_of(folder), codec, (3, *LTX_SIZE), (prompt, rate), sample)
+
+
+def cogvideox(folder: Folder, dtype: torch.dtype) -> Model:
+    """The model of a `CogVideoXPipeline`."""
+    network = network_of(folder, "transformer", CogVideoX, dtype)
+    assert isinstance(network, CogVideoX)
+    codec = _codec(folder, "AutoencoderKLCogVideoX", network)
+    codec.front = network.together - 1
+    said, unit = network.said, codec.rates[1]
+    frames = 1 + -(-(int(said.sample_frames) - 1) // codec.step) * codec.step
+    shape = (3, frames, int(said.sample_height) * unit, int(said.sample_width) * unit)
+    prompt = _prompt(folder, dtype, "text", int(said.max_text_seq_length or COG_TOKENS))
+    sample = {"steps": 50, "guidance": {"scale": 6.0}, "clip": "none"}
+    return together(folder, network, scheduler_of(folder), codec, shape, (prompt,), sample)
+
+
+def hunyuan(folder: Folder, dtype: torch.dtype) -> Model:
+    """The model of a `HunyuanVideoPipeline`; the guidance it was distilled from is told as "guidance".
+
+    Its text encoder, a language model that is told what to look at, is not run: prompts come from `PROMPTS`.
+    """
+    network = network_of(folder, "transformer", Hunyuan, dtype)
+    assert isinstance(network, Hunyuan)
+    codec = _codec(folder, "AutoencoderKLHunyuanVideo", network)
+    if not (folder.path / PROMPTS).is_file():
+        raise WeightsError(
+            f"{folder.path}: prompts of a {folder.kind} are read from {PROMPTS}, which is not there: tensors tokens "
+            "(N, L, D), mask (N, L) and vector (N, P) of its encode_prompt, and the N prompts in the header"
+        )
+    told = [Numbers((GUIDANCE,), network.pooled, key="guidance")] if network.beside else []
+    prompt = read_prompts(folder.path / PROMPTS, beside=network.beside)
+    # its pipeline spaces the levels evenly itself
+    sample = {"steps": 50, "grid": "uniform"}
+    return together(folder, network, scheduler_of(folder), codec, (3, *HUNYUAN_SIZE), (prompt, *told), sample)
+
+
+# Pipeline -> what reads its folder; those that start from a picture or a clip have the same parts
+PIPELINES: dict[str, Callable[[Folder, torch.dtype], Model]] = {
+    "WanPipeline": wan,
+    "WanVideoToVideoPipeline": wan,
+    "LTXPipeline": ltx,
+    "LTXImageToVideoPipeline": ltx,
+    "CogVideoXPipeline": cogvideox,
+    "CogVideoXVideoToVideoPipeline": cogvideox,
+    "HunyuanVideoPipeline": hunyuan,
+}
+
+
+NAMES: dict[Callable[[Folder, torch.dtype], Model], str] = {
+    wan: "Wan",
+    ltx: "LTX-Video",
+    cogvideox: "CogVideoX",
+    hunyuan: "HunyuanVideo",
+}
+
+
+def about(folder: Folder) -> str:
+    """What a folder makes, for a person: the model, and how it takes levels and prompts."""
+    two = folder.has("transformer_2")
+    each = PIPELINES[folder.kind] in (wan, ltx) and not two
+    return ", ".join(
+        [
+            f"clips by {NAMES[PIPELINES[folder.kind]]}",
+            *(["one network for much noise and one for little"] if two else []),
+            f"a level for each {'token' if each else 'clip'}",
+            *([f"prompts from {PROMPTS}"] if (folder.path / PROMPTS).is_file() else []),
+        ]
+    )
+
+
+def write_prompts(model: Model, prompts: Sequence[str], path: Path) -> None:
+    """Writes what a model's text encoder says of prompts, and of none, to a file that stands in its place.
+
+    In the folder as `prompts.safetensors` it lets the model be loaded without the encoder, for these prompts.
+
+    Raises:
+        RecipeError: not a list of texts.
+        NotWritable: the place cannot be written.
+    """
+    each = list(dict.fromkeys(["", *prompts]))
+    found: Condition = model.conditioners["prompt"].encode(each)  # pyright: ignore[reportCallIssue]
+    tensors = {name: value for name, value in found.routes().items() if value is not None}
+    with staged(path) as temporary:
+        write_tensors(temporary, tensors, {"prompts": json.dumps(each)})
+
+
+def read_prompts(path: Path, *, beside: int = 0) -> Written:
+    """The prompts of a file, see `write_prompts`.
+
+    Args:
+        beside: numbers at the end of the vector that are left zero, for others to fill.
+
+    Raises:
+        WeightsError: damaged, or without the list of prompts.
+    """
+    tensors, said = read_tensors(path), read_header(path).metadata.get("prompts")
+    try:
+        prompts = json.loads(said or "")
+    except ValueError:
+        prompts = None
+    if not isinstance(prompts, list) or "tokens" not in tensors or set(tensors) - set(ROUTES):
+        raise WeightsError(
+            f"{path}: holds {', '.join(sorted(tensors)) or 'nothing'}; must be {', '.join(ROUTES)}, with the prompts "
+            'as a list in the header\'s "prompts"'
+        )
+    routes: dict[str, Any] = {
+        name: tensor.bool() if name == "mask" else tensor.float() for name, tensor in tensors.items()
+    }
+    if "vector" in routes:
+        routes["vector"] = nn.functional.pad(routes["vector"], (0, beside))
+    return Written([str(one) for one in prompts], Condition(**routes), where=str(path))
+
+
+def _prompt(
+    folder: Folder,
+    dtype: torch.dtype,
+    padding: Padding,
+    length: int,
+    *,
+    attend: Literal["tokens", "all"] = "all",
+    cleaned: Callable[[str], str] | None = None,
+) -> nn.Module:
+    """The prompt's encoder, or what is written down in its place."""
+    if (folder.path / PROMPTS).is_file():
+        return read_prompts(folder.path / PROMPTS)
+    if not folder.has("text_encoder") or not (folder.path / "text_encoder").is_dir():
+        raise WeightsError(
+            f"{folder.path}: no text_encoder, which {folder.kind} needs; copy the whole folder, or put the prompts' "
+            f"tokens there as {PROMPTS}"
+        )
+    text, precision = encoder_of(folder, 1, "tokens", dtype, length, attend)
+    return Passages(text, padding, precision=precision, cleaned=cleaned)
+
+
+def _codec(folder: Folder, kind: str, network: Any) -> ClipVAE:
+    """The autoencoder, in float32."""
+    vae = made(folder, kind, folder.settings("vae", [kind]))
+    fill(vae, weights_of(folder, "vae", vae), torch.float32, folder.path / "vae")
+    codec = clip_vae(vae)
+    net: Any = (network.noisy if isinstance(network, WanPair) else network).net
+    inside = net.config.in_channels
+    if inside != codec.channels:
+        raise WeightsError(
+            f"{folder.path}: the transformer takes {inside} channels, the autoencoder gives {codec.channels}; "
+            "they are of different models, or the transformer is shown a picture as well, which is not supported"
+        )
+    return codec

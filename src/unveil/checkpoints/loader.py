@@ -1,0 +1,30 @@
+"""A model from wherever it is: one place that tells the kinds of files and folders apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from unveil.checkpoints import dit_pipeline, hf, openai_models
+from unveil.model import Model, model_dir, model_folder
+
+
+def load(name: str | Path, dtype: torch.dtype = torch.float32) -> Model:
+    """The model of a name, a folder of ours or of diffusers, or a published file of tensors, in evaluation mode.
+
+    Args:
+        name: of a shipped model, of one in the models folder (see `shelf`), a folder, a file.
+        dtype: what it computes in; see `Model.lowered`. Of a folder of diffusers only what has another type is copied.
+
+    Raises:
+        WeightsError: there is no such model, or it is damaged, or one that is not known.
+    """
+    path = model_dir.place(name, "checkpoints")
+    if path.is_file():
+        return openai_models.load(path).lowered(dtype)
+    if hf.is_folder(path):
+        return hf.load(path, dtype)
+    return (dit_pipeline.read_folder(path) if dit_pipeline.is_folder(path) else model_folder.load_model(path)).lowered(
+        dtype
+    )

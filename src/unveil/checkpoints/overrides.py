@@ -1,0 +1,76 @@
+"""What the keys and shapes of a published file do not hold, as its user says it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from unveil.model.config.base import Section
+from unveil.model.config.model import PredictionSection, ProcessSection, VarianceName
+from unveil.nn.layers import AttentionOrder
+from unveil.types import WeightsError
+
+Shapes = Mapping[str, Sequence[int]]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Said(Section):
+    """What keys and shapes do not hold, by the names of recipes.
+
+    Attributes:
+        size: side of the pictures.
+        heads: of every attention; or `head_channels`, their width.
+        attention_order: `heads-first`, or `qkv-first` where the file was made with the new order.
+        betas, steps, rescale: of the discrete process.
+        process: the whole of it, such as {kind: sub-vp} for score SDE's files of that kind.
+        prediction: {kind: edm, index_scale: 1000} for consistency models' teachers, which have the same keys.
+        variance: what the network's second half of channels is, if it has one.
+        blocks: per level, asked for a classifier.
+        classes: of a table of labels; None: for a DiT one row less than it has, the last being "none".
+        text_heads, activation: of a text encoder of a width that no published one has.
+        weights: `trained` where a file holds averages too, which are read otherwise.
+    """
+
+    size: Positive | None = None
+    heads: Positive | None = None
+    head_channels: Positive | None = None
+    attention_order: AttentionOrder | None = None
+    betas: str | None = None
+    steps: Positive | None = None
+    rescale: float | None = None
+    process: ProcessSection | None = None
+    prediction: PredictionSection | None = None
+    variance: VarianceName | None = None
+    blocks: Positive | None = None
+    classes: Positive | None = None
+    text_heads: Positive | None = None
+    activation: Literal["quick-gelu", "gelu"] | None = None
+    weights: Literal["ema", "trained"] | None = None
+
+    def lacks(self, wanted: Sequence[str]) -> list[str]:
+        """Which of these names, where a bar stands between alternatives, were not said."""
+        return [name for name in wanted if not self.model_fields_set.intersection(name.split("|"))]
+
+    def only(self, useful: Collection[str], files: str) -> None:
+        """Refuses what such files hold themselves.
+
+        Raises:
+            WeightsError: something beyond `useful` was said.
+        """
+        if useless := sorted(self.model_fields_set.difference(useful)):
+            raise WeightsError(
+                f"{', '.join(useless)}: {files} hold that; what may be said of them is {' and '.join(sorted(useful))}"
+            )
+
+
+def shapes_of(theirs: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shapes of a state dict."""
+    return {key: tuple(tensor.shape) for key, tensor in theirs.items()}
+
+
+def in_float(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict in float32."""
+    return {key: tensor.float() for key, tensor in state.items()}

@@ -1,0 +1,250 @@
+"""Text encoders in the names of published files, both directions, and their folders.
+
+Three layouts: CLIP's text tower as transformers' files name it (alone, and inside Stable Diffusion 1's and XL's
+files), OpenCLIP's with queries, keys and values in one tensor (inside Stable Diffusion 2's and XL's), and T5's
+encoder. Each may stand behind any prefix.
+
+Facts: keys of transformers' `CLIPTextModel`, `CLIPTextModelWithProjection` and `T5EncoderModel` and their
+config.json; of open_clip's text tower; of the checkpoints of github.com/CompVis/stable-diffusion and
+github.com/Stability-AI/stablediffusion.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unveil.checkpoints.key_mapping import Names, Published, below, check_keys, to_ours, to_theirs
+from unveil.checkpoints.overrides import Shapes, shapes_of
+from unveil.nn.meta_device import weightless
+from unveil.nn.text_encoders import ClipConfig, T5Config, TowerConfig, build
+from unveil.types import WeightsError
+
+Layout = Literal["clip", "openclip", "t5"]
+
+SD1 = "cond_stage_model.transformer.text_model."
+SD2 = "cond_stage_model.model."
+HEAD = 64  # width of a published CLIP's attention head
+# A key that only this layout has, behind its prefix
+_MARKS: Mapping[Layout, str] = {
+    "clip": "embeddings.token_embedding.weight",
+    "openclip": "transformer.resblocks.0.attn.in_proj_weight",
+    "t5": "encoder.block.0.layer.0.SelfAttention.q.weight",
+}
+# What stands beside the weights and no tower uses: kept as it is, and written back
+_REST: Mapping[Layout, tuple[str, ...]] = {
+    "clip": ("embeddings.position_ids",),
+    "openclip": ("logit_scale", "attn_mask"),
+    "t5": ("encoder.embed_tokens.weight",),
+}
+_T5_TABLES = ("shared.weight", "encoder.embed_tokens.weight")  # two names of one tensor; a file may have either
+BIAS = "relative_attention_bias.weight"  # of T5's attention, in its first block or, of umT5, in each
+_OPENCLIP = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+_TEMPERATURE = math.log(100)  # of OpenCLIP's loss, where its training clipped it
+
+
+class Place(NamedTuple):
+    """Where in a file a tower is: what stands before its keys, and how they are named."""
+
+    layout: Layout
+    prefix: str = ""
+
+
+class Found(NamedTuple):
+    """A tower's state dict in our names, and what a file holds beside it, in theirs."""
+
+    state: dict[str, Tensor]
+    rest: dict[str, Tensor]
+
+
+def places(keys: Iterable[str]) -> list[Place]:
+    """The text encoders of a file, in the order of their prefixes."""
+    found = [
+        Place(layout, key.removesuffix(mark))
+        for key in keys
+        for layout, mark in _MARKS.items()
+        if key.endswith(mark) and "visual." not in key and "vision_model." not in key
+    ]
+    return sorted(set(found), key=lambda place: place.prefix)
+
+
+def config_of(shapes: Shapes, place: Place, *, heads: int | None = None, activation: str | None = None) -> TowerConfig:
+    """The configuration that keys and shapes show, and what they do not.
+
+    Args:
+        shapes: of the file's tensors, by their key.
+        place: of the tower.
+        heads: of CLIP's attention; None: heads of 64, as in every published one.
+        activation: of CLIP's MLPs; None: OpenCLIP's is the exact GELU, that of width 768 the quick one.
+
+    Raises:
+        WeightsError: not such a tower, or one of a width that no published one has, without its heads and activation.
+    """
+    try:
+        return _t5_config(shapes, place.prefix) if place.layout == "t5" else _clip(shapes, place, heads, activation)
+    except (KeyError, ValueError, IndexError) as missing:
+        raise WeightsError(f"{place.prefix or place.layout}: not a whole text encoder: there is no {missing}") from None
+
+
+def load(theirs: Mapping[str, Tensor], config: TowerConfig, place: Place) -> Found:
+    """Our state dict of the tower at a place of a file; keys of other parts are not looked at.
+
+    Raises:
+        WeightsError: missing or extra keys behind the prefix, or tensors of another shape.
+    """
+    own = {key: tensor for key, tensor in theirs.items() if _belongs(key, place)}
+    if place.layout == "t5" and f"{place.prefix}shared.weight" not in own:
+        table, other = _T5_TABLES
+        own = {key.replace(other, table): tensor for key, tensor in own.items()}
+    rest = {key: own.pop(key) for key in [place.prefix + name for name in _REST[place.layout]] if key in own}
+    with weightless():
+        shapes = shapes_of(build(config).state_dict())
+    if place.layout != "openclip":
+        return Found(to_ours(own, _names(shapes, place), shapes), rest)
+    if (key := f"{place.prefix}text_projection") in own:
+        own[key] = own[key].T  # theirs multiplies from the right
+    split = to_theirs(own, _fused(config, place.prefix))
+    return Found(to_ours(split, {key: Published((key,)) for key in shapes}, shapes), rest)
+
+
+def dump(
+    ours: Mapping[str, Tensor], config: TowerConfig, place: Place, rest: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Their state dict of a tower's, with what stands beside it.
+
+    Args:
+        rest: as `load` found it; None: what published files have.
+
+    Raises:
+        WeightsError: missing or extra keys of ours.
+    """
+    if place.layout == "openclip":
+        fused = _fused(config, place.prefix)
+        check_keys(ours, {part for parts in fused.values() for part in parts.keys})
+        theirs = {key: torch.cat([ours[part] for part in parts.keys]) for key, parts in fused.items()}
+        if (key := f"{place.prefix}text_projection") in theirs:
+            theirs[key] = theirs[key].T.contiguous()
+    else:
+        theirs = to_theirs(ours, _names(ours, place))
+    return theirs | (_published_rest(theirs, config, place) if rest is None else dict(rest))
+
+
+def _names(shapes: Mapping[str, Any], place: Place) -> Names:
+    """Our keys and theirs, for CLIP and T5."""
+    found: Names = {}
+    for key in shapes:
+        inner = key.removeprefix("model.")
+        if key == "projection.weight":
+            their = place.prefix.removesuffix("text_model.") + "text_projection.weight"
+        elif place.layout == "t5":
+            their = place.prefix + (_T5_TABLES[0] if inner == "embed_tokens.weight" else f"encoder.{inner}")
+        else:
+            their = place.prefix + inner
+        found[key] = Published((their,))
+    return found
+
+
+def _fused(config: TowerConfig, prefix: str) -> Names:
+    """OpenCLIP's keys and ours: here theirs are those made of several, so the map is read the other way round."""
+    found: Names = {
+        f"{prefix}token_embedding.weight": Published(("model.embeddings.token_embedding.weight",)),
+        f"{prefix}positional_embedding": Published(("model.embeddings.position_embedding.weight",)),
+        f"{prefix}ln_final.weight": Published(("model.final_layer_norm.weight",)),
+        f"{prefix}ln_final.bias": Published(("model.final_layer_norm.bias",)),
+    }
+    for number in range(config.depth):
+        theirs, ours = f"{prefix}transformer.resblocks.{number}", f"model.encoder.layers.{number}"
+        found |= below(theirs, ours, {their: our for our, their in _OPENCLIP.items()})
+        for kind in ("weight", "bias"):
+            parts = tuple(f"{ours}.self_attn.{part}_proj.{kind}" for part in "qkv")
+            found[f"{theirs}.attn.in_proj_{kind}"] = Published(parts)
+    if isinstance(config, ClipConfig) and config.projection:
+        found[f"{prefix}text_projection"] = Published(("projection.weight",))
+    return found
+
+
+def _belongs(key: str, place: Place) -> bool:
+    root = place.prefix.removesuffix("text_model.")
+    if place.layout == "clip" and key == f"{root}text_projection.weight":
+        return True
+    if not key.startswith(place.prefix):
+        return False
+    inner = key.removeprefix(place.prefix)
+    if place.layout == "clip":
+        return inner.startswith(("embeddings.", "encoder.", "final_layer_norm."))
+    if place.layout == "t5":
+        return inner.startswith("encoder.") or inner == _T5_TABLES[0]
+    return not inner.startswith("visual.")
+
+
+def _published_rest(theirs: Mapping[str, Tensor], config: TowerConfig, place: Place) -> dict[str, Tensor]:
+    if place.layout == "openclip":
+        return {f"{place.prefix}logit_scale": torch.tensor(_TEMPERATURE)}
+    if place.layout == "t5":
+        return {place.prefix + _T5_TABLES[1]: theirs[place.prefix + _T5_TABLES[0]]}
+    return {f"{place.prefix}embeddings.position_ids": torch.arange(config.length)[None]}
+
+
+def _clip(shapes: Shapes, place: Place, heads: int | None, activation: str | None) -> ClipConfig:
+    prefix, fused = place.prefix, place.layout == "openclip"
+    vocabulary, width = shapes[f"{prefix}{'' if fused else 'embeddings.'}token_embedding.weight"]
+    blocks = f"{prefix}{'transformer.resblocks' if fused else 'encoder.layers'}."
+    positions = f"{prefix}positional_embedding" if fused else f"{prefix}embeddings.position_embedding.weight"
+    hidden = shapes[f"{blocks}0.mlp.{'c_fc' if fused else 'fc1'}.weight"][0]
+    out = f"{prefix}text_projection" if fused else f"{prefix.removesuffix('text_model.')}text_projection.weight"
+    if heads is None and width % HEAD == 0:
+        heads = width // HEAD
+    if activation is None and (fused or width == 768):
+        activation = "gelu" if fused else "quick-gelu"
+    if heads is None or activation not in ("quick-gelu", "gelu"):
+        raise WeightsError(
+            f"a text encoder of width {width}, whose heads and activation no key shows: give them, such as heads=2, "
+            "activation='quick-gelu'"
+        )
+    return ClipConfig(
+        width,
+        _depth(shapes, blocks),
+        heads,
+        hidden / width,
+        vocabulary,
+        shapes[positions][0],
+        activation,
+        projection=shapes[out][1 if fused else 0] if out in shapes else 0,
+        skip=1 if fused else 0,
+        begin=vocabulary - 2,
+        end=vocabulary - 1,
+        padding=0 if fused else vocabulary - 1,
+    )
+
+
+def _t5_config(shapes: Shapes, prefix: str) -> T5Config:
+    block = f"{prefix}encoder.block.0.layer."
+    table = next((prefix + name for name in _T5_TABLES if prefix + name in shapes), prefix + _T5_TABLES[0])
+    vocabulary, width = shapes[table]
+    buckets, heads = shapes[f"{block}0.SelfAttention.{BIAS}"]
+    gated = f"{block}1.DenseReluDense.wi_0.weight" in shapes
+    return T5Config(
+        width,
+        _depth(shapes, f"{prefix}encoder.block."),
+        heads,
+        shapes[f"{block}0.SelfAttention.q.weight"][0] // heads,
+        shapes[f"{block}1.DenseReluDense.{'wi_0' if gated else 'wi'}.weight"][0],
+        vocabulary,
+        feed="gated-gelu" if gated else "relu",
+        buckets=buckets,
+        positions="each" if f"{prefix}encoder.block.1.layer.0.SelfAttention.{BIAS}" in shapes else "shared",
+    )
+
+
+def _depth(shapes: Shapes, blocks: str) -> int:
+    return 1 + max(int(key.removeprefix(blocks).split(".")[0]) for key in shapes if key.startswith(blocks))

@@ -1,0 +1,274 @@
+"""Text encoders from where users have them: a folder of diffusers or transformers, or a file with a whole model.
+
+Only settings, safetensors and vocabularies are read. A folder that wants code to be run, or that holds a pickle in
+their place, is refused by name.
+
+Facts: config.json, tokenizer_config.json, merges.txt of transformers; `text_encoder*` and `tokenizer*` of diffusers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from unveil.checkpoints import text_encoder_keys
+from unveil.checkpoints.hf_files import read_json, read_weights
+from unveil.checkpoints.overrides import in_float, shapes_of
+from unveil.conditioning import clip_tokenizer
+from unveil.conditioning.text_encoder import FileTokenizer, Text
+from unveil.io.safetensors_io import read_state
+from unveil.model import Model
+from unveil.model.config.text import TextSection
+from unveil.nn.meta_device import Unfilled
+from unveil.nn.text_encoders import ACTIVATIONS, ClipConfig, T5Config, TowerConfig
+from unveil.types import RecipeError, WeightsError
+
+WEIGHTS = "model"
+PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt")  # one whose safetensors stands beside it may have a .bin
+SETTINGS = ("config.json", "tokenizer_config.json")
+OLD_END = 2  # what config.json said of CLIP's end token before it was put right; it was never used
+MERGES = "merges.txt"
+LONGEST = 4096  # a tokenizer without a limit says a number far beyond it
+
+
+class TextEncoder(NamedTuple):
+    """A text encoder as it was found.
+
+    Attributes:
+        config: its architecture.
+        state: its weights, in our names.
+        tokenizer: content of its tokenizer.json; None: CLIP's vocabulary, which comes with the package.
+        rest: what the file holds beside it, in the file's names.
+    """
+
+    config: TowerConfig
+    state: dict[str, Tensor]
+    tokenizer: str | None = None
+    rest: Mapping[str, Tensor] = {}
+
+    def described(self) -> dict[str, Any]:
+        """The architecture as a recipe's section says it; key, drop and the like are added by whoever knows them."""
+        kind = "clip" if isinstance(self.config, ClipConfig) else "t5"
+        return {
+            "kind": "text",
+            "encoder": {"kind": kind, **asdict(self.config)},
+            "tokenizer": "clip" if self.tokenizer is None else "file",
+        }
+
+    def fill(self, conditioner: Text) -> Text:
+        """Gives a conditioner that was built for this architecture its weights, in float32, and its vocabulary.
+
+        Raises:
+            WeightsError: it was built for another architecture.
+        """
+        if conditioner.tower.config != self.config:
+            raise WeightsError(
+                f"{conditioner.key}: the weights are of {self.config}, but the recipe says {conditioner.tower.config}; "
+                "set encoder to the former"
+            )
+        conditioner.tower.load_state_dict(in_float(self.state), assign=True)
+        conditioner.tower.requires_grad_(False)
+        if self.tokenizer is not None:
+            conditioner.take_files({"tokenizer.json": self.tokenizer})
+        return conditioner
+
+    def conditioner(self, section: TextSection) -> Text:
+        """The conditioner of a section that was made from `described`."""
+        with Unfilled():  # nothing is drawn that the file replaces
+            built = section.build()
+        return self.fill(built)
+
+
+def read(path: Path, *, number: int = 1, said: Mapping[str, Any] | None = None) -> TextEncoder:
+    """The text encoder of a folder or a file.
+
+    Args:
+        path: diffusers' folder of a whole model, transformers' folder of one encoder, or a file with a whole model.
+        number: which, where there are several.
+        said: of a file, see `read_state_of`; a folder says it itself.
+
+    Raises:
+        WeightsError: none there, damaged, or something that is not opened.
+    """
+    if path.is_dir():
+        return read_folder(path, number=number)
+    return read_state_of(read_state(path), number=number, said=said)
+
+
+def read_state_of(
+    theirs: Mapping[str, Tensor], *, number: int = 1, said: Mapping[str, Any] | None = None
+) -> TextEncoder:
+    """The text encoder in a state dict; such files hold no vocabulary, so it is CLIP's.
+
+    Args:
+        theirs: names and tensors, those of other parts too.
+        number: which, where there are several.
+        said: `heads` and `activation`, where the width is that of no published encoder.
+
+    Raises:
+        WeightsError: none there, or one that is not whole.
+    """
+    found = text_encoder_keys.places(theirs)
+    if not 1 <= number <= len(found):
+        raise WeightsError(f"text encoder {number}: the file holds {len(found)}")
+    place = found[number - 1]
+    if place.layout == "t5":
+        raise WeightsError(f"{place.prefix}: a T5 without its vocabulary; give the folder with its tokenizer.json")
+    said = said or {}
+    config = text_encoder_keys.config_of(
+        shapes_of(theirs), place, heads=said.get("heads"), activation=said.get("activation")
+    )
+    loaded = text_encoder_keys.load(theirs, config, place)
+    return TextEncoder(config, loaded.state, None, loaded.rest)
+
+
+def read_folder(path: Path, *, number: int = 1) -> TextEncoder:
+    """The text encoder of diffusers' folder of a whole model, or of transformers' folder of one.
+
+    Raises:
+        WeightsError: none there, damaged, of another kind, or a folder that wants code or a pickle to be run.
+    """
+    end = "" if number == 1 else f"_{number}"
+    home, words = path / f"text_encoder{end}", path / f"tokenizer{end}"
+    if not home.is_dir():
+        if not (path / "config.json").is_file() or number != 1:
+            raise WeightsError(f"{path}: no text encoder: there is neither text_encoder{end}/ nor config.json")
+        home = words = path
+        beside = path.parent / path.name.replace("text_encoder", "tokenizer")
+        if path.name.startswith("text_encoder") and beside.is_dir():
+            words = beside
+    for place in {home, words}:
+        check_folder(place)
+    said = read_json(home / "config.json")
+    theirs = read_weights(home, WEIGHTS)
+    found = text_encoder_keys.places(theirs)
+    if not found:
+        raise WeightsError(f"{home}: no text encoder of a known kind, by its keys; CLIP's and T5's are known")
+    place = found[0]
+    said = said.get("text_config") or said
+    if place.layout == "t5":
+        config = _t5(text_encoder_keys.config_of(shapes_of(theirs), place), said, words)
+        return TextEncoder(config, text_encoder_keys.load(theirs, config, place).state, _tokenizer(words))
+    config, own = _clip(theirs, place, said, words)
+    loaded = text_encoder_keys.load(theirs, config, place)
+    return TextEncoder(config, loaded.state, own, loaded.rest)
+
+
+def fill(model: Model, base: Path = Path()) -> Model:
+    """Gives a freshly built model the text encoders that its config names by `weights`; returns it.
+
+    Args:
+        base: what their paths are relative to.
+
+    Raises:
+        WeightsError: not there, damaged, or of another architecture than the config says.
+        RecipeError: a text encoder without `weights`, which nobody has trained.
+    """
+    for section in model.config.condition if model.config is not None else ():
+        if isinstance(section, TextSection):
+            if section.weights is None:
+                raise RecipeError(f"{section.key}: the text encoder needs its weights; set weights to a folder or file")
+            asked = section.encoder.build()
+            shape = {"heads": asked.heads, "activation": asked.activation} if isinstance(asked, ClipConfig) else None
+            found = read(base / section.weights, said=shape)
+            if isinstance(asked, ClipConfig) and isinstance(found.config, ClipConfig):  # what no weight depends on
+                free = {"skip": asked.skip, "norm": asked.norm, "padding": asked.padding}
+                found = found._replace(config=replace(found.config, **free))
+            if isinstance(asked, T5Config) and isinstance(found.config, T5Config):
+                found = found._replace(config=replace(found.config, length=asked.length, attend=asked.attend))
+            conditioner = model.conditioners[section.key]
+            assert isinstance(conditioner, Text)  # as its section built it
+            found.fill(conditioner)
+    return model
+
+
+def check_folder(path: Path) -> None:
+    """Refuses a folder that wants more than to be read.
+
+    Raises:
+        WeightsError: names the file: Python code, a setting that asks for it, or a pickled tokenizer.
+    """
+    for file in sorted(path.iterdir()):
+        if file.suffix == ".py":
+            raise WeightsError(f"{file}: the folder brings its own code, which is never run; use a folder without it")
+        if file.suffix in PICKLES:
+            raise WeightsError(f"{file}: a pickle, which can run code and was not opened; use a folder without it")
+    for name in SETTINGS:
+        if (path / name).is_file() and "auto_map" in read_json(path / name):
+            raise WeightsError(f"{path / name}: auto_map asks for the folder's own code, which is never run")
+
+
+def _clip(
+    theirs: Mapping[str, Tensor], place: text_encoder_keys.Place, said: Mapping[str, Any], words: Path
+) -> tuple[ClipConfig, str | None]:
+    """The architecture, and the content of the tokenizer's file where it is not CLIP's vocabulary."""
+    acts = {their: our for our, their in ACTIVATIONS.items()}
+    act = str(said.get("hidden_act", "quick_gelu"))
+    if act not in acts:
+        raise WeightsError(f"config.json: hidden_act = {act!r}: known are {', '.join(acts)}")
+    heads = said.get("num_attention_heads")
+    config = text_encoder_keys.config_of(shapes_of(theirs), place, heads=heads, activation=acts[act])
+    assert isinstance(config, ClipConfig)  # by its place
+    end = int(said.get("eos_token_id", config.end))
+    own = _own_vocabulary(words)
+    config = replace(
+        config,
+        norm_eps=float(said.get("layer_norm_eps", config.norm_eps)),
+        begin=int(said.get("bos_token_id", config.begin)) if end != OLD_END else config.begin,
+        end=end if end != OLD_END else config.end,
+    )
+    return replace(config, padding=_padding(words, own, config)), own
+
+
+def _padding(words: Path, own: str | None, config: ClipConfig) -> int:
+    """The token that rows are filled up with, which the tokenizer's settings name."""
+    file = words / "tokenizer_config.json"
+    said = read_json(file).get("pad_token") if file.is_file() else None
+    name = said.get("content") if isinstance(said, dict) else said
+    if name is None or name == clip_tokenizer.END:
+        return config.end
+    if own is None:
+        pieces = clip_tokenizer.clip().pieces
+        return pieces.index(str(name)) if name in pieces else config.end
+    number = FileTokenizer(own).number(str(name))
+    return config.end if number is None else number
+
+
+def _own_vocabulary(words: Path) -> str | None:
+    """The content of the tokenizer's file; None where its merges are the published ones, or there is no file."""
+    file = words / MERGES
+    if file.is_file():
+        lines = [line for line in file.read_text("utf-8").splitlines() if line and not line.startswith("#version")]
+        if lines == [" ".join(pair) for pair in clip_tokenizer.clip_merges()]:
+            return None
+    elif not (words / "tokenizer.json").is_file():
+        return None
+    content = _tokenizer(words)
+    return None if FileTokenizer(content, str(words)).merges() == clip_tokenizer.clip_merges() else content
+
+
+def _tokenizer(words: Path) -> str:
+    file = words / "tokenizer.json"
+    if not file.is_file():
+        raise WeightsError(
+            f"{words}: no tokenizer.json; save the tokenizer with transformers' save_pretrained, which writes one"
+        )
+    return file.read_text("utf-8")
+
+
+def _t5(config: TowerConfig, said: Mapping[str, Any], words: Path) -> T5Config:
+    assert isinstance(config, T5Config)  # by its place
+    file = words / "tokenizer_config.json"
+    longest = (read_json(file) if file.is_file() else {}).get("model_max_length", config.length)
+    return replace(
+        config,
+        length=int(longest) if longest <= LONGEST else config.length,
+        distance=int(said.get("relative_attention_max_distance", config.distance)),
+        norm_eps=float(said.get("layer_norm_epsilon", config.norm_eps)),
+        end=int(said.get("eos_token_id", config.end)),
+        padding=int(said.get("pad_token_id", config.padding)),
+    )

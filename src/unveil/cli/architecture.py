@@ -1,0 +1,123 @@
+"""`unveil inspect dit-xl-2`: what a published network would be and take, without a weight of it in memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from unveil.cli.console import Console, size
+from unveil.nn import dit_config, vit
+from unveil.nn.dit import DiT
+from unveil.nn.flops import activations, multiply_adds
+from unveil.nn.meta_device import weightless
+from unveil.types import Condition, RecipeError
+
+KINDS = ("dit", "vit")
+FLOAT = 4  # bytes; weights, gradients, moments and averages are float32
+CLASSES = 1000  # of the published networks
+
+
+def is_name(text: str) -> bool:
+    """Whether this asks for a network by its name, such as dit-xl-2 or vit-b-16."""
+    return text.partition("-")[0] in KINDS and "/" not in text
+
+
+def network(name: str, side: int | None, batch: int, console: Console) -> None:
+    """Tells parameters, multiply-adds, tokens and memory.
+
+    Args:
+        side: of the input; None: the published one, 32 for DiT's latents, 224 pixels for ViT.
+        batch: that memory is told for.
+
+    Raises:
+        RecipeError: no such network, or a side that its patch does not divide.
+    """
+    if batch < 1:
+        raise RecipeError(f"batch = {batch}: must be at least 1")
+    facts = _dit(name, side or 32, batch) if name.startswith("dit") else _vit(name, side or 224, batch)
+    console.result(facts, _text(facts))
+
+
+def _dit(name: str, side: int, batch: int) -> dict[str, Any]:
+    config = dit_config.named(name, size=side)
+    costs: dict[str, int] = {}
+    for design in get_args(dit_config.Design):
+        model = _on_meta(replace(config, design=design))
+        costs[design] = multiply_adds(model, _asked(model, 1))
+    model = _on_meta(config)
+    labels = (CLASSES + 1) * config.vector_dim
+    trained = sum(parameter.numel() for parameter in model.parameters()) + labels
+    facts = {
+        "network": name,
+        "input": [config.in_channels, side, side],
+        "shape": {"depth": config.depth, "width": config.width, "heads": config.heads, "patch": config.patch},
+        "parameters": sum(tensor.numel() for tensor in model.state_dict().values()) + labels,
+        "trained": trained,
+        "multiply_adds": costs[config.design],
+        "tokens": config.side**2,
+        "designs": costs,
+    }
+    return facts | _memory(trained, activations(model, _asked(model, batch)), batch, facts)
+
+
+def _vit(name: str, side: int, batch: int) -> dict[str, Any]:
+    config = vit.named(name, size=side, head="hidden")
+    with weightless():
+        model = vit.ViT(config)
+        one, several = torch.empty(1, 3, side, side), torch.empty(batch, 3, side, side)
+    trained = sum(parameter.numel() for parameter in model.parameters())
+    facts = {
+        "network": name,
+        "input": [config.channels, side, side],
+        "shape": {"depth": config.depth, "width": config.width, "heads": config.heads, "patch": config.patch},
+        "parameters": trained,
+        "trained": trained,
+        "multiply_adds": multiply_adds(model, [one]),
+        "tokens": config.side**2 + 1,
+    }
+    return facts | _memory(trained, activations(model, [several]), batch, facts)
+
+
+def _memory(trained: int, kept: int, batch: int, facts: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "flops": 2 * facts["multiply_adds"],
+        "batch": batch,
+        "weights_bytes": FLOAT * facts["parameters"],
+        # weights, gradients, two moments and the average
+        "training_bytes": 5 * FLOAT * trained + kept,
+        "activations_bytes": kept,
+    }
+
+
+def _on_meta(config: dit_config.DiTConfig) -> DiT:
+    with weightless():
+        return DiT(config)
+
+
+def _asked(model: DiT, batch: int) -> tuple[Tensor, Tensor, Condition]:
+    config = model.config
+    with weightless():
+        x = torch.empty(batch, config.in_channels, config.size, config.size)
+        return x, torch.empty(batch), Condition(vector=torch.empty(batch, config.vector_dim))
+
+
+def _text(facts: dict[str, Any]) -> str:
+    shape = facts["shape"]
+    lines = [
+        f"{facts['network']}: {shape['depth']} blocks of width {shape['width']}, {shape['heads']} heads, "
+        f"patch {shape['patch']}, for an input of {' x '.join(map(str, facts['input']))}",
+        f"parameters    {facts['parameters']:,}, of which {facts['trained']:,} are trained",
+        f'multiply-adds {facts["multiply_adds"] / 1e9:.3f} G for one input (papers\' "Gflops")',
+        f"FLOPs         {facts['flops'] / 1e9:.3f} G, a product and a sum counted as two",
+        f"tokens        {facts['tokens']}",
+        f"memory        {size(facts['weights_bytes'])} of float32 weights",
+        f"training      about {size(facts['training_bytes'])} for a batch of {facts['batch']}, of which "
+        f"{size(facts['activations_bytes'])} for activations",
+    ]
+    for design, cost in facts.get("designs", {}).items():
+        more = 100 * (cost / facts["multiply_adds"] - 1)
+        lines.append(f"{'with ' + design:<21} {cost / 1e9:.3f} G multiply-adds ({more:+.1f} %)")
+    return "\n".join(lines)

@@ -1,0 +1,166 @@
+"""ControlNets for commands: found, checked against the model, put on it with the pictures that they read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from unveil.checkpoints import controlnet_loader
+from unveil.cli.console import Console
+from unveil.conditioning.controlnet import Control, Mode
+from unveil.model import Model, model_dir
+from unveil.nn.unet import UNet
+from unveil.tasks import inputs
+from unveil.tasks.task_spec import Input
+from unveil.types import MediaError, RecipeError, Steering, WeightsError
+
+# What follows a picture: its weight, and the part of the run. Anything but numbers behind a colon is part of a path,
+# such as that of a drive.
+_AFTER = re.compile(r"(?P<rest>.+?)(?::(?P<weight>-?[\d.]+)(?::(?P<start>[\d.]+)-(?P<stop>[\d.]+))?)?")
+
+
+class Asked(NamedTuple):
+    """A ControlNet as it is typed: its file or run (None: the model's own), the picture, weight and part of the run."""
+
+    network: Path | None
+    picture: Path
+    weight: float = 1.0
+    start: float = 0.0
+    stop: float = 1.0
+
+
+def asked(text: str) -> Asked:
+    """[FILE=]PICTURE[:WEIGHT[:START-STOP]], as typed.
+
+    Where names have an equals sign themselves, the one is meant that stands behind the path of something; and the whole
+    is a picture where there is one of that name.
+
+    Raises:
+        RecipeError: nothing before or behind the equals sign, or numbers that are none.
+    """
+    found = _AFTER.fullmatch(text)
+    if found is None:
+        raise RecipeError("--control: is written FILE=PICTURE[:WEIGHT[:START-STOP]], such as edges=hint.png:0.8:0-0.5")
+    rest, numbers = found["rest"], [found[name] for name in ("weight", "start", "stop")]
+    try:
+        said = [float(number) for number in numbers if number is not None]
+    except ValueError:
+        raise RecipeError(f"--control {text!r}: weight, start and stop are numbers, such as :0.8:0-0.5") from None
+    cuts = [place for place, letter in enumerate(rest) if letter == "="]
+    if not cuts or Path(rest).is_file():
+        return Asked(None, Path(rest), *said)
+    cut = next((place for place in cuts if place and Path(rest[:place]).exists()), cuts[0])
+    if not rest[:cut] or not rest[cut + 1 :]:
+        raise RecipeError(f"--control {text!r}: is written FILE=PICTURE, or PICTURE alone for a ControlNet's own run")
+    return Asked(model_dir.place(rest[:cut], "controlnets"), Path(rest[cut + 1 :]), *said)
+
+
+def put_on(model: Model, wanted: Sequence[Asked], mode: str, console: Console) -> tuple[Steering, ...]:
+    """Puts ControlNets on a model; those that it has already are given their pictures, weights and parts of the run.
+
+    Args:
+        wanted: in order.
+        mode: `balanced` or `guess`.
+
+    Returns:
+        what a picture's record holds of them.
+
+    Raises:
+        WeightsError: a file that is none, or of another base.
+        MediaError: a picture that cannot be read.
+        RecipeError: a range or a mode that is none.
+    """
+    if not wanted and not model.steering:
+        return ()
+    own = {one.sha256: one for one in model.steering}
+    there = {} if model.controls is None else {one.key: one for one in model.controls.controls}
+    base = model.denoiser.network
+    controls: list[Control] = []
+    steering: list[Steering] = []
+    for one in wanted:
+        mine = _own(one, own)
+        if mine is None:
+            assert one.network is not None
+            found = controlnet_loader.read(one.network, base.config if isinstance(base, UNet) else None)
+            network, name, digest = found.network.to(model.device), one.network.resolve().name, found.sha256
+            key = f"control{len(controls) + 1}"
+            if found.base is not None:
+                console.say(f"{one.network}: a ControlNet that was trained on {found.base.name!r}")
+        else:
+            network, key, name, digest = there[mine.key].network, mine.key, mine.name, mine.sha256
+        channels = network.hint_channels
+        if channels not in (1, 3):
+            raise WeightsError(f"{name}: reads hints of {channels} channels, which no picture has")
+        picture = inputs.opened("picture", one.picture, channels)
+        controls.append(Control(key, network, one.weight, one.start, one.stop))
+        file = picture.input
+        steering.append(
+            Steering(key, name, digest, one.weight, one.start, one.stop, file.name, file.sha256, picture.content)
+        )
+    if left := [one.name for one in own.values() if one.key not in {each.key for each in controls}]:
+        raise RecipeError(f"this model is the ControlNet {left[0]!r} on its base; give its picture: --control PICTURE")
+    model.controlled(*controls, mode=cast(Mode, mode))
+    model.steering = tuple(steering)
+    return model.steering
+
+
+def again(
+    facts: Mapping[str, Any], given: Sequence[Asked], model: Model, places: Sequence[Path]
+) -> tuple[list[Asked], str]:
+    """The ControlNets and the mode of a picture's record; files are found by hash among those given, or by name here.
+
+    Args:
+        facts: the record.
+        given: as typed.
+        model: which may have one of its own.
+        places: files and folders where pictures may lie.
+
+    Raises:
+        WeightsError: a ControlNet that was not given.
+        MediaError: a picture that is not there, or a damaged record.
+    """
+    recorded = facts.get("controls") or []
+    try:
+        told = [Input(str(one["name"]), str(one["sha256"])) for one in recorded]
+        pictures = [Input(str(one["picture"]), str(one["picture_sha256"])) for one in recorded]
+        ranges = [(float(one["weight"]), float(one["start"]), float(one["stop"])) for one in recorded]
+    except (KeyError, TypeError, ValueError) as problem:
+        raise MediaError(
+            f"the picture's record of its ControlNets lacks {problem}; use it as it was written"
+        ) from problem
+    paths = inputs.found(pictures, [*(one.picture for one in given), *places])
+    own: dict[str, Path | None] = {one.sha256: None for one in model.steering}
+    own |= (
+        {controlnet_loader.digest(one.network): one.network for one in given if one.network is not None} if told else {}
+    )
+    found = [
+        Asked(_found(one, own), path, *numbers) for one, path, numbers in zip(told, paths, ranges, strict=True)
+    ]  # fmt: skip
+    return found, str(facts.get("control_mode", "balanced"))
+
+
+def _own(one: Asked, own: Mapping[str, Steering]) -> Steering | None:
+    """Which of the model's own ControlNets is meant, if one is."""
+    if one.network is not None:
+        return own.get(controlnet_loader.digest(one.network)) if own else None
+    if not own:
+        raise RecipeError(
+            f"--control {one.picture}: whose picture is this? The model has no ControlNet of its own: give "
+            f"FILE={one.picture}"
+        )
+    return next(iter(own.values()))
+
+
+def _found(one: Input, known: Mapping[str, Path | None]) -> Path | None:
+    """The path of a ControlNet of a record; None for the model's own."""
+    if one.sha256 in known:
+        return known[one.sha256]
+    here = Path(one.name)
+    if here.exists() and controlnet_loader.digest(here) == one.sha256:
+        return here
+    raise WeightsError(
+        f"the picture was made with the ControlNet {one.name!r} (sha256 {one.sha256[:12]}...); give it with "
+        "--control FILE=PICTURE"
+    )

@@ -1,0 +1,174 @@
+"""What a run would take, from its recipe and one measured step; nothing is written."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unveil.cli.console import duration, size
+from unveil.core.rng import Streams
+from unveil.model.checkpoint_store import versions
+from unveil.model.config import AutoencoderRecipe, Recipe
+from unveil.model.config.train import Batching
+from unveil.train.batch_preparation import on
+from unveil.train.callbacks import KEEP
+from unveil.train.data_order import Items, check_items, collate
+from unveil.train.learner import Learner
+from unveil.train.precision import resolve
+from unveil.train.variable_size import lengths
+
+FLOAT = 4  # bytes; weights, gradients, moments and averages are float32
+SECONDS = 4.0  # that the measured step may take
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What was found; counts of bytes are estimates, the time is that of this machine."""
+
+    name: str
+    items: int
+    shape: tuple[int, ...]
+    parameters: int
+    device: str
+    precision: str
+    batch: int
+    accumulate: int
+    steps: int
+    activations: int  # bytes for one picture
+    step_seconds: float
+
+    @property
+    def memory(self) -> int:
+        """Weights, gradients, two moments and the average, and what one part of a batch keeps for its gradient."""
+        return 5 * FLOAT * self.parameters + self.activations * (self.batch // self.accumulate)
+
+    @property
+    def checkpoint(self) -> int:
+        """Weights, average and moments."""
+        return 4 * FLOAT * self.parameters
+
+    @property
+    def disk(self) -> int:
+        """The checkpoints that are kept and the one being written."""
+        return (KEEP + 1) * self.checkpoint
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run, samples and validation left out."""
+        return self.steps * self.step_seconds
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON."""
+        derived = {"memory_bytes": self.memory, "checkpoint_bytes": self.checkpoint, "disk_bytes": self.disk}
+        return {**vars(self), **derived, "seconds": round(self.seconds, 1), "versions": versions()}
+
+    def text(self) -> str:
+        """For a person."""
+        part = self.batch // self.accumulate
+        return "\n".join(
+            [
+                f"{self.name}: nothing was written",
+                f"data         {self.items} items of shape {self.shape}",
+                f"parameters   {self.parameters:,}",
+                f"batch        {self.batch} = {self.accumulate} x {part}, {self.precision} on {self.device}",
+                f"memory       about {size(self.memory)}, of which {size(self.activations * part)} for activations",
+                f"disk         about {size(self.disk)}, {size(self.checkpoint)} a checkpoint",
+                f"time         {duration(self.seconds)}: {self.steps} steps of {duration(self.step_seconds)} each",
+            ]
+        )
+
+
+def estimate(recipe: Recipe | AutoencoderRecipe, learner: Learner, dataset: Items, device: torch.device) -> Estimate:
+    """Measures one optimiser step, of as many pictures as fit a few seconds, and scales it up.
+
+    Raises:
+        ShapeError: data that the model does not take.
+    """
+    batching, batch = recipe.train.batching, recipe.train.batch
+    check_items(dataset, learner.key, learner.raw_keys, None if batching else learner.shape)
+    if recipe.train.tokens is not None:
+        batch = max(1, round(recipe.train.tokens / float(lengths(learner.model, dataset).double().mean())))
+    precision = resolve(recipe.train.precision, device)
+    measured = _Step(learner, dataset, precision, recipe, device)
+    activations = measured.activations()
+    seconds = measured.seconds(1)
+    part = max(1, batch // recipe.train.accumulate)
+    count = max(1, min(part, int(SECONDS / max(seconds, 1e-4))))
+    if count > 1:
+        measured.seconds(count)  # the first of a size pays for its set-up
+        seconds = measured.seconds(count)
+    return Estimate(
+        name=recipe.name,
+        items=len(dataset),
+        shape=learner.shape,
+        parameters=sum(p.numel() for p in measured.trained),
+        device=str(device),
+        precision=precision,
+        batch=batch,
+        accumulate=recipe.train.accumulate,
+        steps=recipe.train.steps,
+        activations=activations,
+        step_seconds=seconds * batch / count,
+    )
+
+
+class _Step:
+    """An optimiser step of any number of pictures, late enough that everything takes part."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        dataset: Items,
+        precision: str,
+        recipe: Recipe | AutoencoderRecipe,
+        device: torch.device,
+    ) -> None:
+        self.learner, self.dataset, self.device = learner, dataset, device
+        self.step = recipe.train.steps - 1
+        self.batching: Batching | None = recipe.train.batching
+        parts = [part.to(device).train() for part in (learner.model, learner.beside)]
+        self.trained = [parameter for part in parts for parameter in part.parameters()]
+        self.optimiser = torch.optim.AdamW(self.trained, lr=0.0)
+        self.optimiser.step()  # of no gradient: the first one imports what takes seconds
+        half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+        self.dtype = half.get(precision)
+
+    def loss(self, count: int) -> Tensor:
+        """The loss of the first pictures."""
+        learner = self.learner
+        indices = [n % len(self.dataset) for n in range(count)]
+        items = [self.dataset[n] for n in indices]
+        batch = collate(list(range(count)), indices, items, learner.key, learner.raw_keys, self.batching)
+        batch = batch._replace(data=on(batch.data, self.device))
+        streams = Streams(0, batch.numbers, device=self.device)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            return learner.loss(batch, streams, self.step, flip=False).value
+
+    def seconds(self, count: int) -> float:
+        """Wall time of a step."""
+        begun = time.perf_counter()
+        self.loss(count).backward()
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - begun
+
+    def activations(self) -> int:
+        """Bytes that one picture keeps for the gradient."""
+        weights = {p.untyped_storage().data_ptr() for p in self.trained}
+        kept: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            self.loss(1)
+        return sum(kept.values())

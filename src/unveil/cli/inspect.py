@@ -1,0 +1,191 @@
+"""`unveil inspect`: what a checkpoint is, from its headers alone, and what lies in the models folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unveil.checkpoints import controlnet_loader, formats, hf, openai_models
+from unveil.checkpoints.key_mapping import some
+from unveil.cli.console import Console
+from unveil.cli.console import size as bytes_of
+from unveil.cli.generation_options import changes
+from unveil.io.safetensors_io import read_header
+from unveil.model import model_dir, model_folder
+from unveil.model.config import validate
+from unveil.types import Error, WeightsError
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is looked at.
+
+    Attributes:
+        path: a file, a folder, or a network's name.
+        words: what a file's keys do not say, as file.KEY=VALUE.
+        keys: list every tensor.
+        size, batch: of the input, for a network's name.
+    """
+
+    path: Path
+    words: tuple[str, ...] = ()
+    keys: bool = False
+    size: int | None = None
+    batch: int = 8
+
+
+def model(ask: Ask, console: Console) -> None:
+    """Tells what the weights are, of which no number is read; or, of a network's name, what it would be."""
+    from unveil.cli import architecture
+
+    if architecture.is_name(str(ask.path)) and not ask.path.exists():
+        architecture.network(str(ask.path), ask.size, ask.batch, console)
+        return
+    path = _place(ask.path)
+    if controlnet_loader.is_theirs(path):
+        facts = controlnet_loader.inspect(path)
+    else:
+        facts = hf.inspect(path) if hf.is_folder(path) else model_folder.inspect(path)
+    if path.is_file():
+        facts |= _fit(path, ask)
+    if not ask.keys:
+        facts = facts | {"files": {name: _summed(file) for name, file in facts["files"].items()}}
+    console.result(facts, _text(facts, ask.keys))
+
+
+def _place(path: Path) -> Path:
+    """Where something of this name lies, in any part of the models folder."""
+    places = (model_dir.place(path, drawer) for drawer in model_dir.DRAWERS)
+    return next((one for one in places if one != path), path)
+
+
+def models(console: Console) -> None:
+    """Lists the models folder, with what each is by its keys."""
+    listed = [
+        {"name": one.name, "folder": one.drawer, "path": str(one.path), **_kind(one.path)}
+        for one in model_dir.entries()
+    ]
+    where = f"{model_dir.root()} ({model_dir.VARIABLE} names another)"
+    rows = [f"{one['folder']:<12}  {one['name']}: {one['what']}" for one in listed]
+    text = "\n".join([f"{where}:", *rows] if rows else [f"{where}: nothing in {', '.join(model_dir.DRAWERS)}"])
+    console.result({"root": str(model_dir.root()), "models": listed}, text)
+
+
+def _kind(path: Path) -> dict[str, str]:
+    """What a file or a folder of the models folder is: its kind and a few words."""
+    if path.is_dir():
+        if hf.is_folder(path):
+            return {"kind": "model", "what": f"a folder of diffusers, {hf.Folder(path).kind}"}
+        if controlnet_loader.is_folder(path):
+            return {"kind": "ControlNet", "what": "a ControlNet"}
+        file = next((one for one in sorted(path.glob("*.safetensors"))), None)
+        if file is None or (path / "manifest.json").is_file() or (path / "checkpoints").is_dir():
+            return {"kind": "model", "what": "a model or a run of unveil"}
+        return _kind(file)
+    try:
+        found = formats.recognised(read_header(path).tensors)
+    except WeightsError as problem:
+        pickled = path.suffix != ".safetensors"
+        what = "a pickle, which is not opened; `unveil convert` reads it apart" if pickled else str(problem)
+        return {"kind": "unknown", "what": what}
+    if found is None:
+        return {"kind": "unknown", "what": "tensors of an unknown model"}
+    return {"kind": found.kind, "what": found.what}
+
+
+def _fit(path: Path, ask: Ask) -> dict[str, Any]:
+    """How a published file fits the model that it is: of one with all parts the report, of an unknown one why not."""
+    header = read_header(path)
+    if formats.recognised(header.tensors) is None and header.metadata.get("made_by") != "unveil":
+        return {"problem": formats.unknown(header.tensors)}
+    said = validate(openai_models.Said, changes(ask.words, {}).get("file", {}), "file")
+    try:
+        found = openai_models.fit(path, said)
+    except Error as problem:
+        return {"problem": str(problem)}
+    if found is None:
+        return {}
+    return {"matched": found.matched, "unmatched": len(found.unused), "unmatched_keys": list(found.unused)}
+
+
+def samplers(console: Console) -> None:
+    """Tells what each sampler declares; a test holds every one to it."""
+    from unveil.core.samplers import SAMPLERS
+    from unveil.model.config import SampleConfig
+
+    listed: list[dict[str, Any]] = [
+        {
+            "name": entry.name,
+            "order": entry.order,
+            "stochastic": entry.stochastic,
+            "calls": entry.calls,
+            "domain": entry.domain,
+            "settings": SampleConfig(sampler=entry.name).settings(),
+            "source": entry.source,
+        }
+        for entry in SAMPLERS.values()
+    ]
+    heads = ("sampler", "order", "noise", "calls per step", "the same under every process", "settings")
+    rows = [
+        (
+            str(one["name"]),
+            "-" if one["order"] is None else f"{one['order']:g}",
+            "yes" if one["stochastic"] else "no",
+            "adapts" if one["calls"] is None else f"{one['calls']:g}",
+            "yes" if one["domain"] == "log-snr" else "no",
+            ", ".join(one["settings"]) or "-",
+        )
+        for one in listed
+    ]
+    widths = [max(len(row[k]) for row in [heads, *rows]) for k in range(len(heads))]
+    text = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [heads, *rows]
+    ]
+    console.result({"samplers": listed}, "\n".join(text))
+
+
+def _summed(file: dict[str, Any]) -> dict[str, Any]:
+    types = sorted({tensor["dtype"] for tensor in file["tensors"].values()})
+    return {"tensors": len(file["tensors"]), "types": types, "metadata": file["metadata"]}
+
+
+def _text(facts: dict[str, Any], keys: bool) -> str:
+    lines = [
+        f"{facts['path']}: {facts['what']}",
+        f"parameters   {facts['parameters']:,}",
+        f"weights      {bytes_of(facts['bytes'])}",
+    ]
+    if "matched" in facts:
+        keys_of = facts["unmatched_keys"]
+        rest = f": {some(keys_of, 4)}" if keys_of else ""
+        lines.append(f"tensors      {facts['matched']} matched, {facts['unmatched']} unmatched{rest}")
+    if "problem" in facts:
+        lines.append(f"not read     {facts['problem']}")
+    if "versions" in facts:
+        lines.append("made with    " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()))
+    lines += [f"{name:<12} {fits}" for name, fits in facts.get("fits", {}).items()]
+    described = facts.get("model")
+    if described:
+        makes = "pictures" if described.get("kind") == "autoencoder" else "samples "
+        lines.append(f"{makes}     {described.get('key', 'pixels')} of shape {tuple(described['shape'])}")
+        named = ("network", "process", "prediction", "variance", "condition", "codec", "sample")
+        lines += [f"{name:<13}{_brief(described[name])}" for name in named if name in described]
+    for name, file in facts["files"].items():
+        if keys:
+            lines.append(f"{name}:")
+            lines += [f"  {key}: {tensor['dtype']} {tuple(tensor['shape'])}" for key, tensor in file["tensors"].items()]
+        else:
+            lines.append(f"{name}: {file['tensors']} tensors, {', '.join(file['types'])}")
+    return "\n".join(lines)
+
+
+def _brief(value: Any) -> str:
+    """A section of a recipe on one line, its kind first, what is not set left away."""
+    if isinstance(value, dict):
+        kind = [str(value["kind"])] if "kind" in value else []
+        rest = {key: inner for key, inner in value.items() if key != "kind" and inner not in (None, [], {})}
+        return ", ".join([*kind, *(f"{key} {_brief(inner)}" for key, inner in rest.items())])
+    if isinstance(value, list):
+        return "[" + ", ".join(_brief(inner) for inner in value) + "]" if value else "none"
+    return str(value)

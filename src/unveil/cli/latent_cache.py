@@ -1,0 +1,51 @@
+"""`unveil data latents`: what a recipe's encoder says of its pictures, written before or at the start of training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unveil import data
+from unveil.cli.console import Console, size
+from unveil.cli.model_loading import device as pick
+from unveil.cli.recipe_kind import diffusion
+from unveil.cli.train import fresh, held_out_of
+from unveil.data.latent_cache import Cached, Keeping
+from unveil.model import Model
+from unveil.model.config import Recipe, load_recipe
+from unveil.train.latents import encoder_of, keep
+
+
+def write(name: str, overrides: tuple[str, ...], batch: int, device: str, console: Console) -> None:
+    """Writes the files of both parts, or finds them, and tells where they are."""
+    recipe = diffusion(load_recipe(name, overrides), "unveil data latents")
+    how = Keeping(mirrored=recipe.train.flip, batch=batch)
+    model = fresh(recipe).to(pick(device))
+    encoder_of(model)  # without a codec nothing is read
+    parts = {"train": data.open(recipe.data.build()), "held-out": held_out_of(recipe)}
+    found: list[dict[str, Any]] = []
+    for part, items in parts.items():
+        if items is None:
+            continue
+        cached, there = _kept(model, items, how, console)
+        facts = {"part": part, "path": str(cached.path), "items": len(cached), "there": there}
+        facts |= {"shape": list(cached.packed.latent), "versions": cached.versions}
+        found.append(facts | {"bytes": cached.path.stat().st_size})
+    lines = [
+        f"{one['part']}: {one['items']} x {one['versions']} of shape {tuple(one['shape'])}, {size(one['bytes'])}, "
+        f"{'already in' if one['there'] else 'in'} {one['path']}"
+        for one in found
+    ]
+    console.result({"latents": found}, "\n".join(lines))
+
+
+def keep_both(recipe: Recipe, model: Model, train: Any, held_out: Any, console: Console) -> tuple[Cached, Any]:
+    """Both parts of a recipe's data as training reads them from the cache; what is not there is encoded first."""
+    how = Keeping(mirrored=recipe.train.flip)
+    both = [None if items is None else _kept(model, items, how, console)[0] for items in (train, held_out)]
+    assert both[0] is not None
+    return both[0], both[1]
+
+
+def _kept(model: Model, items: Any, how: Keeping, console: Console) -> tuple[Cached, bool]:
+    with console.progress("encoding picture", len(items)) as progress:
+        return keep(model, items, how, progress.reach)

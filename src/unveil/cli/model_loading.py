@@ -1,0 +1,156 @@
+"""Opening a model for a command: found, checked, identified, on its device."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unveil.checkpoints import controlnet_loader, dit_pipeline, hf, lora, openai_models
+from unveil.checkpoints.lora_state import LORA
+from unveil.checkpoints.lora_targets import parts_of
+from unveil.conditioning.controlnet import Control
+from unveil.io.files import sha256
+from unveil.model import Model, base_model, checkpoint_store, model_dir, model_folder
+from unveil.model.config import ModelConfig, read_yaml, validate
+from unveil.tasks.generate import Source
+from unveil.types import ADDITIONS, OutOfResources, RecipeError, Steering, WeightsError, nearest
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+OWN = "hint"  # the key of the picture that a run's own ControlNet reads: that of the data it was trained on
+
+
+def device(name: str) -> torch.device:
+    """The device of this name; auto is the fastest there is.
+
+    Raises:
+        RecipeError: an unknown name.
+        OutOfResources: a device that this machine does not have.
+    """
+    kind, _, number = name.partition(":")
+    if kind not in DEVICES or (name != kind and not (number.isdecimal() and kind in ("cuda", "mps"))):
+        raise RecipeError(
+            f"device {name!r}: must be one of {', '.join(DEVICES)}, or cuda:0 and so on{nearest(name, DEVICES)}"
+        )
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if kind == "auto":
+        name = kind = next(k for k in ("cuda", "mps", "cpu") if there[k])
+    if not there[kind]:
+        raise OutOfResources(f"device {name!r}: this machine has none that torch can use; use --device cpu")
+    if kind == "cuda":
+        # of several processes each has its own, and not all the first
+        number, count = number or os.environ.get("LOCAL_RANK", "0"), torch.cuda.device_count()
+        if int(number) >= count:
+            raise OutOfResources(f"device {name!r}: this machine has {count}; use cuda:0 to cuda:{count - 1}")
+        return torch.device(kind, int(number)) if count > 1 else torch.device(kind)
+    return torch.device(name)
+
+
+def open_model(
+    name: str, where: torch.device, said: Mapping[str, Any] | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[Model, Source]:
+    """The model of a name, a folder or a published file of tensors, and which one it is.
+
+    Args:
+        name: a path, of a model in the models folder (see `checkpoints.shelf`), or of a shipped one.
+        said: what the keys of a published file do not say, by the names of `checkpoints.published.Said`.
+        dtype: what it will compute in, where the folder can be read in it at once.
+    """
+    path = model_dir.place(name, "checkpoints")
+    name = str(path)
+    if path.is_dir() and (folder := _of_addition(path)) is not None:
+        return _with_addition(folder, name, where, said)
+    if path.is_file():
+        known = validate(openai_models.Said, dict(said or {}), "file")
+        return openai_models.load(path, known).to(where), Source(path.name, sha256(path))
+    if said:
+        raise RecipeError(f"file.{next(iter(said))}: {name} is no published file, and says everything itself")
+    if dit_pipeline.is_folder(path):
+        return dit_pipeline.read_folder(path).to(where), Source(path.resolve().name, dit_pipeline.sha256_of(path))
+    if hf.is_folder(path):
+        return hf.load(path, dtype).to(where), Source(path.resolve().name, hf.Folder(path).sha256())
+    return model_folder.load_model(name).to(where), source(name)
+
+
+def lora_file(path: Path) -> Path:
+    """The file of a LoRA: itself, the one in peft's folder, or the averaged one of a run's newest checkpoint.
+
+    What is not a path is looked up in the models folder, see `checkpoints.shelf`.
+
+    Raises:
+        WeightsError: there is none.
+    """
+    path = model_dir.place(path, "loras")
+    if not path.is_dir():
+        return path
+    if (path / lora.ADAPTER).is_file():
+        return path / lora.ADAPTER
+    folder = model_folder.find(path)
+    for file in (folder / "ema" / LORA, folder / LORA):
+        if file.is_file():
+            return file
+    raise WeightsError(f"{path}: neither peft's folder nor a run that trained a LoRA; it has whole weights")
+
+
+def _of_addition(path: Path) -> Path | None:
+    """The checkpoint of a run that trained a LoRA or a ControlNet, if this is one."""
+    try:
+        folder = model_folder.find(path)
+    except WeightsError:  # another kind of folder
+        return None
+    return folder if base_model.base_of(folder) is not None else None
+
+
+def _with_addition(
+    folder: Path, name: str, where: torch.device, said: Mapping[str, Any] | None
+) -> tuple[Model, Source]:
+    """A run's LoRA or ControlNet on its base, which must be where it was."""
+    told = base_model.base_of(folder)
+    assert told is not None
+    checkpoint_store.verify(folder)
+    model, base = open_model(told.path, where, said)
+    if base.sha256 != told.sha256:
+        raise WeightsError(
+            f"{told.path}: has changed since the {ADDITIONS[told.what]} in {name} was trained on it (sha256 "
+            f"{told.sha256[:12]}..., now {base.sha256[:12]}...); sample it with --{told.what} {name} if that is meant"
+        )
+    if told.what == "lora":
+        file = lora_file(folder)
+        lora.attach(parts_of(model), folder.name, lora.read(file))
+        added = sha256(file)
+    else:
+        found = controlnet_loader.read(folder)
+        model.controlled(Control(OWN, found.network.to(where)))
+        model.steering = (Steering(OWN, Path(name).resolve().name, found.sha256),)
+        added = found.sha256
+    described = read_yaml((folder / "model.yaml").read_text("utf-8"), str(folder / "model.yaml"))
+    model.config = validate(ModelConfig, described, str(folder / "model.yaml"))
+    model.sampling = model.config.sample
+    both = hashlib.sha256(f"{base.sha256} {added}".encode()).hexdigest()
+    return model, Source(_called(name, folder), both)
+
+
+def source(name: str) -> Source:
+    """A model's identity: its name, and one hash over the hashes of the files that make its pictures."""
+    folder = model_folder.find(name)
+    files = checkpoint_store.read_manifest(folder).files
+    averaged = {file for file in files if file.startswith("ema/")}
+    used = sorted(
+        file
+        for file in files
+        if file == "model.yaml"
+        or (file.endswith(".safetensors") and "train_state" not in file and f"ema/{file}" not in averaged)
+    )
+    text = "".join(f"{file.removeprefix('ema/')} {files[file].sha256}\n" for file in used)
+    return Source(_called(name, folder), hashlib.sha256(text.encode()).hexdigest())
+
+
+def _called(name: str, folder: Path) -> str:
+    """A name that tells a person which model it is, and nothing of where it lies."""
+    if folder.parent.name == "checkpoints":
+        return f"{folder.parent.parent.resolve().name} {folder.name}"
+    return folder.resolve().name if Path(name).exists() else name

@@ -1,0 +1,176 @@
+"""`unveil inspect process`: what a noise schedule does, step by step, as a table and a picture."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from unveil import data
+from unveil.cli.console import Console
+from unveil.cli.model_loading import device as pick
+from unveil.cli.recipe_kind import diffusion
+from unveil.core import schedules
+from unveil.core.denoiser import Estimate, Step
+from unveil.core.likelihood import bound
+from unveil.core.process import DiscreteVP, Process
+from unveil.core.rng import Streams
+from unveil.core.transition import Chain, chain_of
+from unveil.core.variance import fixed_small, is_learned
+from unveil.evaluate.likelihood import bits_per_dim
+from unveil.io.files import refuse_overwrite, write_atomically
+from unveil.model import model_folder
+from unveil.model.config import Recipe, load_recipe, recipe_names
+from unveil.types import Level, RecipeError, like
+
+DEVIATION = 0.5  # of the Gaussian data whose exact bound is drawn where there is no model
+STEPS = 1000  # of the chain of a process of continuous time
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is asked, as typed."""
+
+    name: str
+    overrides: tuple[str, ...] = ()
+    rows: int = 11
+    count: int = 32
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Of each step, from the noisiest to the data.
+
+    alpha_bar: alpha^2 of the step's start. ratio: beta-tilde / beta. bound: bits/dim. of: what the bound is of.
+    """
+
+    t: list[float]
+    alpha_bar: list[float]
+    beta: list[float]
+    ratio: list[float]
+    bound: list[float]
+    prior: float
+    of: str
+
+    @property
+    def total(self) -> float:
+        """The whole bound in bits/dim."""
+        return self.prior + sum(self.bound)
+
+
+def process(ask: Ask, out: Path, force: bool, console: Console) -> None:
+    """Draws and prints."""
+    if out.suffix.lower() != ".png":
+        raise RecipeError(f"--out {out}: must end in .png")
+    if ask.rows < 2 or ask.count < 1:
+        raise RecipeError(f"--rows {ask.rows}, --count {ask.count}: at least 2 and 1")
+    refuse_overwrite(out, force)
+    curves = _of_recipe(ask) if _is_recipe(ask.name) else _of_model(ask, console)
+    write_atomically(out, draw(curves, ask.name))
+    facts: dict[str, Any] = {**vars(curves), "bits_per_dim": curves.total, "picture": str(out)}
+    console.result(facts, f"{table(curves, ask.rows)}\n{out}")
+
+
+def table(curves: Curves, rows: int) -> str:
+    """Evenly spaced steps, a line each."""
+    steps = len(curves.t)
+    chosen = sorted({round(place * (steps - 1) / (rows - 1)) for place in range(rows)})
+    lines = [f"{'t':>8} {'alpha-bar':>12} {'beta':>12} {'ratio':>9} {'bits/dim':>12}"]
+    columns = list(zip(curves.t, curves.alpha_bar, curves.beta, curves.ratio, curves.bound, strict=True))
+    lines += ["{:8.4f} {:12.4e} {:12.4e} {:9.5f} {:12.4e}".format(*columns[k]) for k in chosen]
+    lines.append(f"{steps} steps; bound of {curves.of}: {curves.total:.4f} bits/dim, of which prior {curves.prior:.2e}")
+    return "\n".join(lines)
+
+
+def draw(curves: Curves, title: str) -> bytes:
+    """A PNG of three curves over t."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.8), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, middle, right = figure.subplots(1, 3)
+    left.plot(curves.t, curves.alpha_bar, color="black")
+    left.set(title="alpha-bar", xlabel="t (0 data, 1 noise)")
+    inner = [k for k, ratio in enumerate(curves.ratio) if ratio > 0]
+    middle.plot([curves.t[k] for k in inner], [curves.ratio[k] for k in inner], color="black")
+    middle.set(title="beta-tilde / beta", xlabel="t", ylim=(0, 1.05))
+    right.plot(curves.t, curves.bound, color="black")
+    right.set(title=f"bound, bits/dim: {curves.total:.3f} in all\n{curves.of}", xlabel="t", yscale="log")
+    for axes in (left, middle, right):
+        axes.grid(alpha=0.3)
+    figure.suptitle(title)
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def curves_of(chain: Chain, terms: Tensor, prior: Tensor, of: str) -> Curves:
+    """The curves of a chain, with the terms (B, T) and the prior (B,) of a bound in bits/dim."""
+    moves = list(chain)
+    return Curves(
+        t=[float(move.t.t) for move in moves],
+        alpha_bar=[float(move.t.alpha) ** 2 for move in moves],
+        beta=[float(move.beta) for move in moves],
+        ratio=[float(move.var) / float(move.beta) for move in moves],
+        bound=terms.double().mean(0).tolist(),
+        prior=float(prior.double().mean()),
+        of=of,
+    )
+
+
+def gaussian(deviation: float) -> Step:
+    """The exact denoiser of Gaussian data of mean 0: E[x0 | x] = alpha s^2 x / (alpha^2 s^2 + sigma^2)."""
+
+    def step(x: Tensor, level: Level) -> Estimate:
+        alpha, sigma = float(level.alpha), float(level.sigma)
+        gain = alpha * deviation**2 / (alpha**2 * deviation**2 + sigma**2)
+        return Estimate.of_x0(like(gain, x) * x, x, level)
+
+    return step
+
+
+def _is_recipe(name: str) -> bool:
+    return name in recipe_names() or name.endswith((".yaml", ".yml")) or not Path(name).exists()
+
+
+def _chain(process: Process) -> Chain:
+    if isinstance(process, DiscreteVP):
+        return chain_of(process)
+    return Chain(schedules.uniform(process, STEPS))
+
+
+def _of_recipe(ask: Ask) -> Curves:
+    recipe = _diffusion(ask.name, ask.overrides)
+    rule = recipe.build_variance()
+    # whole values of 256, as pixels have them
+    streams = Streams(0, range(ask.count))
+    x0 = (((DEVIATION * streams.normal((1024,), 0).double()).clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+    chain = _chain(recipe.process.build())
+    noise = streams.bind(x0.shape[1:])
+    found = bound(gaussian(DEVIATION), chain, x0, fixed_small if is_learned(rule) else rule, noise=noise)
+    of = f"the best denoiser of Gaussian data, deviation {DEVIATION}"
+    return curves_of(chain, found.terms, found.prior, of)
+
+
+def _of_model(ask: Ask, console: Console) -> Curves:
+    run = Path(ask.name)
+    run = run.parent.parent if run.parent.name == "checkpoints" else run
+    if not (run / "recipe.yaml").is_file():
+        raise RecipeError(
+            f"{ask.name}: has no recipe.yaml, which names the data that the bound is measured on; give a run"
+        )
+    recipe = _diffusion(str(run), ask.overrides)
+    model = model_folder.load_model(ask.name).to(pick("auto"))
+    held_out = data.open(recipe.data.build(), "held-out")
+    chain = _chain(model.process)
+    with console.progress("network call", len(chain)) as progress:
+        found = bits_per_dim(model, held_out, count=ask.count, steps=len(chain), on_progress=progress.reach)
+    return curves_of(chain, found.terms, found.prior, f"{ask.name} on {len(found.prior)} held-out pictures")
+
+
+def _diffusion(name: str, overrides: tuple[str, ...]) -> Recipe:
+    return diffusion(load_recipe(name, overrides), "unveil inspect process")

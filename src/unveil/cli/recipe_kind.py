@@ -1,0 +1,34 @@
+"""Commands that know diffusion models alone, asked about a recipe of another kind."""
+
+from __future__ import annotations
+
+from unveil.model.config import AnyRecipe, Recipe
+from unveil.types import RecipeError
+
+# What serves instead, by kind
+_INSTEAD = {
+    "classifier": "the card that training writes says how well a classifier reads, and `unveil evaluate MODEL "
+    "--weights CARD` compares pictures by its features",
+    "autoencoder": "`unveil evaluate RUN` says what an autoencoder keeps, and a diffusion model's recipe names it as "
+    "codec: {kind: saved, path: RUN}",
+    "captioner": "`unveil evaluate RUN` says what a captioner tells right, and `unveil caption` lets it write",
+    "sequence": "the card that training writes says what a sequence model writes exactly, and `unveil translate` "
+    "lets it write",
+}
+
+
+def diffusion(recipe: AnyRecipe, command: str) -> Recipe:
+    """The recipe, if it is one of a diffusion model.
+
+    Args:
+        command: as typed, such as `unveil evaluate`.
+
+    Raises:
+        RecipeError: it is of another kind; the message says what serves instead.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    raise RecipeError(
+        f"{recipe.name}: a recipe of kind {recipe.kind}, and `{command}` is for diffusion models; "
+        f"{_INSTEAD[recipe.kind]}"
+    )

@@ -1,0 +1,190 @@
+"""`unveil recipes`: what ships, how it is written, where it comes from."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+from unveil.autoencoders import losses
+from unveil.autoencoders.perceptual import Perceptual
+from unveil.cli.console import Console
+from unveil.conditioning.diffusion_forcing import Framewise
+from unveil.core import guidance, loss_weights, samplers, schedules, score_matching, variance
+from unveil.core import objective as objectives
+from unveil.core.flow import RectifiedFlow, RootShifted, Shifted
+from unveil.core.process import CosineVP, DiscreteVP, LinearVP, Process
+from unveil.core.sde import SubVP
+from unveil.core.timestep_sampling import Stratified
+from unveil.core.ve import EDM, VE, DiscreteVE
+from unveil.model.config import (
+    AnyRecipe,
+    AutoencoderRecipe,
+    CaptionerRecipe,
+    ClassifierRecipe,
+    GuidanceConfig,
+    Recipe,
+    SequenceRecipe,
+    load_recipe,
+    recipe_names,
+    recipe_text,
+)
+from unveil.model.config.model import NETWORKS
+from unveil.model.config.objective import DenoisingObjective, FramewiseObjective, SimpleObjective, SlicedObjective
+from unveil.nn import captioner, decoding, lora
+from unveil.nn.discriminator import PatchDiscriminator
+from unveil.nn.meta_device import weightless
+from unveil.nn.transformer import Transformer
+
+
+def names(console: Console) -> None:
+    """Every recipe and its claim."""
+    recipes = [load_recipe(name) for name in recipe_names()]
+    facts = [{"name": r.name, "paper": r.paper, "claim": r.claim, "command": r.command} for r in recipes]
+    width = max(len(recipe.name) for recipe in recipes)
+    console.result({"recipes": facts}, "\n".join(f"{r.name:<{width}}  {r.claim}" for r in recipes))
+
+
+def show(name: str, console: Console) -> None:
+    """The text of a recipe."""
+    text = recipe_text(name)
+    console.result(load_recipe(name).model_dump(mode="json"), text.rstrip())
+
+
+def cite(name: str, console: Console) -> None:
+    """The paper, and the source of every part in use, as its own docstring states it."""
+    recipe = load_recipe(name)
+    found = [{"part": "recipe", "source": recipe.paper}, *sources(recipe)]
+    width = max(len(line["part"]) for line in found)
+    console.result({"sources": found}, "\n".join(f"{line['part']:<{width}}  {line['source']}" for line in found))
+
+
+def sources(recipe: AnyRecipe) -> list[dict[str, str]]:
+    """Part and source, in the order in which a sample meets them; a source is named once."""
+    found: list[dict[str, str]] = []
+    for part, thing in _parts(recipe):
+        for source in _source(thing):
+            if all(line["source"] != source for line in found):
+                found.append({"part": part, "source": source})
+    return found
+
+
+def _parts(recipe: AnyRecipe) -> list[tuple[str, Any]]:
+    if isinstance(recipe, SequenceRecipe):
+        return [("network", Transformer), ("decoding", decoding.beam)]
+    if isinstance(recipe, ClassifierRecipe):
+        return _classifier_parts(recipe)
+    if isinstance(recipe, AutoencoderRecipe):
+        return _autoencoder_parts(recipe)
+    if isinstance(recipe, CaptionerRecipe):
+        return [("network", captioner), ("decoding", decoding.beam)]
+    network = inspect.getmodule(NETWORKS[recipe.network.kind])
+    process = recipe.process.build()
+    prediction = recipe.build_prediction(process)
+    parts: list[tuple[str, Any]] = [("network", network), *(("process", kind) for kind in _process(recipe.process))]
+    parts += [("lora", lora)] if recipe.lora is not None else []
+    parts.append(("prediction", prediction if isinstance(recipe.prediction, str) else type(prediction)))
+    with weightless():  # a text encoder is large
+        parts += [("condition", type(one.build(recipe, 8))) for one in recipe.condition]
+    parts += _objective_parts(recipe, process)
+    sampler = samplers.named(recipe.sample.sampler)
+    if "variance" in inspect.signature(sampler.build).parameters or recipe.learns_variance:
+        rules: dict[str, Callable[..., Any]] = {**variance.VARIANCES}
+        parts.append(("variance", rules[recipe.variance]))
+    parts.append(("sampler", sampler))
+    if isinstance(recipe.sample.grid, str) and recipe.sample.grid in schedules.GRIDS:
+        parts.append(("grid", schedules.GRIDS[recipe.sample.grid]))
+    parts += _guidance_parts(recipe.sample.guidance)
+    if recipe.sample.clip != "none":
+        parts.append(("clip", guidance.clip_static if recipe.sample.clip == "static" else guidance.clip_dynamic))
+    return parts
+
+
+def _classifier_parts(recipe: ClassifierRecipe) -> list[tuple[str, Any]]:
+    parts: list[tuple[str, Any]] = [("network", inspect.getmodule(type(recipe.network.build())))]
+    if recipe.process is not None:
+        parts += [("process", kind) for kind in _process(recipe.process)]
+        parts += [("guidance", guidance.log_probability), ("guidance", guidance.steer)]
+    return parts
+
+
+def _autoencoder_parts(recipe: AutoencoderRecipe) -> list[tuple[str, Any]]:
+    loss = recipe.loss
+    with weightless():
+        codec = recipe.build()
+    parts: list[tuple[str, Any]] = [
+        ("network", inspect.getmodule(type(codec.encoder))),
+        ("codec", inspect.getmodule(type(codec))),
+    ]
+    if loss.log_scale is not None:
+        parts.append(("scale of the error", losses.likelihood))
+    if loss.perceptual is not None:
+        parts.append(("perceptual distance", Perceptual))
+    if loss.discriminator is not None:
+        parts += [
+            ("discriminator", PatchDiscriminator),
+            ("adversarial loss", losses.ADVERSARIAL[loss.discriminator.kind]),
+        ]
+        parts.append(("weight of the discriminator", losses.adaptive_weight))
+    return parts
+
+
+def _objective_parts(recipe: Recipe, process: Process) -> list[tuple[str, Any]]:
+    """What is minimised, its weight over the levels, and which times are drawn."""
+    objective = recipe.objective
+    kinds: dict[str, list[Any]] = {
+        "simple": [objectives.simple],
+        "hybrid": [objectives.hybrid, objectives.vlb],
+        "vlb": [objectives.vlb],
+        "framewise": [Framewise],
+        "denoising-score-matching": [score_matching.denoising],
+        "sliced-score-matching": [score_matching.Sliced],
+    }
+    parts: list[tuple[str, Any]] = [("objective", one) for one in kinds[objective.kind]]
+    if isinstance(objective, DenoisingObjective | SlicedObjective):
+        parts.append(("weight", score_matching.SCORE_WEIGHTS[objective.weight]))
+    elif isinstance(objective, SimpleObjective | FramewiseObjective) and objective.weight.build() is not None:
+        named = objective.weight.model_dump()["kind"].replace("-", "_")
+        parts.append(("weight", getattr(loss_weights, named)))
+    time = objective.time.build(process, recipe.train.batch)
+    parts.append(("times", type(time)))
+    if isinstance(time, Stratified):
+        parts.append(("times", type(time.of)))
+    return parts
+
+
+def _guidance_parts(asked: GuidanceConfig) -> list[tuple[str, Any]]:
+    if asked.scale == 1:
+        return []
+    kinds: dict[str, Callable[..., Any]] = {"cfg": guidance.cfg, "apg": guidance.apg, "cfg-zero": guidance.cfg_zero}
+    parts: list[tuple[str, Any]] = [("guidance", kinds[asked.kind]), ("schedule", guidance.SCHEDULES[asked.schedule])]
+    parts += [("interval", guidance.interval)] if asked.interval is not None else []
+    return [*parts, ("rescale", guidance.rescale)] if asked.rescale else parts
+
+
+def _process(asked: Any) -> list[Any]:
+    """The class of a section of a process, and of the one that it shifts."""
+    kinds: dict[str, Any] = {
+        "discrete-vp": DiscreteVP,
+        "linear-vp": LinearVP,
+        "cosine-vp": CosineVP,
+        "sub-vp": SubVP,
+        "ve": VE,
+        "discrete-ve": DiscreteVE,
+        "edm": EDM,
+        "rectified-flow": RectifiedFlow,
+        "shifted": Shifted,
+        "root-shifted": RootShifted,
+    }
+    inner = _process(asked.process) if asked.kind == "shifted" else []
+    return [*inner, kinds[asked.kind]]
+
+
+def _source(thing: Any) -> list[str]:
+    """What stands behind "Source:" or "Sources:" in a docstring."""
+    if isinstance(thing, samplers.Sampler):
+        return [thing.source]
+    text = inspect.getdoc(thing) or ""
+    found = re.search(r"Sources?:\s*(.+?)(?:\n\n|\Z)", text, re.DOTALL)
+    return [" ".join(found[1].split())] if found else []

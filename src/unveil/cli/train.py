@@ -1,0 +1,299 @@
+"""`unveil train`: from a recipe to a run."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unveil import data
+from unveil.autoencoders import KL, VQ, Video
+from unveil.checkpoints import text_encoder_loader
+from unveil.cli.console import Console, duration
+from unveil.cli.model_loading import device as pick
+from unveil.cli.model_loading import open_model
+from unveil.cli.recipe_kind import diffusion
+from unveil.io.files import refuse_overwrite
+from unveil.model import Model, build
+from unveil.model.config import (
+    AnyRecipe,
+    AutoencoderRecipe,
+    CaptionerRecipe,
+    ClassifierRecipe,
+    Recipe,
+    SequenceRecipe,
+    dump,
+    load_recipe,
+)
+from unveil.types import Base, NotWritable, RecipeError, nearest
+
+# items, held-out items, the run's folder -> trained
+Begin = Callable[[Any, Any, Path], object]
+PRECISIONS = {"float32": "float32", "bfloat16": "bf16", "float16": "16-mixed"}
+# What a run's folder may hold; a folder with anything else is not ours to delete.
+RUN_ENTRIES = {"recipe.yaml", "environment.json", "metrics.jsonl", "card.md", "report.html", "report.json", ".lock"}
+RUN_ENTRIES |= {"events", "samples", "plots", "checkpoints"}
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is asked, as typed."""
+
+    recipe: str
+    overrides: tuple[str, ...] = ()
+    small: bool = False
+    run: Path | None = None
+    device: str = "auto"
+    dtype: str | None = None
+    force: bool = False
+
+    def resolved(self) -> AnyRecipe:
+        """The recipe with its changes.
+
+        Raises:
+            RecipeError: see `load_recipe`; or an unknown dtype.
+        """
+        changes = list(self.overrides)
+        if self.dtype is not None:
+            if self.dtype not in PRECISIONS:
+                known = list(PRECISIONS)
+                raise RecipeError(
+                    f"dtype {self.dtype!r}: must be one of {', '.join(known)}{nearest(self.dtype, known)}"
+                )
+            changes.append(f"train.precision={PRECISIONS[self.dtype]}")
+        return load_recipe(self.recipe, changes, small=self.small)
+
+    def folder(self, recipe: AnyRecipe) -> Path:
+        """Where the run goes: as asked; a run's own folder when it was named as the recipe; or runs/NAME."""
+        if self.run is not None:
+            return self.run
+        named = Path(self.recipe)
+        return named if named.is_dir() else Path("runs") / (recipe.name + ("-small" if self.small else ""))
+
+
+def print_config(ask: Ask, console: Console) -> None:
+    """Prints the recipe with every setting."""
+    recipe = ask.resolved()
+    console.result(recipe.model_dump(mode="json"), dump(recipe).rstrip())
+
+
+def dry_run(ask: Ask, console: Console) -> None:
+    """Measures one step and tells what the whole run would take; writes nothing."""
+    recipe = ask.resolved()
+    if not isinstance(recipe, AutoencoderRecipe):
+        recipe = diffusion(recipe, "unveil train --dry-run")
+    from unveil.cli.dry_run import estimate  # with Lightning, whose import takes seconds; a typo must not wait for it
+    from unveil.train.autoencoder import learner_of
+    from unveil.train.diffusion import Denoising
+    from unveil.train.vocabulary import learn_words
+
+    dataset = data.open(recipe.data.build())
+    if isinstance(recipe, AutoencoderRecipe):
+        learner: Any = learner_of(recipe, fresh_codec(recipe))
+    else:
+        model = start(recipe, pick("cpu"))
+        learn_words(model, dataset)
+        objective = recipe.objective.build(recipe, model.process, recipe.train.batch)
+        learner = Denoising(model, objective, recipe.key, recipe.train.batching)
+    found = estimate(recipe, learner, dataset, pick(ask.device))
+    console.result(found.facts(), found.text())
+
+
+def train(ask: Ask, console: Console) -> None:
+    """Trains, or goes on with the run that is there."""
+    recipe = ask.resolved()
+    run = ask.folder(recipe)
+    device = pick(ask.device)
+    if isinstance(recipe, ClassifierRecipe | SequenceRecipe):
+        if ask.device != "auto" and device.type != "cpu":
+            raise RecipeError(f"--device {ask.device}: {recipe.name} is trained on the processor; leave it out")
+        if isinstance(recipe, ClassifierRecipe):
+            _classifier(recipe, run, ask.force, console)
+        else:
+            _sequence(recipe, run, ask.force, console)
+        return
+    refuse_overwrite(
+        run / "recipe.yaml", force=True
+    )  # a path that can never be written is told before the data are read
+    dataset, held_out = data.open(recipe.data.build()), held_out_of(recipe)
+    if isinstance(recipe, CaptionerRecipe):
+        begin = _captioner(recipe, device)
+    elif isinstance(recipe, AutoencoderRecipe):
+        begin = _autoencoder(recipe, device)
+    else:
+        begin = _diffusion(recipe, device, console)
+    if ask.force and os.environ.get("RANK", "0") == "0":
+        _start_over(run)
+    console.say(f"{recipe.name}: {len(dataset)} items, {recipe.train.steps} steps of {recipe.train.amount} into {run}")
+    begun = time.monotonic(), time.process_time()
+    begin(dataset, held_out, run)
+    took = {"seconds": round(time.monotonic() - begun[0], 1), "cpu_seconds": round(time.process_time() - begun[1], 1)}
+    last = _last_metrics(run)
+    facts = {"run": str(run), "step": last.get("step"), "loss": last.get("loss"), **took}
+    then = {"autoencoder": "evaluate", "captioner": "caption FOLDER --model"}.get(recipe.kind, "sample")
+    console.result(facts, f"{run}: trained in {duration(took['seconds'])}; unveil {then} {run}")
+
+
+def start(recipe: Recipe, device: torch.device) -> Model:
+    """What training begins with, on its device: fresh weights, a base, or a base with a fresh LoRA or ControlNet."""
+    if recipe.base is None:
+        return text_encoder_loader.fill(fresh(recipe)).to(device)
+    from unveil.train.controlnet import controlled
+    from unveil.train.finetuning import continued
+    from unveil.train.lora import adapted
+
+    model, source = open_model(recipe.base, device)
+    base = Base(source.name, recipe.base, source.sha256)
+    if recipe.control is not None:
+        return controlled(model, base, recipe)
+    return continued(model, base, recipe) if recipe.lora is None else adapted(model, base, recipe)
+
+
+def fresh(recipe: Recipe) -> Model:
+    """The recipe's model with the initial weights that its seed gives."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed)
+        return build(recipe.model)
+
+
+def fresh_codec(recipe: AutoencoderRecipe) -> KL | VQ:
+    """The recipe's codec with the initial weights that its seed gives, of pictures with its channels last in memory."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed)
+        codec = recipe.build()
+        if isinstance(codec, Video):
+            return codec
+        return codec.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def _diffusion(recipe: Recipe, device: torch.device, console: Console) -> Begin:
+    """What trains a diffusion model, whose faults have been found."""
+    objective = recipe.objective.build(recipe, recipe.process.build(), recipe.train.batch)
+    model = start(recipe, device)
+
+    def begin(dataset: Any, held_out: Any, run: Path) -> None:
+        from unveil.train import fit  # with Lightning
+
+        if recipe.train.latents == "cache":
+            from unveil.cli.latent_cache import keep_both
+
+            dataset, held_out = keep_both(recipe, model, dataset, held_out, console)
+        fit(model, dataset, objective=objective, config=recipe.train, run=run, held_out=held_out, recipe=recipe)
+
+    return begin
+
+
+def _autoencoder(recipe: AutoencoderRecipe, device: torch.device) -> Begin:
+    """The same of an autoencoder."""
+    from unveil.train.autoencoder import fit_autoencoder, learner_of
+
+    if recipe.train.latents == "cache":
+        raise RecipeError("train.latents = cache: an autoencoder learns from pixels; set it to encode")
+    learner_of(recipe, recipe.build())  # files of a perceptual network that are not there
+    codec = fresh_codec(recipe).to(device)
+    return lambda dataset, held_out, run: fit_autoencoder(recipe, codec, dataset, run=run, held_out=held_out)
+
+
+def _captioner(recipe: CaptionerRecipe, device: torch.device) -> Begin:
+    """The same of a captioner."""
+    from unveil.train.captioner import fit_captioner, start
+
+    if recipe.train.latents == "cache":
+        raise RecipeError("train.latents = cache: a captioner looks at pixels; set it to encode")
+
+    def begin(dataset: Any, held_out: Any, run: Path) -> None:
+        fit_captioner(recipe, start(recipe, dataset, device), dataset, run=run, held_out=held_out)
+
+    return begin
+
+
+def held_out_of(recipe: Recipe | AutoencoderRecipe | CaptionerRecipe) -> Any:
+    """What validation reads; None where everything trains."""
+    return None if getattr(recipe.data, "held_out", 1) == 0 else data.open(recipe.data.build(), "held-out")
+
+
+def _classifier(recipe: ClassifierRecipe, run: Path, force: bool, console: Console) -> None:
+    from unveil.train import classifier
+
+    settings = recipe.train.model_dump()
+    process = recipe.process.build() if recipe.process else None
+    config = classifier.ClassifierConfig(recipe.network.build(), **settings, process=process)
+    dataset, held_out = data.open(recipe.data.build()), data.open(recipe.data.build(), "held-out")
+    if not force:
+        refuse_overwrite(run)
+    steps = config.epochs * (len(dataset) // config.batch)
+    with console.progress("training step", steps) as progress:
+        trained = classifier.train_classifier(config, dataset, held_out, lambda _: progress.advance())
+    levels = recipe.process.model_dump(mode="json") if recipe.process else None
+    card = classifier.save_classifier(recipe.name, trained, config, run, process=levels, force=force)
+    facts = {"card": str(card), "accuracy": trained.accuracy, "cpu_seconds": round(trained.cpu_seconds, 1)}
+    facts |= {"accuracy_by_size": dict(trained.by_size)} if trained.by_size else {}
+    others = ", ".join(f"{size} px {share:.2%}" for size, share in trained.by_size.items())
+    beside = f"; brought to other sizes: {others}" if others else ""
+    console.result(facts, f"{card}: reads {trained.accuracy:.2%} of the held-out pictures{beside}")
+
+
+def _sequence(recipe: SequenceRecipe, run: Path, force: bool, console: Console) -> None:
+    from unveil.model.seq2seq_folder import save_sequence
+    from unveil.train.seq2seq import train_sequence
+
+    if not force:
+        refuse_overwrite(run)
+    with console.progress("training step", recipe.train.steps) as progress:
+        trained = train_sequence(recipe, lambda _: progress.advance())
+    spent = round(trained.cpu_seconds, 1)
+    told = {"exact": trained.exact, "cpu_seconds": spent, "command": f"unveil train {recipe.name}"}
+    model = trained.model._replace(facts={**trained.model.facts, **told})
+    card = save_sequence(recipe.name, model, run, force=force)
+    lines = [f"{card}: held-out targets written exactly"]
+    for what in trained.exact["greedy"]:
+        shares = ", ".join(f"{how} {found[what]:.2%}" for how, found in trained.exact.items())
+        lines.append(f"  {what}: {shares}")
+    console.result({"card": str(card), **told}, "\n".join(lines))
+
+
+def _start_over(run: Path) -> None:
+    """Deletes a run, and nothing that is not one.
+
+    Raises:
+        NotWritable: the folder holds other things too, or is being trained in; or there are other processes, which
+            may be reading it already.
+    """
+    if not run.exists():
+        return
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise NotWritable(
+            f"{run}: is there; with several processes --force deletes nothing: delete it before the start"
+        )
+    others = (
+        sorted(entry.name for entry in run.iterdir() if entry.name not in RUN_ENTRIES) if run.is_dir() else [run.name]
+    )
+    if others or not (run / "recipe.yaml").is_file():
+        shown = ", ".join(others[:5]) or "no recipe.yaml"
+        raise NotWritable(f"{run}: is not only a run ({shown}), so --force does not delete it; choose another --run")
+    lock = os.open(run / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(run)
+    except BlockingIOError as problem:
+        raise NotWritable(
+            f"{run}: another process trains in this folder; stop it, or choose another --run"
+        ) from problem
+    finally:
+        os.close(lock)
+
+
+def _last_metrics(run: Path) -> dict[str, Any]:
+    try:
+        lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
+        return json.loads(lines[-1]) if lines else {}
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,240 @@
+"""`unveil video`: clips from words, pictures and clips, as files with their records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from unveil.cli import video_inputs
+from unveil.cli.generation_options import PROMPT
+from unveil.cli.prompt_expansion import USUAL, Expander, Expanding
+from unveil.cli.storyboard import scenes_of
+from unveil.cli.video_output import Ask, Stage, check_prompt, opening, run, shoot
+from unveil.tasks import hires, video
+from unveil.tasks.conditioning_frames import check_place
+from unveil.tasks.long_video import Direction, Shot, still_frames
+from unveil.tasks.size import check_size
+from unveil.tasks.task_spec import Input
+from unveil.types import RecipeError, nearest
+
+__all__ = ["Ask", "Change", "Expanding", "Joint", "Length", "Stills"]
+WHITE = 128  # from here on a mask's pixel is white
+WAYS = {"connect": ("bridge", "blend"), "edit": ("noise", "difference")}
+
+
+class Stills(NamedTuple):
+    """Pictures that are frames of a clip, and which."""
+
+    images: tuple[Path, ...] = ()
+    at: tuple[int, ...] = ()
+
+
+class Length(NamedTuple):
+    """Frames of a clip, of a window, and that windows share."""
+
+    frames: int | None
+    window: int | None = None
+    overlap: int | None = None
+
+
+class Joint(NamedTuple):
+    """How two clips are connected."""
+
+    way: str
+    frames: int | None
+    context: int | None
+    strength: float
+
+
+class Change(NamedTuple):
+    """How a clip is edited."""
+
+    strength: str
+    way: str
+    source: str | None
+    mask: Path | None
+    keep: Path | None
+
+
+def make(ask: Ask, prompt: str, stills: Stills, length: Length, expanding: Expanding = USUAL) -> None:
+    """A clip from words, and from pictures that are frames of it."""
+    stage = opening(ask, ask.rate(video_inputs.RATE), prompt)
+    model = stage.model
+    frames = model.shape[1] if length.frames is None else length.frames
+    size = ask.sized() or (model.shape[-2], model.shape[-1])
+    check_size(model, size)
+    shot = Shot(frames, size, window=length.window, overlap=length.overlap, verb="make")
+    places = stills.at or tuple(range(len(stills.images)))[:1]
+    if len(places) != len(stills.images):
+        raise RecipeError(
+            f"--image: {len(stills.images)} pictures at {len(places)} places; give one --at for each, such as --at 0"
+        )
+    if stills.images:
+        shown = [video_inputs.read(path, model, size, None) for path in stills.images]
+        known = [check_place(place, frames) for place in places]
+        if len(set(known)) < len(known):
+            raise RecipeError(f"--at {' '.join(map(str, places))}: two pictures at one frame; give each its own")
+        pairs = zip(known, shown, strict=True)
+        shot = replace(
+            shot,
+            known=still_frames({place: one.pixels[:, :, 0] for place, one in pairs}),
+            settings={"at": list(places)},
+            inputs={"picture": [one.input for one in shown]},
+        )
+    if hires.is_large(model, size):
+        stage.console.say(hires.told(model, size))
+    expander = Expander(expanding, model, stage.console, frames=frames, shown=bool(stills.images))
+    shoot(stage, expander(stage.request(prompt)), shot, ask.rate(video_inputs.RATE))
+
+
+def extend(ask: Ask, path: Path, frames: int | None, direction: Direction, context: int | None) -> None:
+    """A clip that goes on, or that is led up to."""
+    stage = opening(ask, ask.rate(video_inputs.RATE))
+    given = stage.read(path)
+    shot = video.extended(stage.model, given.pixels, frames, direction=direction, context=context)
+    ends = (given.pixels[0], None) if direction == "forward" else (None, given.pixels[0])
+    shoot(stage, stage.request(_text(ask, given)), _of(shot, given.input), given.rate, ends)
+
+
+def bridge(ask: Ask, verb: str, paths: tuple[Path, Path], frames: int | None, context: int | None) -> None:
+    """The way between two pictures or clips, or from a clip's end to its beginning."""
+    stage = opening(ask, ask.rate(video_inputs.RATE))
+    first, last = (stage.read(path) for path in paths)
+    rate = video_inputs.check_rates((first, last), paths)
+    shot = replace(video.bridged(stage.model, first.pixels, last.pixels, frames, context=context), verb=verb)
+    ends = (first.pixels[0], None if verb == "loop" else last.pixels[0])
+    shoot(stage, stage.request(_text(ask, first)), _of(shot, first.input, last.input), rate, ends)
+
+
+def connect(ask: Ask, paths: tuple[Path, Path], prompts: tuple[str, ...], joint: Joint) -> None:
+    """Two clips as one: by frames between them, or by turning the one into the other."""
+    _check_way("connect", joint.way)
+    if len(prompts) > 2:
+        raise RecipeError(f"--prompt: {len(prompts)} given; one for each of the two clips")
+    stage = opening(ask, ask.rate(video_inputs.RATE))
+    first, last = (stage.read(path) for path in paths)
+    rate = video_inputs.check_rates((first, last), paths)
+    texts = [prompts[min(n, len(prompts) - 1)] if prompts else one.prompt for n, one in enumerate((first, last))]
+    request = stage.request(texts[0])
+    if joint.way == "bridge":
+        shot = video.bridged(stage.model, first.pixels, last.pixels, joint.frames, context=joint.context)
+        middle = shot.frames // 2
+        if None not in texts and texts[0] != texts[1]:
+            told = (video.Scene(0, middle, str(texts[0])), video.Scene(middle, shot.frames, str(texts[1])))
+            shot = replace(shot, scenes=told, fade=shot.settings["added"])
+        shot = replace(shot, verb="connect")
+        shoot(stage, request, _of(shot, first.input, last.input), rate, (first.pixels[0], last.pixels[0]))
+        return
+    both = [{PROMPT: [text]} for text in texts] if None not in texts else ()
+    made = video.blend(stage.model, first.pixels, last.pixels, strength=joint.strength, texts=both)
+    run(stage, request, replace(made, inputs={"clip": [first.input], "other": [last.input]}), rate)
+
+
+def ring(ask: Ask, frames: int | None) -> None:
+    """A loop from words."""
+    if ask.prompt is None:
+        raise RecipeError('loop needs a clip, or --prompt "a small red circle moves in a circle"')
+    stage = opening(ask, ask.rate(video_inputs.RATE), ask.prompt)
+    cyclic = stage._replace(model=video.cyclic(stage.model))
+    run(cyclic, stage.request(ask.prompt), video.ring(cyclic.model, frames, ask.sized()), ask.rate(video_inputs.RATE))
+
+
+def edit(ask: Ask, path: Path, change: Change) -> None:
+    """A clip edited by words."""
+    _check_way("edit", change.way)
+    if change.mask is not None and change.keep is not None:
+        raise RecipeError("--mask and --keep: give one of them; each says the opposite of the other")
+    stage = opening(ask, ask.rate(video_inputs.RATE))
+    given = stage.read(path)
+    prompt = ask.prompt
+    if prompt is None:
+        raise RecipeError('edit needs words for what is to be seen: --prompt "a small blue circle moves left"')
+    mask = _mask(stage, given, change)
+    count = given.pixels.shape[2]
+    if change.way == "noise":
+        made = video.restyle(stage.model, given.pixels, strengths(change.strength, count), mask)
+    else:
+        before = given.prompt if change.source is None else change.source
+        if before is None:
+            raise RecipeError('edit by difference needs words for the clip as it is: --source "a small red circle"')
+        check_prompt(stage.model, before)
+        (strength,) = set(strengths(change.strength, 1))
+        made = video.move(stage.model, given.pixels, {PROMPT: [before]}, strength=strength, mask=mask)
+    run(stage, stage.request(prompt), replace(made, inputs={"clip": [given.input]}), given.rate)
+
+
+def storyboard(ask: Ask, script: Path | None, typed: Sequence[str], fade: int, length: Length) -> None:
+    """One clip of several scenes."""
+    scenes = scenes_of(script, typed)
+    stage = opening(ask, ask.rate(video_inputs.RATE), *(scene.prompt for scene in scenes))
+    shot = video.storyboard(scenes, scenes[-1].stop, fade=fade, window=length.window)
+    for scene in scenes:
+        check_prompt(stage.model, scene.prompt)
+    request = stage.request(scenes[0].prompt)
+    shot = replace(shot, size=ask.sized(), overlap=length.overlap)
+    shoot(stage, request, shot, ask.rate(video_inputs.RATE))
+
+
+def upscale(ask: Ask, path: Path, factor: int, strength: float) -> None:
+    """A clip made larger."""
+    stage = opening(replace(ask, size=None), ask.rate(video_inputs.RATE))
+    given = stage.read(path)
+    height, width = given.pixels.shape[3:]
+    size = ask.sized() or (height * factor, width * factor)
+    shot = hires.enlarged(stage.model, given.pixels, size, strength)
+    shoot(stage, stage.request(_text(ask, given)), _of(shot, given.input), given.rate)
+
+
+def strengths(text: str, frames: int) -> list[float]:
+    """A strength for each frame: the one that is given, or on straight lines through several, evenly spread.
+
+    Raises:
+        RecipeError: not numbers.
+    """
+    try:
+        given = [float(one) for one in text.split(",")]
+    except ValueError:
+        raise RecipeError(
+            f"--strength {text!r}: is a number from 0 to 1, or several with commas, such as 0,0.8"
+        ) from None
+    if len(given) == 1 or frames == 1:
+        return given[:1] * frames
+    along = torch.linspace(0, len(given) - 1, frames, dtype=torch.float64)
+    low = along.floor().long().clamp(max=len(given) - 2)
+    points = torch.tensor(given, dtype=torch.float64)
+    return torch.lerp(points[low], points[low + 1], along - low).tolist()
+
+
+def _check_way(verb: str, way: str) -> None:
+    if way not in WAYS[verb]:
+        raise RecipeError(f"--way {way!r}: must be one of {', '.join(WAYS[verb])}{nearest(way, WAYS[verb])}")
+
+
+def _text(ask: Ask, given: video_inputs.Read) -> str | None:
+    return given.prompt if ask.prompt is None else ask.prompt
+
+
+def _of(shot: Shot, first: Input, last: Input | None = None) -> Shot:
+    """The shot with the names of the files that it was made of."""
+    named = {"clip": [first]} | ({} if last is None else {"other": [last]})
+    return replace(shot, inputs=named)
+
+
+def _mask(stage: Stage, given: video_inputs.Read, change: Change) -> Tensor | None:
+    """Where a clip is made anew: boolean (1, 1, 1 or T, H, W)."""
+    path = change.mask or change.keep
+    if path is None:
+        return None
+    size = given.pixels.shape[3], given.pixels.shape[4]
+    found = video_inputs.read(path, stage.model, size, stage.ask.fps).pixels
+    if found.shape[2] not in (1, given.pixels.shape[2]):
+        raise RecipeError(
+            f"{path}: {found.shape[2]} frames for a clip of {given.pixels.shape[2]}; a mask is one picture, or as long"
+        )
+    white = found.float().mean(1, keepdim=True) >= WHITE
+    return white if change.keep is None else ~white

@@ -1,0 +1,145 @@
+"""Clips and pictures that commands on clips work on, read whole and brought to one size and rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from unveil.data.image_decoding import header, open_picture
+from unveil.data.video_folder import cut, upright
+from unveil.data.video_slicing import ClipsConfig, plan
+from unveil.io.files import sha256
+from unveil.io.video.reader import Decoder, Limits
+from unveil.model import Model
+from unveil.tasks import inputs
+from unveil.tasks.metadata import read_facts
+from unveil.tasks.size import check_size
+from unveil.tasks.task_spec import Input
+from unveil.types import MediaError, RecipeError
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+RATE = 8.0  # frames in a second of what is made from nothing
+
+
+class Read(NamedTuple):
+    """A clip, uint8 (1, 3, T, H, W), its frames in a second, the file it comes from and the prompt of its record."""
+
+    pixels: Tensor
+    rate: float
+    input: Input
+    prompt: str | None
+
+
+def read(path: Path, model: Model, size: tuple[int, int] | None, rate: float | None) -> Read:
+    """A clip or a picture, which is a clip of one frame.
+
+    Args:
+        path: MP4, MOV, WebM, MKV or GIF; a picture; or a folder of PNG frames, in the order of their names.
+        model: that works on it.
+        size: height and width that its centre is brought to; None: its own.
+        rate: frames in a second that it is brought to, each frame the one closest in time; None: its own.
+
+    Raises:
+        MediaError: it cannot be read, or its rate varies and none was given.
+        RecipeError: its size is none that the model takes; the nearest is named.
+    """
+    if not path.exists():
+        raise MediaError(f"{path}: no such clip")
+    if path.is_dir() or path.suffix.lower() in PICTURES:
+        files = inputs.listed(path)
+        _refuse_animated(files[0])
+        frames = [inputs.opened(inputs.PICTURE, file, model.shape[0]) for file in files]
+        if len({one.content.shape for one in frames}) > 1:
+            raise MediaError(f"{path}: frames of several sizes; a clip has one")
+        pixels, found = torch.stack([one.content for one in frames], dim=1), RATE if rate is None else rate
+        named, told = frames[0].input, files[0]
+    else:
+        pixels, found = decoded(path, rate)
+        named, told = Input(path.name, sha256(path)), path
+    pixels = pixels if size is None else sized(pixels, size)
+    try:
+        check_size(model, tuple(pixels.shape[2:]))
+    except RecipeError as problem:
+        raise RecipeError(f"{path}: {problem}; --size WIDTHxHEIGHT brings it to one") from problem
+    return Read(pixels[None], found, named, _prompt(told))
+
+
+def _refuse_animated(path: Path) -> None:
+    """Raises MediaError: a picture of several frames, of which the first alone would be seen."""
+    with path.open("rb") as file:
+        count = header(open_picture(file, inputs.MAX_PIXELS)).frames
+    if count > 1:
+        raise MediaError(
+            f"{path}: a picture of {count} frames; clips are read from MP4, MOV, WebM, MKV, GIF or a folder of PNG: "
+            "convert it to one of them"
+        )
+
+
+def sized(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """The centre of frames uint8 (C, T, H, W) in another height and width."""
+    if tuple(frames.shape[2:]) == size:
+        return frames
+    scale = max(size[0] / frames.shape[2], size[1] / frames.shape[3])
+    tall, wide = (max(one, round(side * scale)) for one, side in zip(size, frames.shape[2:], strict=True))
+    large = functional.interpolate(
+        frames.transpose(0, 1).float(), (tall, wide), mode="bicubic", align_corners=False, antialias=True
+    )
+    top, left = (tall - size[0]) // 2, (wide - size[1]) // 2
+    part = large[:, :, top : top + size[0], left : left + size[1]]
+    return part.round().clamp(0, 255).to(torch.uint8).transpose(0, 1)
+
+
+def check_rates(every: Sequence[Read], paths: Sequence[Path]) -> float:
+    """The frames in a second of several clips, pictures aside.
+
+    Raises:
+        RecipeError: they differ.
+    """
+    rates = {one.rate: path for one, path in zip(every, paths, strict=True) if one.pixels.shape[2] > 1}
+    if len(rates) > 1:
+        told = ", ".join(f"{path} {rate:g}" for rate, path in rates.items())
+        raise RecipeError(f"clips of unlike frames in a second ({told}): bring them to one with --fps {min(rates):g}")
+    return next(iter(rates), RATE)
+
+
+def decoded(path: Path, rate: float | None) -> tuple[Tensor, float]:
+    """Frames uint8 (3, T, H, W) of a file, and how many there are in a second.
+
+    Raises:
+        MediaError: it cannot be read, or its rate varies and none was given.
+    """
+    limits = Limits()
+    decoder = Decoder()
+    try:
+        film = decoder.look(path, limits)
+        if film.rate is None and rate is None:
+            raise MediaError(
+                "its frame rate varies; give --fps, such as --fps 8: each frame is the one closest in time"
+            )
+        rule = "none" if rate is None else "nearest"
+        config = ClipsConfig(path=str(path), size="native", frames=1, fps=rate, resample=rule, hop=1)
+        planned = plan(film, config)
+        if planned.refused or not planned.pieces:
+            raise MediaError(planned.refused or planned.reason)
+        whole = planned.pieces[0]._replace(times=tuple(piece.times[0] for piece in planned.pieces))
+        pixels, _ = decoder.read(path, film, cut(film, whole, config.rule), limits)
+    except MediaError as problem:
+        raise MediaError(f"{path}: {problem}") from problem
+    finally:
+        decoder.close()
+    return upright(pixels, film.turn), whole.rate
+
+
+def _prompt(path: Path) -> str | None:
+    """The prompt that a file of ours was made by, None where there is none."""
+    try:
+        given = read_facts(path).get("given", {})
+    except MediaError:
+        return None
+    prompt = given.get("prompt") if isinstance(given, dict) else None
+    return prompt if isinstance(prompt, str) else None

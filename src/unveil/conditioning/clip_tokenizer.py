@@ -1,0 +1,156 @@
+"""Byte-pair encoding of text as CLIP published it: cleaning, words, merges.
+
+Source: Sennrich et al. 2016, section 3.2 (arXiv:1508.07909) for the merges; Radford et al. 2021, section 2.4
+(arXiv:2103.00020) for their use on lower-cased text. Facts (order of the vocabulary, what counts as a word, the
+cleaning): github.com/openai/CLIP, clip/simple_tokenizer.py.
+"""
+
+from __future__ import annotations
+
+import gzip
+import html
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache, lru_cache
+from importlib import resources
+from itertools import pairwise
+
+from unveil.io.optional_deps import extra
+from unveil.types import ShapeError
+
+SHIPPED = "assets/vocabularies/clip.txt.gz"
+ENDS = "</w>"  # marks the last piece of a word
+BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+# What is one word wherever a word may begin; case is ignored as published, which tells for signs like the long s.
+_WHOLE = re.compile(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d", re.IGNORECASE)
+# Bytes that stand for themselves; the others take the signs from 256 on, in their order.
+_PLAIN = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
+_OTHER = [byte for byte in range(256) if byte not in _PLAIN]
+_SIGNS = {byte: chr(byte) for byte in _PLAIN} | {byte: chr(256 + n) for n, byte in enumerate(_OTHER)}
+_BYTES = {sign: byte for byte, sign in _SIGNS.items()}
+
+
+class BytePairs:
+    """A vocabulary of pieces of words that any text can be written in.
+
+    The numbers: 256 signs of bytes, the same as ends of words, a piece for each merge, and the two special tokens.
+
+    Args:
+        merges: pairs of pieces that are put together, those of the lowest rank first.
+    """
+
+    def __init__(self, merges: Sequence[tuple[str, str]]) -> None:
+        self.merges = list(merges)
+        signs = list(_SIGNS.values())
+        self.pieces = [*signs, *(sign + ENDS for sign in signs), *(a + b for a, b in merges), BEGIN, END]
+        self._numbers = {piece: number for number, piece in enumerate(self.pieces)}
+        self._ranks = {pair: rank for rank, pair in enumerate(merges)}
+        self._of_word = lru_cache(maxsize=1 << 16)(self._merged)
+
+    def __len__(self) -> int:
+        """How many tokens, the special ones included."""
+        return len(self.pieces)
+
+    @property
+    def begin(self) -> int:
+        """The number of the token that a row begins with."""
+        return len(self) - 2
+
+    @property
+    def end(self) -> int:
+        """The number of the token that a text ends with."""
+        return len(self) - 1
+
+    def encode(self, text: str) -> list[int]:
+        """The numbers of a text's tokens; neither begin nor end is added.
+
+        A special token written out in the text is that token, as published.
+
+        Raises:
+            RecipeError: ftfy is not installed.
+        """
+        return [number for word in words(clean(text)) for number in self._of_word(word)]
+
+    def decode(self, numbers: Sequence[int]) -> str:
+        """The text of tokens, a space behind every word.
+
+        Raises:
+            ShapeError: a number that is no token's.
+        """
+        for number in numbers:
+            if not 0 <= number < len(self):
+                raise ShapeError(f"token {number}: the vocabulary has 0 to {len(self) - 1}")
+        signs = "".join(self.pieces[number] for number in numbers)
+        # special tokens are written in signs of bytes too
+        return bytes(_BYTES[sign] for sign in signs).decode(errors="replace").replace(ENDS, " ")
+
+    def _merged(self, word: str) -> tuple[int, ...]:
+        """The numbers of one word's pieces, after all merges that apply."""
+        if word in (BEGIN, END):
+            return (self._numbers[word],)
+        pieces = [_SIGNS[byte] for byte in word.encode()]
+        pieces[-1] += ENDS
+        ranks = [self._rank(first, second) for first, second in pairwise(pieces)]
+        while ranks and (best := min(ranks)) < len(self.merges):
+            place = 0
+            while best in ranks[place:]:  # every occurrence, from the left
+                place = ranks.index(best, place)
+                pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
+                del ranks[place]
+                if place > 0:
+                    ranks[place - 1] = self._rank(pieces[place - 1], pieces[place])
+                if place < len(ranks):
+                    ranks[place] = self._rank(pieces[place], pieces[place + 1])
+        return tuple(self._numbers[piece] for piece in pieces)
+
+    def _rank(self, first: str, second: str) -> int:
+        """Of the merge of two pieces; that of no merge is behind all others."""
+        return self._ranks.get((first, second), len(self.merges))
+
+
+@cache
+def clip() -> BytePairs:
+    """CLIP's vocabulary of 49,408 tokens, which comes with the package."""
+    return BytePairs(clip_merges())
+
+
+def clip_merges() -> list[tuple[str, str]]:
+    """Its 48,894 merges, those of the lowest rank first."""
+    packed = resources.files("unveil").joinpath(SHIPPED).read_bytes()
+    return [(first, second) for first, second in map(str.split, gzip.decompress(packed).decode().splitlines())]
+
+
+def clean(text: str) -> str:
+    """Text as CLIP reads it: wrong encodings put right, HTML resolved twice, single spaces, lower case.
+
+    Raises:
+        RecipeError: ftfy is not installed.
+    """
+    mended: str = extra("ftfy", "a prompt").fix_text(text)
+    return " ".join(html.unescape(html.unescape(mended)).split()).lower()
+
+
+def words(text: str) -> Iterator[str]:
+    """The words of a text: runs of letters, single digits, runs of other signs, and English endings such as 's."""
+    start = 0
+    while start < len(text):
+        whole = _WHOLE.match(text, start)
+        stop = whole.end() if whole else _end_of_run(text, start)
+        if not text[start].isspace():
+            yield text[start:stop]
+        start = stop
+
+
+def _end_of_run(text: str, start: int) -> int:
+    kind, stop = _kind(text[start]), start + 1
+    while kind != "number" and stop < len(text) and _kind(text[stop]) == kind:
+        stop += 1
+    return stop
+
+
+def _kind(sign: str) -> str:
+    if sign.isalpha() or sign == "\u0345":  # a combining iota: a letter once case is ignored
+        return "letter"
+    if sign.isnumeric():
+        return "number"
+    return "space" if sign.isspace() else "other"

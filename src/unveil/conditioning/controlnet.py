@@ -1,0 +1,266 @@
+"""ControlNets at work beside a U-Net: any number at once, each with its weight, its part of the run and its hint.
+
+Sources: Zhang et al. 2023 (arXiv:2302.05543), section 3; guess mode: github.com/lllyasviel/ControlNet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+
+from unveil.conditioning.image import Hint
+from unveil.core.denoiser import Denoiser
+from unveil.nn.controlnet import ControlNet
+from unveil.nn.spatial_transformer import Remembered
+from unveil.nn.unet import Encoder
+from unveil.nn.unet_config import UNetConfig
+from unveil.types import Condition, Level, RecipeError, ShapeError, WeightsError, nearest
+
+# Where residuals are added: to everything that the U-Net's way down left and to its middle, or to the middle alone
+Place = Literal["all", "middle"]
+# `guess`: the hint speaks where the text says little, so that deep layers are steered more than shallow ones, and
+# what guidance goes away from is not controlled at all
+Mode = Literal["balanced", "guess"]
+PLACES, MODES = get_args(Place), get_args(Mode)
+GUESS_DECAY = 0.825  # from one residual to the next shallower one
+# What a U-Net and its ControlNet have in common, in words
+ALIKE = {
+    "in_channels": "channels of x",
+    "widths": "widths of the levels",
+    "blocks": "blocks of a level",
+    "patch": "patch",
+    "context_width": "width of the text",
+    "vector_dim": "width of the time embedding",
+}
+
+
+@dataclass(frozen=True)
+class Control:
+    """One ControlNet and how it takes part.
+
+    Args:
+        key: of the picture that it reads, in what a model is asked for.
+        network: the ControlNet.
+        weight: of its residuals; one number, or one for each, the middle's last.
+        start, stop: the part of the run in which it works, as shares of the process's time: 0 is pure noise, 1 the
+            picture. A level t counts as 1 - t, so that a range means the same levels for every sampler and grid; on
+            a grid uniform in t it is the share of the steps. `stop` itself is outside, unless it is 1.
+        place: where its residuals are added.
+
+    Raises:
+        RecipeError: a range that is none, or an unknown place.
+    """
+
+    key: str
+    network: ControlNet
+    weight: float | tuple[float, ...] = 1.0
+    start: float = 0.0
+    stop: float = 1.0
+    place: Place = "all"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.stop <= 1:
+            raise RecipeError(
+                f"{self.key}: start {self.start}, stop {self.stop}: must be shares, 0 <= start <= stop <= 1"
+            )
+        if self.place not in PLACES:
+            raise RecipeError(f"place = {self.place!r}: must be all or middle{nearest(self.place, PLACES)}")
+
+    def weights(self, count: int, mode: Mode) -> Sequence[float]:
+        """Of each of its `count` residuals."""
+        given = [self.weight] * count if isinstance(self.weight, int | float) else list(self.weight)
+        if len(given) != count:
+            raise RecipeError(f"{self.key}: {len(given)} weights for {count} residuals; give one, or one for each")
+        return [w * GUESS_DECAY ** (count - 1 - i) for i, w in enumerate(given)] if mode == "guess" else given
+
+    def share(self, level: Level, rows: int) -> float | Tensor:
+        """1 where it works, else 0: a number, or (rows, 1, 1, 1) where samples differ in their level."""
+        time = level.t
+        if not isinstance(time, Tensor):
+            return float(1 - time >= self.start and (1 - time < self.stop or self.stop == 1))
+        # the noisiest part of a sample counts, as it does for the index that the network is told
+        progress = 1 - (time.flatten(1).amax(1) if time.ndim > 1 else time.expand(rows))
+        works = (progress >= self.start) & ((progress < self.stop) if self.stop < 1 else True)
+        return works.float().view(-1, 1, 1, 1)
+
+
+class Controls(nn.Module):
+    """All ControlNets of a model; each reads its own channels of `condition.hint`, in their order.
+
+    Raises:
+        RecipeError: no control, two of one key, or an unknown mode.
+    """
+
+    def __init__(self, controls: Sequence[Control], mode: Mode = "balanced") -> None:
+        super().__init__()
+        keys = [one.key for one in controls]
+        if not keys or len(set(keys)) < len(keys):
+            raise RecipeError(f"controls {', '.join(keys) or 'none'}: at least one, each under a key of its own")
+        if mode not in MODES:
+            raise RecipeError(f"mode = {mode!r}: must be balanced or guess{nearest(mode, MODES)}")
+        self.controls = tuple(controls)
+        self.mode: Mode = mode
+        self.networks = nn.ModuleList(one.network for one in controls)
+        self._features: Remembered[list[Tensor]] | None = None
+
+    @property
+    def conditioners(self) -> dict[str, Hint]:
+        """What reads each control's picture."""
+        return {one.key: Hint(one.network.hint_channels, key=one.key) for one in self.controls}
+
+    def without(self, null: Condition) -> Condition:
+        """What guidance goes away from: the same hint, but none in guess mode."""
+        return replace(null, hint=None) if self.mode == "guess" else null
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition, level: Level | None = None) -> Condition:
+        """The condition that the U-Net is given: residuals in the place of the hint.
+
+        Args:
+            x, t: as the U-Net is given them.
+            level: that t stands for; None: every control works, whatever its part of the run.
+
+        Raises:
+            ShapeError: a hint that does not fit.
+        """
+        shares = [1.0 if level is None else one.share(level, len(x)) for one in self.controls]
+        used = replace(condition, hint=None)
+        if condition.hint is None or not any(isinstance(share, Tensor) or share for share in shares):
+            return used
+        residuals: list[Tensor] | None = None
+        features = self._all_features(condition.hint, x)
+        for one, share, seen in zip(self.controls, shares, features, strict=True):
+            if not isinstance(share, Tensor) and not share:
+                continue
+            # one that was trained without the pictures beside x (of inpainting) is not given them
+            told = used if one.network.config.context_channels else replace(used, channels=None)
+            added = _weighted(one.network(x, t, told, seen), one, self.mode, share)
+            residuals = added if residuals is None else _sum(residuals, added)
+        return used if residuals is None else replace(used, residuals=tuple(residuals))
+
+    @contextmanager
+    def ahead(self, indices: Sequence[float] | Tensor) -> Iterator[None]:
+        """Inside, what follows from hints and texts alone is computed once; see `Encoder.ahead`."""
+        before, self._features = self._features, Remembered()
+        with ExitStack() as inside:
+            for one in self.controls:
+                inside.enter_context(one.network.ahead(indices))
+            try:
+                yield
+            finally:
+                self._features = before
+
+    def _all_features(self, hint: Tensor, x: Tensor) -> list[Tensor]:
+        widths = [one.network.hint_channels for one in self.controls]
+        if hint.shape[1] != sum(widths):
+            keys = ", ".join(f"{one.key} {width}" for one, width in zip(self.controls, widths, strict=True))
+            raise ShapeError(f"condition.hint {tuple(hint.shape)}: the controls read {sum(widths)} channels ({keys})")
+
+        def made() -> list[Tensor]:
+            parts = zip(self.controls, hint.split(widths, dim=1), strict=True)
+            return [one.network.features(part, x) for one, part in parts]
+
+        return made() if self._features is None else self._features.of(hint, made)
+
+
+class Steered(nn.Module):
+    """A U-Net under controls, at every level, as one network: (x, t, condition with a hint) to the U-Net's result."""
+
+    def __init__(self, network: nn.Module, controls: Controls) -> None:
+        super().__init__()
+        self.network, self.controls = network, controls
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The arguments are the U-Net's."""
+        return self.network(x, t, self.controls(x, t, condition))
+
+
+def steered(denoiser: Denoiser, controls: Controls | None) -> Denoiser:
+    """The denoiser whose network is under the controls, which is what trains; itself where there are none."""
+    if controls is None:
+        return denoiser
+    under, learns = Steered(denoiser.network, controls), denoiser.learns_variance
+    return Denoiser(under, denoiser.process, prediction=denoiser.prediction, learns_variance=learns)
+
+
+def check_fits(control: Control, network: nn.Module, factor: int | None) -> None:
+    """Whether a control is for this network.
+
+    Args:
+        network: that its residuals are added in.
+        factor: how many times larger than x pictures are; None: not known.
+
+    Raises:
+        WeightsError: another network than a U-Net, or another U-Net than the control was copied from; what differs is
+            named with both values.
+    """
+    if not isinstance(network, Encoder):
+        raise WeightsError(
+            f"{control.key}: a ControlNet is for a U-Net of this package, such as Stable Diffusion 1's or 2's; this "
+            f"model's network is another one ({type(network).__module__}.{type(network).__name__})"
+        )
+    theirs, ours = control.network.config, network.config
+    differ = [
+        f"{words} {_said(theirs, name)}, here {_said(ours, name)}"
+        for name, words in ALIKE.items()
+        if getattr(theirs, name) != getattr(ours, name)
+    ]
+    if not differ and control.network.stack_widths != network.stack_widths:
+        differ = [f"widths on the way down {control.network.stack_widths}, here {network.stack_widths}"]
+    if differ:
+        raise WeightsError(
+            f"{control.key}: a ControlNet of another base ({'; '.join(differ)}); give one that was trained for this "
+            "model, or the model that it was trained for"
+        )
+    if factor is not None and control.network.factor != factor:
+        raise WeightsError(
+            f"{control.key}: a ControlNet whose hints are {control.network.factor} times the size of x; here pictures "
+            f"are {factor} times its size; give one that was trained for this model"
+        )
+
+
+def exchange(
+    conditioners: nn.ModuleDict, before: Controls | None, controls: Sequence[Control], mode: Mode
+) -> Controls | None:
+    """Takes some controls' readers of pictures from a model's conditioners, and puts those of others there.
+
+    Returns:
+        the others; None where there are none.
+
+    Raises:
+        RecipeError: a key that another condition has, or two controls of one key; nothing is changed then.
+    """
+    old = set() if before is None else {one.key for one in before.controls}
+    for one in controls:
+        if one.key in conditioners and one.key not in old:
+            raise RecipeError(f"control {one.key!r}: the model has a condition of that name; give another key")
+    new = Controls(controls, mode) if controls else None
+    for key in old:
+        del conditioners[key]
+    if new is not None:
+        device = next(new.parameters()).device
+        conditioners.update({key: hint.to(device) for key, hint in new.conditioners.items()})
+    return new
+
+
+def _said(config: UNetConfig, name: str) -> str:
+    value = getattr(config, name)
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _weighted(residuals: Sequence[Tensor], control: Control, mode: Mode, share: float | Tensor) -> list[Tensor]:
+    weights = control.weights(len(residuals), mode)
+    chosen = list(zip(residuals, weights, strict=True))[-1 if control.place == "middle" else 0 :]
+    if isinstance(share, Tensor):
+        return [one * (weight * share.to(one)) for one, weight in chosen]
+    return [one if weight == 1 else one * weight for one, weight in chosen]
+
+
+def _sum(one: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:
+    """Of both, from the middle's backwards; either may be the middle's alone."""
+    long, short = (one, other) if len(one) >= len(other) else (other, one)
+    start = len(long) - len(short)
+    return [*long[:start], *(a + b for a, b in zip(long[start:], short, strict=True))]

@@ -1,0 +1,123 @@
+"""Layouts: objects, each with its class and its box, as tokens that cross-attention reads.
+
+Sources: layouts as tokens: Rombach et al. 2022, section 4.3.1 (arXiv:2112.10752); a token from the class and the sines
+and cosines of its box: Li et al. 2023, section 3.2 (arXiv:2301.07093). Deviation: the class is a row of a table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unveil.conditioning.class_label import Label
+from unveil.types import Condition, RecipeError, ShapeError
+
+COLUMNS = 5  # class, centre x, centre y, width, height
+FREQUENCIES = 6  # of each number of a box: 1 to 32 half turns over the picture
+
+
+class BoxTokens(nn.Module):
+    """A learned token that begins every layout, then one for each object; places without an object are masked.
+
+    A layout without objects is the first token alone, and that is also what stands for "none".
+
+    Args:
+        classes: how many.
+        dim: width of a token, the network's `context_width`.
+        most: objects of a layout at most.
+        drop: share of the training samples that see "none" instead, in [0, 1).
+        names: of the classes, which may then be given instead of numbers.
+        key: of the item that holds the layout, rows (N, 5) of class, centre x, centre y, width and height, the last
+            four in [0, 1].
+
+    Raises:
+        RecipeError: settings that do not fit together.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        dim: int,
+        most: int,
+        drop: float = 0.0,
+        names: Sequence[str] | None = None,
+        *,
+        key: str = "layout",
+    ) -> None:
+        super().__init__()
+        if most < 1 or not 0 <= drop < 1:
+            raise RecipeError(f"most = {most}, drop = {drop}: must be at least 1, and lie in [0, 1)")
+        self.most, self.drop, self.key = most, drop, key
+        self.rows = Label(classes, dim, names=names, key=key)
+        self.enter = nn.Sequential(nn.Linear(dim + 8 * FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.first = nn.Parameter(torch.randn(dim))
+
+    def encode(self, raw: Tensor | Sequence[Any]) -> Condition:
+        """The tokens (B, 1 + most, dim) and their mask of B layouts.
+
+        Args:
+            raw: of each the rows (N, 5), as a tensor, as a list such as [("circle", 0.5, 0.5, 0.2, 0.2)], or as text
+                such as "circle 0.5 0.5 0.2 0.2; square 0.1 0.1 0.2 0.2".
+
+        Raises:
+            RecipeError: an unknown class, too many objects, or numbers outside of the picture.
+            ShapeError: rows of another length.
+        """
+        device = self.first.device
+        rows = [self._rows(one) for one in raw]
+        padded = torch.zeros(len(rows), self.most, COLUMNS)
+        mask = torch.zeros(len(rows), 1 + self.most, dtype=torch.bool)
+        for place, one in enumerate(rows):
+            padded[place, : len(one)] = one
+            mask[place, : 1 + len(one)] = True
+        known = self.rows.table(padded[..., 0].long().to(device))  # (B, most, dim)
+        told = torch.cat([known, waves(padded[..., 1:]).to(known)], dim=-1)
+        first = self.first.expand(len(rows), 1, -1)
+        return Condition(tokens=torch.cat([first, self.enter(told)], dim=1), mask=mask.to(device))
+
+    def null(self, batch: int) -> Condition:
+        """The layout without objects, `batch` times.
+
+        Raises:
+            RecipeError: there is none, since nothing was dropped in training.
+        """
+        if not self.drop:
+            raise RecipeError(f"{self.key}: trained without dropout, so there is no null layout; set drop, e.g. 0.1")
+        return self.encode([torch.zeros(0, COLUMNS)] * batch)
+
+    def _rows(self, given: Any) -> Tensor:
+        """One layout as float32 (N, 5), its classes as numbers."""
+        if isinstance(given, str):
+            given = [part.split() for part in given.split(";") if part.strip()]
+        rows = list(given)
+        if any(len(row) != COLUMNS for row in rows):
+            raise ShapeError(
+                f"{self.key}: a row of {[len(row) for row in rows]} values; give class, x, y, width, height"
+            )
+        if len(rows) > self.most:
+            raise RecipeError(f"{self.key}: {len(rows)} objects; this model was trained with {self.most} at most")
+        if not rows:
+            return torch.zeros(0, COLUMNS)
+        classes = self.rows.numbers([row[0] if isinstance(row[0], str) else int(row[0]) for row in rows])
+        boxes = torch.tensor([[_number(self.key, value) for value in row[1:]] for row in rows])
+        if not bool(((boxes >= 0) & (boxes <= 1)).all()):
+            raise RecipeError(f"{self.key} {boxes.tolist()}: places and sizes are shares of the picture, from 0 to 1")
+        return torch.cat([classes[:, None].float(), boxes], dim=1)
+
+
+def waves(boxes: Tensor) -> Tensor:
+    """Sines and cosines (..., 8 * FREQUENCIES) of boxes (..., 4) in [0, 1]."""
+    turns = math.pi * 2.0 ** torch.arange(FREQUENCIES)
+    angles = (boxes[..., None] * turns).flatten(-2)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def _number(key: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as problem:
+        raise RecipeError(f"{key}: {value!r} is no number; give class, x, y, width, height") from problem

@@ -1,0 +1,206 @@
+"""Text as a condition, by a small encoder that is trained with the network, over the words of the training texts."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from unveil.conditioning.prompt_weighting import Frame, LaidOut, Span, lay_out, short, texts_of
+from unveil.nn.tokenizer import BEGIN, END, PADDING, SPECIAL, UNKNOWN, Vocabulary
+from unveil.nn.transformer import Words, xavier_
+from unveil.nn.transformer_blocks import BlockConfig, Stack
+from unveil.types import Condition, LeftOut, RecipeError, TooLong, WeightsError, nearest
+
+FILE = "vocabulary.json"
+RAREST = 1 / 5000  # texts per text that a word stands in, below which it is a name or a number and not learned
+
+
+@dataclass(frozen=True)
+class WordsConfig:
+    """What defines the encoder.
+
+    Attributes:
+        limit: words that are known at most, the most frequent ones; four of them are taken for begin, end and such.
+        most: words of a prompt that are read; what does not fit is left out and said so.
+        width, depth, heads: of the transformer.
+
+    Raises:
+        RecipeError: numbers that do not fit together.
+    """
+
+    limit: int = 1000
+    most: int = 32
+    width: int = 64
+    depth: int = 2
+    heads: int = 4
+
+    def __post_init__(self) -> None:
+        if self.limit <= len(SPECIAL) or min(self.most, self.depth, self.heads) < 1:
+            raise RecipeError(
+                f"limit = {self.limit}, most = {self.most}, depth = {self.depth}, heads = {self.heads}: limit must be "
+                f"above {len(SPECIAL)}, the others at least 1"
+            )
+        if self.width < 2 or self.width % self.heads or self.width % 2:
+            raise RecipeError(f"width = {self.width}: must be even and a multiple of heads = {self.heads}")
+
+    @property
+    def frame(self) -> Frame:
+        """How a prompt's words are laid out."""
+        return Frame(self.most + 2, 1, BEGIN, END, PADDING)
+
+
+class WordTokens(nn.Module):
+    """Prompts as tokens that attention reads: a vector for each word, and a transformer in which they see each other.
+
+    A word is a run of letters or digits, whatever its case; each Chinese character is one too, see
+    `vocabulary.terms`. A prompt without words is the tokens of its begin and end alone, and that is also what stands
+    for "none".
+
+    Args:
+        config: of the encoder.
+        dim: width of the tokens that the network reads.
+        drop: share of the training samples that see "none" instead, in [0, 1).
+        key: of the item that holds the text.
+        vector_dim: width of a vector of the whole prompt, from its tokens' mean, beside the tokens; None: none.
+
+    Raises:
+        RecipeError: another share.
+
+    Source: a text encoder trained with the network: Rombach et al. 2022, section 4.3.1 (arXiv:2112.10752); its blocks:
+        Vaswani et al. 2017 (arXiv:1706.03762); a vector of the whole beside the tokens: Podell et al. 2023, section 2.1
+        (arXiv:2307.01952).
+    """
+
+    def __init__(
+        self,
+        config: WordsConfig,
+        dim: int,
+        drop: float = 0.0,
+        *,
+        key: str = "prompt",
+        vector_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= drop < 1:
+            raise RecipeError(f"drop = {drop}: must lie in [0, 1)")
+        self.config, self.drop, self.key = config, drop, key
+        width = config.width
+        self.words = Words(config.limit, width, limit=config.frame.length)
+        self.stack = Stack(config.depth, BlockConfig(width, config.heads, 4 * width))
+        self.leave = nn.Linear(width, dim)
+        self.whole = None if vector_dim is None else nn.Linear(width, vector_dim)
+        xavier_(self)
+        self.vocabulary: Vocabulary | None = None
+        self._said = False
+
+    def learn(self, texts: Iterable[str]) -> None:
+        """Takes the vocabulary of the texts that it is going to be trained with, behind the words that it has.
+
+        Raises:
+            RecipeError: texts without a word.
+        """
+        before = () if self.vocabulary is None else self.vocabulary.tokens
+        found = Vocabulary.of(texts, "terms", limit=self.config.limit, before=before, rarest=RAREST)
+        if not found.tokens:
+            raise RecipeError(f"{self.key}: the training texts hold no word; give items a text, such as captions")
+        self.vocabulary = found
+
+    def files(self) -> dict[str, str]:
+        """What a saved model needs beside the weights, by the end of the file's name."""
+        return {} if self.vocabulary is None else {FILE: json.dumps(self.vocabulary.plain(), indent=1) + "\n"}
+
+    def take_files(self, files: dict[str, str]) -> None:
+        """Takes back what `files` gave.
+
+        Raises:
+            WeightsError: not a vocabulary, or one of more words than the table has rows.
+        """
+        if FILE not in files:
+            return
+        try:
+            found = Vocabulary.from_plain(json.loads(files[FILE]))
+        except (ValueError, KeyError, TypeError) as problem:
+            raise WeightsError(f"{self.key}: {FILE} is not a vocabulary ({problem}); copy it again") from problem
+        if len(found) > self.config.limit:
+            raise WeightsError(f"{self.key}: {FILE} holds {len(found)} words, the model knows {self.config.limit}")
+        self.vocabulary = found
+
+    def encode(self, raw: Sequence[str]) -> Condition:
+        """The tokens (B, most + 2, dim) of B prompts, their mask, a vector of each; warns of words unread (`LeftOut`).
+
+        In training the first such text alone is told.
+
+        Raises:
+            RecipeError: not a list of texts, no vocabulary yet, or a prompt of unknown words alone.
+        """
+        laid = [self._laid_out(text) for text in texts_of(self.key, raw)]
+        device = self.leave.weight.device
+        numbers = torch.tensor([one.numbers[0] for one in laid], device=device)
+        used = torch.tensor([one.used[0] for one in laid], device=device)
+        tokens: Tensor = self.stack(self.words(numbers), mask=used[:, None, None])  # (B, L, width)
+        vector = None
+        if self.whole is not None:
+            counted = used[..., None].to(tokens)
+            vector = self.whole((tokens * counted).sum(1) / counted.sum(1))
+        return Condition(vector=vector, tokens=self.leave(tokens), mask=used)
+
+    def knows(self, text: str) -> bool:
+        """Whether it knows a word of a text, or there is none in it.
+
+        Raises:
+            RecipeError: no vocabulary yet.
+        """
+        split, unknown = self._split(text)
+        return not split or len(unknown) < len(split)
+
+    def null(self, batch: int) -> Condition:
+        """The prompt without words, `batch` times.
+
+        Raises:
+            RecipeError: there is none, since nothing was dropped in training.
+        """
+        if not self.drop:
+            raise RecipeError(f"{self.key}: trained without dropout, so there is no null prompt; set drop, e.g. 0.1")
+        return self.encode([""]).map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
+
+    def _laid_out(self, text: str) -> LaidOut:
+        """A prompt's known words as a row of numbers."""
+        split, unknown = self._split(text)
+        vocabulary = self.vocabulary
+        assert vocabulary is not None
+        if split and len(unknown) == len(split) and not self.training:
+            raise RecipeError(
+                f"{self.key} {short(text)!r}: none of its words is known{_hint(unknown, vocabulary)}; this model "
+                f"knows {len(vocabulary.tokens)} words, such as {', '.join(vocabulary.tokens[:8])}"
+            )
+        laid = lay_out([Span(" ".join(word for word in split if word not in unknown))], vocabulary, self.config.frame)
+        if unknown:
+            hint = _hint(unknown, vocabulary)
+            self._tell(f"{short(text)!r}: words that this model does not know, left out: {', '.join(unknown)}{hint}")
+        if laid.lost:
+            room = self.config.frame.room
+            told = f"{short(text)!r}: {laid.lost} words more than the {room} that fit, left out: {laid.left_out!r}"
+            self._tell(told, TooLong)
+        return laid
+
+    def _split(self, text: str) -> tuple[list[str], list[str]]:
+        """The words of a text, and those of them that are not known."""
+        if self.vocabulary is None:
+            raise RecipeError(f"{self.key}: this encoder has no vocabulary yet; train the model, or load a saved one")
+        split = self.vocabulary.split(text)
+        return split, [word for word in split if self.vocabulary.encode(word) == [UNKNOWN]]
+
+    def _tell(self, what: str, kind: type[LeftOut] = LeftOut) -> None:
+        if not (self.training and self._said):
+            warnings.warn(f"{self.key} {what}", kind, stacklevel=4)
+            self._said = self.training
+
+
+def _hint(unknown: Sequence[str], vocabulary: Vocabulary) -> str:
+    """The nearest known word of each that has one."""
+    return "".join(dict.fromkeys(nearest(word, vocabulary.tokens) for word in unknown))

@@ -1,0 +1,125 @@
+"""Prompts as long rows of tokens, of a text encoder that is not trained, or as they were written down beforehand."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from unveil.conditioning.prompt_weighting import short, texts_of
+from unveil.conditioning.text_encoder import Text
+from unveil.io.optional_deps import extra
+from unveil.types import Condition, RecipeError, nearest
+
+# What a network sees behind a prompt's end: the encoder's vectors, zeros, or nothing by a mask
+Padding = Literal["text", "zeros", "hidden"]
+
+
+class Passages(nn.Module):
+    """Prompts as tokens of one length.
+
+    Args:
+        text: the encoder, which gives tokens.
+        padding: what stands behind a prompt's end.
+        precision: of the encoder's products. What it says is float32.
+        cleaned: what becomes of a prompt before it is read; None: nothing.
+        key: of the item that holds the text.
+    """
+
+    drop = 0.1  # published models were trained with dropped prompts, each at a rate of its own
+
+    def __init__(
+        self,
+        text: Text,
+        padding: Padding,
+        *,
+        precision: torch.dtype = torch.float32,
+        cleaned: Callable[[str], str] | None = None,
+        key: str = "prompt",
+    ) -> None:
+        super().__init__()
+        self.text, self.padding, self.precision, self.cleaned, self.key = text, padding, precision, cleaned, key
+
+    @torch.no_grad()
+    def encode(self, raw: Sequence[str]) -> Condition:
+        """The tokens (B, L, D) of B prompts, with a mask (B, L) where padding is hidden.
+
+        Raises:
+            RecipeError: not a list of texts.
+        """
+        texts = texts_of(self.key, raw)
+        once = list(dict.fromkeys(texts))
+        rows = self.text.rows([self.cleaned(one) if self.cleaned else one for one in once])
+        device = next(self.text.parameters()).device
+        with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
+            tokens = self.text.condition(rows).tokens
+        assert tokens is not None  # as the encoder was asked
+        tokens, used = tokens.float(), rows.used.flatten(1).to(device)
+        if self.padding == "zeros":
+            tokens = tokens * used[..., None]
+        places = torch.tensor([once.index(text) for text in texts], device=device)
+        return Condition(tokens=tokens[places], mask=used[places] if self.padding == "hidden" else None)
+
+    def null(self, batch: int) -> Condition:
+        """The condition of the empty prompt, `batch` times."""
+        return self.encode([""]).map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
+
+
+class Written(nn.Module):
+    """Prompts whose tokens were worked out beforehand, for encoders larger than the rest of the model.
+
+    Args:
+        prompts: N of them; the empty one stands for "none".
+        condition: of N rows.
+        where: they were read from, for messages.
+        key: of the item that holds the text.
+
+    Raises:
+        RecipeError: another number of rows.
+    """
+
+    drop = 0.1
+
+    def __init__(self, prompts: Sequence[str], condition: Condition, *, where: str, key: str = "prompt") -> None:
+        super().__init__()
+        self.prompts, self.where, self.key = list(prompts), where, key
+        self._routes = [name for name, value in condition.routes().items() if value is not None]
+        for name in self._routes:
+            value: Tensor = condition.routes()[name]
+            if len(value) != len(self.prompts):
+                raise RecipeError(f"{where}: {len(self.prompts)} prompts, but {name} has {len(value)} rows")
+            self.register_buffer(f"of_{name}", value, persistent=False)
+
+    def encode(self, raw: Sequence[str]) -> Condition:
+        """The condition of B prompts.
+
+        Raises:
+            RecipeError: a prompt that was not written down; names the nearest.
+        """
+        texts = texts_of(self.key, raw)
+        for text in texts:
+            if text not in self.prompts:
+                raise RecipeError(
+                    f"{self.key} {short(text)!r}: not one of the {len(self.prompts)} in {self.where}"
+                    f"{nearest(text, self.prompts)}; the text encoder is needed for others"
+                )
+        places = torch.tensor([self.prompts.index(text) for text in texts])
+        routes: dict[str, Any] = {name: getattr(self, f"of_{name}") for name in self._routes}
+        return Condition(**{name: value[places.to(value.device)] for name, value in routes.items()})
+
+    def null(self, batch: int) -> Condition:
+        """The condition of the empty prompt, `batch` times; errors are `encode`'s."""
+        return self.encode([""]).map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
+
+
+def mended(prompt: str) -> str:
+    """A prompt without broken characters and HTML's signs, its blanks single ones, as Wan's pipelines read it.
+
+    Raises:
+        RecipeError: ftfy is not installed.
+    """
+    text = extra("ftfy", "a prompt of Wan").fix_text(prompt)
+    return " ".join(html.unescape(html.unescape(text)).split())

@@ -1,0 +1,317 @@
+"""Text as a condition, by a frozen encoder."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from unveil.conditioning.prompt_weighting import Frame, LaidOut, Span, Tokenizer, lay_out, short, spans, texts_of
+from unveil.io.optional_deps import extra
+from unveil.nn.lora import state_of
+from unveil.nn.text_encoders import WHO, Encoded, T5Config, Tower
+from unveil.types import Condition, RecipeError, TooLong, WeightsError, nearest
+
+Gives = Literal["tokens", "vector", "both"]
+Emphasis = Literal["none", "brackets"]
+NO_MEAN = 1e-4  # of a prompt's root mean square: a mean below it is rounding, and nothing is scaled to it
+
+
+class FileTokenizer:
+    """A tokenizer as a `tokenizer.json` describes it; its special tokens are left to the frame.
+
+    Args:
+        content: of the file.
+        where: it came from, for messages.
+
+    Raises:
+        RecipeError: the tokenizers library is not installed.
+        WeightsError: not such a file.
+    """
+
+    def __init__(self, content: str, where: str = "tokenizer.json") -> None:
+        library = extra("tokenizers", WHO)
+        self.content = content
+        try:
+            self._library: Any = library.Tokenizer.from_str(content)
+        except Exception as problem:  # the library raises nothing more exact
+            raise WeightsError(f"{where}: not a tokenizer that can be read ({problem}); copy it again") from problem
+        self._library.no_truncation()
+        self._library.no_padding()
+
+    def encode(self, text: str) -> list[int]:
+        """The numbers of a text's tokens, without special ones."""
+        return list(self._library.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, numbers: Sequence[int]) -> str:
+        """The text of tokens."""
+        return str(self._library.decode(list(numbers)))
+
+    def number(self, token: str) -> int | None:
+        """The number of a token as the file writes it; None where there is no such token."""
+        return self._library.token_to_id(token)
+
+    def merges(self) -> list[tuple[str, str]] | None:
+        """The merges of a byte-pair vocabulary, those of the lowest rank first; None for another kind."""
+        found = json.loads(self.content)["model"].get("merges")
+        pairs = [one.split(" ") if isinstance(one, str) else one for one in found or []]
+        return [(first, second) for first, second in pairs] or None
+
+
+class Rows(NamedTuple):
+    """Prompts as a tower takes them: tokens, weights and which are no padding, each (B, rows, L)."""
+
+    numbers: Tensor
+    weights: Tensor
+    used: Tensor
+
+
+class Text(nn.Module):
+    """Prompts, by a text encoder whose weights are not trained.
+
+    Args:
+        tower: the encoder.
+        tokenizer: of its vocabulary; None: given later, from the folder that the model is loaded from.
+        drop: share of the training samples that see `nothing` instead, in [0, 1).
+        key: of the item that holds the text.
+        gives: a vector per token, one for the whole prompt, or both.
+        emphasis: whether brackets give weights to words, see `prompt.spans`, or are text.
+        chunks: rows that a prompt is laid out in; further ones hold longer prompts, and every prompt has them.
+        nothing: the prompt that stands for "none".
+
+    Weights: the vectors of a token are multiplied by its weight, and all of the prompt's then by one number, so that
+    their mean is what it was without weights; where it was zero but for rounding they stay. The rule is that of the
+    web user interface (AUTOMATIC1111/stable-diffusion-webui, modules/sd_hijack_clip.py), for each prompt by itself.
+
+    Source: Rombach et al. 2022, section 3.3 (arXiv:2112.10752).
+    """
+
+    def __init__(
+        self,
+        tower: Tower,
+        tokenizer: Tokenizer | None,
+        drop: float = 0.0,
+        *,
+        key: str = "prompt",
+        gives: Gives = "tokens",
+        emphasis: Emphasis = "none",
+        chunks: int = 1,
+        nothing: str = "",
+    ) -> None:
+        super().__init__()
+        if not 0 <= drop < 1:
+            raise RecipeError(f"drop = {drop}: must lie in [0, 1)")
+        for name, value, allowed in (("gives", gives, get_args(Gives)), ("emphasis", emphasis, get_args(Emphasis))):
+            if value not in allowed:
+                raise RecipeError(f"{name} = {value!r}: must be one of {', '.join(allowed)}{nearest(value, allowed)}")
+        if isinstance(tower.config, T5Config) and gives != "tokens":
+            raise RecipeError(f"gives = {gives!r}: T5 has no vector for a whole prompt; set gives: tokens")
+        self.tower = tower.eval().requires_grad_(False)
+        self.tokenizer, self.drop, self.key = tokenizer, drop, key
+        self.gives, self.emphasis, self.nothing = gives, emphasis, nothing
+        self.frame: Frame = tower.config.frame(chunks)
+        self._captions = self._said = False
+        self._kept = Kept(0)
+        self._state: Hashable = None  # of the encoder when they were made
+
+    @property
+    def width(self) -> int:
+        """Of the vector of a token, which a network's cross-attention has to take."""
+        return self.tower.config.width
+
+    def train(self, mode: bool = True) -> Text:
+        """The encoder stays in evaluation mode; in training only the first text that is too long is told."""
+        super().train(False)
+        self._captions = mode
+        return self
+
+    def keep(self, megabytes: int) -> Text:
+        """Keeps what prompts were encoded to, the last used, in so much memory; 0: nothing, which is so at first.
+
+        Each prompt is then encoded by itself, so that nothing depends on which others are in a batch.
+
+        Raises:
+            RecipeError: less than nothing.
+        """
+        if megabytes < 0:
+            raise RecipeError(f"cache = {megabytes}: megabytes, at least 0")
+        self._kept = Kept(megabytes * 2**20)
+        return self
+
+    def files(self) -> dict[str, str]:
+        """What a saved model needs beside the weights, by the end of the file's name."""
+        return {"tokenizer.json": self.tokenizer.content} if isinstance(self.tokenizer, FileTokenizer) else {}
+
+    def take_files(self, files: dict[str, str]) -> None:
+        """Takes back what `files` gave.
+
+        Raises:
+            WeightsError: not a tokenizer.
+        """
+        if "tokenizer.json" in files:
+            self.tokenizer = FileTokenizer(files["tokenizer.json"])
+
+    def report(self, prompts: Sequence[str]) -> list[str]:
+        """A line for each prompt that is too long: how many tokens are left out, and which words.
+
+        Raises:
+            RecipeError: not a list of texts, or no tokenizer.
+        """
+        found = {text: self._laid_out(text) for text in texts_of(self.key, prompts)}
+        return [self._line(text, laid) for text, laid in found.items() if laid.lost]
+
+    def rows(self, prompts: Sequence[str]) -> Rows:
+        """The tokens of B prompts; warns of what does not fit (`TooLong`).
+
+        Raises:
+            RecipeError: not a list of texts, or no tokenizer.
+        """
+        texts = texts_of(self.key, prompts)
+        laid = self._tell(texts)
+        numbers = torch.tensor([one.numbers for one in laid], dtype=torch.long)
+        weights = torch.tensor([one.weights for one in laid], dtype=torch.float32)
+        used = torch.tensor([one.used for one in laid], dtype=torch.bool)
+        return Rows(numbers, weights, used)
+
+    def encode(self, raw: Sequence[str]) -> Condition:
+        """The tokens (B, chunks L, D) of B prompts, with a mask for T5, and the vector (B, P), as `gives` says.
+
+        Raises:
+            RecipeError: not a list of texts, or no tokenizer.
+        """
+        texts = texts_of(self.key, raw)
+        once = list(dict.fromkeys(texts))
+        if self._kept.room:
+            if (state := (state_of(self.tower), id(self.tokenizer))) != self._state:
+                self._kept, self._state = Kept(self._kept.room), state
+            keys = [(text, *self._where()) for text in once]
+            if not self._captions:  # what is there is told again; in training the first one is, when it is made
+                self._tell([key[0] for key in keys if key in self._kept])
+            found = _together([self._kept.get(key, self._alone) for key in keys])
+        else:
+            found = self.condition(self.rows(once))
+        if len(once) == len(texts):
+            return found
+        places = torch.tensor([once.index(text) for text in texts])
+        return found.map(lambda tensor: tensor[places.to(tensor.device)])
+
+    def null(self, batch: int) -> Condition:
+        """The condition of `nothing`, `batch` times."""
+        return self.encode([self.nothing]).map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
+
+    def condition(self, rows: Rows) -> Condition:
+        """The condition of prompts that are tokens already."""
+        device = next(self.tower.parameters()).device
+        numbers, weights, used = (tensor.to(device) for tensor in rows)
+        encoded: Encoded = self.tower(numbers.flatten(0, 1), used.flatten(0, 1))
+        tokens = encoded.tokens.reshape(len(numbers), -1, encoded.tokens.shape[-1])
+        tokens = emphasised(tokens, weights.flatten(1))
+        pooled = encoded.pooled
+        vector = None if pooled is None else pooled.reshape(len(numbers), -1, pooled.shape[-1])[:, 0]
+        masked = isinstance(self.tower.config, T5Config) and self.tower.config.attend == "tokens"
+        return Condition(
+            vector=vector if self.gives != "tokens" else None,
+            tokens=tokens if self.gives != "vector" else None,
+            mask=used.flatten(1) if masked else None,
+        )
+
+    def _where(self) -> tuple[str, str]:
+        """On which device and in which precision products are computed now."""
+        device = next(self.tower.parameters()).device
+        kind = device.type
+        lowered = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        return str(device), str(lowered)
+
+    def _alone(self, key: tuple[str, ...]) -> Condition:
+        """The condition of one prompt, the first of a key."""
+        with torch.no_grad():
+            return self.condition(self.rows([key[0]]))
+
+    def _tell(self, texts: Sequence[str]) -> list[LaidOut]:
+        """Texts laid out, after a warning of each that does not fit."""
+        laid = [self._laid_out(text) for text in texts]
+        for text, one in zip(texts, laid, strict=True):
+            if one.lost and not (self._captions and self._said):
+                warnings.warn(self._line(text, one), TooLong, stacklevel=3)
+                self._said = self._captions
+        return laid
+
+    def _laid_out(self, text: str) -> LaidOut:
+        if self.tokenizer is None:
+            raise RecipeError(f"{self.key}: this encoder has no tokenizer yet; load the model from its folder")
+        pieces = spans(text) if self.emphasis == "brackets" else [Span(text)]
+        return lay_out(pieces, self.tokenizer, self.frame)
+
+    def _line(self, text: str, laid: LaidOut) -> str:
+        room = self.frame.room * self.frame.rows
+        return (
+            f"{self.key} {short(text)!r}: {laid.lost} tokens more than the {room} that fit, left out: "
+            f"{short(laid.left_out)!r}"
+        )
+
+
+class Kept:
+    """Conditions that were asked for last, as many as there is room for, by a text and whatever else they depend on.
+
+    Args:
+        room: bytes.
+    """
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self._used = 0
+        self._found: dict[tuple[str, ...], Condition] = {}  # the last used at the end
+
+    def __contains__(self, key: tuple[str, ...]) -> bool:
+        """Whether the condition of a key is there."""
+        return key in self._found
+
+    def get(self, key: tuple[str, ...], make: Callable[[tuple[str, ...]], Condition]) -> Condition:
+        """The condition of a key, made where it is not there."""
+        found = self._found.pop(key, None)
+        if found is None:
+            found = make(key)
+            self._used += _bytes(found)
+        self._found[key] = found
+        while self._used > self.room and len(self._found) > 1:
+            oldest = next(iter(self._found))
+            self._used -= _bytes(self._found.pop(oldest))
+        return found
+
+
+def _together(each: Sequence[Condition]) -> Condition:
+    """The rows of several conditions one after the other."""
+    return Condition(
+        vector=_rows([one.vector for one in each]),
+        tokens=_rows([one.tokens for one in each]),
+        mask=_rows([one.mask for one in each]),
+    )
+
+
+def _rows(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    there = [tensor for tensor in tensors if tensor is not None]
+    return torch.cat(there) if there else None
+
+
+def _bytes(condition: Condition) -> int:
+    return sum(tensor.nbytes for tensor in (condition.vector, condition.tokens, condition.mask) if tensor is not None)
+
+
+def emphasised(tokens: Tensor, weights: Tensor) -> Tensor:
+    """Tokens (B, L, D) times their weights (B, L), scaled back to the mean that each prompt had.
+
+    Prompts whose weights are all 1 are returned to the bit.
+    """
+    plain = (weights == 1).all(dim=1)[:, None, None]
+    if bool(plain.all()):
+        return tokens
+    weighted = tokens * weights[..., None].to(tokens.dtype)
+    before, after = (one.float().mean(dim=(1, 2), keepdim=True) for one in (tokens, weighted))
+    size = tokens.float().square().mean(dim=(1, 2), keepdim=True).sqrt()
+    told = (before.abs() > NO_MEAN * size) & (after.abs() > NO_MEAN * size)
+    factor = torch.where(told, before / torch.where(told, after, 1.0), 1.0)
+    return torch.where(plain, tokens, weighted * factor.to(tokens.dtype))

@@ -1,0 +1,178 @@
+"""Pictures larger than a network was trained on: the estimates of overlapping tiles, averaged at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from unveil.core.denoiser import Estimate, Step
+from unveil.core.guidance.batching import joined, repeated
+from unveil.types import Condition, Level, RecipeError, ShapeError
+
+TOGETHER = 128  # pixels a side of what small tiles are put together to, for one call of the network
+OVERLAP = 0.25  # of a tile's side, with its neighbour, where nothing else is said
+
+
+class Tile(NamedTuple):
+    """A part of a picture, in pixels of x."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def of(self, x: Tensor) -> Tensor:
+        """The part of x (..., H, W)."""
+        return x[..., self.top : self.top + self.height, self.left : self.left + self.width]
+
+    def scaled(self, rows: int, columns: int, whole: tuple[int, int]) -> Tile:
+        """The same part of a picture of rows x columns that shows the same as one of size `whole`.
+
+        Raises:
+            ShapeError: its edges lie between pixels there.
+        """
+        found: list[int] = []
+        for place, size, side in zip(self, (rows, columns) * 2, whole * 2, strict=True):
+            if place * size % side:
+                raise ShapeError(f"a condition of {rows} x {columns} for x of {whole}: tiles of {self} cut its pixels")
+            found.append(place * size // side)
+        return Tile(*found)
+
+
+def tiles(size: tuple[int, int], tile: tuple[int, int], *, overlap: float = OVERLAP, unit: int = 1) -> list[Tile]:
+    """Tiles that cover a picture, each overlapping the next by at least this share of its side.
+
+    Args:
+        size: height and width of the picture.
+        tile: of a tile; where the picture is smaller, its side.
+        overlap: in [0, 1).
+        unit: places are multiples of it, and so must the sizes be.
+
+    Raises:
+        RecipeError: an overlap outside [0, 1), or a size that is no multiple of the unit.
+    """
+    if not 0 <= overlap < 1:
+        raise RecipeError(f"overlap = {overlap}: must lie in [0, 1), such as {OVERLAP}")
+    if any(number % unit for number in (*size, *tile)):
+        raise RecipeError(f"{size} in tiles of {tile}: all must be multiples of {unit}")
+    sides = [min(whole, part) for whole, part in zip(size, tile, strict=True)]
+    tops, lefts = (_places(whole, side, overlap, unit) for whole, side in zip(size, sides, strict=True))
+    return [Tile(top, left, *sides) for top, left in product(tops, lefts)]
+
+
+def tiled(steps: Sequence[Step], places: Sequence[Tile]) -> Step:
+    """The step whose x0 is the mean of those of tiles, each weighing less towards its edges.
+
+    Source: Bar-Tal et al. 2023, eq. 5 (arXiv:2302.08113), with the estimates of x0 in the place of the next x, which
+    for samplers that are linear in both is the same.
+    """
+
+    def joined(x: Tensor, level: Level) -> Estimate:
+        if len(places) == 1:
+            return steps[0](x, level)
+        total, weights = torch.zeros_like(x), x.new_zeros(x.shape[-2:])
+        for step, place in zip(steps, places, strict=True):
+            _add(total, weights, place, step(place.of(x).contiguous(), level).x0)
+        return Estimate.of_x0(total.div_(weights), x, level)
+
+    return joined
+
+
+def cut(condition: Condition | None, place: Tile, whole: tuple[int, int]) -> Condition | None:
+    """The condition of a tile: its pictures are cut to what lies there, all else is the same.
+
+    Args:
+        whole: height and width of the x that the condition is for.
+
+    Raises:
+        ShapeError: the tile's edges lie between a picture's pixels.
+    """
+    if condition is None:
+        return None
+    channels, hint = (_part(pictures, place, whole) for pictures in (condition.channels, condition.hint))
+    return replace(condition, channels=channels, hint=hint)
+
+
+def for_tiles(
+    guided: Callable[[Condition | None, Condition | None], Step],
+    condition: Condition | None,
+    null: Condition | None,
+    places: Sequence[Tile],
+    whole: tuple[int, int],
+) -> Step:
+    """`tiled` of a model's step, with its condition cut for every tile.
+
+    Where the condition is the same for all tiles, several share a call of the network: as many as have about the
+    pixels that one picture of `TOGETHER` a side has.
+    """
+    pictures = [one for one in (condition, null) if one is not None and (one.channels, one.hint) != (None, None)]
+    if len(places) == 1 or pictures:
+        return tiled([guided(cut(condition, one, whole), cut(null, one, whole)) for one in places], places)
+    count = max(1, TOGETHER**2 // (places[0].height * places[0].width))
+    groups = [places[first : first + count] for first in range(0, len(places), count)]
+    shared = {size: _sharing(guided, condition, null, size) for size in {len(group) for group in groups}}
+
+    def step(x: Tensor, level: Level) -> Estimate:
+        total, weights = torch.zeros_like(x), x.new_zeros(x.shape[-2:])
+        for group in groups:
+            parts = torch.cat([one.of(x) for one in group])
+            found = shared[len(group)](parts, repeated(level, len(group), len(x))).x0
+            for one, x0 in zip(group, found.split(len(x)), strict=True):
+                _add(total, weights, one, x0)
+        return Estimate.of_x0(total.div_(weights), x, level)
+
+    return step
+
+
+def _sharing(
+    guided: Callable[[Condition | None, Condition | None], Step],
+    condition: Condition | None,
+    null: Condition | None,
+    count: int,
+) -> Step:
+    """The step of so many tiles in one batch."""
+    return guided(*(None if one is None else joined([one] * count) for one in (condition, null)))
+
+
+def spread(whole: int, side: int, stride: int, unit: int = 1) -> list[int]:
+    """Where parts begin that cover an axis: at most `stride` apart, evenly, the last one ending at the end.
+
+    Args:
+        whole: length of the axis.
+        side: of a part; whole - side is a multiple of the unit.
+        stride: at least the unit, and a multiple of it.
+        unit: places are multiples of it.
+    """
+    gaps = -(-(whole - side) // stride)
+    return [round(k * (whole - side) / (gaps * unit)) * unit for k in range(gaps + 1)] if gaps > 0 else [0]
+
+
+def _places(whole: int, side: int, overlap: float, unit: int) -> list[int]:
+    return spread(whole, side, max(unit, int(side * (1 - overlap)) // unit * unit), unit)
+
+
+def _part(pictures: Tensor | None, place: Tile, whole: tuple[int, int]) -> Tensor | None:
+    """What of pictures (B, C, h, w) lies in a tile; one pixel stands for any size."""
+    if pictures is None or pictures.shape[-2:] == (1, 1):
+        return pictures
+    rows, columns = pictures.shape[-2:]
+    return place.scaled(rows, columns, whole).of(pictures).contiguous()
+
+
+def _add(total: Tensor, weights: Tensor, place: Tile, x0: Tensor) -> None:
+    """Adds a tile's x0 to the sum of all, and its weights to theirs."""
+    weight = _weight(place, total)
+    place.of(total).add_(weight * x0)
+    place.of(weights).add_(weight)
+
+
+def _weight(place: Tile, x: Tensor) -> Tensor:
+    """(height, width): a pyramid, highest in the middle, above 0 at the edges."""
+    sides = (torch.arange(1, n + 1, device=x.device, dtype=x.dtype) for n in (place.height, place.width))
+    down, across = (torch.minimum(side, len(side) + 1 - side) for side in sides)
+    return down[:, None] * across

@@ -1,0 +1,141 @@
+"""Classifier-free guidance with the part of its difference that does harm taken out: APG and CFG-Zero*."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from unveil.core import prediction, scalar_math
+from unveil.core.denoiser import Estimate, Step
+from unveil.core.guidance.classifier_free import valued
+from unveil.core.guidance.schedule import Scale, scale_at
+from unveil.core.prediction import Prediction, solve
+from unveil.types import Level, RecipeError, like
+
+
+class Momentum:
+    """The running sum of APG's differences: what one run remembers. Make one for each run.
+
+    A call continues the sum of the call at the next noisier level. So a corrector's second call at a level replaces
+    the first, a jump back to noisier levels takes up what was there, and a run that starts over starts from nothing.
+
+    Args:
+        beta: share of the earlier sum, inside (-1, 1); the paper's are negative, which damps what repeats.
+
+    Raises:
+        RecipeError: beta outside (-1, 1).
+    """
+
+    def __init__(self, beta: float = -0.5) -> None:
+        if not -1 < beta < 1:
+            raise RecipeError(f"beta = {beta}: must lie inside (-1, 1); the paper uses -0.5 and -0.75")
+        self.beta = beta
+        self._past: list[tuple[float, Tensor]] = []  # (t, sum), noisier first; three are enough for any corrector
+
+    def add(self, difference: Tensor, level: Level) -> Tensor:
+        """The difference plus beta times the sum so far."""
+        t = float(level.t.max()) if isinstance(level.t, Tensor) else level.t
+        self._past = [(at, kept) for at, kept in self._past if at > t and kept.shape == difference.shape][-2:]
+        if self._past:
+            difference = difference + self.beta * self._past[-1][1]
+        self._past.append((t, difference))
+        return difference
+
+
+def apg(
+    conditional: Step,
+    null: Step,
+    scale: Scale,
+    *,
+    parallel: float = 0.0,
+    radius: float = math.inf,
+    momentum: Momentum | None = None,
+) -> Step:
+    """Adaptive projected guidance: the difference in x0, damped, bounded, and mostly across the conditional x0.
+
+    The part along the conditional x0 is what saturates colours. With parallel = 1 and nothing else it is `cfg`.
+
+    Args:
+        conditional: with the condition.
+        null: without it.
+        scale: as in `cfg`; 1 is none, and does not call the null step.
+        parallel: share kept of the part along the conditional x0 (the paper's eta).
+        radius: the difference is at most so long, over all of a sample's numbers (the paper's r: 2.5 to 20).
+        momentum: of this run; None remembers nothing.
+
+    Raises:
+        RecipeError: a radius that is not positive.
+
+    Source: Sadat et al. 2024, algorithm 1 (arXiv:2410.02416).
+    """
+    if not radius > 0:
+        raise RecipeError(f"radius = {radius}: must be above 0; leave it away for no bound")
+
+    def guided(x: Tensor, level: Level) -> Estimate:
+        weight = scale_at(scale, level)
+        if not isinstance(weight, Tensor) and weight == 1:
+            return conditional(x, level)
+        without, plain = null(x, level), conditional(x, level)
+        difference = plain.x0 - without.x0
+        if momentum is not None:
+            difference = momentum.add(difference, level)
+        size = _dot(difference, difference).sqrt()
+        difference = difference * like(torch.where(size > radius, radius / size, 1.0), x)
+        ray = _noised(plain.x0, level)
+        along = like(scalar_math.divide(_dot(difference, ray), _dot(ray, ray), 0.0), x) * ray
+        update = difference - (1 - parallel) * along
+        return Estimate.of_x0(plain.x0 + like(weight - 1, x) * update, x, level, plain.extra)
+
+    return guided
+
+
+def cfg_zero(
+    conditional: Step,
+    null: Step,
+    scale: Scale,
+    *,
+    still_from: float = 1.0,
+    of: Prediction = prediction.flow,
+) -> Step:
+    """CFG-Zero*: the null velocity scaled to fit the conditional one, and none at all in the first steps.
+
+    Where the velocity is set to 0 neither step is called, and x stays as it is: the first guess of a flow model is
+    worse than none.
+
+    Args:
+        conditional: with the condition.
+        null: without it.
+        scale: as in `cfg`.
+        still_from: levels of t at and above have velocity 0; 1.0 is the first call of a grid that starts at t = 1,
+            the paper's 4 % of the steps is 0.96. Above 1 there is none.
+        of: the quantity that is guided, the paper's velocity; `prediction.eps` for models of noise.
+
+    Source: Fan et al. 2025, eq. 8 and algorithm 1 (arXiv:2503.18886).
+    """
+
+    def guided(x: Tensor, level: Level) -> Estimate:
+        still = level.t >= still_from
+        if bool(still.all()) if isinstance(still, Tensor) else still:
+            return Estimate.solved(solve(of, level), x, torch.zeros_like(x))
+        weight = scale_at(scale, level)
+        without, plain = null(x, level), conditional(x, level)
+        y0, y = valued(of, without, x, level), valued(of, plain, x, level)
+        fit = like(scalar_math.divide(_dot(y, y0), _dot(y0, y0), 1.0), x)  # eq. 8: s* = <v, v0> / |v0|^2
+        y = like(weight, x) * y + (1 - like(weight, x)) * fit * y0
+        if isinstance(still, Tensor):
+            y = y * like((~still).to(torch.float64), x)
+        return Estimate.solved(solve(of, level), x, y, plain.extra)
+
+    return guided
+
+
+def _noised(x0: Tensor, level: Level) -> Tensor:
+    """X0 with 0 in the place of parts that are clean already, which guidance must not move."""
+    return x0 if not isinstance(level.sigma, Tensor) else x0 * like((level.sigma > 0).to(torch.float64), x0)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """The inner product of each sample, (B,)."""
+    return (a * b).reshape(len(a), -1).sum(1)

@@ -1,0 +1,201 @@
+"""Guidance by the difference of two estimates, and where in a run it acts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from unveil.core import prediction, scalar_math
+from unveil.core.denoiser import Estimate, Step
+from unveil.core.guidance.schedule import Scale, scale_at
+from unveil.core.prediction import Prediction, solve
+from unveil.core.scalar_math import Number
+from unveil.types import Level, RecipeError, ShapeError, like
+
+
+def cfg(conditional: Step, null: Step, scale: Scale, *, channels: int | None = None) -> Step:
+    """Classifier-free guidance: null + scale (conditional - null); scale 0 is the null, 1 is no guidance.
+
+    Scales above 1 go beyond the condition, negative ones away from it. The paper's w is scale - 1. A negative
+    prompt is another condition in the place of null. Where the scale is 1 the null step is not called.
+
+    Args:
+        conditional: with the condition.
+        null: without it, or with what to avoid.
+        scale: a number, one per sample (B,), or a function of the level (`SCHEDULES`).
+        channels: guide only so many of the first channels (axis 1), the rest stay conditional: DiT does 3 of 4.
+
+    Raises:
+        RecipeError: channels below 1.
+
+    Source: Ho & Salimans 2022, eq. 6 (arXiv:2207.12598).
+    """
+    if channels is not None and channels < 1:
+        raise RecipeError(f"channels = {channels}: guide at least 1, or leave it away to guide all")
+    if not isinstance(scale, Tensor) and scale == 1:
+        return conditional
+
+    def guided(x: Tensor, level: Level) -> Estimate:
+        weight = scale_at(scale, level)
+        if not isinstance(weight, Tensor):
+            if weight == 1:
+                return conditional(x, level)
+            if weight == 0 and channels is None:
+                return null(x, level)
+        start = null(x, level)  # first: a batched call is made for both when the null is asked for
+        return moved(start, conditional(x, level), _per_channel(weight, x, channels), x)
+
+    return guided
+
+
+def nested(steps: Sequence[Step], scales: Sequence[Scale]) -> Step:
+    """Conditions added one after the other, each with its own scale: s0 + sum of scales[i] (s[i + 1] - s[i]).
+
+    InstructPix2Pix is `nested([null, image, image_and_text], [image_scale, text_scale])`. Steps whose share is 0 are
+    not called.
+
+    Raises:
+        RecipeError: not one scale for each step after the first.
+
+    Source: Brooks et al. 2023, eq. 3 (arXiv:2211.09800).
+    """
+    if len(scales) != len(steps) - 1:
+        raise RecipeError(f"{len(steps)} steps, {len(scales)} scales: needs one for each step after the first")
+
+    def guided(x: Tensor, level: Level) -> Estimate:
+        now = [1.0, *(scale_at(scale, level) for scale in scales), 0.0]
+        return _blended(steps, [mine - after for mine, after in pairwise(now)], x, level)
+
+    return guided
+
+
+def composed(null: Step, conditionals: Sequence[Step], scales: Sequence[Scale]) -> Step:
+    """Independent conditions at once: null + sum of scales[i] (conditionals[i] - null); a negative one is a "not".
+
+    Raises:
+        RecipeError: not one scale for each condition.
+
+    Source: Liu et al. 2022, eq. 11 (arXiv:2206.01714).
+    """
+    if len(scales) != len(conditionals):
+        raise RecipeError(f"{len(conditionals)} conditional steps, {len(scales)} scales: needs one for each")
+
+    def guided(x: Tensor, level: Level) -> Estimate:
+        weights = [scale_at(scale, level) for scale in scales]
+        return _blended([null, *conditionals], [1.0 - sum(weights), *weights], x, level)
+
+    return guided
+
+
+def autoguidance(strong: Step, weak: Step, scale: Scale) -> Step:
+    """Away from a weaker model - smaller, or trained for less time - of the same task and condition.
+
+    Source: Karras et al. 2024, eq. 3 (arXiv:2406.02507).
+    """
+    return cfg(strong, weak, scale)
+
+
+def interval(guided: Step, plain: Step, low: float, high: float, *, of: Literal["t", "log-snr"] = "t") -> Step:
+    """The guided step at levels from low to high, both included, and the plain one elsewhere.
+
+    Args:
+        guided: any guidance.
+        plain: the same without it, usually the conditional step.
+        low: of t in [0, 1], or of log(alpha / sigma).
+        high: above low.
+        of: what low and high are numbers of.
+
+    Raises:
+        RecipeError: low is not below high, or an interval of t outside [0, 1].
+
+    Source: Kynkaanniemi et al. 2024, eq. 5 (arXiv:2404.07724), which counts in sigma / alpha.
+    """
+    if not low < high:
+        raise RecipeError(f"interval {low} to {high}: must rise; give the smaller end first")
+    if of == "t" and not (low >= 0 and high <= 1):
+        raise RecipeError(f"interval {low} to {high}: t lies in [0, 1], 0 the data; or say of='log-snr'")
+
+    def limited(x: Tensor, level: Level) -> Estimate:
+        place = level.t if of == "t" else level.half_log_snr
+        if not isinstance(place, Tensor):
+            return guided(x, level) if low <= place <= high else plain(x, level)
+        inside = (place >= low) & (place <= high)
+        if bool(inside.all()) or not bool(inside.any()):
+            return guided(x, level) if bool(inside.all()) else plain(x, level)
+        start = plain(x, level)
+        return moved(start, guided(x, level), inside.to(torch.float64), x)
+
+    return limited
+
+
+def rescale(guided: Step, conditional: Step, amount: float = 0.7, *, of: Prediction = prediction.v) -> Step:
+    """The guided estimate with the deviation of the conditional one, which strong guidance overshoots.
+
+    Args:
+        guided: such as `cfg(conditional, null, 7.5)`.
+        conditional: what it guides; wrap it in `once` to call the network once for both.
+        amount: 0 changes nothing, 1 gives each sample exactly the conditional deviation.
+        of: the quantity whose deviation is kept. The paper's is v, which means the same under every process.
+
+    Raises:
+        RecipeError: amount outside [0, 1].
+
+    Source: Lin et al. 2023, eq. 15 and 16 (arXiv:2305.08891).
+    """
+    if not 0 <= amount <= 1:
+        raise RecipeError(f"amount = {amount}: must lie in [0, 1], 0 none and 1 all of it")
+
+    def rescaled(x: Tensor, level: Level) -> Estimate:
+        strong, plain = guided(x, level), conditional(x, level)
+        y = valued(of, strong, x, level)
+        width, wanted = _deviation(y), _deviation(valued(of, plain, x, level))
+        factor = amount * scalar_math.divide(wanted, width, 1.0) + (1 - amount)
+        return Estimate.solved(solve(of, level), x, like(factor, x) * y, strong.extra)
+
+    return rescaled
+
+
+def moved(start: Estimate, end: Estimate, weight: Number, x: Tensor) -> Estimate:
+    """From one estimate to the other, by a share that may differ per sample and channel."""
+    if not isinstance(weight, Tensor):
+        return start.towards(end, weight)
+    share = like(weight, x)
+    return Estimate(torch.lerp(start.x0, end.x0, share), torch.lerp(start.eps, end.eps, share), end.extra)
+
+
+def valued(of: Prediction, estimate: Estimate, x: Tensor, level: Level) -> Tensor:
+    """The quantity a x0 + b eps of an estimate."""
+    a, b = of(level)
+    return like(a, x) * estimate.x0 + like(b, x) * estimate.eps
+
+
+def _per_channel(weight: Number, x: Tensor, channels: int | None) -> Number:
+    if channels is None:
+        return weight
+    if x.ndim < 2 or channels > x.shape[1]:
+        raise ShapeError(f"channels = {channels}: x is {tuple(x.shape)}; leave it away to guide all")
+    guided = torch.arange(x.shape[1]) < channels
+    per_sample = weight[:, None] if isinstance(weight, Tensor) and weight.ndim == 1 else weight
+    return torch.where(guided, per_sample, 1.0).to(torch.float64).reshape(-1, x.shape[1])
+
+
+def _blended(steps: Sequence[Step], weights: Sequence[Number], x: Tensor, level: Level) -> Estimate:
+    """The sum of weighted estimates; weights sum to 1, so that x = alpha x0 + sigma eps goes on holding."""
+    used = [(step, w) for step, w in zip(steps, weights, strict=True) if isinstance(w, Tensor) or w != 0]
+    if len(used) == 1:
+        return used[0][0](x, level)
+    x0, eps, extra = torch.zeros_like(x), torch.zeros_like(x), None
+    for step, weight in reversed(used):  # the first step of a batch asked for last: the others make the call for all
+        estimate = step(x, level)
+        share = like(weight, x)
+        x0, eps = x0 + share * estimate.x0, eps + share * estimate.eps
+        extra = estimate.extra if extra is None else extra  # that of the last condition
+    return Estimate(x0, eps, extra)
+
+
+def _deviation(values: Tensor) -> Tensor:
+    return values.reshape(len(values), -1).std(dim=1, correction=0)

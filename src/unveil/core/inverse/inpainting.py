@@ -1,0 +1,146 @@
+"""Generation around known numbers: replacement, and RePaint's going back and forth."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from unveil.core import scalar_math
+from unveil.core.denoiser import Estimate, Step
+from unveil.core.inverse.operator import boolean, fitted
+from unveil.core.rng import Noise
+from unveil.core.samplers.loop import Advance, Plan, State, Table, drawn
+from unveil.core.schedule import Grid
+from unveil.types import Level, RecipeError, ShapeError, like
+
+
+def masked(step: Step, pixels: Tensor, keep: Tensor) -> Step:
+    """The step whose x0 is known where `keep` is True.
+
+    Whatever sampler carries it out then moves the known numbers as if they had been noised: along x_t = alpha x0 +
+    sigma eps with one eps where it is deterministic, by q(x_s | x_t, x0) where it is ancestral, which at each level
+    is the law of pictures noised anew. A grid that ends at the data gives back the known numbers bit by bit with
+    samplers of one call per step; `paste` does so for all.
+
+    Args:
+        step: the step to guide.
+        pixels: the known numbers, of x's shape; what it holds elsewhere is not looked at.
+        keep: boolean, True where they are known; broadcast from the last axis on, as (B, 1, H, W) is.
+
+    Raises:
+        ShapeError: a mask that is not boolean or does not fit, or when called, an x of another shape.
+
+    Source: Song et al. 2021, appendix I.2 (arXiv:2011.13456); Lugmayr et al. 2022, eq. 8 (arXiv:2201.09865).
+    """
+    known = fitted(boolean(keep), pixels)
+
+    def replaced(x: Tensor, level: Level) -> Estimate:
+        _same(pixels, x)
+        estimate = step(x, level)
+        return Estimate.of_x0(torch.where(known, pixels, estimate.x0), x, level, estimate.extra)
+
+    return replaced
+
+
+def paste(x: Tensor, pixels: Tensor, keep: Tensor) -> Tensor:
+    """X with the known numbers in their place, bit by bit.
+
+    Raises:
+        ShapeError: a mask that is not boolean or does not fit, or pictures of another shape.
+    """
+    _same(pixels, x)
+    return torch.where(fitted(boolean(keep), x), pixels, x)
+
+
+def resampled(plan: Plan, grid: Grid, *, length: int = 10, count: int = 10) -> Resampled:
+    """RePaint: every `length` steps, go back as many by adding noise, and come again, `count` times in all.
+
+    What was generated and what is known so come to agree. Use it with `masked`.
+
+    Args:
+        plan: of one step per level of the grid, such as `ancestral(grid)` or `ddim(grid, 1.0)`.
+        grid: the one it was made from.
+        length: steps of a jump back, at least 1.
+        count: how often each stretch is walked, at least 1; 1 is the plan itself.
+
+    Raises:
+        RecipeError: a length or count below 1, or a plan that is not made of single steps over this grid.
+
+    Source: Lugmayr et al. 2022, algorithm 1 and appendix B (arXiv:2201.09865).
+    """
+    if length < 1 or count < 1:
+        raise RecipeError(f"length = {length}, count = {count}: both must be at least 1")
+    single = plan.total == len(grid) - 1
+    if isinstance(plan, Table):
+        single = single and not any(len(row.gains) > 1 or row.mark or row.level is None for row in plan.rows)
+    if not single:
+        raise RecipeError(
+            f"a plan of {plan.total} rows over {len(grid) - 1} steps: going back needs one step per level and no "
+            "history, such as ancestral or ddim"
+        )
+    return Resampled(plan, grid, _visits(len(grid) - 1, length, count))
+
+
+class _Jump(NamedTuple):
+    """x <- keep x + spread z: from a level to a noisier one."""
+
+    keep: scalar_math.Number
+    spread: scalar_math.Number
+
+
+class Resampled:
+    """A plan whose steps are walked in another order, with jumps back to noisier levels in between."""
+
+    def __init__(self, plan: Plan, grid: Grid, visits: list[int]) -> None:
+        self.plan = plan
+        self.moves = [here if there == here + 1 else _jump(grid[here], grid[there]) for here, there in pairwise(visits)]
+
+    @property
+    def total(self) -> int:
+        """The number of steps and jumps."""
+        return len(self.moves)
+
+    def over(self, state: State) -> bool:
+        """Whether every step and jump was made."""
+        return state.number >= len(self.moves)
+
+    def advance(self, state: State, step: Step, noise: Noise | None, out: Tensor) -> Advance:
+        """One step of the plan, or one jump."""
+        number, move = state.number, self.moves[state.number]
+        if isinstance(move, _Jump):
+            x, z = state.x, drawn(noise, number)
+            x = like(move.keep, x) * x + like(move.spread, x) * z.to(x.dtype)
+            return Advance(State(x, (), number + 1), None, None)
+        # each visit draws its own noise: the number of this walk's step, not of the plan's
+        own = None if noise is None else lambda row, *draw: noise(number, *draw)
+        done = self.plan.advance(state._replace(number=move), step, own, out)
+        return done._replace(state=done.state._replace(number=number + 1))
+
+
+def _visits(steps: int, length: int, count: int) -> list[int]:
+    """The levels of a grid in the order in which they are reached, 0 the noisiest: steps + 1 levels."""
+    again = dict.fromkeys(range(1, steps - length + 1, length), count - 1)  # by steps left to the data
+    left = steps
+    order = [0]
+    while left > 0:
+        left -= 1
+        order.append(steps - left)
+        if again.get(left, 0) > 0:
+            again[left] -= 1
+            left += length
+            order.append(steps - left)
+    return order
+
+
+def _jump(here: Level, there: Level) -> _Jump:
+    # q(x_t | x_s) of the forward process, for a cleaner s
+    ratio = there.alpha / here.alpha
+    return _Jump(ratio, scalar_math.sqrt(there.sigma**2 - (ratio * here.sigma) ** 2))
+
+
+def _same(pixels: Tensor, x: Tensor) -> None:
+    if pixels.shape != x.shape:
+        raise ShapeError(f"known pixels {tuple(pixels.shape)} for x {tuple(x.shape)}: must be of the same shape")

@@ -1,0 +1,67 @@
+"""Where editing starts: a picture noised to a level between data and noise."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from unveil.core.process import DiscreteVP
+from unveil.core.schedule import Grid
+from unveil.types import Level, RecipeError, ShapeError, like
+
+
+def sdedit(grid: Grid, pixels: Tensor, noise: Tensor, start: float) -> tuple[Grid, Tensor]:
+    """The rest of a grid from t = start on, and the picture noised to where it begins: `run(ddim(rest), step, x)`.
+
+    The rest begins at `start` itself (a process with indices: at the next one), so that the strength of an edit does
+    not depend on the number of steps.
+
+    Args:
+        grid: from noise to data.
+        pixels: what to edit, (B, ...).
+        noise: standard normal, of the same shape.
+        start: t in (0, 1]; near 0 keeps the picture, 1 is the whole grid.
+
+    Raises:
+        RecipeError: start outside (0, 1].
+        ShapeError: noise of another shape.
+
+    Source: Meng et al. 2021, algorithm 1 (arXiv:2108.01073).
+    """
+    if not 0 < start <= 1:
+        raise RecipeError(f"start = {start}: must lie in (0, 1]; near 0 keeps the picture, 1 is noise alone")
+    process = grid.process
+    if isinstance(process, DiscreteVP):
+        start = math.ceil(start * process.steps - 1e-9) / process.steps
+    rest = list(grid)
+    if start < float(rest[0].t) - 1e-9:
+        rest = [process.at(start), *(level for level in rest if float(level.t) < start - 1e-9)]
+    return Grid(process, rest), noised(rest[0], pixels, noise)
+
+
+def share_of(grid: Grid, strength: float) -> Grid | None:
+    """The last steps of a grid that an edit of this strength runs: the whole part of steps * strength.
+
+    Their number is counted as Stable Diffusion's programs do, and the levels are the grid's own, so that strength
+    moves from step to step. None: no step is left to run.
+
+    Raises:
+        RecipeError: a strength outside [0, 1].
+    """
+    if not 0 <= strength <= 1:
+        raise RecipeError(f"strength = {strength}: must lie in [0, 1]; 0 keeps the picture, 1 is generation")
+    steps = len(grid) - 1
+    kept = math.floor(steps * strength + 1e-9)  # 50 * 0.58 is 28.999999999999996 in floats
+    return Grid(grid.process, grid[steps - kept :]) if kept else None
+
+
+def noised(level: Level, pixels: Tensor, noise: Tensor) -> Tensor:
+    """The picture (B, ...) at a level, with standard normal noise of its shape.
+
+    Raises:
+        ShapeError: noise of another shape.
+    """
+    if noise.shape != pixels.shape:
+        raise ShapeError(f"noise {tuple(noise.shape)} for a picture {tuple(pixels.shape)}: must be equal")
+    return like(level.alpha, pixels) * pixels + like(level.sigma, pixels) * noise

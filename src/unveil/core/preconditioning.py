@@ -1,0 +1,240 @@
+"""What stands between x and a network: how its input is scaled, what number says the level, what its output means.
+
+A preconditioned denoiser is D = c_skip x' + c_out F(c_in x'; c_noise), where x' = x / alpha = x0 + r eps and
+r = sigma / alpha. Solved for F that is a prediction like any other, y = a x0 + b eps with
+
+    a = (1 - c_skip) / c_out        b = -r c_skip / c_out
+
+so a preconditioning is a prediction that also gives `scale` = c_in / alpha and `index` = c_noise. The coefficients
+stand as closed forms of alpha and sigma, which stay exact where c_out is 0.
+
+Source: Karras et al. 2022, eq. 7 and table 1 (arXiv:2206.00364).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from unveil.core import scalar_math
+from unveil.core.prediction import edm_f, eps, solve
+from unveil.core.process import DiscreteVP, betas
+from unveil.core.scalar_math import Number
+from unveil.types import Level, RecipeError
+
+_LEAST = 1e-44  # stands for sigma = 0 in logarithms
+
+
+@runtime_checkable
+class Preconditioning(Protocol):
+    """A prediction that also says what its network is given, in place of x and the process's index."""
+
+    def __call__(self, level: Level) -> tuple[Number, Number]:
+        """The coefficients (a, b) of the target y = a x0 + b eps."""
+        ...
+
+    def scale(self, level: Level) -> Number:
+        """What x is multiplied with: c_in / alpha."""
+        ...
+
+    def index(self, level: Level) -> Number:
+        """The number that stands for the level: c_noise."""
+        ...
+
+
+class Scalings(NamedTuple):
+    """The four columns of the paper's table, for x' = x / alpha."""
+
+    skip: Number
+    out: Number
+    into: Number
+    noise: Number
+
+
+def scalings(shell: Preconditioning, level: Level) -> Scalings:
+    """The coefficients c_skip, c_out, c_in and c_noise at a level."""
+    solution = solve(shell, level)
+    return Scalings(level.alpha * solution.x0_x, solution.x0_y, level.alpha * shell.scale(level), shell.index(level))
+
+
+@dataclass(frozen=True)
+class VP:
+    """Score SDE's variance-preserving networks: c_skip 1, c_out -r, c_in 1 / sqrt(r^2 + 1).
+
+    The network predicts eps and is given (steps - 1) t, t being the VP process's time of this r.
+
+    Args:
+        beta_min, beta_max: of the process that it was trained under.
+        steps: M of the paper.
+
+    Source: Karras et al. 2022, table 1, column VP, and appendix C.1.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    steps: int = 1000
+
+    def __call__(self, level: Level) -> tuple[Number, Number]:
+        """That of eps."""
+        return eps(level)
+
+    def scale(self, level: Level) -> Number:
+        """1 / sqrt(alpha^2 + sigma^2): 1 under any VP process."""
+        return _unit(level)
+
+    def index(self, level: Level) -> Number:
+        """The VP process's time in steps."""
+        total = scalar_math.log(1 + _ratio(level) ** 2)  # -2 log(alpha) of the VP process
+        rise = self.beta_max - self.beta_min
+        return (self.steps - 1) * 2 * total / (scalar_math.sqrt(self.beta_min**2 + 2 * rise * total) + self.beta_min)
+
+
+@dataclass(frozen=True)
+class VE:
+    """Score SDE's variance-exploding networks: c_skip 1, c_out r, c_in 1, c_noise log(r / 2).
+
+    The network predicts -eps, sigma times the score. The half is there because its pictures lay in [0, 1].
+
+    Source: Karras et al. 2022, table 1, column VE, and appendix C.2.
+    """
+
+    def __call__(self, level: Level) -> tuple[Number, Number]:
+        """That of -eps."""
+        del level
+        return 0.0, -1.0
+
+    def scale(self, level: Level) -> Number:
+        """1 / alpha."""
+        _ratio(level)
+        return 1 / level.alpha
+
+    def index(self, level: Level) -> Number:
+        """log(r / 2)."""
+        return scalar_math.log(scalar_math.at_least(_ratio(level) / 2, _LEAST))
+
+
+@dataclass(frozen=True)
+class IDDPM:
+    """Improved DDPM's and ADM's networks: c_skip 1, c_out -r, c_in 1 / sqrt(r^2 + 1), on a table of levels.
+
+    The network predicts eps and is given the index, in the cosine table of betas, whose r is nearest.
+
+    Args:
+        steps: M of the paper, the length of the table.
+
+    Source: Karras et al. 2022, table 1, column iDDPM, and appendix C.3.
+    """
+
+    steps: int = 1000
+
+    def __call__(self, level: Level) -> tuple[Number, Number]:
+        """That of eps."""
+        return eps(level)
+
+    def scale(self, level: Level) -> Number:
+        """1 / sqrt(alpha^2 + sigma^2): 1 under any VP process."""
+        return _unit(level)
+
+    def index(self, level: Level) -> Number:
+        """The index of the nearest level of the table; clean data, nearest to r = 0, is -1."""
+        r = _ratio(level)
+        place = self._place(r)
+        return place.to(torch.float64) - 1 if isinstance(r, Tensor) else float(place) - 1
+
+    def rounded(self, r: Number) -> Number:
+        """The nearest value of sigma / alpha that the network was trained at, or 0."""
+        found = self.ratios[self._place(r)]
+        return found if isinstance(r, Tensor) else found.item()
+
+    @cached_property
+    def ratios(self) -> Tensor:
+        """Sigma / alpha of clean data and of every index, (steps + 1,) float64: u of the paper, from the last."""
+        alpha2 = DiscreteVP(betas("cosine", self.steps)).alpha_bar
+        return ((1 - alpha2) / alpha2).sqrt()
+
+    def _place(self, r: Number) -> Tensor:
+        middles = (self.ratios[1:] + self.ratios[:-1]) / 2
+        return torch.searchsorted(middles, torch.as_tensor(r, dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class EDM:
+    """The paper's own: a network whose input, output and target have unit variance at every level.
+
+    With d = sigma_data and w^2 = r^2 + d^2: c_skip d^2 / w^2, c_out r d / w, c_in 1 / w, c_noise log(r) / 4.
+
+    Args:
+        sigma_data: deviation of the data.
+        index_scale: what c_noise is multiplied with; 1000 for the teachers of consistency models.
+
+    Source: Karras et al. 2022, table 1, column "ours", and appendix B.6.
+    """
+
+    sigma_data: float = 0.5
+    index_scale: float = 1.0
+
+    def __call__(self, level: Level) -> tuple[Number, Number]:
+        """That of F, which goes from -eps near the data to x0 / sigma_data in the noise."""
+        _ratio(level)
+        return edm_f(self.sigma_data)(level)
+
+    def scale(self, level: Level) -> Number:
+        """1 / sqrt(sigma^2 + (alpha sigma_data)^2)."""
+        return _unit(level, self.sigma_data)
+
+    def index(self, level: Level) -> Number:
+        """log(r) / 4, times `index_scale`."""
+        return 0.25 * self.index_scale * scalar_math.log(scalar_math.at_least(_ratio(level), _LEAST))
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """Consistency models': like EDM's, but D is x' itself where r is sigma_min, whatever the network says.
+
+    With d = sigma_data, g = r - sigma_min and w^2 = r^2 + d^2: c_skip d^2 / (g^2 + d^2), c_out g d / w, c_in 1 / w,
+    c_noise 250 log(r).
+
+    Args:
+        sigma_data: deviation of the data.
+        sigma_min: the boundary.
+
+    Source: Song et al. 2023, section 3 and appendix C (arXiv:2303.01469).
+    """
+
+    sigma_data: float = 0.5
+    sigma_min: float = 0.002
+
+    def __call__(self, level: Level) -> tuple[Number, Number]:
+        """That of F; both coefficients grow without end towards the boundary."""
+        d, r = self.sigma_data, scalar_math.at_least(_ratio(level), 1e-12)  # clean parts of x stay as they are
+        gap = r - self.sigma_min
+        gap = gap + 1e-12 * (gap == 0)  # there x0 = x' to rounding, as it has to be
+        width = scalar_math.sqrt(r * r + d * d) / (gap * gap + d * d)
+        return gap * width / d, -1.0 * d * r * width / gap
+
+    def scale(self, level: Level) -> Number:
+        """1 / sqrt(sigma^2 + (alpha sigma_data)^2)."""
+        return _unit(level, self.sigma_data)
+
+    def index(self, level: Level) -> Number:
+        """250 log(r)."""
+        return 250 * scalar_math.log(scalar_math.at_least(_ratio(level), _LEAST))
+
+
+def _unit(level: Level, sigma_data: float = 1.0) -> Number:
+    """What gives x unit variance, for data of deviation sigma_data."""
+    return 1 / scalar_math.sqrt(level.sigma**2 + (level.alpha * sigma_data) ** 2)
+
+
+def _ratio(level: Level) -> Number:
+    """Sigma / alpha."""
+    if bool(torch.as_tensor(level.alpha == 0).any()):
+        raise RecipeError(
+            f"at t = {level.t} alpha is 0 and sigma / alpha, by which this preconditioning tells its network the "
+            "level, infinite; begin the grid at a level with alpha > 0, or use another prediction"
+        )
+    return level.sigma / level.alpha

@@ -1,0 +1,291 @@
+"""One step between two levels: what is exact of it, and the weights that bend it towards other estimates.
+
+With q = x0 or eps held still, x_there = keep x_here + gain q is exact, and neither number needs a logarithm, so both
+are finite at the ends alpha = 0 and sigma = 0. Every correction is a weight on estimates at other places along the
+step. Where a step touches an end, or does not move, its `reach` is 0 and the corrections vanish.
+
+Everything takes Python floats, or float64 tensors for levels per sample or per token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise, zip_longest
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unveil.core import scalar_math
+from unveil.core.scalar_math import Number
+from unveil.core.schedule import Grid
+from unveil.types import Level, RecipeError
+
+Of = Literal["x0", "eps"]
+Mask = bool | Tensor
+# (nodes, reach) -> the weight of the estimate at each node, in units of the step's gain; they sum to 1. Node 0 is
+# where the step begins, 1 where it ends, and what was before it is negative.
+Rule = Callable[[Sequence[Number], Number], list[Number]]
+
+# where so many nodes can be used
+Tier = tuple[Mask, int]
+
+
+class Stride(NamedTuple):
+    """x_there = keep x_here + gain q + noise z, for a q that does not change on the way.
+
+    reach: how far it goes, in the variable that q is a smooth function of: for x0 the fall in log(alpha / sigma),
+        1 + eta times, for eps its rise; 0 where the step touches an end or does not move.
+    """
+
+    keep: Number
+    gain: Number
+    reach: Number
+    noise: Number = 0.0
+
+
+def stride(here: Level, there: Level, of: Of = "x0", eta: float = 0.0) -> Stride:
+    """The step from one level to another.
+
+    Args:
+        here: where x is.
+        there: where it goes, a cleaner level.
+        of: the estimate that is held still.
+        eta: of x0 alone: 0 is the probability-flow ODE, 1 the reverse SDE.
+
+    Raises:
+        RecipeError: a step of eps from alpha = 0, where eps holds nothing of x0.
+
+    Source: Lu et al. 2022, section 3, DPM-Solver-1 (arXiv:2206.00927) for eps; section 4 (arXiv:2211.01095) for x0, and
+    their SDE form at eta = 1: the same integral with the drift that noise of eta asks for.
+    """
+    if of == "eps":
+        if any_of(here.alpha == 0) and any_of((here.alpha == 0) & (there.alpha != 0)):
+            raise RecipeError(
+                f"t = {here.t}: alpha is 0 there, where eps says nothing about x0; begin at alpha > 0, or take a "
+                "sampler of x0 such as 'dpmpp-2m' or 'ddim'"
+            )
+        keep = scalar_math.divide(there.alpha, here.alpha, 1.0)
+        return Stride(keep, there.sigma - here.sigma * keep, rise(here, there))
+    left = _left(here, there)
+    # a part that is clean already (sigma = 0) stays what it is
+    ratio = scalar_math.divide(there.sigma, here.sigma, scalar_math.divide(there.alpha, here.alpha, 1.0))
+    keep = ratio * left**eta
+    noise = there.sigma * scalar_math.sqrt(1.0 - left ** (2 * eta)) if eta else 0.0
+    return Stride(keep, there.alpha - here.alpha * keep, -(1.0 + eta) * rise(here, there), noise)
+
+
+def rise(here: Level, there: Level) -> Number:
+    """How much log(alpha / sigma) rises, 0 where that is infinite."""
+    left = _left(here, there)
+    return where(left > 0, -1.0 * scalar_math.log(left), 0.0)
+
+
+def _left(here: Level, there: Level) -> Number:
+    """The share of here's sigma / alpha that is left there, 1 where there was none."""
+    return scalar_math.divide(there.sigma * here.alpha, here.sigma * there.alpha, 1.0)
+
+
+# ---------------------------------------------------------------------- levels between those of a grid
+
+
+def between(grid: Grid, here: Level, there: Level, share: Number) -> Level:
+    """The process's level at a share of the way in log(alpha / sigma); `here` where the way touches an end."""
+    way = rise(here, there)
+    return at_half_log_snr(grid, where(way != 0, half_log_snr(here) + share * way, math.inf), here)
+
+
+def half_log_snr(level: Level) -> Number:
+    """Log(alpha / sigma), infinite at the ends."""
+    return scalar_math.log(scalar_math.divide(level.alpha, level.sigma, math.inf))
+
+
+def at_half_log_snr(grid: Grid, wanted: Number, otherwise: Level) -> Level:
+    """The levels of the grid's process at these half log-SNRs, and `otherwise` where they are not finite.
+
+    Of a tensor all at once, so without the checks of `Grid.at`: they must lie within the grid.
+    """
+    if not isinstance(wanted, Tensor):
+        return grid.at(wanted) if math.isfinite(wanted) else otherwise
+    finite = wanted.isfinite()
+    if not any_of(finite):
+        return otherwise
+    times = torch.as_tensor(grid.process.t_of(torch.where(finite, wanted, wanted[finite][0])))
+    latest = float(torch.as_tensor(grid[0].t, dtype=torch.float64).max())
+    return chosen(finite, grid.process.at(times.clamp(0, max(latest, 1.0))), otherwise)  # rounded beyond the ends
+
+
+# ---------------------------------------------------------------------- weights
+
+
+_INVERSE = [1 / math.factorial(k) for k in range(24)]
+
+
+def phis(count: int, z: Number) -> list[Number]:
+    """phi_1(z) to phi_count(z), where phi_k is the sum of z^j / (j + k)! over j: phi_1(z) = (exp(z) - 1) / z.
+
+    Source: Hochbruck & Ostermann 2010, eq. 2.10, Acta Numerica 19.
+    """
+    if not isinstance(z, Tensor):
+        return _from_above(count, z) if abs(z) < 1 else _from_below(count, z)
+    small = z.abs() < 1
+    near, far = _from_above(count, z * small), _from_below(count, torch.where(small, 1.0, z))
+    return [where(small, a, b) for a, b in zip(near, far, strict=True)]
+
+
+def _from_above(count: int, z: Number) -> list[Number]:
+    """The last one's series, and the others by phi_k = z phi_(k+1) + 1 / k!."""
+    value: Number = 0.0 * z
+    for term in _INVERSE[count + 18 : count - 1 : -1]:  # |z| < 1: what is left out is below 1e-17
+        value = value * z + term
+    found = [value]
+    for k in range(count - 1, 0, -1):
+        found.append(z * found[-1] + _INVERSE[k])
+    return found[::-1]
+
+
+def _from_below(count: int, z: Number) -> list[Number]:
+    found = [scalar_math.expm1(z) / z]
+    for k in range(1, count):
+        found.append((found[-1] - _INVERSE[k]) / z)
+    return found
+
+
+def exact(nodes: Sequence[Number], reach: Number) -> list[Number]:
+    """The polynomial through all nodes, integrated with the exponential weight of the linear part.
+
+    Source: Hochbruck & Ostermann 2010, section 2.3: exponential Adams and Runge-Kutta methods.
+    """
+    first, *others = phis(len(nodes), reach)
+    slopes = (math.factorial(k) * other / first for k, other in enumerate(others, 1))
+    return interpolated(nodes, [1.0, *slopes])
+
+
+def adams(nodes: Sequence[Number], reach: Number) -> list[Number]:
+    """The polynomial through all nodes, integrated as it is. Source: Adams and Bashforth 1883, for any widths."""
+    del reach
+    return interpolated(nodes, [1 / (k + 1) for k in range(len(nodes))])
+
+
+def midpoint(nodes: Sequence[Number], reach: Number) -> list[Number]:
+    """Order 2: half the difference, as if the estimate in the middle held all the way. Order 3: `taylor`.
+
+    Source: Lu et al. 2022, algorithm 2, "2M" (arXiv:2211.01095).
+    """
+    return interpolated(nodes, [1.0, 0.5]) if len(nodes) == 2 else taylor(nodes, reach)
+
+
+def taylor(nodes: Sequence[Number], reach: Number) -> list[Number]:
+    """The slope with its exact weight phi_2; at order 3 the curvature as well, with phi_3 as published.
+
+    The second divided difference is half of the second derivative, so 2 phi_3 would be exact: as published, the third
+    estimate lowers the error, and the order stays 2. `exact` has the 2.
+
+    Source: Lu et al. 2022, section 4 (arXiv:2211.01095), and order 3 as in the authors' code.
+    """
+    first, *others = phis(len(nodes), reach)
+    return interpolated(nodes, [1.0, *(other / first for other in others)])
+
+
+def interpolated(nodes: Sequence[Number], moments: Sequence[Number]) -> list[Number]:
+    """The weight of the value at each node in the integral of the polynomial through them.
+
+    Args:
+        nodes: where the values are.
+        moments: the integrals of 1, s, s^2 ..., as many as nodes.
+    """
+    weights: list[Number] = []
+    for i, mine in enumerate(nodes):
+        powers: list[Number] = [1.0]  # of Lagrange's polynomial that is 0 at the others, lowest power first
+        size: Number = 1.0  # what it is here
+        for j, other in enumerate(nodes):
+            if j != i:
+                powers = [u - other * d for u, d in zip([0.0, *powers], [*powers, 0.0], strict=True)]
+                size = size * (mine - other)
+        weights.append(scalar_math.divide(total(c * m for c, m in zip(powers, moments, strict=True)), size, 0.0))
+    return weights
+
+
+def gains(now: Stride, before: Sequence[Stride], rule: Rule, most: Number = math.inf) -> tuple[Number, ...]:
+    """Gains on the estimates of 0, 1, 2 ... calls ago, for a step that remembers those that led to it.
+
+    Args:
+        now: the step.
+        before: the steps before it, newest first; as many as the order allows, less one.
+        rule: the weights.
+        most: estimates that may be used.
+
+    Where one of them touched an end or did not move, the order falls to what is left.
+    """
+    nodes: list[Number] = [0.0]
+    tiers: list[Tier] = []
+    usable: Mask = now.reach != 0
+    for earlier in before:
+        usable = usable & (earlier.reach != 0) & (most > len(nodes))
+        if not any_of(usable):
+            break
+        nodes.append(nodes[-1] - scalar_math.divide(earlier.reach, now.reach, 0.0))
+        tiers.append((usable, len(nodes)))
+
+    return highest(tiers, lambda count: [now.gain * w for w in rule(nodes[:count], now.reach)], (now.gain,))
+
+
+def highest(
+    tiers: Sequence[Tier], made: Callable[[int], Sequence[Number]], otherwise: tuple[Number, ...]
+) -> tuple[Number, ...]:
+    """In every part of x the gains made from the most nodes that can be used there."""
+    if tiers and not isinstance(tiers[-1][0], Tensor):
+        return tuple(made(tiers[-1][1]))
+    best = otherwise
+    for usable, count in tiers:
+        best = tuple(where(usable, new, old) for new, old in zip_longest(made(count), best, fillvalue=0.0))
+    return best
+
+
+def steps_left(levels: Sequence[Level]) -> list[Number]:
+    """For each level how many steps there are from it to the end, without those that stand still."""
+    left: list[Number] = [0.0]
+    for here, there in reversed(list(pairwise(levels))):
+        left.append(left[-1] + where(here.sigma != there.sigma, 1.0, 0.0))
+    return left[::-1]
+
+
+def check_order(order: int, most: int) -> None:
+    """Refuses an order outside 1 to `most`.
+
+    Raises:
+        RecipeError: there is no such order.
+    """
+    if not 1 <= order <= most:
+        raise RecipeError(f"order = {order}: must lie in 1 to {most}")
+
+
+# ---------------------------------------------------------------------- floats and tensors alike
+
+
+def where(mask: Mask, yes: Number, no: Number) -> Number:
+    """`yes` where the mask is True, `no` elsewhere."""
+    if not isinstance(mask, Tensor):
+        return yes if mask else no
+    return torch.where(mask, torch.as_tensor(yes, dtype=torch.float64), torch.as_tensor(no, dtype=torch.float64))
+
+
+def chosen(mask: Mask, yes: Level, no: Level) -> Level:
+    """The level `yes` where the mask is True, `no` elsewhere."""
+    if not isinstance(mask, Tensor):
+        return yes if mask else no
+    return Level(*(where(mask, a, b) for a, b in zip(yes, no, strict=True)))
+
+
+def any_of(mask: Mask) -> bool:
+    """Whether it is True anywhere."""
+    return bool(mask.any()) if isinstance(mask, Tensor) else mask
+
+
+def total(values: Iterable[Number]) -> Number:
+    """The sum."""
+    result: Number = 0.0
+    for value in values:
+        result = result + value
+    return result

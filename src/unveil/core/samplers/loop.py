@@ -1,0 +1,247 @@
+"""What a sampler returns, and the one loop that carries it out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from unveil.core.denoiser import Estimate, Step
+from unveil.core.rng import Noise
+from unveil.core.scalar_math import Number
+from unveil.types import Level, NonFinite, RecipeError, like
+
+REMEDY = "set clip = static, use more steps, or dtype float32"
+SPARSE = 4  # x is looked at after 1, 4, 16, 64 ... steps and at the end: each look waits for the device
+
+
+class State(NamedTuple):
+    """Where a run stands; saved, it can go on later.
+
+    past: the x0 (or eps) of earlier calls, newest first. mark: the x that a row marked, for rows that go back to it.
+    clock: what a plan that chooses its steps as it goes must remember, such as its place and its next width.
+    """
+
+    x: Tensor
+    past: tuple[Tensor, ...] = ()
+    number: int = 0
+    mark: Tensor | None = None
+    clock: tuple[float, ...] = ()
+
+
+class Progress(NamedTuple):
+    """What a run shows after each network call. x is overwritten by later steps: clone it to keep it.
+
+    total is the number of rows, or None where the plan cannot know it before the run.
+    """
+
+    state: State
+    total: int | None
+    level: Level
+    estimate: Estimate
+
+
+class Advance(NamedTuple):
+    """What one step of a plan did: the level and the estimate of its call are None where it made none."""
+
+    state: State
+    level: Level | None
+    estimate: Estimate | None
+
+
+class Plan(Protocol):
+    """The steps of a run, worked out from a grid, or as it goes."""
+
+    @property
+    def total(self) -> int | None:
+        """The number of steps; None where it depends on the estimates."""
+        ...
+
+    def over(self, state: State) -> bool:
+        """Whether the run has ended."""
+        ...
+
+    def advance(self, state: State, step: Step, noise: Noise | None, out: Tensor) -> Advance:
+        """One step; `out` is a buffer like x that may be written, or x itself when nobody will look at it again."""
+        ...
+
+
+class Row(NamedTuple):
+    """One step: x <- keep x + sum(gains[j] * q of j calls ago) + back * mark + noise z.
+
+    q is what the table combines, x0 or eps. level is that of the call, whose estimate is q of 0 calls ago; None: this
+    row makes no call, and has no gains. mark: this row's x, as it was at the call, is kept for `back` of later rows.
+    span: the levels between which z is the increment of a Brownian path, where it differs from a fresh draw.
+    """
+
+    level: Level | None
+    keep: Number
+    gains: tuple[Number, ...] = ()
+    noise: Number = 0.0
+    back: Number = 0.0
+    mark: bool = False
+    span: tuple[Level, Level] | None = None
+
+
+class Table:
+    """A plan of rows of coefficients.
+
+    Args:
+        rows: in order. What a row draws is noise(number of the row).
+        of: what their gains combine, "x0" or "eps"; use eps where a row reaches back to an eps whose x is gone.
+    """
+
+    def __init__(self, rows: Iterable[Row], of: Literal["x0", "eps"] = "x0") -> None:
+        self.rows = list(rows)
+        self.of: Literal["x0", "eps"] = of
+        self._depth = max((len(row.gains) for row in self.rows), default=0)
+
+    @property
+    def levels(self) -> list[Level]:
+        """The level of every network call, in order: known before the run."""
+        return [row.level for row in self.rows if row.level is not None]
+
+    @property
+    def total(self) -> int:
+        """The number of rows."""
+        return len(self.rows)
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.rows)
+
+    def over(self, state: State) -> bool:
+        """Whether every row was applied."""
+        return state.number >= len(self.rows)
+
+    def advance(self, state: State, step: Step, noise: Noise | None, out: Tensor) -> Advance:
+        """Row `state.number` applied.
+
+        Raises:
+            RecipeError: the row adds noise and no source of it was given.
+        """
+        row = self.rows[state.number]
+        x, past = state.x, state.past
+        estimate = None if row.level is None else step(x, row.level)
+        if row.mark or out is state.mark:
+            out = torch.empty_like(x)  # a marked x stays as it is
+        if estimate is None:
+            new = torch.mul(x, like(row.keep, x), out=out)
+        else:
+            if self._depth > 1:  # asked for before `out`, which may be the x that it is made of, is written
+                past = (self._quantity(estimate), *past)[: self._depth]
+            new = self._combined(estimate, x, row, out)
+            for gain, earlier in zip(row.gains[1:], past[1:], strict=False):
+                _add(new, gain, earlier)
+        if state.mark is not None:
+            _add(new, row.back, state.mark)
+        if isinstance(row.noise, Tensor) or row.noise != 0:
+            _add(new, row.noise, drawn(noise, state.number).to(new.dtype))
+        # between calls the newest entry is the next call's neighbour; a row without one leaves the past alone
+        past = past[: self._depth - 1] if self._depth > 1 else ()
+        following = State(new, past, state.number + 1, x if row.mark else state.mark)
+        return Advance(following, row.level, estimate)
+
+    def _quantity(self, estimate: Estimate) -> Tensor:
+        return estimate.x0 if self.of == "x0" else estimate.eps
+
+    def _combined(self, estimate: Estimate, x: Tensor, row: Row, out: Tensor) -> Tensor:
+        gain = row.gains[0] if row.gains else 0.0
+        if isinstance(row.keep, Tensor) or isinstance(gain, Tensor):
+            gained = self._quantity(estimate) * like(gain, x)
+            return torch.mul(x, like(row.keep, x), out=out).add_(gained)
+        return estimate.mix(x, row.keep, gain, out, of=self.of)
+
+
+def run(
+    plan: Plan,
+    step: Step,
+    x: Tensor | State,
+    *,
+    noise: Noise | None = None,
+    on_step: Callable[[Progress], object] | None = None,
+) -> Tensor:
+    """Carry out a plan: from x at its first level to the sample at its last.
+
+    Args:
+        plan: what a sampler returned.
+        step: the guided estimate.
+        x: (B, ...) as `grid.start(noise)` gives it, or the `State` of a run that was left half-way.
+        noise: noise(step, draw=0), for plans that add some.
+        on_step: called after each step; to stop, let it raise `types.Cancelled`.
+
+    Raises:
+        RecipeError: the plan adds noise and no source of it was given.
+        NonFinite: x left the finite numbers; names the step and the level.
+    """
+    state = start = x if isinstance(x, State) else State(x)
+    taken, due = 0, 1
+    with torch.no_grad():
+        # one buffer is enough, unless somebody looks at x and the estimate after the step
+        spare = [torch.empty_like(state.x)] * 2 if on_step is None else [torch.empty_like(state.x) for _ in range(2)]
+        while not plan.over(state):
+            state, level, estimate = plan.advance(state, step, noise, spare[state.number & 1])
+            taken += 1
+            if taken == due:
+                due *= SPARSE
+                if not _is_finite(state.x):
+                    raise _blamed(plan, step, start, noise, taken)
+            if on_step is not None and level is not None and estimate is not None:
+                on_step(Progress(state, plan.total, level, estimate))
+        if not _is_finite(state.x):
+            raise _blamed(plan, step, start, noise, taken)
+    return state.x
+
+
+def _is_finite(x: Tensor) -> bool:
+    """Whether all of x is; a sum is the cheapest look at it."""
+    return math.isfinite(x.sum(dtype=torch.float32)) or bool(torch.isfinite(x).all())
+
+
+def _blamed(plan: Plan, step: Step, state: State, noise: Noise | None, most: int) -> NonFinite:
+    """What names where a run of `most` steps lost the finite numbers: it is made once more, every call looked at."""
+    place = ""
+
+    def watched(x: Tensor, level: Level) -> Estimate:
+        nonlocal place
+        estimate = step(x, level)
+        if not _is_finite(estimate.x0):
+            raise NonFinite(f"{place}: the network's estimate at {_words(level)} is not finite; {REMEDY}")
+        return estimate
+
+    try:
+        for k in range(most):
+            place = f"step {k + 1}" if plan.total is None else f"step {k + 1} of {plan.total}"
+            state, level, _ = plan.advance(state, watched, noise, torch.empty_like(state.x))
+            if not _is_finite(state.x):
+                where = "" if level is None else f" from {_words(level)}"
+                return NonFinite(f"{place}: x left the finite numbers{where}; {REMEDY}")
+    except NonFinite as found:
+        return found
+    return NonFinite(f"x left the finite numbers within {most} steps, but not when they were repeated; {REMEDY}")
+
+
+def _words(level: Level) -> str:
+    t, ratio = (torch.as_tensor(number).max().item() for number in (level.t, level.half_log_snr))
+    return f"t = {t:.6g} (log(alpha / sigma) = {ratio:.4g})"
+
+
+def drawn(noise: Noise | None, number: int) -> Tensor:
+    """Standard normal noise of step `number`.
+
+    Raises:
+        RecipeError: there is no source of it.
+    """
+    if noise is None:
+        raise RecipeError("this sampler adds noise: pass noise=, for example Streams(seed, samples).bind(shape)")
+    return noise(number)
+
+
+def _add(x: Tensor, weight: Number, other: Tensor) -> None:
+    if isinstance(weight, Tensor):
+        x.add_(other * like(weight, x))
+    elif weight != 0:
+        x.add_(other, alpha=weight)

@@ -1,0 +1,137 @@
+"""How far a step of an adaptive solver may be off, and how wide the next one is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from unveil.core.scalar_math import Number
+from unveil.types import Level
+
+# mean square of each sample's error over its tolerance (B,) -> the error of each (B,); 1 is just good enough
+Across = Callable[[Tensor], Tensor]
+
+
+def each(squares: Tensor) -> Tensor:
+    """Every sample by itself."""
+    return squares.sqrt()
+
+
+def worst(squares: Tensor) -> Tensor:
+    """The worst sample decides for all, as in DPM-Solver's code."""
+    return squares.max().sqrt().expand_as(squares)
+
+
+def together(squares: Tensor) -> Tensor:
+    """The batch as one long vector, as in k-diffusion."""
+    return squares.mean().sqrt().expand_as(squares)
+
+
+def of_data(level: Level) -> Number:
+    """Errors are measured in x / alpha, so that the process does not matter."""
+    return level.alpha
+
+
+def of_x(level: Level) -> Number:
+    """Errors are measured in x itself, as in DPM-Solver's code."""
+    del level
+    return 1.0
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far the two orders may differ: by max(absolute, relative |x|) in every element, in the mean square.
+
+    Args:
+        absolute: the default is two steps of 8-bit pixels in [-1, 1].
+        relative: to x, of the lower order or of the step before, whichever is larger.
+        across: `each`, `worst` or `together`.
+        unit: `of_data` or `of_x`.
+        slack: so near to its end in log-SNR a sample has arrived.
+
+    Source: Lu et al. 2022, the adaptive step size's appendix (arXiv:2206.00927).
+    """
+
+    absolute: float = 0.0078
+    relative: float = 0.05
+    across: Across = each
+    unit: Callable[[Level], Number] = of_data
+    slack: float = 1e-5
+
+
+class Verdict(NamedTuple):
+    """Whether a step stands, the width to try next, and what the controller must remember."""
+
+    good: bool
+    width: float
+    past: tuple[float, float]
+
+
+class Controller(Protocol):
+    """Chooses the next width from the error of a step."""
+
+    @property
+    def first(self) -> float:
+        """The first width, in log-SNR."""
+        ...
+
+    def judge(self, error: float, width: float, taken: float, past: tuple[float, float], order: float) -> Verdict:
+        """`taken` is the width of the step, shorter than `width` at the end; past is (0, 0) before the first."""
+        ...
+
+
+@dataclass(frozen=True)
+class Simple:
+    """DPM-Solver's own: the next width is safety (1 / error)^(1 / order) of this one; an error of 1 is good.
+
+    Args:
+        safety: keeps the next error below 1.
+        first: the first width, in log-SNR.
+
+    Source: Lu et al. 2022, the adaptive step size algorithm (arXiv:2206.00927).
+    """
+
+    safety: float = 0.9
+    first: float = 0.05
+
+    def judge(self, error: float, width: float, taken: float, past: tuple[float, float], order: float) -> Verdict:
+        """See `Controller`."""
+        del width
+        return Verdict(error <= 1, self.safety * taken * max(error, 1e-12) ** (-1 / order), past)
+
+
+@dataclass(frozen=True)
+class Pid:
+    """A controller with proportional, integral and derivative parts, and a limit on what one step may change.
+
+    Args:
+        proportional: weight of the change of the error.
+        integral: weight of the error.
+        derivative: weight of the change of its change.
+        safety: a step stands when the factor on the width is at least this.
+        first: the first width, in log-SNR.
+
+    Source: Soederlind 2003, "Digital filters in adaptive time-stepping"; the limiter 1 + atan(factor - 1): Soederlind
+    and Wang 2006, "Adaptive time-stepping and computational stability"; the safety is k-diffusion's.
+    """
+
+    proportional: float = 0.0
+    integral: float = 1.0
+    derivative: float = 0.0
+    safety: float = 0.81
+    first: float = 0.05
+
+    def judge(self, error: float, width: float, taken: float, past: tuple[float, float], order: float) -> Verdict:
+        """See `Controller`; past holds the inverse errors of the two last good steps."""
+        del taken
+        inverse = 1 / (error + 1e-8)
+        last, before = past if past != (0.0, 0.0) else (inverse, inverse)
+        p, i, d = self.proportional, self.integral, self.derivative
+        factor = (inverse ** (p + i + d) * last ** -(p + 2 * d) * before**d) ** (1 / order)
+        factor = 1 + math.atan(factor - 1)
+        good = factor >= self.safety
+        return Verdict(good, width * factor, (inverse, last) if good else (last, before))

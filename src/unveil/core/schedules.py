@@ -1,0 +1,371 @@
+"""Lists of levels from noise to data: where a sampler calls the network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unveil.core.flow_schedules import flow_sigmas, uniform_above, uniform_to
+from unveil.core.process import DATA, DiscreteVP, Process
+from unveil.core.scalar_math import Number
+from unveil.core.schedule import Grid, at_half_log_snr, check_steps, parts
+from unveil.types import RecipeError, nearest
+
+
+def uniform(process: Process, steps: int) -> Grid:
+    """Evenly spaced in t, from t = 1 to the data.
+
+    Args:
+        process: any.
+        steps: network calls, at least 1; the grid has steps + 1 levels.
+
+    Raises:
+        RecipeError: steps below 1.
+    """
+    check_steps(steps)
+    return Grid(process, [process.at((steps - i) / steps) for i in range(steps + 1)])
+
+
+def at_times(process: Process, times: Sequence[Number]) -> Grid:
+    """A user's own times, falling, floats or tensors; append 0.0 to end at the data."""
+    return Grid(process, [process.at(t) for t in times])
+
+
+def linear_quadratic(process: Process, steps: int, *, fine: int = 1000) -> Grid:
+    """The first half of the steps as wide as those of a run of `fine` steps, then widths that grow evenly in t.
+
+    Args:
+        process: any; meant for rectified flow.
+        steps: network calls, 1 to `fine`.
+        fine: steps of the run whose beginning is followed.
+
+    Raises:
+        RecipeError: steps outside this range.
+
+    Source: Polyak et al. 2024, section 3.4.2 (arXiv:2410.13720), with widths that join without a jump.
+    """
+    check_steps(steps)
+    if steps > fine:
+        raise RecipeError(f"steps = {steps}: this grid follows a run of {fine} steps, so at most {fine}; raise fine=")
+    slow = steps // 2
+    rest = steps - slow
+    bend = (1 - steps / fine) / rest**2
+    gone = [i / fine + bend * max(i - slow, 0) ** 2 for i in range(steps)]
+    return at_times(process, [*(1 - share for share in gone), 0.0])
+
+
+# ---------------------------------------------------------------------- by the ratio of noise to signal
+
+
+def from_sigmas(process: Process, sigmas: Sequence[float]) -> Grid:
+    """A user's own sigmas, falling; append 0.0 to end at the data.
+
+    Args:
+        process: any.
+        sigmas: noise per signal, sigma / alpha: what sigma is where the data is not scaled (VE, EDM).
+
+    Raises:
+        RecipeError: sigmas that do not fall, or that the process does not reach.
+    """
+    for k, sigma in enumerate(sigmas):
+        if not 0 <= sigma < math.inf:
+            raise RecipeError(f"sigma {k} = {sigma}: must be a number of at least 0")
+        if k and sigma >= sigmas[k - 1]:
+            raise RecipeError(f"sigma {k} = {sigma}: a grid goes from noise to data, so below {sigmas[k - 1]}")
+    return Grid(process, [at_half_log_snr(process, -math.log(s) if s else math.inf) for s in sigmas])
+
+
+def karras(
+    process: Process,
+    steps: int,
+    *,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    rho: float = 7.0,
+) -> Grid:
+    """Evenly spaced in (sigma / alpha)^(1 / rho), and a last step onto the data.
+
+    Args:
+        process: any.
+        steps: network calls, at least 1; the grid has steps + 1 levels.
+        sigma_min: sigma / alpha of the last call; None: where training of the process begins.
+        sigma_max: sigma / alpha of the first call; None: that of t = 1.
+        rho: above 0; larger puts more levels near the data, 1 is even in sigma / alpha.
+
+    Raises:
+        RecipeError: the process reaches alpha = 0 at t = 1 and sigma_max was not given, or a range or rho that
+            cannot be.
+
+    Source: Karras et al. 2022, eq. 5 (arXiv:2206.00364).
+    """
+    check_steps(steps)
+    if rho <= 0:
+        raise RecipeError(f"rho = {rho}: must be above 0; 7 is usual")
+    low, high = _range(process, sigma_min, sigma_max)
+    first, last = high ** (1 / rho), low ** (1 / rho)
+    return _onto_data(process, [(first + part * (last - first)) ** rho for part in parts(steps)])
+
+
+def exponential(
+    process: Process, steps: int, *, sigma_min: float | None = None, sigma_max: float | None = None
+) -> Grid:
+    """Evenly spaced in log(sigma / alpha), and a last step onto the data; arguments and errors are `karras`'s."""
+    return polyexponential(process, steps, sigma_min=sigma_min, sigma_max=sigma_max, rho=1.0)
+
+
+def polyexponential(
+    process: Process,
+    steps: int,
+    *,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    rho: float = 1.0,
+) -> Grid:
+    """log(sigma / alpha) falls as the power rho of an even ramp, and a last step onto the data.
+
+    rho above 1 puts more levels near the data, 1 is `exponential`; other arguments and errors are `karras`'s.
+
+    Source: the k-diffusion library.
+    """
+    check_steps(steps)
+    if rho <= 0:
+        raise RecipeError(f"rho = {rho}: must be above 0; 1 is usual")
+    low, high = _range(process, sigma_min, sigma_max)
+    width = math.log(high) - math.log(low)
+    return _onto_data(process, [math.exp((1 - part) ** rho * width + math.log(low)) for part in parts(steps)])
+
+
+def vp(process: Process, steps: int, *, beta_d: float = 19.9, beta_min: float = 0.1, smallest: float = 1e-3) -> Grid:
+    """The ratios sigma / alpha of the linear VP process at even times, on any process; last step onto the data.
+
+    Args:
+        process: any that reaches them.
+        steps: network calls, at least 1.
+        beta_d: rise of beta from t = 0 to 1.
+        beta_min: beta at t = 0.
+        smallest: t of the last call.
+
+    Source: Karras et al. 2022, table 1, first column (arXiv:2206.00364).
+    """
+    check_steps(steps)
+    times = [1 + part * (smallest - 1) for part in parts(steps)]
+    return _onto_data(process, [math.sqrt(math.expm1(0.5 * beta_d * t * t + beta_min * t)) for t in times])
+
+
+def uniform_log_snr(process: Process, steps: int, *, low: float | None = None, high: float | None = None) -> Grid:
+    """Evenly spaced in log(alpha / sigma) from low (noise) to high, without a last step onto the data.
+
+    Args:
+        process: any.
+        steps: network calls, at least 1.
+        low: None: that of t = 1.
+        high: None: where training of the process begins.
+
+    Raises:
+        RecipeError: low is not below high, or the process reaches alpha = 0 at t = 1 and low was not given.
+    """
+    check_steps(steps)
+    first = -math.log(_noisiest(process)) if low is None else low
+    last = -math.log(_cleanest(process)) if high is None else high
+    if not first < last:
+        raise RecipeError(f"low = {first:.4g}, high = {last:.4g}: log(alpha / sigma) must rise from noise to data")
+    return Grid(process, [at_half_log_snr(process, first + (last - first) * i / steps) for i in range(steps + 1)])
+
+
+# ---------------------------------------------------------------------- by the indices of a discrete process
+
+
+def at_indices(process: Process, indices: Iterable[int]) -> Grid:
+    """Indices of a discrete process, in any order, and the data after them.
+
+    Raises:
+        RecipeError: a process without indices, or an index outside its table.
+    """
+    discrete = _discrete(process)
+    chosen = sorted(set(indices), reverse=True)
+    outside = [i for i in chosen if not 0 <= i < discrete.steps]
+    if outside:
+        raise RecipeError(f"index {outside[0]}: this process has 0 to {discrete.steps - 1}")
+    return Grid(process, [*(process.at((i + 1) / discrete.steps) for i in chosen), DATA])
+
+
+def leading(process: Process, steps: int, *, offset: int = 0) -> Grid:
+    """Indices 0, k, 2k, ... with k = N // steps, which begin below the last index.
+
+    Always `steps` calls: where the published code's range has one more (7 of 1000 gave 8), it ends earlier.
+
+    Args:
+        process: a discrete one.
+        steps: network calls, 1 to N.
+        offset: added to every index; 1 in Stable Diffusion.
+
+    Source: Song et al. 2020, appendix D.2, "linear" (arXiv:2010.02502).
+    """
+    discrete = _at_most(process, steps)
+    return at_indices(process, [i * (discrete.steps // steps) + offset for i in range(steps)])
+
+
+def latent_diffusion(process: Process, steps: int) -> Grid:
+    """`leading` with offset 1, and a last step onto index 0 in place of the data: latent diffusion's DDIM.
+
+    Source: Rombach et al. 2022 (arXiv:2112.10752), published code.
+    """
+    return Grid(process, [*leading(process, steps, offset=1)[:-1], process.at(1 / _discrete(process).steps)])
+
+
+def both_ends(process: Process, steps: int) -> Grid:
+    """Evenly spaced indices from the last one to 0, fractional where they have to be, and the data after them.
+
+    Source: Lin et al. 2023, table 2, "linspace" (arXiv:2305.08891).
+    """
+    discrete = _at_most(process, steps)
+    times = [float(discrete.t_of_index((1 - part) * (discrete.steps - 1))) for part in parts(steps)]
+    return Grid(process, [*(process.at(t) for t in times), DATA])
+
+
+def trailing(process: Process, steps: int) -> Grid:
+    """Evenly spaced indices that begin at the last one. Source: Lin et al. 2023, table 2 (arXiv:2305.08891)."""
+    discrete = _at_most(process, steps)
+    return at_indices(process, [round(discrete.steps * (steps - i) / steps) - 1 for i in range(steps)])
+
+
+def quadratic(process: Process, steps: int) -> Grid:
+    """Indices spaced by squares up to 0.8 N, dense near the data.
+
+    Source: Song et al. 2020, appendix D.2, "quadratic", with the published code's factor 0.8.
+    """
+    discrete = _at_most(process, steps)
+    return at_indices(process, [int(i) for i in np.linspace(0, np.sqrt(discrete.steps * 0.8), steps) ** 2])
+
+
+def respaced(process: Process, spacing: str) -> Grid:
+    """The published strings: "250", "10,15,20" (counts per equal part), "ddim25" (a whole stride), "fast27".
+
+    A respaced chain is nothing but a coarser list of levels.
+
+    Raises:
+        RecipeError: a string of another form, or a count that does not fit.
+
+    Source: Nichol & Dhariwal 2021, section 4 (arXiv:2102.09672); "fast27": Nichol et al. 2021 (arXiv:2112.10741).
+    """
+    discrete = _discrete(process)
+    return at_indices(process, respaced_indices(discrete.steps, spacing))
+
+
+def respaced_indices(total: int, spacing: str) -> list[int]:
+    """The indices that a respacing string keeps, rising. "" keeps all."""
+    if spacing == "":
+        return list(range(total))
+    if spacing == "fast27":
+        kept = respaced_indices(total, "10,10,3,2,2")
+        return [*kept[:-1], 997] if total == 1000 else kept  # as published: 999 is replaced
+    if spacing.startswith("ddim") and spacing[4:].isdigit():
+        return _whole_stride(total, int(spacing[4:]))
+    try:
+        counts = [int(part) for part in spacing.split(",")]
+    except ValueError:
+        raise RecipeError(f"respacing {spacing!r}: write '250', '10,15,20', 'ddim25' or 'fast27'") from None
+    kept, start = [], 0
+    for part, count in enumerate(counts):
+        size = total // len(counts) + (part < total % len(counts))
+        if not 1 <= count <= size:
+            raise RecipeError(f"respacing {spacing!r}: part {part} has {size} steps, {count} asked")
+        stride = (size - 1) / (count - 1) if count > 1 else 1.0
+        place = 0.0  # summed up, not multiplied: rounding of halves must fall as it did in the published code
+        for _ in range(count):
+            kept.append(start + round(place))
+            place += stride
+        start += size
+    return kept
+
+
+GRIDS: dict[str, Callable[[Process, int], Grid]] = {
+    "uniform": uniform,
+    "uniform-log-snr": uniform_log_snr,
+    "linear-quadratic": linear_quadratic,
+    "karras": karras,
+    "exponential": exponential,
+    "polyexponential": polyexponential,
+    "vp": vp,
+    "leading": leading,
+    "trailing": trailing,
+    "quadratic": quadratic,
+}
+# Variations of them in the schedulers of published folders.
+SCHEDULED: dict[str, Callable[[Process, int], Grid]] = {
+    "leading-1": partial(leading, offset=1),
+    "latent-diffusion": latent_diffusion,
+    "both-ends": both_ends,
+    "uniform-above": uniform_above,
+    "uniform-to-0.1": partial(uniform_to, last=0.1),
+    "flow-sigmas": flow_sigmas,
+}
+
+
+def named(process: Process, spacing: str, steps: int) -> Grid:
+    """A grid by its name in `GRIDS` or `SCHEDULED`, or by a respacing string, which holds its own number of steps."""
+    known = GRIDS | SCHEDULED
+    if spacing in known:
+        return known[spacing](process, steps)
+    if spacing[:1].isdigit() or spacing.startswith(("ddim", "fast")):
+        return respaced(process, spacing)
+    raise RecipeError(f"grid {spacing!r}; known: {', '.join(known)}{nearest(spacing, list(known))}")
+
+
+def _whole_stride(total: int, count: int) -> list[int]:
+    for stride in range(1, total):
+        if len(range(0, total, stride)) == count:
+            return list(range(0, total, stride))
+    raise RecipeError(f"'ddim{count}': no whole stride gives {count} of {total} steps; try another number or '{count}'")
+
+
+def _onto_data(process: Process, sigmas: Sequence[float]) -> Grid:
+    return from_sigmas(process, [*sigmas, 0.0])
+
+
+def _range(process: Process, sigma_min: float | None, sigma_max: float | None) -> tuple[float, float]:
+    high = _noisiest(process) if sigma_max is None else sigma_max
+    low = min(_cleanest(process), high) if sigma_min is None else sigma_min
+    if not 0 < low <= high < math.inf:
+        raise RecipeError(f"sigma_min = {low:.4g}, sigma_max = {high:.4g}: must be 0 < sigma_min <= sigma_max")
+    return low, high
+
+
+def _noisiest(process: Process) -> float:
+    """Sigma / alpha at t = 1."""
+    level = process.at(1.0)
+    assert not isinstance(level.alpha, Tensor)
+    assert not isinstance(level.sigma, Tensor)
+    if level.alpha == 0:
+        raise RecipeError(
+            f"{type(process).__name__} reaches alpha = 0, where sigma / alpha is infinite: give this grid a noisy end "
+            "(sigma_max, or low), or use the grid 'uniform'"
+        )
+    return level.sigma / level.alpha
+
+
+def _cleanest(process: Process) -> float:
+    """Sigma / alpha at the smallest time that the process is trained at."""
+    level = process.at(process.within(torch.zeros(1, dtype=torch.float64)).item())
+    assert not isinstance(level.alpha, Tensor)
+    assert not isinstance(level.sigma, Tensor)
+    return level.sigma / level.alpha
+
+
+def _discrete(process: Process) -> DiscreteVP:
+    if not isinstance(process, DiscreteVP):
+        raise RecipeError(f"{type(process).__name__} has no indices; use grids.uniform or another continuous grid")
+    return process
+
+
+def _at_most(process: Process, steps: int) -> DiscreteVP:
+    check_steps(steps)
+    discrete = _discrete(process)
+    if steps > discrete.steps:
+        raise RecipeError(f"steps = {steps}: this process has {discrete.steps}")
+    return discrete

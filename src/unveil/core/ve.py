@@ -1,0 +1,204 @@
+"""Variance-exploding processes: alpha = 1, and noise is added until it drowns the data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unveil.core import scalar_math
+from unveil.core.process import check_time
+from unveil.core.scalar_math import Number
+from unveil.types import Level, RecipeError
+
+
+@dataclass(frozen=True)
+class VE:
+    """The variance-exploding SDE: sigma rises geometrically, from sigma_min at t = 0 to sigma_max at t = 1.
+
+    Times above 1 go on along the curve, where added noise may lead. The network is given sigma itself.
+
+    Args:
+        sigma_min: the cleanest level, t = 0; clean data lies beyond it.
+        sigma_max: the noisiest, t = 1; about the largest distance between two samples of the data.
+
+    Raises:
+        RecipeError: not 0 < sigma_min < sigma_max.
+
+    Source: Song et al. 2021, eq. 30 (arXiv:2011.13456); sigma_max: Song & Ermon 2020, section 3.1 (arXiv:2006.09011).
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+
+    def __post_init__(self) -> None:
+        """Refuses ends that do not rise."""
+        _check_ends(self.sigma_min, self.sigma_max)
+
+    def at(self, t: Number) -> Level:
+        """The level at t."""
+        return _geometric(t, self.sigma_min, self.sigma_max)
+
+    def t_of(self, half_log_snr: Number) -> Number:
+        """The time of a half log-SNR.
+
+        Raises:
+            RecipeError: a level cleaner than sigma_min.
+        """
+        return _geometric_t(half_log_snr, self.sigma_min, self.sigma_max)
+
+    def index(self, level: Level) -> Number:
+        """Sigma, of which the published networks take the logarithm themselves."""
+        return level.sigma
+
+    def trainable(self, u: Tensor) -> Tensor:
+        """(0, 1]."""
+        return 1 - u
+
+    def within(self, t: Tensor) -> Tensor:
+        """[0, 1]."""
+        return t.clamp(0, 1)
+
+    def prior(self, level: Level) -> Number:
+        """Sigma: the data is taken as 0 beside it."""
+        return level.sigma
+
+
+@dataclass(frozen=True)
+class DiscreteVE:
+    """NCSN's noise levels: a geometric table, whose network is given a level's number, 0 the noisiest.
+
+    Number i lies at t = 1 - i / (levels - 1); between the numbers the curve is that of `VE`.
+
+    Args:
+        sigma_min: the cleanest level, t = 0; clean data lies beyond it.
+        sigma_max: the noisiest, t = 1.
+        levels: how many, both ends included.
+
+    Raises:
+        RecipeError: not 0 < sigma_min < sigma_max, or fewer than 2 levels.
+
+    Source: Song & Ermon 2019, section 4.2 (arXiv:1907.05600): 10 levels, 1 to 0.01.
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 1.0
+    levels: int = 10
+
+    def __post_init__(self) -> None:
+        """Refuses ends that do not rise, and a table of one."""
+        _check_ends(self.sigma_min, self.sigma_max)
+        if self.levels < 2:
+            raise RecipeError(f"levels = {self.levels}: a schedule needs at least 2")
+
+    def at(self, t: Number) -> Level:
+        """The level at t."""
+        return _geometric(t, self.sigma_min, self.sigma_max)
+
+    def t_of(self, half_log_snr: Number) -> Number:
+        """The time of a half log-SNR.
+
+        Raises:
+            RecipeError: a level cleaner than sigma_min.
+        """
+        return _geometric_t(half_log_snr, self.sigma_min, self.sigma_max)
+
+    def index(self, level: Level) -> Number:
+        """The number of the nearest level, 0 the noisiest: the network knows no other."""
+        number = (1.0 - level.t) * (self.levels - 1)
+        if isinstance(number, Tensor):
+            return number.round().clamp(0, self.levels - 1)
+        return float(min(max(round(number), 0), self.levels - 1))
+
+    def trainable(self, u: Tensor) -> Tensor:
+        """The levels of the table, each equally often, the noisiest first."""
+        return 1 - (u * self.levels).floor().clamp(max=self.levels - 1) / (self.levels - 1)
+
+    def within(self, t: Tensor) -> Tensor:
+        """The nearest level of the table."""
+        return (t.clamp(0, 1) * (self.levels - 1)).round() / (self.levels - 1)
+
+    def prior(self, level: Level) -> Number:
+        """Sigma: the data is taken as 0 beside it."""
+        return level.sigma
+
+
+@dataclass(frozen=True)
+class EDM:
+    """Noise with sigma as its own clock: sigma = sigma_max t, so that dx/dsigma is a straight look at eps.
+
+    t = 0 is clean data. Times above 1 go on along the line, where churn may lead. The network is given sigma;
+    a preconditioning makes log(sigma) / 4 or another number of it.
+
+    Args:
+        sigma_min: the cleanest level that grids and training use.
+        sigma_max: the noisiest, t = 1.
+
+    Raises:
+        RecipeError: not 0 < sigma_min < sigma_max.
+
+    Source: Karras et al. 2022, table 1 and eq. 4 (arXiv:2206.00364).
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        """Refuses ends that do not rise."""
+        _check_ends(self.sigma_min, self.sigma_max)
+
+    def at(self, t: Number) -> Level:
+        """The level at t."""
+        check_time(t, math.inf)
+        return _constant(t, 1.0, self.sigma_max * t, self.sigma_max)
+
+    def t_of(self, half_log_snr: Number) -> Number:
+        """The time of a half log-SNR."""
+        return scalar_math.exp(-1.0 * half_log_snr) / self.sigma_max
+
+    def index(self, level: Level) -> Number:
+        """Sigma."""
+        return level.sigma
+
+    def trainable(self, u: Tensor) -> Tensor:
+        """Sigma evenly in (sigma_min, sigma_max]."""
+        return 1 - u * (1 - self.sigma_min / self.sigma_max)
+
+    def within(self, t: Tensor) -> Tensor:
+        """Sigma in [sigma_min, sigma_max]."""
+        return t.clamp(self.sigma_min / self.sigma_max, 1)
+
+    def prior(self, level: Level) -> Number:
+        """Sigma: the data is taken as 0 beside it."""
+        return level.sigma
+
+
+def _check_ends(low: float, high: float) -> None:
+    if not 0 < low < high:
+        raise RecipeError(f"sigma_min = {low}, sigma_max = {high}: must rise, and sigma_min be above 0")
+
+
+def _geometric(t: Number, low: float, high: float) -> Level:
+    check_time(t, math.inf)
+    rise = math.log(high / low)
+    sigma = low * scalar_math.exp(rise * t)
+    return _constant(t, 1.0, sigma, rise * sigma)
+
+
+def _geometric_t(half_log_snr: Number, low: float, high: float) -> Number:
+    t = (-1.0 * half_log_snr - math.log(low)) / math.log(high / low)
+    if bool((t < -1e-9).any()) if isinstance(t, Tensor) else t < -1e-9:
+        raise RecipeError(
+            f"log(alpha / sigma) = {half_log_snr}: this schedule ends at {-math.log(low):.4g}, sigma = {low:g}; "
+            "clean data, where a grid may end, lies beyond"
+        )
+    return t.clamp(min=0) if isinstance(t, Tensor) else max(t, 0.0)
+
+
+def _constant(t: Number, alpha: float, sigma: Number, dsigma: Number) -> Level:
+    """A level whose alpha does not move."""
+    if not isinstance(t, Tensor):
+        return Level(t, alpha, sigma, 0.0, dsigma)
+    return Level(t, torch.full_like(t, alpha), sigma, torch.zeros_like(t), torch.as_tensor(dsigma).to(t).expand_as(t))

@@ -1,0 +1,135 @@
+"""Fashion-MNIST: 70,000 grey pictures of clothes, 28 x 28, in ten classes, in the official split."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from unveil.data.cache import cache_folder
+from unveil.data.download import download
+from unveil.data.low_res import check_low
+from unveil.data.tensor_dataset import Part, Stored
+from unveil.types import MediaError
+
+CLASSES = (
+    "T-shirt/top",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
+# The files at this commit of the authors' repository do not change.
+URL = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/b2617bb6d3ffa2e429640350f613e3291e10b141/data/fashion"
+FILES = {
+    "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
+    "held-out": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
+}
+# As the authors publish them in their README; the Debian package holds the same content, packed again.
+MD5 = {
+    "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+    "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+    "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+    "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+}
+SIDE = 28
+_LARGEST = 1 << 28  # bytes; the official files have 47 million unpacked
+
+
+@dataclass(frozen=True)
+class FashionConfig:
+    """Fashion-MNIST from `folder`, or else the Debian package, or else the cache folder.
+
+    folder: holds the official idx files, as they come (.gz) or unpacked.
+    download: fetches the official files (31 MB) into the cache folder where they are nowhere else.
+    low: adds "low", the picture at so many pixels a side (`smaller`), for models that enlarge it.
+    """
+
+    folder: str | None = None
+    download: bool = False
+    low: int | None = None
+    kind: Literal["fashion"] = "fashion"
+
+    def __post_init__(self) -> None:
+        check_low(self.low, SIDE)
+
+
+def fashion(config: FashionConfig, part: Part = "train", *, url: str = URL) -> Stored:
+    """The official 60,000 (train) or 10,000 (held-out): pixels uint8 (N, 1, 28, 28), labels 0 to 9.
+
+    Args:
+        config: where the files are.
+        part: which of the two official parts.
+        url: where they are downloaded from.
+
+    Raises:
+        MediaError: the files are nowhere, or one of them is damaged.
+    Source: Xiao, Rasul & Vollgraf 2017, Fashion-MNIST (arXiv:1708.07747).
+    """
+    pictures, answers = (_file(name, config, url) for name in FILES[part])
+    pixels, labels = read_idx(pictures), read_idx(answers)
+    if pixels.ndim != 3 or labels.ndim != 1 or len(pixels) != len(labels):
+        raise MediaError(
+            f"{pictures}: {tuple(pixels.shape)} pictures with {tuple(labels.shape)} labels of {answers.name}; "
+            "the files do not belong together: fetch both again"
+        )
+    if len(labels) and int(labels.max()) >= len(CLASSES):
+        raise MediaError(f"{answers}: label {int(labels.max())}; must be 0 to {len(CLASSES) - 1}: fetch it again")
+    return Stored(pixels.unsqueeze(1), labels.long(), list(CLASSES), low=config.low)
+
+
+def read_idx(path: Path) -> Tensor:
+    """The uint8 array of an idx file, plain or gzipped, checked for its size.
+
+    Raises:
+        MediaError: cannot be read, is no idx file of bytes, or holds more or less than its header says.
+    Source: the idx format, as on the MNIST page: two zero bytes, type 8, the rank, then each length (big-endian).
+    """
+    try:
+        with path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else path.open("rb") as file:
+            raw = file.read(_LARGEST)
+    except (OSError, EOFError, zlib.error) as error:
+        raise MediaError(f"{path}: cannot be read ({error}); fetch it again") from error
+    if len(raw) < 4 or raw[:3] != b"\0\0\x08" or not raw[3]:
+        raise MediaError(f"{path}: begins with {raw[:4].hex(' ') or 'nothing'}; an idx file of bytes begins 00 00 08")
+    start = 4 + 4 * raw[3]
+    shape = [int.from_bytes(raw[at : at + 4], "big") for at in range(4, start, 4)]
+    count = 1
+    for length in shape:
+        count *= length
+    if len(raw) != start + count:
+        raise MediaError(
+            f"{path}: {len(raw)} bytes, but its header says {' x '.join(map(str, shape))}, which takes "
+            f"{start + count}; the file is damaged: fetch it again"
+        )
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=start, count=count).reshape(shape)
+
+
+def _file(name: str, config: FashionConfig, url: str) -> Path:
+    cached = cache_folder() / "fashion-mnist"
+    for folder in [Path(config.folder).expanduser()] if config.folder else [DEBIAN, cached]:
+        for candidate in (folder / name, folder / name.removesuffix(".gz")):
+            if candidate.is_file():
+                return candidate
+    if config.folder:
+        raise MediaError(f"{config.folder}: no {name} in it; it must hold the four official files of Fashion-MNIST")
+    if config.download:
+        return download(f"{url}/{name}", cached / name, MD5[name])
+    raise MediaError(
+        f"Fashion-MNIST is not here ({DEBIAN}, {cached}). Three ways: install the Debian package "
+        "(apt install dataset-fashion-mnist); or name the folder that holds the official files (data.folder=PATH); "
+        "or let them be downloaded, 31 MB (data.download=true)"
+    )

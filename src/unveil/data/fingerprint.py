@@ -1,0 +1,104 @@
+"""What a data set holds, as one hash: two that differ in a pixel, a label or their order have different ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+from torch import Tensor
+
+from unveil.data.adapted import Source
+from unveil.data.folder_index import Entry
+from unveil.data.image_decoding import inside
+from unveil.data.image_folder import Folder
+from unveil.data.tensor_dataset import Stored
+from unveil.data.video_folder import Clips
+from unveil.io.files import sha256
+from unveil.types import MediaError, ShapeError
+
+Progress = Callable[[int, int], None]
+_TOLD = 256  # items between two calls of progress
+
+
+def content(items: Source, progress: Progress | None = None) -> str:
+    """The sha256 of all that a data set holds, in its order, in hexadecimal.
+
+    Of a folder of pictures or clips the files are read whole, and not decoded; how they are decoded is part of the
+    hash. Pictures in memory are read there. Of any other data set every item is asked for.
+
+    Args:
+        progress: called as progress(done, total), now and then.
+
+    Raises:
+        MediaError: a file that has gone since it was checked.
+        ShapeError: an item with a value that is neither a tensor, an array, a number nor a text.
+    """
+    digest = hashlib.sha256()
+    if isinstance(items, Stored):
+        _add(digest, [items.pixels, items.labels, items.low])
+    elif isinstance(items, Clips):
+        _add(digest, [repr(items.rule)])
+        files = {path: _file(items.root, path) for path in {scene.entry.path for scene in items.entries}}
+        for done, (entry, film, piece) in enumerate(items.entries, 1):
+            _add(digest, [film.codec, repr(piece), files[entry.path], entry.label, *_texts(entry)])
+            _tell(progress, done, len(items))
+    elif isinstance(items, Folder):
+        _add(digest, [repr(items.rule), items.low, PIL.__version__])
+        for done, entry in enumerate(items.entries, 1):
+            _add(digest, [_file(items.root, entry.path), entry.label, *_texts(entry)])
+            _tell(progress, done, len(items))
+    else:
+        for index in range(len(items)):
+            item = items[index]
+            for name in sorted(item):
+                _add(digest, [name, item[name]], f"item {index}, {name!r}")
+            _tell(progress, index + 1, len(items))
+    return digest.hexdigest()
+
+
+def tensors(named: dict[str, Tensor]) -> str:
+    """The sha256 of tensors by name: names, types, shapes and every bit, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name in sorted(named):
+        _add(digest, [name, named[name]])
+    return digest.hexdigest()
+
+
+def _file(root: Path, path: str) -> str:
+    try:
+        return sha256(inside(root, path))
+    except OSError as problem:
+        raise MediaError(f"{root / path}: {problem.strerror or problem}") from problem
+
+
+def _add(digest: Any, values: list[Any], where: str = "") -> None:
+    for value in values:
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(value)
+        if isinstance(value, Tensor):
+            plain = value.detach().cpu().contiguous()
+            head, body = f"{plain.dtype} {tuple(plain.shape)}", plain.reshape(-1).view(torch.uint8).numpy().data
+        elif value is None or isinstance(value, str | int | float | np.generic):
+            head, body = type(value).__name__, json.dumps(value.item() if isinstance(value, np.generic) else value)
+        else:
+            raise ShapeError(f"{where}: {type(value).__name__}; must be a tensor, an array, a number or a text")
+        # lengths go first, so that no two lists of values run into the same bytes
+        raw = body.encode() if isinstance(body, str) else body
+        digest.update(f"{head} {len(raw)}\0".encode())
+        digest.update(raw)
+
+
+def _tell(progress: Progress | None, done: int, total: int) -> None:
+    if progress and (done % _TOLD == 0 or done == total):
+        progress(done, total)
+
+
+def _texts(entry: Entry) -> list[str | None]:
+    """The captions of an entry."""
+    return [entry.text] if entry.synthetic is None else [entry.text, entry.synthetic]

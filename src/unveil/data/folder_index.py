@@ -1,0 +1,369 @@
+"""What a folder of pictures or clips holds, before any is decoded: files, labels, captions, and what is left out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Literal, NamedTuple, Protocol
+
+from PIL import ImageColor
+
+from unveil.data.caption_files import by_name
+from unveil.data.folder_walk import Walk
+from unveil.data.image_decoding import HEAD, Rule, format_of, inside
+from unveil.data.low_res import check_low
+from unveil.data.metadata import METADATA, Row, read_metadata
+from unveil.types import MediaError, RecipeError, nearest
+
+# Names that promise a picture: what is in them must be one, or is reported as bad.
+PICTURES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp"}
+CLIPS = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".gif"}
+OTHER_PICTURES = {".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg"}
+_MAX_CAPTION = 65_536  # bytes
+
+
+class Kind(NamedTuple):
+    """What is looked for in a folder.
+
+    noun: what one is called. named: the formats, for messages. suffixes, others: names that promise one, of formats
+    that are read and that are not. format_of: the format from a file's first `head` bytes, None for anything else.
+    """
+
+    noun: str
+    named: str
+    suffixes: frozenset[str]
+    others: frozenset[str]
+    format_of: Callable[[bytes], str | None]
+    head: int
+
+
+PICTURE = Kind("picture", "PNG, JPEG or WebP", frozenset(PICTURES), frozenset(OTHER_PICTURES), format_of, HEAD)
+
+
+class Layout(Protocol):
+    """The settings of a folder, whatever lies in it."""
+
+    @property
+    def path(self) -> str:
+        """Of the folder."""
+        ...
+
+    @property
+    def labels(self) -> Literal["auto", "folders", "none"]:
+        """Where classes come from; see `FolderConfig`."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The allowed ones in order, None takes those found."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """The metadata column of captions."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """The metadata column of labels."""
+        ...
+
+    @property
+    def synthetic(self) -> str:
+        """The column of captions that a captioner wrote, of the metadata or of `captions`."""
+        ...
+
+    @property
+    def captions(self) -> str | None:
+        """A file of such captions that lies elsewhere."""
+        ...
+
+
+@dataclass(frozen=True)
+class FolderConfig:
+    """A folder of PNG, JPEG or WebP pictures, brought to size x size.
+
+    The folder is read in one of three layouts: with a metadata.jsonl or metadata.csv (a line per picture:
+    file_name, and where present the columns `text` and `label`); with a sub-folder per class; or plain. In
+    each, name.txt beside name.png is its caption. Files and folders whose names begin with a dot are ignored.
+
+    channels: 3 for RGB, 1 for grey. fit, background, max_pixels: see `Rule`.
+    decode: "fast" speeds up large JPEGs by skipping detail (`Rule`); held-out pictures are decoded exactly anyway.
+    small: what happens to pictures with fewer pixels than `size`: enlarge or drop; the check names them.
+    labels: "auto" takes the sub-folders as classes when all pictures lie in two or more of them.
+    classes: the allowed labels in order; left out, they are found in the folder and sorted.
+    text, label, synthetic: the metadata columns to read: captions, labels, and captions that a captioner wrote.
+    captions: a file of a captioner's captions by file_name, as `unveil caption --out` writes it; they take the place of
+        those of the metadata, and all else is as the folder has it.
+    share: of a captioner's captions, where a picture has both (`data.mixing`).
+    low: adds "low", the picture at so many pixels a side (`smaller`), for models that enlarge it.
+    max_bad: the share of unreadable files above which nothing is trained on.
+    held_out: the share of the pictures (chosen by a hash of their content) that never trains.
+    """
+
+    path: str
+    size: int
+    channels: Literal[1, 3] = 3
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    small: Literal["enlarge", "drop"] = "enlarge"
+    decode: Literal["exact", "fast"] = "exact"
+    background: str = "white"
+    labels: Literal["auto", "folders", "none"] = "auto"
+    classes: tuple[str, ...] | None = None
+    text: str = "text"
+    label: str = "label"
+    synthetic: str = "caption"
+    captions: str | None = None
+    share: float = 0.95
+    low: int | None = None
+    max_pixels: int = 100_000_000
+    max_bad: float = 0.01
+    held_out: float = 0.05
+    kind: Literal["folder"] = "folder"
+
+    def __post_init__(self) -> None:
+        check_size(self.size)
+        check_low(self.low, self.size)
+        if self.max_pixels < 1:
+            raise RecipeError(f"max_pixels {self.max_pixels}: must be at least 1; 100000000 is usual")
+        check_shares(max_bad=self.max_bad, held_out=self.held_out)
+        check_mix(self.share)
+        colour(self.background)
+
+    @property
+    def rule(self) -> Rule:
+        """How each picture is decoded and fitted."""
+        return Rule(self.size, self.channels, self.fit, self.decode, self.background, self.max_pixels)
+
+
+def check_size(size: int) -> None:
+    """Raises RecipeError when pictures cannot be trained on at so many pixels a side."""
+    if not 4 <= size <= 4096:
+        raise RecipeError(f"size {size}: must be 4 to 4096 pixels")
+
+
+def check_shares(**shares: float) -> None:
+    """Raises RecipeError, by its name, when a share is not at least 0 and below 1."""
+    for name, share in shares.items():
+        if not 0 <= share < 1:
+            raise RecipeError(f"{name} {share}: a share, at least 0 and below 1")
+
+
+def check_mix(share: float) -> None:
+    """Raises RecipeError for a share of synthetic captions that is none."""
+    if not 0 <= share <= 1:
+        raise RecipeError(f"share {share}: of synthetic captions, must be 0 to 1")
+
+
+def colour(name: str) -> tuple[int, ...]:
+    """Red, green and blue of a CSS name or "#rrggbb".
+
+    Raises:
+        RecipeError: not a colour.
+    """
+    try:
+        return ImageColor.getrgb(name)
+    except ValueError as error:
+        raise RecipeError(f"background {name!r}: not a colour; such as 'white' or '#ffffff'") from error
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One picture or clip to train on: its path below the folder ("/" between parts), and what is known about it.
+
+    text: the caption that came with it. synthetic: the one that a captioner wrote.
+    """
+
+    path: str
+    label: int | None = None
+    text: str | None = None
+    synthetic: str | None = None
+
+
+@dataclass
+class Listing:
+    """Everything that lies in a folder.
+
+    entries: what is to be decoded. refused: path and reason of what should have been one and cannot be.
+    ignored: path and reason of other files. stamp: changes when a file is added, removed or modified.
+    """
+
+    root: Path
+    layout: str
+    classes: list[str] | None
+    entries: list[Entry] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    ignored: list[tuple[str, str]] = field(default_factory=list)
+    stamp: str = ""
+
+
+def listing(config: Layout, kind: Kind = PICTURE) -> Listing:
+    """The folder's content.
+
+    Raises:
+        MediaError: no such folder, nothing of the kind in it, metadata that cannot be read or that names a path outside
+            the folder, a label that is not among `classes`.
+    """
+    root = _root(config.path, kind)
+    walk = Walk(root, kind.noun, kind.suffixes)
+    found = [path for path in walk.files if _is_candidate(root, path, walk, kind)]
+    table = [name for name in METADATA if name in walk.files]
+    if len(table) > 1:
+        raise MediaError(f"{root}: both {table[0]} and {table[1]}; keep one of them")
+    result = Listing(root, table[0] if table else "plain", None, [], walk.refused, walk.ignored, walk.stamp())
+    if table:
+        synthetic = config.synthetic if config.captions is None else "caption"  # else it is a column of that file
+        rows = read_metadata(root / table[0], config.text, config.label, synthetic)
+        _with_metadata(result, config, rows, set(found), kind)
+    elif has_classes(config, found):
+        result.layout = "classes"
+        _with_classes(result, config, found)
+    else:
+        result.entries = [Entry(path) for path in found]
+    if not result.entries and not result.refused:
+        others = f"; it holds {len(walk.files)} other files, such as {walk.files[0]}" if walk.files else ""
+        raise MediaError(f"{root}: no {kind.noun} in it ({kind.named}){others}; check the path")
+    _add_captions(result, set(walk.files))
+    if config.captions is not None:
+        _add_told(result, Path(config.captions).expanduser(), config.synthetic)
+    return result
+
+
+def _root(path: str, kind: Kind) -> Path:
+    root = Path(path).expanduser()
+    if root.is_dir():
+        return root.resolve()
+    if root.exists():
+        raise MediaError(f"{path}: a file, not a folder; give the folder that holds the {kind.noun}s")
+    siblings = [entry.name for entry in root.parent.iterdir() if entry.is_dir()] if root.parent.is_dir() else []
+    close = nearest(root.name, siblings)
+    raise MediaError(f"{path}: no such folder{close}; give a folder that holds {kind.noun}s (in a recipe: data.path)")
+
+
+def _is_candidate(root: Path, path: str, walk: Walk, kind: Kind) -> bool:
+    suffix = PurePosixPath(path).suffix.lower()
+    if suffix in kind.suffixes or suffix in kind.others:
+        return True
+    if suffix == ".txt" or path in METADATA:
+        return False
+    try:
+        with (root / path).open("rb") as file:
+            if kind.format_of(file.read(kind.head)):  # one whatever its name
+                return True
+    except OSError as error:
+        walk.ignored.append((path, f"cannot be read: {error.strerror}"))
+        return False
+    walk.ignored.append((path, f"not a {kind.noun} ({suffix or 'no extension'})"))
+    return False
+
+
+def has_classes(config: Layout, found: Sequence[str]) -> bool:
+    """Whether the sub-folders of these files are classes, where there is no metadata."""
+    if config.labels == "auto":
+        return len({path.partition("/")[0] for path in found}) > 1 and all("/" in path for path in found)
+    return config.labels == "folders"
+
+
+def _with_classes(result: Listing, config: Layout, found: list[str]) -> None:
+    names = sorted({path.partition("/")[0] for path in found if "/" in path})
+    result.classes = _classes(config, names, lambda name: f"{result.root / name}: class")
+    number = {name: index for index, name in enumerate(result.classes)}
+    for path in found:
+        name, below, _ = path.partition("/")
+        if below:
+            result.entries.append(Entry(path, number[name]))
+        else:
+            result.refused.append((path, "no class: it lies beside the class folders; move it into one of them"))
+
+
+def _with_metadata(result: Listing, config: Layout, rows: list[Row], found: set[str], kind: Kind) -> None:
+    where = {row.label: f"{result.root / result.layout} line {row.line}: label" for row in reversed(rows)}
+    labels = {row.label for row in rows if row.label is not None} if config.labels != "none" else set()
+    if labels and config.classes is None and all(label.isdecimal() and str(int(label)) == label for label in labels):
+        result.classes = [str(number) for number in range(1 + max(map(int, labels)))]  # numbers stay what they are
+    elif labels:
+        result.classes = _classes(config, sorted(labels), lambda name: where[name])
+    number = {name: index for index, name in enumerate(result.classes or [])}
+    refused = {path for path, _ in result.refused}
+    for row in rows:
+        named = f"named in {result.layout} line {row.line}"
+        if row.path in refused:
+            continue
+        if row.path not in found:
+            there = os.path.lexists(result.root / row.path)
+            if there and PurePosixPath(row.path).suffix.lower() in (PICTURES | CLIPS) - kind.suffixes:
+                result.ignored.append((row.path, f"not a {kind.noun}, though {named}"))
+                continue
+            hidden = f"hidden or not a {kind.noun}"
+            result.refused.append((row.path, f"{named}, but {hidden if there else 'not there'}"))
+        elif labels and row.label is None:
+            result.refused.append((row.path, f"{named} without a label, which others have; add it"))
+        else:
+            label = number[row.label] if labels and row.label is not None else None
+            result.entries.append(Entry(row.path, label, row.text, row.synthetic))
+    listed = {row.path for row in rows}
+    result.ignored += [(path, f"not named in {result.layout}") for path in sorted(found - listed)]
+
+
+def _classes(config: Layout, names: list[str], where: Callable[[str], str]) -> list[str]:
+    """The classes asked for, or else those found.
+
+    Raises:
+        MediaError: a name that is not among the classes asked for.
+    """
+    if config.classes is None:
+        return names
+    for name in names:
+        if name not in config.classes:
+            raise MediaError(
+                f"{where(name)} {name!r}: not one of the {len(config.classes)} classes"
+                f"{nearest(name, config.classes)}; correct it, or add it to classes"
+            )
+    return list(config.classes)
+
+
+def _add_captions(result: Listing, files: set[str]) -> None:
+    captioned = []
+    for entry in result.entries:
+        beside = str(PurePosixPath(entry.path).with_suffix(".txt"))
+        if entry.text is None and beside in files:
+            try:
+                captioned.append(replace(entry, text=_caption(result.root, beside)))
+            except MediaError as error:
+                result.refused.append((entry.path, f"its caption {beside}: {error}"))
+        else:
+            captioned.append(entry)
+    result.entries = captioned
+
+
+def _add_told(result: Listing, file: Path, column: str) -> None:
+    """The captions of a file by `file_name`; it may tell files of another kind too, and not all of these.
+
+    Raises:
+        RecipeError: no such file.
+        MediaError: it tells nothing that lies here.
+    """
+    told = by_name(file, column)
+    if not told.keys() & ({one.path for one in result.entries} | {path for path, _ in result.refused}):
+        raise MediaError(
+            f"captions {str(file)!r}: none of its {len(told)} names is that of a file to train on in {result.root}, "
+            f"such as {next(iter(told))!r}; give the file that was written for this folder"
+        )
+    gone = [path for path in told if not os.path.lexists(result.root / path)]
+    result.ignored += [(path, f"named in {file}, but not there") for path in sorted(gone)]
+    result.entries = [replace(one, synthetic=told.get(one.path)) for one in result.entries]
+
+
+def _caption(root: Path, path: str) -> str:
+    try:
+        raw = inside(root, path).read_bytes()
+    except OSError as error:
+        raise MediaError(f"cannot be read: {error.strerror}") from error
+    if len(raw) > _MAX_CAPTION:
+        raise MediaError(f"{len(raw)} bytes: a caption has at most {_MAX_CAPTION}")
+    try:
+        return " ".join(raw.decode("utf-8-sig").split())
+    except UnicodeDecodeError as error:
+        raise MediaError(f"not UTF-8 text (byte {error.start}); save it as UTF-8") from error

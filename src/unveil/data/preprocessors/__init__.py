@@ -1,0 +1,1 @@
+"""ControlNet preprocessors: the functions that make a control image from an image."""

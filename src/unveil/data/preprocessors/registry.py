@@ -1,0 +1,196 @@
+"""The kinds of hints by name: each knows its settings and draws itself from an item of a data set.
+
+A hint is a picture uint8 (3, H, W) that says something of another of the same size: where its edges are, what lies
+where. `HINTS` lists the kinds for recipes and for the command line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from unveil.data.preprocessors import edges, segmentation
+from unveil.types import Item, RecipeError, nearest
+
+
+class Hint(Protocol):
+    """Draws the hint of an item, which holds "pixels" uint8 (C, H, W)."""
+
+    def __call__(self, item: Item, /) -> Tensor:
+        """The hint, uint8 (3, H, W), of the item's own size."""
+        ...
+
+
+@dataclass(frozen=True)
+class Canny:
+    """Edges: `edges.canny`.
+
+    low, high: thresholds of the gradient in [0, 255]. sigma: of the smoothing before, in pixels.
+    """
+
+    low: float = 100.0
+    high: float = 200.0
+    sigma: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raises RecipeError for a setting out of range."""
+        edges.check_thresholds(self.low, self.high, self.sigma)
+
+    def __call__(self, item: Item) -> Tensor:
+        """The edges of the pixels."""
+        return edges.canny(item["pixels"], low=self.low, high=self.high, sigma=self.sigma)
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Straight lines: `edges.lines`.
+
+    low, high: thresholds of the edges. votes: pixels that must lie on a line. length: of the shortest, in pixels.
+    gap: the widest within one line, in pixels. seed: of the order in which pixels vote.
+    """
+
+    low: float = 50.0
+    high: float = 100.0
+    votes: int = 10
+    length: int = 10
+    gap: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises RecipeError for a setting out of range."""
+        edges.check_thresholds(self.low, self.high)
+        edges.check_lines(self.votes, self.length, self.gap, self.seed)
+
+    def __call__(self, item: Item) -> Tensor:
+        """The lines of the pixels."""
+        return edges.lines(
+            item["pixels"],
+            low=self.low,
+            high=self.high,
+            votes=self.votes,
+            length=self.length,
+            gap=self.gap,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True)
+class Scribble:
+    """Outlines as drawn with a thick pen: `edges.scribble`.
+
+    low, high, sigma: of the edges. width: of the pen, in pixels.
+    """
+
+    low: float = 25.0
+    high: float = 60.0
+    sigma: float = 3.0
+    width: int = 4
+
+    def __post_init__(self) -> None:
+        """Raises RecipeError for a setting out of range."""
+        edges.check_thresholds(self.low, self.high, self.sigma)
+        edges.check_pen(self.width)
+
+    def __call__(self, item: Item) -> Tensor:
+        """The scribble of the pixels."""
+        return edges.scribble(item["pixels"], low=self.low, high=self.high, sigma=self.sigma, width=self.width)
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Regions found in the picture itself: `regions.segments`.
+
+    scale: larger makes larger regions. sigma: of the smoothing before, in pixels. least: pixels of the smallest.
+    """
+
+    scale: float = 100.0
+    sigma: float = 0.8
+    least: int = 50
+
+    def __post_init__(self) -> None:
+        """Raises RecipeError for a setting out of range."""
+        segmentation.check_regions(self.scale, self.sigma, self.least)
+
+    def __call__(self, item: Item) -> Tensor:
+        """The regions of the pixels."""
+        return segmentation.segments(item["pixels"], scale=self.scale, sigma=self.sigma, least=self.least)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A given map of classes in colours: `regions.colours`.
+
+    key: of the item, where the map (H, W) is.
+    """
+
+    key: str = "mask"
+
+    def __call__(self, item: Item) -> Tensor:
+        """The colours of the map."""
+        return segmentation.colours(torch.as_tensor(_value(item, self.key)))
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Given boxes as rectangles: `regions.layout`.
+
+    key, labels: of the item, where the boxes (N, 4) and their classes (N,) are; labels None: all are one class.
+    style: filled or outlined. thickness: of an outline, in pixels.
+    """
+
+    key: str = "boxes"
+    labels: str | None = None
+    style: segmentation.Style = "filled"
+    thickness: int = 2
+
+    def __post_init__(self) -> None:
+        """Raises RecipeError for an unknown style, or a thickness below 1."""
+        segmentation.check_style(self.style, self.thickness)
+
+    def __call__(self, item: Item) -> Tensor:
+        """The layout of the item's boxes, of the size of its pixels."""
+        height, width = item["pixels"].shape[-2:]
+        boxes = torch.as_tensor(_value(item, self.key))
+        labels = None if self.labels is None else torch.as_tensor(_value(item, self.labels))
+        return segmentation.layout(boxes, labels, height, width, style=self.style, thickness=self.thickness)
+
+
+@dataclass(frozen=True)
+class Given:
+    """A picture that comes with the item, such as depth, a pose or normals: `regions.given`.
+
+    key: of the item, where the picture uint8 (1 or 3, H, W) is. tolerance: how far the aspect ratios may be apart.
+    """
+
+    key: str = "given"
+    tolerance: float = segmentation.TOLERANCE
+
+    def __post_init__(self) -> None:
+        """Raises RecipeError for a negative tolerance."""
+        if not 0 <= self.tolerance < float("inf"):
+            raise RecipeError(f"tolerance {self.tolerance:g}: a share, at least 0; {segmentation.TOLERANCE:g} is usual")
+
+    def __call__(self, item: Item) -> Tensor:
+        """The picture, of the size of the item's pixels."""
+        height, width = item["pixels"].shape[-2:]
+        return segmentation.given(_value(item, self.key), height, width, tolerance=self.tolerance)
+
+
+HINTS: dict[str, type[Any]] = {
+    "canny": Canny,
+    "lines": Lines,
+    "scribble": Scribble,
+    "segments": Segments,
+    "mask": Mask,
+    "boxes": Boxes,
+    "given": Given,
+}
+
+
+def _value(item: Item, key: str) -> Any:
+    if key not in item:
+        raise RecipeError(f"hint: an item has no {key!r}{nearest(key, list(item))}; it has {', '.join(item)}")
+    return item[key]

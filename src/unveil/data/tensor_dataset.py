@@ -1,0 +1,81 @@
+"""Pictures of one size that are held in memory, and the split of a data set into its two parts."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal, get_args
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from unveil.data.low_res import LOW, smaller
+from unveil.types import Item, RecipeError, ShapeError, nearest
+
+# "train" is what a network may learn from; "held-out" is what it is judged on and never sees.
+Part = Literal["train", "held-out"]
+_SHARE = 10  # one of so many hashes is held out
+
+
+def known_part(part: str) -> Part:
+    """The part of this name.
+
+    Raises:
+        RecipeError: neither "train" nor "held-out".
+    """
+    for allowed in get_args(Part):
+        if part == allowed:
+            return allowed
+    raise RecipeError(f"part {part!r}: must be 'train' or 'held-out'{nearest(part, get_args(Part))}")
+
+
+def rank(key: str) -> int:
+    """A 64-bit number that is the same on every machine and in every version, spread evenly over keys."""
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+def is_held_out(what: str) -> bool:
+    """Whether what a pair or a clip says puts it into the held-out part: one of ten, by its hash."""
+    return rank(what) % _SHARE == 0
+
+
+class Stored(Dataset[Item]):
+    """Pictures in one tensor, with or without labels.
+
+    Attributes:
+        pixels: uint8 (N, C, H, W).
+        labels: int64 (N,), or None.
+        classes: the name of each label, or None.
+        low: side of the smaller picture that items hold as "low", or None.
+    """
+
+    def __init__(
+        self,
+        pixels: Tensor,
+        labels: Tensor | None = None,
+        classes: list[str] | None = None,
+        *,
+        low: int | None = None,
+    ) -> None:
+        if pixels.ndim != 4 or pixels.element_size() != 1:
+            raise ShapeError(f"pixels of {pixels.dtype} {tuple(pixels.shape)}: must be uint8 (N, C, H, W)")
+        if labels is not None and len(labels) != len(pixels):
+            raise ShapeError(f"{len(labels)} labels for {len(pixels)} pictures: must be as many")
+        self.pixels = pixels
+        self.labels = labels
+        self.classes = classes
+        self.low = low
+
+    def __len__(self) -> int:
+        """How many pictures."""
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> Item:
+        """One picture, and its label where there is one."""
+        item: Item = {"pixels": self.pixels[index]}
+        if self.low is not None:
+            item[LOW] = smaller(item["pixels"], self.low)
+        return item | self.facts(index)
+
+    def facts(self, index: int) -> Item:
+        """What is known about a picture that is not read from its pixels."""
+        return {} if self.labels is None else {"label": int(self.labels[index])}

@@ -1,0 +1,170 @@
+"""What a folder's settings make of one clip: its pieces in time, each with its frames; or why it cannot be used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from unveil.data.folder_index import check_mix, check_shares, check_size, colour
+from unveil.data.image_decoding import Rule
+from unveil.data.image_validation import fitted
+from unveil.io.video.frame_timing import Rule as TimeRule
+from unveil.io.video.frame_timing import picked, reach, same_rate
+from unveil.io.video.reader import Film, Limits
+from unveil.types import RecipeError
+
+_RULES = "resample: nearest (the frame closest in time) or resample: shown (the one a player shows), with fps"
+
+
+@dataclass(frozen=True)
+class ClipsConfig:
+    """A folder of MP4, MOV, WebM, MKV or GIF files: clips of `frames` frames, uint8 (3, T, H, W).
+
+    The folder is laid out as that of pictures: metadata.jsonl or metadata.csv, a sub-folder per class, or plain; in
+    each, name.txt beside name.mp4 is its caption.
+
+    size: "native" keeps the clip's own; a number is used as `fit` says.
+    fit: crop, pad, stretch to size x size; aspect keeps the aspect ratio and has size x size pixels at most.
+    multiple: sides of native and aspect clips become multiples of it, by a crop around the centre.
+    frames: of a clip. hop: frames from the start of one piece of a file to that of the next; None takes one piece,
+        from the file's beginning.
+    short: what happens to files with fewer frames: drop, or keep with as many as 1 + k chunk.
+    fps: frames in a second; None takes each file's own.
+    resample: how a file of another rate, or a variable one, is brought to fps: none refuses it; nearest and shown are
+        the rules of `video.times`.
+    small: what happens to clips with fewer pixels than `size`: enlarge or drop.
+    max_pixels, max_frames, max_seconds: of a frame and of a file; what is larger is refused.
+    background, decode, labels, classes, text, label, synthetic, captions, share, max_bad, held_out: as for pictures.
+    """
+
+    path: str
+    size: int | Literal["native"]
+    frames: int
+    fps: float | None = None
+    resample: Literal["none", "nearest", "shown"] = "none"
+    hop: int | None = None
+    short: Literal["drop", "keep"] = "drop"
+    chunk: int = 1
+    fit: Literal["crop", "pad", "stretch", "aspect"] = "crop"
+    multiple: int = 1
+    small: Literal["enlarge", "drop"] = "enlarge"
+    decode: Literal["exact", "fast"] = "exact"
+    background: str = "white"
+    labels: Literal["auto", "folders", "none"] = "auto"
+    classes: tuple[str, ...] | None = None
+    text: str = "text"
+    label: str = "label"
+    synthetic: str = "caption"
+    captions: str | None = None
+    share: float = 0.95
+    max_pixels: int = 8_294_400
+    max_frames: int = 20_000
+    max_seconds: float = 600.0
+    max_bad: float = 0.01
+    held_out: float = 0.05
+    kind: Literal["clips"] = "clips"
+
+    def __post_init__(self) -> None:
+        if self.size != "native":
+            check_size(self.size)
+        for name in ("frames", "chunk", "multiple", "max_pixels", "max_frames"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name} {getattr(self, name)}: must be at least 1")
+        if self.hop is not None and self.hop < 1:
+            raise RecipeError(f"hop {self.hop}: must be at least 1, or left out for one piece of each file")
+        if self.fps is not None and not 0 < self.fps <= 1000:
+            raise RecipeError(f"fps {self.fps}: must be above 0, and at most 1000")
+        if self.resample != "none" and self.fps is None:
+            raise RecipeError(f"resample {self.resample}: needs fps, the rate to which clips are brought")
+        if self.multiple > 1 and self.size != "native" and self.fit != "aspect":
+            raise RecipeError(f"multiple {self.multiple}: is for size: native and fit: aspect; make size a multiple")
+        if not self.max_seconds > 0:
+            raise RecipeError(f"max_seconds {self.max_seconds}: must be above 0")
+        check_shares(max_bad=self.max_bad, held_out=self.held_out)
+        check_mix(self.share)
+        colour(self.background)
+
+    @property
+    def rule(self) -> Rule:
+        """How each frame is fitted."""
+        size = None if self.size == "native" else self.size
+        fit = "crop" if size is None else self.fit
+        return Rule(size, 3, fit, self.decode, self.background, self.max_pixels, self.multiple)
+
+    @property
+    def limits(self) -> Limits:
+        """What a file may cost."""
+        return Limits(self.max_pixels, self.max_frames, self.max_seconds)
+
+
+class Piece(NamedTuple):
+    """A part of a file: its times in seconds after the first frame, at `rate` frames in a second."""
+
+    times: tuple[float, ...]
+    rate: float
+    rule: TimeRule = "nearest"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of a file.
+
+    Attributes:
+        pieces: of it, in order.
+        refused: why it cannot be used as the settings are; then there are no pieces.
+        actions: names of what is done to it: drop, retime, cut, turn, and those of pictures.
+        reason: the same in words.
+    """
+
+    pieces: tuple[Piece, ...] = ()
+    refused: str | None = None
+    actions: tuple[str, ...] = ()
+    reason: str = ""
+
+
+def plan(film: Film, config: ClipsConfig) -> Plan:
+    """What the settings make of a file."""
+    if film.rate is None and config.resample == "none":
+        return Plan(refused=f"{_varying(film)} and no rule for it; choose {_RULES}")
+    rate = config.fps or film.mean_rate
+    same = film.rate is not None and same_rate(film.rate, rate, film.frames, film.tick)
+    if not same and config.resample == "none":
+        return Plan(refused=f"{film.mean_rate:.4g} frames in a second, and fps is {rate:g}; choose {_RULES}")
+    total = film.frames if same else reach(film.seconds, rate)
+    shown = f"{film.shown[0]} x {film.shown[1]}, {film.frames} frames"
+    actions, parts = fitted(*film.shown, config.rule)
+    if "enlarge" in actions and config.small == "drop":
+        return Plan(actions=("drop",), reason=f"{shown}: smaller than {config.size} pixels (small: drop)")
+    if total < config.frames and config.short == "drop":
+        at = "" if same else f" ({total} at {rate:g} fps)"
+        return Plan(actions=("drop",), reason=f"{shown}{at}: fewer than frames: {config.frames} (short: drop)")
+    length = config.frames if total >= config.frames else 1 + (total - 1) // config.chunk * config.chunk
+    starts = range(0, total - length + 1, config.hop or total)
+    pace = film.rate if same and film.rate is not None else rate  # a file's own frames are found by its own times
+    every = [index / pace for index in range(total)]
+    done, told = _in_time(film, config, every, rate) if not same else ([], [])
+    used = len({start + index for start in starts for index in range(length)})
+    if used < total:
+        done, told = [*done, "cut"], [*told, f"{used} of {total} frames used (frames: {config.frames})"]
+    if film.turn > 1:
+        done, told = [*done, "turn"], [*told, "turned upright by its display matrix"]
+    if film.wide != 1:
+        done, told = [*done, "square"], [*told, f"pixels {film.wide:.3g} times as wide as high made square"]
+    rule = "nearest" if same or config.resample == "none" else config.resample
+    pieces = tuple(Piece(tuple(every[start : start + length]), rate, rule) for start in starts)
+    return Plan(pieces, None, (*actions, *done), f"{shown}: {', '.join([*parts, *told])}")
+
+
+def _in_time(film: Film, config: ClipsConfig, every: list[float], rate: float) -> tuple[list[str], list[str]]:
+    """The names and the words of a change of rate, which tell the frames that are left out or stand twice."""
+    assert config.resample != "none"
+    chosen = list(picked(zip(film.moments(), range(film.frames), strict=True), every, config.resample))
+    left, again = film.frames - len(set(chosen)), len(chosen) - len(set(chosen))
+    before = _varying(film) if film.rate is None else f"{film.rate:.4g} fps"
+    counts = [f"{left} of {film.frames} frames left out"] * (left > 0) + [f"{again} repeated"] * (again > 0)
+    return ["retime"], [", ".join([f"{before} to {rate:g} fps ({config.resample})", *counts])]
+
+
+def _varying(film: Film) -> str:
+    gaps = [1000 * (later - earlier) for earlier, later in zip(film.times, film.times[1:], strict=False)]
+    return f"variable frame rate (frames {min(gaps):.3g} to {max(gaps):.3g} ms apart)"

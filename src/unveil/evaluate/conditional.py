@@ -1,0 +1,191 @@
+"""How well a model agrees with held-out truth that makes boxes or masks for a picture, or a picture for a layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unveil import __version__
+from unveil.evaluate import plots
+from unveil.evaluate.image_set import Pictured, digest_of, spread, told
+from unveil.evaluate.metrics import bootstrap
+from unveil.evaluate.report import Report
+from unveil.io.images import to_pixels
+from unveil.model import Model
+from unveil.model.config import SampleConfig
+from unveil.playground.box_mask_encoding import state_to_boxes, state_to_mask
+from unveil.playground.scene_iou import class_iou, matched_ious, seen_boxes
+from unveil.playground.scenes import CLASSES
+from unveil.types import Item, Raw, RecipeError, nearest
+
+VERSION = 1  # of the protocol: raised when the same settings would give other numbers
+SHOWN = 24  # pictures on the page
+_ENLARGED = 4  # so that outlines are thin beside what they surround
+_TRUE, _MADE = (0, 200, 0), (255, 0, 200)
+
+
+class Draw(NamedTuple):
+    """How samples are drawn for items.
+
+    sampling: None: as the model says. seed: of all. batch: at a time. on_batch: told how many are done.
+    """
+
+    sampling: SampleConfig | None = None
+    seed: int = 0
+    batch: int = 100
+    on_batch: Callable[[int], object] | None = None
+
+
+def drawn_for(model: Model, items: Sequence[Item], how: Draw, negative: Raw | None = None) -> Tensor:
+    """One sample for each item, under what it holds for the model's conditions: (N, ...) as the model makes them.
+
+    Args:
+        model: conditioned on keys of the items, a prompt on "text".
+        items: what is told.
+        how: they are drawn.
+        negative: what is gone away from, by key, of each item.
+    """
+    settings = (how.sampling or model.sampling).flat()
+    made: list[Tensor] = []
+    for start in range(0, len(items), how.batch):
+        here = slice(start, start + how.batch)
+        raw = {key: [told(item, key) for item in items[here]] for key in model.conditioners}
+        away = {key: values[here] for key, values in (negative or {}).items()}
+        count = len(items[here])
+        made.append(
+            model.generate(
+                raw=raw, count=count, seed=how.seed, first_sample=start, sampling=settings, negative=away or None
+            )
+        )
+        if how.on_batch is not None:
+            how.on_batch(start + count)
+    return torch.cat(made)
+
+
+def evaluate_given(
+    model: Model,
+    held_out: Pictured,
+    state: str,
+    how: Draw | None = None,
+    *,
+    count: int = 1000,
+    about: Mapping[str, Any] | None = None,
+) -> Report:
+    """One state drawn for each held-out picture, or one picture for each layout, compared with the true one.
+
+    Boxes: the mean over pictures of the best matching's IoU, missing and extra boxes counting 0. Masks: the
+    mean over classes of the IoU over all pixels. Layouts: as boxes, those of what the picture shows. Beside it stands
+    what the same states score against the truth of the next picture.
+
+    Args:
+        model: conditioned on keys of the items.
+        held_out: items with "pixels", and "boxes" or "mask".
+        state: what the model makes, "boxes" or "mask"; or "layout", of which it makes scenes.
+        how: the states are drawn; None: as the model says.
+        count: pictures, spread evenly; as many as there are where there are fewer.
+        about: for the record only: command, commit, CPU-minutes.
+
+    Raises:
+        RecipeError: another state.
+    """
+    if state not in _JUDGES:
+        raise RecipeError(f"state {state!r}: must be one of {', '.join(_JUDGES)}{nearest(state, list(_JUDGES))}")
+    items = spread(held_out, count)
+    how = how or Draw()
+    results, image = _JUDGES[state](drawn_for(model, items, how), items, how.seed)
+    protocol = {
+        "version": VERSION,
+        "state": state,
+        "pictures": len(items),
+        "seed": how.seed,
+        "rule": results["iou"]["rule"],
+        "sampling": {**(how.sampling or model.sampling).brief(), "weights": "ema"},
+        "held_out_sha256": digest_of(items, ("pixels", state)),
+    }
+    return Report(protocol, results, {}, {"data": state, "unveil": __version__, **(about or {})}, {"samples": image})
+
+
+def _boxes(samples: Tensor, items: list[Item], seed: int) -> tuple[dict[str, Any], bytes]:
+    made = state_to_boxes(samples)
+    iou = {**_agreement(made, items, seed), "rule": "best matching of boxes; missing and extra ones count 0"}
+    return {"iou": iou}, _sheet([item["pixels"] for item in items], items, made)
+
+
+def _scenes(samples: Tensor, items: list[Item], seed: int) -> tuple[dict[str, Any], bytes]:
+    pixels = to_pixels(samples)
+    made, real = ([seen_boxes(one) for one in shown] for shown in (pixels, [item["pixels"] for item in items]))
+    iou = {
+        **_agreement(made, items, seed),
+        "rule": "best matching of the asked boxes with those of what is seen; missing and extra ones count 0",
+        "real_pictures": matched_ious(real, [item["boxes"] for item in items]).mean().item(),
+    }
+    return {"iou": iou}, _sheet(list(pixels), items, made)
+
+
+def _agreement(made: list[Tensor], items: list[Item], seed: int) -> dict[str, Any]:
+    """Of sets of boxes with the true ones."""
+    true = [item["boxes"] for item in items]
+    each = matched_ious(made, true)
+    found = bootstrap(lambda rows: each[rows].mean().item(), len(each), seed=seed)
+    right = sum(len(m) == len(t) for m, t in zip(made, true, strict=True)) / len(made)
+    return {
+        **found._asdict(),
+        "chance": matched_ious(made, true[1:] + true[:1]).mean().item(),
+        "right_number": right,
+    }
+
+
+def _sheet(pixels: list[Tensor], items: list[Item], made: list[Tensor]) -> bytes:
+    shown = zip(pixels[:SHOWN], items, made, strict=False)
+    return plots.sheet(torch.stack([_outlined(one, item["boxes"], boxes) for one, item, boxes in shown]), 8)
+
+
+def _masks(samples: Tensor, items: list[Item], seed: int) -> tuple[dict[str, Any], bytes]:
+    made, true = state_to_mask(samples), torch.stack([item["mask"] for item in items])
+    classes = samples.shape[1]
+
+    def mean_iou(rows: Tensor) -> float:
+        return class_iou(made[rows], true[rows], classes).nanmean().item()
+
+    per_class = class_iou(made, true, classes)
+    iou = {
+        **bootstrap(mean_iou, len(made), seed=seed)._asdict(),
+        "rule": "mean over classes of the IoU over all pixels",
+        "chance": class_iou(made, true.roll(-1, 0), classes).nanmean().item(),
+        "per_class": dict(zip(_names(classes), per_class.tolist(), strict=True)),
+    }
+    pictures = torch.stack([item["pixels"] for item in items[:SHOWN]])
+    return {"iou": iou}, plots.sheet(torch.cat([pictures, _coloured(true[:SHOWN]), _coloured(made[:SHOWN])]), SHOWN)
+
+
+def _names(classes: int) -> list[str]:
+    return list(CLASSES) if classes == len(CLASSES) else [str(number) for number in range(classes)]
+
+
+def _outlined(pixels: Tensor, true: Tensor, made: Tensor) -> Tensor:
+    """The picture enlarged, true boxes outlined green and made ones magenta."""
+    large = pixels.repeat_interleave(_ENLARGED, 1).repeat_interleave(_ENLARGED, 2).clone()
+    height, width = large.shape[1:]
+    for boxes, colour in ((true, _TRUE), (made, _MADE)):
+        for x, y, w, h in boxes.tolist():
+            left, right = (min(max(round((x + s * w / 2) * width), 0), width - 1) for s in (-1, 1))
+            top, bottom = (min(max(round((y + s * h / 2) * height), 0), height - 1) for s in (-1, 1))
+            ink = torch.tensor(colour, dtype=torch.uint8)[:, None]
+            large[:, top, left : right + 1] = large[:, bottom, left : right + 1] = ink
+            large[:, top : bottom + 1, left] = large[:, top : bottom + 1, right] = ink
+    return large
+
+
+def _coloured(masks: Tensor) -> Tensor:
+    """Class maps (N, H, W) as pictures (N, 3, H, W), the background black."""
+    palette = torch.tensor(
+        [[0, 0, 0], [230, 80, 60], [70, 150, 240], [90, 200, 90], [240, 200, 60], [190, 100, 220], [120, 220, 220]],
+        dtype=torch.uint8,
+    )
+    return palette[masks.long() % len(palette)].permute(0, 3, 1, 2)
+
+
+_JUDGES = {"boxes": _boxes, "mask": _masks, "layout": _scenes}

@@ -1,0 +1,107 @@
+"""Pictures and plots as PNG bytes, drawn without a display."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from unveil.io import images
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_INK, _PALE = "#1f5fa8", "#9aa5b1"
+SMALL = 48  # pixels of a side, up to which films are enlarged
+
+
+def sheet(pixels: Tensor, columns: int | None = None) -> bytes:
+    """Pictures uint8 (N, C, H, W), C of 1 or 3, in rows; small ones enlarged, every pixel a square.
+
+    Args:
+        columns: pictures in a row; None makes the sheet about square.
+    """
+    return images.png(images.sheet(pixels, None if columns is None else min(columns, len(pixels))))
+
+
+def pairs(left: Tensor, right: Tensor, columns: int = 6) -> bytes:
+    """Pictures of `left`, each with its partner of `right` beside it, and more room between pairs than within."""
+    thin, wide = (left.new_full((*left.shape[:3], max(1, left.shape[3] * part // 8)), 255) for part in (1, 3))
+    return sheet(torch.cat([left, thin, right, wide], 3), columns)
+
+
+def strips(clips: Tensor) -> bytes:
+    """Clips uint8 (N, C, T, H, W), a row of frames of each."""
+    return images.png(images.strips(clips, factor=1))
+
+
+def film(clips: Tensor, rate: float, columns: int | None = None) -> bytes:
+    """Clips uint8 (N, C, T, H, W) of so many frames a second as a WebP: sheets of their frames, one after another.
+
+    Small ones twice enlarged, and a little lossy, a quarter of the size of a GIF: pages hold many. Still frames lose
+    nothing.
+    """
+    shown = None if columns is None else min(columns, len(clips))
+    factor = 2 if clips.shape[-1] <= SMALL else 1
+    sheets = [images.sheet(clips[:, :, t], shown, factor) for t in range(clips.shape[2])]
+    return images.animation(sheets, "webp", rate, quality=75)
+
+
+def floor_chart(floor: Sequence[float], value: float) -> bytes:
+    """The Frechet distances of real pictures from real pictures, and that of the samples among them."""
+
+    def draw(axes: Axes) -> None:
+        axes.hist(floor, bins=min(20, len(floor)), color=_PALE, label=f"real from real, {len(floor)} splits")
+        axes.axvline(value, color=_INK, linewidth=2, label="samples from held-out")
+        axes.set(xlabel="FID", ylabel="splits", xlim=(0, None))
+        axes.legend(fontsize="small")
+
+    return _figure(draw)
+
+
+def nearest_chart(histogram: Mapping[str, Sequence[float]]) -> bytes:
+    """How far samples, and held-out pictures, are from their nearest training picture.
+
+    Args:
+        histogram: "edges" (n + 1), and the shares "samples" and "held_out" (n) between them.
+    """
+
+    def draw(axes: Axes) -> None:
+        axes.stairs(histogram["held_out"], histogram["edges"], color=_PALE, fill=True, label="held-out pictures")
+        axes.stairs(histogram["samples"], histogram["edges"], color=_INK, linewidth=2, label="samples")
+        axes.set(xlabel="distance to the nearest training picture (share of the full range)", ylabel="share")
+        axes.legend(fontsize="small")
+
+    return _figure(draw)
+
+
+def class_chart(classes: Sequence[Mapping[str, Any]]) -> bytes:
+    """Share read as their class, by class, with intervals; rows of "name", "value", "low", "high"."""
+
+    def draw(axes: Axes) -> None:
+        values = [row["value"] for row in classes]
+        reach = [[row["value"] - row["low"] for row in classes], [row["high"] - row["value"] for row in classes]]
+        axes.errorbar(range(len(values)), values, yerr=reach, fmt="o", color=_INK, ecolor=_PALE, capsize=3)
+        names = [str(row["name"]) for row in classes]
+        axes.set_xticks(range(len(values)), names, rotation=30 if max(map(len, names)) > 3 else 0)
+        axes.set(ylabel="share read as this class")
+        axes.grid(axis="y", alpha=0.3)
+
+    return _figure(draw)
+
+
+def _figure(draw: Any) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # costs half a second, and only reports pay it
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.2), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    draw(axes)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": None})  # the same bytes for the same numbers
+    return content.getvalue()

@@ -1,0 +1,328 @@
+"""Measures samples against real pictures, always under one stated protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unveil import __version__
+from unveil.evaluate import metrics, plots
+from unveil.evaluate.features import FeatureNetwork, Read
+from unveil.evaluate.frechet import fid
+from unveil.evaluate.image_set import Pictured, Pictures, gather
+from unveil.evaluate.report import MEMORISED, Report
+from unveil.types import RecipeError, ShapeError
+
+VERSION = 1  # of the protocol: raised when the same settings would give other numbers
+_COSTLY = 256  # features from which on a Frechet distance takes long enough to draw a fifth of the bootstrap
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The choices of a measurement; all of them are part of its protocol.
+
+    Attributes:
+        count: pictures on either side of FID, its floor, KID, precision and recall; None: as many as there are.
+        floor_splits: disjoint pairs of real sets over which the floor is averaged.
+        draws: bootstrap draws of an interval (a fifth of them for FID above 256 features).
+        kid_size: rows of a KID subset, or half of the pictures where there are fewer.
+        splits: of the Inception score.
+        neighbours: of precision and recall.
+        train_limit: training pictures at most, spread evenly over the part, for nearness and the floor.
+        seed: of every random choice.
+    """
+
+    count: int | None = None
+    floor_splits: int = 20
+    draws: int = 200
+    kid_subsets: int = 20
+    kid_size: int = 1000
+    splits: int = 10
+    neighbours: int = 3
+    train_limit: int = 60_000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known of the samples and the data beyond their pixels.
+
+    Attributes:
+        data: the name of the data set, for the reader; the protocol holds the hash of its pixels.
+        sampling: how the samples were made (sampler, steps, scale, seed ...), plain values; part of the protocol.
+        bits: what was found of likelihood on held-out pictures, by metric ("bits_per_dim" by the chain's bound,
+            "ode_bits_per_dim"): value, low, high, and the settings that they hold under.
+        about: for the record only: command, commit, CPU-minutes.
+    """
+
+    data: str = "unnamed"
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    bits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+def evaluate(
+    samples: Tensor,
+    labels: Tensor | None,
+    train: Pictured,
+    held_out: Pictured,
+    features: FeatureNetwork,
+    settings: Settings | None = None,
+    *,
+    origin: Origin | None = None,
+    on_progress: Callable[[str], None] | None = None,
+) -> Report:
+    """Everything this package measures about samples.
+
+    FID and its kin compare `count` samples with as many held-out pictures; the floor compares as many real pictures
+    with as many other real ones, taken from the held-out part where it is large enough, else from both parts.
+
+    Args:
+        samples: uint8 (N, C, H, W), all that were made: a choice among them would be a lie.
+        labels: (N,) the classes they were made for; None for samples without.
+        train: what the model learned from.
+        held_out: what it never saw.
+        features: see `features.load`.
+        settings: defaults follow the rules above.
+        origin: how the samples came about.
+        on_progress: told what is being measured.
+
+    Raises:
+        ShapeError: samples that are not uint8, or of another size than the data.
+        RecipeError: too few pictures for a comparison.
+    """
+    settings, origin = settings or Settings(), origin or Origin()
+    tell = on_progress or (lambda _: None)
+    real = gather(train, settings.train_limit), gather(held_out)
+    _check(samples, labels, real[1])
+    plan = _Plan.of(samples, real, settings)
+
+    tell("features")
+    read = features.read(samples)
+    rows = plan.choose(len(samples), plan.count, 0)
+    pool = plan.pool(*real)
+    pool_read = features.read(pool.pixels)
+    ours, theirs = read.features[rows], pool_read.features[: plan.count]
+    reference = pool.take(torch.arange(plan.count))
+
+    results: dict[str, Any] = {}
+    missing: dict[str, str] = {}
+    if reason := _unreadable(labels, features, read, real[1]):
+        missing["read"] = reason
+    else:
+        assert labels is not None
+        results["read"] = _read(read, labels, features, real[1])
+    if plan.count <= features.dim:
+        missing["fid"] = (
+            f"{plan.count} pictures on either side, {features.dim} features: FID needs more pictures than features"
+        )
+    else:
+        tell("FID and its floor")
+        results["fid"] = _fid(ours, theirs, pool_read.features, plan)
+    tell("KID, precision and recall, nearest pictures")
+    results |= _others(ours, theirs, settings)
+    if read.logits is None or pool_read.logits is None:
+        missing["inception_score"] = f"the feature network {features.name!r} has no classes"
+    else:
+        results["inception_score"] = _score(read.logits[rows], pool_read.logits[: plan.count], settings)
+    results["nearest"], closest = _nearest(samples[rows], reference.pixels, real[0].pixels, settings)
+    images = _images(samples, labels, reference.pixels, closest) if samples.shape[1] in (1, 3) else {}
+    results |= {metric: dict(found) for metric, found in origin.bits.items()}
+    if not origin.bits:
+        missing["bits_per_dim"] = "not measured"
+    protocol = _protocol(samples, labels, real, features, plan) | {"sampling": dict(origin.sampling)}
+    about = {"data": origin.data, "unveil": __version__, **origin.about}
+    return Report(protocol, results, missing, about, images)
+
+
+def compared(samples: int, train: int, held_out: int, settings: Settings) -> int:
+    """How many samples are compared with as many real pictures; to be asked before samples are drawn.
+
+    Raises:
+        RecipeError: too few of something, or more asked for than there are.
+    """
+    least, most = max(settings.neighbours + 1, 4), min(samples, held_out, (train + held_out) // 2)
+    count = most if settings.count is None else settings.count
+    if not least <= count <= most:
+        few = "give more held-out pictures, such as data.held_out=0.2" if held_out < least else "make more samples"
+        raise RecipeError(
+            f"{count} pictures to compare: must lie in [{least}, {most}] with {samples} samples, "
+            f"{held_out} held-out and {train} training pictures; {few}"
+        )
+    return count
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which pictures are compared with which."""
+
+    count: int
+    from_both: bool  # the floor's pictures come from both parts
+    settings: Settings
+
+    @classmethod
+    def of(cls, samples: Tensor, real: tuple[Pictures, Pictures], settings: Settings) -> _Plan:
+        train, held_out = (len(part.pixels) for part in real)
+        count = compared(len(samples), train, held_out, settings)
+        return cls(count, 2 * count > held_out, settings)
+
+    def choose(self, among: int, count: int, stream: int) -> Tensor:
+        """`count` of `among` rows at random, each at most once, the same for the same seed."""
+        random = np.random.default_rng([self.settings.seed, stream])
+        return torch.from_numpy(random.permutation(among)[:count])
+
+    def pool(self, train: Pictures, held_out: Pictures) -> Pictures:
+        """Up to four times `count` real pictures in random order, of which the first `count` are held-out ones."""
+        first = held_out.take(self.choose(len(held_out.pixels), 4 * self.count, 1))
+        if not self.from_both:
+            return first
+        wanted = 4 * self.count - len(first.pixels)
+        second = train.take(self.choose(len(train.pixels), wanted, 2))
+        return Pictures(torch.cat([first.pixels, second.pixels]))
+
+    def splits(self, among: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Disjoint pairs of `count` rows."""
+        for i in range(self.settings.floor_splits):
+            rows = self.choose(among, 2 * self.count, 100 + i)
+            yield rows[: self.count], rows[self.count :]
+
+
+def _check(samples: Tensor, labels: Tensor | None, held_out: Pictures) -> None:
+    wanted = tuple(held_out.pixels.shape[1:])
+    if samples.dtype != torch.uint8 or tuple(samples.shape[1:]) != wanted:
+        raise ShapeError(
+            f"samples {tuple(samples.shape)} {samples.dtype}: must be uint8 (N, {', '.join(map(str, wanted))}), "
+            "like the held-out pictures"
+        )
+    if labels is not None and len(labels) != len(samples):
+        raise ShapeError(f"{len(labels)} labels for {len(samples)} samples: one each, or None")
+
+
+def _unreadable(labels: Tensor | None, features: FeatureNetwork, read: Read, held_out: Pictures) -> str | None:
+    """Why samples cannot be read as their class, if they cannot."""
+    if labels is None:
+        return "the samples have no labels"
+    if read.logits is None or features.accuracy is None:
+        return f"the feature network {features.name!r} does not know the classes of these data"
+    if held_out.labels is None:
+        return "the held-out pictures have no labels, so the classifier's accuracy cannot be stated"
+    assert features.classes is not None
+    if int(torch.cat([labels, held_out.labels]).max()) >= features.classes:
+        return f"labels above {features.classes - 1}: the feature network {features.name!r} has fewer classes"
+    return None
+
+
+def _read(read: Read, labels: Tensor, features: FeatureNetwork, held_out: Pictures) -> dict[str, Any]:
+    assert read.logits is not None
+    hits = read.logits.argmax(1) == labels
+    classes = []
+    for label in labels.unique().tolist():
+        own = hits[labels == label]
+        name = str(label) if held_out.classes is None else held_out.classes[label]
+        classes.append({"label": label, "name": name, "count": len(own), **metrics.share(own)._asdict()})
+    own_accuracy = (features.logits(held_out.pixels).argmax(1) == held_out.labels).double().mean()
+    overall = metrics.share(hits)._asdict()
+    return {**overall, "count": len(hits), "accuracy": float(own_accuracy), "per_class": classes}
+
+
+def _fid(ours: Tensor, theirs: Tensor, pool: Tensor, plan: _Plan) -> dict[str, Any]:
+    settings = plan.settings
+    draws = settings.draws if ours.shape[1] <= _COSTLY else max(2, settings.draws // 5)
+    found = metrics.bootstrap(
+        lambda one, two: fid(ours[one], theirs[two]), len(ours), len(theirs), draws=draws, seed=settings.seed
+    )
+    floor = [fid(pool[one], pool[two]) for one, two in plan.splits(len(pool))]
+    mean = float(np.mean(floor))
+    summary = {"mean": mean, "least": min(floor), "most": max(floor), "splits": len(floor), "values": floor}
+    return {**found._asdict(), "floor": summary, "ratio": found.value / mean if mean > 0 else None}
+
+
+def _others(ours: Tensor, theirs: Tensor, settings: Settings) -> dict[str, Any]:
+    whole = metrics.kid_interval(ours, theirs, draws=settings.draws, seed=settings.seed)
+    size = _kid_size(len(ours), settings)
+    subsets = metrics.kid_of_subsets(ours, theirs, subsets=settings.kid_subsets, size=size, seed=settings.seed)
+    reached = metrics.precision_recall(ours, theirs, neighbours=settings.neighbours)
+    return {
+        "kid": {**whole._asdict(), "subsets_mean": subsets.mean, "subsets_std": subsets.std, "subset_size": size},
+        "precision": metrics.share(reached.inside_real)._asdict(),
+        "recall": metrics.share(reached.covered)._asdict(),
+    }
+
+
+def _score(ours: Tensor, theirs: Tensor, settings: Settings) -> dict[str, Any]:
+    splits = min(settings.splits, len(ours))
+    score, real = (metrics.inception_score(logits, splits=splits) for logits in (ours, theirs))
+    return {"mean": score.mean, "std": score.std, "held_out_mean": real.mean, "splits": splits}
+
+
+def _nearest(
+    samples: Tensor, held_out: Tensor, train: Tensor, settings: Settings
+) -> tuple[dict[str, Any], tuple[Tensor, Tensor]]:
+    """The numbers, and the samples closest to a training picture with those pictures."""
+    ours, real = metrics.nearest(samples, train), metrics.nearest(held_out, train)
+
+    def ratio(one: Tensor, two: Tensor) -> float:
+        # Exact copies among the held-out pictures themselves: then nothing is nearer than they are.
+        reference = float(real.distance[two].median())
+        return float(ours.distance[one].median()) / reference if reference > 0 else 1.0
+
+    found = metrics.bootstrap(ratio, len(samples), len(held_out), draws=settings.draws, seed=settings.seed)
+    most = float(torch.cat([ours.distance, real.distance]).max())
+    edges = np.linspace(0, most if most > 0 else 1.0, 41)
+    shares = [np.histogram(d.numpy(), edges)[0] / len(d) for d in (ours.distance, real.distance)]
+    closest = ours.distance.argsort()[:48]
+    numbers = {
+        "median": float(ours.distance.median()),
+        "held_out_median": float(real.distance.median()),
+        "ratio": found._asdict(),
+        "memorised": found.value < MEMORISED,
+        "exact_copies": int((ours.distance == 0).sum()),
+        "histogram": {"edges": edges.tolist(), "samples": shares[0].tolist(), "held_out": shares[1].tolist()},
+    }
+    return numbers, (samples[closest], train[ours.place[closest]])
+
+
+def _protocol(
+    samples: Tensor, labels: Tensor | None, real: tuple[Pictures, Pictures], features: FeatureNetwork, plan: _Plan
+) -> dict[str, Any]:
+    train, held_out = real
+    return {
+        "version": VERSION,
+        "features": {
+            "name": features.name,
+            "sha256": features.sha256,
+            "dim": features.dim,
+            "preprocessing": features.preprocessing,
+        },
+        "samples": {"count": len(samples), "labelled": labels is not None},
+        "count": plan.count,
+        "shape": list(held_out.pixels.shape[1:]),
+        "train": {"count": len(train.pixels), "sha256": train.sha256()},
+        "held_out": {"count": len(held_out.pixels), "sha256": held_out.sha256()},
+        "floor_from": "training and held-out pictures" if plan.from_both else "held-out pictures",
+        "kid_subset_size": _kid_size(plan.count, plan.settings),
+        "settings": {key: value for key, value in asdict(plan.settings).items() if key not in ("count", "kid_size")},
+    }
+
+
+def _kid_size(count: int, settings: Settings) -> int:
+    return min(settings.kid_size, count // 2)
+
+
+def _images(
+    samples: Tensor, labels: Tensor | None, held_out: Tensor, closest: tuple[Tensor, Tensor]
+) -> dict[str, bytes]:
+    """Samples in rows of one class, ten of each, or the first hundred where there are no classes; and the closest."""
+    rows = torch.arange(min(100, len(samples)))
+    if labels is not None:
+        rows = torch.cat([(labels == label).nonzero().flatten()[:10] for label in labels.unique()[:20]])
+    return {
+        "samples": plots.sheet(samples[rows], 10),
+        "held_out": plots.sheet(held_out[:50], 10),
+        "nearest": plots.pairs(*closest),
+    }

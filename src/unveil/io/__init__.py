@@ -1,0 +1,1 @@
+"""Files, images and videos on disk; child processes with limits."""

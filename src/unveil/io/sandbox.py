@@ -1,0 +1,66 @@
+"""A process that reads files of strangers: its own, with a bare environment, and with limits of memory, time and disk.
+
+A reader of a complicated format has faults that nobody knows yet. What runs here can take little with it: when it
+dies, hangs or fills the memory, the parent says so and goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+_KEPT = ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")
+# -I leaves out the working folder and PYTHONPATH, so the child is told where its parent's source is
+_RUN = (
+    "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); "
+    "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+)
+
+
+def command(module: str, *arguments: str) -> list[str]:
+    """What starts a module of this package as a program, isolated from the user's own Python files."""
+    return [sys.executable, "-I", "-c", _RUN, str(Path(__file__).parents[2]), module, *arguments]
+
+
+def environment() -> dict[str, str]:
+    """The few variables that a child needs; none of the user's secrets."""
+    return {key: value for key, value in os.environ.items() if key in _KEPT}
+
+
+def limit(*, seconds: int, memory: int, written: int) -> None:
+    """Takes from this process what its work does not need; nothing on systems without such limits.
+
+    Args:
+        seconds: of processor time.
+        memory: bytes of address space.
+        written: bytes of a file.
+    """
+    try:
+        import resource
+    except ImportError:  # not a POSIX system
+        return
+    for kind, most in (
+        (resource.RLIMIT_CPU, seconds),
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_FSIZE, written),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        hard = resource.getrlimit(kind)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        try:
+            resource.setrlimit(kind, (most, hard if kind == resource.RLIMIT_CPU else most))  # time: see `more_seconds`
+        except (ValueError, OSError):
+            if sys.platform == "linux":  # macOS knows no limit of address space and calls each one too large
+                raise
+
+
+def more_seconds(seconds: int) -> None:
+    """Gives this process so much processor time from now on; for one that does one piece of work after another."""
+    try:
+        import resource
+    except ImportError:
+        return
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (round(used.ru_utime + used.ru_stime) + seconds, hard))

@@ -1,0 +1,191 @@
+"""Clips written to files: MP4, WebM, GIF, WebP, APNG, or a folder of PNG frames; whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+from torch.nn.functional import pad
+
+from unveil.io.files import staged, sync_file
+from unveil.io.images import CLIPS, FACTS, animation, png
+from unveil.io.optional_deps import extra
+from unveil.types import RecipeError, ShapeError, nearest
+
+if TYPE_CHECKING:
+    from av.container import OutputContainer
+    from av.video.stream import VideoStream
+
+
+class _Coding(NamedTuple):
+    """How a form is encoded: FFmpeg's names, and options that leave few traces in small clips."""
+
+    container: str
+    codec: str
+    options: Mapping[str, str]
+    about: Mapping[str, str]  # of the container
+
+
+_SAME = {"fflags": "+bitexact"}  # no number drawn by chance, no version
+_CODINGS = {
+    # The index goes to the front, so that a browser plays before it has the whole file. x264's macroblock tree
+    # reads memory that it never wrote (seen at core 165), so with it the bytes of a clip differ from call to call.
+    "mp4": _Coding(
+        "mp4", "libx264", {"crf": "12", "preset": "medium", "mbtree": "0"}, {"movflags": "+faststart", **_SAME}
+    ),
+    "webm": _Coding("webm", "libvpx-vp9", {"crf": "16", "b": "0", "cpu-used": "4", "row-mt": "0"}, _SAME),
+}
+FORMS = (*_CODINGS, *CLIPS)
+_BT709 = 1  # of ITU-T H.273: the colours of a screen, said in the file, so that players need not guess
+_LIMITED = 1
+
+
+def check_clip(path: Path, rate: float) -> str:
+    """The form that a path asks for by its suffix; "frames" is a folder of PNG files, a path without one.
+
+    Raises:
+        RecipeError: another suffix, a rate that is not above 0, or the form needs a package that is not installed.
+    """
+    if not 0 < rate <= 1000:
+        raise RecipeError(f"rate {rate}: must be above 0 frames in a second, and at most 1000")
+    form = path.suffix.lower().removeprefix(".")
+    if not form:
+        return "frames"
+    if form not in FORMS:
+        raise RecipeError(
+            f"{path}: a clip's name ends in .{', .'.join(FORMS)}{nearest(form, FORMS)}; "
+            "without an ending it is a folder of PNG frames"
+        )
+    if form in _CODINGS:
+        extra("av", f"a .{form} file", "video")
+    return form
+
+
+def write_clip(
+    path: Path, pixels: Tensor | Iterable[Tensor], rate: float, facts: Mapping[str, Any] | None = None
+) -> Path:
+    """Writes a clip in the form of its suffix; a reader, or a crash, finds the old file or the new one.
+
+    MP4 is H.264 and WebM is VP9, both with colour at half resolution (4:2:0) and BT.709. These codecs need even
+    sizes: an odd last row or column is written twice, and `facts` keep what size it was. GIF, WebP and APNG are
+    those of `pictures.animation`. The same pixels give the same bytes, whatever the number of processors.
+
+    Args:
+        path: a key of `FORMS` as its suffix, or none for a folder of frame_00000.png and so on.
+        pixels: uint8 (1 or 3, T, H, W); or parts of a clip, one after another along T, of one size.
+        rate: frames in a second.
+        facts: how it was made, in JSON's types; `tasks.record.read_facts` reads them back. "clip" is added: size,
+            frames in a second.
+
+    Raises:
+        RecipeError: another suffix, a rate that is not above 0, or the extra `video` is not installed.
+        ShapeError: not a clip, no frame, or parts of several sizes.
+        NotWritable, OutOfResources: as `files.staged`.
+    """
+    form = check_clip(path, rate)
+    frames = _frames([pixels] if isinstance(pixels, Tensor) else pixels)
+    first = next(frames, None)
+    if first is None:
+        raise ShapeError("a clip of no frame: must have at least one")
+    told = None
+    if facts is not None:
+        told = json.dumps({**facts, "clip": {"size": list(first.shape[1:]), "fps": rate}}, ensure_ascii=False)
+    with staged(path) as temporary:
+        if form == "frames":
+            _write_frames(temporary, _joined(first, frames), told)
+        elif form in _CODINGS:
+            _encode(temporary, _CODINGS[form], _joined(first, frames), rate, told)
+        else:
+            temporary.write_bytes(animation(_joined(first, frames), form, rate, told))
+        for file in sorted(temporary.iterdir()) if temporary.is_dir() else [temporary]:
+            sync_file(file)
+    return path
+
+
+def _frames(parts: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Frames uint8 (C, H, W) of one size.
+
+    Raises:
+        ShapeError: not a clip, or parts of several sizes.
+    """
+    shape = None
+    for part in parts:
+        if part.ndim != 4 or part.shape[0] not in (1, 3) or part.element_size() != 1:
+            raise ShapeError(f"pixels {tuple(part.shape)} {part.dtype}: a clip is uint8 (1 or 3, T, H, W)")
+        found = (part.shape[0], *part.shape[2:])
+        if shape not in (None, found):
+            raise ShapeError(f"parts of a clip of {shape} and {found} (C, H, W): must be alike")
+        shape = found
+        yield from part.unbind(1)
+
+
+def _joined(first: Tensor, rest: Iterator[Tensor]) -> Iterator[Tensor]:
+    yield first
+    yield from rest
+
+
+def _write_frames(folder: Path, frames: Iterable[Tensor], told: str | None) -> None:
+    folder.mkdir()
+    for number, frame in enumerate(frames):
+        (folder / f"frame_{number:05d}.png").write_bytes(png(frame, {} if told is None else {FACTS: told}))
+
+
+def _encode(path: Path, coding: _Coding, frames: Iterator[Tensor], rate: float, told: str | None) -> None:
+    av = extra("av", "a clip", "video")
+    try:
+        with av.open(str(path), "w", format=coding.container, options=dict(coding.about)) as container:
+            if told is not None:
+                container.metadata["comment"] = told
+            _encode_into(container, coding, frames, rate)
+    except av.error.FFmpegError as problem:
+        code = problem.errno if 0 < problem.errno < 1000 else errno.EIO
+        raise OSError(code, problem.strerror or str(problem)) from problem
+
+
+def _encode_into(container: OutputContainer, coding: _Coding, frames: Iterator[Tensor], rate: float) -> None:
+    from av import VideoFrame
+    from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+
+    stream: VideoStream | None = None
+    convert = VideoReformatter()
+    for number, frame in enumerate(frames):
+        even = _even(frame)
+        if stream is None:
+            stream = _stream(container, coding, even, rate)
+        shown = VideoFrame.from_ndarray(even.permute(1, 2, 0).contiguous().numpy(), format="rgb24")
+        picture = convert.reformat(
+            shown, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, threads=1
+        )
+        picture.pts = number
+        container.mux(stream.encode(picture))
+    assert stream is not None
+    container.mux(stream.encode(None))
+
+
+def _stream(container: OutputContainer, coding: _Coding, frame: Tensor, rate: float) -> VideoStream:
+    from av.video.stream import VideoStream
+
+    per_second = Fraction(rate).limit_denominator(1001)  # the forms of 29.97 and its like included
+    stream = container.add_stream(coding.codec, rate=per_second, options=dict(coding.options))
+    assert isinstance(stream, VideoStream)
+    stream.height, stream.width = frame.shape[1:]
+    stream.pix_fmt = "yuv420p"
+    codec = stream.codec_context
+    codec.colorspace = codec.color_primaries = codec.color_trc = _BT709
+    codec.color_range = _LIMITED
+    codec.thread_count = 1  # how a picture is divided among threads changes its bytes
+    return stream
+
+
+def _even(frame: Tensor) -> Tensor:
+    """uint8 (3, H, W) of even sizes: an odd last row or column stands twice."""
+    _, height, width = frame.shape
+    colour = frame.expand(3, -1, -1)
+    if height % 2 or width % 2:
+        colour = pad(colour[None].float(), (0, width % 2, 0, height % 2), mode="replicate")[0].to(frame.dtype)
+    return colour

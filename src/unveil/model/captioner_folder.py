@@ -1,0 +1,144 @@
+"""Captioners on disk: a folder with what they are built from, their weights and their words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from unveil.io.files import refuse_foreign
+from unveil.io.safetensors_io import read_tensors
+from unveil.model import checkpoint_store, model_folder
+from unveil.model.config.parsing import read_yaml
+from unveil.nn.captioner import Captioner, CaptionerConfig
+from unveil.nn.tokenizer import Vocabulary
+from unveil.types import WeightsError
+
+FILE, WORDS, SETTINGS = "captioner.safetensors", "captioner.words.json", "captioner.yaml"
+WORD_TABLE = "decoder.words.table.weight"
+
+
+class CaptionModel(NamedTuple):
+    """A captioner with the words that it writes.
+
+    facts: what `captioner.yaml` says beside the network: how it decodes.
+    """
+
+    network: Captioner
+    words: Vocabulary
+    facts: Mapping[str, Any]
+
+
+def captioner_files(model: CaptionModel, *, about: str = "") -> dict[str, checkpoint_store.Content]:
+    """Everything that a captioner's folder holds, but for the manifest.
+
+    Args:
+        about: Markdown for the end of the card.
+    """
+    config = asdict(model.network.config)
+    settings = {"network": {"kind": "captioner", **config}, **model.facts}
+    return {
+        FILE: dict(model.network.state_dict()),
+        WORDS: model.words.plain(),
+        SETTINGS: yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
+        "card.md": captioner_card(model, about),
+    }
+
+
+def save_captioner(
+    model: CaptionModel, folder: Path, *, dtype: torch.dtype | None = None, about: str = "", force: bool = False
+) -> Path:
+    """Writes a captioner's folder, whole or not at all; returns it.
+
+    Args:
+        dtype: of the weights in the file; None: as they are.
+        force: take the place of what is there.
+
+    Raises:
+        NonFinite: a weight is not finite.
+        NotWritable: something is there already, or the place cannot be written.
+    """
+    model_folder.require_finite(dict(model.network.named_parameters()), "the captioner")
+    files = captioner_files(model, about=about)
+    if dtype is not None:
+        state = model.network.state_dict()
+        files[FILE] = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    if force:
+        refuse_foreign(folder)
+    checkpoint_store.save(folder, files, replace=force)
+    return folder
+
+
+def load_captioner(path: str | Path, device: torch.device | str = "cpu") -> CaptionModel:
+    """The captioner of a folder, or of the newest checkpoint of a run, with its averaged weights, for reading.
+
+    Raises:
+        WeightsError: no captioner there, or damaged files.
+    """
+    folder = model_folder.find(path)
+    if not (folder / SETTINGS).is_file():
+        raise WeightsError(f"{path}: not a captioner; train one, such as captioner-playground")
+    checkpoint_store.verify(folder)
+    try:
+        settings: dict[str, Any] = dict(read_yaml((folder / SETTINGS).read_text("utf-8"), str(folder / SETTINGS)))
+        network = dict(settings.pop("network"))
+        network.pop("kind", None)
+        words = words_of(folder)
+        model = Captioner(CaptionerConfig(**network))
+    except (OSError, KeyError, TypeError, ValueError) as problem:
+        raise WeightsError(f"{folder}: not a readable captioner: {problem}; train it again") from problem
+    if len(words) != model.config.vocabulary:
+        raise WeightsError(f"{folder / WORDS}: {len(words)} words for a network of {model.config.vocabulary}; damaged")
+    copy_captioner(model, folder, "ema")
+    return CaptionModel(model.to(device).eval().requires_grad_(False), words, settings)
+
+
+def words_of(folder: Path) -> Vocabulary:
+    """The words of a captioner's folder, or of a checkpoint of one."""
+    return Vocabulary.from_plain(json.loads((folder / WORDS).read_text("utf-8")))
+
+
+def copy_captioner(network: nn.Module, folder: Path, which: model_folder.Which) -> None:
+    """Copies the weights of a verified folder into a network: the averaged ones ("ema") or those "trained".
+
+    Raises:
+        WeightsError: weights of another network.
+    """
+    path = model_folder.weights_of(folder, FILE, which)
+    tensors = read_tensors(path)
+    model_folder.check_keys(path, network, tensors)
+    network.load_state_dict(tensors)
+
+
+def grown(base: CaptionModel, words: Vocabulary) -> Captioner:
+    """A captioner's network with more words, those of the base first and as it knows them.
+
+    Args:
+        words: the base's and more behind them.
+    """
+    network = Captioner(replace(base.network.config, vocabulary=len(words)))
+    state: dict[str, Tensor] = dict(base.network.state_dict())
+    table = network.state_dict()[WORD_TABLE].clone()
+    table[: len(base.words)] = state[WORD_TABLE]
+    network.load_state_dict(state | {WORD_TABLE: table})
+    return network
+
+
+def captioner_card(model: CaptionModel, about: str = "") -> str:
+    """A card of a captioner in Markdown."""
+    config = model.network.config
+    rows = {
+        "reads": f"clips and pictures of {config.channels} channels, sides multiples of {config.patch} px",
+        "network": f"Captioner, {sum(p.numel() for p in model.network.parameters()):,} parameters",
+        "words": f"{len(model.words)}, at most {config.limit - 1} in a caption",
+    }
+    lines = ["# Card of a captioner", "", "| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items()), ""]
+    lines += ["```bash", "unveil caption FOLDER --model this/folder", "```", ""]
+    lines += ["It tells what resembles its training data, in the words of their captions, and nothing else.", ""]
+    return "\n".join(lines) + (f"\n{about.strip()}\n" if about.strip() else "")

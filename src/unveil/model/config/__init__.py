@@ -1,0 +1,55 @@
+"""Recipes and models as checked, frozen sections; unknown keys are errors that name the nearest one."""
+
+from unveil.model.config.autoencoder import (
+    AutoencoderConfig,
+    AutoencoderLossSection,
+    PerceptualSection,
+    ReconstructionConfig,
+)
+from unveil.model.config.base import PartSection, Section, choice, section
+from unveil.model.config.model import ModelConfig
+from unveil.model.config.parsing import dump, override, read_yaml, validate
+from unveil.model.config.recipe import (
+    AnyRecipe,
+    AutoencoderRecipe,
+    CaptionerRecipe,
+    ClassifierRecipe,
+    Recipe,
+    SequenceRecipe,
+    load_recipe,
+    parse_recipe,
+    recipe_names,
+    recipe_text,
+)
+from unveil.model.config.sampling import GuidanceConfig, SampleConfig
+from unveil.model.config.train import EvaluateConfig, TrainConfig
+
+__all__ = [
+    "AnyRecipe",
+    "AutoencoderConfig",
+    "AutoencoderLossSection",
+    "AutoencoderRecipe",
+    "CaptionerRecipe",
+    "ClassifierRecipe",
+    "EvaluateConfig",
+    "GuidanceConfig",
+    "ModelConfig",
+    "PartSection",
+    "PerceptualSection",
+    "Recipe",
+    "ReconstructionConfig",
+    "SampleConfig",
+    "Section",
+    "SequenceRecipe",
+    "TrainConfig",
+    "choice",
+    "dump",
+    "load_recipe",
+    "override",
+    "parse_recipe",
+    "read_yaml",
+    "recipe_names",
+    "recipe_text",
+    "section",
+    "validate",
+]

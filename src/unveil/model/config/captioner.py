@@ -1,0 +1,63 @@
+"""Recipes of captioners: what they look at, the network, its words, training and how it writes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from unveil.model.config.base import PartSection, Section, choice, section
+from unveil.model.config.data import Data
+from unveil.model.config.seq2seq import DecodeConfig
+from unveil.model.config.train import Positive, TrainConfig
+from unveil.nn.captioner import CaptionerConfig
+from unveil.nn.tokenizer import Unit
+
+if TYPE_CHECKING:  # made at run time, from the dataclasses
+    CaptionerNetwork = PartSection
+else:
+    # the size of the vocabulary follows from the captions
+    CaptionerNetwork = choice(section("captioner", CaptionerConfig, derived=("vocabulary",)))
+
+
+class WrittenWords(Section):
+    """The words that a captioner writes, which are those of its training captions.
+
+    Attributes:
+        unit: what a word is; "characters" for Chinese.
+        limit: of the words, the most frequent ones; None: all.
+    """
+
+    unit: Unit = "words"
+    limit: Annotated[int, Field(ge=5)] | None = None
+
+
+class CaptionEvaluateConfig(Section):
+    """What a captioner is judged by.
+
+    Attributes:
+        samples: held-out clips or pictures.
+    """
+
+    samples: Positive = 500
+
+
+class CaptionerParts(Section):
+    """The parts of a recipe of kind captioner, beside what describes it.
+
+    Attributes:
+        base: a trained captioner that training goes on from; new words are learned beside its own.
+        key: the item's key that is looked at; its caption is "text".
+        small: overrides by dotted key that make a run of seconds.
+    """
+
+    kind: Literal["captioner"] = "captioner"
+    base: str | None = None
+    key: str = "pixels"
+    data: Data
+    network: CaptionerNetwork
+    words: WrittenWords = WrittenWords()
+    train: TrainConfig
+    decode: DecodeConfig = DecodeConfig(beams=1)
+    evaluate: CaptionEvaluateConfig = CaptionEvaluateConfig()
+    small: dict[str, Any] = Field(default_factory=dict)

@@ -1,0 +1,53 @@
+"""The data section of a recipe: any kind of data, and where it has pictures, the hint that is drawn from each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import model_validator
+
+from unveil.data import CONFIGS, ClipsConfig, HintedConfig, LatentsConfig
+from unveil.data.preprocessors.registry import HINTS
+from unveil.model.config.base import PartSection, choice, section
+from unveil.types import RecipeError
+
+if TYPE_CHECKING:  # made at run time, from the dataclasses
+    HintSection = PartSection
+else:
+    HintSection = choice(*(section(kind, part) for kind, part in HINTS.items()))
+
+
+class PictureSection(PartSection):
+    """Data with pictures.
+
+    Attributes:
+        hint: adds "hint" to every item, a picture drawn from its pixels, such as {kind: canny, low: 100, high: 200}.
+    """
+
+    hint: HintSection | None = None
+
+    @model_validator(mode="after")
+    def _hint_works(self) -> PictureSection:
+        try:
+            if self.hint is not None:
+                self.hint.build()
+        except RecipeError as problem:
+            raise RecipeError(f"hint: {problem}") from problem
+        return self
+
+    def build(self, derived: Mapping[str, Any] | None = None) -> Any:
+        """The config of the data, with its hint where one is asked for."""
+        config = super().build(derived)
+        return config if self.hint is None else HintedConfig(config, self.hint.build())
+
+
+if TYPE_CHECKING:
+    Data = PartSection
+else:
+    Data = choice(
+        *(
+            section(kind, part, base=PartSection if part in (LatentsConfig, ClipsConfig) else PictureSection)
+            for kind, part in CONFIGS.items()
+        )
+    )

@@ -1,0 +1,142 @@
+"""What the errors of levels are multiplied with in training, told apart by `kind`."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, WrapSerializer
+
+from unveil.core import loss_weights
+from unveil.core.loss_weights import Weight
+from unveil.model.config.base import Section, choice
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+def _from_name(given: Any) -> Any:
+    """A section whose settings are all at their defaults may be written as its kind alone."""
+    return {"kind": given} if isinstance(given, str) else given
+
+
+def _to_name(value: Section, dump: SerializerFunctionWrapHandler) -> Any:
+    """And is written so."""
+    return dump(value) if value.model_fields_set - {"kind"} and value != type(value)() else dump(value)["kind"]
+
+
+ByName = (BeforeValidator(_from_name), WrapSerializer(_to_name))
+
+
+class WeightSection(Section, ABC):
+    """What the error of x0 is multiplied with."""
+
+    @abstractmethod
+    def build(self) -> Weight | None:
+        """The weight."""
+
+
+class NoWeight(WeightSection):
+    """Even on what is predicted."""
+
+    kind: Literal["none"] = "none"
+
+    def build(self) -> None:
+        """No weight."""
+
+
+class SNRWeight(WeightSection):
+    """alpha^2 / sigma^2."""
+
+    kind: Literal["snr"] = "snr"
+
+    def build(self) -> Weight:
+        """The weight."""
+        return loss_weights.snr
+
+
+class TruncatedSNRWeight(WeightSection):
+    """max(SNR, 1)."""
+
+    kind: Literal["truncated-snr"] = "truncated-snr"
+
+    def build(self) -> Weight:
+        """The weight."""
+        return loss_weights.truncated_snr
+
+
+class MinSNRWeight(WeightSection):
+    """min(SNR, gamma)."""
+
+    kind: Literal["min-snr"] = "min-snr"
+    gamma: Positive = 5.0
+
+    def build(self) -> Weight:
+        """The weight."""
+        return loss_weights.min_snr(self.gamma)
+
+
+class P2Weight(WeightSection):
+    """SNR / (k + SNR)^gamma."""
+
+    kind: Literal["p2"] = "p2"
+    k: Positive = 1.0
+    gamma: Annotated[float, Field(ge=0)] = 1.0
+
+    def build(self) -> Weight:
+        """The weight."""
+        return loss_weights.p2(self.k, self.gamma)
+
+
+class EDMWeight(WeightSection):
+    """1 / sigma_data^2 + SNR, which is even on EDM's F.
+
+    Attributes:
+        sigma_data: deviation of the data.
+    """
+
+    kind: Literal["edm"] = "edm"
+    sigma_data: Positive = 0.5
+
+    def build(self) -> Weight:
+        """The weight."""
+        return loss_weights.edm(self.sigma_data)
+
+
+class FlowWeight(WeightSection):
+    """min((1 + alpha / sigma)^2, most), which is even on a rectified flow's velocity.
+
+    Attributes:
+        most: what it is bounded by; none is no bound.
+    """
+
+    kind: Literal["flow"] = "flow"
+    most: Positive | None = None
+
+    def build(self) -> Weight:
+        """The weight."""
+        return loss_weights.flow(math.inf if self.most is None else self.most)
+
+
+class SigmoidWeight(WeightSection):
+    """SNR sigmoid(bias - log SNR); for times even in log-SNR.
+
+    Attributes:
+        bias: the log SNR where the weight on eps has fallen to a half.
+    """
+
+    kind: Literal["sigmoid"] = "sigmoid"
+    bias: float = 0.0
+
+    def build(self) -> Weight:
+        """The weight."""
+        return loss_weights.sigmoid(self.bias)
+
+
+if TYPE_CHECKING:
+    WeightChoice = WeightSection
+else:
+    WeightChoice = Annotated[
+        choice(NoWeight, SNRWeight, TruncatedSNRWeight, MinSNRWeight, P2Weight, EDMWeight, FlowWeight, SigmoidWeight),
+        *ByName,
+    ]

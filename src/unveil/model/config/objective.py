@@ -1,0 +1,284 @@
+"""What training minimises, told apart by `kind`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from unveil.conditioning.diffusion_forcing import Framewise, Ways
+from unveil.core import timestep_sampling
+from unveil.core.objective import Diffusion
+from unveil.core.process import DiscreteVP, Process
+from unveil.core.score_matching import SCORE_WEIGHTS, Sliced, denoising, likelihood
+from unveil.core.timestep_sampling import TimeSampler
+from unveil.model.config.base import ByKind, PartSection, Section, choice, section
+from unveil.model.config.loss_weights import ByName, NoWeight, Positive, WeightChoice
+from unveil.model.config.model import ModelConfig
+from unveil.types import RecipeError
+
+DistanceName = Literal["l2", "l1", "huber"]
+ScoreWeightName = Literal["variance", "likelihood"]
+
+
+# ---------------------------------------------------------------------- times
+
+
+class TimeSection(Section, ABC):
+    """Which times are drawn."""
+
+    @abstractmethod
+    def build(self, process: Process, batch: int) -> TimeSampler:
+        """The sampler, for training in batches of this size."""
+
+
+class UniformTime(TimeSection):
+    """Every time of the process equally often."""
+
+    kind: Literal["uniform"] = "uniform"
+
+    def build(self, process: Process, batch: int) -> TimeSampler:
+        """The sampler."""
+        return timestep_sampling.Uniform()
+
+
+class SecondMomentTime(TimeSection):
+    """Indices in proportion to the root of their mean squared loss."""
+
+    kind: Literal["second-moment"] = "second-moment"
+
+    def build(self, process: Process, batch: int) -> TimeSampler:
+        """The sampler of a table of betas."""
+        if not isinstance(process, DiscreteVP):
+            raise RecipeError("objective.time = 'second-moment': needs a table of betas; use process kind discrete-vp")
+        return timestep_sampling.SecondMoment(process.steps)
+
+
+class LogNormalTime(TimeSection):
+    """log(sigma / alpha) normal.
+
+    Attributes:
+        location: its mean, EDM's P_mean.
+        scale: its deviation, P_std.
+    """
+
+    kind: Literal["log-normal"] = "log-normal"
+    location: float = -1.2
+    scale: Positive = 1.2
+
+    def build(self, process: Process, batch: int) -> TimeSampler:
+        """The sampler."""
+        return timestep_sampling.LogNormal(self.location, self.scale)
+
+
+class LogitNormalTime(TimeSection):
+    """log(t / (1 - t)) normal.
+
+    Attributes:
+        location: its mean; above 0 is noisier.
+        scale: its deviation.
+    """
+
+    kind: Literal["logit-normal"] = "logit-normal"
+    location: float = 0.0
+    scale: Positive = 1.0
+
+    def build(self, process: Process, batch: int) -> TimeSampler:
+        """The sampler."""
+        return timestep_sampling.LogitNormal(self.location, self.scale)
+
+
+class LogSNRTime(TimeSection):
+    """log(alpha / sigma) even between two ends.
+
+    Attributes:
+        low: the noisy end; none is where the process ends.
+        high: the clean end; none is where training on the process ends.
+    """
+
+    kind: Literal["uniform-log-snr"] = "uniform-log-snr"
+    low: float | None = None
+    high: float | None = None
+
+    @model_validator(mode="after")
+    def _ends_rise(self) -> LogSNRTime:
+        timestep_sampling.UniformLogSNR(self.low, self.high)
+        return self
+
+    def build(self, process: Process, batch: int) -> TimeSampler:
+        """The sampler."""
+        return timestep_sampling.UniformLogSNR(self.low, self.high)
+
+
+class LikelihoodTime(TimeSection):
+    """Times in proportion to g^2 / sigma^2, the likelihood's weight on eps, and weights that undo it."""
+
+    kind: Literal["likelihood"] = "likelihood"
+
+    def build(self, process: Process, batch: int) -> TimeSampler:
+        """The sampler."""
+        return timestep_sampling.Importance(lambda level: likelihood(level) / torch.as_tensor(level.sigma) ** 2)
+
+
+PLAIN = (UniformTime, LogNormalTime, LogitNormalTime, LogSNRTime, LikelihoodTime)
+if TYPE_CHECKING:
+    PlainTime = TimeSection
+else:
+    PlainTime = Annotated[choice(*PLAIN), *ByName]
+
+
+class StratifiedTime(TimeSection):
+    """One time in each equal part of another distribution in turn.
+
+    Attributes:
+        strata: how many parts; none is one for each example of a batch.
+        of: the distribution, by its name or as a section.
+    """
+
+    kind: Literal["stratified"] = "stratified"
+    strata: Annotated[int, Field(ge=1)] | None = None
+    of: PlainTime = UniformTime()  # one that learns from losses would be told none
+
+    def build(self, process: Process, batch: int) -> TimeSampler:
+        """The sampler."""
+        return timestep_sampling.Stratified(self.strata or batch, self.of.build(process, batch))
+
+
+if TYPE_CHECKING:
+    TimeChoice = TimeSection
+else:
+    TimeChoice = Annotated[choice(UniformTime, SecondMomentTime, *PLAIN[1:], StratifiedTime), *ByName]
+
+# ---------------------------------------------------------------------- objectives
+
+
+class SimpleObjective(Section):
+    """L_simple: the plain error of the prediction.
+
+    Attributes:
+        weight: of the error, in x0 space, by its name or as a section; none is even.
+        time: which times are drawn, by its name or as a section.
+    """
+
+    kind: Literal["simple"] = "simple"
+    distance: DistanceName = "l2"
+    weight: WeightChoice = NoWeight()
+    time: TimeChoice = UniformTime()
+
+    def build(self, model: ModelConfig, process: Process, batch: int) -> Diffusion:
+        """The objective of a model that is trained in batches of this size."""
+        time = self.time.build(process, batch)
+        weight = self.weight.build()
+        return Diffusion(distance=self.distance, weight=weight, time=time, variance=model.build_variance())
+
+
+WaysSection = section("ways", Ways)
+if TYPE_CHECKING:
+    WaysChoice = PartSection
+else:
+    WaysChoice = WaysSection
+
+
+class FramewiseObjective(Section):
+    """The error of the prediction over the frames of clips that are to be made, where others are given.
+
+    Attributes:
+        ways: how often frames are given in each way.
+        weight: of the error, in x0 space, by its name or as a section; none is even.
+        time: which times are drawn, by its name or as a section.
+    """
+
+    kind: Literal["framewise"] = "framewise"
+    ways: WaysChoice = WaysSection(kind="ways")
+    distance: DistanceName = "l2"
+    weight: WeightChoice = NoWeight()
+    time: TimeChoice = UniformTime()
+
+    def build(self, model: ModelConfig, process: Process, batch: int) -> Framewise:
+        """The objective of a model that is trained in batches of this size."""
+        if model.learns_variance:
+            raise RecipeError(
+                f"objective kind 'framewise' teaches no variance, but variance = {model.variance!r} is learned; "
+                "set variance = fixed-small"
+            )
+        time = self.time.build(process, batch)
+        return Framewise(self.ways.build(), self.distance, self.weight.build(), time)
+
+
+class HybridObjective(Section):
+    """L_simple, and `bound` times the variational bound, which teaches the variance only."""
+
+    kind: Literal["hybrid"] = "hybrid"
+    bound: Positive = 0.001
+    distance: DistanceName = "l2"
+    time: TimeChoice = UniformTime()
+
+    def build(self, model: ModelConfig, process: Process, batch: int) -> Diffusion:
+        """The objective of a model that is trained in batches of this size."""
+        if not model.learns_variance:
+            raise RecipeError(
+                f"objective kind 'hybrid' teaches a variance, but variance = {model.variance!r} is fixed; "
+                "set variance = learned-range, or objective.kind = simple"
+            )
+        time = self.time.build(process, batch)
+        return Diffusion(bound=self.bound, distance=self.distance, time=time, variance=model.build_variance())
+
+
+class BoundObjective(Section):
+    """The variational bound itself, in bits per dimension."""
+
+    kind: Literal["vlb"] = "vlb"
+    time: TimeChoice = UniformTime()
+
+    def build(self, model: ModelConfig, process: Process, batch: int) -> Diffusion:
+        """The objective of a model that is trained in batches of this size."""
+        time = self.time.build(process, batch)
+        return Diffusion(simple=0.0, bound=1.0, time=time, variance=model.build_variance())
+
+
+class DenoisingObjective(Section):
+    """Denoising score matching.
+
+    Attributes:
+        weight: of the score's error: "variance" is sigma^2, "likelihood" g^2.
+        time: which times are drawn, by its name or as a section.
+    """
+
+    kind: Literal["denoising-score-matching"] = "denoising-score-matching"
+    weight: ScoreWeightName = "variance"
+    time: TimeChoice = UniformTime()
+
+    def build(self, model: ModelConfig, process: Process, batch: int) -> Diffusion:
+        """The objective of a model that is trained in batches of this size."""
+        return denoising(SCORE_WEIGHTS[self.weight], self.time.build(process, batch))
+
+
+class SlicedObjective(Section):
+    """Sliced score matching, which needs no target and differentiates the network twice.
+
+    Attributes:
+        weight: of the score's error: "variance" is sigma^2, "likelihood" g^2.
+        projections: random directions for each example.
+        square: "whole" varies less, "projected" is the first form.
+        time: which times are drawn, by its name or as a section.
+    """
+
+    kind: Literal["sliced-score-matching"] = "sliced-score-matching"
+    weight: ScoreWeightName = "variance"
+    projections: Annotated[int, Field(ge=1)] = 1
+    square: Literal["whole", "projected"] = "whole"
+    time: TimeChoice = UniformTime()
+
+    def build(self, model: ModelConfig, process: Process, batch: int) -> Sliced:
+        """The objective of a model that is trained in batches of this size."""
+        if isinstance(self.time, SecondMomentTime):
+            raise RecipeError("objective.time = second-moment: learns from losses of one level, which this has not")
+        return Sliced(SCORE_WEIGHTS[self.weight], self.projections, self.square, self.time.build(process, batch))
+
+
+Objective = Annotated[
+    SimpleObjective | FramewiseObjective | HybridObjective | BoundObjective | DenoisingObjective | SlicedObjective,
+    ByKind(),
+]

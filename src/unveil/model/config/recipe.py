@@ -1,0 +1,277 @@
+"""Recipes: a paper, its model, its training and how it is judged, in one page of YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from unveil.model.config.autoencoder import (
+    AutoencoderConfig,
+    AutoencoderLossSection,
+    LengthsSection,
+    ReconstructionConfig,
+    check_lengths,
+    check_loss,
+)
+from unveil.model.config.base import PartSection, Section, choice, section
+from unveil.model.config.captioner import CaptionerParts
+from unveil.model.config.data import Data
+from unveil.model.config.model import ModelConfig, ProcessSection
+from unveil.model.config.objective import Objective, SimpleObjective
+from unveil.model.config.parsing import assign, override, read_yaml, validate
+from unveil.model.config.seq2seq import SequenceParts
+from unveil.model.config.train import ClassifierTrainConfig, EvaluateConfig, TrainConfig
+from unveil.nn.classifier import NoisyClassifierConfig
+from unveil.nn.cnn import CnnConfig
+from unveil.nn.lora import LoraConfig
+from unveil.nn.vit import ViTConfig
+from unveil.types import ADDITIONS, RecipeError, nearest
+
+CnnSection = section("cnn", CnnConfig)
+NoisyClassifierSection = section("noisy-classifier", NoisyClassifierConfig)
+ViTSection = section("vit", ViTConfig)
+LoraSection = section("lora", LoraConfig)
+if TYPE_CHECKING:  # made at run time, from the dataclasses
+    Classifier = Lora = PartSection
+else:
+    Classifier = choice(CnnSection, NoisyClassifierSection, ViTSection)
+    Lora = LoraSection
+Score = str | float
+
+
+class Expected(Section):
+    """What a run of the recipe gives.
+
+    Attributes:
+        time: of the whole training, with the machine; empty until measured.
+        scores: ours, by metric; empty until measured.
+        published: the paper's, for its full-size setting.
+    """
+
+    time: str = ""
+    scores: dict[str, Score] = Field(default_factory=dict)
+    published: dict[str, Score] = Field(default_factory=dict)
+
+
+class Described(Section):
+    """How a recipe introduces itself."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    paper: str = Field(min_length=1)
+    claim: str = ""
+    command: str = ""
+    expected: Expected = Expected()
+
+
+class ControlSection(Section):
+    """A ControlNet, which reads the hints of the data.
+
+    Attributes:
+        hint_channels: of the hints.
+        hint_widths: of the levels of the network that reads them; None: as many as bring hints to the size of what the
+            base's first convolution makes.
+    """
+
+    hint_channels: Literal[3] = 3
+    hint_widths: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+
+
+class Recipe(ModelConfig, Described):
+    """A diffusion model: the parts of `ModelConfig` flat, and what is done with them.
+
+    Attributes:
+        base: a trained model, run or published file with this network, which training begins with.
+        lora: additions to its layers; these alone are trained then.
+        control: a ControlNet beside it; this alone is trained then.
+        small: overrides by dotted key that make a run of seconds.
+    """
+
+    kind: Literal["diffusion"] = "diffusion"
+    base: str | None = None
+    lora: Lora | None = None
+    control: ControlSection | None = None
+    data: Data
+    objective: Objective = SimpleObjective()
+    train: TrainConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
+    small: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _additions_have_a_base(self) -> Recipe:
+        added = [name for name in ADDITIONS if getattr(self, name) is not None]
+        if self.base is None and added:
+            raise RecipeError(f"{added[0]}: without base; a {ADDITIONS[added[0]]} is trained on a base: give both")
+        if len(added) > 1:
+            raise RecipeError(f"{' and '.join(added)}: give one of them, which says what is trained on the base")
+        if self.control is not None and getattr(self.data, "hint", None) is None:
+            raise RecipeError("control: without data.hint, which it reads; give data.hint, such as {kind: canny}")
+        return self
+
+    @model_validator(mode="after")
+    def _objective_fits(self) -> Recipe:
+        self.objective.build(self, self.process.build(), self.train.batch)
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_may_differ(self) -> Recipe:
+        how = self.train.batching
+        if how is not None and (self.network.kind != "video-dit" or self.objective.kind != "framewise"):
+            raise RecipeError(
+                f"train.batching = {how!r}: for network.kind = video-dit and objective.kind = framewise, not "
+                f"{self.network.kind} and {self.objective.kind}; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mirrored_pictures_fit(self) -> Recipe:
+        if self.train.flip and self.data.kind == "latents":
+            raise RecipeError("train.flip: mirrored latents are not those of mirrored pictures; set it to false")
+        if self.train.flip and any(one.kind == "layout" for one in self.condition):
+            raise RecipeError("train.flip: the boxes of condition.kind = layout would not be mirrored; set it to false")
+        return self
+
+    @property
+    def model(self) -> ModelConfig:
+        """The part that a saved model keeps."""
+        return ModelConfig.model_construct(**{name: getattr(self, name) for name in ModelConfig.model_fields})
+
+
+class ClassifierRecipe(Described):
+    """A classifier: one that reads samples and gives the features they are compared by, or one that guides.
+
+    Attributes:
+        process: whose levels a noisy classifier reads.
+    """
+
+    kind: Literal["classifier"] = "classifier"
+    data: Data
+    network: Classifier
+    process: ProcessSection | None = None
+    train: ClassifierTrainConfig
+    small: dict[str, Any] = Field(default_factory=dict)
+
+
+class AutoencoderRecipe(AutoencoderConfig, Described):
+    """An autoencoder: a codec that makes latents of pictures, and pictures of latents.
+
+    Attributes:
+        key: the item's key that holds the pictures.
+        scale: whether latents are brought to deviation 1 by one number, or channel by channel; measured from the
+            training data at the end.
+        lengths: of the clips that training cuts out of the data's; None: as they are.
+        small: overrides by dotted key that make a run of seconds.
+    """
+
+    key: str = "pixels"
+    data: Data
+    loss: AutoencoderLossSection = AutoencoderLossSection()
+    scale: Literal["one", "channel"] = "one"
+    lengths: LengthsSection | None = None
+    train: TrainConfig
+    evaluate: ReconstructionConfig = ReconstructionConfig()
+    small: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _loss_fits(self) -> AutoencoderRecipe:
+        check_loss(self.shape, self.codec, self.loss, self.train)
+        if self.train.batching is not None:
+            raise RecipeError(
+                f"train.batching = {self.train.batching!r}: an autoencoder's batches are of one size; "
+                "leave it out, and train.tokens"
+            )
+        if self.lengths is not None:
+            check_lengths(self.codec, self.shape[1], self.lengths)
+        return self
+
+    @property
+    def model(self) -> AutoencoderConfig:
+        """The part that a saved autoencoder keeps."""
+        return AutoencoderConfig.model_construct(shape=self.shape, codec=self.codec)
+
+
+class SequenceRecipe(SequenceParts, Described):
+    """A model that turns one sequence into another, such as a sentence into its translation."""
+
+
+class CaptionerRecipe(CaptionerParts, Described):
+    """A model that writes captions of pictures and clips."""
+
+
+AnyRecipe = Recipe | ClassifierRecipe | SequenceRecipe | AutoencoderRecipe | CaptionerRecipe
+
+
+def recipe_names() -> list[str]:
+    """The shipped recipes."""
+    folder = resources.files("unveil") / "assets" / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def recipe_text(name_or_path: str | Path) -> str:
+    """The YAML of a shipped recipe by its name, or of a file.
+
+    Raises:
+        RecipeError: no such recipe and no such file, or a file that is not text.
+    """
+    given = str(name_or_path)
+    if given in recipe_names():
+        return (resources.files("unveil") / "assets" / "recipes" / f"{given}.yaml").read_text(encoding="utf-8")
+    path = Path(given)
+    if path.is_dir():
+        path = path / "recipe.yaml"  # a run's own
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        known = recipe_names()
+        reason = "not a text file" if isinstance(problem, UnicodeDecodeError) else "no such recipe or file"
+        raise RecipeError(
+            f"recipe {given!r}: {reason}{nearest(given, known)}; shipped: {', '.join(known)}"
+        ) from problem
+
+
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = (), *, small: bool = False) -> AnyRecipe:
+    """A shipped recipe, a YAML file or a run's folder, with changes such as `train.steps=100`, checked.
+
+    Args:
+        small: apply the recipe's own `small` overrides first.
+
+    Raises:
+        RecipeError: each fault on a line: file, key path, value, what is allowed, nearest name.
+    """
+    where = str(name_or_path)
+    raw = read_yaml(recipe_text(name_or_path), where)
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{where}: holds no map of keys; a recipe begins with `name:` and `paper:`")
+    if small:
+        shrink(raw, where)
+    for assignment in overrides:
+        override(raw, assignment)
+    raw.setdefault("name", Path(where).stem)
+    return parse_recipe(raw, where)
+
+
+def parse_recipe(raw: Any, where: str) -> AnyRecipe:
+    """The recipe made from plain values."""
+    kinds: dict[str, type[AnyRecipe]] = {
+        "diffusion": Recipe,
+        "classifier": ClassifierRecipe,
+        "sequence": SequenceRecipe,
+        "autoencoder": AutoencoderRecipe,
+        "captioner": CaptionerRecipe,
+    }
+    kind = raw.get("kind", "diffusion") if isinstance(raw, dict) else "diffusion"
+    if kind not in kinds:
+        raise RecipeError(f"{where}: kind = {kind!r}: must be one of {', '.join(kinds)}{nearest(kind, list(kinds))}")
+    return validate(kinds[kind], raw, where)
+
+
+def shrink(raw: dict[str, Any], where: str) -> None:
+    """Applies a recipe's `small` overrides in place."""
+    changes = raw.get("small") or {}
+    if not isinstance(changes, dict):
+        raise RecipeError(f"{where}: small = {changes!r}: must be a map such as {{train.steps: 60}}")
+    for path, value in changes.items():
+        assign(raw, str(path), value)

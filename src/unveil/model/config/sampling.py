@@ -1,0 +1,213 @@
+"""How pictures are drawn when nothing else is asked for: sampler, grid, guidance."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator, model_validator
+
+from unveil.core import guidance, samplers, schedules
+from unveil.core.denoiser import Step
+from unveil.core.process import Process
+from unveil.core.samplers import Plan
+from unveil.core.samplers.ancestral import Shift
+from unveil.core.schedules import Grid
+from unveil.core.variance import VarianceRule
+from unveil.model.config.base import Section
+from unveil.model.config.parsing import validate
+from unveil.types import RecipeError, nearest
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Option = bool | int | float | str
+OF_THE_MODEL = ("variance", "shift")  # settings of a sampler that the model and the caller give
+
+
+class GuidanceConfig(Section):
+    """Classifier-free guidance.
+
+    Attributes:
+        scale: 1 is none, 0 leaves the condition away, below 0 goes away from it.
+        kind: plain, adaptive projected, or CFG-Zero* for flow models.
+        schedule: how the scale changes over the levels.
+        interval: from this t to that; other levels are not guided.
+        rescale: how much of the conditional deviation is given back, against too much contrast.
+        channels: guide so many of the first channels only.
+    """
+
+    scale: float = Field(default=1.0, ge=-100, le=100)
+    kind: Literal["cfg", "apg", "cfg-zero"] = "cfg"
+    schedule: Literal["constant", "linear", "cosine", "power-cosine"] = "constant"
+    interval: tuple[Share, Share] | None = None
+    rescale: Share = 0.0
+    channels: Positive | None = None
+
+    @model_validator(mode="after")
+    def _agrees(self) -> GuidanceConfig:
+        if self.channels is not None and self.kind != "cfg":
+            raise RecipeError(f"channels = {self.channels}: only kind cfg guides a part of the channels")
+        if self.interval is not None and self.interval[0] >= self.interval[1]:
+            raise RecipeError(f"interval = {list(self.interval)}: from a lower t to a higher one, inside [0, 1]")
+        return self
+
+    def guide(self, conditional: Step, null: Step) -> Step:
+        """The guided step."""
+        conditional = guidance.once(conditional)
+        scale = guidance.SCHEDULES[self.schedule](self.scale)
+        if self.kind == "apg":
+            guided = guidance.apg(conditional, null, scale, momentum=guidance.Momentum())
+        elif self.kind == "cfg-zero":
+            guided = guidance.cfg_zero(conditional, null, scale)
+        else:
+            plain = self.scale if self.schedule == "constant" else scale
+            guided = guidance.cfg(conditional, null, plain, channels=self.channels)
+        if self.rescale:
+            guided = guidance.rescale(guided, conditional, self.rescale)
+        return guided if self.interval is None else guidance.interval(guided, conditional, *self.interval)
+
+
+class SampleConfig(Section):
+    """How pictures are drawn when nothing else is asked for.
+
+    Attributes:
+        sampler: a name in `core.samplers.SAMPLERS`.
+        steps: of the grid; most samplers make one network call in each, without guidance.
+        eta: share of the ancestral chain's noise, for samplers that take it; none: as the sampler has it.
+        options: further settings of the sampler, by name.
+        grid: the levels: a name in `core.grids.GRIDS`, a respacing string such as "250", or a list of falling t.
+        clip: what is done to the estimate of the clean picture that leaves [-1, 1].
+    """
+
+    sampler: str = "ddim"
+    steps: Positive = 50
+    eta: Share | None = None
+    options: dict[str, Option] = Field(default_factory=dict)
+    grid: str | tuple[Share, ...] = "uniform"
+    clip: Literal["static", "dynamic", "none"] = "static"
+    guidance: GuidanceConfig = GuidanceConfig()
+
+    @field_validator("sampler")
+    @classmethod
+    def _is_listed(cls, name: str) -> str:
+        return samplers.named(name).name
+
+    @field_validator("options")
+    @classmethod
+    def _are_of_their_kind(cls, options: dict[str, Option], info: ValidationInfo) -> dict[str, Option]:
+        """Each of the kind that the sampler takes; those that it does not know are told below."""
+        kinds, found = _kinds(info.data["sampler"]) if "sampler" in info.data else {}, dict(options)
+        for name in [name for name in options if name in kinds]:
+            try:
+                found[name] = TypeAdapter(kinds[name]).validate_python(options[name])
+            except ValidationError as problem:
+                said = problem.errors()[0]["msg"]
+                raise RecipeError(f"{name} = {options[name]!r}, of sampler {info.data['sampler']!r}: {said}") from None
+            if name == "eta" and float(found[name]) < 0:
+                raise RecipeError(f"eta = {found[name]}: must be at least 0, which adds no noise")
+        return found
+
+    @model_validator(mode="after")
+    def _are_options(self) -> SampleConfig:
+        allowed = self.settings()
+        given = [*self.options, *(["eta"] if self.eta is not None else [])]
+        for name in given:
+            if name not in allowed:
+                known = ", ".join(allowed) or "none"
+                raise RecipeError(
+                    f"{name}: sampler {self.sampler!r} takes no such setting; its own are: {known}"
+                    f"{nearest(name, allowed)}"
+                )
+        return self
+
+    @property
+    def calls(self) -> int | None:
+        """About how many network calls a picture takes; None where the sampler decides as it goes."""
+        per_step = samplers.named(self.sampler).calls
+        return None if per_step is None else max(1, round(per_step * self.steps))
+
+    def levels(self, process: Process) -> Grid:
+        """The grid over a process."""
+        if isinstance(self.grid, str):
+            return schedules.named(process, self.grid, self.steps)
+        return schedules.at_times(process, self.grid)
+
+    def plan(self, grid: Grid, variance: VarianceRule, shift: Shift | None = None) -> Plan:
+        """The sampler over a grid.
+
+        Args:
+            variance: of the model, for samplers that take one.
+            shift: of the mean, for samplers that take one.
+        """
+        entry = samplers.named(self.sampler)
+        taken = inspect.signature(entry.build).parameters
+        given: dict[str, Any] = {**entry.options, **self.options}
+        if self.eta is not None:
+            given["eta"] = self.eta
+        given |= {name: value for name, value in (("variance", variance), ("shift", shift)) if name in taken}
+        return entry.build(grid, **given)
+
+    @property
+    def takes_shift(self) -> bool:
+        """Whether the sampler moves its mean by itself, as ADM's algorithm 1 does."""
+        return "shift" in inspect.signature(samplers.named(self.sampler).build).parameters
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting under its own name, `guidance` being its kind; what is none is left out."""
+        plain = self.model_dump(mode="json")
+        guided = plain.pop("guidance")
+        scale, kind = guided.pop("scale"), guided.pop("kind")
+        every = {**plain, "scale": scale, "guidance": kind, **guided}
+        return {name: value for name, value in every.items() if value is not None}
+
+    def brief(self) -> dict[str, Any]:
+        """`flat` without the finer settings that are as they are by default."""
+        usual = SampleConfig().flat()
+        main = ("sampler", "steps", "eta", "grid", "clip", "scale")
+        return {name: value for name, value in self.flat().items() if name in main or value != usual.get(name)}
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Every name that `changed` takes, those of unset settings among them."""
+        inner = (name for name in GuidanceConfig.model_fields if name != "kind")
+        return (*(name for name in cls.model_fields if name != "guidance"), "guidance", *inner)
+
+    def changed(self, changes: Mapping[str, Any]) -> SampleConfig:
+        """With some settings changed, by the names of `flat`; None leaves one as it is.
+
+        Another sampler begins without the settings of the old one; a respacing of one number follows the steps.
+
+        Raises:
+            RecipeError: an unknown name, or a value that is not allowed.
+        """
+        wanted = {name: value for name, value in changes.items() if value is not None}
+        plain = self.model_dump(mode="json")
+        if wanted.get("sampler", self.sampler) != self.sampler:
+            plain |= {"eta": None, "options": {}}
+        if "steps" in wanted and "grid" not in wanted and str(self.grid).isdecimal():
+            plain["grid"] = str(wanted["steps"])
+        inner = {name: name for name in GuidanceConfig.model_fields if name != "kind"} | {"guidance": "kind"}
+        plain["guidance"] |= {inner[name]: value for name, value in wanted.items() if name in inner}
+        plain |= {name: value for name, value in wanted.items() if name not in inner}
+        return validate(SampleConfig, plain, "sampling")
+
+    def settings(self) -> list[str]:
+        """What the sampler can be told besides the grid, by name."""
+        return list(_kinds(self.sampler))
+
+
+def _kinds(sampler: str) -> dict[str, Any]:
+    """Each setting of a sampler that can be written down, and of which kind it is."""
+    entry = samplers.named(sampler)
+    taken = list(inspect.signature(entry.build, eval_str=True).parameters.values())[1:]
+    own = {one.name: _written(one.annotation) for one in taken if one.name not in (*OF_THE_MODEL, *entry.options)}
+    return {name: kind for name, kind in own.items() if kind is not None}
+
+
+def _written(kind: Any) -> Any:
+    """Of what a parameter takes, numbers and words from a list; None: neither, such as a function."""
+    every = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    plain = [one for one in every if one in (int, float) or get_origin(one) is Literal]
+    return plain[0] if plain else None

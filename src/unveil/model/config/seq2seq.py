@@ -1,0 +1,114 @@
+"""Recipes of models that turn one sequence into another: their data, tokens, network, training and judgement."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from unveil.model.config.base import PartSection, Section, choice, section
+from unveil.model.config.train import Positive
+from unveil.nn.tokenizer import Unit
+from unveil.nn.transformer import TransformerConfig
+from unveil.playground.text_pairs import SEQUENCES, TaskConfig
+from unveil.types import RecipeError
+
+if TYPE_CHECKING:  # made at run time, from the dataclasses
+    SequenceData = SequenceNetwork = PartSection
+else:
+    SequenceData = choice(*(section(kind, part) for kind, part in SEQUENCES.items()))
+    # the sizes of the vocabularies follow from the texts
+    SequenceNetwork = choice(section("transformer", TransformerConfig, derived=("source", "target")))
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class TokensConfig(Section):
+    """How texts become tokens; the vocabularies are those of the training part.
+
+    Attributes:
+        source, target: what a token is, on either side.
+        shared: one vocabulary for both sides, which `network.tie = all` needs.
+        limit: of the tokens of a vocabulary, the most frequent ones; None: all.
+    """
+
+    source: Unit = "words"
+    target: Unit = "words"
+    shared: bool = False
+    limit: Annotated[int, Field(ge=5)] | None = None
+
+    @model_validator(mode="after")
+    def _agrees(self) -> TokensConfig:
+        if self.shared and self.source != self.target:
+            raise RecipeError(f"shared: {self.source} and {self.target} cannot be one vocabulary; give both one unit")
+        return self
+
+
+class SequenceTrainConfig(Section):
+    """Training of a sequence model with AdamW; every count is in optimiser steps.
+
+    Attributes:
+        batch: pairs of one step.
+        lr: the peak rate, reached after `warmup` steps. The paper's is (width * warmup)^-0.5.
+        decay: how it falls from there: with the root of the steps, as published, or like half a cosine to 0.
+        smoothing: probability taken from the true token and spread over all.
+        clip: largest norm of the gradient; 0 leaves it alone.
+    """
+
+    steps: Positive
+    batch: Positive = 64
+    lr: float = Field(default=1e-3, gt=0, le=1)
+    warmup: int = Field(default=400, ge=1)
+    decay: Literal["inverse-sqrt", "cosine"] = "inverse-sqrt"
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    smoothing: float = Field(default=0.1, ge=0, lt=1)
+    clip: float = Field(default=1.0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+
+class DecodeConfig(Section):
+    """How sequences are written.
+
+    Attributes:
+        beams: of the beam search that is judged beside the greedy one, and that `unveil translate` takes; 1: greedy.
+        length_power: see `nn.decoding.beam`.
+    """
+
+    beams: Positive = 4
+    length_power: float = Field(default=0.6, ge=0)
+
+
+class SequenceEvaluateConfig(Section):
+    """What a sequence model is judged by: the share of held-out targets that it writes exactly.
+
+    Attributes:
+        count: held-out pairs; None: all.
+        longer: lengths beyond the trained ones that a task is judged at too.
+    """
+
+    count: Positive | None = None
+    longer: tuple[Positive, ...] = ()
+
+
+class SequenceParts(Section):
+    """The parts of a recipe of kind sequence, beside what describes it."""
+
+    kind: Literal["sequence"] = "sequence"
+    data: SequenceData
+    tokens: TokensConfig = TokensConfig()
+    network: SequenceNetwork
+    train: SequenceTrainConfig
+    decode: DecodeConfig = DecodeConfig()
+    evaluate: SequenceEvaluateConfig = SequenceEvaluateConfig()
+    small: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _agrees(self) -> SequenceParts:
+        data = self.data.build()
+        if self.evaluate.longer and not isinstance(data, TaskConfig):
+            raise RecipeError("evaluate.longer: only tasks have lengths to choose; leave it out")
+        # the vocabularies' sizes are not known yet, but whether they are one is
+        network = self.network.build({"source": 5, "target": 5 if self.tokens.shared else 6})
+        if isinstance(data, TaskConfig) and (longest := max((data.longest, *self.evaluate.longer))) + 2 > network.limit:
+            raise RecipeError(f"network.limit = {network.limit}: sequences of {longest} letters need {longest + 2}")
+        return self

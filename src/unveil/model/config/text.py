@@ -1,0 +1,74 @@
+"""The section of a model that is told what to make in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from unveil.conditioning import clip_tokenizer
+from unveil.conditioning.text_encoder import Emphasis, Gives, Text
+from unveil.model.config.base import PartSection, Section, choice, section
+from unveil.nn.text_encoders import ClipConfig, T5Config, build, spelled_out
+from unveil.types import RecipeError
+
+if TYPE_CHECKING:
+    from unveil.model.config.model import ModelConfig
+
+    EncoderSection = PartSection
+else:  # made at run time, from the dataclasses
+    EncoderSection = choice(section("clip", ClipConfig, shorthand=spelled_out), section("t5", T5Config))
+
+
+class TextSection(Section):
+    """A prompt, by a text encoder that is not trained.
+
+    Attributes:
+        key: the item's key that is read.
+        encoder: its architecture; a `name` such as clip-l stands for a published one.
+        tokenizer: "clip" is the vocabulary that comes with the package, "file" one that the weights' folder holds.
+        weights: folder or file that a fresh model takes the encoder's weights from; a saved one has its own.
+        drop: how often training leaves the text away, so that guidance has its "nothing".
+        gives: a vector per token, one for the whole prompt, or both.
+        emphasis: whether (brackets:1.2) give weights to words, or are text.
+        chunks: rows that a prompt is laid out in; what does not fit into them is left out and said so.
+        nothing: the prompt that stands for none.
+        cache: megabytes of memory for what prompts were encoded to, so that a caption is encoded once; 0: none.
+    """
+
+    kind: Literal["text"] = "text"
+    key: str = "prompt"
+    encoder: EncoderSection
+    tokenizer: Literal["clip", "file"] = "clip"
+    weights: str | None = None
+    drop: float = Field(default=0.0, ge=0, lt=1)
+    gives: Gives = "tokens"
+    emphasis: Emphasis = "none"
+    chunks: Annotated[int, Field(ge=1, le=100)] = 1
+    nothing: str = ""
+    cache: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _agrees(self) -> TextSection:
+        encoder = self.encoder.build()  # whose faults are told here
+        if isinstance(encoder, T5Config) and self.tokenizer != "file":
+            raise RecipeError(f"tokenizer = {self.tokenizer!r}: T5 has its own in its folder; set tokenizer: file")
+        encoder.frame(self.chunks)
+        return self
+
+    def build(self, model: ModelConfig | None = None, vector_dim: int | None = None) -> Text:
+        """The conditioner, whose encoder is freshly initialised; nothing of the rest of the model is needed.
+
+        Raises:
+            RecipeError: transformers is not installed.
+        """
+        return Text(
+            build(self.encoder.build()),
+            clip_tokenizer.clip() if self.tokenizer == "clip" else None,
+            self.drop,
+            key=self.key,
+            gives=self.gives,
+            emphasis=self.emphasis,
+            chunks=self.chunks,
+            nothing=self.nothing,
+        ).keep(self.cache)

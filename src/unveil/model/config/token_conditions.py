@@ -1,0 +1,116 @@
+"""The sections of conditions that attention reads and that are trained: a class, a layout of boxes, words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from unveil.conditioning.class_label import LabelToken
+from unveil.conditioning.layout import BoxTokens
+from unveil.conditioning.learned_text_encoder import WordsConfig, WordTokens
+from unveil.model.config.base import Section
+from unveil.types import RecipeError
+
+if TYPE_CHECKING:
+    from unveil.model.config.model import ModelConfig
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class LabelTokenSection(Section):
+    """A class, as one token that cross-attention reads.
+
+    Attributes:
+        classes: that of "none" included where labels are dropped: it is the last.
+        names: of the others.
+        drop: how often training leaves the label away, so that guidance has its "nothing".
+    """
+
+    kind: Literal["label-token"] = "label-token"
+    key: str = "label"
+    classes: Positive
+    names: tuple[str, ...] | None = None
+    drop: float = Field(default=0.0, ge=0, lt=1)
+
+    def build(self, model: ModelConfig, vector_dim: int | None) -> LabelToken:
+        """The conditioner, for a network that reads tokens."""
+        return LabelToken(self.classes, _token_width(self.key, model), self.drop, self.names, key=self.key)
+
+
+class LayoutSection(Section):
+    """A layout: objects with their classes and boxes, as tokens that cross-attention reads.
+
+    Attributes:
+        key: the item's key that is read: rows of class, centre x, centre y, width, height.
+        names: of the classes, which may then be asked for by name.
+        most: objects of a layout at most.
+        drop: how often training leaves the layout away, so that guidance has its "nothing".
+    """
+
+    kind: Literal["layout"] = "layout"
+    key: str = "layout"
+    classes: Positive
+    names: tuple[str, ...] | None = None
+    most: Positive
+    drop: float = Field(default=0.0, ge=0, lt=1)
+
+    def build(self, model: ModelConfig, vector_dim: int | None) -> BoxTokens:
+        """The conditioner, for a network that reads tokens."""
+        width = _token_width(self.key, model)
+        return BoxTokens(self.classes, width, self.most, self.drop, self.names, key=self.key)
+
+
+class WordsSection(Section):
+    """A prompt, by a small encoder that is trained with the network; its words are those of the training texts.
+
+    Attributes:
+        key: the item's key that is read; "prompt" is what data call text.
+        limit: words that are known at most, the most frequent ones.
+        most: words of a prompt that are read; what does not fit is left out and said so.
+        width, depth, heads: of the encoder.
+        vector: whether the network is also told one vector of the whole prompt, beside its tokens.
+        drop: how often training leaves the prompt away, so that guidance has its "nothing".
+    """
+
+    kind: Literal["words"] = "words"
+    key: str = "prompt"
+    limit: Annotated[int, Field(le=100_000)] = WordsConfig.limit
+    most: Annotated[int, Field(le=1000)] = WordsConfig.most
+    width: int = WordsConfig.width
+    depth: int = WordsConfig.depth
+    heads: int = WordsConfig.heads
+    vector: bool = False
+    drop: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _agrees(self) -> WordsSection:
+        self.encoder()  # whose faults are told here
+        return self
+
+    def encoder(self) -> WordsConfig:
+        """The encoder's own configuration."""
+        return WordsConfig(self.limit, self.most, self.width, self.depth, self.heads)
+
+    def build(self, model: ModelConfig, vector_dim: int | None) -> WordTokens:
+        """The conditioner, for a network that reads tokens."""
+        if self.vector and vector_dim is None:
+            raise RecipeError(f"condition {self.key!r}: this network takes no vector; set vector: false")
+        width = _token_width(self.key, model)
+        return WordTokens(
+            self.encoder(), width, self.drop, key=self.key, vector_dim=vector_dim if self.vector else None
+        )
+
+
+def _token_width(key: str, model: ModelConfig) -> int:
+    """Of the tokens that the network reads: a DiT's own, where its design has tokens."""
+    network: Any = model.network
+    if network.kind == "dit" and network.design in ("in-context", "cross-attention"):
+        return network.width
+    width = getattr(network, "context_width", None)
+    if width is None:
+        raise RecipeError(
+            f"condition {key!r}: this network reads no tokens; set its context_width, or a DiT's design to "
+            "cross-attention or in-context"
+        )
+    return width

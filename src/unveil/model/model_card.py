@@ -1,0 +1,72 @@
+"""The page that goes with a model: what it is, what it needs, what it was not made for."""
+
+from __future__ import annotations
+
+import math
+
+from unveil.autoencoders import KL, VQ
+from unveil.model import Model
+from unveil.model.config import AutoencoderConfig, Section
+
+
+def card(model: Model, about: str = "") -> str:
+    """A model card in Markdown.
+
+    Args:
+        about: Markdown for the end: how it was trained, how good it is.
+    """
+    count = sum(p.numel() for p in model.parameters())
+    rows = {
+        "makes": f"samples of shape {tuple(model.shape)}",
+        "network": f"{type(model.denoiser.network).__name__}, {count:,} parameters with its conditioners",
+        "process": repr(model.process),
+        "conditions": ", ".join(model.conditioners) or "none",
+    }
+    if model.config is not None:
+        rows["prediction"] = f"{_named(model.config.prediction)}, variance {model.config.variance}"
+    lines = ["# Model card", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items()), ""]
+    if model.config is not None:
+        example = (
+            ", raw={" + ", ".join(f'"{key}": ...' for key in model.conditioners) + "}"
+            if len(model.conditioners)
+            else ""
+        )
+        lines += ["```python", "import unveil", "", 'model = unveil.load("this/folder")']
+        lines += [f"samples = model.generate(count=4, seed=0{example})", "```", ""]
+    lines += [
+        "Its samples resemble the data it was trained on, with that data's gaps and biases; it knows nothing else.",
+        "It was not made to identify, depict or judge real people, nor to pass samples off as records of fact.",
+        "",
+    ]
+    return "\n".join(lines) + (f"\n{about.strip()}\n" if about.strip() else "")
+
+
+def autoencoder_card(codec: KL | VQ, config: AutoencoderConfig, about: str = "") -> str:
+    """A card of an autoencoder in Markdown.
+
+    Args:
+        about: Markdown for the end: how it was trained, how good it is.
+    """
+    latents = codec.latent_shape(config.shape)
+    values = math.prod(latents)
+    share = f"{values / math.prod(config.shape):.3g}"
+    rows = {
+        "pictures": f"of shape {tuple(config.shape)}",
+        "latents": f"of shape {latents}: {values:,} values, {share} of the picture's",
+        "codec": f"{type(codec).__name__}, {sum(p.numel() for p in codec.parameters()):,} parameters",
+        "scale": ", ".join(f"{number:.4g}" for number in codec.scale.tolist()),
+        "shift": ", ".join(f"{number:.4g}" for number in codec.shift.tolist()),
+    }
+    lines = ["# Card of an autoencoder", "", "| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items()), ""]
+    lines += ["```yaml", "codec: {kind: saved, path: this/folder}  # of a diffusion model's recipe", "```", ""]
+    lines += ["What it rebuilds resembles the pictures it was trained on; others lose more.", ""]
+    return "\n".join(lines) + (f"\n{about.strip()}\n" if about.strip() else "")
+
+
+def _named(prediction: str | Section) -> str:
+    """A name, or a preconditioning's kind with its settings."""
+    if isinstance(prediction, str):
+        return prediction
+    settings = prediction.model_dump(mode="json")
+    kind = settings.pop("kind")
+    return f"{kind} ({', '.join(f'{name} {value}' for name, value in settings.items())})" if settings else kind

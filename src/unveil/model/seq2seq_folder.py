@@ -1,0 +1,96 @@
+"""Sequence models on disk: a card, its weights, and the vocabularies of both sides."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save as save_bytes
+
+from unveil.io.files import refuse_overwrite, sha256, write_atomically
+from unveil.model.config.parsing import read_yaml
+from unveil.nn.tokenizer import Vocabulary
+from unveil.nn.transformer import Transformer, TransformerConfig
+from unveil.types import WeightsError
+
+
+class SequenceModel(NamedTuple):
+    """A transformer with the vocabularies that it reads and writes.
+
+    facts: of its card, which say how it was trained and how it decodes.
+    """
+
+    network: Transformer
+    source: Vocabulary
+    target: Vocabulary
+    facts: Mapping[str, Any]
+
+
+def save_sequence(name: str, model: SequenceModel, folder: Path, *, force: bool = False) -> Path:
+    """Writes NAME.safetensors, NAME.json with the vocabularies and, last, the card NAME.yaml with their hashes.
+
+    Returns:
+        The card, which `load_sequence` opens.
+
+    Raises:
+        NotWritable: a file of that name is there and `force` is not set.
+    """
+    weights, words, card = (folder / f"{name}.{end}" for end in ("safetensors", "json", "yaml"))
+    for path in (weights, words, card):
+        refuse_overwrite(path, force)
+    write_atomically(weights, save_bytes({k: v.contiguous() for k, v in model.network.state_dict().items()}))
+    vocabularies = {"source": model.source.plain(), "target": model.target.plain()}
+    write_atomically(words, json.dumps(vocabularies, ensure_ascii=False))
+    facts = {
+        "name": name,
+        "network": {"kind": "transformer", **asdict(model.network.config)},
+        **model.facts,
+        "parameters": sum(p.numel() for p in model.network.parameters()),
+        "sha256": {"weights": sha256(weights), "vocabularies": sha256(words)},
+    }
+    return write_atomically(card, yaml.safe_dump(facts, sort_keys=False, allow_unicode=True))
+
+
+def load_sequence(path: str | Path, device: torch.device | str = "cpu") -> SequenceModel:
+    """The sequence model of a card, or of the folder that holds it, for reading.
+
+    Raises:
+        WeightsError: no such card, another kind of model's, or damaged files.
+    """
+    card = _card(Path(path))
+    try:
+        facts: dict[str, Any] = read_yaml(card.read_text("utf-8"), str(card))
+        network = dict(facts["network"])
+        if network.pop("kind", "cnn") != "transformer":
+            raise WeightsError(f"{card}: not a sequence model; train one, such as transformer-translate")
+        config = TransformerConfig(**network)
+        files = {"weights": card.with_suffix(".safetensors"), "vocabularies": card.with_suffix(".json")}
+        for what, file in files.items():
+            if (found := sha256(file)) != (told := facts["sha256"][what]):
+                raise WeightsError(f"{file}: sha256 {found[:12]}... is not {told[:12]}... of its card; damaged")
+        words = json.loads(files["vocabularies"].read_text("utf-8"))
+        source, target = (Vocabulary.from_plain(words[side]) for side in ("source", "target"))
+        state = load_bytes(files["weights"].read_bytes())
+        model = Transformer(config)
+        model.load_state_dict(state)
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as problem:
+        if isinstance(problem, WeightsError):
+            raise
+        raise WeightsError(f"{card}: not a readable sequence model: {problem}; train it again") from problem
+    return SequenceModel(model.to(device).eval().requires_grad_(False), source, target, facts)
+
+
+def _card(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    cards = [card for card in sorted(path.glob("*.yaml")) if card.with_suffix(".json").is_file()]
+    if len(cards) != 1:
+        raise WeightsError(f"{path}: holds {len(cards)} cards of sequence models; give the folder of one, or its card")
+    return cards[0]

@@ -1,0 +1,150 @@
+"""Which tokens of clips see each other: all of a clip, those of a frame or a place in turn, those of a window.
+
+A pattern puts each token of a clip under a label; tokens see those of their own label, and with `causal` none of a
+later frame. What sees each other is computed together, groups of one kind in one product, so that a narrow pattern
+costs what it computes and no mask of all tokens by all is made.
+
+Letters of shapes: R rows, N tokens of a row, H heads, D the width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unveil.nn.embeddings import grid_coordinates
+from unveil.nn.packing import Packing
+from unveil.nn.sdpa import attend
+from unveil.types import ShapeError
+
+Pattern = Literal["full", "factorised", "windowed"]
+
+
+class Grid(NamedTuple):
+    """Tokens of a clip along time, height and width; a picture has one frame."""
+
+    frames: int
+    rows: int
+    columns: int
+
+    @property
+    def tokens(self) -> int:
+        """Of all tokens."""
+        return self.frames * self.rows * self.columns
+
+
+def labels(grid: Grid, pattern: Pattern, number: int, window: tuple[int, int, int]) -> Tensor:
+    """The label (N,) of each token in the block `number`, frame by frame and row by row.
+
+    Args:
+        pattern: `full` one label; `factorised` those of a frame in even blocks, those of a place in odd ones
+            (Latte's variant 1); `windowed` boxes of tokens, moved by half a box in odd blocks, without wrapping
+            around.
+        window: frames, rows and columns of a box.
+
+    Source: Ma et al. 2024 (arXiv:2401.03048), section 3.1; windows: Liu et al. 2021 (arXiv:2103.14030).
+    """
+    places = grid_coordinates(grid).long()  # (N, 3)
+    if pattern == "full":
+        return torch.zeros(grid.tokens, dtype=torch.int64)
+    if pattern == "factorised":
+        return places[:, 0] if number % 2 == 0 else places[:, 1] * grid.columns + places[:, 2]
+    size = torch.tensor(window)
+    boxes = (places + (size // 2 if number % 2 else 0)) // size  # (N, 3)
+    most = boxes.amax(0) + 1
+    return (boxes[:, 0] * most[1] + boxes[:, 1]) * most[2] + boxes[:, 2]
+
+
+def visible(grid: Grid, pattern: Pattern, number: int, *, window: tuple[int, int, int], causal: bool = False) -> Tensor:
+    """Which token may see which of one clip, as a mask: boolean (N, N), True where the first may see the second."""
+    label = labels(grid, pattern, number, window)
+    seen = label[:, None] == label[None]
+    if not causal:
+        return seen
+    frame = grid_coordinates(grid)[:, 0]
+    return seen & (frame[:, None] >= frame[None])
+
+
+class Groups:
+    """The groups of tokens that see each other in one block, those of one kind laid out for one product.
+
+    Args:
+        packing: where the tokens of each clip lie.
+        grids: of the clips, in the packing's order.
+        pattern, number, window, causal: as `visible` takes them.
+    """
+
+    def __init__(
+        self,
+        packing: Packing,
+        grids: Sequence[Grid],
+        pattern: Pattern,
+        number: int,
+        *,
+        window: tuple[int, int, int],
+        causal: bool = False,
+    ) -> None:
+        kinds: dict[tuple[int, tuple[int, ...]], list[Tensor]] = {}  # size and frames -> places of each group's tokens
+        of_grid = {grid: _members(grid, pattern, number, window) for grid in set(grids)}
+        starts = torch.tensor([0, *packing.lengths]).cumsum(0).tolist()
+        for grid, start in zip(grids, starts, strict=False):
+            for members, frames in of_grid[grid]:
+                key = (len(members), frames if causal else ())
+                kinds.setdefault(key, []).append(packing.index[start + members])
+        self.kinds: list[tuple[Tensor, Tensor | None]] = []
+        for (_, frames), found in kinds.items():
+            frame = torch.tensor(frames)
+            mask = frame[:, None] >= frame[None] if causal and len(set(frames)) > 1 else None  # (n, n)
+            self.kinds.append((torch.stack(found), mask))  # (groups, n)
+        self.shape = packing.shape
+
+    def to(self, device: torch.device | str) -> Groups:
+        """The same groups, their tables moved to where the tokens are, once instead of at each call."""
+        self.kinds = [(index.to(device), None if mask is None else mask.to(device)) for index, mask in self.kinds]
+        return self
+
+    @property
+    def mask(self) -> Tensor:
+        """Which token may see which: boolean (R, 1, N, N)."""
+        rows, count = self.shape
+        device = self.kinds[0][0].device
+        found = torch.zeros(rows * count, rows * count, dtype=torch.bool, device=device)
+        for index, mask in self.kinds:
+            each = torch.ones(index.shape[1:] * 2, dtype=torch.bool, device=device) if mask is None else mask
+            found[index[:, :, None], index[:, None]] = each
+        rows_apart = found.unflatten(1, self.shape).unflatten(0, self.shape)  # (R, N, R, N)
+        return rows_apart.diagonal(dim1=0, dim2=2).permute(2, 0, 1)[:, None]
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
+        """As `attention.attend`, each group by itself: (R, H, N, D); padding gathers 0.
+
+        Raises:
+            ShapeError: causal, which is said when the groups are made.
+        """
+        if causal:
+            raise ShapeError("causal: is said when the groups are made, where frames are known")
+        tokens = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]  # (R N, H, D)
+        found = torch.zeros_like(tokens[0])
+        for index, mask in self.kinds:
+            index = index.to(query.device)
+            own = [x[index].transpose(1, 2) for x in tokens]  # (groups, H, n, D)
+            gathered = attend(*own, mask=None if mask is None else mask.to(query.device))
+            found = found.index_copy(0, index.flatten(), gathered.transpose(1, 2).flatten(0, 1).to(found.dtype))
+        return found.unflatten(0, self.shape).transpose(1, 2)
+
+
+def _members(
+    grid: Grid, pattern: Pattern, number: int, window: tuple[int, int, int]
+) -> list[tuple[Tensor, tuple[int, ...]]]:
+    """The tokens of each label, in the grid's order, and which frame each is of."""
+    label = labels(grid, pattern, number, window)
+    order = label.argsort(stable=True)
+    frame = order // (grid.rows * grid.columns)
+    counts = torch.unique(label, return_counts=True)[1].tolist()
+    return [
+        (members, tuple(frames.tolist()))
+        for members, frames in zip(order.split(counts), frame.split(counts), strict=True)
+    ]

@@ -1,0 +1,180 @@
+"""Sets of boxes denoised, given the picture that they lie in, from what the picture shows inside each box.
+
+In the spirit of DiffusionDet: the features of the present, noisy boxes are cut out of a feature map and a small
+transformer over the set moves the boxes. Deviation: the boxes also look at the whole picture in coarse cells, so
+that a box that lies on nothing learns where something is.
+
+Source: Chen et al. 2022, section 3 (arXiv:2211.09788); regions by bilinear sampling: He et al. 2017 (RoIAlign,
+arXiv:1703.06870).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unveil.nn.embeddings import TimeEmbedding
+from unveil.nn.layers import check_multiple, group_norm, vector_of, zeroed
+from unveil.nn.sdpa import attend
+from unveil.types import Condition, RecipeError, ShapeError
+
+COLUMNS = 5  # centre x, centre y, width, height, presence
+STRIDE = 8  # of the coarse map; the fine one has half of it
+
+
+@dataclass(frozen=True)
+class BoxesConfig:
+    """What defines the network.
+
+    Args:
+        slots: boxes in a set; each row has a learned vector of its own.
+        context_channels: of the picture in `condition.channels`.
+        channels: width of the features and of the transformer.
+        blocks: of the transformer.
+        heads: of its attention.
+        samples: side of the grid of points that is read inside each box.
+
+    Raises:
+        RecipeError: channels that the heads do not divide, or a number below 1.
+    """
+
+    slots: int
+    context_channels: int
+    channels: int = 64
+    blocks: int = 3
+    heads: int = 4
+    samples: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("slots", "context_channels", "channels", "blocks", "heads", "samples"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
+        if self.channels % self.heads or self.channels % 8:
+            raise RecipeError(f"channels = {self.channels}: must be a multiple of heads = {self.heads} and of 8")
+
+    @property
+    def vector_dim(self) -> int:
+        """Width of the time embedding, and of a condition's vector."""
+        return self.channels
+
+
+class Features(nn.Module):
+    """A picture (B, C, H, W) to a fine map (B, F, H/4, W/4) and coarse cells (B, N, F)."""
+
+    def __init__(self, config: BoxesConfig) -> None:
+        super().__init__()
+        width = config.channels
+        widths = [config.context_channels, width // 2, width, width]
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(widths))
+        self.norms = nn.ModuleList(group_norm(b, 4) for b in widths[1:])
+        self.place = nn.Linear(2, width)
+
+    def forward(self, picture: Tensor) -> tuple[Tensor, Tensor]:
+        """Both maps."""
+        maps = [picture]
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            maps.append(F.silu(norm(conv(maps[-1]))))
+        fine, coarse = maps[-2], maps[-1]
+        fine = fine + F.interpolate(coarse, fine.shape[-2:], mode="nearest")
+        cells = coarse.flatten(2).transpose(1, 2) + self.place(_centres(coarse))
+        return fine, cells
+
+
+class Block(nn.Module):
+    """Boxes (B, N, D) look at one another, at the picture's cells, and think."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.own, self.own_out = nn.Linear(width, 3 * width), zeroed(nn.Linear(width, width))
+        self.query, self.cells = nn.Linear(width, width), nn.Linear(width, 2 * width)
+        self.cells_out = zeroed(nn.Linear(width, width))
+        self.wide, self.narrow = nn.Linear(width, 4 * width), zeroed(nn.Linear(4 * width, width))
+
+    def forward(self, h: Tensor, cells: Tensor) -> Tensor:
+        """The boxes' new features."""
+        h = h + self.own_out(self._attend(*self.own(self.norms[0](h)).chunk(3, dim=-1)))
+        h = h + self.cells_out(self._attend(self.query(self.norms[1](h)), *self.cells(cells).chunk(2, dim=-1)))
+        return h + self.narrow(F.gelu(self.wide(self.norms[2](h))))
+
+    def _attend(self, *parts: Tensor) -> Tensor:
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        return attend(query, key, value).transpose(1, 2).flatten(2)
+
+
+class BoxDenoiser(nn.Module):
+    """The denoising network: boxes (B, slots, 5) in [-1, 1], t and a picture to a tensor like the boxes."""
+
+    def __init__(self, config: BoxesConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vector_dim = config.vector_dim
+        width = config.channels
+        self.features = Features(config)
+        self.time = TimeEmbedding(width, width, "cos-sin")
+        self.coordinates = nn.Linear(COLUMNS, width)
+        self.region = nn.Linear(config.samples**2 * width, width)
+        self.rows = nn.Parameter(0.02 * torch.randn(config.slots, width))
+        self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.blocks))
+        self.norm = nn.LayerNorm(width)
+        self.leave = zeroed(nn.Linear(width, COLUMNS))
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """The raw result, of x's shape.
+
+        Args:
+            x: (B, slots, 5): centre x, centre y, width, height, presence, each scaled to [-1, 1], with noise.
+            t: (B,) the number that stands for the level.
+            condition: its channels are the picture (B, C, H, W), sides multiples of 8; its vector joins the time.
+
+        Raises:
+            ShapeError: another shape, or no picture.
+        """
+        config, condition = self.config, condition or Condition()
+        if x.shape[1:] != (config.slots, COLUMNS):
+            raise ShapeError(f"boxes {tuple(x.shape)}: must be (B, {config.slots}, {COLUMNS})")
+        picture = condition.channels
+        if picture is None or picture.ndim != 4 or picture.shape[1] != config.context_channels:
+            given = None if picture is None else tuple(picture.shape)
+            raise ShapeError(f"condition.channels {given}: must be a picture (B, {config.context_channels}, H, W)")
+        check_multiple(picture, STRIDE)
+        time = self.time(t)
+        if (vector := vector_of(condition, len(x), self.vector_dim)) is not None:
+            time = time + vector.to(time)
+        return self.move(x, time, self.features(picture.to(x)))
+
+    def move(self, x: Tensor, time: Tensor, features: tuple[Tensor, Tensor]) -> Tensor:
+        """The result, given the time embedding (B, D) and the picture's features, which no step changes."""
+        fine, cells = features
+        regions = regions_of(x, fine, self.config.samples)  # (B, N, samples**2 * D)
+        h = self.region(regions) + self.coordinates(x) + self.rows + time[:, None]  # (B, N, D)
+        for block in self.blocks:
+            h = block(h, cells)
+        return self.leave(self.norm(h))
+
+
+def regions_of(x: Tensor, features: Tensor, samples: int) -> Tensor:
+    """What a map (B, F, H, W) shows at samples x samples points inside each box, (B, N, samples**2 * F).
+
+    Boxes (B, N, 5) are cut off at [-1, 1] first; no box is narrower than 1/50 of the picture.
+    """
+    x = x.clamp(-1, 1)
+    # In coordinates from -1 to 1 a box's half width is its width as a part of the picture.
+    centre, half = x[..., :2], ((x[..., 2:4] + 1) / 2).clamp(min=0.02)
+    ticks = (2 * torch.arange(samples, device=x.device) + 1) / samples - 1
+    offsets = torch.stack(torch.meshgrid(ticks, ticks, indexing="xy"), dim=-1).view(-1, 2).to(x)  # (S*S, 2)
+    points = centre[:, :, None] + half[:, :, None] * offsets  # (B, N, S*S, 2)
+    found = F.grid_sample(features, points.to(features), padding_mode="border", align_corners=False)
+    return found.permute(0, 2, 3, 1).flatten(2)  # (B, F, N, S*S) -> (B, N, S*S*F)
+
+
+def _centres(features: Tensor) -> Tensor:
+    """Where the cells of a map lie, (H*W, 2): x and y from -1 to 1."""
+    sides = [(2 * torch.arange(side, device=features.device) + 1) / side - 1 for side in features.shape[-2:]]
+    y, x = torch.meshgrid(*sides, indexing="ij")
+    return torch.stack([x, y], dim=-1).view(-1, 2).to(features)

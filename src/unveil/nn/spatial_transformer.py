@@ -1,0 +1,146 @@
+"""The spatial transformer: the positions of a picture as tokens, which look at themselves and at a text.
+
+Source: Rombach et al. 2022, section 3.3 and appendix E.2.1 (arXiv:2112.10752).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unveil.nn.attention import Cache
+from unveil.nn.layers import group_norm, zeroed
+from unveil.nn.transformer_blocks import BlockConfig, Context, TransformerBlock
+from unveil.types import Condition, ShapeError
+
+# What the layers around the blocks are: convolutions of one pixel, as in the paper, or linear layers of the tokens
+Projection = Literal["conv", "linear"]
+# A tensor is one of so many that are remembered: the condition's, the null's, and both in one batch, of a few runs
+REMEMBERED = 8
+T = TypeVar("T")
+
+
+class Text(NamedTuple):
+    """What the transformers of a network read, and the keys and values that are kept of it, by block."""
+
+    context: Context
+    kept: Mapping[nn.Module, Cache] | None = None
+
+
+class SpatialTransformer(nn.Module):
+    """Residual transformer over the positions of a picture (B, C, H, W).
+
+    Args:
+        channels: of the picture, and the width of its tokens.
+        depth: blocks.
+        context_width: of the text's tokens; None: in the text's place the picture looks at itself again.
+        groups: of the normalisation before the blocks.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        *,
+        depth: int = 1,
+        context_width: int | None = None,
+        projection: Projection = "conv",
+        groups: int = 32,
+    ) -> None:
+        super().__init__()
+        self.norm = group_norm(channels, groups, 1e-6)
+        self.enter = _projection(channels, projection)
+        config = BlockConfig(channels, heads, 4 * channels, activation="geglu", qkv_bias=False)
+        reads = "own" if context_width is None else context_width
+        self.blocks = nn.ModuleList(TransformerBlock(config, context_width=reads) for _ in range(depth))
+        self.leave = zeroed(_projection(channels, projection))
+
+    def forward(self, x: Tensor, text: Text | None = None) -> Tensor:
+        """X plus what its positions gathered; the text's rows are those of x."""
+        height, width = x.shape[2:]
+        tokens = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, C)
+        tokens = _per_token(self.enter, tokens)
+        context, kept = text or (None, None)
+        for block in self.blocks:
+            tokens = block(tokens, context=context, kept=None if kept is None else kept[block])
+        tokens = _per_token(self.leave, tokens)
+        return x + tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+
+
+def _projection(channels: int, kind: Projection) -> nn.Conv2d | nn.Linear:
+    return nn.Conv2d(channels, channels, 1) if kind == "conv" else nn.Linear(channels, channels)
+
+
+def _per_token(layer: nn.Module, tokens: Tensor) -> Tensor:
+    """Either kind on tokens (B, N, C): a convolution of one pixel is the same product."""
+    if layer._forward_hooks and isinstance(layer, nn.Conv2d):  # they act on the layer's own call
+        return layer(tokens.transpose(1, 2)[..., None])[..., 0].transpose(1, 2)
+    if layer._forward_hooks:
+        return layer(tokens)
+    return F.linear(tokens, layer.weight.flatten(1), layer.bias)  # pyright: ignore
+
+
+def text_of(condition: Condition, width: int | None, batch: int) -> Context | None:
+    """What a network that reads tokens of this width is given, None for one that reads none.
+
+    Raises:
+        ShapeError: tokens are missing or of another width, or they are given to a network that reads none.
+    """
+    tokens, mask = condition.tokens, condition.mask
+    if width is None:
+        if tokens is not None:
+            raise ShapeError("condition.tokens: this network has no cross-attention; pass a vector or channels")
+        return None
+    if tokens is None:
+        raise ShapeError(f"condition.tokens: missing; this network reads tokens (B, L, {width})")
+    if tokens.ndim != 3 or tokens.shape[2] != width:
+        raise ShapeError(
+            f"condition.tokens {tuple(tokens.shape)}: of width {tokens.shape[-1]}, this network reads width {width}; "
+            "take the text encoder that it was trained with"
+        )
+    if len(tokens) != batch:
+        raise ShapeError(f"condition.tokens {tuple(tokens.shape)}: {len(tokens)} rows for {batch} of x")
+    if mask is not None and mask.shape != tokens.shape[:2]:
+        raise ShapeError(f"condition.mask {tuple(mask.shape)}: must be {tuple(tokens.shape[:2])}, one for each token")
+    return Context(tokens, mask)
+
+
+def keys_values(network: nn.Module, context: Context) -> dict[nn.Module, Cache]:
+    """The keys and values of a text for every block of a network that reads it."""
+    return {
+        block: block.context.remember(context.tokens)
+        for block in network.modules()
+        if isinstance(block, TransformerBlock) and block.reads and block.context is not None
+    }
+
+
+class Remembered(Generic[T]):
+    """What follows from a tensor alone, worked out without gradients when that tensor is first seen.
+
+    It is known again by its identity, how often it was written to, and the precision asked for; a tensor that is
+    remembered is held, so that no other one can take its identity. The oldest of `REMEMBERED` is forgotten.
+    """
+
+    def __init__(self) -> None:
+        self._known: list[tuple[Tensor, tuple[Any, ...], T]] = []
+
+    def of(self, tensor: Tensor, make: Callable[[], T]) -> T:
+        """What `make` gave at this tensor's first call."""
+        state = _state(tensor)
+        for known, at, value in self._known:
+            if known is tensor and at == state:
+                return value
+        with torch.no_grad():
+            value = make()
+        self._known = [*self._known[1 - REMEMBERED :], (tensor, state, value)]
+        return value
+
+
+def _state(tensor: Tensor) -> tuple[Any, ...]:
+    kind = tensor.device.type
+    lowered = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    return (0 if tensor.is_inference() else tensor._version, lowered)

@@ -1,0 +1,258 @@
+"""Text encoders: the transformers that turn rows of tokens into vectors, CLIP's and T5's.
+
+The modules are those of the transformers library, built from a configuration and without its files; weights come
+from `checkpoints.text`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from unveil.conditioning.prompt_weighting import Frame
+from unveil.io.optional_deps import extra
+from unveil.types import RecipeError, ShapeError, nearest
+
+WHO = "a text encoder"
+ACTIVATIONS = {"quick-gelu": "quick_gelu", "gelu": "gelu"}  # ours: transformers'
+
+# Published towers: width, depth, heads and what else differs from the defaults
+SIZES: Mapping[str, Mapping[str, Any]] = {
+    "clip-l": {"width": 768, "depth": 12, "heads": 12},
+    "openclip-h": {"width": 1024, "depth": 24, "heads": 16, "activation": "gelu", "projection": 1024, "padding": 0},
+    "openclip-g": {"width": 1280, "depth": 32, "heads": 20, "activation": "gelu", "projection": 1280, "padding": 0},
+}
+
+
+class Encoded(NamedTuple):
+    """What a tower makes of rows of tokens: a vector each (B, L, D), and one for the whole row (B, P)."""
+
+    tokens: Tensor
+    pooled: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """What defines CLIP's text tower.
+
+    Args:
+        width, depth, heads: width of a token, blocks, attention heads.
+        hidden: width of the MLPs, in multiples of `width`.
+        vocabulary: tokens.
+        length: of a row, its two special tokens included.
+        activation: OpenAI's towers have the quick GELU, x sigmoid(1.702 x), OpenCLIP's the exact one.
+        projection: width of the pooled vector behind a linear layer; 0: the pooled vector as it is.
+        skip: last blocks whose work is not used for tokens; 1 is the penultimate layer's result.
+        norm: whether the final normalisation is applied to the tokens ("final") or not ("none").
+        norm_eps: of the normalisations.
+        begin, end, padding: the special tokens. SD 1 fills rows with the end token, SD 2 with token 0.
+
+    Source: Radford et al. 2021, section 2.4 (arXiv:2103.00020); the layer for SD 2: Stability-AI/stablediffusion,
+    FrozenOpenCLIPEmbedder.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    hidden: float = 4.0
+    vocabulary: int = 49408
+    length: int = 77
+    activation: Literal["quick-gelu", "gelu"] = "quick-gelu"
+    projection: int = 0
+    skip: int = 0
+    norm: Literal["final", "none"] = "final"
+    norm_eps: float = 1e-5
+    begin: int = 49406
+    end: int = 49407
+    padding: int = 49407
+
+    def __post_init__(self) -> None:
+        _check_heads(self.width, self.heads)
+        if not 0 <= self.skip < self.depth:
+            raise RecipeError(f"skip = {self.skip}: must be 0 to {self.depth - 1}, below the depth")
+        _check_special(self.vocabulary, {"begin": self.begin, "end": self.end, "padding": self.padding})
+
+    def frame(self, rows: int) -> Frame:
+        """How its rows are laid out."""
+        return Frame(self.length, rows, self.begin, self.end, self.padding)
+
+
+@dataclass(frozen=True)
+class T5Config:
+    """What defines T5's encoder.
+
+    Args:
+        width, depth, heads: width of a token, blocks, attention heads.
+        head_width: of one attention head.
+        hidden: width of the MLPs.
+        vocabulary: rows of the embedding table.
+        length: of a row; any is possible, positions being relative.
+        feed: of the MLPs: `relu` in the first T5, `gated-gelu` in version 1.1.
+        buckets, distance: of the relative positions.
+        norm_eps: of the normalisations.
+        attend: whether padding is hidden from attention ("tokens"), or is text like any other ("all").
+        positions: whether all blocks add the first one's to attention ("shared", T5), or each its own ("each", umT5).
+        end, padding: the special tokens.
+
+    Source: Raffel et al. 2020, section 2.1 (arXiv:1910.10683); its use: Saharia et al. 2022 (arXiv:2205.11487); umT5:
+        Chung et al. 2023 (arXiv:2304.09151).
+    """
+
+    width: int
+    depth: int
+    heads: int
+    head_width: int
+    hidden: int
+    vocabulary: int = 32128
+    length: int = 77
+    feed: Literal["relu", "gated-gelu"] = "gated-gelu"
+    buckets: int = 32
+    distance: int = 128
+    norm_eps: float = 1e-6
+    attend: Literal["tokens", "all"] = "tokens"
+    positions: Literal["shared", "each"] = "shared"
+    end: int = 1
+    padding: int = 0
+
+    def __post_init__(self) -> None:
+        _check_special(self.vocabulary, {"end": self.end, "padding": self.padding})
+
+    def frame(self, rows: int) -> Frame:
+        """How its rows are laid out.
+
+        Raises:
+            RecipeError: more than one row; `length` makes a longer one.
+        """
+        if rows != 1:
+            raise RecipeError(f"chunks = {rows}: T5 takes rows of any length; raise length instead")
+        return Frame(self.length, 1, None, self.end, self.padding)
+
+
+TowerConfig = ClipConfig | T5Config
+
+
+class ClipTower(nn.Module):
+    """CLIP's text tower.
+
+    Raises:
+        RecipeError: transformers is not installed.
+    """
+
+    def __init__(self, config: ClipConfig) -> None:
+        super().__init__()
+        self.config = config
+        library = extra("transformers", WHO)
+        made = library.CLIPTextConfig(
+            vocab_size=config.vocabulary,
+            hidden_size=config.width,
+            intermediate_size=round(config.width * config.hidden),
+            num_hidden_layers=config.depth,
+            num_attention_heads=config.heads,
+            max_position_embeddings=config.length,
+            hidden_act=ACTIVATIONS[config.activation],
+            layer_norm_eps=config.norm_eps,
+            bos_token_id=config.begin,
+            eos_token_id=config.end,
+            pad_token_id=config.padding,
+        )
+        self.model: Any = library.CLIPTextModel(made)
+        self.projection = nn.Linear(config.width, config.projection, bias=False) if config.projection else None
+
+    def forward(self, numbers: Tensor, used: Tensor) -> Encoded:
+        """Vectors of rows of tokens, (B, L) int64; padding takes part, as published, so `used` (B, L) is not."""
+        check_numbers(numbers, self.config.vocabulary)
+        earlier = bool(self.config.skip) or self.config.norm == "none"
+        found = self.model(input_ids=numbers, output_hidden_states=earlier)
+        tokens: Tensor = found.last_hidden_state
+        if earlier:  # results of blocks, before the final normalisation
+            tokens = found.hidden_states[-1 - self.config.skip]
+            tokens = self.model.final_layer_norm(tokens) if self.config.norm == "final" else tokens
+        pooled: Tensor = found.pooler_output
+        return Encoded(tokens, pooled if self.projection is None else self.projection(pooled))
+
+
+class T5Tower(nn.Module):
+    """T5's encoder.
+
+    Raises:
+        RecipeError: transformers is not installed.
+    """
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__()
+        self.config = config
+        library = extra("transformers", WHO)
+        family = "T5" if config.positions == "shared" else "UMT5"
+        made = getattr(library, f"{family}Config")(
+            vocab_size=config.vocabulary,
+            d_model=config.width,
+            d_kv=config.head_width,
+            d_ff=config.hidden,
+            num_layers=config.depth,
+            num_heads=config.heads,
+            relative_attention_num_buckets=config.buckets,
+            relative_attention_max_distance=config.distance,
+            layer_norm_epsilon=config.norm_eps,
+            feed_forward_proj=config.feed,
+            eos_token_id=config.end,
+            pad_token_id=config.padding,
+        )
+        self.model: Any = getattr(library, f"{family}EncoderModel")(
+            made
+        ).encoder  # without the second name of its table
+
+    def forward(self, numbers: Tensor, used: Tensor) -> Encoded:
+        """Vectors of rows of tokens, (B, L) int64; `used` (B, L) is False for padding."""
+        check_numbers(numbers, self.config.vocabulary)
+        mask = used if self.config.attend == "tokens" else torch.ones_like(used)
+        return Encoded(self.model(input_ids=numbers, attention_mask=mask.long()).last_hidden_state)
+
+
+Tower = ClipTower | T5Tower
+
+
+def build(config: TowerConfig) -> Tower:
+    """The tower of a configuration, freshly initialised.
+
+    Raises:
+        RecipeError: transformers is not installed.
+    """
+    return ClipTower(config) if isinstance(config, ClipConfig) else T5Tower(config)
+
+
+def spelled_out(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's section with the settings that its `name` stands for; those that it sets itself go before them.
+
+    Raises:
+        RecipeError: no such name; the nearest is named.
+    """
+    given = dict(section)
+    name = given.pop("name", None)
+    if name is None:
+        return given
+    if name not in SIZES:
+        raise RecipeError(f"encoder name {name!r}: known are {', '.join(SIZES)}{nearest(name, list(SIZES))}")
+    return {**SIZES[name], **given}
+
+
+def check_numbers(numbers: Tensor, vocabulary: int) -> None:
+    """Raises ShapeError for tokens that a tower lacks: a look-up beyond its table would not say so."""
+    if numbers.numel() and not numbers.is_meta and int(numbers.max()) >= vocabulary:
+        raise ShapeError(
+            f"token {int(numbers.max())}: this encoder has {vocabulary}; its vocabulary is another than the prompt's"
+        )
+
+
+def _check_heads(width: int, heads: int) -> None:
+    if width < 1 or heads < 1 or width % heads:
+        raise RecipeError(f"width {width} with {heads} heads: the width must be a multiple of the heads")
+
+
+def _check_special(vocabulary: int, tokens: Mapping[str, int]) -> None:
+    for name, number in tokens.items():
+        if not 0 <= number < vocabulary:
+            raise RecipeError(f"{name} = {number}: the vocabulary has 0 to {vocabulary - 1}")

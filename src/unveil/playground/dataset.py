@@ -1,0 +1,340 @@
+"""The playground: an endless world of captioned clips in which everything that a caption says is true by construction.
+
+A clip is a pure function of (seed, number), as scenes are. Combinations of colour, shape and motion that a hash holds
+out never occur in training, so that one can ask a model for what it has not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from unveil.data.caption_files import Numbered, by_number
+from unveil.data.caption_mixing import SHARE, mixed
+from unveil.data.folder_index import check_mix
+from unveil.data.tensor_dataset import Part
+from unveil.playground.scenes import HELD_OUT, uniforms
+from unveil.playground.shapes import COLOURS
+from unveil.playground.world import caption_templates
+from unveil.playground.world import objects as casting
+from unveil.playground.world import rendering as staging
+from unveil.playground.world.attributes import facts_of
+from unveil.playground.world.camera_scenes import corridor, pillars
+from unveil.playground.world.caption_templates import Facts, Language, Register
+from unveil.playground.world.motion import MOTIONS, SHORTEST, TEN, Real, View
+from unveil.playground.world.special_scenes import DRAWS as SHOT_DRAWS
+from unveil.playground.world.special_scenes import FRAMES, SMALLEST, Shot, brush, impact, paddle
+from unveil.types import Item, RecipeError, nearest
+
+Motion = Literal["still", "left", "right", "up", "down", "diagonal", "bounce", "orbit", "grow", "shrink", "spin"]
+Scene = Literal["objects", "brush", "pillars", "paddle", "corridor", "impact"]
+Cut = Literal["none", "square"]
+SIDES_PX, LENGTHS, RATES = (16, 96, 8), (1, 33), (4, 8, 16)  # smallest, largest, step; frames; frames a second
+MOST = 3  # objects
+_LOOKED = 16  # captions of a file that are compared with the clips
+SHOTS: dict[str, Callable[[Real, View], Shot]] = {
+    "brush": brush,
+    "pillars": pillars,
+    "paddle": paddle,
+    "corridor": corridor,
+    "impact": impact,
+}
+_T = TypeVar("_T")
+# Draws of one clip, by place, as in scenes.
+_SCENE, _SIZE, _LENGTH, _RATE, _COUNT, _REGISTER, _LANGUAGE, _WRITER = range(8)
+_CAPTION, _STAGE, _HUES = 16, 16 + caption_templates.DRAWS, 16 + caption_templates.DRAWS + staging.DRAWS
+_ACTION = _HUES + len(COLOURS)
+_ALL = _ACTION + MOST * casting.PER_OBJECT
+
+
+@dataclass(frozen=True)
+class PlaygroundConfig:
+    """Clips of things that move about, and other scenes. As it stands, the score world.
+
+    smallest, largest: sides in pixels, 16 to 96, multiples of 8. aspect: the longer side over the shorter, at most;
+        1 to 2. Every size that fits occurs equally often.
+    frames: lengths, each 1 (a picture) to 33, equally often. A playground of pictures alone has items of rank 3.
+    fps: 4, 8 or 16 frames a second, equally often.
+    scenes: which kinds of clip, equally often among those that a clip's size and length have room for. objects: numbers
+        of them in scene "objects", each 1 to 3, equally often. motions: what these may do.
+    patterned, occluded, panned: parts of the clips of scene "objects" that have a gradient or a checker behind, a bar
+        in front, or a moving camera, where there is room for it.
+    registers, languages: of captions, equally often. faults: of raw captions, a part of the usual ones; 0 to 1.
+    captions: a file of a captioner's captions of the clips to train on, by number, as `unveil caption` writes it.
+    share: of these, where a clip has one.
+    count, held_out: clips of each part.
+    cut: "square" leaves of each clip the square in its middle, as if the data had been cropped; captions, facts and
+        tracks stay those of the whole clip.
+    """
+
+    smallest: int = 32
+    largest: int = 32
+    aspect: float = 1.0
+    frames: tuple[int, ...] = (16,)
+    fps: tuple[int, ...] = (8,)
+    scenes: tuple[Scene, ...] = ("objects",)
+    objects: tuple[int, ...] = (1,)
+    motions: tuple[Motion, ...] = TEN
+    patterned: float = 0.0
+    occluded: float = 0.0
+    panned: float = 0.0
+    registers: tuple[Register, ...] = caption_templates.REGISTERS
+    languages: tuple[Language, ...] = ("en",)
+    faults: float = 1.0
+    captions: str | None = None
+    share: float = SHARE
+    count: int = 1_000_000
+    held_out: int = 1_000
+    seed: int = 0
+    cut: Cut = "none"
+    kind: Literal["playground"] = "playground"
+
+    def __post_init__(self) -> None:
+        """Raises RecipeError for a setting out of range."""
+        low, high, step = SIDES_PX
+        for name, value in (("smallest", self.smallest), ("largest", self.largest)):
+            if not low <= value <= high or value % step:
+                close = min(max(round(value / step) * step, low), high)
+                raise RecipeError(f"{name} {value}: must be {low} to {high} by {step}; nearest: {close}")
+        if self.smallest > self.largest:
+            raise RecipeError(f"smallest {self.smallest}: must not be above largest {self.largest}")
+        if not 1 <= self.aspect <= 2:
+            raise RecipeError(f"aspect {self.aspect}: the longer side over the shorter must be 1 to 2")
+        self._check_lists()
+        longest = max(self.frames)
+        short = [frames for frames in self.frames if 1 < frames < min(SHORTEST.get(m, 3) for m in self.motions)]
+        if short and "objects" in self.scenes:
+            raise RecipeError(
+                f"frames {short[0]}: none of the motions {', '.join(self.motions)} can be seen in so few; "
+                f"the longest here are {longest}: leave the short ones out, or add 'still' or 'left'"
+            )
+        if not self.fitting(View(self.smallest, self.smallest, min(self.frames), self.fps[0])):
+            raise RecipeError(
+                f"scenes {', '.join(self.scenes)} with sides of {self.smallest} and {min(self.frames)} frames: they "
+                f"take at least {SMALLEST} pixels and {FRAMES} frames; enlarge what is smaller, or add 'objects'"
+            )
+        for name in ("patterned", "occluded", "panned"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise RecipeError(f"{name} {getattr(self, name)}: a part of the clips, must be 0 to 1")
+        if not 0 <= self.faults <= 1:
+            raise RecipeError(f"faults {self.faults}: a part of those that raw captions usually have, must be 0 to 1")
+        check_mix(self.share)
+        if self.count < 1 or self.held_out < 1 or self.seed < 0:
+            raise RecipeError(
+                f"count {self.count}, held_out {self.held_out}, seed {self.seed}: must be at least 1, 1 and 0"
+            )
+
+    def _check_lists(self) -> None:
+        allowed = {
+            "frames": range(LENGTHS[0], LENGTHS[1] + 1),
+            "fps": RATES,
+            "objects": range(1, MOST + 1),
+            "scenes": get_args(Scene),
+            "motions": MOTIONS,
+            "registers": caption_templates.REGISTERS,
+            "languages": caption_templates.LANGUAGES,
+        }
+        if self.cut not in get_args(Cut):
+            raise RecipeError(
+                f"cut {self.cut!r}: must be {' or '.join(get_args(Cut))}{nearest(self.cut, get_args(Cut))}"
+            )
+        for name, known in allowed.items():
+            given = getattr(self, name)
+            if not given:
+                raise RecipeError(f"{name}: empty; give at least one of {_listed(known)}")
+            for value in given:
+                if value not in known:
+                    raise RecipeError(f"{name}: {value!r} is none of {_listed(known)}{nearest(value, known)}")
+
+    def fitting(self, view: View) -> list[Scene]:
+        """The scenes that clips of this size and length have room for."""
+        roomy = min(view.height, view.width) >= SMALLEST and view.frames >= FRAMES
+        return [scene for scene in self.scenes if roomy or scene not in SHOTS]
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Every height and width that occurs."""
+        sides = range(self.smallest, self.largest + 1, SIDES_PX[2])
+        return [(high, wide) for high in sides for wide in sides if max(high, wide) <= self.aspect * min(high, wide)]
+
+
+class Playground(Dataset[Item]):
+    """Clips as items.
+
+    pixels uint8 (3, T, H, W), or (3, H, W) where all are pictures; fps; text, with its register and language; said,
+    what the clip's own text claims; texts, this one and a captioner's, where there are both and text is one of them;
+    attributes, what is true; unseen, whether training never has such a combination; track float32 (N, T, 4), of each
+    object x, y and radius in pixels and how much of it is seen, in [0, 1].
+    """
+
+    def __init__(self, config: PlaygroundConfig, part: Part = "train") -> None:
+        self.config = config
+        self.part: Part = part
+        self.classes: list[str] | None = None
+        self.first = HELD_OUT if part == "held-out" else 0
+        self.flat = set(config.frames) == {1}
+        self.count = config.held_out if part == "held-out" else config.count
+        self.written: dict[int, Numbered] = {}
+        if part == "train" and config.captions is not None:
+            self.written = by_number(Path(config.captions).expanduser())
+            self._check_written(config.captions)
+
+    def _check_written(self, file: str) -> None:
+        """Raises RecipeError for captions of another world, whose clips had other captions of their own."""
+        looked = [number for number, one in self.written.items() if one.own and number < self.count][:_LOOKED]
+        for number, item in zip(looked, self.told(looked), strict=True):
+            if (own := item["texts"][0]) != self.written[number].own:
+                raise RecipeError(
+                    f"captions {file!r}: of another world: clip {number} was {self.written[number].own!r} there and is "
+                    f"{own!r} here; tell the clips of these settings"
+                )
+
+    def __len__(self) -> int:
+        """How many clips."""
+        return self.count
+
+    def __getitem__(self, index: int) -> Item:
+        """One clip."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Item]:
+        """Several clips, drawn together (a DataLoader asks for whole batches)."""
+        found: list[Item] = [{} for _ in indices]
+        for group in self._groups(indices):
+            pixels, tracks = group.film()
+            for row, place in enumerate(group.places):
+                clip = pixels[row, :, 0] if self.flat else pixels[row]
+                clip = clip if self.config.cut == "none" else _square(clip)
+                found[place] = self._item(group, row, indices[place]) | {"pixels": clip, "track": tracks[row]}
+        return found
+
+    def sizes(self) -> Tensor:
+        """Frames, height and width of every clip, which are known without drawing it: int64 (N, 3)."""
+        numbers = np.arange(self.first, self.first + self.count, dtype=np.uint64)
+        draws = uniforms(self.config.seed, numbers, _COUNT)
+        frames, size = np.array(self.config.frames), np.array(self.config.sizes)
+        lengths = frames[(draws[:, _LENGTH] * len(frames)).astype(np.int64)]
+        sides = size[(draws[:, _SIZE] * len(size)).astype(np.int64)]
+        if self.config.cut == "square":
+            sides = sides.min(1, keepdims=True).repeat(2, 1)
+        return torch.from_numpy(np.column_stack([lengths, sides]).astype(np.int64))
+
+    def told(self, indices: Sequence[int]) -> list[Item]:
+        """The items of several clips without pixels and tracks: what they say and what is true, quickly."""
+        found: list[Item] = [{} for _ in indices]
+        for group in self._groups(indices):
+            for row, place in enumerate(group.places):
+                found[place] = self._item(group, row, indices[place])
+        return found
+
+    def _item(self, group: _Group, row: int, index: int) -> Item:
+        draws, facts = group.draws[row], group.shot.facts[row]
+        register = _pick(self.config.registers, draws[_REGISTER])
+        language = _pick(self.config.languages, draws[_LANGUAGE])
+        own = draws[_CAPTION : _CAPTION + caption_templates.DRAWS].tolist()
+        said = caption_templates.tell(facts, register, language, own, faults=self.config.faults)
+        written = self.written.get(index % self.count)
+        share, draw = self.config.share, float(draws[_WRITER])
+        return {
+            **({"text": said.text} if written is None else mixed(said.text, written.synthetic, share, draw)),
+            "register": register,
+            "language": language,
+            "said": said.said,
+            "attributes": facts,
+            "unseen": unseen(facts),
+            "fps": group.view.fps,
+        }
+
+    def _groups(self, indices: Sequence[int]) -> Iterator[_Group]:
+        """The clips of each scene and size, planned together."""
+        for index in indices:
+            if not -self.count <= index < self.count:
+                raise IndexError(f"clip {index} of {self.count}")
+        numbers = np.array([self.first + index % self.count for index in indices], dtype=np.uint64)
+        draws = uniforms(self.config.seed, numbers, _ALL)
+        sizes = self.config.sizes
+        frames, fps = self.config.frames, self.config.fps
+        views = [
+            View(*_pick(sizes, draw[_SIZE]), _pick(frames, draw[_LENGTH]), _pick(fps, draw[_RATE]))
+            for draw in draws[:, :_COUNT]
+        ]
+        drawn = [(_pick(self.config.fitting(v), draw[_SCENE]), v) for draw, v in zip(draws, views, strict=True)]
+        for scene, view in dict.fromkeys(drawn):
+            places = [place for place, own in enumerate(drawn) if own == (scene, view)]
+            yield _group(self.config, self.part, scene, draws[places], view, places)
+
+
+class _Group(NamedTuple):
+    """Clips of one scene and size: their places in what was asked for, draws, facts, and the way to draw them.
+
+    present: (B, N) which of the tracks that `shot` gives are of things that are there; None for all.
+    """
+
+    places: list[int]
+    draws: Real
+    view: View
+    shot: Shot
+    present: NDArray[np.bool_] | None = None
+
+    def film(self) -> tuple[Tensor, list[Tensor]]:
+        """Pixels (B, 3, T, H, W) uint8, and of each clip the track (N, T, 4) of its objects."""
+        canvas, track = self.shot.film()
+        present = np.ones(track.shape[:2], dtype=bool) if self.present is None else self.present
+        tracks = [torch.from_numpy(own[there]) for own, there in zip(track, present, strict=True)]
+        whole = np.rint(canvas.clip(0, 255, out=canvas), out=canvas).astype(np.uint8)
+        return torch.from_numpy(np.ascontiguousarray(whole.transpose(0, 2, 1, 3, 4))), tracks
+
+
+def _square(clip: Tensor) -> Tensor:
+    """The square in the middle of (..., H, W)."""
+    high, wide = clip.shape[-2:]
+    side = min(high, wide)
+    top, left = (high - side) // 2, (wide - side) // 2
+    return clip[..., top : top + side, left : left + side].contiguous()
+
+
+def unseen(facts: Facts) -> bool:
+    """Whether a clip shows a combination of colour, shape and motion that training never has."""
+    return any(
+        thing["motion"] is not None and casting.held_out(thing["colour"], thing["shape"], thing["motion"])
+        for thing in facts.get("objects", [])
+    )
+
+
+def _group(config: PlaygroundConfig, part: Part, scene: str, draws: Real, view: View, places: list[int]) -> _Group:
+    if scene == "objects":
+        return _objects(config, part, draws, view, places)
+    return _Group(places, draws, view, SHOTS[scene](draws[:, _ACTION : _ACTION + SHOT_DRAWS], view))
+
+
+def _objects(config: PlaygroundConfig, part: Part, draws: Real, view: View, places: list[int]) -> _Group:
+    wanted, most = np.array([_pick(config.objects, draw) for draw in draws[:, _COUNT]]), max(config.objects)
+    hues = draws[:, _HUES:_ACTION].argsort(axis=1)[:, :most]  # no colour twice in a clip
+    action = draws[:, _ACTION : _ACTION + most * casting.PER_OBJECT]
+    cast = casting.cast(action, hues, wanted, view, config.motions, part=part)
+    shares = staging.Shares(config.patterned, config.occluded, config.panned)
+    cast, stage = staging.stage(cast, draws[:, _STAGE:_HUES], view, shares)
+
+    def film() -> tuple[Real, Real]:
+        canvas, seen = staging.film(cast, stage, view)
+        x, y, radius, _ = (field.reshape(seen.shape) for field in cast.paths[:4])
+        return canvas, np.stack([x, y, radius, seen], axis=-1)
+
+    facts = [facts_of(cast, stage, view, row) for row in range(len(draws))]
+    return _Group(places, draws, view, Shot(facts, film), cast.present)
+
+
+def _pick(values: Sequence[_T], draw: float) -> _T:
+    return values[int(draw * len(values))]
+
+
+def _listed(values: Sequence[object]) -> str:
+    return f"{values[0]} to {values[-1]}" if isinstance(values, range) else ", ".join(map(str, values))

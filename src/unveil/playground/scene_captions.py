@@ -1,0 +1,76 @@
+"""What scenes of shapes are called, in English and in Chinese."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib import resources
+from typing import Any, Literal, NamedTuple
+
+import yaml
+
+Language = Literal["en", "zh"]
+
+
+class Thing(NamedTuple):
+    """One object of a scene; x and y in parts of the side. What is None is not said of it."""
+
+    kind: str | None
+    colour: str | None
+    size: Literal["small", "large"] | None
+    x: float
+    y: float
+
+
+def caption(things: Sequence[Thing], *, relation: bool = False) -> str:
+    """The scene in English: "a large red circle to the left of a small white ring".
+
+    A thing without a kind has no article: "red and a large ring".
+
+    Args:
+        things: the objects, in any order.
+        relation: names how the second object lies to the first, where there are exactly two.
+    """
+    named = [_english(thing) for thing in things]
+    if relation and len(things) == 2:
+        return f"{named[0]} {relation_of(things[0], things[1])} {named[1]}"
+    return named[0] if len(named) == 1 else ", ".join(named[:-1]) + " and " + named[-1]
+
+
+def chinese(things: Sequence[Thing], *, relation: bool = False) -> str:
+    """What `caption` says, in Chinese."""
+    said = chinese_words()
+    named = [_chinese(thing, said) for thing in things]
+    if relation and len(things) == 2:
+        return said["relations"][relation_of(*things)].format(a=named[0], b=named[1])
+    return named[0] if len(named) == 1 else said["comma"].join(named[:-1]) + said["last"] + named[-1]
+
+
+CAPTIONS: Mapping[Language, Callable[..., str]] = {"en": caption, "zh": chinese}
+
+
+def relation_of(first: Thing, second: Thing) -> str:
+    """How the first lies to the second, in words."""
+    across, down = second.x - first.x, second.y - first.y
+    if abs(across) > abs(down):
+        return "to the left of" if across > 0 else "to the right of"
+    return "above" if down > 0 else "below"
+
+
+@cache
+def chinese_words() -> dict[str, Any]:
+    """The words that Chinese captions are made of."""
+    return yaml.safe_load((resources.files("unveil") / "playground" / "scene_words.yaml").read_text("utf-8"))
+
+
+def _english(thing: Thing) -> str:
+    said = [word for word in (thing.size, thing.colour, thing.kind) if word]
+    if thing.kind is None:
+        return " ".join(said)
+    return " ".join(["an" if said[0][0] in "aeiou" else "a", *said])
+
+
+def _chinese(thing: Thing, said: Mapping[str, Any]) -> str:
+    size = said["sizes"][thing.size] if thing.size else ""
+    colour = said["colours"][thing.colour] if thing.colour else ""
+    return f"{said['article'] if thing.kind else ''}{size}{colour}{said['kinds'][thing.kind] if thing.kind else ''}"

@@ -1,0 +1,176 @@
+"""How well boxes and masks made for a picture, or the objects of a picture that was made, agree with the true ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from unveil.playground.shapes import KINDS, PALETTE, SQUARE, Shapes, coverage
+from unveil.types import ShapeError
+
+DARK = 110  # grounds of scenes are darker than this in every channel, objects brighter in one
+LEAST = 10  # pixels of an object; the smallest of 32 x 32 scenes have twice as many
+
+
+def box_iou(first: Tensor, second: Tensor) -> Tensor:
+    """Intersection over union of every pair, (N, M) in [0, 1].
+
+    Args:
+        first: boxes (N, 4) of centre x, centre y, width, height.
+        second: boxes (M, 4).
+    """
+    (low1, high1), (low2, high2) = _corners(first)[:, :, None], _corners(second)[:, None]
+    shared = (torch.minimum(high1, high2) - torch.maximum(low1, low2)).clamp(min=0).prod(-1)
+    areas = first[:, 2:].clamp(min=0).prod(-1)[:, None] + second[:, 2:].clamp(min=0).prod(-1)
+    return shared / (areas - shared).clamp(min=1e-12)
+
+
+def matched_iou(made: Tensor, true: Tensor) -> float:
+    """Mean IoU of the best one-to-one matching; a box without a partner, missing or extra, counts 0.
+
+    Two empty sets agree wholly.
+
+    Source: the Hungarian matching of Carion et al. 2020, eq. 1 (arXiv:2005.12872), on IoU alone.
+    """
+    most = max(len(made), len(true))
+    if not most:
+        return 1.0
+    iou = box_iou(made.double(), true.double()).numpy()
+    rows, columns = linear_sum_assignment(iou, maximize=True)
+    return float(iou[rows, columns].sum()) / most
+
+
+def matched_ious(made: Sequence[Tensor], true: Sequence[Tensor]) -> Tensor:
+    """`matched_iou` of each picture's boxes, (B,) float64."""
+    if len(made) != len(true):
+        raise ShapeError(f"{len(made)} sets of boxes made, {len(true)} true ones: one for each picture")
+    return torch.tensor([matched_iou(m, t) for m, t in zip(made, true, strict=True)], dtype=torch.float64)
+
+
+class Seen(NamedTuple):
+    """The N objects of a picture: boxes (N, 4), and int64 (N,) into KINDS and COLOURS."""
+
+    boxes: Tensor
+    kinds: Tensor
+    colours: Tensor
+
+
+def seen_boxes(pixels: Tensor) -> Tensor:
+    """The boxes (N, 4) of what a scene shows, see `seen_objects`."""
+    return seen_objects(pixels).boxes
+
+
+def seen_objects(pixels: Tensor) -> Seen:
+    """What a scene shows: connected pixels that are of one of the palette's colours by half.
+
+    Every pixel is taken for a mixture of the ground and the colour that explains it best. The kind is that of the shape
+    which, drawn into the object's box, covers pixels most nearly as much.
+
+    Args:
+        pixels: uint8 (3, H, W).
+
+    Raises:
+        ShapeError: another type or number of channels.
+    """
+    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3:
+        raise ShapeError(f"a scene {pixels.dtype} {tuple(pixels.shape)}: must be uint8 (3, H, W)")
+    seen = pixels.permute(1, 2, 0).numpy()
+    ground = ground_of(seen)
+    best, share = mixtures(seen, ground)
+    covered = share > 0.5
+    sides = np.array([seen.shape[1], seen.shape[0]] * 2)
+    boxes: list[Tensor] = []
+    kinds: list[int] = []
+    colours: list[int] = []
+    for colour in range(len(PALETTE)):
+        own = mixtures(seen, ground, np.arange(len(PALETTE)) == colour)[1]  # at its edge another may explain more
+        parts, _ = ndimage.label(covered & (best == colour), np.ones((3, 3)))  # pyright: ignore[reportGeneralTypeIssues]
+        for number, place in enumerate(ndimage.find_objects(parts), 1):
+            if (parts == number).sum() >= LEAST:
+                (top, bottom), (left, right) = ((one.start, one.stop) for one in place)
+                box = np.array([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]) / sides
+                near = ndimage.binary_dilation(parts == number, np.ones((3, 3)))
+                boxes.append(torch.from_numpy(box).float())
+                kinds.append(_kind(own * near, box))
+                colours.append(colour)
+    return Seen(
+        torch.stack(boxes) if boxes else torch.zeros(0, 4),
+        torch.tensor(kinds, dtype=torch.long),
+        torch.tensor(colours, dtype=torch.long),
+    )
+
+
+def _kind(share: NDArray[np.floating[Any]], box: NDArray[np.float64]) -> int:
+    """Which shape of about this box covers pixels (H, W) most nearly as much as they say."""
+    height, width = share.shape
+    half = float(box[2:].max()) / 2 + np.array([-0.5, -0.25, 0, 0.25]) / min(height, width)  # its edge is soft
+    kinds = np.repeat(np.arange(len(KINDS)), len(half))
+    radius = (half[None] / np.array([SQUARE if kind == "square" else 1.0 for kind in KINDS])[:, None]).ravel()
+    x, y, radius, angle = (
+        np.broadcast_to(value, kinds.shape).astype(np.float32) for value in (box[0], box[1], radius, 0.0)
+    )
+    drawn = coverage(Shapes(kinds, x, y, radius, angle), height, width)
+    return int(kinds[((drawn - share) ** 2).sum((1, 2)).argmin()])
+
+
+def ground_of(seen: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The middle one of the dark colours of a picture (..., 3): (3,), black where nothing is dark."""
+    dark = seen[seen.max(-1) < DARK]
+    return np.median(dark, axis=0).astype(np.float32) if len(dark) else np.zeros(3, dtype=np.float32)
+
+
+def mixtures(
+    seen: NDArray[np.uint8], ground: NDArray[np.float32], among: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Every pixel (..., 3) as a mixture of the ground and the palette's colour that explains it best.
+
+    Args:
+        seen: pixels. ground: its colour (3,).
+        among: (colours,) which of the palette's may be there; None for all.
+
+    Returns:
+        The colour's place in the palette, and its share in [0, 1], (...) each.
+    """
+    allowed = np.arange(len(PALETTE)) if among is None else np.flatnonzero(among)
+    towards = PALETTE[allowed] - ground  # (colours, 3)
+    apart = seen.astype(np.float32) - ground
+    share = (apart @ (towards / (towards**2).sum(1, keepdims=True)).T).clip(0, 1)  # (..., colours)
+    # what is left of a pixel's distance from the ground, but for that distance itself, which is the same for all
+    away = share**2 * (towards**2).sum(1) - 2 * share * (apart @ towards.T)
+    best = away.argmin(-1)
+    return allowed[best], np.take_along_axis(share, best[..., None], -1)[..., 0]
+
+
+def class_iou(made: Tensor, true: Tensor, classes: int) -> Tensor:
+    """Intersection over union of each class over all pixels of all pictures, (classes,) float64.
+
+    Its mean is the mIoU. A class that neither side holds is NaN.
+
+    Args:
+        made: class maps, integers (..., H, W).
+        true: the true ones, of the same shape.
+        classes: how many; values are 0 to classes - 1.
+
+    Source: Long et al. 2015, section 5 (arXiv:1411.4038).
+    """
+    if made.shape != true.shape:
+        raise ShapeError(f"class maps {tuple(made.shape)} made, {tuple(true.shape)} true: the shapes must agree")
+    pairs = true.flatten().numpy().astype(np.int64) * classes + made.flatten().numpy().astype(np.int64)
+    counts = torch.from_numpy(np.bincount(pairs, minlength=classes**2)).reshape(classes, classes).double()
+    both = counts.diagonal()
+    return both / (counts.sum(0) + counts.sum(1) - both)
+
+
+def _corners(boxes: Tensor) -> Tensor:
+    """Lower and upper corner, (2, N, 2)."""
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ShapeError(f"boxes {tuple(boxes.shape)}: must be (N, 4): centre x, centre y, width, height")
+    half = boxes[:, 2:].clamp(min=0) / 2
+    return torch.stack([boxes[:, :2] - half, boxes[:, :2] + half])

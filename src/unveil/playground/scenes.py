@@ -1,0 +1,263 @@
+"""Generated scenes of shapes with captions, boxes and masks that are true by construction.
+
+A scene is a pure function of (seed, number): every draw is a hash of the seed, the scene's number and the
+draw's own place, so that scenes are the same in any order and from any worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from unveil.core.rng import keys, words
+from unveil.data.tensor_dataset import Part
+from unveil.playground.box_mask_encoding import boxes_to_state, mask_to_state
+from unveil.playground.scene_captions import CAPTIONS, Language, Thing
+from unveil.playground.shapes import COLOURS, KINDS, PALETTE, Array, Shapes, boxes, coverage, paint
+from unveil.types import Item, RecipeError
+
+CLASSES = ("background", *KINDS)
+SMALL, LARGE = (0.11, 0.14), (0.18, 0.23)  # radii, in parts of the side
+OVERLAP = 0.1  # no two boxes share more than this part of the smaller one
+_TRIES = 12  # places tried for each object before it is left out
+HELD_OUT = 1 << 40  # number of the first held-out scene: far from any that trains
+# Draws of one scene, by place: what is added later goes behind, so that old scenes stay as they are.
+_COUNT, _GRADIENT, _TURN, _RIPPLE, _GRAIN, _WORDS, _LANGUAGE = 0, 1, 2, 3, 7, 8, 9
+_GROUND, _HUES, _OBJECTS = 10, 16, 24
+_GRAINS = 1 << 32  # places of the noise's bytes, behind all others
+_PER_OBJECT = 8 + 2 * _TRIES  # kind, size, radius, four for what is said, one in reserve, places
+
+
+@dataclass(frozen=True)
+class ScenesConfig:
+    """Scenes of one to `objects` shapes.
+
+    size: side in pixels, at least 16. count, held_out: scenes of each part; the parts share none.
+    objects: 1 to 8 (more than 3 large ones seldom fit: what does not fit is left out, never overlapped).
+    state: adds "state", a float tensor to diffuse: boxes (slots, 5) as `boxes_to_state` makes them, or the
+        mask as 6 channels of -1 and 1.
+    slots: rows of a boxes state, at least `objects`.
+    said: captions name size, colour and kind of each object, or some of them, at least one.
+    language: of the captions; "both" is either, equally often.
+    """
+
+    size: int = 32
+    count: int = 10_000
+    held_out: int = 1_000
+    seed: int = 0
+    objects: int = 3
+    state: Literal["none", "boxes", "mask"] = "none"
+    slots: int = 4
+    said: Literal["all", "some"] = "all"
+    language: Literal[Language, "both"] = "en"
+    kind: Literal["scenes"] = "scenes"
+
+    def __post_init__(self) -> None:
+        if self.size < 16:
+            raise RecipeError(f"size {self.size}: shapes cannot be told apart below 16 pixels")
+        if not 1 <= self.objects <= len(COLOURS):
+            raise RecipeError(f"objects {self.objects}: must be 1 to {len(COLOURS)}, one colour each")
+        if self.state == "boxes" and self.slots < self.objects:
+            raise RecipeError(f"slots {self.slots}: must hold all {self.objects} objects; raise slots")
+        if self.count < 1 or self.held_out < 1:
+            raise RecipeError(f"count {self.count}, held_out {self.held_out}: each part needs at least 1 scene")
+        if self.seed < 0:
+            raise RecipeError(f"seed {self.seed}: must not be negative")
+
+
+class Scenes(Dataset[Item]):
+    """Scenes as items.
+
+    pixels uint8 (3, S, S); text; label, the kind of the first object; mask uint8 (S, S), 0 for the background
+    and 1 + kind elsewhere; and a row per object, N differing between scenes: boxes float32 (N, 4) of centre x,
+    centre y, width, height in [0, 1], kinds int64 (N,) into KINDS, colours int64 (N,) into COLOURS, layout float32
+    (N, 5), the kinds before the boxes; and largest, the longest side of a box.
+    """
+
+    def __init__(self, config: ScenesConfig, part: Part = "train") -> None:
+        self.config = config
+        self.classes = list(KINDS)
+        self.first = HELD_OUT if part == "held-out" else 0
+        self.count = config.held_out if part == "held-out" else config.count
+
+    def __len__(self) -> int:
+        """How many scenes."""
+        return self.count
+
+    def __getitem__(self, index: int) -> Item:
+        """One scene."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Item]:
+        """Several scenes, drawn together (a DataLoader asks for whole batches)."""
+        return _scenes(self.config, self._numbers(indices))
+
+    def facts(self, index: int) -> Item:
+        """All of one scene that is known without painting it: no pixels, no mask."""
+        draws, objects = _drawn(self.config, self._numbers([index]))
+        return _described(self.config, objects, draws[0], 0)
+
+    def _numbers(self, indices: Sequence[int]) -> NDArray[np.uint64]:
+        for index in indices:
+            if not -self.count <= index < self.count:
+                raise IndexError(f"scene {index} of {self.count}")
+        return np.array([self.first + index % self.count for index in indices], dtype=np.uint64)
+
+
+class _Objects(NamedTuple):
+    """The objects of B scenes, (B, N) each; present is False where no place was free."""
+
+    shapes: Shapes  # flat, B * N
+    colour: NDArray[np.int64]
+    large: NDArray[np.bool_]
+    present: NDArray[np.bool_]
+    outlines: Array  # (B, N, 4)
+
+
+def _drawn(config: ScenesConfig, numbers: NDArray[np.uint64]) -> tuple[Array, _Objects]:
+    """The random numbers of B scenes, (B, count), and the objects that they say."""
+    draws = uniforms(config.seed, numbers, _OBJECTS + config.objects * _PER_OBJECT)
+    return draws, _objects(draws, config.objects)
+
+
+def _scenes(config: ScenesConfig, numbers: NDArray[np.uint64]) -> list[Item]:
+    size = config.size
+    draws, objects = _drawn(config, numbers)
+    canvas = _background(draws, size)
+    covered = coverage(objects.shapes, size, size).reshape(*objects.present.shape, size, size)
+    covered *= objects.present[..., None, None]
+    classes = (objects.shapes.kind + 1).astype(np.uint8).reshape(objects.present.shape)
+    mask = np.zeros((len(numbers), size, size), dtype=np.uint8)
+    for slot in range(config.objects):
+        paint(canvas, covered[:, slot], PALETTE[objects.colour[:, slot]])
+        np.copyto(mask, classes[:, slot, None, None], where=covered[:, slot] > 0.5)
+    canvas += _grain(draws, size, config.seed, numbers)
+    pixels = torch.from_numpy(np.rint(canvas.clip(0, 255, out=canvas)).astype(np.uint8))
+    masks = torch.from_numpy(mask)
+    return [_item(config, pixels[b], masks[b], _described(config, objects, draws[b], b)) for b in range(len(numbers))]
+
+
+def _item(config: ScenesConfig, pixels: Tensor, mask: Tensor, known: Item) -> Item:
+    item: Item = {"pixels": pixels, "mask": mask, **known}
+    if config.state == "boxes":
+        item["state"] = boxes_to_state(item["boxes"], config.slots)
+    elif config.state == "mask":
+        item["state"] = mask_to_state(mask, len(CLASSES))
+    return item
+
+
+def _described(config: ScenesConfig, objects: _Objects, draws: Array, row: int) -> Item:
+    """What an item says of a scene, whose draws these are."""
+    there = np.flatnonzero(objects.present[row])
+    kinds = objects.shapes.kind.reshape(objects.present.shape)[row, there]
+    colours, outlines = objects.colour[row, there], objects.outlines[row, there]
+    said = _said(config, draws, there)
+    things = _things(kinds, colours, objects.large[row, there], outlines, said)
+    chosen: Language = "zh" if draws[_LANGUAGE] < 0.5 else "en"
+    language: Language = chosen if config.language == "both" else config.language
+    item: Item = {
+        "text": CAPTIONS[language](things, relation=bool(draws[_WORDS] < 0.5)),
+        "label": int(kinds[0]),
+        "boxes": torch.from_numpy(outlines),
+        "kinds": torch.from_numpy(kinds),
+        "colours": torch.from_numpy(colours),
+        "said": torch.from_numpy(said),
+    }
+    item["largest"] = float(item["boxes"][:, 2:].max())
+    item["layout"] = torch.cat([item["kinds"][:, None].float(), item["boxes"]], dim=1)
+    return item
+
+
+def _said(config: ScenesConfig, draws: Array, there: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether a caption names size, colour and kind of each object, (N, 3); at least one of them."""
+    if config.said == "all":
+        return np.ones((len(there), 3), dtype=np.bool_)
+    own = draws[_OBJECTS:].reshape(config.objects, _PER_OBJECT)[there]
+    said = own[:, 3:6] < 0.5
+    alone = np.eye(3, dtype=np.bool_)[(own[:, 6] * 3).astype(np.int64)]
+    return np.where(said.any(axis=1, keepdims=True), said, alone)
+
+
+def _things(kinds: Any, colours: Any, large: Any, outlines: Any, said: Any) -> list[Thing]:
+    """Objects as captions speak of them."""
+    names = list(COLOURS)
+    return [
+        Thing(
+            KINDS[kind] if told[2] else None,
+            names[colour] if told[1] else None,
+            ("large" if big else "small") if told[0] else None,
+            float(box[0]),
+            float(box[1]),
+        )
+        for kind, colour, big, box, told in zip(kinds, colours, large, outlines, said, strict=True)
+    ]
+
+
+def _objects(draws: Array, count: int) -> _Objects:
+    batch = len(draws)
+    own = draws[:, _OBJECTS:].reshape(batch, count, _PER_OBJECT)
+    kind = (own[..., 0] * len(KINDS)).astype(np.int64)
+    large = own[..., 1] < 0.5
+    low, high = np.where(large, LARGE[0], SMALL[0]), np.where(large, LARGE[1], SMALL[1])
+    radius = (low + own[..., 2] * (high - low)).astype(np.float32)
+    # where the whole box fits into the picture
+    tries = own[..., 8:].reshape(batch, count, _TRIES, 2)
+    centres = (radius[..., None, None] + tries * (1 - 2 * radius[..., None, None])).astype(np.float32)
+    wanted = 1 + (draws[:, _COUNT] * count).astype(np.int64)
+    present = np.arange(count) < wanted[:, None]
+    x, y = centres[..., 0, 0].copy(), centres[..., 0, 1].copy()
+    for slot in range(1, count):
+        free = np.ones((batch, _TRIES), dtype=bool)
+        for other in range(slot):
+            near = radius[:, slot] + radius[:, other]
+            width = near[:, None] - np.abs(centres[:, slot, :, 0] - x[:, other, None])
+            height = near[:, None] - np.abs(centres[:, slot, :, 1] - y[:, other, None])
+            smaller = 2 * np.minimum(radius[:, slot], radius[:, other])[:, None]
+            shared = width.clip(0, smaller) * height.clip(0, smaller)
+            free &= (shared <= OVERLAP * smaller**2) | ~present[:, other, None]
+        place = free.argmax(axis=1)
+        x[:, slot], y[:, slot] = centres[np.arange(batch), slot, place].T
+        present[:, slot] &= free.any(axis=1)
+    colour = draws[:, _HUES : _HUES + len(COLOURS)].argsort(axis=1)[:, :count]  # no colour twice in a scene
+    shapes = Shapes(kind.ravel(), x.ravel(), y.ravel(), radius.ravel(), np.zeros(kind.size, dtype=np.float32))
+    return _Objects(shapes, colour, large, present, boxes(shapes).reshape(batch, count, 4))
+
+
+def _background(draws: Array, size: int) -> Array:
+    """Plain or a gradient between two dark tones, with a faint ripple: float32 (B, 3, size, size)."""
+    at = ((np.arange(size) + 0.5) / size - 0.5).astype(np.float32)
+    tones = 12 + 58 * draws[:, [_GROUND, _GROUND + 3]]
+    tint = 24 * (draws[:, [_GROUND + 1, _GROUND + 2, _GROUND + 4]] - 0.5)
+    tones[:, 1] = np.where(draws[:, _GRADIENT] < 0.5, tones[:, 0], tones[:, 1])
+    blend = along(at, at, draws[:, _TURN]) + np.float32(0.5)
+    waves = along(at, at, draws[:, _RIPPLE]) * (2 + 6 * draws[:, _RIPPLE + 1])[:, None, None]
+    waves = np.sin(2 * np.pi * (waves + draws[:, _RIPPLE + 2, None, None])) * (5 * draws[:, _RIPPLE + 3])[:, None, None]
+    grey = tones[:, 0, None, None] + (tones[:, 1] - tones[:, 0])[:, None, None] * blend.clip(0, 1) + waves
+    return (grey[:, None] + tint[:, :, None, None]).astype(np.float32, copy=False)
+
+
+def along(x: Array, y: Array, turn: Array) -> Array:
+    """The coordinate in the direction of `turn` (parts of a full turn) of x (W,) and y (H,): (B, H, W)."""
+    cos, sin = np.cos(2 * np.pi * turn), np.sin(2 * np.pi * turn)
+    return cos[:, None, None] * x + sin[:, None, None] * y[:, None]
+
+
+def _grain(draws: Array, size: int, seed: int, numbers: NDArray[np.uint64]) -> Array:
+    """Uniform noise of up to 6 levels, its strength drawn per scene."""
+    count = -(-3 * size * size // 8)  # one byte for each value
+    drawn = words(keys(seed, numbers, 0, 0), count, _GRAINS).view(np.uint8)
+    raw = drawn[:, : 3 * size * size].reshape(-1, 3, size, size)
+    strength = (12 / 255 * draws[:, _GRAIN]).astype(np.float32)
+    return (raw.astype(np.float32) - 127.5) * strength[:, None, None, None]
+
+
+def uniforms(seed: int, numbers: NDArray[np.uint64], count: int) -> Array:
+    """Numbers in [0, 1), a pure function of (seed, number, place): float32 (B, count)."""
+    return (words(keys(seed, numbers, 0, 0), count) >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)

@@ -1,0 +1,240 @@
+"""Pairs of sequences: small tasks, a user's sentences, and descriptions of scenes in English and Chinese.
+
+Which part a pair belongs to is a hash of what it says, so that no seed and no count moves one from one part to the
+other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from unveil.core.rng import keys, words
+from unveil.data.tensor_dataset import Part, is_held_out
+from unveil.playground.scene_captions import Thing, caption, chinese
+from unveil.playground.shapes import COLOURS, KINDS
+from unveil.types import Item, MediaError, RecipeError, nearest
+
+Task = Literal["copy", "reverse", "sort"]
+Direction = Literal["en-zh", "zh-en"]
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+MAX_LINE = 10_000  # characters; a sentence of more is not one
+_DRAWS = 64  # random numbers that one try at a pair may use
+
+
+class Pair(NamedTuple):
+    """What is read and what is to be written."""
+
+    source: str
+    target: str
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """Letters to copy, to reverse or to sort: "sort d a c" becomes "a c d".
+
+    Attributes:
+        tasks: in turn.
+        symbols: letters that may come, the first ones of the alphabet.
+        shortest, longest: letters of a sequence, each length equally often.
+        count, held_out: pairs of each part.
+    """
+
+    tasks: tuple[Task, ...] = ("copy", "reverse", "sort")
+    symbols: int = 16
+    shortest: int = 1
+    longest: int = 12
+    count: int = 40_000
+    held_out: int = 1_200
+    seed: int = 0
+    kind: Literal["task"] = "task"
+
+    def __post_init__(self) -> None:
+        """Raises RecipeError for a setting out of range."""
+        for task in self.tasks:
+            if task not in get_args(Task):
+                known = get_args(Task)
+                raise RecipeError(f"task {task!r}: must be one of {', '.join(known)}{nearest(task, known)}")
+        if not self.tasks or not 2 <= self.symbols <= len(LETTERS):
+            raise RecipeError(f"{len(self.tasks)} tasks, {self.symbols} symbols: at least 1 task, and 2 to 26 symbols")
+        if not 1 <= self.shortest <= self.longest <= _DRAWS - 1:
+            raise RecipeError(f"lengths {self.shortest} to {self.longest}: must be 1 to {_DRAWS - 1}, in this order")
+        _check_counts(self.count, self.held_out, self.seed)
+
+
+@dataclass(frozen=True)
+class ScenePairsConfig:
+    """Descriptions of one to three shapes in English and Chinese.
+
+    A combination is the set of kinds with their colours in a scene. One of ten, by its hash, is held out: the parts
+    share none, though each shape and each colour is in both.
+
+    Attributes:
+        count, held_out: different pairs of each part.
+    """
+
+    direction: Direction = "en-zh"
+    count: int = 24_000
+    held_out: int = 1_000
+    seed: int = 0
+    kind: Literal["scene-pairs"] = "scene-pairs"
+
+    def __post_init__(self) -> None:
+        """Raises RecipeError for a setting out of range."""
+        if self.direction not in get_args(Direction):
+            known = get_args(Direction)
+            raise RecipeError(
+                f"direction {self.direction!r}: must be one of {', '.join(known)}{nearest(self.direction, known)}"
+            )
+        _check_counts(self.count, self.held_out, self.seed)
+
+
+@dataclass(frozen=True)
+class PairsConfig:
+    """A file of sentence pairs, one a line: the source, a tab, the target; UTF-8.
+
+    One of ten sources, by its hash, is held out.
+    """
+
+    path: str
+    kind: Literal["pairs"] = "pairs"
+
+
+SequenceConfig = TaskConfig | ScenePairsConfig | PairsConfig
+SEQUENCES: dict[str, type[Any]] = {"task": TaskConfig, "scene-pairs": ScenePairsConfig, "pairs": PairsConfig}
+
+
+class Pairs(Dataset[Item]):
+    """Pairs as items with "source" and "target", both texts."""
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        self.pairs = list(pairs)
+
+    def __len__(self) -> int:
+        """How many pairs."""
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Item:
+        """One pair."""
+        return self.pairs[index]._asdict()
+
+
+def open_pairs(config: SequenceConfig, part: Part = "train") -> Pairs:
+    """The pairs that a config describes.
+
+    Raises:
+        MediaError: a file that cannot be read, or has no pairs for a part.
+        RecipeError: more different pairs asked for than there are.
+    """
+    if isinstance(config, TaskConfig):
+        return Pairs(list(_tasks(config, part)))
+    if isinstance(config, ScenePairsConfig):
+        return Pairs(_scene_pairs(config, part))
+    return Pairs(_file_pairs(Path(config.path), part))
+
+
+# ---------------------------------------------------------------------- the three kinds
+
+
+def _tasks(config: TaskConfig, part: Part) -> Iterator[Pair]:
+    act: dict[str, Callable[[list[str]], list[str]]] = {"copy": list, "reverse": lambda x: x[::-1], "sort": sorted}
+    count = config.held_out if part == "held-out" else config.count
+    for number, tries in _draws(config.seed, count, part):
+        task = config.tasks[number % len(config.tasks)]
+        for draws in tries:
+            length = config.shortest + int(draws[0] * (config.longest - config.shortest + 1))
+            letters = [LETTERS[int(draw * config.symbols)] for draw in draws[1 : length + 1]]
+            source = " ".join([task, *letters])
+            if is_held_out(source) == (part == "held-out"):
+                yield Pair(source, " ".join(act[task](letters)))
+                break
+
+
+def _scene_pairs(config: ScenePairsConfig, part: Part) -> list[Pair]:
+    found: dict[Pair, None] = {}
+    wanted = config.held_out if part == "held-out" else config.count
+    for _, tries in _draws(config.seed, 20 * wanted, part):  # descriptions of one shape soon repeat themselves
+        if len(found) == wanted:
+            break
+        for draws in tries:
+            things = _things(draws)
+            if is_held_out(_combination(things)) == (part == "held-out"):
+                relation = bool(draws[-1] < 0.5)
+                english, other = caption(things, relation=relation), chinese(things, relation=relation)
+                found.setdefault(Pair(english, other) if config.direction == "en-zh" else Pair(other, english))
+                break
+    if len(found) < wanted:
+        raise RecipeError(f"{wanted} different pairs of the {part} part: only {len(found)} were found; ask for fewer")
+    return list(found)
+
+
+def _things(draws: Sequence[float]) -> list[Thing]:
+    """One to three things without a colour in common."""
+    count, colours, things = 1 + int(draws[0] * 3), list(COLOURS), list[Thing]()
+    for i in range(count):
+        own = draws[1 + 5 * i : 6 + 5 * i]
+        size: Literal["small", "large"] = "large" if own[2] < 0.5 else "small"
+        colour = colours.pop(int(own[1] * len(colours)))
+        things.append(Thing(KINDS[int(own[0] * len(KINDS))], colour, size, own[3], own[4]))
+    return things
+
+
+def _combination(things: Sequence[Thing]) -> str:
+    return " + ".join(sorted(f"{thing.colour} {thing.kind}" for thing in things))
+
+
+def _file_pairs(path: Path, part: Part) -> list[Pair]:
+    try:
+        # at line feeds alone: other signs that Python takes for ends of lines may stand in a sentence
+        lines = [line.rstrip("\r") for line in path.read_text("utf-8-sig").split("\n")]
+    except OSError as problem:
+        raise MediaError(
+            f"{path}: cannot be read ({problem.strerror}); give a file of lines SOURCE<tab>TARGET"
+        ) from None
+    except UnicodeDecodeError as problem:
+        raise MediaError(f"{path}: not UTF-8 text at byte {problem.start}; save it as UTF-8") from problem
+    found: list[Pair] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        columns = [column.strip() for column in line.split("\t")]
+        if len(columns) != 2 or not all(columns) or len(line) > MAX_LINE:
+            raise MediaError(
+                f"{path}, line {number}: {len(columns)} columns, {len(line)} characters; must be a source, one tab and "
+                f"a target, together at most {MAX_LINE} characters"
+            )
+        if is_held_out(columns[0]) == (part == "held-out"):
+            found.append(Pair(*columns))
+    if not found:
+        raise MediaError(f"{path}: {len(lines)} lines, none of them for the {part} part; give more pairs")
+    return found
+
+
+def _draws(seed: int, count: int, part: Part) -> Iterator[tuple[int, Iterator[list[float]]]]:
+    """Of each number its tries at a pair, one after the other: random numbers in [0, 1)."""
+    which = 1 if part == "held-out" else 0
+
+    def drawn(numbers: range, attempt: int) -> list[list[float]]:
+        bits = words(keys(seed, numbers, attempt, which), _DRAWS) >> np.uint64(11)
+        return (bits.astype(np.float64) * 2.0**-53).tolist()
+
+    def tries(number: int, first: list[float]) -> Iterator[list[float]]:
+        yield first
+        for attempt in range(1, 1000):
+            yield drawn(range(number, number + 1), attempt)[0]
+        raise RecipeError(f"no pair for the {part} part in 1,000 tries; allow longer sequences or more symbols")
+
+    for begin in range(0, count, 1024):
+        numbers = range(begin, min(begin + 1024, count))
+        for number, first in zip(numbers, drawn(numbers, 0), strict=True):
+            yield number, tries(number, first)
+
+
+def _check_counts(count: int, held_out: int, seed: int) -> None:
+    if count < 1 or held_out < 1 or seed < 0:
+        raise RecipeError(f"count {count}, held_out {held_out}, seed {seed}: at least 1, 1 and 0")

@@ -1,0 +1,206 @@
+"""A language model behind an address that speaks OpenAI's protocol; nothing is sent unless somebody asks for it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from unveil.io.optional_deps import extra
+from unveil.prompting.llm_rewrite import Turn, first_line
+from unveil.types import NoAnswer, RecipeError, is_text
+
+KEYS = ("UNVEIL_API_KEY", "OPENAI_API_KEY")  # of the environment, the first that is set
+PATIENCE = "UNVEIL_API_SECONDS"  # of the environment: seconds that an answer may take
+SECONDS, TRIES = 30.0, 3
+MOST = 400  # tokens of an answer
+WAITS = 8.0  # seconds between two tries, at most
+LOOK = 0.01  # seconds between two looks whether there is an answer
+_EXAMPLE = "http://localhost:8000/v1"
+
+
+class Spent(NamedTuple):
+    """What answers took: tokens that were read and written, and the price where it is told."""
+
+    read: int = 0
+    written: int = 0
+    price: float | None = None
+
+    def __str__(self) -> str:
+        """For people; empty where nothing is known."""
+        if not self.read and not self.written:
+            return ""
+        price = "" if self.price is None else f", {self.price:g} $"
+        return f"{self.read} tokens read, {self.written} written{price}"
+
+    def plus(self, other: Spent) -> Spent:
+        """Both together."""
+        prices = [one.price for one in (self, other) if one.price is not None]
+        return Spent(self.read + other.read, self.written + other.written, sum(prices) if prices else None)
+
+
+class Client:
+    """Asks a model at `chat/completions`.
+
+    The key is read from the environment and never shown. An answer that takes too long, or that fails in a way that
+    may pass, is asked for again, with growing waits.
+
+    Args:
+        url: where the protocol begins, such as http://localhost:8000/v1.
+        model: by its name there.
+        seconds: that an answer may take; None: as the environment says, or SECONDS. tries: in all.
+
+    Attributes:
+        cost: what the last answer took, in words. spent: what all of them took.
+
+    Raises:
+        RecipeError: no such address, no model's name, no such time, or the package `openai` is not installed.
+    """
+
+    def __init__(self, url: str, model: str, *, seconds: float | None = None, tries: int = TRIES) -> None:
+        seconds = _patience() if seconds is None else seconds
+        place = _place(url)
+        if not place:
+            raise RecipeError(f"{url!r}: no address; write it such as {_EXAMPLE}")
+        if not model:
+            raise RecipeError(f"{url}: which model there? give its name, such as {url}#NAME")
+        self._openai: Any = extra("openai", "a language model behind an address", "endpoint")
+        key = _key()
+
+        def opened() -> Any:
+            return self._openai.OpenAI(base_url=url, api_key=key, timeout=seconds, max_retries=tries - 1)
+
+        self._opened = opened
+        try:
+            self._client: Any = opened()
+        except Exception as problem:  # the errors of the package below it, whose name changes
+            raise RecipeError(f"{url!r}: no address ({first_line(problem)}); write it such as {_EXAMPLE}") from None
+        self._whole = seconds * tries + WAITS * (tries - 1) + 1
+        self._model = model
+        self.name, self.cost, self.spent = f"{model} at {place}", "", Spent()
+
+    def _leave(self) -> None:
+        """Ends what is asked, and begins anew."""
+        self._client.close()
+        self._client = self._opened()
+
+    def answer(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """Its answer; `cost` says the tokens, and the price where it is told, and `spent` counts them.
+
+        Raises:
+            NoAnswer: no connection, no time left, refused, or an answer that is none or that is cut off.
+        """
+        self.cost = ""
+        try:
+            ask = partial(self._client.chat.completions.create, model=self._model, messages=list(messages))
+            found = _within(self._whole, partial(ask, temperature=0, max_tokens=MOST), self._leave)
+            took = _took(getattr(found, "usage", None))
+            self.cost, self.spent = str(took), self.spent.plus(took)  # an answer that is none is paid for too
+            text = found.choices[0].message.content
+        except self._openai.OpenAIError as problem:
+            raise NoAnswer(f"no answer ({first_line(problem)})") from problem
+        except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as problem:
+            raise NoAnswer("what came is no answer in this protocol") from problem
+        if getattr(found.choices[0], "finish_reason", None) == "length":
+            raise NoAnswer(f"its answer is cut off after {MOST} tokens, and a part of one is not taken")
+        if not isinstance(text, str) or not text.strip():
+            raise NoAnswer("its answer holds no text")
+        if not is_text(text):
+            raise NoAnswer("its answer holds half a character, which no file can")
+        return text
+
+
+class Endpoint(Client):
+    """A language model that goes on with a conversation; see `Client`."""
+
+    def __call__(self, turns: Sequence[Turn]) -> str:
+        """Its answer.
+
+        Raises:
+            NoAnswer: as `answer`.
+        """
+        return self.answer([{"role": turn.role, "content": turn.text} for turn in turns])
+
+
+def _key() -> str:
+    """The first key that is set.
+
+    Raises:
+        RecipeError: it cannot be one; it is not shown.
+    """
+    name = next((name for name in KEYS if os.environ.get(name)), None)
+    if name is None:
+        return "none"
+    if not (os.environ[name].isascii() and os.environ[name].isprintable()):
+        raise RecipeError(f"{name}: holds signs that no key has; copy it anew")
+    return os.environ[name]
+
+
+def _within(seconds: float, call: Callable[[], Any], leave: Callable[[], object]) -> Any:
+    """What a call gives or raises, if it does so in time: reading has its own, which an answer in drops never reaches.
+
+    Args:
+        leave: ends the call, when nobody waits for it any more.
+
+    Raises:
+        NoAnswer: it does not.
+    """
+    found: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+
+    def work() -> None:
+        try:
+            found.put((call(), None))
+        except BaseException as problem:
+            found.put((None, problem))
+
+    Thread(target=work, daemon=True).start()
+    end = time.monotonic() + seconds
+    try:
+        while found.empty() and time.monotonic() < end:
+            time.sleep(LOOK)
+        value, problem = found.get_nowait()
+    except Empty:
+        leave()
+        raise NoAnswer(f"no whole answer after {seconds:g} seconds") from None
+    except BaseException:  # Ctrl-C
+        leave()
+        raise
+    if problem is not None:
+        raise problem
+    return value
+
+
+def _place(url: str) -> str:
+    """Host and port of an address; empty where it is none."""
+    try:
+        parts = urlsplit(url)
+        there = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # brackets that do not close, a port that is no number
+        return ""
+    return parts.netloc.rpartition("@")[2] if there else ""
+
+
+def _patience() -> float:
+    """Seconds that an answer may take, as the environment says."""
+    given = os.environ.get(PATIENCE) or str(SECONDS)
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise RecipeError(f"{PATIENCE}={given}: seconds that an answer may take, must be above 0, such as {SECONDS:g}")
+    return seconds
+
+
+def _took(usage: Any) -> Spent:
+    """Tokens that were read and written, and a price where the endpoint tells one."""
+    read, wrote = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
+    if not isinstance(read, int) or not isinstance(wrote, int):
+        return Spent()
+    price = getattr(usage, "cost", None)
+    return Spent(read, wrote, float(price) if isinstance(price, int | float) else None)

@@ -1,0 +1,9 @@
+"""Claims of papers as small experiments: paired arms, several seeds, a placebo and a computed verdict."""
+
+from __future__ import annotations
+
+from unveil.evaluate.verdict import Comparison, Paper, interval, judge
+from unveil.reproduce.experiment import Claim
+from unveil.reproduce.runner import CLAIMS, reproduce
+
+__all__ = ["CLAIMS", "Claim", "Comparison", "Paper", "interval", "judge", "reproduce"]

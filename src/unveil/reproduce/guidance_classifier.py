@@ -1,0 +1,34 @@
+"""A classifier of noisy digits, trained for an experiment to guide its samples; it judges nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from unveil.checkpoints.guidance_classifier import Guide
+from unveil.core.process import Process
+from unveil.data.digits import digits
+from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
+from unveil.reproduce.variant import CLASSES
+
+BATCH, RATE = 128, 2e-3
+NETWORK = NoisyClassifierConfig(
+    1, CLASSES, 8, channels=16, multipliers=(1, 2), blocks=1, attention=(2,), head_channels=16, groups=8
+)
+
+
+def steps_of(epochs: int) -> int:
+    """The training steps of so many passes over the digits."""
+    return epochs * (len(digits("train")) // BATCH)
+
+
+def train_guide(process: Process, seed: int, epochs: int, on_step: Callable[[], object] = lambda: None) -> Guide:
+    """A small encoder with attention pooling, on the training digits with the noise of every time alike.
+
+    Source: Dhariwal & Nichol 2021, section 4.1 and appendix H (arXiv:2105.05233).
+    """
+    from unveil.train.classifier import ClassifierConfig, train_classifier  # with it comes Lightning: seconds
+
+    config = ClassifierConfig(NETWORK, epochs, BATCH, RATE, seed=seed, process=process)
+    found = train_classifier(config, digits("train"), digits("held-out"), lambda _: on_step())
+    assert isinstance(found.network, NoisyClassifier)
+    return Guide(found.network, process)

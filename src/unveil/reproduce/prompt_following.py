@@ -1,0 +1,127 @@
+"""Arms that make small clips from words: trained on pictures first, then on clips, and how well they follow the words.
+
+Colours, places and shapes are learned of single pictures, at an eighth of the price; motion is learned of clips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from unveil.analysis.video_bench import quietly
+from unveil.evaluate.video_alignment import ASKED, look, right
+from unveil.io.images import to_pixels
+from unveil.playground.eval_prompts import Prompt, prompts
+from unveil.playground.world.caption_templates import Register
+from unveil.reproduce.experiment import Bench, Curve, Sheet
+from unveil.reproduce.training_history import RecipeArm, prompts_of, world_of
+
+RECIPE = "playground-small"
+WORLD = (
+    "the playground, 16 x 16, 8 frames at 8 a second: one of five shapes in one of eight colours that stays or goes "
+    "left, right, up or down; a tenth of the combinations is held out from training and asked for"
+)
+PICTURES = "'data.frames=[1]' 'shape=[3, 16, 16]' train.batch=128 train.steps=500"
+QUICK_PICTURES = "'data.frames=[1]' 'shape=[3, 16, 16]' train.steps=2"
+CLIPS, QUICK_CLIPS = "train.steps=600", "train.steps=3"
+TRAINED = (
+    f"The recipe `{RECIPE}` in float32: 500 steps of 128 pictures, then 600 of 32 clips. Samples by 8 Euler steps with "
+    "guidance 2.5 for the texts of held-out clips, a tenth of them combinations that training never has; the detector "
+    "reads them back. "
+)
+QUICK_READ = 24  # clips, which take longer to read than to make
+SHOWN = 4  # clips of each arm on a sheet
+MISSED = "share of colours, shapes and motions that clips do not show as their text says"
+
+
+def arm_of(bench: Bench, changes: str = "", clips: str = "", *, pictures: tuple[str, str] | None = None) -> RecipeArm:
+    """An arm that is trained on pictures, and goes on with clips.
+
+    Args:
+        changes: of both trainings. clips: of that on clips alone.
+        pictures: changes of that on pictures alone, in full and in the quick form.
+    """
+    first = bench.scale.pick(*(pictures or (PICTURES, QUICK_PICTURES)))
+    before = RecipeArm(RECIPE, f"{changes} {first}".strip())
+    return RecipeArm(RECIPE, f"{changes} {clips}".strip(), after=before)
+
+
+def missed(prompts: Sequence[Prompt], clips: Tensor) -> float:
+    """The share of what prompts say of colour, shape and motion that clips uint8 (N, 3, T, H, W) do not show."""
+    hits = [right(prompt, look(clip)) for prompt, clip in zip(prompts, clips, strict=True)]
+    return 1 - sum(hit[name] for hit in hits for name in ASKED) / (len(ASKED) * len(hits))
+
+
+ASKED_IN = {
+    "plain": "in its own register, without guidance",
+    "guided": "in its own register, with guidance",
+    "short": "in short texts, without guidance",
+}
+
+
+class Told(NamedTuple):
+    """What clips of an arm miss, by how it was asked, see `ASKED_IN`, and the first clips, without guidance."""
+
+    plain: float
+    guided: float
+    short: float
+    shown: Tensor
+
+
+class Followed(NamedTuple):
+    """The training of an arm at its points: what its clips miss, and its loss; shown are first clips of the last."""
+
+    steps: list[int]
+    missed: list[float]
+    loss: list[float]
+    shown: Tensor
+
+
+def followed(bench: Bench, arm: RecipeArm, seed: int) -> Followed:
+    """The training of this seed, its samples read."""
+    course = bench.course(arm, seed)
+    count = _read(bench)
+    prompts = prompts_of(arm.read(bench.scale.quick), count)
+    found = [missed(prompts, clips[:count]) for clips in course.pixels]
+    return Followed(course.steps, found, course.losses, course.pixels[-1][:SHOWN])
+
+
+def _read(bench: Bench) -> int:
+    """How many clips of each arm are read."""
+    return bench.scale.pick(bench.scale.pictures, min(bench.scale.pictures, QUICK_READ))
+
+
+def strips(name: str, caption: str, rows: Sequence[Tensor]) -> Sheet:
+    """Clips (N, 3, T, H, W) of each arm, every clip a row of its frames."""
+    clips = torch.cat(list(rows))
+    return Sheet(name, caption, clips.transpose(1, 2).flatten(0, 1), clips.shape[2])
+
+
+def told(bench: Bench, arm: RecipeArm, seed: int, register: Register) -> Told:
+    """What clips of this seed miss of what held-out clips show, asked in a register and in short texts."""
+    course, count = bench.course(arm, seed), _read(bench)
+    world = world_of(arm.read(bench.scale.quick))
+    own, short = (prompts(world, count, [one]) for one in (register, "short"))
+
+    def draw(asked: Sequence[Prompt], scale: float | None = 1.0) -> Tensor:
+        with quietly():
+            raw = {"prompt": [one.text for one in asked]}
+            return to_pixels(course.model.generate(raw=raw, count=count, seed=seed, scale=scale))
+
+    plain = draw(own)
+    return Told(missed(own, plain), missed(own, draw(own, None)), missed(short, draw(short)), plain[:SHOWN])
+
+
+def by_asking(found: Mapping[str, Sequence[Told]]) -> Curve:
+    """What the arms miss, by how they were asked."""
+    ways = "; ".join(f"{number}: {words}" for number, words in enumerate(ASKED_IN.values()))
+    lines = {name: [[getattr(one, field) for field in ASKED_IN] for one in drawn] for name, drawn in found.items()}
+    return Curve(f"asked {ways}", MISSED, list(range(len(ASKED_IN))), lines)
+
+
+def part(drawn: Sequence[Told], field: str) -> list[float]:
+    """What clips of every seed miss, asked in one way."""
+    return [getattr(one, field) for one in drawn]

@@ -1,0 +1,74 @@
+"""What went wrong, as a status and the object of an error that OpenAI's clients read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from unveil.server.jobs.job_types import OverBudget
+from unveil.types import (
+    Busy,
+    Cancelled,
+    Error,
+    MediaError,
+    NotWritable,
+    OutOfResources,
+    RecipeError,
+    ShapeError,
+    WeightsError,
+)
+
+# the first that fits: a status and a word for programs
+_KINDS: tuple[tuple[type[Error], int, str], ...] = (
+    (OverBudget, 422, "over_budget"),
+    (Busy, 429, "rate_limit_exceeded"),
+    (Cancelled, 409, "cancelled"),
+    (WeightsError, 404, "model_not_found"),
+    (RecipeError, 400, "invalid_value"),
+    (ShapeError, 400, "invalid_value"),
+    (MediaError, 400, "invalid_file"),
+    (NotWritable, 507, "not_writable"),
+    (OutOfResources, 507, "out_of_resources"),
+)
+_TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+_TYPES |= {429: "rate_limit_error", 409: "conflict_error"}
+
+
+class Problem(Exception):
+    """An answer that is an error.
+
+    Args:
+        status: of HTTP.
+        message: for a person.
+        code: for a program.
+        param: the field that it is about.
+        headers: of the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.param, self.headers = status, code, param, dict(headers or {})
+        if status == 401:
+            self.headers["www-authenticate"] = "Bearer"
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON."""
+        kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+
+def problem_of(error: Error) -> Problem:
+    """An error of ours as an answer."""
+    status, code = next(((status, code) for kind, status, code in _KINDS if isinstance(error, kind)), (400, "failed"))
+    headers: dict[str, str] = {}
+    if isinstance(error, Busy):
+        headers["retry-after"] = str(max(1, math.ceil(error.seconds)))
+    return Problem(status, str(error), code, headers=headers)

@@ -1,0 +1,121 @@
+"""Every task by its name, made of plain settings and inputs: the same way the first time and from a record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from unveil.model import Model
+from unveil.tasks.img2img import from_noise, img2img
+from unveil.tasks.inpaint import Margins, Repaint, inpaint, outpaint
+from unveil.tasks.inputs import MASK, NOISE, PICTURE
+from unveil.tasks.task_spec import Edit
+from unveil.tasks.upscale import upscale
+from unveil.tasks.variations import interpolate, vary
+from unveil.types import MediaError, RecipeError, nearest
+
+Settings = Mapping[str, Any]
+Inputs = Mapping[str, Tensor]  # by role, (N, ...): pictures and masks uint8, noise float32
+WHITE = 128  # from here on a mask's pixel belongs to the hole
+
+
+def edit(verb: str, model: Model, settings: Settings, inputs: Inputs) -> Edit:
+    """The edit of a name.
+
+    Args:
+        verb: a key of `VERBS`.
+        model: that draws it.
+        settings: by the names of the verb's own arguments.
+        inputs: what it works on.
+
+    Raises:
+        RecipeError: another name, or settings that cannot work.
+    """
+    if verb == "large":
+        raise RecipeError("pictures made in several passes are not repeated from their record; ask for them again")
+    if verb not in VERBS:
+        raise RecipeError(f"task {verb!r}: must be one of {', '.join(VERBS)}{nearest(verb, [*VERBS])}")
+    return VERBS[verb](model, settings, inputs)
+
+
+def again(model: Model, facts: Mapping[str, Any], inputs: Inputs) -> Edit:
+    """The edit of a record, for the whole batch that it tells of.
+
+    Raises:
+        MediaError: the record lacks something.
+    """
+    task = facts["task"]
+    try:
+        return edit(str(task["verb"]), model, task, inputs)
+    except (KeyError, TypeError, AttributeError, IndexError) as problem:
+        raise MediaError(f"the picture's record lacks {problem}; it was not written by this program") from problem
+
+
+def _img2img(model: Model, settings: Settings, inputs: Inputs) -> Edit:
+    return img2img(model, inputs[PICTURE], strength=float(settings["strength"]))
+
+
+def _noise(model: Model, settings: Settings, inputs: Inputs) -> Edit:
+    del model, settings
+    return from_noise(inputs[NOISE])
+
+
+def _inpaint(model: Model, settings: Settings, inputs: Inputs) -> Edit:
+    return inpaint(
+        model,
+        inputs[PICTURE],
+        inputs[MASK] >= WHITE,
+        strength=float(settings["strength"]),
+        feather=int(settings["feather"]),
+        method=settings["method"],
+        jumps=Repaint(*map(int, settings["jumps"])),
+    )
+
+
+def _outpaint(model: Model, settings: Settings, inputs: Inputs) -> Edit:
+    return outpaint(
+        model,
+        inputs[PICTURE],
+        Margins(*map(int, settings["margins"])),
+        feather=int(settings["feather"]),
+        method=settings["method"],
+        jumps=Repaint(*map(int, settings["jumps"])),
+    )
+
+
+def _vary(model: Model, settings: Settings, inputs: Inputs) -> Edit:
+    del model, inputs
+    seed, number = map(int, settings["of"])
+    return vary((seed, number), amount=float(settings["amount"]))
+
+
+def _interpolate(model: Model, settings: Settings, inputs: Inputs) -> Edit:
+    del inputs
+    first, last = ((int(seed), int(number)) for seed, number in settings["ends"])
+    return interpolate(model, (first, last), frames=int(settings["frames"]), to=settings["to"])
+
+
+def _upscale(model: Model, settings: Settings, inputs: Inputs) -> Edit:
+    return upscale(
+        model,
+        inputs[PICTURE],
+        factor=int(settings["factor"]),
+        size=settings.get("size"),
+        strength=float(settings["strength"]),
+        overlap=float(settings["overlap"]),
+        reach=int(settings.get("reach", 1)),
+        faithful=bool(settings.get("faithful", False)),
+    )
+
+
+VERBS: dict[str, Callable[[Model, Settings, Inputs], Edit]] = {
+    "img2img": _img2img,
+    "inpaint": _inpaint,
+    "outpaint": _outpaint,
+    "vary": _vary,
+    "interpolate": _interpolate,
+    "upscale": _upscale,
+    "noise": _noise,
+}

@@ -1,0 +1,70 @@
+"""A model of clips as one of pictures: a picture is a clip of one frame."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from unveil.autoencoders import Codec, Identity
+from unveil.core.denoiser import Denoiser
+from unveil.model import Model
+from unveil.types import Condition
+
+
+def still(model: Model) -> Model:
+    """The model of pictures (C, H, W) that a model of clips (C, T, H, W) is; it shares the weights."""
+    other = model.sized(model.shape[-2:])
+    inner = model.denoiser
+    other.denoiser = Denoiser(
+        Still(inner.network), inner.process, prediction=inner.prediction, learns_variance=inner.learns_variance
+    )
+    other.codec = model.codec if isinstance(model.codec, Identity) else StillCodec(model.codec)
+    other.shape = (model.shape[0], *model.shape[2:])
+    return other.train(model.training)
+
+
+class Still(nn.Module):
+    """A network of clips, given pictures.
+
+    Attributes:
+        multiple: of both sides. tells_parts: whether levels may differ between the places of a picture.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.multiple = int(getattr(network, "multiple", 1))
+        self.tells_parts = bool(getattr(network, "tells_parts", False))
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """The result for pictures (B, C, H, W); t (B,), or broadcastable to them."""
+        return self.network(x[:, :, None], t if t.ndim <= 1 else t[:, :, None], condition)[:, :, 0]
+
+
+class StillCodec(nn.Module):
+    """A codec of clips, given pictures."""
+
+    def __init__(self, codec: Codec) -> None:
+        super().__init__()
+        self.codec: Any = codec
+
+    @property
+    def stochastic(self) -> bool:
+        """As the codec's."""
+        return bool(self.codec.stochastic)
+
+    def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Latents (B, Z, h, w) of pictures (B, C, H, W)."""
+        frames = pixels[:, :, None]
+        found = self.codec.encode(frames) if noise is None else self.codec.encode(frames, noise[:, :, None])
+        return found[:, :, 0]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures of latents."""
+        return self.codec.decode(latents[:, :, None])[:, :, 0]
+
+    def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of the latents of a picture (C, H, W)."""
+        channels, _, *sides = self.codec.latent_shape((shape[0], 1, *shape[1:]))
+        return channels, *sides

@@ -1,0 +1,253 @@
+"""How captioners are trained: the learner of a network that looks at clips and writes their captions.
+
+Source: Betker et al. 2023, "Improving image generation with better captions", section 2.1: a language model over the
+words of captions, given the picture, trained first on short captions and then on dense ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unveil.core.objective import Loss
+from unveil.core.rng import Streams
+from unveil.model import checkpoint_store, model_folder
+from unveil.model.captioner_folder import (
+    FILE,
+    CaptionModel,
+    captioner_card,
+    captioner_files,
+    copy_captioner,
+    grown,
+    load_captioner,
+    words_of,
+)
+from unveil.model.config import CaptionerRecipe
+from unveil.model.config.train import Batching
+from unveil.nn.captioner import Captioner
+from unveil.nn.tokenizer import BEGIN, END, PADDING, Vocabulary, padded
+from unveil.train.batch_preparation import fixed, rows, scaled
+from unveil.train.data_order import Batch, Items, check_items
+from unveil.train.learner import Drawn
+from unveil.train.signals import Stop
+from unveil.train.trainer import learn
+from unveil.train.vocabulary import texts
+from unveil.types import RecipeError, WeightsError
+
+TEXT, FPS = "text", "fps"
+
+
+def start(recipe: CaptionerRecipe, dataset: Items, device: torch.device) -> CaptionModel:
+    """What training begins with: fresh weights and the words of the data, or a base with these words beside its own.
+
+    Raises:
+        RecipeError: items without a text, texts without a word or longer than the network writes, or a base of another
+            network.
+        WeightsError: the base is no captioner.
+    """
+    base = None if recipe.base is None else load_captioner(recipe.base)
+    before = () if base is None else base.words.tokens
+    captions = [*texts(dataset, TEXT)]
+    words = Vocabulary.of(captions, recipe.words.unit, limit=recipe.words.limit, before=before)
+    if not words.tokens:
+        raise RecipeError("the training captions hold no word; give items a text")
+    config = recipe.network.build({"vocabulary": len(words)})
+    _refuse_long(max((len(words.encode(text)) for text in dict.fromkeys(captions)), default=0), config.limit)
+    facts = {"decode": recipe.decode.model_dump(mode="json"), "size": list(shape_of(dataset, recipe.key)[-2:])}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed)
+        network = Captioner(config) if base is None else grown(base, words)
+    if network.config != config:
+        raise RecipeError(f"base {recipe.base!r}: its network is {network.config}, the recipe says {config}; use one")
+    return CaptionModel(network.requires_grad_(True).to(device), words, facts)
+
+
+def fit_captioner(
+    recipe: CaptionerRecipe, model: CaptionModel, dataset: Items, *, run: Path | str, held_out: Items | None = None
+) -> Path:
+    """Trains a captioner in a run folder, or goes on with the run that is there; returns the folder.
+
+    All that `train.fit` promises holds. At the end the network holds the averaged weights.
+
+    Raises:
+        RecipeError: items without captions, captions longer than the network writes, or a run of another recipe.
+        NotWritable, NonFinite, OutOfResources, Cancelled: as `train.fit`.
+    """
+    check_items(dataset, recipe.key, [TEXT], None)
+    batching = recipe.train.batching
+    if batching == "packed" or recipe.train.tokens is not None:
+        raise RecipeError("train.batching: a captioner computes size by size; set buckets, and leave tokens out")
+    learner = Captioning(model, recipe.key, shape_of(dataset, recipe.key), FPS in dataset[0], batching)
+    asked = recipe.model_dump(mode="json")
+    return learn(learner, dataset, config=recipe.train, run=run, held_out=held_out, asked=asked)
+
+
+def _refuse_long(words: int, limit: int) -> None:
+    """Raises RecipeError for a caption of more words, with its end, than the network writes."""
+    if words + 1 > limit:
+        raise RecipeError(f"network.limit = {limit}: a caption has {words + 1} words with its end; raise it")
+
+
+def shape_of(dataset: Items, key: str) -> tuple[int, ...]:
+    """Of the first item's data."""
+    return tuple(torch.as_tensor(dataset[0][key]).shape)
+
+
+class Captioning:
+    """A `train.learner.Learner` of a captioner.
+
+    Args:
+        model: what is trained.
+        key: of the items, what is looked at.
+        shape: of one item's data.
+        timed: whether items say how many frames a second has.
+        batching: "buckets" for clips and pictures of different sizes; None: all are of one.
+    """
+
+    logged: tuple[str, ...] = ()
+
+    def __init__(
+        self, model: CaptionModel, key: str, shape: tuple[int, ...], timed: bool, batching: Batching | None = None
+    ) -> None:
+        self.model: Captioner = model.network
+        self.words, self.facts = model.words, model.facts
+        self.key, self.shape = key, shape
+        self.batching: Batching | None = batching
+        self.raw_keys = [TEXT, *([FPS] if timed else [])]
+        self.beside = nn.Module()
+
+    @property
+    def device(self) -> torch.device:
+        """Where it trains."""
+        return next(self.model.parameters()).device
+
+    def loss(self, batch: Batch, streams: Streams, step: int, flip: bool) -> Loss:
+        """Mean nats of a word, of each caption and of all.
+
+        Raises:
+            RecipeError: mirrored pictures, whose captions would be wrong.
+        """
+        del streams, step
+        if flip:
+            raise RecipeError("train.flip: a mirrored picture has another caption; set it to false")
+        return self.judged(self.model, batch)
+
+    def judged(self, network: Captioner, batch: Batch) -> Loss:
+        """The loss of a batch by a network, the trained or the averaged one."""
+        data = batch.data
+        targets = self.targets(batch.raw[TEXT]).to(data[0].device)
+        rate = torch.as_tensor(batch.raw[FPS]).cpu().double() if FPS in batch.raw else None
+        total, counted = torch.zeros(len(data), device=targets.device), (targets[:, 1:] != PADDING).sum(1)
+        for places in of_one_size(data):
+            x = clips(scaled(data if isinstance(data, Tensor) else torch.stack([data[place] for place in places])))
+            words = targets[places]
+            logits = network(x, words[:, :-1], None if rate is None else rate[places])
+            nats = nn.functional.cross_entropy(logits.float().transpose(1, 2), words[:, 1:], reduction="none")
+            total = total.index_add(
+                0, torch.tensor(places, device=total.device), (nats * (words[:, 1:] != PADDING)).sum(1)
+            )
+        nowhere = torch.full((len(data),), math.nan, dtype=torch.float64)
+        return Loss(total.sum() / counted.sum(), (total / counted).detach(), nowhere, {})
+
+    def targets(self, captions: list[str]) -> Tensor:
+        """Captions as words (B, L), with begin and end.
+
+        Raises:
+            RecipeError: one is longer than the network writes.
+        """
+        numbers = [[BEGIN, *self.words.encode(str(text)), END] for text in captions]
+        _refuse_long(max(map(len, numbers)) - 2, self.model.config.limit)
+        return padded(numbers)
+
+    def observe(self, step: int, t: Tensor, per_sample: Tensor) -> None:
+        """Nothing follows the losses."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing beside weights and moments."""
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing is put back."""
+
+    def compile(self) -> None:
+        """Compiles what looks and what writes."""
+        self.model.encoder.compile()
+        self.model.decoder.stack.compile()
+
+    def held_out(self, items: Items, at_once: int, count: int, seed: int) -> HeldOutCaptions:
+        """The loss of captions that never train."""
+        del seed
+        return HeldOutCaptions(self, fixed(items, count, self.key, self.raw_keys, self.batching), at_once)
+
+    def samples(self, items: Items, seed: int, stop: Stop) -> tuple[Drawn, int | None] | None:
+        """Words are no pictures."""
+        return None
+
+    def finish(self, average: Captioner, items: Items) -> None:
+        """Nothing is left to be done."""
+
+    def averaged(self, average: Captioner) -> dict[str, dict[str, Tensor]]:
+        """Of the network."""
+        return {FILE: dict(average.state_dict())}
+
+    def files(self, about: str) -> dict[str, checkpoint_store.Content]:
+        """Of the captioner as trained."""
+        return captioner_files(self._whole(self.model), about=about)
+
+    def load(self, model: Captioner, folder: Path, which: model_folder.Which) -> None:
+        """Copies a folder's weights.
+
+        Raises:
+            WeightsError: they are of other words, as they are when captions were changed since.
+        """
+        if words_of(folder) != self.words:
+            raise WeightsError(
+                f"{folder}: the captions have other words now, or in another order; "
+                "give those that the run began with, or begin another run with base"
+            )
+        copy_captioner(model, folder, which)
+
+    def card(self, about: str) -> str:
+        """The captioner's card."""
+        return captioner_card(self._whole(self.model), about)
+
+    def _whole(self, network: Captioner) -> CaptionModel:
+        return CaptionModel(network, self.words, self.facts)
+
+
+class HeldOutCaptions:
+    """How likely the averaged captioner finds captions that never train."""
+
+    from_start = False
+
+    def __init__(self, learner: Captioning, batch: Batch, at_once: int) -> None:
+        self.learner, self.batch, self.at_once = learner, batch, at_once
+
+    @torch.no_grad()
+    def line(self, model: Captioner) -> dict[str, Any]:
+        """`validation`, mean nats of a word."""
+        count, total = len(self.batch.numbers), 0.0
+        for begin in range(0, count, self.at_once):
+            part = rows(self.batch, begin, min(begin + self.at_once, count), self.learner.device)
+            total += self.learner.judged(model, part).per_sample.sum().item()
+        return {"validation": total / count}
+
+
+def clips(x: Tensor) -> Tensor:
+    """Pictures (B, C, H, W) as clips of one frame; clips as they are."""
+    return x[:, :, None] if x.ndim == 4 else x
+
+
+def of_one_size(data: Tensor | list[Tensor]) -> list[list[int]]:
+    """The places of items of one shape, for each shape that occurs."""
+    if isinstance(data, Tensor):
+        return [list(range(len(data)))]
+    found: dict[tuple[int, ...], list[int]] = {}
+    for place, one in enumerate(data):
+        found.setdefault(tuple(one.shape), []).append(place)
+    return list(found.values())

@@ -1,0 +1,225 @@
+"""Which item a training example is: a function of the seed and the example's number alone.
+
+Optimiser step s takes the examples s * batch ... (s + 1) * batch - 1, whatever the number of workers,
+processes and accumulated parts, so a run that resumes at a step has nothing to fast-forward.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence, Sized
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from unveil.core.rng import key as hash_of
+from unveil.model.config.train import Batching
+from unveil.types import Item, MediaError, RecipeError, ShapeError, nearest
+
+# What a model is told under one key, and data call by another
+ALSO = {"prompt": "text"}
+
+
+class Items(Sized, Protocol):
+    """A data set: its length, and one item by index."""
+
+    def __getitem__(self, index: int, /) -> Item:
+        """The item at an index in [0, len)."""
+        ...
+
+
+class Batch(NamedTuple):
+    """Training examples: their numbers, the data, and the raw values that conditioners read, by key.
+
+    The data are one tensor, or where sizes may differ a list of one for each example.
+    """
+
+    numbers: list[int]
+    data: Tensor | list[Tensor]
+    raw: dict[str, Any]
+
+
+class Order:
+    """Every item once per epoch, each epoch in another order."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size = size
+        self.seed = seed
+        self._known: dict[int, Tensor] = {}
+
+    def index(self, number: int) -> int:
+        """The item of an example."""
+        epoch, place = divmod(number, self.size)
+        return int(self.permutation(epoch)[place])
+
+    def permutation(self, epoch: int) -> Tensor:
+        """The items of an epoch in their order, int64 (size,)."""
+        if epoch not in self._known:
+            if len(self._known) > 1:  # a batch spans two epochs at most when it is smaller than the set
+                self._known.clear()
+            generator = torch.Generator().manual_seed(hash_of(self.seed, epoch) >> 1)
+            self._known[epoch] = torch.randperm(self.size, generator=generator)
+        return self._known[epoch]
+
+
+class Steps(Protocol):
+    """Which examples a step takes."""
+
+    def examples(self, step: int, part: int = 0, parts: int = 1) -> range:
+        """The numbers of the examples of one of a step's parts."""
+        ...
+
+
+class Even:
+    """As many examples in each step, `batch`, and in each of its parts."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def examples(self, step: int, part: int = 0, parts: int = 1) -> range:
+        """The numbers of the examples of one of a step's parts."""
+        share, begin = self.batch // parts, step * self.batch
+        return range(begin + part * share, begin + (part + 1) * share)
+
+
+class Numbers(Sampler[list[int]]):
+    """The example numbers of each forward pass of one process, from an optimiser step on.
+
+    Args:
+        first: the optimiser step to begin with.
+        last: the one to end before.
+        batch: examples of one optimiser step, over all processes and parts; or what says them.
+        parts: forward passes of one optimiser step in each process.
+        rank: of this process.
+        world: how many processes.
+    """
+
+    def __init__(self, first: int, last: int, *, batch: int | Steps, parts: int, rank: int = 0, world: int = 1) -> None:
+        self.first, self.last = first, last
+        self.parts, self.rank, self.world = parts, rank, world
+        self.steps: Steps = Even(batch) if isinstance(batch, int) else batch
+
+    def __len__(self) -> int:
+        """Forward passes left."""
+        return (self.last - self.first) * self.parts
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Process r computes the r-th slice of each step's examples, part by part."""
+        for step in range(self.first, self.last):
+            for part in range(self.rank * self.parts, (self.rank + 1) * self.parts):
+                yield list(self.steps.examples(step, part, self.world * self.parts))
+
+
+class Numbered(Dataset[Batch]):
+    """A data set read by example number instead of by index.
+
+    batching: how data of different sizes are computed together; None: they are all of one.
+    """
+
+    def __init__(
+        self, items: Items, order: Order, key: str, raw_keys: Sequence[str], batching: Batching | None = None
+    ) -> None:
+        self.items = items
+        self.order = order
+        self.key = key
+        self.raw_keys = list(raw_keys)
+        self.batching: Batching | None = batching
+
+    def __getitems__(self, numbers: list[int]) -> Batch:
+        """The examples as one batch.
+
+        A data set may draw random numbers of its own (crops, captions): the global generators are set from
+        the first example's number, so those are the same after resuming and with any number of workers.
+        """
+        seed = hash_of(self.order.seed, numbers[0], len(numbers))
+        torch.default_generator.manual_seed(seed >> 1)
+        random.seed(seed)
+        np.random.seed(seed & 0xFFFFFFFF)
+        indices = [self.order.index(number) for number in numbers]
+        return collate(numbers, indices, items_of(self.items, indices), self.key, self.raw_keys, self.batching)
+
+
+def collate(
+    numbers: list[int],
+    indices: Sequence[int],
+    items: Sequence[Item],
+    key: str,
+    raw_keys: Sequence[str],
+    batching: Batching | None = None,
+) -> Batch:
+    """Items as one batch: tensors of one shape are stacked, everything else becomes a list.
+
+    Args:
+        batching: how data of different sizes are computed together, which then are a list; None: they are of one.
+
+    Raises:
+        RecipeError: an item lacks a key.
+        ShapeError: the data of two items differ in shape, and there is no batching for it.
+    """
+    data = [torch.as_tensor(value_of(item, key, index)) for item, index in zip(items, indices, strict=True)]
+    raw = {
+        k: _stacked([value_of(item, k, index) for item, index in zip(items, indices, strict=True)]) for k in raw_keys
+    }
+    if batching is not None:
+        return Batch(numbers, data, raw)
+    for tensor, index in zip(data, indices, strict=True):
+        if tensor.shape != data[0].shape:
+            raise ShapeError(
+                f"item {index}: {key!r} has the shape {tuple(tensor.shape)}, item {indices[0]} {tuple(data[0].shape)}; "
+                "bring every item to one shape, or set train.batching where the network packs clips"
+            )
+    return Batch(numbers, torch.stack(data), raw)
+
+
+def check_items(items: Items, key: str, raw_keys: Sequence[str], shape: tuple[int, ...] | None) -> None:
+    """Looks at the first item, before anything is written.
+
+    Raises:
+        MediaError: the data set is empty.
+        RecipeError: the first item lacks a key that training reads.
+        ShapeError: its data has another shape than the model's, or a type that is neither float nor uint8.
+    """
+    if not len(items):
+        raise MediaError("the data set is empty; training needs at least 1 item")
+    first = items[0]
+    data = torch.as_tensor(value_of(first, key, 0))
+    for raw_key in raw_keys:
+        value_of(first, raw_key, 0)
+    if data.dtype != torch.uint8 and not data.dtype.is_floating_point:
+        raise ShapeError(f"item 0: {key!r} is {data.dtype}; must be uint8 (pixels, 0 to 255) or floating point")
+    if shape is not None and tuple(data.shape) != tuple(shape):
+        raise ShapeError(
+            f"item 0: {key!r} has the shape {tuple(data.shape)}, the model takes {tuple(shape)}; "
+            "change the data's size or the recipe's shape"
+        )
+
+
+def items_of(items: Items, indices: Sequence[int]) -> Sequence[Item]:
+    """Several items of a data set, at once where it can do that."""
+    several = getattr(items, "__getitems__", None)  # as torch's own loader asks
+    return [items[index] for index in indices] if several is None else several(indices)
+
+
+def value_of(item: Item, key: str, index: int) -> Any:
+    """What an item, which is the data set's `index`, holds under a key, or under the other name of it.
+
+    Raises:
+        RecipeError: nothing; names the nearest key.
+    """
+    if key not in item and key in ALSO:
+        key = ALSO[key]
+    if key not in item:
+        has = ", ".join(repr(k) for k in item)
+        raise RecipeError(f"item {index} has no key {key!r}{nearest(key, list(item))}; it has {has or 'none'}")
+    return item[key]
+
+
+def _stacked(values: list[Any]) -> Any:
+    if all(isinstance(v, Tensor) and v.shape == values[0].shape for v in values):
+        return torch.stack(values)
+    if all(isinstance(v, int | float) for v in values):
+        return torch.tensor(values)
+    return values

@@ -1,0 +1,141 @@
+"""How diffusion models are trained: the learner of a denoiser with its conditioners, round an objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from unveil.conditioning.class_label import Label
+from unveil.conditioning.controlnet import steered
+from unveil.conditioning.diffusion_forcing import Framewise
+from unveil.core.objective import Loss
+from unveil.core.rng import Streams
+from unveil.core.timestep_sampling import SecondMoment
+from unveil.model import Model, checkpoint_store, model_folder
+from unveil.model.config.train import Batching
+from unveil.model.model_card import card
+from unveil.train.batch_preparation import fixed, prepare
+from unveil.train.data_order import Batch, Items
+from unveil.train.signals import Stop
+from unveil.train.variable_size import Mixed
+from unveil.train.vocabulary import legible
+from unveil.types import WeightsError
+
+if TYPE_CHECKING:  # with these comes Lightning, which takes seconds
+    from unveil.train.callbacks import HeldOut, Samples
+    from unveil.train.lightning_module import Objective
+
+SHEET = 16  # samples on a sheet, or two rows of the classes
+
+
+class Denoising:
+    """A `train.learner.Learner` of a diffusion model.
+
+    Args:
+        model: what is trained.
+        objective: what is minimised.
+        key: of the items, what is learned.
+        batching: how clips of different sizes are computed together; None: all are of the model's.
+    """
+
+    logged: tuple[str, ...] = ()
+
+    def __init__(self, model: Model, objective: Objective, key: str, batching: Batching | None = None) -> None:
+        self.model = model
+        self.objective: Any = objective if batching is None else Mixed(cast(Framewise, objective), batching)
+        self.batching: Batching | None = batching
+        self.key = key
+        conditioners: list[Any] = list(model.conditioners.values())
+        self.raw_keys = [str(one.key) for one in conditioners]
+        self.shape = model.shape
+        self.beside = nn.Module()
+
+    @property
+    def device(self) -> torch.device:
+        """Where it trains."""
+        return self.model.device
+
+    def loss(self, batch: Batch, streams: Streams, step: int, flip: bool) -> Loss:
+        """The objective's."""
+        x0, condition = prepare(self.model, batch, streams, step, flip)
+        return self.objective(steered(self.model.denoiser, self.model.controls), x0, condition, streams, step)
+
+    def observe(self, step: int, t: Tensor, per_sample: Tensor) -> None:
+        """Lets the objective see times and losses."""
+        self.objective.observe(self.model.process, t, per_sample)
+
+    def state(self) -> dict[str, Tensor]:
+        """What the sampler of times has learned."""
+        time = self._time()
+        return {} if time is None else {f"time.{key}": value for key, value in time.state_dict().items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Puts it back."""
+        time = self._time()
+        if time is None:
+            return
+        wanted = [f"time.{key}" for key in time.state_dict()]
+        if missing := [key for key in wanted if key not in state]:
+            raise WeightsError(f"the state of training lacks {', '.join(missing)}; use another checkpoint")
+        time.load_state_dict({key.removeprefix("time."): state[key] for key in wanted})
+
+    def compile(self) -> None:
+        """Compiles the network."""
+        self.model.compiled()
+
+    def held_out(self, items: Items, at_once: int, count: int, seed: int) -> HeldOut:
+        """The objective at fixed times and noise."""
+        from unveil.train.callbacks import HeldOut
+
+        controls = self.model.controls
+        hints = [] if controls is None else [one.key for one in controls.controls]
+        batch = self._fixed(items, count)
+        return HeldOut(batch, self.objective, seed, at_once, hints)
+
+    def samples(self, items: Items, seed: int, stop: Stop) -> tuple[Samples, int | None] | None:
+        """Two rows of the classes, or pictures for the conditions of some items."""
+        from unveil.train.callbacks import Samples
+
+        if len(self.shape) not in (3, 4) or self.shape[0] not in (1, 3):
+            return None
+        conditioners: list[Any] = list(self.model.conditioners.values())
+        if len(conditioners) == 1 and isinstance(conditioners[0], Label):
+            classes = min(conditioners[0].classes, SHEET)
+            raw: Mapping[str, Any] = {conditioners[0].key: list(range(classes)) * 2}
+            return Samples(raw, 2 * classes, seed, stop), classes
+        count = min(SHEET, len(items))
+        return Samples(self._fixed(items, count).raw, count, seed, stop), None
+
+    def _fixed(self, items: Items, count: int) -> Batch:
+        """Some items, spread evenly."""
+        batch = fixed(items, count, self.key, self.raw_keys, self.batching)
+        return batch._replace(raw=legible(self.model, batch.raw))
+
+    def finish(self, average: Model, items: Items) -> None:
+        """Nothing is left to be done."""
+
+    def averaged(self, average: Model) -> dict[str, dict[str, Tensor]]:
+        """Of denoiser and conditioners; the codec is frozen."""
+        return {
+            name: tensors for name, tensors in model_folder.weight_files(average).items() if name != "codec.safetensors"
+        }
+
+    def files(self, about: str) -> dict[str, checkpoint_store.Content]:
+        """Of the model as trained."""
+        return model_folder.model_files(self.model, about=about)
+
+    def load(self, model: Model, folder: Path, which: model_folder.Which) -> None:
+        """Copies a folder's weights."""
+        model_folder.copy_weights(model, folder, which)
+
+    def card(self, about: str) -> str:
+        """The model's card."""
+        return card(self.model, about)
+
+    def _time(self) -> SecondMoment | None:
+        time = getattr(self.objective, "time", None)
+        return time if isinstance(time, SecondMoment) else None

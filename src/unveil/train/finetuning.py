@@ -1,0 +1,73 @@
+"""Training a whole network on from given weights; its codec and its text encoder stay as they are."""
+
+from __future__ import annotations
+
+import torch
+
+from unveil.conditioning.learned_text_encoder import WordTokens
+from unveil.model import Model, build
+from unveil.model.config import ModelConfig, Recipe
+from unveil.model.config.base import Section
+from unveil.model.config.token_conditions import WordsSection
+from unveil.train.lora import described
+from unveil.types import Base, RecipeError
+
+
+def continued(model: Model, base: Base, recipe: Recipe) -> Model:
+    """The base as the recipe describes it, ready to be trained on.
+
+    Samples may have another size than the base's, frames among it, and prompts another length, where the same weights
+    are those of either.
+
+    Args:
+        model: the base, on its device; its parts become those of the result.
+        base: which one it is.
+
+    Raises:
+        RecipeError: another model than the recipe describes.
+    """
+    other = [] if model.config is None else _others(model.config, recipe.model)
+    config = described(model, base, recipe, besides=other)
+    model = _remade(model, base, config) if other else model
+    model.config = config
+    model.sampling = recipe.sample
+    model.denoiser.requires_grad_(True)  # published models are read to be sampled
+    return model
+
+
+def _others(base: ModelConfig, wanted: ModelConfig) -> list[str]:
+    """What differs between two models that may: the shape, the shift of one process, the length of one's prompts."""
+    within = [getattr(one.process, "process", one.process) for one in (base, wanted)]
+    prompts = [[_of_any_length(part) for part in one.condition] for one in (base, wanted)]
+    return [
+        *(["shape"] if tuple(base.shape) != tuple(wanted.shape) else []),
+        *(["process"] if base.process != wanted.process and within[0] == within[1] else []),
+        *(["condition"] if base.condition != wanted.condition and prompts[0] == prompts[1] else []),
+    ]
+
+
+def _of_any_length(part: Section) -> Section:
+    return part.model_copy(update={"most": 1}) if isinstance(part, WordsSection) else part
+
+
+def _remade(model: Model, base: Base, config: ModelConfig) -> Model:
+    """The base's parts as a model of the config's shape, process and length of prompts."""
+    with torch.device("meta"):
+        wanted = {key: value.shape for key, value in build(config).denoiser.state_dict().items()}
+    given = {key: value.shape for key, value in model.denoiser.state_dict().items()}
+    if given != wanted:
+        raise RecipeError(
+            f"shape of the base {base.path} is {list(model.shape)}, of the recipe {list(config.shape)}: this network's "
+            "weights hold for the first alone; make them equal"
+        )
+    other = build(config)
+    other.denoiser.load_state_dict(model.denoiser.state_dict())
+    other.codec = model.codec
+    for key, part in model.conditioners.items():
+        mine = other.conditioners[key]
+        if isinstance(part, WordTokens) and isinstance(mine, WordTokens):
+            mine.load_state_dict(part.state_dict())
+            mine.take_files(part.files())
+        else:
+            other.conditioners[key] = part
+    return other.to(model.device)

@@ -1,0 +1,293 @@
+"""The LightningModule: from a batch to a loss, a judged gradient, one AdamW step and one step of the average."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, Protocol, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import AdamW, Optimizer
+
+from unveil.core.denoiser import Denoiser
+from unveil.core.objective import Loss
+from unveil.core.rng import Streams
+from unveil.core.rng import key as hash_of
+from unveil.model.config import TrainConfig
+from unveil.train.batch_preparation import on
+from unveil.train.data_order import Batch, Even, Steps
+from unveil.train.ema import Ema
+from unveil.train.learner import Learner
+from unveil.train.lr_schedule import Schedule
+from unveil.types import Condition
+
+# Beyond it AdamW's second moment, a square in float32, would overflow.
+LARGEST_NORM = 1e18
+
+
+class Objective(Protocol):
+    """What training minimises; `core.objective.Diffusion` is one."""
+
+    def __call__(
+        self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, streams: Streams, step: int
+    ) -> Loss:
+        """The loss of a batch at a training step."""
+        ...
+
+    def at(self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, t: Tensor, noise: Tensor) -> Loss:
+        """The loss at given times and noise, for validation."""
+        ...
+
+    def observe(self, process: object, t: Tensor, per_sample: Tensor) -> None:
+        """Is shown the times and losses of every finished step."""
+        ...
+
+
+class Outcome(NamedTuple):
+    """One optimiser step, the same on every process.
+
+    step: steps behind the run afterwards. loss: mean over the batch. rate: the learning rate. norm: of the
+    model's gradient before clipping. numbers, t, per_sample: (batch,) by rising number; t is NaN where the loss is
+    at no level. terms: means of the terms that are logged, NaN for one that was not there. wishes: summed over
+    processes. fault: None, or what was not finite.
+    """
+
+    step: int
+    loss: float
+    rate: float
+    norm: float
+    numbers: Tensor
+    t: Tensor
+    per_sample: Tensor
+    terms: dict[str, float]
+    wishes: list[float]
+    fault: dict[str, Any] | None = None
+
+
+class Gathered(NamedTuple):
+    """What one exchange between the processes gives; as in `Outcome`."""
+
+    numbers: Tensor
+    t: Tensor
+    per_sample: Tensor
+    loss: float
+    terms: dict[str, float]
+    wishes: list[float]
+
+
+class Wishes(Protocol):
+    """What may ask a run to stop; each entry above 0 is one reason."""
+
+    def wishes(self) -> list[float]:
+        """As many numbers each time."""
+        ...
+
+
+class TrainingModule(LightningModule):
+    """A model in training.
+
+    Attributes:
+        step: optimiser steps behind it, skipped ones included.
+        outcome: of the optimiser step that the last forward pass completed, None inside a step.
+        skipped: non-finite steps so far; `in_a_row` of them until now.
+        ema: the averaged model; made when training starts, on the device that it trains on.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        config: TrainConfig,
+        schedule: Schedule,
+        wishes: Wishes,
+        steps: Steps | None = None,
+    ) -> None:
+        super().__init__()
+        self.learner = learner
+        self.steps: Steps = steps or Even(config.batch)
+        self.model: nn.Module = learner.model
+        self.beside = learner.beside
+        self.config = config
+        self.schedule = schedule
+        self._wishes = wishes
+        self.step = self.skipped = self.in_a_row = 0
+        self.outcome: Outcome | None = None
+        self.ema: Ema[Any] | None = None
+        self.optimizer: AdamW | None = None
+        self._passes: list[tuple[list[int], Loss]] = []  # their losses are means over their parts of the step
+        self.model.train()
+        self.beside.train()
+
+    # ------------------------------------------------------------------ what Lightning calls
+
+    def configure_optimizers(self) -> Optimizer:
+        """AdamW, fused where gradients need no unscaling before it.
+
+        What is trained beside the model is a group of its own, which is clipped by itself; as AdamW looks at each
+        number alone, one optimiser of two groups is two optimisers.
+        """
+        config = self.config
+        trained = [[p for p in part.parameters() if p.requires_grad] for part in (self.model, self.beside)]
+        self.optimizer = AdamW(
+            [{"params": group} for group in trained if group],
+            lr=config.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=self.scaler is None,  # with a scaler, the fused one would hide the true gradients from us
+        )
+        return self.optimizer
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of one part of the batch; every random number in it is keyed by step and example."""
+        part = batch_idx % self.config.accumulate
+        if part == 0:
+            self.outcome = None
+            self._passes.clear()
+        # The global generator, which a network's dropout uses: a resumed run draws the same.
+        _seed(hash_of(self.config.seed, self.step, part, self.global_rank) >> 1, self.device)
+        streams = Streams(self.config.seed, batch.numbers, device=self.device)
+        loss = self.learner.loss(batch, streams, self.step, self.config.flip)
+        share = self._share(batch.numbers)
+        if share != 1:  # so that the mean over parts is that over all examples
+            loss = loss._replace(value=loss.value * share)
+        self._passes.append((batch.numbers, loss))
+        return loss.value
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Its tensors; Lightning would visit every number of the batch too."""
+        moved = {key: v.to(device) if isinstance(v, Tensor) else v for key, v in batch.raw.items()}
+        return Batch(batch.numbers, on(batch.data, device), moved)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """One step: the closure computes the gradient, which `on_before_optimizer_step` then judges."""
+        rate = self.config.lr * self.schedule(self.step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step(closure=optimizer_closure)
+        outcome = cast(Outcome, self.outcome)
+        self.step += 1
+        if outcome.fault is None:
+            self.in_a_row = 0
+            self.average.update()
+            self.learner.observe(self.step, outcome.t, outcome.per_sample)
+        elif not outcome.fault["rescaled"]:
+            self.in_a_row += 1
+            self.skipped += 1
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clips the gradient, or takes it away on every process when loss or gradient is not finite.
+
+        Without gradients the optimiser leaves weights and moments as they are.
+        """
+        found = self._gathered()
+        groups = [[p for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
+        gradients = [[cast(Tensor, p.grad) for p in group] for group in groups]
+        norms = [torch.nn.utils.get_total_norm(group).item() if group else 0.0 for group in gradients]
+        fault = None
+        if not (math.isfinite(found.loss) and all(norm < LARGEST_NORM for norm in norms)):
+            fault = self._fault(found, max(norms, key=lambda norm: (not math.isfinite(norm), norm)))
+            for parameter in (p for group in groups for p in group):
+                parameter.grad = None
+        elif self.config.clip:
+            for group, norm in zip(gradients, norms, strict=True):
+                if norm > self.config.clip:
+                    torch._foreach_mul_(group, self.config.clip / norm)  # pyright: ignore[reportPrivateImportUsage]
+        rate = optimizer.param_groups[0]["lr"]
+        self.outcome = Outcome(
+            self.step + 1, found.loss, rate, norms[0], found.numbers, found.t, found.per_sample, found.terms,
+            found.wishes, fault,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------ ours
+
+    @property
+    def average(self) -> Ema[Any]:
+        """The running average, which exists once training has started."""
+        assert self.ema is not None
+        return self.ema
+
+    def start_average(self) -> None:
+        """Makes the running average, once the model is on the device that it trains on."""
+        self.ema = Ema(self.model, self.config.ema)
+
+    @property
+    def scaler(self) -> Any | None:
+        """The loss scaler of 16-bit training, if there is one."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
+
+    def _gathered(self) -> Gathered:
+        """The step's examples from all processes by number, the mean loss and terms, and the wishes to stop."""
+        numbers = torch.tensor([n for found, _ in self._passes for n in found], dtype=torch.float64)
+        t = torch.cat([loss.t.double().cpu() for _, loss in self._passes])
+        per_sample = torch.cat([loss.per_sample.flatten() for _, loss in self._passes]).cpu().double()
+        value = torch.stack([loss.value.detach() for _, loss in self._passes]).cpu().double().mean()
+        terms = torch.tensor([self._term(name) for name in self.learner.logged], dtype=torch.float64)
+        wishes = torch.tensor(self._wishes.wishes(), dtype=torch.float64)
+        if self.trainer.world_size > 1:  # one exchange a step: everything that all must agree on
+            longest = self._longest()
+            columns = [F.pad(column, (0, longest - len(numbers)), value=-1.0) for column in (numbers, t, per_sample)]
+            mine = torch.cat([*columns, value[None], terms, wishes]).to(self.device)
+            every = [torch.empty_like(mine) for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather(every, mine)
+            sizes = [longest] * 3 + [1, len(terms), len(wishes)]
+            columns = [torch.stack(column) for column in zip(*(v.cpu().split(sizes) for v in every), strict=True)]
+            there = columns[0].flatten() >= 0
+            numbers, t, per_sample = (column.flatten()[there] for column in columns[:3])
+            value, terms, wishes = columns[3].mean(), columns[4].mean(0), columns[5].sum(0)
+        order = numbers.argsort()
+        named = dict(zip(self.learner.logged, terms.tolist(), strict=True))
+        return Gathered(numbers[order].long(), t[order], per_sample[order], value.item(), named, wishes.tolist())
+
+    def _share(self, numbers: list[int]) -> float:
+        """How many examples a part of the step has, in multiples of the mean part's."""
+        parts = self.config.accumulate * self._world
+        return 1.0 if parts == 1 else len(numbers) * parts / len(self.steps.examples(self.step))
+
+    def _longest(self) -> int:
+        """Of all processes, the most examples that one has of this step."""
+        return max(len(self.steps.examples(self.step, rank, self._world)) for rank in range(self._world))
+
+    @property
+    def _world(self) -> int:
+        return self.trainer.world_size
+
+    def _term(self, name: str) -> float:
+        """The mean of a term over this process's parts of the batch; NaN where it is not there."""
+        found = [loss.terms[name].cpu().double().mean().item() for _, loss in self._passes if name in loss.terms]
+        return sum(found) / len(found) if found else math.nan
+
+    def _fault(self, found: Gathered, norm: float) -> dict[str, Any]:
+        """What a person needs to find the cause of a non-finite step."""
+        loss, bad = found.loss, ~found.per_sample.isfinite()
+        chosen = bad if bool(bad.any()) else torch.ones_like(bad)
+        levels = found.t[chosen]
+        # An overflow of scaled 16-bit gradients is how the scaler finds its scale, until there is none left to lower.
+        rescaled = self.scaler is not None and math.isfinite(loss) and self.scaler.get_scale() > 1
+        return {
+            "what": "gradient" if math.isfinite(loss) else "loss",
+            "loss": str(loss),
+            "grad_norm": str(norm),
+            **({} if bool(levels.isnan().all()) else {"t": [levels.min().item(), levels.max().item()]}),
+            "examples": found.numbers[chosen].tolist(),
+            "grad_norms": module_norms(self.model),
+            "rescaled": rescaled,
+        }
+
+
+def module_norms(model: nn.Module, most: int = 12) -> dict[str, str]:
+    """The gradient norm of each part of a model, non-finite and largest ones first."""
+    parts: dict[str, list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            parts.setdefault(".".join(name.split(".")[:4]), []).append(parameter.grad)
+    norms = {name: torch.nn.utils.get_total_norm(found).item() for name, found in parts.items()}
+    worst = sorted(norms.items(), key=lambda entry: (math.isfinite(entry[1]), -entry[1]))
+    return {name: f"{norm:.4g}" for name, norm in worst[:most]}
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Sets the global generators that matter; `torch.manual_seed` spends a millisecond on those of absent devices."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)

@@ -1,0 +1,223 @@
+"""What a run writes down as it goes: metrics.jsonl, TensorBoard events, a line or a bar for whoever watches."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unveil.io.files import write_atomically
+
+BINS = 10  # equal parts of t in [0, 1]
+log = logging.getLogger("unveil.train")
+
+
+class Window:
+    """Sums over the optimiser steps since the last line of the log; part of a checkpoint."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.loss = self.norm = 0.0
+        self.bin_sums = [0.0] * BINS
+        self.bin_counts = [0] * BINS
+        self.terms: dict[str, list[float]] = {}  # by name: the sum, and of how many steps
+
+    def add(
+        self, loss: float, norm: float, t: Tensor, per_sample: Tensor, terms: Mapping[str, float] | None = None
+    ) -> None:
+        """Counts a finite step; a t of NaN is at no level, a term of NaN is not there."""
+        self.steps += 1
+        self.loss += loss
+        self.norm += norm
+        for name, value in (terms or {}).items():
+            if not math.isnan(value):
+                before = self.terms.get(name, [0.0, 0])
+                self.terms[name] = [before[0] + value, before[1] + 1]
+        levelled = ~t.isnan()
+        t, per_sample = t[levelled], per_sample[levelled]
+        place = (t * BINS).long().clamp(0, BINS - 1)
+        sums = torch.zeros(BINS, dtype=torch.float64).index_add_(0, place, per_sample)
+        self.bin_sums = [a + b for a, b in zip(self.bin_sums, sums.tolist(), strict=True)]
+        counts = torch.bincount(place, minlength=BINS).tolist()
+        self.bin_counts = [a + b for a, b in zip(self.bin_counts, counts, strict=True)]
+
+    def means(self) -> dict[str, Any]:
+        """Mean loss and gradient norm, the loss by noise level, the terms; None where there was nothing.
+
+        Where every loss was at no level, there is no `loss_by_t`.
+        """
+        some = self.steps > 0
+        bins = [s / n if n else None for s, n in zip(self.bin_sums, self.bin_counts, strict=True)]
+        means: dict[str, Any] = {
+            "loss": self.loss / self.steps if some else None,
+            "grad_norm": self.norm / self.steps if some else None,
+        }
+        if any(self.bin_counts) or not some:
+            means["loss_by_t"] = bins
+        return means | {name: total / count for name, (total, count) in self.terms.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Everything, as plain values; floats survive JSON exactly."""
+        return dict(vars(self))
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint."""
+        for name in vars(self):
+            setattr(self, name, state.get(name, {}) if name == "terms" else state[name])
+
+
+class Journal:
+    """metrics.jsonl, one object a line, and the same numbers as TensorBoard events.
+
+    A full disk or a broken event writer is reported once and never stops the run.
+
+    Args:
+        run: the run's folder.
+        after: lines of later steps are dropped, those a killed run wrote after its last checkpoint.
+    """
+
+    def __init__(self, run: Path, after: int) -> None:
+        self.path = run / "metrics.jsonl"
+        self._events: Any = None
+        self._broken: set[str] = set()
+        if self.path.exists():
+            kept = [line for line in self.path.read_text("utf-8").splitlines() if _step_of(line) <= after]
+            write_atomically(self.path, "".join(line + "\n" for line in kept))
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._events = SummaryWriter(str(run / "events"), purge_step=after + 1)
+        except Exception as problem:  # whatever an event writer does, training goes on
+            self._report("TensorBoard events", problem)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Appends a line; its numbers become events named as its keys."""
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+        except OSError as problem:
+            self._report(str(self.path), problem)
+        if self._events is None:
+            return
+        try:
+            for name, value in _flat(line):
+                self._events.add_scalar(name, value, line["step"])
+        except Exception as problem:
+            self._report("TensorBoard events", problem)
+            self._events = None
+
+    def close(self) -> None:
+        """Writes out what is buffered."""
+        with suppress(Exception):
+            if self._events is not None:
+                self._events.close()
+
+    def _report(self, what: str, problem: Exception) -> None:
+        if what not in self._broken:
+            self._broken.add(what)
+            log.warning("%s: not written any more (%s); training goes on", what, problem)
+
+
+class Display:
+    """Progress on stderr: a bar with speed and time left on a terminal, plain lines elsewhere.
+
+    Nothing is shown when the logger "unveil" is set above WARNING.
+    """
+
+    def __init__(self, total: int, begun_at: int, every_seconds: float = 10.0) -> None:
+        self.total, self._first = total, begun_at
+        self._begun = time.monotonic()
+        self._next = self._begun + min(every_seconds, 2.0)
+        self._every = every_seconds
+        self._shown = log.isEnabledFor(logging.WARNING)
+        self._bar: Any = None
+        if self._shown and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+            text = TextColumn("{task.fields[facts]}")
+            self._bar = Progress(
+                TextColumn("training"), BarColumn(), MofNCompleteColumn(), text, console=Console(stderr=True)
+            )
+            self._task = self._bar.add_task("training", total=total, completed=begun_at, facts="")
+            self._bar.start()
+
+    def step(self, step: int, facts: Mapping[str, Any]) -> None:
+        """Shows where the run stands, now and then."""
+        if not self._shown:
+            return
+        now = time.monotonic()
+        if self._bar is None and now < self._next and step < self.total:
+            return
+        self._next = now + self._every
+        speed = (step - self._first) / max(now - self._begun, 1e-9)
+        parts = [f"{name} {_short(value)}" for name, value in facts.items() if value is not None]
+        parts += [f"{speed:.3g} steps/s", f"{duration((self.total - step) / max(speed, 1e-9))} left"]
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, facts=", ".join(parts))
+        else:
+            self.say(f"step {step}/{self.total}: {', '.join(parts)}")
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        if self._shown and self._bar is not None:
+            self._bar.console.print(text, highlight=False)
+        elif self._shown:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Gives the terminal back."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a person: 42 s, 3 min 10 s, 2 h 5 min."""
+    whole = max(round(seconds), 0)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def guarded(what: str, action: Any) -> Any:
+    """Runs what a run can do without (pictures, plots); a fault is a warning. Returns None after one."""
+    try:
+        return action()
+    except Exception as problem:  # hours of training are worth more than a picture
+        log.warning("%s: left out (%s: %s); training goes on", what, type(problem).__name__, problem)
+        return None
+
+
+def _flat(line: Mapping[str, Any]) -> list[tuple[str, float]]:
+    found: list[tuple[str, float]] = []
+    for name, value in line.items():
+        values: Sequence[Any] = value if isinstance(value, list) else [value]
+        for place, number in enumerate(values):
+            if (
+                isinstance(number, int | float)
+                and not isinstance(number, bool)
+                and math.isfinite(number)
+                and name != "step"
+            ):
+                found.append((f"{name}/{place}" if isinstance(value, list) else name, float(number)))
+    return found
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # a line that a crash cut short
+        return math.inf
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

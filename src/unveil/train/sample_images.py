@@ -1,0 +1,116 @@
+"""What a run shows: samples laid out on a sheet, and its curves; drawn without a display."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unveil.io import images
+from unveil.io.files import write_atomically
+from unveil.types import ShapeError
+
+# What a line of the log holds whatever is trained
+COMMON = {"step", "loss", "grad_norm", "loss_by_t", "lr", "skipped", "steps_per_second"}
+
+
+def sheet(samples: Tensor, columns: int | None = None) -> bytes:
+    """A PNG of samples (B, C, H, W) in [-1, 1], C of 1 or 3, side by side with a margin; of clips, a row of each.
+
+    Small ones are enlarged pixel by pixel, so that an 8 x 8 digit can be seen and nothing is smoothed away.
+
+    Raises:
+        ShapeError: neither pictures nor clips.
+    """
+    if samples.ndim not in (4, 5) or samples.shape[1] not in (1, 3):
+        raise ShapeError(f"samples {tuple(samples.shape)}: a sheet needs (B, 1 or 3, H, W) or (B, 1 or 3, T, H, W)")
+    pixels = images.to_pixels(samples.nan_to_num(0))
+    return images.png(images.strips(pixels) if pixels.ndim == 5 else images.sheet(pixels, columns))
+
+
+def beside(hints: Sequence[Tensor], samples: Tensor) -> tuple[Tensor, int]:
+    """Each sample behind the hints that it was drawn by, and the pictures in a row of a sheet of these.
+
+    Args:
+        hints: of each control (B, 1 or 3, H, W), uint8 or in [-1, 1], of the samples' size.
+        samples: (B, 1 or 3, H, W) in [-1, 1].
+    """
+    shown = [one if one.is_floating_point() else images.to_unit(one) for one in hints]
+    every = torch.stack([one.to(samples).expand(-1, 3, -1, -1) for one in (*shown, samples)], 1)
+    across = max(1, round(math.sqrt(len(samples)) / 2)) * 2  # samples, an even number of them
+    return every.flatten(0, 1), min(across, len(samples)) * every.shape[1]
+
+
+def plot_run(lines: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+    """The curves of a metrics.jsonl: the loss, its terms or its parts by noise level, and the same held out."""
+    written: list[Path] = []
+    steps = [line for line in lines if line.get("loss") is not None and "event" not in line]  # "nan" is a fault's
+    if steps:
+        written.append(_curves(folder / "loss.png", "training loss", steps, {"loss": [s["loss"] for s in steps]}))
+        if terms := _terms(steps):
+            written.append(_curves(folder / "terms.png", "terms of the training loss", steps, terms))
+        levels = [step for step in steps if "loss_by_t" in step]
+        if levels:
+            parts = _by_level([s["loss_by_t"] for s in levels])
+            written.append(_curves(folder / "loss_by_t.png", "training loss by noise level", levels, parts))
+    held_out = [line for line in lines if line.get("validation") is not None]
+    if held_out:
+        mean = {"mean": [line["validation"] for line in held_out]}
+        levelled = all("validation_by_t" in line for line in held_out)
+        parts = _by_level([line["validation_by_t"] for line in held_out]) if levelled else {}
+        title = f"held-out loss{' by noise level' if levelled else ''}, EMA weights"
+        written.append(_curves(folder / "validation.png", title, held_out, mean | parts))
+        if all("condition_use" in line for line in held_out):
+            use = {"condition use": [line["condition_use"] for line in held_out]}
+            written.append(
+                _curves(folder / "condition_use.png", "rise of held-out loss with exchanged hints", held_out, use)
+            )
+        if all("psnr" in line for line in held_out):
+            decibels = {"PSNR": [line["psnr"] for line in held_out]}
+            written.append(_curves(folder / "psnr.png", "held-out PSNR in dB, EMA weights", held_out, decibels))
+    return written
+
+
+def _terms(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """What lines say beside what every line says; NaN where a term was not there yet."""
+    names = dict.fromkeys(name for line in lines for name in line if name not in COMMON)
+    return {name: [line.get(name, math.nan) for line in lines] for name in names}
+
+
+def _by_level(rows: Sequence[Sequence[float | None]]) -> dict[str, list[float]]:
+    count = len(rows[0])
+    return {
+        f"t {place / count:.1f} to {(place + 1) / count:.1f}": [
+            math.nan if row[place] is None else row[place] for row in rows
+        ]  # type: ignore[misc]
+        for place in range(count)
+    }
+
+
+def _curves(path: Path, title: str, lines: Sequence[Mapping[str, Any]], curves: Mapping[str, Sequence[float]]) -> Path:
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4.5), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    colours = matplotlib.colormaps["viridis"]
+    x = [line["step"] for line in lines]
+    for number, (name, y) in enumerate(curves.items()):
+        colour = "black" if name in ("loss", "mean") else colours(number / max(len(curves) - 1, 1))
+        axes.plot(x, y, label=name, color=colour, linewidth=1, marker="." if len(x) < 20 else None)
+    if all(value > 0 for y in curves.values() for value in y if not math.isnan(value)):
+        axes.set_yscale("log")
+    axes.set(title=title, xlabel="optimiser steps")
+    axes.grid(alpha=0.3)
+    if len(curves) > 1:
+        axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return write_atomically(path, file.getvalue())

@@ -1,0 +1,352 @@
+"""Training from the first step, or from wherever a run stopped, to the last."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from unveil.core.denoiser import Denoiser
+from unveil.core.variance import fixed_small
+from unveil.io.files import write_atomically
+from unveil.io.provenance import cpu_seconds
+from unveil.model import Model, checkpoint_store
+from unveil.model.config import Recipe, TrainConfig
+from unveil.train import lr_schedule
+from unveil.train.data_order import Even, Items, Numbered, Order, Steps, check_items
+from unveil.train.diffusion import Denoising
+from unveil.train.latents import shape_of
+from unveil.train.learner import Learner
+from unveil.train.metrics_logger import duration, log
+from unveil.train.precision import resolve
+from unveil.train.run_folder import RunFolder, environment
+from unveil.train.signals import INTERRUPTED, Stop
+from unveil.train.token_batching import Budget
+from unveil.train.variable_size import check_sizes, lengths
+from unveil.train.vocabulary import learn_words
+from unveil.types import Cancelled, NotWritable, OutOfResources, RecipeError
+
+if TYPE_CHECKING:  # importing Lightning takes seconds; only a run that trains pays for it
+    from lightning.pytorch import Trainer
+
+    from unveil.train.callbacks import Watch
+    from unveil.train.data_module import TrainingData
+    from unveil.train.lightning_module import Objective, TrainingModule
+
+
+def fit(
+    model: Model | Denoiser,
+    dataset: Items,
+    *,
+    objective: Objective,
+    config: TrainConfig,
+    run: Path | str,
+    held_out: Items | None = None,
+    key: str | None = None,
+    recipe: Recipe | None = None,
+) -> Path:
+    """Trains a model in a run folder, or goes on with the run that is there; returns the folder.
+
+    Training takes place on the device that the model is on, by one process, or by as many as `torchrun`
+    started. At the end the model holds the averaged weights. The same seed gives the same weights to the
+    bit, however often a run was interrupted and whatever the number of data workers.
+
+    Args:
+        model: a model, or only a denoiser round any network of your own.
+        dataset: items as dicts; `key` names the value that is learned: uint8 counts as pixels and is scaled
+            to [-1, 1], floating point of any shape is taken as it is.
+        objective: what is minimised, such as `core.objective.Diffusion()`.
+        config: the settings of training.
+        run: the folder; new, or one of the same recipe.
+        held_out: items that never train, for the held-out loss.
+        key: the item's key that is learned; None takes the model's own, "pixels" without one.
+        recipe: what the folder records; None records the settings given here.
+
+    Raises:
+        RecipeError: settings that cannot work, or a folder with a run of another recipe.
+        ShapeError: data that the model does not take.
+        NotWritable: the folder cannot be written.
+        NonFinite: too many steps in a row were not finite.
+        OutOfResources: memory ran out, the disk stayed full, or there is no compiler where one was asked for.
+        Cancelled: Ctrl-C or SIGTERM, after saving; `exit_code` is 130 or 143.
+    """
+    key = key or _key_of(model)
+    whole = _whole(model, dataset, objective, key)
+    learner = Denoising(whole, objective, key, config.batching)
+    check_items(dataset, key, learner.raw_keys, None if config.batching else shape_of(dataset, whole))
+    if config.batching is not None:
+        check_sizes(whole, dataset)
+    learn_words(whole, dataset)
+    return learn(
+        learner, dataset, config=config, run=run, held_out=held_out,
+        asked=_asked(whole, objective, config, recipe, len(dataset)),
+        lengths=None if config.tokens is None else lengths(whole, dataset),
+    )  # fmt: skip
+
+
+def learn(
+    learner: Learner,
+    dataset: Items,
+    *,
+    config: TrainConfig,
+    run: Path | str,
+    held_out: Items | None,
+    asked: Mapping[str, Any],
+    lengths: torch.Tensor | None = None,
+) -> Path:
+    """Trains whatever a learner trains, as `fit` does; the model is left with the averaged weights.
+
+    Args:
+        asked: what the folder records, as plain values; a run in the same folder must have been asked the same.
+        lengths: tokens of each item, where a step is to have so many (`train.tokens`).
+
+    Raises:
+        RecipeError, NotWritable, NonFinite, OutOfResources, Cancelled: as `fit`.
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    steps = _steps(config, lengths, len(dataset), world)
+    precision = resolve(config.precision, learner.device)
+    if config.compile:
+        learner.compile()
+    folder = RunFolder(Path(run), asked, writes=rank == 0)
+    try:
+        job = _Job(learner, dataset, config, held_out, folder, precision, rank, world, steps)
+        newest = folder.newest()
+        if newest is None or checkpoint_store.read_manifest(newest).step < config.steps:
+            newest = job.train(newest)
+        learner.load(learner.model, newest, "ema")
+        learner.model.eval()
+    finally:
+        folder.close()
+    return folder.path
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What one call of `learn` was given, checked, and where it runs."""
+
+    learner: Learner
+    dataset: Items
+    config: TrainConfig
+    held_out: Items | None
+    folder: RunFolder
+    precision: str
+    rank: int
+    world: int
+    steps: Steps
+
+    def train(self, newest: Path | None) -> Path:
+        """Goes from a checkpoint, or from the start, to the last step; returns the last checkpoint."""
+        config, learner = self.config, self.learner
+        with Stop(config.max_minutes) as stop, _quiet_lightning(), _own_generators(learner.device):
+            from unveil.train.callbacks import Watch
+            from unveil.train.data_module import TrainingData
+            from unveil.train.lightning_module import TrainingModule
+            from unveil.train.state import Saved
+
+            rate = lr_schedule.linear(config.steps, warmup=config.warmup, decay=config.decay)
+            module = TrainingModule(learner, config, rate, stop, self.steps)
+            watch = Watch(self.folder, config, stop, self.dataset)
+            if newest is not None:
+                watch.saved = Saved(newest)
+                watch.saved.into_weights(module)
+                _check_items_left(watch.saved.values["items"], len(self.dataset))
+            begun = cpu_seconds()
+            if self.rank == 0:
+                self.folder.record_start(environment(self._facts()), module.step)
+                self._show_on(watch, stop)
+            order = Order(len(self.dataset), config.seed)
+            numbered = Numbered(self.dataset, order, learner.key, learner.raw_keys, config.batching)
+            trainer = _trainer(config, self.precision, learner, watch, config.steps - module.step)
+            try:
+                _run(trainer, module, TrainingData(numbered, config, module.step, self.steps), watch)
+            finally:
+                if self.rank == 0:
+                    with contextlib.suppress(NotWritable, OutOfResources):  # the run's own error says it better
+                        self.folder.record_end(module.step, cpu_seconds() - begun)
+        return self._end(watch, module.step)
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "device": str(self.learner.device),
+            "precision": self.precision,
+            "processes": self.world,
+            "items": len(self.dataset),
+        }
+
+    def _show_on(self, watch: Watch, stop: Stop) -> None:
+        """Chooses what the run shows as it goes: held-out items, and samples where they are pictures."""
+        config, held_out = self.config, self.held_out
+        if held_out is not None and len(held_out):
+            at_once = config.batch // (self.world * config.accumulate)
+            watch.held_out = self.learner.held_out(held_out, at_once, min(len(held_out), config.batch), config.seed)
+        items = held_out if held_out is not None and len(held_out) else self.dataset
+        if (drawn := self.learner.samples(items, config.seed, stop)) is not None:
+            watch.samples, watch.columns = drawn
+
+    def _end(self, watch: Watch, step: int) -> Path:
+        """The last checkpoint, after the card is written; raises Cancelled when a signal ended the run."""
+        path, config = self.folder.path, self.config
+        if watch.ended:
+            name = "Ctrl-C" if watch.ended == INTERRUPTED else "SIGTERM"
+            stopped = Cancelled(
+                f"{path}: stopped by {name} at step {step} of {config.steps} and saved; start it again to go on"
+            )
+            stopped.exit_code = watch.ended
+            raise stopped
+        if watch.ended == 0:
+            minutes = duration(60 * (config.max_minutes or 0))
+            log.warning("%s: %s are over at step %d of %d; start it again to go on", path, minutes, step, config.steps)
+        if self.rank == 0:
+            shown = sorted(self.folder.samples.glob("step_*.png"))
+            picture = f"\n\n![samples](samples/{shown[-1].name})" if shown else ""
+            about = f"## Training\n\n{step} of {config.steps} steps of {config.amount}, seed {config.seed}.{picture}"
+            write_atomically(path / "card.md", self.learner.card(about))
+        return self.folder.checkpoints / checkpoint_store.step_name(step)
+
+
+def _run(trainer: Trainer, module: TrainingModule, data: TrainingData, watch: Watch) -> None:
+    try:
+        trainer.fit(module, datamodule=data)
+    except torch.OutOfMemoryError as problem:
+        more = 2 * module.config.accumulate
+        raise OutOfResources(
+            f"out of memory ({problem}); set train.accumulate to {more}: the same batch in smaller parts"
+        ) from problem
+    except SystemExit:  # Lightning's own answer to a SIGTERM that came before our handler was back in place
+        if watch.ended is None:
+            raise
+    finally:
+        watch.close()
+
+
+# ---------------------------------------------------------------------- what Lightning is given
+
+
+def _trainer(config: TrainConfig, precision: str, learner: Learner, watch: Watch, steps: int) -> Trainer:
+    from lightning.pytorch import Trainer
+
+    device = learner.device
+    # a discriminator has no gradients until it starts, which the exchange of gradients has to be told
+    ddp = "ddp_find_unused_parameters_true" if any(True for _ in learner.beside.parameters()) else "ddp"
+    world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return Trainer(
+        accelerator=device.type,
+        devices=local if world > 1 else [device.index or 0] if device.type == "cuda" else 1,
+        num_nodes=max(world // local, 1),
+        strategy=ddp if world > 1 else "auto",
+        precision=precision,  # type: ignore[arg-type]  # one of Lightning's names
+        max_steps=steps,
+        max_epochs=1,
+        accumulate_grad_batches=config.accumulate,
+        callbacks=[watch],
+        default_root_dir=watch.folder.path,
+        # what Lightning would do by itself and we do: logging, checkpoints, the bar, the order of the data
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+    )
+
+
+@contextlib.contextmanager
+def _own_generators(device: torch.device) -> Iterator[None]:
+    """Gives the global random generators back as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    index = torch.cuda.current_device() if device.index is None and device.type == "cuda" else device.index
+    with torch.random.fork_rng(devices=[index] if device.type == "cuda" else []):
+        yield
+    random.setstate(python)
+    np.random.set_state(numpy)
+
+
+@contextlib.contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Without Lightning's hints about what we have chosen on purpose."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\.")
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.")
+        import lightning.pytorch  # noqa: F401 - sets its loggers' levels when it is imported
+
+        loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+        before = [logger.level for logger in loggers]
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)
+
+
+# ---------------------------------------------------------------------- what is recorded and shown
+
+
+def _steps(config: TrainConfig, lengths: torch.Tensor | None, items: int, world: int) -> Steps:
+    """Which examples each step takes, all of whose parts have some."""
+    parts = world * config.accumulate
+    if config.tokens is not None and lengths is not None:
+        budget = Budget(Order(items, config.seed), lengths, config.tokens)
+        budget.split(parts)
+        return budget
+    if config.batch % parts:
+        near = max(round(config.batch / parts), 1) * parts
+        raise RecipeError(
+            f"train.batch = {config.batch}: must be a multiple of {world} processes x accumulate {config.accumulate}; "
+            f"nearest: {near}"
+        )
+    return Even(config.batch)
+
+
+def _key_of(model: Model | Denoiser) -> str:
+    config = model.config if isinstance(model, Model) else None
+    return config.key if config is not None else "pixels"
+
+
+def _whole(model: Model | Denoiser, dataset: Items, objective: Objective, key: str) -> Model:
+    if isinstance(model, Model):
+        return model
+    check_items(dataset, key, [], None)
+    shape = torch.as_tensor(dataset[0][key]).shape
+    return Model(model, shape, variance=getattr(objective, "variance", fixed_small))
+
+
+def _asked(
+    model: Model, objective: Objective, config: TrainConfig, recipe: Recipe | None, items: int
+) -> dict[str, Any]:
+    """The recipe as plain values; without one, everything that would make another run of this one."""
+    train = config.model_dump(mode="json")
+    if recipe is not None:
+        return {**recipe.model_dump(mode="json"), "train": train}
+    described = {
+        "network": type(model.denoiser.network).__qualname__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "shape": list(model.shape),
+        "process": repr(model.process),
+        "conditions": list(model.conditioners),
+    }
+    about = re.sub(
+        r"<function (?:\w+\.<locals>\.)?([\w.<>]+) at 0x[0-9a-f]+>|<([\w.]+) object at 0x[0-9a-f]+>",
+        r"\1\2",
+        repr(objective),
+    )
+    return {"items": items, "model": described, "objective": about, "train": train}
+
+
+def _check_items_left(before: int, now: int) -> None:
+    if before != now:
+        log.warning(
+            "the data set had %d items and has %d now: the order of the examples changes from here on", before, now
+        )

@@ -1,0 +1,142 @@
+"""Kinds of prompts: real clips are right by every kind, others are not, and a study of a model says so."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from unveil import load
+from unveil.analysis.prompt_benchmark import KINDS, NEGATION, Settings, clips_of, negation, of_kind, said, study_text
+from unveil.analysis.video_bench import Bench
+from unveil.analysis.video_page import text_page
+from unveil.playground.caption_parser import parse, unread
+from unveil.playground.shapes import COLOURS
+from unveil.types import RecipeError
+
+COUNT = 12
+
+
+def bench(made=None, expand=True):
+    """What clips are chosen for: the score world's size and length."""
+    found = Bench(SimpleNamespace(shape=(3, 16, 32, 32)), Settings(count=COUNT, expand=expand))
+    if made is not None:
+        found.made = made
+    return found
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_real_clips_are_right_and_others_are_not(name):
+    kind = KINDS[name]
+    items = clips_of(bench(), kind)
+    assert len(items) == COUNT
+    right = [kind.right(item, item["pixels"]) for item in items]
+    assert sum(right) >= COUNT - 1
+    others = [kind.right(item, items[n - 5]["pixels"]) for n, item in enumerate(items)]
+    assert sum(others) <= 0.75 * COUNT
+    assert not kind.right(items[0], torch.zeros(3, 16, 32, 32, dtype=torch.uint8)) or name == "ground"
+
+
+def test_every_number_of_things_is_asked_for_as_often_and_one_more_is_seen():
+    kind = KINDS["count"]
+    items = clips_of(bench(), kind)
+    asked = [len(item["attributes"]["objects"]) for item in items]
+    assert [asked.count(number) for number in (1, 2, 3)] == [COUNT // 3] * 3
+    item = items[2]
+    clip = item["pixels"].clone()
+    still = (clip == clip[:, :1, :1, :1]).all(0).all(0)  # where the ground is in every frame
+    place = next((y, x) for y in range(24) for x in range(24) if still[y : y + 8, x : x + 8].all())
+    unused = set(COLOURS) - {one["colour"] for one in item["attributes"]["objects"]}
+    colour = torch.tensor(COLOURS[min(unused)], dtype=torch.uint8)
+    clip[:, :, place[0] + 1 : place[0] + 7, place[1] + 1 : place[1] + 7] = colour[:, None, None, None]
+    assert kind.right(item, item["pixels"])
+    assert not kind.right(item, clip)
+    assert KINDS["long"].right(item, item["pixels"])
+    assert not KINDS["long"].right(item, clip)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_prompts_say_what_is_asked_of_them(name):
+    kind = KINDS[name]
+    for number, item in enumerate(clips_of(bench(), kind)):
+        text = said(item, kind, number)
+        assert not unread(text), text
+        told = parse(text)["objects"]
+        wanted = item["attributes"]["objects"]
+        assert [one["colour"] for one in told] == [one["colour"] for one in wanted]
+        assert [one["shape"] for one in told] == [one["shape"] for one in wanted]
+        assert text.isascii() == (kind.language == "en")
+        assert item["unseen"] == (name == "rare")
+
+
+def test_a_kind_is_scored_by_what_is_made():
+    kind, items = KINDS["colour"], clips_of(bench(), KINDS["colour"])
+    real = torch.stack([item["pixels"] for item in items])
+    half = torch.where(torch.arange(COUNT).view(-1, 1, 1, 1, 1) < COUNT // 2, real, torch.zeros_like(real))
+    asked = []
+
+    def made(texts, **how):
+        asked.append(texts)
+        return half
+
+    found = of_kind(kind, bench(made=made))
+    plain, expanded = found.rows
+    assert (plain.found.value, plain.ceiling) == (0.5, 1.0)
+    others = [items[n - by]["attributes"]["objects"][0]["colour"] for by in (1, 2, 3, 4) for n in range(COUNT)]
+    alike = [one == items[n % COUNT]["attributes"]["objects"][0]["colour"] for n, one in enumerate(others)]
+    assert plain.baselines["others"] == pytest.approx(sum(alike) / len(alike))
+    assert expanded.measure == "the colour, expanded by the rules"
+    assert all("camera static" in text for text in asked[1])
+    assert not any("camera static" in text for text in asked[0])
+    assert len(of_kind(KINDS["position"], bench(made=made)).rows) == 1  # dense already
+    assert len(of_kind(kind, bench(made=made, expand=False)).rows) == 1
+
+
+def test_negation_names_the_colour_that_a_clip_has_by_itself():
+    asked: list[list[str]] = []
+
+    def made(texts, first=0, negative=None):
+        assert not any(f" {colour} " in f" {text} " for text in texts for colour in COLOURS)
+        items = clips_of(bench(), KINDS["colour"])  # some clips of all colours
+        if negative is None:
+            return torch.stack([items[n - (first > 0)]["pixels"] for n in range(COUNT)])
+        asked.append(negative)
+        obeyed = [n for n, item in enumerate(items) if item["attributes"]["objects"][0]["colour"] != negative[0]]
+        return torch.stack([items[obeyed[0] if n == 0 else n]["pixels"] for n in range(COUNT)])
+
+    items = clips_of(bench(), KINDS["colour"])
+    colours = [item["attributes"]["objects"][0]["colour"] for item in items]
+    (row,) = negation(bench(made=made)).rows
+    assert asked == [colours]
+    assert row.found.value == pytest.approx(1 / COUNT)  # the first alone has another colour than the one named
+    differ = sum(one != colours[n - 1] for n, one in enumerate(colours))
+    assert row.baselines["other noise, no negative prompt"] == pytest.approx(differ / COUNT)
+
+
+@pytest.mark.slow
+def test_a_study_of_a_model_has_a_page(tmp_path):
+    model = load("playground-video")
+    settings = Settings(count=2, sampling={"steps": 1}, only=("colour", "several", NEGATION))
+    study = study_text(model, settings)
+    record = {"model": {"name": "tiny"}, "about": {}, **study.record()}
+    assert list(record["tasks"]) == ["colour", "several", NEGATION]
+    page = text_page(study, record)
+    assert "What tiny understands" in page
+    assert page.count("data:image/webp") >= 3
+    assert "<h2>Bars</h2>" not in page
+
+
+def test_kinds_that_clips_of_a_size_cannot_be_of_are_told_before_the_work():
+    small = SimpleNamespace(shape=(3, 8, 16, 16), conditioners={"prompt": None})
+    with pytest.raises(RecipeError, match=r"0 clips of 16x16x8, objects \(3,\) are what is studied: too few"):
+        study_text(small, Settings(only=("colour", "long")))
+
+
+def test_what_cannot_be():
+    with pytest.raises(RecipeError, match=r"task 'colours': must be one of colour, .*nearest: 'colour'"):
+        study_text(load("playground-video"), Settings(only=("colours",)))
+    with pytest.raises(RecipeError, match="count = 1"):
+        Settings(count=1)
+    with pytest.raises(RecipeError, match="models of clips"):
+        study_text(load("ddpm-digits"), Settings())

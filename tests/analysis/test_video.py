@@ -1,0 +1,254 @@
+"""The study of clips on answers that are known: real clips, frozen ones, cross-fades, in the place of a model's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.tasks.tiny import tiny_clips
+from unveil.analysis import video as study
+from unveil.analysis.video_bench import MOVING, Bench, Settings, stacked, text_of, thing
+from unveil.analysis.video_context_tasks import BETWEEN, ENDS, OPEN
+from unveil.analysis.video_edit_tasks import FINE
+from unveil.analysis.video_metrics import Row
+from unveil.playground import temporal_consistency
+from unveil.playground.world.rendering import TONES
+from unveil.tasks.long_video import Shot
+from unveil.types import Condition, RecipeError
+
+COUNT = 6
+
+
+class Known(Bench):
+    """A bench whose clips come from a function of its own instead of a model: of how often it was asked, and texts."""
+
+    def __init__(self, answer: Callable[[int, Sequence[str]], Tensor], **changes: Any) -> None:
+        super().__init__(tiny_clips(), Settings(count=COUNT, strengths=(0.5, 0.7), **changes))
+        self.answer, self.asked = answer, 0
+
+    def made(self, texts: Sequence[str], *_: Any, **__: Any) -> Tensor:
+        self.asked += 1
+        return self.answer(self.asked - 1, texts)
+
+    filmed = made
+
+
+def rows(found: study.Found) -> dict[str, Row]:
+    return {row.measure: row for row in found.rows}
+
+
+def chosen(motions: Sequence[str] | None = None) -> Tensor:
+    bench = Known(lambda *_: torch.empty(0))
+    return stacked(bench.items(motions) if motions else bench.items())
+
+
+def test_texts_say_what_is_true_and_what_is_to_be_changed():
+    for item in Known(lambda *_: torch.empty(0)).items():
+        own, ground = thing(item), item["attributes"]["ground"]
+        words = text_of(item)
+        assert all(own[name] in words for name in ("colour", "shape", "size"))
+        assert f"on {ground}" in words
+        assert "on purple" in text_of(item, ground="purple")
+        assert "white" in text_of(item, colour="white")
+
+
+def test_pairs_are_of_one_ground_and_two_colours_and_no_clip_is_there_twice():
+    pairs = Known(lambda *_: torch.empty(0)).pairs()
+    assert len(pairs) == COUNT
+    for one, other in pairs:
+        assert one["attributes"]["ground"] == other["attributes"]["ground"]
+        assert thing(one)["colour"] != thing(other)["colour"]
+        assert {thing(one)["motion"], thing(other)["motion"]} <= set(MOVING)
+    every = [item["pixels"] for pair in pairs for item in pair]
+    assert not any(torch.equal(a, b) for n, a in enumerate(every) for b in every[n + 1 :])
+
+
+def test_real_clips_go_on_as_pictures_should_and_frozen_ones_do_not():
+    real = chosen()
+    good = rows(study.TASKS["picture"](Known(lambda *_: real)))
+    assert good["colour kept"].found.value == good["colour kept"].ceiling == 1
+    assert good["motion as asked"].found.value == good["motion as asked"].ceiling
+    assert good["the picture comes out to the bit"].found.value == 1
+    still = real[:, :, :1].repeat(1, 1, 16, 1, 1)
+    frozen = rows(study.TASKS["picture"](Known(lambda *_: still)))
+    assert frozen["colour kept"].met
+    assert (
+        frozen["motion as asked"].found.value
+        < 0.5
+        == frozen["motion as asked"].baselines["freeze"] + (0.5 - frozen["motion as asked"].found.value)
+    )
+    other = rows(study.TASKS["picture"](Known(lambda *_: real.roll(1, 0))))
+    assert other["the picture comes out to the bit"].found.value == 0
+    assert not other["colour, shape and motion"].found.value > 0.3
+
+
+def test_extensions_are_measured_on_what_was_made_against_freezing():
+    real = chosen(MOVING)
+    true = rows(study.TASKS["extend"](Known(lambda *_: real)))
+    for way in ("forward", "backward"):
+        row = true[f"{way}: error over that of freezing"]
+        assert row.found.value < 0.02
+        assert row.met
+        assert row.ceiling is not None
+        assert row.ceiling < 0.15
+        assert true[f"{way}: colour and shape kept"].found.value == 1
+
+    def frozen(asked: int, _: Sequence[str]) -> Tensor:
+        ahead = torch.cat([real[:, :, :8], real[:, :, 7:8].repeat(1, 1, 8, 1, 1)], dim=2)
+        back = torch.cat([real[:, :, 8:9].repeat(1, 1, 8, 1, 1), real[:, :, 8:]], dim=2)
+        return back if asked else ahead
+
+    still = rows(study.TASKS["extend"](Known(frozen)))
+    for way in ("forward", "backward"):
+        row = still[f"{way}: error over that of freezing"]
+        assert row.found.value == pytest.approx(1, abs=0.05)
+        assert not row.met
+        assert still[f"{way}: error of places"].found.value > 1
+
+
+def test_a_circle_has_no_seam_and_a_clip_that_begins_again_has_one():
+    real = chosen(("bounce", "orbit"))
+    there_and_back = torch.cat([real[:, :, :8], real[:, :, 1:8].flip(2), real[:, :, :1]], dim=2)
+
+    def closing(asked: int, _: Sequence[str]) -> Tensor:
+        if asked == 0:
+            return there_and_back
+        part = real[:, :, :OPEN]
+        held = part[:, :, -1:].repeat(1, 1, BETWEEN, 1, 1)
+        return torch.cat([part[:, :, -ENDS:], held, part[:, :, :ENDS]], dim=2) if asked == 2 else real
+
+    found = rows(study.TASKS["loop"](Known(closing)))
+    ring, bridge = (row for name, row in found.items() if "over the median step" in name)
+    assert ring.found.value < 1.01
+    assert ring.met
+    assert ring.ceiling is not None
+    assert ring.ceiling < 1.6
+    assert ring.baselines["same model, no ring"] == ring.baselines["real clip again"]
+    cut = bridge.baselines["hard cut"]
+    assert cut > 3
+    assert bridge.found.value == pytest.approx(cut), "standing still and then jumping is a cut, a little later"
+    assert not bridge.met
+    whole = torch.cat([real[:, :, OPEN - ENDS :], real[:, :, :2], real[:, :, :ENDS]], dim=2)
+    goes_on = rows(study.TASKS["loop"](Known(lambda asked, _: whole if asked == 2 else real)))
+    way = goes_on["bridge: largest step of what closes the loop over the median step"]
+    assert way.found.value < cut / 2
+
+
+@pytest.mark.parametrize("made", ["nothing", "still", "noise"])
+def test_what_does_not_go_round_is_no_ring(made):
+    real = chosen(("bounce", "orbit"))
+    clips = {
+        "nothing": torch.zeros_like(real),
+        "still": real[:, :, :1].expand_as(real),
+        "noise": torch.randint(0, 256, real.shape, generator=torch.Generator().manual_seed(1), dtype=torch.uint8),
+    }[made]
+    found = rows(study.TASKS["loop"](Known(lambda asked, _: clips if asked == 0 else real)))
+    ring = found["ring: step at the seam over the median step"]
+    assert not ring.met
+    assert ring.found.value >= ring.baselines["a frame held"] > 3
+    assert found["ring: clips whose seam is within the bar"].found.value < 0.1
+
+
+def test_cuts_and_fades_connect_as_the_table_says():
+    pairs = Known(lambda *_: torch.empty(0)).pairs()
+    first, last = (stacked([pair[side] for pair in pairs]) for side in (0, 1))
+
+    def cut(asked: int, _: Sequence[str]) -> Tensor:
+        parts = (first[:, :, :8], last[:, :, 8:]) if asked else (first[:, :, -ENDS:], last[:, :, :ENDS])
+        if asked:
+            return torch.cat(parts, dim=2)
+        return torch.cat([parts[0], first[:, :, -1:].repeat(1, 1, BETWEEN, 1, 1), parts[1]], dim=2)
+
+    found = rows(study.TASKS["connect"](Known(cut)))
+    for name in ("bridge", "blend"):
+        assert found[f"{name}: ends equal the given clips to the bit"].found.value == 1
+        change = found[f"{name}: largest change from frame to frame over the median one"]
+        assert change.found.value > 2
+        assert not change.met
+        assert change.ceiling is not None
+        assert change.ceiling < 1.2
+        assert change.baselines["cross-fade"] < change.baselines["hard cut"] or name == "bridge"
+        things = found[f"{name}: frames between that show one thing"]
+        assert things.baselines["cross-fade"] < things.found.value == 1
+    wrong = rows(study.TASKS["connect"](Known(lambda asked, _: cut(asked, _).flip(0))))
+    assert wrong["bridge: ends equal the given clips to the bit"].found.value < 1
+
+
+def test_an_edit_that_changes_nothing_keeps_all_and_one_that_recolours_applies():
+    real = chosen(MOVING)
+    same = rows(study.TASKS["edit"](Known(lambda *_: real)))
+    assert same["new colour"].found.value == 0
+    assert same["shape kept"].found.value == same["shape kept"].ceiling
+    assert same["ground kept"].found.value == 1
+    assert same["error of places"].found.value == 0
+    assert same["new colour falls by, from strength to strength"].found.value == 0
+
+    def grounded(asked: int, _: Sequence[str]) -> Tensor:
+        ahead = torch.stack([temporal_consistency.region(clip, 0) for clip in real])
+        items = Known(lambda *_: torch.empty(0)).items(MOVING)
+        names = list(TONES)
+        tones = [TONES[names[(names.index(one["attributes"]["ground"]) + 2) % len(names)]] for one in items]
+        new = torch.tensor(tones, dtype=torch.uint8).view(-1, 3, 1, 1, 1)
+        return torch.where(ahead, real, new) if asked else real
+
+    applied = rows(study.TASKS["ground"](Known(grounded)))
+    assert applied["new ground"].found.value == 1
+    assert applied["new ground"].met
+    assert applied["colour kept"].found.value > 0.8
+    fallen = rows(study.TASKS["ground"](Known(lambda asked, texts: grounded(1 - asked, texts))))
+    row = fallen["new ground falls by, from strength to strength"]
+    assert row.found.value == 1
+    assert not row.met
+
+
+def test_other_sizes_have_clips_and_texts_of_their_own():
+    sizes = ((12, 24, 48), (1, 32, 32))
+    bench = Known(lambda *_: torch.empty(0), sizes=sizes)
+    for size in (*sizes, FINE):
+        items = bench.world(size)
+        assert len(items) == COUNT
+        assert all(tuple(item["pixels"].shape) == (3, *size) for item in items)
+        assert not any(item["unseen"] for item in items)
+    answers = [stacked(bench.world(size)) for size in sizes]
+    found = rows(study.TASKS["sizes"](Known(lambda asked, _: answers[asked], sizes=sizes)))
+    assert found["12 frames of 48x24: colour, shape and motion"].found.value > 0.8
+    assert found["12 frames of 48x24: one thing in every frame"].found.value == 1
+    assert found["pictures of 32x32: colour and shape"].found.value > 0.8
+    fine = stacked(bench.world(FINE))
+    tiled = torch.nn.functional.interpolate(fine.flatten(0, 1).float(), scale_factor=0.5).to(torch.uint8)
+    tiled = tiled.view(COUNT, 3, 16, 32, 32).repeat(1, 1, 1, 2, 2)
+    found = rows(study.TASKS["twice"](Known(lambda asked, _: tiled if asked else fine)))
+    assert found["places scaled: one thing in every frame"].met
+    assert found["places as they are: one thing in every frame"].found.value == 0, "four instead of one"
+
+
+def test_places_of_a_finer_grid_lie_in_the_trained_one(monkeypatch: pytest.MonkeyPatch):
+    model, told = tiny_clips(), list[Condition]()
+    network: Any = model.denoiser.network
+    forward = network.forward
+    monkeypatch.setattr(network, "forward", lambda x, t, c: told.append(c) or forward(x, t, c))
+    bench = Bench(model, Settings(count=2))
+    frames, height, width = model.shape[1:]
+    shot = Shot(frames, (2 * height, 2 * width), window=frames, spacing=0.5)
+    bench.filmed(["a red circle", "a blue square"], lambda rows: shot)
+    places = told[0].places
+    assert places is not None
+    assert places[0].tolist() == [[0, -0.25, -0.25], [1, 0.5, 0.5]]
+    # the mean place of the finer grid is that of the model's own
+    assert np.mean([-0.25 + 0.5 * n for n in range(8)]) == np.mean(range(4))
+
+
+def test_settings_and_models_that_do_not_fit_are_refused():
+    with pytest.raises(RecipeError, match="task 'extnd': must be one of picture, extend"):
+        study.study_video(tiny_clips(), Settings(count=2, only=("extnd",)))
+    with pytest.raises(RecipeError, match="strengths"):
+        Settings(strengths=(0.5, 0.4), strength=0.5)
+    with pytest.raises(RecipeError, match="at least 2 clips"):
+        Settings(count=1)
+    with pytest.raises(RecipeError, match="ask for fewer"):
+        Known(lambda *_: torch.empty(0)).items(("orbit",), 500)

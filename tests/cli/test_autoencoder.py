@@ -1,0 +1,92 @@
+"""Autoencoders on the command line: trained, gone on with, judged, and refused where they cannot serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Cli, tree
+from unveil.evaluate.report import Report
+
+TINY = [
+    "data={kind: digits}", "shape=[1, 8, 8]", "codec.patch=2", "codec.channels=8", "train.steps=6", "train.warmup=2",
+    "train.batch=8", "train.precision=float32", "train.sample_every=0", "train.validate_every=0",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A run of a tiny vq-fashion on digits."""
+    from unveil.cli.commands import run
+
+    folder = tmp_path_factory.mktemp("runs") / "vq"
+    assert run(["train", "vq-fashion", *TINY, "codec.codes=16", "--run", str(folder), "--quiet"]) == 0
+    return folder
+
+
+def test_a_run_is_trained_and_said_how_to_judge(cli: Cli):
+    done = cli("train", "ae-fashion", *TINY, "--run", "run")
+    assert done.code == 0, done.err
+    assert "unveil evaluate run" in done.out
+    again = cli("train", "run", "--json")
+    assert again.code == 0, again.err
+    assert again.json["step"] == 6
+
+
+def test_a_run_is_judged(cli: Cli, trained: Path, tmp_path: Path):
+    done = cli("evaluate", trained, "--out", "report", "--json")
+    assert done.code == 0, done.err
+    results = done.json["results"]
+    assert {"psnr", "perceptual", "rfid", "codebook", "latents"} <= results.keys()
+    assert done.json["missing"].keys() == {"ssim"}
+    assert results["latents"]["deviation"] == pytest.approx(1, abs=0.1)
+    report = Report.load(tmp_path / "report/report.json")
+    assert report.about["training"]["to_step"] == 6
+    assert report.protocol["features"]["name"] == "digits"
+    assert (tmp_path / "report/report.html").is_file()
+    assert cli("evaluate", trained, "--out", "report").code == 5, "written over"
+
+
+def test_it_is_told_what_it_is(cli: Cli, trained: Path):
+    shown = cli("inspect", "model", trained).out
+    assert "a training checkpoint at step 6" in shown
+    assert "pictures     pixels of shape (1, 8, 8)" in shown
+    assert "codec        vq, channels 8" in shown
+    assert "network" not in shown
+    listed = cli("recipes", "list").out
+    assert all(name in listed for name in ("ae-fashion", "vq-fashion", "ae-kl-f8", "vq-f4"))
+    assert "kind: vq" in cli("recipes", "show", "vq-f4").out
+    cited = cli("recipes", "cite", "ae-kl-f8").out
+    for source in ("2112.10752", "1801.03924", "1611.07004", "1705.02894", "eq. 7 (arXiv:2012.09841)"):
+        assert source in cited
+    assert "1801.03924" not in cli("recipes", "cite", "ae-fashion").out
+
+
+def test_a_dry_run_writes_nothing(cli: Cli, tmp_path: Path):
+    done = cli("train", "ae-fashion", *TINY, "--dry-run", "loss.discriminator={layers: 1, width: 4, start: 3}")
+    assert done.code == 0, done.err
+    assert "ae-fashion: nothing was written" in done.out
+    assert tree(tmp_path) == {}
+    printed = cli("train", "vq-fashion", "--print-config", "train.lr=0.5")
+    assert "lr: 0.5" in printed.out
+    assert "log_scale: null" in printed.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["train", "ae-fashion", "codec.z_chanels=2"], 2, "nearest: 'z_channels'"),
+        (["train", "ae-kl-f8", "data={kind: digits}", "shape=[1, 8, 8]", "loss.discriminator=null"], 2, "lpips"),
+        (["train", "ae-fashion", "shape=[1, 30, 30]"], 2, "28 or 32"),
+        (["inspect", "process", "ae-fashion"], 2, "`unveil evaluate RUN`"),
+        (["sample", "{run}"], 1, "an autoencoder, which makes no pictures by itself"),
+        (["evaluate", "ddpm-digits", "--recipe", "ae-fashion"], 1, "holds no autoencoder"),
+    ],
+)
+def test_what_cannot_work_is_named_and_nothing_written(cli: Cli, trained: Path, tmp_path: Path, arguments, code, said):
+    done = cli(*(word.format(run=trained) if word == "{run}" else word for word in arguments))
+    assert done.code == code, done.err
+    assert said in done.err
+    assert "Traceback" not in done.err
+    assert tree(tmp_path) == {}

@@ -1,0 +1,93 @@
+"""A small model of clips on the command line: trained, and judged by prompts of the score world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Cli, tree
+from unveil.analysis import video as study
+from unveil.evaluate.report import Report
+
+SMALL = ("train.steps=1", "train.warmup=0", "train.batch=2", "data.count=500", "data.held_out=20")
+OFF = (
+    "train.save_every=0",
+    "train.sample_every=0",
+    "train.validate_every=0",
+    "sample.steps=2",
+    "train.precision=float32",
+)
+
+
+@pytest.mark.slow
+def test_a_model_of_clips_is_judged(cli: Cli):
+    assert cli("train", "playground-video", "--small", "--run", "run", *SMALL, *OFF, "--quiet").code == 0
+    asked = ("--list", "validation", "--samples", 6, "--dtype", "bfloat16")
+    done = cli("evaluate", "run", *asked, "--json")
+    assert done.code == 0, done.err
+    found = done.json["results"]["clips"]
+    assert list(found) == ["validation"]
+    assert found["validation"]["count"] == 6
+    assert found["validation"]["real_clips"]["colour"] == 1
+    report = Report.load("run")
+    assert (report.protocol["precision"], report.protocol["batch"], report.protocol["prompts"]) == ("bfloat16", 16, 6)
+    [checkpoint] = Path("run/checkpoints").glob("step*")
+    done = cli("evaluate", checkpoint, *asked, "--out", "judged")
+    assert done.code == 0, done.err
+    assert "all as asked, validation" in done.out
+    assert sorted(tree(Path("judged"))) == ["report.html", "report.json"]
+    assert cli("evaluate", "run", "--list", "seen", "--out", "judged").code == 5, "written over"
+    refused = cli("evaluate", "run", "--list", "heldout", "--force")
+    assert refused.code == 2
+    assert "held-out" in refused.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tasks", [("picture", "twice"), pytest.param((), marks=pytest.mark.release)])
+def test_the_command_writes_a_page_of_its_tasks(cli: Cli, tasks: tuple[str, ...]):
+    small = ("train.steps=1", "train.warmup=0", "train.batch=2", "train.precision=float32", "data.count=500")
+    off = ("train.save_every=0", "train.sample_every=0", "train.validate_every=0", "data.held_out=20")
+    assert cli("train", "playground-video", "--small", "--run", "run", *small, *off, "--quiet").code == 0
+    done = cli("study", "video", "run", "--quick", "--json", *(word for name in tasks for word in ("--task", name)))
+    assert done.code == 0, done.err
+    assert list(done.json["tasks"]) == list(tasks or study.TASKS)
+    page = Path("run/video.html").read_text("utf-8")
+    assert page.count("data:image/webp;base64,") >= len(tasks or study.TASKS)
+    assert "Twice the resolution" in page
+    assert cli("study", "video", "run", "--quick").code == 5, "written over"
+    assert cli("study", "video", "run", "--size", "16x24", "--force").code == 2
+    assert cli("study", "video", "ddpm-digits", "--out", "other").code == 2
+
+
+def test_models_of_other_sizes_stand_beside_it(cli: Cli):
+    for name, width in (("small", 24), ("large", 48)):
+        sizes = (f"network.width={width}", "network.heads=1", "network.depth=1", "network.context_width=16")
+        assert cli("train", "playground-video", "--small", "--run", name, *SMALL, *OFF, *sizes, "--quiet").code == 0
+    quick = ("--quick", "--law", "corridor", "--law", "space", "--count", 2, "--json")
+    small = cli("study", "world", "small", *quick)
+    assert small.code == 0, small.err
+    assert "Models of other sizes" not in Path("small/world.html").read_text("utf-8")
+    done = cli("study", "world", "large", *quick, "--beside", "small/world.json")
+    assert done.code == 0, done.err
+    assert done.json["about"]["parameters"] > small.json["about"]["parameters"]
+    [other] = done.json["beside"]
+    assert other["parameters"] == small.json["about"]["parameters"]
+    walks = other["tasks"]["corridor"]["A world that obeys a word: walks as asked, from words"]
+    assert walks["found"] == small.json["tasks"]["corridor"]["rows"][0]["found"]
+    assert len(other["tasks"]["space"]) == 2, "every measure from words"
+    page = Path("large/world.html").read_text("utf-8")
+    table = page[page.index("Models of other sizes") :]
+    sizes = [one.json["about"]["parameters"] / 1e6 for one in (small, done)]
+    places = [table.index(f", {size:.2f} million, 2 clips</th>") for size in sizes]
+    assert places[0] < places[1] < table.index("data:image/png;base64,")
+    Path("other.json").write_text("{}")
+    for file, law, why in (
+        ("other.json", "corridor", "not the record of a study"),
+        ("none.json", "corridor", "cannot be read"),
+        ("small/world.json", "brush", "has corridor, space, and nothing of what is studied: brush"),
+    ):
+        refused = cli("study", "world", "large", "--quick", "--law", law, "--out", "again", "--beside", file)
+        assert refused.code == 2
+        assert f"--beside {file}: {why}" in refused.err
+    assert not Path("again").exists()

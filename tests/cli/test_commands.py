@@ -1,0 +1,296 @@
+"""The commands do what their help says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from tests.cli.conftest import Cli, tree
+from tests.io.video.tiny_videos import film
+from unveil.checkpoints import openai
+from unveil.cli import image_output
+from unveil.model import Model, build
+from unveil.model.config import Recipe, load_recipe
+from unveil.tasks.metadata import read_facts
+
+
+def pixels(path: Path) -> torch.Tensor:
+    import numpy as np
+
+    with Image.open(path) as image:
+        return torch.from_numpy(np.array(image))
+
+
+# ---------------------------------------------------------------------- sample
+
+
+def test_sample_writes_pictures_a_sheet_and_a_strip(cli: Cli, saved: Path, tmp_path: Path):
+    done = cli("sample", saved, "--label", 3, "--label", 7, "--count", 5, "--strip", "--out", "made", "--json")
+    assert done.code == 0, done.err
+    names = [f"seed0_{n:05d}.png" for n in range(5)]
+    assert sorted(tree(tmp_path)) == sorted(f"made/{name}" for name in [*names, "sheet.png", "strip.png"])
+    assert done.json["pictures"] == [f"made/{name}" for name in names]
+    assert pixels(tmp_path / "made" / names[0]).shape == (8, 8)
+    sheet = pixels(tmp_path / "made" / "sheet.png")
+    assert min(sheet.shape) > 2 * 96, "8 x 8 pictures are enlarged to be seen"
+    assert (sheet[0] == 255).all(), "and spaced"
+    strip = pixels(tmp_path / "made" / "strip.png")
+    assert strip.shape[0] > 5 * 96, "a row for each picture"
+
+
+def test_who_ends_it_in_between_keeps_what_was_drawn(
+    cli: Cli, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made, batches = image_output.generate, []
+
+    def ended(*given: Any, **named: Any) -> Any:
+        for picture in made(*given, **named):
+            if len(batches) == 4:
+                raise KeyboardInterrupt
+            batches.append(picture)
+            yield picture
+
+    monkeypatch.setattr(image_output, "generate", ended)
+    draw = ["sample", saved, "--label", 3, "--count", 6, "--batch", 2, "--out", "made"]
+    assert cli(*draw).code == 130
+    assert sorted(tree(tmp_path)) == [f"made/seed0_{n:05d}.png" for n in range(4)]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert cli(*draw, "--force").code == 0
+
+
+def test_the_sheet_of_a_folder_shows_as_many_as_can_be_seen(
+    cli: Cli, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(image_output, "SHOWN", 4)
+    assert cli("sample", saved, "--label", 3, "--count", 6, "--steps", 1, "--out", "six").code == 0
+    assert cli("sample", saved, "--label", 3, "--count", 4, "--steps", 1, "--out", "four").code == 0
+    assert len(list((tmp_path / "six").glob("seed*.png"))) == 6
+    assert (tmp_path / "six" / "sheet.png").read_bytes() == (tmp_path / "four" / "sheet.png").read_bytes()
+
+
+def test_the_strip_goes_from_noise_to_the_picture(cli: Cli, saved: Path, tmp_path: Path):
+    assert cli("sample", saved, "--label", 3, "--steps", 12, "--strip", "--out", "one.png").code == 0
+    strip, picture = pixels(tmp_path / "one.strip.png"), pixels(tmp_path / "one.png")
+    shown = strip[6:-6, 6:-6]
+    frames = [shown[::12, start : start + 96 : 12] for start in range(0, shown.shape[1], 96 + 6)]
+    assert len(frames) == 9
+    assert torch.equal(frames[-1], picture)
+    assert not torch.equal(frames[0], picture)
+
+
+def test_a_picture_is_repeated_exactly_from_its_own_record(cli: Cli, saved: Path, tmp_path: Path):
+    arguments = ["--label", 3, "--label", 7, "--count", 5, "--seed", 11, "--batch", 3, "--scale", 2, "--steps", 6]
+    assert cli("sample", saved, *arguments, "--out", "made").code == 0
+    original = tmp_path / "made" / "seed11_00004.png"
+    facts = read_facts(original)
+    assert facts["batch"] == {"first": 3, "count": 2, "given": {"label": ["7", "3"]}}
+    done = cli("sample", saved, "--like", original, "--out", "again.png")
+    assert done.code == 0, done.err
+    assert (tmp_path / "again.png").read_bytes() == original.read_bytes()
+
+
+def test_the_record_says_what_tools_show_and_nothing_of_where(cli: Cli, saved: Path, tmp_path: Path):
+    assert cli("sample", saved, "--label", 3, "--seed", 5, "--out", "one.png").code == 0
+    with Image.open(tmp_path / "one.png") as image:
+        texts = dict(image.text)  # pyright: ignore
+    assert set(texts) == {"parameters", "unveil"}
+    assert "Steps: 4, Sampler: ddim, CFG scale: 1.0, Seed: 5, Sample: 0, Size: 8x8" in texts["parameters"]
+    assert str(tmp_path) not in "".join(texts.values())
+    assert str(saved.parent) not in "".join(texts.values())
+    facts = json.loads(texts["unveil"])
+    assert len(facts["model"]["sha256"]) == 64
+    assert {"unveil", "torch", "python"} <= facts["versions"].keys()
+
+
+def test_no_metadata_leaves_nothing_to_repeat_from(cli: Cli, saved: Path, tmp_path: Path):
+    assert cli("sample", saved, "--label", 3, "--out", "one.png", "--no-metadata").code == 0
+    with Image.open(tmp_path / "one.png") as image:
+        assert not image.text  # pyright: ignore
+    done = cli("sample", saved, "--like", "one.png", "--out", "two.png")
+    assert done.code == 4
+    assert "holds no record of how it was made" in done.err
+
+
+def test_another_model_does_not_repeat_a_picture(cli: Cli, saved: Path, tmp_path: Path):
+    assert cli("sample", saved, "--label", 3, "--out", "one.png").code == 0
+    model = Model.load(saved)
+    with torch.no_grad():
+        next(model.parameters()).add_(1e-3)
+    model.save(tmp_path / "other")
+    done = cli("sample", tmp_path / "other", "--like", "one.png", "--out", "two.png")
+    assert done.code == 1
+    assert "the picture was made by 'tiny'" in done.err
+    assert "this is 'other'" in done.err
+    assert not (tmp_path / "two.png").exists()
+
+
+def test_first_picks_up_where_a_set_ended(cli: Cli, saved: Path, tmp_path: Path):
+    assert cli("sample", saved, "--label", 3, "--count", 4, "--out", "all").code == 0
+    assert cli("sample", saved, "--label", 3, "--count", 2, "--first", 2, "--out", "rest").code == 0
+    for n in (2, 3):
+        name = f"seed0_{n:05d}.png"
+        near = pixels(tmp_path / "all" / name).int() - pixels(tmp_path / "rest" / name).int()
+        assert near.abs().max() <= 1, "equal within what kernels of another batch differ by"
+
+
+# ---------------------------------------------------------------------- inspect
+
+
+def test_inspect_reads_headers_alone(cli: Cli, saved: Path, tmp_path: Path):
+    done = cli("inspect", saved, "--json")
+    assert done.code == 0, done.err
+    facts = done.json
+    assert facts["what"] == "a saved model"
+    assert facts["parameters"] == sum(p.numel() for p in Model.load(saved).parameters())
+    assert facts["model"]["shape"] == [1, 8, 8]
+    listed = cli("inspect", saved / "denoiser.safetensors", "--keys")
+    assert "network.enter.weight: F32 (16, 1, 3, 3)" in listed.out
+    assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize("overrides", [[], ["process.betas=linear"], ["process={kind: linear-vp}", "prediction=v"]])
+def test_inspect_process_draws_and_prints(cli: Cli, tmp_path: Path, overrides: list[str]):
+    done = cli("inspect", "process", "ddpm-digits", *overrides, "--json", "--count", 4)
+    assert done.code == 0, done.err
+    facts = done.json
+    assert len(facts["t"]) == 1000
+    assert facts["alpha_bar"] == sorted(facts["alpha_bar"])
+    assert all(0 <= ratio <= 1 for ratio in facts["ratio"])
+    assert facts["bits_per_dim"] == pytest.approx(facts["prior"] + sum(facts["bound"]))
+    with Image.open(tmp_path / "process.png") as image:
+        assert image.width > 800
+
+
+def test_the_table_of_a_process_is_the_published_one(cli: Cli):
+    facts = cli("inspect", "process", "ddpm-digits", "process.betas=linear", "--json", "--count", 1).json
+    assert facts["alpha_bar"][0] == pytest.approx(4.0358e-5, rel=1e-4)  # Ho et al. 2020, section 4
+    assert facts["beta"][0] == pytest.approx(0.02)
+    assert facts["beta"][-1] == pytest.approx(1e-4)
+
+
+def test_inspect_process_measures_the_bound_of_a_model(cli: Cli, saved: Path):
+    done = cli("inspect", "process", saved, "--count", 4, "--rows", 3)
+    assert done.code == 0, done.err
+    assert "on 4 held-out pictures" in done.out
+    assert done.out.count("\n") == 1 + 3 + 2
+
+
+# ---------------------------------------------------------------------- recipes, data
+
+
+def test_recipes_are_listed_shown_and_cited(cli: Cli):
+    listed = cli("recipes", "list", "--json").json["recipes"]
+    assert {"ddpm-digits", "iddpm-fashion"} <= {line["name"] for line in listed}
+    shown = cli("recipes", "show", "iddpm-fashion")
+    assert yaml.safe_load(shown.out)["variance"] == "learned-range"
+    cited = cli("recipes", "cite", "iddpm-fashion").out
+    for source in ("arXiv:2102.09672", "arXiv:2006.11239", "eq. 15", "eq. 16"):
+        assert source in cited
+
+
+def test_data_show_and_check(cli: Cli, tmp_path: Path):
+    assert cli("data", "show", "ddpm-digits", "--count", 9, "--out", "seen.png").code == 0
+    assert min(pixels(tmp_path / "seen.png").shape) > 3 * 96
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for n in range(3):
+        Image.new("RGB", (40 + n, 32), (n * 60, 0, 0)).save(folder / f"{n}.png")
+    (folder / "bad.png").write_bytes(b"")
+    before = tree(folder)
+    done = cli("data", "check", folder, "--size", 16, "--json")
+    assert done.code == 0, done.err
+    assert (done.json["found"], done.json["usable"]) == (4, 3)
+    assert done.json["unreadable"][0]["path"] == "bad.png"
+    assert "bad.png: 0 bytes" in cli("data", "check", folder, "--size", 16).out
+    assert tree(folder) == before
+
+
+def test_data_show_draws_clips(cli: Cli, tmp_path: Path):
+    recipe = yaml.safe_load(cli("recipes", "show", "ddpm-scenes").out)
+    for name, frames, code in (("clips", [9], 0), ("mixed", [5, 9], 2)):
+        recipe["data"] = {"kind": "playground", "frames": frames}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+        done = cli("data", "show", f"{name}.yaml", "--count", 3, "--out", f"{name}.png")
+        assert done.code == code, done.err
+    assert pixels(tmp_path / "clips.png").shape[1] > 8 * 96  # eight frames of each clip in a row
+    assert "(3, 5, 32, 32), (3, 9, 32, 32) and so on fit no sheet" in done.err
+
+
+def test_data_check_of_clips(cli: Cli, tmp_path: Path):
+    folder = tmp_path / "films"
+    film(folder / "walk.mp4", 6)
+    film(folder / "jumps.mp4", 6, rate=24, ticks=[0, 1, 2, 4, 5, 7])
+    done = cli("data", "check", folder, "--frames", 3, "--json")
+    assert done.code == 0, done.err
+    assert (done.json["found"], done.json["usable"], done.json["fps"]) == (2, 1, {"12": 1, "variable": 1})
+    assert done.json["unreadable"][0]["path"] == "jumps.mp4"
+    told = cli("data", "check", folder, "--frames", 2, "--fps", 6, "--resample", "nearest", "--size", 8).out
+    assert "2 clips, 2 usable" in told
+    assert "walk.mp4: 16 x 16, 6 frames: to 8 x 8, 12 fps to 6 fps (nearest), 3 of 6 frames left out" in told
+    done = cli("data", "check", folder, "--resample", "nearst")
+    assert done.code == 2
+    assert "resample 'nearst': must be one of none, nearest, shown; nearest: 'nearest'" in done.err
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "a.png")
+    assert "fit aspect: is for clips" in cli("data", "check", tmp_path / "photos", "--fit", "aspect").err
+
+
+# ---------------------------------------------------------------------- convert
+
+OPENAI = ["network.channels=32", "train.steps=2", "train.warmup=0"]
+
+
+def published(path: Path) -> Model:
+    """A small network of Improved DDPM in its published layout, written by torch as the originals are."""
+    recipe = load_recipe("iddpm-cifar10", OPENAI)
+    assert isinstance(recipe, Recipe)
+    torch.manual_seed(1)
+    model = build(recipe.model)
+    network = model.denoiser.network
+    torch.save(openai.dump(network.state_dict(), network.config), path)  # pyright: ignore
+    return model
+
+
+@pytest.mark.slow
+def test_published_weights_come_in_and_go_out(cli: Cli, tmp_path: Path):
+    model = published(tmp_path / "theirs.pt")
+    settings = ["--recipe", "iddpm-cifar10", "--set", OPENAI[0]]
+    done = cli("convert", tmp_path / "theirs.pt", "ours", *settings, "--json")
+    assert done.code == 0, done.err
+    assert done.json["unmatched"] == 0
+    assert done.json["matched"] == len(openai.dump(model.denoiser.network.state_dict(), model.denoiser.network.config))
+    mine = Model.load(tmp_path / "ours").state_dict()
+    assert all(torch.equal(mine[key], tensor) for key, tensor in model.state_dict().items())
+    done = cli("convert", "ours", "back.safetensors")
+    assert done.code == 0, done.err
+    done = cli("convert", "back.safetensors", "again", *settings)
+    assert done.code == 0, done.err
+    again = Model.load(tmp_path / "again").state_dict()
+    assert all(torch.equal(again[key], tensor) for key, tensor in mine.items())
+
+
+@pytest.mark.slow
+def test_a_state_dict_is_found_inside_a_training_file(cli: Cli, tmp_path: Path):
+    published(tmp_path / "theirs.pt")
+    state = torch.load(tmp_path / "theirs.pt", weights_only=True)
+    wrapped = {"epoch": 3, "model": {f"module.{key}": tensor for key, tensor in state.items()}}
+    torch.save(wrapped, tmp_path / "wrapped.pt")
+    done = cli("convert", "wrapped.pt", "ours", "--recipe", "iddpm-cifar10", "--set", OPENAI[0], "--json")
+    assert done.code == 0, done.err
+    assert done.json["part"] == "the file['model']"
+
+
+@pytest.mark.slow
+def test_weights_that_do_not_fit_are_listed(cli: Cli, tmp_path: Path):
+    published(tmp_path / "theirs.pt")
+    done = cli("convert", "theirs.pt", "ours", "--recipe", "iddpm-imagenet64", "--set", OPENAI[0])
+    assert done.code == 1
+    assert "missing keys" in done.err or "another shape" in done.err
+    assert not (tmp_path / "ours").exists()

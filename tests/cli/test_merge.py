@@ -1,0 +1,114 @@
+"""Models between models: the mean of their weights, of words that only some know, and what has no mean."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.cli.conftest import Cli
+from unveil.model import Model, build
+from unveil.model.config import Recipe, load_recipe
+from unveil.model.weight_averaging import mean
+from unveil.types import RecipeError, WeightsError
+
+TABLE = "conditioners.prompt.words.table.weight"
+CHANGES = ["network.depth=1", "network.width=24", "network.heads=1", "network.context_width=16", "condition.0.limit=12"]
+
+
+def told(*texts: str, seed: int = 0) -> Model:
+    """A model of clips that knows the words of these texts, one text after the other."""
+    recipe = load_recipe("playground-small", CHANGES)
+    assert isinstance(recipe, Recipe)
+    torch.manual_seed(seed)
+    model = build(recipe.model)
+    for value in model.state_dict().values():
+        if value.is_floating_point():
+            torch.nn.init.normal_(value)
+    for text in texts:
+        model.conditioners["prompt"].learn([text])
+    return model
+
+
+def state(model: Model) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def test_weights_lie_where_the_shares_say():
+    old, new = told("a b"), told("a b", seed=1)
+    before, after = state(old), state(new)
+    made = mean([new, old], [3, 1])
+    assert made is new
+    for key, value in made.state_dict().items():
+        used = slice(6 if key == TABLE else None)  # rows of a table that no word has stay the first's
+        torch.testing.assert_close(value[used], (0.75 * after[key] + 0.25 * before[key])[used])
+
+
+def test_words_that_only_one_knows_are_its_own():
+    old, new = told("a b"), told("a b", "c d e", seed=1)
+    before, after = state(old)[TABLE], state(new)[TABLE]
+    made = mean([old, new], [1, 1])
+    words = made.conditioners["prompt"].vocabulary
+    assert words.tokens == ("a", "b", "c", "d", "e")
+    table = made.state_dict()[TABLE]
+    torch.testing.assert_close(table[:6], (before + after)[:6] / 2)  # the special ones are known to all
+    torch.testing.assert_close(table[6:9], after[6:9])
+    torch.testing.assert_close(table[9:], before[9:])  # no word's: as in the first
+
+
+def test_away_from_a_model():
+    old, new = told("a"), told("a", "b", seed=1)
+    before, after = state(old), state(new)
+    made = state(mean([new, old], [1.5, -0.5]))
+    key = next(key for key in made if "network" in key and made[key].ndim == 2)
+    torch.testing.assert_close(made[key], 1.5 * after[key] - 0.5 * before[key])
+    torch.testing.assert_close(made[TABLE][5], after[TABLE][5])
+
+
+@pytest.mark.parametrize("shares", [[1.0], [1.0, 1.0, 1.0], [1.0, -1.0], [0.0, 0.0]])
+def test_shares_that_cannot_be(shares: list[float]):
+    with pytest.raises(RecipeError, match="a share for each"):
+        mean([told("a"), told("a")], shares)
+
+
+def test_models_without_a_mean():
+    with pytest.raises(WeightsError, match="word 0 is 'a' in one model and 'b' in another"):
+        mean([told("a"), told("b")], [1, 1])
+    recipe = load_recipe("playground-small", [*CHANGES, "network.width=48", "network.heads=2"])
+    assert isinstance(recipe, Recipe)
+    wider = build(recipe.model)
+    wider.conditioners["prompt"].learn(["a"])
+    with pytest.raises(WeightsError, match="only models of one network have a mean"):
+        mean([told("a"), wider], [1, 1])
+
+
+def test_the_command_writes_a_model_that_says_what_it_is(cli: Cli):
+    told("a b").save("old")
+    told("a b", seed=1).save("new")
+    done = cli("merge", "new", "old", "--shares", "0.7,0.3", "--out", "between", "--json")
+    assert done.code == 0, done.err
+    assert [(one["model"], round(one["share"], 9)) for one in done.json["of"]] == [("new", 0.7), ("old", 0.3)]
+    new, old, made = (Model.load(name).state_dict() for name in ("new", "old", "between"))
+    torch.testing.assert_close(made[TABLE][:6], (0.7 * new[TABLE] + 0.3 * old[TABLE])[:6])
+    with open("between/card.md", encoding="utf-8") as card:
+        assert "0.7 of `new`" in card.read()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["new", "old", "--shares", "much", "--out", "b"], "--shares 'much': must be numbers"),
+        (["new", "--out", "b"], "1 models"),
+        (["new", "nobody", "--out", "b"], "nobody: no such"),
+        (["new", "old", "--out", "new"], "new"),
+        (["new", "old", "--out", "b", "--dtype", "float"], "float32, bfloat16"),
+    ],
+)
+def test_the_command_refuses(cli: Cli, words: list[str], said: str):
+    told("a b").save("old")
+    told("a b", seed=1).save("new")
+    before = Model.load("new").state_dict()
+    done = cli("merge", *words)
+    assert done.code != 0
+    assert said in done.err
+    torch.testing.assert_close(Model.load("new").state_dict()[TABLE], before[TABLE])

@@ -1,0 +1,61 @@
+"""Clips of one's own: a folder of mixed sizes, rates and rotations goes through check, training and sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.io.video.tiny_videos import film
+from unveil.data.video_folder import Clips
+from unveil.data.video_slicing import ClipsConfig
+from unveil.io.video.reader import Decoder, Limits
+
+SIZES = [(16, 16), (24, 16), (16, 32), (48, 32), (34, 20), (20, 46)]
+RATES = [6, 8, 12, 24, 25]
+TURNS = [None, None, 90, 180, 270]
+FITTED = ["--size", "24", "--fit", "aspect", "--frames", "8", "--fps", "8", "--resample", "nearest"]
+
+
+def films(folder: Path, count: int) -> Path:
+    """Captioned MP4 files; every tenth has frames of unlike length."""
+    for number in range(count):
+        rate = RATES[number % len(RATES)]
+        path = folder / f"{number:02}.mp4"
+        ticks = [frame + frame // 3 for frame in range(rate + 4)] if number % 10 == 9 else None
+        film(path, rate + 4, rate=rate, size=SIZES[number % len(SIZES)], turn=TURNS[number // 3 % 5], ticks=ticks)
+        path.with_suffix(".txt").write_text(f"a grey picture grows {'slowly' if rate < 10 else 'quickly'}")
+    return folder
+
+
+def test_what_is_known_of_sizes_is_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("UNVEIL_CACHE", str(tmp_path / "cache"))
+    folder = films(tmp_path / "films", 10)
+    settings: dict[str, Any] = {"frames": 8, "fps": 8, "resample": "nearest", "short": "keep", "held_out": 0}
+    for how in ({"size": 24, "fit": "aspect", "multiple": 8}, {"size": 24, "fit": "pad"}, {"size": "native"}):
+        clips = Clips(ClipsConfig(str(folder), **settings, **how))
+        assert clips.sizes().tolist() == [list(clips[n]["pixels"].shape[1:]) for n in range(len(clips))]
+    assert len({tuple(size) for size in clips.sizes().tolist()}) > 5
+
+
+@pytest.mark.slow
+def test_fifty_files_go_through_check_training_and_sampling(
+    cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("UNVEIL_CACHE", str(tmp_path / "cache"))
+    folder = films(tmp_path / "films", 50)
+    checked = cli("data", "check", folder, *FITTED, "--json")
+    assert checked.code == 0, checked.err
+    assert checked.json["usable"] == 50
+    assert not checked.json["unreadable"]
+    assert {"retime", "turn", "cut"} <= checked.json["actions"].keys()
+    trained = cli("train", "video-clips", "--small", f"data.path={folder}", "train.steps=200", "--run", "run", "--json")
+    assert trained.code == 0, trained.err
+    assert trained.json["step"] == 200
+    assert trained.json["loss"] < 1
+    made = cli("video", "a grey picture grows slowly", "--model", "run", "--size", "32x16", "-o", "made.mp4")
+    assert made.code == 0, made.err
+    written = Decoder().look(tmp_path / "made.mp4", Limits())
+    assert (written.width, written.height, written.frames) == (32, 16, 8)

@@ -1,0 +1,139 @@
+"""Released files are sampled as they are, guided by their classifiers; others say what their keys do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.cli.conftest import Cli, tree
+from unveil.checkpoints import openai
+from unveil.checkpoints.openai_models import release
+from unveil.io.safetensors_io import read_tensors
+from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
+from unveil.nn.unet import UNet
+from unveil.nn.unet_config import UNetConfig
+
+NETWORK = UNetConfig(
+    in_channels=3,
+    out_channels=6,
+    channels=32,
+    multipliers=(1, 2),
+    blocks=1,
+    attention=(2,),
+    head_channels=16,
+    modulation="scale-shift",
+    resample="residual",
+)
+SAID = ["size=16", "head_channels=16", "attention_order=heads-first", "betas=cosine", "steps=100", "rescale=1000"]
+SAID_OF_MODEL = [f"file.{one}" for one in [*SAID, "variance=learned-range"]]
+SAID_OF_CLASSIFIER = [f"classifier.{one}" for one in [*SAID, "blocks=1"]]
+
+
+def redrawn(state: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {key: 0.05 * torch.randn(value.shape, generator=generator) for key, value in state.items()}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A model and a classifier in the published layout, of no released size."""
+    label = {openai.OUR_LABEL: torch.zeros(10, NETWORK.vector_dim)}
+    torch.save(redrawn(openai.dump(UNet(NETWORK).state_dict(), NETWORK, label), 0), tmp_path / "model.pt")
+    config = NoisyClassifierConfig(
+        3, 10, 16, channels=32, multipliers=(1, 2), blocks=1, attention=(2,), head_channels=16, pool="attention"
+    )
+    state = openai.dump_classifier(NoisyClassifier(config).state_dict(), config)
+    torch.save(redrawn(state, 1), tmp_path / "classifier.pt")
+    return tmp_path
+
+
+def test_a_file_that_matches_none_asks_for_what_its_keys_do_not_say(cli: Cli, files: Path):
+    done = cli("sample", "model.pt", "--class", 3, "steps=2")
+    assert done.code == 1
+    for name in ("size", "heads or head_channels", "attention_order", "betas", "steps", "rescale", "variance"):
+        assert name in done.err
+    assert "Traceback" not in done.err
+    assert sorted(tree(files)) == ["classifier.pt", "model.pt"]
+
+
+def test_with_that_it_is_sampled_and_a_classifier_guides_it(cli: Cli, files: Path):
+    plain = cli("sample", "model.pt", *SAID_OF_MODEL, "steps=2", "--class", 3, "--out", "plain.png")
+    assert plain.code == 0, plain.err
+    arguments = [*SAID_OF_MODEL, *SAID_OF_CLASSIFIER, "steps=2", "--class", 3, "--classifier", "classifier.pt"]
+    guided = cli("sample", "model.pt", *arguments, "--classifier-scale", 1e6, "--out", "guided.png")
+    assert guided.code == 0, guided.err
+    with Image.open(files / "plain.png") as one, Image.open(files / "guided.png") as other:
+        assert one.size == other.size == (16, 16)
+        assert one.tobytes() != other.tobytes()
+
+
+def test_a_file_with_more_than_tensors_is_not_opened(cli: Cli, tmp_path: Path):
+    torch.save({"state": {"weight": torch.zeros(2)}, "config": {"a": 1}}, tmp_path / "more.pt")
+    done = cli("sample", "more.pt", "steps=2")
+    assert done.code == 1
+    assert "unveil convert" in done.err
+
+
+def test_a_classifier_of_another_size_is_refused(cli: Cli, files: Path):
+    other = [one.replace("size=16", "size=32") for one in SAID_OF_CLASSIFIER]
+    config = NoisyClassifierConfig(
+        3, 10, 32, channels=32, multipliers=(1, 2), blocks=1, attention=(2,), head_channels=16, pool="attention"
+    )
+    state = openai.dump_classifier(NoisyClassifier(config).state_dict(), config)
+    torch.save(redrawn(state, 1), files / "large.pt")
+    done = cli("sample", "model.pt", *SAID_OF_MODEL, *other, "steps=2", "--class", 3, "--classifier", "large.pt")
+    assert done.code != 0
+    assert "the classifier reads pictures of (3, 32, 32)" in done.err
+    assert not (files / "samples").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.release
+def test_random_files_of_the_released_64_pixel_pair(cli: Cli, tmp_path: Path):
+    for name, seed in (("64x64_diffusion", 0), ("64x64_classifier", 1)):
+        found = release((name,))
+        network = found.network
+        if isinstance(network, UNetConfig):
+            label = {openai.OUR_LABEL: torch.zeros(1000, network.vector_dim)}
+            state = openai.dump(UNet(network).state_dict(), network, label)
+        else:
+            state = openai.dump_classifier(NoisyClassifier(network).state_dict(), network)
+        torch.save(redrawn(state, seed), tmp_path / f"{name}.pt")
+        del state
+    arguments = ["--classifier", "64x64_classifier.pt", "--class", 207, "steps=2", "--out", "dog.png"]
+    done = cli("sample", "64x64_diffusion.pt", *arguments)
+    assert done.code == 0, done.err
+    with Image.open(tmp_path / "dog.png") as picture:
+        assert picture.size == (64, 64)
+
+
+def test_convert_needs_no_recipe_for_what_the_keys_and_a_few_words_tell(cli: Cli, files: Path):
+    words = [word for one in SAID_OF_MODEL for word in ("--set", one)]
+    done = cli("convert", "model.pt", "ours", *words, "--json")
+    assert done.code == 0, done.err
+    theirs = torch.load(files / "model.pt", weights_only=True)
+    assert (done.json["matched"], done.json["unmatched"]) == (len(theirs), 0)
+    assert cli("convert", "ours", "back.safetensors").code == 0
+    back = read_tensors(files / "back.safetensors")
+    assert back.keys() == theirs.keys()
+    assert all(torch.equal(back[key], tensor) for key, tensor in theirs.items())
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ([], 1, "give size, heads or head_channels, attention_order"),  # the keys alone do not tell
+        ([], 1, "or give --recipe: that of the model in the file"),
+        (["--set", "network.channels=32"], 2, "network: a change of a recipe; give --recipe, or say file.KEY=VALUE"),
+        (["--set", "file.sise=16"], 2, "file: sise: unknown key; nearest: 'size'"),
+    ],
+)
+def test_convert_says_what_it_lacks(cli: Cli, files: Path, words: list[str], code: int, message: str):
+    done = cli("convert", "model.pt", "ours", *words)
+    assert done.code == code
+    assert message in " ".join(done.err.split())
+    assert "Traceback" not in done.err
+    assert sorted(tree(files)) == ["classifier.pt", "model.pt"]

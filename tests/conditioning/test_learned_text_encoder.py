@@ -1,0 +1,215 @@
+"""Prompts by an encoder that is trained: which words it knows, what it leaves out, and that it comes back whole."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unveil import train
+from unveil.conditioning.learned_text_encoder import FILE, WordsConfig, WordTokens
+from unveil.core.objective import Diffusion
+from unveil.model import Model, build
+from unveil.model.config import Recipe, TrainConfig, load_recipe
+from unveil.train.vocabulary import learn_words
+from unveil.types import Condition, LeftOut, RecipeError, WeightsError
+
+RED_CIRCLE = "\u4e00\u4e2a\u7ea2\u8272\u5706\u5f62"  # a red circle
+TEXTS = ["a red circle, a blue ring", "a large blue circle", RED_CIRCLE, "\u7ea2\u8272"]
+
+
+def encoder(drop: float = 0.1, most: int = 8) -> WordTokens:
+    torch.manual_seed(0)
+    made = WordTokens(WordsConfig(40, most, width=16, depth=1, heads=2), 16, drop)
+    made.learn(TEXTS)
+    return made.requires_grad_(False).eval()
+
+
+def equal(one: Condition, other: Condition) -> bool:
+    pairs: Any = zip((one.tokens, one.mask), (other.tokens, other.mask), strict=True)
+    return all(torch.equal(mine, theirs) for mine, theirs in pairs)
+
+
+def test_a_token_for_each_word_between_begin_and_end():
+    told = encoder().encode(["a red circle", "", RED_CIRCLE])
+    assert told.tokens is not None
+    assert told.mask is not None
+    assert told.tokens.shape == (3, 10, 16)
+    assert told.mask.sum(1).tolist() == [5, 2, 8]
+
+
+def test_case_signs_and_width_of_letters_do_not_matter_but_words_and_their_order_do():
+    own = encoder()
+    plain = own.encode(["a red circle, a blue ring"])
+    assert equal(plain, own.encode(["A RED circle a  blue ring!"]))
+    assert equal(own.encode(["red"]), own.encode(["\uff32\uff25\uff24"]))  # letters as wide as Chinese characters
+    for other in ("a blue circle, a red ring", "a red circle, a red ring", "a red circle"):
+        assert not torch.allclose(plain.tokens[:, 0], own.encode([other]).tokens[:, 0])  # type: ignore[index]
+    assert not equal(own.encode([RED_CIRCLE]), own.encode([RED_CIRCLE[::-1]]))
+
+
+def test_one_vector_of_the_whole_prompt_where_it_is_asked_for():
+    torch.manual_seed(0)
+    own = WordTokens(WordsConfig(40, 8, width=16, depth=1, heads=2), 16, 0.1, vector_dim=6)
+    own.learn(TEXTS)
+    own.eval()
+    told, short = own.encode(["a red circle", "a blue ring"]), own.encode(["a red circle"])
+    assert told.vector is not None
+    assert told.vector.shape == (2, 6)
+    assert not torch.allclose(told.vector[0], told.vector[1])
+    torch.testing.assert_close(short.vector, told.vector[:1])  # the padding of others does not count
+    assert encoder().encode(["a red circle"]).vector is None
+
+
+def test_padding_changes_nothing():
+    long, short = encoder(most=8), encoder(most=4)
+    short.load_state_dict(long.state_dict())
+    one, other = (own.encode(["a red circle"]).tokens for own in (long, short))
+    assert one is not None
+    assert other is not None
+    torch.testing.assert_close(one[:, :5], other[:, :5])
+
+
+def test_unknown_words_are_left_out_and_the_nearest_is_named():
+    own = encoder()
+    with pytest.warns(LeftOut, match=r"prompt 'a red circel': words .* left out: circel; nearest: 'circle'"):
+        found = own.encode(["a red circel"])
+    assert equal(found, own.encode(["a red"]))
+    with pytest.raises(RecipeError, match=r"none of its words is known; nearest: 'circle'; this model knows 12 words"):
+        own.encode(["circel"])
+    with pytest.raises(RecipeError, match="needs a list of texts"):
+        own.encode([3])  # type: ignore[list-item]
+
+
+def test_training_goes_on_with_unknown_words_and_tells_the_first():
+    own = encoder().train()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        own.encode(["a red circel", "dog", "a blue cat"])
+        own.encode(["cow"])
+    assert [one.category for one in told] == [LeftOut]
+
+
+def test_what_is_too_long_is_left_out_and_told():
+    own = encoder(most=3)
+    with pytest.warns(LeftOut, match=r"2 words more than the 3 that fit, left out: 'blue ring'"):
+        found = own.encode(["a red circle blue ring"])
+    assert equal(found, own.encode(["a red circle"]))
+
+
+def test_nothing_is_the_prompt_without_words():
+    own = encoder()
+    assert equal(own.null(2), own.encode(["", "!"]))
+    with pytest.raises(RecipeError, match="trained without dropout"):
+        encoder(drop=0.0).null(1)
+
+
+def test_a_vocabulary_is_needed_and_fits():
+    own = WordTokens(WordsConfig(limit=10), 16)
+    with pytest.raises(RecipeError, match="has no vocabulary yet"):
+        own.encode(["red"])
+    with pytest.raises(RecipeError, match="hold no word"):
+        own.learn(["", "!"])
+    own.learn(TEXTS)
+    assert own.vocabulary is not None
+    assert len(own.vocabulary) == 10  # the most frequent ones
+    with pytest.raises(WeightsError, match="holds 16 words, the model knows 10"):
+        own.take_files(encoder().files())
+    with pytest.raises(WeightsError, match="not a vocabulary"):
+        own.take_files({FILE: "{}"})
+
+
+@pytest.mark.parametrize("wrong", ["width: 15", "limit: 4", "most: 0", "drop: 1.0", "heads: 3", "limt: 5"])
+def test_what_cannot_be_is_refused(wrong: str):
+    with pytest.raises(RecipeError, match=wrong.split(":")[0]):
+        load_recipe("words-scenes", [f"condition=[{{kind: words, {wrong}}}]"])
+
+
+class Captioned:
+    """Four items whose pictures nobody may ask for."""
+
+    def __len__(self) -> int:
+        return len(TEXTS)
+
+    def __getitem__(self, index: int) -> Any:
+        raise AssertionError("a picture was read")
+
+    def facts(self, index: int) -> dict[str, Any]:
+        return {"text": TEXTS[index]}
+
+
+@pytest.fixture
+def model() -> Model:
+    recipe = load_recipe("words-scenes", small=True)
+    assert isinstance(recipe, Recipe)
+    torch.manual_seed(0)
+    made = build(recipe.model)
+    learn_words(made, Captioned())
+    with torch.no_grad():
+        for parameter in made.denoiser.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return made.eval()
+
+
+def test_a_saved_model_knows_the_same_words(model: Model, tmp_path: Path):
+    model.save(tmp_path / "model")
+    again = Model.load(tmp_path / "model")
+    one, other = (own.encode({"prompt": ["a red circle", RED_CIRCLE]}) for own in (model, again))
+    for mine, theirs in zip(one, other, strict=True):
+        assert mine is not None
+        assert theirs is not None
+        assert equal(mine, theirs)
+    assert (tmp_path / "model" / "prompt.vocabulary.json").is_file()
+    learn_words(again, Captioned())  # has one already
+    known: Any = again.conditioners["prompt"]
+    assert known.vocabulary == model.conditioners["prompt"].vocabulary
+
+
+def test_a_negative_prompt_changes_the_picture(model: Model):
+    def drawn(**asked: Any) -> torch.Tensor:
+        return model.generate(raw={"prompt": "a circle"}, steps=2, scale=2.0, **asked)
+
+    plain, away = drawn(), drawn(negative={"prompt": "red"})
+    assert torch.equal(plain, drawn(negative={"prompt": ""}))  # "none" is the prompt without words
+    assert not torch.allclose(plain, away)
+    assert torch.equal(away, drawn(negative={"prompt": "red"}))
+
+
+def test_the_encoder_learns(model: Model):
+    condition, _ = model.train().encode({"prompt": ["a red circle", "a blue ring"]})
+    x = torch.randn(2, *model.codec.latent_shape(model.shape))
+    model.denoiser.network(x, torch.tensor([300.0, 600.0]), condition).square().sum().backward()
+    own = model.conditioners["prompt"]
+    assert all(one.grad is not None and bool(one.grad.abs().sum() > 0) for one in own.parameters())
+
+
+def test_known_words_are_told_nothing(model: Model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.encode({"prompt": [*TEXTS, ""]})
+
+
+class Told:
+    """Items with these captions, which all have one picture."""
+
+    def __init__(self, model: Model, *captions: str) -> None:
+        self.pixels, self.captions = torch.zeros(model.shape, dtype=torch.uint8), captions
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"pixels": self.pixels, "prompt": self.captions[index]}
+
+
+def test_a_held_out_caption_of_unknown_words_does_not_end_the_held_out_loss(model: Model, tmp_path: Path, caplog: Any):
+    config = TrainConfig(batch=2, steps=2, warmup=0, save_every=2, validate_every=1, sample_every=0)
+    known, held_out = Told(model, "a red circle", "a blue ring"), Told(model, "a circle", "dog cow")
+    run = train.fit(model, known, objective=Diffusion(), config=config, run=tmp_path / "run", held_out=held_out)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "validation" in line] == [1, 2]
+    assert "1 of 2 captions hold no word that the model knows" in caplog.text

@@ -1,0 +1,296 @@
+"""A folder of clips: what the check tells, what training gets, and that both agree with the files."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tests.io.video.tiny_videos import film, frame, number_of, sound, spliced
+from torch.utils.data import DataLoader
+
+from unveil import data
+from unveil.data.fingerprint import content
+from unveil.data.video_folder import upright
+from unveil.model.config.data import PartSection
+from unveil.types import MediaError, RecipeError
+
+
+def config(folder, **given):
+    return data.ClipsConfig(**({"path": str(folder), "size": "native", "frames": 4, "held_out": 0} | given))
+
+
+def only(report):
+    [change] = report.changes
+    return change.actions, change.reason
+
+
+def test_pixels_captions_labels_and_times(folder):
+    film(folder / "cat/a.mp4", 4), film(folder / "dog/b.webm", 4)
+    (folder / "cat/a.txt").write_text("a cat walks")
+    clips = data.open(config(folder))
+    assert isinstance(clips, data.Clips)
+    assert (len(clips), clips.classes) == (2, ["cat", "dog"])
+    item = clips[0]
+    assert (item["text"], item["label"], item["fps"], item["source_fps"]) == ("a cat walks", 0, 12, 12)
+    assert item["pixels"].shape == (3, 4, 16, 16)
+    assert item["pixels"].dtype == torch.uint8
+    assert number_of(item["pixels"].numpy()) == [0, 1, 2, 3]
+    np.testing.assert_allclose(item["times"], np.arange(4) / 12)
+    assert (clips[1]["text"], clips[1]["label"]) == ("", 1)
+
+
+def test_a_metadata_file_names_clips(folder):
+    film(folder / "a.mp4", 4), film(folder / "b.mp4", 4)
+    rows = [{"file_name": "a.mp4", "text": text} for text in ("one", "two")]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    report = data.check_clips(config(folder))
+    assert report.captions == ["one", "two"]
+    assert report.ignored == [("b.mp4", "not named in metadata.jsonl")]
+
+
+@pytest.mark.parametrize(
+    ("rule", "numbers"),
+    [
+        ({}, [0, 1, 2, 3]),
+        ({"fps": 8, "resample": "nearest"}, [0, 1, 3, 4]),
+        ({"fps": 8, "resample": "shown"}, [0, 1, 3, 4]),
+        ({"fps": 24, "resample": "nearest"}, [0, 0, 1, 1]),
+        ({"fps": 5, "resample": "nearest"}, [0, 2, 5, 7]),
+        ({"fps": 5, "resample": "shown"}, [0, 2, 4, 7]),
+        ({"fps": 12}, [0, 1, 2, 3]),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_rules_of_time(folder, suffix, rule, numbers):
+    film(folder / f"a{suffix}", 12)
+    found = data.Clips(config(folder, **rule))[0]
+    assert number_of(found["pixels"].numpy()) == numbers
+    np.testing.assert_allclose(found["times"], np.array(numbers) / 12)
+
+
+def test_a_variable_rate_needs_a_rule(folder):
+    film(folder / "a.mp4", 6, rate=24, ticks=[0, 1, 2, 4, 5, 7])
+    [(_, reason)] = data.check_clips(config(folder)).refused
+    assert "variable frame rate (frames 41.7 to 83.3 ms apart) and no rule for it" in reason
+    assert "resample: nearest" in reason
+    assert "resample: shown" in reason
+    with pytest.raises(MediaError, match="variable frame rate"):
+        data.Clips(config(folder))
+    for rule, numbers in (("nearest", [0, 2, 3, 4]), ("shown", [0, 2, 3, 4])):
+        given = config(folder, fps=12, resample=rule)
+        assert number_of(data.Clips(given)[0]["pixels"].numpy()) == numbers
+        assert "variable frame rate (frames 41.7 to 83.3 ms apart) to 12 fps" in only(data.check_clips(given))[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "actions", "words"),
+    [
+        ({"frames": 12}, None, None),
+        ({"frames": 5}, ["cut"], "16 x 16, 12 frames: 5 of 12 frames used (frames: 5)"),
+        ({"frames": 5, "hop": 3}, ["cut"], "11 of 12 frames used (frames: 5)"),
+        ({"frames": 6, "hop": 6}, None, None),
+        ({"frames": 13}, ["drop"], "16 x 16, 12 frames: fewer than frames: 13 (short: drop)"),
+        ({"frames": 13, "short": "keep", "chunk": 4}, ["cut"], "9 of 12 frames used"),
+        (
+            {"frames": 8, "fps": 8, "resample": "nearest"},
+            ["retime"],
+            "to 8 fps (nearest), 4 of 12 frames left out",
+        ),
+        ({"frames": 23, "fps": 24, "resample": "nearest"}, ["retime"], "12 fps to 24 fps (nearest), 11 repeated"),
+        ({"frames": 9, "fps": 8, "resample": "shown"}, ["drop"], "12 frames (8 at 8 fps): fewer than frames: 9"),
+        ({"frames": 12, "size": 8}, ["reduce"], "16 x 16, 12 frames: to 8 x 8"),
+        ({"frames": 12, "size": 32, "small": "drop"}, ["drop"], "smaller than 32 pixels (small: drop)"),
+        ({"frames": 12, "multiple": 6}, ["crop"], "43.8 % cut off all around"),
+    ],
+)
+def test_every_change_is_named_with_its_reason(folder, given, actions, words):
+    film(folder / "a.mp4", 12), film(folder / "kept.mp4", 12, size=(8, 8))
+    changes = {change.path: change for change in data.check_clips(config(folder, **given)).changes}
+    if actions is None:
+        assert "a.mp4" not in changes
+    else:
+        assert list(changes["a.mp4"].actions) == actions
+        assert words in changes["a.mp4"].reason
+
+
+def test_pieces_of_a_long_clip(folder):
+    film(folder / "a.mp4", 14, options={"g": "4"})
+    clips = data.Clips(config(folder, hop=5))
+    assert [number_of(clips[index]["pixels"].numpy()) for index in range(3)] == [
+        [0, 1, 2, 3],
+        [5, 6, 7, 8],
+        [10, 11, 12, 13],
+    ]
+    assert len(clips) == 3
+
+
+@pytest.mark.parametrize(
+    ("size", "given", "shape"),
+    [
+        ((32, 16), {"size": 8}, (8, 8)),
+        ((32, 16), {"size": 8, "fit": "pad"}, (8, 8)),
+        ((32, 16), {"size": 8, "fit": "stretch"}, (8, 8)),
+        ((32, 16), {"size": 16, "fit": "aspect"}, (11, 22)),
+        ((32, 16), {"size": 16, "fit": "aspect", "multiple": 4}, (8, 20)),
+        ((36, 20), {"multiple": 8}, (16, 32)),
+        ((36, 20), {}, (20, 36)),
+    ],
+)
+def test_sizes(folder, size, given, shape):
+    film(folder / "a.mp4", 4, size=size)
+    pixels = data.Clips(config(folder, background="red", **given))[0]["pixels"]
+    assert pixels.shape == (3, 4, *shape)
+    assert number_of(pixels.numpy())[-1] == 3 or given.get("fit") == "pad"
+    if given.get("fit") == "pad":
+        assert pixels[:, 0, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_a_turned_clip_stands_upright(folder):
+    film(folder / "a.mp4", 4, size=(32, 16), turn=90)
+    pixels = data.Clips(config(folder))[0]["pixels"]
+    assert pixels.shape == (3, 4, 32, 16)
+    stored = torch.from_numpy(frame(0, 32, 16)).permute(2, 0, 1)
+    assert (pixels[:, 0].float() - torch.rot90(stored, 1, (1, 2))).abs().mean() < 8  # counter-clockwise
+    actions, reason = only(data.check_clips(config(folder)))
+    assert actions == ("turn",)
+    assert "turned upright" in reason
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_orientations_are_those_of_pictures(turn):
+    from PIL import Image, ImageOps
+
+    pixels = torch.arange(6, dtype=torch.uint8).reshape(2, 3)
+    image = Image.fromarray(pixels.numpy())
+    image.getexif()[0x0112] = turn
+    assert np.array_equal(upright(pixels, turn).numpy(), np.asarray(ImageOps.exif_transpose(image)))
+
+
+def test_every_bad_file_is_named_and_the_rest_is_used(folder):
+    film(folder / "good.mp4", 6)
+    (folder / "text.mp4").write_text("no clip")
+    (folder / "old.avi").write_bytes(b"RIFF....AVI ")
+    raw = film(folder / "whole.mp4", 6).read_bytes()
+    (folder / "cut.mp4").write_bytes(raw[: len(raw) // 2])
+    (folder / "whole.mp4").unlink()
+    sound(folder / "song.mp4")
+    spliced(folder / "changes.webm", [(16, 16), (32, 32)])
+    (folder / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    report = data.check_clips(config(folder))
+    told = json.loads(json.dumps(report.to_dict()))
+    assert {one["path"] for one in told["unreadable"]} == {"text.mp4", "old.avi", "cut.mp4", "song.mp4", "changes.webm"}
+    assert all(one["reason"] for one in told["unreadable"])
+    assert told["ignored"] == [{"path": "photo.png", "reason": "not a clip (.png)"}]
+    assert (told["found"], told["usable"]) == (6, 1)
+    text = report.to_text()
+    for name in (
+        "text.mp4",
+        "old.avi",
+        "cut.mp4",
+        "song.mp4",
+        "changes.webm",
+        "6 clips, 1 usable",
+        "fps          12 1",
+    ):
+        assert name in text
+    with pytest.raises(MediaError, match=r"5 of 6 files cannot be used(.|\n)*song.mp4: holds sound only"):
+        data.Clips(config(folder))
+    assert len(data.Clips(config(folder, max_bad=0.9))) == 1
+
+
+def test_training_says_what_it_drops_cuts_and_retimes(folder, caplog):
+    film(folder / "long.mp4", 12), film(folder / "short.mp4", 3)
+    data.usable_clips(config(folder, fps=6, resample="nearest"))
+    for words in ("1 of 2 clips left out", "1 of 2 clips brought to another rate", "1 of 2 clips cut in time"):
+        assert words in caplog.text
+
+
+def test_a_file_that_changed_since_the_check_is_an_error(folder):
+    path = film(folder / "a.mp4", 8)
+    clips = data.Clips(config(folder, frames=8))
+    film(path, 4)
+    with pytest.raises(MediaError, match=r"a\.mp4: fewer frames than before; it has changed"):
+        clips[0]
+    path.unlink()
+    with pytest.raises(MediaError, match=r"a\.mp4"):
+        clips[0]
+
+
+def test_workers_see_the_same_items(folder):
+    for number in range(4):
+        film(folder / f"{number}.mp4", 4 + number)
+    clips = data.Clips(config(folder))
+    clips[0]  # a decoder is there before the fork
+    alone = [clips[index]["pixels"] for index in range(4)]
+    loaded = [item["pixels"] for item in DataLoader(clips, batch_size=None, num_workers=2)]
+    assert all(torch.equal(one, other) for one, other in zip(alone, loaded, strict=True))
+
+
+def test_an_unchanged_folder_is_not_decoded_again(folder, monkeypatch):
+    film(folder / "a.mp4", 6), film(folder / "b.mp4", 6, rate=24, ticks=[0, 1, 2, 4, 5, 7])
+    given = config(folder, fps=6, resample="nearest", frames=2)
+    first = data.check_clips(given)
+    monkeypatch.setattr("unveil.data.video_validation.Decoder", None)  # whatever decodes now, fails
+    again = data.check_clips(given)
+    assert again.to_dict() == first.to_dict()
+    assert (again.films, again.plans) == (first.films, first.plans)
+
+
+def test_the_parts_are_disjoint_by_file(folder):
+    for number in range(6):
+        film(folder / f"{number}.mp4", 8, size=(16 + 2 * number, 16))
+    parts = [data.Clips(config(folder, hop=4, held_out=0.3), part) for part in ("train", "held-out")]
+    files = [{scene.entry.path for scene in clips.entries} for clips in parts]
+    assert not files[0] & files[1]
+    assert len(files[0] | files[1]) == 6
+    assert len(parts[0]) + len(parts[1]) == 12
+
+
+def test_held_out_clips_are_the_same_whichever_way_training_reads(folder):
+    for number in range(6):
+        film(folder / f"{number}.mp4", 8, size=(16 + 2 * number, 16))
+    train, other = (data.Clips(config(folder, held_out=0.3, decode="fast"), part) for part in ("train", "held-out"))
+    assert (train.rule.decode, other.rule.decode) == ("fast", "exact")
+
+
+def test_the_content_hash_sees_files_and_pieces(folder):
+    film(folder / "a.mp4", 8)
+    first = content(data.Clips(config(folder)))
+    assert content(data.Clips(config(folder))) == first
+    assert content(data.Clips(config(folder, hop=4))) != first
+    film(folder / "a.mp4", 8, size=(18, 16))
+    assert content(data.Clips(config(folder))) != first
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"size": 2}, "size 2: must be 4 to 4096"),
+        ({"frames": 0}, "frames 0: must be at least 1"),
+        ({"hop": 0}, "hop 0: must be at least 1, or left out"),
+        ({"fps": 0.0}, "fps 0.0: must be above 0"),
+        ({"resample": "nearest"}, "resample nearest: needs fps"),
+        ({"size": 16, "multiple": 8}, "multiple 8: is for size: native and fit: aspect"),
+        ({"max_seconds": 0.0}, "max_seconds 0.0: must be above 0"),
+        ({"max_bad": 1.0}, "max_bad 1.0: a share"),
+        ({"background": "blu"}, "background 'blu': not a colour"),
+    ],
+)
+def test_settings_that_cannot_work(folder, given, words):
+    with pytest.raises(RecipeError, match=words):
+        config(folder, **given)
+
+
+def test_clips_in_a_recipe(folder):
+    from pydantic import TypeAdapter
+
+    from unveil.model.config.data import Data
+
+    film(folder / "a.mp4", 4)
+    section = TypeAdapter(Data).validate_python(
+        {"kind": "clips", "path": str(folder), "size": "native", "frames": 4, "resample": "nearest", "fps": 12}
+    )
+    assert isinstance(section, PartSection)
+    assert section.build() == data.ClipsConfig(str(folder), "native", 4, fps=12, resample="nearest")

@@ -1,0 +1,59 @@
+"""Precision, recall and F1 of edges, counted by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from unveil.evaluate.edge_f1 import agreement, agreement_of
+from unveil.types import RecipeError, ShapeError
+
+
+def line(*columns: int) -> Tensor:
+    """Vertical lines of 10 pixels on 10 x 30."""
+    picture = torch.zeros(10, 30, dtype=torch.uint8)
+    picture[:, list(columns)] = 255
+    return picture
+
+
+def test_shares_are_those_counted_by_hand():
+    assert agreement(line(5), line(5), tolerance=0) == (1, 1, 1)
+    assert agreement(line(6), line(5), tolerance=0) == (0, 0, 0)
+    assert agreement(line(6), line(5), tolerance=1) == (1, 1, 1)
+    assert agreement(line(5, 20), line(5)) == pytest.approx((0.5, 1, 2 / 3))
+    assert agreement(line(5), line(5, 20)) == pytest.approx((1, 0.5, 2 / 3))
+    assert agreement(line(5, 10, 15), line(5, 20)) == pytest.approx((1 / 3, 1 / 2, 0.4))
+
+
+def test_near_is_a_distance():
+    found, true = torch.zeros(9, 9), torch.zeros(9, 9)
+    found[4, 4] = true[5, 5] = 1
+    assert agreement(found, true, tolerance=1.4).f1 == 0
+    assert agreement(found, true, tolerance=math.sqrt(2)).f1 == 1
+
+
+def test_a_picture_without_edges():
+    assert agreement(line(), line()) == (1, 1, 1)
+    assert agreement(line(), line(5)) == (0, 0, 0)
+    assert agreement(line(5), line()) == (0, 0, 0)
+
+
+def test_pixels_of_many_pairs_count_alike():
+    pairs = [(line(5, 20), line(5)), (line(5), line(5))]
+    assert agreement_of(pairs) == pytest.approx((2 / 3, 1, 0.8))
+    coloured = [(a.expand(3, -1, -1), b[None]) for a, b in pairs]
+    assert agreement_of(coloured) == agreement_of(pairs)
+
+
+def test_what_cannot_be_compared_is_refused():
+    with pytest.raises(ShapeError, match=r"edges of \(10, 30\) and \(10, 29\) pixels"):
+        agreement(line(5), line(5)[:, :-1])
+    with pytest.raises(ShapeError, match="must be"):
+        agreement(torch.zeros(3), torch.zeros(3))
+    with pytest.raises(ShapeError, match="no pair"):
+        agreement_of([])
+    with pytest.raises(RecipeError, match="tolerance -1"):
+        agreement(line(5), line(5), tolerance=-1)

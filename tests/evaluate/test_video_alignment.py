@@ -1,0 +1,149 @@
+"""The score of clips from words, on models whose clips are known."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unveil.evaluate.conditional import Draw
+from unveil.evaluate.html_report import page
+from unveil.evaluate.report import Report, compare
+from unveil.evaluate.video_alignment import evaluate_clips, look
+from unveil.io.images import to_unit
+from unveil.model.config import SampleConfig
+from unveil.playground.eval_prompts import Asked, score_clips, score_prompts
+from unveil.types import RecipeError
+
+COUNT = 60
+
+
+class Told:
+    """What answers prompts of the score world by real clips: their own, or those of the prompts `shift` places on.
+
+    Args:
+        frozen: the first frame all the time. gone: frames at the end that show nothing.
+    """
+
+    shape, precision = (3, 16, 32, 32), torch.float32
+
+    def __init__(self, lists: Sequence[Asked], shift: int = 0, *, frozen: bool = False, gone: int = 0) -> None:
+        self.conditioners, self.sampling = {"prompt": None}, SampleConfig()
+        self.clips: dict[str, Tensor] = {}
+        for asked in lists:
+            prompts = score_prompts(asked, count=COUNT)
+            made = [item["pixels"] for item in score_clips(asked, prompts)]
+            for n, prompt in enumerate(prompts):
+                clip = made[(n + shift) % COUNT].clone()
+                clip = clip[:, :1].repeat(1, 16, 1, 1) if frozen else clip
+                clip[:, 16 - gone :] = 0
+                self.clips[prompt.text] = clip
+        self.asked: list[int] = []
+
+    def generate(self, *, raw: dict[str, list[str]], **_: Any) -> Tensor:
+        self.asked.append(len(raw["prompt"]))
+        return torch.stack([to_unit(self.clips[text]) for text in raw["prompt"]])
+
+
+def judged(model: Told, lists: Sequence[Asked] = ("seen",)) -> Report:
+    return evaluate_clips(model, Draw(batch=16), lists, count=COUNT)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def good() -> Report:
+    return judged(Told(("seen", "held-out")), ("seen", "held-out"))
+
+
+def test_real_clips_are_all_right(good: Report):
+    for asked in ("seen", "held-out"):
+        found = good.results["clips"][asked]
+        assert found["count"] == COUNT
+        for name in ("colour", "shape", "motion", "all", "visible", "size"):
+            assert found[name]["value"] > 0.95, (asked, name)
+            assert found[name]["value"] == found["real_clips"][name]
+            assert found[name]["low"] < found[name]["value"] <= found[name]["high"]
+        assert found["chance"] == pytest.approx({"colour": 1 / 8, "shape": 1 / 5, "motion": 1 / 10, "all": 1 / 400})
+        assert sum(own["count"] for own in found["by_motion"].values()) == COUNT
+        assert set(found["by_register"]) == {"raw", "short", "dense"}
+        assert all(len(own) <= 2 and own[name] for name, own in found["motions_read"].items())
+    assert good.summary()[0].startswith("colour as asked, seen: ")
+
+
+def test_clips_of_other_prompts_score_as_chance_does():
+    found = judged(Told(("seen",), shift=1)).results["clips"]["seen"]
+    assert found["all"]["value"] < 0.1
+    assert abs(found["colour"]["value"] - found["chance"]["colour"]) < 0.15
+    assert found["real_clips"]["all"] > 0.95
+    assert len(found["missed"]) == 40
+
+
+def test_frozen_clips_only_stand_still():
+    found = judged(Told(("seen",), frozen=True)).results["clips"]["seen"]
+    assert found["colour"]["value"] > 0.95
+    assert found["shape"]["value"] > 0.9
+    by_motion = {name: own["motion"]["value"] for name, own in found["by_motion"].items()}
+    assert by_motion.pop("still") == 1
+    assert max(by_motion.values()) == 0
+
+
+def test_what_vanishes_is_not_seen_in_every_frame():
+    found = judged(Told(("seen",), gone=1)).results["clips"]["seen"]
+    assert found["visible"]["value"] == 0
+    assert found["colour"]["value"] > 0.95
+
+
+def test_an_empty_clip_is_nothing():
+    seen = look(torch.zeros(3, 16, 32, 32, dtype=torch.uint8))
+    assert not seen.visible
+    assert set(seen.facts.values()) == {None}
+
+
+def test_clips_are_drawn_so_many_at_a_time_and_reports_say_how():
+    model = Told(("validation",))
+    report = judged(model, ("validation",))
+    assert model.asked == [16, 16, 16, 12]
+    assert report.protocol["precision"] == "float32"
+    assert report.protocol["lists"] == ["validation"]
+    assert not report.results["clips"]["validation"]["missed"] or "missed validation" in report.images
+    changes = {change.name: change for change in compare(report, report)}
+    assert changes["all as asked, validation"].difference == 0
+
+
+def test_the_page_plays_the_clips(good: Report):
+    shown = page(good)
+    assert "The playground from words" in shown
+    assert shown.count("data:image/webp;base64,") >= 2
+    film = Image.open(io.BytesIO(good.images["clips held-out"]))
+    assert getattr(film, "n_frames", 1) > 8
+    for words in ("by", "diagonal", "chance", "Prompts: held-out"):
+        assert words in shown
+
+
+def test_pictures_are_asked_for_what_does_not_move():
+    model = Told(())
+    model.shape = (3, 32, 32)  # type: ignore[assignment]
+    prompts = score_prompts("seen", count=COUNT, frames=1)
+    real = score_clips("seen", prompts, frames=1)
+    model.clips = {prompt.text: item["pixels"] for prompt, item in zip(prompts, real, strict=True)}
+    report = judged(model, ("seen", "held-out"))
+    found = report.results["clips"]["seen"]
+    assert found["all"]["value"] > 0.95
+    assert found["chance"] == pytest.approx({"colour": 1 / 8, "shape": 1 / 5, "all": 1 / 40})
+    assert "motion" not in found
+    assert list(report.missing) == ["held-out"]
+    assert report.images["clips seen"].startswith(b"\x89PNG")
+    assert "The playground from words" in page(report)
+    with pytest.raises(RecipeError, match="pictures do not move"):
+        score_prompts("held-out", frames=1)
+
+
+def test_a_model_of_something_else_is_refused():
+    model = Told(())
+    model.shape = (1, 8)  # type: ignore[assignment]
+    with pytest.raises(RecipeError, match="the score is of clips"):
+        judged(model)

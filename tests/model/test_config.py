@@ -1,0 +1,400 @@
+"""Recipes: what is refused and in which words, overrides, and the way there and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import unveil
+from unveil.core import timestep_sampling
+from unveil.core.rng import Streams
+from unveil.model.config import (
+    AutoencoderRecipe,
+    CaptionerRecipe,
+    ClassifierRecipe,
+    ModelConfig,
+    Recipe,
+    SequenceRecipe,
+    dump,
+    load_recipe,
+    parse_recipe,
+    read_yaml,
+    recipe_names,
+    validate,
+)
+from unveil.model.config.latent_autoencoder import SavedSection
+from unveil.types import RecipeError
+
+# Parameters of the published networks: Ho et al. 2020, appendix B; the released Improved DDPM checkpoints.
+PUBLISHED = {
+    "ddpm-cifar10": 35_746_307,
+    "ddpm-256": 113_673_219,
+    "iddpm-cifar10": 52_546_438,
+    "iddpm-imagenet64": 121_063_942,
+    # first_stage_models/kl-f8 and vq-f4 of github.com/CompVis/latent-diffusion
+    "ae-kl-f8": 83_653_863,
+    "vq-f4": 55_322_782,
+    # the U-Net of cin256-v2, without its table of classes
+    "ldm-imagenet256": 400_920_579,
+}
+
+
+def fault(*overrides: str, recipe: str = "ddpm-digits") -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe, overrides)
+    return str(caught.value)
+
+
+# ---------------------------------------------------------------------- the shipped ones
+
+
+@pytest.mark.parametrize("small", [False, True], ids=["full", "small"])
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_valid_and_survives_the_way_to_yaml_and_back(name, small):
+    recipe = load_recipe(name, small=small)
+    assert recipe.name == name
+    assert recipe.paper
+    assert recipe.claim
+    assert recipe.command.startswith(f"unveil train {name}")
+    assert parse_recipe(read_yaml(dump(recipe), name), name) == recipe
+
+
+@pytest.mark.parametrize("small", [False, True], ids=["full", "small"])
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_builds_without_taking_memory(name, small):
+    recipe = load_recipe(name, small=small)
+    if isinstance(recipe, ClassifierRecipe):
+        recipe.network.build()
+        return
+    if isinstance(recipe, SequenceRecipe):
+        recipe.network.build({"source": 40, "target": 40})
+        return
+    if isinstance(recipe, CaptionerRecipe):
+        recipe.network.build({"vocabulary": 40})
+        return
+    with torch.device("meta"):
+        if isinstance(recipe, Recipe) and isinstance(recipe.codec, SavedSection):  # which another recipe trains first
+            model = recipe.build_network()
+        else:
+            model = recipe.build() if isinstance(recipe, AutoencoderRecipe) else unveil.build(recipe.model)
+    assert all(p.is_meta for p in model.parameters())
+    if name in PUBLISHED and not small:
+        assert sum(p.numel() for p in model.parameters()) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_small_is_smaller(name):
+    whole, small = load_recipe(name), load_recipe(name, small=True)
+    kinds = Recipe | AutoencoderRecipe | CaptionerRecipe
+    if isinstance(whole, kinds) and isinstance(small, kinds):
+        assert small.train.steps * small.train.batch < whole.train.steps * whole.train.batch
+        assert small.train.steps <= 100
+
+
+def test_a_measured_score_is_never_left_in_the_recipe_of_another_setting():
+    for name in recipe_names():
+        expected = load_recipe(name).expected
+        assert not (expected.scores and not expected.time), "a score without the time it took"
+
+
+def test_the_model_of_a_recipe_stands_alone():
+    recipe = load_recipe("iddpm-fashion")
+    assert isinstance(recipe, Recipe)
+    again = validate(ModelConfig, read_yaml(dump(recipe.model), "model.yaml"), "model.yaml")
+    assert again == recipe.model
+    assert again.learns_variance
+
+
+# ---------------------------------------------------------------------- overrides
+
+
+def test_overrides_reach_maps_lists_and_whole_sections():
+    recipe = load_recipe(
+        "ddpm-digits",
+        [
+            "train.steps=100",
+            "train.lr=2e-3",
+            "condition.0.drop=0.2",
+            "process={kind: cosine-vp}",
+            "sample.guidance.scale=2",
+        ],
+    )
+    assert isinstance(recipe, Recipe)
+    assert (recipe.train.steps, recipe.train.lr) == (100, 2e-3)
+    assert recipe.condition[0].drop == 0.2
+    assert recipe.process.kind == "cosine-vp"
+    assert recipe.sample.guidance.scale == 2
+
+
+def test_overrides_come_after_small():
+    recipe = load_recipe("ddpm-digits", ["train.steps=7", "train.warmup=0"], small=True)
+    assert isinstance(recipe, Recipe)
+    assert recipe.train.steps == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.steps", "an override is written key=value"),
+        ("=3", "an override is written key=value"),
+        ("train.lr.peak=1", r"train.lr is the value 0.002 and has no key 'peak'; set train.lr itself"),
+        ("condition.4.drop=0.1", "condition is a list of 1; its places are 0 to 0"),
+        ("train.steps=[1", "the value of train.steps, line 1"),
+    ],
+)
+def test_overrides_that_go_nowhere(override, message):
+    import re
+
+    assert re.search(message, fault(override))
+
+
+# ---------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.stpes=3", "train.stpes: unknown key; nearest: 'steps'; allowed: batch, batching, tokens, steps"),
+        ("trian={}", "trian: unknown key; nearest: 'train'"),
+        ("network.chanels=3", "network.chanels: unknown key; nearest: 'channels'"),
+        ("condition.0.clases=3", "condition.0.clases: unknown key; nearest: 'classes'"),
+        ("train.steps=-3", "train.steps = -3: must be greater than or equal to 1"),
+        ("train.steps=many", "train.steps = 'many': must be a valid integer"),
+        ("train.steps=null", "train.steps = None: must be a valid integer"),
+        ("train.lr=.nan", "train.lr = nan: must be a finite number"),
+        ("train.lr=.inf", "train.lr = inf: must be a finite number"),
+        ("train.ema=1.0", "train.ema = 1.0: must be less than 1"),
+        (
+            "train.precision=fp16",
+            "train.precision = 'fp16': must be one of auto, float32, bf16, 16-mixed; nearest: 'bf16'",
+        ),
+        ("train.accumulate=3", "batch 128 cannot be split into accumulate = 3 equal parts"),
+        ("train.warmup=1000", "warmup = 1000 is longer than the run; at most steps = 900"),
+        ("network.kind=unett", "network.kind = 'unett': must be one of unet"),
+        (
+            "data.kind=digit",
+            "data.kind = 'digit': must be one of clips, digits, fashion, fashion-style, folder, latents, playground, "
+            "scenes; "
+            "nearest: 'digits'",
+        ),
+        (
+            "data={size: 8}",
+            "data = {'size': 8}: needs a map with a kind; allowed: clips, digits, fashion, fashion-style, folder",
+        ),
+        ("data=3", "data = 3: needs a map with a kind; allowed: clips, digits, fashion, fashion-style, folder"),
+        ("network=null", "network = None: needs a map with a kind; allowed: unet"),
+        ("process.betas=cosin", "betas = 'cosin': known are linear, linear-scaled, cosine"),
+        ("process={kind: discrete-vp, betas: [0.1, 2.0]}", "betas[1] = 2.0: must lie inside (0, 1)"),
+        ("network.attention=[3]", "network: attention 3: must be a rate of downsampling that a level has: 1, 2"),
+        ("prediction=epsilon", "prediction = 'epsilon': must be one of x0, eps, v, score, flow, posterior-mean"),
+        ("condition.0.names=[zero]", "names: 1 given for 10 classes"),
+        ("condition.0.key=pixels", "'pixels' is what the model makes, so it cannot be given"),
+        (
+            "objective.kind=hybrid",
+            "teaches a variance, but variance = 'fixed-small' is fixed; set variance = learned-range",
+        ),
+        ("shape=[]", "shape = []: Tuple should have at least 1 item"),
+        ("shape=[1, 0, 8]", "shape.1 = 0: must be greater than or equal to 1"),
+        ("name=a/b", "name = 'a/b'"),
+        (
+            "kind=classifer",
+            "kind = 'classifer': must be one of diffusion, classifier, sequence, autoencoder, captioner; nearest: "
+            "'classifier'",
+        ),
+        ("sample.sampler=dim", "sample.sampler: sampler 'dim'; known: ddim, "),
+    ],
+)
+def test_each_fault_names_key_value_and_remedy(override, message):
+    assert message in fault(override)
+
+
+def test_all_faults_are_told_at_once():
+    message = fault("train.steps=0", "train.lr=-1")
+    assert "train.steps = 0" in message
+    assert "train.lr = -1" in message
+    assert message.count("ddpm-digits: ") == 2
+
+
+# ---------------------------------------------------------------------- processes, times and weights
+
+PROCESSES = {
+    "discrete-vp": "{kind: discrete-vp, betas: cosine, steps: 50}",
+    "zero-snr": "{kind: discrete-vp, last: zero-snr}",
+    "linear-vp": "{kind: linear-vp, beta_max: 15}",
+    "cosine-vp": "{kind: cosine-vp}",
+    "sub-vp": "{kind: sub-vp}",
+    "ve": "{kind: ve, sigma_max: 20}",
+    "discrete-ve": "{kind: discrete-ve, levels: 20}",
+    "edm": "{kind: edm}",
+    "rectified-flow": "{kind: rectified-flow}",
+    "shifted": "{kind: shifted, shift: 3, process: {kind: rectified-flow}}",
+}
+LITTLE = ("network.multipliers=[1]", "network.attention=[]", "prediction=v")
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_every_process_trains_and_samples(process):
+    recipe = load_recipe("ddpm-digits", [f"process={process}", *LITTLE])
+    assert isinstance(recipe, Recipe)
+    assert parse_recipe(read_yaml(dump(recipe), "again"), "again").process == recipe.process
+    model = unveil.build(recipe.model)
+    condition, _ = model.encode({"label": [0] * 8})
+    objective = recipe.objective.build(recipe, model.process, 8)
+    pictures = torch.rand(8, *recipe.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    loss = objective(model.denoiser, pictures, condition, Streams(0, range(8)), 0)
+    loss.value.backward()
+    assert loss.value.isfinite()
+    assert model.generate(count=2, steps=3, raw={"label": 1}).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ("{kind: simple, time: log-normal, weight: edm}", timestep_sampling.LogNormal),
+        ("{kind: simple, time: {kind: logit-normal, location: 0.5}, weight: {kind: sigmoid, bias: -1}}", None),
+        ("{kind: simple, time: {kind: stratified, of: uniform-log-snr}, weight: {kind: p2, gamma: 0.5}}", None),
+        ("{kind: denoising-score-matching, weight: likelihood, time: likelihood}", timestep_sampling.Importance),
+        ("{kind: sliced-score-matching, projections: 2, square: projected}", timestep_sampling.Uniform),
+    ],
+)
+def test_objectives_times_and_weights_are_settings(settings, kind):
+    recipe = load_recipe("ddpm-digits", ["process={kind: linear-vp}", f"objective={settings}", *LITTLE])
+    assert isinstance(recipe, Recipe)
+    assert parse_recipe(read_yaml(dump(recipe), "again"), "again").objective == recipe.objective
+    model = unveil.build(recipe.model)
+    objective = recipe.objective.build(recipe, model.process, 4)
+    assert kind is None or isinstance(objective.time, kind)
+    condition, _ = model.encode({"label": [0] * 4})
+    loss = objective(model.denoiser, torch.zeros(4, *recipe.shape), condition, Streams(0, range(4)), 0)
+    loss.value.backward()
+    assert loss.value.isfinite()
+
+
+def test_a_part_with_nothing_set_is_written_as_its_name():
+    plain = load_recipe("ddpm-digits", ["objective.weight=min-snr"])
+    assert "weight: min-snr, time: uniform" in dump(plain)
+    assert load_recipe("ddpm-digits", ["objective.weight={kind: min-snr, gamma: 5}"]) == plain
+    assert "gamma: 3.0" in dump(load_recipe("ddpm-digits", ["objective.weight={kind: min-snr, gamma: 3}"]))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("process={kind: ve, sigma_min: 3, sigma_max: 1}", "process: sigma_min = 3.0, sigma_max = 1.0: must rise"),
+        ("process={kind: discrete-ve, levels: 1}", "process: levels = 1: a schedule needs at least 2"),
+        ("process={kind: shifted, shift: 0, process: {kind: ve}}", "process.shift = 0: must be greater than 0"),
+        (
+            "process={kind: shifted, shift: 2, process: {kind: shifted}}",
+            "process.process.kind = 'shifted': must be one",
+        ),
+        ("process={kind: rectified-flo}", "nearest: 'rectified-flow'"),
+        ("process.last=zero", "process.last = 'zero': must be one of published, zero-snr; nearest: 'zero-snr'"),
+        ("objective.weight=min-snrr", "objective.weight.kind = 'min-snrr': must be one of none, snr, truncated-snr"),
+        ("objective.weight={kind: edm, sigma: 1}", "objective.weight.sigma: unknown key; nearest: 'sigma_data'"),
+        ("objective.time=lognormal", "objective.time.kind = 'lognormal': must be one of uniform, second-moment"),
+        ("objective.time={kind: log-normal, scale: 0}", "objective.time.scale = 0: must be greater than 0"),
+        ("objective.time={kind: uniform-log-snr, low: 2, high: 1}", "objective.time: low = 2.0, high = 1.0: must rise"),
+    ],
+)
+def test_faults_of_processes_times_and_weights(override, message):
+    assert message in fault(override)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "objective.time={kind: stratified, of: second-moment}",
+            "objective.time.of.kind = 'second-moment': must be one",
+        ),
+        ("objective={kind: sliced-score-matching, time: second-moment}", "objective.time = second-moment: learns from"),
+    ],
+)
+def test_second_moments_are_refused_where_they_would_stay_even(override, message):
+    assert message in fault(override)
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "message"),
+    [
+        ("ldm-layout", "train.flip=true", "train.flip: the boxes of condition.kind = layout"),
+        ("dit-s-2-imagenet256", "train.flip=true", "train.flip: mirrored latents"),
+        (
+            "ae-fashion",
+            "train.batching=buckets",
+            "train.batching = 'buckets': an autoencoder's batches are of one size",
+        ),
+    ],
+)
+def test_settings_that_would_train_something_else_are_refused(name, override, message):
+    load_recipe(name)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(name, [override])
+
+
+def test_second_moments_need_a_table():
+    message = fault("process={kind: cosine-vp}", "objective.time=second-moment")
+    assert "needs a table of betas; use process kind discrete-vp" in message
+
+
+def test_a_config_cannot_be_changed():
+    recipe = load_recipe("ddpm-digits")
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.name = "other"
+
+
+# ---------------------------------------------------------------------- files
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(RecipeError, match="'ddpm-digit': no such recipe or file; nearest: 'ddpm-digits'; shipped: "):
+        load_recipe("ddpm-digit")
+
+
+LAUGHS = "a0: &a0 [x, x]\n" + "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no map of keys"),
+        ("- 1\n- 2", "holds no map of keys"),
+        ("a: [1", "line 1, column 6: not plain YAML"),
+        ("a: !!python/object/apply:os.system ['touch ran']", "line 1, column 4: not plain YAML"),
+        ("a: !!python/name:os.system", "not plain YAML"),
+        (LAUGHS, "more than 20 aliases"),
+        ("a: " + "[" * 60 + "]" * 60, "nested deeper than 40 levels"),
+        ("[" * 100_000, "nested deeper than 40 levels"),
+        ("a: 1\nb: 2\na: 3", "line 3, column 1: not plain YAML (the key 'a' is given twice)"),
+        ("a: " + "x" * 300_000, "a recipe has at most"),
+        ("a: &a [*a]\nname: x", "unknown key"),
+        ("a: 2020-13-45", "not plain YAML"),
+    ],
+)
+def test_files_that_are_no_recipe(text, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "given.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert message in str(caught.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["given.yaml"], "something was run"
+
+
+def test_bytes_are_no_recipe(tmp_path):
+    path = tmp_path / "given.yaml"
+    path.write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(RecipeError, match="not a text file"):
+        load_recipe(path)
+
+
+def test_a_file_takes_its_name_from_itself_and_may_be_a_runs_folder(tmp_path):
+    recipe = load_recipe("ddpm-digits")
+    text = dump(recipe).replace("name: ddpm-digits\n", "", 1)
+    (tmp_path / "recipe.yaml").write_text(text)
+    assert load_recipe(tmp_path).model_dump(exclude={"name"}) == recipe.model_dump(exclude={"name"})
+    mine = Path(tmp_path / "mine.yaml")
+    mine.write_text(text)
+    assert load_recipe(mine).name == "mine"

@@ -1,0 +1,214 @@
+"""A saved model comes back as it was, or says why not."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import unveil
+from unveil.core.denoiser import Denoiser
+from unveil.core.process import CosineVP
+from unveil.io import safetensors_io
+from unveil.model import Model, checkpoint_store, int8, model_folder
+from unveil.model.config import ModelConfig, validate
+from unveil.types import NonFinite, NotWritable, RecipeError, WeightsError
+
+torch.set_num_threads(1)
+
+
+def model(channels: int = 8, seed: int = 0) -> Model:
+    torch.manual_seed(seed)
+    raw = {
+        "shape": [1, 4, 4],
+        "network": {"kind": "unet", "channels": channels, "multipliers": [1, 2], "blocks": 1, "groups": 4},
+        "process": {"kind": "discrete-vp", "betas": "cosine", "steps": 20},
+        "condition": [
+            {"kind": "label", "classes": 3, "names": ["cat", "dog", "cow"], "drop": 0.2},
+            {"kind": "context", "key": "picture", "channels": 2},
+        ],
+        "sample": {"steps": 4},
+    }
+    made = unveil.build(validate(ModelConfig, raw, "test"))
+    with torch.no_grad():  # so that zero-initialised layers say something
+        for parameter in made.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return made.eval()
+
+
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    return model().save(tmp_path / "model")
+
+
+def test_a_model_comes_back_with_every_bit_and_makes_the_same_samples(saved):
+    before, after = model(), unveil.load(saved)
+    assert after.config == before.config
+    assert not after.training
+    assert all(
+        torch.equal(a, b) for a, b in zip(before.state_dict().values(), after.state_dict().values(), strict=True)
+    )
+    raw = {"label": ["dog", "cat"], "picture": torch.zeros(2, 2, 4, 4)}
+    assert torch.equal(*(m.generate(raw=raw, count=2, seed=3) for m in (before, after)))
+
+
+def test_a_loaded_model_can_be_trained_and_its_file_stays_as_it_was(saved):
+    before = (saved / "denoiser.safetensors").read_bytes()
+    loaded = unveil.load(saved).train()
+    assert all(p.requires_grad for p in loaded.parameters())
+    assert not any(p.is_meta for p in (*loaded.parameters(), *loaded.buffers()))
+    with torch.no_grad():
+        for parameter in loaded.parameters():
+            parameter.add_(1)
+    assert (saved / "denoiser.safetensors").read_bytes() == before
+    loaded.save(saved, force=True)  # over the very files that its weights are mapped from
+    again = unveil.load(saved)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), again.parameters(), strict=True))
+
+
+def test_the_folder_holds_a_file_per_part_and_no_pickle(saved):
+    names = {p.name for p in saved.iterdir()}
+    assert names >= {"model.yaml", "denoiser.safetensors", "label.safetensors", "card.md", "manifest.json"}
+    assert {Path(name).suffix for name in names} == {".yaml", ".safetensors", ".md", ".json"}
+    assert (saved / "model.yaml").read_text().startswith("key: pixels")
+    assert "unveil.load" in (saved / "card.md").read_text()
+
+
+def test_half_precision_files_load_as_float32_or_as_they_are(tmp_path):
+    model().half().save(tmp_path / "half")
+    assert {p.dtype for p in model_folder.load_model(tmp_path / "half").parameters()} == {torch.float32}
+    assert {p.dtype for p in model_folder.load_model(tmp_path / "half", dtype=None).parameters()} == {torch.float16}
+
+
+def test_inspect_reads_headers_alone(saved, monkeypatch):
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("a tensor was read")
+
+    monkeypatch.setattr(safetensors_io, "read_tensors", refuse)
+    monkeypatch.setattr(model_folder, "read_tensors", refuse)
+    facts = model_folder.inspect(saved)
+    assert facts["what"] == "a saved model"
+    assert facts["parameters"] == sum(value.numel() for value in model().state_dict().values())
+    assert facts["bytes"] == 4 * facts["parameters"]
+    assert facts["model"]["network"]["kind"] == "unet"
+    assert facts["files"]["label.safetensors"]["tensors"] == {"table.weight": {"dtype": "F32", "shape": [4, 32]}}
+    one = model_folder.inspect(saved / "denoiser.safetensors")
+    assert one["what"] == "a part of a model that unveil saved"
+    json.dumps(facts)
+
+
+def test_inspect_names_foreign_files(tmp_path):
+    safetensors_io.write_tensors(
+        tmp_path / "a", {"time_embed.0.weight": torch.ones(1), "input_blocks.0.0.weight": torch.ones(1)}
+    )
+    assert model_folder.inspect(tmp_path / "a")["what"] == "a U-Net of Improved DDPM or ADM"
+    safetensors_io.write_tensors(tmp_path / "b", {"w": torch.ones(1)})
+    assert model_folder.inspect(tmp_path / "b")["what"] in (
+        "tensors of an unknown model",
+        "a part of a model that unveil saved",
+    )
+
+
+def test_a_flipped_bit_is_found_when_loading(saved):
+    path = saved / "denoiser.safetensors"
+    whole = bytearray(path.read_bytes())
+    whole[-100] ^= 4
+    path.write_bytes(whole)
+    with pytest.raises(WeightsError, match=r"denoiser.safetensors: sha256"):
+        unveil.load(saved)
+
+
+def test_weights_of_another_size_list_their_keys(tmp_path):
+    folder = model().save(tmp_path / "model")
+    other = model(channels=16).save(tmp_path / "other")
+    described = (other / "model.yaml").read_text()
+    (folder / "model.yaml").write_text(described)
+    raw = json.loads((folder / checkpoint_store.MANIFEST).read_text())
+    raw["files"]["model.yaml"] = json.loads((other / checkpoint_store.MANIFEST).read_text())["files"]["model.yaml"]
+    (folder / checkpoint_store.MANIFEST).write_text(json.dumps(raw))
+    with pytest.raises(
+        WeightsError, match=r"(?s)keys do not fit the network:\n  .*in the file.*in the network.*and \d+ more"
+    ):
+        unveil.load(folder)
+
+
+def test_what_is_there_stays_unless_forced(saved):
+    before = (saved / "denoiser.safetensors").read_bytes()
+    with pytest.raises(NotWritable, match="not overwritten"):
+        model(seed=1).save(saved)
+    assert (saved / "denoiser.safetensors").read_bytes() == before
+    model(seed=1).save(saved, force=True)
+    assert (saved / "denoiser.safetensors").read_bytes() != before
+
+
+def test_nan_is_not_saved(tmp_path):
+    broken = model()
+    with torch.no_grad():
+        next(broken.denoiser.parameters()).view(-1)[0] = float("nan")
+    with pytest.raises(NonFinite, match="not finite"):
+        broken.save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_model_that_nobody_could_build_again_is_not_saved_as_one(tmp_path):
+    class Own(nn.Module):
+        def forward(self, x, t, condition):
+            return x
+
+    with pytest.raises(RecipeError, match="not built from a recipe"):
+        Model(Denoiser(Own(), CosineVP()), (2,)).save(tmp_path / "model")
+    assert not os.listdir(tmp_path)
+
+
+def test_places_without_a_model_say_so(tmp_path):
+    with pytest.raises(WeightsError, match="no such folder or shipped model"):
+        unveil.load(tmp_path / "nothing")
+    with pytest.raises(WeightsError, match="neither a saved model nor a run with a valid checkpoint"):
+        unveil.load(tmp_path)
+    (tmp_path / "weights.safetensors").write_bytes(b"\x80\x04.")
+    with pytest.raises(WeightsError, match="a pickle"):
+        unveil.load(tmp_path / "weights.safetensors")
+
+
+def test_a_condition_cannot_take_the_name_of_another_file(tmp_path):
+    made = model()
+    made.conditioners["train_state"] = made.conditioners["label"]
+    with pytest.raises(RecipeError, match="'train_state': names a file"):
+        made.save(tmp_path / "model")
+
+
+def test_eight_bits_are_near_the_weights_and_take_half_of_the_room_of_sixteen(tmp_path):
+    made = model(channels=64)
+    small = unveil.load(model_folder.save_model(made, tmp_path / "small", small=True))
+    half = made.to(torch.bfloat16).save(tmp_path / "half")
+    sizes = [sum(file.stat().st_size for file in (tmp_path / one).glob("*.safetensors")) for one in ("small", "half")]
+    assert sizes[0] < 0.6 * sizes[1]
+    made = model(channels=64)
+    for (name, own), other in zip(made.named_parameters(), small.parameters(), strict=True):
+        rows = own.flatten(1) if own.ndim > 1 else own[:, None]
+        off = (own - other).abs().view(rows.shape).amax(dim=1)
+        assert other.dtype == torch.float32
+        assert torch.all(off <= 0.5001 * rows.abs().amax(dim=1) / 127), name
+    assert model_folder.inspect(tmp_path / "small")["parameters"] == model_folder.inspect(half)["parameters"]
+    torch.testing.assert_close(
+        model_folder.load_weights(model(channels=64), tmp_path / "small").state_dict(), small.state_dict()
+    )
+
+
+def test_steps_that_are_not_those_of_the_rows_are_refused(tmp_path):
+    path = model_folder.save_model(model(channels=64), tmp_path / "small", small=True)
+    file = path / "denoiser.safetensors"
+    found = dict(safetensors_io.read_tensors(file))
+    key = next(key for key in found if key.endswith(int8.STEP))
+    found = {name: value.clone() for name, value in found.items()} | {key: found[key][:-1].clone()}
+    safetensors_io.write_tensors(file, found)
+    (path / checkpoint_store.MANIFEST).unlink()
+    content = {one.name: safetensors_io.read_tensors(one) for one in path.glob("*.safetensors")}
+    texts = {"model.yaml": (path / "model.yaml").read_text()}
+    checkpoint_store.save(tmp_path / "again", {**content, **texts})
+    with pytest.raises(WeightsError, match="do not fit the network"):
+        unveil.load(tmp_path / "again")

@@ -1,0 +1,141 @@
+"""The claims about what models are told: which way they are decided, and where a captioner's captions come from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.reproduce.test_video_claims import FEW, QUIET, spoiled, staged, verdicts
+from unveil.analysis.video_bench import parameters
+from unveil.io.images import to_unit
+from unveil.playground.dataset import Playground, PlaygroundConfig
+from unveil.playground.prompt_rules import rules
+from unveil.reproduce import caption_claims
+from unveil.reproduce.experiment import Bench
+from unveil.reproduce.prompt_following import arm_of
+from unveil.reproduce.recaption import Recaptioned, recaptioned
+from unveil.reproduce.training_history import RecipeArm
+
+
+@pytest.mark.parametrize(
+    ("own", "against", "behind"),
+    [
+        (0.1, "shown", "shown"),  # as good as true ones
+        (0.9, "reversed", "reversed"),
+        (0.5, "shown", "reversed"),  # better than raw ones, and far behind
+    ],
+)
+def test_recaptions_are_judged_by_raw_and_by_true_ones(
+    own: float, against: str, behind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fault(arm: RecipeArm) -> float:
+        if "data.captions" in arm.changes:
+            return own
+        return 0.1 if "[dense]" in arm.changes else 0.7
+
+    asked: list[int] = []
+
+    def told(bench: Bench, recipe: object, seed: int) -> Recaptioned:
+        asked.append(seed)
+        return Recaptioned(Path("told.jsonl"), 0.9)
+
+    monkeypatch.setattr(caption_claims, "recaptioned", told)
+    found = caption_claims._recaptioned(staged(monkeypatch, tmp_path, fault))
+    first = [one for one in found.comparisons if one.primary]
+    assert [one.verdict for one in first] == [against, behind]
+    assert len(found.comparisons) == 6
+    assert "90.0%, 90.0%, 90.0%" in found.notes[0]
+    assert set(asked) == {0}  # in the quick form; else each seed has its own
+
+
+def test_a_captioner_of_a_tenth_tells_all_clips_and_is_kept(tmp_path: Path):
+    own = Bench(FEW, tmp_path, QUIET)
+    arm = arm_of(own, "'data.registers=[raw]' data.count=40", "train.steps=1")
+    recipe = arm.read(quick=True)
+    found = recaptioned(own, recipe, 0)
+    rows = [json.loads(line) for line in found.file.read_text().splitlines()]
+    assert [row["file_name"] for row in rows] == [str(number) for number in range(40)]
+    assert [row["text"] for row in rows] == [item["text"] for item in Playground(recipe.data.build()).told(range(40))]
+    assert 0 <= found.right <= 1
+    spent = own.training_seconds
+    assert spent > 0
+    assert own.earlier_seconds == 0
+    assert recaptioned(own, recipe, 0) == found
+    assert own.earlier_seconds == spent
+    assert recaptioned(own, recipe, 1).file != found.file
+    trained = Playground(replace(recipe.data.build(), captions=str(found.file), share=1.0))
+    assert [item["text"] for item in trained.told(range(40))] == [row["caption"] for row in rows]
+    (settings,) = found.file.parent.glob("captioner-playground/recipe.yaml")
+    assert "count: 4\n" in settings.read_text()  # a tenth
+
+
+class Teller:
+    """A model of clips that shows what it is told, some of them wrong, by the kind of prompt."""
+
+    def __init__(self, wrong: Callable[[str], float]) -> None:
+        self.wrong = wrong
+
+    def generate(self, *, raw: dict[str, list[str]], count: int, seed: int, **rest: Any) -> Tensor:
+        world = Playground(PlaygroundConfig(seed=caption_claims.SEED + seed, held_out=count), "held-out")
+        clips = torch.stack([item["pixels"] for item in world.__getitems__(range(count))])
+        return to_unit(spoiled(clips, self.wrong(raw["prompt"][0]), seed))
+
+
+@pytest.mark.parametrize(("expanded", "verdict"), [(0.1, "shown"), (0.5, "reversed")])
+def test_expanded_prompts_are_judged_by_dense_ones(
+    expanded: float, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    dense: set[str] = set()
+
+    def wrong(prompt: str) -> float:
+        if rules(prompt).text != prompt:
+            return 0.3  # as it was typed
+        return 0.1 if prompt in dense else expanded
+
+    class Scale(type(FEW)):
+        def pick(self, full: Any, quick: Any) -> Any:
+            return 24 if full == 150 else quick
+
+    whole = caption_claims.prompts
+
+    def noted(world: Playground, count: int, registers: list[str]) -> Any:
+        found = whole(world, count, registers)  # pyright: ignore[reportArgumentType]
+        if registers == ["dense"]:
+            dense.update(one.text for one in found)
+        return found
+
+    monkeypatch.setattr(caption_claims, "prompts", noted)
+    monkeypatch.setattr(caption_claims, "load", lambda name: Teller(wrong))
+    own = Bench(Scale(**vars(FEW)), tmp_path, QUIET)
+    found = caption_claims._expanded(own)
+    assert verdicts(found) == (verdict, {verdict})
+    assert sum(one.primary for one in found.comparisons) == 1
+
+
+@pytest.mark.parametrize(("better", "verdict"), [("condition", "shown"), ("network.width=36", "reversed")])
+def test_encoders_are_told_the_right_way(better: str, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fault(arm: RecipeArm) -> float:
+        return 0.1 if better in arm.changes else 0.4
+
+    monkeypatch.setattr(caption_claims, "parameters", lambda model: 1_000_000)
+    found = caption_claims._encoders(staged(monkeypatch, tmp_path, fault))
+    assert verdicts(found) == (verdict, {verdict})
+    assert len(found.comparisons) == 3
+
+
+def test_both_larger_arms_have_as_many_parameters():
+    from unveil.model import build
+
+    def size(name: str) -> int:
+        return parameters(build(RecipeArm(caption_claims.RECIPE, caption_claims.LARGER[name]).read(quick=False).model))
+
+    sizes = {name: size(name) for name in caption_claims.LARGER}
+    assert sizes[caption_claims.TEXT] == pytest.approx(sizes[caption_claims.NETWORK], rel=0.01)
+    assert sizes[caption_claims.BASE] < 0.8 * sizes[caption_claims.TEXT]

@@ -1,0 +1,281 @@
+"""The claims about clips: how arms go on from pictures, what they are asked for, and which way they are told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from unveil.cli.console import Console
+from unveil.conditioning.learned_text_encoder import WordTokens
+from unveil.evaluate.verdict import overall
+from unveil.io.images import to_unit
+from unveil.playground.dataset import Playground
+from unveil.reproduce import diffusion_forcing, experiment, video_claims
+from unveil.reproduce.experiment import QUICK, Bench, Findings
+from unveil.reproduce.prompt_following import RECIPE, arm_of, missed
+from unveil.reproduce.results_json import record_of
+from unveil.reproduce.runner import CLAIMS
+from unveil.reproduce.training_history import (
+    Course,
+    RecipeArm,
+    asked_of,
+    begun,
+    cost_of,
+    follow,
+    points_of,
+    prompts_of,
+    world_of,
+)
+from unveil.types import RecipeError, ShapeError
+
+QUIET = Console(quiet=True)
+FEW = replace(QUICK, pictures=12)
+TINY = "network.width=12 network.heads=1"
+
+
+def bench(folder: Path) -> Bench:
+    return Bench(FEW, folder, QUIET)
+
+
+# ---------------------------------------------------------------------- arms that go on from others
+
+
+def test_clips_go_on_from_the_weights_and_words_of_their_pictures(tmp_path: Path):
+    own = bench(tmp_path)
+    arm = arm_of(own, TINY, "train.steps=1 train.lr=1.0e-12 train.weight_decay=0.0")
+    assert arm.after is not None
+    before, after = own.course(arm.after, 0), own.course(arm, 0)
+    assert before.pixels.shape == (1, 12, 3, 16, 16)
+    assert after.pixels.shape == (1, 12, 3, 8, 16, 16)
+    one, two = before.model.state_dict(), after.model.state_dict()
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(one[name], two[name], rtol=0, atol=1e-9) for name in one)  # next to nothing was learned
+    plain = begun(replace(arm, after=None), 0, quick=True).state_dict()
+    assert not all(torch.allclose(plain[name], two[name], rtol=0, atol=1e-9) for name in plain)
+    first, then = (words(course).vocabulary for course in (before, after))
+    assert first is not None
+    assert then is not None
+    assert len(then.tokens) > len(first.tokens)  # words of motions
+    assert then.tokens[: len(first.tokens)] == first.tokens
+    again = bench(tmp_path)
+    found = again.course(arm, 0)
+    assert found.kept
+    assert again.earlier_seconds == again.training_seconds > 0
+    assert words(found).vocabulary == then
+    assert torch.equal(found.pixels, after.pixels)
+    longer = replace(arm, after=replace(arm.after, changes=arm.after.changes.replace("steps=2", "steps=3")))
+    assert not bench(tmp_path).course(longer, 0).kept  # another beginning is another training
+
+
+def words(course: Course) -> WordTokens:
+    found = course.model.conditioners["prompt"]
+    assert isinstance(found, WordTokens)
+    return found
+
+
+def test_an_arm_of_many_sizes_is_packed(tmp_path: Path):
+    changes = f"{TINY} data.smallest=16 data.largest=24 data.aspect=2 'data.frames=[3]' 'data.motions=[left]'"
+    arm = RecipeArm(RECIPE, f"{changes} 'shape=[3, 3, 24, 24]' train.batching=packed train.steps=1")
+    found = follow(arm, True, 0, 2, tmp_path)
+    assert found.pixels.shape == (1, 2, 3, 3, 24, 24)
+    assert 0 < found.losses[0] < 10
+    with pytest.raises(
+        ShapeError, match="bring every item to one shape"
+    ):  # the control: without packing these sizes are refused
+        follow(replace(arm, changes=arm.changes.replace("train.batching=packed ", "")), True, 0, 2, tmp_path)
+
+
+def test_samples_are_asked_for_what_held_out_clips_show(tmp_path: Path):
+    arm = arm_of(bench(tmp_path), "'data.registers=[raw]'")
+    recipe = arm.read(quick=True)
+    told, items = prompts_of(recipe, 20), world_of(recipe).__getitems__(range(20))
+    for prompt, item in zip(told, items, strict=True):
+        facts = item["attributes"]["objects"][0]
+        assert prompt.register == "raw"
+        assert all(prompt.thing[name] == facts[name] for name in ("colour", "shape", "motion"))
+    assert any(item["text"] != prompt.text for prompt, item in zip(told, items, strict=True))  # those of data are noisy
+    assert asked_of(begun(arm, 0, quick=True), recipe, 20) == {"prompt": [prompt.text for prompt in told]}
+    assert missed(told, torch.stack([item["pixels"] for item in items])) == 0
+    assert missed(told, torch.stack([item["pixels"] for item in items]).roll(1, 0)) > 0.5
+    with pytest.raises(RecipeError, match="playground alone"):
+        world_of(RecipeArm("dit-scaling").read(quick=True))
+
+
+def test_multiply_adds_count_the_text():
+    arm = RecipeArm(RECIPE)
+    longer = arm.read(quick=False).model_dump(mode="json")["condition"][0] | {"most": 72}
+    more = RecipeArm(
+        RECIPE, f"'condition=[{ {k: v for k, v in longer.items() if v is not None} }]'".replace("True", "true")
+    )
+    costs = [cost_of(one.read(quick=False)) for one in (arm, more)]
+    assert costs[0] < costs[1] < 1.5 * costs[0]
+    assert cost_of(RecipeArm(RECIPE, video_claims.SIZES["L"]).read(quick=False)) > 3 * costs[0]
+
+
+def test_the_full_forms_are_what_the_pages_say(tmp_path: Path):
+    whole = Bench(experiment.FULL, tmp_path, QUIET)
+    for name, changes in video_claims.SIZES.items():
+        arm = arm_of(whole, changes, video_claims.PACE)
+        recipe, before = arm.read(quick=False), arm.after
+        assert before is not None
+        assert points_of(recipe) == [200, 400, 600]
+        assert recipe.train.batch == 32
+        first = before.read(quick=False)
+        assert (first.train.steps, first.train.batch, first.shape) == (500, 128, (3, 16, 16))
+        assert first.network == recipe.network, name
+
+
+# ---------------------------------------------------------------------- which way the claims are told
+
+
+class Player:
+    """A model that draws the clips of its world, the first of them spoiled."""
+
+    def __init__(self, clips: Callable[[int, Any], Tensor]) -> None:
+        self.clips = clips
+
+    def generate(self, *, raw: dict[str, list[str]], count: int, seed: int, **rest: Any) -> Tensor:
+        return to_unit(self.clips(len(raw["prompt"]), rest.get("size")))
+
+
+def spoiled(clips: Tensor, share: float, seed: int) -> Tensor:
+    """The clips, of which some are others, and have a line along their edge."""
+    count = round(share * len(clips)) + seed % 2
+    found = clips.clone()
+    found[:count] = clips.roll(1, 0)[:count]
+    ink = torch.tensor([222, 40, 44], dtype=torch.uint8)
+    found[:count, ..., 0] = ink.view(3, *(1,) * (clips.ndim - 3))
+    return found
+
+
+def staged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: Callable[[RecipeArm], float]) -> Bench:
+    """A bench whose trainings are played: the share of spoiled clips is the fault of an arm, halved at the end."""
+
+    def played(arm: RecipeArm, quick: bool, seed: int, count: int, folder: Path, *rest: object) -> Course:
+        recipe = arm.read(quick)
+        config = world_of(recipe).config
+        size = recipe.shape[-2:]
+
+        def clips(number: int, other: Any) -> Tensor:
+            high, wide = size if other is None else other[1:]
+            own = replace(config, smallest=min(high, wide), largest=max(high, wide), aspect=2.0, cut="none")
+            items = Playground(own, "held-out").__getitems__(range(100))
+            right = [item["pixels"] for item in items if tuple(item["pixels"].shape[-2:]) == (high, wide)]
+            return torch.stack(right[:number])
+
+        def drawn(number: int, other: Any) -> Tensor:
+            found = clips(number, other)
+            return spoiled(found, fault(arm), seed)
+
+        points = points_of(recipe)
+        shares = [fault(arm) * (2 - place / max(1, len(points) - 1)) for place in range(len(points))]
+        real = clips(min(count, 4 if recipe.shape[-1] == 24 else count), None)
+        pixels = torch.stack([spoiled(real, share, seed) for share in shares])
+        losses = [share + 0.01 * (seed % 3) for share in shares]
+        model: Any = Player(drawn)
+        model.off = 4 * fault(arm)
+        return Course(model, points, pixels, losses, 0.0, kept=False)
+
+    monkeypatch.setattr(experiment, "follow", played)
+    return Bench(replace(FEW, pictures=20), tmp_path, QUIET)
+
+
+def verdicts(found: Findings) -> tuple[str, set[str]]:
+    return overall(found.comparisons), {one.verdict for one in found.comparisons if one.primary}
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_sizes_and_times_are_told_the_right_way(sign: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    faults = dict(zip(("width=12", "width=18", "width=24"), (0.4, 0.25, 0.1)[::sign], strict=True))
+    own = staged(monkeypatch, tmp_path, lambda arm: next(value for key, value in faults.items() if key in arm.changes))
+    found = video_claims._scaling(own)
+    at_end = [one for one in found.comparisons if "is better than" in one.name]
+    assert {one.verdict for one in at_end} == {"shown" if sign > 0 else "reversed"}
+    longer = [one for one in found.comparisons if "are better than" in one.name]
+    assert {one.verdict for one in longer} == {"shown"}  # faults fall along the training in both
+    assert len(at_end) == len(longer) == 4
+    assert overall(found.comparisons) == ("shown" if sign > 0 else "not shown")
+    assert {one.placebo_verdict for one in found.comparisons} == {"not shown"}
+    costs = found.curves[0].x
+    assert isinstance(costs, dict)
+    assert costs["S"][0] < costs["S"][-1] < costs["L"][-1]
+    record = record_of(CLAIMS["video-scaling"], own, found, 0.0)
+    assert any("'data.frames=[1]'" in arm["after"] for arm in record["settings"]["arms"])
+
+
+@pytest.mark.parametrize(("good", "bad", "verdict"), [("dense", "raw", "shown"), ("raw", "dense", "reversed")])
+def test_captions_are_told_the_right_way(
+    good: str, bad: str, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    own = staged(monkeypatch, tmp_path, lambda arm: 0.3 if f"[{bad}]" in arm.changes else 0.1)
+    found = video_claims._captions(own)
+    assert verdicts(found) == (verdict, {verdict})
+    assert len(found.comparisons) == 3
+    assert sum(one.primary for one in found.comparisons) == 1
+
+
+@pytest.mark.parametrize(("bad", "verdict"), [("square", "shown"), ("none", "reversed")])
+def test_native_sizes_are_told_the_right_way(bad: str, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    own = staged(monkeypatch, tmp_path, lambda arm: 0.6 if f"data.cut={bad}" in arm.changes else 0.0)
+    found = video_claims._native(own)
+    assert verdicts(found) == (verdict, {verdict})
+
+
+@pytest.mark.parametrize(("good", "verdict"), [(True, "shown"), (False, "reversed")])
+def test_levels_of_frames_are_told_the_right_way(
+    good: bool, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    own = staged(monkeypatch, tmp_path, lambda arm: 0.1 if ("ways.own" in arm.changes) == good else 0.4)
+    seen: list[diffusion_forcing.Moving] = []
+    whole = diffusion_forcing._moving
+
+    def moving(*given: Any) -> diffusion_forcing.Moving:
+        seen.append(whole(*given))
+        return seen[-1]
+
+    class Drawn:
+        def __init__(self, model: Any, settings: Any) -> None:
+            self.off, self.seed = model.off, settings.seed
+
+        def made(self, texts: list[str], edit: object) -> Tensor:
+            clips = seen[-1].real.clone()
+            shift = round(self.off * 2) + (self.seed % 2)
+            clips[:, :, diffusion_forcing.KNOWN :] = clips[:, :, diffusion_forcing.KNOWN :].roll(shift, -1)
+            return clips
+
+    monkeypatch.setattr(diffusion_forcing, "_moving", moving)
+    monkeypatch.setattr(diffusion_forcing, "Clips", Drawn)
+    found = diffusion_forcing._forcing(own)
+    assert verdicts(found) == (verdict, {verdict})
+    assert sum(one.primary for one in found.comparisons) == 2
+    assert "still" not in " ".join(seen[-1].texts)
+    assert "stays" in found.notes[0]
+
+
+def test_frames_that_are_put_back_are_told_at_the_level_of_the_run(tmp_path: Path):
+    """The network that knows one level for a clip is never asked for another one, and known frames come out."""
+    own = bench(tmp_path)
+    arm = arm_of(own, TINY, "train.steps=1")
+    model = own.course(arm, 0).model
+    shown = diffusion_forcing._moving(own, arm)
+    network, levels = model.denoiser.network, list[int]()
+    plain = network.forward
+
+    def forward(x: Tensor, t: Tensor, *rest: Any) -> Tensor:
+        levels.append(len(t.unique()))
+        return plain(x, t, *rest)
+
+    clips = SimpleNamespace(texts=shown.texts[:2], real=shown.real[:2])
+    network.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
+    found = diffusion_forcing._extended(model, 0, diffusion_forcing.Moving(clips.real, clips.texts))
+    half = len(levels) // 2
+    assert set(levels[half:]) == {1}
+    assert max(levels[:half]) == 2  # held: those of data and of the run
+    assert torch.equal(found.shown[:, :, : diffusion_forcing.KNOWN], clips.real[:, :, : diffusion_forcing.KNOWN])

@@ -1,0 +1,184 @@
+"""A server on a free port of this machine, whose work is done by a thread: with the real models, or with quick ones."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+pytest.importorskip("fastapi")
+
+import torch
+import uvicorn
+
+from unveil.io.images import png
+from unveil.server.http.api import BUDGET, Extend, api
+from unveil.server.http.middleware import App
+from unveil.server.http.security import Rules
+from unveil.server.http.server import Impatient, bound_to
+from unveil.server.jobs.catalog import RUNS, Catalog
+from unveil.server.jobs.job import Limits
+from unveil.server.jobs.job_types import kinds
+from unveil.server.jobs.outputs import Results
+from unveil.server.jobs.queue import Queue
+from unveil.server.jobs.service import Service
+from unveil.server.jobs.uploads import FOLDER, Inputs
+from unveil.server.jobs.worker import Report, Work, Worker
+from unveil.server.jobs.worker_main import MADE
+
+KEY, OTHER = "sesame-sesame-sesame", "barley-barley-barley"
+Many = Limits(waiting=100, each=100)
+
+
+class Crew:
+    """Stands for the processes that work."""
+
+    devices = ("cpu",)
+    damaged = False
+
+    def names(self) -> list[str]:
+        return ["cpu-0"]
+
+
+def waited_for(work: Coroutine[Any, Any, None], seconds: float = 10) -> None:
+    """Runs it to its end in a thread of its own: while a browser is open, this one has a loop of Playwright's."""
+
+    async def bounded() -> None:
+        await asyncio.wait_for(work, seconds)
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, bounded()).result()
+
+
+def quick(request: Mapping[str, Any], folder: Path, report: Report) -> None:
+    """Makes as many pictures as are asked for, of a colour that the seed says, in so many steps of a millisecond."""
+    steps = int(request.get("sampling", {}).get("steps", 1))
+    for step in range(steps):
+        report.step(step, steps)
+        if step % 200 == 10:
+            report.preview(png(torch.zeros(3, 8, 8, dtype=torch.uint8)))
+        time.sleep(0.001)
+    for number in range(int(request.get("count", 1))):
+        shade = torch.full((3, 8, 8), request["seed"] % 256, dtype=torch.uint8)
+        (folder / f"seed{request['seed']}_{number:05d}.png").write_bytes(png(shade))
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Server(NamedTuple):
+    port: int
+    service: Service
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        given: Any = None,
+        headers: Mapping[str, str] | None = None,
+        body: Any = None,
+        key: str | None = None,
+    ) -> Answer:
+        """One request on a connection of its own."""
+        sent = dict(headers or {})
+        if given is not None:
+            body = json.dumps(given).encode()
+            sent.setdefault("content-type", "application/json")
+        if key is not None:
+            sent["authorization"] = f"Bearer {key}"
+        line = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            line.request(method, path, body, sent)
+            found = line.getresponse()
+            return Answer(found.status, {k.lower(): v for k, v in found.getheaders()}, found.read())
+        finally:
+            line.close()
+
+    def until(self, id: str, *states: str, key: str | None = None) -> dict[str, Any]:
+        """A job once it is in one of these states."""
+        end = time.monotonic() + 60
+        while True:
+            job = self.ask("GET", f"/v1/jobs/{id}", key=key).json
+            if job["status"] in states:
+                return job
+            assert time.monotonic() < end, job
+            time.sleep(0.02)
+
+
+@contextmanager
+def server(
+    folder: Path,
+    rules: Rules | None = None,
+    limits: Limits = Many,
+    work: Mapping[str, Work] | None = None,
+    budget: float = BUDGET,
+    workers: int = 1,
+    extend: Extend | None = None,
+    before: Callable[[App, Rules], App] | None = None,
+) -> Iterator[Server]:
+    queue, results = Queue(folder, limits), Results(folder / MADE)
+    service = Service(queue, results, Crew(), Catalog(folder / RUNS), Inputs(folder / FOLDER))  # type: ignore[arg-type]
+    bound = bound_to("127.0.0.1", 0)
+    app = api(service, rules or Rules(), budget, extend)
+    app = app if before is None else before(app, rules or Rules())
+    lifespan: Any = "off" if extend is None else "on"
+    config = uvicorn.Config(app, http=Impatient, lifespan=lifespan, log_config=None, access_log=False)  # type: ignore[arg-type]
+    running = uvicorn.Server(config)
+    done = work if work is not None else {"pictures": quick, "clips": quick}
+    over = threading.Event()
+    threads = [threading.Thread(target=running.run, kwargs={"sockets": [bound]})]
+    threads += [
+        threading.Thread(target=Worker(f"w{n}", queue, results, done).run, args=(over.is_set,)) for n in range(workers)
+    ]
+    for thread in threads:
+        thread.start()
+    while not running.started:
+        time.sleep(0.01)
+    try:
+        yield Server(bound.getsockname()[1], service)
+    finally:
+        over.set()
+        for job in queue.jobs("running"):
+            queue.cancel(job.id)
+        running.should_exit = True
+        for thread in threads:
+            thread.join()
+        queue.close()
+        service.inputs.close()
+        bound.close()
+
+
+Begin = Callable[..., Server]
+
+
+@pytest.fixture
+def begin(tmp_path: Path) -> Iterator[Begin]:
+    """Begins servers, which end with the test."""
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+        yield lambda **how: stack.enter_context(server(tmp_path / "service", **how))
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """With the models that come with the package."""
+    folder = tmp_path_factory.mktemp("service")
+    with server(folder, work=kinds(folder, "cpu")) as found:
+        yield found

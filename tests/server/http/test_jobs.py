@@ -1,0 +1,218 @@
+"""Jobs over HTTP: put in, looked at, heard of, cancelled, deleted."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.server.http.conftest import KEY, OTHER, Begin, Server
+from unveil.io.images import png
+from unveil.server.http.security import Rules
+from unveil.server.jobs.worker import Report
+from unveil.types import RecipeError
+
+RING = {"prompt": "a ring", "seed": 7}
+LONG = {"kind": "pictures", "request": {**RING, "sampling": {"steps": 1000}}}
+SHORT = {"kind": "pictures", "request": RING}
+
+
+def submit(server: Server, what=LONG) -> str:
+    found = server.ask("POST", "/v1/jobs", what)
+    assert found.status == 202, found.body
+    return found.json["id"]
+
+
+def events(server: Server, id: str) -> Iterator[dict]:
+    line = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    line.request("GET", f"/v1/jobs/{id}/events")
+    found = line.getresponse()
+    assert found.headers["content-type"].startswith("text/event-stream")
+    for text in found:
+        if text.startswith(b"data: "):
+            yield json.loads(text[6:])
+    line.close()
+
+
+def test_a_job_goes_its_way_and_what_it_made_is_there(begin: Begin):
+    server = begin()
+    id = submit(server)
+    first = server.ask("GET", f"/v1/jobs/{id}").json
+    assert (first["object"], first["kind"], first["request"]["seed"]) == ("job", "pictures", 7)
+    seen = list(events(server, id))
+    assert seen[-1]["status"] == "completed"
+    assert [one["progress"] for one in seen] == sorted(one["progress"] for one in seen)
+    assert any(0 < one["progress"] < 100 for one in seen)
+    (output,) = seen[-1]["outputs"]
+    assert server.ask("GET", output["url"]).body.startswith(b"\x89PNG")
+    assert server.ask("GET", f"/v1/jobs/{id}/preview").status == 404  # what is done has none
+    assert server.ask("POST", f"/v1/jobs/{id}/cancel").status == 409
+    assert server.ask("DELETE", f"/v1/jobs/{id}").json["deleted"]
+    assert server.ask("GET", f"/v1/jobs/{id}").status == 404
+    assert server.ask("GET", output["url"]).status == 404
+
+
+def test_what_runs_shows_itself_and_stops_when_it_is_told(begin: Begin):
+    server = begin()
+    id = submit(server)
+    server.until(id, "running")
+    while (shown := server.ask("GET", f"/v1/jobs/{id}/preview")).status == 404:
+        time.sleep(0.01)
+    assert shown.headers["content-type"] == "image/png"
+    assert server.ask("DELETE", f"/v1/jobs/{id}").status == 409
+    assert server.ask("POST", f"/v1/jobs/{id}/cancel").status == 200
+    begun = time.monotonic()
+    assert server.until(id, "cancelled")["outputs"] == []
+    assert time.monotonic() - begun < 1
+    assert not list(server.service.results.folder.glob("*"))
+
+
+def test_those_who_wait_are_told_their_place_and_for_how_long(begin: Begin):
+    server = begin(workers=0)
+    ids = [submit(server) for _ in range(3)]
+    told = [server.ask("GET", f"/v1/jobs/{id}").json for id in ids]
+    assert [one["position"] for one in told] == [0, 1, 2]
+    waits = [one["expected_seconds"] for one in told]
+    assert waits == sorted(waits)
+    assert server.ask("POST", f"/v1/jobs/{ids[1]}/cancel").json["status"] == "cancelled"
+    assert server.ask("GET", f"/v1/jobs/{ids[2]}").json["position"] == 1
+    newest = server.ask("GET", "/v1/jobs?limit=2").json
+    assert ([one["id"] for one in newest["data"]], newest["has_more"]) == ([ids[2], ids[1]], True)
+    rest = server.ask("GET", f"/v1/jobs?limit=2&after={ids[1]}").json
+    assert ([one["id"] for one in rest["data"]], rest["has_more"]) == ([ids[0]], False)
+    queued = server.ask("GET", "/v1/jobs?status=queued&order=asc").json
+    assert [one["id"] for one in queued["data"]] == [ids[0], ids[2]]
+
+
+def test_a_list_begins_behind_a_job_of_ones_own_alone(begin: Begin):
+    server = begin(workers=0, rules=Rules(keys={"me": KEY, "you": OTHER}, hosts=None))
+    ids = [server.ask("POST", "/v1/jobs", SHORT, key=key).json["id"] for key in (KEY, OTHER, KEY)]
+    clip = {"kind": "clips", "request": {"prompt": "a ring"}}
+    film = server.ask("POST", "/v1/jobs", clip, key=KEY).json["id"]
+    for path, after in (("jobs", ids[1]), ("jobs", "none"), ("videos", ids[1])):
+        found = server.ask("GET", f"/v1/{path}?after={after}", key=KEY)
+        assert (found.status, found.json["error"]["param"]) == (404, "after")
+    films = server.ask("GET", "/v1/videos?limit=1", key=KEY).json
+    assert ([one["id"] for one in films["data"]], films["has_more"]) == ([film], False)
+    assert (films["first_id"], films["last_id"]) == (film, film)
+    rest = server.ask("GET", f"/v1/jobs?after={film}", key=KEY).json
+    assert [one["id"] for one in rest["data"]] == [ids[2], ids[0]]
+
+
+def test_what_a_request_names_is_looked_up_while_others_are_answered(begin: Begin, monkeypatch):
+    looked, go = threading.Event(), threading.Event()
+
+    def slow(*given: Any) -> float:
+        looked.set()
+        go.wait(20)
+        return 1.0
+
+    monkeypatch.setattr("unveil.server.http.service_facade.weighed", slow)
+    server = begin(workers=0)
+    asks = threading.Thread(target=submit, args=(server,))
+    asks.start()
+    try:
+        assert looked.wait(20)
+        begun = time.monotonic()
+        assert server.ask("GET", "/health").status == 200
+        assert time.monotonic() - begun < 10
+        assert server.service.queue.counts()["queued"] == 0  # it is still being looked up
+    finally:
+        go.set()
+        asks.join()
+    assert server.service.queue.counts()["queued"] == 1
+
+
+def test_what_a_command_says_is_told_while_it_runs_and_after(begin: Begin):
+    def fails(request: Any, folder: Path, report: Report) -> None:
+        report.log_file.parent.mkdir(exist_ok=True)
+        report.log_file.write_text("step 1/2\n")
+        while server.ask("GET", f"/v1/jobs/{id}/log").body != b"step 1/2\n":
+            time.sleep(0.01)
+        report.log_file.write_text("step 2/2\n")
+        raise RecipeError("so it is")
+
+    server = begin(work={"pictures": fails})
+    id = submit(server)
+    server.until(id, "failed")
+    found = server.ask("GET", f"/v1/jobs/{id}/log")
+    assert found.body == b"step 2/2\n"
+    assert found.headers["content-type"] == "text/plain; charset=utf-8"
+    assert server.ask("DELETE", f"/v1/jobs/{id}").status == 200
+    assert server.ask("GET", f"/v1/jobs/{id}/log").status == 404
+
+
+def test_a_damaged_table_is_told_and_nothing_more_is_taken(begin: Begin, monkeypatch):
+    server = begin()
+    monkeypatch.setattr(server.service.crew, "damaged", True)
+    assert server.ask("GET", "/health").json["status"] == "damaged"
+    found = server.ask("POST", "/v1/jobs", SHORT)
+    assert found.status == 507
+    assert "start the server again" in found.json["error"]["message"]
+
+
+def test_who_goes_away_has_cancelled_what_he_waited_for_and_nothing_else(begin: Begin):
+    server = begin()
+    line = socket.create_connection(("127.0.0.1", server.port))
+    body = json.dumps({**RING, "steps": 10_000}).encode()
+    head = f"POST /v1/images/generations HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
+    line.sendall(head.encode() + b"content-type: application/json\r\n\r\n" + body)
+    while not server.service.queue.jobs("running"):
+        time.sleep(0.01)
+    other = submit(server, SHORT)
+    (gone,) = server.service.queue.jobs("running")
+    line.close()
+    begun = time.monotonic()
+    server.until(gone.id, "cancelled")
+    assert time.monotonic() - begun < 2
+    server.until(other, "completed")
+
+
+def test_a_job_that_is_not_waited_for_is_told_at_once(begin: Begin):
+    server = begin()
+    found = server.ask("POST", "/v1/images/generations", {**RING, "wait": False})
+    assert (found.status, found.json["object"]) == (202, "job")
+    server.until(found.json["id"], "completed")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("jobs", '{"kind": "clips", "request": {"verb": "loop", "clip": "HALF"}}'),
+        ("jobs", '{"kind": "clips", "request": {"prompt": "a ring", "HALF": 1}}'),
+        ("jobs", '{"kind": "pictures", "request": {"sampling": {"HALF": 1}}}'),
+        ("jobs", '{"kind": "pictures", "request": {"sampling": {"grid": "HALF"}}}'),
+        ("jobs", '{"kind": "pictures", "request": {"sampling": {"sampler": "dpm-fast", "options": {"HALF": 1}}}}'),
+        ("jobs", '{"kind": "train", "request": {"recipe": "own-pictures", "run": "r", "settings": {"HALF": 1}}}'),
+        ("videos/edits", '{"prompt": "a ring", "video": {"id": "HALF"}}'),
+    ],
+)
+def test_half_a_letter_is_refused_at_every_place(begin: Begin, path: str, body: str):
+    server = begin(workers=0)
+    for half in ("\\ud800", "\\udc00"):
+        sent = body.replace("HALF", half).encode()
+        found = server.ask("POST", f"/v1/{path}", headers={"content-type": "application/json"}, body=sent)
+        assert found.status in (400, 422), found.body
+    assert server.service.queue.jobs() == []
+
+
+def test_a_file_that_is_sent_has_a_name(begin: Begin):
+    server = begin()
+    content = png(torch.zeros(3, 8, 8, dtype=torch.uint8))
+    body = b'--x\r\ncontent-disposition: form-data; name="file"; filename="a.png"\r\n\r\n' + content + b"\r\n--x--\r\n"
+    form = {"content-type": "multipart/form-data; boundary=x"}
+    found = server.ask("POST", "/v1/inputs", headers=form, body=body).json
+    assert (found["kind"], found["width"], found["height"], found["frames"]) == ("picture", 8, 8, 1)
+    change = {"verb": "img2img", "picture": found["name"]}
+    assert server.until(submit(server, {"kind": "pictures", "request": {**RING, "change": change}}), "completed")
+    missing = {**change, "picture": "0" * 32 + ".png"}
+    answer = server.ask("POST", "/v1/jobs", {"kind": "pictures", "request": {**RING, "change": missing}})
+    assert (answer.status, answer.json["error"]["code"]) == (400, "invalid_file")

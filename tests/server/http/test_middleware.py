@@ -1,0 +1,386 @@
+"""What a server does not let through, each with what it does: keys, hosts, origins, and bodies of every bad kind."""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import pytest
+import torch
+
+from tests.server.http.conftest import KEY, OTHER, Answer, Begin, Server, waited_for
+from unveil.cli.console import Console
+from unveil.io.images import png
+from unveil.server.http.middleware import Guard, Receive, Scope, Send, depth_of
+from unveil.server.http.security import Rules, read_keys
+from unveil.server.http.server import Ask, serve
+from unveil.server.jobs.folder_lock import held
+from unveil.types import MediaError, NotWritable, RecipeError
+
+RING = {"prompt": "a ring", "seed": 7}
+SEND = {"content-type": "application/json"}
+
+
+@pytest.fixture
+def keyed(begin: Begin) -> Server:
+    return begin(rules=Rules(keys={"me": KEY, "you": OTHER}, hosts=None, seconds=1.0))
+
+
+# -- keys ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_route_needs_a_key(keyed: Server):
+    paths = keyed.ask("GET", "/v1/openapi.json", key=KEY).json["paths"]
+    routes = [(method.upper(), path) for path, methods in paths.items() for method in methods]
+    assert len(routes) >= 20
+    for method, path in [*routes, ("GET", "/nothing"), ("GET", "/v1/openapi.json"), ("PUT", "/v1/jobs")]:
+        if path == "/health":
+            continue
+        for key in (None, "", KEY[:-1], KEY + " ", "Bearer " + KEY, KEY.upper(), "\u00e9" * 20):
+            headers = {} if key is None else {"authorization": f"Bearer {key}".encode().decode("latin-1")}
+            if key == KEY + " ":  # a blank behind it is none of its signs
+                continue
+            found = keyed.ask(method, path.replace("{id}", "0" * 16), headers=headers)
+            assert (found.status, found.json["error"]["code"]) == (401, "invalid_api_key"), (method, path, key)
+            assert found.headers["www-authenticate"] == "Bearer"
+    assert keyed.ask("GET", "/health").status == 200
+    assert keyed.ask("GET", "/v1/jobs", key=KEY).status == 200  # control
+    assert keyed.ask("GET", "/nothing", key=KEY).status == 404
+
+
+def test_nobody_sees_the_jobs_of_another_key(keyed: Server):
+    id = keyed.ask("POST", "/v1/jobs", {"kind": "pictures", "request": RING}, key=KEY).json["id"]
+    keyed.until(id, "completed", key=KEY)
+    for method, path in [
+        ("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/events"), ("GET", "/preview"),
+        ("GET", "/files/seed7_00000.png"),
+    ]:  # fmt: skip
+        assert keyed.ask(method, f"/v1/jobs/{id}{path}", key=OTHER).status == 404
+    assert keyed.ask("GET", "/v1/jobs", key=OTHER).json["data"] == []
+    assert keyed.ask("GET", f"/v1/jobs/{id}/files/seed7_00000.png", key=KEY).status == 200
+
+
+def test_a_key_is_never_logged(keyed: Server, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.DEBUG):
+        for key in (KEY, "wrong-wrong-wrong-wrong"):
+            keyed.ask("GET", "/v1/jobs", key=key)
+            keyed.ask("POST", "/v1/images/generations", {"n": "x"}, key=key)
+    assert KEY not in caplog.text
+    assert "wrong-wrong" not in caplog.text
+
+
+@pytest.mark.parametrize("key", ["", "short", "with a blank in it", "\u00e9" * 20, "line\nline-line-line-line"])
+def test_a_key_that_can_be_guessed_or_cannot_be_sent_is_refused(key: str):
+    with pytest.raises(RecipeError, match="at least 16 signs"):
+        Rules(keys={"me": key})
+
+
+def test_keys_are_read_from_a_file(tmp_path: Path):
+    file = tmp_path / "keys"
+    file.write_text(f"# people\n\nme {KEY}\n{OTHER}\n")
+    assert read_keys(file) == {"me": KEY, "key 4": OTHER}
+    for text, said in (
+        ("", "holds no key"),
+        ("a b c", "line 1: is written"),
+        (f"me {KEY}\nme {OTHER}", "a second key"),
+    ):
+        file.write_text(text)
+        with pytest.raises(RecipeError, match=said):
+            read_keys(file)
+    with pytest.raises(MediaError, match="No such file"):
+        read_keys(tmp_path / "none")
+
+
+# -- addresses ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "example.org"])
+def test_an_address_that_others_reach_needs_a_key(tmp_path: Path, host: str):
+    with pytest.raises(RecipeError, match="no key is set"):
+        serve(Ask(tmp_path / "s", host=host), Console(quiet=True), {})
+    assert not (tmp_path / "s").exists()
+    assert Ask(tmp_path, host=host).known({"UNVEIL_SERVER_KEY": KEY}) == {"key": KEY}  # control
+
+
+def test_a_port_that_is_taken_and_a_folder_that_is_served_are_told(tmp_path: Path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(NotWritable, match="in use; choose another with --port"):
+            serve(Ask(tmp_path, port=other.getsockname()[1]), Console(quiet=True), {})
+        with (
+            held(tmp_path, "http://127.0.0.1:7861"),
+            pytest.raises(NotWritable, match=r"http://127\.0\.0\.1:7861 .* serves this folder"),
+        ):
+            serve(Ask(tmp_path, port=other.getsockname()[1]), Console(quiet=True), {})  # who serves it has the port
+    with held(tmp_path, "http://127.0.0.1:7861"), pytest.raises(NotWritable, match=r"http://127\.0\.0\.1:7861"):
+        serve(Ask(tmp_path, port=0), Console(quiet=True), {})
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost.", "", "[::2]"]
+)
+def test_a_name_that_is_not_its_own_is_refused(begin: Begin, host: str):
+    server = begin()
+    assert server.ask("GET", "/v1/jobs", headers={"host": host}).status == 403
+    for own in ("localhost", "LOCALHOST:1", "127.0.0.1:80", "[::1]:9"):
+        assert server.ask("GET", "/v1/jobs", headers={"host": own}).status == 200
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://127.0.0.1.evil.example", "file://", "http://localhost:1"]
+)
+def test_a_page_of_another_origin_is_refused(begin: Begin, origin: str):
+    server = begin(rules=Rules(origins=frozenset({"https://studio.example"})))
+    sent = {"origin": origin}
+    assert server.ask("POST", "/v1/images/generations", RING, sent).status == 403
+    assert server.ask("GET", "/v1/jobs", headers=sent).status == 403
+    assert server.ask("GET", "/v1/jobs", headers={"sec-fetch-site": "cross-site"}).status == 403
+    for own in (f"http://127.0.0.1:{server.port}", "https://studio.example"):
+        assert server.ask("POST", "/v1/images/generations", RING, {"origin": own}).status == 200
+    assert "access-control-allow-origin" not in server.ask("GET", "/v1/jobs").headers
+
+
+LINK = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+
+
+def test_a_link_from_another_page_is_followed_and_nothing_else_of_it_is(begin: Begin):
+    server = begin()
+    assert server.ask("GET", "/v1/jobs", headers=LINK).status == 200
+    for other in (
+        {"sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"},
+        {"sec-fetch-mode": "cors", "sec-fetch-dest": "empty"},
+        {"sec-fetch-dest": "iframe"},
+        {"sec-fetch-mode": "no-cors"},
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"host": "evil.example"},
+    ):
+        assert server.ask("GET", "/v1/jobs", headers={**LINK, **other}).status == 403, other
+    for name in LINK.keys() - {"sec-fetch-site"}:
+        assert server.ask("GET", "/v1/jobs", headers={**LINK, name: ""}).status == 403, name
+    id = server.ask("POST", "/v1/jobs", {"kind": "pictures", "request": RING}).json["id"]
+    for method, path in (("POST", "/v1/jobs"), ("POST", f"/v1/jobs/{id}/cancel"), ("DELETE", f"/v1/jobs/{id}")):
+        assert server.ask(method, path, headers=LINK).status == 403, (method, path)
+    server.until(id, "completed")
+
+
+# -- bodies -------------------------------------------------------------------------------------------------------
+
+
+def pieces(size: int, count: int) -> Iterator[bytes]:
+    for _ in range(count):
+        yield b" " * size
+
+
+def at_once(ask: Callable[[], Answer]) -> Answer:
+    """What is answered, three times over and within a second in the median."""
+    took = list[float]()
+    for _ in range(3):
+        begun = time.monotonic()
+        found = ask()
+        took.append(time.monotonic() - begun)
+    assert median(took) < 1, took
+    return found
+
+
+def test_the_own_machine_may_send_large_files_where_that_is_allowed(begin: Begin):
+    place = "/v1/inputs"
+    picture = png(torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8))
+    body = b'--x\r\ncontent-disposition: form-data; name="file"; filename="a.png"\r\n\r\n' + picture + b"\r\n--x--\r\n"
+    asked = {"content-type": "multipart/form-data; boundary=x"}
+    server = begin(rules=Rules(body=1000, json=1000, large=frozenset({place})))
+    assert server.ask("POST", place, body=body, headers=asked).status == 200
+    assert server.ask("POST", "/v1/images/edits", body=body, headers=asked).status == 413
+    assert server.ask("POST", place, body=b" " * 2000, headers=SEND).status == 413
+    ask = Ask(Path(), large=[place])
+    assert ask.rules({}).large == {place}
+    assert ask.rules({"UNVEIL_SERVER_KEY": KEY}).large == frozenset()  # who has a key is not the own machine
+
+
+def test_large_bodies_are_refused_before_they_are_read(begin: Begin):
+    server = begin()
+    for kind, most in (("application/json", 1 << 18), ("multipart/form-data; boundary=x", 32 << 20)):
+        sent = {"content-type": kind, "content-length": str(most + 1)}
+        found = at_once(partial(server.ask, "POST", "/v1/images/edits", headers=sent, body=b""))
+        assert (found.status, found.json["error"]["code"]) == (413, "too_large")
+    chunked = partial(server.ask, "POST", "/v1/images/generations", headers=SEND)
+    assert at_once(lambda: chunked(body=pieces(1 << 15, 9))).status == 413
+    assert at_once(lambda: chunked(body=pieces(1, 9))).status == 422  # control: it is no more than may be, and read
+    huge = server.ask("POST", "/v1/images/generations", headers={**SEND, "content-length": "9" * 30}, body=b"")
+    assert huge.status in (400, 413)
+    assert server.ask("POST", "/v1/images/generations", RING).status == 200  # control
+
+
+def test_a_body_that_does_not_arrive_is_given_up(keyed: Server):
+    with socket.create_connection(("127.0.0.1", keyed.port)) as line:
+        head = f"POST /v1/jobs HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {KEY}\r\n"
+        line.sendall(f"{head}content-type: application/json\r\ncontent-length: 100\r\n\r\n{{".encode())
+        begun = time.monotonic()
+        said = line.recv(4096)
+    assert b" 408 " in said.partition(b"\r\n")[0]
+    assert 0.9 < time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize(
+    ("client", "said", "scheme"),
+    [
+        (("127.0.0.1", 1), b"https", "https"),
+        (("::1", 1), b"https", "https"),
+        (("127.0.0.1", 1), b"gopher", "http"),
+        (("127.0.0.1", 1), None, "http"),
+        (("10.0.0.7", 1), b"https", "http"),
+        (None, b"https", "http"),
+    ],
+)
+def test_a_proxy_on_the_same_machine_says_how_the_client_came(client, said: bytes | None, scheme: str):
+    found: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        found.append(scope["scheme"])
+
+    headers = [(b"host", b"localhost")] + ([] if said is None else [(b"x-forwarded-proto", said)])
+    scope = {"type": "http", "scheme": "http", "path": "/", "method": "GET", "headers": headers, "client": client}
+    waited_for(Guard(app, Rules(), lambda *seen: None)(scope, None, None))
+    assert found == [scheme]
+
+
+def test_addresses_behind_a_proxy_are_those_of_the_proxy(begin: Begin):
+    ask, server = {**RING, "response_format": "url"}, begin()
+    (plain,) = server.ask("POST", "/v1/images/generations", ask).json["data"]
+    (found,) = server.ask("POST", "/v1/images/generations", ask, {"x-forwarded-proto": "https"}).json["data"]
+    assert plain["url"].startswith("http://127.0.0.1:")
+    assert found["url"].startswith("https://127.0.0.1:")
+
+
+def test_many_requests_on_one_connection_do_not_wait_for_each_other(begin: Begin):
+    """Where the end of an answer waits until its beginning has arrived, each takes 40 ms."""
+    line, took = http.client.HTTPConnection("127.0.0.1", begin().port, timeout=60), list[float]()
+    for _ in range(40):
+        begun = time.monotonic()
+        line.request("GET", "/health")
+        assert line.getresponse().read()
+        took.append(time.monotonic() - begun)
+    line.close()
+    assert sorted(took)[20] < 0.03
+
+
+def test_a_head_that_does_not_arrive_is_given_up(begin: Begin, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("unveil.server.http.server.PATIENCE_S", 0.5)
+    server = begin()
+    with socket.create_connection(("127.0.0.1", server.port)) as line:
+        line.sendall(b"GET /health HTTP/1.1\r\nhost: ")
+        line.settimeout(10)
+        assert line.recv(100) == b""
+    assert server.ask("GET", "/health").status == 200
+
+
+@pytest.mark.parametrize(
+    ("first", "rest"),
+    [
+        (b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n", b"GET /health HTTP/1.1\r\nhost"),
+        (b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 9999\r\n"
+         b"content-type: multipart/form-data; boundary=x\r\n\r\n", b"--x"),
+    ],
+)  # fmt: skip
+def test_a_connection_that_was_answered_once_is_not_held_for_ever(begin: Begin, monkeypatch, first: bytes, rest: bytes):
+    """By a second head, or by a body that nobody reads, a byte now and then."""
+    monkeypatch.setattr("unveil.server.http.server.PATIENCE_S", 0.5)
+    with socket.create_connection(("127.0.0.1", begin().port), timeout=10) as line:
+        line.sendall(first)
+        while not line.recv(4096).endswith(b"}"):
+            pass
+        line.settimeout(0.1)
+        line.sendall(rest)
+        begun, closed = time.monotonic(), False
+        while not closed:
+            assert time.monotonic() - begun < 4  # which is less than an idle connection is kept
+            with suppress(TimeoutError):
+                try:
+                    line.sendall(b"a")
+                    closed = line.recv(4096) == b""
+                except ConnectionError:
+                    closed = True
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status"),
+    [
+        (SEND, b"[" * 100_000, 422),
+        (SEND, b'{"a":' * 40 + b"1" + b"}" * 40, 422),
+        (SEND, b'{"prompt": "' + b"[" * 9_000 + b'", "seed": 7}', 200),  # in a string they are letters
+        (SEND, b"{", 422),
+        (SEND, b"[]", 422),
+        (SEND, b'{"n": 1e999}', 422),
+        (SEND, b'{"n": NaN}', 422),
+        (SEND, b'{"seed": ' + b"9" * 5_000 + b"}", 400),
+        (SEND, b'{"prompt": "\\ud800"}', 422),
+        (SEND, b'{"prompt": "a\\u0000b"}', 422),
+        (SEND, b"\xff\xfe", 422),
+        ({**SEND, "content-encoding": "gzip"}, b"{}", 415),
+        ({"content-type": "application/x-www-form-urlencoded"}, b"a=1", 415),
+        ({"content-type": "text/plain"}, b"{}", 415),
+        ({}, b"{}", 415),
+    ],
+)
+def test_a_body_that_is_no_request_is_refused(begin: Begin, headers, body: bytes, status: int):
+    found = at_once(partial(begin().ask, "POST", "/v1/images/generations", headers=headers, body=body))
+    assert found.status == status, found.body
+    if status != 200:
+        assert set(found.json["error"]) == {"message", "type", "param", "code"}
+
+
+def form(*parts: tuple[str, str, bytes]) -> tuple[dict[str, str], bytes]:
+    """A form: the name of each field, the rest of its disposition, and its content."""
+    body = b"".join(
+        f'--x\r\ncontent-disposition: form-data; name="{name}"{rest}\r\n\r\n'.encode() + content + b"\r\n"
+        for name, rest, content in parts
+    )
+    return {"content-type": "multipart/form-data; boundary=x"}, body + b"--x--\r\n"
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [("prompt", "", b"a ring")] * 70,
+        [(f"f{n}", "", b"") for n in range(10_000)],
+        [("prompt", "", b"a" * 100_000)],
+        [("image", '; filename="a.png"', b"none")],
+        [("image", '; filename="../../../etc/passwd"', b"\x80\x04")],
+        [("prompt", '; filename="a.png"', b"none")],
+        [("image", '; filename="a.png"', b"<svg onload=alert(1)/>")],
+        [("image", "", b"none")],
+        [("verb", "", b"[[[[[[[[[[")],
+    ],
+)
+def test_a_form_that_is_none_is_refused(begin: Begin, parts):
+    server = begin()
+    headers, body = form(*parts)
+    found = server.ask("POST", "/v1/images/edits", headers=headers, body=body)
+    assert found.status in (400, 413, 422), found.body
+    assert not list(server.service.inputs.folder.glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "depth"),
+    [
+        (b"", 0),
+        (b"1", 0),
+        (b"[[{}]]", 3),
+        (b"[[], [], {}]", 2),
+        (b'{"a": [{"b": "[[[\\"[[["}]}', 3),
+        (b'["\\\\", [], "]"]', 2),
+        (b"[" * 10**6, 33),  # no further than one beyond what may be
+        (b'"' + b'\\"' * 10**5 + b"[[[", 0),  # a string that does not end
+        (b'""' * 10**5 + b"[", 1),
+    ],
+)
+def test_depth_is_that_of_brackets_outside_of_strings(text: bytes, depth: int):
+    assert depth_of(text, 32) == depth

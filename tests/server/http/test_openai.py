@@ -1,0 +1,138 @@
+"""The stock client of OpenAI's interface makes pictures and clips here, and understands what goes wrong."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.server.http.conftest import KEY, Begin, Server
+from unveil.cli.commands import run
+from unveil.cli.video_inputs import decoded
+from unveil.server.http.security import Rules
+from unveil.server.jobs.job import Limits
+
+openai = pytest.importorskip("openai")
+pytest.importorskip("av")
+# the client says so of its own calls for clips
+pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
+
+
+def client(server: Server, key: str = "none"):
+    return openai.OpenAI(api_key=key, base_url=f"http://127.0.0.1:{server.port}/v1", max_retries=0)
+
+
+def pixels(content: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(content)))
+
+
+def test_a_picture_is_the_one_of_the_command_line(real: Server, tmp_path: Path):
+    asked = {"seed": 3, "steps": 2, "expand": False}
+    found = client(real).images.generate(prompt="a red ring", n=2, size="32x32", quality="high", extra_body=asked)
+    made = [pixels(base64.b64decode(one.b64_json)) for one in found.data]
+    command = ["sample", "a red ring", "--no-expand", "--seed", "3", "--steps", "2", "--count", "2", "--size", "32x32"]
+    assert run([*command, "--quiet", "--out", str(tmp_path / "own")]) == 0
+    own = sorted(path for path in (tmp_path / "own").glob("seed3_*.png"))
+    assert all(np.array_equal(one, pixels(path.read_bytes())) for one, path in zip(made, own, strict=True))
+    assert (found.size, found.output_format) == ("32x32", "png")
+
+
+def test_a_short_prompt_is_made_dense_and_told(real: Server):
+    (one,) = client(real).images.generate(prompt="a red ring", extra_body={"steps": 1}).data
+    assert one.revised_prompt.startswith("a ")
+    assert len(one.revised_prompt) > len("a red ring")
+
+
+def test_a_picture_lies_at_its_address(real: Server):
+    (one,) = client(real).images.generate(prompt="a red ring", response_format="url", extra_body={"steps": 1}).data
+    path = one.url.partition(f"127.0.0.1:{real.port}")[2]
+    found = real.ask("GET", path)
+    assert (found.status, found.headers["content-type"]) == (200, "image/png")
+    assert found.headers["x-content-type-options"] == "nosniff"
+    assert pixels(found.body).shape == (32, 32, 3)
+
+
+def test_a_picture_is_edited_where_the_mask_is_transparent(real: Server):
+    """OpenAI's masks are the picture with a hole; ours are white where it is made anew. Both are read."""
+    grey = np.full((32, 32, 3), 90, np.uint8)
+    hole = np.dstack([np.full((32, 32, 3), 255, np.uint8), np.full((32, 32), 255, np.uint8)])
+    hole[:, :16, 3] = 0
+    white = np.zeros((32, 32, 3), np.uint8)
+    white[:, :16] = 255
+    made = []
+    for mask in (hole, white):
+        files = {}
+        for name, content in (("image", grey), ("mask", mask)):
+            files[name] = io.BytesIO()
+            Image.fromarray(content).save(files[name], "PNG")
+            files[name] = (f"{name}.png", files[name].getvalue(), "image/png")
+        ask = {"seed": 1, "steps": 2}
+        (one,) = client(real).images.edit(prompt="a red ring", extra_body=ask, **files).data
+        made.append(pixels(base64.b64decode(one.b64_json)))
+    assert np.array_equal(made[0], made[1])
+    assert np.array_equal(made[0][:, 16:], grey[:, 16:])
+    assert not np.array_equal(made[0][:, :16], grey[:, :16])
+
+
+def test_a_clip_is_made_shown_gone_on_with_and_deleted(real: Server, tmp_path: Path):
+    videos = client(real).videos
+    small = {"steps": 1}
+    made = videos.create_and_poll(prompt="a small red circle moves left", seconds="1", size="16x16", extra_body=small)
+    assert (made.status, made.progress, made.seconds, made.size, made.error) == ("completed", 100, "1", "16x16", None)
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(videos.download_content(made.id).read())
+    assert decoded(clip, None)[0].shape == (3, 8, 16, 16)
+    assert pixels(videos.download_content(made.id, variant="thumbnail").read()).shape == (16, 16, 3)
+    other = videos.remix(made.id, prompt="a small blue circle moves left", extra_body=small)
+    longer = videos.extend(video=clip, prompt="a small red circle moves left", seconds="0.5", extra_body=small)
+    begun = videos.create(prompt="a red ring", input_reference=("a.png", videos.download_content(
+        made.id, variant="thumbnail").read(), "image/png"), extra_body={**small, "frames": 4})  # fmt: skip
+    for one in (other, longer, begun):
+        assert videos.poll(one.id, poll_interval_ms=50).status == "completed"
+    clip.write_bytes(videos.download_content(longer.id).read())
+    assert decoded(clip, None)[0].shape[1] == 12
+    listed = [one.id for one in videos.list(limit=2)]
+    assert listed == [begun.id, longer.id, other.id, made.id]  # pages follow each other
+    assert videos.delete(made.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        videos.retrieve(made.id)
+
+
+def test_models_are_those_that_may_be_named(real: Server):
+    models = client(real).models
+    assert {"ddpm-digits", "playground-video"} <= {one.id for one in models.list()}
+    assert models.retrieve("playground-video").makes == "clips"
+    with pytest.raises(openai.NotFoundError, match="nearest: 'ddpm-digits'"):
+        models.retrieve("ddpm-digit")
+
+
+@pytest.mark.parametrize(
+    ("ask", "kind", "said"),
+    [
+        ({"model": "nobody"}, openai.NotFoundError, "there is no model of this name"),
+        ({"size": "big"}, openai.BadRequestError, "WIDTHxHEIGHT"),
+        ({"size": "33x32"}, openai.BadRequestError, "33"),
+        ({"n": 65}, openai.UnprocessableEntityError, "n: "),
+        ({"extra_body": {"stpes": 3}}, openai.UnprocessableEntityError, "stpes"),
+        ({"extra_body": {"sampler": "dimm"}}, openai.BadRequestError, "ddim"),
+        ({"model": "ddpm-digits"}, openai.BadRequestError, "this model takes label"),
+        ({"size": "8192x8192", "n": 64}, openai.UnprocessableEntityError, "megapixel calls"),
+    ],
+)
+def test_what_cannot_be_done_is_told_as_the_client_expects(real: Server, ask, kind, said: str):
+    with pytest.raises(kind, match=said):
+        client(real).images.generate(**{"prompt": "a ring", **ask})
+
+
+def test_a_wrong_key_and_a_full_queue_are_told(begin: Begin):
+    server = begin(rules=Rules(keys={"me": KEY}), limits=Limits(waiting=1, each=5), workers=0)
+    with pytest.raises(openai.AuthenticationError):
+        client(server, "another-another-another").images.generate(prompt="a ring")
+    assert client(server, KEY).videos.create(prompt="a ring").status == "queued"
+    with pytest.raises(openai.RateLimitError, match="1 jobs wait") as told:
+        client(server, KEY).videos.create(prompt="a ring")
+    assert int(told.value.response.headers["retry-after"]) >= 1

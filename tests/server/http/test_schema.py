@@ -1,0 +1,64 @@
+"""What the interface's description allows, and a little more, is asked of it at random: nothing is a fault of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from tests.server.http.conftest import server
+from unveil.server.jobs.job import Limits
+
+schemathesis = pytest.importorskip("schemathesis")
+openapi = pytest.importorskip("schemathesis.specs.openapi.checks")
+CHECKS = [
+    schemathesis.checks.not_a_server_error,
+    openapi.status_code_conformance,
+    openapi.content_type_conformance,
+    openapi.response_schema_conformance,
+]
+EXAMPLES = 12  # of each operation, and as many that break a rule
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+
+def test_no_request_that_can_be_thought_of_is_a_fault_of_the_server(tmp_path: Path):
+    """Every status is one that is described, every answer has the described form, and none is 5xx."""
+    with server(tmp_path / "service", limits=Limits(waiting=8, each=8)) as running:
+        address = f"http://127.0.0.1:{running.port}"
+        schema = schemathesis.openapi.from_url(f"{address}/v1/openapi.json")
+        seen: dict[int, int] = {}
+        for found in schema.get_all_operations():
+            operation = found.ok()
+            if operation.path.endswith("/events"):
+                continue  # a stream does not end before its job does
+
+            @settings(
+                max_examples=EXAMPLES,
+                deadline=None,
+                derandomize=True,
+                database=None,
+                phases=[Phase.generate],
+                suppress_health_check=list(HealthCheck),
+            )
+            @_given(operation)
+            def asked(case) -> None:
+                answer = case.call(base_url=address, timeout=30)
+                seen[answer.status_code] = seen.get(answer.status_code, 0) + 1
+                assert answer.status_code < 500, (case.as_curl_command(), answer.content)
+                case.validate_response(answer, checks=CHECKS)
+
+            asked()
+        assert running.ask("GET", "/health").json["status"] == "ok"
+    assert sum(seen.values()) >= 200
+    assert {200, 404, 422} <= seen.keys()  # control: what is asked is both right and wrong
+
+
+def _given(operation):
+    """Cases of an operation, those that break its rules among them; of forms with files it makes only good ones."""
+    modes = schemathesis.GenerationMode
+    good = operation.as_strategy(generation_mode=modes.POSITIVE)
+    if any(body.media_type.startswith("multipart") for body in operation.body):
+        return given(case=good)
+    return given(case=st.one_of(good, operation.as_strategy(generation_mode=modes.NEGATIVE)))

@@ -1,0 +1,44 @@
+"""A queue, what its jobs make, and a worker in this process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from unveil.server.jobs.image_job import PICTURES
+from unveil.server.jobs.job import Job, Limits
+from unveil.server.jobs.job_types import kinds
+from unveil.server.jobs.outputs import Results
+from unveil.server.jobs.queue import Queue
+from unveil.server.jobs.uploads import FOLDER, Inputs
+from unveil.server.jobs.worker import Worker
+from unveil.server.jobs.worker_main import MADE
+
+
+@pytest.fixture
+def queue(tmp_path) -> Queue:
+    return Queue(tmp_path / "service", Limits(waiting=100, each=100))
+
+
+@pytest.fixture
+def results(queue: Queue) -> Results:
+    return Results(queue.folder / MADE)
+
+
+@pytest.fixture
+def worker(queue: Queue, results: Results) -> Worker:
+    return Worker("w", queue, results, kinds(queue.folder, "cpu"))
+
+
+@pytest.fixture
+def inputs(queue: Queue) -> Inputs:
+    return Inputs(queue.folder / FOLDER)
+
+
+def done(queue: Queue, worker: Worker, kind: str = PICTURES, **request: Any) -> Job:
+    id = queue.submit(kind, request).id
+    worker.one()
+    job = queue.get(id)
+    assert job is not None
+    return job

@@ -1,0 +1,132 @@
+"""Jobs that are commands: what may be asked for, and that a run is made, stopped, gone on with and used by its name."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.server.jobs.conftest import done
+from unveil.io.images import png
+from unveil.server.jobs.catalog import Catalog
+from unveil.server.jobs.command_job import CAPTION, CHECK, CONVERT, EVALUATE, LOG, TRAIN, reader
+from unveil.server.jobs.job_types import weighed
+from unveil.server.jobs.uploads import Inputs
+from unveil.types import RecipeError
+
+TINY = {"recipe": "ddpm-digits", "run": "mine", "small": True}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder `shapes` of the data folder, with eight pictures, and one beside the data folder."""
+    for name in ("data/shapes", "secret"):
+        place = tmp_path / name
+        place.mkdir(parents=True)
+        for number in range(8):
+            pixels = torch.full((3, 16, 16), 30 * number, dtype=torch.uint8)
+            (place / f"{number}.png").write_bytes(png(pixels))
+    monkeypatch.setenv("UNVEIL_DATA", str(tmp_path / "data"))
+    return tmp_path / "data" / "shapes"
+
+
+@pytest.mark.slow
+def test_a_run_is_made_and_then_draws_and_is_judged_by_its_name(queue, results, worker):
+    job = done(queue, worker, TRAIN, **TINY)
+    assert job.error is None
+    assert job.total > 0
+    assert "trained in" in results.file(job.id, LOG).read_text()
+    drawn = done(queue, worker, model="mine", label="3", sampling={"steps": 2})
+    assert (drawn.state, drawn.outputs) == ("completed", ("seed0_00000.png",))
+    judged = done(queue, worker, EVALUATE, model="mine", samples=8)
+    assert judged.error is None
+    assert {"log.txt", "report.html", "report.json"} <= set(judged.outputs)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_is_saved_and_gone_on_with(queue, worker):
+    ask = {**TINY, "settings": {"train.steps": 100_000, "train.sample_every": 0, "train.validate_every": 0}}
+    run = queue.folder / "runs" / "mine"
+    steps = [0]
+    for _ in range(2):
+        before = rows(run)
+        id = queue.submit(TRAIN, ask).id
+        thread = threading.Thread(target=worker.one)
+        thread.start()
+        end = time.monotonic() + 120
+        while rows(run) == before:
+            assert time.monotonic() < end
+            assert thread.is_alive()
+            time.sleep(0.1)
+        assert queue.cancel(id).stopping
+        thread.join(60)
+        assert queue.get(id).state == "cancelled"
+        steps.append(max(int(one.name.removeprefix("step_")) for one in (run / "checkpoints").glob("step_*")))
+    assert steps == sorted(set(steps))  # it went on from what was saved
+
+
+def rows(run: Path) -> int:
+    file = run / "metrics.jsonl"
+    return len(file.read_bytes()) if file.is_file() else 0
+
+
+@pytest.mark.slow
+def test_a_folder_is_looked_at_and_captioned(queue, results, worker, folder: Path):
+    looked = done(queue, worker, CHECK, folder="shapes", size=16)
+    assert looked.error is None
+    assert "8" in results.file(looked.id, LOG).read_text()
+    told = done(queue, worker, CAPTION, folder="shapes", model="playground-captioner")
+    assert told.error is None
+    assert len((folder / "metadata.jsonl").read_text().splitlines()) == 8
+
+
+def test_what_a_command_says_is_wrong_is_why_the_job_failed(queue, worker, folder: Path):
+    job = done(queue, worker, TRAIN, recipe="ddpm-digits", run="mine", small=True, folder="shapes")
+    assert job.state == "failed"
+    assert "data.path" in job.error
+    assert "Traceback" not in job.error
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "said"),
+    [
+        (TRAIN, {"recipe": "ddpm-digit", "run": "a"}, "nearest: 'ddpm-digits'"),
+        (TRAIN, {"recipe": "/etc/recipe.yaml", "run": "a"}, "no shipped recipe"),
+        (TRAIN, {"recipe": "ddpm-digits", "run": "../a"}, "run"),
+        (TRAIN, {"recipe": "ddpm-digits", "run": ""}, "run"),
+        (TRAIN, {"recipe": "ddpm-digits", "run": "-rf"}, "run"),
+        (TRAIN, {"recipe": "ddpm-digits", "run": "a", "settings": {"data.path": "x"}}, "may not be set here"),
+        (TRAIN, {"recipe": "ddpm-digits", "run": "a", "settings": {"base": "x"}}, "may not be set here"),
+        (TRAIN, {"recipe": "ddpm-digits", "run": "a", "settings": {"--force": 1}}, "may not be set here"),
+        (TRAIN, {"recipe": "ddpm-digits", "run": "a", "settings": {"train.lr": "../x"}}, "a number, true, false"),
+        (TRAIN, {"recipe": "ddpm-digits", "run": "a", "settings": {"data.kind": "{kind: folder}"}}, "a number, true"),
+        (TRAIN, {"recipe": "ddpm-digits", "run": "a", "settings": {"train.lr": [1]}}, "settings"),
+        (EVALUATE, {"model": "ddpm-digits", "recipe": "none"}, "no shipped recipe"),
+        (CHECK, {"folder": "a", "out": "b"}, "unknown key"),
+    ],
+)
+def test_a_request_that_cannot_be_is_refused_before_it_waits(kind, wrong, said: str):
+    with pytest.raises(RecipeError, match=said):
+        reader(kind)(wrong)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc", ".", "..", "shapes/../../secret", "link", "none", ".hidden"])
+def test_a_folder_outside_of_the_data_folder_is_none(queue, worker, folder: Path, name: str):
+    (folder.parent / "link").symlink_to(folder.parent.parent / "secret")
+    (folder.parent / ".hidden").mkdir()
+    (folder.parent / ".hidden" / "a.png").write_bytes(b"")
+    job = done(queue, worker, CHECK, folder=name)
+    assert job.state == "failed"
+    assert "no folder of this name" in job.error
+
+
+def test_no_run_and_no_model_is_named_like_one_that_is_there(tmp_path: Path):
+    catalog, inputs = Catalog(tmp_path / "runs"), Inputs(tmp_path / "inputs")
+    with pytest.raises(RecipeError, match="there is a model of this name; call the run 'ddpm-digits-2'"):
+        weighed(TRAIN, {**TINY, "run": "ddpm-digits"}, catalog, inputs)
+    with pytest.raises(RecipeError, match="name 'playground-video': there is a model of this name"):
+        weighed(CONVERT, {"model": "ddpm-digits", "name": "playground-video"}, catalog, inputs)
+    assert weighed(TRAIN, TINY, catalog, inputs) > 0  # control

@@ -1,0 +1,115 @@
+"""What a request costs: as many calls of the network as its settings make, whichever of them it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from unveil.io.images import png
+from unveil.server.jobs.catalog import RUNS, Catalog
+from unveil.server.jobs.image_job import PICTURES
+from unveil.server.jobs.job_types import OverBudget, weighed
+from unveil.server.jobs.uploads import Inputs
+from unveil.server.jobs.video_job import CLIPS
+from unveil.types import RecipeError
+
+SIDE = 28
+PIXELS = SIDE * SIDE / 1e6  # millions
+PC = {"sampler": "pc-reverse-diffusion"}
+
+
+@pytest.fixture
+def cost(queue, inputs: Inputs):
+    """What a request for pictures costs, in calls of the network; the model itself makes 20 steps."""
+
+    def weigh(sampling: Mapping[str, Any], budget: float | None = None, **more: Any) -> float:
+        asked = {"model": "ddpm-digits", "width": SIDE, "height": SIDE, "sampling": sampling, **more}
+        return weighed(PICTURES, asked, Catalog(queue.folder / RUNS), inputs, budget) / PIXELS
+
+    return weigh
+
+
+@pytest.mark.parametrize(
+    ("sampling", "calls"),
+    [
+        ({}, 20),
+        ({"steps": 7}, 7),
+        ({"steps": 1, "grid": [1 - n / 4000 for n in range(4000)]}, 4000),
+        ({"steps": 1, "grid": "250"}, 250),
+        ({"steps": 1, "grid": "100,100,50"}, 250),
+        ({"steps": 1, "grid": "ddim25"}, 25),
+        ({"steps": 5, "grid": "trailing"}, 5),
+        ({"steps": 5, "sampler": "heun"}, 10),
+        ({"steps": 5, **PC}, 10),
+        ({"steps": 5, **PC, "options": {"corrections": 9}}, 50),
+        ({"steps": 5, "sampler": "annealed-langevin", "options": {"each": 40}}, 200),
+        ({"steps": 5, "sampler": "dpm-solver-2", "options": {"orders": 3}}, 15),
+        ({"steps": 5, "sampler": "dpmpp-grouped", "options": {"orders": 3}}, 5),
+        ({"steps": 5, "sampler": "dpm-fast", "options": {"calls": 300}}, 300),
+    ],
+)
+def test_calls_of_the_network_are_what_costs(cost, sampling, calls: int):
+    assert cost(sampling) == pytest.approx(calls)
+
+
+def test_a_sampler_that_chooses_its_steps_costs_no_less_than_it_takes(cost):
+    assert cost({"steps": 1, "sampler": "dpm-adaptive"}) > 100
+
+
+@pytest.mark.parametrize(("verb", "steps", "calls"), [("inpaint", 250, 2410), ("outpaint", 50, 410)])
+def test_going_back_and_forth_costs_each_time(cost, inputs: Inputs, verb: str, steps: int, calls: int):
+    sent = inputs.keep(png(torch.zeros(1, 28, 28, dtype=torch.uint8))).name
+    change = {"verb": verb, "picture": sent, **({"mask": sent} if verb == "inpaint" else {})}
+    plain, again = (cost({"steps": steps}, change={**change, "method": way}) for way in ("replace", "repaint"))
+    assert (plain, again) == (pytest.approx(steps), pytest.approx(calls))
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"steps": 10_000},
+        {"steps": 1, "grid": [1 - n / 10_000 for n in range(10_000)]},
+        {"steps": 10, **PC, "options": {"corrections": 1000}},
+        {"steps": 10, "sampler": "langevin", "options": {"each": 1000}},
+    ],
+)
+def test_what_is_over_the_budget_is_refused_however_it_is_said(cost, sampling):
+    with pytest.raises(OverBudget, match="megapixel calls, and a job may be 5"):
+        cost(sampling, budget=5.0)
+    assert cost({"steps": 100}, budget=5.0) == pytest.approx(100)  # control
+
+
+@pytest.mark.parametrize(
+    ("sampling", "said"),
+    [
+        ({"steps": 10**9}, "1e[+]09 calls of the network for a sample; at most 100,000"),
+        ({"steps": 20, **PC, "options": {"corrections": 9_000}}, "1.8e[+]05 calls"),
+        ({**PC, "options": {"corrections": 10**9}}, "corrections = 1000000000: must be a whole number from 0"),
+        ({**PC, "options": {"corrections": 1.5}}, "a valid integer"),
+        ({**PC, "options": {"corrections": -1}}, "a whole number"),
+        ({**PC, "options": {"snr": 1e300}}, "a number of at most 10,000"),
+        ({**PC, "options": {"snr": "x"}}, "a valid number"),
+        (
+            {**PC, "options": {"predictor": "ancestral"}},
+            "predictor: sampler .* takes no such setting",
+        ),
+        (
+            {"sampler": "dpm-adaptive", "options": {"tolerance": 1}},
+            "tolerance: sampler .* takes no such setting",
+        ),
+        ({"sampler": "dpm-adaptive", "options": {"eta": 100.0}}, "eta = 100.0: must be a number of at most 1"),
+        ({"sampler": "dpm-adaptive", "options": {"of": "v"}}, "should be 'x0' or 'eps'"),
+    ],
+)
+def test_settings_with_which_no_run_would_end_are_refused(cost, sampling, said: str):
+    with pytest.raises(RecipeError, match=said):
+        cost(sampling)
+
+
+def test_a_clip_costs_its_frames(queue, inputs: Inputs):
+    asked = {"prompt": "a ring", "frames": 8, "width": 16, "height": 16, "sampling": {"steps": 5}}
+    found = weighed(CLIPS, asked, Catalog(queue.folder / RUNS), inputs)
+    assert found == pytest.approx(5 * 8 * 16 * 16 / 1e6)

@@ -1,0 +1,116 @@
+"""Jobs that edit pictures: the same pixels as the command line's, and names that are never paths."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.server.jobs.conftest import done
+from unveil.cli.commands import run
+from unveil.io.images import png
+from unveil.server.jobs.image_job import PICTURES, pictures_of
+from unveil.server.jobs.worker import Report
+
+STEPS = {"steps": 3}
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+@pytest.fixture
+def digit(tmp_path: Path) -> Path:
+    drawn = torch.zeros(1, 28, 28, dtype=torch.uint8)
+    drawn[:, 4:24, 12:16] = 255
+    (tmp_path / "digit.png").write_bytes(png(drawn))
+    mask = torch.zeros(1, 28, 28, dtype=torch.uint8)
+    mask[:, :14] = 255
+    (tmp_path / "mask.png").write_bytes(png(mask))
+    return tmp_path / "digit.png"
+
+
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        ({"verb": "img2img", "strength": 0.5}, ["--strength", "0.5"]),
+        ({"verb": "inpaint"}, ["--mask", "mask.png"]),
+        ({"verb": "outpaint", "left": 4, "right": 4}, ["--left", "4", "--right", "4"]),
+        ({"verb": "upscale", "factor": 2}, ["--factor", "2"]),
+    ],
+)
+def test_an_edit_is_the_one_of_the_command_line(
+    queue, results, worker, inputs, digit: Path, tmp_path: Path, monkeypatch, change, options
+):
+    monkeypatch.chdir(tmp_path)
+    sent = {"picture": inputs.keep(digit.read_bytes()).name}
+    if change["verb"] == "inpaint":
+        sent["mask"] = inputs.keep((tmp_path / "mask.png").read_bytes()).name
+    job = done(queue, worker, model="ddpm-digits", label="3", seed=2, sampling=STEPS, change={**change, **sent})
+    assert job.error is None
+    command = [change["verb"], "ddpm-digits", "digit.png", "--label", "3", "--seed", "2", "--steps", "3", *options]
+    assert run([*command, "--quiet", "--out", "own"]) == 0
+    (made,) = [one for one in job.outputs if one.endswith(".png")]
+    (own,) = (tmp_path / "own").glob("*.png")
+    assert np.array_equal(pixels(results.file(job.id, made)), pixels(own))
+
+
+def test_several_of_one_picture_differ_and_show_what_is_on_its_way(queue, results, worker, inputs, digit: Path):
+    change = {"verb": "img2img", "picture": inputs.keep(digit.read_bytes()).name}
+    job = done(queue, worker, model="ddpm-digits", label="3", count=3, sampling=STEPS, change=change)
+    made = [name for name in job.outputs if name != "sheet.png"]
+    assert len({pixels(results.file(job.id, name)).tobytes() for name in made}) == 3
+    assert (job.done, job.total) != (0, 0)
+
+
+def test_an_edit_whose_worker_died_is_made_by_the_next_one(queue, results, worker, inputs, digit: Path):
+    change = {"verb": "img2img", "picture": inputs.keep(digit.read_bytes()).name}
+    asked = {"model": "ddpm-digits", "label": "3", "sampling": STEPS, "change": change}
+    id = queue.submit(PICTURES, asked).id
+    dead = Report(queue, queue.take("dead"), "dead")
+    dead.preview(digit.read_bytes())  # and no more: killed
+    queue.reclaim("dead")
+    assert dead.preview_file.exists()
+    assert worker.one()
+    job = queue.get(id)
+    assert (job.state, job.error, job.attempts) == ("completed", None, 2)
+    assert len(pictures_of(results.read(id))) == 1
+    assert not dead.preview_file.exists()
+
+
+def test_what_a_person_should_know_is_told_of_the_job(queue, results, worker):
+    job = done(queue, worker, prompt="a red ring beside a xylophone", expand=False, sampling={"steps": 1})
+    assert job.state == "completed"
+    assert any("xylophone" in line for line in job.said)
+    assert results.read(job.id).said == job.said
+
+
+@pytest.mark.parametrize("name", ["{folder}/ddpm-digits", "models/ddpm-digits", "../ddpm-digits", "ddpm-digits/", ""])
+def test_a_path_is_no_name_of_a_model_even_where_there_is_one(queue, worker, tmp_path: Path, monkeypatch, name: str):
+    from unveil.model import model_folder
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(model_folder.find("ddpm-digits"), tmp_path / "ddpm-digits")
+    job = done(queue, worker, model=name.format(folder=tmp_path), label="3", sampling=STEPS)
+    assert job.state == "failed"
+    assert done(queue, worker, model="ddpm-digits", label="3", sampling=STEPS).state == "completed"  # control
+
+
+def test_what_lies_in_the_models_folder_is_found_and_read_again_when_it_changes(
+    queue, results, worker, tmp_path: Path, monkeypatch
+):
+    from unveil.model import model_folder
+
+    monkeypatch.setenv("UNVEIL_MODELS", str(tmp_path / "models"))
+    place = tmp_path / "models" / "checkpoints" / "mine"
+    shutil.copytree(model_folder.find("ddpm-digits"), place)
+    ask = {"model": "mine", "label": "3", "sampling": STEPS}
+    first = done(queue, worker, **ask)
+    assert first.error is None
+    shutil.rmtree(place)
+    gone = done(queue, worker, **ask)
+    assert "there is no model of this name" in gone.error

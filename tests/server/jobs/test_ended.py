@@ -1,0 +1,313 @@
+"""Jobs that are commands, however they end: what they said is kept, and what can be gone on with is."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from unveil.server.jobs import command_process
+from unveil.server.jobs.catalog import Catalog
+from unveil.server.jobs.command_job import CHECK, LOG, TRAIN, Command
+from unveil.server.jobs.command_process import CHILDREN
+from unveil.server.jobs.outputs import Results
+from unveil.server.jobs.queue import Queue
+from unveil.server.jobs.service import Service, serving
+from unveil.server.jobs.worker import LOGS, Report, Worker, log_of
+from unveil.server.jobs.worker_pool import Crew
+from unveil.types import OutOfResources
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are known by /proc")
+ASK = {"recipe": "ddpm-digits", "run": "mine"}
+# In the place of a command: it begins, is told to end and saves; begun once more, it is done.
+SAVES = """
+import os, signal, sys, time
+from pathlib import Path
+place = Path(os.environ["PLACE"])
+
+def stop(number, frame):
+    print("saving", flush=True)
+    time.sleep(float(os.environ.get("SAVING", "0")))
+    (place / "saved").write_text("")
+    sys.exit(128 + number)
+
+signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGINT, stop)
+print("step 1/2", flush=True)
+if (place / "begun").exists():
+    sys.exit(0 if (place / "saved").exists() else 1)
+(place / "begun").write_text("")
+time.sleep(60)
+"""
+# In the place of the process of a worker, without torch.
+WORKER = f"""
+import os, signal, sys, threading
+from pathlib import Path
+from unveil.server.jobs import child
+from unveil.server.jobs.catalog import Catalog
+from unveil.server.jobs.command_job import Command
+from unveil.server.jobs.queue import Queue
+from unveil.server.jobs.outputs import Results
+from unveil.server.jobs.worker import Worker
+
+over = threading.Event()
+signal.signal(signal.SIGTERM, lambda number, frame: over.set())
+child.PROGRAM = (sys.executable, "-c", {SAVES!r})
+queue = Queue(Path(sys.argv[1]))
+work = Command("train", Catalog(queue.folder / "runs"), "cpu")
+Worker(sys.argv[2], queue, Results(queue.folder / "made"), {{"train": work}}).run(over.is_set)
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the command that saves does so."""
+    monkeypatch.setenv("PLACE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def own(queue: Queue, results: Results) -> Worker:
+    kinds = {kind: Command(kind, Catalog(queue.folder / "runs"), "cpu") for kind in (TRAIN, CHECK)}
+    return Worker("w", queue, results, kinds)
+
+
+@pytest.fixture
+def says(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Puts a program in the place of commands."""
+    return lambda program: monkeypatch.setattr(command_process, "PROGRAM", (sys.executable, "-c", program))
+
+
+def until(met: Callable[[], object], seconds: float = 40.0) -> None:
+    end = time.monotonic() + seconds
+    while not met():
+        assert time.monotonic() < end, "it did not come to be"
+        time.sleep(0.01)
+
+
+def begun(call: Callable[..., object], *given: object) -> threading.Thread:
+    thread = threading.Thread(target=call, args=given)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize(
+    ("end", "fault"),
+    [
+        ("sys.exit(1)", "asked"),  # such as a checkpoint that is damaged
+        ("sys.exit(2)", "asked"),
+        ("sys.exit(3)", "asked"),
+        ("sys.exit(4)", "asked"),
+        ("sys.exit(5)", "room"),
+        ("os.kill(os.getpid(), 9)", "server"),
+    ],
+)
+def test_what_a_command_that_failed_said_is_kept_and_whose_fault_it_was(queue, own, says, end: str, fault: str):
+    says(f"import os, sys; print('begun'); print('error: so it is', flush=True); {end}")
+    id = queue.submit(TRAIN, ASK).id
+    own.one()
+    job = queue.get(id)
+    assert (job.state, job.error, job.fault) == ("failed", "so it is", fault)
+    assert log_of(queue.folder, id).read_text() == "begun\nerror: so it is\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        ("import sys; from unveil.cli.exit_codes import guarded; sys.exit(guarded(lambda **_: 1 // 0, []))", "ZeroDiv"),
+        ("import sys; sys.exit(1)", "`unveil train` ended with code 1"),
+    ],
+)
+def test_a_command_that_fails_by_a_fault_of_ours_or_says_nothing_is_the_server_s(queue, own, says, program, why):
+    says(program)
+    id = queue.submit(TRAIN, ASK).id
+    own.one()
+    assert why in queue.get(id).error
+    assert queue.get(id).fault == "server"
+
+
+def test_what_a_command_says_is_read_while_it_runs_after_it_was_cancelled_and_until_its_job_is_deleted(
+    tmp_path, place, says
+):
+    says(SAVES)
+    with serving(tmp_path / "service", "here", ()) as service:
+        catalog = Catalog(service.queue.folder / "runs")
+        worker = Worker("w", service.queue, service.results, {TRAIN: Command(TRAIN, catalog, "cpu")})
+        id = service.submit(TRAIN, ASK).id
+        thread = begun(worker.one)
+        until(lambda: service.log(id) == b"step 1/2\n" and (place / "begun").exists())
+        assert service.queue.get(id).state == "running"
+        service.queue.cancel(id)
+        thread.join()
+        assert service.queue.get(id).state == "cancelled"
+        assert service.log(id) == b"step 1/2\nsaving\n"
+        service.sweep()
+        assert service.log(id)
+        (service.queue.folder / LOGS / "abababababababab.txt").write_text("of no job")
+        assert service.delete(id)
+        assert service.log(id) == b""
+        service.sweep()
+        assert list((service.queue.folder / LOGS).glob("*.txt")) == []
+
+
+def test_a_command_that_somebody_ends_is_gone_on_with_and_its_log_too(queue, results, own, place, says):
+    says(SAVES)
+    id = queue.submit(TRAIN, ASK).id
+    thread = begun(own.one)
+    note = queue.folder / CHILDREN / f"{id}.json"
+    until(lambda: (place / "begun").exists() and note.exists())
+    os.kill(json.loads(note.read_text())["pid"], signal.SIGTERM)
+    thread.join()
+    assert (queue.get(id).state, queue.get(id).attempts, queue.get(id).error) == ("queued", 1, None)
+    own.one()
+    assert queue.get(id).state == "completed"
+    assert results.file(id, LOG).read_text() == "step 1/2\nsaving\nstep 1/2\n"
+    assert not note.exists()
+
+
+def test_a_command_that_is_ended_each_time_has_failed_in_the_end(queue, own, says):
+    says("import os; os.kill(os.getpid(), 15)")
+    id = queue.submit(TRAIN, ASK).id
+    own.one()
+    own.one()
+    assert (queue.get(id).state, queue.get(id).error) == ("failed", "its command was told to end; tried 2 times")
+
+
+def test_the_end_of_a_server_waits_until_a_command_has_saved_and_the_next_one_goes_on(queue, place, monkeypatch):
+    """And that a server that is stopped again and again is no fault of the job."""
+    monkeypatch.setenv("SAVING", "1")
+    id = queue.submit(TRAIN, ASK).id
+    crew = Crew(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", WORKER, str(folder), name])
+    crew.start()
+    until((place / "begun").exists)
+    crew.stop(seconds=0.5)
+    assert (place / "saved").exists()
+    assert (queue.get(id).state, queue.get(id).attempts) == ("queued", 0)
+    again = Crew(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", WORKER, str(folder), name])
+    again.start()
+    until(lambda: queue.get(id).state == "completed")
+    again.stop()
+
+
+def test_what_a_killed_worker_left_saving_is_waited_for(queue, own, place, says, monkeypatch):
+    monkeypatch.setenv("SAVING", "1.5")
+    says(SAVES)
+    id = queue.submit(TRAIN, ASK).id
+    with subprocess.Popen([sys.executable, "-c", WORKER, str(queue.folder), "first"]) as first:
+        until(lambda: (place / "begun").exists() and (queue.folder / CHILDREN / f"{id}.json").exists())
+        first.kill()
+    assert not (place / "saved").exists()  # control: it is saving now
+    queue.reclaim("first")
+    own.one()  # which fails where nothing is saved yet
+    assert queue.get(id).state == "completed"
+    assert list((queue.folder / CHILDREN).iterdir()) == []
+
+
+def test_a_full_disk_does_not_end_a_command(queue, own, place, says, monkeypatch):
+    says("import time; print('1/2', flush=True); time.sleep(0.8); print('trained')")
+    tried: list[int] = []
+
+    def full(report: Report, done: int | None = None, total: int | None = None) -> None:
+        tried.append(1)
+        raise OutOfResources("the disk is full")
+
+    monkeypatch.setattr(Report, "beat", full)
+    id = queue.submit(TRAIN, ASK).id
+    own.one()
+    assert tried
+    assert queue.get(id).state == "completed"
+
+
+def test_a_command_is_told_to_end_before_it_is_killed_whatever_went_wrong(queue, own, place, says, monkeypatch):
+    says(SAVES)
+
+    def breaks(report: Report, done: int, total: int) -> None:
+        if (place / "begun").exists():
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(Report, "step", breaks)
+    id = queue.submit(TRAIN, ASK).id
+    own.one()
+    assert queue.get(id).fault == "server"
+    assert (place / "saved").exists()
+
+
+def test_a_workers_log_keeps_what_the_one_before_it_said_and_stays_short(queue, monkeypatch):
+    from unveil.server.jobs import worker_pool as crews
+
+    monkeypatch.setattr(crews, "LOG_BYTES", 2000)
+    script = "import sys; print('a' * 300); print('the driver'); print('is gone', flush=True); sys.exit(3)"
+    crew = Crew(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", script])
+    id = queue.submit("any", {}).id
+    names: list[str] = []
+    while queue.get(id).state != "failed":
+        crew.look()
+        for name in crew.names():
+            if name not in names:
+                names.append(name)
+                assert queue.take(name) is not None
+        time.sleep(0.02)
+    crew.stop(0.1)
+    file = queue.folder / LOGS / "cpu.log"
+    assert len(names) == 2
+    assert file.read_text().count("is gone") >= 2  # that of the first one is kept
+    assert queue.get(id).error.endswith("the driver\nis gone; tried 2 times")
+    file.write_text("b" * 3000 + "the end\n")
+    again = Crew(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", ""])
+    again.look()
+    again.stop(0.1)
+    assert len(file.read_bytes()) < 1500
+    assert "the end\n" in file.read_text()
+
+
+def test_a_worker_leaves_a_damaged_table_where_it_is_and_the_server_says_so(tmp_path):
+    with serving(tmp_path, "here", ("cpu",)) as service:
+        service.queue.close()
+        for end in ("-wal", "-shm"):
+            (tmp_path / f"jobs.sqlite3{end}").unlink(missing_ok=True)
+        (tmp_path / "jobs.sqlite3").write_bytes(b"nonsense" * 1000)
+        until(lambda: service.crew.damaged)
+    assert list(tmp_path.glob("*.damaged-*")) == []
+    table = (tmp_path / "jobs.sqlite3").read_bytes()
+    command = [sys.executable, "-m", "unveil.server.jobs.worker_main", str(tmp_path), "w", "cpu"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as worker:
+        try:
+            assert worker.wait(60) == 6
+            told = worker.stderr.read()
+        finally:
+            worker.kill()
+    assert told.count("\n") == 1
+    assert "is damaged" in told
+    assert (tmp_path / "jobs.sqlite3").read_bytes() == table
+
+
+def test_a_worker_that_finds_the_table_damaged_is_believed(queue):
+    crew = Crew(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", "import sys; sys.exit(6)"])
+    assert not crew.damaged
+    until(lambda: crew.look() or crew.damaged)
+    crew.stop(0.1)
+
+
+def test_files_that_nobody_needs_go_while_the_server_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr("unveil.server.jobs.service.SWEEP_S", 0.05)
+    with serving(tmp_path, "here", ()) as service:
+        assert isinstance(service, Service)
+        service.inputs.folder.mkdir(exist_ok=True)
+        old = service.inputs.folder / f"{'ab' * 16}.png"
+        old.write_bytes(b"")
+        os.utime(old, (1, 1))
+        runs, ended = (service.submit("any", {}).id for _ in range(2))
+        assert service.queue.take("w").id == runs
+        parts = [service.results.folder / f".{id}.0123abcd.part" for id in (runs, ended)]
+        for part in parts:
+            part.mkdir(parents=True)
+        until(lambda: not old.exists() and not parts[1].exists())
+        assert parts[0].exists()  # somebody writes it

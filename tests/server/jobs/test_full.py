@@ -1,0 +1,166 @@
+"""While the disk is full nothing is lost and nobody is taken for dead; when it has room again, all goes on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.server.jobs.disk import Disk, no_file_above
+from tests.server.jobs.test_queue import Clock
+from unveil.server.jobs import sqlite_store
+from unveil.server.jobs.job import Limits
+from unveil.server.jobs.outputs import Results
+from unveil.server.jobs.queue import FILE, Queue
+from unveil.server.jobs.service import serving
+from unveil.server.jobs.uploads import Inputs
+from unveil.server.jobs.worker import Worker
+from unveil.server.jobs.worker_pool import Crew
+from unveil.types import OutOfResources
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
+
+
+def until(met, seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not met():
+        assert time.monotonic() < end, "it did not come to be"
+        time.sleep(0.01)
+
+
+def test_a_queue_that_cannot_grow_says_what_to_do_and_keeps_what_it_has(tmp_path: Path, monkeypatch):
+    real = sqlite_store.connect
+
+    def small(file: Path):
+        table = real(file)
+        table.execute("PRAGMA max_page_count = 20")
+        return table
+
+    monkeypatch.setattr(sqlite_store, "connect", small)
+    queue, taken = Queue(tmp_path, Limits(100, 100)), list[str]()
+
+    def fill() -> None:
+        for _ in range(100):
+            taken.append(queue.submit("picture", {"prompt": 5000 * "a"}).id)
+
+    with pytest.raises(OutOfResources, match=rf"{FILE}: the disk is full; free some space"):
+        fill()
+    assert 0 < len(taken) < 100
+    assert [job.id for job in queue.jobs()] == taken
+    monkeypatch.setattr(sqlite_store, "connect", real)
+    assert Queue(tmp_path).take("w").id == taken[0]
+
+
+def test_a_job_that_ends_while_the_disk_is_full_has_ended_so_when_there_is_room(tmp_path: Path, disk: Disk):
+    queue, go, calls = Queue(tmp_path), threading.Event(), list[str]()
+
+    def draws(request, folder, report) -> None:
+        calls.append(request["prompt"])
+        go.wait(20)
+        if request["prompt"] == "fails":
+            report.beat()
+        (folder / "0.txt").write_text(request["prompt"])
+
+    ids = [queue.submit("picture", {"prompt": word}).id for word in ("fails", "is made")]
+    over = threading.Event()
+    worker = Worker("w", queue, Results(tmp_path / "made"), {"picture": draws})
+    thread = threading.Thread(target=worker.run, args=(over.is_set,))
+    thread.start()
+    try:
+        until(lambda: calls)
+        disk.full = True
+        go.set()
+        time.sleep(1.2)  # two tries to say how it ended
+        assert [queue.get(id).state for id in ids] == ["running", "queued"]
+        disk.full = False
+        until(lambda: queue.get(ids[1]).state == "completed")
+    finally:
+        over.set()
+        thread.join()
+    failed = queue.get(ids[0])
+    assert (failed.state, failed.attempts) == ("failed", 1)
+    assert failed.error == f"{queue.file}: the disk is full; free some space"
+    assert calls == ["fails", "is made"]
+
+
+def test_what_waits_is_taken_once_that_can_be_written(tmp_path: Path, disk: Disk):
+    queue, over = Queue(tmp_path), threading.Event()
+    id = queue.submit("picture", {}).id
+    disk.full = True
+    worker = Worker("w", queue, Results(tmp_path / "made"), {"picture": lambda request, folder, report: None})
+    thread = threading.Thread(target=worker.run, args=(over.is_set,))
+    thread.start()
+    try:
+        time.sleep(0.2)
+        assert thread.is_alive()
+        assert queue.get(id).state == "queued"
+        disk.full = False
+        until(lambda: queue.get(id).state == "completed")
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_table_that_is_there_is_opened_without_a_change(tmp_path: Path):
+    first = Queue(tmp_path)
+    first.submit("picture", {})
+    before = [path.read_bytes() for path in (first.file, tmp_path / f"{FILE}-wal")]
+    assert len(Queue(tmp_path).jobs()) == 1
+    assert [path.read_bytes() for path in (first.file, tmp_path / f"{FILE}-wal")] == before
+
+
+def test_nobody_is_taken_for_dead_because_the_disk_was_full(tmp_path: Path, disk: Disk):
+    clock = Clock()
+    queue = Queue(tmp_path, Limits(lease=10.0), clock)
+    crew = Crew(queue, ())
+    id = queue.submit("picture", {}).id
+    queue.take("w")
+    disk.full = True
+    clock.now += 60
+    crew.look()
+    disk.full = False
+    crew.look()
+    assert queue.get(id).state == "running"
+    clock.now += 9
+    crew.look()
+    assert queue.get(id).state == "running"
+    clock.now += 2  # from then on it counts as ever
+    crew.look()
+    assert queue.get(id).state == "queued"
+
+
+def test_the_queue_takes_the_room_that_it_needs_beforehand(tmp_path: Path):
+    """Jobs are put in, taken, told of, ended and deleted, and its files do not grow."""
+    files = [tmp_path / FILE, tmp_path / f"{FILE}-wal"]
+    with serving(tmp_path, "here", ()) as service:
+        queue, sizes = service.queue, [file.stat().st_size for file in files]
+        for number in range(100):
+            id = service.submit("picture", {"prompt": "a red ring", "seed": number}).id
+            assert queue.take("w").id == id
+            queue.beat(id, "w", 1, 4)
+            queue.fail(id, "w", "the disk is full")
+            assert service.delete(id) or number % 2
+        assert [file.stat().st_size for file in files] == sizes
+        assert min(sizes) >= 1 << 20
+    with serving(tmp_path, "here", ()):
+        assert files[0].stat().st_size == sizes[0]  # no more each time
+
+
+def test_a_server_begins_on_a_full_disk_to_be_told_what_to_delete(tmp_path: Path, disk: Disk):
+    with serving(tmp_path, "here", ()) as service:
+        id = service.submit("picture", {}).id
+    disk.full = True
+    with serving(tmp_path, "here", ()) as service:
+        assert [job.id for job in service.queue.jobs()] == [id]
+
+
+def test_a_clip_that_finds_no_room_is_refused_with_the_reason_and_not_kept(tmp_path: Path):
+    inputs = Inputs(tmp_path)
+    with no_file_above(1 << 20), pytest.raises(OutOfResources, match=r"the disk is full .*; free some space"):
+        inputs.keep(b"GIF89a" + bytes(2 << 20))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,120 @@
+"""What was made is found by words, and drawn again from its file, pixel for pixel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.checkpoints import tiny_sd
+from tests.server.jobs.conftest import done
+from unveil.io.safetensors_io import write_tensors
+from unveil.server.jobs.catalog import Catalog
+from unveil.server.jobs.gallery import found, request_of, steered_by
+from unveil.server.jobs.image_job import read_request
+from unveil.server.jobs.video_job import CLIPS
+from unveil.tasks.metadata import read_facts
+from unveil.types import MediaError
+
+STEPS = {"steps": 2}
+
+
+@pytest.fixture
+def catalog(queue) -> Catalog:
+    return Catalog(queue.folder / "runs")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"model": "ddpm-digits", "label": "7", "count": 3, "seed": 5, "sampling": {**STEPS, "sampler": "ddim"}},
+        {"model": "ddpm-digits", "label": "7", "sampling": {**STEPS, "sampler": "ddim", "eta": 0.5}},
+        {"prompt": "a red ring", "negative": "blue", "count": 2, "seed": 2**40, "sampling": {**STEPS, "scale": 3}},
+        {"prompt": "a red ring", "width": 48, "height": 24, "sampling": STEPS, "expand": False},
+        {"prompt": "12 red", "sampling": STEPS, "expand": False},
+    ],
+)  # fmt: skip
+def test_a_picture_is_drawn_again_from_its_file(queue, results, worker, catalog: Catalog, request_):
+    job = done(queue, worker, **request_)
+    assert job.error is None
+    name = [one for one in job.outputs if one != "sheet.png"][-1]  # not the first of its seed, where there are several
+    again = request_of(read_facts(results.file(job.id, name)), catalog)
+    read_request(again)
+    other = done(queue, worker, **again)
+    assert other.error is None
+    first, second = (
+        np.asarray(Image.open(results.file(one.id, file))) for one, file in ((job, name), (other, other.outputs[0]))
+    )
+    assert np.array_equal(first, second)
+
+
+def test_what_cannot_be_drawn_again_is_told(queue, results, worker, catalog: Catalog):
+    job = done(queue, worker, model="ddpm-digits", label="7", sampling=STEPS)
+    facts = read_facts(results.file(job.id, job.outputs[0]))
+    for change, said in (
+        ({"task": {"verb": "img2img"}}, "made by 'img2img' of another picture"),
+        ({"model": {"name": "../../etc"}}, "is not here"),
+        ({"model": None}, "lacks"),
+        ({"seed": "x"}, "lacks"),
+        ({"seed": 10**30}, "which requests cannot say"),
+        ({"loras": [{"name": "a", "weight": "b"}]}, "lacks"),
+        ({"loras": 3}, "lacks"),
+        ({"loras": [{"name": "style.safetensors", "weight": 1.0}]}, "LoRA 'style.safetensors' is not here"),
+    ):
+        with pytest.raises(MediaError, match=said):
+            request_of({**facts, **change}, catalog)
+
+
+def test_the_loras_of_a_record_are_said_as_requests_say_them(queue, catalog: Catalog, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNVEIL_MODELS", str(tmp_path))
+    for name in ("style", "art/ink", "art/pen", "old/pen"):
+        place = tmp_path / "loras" / f"{name}.safetensors"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(place, tiny_sd.lora())
+    names = [one.name for one in catalog.models()]
+    facts = {"model": {"name": names[0]}, "seed": 0, "sample": 0}
+
+    def said(*recorded: str) -> list[str]:
+        return request_of({**facts, "loras": [{"name": one, "weight": 0.5} for one in recorded]}, catalog)["loras"]
+
+    assert said("style.safetensors", "style.safetensors 1") == ["style:0.5", "style:0.5"]
+    assert said("ink.safetensors") == ["art/ink:0.5"]
+    assert said("ink") == ["art/ink:0.5"]
+    with pytest.raises(MediaError, match="not here"):
+        said("pen.safetensors")  # two have this name
+
+
+def test_the_controlnets_of_a_record_are_named_whatever_it_holds():
+    assert steered_by({"controls": [{"name": "edges", "weight": 1.0}, {"name": "depth"}]}) == ["edges", "depth"]
+    for odd in (None, 3, "edges", [3, {"weight": 1}], {"name": "edges"}):
+        assert steered_by({"controls": odd}) == []
+
+
+def test_jobs_are_found_by_all_words_that_they_say(queue, worker):
+    ids = [
+        queue.submit(kind, request).id
+        for kind, request in (
+            ("pictures", {"prompt": "a RED ring", "seed": 5}),
+            ("pictures", {"prompt": "a blue ring", "model": "mine"}),
+            (CLIPS, {"prompt": "a red circle"}),
+            ("train", {"recipe": "red"}),
+            ("pictures", {"prompt": "\u00c4 \u7ea2\u8272"}),
+        )
+    ]
+    for id in ids:
+        queue.take("w")
+        queue.complete(id, "w", [])
+
+    def of(words: str = "", **part: Any) -> list[str]:
+        return [job.id for job in found(queue, words, **part)[0]]
+
+    assert of() == [ids[4], ids[2], ids[1], ids[0]]
+    assert of("Red") == [ids[2], ids[0]]
+    assert of("ring mine") == [ids[1]]
+    assert of("5") == [ids[0]]
+    assert of("\u00e4 \u7ea2") == of("\u00c4") == [ids[4]]
+    assert of("%") == of('"') == of("prompt") == of("green") == of(owner="nobody") == []
+    assert of(begin=1, most=2) == [ids[2], ids[1]]
+    assert found(queue, "ring", most=1)[1] == 2

@@ -1,0 +1,155 @@
+"""Jobs that make pictures: what may be asked for, and that what comes out is what the command line makes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.server.jobs.conftest import done
+from unveil.cli.commands import run
+from unveil.server.jobs.image_job import PICTURES, read_request
+from unveil.server.jobs.worker_pool import LOGS, Crew
+from unveil.tasks.metadata import read_facts
+from unveil.types import RecipeError
+
+SEVEN = {"model": "ddpm-digits", "label": "7", "count": 2, "seed": 5, "sampling": {"steps": 3}}
+
+
+def pixels(path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_a_job_makes_the_pictures_of_the_command_line_and_says_how(queue, results, worker, tmp_path, monkeypatch):
+    job = done(queue, worker, **SEVEN)
+    assert job.error is None
+    assert job.outputs == ("seed5_00000.png", "seed5_00001.png", "sheet.png")
+    command = "sample ddpm-digits --label 7 --count 2 --seed 5 --steps 3 --out"
+    assert run([*command.split(), str(tmp_path / "own")]) == 0
+    for name in job.outputs:
+        assert np.array_equal(pixels(results.file(job.id, name)), pixels(tmp_path / "own" / name))
+    facts = read_facts(results.file(job.id, job.outputs[1]))
+    assert (facts["seed"], facts["sample"], facts["given"]) == (5, 1, {"label": "7"})
+
+
+def test_words_are_made_dense_unless_that_is_unwanted_and_no_word_is_a_setting(queue, results, worker):
+    asked = {"prompt": "a red ring", "sampling": {"steps": 1}}
+    dense, plain = done(queue, worker, **asked), done(queue, worker, **asked, expand=False)
+    facts = [read_facts(results.file(job.id, job.outputs[0])) for job in (dense, plain)]
+    assert facts[0]["asked"]["prompt"] == "a red ring"
+    assert facts[0]["given"]["prompt"].startswith("a")
+    assert facts[0]["given"] != facts[1]["given"] == {"prompt": "a red ring"}
+    odd = done(queue, worker, prompt="steps=50 red ring", sampling={"steps": 1}, expand=False)
+    assert any("steps, 50" in line for line in odd.said)
+    kept = read_facts(results.file(odd.id, odd.outputs[0]))
+    assert (kept["given"]["prompt"], kept["steps"]) == ("steps=50 red ring", 1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"promt": "a ring"}, "nearest: 'prompt'"),
+        ({"count": 0}, "count"),
+        ({"count": 65}, "count"),
+        ({"seed": -1}, "seed"),
+        ({"prompt": "a" * 10_001}, "prompt"),
+        ({"width": 0, "height": 32}, "width"),
+        ({"width": 28}, "width and height: give both, or neither"),
+        ({"prompt": "a\0ring"}, "prompt"),
+        ({"prompt": "a\ud800ring"}, "prompt"),
+        ({"model": "x\0"}, "model"),
+        ({"change": {"verb": "inpaint", "picture": "0" * 32 + ".png"}}, "inpaint needs one"),
+        ({"change": {"verb": "img2img", "picture": "../../etc/passwd"}}, "picture"),
+        ({"change": {"verb": "img2img", "picture": "/etc/passwd"}}, "picture"),
+        ({"controls": [{"name": "edges", "picture": "hint.png"}]}, "picture"),
+        ({"model": ""}, "model"),
+        ({"sampling": {"stpes": 3}}, "nearest: 'steps'"),
+        ({"sampling": {"steps": 0}}, "steps"),
+        ({"sampling": {"sampler": "dimm"}}, "nearest: 'ddim'"),
+        ({"sampling": {"file": "secret"}}, "unknown key"),
+        ({"loras": ["a"] * 9}, "loras"),
+    ],
+)
+def test_a_request_that_cannot_be_is_refused_before_it_waits(wrong, said):
+    with pytest.raises(RecipeError, match=said):
+        read_request(wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"model": "ddpm-digits", "prompt": "a ring"}, "condition 'prompt': this model takes label"),
+        ({"model": "nobody"}, "nobody"),
+        ({"model": "ddpm-digits", "width": 30, "height": 33}, "33"),
+        ({"model": "ddpm-digits", "loras": ["nothing"]}, "nothing"),
+    ],
+)
+def test_what_the_model_cannot_do_fails_with_the_reason(queue, worker, wrong, said):
+    job = done(queue, worker, **wrong)
+    assert job.state == "failed"
+    assert said in job.error
+    assert "fault of unveil" not in job.error
+
+
+def until(met, seconds=90.0):
+    end = time.monotonic() + seconds
+    while not (found := met()):
+        assert time.monotonic() < end, "it did not come to be"
+        time.sleep(0.05)
+    return found
+
+
+def test_a_crew_works_replaces_the_dead_and_ends_with_its_jobs_kept(queue, results):
+    """In processes of its own: a worker is killed in the middle of a job, which another one does."""
+    crew = Crew(queue, ["cpu"])
+    crew.start()
+    try:
+        first = queue.submit(PICTURES, SEVEN).id
+        until(lambda: queue.get(first).state == "completed")
+        (name,) = crew.names()
+        long = queue.submit(PICTURES, {**SEVEN, "count": 64, "sampling": {"steps": 1000}}).id
+        until(lambda: queue.get(long).done > 0)
+        os.kill(crew._places[0].process.pid, signal.SIGKILL)
+        until(lambda: queue.get(long).attempts == 2 and queue.get(long).done > 0)
+        assert crew.names() != [name]
+        preview = queue.folder / "previews" / f"{long}.png"
+        until(preview.exists)
+        queue.cancel(long)
+        until(lambda: queue.get(long).state == "cancelled")
+        assert not preview.exists()
+        rest = queue.submit(PICTURES, {**SEVEN, "count": 64, "sampling": {"steps": 1000}}).id
+        until(lambda: queue.get(rest).state == "running")
+    finally:
+        crew.stop(0.1)
+    assert (queue.get(rest).state, queue.get(rest).attempts) == ("queued", 0)
+    assert [one.id for one in results.all()] == [first]
+    assert "Traceback" not in (queue.folder / LOGS / "cpu.log").read_text()
+
+
+def test_a_job_that_kills_every_worker_fails_with_its_last_words(queue):
+    """And what comes after it is done: the control is the same worker without the poison."""
+    script = (
+        "import os, sys\nfrom pathlib import Path\nfrom unveil.server.jobs.queue import Queue\n"
+        "from unveil.server.jobs.outputs import Results\nfrom unveil.server.jobs.worker import Worker\n"
+        "def poison(request, folder, report):\n"
+        "    print('the graphics driver is gone', flush=True); os.abort()\n"
+        "def good(request, folder, report):\n    (folder / '0.txt').write_text('good')\n"
+        "queue = Queue(Path(sys.argv[1]))\n"
+        "work = Worker(sys.argv[2], queue, Results(queue.folder / 'made'), {'poison': poison, 'good': good})\n"
+        "work.run(lambda: False)\n"
+    )
+    crew = Crew(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", script, str(folder), name])
+    poison, good = queue.submit("poison", {}).id, queue.submit("good", {}).id
+    crew.start()
+    try:
+        until(lambda: queue.get(good).state == "completed")
+    finally:
+        crew.stop()
+    failed = queue.get(poison)
+    assert failed.state == "failed"
+    assert failed.error == "its worker was killed by SIGABRT: the graphics driver is gone; tried 2 times"

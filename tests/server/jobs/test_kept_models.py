@@ -1,0 +1,53 @@
+"""A model that is kept in memory is opened again where one of its files is another by now."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unveil.cli.console import Console
+from unveil.cli.generation_options import Wish
+from unveil.server.jobs import model_cache
+from unveil.server.jobs.model_cache import Models
+
+
+def placed(path: Path, content: str, second: int) -> Path:
+    """A file that was written then."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    os.utime(path, (second, second))
+    return path
+
+
+@pytest.mark.parametrize("what", ["model", "lora", "control", "folder"])
+def test_a_file_that_is_replaced_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str):
+    monkeypatch.chdir(tmp_path)
+    opened = list[str]()
+
+    def open(wish: Wish, name: str, *_: Any, **__: Any) -> Any:
+        opened.append(name)
+        return torch.nn.Linear(1, 1), None
+
+    monkeypatch.setattr(model_cache, "opened", open)
+    files = {
+        "model": placed(tmp_path / "model.safetensors", "one", 1000),
+        "lora": placed(tmp_path / "loras" / "style:2.safetensors", "one", 1000),
+        "control": placed(tmp_path / "edges.safetensors", "one", 1000),
+        "folder": placed(tmp_path / "lines" / "diffusion_pytorch_model.safetensors", "one", 1000),
+    }
+    picture = placed(tmp_path / "hint.png", "", 1000)
+    steered = tuple(f"{one}={picture}:1:0-1" for one in (files["control"], files["folder"].parent))
+    wish = Wish(str(files["model"]), loras=(f"{files['lora']}:0.5",), controls=steered)
+    kept, name = Models(), str(files["model"])
+
+    for _ in range(2):
+        kept.opener(wish, name, Console())
+    assert len(opened) == 1
+    placed(files[what], "two", 2000)
+    for _ in range(2):
+        kept.opener(wish, name, Console())
+    assert len(opened) == 2

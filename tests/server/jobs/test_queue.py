@@ -1,0 +1,386 @@
+"""The queue keeps what it was given, in order, whoever dies; each test through what a server and a worker call."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from unveil.server.jobs import sqlite_store
+from unveil.server.jobs.job import Job, Limits
+from unveil.server.jobs.queue import FILE, Queue
+from unveil.server.jobs.sqlite_store import Part
+from unveil.types import Busy, MediaError, NotWritable, RecipeError
+
+
+class Clock:
+    """Seconds that pass when they are told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def queue(tmp_path):
+    return Queue(tmp_path / "q", Limits(waiting=6, each=4, attempts=2, lease=10.0), Clock())
+
+
+def put(queue: Queue, *words: str, owner: str = "") -> list[str]:
+    return [queue.submit("picture", {"prompt": word}, owner=owner).id for word in words]
+
+
+def taken(queue: Queue, count: int) -> list[str]:
+    found = [queue.take("w") for _ in range(count)]
+    return [job.request["prompt"] for job in found if job]
+
+
+def test_jobs_are_taken_in_the_order_in_which_they_were_put_in(queue):
+    put(queue, "a", "b", "c")
+    assert taken(queue, 4) == ["a", "b", "c"]
+
+
+def test_a_job_comes_back_as_it_was_given(queue):
+    given = {"prompt": "一个红色的圆 'quoted' \x1b[31m", "seed": 2**40, "size": [32, 48], "nested": {"a": None}}
+    made = queue.submit("clip", given, owner="me", cost=3.5)
+    found = Queue(queue.folder).get(made.id)
+    assert found == made
+    assert (found.kind, found.request, found.owner, found.cost) == ("clip", given, "me", 3.5)
+    assert abs(found.submitted - time.time()) < 60
+    assert queue.get("nobody's") is None
+
+
+def test_a_part_of_a_list_is_read_and_nothing_else(tmp_path, monkeypatch):
+    queue, read = Queue(tmp_path, Limits(waiting=500, each=500)), []
+    ids = [put(queue, str(number), owner="ab"[number % 2])[0] for number in range(200)]
+    real = sqlite_store._job
+    monkeypatch.setattr(sqlite_store, "_job", lambda *row: read.append(row) or real(*row))
+    seen, after, more = [], None, True
+    while more:
+        found, more = queue.page(Part("a", 30, after))
+        seen += [job.id for job in found]
+        after = seen[-1]
+        assert len(read) <= 31
+        read.clear()
+    assert seen == ids[::2][::-1]
+    found, more = queue.page(Part("b", 2, ids[1], newest=False, state="queued", kind="picture"))
+    assert ([job.id for job in found], more) == ([ids[3], ids[5]], True)
+    assert queue.page(Part("b", 2, kind="clip")) == ([], False)
+    for other in (ids[0], "none"):
+        with pytest.raises(MediaError, match="is none of them"):
+            queue.page(Part("b", 2, other))
+
+
+def test_who_finds_nothing_to_do_waits_for_nobody_who_writes(queue):
+    put(queue, "a")
+    assert taken(queue, 1) == ["a"]
+    with sqlite3.connect(queue.file, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        begun = time.monotonic()
+        assert queue.take("w") is None
+        assert time.monotonic() - begun < 5  # a change waits for ten seconds
+        other.execute("ROLLBACK")
+
+
+def test_owners_take_turns(queue):
+    put(queue, "a1", "a2", "a3", owner="a")
+    put(queue, "b1", owner="b")
+    put(queue, "c1", "c2", owner="c")
+    waiting = {job.request["prompt"]: job.id for job in queue.jobs("queued")}
+    told = sorted(waiting, key=lambda word: queue.places()[waiting[word]].ahead)
+    assert told == ["a1", "b1", "c1", "a2", "c2", "a3"]
+    assert taken(queue, 6) == told
+
+
+def test_who_comes_late_does_not_wait_behind_all_of_another(queue):
+    put(queue, "a1", "a2", "a3", owner="a")
+    assert taken(queue, 1) == ["a1"]
+    put(queue, "b1", owner="b")
+    assert taken(queue, 3) == ["b1", "a2", "a3"]
+
+
+def test_a_queue_takes_as_many_as_may_wait_and_not_one_more(queue):
+    put(queue, "1", "2", "3", "4", owner="a")
+    with pytest.raises(Busy, match="4 jobs of yours"):
+        put(queue, "5", owner="a")
+    put(queue, "1", "2", owner="b")
+    with pytest.raises(Busy, match="6 jobs wait") as refused:
+        put(queue, "3", owner="c")
+    assert refused.value.seconds > 0
+    assert queue.take("w").owner == "a"
+    put(queue, "3", owner="c")  # what runs waits no longer
+    with pytest.raises(Busy):
+        put(queue, "4", owner="a")  # but is still one of its owner's
+
+
+def test_many_who_come_at_once_get_exactly_the_places_that_there_are(tmp_path):
+    queue = Queue(tmp_path, Limits(waiting=16, each=100))
+    refused, lock = [], threading.Lock()
+
+    def come(number: int) -> None:
+        try:
+            queue.submit("picture", {"number": number})
+        except Busy:
+            with lock:
+                refused.append(number)
+
+    threads = [threading.Thread(target=come, args=(number,)) for number in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    kept = {job.request["number"] for job in queue.jobs("queued")}
+    assert len(kept) == 16
+    assert kept | set(refused) == set(range(40))
+
+
+def test_no_two_workers_get_the_same_job(tmp_path):
+    queue = Queue(tmp_path, Limits(waiting=60, each=60))
+    for number in range(60):
+        queue.submit("picture", {"number": number})
+    got: dict[str, list[str]] = {}
+
+    def work(name: str) -> None:
+        own = got.setdefault(name, [])
+        while job := queue.take(name):
+            own.append(job.id)
+
+    threads = [threading.Thread(target=work, args=(f"w{number}",)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    every = [id for own in got.values() for id in own]
+    assert len(every) == len(set(every)) == 60
+
+
+def test_a_job_is_completed_failed_or_cancelled_by_its_own_worker_alone(queue):
+    first, second, third = put(queue, "a", "b", "c")
+    for _ in range(3):
+        queue.take("w")
+    assert not queue.complete(first, "somebody", ["0.png"])
+    assert queue.beat(first, "somebody") == "not yours"
+    assert queue.complete(first, "w", ["0.png", "1.png"])
+    assert queue.fail(second, "w", "no such model")
+    assert queue.stopped(third, "w")
+    assert not queue.fail(first, "w", "too late")
+    assert queue.beat(first, "w") == "not yours"
+    done, failed, cancelled = (queue.get(id) for id in (first, second, third))
+    assert (done.state, done.outputs) == ("completed", ("0.png", "1.png"))
+    assert (failed.state, failed.error) == ("failed", "no such model")
+    assert cancelled.state == "cancelled"
+    assert queue.counts() == {"queued": 0, "running": 0, "completed": 1, "failed": 1, "cancelled": 1}
+    assert sum(queue.counts("nobody").values()) == 0
+
+
+def test_progress_is_seen_by_others(queue):
+    (id,) = put(queue, "a")
+    queue.take("w")
+    assert queue.beat(id, "w", 3, 16) == "go on"
+    assert queue.beat(id, "w") == "go on"
+    seen = Queue(queue.folder).get(id)
+    assert (seen.done, seen.total, seen.state, seen.attempts) == (3, 16, "running", 1)
+
+
+def test_a_job_that_waits_is_cancelled_at_once_and_one_that_runs_hears_of_it(queue):
+    first, second = put(queue, "a", "b")
+    queue.take("w")
+    assert queue.cancel(second).state == "cancelled"
+    assert queue.cancel(first).state == "running"
+    assert queue.beat(first, "w") == "stop"
+    assert queue.stopped(first, "w")
+    assert queue.cancel(first).state == "cancelled"  # twice changes nothing
+    assert queue.take("w") is None
+    assert queue.cancel("nobody's") is None
+
+
+def test_what_is_completed_stays_so(queue):
+    (id,) = put(queue, "a")
+    queue.take("w")
+    queue.complete(id, "w", ["0.png"])
+    assert queue.cancel(id).state == "completed"
+
+
+def test_a_worker_without_a_sign_of_life_loses_its_job_and_one_that_beats_keeps_it(queue):
+    first, second = put(queue, "a", "b")
+    queue.take("dead")
+    queue.take("alive")
+    queue._clock.now += 8
+    assert queue.beat(second, "alive") == "go on"
+    assert queue.reclaim() == []
+    queue._clock.now += 8
+    assert [job.id for job in queue.reclaim()] == [first]
+    assert queue.get(second).state == "running"
+    assert queue.beat(first, "dead") == "not yours"
+    assert queue.take("next").id == first
+    assert not queue.complete(first, "dead", ["late.png"])
+
+
+def test_a_job_that_kills_its_workers_is_tried_as_often_as_may_and_no_more(queue):
+    poison, other = put(queue, "poison", "other")
+    assert queue.take("w1").id == poison
+    assert [job.state for job in queue.reclaim("w1", "killed by signal 9")] == ["queued"]
+    assert queue.take("w2").id == poison  # it keeps its place
+    (failed,) = queue.reclaim("w2", "killed by signal 9")
+    assert (failed.state, failed.error) == ("failed", "killed by signal 9; tried 2 times")
+    assert queue.take("w3").id == other
+
+
+def test_a_job_that_was_taken_back_keeps_its_place_before_others(queue):
+    put(queue, "a1", "a2", owner="a")
+    put(queue, "b1", owner="b")
+    assert taken(queue, 1) == ["a1"]
+    queue.reclaim("w")
+    assert taken(queue, 3) == ["a1", "b1", "a2"]
+
+
+def test_a_cancelled_job_of_a_dead_worker_is_not_tried_again(queue):
+    (id,) = put(queue, "a")
+    queue.take("w")
+    queue.cancel(id)
+    assert [job.state for job in queue.reclaim("w")] == ["cancelled"]
+
+
+def test_who_begins_anew_takes_back_all_that_ran(queue):
+    put(queue, "a", "b", "c")
+    queue.take("w1")
+    queue.take("w2")
+    again = Queue(queue.folder, queue.limits)
+    assert {job.request["prompt"] for job in again.recover()} == {"a", "b"}
+    assert [again.take("w").request["prompt"] for _ in range(3)] == ["a", "b", "c"]
+
+
+def test_the_end_of_a_server_does_not_count_against_its_jobs(queue):
+    (id,) = put(queue, "a")
+    for _ in range(20):
+        queue.take("w")
+        assert [job.state for job in queue.recover()] == ["queued"]
+    assert queue.get(id).attempts == 0
+    queue.take("w")
+    queue.cancel(id)
+    assert [job.state for job in queue.recover()] == ["cancelled"]
+
+
+def test_what_was_put_in_is_there_after_the_process_was_killed(tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from unveil.server.jobs.queue import Queue\n"
+        "queue = Queue(Path(sys.argv[1]))\n"
+        "for number in range(1000):\n"
+        "    print(queue.submit('picture', {'number': number}, owner=str(number)).id, flush=True)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        told = [child.stdout.readline().strip() for _ in range(20)]
+        os.kill(child.pid, signal.SIGKILL)
+        told += [line.strip() for line in child.stdout if line.endswith("\n")]
+    kept = [job.id for job in Queue(tmp_path).jobs("queued")]
+    assert kept[: len(told)] == told
+    assert len(kept) - len(told) <= 1  # one may be there that nobody was told of
+
+
+def test_a_wait_is_foretold_from_the_time_of_those_before(queue, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("unveil.server.jobs.queue.time.time", lambda: now[0])
+    for seconds in (8.0, 10.0, 12.0):
+        queue.submit("picture", {}, cost=2.0)
+        job = queue.take("w")
+        now[0] += seconds
+        queue.complete(job.id, "w", [])
+    running = queue.submit("picture", {}, cost=4.0).id
+    before, last = (queue.submit("picture", {}, cost=cost).id for cost in (6.0, 1.0))
+    assert queue.places()[running].seconds == 0
+    assert queue.take("w").id == running
+    assert running not in queue.places()
+    assert queue.places()[before].seconds == pytest.approx(20.0)  # 5 seconds for a unit of cost
+    assert queue.places()[last].seconds == pytest.approx(50.0)
+    assert queue.places(workers=2)[last].seconds == pytest.approx(25.0)
+    now[0] += 4.0
+    assert queue.places()[before].seconds == pytest.approx(16.0)
+    queue.beat(running, "w", 4, 8)  # its own progress says more than others' time
+    assert queue.places()[before].seconds == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("harm", ["cut", "zeros", "text"])
+def test_a_damaged_table_is_moved_aside_and_what_is_known_comes_back(queue, harm):
+    put(queue, *"abcd")
+    queue.close()
+    with sqlite3.connect(queue.file) as table:
+        table.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    content = queue.file.read_bytes()
+    broken = {
+        "cut": content[: len(content) // 2],
+        "zeros": content[:100] + bytes(len(content) - 100),
+        "text": b"this is no table" * 300,
+    }[harm]
+    for end in ("-wal", "-shm"):
+        queue.file.with_name(FILE + end).unlink(missing_ok=True)
+    queue.file.write_bytes(broken)
+    found = Queue(queue.folder)
+    assert found.damaged is not None
+    assert found.damaged.read_bytes() == broken
+    assert found.jobs() == []
+    known = Job("0123456789abcdef", "picture", {"prompt": "a"}, state="completed", outputs=("0.png",), ended=5.0)
+    assert found.restore([known]) == 1
+    assert found.restore([known]) == 0
+    assert found.get(known.id) == known
+    assert Queue(queue.folder).damaged is None
+
+
+def test_a_whole_table_is_left_alone(queue):
+    put(queue, "a")
+    again = Queue(queue.folder)
+    assert again.damaged is None
+    assert len(again.jobs()) == 1
+    assert [path.name for path in queue.folder.glob("*damaged*")] == []
+
+
+def test_the_table_of_an_earlier_version_is_gone_on_with(queue):
+    (id,) = put(queue, "a")
+    with sqlite3.connect(queue.file) as table:
+        table.execute("ALTER TABLE jobs DROP COLUMN fault")
+        table.execute("PRAGMA user_version = 1")
+    again = Queue(queue.folder)
+    assert again.damaged is None
+    assert again.take("w").id == id
+    assert again.fail(id, "w", "the disk is full", "room")
+    assert again.get(id).fault == "room"
+
+
+def test_the_table_of_a_later_version_is_refused_and_kept(queue):
+    put(queue, "a")
+    with sqlite3.connect(queue.file) as table:
+        table.execute("PRAGMA user_version = 99")
+    with pytest.raises(RecipeError, match="later version"):
+        Queue(queue.folder)
+    assert list(queue.folder.glob("*damaged*")) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotWritable, match=r"file.*choose another folder"):
+        Queue(tmp_path / "file" / "q")
+
+
+@pytest.mark.parametrize("wrong", [{"waiting": 0}, {"each": 0}, {"attempts": 0}, {"lease": 0}, {"lease": float("nan")}])
+def test_limits_that_let_nothing_through_are_refused(wrong):
+    with pytest.raises(RecipeError, match=f"{next(iter(wrong))} = "):
+        Limits(**wrong)
+
+
+def test_only_what_has_ended_is_forgotten(queue):
+    first, second = put(queue, "a", "b")
+    queue.take("w")
+    assert not queue.forget(first)
+    assert not queue.forget(second)
+    queue.complete(first, "w", [])
+    assert queue.forget(first)
+    assert queue.get(first) is None
+    assert not queue.forget(first)

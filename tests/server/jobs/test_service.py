@@ -1,0 +1,184 @@
+"""A server's folder outlives the server: what waited, what ran and what was made, whatever ended it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from unveil.server.jobs import service as services
+from unveil.server.jobs.folder_lock import held
+from unveil.server.jobs.job import Limits
+from unveil.server.jobs.outputs import Results
+from unveil.server.jobs.queue import Queue
+from unveil.server.jobs.service import serving
+from unveil.server.jobs.worker_main import MADE
+from unveil.types import MediaError, NotWritable
+
+# A worker of its own, without torch: each job writes a file after some steps.
+WORK = """
+import os, sys, threading, time
+from pathlib import Path
+from unveil.server.jobs.worker_main import _end_with_parent
+from unveil.server.jobs.queue import Queue
+from unveil.server.jobs.outputs import Results
+from unveil.server.jobs.worker import Worker
+
+def slow(request, folder, report):
+    for step in range(request["steps"]):
+        report.step(step, request["steps"])
+        time.sleep(0.01)
+    (folder / "0.txt").write_text(request["word"])
+
+threading.Thread(target=_end_with_parent, daemon=True).start()
+queue = Queue(Path(sys.argv[1]))
+Worker(sys.argv[2], queue, Results(queue.folder / "made"), {"slow": slow}).run(lambda: False)
+"""
+SERVER = f"""
+import sys, time
+from pathlib import Path
+from unveil.server.jobs import service as services
+from unveil.server.jobs.worker_pool import Crew
+from unveil.server.jobs.job import Limits
+services.Crew = lambda queue, devices: Crew(queue, devices, lambda f, n, d: [sys.executable, "-c", {WORK!r}, str(f), n])
+with services.serving(Path(sys.argv[1]), "http://127.0.0.1:1", ("cpu",), Limits(100, 100)) as service:
+    print("ready", flush=True)
+    while True:
+        time.sleep(1)
+"""
+
+
+def until(met, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not met():
+        assert time.monotonic() < end, "it did not come to be"
+        time.sleep(0.02)
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    child = subprocess.Popen([sys.executable, "-c", SERVER, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "ready\n"
+    return child
+
+
+def put(queue: Queue, word: str, steps: int = 10) -> str:
+    return queue.submit("slow", {"word": word, "steps": steps}).id
+
+
+def test_a_second_server_is_told_where_the_first_one_is(tmp_path):
+    with held(tmp_path, "http://127.0.0.1:7861"):
+        with (
+            pytest.raises(NotWritable, match=rf"http://127.0.0.1:7861 \(process {os.getpid()}\) serves this folder"),
+            held(tmp_path, "http://127.0.0.1:7862"),
+        ):
+            pass
+        with held(tmp_path / "other", "http://127.0.0.1:7862"):
+            pass
+    with held(tmp_path, "http://127.0.0.1:7863"):
+        pass
+
+
+def test_a_folder_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotWritable, match="choose another folder"), held(tmp_path / "file" / "x", "here"):
+        pass
+
+
+# over HTTP it is tried in every run
+@pytest.mark.release
+@pytest.mark.parametrize("times", [6])
+def test_a_server_that_is_killed_again_and_again_loses_nothing_and_makes_nothing_twice(tmp_path, times):
+    queue = Queue(tmp_path, Limits(100, 100))
+    ids = [put(queue, f"job {number}", steps=30) for number in range(12)]
+    for _ in range(times):
+        begun = time.monotonic()
+        with start(tmp_path) as server:
+            assert time.monotonic() - begun < 10
+            until(lambda: queue.counts()["running"] == 1)
+            time.sleep(0.4)
+            os.kill(server.pid, signal.SIGKILL)
+    with start(tmp_path) as server:
+        until(lambda: queue.counts()["completed"] == len(ids))
+        server.kill()
+    jobs = queue.jobs()
+    assert [job.id for job in jobs] == ids
+    assert [job.ended for job in jobs] == sorted(job.ended for job in jobs)  # in their order
+    assert [path.name for path in (tmp_path / MADE).iterdir() if path.name.startswith(".")] == []
+    results = Results(tmp_path / MADE)
+    assert [results.file(id, "0.txt").read_text() for id in ids] == [f"job {number}" for number in range(12)]
+    assert len(results.all()) == len(ids)
+
+
+def test_a_damaged_table_is_made_again_from_what_was_made_and_that_is_said(tmp_path):
+    queue = Queue(tmp_path)
+    made = [put(queue, word, steps=1) for word in "ab"]
+    with start(tmp_path) as server:
+        until(lambda: queue.counts()["completed"] == 2)
+        server.kill()
+    queue.close()
+    for end in ("-wal", "-shm"):
+        queue.file.with_name(queue.file.name + end).unlink(missing_ok=True)
+    queue.file.write_bytes(b"nonsense" * 1000)
+    with serving(tmp_path, "here", ()) as service:
+        assert [job.id for job in service.queue.jobs("completed")] == made
+        (said,) = service.said
+    assert "was damaged and is now jobs.damaged-" in said
+    assert "2 completed jobs are listed again" in said
+    with serving(tmp_path, "here", ()) as service:
+        assert service.said == ()
+
+
+@pytest.mark.parametrize("lose", [lambda file: file.write_bytes(b""), Path.unlink], ids=["empty", "gone"])
+def test_a_table_that_is_lost_is_made_again_from_what_was_made_and_that_is_said(tmp_path, lose):
+    with serving(tmp_path, "here", ()) as service:
+        assert service.said == ()  # there is nothing, and nothing was lost
+        id, waits = (service.submit("slow", {}).id for _ in range(2))
+        with service.results.writing(service.queue.take("w")) as folder:
+            (folder / "0.txt").write_text("made")
+        service.queue.complete(id, "w", ["0.txt"])
+        file = service.queue.file
+    with serving(tmp_path, "here", ()) as service:  # control
+        assert (service.said, len(service.queue.jobs())) == ((), 2)
+    lose(file)
+    with serving(tmp_path, "here", ()) as service:
+        assert [job.id for job in service.queue.jobs()] == [id]
+        assert service.results.file(id, "0.txt").read_text() == "made"
+        assert service.queue.get(waits) is None
+        (said,) = service.said
+        assert said.startswith("jobs.sqlite3 held no job; 1 completed jobs are listed again")
+        assert service.delete(id)
+    with serving(tmp_path, "here", ()) as service:
+        assert (service.said, service.queue.jobs()) == ((), [])
+
+
+def test_what_has_ended_is_deleted_with_its_files_and_nothing_else_is(tmp_path):
+    with serving(tmp_path, "here", ()) as service:
+        id = service.submit("slow", {}).id
+        assert not service.delete(id)
+        with service.results.writing(service.queue.take("w")) as folder:
+            (folder / "0.txt").write_text("made")
+        service.queue.complete(id, "w", ["0.txt"])
+        assert service.delete(id)
+        assert service.queue.get(id) is None
+        assert service.results.read(id) is None
+        assert not service.delete(id)
+        for wrong in ("..", "../made", "/"):
+            with pytest.raises(MediaError, match="no job has such a name"):
+                service.delete(wrong)
+            with pytest.raises(MediaError, match="no job has such a name"):
+                service.preview(wrong)
+
+
+def test_previews_of_a_server_that_was_killed_are_gone_with_the_next_one(tmp_path):
+    folder = tmp_path / services.PREVIEWS
+    folder.mkdir()
+    (folder / ("ab" * 8 + ".png")).write_bytes(b"old")
+    with serving(tmp_path, "here", ()) as service:
+        assert service.preview("ab" * 8) is None
+        (folder / ("cd" * 8 + ".png")).write_bytes(b"new")
+        assert service.preview("cd" * 8) == b"new"

@@ -1,0 +1,132 @@
+"""Files that are sent: what is kept, under which name, and what is refused before it is decoded."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unveil.io.images import png
+from unveil.io.video.writer import write_clip
+from unveil.server.jobs import uploads as module
+from unveil.server.jobs.uploads import FACTS, Inputs, names_in
+from unveil.types import MediaError, OutOfResources
+
+
+def picture(side: int = 8) -> bytes:
+    return png(torch.zeros(3, side, side, dtype=torch.uint8))
+
+
+def clip(path) -> bytes:
+    pytest.importorskip("av")
+    shades = torch.arange(4, dtype=torch.uint8)[:, None, None] * 60
+    write_clip(path, shades.expand(3, 4, 16, 16), 8.0, None)
+    return path.read_bytes()
+
+
+def bomb(side: int) -> bytes:
+    """A PNG that says it is so large, with no more than a few bytes of pixels."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_a_file_is_named_by_its_content_and_kept_once(inputs: Inputs, tmp_path):
+    kept = inputs.keep(picture())
+    assert (kept.kind, kept.width, kept.height, kept.frames) == ("picture", 8, 8, 1)
+    assert inputs.keep(picture()) == kept
+    assert inputs.path(kept.name).read_bytes() == picture()
+    film = inputs.keep(clip(tmp_path / "a.gif"))
+    assert (film.kind, film.width, film.height, film.frames) == ("clip", 16, 16, 4)
+    assert film.name.endswith(".gif")
+    assert inputs.facts(film.name) == film
+    assert sorted(path.name for path in inputs.folder.iterdir()) == sorted(
+        f"{one.name}{end}" for one in (kept, film) for end in ("", FACTS)
+    )
+
+
+def test_what_found_no_room_is_kept_when_it_is_sent_again(inputs: Inputs, tmp_path, monkeypatch):
+    content, real = clip(tmp_path / "a.gif"), module.write_atomically
+
+    def full(path, written):
+        if not path.name.endswith(FACTS):
+            raise OutOfResources("the disk is full")
+        real(path, written)
+
+    monkeypatch.setattr(module, "write_atomically", full)
+    with pytest.raises(OutOfResources):
+        inputs.keep(content)
+    assert not list(inputs.folder.glob("*"))
+    monkeypatch.undo()
+    kept = inputs.keep(content)
+    assert inputs.facts(kept.name) == kept
+
+
+def test_the_first_frame_of_a_clip_is_shown_upright(inputs: Inputs, tmp_path):
+    pytest.importorskip("av")
+    from tests.io.video.tiny_videos import film
+
+    kept = inputs.keep(film(tmp_path / "a.mp4", size=(32, 16), turn=90).read_bytes())
+    assert (kept.width, kept.height) == inputs.cover(kept.name).size == (16, 32)
+    out = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 4)).save(out, "JPEG", exif=exif)
+    turned = inputs.keep(out.getvalue())
+    assert (turned.width, turned.height) == (4, 8)
+    with pytest.raises(MediaError, match="is no clip"):
+        inputs.cover(turned.name)
+
+
+def webp(frames: int) -> bytes:
+    out = io.BytesIO()
+    every = [Image.fromarray(np.full((8, 8, 3), 60 * k, np.uint8)) for k in range(frames)]
+    every[0].save(out, "WEBP", save_all=True, append_images=every[1:])
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "empty file"),
+        (b"<svg onload=alert(1)>", "PNG, JPEG"),
+        (b"\x80\x04\x95", "pickle"),
+        (b"PK\x03\x04", "zip"),
+        (picture()[:40], "damaged"),
+        (bomb(13_000), "13000"),
+        (bomb(100_000), "100000"),
+        (webp(3), "of 3 frames"),
+        (b"GIF89a" + b"\0" * 100, "ends|damaged|truncated"),
+    ],
+)
+def test_what_is_no_picture_and_no_clip_is_refused_and_not_kept(inputs: Inputs, content: bytes, said: str):
+    with pytest.raises(MediaError, match=said):
+        inputs.keep(content)
+    assert not inputs.folder.exists() or not list(inputs.folder.iterdir())
+
+
+@pytest.mark.parametrize("name", ["", ".", "../jobs.sqlite3", "/etc/passwd", "a.png", "0" * 32 + ".png", "0" * 32])
+def test_no_other_name_is_a_file(inputs: Inputs, name: str):
+    inputs.keep(picture())
+    with pytest.raises(MediaError, match="no file of this name was sent"):
+        inputs.path(name)
+
+
+def test_what_nothing_speaks_of_goes_after_a_day(inputs: Inputs):
+    names = [inputs.keep(picture(side)).name for side in (8, 16, 24)]
+    for name in names[:2]:
+        for end in ("", FACTS):
+            os.utime(inputs.folder / f"{name}{end}", (0, 0))
+    assert names_in({"change": {"picture": names[0]}, "known": [{"at": 0, "picture": "x"}]}) == {names[0]}
+    assert inputs.sweep({names[0]}) == 1
+    left = {path.name for path in inputs.folder.iterdir()}
+    assert left == {f"{name}{end}" for name in (names[0], names[2]) for end in ("", FACTS)}

@@ -1,0 +1,98 @@
+"""Addresses in what the page is sent: nothing is fetched, whatever they are."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("gradio")
+
+import safehttpx
+from gradio import processing_utils
+
+from tests.server.http.conftest import Server
+from tests.studio.conftest import LEFT
+from tests.studio.test_bombs import pressed, studio
+from unveil.io.images import png
+from unveil.studio.ssrf_guard import Shut
+
+__all__ = ["studio"]
+pytestmark = LEFT
+GIVEN = {"picture-mode": "img2img", "picture-prompt": "a ring"}
+
+
+class Elsewhere(HTTPServer):
+    """Another machine, with a picture at every address; notes what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        picture, asked = png(torch.zeros(3, 32, 32, dtype=torch.uint8)), self.asked
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                asked.append(self.path)
+                self.send_response(200)
+                self.send_header("content-length", str(len(picture)))
+                self.end_headers()
+                self.wfile.write(picture)
+
+            def log_message(self, *given: Any) -> None:
+                return
+
+        super().__init__(("127.0.0.1", 0), Handler)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
+    """A machine that passes for one of the public network."""
+
+    async def is_public(host: str) -> str:
+        return "127.0.0.1"
+
+    monkeypatch.setattr(safehttpx, "async_validate_url", is_public)
+    with Elsewhere() as found:
+        thread = threading.Thread(target=found.serve_forever, args=(0.01,))
+        thread.start()
+        yield found
+        found.shutdown()
+        thread.join()
+
+
+def of(found: Elsewhere) -> dict[str, Any]:
+    """A picture in a request that is no file here."""
+    address = f"http://elsewhere.example:{found.server_port}/a.png"
+    return {"path": address, "orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}
+
+
+def test_no_address_in_a_request_is_fetched(
+    studio: Server, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    for part in ("picture-source", "picture-prompt", "picture-seed"):  # Gradio looks for files in all that it is sent
+        assert pressed(studio, "picture-go", GIVEN | {part: of(elsewhere)}) is None
+    assert elsewhere.asked == []
+    assert isinstance(processing_utils.async_transport, Shut)
+    monkeypatch.setattr(processing_utils, "async_transport", None)
+    assert pressed(studio, "picture-go", GIVEN | {"picture-source": of(elsewhere)}) is not None
+    assert elsewhere.asked == ["/a.png"]  # control: Gradio left to itself
+
+
+@pytest.mark.parametrize("route", ["file=", "proxy=", "file=%68ttp%3A%2F%2F"])
+def test_no_address_is_fetched_and_passed_on(studio: Server, elsewhere: Elsewhere, route: str):
+    host = f"elsewhere.example:{elsewhere.server_port}/a.png"
+    where = f"/en/gradio_api/{route}{'' if '%' in route else 'http://'}{host}"
+    assert studio.ask("GET", where).status == 404
+    assert elsewhere.asked == []
+
+
+def test_gradios_own_route_would_fetch_it(studio: Server, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch):
+    """The control of the test above."""
+    monkeypatch.setattr("unveil.studio.server.is_address", lambda path: False)
+    where = f"/en/gradio_api/file=http://elsewhere.example:{elsewhere.server_port}/a.png"
+    assert studio.ask("GET", where).status == 200
+    assert elsewhere.asked == ["/a.png"]

@@ -1,0 +1,157 @@
+"""Pictures that a browser sent are decoded in a process of its own, to the same pixels."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.test_bad_folders import black_png, chunk, grown_mb
+from unveil.data.image_decoding import header, natural, open_picture
+from unveil.server.jobs.uploads import FOLDER, PIXELS, Inputs
+from unveil.studio import upload_decoder
+from unveil.studio.mask import mask_of
+from unveil.types import MediaError
+
+LINUX = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is read from Linux")
+NOISE = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
+
+
+def file_of(picture: Image.Image, form: str = "PNG", **how: Any) -> io.BytesIO:
+    out = io.BytesIO()
+    picture.save(out, form, **how)
+    return out
+
+
+def turned(turn: int) -> Image.Exif:
+    found = Image.Exif()
+    found[0x0112] = turn
+    return found
+
+
+def on_disk(content: bytes, folder: Path) -> Path:
+    path = folder / "sent"
+    path.write_bytes(content)
+    return path
+
+
+def grey16() -> Image.Image:
+    return Image.fromarray(np.arange(0, 65536, 1873, dtype=np.uint16).reshape(5, 7))
+
+
+PICTURES = {
+    "RGB": file_of(Image.fromarray(NOISE[..., :3])),
+    "RGBA": file_of(Image.fromarray(NOISE)),
+    "LA": file_of(Image.fromarray(NOISE[..., :2])),
+    "1": file_of(Image.fromarray(NOISE[..., 0]).convert("1")),
+    "16 bits": file_of(grey16()),
+    "palette": file_of(Image.fromarray(NOISE[..., :3]).quantize(8), transparency=3),
+    "a colour that is clear": file_of(Image.new("RGB", (7, 5), "red"), transparency=(255, 0, 0)),
+    "CMYK": file_of(Image.fromarray(NOISE).convert("RGB").convert("CMYK"), "JPEG"),
+    "WebP": file_of(Image.fromarray(NOISE), "WEBP", lossless=True),
+    **{f"turned {turn}": file_of(Image.fromarray(NOISE[..., :3]), "JPEG", exif=turned(turn)) for turn in range(2, 9)},
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_its_pixels_are_those_that_a_worker_reads(name: str, tmp_path: Path):
+    with on_disk(PICTURES[name].getvalue(), tmp_path).open("rb") as file:
+        expected = natural(open_picture(file, PIXELS), 3)
+        file.seek(0)
+        facts = header(open_picture(file, PIXELS))
+        found = upload_decoder.decoded(file, "RGB", (facts.width, facts.height))
+    np.testing.assert_array_equal(np.asarray(found), expected.permute(1, 2, 0).numpy())
+
+
+def test_a_damaged_picture_is_told_and_no_fault_of_the_server(tmp_path: Path):
+    whole = file_of(Image.fromarray(np.tile(NOISE, (9, 9, 1)))).getvalue()
+    for content, size in ((whole[: len(whole) // 2], (63, 45)), (whole, (63, 46)), (b"GIF89a", (1, 1))):
+        with (
+            on_disk(content, tmp_path).open("rb") as file,
+            pytest.raises(MediaError, match=r"cannot be decoded: .*damaged"),
+        ):
+            upload_decoder.decoded(file, "RGB", size)
+
+
+@pytest.mark.parametrize(
+    ("does", "told"),
+    [
+        ("import time; time.sleep(60)", "ended with SIGKILL"),
+        ("import os; os.abort()", "ended with SIGABRT"),
+        ("import sys; sys.stdout.write('a' * 10_000_000)", "ended with"),  # more than was asked for
+        ("print('a')", "ended with code 0"),
+        ("print('made up'); raise SystemExit(3)", "made up"),
+    ],
+)
+def test_a_child_that_is_taken_over_does_no_harm(does: str, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(upload_decoder, "WAIT_S", 2.0)
+    monkeypatch.setattr(upload_decoder.confined, "command", lambda *words: [sys.executable, "-c", does])
+    with (
+        on_disk(PICTURES["RGB"].getvalue(), tmp_path).open("rb") as file,
+        pytest.raises(MediaError, match=told),
+    ):
+        upload_decoder.decoded(file, "RGB", (7, 5))
+    monkeypatch.undo()
+    with on_disk(PICTURES["RGB"].getvalue(), tmp_path).open("rb") as file:
+        assert upload_decoder.decoded(file, "RGB", (7, 5)).size == (7, 5)  # the next one is decoded
+
+
+def test_the_child_has_limits_and_imports_little(tmp_path: Path):
+    """What imports torch would need seconds each time that somebody paints."""
+    told = "import sys; before = set(sys.modules); import unveil.studio.upload_decoder; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+    claims = (60_000).to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])  # 3.6 GB, had nobody weighed it
+    head, rest = black_png(8, 8)[:8], black_png(8, 8)[8 + 25 :]
+    bomb = on_disk(head + chunk(b"IHDR", claims) + rest, tmp_path)
+    with bomb.open("rb") as file, pytest.raises(MediaError, match="MemoryError"):
+        upload_decoder.decoded(file, "RGB", (60_000, 60_000))
+
+
+@LINUX
+@pytest.mark.parametrize("what", ["cover", "mask"])
+def test_neither_what_is_painted_on_nor_what_was_painted_is_decoded_here(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Were it decoded here, this process would hold four times as much as the pixels that come back."""
+    pytest.importorskip("gradio")
+    from unveil.studio.client import Client
+
+    layer = on_disk(file_of(Image.new("RGBA", (3_900, 3_900), (255, 0, 0, 200))).getvalue(), tmp_path)
+    inputs = Inputs(tmp_path / FOLDER)
+    service: Any = type("Service", (), {"inputs": inputs})
+    real, asked = upload_decoder.decoded, list[str]()
+    monkeypatch.setattr("unveil.studio.client.decoded", lambda *one: asked.append("cover") or real(*one))
+    monkeypatch.setattr("unveil.studio.mask.decoded", lambda *one: asked.append("mask") or real(*one))
+    loaded = list[str]()
+    monkeypatch.setattr(Image.Image, "convert", lambda self, *how: loaded.append(self.mode) or self)
+    if what == "cover":
+        shown = Client(service, None).cover(str(layer))
+        assert shown is not None
+        assert shown.size == (3_900, 3_900)
+    else:
+        grown = grown_mb(lambda: mask_of({"layers": [str(layer)]}, (64, 64)))
+        assert grown < 40  # a byte for each pixel, and as much again: decoded here it would be 60 MB at least
+    assert asked == [what]
+    assert loaded == []
+
+
+def test_what_was_painted_is_as_large_as_the_picture_and_nothing_is_none(tmp_path: Path):
+    stroke = Image.new("RGBA", (128, 64))
+    stroke.paste((255, 0, 0, 255), (64, 0, 128, 64))
+    found = mask_of({"layers": [str(on_disk(file_of(stroke).getvalue(), tmp_path))]}, (8, 16))
+    assert found is not None
+    white = np.asarray(Image.open(io.BytesIO(found)))
+    assert (white.shape, white[:, :8].max(), white[:, 8:].min()) == ((8, 16), 0, 255)
+    clear = on_disk(file_of(Image.new("RGBA", (9, 9))).getvalue(), tmp_path)
+    assert mask_of({"layers": [str(clear)]}, (8, 16)) is mask_of(None, (8, 16)) is None
+    large = tmp_path / "large.png"
+    large.write_bytes(black_png(13_000, 13_000))
+    with pytest.raises(MediaError, match="pixels: the limit is 16,000,000"):
+        mask_of({"layers": [str(large)]}, (8, 16))

@@ -1,0 +1,120 @@
+"""Samples near another, the way between two, and pictures made larger."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tests.tasks.tiny import LABEL, Halved, digits_model, drawn, pictures, tiny
+from unveil.core.samplers import slerp
+from unveil.data.low_res import enlarged
+from unveil.io.images import to_unit
+from unveil.tasks.generate import Request
+from unveil.tasks.upscale import upscale
+from unveil.tasks.variations import interpolate, lerp, vary
+from unveil.types import Condition, RecipeError, ShapeError
+
+CODECS = pytest.mark.parametrize("codec", [None, Halved()], ids=["pixels", "latents"])
+
+
+@CODECS
+def test_amount_0_is_the_same_picture_and_1_another(codec: nn.Module | None):
+    model = tiny(codec)  # its sampler adds noise on the way
+    own, other = (drawn(model, Request(seed=seed, first=first)) for seed, first in ((3, 2), (9, 0)))
+    assert torch.equal(drawn(model, Request(seed=9), vary((3, 2), amount=0.0)), own)
+    assert torch.equal(drawn(model, Request(seed=9), vary((3, 2), amount=1.0)), other)
+
+
+def test_more_amount_is_more_change():
+    model = digits_model()
+    own = drawn(model, Request({"label": [4]}, seed=3))
+    request = Request({"label": [4]}, seed=5, count=8)
+    far = [float((drawn(model, request, vary((3, 0), amount=a)) - own).abs().mean()) for a in (0.05, 0.2, 0.5, 1.0)]
+    assert far == sorted(far)
+
+
+@CODECS
+def test_the_ends_of_a_way_are_the_two_samples(codec: nn.Module | None):
+    model = tiny(codec)
+    way = interpolate(model, ((3, 1), (9, 1)), frames=4, to={"label": [2]})
+    frames = drawn(model, Request({"label": [0]}, count=4, batch=1), way)
+    ends = [drawn(model, Request({"label": [label]}, seed=seed, first=1))[0] for label, seed in ((0, 3), (2, 9))]
+    assert torch.equal(frames[0], ends[0])
+    assert torch.equal(frames[-1], ends[1])
+    assert not torch.equal(frames[1], ends[0])
+    assert torch.allclose(drawn(model, Request({"label": [0]}, count=4, batch=4), way), frames, atol=1e-5)
+
+
+def test_a_way_is_smooth():
+    model = digits_model()
+    way = interpolate(model, ((3, 0), (9, 0)), frames=9, to={"label": [3]})
+    frames = drawn(model, Request({"label": [3]}, count=9, sampling={"eta": 0.0}), way)
+    steps = (frames[1:] - frames[:-1]).abs().mean((1, 2, 3))
+    assert steps.max() < 0.6 * (frames[-1] - frames[0]).abs().mean()
+
+
+def test_weights_of_slerp_are_one_for_all_or_one_each():
+    a, b = torch.randn(3, 1, 4, 4), torch.randn(3, 1, 4, 4)
+    each = slerp(a, b, torch.tensor([0.0, 0.4, 1.0]))
+    assert torch.equal(each[0], a[0])
+    assert torch.equal(each[2], b[2])
+    assert torch.equal(each[1], slerp(a, b, 0.4)[1])
+
+
+def test_conditions_lie_on_a_line():
+    one = Condition(tokens=torch.zeros(2, 3, 4), mask=torch.tensor([[True, True, False]] * 2))
+    other = Condition(tokens=torch.ones(2, 3, 4), mask=torch.tensor([[True, False, False]] * 2))
+    found = lerp(one, other, torch.tensor([0.0, 0.25]))
+    assert found.tokens is not None
+    assert found.mask is not None
+    assert found.tokens[:, 0, 0].tolist() == [0.0, 0.25]
+    assert found.mask.tolist() == [[True, True, False]] * 2
+    with pytest.raises(ShapeError, match="differ in their tokens"):
+        lerp(one, Condition(tokens=torch.ones(2, 5, 4)), torch.zeros(2))
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(RecipeError, match=r"amount -0\.1: must lie in \[0, 1\]"):
+        vary((0, 0), amount=-0.1)
+    with pytest.raises(RecipeError, match="frames 1: at least 2"):
+        interpolate(tiny(), ((0, 0), (1, 0)), frames=1)
+    with pytest.raises(RecipeError, match="factor 0: at least 1"):
+        upscale(tiny(), pictures(1), factor=0)
+    with pytest.raises(RecipeError, match="overlap = 1"):
+        upscale(tiny(), pictures(1), factor=2, overlap=1.0)
+
+
+# ---------------------------------------------------------------------- larger pictures
+
+
+@CODECS
+def test_any_model_edits_the_bicubic_enlargement(codec: nn.Module | None):
+    model, given = tiny(codec), pictures(2)
+    made = drawn(model, Request(count=2), upscale(model, given, factor=2, strength=0.0))
+    plain = enlarged(to_unit(given), (16, 16))
+    assert torch.equal(made, model.codec.decode(model.codec.encode(plain)).clamp(-1, 1))
+    edited = drawn(model, Request(count=2), upscale(model, given, factor=2, strength=0.5))
+    assert edited.shape == (2, 1, 16, 16)
+    assert not torch.equal(edited, made)
+
+
+def test_a_model_that_was_trained_to_enlarge_is_shown_the_picture():
+    shown = [LABEL, {"kind": "context", "key": "low", "channels": 1}]
+    model, given = tiny(condition=shown, context_size="smaller"), pictures(2, 4, 4)
+    request = Request(count=2, seed=3)
+    made = drawn(model, request, upscale(model, given, factor=2))
+    assert torch.equal(made, model.generate(raw={"low": given}, count=2, seed=3))
+    large = drawn(model, request, upscale(model, pictures(2, 8, 6), factor=2))
+    assert large.shape == (2, 1, 16, 12)
+
+
+def test_parts_of_a_large_picture_are_what_lies_there():
+    """Tiles are shown their own part: what is far away changes nothing."""
+    shown = [{"kind": "context", "key": "low", "channels": 1}]
+    model, given = tiny(condition=shown, context_size="smaller"), pictures(1, 4, 12)
+    other = given.clone()
+    other[..., 8:] = 255 - other[..., 8:]
+    one, two = (drawn(model, Request(seed=3), upscale(model, part, factor=2, overlap=0.0)) for part in (given, other))
+    assert torch.equal(one[..., :8], two[..., :8])
+    assert not torch.equal(one[..., 16:], two[..., 16:])
