@@ -13,7 +13,8 @@ from pathlib import Path
 import harness
 import torch
 
-from unveil.model import build, model_folder
+from unveil.checkpoints import inspection
+from unveil.model import build, model_folder, model_saving
 from unveil.model.config import ModelConfig, validate
 
 FOLDER = "UNVEIL_BENCH_MODEL"  # where the parent process put the model
@@ -38,7 +39,7 @@ def copied() -> dict[str, float]:
 
 
 def size() -> dict[str, float]:
-    return {"above_mb": model_folder.inspect(os.environ[FOLDER])["bytes"] / 2**20}
+    return {"above_mb": inspection.inspect(os.environ[FOLDER])["bytes"] / 2**20}
 
 
 if __name__ == "__main__":
@@ -51,5 +52,5 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as parent:
         if "--only" not in sys.argv:
             os.environ[harness.SHORT] = "1" if "--short" in sys.argv else "0"  # the model's size depends on it
-            os.environ[FOLDER] = str(model_folder.save_model(build(described()), Path(parent) / "model"))
+            os.environ[FOLDER] = str(model_saving.save_model(build(described()), Path(parent) / "model"))
         harness.main("load_model", {"size": size, "copied": copied, "mapped": mapped}, bars)

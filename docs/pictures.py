@@ -11,10 +11,10 @@ import torch
 
 import unveil
 from unveil.analysis.samplers import KINDS
+from unveil.evaluate.charts import Line, lines_chart
 from unveil.io import images
 from unveil.io.files import write_atomically
 from unveil.playground.eval_prompts import score_prompts
-from unveil.reproduce.plot import Line, lines_chart
 
 DOCS = Path(__file__).parent
 SHOWN = ("ddim", "heun", "dpm2", "plms", "dpmpp-2m", "unipc-3")

@@ -19,9 +19,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from unveil import train
+    from unveil.checkpoints.loader import load
     from unveil.core import guidance, samplers, schedules
     from unveil.core.samplers import run
-    from unveil.model import Model, build, load
+    from unveil.model import Model, build
     from unveil.model.config import load_recipe
     from unveil.types import Error
 
@@ -46,7 +47,7 @@ _HOME: dict[str, tuple[str, str | None]] = {
     "build": ("unveil.model", "build"),
     "schedules": ("unveil.core.schedules", None),
     "guidance": ("unveil.core.guidance", None),
-    "load": ("unveil.model", "load"),
+    "load": ("unveil.checkpoints.loader", "load"),
     "load_recipe": ("unveil.model.config", "load_recipe"),
     "run": ("unveil.core.samplers", "run"),
     "samplers": ("unveil.core.samplers", None),

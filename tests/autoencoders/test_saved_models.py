@@ -12,7 +12,7 @@ import unveil
 from unveil.autoencoders import KL, Video
 from unveil.core.rng import Streams
 from unveil.data import open as open_data
-from unveil.model import Model, build, checkpoint_store, model_folder
+from unveil.model import Model, build, checkpoint_store, model_saving
 from unveil.model.config import AutoencoderConfig, ModelConfig, Recipe, dump, parse_recipe, read_yaml, validate
 from unveil.model.model_card import autoencoder_card
 from unveil.train import fit
@@ -151,7 +151,7 @@ def test_a_model_of_the_latents_of_clips_trains_on_a_saved_codec_and_samples(tmp
     codec = described.build()
     codec.scale.copy_(torch.tensor([0.5, 1.0, 2.0, 3.0]))
     files = {
-        **model_folder.weight_files(codec),
+        **model_saving.weight_files(codec),
         "model.yaml": dump(described),
         "card.md": autoencoder_card(codec, described),
     }

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from unveil.autoencoders import KL, VQ, KLConfig, VQConfig
-from unveil.checkpoints import autoencoder, diffusers_autoencoder, openai_models
+from unveil.checkpoints import autoencoder, diffusers_autoencoder, inspection, openai_models
 from unveil.io.safetensors_io import write_tensors
-from unveil.model import model_folder
 from unveil.nn.meta_device import weightless
 from unveil.types import RecipeError, WeightsError
 
@@ -92,7 +91,7 @@ def test_attention_of_diffusers_old_files_has_other_names(tmp_path):
         theirs[key] = tensor
     assert "decoder.mid_block.attentions.0.proj_attn.bias" in theirs
     write_tensors(tmp_path / "vae.safetensors", theirs)
-    assert model_folder.inspect(tmp_path / "vae.safetensors")["what"] == "an autoencoder of diffusers"
+    assert inspection.inspect(tmp_path / "vae.safetensors")["what"] == "an autoencoder of diffusers"
     back = diffusers_autoencoder.read(tmp_path / "vae.safetensors")
     assert all(torch.equal(back.state_dict()[key], tensor) for key, tensor in codec.state_dict().items())
 

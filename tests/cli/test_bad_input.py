@@ -15,10 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
+import unveil
 from tests.cli.conftest import CHANGES, Cli, Outcome, tree
 from unveil.cli import image_output
 from unveil.cli import sample as sampling
-from unveil.model import Model, build, checkpoint_store
+from unveil.model import build, checkpoint_store
 from unveil.model.config import Recipe, load_recipe
 
 
@@ -145,8 +146,8 @@ def test_damaged_checkpoints(cli: Cli, saved: Path, tmp_path: Path, change: obje
 def test_a_checkpoint_of_another_shape(cli: Cli, saved: Path, tmp_path: Path):
     described = (saved / "model.yaml").read_text()
     files = {"model.yaml": described.replace("channels: 16", "channels: 32", 1), "card.md": ""}
-    weights = {name: Model.load(saved).denoiser.state_dict() for name in ["denoiser.safetensors"]}
-    label = {"label.safetensors": Model.load(saved).conditioners["label"].state_dict()}
+    weights = {name: unveil.load(saved).denoiser.state_dict() for name in ["denoiser.safetensors"]}
+    label = {"label.safetensors": unveil.load(saved).conditioners["label"].state_dict()}
     checkpoint_store.save(tmp_path / "other", {**files, **weights, **label})
     before = tree(tmp_path)
     refused(

@@ -17,7 +17,7 @@ from tests.cli.conftest import Cli, tree
 from tests.cli.test_bad_input import refused
 from tests.prompting.test_llm_rewrite import Place, place, saying
 from tests.prompting.tiny import COLOURS, Grounds, trained
-from unveil import data
+from unveil import playground
 from unveil.cli import caption
 from unveil.io.images import png
 from unveil.io.video.writer import write_clip
@@ -208,12 +208,14 @@ def test_clips_of_a_recipe_are_told_by_number_and_trained_on(cli: Cli, run: Path
     assert done.code == 0, done.err
     found = rows(out)
     assert [row["file_name"] for row in found] == [str(number) for number in range(6)]
-    config = data.PlaygroundConfig(smallest=16, largest=16, frames=(8,), motions=AXIS, registers=("raw",), faults=0)
-    world = data.Playground(replace(config, count=20))
+    config = playground.PlaygroundConfig(
+        smallest=16, largest=16, frames=(8,), motions=AXIS, registers=("raw",), faults=0
+    )
+    world = playground.Playground(replace(config, count=20))
     own = [item["text"] for item in world.told(range(20))]
     assert [row["text"] for row in found] == own[:6]
     for share in (1.0, 0.5, 0.0):
-        mixed = data.Playground(replace(config, count=20, captions=str(out), share=share))
+        mixed = playground.Playground(replace(config, count=20, captions=str(out), share=share))
         items = mixed.told(range(20))
         written = [row["caption"] for row in found]
         kept = [item["text"] == text for item, text in zip(items, own, strict=True)]
@@ -222,19 +224,22 @@ def test_clips_of_a_recipe_are_told_by_number_and_trained_on(cli: Cli, run: Path
         assert [item["texts"] for item in items[:6]] == list(zip(own, written, strict=False))
         assert sum(not one for one in kept) in {1.0: (6,), 0.5: range(1, 6), 0.0: (0,)}[share]
         assert [item["text"] for item in items] == [mixed[number]["text"] for number in range(20)]
-        assert data.Playground(mixed.config, "held-out")[0]["text"] == data.Playground(config, "held-out")[0]["text"]
+        assert (
+            playground.Playground(mixed.config, "held-out")[0]["text"]
+            == playground.Playground(config, "held-out")[0]["text"]
+        )
 
 
 def test_captions_of_another_world_are_refused(cli: Cli, run: Path, tmp_path: Path):
     out = tmp_path / "told.jsonl"
     assert cli("caption", "playground-small", "--count", 2, "--model", run, "--out", out, "--quiet").code == 0
     with pytest.raises(RecipeError, match=r"captions '.*told.jsonl': of another world: clip 0 was '.*' there and is '"):
-        data.Playground(data.PlaygroundConfig(captions=str(out)))
+        playground.Playground(playground.PlaygroundConfig(captions=str(out)))
     with pytest.raises(RecipeError, match=r"captions 'none.jsonl': no such file; unveil caption writes it"):
-        data.Playground(data.PlaygroundConfig(captions="none.jsonl"))
+        playground.Playground(playground.PlaygroundConfig(captions="none.jsonl"))
     out.write_text('{"file_name": "a.mp4", "caption": "a"}\n')
     with pytest.raises(MediaError, match=r"told.jsonl line 1: 'a.mp4' is no number of a clip"):
-        data.Playground(data.PlaygroundConfig(captions=str(out)))
+        playground.Playground(playground.PlaygroundConfig(captions=str(out)))
 
 
 def test_what_is_no_folder_and_no_count_of_clips_is_refused(cli: Cli, run: Path, folder: Path, tmp_path: Path):

@@ -11,6 +11,7 @@ import torch
 import yaml
 from PIL import Image
 
+import unveil
 from tests.cli.conftest import Cli, tree
 from tests.io.video.tiny_videos import film
 from unveil.checkpoints import openai
@@ -120,7 +121,7 @@ def test_no_metadata_leaves_nothing_to_repeat_from(cli: Cli, saved: Path, tmp_pa
 
 def test_another_model_does_not_repeat_a_picture(cli: Cli, saved: Path, tmp_path: Path):
     assert cli("sample", saved, "--label", 3, "--out", "one.png").code == 0
-    model = Model.load(saved)
+    model = unveil.load(saved)
     with torch.no_grad():
         next(model.parameters()).add_(1e-3)
     model.save(tmp_path / "other")
@@ -148,7 +149,7 @@ def test_inspect_reads_headers_alone(cli: Cli, saved: Path, tmp_path: Path):
     assert done.code == 0, done.err
     facts = done.json
     assert facts["what"] == "a saved model"
-    assert facts["parameters"] == sum(p.numel() for p in Model.load(saved).parameters())
+    assert facts["parameters"] == sum(p.numel() for p in unveil.load(saved).parameters())
     assert facts["model"]["shape"] == [1, 8, 8]
     listed = cli("inspect", saved / "denoiser.safetensors", "--keys")
     assert "network.enter.weight: F32 (16, 1, 3, 3)" in listed.out
@@ -266,13 +267,13 @@ def test_published_weights_come_in_and_go_out(cli: Cli, tmp_path: Path):
     assert done.code == 0, done.err
     assert done.json["unmatched"] == 0
     assert done.json["matched"] == len(openai.dump(model.denoiser.network.state_dict(), model.denoiser.network.config))
-    mine = Model.load(tmp_path / "ours").state_dict()
+    mine = unveil.load(tmp_path / "ours").state_dict()
     assert all(torch.equal(mine[key], tensor) for key, tensor in model.state_dict().items())
     done = cli("convert", "ours", "back.safetensors")
     assert done.code == 0, done.err
     done = cli("convert", "back.safetensors", "again", *settings)
     assert done.code == 0, done.err
-    again = Model.load(tmp_path / "again").state_dict()
+    again = unveil.load(tmp_path / "again").state_dict()
     assert all(torch.equal(again[key], tensor) for key, tensor in mine.items())
 
 

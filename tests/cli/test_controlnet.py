@@ -12,12 +12,12 @@ import yaml
 from PIL import Image
 from torch import nn
 
+import unveil
 from tests.cli.conftest import CHANGES, Cli
 from unveil.checkpoints import controlnet as layout
 from unveil.checkpoints import diffusers_unet
 from unveil.cli.controlnet import Asked, asked
 from unveil.io.safetensors_io import write_tensors
-from unveil.model import Model
 from unveil.model.config import load_recipe
 from unveil.nn.controlnet import ControlNet, hint_widths
 from unveil.nn.unet import UNet
@@ -30,7 +30,7 @@ def pixels(path: Path | str) -> np.ndarray:
 
 
 def unet_of(saved: Path) -> UNet:
-    network = Model.load(saved).denoiser.network
+    network = unveil.load(saved).denoiser.network
     assert isinstance(network, UNet)
     return network
 

@@ -52,7 +52,7 @@ def test_the_average_of_score_sde_is_read_by_its_order(cli: Cli, tmp_path: Path)
     done = cli("convert", "checkpoint_7.pth", "ours", *settings, "--json")
     assert done.code == 0, done.err
     assert done.json["part"] == "the file['ema']['shadow_params']"
-    model = Model.load("ours")
+    model = unveil.load("ours")
     assert model.sampling.sampler == "pc-reverse-diffusion"
     trained = dict(model.denoiser.network.named_parameters())
     for key, value in model.denoiser.network.state_dict().items():
@@ -78,7 +78,7 @@ def test_tensors_of_edm_come_in_with_their_labels(cli: Cli, tmp_path: Path, drop
     changes = [*TINY, "--set", "network.augment_dim=9", "--set", f"condition.0.drop={drop}"]
     done = cli("convert", "theirs.safetensors", "ours", "--layout", "edm", "--recipe", "edm-cifar10", *changes)
     assert done.code == 0, done.err
-    back = Model.load("ours")
+    back = unveil.load("ours")
     assert all(torch.equal(ours[key], value) for key, value in back.denoiser.network.state_dict().items())
     rows = back.conditioners["label"].state_dict()["table.weight"]
     torch.testing.assert_close(rows, table["table.weight"][: 10 + (drop > 0)])

@@ -16,11 +16,12 @@ import diffusers
 from tests.checkpoints import tiny_sd
 from tests.cli.conftest import Cli, tree
 from tests.cli.test_bad_input import refused
-from unveil.checkpoints.controlnet import PREFIX, TRAINED
+from unveil.checkpoints.controlnet import PREFIX
 from unveil.checkpoints.controlnet_loader import read
 from unveil.io.safetensors_io import read_tensors, write_tensors
 from unveil.model import checkpoint_store
 from unveil.model.config import Recipe, dump, load_recipe
+from unveil.model.lora_state import CONTROL
 from unveil.nn.controlnet import ControlNet
 from unveil.nn.unet import UNet
 
@@ -74,7 +75,7 @@ def test_one_that_was_trained_here_goes_to_others(cli: Cli):
     assert isinstance(recipe, Recipe)
     config = recipe.model.network_config()
     network = ControlNet.of(UNet(config))  # pyright: ignore[reportArgumentType]
-    files = {"model.yaml": dump(recipe.model), TRAINED: dict(network.state_dict())}
+    files = {"model.yaml": dump(recipe.model), CONTROL: dict(network.state_dict())}
     checkpoint_store.save(Path("run"), files)
     done = cli("convert", "run", "one.safetensors", "--dtype", "float16")
     assert done.code == 0, done.err

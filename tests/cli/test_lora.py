@@ -11,10 +11,10 @@ import torch
 import yaml
 from PIL import Image
 
+import unveil
 from tests.cli.conftest import CHANGES, Cli, tree
 from unveil.checkpoints import lora_export, lora_targets
 from unveil.io.safetensors_io import read_tensors
-from unveil.model import Model
 from unveil.model.config import load_recipe
 from unveil.nn.lora import LoraConfig, fresh
 from unveil.nn.lora_layer import Addition
@@ -28,7 +28,7 @@ def pixels(path: Path) -> np.ndarray:
 @pytest.fixture(scope="module")
 def style(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA of the saved model in kohya's naming, that changes pictures."""
-    parts = lora_targets.parts_of(Model.load(saved))
+    parts = lora_targets.parts_of(unveil.load(saved))
     torch.manual_seed(3)
     network = parts["denoiser"].network
     made = [

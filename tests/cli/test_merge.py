@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import unveil
 from tests.cli.conftest import Cli
 from unveil.model import Model, build
 from unveil.model.config import Recipe, load_recipe
@@ -88,7 +89,7 @@ def test_the_command_writes_a_model_that_says_what_it_is(cli: Cli):
     done = cli("merge", "new", "old", "--shares", "0.7,0.3", "--out", "between", "--json")
     assert done.code == 0, done.err
     assert [(one["model"], round(one["share"], 9)) for one in done.json["of"]] == [("new", 0.7), ("old", 0.3)]
-    new, old, made = (Model.load(name).state_dict() for name in ("new", "old", "between"))
+    new, old, made = (unveil.load(name).state_dict() for name in ("new", "old", "between"))
     torch.testing.assert_close(made[TABLE][:6], (0.7 * new[TABLE] + 0.3 * old[TABLE])[:6])
     with open("between/card.md", encoding="utf-8") as card:
         assert "0.7 of `new`" in card.read()
@@ -107,8 +108,8 @@ def test_the_command_writes_a_model_that_says_what_it_is(cli: Cli):
 def test_the_command_refuses(cli: Cli, words: list[str], said: str):
     told("a b").save("old")
     told("a b", seed=1).save("new")
-    before = Model.load("new").state_dict()
+    before = unveil.load("new").state_dict()
     done = cli("merge", *words)
     assert done.code != 0
     assert said in done.err
-    torch.testing.assert_close(Model.load("new").state_dict()[TABLE], before[TABLE])
+    torch.testing.assert_close(unveil.load("new").state_dict()[TABLE], before[TABLE])

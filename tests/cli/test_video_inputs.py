@@ -12,7 +12,6 @@ from PIL import Image, ImageSequence
 import unveil
 from tests.cli.conftest import Cli
 from tests.needs import needs_fashion
-from unveil.model import Model
 from unveil.playground.detector import read
 
 SETTINGS = [
@@ -37,7 +36,7 @@ def test_training_shows_a_row_of_frames_of_each_clip(run: Path):
 
 
 def test_a_clip_model_makes_clips_of_other_lengths_and_shapes_and_pictures(run: Path):
-    model = Model.load(run)
+    model = unveil.load(run)
     assert model.shape == (3, 9, 16, 16)
     raw = {"prompt": "a small red circle moves left"}
     assert model.generate(raw=raw, count=2).shape == (2, 3, 9, 16, 16)
@@ -55,7 +54,7 @@ def test_clips_go_on_from_a_model_of_pictures(cli: Cli, tmp_path: Path):
     clips = ["shape=[3,9,16,16]", "data.frames=[9]"]
     done = cli("train", "playground-video", "--small", "--run", "clips", *settings, *clips, "base=stills")
     assert done.code == 0, done.err
-    stills, moving = Model.load(tmp_path / "stills"), Model.load(tmp_path / "clips")
+    stills, moving = unveil.load(tmp_path / "stills"), unveil.load(tmp_path / "clips")
     assert moving.shape == (3, 9, 16, 16)
     before, now = (model.conditioners["prompt"].vocabulary.tokens for model in (stills, moving))
     assert now[: len(before)] == before
@@ -74,7 +73,7 @@ def test_a_model_goes_on_to_read_longer_prompts(cli: Cli, run: Path, tmp_path: P
     small = [*SETTINGS, "base=run", "train.steps=1", "train.lr=1.0e-12", "train.weight_decay=0"]
     done = cli("train", "playground-video", "--small", "--run", "longer", *small, "condition.0.most=50")
     assert done.code == 0, done.err
-    before, after = Model.load(run), Model.load(tmp_path / "longer")
+    before, after = unveil.load(run), unveil.load(tmp_path / "longer")
     assert [model.conditioners["prompt"].config.most for model in (before, after)] == [36, 50]
     raw = {"prompt": "a small red circle moves left"}  # a short one is read as before
     torch.testing.assert_close(before.generate(raw=raw), after.generate(raw=raw), rtol=1e-4, atol=1e-4)

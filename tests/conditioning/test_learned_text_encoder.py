@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import unveil
 from unveil import train
 from unveil.conditioning.learned_text_encoder import FILE, WordsConfig, WordTokens
 from unveil.core.objective import Diffusion
@@ -157,7 +158,7 @@ def model() -> Model:
 
 def test_a_saved_model_knows_the_same_words(model: Model, tmp_path: Path):
     model.save(tmp_path / "model")
-    again = Model.load(tmp_path / "model")
+    again = unveil.load(tmp_path / "model")
     one, other = (own.encode({"prompt": ["a red circle", RED_CIRCLE]}) for own in (model, again))
     for mine, theirs in zip(one, other, strict=True):
         assert mine is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unveil import data
+from unveil import data, playground
 from unveil.data.preprocessors import edges, segmentation
 from unveil.model.config import dump, load_recipe, parse_recipe, read_yaml
 from unveil.types import RecipeError
@@ -26,7 +26,7 @@ def test_a_recipe_asks_for_hints():
 
 
 def test_masks_and_boxes_of_an_item_are_drawn():
-    masks = data.Hinted(data.Scenes(data.ScenesConfig()), lambda item: segmentation.colours(item["mask"]))
+    masks = data.Hinted(playground.Scenes(playground.ScenesConfig()), lambda item: segmentation.colours(item["mask"]))
     assert torch.equal(masks[0]["hint"], segmentation.colours(masks[0]["mask"]))
     recipe = load_recipe("ddpm-scenes", ["data.hint={kind: boxes, labels: kinds, style: outlined}"])
     item = data.open(recipe.data.build())[0]  # type: ignore[union-attr]

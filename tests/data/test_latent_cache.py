@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unveil import data
+from unveil import data, playground
 from unveil.data.fingerprint import content, tensors
 from unveil.data.latent_cache import Cached, Encoder, Keeping, kept
 from unveil.types import MediaError, NonFinite, NotWritable, RecipeError, ShapeError
@@ -149,11 +149,11 @@ def test_a_folders_key_is_that_of_its_files_and_how_they_are_read(folder: Path):
 
 
 def test_the_hash_of_any_other_data_set_is_that_of_its_items():
-    scenes = data.ScenesConfig(size=16, count=3, held_out=2)
-    before = content(data.Scenes(scenes))
-    assert content(data.Scenes(scenes)) == before
-    assert content(data.Scenes(replace(scenes, seed=1))) != before
-    assert content(data.Scenes(scenes, "held-out")) != before
+    scenes = playground.ScenesConfig(size=16, count=3, held_out=2)
+    before = content(playground.Scenes(scenes))
+    assert content(playground.Scenes(scenes)) == before
+    assert content(playground.Scenes(replace(scenes, seed=1))) != before
+    assert content(playground.Scenes(scenes, "held-out")) != before
     with pytest.raises(ShapeError, match="item 0, 'pixels': list; must be"):
         content([{"pixels": [1, 2]}])
 

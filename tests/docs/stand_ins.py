@@ -14,7 +14,6 @@ from PIL import Image
 
 from unveil import data
 from unveil.checkpoints import controlnet, lora_export, lora_targets, single_file
-from unveil.data import PlaygroundConfig
 from unveil.io.safetensors_io import write_tensors
 from unveil.model import Model, build
 from unveil.model.config import Recipe, load_recipe
@@ -22,6 +21,7 @@ from unveil.nn.controlnet import ControlNet, hint_widths
 from unveil.nn.lora import LoraConfig, fresh
 from unveil.nn.lora_layer import Addition
 from unveil.nn.unet import UNet
+from unveil.playground import PlaygroundConfig
 
 SIDE, FILMS = 32, 8
 CODEC = "{kind: kl, channels: 32, multipliers: [1, 2], blocks: 1, z_channels: 4, latent_channels: 4, scale: 0.18215}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unveil import data
+from unveil import data, playground
 from unveil.evaluate.captioner import check, evaluate_captions
 from unveil.evaluate.html_report import page
 from unveil.playground.caption_parser import parse
@@ -40,7 +40,7 @@ def test_things_are_told_in_any_order():
 
 
 def test_a_report_has_shares_intervals_and_chance():
-    world = data.open(data.PlaygroundConfig(registers=("dense",), held_out=60), "held-out")
+    world = data.open(playground.PlaygroundConfig(registers=("dense",), held_out=60), "held-out")
 
     def half_right(items):
         told = [tell(item["attributes"], "dense", "en", [0.5] * DRAWS).text for item in items]

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 import unveil
+from unveil.checkpoints import inspection
 from unveil.core.denoiser import Denoiser
 from unveil.core.process import CosineVP
 from unveil.io import safetensors_io
-from unveil.model import Model, checkpoint_store, int8, model_folder
+from unveil.model import Model, checkpoint_store, int8, model_folder, model_saving
 from unveil.model.config import ModelConfig, validate
 from unveil.types import NonFinite, NotWritable, RecipeError, WeightsError
 
@@ -90,13 +91,13 @@ def test_inspect_reads_headers_alone(saved, monkeypatch):
 
     monkeypatch.setattr(safetensors_io, "read_tensors", refuse)
     monkeypatch.setattr(model_folder, "read_tensors", refuse)
-    facts = model_folder.inspect(saved)
+    facts = inspection.inspect(saved)
     assert facts["what"] == "a saved model"
     assert facts["parameters"] == sum(value.numel() for value in model().state_dict().values())
     assert facts["bytes"] == 4 * facts["parameters"]
     assert facts["model"]["network"]["kind"] == "unet"
     assert facts["files"]["label.safetensors"]["tensors"] == {"table.weight": {"dtype": "F32", "shape": [4, 32]}}
-    one = model_folder.inspect(saved / "denoiser.safetensors")
+    one = inspection.inspect(saved / "denoiser.safetensors")
     assert one["what"] == "a part of a model that unveil saved"
     json.dumps(facts)
 
@@ -105,9 +106,9 @@ def test_inspect_names_foreign_files(tmp_path):
     safetensors_io.write_tensors(
         tmp_path / "a", {"time_embed.0.weight": torch.ones(1), "input_blocks.0.0.weight": torch.ones(1)}
     )
-    assert model_folder.inspect(tmp_path / "a")["what"] == "a U-Net of Improved DDPM or ADM"
+    assert inspection.inspect(tmp_path / "a")["what"] == "a U-Net of Improved DDPM or ADM"
     safetensors_io.write_tensors(tmp_path / "b", {"w": torch.ones(1)})
-    assert model_folder.inspect(tmp_path / "b")["what"] in (
+    assert inspection.inspect(tmp_path / "b")["what"] in (
         "tensors of an unknown model",
         "a part of a model that unveil saved",
     )
@@ -183,7 +184,7 @@ def test_a_condition_cannot_take_the_name_of_another_file(tmp_path):
 
 def test_eight_bits_are_near_the_weights_and_take_half_of_the_room_of_sixteen(tmp_path):
     made = model(channels=64)
-    small = unveil.load(model_folder.save_model(made, tmp_path / "small", small=True))
+    small = unveil.load(model_saving.save_model(made, tmp_path / "small", small=True))
     half = made.to(torch.bfloat16).save(tmp_path / "half")
     sizes = [sum(file.stat().st_size for file in (tmp_path / one).glob("*.safetensors")) for one in ("small", "half")]
     assert sizes[0] < 0.6 * sizes[1]
@@ -193,14 +194,14 @@ def test_eight_bits_are_near_the_weights_and_take_half_of_the_room_of_sixteen(tm
         off = (own - other).abs().view(rows.shape).amax(dim=1)
         assert other.dtype == torch.float32
         assert torch.all(off <= 0.5001 * rows.abs().amax(dim=1) / 127), name
-    assert model_folder.inspect(tmp_path / "small")["parameters"] == model_folder.inspect(half)["parameters"]
+    assert inspection.inspect(tmp_path / "small")["parameters"] == inspection.inspect(half)["parameters"]
     torch.testing.assert_close(
         model_folder.load_weights(model(channels=64), tmp_path / "small").state_dict(), small.state_dict()
     )
 
 
 def test_steps_that_are_not_those_of_the_rows_are_refused(tmp_path):
-    path = model_folder.save_model(model(channels=64), tmp_path / "small", small=True)
+    path = model_saving.save_model(model(channels=64), tmp_path / "small", small=True)
     file = path / "denoiser.safetensors"
     found = dict(safetensors_io.read_tensors(file))
     key = next(key for key in found if key.endswith(int8.STEP))

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from unveil import data
+from unveil import data, playground
 from unveil.playground.caption_parser import parse
 from unveil.playground.dataset import MOTIONS
 from unveil.playground.shapes import COLOURS, KINDS
@@ -38,7 +38,7 @@ def test_every_combination_goes_round(register, language):
 
 @pytest.mark.parametrize("scene", ["objects", "brush", "pillars", "paddle", "corridor", "impact"])
 def test_captions_of_all_scenes_go_round(scene):
-    config = data.PlaygroundConfig(
+    config = playground.PlaygroundConfig(
         smallest=32,
         largest=96,
         aspect=2.0,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from unveil import data
+from unveil import data, playground
 from unveil.model.config import recipe_names  # noqa: F401 - the sections of all kinds are made
 from unveil.model.config.data import Data
 from unveil.playground.dataset import MOTIONS, Playground
@@ -34,7 +34,7 @@ SHOTS = ("brush", "pillars", "paddle", "corridor", "impact")
 
 @pytest.fixture(scope="module")
 def score():
-    return data.open(data.PlaygroundConfig(count=400)).__getitems__(range(400))
+    return data.open(playground.PlaygroundConfig(count=400)).__getitems__(range(400))
 
 
 def of(motion, shape, *, size=32, frames=16, fps=8, count=200, height=None):
@@ -46,7 +46,7 @@ def of(motion, shape, *, size=32, frames=16, fps=8, count=200, height=None):
 
 
 def test_a_clip_is_a_pure_function_of_seed_and_number():
-    for config in (data.PlaygroundConfig(**WIDE), data.PlaygroundConfig(scenes=("objects", *SHOTS))):
+    for config in (playground.PlaygroundConfig(**WIDE), playground.PlaygroundConfig(scenes=("objects", *SHOTS))):
         together = data.open(config).__getitems__(range(24))
         for number in (0, 7, 23):
             alone = data.open(config)[number]
@@ -55,8 +55,8 @@ def test_a_clip_is_a_pure_function_of_seed_and_number():
             assert alone["text"] == together[number]["text"]
             told = data.open(config).told([number])[0]
             assert {key: alone[key] for key in told} == told
-    world = data.open(data.PlaygroundConfig())
-    other = data.open(data.PlaygroundConfig(seed=1))
+    world = data.open(playground.PlaygroundConfig())
+    other = data.open(playground.PlaygroundConfig(seed=1))
     assert not torch.equal(other[0]["pixels"], world[0]["pixels"])
     assert torch.equal(world[-1]["pixels"], world[len(world) - 1]["pixels"])
     with pytest.raises(IndexError, match="clip 1000000 of 1000000"):
@@ -83,9 +83,9 @@ def test_training_never_has_a_held_out_combination_and_every_attribute_has_some(
     assert 32 <= len(out) <= 48
     for place, known in enumerate((COLOURS, KINDS, TEN)):
         assert {each[place] for each in out} == set(known)
-    told = data.open(data.PlaygroundConfig(**WIDE)).told(range(2000))
+    told = data.open(playground.PlaygroundConfig(**WIDE)).told(range(2000))
     assert not any(item["unseen"] for item in told)
-    held = data.open(data.PlaygroundConfig(held_out=2000), "held-out").told(range(2000))
+    held = data.open(playground.PlaygroundConfig(held_out=2000), "held-out").told(range(2000))
     assert 0.07 < np.mean([item["unseen"] for item in held]) < 0.14
 
 
@@ -160,7 +160,7 @@ def test_the_two_sizes_are_apart_at_every_side():
 
 
 def test_objects_keep_apart_and_differ_in_colour():
-    items = data.open(data.PlaygroundConfig(**(WIDE | {"panned": 0.0}), count=200)).__getitems__(range(200))
+    items = data.open(playground.PlaygroundConfig(**(WIDE | {"panned": 0.0}), count=200)).__getitems__(range(200))
     assert {len(item["track"]) for item in items} == {1, 2, 3}
     for item in items:
         things = item["attributes"]["objects"]
@@ -172,7 +172,7 @@ def test_objects_keep_apart_and_differ_in_colour():
 
 
 def test_what_is_hidden_is_told():
-    config = data.PlaygroundConfig(smallest=64, largest=64, occluded=1.0, motions=("left", "right", "up", "down"))
+    config = playground.PlaygroundConfig(smallest=64, largest=64, occluded=1.0, motions=("left", "right", "up", "down"))
     items = data.open(config).__getitems__(range(80))
     behind = [item for item in items if item["attributes"]["bar"]]
     assert len(behind) > 15
@@ -182,7 +182,7 @@ def test_what_is_hidden_is_told():
         assert seen[-1] > 0.95
         assert seen.min() < 0.05
     assert "passes behind a grey bar" in " ".join(item["text"] for item in behind)
-    away = data.open(data.PlaygroundConfig(panned=1.0, motions=("still",), smallest=48, largest=48))
+    away = data.open(playground.PlaygroundConfig(panned=1.0, motions=("still",), smallest=48, largest=48))
     gone = [item for item in away.__getitems__(range(60)) if item["attributes"]["camera"] == "away"]
     assert len(gone) > 8
     for item in gone:
@@ -192,7 +192,7 @@ def test_what_is_hidden_is_told():
 
 @pytest.mark.parametrize("scene", SHOTS)
 def test_other_scenes_have_facts_and_clips(scene):
-    world = data.open(data.PlaygroundConfig(scenes=(scene,), frames=(8, 16), languages=("en", "zh")))
+    world = data.open(playground.PlaygroundConfig(scenes=(scene,), frames=(8, 16), languages=("en", "zh")))
     for item in world.__getitems__(range(12)):
         assert item["attributes"]["scene"] == scene
         assert item["pixels"].shape[0] == 3
@@ -202,16 +202,16 @@ def test_other_scenes_have_facts_and_clips(scene):
 
 
 def test_pictures_are_items_of_rank_three_and_say_no_motion():
-    config = data.PlaygroundConfig(frames=(1,), registers=("short", "dense"))
+    config = playground.PlaygroundConfig(frames=(1,), registers=("short", "dense"))
     items = data.open(config).__getitems__(range(40))
     assert all(item["pixels"].shape == (3, 32, 32) for item in items)
     assert not any("move" in item["text"] or "stays" in item["text"] for item in items)
-    assert data.open(data.PlaygroundConfig(frames=(1, 16)))[0]["pixels"].ndim == 4
+    assert data.open(playground.PlaygroundConfig(frames=(1, 16)))[0]["pixels"].ndim == 4
 
 
 @pytest.mark.parametrize("faults", [1.0, 0.4, 0.0])
 def test_raw_captions_are_wrong_or_short_of_attributes_as_often_as_stated(faults):
-    items = data.open(data.PlaygroundConfig(registers=("raw",), faults=faults)).told(range(3000))
+    items = data.open(playground.PlaygroundConfig(registers=("raw",), faults=faults)).told(range(3000))
     right, wrong, missing = 0, 0, 0
     for item in items:
         thing, said = item["attributes"]["objects"][0], item["said"]["objects"][0]
@@ -226,13 +226,13 @@ def test_raw_captions_are_wrong_or_short_of_attributes_as_often_as_stated(faults
 
 
 def test_short_and_dense_captions_say_nothing_but_the_truth():
-    for item in data.open(data.PlaygroundConfig(**WIDE | {"registers": ("short", "dense")})).told(range(1000)):
+    for item in data.open(playground.PlaygroundConfig(**WIDE | {"registers": ("short", "dense")})).told(range(1000)):
         for thing, said in zip(item["attributes"]["objects"], item["said"]["objects"], strict=True):
             assert said.items() <= thing.items()
 
 
 def test_scenes_are_drawn_where_they_have_room_and_as_often_as_they_are_named():
-    config = data.PlaygroundConfig(
+    config = playground.PlaygroundConfig(
         smallest=16, largest=32, frames=(1, 8, 16), scenes=("objects", "objects", "brush", "impact"), objects=(1, 1, 3)
     )
     world = data.open(config)
@@ -266,7 +266,7 @@ def test_prompts_of_the_score_are_fixed_and_split():
 
 
 def test_drawing_is_fast_enough_to_train_on():
-    world = Playground(data.PlaygroundConfig(frames=(8,)))
+    world = Playground(playground.PlaygroundConfig(frames=(8,)))
     world.__getitems__(range(64))
     begun = time.process_time()
     world.__getitems__(range(64, 320))
@@ -277,7 +277,7 @@ def test_a_recipe_takes_it():
     from pydantic import TypeAdapter
 
     section = TypeAdapter(Data).validate_python({"kind": "playground", "frames": [1, 9], "objects": [1, 2]})
-    assert section.build() == data.PlaygroundConfig(frames=(1, 9), objects=(1, 2))
+    assert section.build() == playground.PlaygroundConfig(frames=(1, 9), objects=(1, 2))
 
 
 @pytest.mark.parametrize(
@@ -304,12 +304,12 @@ def test_a_recipe_takes_it():
 )
 def test_impossible_worlds_are_refused(given, message):
     with pytest.raises(RecipeError, match=message):
-        data.PlaygroundConfig(**given)
+        playground.PlaygroundConfig(**given)
 
 
 def test_a_cut_clip_is_the_square_in_the_middle_of_the_whole_one():
     config = {"smallest": 16, "largest": 32, "aspect": 2.0, "frames": (1, 3), "motions": ("left", "up")}
-    whole, cut = (data.open(data.PlaygroundConfig(**config, cut=cut)) for cut in ("none", "square"))
+    whole, cut = (data.open(playground.PlaygroundConfig(**config, cut=cut)) for cut in ("none", "square"))
     sizes = cut.sizes()
     assert torch.equal(sizes[:40, 1], sizes[:40, 2])
     assert torch.equal(sizes[:40, 1], whole.sizes()[:40, 1:].amin(1))
@@ -324,11 +324,11 @@ def test_a_cut_clip_is_the_square_in_the_middle_of_the_whole_one():
         shapes.add((high, wide))
     assert len(shapes) == 9
     with pytest.raises(RecipeError, match=r"cut 'sqare': must be none or square.*'square'"):
-        data.PlaygroundConfig(cut="sqare")  # pyright: ignore[reportArgumentType]
+        playground.PlaygroundConfig(cut="sqare")  # pyright: ignore[reportArgumentType]
 
 
 def test_prompts_of_a_world_say_what_its_first_clips_show():
-    world = data.Playground(data.PlaygroundConfig(held_out=30), "held-out")
+    world = playground.Playground(playground.PlaygroundConfig(held_out=30), "held-out")
     found = prompts(world, 30, ["raw", "dense"])
     assert [one.register for one in found] == ["raw", "dense"] * 15
     for one, item in zip(found, world.told(range(30)), strict=True):
@@ -340,4 +340,4 @@ def test_prompts_of_a_world_say_what_its_first_clips_show():
     with pytest.raises(RecipeError, match="31 prompts of 30 clips"):
         prompts(world, 31, ["raw"])
     with pytest.raises(RecipeError, match="give objects"):
-        prompts(data.Playground(data.PlaygroundConfig(scenes=("brush",))), 1, ["raw"])
+        prompts(playground.Playground(playground.PlaygroundConfig(scenes=("brush",))), 1, ["raw"])

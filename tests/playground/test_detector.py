@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from unveil import data
+from unveil import data, playground
 from unveil.analysis.detector_accuracy import BARS, coded, study_detector
 from unveil.analysis.detector_accuracy import Settings as Reading
 from unveil.analysis.detector_accuracy import agreement as read_as_it_is
@@ -42,7 +42,7 @@ def passes(found):
 
 @pytest.mark.parametrize("codec", ["none", "h264"])
 def test_clips_of_mixed_sizes_are_read(codec):
-    items = data.open(data.PlaygroundConfig(**SIZES), "held-out").__getitems__(range(24))
+    items = data.open(playground.PlaygroundConfig(**SIZES), "held-out").__getitems__(range(24))
     passes(agreement(items, coded if codec == "h264" else None))
 
 
@@ -70,7 +70,7 @@ def test_a_detector_study_needs_a_clip_of_each_motion():
 
 
 def test_pixel_noise_does_not_hurt():
-    items = data.open(data.PlaygroundConfig(), "held-out").__getitems__(range(60))
+    items = data.open(playground.PlaygroundConfig(), "held-out").__getitems__(range(60))
     noise = torch.Generator().manual_seed(0)
 
     def noisy(pixels, fps):
@@ -83,7 +83,7 @@ def test_pixel_noise_does_not_hurt():
 
 
 def test_patterns_bars_moving_cameras_and_spin_are_read():
-    config = data.PlaygroundConfig(**SIZES, motions=MOTIONS, patterned=0.5, occluded=0.5, panned=0.4)
+    config = playground.PlaygroundConfig(**SIZES, motions=MOTIONS, patterned=0.5, occluded=0.5, panned=0.4)
     items = data.open(config, "held-out").__getitems__(range(60))
     found = agreement(items)
     assert found["colour"] >= 0.99
@@ -95,7 +95,9 @@ def test_patterns_bars_moving_cameras_and_spin_are_read():
 
 
 def test_turns_walls_places_and_speed_are_read():
-    for item in data.open(data.PlaygroundConfig(smallest=48, largest=48, motions=MOTIONS)).__getitems__(range(80)):
+    for item in data.open(playground.PlaygroundConfig(smallest=48, largest=48, motions=MOTIONS)).__getitems__(
+        range(80)
+    ):
         [seen], [true] = read(item["pixels"]), item["attributes"]["objects"]
         assert seen.motion is not None
         assert seen.motion.turn == true["turn"]
@@ -110,7 +112,7 @@ def test_turns_walls_places_and_speed_are_read():
 
 
 def test_several_objects_are_all_read():
-    config = data.PlaygroundConfig(smallest=48, largest=64, aspect=2.0, objects=(1, 2, 3))
+    config = playground.PlaygroundConfig(smallest=48, largest=64, aspect=2.0, objects=(1, 2, 3))
     right = 0
     items = data.open(config).__getitems__(range(60))
     for item in items:
@@ -121,7 +123,7 @@ def test_several_objects_are_all_read():
 
 
 def test_a_thing_that_is_gone_for_a_time_is_told():
-    config = data.PlaygroundConfig(smallest=48, largest=48, panned=1.0, motions=("still",))
+    config = playground.PlaygroundConfig(smallest=48, largest=48, panned=1.0, motions=("still",))
     gone = [i for i in data.open(config).__getitems__(range(40)) if i["attributes"]["camera"] == "away"]
     for item in gone:
         [seen, *_] = read(item["pixels"])
@@ -150,7 +152,7 @@ def test_fog_is_read_without_fault(seed):
 
 
 def test_a_picture_has_no_motion():
-    for item in data.open(data.PlaygroundConfig(frames=(1,))).__getitems__(range(40)):
+    for item in data.open(playground.PlaygroundConfig(frames=(1,))).__getitems__(range(40)):
         [seen], [true] = read(item["pixels"]), item["attributes"]["objects"]
         assert (seen.colour, seen.shape, seen.size) == (true["colour"], true["shape"], true["size"])
         assert seen.motion is None
@@ -158,7 +160,7 @@ def test_a_picture_has_no_motion():
 
 
 def test_a_frozen_and_a_reversed_clip_are_told_from_the_true_one():
-    for item in data.open(data.PlaygroundConfig(motions=("left", "up", "grow"))).__getitems__(range(20)):
+    for item in data.open(playground.PlaygroundConfig(motions=("left", "up", "grow"))).__getitems__(range(20)):
         frozen = item["pixels"][:, :1].expand(-1, 16, -1, -1)
         assert read(frozen)[0].does == "still"
         back = {"left": "right", "up": "down", "grow": "shrink"}[item["attributes"]["objects"][0]["motion"]]
@@ -166,7 +168,7 @@ def test_a_frozen_and_a_reversed_clip_are_told_from_the_true_one():
 
 
 def test_a_recoloured_object_is_read_by_its_new_colour():
-    item = data.open(data.PlaygroundConfig())[5]
+    item = data.open(playground.PlaygroundConfig())[5]
     for colour, levels in COLOURS.items():
         bright = (item["pixels"].amax(0) > 110)[None]
         pixels = torch.where(bright, torch.tensor(levels, dtype=torch.uint8)[:, None, None, None], 0)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from unveil import data
+from unveil import data, playground
 from unveil.playground.caption_parser import language_of, parse, twice, unread
 from unveil.playground.dataset import MOTIONS
 from unveil.playground.world.caption_templates import LANGUAGES
@@ -18,7 +18,7 @@ SCENES = ("objects", "objects", "brush", "pillars", "paddle", "corridor", "impac
 
 def said_of_clips(count: int, language: Any) -> Iterator[str]:
     """Captions of all scenes, of up to three objects, raw ones with their faults among them."""
-    config = data.PlaygroundConfig(
+    config = playground.PlaygroundConfig(
         frames=(16,),
         scenes=SCENES,
         objects=(1, 2, 3),

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from unveil import data
+from unveil import data, playground
 from unveil.playground.scene_detectors import broken, rebounds, trail, walked, yaw
 
 
 def clips(scene, count=20, frames=(16, 33)):
-    config = data.PlaygroundConfig(smallest=32, largest=64, aspect=2.0, frames=frames, fps=(8, 16), scenes=(scene,))
+    config = playground.PlaygroundConfig(
+        smallest=32, largest=64, aspect=2.0, frames=frames, fps=(8, 16), scenes=(scene,)
+    )
     return data.open(config).__getitems__(range(count))
 
 
@@ -35,7 +37,7 @@ def test_a_ball_leaves_at_the_angle_at_which_it_came():
 
 
 def test_a_ball_that_breaks_the_law_of_reflection_is_told():
-    config = data.PlaygroundConfig(smallest=64, largest=64, frames=(33,), scenes=("paddle",))
+    config = playground.PlaygroundConfig(smallest=64, largest=64, frames=(33,), scenes=("paddle",))
     errors = []
     for item in data.open(config).__getitems__(range(10)):
         quick = item["pixels"][:, [*range(16), *range(16, 33, 2)]]  # twice as fast: angles stay

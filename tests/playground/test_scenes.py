@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from unveil import data
+from unveil import data, playground
 from unveil.playground.scene_captions import Thing, caption, chinese
 from unveil.playground.scenes import CLASSES, OVERLAP, uniforms
 from unveil.playground.shapes import COLOURS, KINDS, PALETTE, Shapes, boxes, coverage
@@ -18,25 +18,27 @@ THING = re.compile(rf"a (small|large) ({'|'.join(COLOURS)}) ({'|'.join(KINDS)})"
 
 @pytest.fixture(scope="module")
 def scenes():
-    return data.open(data.ScenesConfig(size=SIDE, count=300)).__getitems__(range(300))
+    return data.open(playground.ScenesConfig(size=SIDE, count=300)).__getitems__(range(300))
 
 
 def test_a_scene_is_a_pure_function_of_seed_and_number(scenes):
-    again = data.open(data.ScenesConfig(size=SIDE, count=300))
+    again = data.open(playground.ScenesConfig(size=SIDE, count=300))
     for number in (0, 7, 299):
         alone = again[number]
         assert alone["text"] == scenes[number]["text"]
         for key in ("pixels", "boxes", "mask", "kinds", "colours"):
             assert torch.equal(alone[key], scenes[number][key])
     assert torch.equal(again[-1]["pixels"], scenes[299]["pixels"])
-    other = data.open(data.ScenesConfig(size=SIDE, seed=1))
+    other = data.open(playground.ScenesConfig(size=SIDE, seed=1))
     assert not torch.equal(other[0]["pixels"], scenes[0]["pixels"])
     with pytest.raises(IndexError):
         again[300]
 
 
 def test_the_parts_share_no_scene():
-    train, held_out = (data.open(data.ScenesConfig(count=200, held_out=200), part) for part in ("train", "held-out"))
+    train, held_out = (
+        data.open(playground.ScenesConfig(count=200, held_out=200), part) for part in ("train", "held-out")
+    )
     seen = {item["pixels"].numpy().tobytes() for part in (train, held_out) for item in part.__getitems__(range(200))}
     assert len(seen) == 400
 
@@ -101,7 +103,7 @@ def test_captions_that_say_some_of_it():
     assert caption(things) == "red and a small ring"
     assert caption([Thing("ring", "orange", None, 0, 0)]) == "an orange ring"
     assert chinese(things) == "\u7ea2\u8272\u548c\u4e00\u4e2a\u5c0f\u7684\u5706\u73af"
-    whole, some = (data.open(data.ScenesConfig(count=300, said=said)) for said in ("all", "some"))
+    whole, some = (data.open(playground.ScenesConfig(count=300, said=said)) for said in ("all", "some"))
     named = 0
     for number in range(300):
         one, other = whole[number], some[number]
@@ -118,14 +120,14 @@ def test_captions_that_say_some_of_it():
 
 
 def test_captions_in_both_languages():
-    english, other, both = (data.open(data.ScenesConfig(count=200, language=one)) for one in ("en", "zh", "both"))
+    english, other, both = (data.open(playground.ScenesConfig(count=200, language=one)) for one in ("en", "zh", "both"))
     found = [tuple(one.facts(n)["text"] for one in (english, other, both)) for n in range(200)]
     assert all(en.isascii() and not zh.isascii() and mixed in (en, zh) for en, zh, mixed in found)
     assert 60 < sum(mixed == en for en, _, mixed in found) < 140
 
 
 def test_facts_are_what_items_say_but_for_pictures():
-    scenes = data.open(data.ScenesConfig(count=20, said="some", language="both"))
+    scenes = data.open(playground.ScenesConfig(count=20, said="some", language="both"))
     for number in (0, 7, 19):
         item, facts = scenes[number], scenes.facts(number)
         assert item.keys() - facts.keys() == {"pixels", "mask"}
@@ -144,7 +146,7 @@ def test_counts_kinds_and_colours_all_occur_and_colours_differ_within_a_scene(sc
 
 def test_no_two_boxes_overlap_beyond_the_bound():
     largest = 0.0
-    for item in data.open(data.ScenesConfig(size=16, count=400, objects=6)).__getitems__(range(400)):
+    for item in data.open(playground.ScenesConfig(size=16, count=400, objects=6)).__getitems__(range(400)):
         for i, one in enumerate(item["boxes"]):
             for other in item["boxes"][:i]:
                 shared = ((one[2:] + other[2:]) / 2 - (one[:2] - other[:2]).abs()).clamp(min=0)
@@ -198,10 +200,10 @@ def test_mask_states_go_round(scenes):
 
 
 def test_a_scene_may_carry_its_state():
-    boxes_state = data.open(data.ScenesConfig(state="boxes", slots=5))[3]
+    boxes_state = data.open(playground.ScenesConfig(state="boxes", slots=5))[3]
     assert torch.equal(boxes_state["state"], data.boxes_to_state(boxes_state["boxes"], 5))
-    assert data.open(data.ScenesConfig(state="mask"))[3]["state"].shape == (6, 32, 32)
-    assert "state" not in data.open(data.ScenesConfig())[3]
+    assert data.open(playground.ScenesConfig(state="mask"))[3]["state"].shape == (6, 32, 32)
+    assert "state" not in data.open(playground.ScenesConfig())[3]
 
 
 @pytest.mark.parametrize(
@@ -216,4 +218,4 @@ def test_a_scene_may_carry_its_state():
 )
 def test_impossible_scenes_are_refused(given, message):
     with pytest.raises(RecipeError, match=message):
-        data.ScenesConfig(**given)
+        playground.ScenesConfig(**given)

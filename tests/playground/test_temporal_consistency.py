@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil import data
+from unveil import playground
 from unveil.playground import temporal_consistency
 from unveil.playground.world.rendering import TONES
 
-WORLD = data.Playground(data.PlaygroundConfig(), "held-out")
+WORLD = playground.Playground(playground.PlaygroundConfig(), "held-out")
 ITEMS = WORLD.__getitems__(range(150))
 MOVING = ("left", "right", "up", "down", "diagonal", "bounce", "orbit")
 SIDE = 32.0

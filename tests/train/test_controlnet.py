@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import unveil
 from unveil.checkpoints import controlnet_loader
 from unveil.data.preprocessors.edges import canny
 from unveil.io.safetensors_io import read_header, read_tensors
@@ -98,7 +99,7 @@ def test_the_base_stays_and_only_the_controlnet_is_kept(tmp_path: Path):
     assert state.keys() == averaged.keys()
     assert all(torch.equal(tensor, averaged[key]) for key, tensor in state.items())
     with pytest.raises(WeightsError, match=r"holds a ControlNet on 'base', not a whole model; .*--control .*=PICTURE"):
-        Model.load(tmp_path / "run")
+        unveil.load(tmp_path / "run")
 
 
 def test_validation_tells_how_far_hints_are_used(tmp_path: Path):

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.train import tiny
+from unveil.checkpoints import inspection
 from unveil.core.objective import Diffusion, Loss
 from unveil.io.safetensors_io import read_tensors
 from unveil.model import checkpoint_store, model_folder
@@ -300,8 +301,8 @@ def test_a_pickle_posing_as_safetensors_runs_nothing(tmp_path, name, zipped):
     checkpoint_store.verify(newest)
     attempts = [
         lambda: tiny.fit(run, objective=Diffusion(), save_every=4),
-        lambda: model_folder.inspect(newest),
-        lambda: model_folder.inspect(newest / name),
+        lambda: inspection.inspect(newest),
+        lambda: inspection.inspect(newest / name),
         lambda: model_folder.find(newest / name),
     ]
     if name != "train_state.safetensors":  # which loading for sampling does not read

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.train.tiny import STEPS, Net, config
-from unveil import data, train
+from unveil import data, playground, train
 from unveil.autoencoders import KL, VQ, KLConfig, VQConfig
 from unveil.conditioning.class_label import Label
 from unveil.conditioning.learned_text_encoder import WordsConfig, WordTokens
@@ -122,7 +122,7 @@ def test_a_model_without_an_encoder_is_refused():
 def test_texts_of_a_cached_picture_are_read_without_painting_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """What the model calls prompt the data call text, and know it without the picture."""
     of = Model(model().denoiser, (1, 8, 8), conditioners=[WordTokens(WordsConfig(), 8)], codec=model().codec)
-    scenes = data.open(data.ScenesConfig(size=16, count=6))
+    scenes = data.open(playground.ScenesConfig(size=16, count=6))
 
     class Grey:
         """Scenes as the codec's grey pictures of 8 x 8."""

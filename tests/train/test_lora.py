@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from unveil.checkpoints.lora_state import NAME
+import unveil
 from unveil.core.rng import Streams
 from unveil.io.safetensors_io import read_header, read_tensors
 from unveil.model import Model, base_model, build, model_folder
 from unveil.model.config import Recipe, load_recipe
+from unveil.model.lora_state import NAME
 from unveil.nn import lora
 from unveil.train import fit
 from unveil.train.lora import adapted
@@ -120,7 +121,7 @@ def test_a_folder_of_a_lora_says_what_it_is_on(tmp_path: Path):
     with pytest.raises(
         WeightsError, match=r"holds a LoRA on 'base', not a whole model; unveil sample runs/base --lora"
     ):
-        Model.load(tmp_path / "run")
+        unveil.load(tmp_path / "run")
 
 
 def test_recipe_and_base_have_to_agree():

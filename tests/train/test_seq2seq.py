@@ -10,11 +10,11 @@ import torch
 
 from unveil.data.tensor_dataset import is_held_out
 from unveil.model.config import SequenceRecipe, parse_recipe
+from unveil.model.seq2seq import exact, looks, translate, unknown
 from unveil.model.seq2seq_folder import SequenceModel, load_sequence, save_sequence
 from unveil.nn.tokenizer import Vocabulary
 from unveil.nn.transformer import Transformer, TransformerConfig
 from unveil.playground.text_pairs import Pair
-from unveil.tasks.translate import exact, looks, translate, unknown
 from unveil.train import seq2seq
 from unveil.train.seq2seq import TrainedSequence, train_sequence, vocabularies
 from unveil.types import MediaError, NonFinite, NotWritable, RecipeError, ShapeError, WeightsError

@@ -16,6 +16,7 @@ from torch import nn
 import unveil
 from tests.train import tiny
 from unveil import train
+from unveil.checkpoints import inspection
 from unveil.core import guidance, samplers, schedules
 from unveil.core.denoiser import Denoiser
 from unveil.core.objective import Diffusion
@@ -191,7 +192,7 @@ def test_precision_auto_is_bf16_only_where_the_processor_multiplies_it(monkeypat
 
 def test_bf16_trains_float32_weights(tmp_path):
     run = tiny.fit(tmp_path / "run", objective=Diffusion(), precision="bf16", steps=4)
-    header = model_folder.inspect(run)["files"]["denoiser.safetensors"]["tensors"]
+    header = inspection.inspect(run)["files"]["denoiser.safetensors"]["tensors"]
     assert {entry["dtype"] for entry in header.values()} == {"F32"}
 
 

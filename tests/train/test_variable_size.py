@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil import data, train
+from unveil import playground, train
 from unveil.conditioning.diffusion_forcing import Framewise, Ways
 from unveil.core.denoiser import Denoiser
 from unveil.core.flow import RectifiedFlow, RootShifted
@@ -180,7 +180,9 @@ def test_lengths_are_tokens_and_sizes_that_do_not_fit_are_named():
 
 @pytest.mark.parametrize("frames", [(1, 4, 9), (1,)])
 def test_the_playground_tells_its_sizes(frames: tuple[int, ...]):
-    items = data.Playground(data.PlaygroundConfig(smallest=16, largest=32, aspect=2, frames=frames, count=50))
+    items = playground.Playground(
+        playground.PlaygroundConfig(smallest=16, largest=32, aspect=2, frames=frames, count=50)
+    )
     shapes = [item["pixels"].shape for item in items.__getitems__(list(range(50)))]
     assert items.sizes().tolist() == [[1, *one[1:]] if len(one) == 3 else list(one[1:]) for one in shapes]
     assert len(set(shapes)) > 3

@@ -12,10 +12,10 @@ from unveil.analysis.inverse import METHODS, InverseStudy
 from unveil.analysis.inverse_problems import Problem
 from unveil.analysis.samplers import KINDS, SamplerStudy
 from unveil.evaluate import plots
+from unveil.evaluate.charts import Line, lines_chart
 from unveil.evaluate.html import document, figure, image, table
 from unveil.evaluate.report import flatten
 from unveil.io.images import to_pixels
-from unveil.reproduce.plot import Line, lines_chart
 
 STRIP = 8  # samples of each sampler, and pictures of each problem, on the page
 COLOURED = 3  # pictures of each problem where they have colours, which take three times the room

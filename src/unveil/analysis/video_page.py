@@ -9,8 +9,8 @@ from typing import Any
 from unveil.analysis.pages import settings_tables
 from unveil.analysis.video_bench import ClipStudy
 from unveil.analysis.video_metrics import Found, said
+from unveil.evaluate.charts import Line, lines_chart
 from unveil.evaluate.html import document, figure, table
-from unveil.reproduce.plot import Line, lines_chart
 from unveil.types import RecipeError
 
 _EDGE = "What was made stands below what it was made of or is compared with, and its frames have a coloured edge."

@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 import torch
 
 from unveil.data.tensor_dataset import Stored, rank
+from unveil.evaluate.charts import Line, lines_chart
 from unveil.evaluate.html import document, figure, table
 from unveil.evaluate.image_set import Pictured, Pictures, gather
 from unveil.evaluate.metrics import share
 from unveil.io.files import write_atomically
 from unveil.model.config import ClassifierRecipe
 from unveil.nn.vit import ViTConfig
-from unveil.reproduce.plot import Line, lines_chart
 from unveil.train.classifier import ClassifierConfig, Progress, train_classifier
 from unveil.types import RecipeError
 

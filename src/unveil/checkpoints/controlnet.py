@@ -19,7 +19,6 @@ from unveil.types import RecipeError, WeightsError
 
 PREFIX = "control_model."  # of its keys in a file that holds Stable Diffusion too
 HINT = "input_hint_block"
-TRAINED = "control.safetensors"  # of one that was trained here, in the place of a model's weights
 
 
 def names(network: ControlNet) -> Names:

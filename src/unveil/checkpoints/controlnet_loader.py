@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from unveil.checkpoints import controlnet, diffusers_unet, formats, hf_files, ldm_unet
+from unveil.checkpoints import controlnet, diffusers_unet, hf_files, ldm_unet
 from unveil.checkpoints.hf_files import read_json
 from unveil.checkpoints.overrides import shapes_of
 from unveil.io.files import sha256
 from unveil.io.safetensors_io import read_header, read_state, read_tensors
 from unveil.model import base_model, checkpoint_store, model_dir, model_folder
 from unveil.model.config import ModelConfig, read_yaml, validate
+from unveil.model.lora_state import CONTROL
 from unveil.nn.controlnet import ControlNet
 from unveil.nn.unet_config import UNetConfig
 from unveil.types import Base, RecipeError, WeightsError
@@ -101,7 +102,7 @@ def inspect(path: Path) -> dict[str, Any]:
         "path": str(path),
         "what": what,
         **model_folder.summary(headers),
-        "problem": f"a ControlNet: {formats.STEERS}",
+        "problem": f"a ControlNet: {model_folder.STEERS}",
     }
 
 
@@ -123,20 +124,20 @@ def digest(path: Path) -> str:
 
 def weights_of(folder: Path) -> Path:
     """The file of a ControlNet that was trained here: that of the averaged weights, where there is one."""
-    averaged = folder / "ema" / controlnet.TRAINED
-    return averaged if averaged.is_file() else folder / controlnet.TRAINED
+    averaged = folder / "ema" / CONTROL
+    return averaged if averaged.is_file() else folder / CONTROL
 
 
 def _folder(path: Path) -> Path:
     """Our folder with a ControlNet that a path stands for."""
     if path.is_dir() and not is_folder(path):
         raise WeightsError(
-            f"{path}: holds no ControlNet; one that was trained here has {controlnet.TRAINED}, one of diffusers a "
+            f"{path}: holds no ControlNet; one that was trained here has {CONTROL}, one of diffusers a "
             f"{CONFIG} of {diffusers_unet.CONTROLNET}"
         )
     folder = model_folder.find(path)
     if not weights_of(folder).is_file():
-        raise WeightsError(f"{path}: holds no ControlNet; one that was trained here has {controlnet.TRAINED}")
+        raise WeightsError(f"{path}: holds no ControlNet; one that was trained here has {CONTROL}")
     return folder
 
 

@@ -11,12 +11,11 @@ from typing import Any, Literal, NamedTuple
 from unveil.checkpoints import autoencoder, controlnet, ldm_unet
 from unveil.checkpoints.key_mapping import some
 from unveil.checkpoints.lora_formats import naming_of
+from unveil.model.model_folder import STEERS, WHOLE_PART
 
 Kind = Literal["model", "LoRA", "ControlNet", "autoencoder", "text encoder", "unknown"]
 FOLDER = "give the folder that diffusers writes, which is read through its own networks"
 CLIPS = "put it into transformer/ of a folder of diffusers, whose settings, autoencoder and text encoder it needs"
-STEERS = "give it beside the model that it is for: unveil sample MODEL --control FILE=PICTURE"
-WHOLE_PART = "a part of a model, which makes no pictures by itself; give the whole folder or file that it is from"
 
 
 class Layout(NamedTuple):

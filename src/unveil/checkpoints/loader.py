@@ -10,17 +10,19 @@ from unveil.checkpoints import dit_pipeline, hf, openai_models
 from unveil.model import Model, model_dir, model_folder
 
 
-def load(name: str | Path, dtype: torch.dtype = torch.float32) -> Model:
-    """The model of a name, a folder of ours or of diffusers, or a published file of tensors, in evaluation mode.
+def load(name_or_path: str | Path, *, dtype: torch.dtype = torch.float32) -> Model:
+    """Return a bundled model by its name, the model in a folder, or a published one, in evaluation mode.
 
     Args:
-        name: of a shipped model, of one in the models folder (see `shelf`), a folder, a file.
-        dtype: what it computes in; see `Model.lowered`. Of a folder of diffusers only what has another type is copied.
+        name_or_path: Name of a bundled model or of one in the models folder (see `model_dir`), a folder of ours (a
+            saved model, a checkpoint, a run) or of diffusers, or a published file of tensors.
+        dtype: Type that it computes in; see `Model.lowered`. Of a folder of diffusers only what has another type is
+            copied.
 
     Raises:
         WeightsError: there is no such model, or it is damaged, or one that is not known.
     """
-    path = model_dir.place(name, "checkpoints")
+    path = model_dir.place(name_or_path, "checkpoints")
     if path.is_file():
         return openai_models.load(path).lowered(dtype)
     if hf.is_folder(path):

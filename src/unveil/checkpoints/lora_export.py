@@ -21,6 +21,7 @@ from unveil.checkpoints.lora_formats import DENOISER, METADATA, RAW, Entry, Nami
 from unveil.checkpoints.lora_targets import OWN, Part, Site
 from unveil.io.files import staged
 from unveil.io.safetensors_io import write_tensors
+from unveil.model.lora_state import native_tensors
 from unveil.nn.lora_layer import Addition
 from unveil.types import RecipeError
 
@@ -42,7 +43,7 @@ def dump(added: Mapping[str, Sequence[Addition]], parts: Mapping[str, Part], nam
         RecipeError: a layer that the naming cannot name.
     """
     if naming == "unveil":
-        return own(added)
+        return Written(native_tensors(added), {})
     entries = {role: _split(some_added, parts[role]) for role, some_added in added.items()}
     if naming in ("peft", "diffusers"):
         return _peft(entries, parts, naming)
@@ -101,17 +102,6 @@ def _folded(entry: Entry) -> Tensor:
     """B with the scale in it, for where none is told."""
     alpha = float(entry.rank if entry.alpha is None else entry.alpha)
     return entry.up if alpha == entry.rank else entry.up * (alpha / entry.rank)
-
-
-def own(added: Mapping[str, Sequence[Addition]]) -> Written:
-    """A LoRA in our naming: our paths with their rows."""
-    tensors: dict[str, Tensor] = {}
-    for role, listed in added.items():
-        for one in listed:
-            path = f"{role}.{one.layer}[{one.start}:{one.stop}]"
-            tensors |= {f"{path}.lora_A.weight": one.down, f"{path}.lora_B.weight": one.up}
-            tensors[f"{path}.alpha"] = torch.tensor(one.alpha)
-    return Written(tensors, {})
 
 
 def _kohya(entries: Mapping[str, Mapping[str, Entry]]) -> Written:

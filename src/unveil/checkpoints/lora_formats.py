@@ -23,11 +23,11 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
+from unveil.model.lora_state import DENOISER
 from unveil.types import WeightsError
 
 Naming = Literal["peft", "diffusers", "diffusers-old", "kohya", "cloneofsimo", "unveil"]
 NAMINGS: tuple[Naming, ...] = get_args(Naming)
-DENOISER = "denoiser"
 METADATA = "lora_adapter_metadata"
 RAW = "base_model.model."
 # What precedes the path, and which part of a model it names

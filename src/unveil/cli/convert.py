@@ -35,7 +35,7 @@ from unveil.cli.safe_unpickle import tensors_of
 from unveil.conditioning.text_encoder import Text
 from unveil.io.files import refuse_overwrite, staged
 from unveil.io.safetensors_io import read_tensors, write_tensors
-from unveil.model import Model, build, model_dir, model_folder
+from unveil.model import Model, build, model_dir, model_folder, model_saving
 from unveil.model.config import load_recipe, override, validate
 from unveil.nn.unet import UNet
 from unveil.tasks.generate import DTYPES
@@ -106,7 +106,7 @@ def _copy(source: Path, out: Path, layout: Layout, force: bool) -> dict[str, Any
     """A model of its own from a run: the averaged weights, without what only training needs."""
     small = layout.dtype == SMALL
     model = model_folder.load_model(source).to(torch.float32 if small else DTYPES[layout.dtype])
-    model_folder.save_model(model, out, force=force, small=small)
+    model_saving.save_model(model, out, force=force, small=small)
     return {"part": str(model_folder.find(source)), "matched": len(model.state_dict()), "unmatched": 0}
 
 

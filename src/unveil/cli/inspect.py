@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unveil.checkpoints import controlnet_loader, formats, hf, openai_models
+from unveil.checkpoints import controlnet_loader, formats, hf, inspection, openai_models
 from unveil.checkpoints.key_mapping import some
 from unveil.cli.console import Console
 from unveil.cli.console import size as bytes_of
 from unveil.cli.generation_options import changes
 from unveil.io.safetensors_io import read_header
-from unveil.model import model_dir, model_folder
+from unveil.model import model_dir
 from unveil.model.config import validate
 from unveil.types import Error, WeightsError
 
@@ -46,7 +46,7 @@ def model(ask: Ask, console: Console) -> None:
     if controlnet_loader.is_theirs(path):
         facts = controlnet_loader.inspect(path)
     else:
-        facts = hf.inspect(path) if hf.is_folder(path) else model_folder.inspect(path)
+        facts = hf.inspect(path) if hf.is_folder(path) else inspection.inspect(path)
     if path.is_file():
         facts |= _fit(path, ask)
     if not ask.keys:

@@ -8,7 +8,7 @@ from pathlib import Path
 from unveil.cli.console import Console
 from unveil.cli.model_loading import device, open_model
 from unveil.io.files import refuse_overwrite
-from unveil.model import model_folder
+from unveil.model import model_saving
 from unveil.model.weight_averaging import mean
 from unveil.tasks.generate import DTYPES
 from unveil.types import RecipeError, nearest
@@ -44,7 +44,7 @@ def merge(names: Sequence[str], shares: str | None, out: Path, dtype: str, force
     ]
     told = "\n".join(f"- {one['share']:g} of `{one['model']}` (sha256 {str(one['sha256'])[:12]})" for one in facts)
     about = f"The mean of models, weight for weight:\n\n{told}\n"
-    model_folder.save_model(made.to(DTYPES[dtype]), out, force=force, about=about)
+    model_saving.save_model(made.to(DTYPES[dtype]), out, force=force, about=about)
     console.result({"out": str(out), "of": facts}, f"{out}: the mean of {', '.join(names)}")
 
 

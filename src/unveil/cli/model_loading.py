@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from unveil.checkpoints import controlnet_loader, dit_pipeline, hf, lora, openai_models
-from unveil.checkpoints.lora_state import LORA
 from unveil.checkpoints.lora_targets import parts_of
 from unveil.conditioning.controlnet import Control
 from unveil.io.files import sha256
 from unveil.model import Model, base_model, checkpoint_store, model_dir, model_folder
 from unveil.model.config import ModelConfig, read_yaml, validate
+from unveil.model.lora_state import LORA
 from unveil.tasks.generate import Source
 from unveil.types import ADDITIONS, OutOfResources, RecipeError, Steering, WeightsError, nearest
 

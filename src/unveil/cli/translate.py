@@ -13,8 +13,8 @@ from safetensors.torch import save as save_bytes
 from unveil.cli.console import Console
 from unveil.cli.model_loading import device as pick
 from unveil.io.files import refuse_overwrite, write_atomically
+from unveil.model.seq2seq import Looks, looks, translate, unknown
 from unveil.model.seq2seq_folder import SequenceModel, load_sequence
-from unveil.tasks.translate import Looks, looks, translate, unknown
 from unveil.types import MediaError, RecipeError
 
 if TYPE_CHECKING:

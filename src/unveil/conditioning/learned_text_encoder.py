@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from unveil.conditioning.prompt_weighting import Frame, LaidOut, Span, lay_out, short, texts_of
-from unveil.nn.tokenizer import BEGIN, END, PADDING, SPECIAL, UNKNOWN, Vocabulary
+from unveil.conditioning.prompt_weighting import LaidOut, Span, lay_out, short, texts_of
+from unveil.nn.tokenizer import BEGIN, END, PADDING, SPECIAL, UNKNOWN, Frame, Vocabulary
 from unveil.nn.transformer import Words, xavier_
 from unveil.nn.transformer_blocks import BlockConfig, Stack
 from unveil.types import Condition, LeftOut, RecipeError, TooLong, WeightsError, nearest

@@ -9,6 +9,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import NamedTuple, Protocol
 
+from unveil.nn.tokenizer import Frame
 from unveil.types import RecipeError
 
 SHOWN = 60  # signs of a text that a message shows
@@ -36,30 +37,6 @@ class Span(NamedTuple):
 
     text: str
     weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class Frame:
-    """How tokens are laid out in rows.
-
-    Attributes:
-        length: of a row, the special tokens included.
-        rows: of a prompt; more than one holds longer prompts.
-        begin: token at the start of each row; None: there is none.
-        end: token behind the text of each row.
-        padding: token that fills a row up.
-    """
-
-    length: int
-    rows: int
-    begin: int | None
-    end: int
-    padding: int
-
-    @property
-    def room(self) -> int:
-        """Tokens of text that fit into one row."""
-        return self.length - 1 - (self.begin is not None)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from unveil.conditioning.prompt_weighting import Frame, LaidOut, Span, Tokenizer, lay_out, short, spans, texts_of
+from unveil.conditioning.prompt_weighting import LaidOut, Span, Tokenizer, lay_out, short, spans, texts_of
 from unveil.io.optional_deps import extra
 from unveil.nn.lora import state_of
 from unveil.nn.text_encoders import WHO, Encoded, T5Config, Tower
+from unveil.nn.tokenizer import Frame
 from unveil.types import Condition, RecipeError, TooLong, WeightsError, nearest
 
 Gives = Literal["tokens", "vector", "both"]

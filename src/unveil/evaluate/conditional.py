@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unveil import __version__
+from unveil.data.box_mask_encoding import state_to_boxes, state_to_mask
 from unveil.evaluate import plots
 from unveil.evaluate.image_set import Pictured, digest_of, spread, told
 from unveil.evaluate.metrics import bootstrap
@@ -16,7 +17,6 @@ from unveil.evaluate.report import Report
 from unveil.io.images import to_pixels
 from unveil.model import Model
 from unveil.model.config import SampleConfig
-from unveil.playground.box_mask_encoding import state_to_boxes, state_to_mask
 from unveil.playground.scene_iou import class_iou, matched_ious, seen_boxes
 from unveil.playground.scenes import CLASSES
 from unveil.types import Item, Raw, RecipeError, nearest

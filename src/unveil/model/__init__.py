@@ -1,6 +1,6 @@
-"""The model: a denoiser with everything around it that turns a wish into pictures."""
+"""The model: a denoiser with its noise process, autoencoder and conditioners, and how it is saved."""
 
-from unveil.model.factory import build, load
+from unveil.model.factory import build
 from unveil.model.model import Change, Model
 
-__all__ = ["Change", "Model", "build", "load"]
+__all__ = ["Change", "Model", "build"]

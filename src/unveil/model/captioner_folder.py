@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor, nn
 
 from unveil.io.files import refuse_foreign
-from unveil.io.safetensors_io import read_tensors
+from unveil.io.safetensors_io import read_tensors, require_finite
 from unveil.model import checkpoint_store, model_folder
 from unveil.model.config.parsing import read_yaml
 from unveil.nn.captioner import Captioner, CaptionerConfig
@@ -64,7 +64,7 @@ def save_captioner(
         NonFinite: a weight is not finite.
         NotWritable: something is there already, or the place cannot be written.
     """
-    model_folder.require_finite(dict(model.network.named_parameters()), "the captioner")
+    require_finite(dict(model.network.named_parameters()), "the captioner")
     files = captioner_files(model, about=about)
     if dtype is not None:
         state = model.network.state_dict()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -24,7 +25,9 @@ from unveil.core.samplers import Progress
 from unveil.core.samplers.ancestral import Shift
 from unveil.core.sampling_run import Course
 from unveil.core.variance import VarianceRule, fixed_small, is_learned
+from unveil.model import model_saving
 from unveil.model.config import ModelConfig, SampleConfig
+from unveil.model.lora_state import CONTROL, LORA, TrainedLora
 from unveil.model.shapes import ending, sized
 from unveil.nn.mixed_precision import lowerable
 from unveil.types import Base, Condition, Level, NonFinite, OutOfResources, Raw, RecipeError, Steering, Worn
@@ -344,18 +347,32 @@ class Model(nn.Module):
             plain=self.step,
         )
 
+    def parts(self) -> Iterator[tuple[str, nn.Module]]:
+        """File name and module of every part that a saved model has weights of.
+
+        Raises:
+            RecipeError: The key of a condition cannot be the name of a file.
+        """
+        if self.base is not None:
+            if self.controls is not None and self.base.what == "control":
+                yield CONTROL, self.controls.controls[0].network
+            else:
+                yield LORA, TrainedLora(self.denoiser.network)
+            return
+        yield "denoiser.safetensors", self.denoiser
+        for name, part in self.conditioners.items():
+            if name in ("denoiser", "codec", "train_state") or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+                raise RecipeError(
+                    f"condition key {name!r}: names a file of the saved model; use letters, digits, - and _"
+                )
+            if part.state_dict():
+                yield f"{name}.safetensors", part
+        if isinstance(self.codec, nn.Module) and self.codec.state_dict():
+            yield model_saving.CODEC, self.codec
+
     def save(self, folder: str | Path, *, force: bool = False) -> Path:
-        """Writes a folder of model.yaml, a safetensors file per part and card.md, whole or not at all."""
-        from unveil.model import model_folder  # a layer above: only saving and loading reach it
-
-        return model_folder.save_model(self, Path(folder), force=force)
-
-    @classmethod
-    def load(cls, path: str | Path, *, dtype: torch.dtype = torch.float32) -> Model:
-        """The model of a folder, a published file or a name, computing in `dtype`; see `unveil.load`."""
-        from unveil.checkpoints import loader
-
-        return loader.load(path, dtype)
+        """Write a folder of model.yaml, a safetensors file per part and card.md, whole or not at all."""
+        return model_saving.save_model(self, Path(folder), force=force)
 
     def _estimate(self, x: Tensor, level: Level, condition: Condition | None) -> Estimate:
         """The denoiser under its controls, in the precision asked for."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from unveil.autoencoders import KL, VQ
-from unveil.model import Model
 from unveil.model.config import AutoencoderConfig, Section
+
+if TYPE_CHECKING:
+    from unveil.model.model import Model
 
 
 def card(model: Model, about: str = "") -> str:

@@ -13,8 +13,7 @@ training needs to go on. Whoever loads it to sample gets the averaged weights.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,21 +22,16 @@ import torch
 from torch import Tensor, nn
 
 from unveil.autoencoders import KL, VQ
-from unveil.checkpoints import formats
-from unveil.checkpoints.controlnet import TRAINED
-from unveil.checkpoints.hf_files import read_json
-from unveil.checkpoints.lora_state import LORA, Trained
-from unveil.conditioning.learned_text_encoder import WordTokens
-from unveil.conditioning.text_encoder import Text
-from unveil.io.files import refuse_foreign
-from unveil.io.safetensors_io import SHOWN, read_header, read_tensors, require_finite
-from unveil.model import Model, build, checkpoint_store, model_dir
-from unveil.model.base_model import BASE, base_of
-from unveil.model.config import AutoencoderConfig, ModelConfig, dump, read_yaml, validate
-from unveil.model.int8 import is_step, restored, rounded
-from unveil.model.model_card import card
+from unveil.io.safetensors_io import SHOWN, read_header, read_tensors
+from unveil.model import checkpoint_store, model_dir
+from unveil.model.assembly import assemble
+from unveil.model.base_model import base_of
+from unveil.model.config import AutoencoderConfig, ModelConfig, read_yaml, validate
+from unveil.model.int8 import is_step, restored
+from unveil.model.model import Model
+from unveil.model.model_saving import parts_of, texts_of
 from unveil.nn.meta_device import Unfilled
-from unveil.types import ADDITIONS, RecipeError, WeightsError, nearest
+from unveil.types import ADDITIONS, WeightsError, nearest
 
 if TYPE_CHECKING:
     from unveil.io.safetensors_io import Header
@@ -45,64 +39,9 @@ if TYPE_CHECKING:
 # "ema": the running average where there is one; "trained": the weights that the optimiser moves.
 Which = Literal["ema", "trained"]
 
-CODEC = "codec.safetensors"
+STEERS = "give it beside the model that it is for: unveil sample MODEL --control FILE=PICTURE"
+WHOLE_PART = "a part of a model, which makes no pictures by itself; give the whole folder or file that it is from"
 SHIPPED = "assets/models"  # the package's folder of models that come with it
-
-
-# ---------------------------------------------------------------------- saving
-
-
-def weight_files(model: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """The tensors of each part that has some, by file name; of an autoencoder, those of the codec."""
-    return {name: dict(part.state_dict()) for name, part in _parts(model)}
-
-
-def model_files(model: Model, *, about: str = "", small: bool = False) -> dict[str, checkpoint_store.Content]:
-    """Everything that a saved model's folder holds, but for the manifest.
-
-    Args:
-        about: Markdown for the end of the card: how it was trained, how good it is.
-        small: weights in eight bits, as `rounded` makes them.
-    """
-    if model.base is not None:
-        what = ADDITIONS[model.base.what]
-        on = f"These are only the weights of a {what} on `{model.base.name}` (sha256 {model.base.sha256[:12]})."
-        about = f"{on}\n\n{about}"
-    weights = {name: rounded(part) if small else part for name, part in weight_files(model).items()}
-    files: dict[str, checkpoint_store.Content] = {**weights, "card.md": card(model, about)}
-    for name, part in _texts(model):
-        files |= {f"{name}.{end}": content for end, content in part.files().items()}
-    if model.config is not None:
-        files["model.yaml"] = dump(model.config)
-    if model.base is not None:
-        files[BASE] = model.base._asdict()
-    return files
-
-
-def save_model(model: Model, folder: Path, *, force: bool = False, about: str = "", small: bool = False) -> Path:
-    """Writes the model's folder, whole or not at all; returns it.
-
-    Args:
-        force: take the place of what is there.
-        about, small: as `model_files` takes them.
-
-    Raises:
-        RecipeError: the model was not built from a config, so nobody could build it again from the folder.
-        NonFinite: a weight is not finite.
-        NotWritable: something is there already, or the place cannot be written.
-    """
-    if model.home is not None:
-        raise RecipeError(f"this model is saved already: the folder {model.home} itself is the model; copy that")
-    if model.config is None:
-        raise RecipeError(
-            "this model's network was not built from a recipe, so its folder could not be loaded by itself; "
-            "keep its run folder, and load it with checkpoints.ours.load_weights into a model you build"
-        )
-    require_finite(dict(model.named_parameters()), "the model")
-    if force:
-        refuse_foreign(folder)
-    checkpoint_store.save(folder, model_files(model, about=about, small=small), replace=force)
-    return folder
 
 
 # ---------------------------------------------------------------------- loading
@@ -131,7 +70,7 @@ def load_model(path: Path | str, *, dtype: torch.dtype | None = torch.float32) -
     if not described.is_file():
         raise WeightsError(
             f"{folder}: holds the weights of a network that was not built from a recipe; build your model, "
-            "then call checkpoints.ours.load_weights(model, path)"
+            "then call model_folder.load_weights(model, path)"
         )
     raw = read_yaml(described.read_text("utf-8"), str(described))
     if _is_autoencoder(raw):
@@ -141,7 +80,7 @@ def load_model(path: Path | str, *, dtype: torch.dtype | None = torch.float32) -
         )
     config = validate(ModelConfig, raw, str(described))
     with Unfilled():
-        model = build(config)
+        model = assemble(config, load_codec)
     _assign(model, folder, "ema", dtype)
     _take_files(model, folder)
     return model.eval()
@@ -205,7 +144,7 @@ def copy_weights(model: nn.Module, folder: Path, which: Which) -> None:
             f"{folder}: its {ADDITIONS[told.what]} is on {told.name!r} (sha256 {told.sha256[:12]}...), the base here "
             f"is {base.name!r} ({base.sha256[:12]}...); give that one as base, or start a new run"
         )
-    for name, part in _parts(model):
+    for name, part in parts_of(model):
         tensors = restored(read_tensors(weights_of(folder, name, which)))
         check_keys(folder / name, part, tensors)
         part.load_state_dict(tensors)
@@ -239,43 +178,12 @@ def find(path: Path | str) -> Path:
         newest = checkpoint_store.newest_valid(parent)
         if newest is not None:
             return newest
-    if (path / "config.json").is_file() and (name := read_json(path / "config.json").get("_class_name")) is not None:
-        how = formats.STEERS if "ControlNet" in str(name) else formats.WHOLE_PART
+    if (name := _diffusers_class(path)) is not None:
+        how = STEERS if "ControlNet" in str(name) else WHOLE_PART
         raise WeightsError(f"{given}: a folder of diffusers' {name}: {how}")
     raise WeightsError(
         f"{given}: neither a saved model nor a run with a valid checkpoint; it has no {checkpoint_store.MANIFEST}"
     )
-
-
-def inspect(path: Path | str) -> dict[str, Any]:
-    """What a file or folder of weights is, from headers alone: no number of it is read.
-
-    Returns:
-        path, what, parameters, bytes, and `files`: per safetensors file its metadata and, per key, type and shape.
-
-    Raises:
-        WeightsError: nothing there, or a file that is not safetensors.
-    """
-    path = Path(path)
-    facts: dict[str, Any] = {"path": str(path)}
-    if path.is_file():
-        headers = {path.name: read_header(path)}
-        facts["what"] = _what(headers[path.name])
-    else:
-        folder = find(path)
-        manifest = checkpoint_store.read_manifest(folder)
-        names = [name for name in manifest.files if name.endswith(".safetensors")]
-        headers = {name: read_header(folder / name) for name in names}
-        facts["what"] = (
-            "a saved model" if manifest.kind == "model" else f"a training checkpoint at step {manifest.step}"
-        )
-        facts |= {"folder": str(folder), "step": manifest.step, "versions": dict(manifest.versions)}
-        if (base := base_of(folder)) is not None:
-            facts["what"] += f", of a {ADDITIONS[base.what]} on {base.name} (sha256 {base.sha256[:12]})"
-            facts["base"] = base._asdict()
-        if (folder / "model.yaml").is_file():
-            facts["model"] = read_yaml((folder / "model.yaml").read_text("utf-8"), str(folder / "model.yaml"))
-    return facts | summary(headers)
 
 
 def summary(headers: Mapping[str, Header]) -> dict[str, Any]:
@@ -297,37 +205,18 @@ def summary(headers: Mapping[str, Header]) -> dict[str, Any]:
 # ---------------------------------------------------------------------- details
 
 
-def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """File name and module of every part with tensors of its own; what is no diffusion model is a codec."""
-    if not isinstance(model, Model):
-        yield CODEC, model
-        return
-    if model.base is not None:
-        if model.controls is not None and model.base.what == "control":
-            yield TRAINED, model.controls.controls[0].network
-        else:
-            yield LORA, Trained(model.denoiser.network)
-        return
-    yield "denoiser.safetensors", model.denoiser
-    for name, part in model.conditioners.items():
-        if name in ("denoiser", "codec", "train_state") or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-            raise RecipeError(f"condition key {name!r}: names a file of the saved model; use letters, digits, - and _")
-        if part.state_dict():
-            yield f"{name}.safetensors", part
-    if isinstance(model.codec, nn.Module) and model.codec.state_dict():
-        yield CODEC, model.codec
-
-
-def _texts(model: Model) -> Iterator[tuple[str, Text | WordTokens]]:
-    """The conditioners that may need a file beside their weights."""
-    yield from ((name, part) for name, part in model.conditioners.items() if isinstance(part, Text | WordTokens))
-
-
 def _take_files(model: Model, folder: Path) -> None:
     """Gives conditioners what a folder holds of them beside their weights."""
-    for name, part in _texts(model):
+    for name, part in texts_of(model):
         beside = [path for path in folder.glob(f"{name}.*") if path.suffix != ".safetensors"]
         part.take_files({path.name.removeprefix(f"{name}."): path.read_text("utf-8") for path in beside})
+
+
+def _diffusers_class(path: Path) -> str | None:
+    """The class that a folder's config.json names, as diffusers writes it."""
+    if not (path / "config.json").is_file():
+        return None
+    return checkpoint_store.read_json(path / "config.json").get("_class_name")
 
 
 def weights_of(folder: Path, name: str, which: Which) -> Path:
@@ -337,7 +226,7 @@ def weights_of(folder: Path, name: str, which: Which) -> Path:
 
 
 def _assign(model: nn.Module, folder: Path, which: Which, dtype: torch.dtype | None) -> None:
-    for name, part in _parts(model):
+    for name, part in parts_of(model):
         tensors = restored(read_tensors(weights_of(folder, name, which)))
         check_keys(folder / name, part, tensors)
         if dtype is not None:
@@ -370,12 +259,3 @@ def check_keys(path: Path, part: nn.Module, tensors: Mapping[str, Tensor]) -> No
 def _is_autoencoder(raw: object) -> bool:
     """Whether a model.yaml describes one."""
     return isinstance(raw, dict) and raw.get("kind") == "autoencoder"
-
-
-def _what(header: Header) -> str:
-    found = formats.recognised(header.tensors)
-    if found is not None:
-        return found.what
-    if header.metadata.get("made_by") == "unveil":
-        return "a part of a model that unveil saved"
-    return "tensors of an unknown model"

@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from unveil.conditioning.prompt_weighting import Frame
 from unveil.io.optional_deps import extra
+from unveil.nn.tokenizer import Frame
 from unveil.types import RecipeError, ShapeError, nearest
 
 WHO = "a text encoder"

@@ -26,6 +26,30 @@ _ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003f
 _TERM = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+")
 
 
+@dataclass(frozen=True)
+class Frame:
+    """How tokens are laid out in rows.
+
+    Attributes:
+        length: of a row, the special tokens included.
+        rows: of a prompt; more than one holds longer prompts.
+        begin: token at the start of each row; None: there is none.
+        end: token behind the text of each row.
+        padding: token that fills a row up.
+    """
+
+    length: int
+    rows: int
+    begin: int | None
+    end: int
+    padding: int
+
+    @property
+    def room(self) -> int:
+        """Tokens of text that fit into one row."""
+        return self.length - 1 - (self.begin is not None)
+
+
 def terms(text: str) -> list[str]:
     """Runs of letters and digits in lower case, Chinese characters one by one; other signs are left out."""
     return _TERM.findall(unicodedata.normalize("NFKC", text).lower())

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from unveil.core.rng import keys, words
+from unveil.data.box_mask_encoding import boxes_to_state, mask_to_state
 from unveil.data.tensor_dataset import Part
-from unveil.playground.box_mask_encoding import boxes_to_state, mask_to_state
 from unveil.playground.scene_captions import CAPTIONS, Language, Thing
 from unveil.playground.shapes import COLOURS, KINDS, PALETTE, Array, Shapes, boxes, coverage, paint
 from unveil.types import Item, RecipeError

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from unveil.analysis.video_bench import parameters, quietly
+from unveil.checkpoints.loader import load
 from unveil.evaluate.video_alignment import look, right
 from unveil.io.images import to_pixels
-from unveil.model import Model, load
+from unveil.model import Model
 from unveil.playground.dataset import Playground, PlaygroundConfig
 from unveil.playground.eval_prompts import prompts
 from unveil.playground.prompt_rules import rules

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.checkpoints.lora_state import NAME, Trained
 from unveil.data.fashion_style import styled, undone
 from unveil.evaluate import features, fid, nearest
 from unveil.io.images import to_pixels
 from unveil.model import Model
 from unveil.model.config import Recipe, load_recipe
+from unveil.model.lora_state import NAME, TrainedLora
 from unveil.nn import lora
 from unveil.reproduce.experiment import PLACEBO, Bench, Claim, Curve, Findings, Sheet, compared
 from unveil.reproduce.fidelity import MISREAD
@@ -84,8 +84,8 @@ def recipes(bench: Bench, seed: int) -> tuple[RecipeArm, Recipe]:
     return RecipeArm(BASE, f"{network} {base}"), recipe
 
 
-def _part(model: Model) -> Trained:
-    return Trained(model.denoiser.network)
+def _part(model: Model) -> TrainedLora:
+    return TrainedLora(model.denoiser.network)
 
 
 def _measure(bench: Bench, seed: int) -> Drawn:

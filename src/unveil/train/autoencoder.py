@@ -28,7 +28,7 @@ from unveil.core.rng import key as hash_of
 from unveil.evaluate.perceptual import perceptual
 from unveil.io.files import write_atomically
 from unveil.io.images import above
-from unveil.model import checkpoint_store, model_folder
+from unveil.model import checkpoint_store, model_folder, model_saving
 from unveil.model.config import AutoencoderConfig, AutoencoderLossSection, AutoencoderRecipe, dump
 from unveil.model.config.autoencoder import PUBLISHED_KL, LengthsSection
 from unveil.model.model_card import autoencoder_card
@@ -268,11 +268,11 @@ class Autoencoding:
 
     def averaged(self, average: KL | VQ) -> dict[str, dict[str, Tensor]]:
         """Of the codec."""
-        return model_folder.weight_files(average)
+        return model_saving.weight_files(average)
 
     def files(self, about: str) -> dict[str, checkpoint_store.Content]:
         """Of the codec as trained."""
-        return {**model_folder.weight_files(self.model), "model.yaml": dump(self.config), "card.md": self.card(about)}
+        return {**model_saving.weight_files(self.model), "model.yaml": dump(self.config), "card.md": self.card(about)}
 
     def load(self, model: KL | VQ, folder: Path, which: model_folder.Which) -> None:
         """Copies a folder's weights."""

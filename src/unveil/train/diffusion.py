@@ -15,7 +15,7 @@ from unveil.conditioning.diffusion_forcing import Framewise
 from unveil.core.objective import Loss
 from unveil.core.rng import Streams
 from unveil.core.timestep_sampling import SecondMoment
-from unveil.model import Model, checkpoint_store, model_folder
+from unveil.model import Model, checkpoint_store, model_folder, model_saving
 from unveil.model.config.train import Batching
 from unveil.model.model_card import card
 from unveil.train.batch_preparation import fixed, prepare
@@ -121,12 +121,12 @@ class Denoising:
     def averaged(self, average: Model) -> dict[str, dict[str, Tensor]]:
         """Of denoiser and conditioners; the codec is frozen."""
         return {
-            name: tensors for name, tensors in model_folder.weight_files(average).items() if name != "codec.safetensors"
+            name: tensors for name, tensors in model_saving.weight_files(average).items() if name != model_saving.CODEC
         }
 
     def files(self, about: str) -> dict[str, checkpoint_store.Content]:
         """Of the model as trained."""
-        return model_folder.model_files(self.model, about=about)
+        return model_saving.model_files(self.model, about=about)
 
     def load(self, model: Model, folder: Path, which: model_folder.Which) -> None:
         """Copies a folder's weights."""

@@ -12,12 +12,12 @@ from typing import Any, cast
 
 import torch
 
-from unveil.checkpoints.lora_state import NAME
 from unveil.conditioning.text_encoder import Text
 from unveil.model import Model
 from unveil.model.config import ModelConfig, Recipe
 from unveil.model.config.latent_autoencoder import SavedSection
 from unveil.model.config.text import TextSection
+from unveil.model.lora_state import NAME
 from unveil.nn import lora
 from unveil.types import Base, RecipeError
 

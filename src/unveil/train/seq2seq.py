@@ -16,11 +16,11 @@ from torch import Tensor
 
 from unveil.model.config import SequenceRecipe
 from unveil.model.config.seq2seq import DecodeConfig, SequenceTrainConfig, TokensConfig
+from unveil.model.seq2seq import exact
 from unveil.model.seq2seq_folder import SequenceModel
 from unveil.nn.tokenizer import BEGIN, END, PADDING, Vocabulary, padded
 from unveil.nn.transformer import Transformer, TransformerConfig, token_loss
 from unveil.playground.text_pairs import Pair, TaskConfig, open_pairs
-from unveil.tasks.translate import exact
 from unveil.train import lr_schedule
 from unveil.train.classifier import Progress
 from unveil.types import NonFinite, RecipeError

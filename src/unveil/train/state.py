@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unveil.io.safetensors_io import read_tensors
-from unveil.model import checkpoint_store, model_folder
+from unveil.io.safetensors_io import read_tensors, require_finite
+from unveil.model import checkpoint_store
 from unveil.train.lightning_module import TrainingModule
 from unveil.train.metrics_logger import Window
 from unveil.types import WeightsError
@@ -44,7 +44,7 @@ def save(module: TrainingModule, window: Window, parent: Path, *, items: int, ab
         ("the average of the weights", dict(module.average.model.named_parameters())),
         ("the state of the optimiser", state),
     ):
-        model_folder.require_finite(tensors, f"step {module.step}: {what}")
+        require_finite(tensors, f"step {module.step}: {what}")
     values: dict[str, Any] = {
         "step": module.step,
         "ema_updates": module.average.updates,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
 
-from unveil.data import CONFIGS, ClipsConfig, HintedConfig, LatentsConfig
+import unveil.playground  # noqa: F401  enters its kinds of data
+from unveil.data import KINDS, HintedConfig
 from unveil.data.preprocessors.registry import HINTS
 from unveil.model.config.base import PartSection, choice, section
 from unveil.types import RecipeError
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 else:
     Data = choice(
         *(
-            section(kind, part, base=PartSection if part in (LatentsConfig, ClipsConfig) else PictureSection)
-            for kind, part in CONFIGS.items()
+            section(name, kind.config, base=PictureSection if kind.has_images else PartSection)
+            for name, kind in sorted(KINDS.items())
         )
     )

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unveil.checkpoints.lora_export import own
-from unveil.checkpoints.lora_formats import DENOISER
 from unveil.nn import lora
 from unveil.nn.lora_layer import Addition
 
+DENOISER = "denoiser"  # the role of the network that denoises, beside the text encoders
+CONTROL = "control.safetensors"  # of a ControlNet that was trained here, in the place of a model's weights
 LORA = "lora.safetensors"
 NAME = "trained"  # on the network
 
 
-class Trained(nn.Module):
+class TrainedLora(nn.Module):
     """The LoRA in training on a network, seen as a module: its state dict is the file, in our naming."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -30,10 +30,21 @@ class Trained(nn.Module):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The file's tensors by key; they are those that train."""
-        return own({DENOISER: self._additions}).tensors
+        return native_tensors({DENOISER: self._additions})
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
         """Copies a file's numbers into the parameters."""
         for key, tensor in self.state_dict().items():
             tensor.copy_(state_dict[key])
+
+
+def native_tensors(added: Mapping[str, Sequence[Addition]]) -> dict[str, Tensor]:
+    """Return a LoRA in our naming: the paths of our layers with their rows, by role of the network."""
+    tensors: dict[str, Tensor] = {}
+    for role, listed in added.items():
+        for one in listed:
+            path = f"{role}.{one.layer}[{one.start}:{one.stop}]"
+            tensors |= {f"{path}.lora_A.weight": one.down, f"{path}.lora_B.weight": one.up}
+            tensors[f"{path}.alpha"] = torch.tensor(one.alpha)
+    return tensors
