@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Iterable
 from contextlib import chdir, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -15,14 +16,20 @@ from safetensors.numpy import load_file
 from unveil.app.cli import run
 
 FILES = Path(__file__).parent / "files"
+RENAMED: dict[str, str] = {}  # words of the command lines in index.json, as they are written today
 
 
-def unveil(*words: object, code: int = 0) -> str:
-    """What `unveil WORDS` prints; an error where it ends with another code."""
+def today(words: Iterable[str]) -> list[str]:
+    """A command line of then in today's words."""
+    return [RENAMED.get(word, word) for word in words]
+
+
+def unveil(*words: object, code: int = 0, folder: Path = FILES) -> str:
+    """What `unveil WORDS` prints in a folder; an error where it ends with another code."""
     typed, printed, argv = [str(word) for word in words], StringIO(), sys.argv
     sys.argv = ["unveil", *typed]
     try:
-        with chdir(FILES), redirect_stdout(printed):
+        with chdir(folder), redirect_stdout(printed):
             found = run(typed)
     finally:
         sys.argv = argv

@@ -50,7 +50,7 @@ def _sampled() -> list[Made]:
         Made((*of, "a large blue square on green", *SHORT, "--no-expand", "--negative", "red", "--scale", 3),
              "images/words.png", ()),
         Made((*of, "playground-world", "a small yellow ring", *SHORT), "images/world.png", ()),
-        Made((*of, "a large blue square on green", *SHORT, "--size", "64x64"), "images/passes.png", ()),
+        Made((*of, "a large blue square on green", *SHORT, "--size", "64x64"), "images/passes.png"),
         Made((*of, tiny, "--label", 3), "images/tiny.png", ("sample", tiny)),
         Made((*of, "models/latents", "--label", 3), "images/latents.png", ("sample", "models/latents")),
         Made((*of, "models/words", "a large red circle"), "images/tiny-words.png", ("sample", "models/words")),
@@ -62,7 +62,8 @@ def _sampled() -> list[Made]:
         Made((*of, "runs/control", "--label", 3, "--control", edge), "images/control-run.png",
              ("sample", "runs/control", "--control", edge)),
         Made((*of, tiny, "--label", 3, "--classifier", "runs/classifier-noisy", "--classifier-scale", 2),
-             "images/classifier.png", ("sample", tiny, "--classifier", "runs/classifier-noisy", "--classifier-scale", 2)),
+             "images/classifier.png",
+             ("sample", tiny, "--classifier", "runs/classifier-noisy", "--classifier-scale", 2)),
     ]  # fmt: skip
 
 
@@ -108,7 +109,8 @@ def _filmed() -> list[Made]:
     make = ("video", "make", RED)
     scenes = ("--scene", "0-3 a red circle moves left", "--scene", "4-7 a red circle moves up")
     return [
-        *[Made((*make, *FILM, "--frames", 4), f"videos/make.{form}") for form in ("mp4", "webm", "gif", "webp", "apng")],
+        *[Made((*make, *FILM, "--frames", 4), f"videos/make.{form}")
+          for form in ("mp4", "webm", "gif", "webp", "apng")],
         Made((*make, *FILM, "--frames", 4), "videos/make"),
         Made((*make, *SHORT, "--frames", 4, "--guidance", 3, "--negative", "green", "--fps", 12, "--seed", 3),
              "videos/expanded.gif"),
@@ -154,7 +156,10 @@ def make_inputs() -> None:
     lines = [{"prompt": "a red circle", "seed": 4}, {"prompt": "a blue ring", "seed": 5, "negative": "red", "scale": 3}]
     (inputs / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (inputs / "layout.json").write_text(json.dumps({"boxes": [[0.5, 0.5, 0.2, 0.4]], "labels": [0]}))
-    scenes = [{"frames": "0-3", "prompt": "a red circle moves left"}, {"frames": "4-7", "prompt": "a red circle moves up"}]
+    scenes = [
+        {"frames": "0-3", "prompt": "a red circle moves left"},
+        {"frames": "4-7", "prompt": "a red circle moves up"},
+    ]
     (inputs / "scenes.yaml").write_text(json.dumps({"scenes": scenes}))
 
 

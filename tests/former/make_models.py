@@ -60,7 +60,8 @@ FIRST_MODELS = {  # name: what `unveil train` is told
 
 NEXT_MODELS = {  # those that need the first ones
     "latents": (
-        "ldm-digits", *FEW, *DIT, "codec={kind: saved, path: runs/autoencoder-kl, latents: [2, 4, 4]}", "sample.steps=3",
+        "ldm-digits", *FEW, *DIT, "codec={kind: saved, path: runs/autoencoder-kl, latents: [2, 4, 4]}",
+        "sample.steps=3",
     ),
     "lora": (
         "ddpm-digits", *FEW, *UNET, "process.steps=50", "base=models/digits",
@@ -112,7 +113,7 @@ def make_stopped_runs() -> None:
 def tidy() -> None:
     """Takes away what no reader looks at, and runs of which a model was taken."""
     for name in WHOLE:
-        shutil.rmtree(FILES / "runs" / name)
+        shutil.rmtree(FILES / "runs" / name, ignore_errors=True)
     for path in sorted(FILES.rglob("*")):
         if path.name == "events" and path.is_dir():
             shutil.rmtree(path)

@@ -7,13 +7,14 @@ import shutil
 from importlib import resources
 
 from tests.former.command import FILES, unveil
+from tests.former.make_models import FEW, FIRST_MODELS, NEXT_MODELS
 from unveil.evaluate.report import Report, compare
 
 DIGITS = ("ddpm-digits", "--recipe", "ddpm-digits", "--samples", 20, "--set", "evaluate.floor_splits=2")
 FULL = {  # name: a recipe and changes, written out with every key
     "diffusion": ("ddpm-digits",),
-    "learned-variance": ("iddpm-fashion", "process={kind: discrete-vp, betas: linear, steps: 400, start: 2e-4, end: 0.03, "
-                         "last: zero-snr, rescale: 1000, rounding: nearest}", "sample.grid=trailing"),
+    "learned-variance": ("iddpm-fashion", "process={kind: discrete-vp, betas: linear, steps: 400, start: 2e-4, "
+                         "end: 0.03, last: zero-snr, rescale: 1000, rounding: nearest}", "sample.grid=trailing"),
     "adm": ("adm-imagenet64", "network.head_channels=32"),
     "song-unet": ("edm-cifar10", "train.accumulate=2", "train.flip=true", "train.max_minutes=5"),
     "unet2015": ("masks-picture",),
@@ -33,8 +34,8 @@ FULL = {  # name: a recipe and changes, written out with every key
     "upsampler": ("upsampler-fashion", "evaluate.compared=100", "evaluate.bound=8", "evaluate.bound_steps=50",
                   "evaluate.ode=4", "evaluate.ode_probes=3"),
     "exploding": ("ncsn-fashion", "objective={kind: denoising-score-matching, weight: variance, time: uniform}"),
-    "sliced": ("score-sde-vp-fashion", "process={kind: sub-vp}", "objective={kind: sliced-score-matching, projections: 2, "
-               "square: projected}"),
+    "sliced": ("score-sde-vp-fashion", "process={kind: sub-vp}", "objective={kind: sliced-score-matching, "
+               "projections: 2, square: projected}"),
     "bound": ("iddpm-fashion", "objective={kind: vlb, time: {kind: stratified, strata: 4, of: uniform}}"),
     "second-moment": ("iddpm-fashion", "objective.time=second-moment"),
     "discrete-ve": ("ncsn-fashion", "process={kind: discrete-ve, sigma_min: 0.01, sigma_max: 20, levels: 100}"),
@@ -55,6 +56,25 @@ FULL = {  # name: a recipe and changes, written out with every key
     "sequence-tasks": ("transformer-tasks",),
 }  # fmt: skip
 
+TRAINED = {  # recipes of which the first losses are recorded
+    **FIRST_MODELS,
+    **NEXT_MODELS,
+    "digits-bf16": (*FIRST_MODELS["digits"], "train.precision=bf16", "train.flip=true", "train.clip=0.5"),
+    "hybrid": (
+        "iddpm-fashion", *FEW, "data={kind: digits}", "shape=[1, 8, 8]", "network.channels=4", "network.groups=2",
+        "network.patch=1", "process.steps=50", "objective.time=second-moment",
+    ),
+    "framewise": (
+        *FIRST_MODELS["video"], "data.frames=[1, 4, 8]", "train.batching=buckets", "train.tokens=128",
+        "objective.ways={none: 1, first: 1, head: 1, tail: 1, both: 1, some: 1, own: 1}",
+    ),
+    "packed": (*FIRST_MODELS["video"], "data.frames=[1, 4, 8]", "train.batching=packed", "train.tokens=128"),
+    "classifier": ("classifier-digits", "network.widths=[4, 8]", "train.epochs=3"),
+    "classifier-noisy": (*FIRST_MODELS["classifier-noisy"], "train.epochs=5"),
+}  # fmt: skip
+UNSTEPPED = ("classifier", "classifier-noisy")  # recipes that count epochs
+LOSSES = 50
+
 
 def make_recipes() -> None:
     """The shipped recipes as they were, and recipes with every key written out."""
@@ -64,10 +84,15 @@ def make_recipes() -> None:
     full.mkdir()
     for name, words in FULL.items():
         (full / f"{name}.yaml").write_text(unveil("train", *words, "--print-config"))
+    trained = FILES / "recipes" / "trained"
+    trained.mkdir()
+    for name, words in TRAINED.items():
+        steps = () if name in UNSTEPPED else (f"train.steps={LOSSES}",)
+        (trained / f"{name}.yaml").write_text(unveil("train", *words, *steps, "--print-config"))
 
 
 def make_reports() -> None:
-    """Two reports that differ in the steps of the sampler, what they say beside each other, and other judges' reports."""
+    """Two reports that differ in the steps of the sampler, what they say together, and reports of other judges."""
     for name, steps in (("two-steps", 2), ("three-steps", 3)):
         unveil("evaluate", *DIGITS, "--set", f"sample.steps={steps}", "--out", f"reports/{name}")
     unveil("evaluate", "runs/autoencoder-kl", "--set", "evaluate.pictures=70", "--out", "reports/autoencoder")

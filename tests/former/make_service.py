@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import chdir
+from pathlib import Path
 
 from tests.former.command import FILES
+from unveil.service.catalog import RUNS, Catalog
 from unveil.service.inputs import FOLDER, Inputs
 from unveil.service.kinds import kinds, weighed
-from unveil.service.catalog import RUNS, Catalog
 from unveil.service.process import MADE
 from unveil.service.queue import Queue
 from unveil.service.results import Results
@@ -18,13 +20,18 @@ FEW = {"steps": 2}
 
 
 def make_service() -> None:
-    """Fills the queue through its own methods, works on a part of it, and closes it."""
-    folder = FILES / "service"
+    """Fills the queue through its own methods, works on a part of it, and closes it; all paths are relative."""
+    shutil.rmtree(FILES / "service", ignore_errors=True)
+    with chdir(FILES):
+        _filled(Path("service"))
+
+
+def _filled(folder: Path) -> None:
     queue, inputs = Queue(folder), Inputs(folder / FOLDER)
-    three = inputs.keep((FILES / "inputs/three.png").read_bytes()).name
-    mask = inputs.keep((FILES / "inputs/mask.png").read_bytes()).name
-    square = inputs.keep((FILES / "inputs/square.png").read_bytes()).name
-    red = inputs.keep((FILES / "inputs/red.mp4").read_bytes()).name
+    three = inputs.keep(Path("inputs/three.png").read_bytes()).name
+    mask = inputs.keep(Path("inputs/mask.png").read_bytes()).name
+    square = inputs.keep(Path("inputs/square.png").read_bytes()).name
+    red = inputs.keep(Path("inputs/red.mp4").read_bytes()).name
     digit = {"model": "ddpm-digits", "label": "3", "sampling": FEW}
     film = {"prompt": "a small red circle moves left", "frames": 4, "sampling": FEW}
     inpaint = {"verb": "inpaint", "picture": three, "mask": mask, "strength": 0.9}
@@ -57,7 +64,7 @@ def make_service() -> None:
     queue.cancel(ids["stopping"])
 
     waiting = {
-        "waits-sample": ("pictures", {**digit, "count": 2, "negative": None, "first": 1, "sampling": {"scale": 2.0, **FEW}}),
+        "waits-sample": ("pictures", {**digit, "count": 2, "first": 1, "sampling": {"scale": 2.0, **FEW}}),
         "waits-img2img": ("pictures", {**digit, "change": {"verb": "img2img", "picture": three}}),
         "waits-upscale": ("pictures", {**digit, "change": {"verb": "upscale", "picture": three, "factor": 2}}),
         "waits-ring": ("clips", {**film, "verb": "ring", "form": "gif"}),
@@ -77,7 +84,7 @@ def make_service() -> None:
     states = {name: _facts(queue, id) for name, id in ids.items()}
     queue.close()
     shutil.rmtree(folder / RUNS, ignore_errors=True)
-    (FILES / "jobs.json").write_text(json.dumps(states, indent=1, ensure_ascii=False) + "\n")
+    Path("jobs.json").write_text(json.dumps(states, indent=1, ensure_ascii=False) + "\n")
 
 
 def _facts(queue: Queue, id: str) -> dict[str, object]:

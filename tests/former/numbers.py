@@ -21,18 +21,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 import unveil
+from tests.former.command import FILES
 from tests.former.command import unveil as command
 from tests.former.environment import key
-from tests.former.make_models import FEW, FIRST_MODELS, NEXT_MODELS
 from unveil.core import grids
+from unveil.core.denoiser import Estimate
 from unveil.core.exploding import EDM, VE
 from unveil.core.flow import RectifiedFlow, RootShifted, Shifted
+from unveil.core.noise import Streams
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, Process, betas
-from unveil.core.samplers import SAMPLERS, Table
+from unveil.core.samplers import SAMPLERS, Table, run
 from unveil.core.sde import SubVP
-from unveil.train import classifier as classifiers
-from unveil.train import sequence as sequences
-from unveil.types import RecipeError
+from unveil.types import NonFinite, RecipeError, like
 
 FILE = Path(__file__).with_name("numbers.json")
 STEPS, SHOWN = 7, 4  # of each grid; numbers of a table that are written out at each end
@@ -52,24 +52,7 @@ PROCESSES: dict[str, Process] = {
     "root-shifted-flow": RootShifted(FLOW, 4.0, 16 * 32 * 32).sized((8, 16, 16)),
 }
 GRIDS = {**grids.GRIDS, **grids.SCHEDULED}
-TRAINED: dict[str, tuple[str, ...]] = {
-    **{name: FIRST_MODELS[name] for name in ("digits", "autoencoder-kl", "autoencoder-vq", "autoencoder-video", "words")},
-    **{name: FIRST_MODELS[name] for name in ("captioner", "sequence", "video")},
-    **NEXT_MODELS,
-    "digits-bf16": (*FIRST_MODELS["digits"], "train.precision=bf16", "train.flip=true", "train.clip=0.5"),
-    "hybrid": (
-        "iddpm-fashion", *FEW, "data={kind: digits}", "shape=[1, 8, 8]", "network.channels=4", "network.groups=2",
-        "network.patch=1", "process.steps=50", "objective.time=second-moment",
-    ),
-    "framewise": (
-        *FIRST_MODELS["video"], "data.frames=[1, 4, 8]", "train.batching=buckets", "train.tokens=128",
-        "objective.ways={none: 1, first: 1, head: 1, tail: 1, both: 1, some: 1, own: 1}",
-    ),
-    "packed": (*FIRST_MODELS["video"], "data.frames=[1, 4, 8]", "train.batching=packed", "train.tokens=128"),
-    "classifier": ("classifier-digits", "network.widths=[4, 8]", "train.epochs=3"),
-    "classifier-noisy": (*FIRST_MODELS["classifier-noisy"], "train.epochs=5"),
-}  # fmt: skip
-UNSTEPPED = ("classifier", "classifier-noisy")  # recipes that count epochs
+TRAINED = sorted(path.stem for path in (FILES / "recipes" / "trained").glob("*.yaml"))
 PROMPTS = {"prompt": ["a small red circle moves left", "a large blue square on green"]}
 SAMPLED: dict[str, tuple[str, dict[str, Any]]] = {
     "digits": ("ddpm-digits", {"raw": {"label": [3, 7]}, "steps": 4}),
@@ -98,13 +81,13 @@ def tables() -> dict[str, Any]:
         shown: dict[str, list[float]] = {}
         for grid_name, build in GRIDS.items():
             whole = hashlib.sha256()
-            grid, levels = _tried(lambda build=build: build(process, STEPS)), [math.nan]
+            grid, levels = _tried(build, process, STEPS), [math.nan]
             if grid is not None:
                 levels = [number for level in grid for number in _numbers(level)]
             whole.update(_bytes(levels))
             for name, sampler in SAMPLERS.items():
-                plan = None if grid is None else _tried(lambda sampler=sampler: sampler.plan(grid))
-                numbers = list(_row_numbers(plan)) if isinstance(plan, Table) else [math.nan]
+                plan = None if grid is None else _tried(sampler.plan, grid)
+                numbers = [math.nan] if plan is None else list(_plan_numbers(plan, grid))
                 packed = _bytes(numbers)
                 hashes[name].update(packed)
                 whole.update(packed)
@@ -116,18 +99,30 @@ def tables() -> dict[str, Any]:
     return found
 
 
-def _tried(build: Callable[[], Any]) -> Any:
+def _tried(build: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     """What is built, or None where it is refused."""
     try:
-        return build()
-    except RecipeError:
+        return build(*arguments, **named)
+    except (RecipeError, NonFinite):
         return None
 
 
-def _row_numbers(table: Table) -> Iterator[float]:
-    yield from (len(table), table.of == "x0")
-    for row in table.rows:
-        yield from _numbers(row)
+def _plan_numbers(plan: Any, grid: Any) -> Iterator[float]:
+    """Of a table its rows; of a plan that chooses its steps as it goes, what it makes of fixed noise."""
+    if isinstance(plan, Table):
+        yield from (len(plan), plan.of == "x0")
+        for row in plan.rows:
+            yield from _numbers(row)
+        return
+    x = torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None]
+    streams = Streams(3, range(5))
+    yield from _numbers(_tried(run, plan, _step, grid.start(x), noise=streams.bind((1,))))
+
+
+def _step(x: torch.Tensor, level: Any) -> Estimate:
+    """The exact denoiser of Gaussian data of deviation 1/2."""
+    gain = 0.25 * level.alpha / (0.25 * level.alpha**2 + level.sigma**2)
+    return Estimate.of_x0(like(gain, x) * x, x, level)
 
 
 def _numbers(value: Any) -> Iterator[float]:
@@ -155,11 +150,11 @@ def _bytes(numbers: Iterable[float]) -> bytes:
 
 def losses() -> dict[str, list[str]]:
     """The first losses of each recipe, hexadecimal."""
-    return {name: list(_losses(name, *words)) for name, words in TRAINED.items()}
+    return {name: losses_of(name) for name in TRAINED}
 
 
-def _losses(name: str, *words: str) -> Iterator[str]:
-    """Every number that is differentiated while a recipe is trained."""
+def losses_of(name: str) -> list[str]:
+    """The first numbers that are differentiated while a recipe is trained, hexadecimal."""
     seen: list[float] = []
     plain = torch.Tensor.backward
 
@@ -167,14 +162,13 @@ def _losses(name: str, *words: str) -> Iterator[str]:
         seen.append(float(self.detach()))
         return plain(self, *arguments, **named)
 
-    steps = () if name in UNSTEPPED else (f"train.steps={LOSSES}",)
     torch.Tensor.backward = backward  # type: ignore[assignment, method-assign]
     try:
         with TemporaryDirectory() as scratch:
-            command("train", *words, *steps, "--run", f"{scratch}/run", "--quiet")
+            command("train", f"recipes/trained/{name}.yaml", "--run", f"{scratch}/run", "--quiet")
     finally:
         torch.Tensor.backward = plain  # type: ignore[method-assign]
-    return (loss.hex() for loss in seen[:LOSSES])
+    return [loss.hex() for loss in seen[:LOSSES]]
 
 
 # ---------------------------------------------------------------------- samples
