@@ -46,6 +46,7 @@ def test_the_tables_are_the_same_as_they_were(what):
         assert_near(now[name][1], then[name][1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", numbers.TRAINED)
 def test_the_first_losses_are_the_same_as_they_were(name):
     now, then = numbers.losses_of(name), STORED["losses"][name]
