@@ -36,6 +36,7 @@ def assert_near(now: list[float], then: list[float]) -> None:
             assert str(one) == str(other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["samplers", "grids"])
 def test_the_tables_are_the_same_as_they_were(what):
     now, then = tables()[what], STORED_TABLES[what]
