@@ -1,0 +1,147 @@
+"""Files of the time before the renames are read, and give what they gave; see README.md."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.former.command import FILES, run_end, today, unveil
+from tests.former.environment import key
+from tests.former.outputs import tensors, texts
+from tests.former.pixels import pixels_sha256
+from unveil.evaluate.report import Report, compare
+
+OUTPUTS = json.loads((FILES / "outputs.json").read_text())
+INDEX = json.loads((FILES / "index.json").read_text())
+SAME = OUTPUTS["key"] == key()  # bits can be expected
+RECIPES = sorted(str(path.relative_to(FILES)) for path in FILES.glob("recipes/*/*.yaml"))
+SHIPPED = [path for path in RECIPES if "/shipped/" in path]
+GALLERY = sorted(str(path.relative_to(FILES)) for path in FILES.glob("service/made/*/seed*.png"))
+
+
+@pytest.fixture(scope="module")
+def given(files: Path) -> dict[str, torch.Tensor]:
+    return tensors(files)
+
+
+@pytest.mark.parametrize("name", sorted(load_file(FILES / "outputs.safetensors")))
+def test_a_model_gives_the_numbers_that_it_gave(given, name):
+    before = load_file(FILES / "outputs.safetensors")[name]
+    assert torch.equal(given[name], before) if SAME else torch.allclose(given[name], before, rtol=1e-5, atol=1e-5)
+
+
+def test_a_captioner_and_a_sequence_model_write_what_they_wrote(files):
+    written = texts(files)
+    assert len(written["captions"]) == len(OUTPUTS["captions"])
+    assert not SAME or written == {name: OUTPUTS[name] for name in ("captions", "texts")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["stopped", "stopped-captioner"])
+def test_a_run_that_was_stopped_goes_on_and_ends_as_one_that_was_not(files, name):
+    run, expected = f"runs/{name}", json.loads((FILES / "ends.json").read_text())[name]
+    shutil.copy(files / run / "recipe.yaml", files / f"{name}.yaml")
+    unveil("train", run, "--quiet", folder=files)
+    unveil("train", f"{name}.yaml", "--run", f"whole/{name}", "--quiet", folder=files)
+    resumed, whole = run_end(files / run), run_end(files / "whole" / name)
+    assert resumed["weights"] == whole["weights"]
+    assert resumed["losses"] == whole["losses"]
+    if SAME:
+        assert sorted(whole["weights"].values()) == sorted(expected["weights"].values())
+        assert whole["losses"] == expected["losses"]
+    else:
+        losses = [[float.fromhex(loss) for _, loss in each["losses"]] for each in (whole, expected)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("entry", [one for one in INDEX if one["regenerates"]], ids=lambda one: one["file"])
+def test_an_image_or_a_video_is_made_again(files, entry):
+    assert pixels_sha256(files / entry["file"]) == entry["pixels"] or not SAME
+    again = files / "again"
+    shutil.rmtree(again, ignore_errors=True)
+    again.mkdir()
+    unveil(*today(entry["again"]), folder=files)
+    made = again / entry["file"].rsplit("/", 1)[1]
+    assert made.exists()
+    assert not SAME or pixels_sha256(made) == entry["pixels"]
+
+
+@pytest.mark.parametrize("file", GALLERY)
+def test_an_image_of_the_gallery_is_made_again(files, file):
+    out = files / "from-gallery" / Path(file).name
+    out.parent.mkdir(exist_ok=True)
+    unveil("sample", "--like", file, "--out", out, "--force", folder=files)
+    assert not SAME or pixels_sha256(out) == pixels_sha256(files / file)
+
+
+@pytest.mark.parametrize("model", sorted(path.name for path in (FILES / "models").iterdir()))
+def test_a_model_folder_is_inspected(files, model):
+    assert unveil("inspect", "model", f"models/{model}", "--json", folder=files)
+
+
+@pytest.mark.parametrize("lora", ["additions/lora.safetensors", "additions/kohya.safetensors", "runs/lora"])
+def test_a_lora_is_inspected(files, lora):
+    assert unveil("lora", "inspect", lora, "--model", "models/digits", "--json", folder=files)
+
+
+# ---------------------------------------------------------------------- recipes
+
+
+def numbers(value: Any) -> Counter[float]:
+    """How often each number occurs in nested lists and maps, whatever the keys are."""
+    if isinstance(value, dict):
+        return sum((numbers(one) for one in value.values()), Counter())
+    if isinstance(value, list):
+        return sum((numbers(one) for one in value), Counter())
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return Counter([float(value)] if is_number else [])
+
+
+def resolved(files: Path, recipe: str) -> dict[str, Any]:
+    return json.loads(unveil("train", recipe, "--print-config", "--json", folder=files))
+
+
+@pytest.mark.parametrize("recipe", [path for path in RECIPES if path not in SHIPPED])
+def test_a_recipe_is_read_with_all_its_numbers(files, recipe):
+    written = yaml.safe_load((files / recipe).read_text())
+    missing = numbers(written) - numbers(resolved(files, recipe))
+    assert not missing
+
+
+@pytest.mark.parametrize("recipe", SHIPPED)
+def test_a_copy_of_a_shipped_recipe_is_the_shipped_one(files, recipe):
+    assert resolved(files, recipe) == resolved(files, Path(recipe).stem)
+
+
+# ---------------------------------------------------------------------- reports
+
+
+def test_two_reports_compare_as_they_did(files):
+    first, second = (Report.load(files / "reports" / name) for name in ("two-steps", "three-steps"))
+    changes = compare(first, second, varying=["sampling.steps"])
+    expected = json.loads((FILES / "reports/compared.json").read_text())
+    assert [list(change)[1:] for change in changes] == [change[1:] for change in expected]
+
+
+@pytest.mark.parametrize("name", ["two-steps", "three-steps", "autoencoder", "captioner", "video"])
+def test_a_report_is_read(files, name):
+    stored = json.loads((FILES / "reports" / name / "report.json").read_text())
+    read = json.loads(json.dumps(Report.load(files / "reports" / name).results))
+    assert numbers(read) == numbers(stored["results"])
+
+
+@pytest.mark.slow
+def test_a_report_of_today_compares_with_one_of_then(files):
+    words = ("--recipe", "ddpm-digits", "--samples", 20, "--set", "evaluate.floor_splits=2", "--set", "sample.steps=2")
+    unveil("evaluate", "ddpm-digits", *words, "--out", "today", "--quiet", folder=files)
+    changes = compare(Report.load(files / "reports" / "two-steps"), Report.load(files / "today"))
+    assert len(changes) == len(json.loads((FILES / "reports/compared.json").read_text()))
+    assert not SAME or all(change[1] == change[2] for change in changes)

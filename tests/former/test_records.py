@@ -1,0 +1,77 @@
+"""Jobs, studies and claims of the time before the renames are listed, done and shown; see README.md."""
+
+from __future__ import annotations
+
+import json
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.former.command import FILES, unveil
+from unveil.service.kinds import kinds
+from unveil.service.process import MADE
+from unveil.service.queue import Queue
+from unveil.service.results import Results
+from unveil.service.worker import Worker
+from unveil.study.page import page
+
+JOBS: dict[str, Any] = json.loads((FILES / "jobs.json").read_text())
+NEEDS_WHAT_IS_NOT_THERE = ("waits-convert", "waits-caption")
+
+
+def with_state(*states: str) -> list[str]:
+    return [name for name, job in JOBS.items() if job["state"] in states]
+
+
+@pytest.fixture(scope="module")
+def queue(files: Path):
+    opened = Queue(files / "service")
+    yield opened
+    opened.close()
+
+
+def test_every_job_is_listed_in_its_state(queue):
+    listed = {job.id: job for job in queue.jobs()}
+    assert {id: job.state for id, job in listed.items()} == {job["id"]: job["state"] for job in JOBS.values()}
+    for job in JOBS.values():
+        assert list(listed[job["id"]].outputs) == job["outputs"]
+        assert listed[job["id"]].error == job["error"]
+
+
+def test_what_jobs_made_is_listed_from_their_folders(files):
+    made = {job.id: list(job.outputs) for job in Results(files / "service" / MADE).all()}
+    assert made == {job["id"]: job["outputs"] for job in JOBS.values() if job["state"] == "completed"}
+
+
+@pytest.mark.slow
+def test_jobs_that_waited_or_ran_are_done_or_say_why_not(queue, files):
+    queue.recover()
+    with chdir(files):
+        worker = Worker("now", queue, Results(Path("service") / MADE), kinds(Path("service"), "cpu"))
+        while worker.one():
+            pass
+    found = {name: queue.get(JOBS[name]["id"]) for name in with_state("queued", "running")}
+    for name, job in found.items():
+        if name in NEEDS_WHAT_IS_NOT_THERE:
+            assert (job.state, bool(job.error)) == ("failed", True), name
+        elif name == "stopping":
+            assert job.state == "cancelled"
+        else:
+            assert (job.state, job.error) == ("completed", None), name
+
+
+@pytest.mark.parametrize("name", ["ddim-steps"])
+def test_the_page_of_a_claim_is_made_from_its_record(name):
+    record = json.loads((FILES / "claims" / f"{name}.json").read_text())
+    shown = page(record)
+    assert record["claim"][1:] in shown
+    assert record["verdict"] in shown
+
+
+@pytest.mark.slow
+def test_a_study_is_shown_beside_one_of_then(files):
+    words = ("--task", "loop", "--quick", "--beside", "studies/video.json", "--out", "beside", "--quiet")
+    unveil("study", "video", "playground-video", *words, folder=files)
+    assert (files / "beside" / "video.json").exists()
