@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
-from unveil.app.cli import run
+from unveil.cli.commands import run
 
 FILES = Path(__file__).parent / "files"
 RENAMED: dict[str, str] = {}  # words of the command lines in index.json, as they are written today

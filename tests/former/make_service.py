@@ -7,7 +7,6 @@ import shutil
 from contextlib import chdir
 from pathlib import Path
 
-from tests.former.command import FILES
 from unveil.service.catalog import RUNS, Catalog
 from unveil.service.inputs import FOLDER, Inputs
 from unveil.service.kinds import kinds, weighed
@@ -15,6 +14,8 @@ from unveil.service.process import MADE
 from unveil.service.queue import Queue
 from unveil.service.results import Results
 from unveil.service.worker import Worker
+
+from tests.former.command import FILES
 
 FEW = {"steps": 2}
 

@@ -24,14 +24,14 @@ import unveil
 from tests.former.command import FILES
 from tests.former.command import unveil as command
 from tests.former.environment import key
-from unveil.core import grids
+from unveil.core import schedules as grids
 from unveil.core.denoiser import Estimate
-from unveil.core.exploding import EDM, VE
 from unveil.core.flow import RectifiedFlow, RootShifted, Shifted
-from unveil.core.noise import Streams
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, Process, betas
+from unveil.core.rng import Streams
 from unveil.core.samplers import SAMPLERS, Table, run
 from unveil.core.sde import SubVP
+from unveil.core.ve import EDM, VE
 from unveil.types import NonFinite, RecipeError, like
 
 FILE = Path(__file__).with_name("numbers.json")

@@ -12,8 +12,8 @@ from torch import Tensor
 
 import unveil
 from tests.former.command import unveil as command
-from unveil.checkpoints.ours import load_codec
 from unveil.evaluate.features import read_classifier
+from unveil.model.model_folder import load_codec
 
 DRAWN: dict[str, dict[str, Any]] = {
     "digits": {"raw": {"label": [3, 7]}, "steps": 4},

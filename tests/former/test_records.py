@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from tests.former.command import FILES, unveil
-from unveil.service.kinds import kinds
-from unveil.service.process import MADE
-from unveil.service.queue import Queue
-from unveil.service.results import Results
-from unveil.service.worker import Worker
-from unveil.study.page import page
+from unveil.reproduce.claim_page import page
+from unveil.server.jobs.job_types import kinds
+from unveil.server.jobs.outputs import Results
+from unveil.server.jobs.queue import Queue
+from unveil.server.jobs.worker import Worker
+from unveil.server.jobs.worker_main import MADE
 
 JOBS: dict[str, Any] = json.loads((FILES / "jobs.json").read_text())
 NEEDS_WHAT_IS_NOT_THERE = ("waits-convert", "waits-caption")
