@@ -81,6 +81,7 @@ def page(browser: Any, studio: Server) -> Iterator[Any]:
     found.on("pageerror", lambda problem: faults.append(str(problem)))
     opened(found, studio, "en")
     yield found
+    settled(found)
     with_new.close()
     assert not faults, faults
 
@@ -89,6 +90,16 @@ def opened(page: Any, studio: Server, language: str) -> None:
     """Opens the page and waits until it can be used."""
     page.goto(f"http://127.0.0.1:{studio.port}/{language}/")
     page.wait_for_selector("#picture-go")
+
+
+def settled(page: Any) -> None:
+    """Waits until every image editor that is seen has been laid out.
+
+    Gradio's editor begins its canvas when it appears and has it some time later; taken away in between, by another
+    choice or with the page, it looks for the canvas of nothing and raises.
+    """
+    laid_out = "one => one.offsetParent === null || one.querySelector('canvas')"
+    page.wait_for_function(f"[...document.querySelectorAll('[id$=-editor]')].every({laid_out})")
 
 
 def chosen(page: Any, tab: str) -> None:
