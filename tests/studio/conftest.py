@@ -28,6 +28,8 @@ _LEFT += ("ignore:The copy keyword is deprecated.*",)
 LEFT = [pytest.mark.filterwarnings(one) for one in _LEFT]
 MARKS = [pytest.mark.slow, *LEFT]
 LONG_MS = 90_000
+# Gradio's image editor asks for its canvas while the page is taken away; before that it is a fault as any other.
+LEAVING = "Cannot read properties of undefined (reading 'canvas')"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,8 +84,10 @@ def page(browser: Any, studio: Server) -> Iterator[Any]:
     opened(found, studio, "en")
     yield found
     settled(found)
+    before = len(faults)
     with_new.close()
-    assert not faults, faults
+    left = [fault for number, fault in enumerate(faults) if number < before or LEAVING not in fault]
+    assert not left, left
 
 
 def opened(page: Any, studio: Server, language: str) -> None:
