@@ -12,7 +12,7 @@ pytest.importorskip("gradio")
 pytest.importorskip("av")
 
 from tests.server.http.conftest import Server
-from tests.studio.conftest import MARKS, another, begun, chosen, ended, painted
+from tests.studio.conftest import MARKS, another, begun, chosen, ended, painted, settled
 from unveil.cli.video_inputs import decoded
 
 pytestmark = MARKS
@@ -135,8 +135,7 @@ def test_a_clip_that_is_made_larger_is_made_anew_as_little_as_is_usual(page: Any
     for verb, value in (("Edit", "0.7"), ("Larger", "0.3")):
         verbs.get_by_label(verb, exact=True).check()
         slider.wait_for()
-        if verb == "Edit":  # Gradio's editor complains when it is hidden before it is there
-            page.locator("#video-editor canvas").first.wait_for()
+        settled(page)
         page.wait_for_function(
             "told => document.querySelector('#video-strength input[type=number]').value == told", arg=value
         )

@@ -10,7 +10,7 @@ pytest.importorskip("gradio")
 
 import gradio as gr
 
-from tests.studio.conftest import MARKS, chosen
+from tests.studio.conftest import MARKS, chosen, settled
 from tests.studio.test_tabs import Laid, client, laid
 from unveil.cli import video as commands
 from unveil.server.jobs.image_job import Change
@@ -98,6 +98,11 @@ def test_who_chooses_a_verb_is_shown_its_usual_value(page: Any, tab: str, usual:
         told = "at => document.querySelector(at[0] + ' input[type=number]').value == at[1]"
         page.wait_for_function(told, arg=[f"#{tab}-strength", f"{value:g}"])
 
+    def drawn(verb: str) -> None:
+        if verb in ("inpaint", "edit"):  # its editor comes, and may go once it is laid out
+            page.locator(f"#{tab}-editor canvas").first.wait_for()
+        settled(page)
+
     for first in called:
         for verb, words in ((first, called[first]), *called.items()):
             verbs.get_by_label(words, exact=True).check()
@@ -105,11 +110,13 @@ def test_who_chooses_a_verb_is_shown_its_usual_value(page: Any, tab: str, usual:
                 page.get_by_label("one becomes the other").check()
             slider.wait_for()
             at(usual[verb])
+            drawn(verb)
     slider.fill("0.45")
     slider.press("Tab")
-    for words in called.values():
+    for verb, words in called.items():
         verbs.get_by_label(words, exact=True).check()
         at(0.45)  # a hand has moved it
+        drawn(verb)
 
 
 def test_a_picture_that_was_made_is_edited_with_the_usual_value(laid: Laid, monkeypatch: pytest.MonkeyPatch):
