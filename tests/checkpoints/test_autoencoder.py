@@ -102,7 +102,7 @@ def test_attention_of_diffusers_old_files_has_other_names(tmp_path):
 
 
 def theirs_kl(**changes: Any) -> Any:
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL as DiffusersKL
 
     settings: dict[str, Any] = {
         "block_out_channels": (32, 64),
@@ -111,7 +111,7 @@ def theirs_kl(**changes: Any) -> Any:
         "norm_num_groups": 16,
         "scaling_factor": 0.5,
     }
-    return shaken(AutoencoderKL(**settings | changes))
+    return shaken(DiffusersKL(**settings | changes))
 
 
 @torch.no_grad()
@@ -125,7 +125,7 @@ def theirs_kl(**changes: Any) -> Any:
     ],
 )  # fmt: skip
 def test_diffusers_autoencoder_kl_gives_the_same_and_opens_what_is_written(tmp_path, changes):
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL as DiffusersKL
 
     theirs: Any = theirs_kl(**changes)
     theirs.save_pretrained(tmp_path / "pipeline" / "vae")
@@ -144,7 +144,7 @@ def test_diffusers_autoencoder_kl_gives_the_same_and_opens_what_is_written(tmp_p
         latents = (z - (config.shift_factor or 0.0)) * config.scaling_factor
     torch.testing.assert_close(read.encode(pixels, noise), latents, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(read.decode(latents), theirs.decode(z).sample, rtol=1e-4, atol=1e-4)
-    back = AutoencoderKL.from_pretrained(diffusers_autoencoder.write(read, tmp_path / "ours"))
+    back = DiffusersKL.from_pretrained(diffusers_autoencoder.write(read, tmp_path / "ours"))
     state: dict[str, Tensor] = back.state_dict()  # type: ignore[union-attr]
     assert state.keys() == theirs.state_dict().keys()
     assert all(torch.equal(state[key], tensor) for key, tensor in theirs.state_dict().items())
@@ -157,9 +157,9 @@ def test_diffusers_autoencoder_kl_gives_the_same_and_opens_what_is_written(tmp_p
 
 @torch.no_grad()
 def test_diffusers_vq_model_gives_the_same_and_opens_what_is_written(tmp_path):
-    from diffusers import VQModel
+    from diffusers import VQModel as DiffusersVQ
 
-    theirs: Any = shaken(VQModel(
+    theirs: Any = shaken(DiffusersVQ(
         block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2, num_vq_embeddings=24, vq_embed_dim=2, scaling_factor=1.0,
     ))  # fmt: skip
@@ -170,7 +170,7 @@ def test_diffusers_vq_model_gives_the_same_and_opens_what_is_written(tmp_path):
     latents = read.encode(pixels)
     torch.testing.assert_close(latents, theirs.encode(pixels).latents, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(read.decode(latents), theirs.decode(latents).sample, rtol=1e-4, atol=1e-4)
-    back: Any = VQModel.from_pretrained(diffusers_autoencoder.write(read, tmp_path / "ours"))
+    back: Any = DiffusersVQ.from_pretrained(diffusers_autoencoder.write(read, tmp_path / "ours"))
     assert all(torch.equal(back.state_dict()[key], tensor) for key, tensor in theirs.state_dict().items())
 
 

@@ -61,7 +61,9 @@ def test_a_file_of_edm_is_a_model_with_its_preconditioning_and_sampler(name, tmp
     assert (how.sampler, how.steps, how.grid, how.clip) == ("heun", steps, "karras", "none")
     assert how.options.get("s_churn") == churn
     low, high = how.levels(model.process)[-2].sigma, how.levels(model.process)[0].sigma
-    known = {"VP": 0.010486, "VE": 0.02, "IDDPM": 0.0064254}.get(type(prediction).__name__, 0.002)
+    known = {"VPPreconditioning": 0.010486, "VEPreconditioning": 0.02, "IDDPMPreconditioning": 0.0064254}.get(
+        type(prediction).__name__, 0.002
+    )
     assert (low, high) == (pytest.approx(known, rel=1e-4), pytest.approx(80))
     sample = model.generate(raw={"label": 4}, seed=0, steps=2)
     assert sample.shape == (1, 3, 32, 32)

@@ -447,7 +447,9 @@ def test_a_vocabulary_of_its_own_goes_with_the_model(tmp_path):
 def test_weights_of_another_encoder_are_refused(tmp_path):
     folder, _ = clip_folder(tmp_path)
     other = {"kind": "clip", **asdict(replace(CLIP, depth=2))}
-    with pytest.raises(WeightsError, match=r"prompt: the weights are of ClipConfig\(.*depth=3.*but the recipe says"):
+    with pytest.raises(
+        WeightsError, match=r"prompt: the weights are of CLIPEncoderConfig\(.*depth=3.*but the recipe says"
+    ):
         text_encoder_loader.fill(unveil.build(model_config(weights=str(folder), encoder=other)))
 
 

@@ -105,7 +105,7 @@ def test_every_sampler_and_one_call_or_two_give_the_same_control(model: Model, m
     asked = {"label": 1, "edges": pictures(count=1)}
     samples = {}
     for together in (True, False):
-        monkeypatch.setattr("unveil.core.guidance.together", lambda *_, together=together: together)
+        monkeypatch.setattr("unveil.core.guidance.should_batch", lambda *_, together=together: together)
         for sampler in ("ddim", "heun", "dpmpp-2m"):
             samples[sampler, together] = model.generate(raw=asked, scale=3.0, sampler=sampler, clip="static")
     for sampler in ("ddim", "heun", "dpmpp-2m"):

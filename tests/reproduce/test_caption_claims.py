@@ -46,7 +46,7 @@ def test_recaptions_are_judged_by_raw_and_by_true_ones(
         asked.append(seed)
         return RecaptionedVideos(Path("told.jsonl"), 0.9)
 
-    monkeypatch.setattr(caption_claims, "recaptioned", told)
+    monkeypatch.setattr(caption_claims, "recaption", told)
     found = caption_claims._recaptioned(staged(monkeypatch, tmp_path, fault))
     first = [one for one in found.comparisons if one.primary]
     assert [one.verdict for one in first] == [against, behind]

@@ -218,7 +218,7 @@ def staged(
     def judged(bench: ExperimentContext, pixels: Tensor) -> ScoredSamples:
         return ScoredSamples(pixels, Fidelity(0.0, 0.0, 1.0, float((pixels - clean).abs().mean())))
 
-    monkeypatch.setattr("unveil.reproduce.experiment.follow", played)
+    monkeypatch.setattr("unveil.reproduce.experiment.train_and_track", played)
     monkeypatch.setattr("unveil.reproduce.fidelity.score_pixels", judged)
     return ExperimentContext(scale, tmp_path, QUIET)
 

@@ -109,7 +109,7 @@ def test_the_quick_form_makes_a_page_of_networks_that_nobody_trained(
     name: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """All but the training of the arms, of which there are three loops: see REAL."""
-    monkeypatch.setattr(runner, "Bench", Untrained)
+    monkeypatch.setattr(runner, "ExperimentContext", Untrained)
     record = reproduce(name, quick=True, out=tmp_path, console=QUIET, cache=cache)
     whole(name, record, tmp_path, cache)
 

@@ -187,7 +187,7 @@ def staged(
         model.off = 4 * fault(arm)
         return TrainingHistory(model, points, pixels, losses, 0.0, kept=False)
 
-    monkeypatch.setattr(experiment, "follow", played)
+    monkeypatch.setattr(experiment, "train_and_track", played)
     return ExperimentContext(replace(FEW, pictures=20), tmp_path, QUIET)
 
 

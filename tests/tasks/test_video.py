@@ -146,7 +146,7 @@ def test_windows_of_latents_begin_where_latents_do_and_are_cut_at_the_end():
 def test_each_window_goes_on_from_the_one_before(direction: Any, monkeypatch: pytest.MonkeyPatch):
     model, known = tiny_clips(), []
     plain = long_video.conditioned_generation
-    monkeypatch.setattr(long_video, "holding", lambda *given: known.append(given[1]) or plain(*given))
+    monkeypatch.setattr(long_video, "conditioned_generation", lambda *given: known.append(given[1]) or plain(*given))
     made = concat_chunks(generate_long_video(model, request(), VideoSpec(9, overlap=2, direction=direction)))
     there = [(one.until.flatten() == 0).nonzero().flatten().tolist() for one in known]
     shared = [0, 1, 2] if direction == "forward" else [2, 3, 4]  # windows at 0, 2 and 4
@@ -302,7 +302,9 @@ def test_clips_of_another_size_are_held_and_moved_by_the_levels_of_their_own_siz
     used: list[Any] = []
     real = inverse.per_token_conditioning
     monkeypatch.setattr(
-        inverse, "held", lambda step, process, *rest: used.append(process) or real(step, process, *rest)
+        inverse,
+        "per_token_conditioning",
+        lambda step, process, *rest: used.append(process) or real(step, process, *rest),
     )
     for size in (8, 16):
         clip = functional.interpolate(given.float(), (5, size, size)).to(torch.uint8)

@@ -15,7 +15,7 @@ import torch
 from tests.train import tiny
 from unveil.checkpoints import inspection
 from unveil.core.objective import DiffusionLoss, LossOutput
-from unveil.io.safetensors_io import read_tensors
+from unveil.io.safetensors_io import read_tensors, require_finite
 from unveil.model import checkpoint_store, model_folder
 from unveil.train import callbacks, metrics_logger, state
 from unveil.train.data_order import EpochShuffle
@@ -109,7 +109,7 @@ def test_a_naive_loop_keeps_the_nan(tmp_path):
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     with pytest.raises(NonFinite, match=r"the model holds numbers that are not finite \(denoiser.network.enter.weight"):
-        model_folder.require_finite(dict(model.named_parameters()), "the model")
+        require_finite(dict(model.named_parameters()), "the model")
 
 
 def test_nan_in_the_data_names_its_examples(tmp_path, caplog):
