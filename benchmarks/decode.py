@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unveil.autoencoders import KL, KLConfig
+from unveil.autoencoders import AutoencoderKL, AutoencoderKLConfig
 from unveil.checkpoints import diffusers_autoencoder
 from unveil.core.denoiser import Denoiser
 from unveil.core.process import CosineVP
@@ -38,7 +38,7 @@ SCALE = 0.18215
 def written(folder: Path) -> Path:
     """Stable Diffusion's autoencoder with random weights, as diffusers' folder."""
     torch.manual_seed(0)
-    config = KLConfig(
+    config = AutoencoderKLConfig(
         in_channels=3,
         out_channels=3,
         channels=128,
@@ -48,7 +48,7 @@ def written(folder: Path) -> Path:
         latent_channels=4,
         scale=SCALE,
     )
-    return diffusers_autoencoder.write(KL(config), folder)
+    return diffusers_autoencoder.write(AutoencoderKL(config), folder)
 
 
 def latent(side: int) -> Tensor:

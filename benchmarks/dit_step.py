@@ -52,18 +52,18 @@ def ours(*, bf16: bool) -> dict[str, float]:
     """Our parts as training puts them together: objective with its own streams, fused AdamW, joint EMA."""
     from unveil.conditioning.class_label import Label
     from unveil.core.denoiser import Denoiser
-    from unveil.core.objective import Diffusion
+    from unveil.core.objective import DiffusionLoss
     from unveil.core.process import DiscreteVP, betas
-    from unveil.core.rng import Streams
+    from unveil.core.rng import SampleRNG
     from unveil.nn.dit import DiT
-    from unveil.nn.dit_config import named
+    from unveil.nn.dit_config import get_preset
 
     torch.manual_seed(0)
-    network = DiT(named("dit-s-4", in_channels=4, out_channels=4, size=SIZE))
+    network = DiT(get_preset("dit-s-4", in_channels=4, out_channels=4, size=SIZE))
     label = Label(CLASSES, network.vector_dim, drop=0.1)
     denoiser = Denoiser(network, DiscreteVP(betas("linear", STEPS))).train()
     parts = nn.ModuleList([denoiser, label])
-    parameters, objective = list(parts.parameters()), Diffusion()
+    parameters, objective = list(parts.parameters()), DiffusionLoss()
     total = sum(p.numel() for p in parameters)
     assert total == PARAMETERS, f"{total} parameters: not DiT-S/4"
     averages = [p.detach().clone() for p in parameters]
@@ -72,7 +72,7 @@ def ours(*, bf16: bool) -> dict[str, float]:
 
     def loss() -> Tensor:
         step = next(steps)
-        streams = Streams(0, range(step * BATCH, (step + 1) * BATCH))
+        streams = SampleRNG(0, range(step * BATCH, (step + 1) * BATCH))
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             return objective(denoiser, x0, label.encode(labels), streams, step).value
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from unveil.model import Model
 from unveil.nn import cpu_kernels
 from unveil.nn.dit import DiT
-from unveil.nn.dit_config import named
+from unveil.nn.dit_config import get_preset
 
 STEPS = 5
 
@@ -65,7 +65,7 @@ def no_order() -> None:
 def weights() -> list[torch.nn.Parameter]:
     """DiT-S/4's, with gradients."""
     torch.manual_seed(0)
-    parameters = list(DiT(named("dit-s-4")).parameters())
+    parameters = list(DiT(get_preset("dit-s-4")).parameters())
     for parameter in parameters:
         parameter.grad = torch.randn_like(parameter)
     return parameters

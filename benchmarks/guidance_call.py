@@ -12,7 +12,7 @@ import harness
 import torch
 
 from unveil.core import guidance, samplers, schedules
-from unveil.core.rng import START, Streams
+from unveil.core.rng import START, SampleRNG
 from unveil.model import build
 from unveil.model.config import Recipe, load_recipe
 
@@ -31,11 +31,13 @@ def timed(batched: bool, batch: int) -> Callable[[], dict[str, float]]:
         assert condition is not None
         assert null is not None
         steps = (
-            guidance.batched(model.denoiser, condition, null) if batched else [model.step(condition), model.step(null)]
+            guidance.batch_cond_uncond(model.denoiser, condition, null)
+            if batched
+            else [model.step(condition), model.step(null)]
         )
         guided = guidance.cfg(steps[0], steps[1], 3.0)
         grid = schedules.uniform(model.process, STEPS)
-        x = grid.start(Streams(0, range(batch)).normal(model.shape, START))
+        x = grid.start(SampleRNG(0, range(batch)).normal(model.shape, START))
         plan = samplers.ddim(grid)
         return harness.measure(lambda: samplers.run(plan, guided, x), repeats=6)
 

@@ -19,19 +19,19 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from unveil import data
-from unveil.autoencoders import KL, KLConfig
+from unveil.autoencoders import AutoencoderKL, AutoencoderKLConfig
 from unveil.core.denoiser import Denoiser
-from unveil.core.objective import Diffusion
+from unveil.core.objective import DiffusionLoss
 from unveil.core.process import DiscreteVP, betas
-from unveil.core.rng import Streams
+from unveil.core.rng import SampleRNG
 from unveil.data.latent_cache import Keeping
 from unveil.model import Model
 from unveil.nn.dit import DiT
-from unveil.nn.dit_config import named
+from unveil.nn.dit_config import get_preset
 from unveil.train.batch_preparation import prepare
-from unveil.train.data_order import Numbered, Order
+from unveil.train.data_order import EpochShuffle, IndexedDataset
 from unveil.train.ema import Ema
-from unveil.train.latents import keep
+from unveil.train.latents import cache_latents
 
 COUNT, READ, TOGETHER, BATCH, SIDE = 4096, 1024, 64, 8, 128
 
@@ -75,24 +75,24 @@ def one_file() -> dict[str, float]:
 def step(*, cached: bool) -> dict[str, float]:
     """A whole step of training, the batch read and the average updated."""
     torch.manual_seed(0)
-    config = KLConfig(
+    config = AutoencoderKLConfig(
         in_channels=3, out_channels=3, channels=32, multipliers=(1, 2, 4), blocks=1, z_channels=4, latent_channels=4
     )
-    network = DiT(replace(named("dit-s-4"), out_channels=4))
+    network = DiT(replace(get_preset("dit-s-4"), out_channels=4))
     denoiser = Denoiser(network, DiscreteVP(betas("linear", 1000)))
-    codec: Any = KL(config).requires_grad_(False)
+    codec: Any = AutoencoderKL(config).requires_grad_(False)
     model = Model(denoiser, (3, SIDE, SIDE), codec=codec).train()
     pictures: Any = data.Stored(torch.randint(0, 256, (2 * BATCH, 3, SIDE, SIDE), dtype=torch.uint8))
     with tempfile.TemporaryDirectory() as folder:
-        items: Any = keep(model, pictures, Keeping(folder=Path(folder)))[0] if cached else pictures
-        numbered = Numbered(items, Order(len(items), 0), "pixels", [])
+        items: Any = cache_latents(model, pictures, Keeping(folder=Path(folder)))[0] if cached else pictures
+        numbered = IndexedDataset(items, EpochShuffle(len(items), 0), "pixels", [])
         parameters: list[nn.Parameter] = list(denoiser.parameters())
         optimiser = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
-        average, objective, numbers = Ema(denoiser, 0.9999), Diffusion(), list(range(BATCH))
+        average, objective, numbers = Ema(denoiser, 0.9999), DiffusionLoss(), list(range(BATCH))
 
         def loss() -> torch.Tensor:
             batch = numbered.__getitems__(numbers)
-            streams = Streams(0, numbers)
+            streams = SampleRNG(0, numbers)
             x0, condition = prepare(model, batch, streams, 0)
             return objective(denoiser, x0, condition, streams, 0).value
 

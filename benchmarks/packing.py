@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unveil.nn.dit import DiT
-from unveil.nn.dit_config import named
+from unveil.nn.dit_config import get_preset
 from unveil.types import Condition
 
 COUNT, LARGEST, PATCH, ROW = 24, 32, 4, 256
@@ -30,7 +30,7 @@ class Batch:
         torch.manual_seed(0)
         chosen = random.Random(0)
         count = 6 if harness.short() else COUNT
-        self.network = DiT(named("dit-s-4")).train()
+        self.network = DiT(get_preset("dit-s-4")).train()
         self.pictures = [torch.randn(4, chosen.choice(SIDES), chosen.choice(SIDES)) for _ in range(count)]
         self.t = torch.randint(0, 1000, (count,)).float()
         self.told = torch.randn(count, self.network.vector_dim)

@@ -68,14 +68,14 @@ def our_plan(name: str) -> tuple[Any, Any]:
     """The plan over the peer's levels, made before the run as a user of many batches would, and its process."""
     from unveil.core import samplers, schedules
     from unveil.core.process import DiscreteVP, betas
-    from unveil.core.ve import EDM
+    from unveil.core.ve import EDMProcess
 
     process = DiscreteVP(betas("linear", 1000))
     if name == "ddim":
         return samplers.ddim(schedules.leading(process, STEPS)), process
     sigmas = scheduler(name).sigmas.double().tolist()
     if name == "euler":  # the peer's x is x0 + sigma eps there
-        return samplers.euler(schedules.from_sigmas(EDM(1e-6, sigmas[0]), sigmas)), process
+        return samplers.euler(schedules.from_sigmas(EDMProcess(1e-6, sigmas[0]), sigmas)), process
     plan = samplers.dpmpp_2m if name == "dpmpp-2m" else samplers.unipc
     return plan(schedules.from_sigmas(process, sigmas), **({} if name == "dpmpp-2m" else {"order": 2})), process
 

@@ -61,9 +61,9 @@ def diffusers_fp32() -> dict[str, float]:
 def ours(*, layout: torch.memory_format, bf16: bool) -> dict[str, float]:
     """Our parts as training puts them together: objective with its own streams, fused AdamW, joint EMA."""
     from unveil.core.denoiser import Denoiser
-    from unveil.core.objective import Diffusion
+    from unveil.core.objective import DiffusionLoss
     from unveil.core.process import DiscreteVP, betas
-    from unveil.core.rng import Streams
+    from unveil.core.rng import SampleRNG
     from unveil.nn.unet import UNet
     from unveil.nn.unet_config import UNetConfig
 
@@ -82,14 +82,14 @@ def ours(*, layout: torch.memory_format, bf16: bool) -> dict[str, float]:
     )
     denoiser = Denoiser(UNet(config), DiscreteVP(betas("linear", STEPS))).train()
     denoiser = denoiser.to(memory_format=layout)
-    parameters, objective = counted(denoiser), Diffusion()
+    parameters, objective = counted(denoiser), DiffusionLoss()
     averages = [p.detach().clone() for p in parameters]
     x0 = torch.randn(BATCH, 3, SIZE, SIZE).clamp(-1, 1).contiguous(memory_format=layout)
     steps = count()
 
     def loss() -> Tensor:
         step = next(steps)
-        streams = Streams(0, range(step * BATCH, (step + 1) * BATCH))
+        streams = SampleRNG(0, range(step * BATCH, (step + 1) * BATCH))
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             return objective(denoiser, x0, None, streams, step).value
 

@@ -20,21 +20,21 @@ import harness
 import torch
 from torch import Tensor, nn
 
-from unveil.autoencoders import Video
+from unveil.autoencoders import VideoAutoencoderKL
 from unveil.model.config import AutoencoderRecipe, load_recipe
-from unveil.nn.causal_conv3d import Past
+from unveil.nn.causal_conv3d import StreamState
 
 PLACES = 24  # of a latent, a side
 LENGTHS = (16, 64, 256)  # frames behind the first
 
 
-def codec() -> Video:
+def codec() -> VideoAutoencoderKL:
     """The recipe's, every weight of which counts."""
     torch.manual_seed(0)
     recipe = load_recipe("ae-playground")
     assert isinstance(recipe, AutoencoderRecipe)
     found = recipe.build().eval()
-    assert isinstance(found, Video)
+    assert isinstance(found, VideoAutoencoderKL)
     nn.init.normal_(found.decoder.leave.weight, 0, 0.05)
     return found
 
@@ -46,7 +46,9 @@ def latents(frames: int, width: int) -> Iterator[Tensor]:
         yield torch.randn(1, width, 1, PLACES, PLACES, generator=chosen)
 
 
-def measured(frames: int, decode: Callable[[Video, Iterable[Tensor]], Iterable[Tensor]]) -> dict[str, float]:
+def measured(
+    frames: int, decode: Callable[[VideoAutoencoderKL, Iterable[Tensor]], Iterable[Tensor]]
+) -> dict[str, float]:
     """CPU seconds, those of a frame, and memory of decoding a clip."""
     found = codec()
     width = found.config.width
@@ -64,17 +66,18 @@ def measured(frames: int, decode: Callable[[Video, Iterable[Tensor]], Iterable[T
 
 
 @torch.no_grad()
-def whole(found: Video, pieces: Iterable[Tensor]) -> list[Tensor]:
+def whole(found: VideoAutoencoderKL, pieces: Iterable[Tensor]) -> list[Tensor]:
     """All latents through each layer before the next, as in training."""
     z = found.z_of(torch.cat(list(pieces), 2))
-    return [found.decoder.run(z, Past())]
+    return [found.decoder.run(z, StreamState())]
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # of the processes of the cases
     cases: dict[str, harness.Case] = {
-        f"{1 + frames} frames": lambda frames=frames: measured(frames, Video.decode_stream) for frames in LENGTHS
+        f"{1 + frames} frames": lambda frames=frames: measured(frames, VideoAutoencoderKL.decode_stream)
+        for frames in LENGTHS
     }
     cases[f"{1 + LENGTHS[-1]} frames, whole"] = lambda: measured(LENGTHS[-1], whole)
     short, _, long, all_at_once = cases

@@ -74,15 +74,15 @@ def diffusers(dtype: torch.dtype) -> dict[str, float]:
 def ours(dtype: torch.dtype) -> dict[str, float]:
     """A model as `unveil.load` gives it, asked as `unveil video` asks."""
     from unveil.checkpoints.hf.video_adapters import Wan
-    from unveil.conditioning.prompt_embeds import Written
+    from unveil.conditioning.prompt_embeds import PrecomputedPrompts
     from unveil.core.denoiser import Denoiser
-    from unveil.core.flow import RectifiedFlow, Shifted
-    from unveil.core.prediction import straight
+    from unveil.core.flow import RectifiedFlow, TimeShift
+    from unveil.core.prediction import rectified_flow
     from unveil.model import Model
     from unveil.types import Condition
 
-    denoiser = Denoiser(Wan(network()), Shifted(RectifiedFlow(rounding="down"), 3.0), prediction=straight)
-    words = Written(["a cat", ""], Condition(tokens=text()), where="the benchmark")
+    denoiser = Denoiser(Wan(network()), TimeShift(RectifiedFlow(rounding="down"), 3.0), prediction=rectified_flow)
+    words = PrecomputedPrompts(["a cat", ""], Condition(tokens=text()), where="the benchmark")
     model = Model(denoiser, LATENTS, conditioners=[words]).eval().lowered(dtype)
     how = {"sampler": "unipc-2", "steps": STEPS, "grid": "flow-sigmas", "clip": "none", "scale": SCALE}
     return harness.measure(lambda: model.generate(raw={"prompt": "a cat"}, sampling=how), repeats=1, warmup=1)

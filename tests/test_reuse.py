@@ -10,7 +10,7 @@ import torch
 import unveil
 from unveil import data
 from unveil.core.denoiser import Denoiser
-from unveil.core.objective import Diffusion
+from unveil.core.objective import DiffusionLoss
 from unveil.core.process import CosineVP
 from unveil.evaluate.conditional import evaluate_given
 from unveil.model.config import Recipe, TrainConfig, load_recipe
@@ -31,9 +31,9 @@ def test_a_users_network_trains_on_a_users_data(tmp_path: Path):
     angles = 6.283 * torch.rand(500)
     ring = [{"point": torch.stack([angle.cos(), angle.sin()])} for angle in angles]
     config = TrainConfig(steps=400, batch=128, lr=5e-3, decay=0.5, ema=0.98)
-    fit(denoiser, ring, objective=Diffusion(), config=config, run=tmp_path / "ring", key="point")
+    fit(denoiser, ring, objective=DiffusionLoss(), config=config, run=tmp_path / "ring", key="point")
     # end
-    grid = unveil.schedules.at_times(denoiser.process, [0.99 - 0.99 * i / 40 for i in range(41)])
+    grid = unveil.schedules.from_times(denoiser.process, [0.99 - 0.99 * i / 40 for i in range(41)])
     noise = torch.randn(500, 2, generator=torch.Generator().manual_seed(1))
     radius = unveil.run(unveil.samplers.ddim(grid), denoiser, grid.start(noise)).norm(dim=1)
     assert (radius - 1).abs().median() < 0.2  # of plain noise it is 0.45

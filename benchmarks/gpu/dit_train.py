@@ -23,11 +23,11 @@ from torch import nn
 
 from unveil.conditioning.class_label import Label
 from unveil.core.denoiser import Denoiser
-from unveil.core.objective import Diffusion
+from unveil.core.objective import DiffusionLoss
 from unveil.core.process import DiscreteVP, betas
-from unveil.core.rng import Streams
+from unveil.core.rng import SampleRNG
 from unveil.nn.dit import DiT
-from unveil.nn.dit_config import named
+from unveil.nn.dit_config import get_preset
 from unveil.nn.flops import multiply_adds
 from unveil.types import Condition
 
@@ -50,14 +50,14 @@ def peak_of(device: torch.device, given: float | None) -> float:
 def training(name: str, batch: int, device: torch.device, *, compiled: bool) -> Callable[[], object]:
     """One whole step of training."""
     torch.manual_seed(0)
-    config = named(name, out_channels=4)
+    config = get_preset(name, out_channels=4)
     network = DiT(config)
     label = Label(CLASSES, network.vector_dim, drop=0.1)
     denoiser = Denoiser(network, DiscreteVP(betas("linear", 1000)))
     parts = nn.ModuleList([denoiser, label]).to(device).train()
     if compiled:
         network.compile()
-    parameters, objective = list(parts.parameters()), Diffusion()
+    parameters, objective = list(parts.parameters()), DiffusionLoss()
     averages = [p.detach().clone() for p in parameters]
     optimiser = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0, fused=True)
     x0 = torch.randn(batch, 4, config.size, config.size, device=device)
@@ -67,7 +67,7 @@ def training(name: str, batch: int, device: torch.device, *, compiled: bool) -> 
     def step() -> None:
         nonlocal taken
         optimiser.zero_grad(set_to_none=True)
-        streams = Streams(0, range(taken * batch, (taken + 1) * batch), device=device)
+        streams = SampleRNG(0, range(taken * batch, (taken + 1) * batch), device=device)
         with torch.autocast(device.type, torch.bfloat16):
             loss = objective(denoiser, x0, label.encode(labels), streams, taken).value
         loss.backward()
@@ -105,7 +105,7 @@ def main() -> None:
     device = torch.device(given.device)
     peak = peak_of(device, given.peak)
     with torch.device("meta"):
-        config = named(given.name, out_channels=4)
+        config = get_preset(given.name, out_channels=4)
         told = Condition(vector=torch.empty(1, config.width))
         forward = multiply_adds(DiT(config), (torch.empty(1, 4, config.size, config.size), torch.empty(1), told))
     record: dict[str, object] = {"name": given.name, "batch": given.batch, "device": str(device), "peak_tflops": peak}

@@ -58,13 +58,13 @@ class WeightsError(Error, ValueError):
     """A checkpoint that does not fit the network, or whose files are damaged."""
 
 
-class MediaError(Error, OSError):
+class DataError(Error, OSError):
     """A picture, a label or a data folder that cannot be read."""
 
     exit_code = 4
 
 
-class NotWritable(Error, OSError):
+class OutputError(Error, OSError):
     """An output that cannot be written, or that would overwrite something of the user's."""
 
     exit_code = 5
@@ -92,7 +92,7 @@ class Cancelled(Error, RuntimeError):
     exit_code = 130
 
 
-class Busy(Error, RuntimeError):
+class QueueFull(Error, RuntimeError):
     """As much waits as may; come again after `seconds`."""
 
     exit_code = 5
@@ -102,11 +102,11 @@ class Busy(Error, RuntimeError):
         self.seconds = seconds
 
 
-class LeftOut(UserWarning):
+class PromptTruncated(UserWarning):
     """A prompt has words that its encoder does not see: beyond its length, or not known; the message says which."""
 
 
-class TooLong(LeftOut):
+class PromptTooLong(PromptTruncated):
     """A prompt has more words than its encoder reads."""
 
 
@@ -118,12 +118,12 @@ def out_of_memory(problem: BaseException) -> bool:
     return isinstance(problem, RuntimeError) and any(word in str(problem) for word in words)
 
 
-def size_of(sides: Sequence[int]) -> str:
+def format_size(sides: Sequence[int]) -> str:
     """A height and a width, the last two of `sides`, as a person writes and reads them: WIDTHxHEIGHT."""
     return f"{sides[-1]}x{sides[-2]}"
 
 
-def is_text(text: str) -> bool:
+def is_valid_utf8(text: str) -> bool:
     """Whether a text can be written in UTF-8: it holds no half of a character, as names of files and JSON may."""
     try:
         text.encode()
@@ -132,13 +132,13 @@ def is_text(text: str) -> bool:
     return True
 
 
-def nearest(name: object, allowed: Sequence[object]) -> str:
+def did_you_mean(name: object, allowed: Sequence[object]) -> str:
     """`; nearest: 'x'` when one of `allowed` resembles `name`, else an empty string."""
     close = get_close_matches(str(name), [str(a) for a in allowed], n=1, cutoff=0.5)
     return f"; nearest: {close[0]!r}" if close else ""
 
 
-class Level(NamedTuple):
+class NoiseLevel(NamedTuple):
     """A point of a process: x = alpha x0 + sigma eps, with the derivatives of both in t.
 
     Each field is a Python float, a float64 table (N,), one number per sample (B,), or a tensor that
@@ -176,7 +176,7 @@ def like(value: Number, x: Tensor) -> Tensor | float:
 ADDITIONS = {"lora": "LoRA", "control": "ControlNet"}  # what is trained on a model that stays as it is
 
 
-class Base(NamedTuple):
+class BaseModel(NamedTuple):
     """The model that an addition is trained on: its name, where it was found, the hash of its files.
 
     what: is added, a key of `ADDITIONS`.
@@ -188,7 +188,7 @@ class Base(NamedTuple):
     what: str = "lora"
 
 
-class Worn(NamedTuple):
+class LoraInfo(NamedTuple):
     """A LoRA that is on a model: its name, the hash of its file, and its weight."""
 
     name: str
@@ -196,7 +196,7 @@ class Worn(NamedTuple):
     weight: float = 1.0
 
 
-class Steering(NamedTuple):
+class ControlNetInfo(NamedTuple):
     """A ControlNet that is on a model.
 
     key: that its picture is asked for by. name, sha256: of its weights' file. weight, start, stop: of `Control`.

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from tests.core.test_inverse import Field
 from tests.needs import needs_fashion
 from unveil.analysis import inverse as study
-from unveil.analysis.inverse import BEST, MEAN, InverseStudy, Settings, psnr, study_inverse
+from unveil.analysis.inverse import BEST, MEAN, InverseSettings, InverseStudy, psnr, study_inverse
 from unveil.analysis.inverse_problems import KINDS
 from unveil.cli import analyze as command
 from unveil.cli.commands import run
 from unveil.core import inverse, prediction
 from unveil.core.denoiser import Denoiser
 from unveil.core.process import LinearVP, Process
-from unveil.core.ve import EDM
+from unveil.core.ve import EDMProcess
 from unveil.data.gaussian_mixture import Mixture
 from unveil.model import Model
 from unveil.types import NonFinite, RecipeError
@@ -57,7 +57,7 @@ def model(known: Field | Mixture, process: Process | None = None, last: float = 
 
 def solved(of: Model, known: Field, **settings: Any) -> InverseStudy:
     pictures = known.sample(COUNT, seed=1).float().clamp(-1, 1)
-    return study_inverse(of, pictures, Settings(**{"count": COUNT, **settings}))
+    return study_inverse(of, pictures, InverseSettings(**{"count": COUNT, **settings}))
 
 
 COLOURED = waves(3, 8, 8)
@@ -69,7 +69,7 @@ def found() -> InverseStudy:
     return solved(model(COLOURED), COLOURED)
 
 
-def rows(found: InverseStudy) -> dict[tuple[str, str, float], study.Row]:
+def rows(found: InverseStudy) -> dict[tuple[str, str, float], study.InverseRow]:
     return {(row.problem, row.method, row.noise): row for row in found.rows}
 
 
@@ -123,7 +123,7 @@ def test_the_best_of_several_is_found_without_the_truth():
     pictures = colours[:, :, None, None].expand(2, 3, 4, 4)
     known = Mixture([1.0, 1.0], pictures, [0.02, 0.02])
     truth = known.sample(24, torch.Generator().manual_seed(1)).float()
-    made = rows(study_inverse(model(known), truth, Settings(24, noises=())))
+    made = rows(study_inverse(model(known), truth, InverseSettings(24, noises=())))
     right = {
         method: (made["colourisation", method, 0.0].pictures - truth).flatten(1).norm(dim=1) < 1
         for method in ("DDRM", BEST)
@@ -181,14 +181,14 @@ def test_a_method_that_ignores_the_measurement_misses_the_bars(monkeypatch: pyte
 
 
 def test_pictures_that_are_not_scaled_are_restored_on_a_karras_grid():
-    found = solved(model(GREY, EDM(), last=80), GREY, noises=())
+    found = solved(model(GREY, EDMProcess(), last=80), GREY, noises=())
     assert found.grid == "karras"
     assert all(row.met for row in found.rows), [row.text for row in found.rows]
 
 
 def test_a_picture_is_restored_the_same_beside_others():
     pictures = GREY.sample(4).float()
-    four, two = (study_inverse(model(GREY), pictures[:n], Settings(n, 5, noises=(0.05,))) for n in (4, 2))
+    four, two = (study_inverse(model(GREY), pictures[:n], InverseSettings(n, 5, noises=(0.05,))) for n in (4, 2))
     for one, other in zip(four.rows, two.rows, strict=True):
         torch.testing.assert_close(one.pictures[:2], other.pictures, rtol=1e-4, atol=1e-4)
 
@@ -201,7 +201,9 @@ def test_psnr_of_a_known_error():
 
 def test_steps_are_counted_to_the_end():
     told: list[tuple[int, int]] = []
-    study_inverse(model(GREY), GREY.sample(2).float(), Settings(2, 6, noises=()), lambda *made: told.append(made))
+    study_inverse(
+        model(GREY), GREY.sample(2).float(), InverseSettings(2, 6, noises=()), lambda *made: told.append(made)
+    )
     assert told == sorted(told)
     assert told[-1][0] == told[-1][1] == 4 * (6 + 8 * 6) - 54 + 6 + (6 + 8 + 2)  # RePaint's jumps count
 
@@ -212,7 +214,7 @@ def test_steps_are_counted_to_the_end():
 )
 def test_settings_that_cannot_be_are_refused(settings: dict, said: str):
     with pytest.raises(RecipeError, match=said):
-        Settings(**settings)
+        InverseSettings(**settings)
 
 
 def test_pictures_that_are_not_the_models_are_refused():

@@ -6,22 +6,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unveil.analysis.metrics import bits, frechet, gradient_noise, remembered, strided_bits
+from unveil.analysis.metrics import bits, frechet, gradient_noise, memoized_features, respaced_vlb
 from unveil.core import schedules
 from unveil.core.denoiser import Denoiser
 from unveil.core.guidance import clip_static
 from unveil.core.likelihood import bound
-from unveil.core.objective import Diffusion, vlb
+from unveil.core.objective import DiffusionLoss, vlb
 from unveil.core.process import DiscreteVP, betas
-from unveil.core.rng import Streams
+from unveil.core.rng import SampleRNG
 from unveil.core.transition import Chain, chain_of
 from unveil.core.variance import fixed_large, fixed_small
 from unveil.data.digits import digits
 from unveil.io.images import to_unit
-from unveil.reproduce.variant import Arm, Budget, build, train, trained
+from unveil.reproduce.variant import TrainBudget, Variant, build, train, trained
 from unveil.types import NonFinite
 
-TINY = Budget(channels=8, steps=3, batch=4, warmup=1, ema=0.5, chain=20)
+TINY = TrainBudget(channels=8, steps=3, batch=4, warmup=1, ema=0.5, chain=20)
 
 
 class Constant(nn.Module):
@@ -46,7 +46,7 @@ def pictures() -> Tensor:
 
 def test_every_step_of_every_picture_is_the_bound_itself(pictures: Tensor):
     network, x0 = denoiser(), pictures[:6]
-    noise = Streams(0, range(6)).bind((1, 8, 8))
+    noise = SampleRNG(0, range(6)).bind((1, 8, 8))
     whole = bound(clip_static(network), chain_of(network.process), x0, fixed_small, noise=noise)
     assert bits(network, fixed_small, x0, every=1, whole=0) == pytest.approx(float(whole.total.mean()), rel=1e-5)
 
@@ -60,9 +60,9 @@ def test_some_steps_of_each_picture_estimate_the_bound(pictures: Tensor):
 
 def test_strided_bits_are_those_of_the_respaced_chain(pictures: Tensor):
     network, x0 = denoiser(), pictures[:4]
-    found = strided_bits(network, (fixed_small, fixed_large), x0, 5)
+    found = respaced_vlb(network, (fixed_small, fixed_large), x0, 5)
     chain = Chain(schedules.respaced(network.process, "5"))
-    noise = Streams(0, range(4)).bind((1, 8, 8))
+    noise = SampleRNG(0, range(4)).bind((1, 8, 8))
     for value, rule in zip(found, (fixed_small, fixed_large), strict=True):
         own = bound(clip_static(network), chain, x0, rule, noise=noise).total.mean()
         assert value == pytest.approx(float(own), rel=1e-6)
@@ -77,7 +77,7 @@ def test_a_remembered_step_is_asked_once_per_level():
         calls.append(level)
         return network(x, level)
 
-    once, x = remembered(step), torch.zeros(1, 1, 8, 8)
+    once, x = memoized_features(step), torch.zeros(1, 1, 8, 8)
     level = network.process.at(0.5)
     assert once(x, level) is once(x, level)
     once(x, network.process.at(0.25))
@@ -106,14 +106,16 @@ def test_gradient_noise_is_the_trace_of_a_known_covariance():
     network = Denoiser(OnePixel(), DiscreteVP(betas("linear", 1000)))
     nothing = torch.zeros(8, 1, 1, 1)
     for batch in (4, 8):  # that of one example, whatever the batch
-        found = gradient_noise(network, Diffusion(), lambda _, n=batch: nothing[:n], batches=400, batch=batch, seed=0)
+        found = gradient_noise(
+            network, DiffusionLoss(), lambda _, n=batch: nothing[:n], batches=400, batch=batch, seed=0
+        )
         assert found == pytest.approx(4.0, rel=0.25)
 
 
 def test_arms_of_a_seed_start_alike_and_others_do_not():
-    first = build(Arm("cosine"), TINY, 0).state_dict()
-    other_arm = build(Arm("linear", objective="bound", variance="learned-range"), TINY, 0).state_dict()
-    other_seed = build(Arm("cosine"), TINY, 1).state_dict()
+    first = build(Variant("cosine"), TINY, 0).state_dict()
+    other_arm = build(Variant("linear", objective="bound", variance="learned-range"), TINY, 0).state_dict()
+    other_seed = build(Variant("cosine"), TINY, 1).state_dict()
     same = [name for name in first if first[name].shape == other_arm[name].shape]
     assert len(same) == len(first) - 2  # all but the last layer, which is zero
     assert all(torch.equal(first[name], other_arm[name]) for name in same)
@@ -121,7 +123,7 @@ def test_arms_of_a_seed_start_alike_and_others_do_not():
 
 
 def test_a_trained_arm_is_kept_to_the_bit_and_a_damaged_one_is_trained_again(tmp_path):
-    arm, steps = Arm("cosine"), []
+    arm, steps = Variant("cosine"), []
     first = trained(arm, TINY, 0, tmp_path, lambda: steps.append(1))
     again = trained(arm, TINY, 0, tmp_path, lambda: steps.append(1))
     assert len(steps) == TINY.steps
@@ -134,30 +136,30 @@ def test_a_trained_arm_is_kept_to_the_bit_and_a_damaged_one_is_trained_again(tmp
     file.write_bytes(file.read_bytes()[:-40])
     assert not trained(arm, TINY, 0, tmp_path).kept
     assert not trained(arm, TINY, 1, tmp_path).kept
-    assert not trained(Arm("linear"), TINY, 0, tmp_path).kept
+    assert not trained(Variant("linear"), TINY, 0, tmp_path).kept
 
 
 def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path):
     (tmp_path / "file").write_text("")
-    assert not trained(Arm("cosine"), TINY, 0, tmp_path / "file" / "below").kept
+    assert not trained(Variant("cosine"), TINY, 0, tmp_path / "file" / "below").kept
 
 
 def test_training_is_repeatable_and_learns():
-    budget = Budget(channels=8, steps=40, batch=16, warmup=5, ema=0.9, chain=20)
-    first, second = (train(Arm("cosine"), budget, 3) for _ in range(2))
+    budget = TrainBudget(channels=8, steps=40, batch=16, warmup=5, ema=0.9, chain=20)
+    first, second = (train(Variant("cosine"), budget, 3) for _ in range(2))
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name]), name
     x0 = to_unit(digits("held-out").pixels[:64])
-    streams = Streams(0, range(64))
-    untrained = build(Arm("cosine"), budget, 3).eval()
+    streams = SampleRNG(0, range(64))
+    untrained = build(Variant("cosine"), budget, 3).eval()
     with torch.no_grad():
-        before, after = (float(Diffusion()(network, x0, None, streams, 0).value) for network in (untrained, first))
+        before, after = (float(DiffusionLoss()(network, x0, None, streams, 0).value) for network in (untrained, first))
     assert after < 0.7 * before
 
 
 def test_training_stops_at_a_loss_that_is_not_finite():
     with pytest.raises(NonFinite, match="seed 0: the loss is"):
-        train(Arm("cosine"), Budget(channels=8, steps=30, batch=4, warmup=0, lr=1e30, clip=1e30, chain=20), 0)
+        train(Variant("cosine"), TrainBudget(channels=8, steps=30, batch=4, warmup=0, lr=1e30, clip=1e30, chain=20), 0)
 
 
 def test_the_bound_of_a_broken_network_is_worse(pictures: Tensor):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unveil.analysis import samplers
-from unveil.analysis.samplers import KINDS, Settings, fitted_order, study_samplers
+from unveil.analysis.samplers import KINDS, SamplerStudySettings, fitted_order, study_samplers
 from unveil.cli import analyze as command
 from unveil.cli.commands import run
 from unveil.core import prediction
@@ -48,7 +48,9 @@ ONLY = ("ddim", "heun", "dpmpp-2m", "euler-ancestral", "pc-ancestral", "consiste
 @pytest.fixture(scope="module")
 def found() -> samplers.SamplerStudy:
     told: list[str] = []
-    result = study_samplers(model(LinearVP()), Settings((16, 32, 64), count=8, only=ONLY, fine=6), told.append)
+    result = study_samplers(
+        model(LinearVP()), SamplerStudySettings((16, 32, 64), count=8, only=ONLY, fine=6), told.append
+    )
     assert told == ["the fine solve", *ONLY]
     return result
 
@@ -87,13 +89,13 @@ def test_no_sampler_makes_more_calls_than_asked_for(found: samplers.SamplerStudy
 
 def test_what_a_process_does_not_allow_is_listed_with_its_error():
     only = ("ddim", "lms")
-    study = study_samplers(model(CosineVP()), Settings((4, 8), count=2, only=only))
+    study = study_samplers(model(CosineVP()), SamplerStudySettings((4, 8), count=2, only=only))
     assert study.grid == "uniform"  # karras has no noisy end there
     assert [one.name for one in study.found] == ["ddim"]
     assert study.refused["lms"].startswith("RecipeError: ")
     assert "alpha" in study.refused["lms"]
     with pytest.raises(RecipeError, match="reaches alpha = 0"):
-        study_samplers(model(CosineVP()), Settings((4, 8), count=2, grid="karras", only=only))
+        study_samplers(model(CosineVP()), SamplerStudySettings((4, 8), count=2, grid="karras", only=only))
 
 
 def test_a_sampler_that_leaves_the_finite_numbers_is_listed(monkeypatch: pytest.MonkeyPatch):
@@ -105,7 +107,7 @@ def test_a_sampler_that_leaves_the_finite_numbers_is_listed(monkeypatch: pytest.
         return whole(plan, step, x, **rest) * (float("nan") if next(calls) > 1 else 1.0)
 
     monkeypatch.setattr(samplers, "run", broken)
-    study = study_samplers(model(LinearVP()), Settings((4,), count=2, only=("ddim",)))
+    study = study_samplers(model(LinearVP()), SamplerStudySettings((4,), count=2, only=("ddim",)))
     assert study.refused == {"ddim": "NonFinite: left the finite numbers with 4 network calls"}
 
 
@@ -128,7 +130,7 @@ def test_the_fitted_order_of_a_known_error(power: int):
 )
 def test_settings_that_cannot_be_are_refused(settings: dict, said: str):
     with pytest.raises(RecipeError, match=said):
-        Settings(**settings)
+        SamplerStudySettings(**settings)
 
 
 # ---------------------------------------------------------------------- commands

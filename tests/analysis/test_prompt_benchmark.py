@@ -8,8 +8,17 @@ import pytest
 import torch
 
 from unveil import load
-from unveil.analysis.prompt_benchmark import KINDS, NEGATION, Settings, clips_of, negation, of_kind, said, study_text
-from unveil.analysis.video_bench import Bench
+from unveil.analysis.prompt_benchmark import (
+    KINDS,
+    NEGATION,
+    PromptBenchmarkSettings,
+    clips_of,
+    negation,
+    of_kind,
+    prompt_of,
+    study_text,
+)
+from unveil.analysis.video_bench import StudyContext
 from unveil.analysis.video_page import text_page
 from unveil.playground.caption_parser import parse, unread
 from unveil.playground.shapes import COLOURS
@@ -20,7 +29,7 @@ COUNT = 12
 
 def bench(made=None, expand=True):
     """What clips are chosen for: the score world's size and length."""
-    found = Bench(SimpleNamespace(shape=(3, 16, 32, 32)), Settings(count=COUNT, expand=expand))
+    found = StudyContext(SimpleNamespace(shape=(3, 16, 32, 32)), PromptBenchmarkSettings(count=COUNT, expand=expand))
     if made is not None:
         found.made = made
     return found
@@ -60,7 +69,7 @@ def test_every_number_of_things_is_asked_for_as_often_and_one_more_is_seen():
 def test_prompts_say_what_is_asked_of_them(name):
     kind = KINDS[name]
     for number, item in enumerate(clips_of(bench(), kind)):
-        text = said(item, kind, number)
+        text = prompt_of(item, kind, number)
         assert not unread(text), text
         told = parse(text)["objects"]
         wanted = item["attributes"]["objects"]
@@ -117,7 +126,7 @@ def test_negation_names_the_colour_that_a_clip_has_by_itself():
 @pytest.mark.slow
 def test_a_study_of_a_model_has_a_page(tmp_path):
     model = load("playground-video")
-    settings = Settings(count=2, sampling={"steps": 1}, only=("colour", "several", NEGATION))
+    settings = PromptBenchmarkSettings(count=2, sampling={"steps": 1}, only=("colour", "several", NEGATION))
     study = study_text(model, settings)
     record = {"model": {"name": "tiny"}, "about": {}, **study.record()}
     assert list(record["tasks"]) == ["colour", "several", NEGATION]
@@ -130,13 +139,13 @@ def test_a_study_of_a_model_has_a_page(tmp_path):
 def test_kinds_that_clips_of_a_size_cannot_be_of_are_told_before_the_work():
     small = SimpleNamespace(shape=(3, 8, 16, 16), conditioners={"prompt": None})
     with pytest.raises(RecipeError, match=r"0 clips of 16x16x8, objects \(3,\) are what is studied: too few"):
-        study_text(small, Settings(only=("colour", "long")))
+        study_text(small, PromptBenchmarkSettings(only=("colour", "long")))
 
 
 def test_what_cannot_be():
     with pytest.raises(RecipeError, match=r"task 'colours': must be one of colour, .*nearest: 'colour'"):
-        study_text(load("playground-video"), Settings(only=("colours",)))
+        study_text(load("playground-video"), PromptBenchmarkSettings(only=("colours",)))
     with pytest.raises(RecipeError, match="count = 1"):
-        Settings(count=1)
+        PromptBenchmarkSettings(count=1)
     with pytest.raises(RecipeError, match="models of clips"):
-        study_text(load("ddpm-digits"), Settings())
+        study_text(load("ddpm-digits"), PromptBenchmarkSettings())

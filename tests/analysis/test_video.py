@@ -12,23 +12,23 @@ from torch import Tensor
 
 from tests.tasks.tiny import tiny_clips
 from unveil.analysis import video as study
-from unveil.analysis.video_bench import MOVING, Bench, Settings, stacked, text_of, thing
+from unveil.analysis.video_bench import MOVING, StudyContext, VideoStudySettings, stack_videos, text_of, thing
 from unveil.analysis.video_context_tasks import BETWEEN, ENDS, OPEN
 from unveil.analysis.video_edit_tasks import FINE
-from unveil.analysis.video_metrics import Row
+from unveil.analysis.video_metrics import MetricRow
 from unveil.playground import temporal_consistency
 from unveil.playground.world.rendering import TONES
-from unveil.tasks.long_video import Shot
+from unveil.tasks.long_video import VideoSpec
 from unveil.types import Condition, RecipeError
 
 COUNT = 6
 
 
-class Known(Bench):
+class Known(StudyContext):
     """A bench whose clips come from a function of its own instead of a model: of how often it was asked, and texts."""
 
     def __init__(self, answer: Callable[[int, Sequence[str]], Tensor], **changes: Any) -> None:
-        super().__init__(tiny_clips(), Settings(count=COUNT, strengths=(0.5, 0.7), **changes))
+        super().__init__(tiny_clips(), VideoStudySettings(count=COUNT, strengths=(0.5, 0.7), **changes))
         self.answer, self.asked = answer, 0
 
     def made(self, texts: Sequence[str], *_: Any, **__: Any) -> Tensor:
@@ -38,13 +38,13 @@ class Known(Bench):
     filmed = made
 
 
-def rows(found: study.Found) -> dict[str, Row]:
+def rows(found: study.StudyResult) -> dict[str, MetricRow]:
     return {row.measure: row for row in found.rows}
 
 
 def chosen(motions: Sequence[str] | None = None) -> Tensor:
     bench = Known(lambda *_: torch.empty(0))
-    return stacked(bench.items(motions) if motions else bench.items())
+    return stack_videos(bench.items(motions) if motions else bench.items())
 
 
 def test_texts_say_what_is_true_and_what_is_to_be_changed():
@@ -156,7 +156,7 @@ def test_what_does_not_go_round_is_no_ring(made):
 
 def test_cuts_and_fades_connect_as_the_table_says():
     pairs = Known(lambda *_: torch.empty(0)).pairs()
-    first, last = (stacked([pair[side] for pair in pairs]) for side in (0, 1))
+    first, last = (stack_videos([pair[side] for pair in pairs]) for side in (0, 1))
 
     def cut(asked: int, _: Sequence[str]) -> Tensor:
         parts = (first[:, :, :8], last[:, :, 8:]) if asked else (first[:, :, -ENDS:], last[:, :, :ENDS])
@@ -214,12 +214,12 @@ def test_other_sizes_have_clips_and_texts_of_their_own():
         assert len(items) == COUNT
         assert all(tuple(item["pixels"].shape) == (3, *size) for item in items)
         assert not any(item["unseen"] for item in items)
-    answers = [stacked(bench.world(size)) for size in sizes]
+    answers = [stack_videos(bench.world(size)) for size in sizes]
     found = rows(study.TASKS["sizes"](Known(lambda asked, _: answers[asked], sizes=sizes)))
     assert found["12 frames of 48x24: colour, shape and motion"].found.value > 0.8
     assert found["12 frames of 48x24: one thing in every frame"].found.value == 1
     assert found["pictures of 32x32: colour and shape"].found.value > 0.8
-    fine = stacked(bench.world(FINE))
+    fine = stack_videos(bench.world(FINE))
     tiled = torch.nn.functional.interpolate(fine.flatten(0, 1).float(), scale_factor=0.5).to(torch.uint8)
     tiled = tiled.view(COUNT, 3, 16, 32, 32).repeat(1, 1, 1, 2, 2)
     found = rows(study.TASKS["twice"](Known(lambda asked, _: tiled if asked else fine)))
@@ -232,9 +232,9 @@ def test_places_of_a_finer_grid_lie_in_the_trained_one(monkeypatch: pytest.Monke
     network: Any = model.denoiser.network
     forward = network.forward
     monkeypatch.setattr(network, "forward", lambda x, t, c: told.append(c) or forward(x, t, c))
-    bench = Bench(model, Settings(count=2))
+    bench = StudyContext(model, VideoStudySettings(count=2))
     frames, height, width = model.shape[1:]
-    shot = Shot(frames, (2 * height, 2 * width), window=frames, spacing=0.5)
+    shot = VideoSpec(frames, (2 * height, 2 * width), window=frames, spacing=0.5)
     bench.filmed(["a red circle", "a blue square"], lambda rows: shot)
     places = told[0].places
     assert places is not None
@@ -245,10 +245,10 @@ def test_places_of_a_finer_grid_lie_in_the_trained_one(monkeypatch: pytest.Monke
 
 def test_settings_and_models_that_do_not_fit_are_refused():
     with pytest.raises(RecipeError, match="task 'extnd': must be one of picture, extend"):
-        study.study_video(tiny_clips(), Settings(count=2, only=("extnd",)))
+        study.study_video(tiny_clips(), VideoStudySettings(count=2, only=("extnd",)))
     with pytest.raises(RecipeError, match="strengths"):
-        Settings(strengths=(0.5, 0.4), strength=0.5)
+        VideoStudySettings(strengths=(0.5, 0.4), strength=0.5)
     with pytest.raises(RecipeError, match="at least 2 clips"):
-        Settings(count=1)
+        VideoStudySettings(count=1)
     with pytest.raises(RecipeError, match="ask for fewer"):
         Known(lambda *_: torch.empty(0)).items(("orbit",), 500)

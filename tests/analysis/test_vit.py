@@ -11,17 +11,17 @@ import pytest
 
 from unveil import data
 from unveil.analysis import vit
-from unveil.analysis.vit import Point, Settings, Size, parse_sizes, study_vit
+from unveil.analysis.vit import ViTPoint, ViTSize, ViTStudySettings, parse_sizes, study_vit
 from unveil.cli.commands import run
 from unveil.model.config import ClassifierRecipe, load_recipe
 from unveil.nn.vit import ViTConfig
-from unveil.train.classifier import ClassifierConfig, Trained
+from unveil.train.classifier import ClassifierConfig, TrainedClassifier
 from unveil.types import Cancelled, RecipeError
 
 CHANGES = ["data={kind: digits}", "network.size=8", "network.patch=2", "network.width=32", "network.heads=2"]
 CHANGES += ["train.batch=32", "train.shift=0", "train.flip=false", "train.sides=[]", "network.stem=patches"]
 CHANGES += ["network.begin=small", "train.lr=3e-3", "train.precision=float32"]
-SETTINGS = Settings((Size(1, 16), Size(1, 32)), (64, 512), steps=32)
+SETTINGS = ViTStudySettings((ViTSize(1, 16), ViTSize(1, 32)), (64, 512), steps=32)
 
 
 def recipe(*changes: str, name: str = "vit-fashion") -> ClassifierRecipe:
@@ -31,19 +31,19 @@ def recipe(*changes: str, name: str = "vit-fashion") -> ClassifierRecipe:
 
 
 def study(
-    kept: Path, settings: Settings = SETTINGS, *changes: str, told: Callable[[int, int], object] | None = None
-) -> list[Point]:
+    kept: Path, settings: ViTStudySettings = SETTINGS, *changes: str, told: Callable[[int, int], object] | None = None
+) -> list[ViTPoint]:
     parts = [data.digits(part) for part in ("train", "held-out")]
     return study_vit(recipe(*changes), settings, parts[0], parts[1], kept, told)
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Point]]:
+def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[ViTPoint]]:
     kept = tmp_path_factory.mktemp("arms")
     return kept, study(kept)
 
 
-def test_every_size_learns_from_every_amount(found: tuple[Path, list[Point]]):
+def test_every_size_learns_from_every_amount(found: tuple[Path, list[ViTPoint]]):
     kept, points = found
     assert [(one.size, one.amount) for one in points] == [("1x16", 64), ("1x16", 512), ("1x32", 64), ("1x32", 512)]
     assert [one.epochs for one in points] == [16, 2, 16, 2]
@@ -57,14 +57,14 @@ def test_every_size_learns_from_every_amount(found: tuple[Path, list[Point]]):
 
 
 def test_a_stopped_study_goes_on_with_what_is_missing(
-    found: tuple[Path, list[Point]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    found: tuple[Path, list[ViTPoint]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     kept, points = found
     told: list[tuple[int, int]] = []
     trained: list[int] = []
     train = vit.train_classifier
 
-    def counted(config: ClassifierConfig, *rest: Any) -> Trained:
+    def counted(config: ClassifierConfig, *rest: Any) -> TrainedClassifier:
         assert isinstance(config.network, ViTConfig)
         trained.append(config.network.width)
         return train(config, *rest)
@@ -87,7 +87,9 @@ def test_a_stopped_study_goes_on_with_what_is_missing(
     again = study(tmp_path)
     assert trained == [16, 32, 32]
     assert [one._replace(cpu_seconds=0) for one in again] == [one._replace(cpu_seconds=0) for one in points]
-    study(tmp_path, Settings((Size(1, 16),), (64,), steps=32), "train.lr=0.01")  # what was kept is not of these
+    study(
+        tmp_path, ViTStudySettings((ViTSize(1, 16),), (64,), steps=32), "train.lr=0.01"
+    )  # what was kept is not of these
     assert trained == [16, 32, 32, 16]
 
 
@@ -140,6 +142,6 @@ def test_what_cannot_be_studied(
 
 
 def test_sizes_are_read():
-    assert parse_sizes("3x48, 6x96") == (Size(3, 48), Size(6, 96))
+    assert parse_sizes("3x48, 6x96") == (ViTSize(3, 48), ViTSize(6, 96))
     with pytest.raises(RecipeError, match="seeds 0: at least 1"):
-        Settings(seeds=0)
+        ViTStudySettings(seeds=0)

@@ -8,24 +8,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.autoencoders import KL, VQ, KLConfig, Posterior, VQConfig
+from unveil.autoencoders import AutoencoderKL, AutoencoderKLConfig, DiagonalGaussian, VQModel, VQModelConfig
 from unveil.autoencoders.vq import Quantiser, Remap, usage
 from unveil.types import RecipeError, ShapeError
 
 
-def kl(**changes: object) -> KL:
+def kl(**changes: object) -> AutoencoderKL:
     torch.manual_seed(0)
     settings = {"latent_channels": 2, "groups": 4} | changes
-    return KL(KLConfig(1, 1, 8, (1, 2), 1, 3, **settings)).eval()  # type: ignore[arg-type]
+    return AutoencoderKL(AutoencoderKLConfig(1, 1, 8, (1, 2), 1, 3, **settings)).eval()  # type: ignore[arg-type]
 
 
 def quantiser(**changes: object) -> Quantiser:
     torch.manual_seed(0)
-    return Quantiser(2, VQConfig(1, 1, 8, (1,), 1, 2, groups=4, **{"codes": 8} | changes))  # type: ignore[arg-type]
+    return Quantiser(2, VQModelConfig(1, 1, 8, (1,), 1, 2, groups=4, **{"codes": 8} | changes))  # type: ignore[arg-type]
 
 
 def test_a_gaussian_is_sampled_at_its_mean_and_its_divergence_is_that_of_torch():
-    posterior = Posterior(torch.tensor([[[[0.5, -1.0]]]]), torch.tensor([[[[0.3, -2.0]]]]))
+    posterior = DiagonalGaussian(torch.tensor([[[[0.5, -1.0]]]]), torch.tensor([[[[0.3, -2.0]]]]))
     assert torch.equal(posterior.sample(torch.zeros(1, 1, 1, 2)), posterior.mode)
     torch.testing.assert_close(posterior.sample(torch.ones(1, 1, 1, 2)), posterior.mean + posterior.std)
     theirs = torch.distributions.kl_divergence(
@@ -163,7 +163,7 @@ def test_entries_counted_anew():
 @torch.no_grad()
 def test_a_vq_codec_encodes_before_and_decodes_after_its_codebook():
     torch.manual_seed(0)
-    codec = VQ(VQConfig(1, 1, 8, (1, 2), 1, 3, latent_channels=2, groups=4, codes=16, scale=3.0)).eval()
+    codec = VQModel(VQModelConfig(1, 1, 8, (1, 2), 1, 3, latent_channels=2, groups=4, codes=16, scale=3.0)).eval()
     pixels = torch.randn(2, 1, 4, 8)
     latents = codec.encode(pixels)
     z = codec.encoded(pixels)

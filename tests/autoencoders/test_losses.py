@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unveil.autoencoders.losses import ADVERSARIAL, ERRORS, LARGEST, adaptive_weight, fooled, hinge, likelihood, vanilla
+from unveil.autoencoders.losses import (
+    ADVERSARIAL,
+    ERRORS,
+    LARGEST,
+    adaptive_weight,
+    generator_loss,
+    hinge,
+    likelihood,
+    vanilla,
+)
 
 REAL, MADE = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-3.0, 0.0, 1.0])
 
@@ -27,7 +36,7 @@ def test_vanilla_is_the_cross_entropy_of_both_sides():
 
 
 def test_the_decoder_wants_its_logits_high_under_either():
-    assert fooled(MADE).item() == pytest.approx(2 / 3)
+    assert generator_loss(MADE).item() == pytest.approx(2 / 3)
     assert set(ADVERSARIAL) == {"hinge", "vanilla"}
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unveil import data
-from unveil.autoencoders.perceptual import LAYOUTS, Features, Perceptual, of_classifier, published
+from unveil.autoencoders.perceptual import LAYOUTS, LPIPS, Features, of_classifier, published
 from unveil.data.digits import DigitsConfig
 from unveil.evaluate.inception import read_weights
 from unveil.evaluate.perceptual import fingerprint, perceptual
@@ -40,21 +40,21 @@ def test_features_are_compared_at_length_one():
     x = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)
     y = torch.tensor([0.0, 5.0]).view(1, 2, 1, 1)
     # (0.6, 0.8) and (0, 1): 0.36 + 0.04; the second feature is positive in both, so of length 1 it is the same
-    assert Perceptual(Two())(x, y).item() == pytest.approx(0.4)
+    assert LPIPS(Two())(x, y).item() == pytest.approx(0.4)
     heads = [torch.tensor([2.0, 10.0]), torch.tensor([1.0])]
-    assert Perceptual(Two(), heads)(x, y).item() == pytest.approx(2 * 0.36 + 10 * 0.04)
-    assert Perceptual(Two())(x, x).item() == 0
+    assert LPIPS(Two(), heads)(x, y).item() == pytest.approx(2 * 0.36 + 10 * 0.04)
+    assert LPIPS(Two())(x, x).item() == 0
 
 
 def test_places_are_averaged_and_layers_summed():
     x = torch.tensor([[3.0, 1.0], [4.0, 0.0]]).view(1, 2, 1, 2)
     y = torch.tensor([[0.0, 1.0], [5.0, 0.0]]).view(1, 2, 1, 2)
-    assert Perceptual(Two())(x, y).item() == pytest.approx(0.4 / 2)
+    assert LPIPS(Two())(x, y).item() == pytest.approx(0.4 / 2)
 
 
 def test_features_that_are_zero_everywhere_have_a_gradient():
     x = torch.zeros(1, 2, 2, 2, requires_grad=True)
-    Perceptual(Two())(x, torch.ones(1, 2, 2, 2)).sum().backward()
+    LPIPS(Two())(x, torch.ones(1, 2, 2, 2)).sum().backward()
     assert x.grad is not None
     assert bool(x.grad.isfinite().all())
 
@@ -83,7 +83,7 @@ def test_the_stages_of_a_classifier_are_what_it_pools():
 
 def test_heads_of_other_widths_are_refused():
     with pytest.raises(ShapeError, match=r"the features have \[2, 1\] channels"):
-        Perceptual(Two(), [torch.ones(2), torch.ones(2)])
+        LPIPS(Two(), [torch.ones(2), torch.ones(2)])
 
 
 # ---------------------------------------------------------------------- the published network
@@ -212,7 +212,7 @@ def test_a_module_that_is_no_cnn_has_no_stages():
 def test_clips_are_compared_frame_by_frame_and_colours_by_grey_features_channel_by_channel():
     clips = torch.rand(2, 2, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))  # x and y, (2, 2, T, 4, 4)
     x, y = clips.unbind(0)
-    judge = Perceptual(Two())
+    judge = LPIPS(Two())
     frames = torch.stack([judge(x[:, :, t], y[:, :, t]) for t in range(3)])
     torch.testing.assert_close(judge(x, y), frames.mean(0))
     grey = of_classifier(Cnn(CnnConfig(1, 4, 2, (4,))).eval(), "tiny")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import unveil
-from unveil.autoencoders import KL, Video
-from unveil.core.rng import Streams
+from unveil.autoencoders import AutoencoderKL, VideoAutoencoderKL
+from unveil.core.rng import SampleRNG
 from unveil.data import open as open_data
 from unveil.model import Model, build, checkpoint_store, model_saving
 from unveil.model.config import AutoencoderConfig, ModelConfig, Recipe, dump, parse_recipe, read_yaml, validate
@@ -63,8 +63,8 @@ def test_a_saved_codec_becomes_a_part_of_the_model(tmp_path, monkeypatch):
     second = model(codec=saved)
     assert second.config is not None
     assert second.config.codec.kind == "kl"
-    assert isinstance(first.codec, KL)
-    assert isinstance(second.codec, KL)
+    assert isinstance(first.codec, AutoencoderKL)
+    assert isinstance(second.codec, AutoencoderKL)
     for key, tensor in first.codec.state_dict().items():
         assert torch.equal(second.codec.state_dict()[key], tensor)
     second.save(tmp_path / "second")
@@ -103,11 +103,11 @@ def test_in_training_the_codec_stays_as_it_is_and_its_noise_is_the_examples_own(
     pixels = torch.randint(0, 256, (3, 1, 8, 12), dtype=torch.uint8)
 
     def latents(numbers: list[int], step: int | None) -> Tensor:
-        return prepare(made, Batch(numbers, pixels[numbers], {}), Streams(0, numbers), step)[0]
+        return prepare(made, Batch(numbers, pixels[numbers], {}), SampleRNG(0, numbers), step)[0]
 
     whole = latents([0, 1, 2], 5)
-    assert isinstance(made.codec, KL)
-    noise = Streams(0, [0, 1, 2]).normal((2, 4, 6), 5, ENCODE)
+    assert isinstance(made.codec, AutoencoderKL)
+    noise = SampleRNG(0, [0, 1, 2]).normal((2, 4, 6), 5, ENCODE)
     torch.testing.assert_close(whole, made.codec.encode(pixels / 127.5 - 1, noise))
     torch.testing.assert_close(latents([2, 0], 5), whole[[2, 0]], rtol=1e-4, atol=1e-5)
     assert not torch.equal(latents([0, 1, 2], 6), whole)
@@ -164,7 +164,7 @@ def test_a_model_of_the_latents_of_clips_trains_on_a_saved_codec_and_samples(tmp
     made = build(recipe.model)
     assert made.config is not None
     assert made.config.codec.kind == "video"
-    assert isinstance(made.codec, Video)
+    assert isinstance(made.codec, VideoAutoencoderKL)
     assert torch.equal(made.codec.scale, codec.scale)
     objective = recipe.objective.build(recipe, made.process, 2)
     fit(made, open_data(recipe.data.build()), objective=objective, config=recipe.train, run=tmp_path / "run")

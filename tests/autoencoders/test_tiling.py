@@ -7,20 +7,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unveil.autoencoders import KL, KLConfig, tiling
-from unveil.autoencoders.tiling import Tiling, cut, decode_within, difference
+from unveil.autoencoders import AutoencoderKL, AutoencoderKLConfig, tiling
+from unveil.autoencoders.tiling import TilingConfig, decode_with_fallback, tile_boundaries, tiling_difference
 from unveil.types import OutOfResources, RecipeError
 
 
-def local(**changes: object) -> KL:
+def local(**changes: object) -> AutoencoderKL:
     torch.manual_seed(0)
     settings = {"middle": "blocks", "norm": "pixel", "latent_channels": 4, "multipliers": (1, 2, 2)} | changes
-    return KL(KLConfig(3, 3, 8, blocks=1, z_channels=4, **settings)).eval()  # type: ignore[arg-type]
+    return AutoencoderKL(AutoencoderKLConfig(3, 3, 8, blocks=1, z_channels=4, **settings)).eval()  # type: ignore[arg-type]
 
 
-def ldm(**changes: object) -> KL:
+def ldm(**changes: object) -> AutoencoderKL:
     torch.manual_seed(0)
-    return KL(KLConfig(3, 3, 16, (1, 2, 2), 1, 4, **{"latent_channels": 4, "groups": 4} | changes)).eval()  # type: ignore[arg-type]
+    return AutoencoderKL(
+        AutoencoderKLConfig(3, 3, 16, (1, 2, 2), 1, 4, **{"latent_channels": 4, "groups": 4} | changes)
+    ).eval()  # type: ignore[arg-type]
 
 
 def uneven(height: int = 32, width: int = 48) -> Tensor:
@@ -34,10 +36,10 @@ def uneven(height: int = 32, width: int = 48) -> Tensor:
 @pytest.mark.parametrize("patch", [1, 2])
 def test_a_local_decoder_in_tiles_is_the_whole_one(patch):
     codec = local(patch=patch, multipliers=(1, 2) if patch > 1 else (1, 2, 2))
-    found = difference(codec, uneven(), Tiling(side=112))
+    found = tiling_difference(codec, uneven(), TilingConfig(side=112))
     assert found.largest < 0.01
     assert found.seam < 1.1
-    assert difference(codec, uneven(), Tiling(side=112, overlap=0)).largest > 1
+    assert tiling_difference(codec, uneven(), TilingConfig(side=112, overlap=0)).largest > 1
 
 
 @torch.no_grad()
@@ -46,8 +48,10 @@ def test_a_local_encoder_in_tiles_is_the_whole_one():
     pixels = torch.rand(2, 3, 112, 176, generator=torch.Generator().manual_seed(1)) * 2 - 1
     noise = torch.randn(2, 4, 28, 44, generator=torch.Generator().manual_seed(2))
     whole = codec.encode(pixels, noise)
-    torch.testing.assert_close(tiling.encode(codec, pixels, Tiling(side=96), noise=noise), whole, rtol=1e-4, atol=1e-5)
-    rough = tiling.encode(codec, pixels, Tiling(side=96, overlap=0), noise=noise)
+    torch.testing.assert_close(
+        tiling.encode(codec, pixels, TilingConfig(side=96), noise=noise), whole, rtol=1e-4, atol=1e-5
+    )
+    rough = tiling.encode(codec, pixels, TilingConfig(side=96, overlap=0), noise=noise)
     assert (rough - whole).abs().max() > 1e-3
 
 
@@ -55,7 +59,7 @@ def test_a_local_encoder_in_tiles_is_the_whole_one():
 def test_shared_statistics_make_other_layouts_exact_and_the_shrunk_picture_makes_them_near(attention):
     codec = ldm(attention=attention)
     found = {
-        norms: difference(codec, uneven(), Tiling(side=96, overlap=64, norms=norms))
+        norms: tiling_difference(codec, uneven(), TilingConfig(side=96, overlap=64, norms=norms))
         for norms in ("own", "shrunk", "exact")
     }
     assert found["exact"].largest < 0.01
@@ -63,7 +67,7 @@ def test_shared_statistics_make_other_layouts_exact_and_the_shrunk_picture_makes
     pixels = F.interpolate(uneven()[:, :3], scale_factor=4.0).clamp(-1, 1)
     whole = codec.encode(pixels)
     error = {
-        norms: (tiling.encode(codec, pixels, Tiling(side=96, overlap=64, norms=norms)) - whole).abs().max().item()
+        norms: (tiling.encode(codec, pixels, TilingConfig(side=96, overlap=64, norms=norms)) - whole).abs().max().item()
         for norms in ("own", "exact")
     }
     assert error["exact"] < 1e-4
@@ -74,7 +78,7 @@ def test_shared_statistics_make_other_layouts_exact_and_the_shrunk_picture_makes
 def test_tiles_cover_every_place_once():
     for length in (8, 9, 31, 100):
         for side, overlap, reach in ((8, 2, 1), (8, 4, 2), (10, 6, 5), (8, 0, 3)):
-            made = cut(length, side, overlap, reach)
+            made = tile_boundaries(length, side, overlap, reach)
             total = torch.zeros(length * 3)
             for number, (start, stop) in enumerate(made.tiles):
                 weights = made.weights(number, 3)
@@ -93,11 +97,11 @@ def test_tiles_cover_every_place_once():
 def test_one_sample_at_a_time_is_all_at_once():
     codec, z = ldm(), torch.randn(3, 4, 4, 4)
     with torch.no_grad():
-        torch.testing.assert_close(tiling.sliced_decode(codec, z), codec.decode(z), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(tiling.decode_slicing(codec, z), codec.decode(z), rtol=1e-4, atol=1e-5)
         pixels = torch.randn(3, 3, 8, 8)
         noise = torch.randn(3, 4, 2, 2)
         whole = codec.encode(pixels, noise)
-        torch.testing.assert_close(tiling.sliced_encode(codec, pixels, noise=noise), whole, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(tiling.encode_slicing(codec, pixels, noise=noise), whole, rtol=1e-4, atol=1e-5)
 
 
 def test_memory_is_that_of_one_tile():
@@ -113,16 +117,16 @@ def test_memory_is_that_of_one_tile():
     seen = []
     for side in (44, 64):
         largest[0] = 0
-        tiling.decode(codec, torch.randn(1, 4, side, side), Tiling(side=144))
+        tiling.decode(codec, torch.randn(1, 4, side, side), TilingConfig(side=144))
         seen.append(largest[0])
     assert seen[0] == seen[1]
 
 
 def test_mistakes_are_named():
     with pytest.raises(RecipeError, match="tiles must be wider than their overlap of 104 px, in steps of 4; at least"):
-        tiling.decode(local(), torch.randn(1, 4, 64, 64), Tiling(side=64))
+        tiling.decode(local(), torch.randn(1, 4, 64, 64), TilingConfig(side=64))
     with pytest.raises(RecipeError, match="norms = 'share': must be one of own, shrunk, exact; nearest: 'shrunk'"):
-        Tiling(norms="share")  # type: ignore[arg-type]
+        TilingConfig(norms="share")  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------- when memory ends
@@ -156,21 +160,21 @@ def test_what_does_not_fit_is_decoded_once_more_in_tiles(error, text):
         codec.decoder = Small(codec.decoder, 130 * 16, error, text)  # type: ignore[assignment]
         with pytest.raises(error):
             codec.decode(z)
-        torch.testing.assert_close(decode_within(codec, z), whole, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(decode_with_fallback(codec, z), whole, rtol=1e-4, atol=1e-5)
         codec.decoder.room = 10  # type: ignore[assignment]
         with pytest.raises(OutOfResources, match="in tiles of 512 px too; lower the batch or the size"):
-            decode_within(codec, z)
+            decode_with_fallback(codec, z)
 
 
 def test_other_errors_are_left_alone_and_other_codecs_say_what_to_lower():
     codec = local()
     codec.decoder = Small(codec.decoder, 0, RuntimeError, "shapes differ")  # type: ignore[assignment]
     with pytest.raises(RuntimeError, match="shapes differ"):
-        decode_within(codec, torch.randn(1, 4, 8, 8))
+        decode_with_fallback(codec, torch.randn(1, 4, 8, 8))
 
     class Other:
         def decode(self, latents: Tensor) -> Tensor:
             raise MemoryError
 
     with pytest.raises(OutOfResources, match="lower the batch or the size of the pictures"):
-        decode_within(Other(), torch.randn(1, 4, 8, 8))
+        decode_with_fallback(Other(), torch.randn(1, 4, 8, 8))

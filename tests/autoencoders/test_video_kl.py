@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unveil.autoencoders import Video, VideoConfig, tiling
-from unveil.autoencoders.tiling import Tiling, decode_within, difference
+from unveil.autoencoders import VideoAutoencoderKL, VideoAutoencoderKLConfig, tiling
+from unveil.autoencoders.tiling import TilingConfig, decode_with_fallback, tiling_difference
 from unveil.types import RecipeError, ShapeError
 
 # all of space and time on entry; halvings in levels; both; space alone
@@ -25,16 +25,18 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
-def video(layout: str = "both", **changes: Any) -> Video:
+def video(layout: str = "both", **changes: Any) -> VideoAutoencoderKL:
     """A codec in which every weight counts, those too that begin at 0."""
     torch.manual_seed(0)
-    codec = Video(VideoConfig(3, 3, **{"channels": 8, "blocks": 1, "z_channels": 4} | LAYOUTS[layout] | changes))
+    codec = VideoAutoencoderKL(
+        VideoAutoencoderKLConfig(3, 3, **{"channels": 8, "blocks": 1, "z_channels": 4} | LAYOUTS[layout] | changes)
+    )
     for part in (codec.encoder, codec.decoder):
         nn.init.normal_(part.leave.weight, 0, 0.05)
     return codec.eval()
 
 
-def clip(codec: Video, pieces: int = 6, rows: int = 2) -> Tensor:
+def clip(codec: VideoAutoencoderKL, pieces: int = 6, rows: int = 2) -> Tensor:
     """Random frames (rows, 3, 1 + pieces time, 2 factor, 3 factor)."""
     side, chosen = codec.config.factor, torch.Generator().manual_seed(1)
     return torch.rand(rows, 3, 1 + pieces * codec.config.time, 2 * side, 3 * side, generator=chosen) * 2 - 1
@@ -208,10 +210,10 @@ def test_a_ring_has_no_seam(layout):
 def test_tiles_of_clips_are_the_whole(layout):
     codec = video(layout)
     z = torch.randn(1, 4, 3, 30, 34, generator=torch.Generator().manual_seed(1))
-    assert difference(codec, z, Tiling(side=112)).largest < 0.01
-    assert difference(codec, z, Tiling(side=40, overlap=0)).largest > 0.1
+    assert tiling_difference(codec, z, TilingConfig(side=112)).largest < 0.01
+    assert tiling_difference(codec, z, TilingConfig(side=40, overlap=0)).largest > 0.1
     x = torch.rand(1, 3, 5, 120, 136, generator=torch.Generator().manual_seed(2)) * 2 - 1
-    torch.testing.assert_close(tiling.encode(codec, x, Tiling(side=112)), codec.encode(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(tiling.encode(codec, x, TilingConfig(side=112)), codec.encode(x), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -224,7 +226,7 @@ def test_clips_are_decoded_in_tiles_where_memory_ends(monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(codec, "decode", full)
-    torch.testing.assert_close(decode_within(codec, z), whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(decode_with_fallback(codec, z), whole, rtol=1e-4, atol=1e-5)
 
 
 # ---------------------------------------------------------------------- bad input

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unveil.autoencoders import KL, VQ, KLConfig, VQConfig
+from unveil.autoencoders import AutoencoderKL, AutoencoderKLConfig, VQModel, VQModelConfig
 from unveil.checkpoints import autoencoder, diffusers_autoencoder, inspection, openai_models
 from unveil.io.safetensors_io import write_tensors
-from unveil.nn.meta_device import weightless
+from unveil.nn.meta_device import meta_device
 from unveil.types import RecipeError, WeightsError
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")
@@ -25,7 +25,7 @@ DD: dict[str, Any] = {
 CONFIGS = {
     "kl": autoencoder.from_arguments({"ddconfig": DD, "embed_dim": 3}),
     "attention": autoencoder.from_arguments({"ddconfig": DD | {"attn_resolutions": [16, 8]}, "embed_dim": 3}),
-    "without 1x1": KLConfig(3, 3, 32, (1, 2), 2, 4),
+    "without 1x1": AutoencoderKLConfig(3, 3, 32, (1, 2), 2, 4),
     "vq": autoencoder.from_arguments({"ddconfig": DD | {"double_z": False}, "embed_dim": 2, "n_embed": 24}),
     "noattn": autoencoder.from_arguments(
         {"ddconfig": DD | {"double_z": False, "attn_type": "none"}, "embed_dim": 3, "n_embed": 24}
@@ -33,10 +33,10 @@ CONFIGS = {
 }
 
 
-def drawn(config: KLConfig | VQConfig) -> KL | VQ:
+def drawn(config: AutoencoderKLConfig | VQModelConfig) -> AutoencoderKL | VQModel:
     """A codec whose zero-initialised layers matter too."""
     torch.manual_seed(0)
-    codec = KL(config) if isinstance(config, KLConfig) else VQ(config)
+    codec = AutoencoderKL(config) if isinstance(config, AutoencoderKLConfig) else VQModel(config)
     with torch.no_grad():
         for parameter in codec.parameters():
             parameter.copy_(parameter + 0.1 * torch.randn_like(parameter))
@@ -58,11 +58,13 @@ def test_the_published_autoencoders_have_their_counts_and_are_recognised_by_thei
     assert len(known) == 13
     for name, fact in known.items():
         config = autoencoder.from_arguments(fact["arguments"])
-        with weightless():
-            theirs = autoencoder.dump(KL(config) if isinstance(config, KLConfig) else VQ(config))
+        with meta_device():
+            theirs = autoencoder.dump(
+                AutoencoderKL(config) if isinstance(config, AutoencoderKLConfig) else VQModel(config)
+            )
         assert (len(theirs), sum(t.numel() for t in theirs.values())) == (fact["n_keys"], fact["params"]), name
         shapes = {f"first_stage_model.{key}": tuple(tensor.shape) for key, tensor in theirs.items()}
-        assert autoencoder.config_of(shapes) == config, name
+        assert autoencoder.infer_config(shapes) == config, name
 
 
 @pytest.mark.parametrize("layout", ["ldm", "diffusers"])
@@ -128,7 +130,7 @@ def test_diffusers_autoencoder_kl_gives_the_same_and_opens_what_is_written(tmp_p
     theirs: Any = theirs_kl(**changes)
     theirs.save_pretrained(tmp_path / "pipeline" / "vae")
     read = diffusers_autoencoder.read(tmp_path / "pipeline")
-    assert isinstance(read, KL)
+    assert isinstance(read, AutoencoderKL)
     pixels, noise = torch.randn(2, 3, 16, 24), torch.randn(2, 4, 8, 12)
     told, said = theirs.encode(pixels).latent_dist, read.posterior(pixels)
     torch.testing.assert_close(said.mean, told.mean, rtol=1e-4, atol=1e-4)
@@ -163,7 +165,7 @@ def test_diffusers_vq_model_gives_the_same_and_opens_what_is_written(tmp_path):
     ))  # fmt: skip
     theirs.save_pretrained(tmp_path / "vqvae")
     read = diffusers_autoencoder.read(tmp_path)
-    assert isinstance(read, VQ)
+    assert isinstance(read, VQModel)
     pixels = torch.randn(2, 3, 16, 24)
     latents = read.encode(pixels)
     torch.testing.assert_close(latents, theirs.encode(pixels).latents, rtol=1e-4, atol=1e-4)
@@ -193,7 +195,7 @@ def test_mistakes_are_named(tmp_path):
         autoencoder.from_arguments({"ddconfig": DD | {"attn_type": "linear"}, "embed_dim": 3})
     with pytest.raises(RecipeError, match="setting 'ch_mult' is missing"):
         autoencoder.from_arguments({"ddconfig": {k: v for k, v in DD.items() if k != "ch_mult"}, "embed_dim": 3})
-    local = KL(KLConfig(3, 3, 8, (1, 2), 1, 4, middle="blocks", norm="pixel"))
+    local = AutoencoderKL(AutoencoderKLConfig(3, 3, 8, (1, 2), 1, 4, middle="blocks", norm="pixel"))
     with pytest.raises(RecipeError, match="norm = 'pixel': the layout 'ldm' has 'group' only"):
         autoencoder.dump(local)
     with pytest.raises(WeightsError, match="no folder of an autoencoder of diffusers"):

@@ -57,7 +57,7 @@ def test_there_and_back_is_the_identity_and_keys_tell_the_configuration(change):
     back = ddpm.load(theirs, config)
     assert back.keys() == ours.keys()
     assert all(torch.equal(back[key], ours[key]) for key in ours)
-    assert ddpm.config_from_keys({key: tensor.shape for key, tensor in theirs.items()}) == config
+    assert ddpm.infer_config({key: tensor.shape for key, tensor in theirs.items()}) == config
 
 
 def test_projections_are_stored_apart_and_the_way_up_is_numbered_by_level():
@@ -78,7 +78,7 @@ def test_mistakes_are_named():
     with pytest.raises(WeightsError, match=r"missing keys: 1 \(mid.attn_1.k.bias\)"):
         ddpm.load(theirs, config)
     with pytest.raises(WeightsError, match="not DDPM's own U-Net"):
-        ddpm.config_from_keys({"time_embed.0.weight": (4, 4)})
+        ddpm.infer_config({"time_embed.0.weight": (4, 4)})
     with pytest.raises(RecipeError, match="model type 'bayesian': only 'simple' is supported"):
         ddpm.from_arguments(TINY | {"model": MODEL | {"type": "bayesian"}})
     with pytest.raises(RecipeError, match="setting 'ch_mult' is missing"):

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from unveil.checkpoints import dit, dit_pipeline
-from unveil.checkpoints.overrides import Said
+from unveil.checkpoints.overrides import ModelOverrides
 from unveil.io.safetensors_io import read_state, write_tensors
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig, validate
 from unveil.nn.dit import DiT
-from unveil.nn.dit_config import DiTConfig, named
+from unveil.nn.dit_config import DiTConfig, get_preset
 from unveil.types import Condition, RecipeError, WeightsError
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")
@@ -80,15 +80,15 @@ def test_all_thirteen_were_found():
 def test_a_published_file_has_its_keys_shapes_and_count(file):
     fact = facts(file)
     made = fact["config"]
-    config = named(made["factory"].lower().replace("/", "-"), size=made["input_size"])
-    theirs = dit.theirs_on_meta(config, "dit", made["num_classes"] + 1)
+    config = get_preset(made["factory"].lower().replace("/", "-"), size=made["input_size"])
+    theirs = dit.published_shapes(config, "dit", made["num_classes"] + 1)
     assert {key: list(tensor.shape) for key, tensor in theirs.items()} == fact["keys"]
     counted = json.loads((Path(ROOT or "") / "param_counts.json").read_text())[fact["name"]]
     assert sum(tensor.numel() for tensor in theirs.values()) == fact["params"] == counted["state_dict_elements"]
     assert dit.layout_of(fact["keys"]) == "dit"
-    assert dit.config_of(fact["keys"]) == config
+    assert dit.infer_config(fact["keys"]) == config
     assert dit.compare(fact["keys"], config).fits
-    assert dit.known_name(fact["keys"]) == f"{config.name} for latents of {config.size}"
+    assert dit.closest_named_config(fact["keys"]) == f"{config.name} for latents of {config.size}"
 
 
 # -- there and back -----------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def test_weights_survive_the_way_there_and_back(config, layout):
     theirs = dit.dump(network, config, label, layout)
     shapes = shapes_of(theirs)
     assert dit.layout_of(shapes) == layout
-    assert dit.untied(theirs, dit.config_of(shapes, heads=4, size=8)) == config
+    assert dit.with_untied_embeddings(theirs, dit.infer_config(shapes, heads=4, size=8)) == config
     parts = dit.load(theirs, config)
     assert parts.network.keys() == network.keys()
     assert all(torch.equal(parts.network[key], tensor) for key, tensor in network.items())
@@ -144,18 +144,18 @@ def test_what_a_layout_cannot_hold_is_refused():
 
 def test_a_file_of_another_size_is_named_with_the_first_tensors_that_differ():
     with torch.device("meta"):
-        large = dit.theirs_on_meta(named("dit-b-4"), "dit", 1001)
+        large = dit.published_shapes(get_preset("dit-b-4"), "dit", 1001)
     with pytest.raises(WeightsError) as caught:
-        dit.load(large, named("dit-s-2"))
+        dit.load(large, get_preset("dit-s-2"))
     text = str(caught.value)
     assert "the file is a DiT, dit-b-4 for latents of 32; the network is dit-s-2 for latents of 32" in text
     assert "blocks.0.attn.qkv.weight: (2304, 768) in the file, (1152, 384) in the network" in text
     with pytest.raises(WeightsError, match=r"extra: .*blocks\.12"):
-        dit.load(dit.theirs_on_meta(named("dit-l-4"), "dit", 1001), named("dit-b-4"))
+        dit.load(dit.published_shapes(get_preset("dit-l-4"), "dit", 1001), get_preset("dit-b-4"))
     with pytest.raises(WeightsError, match="dit-xl-2 for latents of 64; the network is dit-xl-2 for latents of 32"):
-        dit.load(dit.theirs_on_meta(named("dit-xl-2", size=64), "dit", 1001), named("dit-xl-2"))
-    tiny = shapes_of(dit.theirs_on_meta(SMALL, "dit", 11))
-    assert dit.known_name(tiny) == "nearest to dit-s-2 for latents of 8"
+        dit.load(dit.published_shapes(get_preset("dit-xl-2", size=64), "dit", 1001), get_preset("dit-xl-2"))
+    tiny = shapes_of(dit.published_shapes(SMALL, "dit", 11))
+    assert dit.closest_named_config(tiny) == "nearest to dit-s-2 for latents of 8"
 
 
 def test_what_keys_do_not_show_is_asked_for():
@@ -163,9 +163,9 @@ def test_what_keys_do_not_show_is_asked_for():
     with pytest.raises(WeightsError, match=r"2 blocks of width 32, .* file\.heads=6"):
         dit_pipeline.model_of(theirs)
     with pytest.raises(WeightsError, match="by its keys"):
-        dit.config_of({"weight": (1,)})
+        dit.infer_config({"weight": (1,)})
     with pytest.raises(WeightsError, match="classes = 5: the file's table of labels has 11 rows"):
-        dit_pipeline.model_of(theirs, Said(heads=4, classes=5))
+        dit_pipeline.model_of(theirs, ModelOverrides(heads=4, classes=5))
 
 
 def _of(config: DiTConfig) -> tuple[dict[str, Tensor], DiTConfig, dict[str, Tensor]]:
@@ -179,7 +179,7 @@ def _of(config: DiTConfig) -> tuple[dict[str, Tensor], DiTConfig, dict[str, Tens
 def test_a_pt_file_becomes_a_model_that_is_sampled_as_published(tmp_path):
     network, config, label = _of(SMALL)
     torch.save(dit.dump(network, config, label, "dit"), tmp_path / "dit.pt")
-    model = dit_pipeline.model_of(read_state(tmp_path / "dit.pt"), Said(heads=4))
+    model = dit_pipeline.model_of(read_state(tmp_path / "dit.pt"), ModelOverrides(heads=4))
     assert model.config is not None
     assert model.config.network_config() == SMALL
     assert (model.sampling.sampler, model.sampling.grid, model.sampling.guidance.channels) == ("ancestral", "250", 3)
@@ -196,7 +196,7 @@ def test_a_pt_file_becomes_a_model_that_is_sampled_as_published(tmp_path):
 
 def test_both_rows_of_labels_without_a_null():
     network, config, label = _of(SMALL)
-    model = dit_pipeline.model_of(dit.dump(network, config, label, "dit"), Said(heads=4, classes=11))
+    model = dit_pipeline.model_of(dit.dump(network, config, label, "dit"), ModelOverrides(heads=4, classes=11))
     assert model.encode({"label": 10})[1] is None
     assert model.sampling.guidance.scale == 1.0
 

@@ -57,7 +57,7 @@ def test_a_published_network_has_its_count_of_keys_and_parameters(name):
     kernels = sum(value.numel() for key, value in theirs.items() if key.endswith((".resample_filter", ".freqs")))
     assert kernels == fact["buffer_elements"]
     assert sum(value.numel() for value in theirs.values()) == fact["params"] + fact["buffer_elements"]
-    assert edm.config_from_keys({key: value.shape for key, value in theirs.items()}) == replace(config, dropout=0.0)
+    assert edm.infer_config({key: value.shape for key, value in theirs.items()}) == replace(config, dropout=0.0)
 
 
 @needs_facts
@@ -77,7 +77,7 @@ def test_there_and_back_is_the_identity_and_keys_tell_the_shape(name):
         assert all(torch.equal(parts.network[key], ours[key]) for key in ours)
         assert parts.label is not None
         torch.testing.assert_close(parts.label["table.weight"], label["table.weight"])
-        assert edm.config_from_keys({key: value.shape for key, value in found.items()}) == config
+        assert edm.infer_config({key: value.shape for key, value in found.items()}) == config
 
 
 def test_rows_of_attention_are_reordered_per_head():
@@ -116,7 +116,7 @@ def test_other_filters_missing_and_misshapen_tensors_are_named():
     with pytest.raises(WeightsError, match=r"missing keys: 1 \(map_layer0.bias\)"):
         edm.load(theirs, config)
     with pytest.raises(WeightsError, match="not a network of EDM"):
-        edm.config_from_keys({"conv_in.weight": (64, 3, 3, 3)})
+        edm.infer_config({"conv_in.weight": (64, 3, 3, 3)})
 
 
 def test_settings_that_edm_does_not_have_are_refused():
@@ -129,17 +129,17 @@ def test_settings_that_edm_does_not_have_are_refused():
 def test_arguments_of_the_published_classes():
     arguments = {"img_resolution": 16, "img_channels": 3, "label_dim": 4, "model_channels": 16, "attn_resolutions": [8]}
     shell, config = edm.from_shell("EDMPrecond", {**arguments, "sigma_data": 0.6, "channel_mult": [1, 4]})
-    assert shell == preconditioning.EDM(0.6)
+    assert shell == preconditioning.EDMPreconditioning(0.6)
     assert isinstance(config, DhariwalUNetConfig)
     assert (config.in_channels, config.out_channels, config.attention) == (3, 3, (2,))
     shell, config = edm.from_shell("iDDPMPrecond", {**arguments, "M": 200})
-    assert (shell, config.out_channels) == (preconditioning.IDDPM(200), 6)
+    assert (shell, config.out_channels) == (preconditioning.IDDPMPreconditioning(200), 6)
     shell, config = edm.from_shell("VPPrecond", {**arguments, "beta_d": 9.9, "encoder_type": "skip"})
-    assert isinstance(shell, preconditioning.VP)
+    assert isinstance(shell, preconditioning.VPPreconditioning)
     assert shell.beta_max == pytest.approx(10)
     assert isinstance(config, SongUNetConfig)
     assert config.encoder == "skip"
-    assert edm.from_shell("VEPrecond", arguments)[0] == preconditioning.VE()
+    assert edm.from_shell("VEPrecond", arguments)[0] == preconditioning.VEPreconditioning()
     with pytest.raises(RecipeError, match=r"'EDMPrecon': must be one of .*; nearest: 'EDMPrecond'"):
         edm.from_shell("EDMPrecon", arguments)
     with pytest.raises(RecipeError, match="argument 'num_block' is not one of SongUNet's; nearest: 'num_blocks'"):

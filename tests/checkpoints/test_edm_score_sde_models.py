@@ -14,7 +14,7 @@ from torch import Tensor
 
 import unveil
 from unveil.checkpoints import edm, edm_score_sde_models, openai_models, score_sde
-from unveil.checkpoints.overrides import Said
+from unveil.checkpoints.overrides import ModelOverrides
 from unveil.core import preconditioning
 from unveil.core.process import LinearVP
 from unveil.core.sde import SubVP
@@ -30,11 +30,11 @@ NCSNPP = {"embedding": "fourier", "noise_multiplier": 2, "encoder": "residual", 
 ADM = DhariwalUNetConfig(3, 3, channels=16, multipliers=(1, 4), blocks=1, attention=(2,), head_channels=64)
 # EDM's networks, small: the configuration, its preconditioning, and the steps and churn that it is sampled with
 OF_EDM: dict[str, tuple[edm.Config, preconditioning.Preconditioning, int, float | None]] = {
-    "augmented": (replace(SONG, augment_dim=9), preconditioning.EDM(), 18, None),
-    "baseline DDPM++": (SONG, preconditioning.VP(), 18, None),
-    "baseline NCSN++": (replace(SONG, **NCSNPP), preconditioning.VE(), 18, None),
-    "ADM": (ADM, preconditioning.EDM(), 256, 40),
-    "baseline ADM": (replace(ADM, out_channels=6), preconditioning.IDDPM(), 256, 80),
+    "augmented": (replace(SONG, augment_dim=9), preconditioning.EDMPreconditioning(), 18, None),
+    "baseline DDPM++": (SONG, preconditioning.VPPreconditioning(), 18, None),
+    "baseline NCSN++": (replace(SONG, **NCSNPP), preconditioning.VEPreconditioning(), 18, None),
+    "ADM": (ADM, preconditioning.EDMPreconditioning(), 256, 40),
+    "baseline ADM": (replace(ADM, out_channels=6), preconditioning.IDDPMPreconditioning(), 256, 80),
 }
 
 
@@ -118,7 +118,7 @@ def test_a_file_of_score_sde_is_known_by_its_keys(name):
         assert levels[-1].sigma == 0
         return
     assert model.process == LinearVP(index_scale=999)
-    said = validate(Said, {"process": {"kind": "sub-vp"}}, "said")
+    said = validate(ModelOverrides, {"process": {"kind": "sub-vp"}}, "said")
     assert openai_models.model_of(theirs, said).process == SubVP(index_scale=999)
 
 
@@ -137,12 +137,12 @@ def test_a_model_of_score_sde_computes_what_its_network_does(monkeypatch: pytest
 
 def test_what_is_said_goes_before_the_table_or_is_refused():
     theirs = state_of(OF_EDM["baseline DDPM++"][0])
-    said = validate(Said, {"prediction": {"kind": "edm", "sigma_data": 0.6}}, "said")
+    said = validate(ModelOverrides, {"prediction": {"kind": "edm", "sigma_data": 0.6}}, "said")
     model = openai_models.model_of(theirs, said)
     assert model.config is not None
-    assert model.config.build_prediction(model.process) == preconditioning.EDM(0.6)
+    assert model.config.build_prediction(model.process) == preconditioning.EDMPreconditioning(0.6)
     with pytest.raises(WeightsError, match="heads, size: files of EDM and score SDE hold that"):
-        openai_models.model_of(theirs, validate(Said, {"size": 32, "heads": 2}, "said"))
+        openai_models.model_of(theirs, validate(ModelOverrides, {"size": 32, "heads": 2}, "said"))
 
 
 def test_an_unknown_network_of_score_sde_names_those_that_are_known():

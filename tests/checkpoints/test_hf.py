@@ -20,9 +20,9 @@ import diffusers
 import unveil
 from tests.checkpoints import tiny_hf
 from unveil.checkpoints import hf
-from unveil.checkpoints.hf.components import Levels
+from unveil.checkpoints.hf.components import ProcessSettings
 from unveil.checkpoints.scheduler import NOT_TO_THE_DATA, SOLVERS, scheduler_of, settings_of
-from unveil.core.rng import START, Streams
+from unveil.core.rng import START, SampleRNG
 from unveil.io.safetensors_io import read_tensors, write_tensors
 from unveil.model import Model
 from unveil.model.config import ModelConfig, validate
@@ -66,7 +66,7 @@ def copied(folders: Any, tmp_path: Path) -> Any:
 def theirs(pipeline: Any, model: Model, prompts: list[str], **how: Any) -> Tensor:
     """The pipeline's pictures from our noise, in [0, 1]."""
     shape = model.codec.latent_shape((3, *SIZE))
-    x = Streams(SEED, range(len(prompts))).normal(shape, START)
+    x = SampleRNG(SEED, range(len(prompts))).normal(shape, START)
     if isinstance(pipeline, diffusers.FluxPipeline):
         x = pipeline._pack_latents(x, len(prompts), *shape)
     height, width = SIZE
@@ -375,8 +375,8 @@ def test_levels_are_those_of_the_scheduler(spacing, steps):
     scheduler = diffusers.EulerDiscreteScheduler(**tiny_hf.DISCRETE, timestep_spacing=spacing)
     scheduler.set_timesteps(steps)
     read = scheduler_of(dict(scheduler.config) | {"_class_name": "EulerDiscreteScheduler"}, Path("settings"))
-    process = Levels(process=read.process).process.build()
-    grid = unveil.schedules.named(process, read.sample["grid"], steps)
+    process = ProcessSettings(process=read.process).process.build()
+    grid = unveil.schedules.get_schedule(process, read.sample["grid"], steps)
     assert [process.index(level) for level in grid[:-1]] == pytest.approx(scheduler.timesteps.tolist(), abs=1e-3)
     ratios = [level.sigma / level.alpha for level in grid]
     assert ratios == pytest.approx(scheduler.sigmas.tolist(), rel=2e-3)
@@ -387,8 +387,8 @@ def test_levels_are_those_of_the_flow_scheduler(settings):
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**settings)
     scheduler.set_timesteps(7)
     read = scheduler_of(dict(scheduler.config) | {"_class_name": "FlowMatchEulerDiscreteScheduler"}, Path("settings"))
-    process = Levels(process=read.process).process.build()
-    grid = unveil.schedules.named(process, read.sample["grid"], 7)
+    process = ProcessSettings(process=read.process).process.build()
+    grid = unveil.schedules.get_schedule(process, read.sample["grid"], 7)
     assert [level.sigma for level in grid] == pytest.approx(scheduler.sigmas.tolist(), rel=1e-5)
     assert [process.index(level) for level in grid[:-1]] == pytest.approx(scheduler.timesteps.tolist(), rel=1e-5)
 

@@ -13,7 +13,7 @@ import torch
 
 from unveil.checkpoints import controlnet, ldm_unet
 from unveil.nn.controlnet import ControlNet
-from unveil.nn.meta_device import weightless
+from unveil.nn.meta_device import meta_device
 from unveil.nn.unet import UNet
 from unveil.nn.unet_config import UNetConfig
 from unveil.types import RecipeError, WeightsError
@@ -46,7 +46,7 @@ def recorded(name: str) -> Any:
 
 
 def published(config: UNetConfig) -> tuple[Shapes, int]:
-    with weightless():
+    with meta_device():
         network = UNet(config)
     return shapes_of(ldm_unet.dump(network.state_dict(), config)), sum(p.numel() for p in network.parameters())
 
@@ -54,8 +54,8 @@ def published(config: UNetConfig) -> tuple[Shapes, int]:
 @golden
 def test_stable_diffusion_1_has_these_keys_shapes_and_parameters():
     file = recorded("latent-diffusion/sd1_keys.json")
-    theirs = ldm_unet.plain(shapes_of(file["keys"]))
-    config = ldm_unet.seen(theirs)
+    theirs = ldm_unet.strip_prefix(shapes_of(file["keys"]))
+    config = ldm_unet.infer_config(theirs)
     assert (config.heads, config.context_width, config.projection) == (8, 768, "conv")
     assert published(config) == (theirs, 859_520_964)
     averages = {ldm_unet.ema_key(ldm_unet.PREFIX + key) for key in theirs}
@@ -67,15 +67,15 @@ def test_stable_diffusion_1_has_these_keys_shapes_and_parameters():
 @golden
 def test_stable_diffusion_2_and_the_controlnets_have_these_keys_and_shapes():
     file = recorded("ControlNet/full_size_keys.json")
-    theirs = ldm_unet.plain(shapes_of(file["sd21_unet"]))
-    config = ldm_unet.seen(theirs)
+    theirs = ldm_unet.strip_prefix(shapes_of(file["sd21_unet"]))
+    config = ldm_unet.infer_config(theirs)
     assert (config.head_channels, config.context_width, config.projection) == (64, 1024, "linear")
     counts = recorded("ControlNet/param_counts.json")
     assert published(config) == (theirs, counts["cldm_v21"]["unet"])
     for name, context in (("cldm_v15", 768), ("cldm_v21", 1024)):
-        theirs = ldm_unet.plain(shapes_of(file[name]), controlnet.PREFIX)
-        config = controlnet.seen(theirs)
-        network = controlnet.empty(config, theirs)
+        theirs = ldm_unet.strip_prefix(shapes_of(file[name]), controlnet.PREFIX)
+        config = controlnet.infer_config(theirs)
+        network = controlnet.meta_controlnet(config, theirs)
         assert config.context_width == context
         assert shapes_of(controlnet.dump(network)) == theirs
         assert len(theirs) == counts[name]["n_control_keys"]
@@ -92,7 +92,9 @@ def test_every_published_configuration_has_its_parameters_and_is_read_off_its_sh
         shapes, parameters = published(config)
         assert (parameters, len(shapes)) == (one["unet"]["params"], one["unet"]["n_keys"]), name
         beside = config.in_channels - config.out_channels
-        assert ldm_unet.seen(shapes) == (ldm_unet.concatenated(config, beside) if beside else config), name
+        assert ldm_unet.infer_config(shapes) == (ldm_unet.with_concat_channels(config, beside) if beside else config), (
+            name
+        )
 
 
 @pytest.mark.parametrize(
@@ -110,21 +112,21 @@ def test_a_state_dict_goes_there_and_back_unchanged_and_shows_its_configuration(
     config = ldm_unet.from_arguments(ARGUMENTS | changes)
     ours = UNet(config).state_dict()
     theirs = ldm_unet.dump(ours, config)
-    for given in (theirs, {**ldm_unet.prefixed(theirs), "first_stage_model.x": torch.zeros(1)}):
+    for given in (theirs, {**ldm_unet.add_prefix(theirs), "first_stage_model.x": torch.zeros(1)}):
         again = ldm_unet.load(given, config).network
         assert ours.keys() == again.keys()
         assert all(torch.equal(again[key], value) for key, value in ours.items())
     heads = {"heads": 4} if config.head_channels is None else {"head_channels": 16}
-    seen = ldm_unet.seen(shapes_of(theirs), heads)
+    seen = ldm_unet.infer_config(shapes_of(theirs), heads)
     beside = config.in_channels - config.out_channels
-    assert replace(seen, heads=config.heads) == ldm_unet.concatenated(config, beside)
+    assert replace(seen, heads=config.heads) == ldm_unet.with_concat_channels(config, beside)
 
 
 def test_a_controlnet_goes_there_and_back_unchanged():
     config = ldm_unet.from_arguments(ARGUMENTS)
     network = ControlNet(config, hint_channels=1, hint_widths=(8, 16))
-    theirs = ldm_unet.prefixed(controlnet.dump(network), controlnet.PREFIX)
-    assert controlnet.seen(shapes_of(theirs), {"heads": 4}) == config
+    theirs = ldm_unet.add_prefix(controlnet.dump(network), controlnet.PREFIX)
+    assert controlnet.infer_config(shapes_of(theirs), {"heads": 4}) == config
     again = controlnet.load(theirs, config)
     assert (again.hint_channels, again.hint_widths, again.factor) == (1, (8, 16), 2)
     assert all(torch.equal(value, network.state_dict()[key]) for key, value in again.state_dict().items())
@@ -154,6 +156,6 @@ def test_heads_that_no_released_network_tells_have_to_be_said():
     config = ldm_unet.from_arguments(ARGUMENTS)
     shapes, _ = published(config)
     with pytest.raises(WeightsError, match="tokens of width 24 and 64 channels; say file"):
-        ldm_unet.seen(shapes)
+        ldm_unet.infer_config(shapes)
     with pytest.raises(WeightsError, match="not a ControlNet"):
-        controlnet.seen(shapes)
+        controlnet.infer_config(shapes)

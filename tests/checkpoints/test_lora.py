@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from unveil.checkpoints import diffusers_unet, lora, lora_export
 from unveil.checkpoints.lora_formats import METADATA, NAMINGS, naming_of, parse
-from unveil.checkpoints.lora_targets import Part, denoiser, own, text_encoder
+from unveil.checkpoints.lora_targets import LoraNetwork, denoiser, native_layers, text_encoder
 from unveil.io.safetensors_io import write_tensors
 from unveil.nn import lora as layers
 from unveil.nn.dit import DiT
 from unveil.nn.dit_config import DiTConfig
-from unveil.nn.lora_layer import Addition
-from unveil.nn.meta_device import weightless
+from unveil.nn.lora_layer import LoraDelta
+from unveil.nn.meta_device import meta_device
 from unveil.nn.unet import UNet
 from unveil.nn.unet_config import UNetConfig
 from unveil.types import RecipeError, WeightsError
@@ -48,26 +48,26 @@ def networks() -> dict[str, nn.Module]:
     }
 
 
-def part(name: str) -> dict[str, Part]:
+def part(name: str) -> dict[str, LoraNetwork]:
     return {"denoiser": denoiser(copy.deepcopy(networks()[name]).requires_grad_(False))}
 
 
-def added(name: str) -> list[Addition]:
+def added(name: str) -> list[LoraDelta]:
     """Something for a fused layer by rows of its own ranks and alphas, for whole layers, and for convolutions."""
     if name == "dit":
         qkv, width = "blocks.1.attention.qkv", 32
         parts = [
-            Addition(qkv, drawn(rank, width, seed=rank), drawn(width, rank, seed=9), alpha, start)
+            LoraDelta(qkv, drawn(rank, width, seed=rank), drawn(width, rank, seed=9), alpha, start)
             for rank, alpha, start in ((2, 1.0, 0), (5, 10.0, 2 * width))
         ]
-        whole = Addition("blocks.0.attention.qkv", drawn(3, width, seed=1), drawn(3 * width, 3, seed=2), 3.0)
-        return [whole, *parts, Addition("blocks.0.mlp.up", drawn(4, width, seed=3), drawn(128, 4, seed=4), 2.0)]
+        whole = LoraDelta("blocks.0.attention.qkv", drawn(3, width, seed=1), drawn(3 * width, 3, seed=2), 3.0)
+        return [whole, *parts, LoraDelta("blocks.0.mlp.up", drawn(4, width, seed=3), drawn(128, 4, seed=4), 2.0)]
     places = ("*",) if name == "latent" else ("down.*.blocks.*", "*.attention.*")
-    made = layers.fresh(networks()[name], layers.LoraConfig(places, rank=3, alpha=2.0))
-    return [Addition(m.layer, m.down, drawn(*m.up.shape, seed=n), m.alpha) for n, m in enumerate(made)]
+    made = layers.init_lora(networks()[name], layers.LoraConfig(places, rank=3, alpha=2.0))
+    return [LoraDelta(m.layer, m.down, drawn(*m.up.shape, seed=n), m.alpha) for n, m in enumerate(made)]
 
 
-def changes(network: nn.Module, listed: list[Addition]) -> dict[str, Tensor]:
+def changes(network: nn.Module, listed: list[LoraDelta]) -> dict[str, Tensor]:
     """What every layer's weight gains."""
     found: dict[str, Tensor] = {}
     for one in listed:
@@ -110,7 +110,7 @@ def test_a_lora_comes_back_from_every_naming(name: str, naming: str, tmp_path: P
 
 def test_rows_of_a_fused_layer_are_written_as_three_modules():
     parts = part("dit")
-    listed = [Addition("blocks.0.attention.qkv", drawn(3, 32, seed=1), drawn(96, 3, seed=2), 6.0)]
+    listed = [LoraDelta("blocks.0.attention.qkv", drawn(3, 32, seed=1), drawn(96, 3, seed=2), 6.0)]
     written = lora_export.dump({"denoiser": listed}, parts, "diffusers")
     assert len(written.tensors) == 6
     for n, which in enumerate("qkv"):
@@ -122,7 +122,7 @@ def test_rows_of_a_fused_layer_are_written_as_three_modules():
 
 def test_an_addition_to_some_rows_of_a_published_module_is_padded():
     parts = part("dit")
-    listed = [Addition("blocks.0.attention.qkv", drawn(3, 32, seed=1), drawn(40, 3, seed=2), 6.0, start=20)]
+    listed = [LoraDelta("blocks.0.attention.qkv", drawn(3, 32, seed=1), drawn(40, 3, seed=2), 6.0, start=20)]
     file = parse(lora_export.dump({"denoiser": listed}, parts, "kohya").tensors)
     found, _ = lora.match(file, parts)
     network = parts["denoiser"].network
@@ -221,7 +221,7 @@ def test_every_module_of_kohyas_stable_diffusion_is_found():
     text = CLIPTextConfig(
         hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768
     )
-    with weightless():
+    with meta_device():
         unet = UNet(diffusers_unet.from_settings({"cross_attention_dim": 768}))
         parts = {"denoiser": denoiser(unet), "text_encoder": text_encoder(CLIPTextModel(text))}
     found, report = lora.match(parse(tensors), parts)
@@ -261,7 +261,7 @@ def test_a_part_that_matches_is_put_on_with_a_warning(caplog: pytest.LogCaptureF
     assert len(report.unmatched) == 2
     assert "1 modules matched, 2 unmatched" in caplog.text
     assert "elsewhere_to_q: no such module" in caplog.text
-    assert [one.layer for one in layers.additions(parts["denoiser"].network, "style")] == ["blocks.0.attention.qkv"]
+    assert [one.layer for one in layers.lora_state(parts["denoiser"].network, "style")] == ["blocks.0.attention.qkv"]
 
 
 @pytest.mark.parametrize(
@@ -285,8 +285,11 @@ def test_halves_and_other_files_are_named(tmp_path: Path):
 def test_a_layer_without_a_published_name_is_told():
     parts = part("dit")
     del (sites := dict(parts["denoiser"].written))[f"{BLOCK}.ff.net.0.proj"]
-    one = Part(
-        "denoiser", "transformer", parts["denoiser"].network, {"some": sites, "unveil": own(parts["denoiser"].network)}
+    one = LoraNetwork(
+        "denoiser",
+        "transformer",
+        parts["denoiser"].network,
+        {"some": sites, "unveil": native_layers(parts["denoiser"].network)},
     )
     with pytest.raises(RecipeError, match=r"blocks\.0\.mlp\.up: has no name in published files"):
         lora_export.dump({"denoiser": added("dit")}, {"denoiser": one}, "kohya")

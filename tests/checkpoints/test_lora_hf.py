@@ -58,7 +58,7 @@ def test_every_module_is_found_and_merged(name: str, parts: list[str], naming: s
     report = files.attach(parts_of(model), "style", files.read(tmp_path / "style.safetensors"))
     assert (len(report.matched), report.unmatched) == (len(wanted), ())
     for part in parts_of(model).values():
-        lora.merge(part.network)
+        lora.fuse_lora(part.network)
     have = [one for one in model.state_dict().values() if one.ndim == 2]
     for weight in wanted:
         assert any(one.shape == weight.shape and torch.allclose(one, weight, atol=1e-5) for one in have)

@@ -53,7 +53,7 @@ def test_there_and_back_is_the_identity_and_keys_tell_the_shape(change):
     assert parts.label is not None
     assert torch.equal(parts.label["table.weight"], label["table.weight"])
 
-    seen = openai.seen({key: tensor.shape for key, tensor in theirs.items()})
+    seen = openai.infer_config({key: tensor.shape for key, tensor in theirs.items()})
     heads = ("heads", "head_channels", "attention_order")
     assert replace(seen, **{name: getattr(config, name) for name in heads}) == config
 
@@ -62,7 +62,7 @@ def test_an_upsampler_takes_a_second_picture():
     config = openai.upsampler(openai.from_arguments(TINY))
     theirs = openai.dump(on_meta(config), config)
     assert theirs["input_blocks.0.0.weight"].shape == (32, 6, 3, 3)
-    assert openai.seen({key: tensor.shape for key, tensor in theirs.items()}).context_channels == 3
+    assert openai.infer_config({key: tensor.shape for key, tensor in theirs.items()}).context_channels == 3
 
 
 def test_a_consistency_model_stores_its_attention_in_two_dimensions_and_its_own_order():
@@ -91,7 +91,7 @@ def test_a_classifier_goes_there_and_back_and_keys_tell_its_shape(pool, resample
     assert back.keys() == ours.keys()
     assert all(torch.equal(back[key], ours[key]) for key in ours)
     shapes = {key: tensor.shape for key, tensor in theirs.items()}
-    seen = openai.seen_classifier(shapes, 1, None if pool == "attention" else 8)
+    seen = openai.infer_classifier_config(shapes, 1, None if pool == "attention" else 8)
     assert replace(seen, heads=config.heads, head_channels=config.head_channels) == config
 
 
@@ -107,9 +107,9 @@ def test_missing_extra_and_misshapen_tensors_are_listed():
     with pytest.raises(WeightsError, match=r"out.2.weight: \(3, 32, 3, 3\), expected \(6, 32, 3, 3\)"):
         openai.load(theirs, config)
     with pytest.raises(WeightsError, match=r"there is no 'input_blocks.0.0.weight'"):
-        openai.seen({"conv_in.weight": (64, 3, 3, 3)})
+        openai.infer_config({"conv_in.weight": (64, 3, 3, 3)})
     with pytest.raises(WeightsError, match=r"not a noisy classifier of ADM: there is no 'time_embed.0.weight'"):
-        openai.seen_classifier({"input_blocks.0.0.weight": (64, 3, 3, 3)}, 2, 64)
+        openai.infer_classifier_config({"input_blocks.0.0.weight": (64, 3, 3, 3)}, 2, 64)
 
 
 def test_arguments_that_are_unknown_or_missing_are_named():

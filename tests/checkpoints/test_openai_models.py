@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unveil.checkpoints import openai, openai_models
 from unveil.checkpoints.openai_flags import FILES, from_classifier_flags, from_flags
-from unveil.checkpoints.openai_models import Said
+from unveil.checkpoints.openai_models import ModelOverrides
 from unveil.core import preconditioning
 from unveil.core.process import DiscreteVP
 from unveil.model.config import ModelConfig, dump, read_yaml, validate
@@ -37,11 +37,11 @@ TINY = {
     "use_scale_shift_norm": True,
     "resblock_updown": True,
 }
-SAID = Said(
+SAID = ModelOverrides(
     size=16, head_channels=16, attention_order="heads-first", betas="cosine", steps=50, rescale=None,
     variance="learned-range",
 )  # fmt: skip
-SAID_OF_CLASSIFIER = Said(
+SAID_OF_CLASSIFIER = ModelOverrides(
     head_channels=16, attention_order="heads-first", betas="cosine", steps=50, rescale=None, blocks=1
 )
 
@@ -113,7 +113,9 @@ def test_a_released_file_is_known_by_its_keys_and_shapes(name):
     if name.startswith("consistency"):
         ends = (flags["sigma_min"], flags["sigma_max"])
         assert (model.process.build().sigma_min, model.process.build().sigma_max) == ends
-        assert model.build_prediction(model.process.build()) == preconditioning.Consistency(0.5, flags["sigma_min"])
+        assert model.build_prediction(model.process.build()) == preconditioning.ConsistencyPreconditioning(
+            0.5, flags["sigma_min"]
+        )
         return
     process = model.process.build()
     assert isinstance(process, DiscreteVP)
@@ -168,10 +170,10 @@ def test_one_tensor_of_another_shape_is_no_released_file():
 @needs_facts
 def test_what_is_said_goes_before_the_table():
     keys = facts("consistency_models__imagenet64")["keys"]
-    said = validate(Said, {"prediction": {"kind": "edm", "index_scale": 1000}, "heads": 6}, "said")
+    said = validate(ModelOverrides, {"prediction": {"kind": "edm", "index_scale": 1000}, "heads": 6}, "said")
     teacher = openai_models.match(keys, said)
     model = teacher.model_config()
-    assert model.build_prediction(model.process.build()) == preconditioning.EDM(index_scale=1000)
+    assert model.build_prediction(model.process.build()) == preconditioning.EDMPreconditioning(index_scale=1000)
     assert (model.sample.sampler, model.sample.steps, model.sample.grid) == ("heun", 40, "karras")
     assert isinstance(teacher.network, UNetConfig)
     assert (teacher.network.heads, teacher.network.head_channels) == (6, None)
@@ -204,11 +206,11 @@ def test_an_unknown_file_asks_for_each_field_by_name():
     with pytest.raises(WeightsError, match=asked):
         openai_models.match(shapes(theirs))
     for name in ("size", "attention_order", "betas", "steps", "rescale", "variance"):
-        said = Said(**{key: getattr(SAID, key) for key in SAID.model_fields_set - {name}})
+        said = ModelOverrides(**{key: getattr(SAID, key) for key in SAID.model_fields_set - {name}})
         with pytest.raises(WeightsError, match=rf"do not say everything: give {name}, "):
             openai_models.match(shapes(theirs), said)
     with pytest.raises(RecipeError, match=r"variance = 'learnt-range': must be one of .*; nearest: 'learned-range'"):
-        validate(Said, {"variance": "learnt-range"}, "said")
+        validate(ModelOverrides, {"variance": "learnt-range"}, "said")
 
 
 def test_an_unknown_classifier_asks_for_its_own():
@@ -253,7 +255,7 @@ def test_an_unknown_file_is_sampled_in_250_calls_or_the_whole_chain():
     assert (short.sample.sampler, short.sample.steps) == ("ancestral", 40)
     long = openai_models.match(shaped, SAID.model_copy(update={"steps": 4000})).model_config()
     assert long.sample.steps == 250
-    said = validate(Said, SAID.model_dump(exclude_unset=True) | {"process": {"kind": "cosine-vp"}}, "said")
+    said = validate(ModelOverrides, SAID.model_dump(exclude_unset=True) | {"process": {"kind": "cosine-vp"}}, "said")
     assert openai_models.match(shaped, said).model_config().process.kind == "cosine-vp"
 
 

@@ -14,7 +14,7 @@ import unveil
 from tests.checkpoints import tiny_sd
 from unveil.checkpoints import formats, single_file
 from unveil.checkpoints.hf import stable_diffusion
-from unveil.checkpoints.overrides import Said
+from unveil.checkpoints.overrides import ModelOverrides
 from unveil.checkpoints.scheduler import SAMPLERS, scheduler_of, settings_of
 from unveil.model.config import ModelConfig, validate
 
@@ -46,11 +46,11 @@ def test_the_tower_of_stable_diffusion_2_goes_into_a_folder_and_back(folder: Pat
     theirs = single_file.tensors_of(unveil.load(folder))
     tower = {key: tensor for key, tensor in theirs.items() if key.startswith("cond_stage_model.")}
     rest = {key: tensor for key, tensor in theirs.items() if key not in tower}
-    said = Said(**tiny_sd.SAID | {"activation": "gelu"})
+    said = ModelOverrides(**tiny_sd.SAID | {"activation": "gelu"})
     model = single_file.read({**rest, **tower}, said).model  # with the exact GELU, as OpenCLIP has it
     second = single_file.tensors_of(model)
     assert "cond_stage_model.model.transformer.resblocks.2.attn.in_proj_weight" in second  # of two blocks that are used
-    found = formats.recognised(second)
+    found = formats.detect_format(second)
     assert found is not None
     assert found.what == "Stable Diffusion 2 in one file"
     read = single_file.read(second, said)
@@ -74,5 +74,5 @@ def test_the_tower_of_stable_diffusion_2_goes_into_a_folder_and_back(folder: Pat
     ],
 )
 def test_the_closest_layout_is_named(keys: list[str], closest: str):
-    assert formats.recognised(dict.fromkeys(keys)) is None
-    assert f"the closest is {closest}, of which is missing" in formats.unknown(dict.fromkeys(keys))
+    assert formats.detect_format(dict.fromkeys(keys)) is None
+    assert f"the closest is {closest}, of which is missing" in formats.explain_unknown_format(dict.fromkeys(keys))

@@ -17,25 +17,28 @@ from tests.conditioning.test_text_encoder import CLIP, T5, drawn, tokens_of, wor
 from unveil.checkpoints import text_encoder_export, text_encoder_keys, text_encoder_loader
 from unveil.checkpoints.overrides import shapes_of
 from unveil.conditioning import clip_tokenizer
-from unveil.conditioning.text_encoder import FileTokenizer, Text
+from unveil.conditioning.text_encoder import FileTokenizer, TextEncoder
 from unveil.model.config import ModelConfig, validate
 from unveil.model.config.text import TextSection
-from unveil.nn.meta_device import weightless
-from unveil.nn.text_encoders import SIZES, ClipConfig, build
-from unveil.types import LeftOut, RecipeError, WeightsError
+from unveil.nn.meta_device import meta_device
+from unveil.nn.text_encoders import SIZES, CLIPEncoderConfig, build
+from unveil.types import PromptTruncated, RecipeError, WeightsError
 
 OPENCLIP = replace(CLIP, activation="gelu", projection=24, skip=1, padding=0)
 PLACES = {
-    "sd1": (CLIP, text_encoder_keys.Place("clip", text_encoder_keys.SD1)),
+    "sd1": (CLIP, text_encoder_keys.TextEncoderLocation("clip", text_encoder_keys.SD1)),
     "projected": (
         replace(CLIP, projection=24),
-        text_encoder_keys.Place("clip", "conditioner.embedders.0.transformer.text_model."),
+        text_encoder_keys.TextEncoderLocation("clip", "conditioner.embedders.0.transformer.text_model."),
     ),
-    "transformers-5": (CLIP, text_encoder_keys.Place("clip")),
-    "sd2": (OPENCLIP, text_encoder_keys.Place("openclip", text_encoder_keys.SD2)),
-    "openclip": (replace(OPENCLIP, projection=0), text_encoder_keys.Place("openclip")),
-    "t5": (T5, text_encoder_keys.Place("t5")),
-    "t5-relu": (replace(T5, feed="relu"), text_encoder_keys.Place("t5", "text_encoders.t5xxl.transformer.")),
+    "transformers-5": (CLIP, text_encoder_keys.TextEncoderLocation("clip")),
+    "sd2": (OPENCLIP, text_encoder_keys.TextEncoderLocation("openclip", text_encoder_keys.SD2)),
+    "openclip": (replace(OPENCLIP, projection=0), text_encoder_keys.TextEncoderLocation("openclip")),
+    "t5": (T5, text_encoder_keys.TextEncoderLocation("t5")),
+    "t5-relu": (
+        replace(T5, feed="relu"),
+        text_encoder_keys.TextEncoderLocation("t5", "text_encoders.t5xxl.transformer."),
+    ),
 }
 SAID = {"heads": 2, "activation": "quick-gelu"}
 
@@ -51,7 +54,7 @@ def merges_files(folder: Path, merges: list[tuple[str, str]]) -> None:
     (folder / "merges.txt").write_text(lines + "\n", "utf-8")
 
 
-def clip_folder(root: Path, config: ClipConfig = CLIP) -> tuple[Path, Any]:
+def clip_folder(root: Path, config: CLIPEncoderConfig = CLIP) -> tuple[Path, Any]:
     """Diffusers' folder with an encoder that transformers itself wrote, and that encoder."""
     import transformers
 
@@ -98,7 +101,7 @@ def test_a_state_goes_into_every_layout_and_comes_back(case):
     theirs = text_encoder_keys.dump(state, config, place)
     assert text_encoder_keys.places(theirs) == [place]
     shapes = shapes_of(theirs)
-    seen = text_encoder_keys.config_of(shapes, place, heads=2, activation=getattr(config, "activation", None))
+    seen = text_encoder_keys.infer_config(shapes, place, heads=2, activation=getattr(config, "activation", None))
     assert seen == (replace(config, length=seen.length) if place.layout == "t5" else config)
     other = {"first_stage_model.x": torch.zeros(1), "visual.proj": torch.zeros(1)}
     found = text_encoder_keys.load(theirs | (other if place.prefix else {}), config, place)
@@ -140,7 +143,7 @@ def test_a_t5_of_either_name_of_its_table_is_read():
     theirs = text_encoder_keys.dump(state, config, place)
     for missing in ("shared.weight", "encoder.embed_tokens.weight"):
         part = {key: tensor for key, tensor in theirs.items() if key != missing}
-        assert text_encoder_keys.config_of(shapes_of(part), place) == replace(config, length=77)
+        assert text_encoder_keys.infer_config(shapes_of(part), place) == replace(config, length=77)
         assert torch.equal(
             text_encoder_keys.load(part, config, place).state["model.embed_tokens.weight"], theirs[missing]
         )
@@ -175,16 +178,16 @@ def test_heads_and_activation_that_no_key_shows_are_asked_for():
     config, place = PLACES["sd1"]
     shapes = shapes_of(text_encoder_keys.dump(drawn(config).state_dict(), config, place))
     with pytest.raises(WeightsError, match="width 16, whose heads and activation no key shows: give them"):
-        text_encoder_keys.config_of(shapes, place)
+        text_encoder_keys.infer_config(shapes, place)
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_published_encoders_are_known_by_their_shapes(name):
-    config = ClipConfig(**SIZES[name])
-    place = text_encoder_keys.Place("openclip" if name.startswith("open") else "clip")
-    with weightless():
+    config = CLIPEncoderConfig(**SIZES[name])
+    place = text_encoder_keys.TextEncoderLocation("openclip" if name.startswith("open") else "clip")
+    with meta_device():
         theirs = text_encoder_keys.dump(build(config).state_dict(), config, place, {})
-    assert text_encoder_keys.config_of(shapes_of(theirs), place) == replace(
+    assert text_encoder_keys.infer_config(shapes_of(theirs), place) == replace(
         config, skip=int(place.layout == "openclip")
     )
 
@@ -196,8 +199,8 @@ def test_a_published_stable_diffusion_1_has_its_keys_and_shapes():
     said = json.loads((Path(root) / "latent-diffusion" / "sd1_keys.json").read_text())
     theirs = {key: torch.empty(shape, device="meta") for key, shape in said["keys"].items()}
     (place,) = text_encoder_keys.places(theirs)
-    config = text_encoder_keys.config_of(shapes_of(theirs), place)
-    assert config == ClipConfig(**SIZES["clip-l"])
+    config = text_encoder_keys.infer_config(shapes_of(theirs), place)
+    assert config == CLIPEncoderConfig(**SIZES["clip-l"])
     found = text_encoder_keys.load(theirs, config, place)
     written = text_encoder_keys.dump(found.state, config, place)
     assert len(written) == said["n_keys_per_part"]["cond_stage_model."]
@@ -245,14 +248,14 @@ def test_a_written_folder_is_opened_by_transformers_and_by_us(tmp_path, changes)
     import transformers
 
     config = replace(CLIP, **changes)
-    one = Text(drawn(config), clip_tokenizer.clip())
+    one = TextEncoder(drawn(config), clip_tokenizer.clip_tokenizer())
     text_encoder_export.write_folder(one, tmp_path)
     kind = transformers.CLIPTextModelWithProjection if config.projection else transformers.CLIPTextModel
     theirs = kind.from_pretrained(tmp_path / "text_encoder", local_files_only=True).eval()
     words: Any = transformers.CLIPTokenizer.from_pretrained(tmp_path / "tokenizer", local_files_only=True)
     prompts = ["a red cat", "a dog, 2 cats and it's more than fits into one row of tokens"]
     given = words(prompts, padding="max_length", max_length=12, truncation=True, return_tensors="pt")
-    with pytest.warns(LeftOut):
+    with pytest.warns(PromptTruncated):
         rows = one.rows(prompts)
     assert torch.equal(given.input_ids, rows.numbers[:, 0])
     with torch.no_grad():
@@ -265,7 +268,7 @@ def test_a_written_folder_is_opened_by_transformers_and_by_us(tmp_path, changes)
 
 
 def test_a_folder_without_the_layers_behind_the_one_in_use_gives_the_same(tmp_path):
-    one = Text(drawn(replace(CLIP, skip=1)), clip_tokenizer.clip())
+    one = TextEncoder(drawn(replace(CLIP, skip=1)), clip_tokenizer.clip_tokenizer())
     text_encoder_export.write_folder(one, tmp_path)
     found = text_encoder_loader.read(tmp_path)
     assert found.config == replace(CLIP, depth=2)
@@ -274,7 +277,7 @@ def test_a_folder_without_the_layers_behind_the_one_in_use_gives_the_same(tmp_pa
 
 
 def test_a_written_t5_is_opened_again(tmp_path):
-    one = Text(drawn(T5), FileTokenizer(words_file()))
+    one = TextEncoder(drawn(T5), FileTokenizer(words_file()))
     text_encoder_export.write_folder(one, tmp_path, number=3)
     found = text_encoder_loader.read(tmp_path, number=3)
     assert (found.config, found.tokenizer) == (T5, words_file())
@@ -309,7 +312,7 @@ def test_clips_vocabulary_is_recognised_in_a_tokenizer_json_too(tmp_path):
     import tokenizers
 
     folder, _ = clip_folder(tmp_path)
-    vocabulary = clip_tokenizer.clip()
+    vocabulary = clip_tokenizer.clip_tokenizer()
     numbers = {piece: number for number, piece in enumerate(vocabulary.pieces)}
     model = tokenizers.models.BPE(numbers, clip_tokenizer.clip_merges(), end_of_word_suffix="</w>")
     (folder / "tokenizer" / "merges.txt").unlink()
@@ -432,7 +435,7 @@ def test_a_vocabulary_of_its_own_goes_with_the_model(tmp_path):
     config = validate(ModelConfig, config.model_dump(mode="json") | {"condition": [described]}, "test")
     made = unveil.build(config)
     one = made.conditioners["prompt"]
-    assert isinstance(one, Text)
+    assert isinstance(one, TextEncoder)
     found.fill(one)
     saved = made.save(tmp_path / "model")
     assert (saved / "prompt.tokenizer.json").read_text() == words_file()
@@ -481,12 +484,12 @@ def test_sections_that_cannot_work_are_told(changes, message):
 
 def test_a_published_name_stands_for_its_settings():
     named = section(encoder={"kind": "clip", "name": "openclip-h", "skip": 1})
-    assert named.encoder.build() == ClipConfig(**SIZES["openclip-h"], skip=1)
+    assert named.encoder.build() == CLIPEncoderConfig(**SIZES["openclip-h"], skip=1)
 
 
 def test_training_moves_the_network_and_leaves_the_encoder(tmp_path):
     from unveil import train
-    from unveil.core.objective import Diffusion
+    from unveil.core.objective import DiffusionLoss
 
     made = model(tmp_path)
     before = {key: tensor.clone() for key, tensor in made.state_dict().items()}
@@ -497,7 +500,7 @@ def test_training_moves_the_network_and_leaves_the_encoder(tmp_path):
     ]
     settings: dict[str, Any] = {"batch": 4, "steps": 2, "precision": "float32", "save_every": 0, "sample_every": 0}
     config = unveil.model.config.TrainConfig(**settings, validate_every=0, ema=0.5)
-    train.fit(made, items, objective=Diffusion(), config=config, run=tmp_path / "run")
+    train.fit(made, items, objective=DiffusionLoss(), config=config, run=tmp_path / "run")
     moved = {key for key, tensor in made.state_dict().items() if not torch.equal(tensor, before[key])}
     assert moved
     assert not [key for key in moved if key.startswith("conditioners.")]

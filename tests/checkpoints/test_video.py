@@ -20,13 +20,13 @@ import diffusers
 import unveil
 from tests.checkpoints import tiny_hf, tiny_video
 from unveil.checkpoints import hf
-from unveil.checkpoints.hf.components import Levels
+from unveil.checkpoints.hf.components import ProcessSettings
 from unveil.checkpoints.hf.video_pipelines import PROMPTS as WRITTEN
 from unveil.checkpoints.hf.video_pipelines import write_prompts
 from unveil.checkpoints.scheduler import scheduler_of
 from unveil.core import schedules
-from unveil.core.flow import RectifiedFlow, Shifted
-from unveil.core.rng import START, Streams
+from unveil.core.flow import RectifiedFlow, TimeShift
+from unveil.core.rng import START, SampleRNG
 from unveil.io.safetensors_io import read_tensors, write_tensors
 from unveil.model import Model
 from unveil.types import RecipeError, ShapeError, WeightsError
@@ -51,7 +51,7 @@ def copied(clip_folders: Any, tmp_path: Path) -> Any:
 def theirs(pipeline: Any, model: Model, prompts: list[str] | None, size: tuple[int, int, int], **how: Any) -> Tensor:
     """The pipeline's clips from our noise, in [0, 1]."""
     shape = model.codec.latent_shape((3, *size))
-    x = Streams(SEED, range(len(prompts or PROMPTS))).normal(shape, START)
+    x = SampleRNG(SEED, range(len(prompts or PROMPTS))).normal(shape, START)
     if isinstance(pipeline, diffusers.LTXPipeline):
         x = pipeline._pack_latents(x)
     if isinstance(pipeline, diffusers.CogVideoXPipeline):
@@ -134,8 +134,8 @@ def settings(scheduler: Any, *sigmas: Any, **how: Any) -> tuple[Any, Any]:
 @pytest.mark.parametrize("shift", [1.0, 5.0])
 def test_levels_are_those_of_wans_solver(steps, shift):
     theirs, read = settings(diffusers.UniPCMultistepScheduler(**tiny_video.SOLVER | {"flow_shift": shift}), steps)
-    process = Levels(process=read.process).process.build()
-    grid = schedules.named(process, read.sample["grid"], steps)
+    process = ProcessSettings(process=read.process).process.build()
+    grid = schedules.get_schedule(process, read.sample["grid"], steps)
     assert [level.sigma for level in grid] == pytest.approx(theirs.sigmas.tolist(), abs=1e-7)
     assert [process.index(level) for level in grid[:-1]] == theirs.timesteps.tolist()  # whole numbers
 
@@ -148,8 +148,8 @@ def test_levels_are_those_of_ltx(steps):
     if steps == 1:  # where the published rule divides 0 by 0
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**tiny_video.DYNAMIC | {"shift_terminal": None})
     theirs, _ = settings(scheduler, sigmas=sigmas, mu=mu)
-    process = Shifted(RectifiedFlow(), float(torch.tensor(mu).exp()))
-    grid = schedules.named(process, "uniform-to-0.1", steps)
+    process = TimeShift(RectifiedFlow(), float(torch.tensor(mu).exp()))
+    grid = schedules.get_schedule(process, "uniform-to-0.1", steps)
     assert [level.sigma for level in grid] == pytest.approx(theirs.sigmas.tolist(), abs=1e-6)
     assert [process.index(level) for level in grid[:-1]] == pytest.approx(theirs.timesteps.tolist(), abs=1e-3)
 
@@ -158,8 +158,8 @@ def test_levels_are_those_of_ltx(steps):
 def test_levels_are_those_of_cogvideox(scale):
     made = diffusers.CogVideoXDDIMScheduler(**tiny_video.V_PREDICTION | {"snr_shift_scale": scale})
     theirs, read = settings(made, 20)
-    process = Levels(process=read.process).process.build()
-    grid = schedules.named(process, read.sample["grid"], 20)
+    process = ProcessSettings(process=read.process).process.build()
+    grid = schedules.get_schedule(process, read.sample["grid"], 20)
     want = theirs.alphas_cumprod[theirs.timesteps].tolist()
     assert [level.alpha**2 for level in grid[:-1]] == pytest.approx(want, abs=1e-9)
     assert grid[0].alpha == 0  # no data is left

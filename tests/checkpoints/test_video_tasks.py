@@ -14,13 +14,13 @@ pytest.importorskip("transformers")
 
 import unveil
 from tests.checkpoints import tiny_video
-from unveil.core.rng import Streams
+from unveil.core.rng import SampleRNG
 from unveil.io.images import to_pixels
 from unveil.model import Model
 from unveil.model.config import SampleConfig, validate
 from unveil.tasks import video
 from unveil.tasks.generate import Request, generate
-from unveil.tasks.long_video import film, fresh, whole
+from unveil.tasks.long_video import concat_chunks, generate_long_video, new_frames_only
 from unveil.types import ShapeError
 
 # diffusers' own, of numpy
@@ -44,13 +44,13 @@ def made(model: Model, asked: Request, edit: Any) -> Tensor:
 @pytest.mark.parametrize("name", TASKS)
 def test_a_picture_begins_to_move(clip_folders, name):
     model, asked, clip = small(clip_folders, name)
-    edit = video.fill(model, clip[:, :, :1], [0])
+    edit = video.inpaint_frames(model, clip[:, :, :1], [0])
     found = made(model, asked, edit)
     assert torch.equal(found[:, :, 0], clip[:, :, 0])  # bit by bit
-    other = made(model, asked, video.fill(model, 255 - clip[:, :, :1], [0]))
+    other = made(model, asked, video.inpaint_frames(model, 255 - clip[:, :, :1], [0]))
     assert not torch.equal(found[:, :, 1:], other[:, :, 1:])  # and the rest has seen it
     # the sample itself holds it, as the latents that the codec gives it
-    how, streams = validate(SampleConfig, model.sampling.model_dump() | {"steps": 3}, "test"), Streams(1, range(1))
+    how, streams = validate(SampleConfig, model.sampling.model_dump() | {"steps": 3}, "test"), SampleRNG(1, range(1))
     course = edit.change(model.course(how, streams, raw=asked.given), slice(0, 1))
     with torch.no_grad():
         latents = course.run()
@@ -62,20 +62,20 @@ def test_a_picture_begins_to_move(clip_folders, name):
 def test_a_clip_goes_on_and_is_led_up_to(clip_folders, name):
     model, asked, clip = small(clip_folders, name)
     step = 4 if name.startswith("wan") else 8
-    shot = video.extended(model, clip, step, context=5 if step == 4 else 1)
-    found = whole(film(model, asked, shot))
+    shot = video.extend(model, clip, step, context=5 if step == 4 else 1)
+    found = concat_chunks(generate_long_video(model, asked, shot))
     known = shot.settings["context"]
     assert torch.equal(found[:, :, :known], clip[:, :, -known:])
-    assert whole(fresh(film(model, asked, shot), shot)).shape[2] == step
+    assert concat_chunks(new_frames_only(generate_long_video(model, asked, shot), shot)).shape[2] == step
     window = None if step == 4 else 17
-    back = video.extended(model, clip, step, context=step, direction="backward", window=window)
-    assert torch.equal(whole(film(model, asked, back))[:, :, -step:], clip[:, :, :step])
+    back = video.extend(model, clip, step, context=step, direction="backward", window=window)
+    assert torch.equal(concat_chunks(generate_long_video(model, asked, back))[:, :, -step:], clip[:, :, :step])
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_clips_and_loops_come_back_from_their_latents_as_long_as_they_were(clip_folders, name):
     model = small(clip_folders, name)[0]
-    for other in (model, video.cyclic(model)):
+    for other in (model, video.with_looping_vae(model)):
         (channels, _, *sides), taken = other.shape, 0
         for frames in range(1, 34):
             with suppress(ShapeError):
@@ -91,8 +91,8 @@ def test_clips_and_loops_come_back_from_their_latents_as_long_as_they_were(clip_
 @pytest.mark.parametrize("name", TASKS)
 def test_a_clip_is_edited_as_strongly_as_is_said(clip_folders, name):
     model, asked, clip = small(clip_folders, name)
-    near, far = (made(model, asked, video.restyle(model, clip, strength)) for strength in (0.2, 0.9))
-    kept = made(model, asked, video.restyle(model, clip, 0.0))
+    near, far = (made(model, asked, video.sdedit_video(model, clip, strength)) for strength in (0.2, 0.9))
+    kept = made(model, asked, video.sdedit_video(model, clip, 0.0))
     assert torch.equal(kept, clip)
     with torch.no_grad():
         base = to_pixels(model.codec.decode(model.codec.encode(clip.float() / 127.5 - 1)))
@@ -100,6 +100,6 @@ def test_a_clip_is_edited_as_strongly_as_is_said(clip_folders, name):
     assert 0 < change[0] < change[1]
     mask = torch.zeros(1, 1, 1, *clip.shape[3:], dtype=torch.bool)
     mask[..., : clip.shape[-1] // 2] = True
-    half = made(model, asked, video.restyle(model, clip, 0.9, mask))
+    half = made(model, asked, video.sdedit_video(model, clip, 0.9, mask))
     assert torch.equal(half[..., clip.shape[-1] // 2 :], clip[..., clip.shape[-1] // 2 :])
     assert not torch.equal(half, clip)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from unveil.checkpoints import vit
-from unveil.nn.vit import ViT, ViTConfig, named
+from unveil.nn.vit import ViT, ViTConfig, get_preset
 from unveil.types import RecipeError, WeightsError
 
 SMALL = ViTConfig(3, 8, 0, 4, 2, 16, 2, 2.0, head="hidden", norm_eps=1e-12)
@@ -73,7 +73,7 @@ def test_weights_survive_the_way_there_and_back(config, era):
     ours = drawn(config).state_dict()
     theirs = vit.dump(ours, config, era)
     assert vit.is_vit({key: tensor.shape for key, tensor in theirs.items()})
-    seen = vit.config_of({key: tensor.shape for key, tensor in theirs.items()}, heads=2)
+    seen = vit.infer_config({key: tensor.shape for key, tensor in theirs.items()}, heads=2)
     assert seen == config
     back = vit.load(theirs, seen)
     assert back.keys() == ours.keys()
@@ -82,11 +82,11 @@ def test_weights_survive_the_way_there_and_back(config, era):
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_published_sizes_have_transformers_counts(name):
-    config = replace(named(name), head="hidden")
+    config = replace(get_preset(name), head="hidden")
     with torch.device("meta"):
         theirs = vit.dump(ViT(config).state_dict(), config)
     assert sum(tensor.numel() for tensor in theirs.values()) == COUNTS[name]
-    assert vit.config_of({key: tensor.shape for key, tensor in theirs.items()}, norm_eps=1e-6) == config
+    assert vit.infer_config({key: tensor.shape for key, tensor in theirs.items()}, norm_eps=1e-6) == config
 
 
 def test_what_transformers_does_not_have_is_refused():
@@ -99,10 +99,10 @@ def test_what_transformers_does_not_have_is_refused():
 
 def test_other_files_are_named():
     with pytest.raises(WeightsError, match="not a ViT"):
-        vit.config_of({"a": (1,)})
+        vit.infer_config({"a": (1,)})
     theirs = vit.dump(drawn(SMALL).state_dict(), SMALL)
     shapes = {key: tensor.shape for key, tensor in theirs.items()}
     with pytest.raises(WeightsError, match="2 blocks of width 16, whose heads no key shows"):
-        vit.config_of(shapes)
+        vit.infer_config(shapes)
     with pytest.raises(WeightsError, match="another shape"):
         vit.load(theirs, replace(SMALL, size=16))

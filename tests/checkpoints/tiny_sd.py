@@ -25,7 +25,7 @@ UNET: dict[str, Any] = BLOCKS | {
 
 def tokenizer() -> Any:
     """CLIP's own."""
-    words = clip_tokenizer.clip()
+    words = clip_tokenizer.clip_tokenizer()
     vocabulary = {piece: number for number, piece in enumerate(words.pieces)}
     return transformers.CLIPTokenizer(vocab=vocabulary, merges=list(words.merges), model_max_length=77)
 

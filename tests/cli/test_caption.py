@@ -23,7 +23,7 @@ from unveil.io.images import png
 from unveil.io.video.writer import write_clip
 from unveil.model.captioner_folder import load_captioner
 from unveil.prompting.captioners import Own
-from unveil.types import MediaError, RecipeError, WeightsError
+from unveil.types import DataError, RecipeError, WeightsError
 
 __all__ = ["place"]  # a fixture
 AXIS = ("still", "left", "right", "up", "down")
@@ -238,7 +238,7 @@ def test_captions_of_another_world_are_refused(cli: Cli, run: Path, tmp_path: Pa
     with pytest.raises(RecipeError, match=r"captions 'none.jsonl': no such file; unveil caption writes it"):
         playground.Playground(playground.PlaygroundConfig(captions="none.jsonl"))
     out.write_text('{"file_name": "a.mp4", "caption": "a"}\n')
-    with pytest.raises(MediaError, match=r"told.jsonl line 1: 'a.mp4' is no number of a clip"):
+    with pytest.raises(DataError, match=r"told.jsonl line 1: 'a.mp4' is no number of a clip"):
         playground.Playground(playground.PlaygroundConfig(captions=str(out)))
 
 

@@ -94,7 +94,10 @@ def test_a_layout_of_another_network_is_named(cli: Cli, tmp_path: Path):
 def test_eight_bits_are_written_of_our_own_folders_alone(cli: Cli, tmp_path: Path):
     small = tmp_path / "small"
     assert cli("convert", "ddpm-digits", small, "--layout", "ours", "--dtype", "int8").code == 0
-    sizes = [(place / "denoiser.safetensors").stat().st_size for place in (small, model_folder.find("ddpm-digits"))]
+    sizes = [
+        (place / "denoiser.safetensors").stat().st_size
+        for place in (small, model_folder.resolve_checkpoint("ddpm-digits"))
+    ]
     assert sizes[0] < 0.6 * sizes[1]
     how: dict[str, Any] = {"count": 2, "seed": 0, "raw": {"label": ["3", "8"]}, "sampling": {"steps": 4}}
     one, two = (unveil.load(place).generate(**how) for place in ("ddpm-digits", small))

@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from unveil.cli.exit_codes import guarded, outcome
-from unveil.types import LeftOut
+from unveil.types import PromptTruncated
 
 
 def warning(category: type[Warning]) -> typer.Typer:
@@ -26,7 +26,7 @@ def warning(category: type[Warning]) -> typer.Typer:
 def test_what_a_prompt_loses_is_one_line_for_the_user(capsys: pytest.CaptureFixture[str]):
     shown = warnings.showwarning
     with warnings.catch_warnings():
-        assert guarded(warning(LeftOut), []) == 0
+        assert guarded(warning(PromptTruncated), []) == 0
     assert capsys.readouterr().err == "warning: two words too many\n"
     assert warnings.showwarning is shown
 

@@ -22,7 +22,7 @@ from unveil.io.video.reader import Decoder, Limits
 from unveil.model import build
 from unveil.model.config import ModelConfig, Recipe, load_recipe, validate
 from unveil.tasks.metadata import read_facts
-from unveil.types import MediaError
+from unveil.types import DataError
 
 
 def pixels(path: Path) -> torch.Tensor:
@@ -186,7 +186,7 @@ def test_the_way_as_a_video(cli: Cli, saved: Path, tmp_path: Path):
     told = read_facts(tmp_path / "way" / "clip.mp4")
     assert told["task"] == read_facts(tmp_path / "way" / "frame_00000.png")["task"]
     assert cli("interpolate", saved, "--frames", 2, "--no-metadata", "--out", "alone.webm").code == 0
-    with pytest.raises(MediaError, match="holds no record"):
+    with pytest.raises(DataError, match="holds no record"):
         read_facts(tmp_path / "alone.webm")
 
 

@@ -9,7 +9,7 @@ import torch
 
 from tests.cli.conftest import Cli
 from unveil import data
-from unveil.autoencoders import KL, KLConfig
+from unveil.autoencoders import AutoencoderKL, AutoencoderKLConfig
 from unveil.cli import latent_cache as work
 from unveil.cli import train
 from unveil.model import Model, build
@@ -74,7 +74,7 @@ def encoding(recipe: Recipe) -> Model:
     model = build(recipe.model)
     torch.manual_seed(0)
     sizes = {"in_channels": 3, "out_channels": 3, "z_channels": 3, "channels": 8, "multipliers": (1,), "groups": 4}
-    model.codec = KL(KLConfig(**sizes, blocks=1)).requires_grad_(False)  # type: ignore[arg-type]
+    model.codec = AutoencoderKL(AutoencoderKLConfig(**sizes, blocks=1)).requires_grad_(False)  # type: ignore[arg-type]
     return model
 
 

@@ -21,8 +21,8 @@ from unveil.cli.train import start
 from unveil.core.process import betas
 from unveil.model import Model, build
 from unveil.model.config import Recipe, dump, load_recipe
-from unveil.train.lora import described
-from unveil.types import Base, RecipeError
+from unveil.train.lora import model_config_on_base
+from unveil.types import BaseModel, RecipeError
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")
 CODEC = "{kind: kl, channels: 32, multipliers: [1, 2], blocks: 1, z_channels: 4, latent_channels: 4, scale: 0.5}"
@@ -41,7 +41,7 @@ def test_fine_tuning_describes_stable_diffusion_1():
     theirs = {key: torch.empty(shape, device="meta") for key, shape in recorded["keys"].items()}
     theirs["betas"] = betas("sqrt-linear", 1000, start=0.00085, end=0.012).float()
     model = single_file.read(theirs).model
-    ours = described(model, Base("sd1", "sd1.safetensors", ""), recipe("sd1-finetune", small=False))
+    ours = model_config_on_base(model, BaseModel("sd1", "sd1.safetensors", ""), recipe("sd1-finetune", small=False))
     assert model.config is not None
     assert ours.codec == model.config.codec
     assert ours.latent_shape == (4, 64, 64)
@@ -93,10 +93,10 @@ def test_the_caption_reaches_the_text_encoder(base: Path, pictures: Path):
     """Prompts are what data call text."""
     pytest.importorskip("transformers")
     from unveil import data
-    from unveil.train.batch_preparation import fixed
+    from unveil.train.batch_preparation import fixed_subset
 
     asked = recipe("sd1-finetune", f"data.path={pictures}")
-    batch = fixed(data.open(asked.data.build()), 2, asked.key, ["prompt"])
+    batch = fixed_subset(data.open(asked.data.build()), 2, asked.key, ["prompt"])
     assert all(text.endswith("of noise") for text in batch.raw["prompt"])
 
 

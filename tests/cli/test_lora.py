@@ -16,8 +16,8 @@ from tests.cli.conftest import CHANGES, Cli, tree
 from unveil.checkpoints import lora_export, lora_targets
 from unveil.io.safetensors_io import read_tensors
 from unveil.model.config import load_recipe
-from unveil.nn.lora import LoraConfig, fresh
-from unveil.nn.lora_layer import Addition
+from unveil.nn.lora import LoraConfig, init_lora
+from unveil.nn.lora_layer import LoraDelta
 from unveil.tasks.metadata import read_facts
 
 
@@ -32,8 +32,8 @@ def style(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(3)
     network = parts["denoiser"].network
     made = [
-        Addition(one.layer, one.down, torch.randn_like(one.up) * 0.2, one.alpha)
-        for one in fresh(network, LoraConfig(("*",), rank=2))
+        LoraDelta(one.layer, one.down, torch.randn_like(one.up) * 0.2, one.alpha)
+        for one in init_lora(network, LoraConfig(("*",), rank=2))
     ]
     path = tmp_path_factory.mktemp("loras") / "style.safetensors"
     lora_export.write(path, lora_export.dump({"denoiser": made}, parts, "kohya"))

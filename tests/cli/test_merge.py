@@ -10,7 +10,7 @@ import unveil
 from tests.cli.conftest import Cli
 from unveil.model import Model, build
 from unveil.model.config import Recipe, load_recipe
-from unveil.model.weight_averaging import mean
+from unveil.model.weight_averaging import average_weights
 from unveil.types import RecipeError, WeightsError
 
 TABLE = "conditioners.prompt.words.table.weight"
@@ -38,7 +38,7 @@ def state(model: Model) -> dict[str, Tensor]:
 def test_weights_lie_where_the_shares_say():
     old, new = told("a b"), told("a b", seed=1)
     before, after = state(old), state(new)
-    made = mean([new, old], [3, 1])
+    made = average_weights([new, old], [3, 1])
     assert made is new
     for key, value in made.state_dict().items():
         used = slice(6 if key == TABLE else None)  # rows of a table that no word has stay the first's
@@ -48,7 +48,7 @@ def test_weights_lie_where_the_shares_say():
 def test_words_that_only_one_knows_are_its_own():
     old, new = told("a b"), told("a b", "c d e", seed=1)
     before, after = state(old)[TABLE], state(new)[TABLE]
-    made = mean([old, new], [1, 1])
+    made = average_weights([old, new], [1, 1])
     words = made.conditioners["prompt"].vocabulary
     assert words.tokens == ("a", "b", "c", "d", "e")
     table = made.state_dict()[TABLE]
@@ -60,7 +60,7 @@ def test_words_that_only_one_knows_are_its_own():
 def test_away_from_a_model():
     old, new = told("a"), told("a", "b", seed=1)
     before, after = state(old), state(new)
-    made = state(mean([new, old], [1.5, -0.5]))
+    made = state(average_weights([new, old], [1.5, -0.5]))
     key = next(key for key in made if "network" in key and made[key].ndim == 2)
     torch.testing.assert_close(made[key], 1.5 * after[key] - 0.5 * before[key])
     torch.testing.assert_close(made[TABLE][5], after[TABLE][5])
@@ -69,18 +69,18 @@ def test_away_from_a_model():
 @pytest.mark.parametrize("shares", [[1.0], [1.0, 1.0, 1.0], [1.0, -1.0], [0.0, 0.0]])
 def test_shares_that_cannot_be(shares: list[float]):
     with pytest.raises(RecipeError, match="a share for each"):
-        mean([told("a"), told("a")], shares)
+        average_weights([told("a"), told("a")], shares)
 
 
 def test_models_without_a_mean():
     with pytest.raises(WeightsError, match="word 0 is 'a' in one model and 'b' in another"):
-        mean([told("a"), told("b")], [1, 1])
+        average_weights([told("a"), told("b")], [1, 1])
     recipe = load_recipe("playground-small", [*CHANGES, "network.width=48", "network.heads=2"])
     assert isinstance(recipe, Recipe)
     wider = build(recipe.model)
     wider.conditioners["prompt"].learn(["a"])
     with pytest.raises(WeightsError, match="only models of one network have a mean"):
-        mean([told("a"), wider], [1, 1])
+        average_weights([told("a"), wider], [1, 1])
 
 
 def test_the_command_writes_a_model_that_says_what_it_is(cli: Cli):

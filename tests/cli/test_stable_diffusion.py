@@ -21,7 +21,7 @@ from tests.cli.conftest import Cli
 from unveil.checkpoints import diffusers_unet
 from unveil.cli.commands import run
 from unveil.conditioning.controlnet import Control
-from unveil.core.rng import START, Streams
+from unveil.core.rng import START, SampleRNG
 from unveil.io.images import to_pixels
 from unveil.io.safetensors_io import write_tensors
 
@@ -60,7 +60,7 @@ def inpainting(tmp_path_factory: pytest.TempPathFactory) -> Both:
 
 def noise() -> Tensor:
     """Of the first sample of the seed, as the network sees latents."""
-    return Streams(SEED, range(1)).normal((4, SIDE // 2, SIDE // 2), START)
+    return SampleRNG(SEED, range(1)).normal((4, SIDE // 2, SIDE // 2), START)
 
 
 def theirs(pipeline: Any, **how: Any) -> Tensor:
@@ -192,7 +192,7 @@ def test_a_controlnet_draws_the_picture_of_the_pipeline(plain: Both, tmp_path: P
     hint = photo(tmp_path / "photo.png")
     pipeline = of_kind("StableDiffusionControlNetPipeline", plain, controlnet=control)
     want = theirs(pipeline, image=(hint + 1) / 2, latents=noise(), controlnet_conditioning_scale=0.7)
-    said = unveil.checkpoints.openai_models.Said(**tiny_sd.SAID)
+    said = unveil.checkpoints.openai_models.ModelOverrides(**tiny_sd.SAID)
     for model in (unveil.load(plain.folder), unveil.checkpoints.openai_models.load(plain.file, said)):
         without = model.generate(raw={"prompt": PROMPT}, seed=SEED, steps=STEPS, scale=SCALE)
         network = diffusers_unet.read_controlnet(tmp_path / "control")

@@ -27,7 +27,7 @@ import unveil
 from tests.checkpoints import tiny_sd
 from tests.cli.conftest import Cli, tree
 from tests.cli.test_bad_input import refused
-from unveil.autoencoders import KL, tiling
+from unveil.autoencoders import AutoencoderKL, tiling
 from unveil.io.safetensors_io import read_header, read_tensors, write_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -318,8 +318,8 @@ def test_decoding_that_runs_out_of_memory(cli: Cli, folder: Path, monkeypatch):
     def full(*given: object) -> Tensor:
         raise MemoryError
 
-    whole, tiled = KL.decode, tiling.decode
-    monkeypatch.setattr(KL, "decode", full)
+    whole, tiled = AutoencoderKL.decode, tiling.decode
+    monkeypatch.setattr(AutoencoderKL, "decode", full)
     tries: list[int] = []
     monkeypatch.setattr(tiling, "decode", lambda *given: tries.append(1) or tiled(*given))
     assert cli("sample", folder, "a cat", "--steps", 1, "--out", "tiled.png").code == 0
@@ -329,7 +329,7 @@ def test_decoding_that_runs_out_of_memory(cli: Cli, folder: Path, monkeypatch):
         cli("sample", folder, "a cat", "--steps", 1, "--out", "b.png"), 5, "in tiles of 512 px too; lower the batch"
     )
     assert not Path("b.png").exists()
-    monkeypatch.setattr(KL, "decode", whole)
+    monkeypatch.setattr(AutoencoderKL, "decode", whole)
     assert cli("sample", folder, "a cat", "--steps", 1, "--out", "b.png").code == 0  # the control
 
 

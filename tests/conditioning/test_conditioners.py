@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unveil.conditioning.class_label import Label, Quantised
-from unveil.conditioning.image import ContextChannels
+from unveil.conditioning.class_label import BinnedValue, Label
+from unveil.conditioning.image import ConcatCondition
 from unveil.types import RecipeError, ShapeError
 
 ANIMALS = ["cat", "dog", "horse"]
@@ -61,14 +61,14 @@ def test_a_name_without_names_says_what_is_allowed():
 
 
 def test_values_take_the_row_of_the_nearest_code():
-    angles = Quantised(-90, 90, 19, dim=4)  # every 10 degrees
+    angles = BinnedValue(-90, 90, 19, dim=4)  # every 10 degrees
     vector = angles.encode([-90.0, 14.9, 15.1, 90.0]).vector
     assert vector is not None
     assert torch.equal(vector, angles.rows.table.weight[[0, 10, 11, 18]])
 
 
 def test_exact_look_up_takes_codes_only_and_names_the_nearest():
-    angles = Quantised(-90, 90, 19, dim=4, lookup="exact", key="angle")
+    angles = BinnedValue(-90, 90, 19, dim=4, lookup="exact", key="angle")
     assert angles.encode(torch.tensor([20.0])).vector is not None
     with pytest.raises(RecipeError, match=r"angle 14.9: must be from -90 to 90 in steps of 10; nearest: 10"):
         angles.encode([20.0, 14.9])
@@ -77,11 +77,11 @@ def test_exact_look_up_takes_codes_only_and_names_the_nearest():
 @pytest.mark.parametrize("value", [-90.01, 1e9, float("nan")])
 def test_values_outside_the_range_are_refused(value):
     with pytest.raises(RecipeError, match=r"must be from -90 to 90; nearest: (-)?90"):
-        Quantised(-90, 90, 19, dim=4).encode([value])
+        BinnedValue(-90, 90, 19, dim=4).encode([value])
 
 
 def test_pictures_of_either_range_become_channels_and_none_is_grey():
-    context = ContextChannels(3, drop=0.1, size=(4, 6))
+    context = ConcatCondition(3, drop=0.1, size=(4, 6))
     pictures = torch.randint(0, 256, (2, 3, 4, 6), dtype=torch.uint8)
     seen = context.encode(pictures).channels
     assert seen is not None
@@ -96,21 +96,21 @@ def test_pictures_of_either_range_become_channels_and_none_is_grey():
 
 
 def test_none_replaces_pictures_row_by_row_at_any_size():
-    context = ContextChannels(1, drop=0.5)
+    context = ConcatCondition(1, drop=0.5)
     condition = context.encode(torch.ones(2, 1, 5, 5)).where(torch.tensor([True, False]), context.null(2))
     assert condition.channels is not None
     assert condition.channels.sum((1, 2, 3)).tolist() == [25.0, 0.0]
 
 
 def test_pictures_that_do_not_fit_are_named():
-    context = ContextChannels(3, key="depth")
+    context = ConcatCondition(3, key="depth")
     with pytest.raises(ShapeError, match=r"depth \(2, 1, 4, 4\): must be \(B, 3, H, W\)"):
         context.encode(torch.zeros(2, 1, 4, 4))
     with pytest.raises(ShapeError, match=r"depth torch.int64: must be uint8"):
         context.encode(torch.zeros(2, 3, 4, 4, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("make", [lambda d: Label(2, 4, d), lambda d: ContextChannels(1, d)])
+@pytest.mark.parametrize("make", [lambda d: Label(2, 4, d), lambda d: ConcatCondition(1, d)])
 @pytest.mark.parametrize("drop", [-0.1, 1.0])
 def test_a_share_outside_0_to_1_is_refused(make, drop):
     with pytest.raises(RecipeError, match="drop = "):

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unveil.conditioning.controlnet import Control, Controls
+from unveil.conditioning.controlnet import Control, MultiControlNet
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig, validate
 from unveil.nn.controlnet import ControlNet
 from unveil.nn.unet import UNet
-from unveil.types import Condition, Level, RecipeError, ShapeError
+from unveil.types import Condition, NoiseLevel, RecipeError, ShapeError
 
 RECIPE = {
     "shape": [4, 8, 8],
@@ -127,7 +127,7 @@ def test_weights_scale_the_residuals_and_several_controls_add_up(model: Model):
 
     def residuals(*controls: Control, mode: str = "balanced") -> tuple[Tensor, ...]:
         asked = Condition(tokens=tokens, hint=hint if len(controls) == 2 else hint[:, :3])
-        found = Controls(controls, mode)(x, t, asked, Level(0.5, 0.5, 0.5))  # type: ignore[arg-type]
+        found = MultiControlNet(controls, mode)(x, t, asked, NoiseLevel(0.5, 0.5, 0.5))  # type: ignore[arg-type]
         assert found.hint is None
         assert found.tokens is tokens
         return found.residuals or ()
@@ -170,7 +170,7 @@ def test_a_control_works_in_its_part_of_the_run_alone(model: Model):
     assert calls[0.0, 0.0] == 0
     levels = torch.tensor([0.9, 0.2], dtype=torch.float64)
     control = Control("edges", network, stop=0.5)
-    share = control.share(Level(levels, levels, levels), 2)
+    share = control.share(NoiseLevel(levels, levels, levels), 2)
     assert isinstance(share, Tensor)
     assert share.flatten().tolist() == [1, 0]
 

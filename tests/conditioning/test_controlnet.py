@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.conditioning.controlnet import Control, steered
+from unveil.conditioning.controlnet import Control, with_controlnets
 from unveil.core.denoiser import Denoiser
 from unveil.core.process import DiscreteVP, betas
 from unveil.model import Model
@@ -81,9 +81,9 @@ def test_the_network_that_trains_is_the_one_that_samples():
     condition, _ = model.encode({"edges": hint()})
     x = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(2))
     assert torch.equal(
-        steered(model.denoiser, model.controls)(x, level, condition).x0, model.step(condition)(x, level).x0
+        with_controlnets(model.denoiser, model.controls)(x, level, condition).x0, model.step(condition)(x, level).x0
     )
-    assert steered(model.denoiser, None) is model.denoiser
+    assert with_controlnets(model.denoiser, None) is model.denoiser
 
 
 @pytest.mark.parametrize(

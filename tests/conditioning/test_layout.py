@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unveil.conditioning.layout import BoxTokens, waves
+from unveil.conditioning.layout import BoxTokens, fourier_features
 from unveil.types import RecipeError, ShapeError
 
 NAMES = ["circle", "square", "ring"]
@@ -75,7 +75,7 @@ def test_what_is_no_layout_is_refused(layout: object, error: type[Exception], me
 
 
 def test_waves_tell_places_apart():
-    found = waves(torch.tensor([[0.0, 0.5, 1.0, 0.25]]))
+    found = fourier_features(torch.tensor([[0.0, 0.5, 1.0, 0.25]]))
     assert found.shape == (1, 48)
     torch.testing.assert_close(found[0, 24], torch.tensor(1.0))  # cos 0
     torch.testing.assert_close(found[0, 6], torch.tensor(1.0))  # sin of a quarter turn, at 0.5

@@ -12,20 +12,20 @@ import torch
 
 import unveil
 from unveil import train
-from unveil.conditioning.learned_text_encoder import FILE, WordsConfig, WordTokens
-from unveil.core.objective import Diffusion
+from unveil.conditioning.learned_text_encoder import FILE, LearnedTextEncoder, LearnedTextEncoderConfig
+from unveil.core.objective import DiffusionLoss
 from unveil.model import Model, build
 from unveil.model.config import Recipe, TrainConfig, load_recipe
-from unveil.train.vocabulary import learn_words
-from unveil.types import Condition, LeftOut, RecipeError, WeightsError
+from unveil.train.vocabulary import build_vocabulary
+from unveil.types import Condition, PromptTruncated, RecipeError, WeightsError
 
 RED_CIRCLE = "\u4e00\u4e2a\u7ea2\u8272\u5706\u5f62"  # a red circle
 TEXTS = ["a red circle, a blue ring", "a large blue circle", RED_CIRCLE, "\u7ea2\u8272"]
 
 
-def encoder(drop: float = 0.1, most: int = 8) -> WordTokens:
+def encoder(drop: float = 0.1, most: int = 8) -> LearnedTextEncoder:
     torch.manual_seed(0)
-    made = WordTokens(WordsConfig(40, most, width=16, depth=1, heads=2), 16, drop)
+    made = LearnedTextEncoder(LearnedTextEncoderConfig(40, most, width=16, depth=1, heads=2), 16, drop)
     made.learn(TEXTS)
     return made.requires_grad_(False).eval()
 
@@ -55,7 +55,7 @@ def test_case_signs_and_width_of_letters_do_not_matter_but_words_and_their_order
 
 def test_one_vector_of_the_whole_prompt_where_it_is_asked_for():
     torch.manual_seed(0)
-    own = WordTokens(WordsConfig(40, 8, width=16, depth=1, heads=2), 16, 0.1, vector_dim=6)
+    own = LearnedTextEncoder(LearnedTextEncoderConfig(40, 8, width=16, depth=1, heads=2), 16, 0.1, vector_dim=6)
     own.learn(TEXTS)
     own.eval()
     told, short = own.encode(["a red circle", "a blue ring"]), own.encode(["a red circle"])
@@ -77,7 +77,7 @@ def test_padding_changes_nothing():
 
 def test_unknown_words_are_left_out_and_the_nearest_is_named():
     own = encoder()
-    with pytest.warns(LeftOut, match=r"prompt 'a red circel': words .* left out: circel; nearest: 'circle'"):
+    with pytest.warns(PromptTruncated, match=r"prompt 'a red circel': words .* left out: circel; nearest: 'circle'"):
         found = own.encode(["a red circel"])
     assert equal(found, own.encode(["a red"]))
     with pytest.raises(RecipeError, match=r"none of its words is known; nearest: 'circle'; this model knows 12 words"):
@@ -92,12 +92,12 @@ def test_training_goes_on_with_unknown_words_and_tells_the_first():
         warnings.simplefilter("always")
         own.encode(["a red circel", "dog", "a blue cat"])
         own.encode(["cow"])
-    assert [one.category for one in told] == [LeftOut]
+    assert [one.category for one in told] == [PromptTruncated]
 
 
 def test_what_is_too_long_is_left_out_and_told():
     own = encoder(most=3)
-    with pytest.warns(LeftOut, match=r"2 words more than the 3 that fit, left out: 'blue ring'"):
+    with pytest.warns(PromptTruncated, match=r"2 words more than the 3 that fit, left out: 'blue ring'"):
         found = own.encode(["a red circle blue ring"])
     assert equal(found, own.encode(["a red circle"]))
 
@@ -110,7 +110,7 @@ def test_nothing_is_the_prompt_without_words():
 
 
 def test_a_vocabulary_is_needed_and_fits():
-    own = WordTokens(WordsConfig(limit=10), 16)
+    own = LearnedTextEncoder(LearnedTextEncoderConfig(limit=10), 16)
     with pytest.raises(RecipeError, match="has no vocabulary yet"):
         own.encode(["red"])
     with pytest.raises(RecipeError, match="hold no word"):
@@ -149,7 +149,7 @@ def model() -> Model:
     assert isinstance(recipe, Recipe)
     torch.manual_seed(0)
     made = build(recipe.model)
-    learn_words(made, Captioned())
+    build_vocabulary(made, Captioned())
     with torch.no_grad():
         for parameter in made.denoiser.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
@@ -165,7 +165,7 @@ def test_a_saved_model_knows_the_same_words(model: Model, tmp_path: Path):
         assert theirs is not None
         assert equal(mine, theirs)
     assert (tmp_path / "model" / "prompt.vocabulary.json").is_file()
-    learn_words(again, Captioned())  # has one already
+    build_vocabulary(again, Captioned())  # has one already
     known: Any = again.conditioners["prompt"]
     assert known.vocabulary == model.conditioners["prompt"].vocabulary
 
@@ -210,7 +210,7 @@ class Told:
 def test_a_held_out_caption_of_unknown_words_does_not_end_the_held_out_loss(model: Model, tmp_path: Path, caplog: Any):
     config = TrainConfig(batch=2, steps=2, warmup=0, save_every=2, validate_every=1, sample_every=0)
     known, held_out = Told(model, "a red circle", "a blue ring"), Told(model, "a circle", "dog cow")
-    run = train.fit(model, known, objective=Diffusion(), config=config, run=tmp_path / "run", held_out=held_out)
+    run = train.fit(model, known, objective=DiffusionLoss(), config=config, run=tmp_path / "run", held_out=held_out)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "validation" in line] == [1, 2]
     assert "1 of 2 captions hold no word that the model knows" in caplog.text

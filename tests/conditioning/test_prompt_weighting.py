@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unveil.conditioning.prompt_weighting import Frame, Span, lay_out, spans
+from unveil.conditioning.prompt_weighting import PromptChunk, TokenLayout, chunk_prompt, parse_weights
 
 
 class Letters:
@@ -41,13 +41,13 @@ class Letters:
     ],
 )
 def test_brackets_give_weights(text, expected):
-    found = spans(text)
+    found = parse_weights(text)
     assert [span.text for span in found] == [text for text, _ in expected]
     assert [span.weight for span in found] == pytest.approx([weight for _, weight in expected])
 
 
 def test_a_row_begins_ends_and_is_filled_up():
-    laid = lay_out([Span("ab"), Span("c", 1.5)], Letters(), Frame(7, 1, 1, 2, 0))
+    laid = chunk_prompt([PromptChunk("ab"), PromptChunk("c", 1.5)], Letters(), TokenLayout(7, 1, 1, 2, 0))
     assert laid.numbers == [[1, 97, 98, 99, 2, 0, 0]]
     assert laid.weights == [[1, 1, 1, 1.5, 1, 1, 1]]
     assert laid.used == [[True] * 5 + [False] * 2]
@@ -55,19 +55,19 @@ def test_a_row_begins_ends_and_is_filled_up():
 
 
 def test_what_does_not_fit_is_left_out_and_counted():
-    full = lay_out([Span("abcde")], Letters(), Frame(7, 1, 1, 2, 0))
+    full = chunk_prompt([PromptChunk("abcde")], Letters(), TokenLayout(7, 1, 1, 2, 0))
     assert full.lost == 0
-    laid = lay_out([Span("abcdef g")], Letters(), Frame(7, 1, 1, 2, 0))
+    laid = chunk_prompt([PromptChunk("abcdef g")], Letters(), TokenLayout(7, 1, 1, 2, 0))
     assert laid.numbers == [[1, *map(ord, "abcde"), 2]]
     assert (laid.left_out, laid.lost) == ("fg", 2)
 
 
 def test_further_rows_hold_what_one_does_not_and_short_prompts_have_them_too():
-    frame = Frame(5, 2, 1, 2, 0)
-    assert lay_out([Span("abcd")], Letters(), frame).numbers == [[1, 97, 98, 99, 2], [1, 100, 2, 0, 0]]
-    assert lay_out([Span("")], Letters(), frame).numbers == [[1, 2, 0, 0, 0]] * 2
-    assert lay_out([Span("abcdefgh")], Letters(), frame).lost == 2
+    frame = TokenLayout(5, 2, 1, 2, 0)
+    assert chunk_prompt([PromptChunk("abcd")], Letters(), frame).numbers == [[1, 97, 98, 99, 2], [1, 100, 2, 0, 0]]
+    assert chunk_prompt([PromptChunk("")], Letters(), frame).numbers == [[1, 2, 0, 0, 0]] * 2
+    assert chunk_prompt([PromptChunk("abcdefgh")], Letters(), frame).lost == 2
 
 
 def test_a_row_without_a_beginning_has_one_place_more():
-    assert lay_out([Span("abc")], Letters(), Frame(4, 1, None, 2, 0)).numbers == [[97, 98, 99, 2]]
+    assert chunk_prompt([PromptChunk("abc")], Letters(), TokenLayout(4, 1, None, 2, 0)).numbers == [[97, 98, 99, 2]]

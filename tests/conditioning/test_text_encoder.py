@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unveil.conditioning.clip_tokenizer import clip
-from unveil.conditioning.multi_text_encoder import Texts
-from unveil.conditioning.text_encoder import FileTokenizer, Text, emphasised
+from unveil.conditioning.clip_tokenizer import clip_tokenizer
+from unveil.conditioning.multi_text_encoder import MultiTextEncoder
+from unveil.conditioning.text_encoder import FileTokenizer, TextEncoder, apply_token_weights
 from unveil.nn import lora
-from unveil.nn.text_encoders import ClipConfig, T5Config, build
-from unveil.types import Condition, LeftOut, RecipeError, ShapeError, TooLong, WeightsError
+from unveil.nn.text_encoders import CLIPEncoderConfig, T5EncoderConfig, build
+from unveil.types import Condition, PromptTooLong, PromptTruncated, RecipeError, ShapeError, WeightsError
 
-CLIP = ClipConfig(16, 3, 2, length=12)
-T5 = T5Config(16, 2, 2, 8, 32, vocabulary=60, length=9)
+CLIP = CLIPEncoderConfig(16, 3, 2, length=12)
+T5 = T5EncoderConfig(16, 2, 2, 8, 32, vocabulary=60, length=9)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def tower() -> nn.Module:
     return drawn(CLIP)
 
 
-def drawn(config: ClipConfig | T5Config, seed: int = 0) -> Any:
+def drawn(config: CLIPEncoderConfig | T5EncoderConfig, seed: int = 0) -> Any:
     """A tower all of whose weights say something."""
     torch.manual_seed(seed)
     made = build(config)
@@ -53,7 +53,7 @@ def tokens_of(condition: Condition) -> Tensor:
 
 
 def test_prompts_become_tokens_without_a_mask_or_a_gradient(tower):
-    text = Text(tower, clip())
+    text = TextEncoder(tower, clip_tokenizer())
     found = text.encode(["a cat", "a dog"])
     assert tokens_of(found).shape == (2, 12, 16)
     assert (found.mask, found.vector, found.channels) == (None, None, None)
@@ -64,7 +64,7 @@ def test_prompts_become_tokens_without_a_mask_or_a_gradient(tower):
 
 
 def test_a_prompt_is_the_same_in_any_company_and_again(tower):
-    text = Text(tower, clip())
+    text = TextEncoder(tower, clip_tokenizer())
     together = tokens_of(text.encode(["a cat", "a red dog", "a cat", ""]))
     assert torch.equal(together, tokens_of(text.encode(["a cat", "a red dog", "a cat", ""])))
     assert torch.equal(together[0], together[2])
@@ -87,8 +87,8 @@ class Counted(nn.Module):
 @pytest.mark.parametrize("config", [CLIP, T5])
 def test_what_a_prompt_was_encoded_to_is_kept(config):
     tower = Counted(drawn(config))
-    tokenizer = FileTokenizer(words_file()) if config is T5 else clip()
-    kept, plain = Text(tower, tokenizer).keep(1), Text(tower, tokenizer)
+    tokenizer = FileTokenizer(words_file()) if config is T5 else clip_tokenizer()
+    kept, plain = TextEncoder(tower, tokenizer).keep(1), TextEncoder(tower, tokenizer)
     first = kept.encode(["a cat", "a red dog", "a cat"])
     assert tower.count == 2
     again = kept.encode(["a red dog", "a dog", "a cat"])
@@ -106,8 +106,8 @@ def test_what_a_prompt_was_encoded_to_is_kept(config):
 
 def test_what_is_kept_is_that_of_the_encoder_as_it_is_now():
     tower = drawn(CLIP)
-    text, plain = Text(tower, clip()).keep(1), Text(tower, clip())
-    both = Texts([text], lambda said: Condition(vector=tokens_of(said[0])[:, 0], tokens=tokens_of(said[0])))
+    text, plain = TextEncoder(tower, clip_tokenizer()).keep(1), TextEncoder(tower, clip_tokenizer())
+    both = MultiTextEncoder([text], lambda said: Condition(vector=tokens_of(said[0])[:, 0], tokens=tokens_of(said[0])))
 
     def check() -> None:
         torch.testing.assert_close(tokens_of(text.encode(["a cat"])), tokens_of(plain.encode(["a cat"])))
@@ -119,28 +119,28 @@ def test_what_is_kept_is_that_of_the_encoder_as_it_is_now():
     check()
     assert not torch.allclose(tokens_of(text.encode(["a cat"])), first, atol=1e-3)
     config = lora.LoraConfig(("*",))
-    made = [replace(one, up=torch.ones_like(one.up)) for one in lora.fresh(tower, config)]
+    made = [replace(one, up=torch.ones_like(one.up)) for one in lora.init_lora(tower, config)]
     lora.attach(tower, "style", made)
     check()
     second = tokens_of(text.encode(["a cat"]))
-    lora.reweigh(tower, {"style": 0.2})
+    lora.set_weights(tower, {"style": 0.2})
     check()
     assert not torch.allclose(tokens_of(text.encode(["a cat"])), second, atol=1e-4)
-    with lora.silenced(tower):
+    with lora.disable_adapters(tower):
         check()
     check()
 
 
 def test_a_prompt_that_is_too_long_is_told_again_where_it_is_kept(tower):
-    text = Text(tower, clip()).keep(1).train(False)
+    text = TextEncoder(tower, clip_tokenizer()).keep(1).train(False)
     for _ in range(2):
-        with pytest.warns(TooLong):
+        with pytest.warns(PromptTooLong):
             text.encode(["a red cat " * 40])
 
 
 def test_the_prompts_that_were_used_last_are_kept(tower):
     counted = Counted(tower)
-    text = Text(counted, clip()).keep(1)
+    text = TextEncoder(counted, clip_tokenizer()).keep(1)
     text._kept.room = 3 * 12 * 16 * 4  # of three prompts
     for prompt in ("a", "b", "c", "a", "d"):
         text.encode([prompt])
@@ -152,13 +152,13 @@ def test_the_prompts_that_were_used_last_are_kept(tower):
 
 
 def test_tokens_see_only_those_before_them(tower):
-    first, second = tokens_of(Text(tower, clip()).encode(["a red cat", "a red dog"]))
+    first, second = tokens_of(TextEncoder(tower, clip_tokenizer()).encode(["a red cat", "a red dog"]))
     torch.testing.assert_close(first[:3], second[:3], rtol=1e-5, atol=1e-5)
     assert not torch.allclose(first[3], second[3], atol=1e-3)
 
 
 def test_nothing_is_the_empty_prompt_or_the_one_given(tower):
-    plain, other = Text(tower, clip(), 0.1), Text(tower, clip(), nothing="blurred")
+    plain, other = TextEncoder(tower, clip_tokenizer(), 0.1), TextEncoder(tower, clip_tokenizer(), nothing="blurred")
     assert torch.equal(tokens_of(plain.null(2)), tokens_of(plain.encode([""])).expand(2, -1, -1))
     assert torch.equal(tokens_of(other.null(1)), tokens_of(other.encode(["blurred"])))
     kept = plain.encode(["a cat", "a dog"]).where(torch.tensor([True, False]), plain.null(2))
@@ -166,20 +166,20 @@ def test_nothing_is_the_empty_prompt_or_the_one_given(tower):
 
 
 def test_the_vector_is_that_of_the_first_end_token(tower):
-    text = Text(tower, clip(), gives="both")
+    text = TextEncoder(tower, clip_tokenizer(), gives="both")
     found = text.encode(["a cat"])
     assert found.vector is not None
     torch.testing.assert_close(found.vector[0], tokens_of(found)[0, 3])
-    only = Text(tower, clip(), gives="vector").encode(["a cat"])
+    only = TextEncoder(tower, clip_tokenizer(), gives="vector").encode(["a cat"])
     assert only.tokens is None
     assert torch.equal(only.vector, found.vector)  # pyright: ignore[reportArgumentType]
-    wide = Text(drawn(replace(CLIP, projection=5)), clip(), gives="vector").encode(["a cat"])
+    wide = TextEncoder(drawn(replace(CLIP, projection=5)), clip_tokenizer(), gives="vector").encode(["a cat"])
     assert wide.vector is not None
     assert wide.vector.shape == (1, 5)
 
 
 def test_an_earlier_layer_is_taken_with_and_without_the_last_normalisation(tower):
-    plain = Text(tower, clip()).rows(["a cat"])
+    plain = TextEncoder(tower, clip_tokenizer()).rows(["a cat"])
     numbers, used = plain.numbers[:, 0], plain.used[:, 0]
     hidden: list[Tensor] = []
     layers = tower.model.encoder.layers
@@ -206,12 +206,12 @@ def test_an_earlier_layer_is_taken_with_and_without_the_last_normalisation(tower
 
 
 def test_what_is_left_out_is_warned_of_with_its_words(tower):
-    text = Text(tower, clip())
+    text = TextEncoder(tower, clip_tokenizer())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         text.encode(["a " * 10])
     message = r"prompt 'a a a .*': 2 tokens more than the 10 that fit, left out: 'red cat'"
-    with pytest.warns(LeftOut, match=message):
+    with pytest.warns(PromptTruncated, match=message):
         cut = text.encode(["a " * 10 + "red cat"])
     assert torch.equal(tokens_of(cut), tokens_of(text.encode(["a " * 10])))
     assert text.report(["a cat"]) == []
@@ -219,28 +219,28 @@ def test_what_is_left_out_is_warned_of_with_its_words(tower):
 
 
 def test_training_warns_once(tower):
-    text = Text(tower, clip())
+    text = TextEncoder(tower, clip_tokenizer())
     text.train()
     long = ["a " * 20, "b " * 20]
-    with pytest.warns(LeftOut) as told:
+    with pytest.warns(PromptTruncated) as told:
         text.encode(long)
     assert len(told) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         text.encode(long)
     text.eval()
-    with pytest.warns(LeftOut) as told:
+    with pytest.warns(PromptTruncated) as told:
         text.encode(long)
     assert len(told) == 2
 
 
 def test_chunks_hold_longer_prompts_and_every_prompt_has_them(tower):
-    text = Text(tower, clip(), chunks=2)
+    text = TextEncoder(tower, clip_tokenizer(), chunks=2)
     long = "a " * 10 + "red cat"
     found = tokens_of(text.encode([long, "a cat"]))
     assert found.shape == (2, 24, 16)
     assert tokens_of(text.null(2)).shape == found.shape
-    one = Text(tower, clip())
+    one = TextEncoder(tower, clip_tokenizer())
     torch.testing.assert_close(found[0, 12:], tokens_of(one.encode(["red cat"]))[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found[1, 12:], tokens_of(one.encode([""]))[0], rtol=1e-5, atol=1e-5)
 
@@ -249,7 +249,7 @@ def test_chunks_hold_longer_prompts_and_every_prompt_has_them(tower):
 
 
 def test_weights_of_one_change_nothing_to_the_bit(tower):
-    text = Text(tower, clip(), emphasis="brackets")
+    text = TextEncoder(tower, clip_tokenizer(), emphasis="brackets")
     plain = tokens_of(text.encode(["a red cat"]))
     for same in ("a (red:1) cat", "(a red cat:1.0)", "a (red:1.00) (cat:1)"):
         assert torch.equal(plain, tokens_of(text.encode([same])))
@@ -258,7 +258,7 @@ def test_weights_of_one_change_nothing_to_the_bit(tower):
 
 
 def test_a_weight_scales_the_named_words_and_keeps_the_mean(tower):
-    text = Text(tower, clip(), emphasis="brackets")
+    text = TextEncoder(tower, clip_tokenizer(), emphasis="brackets")
     plain = tokens_of(text.encode(["a red cat"]))[0]
     shares = []
     for weight in (0.5, 0.8, 1.2, 1.5):
@@ -273,16 +273,16 @@ def test_a_weight_scales_the_named_words_and_keeps_the_mean(tower):
 
 
 def test_brackets_are_text_where_nobody_asked_for_weights(tower):
-    plain = Text(tower, clip())
+    plain = TextEncoder(tower, clip_tokenizer())
     assert torch.equal(
         tokens_of(plain.encode([r"a (red) cat"])),
-        tokens_of(Text(tower, clip(), emphasis="brackets").encode([r"a \(red\) cat"])),
+        tokens_of(TextEncoder(tower, clip_tokenizer(), emphasis="brackets").encode([r"a \(red\) cat"])),
     )
 
 
 def test_a_mean_of_zero_is_not_scaled_to():
     tokens = torch.tensor([[[1.0, -1.0], [2.0, -2.0]]])
-    weighted = emphasised(tokens, torch.tensor([[1.0, 3.0]]))
+    weighted = apply_token_weights(tokens, torch.tensor([[1.0, 3.0]]))
     assert torch.equal(weighted, torch.tensor([[[1.0, -1.0], [6.0, -6.0]]]))
 
 
@@ -290,7 +290,7 @@ def test_a_mean_of_zero_is_not_scaled_to():
 
 
 def test_t5_masks_its_padding_and_does_not_read_it():
-    text = Text(drawn(T5), FileTokenizer(words_file()))
+    text = TextEncoder(drawn(T5), FileTokenizer(words_file()))
     found = text.encode(["a cat", "a red dog"])
     assert found.mask is not None
     assert found.mask.tolist() == [[True] * 3 + [False] * 6, [True] * 4 + [False] * 5]
@@ -308,7 +308,7 @@ def test_t5_masks_its_padding_and_does_not_read_it():
 
 
 def test_t5_may_read_its_padding_too():
-    text = Text(drawn(replace(T5, attend="all")), FileTokenizer(words_file()))
+    text = TextEncoder(drawn(replace(T5, attend="all")), FileTokenizer(words_file()))
     rows = text.rows(["a cat"])
     other = rows._replace(numbers=rows.numbers.masked_fill(~rows.used, 5))
     first, second = (text.condition(one) for one in (rows, other))
@@ -329,7 +329,7 @@ def test_t5_may_read_its_padding_too():
 )
 def test_what_is_no_text_is_told(tower, raw, message):
     with pytest.raises(RecipeError, match=message):
-        Text(tower, clip()).encode(raw)
+        TextEncoder(tower, clip_tokenizer()).encode(raw)
 
 
 @pytest.mark.parametrize(
@@ -342,7 +342,7 @@ def test_what_is_no_text_is_told(tower, raw, message):
 )
 def test_settings_that_cannot_work_are_told(tower, settings, message):
     with pytest.raises(RecipeError, match=message):
-        Text(tower, clip(), **settings)
+        TextEncoder(tower, clip_tokenizer(), **settings)
 
 
 def test_settings_of_encoders_that_cannot_work_are_told():
@@ -355,18 +355,20 @@ def test_settings_of_encoders_that_cannot_work_are_told():
     with pytest.raises(RecipeError, match="chunks = 2: T5 takes rows of any length; raise length"):
         T5.frame(2)
     with pytest.raises(RecipeError, match="T5 has no vector"):
-        Text(build(T5), None, gives="both")
+        TextEncoder(build(T5), None, gives="both")
 
 
 def test_a_vocabulary_that_is_not_the_encoders_is_told():
-    small = Text(build(ClipConfig(16, 1, 2, vocabulary=40, length=12, begin=38, end=39, padding=39)), clip())
+    small = TextEncoder(
+        build(CLIPEncoderConfig(16, 1, 2, vocabulary=40, length=12, begin=38, end=39, padding=39)), clip_tokenizer()
+    )
     with pytest.raises(ShapeError, match=r"token \d+: this encoder has 40"):
         small.encode(["a cat"])
 
 
 def test_a_missing_tokenizer_or_one_that_is_none_is_told(tower):
     with pytest.raises(RecipeError, match="prompt: this encoder has no tokenizer yet"):
-        Text(tower, None).encode(["a"])
+        TextEncoder(tower, None).encode(["a"])
     with pytest.raises(WeightsError, match=r"words.json: not a tokenizer that can be read"):
         FileTokenizer("{}", "words.json")
 

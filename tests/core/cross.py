@@ -24,16 +24,16 @@ from torch import Tensor, nn
 from tests.core.mixture import MEANS, SPREADS, WEIGHTS, draw, exact_x0
 from unveil.core import preconditioning, schedules
 from unveil.core.denoiser import Denoiser
-from unveil.core.flow import RectifiedFlow, Shifted
+from unveil.core.flow import RectifiedFlow, TimeShift
 from unveil.core.prediction import PREDICTIONS, Prediction
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, Process, betas, zero_terminal_snr
-from unveil.core.rng import START, Streams
-from unveil.core.samplers import SAMPLERS, Plan, Sampler, run
+from unveil.core.rng import START, SampleRNG
+from unveil.core.samplers import SAMPLERS, Plan, SamplerSpec, run
 from unveil.core.samplers.adaptive import Tolerance
-from unveil.core.schedule import Grid
+from unveil.core.schedule import Schedule
 from unveil.core.sde import SubVP
-from unveil.core.ve import EDM, VE
-from unveil.types import Condition, Level, like
+from unveil.core.ve import VE, EDMProcess
+from unveil.types import Condition, NoiseLevel, like
 
 PICTURES, PIXELS = 40, (100,)  # 4,000 numbers; norms over a sample see a hundred of them
 SIZE = PICTURES * math.prod(PIXELS)
@@ -41,7 +41,7 @@ SEED = 20  # of the samples; the null has its own
 NULL = Path(__file__).with_name("cross_null.json")
 ONCE_IN = 10_000
 
-PREDICTED: dict[str, Prediction] = {**PREDICTIONS, "edm": preconditioning.EDM()}
+PREDICTED: dict[str, Prediction] = {**PREDICTIONS, "edm": preconditioning.EDMPreconditioning()}
 
 
 # ---------------------------------------------------------------------- how far samples are from the mixture
@@ -79,7 +79,7 @@ def threshold() -> float:
 # ---------------------------------------------------------------------- a network that knows the mixture
 
 
-def consistent(x: Tensor, level: Level) -> Tensor:
+def consistent(x: Tensor, level: NoiseLevel) -> Tensor:
     """The data that the deterministic path through x ends at: the quantile of the data where x is at its level."""
     alpha, sigma = (torch.as_tensor(value, dtype=torch.float64) for value in level[1:3])
     wide = ((alpha * SPREADS) ** 2 + sigma**2).sqrt()
@@ -99,7 +99,7 @@ def _cumulative(x: Tensor, means: Tensor, spreads: Tensor) -> Tensor:
 class Knowing(nn.Module):
     """Sees what a trained network sees, and answers what one would that had learned everything."""
 
-    def __init__(self, case: Case, prediction: Prediction, known: Callable[[Tensor, Level], Tensor]) -> None:
+    def __init__(self, case: Case, prediction: Prediction, known: Callable[[Tensor, NoiseLevel], Tensor]) -> None:
         super().__init__()
         self.case, self.prediction, self.known = case, prediction, known
 
@@ -138,7 +138,7 @@ class Case:
 
     process: Process
     time: Callable[[float], float]
-    grid: Callable[[Process, int], Grid]
+    grid: Callable[[Process, int], Schedule]
 
     @cached_property
     def cleanest(self) -> float:
@@ -151,13 +151,13 @@ class Case:
         return self.grid(self.process, 2)[0].alpha == 0
 
 
-def _even(process: Process, steps: int) -> Grid:
+def _even(process: Process, steps: int) -> Schedule:
     return schedules.uniform(process, steps).onto_data()
 
 
-def _sighted(process: Process, steps: int) -> Grid:
+def _sighted(process: Process, steps: int) -> Schedule:
     """Evenly spaced from a little below t = 1, where alpha is above 0."""
-    return schedules.at_times(process, [0.999 * (1 - k / steps) for k in range(steps + 1)])
+    return schedules.from_times(process, [0.999 * (1 - k / steps) for k in range(steps + 1)])
 
 
 def _thousandths(index: float) -> float:
@@ -168,7 +168,7 @@ def _discrete(process: DiscreteVP) -> Case:
     return Case(process, lambda index: min((index + 1) / process.steps, 1.0), _even)
 
 
-def _exploding(process: VE | EDM, grid: Callable[[Process, int], Grid]) -> Case:
+def _exploding(process: VE | EDMProcess, grid: Callable[[Process, int], Schedule]) -> Case:
     # the index is a float32, which may round the cleanest sigma to below itself
     return Case(process, lambda sigma: float(process.t_of(-math.log(max(sigma, process.sigma_min)))), grid)
 
@@ -183,14 +183,14 @@ CASES: Mapping[str, Case] = {
     "zero-SNR betas": _discrete(DiscreteVP(zero_terminal_snr(betas("linear", 1000)))),
     "sub-VP": Case(SubVP(), _thousandths, _even),
     "VE": _exploding(VE(), _even),
-    "EDM": _exploding(EDM(), schedules.karras),
+    "EDM": _exploding(EDMProcess(), schedules.karras),
     "rectified flow": Case(RectifiedFlow(), _thousandths, _even),
     "rectified flow, t < 0.999": Case(RectifiedFlow(), _thousandths, _sighted),
-    "shifted flow": Case(Shifted(RectifiedFlow(), 3.0), lambda i: i / 1000 / (3 - 2 * i / 1000), _even),
+    "shifted flow": Case(TimeShift(RectifiedFlow(), 3.0), lambda i: i / 1000 / (3 - 2 * i / 1000), _even),
 }
 
 
-def steps_of(sampler: Sampler) -> int:
+def steps_of(sampler: SamplerSpec) -> int:
     """Steps that leave less error than 4,000 samples can show."""
     if sampler.denoiser == "consistency":
         return 8  # each of them ends at the data itself
@@ -200,7 +200,7 @@ def steps_of(sampler: Sampler) -> int:
     return 60 if several else 200
 
 
-def plan_of(case: Case, sampler: Sampler) -> tuple[Grid, Plan]:
+def plan_of(case: Case, sampler: SamplerSpec) -> tuple[Schedule, Plan]:
     """The sampler over the case's grid, with the options that it needs to be exact."""
     grid = case.grid(case.process, steps_of(sampler))
     options = {**sampler.options, **(sampler.fine or {})}
@@ -216,7 +216,7 @@ LED_ON = (("cosine betas", "heun"), ("cosine betas", "pndm"), ("cosine betas", "
 # ---------------------------------------------------------------------- cells
 
 
-def refusal(case: Case, prediction: str, sampler: Sampler) -> str | None:
+def refusal(case: Case, prediction: str, sampler: SamplerSpec) -> str | None:
     """What the error of a cell that cannot work must say; None where it can."""
     if not case.is_blind:
         return None
@@ -227,18 +227,18 @@ def refusal(case: Case, prediction: str, sampler: Sampler) -> str | None:
     return "alpha is 0 and sigma / alpha" if prediction == "edm" else None
 
 
-def cell(case: Case, prediction: str, sampler: Sampler, planned: tuple[Grid, Plan] | None = None) -> float:
+def cell(case: Case, prediction: str, sampler: SamplerSpec, planned: tuple[Schedule, Plan] | None = None) -> float:
     """The energy distance of a cell's samples from the mixture, or the error that it ends in."""
     grid, plan = planned or plan_of(case, sampler)
     known = exact_x0 if sampler.denoiser == "mean" else consistent
     chosen = PREDICTED[prediction]
     step = Denoiser(Knowing(case, chosen, known), case.process, prediction=chosen)
-    streams = Streams(SEED, range(PICTURES))
+    streams = SampleRNG(SEED, range(PICTURES))
     x = grid.start(streams.normal(PIXELS, START).double())
     return distance(run(plan, step, x, noise=streams.bind(PIXELS)).flatten())
 
 
-def held(sampler: Sampler) -> bool:
+def held(sampler: SamplerSpec) -> bool:
     """Whether the registry says that a fine grid leads to the distribution itself."""
     return sampler.fine is not None
 
@@ -264,7 +264,7 @@ def grid_refusal(case: Case, name: str) -> str | None:
         return "has no indices"
     if name in BY_RATIO and level.alpha == 0:
         return "reaches alpha = 0"
-    ends = not isinstance(case.process, VE | EDM)  # these go on above t = 1
+    ends = not isinstance(case.process, VE | EDMProcess)  # these go on above t = 1
     if name == "vp" and ends and level.alpha > 0 and level.sigma / level.alpha < NOISIEST_VP:
         return "is outside of"
     return None
@@ -272,7 +272,7 @@ def grid_refusal(case: Case, name: str) -> str | None:
 
 def grid_cell(case: Case, name: str, steps: int = 100) -> float:
     """The energy distance of DPM-Solver++(2M) on a grid by its name, as a network of x0 draws."""
-    grid = schedules.named(case.process, name, steps).onto_data()
+    grid = schedules.get_schedule(case.process, name, steps).onto_data()
     return cell(case, "x0", SAMPLERS["dpmpp-2m"], (grid, SAMPLERS["dpmpp-2m"].plan(grid)))
 
 
@@ -338,7 +338,7 @@ def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _cell(name: str, sampler: Sampler) -> str:
+def _cell(name: str, sampler: SamplerSpec) -> str:
     if (name, sampler.name) in LED_ON:
         return "c"
     case = CASES[name]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from unveil.core.denoiser import Estimate
-from unveil.types import Level, like
+from unveil.types import NoiseLevel, like
 
 WEIGHTS = torch.tensor([0.3, 0.7], dtype=torch.float64)
 MEANS = torch.tensor([-1.0, 0.6], dtype=torch.float64)
@@ -15,7 +15,7 @@ MEAN = (WEIGHTS * MEANS).sum().item()
 DEVIATION = ((WEIGHTS * (SPREADS**2 + MEANS**2)).sum() - MEAN**2).sqrt().item()
 
 
-def exact_x0(x: Tensor, level: Level) -> Tensor:
+def exact_x0(x: Tensor, level: NoiseLevel) -> Tensor:
     """E[x0 | x] in closed form, x of any shape in float64."""
     alpha, sigma = (torch.as_tensor(like(v, x), dtype=x.dtype)[..., None] for v in (level.alpha, level.sigma))
     variance = (alpha * SPREADS) ** 2 + sigma**2
@@ -24,7 +24,7 @@ def exact_x0(x: Tensor, level: Level) -> Tensor:
     return (belief * (MEANS + alpha * SPREADS**2 / variance * centred)).sum(-1)
 
 
-def exact(x: Tensor, level: Level) -> Estimate:
+def exact(x: Tensor, level: NoiseLevel) -> Estimate:
     """The step of the exact denoiser."""
     return Estimate.of_x0(exact_x0(x, level), x, level)
 

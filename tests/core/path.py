@@ -9,17 +9,17 @@ from torch import Tensor
 
 from tests.core.mixture import MEANS, SPREADS, WEIGHTS
 from unveil.core.denoiser import Estimate
-from unveil.core.samplers import Table, run
-from unveil.types import Level
+from unveil.core.samplers import CoefficientTable, run
+from unveil.types import NoiseLevel
 
 
-def marginal(x: Tensor, level: Level) -> Tensor:
+def marginal(x: Tensor, level: NoiseLevel) -> Tensor:
     """P(X < x) at a level, float64."""
     deviation = ((level.alpha * SPREADS) ** 2 + level.sigma**2).sqrt()
     return (WEIGHTS * torch.special.ndtr((x[..., None] - level.alpha * MEANS) / deviation)).sum(-1)
 
 
-def quantile(share: Tensor, level: Level) -> Tensor:
+def quantile(share: Tensor, level: NoiseLevel) -> Tensor:
     """The x below which this share of the marginal lies, by halving."""
     size = 3 * float(level.alpha) + 9 * float(level.sigma)
     low, high = torch.full_like(share, -size), torch.full_like(share, size)
@@ -30,12 +30,12 @@ def quantile(share: Tensor, level: Level) -> Tensor:
     return (low + high) / 2
 
 
-def consistent(x: Tensor, level: Level) -> Estimate:
+def consistent(x: Tensor, level: NoiseLevel) -> Estimate:
     """The exact consistency function: in one dimension the path keeps a point's share of the marginal."""
-    return Estimate.of_x0(quantile(marginal(x, level), Level(0.0, 1.0, 0.0)), x, level)
+    return Estimate.of_x0(quantile(marginal(x, level), NoiseLevel(0.0, 1.0, 0.0)), x, level)
 
 
-def quick(x: Tensor, level: Level) -> Estimate:
+def quick(x: Tensor, level: NoiseLevel) -> Estimate:
     """`mixture.exact` for a float level and two components, about five times as fast."""
     alpha, sigma = float(level.alpha), float(level.sigma)
     means, variances, odds = [], [], []
@@ -55,7 +55,7 @@ def quick(x: Tensor, level: Level) -> Estimate:
     return Estimate.of_x0(x0.mul_(belief).add_(x, alpha=b0).add_(a0), x, level)
 
 
-def affine_moments(table: Table, first: Level, mean: float, deviation: float) -> tuple[float, float]:
+def affine_moments(table: CoefficientTable, first: NoiseLevel, mean: float, deviation: float) -> tuple[float, float]:
     """Mean and variance, without any error of sampling, that a table makes of a Gaussian's noise at `first`.
 
     The denoiser of a Gaussian is affine, so the sample is an affine function of the start and of each noise; its
@@ -71,7 +71,7 @@ def affine_moments(table: Table, first: Level, mean: float, deviation: float) ->
         z[2 + noisy.index(number)] = 1.0
         return z
 
-    def step(x: Tensor, level: Level) -> Estimate:
+    def step(x: Tensor, level: NoiseLevel) -> Estimate:
         variance = (level.alpha * deviation) ** 2 + level.sigma**2
         x0 = mean + level.alpha * deviation**2 / variance * (x - level.alpha * mean)
         return Estimate.of_x0(x0, x, level)

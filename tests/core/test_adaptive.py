@@ -14,27 +14,27 @@ from torch import Tensor
 from tests.core.mixture import exact as mixture
 from tests.core.path import quantile
 from unveil.core import schedules
-from unveil.core.denoiser import Estimate, Step
+from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.flow import RectifiedFlow
 from unveil.core.process import CosineVP, LinearVP
-from unveil.core.rng import Streams
-from unveil.core.samplers import State, ddim, run
+from unveil.core.rng import SampleRNG
+from unveil.core.samplers import SamplerState, ddim, run
 from unveil.core.samplers.adaptive import (
-    Adaptive,
-    Pid,
-    Simple,
+    AdaptivePlan,
+    IController,
+    PIDController,
     Tolerance,
+    batch_norm,
     dpm_adaptive,
-    each,
+    max_error,
     of_x,
-    together,
-    worst,
+    per_sample_norm,
 )
 from unveil.core.samplers.coefficients import exact
 from unveil.core.samplers.exponential import dpm_singlestep
-from unveil.core.samplers.stages import farthest
-from unveil.core.ve import EDM
-from unveil.types import Cancelled, Level, NonFinite, RecipeError, like
+from unveil.core.samplers.stages import last_stage_only
+from unveil.core.ve import EDMProcess
+from unveil.types import Cancelled, NoiseLevel, NonFinite, RecipeError, like
 
 GRID = schedules.uniform_log_snr(LinearVP(), 1, low=-4, high=4)
 SHARE = torch.linspace(0.05, 0.95, 6, dtype=torch.float64)
@@ -44,11 +44,11 @@ def tolerance(size: float, **options) -> Tolerance:
     return Tolerance(0.0078 * size, 0.05 * size, **options)
 
 
-def counted(step: Step = mixture) -> tuple[list[Level], Step]:
+def counted(step: DenoiseFn = mixture) -> tuple[list[NoiseLevel], DenoiseFn]:
     """The levels of all calls, and a step that notes them."""
-    calls: list[Level] = []
+    calls: list[NoiseLevel] = []
 
-    def noting(x: Tensor, level: Level) -> Estimate:
+    def noting(x: Tensor, level: NoiseLevel) -> Estimate:
         calls.append(level)
         return step(x, level)
 
@@ -74,17 +74,19 @@ def test_a_smaller_tolerance_makes_a_smaller_error_with_more_calls(order, of):
 def test_it_spends_its_calls_where_they_are_needed():
     """Against even steps at as many calls: the distance to the exact end."""
     calls, step = counted()
-    x = run(dpm_adaptive(GRID, tolerance=tolerance(0.1, across=worst)), step, quantile(SHARE, GRID[0]))
+    x = run(dpm_adaptive(GRID, tolerance=tolerance(0.1, across=max_error)), step, quantile(SHARE, GRID[0]))
     even = schedules.uniform_log_snr(LinearVP(), len(calls), low=-4, high=4)
     plain = run(ddim(even), mixture, quantile(SHARE, even[0]))
     want = quantile(SHARE, GRID[-1])
     assert (x - want).abs().mean() < 0.2 * (plain - want).abs().mean()
 
 
-@pytest.mark.parametrize("control", [Pid(first=2.0), Simple(first=2.0), Pid(0.3, 0.4, first=2.0)])
+@pytest.mark.parametrize(
+    "control", [PIDController(first=2.0), IController(first=2.0), PIDController(0.3, 0.4, first=2.0)]
+)
 def test_a_step_that_was_too_wide_is_repeated(control):
     calls, step = counted()
-    plan = dpm_adaptive(GRID, tolerance=tolerance(0.1, across=worst), control=control)
+    plan = dpm_adaptive(GRID, tolerance=tolerance(0.1, across=max_error), control=control)
     x = run(plan, step, quantile(SHARE, GRID[0]))
     assert (x - quantile(SHARE, GRID[-1])).abs().max() < 0.1
     begun = [float(torch.as_tensor(level.t)[0]) for level in calls[::3]]
@@ -95,16 +97,17 @@ def test_a_step_that_was_too_wide_is_repeated(control):
 def test_the_last_stage_may_use_all_estimates():
     """With `exact`, an x0 that is a quadratic in log-SNR is integrated without error, with `farthest` it is not."""
 
-    def bent(x: Tensor, level: Level) -> Estimate:
+    def bent(x: Tensor, level: NoiseLevel) -> Estimate:
         return Estimate.of_x0(like(level.half_log_snr**2, x) * torch.ones_like(x), x, level)
 
     x = torch.zeros(1, dtype=torch.float64)
     fine = schedules.uniform_log_snr(LinearVP(), 400, low=-4, high=4)
     want = run(dpm_singlestep(fine, 3), bent, x)
     errors = {
-        rule: (run(dpm_adaptive(GRID, of="x0", rule=rule), bent, x) - want).abs().item() for rule in (exact, farthest)
+        rule: (run(dpm_adaptive(GRID, of="x0", rule=rule), bent, x) - want).abs().item()
+        for rule in (exact, last_stage_only)
     }
-    assert errors[exact] < 1e-6 < 1e-4 < errors[farthest]
+    assert errors[exact] < 1e-6 < 1e-4 < errors[last_stage_only]
 
 
 # ---------------------------------------------------------------------- cost, and what each sample has of its own
@@ -127,18 +130,18 @@ def test_samples_have_clocks_of_their_own_unless_they_are_taken_together():
         both = torch.cat([easy, hard])
         return run(plan, mixture, easy), run(plan, mixture, hard), run(plan, mixture, both)
 
-    one, two, both = ends(each)
+    one, two, both = ends(per_sample_norm)
     assert torch.equal(torch.cat([one, two]), both)
-    for across in (worst, together):
+    for across in (max_error, batch_norm):
         one, two, both = ends(across)
         assert (torch.cat([one, two]) - both).abs().max() > 1e-9
 
 
 def test_errors_of_a_batch_are_its_worst_or_its_mean():
     squares = torch.tensor([4.0, 16.0, 0.0])
-    assert each(squares).tolist() == [2.0, 4.0, 0.0]
-    assert worst(squares).tolist() == [4.0] * 3
-    assert together(squares).tolist() == pytest.approx([math.sqrt(20 / 3)] * 3)
+    assert per_sample_norm(squares).tolist() == [2.0, 4.0, 0.0]
+    assert max_error(squares).tolist() == [4.0] * 3
+    assert batch_norm(squares).tolist() == pytest.approx([math.sqrt(20 / 3)] * 3)
 
 
 def test_known_parts_neither_move_nor_count():
@@ -148,11 +151,11 @@ def test_known_parts_neither_move_nor_count():
     ends = torch.tensor([[0.05, 0.0]], dtype=torch.float64)
     x = torch.tensor([[0.8, 0.5], [-1.1, 0.2]], dtype=torch.float64)
 
-    def step(x: Tensor, level: Level) -> Estimate:
+    def step(x: Tensor, level: NoiseLevel) -> Estimate:
         return Estimate.of_x0(torch.tanh(x) * like(level.alpha, x), x, level)
 
-    got = run(dpm_adaptive(schedules.at_times(process, [times, ends])), step, x)
-    alone = run(dpm_adaptive(schedules.at_times(process, [0.95, 0.05])), step, x[:, :1])
+    got = run(dpm_adaptive(schedules.from_times(process, [times, ends])), step, x)
+    alone = run(dpm_adaptive(schedules.from_times(process, [0.95, 0.05])), step, x[:, :1])
     assert torch.equal(got[:, 1], x[:, 1])
     torch.testing.assert_close(got[:, :1], alone, rtol=0, atol=1e-12)
 
@@ -164,7 +167,7 @@ def test_a_run_that_was_left_goes_on_from_its_written_clock():
     plan = dpm_adaptive(GRID, tolerance=tolerance(0.3))
     x = quantile(SHARE, GRID[0])
     whole = run(plan, mixture, x)
-    kept: list[State] = []
+    kept: list[SamplerState] = []
 
     def stop(shown):
         kept.append(shown.state._replace(x=shown.state.x.clone()))
@@ -180,7 +183,7 @@ def test_a_run_that_was_left_goes_on_from_its_written_clock():
 
 def test_steps_that_touch_an_end_are_made_at_first_order():
     process = CosineVP()  # alpha = 0 at t = 1
-    grid = schedules.at_times(process, [1.0, 0.98, 0.3, 0.02, 0.0])
+    grid = schedules.from_times(process, [1.0, 0.98, 0.3, 0.02, 0.0])
     calls, step = counted()
     x = run(dpm_adaptive(grid, of="x0"), step, torch.linspace(-2, 2, 9, dtype=torch.float64))
     assert x.isfinite().all()
@@ -202,7 +205,7 @@ def test_noise_keeps_the_distribution():
     """With the data known to be one point, what is added makes up for what the lower end of each step took away."""
     grid = schedules.uniform_log_snr(LinearVP(), 1, low=-3, high=2)
     known = lambda x, level: Estimate.of_x0(torch.full_like(x, 0.7), x, level)  # noqa: E731
-    streams = Streams(5, range(50))
+    streams = SampleRNG(5, range(50))
     start = streams.normal((400,), -1).double()
     plan = dpm_adaptive(grid, eta=1.0)
     x = run(plan, known, 0.7 * grid[0].alpha + grid[0].sigma * start, noise=streams.bind((400,)))
@@ -216,14 +219,14 @@ def test_noise_keeps_the_distribution():
 
 
 def test_the_simple_controller_is_its_formula():
-    good = Simple(safety=0.9).judge(0.5, 1.0, 0.2, (0.0, 0.0), 2)
+    good = IController(safety=0.9).judge(0.5, 1.0, 0.2, (0.0, 0.0), 2)
     assert (good.good, good.width) == (True, pytest.approx(0.9 * 0.2 * 2**0.5))
-    assert not Simple().judge(1.1, 1.0, 0.2, (0.0, 0.0), 3).good
-    assert math.isfinite(Simple().judge(0.0, 1.0, 0.2, (0.0, 0.0), 3).width)
+    assert not IController().judge(1.1, 1.0, 0.2, (0.0, 0.0), 3).good
+    assert math.isfinite(IController().judge(0.0, 1.0, 0.2, (0.0, 0.0), 3).width)
 
 
 def test_the_pid_controller_limits_remembers_and_rejects():
-    control = Pid(0.4, 0.3, 0.1)
+    control = PIDController(0.4, 0.3, 0.1)
     first = control.judge(0.5, 0.1, 0.1, (0.0, 0.0), 2.0)
     inverse = 1 / (0.5 + 1e-8)
     # no past yet: it counts as unchanged, so the integral part alone is left
@@ -234,11 +237,11 @@ def test_the_pid_controller_limits_remembers_and_rejects():
     assert second.width == pytest.approx(0.1 * (1 + math.atan(raw - 1)), rel=1e-6)
     assert not second.good
     assert second.past == first.past  # a step that does not stand is forgotten
-    assert Pid().judge(1e9, 1.0, 1.0, (0.0, 0.0), 3.0).width > 0.2  # one error cannot shrink it without limit
+    assert PIDController().judge(1e9, 1.0, 1.0, (0.0, 0.0), 3.0).width > 0.2  # one error cannot shrink it without limit
 
 
 def test_each_sample_gets_back_what_its_controller_remembered():
-    class Noting(Pid):
+    class Noting(PIDController):
         """Remembers how often it was asked, and the sum of what it was told."""
 
         seen: ClassVar[list[tuple[float, float]]] = []
@@ -257,7 +260,7 @@ def test_the_unit_of_errors_is_a_choice():
     costs = []
     for unit in (None, of_x):
         calls, step = counted()
-        run(dpm_adaptive(GRID, tolerance=Tolerance(across=worst, **({"unit": unit} if unit else {}))), step, x)
+        run(dpm_adaptive(GRID, tolerance=Tolerance(across=max_error, **({"unit": unit} if unit else {}))), step, x)
         costs.append(len(calls))
     assert costs[0] != costs[1]
 
@@ -282,7 +285,7 @@ def test_mistakes_are_named(make, message):
 def test_a_tolerance_that_cannot_be_met_ends_in_a_message():
     generator = torch.Generator().manual_seed(0)
 
-    def restless(x: Tensor, level: Level) -> Estimate:
+    def restless(x: Tensor, level: NoiseLevel) -> Estimate:
         return Estimate.of_x0(torch.rand(x.shape, generator=generator, dtype=x.dtype), x, level)
 
     with pytest.raises(RecipeError, match=r"sample \d+ would need steps below 1e-6 in log-SNR: raise them"):
@@ -290,7 +293,7 @@ def test_a_tolerance_that_cannot_be_met_ends_in_a_message():
 
 
 def test_an_estimate_that_is_not_finite_is_named_with_its_step():
-    def broken(x: Tensor, level: Level) -> Estimate:
+    def broken(x: Tensor, level: NoiseLevel) -> Estimate:
         estimate = mixture(x, level)
         late = bool((torch.as_tensor(level.t) < 0.5).all())
         return Estimate.of_x0(estimate.x0 * math.nan, x, level) if late else estimate
@@ -300,7 +303,7 @@ def test_an_estimate_that_is_not_finite_is_named_with_its_step():
 
 
 def test_noise_that_is_missing_is_named():
-    plan = dpm_adaptive(schedules.from_sigmas(EDM(), [10.0, 0.1]), eta=1.0)
-    assert isinstance(plan, Adaptive)
+    plan = dpm_adaptive(schedules.from_sigmas(EDMProcess(), [10.0, 0.1]), eta=1.0)
+    assert isinstance(plan, AdaptivePlan)
     with pytest.raises(RecipeError, match="this sampler adds noise: pass noise="):
         run(plan, mixture, torch.ones(3, dtype=torch.float64))

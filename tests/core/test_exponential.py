@@ -15,13 +15,13 @@ from unveil.core import schedules
 from unveil.core.denoiser import Estimate
 from unveil.core.flow import RectifiedFlow
 from unveil.core.process import CosineVP, LinearVP
-from unveil.core.samplers import Table, ddim, run
-from unveil.core.samplers.coefficients import exact, gains, midpoint, phis, stride, taylor
+from unveil.core.samplers import CoefficientTable, ddim, run
+from unveil.core.samplers.coefficients import exact, gains, linear_step, midpoint, phi_functions, taylor
 from unveil.core.samplers.exponential import (
     dpm_fast,
-    dpm_grouped,
     dpm_multistep,
     dpm_singlestep,
+    dpm_singlestep_on_schedule,
     dpmpp_2m,
     dpmpp_2m_sde,
     dpmpp_2s,
@@ -30,9 +30,9 @@ from unveil.core.samplers.exponential import (
     dpmpp_3m_sde,
     dpmpp_sde,
 )
-from unveil.core.samplers.stages import farthest, orders_for, stage
-from unveil.core.ve import EDM
-from unveil.types import Level, RecipeError
+from unveil.core.samplers.stages import last_stage_only, orders_for, stage
+from unveil.core.ve import EDMProcess
+from unveil.types import NoiseLevel, RecipeError
 
 PROCESS = LinearVP()
 SDES = {
@@ -43,15 +43,15 @@ SDES = {
 }
 
 
-def at(half_log_snr: float) -> Level:
+def at(half_log_snr: float) -> NoiseLevel:
     return PROCESS.at(PROCESS.t_of(half_log_snr))
 
 
-def log_snr_grid(steps: int, low: float = -3.0, high: float = 3.0) -> schedules.Grid:
+def log_snr_grid(steps: int, low: float = -3.0, high: float = 3.0) -> schedules.Schedule:
     return schedules.uniform_log_snr(PROCESS, steps, low=low, high=high)
 
 
-def integral(here: Level, there: Level, of: str, power: int) -> float:
+def integral(here: NoiseLevel, there: NoiseLevel, of: str, power: int) -> float:
     """What a step adds to keep x when x0 (or eps) is (lambda - lambda_here)^power on its way, by quadrature."""
     start, end = float(here.half_log_snr), float(there.half_log_snr)
     if of == "x0":  # d(x / sigma) = exp(lambda) x0 d(lambda)
@@ -65,8 +65,8 @@ def integral(here: Level, there: Level, of: str, power: int) -> float:
 @pytest.mark.parametrize("z", [-30.0, -2.5, -1.0, -0.3, -1e-9, 0.0, 1e-9, 0.5, 1.0, 4.0])
 def test_phi_functions_are_their_integrals(z):
     """phi_k(z) = integral over 0 to 1 of exp((1 - s) z) s^(k - 1) / (k - 1)!."""
-    found = phis(4, z)
-    many = phis(4, torch.tensor([z, -0.7], dtype=torch.float64))
+    found = phi_functions(4, z)
+    many = phi_functions(4, torch.tensor([z, -0.7], dtype=torch.float64))
     for k in range(1, 5):
 
         def integrand(s: float, k: int = k) -> float:
@@ -81,7 +81,7 @@ def test_phi_functions_are_their_integrals(z):
 def test_exact_multistep_weights_integrate_polynomials_below_their_order(of, order):
     places = [-1.3, -0.6, -0.2, 0.5]  # uneven on purpose
     levels = [at(place) for place in places]
-    strides = [stride(a, b, of) for a, b in pairwise(levels)]
+    strides = [linear_step(a, b, of) for a, b in pairwise(levels)]
     weights = gains(strides[2], [strides[1], strides[0]][: order - 1], exact)
     assert len(weights) == order
     for power in range(order + 1):
@@ -94,9 +94,9 @@ def test_exact_multistep_weights_integrate_polynomials_below_their_order(of, ord
 def local_error(rule, nodes: list[float], width: float, of: str, power: int) -> float:
     """The error of one step with estimates at these shares of it, for an x0 (eps) that is a power of the log-SNR."""
     here, there = at(0.3), at(0.3 + width)
-    reach = stride(here, there, of).reach
+    reach = linear_step(here, there, of).reach
     weights = rule(nodes, reach)
-    got = stride(here, there, of).gain * sum(
+    got = linear_step(here, there, of).gain * sum(
         w * (node * width) ** power for w, node in zip(weights, nodes, strict=True)
     )
     return abs(got - integral(here, there, of, power))
@@ -111,7 +111,7 @@ def local_error(rule, nodes: list[float], width: float, of: str, power: int) -> 
         (taylor, [0.0, -1.0], 2),
         (taylor, [0.0, -1.0, -2.0], 2),  # 3M as published: half the weight that the curvature should have
         (exact, [0.0, -1.0, -2.0], 3),
-        (farthest, [0.0, 1 / 3, 2 / 3], 3),
+        (last_stage_only, [0.0, 1 / 3, 2 / 3], 3),
         (exact, [0.0, 1 / 3, 2 / 3], 3),
     ],
 )
@@ -139,7 +139,7 @@ def test_a_first_order_step_is_ddim():
 def test_2s_is_its_formula():
     """Lu et al. 2022, algorithm 1 (arXiv:2211.01095), with r = 1/2."""
     here, there = at(-1.0), at(0.4)
-    first, second = dpmpp_2s(schedules.Grid(PROCESS, [here, there])).rows
+    first, second = dpmpp_2s(schedules.Schedule(PROCESS, [here, there])).rows
     inner, width = at(-0.3), 1.4
     assert second.level == pytest.approx(inner, rel=1e-12)
     assert first.keep == pytest.approx(inner.sigma / here.sigma)
@@ -152,7 +152,7 @@ def test_2s_is_its_formula():
 def test_dpm_solver_3_is_its_formula():
     """Lu et al. 2022, algorithm 2 (arXiv:2206.00927), with r1 = 1/3 and r2 = 2/3."""
     here, there, width = at(-1.0), at(0.5), 1.5
-    first, second, third = dpm_singlestep(schedules.Grid(PROCESS, [here, there]), 3, of="eps").rows
+    first, second, third = dpm_singlestep(schedules.Schedule(PROCESS, [here, there]), 3, of="eps").rows
     one, two = at(-0.5), at(0.0)
     assert first.gains == pytest.approx((-one.sigma * math.expm1(width / 3),))
     slope = two.sigma * 2 * (math.expm1(2 * width / 3) / (2 * width / 3) - 1)
@@ -167,7 +167,7 @@ def test_calls_at_the_grids_own_levels_are_those_inside_a_coarser_step():
     x = torch.linspace(-2, 2, 7, dtype=torch.float64)
     for of in ("x0", "eps"):
         inside = run(dpm_singlestep(coarse, 3, of=of), mixture, x)
-        own = run(dpm_grouped(fine, [3] * 4, of=of), mixture, x)
+        own = run(dpm_singlestep_on_schedule(fine, [3] * 4, of=of), mixture, x)
         torch.testing.assert_close(own, inside, rtol=0, atol=1e-12)
 
 
@@ -198,7 +198,7 @@ def test_the_last_steps_lower_their_order_below_ten_steps():
 def test_2m_is_its_formula():
     """Lu et al. 2022, algorithm 2 (arXiv:2211.01095)."""
     levels = [at(-1.0), at(-0.3), at(0.7)]
-    row = dpmpp_2m(schedules.Grid(PROCESS, levels), lower_below=0).rows[1]
+    row = dpmpp_2m(schedules.Schedule(PROCESS, levels), lower_below=0).rows[1]
     ratio, width = 0.7 / 1.0, 1.0
     change = -levels[2].alpha * math.expm1(-width)
     assert row.gains == pytest.approx((change * (1 + 1 / (2 * ratio)), -change / (2 * ratio)))
@@ -222,7 +222,9 @@ def test_the_exact_third_estimate_makes_third_order():
 # ---------------------------------------------------------------------- the ends
 
 
-@pytest.mark.parametrize("sampler", [dpmpp_2m, dpmpp_3m, dpmpp_2s, dpm_grouped, dpmpp_2m_sde, dpmpp_2s_ancestral])
+@pytest.mark.parametrize(
+    "sampler", [dpmpp_2m, dpmpp_3m, dpmpp_2s, dpm_singlestep_on_schedule, dpmpp_2m_sde, dpmpp_2s_ancestral]
+)
 def test_steps_that_touch_an_end_are_of_first_order(sampler):
     grid = schedules.uniform(RectifiedFlow(), 12)  # alpha = 0 to sigma = 0
     rows = sampler(grid).rows
@@ -247,12 +249,12 @@ def test_a_single_step_from_noise_to_data_is_the_estimate():
     [(dpmpp_2m, 8), (dpmpp_2s, 15), (dpmpp_sde, 15), (dpm_fast, 8), (lambda g: dpm_singlestep(g, 3), 22)],
 )
 def test_network_calls_of_eight_steps_onto_the_data(sampler, calls):
-    grid = schedules.karras(EDM(), 8)
+    grid = schedules.karras(EDMProcess(), 8)
     assert len(sampler(grid).levels) == calls
 
 
 def test_dpm_fast_makes_the_calls_it_is_given():
-    grid = schedules.from_sigmas(EDM(), [10.0, 0.1])
+    grid = schedules.from_sigmas(EDMProcess(), [10.0, 0.1])
     for calls in (1, 2, 3, 9, 10, 11):
         assert len(dpm_fast(grid, calls).levels) == calls
 
@@ -262,7 +264,7 @@ def test_dpm_fast_makes_the_calls_it_is_given():
 
 @pytest.mark.parametrize("name", SDES)
 def test_without_noise_the_sdes_are_the_odes(name):
-    grid = schedules.karras(EDM(), 8)
+    grid = schedules.karras(EDMProcess(), 8)
     x = grid.start(torch.linspace(-2, 2, 7, dtype=torch.float64))
     plan = SDES[name](grid, 0.0)
     assert all(row.noise == 0 for row in plan.rows)
@@ -297,7 +299,7 @@ def test_the_sdes_mean_follows_a_linear_x0_without_error(eta):
     """The mean of x exp(eta lambda) / sigma changes by (1 + eta) exp((1 + eta) lambda) x0 d(lambda)."""
     places = [-1.0, -0.4, 0.7]
     levels = [at(place) for place in places]
-    row = dpmpp_2m_sde(schedules.Grid(PROCESS, levels), eta, rule=taylor).rows[1]
+    row = dpmpp_2m_sde(schedules.Schedule(PROCESS, levels), eta, rule=taylor).rows[1]
     got = sum(gain * place for gain, place in zip(row.gains, places[1::-1], strict=True))
     change = quad(lambda v: (1 + eta) * math.exp((1 + eta) * v) * v, places[1], places[2])[0]
     assert got == pytest.approx(levels[2].sigma * math.exp(-eta * places[2]) * change)
@@ -314,8 +316,8 @@ def test_noise_is_scaled_and_spans_its_step(name):
 
 
 def test_dpm_fast_adds_no_noise_at_its_end():
-    plan = dpm_fast(schedules.from_sigmas(EDM(), [10.0, 0.1]), 12, eta=1.0)
-    assert isinstance(plan, Table)
+    plan = dpm_fast(schedules.from_sigmas(EDMProcess(), [10.0, 0.1]), 12, eta=1.0)
+    assert isinstance(plan, CoefficientTable)
     noises = [row.noise for row in plan.rows if row.span is not None]
     assert noises[-1] == 0
     assert min(noises[:-1]) > 0
@@ -330,7 +332,7 @@ def test_dpm_fast_adds_no_noise_at_its_end():
         (lambda g: dpm_multistep(g, 4), "order = 4: must lie in 1 to 3"),
         (lambda g: dpm_singlestep(g, 0), "order = 0: must lie in 1 to 3"),
         (lambda g: dpm_singlestep(g, [2, 2]), "2 orders for a grid of 5 steps: must be as many"),
-        (lambda g: dpm_grouped(g, [3, 3]), r"orders \[3, 3\] take 6 calls, but the grid has 5 steps"),
+        (lambda g: dpm_singlestep_on_schedule(g, [3, 3]), r"orders \[3, 3\] take 6 calls, but the grid has 5 steps"),
         (lambda g: dpmpp_sde(g, share=0.0), "share = 0.0: the inner call must lie inside the step"),
         (lambda g: orders_for(0, 2), "calls = 0: a sampler needs at least 1 network call"),
     ],

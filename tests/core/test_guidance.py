@@ -10,22 +10,22 @@ import torch
 from torch import Tensor
 
 from unveil.core import guidance, prediction, schedules
-from unveil.core.denoiser import Denoiser, Estimate, Step
+from unveil.core.denoiser import DenoiseFn, Denoiser, Estimate
 from unveil.core.guidance import Momentum
 from unveil.core.process import CosineVP, LinearVP, partly
-from unveil.core.rng import Streams
+from unveil.core.rng import SampleRNG
 from unveil.core.samplers import ancestral, ddim, run
 from unveil.data.gaussian_mixture import Mixture
-from unveil.types import Condition, Level, RecipeError, ShapeError, like
+from unveil.types import Condition, NoiseLevel, RecipeError, ShapeError, like
 
 MEANS = torch.tensor([[-1.4, 0.2], [1.2, 0.9], [0.9, -1.1]], dtype=torch.float64)
 WHOLE = Mixture([0.4, 0.35, 0.25], MEANS, [0.3, 0.4, 0.25])
 FIRST, LAST = WHOLE.part([0]), WHOLE.part([1, 2])
-FLOW = Level(0.6, 0.4, 0.6, -1.0, 1.0)  # of rectified flow
+FLOW = NoiseLevel(0.6, 0.4, 0.6, -1.0, 1.0)  # of rectified flow
 LEVELS = {
     "vp": LinearVP().at(0.4),
     "cosine": CosineVP().at(0.8),
-    "exploding": Level(0.5, 1.0, 3.0, 0.0, 6.0),
+    "exploding": NoiseLevel(0.5, 1.0, 3.0, 0.0, 6.0),
     "flow": FLOW,
 }
 each_level = pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS.keys())
@@ -45,23 +45,23 @@ def differ(got: Estimate, other: Estimate) -> None:
     assert (got.x0 - other.x0).abs().max() > 1e-3
 
 
-def consistent(estimate: Estimate, x: Tensor, level: Level) -> None:
+def consistent(estimate: Estimate, x: Tensor, level: NoiseLevel) -> None:
     torch.testing.assert_close(like(level.alpha, x) * estimate.x0 + like(level.sigma, x) * estimate.eps, x)
 
 
-def logits(x: Tensor, level: Level) -> Tensor:
+def logits(x: Tensor, level: NoiseLevel) -> Tensor:
     """The exact classifier: log p(x, class) at any level."""
     return torch.stack([WHOLE.part([k]).log_density(x, level) + WHOLE.weights[k].log() for k in range(3)], dim=1)
 
 
-def velocity(estimate: Estimate, level: Level) -> Tensor:
+def velocity(estimate: Estimate, level: NoiseLevel) -> Tensor:
     return level.dalpha * estimate.x0 + level.dsigma * estimate.eps
 
 
-def counted(step: Step) -> tuple[Step, list[int]]:
+def counted(step: DenoiseFn) -> tuple[DenoiseFn, list[int]]:
     calls: list[int] = []
 
-    def called(x: Tensor, level: Level) -> Estimate:
+    def called(x: Tensor, level: NoiseLevel) -> Estimate:
         calls.append(len(x))
         return step(x, level)
 
@@ -126,9 +126,9 @@ def test_a_negative_condition_pushes_samples_away_from_it():
 def test_nested_conditions_have_their_own_scales(x, level):
     both = WHOLE.part([1])
     steps = [WHOLE, LAST, both]
-    same(guidance.nested(steps, [1.0, 1.0])(x, level), both(x, level), 0)
-    same(guidance.nested(steps, [1.0, 0.0])(x, level), LAST(x, level), 0)
-    got = guidance.nested(steps, [1.5, 4.0])(x, level)
+    same(guidance.multi_condition(steps, [1.0, 1.0])(x, level), both(x, level), 0)
+    same(guidance.multi_condition(steps, [1.0, 0.0])(x, level), LAST(x, level), 0)
+    got = guidance.multi_condition(steps, [1.5, 4.0])(x, level)
     eps = [step(x, level).eps for step in steps]
     torch.testing.assert_close(got.eps, eps[0] + 1.5 * (eps[1] - eps[0]) + 4 * (eps[2] - eps[1]))
     consistent(got, x, level)
@@ -137,7 +137,7 @@ def test_nested_conditions_have_their_own_scales(x, level):
 
 def test_nested_steps_without_a_share_are_not_called(x):
     steps, calls = zip(*(counted(step) for step in (WHOLE, LAST, FIRST)), strict=True)
-    guidance.nested(steps, [1.0, 3.0])(x, FLOW)
+    guidance.multi_condition(steps, [1.0, 3.0])(x, FLOW)
     assert [len(made) for made in calls] == [0, 1, 1]
 
 
@@ -227,7 +227,7 @@ def test_rescaling_keeps_the_conditional_deviation(x, level):
 def test_rescaling_means_the_same_under_every_process(x):
     """One log-SNR, x / alpha equal: x0 is equal, too."""
     levels = [CosineVP().at(CosineVP().t_of(-0.5)), LinearVP().at(LinearVP().t_of(-0.5))]
-    levels.append(Level(0.5, 1.0, math.exp(0.5)))
+    levels.append(NoiseLevel(0.5, 1.0, math.exp(0.5)))
     step = guidance.rescale(guidance.cfg(FIRST, WHOLE, 5.0), FIRST, 0.8)
     found = [step(level.alpha * x, level).x0 for level in levels]
     for other in found[1:]:
@@ -237,19 +237,19 @@ def test_rescaling_means_the_same_under_every_process(x):
 def test_schedules_begin_without_guidance_and_rise_to_the_data():
     times = [k / 100 for k in range(100, -1, -1)]
     for name, make in guidance.SCHEDULES.items():
-        values = [make(4.0)(Level(t, 1.0, 1.0)) for t in times]
+        values = [make(4.0)(NoiseLevel(t, 1.0, 1.0)) for t in times]
         if name == "constant":
             assert values == [4.0] * 101
             continue
         assert values[0] == pytest.approx(1.0)
         assert all(b >= a - 1e-12 for a, b in pairwise(values)), name
     for make in (guidance.linear, guidance.cosine):
-        weights = [make(4.0)(Level(t, 1.0, 1.0)) - 1 for t in times]
+        weights = [make(4.0)(NoiseLevel(t, 1.0, 1.0)) - 1 for t in times]
         assert sum(weights) / len(weights) == pytest.approx(3.0)  # the same mean weight as a constant one
-    assert guidance.power_cosine(4.0)(Level(0.0, 1.0, 0.0)) == pytest.approx(4.0)
-    assert guidance.power_cosine(4.0, 2.0)(Level(0.5, 1.0, 1.0)) == pytest.approx(1 + 3 * (1 - math.sqrt(0.5)) / 2)
+    assert guidance.power_cosine(4.0)(NoiseLevel(0.0, 1.0, 0.0)) == pytest.approx(4.0)
+    assert guidance.power_cosine(4.0, 2.0)(NoiseLevel(0.5, 1.0, 1.0)) == pytest.approx(1 + 3 * (1 - math.sqrt(0.5)) / 2)
     clamped = guidance.at_least(guidance.linear(4.0), 2.0)
-    assert [clamped(Level(t, 1.0, 1.0)) for t in (1.0, 0.5)] == [2.0, 4.0]
+    assert [clamped(NoiseLevel(t, 1.0, 1.0)) for t in (1.0, 0.5)] == [2.0, 4.0]
 
 
 def test_a_schedule_is_the_scale_of_its_level(x):
@@ -318,7 +318,7 @@ def test_a_second_call_at_a_level_replaces_the_first(x):
 def test_cfg_zero_scales_the_null_to_fit_the_condition(x, level):
     """A null velocity that is the conditional one but for its length leaves nothing to guide."""
 
-    def shorter(x: Tensor, level: Level) -> Estimate:
+    def shorter(x: Tensor, level: NoiseLevel) -> Estimate:
         flow = 0.3 * velocity(FIRST(x, level), level)
         return Estimate.solved(prediction.solve(prediction.flow, level), x, flow)
 
@@ -335,13 +335,13 @@ def test_cfg_zero_scales_the_null_to_fit_the_condition(x, level):
 def test_cfg_zero_does_not_move_x_in_its_first_steps(x):
     conditional, calls = counted(FIRST)
     still = guidance.cfg_zero(conditional, WHOLE, 3.0, still_from=0.9)
-    levels = [Level(t, 1 - t, t, -1.0, 1.0) for t in (1.0, 0.9, 0.8)]
+    levels = [NoiseLevel(t, 1 - t, t, -1.0, 1.0) for t in (1.0, 0.9, 0.8)]
     for here, there in ((levels[0], levels[1]), (levels[1], levels[2])):
         estimate = still(x, here)
         torch.testing.assert_close(there.alpha * estimate.x0 + there.sigma * estimate.eps, x)
     assert not calls
     differ(still(x, levels[2]), still(x, levels[1]))
-    mixed = Level(*(torch.tensor(pair, dtype=torch.float64) for pair in zip(levels[1], levels[2], strict=True)))
+    mixed = NoiseLevel(*(torch.tensor(pair, dtype=torch.float64) for pair in zip(levels[1], levels[2], strict=True)))
     together = still(x[:2], mixed)
     torch.testing.assert_close(together.x0[0], x[0])
     torch.testing.assert_close(together.x0[1:], still(x[1:2], levels[2]).x0)
@@ -354,7 +354,7 @@ def test_cfg_zero_does_not_move_x_in_its_first_steps(x):
 @pytest.mark.parametrize("label", [0, 2])
 def test_an_exact_classifier_at_scale_1_gives_the_conditional_step(x, level, label):
     score = guidance.log_probability(logits, torch.tensor([label]))
-    got = guidance.steer(WHOLE, guidance.gradient(score))(x, level)
+    got = guidance.shift_eps(WHOLE, guidance.gradient(score))(x, level)
     same(got, WHOLE.part([label])(x, level))
     differ(got, WHOLE(x, level))
 
@@ -363,7 +363,7 @@ def test_an_exact_classifier_at_scale_1_gives_the_conditional_step(x, level, lab
 def test_classifier_and_classifier_free_guidance_agree_at_every_scale(x, level):
     labels = torch.tensor([0, 1, 2] * 10)
     for scale in (-1.0, 0.0, 3.0):
-        got = guidance.steer(WHOLE, guidance.gradient(guidance.log_probability(logits, labels), scale))(x, level)
+        got = guidance.shift_eps(WHOLE, guidance.gradient(guidance.log_probability(logits, labels), scale))(x, level)
         for k in range(3):
             want = guidance.cfg(WHOLE.part([k]), WHOLE, scale)(x[k::3], level)
             torch.testing.assert_close(got.x0[k::3], want.x0, rtol=0, atol=1e-8)
@@ -373,16 +373,16 @@ def test_steering_leaves_the_noise_end_as_it_is_and_knows_levels_per_sample(x):
     push = lambda x, level: torch.ones_like(x)  # noqa: E731
     top = CosineVP().at(1.0)
     flat = lambda x, level: Estimate(0 * x, x)  # noqa: E731
-    same(guidance.steer(flat, push)(x, top), flat(x, top), 0)
+    same(guidance.shift_eps(flat, push)(x, top), flat(x, top), 0)
 
     def lost(x, level):
         raise ZeroDivisionError  # a classifier of another process says nothing there
 
-    same(guidance.steer(flat, lost)(x, top), flat(x, top), 0)
+    same(guidance.shift_eps(flat, lost)(x, top), flat(x, top), 0)
     times = torch.tensor([1.0, 0.5], dtype=torch.float64)
     level = CosineVP().at(times)
     level = level._replace(alpha=torch.where(times == 1, 0.0, level.alpha))
-    got = guidance.steer(flat, push)(x[:2], level)
+    got = guidance.shift_eps(flat, push)(x[:2], level)
     assert torch.equal(got.x0[0], 0 * x[0])
     middle = CosineVP().at(0.5)
     torch.testing.assert_close(got.eps[1], x[1] - middle.sigma)
@@ -393,7 +393,7 @@ def test_a_shifted_mean_samples_the_class():
     """The ancestral form: mean and deviation of the wanted component, from the unconditional model."""
     score = guidance.log_probability(logits, torch.tensor([1]))
     grid = schedules.uniform(CosineVP(), 150)
-    streams = Streams(5, range(10))
+    streams = SampleRNG(5, range(10))
     start = streams.normal((100, 2), -1).double().reshape(1000, 2)
     noise = lambda step, draw=0: streams.normal((100, 2), step).reshape(1000, 2)  # noqa: E731
     plan = ancestral(grid, shift=guidance.gradient(score))
@@ -403,7 +403,7 @@ def test_a_shifted_mean_samples_the_class():
 
 
 def test_a_classifiers_gradient_is_found_inside_run_and_inference_mode(x):
-    step = guidance.steer(WHOLE, guidance.gradient(guidance.log_probability(logits, torch.tensor([0]))))
+    step = guidance.shift_eps(WHOLE, guidance.gradient(guidance.log_probability(logits, torch.tensor([0]))))
     grid = schedules.uniform(LinearVP(), 8)
     want = run(ddim(grid), FIRST, x)
     torch.testing.assert_close(run(ddim(grid), step, x), want, rtol=0, atol=1e-8)
@@ -420,7 +420,7 @@ def test_an_exact_regressor_gives_the_posterior_of_a_value(x, level):
     score = guidance.regression(
         lambda x, level: level.alpha / variance * x[:, :1], target=1.7, deviation=(left + 0.5**2) ** 0.5
     )
-    got = guidance.steer(prior, guidance.gradient(score))(x, level)
+    got = guidance.shift_eps(prior, guidance.gradient(score))(x, level)
     mean = level.alpha / variance * x
     mean[:, 0] += left / (left + 0.25) * (1.7 - mean[:, 0])
     torch.testing.assert_close(got.x0, mean, rtol=0, atol=1e-9)
@@ -449,7 +449,7 @@ STRIPES = torch.tensor([0.8, -0.8] * 3, dtype=torch.float64).expand(1, 6, 6)
 TEXTURES = Mixture([1.0, 1.0, 1.0], torch.stack([PLANE, STRIPES, -STRIPES]), [0.15] * 3)
 
 
-def maps(x: Tensor, level: Level) -> list[Tensor]:
+def maps(x: Tensor, level: NoiseLevel) -> list[Tensor]:
     """Two layers: the pixels, and differences of neighbours along both axes."""
     del level
     return [x, torch.cat([x.diff(dim=-1)[..., 1:, :], x.diff(dim=-2)[..., 1:]], dim=1)]
@@ -457,7 +457,7 @@ def maps(x: Tensor, level: Level) -> list[Tensor]:
 
 def nearest_texture(score: guidance.Score | None, scale: float) -> list[float]:
     start = torch.randn(60, 1, 6, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    step = TEXTURES if score is None else guidance.steer(TEXTURES, guidance.gradient(score, scale))
+    step = TEXTURES if score is None else guidance.shift_eps(TEXTURES, guidance.gradient(score, scale))
     found = run(ddim(schedules.uniform(CosineVP(), 30)), step, start)
     which = torch.cdist(found.flatten(1), TEXTURES.means.flatten(1)).argmin(1)
     return [(which == k).double().mean().item() for k in range(3)]
@@ -534,7 +534,7 @@ def test_one_batched_call_equals_two(kind, t):
     level = LinearVP().at(t)
     two = guidance.cfg(lambda x, l: denoiser(x, l, condition), lambda x, l: denoiser(x, l, null), 3.0)(x, level)  # noqa: E741
     assert network.rows == [4, 4]
-    step, without = guidance.batched(denoiser, condition, null)
+    step, without = guidance.batch_cond_uncond(denoiser, condition, null)
     one = guidance.cfg(step, without, 3.0)(x, level)
     assert network.rows[2:] == [8]
     same(one, two, 1e-6 * max(1.0, two.x0.abs().max().item()))
@@ -548,25 +548,25 @@ def test_a_batched_run_equals_a_run_of_two_calls_and_saves_the_null_where_it_is_
     x = torch.randn(4, 5, generator=torch.Generator().manual_seed(9))
     plan = ddim(schedules.uniform(CosineVP(), 10))
 
-    def guided(steps: list[Step]) -> Step:
+    def guided(steps: list[DenoiseFn]) -> DenoiseFn:
         strong = guidance.rescale(guidance.cfg(steps[0], steps[1], 3.0), steps[0], 0.5)
         return guidance.interval(strong, steps[0], 0.25, 0.75)
 
     separate = [lambda x, l, c=c: denoiser(x, l, c) for c in (condition, null)]  # noqa: E741
     want = run(plan, guided(separate), x)
     network.rows.clear()
-    got = run(plan, guided(guidance.batched(denoiser, condition, null)), x)
+    got = run(plan, guided(guidance.batch_cond_uncond(denoiser, condition, null)), x)
     assert sorted(network.rows) == [4] * 5 + [8] * 5
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
     network.rows.clear()
-    shared = run(plan, guided([guidance.once(separate[0]), separate[1]]), x)
+    shared = run(plan, guided([guidance.memoized(separate[0]), separate[1]]), x)
     assert network.rows == [4] * 15
     torch.testing.assert_close(shared, want, rtol=1e-6, atol=1e-6)
 
 
 def test_what_is_shared_is_forgotten_when_x_or_the_level_changes(x):
     step, calls = counted(FIRST)
-    shared = guidance.once(step)
+    shared = guidance.memoized(step)
     level = LEVELS["vp"]
     first = shared(x, level)
     assert shared(x, level) is first
@@ -591,10 +591,10 @@ def test_three_conditions_in_one_call():
     other = Condition(vector=torch.ones(4, 5))
     x = torch.randn(4, 5, generator=torch.Generator().manual_seed(9))
     level = LinearVP().at(0.3)
-    got = guidance.nested(guidance.batched(denoiser, null, other, condition), [1.5, 3.0])(x, level)
+    got = guidance.multi_condition(guidance.batch_cond_uncond(denoiser, null, other, condition), [1.5, 3.0])(x, level)
     assert network.rows == [12]
     steps = [lambda x, l, c=c: denoiser(x, l, c) for c in (null, other, condition)]  # noqa: E741
-    same(got, guidance.nested(steps, [1.5, 3.0])(x, level), 2e-5)
+    same(got, guidance.multi_condition(steps, [1.5, 3.0])(x, level), 2e-5)
 
 
 # ---------------------------------------------------------------------- levels per element
@@ -605,12 +605,12 @@ def test_three_conditions_in_one_call():
     [
         guidance.cfg(FIRST, WHOLE, 3.0),
         guidance.cfg(FIRST, WHOLE, guidance.linear(3.0)),
-        guidance.nested([WHOLE, LAST, FIRST], [1.5, 2.0]),
+        guidance.multi_condition([WHOLE, LAST, FIRST], [1.5, 2.0]),
         guidance.rescale(guidance.cfg(FIRST, WHOLE, 3.0), FIRST),
         guidance.interval(guidance.cfg(FIRST, WHOLE, 3.0), FIRST, 0.1, 0.9),
         guidance.apg(FIRST, WHOLE, 3.0, radius=0.5),
         guidance.cfg_zero(FIRST, WHOLE, 3.0),
-        guidance.steer(WHOLE, guidance.gradient(guidance.log_probability(logits, torch.tensor([0])), 3.0)),
+        guidance.shift_eps(WHOLE, guidance.gradient(guidance.log_probability(logits, torch.tensor([0])), 3.0)),
     ],
     ids=["cfg", "schedule", "nested", "rescale", "interval", "apg", "cfg-zero", "steer"],
 )
@@ -670,7 +670,10 @@ def test_dynamic_clipping_keeps_contrast_where_static_clipping_flattens():
         (lambda: guidance.power_cosine(2.0, 0.0), "power = 0.0: must be above 0"),
         (lambda: guidance.apg(FIRST, WHOLE, 2.0, radius=0.0), "radius = 0.0: must be above 0"),
         (lambda: Momentum(-1.0), r"beta = -1.0: must lie inside \(-1, 1\)"),
-        (lambda: guidance.nested([FIRST, WHOLE], [1.0, 2.0]), "2 steps, 2 scales: needs one for each step after"),
+        (
+            lambda: guidance.multi_condition([FIRST, WHOLE], [1.0, 2.0]),
+            "2 steps, 2 scales: needs one for each step after",
+        ),
         (lambda: guidance.composed(FIRST, [WHOLE], []), "1 conditional steps, 0 scales: needs one for each"),
         (lambda: guidance.clip_dynamic(FIRST, 99.5), r"percentile = 99.5: must lie inside \(0, 1\)"),
         (lambda: guidance.regression(logits, 1.0, 0.0), "deviation = 0.0: must be above 0"),
@@ -701,6 +704,6 @@ def test_inputs_that_do_not_fit_are_named(x):
     with pytest.raises(ShapeError, match=r"channels = 3: x is \(30, 2\)"):
         guidance.cfg(FIRST, WHOLE, 2.0, channels=3)(x, level)
     with pytest.raises(ShapeError, match="conditions differ in the route 'vector': only 1 of 2 use it"):
-        guidance.batched(Denoiser(Small(), LinearVP()), vectors()[0], Condition())
+        guidance.batch_cond_uncond(Denoiser(Small(), LinearVP()), vectors()[0], Condition())
     with pytest.raises(ShapeError, match=r"conditions differ in the shape of 'vector': \[\(4,\), \(5,\)\]"):
-        guidance.batched(Denoiser(Small(), LinearVP()), vectors()[0], Condition(vector=torch.ones(4, 4)))
+        guidance.batch_cond_uncond(Denoiser(Small(), LinearVP()), vectors()[0], Condition(vector=torch.ones(4, 4)))

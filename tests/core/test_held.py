@@ -8,14 +8,14 @@ from torch import Tensor
 
 from unveil.core import prediction as predictions
 from unveil.core import samplers, schedules
-from unveil.core.denoiser import Estimate, Step
+from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.flow import RectifiedFlow
-from unveil.core.inverse import coarse, held, imposed, noised
+from unveil.core.inverse import add_noise, low_frequency, per_token_conditioning, replace_known
 from unveil.core.process import CosineVP, Process
-from unveil.core.rng import START, Streams
+from unveil.core.rng import START, SampleRNG
 from unveil.core.samplers import run
 from unveil.data.gaussian_mixture import Mixture
-from unveil.types import Level, ShapeError
+from unveil.types import NoiseLevel, ShapeError
 
 SHAPE = (1, 4, 1, 1)  # clips of four frames, of which all are near -1 or all near 1
 
@@ -27,14 +27,14 @@ def mixture() -> Mixture:
 
 
 def drawn(
-    process: Process, known: Tensor, until: list[float], sampler: str = "ddim", step: Step | None = None
+    process: Process, known: Tensor, until: list[float], sampler: str = "ddim", step: DenoiseFn | None = None
 ) -> Tensor:
-    streams, grid = Streams(0, range(len(known))), schedules.uniform(process, 20)
+    streams, grid = SampleRNG(0, range(len(known))), schedules.uniform(process, 20)
     times = torch.tensor(until).view(1, *SHAPE)
     noise = streams.normal(SHAPE, START)
-    x = torch.where(times < 1, noised(grid[0], known, noise), grid.start(noise))
+    x = torch.where(times < 1, add_noise(grid[0], known, noise), grid.start(noise))
     plan = getattr(samplers, sampler)(grid)
-    return run(plan, held(step or mixture(), process, known, times), x, noise=streams.bind(SHAPE))
+    return run(plan, per_token_conditioning(step or mixture(), process, known, times), x, noise=streams.bind(SHAPE))
 
 
 @pytest.mark.parametrize("process", [RectifiedFlow(), CosineVP()])
@@ -55,7 +55,7 @@ def test_frames_that_are_not_held_do_not_move_the_others():
 
 def test_nothing_held_is_the_step_itself():
     known = torch.zeros(8, *SHAPE)
-    streams, grid = Streams(0, range(8)), schedules.uniform(RectifiedFlow(), 20)
+    streams, grid = SampleRNG(0, range(8)), schedules.uniform(RectifiedFlow(), 20)
     plain = run(samplers.ddim(grid), mixture(), grid.start(streams.normal(SHAPE, START)), noise=streams.bind(SHAPE))
     assert torch.equal(drawn(RectifiedFlow(), known, [1, 1, 1, 1]), plain)
 
@@ -64,7 +64,7 @@ def test_each_part_is_worked_on_from_its_own_time_on():
     seen: list[Tensor] = []
     model = mixture()
 
-    def spied(x: Tensor, level: Level) -> Estimate:
+    def spied(x: Tensor, level: NoiseLevel) -> Estimate:
         seen.append(torch.as_tensor(level.t).expand(1, *SHAPE).flatten())
         return model(x, level)
 
@@ -86,7 +86,7 @@ def test_the_longer_it_is_held_the_nearer_it_stays():
 
 def test_a_time_below_that_of_data_is_refused():
     with pytest.raises(ShapeError, match=r"until -0\.5: times are at least 0"):
-        held(mixture(), RectifiedFlow(), torch.zeros(1, *SHAPE), torch.tensor([-0.5]))
+        per_token_conditioning(mixture(), RectifiedFlow(), torch.zeros(1, *SHAPE), torch.tensor([-0.5]))
 
 
 @pytest.mark.parametrize("prediction", [predictions.x0, predictions.flow])
@@ -100,34 +100,34 @@ def test_parts_at_the_data_and_parts_of_pure_noise_are_solved_together(predictio
 
 def test_parts_are_put_back_for_denoisers_of_one_level():
     known, times = torch.full((8, *SHAPE), 1.03), torch.tensor([0, 0.5, 1, 1]).view(1, *SHAPE)
-    streams, grid, told = Streams(0, range(8)), schedules.uniform(RectifiedFlow(), 20), []
+    streams, grid, told = SampleRNG(0, range(8)), schedules.uniform(RectifiedFlow(), 20), []
     step = mixture()
 
-    def watched(x: Tensor, level: Level) -> Estimate:
+    def watched(x: Tensor, level: NoiseLevel) -> Estimate:
         told.append(level.t)
         return step(x, level)
 
     noise = streams.normal(SHAPE, START)
-    x = run(samplers.ddim(grid), imposed(watched, known, times), grid.start(noise))
+    x = run(samplers.ddim(grid), replace_known(watched, known, times), grid.start(noise))
     assert torch.equal(x[:, :, 0], known[:, :, 0])
     assert not torch.equal(x[:, :, 1], known[:, :, 1]), "let go half-way"
     assert all(isinstance(t, float) for t in told)
     with pytest.raises(ShapeError, match="until -1: times are at least 0"):
-        imposed(step, known, times - 1)
+        replace_known(step, known, times - 1)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 8, 12), (2, 3, 5, 8, 12)])
 def test_large_forms_are_known_and_fine_ones_are_not(shape: tuple[int, ...]):
     draw = torch.Generator().manual_seed(0)
     fine, level = 2 + torch.randn(shape, generator=draw), RectifiedFlow().at(0.5)
-    step = coarse(lambda x, at: Estimate.of_x0(fine, x, at), torch.full(shape, 0.25), (2, 3))
+    step = low_frequency(lambda x, at: Estimate.of_x0(fine, x, at), torch.full(shape, 0.25), (2, 3))
     found = step(torch.zeros(shape), level).x0
     # bicubic blocks lie a little around the means that they are made of
     assert float(found.unflatten(-2, (2, 4)).unflatten(-1, (3, 4)).mean((-3, -1)).sub(0.25).abs().max()) < 0.2
     assert float((found - found.mean()).std()) > 0.8
-    same = coarse(lambda x, at: Estimate.of_x0(fine, x, at), fine, (2, 3))(torch.zeros(shape), level)
+    same = low_frequency(lambda x, at: Estimate.of_x0(fine, x, at), fine, (2, 3))(torch.zeros(shape), level)
     torch.testing.assert_close(same.x0, fine)
     with pytest.raises(ShapeError, match="must not have more pixels"):
-        coarse(lambda x, at: Estimate.of_x0(fine, x, at), fine, (9, 3))
+        low_frequency(lambda x, at: Estimate.of_x0(fine, x, at), fine, (9, 3))
     with pytest.raises(ShapeError, match="its large forms are known for"):
         step(torch.zeros(1, 3, 4, 4), level)

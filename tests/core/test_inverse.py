@@ -13,11 +13,11 @@ from torch import Tensor
 from unveil.core import inverse, schedules
 from unveil.core.denoiser import Estimate
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, betas
-from unveil.core.rng import START, Noise, Streams
+from unveil.core.rng import START, Noise, SampleRNG
 from unveil.core.samplers import Plan, ancestral, ddim, run
-from unveil.core.schedules import Grid
+from unveil.core.schedules import Schedule
 from unveil.core.variance import learned_range
-from unveil.types import Level, RecipeError, ShapeError
+from unveil.types import NoiseLevel, RecipeError, ShapeError
 
 FINE = schedules.uniform(CosineVP(), 20)
 
@@ -31,7 +31,7 @@ class Field:
         self.covariance = covariance
         self.values, self.vectors = torch.linalg.eigh(covariance)
 
-    def __call__(self, x: Tensor, level: Level) -> Estimate:
+    def __call__(self, x: Tensor, level: NoiseLevel) -> Estimate:
         """E[x0 | x], exact: along each eigenvector a number by itself."""
         alpha, sigma = float(level.alpha), float(level.sigma)
         off = (x.to(torch.float64).flatten(1) - alpha * self.mean) @ self.vectors
@@ -69,7 +69,7 @@ def dense(operator: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Tenso
 
 
 def noises(shape: torch.Size, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Noise]:
-    streams = Streams(seed, range(shape[0]))
+    streams = SampleRNG(seed, range(shape[0]))
     draw = streams.bind(shape[1:])
     return streams.normal(shape[1:], START).to(dtype), lambda step, number=0: draw(step, number).to(dtype)
 
@@ -251,20 +251,20 @@ def test_ddrm_walks_along_noised_pictures_where_the_denoiser_knows_the_truth(eta
     start = plan.start(noise)
     seen: list[float] = []
 
-    def lawful(x: Tensor, level: Level) -> None:
+    def lawful(x: Tensor, level: NoiseLevel) -> None:
         off = (x - level.alpha * truth).flatten(1)
         rotated = operator.rotate(off.reshape(x.shape)).flatten(1) / level.sigma
         assert rotated.mean(0).abs().max() < 4.5 / count**0.5
         torch.testing.assert_close(rotated.std(0), torch.ones(20, dtype=torch.float64), rtol=0, atol=0.06)
         seen.append(level.t)
 
-    def step(x: Tensor, level: Level) -> Estimate:
+    def step(x: Tensor, level: NoiseLevel) -> Estimate:
         lawful(x, level)
         return Estimate.of_x0(truth, x, level)
 
     run(plan, step, start, noise=draw)
     assert len(seen) == 12
-    near = schedules.at_times(LinearVP(), [0.4, 0.0])  # where what y says weighs in the start
+    near = schedules.from_times(LinearVP(), [0.4, 0.0])  # where what y says weighs in the start
     least = near[0].alpha * noise_level / near[0].sigma  # below it y is noisier than x
     certain = (operator.singular(truth) > least).expand(1, *shape).flatten()
     assert certain.sum() > 5
@@ -311,15 +311,15 @@ def known_half() -> tuple[Field, Tensor, Tensor]:
 
 @pytest.mark.parametrize(
     "sampler",
-    [ddim, lambda grid: ddim(grid, 0.5), ancestral, lambda grid: inverse.resampled(ancestral(grid), grid, count=3)],
+    [ddim, lambda grid: ddim(grid, 0.5), ancestral, lambda grid: inverse.repaint(ancestral(grid), grid, count=3)],
     ids=["ddim", "stochastic", "ancestral", "repaint"],
 )
 @pytest.mark.parametrize("process", [CosineVP(), LinearVP(), DiscreteVP(betas("linear", 50))], ids=["cos", "lin", "n"])
-def test_known_pixels_come_back_bit_by_bit(sampler: Callable[[Grid], Plan], process):
+def test_known_pixels_come_back_bit_by_bit(sampler: Callable[[Schedule], Plan], process):
     field, truth, keep = known_half()
     noise, draw = noises(truth.shape, dtype=torch.float32)
     grid = schedules.uniform(process, 25)
-    x = run(sampler(grid), inverse.masked(field, truth, keep), grid.start(noise), noise=draw)
+    x = run(sampler(grid), inverse.inpaint(field, truth, keep), grid.start(noise), noise=draw)
     known = keep.expand_as(x)
     assert torch.equal(x[known], truth[known])
     gap = run(sampler(grid), field, grid.start(noise), noise=draw)
@@ -331,9 +331,9 @@ def test_a_mask_of_nothing_changes_nothing_and_of_everything_gives_the_picture()
     noise, _ = noises(truth.shape, dtype=torch.float32)
     want = run(ddim(FINE), field, noise)
     torch.testing.assert_close(
-        run(ddim(FINE), inverse.masked(field, truth, torch.zeros_like(keep)), noise), want, rtol=0, atol=1e-5
+        run(ddim(FINE), inverse.inpaint(field, truth, torch.zeros_like(keep)), noise), want, rtol=0, atol=1e-5
     )
-    assert torch.equal(run(ddim(FINE), inverse.masked(field, truth, torch.ones_like(keep)), noise), truth)
+    assert torch.equal(run(ddim(FINE), inverse.inpaint(field, truth, torch.ones_like(keep)), noise), truth)
 
 
 def test_known_pixels_have_the_law_of_noised_pictures_at_every_level():
@@ -343,7 +343,7 @@ def test_known_pixels_have_the_law_of_noised_pictures_at_every_level():
     truth = field.sample(1).expand(count, 1, 2, 2)
     noise, draw = noises(truth.shape)
     grid = schedules.uniform(LinearVP(), 20)
-    step = inverse.masked(field, truth, torch.tensor([[True, False], [False, False]]))
+    step = inverse.inpaint(field, truth, torch.tensor([[True, False], [False, False]]))
 
     def look(shown):
         there = grid[shown.state.number]
@@ -365,7 +365,7 @@ def test_paste_puts_known_pixels_back_whatever_the_sampler_left():
 def test_resampling_goes_back_and_comes_again():
     """Two jumps of 2 in 6 steps, each stretch walked twice: from 2 left back to 4, from 0 ... as published."""
     grid = schedules.uniform(CosineVP(), 6)
-    plan = inverse.resampled(ancestral(grid), grid, length=2, count=2)
+    plan = inverse.repaint(ancestral(grid), grid, length=2, count=2)
     seen: list[float] = []
     noise, draw = noises(torch.Size((1, 3)))
     drawn: list[int] = []
@@ -374,7 +374,7 @@ def test_resampling_goes_back_and_comes_again():
         drawn.append(step)
         return draw(step, number)
 
-    def step(x: Tensor, level: Level) -> Estimate:
+    def step(x: Tensor, level: NoiseLevel) -> Estimate:
         seen.append(round(level.t * 6))
         return Estimate.of_x0(0 * x, x, level)
 
@@ -382,20 +382,20 @@ def test_resampling_goes_back_and_comes_again():
     assert seen == [6, 5, 4, 5, 4, 3, 2, 3, 2, 1]
     assert plan.total == len(plan.moves) == 12
     assert drawn == list(range(11))  # each its own, and none for the last step onto the data
-    once = inverse.resampled(ancestral(grid), grid, length=2, count=1)
+    once = inverse.repaint(ancestral(grid), grid, length=2, count=1)
     want = run(ancestral(grid), step, noise, noise=draw)
     assert torch.equal(run(once, step, noise, noise=draw), want)
 
 
 def test_a_jump_has_the_law_of_the_forward_process():
     grid = schedules.uniform(LinearVP(), 6)
-    plan = inverse.resampled(ddim(grid), grid, length=3, count=2)
+    plan = inverse.repaint(ddim(grid), grid, length=3, count=2)
     count = 20_000
     noise, draw = noises(torch.Size((count, 1)))
     field = Field(torch.tensor([0.4], dtype=torch.float64), torch.tensor([[0.25]], dtype=torch.float64))
-    levels: list[tuple[Level, float, float]] = []
+    levels: list[tuple[NoiseLevel, float, float]] = []
 
-    def looked(x: Tensor, level: Level) -> Estimate:
+    def looked(x: Tensor, level: NoiseLevel) -> Estimate:
         levels.append((level, x.mean().item(), x.std().item()))
         return field(x, level)
 
@@ -418,8 +418,8 @@ def test_resampling_brings_the_gap_to_the_exact_posterior():
     noise, draw = noises(torch.Size((count, 2)))
     errors = []
     for again in (1, 8):
-        plan = inverse.resampled(ancestral(grid), grid, length=3, count=again)
-        x = run(plan, inverse.masked(field, pixels, keep), grid.start(noise), noise=draw)
+        plan = inverse.repaint(ancestral(grid), grid, length=3, count=again)
+        x = run(plan, inverse.inpaint(field, pixels, keep), grid.start(noise), noise=draw)
         errors.append(abs(x[:, 1].mean().item() - 0.9 * 1.5))
     assert errors[1] < 0.5 * errors[0], errors
 
@@ -427,11 +427,11 @@ def test_resampling_brings_the_gap_to_the_exact_posterior():
 def test_resampling_takes_learned_variances():
     process = DiscreteVP(betas("linear", 12))
     grid = schedules.uniform(process, 12)
-    plan = inverse.resampled(ancestral(grid, learned_range), grid, length=3, count=2)
+    plan = inverse.repaint(ancestral(grid, learned_range), grid, length=3, count=2)
     field = smooth(1, 2, 2)
     noise, draw = noises(torch.Size((3, 1, 2, 2)))
 
-    def step(x: Tensor, level: Level) -> Estimate:
+    def step(x: Tensor, level: NoiseLevel) -> Estimate:
         return Estimate.of_x0(field(x, level).x0, x, level, torch.ones_like(x))
 
     assert torch.isfinite(run(plan, step, noise, noise=draw)).all()
@@ -507,7 +507,7 @@ def test_a_step_of_dps_is_the_plans_and_the_gradient_at_the_x_before_it():
     field = smooth(1, 3, 2)
     truth = field.sample(2)
     noise, _ = noises(truth.shape)
-    grid = schedules.at_times(CosineVP(), [0.8, 0.5])
+    grid = schedules.from_times(CosineVP(), [0.8, 0.5])
 
     def distance(x: Tensor) -> Tensor:
         return (truth.sin() - field(x, grid[0]).x0.sin()).flatten(1).norm(dim=1)
@@ -536,11 +536,11 @@ GRID = schedules.uniform(CosineVP(), 4)
 @pytest.mark.parametrize(
     ("make", "kind", "message"),
     [
-        (lambda: inverse.masked(Field, PICTURE, torch.ones(8, 9, dtype=torch.bool)), ShapeError,
+        (lambda: inverse.inpaint(Field, PICTURE, torch.ones(8, 9, dtype=torch.bool)), ShapeError,
          r"a mask of \(8, 9\) for \(2, 3, 8, 8\): must be of the same shape, or have 1"),
-        (lambda: inverse.masked(Field, PICTURE, torch.ones(2, 8, 8, dtype=torch.bool)), ShapeError,
+        (lambda: inverse.inpaint(Field, PICTURE, torch.ones(2, 8, 8, dtype=torch.bool)), ShapeError,
          r"such as \(B, 1, H, W\)"),
-        (lambda: inverse.masked(Field, PICTURE, torch.ones(8, 8)), ShapeError, "torch.float32: must be boolean"),
+        (lambda: inverse.inpaint(Field, PICTURE, torch.ones(8, 8)), ShapeError, "torch.float32: must be boolean"),
         (lambda: inverse.Mask(torch.ones(8, 8)), ShapeError, "must be boolean, True where x is known"),
         (lambda: inverse.Mask(torch.ones(8, 9, dtype=torch.bool))(PICTURE), ShapeError, r"a mask of \(8, 9\)"),
         (lambda: inverse.paste(PICTURE[:1], PICTURE, torch.ones(8, 8, dtype=torch.bool)), ShapeError,
@@ -551,8 +551,8 @@ GRID = schedules.uniform(CosineVP(), 4)
         (lambda: inverse.sdedit(GRID, PICTURE, PICTURE, 0.0), RecipeError, r"start = 0.0: must lie in \(0, 1\]"),
         (lambda: inverse.sdedit(GRID, PICTURE, PICTURE, 1.2), RecipeError, r"start = 1.2: must lie in \(0, 1\]"),
         (lambda: inverse.sdedit(GRID, PICTURE, PICTURE[:1], 0.5), ShapeError, r"noise \(1, 3, 8, 8\) for a picture"),
-        (lambda: inverse.resampled(ancestral(GRID), GRID, length=0), RecipeError, "length = 0, count = 10: both"),
-        (lambda: inverse.resampled(ancestral(FINE), GRID), RecipeError, "a plan of 20 rows over 4 steps"),
+        (lambda: inverse.repaint(ancestral(GRID), GRID, length=0), RecipeError, "length = 0, count = 10: both"),
+        (lambda: inverse.repaint(ancestral(FINE), GRID), RecipeError, "a plan of 20 rows over 4 steps"),
         (lambda: inverse.ddrm(GRID, inverse.Mask(PICTURE > 0), PICTURE, eta=1.5), RecipeError, "eta = 1.5: must lie"),
         (lambda: inverse.ddrm(GRID, inverse.Mask(PICTURE > 0), PICTURE, noise_level=-1), RecipeError, "at least 0"),
         (lambda: inverse.dps(ddim(GRID), torch.sin, PICTURE, scale=0.0), RecipeError, "scale = 0.0: must be above 0"),
@@ -571,11 +571,11 @@ def test_mistakes_are_named(make, kind, message):
 
 def test_inputs_that_do_not_fit_are_named_when_they_are_seen():
     field, x = smooth(3, 4, 4), torch.zeros(2, 3, 4, 4, dtype=torch.float64)
-    step = inverse.masked(field, PICTURE, torch.ones(8, 8, dtype=torch.bool))
+    step = inverse.inpaint(field, PICTURE, torch.ones(8, 8, dtype=torch.bool))
     with pytest.raises(ShapeError, match=r"known pixels \(2, 3, 8, 8\) for x \(2, 3, 4, 4\)"):
         run(ddim(GRID), step, x)
     plan = inverse.dps(ddim(GRID), inverse.block_average((4, 4), 2), torch.zeros(2, 3, 1))
     with pytest.raises(ShapeError, match=r"y \(2, 3, 1\): the measurement of x is \(2, 3, 2, 2\)"):
         run(plan, field, x)
     with pytest.raises(RecipeError, match="this sampler adds noise: pass noise="):
-        run(inverse.resampled(ddim(GRID), GRID, length=1, count=2), field, x)
+        run(inverse.repaint(ddim(GRID), GRID, length=1, count=2), field, x)

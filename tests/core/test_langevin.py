@@ -12,21 +12,21 @@ from unveil.core import schedules, sde
 from unveil.core.denoiser import Estimate
 from unveil.core.flow import RectifiedFlow
 from unveil.core.process import CosineVP, LinearVP
-from unveil.core.rng import START, Streams
+from unveil.core.rng import START, SampleRNG
 from unveil.core.samplers import ancestral, ddim, run
 from unveil.core.samplers.langevin import (
-    Langevin,
-    PredictorCorrector,
+    LangevinPlan,
+    PredictorCorrectorPlan,
     annealed_langevin,
     euler_maruyama,
-    improved_size,
     langevin,
+    ncsnpp_step_size,
     predictor_corrector,
     reverse_diffusion,
 )
-from unveil.core.ve import EDM, VE, DiscreteVE
+from unveil.core.ve import VE, DiscreteVE, EDMProcess
 from unveil.data.gaussian_mixture import Mixture
-from unveil.types import Level, RecipeError
+from unveil.types import NoiseLevel, RecipeError
 
 
 def noise(*shape: int):
@@ -72,17 +72,17 @@ def test_a_grid_that_goes_onto_the_data_leaves_no_noise():
 
 def test_the_size_of_step_is_the_published_one():
     """Song & Ermon 2020, section 4: 232 levels from 50 to 0.01, 5 steps each, epsilon = 6.2e-6."""
-    size = improved_size(schedules.uniform(DiscreteVE(0.01, 50.0, 232), 231), 5)
+    size = ncsnpp_step_size(schedules.uniform(DiscreteVE(0.01, 50.0, 232), 231), 5)
     assert size * 0.01**2 == pytest.approx(6.2e-6, rel=0.01)
 
 
 # ---------------------------------------------------------------------- the reverse SDE
 
 
-@pytest.mark.parametrize("process", [LinearVP(), sde.SubVP(), VE(), EDM(), RectifiedFlow()])
+@pytest.mark.parametrize("process", [LinearVP(), sde.SubVP(), VE(), EDMProcess(), RectifiedFlow()])
 def test_one_step_is_the_reverse_sdes(process):
     x, z = torch.tensor([0.4, -1.0], dtype=torch.float64), torch.tensor([0.7, -0.2], dtype=torch.float64)
-    grid = schedules.at_times(process, [0.6, 0.55])
+    grid = schedules.from_times(process, [0.6, 0.55])
     level, dt = grid[0], -0.05
     score = -exact(x, level).eps / level.sigma
     f, g = sde.drift(level), sde.diffusion(level)
@@ -99,7 +99,7 @@ def test_one_step_is_the_reverse_sdes(process):
 def test_the_last_step_onto_the_data_is_the_estimate(sampler, process):
     grid = schedules.uniform(process, 5).onto_data()
     x = torch.linspace(-1, 1, 7, dtype=torch.float64)
-    only = schedules.Grid(process, grid[-2:])
+    only = schedules.Schedule(process, grid[-2:])
     torch.testing.assert_close(run(sampler(only), exact, x.clone()), exact(x, only[0]).x0)
 
 
@@ -108,7 +108,7 @@ def test_the_last_step_onto_the_data_is_the_estimate(sampler, process):
 CENTRE, SPREAD = 0.4, 0.3  # of Gaussian data in 64 dimensions, where norms say something
 
 
-def wide(x: torch.Tensor, level: Level) -> Estimate:
+def wide(x: torch.Tensor, level: NoiseLevel) -> Estimate:
     """Its exact step."""
     gain = level.alpha * SPREAD**2 / ((level.alpha * SPREAD) ** 2 + level.sigma**2)
     return Estimate.of_x0(CENTRE + gain * (x - level.alpha * CENTRE), x, level)
@@ -117,7 +117,7 @@ def wide(x: torch.Tensor, level: Level) -> Estimate:
 @pytest.mark.parametrize("process", [LinearVP(), VE(0.01, 20)])
 @pytest.mark.parametrize("predictor", [euler_maruyama, reverse_diffusion, ancestral])
 def test_a_cautious_corrector_leaves_the_distribution_as_it_is(predictor, process):
-    grid = schedules.at_times(process, [1 - k / 120 for k in range(120)]).onto_data()
+    grid = schedules.from_times(process, [1 - k / 120 for k in range(120)]).onto_data()
     start = grid.start(noise(200, 64)(10**6))
     plan = predictor_corrector(grid, predictor=predictor, snr=0.1, corrections=2)
     x = run(plan, wide, start, noise=noise(200, 64))
@@ -137,10 +137,10 @@ def test_corrections_mend_a_coarse_predictor():
 
 
 def test_no_sample_depends_on_its_neighbours():
-    grid = schedules.karras(EDM(), 6)
+    grid = schedules.karras(EDMProcess(), 6)
 
     def sample(numbers):
-        streams = Streams(3, numbers)
+        streams = SampleRNG(3, numbers)
         start = grid.start(streams.normal((64,), START))
         return run(predictor_corrector(grid), wide, start, noise=streams.bind((64,)))
 
@@ -148,9 +148,9 @@ def test_no_sample_depends_on_its_neighbours():
 
 
 def test_a_norm_over_the_batch_is_a_choice_of_whoever_wants_it():
-    grid = schedules.karras(EDM(), 6)
-    over_all = Langevin(0.16, 1, norm=lambda v: v.flatten(1).norm(dim=1).mean())
-    plan = PredictorCorrector(reverse_diffusion(grid), grid[:-1], over_all, [1.0] * 6)
+    grid = schedules.karras(EDMProcess(), 6)
+    over_all = LangevinPlan(0.16, 1, norm=lambda v: v.flatten(1).norm(dim=1).mean())
+    plan = PredictorCorrectorPlan(reverse_diffusion(grid), grid[:-1], over_all, [1.0] * 6)
     two = run(plan, wide, grid.start(noise(2, 64)(9)), noise=noise(2, 64))
     own = run(predictor_corrector(grid), wide, grid.start(noise(2, 64)(9)), noise=noise(2, 64))
     assert two.isfinite().all()
@@ -158,12 +158,12 @@ def test_a_norm_over_the_batch_is_a_choice_of_whoever_wants_it():
 
 
 def test_a_score_of_nothing_moves_by_the_largest_step():
-    level = Level(0.5, 1.0, 2.0)
+    level = NoiseLevel(0.5, 1.0, 2.0)
     x, z = torch.zeros(2, 3), torch.ones(2, 3)
     still = Estimate(x, torch.zeros_like(x))
-    moved = Langevin(0.16).move(x, level, still, z, 1.0)
+    moved = LangevinPlan(0.16).move(x, level, still, z, 1.0)
     torch.testing.assert_close(moved, torch.full_like(x, math.sqrt(2) * 2.0))
-    assert Langevin(0.16).move(x, level, still, 0 * z, 1.0).isfinite().all()
+    assert LangevinPlan(0.16).move(x, level, still, 0 * z, 1.0).isfinite().all()
 
 
 def test_without_corrections_the_predictor_is_left():
@@ -186,7 +186,7 @@ def test_mistakes_are_named():
         with pytest.raises(RecipeError, match="at least 1 call, and a size inside"):
             langevin(ve, **options)
     with pytest.raises(RecipeError, match=r"snr = -1, steps = 1: neither may be below 0"):
-        Langevin(-1)
+        LangevinPlan(-1)
     with pytest.raises(RecipeError, match="a sampler that is a table of one row for each step"):
         predictor_corrector(ve, predictor=annealed_langevin)
     assert predictor_corrector(ve, predictor=ddim).total == 8

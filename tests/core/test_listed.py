@@ -14,32 +14,41 @@ from tests.core.mixture import MEANS, SPREADS, WEIGHTS, draw, exact
 from tests.core.path import affine_moments, consistent, marginal, quantile, quick
 from unveil.core import prediction as predictions
 from unveil.core import schedules
-from unveil.core.denoiser import Estimate, Step
-from unveil.core.flow import RectifiedFlow, Shifted
+from unveil.core.denoiser import DenoiseFn, Estimate
+from unveil.core.flow import RectifiedFlow, TimeShift
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, Process, betas
-from unveil.core.rng import START, Brownian, Noise, Streams
-from unveil.core.samplers import SAMPLERS, Plan, Progress, Sampler, State, Table, named, run
-from unveil.core.schedule import Grid
+from unveil.core.rng import START, BrownianPath, Noise, SampleRNG
+from unveil.core.samplers import (
+    SAMPLERS,
+    CoefficientTable,
+    Plan,
+    SamplerSpec,
+    SamplerState,
+    SamplingProgress,
+    get_sampler,
+    run,
+)
+from unveil.core.schedule import Schedule
 from unveil.core.sde import SubVP
-from unveil.core.ve import EDM, VE
-from unveil.types import Cancelled, Level, RecipeError, like
+from unveil.core.ve import VE, EDMProcess
+from unveil.types import Cancelled, NoiseLevel, RecipeError, like
 
 PROCESSES: dict[str, Process] = {
     "cosine-vp": CosineVP(),
     "linear-vp": LinearVP(),
     "discrete": DiscreteVP(betas("linear", 1000)),
     "ve": VE(),
-    "edm": EDM(),
+    "edm": EDMProcess(),
     "rectified-flow": RectifiedFlow(),
     "sub-vp": SubVP(),
-    "shifted-flow": Shifted(RectifiedFlow(), 3.0),
+    "shifted-flow": TimeShift(RectifiedFlow(), 3.0),
 }
-DATA = Level(0.0, 1.0, 0.0)
+DATA = NoiseLevel(0.0, 1.0, 0.0)
 
 every = pytest.mark.parametrize("entry", SAMPLERS.values(), ids=SAMPLERS)
 
 
-def those(keep: Callable[[Sampler], object]) -> pytest.MarkDecorator:
+def those(keep: Callable[[SamplerSpec], object]) -> pytest.MarkDecorator:
     """The entries of which something is true."""
     kept = {name: entry for name, entry in SAMPLERS.items() if keep(entry)}
     return pytest.mark.parametrize("entry", kept.values(), ids=list(kept))
@@ -50,12 +59,12 @@ def fresh(size: int) -> Noise:
     return lambda row, draw=0: torch.randn(size, generator=torch.Generator().manual_seed(row), dtype=torch.float64)
 
 
-def step_for(entry: Sampler) -> Step:
+def step_for(entry: SamplerSpec) -> DenoiseFn:
     """The exact step that the entry asks for."""
     return consistent if entry.denoiser == "consistency" else exact
 
 
-def log_snr_grid(process: Process, steps: int, low: float = -3.5, high: float = 4.0) -> Grid:
+def log_snr_grid(process: Process, steps: int, low: float = -3.5, high: float = 4.0) -> Schedule:
     return schedules.uniform_log_snr(process, steps, low=low, high=high)
 
 
@@ -85,7 +94,9 @@ def test_mean_and_variance_come_near_at_the_declared_order(entry):
     def error(steps: int) -> float:
         grid = log_snr_grid(CosineVP(), steps)
         plan = entry.plan(grid)
-        assert isinstance(plan, Table), "a weak order is measured on a table: declare order=None, or test it elsewhere"
+        assert isinstance(plan, CoefficientTable), (
+            "a weak order is measured on a table: declare order=None, or test it elsewhere"
+        )
         mean, variance = affine_moments(plan, grid[0], 0.4, 0.5)
         end = grid[-1]
         return abs(mean - 0.4 * end.alpha) + abs(variance - (0.5 * end.alpha) ** 2 - end.sigma**2)
@@ -98,7 +109,7 @@ def test_mean_and_variance_come_near_at_the_declared_order(entry):
 def increments(count: int) -> tuple[Tensor, list[float]]:
     """One Brownian path at the levels of a fine grid, and its clock there."""
     grid = log_snr_grid(CosineVP(), count)
-    path = Brownian(Streams(5, range(1000)), ())
+    path = BrownianPath(SampleRNG(5, range(1000)), ())
     clock = [float(level.alpha**2) for level in grid]
     values = [torch.zeros(1000, dtype=torch.float64)]
     for k in range(count):
@@ -107,7 +118,7 @@ def increments(count: int) -> tuple[Tensor, list[float]]:
     return torch.stack(values), clock
 
 
-def fixed_path(table: Table, count: int) -> Noise:
+def fixed_path(table: CoefficientTable, count: int) -> Noise:
     """The normalised increments of that path over the spans of a table; every end is a level of the fine grid."""
     values, clock = increments(count)
 
@@ -165,7 +176,7 @@ def test_mean_and_variance_of_20000_samples_are_the_mixtures(entry):
 # ---------------------------------------------------------------------- processes
 
 
-def on(process: Process, entry: Sampler, clean: bool) -> Tensor:
+def on(process: Process, entry: SamplerSpec, clean: bool) -> Tensor:
     """A sample in x0's own scale, from one start and on one log-SNR grid."""
     grid = log_snr_grid(process, 12, -3.9, 3.0)
     grid = grid.onto_data() if clean else grid
@@ -203,7 +214,7 @@ def test_whole_runs_of_any_length_are_finite_or_refused_by_name(entry, process):
 
 @every
 def test_the_last_step_onto_clean_data_leaves_nothing_but_the_estimate(entry):
-    def settled(x: Tensor, level: Level) -> Estimate:
+    def settled(x: Tensor, level: NoiseLevel) -> Estimate:
         return Estimate.of_x0(torch.full_like(x, 0.7), x, level)
 
     # where time is the clock, only the process that ends before clean data has to be left in a straight step
@@ -216,26 +227,26 @@ def test_the_last_step_onto_clean_data_leaves_nothing_but_the_estimate(entry):
 # ---------------------------------------------------------------------- samples, progress, resuming
 
 
-def smooth(x: Tensor, level: Level) -> Estimate:
+def smooth(x: Tensor, level: NoiseLevel) -> Estimate:
     """A network's estimate, which is worked out when asked for."""
     return Estimate.solved(predictions.solve(predictions.eps, level), x, torch.sin(x) + 0.3 * x)
 
 
-def batch_of(entry: Sampler, samples: list[int]) -> Tensor:
-    streams = Streams(11, samples)
+def batch_of(entry: SamplerSpec, samples: list[int]) -> Tensor:
+    streams = SampleRNG(11, samples)
     grid = schedules.uniform_log_snr(LinearVP(), 6, low=-3, high=3)
     return run(entry.plan(grid), smooth, grid.start(streams.normal((2, 3), START)), noise=streams.bind((2, 3)))
 
 
 @every
 def test_one_sample_is_the_same_alone_and_among_eight(entry):
-    assert torch.equal(Streams(11, [5]).normal((2, 3), 4), Streams(11, range(8)).normal((2, 3), 4)[5:6])
+    assert torch.equal(SampleRNG(11, [5]).normal((2, 3), 4), SampleRNG(11, range(8)).normal((2, 3), 4)[5:6])
     together = batch_of(entry, list(range(8)))
     torch.testing.assert_close(batch_of(entry, [5]), together[5:6], rtol=1e-5, atol=1e-6)
     assert together.dtype == torch.float32
 
 
-def setting(entry: Sampler) -> tuple[Plan, Tensor, Noise]:
+def setting(entry: SamplerSpec) -> tuple[Plan, Tensor, Noise]:
     grid = log_snr_grid(CosineVP(), 6).onto_data()
     return (
         entry.plan(grid),
@@ -244,7 +255,7 @@ def setting(entry: Sampler) -> tuple[Plan, Tensor, Noise]:
     )
 
 
-def copied(state: State) -> State:
+def copied(state: SamplerState) -> SamplerState:
     past = tuple(tensor.clone() for tensor in state.past)
     return state._replace(x=state.x.clone(), past=past, mark=None if state.mark is None else state.mark.clone())
 
@@ -255,9 +266,9 @@ def test_progress_shows_previews_and_changes_nothing(entry):
     before = x.clone()
     silent = run(plan, smooth, x, noise=noise)
     assert torch.equal(x, before)
-    seen: list[Progress] = []
+    seen: list[SamplingProgress] = []
 
-    def watch(shown: Progress) -> None:
+    def watch(shown: SamplingProgress) -> None:
         assert shown.estimate.x0.shape == x.shape
         assert shown.estimate.x0.isfinite().all()
         assert shown.total == plan.total
@@ -273,10 +284,10 @@ def test_progress_shows_previews_and_changes_nothing(entry):
 def test_a_run_that_was_stopped_goes_on_to_the_same_end(entry):
     plan, x, noise = setting(entry)
     whole = run(plan, smooth, x, noise=noise)
-    kept: list[State] = []
+    kept: list[SamplerState] = []
     for stop in (1, 2, 5):
 
-        def watch(shown: Progress, stop: int = stop) -> None:
+        def watch(shown: SamplingProgress, stop: int = stop) -> None:
             if len(kept) == stop:
                 raise Cancelled("enough")
             kept.append(copied(shown.state))
@@ -287,10 +298,10 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(entry):
         assert torch.equal(run(plan, smooth, kept[-1], noise=noise), whole)
 
 
-def calls_of(entry: Sampler, steps: int) -> int:
+def calls_of(entry: SamplerSpec, steps: int) -> int:
     calls = 0
 
-    def counted(x: Tensor, level: Level) -> Estimate:
+    def counted(x: Tensor, level: NoiseLevel) -> Estimate:
         nonlocal calls
         calls += 1
         return exact(x, level)
@@ -325,11 +336,11 @@ TOKENS = {
 }
 
 
-def token_noise(plan: Plan, path: Brownian, skipped: int) -> Noise:
+def token_noise(plan: Plan, path: BrownianPath, skipped: int) -> Noise:
     """The same noise for a token alone and among others: by its span, or by the number of the row."""
 
     def noise(row: int, draw: int = 0) -> Tensor:
-        spanned = isinstance(plan, Table) and plan.rows[row].span is not None
+        spanned = isinstance(plan, CoefficientTable) and plan.rows[row].span is not None
         return (path.along(plan)(row) if spanned else path.streams.normal(path.shape, row + skipped)).double()
 
     return noise
@@ -338,10 +349,10 @@ def token_noise(plan: Plan, path: Brownian, skipped: int) -> Noise:
 @every
 def test_tokens_with_levels_of_their_own_are_sampled_as_if_alone(entry):
     process, steps, count = RectifiedFlow(), 8, 3
-    path = Brownian(Streams(3, range(count)), (len(TOKENS),))
+    path = BrownianPath(SampleRNG(3, range(count)), (len(TOKENS),))
     tracks = [[track(k / steps) for k in range(steps + 1)] for track in TOKENS.values()]
     times = [torch.tensor([at], dtype=torch.float64) for at in zip(*tracks, strict=True)]
-    together = entry.plan(schedules.at_times(process, times))
+    together = entry.plan(schedules.from_times(process, times))
     x = path.streams.normal(path.shape, START).double()
     got = run(together, by_token(step_for(entry)), x, noise=token_noise(together, path, 0))
     assert got.isfinite().all()
@@ -350,20 +361,20 @@ def test_tokens_with_levels_of_their_own_are_sampled_as_if_alone(entry):
         if len(moving) == 1:
             assert torch.equal(got[:, j], x[:, j]), f"the {name} token moved"
         elif not entry.couples:
-            alone = entry.plan(schedules.at_times(process, moving))
+            alone = entry.plan(schedules.from_times(process, moving))
             waited = tracks[j].index(moving[0], 0) if tracks[j][1] != tracks[j][0] else tracks[j].count(moving[0]) - 1
             rows = (together.total or 0) // steps
             want = run(alone, step_for(entry), x, noise=token_noise(alone, path, waited * rows))
             torch.testing.assert_close(got[:, j], want[:, j], rtol=0, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def by_token(step: Step) -> Step:
+def by_token(step: DenoiseFn) -> DenoiseFn:
     """The step with levels (1, T) of x (B, T), token by token, so that it need not know of tensors."""
 
-    def tokens(x: Tensor, level: Level) -> Estimate:
+    def tokens(x: Tensor, level: NoiseLevel) -> Estimate:
         columns = []
         for j in range(x.shape[1]):
-            own = Level(
+            own = NoiseLevel(
                 *(torch.as_tensor(v, dtype=torch.float64).expand(len(x), x.shape[1])[0, j].item() for v in level)
             )
             clean = own.sigma == 0
@@ -380,17 +391,17 @@ def test_every_entry_has_its_name_and_its_source():
     for name, entry in SAMPLERS.items():
         assert entry.name == name
         assert len(entry.source) > 5
-        assert named(name) is entry
+        assert get_sampler(name) is entry
         assert entry.stochastic or entry.strong is None
 
 
 def test_an_unknown_sampler_is_named_with_the_nearest():
     with pytest.raises(RecipeError, match=r"sampler 'huen'; known: .*nearest: 'heun'"):
-        named("huen")
+        get_sampler("huen")
 
 
 def test_the_quick_denoiser_and_the_path_are_exact():
-    for level in (CosineVP().at(0.5), EDM().at(0.3), LinearVP().at(0.01)):
+    for level in (CosineVP().at(0.5), EDMProcess().at(0.3), LinearVP().at(0.01)):
         x = torch.linspace(-3, 3, 50, dtype=torch.float64) * float(like(level.sigma, torch.zeros(1)))
         torch.testing.assert_close(quick(x, level).x0, exact(x, level).x0, rtol=0, atol=1e-12)
         slope = (marginal(x + 1e-5, level) - marginal(x - 1e-5, level)).log() - math.log(2e-5)

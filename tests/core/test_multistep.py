@@ -10,24 +10,24 @@ from torch import Tensor
 
 from tests.core.mixture import exact as mixture
 from unveil.core import schedules
-from unveil.core.denoiser import Estimate, Step
+from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.flow import RectifiedFlow
 from unveil.core.process import CosineVP, LinearVP
 from unveil.core.samplers import Plan, ddim, run
 from unveil.core.samplers.coefficients import adams
 from unveil.core.samplers.multistep import BASHFORTH, adams_bashforth, improved_euler, lms, plms, pndm, runge_kutta
-from unveil.core.ve import EDM, VE
-from unveil.types import Level, RecipeError
+from unveil.core.ve import VE, EDMProcess
+from unveil.types import NoiseLevel, RecipeError
 
 SIGMAS = [9.0, 5.0, 4.5, 2.0, 1.1, 0.7, 0.15, 0.0]  # uneven on purpose
 
 
-def told(eps) -> Step:
+def told(eps) -> DenoiseFn:
     """A step whose eps is a function of the level alone, and x0 = 0."""
     return lambda x, level: Estimate(torch.zeros_like(x), torch.full_like(x, eps(level)))
 
 
-def states(plan: Plan, step: Step, x: Tensor) -> list[float]:
+def states(plan: Plan, step: DenoiseFn, x: Tensor) -> list[float]:
     """x before the run and after each row."""
     kept = [x.item()]
     run(plan, step, x, on_step=lambda shown: kept.append(shown.state.x.item()))
@@ -39,7 +39,7 @@ def states(plan: Plan, step: Step, x: Tensor) -> list[float]:
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_lms_integrates_polynomials_in_sigma_below_its_order(order):
-    grid = schedules.from_sigmas(EDM(), SIGMAS)
+    grid = schedules.from_sigmas(EDMProcess(), SIGMAS)
     for power in range(order + 1):
         kept = states(lms(grid, order), told(lambda level, p=power: level.sigma**p), torch.zeros(1).double())
         for k, (here, there) in enumerate(pairwise(SIGMAS)):
@@ -52,7 +52,7 @@ def test_lms_integrates_polynomials_in_sigma_below_its_order(order):
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_adams_bashforth_integrates_polynomials_in_t_below_its_order(order):
     times = [1.0, 0.9, 0.65, 0.6, 0.3, 0.12, 0.0]
-    grid = schedules.at_times(RectifiedFlow(), times)
+    grid = schedules.from_times(RectifiedFlow(), times)
     for power in range(order + 1):
         kept = states(adams_bashforth(grid, order), told(lambda level, p=power: level.t**p), torch.zeros(1).double())
         for k, (here, there) in enumerate(pairwise(times)):
@@ -120,7 +120,7 @@ def test_network_calls(sampler, more):
     for steps in (4, 20):
         grid = schedules.uniform_log_snr(LinearVP(), steps, low=-3, high=3)
         assert len(sampler(grid).levels) == steps + more
-    onto_data = schedules.karras(EDM(), 1)
+    onto_data = schedules.karras(EDMProcess(), 1)
     assert len(sampler(onto_data).levels) == 1  # no call can be made at the data
 
 
@@ -137,18 +137,18 @@ def test_parts_that_wait_begin_as_if_alone_even_among_others():
     """The registry's test has one waiting part; here the start of one falls into the middle of another's run."""
     tracks = [[0.9, 0.8, 0.7, 0.6, 0.5, 0.4], [0.9, 0.9, 0.9, 0.6, 0.3, 0.2]]
     process = RectifiedFlow()
-    grid = schedules.at_times(
+    grid = schedules.from_times(
         process, [torch.tensor([pair], dtype=torch.float64) for pair in zip(*tracks, strict=True)]
     )
     x = torch.tensor([[1.3, -0.4]], dtype=torch.float64)
 
-    def tokens(x: Tensor, level: Level) -> Estimate:
+    def tokens(x: Tensor, level: NoiseLevel) -> Estimate:
         return Estimate.of_x0(torch.tanh(x) * (1 - level.t), x, level)
 
     for sampler in (plms, pndm, lms):
         got = run(sampler(grid), tokens, x)
         for k, track in enumerate(tracks):
-            alone = schedules.at_times(process, sorted(set(track), reverse=True))
+            alone = schedules.from_times(process, sorted(set(track), reverse=True))
             want = run(sampler(alone), tokens, x[:, k : k + 1])
             torch.testing.assert_close(got[:, k : k + 1], want, rtol=0, atol=1e-13)
 

@@ -14,13 +14,13 @@ from unveil.core import loss_weights, prediction, schedules
 from unveil.core.denoiser import Denoiser, Estimate
 from unveil.core.flow import RectifiedFlow
 from unveil.core.likelihood import bound, decoder_nll, normal_kl
-from unveil.core.objective import Diffusion, hybrid, vlb
+from unveil.core.objective import DiffusionLoss, hybrid, vlb
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, betas
-from unveil.core.rng import Streams
+from unveil.core.rng import SampleRNG
 from unveil.core.timestep_sampling import SecondMoment, Stratified, Uniform
 from unveil.core.transition import Chain, chain_of
 from unveil.core.variance import fixed_large, fixed_small, learned_range, posterior_mix
-from unveil.core.ve import EDM
+from unveil.core.ve import EDMProcess
 from unveil.types import RecipeError
 
 PREDICTIONS = {**prediction.PREDICTIONS, "edm-f": prediction.edm_f(0.5)}
@@ -42,8 +42,8 @@ class Exact(nn.Module):
         return a * x0 + b * (x - alpha * x0) / sigma
 
 
-def batch(count: int = 512) -> tuple[torch.Tensor, Streams]:
-    return draw(count)[:, None], Streams(0, range(count))
+def batch(count: int = 512) -> tuple[torch.Tensor, SampleRNG]:
+    return draw(count)[:, None], SampleRNG(0, range(count))
 
 
 @pytest.mark.parametrize("name", PREDICTIONS)
@@ -52,10 +52,10 @@ def test_the_exact_denoiser_minimises_the_error(name):
     x0, streams = batch(4096)
     network = Exact(process, PREDICTIONS[name])
     denoiser = Denoiser(network, process, prediction=PREDICTIONS[name])
-    best = Diffusion(weight=loss_weights.min_snr())(denoiser, x0, None, streams, 0)
+    best = DiffusionLoss(weight=loss_weights.min_snr())(denoiser, x0, None, streams, 0)
     (slope,) = torch.autograd.grad(best.value, network.error)
     network.error.data += 0.3
-    worse = Diffusion(weight=loss_weights.min_snr())(denoiser, x0, None, streams, 0)
+    worse = DiffusionLoss(weight=loss_weights.min_snr())(denoiser, x0, None, streams, 0)
     (steep,) = torch.autograd.grad(worse.value, network.error)
     assert worse.value > best.value
     assert slope.abs() < 0.05 * steep.abs()
@@ -70,7 +70,7 @@ def test_a_weight_means_the_same_under_every_prediction(name, weight):
     losses = []
     for target in (PREDICTIONS["x0"], PREDICTIONS[name]):
         denoiser = Denoiser(Exact(process, target, 0.1), process, prediction=target)
-        losses.append(Diffusion(weight=chosen)(denoiser, x0, None, streams, 0).per_sample)
+        losses.append(DiffusionLoss(weight=chosen)(denoiser, x0, None, streams, 0).per_sample)
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-6)
 
 
@@ -78,8 +78,8 @@ def test_snr_weight_is_l_simple_on_eps():
     process = DiscreteVP(betas("linear", 100))
     x0, streams = batch(64)
     denoiser = Denoiser(Exact(process, prediction.eps, 0.1), process)
-    plain = Diffusion()(denoiser, x0, None, streams, 0).per_sample
-    weighed = Diffusion(weight=loss_weights.snr)(denoiser, x0, None, streams, 0).per_sample
+    plain = DiffusionLoss()(denoiser, x0, None, streams, 0).per_sample
+    weighed = DiffusionLoss(weight=loss_weights.snr)(denoiser, x0, None, streams, 0).per_sample
     torch.testing.assert_close(plain, weighed, rtol=1e-5, atol=0)
 
 
@@ -87,7 +87,7 @@ def test_the_elbo_weight_is_the_bounds_own():
     process = DiscreteVP(betas("linear", 50))
     x0, streams = batch(256)
     denoiser = Denoiser(Exact(process, prediction.eps, 0.1), process)
-    both = Diffusion(elbo=1.0, simple=0.0)(denoiser, x0, None, streams, 0)
+    both = DiffusionLoss(elbo=1.0, simple=0.0)(denoiser, x0, None, streams, 0)
     whole = vlb(fixed_small)(denoiser, x0, None, streams, 0)
     inner = both.t > 1.5 / 50  # the last step is a decoder, no KL
     in_bits = both.per_sample[inner] * 50 / math.log(2)
@@ -126,8 +126,8 @@ def test_weights_on_v_and_on_a_straight_paths_velocity():
     bounded = loss_weights.flow(most=4.0)(flow)
     torch.testing.assert_close(bounded, torch.minimum(1 / flow.sigma**2, 4 * even))
     # EDM's own: (sigma^2 + s^2) / (sigma s)^2
-    sigma = EDM().at(t).sigma
-    torch.testing.assert_close(loss_weights.edm(0.3)(EDM().at(t)), (sigma**2 + 0.09) / (0.3 * sigma) ** 2)
+    sigma = EDMProcess().at(t).sigma
+    torch.testing.assert_close(loss_weights.edm(0.3)(EDMProcess().at(t)), (sigma**2 + 0.09) / (0.3 * sigma) ** 2)
 
 
 @pytest.mark.parametrize("weight", loss_weights.WEIGHTS)
@@ -136,7 +136,7 @@ def test_every_process_trains_with_every_weight(process, weight):
     chosen = PROCESSES[process]
     x0 = draw(32)[:, None].float()
     denoiser = Denoiser(TwoHeadsOff(), chosen, prediction=prediction.x0)
-    loss = Diffusion(weight=loss_weights.WEIGHTS[weight])(denoiser, x0, None, Streams(0, range(32)), 0)
+    loss = DiffusionLoss(weight=loss_weights.WEIGHTS[weight])(denoiser, x0, None, SampleRNG(0, range(32)), 0)
     assert loss.value.isfinite()
     assert loss.value > 0
 
@@ -148,7 +148,7 @@ def test_distances(distance):
             return torch.full_like(x, 3.0)
 
     x0 = torch.zeros(2, 4, dtype=torch.float64)
-    loss = Diffusion(distance=distance).at(
+    loss = DiffusionLoss(distance=distance).at(
         Denoiser(Off(), LinearVP(), prediction=prediction.x0), x0, None, torch.tensor([0.5, 0.5]).double(), x0
     )
     assert loss.value.item() == pytest.approx({"l2": 9, "l1": 3, "huber": 2.5}[distance])
@@ -170,12 +170,12 @@ def test_beside_the_simple_loss_the_bound_teaches_the_variance_only():
     network = TwoHeads()
     denoiser = Denoiser(network, process, learns_variance=True)
 
-    def slopes(objective: Diffusion) -> list[float]:
+    def slopes(objective: DiffusionLoss) -> list[float]:
         loss = objective(denoiser, x0, None, streams, 0)
         grads = torch.autograd.grad(loss.value, [network.mean, network.range], allow_unused=True)
         return [0.0 if g is None else g.item() for g in grads]
 
-    simple, both, alone = slopes(Diffusion()), slopes(hybrid(learned_range)), slopes(vlb(learned_range))
+    simple, both, alone = slopes(DiffusionLoss()), slopes(hybrid(learned_range)), slopes(vlb(learned_range))
     assert both[0] == pytest.approx(simple[0])
     assert both[1] == pytest.approx(0.001 * alone[1])
     assert alone[0] != 0
@@ -192,21 +192,21 @@ def test_context_channels_are_clean_and_not_scored():
             return torch.zeros_like(x)
 
     x0 = torch.rand(8, 3, 5, generator=torch.Generator().manual_seed(0))
-    streams = Streams(0, range(8))
-    loss = Diffusion(noised=(True, False, True))(Denoiser(Look(), process), x0, None, streams, 3)
+    streams = SampleRNG(0, range(8))
+    loss = DiffusionLoss(noised=(True, False, True))(Denoiser(Look(), process), x0, None, streams, 3)
     assert torch.equal(seen[0][:, 1], x0[:, 1])
     noise = streams.normal((3, 5), 3, 1)
     assert loss.value.item() == pytest.approx(noise[:, ::2].square().mean().item(), rel=1e-5)
     with pytest.raises(RecipeError, match="noised lists 2 channels; x has 3"):
-        Diffusion(noised=(True, False))(Denoiser(Look(), process), x0, None, streams, 3)
+        DiffusionLoss(noised=(True, False))(Denoiser(Look(), process), x0, None, streams, 3)
 
 
 def test_training_noise_depends_on_the_example_and_the_step_alone():
     process = DiscreteVP(betas("linear", 50))
     x0 = draw(6)[:, None].float()
     denoiser = Denoiser(TwoHeadsOff(), process)
-    whole = Diffusion()(denoiser, x0, None, Streams(5, range(6)), 9)
-    part = Diffusion()(denoiser, x0[2:4], None, Streams(5, [2, 3]), 9)
+    whole = DiffusionLoss()(denoiser, x0, None, SampleRNG(5, range(6)), 9)
+    part = DiffusionLoss()(denoiser, x0[2:4], None, SampleRNG(5, [2, 3]), 9)
     assert torch.equal(whole.per_sample[2:4], part.per_sample)
 
 
@@ -219,7 +219,7 @@ class TwoHeadsOff(nn.Module):
 
 
 def test_stratified_times_fall_one_in_each_part():
-    place, weight = Stratified(8).draw(Streams(0, range(16)).uniform(0), range(16))
+    place, weight = Stratified(8).draw(SampleRNG(0, range(16)).uniform(0), range(16))
     assert (place * 8).floor().long().tolist() == [*range(8), *range(8)]
     assert weight.tolist() == [1.0] * 16
 
@@ -281,11 +281,11 @@ def test_the_objectives_bound_is_the_bound_on_average():
     process = DiscreteVP(betas("linear", 30))
     x0 = (draw(400)[:, None].clamp(-1, 1) * 127.5).round() / 127.5
     denoiser = Denoiser(Exact(process, prediction.eps, 0.05), process)
-    whole = bound(denoiser, chain_of(process), x0, fixed_large, noise=Streams(0, range(400)).bind((1,)))
+    whole = bound(denoiser, chain_of(process), x0, fixed_large, noise=SampleRNG(0, range(400)).bind((1,)))
     sums = torch.zeros(400, dtype=torch.float64)
     for i in range(1, 31):
         t = torch.full((400,), i / 30, dtype=torch.float64)
-        noise = Streams(0, range(400)).normal((1,), 30 - i).double()
+        noise = SampleRNG(0, range(400)).normal((1,), 30 - i).double()
         sums += vlb(fixed_large).at(denoiser, x0, None, t, noise).per_sample / 30
     torch.testing.assert_close(sums, whole.terms.sum(1), rtol=1e-8, atol=1e-8)
 
@@ -303,7 +303,7 @@ def test_the_bound_of_the_exact_denoiser_reaches_the_true_likelihood():
     totals = []
     for steps in (5, 50, 1000):
         chain = Chain(schedules.trailing(process, steps))
-        got = bound(gaussian, chain, x0, fixed_large, noise=Streams(0, range(500)).bind((4,)))
+        got = bound(gaussian, chain, x0, fixed_large, noise=SampleRNG(0, range(500)).bind((4,)))
         totals.append(got.total.mean().item())
     assert totals[0] > totals[1] > totals[2]
     assert totals[2] == pytest.approx(truth, abs=0.2)  # 1000 steps cost about a tenth of a bit

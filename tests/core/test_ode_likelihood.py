@@ -22,12 +22,12 @@ from unveil.core.ode_likelihood import (
     rademacher,
 )
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, betas
-from unveil.core.rng import Streams
+from unveil.core.rng import SampleRNG
 from unveil.core.transition import chain_of
 from unveil.core.variance import fixed_small
-from unveil.core.ve import EDM
+from unveil.core.ve import EDMProcess
 from unveil.data.gaussian_mixture import Mixture
-from unveil.types import Level, NonFinite, RecipeError
+from unveil.types import NoiseLevel, NonFinite, RecipeError
 
 GAUSSIAN = Mixture([1.0], torch.tensor([[0.1, -0.2, 0.3]]), [0.4])
 MIXTURE = Mixture([0.3, 0.7], torch.tensor([[-0.5, 0.4, 0.1], [0.5, 0.0, -0.6]]), [0.2, 0.35])
@@ -38,10 +38,10 @@ def data(mixture: Mixture, count: int) -> torch.Tensor:
 
 
 def signs(count: int, shape: tuple[int, ...] = (3,)):
-    return rademacher(Streams(7, range(count)).bind(shape))
+    return rademacher(SampleRNG(7, range(count)).bind(shape))
 
 
-def clean(process) -> Level:
+def clean(process) -> NoiseLevel:
     return process.at(process.within(torch.zeros(1, dtype=torch.float64)).item())
 
 
@@ -65,7 +65,7 @@ def test_it_is_within_a_hundredth_of_a_bit_of_the_closed_form(mixture, process):
 def test_probes_are_unbiased_and_the_error_bar_is_theirs():
     """Over many samples the mean error of 8 probes lies within its own error bar."""
     x = data(MIXTURE, 400)
-    for probes in (signs(400), Streams(7, range(400)).bind((3,))):
+    for probes in (signs(400), SampleRNG(7, range(400)).bind((3,))):
         found = log_density(MIXTURE, RectifiedFlow(), x, probes=probes, count=8)
         off = found.value - log_density(MIXTURE, RectifiedFlow(), x, probes=axes(x), count=3).value
         assert off.mean().abs() < 4 * (found.error**2).mean().sqrt() / 20
@@ -77,8 +77,8 @@ def test_probes_are_unbiased_and_the_error_bar_is_theirs():
 def test_signs_vary_less_than_normal_probes():
     x = data(MIXTURE, 100)
     errors = [
-        log_density(MIXTURE, EDM(), x, probes=probes, count=8).error.mean().item()
-        for probes in (signs(100), Streams(7, range(100)).bind((3,)))
+        log_density(MIXTURE, EDMProcess(), x, probes=probes, count=8).error.mean().item()
+        for probes in (signs(100), SampleRNG(7, range(100)).bind((3,)))
     ]
     assert errors[0] < 0.8 * errors[1]
 
@@ -86,7 +86,7 @@ def test_signs_vary_less_than_normal_probes():
 def test_a_sample_has_its_likelihood_whatever_is_beside_it():
     x = data(MIXTURE, 6)
     together = log_density(MIXTURE, LinearVP(), x, probes=signs(6), count=2)
-    alone = log_density(MIXTURE, LinearVP(), x[4:5], probes=rademacher(Streams(7, [4]).bind((3,))), count=2)
+    alone = log_density(MIXTURE, LinearVP(), x[4:5], probes=rademacher(SampleRNG(7, [4]).bind((3,))), count=2)
     torch.testing.assert_close(together.value[4:5], alone.value, rtol=0, atol=1e-10)
     assert alone.calls <= together.calls
 
@@ -96,10 +96,12 @@ def test_the_bound_lies_above_it():
     shape, process = (16,), DiscreteVP(betas("linear", 200))
     mixture = Mixture([0.4, 0.6], torch.stack([torch.full(shape, -0.4), torch.full(shape, 0.3)]), [0.1, 0.2])
     x0 = (data(mixture, 32).clamp(-1, 1) * 127.5 + 0.5).round().sub(0.5) / 127.5
-    noise = Streams(1, range(32)).bind(shape)
+    noise = SampleRNG(1, range(32)).bind(shape)
     path = ode_bits(mixture, process, x0, noise=noise, probes=4)
     above = bound(mixture, chain_of(process), x0, fixed_small, noise=noise).total
-    truth = bits_per_dim(mixture.log_density(x0, Level(0.0, 1.0, 0.0)), 16)  # the density hardly moves within a bin
+    truth = bits_per_dim(
+        mixture.log_density(x0, NoiseLevel(0.0, 1.0, 0.0)), 16
+    )  # the density hardly moves within a bin
     assert path.value.mean() < above.mean()
     assert path.value.mean().item() == pytest.approx(truth.mean().item(), abs=0.03)
     assert path.error.shape == (32,)
@@ -153,7 +155,7 @@ def test_pictures_in_single_precision_are_measured_too():
     x = data(mixture, 3).float()
     found = log_density(mixture, CosineVP(), x, probes=signs(3, (1, 4, 4)), count=2)
     assert found.latent.dtype == torch.float32
-    want = mixture.log_density(x, Level(0.0, 1.0, 0.0))
+    want = mixture.log_density(x, NoiseLevel(0.0, 1.0, 0.0))
     torch.testing.assert_close(found.value, want, rtol=0, atol=2e-3)
 
 

@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from unveil.core import loss_weights, preconditioning
 from unveil.core import prediction as predictions
 from unveil.core.denoiser import Denoiser
-from unveil.core.objective import Diffusion
+from unveil.core.objective import DiffusionLoss
 from unveil.core.process import DiscreteVP, LinearVP, betas, partly
 from unveil.core.samplers import ddim, run
 from unveil.core.schedules import karras
-from unveil.core.ve import EDM
-from unveil.types import Condition, Level, RecipeError
+from unveil.core.ve import EDMProcess
+from unveil.types import Condition, NoiseLevel, RecipeError
 
 SHELLS = {
-    "vp": preconditioning.VP(),
-    "ve": preconditioning.VE(),
-    "iddpm": preconditioning.IDDPM(),
-    "edm": preconditioning.EDM(0.6),
-    "consistency": preconditioning.Consistency(0.6, 0.002),
+    "vp": preconditioning.VPPreconditioning(),
+    "ve": preconditioning.VEPreconditioning(),
+    "iddpm": preconditioning.IDDPMPreconditioning(),
+    "edm": preconditioning.EDMPreconditioning(0.6),
+    "consistency": preconditioning.ConsistencyPreconditioning(0.6, 0.002),
 }
 SIGMAS = torch.tensor([0.01, 0.3, 1.0, 7.0, 60.0], dtype=torch.float64)
 
@@ -36,10 +36,10 @@ class Seen(nn.Module):
         return torch.sin(3 * x) + 0.1 * torch.tanh(t).reshape(-1, *(1,) * (x.ndim - 1))
 
 
-def alone(sigma: Tensor | float) -> Level:
+def alone(sigma: Tensor | float) -> NoiseLevel:
     """A level of a process that adds noise to data as it is."""
     one = torch.ones_like(sigma) if isinstance(sigma, Tensor) else 1.0
-    return Level(sigma, one, sigma, 0.0, 1.0)
+    return NoiseLevel(sigma, one, sigma, 0.0, 1.0)
 
 
 def table(name: str, s: float) -> tuple[float, float, float]:
@@ -70,14 +70,14 @@ def test_what_the_networks_are_told():
     assert told["ve"] == pytest.approx([math.log(s / 2) for s in SIGMAS.tolist()])
     assert told["edm"] == pytest.approx([math.log(s) / 4 for s in SIGMAS.tolist()])
     assert told["consistency"] == pytest.approx([250 * math.log(s) for s in SIGMAS.tolist()])
-    thousand = preconditioning.EDM(index_scale=1000)
+    thousand = preconditioning.EDMPreconditioning(index_scale=1000)
     assert thousand.index(alone(7.0)) == pytest.approx(told["consistency"][3])
     process = LinearVP()
     assert told["vp"] == pytest.approx([999 * process.t_of(-math.log(s)) for s in SIGMAS.tolist()])
 
 
 def test_improved_ddpms_networks_are_told_the_nearest_index_of_their_table():
-    process, shell = DiscreteVP(betas("cosine", 1000)), preconditioning.IDDPM()
+    process, shell = DiscreteVP(betas("cosine", 1000)), preconditioning.IDDPMPreconditioning()
     levels = [process.at((i + 1) / 1000) for i in (0, 1, 500, 999)]
     assert [shell.index(level) for level in levels] == [0, 1, 500, 999]
     ratio = levels[2].sigma / levels[2].alpha
@@ -95,8 +95,8 @@ def test_a_denoiser_is_the_same_under_another_process_of_the_same_ratio(name):
     x = torch.randn(3, 2, 4, 4, generator=generator, dtype=torch.float64)
     level = vp.at(0.4)
     first = Denoiser(Seen(), vp, prediction=SHELLS[name])
-    second = Denoiser(Seen(), EDM(), prediction=SHELLS[name])
-    there = EDM().at(level.sigma / level.alpha / EDM().sigma_max)
+    second = Denoiser(Seen(), EDMProcess(), prediction=SHELLS[name])
+    there = EDMProcess().at(level.sigma / level.alpha / EDMProcess().sigma_max)
     got, want = first(x, level), second(x / level.alpha, there)
     torch.testing.assert_close(got.x0, want.x0, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(got.eps, want.eps, rtol=1e-9, atol=1e-9)
@@ -106,13 +106,13 @@ def test_under_its_own_process_vp_is_plain_eps_prediction():
     process = LinearVP(index_scale=999.0)
     x = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(2, 6)
     for t in (0.1, 0.8):
-        shelled = Denoiser(Seen(), process, prediction=preconditioning.VP())(x, process.at(t))
+        shelled = Denoiser(Seen(), process, prediction=preconditioning.VPPreconditioning())(x, process.at(t))
         plain = Denoiser(Seen(), process, prediction=predictions.eps)(x, process.at(t))
         torch.testing.assert_close(shelled.x0, plain.x0, rtol=1e-6, atol=1e-6)
 
 
 def test_edm_gives_its_network_unit_variance_and_asks_unit_variance_of_it():
-    shell, generator = preconditioning.EDM(0.6), torch.Generator().manual_seed(1)
+    shell, generator = preconditioning.EDMPreconditioning(0.6), torch.Generator().manual_seed(1)
     x0 = 0.6 * torch.randn(200_000, generator=generator, dtype=torch.float64)
     eps = torch.randn(200_000, generator=generator, dtype=torch.float64)
     for sigma in SIGMAS.tolist():
@@ -128,7 +128,7 @@ def test_the_network_sees_scaled_x_and_the_number_whatever_way_the_level_comes(n
     shell, network = SHELLS[name], Seen()
     x = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(2))
     level = alone(torch.full((4,), 0.3, dtype=torch.float64)) if as_tensor else alone(0.3)
-    denoiser = Denoiser(network, EDM(), prediction=shell)
+    denoiser = Denoiser(network, EDMProcess(), prediction=shell)
     scale = table(name, 0.3)[2]
     for call in (denoiser, denoiser, denoiser.output):  # the second time from what is remembered
         call(x, level)
@@ -137,13 +137,13 @@ def test_the_network_sees_scaled_x_and_the_number_whatever_way_the_level_comes(n
 
 
 def test_each_sample_and_each_part_has_its_own_scale():
-    shell, network = preconditioning.EDM(0.5), Seen()
-    denoiser = Denoiser(network, EDM(), prediction=shell)
+    shell, network = preconditioning.EDMPreconditioning(0.5), Seen()
+    denoiser = Denoiser(network, EDMProcess(), prediction=shell)
     x = torch.ones(2, 3, 2, 2)
     denoiser(x, alone(torch.tensor([0.1, 2.0], dtype=torch.float64)))
     assert network.x[:, 0, 0, 0].tolist() == pytest.approx([1 / math.hypot(0.1, 0.5), 1 / math.hypot(2, 0.5)])
     # the first channel is clean: it is scaled as data, and the network is told the other channels' level
-    level = partly(EDM().at(2.0 / 80), torch.tensor([False, True, True]).reshape(1, 3, 1, 1))
+    level = partly(EDMProcess().at(2.0 / 80), torch.tensor([False, True, True]).reshape(1, 3, 1, 1))
     estimate = denoiser(x, level)
     assert network.x[0, :, 0, 0].tolist() == pytest.approx([2.0, *[1 / math.hypot(2, 0.5)] * 2])
     assert network.t.tolist() == pytest.approx([math.log(2) / 4] * 2)
@@ -151,9 +151,9 @@ def test_each_sample_and_each_part_has_its_own_scale():
 
 
 def test_at_its_boundary_a_consistency_model_returns_x_whatever_the_network_says():
-    shell = preconditioning.Consistency(0.5, 0.002)
+    shell = preconditioning.ConsistencyPreconditioning(0.5, 0.002)
     x = torch.randn(2, 5, generator=torch.Generator().manual_seed(3))
-    denoiser = Denoiser(Seen(), EDM(), prediction=shell)
+    denoiser = Denoiser(Seen(), EDMProcess(), prediction=shell)
     for level in (alone(0.002), alone(torch.tensor([0.002, 0.002], dtype=torch.float64))):
         torch.testing.assert_close(denoiser(x, level).x0, x, rtol=1e-6, atol=1e-6)
     away = denoiser(x, alone(1.0)).x0
@@ -162,7 +162,7 @@ def test_at_its_boundary_a_consistency_model_returns_x_whatever_the_network_says
 
 @pytest.mark.parametrize("name", SHELLS)
 def test_clean_data_is_finite(name):
-    denoiser = Denoiser(Seen(), EDM(), prediction=SHELLS[name])
+    denoiser = Denoiser(Seen(), EDMProcess(), prediction=SHELLS[name])
     estimate = denoiser(torch.ones(1, 2), alone(0.0))
     assert torch.isfinite(estimate.x0).all()
     torch.testing.assert_close(estimate.x0, torch.ones(1, 2), rtol=1e-4, atol=1e-4)
@@ -171,7 +171,7 @@ def test_clean_data_is_finite(name):
 @pytest.mark.parametrize("name", ["vp", "ve", "edm", "consistency", "iddpm"])
 def test_a_level_without_data_is_refused(name):
     denoiser = Denoiser(Seen(), LinearVP(), prediction=SHELLS[name])
-    for level in (Level(1.0, 0.0, 1.0), Level(*torch.tensor([[1.0], [0.0], [1.0]], dtype=torch.float64))):
+    for level in (NoiseLevel(1.0, 0.0, 1.0), NoiseLevel(*torch.tensor([[1.0], [0.0], [1.0]], dtype=torch.float64))):
         with pytest.raises(RecipeError, match="alpha"):
             denoiser(torch.ones(1, 2), level)
 
@@ -181,12 +181,15 @@ def test_training_a_preconditioned_network_weighs_the_error_in_x0():
     generator = torch.Generator().manual_seed(4)
     x0 = torch.randn(5, 2, 3, 3, generator=generator)
     noise = torch.randn(5, 2, 3, 3, generator=generator)
-    denoiser, t = Denoiser(Seen(), EDM(), prediction=preconditioning.EDM(0.6)), SIGMAS / EDM().sigma_max
-    weighted = Diffusion(weight=loss_weights.edm(0.6)).at(denoiser, x0, None, t, noise)
-    plain = Diffusion().at(denoiser, x0, None, t, noise)
+    denoiser, t = (
+        Denoiser(Seen(), EDMProcess(), prediction=preconditioning.EDMPreconditioning(0.6)),
+        SIGMAS / EDMProcess().sigma_max,
+    )
+    weighted = DiffusionLoss(weight=loss_weights.edm(0.6)).at(denoiser, x0, None, t, noise)
+    plain = DiffusionLoss().at(denoiser, x0, None, t, noise)
     torch.testing.assert_close(weighted.per_sample, plain.per_sample, rtol=1e-5, atol=1e-6)
     x = x0 + SIGMAS.float().reshape(-1, 1, 1, 1) * noise
-    error = (denoiser(x, EDM().at(t)).x0 - x0).square().flatten(1).mean(1)
+    error = (denoiser(x, EDMProcess().at(t)).x0 - x0).square().flatten(1).mean(1)
     expected = (SIGMAS**2 + 0.36) / (SIGMAS * 0.6) ** 2 * error
     torch.testing.assert_close(weighted.per_sample, expected.float(), rtol=2e-4, atol=1e-6)
 
@@ -198,9 +201,9 @@ def test_a_preconditioned_network_samples():
         def forward(self, x: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
             return torch.zeros_like(x)  # with unit variance everywhere, c_skip alone is the posterior mean
 
-    process = EDM()
+    process = EDMProcess()
     grid = karras(process, 400, sigma_min=0.002, sigma_max=80.0)
-    step = Denoiser(Exact(), process, prediction=preconditioning.EDM(0.5))
+    step = Denoiser(Exact(), process, prediction=preconditioning.EDMPreconditioning(0.5))
     noise = torch.randn(64, generator=torch.Generator().manual_seed(5), dtype=torch.float64).reshape(8, 8)
     got = run(ddim(grid), step, grid.start(noise))
     torch.testing.assert_close(got, 0.5 * noise, rtol=0.02, atol=1e-3)

@@ -11,7 +11,7 @@ from unveil.core.denoiser import Denoiser, Estimate
 from unveil.core.prediction import PREDICTIONS, solve
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, betas
 from unveil.core.transition import Chain, chain_of
-from unveil.types import Condition, Level, RecipeError, ShapeError, like
+from unveil.types import Condition, NoiseLevel, RecipeError, ShapeError, like
 
 ALL = {**PREDICTIONS, "edm-f": prediction.edm_f(0.5)}
 
@@ -70,7 +70,7 @@ def test_ends():
 def test_a_level_off_the_chain_is_refused():
     chain = Chain(schedules.uniform(LinearVP(), 10))
     with pytest.raises(RecipeError, match="not a level of this chain of 10 steps"):
-        chain.of(Level(0.123, 0.9, 0.1))
+        chain.of(NoiseLevel(0.123, 0.9, 0.1))
 
 
 class Constant(torch.nn.Module):

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from unveil.core.flow import RectifiedFlow, Shifted, resolution_shift
+from unveil.core.flow import RectifiedFlow, TimeShift, resolution_shift
 from unveil.core.process import BETAS, DATA, CosineVP, DiscreteVP, LinearVP, betas, partly, zero_terminal_snr
 from unveil.core.sde import SubVP, diffusion, drift
-from unveil.core.ve import EDM, VE, DiscreteVE
-from unveil.types import Level, RecipeError
+from unveil.core.ve import VE, DiscreteVE, EDMProcess
+from unveil.types import NoiseLevel, RecipeError
 
 PRESERVING = {
     "linear-vp": LinearVP(),
@@ -20,14 +20,14 @@ PRESERVING = {
     "discrete-log-alpha": DiscreteVP(betas("linear", 1000), interpolate="log-alpha"),
     "discrete-zero-snr": DiscreteVP(zero_terminal_snr(betas("linear", 1000))),
 }
-EXPLODING = {"ve": VE(), "discrete-ve": DiscreteVE(), "edm": EDM()}
+EXPLODING = {"ve": VE(), "discrete-ve": DiscreteVE(), "edm": EDMProcess()}
 PROCESSES = {
     **PRESERVING,
     **EXPLODING,
     "sub-vp": SubVP(),
     "rectified-flow": RectifiedFlow(),
-    "shifted-flow": Shifted(RectifiedFlow(), 3.0),
-    "shifted-vp": Shifted(LinearVP(), 0.5),
+    "shifted-flow": TimeShift(RectifiedFlow(), 3.0),
+    "shifted-vp": TimeShift(LinearVP(), 0.5),
 }
 TIMES = (0.0123, 0.31005, 0.7777)
 
@@ -167,10 +167,10 @@ def test_partly_noised_levels_keep_context_clean():
 
 def test_noise_explodes_geometrically_or_with_sigma_as_the_clock():
     assert [VE().at(t).sigma for t in (0.0, 0.5, 1.0)] == pytest.approx([0.01, math.sqrt(0.5), 50])
-    assert [EDM().at(t).sigma for t in (0.0, 0.5, 1.0)] == [0, 40, 80]
-    assert EDM().at(0.3).dsigma == 80
+    assert [EDMProcess().at(t).sigma for t in (0.0, 0.5, 1.0)] == [0, 40, 80]
+    assert EDMProcess().at(0.3).dsigma == 80
     assert VE().at(1.25).sigma > 50  # churn may go beyond
-    assert EDM().at(EDM().t_of(-math.log(100))).sigma == pytest.approx(100)
+    assert EDMProcess().at(EDMProcess().t_of(-math.log(100))).sigma == pytest.approx(100)
 
 
 def test_ncsns_network_knows_numbers_of_levels():
@@ -187,13 +187,13 @@ def test_ncsns_network_knows_numbers_of_levels():
 
 
 def test_a_shift_moves_levels_and_leaves_the_network_its_index():
-    flow, shifted = RectifiedFlow(), Shifted(RectifiedFlow(), 3.0)
+    flow, shifted = RectifiedFlow(), TimeShift(RectifiedFlow(), 3.0)
     level = shifted.at(0.5)
     assert level.sigma == pytest.approx(0.75)  # 3 / 2 / (1 + 2 / 2)
     assert shifted.index(level) == pytest.approx(750)
-    assert Shifted(flow, 1.0).at(0.3) == pytest.approx(flow.at(0.3))
+    assert TimeShift(flow, 1.0).at(0.3) == pytest.approx(flow.at(0.3))
     assert resolution_shift(4096, 1024) == 2
-    discrete = Shifted(DiscreteVP(betas("linear", 10)), 2.0)
+    discrete = TimeShift(DiscreteVP(betas("linear", 10)), 2.0)
     indices = discrete.index(discrete.at(discrete.trainable(torch.rand(50, dtype=torch.float64))))
     assert torch.equal(indices, indices.round())
 
@@ -232,13 +232,13 @@ def test_mistakes_are_named():
     with pytest.raises(RecipeError, match=r"this schedule ends at 4\.605, sigma = 0\.01"):
         VE().t_of(5.0)
     with pytest.raises(RecipeError, match=r"sigma_min = 2\.0, sigma_max = 1\.0: must rise"):
-        EDM(2.0, 1.0)
+        EDMProcess(2.0, 1.0)
     with pytest.raises(RecipeError, match="levels = 1: a schedule needs at least 2"):
         DiscreteVE(levels=1)
     with pytest.raises(RecipeError, match="shift = 0: must be above 0; 1 changes nothing"):
-        Shifted(RectifiedFlow(), 0)
+        TimeShift(RectifiedFlow(), 0)
 
 
 def test_a_levels_half_log_snr_is_infinite_at_the_ends():
-    assert Level(0.0, 1.0, 0.0).half_log_snr == math.inf
-    assert Level(1.0, 0.0, 1.0).half_log_snr == -math.inf
+    assert NoiseLevel(0.0, 1.0, 0.0).half_log_snr == math.inf
+    assert NoiseLevel(1.0, 0.0, 1.0).half_log_snr == -math.inf

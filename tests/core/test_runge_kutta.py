@@ -15,8 +15,8 @@ from unveil.core.denoiser import Estimate
 from unveil.core.flow import RectifiedFlow
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, betas
 from unveil.core.samplers import (
-    Row,
-    Table,
+    CoefficientTable,
+    StepRow,
     ancestral,
     consistency,
     ddim,
@@ -29,10 +29,10 @@ from unveil.core.samplers import (
     heun_time,
     run,
 )
-from unveil.core.ve import EDM
-from unveil.types import Level, RecipeError
+from unveil.core.ve import EDMProcess
+from unveil.types import NoiseLevel, RecipeError
 
-GRID = schedules.karras(EDM(), 18)
+GRID = schedules.karras(EDMProcess(), 18)
 X = torch.linspace(-100, 100, 30, dtype=torch.float64)
 
 
@@ -42,7 +42,7 @@ def fixed(row: int, draw: int = 0) -> Tensor:
 
 def slope(x: Tensor, sigma: float) -> Tensor:
     """dx/dsigma of EDM's path, eq. 3."""
-    return (x - exact_x0(x, Level(0.0, 1.0, sigma))) / sigma
+    return (x - exact_x0(x, NoiseLevel(0.0, 1.0, sigma))) / sigma
 
 
 def textbook(x: Tensor, node: float) -> Tensor:
@@ -76,7 +76,7 @@ def test_the_two_families_are_one_where_paths_are_straight_in_time_and_two_elsew
 def test_a_straight_flow_is_followed_exactly_by_one_euler_step_in_time():
     target = torch.linspace(-1, 1, 30, dtype=torch.float64)
 
-    def step(x: Tensor, level: Level) -> Estimate:
+    def step(x: Tensor, level: NoiseLevel) -> Estimate:
         return Estimate.of_x0(target, x, level)
 
     for steps in (1, 4):
@@ -102,8 +102,8 @@ def test_dpm2_calls_at_a_mean_of_the_two_ratios():
         assert dpm2(GRID, power=power).levels[5].sigma == pytest.approx(mean)
     # with the arithmetic mean it is the midpoint method
     torch.testing.assert_close(
-        run(dpm2(schedules.Grid(EDM(), GRID[:-1]), power=1.0), exact, X),
-        run(heun(schedules.Grid(EDM(), GRID[:-1]), node=0.5), exact, X),
+        run(dpm2(schedules.Schedule(EDMProcess(), GRID[:-1]), power=1.0), exact, X),
+        run(heun(schedules.Schedule(EDMProcess(), GRID[:-1]), node=0.5), exact, X),
     )
     assert len(dpm2(GRID).levels) == 35  # the last step, onto the data, has no middle in log-SNR
     torch.testing.assert_close(run(dpm2_ancestral(GRID, eta=0.0), exact, X), run(dpm2(GRID), exact, X))
@@ -156,19 +156,19 @@ def test_a_row_without_a_call_is_not_shown_but_counted():
 
 
 def test_consistency_sampling_is_the_papers():
-    def function(x: Tensor, level: Level) -> Estimate:
+    def function(x: Tensor, level: NoiseLevel) -> Estimate:
         return Estimate.of_x0(torch.tanh(x) * level.sigma, x, level)
 
-    grid = schedules.from_sigmas(EDM(), [80.0, 10.0, 0.5, 0.002])
+    grid = schedules.from_sigmas(EDMProcess(), [80.0, 10.0, 0.5, 0.002])
     x = X
     for k, (here, there) in enumerate(pairwise(grid)):  # algorithm 1, with the boundary at the last level
         x = torch.tanh(x) * here.sigma + math.sqrt(there.sigma**2 - 0.002**2) * fixed(k)
     torch.testing.assert_close(run(consistency(grid), function, X, noise=fixed), x, rtol=1e-9, atol=1e-9)
-    onto_data = run(consistency(schedules.from_sigmas(EDM(), [80.0, 10.0, 0.0])), function, X, noise=fixed)
+    onto_data = run(consistency(schedules.from_sigmas(EDMProcess(), [80.0, 10.0, 0.0])), function, X, noise=fixed)
     once = torch.tanh(torch.tanh(X) * 80 + 10 * fixed(0)) * 10
     torch.testing.assert_close(onto_data, once, rtol=1e-9, atol=1e-9)
     least = grid[-1]
-    assert consistency(schedules.from_sigmas(EDM(), [80.0, 10.0]), least=least).rows[0] == Row(
+    assert consistency(schedules.from_sigmas(EDMProcess(), [80.0, 10.0]), least=least).rows[0] == StepRow(
         grid[0], 0.0, (1.0,), pytest.approx(math.sqrt(100 - 0.002**2)), span=(grid[0], grid[1])
     )
 
@@ -193,7 +193,7 @@ def test_mistakes_are_named(make, message):
 
 def test_tables_are_all_that_there_is():
     for sampler in (euler, heun, dpm2, euler_ancestral, dpm2_ancestral, euler_time, heun_time, consistency):
-        assert isinstance(sampler(GRID), Table)
+        assert isinstance(sampler(GRID), CoefficientTable)
 
 
 def test_a_midpoint_below_the_first_level_of_a_table_is_not_asked_for():

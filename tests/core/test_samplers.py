@@ -11,11 +11,11 @@ from tests.core.mixture import DEVIATION, MEAN, draw, exact
 from unveil.core import prediction, schedules
 from unveil.core.denoiser import Denoiser, Estimate
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, betas, partly
-from unveil.core.rng import START, Streams, key, keys
-from unveil.core.samplers import State, ancestral, ddim, encode, run, slerp
+from unveil.core.rng import START, SampleRNG, key, keys
+from unveil.core.samplers import SamplerState, ancestral, ddim, encode, run, slerp
 from unveil.core.transition import Chain
 from unveil.core.variance import fixed_large, fixed_small, learned_range
-from unveil.types import Cancelled, Level, RecipeError
+from unveil.types import Cancelled, NoiseLevel, RecipeError
 
 PROCESSES = {
     "linear-vp": LinearVP(),
@@ -68,7 +68,7 @@ def test_the_prediction_does_not_matter(name, noise):
             found, (a, b) = exact(x, level), chosen(level)
             return a * found.x0 + b * found.eps
 
-    grid = schedules.at_times(process, [0.95, 0.6, 0.4, 0.2, 0.05])
+    grid = schedules.from_times(process, [0.95, 0.6, 0.4, 0.2, 0.05])
     got = run(ddim(grid), Denoiser(Exact(), process, prediction=chosen), noise.clone())
     torch.testing.assert_close(got, run(ddim(grid), exact, noise.clone()), rtol=0, atol=1e-5)  # index in float32
 
@@ -98,7 +98,7 @@ def test_a_respaced_chain_is_a_coarser_list_of_levels():
 @pytest.mark.parametrize("variance", [fixed_small, fixed_large])
 @pytest.mark.parametrize("process", PROCESSES)
 def test_ancestral_sampling_finds_the_mixture(process, variance):
-    streams = Streams(3, range(40))
+    streams = SampleRNG(3, range(40))
     grid = schedules.uniform(PROCESSES[process], 300)
     start = grid.start(streams.normal((100,), START).double())
     x = run(ancestral(grid, variance), exact, start, noise=streams.bind((100,)))
@@ -163,7 +163,7 @@ def test_channels_left_as_context_do_not_move_and_do_not_disturb():
         torch.testing.assert_close(part[:, ::2], plain, rtol=0, atol=1e-12)
 
 
-def exact_or_kept(x: torch.Tensor, level: Level) -> Estimate:
+def exact_or_kept(x: torch.Tensor, level: NoiseLevel) -> Estimate:
     """The exact denoiser where there is noise; clean parts are what they are."""
     safe = level._replace(sigma=torch.where(level.sigma == 0, 1e-3, level.sigma))
     clean = level.sigma.expand_as(x) == 0
@@ -176,22 +176,22 @@ def test_one_sample_is_the_same_alone_and_in_a_batch():
     grid = schedules.trailing(process, 10)
 
     def sample(numbers: list[int]) -> torch.Tensor:
-        streams = Streams(11, numbers)
+        streams = SampleRNG(11, numbers)
         start = grid.start(streams.normal((2, 3), START))
         return run(ddim(grid, 1.0), lambda x, at: Estimate.of_x0(x.tanh(), x, at), start, noise=streams.bind((2, 3)))
 
     together = sample(list(range(8)))
-    assert torch.equal(Streams(11, [5]).normal((2, 3), 4), Streams(11, range(8)).normal((2, 3), 4)[5:6])
+    assert torch.equal(SampleRNG(11, [5]).normal((2, 3), 4), SampleRNG(11, range(8)).normal((2, 3), 4)[5:6])
     torch.testing.assert_close(sample([5]), together[5:6], rtol=1e-5, atol=1e-6)
 
 
 def test_streams_differ_in_every_part_of_their_key():
-    one = Streams(1, [2]).normal((4,), 3, 4)
-    for other in (Streams(0, [2]).normal((4,), 3, 4), Streams(1, [3]).normal((4,), 3, 4),
-                  Streams(1, [2]).normal((4,), 2, 4), Streams(1, [2]).normal((4,), 3, 5)):  # fmt: skip
+    one = SampleRNG(1, [2]).normal((4,), 3, 4)
+    for other in (SampleRNG(0, [2]).normal((4,), 3, 4), SampleRNG(1, [3]).normal((4,), 3, 4),
+                  SampleRNG(1, [2]).normal((4,), 2, 4), SampleRNG(1, [2]).normal((4,), 3, 5)):  # fmt: skip
         assert not torch.allclose(one, other)
-    assert not torch.allclose(Streams(1, [2]).normal((4,), -1), Streams(1, [2]).normal((4,), 1))
-    u = Streams(0, range(20000)).uniform(0)
+    assert not torch.allclose(SampleRNG(1, [2]).normal((4,), -1), SampleRNG(1, [2]).normal((4,), 1))
+    u = SampleRNG(0, range(20000)).uniform(0)
     assert u.min() >= 0
     assert u.max() < 1
     assert u.mean().item() == pytest.approx(0.5, abs=0.01)
@@ -200,15 +200,15 @@ def test_streams_differ_in_every_part_of_their_key():
 
 def test_noise_is_standard_normal_and_no_two_streams_meet():
     """100,000 streams: a generator seeded with 32 bits would repeat about one of them."""
-    noise = Streams(0, range(100_000)).normal((9,), 5).double()
+    noise = SampleRNG(0, range(100_000)).normal((9,), 5).double()
     assert noise.mean().abs() < 0.005
     assert noise.std().item() == pytest.approx(1, abs=0.003)
     assert (noise**4).mean().item() == pytest.approx(3, abs=0.03)
     assert (noise.abs() > 1.959964).double().mean().item() == pytest.approx(0.05, abs=0.001)
     assert torch.corrcoef(noise.T).sub(torch.eye(9)).abs().max() < 0.015
     assert len(noise[:, :3].unique(dim=0)) == 100_000
-    assert len(Streams(0, range(1)).normal((), 0).shape) == 1
-    assert Streams(0, [3]).normal((0,), 0).shape == (1, 0)
+    assert len(SampleRNG(0, range(1)).normal((), 0).shape) == 1
+    assert SampleRNG(0, [3]).normal((0,), 0).shape == (1, 0)
 
 
 def test_keys_of_a_batch_are_those_of_its_samples():
@@ -219,7 +219,7 @@ def test_keys_of_a_batch_are_those_of_its_samples():
 def test_a_run_left_half_way_goes_on_to_the_same_end(noise):
     grid = schedules.uniform(LinearVP(), 20)
     whole = run(ddim(grid), exact, noise.clone())
-    kept: list[State] = []
+    kept: list[SamplerState] = []
 
     def stop(shown):
         kept.append(shown.state._replace(x=shown.state.x.clone()))
@@ -268,7 +268,7 @@ def test_published_spacings():
         (lambda p: schedules.respaced(p, "600,2"), "part 0 has 500 steps, 600 asked"),
         (lambda p: schedules.at_indices(p, [1000]), "index 1000: this process has 0 to 999"),
         (lambda p: schedules.leading(LinearVP(), 10), "LinearVP has no indices"),
-        (lambda p: schedules.named(p, "trailin", 10), "nearest: 'trailing'"),
+        (lambda p: schedules.get_schedule(p, "trailin", 10), "nearest: 'trailing'"),
         (lambda p: schedules.trailing(p, 2000), "steps = 2000: this process has 1000"),
     ],
 )

@@ -9,9 +9,9 @@ from torch import nn
 from tests.core.mixture import draw, exact_x0
 from unveil.core import prediction, score_matching
 from unveil.core.denoiser import Denoiser
-from unveil.core.objective import Diffusion
+from unveil.core.objective import DiffusionLoss
 from unveil.core.process import LinearVP
-from unveil.core.rng import Streams
+from unveil.core.rng import SampleRNG
 from unveil.core.score_matching import SCORE_WEIGHTS, Sliced, denoising, likelihood, variance
 from unveil.core.sde import SubVP, diffusion
 from unveil.core.ve import VE, DiscreteVE
@@ -48,8 +48,8 @@ class Line(nn.Module):
         return -self.slope * x
 
 
-def batch(count: int, dim: int = 1) -> tuple[torch.Tensor, Streams]:
-    return draw(count * dim).reshape(count, dim), Streams(0, range(count))
+def batch(count: int, dim: int = 1) -> tuple[torch.Tensor, SampleRNG]:
+    return draw(count * dim).reshape(count, dim), SampleRNG(0, range(count))
 
 
 def times(count: int) -> torch.Tensor:
@@ -79,7 +79,9 @@ def test_ncsns_weight_is_half_of_l_simple():
     process = DiscreteVE()
     x0, streams = batch(64)
     denoiser = Denoiser(Line(0.3), process)
-    ncsn, simple = (objective(denoiser, x0, None, streams, 0).per_sample for objective in (denoising(), Diffusion()))
+    ncsn, simple = (
+        objective(denoiser, x0, None, streams, 0).per_sample for objective in (denoising(), DiffusionLoss())
+    )
     torch.testing.assert_close(2 * ncsn, simple, rtol=1e-6, atol=0)
 
 
@@ -141,7 +143,7 @@ def test_more_projections_and_the_whole_square_vary_less():
     x0 = x0[:1].expand(3000, 6)
     t, noise = torch.full((3000,), 0.4, dtype=torch.float64), torch.zeros(3000, 6, dtype=torch.float64)
     denoiser = Denoiser(Turned(), process, prediction=prediction.score)
-    directions = [Streams(1, range(3000)).normal((6,), k).double().sign() for k in range(4)]
+    directions = [SampleRNG(1, range(3000)).normal((6,), k).double().sign() for k in range(4)]
 
     def found(square, count):
         return Sliced(square=square).at(denoiser, x0, None, t, noise, directions=directions[:count]).per_sample
@@ -165,7 +167,7 @@ class Attention(nn.Module):
 def test_networks_with_attention_can_be_differentiated_twice():
     network = Attention()
     x0 = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
-    loss = Sliced(projections=2)(Denoiser(network, LinearVP()), x0, None, Streams(0, range(3)), 0)
+    loss = Sliced(projections=2)(Denoiser(network, LinearVP()), x0, None, SampleRNG(0, range(3)), 0)
     loss.value.backward()
     assert network.key.grad is not None
     assert network.key.grad.abs().max() > 0
@@ -174,9 +176,9 @@ def test_networks_with_attention_can_be_differentiated_twice():
 def test_directions_depend_on_the_example_and_the_step_alone():
     x0 = draw(12).reshape(6, 2).float()
     denoiser = Denoiser(Turned(), LinearVP())
-    whole = Sliced(projections=2)(denoiser, x0, None, Streams(5, range(6)), 9)
-    part = Sliced(projections=2)(denoiser, x0[2:4], None, Streams(5, [2, 3]), 9)
+    whole = Sliced(projections=2)(denoiser, x0, None, SampleRNG(5, range(6)), 9)
+    part = Sliced(projections=2)(denoiser, x0[2:4], None, SampleRNG(5, [2, 3]), 9)
     assert torch.equal(whole.per_sample[2:4], part.per_sample)
-    other = Sliced(projections=2)(denoiser, x0, None, Streams(5, range(6)), 10)
+    other = Sliced(projections=2)(denoiser, x0, None, SampleRNG(5, range(6)), 10)
     assert not torch.equal(whole.per_sample, other.per_sample)
     score_matching.Sliced().observe(LinearVP(), whole.t, whole.per_sample)

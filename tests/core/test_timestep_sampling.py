@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.core.test_process import PROCESSES
-from unveil.core.flow import RectifiedFlow, Shifted
+from unveil.core.flow import RectifiedFlow, TimeShift
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, betas, zero_terminal_snr
 from unveil.core.sde import diffusion
 from unveil.core.timestep_sampling import (
@@ -20,7 +20,7 @@ from unveil.core.timestep_sampling import (
     Uniform,
     UniformLogSNR,
 )
-from unveil.core.ve import EDM, VE
+from unveil.core.ve import VE, EDMProcess
 from unveil.types import RecipeError
 
 SAMPLERS = {
@@ -53,14 +53,14 @@ def test_every_sampler_draws_trainable_times_of_every_process(name, process):
 def test_levels_by_their_noise_are_the_same_under_every_process(name):
     u = even(100)[20:80]  # inside of every process's ends
     want = None
-    for process in (LinearVP(), CosineVP(), VE(), EDM(), RectifiedFlow(), Shifted(RectifiedFlow(), 3.0)):
+    for process in (LinearVP(), CosineVP(), VE(), EDMProcess(), RectifiedFlow(), TimeShift(RectifiedFlow(), 3.0)):
         found = process.at(SAMPLERS[name].times(process, u, range(60))[0]).half_log_snr
         want = found if want is None else want
         torch.testing.assert_close(found, want, rtol=0, atol=1e-9)
 
 
 def test_edms_levels_have_its_mean_and_deviation():
-    level = EDM().at(LogNormal(-1.2, 1.2).times(EDM(), even(20000), range(20000))[0])
+    level = EDMProcess().at(LogNormal(-1.2, 1.2).times(EDMProcess(), even(20000), range(20000))[0])
     assert level.sigma.log().mean().item() == pytest.approx(-1.2, abs=1e-3)
     assert level.sigma.log().std().item() == pytest.approx(1.2, abs=2e-3)
 
@@ -69,7 +69,7 @@ def test_logit_normal_times_are_log_normal_levels_of_a_straight_path_and_follow_
     flow, u = RectifiedFlow(), even(500)
     by_time, by_level = (s.times(flow, u, range(500))[0] for s in (LogitNormal(0.3, 0.8), LogNormal(0.3, 0.8)))
     torch.testing.assert_close(by_time.sort()[0], by_level.sort()[0], rtol=0, atol=1e-12)
-    shifted = Shifted(flow, 3.0)
+    shifted = TimeShift(flow, 3.0)
     there = shifted.at(LogitNormal(0.3, 0.8).times(shifted, u, range(500))[0])
     torch.testing.assert_close(there.half_log_snr, flow.at(by_time).half_log_snr - math.log(3), rtol=0, atol=1e-9)
 
@@ -91,8 +91,8 @@ def test_a_table_is_trained_at_its_indices_only():
 
 
 def test_strata_part_any_distribution_evenly():
-    t, _ = Stratified(8, LogNormal()).times(EDM(), torch.rand(64, dtype=torch.float64), range(64))
-    part = torch.special.ndtr((EDM().at(t).sigma.log() + 1.2) / 1.2) * 8
+    t, _ = Stratified(8, LogNormal()).times(EDMProcess(), torch.rand(64, dtype=torch.float64), range(64))
+    part = torch.special.ndtr((EDMProcess().at(t).sigma.log() + 1.2) / 1.2) * 8
     assert part.floor().long().tolist() == [*range(7, -1, -1)] * 8 or part.floor().long().tolist() == [*range(8)] * 8
 
 

@@ -14,7 +14,7 @@ from unveil.core import schedules
 from unveil.core.flow import RectifiedFlow
 from unveil.core.process import CosineVP, LinearVP
 from unveil.core.samplers import run
-from unveil.core.samplers.coefficients import midpoint, phis
+from unveil.core.samplers.coefficients import midpoint, phi_functions
 from unveil.core.samplers.exponential import dpm_multistep
 from unveil.core.samplers.unipc import b1, b2, unipc, varying
 from unveil.types import RecipeError
@@ -22,7 +22,7 @@ from unveil.types import RecipeError
 VARIANTS = {"b1": b1, "b2": b2, "varying": varying}
 
 
-def log_snr_grid(steps: int, low: float = -3.0, high: float = 3.0) -> schedules.Grid:
+def log_snr_grid(steps: int, low: float = -3.0, high: float = 3.0) -> schedules.Schedule:
     return schedules.uniform_log_snr(LinearVP(), steps, low=low, high=high)
 
 
@@ -67,7 +67,7 @@ def test_variants_differ_in_single_differences_alone():
     [
         (b1, lambda h: 0.5 * h / -math.expm1(-h)),
         (b2, lambda h: 0.5),
-        (varying, lambda h: phis(2, -h)[1] / phis(1, -h)[0]),
+        (varying, lambda h: phi_functions(2, -h)[1] / phi_functions(1, -h)[0]),
     ],
 )
 def test_the_first_correction_is_its_formula(rule, weight):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from unveil import data
-from unveil.types import MediaError, RecipeError, ShapeError
+from unveil.types import DataError, RecipeError, ShapeError
 
 COLOURS = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 
@@ -45,7 +45,7 @@ def test_floats_pass_as_they_are_whatever_their_shape():
 @pytest.mark.parametrize(
     ("value", "error", "message"),
     [
-        (torch.tensor([0.0, float("nan")]), MediaError, "item 0, 'image': holds NaN or infinite values"),
+        (torch.tensor([0.0, float("nan")]), DataError, "item 0, 'image': holds NaN or infinite values"),
         (torch.tensor([0.0, 255.0]), ShapeError, r"values from 0 to 255; floats must lie in \[-1, 1\]"),
         (torch.zeros(4, 6, 3, dtype=torch.uint8), None, ""),
         (torch.zeros(40, 60, 3, dtype=torch.uint8), ShapeError, r"uint8 tensor \(40, 60, 3\); must be \(C, H, W\)"),

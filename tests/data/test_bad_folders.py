@@ -20,7 +20,7 @@ from PIL import Image
 
 from unveil import data
 from unveil.data.image_decoding import Rule, read
-from unveil.types import MediaError, RecipeError
+from unveil.types import DataError, RecipeError
 
 
 def naive(folder: Path) -> list[str]:
@@ -93,7 +93,7 @@ def test_a_bad_file_stops_training_by_name(fault, folder, paint, cache):
     make(folder / "bad.png")
     assert "bad.png" in naive(folder)  # control: a listing by name takes it for a picture
     before, kept = state(folder), state(cache)
-    with pytest.raises(MediaError, match=rf"(?s)1 of 4 files cannot be used \(25 %.*bad\.png: {message}") as caught:
+    with pytest.raises(DataError, match=rf"(?s)1 of 4 files cannot be used \(25 %.*bad\.png: {message}") as caught:
         data.open(config(folder))
     assert caught.value.exit_code == 4
     assert str(folder) in str(caught.value)
@@ -115,15 +115,15 @@ def test_few_bad_files_are_left_out_with_a_warning(folder, paint, caplog):
 
 
 def test_missing_and_empty_folders(folder, tmp_path, cache):
-    with pytest.raises(MediaError, match=rf"{tmp_path}/pictured: no such folder; nearest: 'pictures'; give a folder"):
+    with pytest.raises(DataError, match=rf"{tmp_path}/pictured: no such folder; nearest: 'pictures'; give a folder"):
         data.open(config(tmp_path / "pictured"))
-    with pytest.raises(MediaError, match=rf"{folder}: no picture in it \(PNG, JPEG or WebP\); check the path"):
+    with pytest.raises(DataError, match=rf"{folder}: no picture in it \(PNG, JPEG or WebP\); check the path"):
         data.open(config(folder))
     (folder / "notes.md").write_text("nothing here")
     (folder / ".hidden.png").write_bytes(b"")
-    with pytest.raises(MediaError, match=r"no picture in it .*; it holds 1 other files, such as notes.md"):
+    with pytest.raises(DataError, match=r"no picture in it .*; it holds 1 other files, such as notes.md"):
         data.open(config(folder))
-    with pytest.raises(MediaError, match="a file, not a folder"):
+    with pytest.raises(DataError, match="a file, not a folder"):
         data.open(config(folder / "notes.md"))
     assert not state(cache)
     assert sorted(state(folder)) == [str(folder / ".hidden.png"), str(folder / "notes.md")]
@@ -153,7 +153,7 @@ def test_a_picture_of_169_million_pixels_is_refused_before_it_is_decoded(folder,
 
     def ours() -> None:
         start = time.process_time()
-        with pytest.raises(MediaError) as caught:
+        with pytest.raises(DataError) as caught:
             read(folder, "bomb.png", Rule(8))
         assert time.process_time() - start < 0.05
         assert str(caught.value) == (
@@ -173,7 +173,7 @@ def test_a_picture_of_169_million_pixels_is_refused_before_it_is_decoded(folder,
 def test_the_pixel_limit_is_in_the_list_and_can_be_raised(folder, paint):
     paint("large.png", 40, 30)
     with pytest.raises(
-        MediaError, match=r"large.png: 40 x 30 = 1,200 pixels: the limit is 1,000; make the picture smaller"
+        DataError, match=r"large.png: 40 x 30 = 1,200 pixels: the limit is 1,000; make the picture smaller"
     ):
         data.open(config(folder, max_pixels=1000))
     assert len(data.usable(config(folder, max_pixels=1200)).entries) == 1
@@ -199,7 +199,7 @@ def test_the_limit_holds_for_every_format_from_its_first_bytes(folder, name, opt
     Image.new("RGB", (40, 30), "red").save(folder / name, **options)
     assert read(folder, name, Rule(8, max_pixels=1200)).shape == (3, 8, 8)  # control
     (folder / name).write_bytes((folder / name).read_bytes()[:head])
-    with pytest.raises(MediaError, match="40 x 30 = 1,200 pixels: the limit is 1,199"):
+    with pytest.raises(DataError, match="40 x 30 = 1,200 pixels: the limit is 1,199"):
         read(folder, name, Rule(8, max_pixels=1199))
 
 
@@ -222,7 +222,7 @@ def test_metadata_that_leaves_the_folder_is_refused_whole(folder, paint, name):
         patch.setattr(
             Path, "open", lambda path, *given, **options: opened.append(path) or real(path, *given, **options)
         )
-        with pytest.raises(MediaError) as caught:
+        with pytest.raises(DataError) as caught:
             data.check(config(folder))
     assert f"metadata.jsonl line 2: file_name {name!r} leaves the folder; name files inside {folder}" in str(
         caught.value
@@ -238,10 +238,10 @@ def test_a_link_that_is_changed_after_the_check_is_not_followed(folder, paint, t
     pictures = data.Folder(config(folder, held_out=0))
     (folder / "a.png").unlink()
     (folder / "a.png").symlink_to(tmp_path / "secret.png")
-    with pytest.raises(MediaError, match=r"a\.png: a link that leaves the folder"):
+    with pytest.raises(DataError, match=r"a\.png: a link that leaves the folder"):
         pictures[0]
     (folder / "a.png").unlink()
-    with pytest.raises(MediaError, match=r"a\.png: No such file"):
+    with pytest.raises(DataError, match=r"a\.png: No such file"):
         pictures[0]
 
 
@@ -263,7 +263,7 @@ def test_a_link_that_is_changed_after_the_check_is_not_followed(folder, paint, t
 def test_bad_metadata_names_file_and_line(folder, paint, lines, message):
     paint("a.png")
     metadata(folder, *lines)
-    with pytest.raises(MediaError, match=rf"{folder}/metadata.jsonl:? {message}"):
+    with pytest.raises(DataError, match=rf"{folder}/metadata.jsonl:? {message}"):
         data.check(config(folder))
     metadata(folder, {"file_name": "a.png"})
     assert len(data.check(config(folder)).entries) == 1  # control
@@ -279,7 +279,7 @@ def test_bad_csv_names_file_and_line(folder, paint):
         (b"file_name\n\xff.png\n", "not UTF-8 text .byte 10.; save it as UTF-8"),
     ):
         table.write_bytes(content if isinstance(content, bytes) else content.encode())
-        with pytest.raises(MediaError, match=rf"metadata.csv:? {message}"):
+        with pytest.raises(DataError, match=rf"metadata.csv:? {message}"):
             data.check(config(folder))
     table.write_text('file_name,text\na.png,"one, two"\n')
     assert data.check(config(folder)).captions == ["one, two"]  # control
@@ -288,18 +288,18 @@ def test_bad_csv_names_file_and_line(folder, paint):
 def test_a_row_without_its_file_is_bad(folder, paint):
     paint("a.png")
     metadata(folder, {"file_name": "a.png"}, {"file_name": "b.png"})
-    with pytest.raises(MediaError, match=r"(?s)1 of 2 files.*b.png: named in metadata.jsonl line 2, but not there"):
+    with pytest.raises(DataError, match=r"(?s)1 of 2 files.*b.png: named in metadata.jsonl line 2, but not there"):
         data.open(config(folder))
 
 
 def test_an_unknown_label_names_the_nearest(folder, paint):
     paint("a.png")
     metadata(folder, {"file_name": "a.png", "label": "catt"})
-    with pytest.raises(MediaError, match="line 1: label 'catt': not one of the 2 classes; nearest: 'cat'; correct it"):
+    with pytest.raises(DataError, match="line 1: label 'catt': not one of the 2 classes; nearest: 'cat'; correct it"):
         data.check(config(folder, classes=("cat", "dog")))
     (folder / "metadata.jsonl").unlink()
     paint("dogs/a.png"), (folder / "a.png").unlink()
-    with pytest.raises(MediaError, match="dogs: class 'dogs': not one of the 2 classes; nearest: 'dog'"):
+    with pytest.raises(DataError, match="dogs: class 'dogs': not one of the 2 classes; nearest: 'dog'"):
         data.check(config(folder, classes=("cat", "dog"), labels="folders"))
 
 
@@ -317,11 +317,11 @@ def test_a_picture_outside_the_classes_and_a_row_without_label_are_bad(folder, p
 def test_two_metadata_files_and_absent_columns(folder, paint):
     paint("a.png")
     metadata(folder, {"file_name": "a.png", "caption": "one"})
-    with pytest.raises(MediaError, match="no column 'captions'; nearest: 'caption'; there are caption, file_name"):
+    with pytest.raises(DataError, match="no column 'captions'; nearest: 'caption'; there are caption, file_name"):
         data.check(config(folder, text="captions"))
     assert data.check(config(folder, text="caption")).captions == ["one"]
     (folder / "metadata.csv").write_text("file_name\na.png\n")
-    with pytest.raises(MediaError, match=r"both metadata.jsonl and metadata.csv; keep one of them"):
+    with pytest.raises(DataError, match=r"both metadata.jsonl and metadata.csv; keep one of them"):
         data.check(config(folder))
 
 

@@ -16,8 +16,8 @@ from unveil.data.caption_mixing import told
 from unveil.data.fingerprint import content
 from unveil.data.folder_index import Entry
 from unveil.data.metadata import says_classes
-from unveil.train.vocabulary import texts
-from unveil.types import MediaError, RecipeError
+from unveil.train.vocabulary import all_captions
+from unveil.types import DataError, RecipeError
 
 BOTH = Entry("a.png", text="mine", synthetic="told")
 
@@ -64,7 +64,7 @@ def test_a_folder_with_both_columns(tmp_path):
     random.seed(1)
     seen = [{dataset[k]["text"] for _ in range(200)} for k in range(3)]
     assert seen == [{"alpha", "beta"}, {"gamma"}, {"delta"}]
-    assert set(texts(dataset, "prompt")) == {"alpha", "beta", "gamma", "delta"}
+    assert set(all_captions(dataset, "prompt")) == {"alpha", "beta", "gamma", "delta"}
     one = data.open(folder(tmp_path / "both", rows, share=0.0))
     assert {one[0]["text"] for _ in range(50)} == {"alpha"}
     other = data.open(folder(tmp_path / "both", rows, synthetic="text", text="caption", share=0.0))
@@ -121,7 +121,7 @@ def test_captions_of_another_column_and_of_class_folders(tmp_path):
     dataset = data.open(config)
     assert dataset.classes == ["x", "y"]
     assert [(dataset[k]["label"], dataset[k]["text"]) for k in range(2)] == [(0, "one"), (1, "two")]
-    with pytest.raises(MediaError, match="no column 'dence'; nearest: 'dense'"):
+    with pytest.raises(DataError, match="no column 'dence'; nearest: 'dense'"):
         data.open(replace(config, synthetic="dence"))
 
 
@@ -141,13 +141,13 @@ def test_files_that_are_none_of_captions(tmp_path):
     with pytest.raises(RecipeError, match=r"captions '.*told.jsonl': no such file; .* with a folder and --out"):
         data.open(replace(plain, captions=str(told)))
     told.write_text('{"file_name": "mine/a.png", "caption": "one"}\n')
-    with pytest.raises(MediaError, match=r"none of its 1 names is that of a file .*, such as 'mine/a.png'; give the"):
+    with pytest.raises(DataError, match=r"none of its 1 names is that of a file .*, such as 'mine/a.png'; give the"):
         data.open(replace(plain, captions=str(told)))
     told.write_text('{"file_name": "a.png", "text": "one"}\n')
-    with pytest.raises(MediaError, match="no column 'caption'; there are file_name, text"):
+    with pytest.raises(DataError, match="no column 'caption'; there are file_name, text"):
         data.open(replace(plain, captions=str(told)))
     told.write_text('{"file_name": "a.png", "caption": ""}\n')
-    with pytest.raises(MediaError, match=r"told.jsonl: no caption in its column 'caption'; give a file that unveil"):
+    with pytest.raises(DataError, match=r"told.jsonl: no caption in its column 'caption'; give a file that unveil"):
         data.open(replace(plain, captions=str(told)))
 
 
@@ -165,7 +165,7 @@ def test_labels_of_a_column_have_the_classes_of_sub_folders_or_are_known_not_to(
     if kept:
         assert data.open(config).classes == sorted(names)
     elif "misc" in names:
-        with pytest.raises(MediaError, match="numbers of classes are 0 to 999999"):
+        with pytest.raises(DataError, match="numbers of classes are 0 to 999999"):
             data.open(config)
     else:
         assert data.open(config).classes != sorted(names)
@@ -174,7 +174,7 @@ def test_labels_of_a_column_have_the_classes_of_sub_folders_or_are_known_not_to(
 def test_what_cannot_be(tmp_path):
     with pytest.raises(RecipeError, match=r"share 1.5: of synthetic captions, must be 0 to 1"):
         data.FolderConfig("x", 8, share=1.5)
-    with pytest.raises(MediaError, match="caption is 7, not text"):
+    with pytest.raises(DataError, match="caption is 7, not text"):
         data.open(folder(tmp_path / "bad", [{"file_name": "a.png", "caption": 7}]))  # type: ignore[dict-item]
-    with pytest.raises(MediaError, match="no column 'told'"):
+    with pytest.raises(DataError, match="no column 'told'"):
         data.open(folder(tmp_path / "other", [{"file_name": "a.png", "text": "alpha"}], synthetic="told"))

@@ -14,7 +14,7 @@ from tests.needs import needs_fashion
 from unveil import data
 from unveil.data.download import download
 from unveil.data.fashion_mnist import FILES, MD5, fashion, read_idx
-from unveil.types import MediaError, NotWritable
+from unveil.types import DataError, OutputError
 
 
 def idx(*shape: int, fill: int = 0, kind: bytes = b"\0\0\x08") -> bytes:
@@ -59,7 +59,7 @@ def test_a_smaller_picture_goes_with_each(tmp_path):
 
 
 def test_without_the_files_the_message_names_three_ways(nowhere, cache):
-    with pytest.raises(MediaError) as caught:
+    with pytest.raises(DataError) as caught:
         data.open(data.FashionConfig())
     for way in ("apt install dataset-fashion-mnist", "data.folder=PATH", "data.download=true"):
         assert way in str(caught.value)
@@ -67,7 +67,7 @@ def test_without_the_files_the_message_names_three_ways(nowhere, cache):
 
 
 def test_a_folder_without_a_file_names_it(tmp_path):
-    with pytest.raises(MediaError, match=r"no train-images-idx3-ubyte.gz in it"):
+    with pytest.raises(DataError, match=r"no train-images-idx3-ubyte.gz in it"):
         data.open(data.FashionConfig(folder=str(tmp_path)))
 
 
@@ -86,7 +86,7 @@ def test_a_folder_without_a_file_names_it(tmp_path):
 def test_a_damaged_idx_file_is_refused(tmp_path, content, message):
     path = tmp_path / "some-idx3-ubyte.gz"
     path.write_bytes(content)
-    with pytest.raises(MediaError, match=message) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         read_idx(path)
     assert str(path) in str(caught.value)
     path.write_bytes(gzip.compress(idx(3, 28, 28), mtime=0))  # control: the undamaged file is read
@@ -96,10 +96,10 @@ def test_a_damaged_idx_file_is_refused(tmp_path, content, message):
 def test_pictures_and_labels_that_do_not_belong_together_are_refused(tmp_path):
     official(tmp_path)
     (tmp_path / FILES["train"][1]).write_bytes(gzip.compress(idx(5), mtime=0))
-    with pytest.raises(MediaError, match="do not belong together"):
+    with pytest.raises(DataError, match="do not belong together"):
         fashion(data.FashionConfig(folder=str(tmp_path)))
     (tmp_path / FILES["train"][1]).write_bytes(gzip.compress(idx(6, kind=b"\0\0\x08")[:-1] + b"\x0b", mtime=0))
-    with pytest.raises(MediaError, match="label 11; must be 0 to 9"):
+    with pytest.raises(DataError, match="label 11; must be 0 to 9"):
         fashion(data.FashionConfig(folder=str(tmp_path)))
 
 
@@ -151,7 +151,7 @@ def test_a_wrong_checksum_is_one_error_and_leaves_nothing(server, tmp_path):
     url, shown = server
     (shown / "file").write_bytes(b"something else")
     target = tmp_path / "cached" / "file"
-    with pytest.raises(MediaError, match=rf"{url}/file: 14 bytes with md5 {md5(b'something else')}, but 0+ is publ"):
+    with pytest.raises(DataError, match=rf"{url}/file: 14 bytes with md5 {md5(b'something else')}, but 0+ is publ"):
         download(f"{url}/file", target, "0" * 32)
     assert not target.parent.exists()
     assert download(f"{url}/file", target, md5(b"something else")).read_bytes() == b"something else"  # control
@@ -166,7 +166,7 @@ def test_a_failed_download_leaves_nothing(server, tmp_path, path, message):
     url, shown = server
     (shown / "cut").write_bytes(b"half")
     (shown / "large").write_bytes(b"x" * 1000)
-    with pytest.raises(MediaError, match=message):
+    with pytest.raises(DataError, match=message):
         download(f"{url}/{path}", tmp_path / "cached" / path, md5(b"whole"), largest=64)
     assert not (tmp_path / "cached").exists()
 
@@ -174,12 +174,12 @@ def test_a_failed_download_leaves_nothing(server, tmp_path, path, message):
 def test_no_server_other_schemes_and_unwritable_places_are_named(server, tmp_path):
     url, shown = server
     (shown / "file").write_bytes(b"whole")
-    with pytest.raises(MediaError, match="cannot be fetched"):
+    with pytest.raises(DataError, match="cannot be fetched"):
         download("http://127.0.0.1:9/file", tmp_path / "file", md5(b"whole"))
-    with pytest.raises(MediaError, match="only http and https"):
+    with pytest.raises(DataError, match="only http and https"):
         download(f"file://{shown}/file", tmp_path / "file", md5(b"whole"))
     (tmp_path / "blocker").write_text("a file")
-    with pytest.raises(NotWritable):
+    with pytest.raises(OutputError):
         download(f"{url}/file", tmp_path / "blocker" / "file", md5(b"whole"))
 
 

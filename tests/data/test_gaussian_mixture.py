@@ -5,7 +5,7 @@ import torch
 
 from unveil.core.process import CosineVP, LinearVP
 from unveil.data.gaussian_mixture import Mixture
-from unveil.types import Level, RecipeError, ShapeError
+from unveil.types import NoiseLevel, RecipeError, ShapeError
 
 
 def mixture(*shape: int) -> Mixture:
@@ -30,7 +30,7 @@ def test_eps_is_the_score_of_the_density_and_x_is_put_together_again(shape, proc
 
 
 def test_x0_is_the_average_of_the_samples_that_could_have_been():
-    toy, level = mixture(), Level(0.5, 0.6, 0.8)
+    toy, level = mixture(), NoiseLevel(0.5, 0.6, 0.8)
     x0 = toy.sample(400_000, torch.Generator().manual_seed(0))
     for x in (-0.7, 0.4):
         weight = torch.exp(-((x - level.alpha * x0) ** 2) / (2 * level.sigma**2))
@@ -40,7 +40,7 @@ def test_x0_is_the_average_of_the_samples_that_could_have_been():
 
 def test_the_ends():
     toy, x = mixture(2), noisy(2)
-    clean, noise = toy(x, Level(0.0, 1.0, 0.0)), toy(x, Level(1.0, 0.0, 1.0))
+    clean, noise = toy(x, NoiseLevel(0.0, 1.0, 0.0)), toy(x, NoiseLevel(1.0, 0.0, 1.0))
     torch.testing.assert_close(clean.x0, x)
     assert not clean.eps.any()
     torch.testing.assert_close(noise.x0, (toy.weights[:, None] * toy.means).sum(0).expand_as(x))
@@ -52,12 +52,12 @@ def test_levels_may_differ_per_sample_and_per_element():
     times = torch.linspace(0.1, 0.9, len(x), dtype=torch.float64)
     rows = [toy(x[i : i + 1], process.at(float(t))).x0 for i, t in enumerate(times)]
     torch.testing.assert_close(toy(x, process.at(times)).x0, torch.cat(rows))
-    known = Level(0.5, torch.tensor([[1.0, 0.6]]), torch.tensor([[0.0, 0.8]]))  # the first number is clean
+    known = NoiseLevel(0.5, torch.tensor([[1.0, 0.6]]), torch.tensor([[0.0, 0.8]]))  # the first number is clean
     torch.testing.assert_close(toy(x, known).x0[:, 0], x[:, 0])
 
 
 def test_a_part_is_the_mixture_of_its_components():
-    toy, level, x = mixture(), Level(0.5, 0.6, 0.8), noisy()
+    toy, level, x = mixture(), NoiseLevel(0.5, 0.6, 0.8), noisy()
     alone = toy.part([1])
     gaussian = alone.means + 0.6 * 0.35**2 / ((0.6 * 0.35) ** 2 + 0.8**2) * (x - 0.6 * alone.means)
     torch.testing.assert_close(alone(x, level).x0, gaussian)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from unveil.data.image_decoding import Rule, read
-from unveil.types import MediaError
+from unveil.types import DataError
 
 
 def shown(path: Path, **rule: object) -> np.ndarray:
@@ -190,7 +190,7 @@ def test_damaged_files_never_raise_anything_but_a_named_error(folder, paint, suf
         (folder / "mutant").write_bytes(mutant)
         try:
             assert read(folder, "mutant", Rule(8)).shape == (3, 8, 8)
-        except MediaError as error:
+        except DataError as error:
             said.append(str(error))
     assert len(said) > 40
     assert all(text.startswith(f"{folder}/mutant: ") for text in said)

@@ -13,7 +13,7 @@ from tests.data.test_bad_folders import black_png, chunk
 
 from unveil.data.image_decoding import header, load, open_picture
 from unveil.data.image_metadata import MOST, PARTS, READS, orientation
-from unveil.types import MediaError
+from unveil.types import DataError
 
 LIMIT = 10_000
 XMP = '<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
@@ -133,7 +133,7 @@ def test_more_than_may_be_beside_the_pixels_is_refused(fair: bytes, too_much: by
     image = open_picture(io.BytesIO(fair), LIMIT)
     load(image)
     with pytest.raises(
-        MediaError, match=r"damaged (PNG|JPEG): more than .* (beside|before) its pixels; export it again"
+        DataError, match=r"damaged (PNG|JPEG): more than .* (beside|before) its pixels; export it again"
     ):
         open_picture(io.BytesIO(too_much), LIMIT)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from unveil import data, playground
 from unveil.data.fingerprint import content, tensors
 from unveil.data.latent_cache import Cached, Encoder, Keeping, kept
-from unveil.types import MediaError, NonFinite, NotWritable, RecipeError, ShapeError
+from unveil.types import DataError, NonFinite, OutputError, RecipeError, ShapeError
 
 NUMBERS = torch.Generator().manual_seed(0)
 PIXELS = torch.randint(0, 256, (7, 1, 4, 6), dtype=torch.uint8, generator=NUMBERS)
@@ -144,7 +144,7 @@ def test_a_folders_key_is_that_of_its_files_and_how_they_are_read(folder: Path):
     os.utime(first, ns=(times.st_atime_ns, times.st_mtime_ns))  # what a check by time and size would not see
     assert content(listed) != before
     first.unlink()
-    with pytest.raises(MediaError, match=r"1\.png"):
+    with pytest.raises(DataError, match=r"1\.png"):
         content(listed)
 
 
@@ -187,7 +187,7 @@ def test_pictures_are_read_only_where_more_is_asked_for(tmp_path: Path, folder: 
     for picture in folder.iterdir():
         picture.unlink()
     assert found[3]["pixels"].shape == (1, 1, 4, 4)
-    with pytest.raises(MediaError):
+    with pytest.raises(DataError):
         Cached(items, path, keys=["low"])[3]
 
 
@@ -243,7 +243,7 @@ def test_several_processes_share_one_file(tmp_path: Path):
 
 
 def test_what_cannot_be_kept_is_refused(tmp_path: Path):
-    with pytest.raises(MediaError, match="without pictures"):
+    with pytest.raises(DataError, match="without pictures"):
         made(tmp_path, [])
     with pytest.raises(ShapeError, match="item 0: 'pixels' is no picture"):
         made(tmp_path, [{"state": 3}])
@@ -253,8 +253,8 @@ def test_what_cannot_be_kept_is_refused(tmp_path: Path):
         made(tmp_path, encoder=replace(ENCODER, encode=lambda p: says(p)[:, :3]))
     with pytest.raises(RecipeError, match=r"dtype torch\.float64"):
         Keeping(dtype=torch.float64)
-    with pytest.raises(MediaError, match="7 latents for 6 items"):
+    with pytest.raises(DataError, match="7 latents for 6 items"):
         Cached(stored(PIXELS[:6]), made(tmp_path).path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotWritable, match="set UNVEIL_CACHE"):
+    with pytest.raises(OutputError, match="set UNVEIL_CACHE"):
         kept(stored(), ENCODER, Keeping(folder=tmp_path / "file"))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unveil import data
 from unveil.data.latents import packed
-from unveil.types import MediaError, NonFinite, NotWritable, RecipeError, ShapeError
+from unveil.types import DataError, NonFinite, OutputError, RecipeError, ShapeError
 
 SHAPE = (4, 3, 5)
 
@@ -124,7 +124,7 @@ def test_the_parts_are_the_same_everywhere_and_share_nothing(tmp_path: Path):
     few = data.write_latents(tmp_path / "few", [some(3)])
     assert len(opened(few, "held-out", 0.001)) == 1
     assert len(opened(few)) == 3
-    with pytest.raises(MediaError, match="few: no latents for the held-out part of 3"):
+    with pytest.raises(DataError, match="few: no latents for the held-out part of 3"):
         opened(few, "held-out")
     with pytest.raises(RecipeError, match="held_out 1"):
         data.LatentsConfig("a", 1.0)
@@ -153,7 +153,7 @@ def test_what_is_no_latents_is_named_with_a_remedy(
 ):
     path = tmp_path / "bad.safetensors"
     save_file(tensors, path, metadata)
-    with pytest.raises(MediaError, match=message) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         opened(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "write it anew with unveil.data.write_latents" in str(caught.value)
@@ -163,22 +163,22 @@ def test_files_that_are_none(tmp_path: Path):
     whole = write(tmp_path, labels=torch.arange(40)).read_bytes()
     for content in (b"", b"text", whole[:-1], whole[:100], whole + b"0", b"PK\x03\x04" + bytes(100)):
         (tmp_path / "bad").write_bytes(content)
-        with pytest.raises(MediaError, match=r"bad: not a whole safetensors file .*copy it again"):
+        with pytest.raises(DataError, match=r"bad: not a whole safetensors file .*copy it again"):
             opened(tmp_path / "bad")
-    with pytest.raises(MediaError, match=r"latent.safetensors: no such file; nearest: 'latents.safetensors'"):
+    with pytest.raises(DataError, match=r"latent.safetensors: no such file; nearest: 'latents.safetensors'"):
         opened(tmp_path / "latent.safetensors")
-    with pytest.raises(MediaError, match="a folder; give the safetensors file"):
+    with pytest.raises(DataError, match="a folder; give the safetensors file"):
         opened(tmp_path)
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path):
     def broken() -> Iterator[Tensor]:
         yield some(3)
-        raise MediaError("the fourth picture")
+        raise DataError("the fourth picture")
 
     path = tmp_path / "a"
     wrong: list[tuple[type[Exception], str, Any, dict[str, Any]]] = [
-        (MediaError, "the fourth picture", broken(), {}),
+        (DataError, "the fourth picture", broken(), {}),
         (ShapeError, "at least one is needed", [], {}),
         (ShapeError, "chunk 0: torch.float64", [some(2).double()], {}),
         (ShapeError, r"chunk 0: .*\(4, 3, 5\); must be \(n, C, H, W\)", [some(1)[0]], {}),
@@ -189,7 +189,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path):
         (ShapeError, "must be torch.int64", [some(2)], {"labels": torch.zeros(2)}),
         (RecipeError, "labels 0 to 1: must be 0 to 0", [some(2)], {"labels": torch.arange(2), "classes": ["a"]}),
         (RecipeError, "metadata scale = '1': give it as the argument scale", [some(2)], {"metadata": {"scale": "1"}}),
-        (MediaError, "one for each of the 4 channels", [some(2)], {"scale": [1.0, 2.0]}),
+        (DataError, "one for each of the 4 channels", [some(2)], {"scale": [1.0, 2.0]}),
     ]
     for kind, message, chunks, given in wrong:
         with pytest.raises(kind, match=message):
@@ -200,14 +200,14 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path):
 def test_nothing_is_overwritten_unasked(tmp_path: Path):
     path = write(tmp_path, 3)
     before = path.read_bytes()
-    with pytest.raises(NotWritable, match="exists already"):
+    with pytest.raises(OutputError, match="exists already"):
         write(tmp_path, 4)
 
     def slow() -> Iterator[Tensor]:
         yield some(1)
         (tmp_path / "other").write_text("of somebody else")  # while ours was being made
 
-    with pytest.raises(NotWritable, match="exists already"):
+    with pytest.raises(OutputError, match="exists already"):
         data.write_latents(tmp_path / "other", slow())
     assert (tmp_path / "other").read_text() == "of somebody else"
     assert path.read_bytes() == before

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from unveil.data.prompts import Prompt, read_prompts
-from unveil.types import MediaError
+from unveil.types import DataError
 
 
 def write(folder: Path, text: str | bytes, name: str = "prompts.txt") -> Path:
@@ -46,12 +46,12 @@ def test_a_line_of_json_says_what_goes_with_the_prompt(tmp_path):
     ],
 )
 def test_a_faulty_line_is_named_by_its_number(tmp_path, line, message):
-    with pytest.raises(MediaError, match=message):
+    with pytest.raises(DataError, match=message):
         read_prompts(write(tmp_path, f'{{"prompt": "a"}}\n\n{line}\n', "p.jsonl"))
 
 
 def test_faulty_lines_are_listed_up_to_five(tmp_path):
-    with pytest.raises(MediaError, match=r"7 faulty lines:\n  line 1: .*(\n  line \d: .*){4}\n  and 2 more$"):
+    with pytest.raises(DataError, match=r"7 faulty lines:\n  line 1: .*(\n  line \d: .*){4}\n  and 2 more$"):
         read_prompts(write(tmp_path, "x\n" * 7, "p.jsonl"))
 
 
@@ -59,10 +59,10 @@ def test_faulty_lines_are_listed_up_to_five(tmp_path):
     ("content", "message"), [(b"", "no prompt in it"), (b"# a\n", "no prompt in it"), (b"\xff\xfe", "it is not UTF-8")]
 )
 def test_a_file_without_prompts_or_of_another_kind_is_told(tmp_path, content, message):
-    with pytest.raises(MediaError, match=message):
+    with pytest.raises(DataError, match=message):
         read_prompts(write(tmp_path, content))
 
 
 def test_a_missing_file_is_told(tmp_path):
-    with pytest.raises(MediaError, match="cannot be read"):
+    with pytest.raises(DataError, match="cannot be read"):
         read_prompts(tmp_path / "none.txt")

@@ -14,7 +14,7 @@ from unveil import data
 from unveil.data.fingerprint import content
 from unveil.data.video_folder import upright
 from unveil.model.config.data import PartSection
-from unveil.types import MediaError, RecipeError
+from unveil.types import DataError, RecipeError
 
 
 def config(folder, **given):
@@ -76,7 +76,7 @@ def test_a_variable_rate_needs_a_rule(folder):
     assert "variable frame rate (frames 41.7 to 83.3 ms apart) and no rule for it" in reason
     assert "resample: nearest" in reason
     assert "resample: shown" in reason
-    with pytest.raises(MediaError, match="variable frame rate"):
+    with pytest.raises(DataError, match="variable frame rate"):
         data.Clips(config(folder))
     for rule, numbers in (("nearest", [0, 2, 3, 4]), ("shown", [0, 2, 3, 4])):
         given = config(folder, fps=12, resample=rule)
@@ -195,7 +195,7 @@ def test_every_bad_file_is_named_and_the_rest_is_used(folder):
         "fps          12 1",
     ):
         assert name in text
-    with pytest.raises(MediaError, match=r"5 of 6 files cannot be used(.|\n)*song.mp4: holds sound only"):
+    with pytest.raises(DataError, match=r"5 of 6 files cannot be used(.|\n)*song.mp4: holds sound only"):
         data.Clips(config(folder))
     assert len(data.Clips(config(folder, max_bad=0.9))) == 1
 
@@ -211,10 +211,10 @@ def test_a_file_that_changed_since_the_check_is_an_error(folder):
     path = film(folder / "a.mp4", 8)
     clips = data.Clips(config(folder, frames=8))
     film(path, 4)
-    with pytest.raises(MediaError, match=r"a\.mp4: fewer frames than before; it has changed"):
+    with pytest.raises(DataError, match=r"a\.mp4: fewer frames than before; it has changed"):
         clips[0]
     path.unlink()
-    with pytest.raises(MediaError, match=r"a\.mp4"):
+    with pytest.raises(DataError, match=r"a\.mp4"):
         clips[0]
 
 

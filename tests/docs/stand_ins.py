@@ -18,8 +18,8 @@ from unveil.io.safetensors_io import write_tensors
 from unveil.model import Model, build
 from unveil.model.config import Recipe, load_recipe
 from unveil.nn.controlnet import ControlNet, hint_widths
-from unveil.nn.lora import LoraConfig, fresh
-from unveil.nn.lora_layer import Addition
+from unveil.nn.lora import LoraConfig, init_lora
+from unveil.nn.lora_layer import LoraDelta
 from unveil.nn.unet import UNet
 from unveil.playground import PlaygroundConfig
 
@@ -145,13 +145,13 @@ def _filming() -> tuple[Model, list[str]]:
     return model, [str(item["text"]) for item in world.told(range(2000))]
 
 
-def _lora(model: Model) -> lora_export.Written:
+def _lora(model: Model) -> lora_export.LoraFile:
     """A LoRA of the attention in kohya's naming, that changes pictures."""
     parts = lora_targets.parts_of(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         made = [
-            Addition(one.layer, one.down, torch.randn_like(one.up) * 0.1, one.alpha)
-            for one in fresh(parts["denoiser"].network, LoraConfig(("own.*", "context.*"), rank=4))
+            LoraDelta(one.layer, one.down, torch.randn_like(one.up) * 0.1, one.alpha)
+            for one in init_lora(parts["denoiser"].network, LoraConfig(("own.*", "context.*"), rank=4))
         ]
     return lora_export.dump({"denoiser": made}, parts, "kohya")

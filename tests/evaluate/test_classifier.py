@@ -14,8 +14,8 @@ from unveil.data import Stored
 from unveil.evaluate import features
 from unveil.nn.cnn import Cnn, CnnConfig
 from unveil.nn.vit import ViTConfig
-from unveil.train.classifier import ClassifierConfig, Progress, save_classifier, train_classifier
-from unveil.types import NotWritable, RecipeError, ShapeError
+from unveil.train.classifier import ClassifierConfig, ClassifierProgress, save_classifier, train_classifier
+from unveil.types import OutputError, RecipeError, ShapeError
 
 SMALL = ClassifierConfig(CnnConfig(1, 8, 10, (8, 16), features=12), epochs=4, batch=64, shift=0.5, turn=10)
 
@@ -26,7 +26,7 @@ def parts() -> tuple[Stored, Stored]:
 
 
 def test_it_learns_the_same_from_the_same_seed_and_leaves_the_global_one_alone(parts, tmp_path: Path):
-    told: list[Progress] = []
+    told: list[ClassifierProgress] = []
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     one = train_classifier(SMALL, *parts, told.append)
@@ -46,7 +46,7 @@ def test_it_learns_the_same_from_the_same_seed_and_leaves_the_global_one_alone(p
     with torch.inference_mode():
         expected = one.network(features.to_unit(parts[1].pixels[:50])).logits
     torch.testing.assert_close(loaded.logits(parts[1].pixels[:50]), expected, rtol=0, atol=1e-5)
-    with pytest.raises(NotWritable, match="exists already"):
+    with pytest.raises(OutputError, match="exists already"):
         save_classifier("classifier-digits", one, SMALL, tmp_path)
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from unveil import data
 from unveil.evaluate import features
-from unveil.types import MediaError, RecipeError, ShapeError, WeightsError
+from unveil.types import DataError, RecipeError, ShapeError, WeightsError
 
 SHIPPED = Path(features.__file__).parent.parent / "assets" / "feature_networks"
 
@@ -34,7 +34,7 @@ def test_digits_are_read(digits: features.FeatureNetwork):
 def test_fashion_is_read():
     try:
         dataset = data.fashion(data.FashionConfig(), "held-out")
-    except MediaError as absent:
+    except DataError as absent:
         pytest.skip(f"Fashion-MNIST is not installed: {absent}")
     network = features.load("fashion")
     quarter = data.Stored(dataset.pixels[::4], dataset.labels[::4])

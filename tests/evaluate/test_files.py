@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from unveil.io.files import refuse_overwrite, sha256, write_atomically
-from unveil.types import NotWritable, OutOfResources
+from unveil.types import OutOfResources, OutputError
 
 
 def test_content_arrives_whole_and_leaves_no_other_file(tmp_path: Path):
@@ -25,16 +25,16 @@ def test_content_arrives_whole_and_leaves_no_other_file(tmp_path: Path):
 
 def test_a_path_below_a_file_is_not_writable(tmp_path: Path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(NotWritable, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be written"):
         write_atomically(tmp_path / "file" / "a.txt", "x")
-    with pytest.raises(NotWritable, match="file is a file, not a folder"):
+    with pytest.raises(OutputError, match="file is a file, not a folder"):
         refuse_overwrite(tmp_path / "file" / "deeper" / "a.txt")
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_what_is_there_is_refused_unless_forced(tmp_path: Path):
     path = write_atomically(tmp_path / "a", "x")
-    with pytest.raises(NotWritable, match="exists already"):
+    with pytest.raises(OutputError, match="exists already"):
         refuse_overwrite(path)
     assert refuse_overwrite(path, force=True) == path
     assert refuse_overwrite(tmp_path / "b") == tmp_path / "b"

@@ -9,12 +9,12 @@ import torch
 
 from unveil import data
 from unveil.core.ode_likelihood import ode_bits
-from unveil.core.rng import Streams
+from unveil.core.rng import SampleRNG
 from unveil.evaluate.likelihood import TOLERANCE, bits_per_dim, ode_bits_per_dim
 from unveil.io.images import to_unit
 from unveil.model import Model, build
 from unveil.model.config import load_recipe
-from unveil.types import MediaError, RecipeError
+from unveil.types import DataError, RecipeError
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_the_odes_likelihood_is_the_mean_over_pictures_each_with_its_own_conditi
     assert told == [(2, 3), (3, 3)]
     row = 150  # the second of three out of 450
     condition, _ = model.encode({"label": [held_out[row]["label"]]}, 1)
-    x0, noise = to_unit(held_out[row]["pixels"][None]), Streams(0, [row]).bind((1, 8, 8))
+    x0, noise = to_unit(held_out[row]["pixels"][None]), SampleRNG(0, [row]).bind((1, 8, 8))
     alone = ode_bits(model.step(condition), model.process, x0, noise=noise, probes=2, tolerance=TOLERANCE)
     assert float(found.per_picture[1]) == pytest.approx(float(alone.value), rel=1e-3)
     assert found.interval.value == pytest.approx(float(found.per_picture.mean()))
@@ -58,9 +58,9 @@ def test_the_odes_likelihood_is_the_mean_over_pictures_each_with_its_own_conditi
 
 
 def test_what_cannot_have_a_bound_is_named(model: Model):
-    with pytest.raises(MediaError, match="6 of 6 pictures have no 'label'"):
+    with pytest.raises(DataError, match="6 of 6 pictures have no 'label'"):
         bits_per_dim(model, data.Stored(data.digits("held-out").pixels[:6]), steps=5)
-    with pytest.raises(MediaError, match="without pictures"):
+    with pytest.raises(DataError, match="without pictures"):
         bits_per_dim(model, data.Stored(data.digits("held-out").pixels[:0]), steps=5)
     with pytest.raises(RecipeError, match="part 0 has 1000 steps, 5000 asked"):
         bits_per_dim(model, data.digits("held-out"), steps=5000)

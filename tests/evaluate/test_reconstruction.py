@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.autoencoders import KL, VQ, KLConfig, Video, VideoConfig, VQConfig
+from unveil.autoencoders import (
+    AutoencoderKL,
+    AutoencoderKLConfig,
+    VideoAutoencoderKL,
+    VideoAutoencoderKLConfig,
+    VQModel,
+    VQModelConfig,
+)
 from unveil.evaluate import Report, compare, features, fid
 from unveil.evaluate.perceptual import perceptual
 from unveil.evaluate.reconstruction import Networks, evaluate_autoencoder, through
@@ -36,7 +43,7 @@ class Items:
         return {"pixels": self.pixels[index]}
 
 
-class Brighter(KL):
+class Brighter(AutoencoderKL):
     """A codec that gives every picture back brighter: those of even number by 0.2 of the range, others by 0.02."""
 
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -60,7 +67,7 @@ def dark(count: int = 30) -> Items:
 @pytest.fixture(scope="module")
 def report() -> Report:
     networks = Networks(features.load("pixels", shape=(1, 12, 12)), ("digits", perceptual("digits")))
-    return evaluate_autoencoder(Brighter(KLConfig(**BASE)), dark(200), networks)  # type: ignore[arg-type]
+    return evaluate_autoencoder(Brighter(AutoencoderKLConfig(**BASE)), dark(200), networks)  # type: ignore[arg-type]
 
 
 def test_psnr_is_told_of_the_pooled_error_and_as_a_mean_over_pictures(report):
@@ -73,7 +80,7 @@ def test_psnr_is_told_of_the_pooled_error_and_as_a_mean_over_pictures(report):
 
 def test_the_other_numbers_are_those_of_the_same_pictures(report):
     items = dark(200)
-    made = through(Brighter(KLConfig(**BASE)), items.pixels).pixels  # type: ignore[arg-type]
+    made = through(Brighter(AutoencoderKLConfig(**BASE)), items.pixels).pixels  # type: ignore[arg-type]
     judge = perceptual("digits")
     distance = judge(images.to_unit(made), images.to_unit(items.pixels)).mean()
     assert report.results["perceptual"]["value"] == pytest.approx(float(distance), rel=1e-4)
@@ -104,7 +111,7 @@ def test_a_report_is_written_read_and_told(report, tmp_path):
 
 
 def test_other_pictures_make_another_protocol(report):
-    other = evaluate_autoencoder(Brighter(KLConfig(**BASE)), dark(60), Networks())  # type: ignore[arg-type]
+    other = evaluate_autoencoder(Brighter(AutoencoderKLConfig(**BASE)), dark(60), Networks())  # type: ignore[arg-type]
     assert other.protocol_sha256 != report.protocol_sha256
     with pytest.raises(RecipeError, match="different protocols"):
         compare(report, other)
@@ -114,7 +121,7 @@ def test_other_pictures_make_another_protocol(report):
 
 def test_codes_in_use_are_counted():
     torch.manual_seed(0)
-    codec = VQ(VQConfig(**BASE, codes=8)).eval()  # type: ignore[arg-type]
+    codec = VQModel(VQModelConfig(**BASE, codes=8)).eval()  # type: ignore[arg-type]
     with torch.no_grad():
         codec.quantiser.codebook.fill_(100.0)
         codec.quantiser.codebook[3] = -1.0
@@ -129,7 +136,7 @@ def test_codes_in_use_are_counted():
 
 
 def test_pictures_smaller_than_the_window_have_no_ssim():
-    codec = KL(KLConfig(**BASE)).eval()  # type: ignore[arg-type]
+    codec = AutoencoderKL(AutoencoderKLConfig(**BASE)).eval()  # type: ignore[arg-type]
     found = evaluate_autoencoder(codec, Items(size=8), Networks(), count=5)
     assert "smaller than its window" in found.missing["ssim"]
     assert found.results["psnr"]["count"] == 5
@@ -156,7 +163,9 @@ class Clips:
 
 def test_clips_are_measured_frame_by_frame_and_read_by_the_detector():
     torch.manual_seed(0)
-    codec = Video(VideoConfig(3, 3, channels=8, multipliers=(1,), blocks=1, z_channels=192, patch=4, span=4)).eval()
+    codec = VideoAutoencoderKL(
+        VideoAutoencoderKLConfig(3, 3, channels=8, multipliers=(1,), blocks=1, z_channels=192, patch=4, span=4)
+    ).eval()
     found = evaluate_autoencoder(codec, Clips(wrong=(1,)), Networks(perceptual=("fashion", perceptual("fashion"))))
     assert found.results["latents"]["shape"] == [192, 2, 8, 8]
     assert found.results["psnr"]["value"] > 50  # as many latents as pixels: nothing is lost before training

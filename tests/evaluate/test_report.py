@@ -17,7 +17,7 @@ from unveil import data
 from unveil.evaluate import Origin, Report, Settings, compare, evaluate, features, plots
 from unveil.evaluate.image_set import gather
 from unveil.evaluate.metrics import Interval
-from unveil.types import MediaError, NotWritable, RecipeError, ShapeError
+from unveil.types import DataError, OutputError, RecipeError, ShapeError
 
 QUICK = Settings(floor_splits=4, draws=20, kid_subsets=3)
 PARTS = data.digits("train"), data.digits("held-out")
@@ -129,11 +129,11 @@ def test_reports_come_back_and_are_never_overwritten(fresh: Report, tmp_path: Pa
     back = Report.load(tmp_path / "run")
     assert back.protocol_sha256 == fresh.protocol_sha256
     assert back.results == json.loads(json.dumps(fresh.results))
-    with pytest.raises(NotWritable, match="exists already"):
+    with pytest.raises(OutputError, match="exists already"):
         fresh.save(tmp_path / "run")
     fresh.save(tmp_path / "run", force=True)
     (tmp_path / "file").touch()
-    with pytest.raises(NotWritable):
+    with pytest.raises(OutputError):
         fresh.save(tmp_path / "file" / "run")
     assert page.name == "report.html"
 
@@ -178,10 +178,10 @@ def test_a_report_that_was_edited_or_is_none_is_refused(fresh: Report, tmp_path:
     fresh.save(tmp_path)
     path = tmp_path / "report.json"
     path.write_text(path.read_text().replace('"steps": 20', '"steps": 19'))
-    with pytest.raises(MediaError, match="evaluate again"):
+    with pytest.raises(DataError, match="evaluate again"):
         Report.load(path)
     path.write_text("{}")
-    with pytest.raises(MediaError, match="not a report"):
+    with pytest.raises(DataError, match="not a report"):
         Report.load(path)
 
 
@@ -210,7 +210,7 @@ def test_data_sets_of_any_kind_are_gathered():
     assert found.labels.tolist() == [0, 2, 4]
     with pytest.raises(ShapeError, match="all must be uint8 of one size"):
         gather([{"pixels": torch.zeros(3, 2, 2)}])  # pyright: ignore[reportArgumentType]
-    with pytest.raises(MediaError, match="without pictures"):
+    with pytest.raises(DataError, match="without pictures"):
         gather([])  # pyright: ignore[reportArgumentType]
 
 

@@ -26,12 +26,12 @@ from tests.former.command import unveil as command
 from tests.former.environment import key
 from unveil.core import schedules as grids
 from unveil.core.denoiser import Estimate
-from unveil.core.flow import RectifiedFlow, RootShifted, Shifted
+from unveil.core.flow import RectifiedFlow, SqrtSizeShift, TimeShift
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, Process, betas
-from unveil.core.rng import Streams
-from unveil.core.samplers import SAMPLERS, Table, run
+from unveil.core.rng import SampleRNG
+from unveil.core.samplers import SAMPLERS, CoefficientTable, run
 from unveil.core.sde import SubVP
-from unveil.core.ve import EDM, VE
+from unveil.core.ve import VE, EDMProcess
 from unveil.types import NonFinite, RecipeError, like
 
 FILE = Path(__file__).with_name("numbers.json")
@@ -45,11 +45,11 @@ PROCESSES: dict[str, Process] = {
     "cosine-vp": CosineVP(),
     "sub-vp": SubVP(),
     "ve": VE(),
-    "edm": EDM(),
+    "edm": EDMProcess(),
     "rectified-flow": FLOW,
-    "shifted-flow": Shifted(FLOW, 3.0),
-    "shifted-vp": Shifted(CosineVP(), 2.0),
-    "root-shifted-flow": RootShifted(FLOW, 4.0, 16 * 32 * 32).sized((8, 16, 16)),
+    "shifted-flow": TimeShift(FLOW, 3.0),
+    "shifted-vp": TimeShift(CosineVP(), 2.0),
+    "root-shifted-flow": SqrtSizeShift(FLOW, 4.0, 16 * 32 * 32).sized((8, 16, 16)),
 }
 GRIDS = {**grids.GRIDS, **grids.SCHEDULED}
 TRAINED = sorted(path.stem for path in (FILES / "recipes" / "trained").glob("*.yaml"))
@@ -87,7 +87,9 @@ def tables() -> dict[str, Any]:
             whole.update(_bytes(levels))
             for name, sampler in SAMPLERS.items():
                 plan = None if grid is None else _tried(sampler.plan, grid)
-                known = isinstance(plan, Table) or (plan is not None and grid_name == "uniform")  # others take long
+                known = isinstance(plan, CoefficientTable) or (
+                    plan is not None and grid_name == "uniform"
+                )  # others take long
                 numbers = list(_plan_numbers(plan, grid)) if known else [math.nan]
                 packed = _bytes(numbers)
                 hashes[name].update(packed)
@@ -110,13 +112,13 @@ def _tried(build: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
 
 def _plan_numbers(plan: Any, grid: Any) -> Iterator[float]:
     """Of a table its rows; of a plan that chooses its steps as it goes, what it makes of fixed noise."""
-    if isinstance(plan, Table):
+    if isinstance(plan, CoefficientTable):
         yield from (len(plan), plan.of == "x0")
         for row in plan.rows:
             yield from _numbers(row)
         return
     x = torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None]
-    streams = Streams(3, range(5))
+    streams = SampleRNG(3, range(5))
     yield from _numbers(_tried(run, plan, _step, grid.start(x), noise=streams.bind((1,))))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.golden.case import Case, Comparison
-from unveil.autoencoders import KL, VQ, KLConfig, Quantised, VQConfig
+from unveil.autoencoders import AutoencoderKL, AutoencoderKLConfig, Quantised, VQModel, VQModelConfig
 from unveil.autoencoders.vq import Order, Quantiser, Remap, usage
 from unveil.checkpoints import autoencoder
 
@@ -19,8 +19,8 @@ def autoencoder_kl(folder: Path) -> Iterator[Comparison]:
     """AutoencoderKL: moments, the Gaussian and what is decoded."""
     case = Case(folder)
     codec = autoencoder.codec_of(case.weights(), autoencoder.from_arguments(case.meta["arguments"]))
-    assert isinstance(codec, KL)
-    assert isinstance(codec.config, KLConfig)
+    assert isinstance(codec, AutoencoderKL)
+    assert isinstance(codec.config, AutoencoderKLConfig)
     io = case.io
     posterior = codec.posterior(io["x"])
     sample = posterior.sample(io["noise"])
@@ -49,7 +49,7 @@ def vqmodel(folder: Path) -> Iterator[Comparison]:
     """VQModel, and VQModelInterface, which quantises when it decodes."""
     case = Case(folder)
     codec = autoencoder.codec_of(case.weights(), autoencoder.from_arguments(case.meta["arguments"]))
-    assert isinstance(codec, VQ)
+    assert isinstance(codec, VQModel)
     z = codec.encoded(case.io["x"])
     found = codec.quantise(z)
     rows = {
@@ -98,7 +98,7 @@ def quantizer(folder: Path) -> Iterator[Comparison]:
 
 def _quantiser(embedding: Tensor, order: Order, beta: float) -> Quantiser:
     codes, width = embedding.shape
-    quantiser = Quantiser(width, VQConfig(3, 3, 32, (1,), 1, width, codes=codes, beta=beta, order=order))
+    quantiser = Quantiser(width, VQModelConfig(3, 3, 32, (1,), 1, width, codes=codes, beta=beta, order=order))
     quantiser.codebook.copy_(embedding)
     return quantiser
 

@@ -17,14 +17,14 @@ from unveil.checkpoints import openai
 from unveil.conditioning.class_label import Label
 from unveil.core import guidance, schedules
 from unveil.core import prediction as predictions
-from unveil.core.denoiser import Denoiser, Step
-from unveil.core.samplers import State, ancestral, ddim, run
+from unveil.core.denoiser import DenoiseFn, Denoiser
+from unveil.core.samplers import SamplerState, ancestral, ddim, run
 from unveil.core.samplers.ancestral import Shift
 from unveil.core.variance import VarianceRule, fixed_large, fixed_small, is_learned, learned_range
 from unveil.nn.unet import UNet
-from unveil.types import Condition, Level, like
+from unveil.types import Condition, NoiseLevel, like
 
-Clip = Callable[[Denoiser, Condition | None], Step]
+Clip = Callable[[Denoiser, Condition | None], DenoiseFn]
 
 
 class Guided:
@@ -41,7 +41,9 @@ class Guided:
         self.classes = case.io["input.y"]
         self.prediction = predictions.x0 if made.get("predict_xstart", False) else predictions.eps
 
-    def step(self, rows: slice = slice(None), dtype: torch.dtype = torch.float32, clip: Clip | None = None) -> Step:
+    def step(
+        self, rows: slice = slice(None), dtype: torch.dtype = torch.float32, clip: Clip | None = None
+    ) -> DenoiseFn:
         """The clipped estimate of some of the samples."""
         settings, learns = self.case.meta["model"], is_learned(self.variance)
         condition = None
@@ -76,7 +78,7 @@ class Guided:
         score = guidance.log_probability(lambda x, level: network(x, self.told(level, x).flatten()), classes)
         return guidance.gradient(score, settings["scale"])
 
-    def told(self, level: Level, x: Tensor) -> Tensor:
+    def told(self, level: NoiseLevel, x: Tensor) -> Tensor:
         """The index of the whole schedule, for each sample, of x's rank."""
         index = torch.as_tensor(self.setup.process.index(level), dtype=torch.float32)
         return like(index.expand(len(x)), x)  # type: ignore[return-value]
@@ -90,7 +92,7 @@ def classifier_guidance(case_dir: Path) -> Iterator[Comparison]:
     move, step, shift = guided.setup.chain.of(level), guided.step(), guided.shift()
     estimate, push = step(x, level), shift(x, level)
     spread = guided.variance(move, estimate.extra)
-    mean, steered = move.mean(estimate.x0, x), guidance.steer(step, shift)(x, level)
+    mean, steered = move.mean(estimate.x0, x), guidance.shift_eps(step, shift)(x, level)
     got = {
         "p_mean_variance.mean": mean,
         "p_mean_variance.variance": expanded(spread.value, x),
@@ -105,12 +107,12 @@ def classifier_guidance(case_dir: Path) -> Iterator[Comparison]:
     for name, value in got.items():
         if f"output.{name}" in io:
             yield case.compare(f"output.{name}", value)
-    pair = schedules.Grid(guided.setup.process, [level, guided.setup.below(io["input.t"])])
+    pair = schedules.Schedule(guided.setup.process, [level, guided.setup.below(io["input.t"])])
     for key in io:
         if key.startswith("output.ddim_sample.eta"):
             plan = ddim(pair, float(key.removeprefix("output.ddim_sample.eta")))
             drawn_once = lambda number, draw=0: io["output.p_sample.noise"]  # noqa: E731
-            yield case.compare(key, run(plan, guidance.steer(step, shift), x, noise=drawn_once))
+            yield case.compare(key, run(plan, guidance.shift_eps(step, shift), x, noise=drawn_once))
     yield from loops(case, guided)
 
 
@@ -120,7 +122,7 @@ def placed(guided: Guided, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     for b, index in enumerate(t.tolist()):
         rows = slice(b, b + 1)
         plan = ancestral(guided.setup.grid, guided.variance, shift=guided.shift(rows))
-        one = State(x[rows].clone(), (), len(guided.setup.kept) - 1 - index)
+        one = SamplerState(x[rows].clone(), (), len(guided.setup.kept) - 1 - index)
         with torch.no_grad():
             moved = plan.advance(one, guided.step(rows), lambda k, draw=0, r=rows: noise[r], torch.empty_like(one.x))
         out.append(moved.state.x)
@@ -154,7 +156,7 @@ def as_library(guided: Guided, name: str, noises: Tensor) -> Tensor:
     if "p_sample" in name:
         plan, used = ancestral(grid, guided.variance, shift=shift), step
     else:
-        plan, used = ddim(grid, eta_of(name)), guidance.steer(step, shift)
+        plan, used = ddim(grid, eta_of(name)), guidance.shift_eps(step, shift)
     return run(plan, used, noises[0].clone(), noise=drawn(noises[1:]))
 
 

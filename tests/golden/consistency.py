@@ -15,38 +15,38 @@ from torch import Tensor, nn
 from tests.golden.case import Case, Comparison
 from tests.golden.k_diffusion import by_draw, by_step, ratio
 from unveil.core import loss_weights, preconditioning, schedules
-from unveil.core.denoiser import Denoiser, Estimate, Step
+from unveil.core.denoiser import DenoiseFn, Denoiser, Estimate
 from unveil.core.guidance import clip_static
 from unveil.core.rng import Noise
-from unveil.core.samplers import SAMPLERS, Progress, Table, consistency, run
-from unveil.core.samplers.runge_kutta import lowered
-from unveil.core.schedule import Grid
-from unveil.core.ve import EDM
+from unveil.core.samplers import SAMPLERS, CoefficientTable, SamplingProgress, consistency, run
+from unveil.core.samplers.runge_kutta import sigma_down
+from unveil.core.schedule import Schedule
+from unveil.core.ve import EDMProcess
 from unveil.data.gaussian_mixture import Mixture
-from unveil.types import Condition, Level
+from unveil.types import Condition, NoiseLevel
 
 LEAST, MOST, RHO, DATA = 0.002, 80.0, 7.0, 0.5  # defaults of the original
 
 
-def karras(given: dict[str, Any]) -> Grid:
+def karras(given: dict[str, Any]) -> Schedule:
     """`get_sigmas_karras`: n levels and 0."""
     low, high = given.get("sigma_min", LEAST), given.get("sigma_max", MOST)
-    return schedules.karras(EDM(), given["n"], sigma_min=low, sigma_max=high, rho=given.get("rho", RHO))
+    return schedules.karras(EDMProcess(), given["n"], sigma_min=low, sigma_max=high, rho=given.get("rho", RHO))
 
 
-def stops(given: dict[str, Any]) -> Grid:
+def stops(given: dict[str, Any]) -> Schedule:
     """The levels `ts` of multistep sampling, as numbers into a Karras grid of `steps`; the last is where it ends."""
     low, high = (given.get(name, least) for name, least in (("t_min", LEAST), ("t_max", MOST)))
     rho, steps = given.get("rho", RHO), given["steps"]
     first, last = high ** (1 / rho), low ** (1 / rho)
-    return schedules.from_sigmas(EDM(), [(first + t / (steps - 1) * (last - first)) ** rho for t in given["ts"]])
+    return schedules.from_sigmas(EDMProcess(), [(first + t / (steps - 1) * (last - first)) ** rho for t in given["ts"]])
 
 
-def exact(settings: dict[str, Any]) -> Step:
+def exact(settings: dict[str, Any]) -> DenoiseFn:
     """The recorded denoiser: a mixture of numbers, at every pixel."""
     pixel = Mixture(settings["w"], torch.tensor(settings["m"], dtype=torch.float64), settings["s"])
 
-    def step(x: Tensor, level: Level) -> Estimate:
+    def step(x: Tensor, level: NoiseLevel) -> Estimate:
         return Estimate.of_x0(pixel(x.flatten(), level).x0.reshape(x.shape), x, level)
 
     return step
@@ -58,7 +58,7 @@ def sigmas(case_dir: Path) -> Iterator[Comparison]:
         grid = karras(given)
         yield case.compare(f"spec{k}.sigmas", [ratio(level) for level in grid])
         if f"spec{k}.ancestral.sigma_down" in case.io:
-            pairs = [lowered(here, there, 1.0) for here, there in pairwise(grid)]
+            pairs = [sigma_down(here, there, 1.0) for here, there in pairwise(grid)]
             yield case.compare(f"spec{k}.ancestral.sigma_down", [ratio(low) for low, _ in pairs])
             yield case.compare(f"spec{k}.ancestral.sigma_up", [up for _, up in pairs])
 
@@ -68,15 +68,15 @@ def sigmas(case_dir: Path) -> Iterator[Comparison]:
 CHURN = ("s_churn", "s_tmin", "s_tmax", "s_noise")
 
 
-def planned(kind: str, grid: Grid, given: dict[str, Any]) -> Table:
+def planned(kind: str, grid: Schedule, given: dict[str, Any]) -> CoefficientTable:
     """The table of an original sampler over its sigmas."""
     churn = {name: given[name] for name in CHURN if name in given}
     if kind == "onestep":
-        return consistency(schedules.Grid(grid.process, [grid[0], grid[-1]]))
+        return consistency(schedules.Schedule(grid.process, [grid[0], grid[-1]]))
     if kind == "multistep":
-        return consistency(stops(given), least=grid.process.at(given.get("t_min", LEAST) / EDM().sigma_max))
+        return consistency(stops(given), least=grid.process.at(given.get("t_min", LEAST) / EDMProcess().sigma_max))
     if kind == "progdist":
-        return table(SAMPLERS["euler"].plan(schedules.Grid(grid.process, grid[:-1])))
+        return table(SAMPLERS["euler"].plan(schedules.Schedule(grid.process, grid[:-1])))
     if kind == "ancestral":
         return table(SAMPLERS["euler-ancestral"].plan(grid))
     if kind == "euler":
@@ -85,13 +85,13 @@ def planned(kind: str, grid: Grid, given: dict[str, Any]) -> Table:
     return table(SAMPLERS[{"heun": "heun", "dpm": "dpm2"}[kind]].build(grid, **options, **churn))
 
 
-def table(plan: object) -> Table:
+def table(plan: object) -> CoefficientTable:
     """The plan, which is a table."""
-    assert isinstance(plan, Table)
+    assert isinstance(plan, CoefficientTable)
     return plan
 
 
-def noise_of(kind: str, plan: Table, grid: Grid, noises: Tensor | None) -> Noise | None:
+def noise_of(kind: str, plan: CoefficientTable, grid: Schedule, noises: Tensor | None) -> Noise | None:
     """The recorded noises as our rows ask for them."""
     if noises is None:
         return None
@@ -109,7 +109,7 @@ def samplers(case_dir: Path) -> Iterator[Comparison]:
         noises = case.io.get(f"{name}.noises")
         seen: list[Tensor] = []
 
-        def watch(shown: Progress, plan: Table = plan, seen: list[Tensor] = seen) -> None:
+        def watch(shown: SamplingProgress, plan: CoefficientTable = plan, seen: list[Tensor] = seen) -> None:
             """The original shows the first call of each step; ours follows no marked row."""
             number = shown.state.number - 1
             if number == 0 or not plan.rows[number - 1].mark:
@@ -138,10 +138,10 @@ class Toy(nn.Module):
 
 
 @dataclass(frozen=True)
-class Teacher(preconditioning.EDM):
+class Teacher(preconditioning.EDMPreconditioning):
     """EDM's preconditioning, with the number for the level in thousandths as the distilled networks have it."""
 
-    def index(self, level: Level) -> Any:
+    def index(self, level: NoiseLevel) -> Any:
         return 1000 * super().index(level)
 
 
@@ -153,9 +153,9 @@ def toy_net(case_dir: Path) -> Iterator[Comparison]:
         kind, noises = given["sampler"], case.io[f"{name}.noises"]
         low, high = given.get("sigma_min", LEAST), given.get("sigma_max", MOST)
         data = given.get("sigma_data", DATA)
-        shell = preconditioning.Consistency(data, low) if given["distillation"] else Teacher(data)
+        shell = preconditioning.ConsistencyPreconditioning(data, low) if given["distillation"] else Teacher(data)
         clip = given.get("clip_denoised", True)
-        step = Denoiser(network, EDM(), prediction=shell)
+        step = Denoiser(network, EDMProcess(), prediction=shell)
         count = given["steps"] + (kind == "progdist")
         grid = karras({"n": count, "sigma_min": low, "sigma_max": high, "rho": given.get("rho", RHO)})
         plan = planned(kind, grid, {"t_min": low, "t_max": high, **given})
@@ -167,12 +167,12 @@ def toy_net(case_dir: Path) -> Iterator[Comparison]:
 
 def scalings(case_dir: Path) -> Iterator[Comparison]:
     case = Case(case_dir)
-    level = EDM().at(case.io["input.sigma"].double() / EDM().sigma_max)
+    level = EDMProcess().at(case.io["input.sigma"].double() / EDMProcess().sigma_max)
     for k, given in enumerate(case.meta["specs"]):
         data = given["sigma_data"]
         for name, shell in (
             ("edm", Teacher(data)),
-            ("consistency", preconditioning.Consistency(data, given["sigma_min"])),
+            ("consistency", preconditioning.ConsistencyPreconditioning(data, given["sigma_min"])),
         ):
             columns = preconditioning.scalings(shell, level)
             for part, column in zip(("c_skip", "c_out", "c_in"), columns, strict=False):
@@ -232,11 +232,11 @@ def patches(size: int, side: int = 8) -> Basis:
     return there, back
 
 
-def replaced(step: Step, basis: Basis, images: Tensor) -> Step:
+def replaced(step: DenoiseFn, basis: Basis, images: Tensor) -> DenoiseFn:
     """The step whose clamped x0 takes the first number of a basis from `images`."""
     there, back = basis
 
-    def guided(x: Tensor, level: Level) -> Estimate:
+    def guided(x: Tensor, level: NoiseLevel) -> Estimate:
         mixed = there(clip_static(step)(x, level).x0)
         mixed[:, :, :1] = there(images)[:, :, :1]
         return Estimate.of_x0(back(mixed), x, level)
@@ -253,7 +253,7 @@ def editing(case_dir: Path) -> Iterator[Comparison]:
         there, back = basis
         known = there(images)
         known[:, :, 1:] = 0
-        plan = consistency(grid, least=grid.process.at(case.meta.get("t_min", LEAST) / EDM().sigma_max))
+        plan = consistency(grid, least=grid.process.at(case.meta.get("t_min", LEAST) / EDMProcess().sigma_max))
         x = run(
             plan, replaced(step, basis, images), case.io["input.x_T"], noise=by_draw(plan, case.io[f"{name}.noises"])
         )

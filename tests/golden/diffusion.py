@@ -16,13 +16,13 @@ from unveil.checkpoints import openai
 from unveil.conditioning.class_label import Label
 from unveil.core import prediction as predictions
 from unveil.core import schedules
-from unveil.core.denoiser import Denoiser, Estimate, Step
+from unveil.core.denoiser import DenoiseFn, Denoiser, Estimate
 from unveil.core.guidance import clip_static
 from unveil.core.likelihood import bound, bound_term, prior_term
-from unveil.core.objective import Diffusion
+from unveil.core.objective import DiffusionLoss
 from unveil.core.process import DiscreteVP, betas
 from unveil.core.rng import Noise
-from unveil.core.samplers import State, ancestral, ddim, encode, run
+from unveil.core.samplers import SamplerState, ancestral, ddim, encode, run
 from unveil.core.timestep_sampling import SecondMoment
 from unveil.core.transition import Chain, Transition
 from unveil.core.variance import (
@@ -35,7 +35,7 @@ from unveil.core.variance import (
     posterior_mix,
 )
 from unveil.nn.unet import UNet
-from unveil.types import Condition, Level, like
+from unveil.types import Condition, NoiseLevel, like
 
 OPENAI_BETAS = {"linear": "linear-scaled", "cosine": "cosine", "squaredcos_cap_v2": "cosine"}
 OPENAI_VARIANCE = {
@@ -74,15 +74,15 @@ class Setup:
         self.kept = kept
         self.chain = Chain(self.grid)
 
-    def levels(self, t: Tensor) -> Level:
+    def levels(self, t: Tensor) -> NoiseLevel:
         """The levels (B,) of indices into the respaced chain."""
         return self.process.at((torch.tensor(self.kept)[t].double() + 1) / self.process.steps)
 
-    def below(self, t: Tensor) -> Level:
+    def below(self, t: Tensor) -> NoiseLevel:
         """The next cleaner levels (B,)."""
         return self.chain.of(self.levels(t)).s
 
-    def above(self, t: Tensor) -> Level:
+    def above(self, t: Tensor) -> NoiseLevel:
         """The next noisier levels (B,); beyond the last one alpha is 0, as published."""
         last = t == len(self.kept) - 1
         level = self.levels((t + 1).clamp(max=len(self.kept) - 1))
@@ -219,7 +219,7 @@ def published_losses(
         "RESCALED_KL": (0.0, 1.0),
     }
     for kind, (simple, weight) in kinds.items():
-        loss = Diffusion(simple=simple, bound=weight, variance=variance, chain=setup.chain).at(
+        loss = DiffusionLoss(simple=simple, bound=weight, variance=variance, chain=setup.chain).at(
             denoiser, case.io["input.x0"], None, level.t, case.io["input.noise"]
         )
         prefix = f"loss.{name}.{kind}"
@@ -260,12 +260,12 @@ def single_steps(
     t, noise = case.io["input.t"], case.io["p_sample.noise"]
     yield case.compare(f"p_sample.{name}", p_sample(setup, denoiser, variance, x, t, noise, clip=True))
     step = clip_static(denoiser)
-    pair = schedules.Grid(setup.process, [setup.levels(t), setup.below(t)])
+    pair = schedules.Schedule(setup.process, [setup.levels(t), setup.below(t)])
     for key in case.io:
         if key.startswith("ddim_sample_eta") and key.endswith(f".{name}"):
             eta = float(key.removeprefix("ddim_sample_eta").removesuffix(f".{name}"))
             yield case.compare(key, run(ddim(pair, eta), step, x, noise=lambda k: noise))
-    up = schedules.Grid(setup.process, [setup.above(t), setup.levels(t)])
+    up = schedules.Schedule(setup.process, [setup.above(t), setup.levels(t)])
     yield case.compare(f"ddim_reverse.{name}", run(encode(up), step, x))
 
 
@@ -278,16 +278,16 @@ def p_sample(
     out = []
     for b, index in enumerate(t.tolist()):
         place = len(setup.kept) - 1 - index
-        one = State(x[b : b + 1].clone(), (), place)
+        one = SamplerState(x[b : b + 1].clone(), (), place)
         state = plan.advance(one, step, lambda k, draw=0, b=b: noise[b : b + 1], torch.empty_like(x[b : b + 1])).state
         out.append(state.x)
     return torch.cat(out)
 
 
-def edited(denoiser: Step, *, clip: bool, change: Callable[[Tensor], Tensor] | None) -> Step:
+def edited(denoiser: DenoiseFn, *, clip: bool, change: Callable[[Tensor], Tensor] | None) -> DenoiseFn:
     """x0 changed, then clipped."""
 
-    def changed(x: Tensor, level: Level) -> Estimate:
+    def changed(x: Tensor, level: NoiseLevel) -> Estimate:
         estimate = denoiser(x, level)
         return estimate if change is None else Estimate.of_x0(change(estimate.x0), x, level, estimate.extra)
 
@@ -426,13 +426,13 @@ def q_distributions(case: Case, move: Transition, x0: Tensor, x: Tensor) -> Iter
 def dit_ddim(case: Case, setup: Setup, denoiser: Denoiser, x: Tensor) -> Iterator[Comparison]:
     """DDIM steps at several eta, and the reverse step."""
     t, step = case.io["input.t"], clip_static(denoiser)
-    pair = schedules.Grid(setup.process, [setup.levels(t), setup.below(t)])
+    pair = schedules.Schedule(setup.process, [setup.levels(t), setup.below(t)])
     for key in case.io:
         if key.startswith("output.ddim_sample.eta"):
             eta = float(key.removeprefix("output.ddim_sample.eta"))
             noise = case.io["output.ddim_sample.noise"]
             yield case.compare(key, run(ddim(pair, eta), step, x, noise=lambda k, z=noise: z))
-    up = schedules.Grid(setup.process, [setup.above(t), setup.levels(t)])
+    up = schedules.Schedule(setup.process, [setup.above(t), setup.levels(t)])
     if "output.ddim_reverse_sample.sample" in case.io:
         yield case.compare("output.ddim_reverse_sample.sample", run(encode(up), step, x))
         yield case.compare("output.ddim_reverse_sample.pred_xstart", step(x, setup.levels(t)).x0)
@@ -443,7 +443,7 @@ def dit_losses(case: Case, setup: Setup, denoiser: Denoiser, variance: VarianceR
     made, x0, level = case.meta["constructor"], case.io["input.x0"], setup.levels(case.io["input.t"])
     steps = len(setup.chain)
     weight = (1 / 1000 if made.get("rescale_learned_sigmas", False) else 1 / steps) if is_learned(variance) else 0.0
-    loss = Diffusion(bound=weight, variance=variance, chain=setup.chain).at(
+    loss = DiffusionLoss(bound=weight, variance=variance, chain=setup.chain).at(
         denoiser,
         x0,
         None,
@@ -472,7 +472,7 @@ def dit_loops(case_dir: Path) -> Iterator[Comparison]:
     setup = dit_setup(case)
     denoiser, variance, _ = openai_denoiser(case, setup)
     io = case.io
-    clipped: dict[bool, Step] = {True: clip_static(denoiser), False: denoiser}
+    clipped: dict[bool, DenoiseFn] = {True: clip_static(denoiser), False: denoiser}
     for name in sorted({key.split(".")[0] for key in io if key.endswith(".noises")}):
         noises = io[f"{name}.noises"]
         plan = ancestral(setup.grid, variance) if name.startswith("p_sample") else ddim(setup.grid, eta_of(name))
@@ -495,10 +495,10 @@ def eta_of(name: str) -> float:
 
 def dit_reverse(setup: Setup, denoiser: Denoiser, x0: Tensor) -> Tensor:
     """The published encoder takes the picture for a point of index 0, and ends where alpha is 0."""
-    top = Level(1.0, 0.0, 1.0)
+    top = NoiseLevel(1.0, 0.0, 1.0)
     trajectory: list[Tensor] = []
     run(
-        encode(schedules.Grid(setup.process, [top, *setup.grid[:-1]])),
+        encode(schedules.Schedule(setup.process, [top, *setup.grid[:-1]])),
         denoiser,
         x0.clone(),
         on_step=lambda shown: trajectory.append(shown.state.x.clone()),
@@ -545,12 +545,12 @@ def ddim_steps(case_dir: Path) -> Iterator[Comparison]:
                     yield Comparison(key, value, io[key])
 
 
-def mixture(io: dict[str, Tensor], dtype: torch.dtype) -> Step:
+def mixture(io: dict[str, Tensor], dtype: torch.dtype) -> DenoiseFn:
     """The exact denoiser of isotropic Gaussians in D dimensions."""
     weights, means, spreads = (io[f"gm_{name}"].to(dtype) for name in ("weights", "means", "stds"))
     means = means.flatten(1)
 
-    def step(x: Tensor, level: Level) -> Estimate:
+    def step(x: Tensor, level: NoiseLevel) -> Estimate:
         ratio = level.sigma / level.alpha
         flat = (x / level.alpha).flatten(1)[:, None]  # (B, 1, D)
         width = spreads**2 + ratio**2
@@ -617,9 +617,9 @@ def ldm_run(case: Case, name: str, settings: dict[str, Any]) -> Iterator[Compari
     moved = []
     for b, index in enumerate(t.tolist()):
         plan = ancestral(
-            schedules.Grid(process, [process.at(i / process.steps) for i in range(process.steps, -1, -1)]), variance
+            schedules.Schedule(process, [process.at(i / process.steps) for i in range(process.steps, -1, -1)]), variance
         )
-        one = State(x[b : b + 1].clone(), (), process.steps - 1 - index)
+        one = SamplerState(x[b : b + 1].clone(), (), process.steps - 1 - index)
         step = clip_static(denoiser)
         moved.append(plan.advance(one, step, lambda k, draw=0, b=b: noise[b : b + 1], torch.empty_like(one.x)).state.x)
     yield case.compare(f"{name}.p_sample", torch.cat(moved))
@@ -637,19 +637,19 @@ def ldm_elbo_weights(arrays: dict[str, Tensor], *, x0_mode: bool) -> Tensor:
 
 
 def ldm_losses(
-    case: Case, name: str, settings: dict[str, Any], denoiser: Denoiser, level: Level, lvlb: Tensor
+    case: Case, name: str, settings: dict[str, Any], denoiser: Denoiser, level: NoiseLevel, lvlb: Tensor
 ) -> Iterator[Comparison]:
     """loss = l_simple_weight * mean + original_elbo_weight * mean(weight * loss)."""
     t = case.io[f"{name}.t"]
     l1 = settings.get("loss_type", "l2")
-    error = Diffusion(distance=l1).at(denoiser, case.io["x_start"], None, level.t, case.io["noise"])  # type: ignore[arg-type]
+    error = DiffusionLoss(distance=l1).at(denoiser, case.io["x_start"], None, level.t, case.io["noise"])  # type: ignore[arg-type]
     yield case.compare(f"{name}.val/loss_simple", error.value)
     yield case.compare(f"{name}.val/loss_vlb", (lvlb[t] * error.per_sample).mean())
     simple, elbo = settings.get("l_simple_weight", 1.0), settings.get("original_elbo_weight", 0.0)
     if settings.get("parameterization", "eps") == "x0":  # the published weight is not the bound's: given as it is
-        chosen = Diffusion(distance=l1, weight=lambda level: simple + elbo * lvlb[t].double())
+        chosen = DiffusionLoss(distance=l1, weight=lambda level: simple + elbo * lvlb[t].double())
     else:
-        chosen = Diffusion(distance=l1, simple=simple, elbo=elbo)
+        chosen = DiffusionLoss(distance=l1, simple=simple, elbo=elbo)
     loss = chosen.at(denoiser, case.io["x_start"], None, level.t, case.io["noise"])  # type: ignore[arg-type]
     yield case.compare(f"{name}.loss", loss.value)
     yield case.compare(f"{name}.val/loss", loss.value)

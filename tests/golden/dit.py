@@ -40,7 +40,7 @@ def config_of(made: dict[str, Any]) -> DiTConfig:
 def built(case: Case, made: dict[str, Any]) -> tuple[DiT, Label]:
     """The network with the case's weights, and its table of labels."""
     config, theirs = config_of(made), case.weights()
-    seen = dit.config_of({key: tensor.shape for key, tensor in theirs.items()}, heads=made["num_heads"])
+    seen = dit.infer_config({key: tensor.shape for key, tensor in theirs.items()}, heads=made["num_heads"])
     assert seen == config, "keys and shapes show another configuration than the case's"
     parts = dit.load(theirs, config)
     network = DiT(config)

@@ -14,13 +14,13 @@ from tests.golden.case import Case, Comparison, Unsupported
 from tests.golden.edm_samplers import Net, sampled
 from unveil.checkpoints import edm, score_sde
 from unveil.core import loss_weights, preconditioning
-from unveil.core.denoiser import Denoiser, Step
-from unveil.core.objective import Diffusion
-from unveil.core.ve import EDM
+from unveil.core.denoiser import DenoiseFn, Denoiser
+from unveil.core.objective import DiffusionLoss
+from unveil.core.ve import EDMProcess
 from unveil.nn.edm_unet import DhariwalUNet, SongUNet, SongUNetConfig
-from unveil.types import Condition, Level, like
+from unveil.types import Condition, NoiseLevel, like
 
-SCALE = EDM().sigma_max
+SCALE = EDMProcess().sigma_max
 
 
 class Bound(nn.Module):
@@ -36,14 +36,14 @@ class Bound(nn.Module):
         return self.network(x.float(), t, condition, self.augment)
 
 
-def built(config: edm.Config, parts: edm.Parts) -> nn.Module:
+def built(config: edm.Config, parts: edm.EDMWeights) -> nn.Module:
     """The network with its weights."""
     network = SongUNet(config) if isinstance(config, SongUNetConfig) else DhariwalUNet(config)
     network.load_state_dict(parts.network)
     return network.eval()
 
 
-def labelled(parts: edm.Parts, config: edm.Config, classes: Tensor | None, batch: int) -> Condition | None:
+def labelled(parts: edm.EDMWeights, config: edm.Config, classes: Tensor | None, batch: int) -> Condition | None:
     """The vector that the label table makes of class weights, which need not be one class; None: no label."""
     if parts.label is None:
         return None
@@ -89,7 +89,7 @@ class Shell:
     def __init__(self, case: Case) -> None:
         self.case, self.kind, self.given = case, case.meta["klass"], case.meta["arguments"]
         self.prediction, self.config = edm.from_shell(self.kind, self.given)
-        if isinstance(self.prediction, preconditioning.IDDPM):
+        if isinstance(self.prediction, preconditioning.IDDPMPreconditioning):
             self.prediction.__dict__["ratios"] = single_ratios(self.prediction.steps)
         self.parts = edm.load(case.weights(), self.config)
         self.network = built(self.config, self.parts)
@@ -97,26 +97,30 @@ class Shell:
     @property
     def ends(self) -> tuple[float, float]:
         """`sigma_min` and `sigma_max` of the published class."""
-        if isinstance(self.prediction, preconditioning.VP):
+        if isinstance(self.prediction, preconditioning.VPPreconditioning):
             low, rise = self.prediction.beta_min, self.prediction.beta_max - self.prediction.beta_min
             times = torch.tensor([self.given.get("epsilon_t", 1e-5), 1.0])  # in float32, as the original
             least, most = ((0.5 * rise * times**2 + low * times).exp() - 1).sqrt().tolist()
             return least, most
-        if isinstance(self.prediction, preconditioning.IDDPM):
+        if isinstance(self.prediction, preconditioning.IDDPMPreconditioning):
             return self.prediction.ratios[1].item(), self.prediction.ratios[-1].item()
         least, most = {"VEPrecond": (0.02, 100.0), "EDMPrecond": (0.0, math.inf)}[self.kind]
         return self.given.get("sigma_min", least), self.given.get("sigma_max", most)
 
     def rounded(self, sigma: float) -> float:
         """`round_sigma`."""
-        return float(self.prediction.rounded(sigma)) if isinstance(self.prediction, preconditioning.IDDPM) else sigma
+        return (
+            float(self.prediction.rounded(sigma))
+            if isinstance(self.prediction, preconditioning.IDDPMPreconditioning)
+            else sigma
+        )
 
     def denoiser(self, augment: Tensor | None = None) -> Denoiser:
         """D(x; sigma)."""
         learned = self.kind == "iDDPMPrecond"
-        return Denoiser(Bound(self.network, augment), EDM(), prediction=self.prediction, learns_variance=learned)
+        return Denoiser(Bound(self.network, augment), EDMProcess(), prediction=self.prediction, learns_variance=learned)
 
-    def step(self, classes: Tensor | None, batch: int, augment: Tensor | None = None) -> Step:
+    def step(self, classes: Tensor | None, batch: int, augment: Tensor | None = None) -> DenoiseFn:
         """The same with its condition."""
         condition, denoiser = labelled(self.parts, self.config, classes, batch), self.denoiser(augment)
         return lambda x, level: denoiser(x, level, condition)
@@ -132,9 +136,9 @@ def single_ratios(steps: int) -> Tensor:
     return u.flip(0).double()
 
 
-def at(sigma: Tensor) -> Level:
+def at(sigma: Tensor) -> NoiseLevel:
     """The levels (B,) of EDM's process."""
-    return EDM().at(sigma.flatten().double() / SCALE)
+    return EDMProcess().at(sigma.flatten().double() / SCALE)
 
 
 def precond(case_dir: Path) -> Iterator[Comparison]:
@@ -153,9 +157,11 @@ def precond(case_dir: Path) -> Iterator[Comparison]:
     yield case.compare("round_sigma.out", torch.tensor(rounded, dtype=torch.float64))
     for name, end in zip(("sigma_min", "sigma_max"), shell.ends, strict=True):
         value = torch.tensor(min(end, 1e30), dtype=torch.float64)  # infinity was recorded so
-        single = isinstance(shell.prediction, preconditioning.IDDPM)  # from a table in float32: to its last digit
+        single = isinstance(
+            shell.prediction, preconditioning.IDDPMPreconditioning
+        )  # from a table in float32: to its last digit
         yield case.compare(name, value, least=torch.finfo(torch.float32).eps * value if single else None)
-    if isinstance(shell.prediction, preconditioning.IDDPM):
+    if isinstance(shell.prediction, preconditioning.IDDPMPreconditioning):
         u = shell.prediction.ratios.flip(0)
         yield case.compare("u_first5", u[:5])
         yield case.compare("u_last5", u[-5:])
@@ -169,7 +175,7 @@ def loss(case: Case, shell: Shell) -> Iterator[Comparison]:
     low, high = shell.ends
     match shell.kind:
         case "VPPrecond":
-            assert isinstance(shell.prediction, preconditioning.VP)
+            assert isinstance(shell.prediction, preconditioning.VPPreconditioning)
             t, rise = 1 + uniform * (1e-5 - 1), shell.prediction.beta_max - shell.prediction.beta_min
             sigma = (0.5 * rise * t * t + shell.prediction.beta_min * t).expm1().sqrt()
         case "VEPrecond":
@@ -186,7 +192,7 @@ def loss(case: Case, shell: Shell) -> Iterator[Comparison]:
     denoiser = shell.denoiser(io.get("augment_labels"))
     error = (denoiser(x, level, condition).x0 - images).square()
     yield case.compare("loss", like(weight(level), images) * error)
-    objective = Diffusion(weight=weight).at(denoiser, images, condition, as_tensor(level.t), noise)
+    objective = DiffusionLoss(weight=weight).at(denoiser, images, condition, as_tensor(level.t), noise)
     yield case.compare("loss.per_sample", objective.per_sample, want=io["loss"].flatten(1).mean(1))
 
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from tests.golden.case import Case, Comparison
 from tests.golden.k_diffusion import by_step, mixture, ratio
 from unveil.core import scalar_math, schedules
-from unveil.core.denoiser import Step
-from unveil.core.samplers import Table, euler_time, heun, heun_time, run
+from unveil.core.denoiser import DenoiseFn
+from unveil.core.samplers import CoefficientTable, euler_time, heun, heun_time, run
 from unveil.core.scalar_math import Number
-from unveil.core.schedule import Grid
-from unveil.core.ve import EDM
-from unveil.types import Level
+from unveil.core.schedule import Schedule
+from unveil.core.ve import EDMProcess
+from unveil.types import NoiseLevel
 
 Rounding = Callable[[float], float]  # a sigma -> the nearest that a network knows
 
@@ -28,7 +28,7 @@ Rounding = Callable[[float], float]  # a sigma -> the nearest that a network kno
 class Net:
     """What the samplers ask of a network: its estimate, and the levels that it knows."""
 
-    step: Step
+    step: DenoiseFn
     least: float = 0.0
     most: float = math.inf
     rounded: Rounding = float
@@ -44,11 +44,11 @@ class Clock:
     beta_min: float
     rounded: Rounding
 
-    def at(self, t: Number) -> Level:
+    def at(self, t: Number) -> NoiseLevel:
         """The level at t, with s(t) as alpha and s(t) sigma(t) as sigma."""
         assert not isinstance(t, Tensor)
         if t == 0:
-            return Level(0.0, 1.0, 0.0, 0.0, math.inf)
+            return NoiseLevel(0.0, 1.0, 0.0, 0.0, math.inf)
         if self.schedule == "linear":
             sigma, speed = t, 1.0
         elif self.schedule == "ve":
@@ -58,10 +58,10 @@ class Clock:
             sigma = math.sqrt(math.expm1(0.5 * self.rise * t * t + self.beta_min * t))
             speed = 0.5 * (self.beta_min + self.rise * t) * (sigma + 1 / sigma)
         if self.scaling == "none":
-            return Level(t, 1.0, sigma, 0.0, speed)
+            return NoiseLevel(t, 1.0, sigma, 0.0, speed)
         scale = 1 / math.sqrt(1 + sigma**2)
         change = -sigma * speed * scale**3
-        return Level(t, scale, scale * sigma, change, change * sigma + scale * speed)
+        return NoiseLevel(t, scale, scale * sigma, change, change * sigma + scale * speed)
 
     def t_of(self, half_log_snr: Number) -> Number:
         """The time of a sigma, rounded as the network asks."""
@@ -72,7 +72,7 @@ class Clock:
             return sigma**2
         return (math.sqrt(self.beta_min**2 + 2 * self.rise * math.log1p(sigma**2)) - self.beta_min) / self.rise
 
-    def index(self, level: Level) -> Number:
+    def index(self, level: NoiseLevel) -> Number:
         """Sigma, as the networks are told."""
         return ratio(level)
 
@@ -84,7 +84,7 @@ class Clock:
         """Not asked for."""
         return t
 
-    def prior(self, level: Level) -> Number:
+    def prior(self, level: NoiseLevel) -> Number:
         """Sigma."""
         return level.sigma
 
@@ -95,16 +95,16 @@ def churn(given: dict[str, Any]) -> dict[str, float]:
     return {ours: given[theirs] for theirs, ours in names.items() if theirs in given}
 
 
-def edm_table(given: dict[str, Any], net: Net) -> tuple[Table, Grid]:
+def edm_table(given: dict[str, Any], net: Net) -> tuple[CoefficientTable, Schedule]:
     """`edm_sampler`: Heun with churn on the Karras grid."""
     low, high = max(given.get("sigma_min", 0.002), net.least), min(given.get("sigma_max", 80), net.most)
     steps, rho = given.get("num_steps", 18), given.get("rho", 7)
-    drawn = schedules.karras(EDM(), steps, sigma_min=low, sigma_max=high, rho=rho)
+    drawn = schedules.karras(EDMProcess(), steps, sigma_min=low, sigma_max=high, rho=rho)
     grid = ended(Clock("linear", "none", 0.0, 0.0, net.rounded), [ratio(level) for level in drawn[:-1]])
     return heun(grid, **churn(given)), grid
 
 
-def ablation_table(given: dict[str, Any], net: Net) -> tuple[Table, Grid]:
+def ablation_table(given: dict[str, Any], net: Net) -> tuple[CoefficientTable, Schedule]:
     """`ablation_sampler`: Euler or a second-order method in t, on four discretisations."""
     kind, steps = given.get("discretization", "edm"), given.get("num_steps", 18)
     smallest = given.get("epsilon_s", 1e-3)
@@ -117,13 +117,13 @@ def ablation_table(given: dict[str, Any], net: Net) -> tuple[Table, Grid]:
     rise = 2 * (math.log1p(low**2) / smallest - math.log1p(high**2)) / (smallest - 1)
     beta_min = math.log1p(high**2) - 0.5 * rise
     if kind == "vp":
-        drawn = schedules.vp(EDM(), steps, beta_d=rise, beta_min=beta_min, smallest=smallest)
+        drawn = schedules.vp(EDMProcess(), steps, beta_d=rise, beta_min=beta_min, smallest=smallest)
     elif kind == "ve":
-        drawn = schedules.exponential(EDM(), steps, sigma_min=low, sigma_max=high)
+        drawn = schedules.exponential(EDMProcess(), steps, sigma_min=low, sigma_max=high)
     elif kind == "edm":
-        drawn = schedules.karras(EDM(), steps, sigma_min=low, sigma_max=high, rho=given.get("rho", 7))
+        drawn = schedules.karras(EDMProcess(), steps, sigma_min=low, sigma_max=high, rho=given.get("rho", 7))
     else:
-        drawn = schedules.from_sigmas(EDM(), [*iddpm_sigmas(given, low, high, steps), 0.0])
+        drawn = schedules.from_sigmas(EDMProcess(), [*iddpm_sigmas(given, low, high, steps), 0.0])
     clock = Clock(given.get("schedule", "linear"), given.get("scaling", "none"), rise, beta_min, net.rounded)
     grid = ended(clock, [ratio(level) for level in drawn[:-1]])
     if given.get("solver", "heun") == "euler":
@@ -145,12 +145,12 @@ def iddpm_sigmas(given: dict[str, Any], low: float, high: float, steps: int) -> 
     return kept[places.round().long()].tolist()
 
 
-def ended(clock: Clock, sigmas: Sequence[float]) -> Grid:
+def ended(clock: Clock, sigmas: Sequence[float]) -> Schedule:
     """The levels of these sigmas on a clock, each once where rounding makes two of them one, and clean data."""
     return schedules.from_sigmas(clock, [*dict.fromkeys(clock.rounded(sigma) for sigma in sigmas), 0.0])
 
 
-def sampled(settings: dict[str, Any], net: Net, latents: Tensor, noises: Tensor) -> tuple[Table, Tensor]:
+def sampled(settings: dict[str, Any], net: Net, latents: Tensor, noises: Tensor) -> tuple[CoefficientTable, Tensor]:
     """One recorded run: `settings` names the function and its keywords; float64, as the original."""
     make = {"edm_sampler": edm_table, "ablation_sampler": ablation_table}[settings["function"]]
     table, grid = make(settings["kwargs"], net)

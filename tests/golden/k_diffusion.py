@@ -15,12 +15,12 @@ from tests.golden.case import Case, Comparison
 from unveil.core import preconditioning
 from unveil.core import prediction as predictions
 from unveil.core import schedules as grids
-from unveil.core.denoiser import Denoiser, Estimate, Step
+from unveil.core.denoiser import DenoiseFn, Denoiser, Estimate
 from unveil.core.flow import RectifiedFlow
-from unveil.core.objective import Diffusion
+from unveil.core.objective import DiffusionLoss
 from unveil.core.process import CosineVP, DiscreteVP, Process, betas
 from unveil.core.rng import Noise
-from unveil.core.samplers.adaptive import Pid, Tolerance, dpm_adaptive, together
+from unveil.core.samplers.adaptive import PIDController, Tolerance, batch_norm, dpm_adaptive
 from unveil.core.samplers.exponential import (
     dpm_fast,
     dpmpp_2m,
@@ -31,14 +31,14 @@ from unveil.core.samplers.exponential import (
     midpoint,
     taylor,
 )
-from unveil.core.samplers.loop import Plan, Progress, Table, run
+from unveil.core.samplers.loop import CoefficientTable, Plan, SamplingProgress, run
 from unveil.core.samplers.multistep import lms
-from unveil.core.samplers.runge_kutta import dpm2, dpm2_ancestral, euler, euler_ancestral, heun, lowered
-from unveil.core.schedule import Grid, at_half_log_snr
+from unveil.core.samplers.runge_kutta import dpm2, dpm2_ancestral, euler, euler_ancestral, heun, sigma_down
+from unveil.core.schedule import Schedule, level_at_lambda
 from unveil.core.timestep_sampling import LogNormal
-from unveil.core.ve import EDM, VE
+from unveil.core.ve import VE, EDMProcess
 from unveil.data.gaussian_mixture import Mixture
-from unveil.types import Condition, Level
+from unveil.types import Condition, NoiseLevel
 
 GRIDS = {
     "karras": grids.karras,
@@ -48,7 +48,7 @@ GRIDS = {
 }
 
 
-def ratio(level: Level) -> Any:
+def ratio(level: NoiseLevel) -> Any:
     """sigma / alpha, what the original calls sigma."""
     return level.sigma / level.alpha
 
@@ -62,10 +62,10 @@ def mixture(case: Case) -> Mixture:
 # ---------------------------------------------------------------------- schedules
 
 
-def made(name: str, given: dict[str, Any]) -> Grid:
+def made(name: str, given: dict[str, Any]) -> Schedule:
     """One of the published grids on a process without limits."""
     settings = {"eps_s": "smallest", "n": "steps"}
-    return GRIDS[name](EDM(), **{settings.get(key, key): value for key, value in given.items()})
+    return GRIDS[name](EDMProcess(), **{settings.get(key, key): value for key, value in given.items()})
 
 
 def schedules(case_dir: Path) -> Iterator[Comparison]:
@@ -76,7 +76,7 @@ def schedules(case_dir: Path) -> Iterator[Comparison]:
     pairs = list(zip(case.io["ancestral.from"].tolist(), case.io["ancestral.to"].tolist(), strict=True))
     for name in (key for key in case.io if key.startswith("ancestral.eta")):
         eta = float(name.removeprefix("ancestral.eta"))
-        rows = [lowered(Level(1.0, 1.0, here), Level(0.0, 1.0, there), eta) for here, there in pairs]
+        rows = [sigma_down(NoiseLevel(1.0, 1.0, here), NoiseLevel(0.0, 1.0, there), eta) for here, there in pairs]
         yield case.compare(name, torch.tensor([[low.sigma, up] for low, up in rows], dtype=torch.float64))
 
 
@@ -101,11 +101,11 @@ RULES = {"midpoint": midpoint, "heun": taylor}
 CHURNED = ("sample_euler", "sample_heun", "sample_dpm_2")
 
 
-def planned(settings: dict[str, Any], grid: Grid) -> Plan:
+def planned(settings: dict[str, Any], grid: Schedule) -> Plan:
     """The plan of an original function and its keywords."""
     given = dict(settings["kwargs"])
     if "sigma_max" in given:  # these two take the ends alone
-        grid = grids.from_sigmas(EDM(), [given.pop("sigma_max"), given.pop("sigma_min")])
+        grid = grids.from_sigmas(EDMProcess(), [given.pop("sigma_max"), given.pop("sigma_min")])
     if settings["function"] == "sample_dpm_adaptive":
         return adaptive_plan(grid, given)
     build, names, fixed = SAMPLERS[settings["function"]]
@@ -115,9 +115,9 @@ def planned(settings: dict[str, Any], grid: Grid) -> Plan:
     return build(grid, **fixed, **options)
 
 
-def adaptive_plan(grid: Grid, given: dict[str, Any]) -> Plan:
+def adaptive_plan(grid: Schedule, given: dict[str, Any]) -> Plan:
     """`sample_dpm_adaptive`: tolerances and controller under our names; the batch counts as one vector."""
-    tolerance = Tolerance(given.get("atol", 0.0078), given.get("rtol", 0.05), across=together)
+    tolerance = Tolerance(given.get("atol", 0.0078), given.get("rtol", 0.05), across=batch_norm)
     names = {
         "pcoeff": "proportional",
         "icoeff": "integral",
@@ -126,7 +126,7 @@ def adaptive_plan(grid: Grid, given: dict[str, Any]) -> Plan:
         "h_init": "first",
     }
     chosen = {str(ours): float(given[theirs]) for theirs, ours in names.items() if theirs in given}
-    control = Pid(**chosen)
+    control = PIDController(**chosen)
     return dpm_adaptive(
         grid,
         given.get("order", 3),
@@ -137,13 +137,13 @@ def adaptive_plan(grid: Grid, given: dict[str, Any]) -> Plan:
     )
 
 
-def by_step(table: Table, grid: Grid, noises: Tensor) -> Noise:
+def by_step(table: CoefficientTable, grid: Schedule, noises: Tensor) -> Noise:
     """Churn's noises: one is drawn in each step, whether it is used or not."""
     steps = {level: k for k, level in enumerate(grid)}
     return lambda row, draw=0: noises[steps[table.rows[row].span[0]]]  # type: ignore[index]
 
 
-def by_draw(table: Table, noises: Tensor) -> Noise:
+def by_draw(table: CoefficientTable, noises: Tensor) -> Noise:
     """The noises of rows that add some, in order."""
     numbers = [k for k, row in enumerate(table.rows) if row.noise != 0]
     return lambda row, draw=0: noises[numbers.index(row)]
@@ -152,21 +152,21 @@ def by_draw(table: Table, noises: Tensor) -> Noise:
 class Called:
     """A step that notes the sigmas it was called at."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: DenoiseFn) -> None:
         self.step = step
         self.sigmas: list[float] = []
 
-    def __call__(self, x: Tensor, level: Level) -> Estimate:
+    def __call__(self, x: Tensor, level: NoiseLevel) -> Estimate:
         sigma = ratio(level)  # one for each sample where a plan chooses its steps
         self.sigmas.append(sigma.flatten()[0].item() if isinstance(sigma, Tensor) else sigma)
         return self.step(x, level)
 
 
-def chosen(plan: Plan, step: Step, x: Tensor, noises: Tensor) -> Tensor:
+def chosen(plan: Plan, step: DenoiseFn, x: Tensor, noises: Tensor) -> Tensor:
     """A run of a plan that chooses its steps; the original draws a noise for each step that stands."""
     places: list[float] = [0.0]
 
-    def watch(shown: Progress) -> None:
+    def watch(shown: SamplingProgress) -> None:
         place = shown.state.clock[1]
         if place > places[-1]:
             places.append(place)
@@ -177,10 +177,10 @@ def chosen(plan: Plan, step: Step, x: Tensor, noises: Tensor) -> Tensor:
 def samplers(case_dir: Path) -> Iterator[Comparison]:
     case = Case(case_dir)
     noises, start = case.io["noise"].double(), case.io["x_T"].double()
-    grid = grids.from_sigmas(EDM(), case.io["sigmas_f64"].tolist())
+    grid = grids.from_sigmas(EDMProcess(), case.io["sigmas_f64"].tolist())
     for name, settings in case.meta["samplers"].items():
         plan, step = planned(settings, grid), Called(mixture(case))
-        if isinstance(plan, Table):
+        if isinstance(plan, CoefficientTable):
             churned = settings["function"] in CHURNED
             noise = by_step(plan, grid, noises) if churned else by_draw(plan, noises)
             x = run(plan, step, start, noise=noise)
@@ -217,11 +217,11 @@ class Wrapped:
     denoiser: Denoiser
     process: Process
 
-    def levels(self, sigma: Tensor) -> Level:
+    def levels(self, sigma: Tensor) -> NoiseLevel:
         """The levels (N,) of sigmas, as near as the process comes."""
         noisy = ratio(self.process.at(1.0)) if self.process.at(1.0).alpha != 0 else math.inf
         clean = ratio(self.process.at(1 / self.process.steps)) if isinstance(self.process, DiscreteVP) else 0.0
-        return at_half_log_snr(self.process, -sigma.double().clamp(clean, noisy).log())
+        return level_at_lambda(self.process, -sigma.double().clamp(clean, noisy).log())
 
     def denoised(self, x: Tensor, sigma: Tensor) -> Tensor:
         """x0 at x0 + sigma noise."""
@@ -231,7 +231,7 @@ class Wrapped:
     def loss(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """Per sample."""
         t = torch.as_tensor(self.levels(sigma).t)
-        return Diffusion().at(self.denoiser, x0, None, t, noise).per_sample
+        return DiffusionLoss().at(self.denoiser, x0, None, t, noise).per_sample
 
 
 def wrappers(case_dir: Path) -> Iterator[Comparison]:
@@ -249,7 +249,7 @@ def wrappers(case_dir: Path) -> Iterator[Comparison]:
         yield case.compare(f"{name}.denoised", wrapped.denoised(x, sigma))
         yield case.compare(f"{name}.loss", wrapped.loss(io["x"], noise, sigma))
         places = [(given["N"] - 1) * k / 7 for k in range(7, -1, -1)]
-        grid = grids.at_times(process, [*(process.t_of_index(place) for place in places), 0.0])
+        grid = grids.from_times(process, [*(process.t_of_index(place) for place in places), 0.0])
         yield case.compare(f"{name}.get_sigmas_8", torch.tensor([ratio(level) for level in grid]))
         if kind == "eps":
             every = process.at(process.t_of_index(torch.arange(given["N"], dtype=torch.float64)))
@@ -278,10 +278,10 @@ def continuous(case: Case, x: Tensor) -> Iterator[Comparison]:
 
 
 @dataclass(frozen=True)
-class RawSigma(preconditioning.EDM):
+class RawSigma(preconditioning.EDMPreconditioning):
     """EDM's preconditioning, but the network is told sigma itself."""
 
-    def index(self, level: Level) -> Any:
+    def index(self, level: NoiseLevel) -> Any:
         return ratio(level)
 
 
@@ -296,7 +296,7 @@ WEIGHTINGS: dict[str, Callable[[Tensor, float], Tensor]] = {
 def densities(case_dir: Path) -> Iterator[Comparison]:
     case = Case(case_dir)
     io, data = case.io, case.meta["sigma_data"]
-    process, shell, sigma = EDM(), RawSigma(data), io["sigma"]
+    process, shell, sigma = EDMProcess(), RawSigma(data), io["sigma"]
     denoiser = Denoiser(Inner(0.1), process, prediction=shell)
     wrapped = Wrapped(denoiser, process)
     levels = wrapped.levels(sigma)
@@ -317,7 +317,7 @@ def drawn(case: Case, data: float) -> Iterator[Comparison]:
         ends = [float(process.t_of(-math.log(end))) for end in (low, high)]
         return torch.as_tensor(ratio(process.at(ends[0] + u * (ends[1] - ends[0]))))
 
-    wide = EDM(1e-9, 1e9)
+    wide = EDMProcess(1e-9, 1e9)
     times, _ = LogNormal(-1.2, 1.2).times(wide, u, range(len(u)))
     yield case.compare("rand_log_normal", ratio(wide.at(times)))
     yield case.compare("rand_log_uniform", torch.as_tensor(VE(1e-2, 80.0).at(u).sigma))

@@ -13,11 +13,11 @@ from tests.golden.case import Case, Comparison
 from unveil.checkpoints import controlnet as control
 from unveil.checkpoints import ldm_unet, openai
 from unveil.conditioning.class_label import Label, LabelToken
-from unveil.conditioning.controlnet import Control, Controls, Mode, Place
+from unveil.conditioning.controlnet import Control, Mode, MultiControlNet, Place
 from unveil.nn.embeddings import sinusoid
 from unveil.nn.unet import UNet
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import Condition, Level
+from unveil.types import Condition, NoiseLevel
 
 
 def loaded(config: UNetConfig, theirs: dict[str, Tensor]) -> UNet:
@@ -31,7 +31,7 @@ def loaded(config: UNetConfig, theirs: dict[str, Tensor]) -> UNet:
 def unet(folder: Path) -> Iterator[Comparison]:
     """UNetModel of latent diffusion, and of ControlNet's repository."""
     case = Case(folder)
-    io, theirs = case.io, ldm_unet.plain(case.weights())
+    io, theirs = case.io, ldm_unet.strip_prefix(case.weights())
     config = ldm_unet.from_arguments(case.meta["arguments"])
     network = loaded(config, theirs)
     x, t, tokens = io["x"], io["timesteps"], io.get("context")
@@ -63,7 +63,7 @@ def unet(folder: Path) -> Iterator[Comparison]:
 def _beside(config: UNetConfig, theirs: dict[str, Tensor], io: dict[str, Tensor], tokens: Tensor | None) -> Tensor:
     """The result where what is concatenated to x, and both halves of the text, come as conditions of their own."""
     out = config.out_channels
-    network = loaded(ldm_unet.concatenated(config, config.in_channels - out), theirs)
+    network = loaded(ldm_unet.with_concat_channels(config, config.in_channels - out), theirs)
     condition = Condition(channels=io["x"][:, out:])
     if tokens is not None:
         condition = condition.join(Condition(tokens=tokens[:, :3])).join(Condition(tokens=tokens[:, 3:]))
@@ -89,10 +89,10 @@ def cldm(folder: Path) -> Iterator[Comparison]:
 
     def controlled(mode: Mode = "balanced", place: Place = "all", *, null: bool = False) -> Tensor:
         weights = tuple(io["control_scales"].tolist())
-        controls = Controls([Control("hint", controlnet, weights, place=place)], mode)
+        controls = MultiControlNet([Control("hint", controlnet, weights, place=place)], mode)
         asked = replace(text, hint=hint)
         asked = controls.without(asked) if null else asked
-        return network(x, t, controls(x, t, asked, Level(0.5, 0.5, 0.5)))
+        return network(x, t, controls(x, t, asked, NoiseLevel(0.5, 0.5, 0.5)))
 
     yield case.compare("eps", controlled())
     yield case.compare("eps_only_mid", controlled(place="middle"))

@@ -13,15 +13,15 @@ from torch import Tensor
 from tests.golden.case import Case, Comparison, Unsupported
 from tests.golden.latent_networks import loaded
 from unveil.checkpoints import ldm_unet
-from unveil.core.denoiser import Denoiser, Estimate, Step
+from unveil.core.denoiser import DenoiseFn, Denoiser, Estimate
 from unveil.core.guidance import cfg
 from unveil.core.process import DiscreteVP, betas
 from unveil.core.rng import Noise
-from unveil.core.samplers import State, Table, ddim
+from unveil.core.samplers import CoefficientTable, SamplerState, ddim
 from unveil.core.samplers.multistep import plms
-from unveil.core.schedule import Grid
+from unveil.core.schedule import Schedule
 from unveil.nn.unet import UNet
-from unveil.types import Condition, Level
+from unveil.types import Condition, NoiseLevel
 
 
 class Run:
@@ -38,23 +38,23 @@ class Run:
         cond, null = (self.bound(network, case.io[name]) for name in ("cond", "uncond"))
         self.step = cfg(cond, null, scale)
 
-    def bound(self, network: UNet, context: Tensor) -> Step:
+    def bound(self, network: UNet, context: Tensor) -> DenoiseFn:
         denoiser = Denoiser(network, self.process)
 
-        def step(x: Tensor, level: Level) -> Estimate:
+        def step(x: Tensor, level: NoiseLevel) -> Estimate:
             return denoiser(x, level, Condition(tokens=context))
 
         return step
 
-    def grid(self, indices: list[int]) -> Grid:
+    def grid(self, indices: list[int]) -> Schedule:
         """From the last of the indices to index 0, where the published samplers end."""
-        return Grid(self.process, [self.process.at((i + 1) / self.total) for i in [*reversed(indices), 0]])
+        return Schedule(self.process, [self.process.at((i + 1) / self.total) for i in [*reversed(indices), 0]])
 
-    def carried_out(self, plan: Table, x: Tensor) -> tuple[list[Tensor], list[Estimate]]:
+    def carried_out(self, plan: CoefficientTable, x: Tensor) -> tuple[list[Tensor], list[Estimate]]:
         """x after every row, and the estimates; known parts are put in before each."""
         io, states, estimates = self.case.io, [], []
         heat = self.given.get("temperature", 1.0)
-        state = State(x)
+        state = SamplerState(x)
         while not plan.over(state):
             if self.given.get("use_mask"):
                 level = plan.levels[state.number]

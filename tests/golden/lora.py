@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from tests.golden.case import Case, Comparison, Unsupported
 from unveil.checkpoints import diffusers_unet, dit, lora
-from unveil.checkpoints.lora_targets import Part, denoiser, text_encoder
+from unveil.checkpoints.lora_targets import LoraNetwork, denoiser, text_encoder
 from unveil.conditioning.class_label import Label
 from unveil.nn import lora as layers
 from unveil.nn.dit import DiT
-from unveil.nn.lora_layer import Addition
+from unveil.nn.lora_layer import LoraDelta
 from unveil.types import Condition
 
 PEFT = ("lora_peft.safetensors", "adapter_model.safetensors")  # these tell alpha, others take it for the rank
@@ -26,7 +26,7 @@ OTHERS = ("lora_diffusers_old.safetensors", "lora_kohya.safetensors")
 class Base(NamedTuple):
     """The part that LoRAs are put on, what it computes in the case, and its weights by published key."""
 
-    part: Part
+    part: LoraNetwork
     output: Callable[[], Tensor]
     weights: Callable[[], Mapping[str, Tensor]]
 
@@ -35,7 +35,9 @@ def dit_base(case: Case) -> Base:
     """diffusers' DiTTransformer2DModel with a case's weights."""
     made, theirs = case.meta["arguments"], case.weights()
     shapes = {key: tuple(tensor.shape) for key, tensor in theirs.items()}
-    config = dit.untied(theirs, dit.config_of(shapes, made["num_attention_heads"], made["sample_size"]))
+    config = dit.with_untied_embeddings(
+        theirs, dit.infer_config(shapes, made["num_attention_heads"], made["sample_size"])
+    )
     parts = dit.load(theirs, config)
     network = DiT(config)
     network.load_state_dict(parts.network)
@@ -111,9 +113,9 @@ def peft(folder: Path) -> Iterator[Comparison]:
         report = lora.attach(parts, name, lora.read(folder / name), weight)
         assert not report.unmatched, report.text()
         yield case.compare(f"{name} on", base.output(), "out_lora")
-        layers.reweigh(network, {name: 0.5 * weight})
+        layers.set_weights(network, {name: 0.5 * weight})
         yield case.compare(f"{name} at half", base.output(), "out_lora_half")
-        layers.reweigh(network, {name: weight})
+        layers.set_weights(network, {name: weight})
         yield from merged(case, network, name, base)
         layers.detach(network, name)
         yield case.compare(f"{name} off", base.output(), "out_base")
@@ -121,13 +123,13 @@ def peft(folder: Path) -> Iterator[Comparison]:
 
 def merged(case: Case, network: nn.Module, name: str, base: Base) -> Iterator[Comparison]:
     """The merged weights, and what the network makes with them."""
-    layers.merge(network)
+    layers.fuse_lora(network)
     weights = base.weights()
     for key in case.io:
         if key.startswith("merged."):
             yield case.compare(f"{name} {key}", weights[key.removeprefix("merged.")].clone(), key)
     yield case.compare(f"{name} merged", base.output(), "out_lora")
-    layers.unmerge(network)
+    layers.unfuse_lora(network)
 
 
 def kohya(folder: Path) -> Iterator[Comparison]:
@@ -161,7 +163,7 @@ def at_work(case: Case, name: str, weight: float) -> Iterator[Comparison]:
     for prefix, one in used:
         yield case.compare(f"{prefix} on", one.output(), f"{prefix}_lora")
     if text is not None:
-        layers.merge(text.part.network)
+        layers.fuse_lora(text.part.network)
         yield case.compare("te merged", text.output(), "te_lora")
     yield from merged(case, base.part.network, name, base)
 
@@ -174,9 +176,9 @@ def worked_merge(folder: Path) -> Iterator[Comparison]:
         down, up = io[f"{prefix}down"], io[f"{prefix}up"].flatten(1)
         layer.weight = nn.Parameter(io[f"{prefix}W"], requires_grad=False)
         network = nn.ModuleDict({"layer": layer})
-        made = Addition("layer", down, up, float(io.get(f"{prefix}alpha", io["alpha"])))
+        made = LoraDelta("layer", down, up, float(io.get(f"{prefix}alpha", io["alpha"])))
         layers.attach(network, "worked", [made], float(io.get(f"{prefix}multiplier", io["multiplier"])))
-        layers.merge(network)
+        layers.fuse_lora(network)
         yield case.compare(f"{prefix}merged", layer.weight.clone())
 
 

@@ -13,7 +13,7 @@ from unveil.checkpoints import ddpm, openai
 from unveil.conditioning.class_label import Label
 from unveil.core import guidance, preconditioning
 from unveil.core.denoiser import Denoiser
-from unveil.core.ve import EDM
+from unveil.core.ve import EDMProcess
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.embeddings import sinusoid
 from unveil.nn.unet import UNet
@@ -51,13 +51,13 @@ def consistency_unet(folder: Path) -> Iterator[Comparison]:
     parts = openai.load(case.weights(), config)
     network, condition = _loaded(config, parts.network), _condition(case, parts)
     sigma = case.io["input.sigma"]
-    level = EDM().at(sigma.double() / EDM().sigma_max)
-    shells = {0: preconditioning.EDM(index_scale=1000), 1: preconditioning.Consistency()}
+    level = EDMProcess().at(sigma.double() / EDMProcess().sigma_max)
+    shells = {0: preconditioning.EDMPreconditioning(index_scale=1000), 1: preconditioning.ConsistencyPreconditioning()}
     for distilled, shell in shells.items():
         if f"output.denoise.distillation{distilled}" in case.io:
             x = case.io["input.x"] * sigma.reshape(-1, 1, 1, 1)
             with torch.no_grad():
-                estimate = Denoiser(network, EDM(), prediction=shell)(x, level, condition)
+                estimate = Denoiser(network, EDMProcess(), prediction=shell)(x, level, condition)
             yield case.compare(f"output.denoise.distillation{distilled}", estimate.x0)
 
 
@@ -71,7 +71,7 @@ def classifier(folder: Path) -> Iterator[Comparison]:
         yield case.compare("output.logits", network(x, t))
     if "output.grad_logprob_y" in case.io:
         score = guidance.log_probability(lambda x, level: network(x, t), case.io["input.y"])
-        yield case.compare("output.grad_logprob_y", guidance.gradient(score)(x, EDM().at(1.0)))
+        yield case.compare("output.grad_logprob_y", guidance.gradient(score)(x, EDMProcess().at(1.0)))
 
 
 def loaded_classifier(config: NoisyClassifierConfig, theirs: dict[str, Tensor]) -> NoisyClassifier:
@@ -81,7 +81,7 @@ def loaded_classifier(config: NoisyClassifierConfig, theirs: dict[str, Tensor]) 
     return network.eval()
 
 
-def _condition(case: Case, parts: openai.Parts) -> Condition:
+def _condition(case: Case, parts: openai.OpenAIWeights) -> Condition:
     condition = Condition(channels=case.io.get("input.low_res"))
     if parts.label is None:
         return condition

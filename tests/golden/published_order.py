@@ -17,31 +17,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unveil.core.denoiser import Denoiser, Estimate, Step
+from unveil.core.denoiser import DenoiseFn, Denoiser, Estimate
 from unveil.core.rng import Noise
-from unveil.core.samplers import Advance, State, drawn
+from unveil.core.samplers import SamplerState, StepResult, draw_noise
 from unveil.core.samplers.ancestral import Shift
-from unveil.core.schedules import Grid
+from unveil.core.schedules import Schedule
 from unveil.nn.classifier import AttentionPool
 from unveil.nn.layers import SelfAttention
-from unveil.nn.unet_blocks import ConvUp, ResBlock
-from unveil.types import Condition, Level, like
+from unveil.nn.unet_blocks import ResBlock, Upsample
+from unveil.types import Condition, NoiseLevel, like
 
 
 @contextmanager
 def networks() -> Iterator[None]:
     """Inside, U-Nets and noisy classifiers compute in the published order."""
-    changed = {ResBlock: _res_block, ConvUp: _up, SelfAttention: _self_attention, AttentionPool: _attention_pool}
+    changed = {ResBlock: _res_block, Upsample: _up, SelfAttention: _self_attention, AttentionPool: _attention_pool}
     with ExitStack() as stack:
         for kind, forward in changed.items():
             stack.enter_context(patch.object(kind, "forward", forward))
         yield
 
 
-def clipped(denoiser: Denoiser, condition: Condition | None) -> Step:
+def clipped(denoiser: Denoiser, condition: Condition | None) -> DenoiseFn:
     """The denoiser of eps with x0 clamped, and what eps that leaves."""
 
-    def step(x: Tensor, level: Level) -> Estimate:
+    def step(x: Tensor, level: NoiseLevel) -> Estimate:
         y, extra = denoiser.output(x, level, condition)
         x0 = (like(1 / level.alpha, x) * x - like(level.sigma / level.alpha, x) * y).clamp(-1, 1)
         return Estimate(x0, _left(x, level, x0), extra)
@@ -49,10 +49,10 @@ def clipped(denoiser: Denoiser, condition: Condition | None) -> Step:
     return step
 
 
-def steered(step: Step, shift: Shift) -> Step:
+def steered(step: DenoiseFn, shift: Shift) -> DenoiseFn:
     """eps - sigma shift, and the x0 that it leaves; sigma comes from alpha squared in x's precision."""
 
-    def guided(x: Tensor, level: Level) -> Estimate:
+    def guided(x: Tensor, level: NoiseLevel) -> Estimate:
         estimate = step(x, level)
         eps = estimate.eps - (1 - _squared(level, x)).sqrt() * shift(x, level)
         x0 = like(1 / level.alpha, x) * x - like(level.sigma / level.alpha, x) * eps
@@ -64,7 +64,7 @@ def steered(step: Step, shift: Shift) -> Step:
 class Ddim:
     """DDIM's step with coefficients worked out from alpha squared in x's precision."""
 
-    def __init__(self, grid: Grid, eta: float) -> None:
+    def __init__(self, grid: Schedule, eta: float) -> None:
         self.grid = grid
         self.eta = eta
 
@@ -73,11 +73,11 @@ class Ddim:
         """The number of steps."""
         return len(self.grid) - 1
 
-    def over(self, state: State) -> bool:
+    def over(self, state: SamplerState) -> bool:
         """Whether the grid has ended."""
         return state.number >= self.total
 
-    def advance(self, state: State, step: Step, noise: Noise | None, out: Tensor) -> Advance:
+    def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:
         """alpha x0 + direction eps + deviation z."""
         del out
         level, x = self.grid[state.number], state.x
@@ -86,15 +86,15 @@ class Ddim:
         deviation = self.eta * ((1 - there) / (1 - here)).sqrt() * (1 - here / there).sqrt()
         new = estimate.x0 * there.sqrt() + (1 - there - deviation**2).sqrt() * estimate.eps
         if state.number < self.total - 1:
-            new = new + deviation * drawn(noise, state.number).to(x)
-        return Advance(State(new, (), state.number + 1), level, estimate)
+            new = new + deviation * draw_noise(noise, state.number).to(x)
+        return StepResult(SamplerState(new, (), state.number + 1), level, estimate)
 
 
-def _squared(level: Level, x: Tensor) -> Tensor:
+def _squared(level: NoiseLevel, x: Tensor) -> Tensor:
     return torch.as_tensor(level.alpha, dtype=torch.float64).square().to(x)
 
 
-def _left(x: Tensor, level: Level, x0: Tensor) -> Tensor:
+def _left(x: Tensor, level: NoiseLevel, x0: Tensor) -> Tensor:
     return (like(1 / level.alpha, x) * x - x0) / like(level.sigma / level.alpha, x)
 
 
@@ -109,7 +109,7 @@ def _res_block(self: ResBlock, x: Tensor, time: Tensor) -> Tensor:
     return self.skip(self.resample(x)) + self.conv_2(F.silu(h))
 
 
-def _up(self: ConvUp, x: Tensor, time: Tensor) -> Tensor:
+def _up(self: Upsample, x: Tensor, time: Tensor) -> Tensor:
     del time
     return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 

@@ -17,12 +17,12 @@ from unveil.core.denoiser import Estimate
 from unveil.core.ode_likelihood import bits_per_dim, log_density, probability_flow
 from unveil.core.process import LinearVP, Process
 from unveil.core.rng import Noise
-from unveil.core.samplers import Row, Table, run
-from unveil.core.samplers.langevin import Langevin, PredictorCorrector
+from unveil.core.samplers import CoefficientTable, StepRow, run
+from unveil.core.samplers.langevin import LangevinPlan, PredictorCorrectorPlan
 from unveil.core.sde import SubVP, diffusion, drift
-from unveil.core.ve import EDM, VE, DiscreteVE
+from unveil.core.ve import VE, DiscreteVE, EDMProcess
 from unveil.data.gaussian_mixture import Mixture
-from unveil.types import Level, like
+from unveil.types import NoiseLevel, like
 
 STEPS = 1000  # of the chain where a case does not say
 
@@ -120,7 +120,7 @@ class Annealed:
     snr: float
     steps: int
 
-    def move(self, x: Tensor, level: Level, estimate: Estimate, noise: Tensor, scale: Any) -> Tensor:
+    def move(self, x: Tensor, level: NoiseLevel, estimate: Estimate, noise: Tensor, scale: Any) -> Tensor:
         """A Langevin step."""
         size = 2 * scale * self.snr**2
         return x - size * level.sigma * estimate.eps + math.sqrt(2 * size) * level.sigma * noise
@@ -146,7 +146,9 @@ def pc_sampling(case_dir: Path) -> Iterator[Comparison]:
         yield case.compare(f"{name}.out", run(plan, exact, start, noise=noise))
 
 
-def chain(made: Published, given: dict[str, Any], noises: Tensor) -> tuple[Table | PredictorCorrector, Noise]:
+def chain(
+    made: Published, given: dict[str, Any], noises: Tensor
+) -> tuple[CoefficientTable | PredictorCorrectorPlan, Noise]:
     """The published loop as rows, and its noises in the order in which it draws them."""
     options = given["kwargs"]
     times = torch.linspace(1, options.get("eps", 1e-3), made.steps, dtype=torch.float64)
@@ -158,35 +160,35 @@ def chain(made: Published, given: dict[str, Any], noises: Tensor) -> tuple[Table
     if options.get("denoise", True):
         rows[-1] = rows[-1]._replace(noise=0.0)
     if given["corrector"] == "none":
-        return Table(rows), lambda step, draw=0: noises[step]
+        return CoefficientTable(rows), lambda step, draw=0: noises[step]
     each = options["n_steps"]
     if given["corrector"] == "ald":
         corrector: Any = Annealed(options["snr"], each)
     else:
-        corrector = Langevin(options["snr"], each, norm=over_the_batch, largest=math.inf)
+        corrector = LangevinPlan(options["snr"], each, norm=over_the_batch, largest=math.inf)
     scales = [(1 - made.betas[made.index(t)]).item() if made.name == "vp" else 1.0 for t in times]
     if given["predictor"] == "none":  # it draws nothing
-        return PredictorCorrector(Table(rows), levels, corrector, scales), lambda step, draw=0: noises[
+        return PredictorCorrectorPlan(CoefficientTable(rows), levels, corrector, scales), lambda step, draw=0: noises[
             step - step // (each + 1)
         ]
-    return PredictorCorrector(Table(rows), levels, corrector, scales), lambda step, draw=0: noises[step]
+    return PredictorCorrectorPlan(CoefficientTable(rows), levels, corrector, scales), lambda step, draw=0: noises[step]
 
 
-def level_of(made: Published, t: Tensor, continuous: bool) -> Level:
+def level_of(made: Published, t: Tensor, continuous: bool) -> NoiseLevel:
     """Where the score is evaluated."""
     if continuous:
         return made.process.at(t.item())
     if made.name == "ve":
         label = torch.round((1 - t) * (made.steps - 1)).long()
-        return Level(t.item(), 1.0, made.sigmas.flip(0)[label].item())
+        return NoiseLevel(t.item(), 1.0, made.sigmas.flip(0)[label].item())
     alpha_bar = torch.cumprod(1 - made.betas, 0)[made.index(t)]
-    return Level(t.item(), alpha_bar.sqrt().item(), (1 - alpha_bar).sqrt().item())
+    return NoiseLevel(t.item(), alpha_bar.sqrt().item(), (1 - alpha_bar).sqrt().item())
 
 
-def predicted(made: Published, t: Tensor, level: Level, predictor: str, flow: bool) -> Row:
+def predicted(made: Published, t: Tensor, level: NoiseLevel, predictor: str, flow: bool) -> StepRow:
     """One predictor's step, in x and x0: the score is (alpha x0 - x) / sigma^2."""
     if predictor == "none":
-        return Row(None, 1.0)
+        return StepRow(None, 1.0)
     ratio, spread = (v.item() for v in made.forward(t))
     noise = spread
     if predictor == "euler_maruyama":
@@ -203,7 +205,7 @@ def predicted(made: Published, t: Tensor, level: Level, predictor: str, flow: bo
         noise = (made.cleaner(index) * spread / made.sigmas[index]).item()
     on_score = 0.5 * on_score if flow else on_score
     share = on_score / level.sigma**2
-    return Row(level, keep - share, (share * level.alpha,), 0.0 if flow else noise)
+    return StepRow(level, keep - share, (share * level.alpha,), 0.0 if flow else noise)
 
 
 # ---------------------------------------------------------------------- likelihood
@@ -233,7 +235,7 @@ def ode_likelihood(case_dir: Path) -> Iterator[Comparison]:
         x = probability_flow(exact, made.process, start, (noisy, clean))
         yield case.compare(name, x.float())
         last = predicted(made, torch.tensor(given["eps"], dtype=torch.float64), clean, "reverse_diffusion", False)
-        denoised = run(Table([last._replace(noise=0.0)]), exact, x)
+        denoised = run(CoefficientTable([last._replace(noise=0.0)]), exact, x)
         yield case.compare(f"{name}.denoise", denoised.float())
 
 
@@ -241,7 +243,7 @@ def log_likelihood(case_dir: Path) -> Iterator[Comparison]:
     """k-diffusion/log_likelihood, in nats."""
     case = Case(case_dir)
     low, high = case.meta["sigma_min"], case.meta["sigma_max"]
-    process = EDM(low, high)
+    process = EDMProcess(low, high)
     exact, x, probe = mixture(case), case.io["x"].double(), case.io["v"].double()
     ends = process.at(process.t_of(-math.log(low))), process.at(1.0)
     runs = case.meta["runs"]

@@ -13,20 +13,20 @@ from torch import Tensor, nn
 
 from tests.golden.case import Case, Comparison, Unsupported
 from unveil.core import prediction as predictions
-from unveil.core.denoiser import Denoiser, Estimate, Step
+from unveil.core.denoiser import DenoiseFn, Denoiser, Estimate
 from unveil.core.guidance import cfg, clip_dynamic
 from unveil.core.process import DATA, DiscreteVP, LinearVP, Process, betas
-from unveil.core.samplers import Plan, Table, run
+from unveil.core.samplers import CoefficientTable, Plan, run
 from unveil.core.samplers.adaptive import dpm_adaptive
-from unveil.core.samplers.coefficients import Of, Rule, exact, midpoint, phis, stride, taylor
-from unveil.core.samplers.exponential import dpm_grouped, dpm_multistep, dpm_singlestep
-from unveil.core.samplers.stages import farthest, orders_for, stages
-from unveil.core.samplers.step_size import Simple, Tolerance, Verdict, of_x, worst
+from unveil.core.samplers.coefficients import Of, Rule, exact, linear_step, midpoint, phi_functions, taylor
+from unveil.core.samplers.exponential import dpm_multistep, dpm_singlestep, dpm_singlestep_on_schedule
+from unveil.core.samplers.stages import last_stage_only, orders_for, stages
+from unveil.core.samplers.step_size import IController, StepDecision, Tolerance, max_error, of_x
 from unveil.core.samplers.unipc import b1, b2, unipc, varying
 from unveil.core.scalar_math import Number
-from unveil.core.schedule import Grid
+from unveil.core.schedule import Schedule
 from unveil.data.gaussian_mixture import Mixture
-from unveil.types import Condition, Level, like
+from unveil.types import Condition, NoiseLevel, like
 
 # ---------------------------------------------------------------------- what a case says
 
@@ -54,23 +54,23 @@ def ends(case: Case, sample: dict[str, Any]) -> tuple[float, float]:
     return sample.get("t_start") or schedule["t_T"], sample.get("t_end") or 1 / schedule["total_N"]
 
 
-def spaced(process: Process, skip: str, first: float, last: float, steps: int) -> Grid:
+def spaced(process: Process, skip: str, first: float, last: float, steps: int) -> Schedule:
     """The published grids: `time_uniform`, `time_quadratic` and `logSNR`."""
     if skip == "logSNR":
         low, high = (float(process.at(t).half_log_snr) for t in (first, last))
         inner = [process.at(process.t_of(low + (high - low) * i / steps)) for i in range(1, steps)]
-        return Grid(process, [process.at(first), *inner, process.at(last)])
+        return Schedule(process, [process.at(first), *inner, process.at(last)])
     power = {"time_uniform": 1, "time_quadratic": 2}[skip]
     times = np.linspace(first ** (1 / power), last ** (1 / power), steps + 1) ** power
-    return Grid(process, [process.at(float(t)) for t in times])
+    return Schedule(process, [process.at(float(t)) for t in times])
 
 
-def recorded(case: Case, name: str, plan: Plan, step: Step, first: int) -> Iterator[Comparison]:
+def recorded(case: Case, name: str, plan: Plan, step: DenoiseFn, first: int) -> Iterator[Comparison]:
     """Output, times of the calls, and x after the first update (the row that ends it is number `first`)."""
     times: list[float] = []
     states: dict[int, Tensor] = {}
 
-    def watched(x: Tensor, level: Level) -> Estimate:
+    def watched(x: Tensor, level: NoiseLevel) -> Estimate:
         times.append(level.t.flatten()[0].item() if isinstance(level.t, Tensor) else level.t)
         return step(x, level)
 
@@ -97,9 +97,9 @@ def schedule_values(case: Case) -> Iterator[Comparison]:
     yield case.compare("sched.t_of_lambda", found)
 
 
-def onto_data(table: Table, level: Level) -> Table:
+def onto_data(table: CoefficientTable, level: NoiseLevel) -> CoefficientTable:
     """`denoise_to_zero`: one more call at the last level."""
-    return Table([*table.rows, *stages([level, DATA], table.of, farthest)], table.of)
+    return CoefficientTable([*table.rows, *stages([level, DATA], table.of, last_stage_only)], table.of)
 
 
 # ---------------------------------------------------------------------- DPM-Solver
@@ -112,7 +112,7 @@ def dpm_solver(case_dir: Path) -> Iterator[Comparison]:
     yield from schedule_values(case)
     for name, settings in case.meta["solver_runs"].items():
         init, sample = settings["init"], settings["sample"]
-        step: Step = mixture(case)
+        step: DenoiseFn = mixture(case)
         of: Of = "x0" if init["algorithm_type"] == "dpmsolver++" else "eps"
         if of == "x0" and init.get("correcting_x0_fn") == "dynamic_thresholding":
             ratio, most = init.get("dynamic_thresholding_ratio", 0.995), init.get("thresholding_max_val", 1.0)
@@ -121,12 +121,12 @@ def dpm_solver(case_dir: Path) -> Iterator[Comparison]:
             raise Unsupported(f"correcting_x0_fn {init['correcting_x0_fn']!r}")
         plan, first = dpm_plan(process, ends(case, sample), of, sample)
         if sample.get("denoise_to_zero"):
-            assert isinstance(plan, Table)
+            assert isinstance(plan, CoefficientTable)
             plan = onto_data(plan, process.at(ends(case, sample)[1]))
         yield from recorded(case, name, plan, step, first)
 
 
-def thresholded(step: Step, ratio: float, most: float) -> Step:
+def thresholded(step: DenoiseFn, ratio: float, most: float) -> DenoiseFn:
     """Dynamic thresholding, which there scales to [-1, 1] whatever it clips at; ours scales to what it clips at."""
     clipped = clip_dynamic(step, ratio, most)
     return lambda x, level: Estimate.of_x0(clipped(x, level).x0 / most, x, level)
@@ -139,9 +139,11 @@ def dpm_plan(process: Process, between: tuple[float, float], of: Of, sample: dic
     skip, bent = sample.get("skip_type", "time_uniform"), sample.get("solver_type") == "taylor"
     if method == "adaptive":
         near = float(process.at(last).half_log_snr) - float(process.at(last + 1e-5).half_log_snr)
-        tolerance = Tolerance(sample.get("atol", 0.0078), sample.get("rtol", 0.05), across=worst, unit=of_x, slack=near)
-        grid = Grid(process, [process.at(first), process.at(last)])
-        rule = exact if bent else farthest
+        tolerance = Tolerance(
+            sample.get("atol", 0.0078), sample.get("rtol", 0.05), across=max_error, unit=of_x, slack=near
+        )
+        grid = Schedule(process, [process.at(first), process.at(last)])
+        rule = exact if bent else last_stage_only
         return dpm_adaptive(grid, order, of=of, tolerance=tolerance, control=Rounded(), rule=rule), 0
     steps = sample["steps"]
     if method == "multistep":
@@ -150,18 +152,18 @@ def dpm_plan(process: Process, between: tuple[float, float], of: Of, sample: dic
         return dpm_multistep(grid, order, of=of, rule=taylor if bent else midpoint, lower_below=lower), 1
     fixed = method == "singlestep_fixed"
     orders = [order] * (steps // order) if fixed else orders_for(steps, order)
-    rule = exact if bent else farthest
+    rule = exact if bent else last_stage_only
     if skip == "logSNR":  # the steps are even, and so are the calls inside each
         grid = spaced(process, skip, first, last, len(orders))
         return dpm_singlestep(grid, orders, of=of, rule=rule), sum(orders[:2])
     grid = spaced(process, skip, first, last, sum(orders))
-    return dpm_grouped(grid, orders, of=of, rule=rule), sum(orders[:2])
+    return dpm_singlestep_on_schedule(grid, orders, of=of, rule=rule), sum(orders[:2])
 
 
-class Rounded(Simple):
+class Rounded(IController):
     """The published code rounds the factor on the width to float32."""
 
-    def judge(self, error: float, width: float, taken: float, past: tuple[float, float], order: float) -> Verdict:
+    def judge(self, error: float, width: float, taken: float, past: tuple[float, float], order: float) -> StepDecision:
         found = super().judge(error, width, taken, past, order)
         factor = torch.tensor(found.width / (self.safety * taken), dtype=torch.float32).item()
         return found._replace(width=self.safety * taken * factor)
@@ -199,7 +201,7 @@ def model_wrapper(case_dir: Path) -> Iterator[Comparison]:
         yield case.compare(f"classifier.{name}", plain(x, level).eps - scale * like(level.sigma, x) * gradient)
 
 
-def bound(denoiser: Denoiser, vector: Tensor | None) -> Step:
+def bound(denoiser: Denoiser, vector: Tensor | None) -> DenoiseFn:
     """The step with its condition bound."""
     condition = None if vector is None else Condition(vector=vector)
     return lambda x, level: denoiser(x, level, condition)
@@ -232,7 +234,7 @@ def uni_pc(case_dir: Path) -> Iterator[Comparison]:
             yield case.compare(f"{name}.f64.x1", corrected(unipc(grid, 1, of=of, correct=correct), grid, step, case))
 
 
-def corrected(plan: Table, grid: Grid, step: Step, case: Case) -> Tensor:
+def corrected(plan: CoefficientTable, grid: Schedule, step: DenoiseFn, case: Case) -> Tensor:
     """x after the first step and its correction: the second step of a plan of order 1 taken back."""
     calls: list[Estimate] = []
     states: list[Tensor] = []
@@ -242,7 +244,7 @@ def corrected(plan: Table, grid: Grid, step: Step, case: Case) -> Tensor:
         case.io["x_T"].double(),
         on_step=lambda shown: states.append(shown.state.x.clone()),
     )
-    second = stride(grid[1], grid[2], plan.of)
+    second = linear_step(grid[1], grid[2], plan.of)
     quantity = calls[1].x0 if plan.of == "x0" else calls[1].eps
     return (states[1] - second.gain * quantity) / second.keep
 
@@ -259,7 +261,7 @@ def published_varying(nodes: Sequence[Number], reach: Number) -> list[Number]:
         [[place**k / math.factorial(k + 1) for k in range(count)] for place in places], dtype=torch.float64
     )
     inverse = torch.linalg.inv(matrix)
-    first, *others = phis(count + 1, reach)
+    first, *others = phi_functions(count + 1, reach)
     shares = torch.tensor([other / first for other in others], dtype=torch.float64)
     old = (shares[:-1] @ inverse[:-1, :-1]).tolist()
     new = (shares[-1] * inverse[max(count - 2, 0), -1]).item()

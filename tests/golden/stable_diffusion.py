@@ -13,10 +13,10 @@ from torch import Tensor
 from tests.golden.case import Case, Comparison, Unsupported
 from tests.golden.text import encoded
 from unveil.checkpoints import single_file
-from unveil.checkpoints.overrides import Said
-from unveil.conditioning.text_encoder import Text
+from unveil.checkpoints.overrides import ModelOverrides
+from unveil.conditioning.text_encoder import TextEncoder
 from unveil.core.guidance import cfg
-from unveil.core.rng import Streams
+from unveil.core.rng import SampleRNG
 from unveil.core.samplers import run
 from unveil.types import Condition
 
@@ -33,14 +33,14 @@ def pipeline(folder: Path) -> Iterator[Comparison]:
         "heads": told["num_heads"]
     }  # fmt: skip
     words = case.meta["text_arguments"]
-    said = Said(
+    said = ModelOverrides(
         **heads,
         size=case.io["decoded"].shape[-1],
         text_heads=words["num_attention_heads"],
         activation="quick-gelu" if words["hidden_act"] == "quick_gelu" else "gelu",
     )
     model = single_file.read(case.weights(), said).model
-    text = cast(Text, model.conditioners[single_file.PROMPT])
+    text = cast(TextEncoder, model.conditioners[single_file.PROMPT])
     with torch.no_grad():
         both = {name: encoded(text, case.io[ids]) for name, ids in (("cond", "input_ids"), ("uncond", "uncond_ids"))}
         for name, tokens in both.items():
@@ -48,7 +48,7 @@ def pipeline(folder: Path) -> Iterator[Comparison]:
         how = model.sampling.changed({"steps": steps, "eta": eta})
         levels = how.levels(model.process)
         step = cfg(*(model.step(Condition(tokens=tokens)) for tokens in both.values()), scale)
-        streams = Streams(0, range(len(case.io["x_T"])))
+        streams = SampleRNG(0, range(len(case.io["x_T"])))
         plan = how.plan(levels, model.variance, None)
         latents = run(plan, step, case.io["x_T"], noise=streams.bind(case.io["x_T"].shape[1:]))
         yield case.compare("latents", latents)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from tests.golden.case import Case, Comparison
-from unveil.conditioning.clip_tokenizer import clip
-from unveil.conditioning.prompt_weighting import Frame, Span, lay_out
-from unveil.conditioning.text_encoder import Rows, Text
+from unveil.conditioning.clip_tokenizer import clip_tokenizer
+from unveil.conditioning.prompt_weighting import PromptChunk, TokenLayout, chunk_prompt
+from unveil.conditioning.text_encoder import TextEncoder, TokenBatch
 
 CUT = "tokenize_truncate_"  # and the length of a row
 LENGTH = 77  # of a row where none is said
@@ -21,7 +21,7 @@ LENGTH = 77  # of a row where none is said
 def tokenizer(folder: Path) -> Iterator[Comparison]:
     """CLIP's encoding both ways, and rows of tokens cut to a length."""
     case = Case(folder)
-    said, vocabulary = json.loads((folder / "tokens.json").read_text("utf-8")), clip()
+    said, vocabulary = json.loads((folder / "tokens.json").read_text("utf-8")), clip_tokenizer()
     for number, one in enumerate(said):
         tokens = vocabulary.encode(one["prompt"])
         yield case.compare(f"encode.{number}", torch.tensor(tokens), want=torch.tensor(one["encode"]))
@@ -29,20 +29,20 @@ def tokenizer(folder: Path) -> Iterator[Comparison]:
         yield case.compare(f"decode.{number}", torch.tensor(int(decoded)), want=torch.tensor(1))
     prompts = [one["prompt"] for one in said]
     for key in (key for key in case.io if key.startswith(CUT)):
-        frame = Frame(int(key.removeprefix(CUT)), 1, vocabulary.begin, vocabulary.end, 0)
-        laid = [lay_out([Span(prompt)], vocabulary, frame) for prompt in prompts]
+        frame = TokenLayout(int(key.removeprefix(CUT)), 1, vocabulary.begin, vocabulary.end, 0)
+        laid = [chunk_prompt([PromptChunk(prompt)], vocabulary, frame) for prompt in prompts]
         yield case.compare(key, torch.tensor([one.numbers[0] for one in laid]))
-    frame = Frame(LENGTH, 1, vocabulary.begin, vocabulary.end, 0)
-    lost = [prompt for prompt in prompts if lay_out([Span(prompt)], vocabulary, frame).lost]
+    frame = TokenLayout(LENGTH, 1, vocabulary.begin, vocabulary.end, 0)
+    lost = [prompt for prompt in prompts if chunk_prompt([PromptChunk(prompt)], vocabulary, frame).lost]
     wanted = case.meta.get("too_long_without_truncate", [])  # the beginnings of these prompts
     same = len(lost) == len(wanted) and all(a.startswith(b) for a, b in zip(lost, wanted, strict=True))
     yield case.compare("too long", torch.tensor(int(same)), want=torch.tensor(1))
 
 
-def encoded(one: Text, numbers: Tensor) -> Tensor:
+def encoded(one: TextEncoder, numbers: Tensor) -> Tensor:
     """The vectors (B, L, D) of rows of tokens, (B, L)."""
     rows = numbers[:, None]
-    tokens = one.condition(Rows(rows, torch.ones(rows.shape), torch.ones(rows.shape, dtype=torch.bool))).tokens
+    tokens = one.condition(TokenBatch(rows, torch.ones(rows.shape), torch.ones(rows.shape, dtype=torch.bool))).tokens
     assert tokens is not None
     return tokens
 

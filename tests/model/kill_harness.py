@@ -31,11 +31,11 @@ def state(step: int) -> dict[str, torch.Tensor]:
 def save_ours(folder: Path, step: int) -> None:
     content = {"train_state.safetensors": state(step), "train_state.json": {"step": step}}
     checkpoint_store.save(folder / checkpoint_store.step_name(step), content, kind="training", step=step)
-    checkpoint_store.retain(folder, KEEP)
+    checkpoint_store.prune(folder, KEEP)
 
 
 def load_ours(folder: Path) -> int | None:
-    found = checkpoint_store.newest_valid(folder, lambda folder, problem: None)
+    found = checkpoint_store.latest_valid(folder, lambda folder, problem: None)
     return None if found is None else _agreed(read_tensors(found / "train_state.safetensors"))
 
 
@@ -73,7 +73,7 @@ def kill_once(save, load, folder: Path, chance: random.Random) -> dict[str, int 
     os.close(readable)
     finished = 1 + len(told) // 4
     stale = sum(path.name.startswith(".") for path in folder.iterdir())
-    checkpoint_store.sweep(folder)
+    checkpoint_store.remove_stale(folder)
     left = sum(path.name.startswith(".") for path in folder.iterdir())
     return {"finished": finished, "found": load(folder), "stale": stale, "left": left}
 

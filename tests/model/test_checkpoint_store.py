@@ -18,7 +18,7 @@ import torch
 
 from unveil.io.safetensors_io import read_header, read_tensors, write_tensors
 from unveil.model import checkpoint_store
-from unveil.types import NotWritable, OutOfResources, WeightsError
+from unveil.types import OutOfResources, OutputError, WeightsError
 
 HARNESS = Path(__file__).with_name("kill_harness.py")
 
@@ -89,7 +89,7 @@ def test_whatever_call_fails_the_checkpoint_before_stays_valid(tmp_path, monkeyp
         with suppress(OutOfResources, KeyboardInterrupt):
             checkpoint_store.save(tmp_path / "step_000002", content(2), kind="training", step=2)
         monkeypatch.setattr(os, call, real)
-        newest = checkpoint_store.newest_valid(tmp_path)
+        newest = checkpoint_store.latest_valid(tmp_path)
         assert newest is not None
         assert newest == before or checkpoint_store.verify(newest).step == 2
         assert not list(tmp_path.glob(".*")), "a failed save leaves nothing behind"
@@ -108,7 +108,7 @@ def test_a_full_disk_is_named_and_changes_nothing(tmp_path):
             checkpoint_store.save(tmp_path / "step_000002", {"big.safetensors": {"w": torch.zeros(50_000)}}, step=2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert checkpoint_store.newest_valid(tmp_path) == before
+    assert checkpoint_store.latest_valid(tmp_path) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000001"]
 
 
@@ -122,14 +122,14 @@ def test_stale_folders_are_swept_and_a_running_writer_is_left_alone(tmp_path):
     running.mkdir()
     (folder,) = saved(tmp_path, 3)
     os.rename(folder, tmp_path / f".replaced-step_000003-{int(dead.stdout)}-0a1b2c3d")  # died between two renames
-    assert len(checkpoint_store.sweep(tmp_path)) == 2
+    assert len(checkpoint_store.remove_stale(tmp_path)) == 2
     assert running.exists()
-    assert checkpoint_store.newest_valid(tmp_path) == folder
+    assert checkpoint_store.latest_valid(tmp_path) == folder
 
 
 def test_old_checkpoints_go_and_the_newest_stay(tmp_path):
     saved(tmp_path, 1, 2, 3, 10)
-    checkpoint_store.retain(tmp_path, 2)
+    checkpoint_store.prune(tmp_path, 2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000003", "step_000010"]
 
 
@@ -204,12 +204,12 @@ def test_the_newest_valid_one_is_found_and_the_others_are_reported(tmp_path):
     (third / "state.json").write_text("{}")
     (second / checkpoint_store.MANIFEST).unlink()
     told: list[tuple[str, str]] = []
-    found = checkpoint_store.newest_valid(tmp_path, lambda folder, problem: told.append((folder.name, str(problem))))
+    found = checkpoint_store.latest_valid(tmp_path, lambda folder, problem: told.append((folder.name, str(problem))))
     assert found == first
     assert [name for name, _ in told] == ["step_000010", "step_000002"]
     assert "state.json: 2 bytes, 16 were written" in told[0][1]
     assert "no manifest.json" in told[1][1]
-    assert checkpoint_store.newest_valid(tmp_path / "nothing") is None
+    assert checkpoint_store.latest_valid(tmp_path / "nothing") is None
 
 
 def test_a_later_format_asks_for_an_update(tmp_path):
@@ -225,7 +225,7 @@ def test_a_later_format_asks_for_an_update(tmp_path):
 
 def test_nothing_is_overwritten_unless_asked(tmp_path):
     (folder,) = saved(tmp_path, 1)
-    with pytest.raises(NotWritable, match="exists already and is not overwritten"):
+    with pytest.raises(OutputError, match="exists already and is not overwritten"):
         checkpoint_store.save(folder, content(2), step=2)
     assert checkpoint_store.verify(folder).step == 1
     checkpoint_store.save(folder, content(2), step=2, replace=True)
@@ -235,7 +235,7 @@ def test_nothing_is_overwritten_unless_asked(tmp_path):
 
 def test_a_place_below_a_file_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotWritable, match=r"cannot be written.*choose another place"):
+    with pytest.raises(OutputError, match=r"cannot be written.*choose another place"):
         checkpoint_store.save(tmp_path / "file" / "model", content())
 
 

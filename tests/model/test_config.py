@@ -9,7 +9,7 @@ import torch
 
 import unveil
 from unveil.core import timestep_sampling
-from unveil.core.rng import Streams
+from unveil.core.rng import SampleRNG
 from unveil.model.config import (
     AutoencoderRecipe,
     CaptionerRecipe,
@@ -243,7 +243,7 @@ def test_every_process_trains_and_samples(process):
     condition, _ = model.encode({"label": [0] * 8})
     objective = recipe.objective.build(recipe, model.process, 8)
     pictures = torch.rand(8, *recipe.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    loss = objective(model.denoiser, pictures, condition, Streams(0, range(8)), 0)
+    loss = objective(model.denoiser, pictures, condition, SampleRNG(0, range(8)), 0)
     loss.value.backward()
     assert loss.value.isfinite()
     assert model.generate(count=2, steps=3, raw={"label": 1}).isfinite().all()
@@ -267,7 +267,7 @@ def test_objectives_times_and_weights_are_settings(settings, kind):
     objective = recipe.objective.build(recipe, model.process, 4)
     assert kind is None or isinstance(objective.time, kind)
     condition, _ = model.encode({"label": [0] * 4})
-    loss = objective(model.denoiser, torch.zeros(4, *recipe.shape), condition, Streams(0, range(4)), 0)
+    loss = objective(model.denoiser, torch.zeros(4, *recipe.shape), condition, SampleRNG(0, range(4)), 0)
     loss.value.backward()
     assert loss.value.isfinite()
 

@@ -12,11 +12,11 @@ import unveil
 from unveil.core import samplers
 from unveil.core.denoiser import Denoiser, Estimate
 from unveil.core.process import CosineVP, DiscreteVP, betas
-from unveil.core.rng import START, Streams
+from unveil.core.rng import START, SampleRNG
 from unveil.core.variance import learned_range
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig, validate
-from unveil.types import Cancelled, Condition, Level, NonFinite, OutOfResources, RecipeError
+from unveil.types import Cancelled, Condition, NoiseLevel, NonFinite, OutOfResources, RecipeError
 
 PLAIN = {
     "shape": [1, 8, 8],
@@ -133,9 +133,9 @@ def test_samples_do_not_depend_on_how_they_are_split(model):
 def test_generate_is_the_main_path_written_out(model):
     condition, null = model.encode({"label": [2, 0]})
     grid = unveil.schedules.uniform(model.process, 6)
-    both = unveil.guidance.batched(model.denoiser, condition, null)  # a few samples: one call for both
+    both = unveil.guidance.batch_cond_uncond(model.denoiser, condition, null)  # a few samples: one call for both
     step = unveil.guidance.clip_static(unveil.guidance.cfg(*both, 3.0))
-    streams = Streams(5, range(2))
+    streams = SampleRNG(5, range(2))
     noise = streams.bind(model.shape)
     x = unveil.run(samplers.ddim(grid, eta=0.5), step, grid.start(streams.normal(model.shape, START)), noise=noise)
     given = model.generate(raw={"label": [2, 0]}, count=2, seed=5, steps=6, eta=0.5, scale=3.0)
@@ -410,11 +410,11 @@ def test_numbers_that_are_not_finite_stop_with_a_remedy():
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp-2m", "heun", "euler-ancestral", "pc-ancestral"])
 def test_the_step_and_the_level_of_a_number_that_is_not_finite_are_named(sampler):
-    def step(x: Tensor, level: Level) -> Estimate:
+    def step(x: Tensor, level: NoiseLevel) -> Estimate:
         return Estimate.of_x0(torch.full_like(x, float("inf") if level.t < 0.35 else 0.0), x, level)
 
     grid = unveil.schedules.uniform(CosineVP(), 10)  # t = 1, 0.9, ... 0.1, 0
-    streams = Streams(0, range(2))
+    streams = SampleRNG(0, range(2))
     plan = samplers.SAMPLERS[sampler].plan(grid)
     with pytest.raises(NonFinite, match=rf"step \d+ of {plan.total}: .* at t = 0\.3 \(log"):
         unveil.run(plan, step, grid.start(streams.normal((3,), START)), noise=streams.bind((3,)))

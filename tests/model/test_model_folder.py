@@ -17,7 +17,7 @@ from unveil.core.process import CosineVP
 from unveil.io import safetensors_io
 from unveil.model import Model, checkpoint_store, int8, model_folder, model_saving
 from unveil.model.config import ModelConfig, validate
-from unveil.types import NonFinite, NotWritable, RecipeError, WeightsError
+from unveil.types import NonFinite, OutputError, RecipeError, WeightsError
 
 torch.set_num_threads(1)
 
@@ -139,7 +139,7 @@ def test_weights_of_another_size_list_their_keys(tmp_path):
 
 def test_what_is_there_stays_unless_forced(saved):
     before = (saved / "denoiser.safetensors").read_bytes()
-    with pytest.raises(NotWritable, match="not overwritten"):
+    with pytest.raises(OutputError, match="not overwritten"):
         model(seed=1).save(saved)
     assert (saved / "denoiser.safetensors").read_bytes() == before
     model(seed=1).save(saved, force=True)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from unveil.core import preconditioning
-from unveil.core.objective import Diffusion
-from unveil.core.rng import Streams
+from unveil.core.objective import DiffusionLoss
+from unveil.core.rng import SampleRNG
 from unveil.model import build
 from unveil.model.config import ModelConfig, dump, read_yaml, validate
 from unveil.nn.edm_unet import DhariwalUNet, SongUNet
@@ -58,12 +58,12 @@ def test_a_recipe_builds_learns_and_samples(name):
     model = build(config)
     assert isinstance(model.denoiser.network, DhariwalUNet if name == "adm" else SongUNet)
     x0 = torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(1))
-    streams = Streams(0, range(4))
+    streams = SampleRNG(0, range(4))
     trained = torch.optim.Adam(model.parameters(), lr=1e-3)
     losses = []
     for _ in range(6):
         condition, _ = model.encode({"label": [0, 1, 2, 0]})
-        loss = Diffusion()(model.denoiser, x0, condition, streams, 0)
+        loss = DiffusionLoss()(model.denoiser, x0, condition, streams, 0)
         losses.append(loss.per_sample.mean().item())
         trained.zero_grad()
         loss.value.backward()
@@ -91,5 +91,5 @@ def test_mistakes_are_named(change, message):
 def test_a_prediction_is_a_name_or_a_map():
     assert made(BASE | {"prediction": "v"}).prediction == "v"
     config = made(BASE)
-    assert config.build_prediction(config.process.build()) == preconditioning.EDM(0.6)
+    assert config.build_prediction(config.process.build()) == preconditioning.EDMPreconditioning(0.6)
     assert "prediction: {kind: edm, sigma_data: 0.6, index_scale: 1.0}" in dump(config)

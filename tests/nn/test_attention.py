@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unveil.nn.attention import Attention, Cache
+from unveil.nn.attention import Attention, KVCache
 from unveil.nn.embeddings import Rotary
 from unveil.nn.packing import Packing
-from unveil.nn.sdpa import attend, attention_weights
+from unveil.nn.sdpa import attention_weights, scaled_dot_product_attention
 from unveil.types import RecipeError, ShapeError
 
 WIDTH, HEADS = 24, 4
@@ -73,14 +73,14 @@ def test_grouped_heads_are_repeated_ones(dtype: torch.dtype):
     query, key, value = drawn(2, 6, 5, 8).to(dtype), drawn(2, 2, 7, 8, seed=1).to(dtype), drawn(2, 2, 7, 8, seed=2)
     value = value.to(dtype)
     repeated = [x.repeat_interleave(3, dim=1) for x in (key, value)]
-    assert torch.equal(attend(query, key, value), attend(query, *repeated))
+    assert torch.equal(scaled_dot_product_attention(query, key, value), scaled_dot_product_attention(query, *repeated))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_causal_block_continues_what_was_there(dtype: torch.dtype):
     query, key, value = (drawn(1, 2, 6, 8, seed=i).to(dtype) for i in range(3))
-    whole = attend(query, key, value, causal=True)
-    last = attend(query[:, :, 4:], key, value, causal=True)
+    whole = scaled_dot_product_attention(query, key, value, causal=True)
+    last = scaled_dot_product_attention(query[:, :, 4:], key, value, causal=True)
     assert torch.allclose(whole[:, :, 4:].float(), last.float(), atol=1e-6 if dtype == torch.float32 else 1e-2)
 
 
@@ -88,7 +88,7 @@ def test_a_causal_block_continues_what_was_there(dtype: torch.dtype):
 def test_a_query_that_may_see_nothing_gathers_nothing(dtype: torch.dtype):
     query, key, value = (drawn(1, 2, 3, 4, seed=i).to(dtype).requires_grad_() for i in range(3))
     mask = torch.tensor([[True, True, False], [False, False, False], [True, True, True]])
-    found = attend(query, key, value, mask=mask)
+    found = scaled_dot_product_attention(query, key, value, mask=mask)
     found.float().sum().backward()
     assert not found[:, :, 1].any()
     assert query.grad is not None
@@ -104,12 +104,12 @@ def test_parts_without_gradients_are_the_whole(part: int, hidden: str, monkeypat
     monkeypatch.setattr("unveil.nn.sdpa.PART", part)
     query, key, value = drawn(2, 4, 9, 8), drawn(2, 2, 11, 8, seed=1), drawn(2, 2, 11, 8, seed=2)
     mask = drawn(2, 1, 9, 11, seed=3) > 0 if hidden == "some" else None
-    wanted = attend(query, key, value, mask=mask, causal=hidden == "later")
+    wanted = scaled_dot_product_attention(query, key, value, mask=mask, causal=hidden == "later")
     low = [x.bfloat16() for x in (query, key, value)]
-    found = attend(*low, mask=mask, causal=hidden == "later")
+    found = scaled_dot_product_attention(*low, mask=mask, causal=hidden == "later")
     assert found.dtype == torch.bfloat16
     assert torch.allclose(found.float(), wanted, atol=0.03)
-    kept = attend(low[0].requires_grad_(), *low[1:], mask=mask, causal=hidden == "later")
+    kept = scaled_dot_product_attention(low[0].requires_grad_(), *low[1:], mask=mask, causal=hidden == "later")
     assert torch.allclose(found.float(), kept.detach().float(), atol=0.02)
 
 
@@ -117,7 +117,7 @@ def test_cached_steps_are_one_masked_pass():
     ours, x = layer(kv_heads=2, qk_norm="layer").eval(), drawn(3, 9, WIDTH)
     places = torch.arange(9.0)[:, None]
     whole = ours(x, causal=True, rotary=Rotary(places, 6))
-    cache = Cache()
+    cache = KVCache()
     with torch.no_grad():
         steps = [ours(x[:, a:b], causal=True, rotary=Rotary(places[a:b], 6), cache=cache) for a, b in STEPS]
     assert torch.allclose(torch.cat(steps, 1), whole, atol=1e-5)
@@ -129,7 +129,7 @@ STEPS = [(0, 3), (3, 4), (4, 5), (5, 9)]
 
 def test_a_cache_follows_its_rows():
     ours, x = layer().eval(), drawn(2, 4, WIDTH)
-    cache, rows = Cache(), torch.tensor([1, 1, 0])
+    cache, rows = KVCache(), torch.tensor([1, 1, 0])
     with torch.no_grad():
         ours(x[:, :3], causal=True, cache=cache)
         cache.select(rows)
@@ -138,7 +138,7 @@ def test_a_cache_follows_its_rows():
 
 
 def test_a_cache_refuses_gradients_and_other_rows():
-    ours, cache = layer(), Cache()
+    ours, cache = layer(), KVCache()
     with pytest.raises(ShapeError, match="no_grad"):
         ours(drawn(2, 4, WIDTH), cache=cache)
     with torch.no_grad():
@@ -156,7 +156,7 @@ def test_a_contexts_keys_are_computed_once():
     assert torch.equal(ours(x, cache=cache), wanted)
     assert torch.equal(ours(x, context=context, cache=cache), wanted)
     assert not seen
-    filled = Cache()
+    filled = KVCache()
     assert torch.equal(ours(x, context=context, cache=filled), wanted)
     assert torch.equal(ours(x, cache=filled), wanted)
     assert len(seen) == 1
@@ -235,7 +235,7 @@ def test_the_way_of_other_devices_agrees():
 def test_packing_is_a_mask_of_blocks():
     packing = Packing(LENGTHS, length=11)
     rows = [drawn(*packing.shape, 2, 8, seed=i).transpose(1, 2) for i in range(3)]
-    assert torch.allclose(attend(*rows, mask=packing.mask), packing.attend(*rows), atol=1e-5)
+    assert torch.allclose(scaled_dot_product_attention(*rows, mask=packing.mask), packing.attend(*rows), atol=1e-5)
     ours, x, maps = layer(), packing.pack([drawn(n, WIDTH, seed=n) for n in LENGTHS]), []
     assert torch.allclose(ours(x, packing=packing, maps=maps), ours(x, packing=packing), atol=1e-5)
 
@@ -302,7 +302,10 @@ def test_settings_that_cannot_work(build, message: str):
         (lambda x: Packing([3, 12], length=11), "each needs 1 to 11"),
         (lambda x: Packing([]), "each needs"),
         (lambda x: Rotary(torch.zeros(3, 4), 8), "1 to 3 axes"),
-        (lambda x: attend(x[None], x[None, :1].expand(1, 3, 5, 24), x[None]), "3 heads of keys for 2"),
+        (
+            lambda x: scaled_dot_product_attention(x[None], x[None, :1].expand(1, 3, 5, 24), x[None]),
+            "3 heads of keys for 2",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit(call, message: str):

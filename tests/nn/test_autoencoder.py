@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from unveil.nn.autoencoder import AutoencoderConfig, Decoder, Encoder
+from unveil.nn.autoencoder import AutoencoderConfig, ImageDecoder, ImageEncoder
 from unveil.types import RecipeError, ShapeError
 
 SMALL = AutoencoderConfig(3, 3, 16, (1, 2), 1, 4, groups=4)
@@ -22,7 +22,7 @@ VARIANTS = {
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
 def test_sizes_and_gradients_of_every_parameter(config):
     torch.manual_seed(0)
-    encoder, decoder = Encoder(config), Decoder(config)
+    encoder, decoder = ImageEncoder(config), ImageDecoder(config)
     pixels = torch.randn(2, 3, 16, 24)
     h = encoder(pixels)
     assert h.shape == (2, config.moments * 4, 16 // config.factor, 24 // config.factor)
@@ -41,7 +41,7 @@ def test_sizes_and_gradients_of_every_parameter(config):
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
 def test_activations_in_place_change_nothing(config):
     torch.manual_seed(0)
-    encoder, decoder = Encoder(config).eval(), Decoder(config).eval()
+    encoder, decoder = ImageEncoder(config).eval(), ImageDecoder(config).eval()
     pixels = torch.randn(1, 3, 16, 16)
     kept = pixels.clone()
     with torch.no_grad():
@@ -54,7 +54,7 @@ def test_a_local_one_sees_as_far_as_its_convolutions_and_others_see_everything()
     torch.manual_seed(0)
     for config, far in ((VARIANTS["local"], False), (SMALL, True)):
         assert config.local is not far
-        decoder = Decoder(config).eval()
+        decoder = ImageDecoder(config).eval()
         z = torch.randn(1, 4, 4, 40)
         changed = z.clone()
         changed[..., 0] += 5
@@ -66,11 +66,11 @@ def test_a_local_one_sees_as_far_as_its_convolutions_and_others_see_everything()
 
 def test_mistakes_are_named():
     with pytest.raises(ShapeError, match="height 18 px: must be a multiple of 4; nearest 16 or 20"):
-        Encoder(VARIANTS["local"])(torch.zeros(1, 3, 18, 16))
+        ImageEncoder(VARIANTS["local"])(torch.zeros(1, 3, 18, 16))
     with pytest.raises(ShapeError, match=r"pixels \(1, 1, 16, 16\): must be \(B, 3, H, W\)"):
-        Encoder(SMALL)(torch.zeros(1, 1, 16, 16))
+        ImageEncoder(SMALL)(torch.zeros(1, 1, 16, 16))
     with pytest.raises(ShapeError, match=r"latents \(1, 3, 4, 4\): must be \(B, 4, H, W\)"):
-        Decoder(SMALL)(torch.zeros(1, 3, 4, 4))
+        ImageDecoder(SMALL)(torch.zeros(1, 3, 4, 4))
     for change, message in {
         "groups": "16 channels: must be a multiple of the 5 groups",
         "norm": "norm = 5: must be one of group, pixel",

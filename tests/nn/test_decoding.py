@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.core.rng import Streams
+from unveil.core.rng import SampleRNG
 from unveil.nn.decoding import Decoded, beam, greedy, sampled
 from unveil.types import RecipeError, ShapeError
 
@@ -107,7 +107,7 @@ def test_the_limit_cuts_off_what_does_not_end():
     for found in (
         greedy(Endless(5), START, end=END, limit=3),
         beam(Endless(5), START, end=END, limit=3, beams=2),
-        sampled(Endless(5), START, end=END, limit=3, streams=Streams(0, range(5))),
+        sampled(Endless(5), START, end=END, limit=3, streams=SampleRNG(0, range(5))),
     ):
         assert [len(words) for words in found.tokens] == [3] * 5
         assert not found.ended.any()
@@ -118,7 +118,7 @@ def test_draws_follow_the_probabilities():
     count = 4000
     model = Table(count)
     model.seen = [[3] for _ in range(count)]
-    found = sampled(model, START[:1].expand(count, 1), end=END, limit=LIMIT, streams=Streams(1, range(count)))
+    found = sampled(model, START[:1].expand(count, 1), end=END, limit=LIMIT, streams=SampleRNG(1, range(count)))
     for words in every()[:5]:
         share = sum(found.tokens[i] == list(words[:-1]) and bool(found.ended[i]) for i in range(count)) / count
         chance = math.exp(score(3, words))
@@ -126,7 +126,7 @@ def test_draws_follow_the_probabilities():
 
 
 def draw(count: int, **settings: float) -> Decoded:
-    streams = Streams(1, range(count))
+    streams = SampleRNG(1, range(count))
     return sampled(Table(count), START[:1].expand(count, 1), end=END, limit=LIMIT, streams=streams, **settings)  # type: ignore[arg-type]
 
 
@@ -149,7 +149,7 @@ def test_narrow_draws_are_greedy():
         (lambda: draw(2, temperature=0), "temperature 0"),
         (lambda: draw(2, mass=1.5), "mass 1.5"),
         (lambda: draw(2, top=0), "top 0"),
-        (lambda: sampled(Table(5), START, end=END, limit=3, streams=Streams(0, range(4))), "4 streams for 5"),
+        (lambda: sampled(Table(5), START, end=END, limit=3, streams=SampleRNG(0, range(4))), "4 streams for 5"),
         (lambda: beam(Table(5), START, end=END, limit=3, beams=0), "beams 0"),
         (lambda: beam(Table(5), START, end=END, limit=3, length_power=-1), "length_power -1"),
     ],

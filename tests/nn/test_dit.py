@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unveil.nn.dit import DiT, Told, positions
-from unveil.nn.dit_config import NAMES, Design, DiTConfig, named, shape_of, spelled_out
+from unveil.nn.dit import BlockConditioning, DiT, positions
+from unveil.nn.dit_config import NAMES, Design, DiTConfig, expand_preset, get_preset, shape_of
 from unveil.nn.flops import multiply_adds
 from unveil.types import Condition, RecipeError, ShapeError
 
@@ -97,20 +97,20 @@ QUICK = ("dit-s-8", "dit-xl-2")
     ],
 )
 def test_multiply_adds_are_the_papers(name, cost):
-    assert multiply_adds(*on_meta(named(name))) / 1e9 == pytest.approx(cost, rel=1e-3)
+    assert multiply_adds(*on_meta(get_preset(name))) / 1e9 == pytest.approx(cost, rel=1e-3)
 
 
 @pytest.mark.slow
 def test_attention_to_the_embeddings_costs_a_sixth_more():
-    costs = {d: multiply_adds(*on_meta(replace(named("dit-xl-2"), design=d))) for d in DESIGNS}
+    costs = {d: multiply_adds(*on_meta(replace(get_preset("dit-xl-2"), design=d))) for d in DESIGNS}
     # figure 5 of the paper: 119.4, 137.6, 118.6, 118.6 Gflops
     assert [round(costs[d] / 1e9, 1) for d in DESIGNS] == [119.4, 137.6, 118.5, 118.6]
 
 
 def test_names():
-    assert named("dit-xl-2").name == "dit-xl-2"
+    assert get_preset("dit-xl-2").name == "dit-xl-2"
     assert shape_of("dit-b-16") == {"depth": 12, "width": 768, "heads": 12, "patch": 16}
-    assert spelled_out({"kind": "dit", "name": "dit-s-2", "depth": 3})["depth"] == 3
+    assert expand_preset({"kind": "dit", "name": "dit-s-2", "depth": 3})["depth"] == 3
     for wrong in ("dit-x-2", "dit-xl", "dit-xl-0", "unet"):
         with pytest.raises(RecipeError, match="known are dit-s-8"):
             shape_of(wrong)
@@ -274,4 +274,4 @@ def test_inputs_that_do_not_fit():
         network(x, t, Condition(vector=torch.zeros(2, 5)))
     with pytest.raises(ShapeError, match="in-context and cross-attention"):
         network(x, t, Condition(tokens=torch.zeros(2, 3, 32)))
-    assert Told().modulation == ()
+    assert BlockConditioning().modulation == ()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unveil.nn.attention import Attention
-from unveil.nn.spatial_transformer import REMEMBERED, Remembered, SpatialTransformer
+from unveil.nn.spatial_transformer import REMEMBERED, Memo, SpatialTransformer
 from unveil.nn.unet import UNet
 from unveil.nn.unet_config import UNetConfig
 from unveil.types import Condition, RecipeError, ShapeError
@@ -114,7 +114,7 @@ def test_keeping_a_text_leaves_the_gradient_of_x():
 
 
 def test_only_so_many_tensors_are_remembered_the_oldest_goes():
-    known, made = Remembered[int](), []
+    known, made = Memo[int](), []
     tensors = [torch.zeros(1) for _ in range(REMEMBERED + 1)]
 
     def make() -> int:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from unveil.nn.packing import Packing
-from unveil.nn.transformer import Decoder, Transformer, TransformerConfig, token_loss
-from unveil.nn.transformer_blocks import BlockConfig, Context, Maps, Stack, TransformerBlock
+from unveil.nn.transformer import Transformer, TransformerConfig, TransformerDecoder, token_loss
+from unveil.nn.transformer_blocks import AttentionMaps, BlockConfig, EncoderStates, TransformerBlock, TransformerStack
 from unveil.types import RecipeError, ShapeError
 
 SMALL = TransformerConfig(source=11, target=13, width=16, heads=2, hidden=32, depth=2, dropout=0.0, limit=20)
@@ -60,7 +60,7 @@ def test_blocks_are_torchs(norm: str, activation: str):
     counts = torch.arange(7)[None] < torch.tensor([[3], [7]])
     hidden = torch.ones(5, 5, dtype=torch.bool).triu(1)
     wanted = theirs(x, context, tgt_mask=hidden, memory_key_padding_mask=~counts)
-    found = ours(x, context=Context(context, counts), causal=True)
+    found = ours(x, context=EncoderStates(context, counts), causal=True)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
@@ -116,7 +116,7 @@ def test_padding_of_the_source_is_not_seen():
 
 def test_a_decoder_without_context_and_packed_sequences():
     torch.manual_seed(0)
-    decoder = Decoder(9, 2, BlockConfig(16, 4, 32, kv_heads=2, qk_norm="rms"), limit=12)
+    decoder = TransformerDecoder(9, 2, BlockConfig(16, 4, 32, kv_heads=2, qk_norm="rms"), limit=12)
     found = decoder.logits(decoder(tokens(2, 12, 9)))
     assert found.shape == (2, 12, 9)
     found.sum().backward()
@@ -130,8 +130,8 @@ def test_a_decoder_without_context_and_packed_sequences():
 
 def test_maps_of_every_head_sum_to_one():
     model, source, target = small(), tokens(2, 6), tokens(2, 4, 13)
-    read: list[Maps] = []
-    written: list[Maps] = []
+    read: list[AttentionMaps] = []
+    written: list[AttentionMaps] = []
     with torch.no_grad():
         context = model.encode(source, None, read)
         model.decoder(target, context=context, maps=written)
@@ -170,7 +170,7 @@ def test_the_loss_is_its_formula():
         (lambda: small(width=15), "width 15"),
         (lambda: small(norm="past"), "nearest: 'post'"),
         (lambda: small(dropout=1.0), "dropout 1.0"),
-        (lambda: Stack(0, SMALL.block), "at least 1 block"),
+        (lambda: TransformerStack(0, SMALL.block), "at least 1 block"),
         (lambda: BlockConfig(8, 2, 8, activation="rel"), "nearest: 'relu'"),  # type: ignore[arg-type]
     ],
 )

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unveil.nn.layers import attend
+from unveil.nn.layers import scaled_dot_product_attention
 from unveil.nn.unet import UNet
-from unveil.nn.unet_blocks import ConvDown, ConvUp
+from unveil.nn.unet_blocks import Downsample, Upsample
 from unveil.nn.unet_config import UNetConfig
 from unveil.types import Condition, RecipeError, ShapeError
 
@@ -129,14 +129,14 @@ def test_time_and_vector_matter_where_the_level_does():
 def test_the_up_convolution_is_that_of_repeated_pixels():
     network = drawn(SMALL).double()
     up = network.get_submodule("up.0.resample")
-    assert isinstance(up, ConvUp)
+    assert isinstance(up, Upsample)
     x = torch.randn(2, 32, 3, 5, dtype=torch.float64)
     repeated = nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
     torch.testing.assert_close(up(x, torch.empty(0)), up.conv(repeated), rtol=0, atol=1e-12)
 
 
 def test_ddpm_halves_with_padding_below_and_on_the_right_only():
-    down = ConvDown(2, asymmetric=True).double()
+    down = Downsample(2, asymmetric=True).double()
     x = torch.randn(1, 2, 4, 6, dtype=torch.float64)
     got = down(x, torch.empty(0))
     assert got.shape == (1, 2, 2, 3)
@@ -174,8 +174,8 @@ def test_the_two_attention_orders_are_one_network_with_rows_in_another_order():
 def test_bf16_attention_agrees_with_float32():
     torch.manual_seed(0)
     query, key, value = (2 * torch.randn(2, 3, 20, 16) for _ in range(3))
-    exact = attend(query, key, value)
-    rough = attend(query.bfloat16(), key.bfloat16(), value.bfloat16())
+    exact = scaled_dot_product_attention(query, key, value)
+    rough = scaled_dot_product_attention(query.bfloat16(), key.bfloat16(), value.bfloat16())
     assert (rough.float() - exact).norm() / exact.norm() < 0.02
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from unveil.nn.causal_conv3d import CausalConv, Past
-from unveil.nn.dct import cosines, lowest
+from unveil.nn.causal_conv3d import CausalConv, StreamState
+from unveil.nn.dct import dct_matrix, lowpass_rows
 from unveil.nn.layers import PixelRMS
 from unveil.nn.video_autoencoder import VideoAutoencoderConfig, VideoDecoder, VideoEncoder
 
@@ -24,8 +24,8 @@ def test_a_causal_convolution_is_one_over_a_clip_with_copies_of_its_first_frame(
     layer, x = CausalConv(2, 3, (3, 3), stride=stride), torch.randn(1, 2, 5, 4, 4)
     padded = torch.cat([x[:, :, :1], x[:, :, :1], x], 2)
     expected = nn.functional.conv3d(padded, layer.weight, layer.bias, stride=(stride, 1, 1), padding=(0, 1, 1))
-    torch.testing.assert_close(layer(x, Past()), expected)
-    past = Past()
+    torch.testing.assert_close(layer(x, StreamState()), expected)
+    past = StreamState()
     one = layer(x[:, :, :1], past)
     torch.testing.assert_close(one, expected[:, :, :1])
     assert [tuple(kept.shape) for kept in past.kept] == [(1, 2, 3 - stride, 4, 4)]
@@ -39,11 +39,11 @@ def test_the_norm_of_a_place_is_by_its_root_mean_square():
 
 
 def test_the_lowest_frequencies_are_orthonormal_and_begin_with_the_means():
-    rows = lowest(20, 3, 4, 2)
+    rows = lowpass_rows(20, 3, 4, 2)
     torch.testing.assert_close(rows @ rows.T, torch.eye(20))
     torch.testing.assert_close(rows[:3].view(3, 3, 16).sum((1, 2)), torch.full((3,), 4.0))
-    torch.testing.assert_close(cosines(5) @ cosines(5).T, torch.eye(5))
-    assert not lowest(20, 3, 1, 2)[12:].any()
+    torch.testing.assert_close(dct_matrix(5) @ dct_matrix(5).T, torch.eye(5))
+    assert not lowpass_rows(20, 3, 1, 2)[12:].any()
 
 
 @torch.no_grad()

@@ -13,9 +13,9 @@ from unveil.core.denoiser import Denoiser
 from unveil.core.flow import RectifiedFlow
 from unveil.core.prediction import flow
 from unveil.core.process import partly
-from unveil.nn.attention_patterns import Grid, Groups, Pattern, visible
+from unveil.nn.attention_patterns import AttentionGroups, Pattern, TokenGrid, attention_mask
 from unveil.nn.packing import Packing
-from unveil.nn.sdpa import attend
+from unveil.nn.sdpa import scaled_dot_product_attention
 from unveil.nn.video_dit import KEPT, VideoDiT, VideoDiTConfig
 from unveil.types import Condition, RecipeError, ShapeError
 
@@ -59,26 +59,26 @@ def clips() -> Tensor:
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("causal", [False, True])
 def test_groups_are_the_mask_of_their_pattern(pattern: Pattern, causal: bool):
-    grid, generator = Grid(3, 2, 4), torch.Generator().manual_seed(5)
+    grid, generator = TokenGrid(3, 2, 4), torch.Generator().manual_seed(5)
     packing = Packing([grid.tokens] * 2, length=grid.tokens)
     query, key, value = (torch.randn(2, 4, grid.tokens, 12, generator=generator) for _ in range(3))
     for number in range(2):
-        groups = Groups(packing, [grid] * 2, pattern, number, window=WINDOW, causal=causal)
-        mask = visible(grid, pattern, number, window=WINDOW, causal=causal)
+        groups = AttentionGroups(packing, [grid] * 2, pattern, number, window=WINDOW, causal=causal)
+        mask = attention_mask(grid, pattern, number, window=WINDOW, causal=causal)
         assert torch.equal(groups.mask, mask.expand(2, 1, -1, -1))
-        close(groups.attend(query, key, value), attend(query, key, value, mask=mask))
+        close(groups.attend(query, key, value), scaled_dot_product_attention(query, key, value, mask=mask))
 
 
 def test_what_the_patterns_show():
-    grid = Grid(2, 2, 2)
-    of_frame, of_place = (visible(grid, "factorised", number, window=WINDOW) for number in (0, 1))
+    grid = TokenGrid(2, 2, 2)
+    of_frame, of_place = (attention_mask(grid, "factorised", number, window=WINDOW) for number in (0, 1))
     assert of_frame[0].tolist() == [True] * 4 + [False] * 4
     assert of_place[0].tolist() == [True, False, False, False] * 2
-    boxes = visible(Grid(1, 1, 4), "windowed", 0, window=(1, 1, 2))
-    moved = visible(Grid(1, 1, 4), "windowed", 1, window=(1, 1, 2))
+    boxes = attention_mask(TokenGrid(1, 1, 4), "windowed", 0, window=(1, 1, 2))
+    moved = attention_mask(TokenGrid(1, 1, 4), "windowed", 1, window=(1, 1, 2))
     assert boxes[1].tolist() == [True, True, False, False]
     assert moved[1].tolist() == [False, True, True, False]
-    later = visible(grid, "full", 0, window=WINDOW, causal=True)
+    later = attention_mask(grid, "full", 0, window=WINDOW, causal=True)
     assert later[0].tolist() == [True] * 4 + [False] * 4
     assert bool(later[4].all())
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from unveil.nn.embeddings import sin_cos_positions
-from unveil.nn.vit import ViT, ViTConfig, named
+from unveil.nn.vit import ViT, ViTConfig, get_preset
 from unveil.types import RecipeError, ShapeError
 
 SMALL = ViTConfig(1, 8, 10, 2, 2, 16, 2, 2.0)
@@ -87,9 +87,9 @@ def test_scaled_features_leave_the_logits():
 
 
 def test_names_and_what_is_refused():
-    assert named("vit-l-32", classes=5).depth == 24
+    assert get_preset("vit-l-32", classes=5).depth == 24
     with pytest.raises(RecipeError, match="nearest: 'vit-b-16'"):
-        named("vit-bb-16")
+        get_preset("vit-bb-16")
     with pytest.raises(RecipeError, match=r"size 9 px: must be a multiple of the patch, 2; nearest 8 or 10"):
         replace(SMALL, size=9)
     with pytest.raises(RecipeError, match="nearest: 'mean'"):

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from unveil import data, playground
 from unveil.analysis.detector_accuracy import BARS, coded, study_detector
-from unveil.analysis.detector_accuracy import Settings as Reading
+from unveil.analysis.detector_accuracy import DetectorSettings as Reading
 from unveil.analysis.detector_accuracy import agreement as read_as_it_is
 from unveil.playground.dataset import MOTIONS, TEN
 from unveil.playground.detector import frames_of, read

@@ -15,7 +15,7 @@ from unveil.playground.text_pairs import (
     TaskConfig,
     open_pairs,
 )
-from unveil.types import MediaError, RecipeError
+from unveil.types import DataError, RecipeError
 
 FEW = TaskConfig(count=300, held_out=60)
 SCENES = ScenePairsConfig(count=3000, held_out=300)
@@ -106,9 +106,9 @@ def test_a_users_file(tmp_path):
 def test_files_that_are_no_pairs(tmp_path, content: bytes, message: str):
     path = tmp_path / "pairs.tsv"
     path.write_bytes(content)
-    with pytest.raises(MediaError, match=message):
+    with pytest.raises(DataError, match=message):
         open_pairs(PairsConfig(str(path)))
-    with pytest.raises(MediaError, match="cannot be read"):
+    with pytest.raises(DataError, match="cannot be read"):
         open_pairs(PairsConfig(str(tmp_path / "none.tsv")))
 
 

@@ -13,7 +13,7 @@ pytest.importorskip("av")
 
 from tests.io.video.tiny_videos import film, number_of
 from unveil.prompting.media_scan import Looker, look_round
-from unveil.types import MediaError
+from unveil.types import DataError
 
 BAD = {"bad.mp4": "its content is text", "empty.png": "empty"}
 
@@ -66,17 +66,17 @@ def test_what_cannot_be_read_or_has_gone_since_is_said(folder):
     (folder / "one.webm").unlink()
     looker, named = Looker(seen, 4), {one.path: one for one in seen.entries}
     for path, why in {**BAD, "one.webm": "No such file"}.items():
-        with pytest.raises(MediaError, match=why):
+        with pytest.raises(DataError, match=why):
             looker(named[path])
     looker.close()
 
 
 def test_metadata_that_cannot_be_read_is_what_is_said(folder):
     (folder / "metadata.jsonl").write_text('{"file_name": "a.png"')
-    with pytest.raises(MediaError, match=r"metadata.jsonl line 1: not JSON"):
+    with pytest.raises(DataError, match=r"metadata.jsonl line 1: not JSON"):
         look_round(folder)
     (folder / "metadata.csv").write_text("file_name\na.png\n")
-    with pytest.raises(MediaError, match=r"both metadata.jsonl and metadata.csv; keep one of them"):
+    with pytest.raises(DataError, match=r"both metadata.jsonl and metadata.csv; keep one of them"):
         look_round(folder)
 
 
@@ -94,7 +94,7 @@ def test_sub_folders_that_training_takes_as_classes_are_known(tmp_path):
 
 
 def test_folders_without_anything(tmp_path):
-    with pytest.raises(MediaError, match="neither a picture nor a clip in it"):
+    with pytest.raises(DataError, match="neither a picture nor a clip in it"):
         look_round(tmp_path)
-    with pytest.raises(MediaError, match="nowhere"):
+    with pytest.raises(DataError, match="nowhere"):
         look_round(tmp_path / "nowhere")

@@ -18,10 +18,10 @@ from unveil.io.images import to_unit
 from unveil.playground.dataset import Playground, PlaygroundConfig
 from unveil.playground.prompt_rules import rules
 from unveil.reproduce import caption_claims
-from unveil.reproduce.experiment import Bench
+from unveil.reproduce.experiment import ExperimentContext
 from unveil.reproduce.prompt_following import arm_of
-from unveil.reproduce.recaption import Recaptioned, recaptioned
-from unveil.reproduce.training_history import RecipeArm
+from unveil.reproduce.recaption import RecaptionedVideos, recaption
+from unveil.reproduce.training_history import RecipeVariant
 
 
 @pytest.mark.parametrize(
@@ -35,16 +35,16 @@ from unveil.reproduce.training_history import RecipeArm
 def test_recaptions_are_judged_by_raw_and_by_true_ones(
     own: float, against: str, behind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def fault(arm: RecipeArm) -> float:
+    def fault(arm: RecipeVariant) -> float:
         if "data.captions" in arm.changes:
             return own
         return 0.1 if "[dense]" in arm.changes else 0.7
 
     asked: list[int] = []
 
-    def told(bench: Bench, recipe: object, seed: int) -> Recaptioned:
+    def told(bench: ExperimentContext, recipe: object, seed: int) -> RecaptionedVideos:
         asked.append(seed)
-        return Recaptioned(Path("told.jsonl"), 0.9)
+        return RecaptionedVideos(Path("told.jsonl"), 0.9)
 
     monkeypatch.setattr(caption_claims, "recaptioned", told)
     found = caption_claims._recaptioned(staged(monkeypatch, tmp_path, fault))
@@ -56,10 +56,10 @@ def test_recaptions_are_judged_by_raw_and_by_true_ones(
 
 
 def test_a_captioner_of_a_tenth_tells_all_clips_and_is_kept(tmp_path: Path):
-    own = Bench(FEW, tmp_path, QUIET)
+    own = ExperimentContext(FEW, tmp_path, QUIET)
     arm = arm_of(own, "'data.registers=[raw]' data.count=40", "train.steps=1")
     recipe = arm.read(quick=True)
-    found = recaptioned(own, recipe, 0)
+    found = recaption(own, recipe, 0)
     rows = [json.loads(line) for line in found.file.read_text().splitlines()]
     assert [row["file_name"] for row in rows] == [str(number) for number in range(40)]
     assert [row["text"] for row in rows] == [item["text"] for item in Playground(recipe.data.build()).told(range(40))]
@@ -67,9 +67,9 @@ def test_a_captioner_of_a_tenth_tells_all_clips_and_is_kept(tmp_path: Path):
     spent = own.training_seconds
     assert spent > 0
     assert own.earlier_seconds == 0
-    assert recaptioned(own, recipe, 0) == found
+    assert recaption(own, recipe, 0) == found
     assert own.earlier_seconds == spent
-    assert recaptioned(own, recipe, 1).file != found.file
+    assert recaption(own, recipe, 1).file != found.file
     trained = Playground(replace(recipe.data.build(), captions=str(found.file), share=1.0))
     assert [item["text"] for item in trained.told(range(40))] == [row["caption"] for row in rows]
     (settings,) = found.file.parent.glob("captioner-playground/recipe.yaml")
@@ -113,7 +113,7 @@ def test_expanded_prompts_are_judged_by_dense_ones(
 
     monkeypatch.setattr(caption_claims, "prompts", noted)
     monkeypatch.setattr(caption_claims, "load", lambda name: Teller(wrong))
-    own = Bench(Scale(**vars(FEW)), tmp_path, QUIET)
+    own = ExperimentContext(Scale(**vars(FEW)), tmp_path, QUIET)
     found = caption_claims._expanded(own)
     assert verdicts(found) == (verdict, {verdict})
     assert sum(one.primary for one in found.comparisons) == 1
@@ -121,7 +121,7 @@ def test_expanded_prompts_are_judged_by_dense_ones(
 
 @pytest.mark.parametrize(("better", "verdict"), [("condition", "shown"), ("network.width=36", "reversed")])
 def test_encoders_are_told_the_right_way(better: str, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def fault(arm: RecipeArm) -> float:
+    def fault(arm: RecipeVariant) -> float:
         return 0.1 if better in arm.changes else 0.4
 
     monkeypatch.setattr(caption_claims, "parameters", lambda model: 1_000_000)
@@ -134,7 +134,9 @@ def test_both_larger_arms_have_as_many_parameters():
     from unveil.model import build
 
     def size(name: str) -> int:
-        return parameters(build(RecipeArm(caption_claims.RECIPE, caption_claims.LARGER[name]).read(quick=False).model))
+        return parameters(
+            build(RecipeVariant(caption_claims.RECIPE, caption_claims.LARGER[name]).read(quick=False).model)
+        )
 
     sizes = {name: size(name) for name in caption_claims.LARGER}
     assert sizes[caption_claims.TEXT] == pytest.approx(sizes[caption_claims.NETWORK], rel=0.01)

@@ -14,27 +14,33 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from unveil.analysis.metrics import chance, interpolated, log2_mean, rank_correlation, rank_correlation_within
+from unveil.analysis.metrics import (
+    interpolated,
+    log2_mean,
+    permutation_p_value,
+    rank_correlation,
+    rank_correlation_within,
+)
 from unveil.cli.console import Console
 from unveil.data.digits import digits
 from unveil.evaluate.verdict import Comparison, overall
 from unveil.reproduce import dit
 from unveil.reproduce import training_history as courses
 from unveil.reproduce.claim_page import page
-from unveil.reproduce.experiment import QUICK, Bench, Curve, Findings, Scale
-from unveil.reproduce.fidelity import Drawn, Fidelity
+from unveil.reproduce.experiment import QUICK, Curve, ExperimentContext, ExperimentResults, Scale
+from unveil.reproduce.fidelity import Fidelity, ScoredSamples
 from unveil.reproduce.plot import curves_chart
 from unveil.reproduce.results_json import record_of
 from unveil.reproduce.runner import CLAIMS
 from unveil.reproduce.training_history import (
-    Course,
-    RecipeArm,
-    begun,
-    classes_in_turn,
+    RecipeVariant,
+    TrainingHistory,
     cost_of,
-    follow,
-    pace_of,
-    points_of,
+    cycle_labels,
+    eval_steps,
+    init_recipe_model,
+    train_and_track,
+    train_schedule,
 )
 from unveil.types import NonFinite, RecipeError
 
@@ -44,15 +50,15 @@ PLAIN = dit.DESIGNS["adaLN"]
 
 
 @cache
-def cost(arm: RecipeArm) -> int:
+def cost(arm: RecipeVariant) -> int:
     return cost_of(arm.read(quick=False))
 
 
 # ---------------------------------------------------------------------- arms of a recipe
 
 
-def weights(arm: RecipeArm, seed: int = 0) -> dict[str, Tensor]:
-    return dict(begun(arm, seed, quick=True).named_parameters())
+def weights(arm: RecipeVariant, seed: int = 0) -> dict[str, Tensor]:
+    return dict(init_recipe_model(arm, seed, quick=True).named_parameters())
 
 
 def test_designs_start_from_the_same_weights_wherever_these_have_the_same_size():
@@ -97,13 +103,13 @@ def test_flow_and_ddpm_start_from_equal_networks():
 def test_the_studies_train_as_their_recipes_say():
     for arm, points in ((dit.DESIGNS[dit.ZERO], [300, 600, 900, 1200, 1500]), (dit.network_of("XL", 1), None)):
         recipe = arm.read(quick=False)
-        assert points_of(recipe) == (points or [400, 800, 1200, 1600, 2000])
-        assert pace_of(recipe).steps == recipe.train.steps
+        assert eval_steps(recipe) == (points or [400, 800, 1200, 1600, 2000])
+        assert train_schedule(recipe).steps == recipe.train.steps
         assert recipe.evaluate.samples == 450
     every = replace(dit.network_of("S", 2), changes="train.sample_every=800").read(quick=False)
-    assert points_of(every) == [800, 1600, 2000]
+    assert eval_steps(every) == [800, 1600, 2000]
     with pytest.raises(RecipeError, match="trains no diffusion model"):
-        RecipeArm("vit-fashion").read(quick=True)
+        RecipeVariant("vit-fashion").read(quick=True)
 
 
 def test_sizes_and_patches_cost_what_they_should():
@@ -115,8 +121,8 @@ def test_sizes_and_patches_cost_what_they_should():
 
 def test_a_course_is_kept_and_found_again(tmp_path: Path):
     arm = dit.network_of("S", 4)
-    first = follow(arm, True, 3, 12, tmp_path)
-    again = follow(arm, True, 3, 12, tmp_path)
+    first = train_and_track(arm, True, 3, 12, tmp_path)
+    again = train_and_track(arm, True, 3, 12, tmp_path)
     assert (first.kept, again.kept) == (False, True)
     assert first.steps == again.steps == [5, 10]
     assert first.pixels.shape == (2, 12, 1, 8, 8)
@@ -127,15 +133,15 @@ def test_a_course_is_kept_and_found_again(tmp_path: Path):
     for one, two in zip(first.model.state_dict().values(), again.model.state_dict().values(), strict=True):
         assert torch.equal(one, two)
     assert not any(parameter.requires_grad for parameter in again.model.parameters())
-    asked = classes_in_turn(again.model, 12)
+    asked = cycle_labels(again.model, 12)
     assert asked == {"label": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]}
     drawn = again.model.generate(raw=asked, count=12, seed=3)
     assert torch.equal(courses.to_pixels(drawn), first.pixels[-1])  # the last point is what the model draws
-    assert not follow(arm, True, 4, 12, tmp_path).kept
+    assert not train_and_track(arm, True, 4, 12, tmp_path).kept
     assert len(list(tmp_path.iterdir())) == 2
     for path in tmp_path.iterdir():
         path.write_bytes(b"damaged")
-    assert not follow(arm, True, 3, 12, tmp_path).kept
+    assert not train_and_track(arm, True, 3, 12, tmp_path).kept
 
 
 # ---------------------------------------------------------------------- rank correlations and bars
@@ -168,9 +174,9 @@ def test_within_groups_what_lies_between_them_does_not_count():
 
 def test_the_permutation_test_counts_orders():
     # of the 24 orders of four, one is as low as -1, and four are as low as -0.8
-    assert chance([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(1 / 24, rel=0.05)
-    assert chance([1, 2, 3, 4], [4, 3, 1, 2]) == pytest.approx(4 / 24, rel=0.05)
-    assert chance([1, 2, 3, 4], [1, 2, 3, 4]) == pytest.approx(1)
+    assert permutation_p_value([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(1 / 24, rel=0.05)
+    assert permutation_p_value([1, 2, 3, 4], [4, 3, 1, 2]) == pytest.approx(4 / 24, rel=0.05)
+    assert permutation_p_value([1, 2, 3, 4], [1, 2, 3, 4]) == pytest.approx(1)
 
 
 def test_means_of_logarithms_and_lines_between_points():
@@ -193,36 +199,36 @@ def test_an_effect_that_misses_its_bar_is_not_shown():
 
 
 def staged(
-    quality: Callable[[RecipeArm], float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scale: Scale = WHOLE
-) -> Bench:
+    quality: Callable[[RecipeVariant], float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scale: Scale = WHOLE
+) -> ExperimentContext:
     """A bench whose trainings are played, noisier the higher the number and the earlier, and judged by that noise."""
     real = digits("held-out")
     assert real.labels is not None
     of_class = [real.pixels[real.labels == label].float() for label in range(10)]
     clean = torch.stack([of_class[n % 10][n // 10 % len(of_class[n % 10])] for n in range(70)])
 
-    def played(arm: RecipeArm, quick: bool, seed: int, count: int, folder: Path, *rest: object) -> Course:
+    def played(arm: RecipeVariant, quick: bool, seed: int, count: int, folder: Path, *rest: object) -> TrainingHistory:
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(clean.shape, generator=generator)
-        levels = [quality(arm) * factor for factor in (8, 5, 3, 2, 1)][-len(points_of(arm.read(quick))) :]
+        levels = [quality(arm) * factor for factor in (8, 5, 3, 2, 1)][-len(eval_steps(arm.read(quick))) :]
         pixels = torch.stack([(clean + level * noise).clamp(0, 255).to(torch.uint8) for level in levels])
-        steps = points_of(arm.read(quick))
-        return Course(cast(Any, None), steps, pixels[:, :count], [level / 100 for level in levels], 1.0, False)
+        steps = eval_steps(arm.read(quick))
+        return TrainingHistory(cast(Any, None), steps, pixels[:, :count], [level / 100 for level in levels], 1.0, False)
 
-    def judged(bench: Bench, pixels: Tensor) -> Drawn:
-        return Drawn(pixels, Fidelity(0.0, 0.0, 1.0, float((pixels - clean).abs().mean())))
+    def judged(bench: ExperimentContext, pixels: Tensor) -> ScoredSamples:
+        return ScoredSamples(pixels, Fidelity(0.0, 0.0, 1.0, float((pixels - clean).abs().mean())))
 
     monkeypatch.setattr("unveil.reproduce.experiment.follow", played)
-    monkeypatch.setattr("unveil.reproduce.fidelity.judged_pixels", judged)
-    return Bench(scale, tmp_path, QUIET)
+    monkeypatch.setattr("unveil.reproduce.fidelity.score_pixels", judged)
+    return ExperimentContext(scale, tmp_path, QUIET)
 
 
-def verdicts(findings: Findings) -> set[str]:
+def verdicts(findings: ExperimentResults) -> set[str]:
     return {one.verdict for one in findings.comparisons if one.primary}
 
 
 def test_designs_in_the_claimed_order_and_in_the_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    def good(arm: RecipeArm) -> float:
+    def good(arm: RecipeVariant) -> float:
         return 10.0 if arm == dit.DESIGNS[dit.ZERO] else 20.0
 
     found = dit._blocks(staged(good, monkeypatch, tmp_path))

@@ -23,8 +23,8 @@ from unveil.reproduce import ddim as ddim_claims
 from unveil.reproduce import iddpm as iddpm_claims
 from unveil.reproduce import ncsn as ncsn_claims
 from unveil.reproduce.claim_page import MARK, index
-from unveil.reproduce.experiment import QUICK, Bench, Findings, compared
-from unveil.types import NotWritable, RecipeError
+from unveil.reproduce.experiment import QUICK, ExperimentContext, ExperimentResults, compared
+from unveil.types import OutputError, RecipeError
 
 QUIET = Console(quiet=True)
 EXPECTED = {
@@ -119,14 +119,14 @@ def test_the_quick_form_goes_from_training_to_a_page(name: str, tmp_path: Path, 
 def test_nothing_is_overwritten_without_force(tmp_path: Path, cache: Path):
     page = tmp_path / "ddim-consistency.md"
     page.write_text("mine")
-    with pytest.raises(NotWritable, match="not overwritten"):
+    with pytest.raises(OutputError, match="not overwritten"):
         reproduce("ddim-consistency", quick=True, out=tmp_path, console=QUIET, cache=cache)
     assert [path.name for path in tmp_path.iterdir()] == [page.name]
     assert page.read_text() == "mine"
     reproduce("ddim-consistency", quick=True, out=tmp_path, console=QUIET, cache=cache, force=True)
     for name in ("ddim-consistency.md", "ddim-consistency.json"):
         (tmp_path / name).rename(tmp_path / f"{name}.old")
-    with pytest.raises(NotWritable, match=r"ddim-consistency.*png: .*not overwritten"):
+    with pytest.raises(OutputError, match=r"ddim-consistency.*png: .*not overwritten"):
         reproduce("ddim-consistency", quick=True, out=tmp_path, console=QUIET, cache=cache)
     (tmp_path / "edm-heun.json").write_text('{"a": 1}')
     with pytest.raises(RecipeError, match=r"edm-heun\.json: no record of a claim"):
@@ -138,7 +138,7 @@ def test_nothing_is_overwritten_without_force(tmp_path: Path, cache: Path):
 
 def test_an_index_that_is_not_ours_is_left_alone(tmp_path: Path, cache: Path):
     (tmp_path / "index.md").write_text("# my own pages")
-    with pytest.raises(NotWritable, match="not an index of claims"):
+    with pytest.raises(OutputError, match="not an index of claims"):
         reproduce("ddim-consistency", quick=True, out=tmp_path, console=QUIET, cache=cache)
     assert (tmp_path / "index.md").read_text() == "# my own pages"
 
@@ -166,12 +166,14 @@ def test_a_run_without_power_is_repeated_at_four_times_the_seeds(
 ):
     seen: list[int] = []
 
-    def experiment(bench: Bench) -> Findings:
+    def experiment(bench: ExperimentContext) -> ExperimentResults:
         seen.append(bench.scale.seeds)
         values = [1.0 + 0.1 * (seed % 2) for seed in bench.seeds]
         other = [1.0 + 0.1 * (seed % 3 == 0) for seed in bench.seeds]
         paper = Paper(0.99, 1.0, "a small effect")
-        return Findings([compared("a is lower", "m", ("a", values), ("b", other), (values, other), paper=paper)])
+        return ExperimentResults(
+            [compared("a is lower", "m", ("a", values), ("b", other), (values, other), paper=paper)]
+        )
 
     monkeypatch.setitem(runner.CLAIMS, "ddim-steps", replace(CLAIMS["ddim-steps"], run=experiment))
     record = reproduce("ddim-steps", out=tmp_path, console=QUIET, cache=cache)
@@ -195,23 +197,23 @@ SOME = replace(QUICK, budget=replace(QUICK.budget, steps=40, batch=16, warmup=5,
 
 @pytest.mark.slow
 def test_encoding_by_the_wrong_path_is_seen(cache: Path, monkeypatch: pytest.MonkeyPatch):
-    good = ddim_claims._encode(Bench(SOME, cache, QUIET))
+    good = ddim_claims._encode(ExperimentContext(SOME, cache, QUIET))
     assert {one.verdict for one in good.comparisons} == {"shown"}
     # an encoder that forgets the picture: every round trip fails alike
     monkeypatch.setattr(ddim_claims, "encode", lambda grid: ddim(list(grid)[::-1][1:][::-1]))
-    broken = ddim_claims._encode(Bench(SOME, cache, QUIET))
+    broken = ddim_claims._encode(ExperimentContext(SOME, cache, QUIET))
     assert "shown" not in {one.verdict for one in broken.comparisons}
 
 
 def test_a_sampler_that_ignores_its_noise_is_seen(cache: Path, monkeypatch: pytest.MonkeyPatch):
-    good = ddim_claims._consistency(Bench(SOME, cache, QUIET))
+    good = ddim_claims._consistency(ExperimentContext(SOME, cache, QUIET))
     assert {one.verdict for one in good.comparisons} == {"shown"}
 
     def deaf(plan, step, x, **rest):
         return torch.randn(x.shape, generator=torch.Generator().manual_seed(len(plan)))
 
     monkeypatch.setattr(ddim_claims, "run", deaf)
-    broken = ddim_claims._consistency(Bench(SOME, cache, QUIET))
+    broken = ddim_claims._consistency(ExperimentContext(SOME, cache, QUIET))
     assert "shown" not in {one.verdict for one in broken.comparisons}
 
 
@@ -222,7 +224,7 @@ def test_a_learned_variance_that_was_not_learned_is_seen(cache: Path, monkeypatc
         "learned_range",
         lambda step, extra: iddpm_claims.fixed_small(step),
     )
-    broken = iddpm_claims._variance(Bench(QUICK, cache, QUIET))
+    broken = iddpm_claims._variance(ExperimentContext(QUICK, cache, QUIET))
     large = [one for one in broken.comparisons if one.arms[1] == "fixed large"]
     assert large
     assert {one.verdict for one in large} <= {"reversed", "not shown"}
@@ -231,27 +233,27 @@ def test_a_learned_variance_that_was_not_learned_is_seen(cache: Path, monkeypatc
 def test_importance_sampling_without_its_weights_is_seen(cache: Path, monkeypatch: pytest.MonkeyPatch):
     """A sampler that has seen nothing draws uniformly: no effect may be found."""
     monkeypatch.setattr(iddpm_claims, "warmed", lambda denoiser, *rest: iddpm_claims.SecondMoment(50))
-    broken = iddpm_claims._importance(Bench(QUICK, cache, QUIET))
+    broken = iddpm_claims._importance(ExperimentContext(QUICK, cache, QUIET))
     assert broken.comparisons[0].effects == (0.0, 0.0, 0.0)
     assert [one.verdict for one in broken.comparisons] == ["not shown"]
 
 
 def test_guidance_that_does_nothing_is_seen(cache: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cfg_claims, "cfg", lambda step, null, scale: step)
-    broken = cfg_claims._scale(Bench(QUICK, cache, QUIET))
+    broken = cfg_claims._scale(ExperimentContext(QUICK, cache, QUIET))
     assert {effect for one in broken.comparisons for effect in one.effects} == {0.0}
     assert {one.verdict for one in broken.comparisons} == {"not shown"}
 
 
 def test_a_guide_without_a_gradient_is_seen(cache: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(adm_claims, "gradient", lambda score, scale: lambda x, level: torch.zeros_like(x))
-    broken = adm_claims._guidance(Bench(QUICK, cache, QUIET))
+    broken = adm_claims._guidance(ExperimentContext(QUICK, cache, QUIET))
     assert {effect for one in broken.comparisons for effect in one.effects} == {0.0}
 
 
 def test_annealing_that_stays_at_one_level_is_seen(cache: Path, monkeypatch: pytest.MonkeyPatch):
-    good = ncsn_claims._annealing(Bench(QUICK, cache, QUIET))
+    good = ncsn_claims._annealing(ExperimentContext(QUICK, cache, QUIET))
     assert good.comparisons[0].verdict == "shown"
     monkeypatch.setattr(ncsn_claims, "_annealed", ncsn_claims._plain)
-    broken = ncsn_claims._annealing(Bench(QUICK, cache, QUIET))
+    broken = ncsn_claims._annealing(ExperimentContext(QUICK, cache, QUIET))
     assert broken.comparisons[0].effects == (0.0, 0.0, 0.0)

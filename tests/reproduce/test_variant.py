@@ -11,7 +11,7 @@ from unveil.core import schedules
 from unveil.core.denoiser import Denoiser
 from unveil.core.flow import RectifiedFlow
 from unveil.core.process import DiscreteVP, betas
-from unveil.core.rng import Streams
+from unveil.core.rng import SampleRNG
 from unveil.core.timestep_sampling import LogitNormal
 from unveil.core.ve import VE
 from unveil.data.digits import digits
@@ -19,53 +19,53 @@ from unveil.data.gaussian_mixture import Mixture
 from unveil.evaluate import features
 from unveil.io.images import to_unit
 from unveil.reproduce import ncsn, solvers
-from unveil.reproduce.fidelity import fidelity, wanted
+from unveil.reproduce.fidelity import fidelity, wanted_labels
 from unveil.reproduce.guidance_classifier import train_guide
-from unveil.reproduce.variant import Arm, Budget, build, objective_of, told, train
+from unveil.reproduce.variant import TrainBudget, Variant, bind_labels, build, loss_of, train
 from unveil.types import RecipeError
 
-TINY = Budget(channels=8, steps=3, batch=8, warmup=1, ema=0.0, chain=20)
+TINY = TrainBudget(channels=8, steps=3, batch=8, warmup=1, ema=0.0, chain=20)
 
 
 def test_an_arm_with_labels_is_told_them_and_none():
-    network = train(Arm("cosine", drop=0.5), TINY, 0)
-    x, level = Streams(0, range(4)).normal((1, 8, 8), 0), network.process.at(0.5)
+    network = train(Variant("cosine", drop=0.5), TINY, 0)
+    x, level = SampleRNG(0, range(4)).normal((1, 8, 8), 0), network.process.at(0.5)
     with torch.no_grad():
         labels = torch.tensor([0, 1, 2, 3])
-        one, other, none = (told(network, y)(x, level).eps for y in (labels, labels.flip(0), None))
+        one, other, none = (bind_labels(network, y)(x, level).eps for y in (labels, labels.flip(0), None))
     assert not torch.equal(one, other)
     assert not torch.equal(one, none)
 
 
 def test_dropped_labels_teach_the_row_of_none():
-    start = build(Arm("cosine", drop=0.5), TINY, 0).network.rows.table.weight[-1]  # type: ignore[union-attr]
-    dropped = train(Arm("cosine", drop=0.5), TINY, 0).network.rows.table.weight  # type: ignore[union-attr]
+    start = build(Variant("cosine", drop=0.5), TINY, 0).network.rows.table.weight[-1]  # type: ignore[union-attr]
+    dropped = train(Variant("cosine", drop=0.5), TINY, 0).network.rows.table.weight  # type: ignore[union-attr]
     assert not torch.equal(dropped[-1], start)
-    always = train(Arm("cosine", drop=0.0), TINY, 0)
+    always = train(Variant("cosine", drop=0.0), TINY, 0)
     assert len(always.network.rows.table.weight) == 10  # type: ignore[union-attr]
     with pytest.raises(RecipeError, match="no null label"):
-        told(always, None)(torch.zeros(1, 1, 8, 8), always.process.at(0.5))
+        bind_labels(always, None)(torch.zeros(1, 1, 8, 8), always.process.at(0.5))
 
 
 def test_arms_differ_in_what_they_say_and_start_alike():
-    plain, normal = Arm("flow", prediction="flow"), Arm("flow", prediction="flow", time="logit-normal")
+    plain, normal = Variant("flow", prediction="flow"), Variant("flow", prediction="flow", time="logit-normal")
     assert isinstance(build(plain, TINY, 0).process, RectifiedFlow)
-    assert isinstance(build(Arm("ve", prediction="edm"), TINY, 0).process, VE)
-    assert isinstance(objective_of(normal, TINY).time, LogitNormal)
+    assert isinstance(build(Variant("ve", prediction="edm"), TINY, 0).process, VE)
+    assert isinstance(loss_of(normal, TINY).time, LogitNormal)
     for one, two in zip(build(plain, TINY, 0).parameters(), build(normal, TINY, 0).parameters(), strict=True):
         assert torch.equal(one, two)
-    added, scaled = (build(Arm("cosine", modulation=kind), TINY, 0) for kind in ("add", "scale-shift"))
+    added, scaled = (build(Variant("cosine", modulation=kind), TINY, 0) for kind in ("add", "scale-shift"))
     weights = [sum(p.numel() for p in network.parameters()) for network in (added, scaled)]
     assert weights[0] < weights[1] < 1.2 * weights[0]
 
 
 def test_the_networks_of_exploding_variance_learn():
-    budget = Budget(channels=8, steps=60, batch=16, warmup=5, ema=0.9)
-    arm = Arm("ve", prediction="edm")
-    x0, streams = to_unit(digits("held-out").pixels[:64]), Streams(0, range(64))
+    budget = TrainBudget(channels=8, steps=60, batch=16, warmup=5, ema=0.9)
+    arm = Variant("ve", prediction="edm")
+    x0, streams = to_unit(digits("held-out").pixels[:64]), SampleRNG(0, range(64))
     networks = build(arm, budget, 1).eval(), train(arm, budget, 1)
     with torch.no_grad():
-        before, after = (float(objective_of(arm, budget)(network, x0, None, streams, 0).value) for network in networks)
+        before, after = (float(loss_of(arm, budget)(network, x0, None, streams, 0).value) for network in networks)
     assert after < 0.7 * before
 
 
@@ -92,7 +92,7 @@ def test_fidelity_of_real_pictures_and_of_those_with_wrong_labels():
     assert fidelity(judge, pixels, (labels + 1) % 10, reference).misread > 0.97
     one_class = pixels[labels == 0].repeat(12, 1, 1, 1)[:225]
     assert fidelity(judge, one_class, torch.zeros(225), reference).recall < 0.3
-    assert wanted(12).tolist() == [*range(10), 0, 1]
+    assert wanted_labels(12).tolist() == [*range(10), 0, 1]
 
 
 @pytest.mark.slow
@@ -105,7 +105,7 @@ def test_a_guide_learns_to_read_clean_and_noisy_digits():
 
     def accuracy(t: float) -> float:
         level = process.at(t)
-        noise = Streams(0, range(len(x0))).normal(x0.shape[1:], 0)
+        noise = SampleRNG(0, range(len(x0))).normal(x0.shape[1:], 0)
         with torch.no_grad():
             read = guide(level.alpha * x0 + level.sigma * noise, level).argmax(1)  # type: ignore[operator]
         return float((read == part.labels).double().mean())
@@ -131,7 +131,7 @@ class Straight(torch.nn.Module):
 
 def test_the_fine_solve_of_a_straight_path_is_one_step():
     network = Denoiser(Straight(), VE(0.01, 10.0))
-    x = Streams(0, range(3)).normal((1, 8, 8), 0)
+    x = SampleRNG(0, range(3)).normal((1, 8, 8), 0)
     fine = solvers.fine_solve(network, x, 40)
     assert rms(fine - (x - (10.0 - 0.01) * 0.3)).max() < 1e-5
 

@@ -13,25 +13,25 @@ import torch
 from torch import Tensor
 
 from unveil.cli.console import Console
-from unveil.conditioning.learned_text_encoder import WordTokens
+from unveil.conditioning.learned_text_encoder import LearnedTextEncoder
 from unveil.evaluate.verdict import overall
 from unveil.io.images import to_unit
 from unveil.playground.dataset import Playground
 from unveil.reproduce import diffusion_forcing, experiment, video_claims
-from unveil.reproduce.experiment import QUICK, Bench, Findings
-from unveil.reproduce.prompt_following import RECIPE, arm_of, missed
+from unveil.reproduce.experiment import QUICK, ExperimentContext, ExperimentResults
+from unveil.reproduce.prompt_following import RECIPE, arm_of, attribute_error
 from unveil.reproduce.results_json import record_of
 from unveil.reproduce.runner import CLAIMS
 from unveil.reproduce.training_history import (
-    Course,
-    RecipeArm,
-    asked_of,
-    begun,
+    RecipeVariant,
+    TrainingHistory,
     cost_of,
-    follow,
-    points_of,
+    eval_prompts_of,
+    eval_steps,
+    held_out_videos,
+    init_recipe_model,
     prompts_of,
-    world_of,
+    train_and_track,
 )
 from unveil.types import RecipeError, ShapeError
 
@@ -40,8 +40,8 @@ FEW = replace(QUICK, pictures=12)
 TINY = "network.width=12 network.heads=1"
 
 
-def bench(folder: Path) -> Bench:
-    return Bench(FEW, folder, QUIET)
+def bench(folder: Path) -> ExperimentContext:
+    return ExperimentContext(FEW, folder, QUIET)
 
 
 # ---------------------------------------------------------------------- arms that go on from others
@@ -57,7 +57,7 @@ def test_clips_go_on_from_the_weights_and_words_of_their_pictures(tmp_path: Path
     one, two = before.model.state_dict(), after.model.state_dict()
     assert one.keys() == two.keys()
     assert all(torch.allclose(one[name], two[name], rtol=0, atol=1e-9) for name in one)  # next to nothing was learned
-    plain = begun(replace(arm, after=None), 0, quick=True).state_dict()
+    plain = init_recipe_model(replace(arm, after=None), 0, quick=True).state_dict()
     assert not all(torch.allclose(plain[name], two[name], rtol=0, atol=1e-9) for name in plain)
     first, then = (words(course).vocabulary for course in (before, after))
     assert first is not None
@@ -74,58 +74,60 @@ def test_clips_go_on_from_the_weights_and_words_of_their_pictures(tmp_path: Path
     assert not bench(tmp_path).course(longer, 0).kept  # another beginning is another training
 
 
-def words(course: Course) -> WordTokens:
+def words(course: TrainingHistory) -> LearnedTextEncoder:
     found = course.model.conditioners["prompt"]
-    assert isinstance(found, WordTokens)
+    assert isinstance(found, LearnedTextEncoder)
     return found
 
 
 def test_an_arm_of_many_sizes_is_packed(tmp_path: Path):
     changes = f"{TINY} data.smallest=16 data.largest=24 data.aspect=2 'data.frames=[3]' 'data.motions=[left]'"
-    arm = RecipeArm(RECIPE, f"{changes} 'shape=[3, 3, 24, 24]' train.batching=packed train.steps=1")
-    found = follow(arm, True, 0, 2, tmp_path)
+    arm = RecipeVariant(RECIPE, f"{changes} 'shape=[3, 3, 24, 24]' train.batching=packed train.steps=1")
+    found = train_and_track(arm, True, 0, 2, tmp_path)
     assert found.pixels.shape == (1, 2, 3, 3, 24, 24)
     assert 0 < found.losses[0] < 10
     with pytest.raises(
         ShapeError, match="bring every item to one shape"
     ):  # the control: without packing these sizes are refused
-        follow(replace(arm, changes=arm.changes.replace("train.batching=packed ", "")), True, 0, 2, tmp_path)
+        train_and_track(replace(arm, changes=arm.changes.replace("train.batching=packed ", "")), True, 0, 2, tmp_path)
 
 
 def test_samples_are_asked_for_what_held_out_clips_show(tmp_path: Path):
     arm = arm_of(bench(tmp_path), "'data.registers=[raw]'")
     recipe = arm.read(quick=True)
-    told, items = prompts_of(recipe, 20), world_of(recipe).__getitems__(range(20))
+    told, items = prompts_of(recipe, 20), held_out_videos(recipe).__getitems__(range(20))
     for prompt, item in zip(told, items, strict=True):
         facts = item["attributes"]["objects"][0]
         assert prompt.register == "raw"
         assert all(prompt.thing[name] == facts[name] for name in ("colour", "shape", "motion"))
     assert any(item["text"] != prompt.text for prompt, item in zip(told, items, strict=True))  # those of data are noisy
-    assert asked_of(begun(arm, 0, quick=True), recipe, 20) == {"prompt": [prompt.text for prompt in told]}
-    assert missed(told, torch.stack([item["pixels"] for item in items])) == 0
-    assert missed(told, torch.stack([item["pixels"] for item in items]).roll(1, 0)) > 0.5
+    assert eval_prompts_of(init_recipe_model(arm, 0, quick=True), recipe, 20) == {
+        "prompt": [prompt.text for prompt in told]
+    }
+    assert attribute_error(told, torch.stack([item["pixels"] for item in items])) == 0
+    assert attribute_error(told, torch.stack([item["pixels"] for item in items]).roll(1, 0)) > 0.5
     with pytest.raises(RecipeError, match="playground alone"):
-        world_of(RecipeArm("dit-scaling").read(quick=True))
+        held_out_videos(RecipeVariant("dit-scaling").read(quick=True))
 
 
 def test_multiply_adds_count_the_text():
-    arm = RecipeArm(RECIPE)
+    arm = RecipeVariant(RECIPE)
     longer = arm.read(quick=False).model_dump(mode="json")["condition"][0] | {"most": 72}
-    more = RecipeArm(
+    more = RecipeVariant(
         RECIPE, f"'condition=[{ {k: v for k, v in longer.items() if v is not None} }]'".replace("True", "true")
     )
     costs = [cost_of(one.read(quick=False)) for one in (arm, more)]
     assert costs[0] < costs[1] < 1.5 * costs[0]
-    assert cost_of(RecipeArm(RECIPE, video_claims.SIZES["L"]).read(quick=False)) > 3 * costs[0]
+    assert cost_of(RecipeVariant(RECIPE, video_claims.SIZES["L"]).read(quick=False)) > 3 * costs[0]
 
 
 def test_the_full_forms_are_what_the_pages_say(tmp_path: Path):
-    whole = Bench(experiment.FULL, tmp_path, QUIET)
+    whole = ExperimentContext(experiment.FULL, tmp_path, QUIET)
     for name, changes in video_claims.SIZES.items():
         arm = arm_of(whole, changes, video_claims.PACE)
         recipe, before = arm.read(quick=False), arm.after
         assert before is not None
-        assert points_of(recipe) == [200, 400, 600]
+        assert eval_steps(recipe) == [200, 400, 600]
         assert recipe.train.batch == 32
         first = before.read(quick=False)
         assert (first.train.steps, first.train.batch, first.shape) == (500, 128, (3, 16, 16))
@@ -155,12 +157,14 @@ def spoiled(clips: Tensor, share: float, seed: int) -> Tensor:
     return found
 
 
-def staged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: Callable[[RecipeArm], float]) -> Bench:
+def staged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: Callable[[RecipeVariant], float]
+) -> ExperimentContext:
     """A bench whose trainings are played: the share of spoiled clips is the fault of an arm, halved at the end."""
 
-    def played(arm: RecipeArm, quick: bool, seed: int, count: int, folder: Path, *rest: object) -> Course:
+    def played(arm: RecipeVariant, quick: bool, seed: int, count: int, folder: Path, *rest: object) -> TrainingHistory:
         recipe = arm.read(quick)
-        config = world_of(recipe).config
+        config = held_out_videos(recipe).config
         size = recipe.shape[-2:]
 
         def clips(number: int, other: Any) -> Tensor:
@@ -174,20 +178,20 @@ def staged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: Callable[[Rec
             found = clips(number, other)
             return spoiled(found, fault(arm), seed)
 
-        points = points_of(recipe)
+        points = eval_steps(recipe)
         shares = [fault(arm) * (2 - place / max(1, len(points) - 1)) for place in range(len(points))]
         real = clips(min(count, 4 if recipe.shape[-1] == 24 else count), None)
         pixels = torch.stack([spoiled(real, share, seed) for share in shares])
         losses = [share + 0.01 * (seed % 3) for share in shares]
         model: Any = Player(drawn)
         model.off = 4 * fault(arm)
-        return Course(model, points, pixels, losses, 0.0, kept=False)
+        return TrainingHistory(model, points, pixels, losses, 0.0, kept=False)
 
     monkeypatch.setattr(experiment, "follow", played)
-    return Bench(replace(FEW, pictures=20), tmp_path, QUIET)
+    return ExperimentContext(replace(FEW, pictures=20), tmp_path, QUIET)
 
 
-def verdicts(found: Findings) -> tuple[str, set[str]]:
+def verdicts(found: ExperimentResults) -> tuple[str, set[str]]:
     return overall(found.comparisons), {one.verdict for one in found.comparisons if one.primary}
 
 
@@ -233,10 +237,10 @@ def test_levels_of_frames_are_told_the_right_way(
     good: bool, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     own = staged(monkeypatch, tmp_path, lambda arm: 0.1 if ("ways.own" in arm.changes) == good else 0.4)
-    seen: list[diffusion_forcing.Moving] = []
+    seen: list[diffusion_forcing.RealVideos] = []
     whole = diffusion_forcing._moving
 
-    def moving(*given: Any) -> diffusion_forcing.Moving:
+    def moving(*given: Any) -> diffusion_forcing.RealVideos:
         seen.append(whole(*given))
         return seen[-1]
 
@@ -274,7 +278,7 @@ def test_frames_that_are_put_back_are_told_at_the_level_of_the_run(tmp_path: Pat
 
     clips = SimpleNamespace(texts=shown.texts[:2], real=shown.real[:2])
     network.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
-    found = diffusion_forcing._extended(model, 0, diffusion_forcing.Moving(clips.real, clips.texts))
+    found = diffusion_forcing._extended(model, 0, diffusion_forcing.RealVideos(clips.real, clips.texts))
     half = len(levels) // 2
     assert set(levels[half:]) == {1}
     assert max(levels[:half]) == 2  # held: those of data and of the run

@@ -17,7 +17,7 @@ from tests.studio.test_tabs import Laid, client, laid
 from unveil.io.safetensors_io import write_tensors
 from unveil.model import model_dir
 from unveil.studio.tabs.models import Models
-from unveil.types import Error, NotWritable, OutOfResources
+from unveil.types import Error, OutOfResources, OutputError
 
 __all__ = ["client", "laid"]
 pytestmark = LEFT
@@ -35,7 +35,7 @@ def lora(path: Path) -> str:
 
 def left() -> list[str]:
     """All that lies in the models folder."""
-    return sorted(path.name for path in model_dir.root().rglob("*") if path.is_file())
+    return sorted(path.name for path in model_dir.models_dir().rglob("*") if path.is_file())
 
 
 def test_what_was_brought_in_is_told_by_its_content(laid: Laid, tmp_path: Path):
@@ -44,13 +44,13 @@ def test_what_was_brought_in_is_told_by_its_content(laid: Laid, tmp_path: Path):
     assert "style.pt was brought in: a LoRA." in told
     assert "<td>style</td>" in table
     assert file is None
-    assert (model_dir.root() / "loras" / "style.pt").read_bytes() == (tmp_path / "style.pt").read_bytes()
+    assert (model_dir.models_dir() / "loras" / "style.pt").read_bytes() == (tmp_path / "style.pt").read_bytes()
     *_, told = models._brought("", weights(tmp_path / "odd.safetensors", "a"), "checkpoints")
     assert "odd.safetensors was brought in: tensors of a layout that is not known here." in told
     torch.save({"a": torch.ones(2)}, tmp_path / "old.ckpt")
     *_, told = laid(Models, "zh")._brought("", str(tmp_path / "old.ckpt"), "checkpoints")
     assert "old.ckpt 已导入" in told
-    with pytest.raises(NotWritable, match=r"old\.ckpt is there already"):
+    with pytest.raises(OutputError, match=r"old\.ckpt is there already"):
         models._brought("", str(tmp_path / "old.ckpt"), "checkpoints")
 
 

@@ -16,7 +16,7 @@ from unveil.server.jobs.job_types import OverBudget
 from unveil.studio import job_html
 from unveil.studio.error_messages import told, why
 from unveil.studio.i18n import CHINESE, Say
-from unveil.types import Busy, Error, MediaError, NotWritable, OutOfResources, RecipeError, WeightsError
+from unveil.types import DataError, Error, OutOfResources, OutputError, QueueFull, RecipeError, WeightsError
 
 STUDIO = Path(unveil.__file__).parent / "studio"
 
@@ -55,10 +55,10 @@ def test_what_the_catalogue_lacks_is_a_fault():
     ("problem", "kind"),
     [
         (OverBudget("90 megapixel calls, and a job may be 80"), "所要求的工作量超过了一个任务的上限"),
-        (Busy("32 jobs wait, which is as many as may", 9.0), "等待的任务已满"),
+        (QueueFull("32 jobs wait, which is as many as may", 9.0), "等待的任务已满"),
         (WeightsError("'large': there is no model of this name"), "没有这个模型"),
-        (MediaError("its content is text, not PNG"), "图片、片段或文件夹不存在或无法读取"),
-        (NotWritable("a.png: exists already"), "无法写入"),
+        (DataError("its content is text, not PNG"), "图片、片段或文件夹不存在或无法读取"),
+        (OutputError("a.png: exists already"), "无法写入"),
         (OutOfResources("the disk is full"), "服务器的内存或磁盘空间不足。"),
         (RecipeError("request: strength = 3: at most 1"), "无法按所要求的去做。"),
     ],
@@ -71,7 +71,7 @@ def test_a_fault_of_the_service_is_led_in_by_what_kind_it_is(problem: Error, kin
 
 def test_a_fault_in_the_words_of_the_page_is_told_as_it_is():
     chinese = Say("zh")
-    for kind in (RecipeError, MediaError):
+    for kind in (RecipeError, DataError):
         problem = kind(chinese("Give the picture first."))
         assert told(problem, chinese) == "请先给出图片。"
 

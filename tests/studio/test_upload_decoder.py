@@ -17,7 +17,7 @@ from unveil.data.image_decoding import header, natural, open_picture
 from unveil.server.jobs.uploads import FOLDER, PIXELS, Inputs
 from unveil.studio import upload_decoder
 from unveil.studio.mask import mask_of
-from unveil.types import MediaError
+from unveil.types import DataError
 
 LINUX = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is read from Linux")
 NOISE = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
@@ -74,7 +74,7 @@ def test_a_damaged_picture_is_told_and_no_fault_of_the_server(tmp_path: Path):
     for content, size in ((whole[: len(whole) // 2], (63, 45)), (whole, (63, 46)), (b"GIF89a", (1, 1))):
         with (
             on_disk(content, tmp_path).open("rb") as file,
-            pytest.raises(MediaError, match=r"cannot be decoded: .*damaged"),
+            pytest.raises(DataError, match=r"cannot be decoded: .*damaged"),
         ):
             upload_decoder.decoded(file, "RGB", size)
 
@@ -94,7 +94,7 @@ def test_a_child_that_is_taken_over_does_no_harm(does: str, told: str, monkeypat
     monkeypatch.setattr(upload_decoder.confined, "command", lambda *words: [sys.executable, "-c", does])
     with (
         on_disk(PICTURES["RGB"].getvalue(), tmp_path).open("rb") as file,
-        pytest.raises(MediaError, match=told),
+        pytest.raises(DataError, match=told),
     ):
         upload_decoder.decoded(file, "RGB", (7, 5))
     monkeypatch.undo()
@@ -110,7 +110,7 @@ def test_the_child_has_limits_and_imports_little(tmp_path: Path):
     claims = (60_000).to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])  # 3.6 GB, had nobody weighed it
     head, rest = black_png(8, 8)[:8], black_png(8, 8)[8 + 25 :]
     bomb = on_disk(head + chunk(b"IHDR", claims) + rest, tmp_path)
-    with bomb.open("rb") as file, pytest.raises(MediaError, match="MemoryError"):
+    with bomb.open("rb") as file, pytest.raises(DataError, match="MemoryError"):
         upload_decoder.decoded(file, "RGB", (60_000, 60_000))
 
 
@@ -153,5 +153,5 @@ def test_what_was_painted_is_as_large_as_the_picture_and_nothing_is_none(tmp_pat
     assert mask_of({"layers": [str(clear)]}, (8, 16)) is mask_of(None, (8, 16)) is None
     large = tmp_path / "large.png"
     large.write_bytes(black_png(13_000, 13_000))
-    with pytest.raises(MediaError, match="pixels: the limit is 16,000,000"):
+    with pytest.raises(DataError, match="pixels: the limit is 16,000,000"):
         mask_of({"layers": [str(large)]}, (8, 16))

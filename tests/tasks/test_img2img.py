@@ -10,15 +10,15 @@ from torch import nn
 
 from tests.tasks.tiny import Halved, digits, digits_model, drawn, pictures, seen, tiny
 from unveil.core import inverse, schedules
-from unveil.core.rng import START, Streams
-from unveil.core.sampling_run import Course
+from unveil.core.rng import START, SampleRNG
+from unveil.core.sampling_run import SamplingRun
 from unveil.io.images import to_unit
 from unveil.tasks.generate import Request, generate
-from unveil.tasks.img2img import from_noise, img2img
+from unveil.tasks.img2img import from_latents, img2img
 from unveil.tasks.invert import invert, noise_bytes, read_noise
 from unveil.tasks.task_spec import latents_of
 from unveil.tasks.trajectory import Preview
-from unveil.types import MediaError, RecipeError, ShapeError
+from unveil.types import DataError, RecipeError, ShapeError
 
 MODELS = [None, Halved()]
 NAMES = ["pixels", "latents"]
@@ -61,9 +61,9 @@ def test_the_steps_that_are_run_are_counted_as_stable_diffusion_counts_them(stre
 
 def test_half_strength_starts_at_the_level_of_its_first_step():
     model, given = tiny(Halved()), pictures(2)
-    started: list[Course] = []
+    started: list[SamplingRun] = []
 
-    def watched(course: Course, rows: slice) -> Course:
+    def watched(course: SamplingRun, rows: slice) -> SamplingRun:
         course = img2img(model, given, strength=0.5).change(course, rows)
         started.append(course)
         return course
@@ -71,7 +71,7 @@ def test_half_strength_starts_at_the_level_of_its_first_step():
     model.generate(count=2, seed=4, change=watched)
     (course,) = started
     assert len(course.grid) == 4  # 3 of 6 steps
-    level, noise = course.grid[0], Streams(4, range(2)).normal((1, 4, 4), START)
+    level, noise = course.grid[0], SampleRNG(4, range(2)).normal((1, 4, 4), START)
     wanted = level.alpha * latents_of(model, to_unit(given)) + level.sigma * noise
     assert torch.allclose(course.start(), wanted, atol=1e-6)
 
@@ -153,7 +153,7 @@ def test_inverted_digits_come_back():
     found = invert(model, given, request)
     assert found.sampling["sampler"] == "ddim"
     assert found.sampling["eta"] == 0
-    back = drawn(model, Request({"label": labels}, count=8, sampling=found.sampling), from_noise(found.noise))
+    back = drawn(model, Request({"label": labels}, count=8, sampling=found.sampling), from_latents(found.noise))
     errors = ((back - to_unit(given)) / 2).square().mean((1, 2, 3))
     assert (-10 * errors.log10()).min() > 25  # dB
 
@@ -167,13 +167,13 @@ def test_noise_of_latents_has_their_shape_and_any_batch_finds_it():
 
 def test_generation_starts_from_a_file_of_noise(tmp_path: Path):
     model, request = tiny(), Request(count=2, seed=7)
-    noise = Streams(7, range(2)).normal((1, 8, 8), START)
+    noise = SampleRNG(7, range(2)).normal((1, 8, 8), START)
     (tmp_path / "noise.safetensors").write_bytes(noise_bytes(noise, {"given": {"label": [1]}}))
     found, facts = read_noise(tmp_path / "noise.safetensors")
     assert facts == {"given": {"label": [1]}}
-    assert torch.equal(drawn(model, request, from_noise(found)), drawn(model, request))
+    assert torch.equal(drawn(model, request, from_latents(found)), drawn(model, request))
     with pytest.raises(ShapeError, match=r"noise \(2, 1, 8, 8\): needs one or 3 of \(1, 8, 8\) each"):
-        drawn(model, Request(count=3), from_noise(found))
+        drawn(model, Request(count=3), from_latents(found))
     (tmp_path / "other.safetensors").write_bytes(b"nothing")
-    with pytest.raises(MediaError, match="not a file of noise"):
+    with pytest.raises(DataError, match="not a file of noise"):
         read_noise(tmp_path / "other.safetensors")

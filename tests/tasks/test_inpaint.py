@@ -10,7 +10,7 @@ from tests.tasks.tiny import LABEL, Halved, digits, digits_model, drawn, picture
 from unveil.io.images import to_unit
 from unveil.model import Model
 from unveil.tasks.generate import Request
-from unveil.tasks.inpaint import Margins, Method, Repaint, fitting, inpaint, outpaint
+from unveil.tasks.inpaint import Method, Padding, RePaintConfig, fitting, inpaint, outpaint
 from unveil.types import RecipeError, ShapeError
 
 METHODS: tuple[Method, ...] = ("replace", "repaint")
@@ -34,7 +34,7 @@ def trained() -> Model:
 @pytest.mark.parametrize("codec", [None, Halved()], ids=["pixels", "latents"])
 def test_known_pixels_are_exact_and_others_are_new(codec: nn.Module | None, method: Method):
     model, given, mask = tiny(codec), pictures(3), hole()
-    edit = inpaint(model, given, mask, method=method, jumps=Repaint(2, 2))
+    edit = inpaint(model, given, mask, method=method, jumps=RePaintConfig(2, 2))
     made = seen(model, Request(count=3, batch=2), edit)
     assert torch.equal(made[~mask.expand_as(made)], given[~mask.expand_as(made)])
     changed = (made != given)[mask.expand_as(made)].float().mean()
@@ -67,7 +67,7 @@ def test_guidance_leaves_what_is_shown_in_its_place():
 def test_repaint_is_another_way_than_replacement():
     model, given = tiny(), pictures(2)
     one, other = (
-        seen(model, Request(count=2), inpaint(model, given, hole(), method=method, jumps=Repaint(2, 3)))
+        seen(model, Request(count=2), inpaint(model, given, hole(), method=method, jumps=RePaintConfig(2, 3)))
         for method in METHODS
     )
     assert not torch.equal(one, other)
@@ -104,7 +104,7 @@ def test_strength_0_changes_nothing_and_less_than_1_shines_through():
 @pytest.mark.parametrize("codec", [None, Halved()], ids=["pixels", "latents"])
 def test_batches_of_1_and_8_give_the_same(codec: nn.Module | None):
     model = tiny(codec)
-    edit = inpaint(model, pictures(8), hole(), method="repaint", jumps=Repaint(2, 2))
+    edit = inpaint(model, pictures(8), hole(), method="repaint", jumps=RePaintConfig(2, 2))
     one, eight = (drawn(model, Request(count=8, batch=batch), edit) for batch in (1, 8))
     assert torch.allclose(one, eight, atol=1e-5)
 
@@ -112,7 +112,7 @@ def test_batches_of_1_and_8_give_the_same(codec: nn.Module | None):
 @pytest.mark.parametrize("codec", [None, Halved()], ids=["pixels", "latents"])
 def test_a_picture_goes_on_beyond_its_edges(codec: nn.Module | None):
     model, given = tiny(codec), pictures(2)
-    made = seen(model, Request(count=2), outpaint(model, given, Margins(left=3, right=1, bottom=4)))
+    made = seen(model, Request(count=2), outpaint(model, given, Padding(left=3, right=1, bottom=4)))
     assert made.shape == (2, 1, 12, 12)
     assert torch.equal(made[..., :8, 3:11], given)
     assert not torch.equal(made[..., :8, :1].expand(-1, -1, -1, 3), made[..., :8, :3]), "the margin is not its edge"
@@ -120,11 +120,11 @@ def test_a_picture_goes_on_beyond_its_edges(codec: nn.Module | None):
 
 def test_margins_are_rounded_up_to_what_the_network_takes():
     model = tiny(Halved())  # multiples of 4
-    assert fitting(model, (8, 8), Margins(left=1, right=2)) == Margins(left=1, right=3)
-    assert fitting(model, (8, 8), Margins(left=1)) == Margins(left=4)
-    assert fitting(model, (8, 8), Margins(top=5, right=4)) == Margins(top=8, right=4)
+    assert fitting(model, (8, 8), Padding(left=1, right=2)) == Padding(left=1, right=3)
+    assert fitting(model, (8, 8), Padding(left=1)) == Padding(left=4)
+    assert fitting(model, (8, 8), Padding(top=5, right=4)) == Padding(top=8, right=4)
     with pytest.raises(RecipeError, match=r"size 11x8 .*both sides must be multiples of 4 px; nearest 8x8 or 12x8"):
-        seen(model, edit=outpaint(model, pictures(1), Margins(right=3)))
+        seen(model, edit=outpaint(model, pictures(1), Padding(right=3)))
 
 
 def test_what_cannot_be_is_refused():
@@ -140,4 +140,4 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(RecipeError, match="feather -1: at least 0"):
         inpaint(model, given, hole(), feather=-1)
     with pytest.raises(RecipeError, match="left 0, right 0, top 0, bottom 0: each at least 0 pixels, and one of them"):
-        outpaint(model, given, Margins())
+        outpaint(model, given, Padding())

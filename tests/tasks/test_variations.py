@@ -12,7 +12,7 @@ from unveil.data.low_res import enlarged
 from unveil.io.images import to_unit
 from unveil.tasks.generate import Request
 from unveil.tasks.upscale import upscale
-from unveil.tasks.variations import interpolate, lerp, vary
+from unveil.tasks.variations import interpolate, lerp, seed_variations
 from unveil.types import Condition, RecipeError, ShapeError
 
 CODECS = pytest.mark.parametrize("codec", [None, Halved()], ids=["pixels", "latents"])
@@ -22,15 +22,18 @@ CODECS = pytest.mark.parametrize("codec", [None, Halved()], ids=["pixels", "late
 def test_amount_0_is_the_same_picture_and_1_another(codec: nn.Module | None):
     model = tiny(codec)  # its sampler adds noise on the way
     own, other = (drawn(model, Request(seed=seed, first=first)) for seed, first in ((3, 2), (9, 0)))
-    assert torch.equal(drawn(model, Request(seed=9), vary((3, 2), amount=0.0)), own)
-    assert torch.equal(drawn(model, Request(seed=9), vary((3, 2), amount=1.0)), other)
+    assert torch.equal(drawn(model, Request(seed=9), seed_variations((3, 2), amount=0.0)), own)
+    assert torch.equal(drawn(model, Request(seed=9), seed_variations((3, 2), amount=1.0)), other)
 
 
 def test_more_amount_is_more_change():
     model = digits_model()
     own = drawn(model, Request({"label": [4]}, seed=3))
     request = Request({"label": [4]}, seed=5, count=8)
-    far = [float((drawn(model, request, vary((3, 0), amount=a)) - own).abs().mean()) for a in (0.05, 0.2, 0.5, 1.0)]
+    far = [
+        float((drawn(model, request, seed_variations((3, 0), amount=a)) - own).abs().mean())
+        for a in (0.05, 0.2, 0.5, 1.0)
+    ]
     assert far == sorted(far)
 
 
@@ -76,7 +79,7 @@ def test_conditions_lie_on_a_line():
 
 def test_what_cannot_be_is_refused():
     with pytest.raises(RecipeError, match=r"amount -0\.1: must lie in \[0, 1\]"):
-        vary((0, 0), amount=-0.1)
+        seed_variations((0, 0), amount=-0.1)
     with pytest.raises(RecipeError, match="frames 1: at least 2"):
         interpolate(tiny(), ((0, 0), (1, 0)), frames=1)
     with pytest.raises(RecipeError, match="factor 0: at least 1"):

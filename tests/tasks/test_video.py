@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.tasks.tiny import WORDS, Paired, clips, seen, tiny_clips
-from unveil.conditioning.circular_shift import offset, turned
+from unveil.conditioning.circular_shift import circular_shift, shift_at
 from unveil.core import inverse
 from unveil.core.denoiser import Estimate
-from unveil.core.flow import RectifiedFlow, RootShifted
+from unveil.core.flow import RectifiedFlow, SqrtSizeShift
 from unveil.io.images import to_pixels, to_unit
 from unveil.tasks import hires, long_video, video
 from unveil.tasks.generate import Request, generate
 from unveil.tasks.img2img import img2img
-from unveil.tasks.long_video import Shot, film, fresh, whole, windows
-from unveil.tasks.prompt_schedule import Scene, shares
-from unveil.tasks.single_frame import still
+from unveil.tasks.long_video import VideoSpec, concat_chunks, generate_long_video, new_frames_only, windows
+from unveil.tasks.prompt_schedule import Scene, prompt_weights
+from unveil.tasks.single_frame import as_image_model
 from unveil.tasks.upscale import resized, upscale
-from unveil.types import Condition, Level, RecipeError
+from unveil.types import Condition, NoiseLevel, RecipeError
 
 CODECS = [None, Paired()]
 NAMES = ["pixels", "latents"]
@@ -47,16 +47,16 @@ def codec(request: pytest.FixtureRequest) -> nn.Module | None:
 def test_frames_that_are_given_come_out_and_the_others_go_with_them(codec: nn.Module | None, at: list[int]):
     model = tiny_clips(codec)
     given, others = clips(2, len(at)), clips(2, len(at), seed=2)
-    made = seen(model, request(2), video.fill(model, given, at))
+    made = seen(model, request(2), video.inpaint_frames(model, given, at))
     assert torch.equal(made[:, :, at], given)
     free = [place for place in range(5) if place not in [one % 5 for one in at]]
-    differ = seen(model, request(2), video.fill(model, others, at))[:, :, free]
+    differ = seen(model, request(2), video.inpaint_frames(model, others, at))[:, :, free]
     assert not torch.equal(made[:, :, free], differ), "the frames that are made have seen those that are given"
 
 
 def test_given_frames_are_exact_in_the_sample_itself_not_only_in_what_is_written():
     model = tiny_clips()
-    edit = video.fill(model, clips(1, 2), [0, 1])
+    edit = video.inpaint_frames(model, clips(1, 2), [0, 1])
     plain = to_pixels(model.generate(raw=PROMPT, change=edit.change))
     assert torch.equal(plain[:, :, :2], clips(1, 2))
 
@@ -67,7 +67,7 @@ def test_a_network_that_takes_one_level_has_its_known_frames_put_back(monkeypatc
     forward = network.forward
     monkeypatch.setattr(network, "tells_parts", False, raising=False)
     monkeypatch.setattr(network, "forward", lambda x, t, condition: told.append(t) or forward(x, t, condition))
-    made = seen(model, request(), video.fill(model, clips(1, 2), [0, 4]))
+    made = seen(model, request(), video.inpaint_frames(model, clips(1, 2), [0, 4]))
     assert torch.equal(made[:, :, [0, 4]], clips(1, 2))
     assert {t.ndim for t in told} == {1}
 
@@ -75,15 +75,15 @@ def test_a_network_that_takes_one_level_has_its_known_frames_put_back(monkeypatc
 def test_a_frame_that_shares_its_latents_is_not_given_alone():
     model = tiny_clips(Paired())
     with pytest.raises(RecipeError, match="frames 1 to 2 share their latents in this model, and only some of them"):
-        seen(model, request(), video.fill(model, clips(1, 2), [0, 2]))
+        seen(model, request(), video.inpaint_frames(model, clips(1, 2), [0, 2]))
 
 
 @pytest.mark.parametrize(("at", "word"), [([5], "frame 5 of a clip of 5: must be 0 to 4"), ([0, -5], "two at one")])
 def test_places_outside_or_twice_are_refused(at: list[int], word: str):
     model = tiny_clips()
     with pytest.raises(RecipeError, match=word):
-        video.fill(model, clips(1, len(at)), at)
-    video.fill(model, clips(1, 2), [4, 0])  # a control
+        video.inpaint_frames(model, clips(1, len(at)), at)
+    video.inpaint_frames(model, clips(1, 2), [4, 0])  # a control
 
 
 def test_one_level_told_frame_by_frame_is_the_level_of_the_clip():
@@ -100,16 +100,18 @@ def test_one_level_told_frame_by_frame_is_the_level_of_the_clip():
 
 def test_a_clip_is_the_same_whatever_batch_it_comes_from():
     model = tiny_clips()
-    shot = Shot(11, overlap=2)
-    together = whole(film(model, request(3, seed=5, batch=3), shot))
-    apart = torch.cat([whole(film(model, request(3, seed=5).part(n, n + 1), shot)) for n in range(3)])
+    shot = VideoSpec(11, overlap=2)
+    together = concat_chunks(generate_long_video(model, request(3, seed=5, batch=3), shot))
+    apart = torch.cat(
+        [concat_chunks(generate_long_video(model, request(3, seed=5).part(n, n + 1), shot)) for n in range(3)]
+    )
     assert int((together.int() - apart.int()).abs().max()) <= 1
     assert not torch.equal(together[0], together[1])
 
 
 def test_windows_have_noise_of_their_own():
     model = tiny_clips()
-    made = whole(film(model, request(seed=5), Shot(14, overlap=1)))
+    made = concat_chunks(generate_long_video(model, request(seed=5), VideoSpec(14, overlap=1)))
     assert not torch.equal(made[:, :, 1:5], made[:, :, 5:9])
 
 
@@ -120,7 +122,7 @@ def test_windows_have_noise_of_their_own():
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_windows_overlap_by_the_stated_rule(frames: int, overlap: int | None, direction: Any):
     model = tiny_clips()
-    every = windows(model, Shot(frames, overlap=overlap))
+    every = windows(model, VideoSpec(frames, overlap=overlap))
     assert every[0].start == 0
     assert every[-1].stop == frames
     for one, other in pairwise(every):
@@ -129,23 +131,23 @@ def test_windows_overlap_by_the_stated_rule(frames: int, overlap: int | None, di
     starts = [one.start for one in every]
     gaps = [b - a for a, b in pairwise(starts)]
     assert not gaps or max(gaps) - min(gaps) <= 1, "spread evenly"
-    made = whole(film(model, request(), Shot(frames, overlap=overlap, direction=direction)))
+    made = concat_chunks(generate_long_video(model, request(), VideoSpec(frames, overlap=overlap, direction=direction)))
     assert made.shape == (1, 3, frames, 8, 8)
 
 
 def test_windows_of_latents_begin_where_latents_do_and_are_cut_at_the_end():
     model = tiny_clips(Paired())
-    every = windows(model, Shot(12, overlap=1))
+    every = windows(model, VideoSpec(12, overlap=1))
     assert [tuple(one) for one in every] == [(0, 5), (4, 9), (8, 13)]
-    assert whole(film(model, request(), Shot(12, overlap=1))).shape[2] == 12
+    assert concat_chunks(generate_long_video(model, request(), VideoSpec(12, overlap=1))).shape[2] == 12
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_each_window_goes_on_from_the_one_before(direction: Any, monkeypatch: pytest.MonkeyPatch):
     model, known = tiny_clips(), []
-    plain = long_video.holding
+    plain = long_video.conditioned_generation
     monkeypatch.setattr(long_video, "holding", lambda *given: known.append(given[1]) or plain(*given))
-    made = whole(film(model, request(), Shot(9, overlap=2, direction=direction)))
+    made = concat_chunks(generate_long_video(model, request(), VideoSpec(9, overlap=2, direction=direction)))
     there = [(one.until.flatten() == 0).nonzero().flatten().tolist() for one in known]
     shared = [0, 1, 2] if direction == "forward" else [2, 3, 4]  # windows at 0, 2 and 4
     assert there == [[], shared, shared]
@@ -155,7 +157,7 @@ def test_each_window_goes_on_from_the_one_before(direction: Any, monkeypatch: py
 @pytest.mark.parametrize("overlap", [0, 5])
 def test_overlaps_that_cannot_be(overlap: int):
     with pytest.raises(RecipeError, match=f"overlap {overlap}: neighbouring windows of 5 frames share 1 to 4"):
-        windows(tiny_clips(), Shot(9, overlap=overlap))
+        windows(tiny_clips(), VideoSpec(9, overlap=overlap))
 
 
 # ---------------------------------------------------------------------- tasks
@@ -163,28 +165,34 @@ def test_overlaps_that_cannot_be(overlap: int):
 
 def test_a_clip_goes_on_at_either_end():
     model, given = tiny_clips(), clips(1, 6)
-    shot = video.extended(model, given, 7, context=2)
-    ahead = whole(film(model, request(), shot))
+    shot = video.extend(model, given, 7, context=2)
+    ahead = concat_chunks(generate_long_video(model, request(), shot))
     assert ahead.shape[2] == 9
     assert torch.equal(ahead[:, :, :2], given[:, :, -2:])
-    assert torch.equal(whole(fresh(film(model, request(), shot), shot)), ahead[:, :, 2:])
-    shot = video.extended(model, given, 7, context=2, direction="backward")
-    back = whole(film(model, request(), shot))
+    assert torch.equal(
+        concat_chunks(new_frames_only(generate_long_video(model, request(), shot), shot)), ahead[:, :, 2:]
+    )
+    shot = video.extend(model, given, 7, context=2, direction="backward")
+    back = concat_chunks(generate_long_video(model, request(), shot))
     assert torch.equal(back[:, :, -2:], given[:, :, :2])
-    assert torch.equal(whole(fresh(film(model, request(), shot), shot)), back[:, :, :7])
+    assert torch.equal(
+        concat_chunks(new_frames_only(generate_long_video(model, request(), shot), shot)), back[:, :, :7]
+    )
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_clips_of_latents_go_on_by_as_many_frames_as_are_asked(direction: Any):
     model = tiny_clips(Paired())
-    shot = video.extended(model, clips(1, 6), 4, context=4, direction=direction)
+    shot = video.extend(model, clips(1, 6), 4, context=4, direction=direction)
     assert shot.settings["context"] == (3 if direction == "forward" else 4)
-    assert whole(fresh(film(model, request(), shot), shot)).shape[2] == 4
+    assert concat_chunks(new_frames_only(generate_long_video(model, request(), shot), shot)).shape[2] == 4
 
 
 def test_a_bridge_holds_both_clips():
     model, first, last = tiny_clips(), clips(1, 4), clips(1, 3, seed=7)
-    made = whole(film(model, request(), video.bridged(model, first, last, 3, context=2)))
+    made = concat_chunks(
+        generate_long_video(model, request(), video.interpolate_between(model, first, last, 3, context=2))
+    )
     assert torch.equal(made[:, :, :2], first[:, :, -2:])
     assert torch.equal(made[:, :, -2:], last[:, :, :2])
     assert made.shape[2] == 7
@@ -192,25 +200,25 @@ def test_a_bridge_holds_both_clips():
 
 def test_clips_of_unlike_sizes_are_not_connected():
     with pytest.raises(RecipeError, match=r"clips of 8x8 and 12x8 px .* one size; .* --size 8x8 or --size 12x8"):
-        video.bridged(tiny_clips(), clips(1), clips(1, width=12), 3)
-    video.bridged(tiny_clips(), clips(1), clips(1), 3)  # a control
+        video.interpolate_between(tiny_clips(), clips(1), clips(1, width=12), 3)
+    video.interpolate_between(tiny_clips(), clips(1), clips(1), 3)  # a control
 
 
 def test_a_clip_shorter_than_what_is_to_be_known():
     with pytest.raises(RecipeError, match="context 6: the clip has 5 frames; give 1 to 5"):
-        video.extended(tiny_clips(), clips(1), 3, context=6)
+        video.extend(tiny_clips(), clips(1), 3, context=6)
     with pytest.raises(RecipeError, match="frames 3: this model makes 2 frames together; nearest 4"):
-        video.bridged(tiny_clips(Paired()), clips(1), clips(1), 3, context=3)
-    video.extended(tiny_clips(), clips(1), 3, context=5)  # a control
+        video.interpolate_between(tiny_clips(Paired()), clips(1), clips(1), 3, context=3)
+    video.extend(tiny_clips(), clips(1), 3, context=5)  # a control
 
 
 def test_each_text_holds_in_its_own_span():
     model = tiny_clips()
     script = [Scene(0, 5, WORDS[0]), Scene(5, 10, WORDS[1])]
-    told = whole(film(model, request(), replace(video.storyboard(script, 10), overlap=1)))
+    told = concat_chunks(generate_long_video(model, request(), replace(video.storyboard(script, 10), overlap=1)))
     other = [Scene(0, 5, WORDS[0]), Scene(5, 10, WORDS[0])]
-    same = whole(film(model, request(), replace(video.storyboard(other, 10), overlap=1)))
-    plain = whole(film(model, request(), Shot(10, overlap=1)))
+    same = concat_chunks(generate_long_video(model, request(), replace(video.storyboard(other, 10), overlap=1)))
+    plain = concat_chunks(generate_long_video(model, request(), VideoSpec(10, overlap=1)))
     assert torch.equal(told[:, :, :4], plain[:, :, :4])
     assert not torch.equal(told[:, :, 6:], plain[:, :, 6:])
     assert int((same.int() - plain.int()).abs().max()) <= 1
@@ -218,9 +226,9 @@ def test_each_text_holds_in_its_own_span():
 
 def test_shares_of_texts_add_up_and_fade():
     script = [Scene(0, 4, "a"), Scene(4, 8, "b"), Scene(8, 9, "c")]
-    hard = shares(script, 2, 9)
+    hard = prompt_weights(script, 2, 9)
     assert hard.argmax(0).tolist() == [0, 0, 1, 1, 1, 1, 2]
-    soft = shares(script, 0, 9, fade=4)
+    soft = prompt_weights(script, 0, 9, fade=4)
     torch.testing.assert_close(soft.sum(0), torch.ones(9, dtype=torch.float64))
     assert bool((soft >= 0).all())
     assert soft[1, 2:6].tolist() == [0.125, 0.375, 0.625, 0.875]
@@ -241,13 +249,13 @@ def test_scripts_that_do_not_cover_the_clip(script: list[Scene], word: str):
 
 def test_strength_0_keeps_frames_and_a_mask_keeps_places():
     model, given = tiny_clips(), clips(2)
-    made = seen(model, request(2), video.restyle(model, given, [0.0, 0.2, 0.5, 0.9, 1.0]))
+    made = seen(model, request(2), video.sdedit_video(model, given, [0.0, 0.2, 0.5, 0.9, 1.0]))
     far = (made.float() - given.float()).abs().mean((0, 1, 3, 4)).tolist()
     assert far[0] == 0
     assert min(far[1:]) > 0
     mask = torch.zeros(1, 1, 1, 8, 8, dtype=torch.bool)
     mask[..., :4] = True
-    half = seen(model, request(2), video.restyle(model, given, 0.8, mask))
+    half = seen(model, request(2), video.sdedit_video(model, given, 0.8, mask))
     assert torch.equal(half[..., 4:], given[..., 4:])
     assert not torch.equal(half[..., :4], given[..., :4])
 
@@ -257,7 +265,7 @@ def test_a_run_that_edits_begins_at_its_strength():
     given = clips(1)
 
     def change(course: Any, rows: slice) -> Any:
-        begun.append(video.restyle(model, given, [0.1, 0.2, 0.3, 0.3, 0.3]).change(course, rows))
+        begun.append(video.sdedit_video(model, given, [0.1, 0.2, 0.3, 0.3, 0.3]).change(course, rows))
         return begun[0]
 
     model.generate(raw=PROMPT, change=change)
@@ -266,14 +274,18 @@ def test_a_run_that_edits_begins_at_its_strength():
 
 def test_moving_along_the_difference_of_one_text_with_itself_changes_nothing():
     model, given = tiny_clips(guidance={"scale": 1.0}), clips(1)
-    same = seen(model, request(), video.move(model, given, PROMPT, strength=0.9, source_scale=1.0))
+    same = seen(model, request(), video.flow_edit_video(model, given, PROMPT, strength=0.9, source_scale=1.0))
     assert torch.equal(same, given)
-    other = seen(model, request(), video.move(model, given, {"prompt": [WORDS[1]]}, strength=0.9, source_scale=1.0))
+    other = seen(
+        model, request(), video.flow_edit_video(model, given, {"prompt": [WORDS[1]]}, strength=0.9, source_scale=1.0)
+    )
     assert not torch.equal(other, given)
     mask = torch.zeros(1, 1, 1, 8, 8, dtype=torch.bool)
     mask[..., 2:, :] = True
     part = seen(
-        model, request(), video.move(model, given, {"prompt": [WORDS[1]]}, strength=0.9, source_scale=1.0, mask=mask)
+        model,
+        request(),
+        video.flow_edit_video(model, given, {"prompt": [WORDS[1]]}, strength=0.9, source_scale=1.0, mask=mask),
     )
     assert torch.equal(part[..., :2, :], given[..., :2, :])
 
@@ -281,20 +293,20 @@ def test_moving_along_the_difference_of_one_text_with_itself_changes_nothing():
 def test_clips_of_another_size_are_held_and_moved_by_the_levels_of_their_own_size(monkeypatch: pytest.MonkeyPatch):
     """A process that is shifted by the size is another one there."""
     model = tiny_clips(guidance={"scale": 1.0})
-    model.denoiser = model.denoiser.under(RootShifted(RectifiedFlow(), 3.0, 5 * 8 * 8))
+    model.denoiser = model.denoiser.under(SqrtSizeShift(RectifiedFlow(), 3.0, 5 * 8 * 8))
     given = torch.randint(0, 256, (1, 3, 5, 16, 16), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
     for sampler in ("ddim", "euler-time", "dpm-solver-2"):  # the source's own way, curved in time, is not followed
         asked = request(sampling={"sampler": sampler})
-        same = seen(model, asked, video.move(model, given, PROMPT, strength=0.9, source_scale=1.0))
+        same = seen(model, asked, video.flow_edit_video(model, given, PROMPT, strength=0.9, source_scale=1.0))
         assert torch.equal(same, given)
     used: list[Any] = []
-    real = inverse.held
+    real = inverse.per_token_conditioning
     monkeypatch.setattr(
         inverse, "held", lambda step, process, *rest: used.append(process) or real(step, process, *rest)
     )
     for size in (8, 16):
         clip = functional.interpolate(given.float(), (5, size, size)).to(torch.uint8)
-        kept = seen(model, request(), video.restyle(model, clip, [0.0, 0.2, 0.5, 0.5, 0.5]))
+        kept = seen(model, request(), video.sdedit_video(model, clip, [0.0, 0.2, 0.5, 0.5, 0.5]))
         assert torch.equal(kept[:, :, 0], clip[:, :, 0])
     small, large = (float(process.at(0.5).alpha) for process in used)
     assert small == float(model.process.at(0.5).alpha)
@@ -304,29 +316,29 @@ def test_clips_of_another_size_are_held_and_moved_by_the_levels_of_their_own_siz
 
 def test_a_blend_ends_as_both_clips_and_is_a_cross_fade_without_strength():
     model, first, last = tiny_clips(), clips(1), clips(1, seed=8)
-    faded = seen(model, request(), video.blend(model, first, last, strength=0.0)).float()
+    faded = seen(model, request(), video.crossfade(model, first, last, strength=0.0)).float()
     along = torch.linspace(0, 1, 5).view(1, 1, -1, 1, 1)
     assert float((faded - torch.lerp(first.float(), last.float(), along)).abs().max()) <= 1
     texts = [{"prompt": [text]} for text in WORDS]
-    made = seen(model, request(), video.blend(model, first, last, texts=texts))
+    made = seen(model, request(), video.crossfade(model, first, last, texts=texts))
     assert torch.equal(made[:, :, 0], first[:, :, 0])
     assert torch.equal(made[:, :, -1], last[:, :, -1])
     assert not torch.equal(made[:, :, 2], faded[:, :, 2].to(torch.uint8))
-    assert not torch.equal(made, seen(model, request(), video.blend(model, first, last)))
+    assert not torch.equal(made, seen(model, request(), video.crossfade(model, first, last)))
     each = [{"prompt": WORDS[::step]} for step in (1, -1)]  # of two clips, made one at a time
     first, last = clips(2), clips(2, seed=8)
-    apart = seen(model, request(2, batch=1), video.blend(model, first, last, texts=each))
-    together = seen(model, request(2), video.blend(model, first, last, texts=each))
+    apart = seen(model, request(2, batch=1), video.crossfade(model, first, last, texts=each))
+    together = seen(model, request(2), video.crossfade(model, first, last, texts=each))
     assert int((apart.int() - together.int()).abs().max()) <= 1
     with pytest.raises(RecipeError, match=r"clips of 5 and 4 frames: .* cut both to 4, or bridge them"):
-        video.blend(model, first, last[:, :, :4])
+        video.crossfade(model, first, last[:, :, :4])
 
 
 def test_a_ring_that_begins_elsewhere_is_the_same_ring_turned():
     model = tiny_clips()
 
     def drawn(by: int) -> Tensor:
-        edit = video.ring(model)
+        edit = video.loop(model)
 
         def change(course: Any, rows: slice) -> Any:
             return replace(edit.change(course, rows), x=course.start().roll(by, 2))
@@ -342,40 +354,42 @@ def test_a_ring_that_begins_elsewhere_is_the_same_ring_turned():
 def test_what_all_is_known_needs_no_network(monkeypatch: pytest.MonkeyPatch):
     model = tiny_clips()
     monkeypatch.setattr(model.denoiser.network, "forward", lambda *given: pytest.fail("called"))
-    edit = video.fill(model, clips(1), range(5))
+    edit = video.inpaint_frames(model, clips(1), range(5))
     assert torch.equal(seen(model, request(), edit), clips(1))
 
 
 def test_the_offset_of_a_ring_changes_from_level_to_level_and_is_always_the_same():
     levels = [RectifiedFlow().at(k / 16) for k in range(1, 17)]
-    places = [offset(level, 16) for level in levels]
+    places = [shift_at(level, 16) for level in levels]
     assert len(set(places)) > 6
-    assert places == [offset(level, 16) for level in levels]
+    assert places == [shift_at(level, 16) for level in levels]
 
-    def step(x: Tensor, level: Level) -> Estimate:
+    def step(x: Tensor, level: NoiseLevel) -> Estimate:
         return Estimate.of_x0(x - x[:, :, :1], x, level)  # sees which frame comes first
 
     x = torch.randn(1, 3, 16, 2, 2, generator=torch.Generator().manual_seed(1))
-    found = turned(step, 2)(x, levels[3]).x0
+    found = circular_shift(step, 2)(x, levels[3]).x0
     torch.testing.assert_close(found, x - x[:, :, places[3] : places[3] + 1])
 
 
 def test_a_ring_of_latents_is_decoded_all_around():
-    model = video.cyclic(tiny_clips(Paired()))
+    model = video.with_looping_vae(tiny_clips(Paired()))
     assert model.shape == (3, 4, 8, 8)
-    made = seen(model, request(), video.ring(model, 6))
+    made = seen(model, request(), video.loop(model, 6))
     assert made.shape == (1, 3, 6, 8, 8)
     latents = torch.randn(1, 3, 3, 4, 4, generator=torch.Generator().manual_seed(2))
     one, other = model.codec.decode(latents), model.codec.decode(latents.roll(1, 2))
     torch.testing.assert_close(one.roll(2, 2), other)
     torch.testing.assert_close(model.codec.encode(one), latents)
-    assert video.cyclic(tiny_clips()).shape == (3, 5, 8, 8), "without a codec every frame has a token of its own"
+    assert video.with_looping_vae(tiny_clips()).shape == (3, 5, 8, 8), (
+        "without a codec every frame has a token of its own"
+    )
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=NAMES)
 def test_a_picture_is_a_clip_of_one_frame(codec: nn.Module | None):
     model = tiny_clips(codec)
-    pictures = still(model)
+    pictures = as_image_model(model)
     assert pictures.shape == (3, 8, 8)
     one = seen(pictures, request(2))
     clip = torch.stack([made.pixels for made in generate(model, replace(request(2), size=(1, 8, 8)))])
@@ -407,14 +421,14 @@ def test_places_reach_the_network_with_every_text_and_the_null(monkeypatch: pyte
 
     monkeypatch.setattr(network, "forward", watched)
     script = (Scene(0, 2, WORDS[0]), Scene(2, 5, WORDS[1]))
-    seen_by = Shot(5, (16, 16), scenes=script, spacing=0.5)
-    assert whole(film(model, request(), seen_by)).shape == (1, 3, 5, 16, 16)
+    seen_by = VideoSpec(5, (16, 16), scenes=script, spacing=0.5)
+    assert concat_chunks(generate_long_video(model, request(), seen_by)).shape == (1, 3, 5, 16, 16)
     assert all(places is not None and places[:, 1].tolist() == [[1, 0.5, 0.5]] * len(places) for places in told)
 
 
 def test_windows_of_a_large_clip_have_the_levels_of_their_size_and_keep_its_forms(monkeypatch: pytest.MonkeyPatch):
     model, told = tiny_clips(), list[float]()
-    model.denoiser = model.denoiser.under(RootShifted(RectifiedFlow(), 3.0, 5 * 8 * 8))
+    model.denoiser = model.denoiser.under(SqrtSizeShift(RectifiedFlow(), 3.0, 5 * 8 * 8))
     network: Any = model.denoiser.network
     forward = network.forward
 
@@ -424,7 +438,7 @@ def test_windows_of_a_large_clip_have_the_levels_of_their_size_and_keep_its_form
 
     monkeypatch.setattr(network, "forward", watched)
     given = clips(1, 5, 4, 4).repeat_interleave(4, 3).repeat_interleave(4, 4)
-    made = whole(film(model, request(), hires.enlarged(model, given, (32, 32), 0.5)))
+    made = concat_chunks(generate_long_video(model, request(), hires.upscale_pass(model, given, (32, 32), 0.5)))
     assert sorted(set(told)) == pytest.approx([3000 * t / (1 + 2 * t) for t in (0.25, 0.5)], abs=0.01)
     plain = to_pixels(resized(to_unit(given), (32, 32)))
     free = seen(model, request(), upscale(model, given, factor=2, strength=0.5))
@@ -435,16 +449,16 @@ def test_windows_of_a_large_clip_have_the_levels_of_their_size_and_keep_its_form
 
 def test_the_first_pass_has_the_aspect_of_the_others():
     model = tiny_clips()
-    assert hires.is_large(model, (24, 16))
-    assert hires.is_large(model, (16, 16))
-    assert not hires.is_large(model, (16, 12))
+    assert hires.needs_hires(model, (24, 16))
+    assert hires.needs_hires(model, (16, 16))
+    assert not hires.needs_hires(model, (16, 12))
     for size in ((24, 24), (64, 32), (128, 192)):
-        high, wide = hires.first_size(model, size)
+        high, wide = hires.base_size(model, size)
         assert high % 4 == wide % 4 == 0
         assert 0.5 <= high * wide / 64 <= 1.5
         assert 0.7 <= (high / wide) / (size[0] / size[1]) <= 1.4
     assert hires.sizes(model, (24, 32)) == [(8, 12), (16, 20), (24, 32)]
     assert hires.sizes(model, (1024, 1024))[::4] == [(8, 8), (128, 128)]
-    shot = Shot(3, (24, 32), known=long_video.still_frames({1: clips(1, 1, 24, 32)[:, :, 0]}))
-    made = whole(hires.large(model, request(), shot))
+    shot = VideoSpec(3, (24, 32), known=long_video.exact_frames({1: clips(1, 1, 24, 32)[:, :, 0]}))
+    made = concat_chunks(hires.generate_hires(model, request(), shot))
     assert torch.equal(made[:, :, 1], clips(1, 1, 24, 32)[:, :, 0])

@@ -14,7 +14,7 @@ from unveil import data
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig, validate
 from unveil.tasks.generate import Request, generate
-from unveil.tasks.task_spec import PLAIN, Edit
+from unveil.tasks.task_spec import PLAIN, TaskSpec
 
 LABEL = {"kind": "label", "classes": 3, "drop": 0.1}
 
@@ -132,11 +132,11 @@ def pictures(count: int, height: int = 8, width: int = 8) -> Tensor:
     )
 
 
-def drawn(model: Model, request: Request | None = None, edit: Edit = PLAIN) -> Tensor:
+def drawn(model: Model, request: Request | None = None, edit: TaskSpec = PLAIN) -> Tensor:
     """The samples of a request."""
     return torch.stack([one.sample for one in generate(model, request or Request(), edit=edit)])
 
 
-def seen(model: Model, request: Request | None = None, edit: Edit = PLAIN) -> Tensor:
+def seen(model: Model, request: Request | None = None, edit: TaskSpec = PLAIN) -> Tensor:
     """The same as they are written."""
     return torch.stack([one.pixels for one in generate(model, request or Request(), edit=edit)])

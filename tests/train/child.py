@@ -20,17 +20,17 @@ import lightning.pytorch  # noqa: F401 - before the forks
 import torch
 
 from tests.train import tiny
-from unveil.core.objective import Diffusion, Loss
+from unveil.core.objective import DiffusionLoss, LossOutput
 from unveil.core.timestep_sampling import SecondMoment
 from unveil.types import Error
 
 ASKED = "then leaving"  # what a run says when a signal arrives
 
 
-class Slow(Diffusion):
+class Slow(DiffusionLoss):
     """The objective, with time to send a signal."""
 
-    def __call__(self, denoiser: Any, x0: Any, condition: Any, streams: Any, step: int) -> Loss:
+    def __call__(self, denoiser: Any, x0: Any, condition: Any, streams: Any, step: int) -> LossOutput:
         print("step", step, file=sys.stderr, flush=True)
         time.sleep(0.1)
         return super().__call__(denoiser, x0, condition, streams, step)
@@ -45,7 +45,7 @@ def short(run: Path) -> None:
     """A run whose losses are compared; dropout is keyed by the process, so it is left out."""
     torch.nn.Dropout.forward = lambda self, x: x  # type: ignore[method-assign]
     time = SecondMoment(tiny.STEPS, history=1)
-    tiny.fit(run, objective=Diffusion(time=time), accumulate=2, steps=10, save_every=5)
+    tiny.fit(run, objective=DiffusionLoss(time=time), accumulate=2, steps=10, save_every=5)
 
 
 def forked(work: Callable[[Path], None], run: Path, said: Path, **environment: str) -> int:

@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from unveil.autoencoders import KL, VQ
-from unveil.core.rng import Streams
+from unveil.autoencoders import AutoencoderKL, VQModel
+from unveil.core.rng import SampleRNG
 from unveil.io.safetensors_io import read_tensors
 from unveil.model import checkpoint_store, model_folder
 from unveil.model.config import AutoencoderRecipe, parse_recipe
 from unveil.train import callbacks
-from unveil.train.autoencoder import Autoencoding, fit_autoencoder, learner_of, measured
-from unveil.train.batch_preparation import scaled
+from unveil.train.autoencoder import AutoencoderLearner, fit_autoencoder, learner_of, measure_latent_scaling
+from unveil.train.batch_preparation import to_float
 from unveil.train.data_order import Batch
 from unveil.types import Cancelled, NonFinite, RecipeError, WeightsError
 
@@ -63,12 +63,12 @@ def recipe(kind: str = "kl", **changes: Any) -> AutoencoderRecipe:
     return found
 
 
-def codec(asked: AutoencoderRecipe) -> KL | VQ:
+def codec(asked: AutoencoderRecipe) -> AutoencoderKL | VQModel:
     torch.manual_seed(0)
     return asked.build()
 
 
-def fit(run: Path, asked: AutoencoderRecipe, dataset: Any = None, held_out: Any = None) -> KL | VQ:
+def fit(run: Path, asked: AutoencoderRecipe, dataset: Any = None, held_out: Any = None) -> AutoencoderKL | VQModel:
     made = codec(asked)
     fit_autoencoder(asked, made, Pictures() if dataset is None else dataset, run=run, held_out=held_out)
     return made
@@ -97,11 +97,11 @@ def tensors(run: Path, step: int = STEPS) -> dict[str, Tensor]:
 def test_the_loss_of_a_kl_codec_is_what_the_formula_says():
     asked = recipe(loss={"distance": "l1", "kl": 0.3, "log_scale": -0.5, "perceptual": {"network": "digits"}})
     learner = learner_of(asked, codec(asked))
-    found = learner.loss(batch(), Streams(0, range(4)), 5, False)
+    found = learner.loss(batch(), SampleRNG(0, range(4)), 5, False)
 
-    x = scaled(batch().data)
+    x = to_float(batch().data)
     posterior = learner.model.posterior(x)
-    noise = Streams(0, range(4)).normal((2, 4, 4), 5, 0)
+    noise = SampleRNG(0, range(4)).normal((2, 4, 4), 5, 0)
     y = learner.model.decoded(posterior.mean + (0.5 * posterior.logvar).exp() * noise)
     assert learner.judge is not None
     error = (x - y).abs().flatten(1).mean(1) + learner.judge(x, y)
@@ -116,9 +116,9 @@ def test_the_loss_of_a_kl_codec_is_what_the_formula_says():
 def test_the_loss_of_a_vq_codec_has_the_codebooks_own():
     asked = recipe("vq", loss={"distance": "l2", "codebook": 2.0})
     learner = learner_of(asked, codec(asked))
-    found = learner.loss(batch(), Streams(0, range(4)), 0, False)
-    x = scaled(batch().data)
-    assert isinstance(learner.model, VQ)
+    found = learner.loss(batch(), SampleRNG(0, range(4)), 0, False)
+    x = to_float(batch().data)
+    assert isinstance(learner.model, VQModel)
     quantised = learner.model.quantise(learner.model.encoded(x))
     error = (x - learner.model.decoded(quantised.latents)).square().mean()
     torch.testing.assert_close(found.value, error + 2 * quantised.loss)
@@ -129,19 +129,19 @@ def test_noise_on_the_latents_is_of_the_deviation_asked_for():
     learner = learner_of(asked, codec(asked))
     seen: list[Tensor] = []
     learner.model.decoder.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()))
-    x = scaled(batch().data)
-    learner.rebuilt(learner.model, x, Streams(0, range(4)), 1)
+    x = to_float(batch().data)
+    learner.rebuilt(learner.model, x, SampleRNG(0, range(4)), 1)
     quiet = recipe(loss={"kl": 0.0})
     learner.settings = quiet.loss
-    learner.rebuilt(learner.model, x, Streams(0, range(4)), 1)
-    noise = Streams(0, range(4)).normal((2, 4, 4), 1, 1)
+    learner.rebuilt(learner.model, x, SampleRNG(0, range(4)), 1)
+    noise = SampleRNG(0, range(4)).normal((2, 4, 4), 1, 1)
     torch.testing.assert_close(seen[0] - seen[1], 0.5 * seen[1].std() * noise, rtol=1e-4, atol=1e-5)
 
 
-def adversarial(step: int, kind: str = "hinge") -> tuple[Autoencoding, Any]:
+def adversarial(step: int, kind: str = "hinge") -> tuple[AutoencoderLearner, Any]:
     asked = recipe(loss={"discriminator": {**CRITIC, "kind": kind, "weight": 0.7}, "kl": 0.0})
     learner = learner_of(asked, codec(asked))
-    return learner, learner.loss(batch(), Streams(0, range(4)), step, False)
+    return learner, learner.loss(batch(), SampleRNG(0, range(4)), step, False)
 
 
 def test_a_discriminator_counts_from_its_start_on():
@@ -166,8 +166,8 @@ def test_one_loss_has_the_gradients_of_two_optimisers(kind):
     assert theirs
     assert all(p.requires_grad for p in critic.parameters())
 
-    x = scaled(batch().data)
-    y = model.decoded(model.posterior(x).sample(Streams(0, range(4)).normal((2, 4, 4), START, 0)))
+    x = to_float(batch().data)
+    y = model.decoded(model.posterior(x).sample(SampleRNG(0, range(4)).normal((2, 4, 4), START, 0)))
     for part in (critic, model):
         part.zero_grad()
     real, made = critic(x), critic(y.detach())
@@ -221,20 +221,20 @@ def whole(tmp_path_factory, three_steps_a_line) -> dict[str, Path]:
 @pytest.mark.parametrize("name", ASKED)
 @pytest.mark.parametrize("cut", [1, START, START + 2])
 def test_interrupted_anywhere_it_ends_the_same_to_the_bit(whole, tmp_path, monkeypatch, name, cut):
-    given = Autoencoding.loss
+    given = AutoencoderLearner.loss
 
-    def interrupted(self: Autoencoding, batch: Batch, streams: Streams, step: int, flip: bool) -> Any:
+    def interrupted(self: AutoencoderLearner, batch: Batch, streams: SampleRNG, step: int, flip: bool) -> Any:
         if step == cut:
             signal.raise_signal(signal.SIGTERM)
         return given(self, batch, streams, step, flip)
 
     run = tmp_path / "run"
-    monkeypatch.setattr(Autoencoding, "loss", interrupted)
+    monkeypatch.setattr(AutoencoderLearner, "loss", interrupted)
     with pytest.raises(Cancelled) as stopped:
         fit(run, recipe(**ASKED[name]))
     monkeypatch.undo()
     assert stopped.value.exit_code == 143
-    assert checkpoint_store.newest_valid(run / "checkpoints") == run / "checkpoints" / checkpoint_store.step_name(
+    assert checkpoint_store.latest_valid(run / "checkpoints") == run / "checkpoints" / checkpoint_store.step_name(
         cut + 1
     )
     fit(run, recipe(**ASKED[name]))
@@ -269,7 +269,7 @@ def test_codes_that_were_never_taken_are_put_on_new_places(whole):
     asked = recipe(**ASKED["vq"])
     begun = codec(asked).quantiser.codebook
     _, after = model_folder.load_autoencoder(whole["vq"])
-    assert isinstance(after, VQ)
+    assert isinstance(after, VQModel)
     assert int((after.quantiser.codebook != begun).any(1).sum()) == 8
     assert not after.quantiser.codebook.requires_grad
 
@@ -281,7 +281,7 @@ def test_scale_and_shift_are_measured_and_stored(tmp_path, scale):
     described, loaded = model_folder.load_autoencoder(tmp_path / "run")
     assert described == asked.model
     assert torch.equal(left.scale, loaded.scale)
-    x = torch.stack([scaled(Pictures()[n]["pixels"]) for n in range(20)])
+    x = torch.stack([to_float(Pictures()[n]["pixels"]) for n in range(20)])
     latents = loaded.encode(x)
     over = (0, 2, 3) if scale == "channel" else (0, 1, 2, 3)
     assert latents.mean(over).abs().max() < 1e-4
@@ -295,13 +295,13 @@ def test_scale_and_shift_are_measured_and_stored(tmp_path, scale):
 def test_scale_does_not_depend_on_how_pictures_are_batched():
     asked = recipe()
     model = codec(asked)
-    x = torch.stack([scaled(Pictures()[n]["pixels"]) for n in range(20)])
-    whole, parts = (measured(model, iter(x.split(size)), by_channel=True) for size in (20, 7))
+    x = torch.stack([to_float(Pictures()[n]["pixels"]) for n in range(20)])
+    whole, parts = (measure_latent_scaling(model, iter(x.split(size)), by_channel=True) for size in (20, 7))
     for one, other in zip(whole, parts, strict=True):
         torch.testing.assert_close(one, other)
     # measured again on a codec that is scaled already, it says the same
     model.scale.fill_(3.0)
-    torch.testing.assert_close(measured(model, iter([x]), by_channel=True), whole)
+    torch.testing.assert_close(measure_latent_scaling(model, iter([x]), by_channel=True), whole)
 
 
 def test_a_run_shows_pictures_above_what_was_made_of_them(tmp_path):
@@ -318,7 +318,7 @@ def test_a_run_shows_pictures_above_what_was_made_of_them(tmp_path):
     held = [line for line in lines(tmp_path / "run") if "validation" in line]
     assert [line["step"] for line in held] == [2, 4]
     _, loaded = model_folder.load_autoencoder(tmp_path / "run")
-    x = torch.stack([scaled(Pictures(6)[place * 6 // 4]["pixels"]) for place in range(4)])
+    x = torch.stack([to_float(Pictures(6)[place * 6 // 4]["pixels"]) for place in range(4)])
     squared = ((loaded.decode(loaded.encode(x)).clamp(-1, 1) - x) / 2).square().mean().item()
     assert held[-1]["psnr"] == pytest.approx(-10 * math.log10(squared), abs=1e-3)
 
@@ -329,7 +329,7 @@ def test_it_learns():
     optimiser = torch.optim.AdamW(learner.model.parameters(), lr=1e-2)
     seen = []
     for step in range(60):
-        loss = learner.loss(batch(10), Streams(0, range(10)), step, False)
+        loss = learner.loss(batch(10), SampleRNG(0, range(10)), step, False)
         optimiser.zero_grad()
         loss.value.backward()
         optimiser.step()
@@ -341,7 +341,7 @@ def test_pictures_that_are_not_finite_are_named_and_leave_nothing(tmp_path, capl
     asked = recipe(**ASKED["vq"], train={"nonfinite_limit": 1})
     with pytest.raises(NonFinite, match=r"the loss is not finite.*\(loss nan; examples \d"):
         fit(tmp_path / "run", asked, Pictures(spoiled=tuple(range(20))))
-    assert checkpoint_store.newest_valid(tmp_path / "run/checkpoints") is None
+    assert checkpoint_store.latest_valid(tmp_path / "run/checkpoints") is None
     some = recipe(**ASKED["vq"], train={"nonfinite_limit": 8})
     fit(tmp_path / "some", some, Pictures(spoiled=(3,)))
     assert lines(tmp_path / "some")[-1]["skipped"] >= 1

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from unveil.autoencoders import Video
-from unveil.core.rng import Streams
+from unveil.autoencoders import VideoAutoencoderKL
+from unveil.core.rng import SampleRNG
 from unveil.model import model_folder
 from unveil.model.config import AutoencoderRecipe, parse_recipe
-from unveil.train.autoencoder import Autoencoding, fit_autoencoder, learner_of
-from unveil.train.batch_preparation import scaled
+from unveil.train.autoencoder import AutoencoderLearner, fit_autoencoder, learner_of
+from unveil.train.batch_preparation import to_float
 from unveil.train.data_order import Batch
 from unveil.types import RecipeError
 
@@ -48,7 +48,7 @@ def recipe(**changes: Any) -> AutoencoderRecipe:
     return found
 
 
-def learner(asked: AutoencoderRecipe) -> Autoencoding:
+def learner(asked: AutoencoderRecipe) -> AutoencoderLearner:
     torch.manual_seed(0)
     return learner_of(asked, asked.build())
 
@@ -65,7 +65,7 @@ def lengths_seen(asked: AutoencoderRecipe, steps: int) -> list[tuple[int, float]
         seen.append((x.shape[2], x[0, 0, 0, 0, 0].item())) or torch.zeros(len(x), 8, 1 + (x.shape[2] - 1) // 4, 2, 2)
     )
     for step in range(steps):
-        made.loss(batch(), Streams(0, range(4)), step, False)
+        made.loss(batch(), SampleRNG(0, range(4)), step, False)
     return seen
 
 
@@ -75,7 +75,7 @@ def test_a_step_has_one_length_and_place_of_its_own_and_the_share_of_pictures_as
     assert set(counted) == {1, 5, 9}
     assert 45 <= counted[1] <= 75
     assert 15 <= counted[5] <= 45
-    values = scaled(batch().data)[0, 0, :, 0, 0].tolist()
+    values = to_float(batch().data)[0, 0, :, 0, 0].tolist()
     assert {round(value, 4) for length, value in seen if length == 1} == {round(value, 4) for value in values}
     assert {round(value, 4) for length, value in seen if length == 9} == {round(values[0], 4)}
     assert lengths_seen(recipe(), 5) == seen[:5]
@@ -90,9 +90,9 @@ def test_the_perceptual_distance_looks_at_as_many_frames_as_are_asked_for():
     assert made.judge is not None
     made.judge.forward = lambda x, y: seen.append(x.shape[2]) or (x - y).flatten(1).mean(1)
     for step in range(3):
-        made.loss(batch(), Streams(0, range(4)), step, False)
+        made.loss(batch(), SampleRNG(0, range(4)), step, False)
     with torch.no_grad():
-        made.loss(batch(), Streams(0, range(4)), 0, False)
+        made.loss(batch(), SampleRNG(0, range(4)), 0, False)
     assert seen == [2, 2, 2, 9]
 
 
@@ -103,15 +103,15 @@ def test_training_stores_the_statistics_of_each_channel_and_leaves_what_comes_ba
     torch.manual_seed(0)
     codec = asked.build()
     fit_autoencoder(asked, codec, Clips(), run=tmp_path / "run", held_out=Clips(4))
-    assert isinstance(codec, Video)
-    latents = codec.encode(scaled(Clips().pixels))
+    assert isinstance(codec, VideoAutoencoderKL)
+    latents = codec.encode(to_float(Clips().pixels))
     torch.testing.assert_close(latents.mean((0, 2, 3, 4)), torch.zeros(4), rtol=0, atol=1e-3)
     torch.testing.assert_close(latents.std((0, 2, 3, 4)), torch.ones(4), rtol=1e-2, atol=1e-3)
     assert len(set(codec.scale.tolist())) == 4
     config, again = model_folder.load_autoencoder(tmp_path / "run")
-    assert isinstance(again, Video)
+    assert isinstance(again, VideoAutoencoderKL)
     assert config.shape == (3, 9, 8, 8)
-    torch.testing.assert_close(again.encode(scaled(Clips().pixels)), latents, rtol=0, atol=0)
+    torch.testing.assert_close(again.encode(to_float(Clips().pixels)), latents, rtol=0, atol=0)
     assert (tmp_path / "run" / "samples" / "step_000004.png").is_file()
     assert "of shape (4, 3, 2, 2)" in (tmp_path / "run" / "card.md").read_text()
 

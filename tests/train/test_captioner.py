@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from tests.prompting.tiny import Grounds, recipe, trained
-from unveil.core.rng import Streams
+from unveil.core.rng import SampleRNG
 from unveil.model.captioner_folder import load_captioner, save_captioner
 from unveil.nn.tokenizer import BEGIN, END
 from unveil.prompting.captioners import Own, Reel
-from unveil.train.batch_preparation import fixed, rows
-from unveil.train.captioner import Captioning, fit_captioner, start
+from unveil.train.batch_preparation import fixed_subset, slice_batch
+from unveil.train.captioner import CaptionerLearner, fit_captioner, start
 from unveil.types import RecipeError, ShapeError, WeightsError
 
 CPU = torch.device("cpu")
@@ -45,10 +45,10 @@ def test_it_learns_to_tell_what_it_sees_and_is_saved(tmp_path):
 def test_the_loss_is_the_mean_of_a_words_nats():
     own, data = recipe(), Grounds()
     model = start(own, data, CPU)
-    learner = Captioning(model, "pixels", (3, 4, 8, 8), True)
-    batch = fixed(data, 3, "pixels", learner.raw_keys)
+    learner = CaptionerLearner(model, "pixels", (3, 4, 8, 8), True)
+    batch = fixed_subset(data, 3, "pixels", learner.raw_keys)
     learner.model.eval()
-    loss = learner.loss(batch, Streams(0, [0, 1, 2]), 0, False)
+    loss = learner.loss(batch, SampleRNG(0, [0, 1, 2]), 0, False)
     by_hand = []
     for k in range(3):
         words = [BEGIN, *model.words.encode(batch.raw["text"][k]), END]
@@ -133,11 +133,11 @@ def test_clips_and_pictures_are_learned_together(tmp_path):
         found = told(model, Grounds(frames=frames))
         assert found == ["a red ground", "a green ground", "a blue ground", "a white ground"]
     own, data = recipe(), Both()
-    learner = Captioning(start(own, data, CPU), "pixels", (3, 1, 8, 8), True, "buckets")
+    learner = CaptionerLearner(start(own, data, CPU), "pixels", (3, 1, 8, 8), True, "buckets")
     learner.model.eval()
-    batch = fixed(data, 6, "pixels", learner.raw_keys, "buckets")
+    batch = fixed_subset(data, 6, "pixels", learner.raw_keys, "buckets")
     together = learner.judged(learner.model, batch)
-    alone = [learner.judged(learner.model, rows(batch, k, k + 1, CPU)).per_sample for k in range(6)]
+    alone = [learner.judged(learner.model, slice_batch(batch, k, k + 1, CPU)).per_sample for k in range(6)]
     torch.testing.assert_close(together.per_sample, torch.cat(alone))  # in the order of the batch
     with pytest.raises(ShapeError, match=r"set train\.batching"):
         trained(tmp_path / "none", Both())

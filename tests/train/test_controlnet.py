@@ -18,15 +18,15 @@ from unveil.io.safetensors_io import read_header, read_tensors
 from unveil.model import Model, base_model, build, model_folder
 from unveil.model.config import Recipe, load_recipe
 from unveil.train import fit
-from unveil.train.controlnet import controlled
-from unveil.types import Base, RecipeError, WeightsError
+from unveil.train.controlnet import setup_controlnet
+from unveil.types import BaseModel, RecipeError, WeightsError
 
 CHANGES = ("shape=[1,8,8]", "network.patch=2", "network.groups=4", "network.channels=16",
            "network.multipliers=[1]", "network.attention=[]",
            "process.steps=20", "sample.steps=2", "train.batch=4", "train.steps=6", "train.warmup=0",
            "train.save_every=3", "train.sample_every=6", "train.validate_every=6", "train.precision=float32",
            "train.ema=0.5", "train.decay=0", "train.lr=0.01")  # fmt: skip
-PLACE = Base("base", "runs/base", "a" * 64)
+PLACE = BaseModel("base", "runs/base", "a" * 64)
 
 
 def recipe(*changes: str) -> Recipe:
@@ -55,9 +55,9 @@ class Pictures:
         return {"pixels": pixels, "label": index, "hint": canny(pixels, low=50)}
 
 
-def trained(run: Path, model: Model | None = None, place: Base = PLACE, *changes: str) -> Model:
+def trained(run: Path, model: Model | None = None, place: BaseModel = PLACE, *changes: str) -> Model:
     asked = recipe(*changes)
-    model = controlled(base() if model is None else model, place, asked)
+    model = setup_controlnet(base() if model is None else model, place, asked)
     objective = asked.objective.build(asked, asked.process.build(), asked.train.batch)
     fit(model, Pictures(), objective=objective, config=asked.train, run=run, held_out=Pictures(), recipe=asked)
     return model
@@ -72,7 +72,7 @@ def test_it_begins_as_its_base_to_the_bit():
     wanted = {"label": [3, 4]}
     before = model.generate(raw=wanted, count=2, seed=1)
     hints = torch.stack([Pictures()[place]["hint"] for place in range(2)])
-    under = controlled(model, PLACE, recipe())
+    under = setup_controlnet(model, PLACE, recipe())
     assert torch.equal(under.generate(raw={**wanted, "hint": hints}, count=2, seed=1), before)
 
 
@@ -84,7 +84,7 @@ def test_the_base_stays_and_only_the_controlnet_is_kept(tmp_path: Path):
     assert model.controls is not None
     network = model.controls.controls[0].network
     assert all(bool(weight.any()) for weight in network.zero.parameters())
-    folder = model_folder.find(tmp_path / "run")
+    folder = model_folder.resolve_checkpoint(tmp_path / "run")
     assert {path.name for path in folder.rglob("*.safetensors")} == {"control.safetensors", "train_state.safetensors"}
     assert base_model.base_of(folder) == PLACE._replace(what="control")
     assert "only the weights of a ControlNet on `base`" in (folder / "card.md").read_text()
@@ -135,13 +135,13 @@ def test_a_run_does_not_go_on_upon_another_base(tmp_path: Path):
     trained(tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_000006")
     with pytest.raises(WeightsError, match=r"its ControlNet is on 'base'.*base here is 'other' \(bbbbbbbbbbbb"):
-        trained(tmp_path / "run", base(seed=1), Base("other", "runs/base", "b" * 64))
+        trained(tmp_path / "run", base(seed=1), BaseModel("other", "runs/base", "b" * 64))
 
 
 def test_hints_of_latents_are_as_many_times_larger():
     codec = "codec={kind: kl, channels: 8, multipliers: [1, 1, 1], blocks: 1, z_channels: 2, groups: 4}"
     asked = recipe(codec, "shape=[1,32,32]")
-    under = controlled(build(asked.model), PLACE, asked)
+    under = setup_controlnet(build(asked.model), PLACE, asked)
     assert under.controls is not None
     assert under.controls.controls[0].network.hint_widths == (16, 32, 96, 256)
     hints = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
@@ -156,9 +156,9 @@ def test_recipe_and_base_have_to_agree():
     with pytest.raises(RecipeError, match=r"lora and control: give one of them"):
         recipe("lora={targets: [enter]}")
     with pytest.raises(RecipeError, match=r"network of the base runs/base is .*channels=32.*of the recipe"):
-        controlled(base("network.channels=32"), PLACE, recipe())
+        setup_controlnet(base("network.channels=32"), PLACE, recipe())
     with pytest.raises(RecipeError, match=r"control.hint_widths = \[16\]: 1 levels.*takes 2; leave it out"):
-        controlled(base(), PLACE, recipe("control.hint_widths=[16]"))
-    under = controlled(base(), PLACE, recipe())
+        setup_controlnet(base(), PLACE, recipe("control.hint_widths=[16]"))
+    under = setup_controlnet(base(), PLACE, recipe())
     with pytest.raises(RecipeError, match="a ControlNet itself"):
-        controlled(under, PLACE, recipe())
+        setup_controlnet(under, PLACE, recipe())

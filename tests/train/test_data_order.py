@@ -5,28 +5,28 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unveil.train.data_order import Numbers, Order, check_items, collate
-from unveil.types import MediaError, RecipeError, ShapeError
+from unveil.train.data_order import BatchSampler, EpochShuffle, check_items, collate
+from unveil.types import DataError, RecipeError, ShapeError
 
 
 def test_every_item_comes_once_an_epoch_and_epochs_differ():
-    order = Order(13, seed=3)
+    order = EpochShuffle(13, seed=3)
     epochs = [[order.index(13 * epoch + place) for place in range(13)] for epoch in range(4)]
     assert all(sorted(epoch) == list(range(13)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
     assert order.index(5) == epochs[0][5], "going back changes nothing"
-    assert [Order(13, seed=4).index(n) for n in range(13)] != epochs[0]
+    assert [EpochShuffle(13, seed=4).index(n) for n in range(13)] != epochs[0]
 
 
 def test_a_set_smaller_than_a_batch_is_repeated():
-    order = Order(2, seed=0)
+    order = EpochShuffle(2, seed=0)
     assert sorted(order.index(n) for n in range(8)) == [0] * 4 + [1] * 4
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 @pytest.mark.parametrize("parts", [1, 3])
 def test_every_step_takes_the_same_examples_however_it_is_split(world, parts):
-    split = [list(Numbers(5, 8, batch=24, parts=parts, rank=rank, world=world)) for rank in range(world)]
+    split = [list(BatchSampler(5, 8, batch=24, parts=parts, rank=rank, world=world)) for rank in range(world)]
     for step in range(3):
         taken = [n for mine in split for part in mine[step * parts : (step + 1) * parts] for n in part]
         assert sorted(taken) == list(range(24 * (5 + step), 24 * (6 + step)))
@@ -34,8 +34,8 @@ def test_every_step_takes_the_same_examples_however_it_is_split(world, parts):
 
 
 def test_starting_at_a_step_gives_the_rest_of_a_run_from_the_start():
-    whole = list(Numbers(0, 9, batch=6, parts=2))
-    assert whole[8:] == list(Numbers(4, 9, batch=6, parts=2))
+    whole = list(BatchSampler(0, 9, batch=6, parts=2))
+    assert whole[8:] == list(BatchSampler(4, 9, batch=6, parts=2))
 
 
 def test_items_become_tensors_where_they_can():
@@ -52,7 +52,7 @@ def test_items_become_tensors_where_they_can():
 
 
 def test_mistakes_in_items_are_named():
-    with pytest.raises(MediaError, match="empty"):
+    with pytest.raises(DataError, match="empty"):
         check_items([], "x", [], None)  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="no key 'pixel'; nearest: 'pixels'"):
         check_items([{"pixels": torch.zeros(1)}], "pixel", [], None)  # type: ignore[arg-type]

@@ -14,21 +14,21 @@ import torch
 
 from tests.train import tiny
 from unveil.checkpoints import inspection
-from unveil.core.objective import Diffusion, Loss
+from unveil.core.objective import DiffusionLoss, LossOutput
 from unveil.io.safetensors_io import read_tensors
 from unveil.model import checkpoint_store, model_folder
 from unveil.train import callbacks, metrics_logger, state
-from unveil.train.data_order import Order
-from unveil.types import MediaError, NonFinite, OutOfResources, WeightsError
+from unveil.train.data_order import EpochShuffle
+from unveil.types import DataError, NonFinite, OutOfResources, WeightsError
 
 
-class Broken(Diffusion):
+class Broken(DiffusionLoss):
     """The objective with a fault in chosen steps."""
 
     fault: Any = None
     steps: frozenset[int] = frozenset()
 
-    def __call__(self, denoiser: Any, x0: Any, condition: Any, streams: Any, step: int) -> Loss:
+    def __call__(self, denoiser: Any, x0: Any, condition: Any, streams: Any, step: int) -> LossOutput:
         loss = super().__call__(denoiser, x0, condition, streams, step)
         return self.fault(denoiser, loss) if step in self.steps else loss
 
@@ -40,21 +40,21 @@ def broken(fault: Any, *steps: int) -> Broken:
     return made
 
 
-def nan_loss(denoiser: Any, loss: Loss) -> Loss:
+def nan_loss(denoiser: Any, loss: LossOutput) -> LossOutput:
     return loss._replace(value=loss.value * float("nan"))
 
 
-def infinite_loss(denoiser: Any, loss: Loss) -> Loss:
+def infinite_loss(denoiser: Any, loss: LossOutput) -> LossOutput:
     return loss._replace(value=loss.value + float("inf"))
 
 
-def nan_gradient(denoiser: Any, loss: Loss) -> Loss:
+def nan_gradient(denoiser: Any, loss: LossOutput) -> LossOutput:
     """A finite loss whose gradient in one layer is not: the square root's slope at 0."""
     zero = (denoiser.network.leave.weight * 0).abs().sum()
     return loss._replace(value=loss.value + zero.sqrt())
 
 
-def huge_gradient(denoiser: Any, loss: Loss) -> Loss:
+def huge_gradient(denoiser: Any, loss: LossOutput) -> LossOutput:
     """Finite, but its square is not."""
     return loss._replace(
         value=loss.value + 1e30 * (denoiser.network.leave.bias - denoiser.network.leave.bias.detach()).sum()
@@ -113,9 +113,9 @@ def test_a_naive_loop_keeps_the_nan(tmp_path):
 
 
 def test_nan_in_the_data_names_its_examples(tmp_path, caplog):
-    run = tiny.fit(tmp_path / "run", objective=Diffusion(), dataset=tiny.Pictures(spoiled=(4,)))
+    run = tiny.fit(tmp_path / "run", objective=DiffusionLoss(), dataset=tiny.Pictures(spoiled=(4,)))
     found = [line for line in lines(run) if line.get("event") == "non-finite"]
-    order = Order(30, seed=0)
+    order = EpochShuffle(30, seed=0)
     assert sorted(n for line in found for n in line["examples"]) == [n for n in range(12 * 8) if order.index(n) == 4]
     assert len(found) >= 3
     assert "Look for NaN in those examples" in caplog.text
@@ -127,10 +127,10 @@ def test_what_is_wrong_with_an_item_is_told_as_it_is(tmp_path, workers):
     class Spoiled(tiny.Pictures):
         def __getitem__(self, index: int) -> dict[str, Any]:
             if index == 20:
-                raise MediaError("photos/20.png: cannot be read; copy it again")
+                raise DataError("photos/20.png: cannot be read; copy it again")
             return super().__getitem__(index)
 
-    with pytest.raises(MediaError) as told:
+    with pytest.raises(DataError) as told:
         tiny.fit(tmp_path / "run", dataset=Spoiled(), workers=workers)
     assert str(told.value) == "photos/20.png: cannot be read; copy it again"
 
@@ -142,7 +142,7 @@ def test_too_many_in_a_row_stop_the_run_with_their_own_exit_code(tmp_path, fault
         tiny.fit(run, objective=broken(fault, *range(3, 12)), save_every=1)
     assert stopped.value.exit_code == 3
     assert every_number_is_finite(run)
-    assert checkpoint_store.newest_valid(run / "checkpoints") is not None
+    assert checkpoint_store.latest_valid(run / "checkpoints") is not None
 
 
 def test_finite_steps_in_between_start_the_count_again(tmp_path):
@@ -150,14 +150,14 @@ def test_finite_steps_in_between_start_the_count_again(tmp_path):
 
 
 def test_a_buffer_that_turned_nan_is_never_published(tmp_path):
-    def poison(denoiser: Any, loss: Loss) -> Loss:
+    def poison(denoiser: Any, loss: LossOutput) -> LossOutput:
         denoiser.network.calls.fill_(float("nan"))
         return loss
 
     run = tmp_path / "run"
     with pytest.raises(NonFinite, match=r"step 4: .*network.calls"):
         tiny.fit(run, objective=broken(poison, 3), save_every=2)
-    assert checkpoint_store.newest_valid(run / "checkpoints") == run / "checkpoints" / "step_000002"
+    assert checkpoint_store.latest_valid(run / "checkpoints") == run / "checkpoints" / "step_000002"
 
 
 # ---------------------------------------------------------------------- a full disk
@@ -183,7 +183,7 @@ def full_disk(monkeypatch):
 
 def test_training_outlives_a_disk_that_is_full_for_two_saves(tmp_path, caplog, full_disk):
     full_disk.update({4, 6})
-    run = tiny.fit(tmp_path / "run", objective=Diffusion(), save_every=2)
+    run = tiny.fit(tmp_path / "run", objective=DiffusionLoss(), save_every=2)
     assert "step 4: no checkpoint" in caplog.text
     assert "the disk is full" in caplog.text
     kept = [path.name for path in checkpoint_store.checkpoints(run / "checkpoints")]
@@ -195,13 +195,13 @@ def test_after_three_failed_saves_it_stops_and_the_last_checkpoint_is_valid(tmp_
     full_disk.update(range(4, 13))
     run = tmp_path / "run"
     with pytest.raises(OutOfResources, match="no checkpoint could be saved at step 8, 3 failed in a row") as stopped:
-        tiny.fit(run, objective=Diffusion(), save_every=2)
+        tiny.fit(run, objective=DiffusionLoss(), save_every=2)
     assert stopped.value.exit_code == 5
-    newest = checkpoint_store.newest_valid(run / "checkpoints")
+    newest = checkpoint_store.latest_valid(run / "checkpoints")
     assert newest is not None
     assert newest.name == "step_000002"
     full_disk.clear()
-    tiny.fit(run, objective=Diffusion(), save_every=2)  # space was made: it goes on
+    tiny.fit(run, objective=DiffusionLoss(), save_every=2)  # space was made: it goes on
 
 
 def test_a_log_that_cannot_be_written_stops_nothing(tmp_path, caplog, monkeypatch):
@@ -219,14 +219,14 @@ def test_a_log_that_cannot_be_written_stops_nothing(tmp_path, caplog, monkeypatc
         raise RuntimeError("broken event writer")
 
     monkeypatch.setattr(torch.utils.tensorboard, "SummaryWriter", no_writer)
-    run = tiny.fit(tmp_path / "run", objective=Diffusion())
+    run = tiny.fit(tmp_path / "run", objective=DiffusionLoss())
     assert (run / "checkpoints" / "step_000012").is_dir()
     assert caplog.text.count("training goes on") == 2, "one warning each, not one a step"
 
 
 def test_samples_that_cannot_be_drawn_stop_nothing(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(callbacks, "sheet", lambda samples, columns: 1 / 0)
-    run = tiny.fit(tmp_path / "run", objective=Diffusion(), sample_every=6)
+    run = tiny.fit(tmp_path / "run", objective=DiffusionLoss(), sample_every=6)
     assert caplog.text.count("samples: left out (ZeroDivisionError") == 2
     assert (run / "checkpoints" / "step_000012").is_dir()
 
@@ -236,7 +236,7 @@ def test_samples_that_cannot_be_drawn_stop_nothing(tmp_path, caplog, monkeypatch
 
 def halfway(run: Path) -> list[Path]:
     """A run of 12 steps with checkpoints at 4 and 8 and the last one gone."""
-    tiny.fit(run, objective=Diffusion(), save_every=4)
+    tiny.fit(run, objective=DiffusionLoss(), save_every=4)
     newest, *others = checkpoint_store.checkpoints(run / "checkpoints")
     os.rename(newest, run / "gone")
     return others
@@ -247,8 +247,8 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, caplog
     eighth, fourth = halfway(run)
     damaged = eighth / "ema" / "denoiser.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x7f")
-    assert checkpoint_store.newest_valid(run / "checkpoints") == fourth
-    tiny.fit(run, objective=Diffusion(), save_every=4)
+    assert checkpoint_store.latest_valid(run / "checkpoints") == fourth
+    tiny.fit(run, objective=DiffusionLoss(), save_every=4)
     assert "checkpoint passed over" in caplog.text
     assert "ema/denoiser.safetensors: sha256" in caplog.text
     starts = json.loads((run / "environment.json").read_text())["starts"]
@@ -267,7 +267,7 @@ def test_without_a_valid_checkpoint_it_does_not_silently_start_over(tmp_path):
     with pytest.raises(
         WeightsError, match="step_000008, step_000004 damaged, no valid checkpoint left; delete the run folder"
     ):
-        tiny.fit(run, objective=Diffusion(), save_every=4)
+        tiny.fit(run, objective=DiffusionLoss(), save_every=4)
 
 
 class Canary:
@@ -300,10 +300,10 @@ def test_a_pickle_posing_as_safetensors_runs_nothing(tmp_path, name, zipped):
     manifested(newest, newest / name, content)
     checkpoint_store.verify(newest)
     attempts = [
-        lambda: tiny.fit(run, objective=Diffusion(), save_every=4),
+        lambda: tiny.fit(run, objective=DiffusionLoss(), save_every=4),
         lambda: inspection.inspect(newest),
         lambda: inspection.inspect(newest / name),
-        lambda: model_folder.find(newest / name),
+        lambda: model_folder.resolve_checkpoint(newest / name),
     ]
     if name != "train_state.safetensors":  # which loading for sampling does not read
         attempts.append(
@@ -327,7 +327,7 @@ def test_weights_of_another_shape_are_listed(tmp_path):
 
     manifested(newest, newest / "denoiser.safetensors", save({k: v.clone() for k, v in tensors.items()}))
     with pytest.raises(WeightsError) as refused:
-        tiny.fit(run, objective=Diffusion(), save_every=4)
+        tiny.fit(run, objective=DiffusionLoss(), save_every=4)
     text = str(refused.value)
     assert "3 keys do not fit the network" in text
     assert "network.leave.bias: missing" in text
@@ -339,4 +339,4 @@ def test_a_state_without_its_counters_is_an_error_of_ours(tmp_path):
     newest = halfway(tmp_path / "run")[0]
     manifested(newest, newest / state.VALUES, b'{"step": 8}')
     with pytest.raises(WeightsError, match=r"train_state.json: lacks ema_updates"):
-        tiny.fit(tmp_path / "run", objective=Diffusion(), save_every=4)
+        tiny.fit(tmp_path / "run", objective=DiffusionLoss(), save_every=4)

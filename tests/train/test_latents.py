@@ -11,18 +11,18 @@ import torch
 
 from tests.train.tiny import STEPS, Net, config
 from unveil import data, playground, train
-from unveil.autoencoders import KL, VQ, KLConfig, VQConfig
+from unveil.autoencoders import AutoencoderKL, AutoencoderKLConfig, VQModel, VQModelConfig
 from unveil.conditioning.class_label import Label
-from unveil.conditioning.learned_text_encoder import WordsConfig, WordTokens
+from unveil.conditioning.learned_text_encoder import LearnedTextEncoder, LearnedTextEncoderConfig
 from unveil.core.denoiser import Denoiser
-from unveil.core.objective import Diffusion
+from unveil.core.objective import DiffusionLoss
 from unveil.core.process import DiscreteVP, betas
-from unveil.core.rng import Streams
+from unveil.core.rng import SampleRNG
 from unveil.data.latent_cache import Cached, Keeping
 from unveil.model import Model
 from unveil.train.batch_preparation import prepare
 from unveil.train.data_order import collate
-from unveil.train.latents import encoder_of, keep
+from unveil.train.latents import cache_latents, encoder_of
 from unveil.types import RecipeError
 
 SIZES: dict[str, Any] = {"channels": 16, "multipliers": (1, 1), "blocks": 1, "groups": 8, "dropout": 0.1}
@@ -34,14 +34,18 @@ def model(kind: str = "kl") -> Model:
     """A model of latents (2, 4, 4) with a frozen codec that has dropout, which encoding leaves off."""
     torch.manual_seed(0)
     sizes = {"in_channels": 1, "out_channels": 1, "z_channels": 2, "scale": (1.5, 0.7), "shift": 0.1, **SIZES}
-    codec = KL(KLConfig(**sizes, latent_channels=2)) if kind == "kl" else VQ(VQConfig(**sizes, codes=8))
+    codec = (
+        AutoencoderKL(AutoencoderKLConfig(**sizes, latent_channels=2))
+        if kind == "kl"
+        else VQModel(VQModelConfig(**sizes, codes=8))
+    )
     codec.requires_grad_(False)
     denoiser = Denoiser(Net(2), DiscreteVP(betas("cosine", STEPS)))
     return Model(denoiser, (1, 8, 8), conditioners=[Label(3, 8, 0.3)], codec=codec)
 
 
 def cached(tmp_path: Path, of: Model, mirrored: bool = True) -> Cached:
-    return keep(of, DATA, Keeping(mirrored=mirrored, batch=7, folder=tmp_path))[0]
+    return cache_latents(of, DATA, Keeping(mirrored=mirrored, batch=7, folder=tmp_path))[0]
 
 
 def losses(run: Path) -> list[float]:
@@ -58,13 +62,13 @@ def test_a_batch_is_the_same_from_pixels_and_from_the_cache(tmp_path: Path, kind
         for name, items in (("pixels", DATA), ("cache", kept))
     }
     for step in (0, 1, None):
-        streams = Streams(3, numbers)
+        streams = SampleRNG(3, numbers)
         expected, _ = prepare(one, rows["pixels"], streams, step, flip=True)
         found, condition = prepare(one, rows["cache"], streams, step, flip=True)
         assert expected.shape == (6, 2, 4, 4)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
         assert condition is not None
-    first, second = (prepare(one, rows["cache"], Streams(3, numbers), step)[0] for step in (0, 1))
+    first, second = (prepare(one, rows["cache"], SampleRNG(3, numbers), step)[0] for step in (0, 1))
     assert torch.equal(first, second) == (kind == "vq")  # the posterior is sampled anew at every step
     assert one.training
 
@@ -76,7 +80,7 @@ def test_training_from_the_cache_is_training_from_pixels(tmp_path: Path, precisi
     for name in ("encode", "cache"):
         one = model()
         items = DATA if name == "encode" else cached(tmp_path, one)
-        train.fit(one, items, objective=Diffusion(), config=settings, run=tmp_path / name, held_out=items)
+        train.fit(one, items, objective=DiffusionLoss(), config=settings, run=tmp_path / name, held_out=items)
         runs[name] = one
     tolerance = 1e-6 if precision == "float32" else 1e-3
     assert losses(tmp_path / "cache") == pytest.approx(losses(tmp_path / "encode"), abs=tolerance)
@@ -90,10 +94,10 @@ def test_mirroring_needs_both_versions(tmp_path: Path):
     one = model()
     kept = cached(tmp_path, one, mirrored=False)
     batch = collate([0, 1], [0, 1], [kept[0], kept[1]], "pixels", [])
-    plain = prepare(Model(one.denoiser, one.shape, codec=one.codec), batch, Streams(0, [0, 1]), 0)[0]
+    plain = prepare(Model(one.denoiser, one.shape, codec=one.codec), batch, SampleRNG(0, [0, 1]), 0)[0]
     assert plain.shape == (2, 2, 4, 4)
     with pytest.raises(RecipeError, match=r"mirrored=True, set flip: false, or train.latents: encode"):
-        prepare(one, batch, Streams(0, [0, 1]), 0, flip=True)
+        prepare(one, batch, SampleRNG(0, [0, 1]), 0, flip=True)
 
 
 def test_one_weight_or_setting_of_the_codec_makes_another_file(tmp_path: Path):
@@ -121,7 +125,12 @@ def test_a_model_without_an_encoder_is_refused():
 
 def test_texts_of_a_cached_picture_are_read_without_painting_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """What the model calls prompt the data call text, and know it without the picture."""
-    of = Model(model().denoiser, (1, 8, 8), conditioners=[WordTokens(WordsConfig(), 8)], codec=model().codec)
+    of = Model(
+        model().denoiser,
+        (1, 8, 8),
+        conditioners=[LearnedTextEncoder(LearnedTextEncoderConfig(), 8)],
+        codec=model().codec,
+    )
     scenes = data.open(playground.ScenesConfig(size=16, count=6))
 
     class Grey:
@@ -136,6 +145,6 @@ def test_texts_of_a_cached_picture_are_read_without_painting_it(tmp_path: Path, 
         def facts(self, index: int) -> dict[str, Any]:
             return scenes.facts(index)
 
-    found, _ = keep(of, Grey(), Keeping(folder=tmp_path))
+    found, _ = cache_latents(of, Grey(), Keeping(folder=tmp_path))
     monkeypatch.setattr(Grey, "__getitem__", None)
     assert [item["text"] for item in found.__getitems__([4, 0])] == [scenes.facts(n)["text"] for n in (4, 0)]

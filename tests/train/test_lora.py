@@ -11,20 +11,20 @@ import pytest
 import torch
 
 import unveil
-from unveil.core.rng import Streams
+from unveil.core.rng import SampleRNG
 from unveil.io.safetensors_io import read_header, read_tensors
 from unveil.model import Model, base_model, build, model_folder
 from unveil.model.config import Recipe, load_recipe
 from unveil.model.lora_state import NAME
 from unveil.nn import lora
 from unveil.train import fit
-from unveil.train.lora import adapted
-from unveil.types import Base, RecipeError, WeightsError
+from unveil.train.lora import setup_lora
+from unveil.types import BaseModel, RecipeError, WeightsError
 
 CHANGES = ("shape=[1,8,8]", "network.depth=1", "network.width=32", "network.heads=2", "lora.rank=2", "train.batch=4",
            "train.steps=6", "train.warmup=0", "train.save_every=3", "train.sample_every=0", "train.validate_every=0",
            "train.precision=float32", "train.ema=0.5", "lora.alpha=4", "train.lr=0.03")  # fmt: skip
-PLACE = Base("base", "runs/base", "a" * 64)
+PLACE = BaseModel("base", "runs/base", "a" * 64)
 
 
 def recipe(*changes: str) -> Recipe:
@@ -54,9 +54,9 @@ class Pictures:
         return {"pixels": self.pixels[index], "label": index}
 
 
-def trained(run: Path, model: Model | None = None, place: Base = PLACE) -> Model:
+def trained(run: Path, model: Model | None = None, place: BaseModel = PLACE) -> Model:
     asked = recipe()
-    model = adapted(base() if model is None else model, place, asked)
+    model = setup_lora(base() if model is None else model, place, asked)
     objective = asked.objective.build(asked, asked.process.build(), asked.train.batch)
     fit(model, Pictures(), objective=objective, config=asked.train, run=run, recipe=asked)
     return model
@@ -66,10 +66,10 @@ def test_the_base_stays_and_only_additions_are_kept(tmp_path: Path):
     before = copy.deepcopy(base().state_dict())
     model = trained(tmp_path / "run")
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
-    additions = lora.additions(model.denoiser.network, NAME)
+    additions = lora.lora_state(model.denoiser.network, NAME)
     assert len(additions) == 6  # of the one block attention and perceptron, the patches and the last layer
     assert all(bool(one.up.any()) for one in additions)
-    folder = model_folder.find(tmp_path / "run")
+    folder = model_folder.resolve_checkpoint(tmp_path / "run")
     held = {path.name for path in folder.rglob("*.safetensors")}
     assert held == {"lora.safetensors", "train_state.safetensors"}
     assert base_model.base_of(folder) == PLACE
@@ -91,10 +91,10 @@ def test_it_learns(tmp_path: Path):
     def loss(model: Model) -> float:
         condition = model.encode({"label": list(range(8))})[0]
         with torch.no_grad():
-            return float(objective(model.denoiser, x0, condition, Streams(5, list(range(8))), 0).value)
+            return float(objective(model.denoiser, x0, condition, SampleRNG(5, list(range(8))), 0).value)
 
     model = trained(tmp_path / "run")
-    with lora.silenced(model.denoiser.network):
+    with lora.disable_adapters(model.denoiser.network):
         without = loss(model)
     assert loss(model) < 0.99 * without
 
@@ -113,7 +113,7 @@ def test_a_run_does_not_go_on_upon_another_base(tmp_path: Path):
     trained(tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_000006")
     with pytest.raises(WeightsError, match=r"on 'base' \(sha256 aaaaaaaaaaaa.*'other' \(bbbbbbbbbbbb"):
-        trained(tmp_path / "run", base(seed=1), Base("other", "runs/base", "b" * 64))
+        trained(tmp_path / "run", base(seed=1), BaseModel("other", "runs/base", "b" * 64))
 
 
 def test_a_folder_of_a_lora_says_what_it_is_on(tmp_path: Path):
@@ -129,6 +129,6 @@ def test_recipe_and_base_have_to_agree():
         recipe("base=null")
     other = build(recipe("network.width=64").model)
     with pytest.raises(RecipeError, match=r"network of the base runs/base is .*width=64.*of the recipe .*width=32"):
-        adapted(other, PLACE, recipe())
+        setup_lora(other, PLACE, recipe())
     with pytest.raises(RecipeError, match=r"'atention'.*matches no layer"):
-        adapted(base(), PLACE, recipe("lora.targets=[atention]"))
+        setup_lora(base(), PLACE, recipe("lora.targets=[atention]"))

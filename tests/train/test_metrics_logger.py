@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from unveil.train.metrics_logger import Journal, Window, duration
+from unveil.train.metrics_logger import MetricsLogger, RunningMean, duration
 from unveil.train.sample_images import plot_run, sheet
 from unveil.types import ShapeError
 
 
 def test_a_window_averages_steps_and_sorts_losses_by_noise_level():
-    window = Window()
+    window = RunningMean()
     window.add(1.0, 2.0, torch.tensor([0.05, 0.06, 1.0]), torch.tensor([1.0, 3.0, 5.0], dtype=torch.float64))
     window.add(3.0, 4.0, torch.tensor([0.5]), torch.tensor([7.0], dtype=torch.float64))
     means = window.means()
@@ -25,28 +25,28 @@ def test_a_window_averages_steps_and_sorts_losses_by_noise_level():
 
 
 def test_a_window_goes_through_json_to_the_bit():
-    window = Window()
+    window = RunningMean()
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
         t, losses = torch.rand(2, 50, generator=generator, dtype=torch.float64)
         window.add(losses.mean().item(), 1 / 3, t, losses)
-    other = Window()
+    other = RunningMean()
     other.load(json.loads(json.dumps(window.state())))
     assert other.state() == window.state()
 
 
 def test_an_empty_window_has_no_mean():
-    assert Window().means()["loss"] is None
+    assert RunningMean().means()["loss"] is None
 
 
 def test_a_journal_drops_what_came_after_its_checkpoint(tmp_path):
-    first = Journal(tmp_path, 0)
+    first = MetricsLogger(tmp_path, 0)
     for step in range(1, 6):
         first.write({"step": step, "loss": 1 / step})
     first.close()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "lo')
-    again = Journal(tmp_path, 3)
+    again = MetricsLogger(tmp_path, 3)
     again.write({"step": 4, "loss": 0.5})
     again.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

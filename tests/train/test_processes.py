@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.train import tiny
-from unveil.core.objective import Diffusion
+from unveil.core.objective import DiffusionLoss
 from unveil.model import checkpoint_store, model_folder
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +47,7 @@ def test_a_signal_saves_and_leaves_with_its_code(ended, folder, name, code):
     assert "Traceback" not in found["said"]
     assert "saving a checkpoint, then leaving; Ctrl-C again leaves at once" in found["said"]
     assert "start it again to go on" in found["said"]
-    newest = checkpoint_store.newest_valid(folder / name / "checkpoints")
+    newest = checkpoint_store.latest_valid(folder / name / "checkpoints")
     assert newest is not None
     assert checkpoint_store.read_manifest(newest).step >= 4
 
@@ -85,6 +85,6 @@ def test_processes_that_share_no_folder_are_told_so(ended, folder):
 
 
 def test_other_samples_would_be_noticed(tmp_path):
-    runs = [tiny.fit(tmp_path / str(seed), objective=Diffusion(), steps=4, seed=seed) for seed in (0, 1)]
+    runs = [tiny.fit(tmp_path / str(seed), objective=DiffusionLoss(), steps=4, seed=seed) for seed in (0, 1)]
     one, other = ([json.loads(x)["loss"] for x in (run / "metrics.jsonl").read_text().splitlines()] for run in runs)
     assert min(abs(a - b) for a, b in zip(one, other, strict=True)) > 1e-5

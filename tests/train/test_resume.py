@@ -15,7 +15,7 @@ import torch
 
 from tests.train import tiny
 from unveil import train
-from unveil.core.objective import Diffusion
+from unveil.core.objective import DiffusionLoss
 from unveil.core.timestep_sampling import SecondMoment
 from unveil.io.safetensors_io import read_tensors
 from unveil.model import checkpoint_store
@@ -23,7 +23,7 @@ from unveil.train import callbacks
 from unveil.types import Cancelled, RecipeError
 
 
-class Interrupted(Diffusion):
+class Interrupted(DiffusionLoss):
     """The objective, during which SIGTERM arrives in one step."""
 
     at_step: int = -1
@@ -82,7 +82,7 @@ def test_interrupted_anywhere_it_ends_the_same_to_the_bit(uninterrupted, tmp_pat
     with pytest.raises(Cancelled) as stopped:
         tiny.fit(run, objective=objective(cut), workers=workers)
     assert stopped.value.exit_code == 143
-    assert checkpoint_store.newest_valid(run / "checkpoints") == run / "checkpoints" / checkpoint_store.step_name(
+    assert checkpoint_store.latest_valid(run / "checkpoints") == run / "checkpoints" / checkpoint_store.step_name(
         cut + 1
     )
     tiny.fit(run, objective=objective(), workers=2 - workers)
@@ -102,7 +102,7 @@ def test_killed_after_its_last_checkpoint_it_repeats_the_steps_that_were_lost(un
 
 def test_how_a_step_is_split_changes_only_rounding(uninterrupted, tmp_path):
     run = tmp_path / "run"
-    plain = {"objective": Diffusion(), "steps": 4}
+    plain = {"objective": DiffusionLoss(), "steps": 4}
     dropout = torch.nn.Dropout.forward
     torch.nn.Dropout.forward = lambda self, x: x  # the one random thing that is keyed by the part, not the example
     try:
@@ -134,5 +134,5 @@ def test_the_global_generators_are_the_users_own(tmp_path):
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
     expected = random.random(), np.random.rand(), torch.rand(1).item()
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
-    train.fit(made, tiny.Pictures(), objective=Diffusion(), config=tiny.config(steps=3), run=tmp_path / "run")
+    train.fit(made, tiny.Pictures(), objective=DiffusionLoss(), config=tiny.config(steps=3), run=tmp_path / "run")
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected

@@ -10,14 +10,14 @@ import torch
 
 from unveil.data.tensor_dataset import is_held_out
 from unveil.model.config import SequenceRecipe, parse_recipe
-from unveil.model.seq2seq import exact, looks, translate, unknown
+from unveil.model.seq2seq import attention_maps, exact_match, translate, unknown_tokens
 from unveil.model.seq2seq_folder import SequenceModel, load_sequence, save_sequence
 from unveil.nn.tokenizer import Vocabulary
 from unveil.nn.transformer import Transformer, TransformerConfig
 from unveil.playground.text_pairs import Pair
 from unveil.train import seq2seq
 from unveil.train.seq2seq import TrainedSequence, train_sequence, vocabularies
-from unveil.types import MediaError, NonFinite, NotWritable, RecipeError, ShapeError, WeightsError
+from unveil.types import DataError, NonFinite, OutputError, RecipeError, ShapeError, WeightsError
 
 TINY: dict[str, Any] = {
     "kind": "sequence",
@@ -63,7 +63,7 @@ def test_what_is_saved_writes_the_same(tmp_path: Path):
     texts = ["copy a b", "copy c", "copy d d a"]
     for path in (card, tmp_path):
         assert translate(load_sequence(path), texts) == translate(model, texts)
-    with pytest.raises(NotWritable, match="--force"):
+    with pytest.raises(OutputError, match="--force"):
         save_sequence("tiny", model, tmp_path)
     assert save_sequence("tiny", model, tmp_path, force=True) == card
 
@@ -100,16 +100,16 @@ def test_exact_compares_tokens_and_never_counts_unknown_ones():
     model = untrained()
     written = translate(model, ["copy a"])[0]
     ended = Pair("copy a", f"  {written.text} ")
-    assert exact(model, [ended, Pair("copy a", "a z"), Pair("copy a", f"{written.text} a")]) == [
+    assert exact_match(model, [ended, Pair("copy a", "a z"), Pair("copy a", f"{written.text} a")]) == [
         written.ended,
         False,
         False,
     ]
-    assert unknown(model, "copy x a y") == ["x", "y"]
+    assert unknown_tokens(model, "copy x a y") == ["x", "y"]
 
 
 def test_looks_are_of_every_head_and_sum_to_one():
-    found = looks(untrained(), "copy a b", "b a")
+    found = attention_maps(untrained(), "copy a b", "b a")
     assert found.source == ["copy", "a", "b", "<end>"]
     assert found.target == ["<begin>", "b", "a"]
     assert {name: tuple(one.shape) for name, one in found.weights.items()} == {
@@ -168,7 +168,7 @@ def test_held_out_pairs_that_cannot_be_judged_are_told_before_training(tmp_path:
     with pytest.raises(RecipeError, match=r"network\.limit = 8: the held-out 'a .* has 10 tokens"):
         train_sequence(given, told.append)
     path.write_text("".join(f"{text}\tb\n" for text in train))
-    with pytest.raises(MediaError, match="held-out"):
+    with pytest.raises(DataError, match="held-out"):
         train_sequence(given, told.append)
     assert told == []
 

@@ -19,16 +19,16 @@ from unveil import train
 from unveil.checkpoints import inspection
 from unveil.core import guidance, samplers, schedules
 from unveil.core.denoiser import Denoiser
-from unveil.core.objective import Diffusion
+from unveil.core.objective import DiffusionLoss
 from unveil.core.prediction import v
 from unveil.core.process import CosineVP, DiscreteVP, betas
-from unveil.core.rng import START, Streams
+from unveil.core.rng import START, SampleRNG
 from unveil.model import checkpoint_store, model_folder
 from unveil.model.config import ModelConfig, TrainConfig, validate
-from unveil.train.batch_preparation import fixed
-from unveil.train.callbacks import KEEP, HeldOut
+from unveil.train.batch_preparation import fixed_subset
+from unveil.train.callbacks import KEEP, ValidationLoss
 from unveil.train.run_folder import training_of
-from unveil.types import MediaError, NotWritable, RecipeError, ShapeError
+from unveil.types import DataError, OutputError, RecipeError, ShapeError
 
 SIDES = torch.tensor([[1.0, 0.5], [-1.0, 0.5], [0.0, -1.0]])
 
@@ -61,10 +61,10 @@ def test_200_steps_on_a_mixture_of_three_put_samples_on_its_corners(tmp_path):
     torch.manual_seed(0)
     denoiser = Denoiser(Mlp(), DiscreteVP(betas("cosine", 1000)), prediction=v)
     config = TrainConfig(batch=256, steps=200, lr=2e-2, decay=0.5, ema=0.95, precision="float32", save_every=0)
-    run = train.fit(denoiser, Corners(), objective=Diffusion(), config=config, run=tmp_path / "run", key="signal")
+    run = train.fit(denoiser, Corners(), objective=DiffusionLoss(), config=config, run=tmp_path / "run", key="signal")
     assert run == tmp_path / "run"
 
-    streams, grid = Streams(1, range(300)), schedules.uniform(denoiser.process, 40)
+    streams, grid = SampleRNG(1, range(300)), schedules.uniform(denoiser.process, 40)
     start = grid.start(streams.normal((2,), START))
     points = samplers.run(samplers.ddim(grid), guidance.clip_static(denoiser), start)
     nearest = torch.cdist(points, SIDES).min(1)
@@ -92,7 +92,9 @@ def finished(tmp_path_factory):
     run = tmp_path_factory.mktemp("finished") / "run"
     model, held_out = unet(), tiny.Pictures(9)
     changes = {"steps": 10, "save_every": 2, "sample_every": 5, "validate_every": 5}
-    train.fit(model, tiny.Pictures(), objective=Diffusion(), config=tiny.config(**changes), run=run, held_out=held_out)
+    train.fit(
+        model, tiny.Pictures(), objective=DiffusionLoss(), config=tiny.config(**changes), run=run, held_out=held_out
+    )
     return run, model
 
 
@@ -160,12 +162,12 @@ def test_the_model_is_left_with_the_averaged_weights_that_loading_gives(finished
 
 def test_the_held_out_loss_is_the_objective_at_fixed_times_and_noise():
     model, items = unet().eval(), tiny.Pictures(6)
-    batch = fixed(items, 6, "pixels", ["label"])
-    first = HeldOut(batch, Diffusion(), 3, at_once=6).by_level(model)
+    batch = fixed_subset(items, 6, "pixels", ["label"])
+    first = ValidationLoss(batch, DiffusionLoss(), 3, at_once=6).by_level(model)
     torch.manual_seed(99)
-    again = HeldOut(batch, Diffusion(), 3, at_once=4).by_level(model)
+    again = ValidationLoss(batch, DiffusionLoss(), 3, at_once=4).by_level(model)
     assert first == pytest.approx(again, rel=1e-5), "depends on chance or on how it was split"
-    assert HeldOut(batch, Diffusion(), 4, at_once=6).by_level(model) != pytest.approx(first, rel=1e-5)
+    assert ValidationLoss(batch, DiffusionLoss(), 4, at_once=6).by_level(model) != pytest.approx(first, rel=1e-5)
     # a network that predicts 0 has the mean square of the noise as its eps loss at every level
     assert all(0.7 < value < 1.3 for value in first)
 
@@ -191,16 +193,16 @@ def test_precision_auto_is_bf16_only_where_the_processor_multiplies_it(monkeypat
 
 
 def test_bf16_trains_float32_weights(tmp_path):
-    run = tiny.fit(tmp_path / "run", objective=Diffusion(), precision="bf16", steps=4)
+    run = tiny.fit(tmp_path / "run", objective=DiffusionLoss(), precision="bf16", steps=4)
     header = inspection.inspect(run)["files"]["denoiser.safetensors"]["tensors"]
     assert {entry["dtype"] for entry in header.values()} == {"F32"}
 
 
 def test_out_of_time_it_stops_whole_and_goes_on_later(tmp_path, caplog):
-    run = tiny.fit(tmp_path / "run", objective=Diffusion(), max_minutes=1e-9)
+    run = tiny.fit(tmp_path / "run", objective=DiffusionLoss(), max_minutes=1e-9)
     assert "are over at step 1 of 12; start it again to go on" in caplog.text
-    assert checkpoint_store.newest_valid(run / "checkpoints") == run / "checkpoints" / "step_000001"
-    tiny.fit(run, objective=Diffusion())
+    assert checkpoint_store.latest_valid(run / "checkpoints") == run / "checkpoints" / "step_000001"
+    tiny.fit(run, objective=DiffusionLoss())
     assert (run / "checkpoints" / "step_000012").is_dir()
 
 
@@ -214,20 +216,20 @@ def test_mistakes_are_found_before_anything_is_written(tmp_path):
             return {"pixels": torch.zeros(1, 4, 6), "label": 0}
 
     run = tmp_path / "run"
-    with pytest.raises(MediaError, match="empty"):
+    with pytest.raises(DataError, match="empty"):
         tiny.fit(run, dataset=Empty())
     with pytest.raises(ShapeError, match=r"\(1, 4, 6\), the model takes \(1, 4, 4\)"):
         tiny.fit(run, dataset=Wide())
     with pytest.raises(RecipeError, match="no key 'pixel'; nearest: 'pixels'"):
-        train.fit(tiny.model(), tiny.Pictures(), objective=Diffusion(), config=tiny.config(), run=run, key="pixel")
+        train.fit(tiny.model(), tiny.Pictures(), objective=DiffusionLoss(), config=tiny.config(), run=run, key="pixel")
     assert not run.exists()
     (tmp_path / "file").write_text("")
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "metrics.jsonl").write_text("not ours")
-    with pytest.raises(NotWritable, match=r"theirs: holds metrics.jsonl but no recipe.yaml"):
+    with pytest.raises(OutputError, match=r"theirs: holds metrics.jsonl but no recipe.yaml"):
         tiny.fit(tmp_path / "theirs")
     assert (tmp_path / "theirs" / "metrics.jsonl").read_text() == "not ours"
-    with pytest.raises(NotWritable, match=r"cannot be written.*choose another run folder"):
+    with pytest.raises(OutputError, match=r"cannot be written.*choose another run folder"):
         tiny.fit(tmp_path / "file" / "run")
 
 
@@ -235,7 +237,7 @@ def test_flipping_what_has_no_sides_is_refused(tmp_path):
     config = TrainConfig(batch=4, steps=1, flip=True, precision="float32")
     with pytest.raises(RecipeError, match=r"flip: data of shape \(2,\) has no left and right"):
         train.fit(
-            Denoiser(Mlp(), CosineVP()), Corners(), objective=Diffusion(), config=config, run=tmp_path, key="signal"
+            Denoiser(Mlp(), CosineVP()), Corners(), objective=DiffusionLoss(), config=config, run=tmp_path, key="signal"
         )
 
 
@@ -246,7 +248,7 @@ def test_two_runs_cannot_share_a_folder(tmp_path):
     (tmp_path / "run").mkdir()
     held = os.open(tmp_path / "run" / ".lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(held, fcntl.LOCK_EX)
-    with pytest.raises(NotWritable, match="another process trains in this folder"):
+    with pytest.raises(OutputError, match="another process trains in this folder"):
         tiny.fit(tmp_path / "run")
     os.close(held)
 
@@ -255,11 +257,11 @@ def test_it_is_silent_when_asked(tmp_path, capfd):
     logger = logging.getLogger("unveil")
     logger.setLevel(logging.ERROR)
     try:
-        tiny.fit(tmp_path / "run", objective=Diffusion(), steps=4)
+        tiny.fit(tmp_path / "run", objective=DiffusionLoss(), steps=4)
     finally:
         logger.setLevel(logging.NOTSET)
     assert capfd.readouterr() == ("", "")
-    tiny.fit(tmp_path / "again", objective=Diffusion(), steps=4)
+    tiny.fit(tmp_path / "again", objective=DiffusionLoss(), steps=4)
     out, err = capfd.readouterr()
     assert out == ""
     assert "step 4/4: loss" in err
@@ -275,7 +277,7 @@ def test_a_compiled_run_learns_what_a_plain_one_learns(tmp_path):
         model = tiny.model()
         model.denoiser.network.dropout.p = 0.0  # compiled dropout draws other numbers
         config = tiny.config(steps=4, compile=compiled)
-        train.fit(model, tiny.Pictures(), objective=Diffusion(), config=config, run=tmp_path / f"{compiled}")
+        train.fit(model, tiny.Pictures(), objective=DiffusionLoss(), config=config, run=tmp_path / f"{compiled}")
         weights.append(dict(model.state_dict()))
     assert weights[0].keys() == weights[1].keys()
     for name, tensor in weights[0].items():

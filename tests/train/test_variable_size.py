@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from unveil import playground, train
-from unveil.conditioning.diffusion_forcing import Framewise, Ways
+from unveil.conditioning.diffusion_forcing import ContextModes, DiffusionForcingLoss
 from unveil.core.denoiser import Denoiser
-from unveil.core.flow import RectifiedFlow, RootShifted
+from unveil.core.flow import RectifiedFlow, SqrtSizeShift
 from unveil.core.prediction import flow
-from unveil.core.rng import Streams
+from unveil.core.rng import SampleRNG
 from unveil.core.timestep_sampling import LogitNormal
 from unveil.model import Model, build
 from unveil.model.config import TrainConfig, load_recipe
 from unveil.nn.video_dit import VideoDiT, VideoDiTConfig
-from unveil.train.data_order import Numbered, Numbers, Order
-from unveil.train.diffusion import Denoising
-from unveil.train.token_batching import Budget
-from unveil.train.variable_size import lengths
+from unveil.train.data_order import BatchSampler, EpochShuffle, IndexedDataset
+from unveil.train.diffusion import DiffusionLearner
+from unveil.train.token_batching import TokenBudget
+from unveil.train.variable_size import token_counts
 from unveil.types import RecipeError, ShapeError
 
 SIZES = [(5, 8, 12), (1, 16, 8), (3, 8, 8), (5, 8, 12), (2, 16, 16)]
@@ -53,11 +53,11 @@ def model(pattern: str = "full") -> Model:
     network = VideoDiT(config)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    return Model(Denoiser(network, RootShifted(RectifiedFlow(), 1.0, 5 * 8 * 8), prediction=flow), (3, 5, 8, 8))
+    return Model(Denoiser(network, SqrtSizeShift(RectifiedFlow(), 1.0, 5 * 8 * 8), prediction=flow), (3, 5, 8, 8))
 
 
-def objective() -> Framewise:
-    return Framewise(Ways(none=1, both=1, some=1, own=1), time=LogitNormal())
+def objective() -> DiffusionForcingLoss:
+    return DiffusionForcingLoss(ContextModes(none=1, both=1, some=1, own=1), time=LogitNormal())
 
 
 def settings(**changes: Any) -> TrainConfig:
@@ -73,9 +73,9 @@ def settings(**changes: Any) -> TrainConfig:
     return TrainConfig(**(wanted | {"save_every": 2, "sample_every": 0, "validate_every": 0} | changes))
 
 
-def gradients(learner: Denoising, numbered: Numbered, numbers: list[int]) -> tuple[Any, list[Tensor]]:
+def gradients(learner: DiffusionLearner, numbered: IndexedDataset, numbers: list[int]) -> tuple[Any, list[Tensor]]:
     learner.model.zero_grad()
-    loss = learner.loss(numbered.__getitems__(numbers), Streams(3, numbers), 7, flip=True)
+    loss = learner.loss(numbered.__getitems__(numbers), SampleRNG(3, numbers), 7, flip=True)
     loss.value.backward()
     return loss, [p.grad.clone() for p in learner.model.parameters() if p.grad is not None]
 
@@ -84,13 +84,13 @@ def gradients(learner: Denoising, numbered: Numbered, numbers: list[int]) -> tup
 @pytest.mark.parametrize("pattern", ["full", "factorised", "windowed"])
 def test_together_clips_get_the_loss_and_gradient_that_they_get_alone(how: Any, pattern: str):
     made, items, numbers = model(pattern), Clips(), list(range(5))
-    together = Numbered(items, Order(10, 0), "pixels", [], how)
-    loss, found = gradients(Denoising(made, objective(), "pixels", how), together, numbers)
-    alone = Numbered(items, Order(10, 0), "pixels", [])
+    together = IndexedDataset(items, EpochShuffle(10, 0), "pixels", [], how)
+    loss, found = gradients(DiffusionLearner(made, objective(), "pixels", how), together, numbers)
+    alone = IndexedDataset(items, EpochShuffle(10, 0), "pixels", [])
     wanted: list[Any] = []
     for number in numbers:  # the process for its own size is what `sized` gives, in sampling too
         own = made.sized(tuple(items[alone.order.index(number)]["pixels"].shape[1:]))
-        wanted.append(gradients(Denoising(own, objective(), "pixels"), alone, [number]))
+        wanted.append(gradients(DiffusionLearner(own, objective(), "pixels"), alone, [number]))
     torch.testing.assert_close(loss.per_sample, torch.cat([one.per_sample for one, _ in wanted]), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(loss.value, torch.stack([one.value for one, _ in wanted]).mean(), rtol=1e-5, atol=1e-5)
     assert torch.equal(loss.t, torch.cat([one.t for one, _ in wanted]))
@@ -102,10 +102,12 @@ def test_together_clips_get_the_loss_and_gradient_that_they_get_alone(how: Any, 
 def test_a_batch_of_one_size_is_what_it_is_stacked():
     made, items, numbers = model(), Clips(6, SIZES[:1]), [0, 1, 2]
     made = made.sized(SIZES[0])
-    stacked = gradients(Denoising(made, objective(), "pixels"), Numbered(items, Order(6, 0), "pixels", []), numbers)
+    stacked = gradients(
+        DiffusionLearner(made, objective(), "pixels"), IndexedDataset(items, EpochShuffle(6, 0), "pixels", []), numbers
+    )
     for how in ("packed", "buckets"):
-        listed = Numbered(items, Order(6, 0), "pixels", [], how)
-        loss, found = gradients(Denoising(made, objective(), "pixels", how), listed, numbers)
+        listed = IndexedDataset(items, EpochShuffle(6, 0), "pixels", [], how)
+        loss, found = gradients(DiffusionLearner(made, objective(), "pixels", how), listed, numbers)
         torch.testing.assert_close(loss.per_sample, stacked[0].per_sample, rtol=1e-5, atol=1e-5)
         for one, two in zip(found, stacked[1], strict=True):
             torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5 * max(1.0, float(two.abs().max())))
@@ -113,7 +115,7 @@ def test_a_batch_of_one_size_is_what_it_is_stacked():
 
 def test_larger_clips_are_trained_at_more_noise():
     process = model().process
-    assert isinstance(process, RootShifted)
+    assert isinstance(process, SqrtSizeShift)
     assert process.sized((3, 5, 8, 8)) == process
     four = process.sized((3, 5, 16, 16))
     assert four.shift == pytest.approx(2)
@@ -123,8 +125,8 @@ def test_larger_clips_are_trained_at_more_noise():
 
 @pytest.mark.parametrize("parts", [1, 3])
 def test_steps_of_tokens_take_every_example_once_in_order(parts: int):
-    order, each = Order(10, seed=2), torch.tensor([7, 1, 3, 12, 5, 2, 9, 4, 4, 6])
-    budget = Budget(order, each, 40)
+    order, each = EpochShuffle(10, seed=2), torch.tensor([7, 1, 3, 12, 5, 2, 9, 4, 4, 6])
+    budget = TokenBudget(order, each, 40)
     taken = [[list(budget.examples(step, part, parts)) for part in range(parts)] for step in range(30)]
     numbers = [number for step in taken for part in step for number in part]
     assert numbers == list(range(len(numbers)))
@@ -133,12 +135,12 @@ def test_steps_of_tokens_take_every_example_once_in_order(parts: int):
     tokens = [sum(int(each[order.index(n)]) for part in step for n in part) for step in taken]
     assert all(abs(count - 40) < 12 for count in tokens)
     assert sum(tokens) == pytest.approx(30 * 40, abs=12)
-    late = Budget(order, each, 40)
-    assert list(Numbers(17, 19, batch=late, parts=parts)) == [part for step in taken[17:19] for part in step]
+    late = TokenBudget(order, each, 40)
+    assert list(BatchSampler(17, 19, batch=late, parts=parts)) == [part for step in taken[17:19] for part in step]
 
 
 def test_a_step_must_hold_the_longest_example_in_each_part():
-    budget = Budget(Order(2, 0), [3, 8], 16)
+    budget = TokenBudget(EpochShuffle(2, 0), [3, 8], 16)
     budget.split(2)
     with pytest.raises(RecipeError, match=r"tokens = 16: the longest item has 8 tokens, in 3 part\(s\).*at least 24"):
         budget.split(3)
@@ -173,9 +175,9 @@ def test_how_a_step_of_tokens_is_split_changes_only_rounding(tmp_path: Path):
 
 
 def test_lengths_are_tokens_and_sizes_that_do_not_fit_are_named():
-    assert lengths(model(), Clips(5)).tolist() == [30, 8, 12, 30, 32]
+    assert token_counts(model(), Clips(5)).tolist() == [30, 8, 12, 30, 32]
     with pytest.raises(ShapeError, match=r"items of 3 frames of 10 x 8 .*: width 10: must be a multiple of 4; nearest"):
-        lengths(model(), Clips(3, [(3, 8, 8), (3, 8, 10)]))
+        token_counts(model(), Clips(3, [(3, 8, 8), (3, 8, 10)]))
 
 
 @pytest.mark.parametrize("frames", [(1, 4, 9), (1,)])

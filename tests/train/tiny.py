@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unveil import train
 from unveil.conditioning.class_label import Label
 from unveil.core.denoiser import Denoiser
-from unveil.core.objective import Diffusion
+from unveil.core.objective import DiffusionLoss
 from unveil.core.process import DiscreteVP, betas
 from unveil.core.timestep_sampling import SecondMoment
 from unveil.model import Model
@@ -81,7 +81,7 @@ def config(**changes: Any) -> TrainConfig:
 
 def fit(run: Path, *, objective: Any = None, dataset: Any = None, **changes: Any) -> Path:
     """A run of the tiny model on the tiny pictures."""
-    objective = objective or Diffusion(time=SecondMoment(STEPS, history=1))
+    objective = objective or DiffusionLoss(time=SecondMoment(STEPS, history=1))
     return train.fit(
         model(), Pictures() if dataset is None else dataset, objective=objective, config=config(**changes), run=run
     )

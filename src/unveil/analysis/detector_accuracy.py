@@ -28,7 +28,7 @@ _CHUNK = 64
 
 
 @dataclass(frozen=True)
-class Settings:
+class DetectorSettings:
     """Which clips are read.
 
     Attributes:
@@ -54,13 +54,13 @@ class Settings:
             raise RecipeError(f"count = {self.count}: at least {len(TEN)}, one of each motion")
 
 
-def study_detector(settings: Settings | None = None, reach: Reach = lambda done, total: None) -> dict[str, Any]:
+def study_detector(settings: DetectorSettings | None = None, reach: Reach = lambda done, total: None) -> dict[str, Any]:
     """The shares of clips that are read rightly, as plain values: "plain" and "h264", by attribute and by motion.
 
     Raises:
         OutOfResources: the package that encodes clips is not installed.
     """
-    settings = settings or Settings()
+    settings = settings or DetectorSettings()
     world = Playground(
         PlaygroundConfig(
             smallest=settings.smallest, largest=settings.largest, aspect=settings.aspect, frames=settings.frames,

@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.analysis.inverse_problems import KINDS, Problem, problems
+from unveil.analysis.inverse_problems import KINDS, InverseProblem, problems
 from unveil.core import inverse, schedules
-from unveil.core.denoiser import Estimate, Step
+from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.guidance import clip_dynamic, clip_static
-from unveil.core.rng import START, Streams
+from unveil.core.rng import START, SampleRNG
 from unveil.core.samplers import Plan, ancestral, run
-from unveil.core.schedule import Grid
+from unveil.core.schedule import Schedule
 from unveil.evaluate.verdict import Interval, interval
 from unveil.model import Model
-from unveil.types import Level, NonFinite, RecipeError
+from unveil.types import NoiseLevel, NonFinite, RecipeError
 
 Reach = Callable[[int, int], object]  # steps made, of how many
 RESIDUAL = 1e-3  # the most that |A x - y| / |y| may be where the measurement has no noise
@@ -42,7 +42,7 @@ METHODS = {
 
 
 @dataclass(frozen=True)
-class Settings:
+class InverseSettings:
     """What all problems share.
 
     Attributes:
@@ -72,7 +72,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Row:
+class InverseRow:
     """One problem, solved by one method.
 
     Attributes:
@@ -139,13 +139,13 @@ class InverseStudy:
         problems: by name, those without noise before the others.
     """
 
-    settings: Settings
+    settings: InverseSettings
     grid: str
     clip: str
-    rows: list[Row]
+    rows: list[InverseRow]
     skipped: dict[str, str]
     pictures: Tensor = field(repr=False)
-    problems: list[Problem] = field(repr=False)
+    problems: list[InverseProblem] = field(repr=False)
 
     def record(self) -> dict[str, Any]:
         """Everything but the pictures, as plain values."""
@@ -167,7 +167,7 @@ class InverseStudy:
 
 
 def study_inverse(
-    model: Model, pictures: Tensor, settings: Settings | None = None, reach: Reach = lambda done, total: None
+    model: Model, pictures: Tensor, settings: InverseSettings | None = None, reach: Reach = lambda done, total: None
 ) -> InverseStudy:
     """Measures pictures that the model never saw, and restores them from that.
 
@@ -183,14 +183,14 @@ def study_inverse(
         RecipeError: a model that makes no pictures of 1 or 3 channels or needs a condition, or other pictures.
         NonFinite: a restoration left the finite numbers.
     """
-    settings = settings or Settings(count=len(pictures))
+    settings = settings or InverseSettings(count=len(pictures))
     _check(model, pictures, settings)
     model.eval()
     bench = _Bench(model, pictures.to(model.device), settings)
     found, skipped = problems(bench.pictures, settings.noises, bench.streams(settings.seed))
     attempts = [bench.attempt(problem, method) for problem in found for method in _methods(problem)]
     total, done = sum(one.total for one in attempts), 0
-    rows: list[Row] = []
+    rows: list[InverseRow] = []
     for one in attempts:
         before = done
         rows.append(bench.solve(one, lambda made, before=before: reach(before + made, total)))
@@ -198,7 +198,7 @@ def study_inverse(
     return InverseStudy(settings, bench.kind_of_grid, model.sampling.clip, rows, skipped, pictures, found)
 
 
-def _check(model: Model, pictures: Tensor, settings: Settings) -> None:
+def _check(model: Model, pictures: Tensor, settings: InverseSettings) -> None:
     if len(model.shape) != 3 or model.shape[0] not in (1, 3):
         raise RecipeError(f"this model makes {model.shape}; what is restored here are pictures of 1 or 3 channels")
     if pictures.shape != (settings.count, *model.shape):
@@ -207,7 +207,7 @@ def _check(model: Model, pictures: Tensor, settings: Settings) -> None:
         )
 
 
-def _methods(problem: Problem) -> tuple[str, ...]:
+def _methods(problem: InverseProblem) -> tuple[str, ...]:
     if problem.keep is not None:
         return ("DDRM", MEAN, "replacement", "RePaint")
     if problem.noise:
@@ -219,7 +219,7 @@ def _methods(problem: Problem) -> tuple[str, ...]:
 class _Attempt(NamedTuple):
     """A method on a problem: its plan, what it makes of noise to start from, and how often it is carried out."""
 
-    problem: Problem
+    problem: InverseProblem
     method: str
     plan: Plan
     start: Callable[[Tensor], Tensor]
@@ -234,19 +234,19 @@ class _Attempt(NamedTuple):
 class _Bench:
     """One model and one batch of pictures."""
 
-    def __init__(self, model: Model, pictures: Tensor, settings: Settings) -> None:
+    def __init__(self, model: Model, pictures: Tensor, settings: InverseSettings) -> None:
         self.model, self.pictures, self.settings = model, pictures, settings
         self.kind_of_grid = settings.grid or ("karras" if model.process.at(1.0).alpha == 1 else "uniform")
         step = model.step(model.encode({}, len(pictures))[0])
         self.step = {"static": clip_static, "dynamic": clip_dynamic}.get(model.sampling.clip, lambda same: same)(step)
 
-    def streams(self, seed: int) -> Streams:
-        return Streams(seed, range(len(self.pictures)), device=self.model.device)
+    def streams(self, seed: int) -> SampleRNG:
+        return SampleRNG(seed, range(len(self.pictures)), device=self.model.device)
 
-    def grid(self, steps: int) -> Grid:
-        return schedules.named(self.model.process, self.kind_of_grid, steps).onto_data()
+    def grid(self, steps: int) -> Schedule:
+        return schedules.get_schedule(self.model.process, self.kind_of_grid, steps).onto_data()
 
-    def attempt(self, problem: Problem, method: str) -> _Attempt:
+    def attempt(self, problem: InverseProblem, method: str) -> _Attempt:
         settings = self.settings
         grid = self.grid(settings.steps * (DPS_STEPS if method == "DPS" else 1))
         if method in ("DDRM", MEAN, BEST):
@@ -256,17 +256,17 @@ class _Bench:
         if method == "DPS":
             plan = inverse.dps(plan, problem.operator, problem.y, scale=DPS_SCALE)
         elif method == "RePaint":
-            plan = inverse.resampled(plan, grid, length=LENGTH, count=COUNT)
+            plan = inverse.repaint(plan, grid, length=LENGTH, count=COUNT)
         return _Attempt(problem, method, plan, grid.start)
 
-    def solve(self, attempt: _Attempt, made: Callable[[int], object]) -> Row:
+    def solve(self, attempt: _Attempt, made: Callable[[int], object]) -> InverseRow:
         problem, method, plan, start, draws = attempt
         clock = _Clock(self.step, self.model.device)
         witness = _Witness(clock, problem)
-        step: Step = witness if method == BEST else clock
+        step: DenoiseFn = witness if method == BEST else clock
         if method in ("replacement", "RePaint"):
             assert problem.keep is not None
-            step = inverse.masked(step, problem.y, problem.keep)
+            step = inverse.inpaint(step, problem.y, problem.keep)
         begun = clock.now()
         shape = self.pictures.shape[1:]
         found = self.pictures
@@ -290,7 +290,7 @@ class _Bench:
             raise NonFinite(f"{problem.name} by {method} left the finite numbers")
         return self.row(problem, method, found, clock.calls, seconds)
 
-    def row(self, problem: Problem, method: str, found: Tensor, calls: int, seconds: float) -> Row:
+    def row(self, problem: InverseProblem, method: str, found: Tensor, calls: int, seconds: float) -> InverseRow:
         mine, naive = psnr(found, self.pictures), psnr(problem.baseline, self.pictures)
         gain = [one - other for one, other in zip(mine, naive, strict=True)]
         known = None
@@ -298,7 +298,7 @@ class _Bench:
             keep = problem.keep.expand_as(found)
             known = torch.equal(found[keep], problem.y[keep])
         off, clipped = (residual(problem.operator, x, problem.y) for x in (found, found.clamp(-1, 1)))
-        return Row(
+        return InverseRow(
             problem.name, method, problem.noise, interval(mine), interval(naive), interval(gain), off, clipped, known,
             calls, seconds, found.cpu(),
         )  # fmt: skip
@@ -307,11 +307,11 @@ class _Bench:
 class _Clock:
     """A step that counts its calls; and the time, of the processor where the model is on one."""
 
-    def __init__(self, step: Step, device: torch.device) -> None:
+    def __init__(self, step: DenoiseFn, device: torch.device) -> None:
         self.step, self.device = step, device
         self.calls = 0
 
-    def __call__(self, x: Tensor, level: Level) -> Estimate:
+    def __call__(self, x: Tensor, level: NoiseLevel) -> Estimate:
         self.calls += 1
         return self.step(x, level)
 
@@ -331,11 +331,11 @@ class _Witness:
     Cardoso et al. 2023 (arXiv:2308.07983).
     """
 
-    def __init__(self, step: Step, problem: Problem) -> None:
+    def __init__(self, step: DenoiseFn, problem: InverseProblem) -> None:
         self.step, self.problem = step, problem
         self.off = torch.zeros(len(problem.y), device=problem.y.device)
 
-    def __call__(self, x: Tensor, level: Level) -> Estimate:
+    def __call__(self, x: Tensor, level: NoiseLevel) -> Estimate:
         estimate = self.step(x, level)
         ratio = float(level.sigma) / max(float(level.alpha), 1e-9)
         if 0 < ratio < 1:

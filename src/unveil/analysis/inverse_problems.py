@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from unveil.core import inverse
-from unveil.core.rng import START, Streams
+from unveil.core.rng import START, SampleRNG
 
 FACTOR = 4  # of super-resolution
 DEVIATION = 1.5  # pixels of the blur
 _MASK, _NOISE = 1, 2  # draws of the noise that a run starts from, whose draw 0 is that start
 
 
-class Kind(NamedTuple):
+class ProblemType(NamedTuple):
     """A problem: what is measured, what a restoration is compared with, and how far it must be beyond (dB)."""
 
     measured: str
@@ -27,15 +27,15 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "mask": Kind("half of the pixels, chosen at random", "the mean of the known pixels in the gaps", 5.0),
-    "super-resolution": Kind(f"means over blocks of {FACTOR} x {FACTOR} pixels", "bicubic enlargement", 1.0),
-    "deblurring": Kind(f"a Gaussian blur of {DEVIATION} pixels", "the blurred picture itself", 2.0),
-    "colourisation": Kind("the mean of the colours of each pixel", "the grey picture itself", 2.0),
+    "mask": ProblemType("half of the pixels, chosen at random", "the mean of the known pixels in the gaps", 5.0),
+    "super-resolution": ProblemType(f"means over blocks of {FACTOR} x {FACTOR} pixels", "bicubic enlargement", 1.0),
+    "deblurring": ProblemType(f"a Gaussian blur of {DEVIATION} pixels", "the blurred picture itself", 2.0),
+    "colourisation": ProblemType("the mean of the colours of each pixel", "the grey picture itself", 2.0),
 }
 
 
 @dataclass(frozen=True)
-class Problem:
+class InverseProblem:
     """A measurement of all pictures.
 
     Attributes:
@@ -59,7 +59,7 @@ class Problem:
         return self.name, self.noise
 
 
-def problems(x: Tensor, noises: Sequence[float], streams: Streams) -> tuple[list[Problem], dict[str, str]]:
+def problems(x: Tensor, noises: Sequence[float], streams: SampleRNG) -> tuple[list[InverseProblem], dict[str, str]]:
     """The problems that fit the pictures, and why the others do not.
 
     Args:
@@ -76,31 +76,31 @@ def problems(x: Tensor, noises: Sequence[float], streams: Streams) -> tuple[list
         found.append(_small(x))
     blurred = inverse.blur(size, inverse.gaussian(DEVIATION))
     y = blurred(x)
-    found.append(Problem("deblurring", blurred, y, y, y))
+    found.append(InverseProblem("deblurring", blurred, y, y, y))
     if x.shape[1] == 1:
         skipped["colourisation"] = "the model's pictures are grey"
     else:
         grey = inverse.channel_average(x.shape[1])
         same = grey(x).expand_as(x)
-        found.append(Problem("colourisation", grey, grey(x), same, same))
+        found.append(InverseProblem("colourisation", grey, grey(x), same, same))
     for number, noise in enumerate(noises):
         noisy = y + noise * streams.normal(y.shape[1:], START, _NOISE + number)
-        found.append(Problem("deblurring", blurred, noisy, noisy, noisy, noise))
+        found.append(InverseProblem("deblurring", blurred, noisy, noisy, noisy, noise))
     return found, skipped
 
 
-def _mask(x: Tensor, streams: Streams) -> Problem:
+def _mask(x: Tensor, streams: SampleRNG) -> InverseProblem:
     keep = streams.normal((1, *x.shape[2:]), START, _MASK) > 0
     operator = inverse.Mask(keep)
     y = operator(x)
     mean = y.sum((2, 3), keepdim=True) / keep.sum((2, 3), keepdim=True).clamp(min=1)
-    return Problem("mask", operator, y, torch.where(keep, y, mean), y, keep=keep)
+    return InverseProblem("mask", operator, y, torch.where(keep, y, mean), y, keep=keep)
 
 
-def _small(x: Tensor) -> Problem:
+def _small(x: Tensor) -> InverseProblem:
     size = x.shape[2:]
     operator = inverse.block_average(size, FACTOR)
     y = operator(x)
     bicubic = functional.interpolate(y, tuple(size), mode="bicubic", align_corners=False)
     blocks = y.repeat_interleave(FACTOR, 2).repeat_interleave(FACTOR, 3)
-    return Problem("super-resolution", operator, y, bicubic, blocks)
+    return InverseProblem("super-resolution", operator, y, bicubic, blocks)

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from unveil.core import schedules
-from unveil.core.denoiser import Denoiser, Estimate, Step
+from unveil.core.denoiser import DenoiseFn, Denoiser, Estimate
 from unveil.core.guidance import clip_static
 from unveil.core.likelihood import bound, bound_term, prior_term
-from unveil.core.objective import Diffusion
-from unveil.core.rng import START, Streams
+from unveil.core.objective import DiffusionLoss
+from unveil.core.rng import START, SampleRNG
 from unveil.core.samplers import Plan, run
 from unveil.core.transition import Chain, chain_of
 from unveil.core.variance import VarianceRule
 from unveil.evaluate import features, fid
 from unveil.io.images import to_pixels
-from unveil.types import Level, NonFinite, RecipeError, like
+from unveil.types import NoiseLevel, NonFinite, RecipeError, like
 
 SHAPE = (1, 8, 8)
 FEATURES = ("pixels", "digits")
@@ -42,7 +42,7 @@ def bits(denoiser: Denoiser, rule: VarianceRule, x0: Tensor, *, every: int = 20,
         chosen = [i for i in range(len(x0)) if k >= len(chain) - whole or (i - k) % every == 0]
         places += [k] * len(chosen)
         rows += chosen
-        noises.append(Streams(0, chosen).normal(x0.shape[1:], k))
+        noises.append(SampleRNG(0, chosen).normal(x0.shape[1:], k))
     place, row, noise = torch.tensor(places), torch.tensor(rows), torch.cat(noises)
     t = torch.tensor([float(move.t.t) for move in chain], dtype=torch.float64)[place]
     terms = []
@@ -58,19 +58,19 @@ def bits(denoiser: Denoiser, rule: VarianceRule, x0: Tensor, *, every: int = 20,
     return float(means.sum() + prior_term(chain[0].t, x0).double().mean())
 
 
-def strided_bits(denoiser: Denoiser, rules: Sequence[VarianceRule], x0: Tensor, steps: int) -> list[float]:
+def respaced_vlb(denoiser: Denoiser, rules: Sequence[VarianceRule], x0: Tensor, steps: int) -> list[float]:
     """The bound of the chain respaced to a few steps, for several variances of the same estimates; bits/dim."""
     chain = Chain(schedules.respaced(denoiser.process, str(steps)))
-    step = remembered(clip_static(denoiser))
-    noise = Streams(0, range(len(x0))).bind(x0.shape[1:])
+    step = memoized_features(clip_static(denoiser))
+    noise = SampleRNG(0, range(len(x0))).bind(x0.shape[1:])
     return [float(bound(step, chain, x0, rule, noise=noise).total.double().mean()) for rule in rules]
 
 
-def remembered(step: Step) -> Step:
+def memoized_features(step: DenoiseFn) -> DenoiseFn:
     """A step that is asked once per level: for calls that differ in nothing that it sees."""
-    known: dict[Level, Estimate] = {}
+    known: dict[NoiseLevel, Estimate] = {}
 
-    def estimate(x: Tensor, level: Level) -> Estimate:
+    def estimate(x: Tensor, level: NoiseLevel) -> Estimate:
         if level not in known:
             known[level] = step(x, level)
         return known[level]
@@ -78,11 +78,11 @@ def remembered(step: Step) -> Step:
     return estimate
 
 
-def sample(plan: Plan, step: Step, count: int, seed: int, *, batch: int = 450) -> Tensor:
+def sample(plan: Plan, step: DenoiseFn, count: int, seed: int, *, batch: int = 450) -> Tensor:
     """Samples (count, 1, 8, 8) of a plan over a variance-preserving process, each from its own noise."""
     parts = []
     for start in range(0, count, batch):
-        streams = Streams(seed, range(start, min(start + batch, count)))
+        streams = SampleRNG(seed, range(start, min(start + batch, count)))
         parts.append(run(plan, step, streams.normal(SHAPE, START), noise=streams.bind(SHAPE)))
     return torch.cat(parts)
 
@@ -101,7 +101,7 @@ def rms(difference: Tensor) -> Tensor:
 
 def gradient_noise(
     denoiser: Denoiser,
-    objective: Diffusion,
+    objective: DiffusionLoss,
     pick: Callable[[int], Tensor],
     *,
     batches: int,
@@ -121,7 +121,7 @@ def gradient_noise(
     total = torch.zeros(sum(p.numel() for p in weights), dtype=torch.float64)
     squares = 0.0
     for number in range(batches):
-        streams = Streams(seed, range(number * batch, (number + 1) * batch))
+        streams = SampleRNG(seed, range(number * batch, (number + 1) * batch))
         loss = objective(denoiser, pick(number), None, streams, number)
         gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss.value, weights)]).double()
         total += gradient
@@ -174,7 +174,7 @@ def rank_correlation_within(groups: Iterable[tuple[Sequence[float], Sequence[flo
     return math.fsum(found) / len(found)
 
 
-def chance(x: Sequence[float], y: Sequence[float], *, orders: int = 100_000, seed: int = 0) -> float:
+def permutation_p_value(x: Sequence[float], y: Sequence[float], *, orders: int = 100_000, seed: int = 0) -> float:
     """How often a random order of x has a rank correlation with y as low as x itself: a permutation test, one-sided.
 
     Its own order is one of them, so that the answer is never 0.

@@ -9,7 +9,7 @@ from typing import Any
 
 from unveil.analysis.guidance_sweep import SHOWN, ScaleStudy
 from unveil.analysis.inverse import METHODS, InverseStudy
-from unveil.analysis.inverse_problems import Problem
+from unveil.analysis.inverse_problems import InverseProblem
 from unveil.analysis.samplers import KINDS, SamplerStudy
 from unveil.evaluate import plots
 from unveil.evaluate.charts import Line, lines_chart
@@ -233,7 +233,7 @@ def _gain(row: Mapping[str, Any]) -> str:
     return f"{gain['mean']:+.2f} dB ({gain['low']:+.2f} to {gain['high']:+.2f})"
 
 
-def _strips(study: InverseStudy, problem: Problem) -> str:
+def _strips(study: InverseStudy, problem: InverseProblem) -> str:
     shown = [("original", study.pictures), ("measured", problem.shown)]
     if problem.baseline is not problem.shown:
         shown.append(("baseline", problem.baseline))

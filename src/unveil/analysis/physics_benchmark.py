@@ -17,8 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unveil.analysis.video_bench import Bench, ClipStudy, Reach, Shared, check_model, shown, stacked, studied
-from unveil.analysis.video_metrics import Found, Row, Rule, means, shares
+from unveil.analysis.video_bench import (
+    Reach,
+    SharedSettings,
+    StudyContext,
+    VideoStudy,
+    check_model,
+    example_videos,
+    run_study,
+    stack_videos,
+)
+from unveil.analysis.video_metrics import MetricRow, Rule, StudyResult, means, shares
 from unveil.core.rng import key
 from unveil.evaluate.video_alignment import look
 from unveil.model import Model
@@ -26,7 +35,7 @@ from unveil.playground import scene_detectors
 from unveil.playground.detector import read
 from unveil.playground.world import caption_templates
 from unveil.tasks import video
-from unveil.tasks.long_video import Shot
+from unveil.tasks.long_video import VideoSpec
 from unveil.types import Item, RecipeError
 
 SEED = 13  # of the worlds that scenes are taken from
@@ -41,7 +50,7 @@ _MOST = 9.0  # of a ratio of ways
 Measured = Callable[[Item, Tensor], float]
 
 
-class Measure(NamedTuple):
+class PhysicsMetric(NamedTuple):
     """A number of a clip.
 
     words: what is measured. of: the clip of an item, 0 or 1 where the unit is "%", and between them where it is "part".
@@ -58,7 +67,7 @@ class Measure(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Law:
+class PhysicsTest:
     """Something that holds in a scene.
 
     Attributes:
@@ -70,11 +79,11 @@ class Law:
 
     title: str
     world: Mapping[str, Any]
-    measures: tuple[Measure, ...]
+    measures: tuple[PhysicsMetric, ...]
     chosen: Callable[[Item], bool] = field(default=lambda item: True)
 
 
-def lasts(item: Item, clip: Tensor) -> float:
+def object_permanence(item: Item, clip: Tensor) -> float:
     """Whether a thing is seen with its colour and shape at the beginning, and again at the end."""
     wanted, part = item["attributes"]["objects"][0], max(2, clip.shape[1] // 3)
     for own in (clip[:, :part], clip[:, -part:]):
@@ -84,13 +93,13 @@ def lasts(item: Item, clip: Tensor) -> float:
     return 1.0
 
 
-def hidden(item: Item, clip: Tensor, *, where: Literal["behind", "outside"]) -> float:
+def occluded_then_seen(item: Item, clip: Tensor, *, where: Literal["behind", "outside"]) -> float:
     """Whether a thing lasts, and is not seen once, some frames on end: behind a bar, or outside of the picture."""
     found = read(clip, most=1)
-    return lasts(item, clip) * float(bool(found) and scene_detectors.unseen(clip, found[0]) == where)
+    return object_permanence(item, clip) * float(bool(found) and scene_detectors.unseen(clip, found[0]) == where)
 
 
-def goes(item: Item, clip: Tensor) -> float:
+def direction_correct(item: Item, clip: Tensor) -> float:
     """Whether a thing goes the way that is asked for."""
     return float(look(clip).facts["motion"] == item["attributes"]["objects"][0]["motion"])
 
@@ -102,53 +111,53 @@ def residual(item: Item, clip: Tensor) -> float:
     return min(found, AWAY)
 
 
-def turns(item: Item, clip: Tensor) -> float:
+def camera_direction_correct(item: Item, clip: Tensor) -> float:
     """Whether the camera goes round the way that is asked for, in four of five steps and altogether."""
     steps = np.diff(scene_detectors.yaw(clip).degrees) * (1 if item["attributes"]["orbit"] == "right" else -1)
     return float(steps.sum() >= TURNED and (steps > 0).mean() >= 0.8)
 
 
-def kept(item: Item, clip: Tensor) -> float:
+def paint_persistence(item: Item, clip: Tensor) -> float:
     """The part of the paint that stays to the end; 0 where nothing is painted, or was there from the beginning."""
     del item
     found = scene_detectors.trail(clip)
     return 0.0 if found is None or found.new < ADDED else found.kept
 
 
-def painted(item: Item, clip: Tensor) -> float:
+def paint_colour_correct(item: Item, clip: Tensor) -> float:
     """Whether the paint has the colour that is asked for."""
     found = scene_detectors.trail(clip)
     return float(found is not None and found.colour == item["attributes"]["colour"])
 
 
-def walks(item: Item, clip: Tensor) -> float:
+def walk_correct(item: Item, clip: Tensor) -> float:
     """Whether somebody walks the way that the word says, and does not stand."""
     gone = float(scene_detectors.walked(clip)[-1])
     return float((gone if item["attributes"]["walk"] == "forward" else -gone) >= GONE)
 
 
-def plays(item: Item, clip: Tensor) -> float:
+def ball_in_play(item: Item, clip: Tensor) -> float:
     """Whether the ball has its colour, turns back at least once, and is there most of the time."""
     found = scene_detectors.rebounds(clip)
     colours = {one.colour for one in read(clip, most=2)}
     return float(found is not None and found.bounces > 0 and item["attributes"]["colour"] in colours)
 
 
-def reflects(item: Item, clip: Tensor) -> float:
+def reflection_error(item: Item, clip: Tensor) -> float:
     """By how many degrees the ways of the ball differ at most; 90 where there is no ball, or none that turns back."""
     del item
     found = scene_detectors.rebounds(clip)
     return OFF if found is None or found.ways < 2 else min(found.error, OFF)
 
 
-def breaks(item: Item, clip: Tensor) -> float:
+def fracture_correct(item: Item, clip: Tensor) -> float:
     """Whether a body breaks where it is to, and stays whole where not; 0 where there is none."""
     if not read(clip, most=1):
         return 0.0
     return float((scene_detectors.broken(clip) is not None) == (item["attributes"]["fate"] == "breaks"))
 
 
-def falls(item: Item, clip: Tensor) -> float:
+def acceleration_ratio(item: Item, clip: Tensor) -> float:
     """How much further a body falls in the second half of its fall than in the first: 3 under gravity, 1 evenly."""
     del item
     found = read(clip, most=1)
@@ -166,52 +175,52 @@ def falls(item: Item, clip: Tensor) -> float:
 _AXIS = ("left", "right", "up", "down")
 _YES = (0.5, 1.0)
 _BEHIND, _OUTSIDE = (
-    Measure("is hidden, and there again as it was", partial(hidden, where=where), bar=0.8, well=_YES)
+    PhysicsMetric("is hidden, and there again as it was", partial(occluded_then_seen, where=where), bar=0.8, well=_YES)
     for where in ("behind", "outside")
 )
-_LASTS = Measure("is as it was, hidden in between or not", lasts, well=_YES)
-LAWS: dict[str, Law] = {
-    "occluder": Law(
+_LASTS = PhysicsMetric("is as it was, hidden in between or not", object_permanence, well=_YES)
+LAWS: dict[str, PhysicsTest] = {
+    "occluder": PhysicsTest(
         "Permanence behind a bar", {"occluded": 1.0, "motions": _AXIS},
-        (_BEHIND, _LASTS, Measure("goes on its way", goes, well=_YES)), lambda item: item["attributes"]["bar"] == "yes",
+        (_BEHIND, _LASTS, PhysicsMetric("goes on its way", direction_correct, well=_YES)), lambda item: item["attributes"]["bar"] == "yes",
     ),
-    "frame": Law(
+    "frame": PhysicsTest(
         "Permanence out of the picture", {"panned": 1.0, "motions": ("still",)}, (_OUTSIDE, _LASTS),
         lambda item: item["attributes"]["camera"] == "away",
     ),
-    "space": Law(
+    "space": PhysicsTest(
         "Space", {"scenes": ("pillars",)},
         # a ring that stands still has its pillars in their places
-        (Measure("pillars off their places", residual, "px", 2.0, "at most", (0, 2)),
-         Measure("the camera goes as asked", turns, bar=0.8, well=_YES)),
+        (PhysicsMetric("pillars off their places", residual, "px", 2.0, "at most", (0, 2)),
+         PhysicsMetric("the camera goes as asked", camera_direction_correct, bar=0.8, well=_YES)),
     ),
-    "brush": Law(
+    "brush": PhysicsTest(
         "Actions that leave marks", {"scenes": ("brush",)},
-        (Measure("paint that stays", kept, "part", 0.9, well=(0.9, 1)),
-         Measure("paint of its colour", painted, well=_YES)),
+        (PhysicsMetric("paint that stays", paint_persistence, "part", 0.9, well=(0.9, 1)),
+         PhysicsMetric("paint of its colour", paint_colour_correct, well=_YES)),
     ),
-    "corridor": Law(
+    "corridor": PhysicsTest(
         "A world that obeys a word", {"scenes": ("corridor",)},
-        (Measure("walks as asked", walks, bar=0.95, well=_YES),),
+        (PhysicsMetric("walks as asked", walk_correct, bar=0.95, well=_YES),),
     ),
-    "game": Law(
+    "game": PhysicsTest(
         "A game", {"scenes": ("paddle",)},
-        (Measure("a ball of the colour that is asked for, in play", plays, bar=0.95, well=_YES),
-         Measure("degrees off the law of reflection", reflects, "", rule="at most", well=(0, 15))),
+        (PhysicsMetric("a ball of the colour that is asked for, in play", ball_in_play, bar=0.95, well=_YES),
+         PhysicsMetric("degrees off the law of reflection", reflection_error, "", rule="at most", well=(0, 15))),
     ),
-    "impact": Law(
+    "impact": PhysicsTest(
         "Breaking and falling", {"scenes": ("impact",)},
-        (Measure("breaks or stays whole as asked", breaks, well=_YES),
-         Measure("second half of the fall over the first: 3 under gravity, 1 evenly", falls, "", rule="like",
+        (PhysicsMetric("breaks or stays whole as asked", fracture_correct, well=_YES),
+         PhysicsMetric("second half of the fall over the first: 3 under gravity, 1 evenly", acceleration_ratio, "", rule="like",
                  well=(2, 4.5))),
     ),
 }  # fmt: skip
 
 
-QUICK = Shared(count=3, sampling={"steps": 2})
+QUICK = SharedSettings(count=3, sampling={"steps": 2})
 
 
-def study_world(model: Model, settings: Shared, reach: Reach = lambda done, total: None) -> ClipStudy:
+def study_world(model: Model, settings: SharedSettings, reach: Reach = lambda done, total: None) -> VideoStudy:
     """Asks a model of clips for scenes in which laws hold, and reads what it makes.
 
     Args:
@@ -225,25 +234,25 @@ def study_world(model: Model, settings: Shared, reach: Reach = lambda done, tota
     check_model(model)
     if model.shape[1] < 12 or min(model.shape[2:]) < 32:
         raise RecipeError(f"clips of {tuple(model.shape)}: laws are seen in at least 12 frames of 32 x 32")
-    return studied(model, settings, {name: partial(of_law, law) for name, law in LAWS.items()}, reach)
+    return run_study(model, settings, {name: partial(of_law, law) for name, law in LAWS.items()}, reach)
 
 
-def of_law(law: Law, bench: Bench[Shared]) -> Found:
+def of_law(law: PhysicsTest, bench: StudyContext[SharedSettings]) -> StudyResult:
     """What a model makes of a law: from words, and from the first frames of real clips."""
     items = scenes_of(bench, law)
-    real, texts = stacked(items), [told(item) for item in items]
+    real, texts = stack_videos(items), [told(item) for item in items]
     words = bench.made(texts)
     # fewer where latents do not hold so many
-    known = int(video.extended(bench.model, real[:1, :, :GIVEN], context=GIVEN).settings["context"])
+    known = int(video.extend(bench.model, real[:1, :, :GIVEN], context=GIVEN).settings["context"])
 
-    def going_on(rows: slice) -> Shot:
-        return video.extended(bench.model, real[rows, :, :known], real.shape[2] - known, context=known)
+    def going_on(rows: slice) -> VideoSpec:
+        return video.extend(bench.model, real[rows, :, :known], real.shape[2] - known, context=known)
 
     later = bench.filmed(texts, going_on)[:, :, : real.shape[2]]
     mixed = torch.stack([_mixed(clip, bench.settings.seed, n) for n, clip in enumerate(real)])
     held = real[:, :, :1].expand_as(real)
     stopped = real[:, :, torch.arange(real.shape[2]).clamp(max=known - 1)]
-    rows: list[Row] = []
+    rows: list[MetricRow] = []
     films: dict[str, bytes] = {}
     for measure in law.measures:
         beside = {
@@ -263,10 +272,10 @@ def of_law(law: Law, bench: Bench[Shared]) -> Found:
         "clips. Baselines: these with their frames in another order, their first frame, or the last one of the first "
         f"{known}, held still, and what is made without the first frames."
     )
-    return Found(law.title, method, rows, films=films)
+    return StudyResult(law.title, method, rows, films=films)
 
 
-def scenes_of(bench: Bench[Shared], law: Law) -> list[Item]:
+def scenes_of(bench: StudyContext[SharedSettings], law: PhysicsTest) -> list[Item]:
     """Real clips of a law, of the model's size and length."""
     return bench.chosen(bench.model.shape[1:], SEED, law.chosen, law.world)
 
@@ -282,9 +291,9 @@ def _mixed(clip: Tensor, seed: int, number: int) -> Tensor:
 
 
 def _row(
-    bench: Bench[Shared], measure: Measure, how: str, items: Sequence[Item], made: Tensor, real: Tensor,
+    bench: StudyContext[SharedSettings], measure: PhysicsMetric, how: str, items: Sequence[Item], made: Tensor, real: Tensor,
     baselines: Mapping[str, float],
-) -> Row:  # fmt: skip
+) -> MetricRow:  # fmt: skip
     values, true = (_values(measure, items, clips) for clips in (made, real))
     alone = how == "from words"
     bar: dict[str, Any] = {"bar": measure.bar if alone else None, "rule": measure.rule, "main": alone}
@@ -296,16 +305,16 @@ def _row(
     return means(words, values, bench.settings.seed, unit=unit, **bar, ceiling=ceiling, baselines=baselines)
 
 
-def _values(measure: Measure, items: Sequence[Item], clips: Tensor) -> list[float]:
+def _values(measure: PhysicsMetric, items: Sequence[Item], clips: Tensor) -> list[float]:
     return [measure.of(item, clip) for item, clip in zip(items, clips, strict=True)]
 
 
-def _mean(measure: Measure, items: Sequence[Item], clips: Tensor) -> float:
+def _mean(measure: PhysicsMetric, items: Sequence[Item], clips: Tensor) -> float:
     return float(np.mean(_values(measure, items, clips)))
 
 
 def _films(
-    measure: Measure, items: Sequence[Item], words: Tensor, later: Tensor, given: tuple[Tensor, int]
+    measure: PhysicsMetric, items: Sequence[Item], words: Tensor, later: Tensor, given: tuple[Tensor, int]
 ) -> dict[str, bytes]:
     """Clips for which a measure is as it should be and for which not, by their captions; real ones, frames given."""
     real, known = given
@@ -313,7 +322,7 @@ def _films(
         return {}
     low, high = measure.well
     alone, going = ([low <= value <= high for value in _values(measure, items, clips)] for clips in (words, later))
-    films = {f"From words, {measure.words}. {name}": film for name, film in shown([words], alone).items()}
-    seen = shown([real, later], going, range(known, real.shape[2]))
+    films = {f"From words, {measure.words}. {name}": film for name, film in example_videos([words], alone).items()}
+    seen = example_videos([real, later], going, range(known, real.shape[2]))
     how = f"From {known} frames, below the real clips, {measure.words}"
     return films | {f"{how}. {name}": film for name, film in seen.items()}

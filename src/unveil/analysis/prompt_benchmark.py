@@ -12,8 +12,18 @@ from typing import Any
 
 from torch import Tensor
 
-from unveil.analysis.video_bench import Bench, ClipStudy, Reach, Shared, check_model, shown, studied, text_of, thing
-from unveil.analysis.video_metrics import Found, Row, shares
+from unveil.analysis.video_bench import (
+    Reach,
+    SharedSettings,
+    StudyContext,
+    VideoStudy,
+    check_model,
+    example_videos,
+    run_study,
+    text_of,
+    thing,
+)
+from unveil.analysis.video_metrics import MetricRow, StudyResult, shares
 from unveil.evaluate.video_alignment import look
 from unveil.model import Model
 from unveil.playground import temporal_consistency
@@ -34,7 +44,7 @@ _OTHERS = (1, 2, 3, 4)  # prompts before that of a clip, which it is no clip of
 
 
 @dataclass(frozen=True)
-class Kind:
+class PromptKind:
     """A kind of prompts.
 
     Attributes:
@@ -113,24 +123,24 @@ def _on_no_colour(item: Item) -> bool:
     return item["attributes"]["ground"] not in COLOURS and not item["unseen"]
 
 
-KINDS: dict[str, Kind] = {
-    "colour": Kind("Colours", "the colour", "short", _same("colour")),
-    "shape": Kind("Shapes", "the shape", "short", _same("shape")),
-    "size": Kind("Sizes", "the size", "dense", _same("size")),
-    "motion": Kind("Motions", "the motion", "short", _same("motion")),
-    "position": Kind("Places", "where the thing starts", "dense", _starts),
-    "ground": Kind("Grounds", "the ground", "dense", _ground, chosen=_plain_ground),
-    "alt-text": Kind("Alt-text", "colour, shape and motion", "raw", _same("colour", "shape", "motion")),
-    "chinese": Kind("Chinese", "colour, shape and motion", "dense", _same("colour", "shape", "motion"), "zh"),
-    "rare": Kind(
+KINDS: dict[str, PromptKind] = {
+    "colour": PromptKind("Colours", "the colour", "short", _same("colour")),
+    "shape": PromptKind("Shapes", "the shape", "short", _same("shape")),
+    "size": PromptKind("Sizes", "the size", "dense", _same("size")),
+    "motion": PromptKind("Motions", "the motion", "short", _same("motion")),
+    "position": PromptKind("Places", "where the thing starts", "dense", _starts),
+    "ground": PromptKind("Grounds", "the ground", "dense", _ground, chosen=_plain_ground),
+    "alt-text": PromptKind("Alt-text", "colour, shape and motion", "raw", _same("colour", "shape", "motion")),
+    "chinese": PromptKind("Chinese", "colour, shape and motion", "dense", _same("colour", "shape", "motion"), "zh"),
+    "rare": PromptKind(
         "Combinations that training never has", "colour, shape and motion", "dense",
         _same("colour", "shape", "motion"), chosen=lambda item: bool(item["unseen"]),
     ),
-    "count": Kind("Counts", "as many things", "short", _as_many, objects=COUNTS),
-    "several": Kind(
+    "count": PromptKind("Counts", "as many things", "short", _as_many, objects=COUNTS),
+    "several": PromptKind(
         "Several things", "colour, shape and motion of both", "short", _each("colour", "shape", "motion"), objects=(2,),
     ),
-    "long": Kind(
+    "long": PromptKind(
         "Long prompts", "colour, shape, size and motion of three", "dense",
         _each("colour", "shape", "size", "motion"), objects=(SEVERAL,),
     ),
@@ -138,7 +148,7 @@ KINDS: dict[str, Kind] = {
 
 
 @dataclass(frozen=True)
-class Settings(Shared):
+class PromptBenchmarkSettings(SharedSettings):
     """What all kinds share, beside what every study of clips is told.
 
     Attributes:
@@ -148,10 +158,10 @@ class Settings(Shared):
     expand: bool = True
 
 
-QUICK = Settings(count=3, sampling={"steps": 2})
+QUICK = PromptBenchmarkSettings(count=3, sampling={"steps": 2})
 
 
-def study_text(model: Model, settings: Settings, reach: Reach = lambda done, total: None) -> ClipStudy:
+def study_text(model: Model, settings: PromptBenchmarkSettings, reach: Reach = lambda done, total: None) -> VideoStudy:
     """Asks a model of clips for things of each kind and counts what is right.
 
     Args:
@@ -163,37 +173,37 @@ def study_text(model: Model, settings: Settings, reach: Reach = lambda done, tot
         RecipeError: another kind of model, an unknown kind, or one that clips of the model's size cannot be of.
     """
     check_model(model)
-    few = Bench(model, replace(settings, count=2), reach)
+    few = StudyContext(model, replace(settings, count=2), reach)
     for kind in (KINDS[name] for name in settings.only or KINDS if name in KINDS):  # before hours that would be lost
         clips_of(few, kind)
-    return studied(model, settings, TASKS, reach)
+    return run_study(model, settings, TASKS, reach)
 
 
-def of_kind(kind: Kind, bench: Bench[Settings]) -> Found:
+def of_kind(kind: PromptKind, bench: StudyContext[PromptBenchmarkSettings]) -> StudyResult:
     """The share of right clips of a kind of prompts, as they are and as the rules expand them."""
     items = clips_of(bench, kind)
-    texts = [said(item, kind, number) for number, item in enumerate(items)]
+    texts = [prompt_of(item, kind, number) for number, item in enumerate(items)]
     real = [kind.right(item, item["pixels"]) for item in items]
     pairs = [(items[n - by], one) for by in _OTHERS if by < len(items) for n, one in enumerate(items)]
     other = [kind.right(item, one["pixels"]) for item, one in pairs]
     asked = {kind.asked: texts}
     if bench.settings.expand and kind.register != "dense":
         asked[f"{kind.asked}, expanded by the rules"] = [rules(text).text for text in texts]
-    rows: list[Row] = []
+    rows: list[MetricRow] = []
     films: dict[str, bytes] = {}
     for words, told in asked.items():
         made = bench.made(told)
         good = [kind.right(item, clip) for item, clip in zip(items, made, strict=True)]
         rows.append(shares(words, good, real, baselines={"others": sum(other) / len(other)}))
-        films |= {f"{words}. {name}": film for name, film in shown([made], good).items()}
+        films |= {f"{words}. {name}": film for name, film in example_videos([made], good).items()}
     method = (
         f"Prompts in the register {kind.register!r}, such as {texts[0]!r}. Ceiling: the real clips that they are said "
         "of. Baseline: real clips of other prompts of the kind."
     )
-    return Found(kind.title, method, rows, films=films)
+    return StudyResult(kind.title, method, rows, films=films)
 
 
-def negation(bench: Bench[Settings]) -> Found:
+def negation(bench: StudyContext[PromptBenchmarkSettings]) -> StudyResult:
     """How often the colour that a clip has by itself is gone once a negative prompt names it."""
     items = clips_of(bench, replace(KINDS["motion"], chosen=_on_no_colour))
     texts = [text_of(item).replace(f" {thing(item)['colour']}", "") for item in items]
@@ -207,7 +217,7 @@ def negation(bench: Bench[Settings]) -> Found:
         f"Prompts that name no colour, such as {texts[0]!r}, and a negative prompt that names the colour of what is "
         f"made of them without one, such as {named[0]!r}, from the same noise. Below those: what is made with it."
     )
-    return Found("Negation", method, [row], films=shown([plain, without], good))
+    return StudyResult("Negation", method, [row], films=example_videos([plain, without], good))
 
 
 def _colour(clip: Tensor) -> str | None:
@@ -219,7 +229,7 @@ def _another(clip: Tensor, named: str) -> bool:
     return _colour(clip) not in (None, named)
 
 
-def clips_of(bench: Bench[Settings], kind: Kind) -> list[Item]:
+def clips_of(bench: StudyContext[PromptBenchmarkSettings], kind: PromptKind) -> list[Item]:
     """Real clips of a kind, of the model's size and length; those of each number of objects in turn."""
 
     def of(number: int) -> list[Item]:
@@ -230,12 +240,12 @@ def clips_of(bench: Bench[Settings], kind: Kind) -> list[Item]:
     return [item for turn in each for item in turn][: bench.settings.count]
 
 
-def said(item: Item, kind: Kind, number: int) -> str:
+def prompt_of(item: Item, kind: PromptKind, number: int) -> str:
     """The prompt of a clip; the form of short and raw ones changes with its number."""
     draws = [(0.37 * (number + 1) + 0.13 * place) % 1 for place in range(caption_templates.DRAWS)]
     return caption_templates.tell(item["attributes"], kind.register, kind.language, draws, faults=0).text
 
 
-TASKS: dict[str, Callable[[Bench[Settings]], Found]] = {
+TASKS: dict[str, Callable[[StudyContext[PromptBenchmarkSettings]], StudyResult]] = {
     **{name: partial(of_kind, kind) for name, kind in KINDS.items()}, NEGATION: negation,
 }  # fmt: skip

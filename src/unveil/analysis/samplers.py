@@ -14,13 +14,13 @@ from torch import Tensor
 from unveil.analysis.metrics import energy_distance, rms
 from unveil.conditioning.class_label import Label
 from unveil.core import schedules
-from unveil.core.denoiser import Estimate, Step
+from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.guidance import clip_dynamic, clip_static
-from unveil.core.rng import START, Brownian, Noise, Streams
-from unveil.core.samplers import SAMPLERS, Plan, Sampler, Table, heun, named, run
-from unveil.core.schedule import Grid
+from unveil.core.rng import START, BrownianPath, Noise, SampleRNG
+from unveil.core.samplers import SAMPLERS, CoefficientTable, Plan, SamplerSpec, get_sampler, heun, run
+from unveil.core.schedule import Schedule
 from unveil.model import Model
-from unveil.types import Level, NonFinite, RecipeError
+from unveil.types import NoiseLevel, NonFinite, RecipeError
 
 Tell = Callable[[str], object]
 ROUNDING = 1e-5  # distances below this are float32's own, and say nothing of an order
@@ -32,7 +32,7 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Settings:
+class SamplerStudySettings:
     """What all samplers share.
 
     Attributes:
@@ -60,7 +60,7 @@ class Settings:
         if self.count < 2:
             raise RecipeError(f"count = {self.count}: at least 2 samples")
         for name in self.only:
-            named(name)
+            get_sampler(name)
 
     @property
     def fine_calls(self) -> int:
@@ -68,7 +68,7 @@ class Settings:
         return max(200, self.fine * self.calls[-1])
 
 
-class Point(NamedTuple):
+class SamplerPoint(NamedTuple):
     """A sampler with so many network calls: `asked` at most, and made."""
 
     asked: int
@@ -77,7 +77,7 @@ class Point(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Measured:
+class SamplerMeasurement:
     """What was found of a sampler.
 
     Attributes:
@@ -89,7 +89,7 @@ class Measured:
 
     name: str
     kind: str
-    points: tuple[Point, ...]
+    points: tuple[SamplerPoint, ...]
     order: float | None
     call_seconds: float
     beside_seconds: float
@@ -107,10 +107,10 @@ class SamplerStudy:
         exact: samples of the fine solve.
     """
 
-    settings: Settings
+    settings: SamplerStudySettings
     grid: str
     clip: str
-    found: list[Measured]
+    found: list[SamplerMeasurement]
     refused: dict[str, str]
     floor: float
     exact: Tensor = field(repr=False)
@@ -130,7 +130,7 @@ class SamplerStudy:
         }
 
 
-def _plain(one: Measured) -> dict[str, Any]:
+def _plain(one: SamplerMeasurement) -> dict[str, Any]:
     entry = SAMPLERS[one.name]
     return {
         "name": one.name,
@@ -148,7 +148,7 @@ def _plain(one: Measured) -> dict[str, Any]:
 # ---------------------------------------------------------------------- the study
 
 
-def study_samplers(model: Model, settings: Settings, tell: Tell = lambda _: None) -> SamplerStudy:
+def study_samplers(model: Model, settings: SamplerStudySettings, tell: Tell = lambda _: None) -> SamplerStudy:
     """Every sampler at the same numbers of network calls, from the same noise, without guidance.
 
     x0 is clipped as the model samples: at a log-SNR where a network's x0 is its small error times a thousand, no
@@ -166,7 +166,7 @@ def study_samplers(model: Model, settings: Settings, tell: Tell = lambda _: None
     tell("the fine solve")
     exact = bench.solved(settings.seed)
     other = bench.solved(settings.seed + 1)
-    found: list[Measured] = []
+    found: list[SamplerMeasurement] = []
     refused: dict[str, str] = {}
     for name in settings.only or SAMPLERS:
         tell(name)
@@ -185,7 +185,7 @@ def study_samplers(model: Model, settings: Settings, tell: Tell = lambda _: None
 class _Bench:
     """One model, one batch of noise."""
 
-    def __init__(self, model: Model, settings: Settings) -> None:
+    def __init__(self, model: Model, settings: SamplerStudySettings) -> None:
         self.model, self.settings = model, settings
         self.shape = model.codec.latent_shape(model.shape)
         blind = model.process.at(1.0).alpha == 0
@@ -193,11 +193,11 @@ class _Bench:
         step = model.step(model.encode(_labels(model, settings.count), settings.count)[0])
         self.step = {"static": clip_static, "dynamic": clip_dynamic}.get(model.sampling.clip, lambda same: same)(step)
 
-    def grid(self, steps: int) -> Grid:
-        return schedules.named(self.model.process, self.kind_of_grid, steps).onto_data()
+    def grid(self, steps: int) -> Schedule:
+        return schedules.get_schedule(self.model.process, self.kind_of_grid, steps).onto_data()
 
-    def streams(self, seed: int) -> Streams:
-        return Streams(seed, range(self.settings.count), device=self.model.device)
+    def streams(self, seed: int) -> SampleRNG:
+        return SampleRNG(seed, range(self.settings.count), device=self.model.device)
 
     def solved(self, seed: int) -> Tensor:
         """The ODE's solution by Heun's method with many steps, on the CPU."""
@@ -205,27 +205,27 @@ class _Bench:
         x = grid.start(self.streams(seed).normal(self.shape, START))
         return run(heun(grid), self.step, x).cpu()
 
-    def measure(self, entry: Sampler, exact: Tensor) -> Measured:
+    def measure(self, entry: SamplerSpec, exact: Tensor) -> SamplerMeasurement:
         """A sampler at every number of calls."""
         kind, target, clock = "solution", exact, _Clock(self.step)
         if entry.stochastic:
             plan = self.planned(entry, self.settings.fine_calls)[1]
-            on_path = entry.strong is not None and isinstance(plan, Table)
+            on_path = entry.strong is not None and isinstance(plan, CoefficientTable)
             kind = "path" if on_path else "distribution"
             if on_path:
                 target = self.drawn(entry, self.settings.fine_calls, self.step)
-        points: list[Point] = []
+        points: list[SamplerPoint] = []
         samples: dict[int, Tensor] = {}
         asked = self.settings.calls if entry.calls is not None else self.settings.calls[-1:]
         for calls in asked:
             before = clock.calls
             samples[calls] = self.drawn(entry, calls, clock)
             gap = energy_distance(samples[calls], target) if kind == "distribution" else _apart(samples[calls], target)
-            points.append(Point(calls, clock.calls - before, gap))
+            points.append(SamplerPoint(calls, clock.calls - before, gap))
         order = None if kind == "distribution" else fitted_order([(p.calls, p.error) for p in points])
-        return Measured(entry.name, kind, tuple(points), order, clock.per_call, clock.beside, samples)
+        return SamplerMeasurement(entry.name, kind, tuple(points), order, clock.per_call, clock.beside, samples)
 
-    def planned(self, entry: Sampler, calls: int) -> tuple[Grid, Plan]:
+    def planned(self, entry: SamplerSpec, calls: int) -> tuple[Schedule, Plan]:
         """The sampler with as many steps as make no more network calls than this."""
         steps = calls + 1 if entry.calls is None else math.ceil(calls / entry.calls) + 2
         while True:
@@ -235,13 +235,13 @@ class _Bench:
                 return grid, plan
             steps -= 1
 
-    def drawn(self, entry: Sampler, calls: int, step: Step) -> Tensor:
+    def drawn(self, entry: SamplerSpec, calls: int, step: DenoiseFn) -> Tensor:
         """Its samples, on the CPU; on one Brownian path whatever the number of steps, where it is a table."""
         grid, plan = self.planned(entry, calls)
         streams = self.streams(self.settings.seed)
         noise: Noise = streams.bind(self.shape)
-        if isinstance(plan, Table):
-            noise = Brownian(streams, self.shape).along(plan)
+        if isinstance(plan, CoefficientTable):
+            noise = BrownianPath(streams, self.shape).along(plan)
         x = grid.start(streams.normal(self.shape, START))
         begun = time.perf_counter()
         samples = run(plan, step, x, noise=noise).cpu()
@@ -255,12 +255,12 @@ class _Bench:
 class _Clock:
     """A step that counts its calls, and how long they take of the runs that they are made in."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: DenoiseFn) -> None:
         self.step = step
         self.calls = 0
         self.inside = self.whole = 0.0  # seconds of the calls, and of the runs
 
-    def __call__(self, x: Tensor, level: Level) -> Estimate:
+    def __call__(self, x: Tensor, level: NoiseLevel) -> Estimate:
         begun = time.perf_counter()
         estimate = self.step(x, level)
         if x.is_cuda:
@@ -280,7 +280,7 @@ class _Clock:
 
 def _calls_of(plan: Plan) -> int:
     """Network calls of a plan that knows them before it runs."""
-    if isinstance(plan, Table):
+    if isinstance(plan, CoefficientTable):
         return len(plan.levels)
     assert plan.total is not None
     return plan.total

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from unveil.analysis.video_bench import QUICK, Bench, ClipStudy, Reach, Settings, studied
+from unveil.analysis.video_bench import QUICK, Reach, StudyContext, VideoStudy, VideoStudySettings, run_study
 from unveil.analysis.video_context_tasks import connect, extended, loop, picture
 from unveil.analysis.video_edit_tasks import edit, ground, sizes, twice
-from unveil.analysis.video_metrics import Found
+from unveil.analysis.video_metrics import StudyResult
 from unveil.model import Model
 
-__all__ = ["QUICK", "TASKS", "Settings", "study_video"]
+__all__ = ["QUICK", "TASKS", "VideoStudySettings", "study_video"]
 
-TASKS: dict[str, Callable[[Bench[Settings]], Found]] = {
+TASKS: dict[str, Callable[[StudyContext[VideoStudySettings]], StudyResult]] = {
     "picture": picture,
     "extend": extended,
     "loop": loop,
@@ -27,7 +27,7 @@ TASKS: dict[str, Callable[[Bench[Settings]], Found]] = {
 }
 
 
-def study_video(model: Model, settings: Settings, reach: Reach = lambda done, total: None) -> ClipStudy:
+def study_video(model: Model, settings: VideoStudySettings, reach: Reach = lambda done, total: None) -> VideoStudy:
     """Runs the tasks on real clips of the score world.
 
     Args:
@@ -38,4 +38,4 @@ def study_video(model: Model, settings: Settings, reach: Reach = lambda done, to
     Raises:
         RecipeError: another kind of model, or an unknown task.
     """
-    return studied(model, settings, TASKS, reach)
+    return run_study(model, settings, TASKS, reach)

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from unveil.analysis.video_metrics import Found
+from unveil.analysis.video_metrics import StudyResult
 from unveil.evaluate import plots
 from unveil.model import Model
 from unveil.playground.dataset import Playground, PlaygroundConfig
@@ -20,10 +20,10 @@ from unveil.playground.eval_prompts import Asked, score_clips, score_prompts
 from unveil.playground.world import caption_templates
 from unveil.playground.world.motion import TEN
 from unveil.tasks.generate import Request, generate
-from unveil.tasks.hires import large
-from unveil.tasks.long_video import Shot, film, whole
-from unveil.tasks.task_spec import PLAIN, Edit
-from unveil.types import Item, LeftOut, RecipeError, nearest
+from unveil.tasks.hires import generate_hires
+from unveil.tasks.long_video import VideoSpec, concat_chunks, generate_long_video
+from unveil.tasks.task_spec import PLAIN, TaskSpec
+from unveil.types import Item, PromptTruncated, RecipeError, did_you_mean
 
 MOVING = ("left", "right", "up", "down", "diagonal", "bounce", "orbit")
 LOOPING = ("bounce", "orbit")  # what moves and comes back
@@ -45,7 +45,7 @@ def parameters(model: Model) -> int:
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedSettings:
     """What every study of clips is told.
 
     Attributes:
@@ -74,7 +74,7 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class Settings(Shared):
+class VideoStudySettings(SharedSettings):
     """What the tasks of Sora's list share, beside what every study of clips is told.
 
     Attributes:
@@ -104,8 +104,8 @@ class Settings(Shared):
             raise RecipeError(f"strengths {list(self.strengths)}: must rise, and {self.strength} be one of them")
 
 
-S = TypeVar("S", bound=Shared)
-QUICK = Settings(count=4, sampling={"steps": 2}, strengths=(0.5, 0.7), sizes=((8, 32, 32),))
+S = TypeVar("S", bound=SharedSettings)
+QUICK = VideoStudySettings(count=4, sampling={"steps": 2}, strengths=(0.5, 0.7), sizes=((8, 32, 32),))
 
 
 def thing(item: Item) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def text_of(item: Item, **changed: str) -> str:
     return caption_templates.tell(told, "short", "en", [0.99] * caption_templates.DRAWS, faults=0).text
 
 
-class Bench(Generic[S]):
+class StudyContext(Generic[S]):
     """A model, and real clips that it is measured on.
 
     Args:
@@ -133,7 +133,9 @@ class Bench(Generic[S]):
         self._done = 0
         self._pool: list[Item] | None = None
 
-    def items(self: Bench[Settings], motions: Sequence[str] = TEN, count: int | None = None) -> list[Item]:
+    def items(
+        self: StudyContext[VideoStudySettings], motions: Sequence[str] = TEN, count: int | None = None
+    ) -> list[Item]:
         """The first clips of the list whose things do one of these.
 
         Raises:
@@ -145,7 +147,7 @@ class Bench(Generic[S]):
             raise RecipeError(f"count {wanted}: the list has {len(prompts)} such clips; ask for fewer")
         return score_clips(self.settings.asked, prompts[:wanted])
 
-    def pairs(self: Bench[Settings]) -> list[tuple[Item, Item]]:
+    def pairs(self: StudyContext[VideoStudySettings]) -> list[tuple[Item, Item]]:
         """Two moving clips each, over one ground and of unlike colours; no clip twice."""
         waiting: dict[str, Item] = {}
         found: list[tuple[Item, Item]] = []
@@ -200,7 +202,7 @@ class Bench(Generic[S]):
     def made(
         self,
         texts: Sequence[str],
-        edit: Callable[[slice], Edit] = lambda rows: PLAIN,
+        edit: Callable[[slice], TaskSpec] = lambda rows: PLAIN,
         first: int = 0,
         negative: Sequence[str] | None = None,
     ) -> Tensor:
@@ -219,12 +221,12 @@ class Bench(Generic[S]):
             self._count(rows)
         return torch.cat(found)
 
-    def filmed(self, texts: Sequence[str], shot: Callable[[slice], Shot], *, passes: bool = False) -> Tensor:
+    def filmed(self, texts: Sequence[str], shot: Callable[[slice], VideoSpec], *, passes: bool = False) -> Tensor:
         """The same by the shot of each batch's rows; in passes, as sizes far beyond the model's own are made."""
         found: list[Tensor] = []
-        make = large if passes else film
+        make = generate_hires if passes else generate_long_video
         for rows, request in self._requests(texts, 0):
-            found.append(whole(make(self.model, request, shot(rows))))
+            found.append(concat_chunks(make(self.model, request, shot(rows))))
             self._count(rows)
         return torch.cat(found)
 
@@ -260,16 +262,16 @@ def check_model(model: Model) -> None:
 
 
 @dataclass(frozen=True)
-class ClipStudy:
+class VideoStudy:
     """What a model makes of each task.
 
     Attributes:
         seconds: of the processor, of each task.
     """
 
-    settings: Shared
+    settings: SharedSettings
     sampling: Mapping[str, Any]
-    found: Mapping[str, Found]
+    found: Mapping[str, StudyResult]
     seconds: Mapping[str, float]
 
     def record(self) -> dict[str, Any]:
@@ -281,7 +283,9 @@ class ClipStudy:
         return {"settings": settings, "tasks": tasks}
 
 
-def studied(model: Model, settings: S, tasks: Mapping[str, Callable[[Bench[S]], Found]], reach: Reach) -> ClipStudy:
+def run_study(
+    model: Model, settings: S, tasks: Mapping[str, Callable[[StudyContext[S]], StudyResult]], reach: Reach
+) -> VideoStudy:
     """Runs the tasks that are asked for.
 
     Raises:
@@ -290,29 +294,29 @@ def studied(model: Model, settings: S, tasks: Mapping[str, Callable[[Bench[S]], 
     check_model(model)
     for name in settings.only:
         if name not in tasks:
-            raise RecipeError(f"task {name!r}: must be one of {', '.join(tasks)}{nearest(name, list(tasks))}")
-    bench = Bench(model.eval(), settings, reach)
-    found: dict[str, Found] = {}
+            raise RecipeError(f"task {name!r}: must be one of {', '.join(tasks)}{did_you_mean(name, list(tasks))}")
+    bench = StudyContext(model.eval(), settings, reach)
+    found: dict[str, StudyResult] = {}
     seconds: dict[str, float] = {}
     with quietly():
         for name in settings.only or tasks:
             begun = time.process_time()
             found[name] = tasks[name](bench)
             seconds[name] = time.process_time() - begun
-    return ClipStudy(settings, model.sampling.changed(settings.sampling).brief(), found, seconds)
+    return VideoStudy(settings, model.sampling.changed(settings.sampling).brief(), found, seconds)
 
 
 def quietly() -> warnings.catch_warnings[None]:
     """A context in which words that a model does not know are passed over."""
-    return warnings.catch_warnings(action="ignore", category=LeftOut)
+    return warnings.catch_warnings(action="ignore", category=PromptTruncated)
 
 
-def stacked(items: Sequence[Item]) -> Tensor:
+def stack_videos(items: Sequence[Item]) -> Tensor:
     """The pixels of clips of one size, (N, 3, T, H, W)."""
     return torch.stack([item["pixels"] for item in items])
 
 
-def shown(rows: Sequence[Tensor], good: Sequence[bool], made: Sequence[int] | None = None) -> dict[str, bytes]:
+def example_videos(rows: Sequence[Tensor], good: Sequence[bool], made: Sequence[int] | None = None) -> dict[str, bytes]:
     """Films of the first clips that are as they should be, and of the first that are not, by their captions.
 
     Args:

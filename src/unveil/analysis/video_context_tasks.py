@@ -12,15 +12,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unveil.analysis.video_bench import LOOPING, LOST, MOVING, Bench, Settings, shown, stacked, text_of, thing
-from unveil.analysis.video_metrics import Found, Row, means, ratios, shares
+from unveil.analysis.video_bench import (
+    LOOPING,
+    LOST,
+    MOVING,
+    StudyContext,
+    VideoStudySettings,
+    example_videos,
+    stack_videos,
+    text_of,
+    thing,
+)
+from unveil.analysis.video_metrics import MetricRow, StudyResult, means, ratios, shares
 from unveil.evaluate.video_alignment import Look, look
 from unveil.playground import temporal_consistency
 from unveil.tasks import video
-from unveil.tasks.conditioning_frames import frames_at, holding
+from unveil.tasks.conditioning_frames import conditioned_generation, keyframes
 from unveil.tasks.long_video import Direction
-from unveil.tasks.prompt_schedule import spoken
-from unveil.tasks.task_spec import Edit
+from unveil.tasks.prompt_schedule import prompt_schedule
+from unveil.tasks.task_spec import TaskSpec
 from unveil.types import Item
 
 GIVEN = 8  # frames of a clip that goes on
@@ -29,15 +39,15 @@ OPEN = 10  # frames of a clip that is closed to a loop
 KEPT, STRAYED, STRAYED_GOAL, SEAM, ABRUPT, RISING = 0.95, 0.4, 0.25, 1.5, 2.0, 0.8
 
 
-def picture(bench: Bench[Settings]) -> Found:
+def picture(bench: StudyContext[VideoStudySettings]) -> StudyResult:
     """Clips that begin with a picture: what is in it keeps its colour and shape."""
     items = bench.items()
-    real = stacked(items)
+    real = stack_videos(items)
     made = bench.made(
-        [text_of(item) for item in items], lambda rows: video.fill(bench.model, real[rows][:, :, :1], [0])
+        [text_of(item) for item in items], lambda rows: video.inpaint_frames(bench.model, real[rows][:, :, :1], [0])
     )
     ended = bench.made(
-        [text_of(item) for item in items], lambda rows: video.fill(bench.model, real[rows][:, :, -1:], [-1])
+        [text_of(item) for item in items], lambda rows: video.inpaint_frames(bench.model, real[rows][:, :, -1:], [-1])
     )
     looks, true, still = (
         [look(one) for one in clips[:, :, 1:]] for clips in (made, real, real[:, :, :1].expand_as(real))
@@ -53,14 +63,14 @@ def picture(bench: Bench[Settings]) -> Found:
     ]
     method = "The first frame of a real clip is given, and its text; read back from the frames that were made."
     good = [_has(item, seen, ("colour", "shape", "motion")) for item, seen in zip(items, looks, strict=True)]
-    return Found("Picture to clip", method, rows, films=shown([real, made], good, range(1, 16)))
+    return StudyResult("Picture to clip", method, rows, films=example_videos([real, made], good, range(1, 16)))
 
 
-def extended(bench: Bench[Settings]) -> Found:
+def extended(bench: StudyContext[VideoStudySettings]) -> StudyResult:
     """Clips that go on, and clips that are led up to: where a thing is, against where it truly was."""
     items = bench.items(MOVING)
-    real, texts = stacked(items), [text_of(item) for item in items]
-    rows: list[Row] = []
+    real, texts = stack_videos(items), [text_of(item) for item in items]
+    rows: list[MetricRow] = []
     films: dict[str, bytes] = {}
     for direction in ("forward", "backward"):
         found, film = _extended(bench, items, real, texts, direction)
@@ -71,19 +81,23 @@ def extended(bench: Bench[Settings]) -> Found:
         "made against those in the real clip. Where nothing is seen, it counts as half a side off. Ceiling: how far "
         "the detector is from the truth in real clips. Baseline: the last known frame stays."
     )
-    return Found("Extend", method, rows, films=films)
+    return StudyResult("Extend", method, rows, films=films)
 
 
 def _extended(
-    bench: Bench[Settings], items: Sequence[Item], real: Tensor, texts: Sequence[str], direction: Direction
-) -> tuple[list[Row], dict[str, bytes]]:
+    bench: StudyContext[VideoStudySettings],
+    items: Sequence[Item],
+    real: Tensor,
+    texts: Sequence[str],
+    direction: Direction,
+) -> tuple[list[MetricRow], dict[str, bytes]]:
     ahead = direction == "forward"
     length = real.shape[2]
     given = real[:, :, :GIVEN] if ahead else real[:, :, -GIVEN:]
     new = slice(GIVEN, length) if ahead else slice(0, length - GIVEN)
     made = bench.filmed(
         texts,
-        lambda rows: video.extended(bench.model, given[rows], length - GIVEN, direction=direction, context=GIVEN),
+        lambda rows: video.extend(bench.model, given[rows], length - GIVEN, direction=direction, context=GIVEN),
     )
     true = [temporal_consistency.centres(one) for one in real]
     ours = [
@@ -112,17 +126,19 @@ def _extended(
         shares(f"{direction}: colour and shape kept", kept),
     ]  # fmt: skip
     good = [mine <= STRAYED * theirs for mine, theirs in zip(ours, frozen, strict=True)]
-    films = shown([real, made], good, range(*new.indices(length)))
+    films = example_videos([real, made], good, range(*new.indices(length)))
     return rows, {f"{direction.capitalize()}. {words}": film for words, film in films.items()}
 
 
-def loop(bench: Bench[Settings]) -> Found:
+def loop(bench: StudyContext[VideoStudySettings]) -> StudyResult:
     """Clips without a seam: made as a ring from text alone, and a real clip closed by frames between its ends."""
     items = bench.items(LOOPING)
-    real, texts = stacked(items), [text_of(item) for item in items]
-    ring, plain = bench.made(texts, lambda rows: video.ring(bench.model)), bench.made(texts)
+    real, texts = stack_videos(items), [text_of(item) for item in items]
+    ring, plain = bench.made(texts, lambda rows: video.loop(bench.model)), bench.made(texts)
     part = real[:, :, :OPEN]
-    bridge = bench.filmed(texts, lambda rows: video.bridged(bench.model, part[rows], part[rows], BETWEEN, context=ENDS))
+    bridge = bench.filmed(
+        texts, lambda rows: video.interpolate_between(bench.model, part[rows], part[rows], BETWEEN, context=ENDS)
+    )
     closed = torch.cat([part, bridge[:, :, ENDS : ENDS + BETWEEN]], dim=2)
     seed = bench.settings.seed
     within = float(np.mean([temporal_consistency.jump(float(own.max()), own) for own in (_steps(one) for one in real)]))
@@ -157,36 +173,38 @@ def loop(bench: Bench[Settings]) -> Found:
         "between their end and their beginning. Ceiling: the largest step inside a real clip over its median. Hard "
         "cut: what is given begins again."
     )
-    films = {f"Ring. {w}": f for w, f in shown([ring.repeat(1, 1, 2, 1, 1)], [one <= SEAM for one in rings]).items()}
+    films = {
+        f"Ring. {w}": f for w, f in example_videos([ring.repeat(1, 1, 2, 1, 1)], [one <= SEAM for one in rings]).items()
+    }
     made = range(OPEN, closed.shape[2])
-    films |= {f"Bridge. {w}": f for w, f in shown([closed], [one <= SEAM for one in bridges], made).items()}
-    return Found("Loop", method, rows, films=films)
+    films |= {f"Bridge. {w}": f for w, f in example_videos([closed], [one <= SEAM for one in bridges], made).items()}
+    return StudyResult("Loop", method, rows, films=films)
 
 
-def connect(bench: Bench[Settings]) -> Found:
+def connect(bench: StudyContext[VideoStudySettings]) -> StudyResult:
     """Clips that begin as one clip and end as another of another colour: by a bridge, and both blended."""
     pairs = bench.pairs()
-    first, last = (stacked([pair[side] for pair in pairs]) for side in (0, 1))
+    first, last = (stack_videos([pair[side] for pair in pairs]) for side in (0, 1))
     texts = [[text_of(pair[side]) for pair in pairs] for side in (0, 1)]
     told = [lambda rows, own=own: {"prompt": own[rows]} for own in texts]
 
-    def bridge(rows: slice) -> Edit:
+    def bridge(rows: slice) -> TaskSpec:
         known = torch.cat([first[rows][:, :, -ENDS:], last[rows][:, :, :ENDS]], dim=2)
         at = [*range(ENDS), *range(-ENDS, 0)]
         along = torch.linspace(0, 1, BETWEEN + 2, dtype=torch.float64)[1:-1]
         whole = torch.cat([torch.zeros(ENDS, dtype=torch.float64), along, torch.ones(ENDS, dtype=torch.float64)])
-        before = spoken([one(rows) for one in told], torch.stack([1 - whole, whole]))
-        return holding(bench.model, frames_at(known, at, 2 * ENDS + BETWEEN), "bridge", {}, before)
+        before = prompt_schedule([one(rows) for one in told], torch.stack([1 - whole, whole]))
+        return conditioned_generation(bench.model, keyframes(known, at, 2 * ENDS + BETWEEN), "bridge", {}, before)
 
-    def blend(rows: slice) -> Edit:
-        return video.blend(bench.model, first[rows], last[rows], texts=[one(rows) for one in told])
+    def blend(rows: slice) -> TaskSpec:
+        return video.crossfade(bench.model, first[rows], last[rows], texts=[one(rows) for one in told])
 
     ends = torch.cat([first[:, :, -ENDS:], last[:, :, :ENDS]], dim=2)
     simple = {"hard cut": torch.cat([first[:, :, -8:], last[:, :, :8]], 2), "cross-fade": _faded(ends)}
     edges = [0, -1]
     given = torch.stack([first[:, :, 0], last[:, :, -1]], 2)
     blended = {"hard cut": torch.cat([first[:, :, :8], last[:, :, 8:]], 2), "cross-fade": _mixed(first, last)}
-    rows: list[Row] = []
+    rows: list[MetricRow] = []
     films: dict[str, bytes] = {}
     for name, edit, kept, at, others in (
         ("bridge", bridge, ends, [*range(ENDS), *range(-ENDS, 0)], simple),
@@ -196,24 +214,26 @@ def connect(bench: Bench[Settings]) -> Found:
         new = range(ENDS, ENDS + BETWEEN) if name == "bridge" else range(1, made.shape[2] - 1)
         found, good = _connected(bench, name, made, _equal(made[:, :, at], kept), new, (first, last), others)
         rows += found
-        films |= {f"{name.capitalize()}. {w}": f for w, f in shown([others["cross-fade"], made], good, new).items()}
+        films |= {
+            f"{name.capitalize()}. {w}": f for w, f in example_videos([others["cross-fade"], made], good, new).items()
+        }
     method = (
         "Pairs of real clips of what moves, over one ground, of unlike colours. Bridge: the last frames of one and the "
         f"first of the other are given, {BETWEEN} between are made. Blend: both at once, mixed, noised and made again; "
         "the first frame of one and the last of the other are given. Above: a cross-fade."
     )
-    return Found("Connect", method, rows, films=films)
+    return StudyResult("Connect", method, rows, films=films)
 
 
 def _connected(
-    bench: Bench[Settings],
+    bench: StudyContext[VideoStudySettings],
     name: str,
     made: Tensor,
     equal: list[bool],
     new: range,
     ends: tuple[Tensor, Tensor],
     others: dict[str, Tensor],
-) -> tuple[list[Row], list[bool]]:
+) -> tuple[list[MetricRow], list[bool]]:
     """The rows of a way to connect, and which clips are as the bars ask."""
     seed, near = bench.settings.seed, slice(new.start - 1, new.stop + 1)
     colours = [(_hue(a), _hue(b)) for a, b in zip(*ends, strict=True)]
@@ -262,7 +282,7 @@ def _kept(
     still: Sequence[Look],
     names: Sequence[str],
     bar: float | None = None,
-) -> Row:
+) -> MetricRow:
     """A row of how many clips are read as their real ones are, beside those themselves and frozen pictures."""
     ours, ceiling, frozen = (
         [_has(item, seen, names) for item, seen in zip(items, own, strict=True)] for own in (looks, true, still)

@@ -13,17 +13,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unveil.analysis.video_bench import LOST, MOVING, Bench, Settings, shown, stacked, text_of, thing
-from unveil.analysis.video_metrics import Found, Row, means, shares
+from unveil.analysis.video_bench import (
+    LOST,
+    MOVING,
+    StudyContext,
+    VideoStudySettings,
+    example_videos,
+    stack_videos,
+    text_of,
+    thing,
+)
+from unveil.analysis.video_metrics import MetricRow, StudyResult, means, shares
 from unveil.evaluate.metrics import bootstrap
 from unveil.evaluate.video_alignment import look
 from unveil.playground import temporal_consistency
 from unveil.playground.shapes import COLOURS
 from unveil.playground.world.rendering import TONES
 from unveil.tasks import video
-from unveil.tasks.long_video import Shot
-from unveil.tasks.task_spec import Edit
-from unveil.types import Item, size_of
+from unveil.tasks.long_video import VideoSpec
+from unveil.tasks.task_spec import TaskSpec
+from unveil.types import Item, format_size
 
 APPLIED, KEPT, FALLEN, SINGLE = 0.8, 0.8, 0.05, 0.8
 AROUND = 2  # pixels around a thing that are made anew with it
@@ -44,10 +53,10 @@ class _Change(NamedTuple):
     kept: Callable[[int, Tensor], dict[str, bool]]
 
 
-def edit(bench: Bench[Settings]) -> Found:
+def edit(bench: StudyContext[VideoStudySettings]) -> StudyResult:
     """A thing gets another colour: made again where it is, made again everywhere, or moved by a difference of texts."""
     items = bench.items(MOVING)
-    real, names = stacked(items), list(COLOURS)
+    real, names = stack_videos(items), list(COLOURS)
     new = [names[(names.index(thing(item)["colour"]) + 3) % len(names)] for item in items]
     change = _Change(
         "colour",
@@ -68,13 +77,13 @@ def edit(bench: Bench[Settings]) -> Found:
         f"noise of strength {bench.settings.strength:g} (bars), and of others; everywhere, as far as the text leads; "
         "and without noising, by the difference of what the model says under both texts. Baseline: the clip as it is."
     )
-    return Found("Edit the thing", method, rows, curve, films)
+    return StudyResult("Edit the thing", method, rows, curve, films)
 
 
-def ground(bench: Bench[Settings]) -> Found:
+def ground(bench: StudyContext[VideoStudySettings]) -> StudyResult:
     """The ground gets another colour: made again around the thing, which is held."""
     items, names = bench.items(MOVING), list(TONES)
-    real = stacked(items)
+    real = stack_videos(items)
     new = [names[(names.index(item["attributes"]["ground"]) + 2) % len(names)] for item in items]
     change = _Change(
         "ground",
@@ -89,27 +98,27 @@ def ground(bench: Bench[Settings]) -> Found:
         "Real clips of what moves; the text names another ground. All but the thing is made again, from noise of "
         f"strength {bench.settings.strength:g} (bars), and of others. Baseline: the clip as it is."
     )
-    return Found("Edit the ground", method, rows, curve, films)
+    return StudyResult("Edit the ground", method, rows, curve, films)
 
 
-def sizes(bench: Bench[Settings]) -> Found:
+def sizes(bench: StudyContext[VideoStudySettings]) -> StudyResult:
     """Clips of other sizes, aspects and lengths than the model's own, by their texts."""
-    rows: list[Row] = []
+    rows: list[MetricRow] = []
     films: dict[str, bytes] = {}
     for size in bench.settings.sizes:
-        words = f"{size[0]} frames of {size_of(size)}" if size[0] > 1 else f"pictures of {size_of(size)}"
+        words = f"{size[0]} frames of {format_size(size)}" if size[0] > 1 else f"pictures of {format_size(size)}"
         own, made, good = _sized(bench, words, size)
         rows += own
-        films |= {f"{words}. {told}": film for told, film in shown([made], good).items()}
+        films |= {f"{words}. {told}": film for told, film in example_videos([made], good).items()}
     method = (
         "Texts of real clips of the same size; a clip for each. Width x height. Ceiling: those clips. Baseline: chance."
     )
-    return Found("Other sizes, aspects and lengths", method, rows, films=films)
+    return StudyResult("Other sizes, aspects and lengths", method, rows, films=films)
 
 
-def twice(bench: Bench[Settings]) -> Found:
+def twice(bench: StudyContext[VideoStudySettings]) -> StudyResult:
     """Clips of twice the resolution: places of tokens are half as far apart as in training."""
-    rows: list[Row] = []
+    rows: list[MetricRow] = []
     films: dict[str, bytes] = {}
     for words, spacing, bar, passes in (
         ("places scaled", 0.5, SINGLE, False),
@@ -118,31 +127,31 @@ def twice(bench: Bench[Settings]) -> Found:
     ):
         own, made, good = _sized(bench, words, FINE, spacing, bar, passes=passes)
         rows += own
-        films |= {f"{words.capitalize()}. {told}": film for told, film in shown([made], good).items()}
+        films |= {f"{words.capitalize()}. {told}": film for told, film in example_videos([made], good).items()}
     method = (
         "As for other sizes, at 64 x 64; places scaled, the tokens of a clip reach as far as those of a 32 x 32 one; "
         "in passes, as `unveil video` does at this size: made at 32 x 32, enlarged, and made again in windows."
     )
-    return Found("Twice the resolution", method, rows, films=films)
+    return StudyResult("Twice the resolution", method, rows, films=films)
 
 
 # ---------------------------------------------------------------------- details
 
 
 def _strengths(
-    bench: Bench[Settings], change: _Change, masks: Tensor
-) -> tuple[list[Row], dict[str, dict[str, float]], dict[str, bytes]]:
+    bench: StudyContext[VideoStudySettings], change: _Change, masks: Tensor
+) -> tuple[list[MetricRow], dict[str, dict[str, float]], dict[str, bytes]]:
     """The rows of an edit of a region, the shares by strength, and films of the strength that is judged."""
     hits, curve, made = _curve(bench, change, masks)
     judged = made[bench.settings.strength]
     rows = _applied(bench, change, judged, "", APPLIED, KEPT)
     rows.append(_rising(f"new {change.name} falls by, from strength to strength", bench, hits, FALLEN))
     good = [change.applied(n, clip) and all(change.kept(n, clip).values()) for n, clip in enumerate(judged)]
-    return rows, curve, shown([change.real, judged], good)
+    return rows, curve, example_videos([change.real, judged], good)
 
 
 def _curve(
-    bench: Bench[Settings], change: _Change, masks: Tensor | None
+    bench: StudyContext[VideoStudySettings], change: _Change, masks: Tensor | None
 ) -> tuple[Tensor, dict[str, dict[str, float]], dict[float, Tensor]]:
     """Of each strength which clips show what is new (S, N), the shares of what is new and kept, and the clips."""
     hits: list[list[bool]] = []
@@ -151,7 +160,7 @@ def _curve(
     for strength in bench.settings.strengths:
         every[strength] = made = bench.made(
             change.texts,
-            lambda rows, strength=strength: video.restyle(
+            lambda rows, strength=strength: video.sdedit_video(
                 bench.model, change.real[rows], strength, None if masks is None else masks[rows]
             ),
         )
@@ -164,13 +173,13 @@ def _curve(
 
 
 def _applied(
-    bench: Bench[Settings],
+    bench: StudyContext[VideoStudySettings],
     change: _Change,
     made: Tensor,
     words: str,
     applied: float | None = None,
     kept: float | None = None,
-) -> list[Row]:
+) -> list[MetricRow]:
     """What an edit changed, and what it left."""
     clips = list(enumerate(made))
     others = [change.kept(n, clip) for n, clip in clips]
@@ -194,7 +203,7 @@ def _applied(
     return rows
 
 
-def _rising(measure: str, bench: Bench[Settings], hits: Tensor, bar: float | None = None) -> Row:
+def _rising(measure: str, bench: StudyContext[VideoStudySettings], hits: Tensor, bar: float | None = None) -> MetricRow:
     """The largest fall of a share from one strength to the next; 0 where it only rises."""
 
     def fall(rows: Tensor) -> float:
@@ -202,12 +211,12 @@ def _rising(measure: str, bench: Bench[Settings], hits: Tensor, bar: float | Non
 
     found = bootstrap(fall, hits.shape[1], draws=500, seed=bench.settings.seed)
     found = found._replace(low=max(0.0, found.low))  # an interval round the value reaches below what can be
-    return Row(measure, found, hits.shape[1], "%", bar=bar, rule="at most")
+    return MetricRow(measure, found, hits.shape[1], "%", bar=bar, rule="at most")
 
 
-def _moved(bench: Bench[Settings], items: Sequence[Item], real: Tensor, rows: slice) -> Edit:
+def _moved(bench: StudyContext[VideoStudySettings], items: Sequence[Item], real: Tensor, rows: slice) -> TaskSpec:
     source = {"prompt": [text_of(item) for item in items[rows]]}
-    return video.move(bench.model, real[rows], source, strength=bench.settings.strength)
+    return video.flow_edit_video(bench.model, real[rows], source, strength=bench.settings.strength)
 
 
 def _paths(real: Tensor, made: Tensor) -> list[float]:
@@ -230,22 +239,22 @@ def _ground_kept(item: Item, clip: Tensor) -> bool:
 
 
 def _sized(
-    bench: Bench[Settings],
+    bench: StudyContext[VideoStudySettings],
     words: str,
     size: tuple[int, int, int],
     spacing: float = 1.0,
     bar: float | None = None,
     *,
     passes: bool = False,
-) -> tuple[list[Row], Tensor, list[bool]]:
+) -> tuple[list[MetricRow], Tensor, list[bool]]:
     """The rows of clips of a size, the clips, and which are as asked."""
     items = bench.world(size)
-    shot = Shot(size[0], size[1:], window=size[0], spacing=spacing)
+    shot = VideoSpec(size[0], size[1:], window=size[0], spacing=spacing)
     made = bench.filmed([text_of(item) for item in items], lambda rows: shot, passes=passes)
     names = ("colour", "shape", "motion") if size[0] > 1 else ("colour", "shape")
     guess = {"colour": 1 / 8, "shape": 1 / 5, "motion": 1 / 10}
     ours, true = (
-        [_same(item, clip, names) for item, clip in zip(items, own, strict=True)] for own in (made, stacked(items))
+        [_same(item, clip, names) for item, clip in zip(items, own, strict=True)] for own in (made, stack_videos(items))
     )
     together = "colour, shape and motion" if size[0] > 1 else "colour and shape"
     good = [all(one.values()) for one in ours]

@@ -14,7 +14,7 @@ Rule = Literal["at least", "at most", "like"]  # which side of a number is bette
 
 
 @dataclass(frozen=True)
-class Row:
+class MetricRow:
     """One number of a task.
 
     Attributes:
@@ -58,14 +58,14 @@ class Row:
     @property
     def text(self) -> str:
         """One line for a person."""
-        value, low, high = (said(one, self.unit) for one in self.found)
+        value, low, high = (format_row(one, self.unit) for one in self.found)
         met = "met" if self.met else "not met"
-        bar = "" if self.bar is None else f", bar {self.rule} {said(self.bar, self.unit)} {met}"
+        bar = "" if self.bar is None else f", bar {self.rule} {format_row(self.bar, self.unit)} {met}"
         return f"{self.measure}: {value} ({low} to {high}){bar}"
 
 
 @dataclass(frozen=True)
-class Found:
+class StudyResult:
     """What a task gave.
 
     Attributes:
@@ -76,7 +76,7 @@ class Found:
 
     title: str
     method: str
-    rows: Sequence[Row]
+    rows: Sequence[MetricRow]
     curve: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     films: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
@@ -86,27 +86,27 @@ class Found:
         return {"title": self.title, "method": self.method, "rows": [row.record() for row in self.rows], "curve": plain}
 
 
-def said(value: float, unit: str) -> str:
+def format_row(value: float, unit: str) -> str:
     """A number in its unit."""
     return f"{value:.1%}" if unit == "%" else f"{value:.2f}" + (f" {unit}" if unit else "")
 
 
-def shares(measure: str, hits: Sequence[bool], ceiling: Sequence[bool] | None = None, **rest: Any) -> Row:
+def shares(measure: str, hits: Sequence[bool], ceiling: Sequence[bool] | None = None, **rest: Any) -> MetricRow:
     """A row of how many clips are right."""
     top = None if ceiling is None else _part(ceiling)
-    return Row(measure, share(torch.tensor(hits)), len(hits), "%", ceiling=top, **rest)
+    return MetricRow(measure, share(torch.tensor(hits)), len(hits), "%", ceiling=top, **rest)
 
 
-def means(measure: str, values: Sequence[float], seed: int, **rest: Any) -> Row:
+def means(measure: str, values: Sequence[float], seed: int, **rest: Any) -> MetricRow:
     """A row of the mean of a measure over clips."""
     return ratios(measure, values, [1.0] * len(values), seed, **rest)
 
 
-def ratios(measure: str, values: Sequence[float], over: Sequence[float], seed: int, **rest: Any) -> Row:
+def ratios(measure: str, values: Sequence[float], over: Sequence[float], seed: int, **rest: Any) -> MetricRow:
     """A row of the mean of a measure over the mean of another one of the same clips."""
     top, bottom = (torch.tensor(one, dtype=torch.float64) for one in (values, over))
     found = bootstrap(lambda rows: float(top[rows].mean() / bottom[rows].mean()), len(top), draws=1000, seed=seed)
-    return Row(measure, found, len(values), **rest)
+    return MetricRow(measure, found, len(values), **rest)
 
 
 def _part(hits: Sequence[bool]) -> float:

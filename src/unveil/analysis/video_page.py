@@ -7,8 +7,8 @@ from html import escape
 from typing import Any
 
 from unveil.analysis.pages import settings_tables
-from unveil.analysis.video_bench import ClipStudy
-from unveil.analysis.video_metrics import Found, said
+from unveil.analysis.video_bench import VideoStudy
+from unveil.analysis.video_metrics import StudyResult, format_row
 from unveil.evaluate.charts import Line, lines_chart
 from unveil.evaluate.html import document, figure, table
 from unveil.types import RecipeError
@@ -16,25 +16,25 @@ from unveil.types import RecipeError
 _EDGE = "What was made stands below what it was made of or is compared with, and its frames have a coloured edge."
 
 
-def video_page(study: ClipStudy, record: Mapping[str, Any]) -> str:
+def video_page(study: VideoStudy, record: Mapping[str, Any]) -> str:
     """Whether each bar is met, then each task with its numbers and films."""
     told = f"{record['settings']['count']} clips of each task, of the list of prompts {record['settings']['asked']!r}"
     return _page(f"What {record['model']['name']} does with clips", told, study.found, record)
 
 
-def text_page(study: ClipStudy, record: Mapping[str, Any]) -> str:
+def text_page(study: VideoStudy, record: Mapping[str, Any]) -> str:
     """Each kind of prompts with its share of right clips, and films."""
     told = f"{record['settings']['count']} prompts of each kind"
     return _page(f"What {record['model']['name']} understands", told, study.found, record)
 
 
-def world_page(study: ClipStudy, record: Mapping[str, Any]) -> str:
+def world_page(study: VideoStudy, record: Mapping[str, Any]) -> str:
     """Whether each bar is met, then each law with its numbers and films."""
     told = f"{record['settings']['count']} clips of each law"
     return _page(f"What {record['model']['name']} knows about the world", told, study.found, record)
 
 
-def _page(title: str, told: str, found: Mapping[str, Found], record: Mapping[str, Any]) -> str:
+def _page(title: str, told: str, found: Mapping[str, StudyResult], record: Mapping[str, Any]) -> str:
     bars = list(_bars(record))
     parts = [
         f"<h1>{escape(title)}</h1>",
@@ -59,14 +59,14 @@ def _bars(record: Mapping[str, Any]) -> Iterable[Sequence[str]]:
     for task in record["tasks"].values():
         for row in task["rows"]:
             if row["bar"] is not None:
-                bar, met = f"{row['rule']} {said(row['bar'], row['unit'])}", "yes" if row["met"] else "no"
+                bar, met = f"{row['rule']} {format_row(row['bar'], row['unit'])}", "yes" if row["met"] else "no"
                 yield f"{task['title']}: {row['measure']}", _found(row), bar, met
 
 
 def _short(record: Mapping[str, Any]) -> Iterable[str]:
     """The numbers that are worse than what real clips reach, by their whole interval."""
     rows = [
-        (f"{task['title']}: {row['measure']}", _found(row), said(row["ceiling"], row["unit"]))
+        (f"{task['title']}: {row['measure']}", _found(row), format_row(row["ceiling"], row["unit"]))
         for task in record["tasks"].values()
         for row in task["rows"]
         if row["short"]
@@ -130,14 +130,14 @@ def _beside(record: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _row(row: Mapping[str, Any]) -> Sequence[str]:
-    bar = "" if row["bar"] is None else f"{row['rule']} {said(row['bar'], row['unit'])}"
-    ceiling = "" if row["ceiling"] is None else said(row["ceiling"], row["unit"])
-    baselines = "; ".join(f"{name} {said(value, row['unit'])}" for name, value in row["baselines"].items())
+    bar = "" if row["bar"] is None else f"{row['rule']} {format_row(row['bar'], row['unit'])}"
+    ceiling = "" if row["ceiling"] is None else format_row(row["ceiling"], row["unit"])
+    baselines = "; ".join(f"{name} {format_row(value, row['unit'])}" for name, value in row["baselines"].items())
     return row["measure"], _found(row), bar, ceiling, baselines
 
 
 def _found(row: Mapping[str, Any]) -> str:
-    value, low, high = (said(row["found"][name], row["unit"]) for name in ("value", "low", "high"))
+    value, low, high = (format_row(row["found"][name], row["unit"]) for name in ("value", "low", "high"))
     return f"{value} ({low} to {high})"
 
 

@@ -25,13 +25,13 @@ from unveil.evaluate.metrics import share
 from unveil.io.files import write_atomically
 from unveil.model.config import ClassifierRecipe
 from unveil.nn.vit import ViTConfig
-from unveil.train.classifier import ClassifierConfig, Progress, train_classifier
+from unveil.train.classifier import ClassifierConfig, ClassifierProgress, train_classifier
 from unveil.types import RecipeError
 
 LOOP = 1  # raised when an arm comes to compute something else, so that what was kept is not used any more
 
 
-class Size(NamedTuple):
+class ViTSize(NamedTuple):
     """Blocks, and the width of their tokens."""
 
     depth: int
@@ -44,7 +44,7 @@ class Size(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Settings:
+class ViTStudySettings:
     """What is trained.
 
     Attributes:
@@ -56,7 +56,7 @@ class Settings:
         RecipeError: nothing to train, or amounts that do not rise.
     """
 
-    sizes: tuple[Size, ...] = (Size(3, 48), Size(6, 96), Size(8, 144))
+    sizes: tuple[ViTSize, ...] = (ViTSize(3, 48), ViTSize(6, 96), ViTSize(8, 144))
     amounts: tuple[int, ...] = (1000, 8000, 60000)
     steps: int = 1200
     seeds: int = 1
@@ -70,12 +70,12 @@ class Settings:
             raise RecipeError(f"steps {self.steps}, seeds {self.seeds}: at least 1")
 
     @property
-    def arms(self) -> list[tuple[Size, int, int]]:
+    def arms(self) -> list[tuple[ViTSize, int, int]]:
         """Size, amount and seed of every network, the cheap ones first."""
         return [(size, amount, seed) for size in self.sizes for amount in self.amounts for seed in range(self.seeds)]
 
 
-class Point(NamedTuple):
+class ViTPoint(NamedTuple):
     """A trained network.
 
     Attributes:
@@ -97,7 +97,7 @@ class Point(NamedTuple):
     cpu_seconds: float
 
 
-def parse_sizes(text: str) -> tuple[Size, ...]:
+def parse_sizes(text: str) -> tuple[ViTSize, ...]:
     """A list such as 3x48,6x96.
 
     Raises:
@@ -106,17 +106,17 @@ def parse_sizes(text: str) -> tuple[Size, ...]:
     found = [re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", part.strip()) for part in text.split(",")]
     if not all(found):
         raise RecipeError(f"sizes {text!r}: write DEPTHxWIDTH with commas between them, such as 3x48,6x96,8x144")
-    return tuple(Size(int(one[1]), int(one[2])) for one in found if one)
+    return tuple(ViTSize(int(one[1]), int(one[2])) for one in found if one)
 
 
 def study_vit(
     recipe: ClassifierRecipe,
-    settings: Settings,
+    settings: ViTStudySettings,
     train: Pictured,
     held_out: Pictured,
     kept: Path,
     on_progress: Callable[[int, int], object] | None = None,
-) -> list[Point]:
+) -> list[ViTPoint]:
     """Trains every network, or takes it from `kept`, where each leaves a file when it is done.
 
     Args:
@@ -156,7 +156,7 @@ def study_vit(
     return points
 
 
-def record_of(recipe: ClassifierRecipe, settings: Settings, points: Sequence[Point]) -> dict[str, Any]:
+def record_of(recipe: ClassifierRecipe, settings: ViTStudySettings, points: Sequence[ViTPoint]) -> dict[str, Any]:
     """Everything that was found, as plain values."""
     return {
         "recipe": recipe.name,
@@ -206,7 +206,9 @@ def page(record: Mapping[str, Any]) -> str:
 _HEADS = ("size", "parameters", "pictures", "seed", "passes", "accuracy", "at other sides", "CPU seconds")
 
 
-def _config(recipe: ClassifierRecipe, settings: Settings, size: Size, amount: int, seed: int) -> ClassifierConfig:
+def _config(
+    recipe: ClassifierRecipe, settings: ViTStudySettings, size: ViTSize, amount: int, seed: int
+) -> ClassifierConfig:
     network = recipe.network.build()
     if not isinstance(network, ViTConfig):
         raise RecipeError(f"{recipe.name}: a recipe of a {recipe.network.kind}; sizes are studied of a vit")
@@ -225,14 +227,18 @@ def _steps(config: ClassifierConfig, amount: int) -> int:
 
 
 def _point(
-    config: ClassifierConfig, size: Size, chosen: Pictures, test: Pictures, on_progress: Callable[[Progress], object]
-) -> Point:
+    config: ClassifierConfig,
+    size: ViTSize,
+    chosen: Pictures,
+    test: Pictures,
+    on_progress: Callable[[ClassifierProgress], object],
+) -> ViTPoint:
     names = None if test.classes is None else list(test.classes)
     parts = [Stored(one.pixels, one.labels, names) for one in (chosen, test)]
     trained = train_classifier(config, parts[0], parts[1], on_progress)
     count, amount = len(parts[1]), len(parts[0])
     interval = share(torch.arange(count) < round(trained.accuracy * count))
-    return Point(
+    return ViTPoint(
         size=size.name,
         parameters=sum(weight.numel() for weight in trained.network.parameters()),
         amount=amount,
@@ -247,7 +253,7 @@ def _point(
     )
 
 
-def _after(done: int, total: int, told: Callable[[int, int], object] | None) -> Callable[[Progress], object]:
+def _after(done: int, total: int, told: Callable[[int, int], object] | None) -> Callable[[ClassifierProgress], object]:
     return lambda progress: told(done + progress.step, total) if told else None
 
 
@@ -259,11 +265,11 @@ def _digest(asked: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
-def _recalled(path: Path, asked: Mapping[str, Any]) -> Point | None:
+def _recalled(path: Path, asked: Mapping[str, Any]) -> ViTPoint | None:
     """What an earlier run left of exactly this; None where it left nothing of it, or nothing readable."""
     try:
         left = json.loads(path.read_text("utf-8"))
-        return Point(**left["found"]) if left["asked"] == _digest(asked) else None
+        return ViTPoint(**left["found"]) if left["asked"] == _digest(asked) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

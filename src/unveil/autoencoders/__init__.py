@@ -8,9 +8,9 @@ from torch import Tensor
 
 from unveil.autoencoders.autoencoder import Autoencoder, CodecConfig
 from unveil.autoencoders.identity import Identity
-from unveil.autoencoders.kl import KL, KLConfig, Posterior
-from unveil.autoencoders.video_kl import Video, VideoConfig
-from unveil.autoencoders.vq import VQ, Quantised, Usage, VQConfig
+from unveil.autoencoders.kl import AutoencoderKL, AutoencoderKLConfig, DiagonalGaussian
+from unveil.autoencoders.video_kl import VideoAutoencoderKL, VideoAutoencoderKLConfig
+from unveil.autoencoders.vq import Quantised, Usage, VQModel, VQModelConfig
 
 
 class Codec(Protocol):
@@ -35,17 +35,17 @@ class Codec(Protocol):
 
 
 __all__ = [
-    "KL",
-    "VQ",
     "Autoencoder",
+    "AutoencoderKL",
+    "AutoencoderKLConfig",
     "Codec",
     "CodecConfig",
+    "DiagonalGaussian",
     "Identity",
-    "KLConfig",
-    "Posterior",
     "Quantised",
     "Usage",
-    "VQConfig",
-    "Video",
-    "VideoConfig",
+    "VQModel",
+    "VQModelConfig",
+    "VideoAutoencoderKL",
+    "VideoAutoencoderKLConfig",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unveil.nn.autoencoder import AutoencoderConfig, Decoder, Encoder
+from unveil.nn.autoencoder import AutoencoderConfig, ImageDecoder, ImageEncoder
 from unveil.types import RecipeError, ShapeError
 
 PerChannel = float | tuple[float, ...]
@@ -95,7 +95,7 @@ class Autoencoder(nn.Module, ABC):
 
     def networks(self) -> tuple[Any, Any]:
         """Encoder and decoder, freshly initialised."""
-        return Encoder(self.config), Decoder(self.config)
+        return ImageEncoder(self.config), ImageDecoder(self.config)
 
     @property
     def last_layer(self) -> Tensor:

@@ -17,13 +17,13 @@ LOGVAR = (-30.0, 20.0)  # the published limits of the logarithm of the variance
 
 
 @dataclass(frozen=True)
-class KLConfig(CodecConfig):
+class AutoencoderKLConfig(CodecConfig):
     """An autoencoder with a mean and a variance for each latent; the settings are those of `CodecConfig`."""
 
     moments: int = field(default=2, init=False)
 
 
-class Posterior(NamedTuple):
+class DiagonalGaussian(NamedTuple):
     """A Gaussian over z: mean and logarithm of the variance, both (B, C, h, w)."""
 
     mean: Tensor
@@ -51,13 +51,13 @@ class Posterior(NamedTuple):
         return 0.5 * (self.mean**2 + self.logvar.exp() - 1 - self.logvar).flatten(1).sum(1)
 
 
-class KL(Autoencoder):
+class AutoencoderKL(Autoencoder):
     """The codec whose latents are samples of, or the most probable of, a Gaussian."""
 
-    config: KLConfig
+    config: AutoencoderKLConfig
     stochastic = True
 
-    def posterior(self, pixels: Tensor) -> Posterior:
+    def posterior(self, pixels: Tensor) -> DiagonalGaussian:
         """The Gaussian over z of pixels (B, C, H, W) in [-1, 1].
 
         Raises:
@@ -65,10 +65,10 @@ class KL(Autoencoder):
         """
         return self.posterior_of(self.encoded(pixels))
 
-    def posterior_of(self, moments: Tensor) -> Posterior:
+    def posterior_of(self, moments: Tensor) -> DiagonalGaussian:
         """The Gaussian that (B, 2C, h, w) stands for."""
         mean, logvar = moments.chunk(2, dim=1)
-        return Posterior(mean, logvar.clamp(*LOGVAR))
+        return DiagonalGaussian(mean, logvar.clamp(*LOGVAR))
 
     def latents_of(self, encoded: Tensor, noise: Tensor | None = None) -> Tensor:
         """Latents of what the encoder said: those that noise picks, without it the likeliest."""

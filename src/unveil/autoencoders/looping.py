@@ -10,7 +10,7 @@ from torch import Tensor, nn
 AHEAD = 4  # times as many frames before the first that a codec without a way of its own for loops is shown
 
 
-class Cyclic(nn.Module):
+class LoopingAutoencoder(nn.Module):
     """A causal codec, given loops of k times as many frames as go together in it.
 
     A codec that has `encode_cyclic` and `decode_cyclic` does it by them. Any other is shown the end of the loop before

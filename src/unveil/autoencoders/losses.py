@@ -44,7 +44,7 @@ ADVERSARIAL: dict[str, AdversarialLoss] = {"hinge": hinge, "vanilla": vanilla}
 ERRORS: dict[str, Callable[[Tensor], Tensor]] = {"l1": torch.abs, "l2": torch.square}
 
 
-def fooled(made: Tensor) -> Tensor:
+def generator_loss(made: Tensor) -> Tensor:
     """What the decoder minimises of the logits of what it made, under either loss: minus their mean."""
     return -made.mean()
 

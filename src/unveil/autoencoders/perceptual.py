@@ -19,7 +19,7 @@ MEAN, DEVIATION = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 _TINY = 1e-10  # keeps the direction of a feature that is 0 everywhere
 
 
-class Layout(NamedTuple):
+class BackboneSpec(NamedTuple):
     """A network of published weights.
 
     convolutions: by their number in `features`: channels in and out, kernel, stride, padding.
@@ -32,7 +32,7 @@ class Layout(NamedTuple):
     kept: tuple[int, ...]
 
 
-def _vgg() -> Layout:
+def _vgg() -> BackboneSpec:
     """Configuration D of the paper. Source: Simonyan & Zisserman 2015, table 1 (arXiv:1409.1556)."""
     convolutions: dict[int, tuple[int, int, int, int, int]] = {}
     pools: dict[int, int] = {}
@@ -46,13 +46,13 @@ def _vgg() -> Layout:
             given, number = width, number + 2  # a ReLU has a number too
         kept.append(number - 2)
         number += 1  # and so has the pooling
-    return Layout(convolutions, pools, tuple(kept))
+    return BackboneSpec(convolutions, pools, tuple(kept))
 
 
 LAYOUTS = {
     "vgg": _vgg(),
     # Krizhevsky 2014, "One weird trick", section 5 (arXiv:1404.5997)
-    "alex": Layout(
+    "alex": BackboneSpec(
         {
             0: (3, 64, 11, 4, 2),
             3: (64, 192, 5, 1, 2),
@@ -150,7 +150,7 @@ class StageFeatures(Features):
         return [*found, x]
 
 
-class Perceptual(nn.Module):
+class LPIPS(nn.Module):
     """d(x, y) = sum over layers of the mean over places of |w (f(x) - f(y))|^2, f of length 1 at each place.
 
     Args:
@@ -174,7 +174,7 @@ class Perceptual(nn.Module):
             self.register_buffer(f"head{number}", head.float().clone())
         self.eval().requires_grad_(False)
 
-    def train(self, mode: bool = True) -> Perceptual:
+    def train(self, mode: bool = True) -> LPIPS:
         """Stays in evaluation mode: its normalisations must not follow the pictures that it judges."""
         return super().train(False)
 
@@ -201,7 +201,7 @@ class Perceptual(nn.Module):
         return distance
 
 
-def published(state: Mapping[str, Tensor], where: str) -> Perceptual:
+def published(state: Mapping[str, Tensor], where: str) -> LPIPS:
     """The published metric from its tensors: torchvision's convolutions and the linear heads, in one dict.
 
     Both spellings are read: `features.0.weight` beside `lin0.model.1.weight`, as the two files have them, and
@@ -232,10 +232,10 @@ def published(state: Mapping[str, Tensor], where: str) -> Perceptual:
             "convolutions (features.0.weight ...) and the linear heads (lin0.model.1.weight ...)"
         )
     features.load_state_dict({key: found[key].float() for key in features.state_dict()})
-    return Perceptual(features, [found[f"lin{number}"].flatten() for number in range(len(features.widths))])
+    return LPIPS(features, [found[f"lin{number}"].flatten() for number in range(len(features.widths))])
 
 
-def of_classifier(network: nn.Module, name: str) -> Perceptual:
+def of_classifier(network: nn.Module, name: str) -> LPIPS:
     """The same measure on the stages of a trained classifier, every channel weighed 1.
 
     Raises:
@@ -243,7 +243,7 @@ def of_classifier(network: nn.Module, name: str) -> Perceptual:
     """
     if not isinstance(network, Cnn):
         raise RecipeError(f"{name}: a {type(network).__name__} has no stages of features to compare; take a cnn")
-    return Perceptual(StageFeatures(network))
+    return LPIPS(StageFeatures(network))
 
 
 def _plain(key: str) -> str:

@@ -8,16 +8,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from unveil.nn.autoencoder import Decoder, Encoder
+from unveil.nn.autoencoder import ImageDecoder, ImageEncoder
 
 Share = tuple[float, float]
 
 
-class Gathered(Exception):
+class StatisticsCollected(Exception):
     """Ends a run behind the norm that was to be gathered."""
 
 
-class SharedNorm(nn.Module):
+class TiledGroupNorm(nn.Module):
     """A group normalisation over a picture of which it sees one tile at a time.
 
     Attributes:
@@ -45,7 +45,7 @@ class SharedNorm(nn.Module):
             variance, mean = (found.double().cpu() for found in torch.var_mean(values, dim=1, correction=0))
             self._sums += values.shape[1] * torch.stack([torch.ones_like(mean), mean, variance + mean**2])
         if self.last:
-            raise Gathered
+            raise StatisticsCollected
         if self.known is None:
             return self.norm(x)
         mean, variance = (found.repeat_interleave(x.shape[1] // len(found)).float() for found in self.known)
@@ -62,14 +62,14 @@ class SharedNorm(nn.Module):
 
 
 @contextmanager
-def norms_shared(network: Encoder | Decoder) -> Iterator[list[SharedNorm]]:
-    """Puts a `SharedNorm` in the place of each group normalisation of the tiled part, in its order, until the end."""
+def norms_shared(network: ImageEncoder | ImageDecoder) -> Iterator[list[TiledGroupNorm]]:
+    """Puts a `TiledGroupNorm` in the place of each group normalisation of the tiled part, in its order, until the end."""
     named = {
         name: module
         for name, module in network.named_modules()
         if isinstance(module, nn.GroupNorm) and name.startswith(network.tiled_parts())
     }
-    shared = {name: SharedNorm(norm) for name, norm in named.items()}
+    shared = {name: TiledGroupNorm(norm) for name, norm in named.items()}
     try:
         for name, norm in shared.items():
             network.set_submodule(name, norm)

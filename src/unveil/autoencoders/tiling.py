@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unveil.autoencoders.autoencoder import Autoencoder
-from unveil.autoencoders.tiled_group_norm import Gathered, Share, SharedNorm, norms_shared
-from unveil.nn.autoencoder import AutoencoderConfig, Decoder, Encoder
-from unveil.types import OutOfResources, RecipeError, nearest, out_of_memory
+from unveil.autoencoders.tiled_group_norm import Share, StatisticsCollected, TiledGroupNorm, norms_shared
+from unveil.nn.autoencoder import AutoencoderConfig, ImageDecoder, ImageEncoder
+from unveil.types import OutOfResources, RecipeError, did_you_mean, out_of_memory
 
 SIDE = 512  # pixels of a tile, or more where the overlap needs it
 Norms = Literal["own", "shrunk", "exact"]
@@ -35,7 +35,7 @@ OVERLAP = 128  # pixels, where no overlap is exact
 
 
 @dataclass(frozen=True)
-class Tiling:
+class TilingConfig:
     """How a picture is cut.
 
     Args:
@@ -56,14 +56,16 @@ class Tiling:
     def __post_init__(self) -> None:
         if self.norms not in get_args(Norms):
             allowed = ", ".join(get_args(Norms))
-            raise RecipeError(f"norms = {self.norms!r}: must be one of {allowed}{nearest(self.norms, get_args(Norms))}")
+            raise RecipeError(
+                f"norms = {self.norms!r}: must be one of {allowed}{did_you_mean(self.norms, get_args(Norms))}"
+            )
         if self.overlap is not None and self.overlap < 0:
             raise RecipeError(f"overlap = {self.overlap}: must not be negative")
         if self.side is not None and self.side <= (self.overlap or 0):
             raise RecipeError(f"side = {self.side}: tiles must be wider than their overlap of {self.overlap}")
 
 
-class Difference(NamedTuple):
+class TilingDifference(NamedTuple):
     """How a picture in tiles differs from the whole one, in units of [-1, 1]'s whole range of 255.
 
     mean, largest: of the absolute difference. seam: the mean gradient across seams over that across all other places.
@@ -74,7 +76,7 @@ class Difference(NamedTuple):
     seam: float
 
 
-class Cut(NamedTuple):
+class TileBoundaries(NamedTuple):
     """Where an axis is cut: the first and last place of each tile, and between which places it fades into the next."""
 
     tiles: list[tuple[int, int]]
@@ -108,14 +110,14 @@ def _risen(places: Tensor, start: float, stop: float) -> Tensor:
     return ((places - start) / (stop - start)).clamp(0, 1)
 
 
-def cut(length: int, side: int, overlap: int, reach: int) -> Cut:
+def tile_boundaries(length: int, side: int, overlap: int, reach: int) -> TileBoundaries:
     """Tiles of `side` places that cover `length` of them evenly, neighbours sharing `overlap` or more.
 
     Args:
         reach: of what is computed; where the overlap allows it, no place counts that a tile's edge reaches.
     """
     if length <= side:
-        return Cut([(0, length)], [])
+        return TileBoundaries([(0, length)], [])
     count = math.ceil((length - overlap) / (side - overlap))
     starts = [round(i * (length - side) / (count - 1)) for i in range(count)]
     tiles = [(start, start + side) for start in starts]
@@ -125,7 +127,7 @@ def cut(length: int, side: int, overlap: int, reach: int) -> Cut:
         guard = reach if shared >= 2 * reach else shared / 4
         half = min(shared - 2 * guard, side - shared) / 2
         fades.append(((start + stop) / 2 - half, (start + stop) / 2 + half))
-    return Cut(tiles, fades)
+    return TileBoundaries(tiles, fades)
 
 
 # -- how far a result depends on its surroundings -----------------------------------------------------------------
@@ -153,7 +155,7 @@ def encoder_reach(config: AutoencoderConfig) -> tuple[int, int]:
     return math.ceil((reach + 1) / rate), config.patch * rate
 
 
-def _measures(config: AutoencoderConfig, tiling: Tiling, reach: int, pixels: int) -> tuple[int, int]:
+def _measures(config: AutoencoderConfig, tiling: TilingConfig, reach: int, pixels: int) -> tuple[int, int]:
     """Side and overlap of tiles in places of so many pixels."""
     wanted = tiling.overlap if tiling.overlap is not None else 2 * reach * pixels if config.local else OVERLAP
     overlap = math.ceil(wanted / pixels)
@@ -170,28 +172,30 @@ def _measures(config: AutoencoderConfig, tiling: Tiling, reach: int, pixels: int
 
 
 @torch.no_grad()
-def decode(codec: Autoencoder, latents: Tensor, tiling: Tiling | None = None) -> Tensor:
+def decode(codec: Autoencoder, latents: Tensor, tiling: TilingConfig | None = None) -> Tensor:
     """Pixels (B, C, H, W), or (B, C, T, H, W) of clips, of latents on the CPU, one sample and one tile of it at a time.
 
     Raises:
         RecipeError: tiles that are not wider than their overlap.
         ShapeError: latents of other channels.
     """
-    config, decoder, tiling = codec.config, codec.decoder, tiling or Tiling()
+    config, decoder, tiling = codec.config, codec.decoder, tiling or TilingConfig()
     reach, pixels = decoder_reach(config)
     side, overlap = _measures(config, tiling, reach, pixels)
     results = []
     for one in latents.split(1):
         z = codec.before_decoder(codec.z_of(one))
         source = z if config.local else decoder.whole(z)
-        rows, columns = (cut(length, side, overlap, reach) for length in source.shape[-2:])
-        job = Job(decoder if config.local else decoder.tiled, source, rows, columns, (1, pixels))
+        rows, columns = (tile_boundaries(length, side, overlap, reach) for length in source.shape[-2:])
+        job = TileJob(decoder if config.local else decoder.tiled, source, rows, columns, (1, pixels))
         results.append(job.result() if config.local else _shared(job, decoder, tiling.norms))
     return torch.cat(results)
 
 
 @torch.no_grad()
-def encode(codec: Autoencoder, pixels: Tensor, tiling: Tiling | None = None, *, noise: Tensor | None = None) -> Tensor:
+def encode(
+    codec: Autoencoder, pixels: Tensor, tiling: TilingConfig | None = None, *, noise: Tensor | None = None
+) -> Tensor:
     """Latents of pixels (B, C, H, W), or clips (B, C, T, H, W), on the CPU, one sample and one tile of it at a time.
 
     `noise` is as in `encode`.
@@ -200,26 +204,26 @@ def encode(codec: Autoencoder, pixels: Tensor, tiling: Tiling | None = None, *, 
         RecipeError: tiles that are not wider than their overlap.
         ShapeError: other channels, or a size that is no multiple of the codec's factor; names the nearest.
     """
-    config, encoder, tiling = codec.config, codec.encoder, tiling or Tiling()
+    config, encoder, tiling = codec.config, codec.encoder, tiling or TilingConfig()
     codec.latent_shape(tuple(pixels.shape[1:]))
     reach, place = encoder_reach(config)
     side, overlap = _measures(config, tiling, reach, place)
     results = []
     for number, one in enumerate(pixels.split(1)):
-        rows, columns = (cut(length // place, side, overlap, reach) for length in one.shape[-2:])
-        job = Job(encoder if config.local else encoder.tiled, one, rows, columns, (place, 1))
+        rows, columns = (tile_boundaries(length // place, side, overlap, reach) for length in one.shape[-2:])
+        job = TileJob(encoder if config.local else encoder.tiled, one, rows, columns, (place, 1))
         h = job.result().to(one) if config.local else encoder.whole(_shared(job, encoder, tiling.norms).to(one))
         drawn = None if noise is None else noise[number : number + 1]
         results.append(codec.latents_of(codec.after_encoder(h), drawn).cpu())
     return torch.cat(results)
 
 
-def sliced_decode(codec: Autoencoder, latents: Tensor) -> Tensor:
+def decode_slicing(codec: Autoencoder, latents: Tensor) -> Tensor:
     """Pixels (B, C, H, W) of latents, one sample at a time."""
     return torch.cat([codec.decode(one) for one in latents.split(1)])
 
 
-def sliced_encode(codec: Autoencoder, pixels: Tensor, *, noise: Tensor | None = None) -> Tensor:
+def encode_slicing(codec: Autoencoder, pixels: Tensor, *, noise: Tensor | None = None) -> Tensor:
     """Latents of pixels (B, C, H, W), one sample at a time; `noise` as in `encode`."""
     rows = pixels.split(1)
     drawn = [None] * len(rows) if noise is None else noise.split(1)
@@ -227,7 +231,7 @@ def sliced_encode(codec: Autoencoder, pixels: Tensor, *, noise: Tensor | None = 
 
 
 @dataclass
-class Job:
+class TileJob:
     """One picture in tiles: what is run on each, and where they lie.
 
     Args:
@@ -238,8 +242,8 @@ class Job:
 
     run: Callable[[Tensor], Tensor]
     source: Tensor
-    rows: Cut
-    columns: Cut
+    rows: TileBoundaries
+    columns: TileBoundaries
     steps: tuple[int, int]
 
     def parts(self) -> Iterator[tuple[int, int, Tensor]]:
@@ -277,8 +281,8 @@ class Job:
 # -- statistics that tiles share ----------------------------------------------------------------------------------
 
 
-def _shared(job: Job, network: Encoder | Decoder, how: Norms) -> Tensor:
-    """The job's result with the statistics of norms as `Tiling.norms` says."""
+def _shared(job: TileJob, network: ImageEncoder | ImageDecoder, how: Norms) -> Tensor:
+    """The job's result with the statistics of norms as `TilingConfig.norms` says."""
     if how == "own":
         return job.result()
     with norms_shared(network) as norms:
@@ -295,10 +299,10 @@ def _shared(job: Job, network: Encoder | Decoder, how: Norms) -> Tensor:
         return job.result()
 
 
-def _gather(job: Job, part: Tensor, norms: list[SharedNorm], own: tuple[Share, Share]) -> None:
+def _gather(job: TileJob, part: Tensor, norms: list[TiledGroupNorm], own: tuple[Share, Share]) -> None:
     for norm in norms:
         norm.own = own
-    with suppress(Gathered):
+    with suppress(StatisticsCollected):
         job.run(part)
 
 
@@ -306,7 +310,7 @@ def _gather(job: Job, part: Tensor, norms: list[SharedNorm], own: tuple[Share, S
 
 
 @torch.no_grad()
-def difference(codec: Autoencoder, latents: Tensor, tiling: Tiling | None = None) -> Difference:
+def tiling_difference(codec: Autoencoder, latents: Tensor, tiling: TilingConfig | None = None) -> TilingDifference:
     """How decoding in tiles differs from decoding as a whole, which has to fit into memory for this.
 
     Raises:
@@ -314,18 +318,20 @@ def difference(codec: Autoencoder, latents: Tensor, tiling: Tiling | None = None
     """
     whole, tiled = codec.decode(latents).cpu().float(), decode(codec, latents, tiling).float()
     reach, pixels = decoder_reach(codec.config)
-    side, overlap = _measures(codec.config, tiling or Tiling(), reach, pixels)
+    side, overlap = _measures(codec.config, tiling or TilingConfig(), reach, pixels)
     across, elsewhere = [], []
     for axis in (-2, -1):
         gradient = tiled.diff(dim=axis).abs().movedim(axis, -1).flatten(0, -2).mean(0)
-        seams = [place * pixels - 1 for place in cut(tiled.shape[axis] // pixels, side, overlap, reach).seams]
+        seams = [
+            place * pixels - 1 for place in tile_boundaries(tiled.shape[axis] // pixels, side, overlap, reach).seams
+        ]
         here = torch.zeros(len(gradient), dtype=torch.bool)
         here[seams] = True
         across.append(gradient[here])
         elsewhere.append(gradient[~here])
     seam = torch.cat(across).mean() / torch.cat(elsewhere).mean() if len(torch.cat(across)) else torch.tensor(1.0)
     error = (tiled - whole).abs() * 127.5
-    return Difference(error.mean().item(), error.max().item(), seam.item())
+    return TilingDifference(error.mean().item(), error.max().item(), seam.item())
 
 
 class Decodes(Protocol):
@@ -336,7 +342,7 @@ class Decodes(Protocol):
         ...
 
 
-def decode_within(codec: Decodes, latents: Tensor) -> Tensor:
+def decode_with_fallback(codec: Decodes, latents: Tensor) -> Tensor:
     """Pixels of latents as `codec.decode` gives them; where memory runs out, once more in tiles.
 
     Raises:

@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from unveil.autoencoders.kl import KL, KLConfig
+from unveil.autoencoders.kl import AutoencoderKL, AutoencoderKLConfig
 from unveil.nn.causal_conv3d import Cache
 from unveil.nn.video_autoencoder import VideoAutoencoderConfig, VideoDecoder, VideoEncoder
 from unveil.types import ShapeError
 
 
 @dataclass(frozen=True)
-class VideoConfig(VideoAutoencoderConfig, KLConfig):
+class VideoAutoencoderKLConfig(VideoAutoencoderConfig, AutoencoderKLConfig):
     """An autoencoder of clips with a mean and a variance for each latent.
 
     The settings are those of `VideoAutoencoderConfig`, and scale and shift of `CodecConfig`.
@@ -46,10 +46,10 @@ class VideoConfig(VideoAutoencoderConfig, KLConfig):
         return (self.width, self.latent_frames(shape[1]), *self.latent_size((shape[2], shape[3])))
 
 
-class Video(KL):
+class VideoAutoencoderKL(AutoencoderKL):
     """The codec of clips (B, C, T, H, W), whole, in pieces, out of the middle and in a ring."""
 
-    config: VideoConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    config: VideoAutoencoderKLConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     axes = "T, H, W"
 
     def networks(self) -> tuple[VideoEncoder, VideoDecoder]:

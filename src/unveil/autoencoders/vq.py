@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unveil.autoencoders.autoencoder import Autoencoder, CodecConfig
-from unveil.types import RecipeError, ShapeError, nearest
+from unveil.types import RecipeError, ShapeError, did_you_mean
 
 # Which of the loss' two terms beta weighs: the one that moves the codebook, as first published, or the one that commits
 # the encoder, as in the paper
@@ -25,7 +25,7 @@ CHUNK = 1 << 24  # distances that are held at a time
 
 
 @dataclass(frozen=True)
-class VQConfig(CodecConfig):
+class VQModelConfig(CodecConfig):
     """An autoencoder with a codebook; the other settings are those of `CodecConfig`.
 
     Args:
@@ -60,7 +60,7 @@ class VQConfig(CodecConfig):
         for name, kinds in (("order", Order), ("learned", Learned)):
             if (given := getattr(self, name)) not in get_args(kinds):
                 allowed = ", ".join(get_args(kinds))
-                raise RecipeError(f"{name} = {given!r}: must be one of {allowed}{nearest(given, get_args(kinds))}")
+                raise RecipeError(f"{name} = {given!r}: must be one of {allowed}{did_you_mean(given, get_args(kinds))}")
 
 
 class Quantised(NamedTuple):
@@ -96,7 +96,7 @@ class Quantiser(nn.Module):
     count: Tensor
     total: Tensor
 
-    def __init__(self, width: int, config: VQConfig) -> None:
+    def __init__(self, width: int, config: VQModelConfig) -> None:
         super().__init__()
         self.config = config
         # Uniform in +-1/codes, as published: no entry is far from the others, so that each may be taken.
@@ -177,12 +177,12 @@ class Quantiser(nn.Module):
         return len(dead)
 
 
-class VQ(Autoencoder):
+class VQModel(Autoencoder):
     """The codec with a codebook: `encode` gives z before it is quantised, `decode` quantises first."""
 
-    config: VQConfig
+    config: VQModelConfig
 
-    def __init__(self, config: VQConfig) -> None:
+    def __init__(self, config: VQModelConfig) -> None:
         super().__init__(config)
         self.quantiser = Quantiser(config.width, config)
 

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from unveil.autoencoders.autoencoder import PerChannel, listed
-from unveil.autoencoders.kl import KL, KLConfig
-from unveil.autoencoders.vq import VQ, VQConfig
+from unveil.autoencoders.kl import AutoencoderKL, AutoencoderKLConfig
+from unveil.autoencoders.vq import VQModel, VQModelConfig
 from unveil.checkpoints import ddpm
-from unveil.checkpoints.key_mapping import Names, Published, below, to_ours, to_theirs
+from unveil.checkpoints.key_mapping import Names, SourceKeys, layer_keys, to_ours, to_theirs
 from unveil.checkpoints.overrides import in_float, shapes_of
-from unveil.nn.autoencoder import Block
+from unveil.nn.autoencoder import AutoencoderBlock
 from unveil.nn.layers import SelfAttention
-from unveil.nn.meta_device import weightless
-from unveil.nn.unet_blocks import ConvDown, ConvUp
+from unveil.nn.meta_device import meta_device
+from unveil.nn.unet_blocks import Downsample, Upsample
 from unveil.types import RecipeError, WeightsError
 
 Layout = Literal["ldm", "diffusers"]
@@ -83,7 +83,7 @@ def _present(key: str) -> str:
 # -- names --------------------------------------------------------------------------------------------------------
 
 
-def names(config: KLConfig | VQConfig, layout: Layout) -> Names:
+def names(config: AutoencoderKLConfig | VQModelConfig, layout: Layout) -> Names:
     """Our keys and theirs, but for the scale, which no state dict of theirs holds.
 
     Raises:
@@ -97,21 +97,21 @@ def names(config: KLConfig | VQConfig, layout: Layout) -> Names:
     found: Names = {}
     for part, network in (("encoder", _on_meta(config).encoder), ("decoder", _on_meta(config).decoder)):
         for ours, theirs in ENDS[layout].items():
-            found |= below(part, part, {ours: theirs})
+            found |= layer_keys(part, part, {ours: theirs})
         modules = dict(network.named_modules())
         for ours, theirs in _prefixes(config, layout).items():
             if ours in modules:
                 block = ddpm.block_names if layout == "ldm" else _diffusers_names
                 found |= block(f"{part}.{ours}", f"{part}.{theirs}", modules[ours])
     if config.latent_channels is not None:
-        found |= {f"enter.{kind}": Published((f"quant_conv.{kind}",)) for kind in ("weight", "bias")}
-        found |= {f"leave.{kind}": Published((f"post_quant_conv.{kind}",)) for kind in ("weight", "bias")}
-    if isinstance(config, VQConfig):
-        found["quantiser.codebook"] = Published((CODEBOOK,))
+        found |= {f"enter.{kind}": SourceKeys((f"quant_conv.{kind}",)) for kind in ("weight", "bias")}
+        found |= {f"leave.{kind}": SourceKeys((f"post_quant_conv.{kind}",)) for kind in ("weight", "bias")}
+    if isinstance(config, VQModelConfig):
+        found["quantiser.codebook"] = SourceKeys((CODEBOOK,))
     return found
 
 
-def _prefixes(config: KLConfig | VQConfig, layout: Layout) -> dict[str, str]:
+def _prefixes(config: AutoencoderKLConfig | VQModelConfig, layout: Layout) -> dict[str, str]:
     if layout == "ldm":
         return ddpm.prefixes(config)
     found = dict(DIFFUSERS_MIDDLE)
@@ -127,29 +127,29 @@ def _prefixes(config: KLConfig | VQConfig, layout: Layout) -> dict[str, str]:
 
 def _diffusers_names(ours: str, theirs: str, module: nn.Module) -> Names:
     match module:
-        case Block():
+        case AutoencoderBlock():
             skip = {} if isinstance(module.skip, nn.Identity) else {"skip": "conv_shortcut"}
-            return below(ours, theirs, ddpm.UNTIMED | skip)
+            return layer_keys(ours, theirs, ddpm.UNTIMED | skip)
         case SelfAttention():
-            found = below(ours, theirs, {"norm": "group_norm", "out": "to_out.0"})
+            found = layer_keys(ours, theirs, {"norm": "group_norm", "out": "to_out.0"})
             for kind in ("weight", "bias"):
-                found[f"{ours}.qkv.{kind}"] = Published(tuple(f"{theirs}.to_{part}.{kind}" for part in "qkv"))
+                found[f"{ours}.qkv.{kind}"] = SourceKeys(tuple(f"{theirs}.to_{part}.{kind}" for part in "qkv"))
             return found
-        case ConvDown() | ConvUp():
-            return below(ours, theirs, {"conv": "conv"})
+        case Downsample() | Upsample():
+            return layer_keys(ours, theirs, {"conv": "conv"})
         case _:
             return {}
 
 
-def _on_meta(config: KLConfig | VQConfig) -> KL | VQ:
-    with weightless():
-        return KL(config) if isinstance(config, KLConfig) else VQ(config)
+def _on_meta(config: AutoencoderKLConfig | VQModelConfig) -> AutoencoderKL | VQModel:
+    with meta_device():
+        return AutoencoderKL(config) if isinstance(config, AutoencoderKLConfig) else VQModel(config)
 
 
 # -- both directions ----------------------------------------------------------------------------------------------
 
 
-def load(theirs: Mapping[str, Tensor], config: KLConfig | VQConfig) -> dict[str, Tensor]:
+def load(theirs: Mapping[str, Tensor], config: AutoencoderKLConfig | VQModelConfig) -> dict[str, Tensor]:
     """Our state dict of a published one under plain keys, with the configuration's scale; nothing else is copied.
 
     Raises:
@@ -165,7 +165,7 @@ def load(theirs: Mapping[str, Tensor], config: KLConfig | VQConfig) -> dict[str,
     return ours | {name: torch.tensor(listed(numbers[name], config.width)) for name in SCALES}
 
 
-def dump(codec: KL | VQ, layout: Layout = "ldm") -> dict[str, Tensor]:
+def dump(codec: AutoencoderKL | VQModel, layout: Layout = "ldm") -> dict[str, Tensor]:
     """The published state dict of ours, which has neither the scale nor running means of a codebook.
 
     Raises:
@@ -177,11 +177,11 @@ def dump(codec: KL | VQ, layout: Layout = "ldm") -> dict[str, Tensor]:
 
 def codec_of(
     theirs: Mapping[str, Tensor],
-    config: KLConfig | VQConfig | None = None,
+    config: AutoencoderKLConfig | VQModelConfig | None = None,
     *,
     scale: PerChannel = 1.0,
     shift: PerChannel = 0.0,
-) -> KL | VQ:
+) -> AutoencoderKL | VQModel:
     """The codec of a published state dict, in evaluation mode and frozen; tensors of another type become float32.
 
     Args:
@@ -193,7 +193,7 @@ def codec_of(
         WeightsError: as `load`.
     """
     found = first_stage(theirs)
-    config = config or config_of(shapes_of(found), scale=scale, shift=shift)
+    config = config or infer_config(shapes_of(found), scale=scale, shift=shift)
     codec = _on_meta(config)
     codec.load_state_dict(in_float(load(found, config)), assign=True)
     return codec.requires_grad_(False).eval()
@@ -202,9 +202,9 @@ def codec_of(
 # -- what a file is -----------------------------------------------------------------------------------------------
 
 
-def config_of(
+def infer_config(
     shapes: Shapes, *, groups: int = 32, scale: PerChannel = 1.0, shift: PerChannel = 0.0
-) -> KLConfig | VQConfig:
+) -> AutoencoderKLConfig | VQModelConfig:
     """The configuration that keys and shapes show; groups and dropout leave no trace.
 
     Args:
@@ -244,17 +244,17 @@ def config_of(
     except (KeyError, IndexError, ValueError) as missing:
         raise WeightsError(f"not a whole autoencoder: there is no {missing}") from None
     if CODEBOOK in shapes and moments == 1:
-        return VQConfig(**settings, codes=shapes[CODEBOOK][0])
+        return VQModelConfig(**settings, codes=shapes[CODEBOOK][0])
     if moments != 2 or CODEBOOK in shapes:
         having = "with" if CODEBOOK in shapes else "without"
         raise WeightsError(
             f"an encoder of {moments} x {z_channels} channels {having} a codebook: known are 2 without (mean and "
             "variance) and 1 with"
         )
-    return KLConfig(**settings)
+    return AutoencoderKLConfig(**settings)
 
 
-def from_arguments(arguments: Mapping[str, Any]) -> KLConfig | VQConfig:
+def from_arguments(arguments: Mapping[str, Any]) -> AutoencoderKLConfig | VQModelConfig:
     """The configuration of `AutoencoderKL`, `VQModel` or `VQModelInterface` of latent diffusion.
 
     Args:
@@ -292,7 +292,11 @@ def from_arguments(arguments: Mapping[str, Any]) -> KLConfig | VQConfig:
         }
         if bool(given.get("double_z", True)) != ("n_embed" not in arguments):
             raise RecipeError("double_z: must be true without a codebook (n_embed), and false with one")
-        return VQConfig(**settings, codes=arguments["n_embed"]) if "n_embed" in arguments else KLConfig(**settings)
+        return (
+            VQModelConfig(**settings, codes=arguments["n_embed"])
+            if "n_embed" in arguments
+            else AutoencoderKLConfig(**settings)
+        )
     except KeyError as missing:
         raise RecipeError(f"setting {missing} is missing from the published configuration") from None
 

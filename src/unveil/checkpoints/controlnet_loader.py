@@ -22,21 +22,21 @@ from unveil.model.config import ModelConfig, read_yaml, validate
 from unveil.model.lora_state import CONTROL
 from unveil.nn.controlnet import ControlNet
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import Base, RecipeError, WeightsError
+from unveil.types import BaseModel, RecipeError, WeightsError
 
 CONFIG = "config.json"
 THEIRS = "controlnet_cond_embedding."  # begins keys of diffusers' layout
 
 
-class Found(NamedTuple):
+class LoadedControlNet(NamedTuple):
     """A ControlNet, the hash of its weights, and the model that it was trained on, where its folder says so."""
 
     network: ControlNet
     sha256: str
-    base: Base | None = None
+    base: BaseModel | None = None
 
 
-def read(path: Path, base: UNetConfig | None = None) -> Found:
+def read(path: Path, base: UNetConfig | None = None) -> LoadedControlNet:
     """The ControlNet of a file or a folder, in evaluation mode, its weights in float32.
 
     Args:
@@ -49,11 +49,11 @@ def read(path: Path, base: UNetConfig | None = None) -> Found:
         RecipeError: settings that are not supported.
     """
     if not path.exists():
-        raise WeightsError(model_dir.missing(path, "controlnets"))
+        raise WeightsError(model_dir.not_found_message(path, "controlnets"))
     if path.is_file():
-        found = Found(_published(path, base), digest(path))
+        found = LoadedControlNet(_published(path, base), digest(path))
     elif (path / CONFIG).is_file():
-        found = Found(diffusers_unet.read_controlnet(path), digest(path))
+        found = LoadedControlNet(diffusers_unet.read_controlnet(path), digest(path))
     else:
         found = _ours(path)
     found.network.float().requires_grad_(False)
@@ -73,7 +73,7 @@ def of_published(tensors: Mapping[str, Tensor], heads: Mapping[str, int] | None 
     shapes = shapes_of(tensors)
     if any(key.startswith(THEIRS) for key in shapes):
         raise WeightsError("a ControlNet of diffusers, whose settings lie beside it; give its whole folder")
-    config = controlnet.seen(shapes, heads)
+    config = controlnet.infer_config(shapes, heads)
     # 32 groups in every released one; a smaller one of another base is read as far as telling its widths
     return controlnet.load(tensors, replace(config, groups=math.gcd(32, *config.widths)))
 
@@ -135,13 +135,13 @@ def _folder(path: Path) -> Path:
             f"{path}: holds no ControlNet; one that was trained here has {CONTROL}, one of diffusers a "
             f"{CONFIG} of {diffusers_unet.CONTROLNET}"
         )
-    folder = model_folder.find(path)
+    folder = model_folder.resolve_checkpoint(path)
     if not weights_of(folder).is_file():
         raise WeightsError(f"{path}: holds no ControlNet; one that was trained here has {CONTROL}")
     return folder
 
 
-def _ours(path: Path) -> Found:
+def _ours(path: Path) -> LoadedControlNet:
     folder = _folder(path)
     checkpoint_store.verify(folder)
     described = folder / "model.yaml"
@@ -155,10 +155,10 @@ def _ours(path: Path) -> Found:
     if len(layers) < 2:
         raise WeightsError(f"{file}: not a ControlNet, which has hint.layers; copy it again")
     ordered = [tensors[f"hint.layers.{i}.weight"].shape for i in range(len(layers))]
-    made = controlnet.of_layers(network, ordered)
+    made = controlnet.controlnet_from_shapes(network, ordered)
     model_folder.check_keys(file, made, tensors)
     made.load_state_dict(tensors, assign=True)
-    return Found(made.eval(), sha256(file), base_model.base_of(folder))
+    return LoadedControlNet(made.eval(), sha256(file), base_model.base_of(folder))
 
 
 def _published(path: Path, base: UNetConfig | None) -> ControlNet:
@@ -175,7 +175,7 @@ def _copy_of(
     base: UNetConfig, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
 ) -> ControlNet | None:
     """The ControlNet of this U-Net, if these tensors are of one; it may have been trained without pictures beside x."""
-    enter = ldm_unet.plain(shapes, controlnet.PREFIX).get("input_blocks.0.0.weight")
+    enter = ldm_unet.strip_prefix(shapes, controlnet.PREFIX).get("input_blocks.0.0.weight")
     if enter is None:
         return None
     try:

@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unveil.checkpoints.key_mapping import Names, Published, below, to_ours, to_theirs
-from unveil.nn.autoencoder import AutoencoderConfig, Block
+from unveil.checkpoints.key_mapping import Names, SourceKeys, layer_keys, to_ours, to_theirs
+from unveil.nn.autoencoder import AutoencoderBlock, AutoencoderConfig
 from unveil.nn.layers import SelfAttention
-from unveil.nn.meta_device import weightless
+from unveil.nn.meta_device import meta_device
 from unveil.nn.unet import UNet
-from unveil.nn.unet_blocks import ConvDown, ConvUp, ResBlock
+from unveil.nn.unet_blocks import Downsample, ResBlock, Upsample
 from unveil.nn.unet_config import UNetConfig
 from unveil.types import RecipeError, WeightsError
 
@@ -56,9 +56,9 @@ def names(config: UNetConfig) -> Names:
         if getattr(config, name) != getattr(plain, name):
             raise RecipeError(f"{name} = {getattr(config, name)!r}: DDPM's own network has {getattr(plain, name)!r}")
     modules = dict(_on_meta(config).named_modules())
-    found = below("time", "temb.dense", TIME)
+    found = layer_keys("time", "temb.dense", TIME)
     for ours, theirs in ENDS.items():
-        found |= {f"{ours}.{kind}": Published((f"{theirs}.{kind}",)) for kind in ("weight", "bias")}
+        found |= {f"{ours}.{kind}": SourceKeys((f"{theirs}.{kind}",)) for kind in ("weight", "bias")}
     for ours, theirs in prefixes(config).items():
         found |= block_names(ours, theirs, modules[ours])
     return found
@@ -67,18 +67,18 @@ def names(config: UNetConfig) -> Names:
 def block_names(ours: str, theirs: str, module: nn.Module) -> Names:
     """Names of one block's tensors, ours and theirs; none for a module without weights."""
     match module:
-        case ResBlock() | Block():
+        case ResBlock() | AutoencoderBlock():
             layers = RES_BLOCK if isinstance(module, ResBlock) else UNTIMED
-            return below(ours, theirs, layers | ({} if isinstance(module.skip, nn.Identity) else SKIP))
+            return layer_keys(ours, theirs, layers | ({} if isinstance(module.skip, nn.Identity) else SKIP))
         case SelfAttention():
-            found = below(ours, theirs, {"norm": "norm"})
+            found = layer_keys(ours, theirs, {"norm": "norm"})
             for kind, ones in {"weight": 2, "bias": 0}.items():
                 projections = tuple(f"{theirs}.{part}.{kind}" for part in "qkv")
-                found[f"{ours}.qkv.{kind}"] = Published(projections, ones)
-                found[f"{ours}.out.{kind}"] = Published((f"{theirs}.proj_out.{kind}",), ones)
+                found[f"{ours}.qkv.{kind}"] = SourceKeys(projections, ones)
+                found[f"{ours}.out.{kind}"] = SourceKeys((f"{theirs}.proj_out.{kind}",), ones)
             return found
-        case ConvDown() | ConvUp():
-            return below(ours, theirs, {"conv": "conv"})
+        case Downsample() | Upsample():
+            return layer_keys(ours, theirs, {"conv": "conv"})
         case _:
             return {}  # resampling without weights
 
@@ -133,7 +133,7 @@ def from_arguments(arguments: Mapping[str, Any]) -> UNetConfig:
         raise RecipeError(f"setting {missing} is missing from the published configuration") from None
 
 
-def config_from_keys(shapes: Mapping[str, Sequence[int]]) -> UNetConfig:
+def infer_config(shapes: Mapping[str, Sequence[int]]) -> UNetConfig:
     """The configuration that a published state dict shows; dropout leaves no trace and is 0.
 
     Args:
@@ -166,5 +166,5 @@ def config_from_keys(shapes: Mapping[str, Sequence[int]]) -> UNetConfig:
 
 
 def _on_meta(config: UNetConfig) -> UNet:
-    with weightless():
+    with meta_device():
         return UNet(config)

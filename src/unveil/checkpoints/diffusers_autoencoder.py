@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from unveil.autoencoders import KL, VQ
+from unveil.autoencoders import AutoencoderKL, VQModel
 from unveil.autoencoders.autoencoder import PerChannel
-from unveil.autoencoders.vq import VQConfig
+from unveil.autoencoders.vq import VQModelConfig
 from unveil.checkpoints import autoencoder
 from unveil.checkpoints.hf_files import read_json, read_weights
 from unveil.checkpoints.overrides import shapes_of
@@ -41,7 +41,7 @@ def place_of(path: Path) -> Path | None:
     return None
 
 
-def read(path: Path) -> KL | VQ:
+def read(path: Path) -> AutoencoderKL | VQModel:
     """The codec of a folder of diffusers, or of a file of tensors, in evaluation mode and frozen.
 
     Raises:
@@ -56,7 +56,7 @@ def read(path: Path) -> KL | VQ:
     said = read_json(place / "config.json")
     theirs = read_weights(place, WEIGHTS)
     scale, shift = _scale(said, str(place / "config.json"))
-    config = autoencoder.config_of(
+    config = autoencoder.infer_config(
         shapes_of(theirs), groups=int(said.get("norm_num_groups", 32)), scale=scale, shift=shift
     )
     for name, value in [*FIXED.items(), *_expected(config).items()]:
@@ -67,7 +67,7 @@ def read(path: Path) -> KL | VQ:
     return autoencoder.codec_of(theirs, config)
 
 
-def write(codec: KL | VQ, path: Path) -> Path:
+def write(codec: AutoencoderKL | VQModel, path: Path) -> Path:
     """Writes a folder that diffusers opens with `from_pretrained`, whole or not at all; returns it.
 
     Raises:
@@ -97,21 +97,21 @@ def _scale(said: Mapping[str, Any], where: str) -> tuple[PerChannel, PerChannel]
     return tuple(scale / float(one) for one in deviations), tuple(float(one) for one in means)
 
 
-def _settings(codec: KL | VQ) -> dict[str, Any]:
+def _settings(codec: AutoencoderKL | VQModel) -> dict[str, Any]:
     config = codec.config
-    if isinstance(codec, VQ) and config.latent_channels is None:
+    if isinstance(codec, VQModel) and config.latent_channels is None:
         raise RecipeError("latent_channels = None: diffusers' VQModel has 1x1 convolutions")
     scale, shift = codec.scale.tolist(), codec.shift.tolist()
     plain = len(set(scale)) == 1 and len(set(shift)) == 1
-    if isinstance(codec, VQ) and (not plain or shift[0]):
+    if isinstance(codec, VQModel) and (not plain or shift[0]):
         raise RecipeError("shift, or a scale per channel: diffusers' VQModel has one scaling_factor alone")
     numbers: dict[str, Any] = {"scaling_factor": scale[0], "shift_factor": shift[0] or None}
     if not plain:
         numbers = {"scaling_factor": 1.0, "latents_mean": shift, "latents_std": [1 / one for one in scale]}
-    if isinstance(codec, VQ):
+    if isinstance(codec, VQModel):
         numbers = {"scaling_factor": scale[0], "norm_type": "group"}
     return {
-        "_class_name": "VQModel" if isinstance(codec, VQ) else "AutoencoderKL",
+        "_class_name": "VQModel" if isinstance(codec, VQModel) else "AutoencoderKL",
         "act_fn": "silu",
         "norm_num_groups": config.groups,
         **{name: list(value) if isinstance(value, tuple) else value for name, value in _expected(config).items()},
@@ -132,7 +132,7 @@ def _expected(config: Any) -> dict[str, Any]:
         "up_block_types": tuple(UP[one] for one in reversed(attended)),
         "mid_block_add_attention": config.middle == "attention",
     }
-    if isinstance(config, VQConfig):
+    if isinstance(config, VQModelConfig):
         return found | {"num_vq_embeddings": config.codes, "vq_embed_dim": config.width}
     projected = config.latent_channels is not None
     if projected and config.latent_channels != config.z_channels:

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from unveil.checkpoints.hf_files import read_json, read_weights
-from unveil.checkpoints.key_mapping import Names, below, below_one, check_keys, stacked, to_ours, to_theirs
+from unveil.checkpoints.key_mapping import Names, check_keys, fused_keys, layer_key, layer_keys, to_ours, to_theirs
 from unveil.checkpoints.openai import OUR_LABEL
-from unveil.checkpoints.spatial_transformer_keys import spatial_names
+from unveil.checkpoints.spatial_transformer_keys import spatial_key_mapping
 from unveil.io.safetensors_io import write_tensors
 from unveil.nn.controlnet import HINT_WIDTHS, ControlNet
-from unveil.nn.meta_device import uncollected, weightless
+from unveil.nn.meta_device import gc_disabled, meta_device
 from unveil.nn.spatial_transformer import SpatialTransformer
 from unveil.nn.unet import UNet
-from unveil.nn.unet_blocks import Level, ResBlock
+from unveil.nn.unet_blocks import ResBlock, UNetLevel
 from unveil.nn.unet_config import UNetConfig
 from unveil.types import RecipeError, WeightsError
 
@@ -115,7 +115,7 @@ DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
 
 
-class Parts(NamedTuple):
+class DiffusersUNetWeights(NamedTuple):
     """A U-Net in evaluation mode, and the label conditioner's state dict where it knows classes."""
 
     network: UNet
@@ -134,7 +134,7 @@ def names(network: UNet | ControlNet) -> Names:
     found: Names = {}
     single = ENDS if isinstance(network, ControlNet) else ENDS | OUT
     for ours, theirs in single.items():
-        found |= below_one(ours, theirs)
+        found |= layer_key(ours, theirs)
     for number, level in enumerate(network.down):
         found |= _level_names(f"down.{number}", f"down_blocks.{number}", level, "downsamplers")
     found |= _level_names("middle", "mid_block", network.middle, "")
@@ -144,44 +144,46 @@ def names(network: UNet | ControlNet) -> Names:
         return found
     last = len(network.hint.layers) - 1
     inside = {f"layers.{1 + i}": f"blocks.{i}" for i in range(last - 1)}
-    found |= below("hint", "controlnet_cond_embedding", {"layers.0": "conv_in", **inside, f"layers.{last}": "conv_out"})
-    found |= below("zero", "controlnet_down_blocks", {f"{i}": f"{i}" for i in range(len(network.zero))})
-    return found | below_one("zero_middle", "controlnet_mid_block")
+    found |= layer_keys(
+        "hint", "controlnet_cond_embedding", {"layers.0": "conv_in", **inside, f"layers.{last}": "conv_out"}
+    )
+    found |= layer_keys("zero", "controlnet_down_blocks", {f"{i}": f"{i}" for i in range(len(network.zero))})
+    return found | layer_key("zero_middle", "controlnet_mid_block")
 
 
 def _level_names(ours: str, theirs: str, level: nn.Module, resampled: str) -> Names:
-    assert isinstance(level, Level)
+    assert isinstance(level, UNetLevel)
     found: Names = {}
     for place, block in enumerate(level.blocks):
         assert isinstance(block, ResBlock)
         skip = {} if isinstance(block.skip, nn.Identity) else {"skip": "conv_shortcut"}
-        found |= below(f"{ours}.blocks.{place}", f"{theirs}.resnets.{place}", RES_BLOCK | skip)
+        found |= layer_keys(f"{ours}.blocks.{place}", f"{theirs}.resnets.{place}", RES_BLOCK | skip)
     for place, attention in enumerate(level.attention):
         if isinstance(attention, SpatialTransformer):
-            found |= spatial_names(f"{ours}.attention.{place}", f"{theirs}.attentions.{place}", attention)
+            found |= spatial_key_mapping(f"{ours}.attention.{place}", f"{theirs}.attentions.{place}", attention)
         elif not isinstance(attention, nn.Identity):
             raise RecipeError("self-attention without spatial transformers: diffusers' conditional U-Nets have none")
     if level.resample is not None:
         if not hasattr(level.resample, "conv"):
             raise RecipeError("resample: diffusers' conditional U-Nets have convolutions there (resample = conv)")
-        found |= below_one(f"{ours}.resample.conv", f"{theirs}.{resampled}.0.conv")
+        found |= layer_key(f"{ours}.resample.conv", f"{theirs}.{resampled}.0.conv")
     return found
 
 
-def load(theirs: Mapping[str, Tensor], config: UNetConfig) -> Parts:
+def load(theirs: Mapping[str, Tensor], config: UNetConfig) -> DiffusersUNetWeights:
     """The U-Net of a state dict of diffusers'; tensors are not copied where one makes one of ours.
 
     Raises:
         WeightsError: missing or extra keys, or tensors of another shape.
     """
-    with weightless():
+    with meta_device():
         network = UNet(config)
     return _parts(network, theirs)
 
 
-def _parts(network: UNet, theirs: Mapping[str, Tensor]) -> Parts:
+def _parts(network: UNet, theirs: Mapping[str, Tensor]) -> DiffusersUNetWeights:
     _fill(network, {key: tensor for key, tensor in theirs.items() if key != LABEL})
-    return Parts(network.eval(), {OUR_LABEL: theirs[LABEL]} if LABEL in theirs else None)
+    return DiffusersUNetWeights(network.eval(), {OUR_LABEL: theirs[LABEL]} if LABEL in theirs else None)
 
 
 def dump(network: UNet | ControlNet, label: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -325,8 +327,8 @@ def _heads(given: Mapping[str, Any], widths: Sequence[int]) -> dict[str, Any]:
 # -- folders ------------------------------------------------------------------------------------------------------
 
 
-@uncollected()
-def read_unet(folder: Path) -> Parts:
+@gc_disabled()
+def read_unet(folder: Path) -> DiffusersUNetWeights:
     """The U-Net of a folder with config.json and weights.
 
     Raises:
@@ -334,15 +336,15 @@ def read_unet(folder: Path) -> Parts:
         RecipeError: settings that are not supported.
     """
     said = _said(folder, UNET)
-    with weightless():
+    with meta_device():
         network = UNet(from_settings(said))
-    parts = _parts(network, read_weights(folder, WEIGHTS, apart=stacked(names(network))))
+    parts = _parts(network, read_weights(folder, WEIGHTS, apart=fused_keys(names(network))))
     if (parts.label is None) != (said.get("num_class_embeds") is None):
         raise WeightsError(f"{folder}: num_class_embeds = {said.get('num_class_embeds')}, which the weights contradict")
     return parts
 
 
-@uncollected()
+@gc_disabled()
 def read_controlnet(folder: Path) -> ControlNet:
     """The ControlNet of a folder with config.json and weights.
 
@@ -354,13 +356,13 @@ def read_controlnet(folder: Path) -> ControlNet:
         raise RecipeError(f"num_class_embeds = {said['num_class_embeds']}: is not supported in a ControlNet")
     config = from_settings({"out_channels": said.get("in_channels", 4), **said})
     given = DEFAULTS | said
-    with weightless():
+    with meta_device():
         network = ControlNet(
             config,
             hint_channels=given["conditioning_channels"],
             hint_widths=given["conditioning_embedding_out_channels"],
         )
-    _fill(network, read_weights(folder, WEIGHTS, apart=stacked(names(network))))
+    _fill(network, read_weights(folder, WEIGHTS, apart=fused_keys(names(network))))
     return network.eval()
 
 

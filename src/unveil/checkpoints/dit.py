@@ -19,10 +19,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.checkpoints.key_mapping import Names, Published, below, some, to_ours, to_theirs
+from unveil.checkpoints.key_mapping import Names, SourceKeys, abbreviate, layer_keys, to_ours, to_theirs
 from unveil.nn.dit import DiT, positions
 from unveil.nn.dit_config import PATCHES, SIZES, DiTConfig
-from unveil.nn.meta_device import weightless
+from unveil.nn.meta_device import meta_device
 from unveil.types import RecipeError, WeightsError
 
 Layout = Literal["dit", "diffusers"]
@@ -54,14 +54,14 @@ BLOCK = {
 LAST = {"dit": "final_layer.adaLN_modulation.1", "diffusers": "proj_out_1"}
 
 
-class Parts(NamedTuple):
+class DiTWeights(NamedTuple):
     """What a file holds: the network's state dict and the label conditioner's."""
 
     network: dict[str, Tensor]
     label: dict[str, Tensor]
 
 
-class Report(NamedTuple):
+class DiTKeyReport(NamedTuple):
     """Which keys of a file fit a network: its tensors, one line each where something is wrong."""
 
     layout: Layout
@@ -80,7 +80,7 @@ class Report(NamedTuple):
         found = [f"{len(self.matched)} tensors matched"]
         for what in ("different", "missing", "extra"):
             if lines := getattr(self, what):
-                found.append(f"{what}: {some(lines)}")
+                found.append(f"{what}: {abbreviate(lines)}")
         return "; ".join(found)
 
 
@@ -113,25 +113,25 @@ def names(config: DiTConfig, layout: Layout) -> Names:
             )
     found: Names = {}
     for ours, theirs in {"patches": ENTER[layout], "modulation": LAST[layout], "leave": LEAVE[layout]}.items():
-        found |= {f"{ours}.{kind}": Published((f"{theirs}.{kind}",)) for kind in ("weight", "bias")}
+        found |= {f"{ours}.{kind}": SourceKeys((f"{theirs}.{kind}",)) for kind in ("weight", "bias")}
     for number in range(config.depth):
-        found |= below(f"blocks.{number}", f"{BLOCKS[layout]}{number}", BLOCK[layout])
+        found |= layer_keys(f"blocks.{number}", f"{BLOCKS[layout]}{number}", BLOCK[layout])
     if layout == "dit":
-        found["positions"] = Published((POSITIONS,))
-        return found | below("time.0", "t_embedder.mlp", {"linear_1": "0", "linear_2": "2"})
+        found["positions"] = SourceKeys((POSITIONS,))
+        return found | layer_keys("time.0", "t_embedder.mlp", {"linear_1": "0", "linear_2": "2"})
     layers = {"linear_1": "linear_1", "linear_2": "linear_2"}
     for number in range(config.tellers):
-        found |= below(f"time.{number}", f"{EMBED.format(number)}timestep_embedder", layers)
+        found |= layer_keys(f"time.{number}", f"{EMBED.format(number)}timestep_embedder", layers)
     for number in range(config.depth):
         for kind in ("weight", "bias"):
             parts = tuple(f"transformer_blocks.{number}.attn1.to_{part}.{kind}" for part in "qkv")
-            found[f"blocks.{number}.attention.qkv.{kind}"] = Published(parts)
+            found[f"blocks.{number}.attention.qkv.{kind}"] = SourceKeys(parts)
     return found
 
 
-def theirs_on_meta(config: DiTConfig, layout: Layout, rows: int) -> dict[str, Tensor]:
+def published_shapes(config: DiTConfig, layout: Layout, rows: int) -> dict[str, Tensor]:
     """The published tensors of a configuration with so many rows of labels, without memory."""
-    with weightless():
+    with meta_device():
         label = {OUR_LABEL: torch.empty(rows, config.vector_dim)}
         return dump(DiT(config).state_dict(), config, label, layout)
 
@@ -139,7 +139,7 @@ def theirs_on_meta(config: DiTConfig, layout: Layout, rows: int) -> dict[str, Te
 # -- both directions ----------------------------------------------------------------------------------------------
 
 
-def load(theirs: Mapping[str, Tensor], config: DiTConfig) -> Parts:
+def load(theirs: Mapping[str, Tensor], config: DiTConfig) -> DiTWeights:
     """Our state dicts of a published one of either layout; tensors are not copied where one makes one.
 
     Raises:
@@ -147,7 +147,7 @@ def load(theirs: Mapping[str, Tensor], config: DiTConfig) -> Parts:
     """
     report = compare({key: tensor.shape for key, tensor in theirs.items()}, config)
     if not report.fits:
-        raise WeightsError(mismatch(theirs, config, report))
+        raise WeightsError(explain_mismatch(theirs, config, report))
     given, shared = dict(theirs), config.embedders == "shared"
     if report.layout == "dit":
         label = given.pop(LABEL)
@@ -157,14 +157,14 @@ def load(theirs: Mapping[str, Tensor], config: DiTConfig) -> Parts:
         label = tables[0] if shared else torch.cat(tables, dim=1)
         if shared:
             given = {key: tensor for key, tensor in given.items() if not _repeats(key)}
-    with weightless():
+    with meta_device():
         shapes = {key: tensor.shape for key, tensor in DiT(config).state_dict().items()}
     if report.layout == "diffusers":
         given["positions"] = positions(config, config.side, config.side)
-        named = names(config, "diffusers") | {"positions": Published(("positions",))}
+        named = names(config, "diffusers") | {"positions": SourceKeys(("positions",))}
     else:
         named = names(config, "dit")
-    return Parts(_turned(to_ours(given, named, shapes), config), {OUR_LABEL: label})
+    return DiTWeights(_turned(to_ours(given, named, shapes), config), {OUR_LABEL: label})
 
 
 def dump(
@@ -214,7 +214,7 @@ def _repeats(key: str) -> bool:
 # -- what a file is -----------------------------------------------------------------------------------------------
 
 
-def config_of(shapes: Shapes, heads: int | None = None, size: int | None = None) -> DiTConfig:
+def infer_config(shapes: Shapes, heads: int | None = None, size: int | None = None) -> DiTConfig:
     """The configuration that keys and shapes show; blocks of diffusers are taken to share their embedding.
 
     Args:
@@ -248,7 +248,7 @@ def config_of(shapes: Shapes, heads: int | None = None, size: int | None = None)
     return config if layout == "dit" else replace(config, embedding="sin-cos", mlp_norm_eps=1e-5)
 
 
-def untied(theirs: Mapping[str, Tensor], config: DiTConfig) -> DiTConfig:
+def with_untied_embeddings(theirs: Mapping[str, Tensor], config: DiTConfig) -> DiTConfig:
     """The configuration with embeddings of their own where a diffusers file's blocks hold different ones."""
     for key, tensor in theirs.items():
         if _repeats(key):
@@ -258,12 +258,12 @@ def untied(theirs: Mapping[str, Tensor], config: DiTConfig) -> DiTConfig:
     return config
 
 
-def known_name(shapes: Shapes) -> str:
+def closest_named_config(shapes: Shapes) -> str:
     """The published configuration that a DiT's file is, or is nearest to, in words."""
     layout = layout_of(shapes)
     if layout is None:
         return "no DiT"
-    config = config_of(shapes, heads=1)
+    config = infer_config(shapes, heads=1)
     distance = {
         letter: abs(math.log(config.width / width)) + abs(math.log(config.depth / depth))
         for letter, (depth, width, _) in SIZES.items()
@@ -275,7 +275,7 @@ def known_name(shapes: Shapes) -> str:
     return f"{'' if exact else 'nearest to '}dit-{letter}-{patch}{latents}"
 
 
-def compare(shapes: Shapes, config: DiTConfig) -> Report:
+def compare(shapes: Shapes, config: DiTConfig) -> DiTKeyReport:
     """Which tensors of a file fit a configuration; the table of labels may have any number of rows.
 
     Raises:
@@ -286,7 +286,7 @@ def compare(shapes: Shapes, config: DiTConfig) -> Report:
         raise WeightsError("not a DiT, by its keys: neither the published layout nor diffusers' transformer")
     tables = {key: shape for key, shape in shapes.items() if key.endswith("embedding_table.weight")}
     rows = next(iter(tables.values()))[0] if tables else 1
-    wanted = {key: tuple(tensor.shape) for key, tensor in theirs_on_meta(config, layout, rows).items()}
+    wanted = {key: tuple(tensor.shape) for key, tensor in published_shapes(config, layout, rows).items()}
     matched, different = [], []
     for key, shape in wanted.items():
         if key in shapes:
@@ -295,12 +295,12 @@ def compare(shapes: Shapes, config: DiTConfig) -> Report:
             different += [f"{key}: {given} in the file, {shape} in the network"] if given != shape else []
     missing = tuple(key for key in wanted if key not in shapes)
     extra = tuple(key for key in shapes if key not in wanted)
-    return Report(layout, tuple(matched), missing, extra, tuple(different))
+    return DiTKeyReport(layout, tuple(matched), missing, extra, tuple(different))
 
 
-def mismatch(theirs: Mapping[str, Tensor], config: DiTConfig, report: Report) -> str:
+def explain_mismatch(theirs: Mapping[str, Tensor], config: DiTConfig, report: DiTKeyReport) -> str:
     """What a file of another shape is, and where it first differs."""
-    is_a = known_name({key: tensor.shape for key, tensor in theirs.items()})
+    is_a = closest_named_config({key: tensor.shape for key, tensor in theirs.items()})
     wanted = config.name or f"one of {config.depth} blocks of width {config.width} with patch {config.patch}"
     return (
         f"the file is a DiT, {is_a}; the network is {wanted} for latents of {config.size}: {report.text()}; "

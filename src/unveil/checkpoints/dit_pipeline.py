@@ -19,8 +19,8 @@ from torch import Tensor
 
 from unveil.checkpoints import dit
 from unveil.checkpoints.hf_files import read_json, read_weights
-from unveil.checkpoints.overrides import Said, in_float, shapes_of
-from unveil.checkpoints.scheduler import Scheduler, process_settings, read_scheduler, scheduler_of
+from unveil.checkpoints.overrides import ModelOverrides, in_float, shapes_of
+from unveil.checkpoints.scheduler import SchedulerConfig, process_settings, read_scheduler, scheduler_of
 from unveil.conditioning.class_label import Label
 from unveil.io.files import sha256
 from unveil.io.safetensors_io import write_tensors
@@ -28,7 +28,7 @@ from unveil.model import Model, build
 from unveil.model.config import ModelConfig, validate
 from unveil.nn.dit import DiT
 from unveil.nn.dit_config import DiTConfig
-from unveil.nn.meta_device import weightless
+from unveil.nn.meta_device import meta_device
 from unveil.types import RecipeError, WeightsError
 
 WEIGHTS = "diffusion_pytorch_model"
@@ -53,22 +53,22 @@ SAYABLE = {"heads", "classes", "size"}
 
 
 DDPM_PROCESS = {"kind": "discrete-vp", "betas": "linear", "steps": 1000}
-PUBLISHED = Scheduler(DDPM_PROCESS, "eps", PUBLISHED_SAMPLE)
+PUBLISHED = SchedulerConfig(DDPM_PROCESS, "eps", PUBLISHED_SAMPLE)
 
 
 # -- files of tensors ---------------------------------------------------------------------------------------------
 
 
-def model_of(theirs: Mapping[str, Tensor], said: Said | None = None) -> Model:
+def model_of(theirs: Mapping[str, Tensor], said: ModelOverrides | None = None) -> Model:
     """The model of a state dict of either layout, in evaluation mode; tensors of another type become float32.
 
     Raises:
         WeightsError: no DiT, something was not said that keys do not show, or something that they do.
     """
-    said = said or Said()
+    said = said or ModelOverrides()
     said.only(SAYABLE, "files of DiT")
-    config = dit.config_of(shapes_of(theirs), said.heads, said.size)
-    return _model(theirs, dit.untied(theirs, config), PUBLISHED, said.classes)
+    config = dit.infer_config(shapes_of(theirs), said.heads, said.size)
+    return _model(theirs, dit.with_untied_embeddings(theirs, config), PUBLISHED, said.classes)
 
 
 def fill(model: Model, theirs: Mapping[str, Tensor]) -> None:
@@ -110,7 +110,7 @@ def _parts(model: Model) -> tuple[DiT, Label]:
 def _model(
     theirs: Mapping[str, Tensor],
     config: DiTConfig,
-    scheduler: Scheduler,
+    scheduler: SchedulerConfig,
     classes: int | None,
     names: tuple[str, ...] | None = None,
 ) -> Model:
@@ -138,7 +138,7 @@ def _model(
         "sample": sample,
     }
     described = validate(ModelConfig, plain, "the file")
-    with weightless():  # nothing is drawn that the file replaces
+    with meta_device():  # nothing is drawn that the file replaces
         model = build(described)
     model.denoiser.network.load_state_dict(in_float(parts.network), assign=True)
     model.conditioners["label"].load_state_dict(in_float(parts.label), assign=True)
@@ -170,8 +170,8 @@ def read_folder(path: Path) -> Model:
         if said.get(name, value) != value:
             raise WeightsError(f"{place / 'config.json'}: {name} = {said[name]!r}: only {value!r} is supported")
     theirs = read_weights(place, WEIGHTS, pickled=f"{WEIGHTS}.bin")
-    config = dit.config_of(shapes_of(theirs), int(said["num_attention_heads"]), int(said["sample_size"]))
-    config = dit.untied(theirs, replace(config, mlp_norm_eps=float(said.get("norm_eps", 1e-5))))
+    config = dit.infer_config(shapes_of(theirs), int(said["num_attention_heads"]), int(said["sample_size"]))
+    config = dit.with_untied_embeddings(theirs, replace(config, mlp_norm_eps=float(said.get("norm_eps", 1e-5))))
     scheduler = _scheduler(path / "scheduler" / "scheduler_config.json")
     classes = int(said.get("num_embeds_ada_norm", 1000))
     return _model(theirs, config, scheduler, classes, _names(path / "model_index.json", classes))
@@ -244,7 +244,7 @@ def _transformer(path: Path) -> Path | None:
     return next((place for place in (path / "transformer", path) if (place / "config.json").is_file()), None)
 
 
-def _scheduler(path: Path) -> Scheduler:
+def _scheduler(path: Path) -> SchedulerConfig:
     """Process, prediction and sampling of a scheduler's settings; without the file those of the published model."""
     read = read_scheduler(path) if path.is_file() else scheduler_of({"clip_sample": False}, path)
     return replace(read, sample={**read.sample, "steps": 50, "guidance": {"scale": 4.0}})

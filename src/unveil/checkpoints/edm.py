@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from unveil.checkpoints.key_mapping import Names, Published, below, to_ours, to_theirs
+from unveil.checkpoints.key_mapping import Names, SourceKeys, layer_keys, to_ours, to_theirs
 from unveil.core import preconditioning
 from unveil.core.preconditioning import Preconditioning
-from unveil.nn.edm_blocks import Block
+from unveil.nn.edm_blocks import EDMBlock
 from unveil.nn.edm_unet import DhariwalUNet, DhariwalUNetConfig, SongUNet, SongUNetConfig
-from unveil.nn.meta_device import weightless
-from unveil.types import RecipeError, WeightsError, nearest
+from unveil.nn.meta_device import meta_device
+from unveil.types import RecipeError, WeightsError, did_you_mean
 
 Config = SongUNetConfig | DhariwalUNetConfig
 
@@ -30,7 +30,7 @@ PREFIX, FILTER = "model.", ".resample_filter"
 LABEL, LABEL_BIAS, OUR_LABEL = "map_label.weight", "map_label.bias", "table.weight"
 
 
-class Parts(NamedTuple):
+class EDMWeights(NamedTuple):
     """What a published file holds: the network's state dict and, with classes, the label conditioner's.
 
     SongUNet's table has one row more than classes: the last is that of no label, for a conditioner with drop > 0.
@@ -86,19 +86,19 @@ def names(config: Config, size: int) -> Names:
     found: Names = {}
     for ours, theirs in places(config, size).items():
         module = modules[ours]
-        if not isinstance(module, Block):
-            found |= {f"{ours}.{kind}": Published((f"{theirs}.{kind}",)) for kind in ("weight", "bias")}
+        if not isinstance(module, EDMBlock):
+            found |= {f"{ours}.{kind}": SourceKeys((f"{theirs}.{kind}",)) for kind in ("weight", "bias")}
             continue
-        found |= below(ours, theirs, BLOCK | ({} if isinstance(module.skip, nn.Identity) else {"skip": "skip"}))
+        found |= layer_keys(ours, theirs, BLOCK | ({} if isinstance(module.skip, nn.Identity) else {"skip": "skip"}))
         if module.attention is not None:
-            found |= below(f"{ours}.attention", theirs, {"norm": "norm2"})
+            found |= layer_keys(f"{ours}.attention", theirs, {"norm": "norm2"})
             for our, their in {"qkv": "qkv", "out": "proj"}.items():
-                found[f"{ours}.attention.{our}.weight"] = Published((f"{theirs}.{their}.weight",), ones=2)
-                found[f"{ours}.attention.{our}.bias"] = Published((f"{theirs}.{their}.bias",))
+                found[f"{ours}.attention.{our}.weight"] = SourceKeys((f"{theirs}.{their}.weight",), ones=2)
+                found[f"{ours}.attention.{our}.bias"] = SourceKeys((f"{theirs}.{their}.bias",))
     if isinstance(config, SongUNetConfig) and config.embedding == "fourier":
-        found["frequencies"] = Published(("map_noise.freqs",))
+        found["frequencies"] = SourceKeys(("map_noise.freqs",))
     if config.augment_dim:
-        found["augment.weight"] = Published(("map_augment.weight",))
+        found["augment.weight"] = SourceKeys(("map_augment.weight",))
     return found
 
 
@@ -119,7 +119,7 @@ def filters(config: Config, size: int) -> dict[str, Tensor]:
     return {key + FILTER: kernel.clone() for key in found}
 
 
-def load(theirs: Mapping[str, Tensor], config: Config) -> Parts:
+def load(theirs: Mapping[str, Tensor], config: Config) -> EDMWeights:
     """Our state dicts of a published one, inside a preconditioning class or not.
 
     Raises:
@@ -140,7 +140,7 @@ def load(theirs: Mapping[str, Tensor], config: Config) -> Parts:
     for key, heads in _attention(network):
         # published rows stand as (head, channel, query-key-value), ours as (query-key-value, head, channel)
         ours[key] = ours[key].unflatten(0, (heads, -1, 3)).movedim(2, 0).flatten(0, 2)
-    return Parts(ours, _label(theirs))
+    return EDMWeights(ours, _label(theirs))
 
 
 def dump(
@@ -169,7 +169,7 @@ def dump(
 
 def on_meta(config: Config) -> SongUNet | DhariwalUNet:
     """The network without memory."""
-    with weightless():
+    with meta_device():
         return SongUNet(config) if isinstance(config, SongUNetConfig) else DhariwalUNet(config)
 
 
@@ -186,7 +186,7 @@ def _label(theirs: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
 
 def _attention(network: nn.Module) -> list[tuple[str, int]]:
     """The keys of joint projections, and their heads."""
-    blocks = [(name, module) for name, module in network.named_modules() if isinstance(module, Block)]
+    blocks = [(name, module) for name, module in network.named_modules() if isinstance(module, EDMBlock)]
     return [
         (f"{name}.attention.qkv.{kind}", module.attention.heads)
         for name, module in blocks
@@ -242,11 +242,13 @@ def from_arguments(kind: str, arguments: Mapping[str, Any]) -> Config:
         RecipeError: another class, or an argument that it does not have.
     """
     if kind not in DEFAULTS:
-        raise RecipeError(f"{kind!r}: must be one of {', '.join(DEFAULTS)}{nearest(kind, list(DEFAULTS))}")
+        raise RecipeError(f"{kind!r}: must be one of {', '.join(DEFAULTS)}{did_you_mean(kind, list(DEFAULTS))}")
     known = SONG_ARGUMENTS if kind == "SongUNet" else ARGUMENTS
     for name in arguments:
         if name not in known and name not in WITHOUT_EFFECT:
-            raise RecipeError(f"argument {name!r} is not one of {kind}'s{nearest(name, [*known, *WITHOUT_EFFECT])}")
+            raise RecipeError(
+                f"argument {name!r} is not one of {kind}'s{did_you_mean(name, [*known, *WITHOUT_EFFECT])}"
+            )
     given = {known[name]: value for name, value in arguments.items() if name in known}
     settings = {name: value for name, value in DEFAULTS[kind].items() if name != "attn_resolutions"} | given
     config = (SongUNetConfig if kind == "SongUNet" else DhariwalUNetConfig)(**settings, attention=())
@@ -262,7 +264,7 @@ def from_shell(kind: str, arguments: Mapping[str, Any]) -> tuple[Preconditioning
         RecipeError: another class, or an argument that neither it nor its network has.
     """
     if kind not in SHELLS:
-        raise RecipeError(f"{kind!r}: must be one of {', '.join(SHELLS)}{nearest(kind, SHELLS)}")
+        raise RecipeError(f"{kind!r}: must be one of {', '.join(SHELLS)}{did_you_mean(kind, SHELLS)}")
     rest = {name: value for name, value in arguments.items() if name not in ("use_fp16", "sigma_min", "sigma_max")}
     channels = rest.pop("img_channels")
     network = rest.pop("model_type", "SongUNet" if kind in ("VPPrecond", "VEPrecond") else "DhariwalUNet")
@@ -270,20 +272,20 @@ def from_shell(kind: str, arguments: Mapping[str, Any]) -> tuple[Preconditioning
         case "VPPrecond":
             rest.pop("epsilon_t", None)
             low, rise = rest.pop("beta_min", 0.1), rest.pop("beta_d", 19.9)
-            shell: Preconditioning = preconditioning.VP(low, low + rise, rest.pop("M", 1000))
+            shell: Preconditioning = preconditioning.VPPreconditioning(low, low + rise, rest.pop("M", 1000))
         case "VEPrecond":
-            shell = preconditioning.VE()
+            shell = preconditioning.VEPreconditioning()
         case "iDDPMPrecond":
             if (rest.pop("C_1", 0.001), rest.pop("C_2", 0.008)) != (0.001, 0.008):
                 raise RecipeError("C_1 and C_2: only the cosine table of 0.001 and 0.008 is supported")
-            shell = preconditioning.IDDPM(rest.pop("M", 1000))
+            shell = preconditioning.IDDPMPreconditioning(rest.pop("M", 1000))
         case _:
-            shell = preconditioning.EDM(rest.pop("sigma_data", 0.5))
+            shell = preconditioning.EDMPreconditioning(rest.pop("sigma_data", 0.5))
     out = 2 * channels if kind == "iDDPMPrecond" else channels
     return shell, from_arguments(network, rest | {"in_channels": channels, "out_channels": out})
 
 
-def config_from_keys(shapes: Mapping[str, Sequence[int]]) -> Config:
+def infer_config(shapes: Mapping[str, Sequence[int]]) -> Config:
     """The configuration that a published state dict shows; a filter of four taps is taken for (1, 3, 3, 1).
 
     Args:

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 
 from unveil.checkpoints import edm, score_sde
-from unveil.checkpoints.overrides import Said, Shapes, in_float, shapes_of
+from unveil.checkpoints.overrides import ModelOverrides, Shapes, in_float, shapes_of
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig, validate
 from unveil.model.config.model import DhariwalUNetSection, SongUNetSection
 from unveil.nn.edm_unet import SongUNet, SongUNetConfig
-from unveil.nn.meta_device import weightless
+from unveil.nn.meta_device import meta_device
 from unveil.types import WeightsError
 
 
-class Origin(NamedTuple):
+class ReleaseDefaults(NamedTuple):
     """What a family's files leave out: process and prediction as in a recipe, and how their authors sample them."""
 
     process: Mapping[str, Any]
@@ -52,13 +52,13 @@ NCSNPP = {"embedding": "fourier", "noise_multiplier": 2, "encoder": "residual", 
 PC = {"sampler": "pc-reverse-diffusion", "steps": 1000, "grid": "exponential", "options": {"snr": 0.16}, "clip": "none"}
 # Score SDE's networks for CIFAR-10: what differs from DDPM++, and what the files leave out. Those of the sub-VP SDE
 # have the keys of DDPM++. Their sigmas are of pictures in [0, 1]; ours lie in [-1, 1].
-VP = Origin(
+VP = ReleaseDefaults(
     {"kind": "linear-vp", "index_scale": 999.0},
     "eps",
     {"sampler": "euler-maruyama", "steps": 1000, "grid": "uniform", "clip": "none"},
 )
-VE = Origin({"kind": "ve", "sigma_min": 0.02, "sigma_max": 100.0}, {"kind": "ve"}, PC)
-SCORE_SDE: dict[str, tuple[dict[str, Any], Origin]] = {
+VE = ReleaseDefaults({"kind": "ve", "sigma_min": 0.02, "sigma_max": 100.0}, {"kind": "ve"}, PC)
+SCORE_SDE: dict[str, tuple[dict[str, Any], ReleaseDefaults]] = {
     "cifar10_ddpmpp_continuous": ({"blocks": 4, "filter": None}, VP),
     "cifar10_ddpmpp_deep_continuous": ({"blocks": 8, "filter": None}, VP),
     "cifar10_ncsnpp_continuous": ({"blocks": 4, **NCSNPP}, VE),
@@ -67,7 +67,7 @@ SCORE_SDE: dict[str, tuple[dict[str, Any], Origin]] = {
 SAYABLE = {"process", "prediction"}
 
 
-def reader_of(shapes: Shapes) -> Callable[[Mapping[str, Tensor], Said], Model] | None:
+def reader_of(shapes: Shapes) -> Callable[[Mapping[str, Tensor], ModelOverrides], Model] | None:
     """What makes a model of a state dict with these keys; None where they are of neither family."""
     if any("all_modules." in key for key in shapes):
         return _score_sde
@@ -79,8 +79,8 @@ def reader_of(shapes: Shapes) -> Callable[[Mapping[str, Tensor], Said], Model] |
 # -- EDM ----------------------------------------------------------------------------------------------------------
 
 
-def _edm(theirs: Mapping[str, Tensor], said: Said) -> Model:
-    network = edm.config_from_keys(shapes_of(theirs))
+def _edm(theirs: Mapping[str, Tensor], said: ModelOverrides) -> Model:
+    network = edm.infer_config(shapes_of(theirs))
     size, parts = edm.size_of(theirs), edm.load(theirs, network)
     label = None
     if parts.label is not None:
@@ -90,7 +90,7 @@ def _edm(theirs: Mapping[str, Tensor], said: Said) -> Model:
     return _model(network, size, edm_origin(network, size), parts.network, said, label)
 
 
-def edm_origin(network: edm.Config, size: int) -> Origin:
+def edm_origin(network: edm.Config, size: int) -> ReleaseDefaults:
     """How a released network with this configuration was trained, and is sampled."""
     doubled = network.out_channels == 2 * network.in_channels
     if isinstance(network, SongUNetConfig):
@@ -101,13 +101,13 @@ def edm_origin(network: edm.Config, size: int) -> Origin:
         kind = "iddpm" if doubled else "edm"
         sample = {"steps": IMAGENET_STEPS, "options": CHURN | {"s_churn": OTHERS_CHURN if doubled else OWN_CHURN}}
     sample |= {"sampler": "heun", "grid": "karras", "clip": "none"}
-    return Origin({"kind": "edm", **ENDS[kind]}, {"kind": kind}, sample)
+    return ReleaseDefaults({"kind": "edm", **ENDS[kind]}, {"kind": kind}, sample)
 
 
 # -- score SDE ----------------------------------------------------------------------------------------------------
 
 
-def _score_sde(theirs: Mapping[str, Tensor], said: Said) -> Model:
+def _score_sde(theirs: Mapping[str, Tensor], said: ModelOverrides) -> Model:
     bare = {key.removeprefix(score_sde.PREFIX): tensor for key, tensor in theirs.items()}
     given = {key: shape for key, shape in shapes_of(bare).items() if key != "sigmas"}
     name = next((one for one in SCORE_SDE if _score_sde_shapes(one) == given), None)
@@ -132,7 +132,7 @@ def score_sde_network(name: str) -> SongUNetConfig:
 @cache
 def _score_sde_shapes(name: str) -> dict[str, tuple[int, ...]]:
     network = score_sde_network(name)
-    with weightless():
+    with meta_device():
         theirs = score_sde.dump(SongUNet(network).state_dict(), network, torch.empty(0))
     return {
         key.removeprefix(score_sde.PREFIX): tuple(tensor.shape)
@@ -145,7 +145,12 @@ def _score_sde_shapes(name: str) -> dict[str, tuple[int, ...]]:
 
 
 def _model(
-    network: edm.Config, size: int, origin: Origin, state: Mapping[str, Tensor], said: Said, label: Tensor | None
+    network: edm.Config,
+    size: int,
+    origin: ReleaseDefaults,
+    state: Mapping[str, Tensor],
+    said: ModelOverrides,
+    label: Tensor | None,
 ) -> Model:
     """The model in evaluation mode.
 
@@ -154,7 +159,7 @@ def _model(
     """
     said.only(SAYABLE, "files of EDM and score SDE")
     config = model_config(network, size, origin, said, None if label is None else len(label))
-    with weightless():  # nothing is drawn that the file replaces
+    with meta_device():  # nothing is drawn that the file replaces
         model = build(config)
     model.denoiser.network.load_state_dict(in_float(state), assign=True)
     for section in config.condition:
@@ -165,7 +170,9 @@ def _model(
     return model.eval()
 
 
-def model_config(network: edm.Config, size: int, origin: Origin, said: Said, classes: int | None) -> ModelConfig:
+def model_config(
+    network: edm.Config, size: int, origin: ReleaseDefaults, said: ModelOverrides, classes: int | None
+) -> ModelConfig:
     """The configuration of the model of a file; what is said goes before the table."""
     section = SongUNetSection if isinstance(network, SongUNetConfig) else DhariwalUNetSection
     settings = {name: value for name, value in asdict(network).items() if name in section.model_fields}

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from unveil.checkpoints import autoencoder, controlnet, ldm_unet
-from unveil.checkpoints.key_mapping import some
+from unveil.checkpoints.key_mapping import abbreviate
 from unveil.checkpoints.lora_formats import naming_of
 from unveil.model.model_folder import STEERS, WHOLE_PART
 
@@ -18,7 +18,7 @@ FOLDER = "give the folder that diffusers writes, which is read through its own n
 CLIPS = "put it into transformer/ of a folder of diffusers, whose settings, autoencoder and text encoder it needs"
 
 
-class Layout(NamedTuple):
+class FileFormat(NamedTuple):
     """A layout of files.
 
     Attributes:
@@ -39,71 +39,71 @@ _ADM = {"its time embedding": "time_embed.0.weight", "its first convolution": "i
 _WHOLE = {"the U-Net": f"{_UNET}input_blocks.0.0.weight", "the autoencoder": autoencoder.PREFIX}
 _HINT, _ZERO = "the network of the hint", "zero convolutions"
 LAYOUTS = (
-    Layout("a LoRA", "LoRA", {}, "give it beside the model that it is for: unveil sample MODEL --lora FILE"),
-    Layout("a ControlNet", "ControlNet", {_HINT: "input_hint_block.", _ZERO: "zero_convs."}, STEERS),
-    Layout(
+    FileFormat("a LoRA", "LoRA", {}, "give it beside the model that it is for: unveil sample MODEL --lora FILE"),
+    FileFormat("a ControlNet", "ControlNet", {_HINT: "input_hint_block.", _ZERO: "zero_convs."}, STEERS),
+    FileFormat(
         "a ControlNet",
         "ControlNet",
         {_HINT: f"{controlnet.PREFIX}input_hint_block.", _ZERO: f"{controlnet.PREFIX}zero_convs."},
         STEERS,
     ),
-    Layout(
+    FileFormat(
         "a ControlNet of diffusers",
         "ControlNet",
         {_HINT: "controlnet_cond_embedding.", _ZERO: "controlnet_down_blocks."},
         STEERS,
     ),
-    Layout(
+    FileFormat(
         "Stable Diffusion XL in one file", "model", {**_WHOLE, "the text encoders": "conditioner.embedders."}, FOLDER
     ),
-    Layout("Stable Diffusion 3 in one file", "model", {"blocks": f"{_UNET}joint_blocks."}, FOLDER),
-    Layout("HunyuanVideo's network", "model", {"its text": "txt_in.individual_token_refiner."}, CLIPS),
-    Layout("FLUX in one file", "model", {"blocks": "double_blocks.", "more blocks": "single_blocks."}, FOLDER),
-    Layout("Wan's network", "model", {"blocks": "blocks.0.self_attn.", "its head": "head.modulation"}, CLIPS),
-    Layout("LTX-Video in one file", "model", {"its first layer": "model.diffusion_model.patchify_proj.weight"}, CLIPS),
-    Layout(
+    FileFormat("Stable Diffusion 3 in one file", "model", {"blocks": f"{_UNET}joint_blocks."}, FOLDER),
+    FileFormat("HunyuanVideo's network", "model", {"its text": "txt_in.individual_token_refiner."}, CLIPS),
+    FileFormat("FLUX in one file", "model", {"blocks": "double_blocks.", "more blocks": "single_blocks."}, FOLDER),
+    FileFormat("Wan's network", "model", {"blocks": "blocks.0.self_attn.", "its head": "head.modulation"}, CLIPS),
+    FileFormat("LTX-Video in one file", "model", {"its first layer": "model.diffusion_model.patchify_proj.weight"}, CLIPS),
+    FileFormat(
         "CogVideoX's network in SAT's layout",
         "model",
         {"blocks": "model.diffusion_model.transformer.layers.0.attention.query_key_value."},
         FOLDER,
     ),
-    Layout(
+    FileFormat(
         "Stable Diffusion 1 in one file", "model", {**_WHOLE, "the text encoder": "cond_stage_model.transformer."}
     ),
-    Layout("Stable Diffusion 2 in one file", "model", {**_WHOLE, "the text encoder": "cond_stage_model.model."}),
-    Layout("a latent diffusion model in one file", "model", _WHOLE),
-    Layout("a U-Net of latent diffusion", "model", {**_ADM, "text": "middle_block.1.transformer_blocks."}, WHOLE_PART),
-    Layout("a U-Net of Improved DDPM or ADM", "model", _ADM),
-    Layout("a latent-diffusion or Stable Diffusion checkpoint", "model", {"a U-Net": f"{_UNET}time_embed."}),
-    Layout(
+    FileFormat("Stable Diffusion 2 in one file", "model", {**_WHOLE, "the text encoder": "cond_stage_model.model."}),
+    FileFormat("a latent diffusion model in one file", "model", _WHOLE),
+    FileFormat("a U-Net of latent diffusion", "model", {**_ADM, "text": "middle_block.1.transformer_blocks."}, WHOLE_PART),
+    FileFormat("a U-Net of Improved DDPM or ADM", "model", _ADM),
+    FileFormat("a latent-diffusion or Stable Diffusion checkpoint", "model", {"a U-Net": f"{_UNET}time_embed."}),
+    FileFormat(
         "a U-Net of diffusers",
         "model",
         {"its time embedding": "time_embedding.linear_1.weight", "its first convolution": "conv_in.weight"},
         WHOLE_PART,
     ),
-    Layout(
+    FileFormat(
         "DDPM's U-Net",
         "model",
         {"its time embedding": "temb.dense.0.weight", "its first convolution": "conv_in.weight"},
         "give its recipe: unveil convert FILE OUT --layout ddpm --recipe NAME",
     ),
-    Layout(
+    FileFormat(
         "an autoencoder of latent diffusion",
         "autoencoder",
         {"the encoder": "encoder.mid.block_1.conv1.weight", "the decoder": "decoder.conv_in.weight"},
         "an autoencoder, which makes no pictures by itself; checkpoints.diffusers_autoencoder.read(path) opens it",
     ),
-    Layout(
+    FileFormat(
         "an autoencoder of diffusers",
         "autoencoder",
         {"the encoder": "encoder.mid_block.resnets.0.conv1.weight", "the decoder": "decoder.conv_in.weight"},
         "an autoencoder, which makes no pictures by itself; checkpoints.diffusers_autoencoder.read(path) opens it",
     ),
-    Layout("a DiT", "model", {"patches": "x_embedder.proj.weight", "its time embedding": "t_embedder.mlp.0.weight"}),
-    Layout("a DiT of diffusers", "model", {"patches": "pos_embed.proj.weight", "blocks": "transformer_blocks.0."}),
-    Layout("EDM's network", "model", {"its time embedding": "model.map_layer0.weight", "its encoder": "model.enc."}),
-    Layout("score SDE's network", "model", {"its layers": "module.all_modules.0."}),
-    Layout(
+    FileFormat("a DiT", "model", {"patches": "x_embedder.proj.weight", "its time embedding": "t_embedder.mlp.0.weight"}),
+    FileFormat("a DiT of diffusers", "model", {"patches": "pos_embed.proj.weight", "blocks": "transformer_blocks.0."}),
+    FileFormat("EDM's network", "model", {"its time embedding": "model.map_layer0.weight", "its encoder": "model.enc."}),
+    FileFormat("score SDE's network", "model", {"its layers": "module.all_modules.0."}),
+    FileFormat(
         "a text encoder of transformers",
         "text encoder",
         {"its table": "text_model.embeddings.token_embedding.weight", "its blocks": "text_model.encoder.layers.0."},
@@ -113,16 +113,16 @@ LAYOUTS = (
 LORA = LAYOUTS[0]
 
 
-def recognised(keys: Mapping[str, Any]) -> Layout | None:
+def detect_format(keys: Mapping[str, Any]) -> FileFormat | None:
     """The layout that a file has, by its keys; None: none that is known."""
     if naming_of(keys) is not None:
         return LORA
     return next((one for one in LAYOUTS if one is not LORA and all(_has(keys, s) for s in one.signs.values())), None)
 
 
-def unknown(keys: Mapping[str, Any]) -> str:
+def explain_unknown_format(keys: Mapping[str, Any]) -> str:
     """What to say of a file without a known layout: what it comes closest to, and what it lacks of that."""
-    shown = some(sorted(keys), 3)
+    shown = abbreviate(sorted(keys), 3)
     near = max(LAYOUTS[1:], key=lambda one: _resemblance(keys, one))
     if not any(_resemblance(keys, near)):
         known = ", ".join(dict.fromkeys(one.what for one in LAYOUTS))
@@ -141,7 +141,7 @@ def _written(sign: str) -> str:
     return f"{sign}*" if sign.endswith(".") else sign
 
 
-def _resemblance(keys: Iterable[str], layout: Layout) -> tuple[int, float]:
+def _resemblance(keys: Iterable[str], layout: FileFormat) -> tuple[int, float]:
     """How many of the signs there are, and in [0, 1] how much of all: of each the words that some key begins with."""
     signs = layout.signs.values()
     whole = sum(_has(keys, sign) for sign in signs)

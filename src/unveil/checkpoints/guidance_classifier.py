@@ -21,7 +21,7 @@ from unveil.model.config.base import Section
 from unveil.model.config.model import ProcessSection
 from unveil.model.config.parsing import read_yaml, validate
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
-from unveil.types import Level, WeightsError, like
+from unveil.types import NoiseLevel, WeightsError, like
 
 
 class _Levels(Section):
@@ -31,7 +31,7 @@ class _Levels(Section):
 
 
 @dataclass(frozen=True)
-class Guide:
+class GuidanceClassifier:
     """A noisy classifier and the process whose levels it knows: (x, level) -> logits (B, classes).
 
     A level of another process is read at the same ratio of signal to noise, with x scaled to fit.
@@ -43,7 +43,7 @@ class Guide:
     name: str = "unnamed"
     sha256: str = ""
 
-    def __call__(self, x: Tensor, level: Level) -> Tensor:
+    def __call__(self, x: Tensor, level: NoiseLevel) -> Tensor:
         """The logits; differentiable in x. The level is floats, or the same for all samples."""
         ratio = torch.as_tensor(level.half_log_snr, dtype=torch.float64).flatten()[0].item()
         known = self.process.at(self.process.t_of(ratio))
@@ -51,7 +51,7 @@ class Guide:
         return self.network(x * like(known.alpha / level.alpha, x), index)
 
 
-def load_guide(path: str | Path, process: Process, said: Mapping[str, Any] | None = None) -> Guide:
+def load_guide(path: str | Path, process: Process, said: Mapping[str, Any] | None = None) -> GuidanceClassifier:
     """The noisy classifier of a card, of the folder that holds it, or of a published file of tensors.
 
     Args:
@@ -68,12 +68,12 @@ def load_guide(path: str | Path, process: Process, said: Mapping[str, Any] | Non
     if cards:
         return _own(cards[0])
     network = openai_models.classifier_of(
-        safetensors_io.read_state(given), validate(openai_models.Said, dict(said or {}), "classifier")
+        safetensors_io.read_state(given), validate(openai_models.ModelOverrides, dict(said or {}), "classifier")
     )
-    return Guide(network, process, given.name, sha256(given))
+    return GuidanceClassifier(network, process, given.name, sha256(given))
 
 
-def _own(card: Path) -> Guide:
+def _own(card: Path) -> GuidanceClassifier:
     try:
         facts: dict[str, Any] = read_yaml(card.read_text("utf-8"), str(card))
         network = dict(facts["network"])
@@ -89,4 +89,4 @@ def _own(card: Path) -> Guide:
         raise WeightsError(f"{weights}: sha256 {found[:12]}... is not {facts['sha256'][:12]}... of its card; damaged")
     classifier = NoisyClassifier(config).eval().requires_grad_(False)
     classifier.load_state_dict({key: tensor.float() for key, tensor in state.items()})
-    return Guide(classifier, levels.process.build(), str(facts["name"]), found)
+    return GuidanceClassifier(classifier, levels.process.build(), str(facts["name"]), found)

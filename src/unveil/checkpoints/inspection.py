@@ -10,7 +10,7 @@ from unveil.io.safetensors_io import read_header
 from unveil.model import checkpoint_store
 from unveil.model.base_model import base_of
 from unveil.model.config import read_yaml
-from unveil.model.model_folder import find, summary
+from unveil.model.model_folder import resolve_checkpoint, summary
 from unveil.types import ADDITIONS
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def inspect(path: Path | str) -> dict[str, Any]:
         headers = {path.name: read_header(path)}
         facts["what"] = _what(headers[path.name])
     else:
-        folder = find(path)
+        folder = resolve_checkpoint(path)
         manifest = checkpoint_store.read_manifest(folder)
         names = [name for name in manifest.files if name.endswith(".safetensors")]
         headers = {name: read_header(folder / name) for name in names}
@@ -49,7 +49,7 @@ def inspect(path: Path | str) -> dict[str, Any]:
 
 
 def _what(header: Header) -> str:
-    found = formats.recognised(header.tensors)
+    found = formats.detect_format(header.tensors)
     if found is not None:
         return found.what
     if header.metadata.get("made_by") == "unveil":

@@ -11,7 +11,7 @@ from torch import Tensor
 from unveil.types import WeightsError
 
 
-class Published(NamedTuple):
+class SourceKeys(NamedTuple):
     """The published keys of one of our tensors; several are stacked along the first axis.
 
     `ones` trailing axes of size 1 are theirs alone (a linear layer stored as a convolution).
@@ -22,23 +22,23 @@ class Published(NamedTuple):
 
 
 # Our key -> theirs
-Names = dict[str, Published]
+Names = dict[str, SourceKeys]
 
 
-def below(ours: str, theirs: str, layers: Mapping[str, str]) -> Names:
+def layer_keys(ours: str, theirs: str, layers: Mapping[str, str]) -> Names:
     """Names of the weights and biases of the layers of one block, given the block's two prefixes."""
     found: Names = {}
     for our, their in layers.items():
-        found |= below_one(f"{ours}.{our}", f"{theirs}.{their}")
+        found |= layer_key(f"{ours}.{our}", f"{theirs}.{their}")
     return found
 
 
-def below_one(ours: str, theirs: str) -> Names:
+def layer_key(ours: str, theirs: str) -> Names:
     """Names of the weight and bias of one layer."""
-    return {f"{ours}.{kind}": Published((f"{theirs}.{kind}",)) for kind in ("weight", "bias")}
+    return {f"{ours}.{kind}": SourceKeys((f"{theirs}.{kind}",)) for kind in ("weight", "bias")}
 
 
-def stacked(names: Names) -> list[str]:
+def fused_keys(names: Names) -> list[str]:
     """The published keys of which several make one of our tensors, so that they are copied and not kept."""
     return [key for published in names.values() if len(published.keys) > 1 for key in published.keys]
 
@@ -66,7 +66,7 @@ def to_ours(theirs: Mapping[str, Tensor], names: Names, shapes: Mapping[str, Seq
         else:
             ours[key] = tensor.reshape(tuple(shapes[key]))
     if wrong:
-        raise WeightsError("tensors of another shape: " + some(wrong))
+        raise WeightsError("tensors of another shape: " + abbreviate(wrong))
     return ours
 
 
@@ -89,14 +89,14 @@ def check_keys(found: Iterable[str], wanted: Iterable[str]) -> None:
     found, wanted = set(found), set(wanted)
     faults = []
     if missing := sorted(wanted - found):
-        faults.append("missing keys: " + some(missing))
+        faults.append("missing keys: " + abbreviate(missing))
     if extra := sorted(found - wanted):
-        faults.append("extra keys: " + some(extra))
+        faults.append("extra keys: " + abbreviate(extra))
     if faults:
         raise WeightsError("; ".join(faults) + "; check that the configuration is that of the checkpoint")
 
 
-def some(lines: Sequence[str], limit: int = 8) -> str:
+def abbreviate(lines: Sequence[str], limit: int = 8) -> str:
     """The first few of them and how many there are."""
     rest = f" and {len(lines) - limit} more" if len(lines) > limit else ""
     return f"{len(lines)} ({', '.join(lines[:limit])}{rest})"

@@ -48,13 +48,13 @@ HEADS: dict[tuple[int | None, int], dict[str, int]] = {
 }
 
 
-def plain(theirs: Mapping[str, T], prefix: str = PREFIX) -> dict[str, T]:
+def strip_prefix(theirs: Mapping[str, T], prefix: str = PREFIX) -> dict[str, T]:
     """One part's keys without the prefix that they have in a file of all parts; other parts' keys are left out."""
     inside = {key.removeprefix(prefix): value for key, value in theirs.items() if key.startswith(prefix)}
     return inside or dict(theirs)
 
 
-def prefixed(theirs: Mapping[str, T], prefix: str = PREFIX) -> dict[str, T]:
+def add_prefix(theirs: Mapping[str, T], prefix: str = PREFIX) -> dict[str, T]:
     """The same keys as a file of all parts has them."""
     return {prefix + key: value for key, value in theirs.items()}
 
@@ -64,13 +64,13 @@ def ema_key(key: str) -> str:
     return EMA + key.removeprefix("model.").replace(".", "")
 
 
-def load(theirs: Mapping[str, Tensor], config: UNetConfig) -> openai.Parts:
+def load(theirs: Mapping[str, Tensor], config: UNetConfig) -> openai.OpenAIWeights:
     """Our state dicts of a published one, with or without its prefix; tensors are not copied.
 
     Raises:
         WeightsError: missing or extra keys, or tensors of another shape.
     """
-    return openai.load(plain(theirs), config)
+    return openai.load(strip_prefix(theirs), config)
 
 
 def dump(
@@ -134,14 +134,14 @@ def _one_width(given: int | Sequence[int] | None) -> int:
     return int(widths.pop() or 0)
 
 
-def concatenated(config: UNetConfig, channels: int) -> UNetConfig:
+def with_concat_channels(config: UNetConfig, channels: int) -> UNetConfig:
     """The same network where the last `channels` of its input are a picture given beside x (`condition.channels`)."""
     if not 0 <= channels < config.in_channels:
         raise RecipeError(f"{channels} channels beside x: the network takes {config.in_channels} in all")
     return replace(config, in_channels=config.in_channels - channels, context_channels=channels)
 
 
-def seen(shapes: Mapping[str, Sequence[int]], heads: Mapping[str, int] | None = None) -> UNetConfig:
+def infer_config(shapes: Mapping[str, Sequence[int]], heads: Mapping[str, int] | None = None) -> UNetConfig:
     """The configuration that a U-Net's tensors show, with the heads of released ones.
 
     Channels in beyond those out are taken for a picture concatenated to x.
@@ -153,7 +153,7 @@ def seen(shapes: Mapping[str, Sequence[int]], heads: Mapping[str, int] | None = 
     Raises:
         WeightsError: the keys are not those of such a network, or heads have to be said.
     """
-    config = openai.seen(shapes)
+    config = openai.infer_config(shapes)
     enter, out = shapes["input_blocks.0.0.weight"][1], shapes["out.2.weight"][0]
     config = replace(
         config,

@@ -22,7 +22,7 @@ def load(name_or_path: str | Path, *, dtype: torch.dtype = torch.float32) -> Mod
     Raises:
         WeightsError: there is no such model, or it is damaged, or one that is not known.
     """
-    path = model_dir.place(name_or_path, "checkpoints")
+    path = model_dir.resolve(name_or_path, "checkpoints")
     if path.is_file():
         return openai_models.load(path).lowered(dtype)
     if hf.is_folder(path):

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from unveil.checkpoints import formats
-from unveil.checkpoints.key_mapping import some
-from unveil.checkpoints.lora_formats import DENOISER, Entry, File, Naming, candidates, parse
-from unveil.checkpoints.lora_targets import Part, Site
+from unveil.checkpoints.key_mapping import abbreviate
+from unveil.checkpoints.lora_formats import DENOISER, LoraEntry, Naming, ParsedLora, candidates, parse
+from unveil.checkpoints.lora_targets import LoraNetwork, LoraTarget
 from unveil.io.safetensors_io import read_header, read_state
 from unveil.nn import lora
-from unveil.nn.lora_layer import Addition
+from unveil.nn.lora_layer import LoraDelta
 from unveil.types import ShapeError, WeightsError
 
 ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -31,10 +31,10 @@ BASES = (
 )
 CONTEXTS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
 _log = logging.getLogger(__name__)
-Matched = dict[str, list[Addition]]  # by the role of the part
+Matched = dict[str, list[LoraDelta]]  # by the role of the part
 
 
-class Report(NamedTuple):
+class LoraMatchReport(NamedTuple):
     """Which modules of a file a model has, as they are written there, and one line for each of the others."""
 
     naming: Naming
@@ -43,11 +43,11 @@ class Report(NamedTuple):
 
     def text(self) -> str:
         """One line."""
-        rest = f"; not here: {some(self.unmatched)}" if self.unmatched else ""
+        rest = f"; not here: {abbreviate(self.unmatched)}" if self.unmatched else ""
         return f"{self.naming}: {len(self.matched)} modules matched, {len(self.unmatched)} unmatched{rest}"
 
 
-def read(path: Path) -> File:
+def read(path: Path) -> ParsedLora:
     """A LoRA of a file, or of peft's folder; alpha comes from the file or from adapter_config.json beside it.
 
     Raises:
@@ -55,7 +55,7 @@ def read(path: Path) -> File:
     """
     file = path / ADAPTER if path.is_dir() else path
     tensors = read_state(file)
-    layout = formats.recognised(tensors)
+    layout = formats.detect_format(tensors)
     if layout is not None and layout.kind != "LoRA":
         raise WeightsError(f"{file}: {layout.what}, no LoRA, which adds to a model; give a LoRA's file")
     beside = file.with_name(CONFIG)
@@ -72,7 +72,7 @@ def read(path: Path) -> File:
         raise WeightsError(f"{file}: {problem}") from problem
 
 
-def match(file: File, parts: Mapping[str, Part]) -> tuple[Matched, Report]:
+def match(file: ParsedLora, parts: Mapping[str, LoraNetwork]) -> tuple[Matched, LoraMatchReport]:
     """The additions to a model's parts, and which modules of the file were found.
 
     Raises:
@@ -95,12 +95,12 @@ def match(file: File, parts: Mapping[str, Part]) -> tuple[Matched, Report]:
             unmatched.append(f"{path}: {problem}")
     if not matched:
         raise WeightsError(_another(file, unmatched, parts))
-    return {role: added for role, added in found.items() if added}, Report(
+    return {role: added for role, added in found.items() if added}, LoraMatchReport(
         file.naming, tuple(matched), tuple(unmatched)
     )
 
 
-def attach(parts: Mapping[str, Part], name: str, file: File, weight: float = 1.0) -> Report:
+def attach(parts: Mapping[str, LoraNetwork], name: str, file: ParsedLora, weight: float = 1.0) -> LoraMatchReport:
     """Puts a file's LoRA on a model's parts, and warns of modules that they do not have.
 
     Raises:
@@ -115,13 +115,13 @@ def attach(parts: Mapping[str, Part], name: str, file: File, weight: float = 1.0
     return report
 
 
-def _parts(path: str, parts: Mapping[str, Part]) -> Iterator[tuple[str, Part, str]]:
+def _parts(path: str, parts: Mapping[str, LoraNetwork]) -> Iterator[tuple[str, LoraNetwork, str]]:
     """The parts that may have a path, and the path inside."""
     for role, rest in candidates(path):
         yield from ((name, part, rest) for name, part in parts.items() if role in ("", name))
 
 
-def _addition(entry: Entry, site: Site, part: Part) -> Addition:
+def _addition(entry: LoraEntry, site: LoraTarget, part: LoraNetwork) -> LoraDelta:
     """Our addition of an entry.
 
     Raises:
@@ -135,10 +135,10 @@ def _addition(entry: Entry, site: Site, part: Part) -> Addition:
     if not same or up.ndim < 2 or up.shape[:2].numel() != up.numel() or len(up) != site.rows:
         raise ShapeError(f"adds {(*up.shape[:1], *theirs)}, the layer is {(site.rows, *kernel)}")
     alpha = float(rank if entry.alpha is None else entry.alpha)
-    return Addition(site.layer, down.reshape(rank, *kernel), up.flatten(1), alpha, site.start)
+    return LoraDelta(site.layer, down.reshape(rank, *kernel), up.flatten(1), alpha, site.start)
 
 
-def _named(file: File, parts: Mapping[str, Part]) -> dict[str, str]:
+def _named(file: ParsedLora, parts: Mapping[str, LoraNetwork]) -> dict[str, str]:
     """The paths behind cloneofsimo's numbers; the order of modules is the first in which every shape fits."""
     if file.naming != "cloneofsimo":
         return {}
@@ -154,7 +154,7 @@ def _named(file: File, parts: Mapping[str, Part]) -> dict[str, str]:
     return found
 
 
-def _all_fit(entries: Mapping[int, Entry], order: Sequence[str], part: Part) -> bool:
+def _all_fit(entries: Mapping[int, LoraEntry], order: Sequence[str], part: LoraNetwork) -> bool:
     for number, entry in entries.items():
         site = part.find(order[number])
         try:
@@ -165,7 +165,7 @@ def _all_fit(entries: Mapping[int, Entry], order: Sequence[str], part: Part) -> 
     return True
 
 
-def _another(file: File, unmatched: Sequence[str], parts: Mapping[str, Part]) -> str:
+def _another(file: ParsedLora, unmatched: Sequence[str], parts: Mapping[str, LoraNetwork]) -> str:
     """What to tell a user whose file is of another base."""
     paths = [entry.path for entry in file.entries]
     guess = next((name for name, mark in BASES if any(re.search(mark, path) for path in paths)), None)
@@ -175,5 +175,5 @@ def _another(file: File, unmatched: Sequence[str], parts: Mapping[str, Part]) ->
     here = [path for part in parts.values() for path in sorted(part.written, key=lambda p: -p.count("."))[:3]]
     return (
         f"a LoRA of another base: none of its {len(file.entries)} modules is in this model{looks} "
-        f"({some(unmatched, 3)}); modules here are such as {', '.join(here)}"
+        f"({abbreviate(unmatched, 3)}); modules here are such as {', '.join(here)}"
     )

@@ -17,18 +17,18 @@ import torch
 from torch import Tensor
 
 from unveil.checkpoints.lora import ADAPTER, CONFIG
-from unveil.checkpoints.lora_formats import DENOISER, METADATA, RAW, Entry, Naming
-from unveil.checkpoints.lora_targets import OWN, Part, Site
+from unveil.checkpoints.lora_formats import DENOISER, METADATA, RAW, LoraEntry, Naming
+from unveil.checkpoints.lora_targets import OWN, LoraNetwork, LoraTarget
 from unveil.io.files import staged
 from unveil.io.safetensors_io import write_tensors
 from unveil.model.lora_state import native_tensors
-from unveil.nn.lora_layer import Addition
+from unveil.nn.lora_layer import LoraDelta
 from unveil.types import RecipeError
 
 KOHYA = {DENOISER: "lora_unet_", "text_encoder": "lora_te_", "text_encoder_2": "lora_te2_"}
 
 
-class Written(NamedTuple):
+class LoraFile(NamedTuple):
     """A LoRA as a file: its tensors, the metadata, and for peft its configuration."""
 
     tensors: dict[str, Tensor]
@@ -36,14 +36,14 @@ class Written(NamedTuple):
     config: dict[str, Any] | None = None
 
 
-def dump(added: Mapping[str, Sequence[Addition]], parts: Mapping[str, Part], naming: Naming) -> Written:
+def dump(added: Mapping[str, Sequence[LoraDelta]], parts: Mapping[str, LoraNetwork], naming: Naming) -> LoraFile:
     """A LoRA in a naming; one on fused rows is written as one of each published module.
 
     Raises:
         RecipeError: a layer that the naming cannot name.
     """
     if naming == "unveil":
-        return Written(native_tensors(added), {})
+        return LoraFile(native_tensors(added), {})
     entries = {role: _split(some_added, parts[role]) for role, some_added in added.items()}
     if naming in ("peft", "diffusers"):
         return _peft(entries, parts, naming)
@@ -53,13 +53,13 @@ def dump(added: Mapping[str, Sequence[Addition]], parts: Mapping[str, Part], nam
             for path, entry in listed.items():
                 below = f"{parts[role].prefix}.{path}.lora"
                 tensors |= {f"{below}.down.weight": entry.down, f"{below}.up.weight": _folded(entry)}
-        return Written(tensors, {})
+        return LoraFile(tensors, {})
     if naming == "kohya":
         return _kohya(entries)
     return _numbered(entries, parts)
 
 
-def write(path: Path, written: Written) -> None:
+def write(path: Path, written: LoraFile) -> None:
     """Writes one file, or for peft a folder of the file and its configuration; whole or not at all."""
     if written.config is None:
         with staged(path) as temporary, torch.no_grad():
@@ -71,10 +71,10 @@ def write(path: Path, written: Written) -> None:
         (temporary / CONFIG).write_text(json.dumps(written.config, indent=2) + "\n", "utf-8")
 
 
-def _split(added: Sequence[Addition], part: Part) -> dict[str, Entry]:
+def _split(added: Sequence[LoraDelta], part: LoraNetwork) -> dict[str, LoraEntry]:
     """The entries of published modules, by path; several additions to one module become one of their ranks' sum."""
-    pieces: dict[str, list[Entry]] = {}
-    by_layer: dict[str, list[tuple[str, Site]]] = {}
+    pieces: dict[str, list[LoraEntry]] = {}
+    by_layer: dict[str, list[tuple[str, LoraTarget]]] = {}
     for path, site in part.written.items():
         by_layer.setdefault(site.layer, []).append((path, site))
     for one in added:
@@ -89,22 +89,22 @@ def _split(added: Sequence[Addition], part: Part) -> dict[str, Entry]:
             trailing = (1,) * site.ones
             below = (1,) * (one.down.ndim - 2 + site.ones)
             down = one.down.reshape(*one.down.shape, *trailing)
-            pieces.setdefault(path, []).append(Entry(path, down, up.reshape(*up.shape, *below), one.alpha))
+            pieces.setdefault(path, []).append(LoraEntry(path, down, up.reshape(*up.shape, *below), one.alpha))
     return {path: listed[0] if len(listed) == 1 else _joined(listed) for path, listed in pieces.items()}
 
 
-def _joined(entries: Sequence[Entry]) -> Entry:
+def _joined(entries: Sequence[LoraEntry]) -> LoraEntry:
     down = torch.cat([entry.down for entry in entries])
-    return Entry(entries[0].path, down, torch.cat([_folded(entry) for entry in entries], dim=1), float(len(down)))
+    return LoraEntry(entries[0].path, down, torch.cat([_folded(entry) for entry in entries], dim=1), float(len(down)))
 
 
-def _folded(entry: Entry) -> Tensor:
+def _folded(entry: LoraEntry) -> Tensor:
     """B with the scale in it, for where none is told."""
     alpha = float(entry.rank if entry.alpha is None else entry.alpha)
     return entry.up if alpha == entry.rank else entry.up * (alpha / entry.rank)
 
 
-def _kohya(entries: Mapping[str, Mapping[str, Entry]]) -> Written:
+def _kohya(entries: Mapping[str, Mapping[str, LoraEntry]]) -> LoraFile:
     tensors: dict[str, Tensor] = {}
     for role, listed in entries.items():
         for path, entry in listed.items():
@@ -114,10 +114,10 @@ def _kohya(entries: Mapping[str, Mapping[str, Entry]]) -> Written:
     every = [entry for listed in entries.values() for entry in listed.values()]
     alphas = [float(entry.alpha or entry.rank) for entry in every]
     told = {"ss_network_module": "networks.lora", "ss_network_dim": str(max(entry.rank for entry in every))}
-    return Written(tensors, told | {"ss_network_alpha": str(max(alphas))})
+    return LoraFile(tensors, told | {"ss_network_alpha": str(max(alphas))})
 
 
-def _peft(entries: Mapping[str, Mapping[str, Entry]], parts: Mapping[str, Part], naming: Naming) -> Written:
+def _peft(entries: Mapping[str, Mapping[str, LoraEntry]], parts: Mapping[str, LoraNetwork], naming: Naming) -> LoraFile:
     """Peft's raw file of one part with its configuration, or diffusers' file of several with it in the metadata."""
     if naming == "peft" and len(entries) > 1:
         raise RecipeError(f"peft's files hold one network, this LoRA is on {', '.join(entries)}; write another naming")
@@ -132,11 +132,11 @@ def _peft(entries: Mapping[str, Mapping[str, Entry]], parts: Mapping[str, Part],
             below = f"{RAW}{path}" if naming == "peft" else f"{prefix}.{path}"
             tensors |= {f"{below}.lora_A.weight": entry.down, f"{below}.lora_B.weight": entry.up}
     if naming == "peft":
-        return Written(tensors, {}, {"peft_type": "LORA", **config})
-    return Written(tensors, {METADATA: json.dumps(told)})
+        return LoraFile(tensors, {}, {"peft_type": "LORA", **config})
+    return LoraFile(tensors, {METADATA: json.dumps(told)})
 
 
-def _config(listed: Mapping[str, Entry]) -> dict[str, Any]:
+def _config(listed: Mapping[str, LoraEntry]) -> dict[str, Any]:
     """Peft's settings: the commonest rank and alpha, and patterns for the modules with others."""
     ranks = {path: entry.rank for path, entry in listed.items()}
     alphas = {path: float(entry.alpha or entry.rank) for path, entry in listed.items()}
@@ -150,7 +150,7 @@ def _config(listed: Mapping[str, Entry]) -> dict[str, Any]:
     }
 
 
-def _numbered(entries: Mapping[str, Mapping[str, Entry]], parts: Mapping[str, Part]) -> Written:
+def _numbered(entries: Mapping[str, Mapping[str, LoraEntry]], parts: Mapping[str, LoraNetwork]) -> LoraFile:
     """Cloneofsimo's file: every layer of the classes has its number, and those that gain nothing hold zeros.
 
     Raises:
@@ -177,4 +177,4 @@ def _numbered(entries: Mapping[str, Mapping[str, Entry]], parts: Mapping[str, Pa
             )
             tensors |= {f"{name}:{number}:down": down, f"{name}:{number}:up": up}
             metadata[f"{name}:{number}:rank"] = str(len(down))
-    return Written(tensors, metadata)
+    return LoraFile(tensors, metadata)

@@ -70,7 +70,7 @@ OTHERS = {
 }  # fmt: skip
 
 
-class Entry(NamedTuple):
+class LoraEntry(NamedTuple):
     """What a file adds to one module: its path as written, the matrices as stored, alpha where one is told."""
 
     path: str
@@ -84,7 +84,7 @@ class Entry(NamedTuple):
         return self.down.shape[0]
 
 
-class File(NamedTuple):
+class ParsedLora(NamedTuple):
     """A LoRA file that has been read.
 
     Attributes:
@@ -93,7 +93,7 @@ class File(NamedTuple):
     """
 
     naming: Naming
-    entries: tuple[Entry, ...]
+    entries: tuple[LoraEntry, ...]
     rest: tuple[str, ...] = ()
     classes: Mapping[str, tuple[str, ...]] = CLASSES
 
@@ -111,7 +111,7 @@ def naming_of(keys: Mapping[str, Any]) -> Naming | None:
 
 def parse(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, config: Mapping[str, Any] | None = None
-) -> File:
+) -> ParsedLora:
     """The additions of a file, with their alpha by the rules of its naming.
 
     Args:
@@ -144,10 +144,10 @@ def parse(
     for path, pair in sides.items():
         told = tensors.get(f"{path}.alpha")
         alpha = _configured(path, pair["down"].shape[0], settings) if told is None else float(told)
-        entries.append(Entry(path, pair["down"], pair["up"], alpha or None))
+        entries.append(LoraEntry(path, pair["down"], pair["up"], alpha or None))
     rest += [key for key in tensors if key.endswith(".alpha") and key.removesuffix(".alpha") not in sides]
     classes = {part: tuple(json.loads(metadata[part])) for part in CLASSES if part in metadata}
-    return File(naming, tuple(entries), tuple(rest), {**CLASSES, **classes})
+    return ParsedLora(naming, tuple(entries), tuple(rest), {**CLASSES, **classes})
 
 
 def candidates(path: str) -> list[tuple[str, str]]:

@@ -48,7 +48,7 @@ INSIDE = {
 }
 
 
-class Site(NamedTuple):
+class LoraTarget(NamedTuple):
     """Some rows of one of our layers; `ones` trailing axes of size 1 are only in the published weight."""
 
     layer: str
@@ -57,11 +57,11 @@ class Site(NamedTuple):
     ones: int = 0
 
 
-Sites = Mapping[str, Site]
+Sites = Mapping[str, LoraTarget]
 
 
 @dataclass(frozen=True)
-class Part:
+class LoraNetwork:
     """A network that LoRA files address.
 
     Attributes:
@@ -80,12 +80,12 @@ class Part:
         """The sites that files are written with."""
         return next(iter(self.layouts.values()))
 
-    def find(self, path: str) -> Site | None:
+    def find(self, path: str) -> LoraTarget | None:
         """The site of a path, with dots or with _ in their place; of our own also with rows, such as qkv[0:64]."""
         layer, bracket, rows = path.partition("[")
         if bracket and layer in self.layouts[OWN]:
             start, _, stop = rows.rstrip("]").partition(":")
-            return Site(layer, int(start), int(stop) - int(start))
+            return LoraTarget(layer, int(start), int(stop) - int(start))
         for sites in self.layouts.values():
             if path in sites:
                 return sites[path]
@@ -123,7 +123,7 @@ class Part:
             yield sorted(chosen, key=lambda path, order=order: _place(path, order))
 
 
-def parts_of(model: Model) -> dict[str, Part]:
+def parts_of(model: Model) -> dict[str, LoraNetwork]:
     """The networks of a model that LoRAs may be on, by role: its denoiser, and text encoders of transformers."""
     found = {DENOISER: denoiser(model.denoiser.network)}
     for conditioner in model.conditioners.values():
@@ -134,7 +134,7 @@ def parts_of(model: Model) -> dict[str, Part]:
     return found
 
 
-def denoiser(network: nn.Module) -> Part:
+def denoiser(network: nn.Module) -> LoraNetwork:
     """The part that a denoising network is.
 
     Of an adapter over a network of diffusers' the paths are those inside it.
@@ -144,24 +144,26 @@ def denoiser(network: nn.Module) -> Part:
     )
 
     if isinstance(network, tuple(image_adapters.NETWORKS.values())):
-        inside = {path.removeprefix(f"{image_adapters.NET}."): site for path, site in own(network).items()}
-        prefix = "unet" if isinstance(network, image_adapters.UNet) else "transformer"
-        return Part(DENOISER, prefix, network, {"diffusers": inside, OWN: own(network)})
+        inside = {path.removeprefix(f"{image_adapters.NET}."): site for path, site in native_layers(network).items()}
+        prefix = "unet" if isinstance(network, image_adapters.DiffusersUNet) else "transformer"
+        return LoraNetwork(DENOISER, prefix, network, {"diffusers": inside, OWN: native_layers(network)})
     layouts = {layout: sites_of(network, names) for layout, names in _names_of(network)}
     prefix = "transformer" if isinstance(network, DiT) else "unet"
-    return Part(DENOISER, prefix, network, {**layouts, OWN: own(network)})
+    return LoraNetwork(DENOISER, prefix, network, {**layouts, OWN: native_layers(network)})
 
 
-def text_encoder(network: nn.Module, role: str = "text_encoder") -> Part:
+def text_encoder(network: nn.Module, role: str = "text_encoder") -> LoraNetwork:
     """The part that a text encoder of transformers is; published paths have `text_model.`, as its earlier versions."""
-    sites = {re.sub(r"^text_model\.", "", path): site for path, site in own(network).items()}
+    sites = {re.sub(r"^text_model\.", "", path): site for path, site in native_layers(network).items()}
     published = {f"text_model.{path}": site for path, site in sites.items()}
-    return Part(role, PREFIXES[role], network, {"published": published, "short": sites, OWN: own(network)})
+    return LoraNetwork(
+        role, PREFIXES[role], network, {"published": published, "short": sites, OWN: native_layers(network)}
+    )
 
 
-def sites_of(network: nn.Module, names: Names) -> dict[str, Site]:
+def sites_of(network: nn.Module, names: Names) -> dict[str, LoraTarget]:
     """The sites that a name map gives, by published path."""
-    found: dict[str, Site] = {}
+    found: dict[str, LoraTarget] = {}
     known = layers_of(network)
     for key, published in names.items():
         layer = key.removesuffix(WEIGHT)
@@ -169,13 +171,13 @@ def sites_of(network: nn.Module, names: Names) -> dict[str, Site]:
             continue
         rows = len(cast(Tensor, known[layer].weight)) // len(published.keys)
         for place, theirs in enumerate(published.keys):
-            found[theirs.removesuffix(WEIGHT)] = Site(layer, place * rows, rows, published.ones)
+            found[theirs.removesuffix(WEIGHT)] = LoraTarget(layer, place * rows, rows, published.ones)
     return found
 
 
-def own(network: nn.Module) -> dict[str, Site]:
+def native_layers(network: nn.Module) -> dict[str, LoraTarget]:
     """Every layer by its own path."""
-    return {path: Site(path, 0, len(cast(Tensor, layer.weight))) for path, layer in layers_of(network).items()}
+    return {path: LoraTarget(path, 0, len(cast(Tensor, layer.weight))) for path, layer in layers_of(network).items()}
 
 
 def _names_of(network: nn.Module) -> Iterator[tuple[str, Names]]:

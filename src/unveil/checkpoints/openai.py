@@ -14,14 +14,14 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from unveil.checkpoints.key_mapping import Names, Published, below, below_one, check_keys, to_ours, to_theirs
-from unveil.checkpoints.spatial_transformer_keys import spatial_names
+from unveil.checkpoints.key_mapping import Names, SourceKeys, check_keys, layer_key, layer_keys, to_ours, to_theirs
+from unveil.checkpoints.spatial_transformer_keys import spatial_key_mapping
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.layers import SelfAttention
-from unveil.nn.meta_device import weightless
+from unveil.nn.meta_device import meta_device
 from unveil.nn.spatial_transformer import SpatialTransformer
 from unveil.nn.unet import UNet
-from unveil.nn.unet_blocks import ConvDown, ConvUp, ResBlock
+from unveil.nn.unet_blocks import Downsample, ResBlock, Upsample
 from unveil.nn.unet_config import UNetConfig
 from unveil.types import RecipeError, WeightsError
 
@@ -36,27 +36,27 @@ SKIP = {"skip": "skip_connection"}
 NORM = {"norm": "norm"}
 PROJECTIONS = {"qkv": "qkv", "out": "proj_out"}  # stored as convolutions
 TIME = {"linear_1": "0", "linear_2": "2"}
-OUTPUT = below_one("norm", "out.0") | below_one("leave", "out.2")
+OUTPUT = layer_key("norm", "out.0") | layer_key("leave", "out.2")
 LABEL, OUR_LABEL = "label_emb.weight", "table.weight"
 # Ones at the end of a projection's shape: a convolution in one dimension, or in two (consistency models)
 Ones = Literal[1, 2]
 
 
-class Parts(NamedTuple):
+class OpenAIWeights(NamedTuple):
     """What a published file holds: the network's state dict and, with classes, the label conditioner's."""
 
     network: dict[str, Tensor]
     label: dict[str, Tensor] | None
 
 
-class Entry(NamedTuple):
+class PublishedBlock(NamedTuple):
     """One element of the published lists of blocks, and the prefixes of ours that stand in it, in order."""
 
     theirs: str
     ours: tuple[str, ...]
 
 
-def entries(config: UNetConfig) -> list[Entry]:
+def entries(config: UNetConfig) -> list[PublishedBlock]:
     """The published `input_blocks`, `middle_block` and `output_blocks`; the result of the last of `ours` is theirs."""
     last = len(config.multipliers) - 1
 
@@ -75,13 +75,13 @@ def entries(config: UNetConfig) -> list[Entry]:
             up[-1] += (f"up.{level}.resample",)
     middle = ("middle.blocks.0", "middle.attention.0", "middle.blocks.1")
     return [
-        *(Entry(f"input_blocks.{number}", ours) for number, ours in enumerate(down)),
-        Entry("middle_block", middle),
-        *(Entry(f"output_blocks.{number}", ours) for number, ours in enumerate(up)),
+        *(PublishedBlock(f"input_blocks.{number}", ours) for number, ours in enumerate(down)),
+        PublishedBlock("middle_block", middle),
+        *(PublishedBlock(f"output_blocks.{number}", ours) for number, ours in enumerate(up)),
     ]
 
 
-def first_half(config: UNetConfig) -> list[Entry]:
+def first_half(config: UNetConfig) -> list[PublishedBlock]:
     """The published `input_blocks` and `middle_block`."""
     return [entry for entry in entries(config) if not entry.theirs.startswith("output_blocks")]
 
@@ -108,17 +108,17 @@ def classifier_names(config: NoisyClassifierConfig) -> Names:
         "spatial_v2": {"pool.0": ("out.0", 0), "pool.1": ("out.1", 0), "pool.3": ("out.3", 0)},
     }[config.pool]
     for ours, (theirs, ones) in layers.items():
-        found[f"{ours}.weight"] = Published((f"{theirs}.weight",), ones)
-        found[f"{ours}.bias"] = Published((f"{theirs}.bias",))
+        found[f"{ours}.weight"] = SourceKeys((f"{theirs}.weight",), ones)
+        found[f"{ours}.bias"] = SourceKeys((f"{theirs}.bias",))
     if config.pool == "attention":
-        found["pool.places"] = Published(("out.2.positional_embedding",))
+        found["pool.places"] = SourceKeys(("out.2.positional_embedding",))
     return found
 
 
-def names_of(network: nn.Module, parts: Sequence[Entry], ones: Ones = 1) -> Names:
+def names_of(network: nn.Module, parts: Sequence[PublishedBlock], ones: Ones = 1) -> Names:
     """Our keys of these parts of a network and of its embedding of time, and the published ones."""
     modules = dict(network.named_modules())
-    found = below("time", "time_embed", TIME)
+    found = layer_keys("time", "time_embed", TIME)
     for entry in parts:
         for place, ours in enumerate(entry.ours):
             found |= _block_names(ours, f"{entry.theirs}.{place}", modules[ours], ones)
@@ -128,24 +128,24 @@ def names_of(network: nn.Module, parts: Sequence[Entry], ones: Ones = 1) -> Name
 def _block_names(ours: str, theirs: str, module: nn.Module, ones: Ones) -> Names:
     match module:
         case ResBlock():
-            return below(ours, theirs, RES_BLOCK | ({} if isinstance(module.skip, nn.Identity) else SKIP))
+            return layer_keys(ours, theirs, RES_BLOCK | ({} if isinstance(module.skip, nn.Identity) else SKIP))
         case SelfAttention():
-            projections = below(ours, theirs, PROJECTIONS)
+            projections = layer_keys(ours, theirs, PROJECTIONS)
             stored = {k: p._replace(ones=ones if k.endswith("weight") else 0) for k, p in projections.items()}
-            return below(ours, theirs, NORM) | stored
+            return layer_keys(ours, theirs, NORM) | stored
         case SpatialTransformer():
-            return spatial_names(ours, theirs, module)
-        case ConvDown():
-            return below(ours, theirs, {"conv": "op"})
-        case ConvUp():
-            return below(ours, theirs, {"conv": "conv"})
+            return spatial_key_mapping(ours, theirs, module)
+        case Downsample():
+            return layer_keys(ours, theirs, {"conv": "op"})
+        case Upsample():
+            return layer_keys(ours, theirs, {"conv": "conv"})
         case nn.Conv2d():
-            return below_one(ours, theirs)
+            return layer_key(ours, theirs)
         case _:
             return {}  # resampling without weights
 
 
-def load(theirs: Mapping[str, Tensor], config: UNetConfig) -> Parts:
+def load(theirs: Mapping[str, Tensor], config: UNetConfig) -> OpenAIWeights:
     """Our state dicts of a published one; tensors are not copied.
 
     Raises:
@@ -155,7 +155,7 @@ def load(theirs: Mapping[str, Tensor], config: UNetConfig) -> Parts:
     shapes = {key: tensor.shape for key, tensor in _on_meta(config).state_dict().items()}
     label = {OUR_LABEL: theirs[LABEL]} if LABEL in theirs else None
     ones: Ones = 2 if any(key.endswith(".qkv.weight") and value.ndim == 4 for key, value in rest.items()) else 1
-    return Parts(to_ours(rest, names(config, ones), shapes), label)
+    return OpenAIWeights(to_ours(rest, names(config, ones), shapes), label)
 
 
 def dump(
@@ -196,12 +196,12 @@ def dump_classifier(ours: Mapping[str, Tensor], config: NoisyClassifierConfig) -
 
 
 def _on_meta(config: UNetConfig) -> UNet:
-    with weightless():
+    with meta_device():
         return UNet(config)
 
 
 def _classifier_on_meta(config: NoisyClassifierConfig) -> NoisyClassifier:
-    with weightless():
+    with meta_device():
         return NoisyClassifier(config)
 
 
@@ -291,7 +291,7 @@ def classifier_from_arguments(arguments: Mapping[str, Any]) -> NoisyClassifierCo
 # -- what shapes show ---------------------------------------------------------------------------------------------
 
 
-def seen(shapes: Mapping[str, Sequence[int]]) -> UNetConfig:
+def infer_config(shapes: Mapping[str, Sequence[int]]) -> UNetConfig:
     """As much of a U-Net's configuration as its tensors show; heads and their order keep the class's defaults.
 
     Six channels in are taken for a three-channel picture with a smaller one to enlarge. Dropout is 0.
@@ -325,7 +325,9 @@ def seen(shapes: Mapping[str, Sequence[int]]) -> UNetConfig:
     return config if stem == config.widths[0] else replace(config, stem_channels=stem)
 
 
-def seen_classifier(shapes: Mapping[str, Sequence[int]], blocks: int, size: int | None) -> NoisyClassifierConfig:
+def infer_classifier_config(
+    shapes: Mapping[str, Sequence[int]], blocks: int, size: int | None
+) -> NoisyClassifierConfig:
     """As much of a noisy classifier's configuration as its tensors show; one head of the old order.
 
     Args:

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from unveil.checkpoints import dit, dit_pipeline, edm_score_sde_models, formats, openai, single_file
 from unveil.checkpoints.openai_flags import CLASSIFIER_FLAGS, FILES, FLAGS, from_classifier_flags, from_flags
-from unveil.checkpoints.overrides import Said, Shapes, in_float, shapes_of
+from unveil.checkpoints.overrides import ModelOverrides, Shapes, in_float, shapes_of
 from unveil.io.safetensors_io import read_state
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig, validate
 from unveil.model.config.model import UNetSection
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
-from unveil.nn.meta_device import weightless
+from unveil.nn.meta_device import meta_device
 from unveil.nn.unet_config import UNetConfig
 from unveil.types import WeightsError
 
@@ -41,7 +41,7 @@ ASKED = ("size", "heads|head_channels", "attention_order", "betas", "steps", "re
 
 
 @dataclass(frozen=True)
-class Release:
+class ReleasedModel:
     """What a state dict holds.
 
     Args:
@@ -105,7 +105,7 @@ class Release:
 # -- which one it is ----------------------------------------------------------------------------------------------
 
 
-def match(shapes: Shapes, said: Said | None = None) -> Release:
+def match(shapes: Shapes, said: ModelOverrides | None = None) -> ReleasedModel:
     """What a state dict with these keys and shapes is.
 
     Args:
@@ -116,7 +116,7 @@ def match(shapes: Shapes, said: Said | None = None) -> Release:
         WeightsError: the keys are not those of such a network, or they are those of no released file and something
             was not said; it is named.
     """
-    said = said or Said()
+    said = said or ModelOverrides()
     found = released(shapes)
     if found is None:
         found = _seen(shapes, said)
@@ -132,7 +132,7 @@ def match(shapes: Shapes, said: Said | None = None) -> Release:
     return replace(found, network=network, process=process, **changed)
 
 
-def released(shapes: Shapes) -> Release | None:
+def released(shapes: Shapes) -> ReleasedModel | None:
     """The released network with exactly these keys and shapes, if there is one."""
     given = {key: tuple(shape) for key, shape in shapes.items()}
     found = {
@@ -157,7 +157,7 @@ def released(shapes: Shapes) -> Release | None:
 
 
 @cache
-def release(files: tuple[str, ...]) -> Release:
+def release(files: tuple[str, ...]) -> ReleasedModel:
     """The entry of the table under these names."""
     given = FLAGS | FILES[files]
     process = {
@@ -168,23 +168,23 @@ def release(files: tuple[str, ...]) -> Release:
     }
     if "classifier_depth" in given:
         classifier = from_classifier_flags(FILES[files])
-        return Release(files, classifier, classifier.size, classifier.classes, process)
+        return ReleasedModel(files, classifier, classifier.size, classifier.classes, process)
     size = given.get("large_size", given["image_size"])
     classes = 1000 if given["class_cond"] else None
     network = from_flags(FILES[files])
     if "sigma_max" in given:
         ends = {"sigma_min": given["sigma_min"], "sigma_max": given["sigma_max"]}
         boundary = {"kind": "consistency", "sigma_min": given["sigma_min"]}
-        return Release(files, network, size, classes, {"kind": "edm", **ends}, boundary, "fixed-small")
+        return ReleasedModel(files, network, size, classes, {"kind": "edm", **ends}, boundary, "fixed-small")
     variance = "learned-range" if given["learn_sigma"] else "fixed-large"
     calls = given["timestep_respacing"]
-    return Release(files, network, size, classes, process, variance=variance, calls=calls)
+    return ReleasedModel(files, network, size, classes, process, variance=variance, calls=calls)
 
 
 @cache
 def _shapes(files: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     found = release(files)
-    with weightless():
+    with meta_device():
         if isinstance(found.network, NoisyClassifierConfig):
             theirs = openai.dump_classifier(NoisyClassifier(found.network).state_dict(), found.network)
         else:
@@ -195,12 +195,12 @@ def _shapes(files: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in theirs.items()}
 
 
-def _seen(shapes: Shapes, said: Said) -> Release:
+def _seen(shapes: Shapes, said: ModelOverrides) -> ReleasedModel:
     """What the keys show and the rest says."""
     diffusion = any(key.startswith("output_blocks.") for key in shapes)
     if not diffusion and not {"time_embed.0.weight", "input_blocks.0.0.weight", "out.0.weight"} <= shapes.keys():
-        raise WeightsError(formats.unknown(shapes))
-    network = openai.seen(shapes) if diffusion else None
+        raise WeightsError(formats.explain_unknown_format(shapes))
+    network = openai.infer_config(shapes) if diffusion else None
     wanted = [*ASKED, "variance" if diffusion else "blocks"]
     if "out.2.positional_embedding" in shapes:
         wanted.remove("size")  # that pooling has a row for each position
@@ -211,16 +211,16 @@ def _seen(shapes: Shapes, said: Said) -> Release:
             f"not say everything: give {names}, named as in a recipe (on the command line file.steps=1000)"
         )
     if network is None:
-        network = openai.seen_classifier(shapes, cast(int, said.blocks), said.size)
-        return Release((), network, network.size, network.classes, {"kind": "discrete-vp"})
+        network = openai.infer_classifier_config(shapes, cast(int, said.blocks), said.size)
+        return ReleasedModel((), network, network.size, network.classes, {"kind": "discrete-vp"})
     classes = shapes[openai.LABEL][0] if openai.LABEL in shapes else None
-    return Release((), network, cast(int, said.size), classes, {"kind": "discrete-vp"}, calls=CALLS)
+    return ReleasedModel((), network, cast(int, said.size), classes, {"kind": "discrete-vp"}, calls=CALLS)
 
 
 # -- models -------------------------------------------------------------------------------------------------------
 
 
-def model_of(theirs: Mapping[str, Tensor], said: Said | None = None) -> Model:
+def model_of(theirs: Mapping[str, Tensor], said: ModelOverrides | None = None) -> Model:
     """The model of a published state dict, in evaluation mode; tensors of another type become float32.
 
     Raises:
@@ -233,12 +233,12 @@ def model_of(theirs: Mapping[str, Tensor], said: Said | None = None) -> Model:
         return dit_pipeline.model_of(theirs, said)
     read = edm_score_sde_models.reader_of(shapes)
     if read is not None:
-        return read(theirs, said or Said())
+        return read(theirs, said or ModelOverrides())
     found = match(shapes, said)
     config = found.model_config()
     assert isinstance(found.network, UNetConfig)
     parts = openai.load(theirs, found.network)
-    with weightless():  # nothing is drawn that the file replaces
+    with meta_device():  # nothing is drawn that the file replaces
         model = build(config)
     model.denoiser.network.load_state_dict(in_float(parts.network), assign=True)
     for section in config.condition:
@@ -255,13 +255,13 @@ def is_latent(shapes: Shapes) -> bool:
     Raises:
         WeightsError: they are those of something that is no model, or is read otherwise; says how.
     """
-    layout = formats.recognised(shapes)
+    layout = formats.detect_format(shapes)
     if layout is not None and layout.instead:
         raise WeightsError(f"{layout.what}: {layout.instead}")
     return single_file.is_whole(shapes)
 
 
-def fit(path: Path, said: Said | None = None) -> single_file.Read | None:
+def fit(path: Path, said: ModelOverrides | None = None) -> single_file.LoadedCheckpoint | None:
     """How a file of all parts of a latent diffusion model fits it, without reading its weights; None: another file.
 
     Raises:
@@ -276,7 +276,7 @@ def fit(path: Path, said: Said | None = None) -> single_file.Read | None:
     )
 
 
-def load(path: Path, said: Said | None = None) -> Model:
+def load(path: Path, said: ModelOverrides | None = None) -> Model:
     """The model of a published file of tensors.
 
     Raises:
@@ -289,7 +289,7 @@ def load(path: Path, said: Said | None = None) -> Model:
         raise WeightsError(f"{path}: {problem}") from problem
 
 
-def classifier_of(theirs: Mapping[str, Tensor], said: Said | None = None) -> NoisyClassifier:
+def classifier_of(theirs: Mapping[str, Tensor], said: ModelOverrides | None = None) -> NoisyClassifier:
     """The noisy classifier of a published state dict, in evaluation mode.
 
     Raises:
@@ -298,7 +298,7 @@ def classifier_of(theirs: Mapping[str, Tensor], said: Said | None = None) -> Noi
     found = match(shapes_of(theirs), said)
     if not isinstance(found.network, NoisyClassifierConfig):
         raise WeightsError("this file is a diffusion model, not a noisy classifier; give one such as 64x64_classifier")
-    with weightless():
+    with meta_device():
         classifier = NoisyClassifier(found.network)
     classifier.load_state_dict(in_float(openai.load_classifier(theirs, found.network)), assign=True)
     return classifier.eval()

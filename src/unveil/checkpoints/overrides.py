@@ -17,7 +17,7 @@ Shapes = Mapping[str, Sequence[int]]
 Positive = Annotated[int, Field(ge=1)]
 
 
-class Said(Section):
+class ModelOverrides(Section):
     """What keys and shapes do not hold, by the names of recipes.
 
     Attributes:

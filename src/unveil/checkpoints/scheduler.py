@@ -16,7 +16,7 @@ from unveil.checkpoints.hf_files import read_json
 from unveil.core.process import betas, snr_shifted
 from unveil.model.config import ModelConfig, SampleConfig
 from unveil.model.config.model import DiscreteVPSection
-from unveil.types import RecipeError, WeightsError, nearest
+from unveil.types import RecipeError, WeightsError, did_you_mean
 
 BETAS = {"linear": "linear", "scaled_linear": "sqrt-linear", "squaredcos_cap_v2": "cosine"}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
@@ -102,7 +102,7 @@ TERMINAL = 0.1  # sigma of the last call, of schedulers that name one
 
 
 @dataclass(frozen=True)
-class Scheduler:
+class SchedulerConfig:
     """What a folder's scheduler says.
 
     Attributes:
@@ -135,7 +135,7 @@ class _Settings:
                 raise WeightsError(f"{self.path}: {name} = {self.said[name]!r}: only {value!r} is supported; set it so")
 
 
-def read_scheduler(path: Path) -> Scheduler:
+def read_scheduler(path: Path) -> SchedulerConfig:
     """The scheduler of a `scheduler_config.json`.
 
     Raises:
@@ -144,7 +144,7 @@ def read_scheduler(path: Path) -> Scheduler:
     return scheduler_of(read_json(path), path)
 
 
-def scheduler_of(said: Mapping[str, Any], path: Path) -> Scheduler:
+def scheduler_of(said: Mapping[str, Any], path: Path) -> SchedulerConfig:
     """The scheduler of its settings; `path` is for messages.
 
     Raises:
@@ -156,7 +156,7 @@ def scheduler_of(said: Mapping[str, Any], path: Path) -> Scheduler:
         return _flow(settings)
     if kind not in SAMPLERS:
         known = [*SAMPLERS, FLOW]
-        raise WeightsError(f"{path}: scheduler {kind!r}; known: {', '.join(known)}{nearest(kind, known)}")
+        raise WeightsError(f"{path}: scheduler {kind!r}; known: {', '.join(known)}{did_you_mean(kind, known)}")
     settings.only(ONLY)
     if kind == "UniPCMultistepScheduler" and settings.get("use_flow_sigmas", False):
         return _flow_solver(settings)
@@ -184,7 +184,7 @@ def scheduler_of(said: Mapping[str, Any], path: Path) -> Scheduler:
     # DDIM and DDPM clip unless they are told not to; the others do not know the setting
     clips = bool(settings.get("clip_sample", True)) and kind in ("DDIMScheduler", "DDPMScheduler")
     sample = {**sampler, "grid": _grid(settings, kind, spacing), "clip": "static" if clips else "none"}
-    return Scheduler(process, PREDICTIONS[target], sample)
+    return SchedulerConfig(process, PREDICTIONS[target], sample)
 
 
 def _solver(settings: _Settings, kind: str) -> dict[str, Any]:
@@ -228,7 +228,7 @@ def _shifted_table(process: Mapping[str, Any], scale: float) -> list[float]:
     return snr_shifted(torch.as_tensor(table, dtype=torch.float64), scale).tolist()
 
 
-def _flow_solver(settings: _Settings) -> Scheduler:
+def _flow_solver(settings: _Settings) -> SchedulerConfig:
     """UniPC over rectified flow, of Wan's folders; its network is told whole numbers."""
     settings.only(ONLY_SOLVER)
     if settings.get("prediction_type") != "flow_prediction":
@@ -239,10 +239,10 @@ def _flow_solver(settings: _Settings) -> Scheduler:
     process: dict[str, Any] = {"kind": "rectified-flow", "rounding": "down"}
     if shift != 1:
         process = {"kind": "shifted", "process": process, "shift": shift}
-    return Scheduler(process, "flow", {"sampler": f"unipc-{order}", "grid": "flow-sigmas", "clip": "none"})
+    return SchedulerConfig(process, "flow", {"sampler": f"unipc-{order}", "grid": "flow-sigmas", "clip": "none"})
 
 
-def _flow(settings: _Settings) -> Scheduler:
+def _flow(settings: _Settings) -> SchedulerConfig:
     settings.only(ONLY_FLOW)
     terminal, follows = settings.get("shift_terminal"), settings.get("use_dynamic_shifting", False)
     if terminal is not None and (terminal != TERMINAL or not follows):
@@ -258,11 +258,11 @@ def _flow(settings: _Settings) -> Scheduler:
             "exponential": settings.get("time_shift_type", "exponential") == "exponential",
         }
         grid = "uniform" if terminal is None else f"uniform-to-{TERMINAL:g}"
-        return Scheduler(process, "flow", {**sample, "grid": grid}, size_shift)
+        return SchedulerConfig(process, "flow", {**sample, "grid": grid}, size_shift)
     shift = float(settings.get("shift", 1.0))
     if shift != 1:
         process = {"kind": "shifted", "process": process, "shift": shift}
-    return Scheduler(process, "flow", {**sample, "grid": "uniform-above"})
+    return SchedulerConfig(process, "flow", {**sample, "grid": "uniform-above"})
 
 
 def settings_of(config: ModelConfig, spacing: Mapping[str, Any]) -> dict[str, Any]:

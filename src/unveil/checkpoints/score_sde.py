@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unveil.checkpoints.key_mapping import Names, Published, below, to_ours, to_theirs
-from unveil.nn.edm_blocks import Block
+from unveil.checkpoints.key_mapping import Names, SourceKeys, layer_keys, to_ours, to_theirs
+from unveil.nn.edm_blocks import EDMBlock
 from unveil.nn.edm_unet import SongUNet, SongUNetConfig
-from unveil.nn.meta_device import weightless
+from unveil.nn.meta_device import meta_device
 from unveil.types import RecipeError, WeightsError
 
 PREFIX, SIGMAS = "module.", "module.sigmas"
@@ -73,27 +73,27 @@ def names(config: SongUNetConfig) -> Names:
 
 def _names_of(ours: str, theirs: str, module: nn.Module | None, config: SongUNetConfig) -> Names:
     if module is None:
-        return {ours: Published((f"{theirs}.W",))}
-    if isinstance(module, Block):
-        found = below(ours, theirs, BLOCK)
+        return {ours: SourceKeys((f"{theirs}.W",))}
+    if isinstance(module, EDMBlock):
+        found = layer_keys(ours, theirs, BLOCK)
         if isinstance(module.skip, nn.Conv2d):
             kinds = {"weight": "Conv_2.weight", "bias": "Conv_2.bias"}
             if config.resample != "residual":
                 kinds = {"weight": "NIN_0.W", "bias": "NIN_0.b"}
-            found |= {f"{ours}.skip.{kind}": Published((f"{theirs}.{their}",)) for kind, their in kinds.items()}
+            found |= {f"{ours}.skip.{kind}": SourceKeys((f"{theirs}.{their}",)) for kind, their in kinds.items()}
         return found
     if ours.endswith(".attention"):
-        found = below(ours, theirs, {"norm": "GroupNorm_0"})
+        found = layer_keys(ours, theirs, {"norm": "GroupNorm_0"})
         for kind, their in {"weight": "W", "bias": "b"}.items():
-            found[f"{ours}.qkv.{kind}"] = Published(tuple(f"{theirs}.NIN_{i}.{their}" for i in range(3)))
-            found[f"{ours}.out.{kind}"] = Published((f"{theirs}.NIN_3.{their}",))
+            found[f"{ours}.qkv.{kind}"] = SourceKeys(tuple(f"{theirs}.NIN_{i}.{their}" for i in range(3)))
+            found[f"{ours}.out.{kind}"] = SourceKeys((f"{theirs}.NIN_3.{their}",))
         return found
     if ours.endswith(".resample"):
         if not list(module.parameters()):
             return {}  # only its number is taken
-        return below(ours, theirs, {"1": "Conv_0"} if config.filter is None else {"conv": "Conv2d_0"})
+        return layer_keys(ours, theirs, {"1": "Conv_0"} if config.filter is None else {"conv": "Conv2d_0"})
     inner = ".Conv_0" if config.encoder == "skip" and ours.startswith("down.") else ""
-    return {f"{ours}.{kind}": Published((f"{theirs}{inner}.{kind}",)) for kind in ("weight", "bias")}
+    return {f"{ours}.{kind}": SourceKeys((f"{theirs}{inner}.{kind}",)) for kind in ("weight", "bias")}
 
 
 def load(theirs: Mapping[str, Tensor], config: SongUNetConfig) -> dict[str, Tensor]:
@@ -155,7 +155,7 @@ def averaged(theirs: Mapping[str, Tensor], average: Sequence[Tensor]) -> dict[st
 
 
 def _on_meta(config: SongUNetConfig) -> SongUNet:
-    with weightless():
+    with meta_device():
         return SongUNet(config)
 
 

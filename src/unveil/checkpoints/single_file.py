@@ -20,18 +20,18 @@ from torch import Tensor
 
 from unveil.autoencoders.autoencoder import Autoencoder, PerChannel
 from unveil.checkpoints import autoencoder, ldm_unet, text_encoder_keys, text_encoder_loader
-from unveil.checkpoints.key_mapping import some
-from unveil.checkpoints.overrides import Said, Shapes, in_float, shapes_of
-from unveil.checkpoints.scheduler import Scheduler
+from unveil.checkpoints.key_mapping import abbreviate
+from unveil.checkpoints.overrides import ModelOverrides, Shapes, in_float, shapes_of
+from unveil.checkpoints.scheduler import SchedulerConfig
 from unveil.conditioning.class_label import LabelToken
-from unveil.conditioning.text_encoder import Text
+from unveil.conditioning.text_encoder import TextEncoder
 from unveil.core.process import DiscreteVP, betas
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig, validate
 from unveil.model.config.latent_autoencoder import section_of
 from unveil.model.config.model import UNetSection
-from unveil.nn.meta_device import Unfilled
-from unveil.nn.text_encoders import ClipConfig
+from unveil.nn.meta_device import EmptyParameters
+from unveil.nn.text_encoders import CLIPEncoderConfig
 from unveil.nn.unet import UNet
 from unveil.nn.unet_config import UNetConfig
 from unveil.types import RecipeError, WeightsError
@@ -75,7 +75,7 @@ SCHEDULE = (
 BESIDE = (*SCHEDULE, "scale_factor", "logvar", "lvlb_weights")
 
 
-class Read(NamedTuple):
+class LoadedCheckpoint(NamedTuple):
     """A model and how the file fitted it.
 
     Attributes:
@@ -93,7 +93,7 @@ def is_whole(shapes: Shapes) -> bool:
     return MARK in shapes
 
 
-def read(theirs: Mapping[str, Tensor], said: Said | None = None) -> Read:
+def read(theirs: Mapping[str, Tensor], said: ModelOverrides | None = None) -> LoadedCheckpoint:
     """The model of such a file, in evaluation mode; tensors of another type become float32.
 
     Args:
@@ -103,10 +103,10 @@ def read(theirs: Mapping[str, Tensor], said: Said | None = None) -> Read:
     Raises:
         WeightsError: a part is missing, not whole, or one that is not supported; or something has to be said.
     """
-    said = said or Said()
+    said = said or ModelOverrides()
     said.only(SAYABLE, "files of a whole latent diffusion model")
     unet = _unet(theirs, said)
-    network = ldm_unet.seen(shapes_of(unet), _heads(said))
+    network = ldm_unet.infer_config(shapes_of(unet), _heads(said))
     first = autoencoder.first_stage({k: v for k, v in theirs.items() if k.startswith(autoencoder.PREFIX)})
     if not first:
         raise WeightsError(f"there is no autoencoder ({autoencoder.PREFIX}*) beside the U-Net; give the whole file")
@@ -120,14 +120,14 @@ def read(theirs: Mapping[str, Tensor], said: Said | None = None) -> Read:
         model.conditioners[LABEL].load_state_dict(in_float({TABLE: theirs[CLASSES]}), assign=True)
     used = {ldm_unet.PREFIX + key for key in unet} | {key for key in theirs if key.startswith(autoencoder.PREFIX)}
     used |= {key for key in theirs if key.startswith(STAGE)} | {key for key in SCHEDULE if key in theirs}
-    return Read(model, len(used & theirs.keys()), tuple(sorted(theirs.keys() - used)))
+    return LoadedCheckpoint(model, len(used & theirs.keys()), tuple(sorted(theirs.keys() - used)))
 
 
 def filled(
     config: ModelConfig,
     network: Mapping[str, Tensor],
     codec: Autoencoder,
-    encoder: text_encoder_loader.TextEncoder | None,
+    encoder: text_encoder_loader.LoadedTextEncoder | None,
 ) -> Model:
     """The model of a configuration and its parts, in evaluation mode; the network becomes float32.
 
@@ -137,12 +137,12 @@ def filled(
         codec: with its weights.
         encoder: of the prompt, where there is one.
     """
-    with Unfilled():  # nothing is drawn that the file replaces
+    with EmptyParameters():  # nothing is drawn that the file replaces
         model = build(config)
     model.denoiser.network.load_state_dict(in_float(network), assign=True)
     model.codec = codec
     for conditioner in model.conditioners.values():
-        if isinstance(conditioner, Text) and encoder is not None:
+        if isinstance(conditioner, TextEncoder) and encoder is not None:
             encoder.fill(conditioner)
     return model.eval()
 
@@ -160,10 +160,10 @@ def tensors_of(model: Model) -> dict[str, Tensor]:
             f"a {type(network).__name__} over {type(codec).__name__} under {type(process).__name__}"
         )
     theirs = schedule(process)
-    theirs |= ldm_unet.prefixed(ldm_unet.dump(network.state_dict(), network.config))
-    theirs |= ldm_unet.prefixed(autoencoder.dump(codec), autoencoder.PREFIX)  # pyright: ignore[reportArgumentType]
+    theirs |= ldm_unet.add_prefix(ldm_unet.dump(network.state_dict(), network.config))
+    theirs |= ldm_unet.add_prefix(autoencoder.dump(codec), autoencoder.PREFIX)  # pyright: ignore[reportArgumentType]
     for conditioner in model.conditioners.values():
-        if isinstance(conditioner, Text):
+        if isinstance(conditioner, TextEncoder):
             theirs |= _tower(conditioner)
         elif isinstance(conditioner, LabelToken):
             theirs[CLASSES] = conditioner.state_dict()[TABLE]
@@ -200,31 +200,33 @@ def schedule(process: DiscreteVP) -> dict[str, Tensor]:
 # -- parts --------------------------------------------------------------------------------------------------------
 
 
-def _unet(theirs: Mapping[str, Tensor], said: Said) -> dict[str, Tensor]:
+def _unet(theirs: Mapping[str, Tensor], said: ModelOverrides) -> dict[str, Tensor]:
     """The U-Net's tensors without their prefix: the averages where there are some, unless the others were asked for."""
-    found = ldm_unet.plain(theirs)
+    found = ldm_unet.strip_prefix(theirs)
     averages = {key: ldm_unet.ema_key(ldm_unet.PREFIX + key) for key in found}
     there = [key for key in averages.values() if key in theirs]
     if said.weights == "trained" or (not there and said.weights is None):
         return found
     if len(there) < len(averages):
         lacking = [key for key in averages.values() if key not in theirs]
-        raise WeightsError(f"averages are missing: {some(lacking, 3)}; say file.weights=trained to read the others")
+        raise WeightsError(
+            f"averages are missing: {abbreviate(lacking, 3)}; say file.weights=trained to read the others"
+        )
     return {key: theirs[average] for key, average in averages.items()}
 
 
-def _heads(said: Said) -> dict[str, int] | None:
+def _heads(said: ModelOverrides) -> dict[str, int] | None:
     given = {"heads": said.heads, "head_channels": said.head_channels}
     return {name: value for name, value in given.items() if value is not None} or None
 
 
-def _text_encoder(theirs: Mapping[str, Tensor], said: Said) -> text_encoder_loader.TextEncoder | None:
+def _text_encoder(theirs: Mapping[str, Tensor], said: ModelOverrides) -> text_encoder_loader.LoadedTextEncoder | None:
     own = {key: tensor for key, tensor in theirs.items() if key.startswith(STAGE)}
     if not own or CLASSES in own:
         return None
     if not text_encoder_keys.places(own):
         raise WeightsError(
-            f"a text encoder that is not known ({some(sorted(own), 2)}); known are CLIP's "
+            f"a text encoder that is not known ({abbreviate(sorted(own), 2)}); known are CLIP's "
             f"({text_encoder_keys.SD1}*), OpenCLIP's ({text_encoder_keys.SD2}*) and a table of classes ({CLASSES})"
         )
     told = {"heads": said.text_heads, "activation": said.activation}
@@ -233,24 +235,28 @@ def _text_encoder(theirs: Mapping[str, Tensor], said: Said) -> text_encoder_load
     )
 
 
-def _tower(conditioner: Text) -> dict[str, Tensor]:
+def _tower(conditioner: TextEncoder) -> dict[str, Tensor]:
     """A text encoder's tensors: Stable Diffusion 2's is the one whose last block is not used.
 
     Its folders leave that block away; files have one, so it is a copy of the one before there, which nobody runs.
     """
     state, config = conditioner.tower.state_dict(), conditioner.tower.config
-    if not isinstance(config, ClipConfig) or config.activation != "gelu":
-        return text_encoder_keys.dump(state, config, text_encoder_keys.Place("clip", text_encoder_keys.SD1))
-    if added := repeated(conditioner):
+    if not isinstance(config, CLIPEncoderConfig) or config.activation != "gelu":
+        return text_encoder_keys.dump(
+            state, config, text_encoder_keys.TextEncoderLocation("clip", text_encoder_keys.SD1)
+        )
+    if added := duplicated_block(conditioner):
         state |= {key: state[own] for key, own in added.items()}
         config = replace(config, depth=config.depth + 1, skip=1)
-    return text_encoder_keys.dump(state, config, text_encoder_keys.Place("openclip", text_encoder_keys.SD2))
+    return text_encoder_keys.dump(
+        state, config, text_encoder_keys.TextEncoderLocation("openclip", text_encoder_keys.SD2)
+    )
 
 
-def repeated(conditioner: Text) -> dict[str, str]:
+def duplicated_block(conditioner: TextEncoder) -> dict[str, str]:
     """Our keys of the block that a file has and this text encoder lacks, and those whose tensors are written for it."""
     config = conditioner.tower.config
-    if not isinstance(config, ClipConfig) or config.activation != "gelu" or config.skip:
+    if not isinstance(config, CLIPEncoderConfig) or config.activation != "gelu" or config.skip:
         return {}
     last, unused = (f"model.encoder.layers.{number}." for number in (config.depth - 1, config.depth))
     return {key.replace(last, unused): key for key in conditioner.tower.state_dict() if key.startswith(last)}
@@ -266,8 +272,8 @@ def _config(
     theirs: Mapping[str, Tensor],
     network: UNetConfig,
     codec: Any,
-    encoder: text_encoder_loader.TextEncoder | None,
-    said: Said,
+    encoder: text_encoder_loader.LoadedTextEncoder | None,
+    said: ModelOverrides,
 ) -> ModelConfig:
     """The model's configuration."""
     prediction = said.prediction or "eps"
@@ -284,15 +290,15 @@ def _config(
     usual = SIDES.get(str(prediction), 512) if network.context_width == AMBIGUOUS else SIDES["eps"]
     side = said.size or (usual if encoder is not None else LDM_SIDE)
     process = {"kind": "discrete-vp", **_table(theirs, encoder is not None)}
-    scheduler = Scheduler(process, str(prediction), SAMPLE)
-    return described(network, codec, encoder, scheduler, (side, side), condition)
+    scheduler = SchedulerConfig(process, str(prediction), SAMPLE)
+    return infer_model_config(network, codec, encoder, scheduler, (side, side), condition)
 
 
-def described(
+def infer_model_config(
     network: UNetConfig,
     codec: Autoencoder,
-    encoder: text_encoder_loader.TextEncoder | None,
-    scheduler: Scheduler,
+    encoder: text_encoder_loader.LoadedTextEncoder | None,
+    scheduler: SchedulerConfig,
     size: tuple[int, int],
     condition: Sequence[Mapping[str, Any]] = (),
 ) -> ModelConfig:

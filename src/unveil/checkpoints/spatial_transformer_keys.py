@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unveil.checkpoints.key_mapping import Names, Published, below
+from unveil.checkpoints.key_mapping import Names, SourceKeys, layer_keys
 from unveil.nn.spatial_transformer import SpatialTransformer
 from unveil.nn.transformer_blocks import TransformerBlock
 
@@ -19,23 +19,23 @@ IN_BLOCK = {
 READ = ("query", "to_q"), ("key", "to_k"), ("value", "to_v")
 
 
-def spatial_names(ours: str, theirs: str, module: SpatialTransformer) -> Names:
+def spatial_key_mapping(ours: str, theirs: str, module: SpatialTransformer) -> Names:
     """Our keys of one spatial transformer and the published ones, given the two prefixes.
 
     Its layers around the blocks are convolutions or linear layers here as there, so that shapes agree too.
     """
-    found = below(ours, theirs, AROUND)
+    found = layer_keys(ours, theirs, AROUND)
     for place, block in enumerate(module.blocks):
         assert isinstance(block, TransformerBlock)
         mine, other = f"{ours}.blocks.{place}", f"{theirs}.transformer_blocks.{place}"
-        found |= below(mine, other, IN_BLOCK)
+        found |= layer_keys(mine, other, IN_BLOCK)
         for ours_part, theirs_part, fused in (("own", "attn1", True), ("context", "attn2", not block.reads)):
             stacked = tuple(f"{other}.{theirs_part}.{layer}.weight" for _, layer in READ)
             if fused:
-                found[f"{mine}.{ours_part}.qkv.weight"] = Published(stacked)
+                found[f"{mine}.{ours_part}.qkv.weight"] = SourceKeys(stacked)
             else:
                 found |= {
-                    f"{mine}.{ours_part}.{name}.weight": Published((key,))
+                    f"{mine}.{ours_part}.{name}.weight": SourceKeys((key,))
                     for (name, _), key in zip(READ, stacked, strict=True)
                 }
     return found

@@ -14,15 +14,15 @@ import torch
 
 from unveil.checkpoints import text_encoder_keys
 from unveil.conditioning import clip_tokenizer
-from unveil.conditioning.text_encoder import FileTokenizer, Text
+from unveil.conditioning.text_encoder import FileTokenizer, TextEncoder
 from unveil.io.safetensors_io import write_tensors
-from unveil.nn.text_encoders import ACTIVATIONS, ClipConfig, T5Config
+from unveil.nn.text_encoders import ACTIVATIONS, CLIPEncoderConfig, T5EncoderConfig
 from unveil.types import RecipeError
 
-FILES = text_encoder_keys.Place("clip", "text_model.")
+FILES = text_encoder_keys.TextEncoderLocation("clip", "text_model.")
 
 
-def write_folder(conditioner: Text, path: Path, *, number: int = 1) -> None:
+def write_folder(conditioner: TextEncoder, path: Path, *, number: int = 1) -> None:
     """Writes `text_encoder` and `tokenizer` into a folder of diffusers, which transformers' `from_pretrained` opens.
 
     An encoder whose earlier layer is used, normalised, is written without the layers behind it, as Stable Diffusion
@@ -38,13 +38,16 @@ def write_folder(conditioner: Text, path: Path, *, number: int = 1) -> None:
     end = "" if number == 1 else f"_{number}"
     home, words = path / f"text_encoder{end}", path / f"tokenizer{end}"
     config, state = conditioner.tower.config, conditioner.tower.state_dict()
-    if isinstance(config, ClipConfig):
+    if isinstance(config, CLIPEncoderConfig):
         if without := left_out(conditioner):
             config = replace(config, depth=config.depth - config.skip, skip=0)
             state = {key: tensor for key, tensor in state.items() if key not in without}
         settings, tensors = _clip(config), text_encoder_keys.dump(state, config, FILES, {})
     else:
-        settings, tensors = _t5(config), text_encoder_keys.dump(state, config, text_encoder_keys.Place("t5"), {})
+        settings, tensors = (
+            _t5(config),
+            text_encoder_keys.dump(state, config, text_encoder_keys.TextEncoderLocation("t5"), {}),
+        )
     home.mkdir(parents=True, exist_ok=True)
     words.mkdir(parents=True, exist_ok=True)
     _write(home / "config.json", settings)
@@ -53,10 +56,10 @@ def write_folder(conditioner: Text, path: Path, *, number: int = 1) -> None:
     _write_tokenizer(conditioner, words)
 
 
-def left_out(conditioner: Text) -> tuple[str, ...]:
+def left_out(conditioner: TextEncoder) -> tuple[str, ...]:
     """Our keys of the layers behind the one that is used, which a folder does not hold; nobody reads them."""
     config = conditioner.tower.config
-    if not isinstance(config, ClipConfig) or not config.skip or config.norm != "final":
+    if not isinstance(config, CLIPEncoderConfig) or not config.skip or config.norm != "final":
         return ()
     behind = tuple(f"model.encoder.layers.{layer}." for layer in range(config.depth - config.skip, config.depth))
     return tuple(key for key in conditioner.tower.state_dict() if key.startswith(behind))
@@ -66,7 +69,7 @@ def _write(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def _clip(config: ClipConfig) -> dict[str, Any]:
+def _clip(config: CLIPEncoderConfig) -> dict[str, Any]:
     return {
         "architectures": ["CLIPTextModelWithProjection" if config.projection else "CLIPTextModel"],
         "model_type": "clip_text_model",
@@ -86,7 +89,7 @@ def _clip(config: ClipConfig) -> dict[str, Any]:
     }
 
 
-def _t5(config: T5Config) -> dict[str, Any]:
+def _t5(config: T5EncoderConfig) -> dict[str, Any]:
     family = "T5" if config.positions == "shared" else "UMT5"
     return {
         "architectures": [f"{family}EncoderModel"],
@@ -107,13 +110,13 @@ def _t5(config: T5Config) -> dict[str, Any]:
     }
 
 
-def _write_tokenizer(conditioner: Text, words: Path) -> None:
+def _write_tokenizer(conditioner: TextEncoder, words: Path) -> None:
     config, tokenizer = conditioner.tower.config, conditioner.tokenizer
     if isinstance(tokenizer, FileTokenizer):
         (words / "tokenizer.json").write_text(tokenizer.content, "utf-8")
         _write(words / "tokenizer_config.json", {"model_max_length": config.length})
         return
-    if not isinstance(tokenizer, clip_tokenizer.BytePairs):
+    if not isinstance(tokenizer, clip_tokenizer.BPETokenizer):
         raise RecipeError(f"{conditioner.key}: a {type(tokenizer).__name__} is no vocabulary that transformers reads")
     merges = ["#version: 0.2", *(" ".join(pair) for pair in tokenizer.merges)]
     (words / "merges.txt").write_text("\n".join(merges) + "\n", "utf-8")

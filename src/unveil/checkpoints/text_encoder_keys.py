@@ -18,10 +18,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.checkpoints.key_mapping import Names, Published, below, check_keys, to_ours, to_theirs
+from unveil.checkpoints.key_mapping import Names, SourceKeys, check_keys, layer_keys, to_ours, to_theirs
 from unveil.checkpoints.overrides import Shapes, shapes_of
-from unveil.nn.meta_device import weightless
-from unveil.nn.text_encoders import ClipConfig, T5Config, TowerConfig, build
+from unveil.nn.meta_device import meta_device
+from unveil.nn.text_encoders import CLIPEncoderConfig, T5EncoderConfig, TowerConfig, build
 from unveil.types import WeightsError
 
 Layout = Literal["clip", "openclip", "t5"]
@@ -53,24 +53,24 @@ _OPENCLIP = {
 _TEMPERATURE = math.log(100)  # of OpenCLIP's loss, where its training clipped it
 
 
-class Place(NamedTuple):
+class TextEncoderLocation(NamedTuple):
     """Where in a file a tower is: what stands before its keys, and how they are named."""
 
     layout: Layout
     prefix: str = ""
 
 
-class Found(NamedTuple):
+class TextEncoderWeights(NamedTuple):
     """A tower's state dict in our names, and what a file holds beside it, in theirs."""
 
     state: dict[str, Tensor]
     rest: dict[str, Tensor]
 
 
-def places(keys: Iterable[str]) -> list[Place]:
+def places(keys: Iterable[str]) -> list[TextEncoderLocation]:
     """The text encoders of a file, in the order of their prefixes."""
     found = [
-        Place(layout, key.removesuffix(mark))
+        TextEncoderLocation(layout, key.removesuffix(mark))
         for key in keys
         for layout, mark in _MARKS.items()
         if key.endswith(mark) and "visual." not in key and "vision_model." not in key
@@ -78,7 +78,9 @@ def places(keys: Iterable[str]) -> list[Place]:
     return sorted(set(found), key=lambda place: place.prefix)
 
 
-def config_of(shapes: Shapes, place: Place, *, heads: int | None = None, activation: str | None = None) -> TowerConfig:
+def infer_config(
+    shapes: Shapes, place: TextEncoderLocation, *, heads: int | None = None, activation: str | None = None
+) -> TowerConfig:
     """The configuration that keys and shapes show, and what they do not.
 
     Args:
@@ -96,7 +98,7 @@ def config_of(shapes: Shapes, place: Place, *, heads: int | None = None, activat
         raise WeightsError(f"{place.prefix or place.layout}: not a whole text encoder: there is no {missing}") from None
 
 
-def load(theirs: Mapping[str, Tensor], config: TowerConfig, place: Place) -> Found:
+def load(theirs: Mapping[str, Tensor], config: TowerConfig, place: TextEncoderLocation) -> TextEncoderWeights:
     """Our state dict of the tower at a place of a file; keys of other parts are not looked at.
 
     Raises:
@@ -107,18 +109,21 @@ def load(theirs: Mapping[str, Tensor], config: TowerConfig, place: Place) -> Fou
         table, other = _T5_TABLES
         own = {key.replace(other, table): tensor for key, tensor in own.items()}
     rest = {key: own.pop(key) for key in [place.prefix + name for name in _REST[place.layout]] if key in own}
-    with weightless():
+    with meta_device():
         shapes = shapes_of(build(config).state_dict())
     if place.layout != "openclip":
-        return Found(to_ours(own, _names(shapes, place), shapes), rest)
+        return TextEncoderWeights(to_ours(own, _names(shapes, place), shapes), rest)
     if (key := f"{place.prefix}text_projection") in own:
         own[key] = own[key].T  # theirs multiplies from the right
     split = to_theirs(own, _fused(config, place.prefix))
-    return Found(to_ours(split, {key: Published((key,)) for key in shapes}, shapes), rest)
+    return TextEncoderWeights(to_ours(split, {key: SourceKeys((key,)) for key in shapes}, shapes), rest)
 
 
 def dump(
-    ours: Mapping[str, Tensor], config: TowerConfig, place: Place, rest: Mapping[str, Tensor] | None = None
+    ours: Mapping[str, Tensor],
+    config: TowerConfig,
+    place: TextEncoderLocation,
+    rest: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Their state dict of a tower's, with what stands beside it.
 
@@ -139,7 +144,7 @@ def dump(
     return theirs | (_published_rest(theirs, config, place) if rest is None else dict(rest))
 
 
-def _names(shapes: Mapping[str, Any], place: Place) -> Names:
+def _names(shapes: Mapping[str, Any], place: TextEncoderLocation) -> Names:
     """Our keys and theirs, for CLIP and T5."""
     found: Names = {}
     for key in shapes:
@@ -150,30 +155,30 @@ def _names(shapes: Mapping[str, Any], place: Place) -> Names:
             their = place.prefix + (_T5_TABLES[0] if inner == "embed_tokens.weight" else f"encoder.{inner}")
         else:
             their = place.prefix + inner
-        found[key] = Published((their,))
+        found[key] = SourceKeys((their,))
     return found
 
 
 def _fused(config: TowerConfig, prefix: str) -> Names:
     """OpenCLIP's keys and ours: here theirs are those made of several, so the map is read the other way round."""
     found: Names = {
-        f"{prefix}token_embedding.weight": Published(("model.embeddings.token_embedding.weight",)),
-        f"{prefix}positional_embedding": Published(("model.embeddings.position_embedding.weight",)),
-        f"{prefix}ln_final.weight": Published(("model.final_layer_norm.weight",)),
-        f"{prefix}ln_final.bias": Published(("model.final_layer_norm.bias",)),
+        f"{prefix}token_embedding.weight": SourceKeys(("model.embeddings.token_embedding.weight",)),
+        f"{prefix}positional_embedding": SourceKeys(("model.embeddings.position_embedding.weight",)),
+        f"{prefix}ln_final.weight": SourceKeys(("model.final_layer_norm.weight",)),
+        f"{prefix}ln_final.bias": SourceKeys(("model.final_layer_norm.bias",)),
     }
     for number in range(config.depth):
         theirs, ours = f"{prefix}transformer.resblocks.{number}", f"model.encoder.layers.{number}"
-        found |= below(theirs, ours, {their: our for our, their in _OPENCLIP.items()})
+        found |= layer_keys(theirs, ours, {their: our for our, their in _OPENCLIP.items()})
         for kind in ("weight", "bias"):
             parts = tuple(f"{ours}.self_attn.{part}_proj.{kind}" for part in "qkv")
-            found[f"{theirs}.attn.in_proj_{kind}"] = Published(parts)
-    if isinstance(config, ClipConfig) and config.projection:
-        found[f"{prefix}text_projection"] = Published(("projection.weight",))
+            found[f"{theirs}.attn.in_proj_{kind}"] = SourceKeys(parts)
+    if isinstance(config, CLIPEncoderConfig) and config.projection:
+        found[f"{prefix}text_projection"] = SourceKeys(("projection.weight",))
     return found
 
 
-def _belongs(key: str, place: Place) -> bool:
+def _belongs(key: str, place: TextEncoderLocation) -> bool:
     root = place.prefix.removesuffix("text_model.")
     if place.layout == "clip" and key == f"{root}text_projection.weight":
         return True
@@ -187,7 +192,7 @@ def _belongs(key: str, place: Place) -> bool:
     return not inner.startswith("visual.")
 
 
-def _published_rest(theirs: Mapping[str, Tensor], config: TowerConfig, place: Place) -> dict[str, Tensor]:
+def _published_rest(theirs: Mapping[str, Tensor], config: TowerConfig, place: TextEncoderLocation) -> dict[str, Tensor]:
     if place.layout == "openclip":
         return {f"{place.prefix}logit_scale": torch.tensor(_TEMPERATURE)}
     if place.layout == "t5":
@@ -195,7 +200,7 @@ def _published_rest(theirs: Mapping[str, Tensor], config: TowerConfig, place: Pl
     return {f"{place.prefix}embeddings.position_ids": torch.arange(config.length)[None]}
 
 
-def _clip(shapes: Shapes, place: Place, heads: int | None, activation: str | None) -> ClipConfig:
+def _clip(shapes: Shapes, place: TextEncoderLocation, heads: int | None, activation: str | None) -> CLIPEncoderConfig:
     prefix, fused = place.prefix, place.layout == "openclip"
     vocabulary, width = shapes[f"{prefix}{'' if fused else 'embeddings.'}token_embedding.weight"]
     blocks = f"{prefix}{'transformer.resblocks' if fused else 'encoder.layers'}."
@@ -211,7 +216,7 @@ def _clip(shapes: Shapes, place: Place, heads: int | None, activation: str | Non
             f"a text encoder of width {width}, whose heads and activation no key shows: give them, such as heads=2, "
             "activation='quick-gelu'"
         )
-    return ClipConfig(
+    return CLIPEncoderConfig(
         width,
         _depth(shapes, blocks),
         heads,
@@ -227,13 +232,13 @@ def _clip(shapes: Shapes, place: Place, heads: int | None, activation: str | Non
     )
 
 
-def _t5_config(shapes: Shapes, prefix: str) -> T5Config:
+def _t5_config(shapes: Shapes, prefix: str) -> T5EncoderConfig:
     block = f"{prefix}encoder.block.0.layer."
     table = next((prefix + name for name in _T5_TABLES if prefix + name in shapes), prefix + _T5_TABLES[0])
     vocabulary, width = shapes[table]
     buckets, heads = shapes[f"{block}0.SelfAttention.{BIAS}"]
     gated = f"{block}1.DenseReluDense.wi_0.weight" in shapes
-    return T5Config(
+    return T5EncoderConfig(
         width,
         _depth(shapes, f"{prefix}encoder.block."),
         heads,

@@ -19,12 +19,12 @@ from unveil.checkpoints import text_encoder_keys
 from unveil.checkpoints.hf_files import read_json, read_weights
 from unveil.checkpoints.overrides import in_float, shapes_of
 from unveil.conditioning import clip_tokenizer
-from unveil.conditioning.text_encoder import FileTokenizer, Text
+from unveil.conditioning.text_encoder import FileTokenizer, TextEncoder
 from unveil.io.safetensors_io import read_state
 from unveil.model import Model
 from unveil.model.config.text import TextSection
-from unveil.nn.meta_device import Unfilled
-from unveil.nn.text_encoders import ACTIVATIONS, ClipConfig, T5Config, TowerConfig
+from unveil.nn.meta_device import EmptyParameters
+from unveil.nn.text_encoders import ACTIVATIONS, CLIPEncoderConfig, T5EncoderConfig, TowerConfig
 from unveil.types import RecipeError, WeightsError
 
 WEIGHTS = "model"
@@ -35,7 +35,7 @@ MERGES = "merges.txt"
 LONGEST = 4096  # a tokenizer without a limit says a number far beyond it
 
 
-class TextEncoder(NamedTuple):
+class LoadedTextEncoder(NamedTuple):
     """A text encoder as it was found.
 
     Attributes:
@@ -52,14 +52,14 @@ class TextEncoder(NamedTuple):
 
     def described(self) -> dict[str, Any]:
         """The architecture as a recipe's section says it; key, drop and the like are added by whoever knows them."""
-        kind = "clip" if isinstance(self.config, ClipConfig) else "t5"
+        kind = "clip" if isinstance(self.config, CLIPEncoderConfig) else "t5"
         return {
             "kind": "text",
             "encoder": {"kind": kind, **asdict(self.config)},
             "tokenizer": "clip" if self.tokenizer is None else "file",
         }
 
-    def fill(self, conditioner: Text) -> Text:
+    def fill(self, conditioner: TextEncoder) -> TextEncoder:
         """Gives a conditioner that was built for this architecture its weights, in float32, and its vocabulary.
 
         Raises:
@@ -76,14 +76,14 @@ class TextEncoder(NamedTuple):
             conditioner.take_files({"tokenizer.json": self.tokenizer})
         return conditioner
 
-    def conditioner(self, section: TextSection) -> Text:
+    def conditioner(self, section: TextSection) -> TextEncoder:
         """The conditioner of a section that was made from `described`."""
-        with Unfilled():  # nothing is drawn that the file replaces
+        with EmptyParameters():  # nothing is drawn that the file replaces
             built = section.build()
         return self.fill(built)
 
 
-def read(path: Path, *, number: int = 1, said: Mapping[str, Any] | None = None) -> TextEncoder:
+def read(path: Path, *, number: int = 1, said: Mapping[str, Any] | None = None) -> LoadedTextEncoder:
     """The text encoder of a folder or a file.
 
     Args:
@@ -101,7 +101,7 @@ def read(path: Path, *, number: int = 1, said: Mapping[str, Any] | None = None) 
 
 def read_state_of(
     theirs: Mapping[str, Tensor], *, number: int = 1, said: Mapping[str, Any] | None = None
-) -> TextEncoder:
+) -> LoadedTextEncoder:
     """The text encoder in a state dict; such files hold no vocabulary, so it is CLIP's.
 
     Args:
@@ -119,14 +119,14 @@ def read_state_of(
     if place.layout == "t5":
         raise WeightsError(f"{place.prefix}: a T5 without its vocabulary; give the folder with its tokenizer.json")
     said = said or {}
-    config = text_encoder_keys.config_of(
+    config = text_encoder_keys.infer_config(
         shapes_of(theirs), place, heads=said.get("heads"), activation=said.get("activation")
     )
     loaded = text_encoder_keys.load(theirs, config, place)
-    return TextEncoder(config, loaded.state, None, loaded.rest)
+    return LoadedTextEncoder(config, loaded.state, None, loaded.rest)
 
 
-def read_folder(path: Path, *, number: int = 1) -> TextEncoder:
+def read_folder(path: Path, *, number: int = 1) -> LoadedTextEncoder:
     """The text encoder of diffusers' folder of a whole model, or of transformers' folder of one.
 
     Raises:
@@ -151,11 +151,11 @@ def read_folder(path: Path, *, number: int = 1) -> TextEncoder:
     place = found[0]
     said = said.get("text_config") or said
     if place.layout == "t5":
-        config = _t5(text_encoder_keys.config_of(shapes_of(theirs), place), said, words)
-        return TextEncoder(config, text_encoder_keys.load(theirs, config, place).state, _tokenizer(words))
+        config = _t5(text_encoder_keys.infer_config(shapes_of(theirs), place), said, words)
+        return LoadedTextEncoder(config, text_encoder_keys.load(theirs, config, place).state, _tokenizer(words))
     config, own = _clip(theirs, place, said, words)
     loaded = text_encoder_keys.load(theirs, config, place)
-    return TextEncoder(config, loaded.state, own, loaded.rest)
+    return LoadedTextEncoder(config, loaded.state, own, loaded.rest)
 
 
 def fill(model: Model, base: Path = Path()) -> Model:
@@ -173,15 +173,19 @@ def fill(model: Model, base: Path = Path()) -> Model:
             if section.weights is None:
                 raise RecipeError(f"{section.key}: the text encoder needs its weights; set weights to a folder or file")
             asked = section.encoder.build()
-            shape = {"heads": asked.heads, "activation": asked.activation} if isinstance(asked, ClipConfig) else None
+            shape = (
+                {"heads": asked.heads, "activation": asked.activation} if isinstance(asked, CLIPEncoderConfig) else None
+            )
             found = read(base / section.weights, said=shape)
-            if isinstance(asked, ClipConfig) and isinstance(found.config, ClipConfig):  # what no weight depends on
+            if isinstance(asked, CLIPEncoderConfig) and isinstance(
+                found.config, CLIPEncoderConfig
+            ):  # what no weight depends on
                 free = {"skip": asked.skip, "norm": asked.norm, "padding": asked.padding}
                 found = found._replace(config=replace(found.config, **free))
-            if isinstance(asked, T5Config) and isinstance(found.config, T5Config):
+            if isinstance(asked, T5EncoderConfig) and isinstance(found.config, T5EncoderConfig):
                 found = found._replace(config=replace(found.config, length=asked.length, attend=asked.attend))
             conditioner = model.conditioners[section.key]
-            assert isinstance(conditioner, Text)  # as its section built it
+            assert isinstance(conditioner, TextEncoder)  # as its section built it
             found.fill(conditioner)
     return model
 
@@ -203,16 +207,16 @@ def check_folder(path: Path) -> None:
 
 
 def _clip(
-    theirs: Mapping[str, Tensor], place: text_encoder_keys.Place, said: Mapping[str, Any], words: Path
-) -> tuple[ClipConfig, str | None]:
+    theirs: Mapping[str, Tensor], place: text_encoder_keys.TextEncoderLocation, said: Mapping[str, Any], words: Path
+) -> tuple[CLIPEncoderConfig, str | None]:
     """The architecture, and the content of the tokenizer's file where it is not CLIP's vocabulary."""
     acts = {their: our for our, their in ACTIVATIONS.items()}
     act = str(said.get("hidden_act", "quick_gelu"))
     if act not in acts:
         raise WeightsError(f"config.json: hidden_act = {act!r}: known are {', '.join(acts)}")
     heads = said.get("num_attention_heads")
-    config = text_encoder_keys.config_of(shapes_of(theirs), place, heads=heads, activation=acts[act])
-    assert isinstance(config, ClipConfig)  # by its place
+    config = text_encoder_keys.infer_config(shapes_of(theirs), place, heads=heads, activation=acts[act])
+    assert isinstance(config, CLIPEncoderConfig)  # by its place
     end = int(said.get("eos_token_id", config.end))
     own = _own_vocabulary(words)
     config = replace(
@@ -224,7 +228,7 @@ def _clip(
     return replace(config, padding=_padding(words, own, config)), own
 
 
-def _padding(words: Path, own: str | None, config: ClipConfig) -> int:
+def _padding(words: Path, own: str | None, config: CLIPEncoderConfig) -> int:
     """The token that rows are filled up with, which the tokenizer's settings name."""
     file = words / "tokenizer_config.json"
     said = read_json(file).get("pad_token") if file.is_file() else None
@@ -232,7 +236,7 @@ def _padding(words: Path, own: str | None, config: ClipConfig) -> int:
     if name is None or name == clip_tokenizer.END:
         return config.end
     if own is None:
-        pieces = clip_tokenizer.clip().pieces
+        pieces = clip_tokenizer.clip_tokenizer().pieces
         return pieces.index(str(name)) if name in pieces else config.end
     number = FileTokenizer(own).number(str(name))
     return config.end if number is None else number
@@ -260,8 +264,8 @@ def _tokenizer(words: Path) -> str:
     return file.read_text("utf-8")
 
 
-def _t5(config: TowerConfig, said: Mapping[str, Any], words: Path) -> T5Config:
-    assert isinstance(config, T5Config)  # by its place
+def _t5(config: TowerConfig, said: Mapping[str, Any], words: Path) -> T5EncoderConfig:
+    assert isinstance(config, T5EncoderConfig)  # by its place
     file = words / "tokenizer_config.json"
     longest = (read_json(file) if file.is_file() else {}).get("model_max_length", config.length)
     return replace(

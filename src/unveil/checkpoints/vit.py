@@ -16,9 +16,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from unveil.checkpoints.key_mapping import Names, Published, below, to_ours, to_theirs
+from unveil.checkpoints.key_mapping import Names, SourceKeys, layer_keys, to_ours, to_theirs
 from unveil.io.safetensors_io import read_state, write_tensors
-from unveil.nn.meta_device import weightless
+from unveil.nn.meta_device import meta_device
 from unveil.nn.vit import SIZES, ViT, ViTConfig
 from unveil.types import RecipeError, WeightsError
 
@@ -68,19 +68,19 @@ def names(config: ViTConfig, era: Era = "files", prefix: str = "") -> Names:
         )
     if config.stem != "patches":
         raise RecipeError(f"stem = {config.stem!r}: transformers' ViT has patches")
-    found = {ours: Published((prefix + theirs,)) for ours, theirs in TABLES.items()}
+    found = {ours: SourceKeys((prefix + theirs,)) for ours, theirs in TABLES.items()}
     ends = {"patches": PATCHES, "encoder.norm": "layernorm"} | (
         {"pooled": "pooler.dense"} if config.head == "hidden" else {}
     )
     for ours, theirs in ends.items():
-        found |= {f"{ours}.{kind}": Published((f"{prefix}{theirs}.{kind}",)) for kind in ("weight", "bias")}
+        found |= {f"{ours}.{kind}": SourceKeys((f"{prefix}{theirs}.{kind}",)) for kind in ("weight", "bias")}
     for number in range(config.depth):
         ours, theirs = f"encoder.blocks.{number}", f"{prefix}{BLOCKS[era]}{number}"
-        found |= below(ours, theirs, BLOCK[era])
+        found |= layer_keys(ours, theirs, BLOCK[era])
         for kind in ("weight", "bias"):
-            found[f"{ours}.own.qkv.{kind}"] = Published(tuple(f"{theirs}.{part}.{kind}" for part in PROJECTIONS[era]))
+            found[f"{ours}.own.qkv.{kind}"] = SourceKeys(tuple(f"{theirs}.{part}.{kind}" for part in PROJECTIONS[era]))
     if config.classes:
-        found |= {f"head.{kind}": Published((f"classifier.{kind}",)) for kind in ("weight", "bias")}
+        found |= {f"head.{kind}": SourceKeys((f"classifier.{kind}",)) for kind in ("weight", "bias")}
     return found
 
 
@@ -91,7 +91,7 @@ def load(theirs: Mapping[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
         WeightsError: missing or extra keys, or tensors of another shape.
     """
     era, prefix = _written(theirs)
-    with weightless():
+    with meta_device():
         shapes = {key: tensor.shape for key, tensor in ViT(config).state_dict().items()}
     tables = [prefix + table for table in TABLES.values()]
     given = {key: tensor[0] if key in tables and tensor.ndim == 3 else tensor for key, tensor in theirs.items()}
@@ -111,7 +111,7 @@ def dump(ours: Mapping[str, Tensor], config: ViTConfig, era: Era = "files") -> d
     return theirs
 
 
-def config_of(shapes: Shapes, heads: int | None = None, norm_eps: float = 1e-12) -> ViTConfig:
+def infer_config(shapes: Shapes, heads: int | None = None, norm_eps: float = 1e-12) -> ViTConfig:
     """The configuration that keys and shapes show, and what they do not.
 
     Args:
@@ -165,8 +165,8 @@ def read_folder(path: Path) -> ViT:
             raise WeightsError(f"{path / 'config.json'}: {name} = {said[name]!r}: only {value!r} is supported")
     theirs = read_state(path / WEIGHTS)
     shapes = {key: tensor.shape for key, tensor in theirs.items()}
-    config = config_of(shapes, said.get("num_attention_heads"), float(said.get("layer_norm_eps", 1e-12)))
-    with weightless():
+    config = infer_config(shapes, said.get("num_attention_heads"), float(said.get("layer_norm_eps", 1e-12)))
+    with meta_device():
         network = ViT(config)
     network.load_state_dict({key: tensor.float() for key, tensor in load(theirs, config).items()}, assign=True)
     return network.eval()

@@ -23,8 +23,8 @@ from unveil.analysis import vit as sizes
 from unveil.analysis.guidance_sweep import check_scales, study_scales
 from unveil.analysis.inverse import study_inverse
 from unveil.analysis.pages import inverse_page, samplers_page, scales_page
-from unveil.analysis.samplers import Settings, study_samplers
-from unveil.analysis.video_bench import ClipStudy, Shared, parameters
+from unveil.analysis.samplers import SamplerStudySettings, study_samplers
+from unveil.analysis.video_bench import SharedSettings, VideoStudy, parameters
 from unveil.analysis.video_page import main_rows, text_page, video_page, world_page
 from unveil.cli import evaluate as evaluation
 from unveil.cli.console import Console
@@ -66,7 +66,7 @@ class Place:
         return folder
 
 
-def samplers(model: str, settings: Settings, device: str, place: Place, console: Console) -> None:
+def samplers(model: str, settings: SamplerStudySettings, device: str, place: Place, console: Console) -> None:
     """Runs every sampler on a model, writes samplers.json and samplers.html."""
     folder = place.free(model, "samplers")
     begun = time.process_time()
@@ -115,7 +115,7 @@ def guidance(ask: evaluation.Ask, scales: tuple[float, ...], place: Place, conso
 
 
 def inverse(
-    ask: evaluation.Ask, settings: restoration.Settings, part: data.Part, place: Place, console: Console
+    ask: evaluation.Ask, settings: restoration.InverseSettings, part: data.Part, place: Place, console: Console
 ) -> None:
     """Restores pictures that were measured in part, writes inverse.json and inverse.html."""
     recipe = ask.resolved()
@@ -142,26 +142,28 @@ def inverse(
     console.result({**record, "page": str(page)}, "\n".join([*rows, str(page)]))
 
 
-def video(name: str, settings: clips.Settings, device: str, place: Place, console: Console) -> None:
+def video(name: str, settings: clips.VideoStudySettings, device: str, place: Place, console: Console) -> None:
     """Tries what a model of clips can do besides clips from text, writes video.json and video.html."""
     _of_clips(name, "video", settings, (clips.study_video, video_page, clips.TASKS), device, place, console)
 
 
-def text(name: str, settings: prompt_benchmark.Settings, device: str, place: Place, console: Console) -> None:
+def text(
+    name: str, settings: prompt_benchmark.PromptBenchmarkSettings, device: str, place: Place, console: Console
+) -> None:
     """Tries what a model of clips understands of prompts, writes text.json and text.html."""
     _of_clips(
         name, "text", settings, (prompt_benchmark.study_text, text_page, prompt_benchmark.TASKS), device, place, console
     )
 
 
-def world(name: str, settings: Shared, device: str, place: Place, console: Console) -> None:
+def world(name: str, settings: SharedSettings, device: str, place: Place, console: Console) -> None:
     """Tries what a model of clips knows about the world, writes world.json and world.html."""
     _of_clips(name, "world", settings, (laws.study_world, world_page, laws.LAWS), device, place, console)
 
 
 def _of_clips(
-    name: str, what: str, settings: Shared,
-    parts: tuple[Callable[..., ClipStudy], Callable[..., str], Iterable[str]], device: str, place: Place,
+    name: str, what: str, settings: SharedSettings,
+    parts: tuple[Callable[..., VideoStudy], Callable[..., str], Iterable[str]], device: str, place: Place,
     console: Console,
 ) -> None:  # fmt: skip
     """Studies a model of clips by a function and writes what its page shows, of tasks of these names."""
@@ -183,7 +185,7 @@ def _of_clips(
     console.result({**record, "page": str(page)}, "\n".join([*rows, str(page)]))
 
 
-def detector(settings: reading.Settings, place: Place, console: Console) -> None:
+def detector(settings: reading.DetectorSettings, place: Place, console: Console) -> None:
     """Reads real clips of the playground back, writes detector.json and detector.html."""
     folder = replace(place, out=place.out or Path("runs") / "detector").free("detector", "detector")
     begun = time.process_time()
@@ -198,7 +200,9 @@ def detector(settings: reading.Settings, place: Place, console: Console) -> None
     console.result({**record, "page": str(page)}, "\n".join([*rows, str(page)]))
 
 
-def vit(name: str, overrides: tuple[str, ...], settings: sizes.Settings, place: Place, console: Console) -> None:
+def vit(
+    name: str, overrides: tuple[str, ...], settings: sizes.ViTStudySettings, place: Place, console: Console
+) -> None:
     """Trains a ViT in several sizes on several amounts of data, writes vit.json and vit.html.
 
     Each network leaves a file in the folder `arms` when it is done, so that the same command goes on after a stop.
@@ -222,7 +226,7 @@ def vit(name: str, overrides: tuple[str, ...], settings: sizes.Settings, place: 
     console.result({**record, "page": str(page)}, "\n".join([*rows, str(page)]))
 
 
-def clip_settings(wanted: Mapping[str, Any], sampling: Sequence[str], quick: bool) -> clips.Settings:
+def clip_settings(wanted: Mapping[str, Any], sampling: Sequence[str], quick: bool) -> clips.VideoStudySettings:
     """Settings of the study of clips as typed: those that were given, on top of the usual ones or those of `--quick`.
 
     Raises:
@@ -230,25 +234,27 @@ def clip_settings(wanted: Mapping[str, Any], sampling: Sequence[str], quick: boo
     """
     if wanted.get("sizes") is not None:
         wanted = {**wanted, "sizes": tuple(_size(text) for text in wanted["sizes"])}
-    return _settings(clips.QUICK if quick else clips.Settings(), wanted, sampling)
+    return _settings(clips.QUICK if quick else clips.VideoStudySettings(), wanted, sampling)
 
 
-def text_settings(wanted: Mapping[str, Any], sampling: Sequence[str], quick: bool) -> prompt_benchmark.Settings:
+def text_settings(
+    wanted: Mapping[str, Any], sampling: Sequence[str], quick: bool
+) -> prompt_benchmark.PromptBenchmarkSettings:
     """Settings of the study of prompts, likewise.
 
     Raises:
         RecipeError: numbers that cannot be, or an unknown kind.
     """
-    return _settings(prompt_benchmark.QUICK if quick else prompt_benchmark.Settings(), wanted, sampling)
+    return _settings(prompt_benchmark.QUICK if quick else prompt_benchmark.PromptBenchmarkSettings(), wanted, sampling)
 
 
-def world_settings(wanted: Mapping[str, Any], sampling: Sequence[str], quick: bool) -> Shared:
+def world_settings(wanted: Mapping[str, Any], sampling: Sequence[str], quick: bool) -> SharedSettings:
     """Settings of the study of laws, likewise.
 
     Raises:
         RecipeError: numbers that cannot be, or an unknown law.
     """
-    return _settings(laws.QUICK if quick else Shared(), wanted, sampling)
+    return _settings(laws.QUICK if quick else SharedSettings(), wanted, sampling)
 
 
 def _settings(plain: Any, wanted: Mapping[str, Any], sampling: Sequence[str]) -> Any:

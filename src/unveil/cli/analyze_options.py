@@ -37,7 +37,7 @@ def samplers(
     """
     from unveil.cli import analyze as work
 
-    settings = work.Settings(work.numbers(calls, int, "calls"), count, seed, grid, tuple(only or ()))
+    settings = work.SamplerStudySettings(work.numbers(calls, int, "calls"), count, seed, grid, tuple(only or ()))
     work.samplers(model, settings, device, work.Place(out, force), Console(as_json, quiet))
 
 
@@ -90,7 +90,7 @@ def inverse(
     from unveil.data import known_part
 
     ask = evaluate.Ask(model, recipe, tuple(overrides or ()), device=device)
-    settings = analyze.restoration.Settings(count, steps, seed)
+    settings = analyze.restoration.InverseSettings(count, steps, seed)
     analyze.inverse(ask, settings, known_part(part), analyze.Place(out, force), Console(as_json, quiet))
 
 
@@ -116,7 +116,7 @@ def vit(
     from unveil.analysis import vit as study
     from unveil.cli import analyze as work
 
-    settings = study.Settings(study.parse_sizes(sizes), work.numbers(amounts, int, "amounts"), steps, seeds)
+    settings = study.ViTStudySettings(study.parse_sizes(sizes), work.numbers(amounts, int, "amounts"), steps, seeds)
     work.vit(recipe, tuple(overrides or ()), settings, work.Place(out, force), Console(as_json, quiet))
 
 
@@ -257,5 +257,5 @@ def detector(
     """
     from unveil.cli import analyze as work
 
-    settings = work.reading.Settings(count=count, seed=seed)
+    settings = work.reading.DetectorSettings(count=count, seed=seed)
     work.detector(settings, work.Place(out, force), Console(as_json, quiet))

@@ -12,7 +12,7 @@ from unveil.cli.console import Console, size
 from unveil.nn import dit_config, vit
 from unveil.nn.dit import DiT
 from unveil.nn.flops import activations, multiply_adds
-from unveil.nn.meta_device import weightless
+from unveil.nn.meta_device import meta_device
 from unveil.types import Condition, RecipeError
 
 KINDS = ("dit", "vit")
@@ -42,7 +42,7 @@ def network(name: str, side: int | None, batch: int, console: Console) -> None:
 
 
 def _dit(name: str, side: int, batch: int) -> dict[str, Any]:
-    config = dit_config.named(name, size=side)
+    config = dit_config.get_preset(name, size=side)
     costs: dict[str, int] = {}
     for design in get_args(dit_config.Design):
         model = _on_meta(replace(config, design=design))
@@ -64,8 +64,8 @@ def _dit(name: str, side: int, batch: int) -> dict[str, Any]:
 
 
 def _vit(name: str, side: int, batch: int) -> dict[str, Any]:
-    config = vit.named(name, size=side, head="hidden")
-    with weightless():
+    config = vit.get_preset(name, size=side, head="hidden")
+    with meta_device():
         model = vit.ViT(config)
         one, several = torch.empty(1, 3, side, side), torch.empty(batch, 3, side, side)
     trained = sum(parameter.numel() for parameter in model.parameters())
@@ -93,13 +93,13 @@ def _memory(trained: int, kept: int, batch: int, facts: dict[str, Any]) -> dict[
 
 
 def _on_meta(config: dit_config.DiTConfig) -> DiT:
-    with weightless():
+    with meta_device():
         return DiT(config)
 
 
 def _asked(model: DiT, batch: int) -> tuple[Tensor, Tensor, Condition]:
     config = model.config
-    with weightless():
+    with meta_device():
         x = torch.empty(batch, config.in_channels, config.size, config.size)
         return x, torch.empty(batch), Condition(vector=torch.empty(batch, config.vector_dim))
 

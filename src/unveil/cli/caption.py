@@ -21,7 +21,7 @@ from unveil.playground.dataset import Playground
 from unveil.prompting.captioners import FRAMES, HOWS, How, ImageToText, Own, Reel, Teller, Told, Vision
 from unveil.prompting.media_scan import Glimpse, Looker, Numbers, look_round
 from unveil.prompting.openai_client import Spent
-from unveil.types import MediaError, NoAnswer, NotWritable, RecipeError, WeightsError, is_text, nearest
+from unveil.types import DataError, NoAnswer, OutputError, RecipeError, WeightsError, did_you_mean, is_valid_utf8
 
 COLUMN, CONFIDENCE = "caption", "confidence"
 BEAMS = 4  # of a captioner that is greedy by itself
@@ -144,7 +144,7 @@ class Ask:
             RecipeError, WeightsError: it cannot be used.
         """
         if self.how is not None and self.how not in HOWS:
-            raise RecipeError(f"--how {self.how!r}: must be one of {', '.join(HOWS)}{nearest(self.how, HOWS)}")
+            raise RecipeError(f"--how {self.how!r}: must be one of {', '.join(HOWS)}{did_you_mean(self.how, HOWS)}")
         if self.beams is not None and self.beams < 1:
             raise RecipeError(f"--beams {self.beams}: must be at least 1, which is greedy")
         if "://" in self.model:
@@ -254,7 +254,7 @@ def run(ask: Ask, console: Console) -> None:
         raise
     failed = sorted([*book.unread, *book.silent])
     if not book.told:
-        raise MediaError(f"{ask.what}: no caption of {len(failed)} files; the first: {': '.join(failed[0])}")
+        raise DataError(f"{ask.what}: no caption of {len(failed)} files; the first: {': '.join(failed[0])}")
     book.write()
     _report(ask, book, teller, console)
 
@@ -286,7 +286,7 @@ def _opened(ask: Ask, source: Source) -> Book:
     place, table = ask.place, source.table
     there = place.exists()
     if ask.inside and table is not None and table.name != place.name:
-        raise NotWritable(
+        raise OutputError(
             f"{place}: {table.name} says already what is in this folder, which has one of the two; {ELSEWHERE}"
         )
     book = Book(place, source.entries, classes=_classes(ask, source), unread=list(source.refused))
@@ -297,7 +297,7 @@ def _opened(ask: Ask, source: Source) -> Book:
         if book.told:
             return book
     if ask.out is None and not ask.force and there:
-        raise NotWritable(f"{place}: is there already and is not overwritten; {ELSEWHERE}")
+        raise OutputError(f"{place}: is there already and is not overwritten; {ELSEWHERE}")
     refuse_overwrite(place, ask.force)
     book.rows, book.own = ([] if table is None else _rows(table)), ask.inside
     return book
@@ -313,7 +313,7 @@ def _classes(ask: Ask, source: Source) -> Mapping[str, str]:
     if all(one.path in source.classes for one in source.entries) and says_classes(named):
         return source.classes
     if named and ask.inside:
-        raise NotWritable(
+        raise OutputError(
             f"{ask.place}: would take the place of the classes that the sub-folders are, and cannot say these "
             f"({', '.join(sorted(named)[:SHOWN])}): not all files have one, or the names are numbers; {ELSEWHERE}"
         )
@@ -333,7 +333,7 @@ def _rows(file: Path) -> list[tuple[str, dict[str, Any]]]:
 def _line(row: Mapping[str, Any]) -> str:
     """A line of the file; names that are no text, as some disks hold, are written by their numbers."""
     line = json.dumps(row, ensure_ascii=False) + "\n"
-    return line if is_text(line) else json.dumps(row) + "\n"
+    return line if is_valid_utf8(line) else json.dumps(row) + "\n"
 
 
 def _told(row: Mapping[str, Any]) -> Told:
@@ -350,7 +350,7 @@ def _parts(
         for entry in entries:
             try:
                 part.append((entry, Reel(*source(entry), entry.path)))
-            except MediaError as problem:
+            except DataError as problem:
                 unread.append((entry.path, str(problem)))
             if len(part) == count:
                 yield part

@@ -13,8 +13,8 @@ from unveil.conditioning.controlnet import Control, Mode
 from unveil.model import Model, model_dir
 from unveil.nn.unet import UNet
 from unveil.tasks import inputs
-from unveil.tasks.task_spec import Input
-from unveil.types import MediaError, RecipeError, Steering, WeightsError
+from unveil.tasks.task_spec import SourceFile
+from unveil.types import ControlNetInfo, DataError, RecipeError, WeightsError
 
 # What follows a picture: its weight, and the part of the run. Anything but numbers behind a colon is part of a path,
 # such as that of a drive.
@@ -54,10 +54,10 @@ def asked(text: str) -> Asked:
     cut = next((place for place in cuts if place and Path(rest[:place]).exists()), cuts[0])
     if not rest[:cut] or not rest[cut + 1 :]:
         raise RecipeError(f"--control {text!r}: is written FILE=PICTURE, or PICTURE alone for a ControlNet's own run")
-    return Asked(model_dir.place(rest[:cut], "controlnets"), Path(rest[cut + 1 :]), *said)
+    return Asked(model_dir.resolve(rest[:cut], "controlnets"), Path(rest[cut + 1 :]), *said)
 
 
-def put_on(model: Model, wanted: Sequence[Asked], mode: str, console: Console) -> tuple[Steering, ...]:
+def put_on(model: Model, wanted: Sequence[Asked], mode: str, console: Console) -> tuple[ControlNetInfo, ...]:
     """Puts ControlNets on a model; those that it has already are given their pictures, weights and parts of the run.
 
     Args:
@@ -78,7 +78,7 @@ def put_on(model: Model, wanted: Sequence[Asked], mode: str, console: Console) -
     there = {} if model.controls is None else {one.key: one for one in model.controls.controls}
     base = model.denoiser.network
     controls: list[Control] = []
-    steering: list[Steering] = []
+    steering: list[ControlNetInfo] = []
     for one in wanted:
         mine = _own(one, own)
         if mine is None:
@@ -93,11 +93,11 @@ def put_on(model: Model, wanted: Sequence[Asked], mode: str, console: Console) -
         channels = network.hint_channels
         if channels not in (1, 3):
             raise WeightsError(f"{name}: reads hints of {channels} channels, which no picture has")
-        picture = inputs.opened("picture", one.picture, channels)
+        picture = inputs.open_input("picture", one.picture, channels)
         controls.append(Control(key, network, one.weight, one.start, one.stop))
         file = picture.input
         steering.append(
-            Steering(key, name, digest, one.weight, one.start, one.stop, file.name, file.sha256, picture.content)
+            ControlNetInfo(key, name, digest, one.weight, one.start, one.stop, file.name, file.sha256, picture.content)
         )
     if left := [one.name for one in own.values() if one.key not in {each.key for each in controls}]:
         raise RecipeError(f"this model is the ControlNet {left[0]!r} on its base; give its picture: --control PICTURE")
@@ -123,14 +123,14 @@ def again(
     """
     recorded = facts.get("controls") or []
     try:
-        told = [Input(str(one["name"]), str(one["sha256"])) for one in recorded]
-        pictures = [Input(str(one["picture"]), str(one["picture_sha256"])) for one in recorded]
+        told = [SourceFile(str(one["name"]), str(one["sha256"])) for one in recorded]
+        pictures = [SourceFile(str(one["picture"]), str(one["picture_sha256"])) for one in recorded]
         ranges = [(float(one["weight"]), float(one["start"]), float(one["stop"])) for one in recorded]
     except (KeyError, TypeError, ValueError) as problem:
-        raise MediaError(
+        raise DataError(
             f"the picture's record of its ControlNets lacks {problem}; use it as it was written"
         ) from problem
-    paths = inputs.found(pictures, [*(one.picture for one in given), *places])
+    paths = inputs.find_inputs(pictures, [*(one.picture for one in given), *places])
     own: dict[str, Path | None] = {one.sha256: None for one in model.steering}
     own |= (
         {controlnet_loader.digest(one.network): one.network for one in given if one.network is not None} if told else {}
@@ -141,7 +141,7 @@ def again(
     return found, str(facts.get("control_mode", "balanced"))
 
 
-def _own(one: Asked, own: Mapping[str, Steering]) -> Steering | None:
+def _own(one: Asked, own: Mapping[str, ControlNetInfo]) -> ControlNetInfo | None:
     """Which of the model's own ControlNets is meant, if one is."""
     if one.network is not None:
         return own.get(controlnet_loader.digest(one.network)) if own else None
@@ -153,7 +153,7 @@ def _own(one: Asked, own: Mapping[str, Steering]) -> Steering | None:
     return next(iter(own.values()))
 
 
-def _found(one: Input, known: Mapping[str, Path | None]) -> Path | None:
+def _found(one: SourceFile, known: Mapping[str, Path | None]) -> Path | None:
     """The path of a ControlNet of a record; None for the model's own."""
     if one.sha256 in known:
         return known[one.sha256]

@@ -25,21 +25,21 @@ from unveil.checkpoints import (
     text_encoder_export,
 )
 from unveil.checkpoints.hf import stable_diffusion
-from unveil.checkpoints.key_mapping import some
+from unveil.checkpoints.key_mapping import abbreviate
 from unveil.checkpoints.overrides import shapes_of
 from unveil.cli import convert_controlnet
 from unveil.cli.console import Console
 from unveil.cli.convert_controlnet import ONE_FILE
 from unveil.cli.recipe_kind import diffusion
 from unveil.cli.safe_unpickle import tensors_of
-from unveil.conditioning.text_encoder import Text
+from unveil.conditioning.text_encoder import TextEncoder
 from unveil.io.files import refuse_overwrite, staged
 from unveil.io.safetensors_io import read_tensors, write_tensors
 from unveil.model import Model, build, model_dir, model_folder, model_saving
 from unveil.model.config import load_recipe, override, validate
 from unveil.nn.unet import UNet
 from unveil.tasks.generate import DTYPES
-from unveil.types import RecipeError, WeightsError, nearest
+from unveil.types import RecipeError, WeightsError, did_you_mean
 
 # edm and score-sde are only read.
 LAYOUTS = ("openai", "ddpm", "edm", "score-sde", "dit", "diffusers", "ldm", "ours")
@@ -58,10 +58,14 @@ class Layout:
 
     def __post_init__(self) -> None:
         if self.name not in LAYOUTS:
-            raise RecipeError(f"layout {self.name!r}: must be one of {', '.join(LAYOUTS)}{nearest(self.name, LAYOUTS)}")
+            raise RecipeError(
+                f"layout {self.name!r}: must be one of {', '.join(LAYOUTS)}{did_you_mean(self.name, LAYOUTS)}"
+            )
         known = [*DTYPES, SMALL]
         if self.dtype not in known:
-            raise RecipeError(f"dtype {self.dtype!r}: must be one of {', '.join(known)}{nearest(self.dtype, known)}")
+            raise RecipeError(
+                f"dtype {self.dtype!r}: must be one of {', '.join(known)}{did_you_mean(self.dtype, known)}"
+            )
         if self.name != "ours":
             self.refuse_small(f"the layout {self.name}")
 
@@ -79,7 +83,7 @@ def convert(source: Path, out: Path, layout: Layout, force: bool, console: Conso
     """Converts in the direction that the source asks for, and tells what was matched."""
     refuse_overwrite(out, force)
     for drawer in ("checkpoints", "controlnets"):
-        source = model_dir.place(source, drawer)
+        source = model_dir.resolve(source, drawer)
     if source.is_dir() and controlnet_loader.is_folder(source):
         layout.refuse_small("a ControlNet")
         facts: dict[str, Any] = convert_controlnet.of_folder(source, out, layout.name, layout.dtype)
@@ -97,7 +101,7 @@ def convert(source: Path, out: Path, layout: Layout, force: bool, console: Conso
         facts = _to_ours(source, out, layout, force)
     keys = [str(key) for key in facts.get("unmatched_keys", [])]
     facts = {"source": str(source), "out": str(out), "layout": layout.name, **facts}
-    rest = f": {some(keys, 4)}" if keys else ""
+    rest = f": {abbreviate(keys, 4)}" if keys else ""
     text = f"{out}: {facts['matched']} tensors matched, {facts['unmatched']} unmatched, from {facts['part']}{rest}"
     console.result(facts, "\n".join([text, *facts.get("notes", [])]))
 
@@ -107,7 +111,7 @@ def _copy(source: Path, out: Path, layout: Layout, force: bool) -> dict[str, Any
     small = layout.dtype == SMALL
     model = model_folder.load_model(source).to(torch.float32 if small else DTYPES[layout.dtype])
     model_saving.save_model(model, out, force=force, small=small)
-    return {"part": str(model_folder.find(source)), "matched": len(model.state_dict()), "unmatched": 0}
+    return {"part": str(model_folder.resolve_checkpoint(source)), "matched": len(model.state_dict()), "unmatched": 0}
 
 
 def _to_ours(source: Path, out: Path, layout: Layout, force: bool) -> dict[str, Any]:
@@ -148,12 +152,12 @@ def _recognised(theirs: Mapping[str, Tensor], layout: Layout) -> Model:
         ) from problem
 
 
-def _said(layout: Layout) -> openai_models.Said:
+def _said(layout: Layout) -> openai_models.ModelOverrides:
     """What keys do not say, given as file.KEY=VALUE."""
     said: dict[str, Any] = {}
     for change in layout.overrides:
         override(said, change)
-    known = validate(openai_models.Said, said.pop("file", {}), "file")
+    known = validate(openai_models.ModelOverrides, said.pop("file", {}), "file")
     if said:
         raise RecipeError(f"{next(iter(said))}: a change of a recipe; give --recipe, or say file.KEY=VALUE")
     return known
@@ -161,7 +165,7 @@ def _said(layout: Layout) -> openai_models.Said:
 
 def _of_folder(source: Path, out: Path, layout: Layout, force: bool) -> dict[str, Any]:
     """From a folder of diffusers: of Stable Diffusion 1 or 2, whose parts are ours."""
-    folder = hf.Folder(source)
+    folder = hf.PipelineFolder(source)
     if folder.kind not in stable_diffusion.CLASSES:
         known = ", ".join(stable_diffusion.CLASSES)
         raise RecipeError(
@@ -170,7 +174,7 @@ def _of_folder(source: Path, out: Path, layout: Layout, force: bool) -> dict[str
     return {"part": str(source)} | _written(stable_diffusion.read(folder), out, layout, force)
 
 
-def _written(read: single_file.Read, out: Path, layout: Layout, force: bool) -> dict[str, Any]:
+def _written(read: single_file.LoadedCheckpoint, out: Path, layout: Layout, force: bool) -> dict[str, Any]:
     """Writes a latent diffusion model as diffusers' folder, as one file, or as a model of ours; tells how it was read.
 
     One file is meant by --layout ldm, or by a name that ends in .safetensors.
@@ -190,14 +194,14 @@ def _noted(model: Model, layout: str) -> dict[str, Any]:
     """What a layout does not hold of a model, or holds beyond it; nothing that is drawn depends on either."""
     notes: list[str] = []
     for one in model.conditioners.values():
-        if not isinstance(one, Text):
+        if not isinstance(one, TextEncoder):
             continue
         if layout == "diffusers" and (left := text_encoder_export.left_out(one)):
             notes.append(
                 f"left out: {len(left)} tensors of the text encoder's last block, which nothing reads and diffusers' "
                 "folders do not hold; one file of such a folder has a copy of the block before in its place"
             )
-        if layout == "ldm" and (added := single_file.repeated(one)):
+        if layout == "ldm" and (added := single_file.duplicated_block(one)):
             notes.append(
                 f"added: {len(added)} tensors of a last block of the text encoder, which nothing reads and such files "
                 "have; it is a copy of the block before"
@@ -269,7 +273,7 @@ def _parts(
 
 
 def _to_theirs(source: Path, out: Path, layout: Layout) -> dict[str, Any]:
-    folder = model_folder.find(source)
+    folder = model_folder.resolve_checkpoint(source)
     model = model_folder.load_model(folder)
     if layout.name == "ldm":
         matched = _one_file(model.to(DTYPES[layout.dtype]), out)

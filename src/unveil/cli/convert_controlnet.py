@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from unveil.checkpoints import controlnet, controlnet_loader, diffusers_unet, formats, ldm_unet
-from unveil.checkpoints.overrides import Said
+from unveil.checkpoints.overrides import ModelOverrides
 from unveil.io.files import staged
 from unveil.io.safetensors_io import write_tensors
 from unveil.nn.controlnet import ControlNet
@@ -24,11 +24,11 @@ ONE_FILE = ".safetensors"
 
 def is_file(theirs: Mapping[str, Tensor]) -> bool:
     """Whether these are the tensors of a ControlNet, which may stand beside those of its base."""
-    found = formats.recognised(theirs)
+    found = formats.detect_format(theirs)
     return found is not None and found.kind == "ControlNet"
 
 
-def of_file(theirs: Mapping[str, Tensor], said: Said, out: Path, layout: str, dtype: str) -> dict[str, Any]:
+def of_file(theirs: Mapping[str, Tensor], said: ModelOverrides, out: Path, layout: str, dtype: str) -> dict[str, Any]:
     """Writes the ControlNet of a published file in another layout; tells what of the file is in it.
 
     Args:
@@ -45,7 +45,7 @@ def of_file(theirs: Mapping[str, Tensor], said: Said, out: Path, layout: str, dt
     said.only({"heads", "head_channels"}, "files of a ControlNet")
     heads = {name: value for name in ("heads", "head_channels") if (value := getattr(said, name)) is not None}
     write(controlnet_loader.of_published(theirs, heads=heads or None), out, layout, dtype)
-    own = ldm_unet.plain(theirs, controlnet.PREFIX)
+    own = ldm_unet.strip_prefix(theirs, controlnet.PREFIX)
     whole = theirs.keys() == own.keys()
     rest = [] if whole else sorted(key for key in theirs if not key.startswith(controlnet.PREFIX))
     return {"matched": len(own), "unmatched": len(rest), "unmatched_keys": rest}
@@ -73,7 +73,7 @@ def write(network: ControlNet, out: Path, layout: str, dtype: str) -> None:
         with staged(out) as temporary:
             diffusers_unet.write(network, temporary)
     elif out.suffix == ONE_FILE:
-        theirs = ldm_unet.prefixed(controlnet.dump(network), controlnet.PREFIX)
+        theirs = ldm_unet.add_prefix(controlnet.dump(network), controlnet.PREFIX)
         with staged(out) as temporary:
             write_tensors(temporary, theirs)
     else:

@@ -15,7 +15,7 @@ from unveil.data.video_validation import holds_clips
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.io.images import png, sheet, strips
 from unveil.model.config import SequenceRecipe, load_recipe
-from unveil.types import RecipeError, nearest
+from unveil.types import RecipeError, did_you_mean
 
 FITS = ("crop", "pad", "stretch", "aspect")
 RULES = ("none", "nearest", "shown")
@@ -52,10 +52,10 @@ def check(path: Path, size: int | None, fit: str, clips: InTime, console: Consol
         console: what says how it goes.
     """
     if fit not in FITS:
-        raise RecipeError(f"fit {fit!r}: must be one of {', '.join(FITS)}{nearest(fit, FITS)}")
+        raise RecipeError(f"fit {fit!r}: must be one of {', '.join(FITS)}{did_you_mean(fit, FITS)}")
     rule = clips.resample
     if rule not in RULES:
-        raise RecipeError(f"resample {rule!r}: must be one of {', '.join(RULES)}{nearest(rule, RULES)}")
+        raise RecipeError(f"resample {rule!r}: must be one of {', '.join(RULES)}{did_you_mean(rule, RULES)}")
     if path.is_file() or path.suffix == ".safetensors":
         with console.progress("latent", 0) as progress:
             found = data.check_latents(path, progress.reach)

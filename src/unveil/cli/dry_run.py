@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from unveil.cli.console import duration, size
-from unveil.core.rng import Streams
+from unveil.core.rng import SampleRNG
 from unveil.model.checkpoint_store import versions
 from unveil.model.config import AutoencoderRecipe, Recipe
 from unveil.model.config.train import Batching
-from unveil.train.batch_preparation import on
+from unveil.train.batch_preparation import to_device
 from unveil.train.callbacks import KEEP
-from unveil.train.data_order import Items, check_items, collate
+from unveil.train.data_order import IndexableItems, check_items, collate
 from unveil.train.learner import Learner
 from unveil.train.precision import resolve
-from unveil.train.variable_size import lengths
+from unveil.train.variable_size import token_counts
 
 FLOAT = 4  # bytes; weights, gradients, moments and averages are float32
 SECONDS = 4.0  # that the measured step may take
@@ -82,7 +82,9 @@ class Estimate:
         )
 
 
-def estimate(recipe: Recipe | AutoencoderRecipe, learner: Learner, dataset: Items, device: torch.device) -> Estimate:
+def estimate(
+    recipe: Recipe | AutoencoderRecipe, learner: Learner, dataset: IndexableItems, device: torch.device
+) -> Estimate:
     """Measures one optimiser step, of as many pictures as fit a few seconds, and scales it up.
 
     Raises:
@@ -91,7 +93,7 @@ def estimate(recipe: Recipe | AutoencoderRecipe, learner: Learner, dataset: Item
     batching, batch = recipe.train.batching, recipe.train.batch
     check_items(dataset, learner.key, learner.raw_keys, None if batching else learner.shape)
     if recipe.train.tokens is not None:
-        batch = max(1, round(recipe.train.tokens / float(lengths(learner.model, dataset).double().mean())))
+        batch = max(1, round(recipe.train.tokens / float(token_counts(learner.model, dataset).double().mean())))
     precision = resolve(recipe.train.precision, device)
     measured = _Step(learner, dataset, precision, recipe, device)
     activations = measured.activations()
@@ -122,7 +124,7 @@ class _Step:
     def __init__(
         self,
         learner: Learner,
-        dataset: Items,
+        dataset: IndexableItems,
         precision: str,
         recipe: Recipe | AutoencoderRecipe,
         device: torch.device,
@@ -143,8 +145,8 @@ class _Step:
         indices = [n % len(self.dataset) for n in range(count)]
         items = [self.dataset[n] for n in indices]
         batch = collate(list(range(count)), indices, items, learner.key, learner.raw_keys, self.batching)
-        batch = batch._replace(data=on(batch.data, self.device))
-        streams = Streams(0, batch.numbers, device=self.device)
+        batch = batch._replace(data=to_device(batch.data, self.device))
+        streams = SampleRNG(0, batch.numbers, device=self.device)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             return learner.loss(batch, streams, self.step, flip=False).value
 

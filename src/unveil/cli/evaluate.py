@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unveil import data
-from unveil.autoencoders.perceptual import Perceptual
+from unveil.autoencoders.perceptual import LPIPS
 from unveil.cli.console import Console
 from unveil.cli.model_loading import device as pick
 from unveil.cli.model_loading import open_model
@@ -186,7 +186,7 @@ def _reel(item: Item, key: str) -> Reel:
     return Reel(pixels[:, None] if pixels.ndim == 3 else pixels, float(item.get("fps", Reel._field_defaults["rate"])))
 
 
-def _perceptual(recipe: AutoencoderRecipe) -> tuple[str, Perceptual] | None:
+def _perceptual(recipe: AutoencoderRecipe) -> tuple[str, LPIPS] | None:
     """The network that is asked for; else that of the loss, and then the shipped one of the data, if there is one."""
     wanted = recipe.evaluate.perceptual or recipe.loss.perceptual
     if wanted is None:
@@ -194,7 +194,7 @@ def _perceptual(recipe: AutoencoderRecipe) -> tuple[str, Perceptual] | None:
     return wanted.network, perceptual(wanted.network, wanted.weights)
 
 
-def _shipped_perceptual(kind: str) -> tuple[str, Perceptual] | None:
+def _shipped_perceptual(kind: str) -> tuple[str, LPIPS] | None:
     """The perceptual network that comes with the package for a kind of data, if one does."""
     return (kind, perceptual(kind)) if kind in ("digits", "fashion") else None
 

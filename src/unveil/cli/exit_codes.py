@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from unveil.types import OUR_FAULT, Error, LeftOut, out_of_memory
+from unveil.types import OUR_FAULT, Error, PromptTruncated, out_of_memory
 
 _log = logging.getLogger("unveil")
 
@@ -53,7 +53,7 @@ def _plainly(others: Callable[..., None]) -> Callable[..., None]:
     """How warnings are shown: those meant for the user as one line, others with their place in the code."""
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **rest: Any) -> None:
-        if issubclass(category, LeftOut):
+        if issubclass(category, PromptTruncated):
             print(f"warning: {message}", file=sys.stderr, flush=True)
         else:
             others(message, category, *place, **rest)

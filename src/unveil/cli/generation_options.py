@@ -18,15 +18,15 @@ from unveil.cli.console import Console
 from unveil.cli.model_loading import device as pick
 from unveil.cli.model_loading import open_model
 from unveil.cli.options import PLAYGROUND
-from unveil.conditioning.image import ContextChannels
+from unveil.conditioning.image import ConcatCondition
 from unveil.data.low_res import LOW
 from unveil.model import Model
 from unveil.model.config import override
-from unveil.tasks.generate import DTYPES, Guided, Request, Source
+from unveil.tasks.generate import DTYPES, ClassifierGuidance, Request, Source
 from unveil.tasks.inpaint import MASK, MASKED
-from unveil.tasks.single_frame import still
-from unveil.tasks.size import is_clips
-from unveil.types import RecipeError, nearest
+from unveil.tasks.single_frame import as_image_model
+from unveil.tasks.size import is_video_model
+from unveil.types import RecipeError, did_you_mean
 
 PROMPT = "prompt"  # the key of a condition that is typed without it
 SHOWN = {"inpaint": (MASK, MASKED), "outpaint": (MASK, MASKED), "upscale": (LOW,)}  # what a verb gives a network
@@ -114,7 +114,7 @@ class Wish:
             known = list(model.conditioners)
             raise RecipeError(
                 f"{prompts[0]!r}: settings are written KEY=VALUE, and this model takes no prompt but "
-                f"{', '.join(known) or 'nothing'}{nearest(prompts[0], known)}"
+                f"{', '.join(known) or 'nothing'}{did_you_mean(prompts[0], known)}"
             )
         given: dict[str, list[Any]] = {"label": list(self.labels)} if self.labels else {}
         if prompts:
@@ -165,13 +165,13 @@ class Wish:
             raise RecipeError(f"--size {self.size!r}: is written WIDTHxHEIGHT in pixels, such as --size 96x64")
         return int(found[2]), int(found[1])
 
-    def guided(self, model: Model, said: Mapping[str, Any] | None = None) -> Guided | None:
+    def guided(self, model: Model, said: Mapping[str, Any] | None = None) -> ClassifierGuidance | None:
         """Guidance by the classifier that was named."""
         if self.classifier is None:
             return None
         guide = load_guide(self.classifier, model.process, said)
         guide.network.to(model.device)
-        return Guided(guide, self.classifier_scale)
+        return ClassifierGuidance(guide, self.classifier_scale)
 
 
 def opened(
@@ -205,14 +205,14 @@ def opened(
     dtype = DTYPES.get(typed, torch.float32)  # another one is refused by the request
     said = changes(wish.words, {}).get("file")  # what a published file does not say itself
     model, source = open_model(name, pick(wish.device), said, dtype)
-    pictures = [key for key, one in model.conditioners.items() if isinstance(one, ContextChannels)]
+    pictures = [key for key, one in model.conditioners.items() if isinstance(one, ConcatCondition)]
     if recorded is None and (missing := [key for key in pictures if key not in shown]):
         verbs = " or ".join(f"`unveil {verb}`" for verb, keys in SHOWN.items() if missing[0] in keys)
         raise RecipeError(
             f"this model is given a picture under {missing[0]!r}, which cannot be typed; "
             + (f"use {verbs}" if verbs else "use it from Python: unveil.load(...).generate(raw=...)")
         )
-    if ((len(model.shape) != 3 or makes == "clips") and not is_clips(model)) or model.shape[0] not in (1, 3):
+    if ((len(model.shape) != 3 or makes == "clips") and not is_video_model(model)) or model.shape[0] not in (1, 3):
         raise RecipeError(
             f"this model makes samples of shape {model.shape}, which are no {makes}; "
             "use it from Python: unveil.load(...).generate(...)"
@@ -225,7 +225,7 @@ def opened(
     if recorded is not None:
         steered, mode = controls.again(recorded, steered, model, places)
     controls.put_on(model, steered, mode, console)
-    model = still(model) if makes == "pictures" and is_clips(model) else model
+    model = as_image_model(model) if makes == "pictures" and is_video_model(model) else model
     return model.lowered(dtype), source
 
 

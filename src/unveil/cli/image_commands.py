@@ -20,13 +20,13 @@ from unveil.io.images import seen
 from unveil.io.video.writer import FORMS, check_clip, write_clip
 from unveil.model import Model
 from unveil.tasks import inputs, registry
-from unveil.tasks.generate import Picture, Request, additions, generate, guided_by, sampling_of
-from unveil.tasks.inpaint import Margins, fitting
+from unveil.tasks.generate import GeneratedSample, Request, additions, generate, guided_by, sampling_of
+from unveil.tasks.inpaint import Padding, fitting
 from unveil.tasks.invert import invert as find_noise
 from unveil.tasks.invert import noise_bytes
 from unveil.tasks.metadata import read_facts
 from unveil.tasks.size import check_size
-from unveil.types import MediaError, RecipeError, WeightsError, size_of
+from unveil.types import DataError, RecipeError, WeightsError, format_size
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Job:
 class _Read:
     """A picture with all that belongs to it, and the number of its first result."""
 
-    files: Mapping[str, inputs.Opened]
+    files: Mapping[str, inputs.LoadedInput]
     number: int
 
 
@@ -94,7 +94,7 @@ def edit(
         if one.size is not None:  # before others are drawn
             check_size(model, one.size)
 
-    def drawn() -> Iterator[Picture]:
+    def drawn() -> Iterator[GeneratedSample]:
         for group, one in zip(alike, edits, strict=True):
             part = request.part(group[0].number * each, (group[-1].number + 1) * each)
             yield from draw(model, source, part, place, console, one)
@@ -123,7 +123,7 @@ def vary(
     place.check()
     model, source = model_of(wish, facts, picture, console)
     if facts.get("task"):
-        raise MediaError(f"{picture}: made by {facts['task'].get('verb')}; vary begins at a picture of `unveil sample`")
+        raise DataError(f"{picture}: made by {facts['task'].get('verb')}; vary begins at a picture of `unveil sample`")
     if facts["model"].get("sha256") != source.sha256:
         raise WeightsError(
             f"{picture}: made by {facts['model'].get('name')!r} with other weights than {source.name!r}; "
@@ -146,7 +146,7 @@ def vary(
     )  # fmt: skip
     names = filenames(numbered(request))
     place.check(names)
-    task = registry.edit("vary", model, {"amount": amount, "of": (facts["seed"], facts["sample"])}, {})
+    task = registry.make_task("vary", model, {"amount": amount, "of": (facts["seed"], facts["sample"])}, {})
     written = write(draw(model, source, request, place, console, task), place, names)
     console.result(written.facts() | {"model": source._asdict(), "task": "vary", "count": count}, written.text())
 
@@ -184,7 +184,7 @@ def interpolate(
     ends = [(near, wish.first), (last, wish.first)]
     to = {key: values[-1:] for key, values in given.items()}
     settings = {"ends": ends, "frames": way.frames, "to": to}
-    task = registry.edit("interpolate", model, settings, {})
+    task = registry.make_task("interpolate", model, settings, {})
     first = replace(wish, labels=(), given=tuple(f"{k}={v[0]}" for k, v in given.items()), words=(), seed=0, first=0)
     request = first.request(model, changes(wish.words, named), way.frames)
     with console.progress("step", 0) as progress:
@@ -212,7 +212,7 @@ def invert(wish: Wish, pictures: Path | None, named: Mapping[str, Any], place: P
     every = _read(Job("invert", pictures), model, wish.sized())
     contents = [one.files["picture"].content for one in every]
     if len({content.shape for content in contents}) > 1:
-        raise MediaError(f"{pictures}: pictures of several sizes; invert them one by one, or give --size WIDTHxHEIGHT")
+        raise DataError(f"{pictures}: pictures of several sizes; invert them one by one, or give --size WIDTHxHEIGHT")
     request = wish.request(model, changes(wish.words, named), len(every))
     with console.progress("step", 0) as progress:
         found = find_noise(model, torch.stack(contents), request, on_step=progress.reach)
@@ -230,26 +230,26 @@ def _read(job: Job, model: Model, size: tuple[int, int] | None) -> list[_Read]:
     """Every picture with its mask."""
     assert job.pictures is not None
     every: list[_Read] = []
-    for number, path in enumerate(inputs.listed(job.pictures)):
-        files = {"picture": inputs.opened("picture", path, model.shape[0], size)}
+    for number, path in enumerate(inputs.list_inputs(job.pictures)):
+        files = {"picture": inputs.open_input("picture", path, model.shape[0], size)}
         if job.mask is not None:
             mask = job.mask / path.name if job.mask.is_dir() else job.mask
-            files["mask"] = inputs.opened("mask", mask, 1, size)
+            files["mask"] = inputs.open_input("mask", mask, 1, size)
             _same_size(files["picture"], files["mask"])
         every.append(_Read(files, number))
     return every
 
 
-def _same_size(picture: inputs.Opened, mask: inputs.Opened) -> None:
-    sizes = [size_of(one.content.shape) for one in (mask, picture)]
+def _same_size(picture: inputs.LoadedInput, mask: inputs.LoadedInput) -> None:
+    sizes = [format_size(one.content.shape) for one in (mask, picture)]
     if sizes[0] != sizes[1]:
-        raise MediaError(
+        raise DataError(
             f"{mask.path} is {sizes[0]}, {picture.path} is {sizes[1]}: "
             "a mask has the size of its picture; give --size WIDTHxHEIGHT to bring both to one"
         )
 
 
-def _edit(job: Job, model: Model, group: Sequence[_Read], each: int, console: Console) -> registry.Edit:
+def _edit(job: Job, model: Model, group: Sequence[_Read], each: int, console: Console) -> registry.TaskSpec:
     """The edit of pictures of one size, with the names of their files."""
     settings = dict(job.settings)
     contents = {
@@ -257,15 +257,15 @@ def _edit(job: Job, model: Model, group: Sequence[_Read], each: int, console: Co
         for role in group[0].files
     }
     if job.verb == "outpaint":
-        wanted = Margins(*settings["margins"])
+        wanted = Padding(*settings["margins"])
         height, width = contents["picture"].shape[2:]
         made = fitting(model, (height, width), wanted)
         if made != wanted:
-            size = size_of((height + made.top + made.bottom, width + made.left + made.right))
+            size = format_size((height + made.top + made.bottom, width + made.left + made.right))
             console.warn(f"the canvas is rounded up to {size}, which the network takes: {made._asdict()}")
         settings["margins"] = made
     named = {role: [one.files[role].input for one in group for _ in range(each)] for role in group[0].files}
-    return replace(registry.edit(job.verb, model, settings, contents), inputs=named)
+    return replace(registry.make_task(job.verb, model, settings, contents), inputs=named)
 
 
 def _names(sources: Sequence[Path], rows: Sequence[tuple[int, int]]) -> list[str]:

@@ -16,9 +16,9 @@ from unveil.cli.console import Console
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.io.images import FACTS, png, sheet, to_pixels
 from unveil.model import Model
-from unveil.tasks.generate import Picture, Request, Source, generate
+from unveil.tasks.generate import GeneratedSample, Request, Source, generate
 from unveil.tasks.metadata import PARAMETERS, parameters
-from unveil.tasks.task_spec import PLAIN, Edit
+from unveil.tasks.task_spec import PLAIN, TaskSpec
 from unveil.tasks.trajectory import Preview
 from unveil.types import RecipeError
 
@@ -123,8 +123,8 @@ def filenames(rows: Iterable[tuple[int, int]]) -> list[str]:
 
 
 def draw(
-    model: Model, source: Source, request: Request, place: Place, console: Console, edit: Edit = PLAIN
-) -> Iterator[Picture]:
+    model: Model, source: Source, request: Request, place: Place, console: Console, edit: TaskSpec = PLAIN
+) -> Iterator[GeneratedSample]:
     """The pictures of a request as they come, with progress, and previews where the place asks for them.
 
     What is asked to be gone away from without guidance is told to have no effect.
@@ -139,7 +139,7 @@ def draw(
 
 
 def write(
-    pictures: Iterable[Picture],
+    pictures: Iterable[GeneratedSample],
     place: Place,
     names: Sequence[str],
     columns: int | None = None,
@@ -157,7 +157,7 @@ def write(
         mark: what the names of sheet and strip in a folder begin with.
 
     Raises:
-        NotWritable: a file is there already, which `Place.check` finds before the work.
+        NotWritable: a file is there already, which `TextEncoderLocation.check` finds before the work.
     """
     files: dict[Path, bytes] = {}
     written, count, alone = Written(), 0, b""
@@ -211,7 +211,7 @@ def _preview(place: Place) -> Preview | None:
     return Preview(show, place.preview_every)
 
 
-def _texts(picture: Picture, metadata: bool) -> dict[str, str]:
+def _texts(picture: GeneratedSample, metadata: bool) -> dict[str, str]:
     if not metadata:
         return {}
     facts = picture.facts

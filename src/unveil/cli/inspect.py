@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unveil.checkpoints import controlnet_loader, formats, hf, inspection, openai_models
-from unveil.checkpoints.key_mapping import some
+from unveil.checkpoints.key_mapping import abbreviate
 from unveil.cli.console import Console
 from unveil.cli.console import size as bytes_of
 from unveil.cli.generation_options import changes
@@ -56,7 +56,7 @@ def model(ask: Ask, console: Console) -> None:
 
 def _place(path: Path) -> Path:
     """Where something of this name lies, in any part of the models folder."""
-    places = (model_dir.place(path, drawer) for drawer in model_dir.DRAWERS)
+    places = (model_dir.resolve(path, drawer) for drawer in model_dir.DRAWERS)
     return next((one for one in places if one != path), path)
 
 
@@ -66,17 +66,17 @@ def models(console: Console) -> None:
         {"name": one.name, "folder": one.drawer, "path": str(one.path), **_kind(one.path)}
         for one in model_dir.entries()
     ]
-    where = f"{model_dir.root()} ({model_dir.VARIABLE} names another)"
+    where = f"{model_dir.models_dir()} ({model_dir.VARIABLE} names another)"
     rows = [f"{one['folder']:<12}  {one['name']}: {one['what']}" for one in listed]
     text = "\n".join([f"{where}:", *rows] if rows else [f"{where}: nothing in {', '.join(model_dir.DRAWERS)}"])
-    console.result({"root": str(model_dir.root()), "models": listed}, text)
+    console.result({"root": str(model_dir.models_dir()), "models": listed}, text)
 
 
 def _kind(path: Path) -> dict[str, str]:
     """What a file or a folder of the models folder is: its kind and a few words."""
     if path.is_dir():
         if hf.is_folder(path):
-            return {"kind": "model", "what": f"a folder of diffusers, {hf.Folder(path).kind}"}
+            return {"kind": "model", "what": f"a folder of diffusers, {hf.PipelineFolder(path).kind}"}
         if controlnet_loader.is_folder(path):
             return {"kind": "ControlNet", "what": "a ControlNet"}
         file = next((one for one in sorted(path.glob("*.safetensors"))), None)
@@ -84,7 +84,7 @@ def _kind(path: Path) -> dict[str, str]:
             return {"kind": "model", "what": "a model or a run of unveil"}
         return _kind(file)
     try:
-        found = formats.recognised(read_header(path).tensors)
+        found = formats.detect_format(read_header(path).tensors)
     except WeightsError as problem:
         pickled = path.suffix != ".safetensors"
         what = "a pickle, which is not opened; `unveil convert` reads it apart" if pickled else str(problem)
@@ -97,9 +97,9 @@ def _kind(path: Path) -> dict[str, str]:
 def _fit(path: Path, ask: Ask) -> dict[str, Any]:
     """How a published file fits the model that it is: of one with all parts the report, of an unknown one why not."""
     header = read_header(path)
-    if formats.recognised(header.tensors) is None and header.metadata.get("made_by") != "unveil":
-        return {"problem": formats.unknown(header.tensors)}
-    said = validate(openai_models.Said, changes(ask.words, {}).get("file", {}), "file")
+    if formats.detect_format(header.tensors) is None and header.metadata.get("made_by") != "unveil":
+        return {"problem": formats.explain_unknown_format(header.tensors)}
+    said = validate(openai_models.ModelOverrides, changes(ask.words, {}).get("file", {}), "file")
     try:
         found = openai_models.fit(path, said)
     except Error as problem:
@@ -158,7 +158,7 @@ def _text(facts: dict[str, Any], keys: bool) -> str:
     ]
     if "matched" in facts:
         keys_of = facts["unmatched_keys"]
-        rest = f": {some(keys_of, 4)}" if keys_of else ""
+        rest = f": {abbreviate(keys_of, 4)}" if keys_of else ""
         lines.append(f"tensors      {facts['matched']} matched, {facts['unmatched']} unmatched{rest}")
     if "problem" in facts:
         lines.append(f"not read     {facts['problem']}")

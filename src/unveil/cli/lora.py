@@ -17,7 +17,7 @@ from unveil.model import Model, model_dir
 from unveil.model.base_model import base_of
 from unveil.nn import lora
 from unveil.tasks.generate import Source
-from unveil.types import MediaError, RecipeError, WeightsError, Worn, nearest
+from unveil.types import DataError, LoraInfo, RecipeError, WeightsError, did_you_mean
 
 
 class Asked(NamedTuple):
@@ -34,10 +34,10 @@ def asked(text: str) -> Asked:
         found = Asked(Path(path), float(weight)) if colon and path else Asked(Path(text))
     except ValueError:
         found = Asked(Path(text))
-    return found._replace(path=model_dir.place(found.path, "loras"))
+    return found._replace(path=model_dir.resolve(found.path, "loras"))
 
 
-def put_on(model: Model, source: Source, wanted: Sequence[Asked], console: Console) -> tuple[Worn, ...]:
+def put_on(model: Model, source: Source, wanted: Sequence[Asked], console: Console) -> tuple[LoraInfo, ...]:
     """Puts LoRAs on a model, in order; says what was matched, and returns what a picture's record holds of them.
 
     Raises:
@@ -46,10 +46,10 @@ def put_on(model: Model, source: Source, wanted: Sequence[Asked], console: Conso
     if not wanted:
         return ()
     parts = lora_targets.parts_of(model)
-    worn: list[Worn] = []
+    worn: list[LoraInfo] = []
     for one in wanted:
         if not one.path.exists():
-            raise WeightsError(model_dir.missing(one.path, "loras"))
+            raise WeightsError(model_dir.not_found_message(one.path, "loras"))
         file = lora_file(one.path)
         name = _called(one.path, file)
         name = f"{name} {len(worn)}" if name in {other.name for other in worn} else name
@@ -62,7 +62,7 @@ def put_on(model: Model, source: Source, wanted: Sequence[Asked], console: Conso
         except WeightsError as problem:
             raise WeightsError(f"{one.path}: {problem}") from problem
         console.say(f"{one.path}: {report.text()}")
-        worn.append(Worn(name, sha256(file), one.weight))
+        worn.append(LoraInfo(name, sha256(file), one.weight))
     model.worn = tuple(worn)
     return model.worn
 
@@ -75,9 +75,9 @@ def again(recorded: Sequence[Mapping[str, Any]], given: Sequence[Asked]) -> list
         MediaError: the record is damaged.
     """
     try:
-        told = [Worn(str(one["name"]), str(one["sha256"]), float(one["weight"])) for one in recorded]
+        told = [LoraInfo(str(one["name"]), str(one["sha256"]), float(one["weight"])) for one in recorded]
     except (KeyError, TypeError, ValueError) as problem:
-        raise MediaError(f"the picture's record of its LoRAs lacks {problem}; use it as it was written") from problem
+        raise DataError(f"the picture's record of its LoRAs lacks {problem}; use it as it was written") from problem
     there = {sha256(lora_file(one.path)): one.path for one in given}
     found: list[Asked] = []
     for one in told:
@@ -119,7 +119,7 @@ def convert(model: str, path: Path, out: Path, naming: str, force: bool, console
         RecipeError: an unknown naming, or modules that it cannot name.
     """
     if naming not in NAMINGS:
-        raise RecipeError(f"naming {naming!r}: must be one of {', '.join(NAMINGS)}{nearest(naming, NAMINGS)}")
+        raise RecipeError(f"naming {naming!r}: must be one of {', '.join(NAMINGS)}{did_you_mean(naming, NAMINGS)}")
     refuse_overwrite(out, force)
     parts = lora_targets.parts_of(open_model(model, pick("cpu"))[0])
     found, report = files.match(files.read(lora_file(path)), parts)
@@ -137,7 +137,7 @@ def merge(model: str, wanted: Sequence[Asked], out: Path, force: bool, console: 
     opened, source = open_model(model, pick("cpu"))
     worn = put_on(opened, source, wanted, console)
     for part in lora_targets.parts_of(opened).values():
-        lora.merge(part.network)
+        lora.fuse_lora(part.network)
     opened.base = None
     opened.save(out, force=force)
     facts = {"out": str(out), "model": source._asdict(), "loras": [one._asdict() for one in worn]}

@@ -9,9 +9,9 @@ from unveil.cli.console import Console
 from unveil.cli.model_loading import device, open_model
 from unveil.io.files import refuse_overwrite
 from unveil.model import model_saving
-from unveil.model.weight_averaging import mean
+from unveil.model.weight_averaging import average_weights
 from unveil.tasks.generate import DTYPES
-from unveil.types import RecipeError, nearest
+from unveil.types import RecipeError, did_you_mean
 
 
 def merge(names: Sequence[str], shares: str | None, out: Path, dtype: str, force: bool, console: Console) -> None:
@@ -29,7 +29,7 @@ def merge(names: Sequence[str], shares: str | None, out: Path, dtype: str, force
     """
     refuse_overwrite(out, force)
     if dtype not in DTYPES:
-        raise RecipeError(f"--dtype {dtype!r}: must be one of {', '.join(DTYPES)}{nearest(dtype, [*DTYPES])}")
+        raise RecipeError(f"--dtype {dtype!r}: must be one of {', '.join(DTYPES)}{did_you_mean(dtype, [*DTYPES])}")
     parts = _numbers(shares) if shares is not None else [1.0] * len(names)
     opened = [open_model(name, device("cpu")) for name in names]
     for name, (model, _) in zip(names, opened, strict=True):
@@ -37,7 +37,7 @@ def merge(names: Sequence[str], shares: str | None, out: Path, dtype: str, force
             raise RecipeError(
                 f"{name}: not a model of its own; bring it into one first: unveil convert {name} OUT --layout ours"
             )
-    made = mean([model for model, _ in opened], parts)
+    made = average_weights([model for model, _ in opened], parts)
     facts = [
         {"model": source.name, "sha256": source.sha256, "share": share / sum(parts)}
         for (_, source), share in zip(opened, parts, strict=True)

@@ -18,7 +18,7 @@ from unveil.model import Model, base_model, checkpoint_store, model_dir, model_f
 from unveil.model.config import ModelConfig, read_yaml, validate
 from unveil.model.lora_state import LORA
 from unveil.tasks.generate import Source
-from unveil.types import ADDITIONS, OutOfResources, RecipeError, Steering, WeightsError, nearest
+from unveil.types import ADDITIONS, ControlNetInfo, OutOfResources, RecipeError, WeightsError, did_you_mean
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 OWN = "hint"  # the key of the picture that a run's own ControlNet reads: that of the data it was trained on
@@ -34,7 +34,7 @@ def device(name: str) -> torch.device:
     kind, _, number = name.partition(":")
     if kind not in DEVICES or (name != kind and not (number.isdecimal() and kind in ("cuda", "mps"))):
         raise RecipeError(
-            f"device {name!r}: must be one of {', '.join(DEVICES)}, or cuda:0 and so on{nearest(name, DEVICES)}"
+            f"device {name!r}: must be one of {', '.join(DEVICES)}, or cuda:0 and so on{did_you_mean(name, DEVICES)}"
         )
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if kind == "auto":
@@ -60,19 +60,19 @@ def open_model(
         said: what the keys of a published file do not say, by the names of `checkpoints.published.Said`.
         dtype: what it will compute in, where the folder can be read in it at once.
     """
-    path = model_dir.place(name, "checkpoints")
+    path = model_dir.resolve(name, "checkpoints")
     name = str(path)
     if path.is_dir() and (folder := _of_addition(path)) is not None:
         return _with_addition(folder, name, where, said)
     if path.is_file():
-        known = validate(openai_models.Said, dict(said or {}), "file")
+        known = validate(openai_models.ModelOverrides, dict(said or {}), "file")
         return openai_models.load(path, known).to(where), Source(path.name, sha256(path))
     if said:
         raise RecipeError(f"file.{next(iter(said))}: {name} is no published file, and says everything itself")
     if dit_pipeline.is_folder(path):
         return dit_pipeline.read_folder(path).to(where), Source(path.resolve().name, dit_pipeline.sha256_of(path))
     if hf.is_folder(path):
-        return hf.load(path, dtype).to(where), Source(path.resolve().name, hf.Folder(path).sha256())
+        return hf.load(path, dtype).to(where), Source(path.resolve().name, hf.PipelineFolder(path).sha256())
     return model_folder.load_model(name).to(where), source(name)
 
 
@@ -84,12 +84,12 @@ def lora_file(path: Path) -> Path:
     Raises:
         WeightsError: there is none.
     """
-    path = model_dir.place(path, "loras")
+    path = model_dir.resolve(path, "loras")
     if not path.is_dir():
         return path
     if (path / lora.ADAPTER).is_file():
         return path / lora.ADAPTER
-    folder = model_folder.find(path)
+    folder = model_folder.resolve_checkpoint(path)
     for file in (folder / "ema" / LORA, folder / LORA):
         if file.is_file():
             return file
@@ -99,7 +99,7 @@ def lora_file(path: Path) -> Path:
 def _of_addition(path: Path) -> Path | None:
     """The checkpoint of a run that trained a LoRA or a ControlNet, if this is one."""
     try:
-        folder = model_folder.find(path)
+        folder = model_folder.resolve_checkpoint(path)
     except WeightsError:  # another kind of folder
         return None
     return folder if base_model.base_of(folder) is not None else None
@@ -125,7 +125,7 @@ def _with_addition(
     else:
         found = controlnet_loader.read(folder)
         model.controlled(Control(OWN, found.network.to(where)))
-        model.steering = (Steering(OWN, Path(name).resolve().name, found.sha256),)
+        model.steering = (ControlNetInfo(OWN, Path(name).resolve().name, found.sha256),)
         added = found.sha256
     described = read_yaml((folder / "model.yaml").read_text("utf-8"), str(folder / "model.yaml"))
     model.config = validate(ModelConfig, described, str(folder / "model.yaml"))
@@ -136,7 +136,7 @@ def _with_addition(
 
 def source(name: str) -> Source:
     """A model's identity: its name, and one hash over the hashes of the files that make its pictures."""
-    folder = model_folder.find(name)
+    folder = model_folder.resolve_checkpoint(name)
     files = checkpoint_store.read_manifest(folder).files
     averaged = {file for file in files if file.startswith("ema/")}
     used = sorted(

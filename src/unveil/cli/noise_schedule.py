@@ -14,17 +14,17 @@ from unveil.cli.console import Console
 from unveil.cli.model_loading import device as pick
 from unveil.cli.recipe_kind import diffusion
 from unveil.core import schedules
-from unveil.core.denoiser import Estimate, Step
+from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.likelihood import bound
 from unveil.core.process import DiscreteVP, Process
-from unveil.core.rng import Streams
+from unveil.core.rng import SampleRNG
 from unveil.core.transition import Chain, chain_of
 from unveil.core.variance import fixed_small, is_learned
 from unveil.evaluate.likelihood import bits_per_dim
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.model import model_folder
 from unveil.model.config import Recipe, load_recipe, recipe_names
-from unveil.types import Level, RecipeError, like
+from unveil.types import NoiseLevel, RecipeError, like
 
 DEVIATION = 0.5  # of the Gaussian data whose exact bound is drawn where there is no model
 STEPS = 1000  # of the chain of a process of continuous time
@@ -122,10 +122,10 @@ def curves_of(chain: Chain, terms: Tensor, prior: Tensor, of: str) -> Curves:
     )
 
 
-def gaussian(deviation: float) -> Step:
+def gaussian(deviation: float) -> DenoiseFn:
     """The exact denoiser of Gaussian data of mean 0: E[x0 | x] = alpha s^2 x / (alpha^2 s^2 + sigma^2)."""
 
-    def step(x: Tensor, level: Level) -> Estimate:
+    def step(x: Tensor, level: NoiseLevel) -> Estimate:
         alpha, sigma = float(level.alpha), float(level.sigma)
         gain = alpha * deviation**2 / (alpha**2 * deviation**2 + sigma**2)
         return Estimate.of_x0(like(gain, x) * x, x, level)
@@ -147,7 +147,7 @@ def _of_recipe(ask: Ask) -> Curves:
     recipe = _diffusion(ask.name, ask.overrides)
     rule = recipe.build_variance()
     # whole values of 256, as pixels have them
-    streams = Streams(0, range(ask.count))
+    streams = SampleRNG(0, range(ask.count))
     x0 = (((DEVIATION * streams.normal((1024,), 0).double()).clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
     chain = _chain(recipe.process.build())
     noise = streams.bind(x0.shape[1:])

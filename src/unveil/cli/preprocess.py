@@ -18,7 +18,7 @@ from unveil.data.preprocessors import segmentation
 from unveil.data.preprocessors.registry import HINTS
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.io.images import png
-from unveil.types import Error, MediaError, NotWritable, RecipeError, nearest
+from unveil.types import DataError, Error, OutputError, RecipeError, did_you_mean
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 1 << 24  # of a file of boxes
@@ -71,7 +71,7 @@ def _each(place: Place, suffixes: Iterable[str], hint: Callable[[Path], Tensor],
                 made = hint(source)
             except (Error, OSError) as problem:
                 told = str(problem) if str(source) in str(problem) else f"{source}: {problem}"
-                failed.append(type(problem)(told) if isinstance(problem, Error) else MediaError(told))
+                failed.append(type(problem)(told) if isinstance(problem, Error) else DataError(told))
             else:
                 write_atomically(target, png(made))
                 share = round(float((made != 0).any(0).double().mean()), 6)
@@ -83,7 +83,7 @@ def _each(place: Place, suffixes: Iterable[str], hint: Callable[[Path], Tensor],
     if failed:
         lines = [f"  {problem}" for problem in failed[:_SHOWN]]
         lines += [f"  and {len(failed) - _SHOWN} more"] if len(failed) > _SHOWN else []
-        raise MediaError(
+        raise DataError(
             "\n".join([f"{len(failed)} of {len(pairs)} could not be drawn, {len(drawn)} were:", *lines])
             + "\nrepair or remove them"
         )
@@ -96,12 +96,12 @@ def _pairs(place: Place, suffixes: set[str]) -> list[tuple[Path, Path]]:
     source, out = place.source.expanduser(), place.out.expanduser()
     if not source.exists():
         beside = [one.name for one in source.parent.iterdir()] if source.parent.is_dir() else []
-        raise MediaError(f"{source}: no such file or folder{nearest(source.name, beside)}")
+        raise DataError(f"{source}: no such file or folder{did_you_mean(source.name, beside)}")
     if source.is_file():
         if out.suffix.lower() != ".png":
             raise RecipeError(f"--out {out}: must end in .png")
         if out.resolve() == source.resolve():
-            raise NotWritable(f"--out {out}: is the picture itself; choose another name")
+            raise OutputError(f"--out {out}: is the picture itself; choose another name")
         return [(source, refuse_overwrite(out, place.force))]
     if out.is_file() or out.suffix.lower() == ".png":
         raise RecipeError(f"--out {out}: {source} is a folder, so the hints need a folder too, not a file")
@@ -110,12 +110,12 @@ def _pairs(place: Place, suffixes: set[str]) -> list[tuple[Path, Path]]:
     found = sorted(path for path in source.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
     found = [path for path in found if not any(part.startswith(".") for part in path.relative_to(source).parts)]
     if not found:
-        raise MediaError(f"{source}: no {', '.join(sorted(suffixes))} in it; check the path")
+        raise DataError(f"{source}: no {', '.join(sorted(suffixes))} in it; check the path")
     targets: dict[Path, Path] = {}
     for path in found:
         target = (out / path.relative_to(source)).with_suffix(".png")
         if target in targets:
-            raise MediaError(f"{path} and {targets[target]}: both would be drawn as {target}; rename one of them")
+            raise DataError(f"{path} and {targets[target]}: both would be drawn as {target}; rename one of them")
         targets[target] = path
     return [(path, refuse_overwrite(target, place.force)) for target, path in targets.items()]
 
@@ -134,7 +134,7 @@ def _boxes(path: Path) -> dict[str, Tensor | None]:
         rows = torch.tensor(held["boxes"], dtype=torch.float32).reshape(-1, 4)
         labels = torch.tensor(held.get("labels", [0] * len(rows)))
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError, RecursionError) as problem:
-        raise MediaError(
+        raise DataError(
             f"{path}: not a file of boxes ({problem}); it holds "
             '{"boxes": [[0.5, 0.5, 0.2, 0.4]], "labels": [0]}: centre x, centre y, width, height in [0, 1]'
         ) from problem

@@ -14,7 +14,7 @@ from unveil.model import Model
 from unveil.playground.prompt_rules import RULES
 from unveil.prompting import Endpoint, Expansion, LanguageModel, Writer, rules, written
 from unveil.tasks.generate import Request
-from unveil.types import LeftOut, RecipeError
+from unveil.types import PromptTruncated, RecipeError
 
 
 @dataclass(frozen=True)
@@ -147,10 +147,10 @@ def _reader(model: Model) -> Callable[[str], bool] | None:
 
     def reads(text: str) -> bool:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", LeftOut)
+            warnings.simplefilter("error", PromptTruncated)
             try:
                 conditioner.encode([text])
-            except (LeftOut, RecipeError):
+            except (PromptTruncated, RecipeError):
                 return False
         return True
 

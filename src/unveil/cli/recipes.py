@@ -8,16 +8,16 @@ from collections.abc import Callable
 from typing import Any
 
 from unveil.autoencoders import losses
-from unveil.autoencoders.perceptual import Perceptual
+from unveil.autoencoders.perceptual import LPIPS
 from unveil.cli.console import Console
-from unveil.conditioning.diffusion_forcing import Framewise
+from unveil.conditioning.diffusion_forcing import DiffusionForcingLoss
 from unveil.core import guidance, loss_weights, samplers, schedules, score_matching, variance
 from unveil.core import objective as objectives
-from unveil.core.flow import RectifiedFlow, RootShifted, Shifted
+from unveil.core.flow import RectifiedFlow, SqrtSizeShift, TimeShift
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, Process
 from unveil.core.sde import SubVP
 from unveil.core.timestep_sampling import Stratified
-from unveil.core.ve import EDM, VE, DiscreteVE
+from unveil.core.ve import VE, DiscreteVE, EDMProcess
 from unveil.model.config import (
     AnyRecipe,
     AutoencoderRecipe,
@@ -34,7 +34,7 @@ from unveil.model.config.model import NETWORKS
 from unveil.model.config.objective import DenoisingObjective, FramewiseObjective, SimpleObjective, SlicedObjective
 from unveil.nn import captioner, decoding, lora
 from unveil.nn.discriminator import PatchDiscriminator
-from unveil.nn.meta_device import weightless
+from unveil.nn.meta_device import meta_device
 from unveil.nn.transformer import Transformer
 
 
@@ -85,10 +85,10 @@ def _parts(recipe: AnyRecipe) -> list[tuple[str, Any]]:
     parts: list[tuple[str, Any]] = [("network", network), *(("process", kind) for kind in _process(recipe.process))]
     parts += [("lora", lora)] if recipe.lora is not None else []
     parts.append(("prediction", prediction if isinstance(recipe.prediction, str) else type(prediction)))
-    with weightless():  # a text encoder is large
+    with meta_device():  # a text encoder is large
         parts += [("condition", type(one.build(recipe, 8))) for one in recipe.condition]
     parts += _objective_parts(recipe, process)
-    sampler = samplers.named(recipe.sample.sampler)
+    sampler = samplers.get_sampler(recipe.sample.sampler)
     if "variance" in inspect.signature(sampler.build).parameters or recipe.learns_variance:
         rules: dict[str, Callable[..., Any]] = {**variance.VARIANCES}
         parts.append(("variance", rules[recipe.variance]))
@@ -105,13 +105,13 @@ def _classifier_parts(recipe: ClassifierRecipe) -> list[tuple[str, Any]]:
     parts: list[tuple[str, Any]] = [("network", inspect.getmodule(type(recipe.network.build())))]
     if recipe.process is not None:
         parts += [("process", kind) for kind in _process(recipe.process)]
-        parts += [("guidance", guidance.log_probability), ("guidance", guidance.steer)]
+        parts += [("guidance", guidance.log_probability), ("guidance", guidance.shift_eps)]
     return parts
 
 
 def _autoencoder_parts(recipe: AutoencoderRecipe) -> list[tuple[str, Any]]:
     loss = recipe.loss
-    with weightless():
+    with meta_device():
         codec = recipe.build()
     parts: list[tuple[str, Any]] = [
         ("network", inspect.getmodule(type(codec.encoder))),
@@ -120,7 +120,7 @@ def _autoencoder_parts(recipe: AutoencoderRecipe) -> list[tuple[str, Any]]:
     if loss.log_scale is not None:
         parts.append(("scale of the error", losses.likelihood))
     if loss.perceptual is not None:
-        parts.append(("perceptual distance", Perceptual))
+        parts.append(("perceptual distance", LPIPS))
     if loss.discriminator is not None:
         parts += [
             ("discriminator", PatchDiscriminator),
@@ -137,7 +137,7 @@ def _objective_parts(recipe: Recipe, process: Process) -> list[tuple[str, Any]]:
         "simple": [objectives.simple],
         "hybrid": [objectives.hybrid, objectives.vlb],
         "vlb": [objectives.vlb],
-        "framewise": [Framewise],
+        "framewise": [DiffusionForcingLoss],
         "denoising-score-matching": [score_matching.denoising],
         "sliced-score-matching": [score_matching.Sliced],
     }
@@ -172,10 +172,10 @@ def _process(asked: Any) -> list[Any]:
         "sub-vp": SubVP,
         "ve": VE,
         "discrete-ve": DiscreteVE,
-        "edm": EDM,
+        "edm": EDMProcess,
         "rectified-flow": RectifiedFlow,
-        "shifted": Shifted,
-        "root-shifted": RootShifted,
+        "shifted": TimeShift,
+        "root-shifted": SqrtSizeShift,
     }
     inner = _process(asked.process) if asked.kind == "shifted" else []
     return [*inner, kinds[asked.kind]]
@@ -183,7 +183,7 @@ def _process(asked: Any) -> list[Any]:
 
 def _source(thing: Any) -> list[str]:
     """What stands behind "Source:" or "Sources:" in a docstring."""
-    if isinstance(thing, samplers.Sampler):
+    if isinstance(thing, samplers.SamplerSpec):
         return [thing.source]
     text = inspect.getdoc(thing) or ""
     found = re.search(r"Sources?:\s*(.+?)(?:\n\n|\Z)", text, re.DOTALL)

@@ -18,12 +18,12 @@ from unveil.model import Model
 from unveil.tasks import hires, inputs, registry
 from unveil.tasks.generate import Request, Source, additions
 from unveil.tasks.generate import repeat as draw_again
-from unveil.tasks.img2img import from_noise
+from unveil.tasks.img2img import from_latents
 from unveil.tasks.invert import read_noise
 from unveil.tasks.metadata import read_facts
-from unveil.tasks.task_spec import PLAIN, Edit, Input
+from unveil.tasks.task_spec import PLAIN, SourceFile, TaskSpec
 from unveil.tasks.upscale import upscale
-from unveil.types import MediaError, RecipeError
+from unveil.types import DataError, RecipeError
 
 __all__ = ["Expanding", "Place", "Wish", "again", "changes", "model_of", "repeat", "sample"]
 
@@ -115,11 +115,11 @@ def model_of(
     named = facts.get("model")
     name = wish.model or (named.get("name") if isinstance(named, dict) else None)
     if not isinstance(name, str):
-        raise MediaError(f"{like}: its record names no model; pass the model's folder")
+        raise DataError(f"{like}: its record names no model; pass the model's folder")
     return opened(wish, name, console, recorded=facts, places=places or [like.parent, Path()])
 
 
-def again(model: Model, facts: Mapping[str, Any], places: Sequence[Path]) -> Edit:
+def again(model: Model, facts: Mapping[str, Any], places: Sequence[Path]) -> TaskSpec:
     """The edit that a record tells of, its inputs read again.
 
     Raises:
@@ -130,20 +130,22 @@ def again(model: Model, facts: Mapping[str, Any], places: Sequence[Path]) -> Edi
     size = facts.get("size")
     fitted = (int(size[0]), int(size[1])) if size else None
     contents: dict[str, Tensor] = {}
-    named: dict[str, list[Input]] = {}
+    named: dict[str, list[SourceFile]] = {}
     for role, wanted in facts.get("batch", {}).get("inputs", {}).items():
-        named[role] = [Input(str(one["name"]), str(one["sha256"]), int(one["row"])) for one in wanted]
-        files = inputs.found(named[role], places)
+        named[role] = [SourceFile(str(one["name"]), str(one["sha256"]), int(one["row"])) for one in wanted]
+        files = inputs.find_inputs(named[role], places)
         contents[role] = torch.stack(
             [
-                inputs.opened(role, path, model.shape[0], fitted, one.row).content
+                inputs.open_input(role, path, model.shape[0], fitted, one.row).content
                 for path, one in zip(files, named[role], strict=True)
             ]
         )
-    return replace(registry.again(model, facts, contents), inputs=named)
+    return replace(registry.task_from_metadata(model, facts, contents), inputs=named)
 
 
-def in_passes(model: Model, source: Source, request: Request, place: Place, console: Console) -> tuple[Edit, Request]:
+def in_passes(
+    model: Model, source: Source, request: Request, place: Place, console: Console
+) -> tuple[TaskSpec, Request]:
     """The last of the passes in which a size far beyond that of a model of clips is drawn; draws those before it.
 
     Of another size there is one pass.
@@ -151,18 +153,18 @@ def in_passes(model: Model, source: Source, request: Request, place: Place, cons
     if request.size is None or not hires.goes_in_passes(model, request.size):
         return PLAIN, request
     size = request.size[0], request.size[1]
-    console.say(hires.told(model, size))
+    console.say(hires.describe_passes(model, size))
     plain, every = replace(place, strip=False, preview=None), hires.sizes(model, size)
     edit, asked = PLAIN, replace(request, size=every[0])
     for after in every[1:]:
         small = torch.stack([one.pixels for one in draw(model, source, asked, plain, console, edit)])
         edit = upscale(model, small, size=after, strength=hires.AGAIN, faithful=True)
-        asked = hires.again(request)
+        asked = hires.without_guidance(request)
     settings = {**edit.settings, "passes": [list(one) for one in every]}
     return replace(edit, verb="large", settings=settings), asked
 
 
-def _noise(path: Path, model: Model, source: Source, console: Console) -> tuple[Edit, dict[str, Any]]:
+def _noise(path: Path, model: Model, source: Source, console: Console) -> tuple[TaskSpec, dict[str, Any]]:
     """The edit that starts from a file of noise, and what the file says."""
     from unveil.io.files import sha256
 
@@ -173,8 +175,8 @@ def _noise(path: Path, model: Model, source: Source, console: Console) -> tuple[
     if _told(said) != _told(additions(model)):
         console.warn(f"{path}: its noise was found with other LoRAs or ControlNets; give the same to come back to it")
     digest = sha256(path)
-    names = [Input(path.name, digest, row) for row in range(len(found))]
-    return replace(from_noise(found), inputs={"noise": names}), {"given": {}, **said}
+    names = [SourceFile(path.name, digest, row) for row in range(len(found))]
+    return replace(from_latents(found), inputs={"noise": names}), {"given": {}, **said}
 
 
 def _told(facts: Mapping[str, Any]) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from unveil.model.config import read_yaml
 from unveil.tasks.prompt_schedule import Scene
-from unveil.types import MediaError, RecipeError
+from unveil.types import DataError, RecipeError
 
 _SPAN = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*")
 _LINE = re.compile(r"\s*(\d+\s*-\s*\d+)[\s:]+(.*\S)\s*", re.DOTALL)
@@ -34,7 +34,7 @@ def scenes_of(path: Path | None, typed: Sequence[str]) -> list[Scene]:
     try:
         found: Any = read_yaml(path.read_text("utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as problem:
-        raise MediaError(f"{path}: {getattr(problem, 'strerror', None) or problem}") from problem
+        raise DataError(f"{path}: {getattr(problem, 'strerror', None) or problem}") from problem
     listed = found.get("scenes") if isinstance(found, dict) else found
     if not isinstance(listed, list) or not listed:
         raise RecipeError(f"{path}: holds no list of scenes; each has frames: 0-15 and a prompt")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from unveil import data
-from unveil.autoencoders import KL, VQ, Video
+from unveil.autoencoders import AutoencoderKL, VideoAutoencoderKL, VQModel
 from unveil.checkpoints import text_encoder_loader
 from unveil.cli.console import Console, duration
 from unveil.cli.model_loading import device as pick
@@ -33,7 +33,7 @@ from unveil.model.config import (
     dump,
     load_recipe,
 )
-from unveil.types import Base, NotWritable, RecipeError, nearest
+from unveil.types import BaseModel, OutputError, RecipeError, did_you_mean
 
 # items, held-out items, the run's folder -> trained
 Begin = Callable[[Any, Any, Path], object]
@@ -66,7 +66,7 @@ class Ask:
             if self.dtype not in PRECISIONS:
                 known = list(PRECISIONS)
                 raise RecipeError(
-                    f"dtype {self.dtype!r}: must be one of {', '.join(known)}{nearest(self.dtype, known)}"
+                    f"dtype {self.dtype!r}: must be one of {', '.join(known)}{did_you_mean(self.dtype, known)}"
                 )
             changes.append(f"train.precision={PRECISIONS[self.dtype]}")
         return load_recipe(self.recipe, changes, small=self.small)
@@ -92,17 +92,17 @@ def dry_run(ask: Ask, console: Console) -> None:
         recipe = diffusion(recipe, "unveil train --dry-run")
     from unveil.cli.dry_run import estimate  # with Lightning, whose import takes seconds; a typo must not wait for it
     from unveil.train.autoencoder import learner_of
-    from unveil.train.diffusion import Denoising
-    from unveil.train.vocabulary import learn_words
+    from unveil.train.diffusion import DiffusionLearner
+    from unveil.train.vocabulary import build_vocabulary
 
     dataset = data.open(recipe.data.build())
     if isinstance(recipe, AutoencoderRecipe):
         learner: Any = learner_of(recipe, fresh_codec(recipe))
     else:
         model = start(recipe, pick("cpu"))
-        learn_words(model, dataset)
+        build_vocabulary(model, dataset)
         objective = recipe.objective.build(recipe, model.process, recipe.train.batch)
-        learner = Denoising(model, objective, recipe.key, recipe.train.batching)
+        learner = DiffusionLearner(model, objective, recipe.key, recipe.train.batching)
     found = estimate(recipe, learner, dataset, pick(ask.device))
     console.result(found.facts(), found.text())
 
@@ -146,15 +146,15 @@ def start(recipe: Recipe, device: torch.device) -> Model:
     """What training begins with, on its device: fresh weights, a base, or a base with a fresh LoRA or ControlNet."""
     if recipe.base is None:
         return text_encoder_loader.fill(fresh(recipe)).to(device)
-    from unveil.train.controlnet import controlled
-    from unveil.train.finetuning import continued
-    from unveil.train.lora import adapted
+    from unveil.train.controlnet import setup_controlnet
+    from unveil.train.finetuning import setup_finetune
+    from unveil.train.lora import setup_lora
 
     model, source = open_model(recipe.base, device)
-    base = Base(source.name, recipe.base, source.sha256)
+    base = BaseModel(source.name, recipe.base, source.sha256)
     if recipe.control is not None:
-        return controlled(model, base, recipe)
-    return continued(model, base, recipe) if recipe.lora is None else adapted(model, base, recipe)
+        return setup_controlnet(model, base, recipe)
+    return setup_finetune(model, base, recipe) if recipe.lora is None else setup_lora(model, base, recipe)
 
 
 def fresh(recipe: Recipe) -> Model:
@@ -164,12 +164,12 @@ def fresh(recipe: Recipe) -> Model:
         return build(recipe.model)
 
 
-def fresh_codec(recipe: AutoencoderRecipe) -> KL | VQ:
+def fresh_codec(recipe: AutoencoderRecipe) -> AutoencoderKL | VQModel:
     """The recipe's codec with the initial weights that its seed gives, of pictures with its channels last in memory."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
         codec = recipe.build()
-        if isinstance(codec, Video):
+        if isinstance(codec, VideoAutoencoderKL):
             return codec
         return codec.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
@@ -270,7 +270,7 @@ def _start_over(run: Path) -> None:
     if not run.exists():
         return
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise NotWritable(
+        raise OutputError(
             f"{run}: is there; with several processes --force deletes nothing: delete it before the start"
         )
     others = (
@@ -278,13 +278,13 @@ def _start_over(run: Path) -> None:
     )
     if others or not (run / "recipe.yaml").is_file():
         shown = ", ".join(others[:5]) or "no recipe.yaml"
-        raise NotWritable(f"{run}: is not only a run ({shown}), so --force does not delete it; choose another --run")
+        raise OutputError(f"{run}: is not only a run ({shown}), so --force does not delete it; choose another --run")
     lock = os.open(run / ".lock", os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(run)
     except BlockingIOError as problem:
-        raise NotWritable(
+        raise OutputError(
             f"{run}: another process trains in this folder; stop it, or choose another --run"
         ) from problem
     finally:

@@ -13,9 +13,9 @@ from safetensors.torch import save as save_bytes
 from unveil.cli.console import Console
 from unveil.cli.model_loading import device as pick
 from unveil.io.files import refuse_overwrite, write_atomically
-from unveil.model.seq2seq import Looks, looks, translate, unknown
+from unveil.model.seq2seq import TranslationAttention, attention_maps, translate, unknown_tokens
 from unveil.model.seq2seq_folder import SequenceModel, load_sequence
-from unveil.types import MediaError, RecipeError
+from unveil.types import DataError, RecipeError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +46,7 @@ def run(ask: Ask, console: Console) -> None:
         refuse_overwrite(ask.attention / "attention.json", ask.force)
     model = load_sequence(ask.model, pick(ask.device))
     for text in texts:
-        if missing := unknown(model, text):
+        if missing := unknown_tokens(model, text):
             console.warn(f"{text!r}: the model has no token for {', '.join(map(repr, missing))}")
     own = model.facts.get("decode", {})
     beams = int(own.get("beams", 1)) if ask.beams is None else ask.beams
@@ -73,9 +73,9 @@ def _texts(ask: Ask) -> list[str]:
         try:
             lines = ask.file.read_text("utf-8-sig").splitlines()
         except OSError as problem:
-            raise MediaError(f"{ask.file}: cannot be read ({problem.strerror})") from problem
+            raise DataError(f"{ask.file}: cannot be read ({problem.strerror})") from problem
         except UnicodeDecodeError as problem:
-            raise MediaError(f"{ask.file}: not UTF-8 text at byte {problem.start}; save it as UTF-8") from problem
+            raise DataError(f"{ask.file}: not UTF-8 text at byte {problem.start}; save it as UTF-8") from problem
         texts += [line.strip() for line in lines if line.strip()]
     if not texts:
         raise RecipeError('nothing to translate: give a text, such as "a small red circle", or --file')
@@ -87,7 +87,7 @@ def _write_looks(model: SequenceModel, pairs: Sequence[tuple[str, str]], folder:
     weights: dict[str, Any] = {}
     words: list[dict[str, Any]] = []
     for number, (source, target) in enumerate(pairs):
-        found = looks(model, source, target)
+        found = attention_maps(model, source, target)
         words.append({"source": found.source, "target": found.target})
         for name, one in found.weights.items():
             weights[f"{number}.{name}"] = one.contiguous()
@@ -96,7 +96,7 @@ def _write_looks(model: SequenceModel, pairs: Sequence[tuple[str, str]], folder:
     write_atomically(folder / "attention.json", json.dumps(words, ensure_ascii=False, indent=1))
 
 
-def _heads(found: Looks, name: str) -> bytes:
+def _heads(found: TranslationAttention, name: str) -> bytes:
     """The weights of a block's heads side by side, each row a token that looks, as PNG."""
     import io
 

@@ -17,10 +17,10 @@ from unveil.cli.storyboard import scenes_of
 from unveil.cli.video_output import Ask, Stage, check_prompt, opening, run, shoot
 from unveil.tasks import hires, video
 from unveil.tasks.conditioning_frames import check_place
-from unveil.tasks.long_video import Direction, Shot, still_frames
+from unveil.tasks.long_video import Direction, VideoSpec, exact_frames
 from unveil.tasks.size import check_size
-from unveil.tasks.task_spec import Input
-from unveil.types import RecipeError, nearest
+from unveil.tasks.task_spec import SourceFile
+from unveil.types import RecipeError, did_you_mean
 
 __all__ = ["Ask", "Change", "Expanding", "Joint", "Length", "Stills"]
 WHITE = 128  # from here on a mask's pixel is white
@@ -68,7 +68,7 @@ def make(ask: Ask, prompt: str, stills: Stills, length: Length, expanding: Expan
     frames = model.shape[1] if length.frames is None else length.frames
     size = ask.sized() or (model.shape[-2], model.shape[-1])
     check_size(model, size)
-    shot = Shot(frames, size, window=length.window, overlap=length.overlap, verb="make")
+    shot = VideoSpec(frames, size, window=length.window, overlap=length.overlap, verb="make")
     places = stills.at or tuple(range(len(stills.images)))[:1]
     if len(places) != len(stills.images):
         raise RecipeError(
@@ -82,12 +82,12 @@ def make(ask: Ask, prompt: str, stills: Stills, length: Length, expanding: Expan
         pairs = zip(known, shown, strict=True)
         shot = replace(
             shot,
-            known=still_frames({place: one.pixels[:, :, 0] for place, one in pairs}),
+            known=exact_frames({place: one.pixels[:, :, 0] for place, one in pairs}),
             settings={"at": list(places)},
             inputs={"picture": [one.input for one in shown]},
         )
-    if hires.is_large(model, size):
-        stage.console.say(hires.told(model, size))
+    if hires.needs_hires(model, size):
+        stage.console.say(hires.describe_passes(model, size))
     expander = Expander(expanding, model, stage.console, frames=frames, shown=bool(stills.images))
     shoot(stage, expander(stage.request(prompt)), shot, ask.rate(video_inputs.RATE))
 
@@ -96,7 +96,7 @@ def extend(ask: Ask, path: Path, frames: int | None, direction: Direction, conte
     """A clip that goes on, or that is led up to."""
     stage = opening(ask, ask.rate(video_inputs.RATE))
     given = stage.read(path)
-    shot = video.extended(stage.model, given.pixels, frames, direction=direction, context=context)
+    shot = video.extend(stage.model, given.pixels, frames, direction=direction, context=context)
     ends = (given.pixels[0], None) if direction == "forward" else (None, given.pixels[0])
     shoot(stage, stage.request(_text(ask, given)), _of(shot, given.input), given.rate, ends)
 
@@ -106,7 +106,9 @@ def bridge(ask: Ask, verb: str, paths: tuple[Path, Path], frames: int | None, co
     stage = opening(ask, ask.rate(video_inputs.RATE))
     first, last = (stage.read(path) for path in paths)
     rate = video_inputs.check_rates((first, last), paths)
-    shot = replace(video.bridged(stage.model, first.pixels, last.pixels, frames, context=context), verb=verb)
+    shot = replace(
+        video.interpolate_between(stage.model, first.pixels, last.pixels, frames, context=context), verb=verb
+    )
     ends = (first.pixels[0], None if verb == "loop" else last.pixels[0])
     shoot(stage, stage.request(_text(ask, first)), _of(shot, first.input, last.input), rate, ends)
 
@@ -122,7 +124,7 @@ def connect(ask: Ask, paths: tuple[Path, Path], prompts: tuple[str, ...], joint:
     texts = [prompts[min(n, len(prompts) - 1)] if prompts else one.prompt for n, one in enumerate((first, last))]
     request = stage.request(texts[0])
     if joint.way == "bridge":
-        shot = video.bridged(stage.model, first.pixels, last.pixels, joint.frames, context=joint.context)
+        shot = video.interpolate_between(stage.model, first.pixels, last.pixels, joint.frames, context=joint.context)
         middle = shot.frames // 2
         if None not in texts and texts[0] != texts[1]:
             told = (video.Scene(0, middle, str(texts[0])), video.Scene(middle, shot.frames, str(texts[1])))
@@ -131,7 +133,7 @@ def connect(ask: Ask, paths: tuple[Path, Path], prompts: tuple[str, ...], joint:
         shoot(stage, request, _of(shot, first.input, last.input), rate, (first.pixels[0], last.pixels[0]))
         return
     both = [{PROMPT: [text]} for text in texts] if None not in texts else ()
-    made = video.blend(stage.model, first.pixels, last.pixels, strength=joint.strength, texts=both)
+    made = video.crossfade(stage.model, first.pixels, last.pixels, strength=joint.strength, texts=both)
     run(stage, request, replace(made, inputs={"clip": [first.input], "other": [last.input]}), rate)
 
 
@@ -140,8 +142,8 @@ def ring(ask: Ask, frames: int | None) -> None:
     if ask.prompt is None:
         raise RecipeError('loop needs a clip, or --prompt "a small red circle moves in a circle"')
     stage = opening(ask, ask.rate(video_inputs.RATE), ask.prompt)
-    cyclic = stage._replace(model=video.cyclic(stage.model))
-    run(cyclic, stage.request(ask.prompt), video.ring(cyclic.model, frames, ask.sized()), ask.rate(video_inputs.RATE))
+    cyclic = stage._replace(model=video.with_looping_vae(stage.model))
+    run(cyclic, stage.request(ask.prompt), video.loop(cyclic.model, frames, ask.sized()), ask.rate(video_inputs.RATE))
 
 
 def edit(ask: Ask, path: Path, change: Change) -> None:
@@ -157,14 +159,14 @@ def edit(ask: Ask, path: Path, change: Change) -> None:
     mask = _mask(stage, given, change)
     count = given.pixels.shape[2]
     if change.way == "noise":
-        made = video.restyle(stage.model, given.pixels, strengths(change.strength, count), mask)
+        made = video.sdedit_video(stage.model, given.pixels, strengths(change.strength, count), mask)
     else:
         before = given.prompt if change.source is None else change.source
         if before is None:
             raise RecipeError('edit by difference needs words for the clip as it is: --source "a small red circle"')
         check_prompt(stage.model, before)
         (strength,) = set(strengths(change.strength, 1))
-        made = video.move(stage.model, given.pixels, {PROMPT: [before]}, strength=strength, mask=mask)
+        made = video.flow_edit_video(stage.model, given.pixels, {PROMPT: [before]}, strength=strength, mask=mask)
     run(stage, stage.request(prompt), replace(made, inputs={"clip": [given.input]}), given.rate)
 
 
@@ -186,7 +188,7 @@ def upscale(ask: Ask, path: Path, factor: int, strength: float) -> None:
     given = stage.read(path)
     height, width = given.pixels.shape[3:]
     size = ask.sized() or (height * factor, width * factor)
-    shot = hires.enlarged(stage.model, given.pixels, size, strength)
+    shot = hires.upscale_pass(stage.model, given.pixels, size, strength)
     shoot(stage, stage.request(_text(ask, given)), _of(shot, given.input), given.rate)
 
 
@@ -212,14 +214,14 @@ def strengths(text: str, frames: int) -> list[float]:
 
 def _check_way(verb: str, way: str) -> None:
     if way not in WAYS[verb]:
-        raise RecipeError(f"--way {way!r}: must be one of {', '.join(WAYS[verb])}{nearest(way, WAYS[verb])}")
+        raise RecipeError(f"--way {way!r}: must be one of {', '.join(WAYS[verb])}{did_you_mean(way, WAYS[verb])}")
 
 
 def _text(ask: Ask, given: video_inputs.Read) -> str | None:
     return given.prompt if ask.prompt is None else ask.prompt
 
 
-def _of(shot: Shot, first: Input, last: Input | None = None) -> Shot:
+def _of(shot: VideoSpec, first: SourceFile, last: SourceFile | None = None) -> VideoSpec:
     """The shot with the names of the files that it was made of."""
     named = {"clip": [first]} | ({} if last is None else {"other": [last]})
     return replace(shot, inputs=named)

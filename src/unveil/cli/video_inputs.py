@@ -19,8 +19,8 @@ from unveil.model import Model
 from unveil.tasks import inputs
 from unveil.tasks.metadata import read_facts
 from unveil.tasks.size import check_size
-from unveil.tasks.task_spec import Input
-from unveil.types import MediaError, RecipeError
+from unveil.tasks.task_spec import SourceFile
+from unveil.types import DataError, RecipeError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 RATE = 8.0  # frames in a second of what is made from nothing
@@ -31,7 +31,7 @@ class Read(NamedTuple):
 
     pixels: Tensor
     rate: float
-    input: Input
+    input: SourceFile
     prompt: str | None
 
 
@@ -49,18 +49,18 @@ def read(path: Path, model: Model, size: tuple[int, int] | None, rate: float | N
         RecipeError: its size is none that the model takes; the nearest is named.
     """
     if not path.exists():
-        raise MediaError(f"{path}: no such clip")
+        raise DataError(f"{path}: no such clip")
     if path.is_dir() or path.suffix.lower() in PICTURES:
-        files = inputs.listed(path)
+        files = inputs.list_inputs(path)
         _refuse_animated(files[0])
-        frames = [inputs.opened(inputs.PICTURE, file, model.shape[0]) for file in files]
+        frames = [inputs.open_input(inputs.PICTURE, file, model.shape[0]) for file in files]
         if len({one.content.shape for one in frames}) > 1:
-            raise MediaError(f"{path}: frames of several sizes; a clip has one")
+            raise DataError(f"{path}: frames of several sizes; a clip has one")
         pixels, found = torch.stack([one.content for one in frames], dim=1), RATE if rate is None else rate
         named, told = frames[0].input, files[0]
     else:
         pixels, found = decoded(path, rate)
-        named, told = Input(path.name, sha256(path)), path
+        named, told = SourceFile(path.name, sha256(path)), path
     pixels = pixels if size is None else sized(pixels, size)
     try:
         check_size(model, tuple(pixels.shape[2:]))
@@ -74,7 +74,7 @@ def _refuse_animated(path: Path) -> None:
     with path.open("rb") as file:
         count = header(open_picture(file, inputs.MAX_PIXELS)).frames
     if count > 1:
-        raise MediaError(
+        raise DataError(
             f"{path}: a picture of {count} frames; clips are read from MP4, MOV, WebM, MKV, GIF or a folder of PNG: "
             "convert it to one of them"
         )
@@ -118,18 +118,16 @@ def decoded(path: Path, rate: float | None) -> tuple[Tensor, float]:
     try:
         film = decoder.look(path, limits)
         if film.rate is None and rate is None:
-            raise MediaError(
-                "its frame rate varies; give --fps, such as --fps 8: each frame is the one closest in time"
-            )
+            raise DataError("its frame rate varies; give --fps, such as --fps 8: each frame is the one closest in time")
         rule = "none" if rate is None else "nearest"
         config = ClipsConfig(path=str(path), size="native", frames=1, fps=rate, resample=rule, hop=1)
         planned = plan(film, config)
         if planned.refused or not planned.pieces:
-            raise MediaError(planned.refused or planned.reason)
+            raise DataError(planned.refused or planned.reason)
         whole = planned.pieces[0]._replace(times=tuple(piece.times[0] for piece in planned.pieces))
         pixels, _ = decoder.read(path, film, cut(film, whole, config.rule), limits)
-    except MediaError as problem:
-        raise MediaError(f"{path}: {problem}") from problem
+    except DataError as problem:
+        raise DataError(f"{path}: {problem}") from problem
     finally:
         decoder.close()
     return upright(pixels, film.turn), whole.rate
@@ -139,7 +137,7 @@ def _prompt(path: Path) -> str | None:
     """The prompt that a file of ours was made by, None where there is none."""
     try:
         given = read_facts(path).get("given", {})
-    except MediaError:
+    except DataError:
         return None
     prompt = given.get("prompt") if isinstance(given, dict) else None
     return prompt if isinstance(prompt, str) else None

@@ -21,9 +21,9 @@ from unveil.io.video.writer import check_clip, write_clip
 from unveil.model import Model
 from unveil.tasks import hires
 from unveil.tasks.generate import OnStep, Request, Source, generate
-from unveil.tasks.long_video import Part, Shot, film, fresh
-from unveil.tasks.task_spec import Edit
-from unveil.types import RecipeError, TooLong, size_of
+from unveil.tasks.long_video import VideoChunk, VideoSpec, generate_long_video, new_frames_only
+from unveil.tasks.task_spec import TaskSpec
+from unveil.types import PromptTooLong, RecipeError, format_size
 
 Ends = tuple[Tensor | None, Tensor | None]  # frames uint8 (3, t, H, W) that stand before and after what is made
 
@@ -142,30 +142,30 @@ def check_prompt(model: Model, prompt: str) -> None:
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.simplefilter("error", TooLong)
+        warnings.simplefilter("error", PromptTooLong)
         try:
             conditioner.encode([prompt])
-        except TooLong as problem:
+        except PromptTooLong as problem:
             raise RecipeError(f"{problem}; say it in fewer words") from problem
 
 
-def shoot(stage: Stage, request: Request, shot: Shot, rate: float, ends: Ends = (None, None)) -> None:
+def shoot(stage: Stage, request: Request, shot: VideoSpec, rate: float, ends: Ends = (None, None)) -> None:
     """Makes and writes clips between what is there already, each part as soon as it is made."""
 
-    def parts(own: Request, on_step: OnStep) -> Iterator[Part]:
-        if shot.change is None and shot.size is not None and hires.is_large(stage.model, shot.size):
-            return hires.large(stage.model, own, shot, stage.source, on_step)
-        return fresh(film(stage.model, own, shot, stage.source, on_step), shot)
+    def parts(own: Request, on_step: OnStep) -> Iterator[VideoChunk]:
+        if shot.change is None and shot.size is not None and hires.needs_hires(stage.model, shot.size):
+            return hires.generate_hires(stage.model, own, shot, stage.source, on_step)
+        return new_frames_only(generate_long_video(stage.model, own, shot, stage.source, on_step), shot)
 
     _write(stage, request, parts, rate, shot.verb, ends)
 
 
-def run(stage: Stage, request: Request, made: Edit, rate: float) -> None:
+def run(stage: Stage, request: Request, made: TaskSpec, rate: float) -> None:
     """Makes and writes clips that are one run each."""
 
-    def parts(own: Request, on_step: OnStep) -> Iterator[Part]:
+    def parts(own: Request, on_step: OnStep) -> Iterator[VideoChunk]:
         for one in generate(stage.model, own, stage.source, made, on_step=on_step):
-            yield Part(one.pixels[None], (one.facts,))
+            yield VideoChunk(one.pixels[None], (one.facts,))
 
     _write(stage, request, parts, rate, made.verb)
 
@@ -173,7 +173,7 @@ def run(stage: Stage, request: Request, made: Edit, rate: float) -> None:
 def _write(
     stage: Stage,
     request: Request,
-    parts: Callable[[Request, OnStep], Iterator[Part]],
+    parts: Callable[[Request, OnStep], Iterator[VideoChunk]],
     rate: float,
     verb: str,
     ends: Ends = (None, None),
@@ -195,11 +195,11 @@ def _write(
             written.append(str(path))
     facts = {"clips": written, "model": stage.source._asdict(), "task": verb, "seed": ask.seed, "count": ask.count}
     facts |= {"frames": shape[0], "size": shape[1:], "fps": rate, **expanded(request)}
-    text = f"{shape[0]} frames of {size_of(shape)} at {rate:g} fps: " + ", ".join(written)
+    text = f"{shape[0]} frames of {format_size(shape)} at {rate:g} fps: " + ", ".join(written)
     stage.console.result(facts, text)
 
 
-def _pieces(parts: Iterable[Part], ends: Ends) -> Iterator[Tensor]:
+def _pieces(parts: Iterable[VideoChunk], ends: Ends) -> Iterator[Tensor]:
     """The parts of one clip (3, t, H, W), with what is there before and after them."""
     if ends[0] is not None:
         yield ends[0]

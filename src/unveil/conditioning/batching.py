@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unveil.types import Condition, Raw, RecipeError, nearest
+from unveil.types import Condition, Raw, RecipeError, did_you_mean
 
 
-def conditions(
+def build_conditions(
     conditioners: Mapping[str, Any], raw: Raw, count: int | None = None
 ) -> tuple[Condition | None, Condition | None]:
     """The condition that `raw` asks for, and the null condition, each of `count` rows.
@@ -26,31 +26,33 @@ def conditions(
     for key in raw:
         if key not in conditioners:
             known = list(conditioners)
-            raise RecipeError(f"condition {key!r}: this model takes {', '.join(known) or 'none'}{nearest(key, known)}")
-    count = count or max([1, *(len(value) for value in raw.values() if is_rows(value))])
+            raise RecipeError(
+                f"condition {key!r}: this model takes {', '.join(known) or 'none'}{did_you_mean(key, known)}"
+            )
+    count = count or max([1, *(len(value) for value in raw.values() if is_per_sample(value))])
     wanted: list[Condition] = []
     nothing: list[Condition] = []
     for key, one in conditioners.items():
-        none: list[Condition] = [one.null(count)] if one.drop > 0 or (stays(one) and key not in raw) else []
+        none: list[Condition] = [one.null(count)] if one.drop > 0 or (keeps_in_uncond(one) and key not in raw) else []
         if key not in raw and not none:
             raise RecipeError(f"{key}: missing, and this model was trained with it always; give one")
-        given = [one.encode(rows_of(key, raw[key], count))] if key in raw else none
+        given = [one.encode(expand_per_sample(key, raw[key], count))] if key in raw else none
         wanted += given
-        nothing += given if stays(one) else none
+        nothing += given if keeps_in_uncond(one) else none
     condition = reduce(Condition.join, wanted) if wanted else None
     # one condition without a "nothing" leaves none for the whole
     null = reduce(Condition.join, nothing) if wanted and len(nothing) == len(wanted) else None
     return condition, null
 
 
-def is_rows(value: Any) -> bool:
+def is_per_sample(value: Any) -> bool:
     """Whether a raw value holds one entry per row, as opposed to one for all."""
     return isinstance(value, list | tuple | range) or (isinstance(value, Tensor) and value.ndim > 0)
 
 
-def rows_of(key: str, value: Any, count: int) -> Any:
+def expand_per_sample(key: str, value: Any, count: int) -> Any:
     """The value with one entry per row."""
-    if not is_rows(value):
+    if not is_per_sample(value):
         return [value] * count
     if len(value) == 1 and count > 1:
         return value.expand(count, *value.shape[1:]) if isinstance(value, Tensor) else [value[0]] * count
@@ -59,6 +61,6 @@ def rows_of(key: str, value: Any, count: int) -> Any:
     return value
 
 
-def stays(conditioner: nn.Module) -> bool:
+def keeps_in_uncond(conditioner: nn.Module) -> bool:
     """Whether guidance compares with the same value of this condition: it has a usual value, and no "none"."""
     return bool(getattr(conditioner, "stays", False))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from unveil.core.denoiser import Estimate, Step
+from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.rng import key
-from unveil.types import Level
+from unveil.types import NoiseLevel
 
 _FINE = 1 << 32  # levels are told apart by their time in these parts
 
 
-def turned(step: Step, axis: int) -> Step:
+def circular_shift(step: DenoiseFn, axis: int) -> DenoiseFn:
     """The step of a ring along an axis of x: x is turned by a number of places that differs from level to level.
 
     So no place is always the seam, and what is on both sides of one comes to agree.
@@ -19,8 +19,8 @@ def turned(step: Step, axis: int) -> Step:
     Source: Bi et al. 2025, section 3.2 (arXiv:2502.20307), who turn by a fixed number of places in each step.
     """
 
-    def estimate(x: Tensor, level: Level) -> Estimate:
-        places = offset(level, x.shape[axis])
+    def estimate(x: Tensor, level: NoiseLevel) -> Estimate:
+        places = shift_at(level, x.shape[axis])
         found = step(x.roll(-places, axis), level)
         extra = None if found.extra is None else found.extra.roll(places, axis)
         return Estimate.of_x0(found.x0.roll(places, axis), x, level, extra)
@@ -28,6 +28,6 @@ def turned(step: Step, axis: int) -> Step:
     return estimate
 
 
-def offset(level: Level, places: int) -> int:
+def shift_at(level: NoiseLevel, places: int) -> int:
     """By how many of so many places a ring is turned at this level: drawn by its time, always the same."""
     return key(round(float(level.t) * _FINE)) % places

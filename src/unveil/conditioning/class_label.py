@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from unveil.types import Condition, RecipeError, nearest
+from unveil.types import Condition, RecipeError, did_you_mean
 
 
 class Label(nn.Module):
@@ -76,7 +76,7 @@ class Label(nn.Module):
                 return names.index(label)
             if not label.lstrip("-").isdigit():
                 allowed = f"one of {', '.join(names)}" if names else f"a number from 0 to {self.classes - 1}"
-                raise RecipeError(f"label {label!r}: must be {allowed}{nearest(label, names)}")
+                raise RecipeError(f"label {label!r}: must be {allowed}{did_you_mean(label, names)}")
         number = int(label)
         if not 0 <= number < self.classes:
             closest = min(max(number, 0), self.classes - 1)
@@ -128,7 +128,7 @@ def _as_token(condition: Condition) -> Condition:
     return Condition(tokens=condition.vector[:, None])
 
 
-class Quantised(nn.Module):
+class BinnedValue(nn.Module):
     """Continuous values in [low, high] through a table of codes: each value takes the row of its code.
 
     Args:

@@ -30,7 +30,7 @@ _SIGNS = {byte: chr(byte) for byte in _PLAIN} | {byte: chr(256 + n) for n, byte 
 _BYTES = {sign: byte for byte, sign in _SIGNS.items()}
 
 
-class BytePairs:
+class BPETokenizer:
     """A vocabulary of pieces of words that any text can be written in.
 
     The numbers: 256 signs of bytes, the same as ends of words, a piece for each merge, and the two special tokens.
@@ -109,9 +109,9 @@ class BytePairs:
 
 
 @cache
-def clip() -> BytePairs:
+def clip_tokenizer() -> BPETokenizer:
     """CLIP's vocabulary of 49,408 tokens, which comes with the package."""
-    return BytePairs(clip_merges())
+    return BPETokenizer(clip_merges())
 
 
 def clip_merges() -> list[tuple[str, str]]:

@@ -12,13 +12,13 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from unveil.conditioning.image import Hint
+from unveil.conditioning.image import ControlImageCondition
 from unveil.core.denoiser import Denoiser
 from unveil.nn.controlnet import ControlNet
-from unveil.nn.spatial_transformer import Remembered
-from unveil.nn.unet import Encoder
+from unveil.nn.spatial_transformer import Memo
+from unveil.nn.unet import UNetEncoder
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import Condition, Level, RecipeError, ShapeError, WeightsError, nearest
+from unveil.types import Condition, NoiseLevel, RecipeError, ShapeError, WeightsError, did_you_mean
 
 # Where residuals are added: to everything that the U-Net's way down left and to its middle, or to the middle alone
 Place = Literal["all", "middle"]
@@ -68,7 +68,7 @@ class Control:
                 f"{self.key}: start {self.start}, stop {self.stop}: must be shares, 0 <= start <= stop <= 1"
             )
         if self.place not in PLACES:
-            raise RecipeError(f"place = {self.place!r}: must be all or middle{nearest(self.place, PLACES)}")
+            raise RecipeError(f"place = {self.place!r}: must be all or middle{did_you_mean(self.place, PLACES)}")
 
     def weights(self, count: int, mode: Mode) -> Sequence[float]:
         """Of each of its `count` residuals."""
@@ -77,7 +77,7 @@ class Control:
             raise RecipeError(f"{self.key}: {len(given)} weights for {count} residuals; give one, or one for each")
         return [w * GUESS_DECAY ** (count - 1 - i) for i, w in enumerate(given)] if mode == "guess" else given
 
-    def share(self, level: Level, rows: int) -> float | Tensor:
+    def share(self, level: NoiseLevel, rows: int) -> float | Tensor:
         """1 where it works, else 0: a number, or (rows, 1, 1, 1) where samples differ in their level."""
         time = level.t
         if not isinstance(time, Tensor):
@@ -88,7 +88,7 @@ class Control:
         return works.float().view(-1, 1, 1, 1)
 
 
-class Controls(nn.Module):
+class MultiControlNet(nn.Module):
     """All ControlNets of a model; each reads its own channels of `condition.hint`, in their order.
 
     Raises:
@@ -101,22 +101,22 @@ class Controls(nn.Module):
         if not keys or len(set(keys)) < len(keys):
             raise RecipeError(f"controls {', '.join(keys) or 'none'}: at least one, each under a key of its own")
         if mode not in MODES:
-            raise RecipeError(f"mode = {mode!r}: must be balanced or guess{nearest(mode, MODES)}")
+            raise RecipeError(f"mode = {mode!r}: must be balanced or guess{did_you_mean(mode, MODES)}")
         self.controls = tuple(controls)
         self.mode: Mode = mode
         self.networks = nn.ModuleList(one.network for one in controls)
-        self._features: Remembered[list[Tensor]] | None = None
+        self._features: Memo[list[Tensor]] | None = None
 
     @property
-    def conditioners(self) -> dict[str, Hint]:
+    def conditioners(self) -> dict[str, ControlImageCondition]:
         """What reads each control's picture."""
-        return {one.key: Hint(one.network.hint_channels, key=one.key) for one in self.controls}
+        return {one.key: ControlImageCondition(one.network.hint_channels, key=one.key) for one in self.controls}
 
     def without(self, null: Condition) -> Condition:
         """What guidance goes away from: the same hint, but none in guess mode."""
         return replace(null, hint=None) if self.mode == "guess" else null
 
-    def forward(self, x: Tensor, t: Tensor, condition: Condition, level: Level | None = None) -> Condition:
+    def forward(self, x: Tensor, t: Tensor, condition: Condition, level: NoiseLevel | None = None) -> Condition:
         """The condition that the U-Net is given: residuals in the place of the hint.
 
         Args:
@@ -144,7 +144,7 @@ class Controls(nn.Module):
     @contextmanager
     def ahead(self, indices: Sequence[float] | Tensor) -> Iterator[None]:
         """Inside, what follows from hints and texts alone is computed once; see `Encoder.ahead`."""
-        before, self._features = self._features, Remembered()
+        before, self._features = self._features, Memo()
         with ExitStack() as inside:
             for one in self.controls:
                 inside.enter_context(one.network.ahead(indices))
@@ -166,10 +166,10 @@ class Controls(nn.Module):
         return made() if self._features is None else self._features.of(hint, made)
 
 
-class Steered(nn.Module):
+class ControlledUNet(nn.Module):
     """A U-Net under controls, at every level, as one network: (x, t, condition with a hint) to the U-Net's result."""
 
-    def __init__(self, network: nn.Module, controls: Controls) -> None:
+    def __init__(self, network: nn.Module, controls: MultiControlNet) -> None:
         super().__init__()
         self.network, self.controls = network, controls
 
@@ -178,15 +178,15 @@ class Steered(nn.Module):
         return self.network(x, t, self.controls(x, t, condition))
 
 
-def steered(denoiser: Denoiser, controls: Controls | None) -> Denoiser:
+def with_controlnets(denoiser: Denoiser, controls: MultiControlNet | None) -> Denoiser:
     """The denoiser whose network is under the controls, which is what trains; itself where there are none."""
     if controls is None:
         return denoiser
-    under, learns = Steered(denoiser.network, controls), denoiser.learns_variance
+    under, learns = ControlledUNet(denoiser.network, controls), denoiser.learns_variance
     return Denoiser(under, denoiser.process, prediction=denoiser.prediction, learns_variance=learns)
 
 
-def check_fits(control: Control, network: nn.Module, factor: int | None) -> None:
+def check_compatible(control: Control, network: nn.Module, factor: int | None) -> None:
     """Whether a control is for this network.
 
     Args:
@@ -197,7 +197,7 @@ def check_fits(control: Control, network: nn.Module, factor: int | None) -> None
         WeightsError: another network than a U-Net, or another U-Net than the control was copied from; what differs is
             named with both values.
     """
-    if not isinstance(network, Encoder):
+    if not isinstance(network, UNetEncoder):
         raise WeightsError(
             f"{control.key}: a ControlNet is for a U-Net of this package, such as Stable Diffusion 1's or 2's; this "
             f"model's network is another one ({type(network).__module__}.{type(network).__name__})"
@@ -222,9 +222,9 @@ def check_fits(control: Control, network: nn.Module, factor: int | None) -> None
         )
 
 
-def exchange(
-    conditioners: nn.ModuleDict, before: Controls | None, controls: Sequence[Control], mode: Mode
-) -> Controls | None:
+def replace_controlnets(
+    conditioners: nn.ModuleDict, before: MultiControlNet | None, controls: Sequence[Control], mode: Mode
+) -> MultiControlNet | None:
     """Takes some controls' readers of pictures from a model's conditioners, and puts those of others there.
 
     Returns:
@@ -237,7 +237,7 @@ def exchange(
     for one in controls:
         if one.key in conditioners and one.key not in old:
             raise RecipeError(f"control {one.key!r}: the model has a condition of that name; give another key")
-    new = Controls(controls, mode) if controls else None
+    new = MultiControlNet(controls, mode) if controls else None
     for key in old:
         del conditioners[key]
     if new is not None:

@@ -16,18 +16,18 @@ from torch import Tensor
 
 from unveil.core.denoiser import Denoiser
 from unveil.core.loss_weights import Weight, on_target
-from unveil.core.objective import DISTANCES, NOISE, TIME, Loss
+from unveil.core.objective import DISTANCES, NOISE, TIME, LossOutput
 from unveil.core.process import Process, partly
-from unveil.core.rng import Streams
+from unveil.core.rng import SampleRNG
 from unveil.core.timestep_sampling import SecondMoment, TimeSampler, Uniform
-from unveil.types import Condition, Level, RecipeError, like
+from unveil.types import Condition, NoiseLevel, RecipeError, like
 
 # Draws of a training example's stream; the objective has 0 and 1, preparing a batch a few from 2 on
 _WAY, _GIVEN, _FRAMES = 64, 65, 66
 
 
 @dataclass(frozen=True)
-class Ways:
+class ContextModes:
     """How often frames of a clip are given in each way; the shares are made to add up to 1.
 
     Args:
@@ -64,7 +64,7 @@ class Ways:
         return [names[place] for place in places.tolist()]
 
 
-class Shown(NamedTuple):
+class NoisedBatch(NamedTuple):
     """What a network is shown of clips x0 (B, C, T, H, W), and what is wanted of it.
 
     x: the clips, noised. seen: the level of each frame, that of data where it is given. target: of the prediction.
@@ -72,13 +72,13 @@ class Shown(NamedTuple):
     """
 
     x: Tensor
-    seen: Level
+    seen: NoiseLevel
     target: Tensor
-    drawn: Drawn
-    level: Level
+    drawn: SampledTimes
+    level: NoiseLevel
 
 
-class Drawn(NamedTuple):
+class SampledTimes(NamedTuple):
     """Of a batch of clips of T frames.
 
     t: time of each frame (B, T) float64; importance: what its error is multiplied with.
@@ -91,7 +91,7 @@ class Drawn(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Framewise:
+class DiffusionForcingLoss:
     """The error of a prediction over the frames that are to be made, in each clip's mean.
 
     Args:
@@ -107,7 +107,7 @@ class Framewise:
         2024, section 3.1 (arXiv:2407.01392).
     """
 
-    ways: Ways = field(default_factory=Ways)
+    ways: ContextModes = field(default_factory=ContextModes)
     distance: str = "l2"
     weight: Weight | None = None
     time: TimeSampler = field(default_factory=Uniform)
@@ -119,17 +119,17 @@ class Framewise:
             )
 
     def __call__(
-        self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, streams: Streams, step: int
-    ) -> Loss:
+        self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, streams: SampleRNG, step: int
+    ) -> LossOutput:
         """The loss of clips x0 (B, C, T, H, W), or pictures, at training step `step`."""
         return self.of(denoiser, x0, condition, *self.chance(denoiser.process, x0, streams, step))
 
-    def chance(self, process: Process, x0: Tensor, streams: Streams, step: int) -> tuple[Drawn, Tensor]:
+    def chance(self, process: Process, x0: Tensor, streams: SampleRNG, step: int) -> tuple[SampledTimes, Tensor]:
         """All that is drawn for clips x0 at a training step: times and frames that are given, and the noise."""
         drawn = self.draw(process, x0.shape[2] if x0.ndim == 5 else 1, streams, step)
         return drawn, streams.normal(x0.shape[1:], step, NOISE).to(x0)
 
-    def draw(self, process: Process, frames: int, streams: Streams, step: int) -> Drawn:
+    def draw(self, process: Process, frames: int, streams: SampleRNG, step: int) -> SampledTimes:
         """Times of frames, and which are given."""
         u = streams.uniform(step, TIME)
         t, importance = (one[:, None].repeat(1, frames) for one in self.time.times(process, u, streams.samples))
@@ -143,29 +143,31 @@ class Framewise:
                 of_frame, weight = self.time.times(process, each[:, place], streams.samples)
                 t[own, place], importance[own, place] = of_frame[own], weight[own]
         for row, way in enumerate(ways):
-            made[row] = ~given(way, chosen[row].tolist())
-        return Drawn(t, importance, made)
+            made[row] = ~context_mask(way, chosen[row].tolist())
+        return SampledTimes(t, importance, made)
 
-    def at(self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, t: Tensor, noise: Tensor) -> Loss:
+    def at(self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, t: Tensor, noise: Tensor) -> LossOutput:
         """The loss of clips of which nothing is given, each at one time, t (B,) float64."""
-        return self.of(denoiser, x0, condition, at_once(x0, t), noise)
+        return self.of(denoiser, x0, condition, shared_time(x0, t), noise)
 
-    def of(self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, drawn: Drawn, noise: Tensor) -> Loss:
+    def of(
+        self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, drawn: SampledTimes, noise: Tensor
+    ) -> LossOutput:
         """The loss at given times and noise, the whole of the mathematics."""
         shown = self.shown(denoiser, x0, drawn, noise)
         return self.judged(denoiser, shown, denoiser.output(shown.x, shown.seen, condition)[0])
 
-    def shown(self, denoiser: Denoiser, x0: Tensor, drawn: Drawn, noise: Tensor) -> Shown:
+    def shown(self, denoiser: Denoiser, x0: Tensor, drawn: SampledTimes, noise: Tensor) -> NoisedBatch:
         """What the network is shown of clips, and what is wanted of it."""
         clips = (slice(None), None, slice(None), None, None) if x0.ndim == 5 else (slice(None), slice(None), None, None)
         flat = denoiser.process.at(drawn.t.flatten())
-        level = Level(*(_wide(value, drawn.t)[clips] for value in flat))
+        level = NoiseLevel(*(_wide(value, drawn.t)[clips] for value in flat))
         seen = partly(level, drawn.made[clips])
         x = like(seen.alpha, x0) * x0 + like(seen.sigma, x0) * noise
         a, b = denoiser.prediction(level)
-        return Shown(x, seen, like(a, x0) * x0 + like(b, x0) * noise, drawn, flat)
+        return NoisedBatch(x, seen, like(a, x0) * x0 + like(b, x0) * noise, drawn, flat)
 
-    def judged(self, denoiser: Denoiser, shown: Shown, y: Tensor) -> Loss:
+    def judged(self, denoiser: Denoiser, shown: NoisedBatch, y: Tensor) -> LossOutput:
         """The loss of what the network answered."""
         drawn = shown.drawn
         error = DISTANCES[self.distance](y - shown.target)
@@ -177,23 +179,23 @@ class Framewise:
         plain = (each * scored).sum(1) / scored.sum(1)  # (B,)
         weighted = (each * scored * drawn.importance.to(each)).sum(1) / scored.sum(1)
         worst = torch.where(drawn.made, drawn.t, 0).amax(1)
-        return Loss(weighted.mean(), plain.detach(), worst, {"simple": plain.detach()})
+        return LossOutput(weighted.mean(), plain.detach(), worst, {"simple": plain.detach()})
 
     def observe(self, process: object, t: Tensor, per_sample: Tensor) -> None:
         """Nothing is learned of losses."""
 
 
-def at_once(x0: Tensor, t: Tensor) -> Drawn:
+def shared_time(x0: Tensor, t: Tensor) -> SampledTimes:
     """Of clips of which nothing is given, each at one time, t (B,) float64."""
     each = t[:, None].repeat(1, x0.shape[2] if x0.ndim == 5 else 1)
-    return Drawn(each, torch.ones_like(each), torch.ones_like(each, dtype=torch.bool))
+    return SampledTimes(each, torch.ones_like(each), torch.ones_like(each, dtype=torch.bool))
 
 
-def given(way: str, u: Sequence[float]) -> Tensor:
+def context_mask(way: str, u: Sequence[float]) -> Tensor:
     """Which of a clip's frames are given in this way, (T,); at least one is left to be made.
 
     Args:
-        way: a field of `Ways`.
+        way: a field of `ContextModes`.
         u: T + 2 numbers in [0, 1).
     """
     count = len(u) - 2

@@ -11,7 +11,7 @@ from unveil.io.images import to_unit
 from unveil.types import Condition, RecipeError, ShapeError
 
 
-class ContextChannels(nn.Module):
+class ConcatCondition(nn.Module):
     """A picture, unchanged but for its range, as channels beside x; "none" is zeros, mid-grey.
 
     Args:
@@ -44,7 +44,7 @@ class ContextChannels(nn.Module):
         return Condition(channels=self.none.expand(batch, -1, -1, -1))
 
 
-class Hint(nn.Module):
+class ControlImageCondition(nn.Module):
     """The picture that a ControlNet reads, in [0, 1] as published ones do; "none" is black.
 
     Guidance compares with the same hint: it goes away from what the text does not say, not from the picture.

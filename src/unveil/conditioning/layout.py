@@ -75,7 +75,7 @@ class BoxTokens(nn.Module):
             padded[place, : len(one)] = one
             mask[place, : 1 + len(one)] = True
         known = self.rows.table(padded[..., 0].long().to(device))  # (B, most, dim)
-        told = torch.cat([known, waves(padded[..., 1:]).to(known)], dim=-1)
+        told = torch.cat([known, fourier_features(padded[..., 1:]).to(known)], dim=-1)
         first = self.first.expand(len(rows), 1, -1)
         return Condition(tokens=torch.cat([first, self.enter(told)], dim=1), mask=mask.to(device))
 
@@ -109,7 +109,7 @@ class BoxTokens(nn.Module):
         return torch.cat([classes[:, None].float(), boxes], dim=1)
 
 
-def waves(boxes: Tensor) -> Tensor:
+def fourier_features(boxes: Tensor) -> Tensor:
     """Sines and cosines (..., 8 * FREQUENCIES) of boxes (..., 4) in [0, 1]."""
     turns = math.pi * 2.0 ** torch.arange(FREQUENCIES)
     angles = (boxes[..., None] * turns).flatten(-2)

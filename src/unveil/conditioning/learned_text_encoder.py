@@ -10,18 +10,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from unveil.conditioning.prompt_weighting import LaidOut, Span, lay_out, short, texts_of
-from unveil.nn.tokenizer import BEGIN, END, PADDING, SPECIAL, UNKNOWN, Frame, Vocabulary
-from unveil.nn.transformer import Words, xavier_
-from unveil.nn.transformer_blocks import BlockConfig, Stack
-from unveil.types import Condition, LeftOut, RecipeError, TooLong, WeightsError, nearest
+from unveil.conditioning.prompt_weighting import (
+    PromptChunk,
+    TokenizedPrompt,
+    chunk_prompt,
+    texts_of,
+    truncate_for_message,
+)
+from unveil.nn.tokenizer import BEGIN, END, PADDING, SPECIAL, UNKNOWN, TokenLayout, Vocabulary
+from unveil.nn.transformer import TokenEmbedding, xavier_
+from unveil.nn.transformer_blocks import BlockConfig, TransformerStack
+from unveil.types import Condition, PromptTooLong, PromptTruncated, RecipeError, WeightsError, did_you_mean
 
 FILE = "vocabulary.json"
 RAREST = 1 / 5000  # texts per text that a word stands in, below which it is a name or a number and not learned
 
 
 @dataclass(frozen=True)
-class WordsConfig:
+class LearnedTextEncoderConfig:
     """What defines the encoder.
 
     Attributes:
@@ -49,12 +55,12 @@ class WordsConfig:
             raise RecipeError(f"width = {self.width}: must be even and a multiple of heads = {self.heads}")
 
     @property
-    def frame(self) -> Frame:
+    def frame(self) -> TokenLayout:
         """How a prompt's words are laid out."""
-        return Frame(self.most + 2, 1, BEGIN, END, PADDING)
+        return TokenLayout(self.most + 2, 1, BEGIN, END, PADDING)
 
 
-class WordTokens(nn.Module):
+class LearnedTextEncoder(nn.Module):
     """Prompts as tokens that attention reads: a vector for each word, and a transformer in which they see each other.
 
     A word is a run of letters or digits, whatever its case; each Chinese character is one too, see
@@ -78,7 +84,7 @@ class WordTokens(nn.Module):
 
     def __init__(
         self,
-        config: WordsConfig,
+        config: LearnedTextEncoderConfig,
         dim: int,
         drop: float = 0.0,
         *,
@@ -90,8 +96,8 @@ class WordTokens(nn.Module):
             raise RecipeError(f"drop = {drop}: must lie in [0, 1)")
         self.config, self.drop, self.key = config, drop, key
         width = config.width
-        self.words = Words(config.limit, width, limit=config.frame.length)
-        self.stack = Stack(config.depth, BlockConfig(width, config.heads, 4 * width))
+        self.words = TokenEmbedding(config.limit, width, limit=config.frame.length)
+        self.stack = TransformerStack(config.depth, BlockConfig(width, config.heads, 4 * width))
         self.leave = nn.Linear(width, dim)
         self.whole = None if vector_dim is None else nn.Linear(width, vector_dim)
         xavier_(self)
@@ -131,7 +137,7 @@ class WordTokens(nn.Module):
         self.vocabulary = found
 
     def encode(self, raw: Sequence[str]) -> Condition:
-        """The tokens (B, most + 2, dim) of B prompts, their mask, a vector of each; warns of words unread (`LeftOut`).
+        """The tokens (B, most + 2, dim) of B prompts, their mask, a vector of each; warns of words unread (`PromptTruncated`).
 
         In training the first such text alone is told.
 
@@ -168,24 +174,28 @@ class WordTokens(nn.Module):
             raise RecipeError(f"{self.key}: trained without dropout, so there is no null prompt; set drop, e.g. 0.1")
         return self.encode([""]).map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
 
-    def _laid_out(self, text: str) -> LaidOut:
+    def _laid_out(self, text: str) -> TokenizedPrompt:
         """A prompt's known words as a row of numbers."""
         split, unknown = self._split(text)
         vocabulary = self.vocabulary
         assert vocabulary is not None
         if split and len(unknown) == len(split) and not self.training:
             raise RecipeError(
-                f"{self.key} {short(text)!r}: none of its words is known{_hint(unknown, vocabulary)}; this model "
+                f"{self.key} {truncate_for_message(text)!r}: none of its words is known{_hint(unknown, vocabulary)}; this model "
                 f"knows {len(vocabulary.tokens)} words, such as {', '.join(vocabulary.tokens[:8])}"
             )
-        laid = lay_out([Span(" ".join(word for word in split if word not in unknown))], vocabulary, self.config.frame)
+        laid = chunk_prompt(
+            [PromptChunk(" ".join(word for word in split if word not in unknown))], vocabulary, self.config.frame
+        )
         if unknown:
             hint = _hint(unknown, vocabulary)
-            self._tell(f"{short(text)!r}: words that this model does not know, left out: {', '.join(unknown)}{hint}")
+            self._tell(
+                f"{truncate_for_message(text)!r}: words that this model does not know, left out: {', '.join(unknown)}{hint}"
+            )
         if laid.lost:
             room = self.config.frame.room
-            told = f"{short(text)!r}: {laid.lost} words more than the {room} that fit, left out: {laid.left_out!r}"
-            self._tell(told, TooLong)
+            told = f"{truncate_for_message(text)!r}: {laid.lost} words more than the {room} that fit, left out: {laid.left_out!r}"
+            self._tell(told, PromptTooLong)
         return laid
 
     def _split(self, text: str) -> tuple[list[str], list[str]]:
@@ -195,7 +205,7 @@ class WordTokens(nn.Module):
         split = self.vocabulary.split(text)
         return split, [word for word in split if self.vocabulary.encode(word) == [UNKNOWN]]
 
-    def _tell(self, what: str, kind: type[LeftOut] = LeftOut) -> None:
+    def _tell(self, what: str, kind: type[PromptTruncated] = PromptTruncated) -> None:
         if not (self.training and self._said):
             warnings.warn(f"{self.key} {what}", kind, stacklevel=4)
             self._said = self.training
@@ -203,4 +213,4 @@ class WordTokens(nn.Module):
 
 def _hint(unknown: Sequence[str], vocabulary: Vocabulary) -> str:
     """The nearest known word of each that has one."""
-    return "".join(dict.fromkeys(nearest(word, vocabulary.tokens) for word in unknown))
+    return "".join(dict.fromkeys(did_you_mean(word, vocabulary.tokens) for word in unknown))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unveil.types import Condition, RecipeError
 
 
-class Numbers(nn.Module):
+class ScalarCondition(nn.Module):
     """Some numbers at the end of a network's vector, the usual ones where none are given.
 
     Guidance compares two conditions with the same numbers: there is no "none" of them.
@@ -67,7 +67,7 @@ class Numbers(nn.Module):
         return "a number" if len(self.usual) == 1 else f"{len(self.usual)} numbers"
 
 
-class PictureSize(Numbers):
+class SizeCondition(ScalarCondition):
     """What SDXL is told of a picture in training: its size before it was scaled, where it was cut, its size now.
 
     Six numbers: height and width of the original, top and left of the cut, height and width of the picture. Two are
@@ -86,9 +86,9 @@ class PictureSize(Numbers):
         height, width = shape[-2:]
         super().__init__((height, width, 0, 0, height, width), before, key=key)
 
-    def sized(self, shape: Sequence[int]) -> PictureSize:
+    def sized(self, shape: Sequence[int]) -> SizeCondition:
         """The same for pictures of another shape."""
-        return PictureSize(shape, self.before, key=self.key).to(self.usual.device)
+        return SizeCondition(shape, self.before, key=self.key).to(self.usual.device)
 
     def numbers(self, given: Any) -> list[float]:
         """See `Numbers`; two or four are completed."""

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from unveil.conditioning.text_encoder import Text
-from unveil.nn.lora import state_of
+from unveil.conditioning.text_encoder import TextEncoder
+from unveil.nn.lora import fingerprint
 from unveil.types import Condition, RecipeError
 
 # What each encoder says, in their order -> what the network is given
 Together = Callable[[Sequence[Condition]], Condition]
 
 
-class Texts(nn.Module):
+class MultiTextEncoder(nn.Module):
     """Prompts, by several encoders that are not trained.
 
     Args:
@@ -33,7 +33,7 @@ class Texts(nn.Module):
 
     def __init__(
         self,
-        texts: Sequence[Text],
+        texts: Sequence[TextEncoder],
         together: Together,
         *,
         beside: int = 0,
@@ -56,7 +56,7 @@ class Texts(nn.Module):
         """
         device = next(self.parameters()).device.type
         each: list[Condition] = []
-        for text, precision in zip(cast(Sequence[Text], self.texts), self.precisions, strict=True):
+        for text, precision in zip(cast(Sequence[TextEncoder], self.texts), self.precisions, strict=True):
             with torch.autocast(device, precision, enabled=precision != torch.float32):
                 each.append(text.encode(raw).map(lambda tensor: tensor.float()))
         said = self.together(each)
@@ -66,14 +66,14 @@ class Texts(nn.Module):
 
     def null(self, batch: int) -> Condition:
         """The condition of no prompt, `batch` times."""
-        state = state_of(self), tuple(self.precisions)
+        state = fingerprint(self), tuple(self.precisions)
         if self._nothing is None or self._nothing[0] != state:
             empty = self.encode([""])
             self._nothing = state, empty.map(torch.zeros_like) if self.zeros else empty
         return self._nothing[1].map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
 
 
-def side_by_side(said: Sequence[Condition]) -> Condition:
+def sdxl_concat(said: Sequence[Condition]) -> Condition:
     """SDXL's rule: tokens next to each other, (B, L, D1 + D2), and the vector of the last encoder.
 
     Source: Podell et al. 2023, section 2.1 (arXiv:2307.01952).
@@ -81,7 +81,7 @@ def side_by_side(said: Sequence[Condition]) -> Condition:
     return Condition(vector=said[-1].vector, tokens=torch.cat([_tokens(one) for one in said], dim=2))
 
 
-def one_after_another(width: int, length: int) -> Together:
+def sd3_concat(width: int, length: int) -> Together:
     """Stable Diffusion 3's rule: tokens of the first two next to each other, filled up with zeros, then the third's.
 
     Where there are but two encoders, the third one's tokens are zeros. The vectors of the first two stand next to
@@ -104,7 +104,7 @@ def one_after_another(width: int, length: int) -> Together:
     return together
 
 
-def vector_and_tokens(said: Sequence[Condition]) -> Condition:
+def flux_concat(said: Sequence[Condition]) -> Condition:
     """FLUX.1's rule: the vector of the first encoder, the tokens of the second.
 
     Source: FLUX.1's published inference code (github.com/black-forest-labs/flux).

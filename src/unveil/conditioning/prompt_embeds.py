@@ -9,16 +9,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from unveil.conditioning.prompt_weighting import short, texts_of
-from unveil.conditioning.text_encoder import Text
+from unveil.conditioning.prompt_weighting import texts_of, truncate_for_message
+from unveil.conditioning.text_encoder import TextEncoder
 from unveil.io.optional_deps import extra
-from unveil.types import Condition, RecipeError, nearest
+from unveil.types import Condition, RecipeError, did_you_mean
 
 # What a network sees behind a prompt's end: the encoder's vectors, zeros, or nothing by a mask
 Padding = Literal["text", "zeros", "hidden"]
 
 
-class Passages(nn.Module):
+class LongPromptEncoder(nn.Module):
     """Prompts as tokens of one length.
 
     Args:
@@ -33,7 +33,7 @@ class Passages(nn.Module):
 
     def __init__(
         self,
-        text: Text,
+        text: TextEncoder,
         padding: Padding,
         *,
         precision: torch.dtype = torch.float32,
@@ -68,7 +68,7 @@ class Passages(nn.Module):
         return self.encode([""]).map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
 
 
-class Written(nn.Module):
+class PrecomputedPrompts(nn.Module):
     """Prompts whose tokens were worked out beforehand, for encoders larger than the rest of the model.
 
     Args:
@@ -103,8 +103,8 @@ class Written(nn.Module):
         for text in texts:
             if text not in self.prompts:
                 raise RecipeError(
-                    f"{self.key} {short(text)!r}: not one of the {len(self.prompts)} in {self.where}"
-                    f"{nearest(text, self.prompts)}; the text encoder is needed for others"
+                    f"{self.key} {truncate_for_message(text)!r}: not one of the {len(self.prompts)} in {self.where}"
+                    f"{did_you_mean(text, self.prompts)}; the text encoder is needed for others"
                 )
         places = torch.tensor([self.prompts.index(text) for text in texts])
         routes: dict[str, Any] = {name: getattr(self, f"of_{name}") for name in self._routes}
@@ -115,7 +115,7 @@ class Written(nn.Module):
         return self.encode([""]).map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
 
 
-def mended(prompt: str) -> str:
+def clean_prompt(prompt: str) -> str:
     """A prompt without broken characters and HTML's signs, its blanks single ones, as Wan's pipelines read it.
 
     Raises:

@@ -9,7 +9,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import NamedTuple, Protocol
 
-from unveil.nn.tokenizer import Frame
+from unveil.nn.tokenizer import TokenLayout
 from unveil.types import RecipeError
 
 SHOWN = 60  # signs of a text that a message shows
@@ -32,7 +32,7 @@ class Tokenizer(Protocol):
         ...
 
 
-class Span(NamedTuple):
+class PromptChunk(NamedTuple):
     """A piece of a prompt and how strongly it counts; 1 is plain."""
 
     text: str
@@ -40,7 +40,7 @@ class Span(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LaidOut:
+class TokenizedPrompt:
     """A prompt in rows.
 
     Attributes:
@@ -57,7 +57,7 @@ class LaidOut:
     lost: int = 0
 
 
-def spans(text: str) -> list[Span]:
+def parse_weights(text: str) -> list[PromptChunk]:
     r"""The pieces of a prompt with weights in brackets, in the web user interface's writing.
 
     `(word)` counts 1.1 times, `[word]` 1 / 1.1 times, `(word:1.3)` 1.3 times; nested ones multiply. A backslash
@@ -82,17 +82,17 @@ def spans(text: str) -> list[Span]:
         for start in starts:
             _strengthen(weights, start, _FACTORS[sign])
     return [
-        Span("".join(text for text, _ in same), weight)
+        PromptChunk("".join(text for text, _ in same), weight)
         for weight, same in groupby(zip(texts, weights, strict=True), key=itemgetter(1))
     ]
 
 
-def lay_out(pieces: Sequence[Span], tokenizer: Tokenizer, frame: Frame) -> LaidOut:
+def chunk_prompt(pieces: Sequence[PromptChunk], tokenizer: Tokenizer, frame: TokenLayout) -> TokenizedPrompt:
     """The tokens of a prompt in `frame.rows` rows; what does not fit is left out and said so."""
     tokens = [(number, span.weight) for span in pieces for number in tokenizer.encode(span.text)]
     room = frame.room * frame.rows
     rest = [number for number, _ in tokens[room:]]
-    laid = LaidOut([], [], [], tokenizer.decode(rest).strip() if rest else "", len(rest))
+    laid = TokenizedPrompt([], [], [], tokenizer.decode(rest).strip() if rest else "", len(rest))
     head = [] if frame.begin is None else [(frame.begin, 1.0)]
     for row in range(frame.rows):
         text = tokens[:room][row * frame.room : (row + 1) * frame.room]
@@ -121,6 +121,6 @@ def texts_of(key: str, raw: Sequence[object]) -> list[str]:
     return [str(one) for one in each]
 
 
-def short(text: str) -> str:
+def truncate_for_message(text: str) -> str:
     """A text as a message shows it."""
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."

@@ -10,12 +10,20 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from unveil.conditioning.prompt_weighting import LaidOut, Span, Tokenizer, lay_out, short, spans, texts_of
+from unveil.conditioning.prompt_weighting import (
+    PromptChunk,
+    TokenizedPrompt,
+    Tokenizer,
+    chunk_prompt,
+    parse_weights,
+    texts_of,
+    truncate_for_message,
+)
 from unveil.io.optional_deps import extra
-from unveil.nn.lora import state_of
-from unveil.nn.text_encoders import WHO, Encoded, T5Config, Tower
-from unveil.nn.tokenizer import Frame
-from unveil.types import Condition, RecipeError, TooLong, WeightsError, nearest
+from unveil.nn.lora import fingerprint
+from unveil.nn.text_encoders import WHO, T5EncoderConfig, TextEncoderOutput, Tower
+from unveil.nn.tokenizer import TokenLayout
+from unveil.types import Condition, PromptTooLong, RecipeError, WeightsError, did_you_mean
 
 Gives = Literal["tokens", "vector", "both"]
 Emphasis = Literal["none", "brackets"]
@@ -63,7 +71,7 @@ class FileTokenizer:
         return [(first, second) for first, second in pairs] or None
 
 
-class Rows(NamedTuple):
+class TokenBatch(NamedTuple):
     """Prompts as a tower takes them: tokens, weights and which are no padding, each (B, rows, L)."""
 
     numbers: Tensor
@@ -71,7 +79,7 @@ class Rows(NamedTuple):
     used: Tensor
 
 
-class Text(nn.Module):
+class TextEncoder(nn.Module):
     """Prompts, by a text encoder whose weights are not trained.
 
     Args:
@@ -108,15 +116,17 @@ class Text(nn.Module):
             raise RecipeError(f"drop = {drop}: must lie in [0, 1)")
         for name, value, allowed in (("gives", gives, get_args(Gives)), ("emphasis", emphasis, get_args(Emphasis))):
             if value not in allowed:
-                raise RecipeError(f"{name} = {value!r}: must be one of {', '.join(allowed)}{nearest(value, allowed)}")
-        if isinstance(tower.config, T5Config) and gives != "tokens":
+                raise RecipeError(
+                    f"{name} = {value!r}: must be one of {', '.join(allowed)}{did_you_mean(value, allowed)}"
+                )
+        if isinstance(tower.config, T5EncoderConfig) and gives != "tokens":
             raise RecipeError(f"gives = {gives!r}: T5 has no vector for a whole prompt; set gives: tokens")
         self.tower = tower.eval().requires_grad_(False)
         self.tokenizer, self.drop, self.key = tokenizer, drop, key
         self.gives, self.emphasis, self.nothing = gives, emphasis, nothing
-        self.frame: Frame = tower.config.frame(chunks)
+        self.frame: TokenLayout = tower.config.frame(chunks)
         self._captions = self._said = False
-        self._kept = Kept(0)
+        self._kept = PromptCache(0)
         self._state: Hashable = None  # of the encoder when they were made
 
     @property
@@ -124,13 +134,13 @@ class Text(nn.Module):
         """Of the vector of a token, which a network's cross-attention has to take."""
         return self.tower.config.width
 
-    def train(self, mode: bool = True) -> Text:
+    def train(self, mode: bool = True) -> TextEncoder:
         """The encoder stays in evaluation mode; in training only the first text that is too long is told."""
         super().train(False)
         self._captions = mode
         return self
 
-    def keep(self, megabytes: int) -> Text:
+    def keep(self, megabytes: int) -> TextEncoder:
         """Keeps what prompts were encoded to, the last used, in so much memory; 0: nothing, which is so at first.
 
         Each prompt is then encoded by itself, so that nothing depends on which others are in a batch.
@@ -140,7 +150,7 @@ class Text(nn.Module):
         """
         if megabytes < 0:
             raise RecipeError(f"cache = {megabytes}: megabytes, at least 0")
-        self._kept = Kept(megabytes * 2**20)
+        self._kept = PromptCache(megabytes * 2**20)
         return self
 
     def files(self) -> dict[str, str]:
@@ -165,8 +175,8 @@ class Text(nn.Module):
         found = {text: self._laid_out(text) for text in texts_of(self.key, prompts)}
         return [self._line(text, laid) for text, laid in found.items() if laid.lost]
 
-    def rows(self, prompts: Sequence[str]) -> Rows:
-        """The tokens of B prompts; warns of what does not fit (`TooLong`).
+    def rows(self, prompts: Sequence[str]) -> TokenBatch:
+        """The tokens of B prompts; warns of what does not fit (`PromptTooLong`).
 
         Raises:
             RecipeError: not a list of texts, or no tokenizer.
@@ -176,7 +186,7 @@ class Text(nn.Module):
         numbers = torch.tensor([one.numbers for one in laid], dtype=torch.long)
         weights = torch.tensor([one.weights for one in laid], dtype=torch.float32)
         used = torch.tensor([one.used for one in laid], dtype=torch.bool)
-        return Rows(numbers, weights, used)
+        return TokenBatch(numbers, weights, used)
 
     def encode(self, raw: Sequence[str]) -> Condition:
         """The tokens (B, chunks L, D) of B prompts, with a mask for T5, and the vector (B, P), as `gives` says.
@@ -187,8 +197,8 @@ class Text(nn.Module):
         texts = texts_of(self.key, raw)
         once = list(dict.fromkeys(texts))
         if self._kept.room:
-            if (state := (state_of(self.tower), id(self.tokenizer))) != self._state:
-                self._kept, self._state = Kept(self._kept.room), state
+            if (state := (fingerprint(self.tower), id(self.tokenizer))) != self._state:
+                self._kept, self._state = PromptCache(self._kept.room), state
             keys = [(text, *self._where()) for text in once]
             if not self._captions:  # what is there is told again; in training the first one is, when it is made
                 self._tell([key[0] for key in keys if key in self._kept])
@@ -204,16 +214,16 @@ class Text(nn.Module):
         """The condition of `nothing`, `batch` times."""
         return self.encode([self.nothing]).map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
 
-    def condition(self, rows: Rows) -> Condition:
+    def condition(self, rows: TokenBatch) -> Condition:
         """The condition of prompts that are tokens already."""
         device = next(self.tower.parameters()).device
         numbers, weights, used = (tensor.to(device) for tensor in rows)
-        encoded: Encoded = self.tower(numbers.flatten(0, 1), used.flatten(0, 1))
+        encoded: TextEncoderOutput = self.tower(numbers.flatten(0, 1), used.flatten(0, 1))
         tokens = encoded.tokens.reshape(len(numbers), -1, encoded.tokens.shape[-1])
-        tokens = emphasised(tokens, weights.flatten(1))
+        tokens = apply_token_weights(tokens, weights.flatten(1))
         pooled = encoded.pooled
         vector = None if pooled is None else pooled.reshape(len(numbers), -1, pooled.shape[-1])[:, 0]
-        masked = isinstance(self.tower.config, T5Config) and self.tower.config.attend == "tokens"
+        masked = isinstance(self.tower.config, T5EncoderConfig) and self.tower.config.attend == "tokens"
         return Condition(
             vector=vector if self.gives != "tokens" else None,
             tokens=tokens if self.gives != "vector" else None,
@@ -232,30 +242,30 @@ class Text(nn.Module):
         with torch.no_grad():
             return self.condition(self.rows([key[0]]))
 
-    def _tell(self, texts: Sequence[str]) -> list[LaidOut]:
+    def _tell(self, texts: Sequence[str]) -> list[TokenizedPrompt]:
         """Texts laid out, after a warning of each that does not fit."""
         laid = [self._laid_out(text) for text in texts]
         for text, one in zip(texts, laid, strict=True):
             if one.lost and not (self._captions and self._said):
-                warnings.warn(self._line(text, one), TooLong, stacklevel=3)
+                warnings.warn(self._line(text, one), PromptTooLong, stacklevel=3)
                 self._said = self._captions
         return laid
 
-    def _laid_out(self, text: str) -> LaidOut:
+    def _laid_out(self, text: str) -> TokenizedPrompt:
         if self.tokenizer is None:
             raise RecipeError(f"{self.key}: this encoder has no tokenizer yet; load the model from its folder")
-        pieces = spans(text) if self.emphasis == "brackets" else [Span(text)]
-        return lay_out(pieces, self.tokenizer, self.frame)
+        pieces = parse_weights(text) if self.emphasis == "brackets" else [PromptChunk(text)]
+        return chunk_prompt(pieces, self.tokenizer, self.frame)
 
-    def _line(self, text: str, laid: LaidOut) -> str:
+    def _line(self, text: str, laid: TokenizedPrompt) -> str:
         room = self.frame.room * self.frame.rows
         return (
-            f"{self.key} {short(text)!r}: {laid.lost} tokens more than the {room} that fit, left out: "
-            f"{short(laid.left_out)!r}"
+            f"{self.key} {truncate_for_message(text)!r}: {laid.lost} tokens more than the {room} that fit, left out: "
+            f"{truncate_for_message(laid.left_out)!r}"
         )
 
 
-class Kept:
+class PromptCache:
     """Conditions that were asked for last, as many as there is room for, by a text and whatever else they depend on.
 
     Args:
@@ -302,7 +312,7 @@ def _bytes(condition: Condition) -> int:
     return sum(tensor.nbytes for tensor in (condition.vector, condition.tokens, condition.mask) if tensor is not None)
 
 
-def emphasised(tokens: Tensor, weights: Tensor) -> Tensor:
+def apply_token_weights(tokens: Tensor, weights: Tensor) -> Tensor:
     """Tokens (B, L, D) times their weights (B, L), scaled back to the mean that each prompt had.
 
     Prompts whose weights are all 1 are returned to the bit.

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.core.denoiser import Estimate, Step
+from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.guidance.batching import joined, repeated
-from unveil.types import Condition, Level, RecipeError, ShapeError
+from unveil.types import Condition, NoiseLevel, RecipeError, ShapeError
 
 TOGETHER = 128  # pixels a side of what small tiles are put together to, for one call of the network
 OVERLAP = 0.25  # of a tile's side, with its neighbour, where nothing else is said
@@ -65,14 +65,14 @@ def tiles(size: tuple[int, int], tile: tuple[int, int], *, overlap: float = OVER
     return [Tile(top, left, *sides) for top, left in product(tops, lefts)]
 
 
-def tiled(steps: Sequence[Step], places: Sequence[Tile]) -> Step:
+def multidiffusion(steps: Sequence[DenoiseFn], places: Sequence[Tile]) -> DenoiseFn:
     """The step whose x0 is the mean of those of tiles, each weighing less towards its edges.
 
     Source: Bar-Tal et al. 2023, eq. 5 (arXiv:2302.08113), with the estimates of x0 in the place of the next x, which
     for samplers that are linear in both is the same.
     """
 
-    def joined(x: Tensor, level: Level) -> Estimate:
+    def joined(x: Tensor, level: NoiseLevel) -> Estimate:
         if len(places) == 1:
             return steps[0](x, level)
         total, weights = torch.zeros_like(x), x.new_zeros(x.shape[-2:])
@@ -83,7 +83,7 @@ def tiled(steps: Sequence[Step], places: Sequence[Tile]) -> Step:
     return joined
 
 
-def cut(condition: Condition | None, place: Tile, whole: tuple[int, int]) -> Condition | None:
+def crop_condition(condition: Condition | None, place: Tile, whole: tuple[int, int]) -> Condition | None:
     """The condition of a tile: its pictures are cut to what lies there, all else is the same.
 
     Args:
@@ -99,12 +99,12 @@ def cut(condition: Condition | None, place: Tile, whole: tuple[int, int]) -> Con
 
 
 def for_tiles(
-    guided: Callable[[Condition | None, Condition | None], Step],
+    guided: Callable[[Condition | None, Condition | None], DenoiseFn],
     condition: Condition | None,
     null: Condition | None,
     places: Sequence[Tile],
     whole: tuple[int, int],
-) -> Step:
+) -> DenoiseFn:
     """`tiled` of a model's step, with its condition cut for every tile.
 
     Where the condition is the same for all tiles, several share a call of the network: as many as have about the
@@ -112,12 +112,14 @@ def for_tiles(
     """
     pictures = [one for one in (condition, null) if one is not None and (one.channels, one.hint) != (None, None)]
     if len(places) == 1 or pictures:
-        return tiled([guided(cut(condition, one, whole), cut(null, one, whole)) for one in places], places)
+        return multidiffusion(
+            [guided(crop_condition(condition, one, whole), crop_condition(null, one, whole)) for one in places], places
+        )
     count = max(1, TOGETHER**2 // (places[0].height * places[0].width))
     groups = [places[first : first + count] for first in range(0, len(places), count)]
     shared = {size: _sharing(guided, condition, null, size) for size in {len(group) for group in groups}}
 
-    def step(x: Tensor, level: Level) -> Estimate:
+    def step(x: Tensor, level: NoiseLevel) -> Estimate:
         total, weights = torch.zeros_like(x), x.new_zeros(x.shape[-2:])
         for group in groups:
             parts = torch.cat([one.of(x) for one in group])
@@ -130,16 +132,16 @@ def for_tiles(
 
 
 def _sharing(
-    guided: Callable[[Condition | None, Condition | None], Step],
+    guided: Callable[[Condition | None, Condition | None], DenoiseFn],
     condition: Condition | None,
     null: Condition | None,
     count: int,
-) -> Step:
+) -> DenoiseFn:
     """The step of so many tiles in one batch."""
     return guided(*(None if one is None else joined([one] * count) for one in (condition, null)))
 
 
-def spread(whole: int, side: int, stride: int, unit: int = 1) -> list[int]:
+def tile_starts(whole: int, side: int, stride: int, unit: int = 1) -> list[int]:
     """Where parts begin that cover an axis: at most `stride` apart, evenly, the last one ending at the end.
 
     Args:
@@ -153,7 +155,7 @@ def spread(whole: int, side: int, stride: int, unit: int = 1) -> list[int]:
 
 
 def _places(whole: int, side: int, overlap: float, unit: int) -> list[int]:
-    return spread(whole, side, max(unit, int(side * (1 - overlap)) // unit * unit), unit)
+    return tile_starts(whole, side, max(unit, int(side * (1 - overlap)) // unit * unit), unit)
 
 
 def _part(pictures: Tensor | None, place: Tile, whole: tuple[int, int]) -> Tensor | None:

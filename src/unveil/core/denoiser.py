@@ -14,7 +14,7 @@ from unveil.core.preconditioning import Preconditioning
 from unveil.core.prediction import Prediction, Solution, solve
 from unveil.core.process import Process
 from unveil.core.scalar_math import Number
-from unveil.types import Condition, Level, ShapeError, like
+from unveil.types import Condition, NoiseLevel, ShapeError, like
 
 
 class Estimate:
@@ -44,7 +44,7 @@ class Estimate:
         return self
 
     @classmethod
-    def of_x0(cls, x0: Tensor, x: Tensor, level: Level, extra: Tensor | None = None) -> Estimate:
+    def of_x0(cls, x0: Tensor, x: Tensor, level: NoiseLevel, extra: Tensor | None = None) -> Estimate:
         """The estimate with this x0 and the eps that it leaves of x."""
         return cls.solved(solve(predictions.x0, level), x, x0, extra)
 
@@ -110,7 +110,7 @@ def _ones(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 # The condition is bound: what samplers and guidance see.
-Step = Callable[[Tensor, Level], Estimate]
+DenoiseFn = Callable[[Tensor, NoiseLevel], Estimate]
 
 
 class Denoiser(nn.Module):
@@ -138,9 +138,9 @@ class Denoiser(nn.Module):
         self.prediction = prediction
         self.learns_variance = learns_variance
         # a grid's levels come again with every sample: (level, batch, device) -> solution, scale of x and index
-        self._known: dict[tuple[Level, int, torch.device], tuple[Solution, Number, Tensor]] = {}
+        self._known: dict[tuple[NoiseLevel, int, torch.device], tuple[Solution, Number, Tensor]] = {}
 
-    def forward(self, x: Tensor, level: Level, condition: Condition | None = None) -> Estimate:
+    def forward(self, x: Tensor, level: NoiseLevel, condition: Condition | None = None) -> Estimate:
         """The estimate at x. The level's fields are floats, (B,) tensors, or broadcastable to x."""
         if isinstance(level.t, Tensor):
             solution, scale, index = self.solve(level), self.scale(level), self.index(level, x)
@@ -158,11 +158,11 @@ class Denoiser(nn.Module):
         """The same network under another process."""
         return Denoiser(self.network, process, prediction=self.prediction, learns_variance=self.learns_variance)
 
-    def solve(self, level: Level) -> Solution:
+    def solve(self, level: NoiseLevel) -> Solution:
         """How x and this network's output give x0 and eps at a level."""
         return solve(self.prediction, level)
 
-    def output(self, x: Tensor, level: Level, condition: Condition | None = None) -> tuple[Tensor, Tensor | None]:
+    def output(self, x: Tensor, level: NoiseLevel, condition: Condition | None = None) -> tuple[Tensor, Tensor | None]:
         """The raw prediction y and the variance channels, both of x's shape and type: what training compares.
 
         Raises:
@@ -170,15 +170,15 @@ class Denoiser(nn.Module):
         """
         return self.checked(self.network(*self.inputs(x, level), condition), x)
 
-    def inputs(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+    def inputs(self, x: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor]:
         """What the network is given at a level: x as it sees it, and the index (B,)."""
         return _scaled(x, self.scale(level)), self.index(level, x)
 
-    def scale(self, level: Level) -> Number:
+    def scale(self, level: NoiseLevel) -> Number:
         """What x is multiplied with before the network sees it; 1 without preconditioning."""
         return self.prediction.scale(level) if isinstance(self.prediction, Preconditioning) else 1.0
 
-    def index(self, level: Level, x: Tensor) -> Tensor:
+    def index(self, level: NoiseLevel, x: Tensor) -> Tensor:
         """What the network is told, float32: the index of the level, (B,), the noisiest one where parts differ.
 
         A network with `tells_parts` is told each part's own, broadcastable to x.

@@ -13,7 +13,7 @@ from torch import Tensor
 from unveil.core import scalar_math
 from unveil.core.process import Process, check_time
 from unveil.core.scalar_math import Number
-from unveil.types import Level, RecipeError
+from unveil.types import NoiseLevel, RecipeError
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class RectifiedFlow:
     index_scale: float = 1000.0
     rounding: Literal["none", "down"] = "none"
 
-    def at(self, t: Number) -> Level:
+    def at(self, t: Number) -> NoiseLevel:
         """The level at t."""
         check_time(t)
         if isinstance(t, Tensor):
-            return Level(t, 1 - t, t, torch.full_like(t, -1.0), torch.ones_like(t))
-        return Level(t, 1.0 - t, float(t), -1.0, 1.0)
+            return NoiseLevel(t, 1 - t, t, torch.full_like(t, -1.0), torch.ones_like(t))
+        return NoiseLevel(t, 1.0 - t, float(t), -1.0, 1.0)
 
     def t_of(self, half_log_snr: Number) -> Number:
         """The time of a half log-SNR."""
@@ -43,7 +43,7 @@ class RectifiedFlow:
             return torch.sigmoid(-half_log_snr)
         return 1 / (1 + math.exp(min(half_log_snr, 700.0)))
 
-    def index(self, level: Level) -> Number:
+    def index(self, level: NoiseLevel) -> Number:
         """T in thousandths, the range that DDPM's time embedding was made for."""
         index = level.t * self.index_scale
         if self.rounding == "none":
@@ -58,13 +58,13 @@ class RectifiedFlow:
         """(0, 1), kept off both ends by 1e-5."""
         return t.clamp(1e-5, 1 - 1e-5)
 
-    def prior(self, level: Level) -> Number:
+    def prior(self, level: NoiseLevel) -> Number:
         """The deviation of x when that of the data is 1; 1 at t = 1."""
         return scalar_math.sqrt(level.alpha**2 + level.sigma**2)
 
 
 @dataclass(frozen=True)
-class Shifted:
+class TimeShift:
     """Another process run through faster near the data and slower in the noise: its level at s t / (1 + (s - 1) t).
 
     Larger pictures need more noise to lose the same share of what is in them, because neighbouring pixels tell
@@ -88,18 +88,18 @@ class Shifted:
         if not self.shift > 0:
             raise RecipeError(f"shift = {self.shift}: must be above 0; 1 changes nothing")
 
-    def at(self, t: Number) -> Level:
+    def at(self, t: Number) -> NoiseLevel:
         """The level at t, with the derivatives in this t."""
         check_time(t)
         level = self.process.at(self._inner(t))
         speed = self.shift / (1 + (self.shift - 1) * t) ** 2
-        return Level(t, level.alpha, level.sigma, level.dalpha * speed, level.dsigma * speed)
+        return NoiseLevel(t, level.alpha, level.sigma, level.dalpha * speed, level.dsigma * speed)
 
     def t_of(self, half_log_snr: Number) -> Number:
         """The time of a half log-SNR."""
         return self._outer(self.process.t_of(half_log_snr))
 
-    def index(self, level: Level) -> Number:
+    def index(self, level: NoiseLevel) -> Number:
         """What the process that is shifted would tell the network."""
         return self.process.index(level._replace(t=self._inner(level.t)))
 
@@ -113,7 +113,7 @@ class Shifted:
         assert isinstance(inner, Tensor)
         return torch.as_tensor(outer(self.process.within(inner)))
 
-    def prior(self, level: Level) -> Number:
+    def prior(self, level: NoiseLevel) -> Number:
         """That of the process."""
         return self.process.prior(level._replace(t=self._inner(level.t)))
 
@@ -125,7 +125,7 @@ class Shifted:
 
 
 @dataclass(frozen=True)
-class SizeShifted(Shifted):
+class DynamicShift(TimeShift):
     """A shift that follows the number of the network's tokens: its logarithm, or itself, rises in a straight line.
 
     `sized` gives the process for latents of another shape, with the shift that belongs to them.
@@ -145,7 +145,7 @@ class SizeShifted(Shifted):
     patch: int = 2
     exponential: bool = True
 
-    def sized(self, shape: Sequence[int]) -> SizeShifted:
+    def sized(self, shape: Sequence[int]) -> DynamicShift:
         """The process for latents (C, H, W), or (C, T, H, W) of clips, whose frames count as well."""
         tokens = math.prod(shape[1:-2]) * (shape[-2] // self.patch) * (shape[-1] // self.patch)
         slope = (self.high[1] - self.low[1]) / (self.high[0] - self.low[0])
@@ -154,7 +154,7 @@ class SizeShifted(Shifted):
 
 
 @dataclass(frozen=True)
-class RootShifted(Shifted):
+class SqrtSizeShift(TimeShift):
     """A shift that grows with the root of the size, so that every size keeps the uncertainty of one.
 
     `sized` gives the process for samples of another shape, in training and in sampling alike.
@@ -169,7 +169,7 @@ class RootShifted(Shifted):
 
     places: int
 
-    def sized(self, shape: Sequence[int]) -> RootShifted:
+    def sized(self, shape: Sequence[int]) -> SqrtSizeShift:
         """The process for samples (C, H, W) or (C, T, H, W)."""
         places = math.prod(shape[1:])
         return replace(self, shift=self.shift * resolution_shift(places, self.places), places=places)

@@ -7,13 +7,13 @@ import math
 import numpy as np
 
 from unveil.core.process import DATA, Process
-from unveil.core.schedule import Grid, at_half_log_snr, check_steps, parts
-from unveil.types import Level
+from unveil.core.schedule import Schedule, check_steps, level_at_lambda, unit_fractions
+from unveil.types import NoiseLevel
 
 ALMOST_NOISE = 1 - 17 / 2**24  # 1 - 1e-6 in float32, where a published solver begins in place of 1
 
 
-def uniform_above(process: Process, steps: int, *, last: float = 1e-3) -> Grid:
+def uniform_above(process: Process, steps: int, *, last: float = 1e-3) -> Schedule:
     """Evenly spaced in t from t = 1 to sigma(last), and a last step onto the data: Stable Diffusion 3's levels.
 
     The last call lies at the t that equals the noise of t = `last`: in a shifted process that is `last` shifted, as
@@ -28,10 +28,10 @@ def uniform_above(process: Process, steps: int, *, last: float = 1e-3) -> Grid:
     """
     check_steps(steps)
     end = float(process.at(last).sigma)
-    return Grid(process, [*(process.at(1 + part * (end - 1)) for part in parts(steps)), DATA])
+    return Schedule(process, [*(process.at(1 + part * (end - 1)) for part in unit_fractions(steps)), DATA])
 
 
-def uniform_to(process: Process, steps: int, *, last: float) -> Grid:
+def uniform_to(process: Process, steps: int, *, last: float) -> Schedule:
     """Evenly spaced in t, then stretched in alpha so that the last call has sigma = `last`: LTX-Video's levels.
 
     Args:
@@ -44,10 +44,10 @@ def uniform_to(process: Process, steps: int, *, last: float) -> Grid:
     check_steps(steps)
     alphas = [float(process.at((steps - i) / steps).alpha) for i in range(steps)]
     stretch = (1 - last) / alphas[-1] if steps > 1 else 1.0
-    return Grid(process, [process.at(1.0), *(_of_sigma(process, 1 - a * stretch) for a in alphas[1:]), DATA])
+    return Schedule(process, [process.at(1.0), *(_of_sigma(process, 1 - a * stretch) for a in alphas[1:]), DATA])
 
 
-def flow_sigmas(process: Process, steps: int, *, last: float = 1e-3) -> Grid:
+def flow_sigmas(process: Process, steps: int, *, last: float = 1e-3) -> Schedule:
     """Evenly spaced in t from a little below t = 1 to one step above `last`, and a last step onto the data.
 
     These are the levels of Wan's solver, which asks for a finite log-SNR at the first one.
@@ -61,9 +61,9 @@ def flow_sigmas(process: Process, steps: int, *, last: float = 1e-3) -> Grid:
     """
     check_steps(steps)
     times = np.linspace(1, last, steps + 1)[1:-1].tolist()
-    return Grid(process, [_of_sigma(process, ALMOST_NOISE), *(process.at(t) for t in times), DATA])
+    return Schedule(process, [_of_sigma(process, ALMOST_NOISE), *(process.at(t) for t in times), DATA])
 
 
-def _of_sigma(process: Process, sigma: float) -> Level:
+def _of_sigma(process: Process, sigma: float) -> NoiseLevel:
     """The level of a sigma inside (0, 1), where alpha is 1 - sigma."""
-    return at_half_log_snr(process, math.log((1 - sigma) / sigma))
+    return level_at_lambda(process, math.log((1 - sigma) / sigma))

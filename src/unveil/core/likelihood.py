@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from unveil.core import scalar_math
-from unveil.core.denoiser import Estimate, Step
+from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.rng import Noise
 from unveil.core.scalar_math import Number
 from unveil.core.transition import Chain, Transition
 from unveil.core.variance import VarianceRule
-from unveil.types import Level, like
+from unveil.types import NoiseLevel, like
 
 
 def normal_kl(mean1: Tensor, log_var1: Tensor | float, mean2: Tensor, log_var2: Tensor | float) -> Tensor:
@@ -70,14 +70,14 @@ def bound_term(
     return terms / math.log(2)
 
 
-def prior_term(level: Level, x0: Tensor) -> Tensor:
+def prior_term(level: NoiseLevel, x0: Tensor) -> Tensor:
     """KL(q(x_T | x0) || N(0, 1)) per sample, (B,) in bits/dim."""
     log_var = 2 * math.log(float(level.sigma))
     kl = normal_kl(like(level.alpha, x0) * x0, log_var, torch.zeros_like(x0), 0.0)
     return kl.flatten(1).mean(1) / math.log(2)
 
 
-class Bound(NamedTuple):
+class VariationalBound(NamedTuple):
     """The bound of each sample; columns run from the noisiest step to the data.
 
     prior: (B,) bits/dim. terms: (B, T) bits/dim. x0_mse and eps_mse: (B, T), of the estimates.
@@ -95,7 +95,7 @@ class Bound(NamedTuple):
 
 
 def bound(
-    step: Step,
+    step: DenoiseFn,
     chain: Chain,
     x0: Tensor,
     variance: VarianceRule,
@@ -103,7 +103,7 @@ def bound(
     noise: Noise,
     bins: int = 256,
     on_term: Callable[[int, int], object] | None = None,
-) -> Bound:
+) -> VariationalBound:
     """Every term of the bound, one network call each.
 
     Args:
@@ -131,7 +131,7 @@ def bound(
             if on_term is not None:
                 on_term(k + 1, len(chain))
         prior = prior_term(chain[0].t, x0)
-    return Bound(prior, *(torch.stack(column, 1) for column in (terms, x0_mse, eps_mse)))
+    return VariationalBound(prior, *(torch.stack(column, 1) for column in (terms, x0_mse, eps_mse)))
 
 
 def _normal_cdf(z: Tensor) -> Tensor:

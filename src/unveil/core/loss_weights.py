@@ -15,18 +15,18 @@ from torch import Tensor
 from unveil.core import scalar_math
 from unveil.core.prediction import Prediction
 from unveil.core.transition import Chain
-from unveil.types import Level
+from unveil.types import NoiseLevel
 
 # level with (B,) tensors -> weight (B,) on |x0 - x0_hat|^2
-Weight = Callable[[Level], Tensor]
+Weight = Callable[[NoiseLevel], Tensor]
 
 
-def snr(level: Level) -> Tensor:
+def snr(level: NoiseLevel) -> Tensor:
     """alpha^2 / sigma^2: constant on eps, DDPM's L_simple. Source: Salimans & Ho 2022, section 4."""
     return _tensor(level.alpha) ** 2 / _tensor(level.sigma) ** 2
 
 
-def truncated_snr(level: Level) -> Tensor:
+def truncated_snr(level: NoiseLevel) -> Tensor:
     """max(SNR, 1). Source: Salimans & Ho 2022, section 4 (arXiv:2202.00512)."""
     return snr(level).clamp(min=1)
 
@@ -79,7 +79,7 @@ def elbo(chain: Chain) -> Weight:
     neighbour = chain[-2] if len(chain) > 1 else chain[-1]
     on_eps = neighbour.c0**2 / (2 * neighbour.floor) * (neighbour.t.sigma / neighbour.t.alpha) ** 2
 
-    def weight(level: Level) -> Tensor:
+    def weight(level: NoiseLevel) -> Tensor:
         step = chain.of(level)
         last = _tensor(step.s.sigma) == 0
         inner = _tensor(step.c0) ** 2 / (2 * _tensor(step.floor))
@@ -88,11 +88,11 @@ def elbo(chain: Chain) -> Weight:
     return weight
 
 
-def on_target(weight: Weight, prediction: Prediction, level: Level) -> Tensor:
+def on_target(weight: Weight, prediction: Prediction, level: NoiseLevel) -> Tensor:
     """The weight on |y - y_hat|^2 that equals `weight` on |x0 - x0_hat|^2, (B,) float64."""
     a, b = prediction(level)
     det = _tensor(a * level.sigma - b * level.alpha)
-    return weight(level) * _tensor(scalar_math.divide(level.sigma, det, 0.0)) ** 2
+    return weight(level) * _tensor(scalar_math.safe_divide(level.sigma, det, 0.0)) ** 2
 
 
 WEIGHTS: dict[str, Weight] = {

@@ -13,11 +13,11 @@ from unveil.core.denoiser import Denoiser, Estimate
 from unveil.core.likelihood import bound_term
 from unveil.core.loss_weights import Weight, elbo, on_target
 from unveil.core.process import DiscreteVP, partly
-from unveil.core.rng import Streams
+from unveil.core.rng import SampleRNG
 from unveil.core.timestep_sampling import SecondMoment, TimeSampler, Uniform
 from unveil.core.transition import Chain, chain_of
 from unveil.core.variance import VarianceRule, fixed_small
-from unveil.types import Condition, Level, RecipeError, like
+from unveil.types import Condition, NoiseLevel, RecipeError, like
 
 TIME, NOISE = 0, 1  # draws of a training example's stream; what wraps the objective numbers its own from 2
 
@@ -30,7 +30,7 @@ DISTANCES: dict[str, Distance] = {
 }
 
 
-class Loss(NamedTuple):
+class LossOutput(NamedTuple):
     """What a training step gets back.
 
     value: the scalar to descend. per_sample: (B,) detached, before importance weights. t: (B,) float64.
@@ -44,7 +44,7 @@ class Loss(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Diffusion:
+class DiffusionLoss:
     """simple * w(t) * distance(y, y_hat) + bound * N * L_t, over random times.
 
     N L_t, with t uniform, estimates the whole variational bound in bits/dim, so `bound` = 0.001 with
@@ -77,8 +77,8 @@ class Diffusion:
     noised: tuple[bool, ...] | None = None
 
     def __call__(
-        self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, streams: Streams, step: int
-    ) -> Loss:
+        self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, streams: SampleRNG, step: int
+    ) -> LossOutput:
         """The loss of a batch x0 (B, ...) at training step `step`, with that step's random numbers."""
         u = streams.uniform(step, TIME)
         t, importance = self.time.times(denoiser.process, u, streams.samples)
@@ -93,7 +93,7 @@ class Diffusion:
         t: Tensor,
         noise: Tensor,
         importance: Tensor | None = None,
-    ) -> Loss:
+    ) -> LossOutput:
         """The loss at given times (B,) float64 and noise, the whole of the mathematics."""
         level = denoiser.process.at(t)
         seen = level if self.noised is None else partly(level, self._mask(x0))
@@ -118,14 +118,14 @@ class Diffusion:
             total = total + self.bound * terms["bound"]
         weighted = total if importance is None else total * importance.to(total)
         detached = {name: term.detach() for name, term in terms.items()}
-        return Loss(weighted.mean(), total.detach(), t, detached)
+        return LossOutput(weighted.mean(), total.detach(), t, detached)
 
     def observe(self, process: object, t: Tensor, per_sample: Tensor) -> None:
         """Show the time sampler the losses of a step, gathered from every rank."""
         if isinstance(self.time, SecondMoment) and isinstance(process, DiscreteVP):
             self.time.update((t * process.steps).round().long().cpu() - 1, per_sample.double().cpu())
 
-    def _error(self, denoiser: Denoiser, level: Level, x0: Tensor, noise: Tensor, y: Tensor) -> Tensor:
+    def _error(self, denoiser: Denoiser, level: NoiseLevel, x0: Tensor, noise: Tensor, y: Tensor) -> Tensor:
         a, b = denoiser.prediction(level)
         target = like(a, x0) * x0 + like(b, x0) * noise
         error = DISTANCES[self.distance](y - target)
@@ -133,10 +133,10 @@ class Diffusion:
             error = error[:, list(self.noised)]
         return error.flatten(1).mean(1)
 
-    def _on_target(self, weight: Weight, denoiser: Denoiser, level: Level) -> Tensor:
+    def _on_target(self, weight: Weight, denoiser: Denoiser, level: NoiseLevel) -> Tensor:
         return on_target(weight, denoiser.prediction, level).to(torch.float32)
 
-    def _bound(self, chain: Chain, level: Level, x0: Tensor, x: Tensor, estimate: Estimate) -> Tensor:
+    def _bound(self, chain: Chain, level: NoiseLevel, x0: Tensor, x: Tensor, estimate: Estimate) -> Tensor:
         step = chain.of(level)
         mean = step.mean(estimate.x0, x)
         log_variance = self.variance(step, estimate.extra).log
@@ -156,16 +156,16 @@ class Diffusion:
         return torch.tensor(self.noised).reshape(1, -1, *(1,) * (x0.ndim - 2))
 
 
-def simple() -> Diffusion:
+def simple() -> DiffusionLoss:
     """L_simple. Source: Ho et al. 2020, eq. 14."""
-    return Diffusion()
+    return DiffusionLoss()
 
 
-def vlb(variance: VarianceRule, time: TimeSampler | None = None) -> Diffusion:
+def vlb(variance: VarianceRule, time: TimeSampler | None = None) -> DiffusionLoss:
     """The variational bound alone, in bits/dim. Source: Nichol & Dhariwal 2021, section 3.3."""
-    return Diffusion(simple=0.0, bound=1.0, variance=variance, time=time or Uniform())
+    return DiffusionLoss(simple=0.0, bound=1.0, variance=variance, time=time or Uniform())
 
 
-def hybrid(variance: VarianceRule, weight: float = 0.001) -> Diffusion:
+def hybrid(variance: VarianceRule, weight: float = 0.001) -> DiffusionLoss:
     """L_simple + 0.001 L_vlb, the bound teaching the variance only. Source: Nichol & Dhariwal 2021, eq. 16."""
-    return Diffusion(bound=weight, variance=variance)
+    return DiffusionLoss(bound=weight, variance=variance)

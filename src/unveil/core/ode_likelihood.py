@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from unveil.core import scalar_math
-from unveil.core.denoiser import Step
+from unveil.core.denoiser import DenoiseFn
 from unveil.core.process import Process
 from unveil.core.rng import Noise
-from unveil.types import Level, NonFinite, RecipeError, like
+from unveil.types import NoiseLevel, NonFinite, RecipeError, like
 
 BIN = 2 / 255  # between neighbours of 256 whole values scaled to [-1, 1]
 MOST_STEPS = 10_000
@@ -42,7 +42,7 @@ class LogDensity(NamedTuple):
     calls: int
 
 
-class Bits(NamedTuple):
+class OdeBitsPerDim(NamedTuple):
     """Bits per dimension of each sample, (B,) float64, with the standard error over the probes, and network calls."""
 
     value: Tensor
@@ -51,7 +51,7 @@ class Bits(NamedTuple):
 
 
 def ode_bits(
-    step: Step,
+    step: DenoiseFn,
     process: Process,
     x0: Tensor,
     *,
@@ -59,7 +59,7 @@ def ode_bits(
     probes: int = 1,
     width: float = BIN,
     tolerance: float = 1e-5,
-) -> Bits:
+) -> OdeBitsPerDim:
     """Bits/dim of whole values under the probability-flow ODE, an upper bound because of the dequantisation.
 
     Args:
@@ -77,17 +77,17 @@ def ode_bits(
     signs = rademacher(lambda k: noise(k + 1))
     found = log_density(step, process, x, probes=signs, count=probes, rtol=tolerance, atol=tolerance)
     size = x0[0].numel()
-    return Bits(bits_per_dim(found.value, size, width), found.error / (size * math.log(2)), found.calls)
+    return OdeBitsPerDim(bits_per_dim(found.value, size, width), found.error / (size * math.log(2)), found.calls)
 
 
 def log_density(
-    step: Step,
+    step: DenoiseFn,
     process: Process,
     x: Tensor,
     *,
     probes: Noise,
     count: int = 1,
-    ends: tuple[Level, Level] | None = None,
+    ends: tuple[NoiseLevel, NoiseLevel] | None = None,
     rtol: float = 1e-5,
     atol: float = 1e-5,
 ) -> LogDensity:
@@ -132,7 +132,13 @@ def log_density(
 
 
 def probability_flow(
-    step: Step, process: Process, x: Tensor, ends: tuple[Level, Level], *, rtol: float = 1e-5, atol: float = 1e-5
+    step: DenoiseFn,
+    process: Process,
+    x: Tensor,
+    ends: tuple[NoiseLevel, NoiseLevel],
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
 ) -> Tensor:
     """X (B, ...) carried along the deterministic path from one level to another, in either direction.
 
@@ -184,7 +190,7 @@ def axes(x: Tensor) -> Noise:
 class _Path:
     """The right side of dy/du, and its trace, between two levels."""
 
-    def __init__(self, step: Step, process: Process, ends: tuple[Level, Level]) -> None:
+    def __init__(self, step: DenoiseFn, process: Process, ends: tuple[NoiseLevel, NoiseLevel]) -> None:
         places = [-float(level.half_log_snr) for level in ends]
         if not all(math.isfinite(place) for place in places):
             raise RecipeError(
@@ -215,13 +221,13 @@ def _trace(speed: Tensor, y: Tensor, probe: Tensor, *, keep: bool) -> Tensor:
     return (slope * probe).flatten(1).sum(1).cpu().double()
 
 
-def _trained_ends(process: Process) -> tuple[Level, Level]:
+def _trained_ends(process: Process) -> tuple[NoiseLevel, NoiseLevel]:
     clean, noisy = process.within(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
     last = process.at(1.0)
     return process.at(clean), last if last.alpha > 0 else process.at(noisy)
 
 
-def _width(level: Level) -> float:
+def _width(level: NoiseLevel) -> float:
     """Of x, for data of unit variance."""
     return math.hypot(float(level.alpha), float(level.sigma))
 

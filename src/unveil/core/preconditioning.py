@@ -24,7 +24,7 @@ from unveil.core import scalar_math
 from unveil.core.prediction import edm_f, eps, solve
 from unveil.core.process import DiscreteVP, betas
 from unveil.core.scalar_math import Number
-from unveil.types import Level, RecipeError
+from unveil.types import NoiseLevel, RecipeError
 
 _LEAST = 1e-44  # stands for sigma = 0 in logarithms
 
@@ -33,15 +33,15 @@ _LEAST = 1e-44  # stands for sigma = 0 in logarithms
 class Preconditioning(Protocol):
     """A prediction that also says what its network is given, in place of x and the process's index."""
 
-    def __call__(self, level: Level) -> tuple[Number, Number]:
+    def __call__(self, level: NoiseLevel) -> tuple[Number, Number]:
         """The coefficients (a, b) of the target y = a x0 + b eps."""
         ...
 
-    def scale(self, level: Level) -> Number:
+    def scale(self, level: NoiseLevel) -> Number:
         """What x is multiplied with: c_in / alpha."""
         ...
 
-    def index(self, level: Level) -> Number:
+    def index(self, level: NoiseLevel) -> Number:
         """The number that stands for the level: c_noise."""
         ...
 
@@ -55,14 +55,14 @@ class Scalings(NamedTuple):
     noise: Number
 
 
-def scalings(shell: Preconditioning, level: Level) -> Scalings:
+def scalings(shell: Preconditioning, level: NoiseLevel) -> Scalings:
     """The coefficients c_skip, c_out, c_in and c_noise at a level."""
     solution = solve(shell, level)
     return Scalings(level.alpha * solution.x0_x, solution.x0_y, level.alpha * shell.scale(level), shell.index(level))
 
 
 @dataclass(frozen=True)
-class VP:
+class VPPreconditioning:
     """Score SDE's variance-preserving networks: c_skip 1, c_out -r, c_in 1 / sqrt(r^2 + 1).
 
     The network predicts eps and is given (steps - 1) t, t being the VP process's time of this r.
@@ -78,15 +78,15 @@ class VP:
     beta_max: float = 20.0
     steps: int = 1000
 
-    def __call__(self, level: Level) -> tuple[Number, Number]:
+    def __call__(self, level: NoiseLevel) -> tuple[Number, Number]:
         """That of eps."""
         return eps(level)
 
-    def scale(self, level: Level) -> Number:
+    def scale(self, level: NoiseLevel) -> Number:
         """1 / sqrt(alpha^2 + sigma^2): 1 under any VP process."""
         return _unit(level)
 
-    def index(self, level: Level) -> Number:
+    def index(self, level: NoiseLevel) -> Number:
         """The VP process's time in steps."""
         total = scalar_math.log(1 + _ratio(level) ** 2)  # -2 log(alpha) of the VP process
         rise = self.beta_max - self.beta_min
@@ -94,7 +94,7 @@ class VP:
 
 
 @dataclass(frozen=True)
-class VE:
+class VEPreconditioning:
     """Score SDE's variance-exploding networks: c_skip 1, c_out r, c_in 1, c_noise log(r / 2).
 
     The network predicts -eps, sigma times the score. The half is there because its pictures lay in [0, 1].
@@ -102,23 +102,23 @@ class VE:
     Source: Karras et al. 2022, table 1, column VE, and appendix C.2.
     """
 
-    def __call__(self, level: Level) -> tuple[Number, Number]:
+    def __call__(self, level: NoiseLevel) -> tuple[Number, Number]:
         """That of -eps."""
         del level
         return 0.0, -1.0
 
-    def scale(self, level: Level) -> Number:
+    def scale(self, level: NoiseLevel) -> Number:
         """1 / alpha."""
         _ratio(level)
         return 1 / level.alpha
 
-    def index(self, level: Level) -> Number:
+    def index(self, level: NoiseLevel) -> Number:
         """log(r / 2)."""
-        return scalar_math.log(scalar_math.at_least(_ratio(level) / 2, _LEAST))
+        return scalar_math.log(scalar_math.maximum(_ratio(level) / 2, _LEAST))
 
 
 @dataclass(frozen=True)
-class IDDPM:
+class IDDPMPreconditioning:
     """Improved DDPM's and ADM's networks: c_skip 1, c_out -r, c_in 1 / sqrt(r^2 + 1), on a table of levels.
 
     The network predicts eps and is given the index, in the cosine table of betas, whose r is nearest.
@@ -131,15 +131,15 @@ class IDDPM:
 
     steps: int = 1000
 
-    def __call__(self, level: Level) -> tuple[Number, Number]:
+    def __call__(self, level: NoiseLevel) -> tuple[Number, Number]:
         """That of eps."""
         return eps(level)
 
-    def scale(self, level: Level) -> Number:
+    def scale(self, level: NoiseLevel) -> Number:
         """1 / sqrt(alpha^2 + sigma^2): 1 under any VP process."""
         return _unit(level)
 
-    def index(self, level: Level) -> Number:
+    def index(self, level: NoiseLevel) -> Number:
         """The index of the nearest level of the table; clean data, nearest to r = 0, is -1."""
         r = _ratio(level)
         place = self._place(r)
@@ -162,7 +162,7 @@ class IDDPM:
 
 
 @dataclass(frozen=True)
-class EDM:
+class EDMPreconditioning:
     """The paper's own: a network whose input, output and target have unit variance at every level.
 
     With d = sigma_data and w^2 = r^2 + d^2: c_skip d^2 / w^2, c_out r d / w, c_in 1 / w, c_noise log(r) / 4.
@@ -177,22 +177,22 @@ class EDM:
     sigma_data: float = 0.5
     index_scale: float = 1.0
 
-    def __call__(self, level: Level) -> tuple[Number, Number]:
+    def __call__(self, level: NoiseLevel) -> tuple[Number, Number]:
         """That of F, which goes from -eps near the data to x0 / sigma_data in the noise."""
         _ratio(level)
         return edm_f(self.sigma_data)(level)
 
-    def scale(self, level: Level) -> Number:
+    def scale(self, level: NoiseLevel) -> Number:
         """1 / sqrt(sigma^2 + (alpha sigma_data)^2)."""
         return _unit(level, self.sigma_data)
 
-    def index(self, level: Level) -> Number:
+    def index(self, level: NoiseLevel) -> Number:
         """log(r) / 4, times `index_scale`."""
-        return 0.25 * self.index_scale * scalar_math.log(scalar_math.at_least(_ratio(level), _LEAST))
+        return 0.25 * self.index_scale * scalar_math.log(scalar_math.maximum(_ratio(level), _LEAST))
 
 
 @dataclass(frozen=True)
-class Consistency:
+class ConsistencyPreconditioning:
     """Consistency models': like EDM's, but D is x' itself where r is sigma_min, whatever the network says.
 
     With d = sigma_data, g = r - sigma_min and w^2 = r^2 + d^2: c_skip d^2 / (g^2 + d^2), c_out g d / w, c_in 1 / w,
@@ -208,29 +208,29 @@ class Consistency:
     sigma_data: float = 0.5
     sigma_min: float = 0.002
 
-    def __call__(self, level: Level) -> tuple[Number, Number]:
+    def __call__(self, level: NoiseLevel) -> tuple[Number, Number]:
         """That of F; both coefficients grow without end towards the boundary."""
-        d, r = self.sigma_data, scalar_math.at_least(_ratio(level), 1e-12)  # clean parts of x stay as they are
+        d, r = self.sigma_data, scalar_math.maximum(_ratio(level), 1e-12)  # clean parts of x stay as they are
         gap = r - self.sigma_min
         gap = gap + 1e-12 * (gap == 0)  # there x0 = x' to rounding, as it has to be
         width = scalar_math.sqrt(r * r + d * d) / (gap * gap + d * d)
         return gap * width / d, -1.0 * d * r * width / gap
 
-    def scale(self, level: Level) -> Number:
+    def scale(self, level: NoiseLevel) -> Number:
         """1 / sqrt(sigma^2 + (alpha sigma_data)^2)."""
         return _unit(level, self.sigma_data)
 
-    def index(self, level: Level) -> Number:
+    def index(self, level: NoiseLevel) -> Number:
         """250 log(r)."""
-        return 250 * scalar_math.log(scalar_math.at_least(_ratio(level), _LEAST))
+        return 250 * scalar_math.log(scalar_math.maximum(_ratio(level), _LEAST))
 
 
-def _unit(level: Level, sigma_data: float = 1.0) -> Number:
+def _unit(level: NoiseLevel, sigma_data: float = 1.0) -> Number:
     """What gives x unit variance, for data of deviation sigma_data."""
     return 1 / scalar_math.sqrt(level.sigma**2 + (level.alpha * sigma_data) ** 2)
 
 
-def _ratio(level: Level) -> Number:
+def _ratio(level: NoiseLevel) -> Number:
     """Sigma / alpha."""
     if bool(torch.as_tensor(level.alpha == 0).any()):
         raise RecipeError(

@@ -18,40 +18,40 @@ from torch import Tensor
 from unveil.core import scalar_math
 from unveil.core.scalar_math import Number
 from unveil.core.transition import Chain
-from unveil.types import Level, RecipeError
+from unveil.types import NoiseLevel, RecipeError
 
 # level -> (a, b), the coefficients of the target y = a x0 + b eps
-Prediction = Callable[[Level], tuple[Number, Number]]
+Prediction = Callable[[NoiseLevel], tuple[Number, Number]]
 
 
-def x0(level: Level) -> tuple[Number, Number]:
+def x0(level: NoiseLevel) -> tuple[Number, Number]:
     """The clean sample; at sigma = 0 eps has left no trace and is taken as 0."""
     del level
     return 1.0, 0.0
 
 
-def eps(level: Level) -> tuple[Number, Number]:
+def eps(level: NoiseLevel) -> tuple[Number, Number]:
     """The noise; at alpha = 0 it says nothing about x0. Source: Ho et al. 2020, eq. 11 (arXiv:2006.11239)."""
     del level
     return 0.0, 1.0
 
 
-def v(level: Level) -> tuple[Number, Number]:
+def v(level: NoiseLevel) -> tuple[Number, Number]:
     """V = alpha eps - sigma x0, defined at both ends. Source: Salimans & Ho 2022, section 4 (arXiv:2202.00512)."""
     return -1.0 * level.sigma, level.alpha
 
 
-def score(level: Level) -> tuple[Number, Number]:
+def score(level: NoiseLevel) -> tuple[Number, Number]:
     """The gradient of log p(x | x0), -eps / sigma. Source: Song et al. 2021, eq. 7 (arXiv:2011.13456)."""
-    return 0.0, scalar_math.divide(-1.0, level.sigma, -math.inf)
+    return 0.0, scalar_math.safe_divide(-1.0, level.sigma, -math.inf)
 
 
-def flow(level: Level) -> tuple[Number, Number]:
+def flow(level: NoiseLevel) -> tuple[Number, Number]:
     """The velocity dx/dt = alpha' x0 + sigma' eps. Source: Lipman et al. 2022, eq. 23 (arXiv:2210.02747)."""
     return level.dalpha, level.dsigma
 
 
-def straight(level: Level) -> tuple[Number, Number]:
+def rectified_flow(level: NoiseLevel) -> tuple[Number, Number]:
     """Eps - x0, rectified flow's velocity in its own time: under a shift, `flow` without the speed of the shift.
 
     Source: Esser et al. 2024, eq. 13 and section 5.3.2 (arXiv:2403.03206).
@@ -66,7 +66,7 @@ def edm_f(sigma_data: float = 0.5) -> Prediction:
     Source: Karras et al. 2022, eq. 7 and table 1 (arXiv:2206.00364), solved for F with r = sigma / alpha.
     """
 
-    def coefficients(level: Level) -> tuple[Number, Number]:
+    def coefficients(level: NoiseLevel) -> tuple[Number, Number]:
         r = level.sigma / level.alpha
         width = scalar_math.sqrt(r * r + sigma_data**2)
         return r / (sigma_data * width), -sigma_data / width
@@ -80,7 +80,7 @@ def posterior_mean(chain: Chain) -> Prediction:
     Source: Ho et al. 2020, eq. 7 (arXiv:2006.11239).
     """
 
-    def coefficients(level: Level) -> tuple[Number, Number]:
+    def coefficients(level: NoiseLevel) -> tuple[Number, Number]:
         step = chain.of(level)
         pair = step.c0 + step.ct * level.alpha, step.ct * level.sigma
         return pair if isinstance(level.t, Tensor) else (float(pair[0]), float(pair[1]))
@@ -101,7 +101,7 @@ class Solution(NamedTuple):
     eps_y: Number
 
 
-def solve(prediction: Prediction, level: Level) -> Solution:
+def solve(prediction: Prediction, level: NoiseLevel) -> Solution:
     """The 2x2 solve at a level.
 
     Raises:
@@ -119,10 +119,10 @@ def solve(prediction: Prediction, level: Level) -> Solution:
         )
     # det = 0 is left where b = 0 and sigma = 0: y = a x0, and eps has left no trace, so it is 0
     return Solution(
-        scalar_math.divide(-1.0 * b, det, 0.0),
-        scalar_math.divide(level.sigma, det, scalar_math.divide(1.0, a, 1.0)),
-        scalar_math.divide(a, det, 0.0),
-        scalar_math.divide(-1.0 * level.alpha, det, 0.0),
+        scalar_math.safe_divide(-1.0 * b, det, 0.0),
+        scalar_math.safe_divide(level.sigma, det, scalar_math.safe_divide(1.0, a, 1.0)),
+        scalar_math.safe_divide(a, det, 0.0),
+        scalar_math.safe_divide(-1.0 * level.alpha, det, 0.0),
     )
 
 

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from unveil.core import scalar_math
 from unveil.core.scalar_math import Number
-from unveil.types import Level, RecipeError, nearest
+from unveil.types import NoiseLevel, RecipeError, did_you_mean
 
 # Clean data, where a sample ends. Any dsigma but 0 lets a velocity, too, say that x0 is x there.
-DATA = Level(0.0, 1.0, 0.0, 0.0, 1.0)
+DATA = NoiseLevel(0.0, 1.0, 0.0, 0.0, 1.0)
 
 
 class Process(Protocol):
     """What every process answers; everything else in `core` is written against this."""
 
-    def at(self, t: Number) -> Level:
+    def at(self, t: Number) -> NoiseLevel:
         """The level at t in [0, 1]: floats for a float, float64 tensors for a tensor."""
         ...
 
@@ -29,7 +29,7 @@ class Process(Protocol):
         """The inverse: the time at which log(alpha / sigma) takes this value; floats or float64 tensors."""
         ...
 
-    def index(self, level: Level) -> Number:
+    def index(self, level: NoiseLevel) -> Number:
         """The number that a network is given for this level."""
         ...
 
@@ -41,12 +41,12 @@ class Process(Protocol):
         """The times at which a network is trained that are nearest to t, for times drawn by other rules."""
         ...
 
-    def prior(self, level: Level) -> Number:
+    def prior(self, level: NoiseLevel) -> Number:
         """The deviation of x at a noisy level where nothing is known of x0: what a sample starts from."""
         ...
 
 
-def partly(level: Level, noised: Tensor) -> Level:
+def partly(level: NoiseLevel, noised: Tensor) -> NoiseLevel:
     """The level where `noised` is True and clean data elsewhere, so that those parts stay as context.
 
     Args:
@@ -55,7 +55,7 @@ def partly(level: Level, noised: Tensor) -> Level:
     """
     wide = [torch.as_tensor(v, dtype=torch.float64) for v in level]
     wide = [v.reshape(v.shape + (1,) * (noised.ndim - v.ndim)) for v in wide]
-    return Level(*(torch.where(noised, v, d) for v, d in zip(wide, DATA, strict=True)))
+    return NoiseLevel(*(torch.where(noised, v, d) for v, d in zip(wide, DATA, strict=True)))
 
 
 # ---------------------------------------------------------------------- continuous time
@@ -77,7 +77,7 @@ class LinearVP:
     beta_max: float = 20.0
     index_scale: float = 1000.0
 
-    def at(self, t: Number) -> Level:
+    def at(self, t: Number) -> NoiseLevel:
         """The level at t."""
         check_time(t)
         beta = self.beta_min + t * (self.beta_max - self.beta_min)
@@ -85,7 +85,7 @@ class LinearVP:
         alpha = scalar_math.exp(-0.5 * total)
         sigma = scalar_math.sqrt(-1.0 * scalar_math.expm1(-total))
         dalpha = -0.5 * beta * alpha
-        return Level(t, alpha, sigma, dalpha, scalar_math.divide(-1.0 * alpha * dalpha, sigma, math.inf))
+        return NoiseLevel(t, alpha, sigma, dalpha, scalar_math.safe_divide(-1.0 * alpha * dalpha, sigma, math.inf))
 
     def t_of(self, half_log_snr: Number) -> Number:
         """The time of a half log-SNR."""
@@ -93,7 +93,7 @@ class LinearVP:
         rise = self.beta_max - self.beta_min
         return 2 * total / (scalar_math.sqrt(self.beta_min**2 + 2 * rise * total) + self.beta_min)
 
-    def index(self, level: Level) -> Number:
+    def index(self, level: NoiseLevel) -> Number:
         """T in thousandths, the range that DDPM's time embedding was made for."""
         return level.t * self.index_scale
 
@@ -105,7 +105,7 @@ class LinearVP:
         """(0, 1], kept off the data end by 1e-5."""
         return t.clamp(1e-5, 1)
 
-    def prior(self, level: Level) -> Number:
+    def prior(self, level: NoiseLevel) -> Number:
         """1: the variance of data is taken as 1."""
         del level
         return 1.0
@@ -122,21 +122,21 @@ class CosineVP:
 
     index_scale: float = 1000.0
 
-    def at(self, t: Number) -> Level:
+    def at(self, t: Number) -> NoiseLevel:
         """The level at t."""
         check_time(t)
         angle = 0.5 * math.pi * t
         alpha, sigma = scalar_math.cos(angle), scalar_math.sin(angle)
         if not isinstance(t, Tensor) and t == 1:
             alpha = 0.0  # cos(pi / 2) rounds to 6e-17
-        return Level(t, alpha, sigma, -0.5 * math.pi * sigma, 0.5 * math.pi * alpha)
+        return NoiseLevel(t, alpha, sigma, -0.5 * math.pi * sigma, 0.5 * math.pi * alpha)
 
     def t_of(self, half_log_snr: Number) -> Number:
         """The time of a half log-SNR."""
         ratio = scalar_math.exp(-1.0 * half_log_snr)
         return 2 / math.pi * (ratio.atan() if isinstance(ratio, Tensor) else math.atan(ratio))
 
-    def index(self, level: Level) -> Number:
+    def index(self, level: NoiseLevel) -> Number:
         """T in thousandths, the range that DDPM's time embedding was made for."""
         return level.t * self.index_scale
 
@@ -148,7 +148,7 @@ class CosineVP:
         """(0, 1), kept off both ends by 1e-4."""
         return t.clamp(1e-4, 1 - 1e-4)
 
-    def prior(self, level: Level) -> Number:
+    def prior(self, level: NoiseLevel) -> Number:
         """1: the variance of data is taken as 1."""
         del level
         return 1.0
@@ -210,7 +210,7 @@ class DiscreteVP:
         first, last = self.betas[0].item(), self.betas[-1].item()
         return f"DiscreteVP({self.steps} betas, {first:.3g}...{last:.3g}, interpolate={self.interpolate!r})"
 
-    def at(self, t: Number) -> Level:
+    def at(self, t: Number) -> NoiseLevel:
         """The level at t; exact at the indices, interpolated between them.
 
         Raises:
@@ -231,8 +231,10 @@ class DiscreteVP:
         dalpha = alpha * slope * self.steps * (sigma2 if self.interpolate == "log-snr" else 1.0)
         dalpha = torch.where(falling, -self._last_alpha * self.steps, dalpha)
         sigma = sigma2.sqrt()
-        level = Level(t, alpha, sigma, dalpha, -alpha * dalpha / sigma)
-        return level if isinstance(t, Tensor) else Level(t, *(v.item() for v in level[1:] if isinstance(v, Tensor)))
+        level = NoiseLevel(t, alpha, sigma, dalpha, -alpha * dalpha / sigma)
+        return (
+            level if isinstance(t, Tensor) else NoiseLevel(t, *(v.item() for v in level[1:] if isinstance(v, Tensor)))
+        )
 
     def t_of(self, half_log_snr: Number) -> Number:
         """The time of a half log-SNR, by the same interpolation.
@@ -260,7 +262,7 @@ class DiscreteVP:
         """The time of an index: (index + 1) / N."""
         return (index + 1) / self.steps
 
-    def index(self, level: Level) -> Number:
+    def index(self, level: NoiseLevel) -> Number:
         """The index of a level, fractional between indices, times what `rescale` asks."""
         place = level.t * self.steps - 1
         if isinstance(place, Tensor):
@@ -278,7 +280,7 @@ class DiscreteVP:
         """The nearest time of the table."""
         return (t * self.steps).round().clamp(1, self.steps) / self.steps
 
-    def prior(self, level: Level) -> Number:
+    def prior(self, level: NoiseLevel) -> Number:
         """1: the variance of data is taken as 1."""
         del level
         return 1.0
@@ -346,7 +348,7 @@ def betas(kind: str, steps: int, *, start: float = 1e-4, end: float = 0.02) -> T
         RecipeError: an unknown kind, or fewer than 2 steps.
     """
     if kind not in BETAS:
-        raise RecipeError(f"betas: {kind!r}; known: {', '.join(BETAS)}{nearest(kind, list(BETAS))}")
+        raise RecipeError(f"betas: {kind!r}; known: {', '.join(BETAS)}{did_you_mean(kind, list(BETAS))}")
     if steps < 2:
         raise RecipeError(f"steps = {steps}: a schedule needs at least 2")
     return BETAS[kind](steps, start, end)

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unveil.core import scalar_math
-from unveil.types import Level, like
+from unveil.types import NoiseLevel, like
 
 if TYPE_CHECKING:
-    from unveil.core.samplers.loop import Table
+    from unveil.core.samplers.loop import CoefficientTable
 
 # noise(step, draw=0) -> standard normal noise of the whole batch
 Noise = Callable[..., Tensor]
@@ -66,7 +66,7 @@ def words(starts: Words, count: int, first: int = 0) -> Words:
     return mix(starts[:, None] + strides[:, None] * places)
 
 
-class Streams:
+class SampleRNG:
     """The random numbers of a batch of samples.
 
     Args:
@@ -107,10 +107,10 @@ class Streams:
         bits = words(keys(self.seed, self.samples, step, draw), count) >> np.uint64(11)
         return torch.from_numpy(bits.astype(np.float64) * 2.0**-53)
 
-    def each(self) -> list[Streams]:
+    def each(self) -> list[SampleRNG]:
         """Those of each sample by itself, which give it the same numbers."""
         seeds = [self.seed] * len(self.samples) if isinstance(self.seed, int) else self.seed
-        return [Streams(seed, [sample], device=self.device) for seed, sample in zip(seeds, self.samples, strict=True)]
+        return [SampleRNG(seed, [sample], device=self.device) for seed, sample in zip(seeds, self.samples, strict=True)]
 
     def bind(self, shape: Sequence[int]) -> Noise:
         """noise(step, draw=0), as samplers want it, for samples of this shape.
@@ -124,7 +124,7 @@ START = -1  # the step number of the noise that a run starts from
 PATH = -2  # the step number of the nodes of a Brownian path
 
 
-class Brownian:
+class BrownianPath:
     """One Brownian path per sample, from pure noise to clean data, that any list of levels cuts into increments.
 
     A run of 20 steps and one of 200 get increments of the same path, so that their samples agree as far as
@@ -141,13 +141,13 @@ class Brownian:
     Source: Levy's construction; Gaines & Lyons 1997, "Variable step size control".
     """
 
-    def __init__(self, streams: Streams, shape: Sequence[int], *, depth: int = 20) -> None:
+    def __init__(self, streams: SampleRNG, shape: Sequence[int], *, depth: int = 20) -> None:
         self.streams = streams
         self.shape = tuple(shape)
         self.depth = depth
         self._nodes: dict[int, Tensor] = {}  # those of the last increment: the next one shares about half of them
 
-    def increment(self, here: Level, there: Level) -> Tensor:
+    def increment(self, here: NoiseLevel, there: NoiseLevel) -> Tensor:
         """The path's increment between two levels over its deviation: standard normal, (B, *shape) float32.
 
         Where parts of x have levels of their own, each gets that of its own part; 0 where the two are one.
@@ -164,10 +164,10 @@ class Brownian:
                 found = torch.where(parts, self._between(start, end), found)
         return found
 
-    def along(self, table: Table) -> Noise:
+    def along(self, table: CoefficientTable) -> Noise:
         """noise(step, draw=0) for a table: row by row the increment over its span.
 
-        Rows without a span, what a run starts from, and draws beyond the first are fresh, as in `Streams.bind`.
+        Rows without a span, what a run starts from, and draws beyond the first are fresh, as in `SampleRNG.bind`.
         """
         spans = [row.span for row in table.rows]
 
@@ -194,7 +194,7 @@ class Brownian:
         return found
 
 
-def _place(level: Level) -> float | Tensor:
+def _place(level: NoiseLevel) -> float | Tensor:
     """U in [0, 1]: 0 where there is no signal, 1 where there is no noise."""
     root = scalar_math.sqrt(level.alpha)
     return root / (root + scalar_math.sqrt(level.sigma))

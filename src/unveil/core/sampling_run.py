@@ -9,19 +9,19 @@ from typing import Any
 
 from torch import Tensor
 
-from unveil.core.denoiser import Estimate, Step
-from unveil.core.rng import START, Noise, Streams
-from unveil.core.samplers.loop import Plan, Progress, Table, run
-from unveil.core.schedule import Grid
-from unveil.types import Condition, Level
+from unveil.core.denoiser import DenoiseFn, Estimate
+from unveil.core.rng import START, Noise, SampleRNG
+from unveil.core.samplers.loop import CoefficientTable, Plan, SamplingProgress, run
+from unveil.core.schedule import Schedule
+from unveil.types import Condition, NoiseLevel
 
 # condition and null, each (B, ...) or None -> the guided, clipped step
-Guided = Callable[[Condition | None, Condition | None], Step]
-Ahead = Callable[[list[Level]], AbstractContextManager[None]]
+Guided = Callable[[Condition | None, Condition | None], DenoiseFn]
+Ahead = Callable[[list[NoiseLevel]], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
-class Course:
+class SamplingRun:
     """What a model has made ready for one batch; whoever changes it before the run makes another task of it.
 
     Attributes:
@@ -39,18 +39,18 @@ class Course:
         onto: given, the run is of what is added to it, and begins at x.
     """
 
-    grid: Grid
-    planned: Callable[[Grid], Plan]
+    grid: Schedule
+    planned: Callable[[Schedule], Plan]
     guided: Guided
     condition: Condition | None
     null: Condition | None
-    streams: Streams
+    streams: SampleRNG
     shape: tuple[int, ...]
     noise: Noise
     ahead: Ahead
     conditioners: Mapping[str, Any]
-    plain: Callable[[Condition | None], Step]
-    step: Step | None = None
+    plain: Callable[[Condition | None], DenoiseFn]
+    step: DenoiseFn | None = None
     plan: Plan | None = None
     x: Tensor | None = None
     onto: Tensor | None = None
@@ -59,7 +59,7 @@ class Course:
         """The number of samples."""
         return len(self.streams.samples)
 
-    def estimating(self) -> Step:
+    def estimating(self) -> DenoiseFn:
         """The step that the run takes."""
         return self.guided(self.condition, self.null) if self.step is None else self.step
 
@@ -67,11 +67,11 @@ class Course:
         """The x that the run begins at."""
         return self.grid.start(self.noise(START)) if self.x is None else self.x
 
-    def around(self, wrap: Callable[[Step], Step]) -> Course:
+    def around(self, wrap: Callable[[DenoiseFn], DenoiseFn]) -> SamplingRun:
         """The same with its step wrapped."""
         return replace(self, step=wrap(self.estimating()))
 
-    def run(self, on_step: Callable[[Progress], object] | None = None) -> Tensor:
+    def run(self, on_step: Callable[[SamplingProgress], object] | None = None) -> Tensor:
         """Carries it out: what the sampler ends at, and what that is added to, (B, *shape).
 
         Raises:
@@ -79,16 +79,16 @@ class Course:
         """
         plan = self.planned(self.grid) if self.plan is None else self.plan
         x = self.start()
-        with self.ahead(list(plan.levels if isinstance(plan, Table) else self.grid)):
+        with self.ahead(list(plan.levels if isinstance(plan, CoefficientTable) else self.grid)):
             x = run(plan, self.estimating(), x, noise=self.noise, on_step=on_step and self._whole(on_step))
         return x if self.onto is None else x + self.onto
 
-    def _whole(self, on_step: Callable[[Progress], object]) -> Callable[[Progress], object]:
+    def _whole(self, on_step: Callable[[SamplingProgress], object]) -> Callable[[SamplingProgress], object]:
         """The same callback, shown estimates of the whole."""
         if (onto := self.onto) is None:
             return on_step
 
-        def shown(progress: Progress) -> object:
+        def shown(progress: SamplingProgress) -> object:
             found = progress.estimate
             return on_step(progress._replace(estimate=Estimate(found.x0 + onto, found.eps, found.extra)))
 

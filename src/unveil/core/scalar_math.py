@@ -42,17 +42,17 @@ def sin(value: Number) -> Number:
     return value.sin() if isinstance(value, Tensor) else math.sin(value)
 
 
-def at_least(value: Number, least: float) -> Number:
+def maximum(value: Number, least: float) -> Number:
     """The larger of value and least."""
     return value.clamp(min=least) if isinstance(value, Tensor) else max(value, least)
 
 
-def at_most(value: Number, most: float) -> Number:
+def minimum(value: Number, most: float) -> Number:
     """The smaller of value and most."""
     return value.clamp(max=most) if isinstance(value, Tensor) else min(value, most)
 
 
-def divide(above: Number, below: Number, otherwise: Number) -> Number:
+def safe_divide(above: Number, below: Number, otherwise: Number) -> Number:
     """Above / below, and `otherwise` where below is 0."""
     if not isinstance(below, Tensor):
         return above / below if below != 0 else otherwise

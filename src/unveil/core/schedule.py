@@ -11,10 +11,10 @@ from torch import Tensor
 
 from unveil.core.process import DATA, Process
 from unveil.core.scalar_math import Number
-from unveil.types import Level, RecipeError, like
+from unveil.types import NoiseLevel, RecipeError, like
 
 
-class Grid(Sequence[Level]):
+class Schedule(Sequence[NoiseLevel]):
     """Levels of one process, noise first; the last one is where the sample ends, and is not evaluated.
 
     Where levels are tensors, one number per sample or per token, a part may keep its level from one to the next.
@@ -23,7 +23,7 @@ class Grid(Sequence[Level]):
         RecipeError: fewer than two levels, or levels that do not fall.
     """
 
-    def __init__(self, process: Process, levels: Iterable[Level]) -> None:
+    def __init__(self, process: Process, levels: Iterable[NoiseLevel]) -> None:
         self.process = process
         self._levels = list(levels)
         if len(self._levels) < 2:
@@ -45,13 +45,13 @@ class Grid(Sequence[Level]):
         """Level k, 0 the noisiest."""
         return self._levels[k]
 
-    def at(self, half_log_snr: Number) -> Level:
+    def at(self, half_log_snr: Number) -> NoiseLevel:
         """A level between or beyond the grid's own, by its log(alpha / sigma); infinity is clean data.
 
         Raises:
             RecipeError: the process does not reach it.
         """
-        return at_half_log_snr(self.process, half_log_snr)
+        return level_at_lambda(self.process, half_log_snr)
 
     def start(self, noise: Tensor) -> Tensor:
         """What a sampler's x must be: standard normal noise (B, ...) at the first level.
@@ -61,22 +61,22 @@ class Grid(Sequence[Level]):
         """
         return like(self.process.prior(self._levels[0]), noise) * noise
 
-    def onto_data(self) -> Grid:
+    def onto_data(self) -> Schedule:
         """The grid with clean data as its last level, where it does not end there already."""
         last = self._levels[-1]
         if not isinstance(last.sigma, Tensor):
-            return self if last.sigma == 0 else Grid(self.process, [*self._levels, DATA])
+            return self if last.sigma == 0 else Schedule(self.process, [*self._levels, DATA])
         if bool((last.sigma == 0).all()):
             return self
-        clean = Level(*(torch.full_like(last.sigma, float(value)) for value in DATA))
-        return Grid(self.process, [*self._levels, clean])
+        clean = NoiseLevel(*(torch.full_like(last.sigma, float(value)) for value in DATA))
+        return Schedule(self.process, [*self._levels, clean])
 
-    def map(self, change: Callable[[Level], Level]) -> Grid:
+    def map(self, change: Callable[[NoiseLevel], NoiseLevel]) -> Schedule:
         """The grid with every level changed, for example by `process.partly`."""
-        return Grid(self.process, map(change, self._levels))
+        return Schedule(self.process, map(change, self._levels))
 
 
-def at_half_log_snr(process: Process, half_log_snr: Number) -> Level:
+def level_at_lambda(process: Process, half_log_snr: Number) -> NoiseLevel:
     """The level of a log(alpha / sigma), a float or a tensor; infinity is clean data.
 
     Raises:
@@ -89,7 +89,7 @@ def at_half_log_snr(process: Process, half_log_snr: Number) -> Level:
     # clean parts are looked up at t = 0, which every process has, and replaced below
     times = [0.0 if place == math.inf else _time(process, place) for place in places.tolist()]
     level = process.at(torch.tensor(times, dtype=torch.float64)[which])
-    return Level(*(torch.where(clean, data, value) for data, value in zip(DATA, level, strict=True)))
+    return NoiseLevel(*(torch.where(clean, data, value) for data, value in zip(DATA, level, strict=True)))
 
 
 def check_steps(steps: int) -> None:
@@ -98,12 +98,12 @@ def check_steps(steps: int) -> None:
         raise RecipeError(f"steps = {steps}: a sampler needs at least 1 network call")
 
 
-def parts(steps: int) -> list[float]:
+def unit_fractions(steps: int) -> list[float]:
     """0 to 1, one for each call; a single call is the first."""
     return [i / max(steps - 1, 1) for i in range(steps)]
 
 
-def _falls(here: Level, there: Level) -> bool:
+def _falls(here: NoiseLevel, there: NoiseLevel) -> bool:
     """Whether sigma / alpha does; where levels are tensors it may stay. Multiplied out, since alpha may be 0."""
     before, after = here.sigma * there.alpha, there.sigma * here.alpha
     if isinstance(before, Tensor) or isinstance(after, Tensor):

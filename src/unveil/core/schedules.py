@@ -13,11 +13,11 @@ from torch import Tensor
 from unveil.core.flow_schedules import flow_sigmas, uniform_above, uniform_to
 from unveil.core.process import DATA, DiscreteVP, Process
 from unveil.core.scalar_math import Number
-from unveil.core.schedule import Grid, at_half_log_snr, check_steps, parts
-from unveil.types import RecipeError, nearest
+from unveil.core.schedule import Schedule, check_steps, level_at_lambda, unit_fractions
+from unveil.types import RecipeError, did_you_mean
 
 
-def uniform(process: Process, steps: int) -> Grid:
+def uniform(process: Process, steps: int) -> Schedule:
     """Evenly spaced in t, from t = 1 to the data.
 
     Args:
@@ -28,15 +28,15 @@ def uniform(process: Process, steps: int) -> Grid:
         RecipeError: steps below 1.
     """
     check_steps(steps)
-    return Grid(process, [process.at((steps - i) / steps) for i in range(steps + 1)])
+    return Schedule(process, [process.at((steps - i) / steps) for i in range(steps + 1)])
 
 
-def at_times(process: Process, times: Sequence[Number]) -> Grid:
+def from_times(process: Process, times: Sequence[Number]) -> Schedule:
     """A user's own times, falling, floats or tensors; append 0.0 to end at the data."""
-    return Grid(process, [process.at(t) for t in times])
+    return Schedule(process, [process.at(t) for t in times])
 
 
-def linear_quadratic(process: Process, steps: int, *, fine: int = 1000) -> Grid:
+def linear_quadratic(process: Process, steps: int, *, fine: int = 1000) -> Schedule:
     """The first half of the steps as wide as those of a run of `fine` steps, then widths that grow evenly in t.
 
     Args:
@@ -56,13 +56,13 @@ def linear_quadratic(process: Process, steps: int, *, fine: int = 1000) -> Grid:
     rest = steps - slow
     bend = (1 - steps / fine) / rest**2
     gone = [i / fine + bend * max(i - slow, 0) ** 2 for i in range(steps)]
-    return at_times(process, [*(1 - share for share in gone), 0.0])
+    return from_times(process, [*(1 - share for share in gone), 0.0])
 
 
 # ---------------------------------------------------------------------- by the ratio of noise to signal
 
 
-def from_sigmas(process: Process, sigmas: Sequence[float]) -> Grid:
+def from_sigmas(process: Process, sigmas: Sequence[float]) -> Schedule:
     """A user's own sigmas, falling; append 0.0 to end at the data.
 
     Args:
@@ -77,7 +77,7 @@ def from_sigmas(process: Process, sigmas: Sequence[float]) -> Grid:
             raise RecipeError(f"sigma {k} = {sigma}: must be a number of at least 0")
         if k and sigma >= sigmas[k - 1]:
             raise RecipeError(f"sigma {k} = {sigma}: a grid goes from noise to data, so below {sigmas[k - 1]}")
-    return Grid(process, [at_half_log_snr(process, -math.log(s) if s else math.inf) for s in sigmas])
+    return Schedule(process, [level_at_lambda(process, -math.log(s) if s else math.inf) for s in sigmas])
 
 
 def karras(
@@ -87,7 +87,7 @@ def karras(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     rho: float = 7.0,
-) -> Grid:
+) -> Schedule:
     """Evenly spaced in (sigma / alpha)^(1 / rho), and a last step onto the data.
 
     Args:
@@ -108,12 +108,12 @@ def karras(
         raise RecipeError(f"rho = {rho}: must be above 0; 7 is usual")
     low, high = _range(process, sigma_min, sigma_max)
     first, last = high ** (1 / rho), low ** (1 / rho)
-    return _onto_data(process, [(first + part * (last - first)) ** rho for part in parts(steps)])
+    return _onto_data(process, [(first + part * (last - first)) ** rho for part in unit_fractions(steps)])
 
 
 def exponential(
     process: Process, steps: int, *, sigma_min: float | None = None, sigma_max: float | None = None
-) -> Grid:
+) -> Schedule:
     """Evenly spaced in log(sigma / alpha), and a last step onto the data; arguments and errors are `karras`'s."""
     return polyexponential(process, steps, sigma_min=sigma_min, sigma_max=sigma_max, rho=1.0)
 
@@ -125,7 +125,7 @@ def polyexponential(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     rho: float = 1.0,
-) -> Grid:
+) -> Schedule:
     """log(sigma / alpha) falls as the power rho of an even ramp, and a last step onto the data.
 
     rho above 1 puts more levels near the data, 1 is `exponential`; other arguments and errors are `karras`'s.
@@ -137,10 +137,12 @@ def polyexponential(
         raise RecipeError(f"rho = {rho}: must be above 0; 1 is usual")
     low, high = _range(process, sigma_min, sigma_max)
     width = math.log(high) - math.log(low)
-    return _onto_data(process, [math.exp((1 - part) ** rho * width + math.log(low)) for part in parts(steps)])
+    return _onto_data(process, [math.exp((1 - part) ** rho * width + math.log(low)) for part in unit_fractions(steps)])
 
 
-def vp(process: Process, steps: int, *, beta_d: float = 19.9, beta_min: float = 0.1, smallest: float = 1e-3) -> Grid:
+def vp(
+    process: Process, steps: int, *, beta_d: float = 19.9, beta_min: float = 0.1, smallest: float = 1e-3
+) -> Schedule:
     """The ratios sigma / alpha of the linear VP process at even times, on any process; last step onto the data.
 
     Args:
@@ -153,11 +155,11 @@ def vp(process: Process, steps: int, *, beta_d: float = 19.9, beta_min: float = 
     Source: Karras et al. 2022, table 1, first column (arXiv:2206.00364).
     """
     check_steps(steps)
-    times = [1 + part * (smallest - 1) for part in parts(steps)]
+    times = [1 + part * (smallest - 1) for part in unit_fractions(steps)]
     return _onto_data(process, [math.sqrt(math.expm1(0.5 * beta_d * t * t + beta_min * t)) for t in times])
 
 
-def uniform_log_snr(process: Process, steps: int, *, low: float | None = None, high: float | None = None) -> Grid:
+def uniform_log_snr(process: Process, steps: int, *, low: float | None = None, high: float | None = None) -> Schedule:
     """Evenly spaced in log(alpha / sigma) from low (noise) to high, without a last step onto the data.
 
     Args:
@@ -174,13 +176,13 @@ def uniform_log_snr(process: Process, steps: int, *, low: float | None = None, h
     last = -math.log(_cleanest(process)) if high is None else high
     if not first < last:
         raise RecipeError(f"low = {first:.4g}, high = {last:.4g}: log(alpha / sigma) must rise from noise to data")
-    return Grid(process, [at_half_log_snr(process, first + (last - first) * i / steps) for i in range(steps + 1)])
+    return Schedule(process, [level_at_lambda(process, first + (last - first) * i / steps) for i in range(steps + 1)])
 
 
 # ---------------------------------------------------------------------- by the indices of a discrete process
 
 
-def at_indices(process: Process, indices: Iterable[int]) -> Grid:
+def at_indices(process: Process, indices: Iterable[int]) -> Schedule:
     """Indices of a discrete process, in any order, and the data after them.
 
     Raises:
@@ -191,10 +193,10 @@ def at_indices(process: Process, indices: Iterable[int]) -> Grid:
     outside = [i for i in chosen if not 0 <= i < discrete.steps]
     if outside:
         raise RecipeError(f"index {outside[0]}: this process has 0 to {discrete.steps - 1}")
-    return Grid(process, [*(process.at((i + 1) / discrete.steps) for i in chosen), DATA])
+    return Schedule(process, [*(process.at((i + 1) / discrete.steps) for i in chosen), DATA])
 
 
-def leading(process: Process, steps: int, *, offset: int = 0) -> Grid:
+def leading(process: Process, steps: int, *, offset: int = 0) -> Schedule:
     """Indices 0, k, 2k, ... with k = N // steps, which begin below the last index.
 
     Always `steps` calls: where the published code's range has one more (7 of 1000 gave 8), it ends earlier.
@@ -210,31 +212,31 @@ def leading(process: Process, steps: int, *, offset: int = 0) -> Grid:
     return at_indices(process, [i * (discrete.steps // steps) + offset for i in range(steps)])
 
 
-def latent_diffusion(process: Process, steps: int) -> Grid:
+def latent_diffusion(process: Process, steps: int) -> Schedule:
     """`leading` with offset 1, and a last step onto index 0 in place of the data: latent diffusion's DDIM.
 
     Source: Rombach et al. 2022 (arXiv:2112.10752), published code.
     """
-    return Grid(process, [*leading(process, steps, offset=1)[:-1], process.at(1 / _discrete(process).steps)])
+    return Schedule(process, [*leading(process, steps, offset=1)[:-1], process.at(1 / _discrete(process).steps)])
 
 
-def both_ends(process: Process, steps: int) -> Grid:
+def linspace(process: Process, steps: int) -> Schedule:
     """Evenly spaced indices from the last one to 0, fractional where they have to be, and the data after them.
 
     Source: Lin et al. 2023, table 2, "linspace" (arXiv:2305.08891).
     """
     discrete = _at_most(process, steps)
-    times = [float(discrete.t_of_index((1 - part) * (discrete.steps - 1))) for part in parts(steps)]
-    return Grid(process, [*(process.at(t) for t in times), DATA])
+    times = [float(discrete.t_of_index((1 - part) * (discrete.steps - 1))) for part in unit_fractions(steps)]
+    return Schedule(process, [*(process.at(t) for t in times), DATA])
 
 
-def trailing(process: Process, steps: int) -> Grid:
+def trailing(process: Process, steps: int) -> Schedule:
     """Evenly spaced indices that begin at the last one. Source: Lin et al. 2023, table 2 (arXiv:2305.08891)."""
     discrete = _at_most(process, steps)
     return at_indices(process, [round(discrete.steps * (steps - i) / steps) - 1 for i in range(steps)])
 
 
-def quadratic(process: Process, steps: int) -> Grid:
+def quadratic(process: Process, steps: int) -> Schedule:
     """Indices spaced by squares up to 0.8 N, dense near the data.
 
     Source: Song et al. 2020, appendix D.2, "quadratic", with the published code's factor 0.8.
@@ -243,7 +245,7 @@ def quadratic(process: Process, steps: int) -> Grid:
     return at_indices(process, [int(i) for i in np.linspace(0, np.sqrt(discrete.steps * 0.8), steps) ** 2])
 
 
-def respaced(process: Process, spacing: str) -> Grid:
+def respaced(process: Process, spacing: str) -> Schedule:
     """The published strings: "250", "10,15,20" (counts per equal part), "ddim25" (a whole stride), "fast27".
 
     A respaced chain is nothing but a coarser list of levels.
@@ -284,7 +286,7 @@ def respaced_indices(total: int, spacing: str) -> list[int]:
     return kept
 
 
-GRIDS: dict[str, Callable[[Process, int], Grid]] = {
+GRIDS: dict[str, Callable[[Process, int], Schedule]] = {
     "uniform": uniform,
     "uniform-log-snr": uniform_log_snr,
     "linear-quadratic": linear_quadratic,
@@ -297,24 +299,24 @@ GRIDS: dict[str, Callable[[Process, int], Grid]] = {
     "quadratic": quadratic,
 }
 # Variations of them in the schedulers of published folders.
-SCHEDULED: dict[str, Callable[[Process, int], Grid]] = {
+SCHEDULED: dict[str, Callable[[Process, int], Schedule]] = {
     "leading-1": partial(leading, offset=1),
     "latent-diffusion": latent_diffusion,
-    "both-ends": both_ends,
+    "both-ends": linspace,
     "uniform-above": uniform_above,
     "uniform-to-0.1": partial(uniform_to, last=0.1),
     "flow-sigmas": flow_sigmas,
 }
 
 
-def named(process: Process, spacing: str, steps: int) -> Grid:
+def get_schedule(process: Process, spacing: str, steps: int) -> Schedule:
     """A grid by its name in `GRIDS` or `SCHEDULED`, or by a respacing string, which holds its own number of steps."""
     known = GRIDS | SCHEDULED
     if spacing in known:
         return known[spacing](process, steps)
     if spacing[:1].isdigit() or spacing.startswith(("ddim", "fast")):
         return respaced(process, spacing)
-    raise RecipeError(f"grid {spacing!r}; known: {', '.join(known)}{nearest(spacing, list(known))}")
+    raise RecipeError(f"grid {spacing!r}; known: {', '.join(known)}{did_you_mean(spacing, list(known))}")
 
 
 def _whole_stride(total: int, count: int) -> list[int]:
@@ -324,7 +326,7 @@ def _whole_stride(total: int, count: int) -> list[int]:
     raise RecipeError(f"'ddim{count}': no whole stride gives {count} of {total} steps; try another number or '{count}'")
 
 
-def _onto_data(process: Process, sigmas: Sequence[float]) -> Grid:
+def _onto_data(process: Process, sigmas: Sequence[float]) -> Schedule:
     return from_sigmas(process, [*sigmas, 0.0])
 
 

@@ -13,23 +13,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from unveil.core import sde
 from unveil.core.denoiser import Denoiser, Estimate
 from unveil.core.loss_weights import Weight, snr
-from unveil.core.objective import NOISE, TIME, Diffusion, Loss
-from unveil.core.rng import Streams
+from unveil.core.objective import NOISE, TIME, DiffusionLoss, LossOutput
+from unveil.core.rng import SampleRNG
 from unveil.core.timestep_sampling import TimeSampler, Uniform
-from unveil.types import Condition, Level, like
+from unveil.types import Condition, NoiseLevel, like
 
 PROJECTION = 1 << 20  # the first projection's draw of an example's stream, far from what others number
 
 # level with (B,) tensors -> weight (B,) on |score - score_hat|^2
-ScoreWeight = Callable[[Level], Tensor]
+ScoreWeight = Callable[[NoiseLevel], Tensor]
 
 
-def variance(level: Level) -> Tensor:
+def variance(level: NoiseLevel) -> Tensor:
     """sigma^2, under which every level weighs about the same. Source: Song & Ermon 2019, eq. 6 (arXiv:1907.05600)."""
     return torch.as_tensor(level.sigma, dtype=torch.float64) ** 2
 
 
-def likelihood(level: Level) -> Tensor:
+def likelihood(level: NoiseLevel) -> Tensor:
     """g^2, which bounds the likelihood when times are even. Source: Song et al. 2021, eq. 8 (arXiv:2101.09258)."""
     return torch.as_tensor(sde.diffusion(level), dtype=torch.float64) ** 2
 
@@ -42,14 +42,14 @@ def on_x0(weight: ScoreWeight) -> Weight:
     return lambda level: weight(level) * snr(level) / torch.as_tensor(level.sigma, dtype=torch.float64) ** 2
 
 
-def denoising(weight: ScoreWeight = variance, time: TimeSampler | None = None) -> Diffusion:
+def denoising(weight: ScoreWeight = variance, time: TimeSampler | None = None) -> DiffusionLoss:
     """Denoising score matching, 1/2 weight |score_hat + eps / sigma|^2, for a network of any prediction.
 
     The square is a mean over the elements of a sample. With `variance` it is half of L_simple.
 
     Source: Vincent 2011; Song & Ermon 2019, eq. 5 and 6 (arXiv:1907.05600).
     """
-    return Diffusion(simple=0.5, weight=on_x0(weight), time=time or Uniform())
+    return DiffusionLoss(simple=0.5, weight=on_x0(weight), time=time or Uniform())
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class Sliced:
     time: TimeSampler = field(default_factory=Uniform)
 
     def __call__(
-        self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, streams: Streams, step: int
-    ) -> Loss:
+        self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, streams: SampleRNG, step: int
+    ) -> LossOutput:
         """The loss of a batch x0 (B, ...) at training step `step`, with that step's random numbers."""
         t, importance = self.time.times(denoiser.process, streams.uniform(step, TIME), streams.samples)
         shape = x0.shape[1:]
@@ -93,10 +93,10 @@ class Sliced:
         importance: Tensor | None = None,
         *,
         directions: Sequence[Tensor] | None = None,
-    ) -> Loss:
+    ) -> LossOutput:
         """The loss at given times (B,) float64, noise and directions; without these always the same ones are taken."""
         if directions is None:
-            fixed = Streams(0, range(len(x0)), device=x0.device)
+            fixed = SampleRNG(0, range(len(x0)), device=x0.device)
             directions = [_signs(fixed.normal(x0.shape[1:], 0, k)).to(x0) for k in range(self.projections)]
         level = denoiser.process.at(t)
         x = (like(level.alpha, x0) * x0 + like(level.sigma, x0) * noise).requires_grad_(True)
@@ -117,7 +117,7 @@ class Sliced:
         total = weight * (curvature + square)
         weighted = total if importance is None else total * importance.to(total)
         terms = {"curvature": (weight * curvature).detach(), "square": (weight * square).detach()}
-        return Loss(weighted.mean(), total.detach(), t, terms)
+        return LossOutput(weighted.mean(), total.detach(), t, terms)
 
     def observe(self, process: object, t: Tensor, per_sample: Tensor) -> None:
         """Nothing: its times do not learn from the losses."""

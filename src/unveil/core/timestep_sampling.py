@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unveil.core.process import Process
-from unveil.types import Level, RecipeError
+from unveil.types import NoiseLevel, RecipeError
 
 
 class TimeSampler(Protocol):
@@ -153,7 +153,7 @@ class Importance:
     Source: Song et al. 2021, section 5.1 (arXiv:2101.09258), inverted numerically for any process.
     """
 
-    def __init__(self, density: Callable[[Level], Tensor], cells: int = 1000) -> None:
+    def __init__(self, density: Callable[[NoiseLevel], Tensor], cells: int = 1000) -> None:
         self.density = density
         self.cells = cells
         self._known: tuple[Process, Tensor] | None = None

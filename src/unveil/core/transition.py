@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unveil.core import scalar_math
 from unveil.core.scalar_math import Number
-from unveil.types import Level, RecipeError, like
+from unveil.types import NoiseLevel, RecipeError, like
 
 
 class Transition(NamedTuple):
@@ -24,8 +24,8 @@ class Transition(NamedTuple):
     Source: Ho et al. 2020, eq. 6 and 7 (arXiv:2006.11239), written for any alpha and sigma.
     """
 
-    t: Level
-    s: Level
+    t: NoiseLevel
+    s: NoiseLevel
     beta: Number
     c0: Number
     ct: Number
@@ -37,13 +37,13 @@ class Transition(NamedTuple):
         return like(self.c0, x) * x0 + like(self.ct, x) * x
 
 
-def transition(t: Level, s: Level) -> Transition:
+def transition(t: NoiseLevel, s: NoiseLevel) -> Transition:
     """The step from level t to the cleaner level s; parts of x that are clean at t stay as they are."""
     ratio = t.alpha / s.alpha
     beta = t.sigma**2 - (ratio * s.sigma) ** 2
-    left = scalar_math.divide(s.sigma**2, t.sigma**2, 1.0)  # share of t's variance that is there at s
+    left = scalar_math.safe_divide(s.sigma**2, t.sigma**2, 1.0)  # share of t's variance that is there at s
     var = beta * left
-    return Transition(t, s, beta, scalar_math.divide(s.alpha * beta, t.sigma**2, 0.0), ratio * left, var, var)
+    return Transition(t, s, beta, scalar_math.safe_divide(s.alpha * beta, t.sigma**2, 0.0), ratio * left, var, var)
 
 
 class Chain(Sequence[Transition]):
@@ -53,7 +53,7 @@ class Chain(Sequence[Transition]):
         RecipeError: fewer than two levels, or levels that do not fall towards the data.
     """
 
-    def __init__(self, levels: Sequence[Level]) -> None:
+    def __init__(self, levels: Sequence[NoiseLevel]) -> None:
         if len(levels) < 2:
             raise RecipeError(f"a chain of {len(levels)} levels: needs at least 2")
         steps = [transition(t, s) for t, s in pairwise(levels)]
@@ -73,7 +73,7 @@ class Chain(Sequence[Transition]):
         """Step k, 0 the noisiest."""
         return self._steps[k]
 
-    def of(self, level: Level) -> Transition:
+    def of(self, level: NoiseLevel) -> Transition:
         """The transitions that start at these levels, as tensors of level.t's shape.
 
         Raises:
@@ -116,10 +116,10 @@ def _stack(steps: Sequence[Transition]) -> Transition:
     def column(values: Sequence[Number]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64)
 
-    t, s = (Level(*map(column, zip(*(step[i] for step in steps), strict=True))) for i in (0, 1))
+    t, s = (NoiseLevel(*map(column, zip(*(step[i] for step in steps), strict=True))) for i in (0, 1))
     return Transition(t, s, *map(column, zip(*(step[2:] for step in steps), strict=True)))
 
 
 def _pick(table: Transition, at: Tensor) -> Transition:
-    t, s = (Level(*(field[at] for field in level)) for level in (table.t, table.s))  # type: ignore[index]
+    t, s = (NoiseLevel(*(field[at] for field in level)) for level in (table.t, table.s))  # type: ignore[index]
     return Transition(t, s, *(field[at] for field in table[2:]))  # type: ignore[index]

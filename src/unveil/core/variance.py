@@ -65,7 +65,7 @@ def posterior_mix(v: float) -> VarianceRule:
     def rule(step: Transition, extra: Tensor | None = None) -> Variance:
         del extra
         value = (1 - v) * step.var + v * step.beta
-        return Variance(value, scalar_math.log(scalar_math.at_least(value, 1e-20)))
+        return Variance(value, scalar_math.log(scalar_math.maximum(value, 1e-20)))
 
     return rule
 

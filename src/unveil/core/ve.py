@@ -11,7 +11,7 @@ from torch import Tensor
 from unveil.core import scalar_math
 from unveil.core.process import check_time
 from unveil.core.scalar_math import Number
-from unveil.types import Level, RecipeError
+from unveil.types import NoiseLevel, RecipeError
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class VE:
         """Refuses ends that do not rise."""
         _check_ends(self.sigma_min, self.sigma_max)
 
-    def at(self, t: Number) -> Level:
+    def at(self, t: Number) -> NoiseLevel:
         """The level at t."""
         return _geometric(t, self.sigma_min, self.sigma_max)
 
@@ -49,7 +49,7 @@ class VE:
         """
         return _geometric_t(half_log_snr, self.sigma_min, self.sigma_max)
 
-    def index(self, level: Level) -> Number:
+    def index(self, level: NoiseLevel) -> Number:
         """Sigma, of which the published networks take the logarithm themselves."""
         return level.sigma
 
@@ -61,7 +61,7 @@ class VE:
         """[0, 1]."""
         return t.clamp(0, 1)
 
-    def prior(self, level: Level) -> Number:
+    def prior(self, level: NoiseLevel) -> Number:
         """Sigma: the data is taken as 0 beside it."""
         return level.sigma
 
@@ -70,7 +70,7 @@ class VE:
 class DiscreteVE:
     """NCSN's noise levels: a geometric table, whose network is given a level's number, 0 the noisiest.
 
-    Number i lies at t = 1 - i / (levels - 1); between the numbers the curve is that of `VE`.
+    Number i lies at t = 1 - i / (levels - 1); between the numbers the curve is that of `VEPreconditioning`.
 
     Args:
         sigma_min: the cleanest level, t = 0; clean data lies beyond it.
@@ -93,7 +93,7 @@ class DiscreteVE:
         if self.levels < 2:
             raise RecipeError(f"levels = {self.levels}: a schedule needs at least 2")
 
-    def at(self, t: Number) -> Level:
+    def at(self, t: Number) -> NoiseLevel:
         """The level at t."""
         return _geometric(t, self.sigma_min, self.sigma_max)
 
@@ -105,7 +105,7 @@ class DiscreteVE:
         """
         return _geometric_t(half_log_snr, self.sigma_min, self.sigma_max)
 
-    def index(self, level: Level) -> Number:
+    def index(self, level: NoiseLevel) -> Number:
         """The number of the nearest level, 0 the noisiest: the network knows no other."""
         number = (1.0 - level.t) * (self.levels - 1)
         if isinstance(number, Tensor):
@@ -120,13 +120,13 @@ class DiscreteVE:
         """The nearest level of the table."""
         return (t.clamp(0, 1) * (self.levels - 1)).round() / (self.levels - 1)
 
-    def prior(self, level: Level) -> Number:
+    def prior(self, level: NoiseLevel) -> Number:
         """Sigma: the data is taken as 0 beside it."""
         return level.sigma
 
 
 @dataclass(frozen=True)
-class EDM:
+class EDMProcess:
     """Noise with sigma as its own clock: sigma = sigma_max t, so that dx/dsigma is a straight look at eps.
 
     t = 0 is clean data. Times above 1 go on along the line, where churn may lead. The network is given sigma;
@@ -149,7 +149,7 @@ class EDM:
         """Refuses ends that do not rise."""
         _check_ends(self.sigma_min, self.sigma_max)
 
-    def at(self, t: Number) -> Level:
+    def at(self, t: Number) -> NoiseLevel:
         """The level at t."""
         check_time(t, math.inf)
         return _constant(t, 1.0, self.sigma_max * t, self.sigma_max)
@@ -158,7 +158,7 @@ class EDM:
         """The time of a half log-SNR."""
         return scalar_math.exp(-1.0 * half_log_snr) / self.sigma_max
 
-    def index(self, level: Level) -> Number:
+    def index(self, level: NoiseLevel) -> Number:
         """Sigma."""
         return level.sigma
 
@@ -170,7 +170,7 @@ class EDM:
         """Sigma in [sigma_min, sigma_max]."""
         return t.clamp(self.sigma_min / self.sigma_max, 1)
 
-    def prior(self, level: Level) -> Number:
+    def prior(self, level: NoiseLevel) -> Number:
         """Sigma: the data is taken as 0 beside it."""
         return level.sigma
 
@@ -180,7 +180,7 @@ def _check_ends(low: float, high: float) -> None:
         raise RecipeError(f"sigma_min = {low}, sigma_max = {high}: must rise, and sigma_min be above 0")
 
 
-def _geometric(t: Number, low: float, high: float) -> Level:
+def _geometric(t: Number, low: float, high: float) -> NoiseLevel:
     check_time(t, math.inf)
     rise = math.log(high / low)
     sigma = low * scalar_math.exp(rise * t)
@@ -197,8 +197,10 @@ def _geometric_t(half_log_snr: Number, low: float, high: float) -> Number:
     return t.clamp(min=0) if isinstance(t, Tensor) else max(t, 0.0)
 
 
-def _constant(t: Number, alpha: float, sigma: Number, dsigma: Number) -> Level:
+def _constant(t: Number, alpha: float, sigma: Number, dsigma: Number) -> NoiseLevel:
     """A level whose alpha does not move."""
     if not isinstance(t, Tensor):
-        return Level(t, alpha, sigma, 0.0, dsigma)
-    return Level(t, torch.full_like(t, alpha), sigma, torch.zeros_like(t), torch.as_tensor(dsigma).to(t).expand_as(t))
+        return NoiseLevel(t, alpha, sigma, 0.0, dsigma)
+    return NoiseLevel(
+        t, torch.full_like(t, alpha), sigma, torch.zeros_like(t), torch.as_tensor(dsigma).to(t).expand_as(t)
+    )

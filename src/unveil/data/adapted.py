@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from unveil.io.image_modes import eight_bits
-from unveil.types import Item, MediaError, RecipeError, ShapeError, nearest
+from unveil.types import DataError, Item, RecipeError, ShapeError, did_you_mean
 
 _SLACK = 1e-3  # how far beyond [-1, 1] rounding may take a value
 
@@ -41,7 +41,7 @@ class Adapted(Dataset[Item]):
         item = dict(self.source[index])
         if self.key not in item:
             raise RecipeError(
-                f"item {index} has no {self.key!r}{nearest(self.key, list(item))}; it has {', '.join(map(str, item))}"
+                f"item {index} has no {self.key!r}{did_you_mean(self.key, list(item))}; it has {', '.join(map(str, item))}"
             )
         item["pixels"] = _pixels(item.pop(self.key), f"item {index}, {self.key!r}")
         return item
@@ -80,7 +80,7 @@ def _pixels(value: object, where: str) -> Tensor:
     if not tensor.is_floating_point():
         raise ShapeError(f"{where}: {tensor.dtype}; must be uint8 in 0 to 255 or floats in [-1, 1]")
     if not bool(torch.isfinite(tensor).all()):
-        raise MediaError(f"{where}: holds NaN or infinite values; repair or leave out this item")
+        raise DataError(f"{where}: holds NaN or infinite values; repair or leave out this item")
     low, high = float(tensor.min()), float(tensor.max())
     if low < -1 - _SLACK or high > 1 + _SLACK:
         raise ShapeError(f"{where}: values from {low:g} to {high:g}; floats must lie in [-1, 1] (or be uint8)")

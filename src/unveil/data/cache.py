@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unveil.io.files import write_atomically
-from unveil.types import NotWritable, OutOfResources
+from unveil.types import OutOfResources, OutputError
 
 _log = logging.getLogger(__name__)
 
@@ -35,5 +35,5 @@ def keep(name: str, content: dict[str, Any]) -> None:
     """Keeps the content under this name. A cache that cannot be written costs time, not the run."""
     try:
         write_atomically(cache_folder() / name, json.dumps(content))
-    except (NotWritable, OutOfResources) as problem:
+    except (OutputError, OutOfResources) as problem:
         _log.info("not kept for the next run: %s", problem)

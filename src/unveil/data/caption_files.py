@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from unveil.data.metadata import read_metadata
-from unveil.types import MediaError, RecipeError
+from unveil.types import DataError, RecipeError
 
 
 class Numbered(NamedTuple):
@@ -27,7 +27,7 @@ def by_number(file: Path) -> dict[int, Numbered]:
     found: dict[int, Numbered] = {}
     for row in read_metadata(file, "text", "label"):
         if not row.path.isdecimal():
-            raise MediaError(
+            raise DataError(
                 f"{file} line {row.line}: {row.path!r} is no number of a clip; a folder of clips has its captions in "
                 "its own metadata.jsonl"
             )
@@ -50,7 +50,7 @@ def by_name(file: Path, column: str = "caption") -> dict[str, str]:
     _check_there(file, "with a folder and --out")
     found = {row.path: row.text for row in read_metadata(file, column, "label", column) if row.text}
     if not found:
-        raise MediaError(f"{file}: no caption in its column {column!r}; give a file that unveil caption wrote")
+        raise DataError(f"{file}: no caption in its column {column!r}; give a file that unveil caption wrote")
     return found
 
 

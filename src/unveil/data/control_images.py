@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from unveil.data.adapted import Source
-from unveil.types import Item, MediaError, RecipeError, ShapeError
+from unveil.types import DataError, Item, RecipeError, ShapeError
 
 HINT = "hint"  # the item's key
 Draw = Callable[[Item], Tensor]
@@ -53,6 +53,6 @@ class Hinted(Dataset[Item]):
         item = dict(self.source[index])
         try:
             item[HINT] = self.draw(item)
-        except (RecipeError, ShapeError, MediaError) as problem:
+        except (RecipeError, ShapeError, DataError) as problem:
             raise type(problem)(f"item {index}: {problem}") from problem
         return item

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unveil.data.tensor_dataset import Part, Stored, rank
-from unveil.types import MediaError
+from unveil.types import DataError
 
 HELD_OUT = 450  # the other 1,347 train
 
@@ -42,7 +42,7 @@ def _all() -> tuple[Tensor, Tensor]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise MediaError(
+        raise DataError(
             "the digits come with scikit-learn, which is not installed: pip install scikit-learn"
         ) from error
     values, labels = load_digits(return_X_y=True)

@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 
 from unveil.io.files import write_atomically
-from unveil.types import MediaError
+from unveil.types import DataError
 
 TIMEOUT_SECONDS = 30.0  # of silence, not of the whole download
 _BLOCK = 1 << 20
@@ -29,22 +29,22 @@ def download(url: str, path: Path, md5: str, *, largest: int = 1 << 26) -> Path:
         NotWritable, OutOfResources: the place cannot be written, or the disk is full.
     """
     if not url.startswith(("https://", "http://")):
-        raise MediaError(f"{url}: only http and https addresses are fetched")
+        raise DataError(f"{url}: only http and https addresses are fetched")
     content = bytearray()
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer:
             while len(content) <= largest and (block := answer.read(_BLOCK)):
                 content += block
     except urllib.error.HTTPError as error:
-        raise MediaError(f"{url}: the server answers {error.code} {error.reason}; try later, or {_BY_HAND}") from error
+        raise DataError(f"{url}: the server answers {error.code} {error.reason}; try later, or {_BY_HAND}") from error
     except (OSError, http.client.HTTPException) as error:  # no network, a timeout, a connection that broke off
         reason = getattr(error, "reason", None) or error
-        raise MediaError(f"{url}: cannot be fetched ({reason}); check the network, or {_BY_HAND}") from error
+        raise DataError(f"{url}: cannot be fetched ({reason}); check the network, or {_BY_HAND}") from error
     if len(content) > largest:
-        raise MediaError(f"{url}: longer than {largest} bytes, so not the expected file; nothing was kept")
+        raise DataError(f"{url}: longer than {largest} bytes, so not the expected file; nothing was kept")
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
-        raise MediaError(
+        raise DataError(
             f"{url}: {len(content)} bytes with md5 {found}, but {md5} is published; nothing was kept: "
             f"try again, or {_BY_HAND}"
         )

@@ -15,7 +15,7 @@ from unveil.data.cache import cache_folder
 from unveil.data.download import download
 from unveil.data.low_res import check_low
 from unveil.data.tensor_dataset import Part, Stored
-from unveil.types import MediaError
+from unveil.types import DataError
 
 CLASSES = (
     "T-shirt/top",
@@ -80,12 +80,12 @@ def fashion(config: FashionConfig, part: Part = "train", *, url: str = URL) -> S
     pictures, answers = (_file(name, config, url) for name in FILES[part])
     pixels, labels = read_idx(pictures), read_idx(answers)
     if pixels.ndim != 3 or labels.ndim != 1 or len(pixels) != len(labels):
-        raise MediaError(
+        raise DataError(
             f"{pictures}: {tuple(pixels.shape)} pictures with {tuple(labels.shape)} labels of {answers.name}; "
             "the files do not belong together: fetch both again"
         )
     if len(labels) and int(labels.max()) >= len(CLASSES):
-        raise MediaError(f"{answers}: label {int(labels.max())}; must be 0 to {len(CLASSES) - 1}: fetch it again")
+        raise DataError(f"{answers}: label {int(labels.max())}; must be 0 to {len(CLASSES) - 1}: fetch it again")
     return Stored(pixels.unsqueeze(1), labels.long(), list(CLASSES), low=config.low)
 
 
@@ -102,16 +102,16 @@ def read_idx(path: Path) -> Tensor:
         with gzip.open(path) if packed else path.open("rb") as file:
             raw = file.read(_LARGEST)
     except (OSError, EOFError, zlib.error) as error:
-        raise MediaError(f"{path}: cannot be read ({error}); fetch it again") from error
+        raise DataError(f"{path}: cannot be read ({error}); fetch it again") from error
     if len(raw) < 4 or raw[:3] != b"\0\0\x08" or not raw[3]:
-        raise MediaError(f"{path}: begins with {raw[:4].hex(' ') or 'nothing'}; an idx file of bytes begins 00 00 08")
+        raise DataError(f"{path}: begins with {raw[:4].hex(' ') or 'nothing'}; an idx file of bytes begins 00 00 08")
     start = 4 + 4 * raw[3]
     shape = [int.from_bytes(raw[at : at + 4], "big") for at in range(4, start, 4)]
     count = 1
     for length in shape:
         count *= length
     if len(raw) != start + count:
-        raise MediaError(
+        raise DataError(
             f"{path}: {len(raw)} bytes, but its header says {' x '.join(map(str, shape))}, which takes "
             f"{start + count}; the file is damaged: fetch it again"
         )
@@ -125,10 +125,10 @@ def _file(name: str, config: FashionConfig, url: str) -> Path:
             if candidate.is_file():
                 return candidate
     if config.folder:
-        raise MediaError(f"{config.folder}: no {name} in it; it must hold the four official files of Fashion-MNIST")
+        raise DataError(f"{config.folder}: no {name} in it; it must hold the four official files of Fashion-MNIST")
     if config.download:
         return download(f"{url}/{name}", cached / name, MD5[name])
-    raise MediaError(
+    raise DataError(
         f"Fashion-MNIST is not here ({DEBIAN}, {cached}). Three ways: install the Debian package "
         "(apt install dataset-fashion-mnist); or name the folder that holds the official files (data.folder=PATH); "
         "or let them be downloaded, 31 MB (data.download=true)"

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from unveil.data.fashion_mnist import CLASSES, FashionConfig, fashion
 from unveil.data.tensor_dataset import Part, Stored
-from unveil.types import RecipeError, nearest
+from unveil.types import RecipeError, did_you_mean
 
 Style = Literal["inverted", "outlined", "striped"]
 STRIPES, DARK = 4, 0.3  # rows of a pair of stripes, and what is left of the lower one's brightness
@@ -39,7 +39,9 @@ class StyleConfig:
         """Raises RecipeError for a style that is not known, or fewer than one picture."""
         if self.style not in get_args(Style):
             known = get_args(Style)
-            raise RecipeError(f"style {self.style!r}: must be one of {', '.join(known)}{nearest(self.style, known)}")
+            raise RecipeError(
+                f"style {self.style!r}: must be one of {', '.join(known)}{did_you_mean(self.style, known)}"
+            )
         if min(self.count, self.judged) < 1:
             raise RecipeError(f"count = {self.count}, judged = {self.judged}: at least 1 picture")
 

@@ -20,7 +20,7 @@ from unveil.data.image_folder import Folder
 from unveil.data.tensor_dataset import Stored
 from unveil.data.video_folder import Clips
 from unveil.io.files import sha256
-from unveil.types import MediaError, ShapeError
+from unveil.types import DataError, ShapeError
 
 Progress = Callable[[int, int], None]
 _TOLD = 256  # items between two calls of progress
@@ -74,7 +74,7 @@ def _file(root: Path, path: str) -> str:
     try:
         return sha256(inside(root, path))
     except OSError as problem:
-        raise MediaError(f"{root / path}: {problem.strerror or problem}") from problem
+        raise DataError(f"{root / path}: {problem.strerror or problem}") from problem
 
 
 def _add(digest: Any, values: list[Any], where: str = "") -> None:

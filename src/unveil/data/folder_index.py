@@ -15,7 +15,7 @@ from unveil.data.folder_walk import Walk
 from unveil.data.image_decoding import HEAD, Rule, format_of, inside
 from unveil.data.low_res import check_low
 from unveil.data.metadata import METADATA, Row, read_metadata
-from unveil.types import MediaError, RecipeError, nearest
+from unveil.types import DataError, RecipeError, did_you_mean
 
 # Names that promise a picture: what is in them must be one, or is reported as bad.
 PICTURES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp"}
@@ -211,7 +211,7 @@ def listing(config: Layout, kind: Kind = PICTURE) -> Listing:
     found = [path for path in walk.files if _is_candidate(root, path, walk, kind)]
     table = [name for name in METADATA if name in walk.files]
     if len(table) > 1:
-        raise MediaError(f"{root}: both {table[0]} and {table[1]}; keep one of them")
+        raise DataError(f"{root}: both {table[0]} and {table[1]}; keep one of them")
     result = Listing(root, table[0] if table else "plain", None, [], walk.refused, walk.ignored, walk.stamp())
     if table:
         synthetic = config.synthetic if config.captions is None else "caption"  # else it is a column of that file
@@ -224,7 +224,7 @@ def listing(config: Layout, kind: Kind = PICTURE) -> Listing:
         result.entries = [Entry(path) for path in found]
     if not result.entries and not result.refused:
         others = f"; it holds {len(walk.files)} other files, such as {walk.files[0]}" if walk.files else ""
-        raise MediaError(f"{root}: no {kind.noun} in it ({kind.named}){others}; check the path")
+        raise DataError(f"{root}: no {kind.noun} in it ({kind.named}){others}; check the path")
     _add_captions(result, set(walk.files))
     if config.captions is not None:
         _add_told(result, Path(config.captions).expanduser(), config.synthetic)
@@ -236,10 +236,10 @@ def _root(path: str, kind: Kind) -> Path:
     if root.is_dir():
         return root.resolve()
     if root.exists():
-        raise MediaError(f"{path}: a file, not a folder; give the folder that holds the {kind.noun}s")
+        raise DataError(f"{path}: a file, not a folder; give the folder that holds the {kind.noun}s")
     siblings = [entry.name for entry in root.parent.iterdir() if entry.is_dir()] if root.parent.is_dir() else []
-    close = nearest(root.name, siblings)
-    raise MediaError(f"{path}: no such folder{close}; give a folder that holds {kind.noun}s (in a recipe: data.path)")
+    close = did_you_mean(root.name, siblings)
+    raise DataError(f"{path}: no such folder{close}; give a folder that holds {kind.noun}s (in a recipe: data.path)")
 
 
 def _is_candidate(root: Path, path: str, walk: Walk, kind: Kind) -> bool:
@@ -317,9 +317,9 @@ def _classes(config: Layout, names: list[str], where: Callable[[str], str]) -> l
         return names
     for name in names:
         if name not in config.classes:
-            raise MediaError(
+            raise DataError(
                 f"{where(name)} {name!r}: not one of the {len(config.classes)} classes"
-                f"{nearest(name, config.classes)}; correct it, or add it to classes"
+                f"{did_you_mean(name, config.classes)}; correct it, or add it to classes"
             )
     return list(config.classes)
 
@@ -331,7 +331,7 @@ def _add_captions(result: Listing, files: set[str]) -> None:
         if entry.text is None and beside in files:
             try:
                 captioned.append(replace(entry, text=_caption(result.root, beside)))
-            except MediaError as error:
+            except DataError as error:
                 result.refused.append((entry.path, f"its caption {beside}: {error}"))
         else:
             captioned.append(entry)
@@ -347,7 +347,7 @@ def _add_told(result: Listing, file: Path, column: str) -> None:
     """
     told = by_name(file, column)
     if not told.keys() & ({one.path for one in result.entries} | {path for path, _ in result.refused}):
-        raise MediaError(
+        raise DataError(
             f"captions {str(file)!r}: none of its {len(told)} names is that of a file to train on in {result.root}, "
             f"such as {next(iter(told))!r}; give the file that was written for this folder"
         )
@@ -360,10 +360,10 @@ def _caption(root: Path, path: str) -> str:
     try:
         raw = inside(root, path).read_bytes()
     except OSError as error:
-        raise MediaError(f"cannot be read: {error.strerror}") from error
+        raise DataError(f"cannot be read: {error.strerror}") from error
     if len(raw) > _MAX_CAPTION:
-        raise MediaError(f"{len(raw)} bytes: a caption has at most {_MAX_CAPTION}")
+        raise DataError(f"{len(raw)} bytes: a caption has at most {_MAX_CAPTION}")
     try:
         return " ".join(raw.decode("utf-8-sig").split())
     except UnicodeDecodeError as error:
-        raise MediaError(f"not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        raise DataError(f"not UTF-8 text (byte {error.start}); save it as UTF-8") from error

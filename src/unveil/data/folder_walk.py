@@ -8,7 +8,7 @@ import stat
 from pathlib import Path, PurePosixPath
 
 from unveil.data.image_decoding import inside
-from unveil.types import MediaError
+from unveil.types import DataError
 
 
 class Walk:
@@ -63,7 +63,7 @@ class Walk:
             if one.is_symlink():
                 inside(self._root, path)
             facts = one.stat()
-        except MediaError as error:
+        except DataError as error:
             self.refused.append((path, str(error)))
         except OSError as error:  # a link to nothing, or to itself
             self.refused.append((path, f"cannot be read: {error.strerror or error}"))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unveil.core.denoiser import Estimate
-from unveil.types import Condition, Level, RecipeError, ShapeError, like
+from unveil.types import Condition, NoiseLevel, RecipeError, ShapeError, like
 
 
 class Mixture:
@@ -38,7 +38,7 @@ class Mixture:
         """The shape of one sample."""
         return tuple(self.means.shape[1:])
 
-    def __call__(self, x: Tensor, level: Level, condition: Condition | None = None) -> Estimate:
+    def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition | None = None) -> Estimate:
         """E[x0 | x] and E[eps | x], exact, of x's shape (B, ...) and type; float64 inside.
 
         The level may differ per sample or per element of x. The condition is not looked at.
@@ -53,7 +53,7 @@ class Mixture:
         eps = (share * (sigma / variance * offset)).sum(0)
         return Estimate(x0.to(x.dtype), eps.to(x.dtype))
 
-    def log_density(self, x: Tensor, level: Level) -> Tensor:
+    def log_density(self, x: Tensor, level: NoiseLevel) -> Tensor:
         """Log p(x) at this level: (B,) float64."""
         return torch.logsumexp(self._log_joint(x, level)[0], dim=0)
 
@@ -68,12 +68,12 @@ class Mixture:
         chosen = list(components)
         return Mixture(self.weights[chosen].tolist(), self.means[chosen], self.spreads[chosen].tolist())
 
-    def _posterior(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _posterior(self, x: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         joint, offset, variance, alpha, sigma = self._log_joint(x, level)
         share = torch.softmax(joint, dim=0)  # (K, B)
         return share.reshape(share.shape + (1,) * (x.ndim - 1)), offset, variance, alpha, sigma
 
-    def _log_joint(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _log_joint(self, x: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Log of weight times density of x, (K, B); x - alpha mean and its variance, (K, B, ...)."""
         if tuple(x.shape[1:]) != self.shape:
             raise ShapeError(f"x {tuple(x.shape)}: a sample of this mixture is {self.shape}")

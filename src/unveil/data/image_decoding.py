@@ -25,7 +25,7 @@ from torch import Tensor
 
 from unveil.data import image_metadata
 from unveil.io.image_modes import eight_bits
-from unveil.types import MediaError
+from unveil.types import DataError
 
 # The first bytes decide what a file is, never its name; what is not here is not decoded.
 _FORMATS = {
@@ -121,7 +121,7 @@ def open_picture(file: IO[bytes], max_pixels: int) -> ImageFile:
     head = file.read(HEAD)
     name = format_of(head)
     if name is None:
-        raise MediaError(_not_a_picture(head))
+        raise DataError(_not_a_picture(head))
     size = _canvas(name, head)
     if size:
         _within(size, max_pixels)
@@ -132,7 +132,7 @@ def open_picture(file: IO[bytes], max_pixels: int) -> ImageFile:
         image = _PLUGINS[name](cast("IO[bytes]", image_metadata.Bounded(file)) if name == "JPEG" else file)
         image.fp = file  # its pixels may be as many bytes as they like
     except Exception as error:  # plug-ins raise what their parsers meet: SyntaxError, struct.error, ValueError ...
-        raise MediaError(f"damaged {name}: {error}; export it again or remove it") from error
+        raise DataError(f"damaged {name}: {error}; export it again or remove it") from error
     _within(image.size, max_pixels)
     return image
 
@@ -156,7 +156,7 @@ def load(image: ImageFile) -> None:
     except MemoryError:
         raise
     except Exception as error:  # as above; a truncated file is an OSError, a bad zlib stream a SyntaxError
-        raise MediaError(f"cannot be decoded: {error}; the file is damaged: fetch it again or remove it") from error
+        raise DataError(f"cannot be decoded: {error}; the file is damaged: fetch it again or remove it") from error
 
 
 def pixels(image: ImageFile, rule: Rule) -> Tensor:
@@ -213,10 +213,10 @@ def read(root: Path, relative: str, rule: Rule) -> Tensor:
     try:
         with inside(root, relative).open("rb") as file:
             return pixels(open_picture(file, rule.max_pixels), rule)
-    except MediaError as error:
-        raise MediaError(f"{root / relative}: {error}") from error
+    except DataError as error:
+        raise DataError(f"{root / relative}: {error}") from error
     except OSError as error:
-        raise MediaError(f"{root / relative}: {error.strerror or error}") from error
+        raise DataError(f"{root / relative}: {error.strerror or error}") from error
 
 
 def read_classes(path: Path, max_pixels: int) -> Tensor:
@@ -230,12 +230,12 @@ def read_classes(path: Path, max_pixels: int) -> Tensor:
             image = open_picture(file, max_pixels)
             load(image)
             if len(image.getbands()) > 1:
-                raise MediaError(f"a picture of mode {image.mode}; a map of classes has one channel, a number a pixel")
+                raise DataError(f"a picture of mode {image.mode}; a map of classes has one channel, a number a pixel")
             return torch.from_numpy(np.array(image).astype(np.int64))
-    except MediaError as error:
-        raise MediaError(f"{path}: {error}") from error
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
     except OSError as error:
-        raise MediaError(f"{path}: {error.strerror or error}") from error
+        raise DataError(f"{path}: {error.strerror or error}") from error
 
 
 def inside(root: Path, relative: str) -> Path:
@@ -246,7 +246,7 @@ def inside(root: Path, relative: str) -> Path:
     """
     real = Path(os.path.realpath(root / relative))
     if not real.is_relative_to(os.path.realpath(root)):
-        raise MediaError("a link that leaves the folder, which is not followed; copy the file into the folder")
+        raise DataError("a link that leaves the folder, which is not followed; copy the file into the folder")
     return real
 
 
@@ -316,7 +316,7 @@ def _canvas(name: str, head: bytes) -> Size | None:
 def _within(size: Size, max_pixels: int) -> None:
     count = size[0] * size[1]
     if count > max_pixels:
-        raise MediaError(
+        raise DataError(
             f"{size[0]} x {size[1]} = {count:,} pixels: the limit is {max_pixels:,}; "
             "make the picture smaller, or raise max_pixels if it is meant to be so large"
         )

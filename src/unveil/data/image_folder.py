@@ -13,7 +13,7 @@ from unveil.data.image_validation import usable
 from unveil.data.low_res import LOW, smaller
 from unveil.data.report import Report
 from unveil.data.tensor_dataset import Part
-from unveil.types import Item, MediaError
+from unveil.types import DataError, Item
 
 
 class Folder(Dataset[Item]):
@@ -39,7 +39,7 @@ class Folder(Dataset[Item]):
         self.entries = [entry for entry, out in zip(self.report.entries, chosen, strict=True) if out == wanted]
         self.captioned = any((one.text, one.synthetic) != (None, None) for one in self.report.entries)
         if not self.entries:
-            raise MediaError(
+            raise DataError(
                 f"{config.path}: no picture for the {part} part of {len(chosen)} (held_out {config.held_out:g}); "
                 "use more pictures, or another held_out"
             )

@@ -15,7 +15,7 @@ from unveil.data.folder_index import FolderConfig, Listing, listing
 from unveil.data.image_decoding import Header, Rule, fit_box, header, load, open_picture
 from unveil.data.report import Change, Report, listed
 from unveil.data.scan_cache import Look, Progress, Viewer, looks
-from unveil.types import MediaError
+from unveil.types import DataError
 
 Told = TypeVar("Told", bound=Report)
 _log = logging.getLogger("unveil.data")
@@ -62,7 +62,7 @@ def allowed(report: Told, path: str, limit: float) -> Told:
     """
     bad, total = len(report.refused), report.found
     if bad > limit * total or not report.entries:
-        raise MediaError(
+        raise DataError(
             f"{path}: {bad} of {total} files cannot be used ({100 * bad / total:.3g} %; max_bad allows "
             f"{100 * limit:g} %)\n{listed(report.refused)}\nrepair or remove them, or raise max_bad"
         )

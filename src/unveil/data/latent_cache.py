@@ -34,7 +34,7 @@ from unveil.data.fingerprint import Progress, content
 from unveil.data.latents import LABELS, LATENTS, Packed, packed, write_latents
 from unveil.io.files import write_atomically
 from unveil.io.images import to_unit
-from unveil.types import Item, MediaError, NonFinite, NotWritable, RecipeError, ShapeError
+from unveil.types import DataError, Item, NonFinite, OutputError, RecipeError, ShapeError
 
 _VERSION = 1  # of what is in a file; another one is another name
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -174,7 +174,7 @@ def key(facts: Mapping[str, Any]) -> str:
 def _facts(items: Source, encoder: Encoder, how: Keeping) -> dict[str, Any]:
     """Everything that the content of a file follows from."""
     if not len(items):
-        raise MediaError("a data set without pictures has no latents")
+        raise DataError("a data set without pictures has no latents")
     pixels = _unit(items[0], 0, how.key)
     return {
         "version": _VERSION,
@@ -196,7 +196,7 @@ def _whole(path: Path, facts: Mapping[str, Any]) -> bool:
     """Whether the file is there, whole, and what it should be."""
     try:
         return packed(path).metadata.get("made_from") == json.dumps(facts, sort_keys=True)
-    except MediaError:
+    except DataError:
         return False
 
 
@@ -254,7 +254,7 @@ def _join(path: Path, parts: Path, items: Source, encoder: Encoder, how: Keeping
 def _versions(found: Packed, count: int) -> int:
     versions = int(found.metadata.get("versions", "1"))
     if found.shape[0] != versions * count:
-        raise MediaError(
+        raise DataError(
             f"{found.path}: {found.shape[0]} latents for {count} items in {versions} versions; "
             "they are not of this data: delete the file, it is made anew"
         )
@@ -268,7 +268,7 @@ def _alone(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as problem:
-        raise NotWritable(
+        raise OutputError(
             f"{path.parent}: cannot be written ({problem.strerror}); set UNVEIL_CACHE to another folder"
         ) from problem
     try:

@@ -29,8 +29,8 @@ from torch.utils.data import Dataset
 
 from unveil.data.tensor_dataset import Part, rank
 from unveil.io.files import refuse_overwrite, staged
-from unveil.types import Item, MediaError, NonFinite, RecipeError, ShapeError
-from unveil.types import nearest as near
+from unveil.types import DataError, Item, NonFinite, RecipeError, ShapeError
+from unveil.types import did_you_mean as near
 
 LATENTS, LABELS = "latents", "labels"  # the tensors, and the first of them the item's key
 # As the format names them; numpy knows no bfloat16, whose bits are read as whole numbers.
@@ -126,7 +126,7 @@ class Latents(Dataset[Item]):
         out = _held_out(len(self._latents), config.held_out)
         self.rows = np.flatnonzero(out if part == "held-out" else ~out)
         if not len(self.rows):
-            raise MediaError(
+            raise DataError(
                 f"{config.path}: no latents for the {part} part of {len(out)} (held_out {config.held_out:g}); "
                 "use more of them, or another held_out"
             )
@@ -170,19 +170,19 @@ def packed(path: Path) -> Packed:
             start = 8 + int.from_bytes(file.read(8), "little")
             tensors: dict[str, Any] = json.loads(file.read(start - 8))
     except (SafetensorError, ValueError) as problem:
-        raise MediaError(
+        raise DataError(
             f"{path}: not a whole safetensors file ({problem}); it was cut short, or is something else: "
             f"copy it again, or {_REMEDY}"
         ) from problem
     except OSError as problem:
-        raise MediaError(f"{path}: cannot be read ({problem.strerror or problem}); check its permissions") from problem
+        raise DataError(f"{path}: cannot be read ({problem.strerror or problem}); check its permissions") from problem
     tensors.pop("__metadata__", None)
     if LATENTS not in tensors:
         held = ", ".join(tensors) or "nothing"
-        raise MediaError(f"{path}: holds {held}, and no tensor {LATENTS!r}{near(LATENTS, [*tensors])}; {_REMEDY}")
+        raise DataError(f"{path}: holds {held}, and no tensor {LATENTS!r}{near(LATENTS, [*tensors])}; {_REMEDY}")
     dtype, shape = tensors[LATENTS]["dtype"], tuple(tensors[LATENTS]["shape"])
     if dtype not in DTYPES or len(shape) != 4 or 0 in shape:
-        raise MediaError(
+        raise DataError(
             f"{path}: {LATENTS} of {dtype} {shape}; must be {', '.join(DTYPES)} (N, C, H, W), none of them 0: {_REMEDY}"
         )
     moments = _moments(path, metadata, shape[1])
@@ -205,10 +205,10 @@ def packed(path: Path) -> Packed:
 
 def _check_there(path: Path) -> None:
     if path.is_dir():
-        raise MediaError(f"{path}: a folder; give the safetensors file that holds the latents (in a recipe: data.path)")
+        raise DataError(f"{path}: a folder; give the safetensors file that holds the latents (in a recipe: data.path)")
     if not path.exists():
         beside = [one.name for one in path.parent.iterdir() if one.is_file()] if path.parent.is_dir() else []
-        raise MediaError(
+        raise DataError(
             f"{path}: no such file{near(path.name, beside)}; give a safetensors file of latents, or {_REMEDY}"
         )
 
@@ -218,7 +218,7 @@ def _check_labels(found: Packed, tensor: Mapping[str, Any] | None) -> None:
         return
     count, classes = found.shape[0], found.classes
     if tensor["dtype"] != "I64" or tensor["shape"] != [count]:
-        raise MediaError(
+        raise DataError(
             f"{found.path}: {LABELS} of {tensor['dtype']} {tuple(tensor['shape'])}; must be I64 ({count},), one for "
             f"each of the {LATENTS}: {_REMEDY}"
         )
@@ -227,7 +227,7 @@ def _check_labels(found: Packed, tensor: Mapping[str, Any] | None) -> None:
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or (classes is not None and high >= len(classes)):
         allowed = "0 and up" if classes is None else f"0 to {len(classes) - 1}, as there are classes"
-        raise MediaError(f"{found.path}: {LABELS} {low} to {high}; must be {allowed}: {_REMEDY}")
+        raise DataError(f"{found.path}: {LABELS} {low} to {high}; must be {allowed}: {_REMEDY}")
 
 
 def _classes(path: Path, metadata: Mapping[str, str]) -> list[str] | None:
@@ -235,7 +235,7 @@ def _classes(path: Path, metadata: Mapping[str, str]) -> list[str] | None:
         return None
     names = _json(metadata["classes"])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise MediaError(f"{path}: metadata classes = {_short(metadata['classes'])}; must be a JSON list: {_REMEDY}")
+        raise DataError(f"{path}: metadata classes = {_short(metadata['classes'])}; must be a JSON list: {_REMEDY}")
     return names
 
 
@@ -244,7 +244,7 @@ def _moments(path: Path, metadata: Mapping[str, str], channels: int) -> int:
     given = metadata.get("moments", "1")
     if given not in ("1", "2") or channels % int(given):
         allowed = "must be 1, or 2 where the channels are even in number"
-        raise MediaError(f"{path}: metadata moments = {_short(given)} of {channels} channels; {allowed}: {_REMEDY}")
+        raise DataError(f"{path}: metadata moments = {_short(given)} of {channels} channels; {allowed}: {_REMEDY}")
     return int(given)
 
 
@@ -256,7 +256,7 @@ def _numbers(path: Path, metadata: Mapping[str, str], key: str, channels: int) -
     values = given if isinstance(given, list) else [given]
     whole = all(type(one) in (int, float) and math.isfinite(one) for one in values)
     if not whole or len(values) not in (1, channels) or (key == "scale" and 0 in values):
-        raise MediaError(
+        raise DataError(
             f"{path}: metadata {key} = {_short(metadata[key])}; must be a number, or a JSON list of one for each of "
             f"the {channels} channels{', none of them 0' if key == 'scale' else ''}: {_REMEDY}"
         )

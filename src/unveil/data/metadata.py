@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
-from unveil.types import MediaError, nearest
+from unveil.types import DataError, did_you_mean
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 _EXAMPLE = '{"file_name": "cat.png", "text": "a sleeping cat"}'
@@ -43,24 +43,24 @@ def read_metadata(file: Path, text: str, label: str, synthetic: str = "caption")
         columns |= {str(key) for key in values}
         name = values.get("file_name")
         if not isinstance(name, str) or not name.strip():
-            raise MediaError(
-                f"{file} line {line}: no file_name{nearest('file_name', list(values))}; "
+            raise DataError(
+                f"{file} line {line}: no file_name{did_you_mean('file_name', list(values))}; "
                 f"every line names its picture, such as {_EXAMPLE}"
             )
         for column in (text, synthetic):
             if not isinstance(caption := values.get(column), str | None):
-                raise MediaError(f"{file} line {line}: {column} is {caption!r}, not text; put it in quotes")
+                raise DataError(f"{file} line {line}: {column} is {caption!r}, not text; put it in quotes")
         written = None if synthetic == text else values.get(synthetic)
         told = (values.get(text), _label(file, line, label, values.get(label)), written)
         rows.append(Row(line, _below(file, line, name), *told))
     for column, usual in ((text, "text"), (label, "label"), (synthetic, "caption")):
         if column != usual and column not in columns:
-            raise MediaError(
-                f"{file}: no column {column!r}{nearest(column, sorted(columns))}; "
+            raise DataError(
+                f"{file}: no column {column!r}{did_you_mean(column, sorted(columns))}; "
                 f"there are {', '.join(sorted(columns))}"
             )
     if not rows:
-        raise MediaError(f"{file}: no line in it; every line names a picture, such as {_EXAMPLE}")
+        raise DataError(f"{file}: no line in it; every line names a picture, such as {_EXAMPLE}")
     return rows
 
 
@@ -92,11 +92,11 @@ def _jsonl(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         try:
             values = json.loads(raw)
         except (ValueError, RecursionError) as error:
-            raise MediaError(
+            raise DataError(
                 f"{file} line {line}: not JSON ({error}); every line is one object, such as {_EXAMPLE}"
             ) from error
         if not isinstance(values, dict):
-            raise MediaError(f"{file} line {line}: {type(values).__name__}, not an object; such as {_EXAMPLE}")
+            raise DataError(f"{file} line {line}: {type(values).__name__}, not an object; such as {_EXAMPLE}")
         yield line, values
 
 
@@ -106,22 +106,22 @@ def _csv(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         for values in reader:
             if None in values or None in values.values():
                 count = len(reader.fieldnames or ())
-                raise MediaError(
+                raise DataError(
                     f"{file} line {reader.line_num}: not {count} values, as the first line has; "
                     "put values that hold a comma in quotes"
                 )
             yield reader.line_num, {key: value or None for key, value in values.items()}
     except csv.Error as error:
-        raise MediaError(f"{file} line {reader.reader.line_num}: not CSV ({error})") from error
+        raise DataError(f"{file} line {reader.reader.line_num}: not CSV ({error})") from error
 
 
 def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise MediaError(f"{file}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        raise DataError(f"{file}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except OSError as error:
-        raise MediaError(f"{file}: cannot be read: {error.strerror}") from error
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
 
 
 def _below(file: Path, line: int, name: str) -> str:
@@ -129,11 +129,11 @@ def _below(file: Path, line: int, name: str) -> str:
     windows = PureWindowsPath(name)
     path = PurePosixPath(name)
     if path.is_absolute() or windows.drive or windows.root or ".." in path.parts or ".." in windows.parts:
-        raise MediaError(
+        raise DataError(
             f"{file} line {line}: file_name {name!r} leaves the folder; name files inside {file.parent}, relative to it"
         )
     if "\0" in name:
-        raise MediaError(f"{file} line {line}: file_name {name!r} holds a zero byte; correct it")
+        raise DataError(f"{file} line {line}: file_name {name!r} holds a zero byte; correct it")
     return str(path)
 
 
@@ -141,8 +141,8 @@ def _label(file: Path, line: int, column: str, value: object) -> str | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise MediaError(f"{file} line {line}: {column} is {value!r}; a label is a name or a whole number from 0")
+        raise DataError(f"{file} line {line}: {column} is {value!r}; a label is a name or a whole number from 0")
     name = str(value)
     if name.removeprefix("-").isdecimal() and not 0 <= int(name) < _MAX_CLASSES:
-        raise MediaError(f"{file} line {line}: {column} {name}: numbers of classes are 0 to {_MAX_CLASSES - 1}")
+        raise DataError(f"{file} line {line}: {column} {name}: numbers of classes are 0 to {_MAX_CLASSES - 1}")
     return name

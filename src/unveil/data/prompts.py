@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from unveil.types import MediaError, nearest
+from unveil.types import DataError, did_you_mean
 
 SHOWN = 5  # faulty lines that an error lists
 _KINDS: Mapping[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
@@ -53,7 +53,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as problem:
         reason = problem.strerror if isinstance(problem, OSError) else "it is not UTF-8"
-        raise MediaError(f"{path}: cannot be read ({reason}); a prompt file is UTF-8 text") from problem
+        raise DataError(f"{path}: cannot be read ({reason}); a prompt file is UTF-8 text") from problem
     found: list[Prompt] = []
     faults: list[str] = []
     for number, line in _lines(text):
@@ -63,7 +63,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
             faults.append(f"line {number}: {problem}")
     check_lines(path, faults)
     if not found:
-        raise MediaError(f"{path}: no prompt in it; write one a line")
+        raise DataError(f"{path}: no prompt in it; write one a line")
     return found
 
 
@@ -72,7 +72,7 @@ def check_lines(path: Path, faults: Sequence[str]) -> None:
     if faults:
         more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
         lines = "1 faulty line" if len(faults) == 1 else f"{len(faults)} faulty lines"
-        raise MediaError(f"{path}: {lines}:\n  " + "\n  ".join([*faults[:SHOWN], *more]))
+        raise DataError(f"{path}: {lines}:\n  " + "\n  ".join([*faults[:SHOWN], *more]))
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
@@ -92,11 +92,11 @@ def _prompt(line: str) -> Prompt:
         raise ValueError(f'holds a {type(given).__name__}, not a map such as {{"prompt": "a cat"}}')
     kinds = {one.name: str(one.type).split(" ")[0] for one in fields(Prompt) if one.compare}
     if "prompt" not in given:
-        raise ValueError(f"no prompt{nearest('prompt', list(given))}")
+        raise ValueError(f"no prompt{did_you_mean('prompt', list(given))}")
     checked: dict[str, Any] = {}
     for key, value in given.items():
         if key not in kinds:
-            raise ValueError(f"unknown key {key!r}; allowed: {', '.join(kinds)}{nearest(key, list(kinds))}")
+            raise ValueError(f"unknown key {key!r}; allowed: {', '.join(kinds)}{did_you_mean(key, list(kinds))}")
         if value is None and key != "prompt":
             continue  # as if the key were not there
         if isinstance(value, bool) or not isinstance(value, _KINDS[kinds[key]]):

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from unveil.data.tensor_dataset import Part, known_part
-from unveil.types import RecipeError, nearest
+from unveil.types import RecipeError, did_you_mean
 
 
 @runtime_checkable
@@ -85,6 +85,6 @@ def to_config(config: Any) -> Any:
     if type(config) in _WRAPPERS or any(type(config) is kind.config for kind in KINDS.values()):
         return config
     if config.kind not in KINDS:
-        raise RecipeError(f"data kind {config.kind!r}: must be {', '.join(KINDS)}{nearest(config.kind, [*KINDS])}")
+        raise RecipeError(f"data kind {config.kind!r}: must be {', '.join(KINDS)}{did_you_mean(config.kind, [*KINDS])}")
     made = KINDS[config.kind].config
     return made(**{field.name: getattr(config, field.name) for field in fields(made) if hasattr(config, field.name)})

@@ -12,7 +12,7 @@ from typing import IO, Any, Generic, NamedTuple, TypeVar
 from unveil.data.cache import keep, recall
 from unveil.data.folder_index import Listing
 from unveil.data.image_decoding import inside
-from unveil.types import MediaError
+from unveil.types import DataError
 
 Progress = Callable[[int, int], None]
 Facts = TypeVar("Facts")
@@ -75,7 +75,7 @@ def _look(root: Path, path: str, viewer: Viewer[Facts]) -> Look[Facts]:
             facts = viewer.view(file)
             file.seek(0)
             return Look(facts, hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest())
-    except MediaError as error:
+    except DataError as error:
         return Look(None, reason=str(error))
     except OSError as error:
         return Look(None, reason=f"cannot be read: {error.strerror or error}; check it and its permissions")

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from unveil.data.low_res import LOW, smaller
-from unveil.types import Item, RecipeError, ShapeError, nearest
+from unveil.types import Item, RecipeError, ShapeError, did_you_mean
 
 # "train" is what a network may learn from; "held-out" is what it is judged on and never sees.
 Part = Literal["train", "held-out"]
@@ -25,7 +25,7 @@ def known_part(part: str) -> Part:
     for allowed in get_args(Part):
         if part == allowed:
             return allowed
-    raise RecipeError(f"part {part!r}: must be 'train' or 'held-out'{nearest(part, get_args(Part))}")
+    raise RecipeError(f"part {part!r}: must be 'train' or 'held-out'{did_you_mean(part, get_args(Part))}")
 
 
 def rank(key: str) -> int:

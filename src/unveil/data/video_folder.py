@@ -17,7 +17,7 @@ from unveil.data.tensor_dataset import Part
 from unveil.data.video_slicing import ClipsConfig, Piece
 from unveil.data.video_validation import ClipsReport, usable_clips
 from unveil.io.video.reader import Cut, Decoder, Film
-from unveil.types import Item, MediaError
+from unveil.types import DataError, Item
 
 
 class Scene(NamedTuple):
@@ -58,7 +58,7 @@ class Clips(Dataset[Item]):
         self.captioned = any((one.text, one.synthetic) != (None, None) for one in self.report.entries)
         self._decoder = Decoder()
         if not self.entries:
-            raise MediaError(
+            raise DataError(
                 f"{config.path}: no clip for the {part} part of {len(chosen)} (held_out {config.held_out:g}); "
                 "use more clips, or another held_out"
             )
@@ -77,8 +77,8 @@ class Clips(Dataset[Item]):
         try:
             path = inside(self.root, entry.path)
             raw, times = self._decoder.read(path, film, cut(film, piece, self.rule), self.config.limits)
-        except MediaError as error:
-            raise MediaError(f"{self.root / entry.path}: {error}") from error
+        except DataError as error:
+            raise DataError(f"{self.root / entry.path}: {error}") from error
         pixels = upright(padded(raw, self.rule), film.turn)
         item: Item = {
             "pixels": pixels,

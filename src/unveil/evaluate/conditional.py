@@ -19,7 +19,7 @@ from unveil.model import Model
 from unveil.model.config import SampleConfig
 from unveil.playground.scene_iou import class_iou, matched_ious, seen_boxes
 from unveil.playground.scenes import CLASSES
-from unveil.types import Item, Raw, RecipeError, nearest
+from unveil.types import Item, Raw, RecipeError, did_you_mean
 
 VERSION = 1  # of the protocol: raised when the same settings would give other numbers
 SHOWN = 24  # pictures on the page
@@ -92,7 +92,7 @@ def evaluate_given(
         RecipeError: another state.
     """
     if state not in _JUDGES:
-        raise RecipeError(f"state {state!r}: must be one of {', '.join(_JUDGES)}{nearest(state, list(_JUDGES))}")
+        raise RecipeError(f"state {state!r}: must be one of {', '.join(_JUDGES)}{did_you_mean(state, list(_JUDGES))}")
     items = spread(held_out, count)
     how = how or Draw()
     results, image = _JUDGES[state](drawn_for(model, items, how), items, how.seed)

@@ -19,7 +19,7 @@ from unveil.io.files import sha256
 from unveil.io.images import to_unit
 from unveil.nn.cnn import Cnn, CnnConfig
 from unveil.nn.vit import ViT, ViTConfig
-from unveil.types import RecipeError, ShapeError, WeightsError, nearest
+from unveil.types import RecipeError, ShapeError, WeightsError, did_you_mean
 
 SHIPPED = Path(__file__).parent.parent / "assets" / "feature_networks"
 NAMES = ("digits", "fashion", "inception", "pixels")
@@ -120,7 +120,7 @@ def load(
         if shape is None:
             raise RecipeError("the feature network 'pixels' needs shape=(C, H, W) of the pictures")
         return _pixels(shape)
-    raise RecipeError(f"feature network {name!r}: must be one of {', '.join(NAMES)}{nearest(name, NAMES)}")
+    raise RecipeError(f"feature network {name!r}: must be one of {', '.join(NAMES)}{did_you_mean(name, NAMES)}")
 
 
 def classifier(card: Path, device: str = "cpu") -> FeatureNetwork:

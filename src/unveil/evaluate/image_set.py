@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from unveil.types import Item, MediaError, ShapeError
+from unveil.types import DataError, Item, ShapeError
 
 
 class Pictured(Protocol):
@@ -54,7 +54,7 @@ def gather(dataset: Pictured, limit: int | None = None) -> Pictures:
     """
     classes = getattr(dataset, "classes", None)
     if not len(dataset):
-        raise MediaError("a data set without pictures cannot be measured")
+        raise DataError("a data set without pictures cannot be measured")
     rows = torch.arange(len(dataset))
     if limit is not None and limit < len(dataset):
         rows = rows[(torch.arange(limit) * len(dataset)) // limit]

@@ -10,18 +10,18 @@ from torch import Tensor
 
 from unveil.autoencoders import Identity
 from unveil.core import schedules
-from unveil.core.denoiser import Step
+from unveil.core.denoiser import DenoiseFn
 from unveil.core.guidance import clip_static
 from unveil.core.likelihood import bound
 from unveil.core.ode_likelihood import ode_bits
 from unveil.core.process import DiscreteVP
-from unveil.core.rng import Noise, Streams
+from unveil.core.rng import Noise, SampleRNG
 from unveil.core.transition import Chain
 from unveil.evaluate.image_set import Pictured
 from unveil.evaluate.metrics import Interval, bootstrap
 from unveil.io.images import to_unit
 from unveil.model import Model
-from unveil.types import Item, MediaError, RecipeError
+from unveil.types import DataError, Item, RecipeError
 
 TOLERANCE = 1e-4  # of the ODE: far below what the probes leave open
 
@@ -140,14 +140,14 @@ def _chosen(model: Model, dataset: Pictured, count: int | None) -> list[int]:
     if not isinstance(model.codec, Identity):
         raise RecipeError("bits/dim of latents are not those of pixels; they need a model without an autoencoder")
     if not len(dataset):
-        raise MediaError("a data set without pictures has no bits/dim")
+        raise DataError("a data set without pictures has no bits/dim")
     wanted = min(count or len(dataset), len(dataset))
     return [i * len(dataset) // wanted for i in range(wanted)]
 
 
 def _batches(
     model: Model, dataset: Pictured, rows: Sequence[int], batch: int, seed: int
-) -> Iterator[tuple[Step, Tensor, Noise]]:
+) -> Iterator[tuple[DenoiseFn, Tensor, Noise]]:
     """The step with the condition of each batch bound, its pictures in [-1, 1], and their noise."""
     training = model.training
     model.eval()
@@ -158,7 +158,7 @@ def _batches(
             x0 = to_unit(torch.stack([item["pixels"] for item in items])).to(model.device)
             with torch.no_grad():
                 condition, _ = model.encode(_raw(model, items), len(items))
-            yield model.step(condition), x0, Streams(seed, chosen, device=model.device).bind(tuple(x0.shape[1:]))
+            yield model.step(condition), x0, SampleRNG(seed, chosen, device=model.device).bind(tuple(x0.shape[1:]))
     finally:
         model.train(training)
 
@@ -178,7 +178,7 @@ def _raw(model: Model, items: Sequence[Item]) -> dict[str, Any]:
     for key in model.conditioners:
         absent = sum(key not in item for item in items)
         if absent:
-            raise MediaError(f"{absent} of {len(items)} pictures have no {key!r}, which the model is conditioned on")
+            raise DataError(f"{absent} of {len(items)} pictures have no {key!r}, which the model is conditioned on")
         values = [item[key] for item in items]
         raw[key] = torch.stack(values) if isinstance(values[0], Tensor) else values
     return raw

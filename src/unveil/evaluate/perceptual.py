@@ -8,15 +8,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from unveil.autoencoders.perceptual import Perceptual, of_classifier, published
+from unveil.autoencoders.perceptual import LPIPS, of_classifier, published
 from unveil.evaluate.features import SHIPPED, read_classifier
 from unveil.evaluate.inception import read_weights
-from unveil.types import RecipeError, WeightsError, nearest
+from unveil.types import RecipeError, WeightsError, did_you_mean
 
 NAMES = ("fashion", "digits", "lpips")
 
 
-def perceptual(network: str, weights: Sequence[Path | str] = ()) -> Perceptual:
+def perceptual(network: str, weights: Sequence[Path | str] = ()) -> LPIPS:
     """The perceptual distance by a network.
 
     Args:
@@ -46,7 +46,7 @@ def perceptual(network: str, weights: Sequence[Path | str] = ()) -> Perceptual:
     return of_classifier(read_classifier(card)[0], network)
 
 
-def fingerprint(judge: Perceptual) -> str:
+def fingerprint(judge: LPIPS) -> str:
     """The sha256 of a perceptual network's tensors, in hexadecimal: which weights they were."""
     digest = hashlib.sha256()
     for name, tensor in sorted(judge.state_dict().items()):
@@ -63,7 +63,7 @@ def _card(network: str) -> Path:
     if not path.is_dir():
         raise RecipeError(
             f"perceptual.network = {network!r}: must be one of {', '.join(NAMES)}, or the card or folder of a trained "
-            f"classifier{nearest(network, NAMES)}"
+            f"classifier{did_you_mean(network, NAMES)}"
         )
     cards = [found for found in sorted(path.glob("*.yaml")) if found.with_suffix(".safetensors").is_file()]
     if len(cards) != 1:

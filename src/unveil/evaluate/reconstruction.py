@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from unveil import __version__
-from unveil.autoencoders import KL, VQ
+from unveil.autoencoders import AutoencoderKL, VQModel
 from unveil.autoencoders.autoencoder import channels_last
-from unveil.autoencoders.perceptual import Perceptual
+from unveil.autoencoders.perceptual import LPIPS
 from unveil.autoencoders.vq import usage
 from unveil.evaluate.features import FeatureNetwork
 from unveil.evaluate.frechet import fid
@@ -40,7 +40,7 @@ class Networks(NamedTuple):
     """
 
     features: FeatureNetwork | None = None
-    perceptual: tuple[str, Perceptual] | None = None
+    perceptual: tuple[str, LPIPS] | None = None
 
 
 class Kept(NamedTuple):
@@ -56,7 +56,7 @@ class Kept(NamedTuple):
 
 
 def evaluate_autoencoder(
-    codec: KL | VQ,
+    codec: AutoencoderKL | VQModel,
     held_out: Pictured,
     networks: Networks,
     *,
@@ -94,7 +94,7 @@ def evaluate_autoencoder(
         tell("FID of the rebuilt pictures")
         sides = (networks.features.features(side) for side in (kept.pixels, real.pixels))
         results["rfid"] = {"value": fid(*sides), "count": len(real.pixels), "features": networks.features.name}
-    if kept.indices is not None and isinstance(codec, VQ):
+    if kept.indices is not None and isinstance(codec, VQModel):
         results["codebook"] = {**usage(kept.indices, codec.config.codes)._asdict(), "codes": codec.config.codes}
     else:
         missing["codebook"] = "this codec has none"
@@ -133,7 +133,7 @@ def _compare(
 
 
 @torch.inference_mode()
-def through(codec: KL | VQ, pixels: Tensor) -> Kept:
+def through(codec: AutoencoderKL | VQModel, pixels: Tensor) -> Kept:
     """Pictures uint8 (N, C, H, W), or clips (N, C, T, H, W), by the codec, at its likeliest latents, in float32.
 
     Raises:
@@ -147,7 +147,7 @@ def through(codec: KL | VQ, pixels: Tensor) -> Kept:
         z = codec.encode(channels_last(pictures.to_unit(part).to(device)))
         made.append(pictures.to_pixels(codec.decode(z)))
         latents.append(z.float().cpu())
-        if isinstance(codec, VQ):
+        if isinstance(codec, VQModel):
             indices.append(codec.indices(z).cpu())
     if made[0].shape[1:] != pixels.shape[1:]:
         raise ShapeError(f"pictures {tuple(pixels.shape[1:])} came back as {tuple(made[0].shape[1:])}")
@@ -209,7 +209,7 @@ def _latents(latents: Tensor, real: Any) -> dict[str, Any]:
     }
 
 
-def _protocol(real: Any, networks: Networks, seed: int, codec: KL | VQ) -> dict[str, Any]:
+def _protocol(real: Any, networks: Networks, seed: int, codec: AutoencoderKL | VQModel) -> dict[str, Any]:
     features, judge = networks.features, networks.perceptual
     return {
         "version": VERSION,

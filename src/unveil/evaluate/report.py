@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unveil.io.files import refuse_overwrite, write_atomically
-from unveil.types import MediaError, RecipeError
+from unveil.types import DataError, RecipeError
 
 MEMORISED = 0.8  # samples this much nearer to the training pictures than held-out ones are copies
 BITS = {"": "bits_per_dim", ", ODE": "ode_bits_per_dim"}  # the forms of bits/dim by their metric
@@ -102,11 +102,11 @@ class Report:
             report = cls(*(content[key] for key in ("protocol", "results", "missing", "about")))
             stated = content["protocol_sha256"]
         except (OSError, ValueError, KeyError, TypeError) as problem:
-            raise MediaError(
+            raise DataError(
                 f"{path}: not a report of unveil: {problem!r}; name the report.json, or its folder"
             ) from problem
         if stated != report.protocol_sha256:
-            raise MediaError(
+            raise DataError(
                 f"{path}: the protocol is not the one that its hash {stated[:12]} was made of; evaluate again"
             )
         return report

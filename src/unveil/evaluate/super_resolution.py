@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unveil import __version__
-from unveil.autoencoders.perceptual import Perceptual
+from unveil.autoencoders.perceptual import LPIPS
 from unveil.data.low_res import LOW, enlarged, smaller
 from unveil.evaluate import plots
 from unveil.evaluate.conditional import Draw, drawn_for
@@ -30,7 +30,7 @@ def evaluate_upscaled(
     held_out: Pictured,
     how: Draw,
     *,
-    perceptual: tuple[str, Perceptual] | None = None,
+    perceptual: tuple[str, LPIPS] | None = None,
     count: int = 1000,
     about: Mapping[str, Any] | None = None,
 ) -> Report:

@@ -24,7 +24,7 @@ from unveil.playground.eval_prompts import Asked, Prompt, score_clips, score_pro
 from unveil.playground.shapes import COLOURS, KINDS
 from unveil.playground.world.caption_templates import REGISTERS, Language
 from unveil.playground.world.motion import TEN
-from unveil.types import Item, LeftOut, RecipeError
+from unveil.types import Item, PromptTruncated, RecipeError
 
 VERSION = 1  # of the protocol: raised when the same settings would give other numbers
 SIZE, RATE = (16, 32, 32), 8  # of the score world: frames, height, width; frames a second
@@ -128,7 +128,7 @@ def _drawn(model: Model, items: Sequence[Item], how: Draw, before: int) -> Tenso
     tell = how.on_batch
     here = how if tell is None else how._replace(on_batch=lambda done: tell(before + done))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", LeftOut)  # raw texts hold numbers that no model knows
+        warnings.simplefilter("ignore", PromptTruncated)  # raw texts hold numbers that no model knows
         return to_pixels(drawn_for(model, items, here))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from unveil.types import Error, NotWritable, OutOfResources
+from unveil.types import Error, OutOfResources, OutputError
 
 _JUNK = (".DS_Store", "Thumbs.db")  # of systems that show folders
 _FRAME = re.compile(r"frame_\d+\.png")
@@ -33,14 +33,14 @@ def refuse_overwrite(path: str | os.PathLike[str], force: bool = False) -> Path:
     """
     path = Path(path)
     if path.name in ("", ".."):
-        raise NotWritable(f"{path}: names no file or folder of its own; give it a name")
+        raise OutputError(f"{path}: names no file or folder of its own; give it a name")
     for parent in path.parents:
         if parent.exists():
             if not parent.is_dir():
-                raise NotWritable(f"{path}: {parent} is a file, not a folder; choose another place")
+                raise OutputError(f"{path}: {parent} is a file, not a folder; choose another place")
             break
     if not force and (path.is_symlink() or path.exists()):
-        raise NotWritable(f"{path}: exists already and is not overwritten; choose another name or pass --force")
+        raise OutputError(f"{path}: exists already and is not overwritten; choose another name or pass --force")
     refuse_foreign(path)
     return path
 
@@ -65,7 +65,7 @@ def refuse_foreign(folder: Path) -> None:
         held = [name for name in held if not _FRAME.fullmatch(name)]
     if held:
         more = f" and {len(held) - 1} more" if len(held) > 1 else ""
-        raise NotWritable(f"{folder}: would be replaced, and holds {held[0]}{more}; choose another name")
+        raise OutputError(f"{folder}: would be replaced, and holds {held[0]}{more}; choose another name")
 
 
 @contextmanager
@@ -135,11 +135,11 @@ def sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def explained(path: Path, problem: OSError) -> NotWritable | OutOfResources:
+def explained(path: Path, problem: OSError) -> OutputError | OutOfResources:
     """Why a place could not be written, and what to do."""
     if problem.errno in _FULL:
         return OutOfResources(f"{path}: {FULL} ({problem.strerror}); free some space, or write elsewhere")
-    return NotWritable(f"{path}: cannot be written ({problem.strerror or problem}); choose another place")
+    return OutputError(f"{path}: cannot be written ({problem.strerror or problem}); choose another place")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unveil.types import RecipeError, ShapeError, nearest
+from unveil.types import RecipeError, ShapeError, did_you_mean
 
 # Forms of animations, and what Pillow calls them
 CLIPS = {"gif": "GIF", "webp": "WEBP", "apng": "PNG"}
@@ -78,7 +78,7 @@ def animation(
     from PIL.PngImagePlugin import PngInfo
 
     if form not in CLIPS:
-        raise RecipeError(f"clip {form!r}: must be one of {', '.join(CLIPS)}{nearest(form, [*CLIPS])}")
+        raise RecipeError(f"clip {form!r}: must be one of {', '.join(CLIPS)}{did_you_mean(form, [*CLIPS])}")
     if not rate > 0:
         raise RecipeError(f"rate {rate}: must be above 0 frames in a second")
     arrays = [frame[0] if len(frame) == 1 else frame.permute(1, 2, 0) for frame in frames]

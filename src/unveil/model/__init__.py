@@ -1,6 +1,6 @@
 """The model: a denoiser with its noise process, autoencoder and conditioners, and how it is saved."""
 
 from unveil.model.factory import build
-from unveil.model.model import Change, Model
+from unveil.model.model import Model, RunTransform
 
-__all__ = ["Change", "Model", "build"]
+__all__ = ["Model", "RunTransform", "build"]

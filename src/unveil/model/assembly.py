@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from unveil.autoencoders import KL, VQ
+from unveil.autoencoders import AutoencoderKL, VQModel
 from unveil.core.denoiser import Denoiser
 from unveil.model.config import ModelConfig
 from unveil.model.config.latent_autoencoder import SavedSection, build_codec, section_of
@@ -15,7 +15,7 @@ from unveil.model.model import Model
 from unveil.model.shapes import sized
 
 
-def assemble(config: ModelConfig, load_autoencoder: Callable[[str | Path], KL | VQ]) -> Model:
+def assemble(config: ModelConfig, load_autoencoder: Callable[[str | Path], AutoencoderKL | VQModel]) -> Model:
     """Return the model of a config, freshly initialised from torch's global generator; on `meta` it takes no memory.
 
     Args:

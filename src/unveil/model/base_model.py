@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from unveil.model import checkpoint_store
-from unveil.types import ADDITIONS, Base, WeightsError
+from unveil.types import ADDITIONS, BaseModel, WeightsError
 
 BASE = "base.json"
 
 
-def base_of(folder: Path) -> Base | None:
+def base_of(folder: Path) -> BaseModel | None:
     """What the LoRA or the ControlNet in a folder is on; None for a folder of whole weights.
 
     Raises:
@@ -19,7 +19,7 @@ def base_of(folder: Path) -> Base | None:
     if not (folder / BASE).is_file():
         return None
     try:
-        base = Base(**{name: str(value) for name, value in checkpoint_store.read_json(folder / BASE).items()})
+        base = BaseModel(**{name: str(value) for name, value in checkpoint_store.read_json(folder / BASE).items()})
         if base.what not in ADDITIONS:
             raise TypeError(f"what = {base.what!r}")
         return base

@@ -81,7 +81,7 @@ def load_captioner(path: str | Path, device: torch.device | str = "cpu") -> Capt
     Raises:
         WeightsError: no captioner there, or damaged files.
     """
-    folder = model_folder.find(path)
+    folder = model_folder.resolve_checkpoint(path)
     if not (folder / SETTINGS).is_file():
         raise WeightsError(f"{path}: not a captioner; train one, such as captioner-playground")
     checkpoint_store.verify(folder)
@@ -116,7 +116,7 @@ def copy_captioner(network: nn.Module, folder: Path, which: model_folder.Which) 
     network.load_state_dict(tensors)
 
 
-def grown(base: CaptionModel, words: Vocabulary) -> Captioner:
+def extend_vocabulary(base: CaptionModel, words: Vocabulary) -> Captioner:
     """A captioner's network with more words, those of the base first and as it knows them.
 
     Args:

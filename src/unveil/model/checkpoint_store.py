@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from unveil.io.files import sha256
 from unveil.io.safetensors_io import write_tensors
-from unveil.types import NotWritable, OutOfResources, WeightsError
+from unveil.types import OutOfResources, OutputError, WeightsError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -39,7 +39,7 @@ _STEP = re.compile(r"step_(\d+)")
 _log = logging.getLogger(__name__)
 
 
-class Entry(NamedTuple):
+class ManifestEntry(NamedTuple):
     """What the manifest says of one file."""
 
     size: int
@@ -55,7 +55,7 @@ class Manifest:
 
     kind: str
     step: int
-    files: Mapping[str, Entry]
+    files: Mapping[str, ManifestEntry]
     versions: Mapping[str, str]
     format: int = FORMAT
 
@@ -85,7 +85,7 @@ def save(
         OutOfResources: the disk is full; nothing changed.
     """
     if not replace and (folder.exists() or folder.is_symlink()):
-        raise NotWritable(f"{folder}: exists already and is not overwritten; choose another name or pass force")
+        raise OutputError(f"{folder}: exists already and is not overwritten; choose another name or pass force")
     staging = _beside(folder, "staging")
     with _explained(folder):
         try:
@@ -102,7 +102,7 @@ def save(
     return manifest
 
 
-def retain(parent: Path, keep: int) -> None:
+def prune(parent: Path, keep: int) -> None:
     """Deletes all but the newest `keep` training checkpoints; call it after the newest is published."""
     for folder in checkpoints(parent)[max(keep, 1) :]:
         dropped = _beside(folder, "dropped")
@@ -111,7 +111,7 @@ def retain(parent: Path, keep: int) -> None:
             shutil.rmtree(dropped, ignore_errors=True)
 
 
-def sweep(parent: Path) -> list[Path]:
+def remove_stale(parent: Path) -> list[Path]:
     """Removes what writers that died have left in `parent`; returns what was removed.
 
     A folder that was moved away while its successor was published is moved back if there is no successor.
@@ -174,7 +174,7 @@ def read_manifest(folder: Path) -> Manifest:
         raw = json.loads(path.read_bytes())
         if not isinstance(raw["format"], int) or raw["format"] > FORMAT:
             raise WeightsError(f"{path}: format {raw['format']!r}; this version reads up to {FORMAT}: update unveil")
-        files = {str(name): Entry(int(e["size"]), str(e["sha256"])) for name, e in raw["files"].items()}
+        files = {str(name): ManifestEntry(int(e["size"]), str(e["sha256"])) for name, e in raw["files"].items()}
         manifest = Manifest(str(raw["kind"]), int(raw["step"]), files, dict(raw["versions"]), raw["format"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         if isinstance(problem, WeightsError):
@@ -214,7 +214,7 @@ def verify(folder: Path) -> Manifest:
     return manifest
 
 
-def newest_valid(parent: Path, on_invalid: Callable[[Path, WeightsError], None] | None = None) -> Path | None:
+def latest_valid(parent: Path, on_invalid: Callable[[Path, WeightsError], None] | None = None) -> Path | None:
     """The newest training checkpoint in `parent` that verifies, or None.
 
     Args:
@@ -248,7 +248,7 @@ def read_json(path: Path) -> Any:
 # ---------------------------------------------------------------------- details
 
 
-def _write(staging: Path, name: str, content: Content) -> Entry:
+def _write(staging: Path, name: str, content: Content) -> ManifestEntry:
     path = staging / name
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
@@ -260,7 +260,7 @@ def _write(staging: Path, name: str, content: Content) -> Entry:
         path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
-    return Entry(path.stat().st_size, sha256(path))
+    return ManifestEntry(path.stat().st_size, sha256(path))
 
 
 def _publish(staging: Path, folder: Path) -> None:
@@ -311,12 +311,12 @@ def _explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as problem:
-        if isinstance(problem, NotWritable | OutOfResources):
+        if isinstance(problem, OutputError | OutOfResources):
             raise
         if problem.errno in _FULL:
             raise OutOfResources(
                 f"{folder}: the disk is full ({problem.strerror}); free some space: what was saved before is untouched"
             ) from problem
-        raise NotWritable(
+        raise OutputError(
             f"{folder}: cannot be written ({problem.strerror or problem}); choose another place"
         ) from problem

@@ -16,7 +16,7 @@ LEAST = 4096  # numbers of a tensor that is rounded; biases and gains are as the
 _MOST = 127
 
 
-def rounded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def quantize(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors, each that is large as int8 beside the steps of its rows (name + ".step", float32).
 
     Args:
@@ -34,17 +34,17 @@ def rounded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def is_step(name: str, others: Collection[str]) -> bool:
+def is_scale(name: str, others: Collection[str]) -> bool:
     """Whether a tensor of this name is the steps of another one."""
     return name.endswith(STEP) and name.removesuffix(STEP) in others
 
 
-def restored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def dequantize(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of which some may be rounded, these as float32; others as they are."""
     return {
         name: _times(tensor, tensors[name + STEP]) if name + STEP in tensors else tensor
         for name, tensor in tensors.items()
-        if not is_step(name, tensors)
+        if not is_scale(name, tensors)
     }
 
 

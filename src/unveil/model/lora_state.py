@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unveil.nn import lora
-from unveil.nn.lora_layer import Addition
+from unveil.nn.lora_layer import LoraDelta
 
 DENOISER = "denoiser"  # the role of the network that denoises, beside the text encoders
 CONTROL = "control.safetensors"  # of a ControlNet that was trained here, in the place of a model's weights
@@ -25,8 +25,8 @@ class TrainedLora(nn.Module):
         self._on = [network]  # no child: its weights are the base's
 
     @property
-    def _additions(self) -> list[Addition]:
-        return lora.additions(self._on[0], NAME)
+    def _additions(self) -> list[LoraDelta]:
+        return lora.lora_state(self._on[0], NAME)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The file's tensors by key; they are those that train."""
@@ -39,7 +39,7 @@ class TrainedLora(nn.Module):
             tensor.copy_(state_dict[key])
 
 
-def native_tensors(added: Mapping[str, Sequence[Addition]]) -> dict[str, Tensor]:
+def native_tensors(added: Mapping[str, Sequence[LoraDelta]]) -> dict[str, Tensor]:
     """Return a LoRA in our naming: the paths of our layers with their rows, by role of the network."""
     tensors: dict[str, Tensor] = {}
     for role, listed in added.items():

@@ -14,29 +14,39 @@ import torch
 from torch import Tensor, nn
 
 from unveil.autoencoders import Identity
-from unveil.autoencoders.tiling import decode_within
-from unveil.conditioning.batching import conditions, rows_of, stays
-from unveil.conditioning.controlnet import Control, Controls, Mode, check_fits, exchange
+from unveil.autoencoders.tiling import decode_with_fallback
+from unveil.conditioning.batching import build_conditions, expand_per_sample, keeps_in_uncond
+from unveil.conditioning.controlnet import Control, Mode, MultiControlNet, check_compatible, replace_controlnets
 from unveil.core import guidance
-from unveil.core.denoiser import Denoiser, Estimate, Step
+from unveil.core.denoiser import DenoiseFn, Denoiser, Estimate
 from unveil.core.process import Process
-from unveil.core.rng import Streams
-from unveil.core.samplers import Progress
+from unveil.core.rng import SampleRNG
+from unveil.core.samplers import SamplingProgress
 from unveil.core.samplers.ancestral import Shift
-from unveil.core.sampling_run import Course
+from unveil.core.sampling_run import SamplingRun
 from unveil.core.variance import VarianceRule, fixed_small, is_learned
 from unveil.model import model_saving
 from unveil.model.config import ModelConfig, SampleConfig
 from unveil.model.lora_state import CONTROL, LORA, TrainedLora
 from unveil.model.shapes import ending, sized
-from unveil.nn.mixed_precision import lowerable
-from unveil.types import Base, Condition, Level, NonFinite, OutOfResources, Raw, RecipeError, Steering, Worn
+from unveil.nn.mixed_precision import low_precision_parameters
+from unveil.types import (
+    BaseModel,
+    Condition,
+    ControlNetInfo,
+    LoraInfo,
+    NoiseLevel,
+    NonFinite,
+    OutOfResources,
+    Raw,
+    RecipeError,
+)
 
 if TYPE_CHECKING:
     from unveil.autoencoders import Codec
 
 # a batch's course and the rows that it is of a set -> the course that is run
-Change = Callable[[Course, slice], Course]
+RunTransform = Callable[[SamplingRun, slice], SamplingRun]
 
 
 class Model(nn.Module):
@@ -79,11 +89,11 @@ class Model(nn.Module):
         self.config = config
         self.sampling = sample or (config.sample if config is not None else SampleConfig())
         self.home: Path | None = None  # another program's folder that it was read from, and that keeps it
-        self.base: Base | None = None  # of a LoRA or a ControlNet, where that alone is trained and saved
-        self.worn: tuple[Worn, ...] = ()  # LoRAs that are on it, for the records of pictures
-        self.steering: tuple[Steering, ...] = ()  # its controls from files, with their pictures, for the same
+        self.base: BaseModel | None = None  # of a LoRA or a ControlNet, where that alone is trained and saved
+        self.worn: tuple[LoraInfo, ...] = ()  # LoRAs that are on it, for the records of pictures
+        self.steering: tuple[ControlNetInfo, ...] = ()  # its controls from files, with their pictures, for the same
         self._precision = self._lowered = torch.float32
-        self.controls: Controls | None = None
+        self.controls: MultiControlNet | None = None
 
     def train(self, mode: bool = True) -> Model:
         """Training or evaluation mode; the codec is frozen and stays in the latter."""
@@ -126,7 +136,7 @@ class Model(nn.Module):
         self.precision = dtype
         if dtype != torch.float32:
             for part in (self.denoiser.network, *([] if self.controls is None else [self.controls])):
-                for _, parameter in lowerable(part):
+                for _, parameter in low_precision_parameters(part):
                     parameter.data = parameter.data.to(dtype)
             self._lowered = dtype
         return self
@@ -153,8 +163,8 @@ class Model(nn.Module):
         factor = self.shape[-1] // self.codec.latent_shape(self.shape)[-1]
         bare = isinstance(self.codec, Identity) and self.shape[0] not in (1, 3)  # latents, whose codec is elsewhere
         for one in controls:
-            check_fits(one, self.denoiser.network, None if bare else factor)
-        self.controls = exchange(self.conditioners, self.controls, controls, mode)
+            check_compatible(one, self.denoiser.network, None if bare else factor)
+        self.controls = replace_controlnets(self.conditioners, self.controls, controls, mode)
         return self
 
     def sized(self, size: Sequence[int], seen: Sequence[int] | None = None) -> Model:
@@ -195,9 +205,9 @@ class Model(nn.Module):
         Raises:
             RecipeError: a key or a value that the model does not know (names the nearest), or a wrong number.
         """
-        return conditions(cast(Mapping[str, Any], self.conditioners), raw or {}, count)
+        return build_conditions(cast(Mapping[str, Any], self.conditioners), raw or {}, count)
 
-    def step(self, condition: Condition | None) -> Step:
+    def step(self, condition: Condition | None) -> DenoiseFn:
         """The denoiser with its condition bound: what samplers and guidance take."""
         return lambda x, level: self._estimate(x, level, condition)
 
@@ -229,10 +239,10 @@ class Model(nn.Module):
         with torch.no_grad():
             if self.precision != torch.float32:
                 with torch.autocast(latents.device.type, self.precision):
-                    pixels = decode_within(self.codec, latents).float()
+                    pixels = decode_with_fallback(self.codec, latents).float()
                 if bool(torch.isfinite(pixels).all()):
                     return pixels
-            return decode_within(self.codec, latents.float())
+            return decode_with_fallback(self.codec, latents.float())
 
     @torch.no_grad()
     def generate(
@@ -252,10 +262,10 @@ class Model(nn.Module):
         shift: Shift | None = None,
         size: Sequence[int] | None = None,
         seen: Sequence[int] | None = None,
-        change: Change | None = None,
+        change: RunTransform | None = None,
         batch: int | None = None,
         first_sample: int = 0,
-        on_step: Callable[[Progress], object] | None = None,
+        on_step: Callable[[SamplingProgress], object] | None = None,
     ) -> Tensor:
         """Samples (count, *shape), pixels in [-1, 1]; what is left out is as the model's own `sample` says.
 
@@ -291,8 +301,8 @@ class Model(nn.Module):
             raise RecipeError(f"count = {count}: at least 1")
         changes = {"sampler": sampler, "steps": steps, "eta": eta, "clip": clip, "scale": scale, "grid": grid}
         how = self.sampling.changed({**(sampling or {}), **{k: v for k, v in changes.items() if v is not None}})
-        rows = {key: rows_of(key, value, count) for key, value in (raw or {}).items()}
-        avoided = {key: rows_of(key, value, count) for key, value in (negative or {}).items()}
+        rows = {key: expand_per_sample(key, value, count) for key, value in (raw or {}).items()}
+        avoided = {key: expand_per_sample(key, value, count) for key, value in (negative or {}).items()}
         seeds = [seed] * count if isinstance(seed, int) else list(seed)
         if len(seeds) != count:
             raise RecipeError(f"seed: {len(seeds)} for {count} samples; give one, or one for each")
@@ -305,7 +315,7 @@ class Model(nn.Module):
             for start in range(0, count, length):
                 here = slice(start, start + length)
                 part, away = ({key: value[here] for key, value in one.items()} for one in (rows, avoided))
-                streams = Streams(seeds[here], numbers[here], device=self.device)
+                streams = SampleRNG(seeds[here], numbers[here], device=self.device)
                 course = self.course(how, streams, raw=part, negative=away, size=size, seen=seen, shift=shift)
                 pixels = self.decode((course if change is None else change(course, here)).run(on_step))
                 parts.append(pixels if how.clip == "none" else pixels.clamp(-1, 1))
@@ -316,24 +326,24 @@ class Model(nn.Module):
     def course(
         self,
         how: SampleConfig,
-        streams: Streams,
+        streams: SampleRNG,
         *,
         raw: Raw | None = None,
         negative: Raw | None = None,
         size: Sequence[int] | None = None,
         seen: Sequence[int] | None = None,
         shift: Shift | None = None,
-    ) -> Course:
+    ) -> SamplingRun:
         """One batch made ready to run; arguments are those of `generate`, with as many rows as `streams` has."""
         if size is not None and tuple(size) != self.shape[-len(size) :]:
             return self.sized(size, seen).course(how, streams, raw=raw, negative=negative, shift=shift)
         count = len(streams.samples)
         condition, null = self.encode(raw, count)
         if negative:
-            kept = {key: value for key, value in (raw or {}).items() if stays(self.conditioners[key])}
+            kept = {key: value for key, value in (raw or {}).items() if keeps_in_uncond(self.conditioners[key])}
             null = self.encode({**kept, **negative}, count)[0]
         shape = self.codec.latent_shape(self.shape)
-        return Course(
+        return SamplingRun(
             grid=how.levels(self.process),
             planned=lambda grid: how.plan(grid, self.variance, shift),
             guided=lambda condition, null: self._guided(how, condition, null, count, shift),
@@ -374,7 +384,7 @@ class Model(nn.Module):
         """Write a folder of model.yaml, a safetensors file per part and card.md, whole or not at all."""
         return model_saving.save_model(self, Path(folder), force=force)
 
-    def _estimate(self, x: Tensor, level: Level, condition: Condition | None) -> Estimate:
+    def _estimate(self, x: Tensor, level: NoiseLevel, condition: Condition | None) -> Estimate:
         """The denoiser under its controls, in the precision asked for."""
         whole = self.precision == torch.float32
         with nullcontext() if whole else torch.autocast(x.device.type, self.precision):
@@ -384,7 +394,7 @@ class Model(nn.Module):
 
     def _guided(
         self, how: SampleConfig, condition: Condition | None, null: Condition | None, count: int, shift: Shift | None
-    ) -> Step:
+    ) -> DenoiseFn:
         """The step of one batch with its condition bound, guided and clipped."""
         step = self.step(condition)
         if how.guidance.scale != 1:
@@ -395,18 +405,18 @@ class Model(nn.Module):
             assert condition is not None  # without one there is no null
             null = null if self.controls is None else self.controls.without(null)
             alike = (condition.hint is None) == (null.hint is None)
-            if how.guidance.scale != 0 and alike and guidance.together(self.device, count):
-                step = how.guidance.guide(*guidance.batched(self._estimate, condition, null))
+            if how.guidance.scale != 0 and alike and guidance.should_batch(self.device, count):
+                step = how.guidance.guide(*guidance.batch_cond_uncond(self._estimate, condition, null))
             else:
                 step = how.guidance.guide(step, self.step(null))
         if shift is not None and not how.takes_shift:
-            step = guidance.steer(step, shift)
+            step = guidance.shift_eps(step, shift)
         if how.clip != "none":
             step = guidance.clip_static(step) if how.clip == "static" else guidance.clip_dynamic(step)
         return step
 
     @contextmanager
-    def _ahead(self, levels: Iterable[Level]) -> Iterator[None]:
+    def _ahead(self, levels: Iterable[NoiseLevel]) -> Iterator[None]:
         """Where a network can work out before the run what depends on levels or conditions alone, it does."""
         parts = [part for part in (self.denoiser.network, self.controls) if hasattr(part, "ahead")]
         plain = [level for level in levels if not isinstance(level.t, Tensor) and level.sigma != 0] if parts else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from unveil.autoencoders import KL, VQ
+from unveil.autoencoders import AutoencoderKL, VQModel
 from unveil.model.config import AutoencoderConfig, Section
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def card(model: Model, about: str = "") -> str:
     return "\n".join(lines) + (f"\n{about.strip()}\n" if about.strip() else "")
 
 
-def autoencoder_card(codec: KL | VQ, config: AutoencoderConfig, about: str = "") -> str:
+def autoencoder_card(codec: AutoencoderKL | VQModel, config: AutoencoderConfig, about: str = "") -> str:
     """A card of an autoencoder in Markdown.
 
     Args:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from unveil.types import WeightsError, nearest
+from unveil.types import WeightsError, did_you_mean
 
 VARIABLE, HERE = "UNVEIL_MODELS", "models"
 Drawer = Literal["checkpoints", "loras", "controlnets"]
@@ -21,7 +21,7 @@ FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 MARKS = ("manifest.json", "model_index.json", "config.json", "adapter_config.json", "checkpoints")
 
 
-class Entry(NamedTuple):
+class ModelFile(NamedTuple):
     """What lies in the models folder: its name without a suffix, its place, and the part of the folder."""
 
     name: str
@@ -29,24 +29,24 @@ class Entry(NamedTuple):
     drawer: Drawer
 
 
-def root() -> Path:
+def models_dir() -> Path:
     """The models folder, which need not be there."""
     return Path(os.environ.get(VARIABLE) or HERE)
 
 
-def entries(drawer: Drawer | None = None) -> list[Entry]:
+def entries(drawer: Drawer | None = None) -> list[ModelFile]:
     """Everything in the models folder, or in one part of it, by name; folders inside are looked through."""
-    found: list[Entry] = []
+    found: list[ModelFile] = []
     for one in DRAWERS if drawer is None else (drawer,):
-        top = root() / one
+        top = models_dir() / one
         for path in sorted(_models(top)):
             inside = path.relative_to(top)
             name = inside.with_suffix("") if path.is_file() else inside
-            found.append(Entry(name.as_posix(), path, one))
+            found.append(ModelFile(name.as_posix(), path, one))
     return found
 
 
-def place(name: str | Path, drawer: Drawer) -> Path:
+def resolve(name: str | Path, drawer: Drawer) -> Path:
     """Where a model of this name is: the path itself where there is something, else its place in the models folder.
 
     A name may leave the suffix away, and the folders inside the part of the models folder. Of a name that is nowhere
@@ -65,13 +65,13 @@ def place(name: str | Path, drawer: Drawer) -> Path:
     return every[0].path if every else path
 
 
-def missing(name: str | Path, drawer: Drawer) -> str:
+def not_found_message(name: str | Path, drawer: Drawer) -> str:
     """What to tell of a name that is neither a path nor in its part of the models folder, with the nearest there."""
     names = [one.name for one in entries(drawer)]
-    return f"{name}: no such file or folder, and nothing of this name in {root() / drawer}{nearest(str(name), names)}"
+    return f"{name}: no such file or folder, and nothing of this name in {models_dir() / drawer}{did_you_mean(str(name), names)}"
 
 
-def _is(entry: Entry, name: str) -> bool:
+def _is(entry: ModelFile, name: str) -> bool:
     whole = entry.name + (entry.path.suffix if entry.path.is_file() else "")
     return name in (entry.name, whole, entry.name.rpartition("/")[2], whole.rpartition("/")[2])
 

@@ -21,17 +21,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from unveil.autoencoders import KL, VQ
+from unveil.autoencoders import AutoencoderKL, VQModel
 from unveil.io.safetensors_io import SHOWN, read_header, read_tensors
 from unveil.model import checkpoint_store, model_dir
 from unveil.model.assembly import assemble
 from unveil.model.base_model import base_of
 from unveil.model.config import AutoencoderConfig, ModelConfig, read_yaml, validate
-from unveil.model.int8 import is_step, restored
+from unveil.model.int8 import dequantize, is_scale
 from unveil.model.model import Model
 from unveil.model.model_saving import parts_of, texts_of
-from unveil.nn.meta_device import Unfilled
-from unveil.types import ADDITIONS, WeightsError, nearest
+from unveil.nn.meta_device import EmptyParameters
+from unveil.types import ADDITIONS, WeightsError, did_you_mean
 
 if TYPE_CHECKING:
     from unveil.io.safetensors_io import Header
@@ -58,7 +58,7 @@ def load_model(path: Path | str, *, dtype: torch.dtype | None = torch.float32) -
     Raises:
         WeightsError: nothing there, damaged, or weights of another shape than model.yaml says (lists the keys).
     """
-    folder = find(path)
+    folder = resolve_checkpoint(path)
     checkpoint_store.verify(folder)
     if (base := base_of(folder)) is not None:
         option = f"--lora {path}" if base.what == "lora" else f"--control {path}=PICTURE"
@@ -79,43 +79,43 @@ def load_model(path: Path | str, *, dtype: torch.dtype | None = torch.float32) -
             "codec: {kind: saved, path: ...}"
         )
     config = validate(ModelConfig, raw, str(described))
-    with Unfilled():
+    with EmptyParameters():
         model = assemble(config, load_codec)
     _assign(model, folder, "ema", dtype)
     _take_files(model, folder)
     return model.eval()
 
 
-def load_autoencoder(path: Path | str) -> tuple[AutoencoderConfig, KL | VQ]:
+def load_autoencoder(path: Path | str) -> tuple[AutoencoderConfig, AutoencoderKL | VQModel]:
     """The autoencoder in a folder (a saved one, a checkpoint, a run) with its averaged weights, frozen.
 
     Raises:
         WeightsError: nothing there, damaged, no autoencoder, or weights of another shape than model.yaml says.
     """
-    folder = find(path)
+    folder = resolve_checkpoint(path)
     checkpoint_store.verify(folder)
     described = folder / "model.yaml"
     raw = read_yaml(described.read_text("utf-8"), str(described)) if described.is_file() else None
     if not _is_autoencoder(raw):
         raise WeightsError(f"{folder}: holds no autoencoder; name the run of one, such as that of ae-fashion")
     config = validate(AutoencoderConfig, raw, str(described))
-    with Unfilled():
+    with EmptyParameters():
         codec = config.build()
     _assign(codec, folder, "ema", torch.float32)
     return config, codec.eval().requires_grad_(False)
 
 
-def load_codec(path: Path | str) -> KL | VQ:
+def load_codec(path: Path | str) -> AutoencoderKL | VQModel:
     """The codec in a folder: an autoencoder as `load_autoencoder` gives it, or the one that a model has, frozen.
 
     Raises:
         WeightsError: as `load_autoencoder` and `load_model`, or a model of pixels.
     """
-    described = find(path) / "model.yaml"
+    described = resolve_checkpoint(path) / "model.yaml"
     if described.is_file() and _is_autoencoder(read_yaml(described.read_text("utf-8"), str(described))):
         return load_autoencoder(path)[1]
     codec = load_model(path).codec
-    if not isinstance(codec, KL | VQ):
+    if not isinstance(codec, AutoencoderKL | VQModel):
         raise WeightsError(f"{path}: a model of pixels, without an autoencoder; name the folder of one")
     return codec
 
@@ -126,13 +126,13 @@ def load_weights(model: Model, path: Path | str, *, which: Which = "ema") -> Mod
     Raises:
         WeightsError: nothing there, damaged, or weights of another shape than the model's (lists the keys).
     """
-    folder = find(path)
+    folder = resolve_checkpoint(path)
     checkpoint_store.verify(folder)
-    copy_weights(model, folder, which)
+    load_into(model, folder, which)
     return model
 
 
-def copy_weights(model: nn.Module, folder: Path, which: Which) -> None:
+def load_into(model: nn.Module, folder: Path, which: Which) -> None:
     """The same for a folder that has been verified.
 
     Raises:
@@ -145,14 +145,14 @@ def copy_weights(model: nn.Module, folder: Path, which: Which) -> None:
             f"is {base.name!r} ({base.sha256[:12]}...); give that one as base, or start a new run"
         )
     for name, part in parts_of(model):
-        tensors = restored(read_tensors(weights_of(folder, name, which)))
+        tensors = dequantize(read_tensors(weights_of(folder, name, which)))
         check_keys(folder / name, part, tensors)
         part.load_state_dict(tensors)
     if isinstance(model, Model):
         _take_files(model, folder)
 
 
-def find(path: Path | str) -> Path:
+def resolve_checkpoint(path: Path | str) -> Path:
     """The folder with a manifest that a path stands for: itself, or the newest valid checkpoint of a run.
 
     Raises:
@@ -166,7 +166,7 @@ def find(path: Path | str) -> Path:
             return shipped / given
         known = f"; shipped: {', '.join(names)}" if names else ""
         there = [one.name for one in model_dir.entries("checkpoints")]
-        raise WeightsError(f"{given}: no such folder or shipped model{nearest(given, [*names, *there])}{known}")
+        raise WeightsError(f"{given}: no such folder or shipped model{did_you_mean(given, [*names, *there])}{known}")
     if path.is_file():
         read_header(path)  # a pickle or a broken file is named as that
         raise WeightsError(
@@ -175,7 +175,7 @@ def find(path: Path | str) -> Path:
     if (path / checkpoint_store.MANIFEST).is_file():
         return path
     for parent in (path / "checkpoints", path):
-        newest = checkpoint_store.newest_valid(parent)
+        newest = checkpoint_store.latest_valid(parent)
         if newest is not None:
             return newest
     if (name := _diffusers_class(path)) is not None:
@@ -190,7 +190,7 @@ def summary(headers: Mapping[str, Header]) -> dict[str, Any]:
     """Parameters, bytes and files of weights, from their headers by file name."""
     weights = [h for name, h in headers.items() if "train_state" not in name and not name.startswith("ema/")]
     return {
-        "parameters": sum(t.size for h in weights for key, t in h.tensors.items() if not is_step(key, h.tensors)),
+        "parameters": sum(t.size for h in weights for key, t in h.tensors.items() if not is_scale(key, h.tensors)),
         "bytes": sum(t.stop - t.start for header in headers.values() for t in header.tensors.values()),
         "files": {
             name: {
@@ -227,7 +227,7 @@ def weights_of(folder: Path, name: str, which: Which) -> Path:
 
 def _assign(model: nn.Module, folder: Path, which: Which, dtype: torch.dtype | None) -> None:
     for name, part in parts_of(model):
-        tensors = restored(read_tensors(weights_of(folder, name, which)))
+        tensors = dequantize(read_tensors(weights_of(folder, name, which)))
         check_keys(folder / name, part, tensors)
         if dtype is not None:
             tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}

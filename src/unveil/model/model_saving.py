@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from unveil.conditioning.learned_text_encoder import WordTokens
-from unveil.conditioning.text_encoder import Text
+from unveil.conditioning.learned_text_encoder import LearnedTextEncoder
+from unveil.conditioning.text_encoder import TextEncoder
 from unveil.io.files import refuse_foreign
 from unveil.io.safetensors_io import require_finite
 from unveil.model import checkpoint_store
 from unveil.model.base_model import BASE
 from unveil.model.config import dump
-from unveil.model.int8 import rounded
+from unveil.model.int8 import quantize
 from unveil.model.model_card import card
 from unveil.types import ADDITIONS, RecipeError
 
@@ -49,7 +49,7 @@ def model_files(model: Model, *, about: str = "", small: bool = False) -> dict[s
         what = ADDITIONS[model.base.what]
         on = f"These are only the weights of a {what} on `{model.base.name}` (sha256 {model.base.sha256[:12]})."
         about = f"{on}\n\n{about}"
-    weights = {name: rounded(part) if small else part for name, part in weight_files(model).items()}
+    weights = {name: quantize(part) if small else part for name, part in weight_files(model).items()}
     files: dict[str, checkpoint_store.Content] = {**weights, "card.md": card(model, about)}
     for name, part in texts_of(model):
         files |= {f"{name}.{end}": content for end, content in part.files().items()}
@@ -95,6 +95,8 @@ def parts_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield from parts()
 
 
-def texts_of(model: Model) -> Iterator[tuple[str, Text | WordTokens]]:
+def texts_of(model: Model) -> Iterator[tuple[str, TextEncoder | LearnedTextEncoder]]:
     """The conditioners that may need a file beside their weights."""
-    yield from ((name, part) for name, part in model.conditioners.items() if isinstance(part, Text | WordTokens))
+    yield from (
+        (name, part) for name, part in model.conditioners.items() if isinstance(part, TextEncoder | LearnedTextEncoder)
+    )

@@ -11,12 +11,12 @@ from torch import Tensor
 from unveil.model.seq2seq_folder import SequenceModel
 from unveil.nn.decoding import beam, greedy
 from unveil.nn.tokenizer import BEGIN, END, PADDING, UNKNOWN, padded
-from unveil.nn.transformer_blocks import Maps
+from unveil.nn.transformer_blocks import AttentionMaps
 from unveil.playground.text_pairs import Pair
 from unveil.types import RecipeError
 
 
-class Written(NamedTuple):
+class Translation(NamedTuple):
     """A text that a model wrote.
 
     log_probability: natural, of the whole text. ended: False where it was cut off.
@@ -27,7 +27,7 @@ class Written(NamedTuple):
     ended: bool
 
 
-class Looks(NamedTuple):
+class TranslationAttention(NamedTuple):
     """What the heads of a model look at.
 
     source, target: the tokens as written, the end of the source and the begin of the target included.
@@ -41,14 +41,14 @@ class Looks(NamedTuple):
 
 def translate(
     model: SequenceModel, texts: Sequence[str], *, beams: int = 1, length_power: float = 0.6, batch: int = 64
-) -> list[Written]:
+) -> list[Translation]:
     """What a model writes for each text; one beam is greedy.
 
     Raises:
         RecipeError: an empty text.
         ShapeError: a text beyond the model's limit.
     """
-    found: list[Written] = []
+    found: list[Translation] = []
     for part, source, mask in _batches(model, texts, batch):
         start = torch.full((len(part), 1), BEGIN, device=source.device)
         limit = model.network.config.limit - 1  # the begin is one of the tokens that the model's own limit counts
@@ -59,11 +59,11 @@ def translate(
             else:
                 decoded = beam(reading, start, end=END, limit=limit, beams=beams, length_power=length_power)
         for tokens, logp, ended in zip(*decoded, strict=True):
-            found.append(Written(model.target.decode(tokens), float(logp), bool(ended)))
+            found.append(Translation(model.target.decode(tokens), float(logp), bool(ended)))
     return found
 
 
-def exact(
+def exact_match(
     model: SequenceModel,
     pairs: Sequence[Pair],
     *,
@@ -87,7 +87,7 @@ def exact(
     ]
 
 
-def looks(model: SequenceModel, source: str, target: str) -> Looks:
+def attention_maps(model: SequenceModel, source: str, target: str) -> TranslationAttention:
     """What each head looks at when the model reads a text and writes another, in one pass over both.
 
     Raises:
@@ -95,8 +95,8 @@ def looks(model: SequenceModel, source: str, target: str) -> Looks:
     """
     ((_, read, mask),) = _batches(model, [source], 1)
     written = [BEGIN, *model.target.encode(target)]
-    encoder: list[Maps] = []
-    decoder: list[Maps] = []
+    encoder: list[AttentionMaps] = []
+    decoder: list[AttentionMaps] = []
     with torch.inference_mode():
         context = model.network.encode(read, mask, encoder)
         model.network.decoder(torch.tensor([written], device=read.device), context=context, maps=decoder)
@@ -104,10 +104,10 @@ def looks(model: SequenceModel, source: str, target: str) -> Looks:
     weights |= {f"decoder.{i}": one.own[0][0] for i, one in enumerate(decoder)}
     weights |= {f"crossed.{i}": one.context[0][0] for i, one in enumerate(decoder)}
     names = [model.source.token(number) for number in read[0].tolist()], [model.target.token(n) for n in written]
-    return Looks(*names, {name: one.float().cpu() for name, one in weights.items()})
+    return TranslationAttention(*names, {name: one.float().cpu() for name, one in weights.items()})
 
 
-def unknown(model: SequenceModel, text: str) -> list[str]:
+def unknown_tokens(model: SequenceModel, text: str) -> list[str]:
     """The parts of a text that the model has no token for."""
     return [part for part in model.source.split(text) if UNKNOWN in model.source.encode(part)]
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from unveil.conditioning.learned_text_encoder import WordTokens
+from unveil.conditioning.learned_text_encoder import LearnedTextEncoder
 from unveil.model.model import Model
 from unveil.nn.tokenizer import Vocabulary
 from unveil.types import RecipeError, WeightsError
 
 
-def mean(models: Sequence[Model], shares: Sequence[float]) -> Model:
+def average_weights(models: Sequence[Model], shares: Sequence[float]) -> Model:
     """The first of some models, with the weighted mean of all their weights.
 
     A network that was trained on, and the one that it began as, often have a path between them on which the new is
@@ -49,7 +49,7 @@ def mean(models: Sequence[Model], shares: Sequence[float]) -> Model:
             own.copy_(_mean(values, parts, tables.get(key)))
     for name, found in words.items():
         part = first.conditioners[name]
-        assert isinstance(part, WordTokens)
+        assert isinstance(part, LearnedTextEncoder)
         part.vocabulary = max(found, key=len)
     return first
 
@@ -71,12 +71,12 @@ def _mean(values: Tensor, parts: Tensor, known: Tensor | None) -> Tensor:
 
 
 def _told_in_words(model: Model) -> list[str]:
-    return [name for name, part in model.conditioners.items() if isinstance(part, WordTokens)]
+    return [name for name, part in model.conditioners.items() if isinstance(part, LearnedTextEncoder)]
 
 
 def _vocabulary(model: Model, name: str) -> Vocabulary:
     part = model.conditioners[name]
-    found = part.vocabulary if isinstance(part, WordTokens) else None
+    found = part.vocabulary if isinstance(part, LearnedTextEncoder) else None
     if found is None:
         raise WeightsError(f"{name}: a model without a vocabulary; train it first")
     return found

@@ -13,13 +13,13 @@ from torch.nn import functional as F
 
 from unveil.nn.embeddings import Rotary
 from unveil.nn.packing import Packing
-from unveil.nn.sdpa import attend, attention_weights, for_heads
-from unveil.types import RecipeError, ShapeError, nearest
+from unveil.nn.sdpa import attention_weights, repeat_kv, scaled_dot_product_attention
+from unveil.types import RecipeError, ShapeError, did_you_mean
 
 QkNorm = Literal["none", "layer", "rms"]
 
 
-class Cache:
+class KVCache:
     """The keys and values (B, heads, n, D) that one layer keeps: of the tokens so far, or of a context, fixed.
 
     It is for reading a model: no gradient passes through tokens that are appended.
@@ -66,7 +66,7 @@ class Cache:
             self._kept = self._kept[0].index_select(0, rows), self._kept[1].index_select(0, rows)
 
 
-class Together(Protocol):
+class AttentionPattern(Protocol):
     """Says which tokens of rows see each other, and computes what they gather."""
 
     @property
@@ -133,8 +133,8 @@ class Attention(nn.Module):
         mask: Tensor | None = None,
         causal: bool = False,
         rotary: Rotary | None = None,
-        cache: Cache | None = None,
-        packing: Together | None = None,
+        cache: KVCache | None = None,
+        packing: AttentionPattern | None = None,
         maps: list[Tensor] | None = None,
     ) -> Tensor:
         """What each token of x (B, N, C) gathers, from x or from the context (B, M, context_width).
@@ -171,23 +171,23 @@ class Attention(nn.Module):
             own = packing.mask.to(x.device)
             mask = own if mask is None else own & mask
         if maps is None:
-            return self._out(attend(query, key, value, mask=mask, causal=causal))
+            return self._out(scaled_dot_product_attention(query, key, value, mask=mask, causal=causal))
         weights = attention_weights(query, key, mask=mask, causal=causal)
         maps.append(weights)
-        return self._out(weights @ for_heads(value, self.heads))
+        return self._out(weights @ repeat_kv(value, self.heads))
 
-    def remember(self, context: Tensor) -> Cache:
+    def remember(self, context: Tensor) -> KVCache:
         """The keys and values of a context (B, M, context_width), for every call of a run.
 
         Raises:
             ShapeError: a context of another width, or a layer that has none.
         """
-        cache = Cache()
+        cache = KVCache()
         cache.fix(*self._keys_values(context))
         return cache
 
     def _own(
-        self, x: Tensor, context: Tensor | None, rotary: Rotary | None, cache: Cache | None
+        self, x: Tensor, context: Tensor | None, rotary: Rotary | None, cache: KVCache | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         if context is not None:
             raise ShapeError("context: this layer's tokens look at themselves; build it with context_width")
@@ -201,7 +201,7 @@ class Attention(nn.Module):
         return (query, key, value) if cache is None else (query, *cache.append(key, value))
 
     def _crossed(
-        self, x: Tensor, context: Tensor | None, rotary: Rotary | None, cache: Cache | None
+        self, x: Tensor, context: Tensor | None, rotary: Rotary | None, cache: KVCache | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         if rotary is not None:
             raise ShapeError("rotary: a context has no place among the tokens' positions; leave it out")
@@ -236,5 +236,5 @@ class _Rms(nn.RMSNorm):
 def _norm(kind: QkNorm, width: int) -> nn.Module:
     kinds = {"none": nn.Identity, "layer": nn.LayerNorm, "rms": _Rms}
     if kind not in kinds:
-        raise RecipeError(f"qk_norm {kind!r}: must be one of {', '.join(kinds)}{nearest(kind, list(kinds))}")
+        raise RecipeError(f"qk_norm {kind!r}: must be one of {', '.join(kinds)}{did_you_mean(kind, list(kinds))}")
     return nn.Identity() if kind == "none" else kinds[kind](width, eps=1e-6)

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from unveil.nn.embeddings import grid_coordinates
 from unveil.nn.packing import Packing
-from unveil.nn.sdpa import attend
+from unveil.nn.sdpa import scaled_dot_product_attention
 from unveil.types import ShapeError
 
 Pattern = Literal["full", "factorised", "windowed"]
 
 
-class Grid(NamedTuple):
+class TokenGrid(NamedTuple):
     """Tokens of a clip along time, height and width; a picture has one frame."""
 
     frames: int
@@ -36,7 +36,7 @@ class Grid(NamedTuple):
         return self.frames * self.rows * self.columns
 
 
-def labels(grid: Grid, pattern: Pattern, number: int, window: tuple[int, int, int]) -> Tensor:
+def attention_groups(grid: TokenGrid, pattern: Pattern, number: int, window: tuple[int, int, int]) -> Tensor:
     """The label (N,) of each token in the block `number`, frame by frame and row by row.
 
     Args:
@@ -58,9 +58,11 @@ def labels(grid: Grid, pattern: Pattern, number: int, window: tuple[int, int, in
     return (boxes[:, 0] * most[1] + boxes[:, 1]) * most[2] + boxes[:, 2]
 
 
-def visible(grid: Grid, pattern: Pattern, number: int, *, window: tuple[int, int, int], causal: bool = False) -> Tensor:
+def attention_mask(
+    grid: TokenGrid, pattern: Pattern, number: int, *, window: tuple[int, int, int], causal: bool = False
+) -> Tensor:
     """Which token may see which of one clip, as a mask: boolean (N, N), True where the first may see the second."""
-    label = labels(grid, pattern, number, window)
+    label = attention_groups(grid, pattern, number, window)
     seen = label[:, None] == label[None]
     if not causal:
         return seen
@@ -68,7 +70,7 @@ def visible(grid: Grid, pattern: Pattern, number: int, *, window: tuple[int, int
     return seen & (frame[:, None] >= frame[None])
 
 
-class Groups:
+class AttentionGroups:
     """The groups of tokens that see each other in one block, those of one kind laid out for one product.
 
     Args:
@@ -80,7 +82,7 @@ class Groups:
     def __init__(
         self,
         packing: Packing,
-        grids: Sequence[Grid],
+        grids: Sequence[TokenGrid],
         pattern: Pattern,
         number: int,
         *,
@@ -101,7 +103,7 @@ class Groups:
             self.kinds.append((torch.stack(found), mask))  # (groups, n)
         self.shape = packing.shape
 
-    def to(self, device: torch.device | str) -> Groups:
+    def to(self, device: torch.device | str) -> AttentionGroups:
         """The same groups, their tables moved to where the tokens are, once instead of at each call."""
         self.kinds = [(index.to(device), None if mask is None else mask.to(device)) for index, mask in self.kinds]
         return self
@@ -131,16 +133,16 @@ class Groups:
         for index, mask in self.kinds:
             index = index.to(query.device)
             own = [x[index].transpose(1, 2) for x in tokens]  # (groups, H, n, D)
-            gathered = attend(*own, mask=None if mask is None else mask.to(query.device))
+            gathered = scaled_dot_product_attention(*own, mask=None if mask is None else mask.to(query.device))
             found = found.index_copy(0, index.flatten(), gathered.transpose(1, 2).flatten(0, 1).to(found.dtype))
         return found.unflatten(0, self.shape).transpose(1, 2)
 
 
 def _members(
-    grid: Grid, pattern: Pattern, number: int, window: tuple[int, int, int]
+    grid: TokenGrid, pattern: Pattern, number: int, window: tuple[int, int, int]
 ) -> list[tuple[Tensor, tuple[int, ...]]]:
     """The tokens of each label, in the grid's order, and which frame each is of."""
-    label = labels(grid, pattern, number, window)
+    label = attention_groups(grid, pattern, number, window)
     order = label.argsort(stable=True)
     frame = order // (grid.rows * grid.columns)
     counts = torch.unique(label, return_counts=True)[1].tolist()

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unveil.nn.layers import PixelNorm, PixelRMS, SelfAttention, check_multiple, group_norm
-from unveil.nn.unet_blocks import ConvDown, ConvUp
-from unveil.types import RecipeError, ShapeError, nearest
+from unveil.nn.unet_blocks import Downsample, Upsample
+from unveil.types import RecipeError, ShapeError, did_you_mean
 
 Norm = Literal["group", "pixel", "rms"]
 Middle = Literal["attention", "blocks"]
@@ -77,7 +77,7 @@ class AutoencoderConfig:
         for name, kinds in CHOICES.items():
             if (given := getattr(self, name)) not in get_args(kinds):
                 allowed = ", ".join(get_args(kinds))
-                raise RecipeError(f"{name} = {given!r}: must be one of {allowed}{nearest(given, get_args(kinds))}")
+                raise RecipeError(f"{name} = {given!r}: must be one of {allowed}{did_you_mean(given, get_args(kinds))}")
         if not 0 <= self.dropout < 1:
             raise RecipeError(f"dropout = {self.dropout}: must lie in [0, 1)")
         if not self.multipliers:
@@ -139,7 +139,7 @@ def _attention(channels: int, config: AutoencoderConfig) -> SelfAttention:
     return SelfAttention(channels, 1, norm=_norm(channels, config))
 
 
-class Block(nn.Module):
+class AutoencoderBlock(nn.Module):
     """Two convolutions with a residual connection."""
 
     def __init__(self, width: int, out: int, config: AutoencoderConfig) -> None:
@@ -158,10 +158,12 @@ class Block(nn.Module):
         return h.add_(self.skip(x))
 
 
-class Level(nn.Module):
+class AutoencoderLevel(nn.Module):
     """The blocks of one resolution, each with attention or nothing after it, and the way to the next one."""
 
-    def __init__(self, blocks: list[Block], attention: list[nn.Module], resample: nn.Module | None = None) -> None:
+    def __init__(
+        self, blocks: list[AutoencoderBlock], attention: list[nn.Module], resample: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.attention = nn.ModuleList(attention)
@@ -174,23 +176,25 @@ class Level(nn.Module):
         return h if self.resample is None else self.resample(h)
 
 
-def _level(width: int, level: int, blocks: int, config: AutoencoderConfig, resample: nn.Module | None) -> Level:
+def _level(
+    width: int, level: int, blocks: int, config: AutoencoderConfig, resample: nn.Module | None
+) -> AutoencoderLevel:
     """A level that is entered with `width` channels."""
     out, attended = config.widths[level], config.rates[level] in config.attention
-    return Level(
-        [Block(width if i == 0 else out, out, config) for i in range(blocks)],
+    return AutoencoderLevel(
+        [AutoencoderBlock(width if i == 0 else out, out, config) for i in range(blocks)],
         [_attention(out, config) if attended else nn.Identity() for _ in range(blocks)],
         resample,
     )
 
 
-def _middle(config: AutoencoderConfig) -> Level:
+def _middle(config: AutoencoderConfig) -> AutoencoderLevel:
     width = config.widths[-1]
     attention = _attention(width, config) if config.middle == "attention" else nn.Identity()
-    return Level([Block(width, width, config) for _ in range(2)], [attention, nn.Identity()])
+    return AutoencoderLevel([AutoencoderBlock(width, width, config) for _ in range(2)], [attention, nn.Identity()])
 
 
-class Encoder(nn.Module):
+class ImageEncoder(nn.Module):
     """Pixels to z, in two parts: `tiled`, which costs most, and `whole`."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
@@ -200,7 +204,7 @@ class Encoder(nn.Module):
         self.enter = nn.Conv2d(config.in_channels * config.patch**2, config.channels, 3, padding=1)
         self.down = nn.ModuleList()
         for level, out in enumerate(widths):
-            resample = None if level == last else ConvDown(out, asymmetric=True)
+            resample = None if level == last else Downsample(out, asymmetric=True)
             width = config.channels if level == 0 else widths[level - 1]
             self.down.append(_level(width, level, config.blocks, config, resample))
         self.middle = _middle(config)
@@ -237,7 +241,7 @@ class Encoder(nn.Module):
         return self.leave(activated(self.norm(self.middle(h))))
 
 
-class Decoder(nn.Module):
+class ImageDecoder(nn.Module):
     """Z to pixels, in two parts: `whole`, and `tiled`, which costs most."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
@@ -248,7 +252,7 @@ class Decoder(nn.Module):
         self.middle = _middle(config)
         self.up = nn.ModuleList()
         for level in range(last, -1, -1):
-            resample = None if level == 0 else ConvUp(widths[level])
+            resample = None if level == 0 else Upsample(widths[level])
             self.up.append(_level(widths[min(level + 1, last)], level, config.blocks + 1, config, resample))
         self.norm = _norm(widths[0], config)
         self.leave = nn.Conv2d(widths[0], config.out_channels * config.patch**2, 3, padding=1)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from unveil.nn.embeddings import TimeEmbedding
 from unveil.nn.layers import check_multiple, group_norm, vector_of, zeroed
-from unveil.nn.sdpa import attend
+from unveil.nn.sdpa import scaled_dot_product_attention
 from unveil.types import Condition, RecipeError, ShapeError
 
 COLUMNS = 5  # centre x, centre y, width, height, presence
@@ -62,7 +62,7 @@ class BoxesConfig:
         return self.channels
 
 
-class Features(nn.Module):
+class BoxBackbone(nn.Module):
     """A picture (B, C, H, W) to a fine map (B, F, H/4, W/4) and coarse cells (B, N, F)."""
 
     def __init__(self, config: BoxesConfig) -> None:
@@ -84,7 +84,7 @@ class Features(nn.Module):
         return fine, cells
 
 
-class Block(nn.Module):
+class BoxDecoderBlock(nn.Module):
     """Boxes (B, N, D) look at one another, at the picture's cells, and think."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -104,7 +104,7 @@ class Block(nn.Module):
 
     def _attend(self, *parts: Tensor) -> Tensor:
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
-        return attend(query, key, value).transpose(1, 2).flatten(2)
+        return scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
 class BoxDenoiser(nn.Module):
@@ -115,12 +115,12 @@ class BoxDenoiser(nn.Module):
         self.config = config
         self.vector_dim = config.vector_dim
         width = config.channels
-        self.features = Features(config)
+        self.features = BoxBackbone(config)
         self.time = TimeEmbedding(width, width, "cos-sin")
         self.coordinates = nn.Linear(COLUMNS, width)
         self.region = nn.Linear(config.samples**2 * width, width)
         self.rows = nn.Parameter(0.02 * torch.randn(config.slots, width))
-        self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(BoxDecoderBlock(width, config.heads) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(width)
         self.leave = zeroed(nn.Linear(width, COLUMNS))
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from unveil.nn.embeddings import grid_coordinates, sin_cos_positions
 from unveil.nn.layers import check_multiple
-from unveil.nn.transformer import Decoder, Reading, xavier_
-from unveil.nn.transformer_blocks import BlockConfig, Context, Stack
+from unveil.nn.transformer import DecoderState, TransformerDecoder, xavier_
+from unveil.nn.transformer_blocks import BlockConfig, EncoderStates, TransformerStack
 from unveil.nn.vit import Stem, check_stem, stem
-from unveil.types import RecipeError, ShapeError, nearest
+from unveil.types import RecipeError, ShapeError, did_you_mean
 
 RATE = 8.0  # frames a second of clips that say nothing else; a step of time is one of them
 
@@ -69,7 +69,9 @@ class CaptionerConfig:
             )
         if self.stem not in get_args(Stem):
             allowed = ", ".join(get_args(Stem))
-            raise RecipeError(f"stem = {self.stem!r}: must be one of {allowed}{nearest(self.stem, get_args(Stem))}")
+            raise RecipeError(
+                f"stem = {self.stem!r}: must be one of {allowed}{did_you_mean(self.stem, get_args(Stem))}"
+            )
         check_stem(self)
 
     @property
@@ -87,9 +89,9 @@ class Captioner(nn.Module):
         super().__init__()
         self.config = config
         self.patches = stem(config)
-        self.encoder = Stack(config.depth, config.block)
+        self.encoder = TransformerStack(config.depth, config.block)
         xavier_(self.encoder)
-        self.decoder = Decoder(
+        self.decoder = TransformerDecoder(
             config.vocabulary, config.decoder_depth, config.block, limit=config.limit, context_width=config.width
         )
 
@@ -97,7 +99,7 @@ class Captioner(nn.Module):
         """Logits (B, L, V) of what follows each of words (B, L), given clips; see `encode`."""
         return self.decoder.logits(self.decoder(words, context=self.encode(x, rate)))
 
-    def encode(self, x: Tensor, rate: Tensor | None = None) -> Context:
+    def encode(self, x: Tensor, rate: Tensor | None = None) -> EncoderStates:
         """What the decoder looks at: tokens (B, N, C).
 
         Args:
@@ -114,9 +116,9 @@ class Captioner(nn.Module):
         h = self.patches(frames)  # (B T, C, H / patch, W / patch)
         size = (x.shape[2], *h.shape[2:])
         tokens = h.flatten(2).transpose(1, 2).reshape(len(x), -1, self.config.width)  # (B, N, C)
-        return Context(self.encoder(tokens + self._places(size, len(x), rate).to(tokens)))
+        return EncoderStates(self.encoder(tokens + self._places(size, len(x), rate).to(tokens)))
 
-    def start(self, x: Tensor, rate: Tensor | None = None) -> Reading:
+    def start(self, x: Tensor, rate: Tensor | None = None) -> DecoderState:
         """A reading of captions of these clips, for `decoding`."""
         return self.decoder.start(self.encode(x, rate))
 

@@ -1,6 +1,6 @@
 """Convolutions over clips (B, C, T, H, W) that look back in time and never ahead, and what they keep of the past.
 
-A layer with a kernel of k frames and a stride of s needs k - s frames of what came before. These stand in a `Cache`,
+A layer with a kernel of k frames and a stride of s needs k - s frames of what came before. These stand in a `KVCache`,
 a plain tuple of tensors in the order in which the layers run: whoever calls a network piece by piece gives it the
 cache that the piece before came back with, and nothing is kept on a module. Before the first frame there are copies of
 it, so that a clip of one frame is a clip that stands still. Of frames, 1 + a multiple of s come first, and multiples of
@@ -23,7 +23,7 @@ from unveil.types import ShapeError
 Cache = tuple[Tensor, ...]
 
 
-class Past:
+class StreamState:
     """What the layers of one call take from a cache, and what they leave for the next.
 
     Args:
@@ -69,7 +69,7 @@ class CausalConv(nn.Conv3d):
         frames, side = kernel
         super().__init__(width, out, (frames, side, side), stride=(stride, 1, 1), padding=(0, side // 2, side // 2))
 
-    def forward(self, input: Tensor, past: Past) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(self, input: Tensor, past: StreamState) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """(B, C, T, H, W) to (B, out, T', H, W): T' = 1 + (T - 1) / stride at the beginning, later T / stride."""
         frames, stride = self.kernel_size[0], self.stride[0]
         if frames == 1:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unveil.nn.embeddings import TimeEmbedding
-from unveil.nn.layers import AttentionOrder, attend, check_multiple, group_norm, zeroed
-from unveil.nn.unet_blocks import middle, way_down
+from unveil.nn.layers import AttentionOrder, check_multiple, group_norm, scaled_dot_product_attention, zeroed
+from unveil.nn.unet_blocks import down_blocks, mid_block
 from unveil.nn.unet_config import Modulation, Resampling, UNetConfig
-from unveil.types import RecipeError, ShapeError, nearest
+from unveil.types import RecipeError, ShapeError, did_you_mean
 
 Pool = Literal["attention", "adaptive", "spatial", "spatial_v2"]
 
@@ -71,7 +71,9 @@ class NoisyClassifierConfig:
                 raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
         if self.pool not in get_args(Pool):
             allowed = get_args(Pool)
-            raise RecipeError(f"pool = {self.pool!r}: must be one of {', '.join(allowed)}{nearest(self.pool, allowed)}")
+            raise RecipeError(
+                f"pool = {self.pool!r}: must be one of {', '.join(allowed)}{did_you_mean(self.pool, allowed)}"
+            )
         rate = self.encoder.rates[-1]
         if self.size % rate:
             raise RecipeError(f"size {self.size} px: must be a multiple of {rate}, to be halved between all levels")
@@ -112,7 +114,7 @@ class AttentionPool(nn.Module):
         tokens = torch.cat([tokens.mean(2, keepdim=True), tokens], dim=2) + self.places.to(x)
         qkv = self.qkv(tokens.transpose(1, 2)).unflatten(2, (3, self.heads, -1))  # (B, 1 + N, 3, heads, D)
         query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))  # each (B, heads, 1 + N, D)
-        return self.out(attend(query[:, :, :1], key, value).flatten(1))
+        return self.out(scaled_dot_product_attention(query[:, :, :1], key, value).flatten(1))
 
 
 class NoisyClassifier(nn.Module):
@@ -124,8 +126,8 @@ class NoisyClassifier(nn.Module):
         encoder = config.encoder
         self.time = TimeEmbedding(encoder.channels, encoder.vector_dim, encoder.embedding)
         self.enter = nn.Conv2d(encoder.in_channels, encoder.widths[0], 3, padding=1)
-        self.down, stack = way_down(encoder)
-        self.middle = middle(encoder)
+        self.down, stack = down_blocks(encoder)
+        self.middle = mid_block(encoder)
         width, classes = encoder.widths[-1], config.classes
         if config.pool in ("attention", "adaptive"):
             self.norm = group_norm(width, config.groups, encoder.norm_eps)

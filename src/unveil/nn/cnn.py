@@ -36,7 +36,7 @@ class CnnConfig:
             )
 
 
-class Reading(NamedTuple):
+class ClassifierOutput(NamedTuple):
     """What a classifier makes of pictures."""
 
     features: Tensor  # (B, features)
@@ -62,7 +62,7 @@ class Cnn(nn.Module):
         self.neck = nn.Linear(4 * given, config.features)
         self.head = nn.Linear(config.features, config.classes)
 
-    def forward(self, x: Tensor) -> Reading:
+    def forward(self, x: Tensor) -> ClassifierOutput:
         """Features and logits.
 
         Raises:
@@ -73,7 +73,7 @@ class Cnn(nn.Module):
             raise ShapeError(f"pictures {tuple(x.shape)}: this classifier reads (B, {', '.join(map(str, wanted))})")
         x = self.pool(self.body(x)).flatten(1)  # (B, 4 * widths[-1])
         features = torch.relu(self.neck(x))  # (B, features)
-        return Reading(features, self.head(features))
+        return ClassifierOutput(features, self.head(features))
 
     @torch.no_grad()
     def scale_features(self, spread: float) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unveil.nn.layers import zeroed
-from unveil.nn.unet import Encoder, UNet
+from unveil.nn.unet import UNet, UNetEncoder
 from unveil.nn.unet_config import UNetConfig
 from unveil.types import Condition, RecipeError, ShapeError
 
@@ -60,7 +60,7 @@ class HintNetwork(nn.Module):
         return last(hint)
 
 
-class ControlNet(Encoder):
+class ControlNet(UNetEncoder):
     """What a hint adds to a U-Net: (x, t, condition) to `Condition.residuals`.
 
     A new one adds zeros. Its own weights are drawn; `of` takes them from a U-Net, as the paper does.

@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 
 
-def cosines(length: int) -> Tensor:
+def dct_matrix(length: int) -> Tensor:
     """The orthonormal waves of so many places, (frequency, place), the constant one first."""
     frequency, place = torch.arange(length)[:, None], torch.arange(length)
     waves = torch.cos(math.pi / length * (place + 0.5) * frequency) * math.sqrt(2 / length)
     return torch.cat([waves[:1] / math.sqrt(2), waves[1:]])
 
 
-def lowest(count: int, channels: int, time: int, side: int) -> Tensor:
+def lowpass_rows(count: int, channels: int, time: int, side: int) -> Tensor:
     """The rows (count, channels * time * side * side) that make of boxes (C, T, H, W) their lowest frequencies.
 
     The rows are orthonormal, so that their transpose rebuilds what they keep; where there are more of them than a box
     has values, the others are 0.
     """
-    over, along = cosines(time), cosines(side)
+    over, along = dct_matrix(time), dct_matrix(side)
     waves = torch.einsum("at,by,cx->abctyx", over, along, along).flatten(0, 2).flatten(1)  # (T H W, T H W)
     shares = [torch.arange(length) / length for length in (time, side, side)]
     height = sum(share.square() for share in torch.meshgrid(*shares, indexing="ij"))

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from unveil.core.rng import Streams
+from unveil.core.rng import SampleRNG
 from unveil.types import RecipeError, ShapeError
 
 
@@ -61,7 +61,7 @@ def sampled(
     *,
     end: int,
     limit: int,
-    streams: Streams,
+    streams: SampleRNG,
     temperature: float = 1.0,
     top: int | None = None,
     mass: float = 1.0,

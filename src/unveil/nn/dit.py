@@ -21,7 +21,7 @@ from unveil.nn.dit_config import DiTConfig
 from unveil.nn.embeddings import TimeEmbedding, grid_coordinates, sin_cos_positions
 from unveil.nn.layers import check_multiple, vector_of, with_context, zeroed
 from unveil.nn.packing import Packing
-from unveil.nn.transformer_blocks import BlockConfig, Context, Mlp, TransformerBlock
+from unveil.nn.transformer_blocks import BlockConfig, EncoderStates, Mlp, TransformerBlock
 from unveil.types import Condition, RecipeError, ShapeError
 
 WAVES = 256  # numbers of the sinusoid of t
@@ -29,7 +29,7 @@ AHEAD = 2**30  # bytes of modulation that are computed ahead at most
 
 
 @dataclass(frozen=True)
-class Told:
+class BlockConditioning:
     """What blocks are told; it depends on the level and the condition, not on x. B rows, N tokens, C the width.
 
     modulation: of adaLN, per block shifts, scales and gates (B, 1, parts, C), or (B, N, parts, C) for each token;
@@ -61,7 +61,7 @@ class AdaLN(nn.Module):
         self.mlp = Mlp(width, int(config.hidden * width), "gelu-tanh")
         self.modulation = nn.Linear(width, self.parts * width)
 
-    def forward(self, x: Tensor, told: Told, number: int) -> Tensor:
+    def forward(self, x: Tensor, told: BlockConditioning, number: int) -> Tensor:
         """Tokens (B, N, C) after block `number`."""
         shift_1, scale_1, shift_2, scale_2 = told.modulation[number].unbind(2)  # each (B, 1, C)
         x = x + self.attention(modulate(self.norm_1(x), shift_1, scale_1), packing=told.packing)  # (B, N, C)
@@ -73,7 +73,7 @@ class AdaLNZero(AdaLN):
 
     parts = 6
 
-    def forward(self, x: Tensor, told: Told, number: int) -> Tensor:
+    def forward(self, x: Tensor, told: BlockConditioning, number: int) -> Tensor:
         """Tokens (B, N, C) after block `number`."""
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = told.modulation[number].unbind(2)  # each (B, 1, C)
         gathered = self.attention(modulate(self.norm_1(x), shift_1, scale_1), packing=told.packing)  # (B, N, C)
@@ -88,9 +88,9 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.plain = TransformerBlock(_plain(config), context_width=config.width)
 
-    def forward(self, x: Tensor, told: Told, number: int) -> Tensor:
+    def forward(self, x: Tensor, told: BlockConditioning, number: int) -> Tensor:
         """Tokens (B, N, C) after block `number`."""
-        return self.plain(x, context=Context(cast(Tensor, told.tokens), told.mask))  # (B, N, C)
+        return self.plain(x, context=EncoderStates(cast(Tensor, told.tokens), told.mask))  # (B, N, C)
 
 
 class InContext(nn.Module):
@@ -100,7 +100,7 @@ class InContext(nn.Module):
         super().__init__()
         self.plain = TransformerBlock(_plain(config))
 
-    def forward(self, x: Tensor, told: Told, number: int) -> Tensor:
+    def forward(self, x: Tensor, told: BlockConditioning, number: int) -> Tensor:
         """Tokens (B, N + L, C) after block `number`."""
         if told.mask is None:
             return self.plain(x)
@@ -160,7 +160,7 @@ class DiT(nn.Module):
         self.modulation = nn.Linear(width, 2 * width) if self.adaptive else None
         self.leave = nn.Linear(width, patch**2 * config.out_channels)
         self._initialise()
-        self._ahead: Callable[[Tensor, Condition], Told] | None = None
+        self._ahead: Callable[[Tensor, Condition], BlockConditioning] | None = None
         self._tables: dict[tuple[int, int, torch.device], Tensor] = {}  # positions of other sizes
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
@@ -184,7 +184,7 @@ class DiT(nn.Module):
         h = h.flatten(2).transpose(1, 2).contiguous() + self._positions(rows, columns)  # (B, N, C)
         return self._unpatched(self.denoise(h, told), rows, columns)  # (B, out_channels, H, W)
 
-    def tell(self, t: Tensor, condition: Condition) -> Told:
+    def tell(self, t: Tensor, condition: Condition) -> BlockConditioning:
         """What the blocks are told at the levels t (B,), under a condition of B rows.
 
         Raises:
@@ -198,16 +198,16 @@ class DiT(nn.Module):
                 raise ShapeError("condition.tokens: for the designs in-context and cross-attention; pass a vector")
             if vector is not None:
                 embedded = embedded + vector.view(len(t), tellers, width).to(embedded)
-            return Told(self._modulations(nn.functional.silu(embedded)))
+            return BlockConditioning(self._modulations(nn.functional.silu(embedded)))
         tokens = [embedded] if vector is None else [embedded, vector[:, None].to(embedded)]  # time, then class
         mask = condition.mask
         if condition.tokens is not None:
             if mask is not None:
                 mask = nn.functional.pad(mask, (len(tokens), 0), value=True)
             tokens.append(condition.tokens.to(embedded))
-        return Told(tokens=torch.cat(tokens, dim=1), mask=mask if condition.tokens is not None else None)
+        return BlockConditioning(tokens=torch.cat(tokens, dim=1), mask=mask if condition.tokens is not None else None)
 
-    def denoise(self, h: Tensor, told: Told) -> Tensor:
+    def denoise(self, h: Tensor, told: BlockConditioning) -> Tensor:
         """Tokens (B, N, C) of a picture to those of the result (B, N, patch * patch * out_channels)."""
         count, depth, half = h.shape[1], self.config.depth, len(self.merge)
         if self.config.design == "in-context":
@@ -344,7 +344,7 @@ class _Ahead:
         self.levels: dict[int, tuple[Tensor, int | None]] = {}
         self.known: list[tuple[Tensor | None, _Table | None]] = []
 
-    def told(self, t: Tensor, condition: Condition) -> Told:
+    def told(self, t: Tensor, condition: Condition) -> BlockConditioning:
         """As `DiT.tell`."""
         place = self._place(t)
         if place is None or condition.tokens is not None:
@@ -389,7 +389,7 @@ class _Table:
     def __init__(self, tables: Sequence[Tensor], rows: Tensor | None = None) -> None:
         self.tables, self.rows = tables, rows
 
-    def at(self, place: int) -> Told:
+    def at(self, place: int) -> BlockConditioning:
         """Of one level."""
         here = [table[place] for table in self.tables]
-        return Told(tuple(here if self.rows is None else [one[self.rows] for one in here]))
+        return BlockConditioning(tuple(here if self.rows is None else [one[self.rows] for one in here]))

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from unveil.nn.attention import QkNorm
 from unveil.nn.embeddings import EmbeddingOrder
-from unveil.types import RecipeError, nearest
+from unveil.types import RecipeError, did_you_mean
 
 Design = Literal["in-context", "cross-attention", "adaln", "adaln-zero"]
 Skips = Literal["none", "long"]
@@ -86,7 +86,7 @@ class DiTConfig:
         for name, kinds in CHOICES.items():
             if (given := getattr(self, name)) not in get_args(kinds):
                 allowed = ", ".join(get_args(kinds))
-                raise RecipeError(f"{name} = {given!r}: must be one of {allowed}{nearest(given, get_args(kinds))}")
+                raise RecipeError(f"{name} = {given!r}: must be one of {allowed}{did_you_mean(given, get_args(kinds))}")
         if self.size % self.patch:
             below = self.size // self.patch * self.patch
             near = f"{below} or {below + self.patch}" if below else f"{self.patch}"
@@ -129,12 +129,12 @@ def shape_of(name: str) -> dict[str, int]:
     kind, _, rest = str(name).partition("-")
     letter, _, patch = rest.partition("-")
     if kind != "dit" or letter not in SIZES or not patch.isdecimal() or not int(patch):
-        raise RecipeError(f"network name {name!r}: known are {', '.join(NAMES)}{nearest(name, NAMES)}")
+        raise RecipeError(f"network name {name!r}: known are {', '.join(NAMES)}{did_you_mean(name, NAMES)}")
     depth, width, heads = SIZES[letter]
     return {"depth": depth, "width": width, "heads": heads, "patch": int(patch)}
 
 
-def named(name: str, *, size: int = 32, in_channels: int = 4, out_channels: int = 8) -> DiTConfig:
+def get_preset(name: str, *, size: int = 32, in_channels: int = 4, out_channels: int = 8) -> DiTConfig:
     """The published configuration of this name; `size` 32 and 64 are its latents of 256 and 512 pixels.
 
     Raises:
@@ -144,7 +144,7 @@ def named(name: str, *, size: int = 32, in_channels: int = 4, out_channels: int 
     return DiTConfig(in_channels, out_channels, size, shape["patch"], shape["depth"], shape["width"], shape["heads"])
 
 
-def spelled_out(section: Mapping[str, Any]) -> dict[str, Any]:
+def expand_preset(section: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's section with the settings that its `name` stands for; those that it sets itself go before them.
 
     Raises:

@@ -18,7 +18,7 @@ Way = Literal["down", "up"]
 Combination = Literal["sum", "cat"]
 
 
-class Style(NamedTuple):
+class EDMBlockStyle(NamedTuple):
     """What all blocks of a network have in common."""
 
     vector: int  # width of what they are told
@@ -52,10 +52,12 @@ class Style(NamedTuple):
         return SelfAttention(width, heads, norm=self.norm(width))
 
 
-class Block(nn.Module):
+class EDMBlock(nn.Module):
     """Two convolutions around what the level says, with a way around them, and self-attention where it is wanted."""
 
-    def __init__(self, width: int, out: int, style: Style, *, way: Way | None = None, attention: bool = False) -> None:
+    def __init__(
+        self, width: int, out: int, style: EDMBlockStyle, *, way: Way | None = None, attention: bool = False
+    ) -> None:
         super().__init__()
         self.style = style
         self.norm_1 = style.norm(width)
@@ -89,7 +91,7 @@ class Block(nn.Module):
 class InputSkip(nn.Module):
     """The input, smaller by one level, joins the features."""
 
-    def __init__(self, pictures: int, width: int, style: Style, combine: Combination) -> None:
+    def __init__(self, pictures: int, width: int, style: EDMBlockStyle, combine: Combination) -> None:
         super().__init__()
         self.resample = style.resample("down")
         self.conv = nn.Conv2d(pictures, width, 1)
@@ -105,7 +107,7 @@ class InputSkip(nn.Module):
 class InputResidual(nn.Module):
     """The pyramid becomes features itself, and what is handed on holds both."""
 
-    def __init__(self, pictures: int, width: int, style: Style) -> None:
+    def __init__(self, pictures: int, width: int, style: EDMBlockStyle) -> None:
         super().__init__()
         self.resample = style.halved(pictures, width)
         self.weight = style.branch_weight
@@ -119,7 +121,7 @@ class InputResidual(nn.Module):
 class OutputSkip(nn.Module):
     """Each level's part of the output, added to the enlarged sum of the levels below."""
 
-    def __init__(self, width: int, pictures: int, style: Style) -> None:
+    def __init__(self, width: int, pictures: int, style: EDMBlockStyle) -> None:
         super().__init__()
         self.norm = style.norm(width)
         self.conv = zeroed(nn.Conv2d(width, pictures, 3, padding=1))
@@ -134,11 +136,11 @@ class OutputSkip(nn.Module):
 # ---------------------------------------------------------------------- levels
 
 
-class Down(nn.Module):
+class EDMDown(nn.Module):
     """A level of the way down: from the level above, the pyramid's part, then the blocks."""
 
     def __init__(
-        self, blocks: list[Block], resample: nn.Module | None, side: InputSkip | InputResidual | None = None
+        self, blocks: list[EDMBlock], resample: nn.Module | None, side: InputSkip | InputResidual | None = None
     ) -> None:
         super().__init__()
         self.resample = resample
@@ -158,12 +160,12 @@ class Down(nn.Module):
         return h, pyramid
 
 
-class Up(nn.Module):
+class EDMUp(nn.Module):
     """A level of the way up: from the level below, then blocks that each take a result from the stack; the pyramid."""
 
     def __init__(
         self,
-        blocks: list[Block],
+        blocks: list[EDMBlock],
         resample: nn.Module | None,
         side: OutputSkip | None = None,
     ) -> None:
@@ -184,7 +186,7 @@ class Up(nn.Module):
 
 
 def _told(resample: nn.Module, h: Tensor, time: Tensor) -> Tensor:
-    return resample(h, time) if isinstance(resample, Block) else resample(h)
+    return resample(h, time) if isinstance(resample, EDMBlock) else resample(h)
 
 
 def embedded(waves: Tensor, layer: nn.Linear | None, augment: Tensor | None) -> Tensor:

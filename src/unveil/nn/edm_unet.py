@@ -22,20 +22,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unveil.nn.edm_blocks import (
-    Block,
     Combination,
-    Down,
+    EDMBlock,
+    EDMBlockStyle,
+    EDMDown,
+    EDMUp,
     InputResidual,
     InputSkip,
     OutputSkip,
-    Style,
-    Up,
     Way,
     embedded,
 )
 from unveil.nn.embeddings import sinusoid
 from unveil.nn.layers import check_multiple, vector_of, with_context, zeroed
-from unveil.types import Condition, RecipeError, ShapeError, nearest
+from unveil.types import Condition, RecipeError, ShapeError, did_you_mean
 
 Embedding = Literal["positional", "fourier"]
 Encoder = Literal["standard", "skip", "residual"]
@@ -103,7 +103,7 @@ class SongUNetConfig:
         for name, kinds in CHOICES.items():
             if (given := getattr(self, name)) not in get_args(kinds):
                 allowed = ", ".join(get_args(kinds))
-                raise RecipeError(f"{name} = {given!r}: must be one of {allowed}{nearest(given, get_args(kinds))}")
+                raise RecipeError(f"{name} = {given!r}: must be one of {allowed}{did_you_mean(given, get_args(kinds))}")
         if self.noise_multiplier < 1 or self.vector_dim % 2:
             raise RecipeError(f"noise_multiplier = {self.noise_multiplier}: at least 1, and even times channels")
         self.style.resample("down")  # refuses a filter that cannot be
@@ -124,9 +124,9 @@ class SongUNetConfig:
         return self.noise_multiplier * self.channels
 
     @property
-    def style(self) -> Style:
+    def style(self) -> EDMBlockStyle:
         """What its blocks have in common."""
-        return Style(
+        return EDMBlockStyle(
             self.embedding_multiplier * self.channels, "add", 1e-6, self.branch_weight, None, True, self.dropout,
             self.filter,
         )  # fmt: skip
@@ -185,9 +185,9 @@ class DhariwalUNetConfig:
         return self.embedding_multiplier * self.channels
 
     @property
-    def style(self) -> Style:
+    def style(self) -> EDMBlockStyle:
         """What its blocks have in common."""
-        return Style(self.vector_dim, "scale-shift", 1e-5, 1.0, self.head_channels, False, self.dropout, (1, 1))
+        return EDMBlockStyle(self.vector_dim, "scale-shift", 1e-5, 1.0, self.head_channels, False, self.dropout, (1, 1))
 
 
 def _settle(config: SongUNetConfig | DhariwalUNetConfig) -> None:
@@ -225,7 +225,7 @@ class SongUNet(nn.Module):
         stack = [config.channels]
         self.down = self._way_down(pictures, stack)
         width = stack[-1]
-        self.middle = nn.ModuleList([Block(width, width, style, attention=True), Block(width, width, style)])
+        self.middle = nn.ModuleList([EDMBlock(width, width, style, attention=True), EDMBlock(width, width, style)])
         self.up = self._way_up(stack)
         if config.decoder != "skip":
             width = config.widths[0]
@@ -284,11 +284,11 @@ class SongUNet(nn.Module):
                 elif config.encoder == "residual":
                     side, pictures = InputResidual(pictures, width, style), width
                 stack.append(width)
-            blocks: list[Block] = []
+            blocks: list[EDMBlock] = []
             for _ in range(config.blocks):
-                blocks.append(Block(stack[-1], out, style, attention=config.rates[level] in config.attention))
+                blocks.append(EDMBlock(stack[-1], out, style, attention=config.rates[level] in config.attention))
                 stack.append(out)
-            levels.append(Down(blocks, resample, side))
+            levels.append(EDMDown(blocks, resample, side))
         return levels
 
     def _way_up(self, stack: list[int]) -> nn.ModuleList:
@@ -298,18 +298,18 @@ class SongUNet(nn.Module):
         for level in range(last, -1, -1):
             out = config.widths[level]
             resample = None if level == last else self._resample(width, "up")
-            blocks: list[Block] = []
+            blocks: list[EDMBlock] = []
             for i in range(config.blocks + 1):
                 attention = i == config.blocks and config.rates[level] in config.attention
-                blocks.append(Block(width + stack.pop(), out, style, attention=attention))
+                blocks.append(EDMBlock(width + stack.pop(), out, style, attention=attention))
                 width = out
             side = OutputSkip(out, config.out_channels, style) if config.decoder == "skip" else None
-            levels.append(Up(blocks, resample, side))
+            levels.append(EDMUp(blocks, resample, side))
         return levels
 
     def _resample(self, width: int, way: Way) -> nn.Module:
         style = self.config.style
-        return Block(width, width, style, way=way) if self.config.resample == "residual" else style.resample(way)
+        return EDMBlock(width, width, style, way=way) if self.config.resample == "residual" else style.resample(way)
 
 
 class DhariwalUNet(nn.Module):
@@ -329,23 +329,23 @@ class DhariwalUNet(nn.Module):
         self.enter = nn.Conv2d(config.in_channels + config.context_channels, stack[0], 3, padding=1)
         self.down = nn.ModuleList()
         for level, out in enumerate(config.widths):
-            resample = Block(stack[-1], stack[-1], style, way="down") if level else None
+            resample = EDMBlock(stack[-1], stack[-1], style, way="down") if level else None
             stack += [stack[-1]] if level else []
-            blocks: list[Block] = []
+            blocks: list[EDMBlock] = []
             for _ in range(config.blocks):
-                blocks.append(Block(stack[-1], out, style, attention=attends[level]))
+                blocks.append(EDMBlock(stack[-1], out, style, attention=attends[level]))
                 stack.append(out)
-            self.down.append(Down(blocks, resample))
+            self.down.append(EDMDown(blocks, resample))
         width = stack[-1]
-        self.middle = nn.ModuleList([Block(width, width, style, attention=True), Block(width, width, style)])
+        self.middle = nn.ModuleList([EDMBlock(width, width, style, attention=True), EDMBlock(width, width, style)])
         self.up = nn.ModuleList()
         for level in range(last, -1, -1):
-            resample = None if level == last else Block(width, width, style, way="up")
+            resample = None if level == last else EDMBlock(width, width, style, way="up")
             blocks = []
             for _ in range(config.blocks + 1):
-                blocks.append(Block(width + stack.pop(), config.widths[level], style, attention=attends[level]))
+                blocks.append(EDMBlock(width + stack.pop(), config.widths[level], style, attention=attends[level]))
                 width = config.widths[level]
-            self.up.append(Up(blocks, resample))
+            self.up.append(EDMUp(blocks, resample))
         self.norm = style.norm(width)
         self.leave = zeroed(nn.Conv2d(width, config.out_channels, 3, padding=1))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unveil.types import RecipeError, ShapeError, nearest
+from unveil.types import RecipeError, ShapeError, did_you_mean
 
 EmbeddingOrder = Literal["sin-cos", "cos-sin"]
 # sin and cos of a wave side by side (Vaswani 2017), or all sines of an axis before its cosines (MAE, DiT)
@@ -75,7 +75,7 @@ def sin_cos_positions(
         raise RecipeError(f"dim {dim} in parts {list(parts)}: must be even parts, one for each of the {axes} axes")
     if order not in get_args(PositionOrder):
         known = get_args(PositionOrder)
-        raise RecipeError(f"order {order!r}: must be one of {', '.join(known)}{nearest(order, known)}")
+        raise RecipeError(f"order {order!r}: must be one of {', '.join(known)}{did_you_mean(order, known)}")
     exact = coordinates.double() if coordinates.device.type == "cpu" else coordinates.float()
     waves: list[Tensor] = []
     for axis, part in enumerate(parts):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unveil.nn.sdpa import attend
+from unveil.nn.sdpa import scaled_dot_product_attention
 from unveil.types import Condition, RecipeError, ShapeError
 
 # In which order the rows of a joint query-key-value projection stand
@@ -129,7 +129,7 @@ class SelfAttention(nn.Module):
         shape, axis = ((3, self.heads), 2) if self.order == "qkv-first" else ((self.heads, 3), 3)
         qkv = self.qkv(tokens).view(batch, height * width, *shape, channels // self.heads)
         query, key, value = (part.transpose(1, 2) for part in qkv.unbind(axis))  # each (B, heads, N, D)
-        gathered = attend(query, key, value).transpose(1, 2)  # (B, N, heads, D)
+        gathered = scaled_dot_product_attention(query, key, value).transpose(1, 2)  # (B, N, heads, D)
         tokens = self.out(gathered.reshape(batch, height * width, channels))
         return x + tokens.view(batch, height, width, channels).permute(0, 3, 1, 2)
 

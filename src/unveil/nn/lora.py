@@ -27,8 +27,8 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from unveil.nn.lora_layer import Addition, Additions, Low
-from unveil.types import RecipeError, ShapeError, nearest
+from unveil.nn.lora_layer import LoraDelta, LoraLayer, LoraParams
+from unveil.types import RecipeError, ShapeError, did_you_mean
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CHILD = "lora"  # the name of the module that holds a layer's additions
@@ -73,7 +73,7 @@ def layers_of(network: nn.Module) -> dict[str, nn.Module]:
     return {path: module for path, module in network.named_modules() if isinstance(module, LAYERS)}
 
 
-def fresh(network: nn.Module, config: LoraConfig) -> list[Addition]:
+def init_lora(network: nn.Module, config: LoraConfig) -> list[LoraDelta]:
     """New additions that change nothing yet: A is drawn by torch's generator as Kaiming's uniform, B is zero.
 
     Raises:
@@ -87,7 +87,7 @@ def fresh(network: nn.Module, config: LoraConfig) -> list[Addition]:
         if not found:
             ends = sorted({".".join(path.split(".")[-2:]) for path in known})
             raise RecipeError(
-                f"lora target {target!r}: matches no layer of this network{nearest(target, [*known, *ends])}; "
+                f"lora target {target!r}: matches no layer of this network{did_you_mean(target, [*known, *ends])}; "
                 f"layers end in {', '.join(ends[:8])}"
             )
         chosen |= found
@@ -99,11 +99,11 @@ def fresh(network: nn.Module, config: LoraConfig) -> list[Addition]:
         weight = _weight(known[path], path)
         down = torch.empty(config.rank, *weight.shape[1:])
         nn.init.kaiming_uniform_(down, a=math.sqrt(5))
-        made.append(Addition(path, down, torch.zeros(len(weight), config.rank), alpha))
+        made.append(LoraDelta(path, down, torch.zeros(len(weight), config.rank), alpha))
     return made
 
 
-def attach(network: nn.Module, name: str, additions: Sequence[Addition], weight: float = 1.0) -> None:
+def attach(network: nn.Module, name: str, additions: Sequence[LoraDelta], weight: float = 1.0) -> None:
     """Puts a LoRA on a network.
 
     Args:
@@ -121,7 +121,7 @@ def attach(network: nn.Module, name: str, additions: Sequence[Addition], weight:
     known = layers_of(network)
     for one in additions:
         if one.layer not in known:
-            raise RecipeError(f"LoRA {name!r}: {one.layer!r} is no layer here{nearest(one.layer, list(known))}")
+            raise RecipeError(f"LoRA {name!r}: {one.layer!r} is no layer here{did_you_mean(one.layer, list(known))}")
         kernel = _weight(known[one.layer], one.layer)
         if one.down.shape[1:] != kernel.shape[1:] or one.stop > len(kernel):
             raise ShapeError(
@@ -132,8 +132,8 @@ def attach(network: nn.Module, name: str, additions: Sequence[Addition], weight:
         layer = known[one.layer]
         held = getattr(layer, CHILD, None)
         if held is None:
-            layer.add_module(CHILD, held := Additions())
-        held.lows.append(Low(name, one, cast(Tensor, layer.weight)))
+            layer.add_module(CHILD, held := LoraLayer())
+        held.lows.append(LoraParams(name, one, cast(Tensor, layer.weight)))
         held.weights[name] = weight
         held.attend(layer)
 
@@ -159,7 +159,7 @@ def weights(network: nn.Module) -> dict[str, float]:
     return {name: weight for _, held in _held(network) for name, weight in held.weights.items()}
 
 
-def state_of(network: nn.Module) -> Hashable:
+def fingerprint(network: nn.Module) -> Hashable:
     """What tells whether a network would compute something else than before: its numbers, and the LoRAs that act."""
     tensors = [*network.parameters(), *network.buffers()]
     # a tensor of inference mode counts no versions, and cannot be written into outside of it
@@ -167,7 +167,7 @@ def state_of(network: nn.Module) -> Hashable:
     return numbers, tuple(tuple(held.weights.items()) for _, held in _held(network) if not held.silent)
 
 
-def reweigh(network: nn.Module, changed: Mapping[str, float]) -> None:
+def set_weights(network: nn.Module, changed: Mapping[str, float]) -> None:
     """Gives LoRAs other weights, 0 for off.
 
     Raises:
@@ -181,7 +181,7 @@ def reweigh(network: nn.Module, changed: Mapping[str, float]) -> None:
 
 
 @contextmanager
-def silenced(network: nn.Module) -> Iterator[None]:
+def disable_adapters(network: nn.Module) -> Iterator[None]:
     """Inside, the network is the base, to the bit; merged ones are taken out of the weights and put back.
 
     One inside another is the same as one.
@@ -189,7 +189,7 @@ def silenced(network: nn.Module) -> Iterator[None]:
     held = [(layer, additions) for layer, additions in _held(network) if not additions.silent]
     were_merged = merged(network)
     if were_merged:
-        unmerge(network)
+        unfuse_lora(network)
     try:
         for layer, additions in held:
             additions.silent = True
@@ -200,10 +200,10 @@ def silenced(network: nn.Module) -> Iterator[None]:
             additions.silent = False
             additions.attend(layer)
         if were_merged:
-            merge(network)
+            fuse_lora(network)
 
 
-def merge(network: nn.Module) -> None:
+def fuse_lora(network: nn.Module) -> None:
     """Adds every LoRA that is on to the weights, so that it costs nothing at a call; the originals are kept.
 
     Raises:
@@ -222,7 +222,7 @@ def merge(network: nn.Module) -> None:
         held.attend(layer)
 
 
-def unmerge(network: nn.Module) -> None:
+def unfuse_lora(network: nn.Module) -> None:
     """Puts the original weights back, to the bit; LoRAs act at each call again.
 
     Raises:
@@ -243,24 +243,26 @@ def merged(network: nn.Module) -> bool:
     return any(held.original is not None for _, held in _held(network))
 
 
-def additions(network: nn.Module, name: str) -> list[Addition]:
+def lora_state(network: nn.Module, name: str) -> list[LoraDelta]:
     """What a LoRA adds, in the order of the network's layers; the tensors are those that train.
 
     Raises:
         RecipeError: none of this name.
     """
     _known(network, [name])
-    return [low.addition() for _, held in _held(network) for low in cast(list[Low], held.lows) if low.name == name]
+    return [
+        low.addition() for _, held in _held(network) for low in cast(list[LoraParams], held.lows) if low.name == name
+    ]
 
 
-def only_trains(network: nn.Module, name: str) -> None:
+def freeze_except(network: nn.Module, name: str) -> None:
     """Freezes everything in the network but this LoRA.
 
     Raises:
         RecipeError: none of this name.
     """
     network.requires_grad_(False)
-    for one in additions(network, name):
+    for one in lora_state(network, name):
         one.down.requires_grad_(True)
         one.up.requires_grad_(True)
 
@@ -268,10 +270,10 @@ def only_trains(network: nn.Module, name: str) -> None:
 # -- details ------------------------------------------------------------------------------------------------------
 
 
-def _held(network: nn.Module) -> Iterator[tuple[nn.Module, Additions]]:
+def _held(network: nn.Module) -> Iterator[tuple[nn.Module, LoraLayer]]:
     for layer in network.modules():
         held = getattr(layer, CHILD, None)
-        if isinstance(held, Additions):
+        if isinstance(held, LoraLayer):
             yield layer, held
 
 
@@ -286,7 +288,7 @@ def _known(network: nn.Module, names: Sequence[str] | Mapping[str, float]) -> No
     for name in names:
         if name not in there:
             raise RecipeError(
-                f"LoRA {name!r}: is not on this network{nearest(name, there)}; on it: {', '.join(there) or 'none'}"
+                f"LoRA {name!r}: is not on this network{did_you_mean(name, there)}; on it: {', '.join(there) or 'none'}"
             )
 
 

@@ -17,7 +17,7 @@ from unveil.types import ShapeError
 
 
 @dataclass(frozen=True)
-class Addition:
+class LoraDelta:
     """What is added to rows of one layer: alpha / r times up @ down.
 
     Attributes:
@@ -64,19 +64,19 @@ class Addition:
         return self.scale * (self.up.to(dtype) @ self.down.to(dtype).flatten(1)).unflatten(1, self.down.shape[1:])
 
 
-class Low(nn.Module):
+class LoraParams(nn.Module):
     """One addition with its parameters; in no state dict."""
 
-    def __init__(self, name: str, made: Addition, like: Tensor) -> None:
+    def __init__(self, name: str, made: LoraDelta, like: Tensor) -> None:
         super().__init__()
         dtype = like.dtype if like.dtype == torch.float64 else torch.float32
         self.name, self.layer, self.alpha, self.start = name, made.layer, made.alpha, made.start
         self.down = nn.Parameter(made.down.detach().to(like.device, dtype, copy=True), requires_grad=False)
         self.up = nn.Parameter(made.up.detach().to(like.device, dtype, copy=True), requires_grad=False)
 
-    def addition(self) -> Addition:
+    def addition(self) -> LoraDelta:
         """What it adds, by the tensors that are trained."""
-        return Addition(self.layer, self.down, self.up, self.alpha, self.start)
+        return LoraDelta(self.layer, self.down, self.up, self.alpha, self.start)
 
     def forward(self, layer: nn.Module, x: Tensor, weight: float) -> Tensor:
         """What the rows gain from the layer's input, times `weight`; channels in the layer's own axis."""
@@ -105,7 +105,7 @@ class Low(nn.Module):
         """Nothing is taken, and nothing is missing."""
 
 
-class Additions(nn.Module):
+class LoraLayer(nn.Module):
     """Everything that is added to one layer; its forward hook while some of it is on.
 
     Attributes:
@@ -137,9 +137,9 @@ class Additions(nn.Module):
             result = result + gained
         return result
 
-    def on(self) -> list[Low]:
+    def on(self) -> list[LoraParams]:
         """Those that are added now, in the order in which they came."""
-        every = cast(list[Low], list(self.lows))
+        every = cast(list[LoraParams], list(self.lows))
         return [] if self.silent else [low for low in every if self.weights[low.name] != 0]
 
     def attend(self, layer: nn.Module) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-class Undrawn(TorchFunctionMode):
+class SkipInit(TorchFunctionMode):
     """Inside, initial values are not drawn into tensors of the meta device.
 
     Drawing there does nothing, but it imports all of torch's compiler: a second, and 70 MB.
@@ -26,7 +26,7 @@ class Undrawn(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class Unfilled(Undrawn):
+class EmptyParameters(SkipInit):
     """Parameters made inside have a shape and no memory; tables and buffers, which are computed, are real."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -37,14 +37,14 @@ class Unfilled(Undrawn):
 
 
 @contextmanager
-def weightless() -> Iterator[None]:
+def meta_device() -> Iterator[None]:
     """Whatever is made inside has a shape and no memory, tables and buffers too."""
-    with torch.device("meta"), Undrawn():
+    with torch.device("meta"), SkipInit():
         yield
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def gc_disabled() -> Iterator[None]:
     """Inside, Python looks for no garbage.
 
     Thousands of new modules and tensors make it look through all that was imported, which takes as long as they.

@@ -12,7 +12,7 @@ MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.C
 NORMALISATIONS = (nn.RMSNorm,)
 
 
-def lowerable(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def low_precision_parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Their parameters with their keys in the state dict; other normalisations and tables stay in float32."""
     for name, layer in network.named_modules():
         if isinstance(layer, (*MATRICES, *NORMALISATIONS)):

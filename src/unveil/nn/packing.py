@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unveil.nn.sdpa import attend, for_heads
+from unveil.nn.sdpa import repeat_kv, scaled_dot_product_attention
 from unveil.types import ShapeError
 
 
@@ -102,7 +102,7 @@ class Packing:
         heads = query.shape[1]
         if query.device.type == "cpu":
             return self._parted(self._alone([self._in_line(x) for x in (query, key, value)], causal))
-        tokens = [self._tokens(for_heads(x, heads).transpose(1, 2)) for x in (query, key, value)]  # (tokens, H, D)
+        tokens = [self._tokens(repeat_kv(x, heads).transpose(1, 2)) for x in (query, key, value)]  # (tokens, H, D)
         return self._rows(self._jagged(tokens, causal)).transpose(1, 2)
 
     def read(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -126,7 +126,7 @@ class Packing:
         # on a CPU small products cost little, and padding what it computes
         masks = [None] * len(key) if mask is None else mask.split(1)
         parts = zip(query.split(self.lengths, dim=2), key.split(1), value.split(1), masks, strict=True)
-        return torch.cat([attend(own, k, v, mask=seen) for own, k, v, seen in parts], dim=2)
+        return torch.cat([scaled_dot_product_attention(own, k, v, mask=seen) for own, k, v, seen in parts], dim=2)
 
     def _padded(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         tokens = query[0].transpose(0, 1)
@@ -135,13 +135,15 @@ class Packing:
         each = [torch.arange(start, start + n) for start, n in zip(starts, self.lengths, strict=True)]
         index = torch.cat(each).to(tokens.device)  # of each token, where each sequence has a row of its own
         rows = tokens.new_zeros(longest * len(key), *tokens.shape[1:]).index_copy(0, index, tokens)
-        found = attend(rows.unflatten(0, (len(key), longest)).transpose(1, 2), key, value, mask=mask)
+        found = scaled_dot_product_attention(
+            rows.unflatten(0, (len(key), longest)).transpose(1, 2), key, value, mask=mask
+        )
         return found.transpose(1, 2).flatten(0, 1).index_select(0, index).transpose(0, 1)[None]
 
     def _alone(self, each: Sequence[Tensor], causal: bool) -> Tensor:
         # Sequence by sequence: on a CPU this is five times faster than jagged tensors, twice than one masked product.
         parts = zip(*(x.split(self.lengths, dim=2) for x in each), strict=True)
-        return torch.cat([attend(*part, causal=causal) for part in parts], dim=2)
+        return torch.cat([scaled_dot_product_attention(*part, causal=causal) for part in parts], dim=2)
 
     def _jagged(self, tokens: Sequence[Tensor], causal: bool) -> Tensor:
         # torch takes its kernels for sequences of different lengths where the device has them

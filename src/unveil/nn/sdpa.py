@@ -22,7 +22,9 @@ PLAIN_UP_TO = {torch.bfloat16: 2**19}
 PART = 2**19
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+def scaled_dot_product_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
     """Scaled dot-product attention: query (B, H, N, D) on key and value (B, H or a divisor of it, M, D).
 
     A query that may look at nothing gathers 0.
@@ -37,7 +39,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = N
     Source: Vaswani et al. 2017, eq. 1 (arXiv:1706.03762); fewer key heads: Ainslie et al. 2023 (arXiv:2305.13245).
     """
     heads = query.shape[1]
-    key, value = for_heads(key, heads), for_heads(value, heads)
+    key, value = repeat_kv(key, heads), repeat_kv(value, heads)
     if query.device.type == "cpu" and query.dtype in PLAIN_UP_TO:
         wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
         if not wanted and not torch.compiler.is_compiling():
@@ -58,7 +60,7 @@ def attention_weights(query: Tensor, key: Tensor, *, mask: Tensor | None = None,
     Raises:
         ShapeError: as `attend`.
     """
-    return _weights(query, for_heads(key, query.shape[1]), _allowed(query, key, mask, causal))
+    return _weights(query, repeat_kv(key, query.shape[1]), _allowed(query, key, mask, causal))
 
 
 def _weights(query: Tensor, key: Tensor, allowed: Tensor | None) -> Tensor:
@@ -94,7 +96,7 @@ def _in_parts(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None)
     return found.unflatten(0, (rows, heads))
 
 
-def for_heads(x: Tensor, heads: int) -> Tensor:
+def repeat_kv(x: Tensor, heads: int) -> Tensor:
     """Keys or values (B, some, M, D), each head repeated for those of the queries that it serves: (B, H, M, D).
 
     Raises:

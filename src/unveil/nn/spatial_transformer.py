@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unveil.nn.attention import Cache
+from unveil.nn.attention import KVCache
 from unveil.nn.layers import group_norm, zeroed
-from unveil.nn.transformer_blocks import BlockConfig, Context, TransformerBlock
+from unveil.nn.transformer_blocks import BlockConfig, EncoderStates, TransformerBlock
 from unveil.types import Condition, ShapeError
 
 # What the layers around the blocks are: convolutions of one pixel, as in the paper, or linear layers of the tokens
@@ -24,11 +24,11 @@ REMEMBERED = 8
 T = TypeVar("T")
 
 
-class Text(NamedTuple):
+class TextContext(NamedTuple):
     """What the transformers of a network read, and the keys and values that are kept of it, by block."""
 
-    context: Context
-    kept: Mapping[nn.Module, Cache] | None = None
+    context: EncoderStates
+    kept: Mapping[nn.Module, KVCache] | None = None
 
 
 class SpatialTransformer(nn.Module):
@@ -59,7 +59,7 @@ class SpatialTransformer(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(config, context_width=reads) for _ in range(depth))
         self.leave = zeroed(_projection(channels, projection))
 
-    def forward(self, x: Tensor, text: Text | None = None) -> Tensor:
+    def forward(self, x: Tensor, text: TextContext | None = None) -> Tensor:
         """X plus what its positions gathered; the text's rows are those of x."""
         height, width = x.shape[2:]
         tokens = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, C)
@@ -84,7 +84,7 @@ def _per_token(layer: nn.Module, tokens: Tensor) -> Tensor:
     return F.linear(tokens, layer.weight.flatten(1), layer.bias)  # pyright: ignore
 
 
-def text_of(condition: Condition, width: int | None, batch: int) -> Context | None:
+def text_of(condition: Condition, width: int | None, batch: int) -> EncoderStates | None:
     """What a network that reads tokens of this width is given, None for one that reads none.
 
     Raises:
@@ -106,10 +106,10 @@ def text_of(condition: Condition, width: int | None, batch: int) -> Context | No
         raise ShapeError(f"condition.tokens {tuple(tokens.shape)}: {len(tokens)} rows for {batch} of x")
     if mask is not None and mask.shape != tokens.shape[:2]:
         raise ShapeError(f"condition.mask {tuple(mask.shape)}: must be {tuple(tokens.shape[:2])}, one for each token")
-    return Context(tokens, mask)
+    return EncoderStates(tokens, mask)
 
 
-def keys_values(network: nn.Module, context: Context) -> dict[nn.Module, Cache]:
+def keys_values(network: nn.Module, context: EncoderStates) -> dict[nn.Module, KVCache]:
     """The keys and values of a text for every block of a network that reads it."""
     return {
         block: block.context.remember(context.tokens)
@@ -118,7 +118,7 @@ def keys_values(network: nn.Module, context: Context) -> dict[nn.Module, Cache]:
     }
 
 
-class Remembered(Generic[T]):
+class Memo(Generic[T]):
     """What follows from a tensor alone, worked out without gradients when that tensor is first seen.
 
     It is known again by its identity, how often it was written to, and the precision asked for; a tensor that is

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from unveil.io.optional_deps import extra
-from unveil.nn.tokenizer import Frame
-from unveil.types import RecipeError, ShapeError, nearest
+from unveil.nn.tokenizer import TokenLayout
+from unveil.types import RecipeError, ShapeError, did_you_mean
 
 WHO = "a text encoder"
 ACTIVATIONS = {"quick-gelu": "quick_gelu", "gelu": "gelu"}  # ours: transformers'
@@ -28,7 +28,7 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-class Encoded(NamedTuple):
+class TextEncoderOutput(NamedTuple):
     """What a tower makes of rows of tokens: a vector each (B, L, D), and one for the whole row (B, P)."""
 
     tokens: Tensor
@@ -36,7 +36,7 @@ class Encoded(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ClipConfig:
+class CLIPEncoderConfig:
     """What defines CLIP's text tower.
 
     Args:
@@ -76,13 +76,13 @@ class ClipConfig:
             raise RecipeError(f"skip = {self.skip}: must be 0 to {self.depth - 1}, below the depth")
         _check_special(self.vocabulary, {"begin": self.begin, "end": self.end, "padding": self.padding})
 
-    def frame(self, rows: int) -> Frame:
+    def frame(self, rows: int) -> TokenLayout:
         """How its rows are laid out."""
-        return Frame(self.length, rows, self.begin, self.end, self.padding)
+        return TokenLayout(self.length, rows, self.begin, self.end, self.padding)
 
 
 @dataclass(frozen=True)
-class T5Config:
+class T5EncoderConfig:
     """What defines T5's encoder.
 
     Args:
@@ -121,7 +121,7 @@ class T5Config:
     def __post_init__(self) -> None:
         _check_special(self.vocabulary, {"end": self.end, "padding": self.padding})
 
-    def frame(self, rows: int) -> Frame:
+    def frame(self, rows: int) -> TokenLayout:
         """How its rows are laid out.
 
         Raises:
@@ -129,20 +129,20 @@ class T5Config:
         """
         if rows != 1:
             raise RecipeError(f"chunks = {rows}: T5 takes rows of any length; raise length instead")
-        return Frame(self.length, 1, None, self.end, self.padding)
+        return TokenLayout(self.length, 1, None, self.end, self.padding)
 
 
-TowerConfig = ClipConfig | T5Config
+TowerConfig = CLIPEncoderConfig | T5EncoderConfig
 
 
-class ClipTower(nn.Module):
+class CLIPTextEncoder(nn.Module):
     """CLIP's text tower.
 
     Raises:
         RecipeError: transformers is not installed.
     """
 
-    def __init__(self, config: ClipConfig) -> None:
+    def __init__(self, config: CLIPEncoderConfig) -> None:
         super().__init__()
         self.config = config
         library = extra("transformers", WHO)
@@ -162,7 +162,7 @@ class ClipTower(nn.Module):
         self.model: Any = library.CLIPTextModel(made)
         self.projection = nn.Linear(config.width, config.projection, bias=False) if config.projection else None
 
-    def forward(self, numbers: Tensor, used: Tensor) -> Encoded:
+    def forward(self, numbers: Tensor, used: Tensor) -> TextEncoderOutput:
         """Vectors of rows of tokens, (B, L) int64; padding takes part, as published, so `used` (B, L) is not."""
         check_numbers(numbers, self.config.vocabulary)
         earlier = bool(self.config.skip) or self.config.norm == "none"
@@ -172,17 +172,17 @@ class ClipTower(nn.Module):
             tokens = found.hidden_states[-1 - self.config.skip]
             tokens = self.model.final_layer_norm(tokens) if self.config.norm == "final" else tokens
         pooled: Tensor = found.pooler_output
-        return Encoded(tokens, pooled if self.projection is None else self.projection(pooled))
+        return TextEncoderOutput(tokens, pooled if self.projection is None else self.projection(pooled))
 
 
-class T5Tower(nn.Module):
+class T5TextEncoder(nn.Module):
     """T5's encoder.
 
     Raises:
         RecipeError: transformers is not installed.
     """
 
-    def __init__(self, config: T5Config) -> None:
+    def __init__(self, config: T5EncoderConfig) -> None:
         super().__init__()
         self.config = config
         library = extra("transformers", WHO)
@@ -205,14 +205,14 @@ class T5Tower(nn.Module):
             made
         ).encoder  # without the second name of its table
 
-    def forward(self, numbers: Tensor, used: Tensor) -> Encoded:
+    def forward(self, numbers: Tensor, used: Tensor) -> TextEncoderOutput:
         """Vectors of rows of tokens, (B, L) int64; `used` (B, L) is False for padding."""
         check_numbers(numbers, self.config.vocabulary)
         mask = used if self.config.attend == "tokens" else torch.ones_like(used)
-        return Encoded(self.model(input_ids=numbers, attention_mask=mask.long()).last_hidden_state)
+        return TextEncoderOutput(self.model(input_ids=numbers, attention_mask=mask.long()).last_hidden_state)
 
 
-Tower = ClipTower | T5Tower
+Tower = CLIPTextEncoder | T5TextEncoder
 
 
 def build(config: TowerConfig) -> Tower:
@@ -221,10 +221,10 @@ def build(config: TowerConfig) -> Tower:
     Raises:
         RecipeError: transformers is not installed.
     """
-    return ClipTower(config) if isinstance(config, ClipConfig) else T5Tower(config)
+    return CLIPTextEncoder(config) if isinstance(config, CLIPEncoderConfig) else T5TextEncoder(config)
 
 
-def spelled_out(section: Mapping[str, Any]) -> dict[str, Any]:
+def expand_preset(section: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's section with the settings that its `name` stands for; those that it sets itself go before them.
 
     Raises:
@@ -235,7 +235,7 @@ def spelled_out(section: Mapping[str, Any]) -> dict[str, Any]:
     if name is None:
         return given
     if name not in SIZES:
-        raise RecipeError(f"encoder name {name!r}: known are {', '.join(SIZES)}{nearest(name, list(SIZES))}")
+        raise RecipeError(f"encoder name {name!r}: known are {', '.join(SIZES)}{did_you_mean(name, list(SIZES))}")
     return {**SIZES[name], **given}
 
 

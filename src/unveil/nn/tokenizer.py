@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from unveil.types import RecipeError, ShapeError, nearest
+from unveil.types import RecipeError, ShapeError, did_you_mean
 
 Unit = Literal["characters", "words", "terms"]
 PADDING, BEGIN, END, UNKNOWN = range(4)
@@ -27,7 +27,7 @@ _TERM = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+")
 
 
 @dataclass(frozen=True)
-class Frame:
+class TokenLayout:
     """How tokens are laid out in rows.
 
     Attributes:
@@ -50,12 +50,12 @@ class Frame:
         return self.length - 1 - (self.begin is not None)
 
 
-def terms(text: str) -> list[str]:
+def tokenize(text: str) -> list[str]:
     """Runs of letters and digits in lower case, Chinese characters one by one; other signs are left out."""
     return _TERM.findall(unicodedata.normalize("NFKC", text).lower())
 
 
-_SPLIT: Mapping[Unit, Callable[[str], list[str]]] = {"characters": list, "words": _WORD.findall, "terms": terms}
+_SPLIT: Mapping[Unit, Callable[[str], list[str]]] = {"characters": list, "words": _WORD.findall, "terms": tokenize}
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Vocabulary:
     def __post_init__(self) -> None:
         if self.unit not in get_args(Unit):
             known = get_args(Unit)
-            raise RecipeError(f"unit {self.unit!r}: must be one of {', '.join(known)}{nearest(self.unit, known)}")
+            raise RecipeError(f"unit {self.unit!r}: must be one of {', '.join(known)}{did_you_mean(self.unit, known)}")
         numbers = {token: i for i, token in enumerate((*SPECIAL, *self.tokens))}
         if len(numbers) != len(self):
             twice = next(token for token, count in Counter((*SPECIAL, *self.tokens)).items() if count > 1)

@@ -18,21 +18,21 @@ from unveil.nn.attention import Attention
 from unveil.nn.embeddings import sin_cos_positions
 from unveil.nn.transformer_blocks import (
     Activation,
+    AttentionMaps,
+    BlockCache,
     BlockConfig,
-    Context,
-    Kept,
-    Maps,
+    EncoderStates,
     NormPlace,
-    Stack,
     TransformerBlock,
+    TransformerStack,
 )
-from unveil.types import RecipeError, ShapeError, nearest
+from unveil.types import RecipeError, ShapeError, did_you_mean
 
 # Which tables are one: none, the target's and the output's, or the source's with them
 Tie = Literal["none", "output", "all"]
 
 
-class Words(nn.Module):
+class TokenEmbedding(nn.Module):
     """Tokens by number as vectors at their places: a table, times the root of the width, plus sinusoids.
 
     Args:
@@ -71,7 +71,7 @@ class Words(nn.Module):
         return self.dropout(self.table(tokens) * math.sqrt(self.table.embedding_dim) + places)
 
 
-class Decoder(nn.Module):
+class TransformerDecoder(nn.Module):
     """What follows a sequence of tokens, of which each sees those before it, and a context where there is one.
 
     Args:
@@ -89,8 +89,8 @@ class Decoder(nn.Module):
         tied: bool = True,
     ) -> None:
         super().__init__()
-        self.words = Words(vocabulary, config.width, limit=limit, dropout=config.dropout)
-        self.stack = Stack(depth, config, context_width=context_width)
+        self.words = TokenEmbedding(vocabulary, config.width, limit=limit, dropout=config.dropout)
+        self.stack = TransformerStack(depth, config, context_width=context_width)
         self.out = None if tied else nn.Linear(config.width, vocabulary, bias=False)
         xavier_(self)
 
@@ -98,9 +98,9 @@ class Decoder(nn.Module):
         self,
         tokens: Tensor,
         *,
-        context: Context | None = None,
-        kept: Sequence[Kept] | None = None,
-        maps: list[Maps] | None = None,
+        context: EncoderStates | None = None,
+        kept: Sequence[BlockCache] | None = None,
+        maps: list[AttentionMaps] | None = None,
     ) -> Tensor:
         """Tokens (B, N), behind those that are kept, to the vectors (B, N, C) that `logits` reads."""
         x = self.words(tokens, kept[0].own.length if kept else 0)
@@ -110,21 +110,21 @@ class Decoder(nn.Module):
         """(..., C) to (..., V): of the token that follows each."""
         return F.linear(x, self.words.table.weight) if self.out is None else self.out(x)
 
-    def start(self, context: Context | None = None) -> Reading:
+    def start(self, context: EncoderStates | None = None) -> DecoderState:
         """A reading of sequences with this context, whose keys and values are computed now, once."""
-        kept = [Kept() for _ in self.stack.blocks]
+        kept = [BlockCache() for _ in self.stack.blocks]
         if context is not None:
             for one, block in zip(kept, self.stack.blocks, strict=True):
                 assert isinstance(block, TransformerBlock)
                 assert block.context is not None
                 one.context = block.context.remember(context.tokens)
-        return Reading(self, context, kept)
+        return DecoderState(self, context, kept)
 
 
-class Reading:
+class DecoderState:
     """A batch of sequences in the middle of being read; what `decoding` asks for."""
 
-    def __init__(self, decoder: Decoder, context: Context | None, kept: list[Kept]) -> None:
+    def __init__(self, decoder: TransformerDecoder, context: EncoderStates | None, kept: list[BlockCache]) -> None:
         self.decoder = decoder
         self.context = context
         self.kept = kept
@@ -141,7 +141,7 @@ class Reading:
         if self.context is not None:
             tokens, mask = self.context
             # the tokens themselves are not read again: their keys and values are kept
-            self.context = Context(tokens[:0], None if mask is None else mask[rows])
+            self.context = EncoderStates(tokens[:0], None if mask is None else mask[rows])
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class TransformerConfig:
         """Raises RecipeError for a setting that cannot work."""
         if self.tie not in ("none", "output", "all"):
             known = ("none", "output", "all")
-            raise RecipeError(f"tie {self.tie!r}: must be one of {', '.join(known)}{nearest(self.tie, known)}")
+            raise RecipeError(f"tie {self.tie!r}: must be one of {', '.join(known)}{did_you_mean(self.tie, known)}")
         if self.tie == "all" and self.source != self.target:
             raise RecipeError(
                 f"tie = all: the vocabularies of {self.source} and {self.target} words must be one; use tie = output"
@@ -196,12 +196,12 @@ class Transformer(nn.Module):
         self.config = config
         self.words = None
         if config.tie != "all":
-            self.words = Words(config.source, config.width, limit=config.limit, dropout=config.dropout)
-        self.encoder = Stack(config.depth, config.block)
+            self.words = TokenEmbedding(config.source, config.width, limit=config.limit, dropout=config.dropout)
+        self.encoder = TransformerStack(config.depth, config.block)
         xavier_(self)
         depth = config.decoder_depth or config.depth
         tied = config.tie != "none"
-        self.decoder = Decoder(
+        self.decoder = TransformerDecoder(
             config.target, depth, config.block, limit=config.limit, context_width=config.width, tied=tied
         )
 
@@ -213,13 +213,15 @@ class Transformer(nn.Module):
         """
         return self.decoder.logits(self.decoder(target, context=self.encode(source, mask)))
 
-    def encode(self, source: Tensor, mask: Tensor | None = None, maps: list[Maps] | None = None) -> Context:
+    def encode(
+        self, source: Tensor, mask: Tensor | None = None, maps: list[AttentionMaps] | None = None
+    ) -> EncoderStates:
         """The source as the decoder's context."""
         words = self.decoder.words if self.words is None else self.words
         seen = None if mask is None else mask[:, None, None]
-        return Context(self.encoder(words(source), mask=seen, maps=maps), mask)
+        return EncoderStates(self.encoder(words(source), mask=seen, maps=maps), mask)
 
-    def start(self, source: Tensor, mask: Tensor | None = None) -> Reading:
+    def start(self, source: Tensor, mask: Tensor | None = None) -> DecoderState:
         """A reading of this source, for `decoding`."""
         return self.decoder.start(self.encode(source, mask))
 

@@ -11,10 +11,10 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from unveil.nn.attention import Attention, Cache, QkNorm, Together
+from unveil.nn.attention import Attention, AttentionPattern, KVCache, QkNorm
 from unveil.nn.cpu_kernels import linear_geglu, linear_gelu
 from unveil.nn.embeddings import Rotary
-from unveil.types import RecipeError, ShapeError, nearest
+from unveil.types import RecipeError, ShapeError, did_you_mean
 
 # Whether the sum of a residual is normalised (2017), or what goes into its branch (Xiong et al. 2020, arXiv:2002.04745)
 NormPlace = Literal["post", "pre"]
@@ -56,12 +56,12 @@ class BlockConfig:
         """Raises RecipeError for a name that is none of the choices, or a dropout that is no share."""
         for what, given, known in (("norm", self.norm, ("post", "pre")), ("activation", self.activation, _ACTIVATIONS)):
             if given not in known:
-                raise RecipeError(f"{what} {given!r}: must be one of {', '.join(known)}{nearest(given, [*known])}")
+                raise RecipeError(f"{what} {given!r}: must be one of {', '.join(known)}{did_you_mean(given, [*known])}")
         if not 0 <= self.dropout < 1 or self.hidden < 1:
             raise RecipeError(f"dropout {self.dropout}, hidden {self.hidden}: must be in [0, 1), and at least 1")
 
 
-class Context(NamedTuple):
+class EncoderStates(NamedTuple):
     """What tokens look at beside themselves.
 
     tokens: (B, M, width). mask: boolean (B, M), True where one counts; None: all count.
@@ -72,15 +72,15 @@ class Context(NamedTuple):
 
 
 @dataclass
-class Kept:
+class BlockCache:
     """What one block remembers: its own tokens' keys and values, and those of its context."""
 
-    own: Cache = field(default_factory=Cache)
-    context: Cache = field(default_factory=Cache)
+    own: KVCache = field(default_factory=KVCache)
+    context: KVCache = field(default_factory=KVCache)
 
 
 @dataclass
-class Maps:
+class AttentionMaps:
     """The weights of one block's heads, a tensor (B, H, N, M) for each call: on its own tokens, and on its context."""
 
     own: list[Tensor] = field(default_factory=list)
@@ -114,13 +114,13 @@ class TransformerBlock(nn.Module):
         self,
         x: Tensor,
         *,
-        context: Context | None = None,
+        context: EncoderStates | None = None,
         mask: Tensor | None = None,
         causal: bool = False,
         rotary: Rotary | None = None,
-        kept: Kept | Cache | None = None,
-        packing: Together | None = None,
-        maps: Maps | None = None,
+        kept: BlockCache | KVCache | None = None,
+        packing: AttentionPattern | None = None,
+        maps: AttentionMaps | None = None,
     ) -> Tensor:
         """X (B, N, C) with what its tokens gathered.
 
@@ -138,7 +138,7 @@ class TransformerBlock(nn.Module):
             mask=mask,
             causal=causal,
             rotary=rotary,
-            cache=kept.own if isinstance(kept, Kept) else None,
+            cache=kept.own if isinstance(kept, BlockCache) else None,
             packing=packing,
             maps=None if maps is None else maps.own,
         )
@@ -148,7 +148,7 @@ class TransformerBlock(nn.Module):
                 self._before(x, self.context_norm),
                 context=None if context is None else context.tokens,
                 mask=None if context is None or context.mask is None else context.mask[:, None, None],
-                cache=kept.context if isinstance(kept, Kept) else kept,
+                cache=kept.context if isinstance(kept, BlockCache) else kept,
                 maps=None if maps is None else maps.context,
             )
             x = self._after(x, added, self.context_norm)
@@ -192,7 +192,7 @@ class Mlp(nn.Module):
         return self.down(self.activation(self.up(x)))
 
 
-class Stack(nn.Module):
+class TransformerStack(nn.Module):
     """Blocks one after the other; pre-norm ones end in a normalisation."""
 
     def __init__(self, depth: int, config: BlockConfig, *, context_width: int | None = None) -> None:
@@ -206,17 +206,17 @@ class Stack(nn.Module):
         self,
         x: Tensor,
         *,
-        context: Context | None = None,
+        context: EncoderStates | None = None,
         mask: Tensor | None = None,
         causal: bool = False,
         rotary: Rotary | None = None,
-        kept: Sequence[Kept] | None = None,
-        packing: Together | None = None,
-        maps: list[Maps] | None = None,
+        kept: Sequence[BlockCache] | None = None,
+        packing: AttentionPattern | None = None,
+        maps: list[AttentionMaps] | None = None,
     ) -> Tensor:
         """(B, N, C) to the same; settings as a block's, `kept` and `maps` one for each block, the maps appended."""
         for i, block in enumerate(self.blocks):
-            shown = None if maps is None else Maps()
+            shown = None if maps is None else AttentionMaps()
             if maps is not None and shown is not None:
                 maps.append(shown)
             x = block(

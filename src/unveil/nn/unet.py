@@ -20,26 +20,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unveil.nn.attention import Cache
+from unveil.nn.attention import KVCache
 from unveil.nn.embeddings import TimeEmbedding
 from unveil.nn.layers import check_multiple, group_norm, vector_of, with_context, zeroed
-from unveil.nn.spatial_transformer import Remembered, Text, keys_values, text_of
-from unveil.nn.transformer_blocks import Context
-from unveil.nn.unet_blocks import ConvUp, middle, way_down, way_up
+from unveil.nn.spatial_transformer import Memo, TextContext, keys_values, text_of
+from unveil.nn.transformer_blocks import EncoderStates
+from unveil.nn.unet_blocks import Upsample, down_blocks, mid_block, up_blocks
 from unveil.nn.unet_config import UNetConfig
 from unveil.types import Condition, ShapeError
 
 
-class Encoded(NamedTuple):
+class UNetFeatures(NamedTuple):
     """What the first half of a U-Net makes: the middle's result, the stack, and what the second half is told."""
 
     h: Tensor
     stack: list[Tensor]
     time: Tensor
-    text: Text | None
+    text: TextContext | None
 
 
-class Encoder(nn.Module):
+class UNetEncoder(nn.Module):
     """The first half of a U-Net, the way down and the middle: (x, t, condition) to `Encoded`."""
 
     def __init__(self, config: UNetConfig) -> None:
@@ -50,11 +50,11 @@ class Encoder(nn.Module):
         self.time = TimeEmbedding(config.channels, config.vector_dim, config.embedding)
         inputs = (config.in_channels + config.context_channels) * config.patch**2
         self.enter = nn.Conv2d(inputs, config.stem_channels or config.widths[0], 3, padding=1)
-        self.down, self.stack_widths = way_down(config)
-        self.middle = middle(config)
-        self._read: Callable[[Context], Text] = Text
+        self.down, self.stack_widths = down_blocks(config)
+        self.middle = mid_block(config)
+        self._read: Callable[[EncoderStates], TextContext] = TextContext
 
-    def encode(self, x: Tensor, t: Tensor, condition: Condition, hint: Tensor | None = None) -> Encoded:
+    def encode(self, x: Tensor, t: Tensor, condition: Condition, hint: Tensor | None = None) -> UNetFeatures:
         """The first half's results.
 
         Args:
@@ -80,7 +80,7 @@ class Encoder(nn.Module):
         h = stack[0]
         for down in self.down:
             h = down(h, time, stack, text)
-        return Encoded(self.middle(h, time, text), stack, time, text)
+        return UNetFeatures(self.middle(h, time, text), stack, time, text)
 
     @contextmanager
     def ahead(self, indices: Sequence[float] | Tensor) -> Iterator[None]:
@@ -92,18 +92,18 @@ class Encoder(nn.Module):
         It is for sampling: results are the same, no weight and no token gets a gradient through them, and weights must
         not change inside. What follows from the levels, `indices`, is computed at each step.
         """
-        before, texts = self._read, Remembered[dict[nn.Module, Cache]]()
+        before, texts = self._read, Memo[dict[nn.Module, KVCache]]()
         # a compiler would make a variant of the network for each text, and does a kernel's sums at little cost
         compiled = bool(getattr(self, "_compiled_call_impl", None))
-        enlarging = [] if compiled else [one for one in self.modules() if isinstance(one, ConvUp)]
+        enlarging = [] if compiled else [one for one in self.modules() if isinstance(one, Upsample)]
         kernels = [one.kept for one in enlarging]
 
-        def read(context: Context) -> Text:
-            return Text(context, texts.of(context.tokens, lambda: keys_values(self, context)))
+        def read(context: EncoderStates) -> TextContext:
+            return TextContext(context, texts.of(context.tokens, lambda: keys_values(self, context)))
 
         self._read = cast(Any, torch.compiler.disable(read)) if compiled else read
         for one in enlarging:
-            one.kept = Remembered()
+            one.kept = Memo()
         try:
             yield
         finally:
@@ -112,12 +112,12 @@ class Encoder(nn.Module):
                 one.kept = kernel
 
 
-class UNet(Encoder):
+class UNet(UNetEncoder):
     """The denoising network: (x, t, condition) to a tensor of x's size with `out_channels`."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__(config)
-        self.up = way_up(config, self.stack_widths)
+        self.up = up_blocks(config, self.stack_widths)
         self.norm = group_norm(config.widths[0], config.groups, config.norm_eps)
         self.leave = zeroed(nn.Conv2d(config.widths[0], config.out_channels * config.patch**2, 3, padding=1))
 

@@ -50,7 +50,7 @@ class UNet2015Config:
         return 4 * self.widths[0]
 
 
-class Stage(nn.Module):
+class UNet2015Stage(nn.Module):
     """Two convolutions at one resolution, told the time in between."""
 
     def __init__(self, width: int, out: int, config: UNet2015Config) -> None:
@@ -78,10 +78,10 @@ class UNet2015(nn.Module):
         widths = config.widths
         self.time = TimeEmbedding(widths[0], config.vector_dim, "cos-sin")
         inputs = [config.in_channels + config.context_channels, *widths]
-        self.down = nn.ModuleList(Stage(a, b, config) for a, b in zip(inputs, widths, strict=False))
+        self.down = nn.ModuleList(UNet2015Stage(a, b, config) for a, b in zip(inputs, widths, strict=False))
         coarse_to_fine = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
         self.enlarge = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in coarse_to_fine)
-        self.up = nn.ModuleList(Stage(2 * b, b, config) for _, b in coarse_to_fine)
+        self.up = nn.ModuleList(UNet2015Stage(2 * b, b, config) for _, b in coarse_to_fine)
         self.leave = zeroed(nn.Conv2d(widths[0], config.out_channels, 1))
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unveil.nn.layers import SelfAttention, group_norm, zeroed
-from unveil.nn.spatial_transformer import Remembered, SpatialTransformer, Text
+from unveil.nn.spatial_transformer import Memo, SpatialTransformer, TextContext
 from unveil.nn.unet_config import UNetConfig
 
 
@@ -40,7 +40,7 @@ class ResBlock(nn.Module):
         return self.conv_2(h) + self.skip(self.resample(x))
 
 
-class Half(nn.Module):
+class AvgPoolDown(nn.Module):
     """Half the size by averaging."""
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
@@ -48,7 +48,7 @@ class Half(nn.Module):
         return F.avg_pool2d(x, 2)
 
 
-class Double(nn.Module):
+class NearestUp(nn.Module):
     """Twice the size by repeating pixels."""
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
@@ -56,7 +56,7 @@ class Double(nn.Module):
         return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-class ConvDown(nn.Module):
+class Downsample(nn.Module):
     """Half the size by a strided convolution; DDPM pads only below and on the right."""
 
     def __init__(self, width: int, *, asymmetric: bool) -> None:
@@ -69,7 +69,7 @@ class ConvDown(nn.Module):
         return self.conv(F.pad(x, (0, 1, 0, 1)) if self.asymmetric else x)
 
 
-class ConvUp(nn.Module):
+class Upsample(nn.Module):
     """Twice the size by repeating pixels, then a 3x3 convolution; computed as one transposed convolution.
 
     Of the repeated pixels under a 3x3 kernel several are the same one, so that it meets the sum of their weights:
@@ -79,7 +79,7 @@ class ConvUp(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
-        self.kept: Remembered[Tensor] | None = None  # the kernel, in a run
+        self.kept: Memo[Tensor] | None = None  # the kernel, in a run
 
     def kernel(self) -> Tensor:
         """That of the transposed convolution, (C, C, 4, 4), in memory with the channels last."""
@@ -109,14 +109,18 @@ def _summed(weight: Tensor, dim: int) -> Tensor:
 
 def _downsample(width: int, config: UNetConfig) -> nn.Module:
     if config.resample == "residual":
-        return ResBlock(width, width, config, resample=Half())
-    return Half() if config.resample == "pool" else ConvDown(width, asymmetric=config.resample == "conv-asymmetric")
+        return ResBlock(width, width, config, resample=AvgPoolDown())
+    return (
+        AvgPoolDown()
+        if config.resample == "pool"
+        else Downsample(width, asymmetric=config.resample == "conv-asymmetric")
+    )
 
 
 def _upsample(width: int, config: UNetConfig) -> nn.Module:
     if config.resample == "residual":
-        return ResBlock(width, width, config, resample=Double())
-    return Double() if config.resample == "pool" else ConvUp(width)
+        return ResBlock(width, width, config, resample=NearestUp())
+    return NearestUp() if config.resample == "pool" else Upsample(width)
 
 
 def _attention(level: int, width: int, heads: int, config: UNetConfig) -> nn.Module:
@@ -139,7 +143,7 @@ def _attention_at(level: int, width: int, heads: int, config: UNetConfig) -> nn.
     return _attention(level, width, heads, config) if config.rates[level] in config.attention else nn.Identity()
 
 
-class Level(nn.Module):
+class UNetLevel(nn.Module):
     """The blocks of one resolution, each with attention or nothing after it, and the way to the next resolution."""
 
     def __init__(
@@ -150,26 +154,26 @@ class Level(nn.Module):
         self.attention = nn.ModuleList(attention or [nn.Identity() for _ in blocks])
         self.resample = resample
 
-    def block(self, place: int, h: Tensor, time: Tensor, text: Text | None) -> Tensor:
+    def block(self, place: int, h: Tensor, time: Tensor, text: TextContext | None) -> Tensor:
         """One block and its attention."""
         h, attention = self.blocks[place](h, time), self.attention[place]
         return attention(h, text) if isinstance(attention, SpatialTransformer) else attention(h)
 
 
-class Middle(Level):
+class UNetMiddle(UNetLevel):
     """The smallest resolution, between the two ways."""
 
-    def forward(self, h: Tensor, time: Tensor, text: Text | None = None) -> Tensor:
+    def forward(self, h: Tensor, time: Tensor, text: TextContext | None = None) -> Tensor:
         """All blocks in turn."""
         for place in range(len(self.blocks)):
             h = self.block(place, h, time, text)
         return h
 
 
-class Down(Level):
+class UNetDown(UNetLevel):
     """A level of the way down: leaves every result on the stack."""
 
-    def forward(self, h: Tensor, time: Tensor, stack: list[Tensor], text: Text | None = None) -> Tensor:
+    def forward(self, h: Tensor, time: Tensor, stack: list[Tensor], text: TextContext | None = None) -> Tensor:
         """The smaller result, last on the stack."""
         for place in range(len(self.blocks)):
             h = self.block(place, h, time, text)
@@ -180,17 +184,17 @@ class Down(Level):
         return h
 
 
-class Up(Level):
+class UNetUp(UNetLevel):
     """A level of the way up: every block takes one result from the stack."""
 
-    def forward(self, h: Tensor, time: Tensor, stack: list[Tensor], text: Text | None = None) -> Tensor:
+    def forward(self, h: Tensor, time: Tensor, stack: list[Tensor], text: TextContext | None = None) -> Tensor:
         """The larger result."""
         for place in range(len(self.blocks)):
             h = self.block(place, torch.cat([h, stack.pop()], dim=1), time, text)
         return h if self.resample is None else self.resample(h, time)
 
 
-def way_down(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
+def down_blocks(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
     """The levels of the way down, and the widths of all that is then on the stack, the first convolution's included."""
     width = config.stem_channels or config.widths[0]
     stack, levels = [width], nn.ModuleList()
@@ -204,18 +208,18 @@ def way_down(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
         resample = None if level == len(config.widths) - 1 else _downsample(width, config)
         if resample is not None:
             stack.append(width)
-        levels.append(Down(blocks, attention, resample))
+        levels.append(UNetDown(blocks, attention, resample))
     return levels, stack
 
 
-def middle(config: UNetConfig) -> Middle:
+def mid_block(config: UNetConfig) -> UNetMiddle:
     """The smallest resolution: block, attention, block."""
     width = config.widths[-1]
     blocks = [ResBlock(width, width, config) for _ in range(2)]
-    return Middle(blocks, [_attention(-1, width, config.heads, config), nn.Identity()])
+    return UNetMiddle(blocks, [_attention(-1, width, config.heads, config), nn.Identity()])
 
 
-def way_up(config: UNetConfig, stack: Sequence[int]) -> nn.ModuleList:
+def up_blocks(config: UNetConfig, stack: Sequence[int]) -> nn.ModuleList:
     """The levels of the way up, the smallest first, given the widths of all that is on the stack."""
     heads = config.heads if config.heads_up is None else config.heads_up
     left, levels, width = list(stack), nn.ModuleList(), stack[-1]
@@ -225,5 +229,5 @@ def way_up(config: UNetConfig, stack: Sequence[int]) -> nn.ModuleList:
             blocks.append(ResBlock(width + left.pop(), out, config))
             attention.append(_attention_at(level, out, heads, config))
             width = out
-        levels.append(Up(blocks, attention, None if level == 0 else _upsample(width, config)))
+        levels.append(UNetUp(blocks, attention, None if level == 0 else _upsample(width, config)))
     return levels

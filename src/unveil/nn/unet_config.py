@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from unveil.nn.embeddings import EmbeddingOrder
 from unveil.nn.layers import AttentionOrder, ContextSize
 from unveil.nn.spatial_transformer import Projection
-from unveil.types import RecipeError, nearest
+from unveil.types import RecipeError, did_you_mean
 
 Modulation = Literal["add", "scale-shift"]
 Resampling = Literal["conv", "conv-asymmetric", "pool", "residual"]
@@ -90,7 +90,7 @@ class UNetConfig:
         for name, kinds in CHOICES.items():
             if (given := getattr(self, name)) not in get_args(kinds):
                 allowed = ", ".join(get_args(kinds))
-                raise RecipeError(f"{name} = {given!r}: must be one of {allowed}{nearest(given, get_args(kinds))}")
+                raise RecipeError(f"{name} = {given!r}: must be one of {allowed}{did_you_mean(given, get_args(kinds))}")
         if not 0 <= self.dropout < 1:
             raise RecipeError(f"dropout = {self.dropout}: must lie in [0, 1)")
         if not self.multipliers:

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unveil.nn.autoencoder import AutoencoderConfig, Middle, Norm, activated
-from unveil.nn.causal_conv3d import Cache, CausalConv, Past, by_frame
-from unveil.nn.dct import lowest
+from unveil.nn.causal_conv3d import Cache, CausalConv, StreamState, by_frame
+from unveil.nn.dct import lowpass_rows
 from unveil.nn.layers import PixelRMS, check_multiple, zeroed
-from unveil.nn.unet_blocks import ConvDown, ConvUp
+from unveil.nn.unet_blocks import Downsample, Upsample
 from unveil.types import RecipeError, ShapeError
 
 LOGVAR = -6.0  # of latents before training: little noise, so that what is left out of them can be learned
@@ -127,38 +127,38 @@ class VideoBlock(nn.Module):
         self.conv_2 = CausalConv(out, out, (3, 3))
         self.skip = nn.Identity() if width == out else nn.Conv3d(width, out, 1)
 
-    def forward(self, x: Tensor, past: Past) -> Tensor:
+    def forward(self, x: Tensor, past: StreamState) -> Tensor:
         """(B, C, T, H, W) to (B, out, T, H, W)."""
         h = self.conv_1(activated(self.norm_1(x)), past)
         h = self.conv_2(F.dropout(activated(self.norm_2(h)), self.dropout, self.training), past)
         return h.add_(self.skip(x))
 
 
-class Shrink(nn.Module):
+class VideoDownsample(nn.Module):
     """Half the size, frame by frame, and where it is asked for half the frames, by a causal convolution over time."""
 
     def __init__(self, width: int, time: bool) -> None:
         super().__init__()
-        self.space = ConvDown(width, asymmetric=True)
+        self.space = Downsample(width, asymmetric=True)
         self.time = CausalConv(width, width, (3, 1), stride=2) if time else None
 
-    def forward(self, x: Tensor, past: Past) -> Tensor:
+    def forward(self, x: Tensor, past: StreamState) -> Tensor:
         """(B, C, T, H, W) to (B, C, T', H/2, W/2): T' = T, or 1 + (T - 1) / 2 at the beginning and T / 2 later."""
         h = by_frame(self.space, x)
         return h if self.time is None else self.time(h, past)
 
 
-class Grow(nn.Module):
+class VideoUpsample(nn.Module):
     """Twice the frames but for the very first, where it is asked for, and twice the size, frame by frame."""
 
     def __init__(self, width: int, time: bool) -> None:
         super().__init__()
         self.time = CausalConv(width, 2 * width, (3, 1)) if time else None
-        self.space = ConvUp(width)
+        self.space = Upsample(width)
 
-    def forward(self, x: Tensor, past: Past) -> Tensor:
+    def forward(self, x: Tensor, past: StreamState) -> Tensor:
         """(B, C, T, H, W) to (B, C, T', 2H, 2W): T' = T, or 2T - 1 at the beginning and 2T later."""
-        h = x if self.time is None else frames_of(self.time(x, past), 2, past)
+        h = x if self.time is None else channels_to_time(self.time(x, past), 2, past)
         return by_frame(self.space, h)
 
 
@@ -170,34 +170,34 @@ class VideoLevel(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.resample = resample
 
-    def forward(self, h: Tensor, past: Past) -> Tensor:
+    def forward(self, h: Tensor, past: StreamState) -> Tensor:
         """All in turn."""
         for block in self.blocks:
             h = block(h, past)
         return h if self.resample is None else self.resample(h, past)
 
 
-def frames_of(x: Tensor, span: int, past: Past) -> Tensor:
+def channels_to_time(x: Tensor, span: int, past: StreamState) -> Tensor:
     """Channels (B, C span, n, H, W) as frames (B, C, n span, H, W), of the first `span` at the beginning the last."""
     found = x.unflatten(1, (-1, span)).transpose(2, 3).flatten(2, 3)
     return found[:, :, span - 1 :] if past.begins else found
 
 
-def channels_of(x: Tensor, span: int, past: Past) -> Tensor:
+def time_to_channels(x: Tensor, span: int, past: StreamState) -> Tensor:
     """Frames (B, C, n span, H, W) as channels (B, C span, n, H, W), the first frame `span` times at the beginning."""
     if past.begins:
         x = torch.cat([x[:, :, :1].expand(-1, -1, span - 1, -1, -1), x], 2)
     return x.unflatten(2, (-1, span)).transpose(2, 3).flatten(1, 2)
 
 
-def boxes_of(x: Tensor, span: int, side: int, past: Past) -> Tensor:
+def patchify(x: Tensor, span: int, side: int, past: StreamState) -> Tensor:
     """Boxes of `span` frames and `side` pixels a side as channels: (B, C, T, H, W) to (B, C span side^2, n, h, w)."""
-    return by_frame(lambda frames: F.pixel_unshuffle(frames, side), channels_of(x, span, past))
+    return by_frame(lambda frames: F.pixel_unshuffle(frames, side), time_to_channels(x, span, past))
 
 
-def pixels_of(x: Tensor, span: int, side: int, past: Past) -> Tensor:
+def unpatchify(x: Tensor, span: int, side: int, past: StreamState) -> Tensor:
     """The other way round."""
-    return frames_of(by_frame(lambda frames: F.pixel_shuffle(frames, side), x), span, past)
+    return channels_to_time(by_frame(lambda frames: F.pixel_shuffle(frames, side), x), span, past)
 
 
 def _level(
@@ -208,13 +208,13 @@ def _level(
     return VideoLevel([VideoBlock(width if i == 0 else out, out, config) for i in range(blocks)], resample)
 
 
-class Streamed(nn.Module, ABC):
+class StreamingModule(nn.Module, ABC):
     """A network over time that gives the same for a clip and for its pieces."""
 
     def forward(self, x: Tensor) -> Tensor:
         """The whole clip (B, C, T, H, W); where no gradient is wanted, some latents at a time, in less memory."""
         if torch.is_grad_enabled():
-            return self.run(x, Past())
+            return self.run(x, StreamState())
         made: list[Tensor] = []
         cache: Cache | None = None
         for piece in self.pieces(x):
@@ -231,7 +231,7 @@ class Streamed(nn.Module, ABC):
         Raises:
             ShapeError: other channels, a size that is no multiple, or frames that stop between two latents.
         """
-        past = Past(cache)
+        past = StreamState(cache)
         made = self.run(x, past)
         return made, tuple(past.kept)
 
@@ -240,11 +240,11 @@ class Streamed(nn.Module, ABC):
         """A whole clip in pieces of `AT_ONCE` latents."""
 
     @abstractmethod
-    def run(self, x: Tensor, past: Past) -> Tensor:
+    def run(self, x: Tensor, past: StreamState) -> Tensor:
         """A piece through all layers."""
 
 
-class VideoEncoder(Streamed):
+class VideoEncoder(StreamingModule):
     """Frames to z."""
 
     def __init__(self, config: VideoAutoencoderConfig) -> None:
@@ -254,7 +254,7 @@ class VideoEncoder(Streamed):
         self.enter = CausalConv(config.in_channels * config.span * config.patch**2, config.channels, (3, 3))
         self.down = nn.ModuleList()
         for level, out in enumerate(widths):
-            resample = None if level == last else Shrink(out, config.halves[level])
+            resample = None if level == last else VideoDownsample(out, config.halves[level])
             width = config.channels if level == 0 else widths[level - 1]
             self.down.append(_level(width, level, config.blocks, config, resample))
         self.middle = VideoLevel([VideoBlock(widths[-1], widths[-1], config) for _ in range(2)])
@@ -262,7 +262,7 @@ class VideoEncoder(Streamed):
         self.leave = zeroed(CausalConv(widths[-1], config.moments * config.z_channels, (3, 3)))
         self.direct = zeroed(nn.Conv3d(config.in_channels * config.box, config.z_channels, 1))
         with torch.no_grad():
-            rows = lowest(config.z_channels, config.in_channels, config.time, config.factor)
+            rows = lowpass_rows(config.z_channels, config.in_channels, config.time, config.factor)
             self.direct.weight.copy_(rows[:, :, None, None, None])
             if self.leave.bias is not None:
                 self.leave.bias[config.z_channels :] = LOGVAR
@@ -278,7 +278,7 @@ class VideoEncoder(Streamed):
         ends = [1 + (n - 1) * time for n in range(AT_ONCE, latents, AT_ONCE)]
         return x.tensor_split(ends, 2)
 
-    def run(self, x: Tensor, past: Past) -> Tensor:
+    def run(self, x: Tensor, past: StreamState) -> Tensor:
         """(B, in_channels, T, H, W) to (B, moments * z_channels, T', H / factor, W / factor)."""
         config = self.config
         _checked(x, config.in_channels, "pixels")
@@ -287,15 +287,15 @@ class VideoEncoder(Streamed):
             config.latent_frames(x.shape[2])
         elif x.shape[2] % config.time or not x.shape[2]:
             raise ShapeError(f"{x.shape[2]} frames behind others: must be a multiple of {config.time}")
-        h = self.enter(boxes_of(x, config.span, config.patch, past), past)
+        h = self.enter(patchify(x, config.span, config.patch, past), past)
         for level in self.down:
             h = level(h, past)
         h = self.leave(activated(self.norm(self.middle(h, past))), past)
         mean, more = h.tensor_split([config.z_channels], 1)
-        return torch.cat([mean + self.direct(boxes_of(x, config.time, config.factor, past)), more], 1)
+        return torch.cat([mean + self.direct(patchify(x, config.time, config.factor, past)), more], 1)
 
 
-class VideoDecoder(Streamed):
+class VideoDecoder(StreamingModule):
     """Z to frames."""
 
     def __init__(self, config: VideoAutoencoderConfig) -> None:
@@ -306,27 +306,27 @@ class VideoDecoder(Streamed):
         self.middle = VideoLevel([VideoBlock(widths[-1], widths[-1], config) for _ in range(2)])
         self.up = nn.ModuleList()
         for level in range(last, -1, -1):
-            resample = None if level == 0 else Grow(widths[level], config.halves[level - 1])
+            resample = None if level == 0 else VideoUpsample(widths[level], config.halves[level - 1])
             self.up.append(_level(widths[min(level + 1, last)], level, config.blocks + 1, config, resample))
         self.norm = PixelRMS(widths[0], config.norm_eps)
         self.leave = zeroed(CausalConv(widths[0], config.out_channels * config.span * config.patch**2, (3, 3)))
         self.direct = zeroed(nn.Conv3d(config.z_channels, config.out_channels * config.box, 1))
         with torch.no_grad():
-            rows = lowest(config.z_channels, config.out_channels, config.time, config.factor)
+            rows = lowpass_rows(config.z_channels, config.out_channels, config.time, config.factor)
             self.direct.weight.copy_(rows.T[:, :, None, None, None])
 
     def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
         """Z (B, z_channels, T', h, w) in pieces."""
         return _checked(x, self.config.z_channels, "latents").split(AT_ONCE, 2)
 
-    def run(self, x: Tensor, past: Past) -> Tensor:
+    def run(self, x: Tensor, past: StreamState) -> Tensor:
         """(B, z_channels, T', h, w) to (B, out_channels, T, factor h, factor w)."""
         config = self.config
         h = self.middle(self.enter(_checked(x, config.z_channels, "latents"), past), past)
         for level in self.up:
             h = level(h, past)
         h = self.leave(activated(self.norm(h)), past)
-        return pixels_of(self.direct(x), config.time, config.factor, past) + pixels_of(
+        return unpatchify(self.direct(x), config.time, config.factor, past) + unpatchify(
             h, config.span, config.patch, past
         )
 

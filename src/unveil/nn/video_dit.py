@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from unveil.nn.attention import Attention, Together
-from unveil.nn.attention_patterns import Grid, Groups
+from unveil.nn.attention import Attention, AttentionPattern
+from unveil.nn.attention_patterns import AttentionGroups, TokenGrid
 from unveil.nn.dit import WAVES, modulate
 from unveil.nn.embeddings import Rotary, TimeEmbedding, grid_coordinates
 from unveil.nn.layers import vector_of, zeroed
@@ -44,7 +44,7 @@ KEPT = 8
 
 
 @dataclass(frozen=True)
-class Told:
+class VideoBlockConditioning:
     """What blocks are told beside x.
 
     modulation: shifts, scales and gates (B, F or 1, S or 1, 6, C) of all blocks, before each adds its own.
@@ -59,7 +59,7 @@ class Told:
     modulation: Tensor
     last: Tensor
     rotary: Rotary
-    together: Sequence[Together | None]
+    together: Sequence[AttentionPattern | None]
     text: Tensor | None = None
     mask: Tensor | None = None
     packing: Packing | None = None
@@ -78,7 +78,7 @@ class _Laid:
     """Of clips of certain sizes: where their tokens stand, and which see each other in each block."""
 
     rotary: Rotary
-    together: Sequence[Packing | Groups | None]
+    together: Sequence[Packing | AttentionGroups | None]
     packing: Packing | None = None
     waves: Sequence[Tensor | None] = (None,)
 
@@ -107,7 +107,7 @@ class SpaceTimeBlock(nn.Module):
         self.mlp = Mlp(width, int(config.hidden * width), "gelu-tanh")
         self.table = nn.Parameter(torch.zeros(6, width))
 
-    def forward(self, h: Tensor, told: Told, number: int) -> Tensor:
+    def forward(self, h: Tensor, told: VideoBlockConditioning, number: int) -> Tensor:
         """Tokens (B, F, S, C) after block `number`."""
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = told.parts(told.modulation + self.table)
         seen = modulate(self.norm_1(h), shift_1, scale_1).flatten(1, 2)  # (B, N, C)
@@ -117,7 +117,7 @@ class SpaceTimeBlock(nn.Module):
             h = h + self._read(self.context_norm(h).flatten(1, 2), self.context, told).unflatten(1, h.shape[1:3])
         return torch.addcmul(h, gate_2, self.mlp(modulate(self.norm_2(h), shift_2, scale_2)))
 
-    def _read(self, tokens: Tensor, attention: Attention, told: Told) -> Tensor:
+    def _read(self, tokens: Tensor, attention: Attention, told: VideoBlockConditioning) -> Tensor:
         """What tokens (B, N, C) gather of their clips' texts."""
         if told.packing is not None:
             return attention(tokens, context=told.text, mask=told.mask, packing=told.packing)
@@ -233,7 +233,7 @@ class VideoDiT(nn.Module):
         """
         return self._checked(torch.empty(1, *shape, device="meta"))[1].tokens
 
-    def denoise(self, h: Tensor, told: Told) -> Tensor:
+    def denoise(self, h: Tensor, told: VideoBlockConditioning) -> Tensor:
         """Tokens (B, F, S, C) to those of the result (B, F, S, out_channels * box)."""
         for number, block in enumerate(self.blocks):
             if self.config.recompute and self.training and torch.is_grad_enabled():
@@ -244,7 +244,7 @@ class VideoDiT(nn.Module):
 
     # -- details ------------------------------------------------------------------------------------------------
 
-    def _checked(self, x: Tensor) -> tuple[Tensor, Grid]:
+    def _checked(self, x: Tensor) -> tuple[Tensor, TokenGrid]:
         """Clips (B, C, T, H, W), and the grid of their tokens."""
         clips = x[:, :, None] if x.ndim == 4 else x
         if clips.ndim != 5 or clips.shape[1] != self.config.in_channels:
@@ -259,9 +259,9 @@ class VideoDiT(nn.Module):
                 near = f"{below} or {above}" if below else f"{above}"
                 raise ShapeError(f"{name} {size}: must be a multiple of {part}; nearest {near}")
             counts.append(size // part)
-        return clips, Grid(*counts)
+        return clips, TokenGrid(*counts)
 
-    def _tokens(self, clips: Tensor, grid: Grid, waves: Tensor | None) -> Tensor:
+    def _tokens(self, clips: Tensor, grid: TokenGrid, waves: Tensor | None) -> Tensor:
         """Clips (B, in_channels, T, H, W) as tokens (B, F, S, C), each told where it is."""
         h = self.patches(self._boxes(clips))
         if self.where is None or waves is None:
@@ -274,12 +274,12 @@ class VideoDiT(nn.Module):
         parts = clips.unflatten(4, (-1, width)).unflatten(3, (-1, height)).unflatten(2, (-1, frames))
         return parts.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(2, 3)  # (B, F, rows, columns, C, f, h, w)
 
-    def _unboxed(self, boxes: Tensor, grid: Grid) -> Tensor:
+    def _unboxed(self, boxes: Tensor, grid: TokenGrid) -> Tensor:
         """(B, F, S, C * box) to (B, C, T, H, W)."""
         parts = boxes.unflatten(3, (-1, *self.config.patch)).unflatten(2, (grid.rows, grid.columns))
         return parts.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
-    def _levels(self, t: Tensor, x: Tensor, grid: Grid) -> Tensor:
+    def _levels(self, t: Tensor, x: Tensor, grid: TokenGrid) -> Tensor:
         """What stands for the level of each token: (B, F or 1, S or 1)."""
         if t.ndim <= 1:
             return t.expand(len(x)).view(-1, 1, 1)
@@ -293,7 +293,9 @@ class VideoDiT(nn.Module):
             return t.flatten(2).expand(len(x), -1, -1)
         return t.expand(len(x), -1, grid.rows, grid.columns).flatten(2)
 
-    def _told(self, level: Tensor, vector: Tensor | None, rotary: Rotary, together: Sequence[Together | None]) -> Told:
+    def _told(
+        self, level: Tensor, vector: Tensor | None, rotary: Rotary, together: Sequence[AttentionPattern | None]
+    ) -> VideoBlockConditioning:
         """Of levels (B, F or 1, S or 1) and vectors (B, vector_dim)."""
         embedded = self.time(level.flatten()).unflatten(0, level.shape)  # (B, F or 1, S or 1, C)
         if vector is not None:
@@ -301,9 +303,9 @@ class VideoDiT(nn.Module):
         embedded = nn.functional.silu(embedded)
         width = self.config.width
         modulation, last = (layer(embedded).unflatten(3, (-1, width)) for layer in (self.modulation, self.last))
-        return Told(modulation, last, rotary, together)
+        return VideoBlockConditioning(modulation, last, rotary, together)
 
-    def _with_text(self, told: Told, condition: Condition, clips: int) -> Told:
+    def _with_text(self, told: VideoBlockConditioning, condition: Condition, clips: int) -> VideoBlockConditioning:
         context = text_of(condition, self.config.context_width, clips)
         return told if context is None else replace(told, text=context.tokens, mask=context.mask)
 
@@ -320,25 +322,25 @@ class VideoDiT(nn.Module):
             self._laid[key].to(cast(torch.device, key[-1]))
         return self._laid[key]
 
-    def _alone(self, grid: Grid, rows: int) -> _Laid:
+    def _alone(self, grid: TokenGrid, rows: int) -> _Laid:
         rotary, waves = self._rotary(_coordinates(grid, None)), [_waves(grid, None, self.config.waves)]
         if self.config.pattern == "full" and not self.config.causal:
             return _Laid(rotary, [None] * self.config.depth, waves=waves)
         packing = Packing([grid.tokens] * rows, length=grid.tokens)
         return _Laid(rotary, self._together(packing, [grid] * rows), waves=waves)
 
-    def _in_rows(self, grids: Sequence[Grid], length: int | None) -> _Laid:
+    def _in_rows(self, grids: Sequence[TokenGrid], length: int | None) -> _Laid:
         packing = Packing([grid.tokens for grid in grids], length=length)
         rotary = self._rotary(packing.pack([_coordinates(grid, None) for grid in grids]))
         waves = [_waves(grid, None, self.config.waves) for grid in grids]
         return _Laid(rotary, self._together(packing, grids), packing, waves)
 
-    def _together(self, packing: Packing, grids: Sequence[Grid]) -> Sequence[Packing | Groups]:
+    def _together(self, packing: Packing, grids: Sequence[TokenGrid]) -> Sequence[Packing | AttentionGroups]:
         config = self.config
         if config.pattern == "full" and not config.causal:
             return [packing] * config.depth
         kinds = [
-            Groups(packing, grids, config.pattern, parity, window=config.window, causal=config.causal)
+            AttentionGroups(packing, grids, config.pattern, parity, window=config.window, causal=config.causal)
             for parity in range(2)
         ]
         return [kinds[number % 2] for number in range(config.depth)]
@@ -360,7 +362,7 @@ class VideoDiT(nn.Module):
                 zeroed(reads.out)
 
 
-def _coordinates(grid: Grid, places: Tensor | None) -> Tensor:
+def _coordinates(grid: TokenGrid, places: Tensor | None) -> Tensor:
     """Of the tokens, (N, 3), or (B, N, 3) where the clips say where they lie."""
     indices = grid_coordinates(grid)
     if places is None:
@@ -369,7 +371,7 @@ def _coordinates(grid: Grid, places: Tensor | None) -> Tensor:
     return first[:, None] + indices.to(first) * step[:, None]
 
 
-def _waves(grid: Grid, places: Tensor | None, count: int) -> Tensor | None:
+def _waves(grid: TokenGrid, places: Tensor | None, count: int) -> Tensor | None:
     """When a token is, in parts of `SPAN`, and where in its frame, in parts of a side: (N or B, N, 6 count)."""
     if not count:
         return None

@@ -7,7 +7,7 @@ from typing import get_args
 
 from unveil.nn.attention import QkNorm
 from unveil.nn.attention_patterns import Pattern
-from unveil.types import RecipeError, nearest
+from unveil.types import RecipeError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class VideoDiTConfig:
                 raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
         for name, kinds in (("pattern", get_args(Pattern)), ("qk_norm", get_args(QkNorm))):
             if (given := getattr(self, name)) not in kinds:
-                raise RecipeError(f"{name} = {given!r}: must be one of {', '.join(kinds)}{nearest(given, kinds)}")
+                raise RecipeError(f"{name} = {given!r}: must be one of {', '.join(kinds)}{did_you_mean(given, kinds)}")
         if self.waves < 0:
             raise RecipeError(f"waves = {self.waves}: must be at least 0")
         for name in ("patch", "window"):

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unveil.nn.cnn import Reading
+from unveil.nn.cnn import ClassifierOutput
 from unveil.nn.embeddings import LearnedPositions, grid_coordinates, sin_cos_positions
 from unveil.nn.layers import check_multiple, zeroed
-from unveil.nn.transformer_blocks import BlockConfig, Stack
-from unveil.types import RecipeError, ShapeError, nearest
+from unveil.nn.transformer_blocks import BlockConfig, TransformerStack
+from unveil.types import RecipeError, ShapeError, did_you_mean
 
 Pool = Literal["class", "mean"]
 Head = Literal["linear", "hidden"]
@@ -76,7 +76,7 @@ class ViTConfig:
         for name, kinds in {"pool": Pool, "head": Head, "stem": Stem, "begin": Begin}.items():
             if (given := getattr(self, name)) not in get_args(kinds):
                 allowed = ", ".join(get_args(kinds))
-                raise RecipeError(f"{name} = {given!r}: must be one of {allowed}{nearest(given, get_args(kinds))}")
+                raise RecipeError(f"{name} = {given!r}: must be one of {allowed}{did_you_mean(given, get_args(kinds))}")
         if self.classes < 0 or not 0 <= self.dropout < 1:
             raise RecipeError(f"classes = {self.classes}, dropout = {self.dropout}: must be >= 0, and in [0, 1)")
         if self.size % self.patch:
@@ -91,7 +91,7 @@ class ViTConfig:
         return self.size // self.patch
 
 
-def named(name: str, *, size: int = 224, channels: int = 3, classes: int = 0, head: Head = "linear") -> ViTConfig:
+def get_preset(name: str, *, size: int = 224, channels: int = 3, classes: int = 0, head: Head = "linear") -> ViTConfig:
     """The published configuration `vit-b-16`, `vit-h-14` and so on; any whole number may be the patch.
 
     Raises:
@@ -101,7 +101,7 @@ def named(name: str, *, size: int = 224, channels: int = 3, classes: int = 0, he
     kind, _, rest = name.partition("-")
     letter, _, patch = rest.partition("-")
     if kind != "vit" or letter not in SIZES or not patch.isdigit() or not int(patch):
-        raise RecipeError(f"network {name!r}: known are {', '.join(known)}{nearest(name, known)}")
+        raise RecipeError(f"network {name!r}: known are {', '.join(known)}{did_you_mean(name, known)}")
     depth, width, heads = SIZES[letter]
     return ViTConfig(channels, size, classes, int(patch), depth, width, heads, head=head)
 
@@ -117,12 +117,12 @@ class ViT(nn.Module):
         self.patches = stem(config)
         self.first = nn.Parameter(torch.zeros(1, width)) if config.pool == "class" else None
         self.positions = LearnedPositions((config.side, config.side), width, first=int(config.pool == "class"))
-        self.encoder = Stack(config.depth, block)
+        self.encoder = TransformerStack(config.depth, block)
         self.pooled = nn.Linear(width, width) if config.head == "hidden" else None
         self.head = nn.Linear(width, config.classes) if config.classes else None
         self._initialise()
 
-    def forward(self, x: Tensor) -> Reading:
+    def forward(self, x: Tensor) -> ClassifierOutput:
         """Features (B, width), which are what the logits are made of, and logits (B, classes).
 
         Raises:
@@ -133,7 +133,7 @@ class ViT(nn.Module):
         if self.pooled is not None:
             features = torch.tanh(self.pooled(features))
         logits = self.head(features) if self.head is not None else features.new_empty(len(x), 0)
-        return Reading(features, logits)
+        return ClassifierOutput(features, logits)
 
     def tokens(self, x: Tensor) -> Tensor:
         """Every token after the last normalisation, (B, N, width); the class token, if there is one, first.
@@ -185,7 +185,7 @@ class ViT(nn.Module):
             zeroed(self.head)
 
 
-class Stemmed(Protocol):
+class StemConfig(Protocol):
     """What defines a stem; see `ViTConfig`."""
 
     @property
@@ -209,7 +209,7 @@ class Stemmed(Protocol):
         ...
 
 
-def check_stem(config: Stemmed) -> None:
+def check_stem(config: StemConfig) -> None:
     """Raises RecipeError for a stem that cannot be built."""
     if config.stem == "convolutions" and (config.patch == 1 or config.patch & (config.patch - 1)):
         raise RecipeError(f"patch {config.patch}: convolutions halve the picture; a power of 2 such as 4, or patches")
@@ -219,7 +219,7 @@ def check_stem(config: Stemmed) -> None:
         )
 
 
-def stem(config: Stemmed) -> nn.Module:
+def stem(config: StemConfig) -> nn.Module:
     """Pictures (B, channels, H, W) to tokens (B, width, H / patch, W / patch)."""
     if config.stem == "patches":
         return nn.Conv2d(config.channels, config.width, config.patch, stride=config.patch)

@@ -32,7 +32,7 @@ from unveil.playground.world.caption_templates import Facts, Language, Register
 from unveil.playground.world.motion import MOTIONS, SHORTEST, TEN, Real, View
 from unveil.playground.world.special_scenes import DRAWS as SHOT_DRAWS
 from unveil.playground.world.special_scenes import FRAMES, SMALLEST, Shot, brush, impact, paddle
-from unveil.types import Item, RecipeError, nearest
+from unveil.types import Item, RecipeError, did_you_mean
 
 Motion = Literal["still", "left", "right", "up", "down", "diagonal", "bounce", "orbit", "grow", "shrink", "spin"]
 Scene = Literal["objects", "brush", "pillars", "paddle", "corridor", "impact"]
@@ -144,7 +144,7 @@ class PlaygroundConfig:
         }
         if self.cut not in get_args(Cut):
             raise RecipeError(
-                f"cut {self.cut!r}: must be {' or '.join(get_args(Cut))}{nearest(self.cut, get_args(Cut))}"
+                f"cut {self.cut!r}: must be {' or '.join(get_args(Cut))}{did_you_mean(self.cut, get_args(Cut))}"
             )
         for name, known in allowed.items():
             given = getattr(self, name)
@@ -152,7 +152,7 @@ class PlaygroundConfig:
                 raise RecipeError(f"{name}: empty; give at least one of {_listed(known)}")
             for value in given:
                 if value not in known:
-                    raise RecipeError(f"{name}: {value!r} is none of {_listed(known)}{nearest(value, known)}")
+                    raise RecipeError(f"{name}: {value!r} is none of {_listed(known)}{did_you_mean(value, known)}")
 
     def fitting(self, view: View) -> list[Scene]:
         """The scenes that clips of this size and length have room for."""

@@ -11,7 +11,7 @@ from unveil.playground.dataset import Playground, PlaygroundConfig
 from unveil.playground.scenes import uniforms
 from unveil.playground.world import caption_templates
 from unveil.playground.world.caption_templates import Facts, Language, Register
-from unveil.types import Item, RecipeError, nearest
+from unveil.types import Item, RecipeError, did_you_mean
 
 Asked = Literal["validation", "seen", "held-out"]
 _ASKED = get_args(Asked)
@@ -94,6 +94,6 @@ def score_clips(asked: Asked, prompts: Sequence[Prompt], *, frames: int = 16) ->
 def _asked_of(asked: Asked, count: int, frames: int) -> Playground:
     """The world that a list of prompts is taken from."""
     if asked not in _ASKED:
-        raise RecipeError(f"list {asked!r}: must be one of {', '.join(_ASKED)}{nearest(asked, _ASKED)}")
+        raise RecipeError(f"list {asked!r}: must be one of {', '.join(_ASKED)}{did_you_mean(asked, _ASKED)}")
     seed = _ASKED.index(asked) + 1
     return Playground(PlaygroundConfig(seed=seed, held_out=count, frames=(frames,)), "held-out")

@@ -18,7 +18,7 @@ from unveil.core.rng import keys, words
 from unveil.data.tensor_dataset import Part, is_held_out
 from unveil.playground.scene_captions import Thing, caption, chinese
 from unveil.playground.shapes import COLOURS, KINDS
-from unveil.types import Item, MediaError, RecipeError, nearest
+from unveil.types import DataError, Item, RecipeError, did_you_mean
 
 Task = Literal["copy", "reverse", "sort"]
 Direction = Literal["en-zh", "zh-en"]
@@ -59,7 +59,7 @@ class TaskConfig:
         for task in self.tasks:
             if task not in get_args(Task):
                 known = get_args(Task)
-                raise RecipeError(f"task {task!r}: must be one of {', '.join(known)}{nearest(task, known)}")
+                raise RecipeError(f"task {task!r}: must be one of {', '.join(known)}{did_you_mean(task, known)}")
         if not self.tasks or not 2 <= self.symbols <= len(LETTERS):
             raise RecipeError(f"{len(self.tasks)} tasks, {self.symbols} symbols: at least 1 task, and 2 to 26 symbols")
         if not 1 <= self.shortest <= self.longest <= _DRAWS - 1:
@@ -89,7 +89,7 @@ class ScenePairsConfig:
         if self.direction not in get_args(Direction):
             known = get_args(Direction)
             raise RecipeError(
-                f"direction {self.direction!r}: must be one of {', '.join(known)}{nearest(self.direction, known)}"
+                f"direction {self.direction!r}: must be one of {', '.join(known)}{did_you_mean(self.direction, known)}"
             )
         _check_counts(self.count, self.held_out, self.seed)
 
@@ -193,25 +193,25 @@ def _file_pairs(path: Path, part: Part) -> list[Pair]:
         # at line feeds alone: other signs that Python takes for ends of lines may stand in a sentence
         lines = [line.rstrip("\r") for line in path.read_text("utf-8-sig").split("\n")]
     except OSError as problem:
-        raise MediaError(
+        raise DataError(
             f"{path}: cannot be read ({problem.strerror}); give a file of lines SOURCE<tab>TARGET"
         ) from None
     except UnicodeDecodeError as problem:
-        raise MediaError(f"{path}: not UTF-8 text at byte {problem.start}; save it as UTF-8") from problem
+        raise DataError(f"{path}: not UTF-8 text at byte {problem.start}; save it as UTF-8") from problem
     found: list[Pair] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         columns = [column.strip() for column in line.split("\t")]
         if len(columns) != 2 or not all(columns) or len(line) > MAX_LINE:
-            raise MediaError(
+            raise DataError(
                 f"{path}, line {number}: {len(columns)} columns, {len(line)} characters; must be a source, one tab and "
                 f"a target, together at most {MAX_LINE} characters"
             )
         if is_held_out(columns[0]) == (part == "held-out"):
             found.append(Pair(*columns))
     if not found:
-        raise MediaError(f"{path}: {len(lines)} lines, none of them for the {part} part; give more pairs")
+        raise DataError(f"{path}: {len(lines)} lines, none of them for the {part} part; give more pairs")
     return found
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unveil.checkpoints.text_encoder_loader import check_folder
-from unveil.core.rng import Streams
+from unveil.core.rng import SampleRNG
 from unveil.data.tensor_dataset import rank
 from unveil.io.images import png, sheet, to_unit
 from unveil.io.optional_deps import extra
@@ -25,7 +25,7 @@ from unveil.nn.tokenizer import BEGIN, END, PADDING, UNKNOWN
 from unveil.prompting.llm_rewrite import first_line
 from unveil.prompting.media_scan import LONGEST, resized
 from unveil.prompting.openai_client import Client
-from unveil.types import NoAnswer, RecipeError, WeightsError, nearest
+from unveil.types import NoAnswer, RecipeError, WeightsError, did_you_mean
 
 How = Literal["greedy", "beam", "sampled"]
 HOWS: tuple[How, ...] = ("greedy", "beam", "sampled")
@@ -106,7 +106,7 @@ class Own:
         length_power: float = 0.6,
     ) -> None:
         if how not in HOWS:
-            raise RecipeError(f"how {how!r}: must be one of {', '.join(HOWS)}{nearest(how, HOWS)}")
+            raise RecipeError(f"how {how!r}: must be one of {', '.join(HOWS)}{did_you_mean(how, HOWS)}")
         self.model, self.name, self.how = model, name, how
         self.beams, self.temperature, self.seed, self.length_power = beams, temperature, seed, length_power
         self._told = 0
@@ -140,7 +140,7 @@ class Own:
             power = self.length_power
             return beam(reading, start, end=END, limit=limit, beams=self.beams, length_power=power)
         if self.how == "sampled":
-            streams = Streams(self.seed, numbers)
+            streams = SampleRNG(self.seed, numbers)
             return sampled(reading, start, end=END, limit=limit, streams=streams, temperature=self.temperature)
         return greedy(reading, start, end=END, limit=limit)
 

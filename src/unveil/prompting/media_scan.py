@@ -17,7 +17,7 @@ from unveil.data.video_folder import upright
 from unveil.data.video_validation import CLIP
 from unveil.io.video.reader import Cut, Decoder, Limits
 from unveil.playground.dataset import Playground
-from unveil.types import MediaError, RecipeError
+from unveil.types import DataError, RecipeError
 
 LONGEST = 512  # pixels of the longer side that anybody is shown
 PIXELS = 100_000_000  # of a picture that is opened
@@ -72,17 +72,17 @@ def look_round(folder: Path) -> Seen:
         MediaError: no such folder, neither a picture nor a clip in it, or metadata that cannot be read.
     """
     found: dict[str, Listing] = {}
-    problems: list[MediaError] = []
+    problems: list[DataError] = []
     for kind in (PICTURE, CLIP):
         try:
             found[kind.noun] = listing(Everything(str(folder)), kind)
-        except MediaError as problem:
+        except DataError as problem:
             problems.append(problem)
     if not found:
         same = len({str(problem) for problem in problems}) == 1  # of the metadata, whatever is looked for
         if same or not folder.is_dir():
             raise problems[0]
-        raise MediaError(f"{folder}: neither a picture nor a clip in it")
+        raise DataError(f"{folder}: neither a picture nor a clip in it")
     first = next(iter(found.values()))
     seen = Seen(first.root, table=first.layout if first.layout in METADATA else None)
     seen.classes = {path: name for one in found.values() for path, name in _classes(one).items()}
@@ -149,10 +149,10 @@ class Looker:
             if entry.path in self._clips:
                 return frames_of(path, self._decoder, self.frames)
             return Glimpse(_picture(path)[:, None], 1.0)
-        except MediaError:
+        except DataError:
             raise
         except OSError as problem:
-            raise MediaError(problem.strerror or str(problem)) from problem
+            raise DataError(problem.strerror or str(problem)) from problem
 
     def close(self) -> None:
         """Ends the process that decodes."""

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from unveil.io.optional_deps import extra
 from unveil.prompting.llm_rewrite import Turn, first_line
-from unveil.types import NoAnswer, RecipeError, is_text
+from unveil.types import NoAnswer, RecipeError, is_valid_utf8
 
 KEYS = ("UNVEIL_API_KEY", "OPENAI_API_KEY")  # of the environment, the first that is set
 PATIENCE = "UNVEIL_API_SECONDS"  # of the environment: seconds that an answer may take
@@ -110,7 +110,7 @@ class Client:
             raise NoAnswer(f"its answer is cut off after {MOST} tokens, and a part of one is not taken")
         if not isinstance(text, str) or not text.strip():
             raise NoAnswer("its answer holds no text")
-        if not is_text(text):
+        if not is_valid_utf8(text):
             raise NoAnswer("its answer holds half a character, which no file can")
         return text
 

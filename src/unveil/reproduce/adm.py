@@ -8,41 +8,50 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.checkpoints.guidance_classifier import Guide
+from unveil.checkpoints.guidance_classifier import GuidanceClassifier
 from unveil.core.guidance import gradient, log_probability
 from unveil.data.digits import digits
 from unveil.evaluate import features
 from unveil.evaluate.verdict import Paper
 from unveil.io.images import to_unit
-from unveil.reproduce.experiment import LABELLED, PLACEBO, Bench, Claim, Curve, Findings, Sheet, compared
+from unveil.reproduce.experiment import (
+    LABELLED,
+    PLACEBO,
+    Claim,
+    Curve,
+    ExperimentContext,
+    ExperimentResults,
+    ImageSheet,
+    compared,
+)
 from unveil.reproduce.fidelity import (
     FID,
     GUIDED,
     IMPRECISION,
     MISREAD,
     RECALL,
-    Drawn,
+    ScoredSamples,
     chain,
     curves,
     first_of_each,
     unguided,
-    wanted,
+    wanted_labels,
 )
 from unveil.reproduce.guidance_classifier import steps_of, train_guide
-from unveil.reproduce.variant import CLASSES, Arm
+from unveil.reproduce.variant import CLASSES, Variant
 
 PAPER = "Diffusion Models Beat GANs on Image Synthesis, Dhariwal & Nichol 2021 (arXiv:2105.05233)"
 
 NONE, STRONG, EXTREME = 0.0, 4.0, 8.0
-ADAPTIVE = Arm("cosine", modulation="scale-shift", drop=0.0)
-ADDED = Arm("cosine", modulation="add", drop=0.0)
+ADAPTIVE = Variant("cosine", modulation="scale-shift", drop=0.0)
+ADDED = Variant("cosine", modulation="add", drop=0.0)
 
 
 # ---------------------------------------------------------------------- classifier guidance
 
 
 class _Guided(NamedTuple):
-    drawn: Drawn
+    drawn: ScoredSamples
     guide: float  # the probability that the guide gives to the class asked for, mean over the samples
     judge: float  # and the judge
 
@@ -56,16 +65,16 @@ def _believed(logits: Tensor, labels: Tensor) -> float:
     return float(torch.softmax(logits.double(), 1).gather(1, labels[:, None]).mean())
 
 
-def _both(guide: Guide, pixels: Tensor, labels: Tensor) -> tuple[float, float]:
+def _both(guide: GuidanceClassifier, pixels: Tensor, labels: Tensor) -> tuple[float, float]:
     """What the guide and the judge believe of uint8 pictures; the guide sees them at its cleanest level."""
     cleanest = guide.process.at(float(guide.process.within(torch.zeros(1, dtype=torch.float64))))
     own = guide(to_unit(pixels), cleanest)
     return _believed(own, labels), _believed(features.load("digits").logits(pixels), labels)
 
 
-def _guidance(bench: Bench) -> Findings:
+def _guidance(bench: ExperimentContext) -> ExperimentResults:
     scales = bench.scale.pick((NONE, 1.0, 2.0, STRONG, EXTREME), (NONE, STRONG, EXTREME))
-    epochs, labels = bench.scale.pick(40, 1), wanted(bench.scale.pictures)
+    epochs, labels = bench.scale.pick(40, 1), wanted_labels(bench.scale.pictures)
     held_out = digits("held-out")
 
     def measure(seed: int) -> tuple[dict[float, _Guided], dict[float, _Guided], tuple[float, float]]:
@@ -113,20 +122,20 @@ def _guidance(bench: Bench) -> Findings:
     beliefs = {who: [[getattr(at[s], who) for s in scales] for at in own] for who in ("guide", "judge")}
     panels.append(Curve("scale", "mean probability of the class", scales, beliefs))
     shown = f"Seed 0, one row per scale, every class once: {', '.join(f'{s:g}' for s in scales)}."
-    sheet = Sheet("samples", shown, first_of_each(at.drawn for at in own[0].values()), CLASSES)
+    sheet = ImageSheet("samples", shown, first_of_each(at.drawn for at in own[0].values()), CLASSES)
     guides, judges = zip(*real, strict=True)
     note = (
         f"Of held-out pictures the guides believe {sum(guides) / len(guides):.3f} and the judge "
         f"{sum(judges) / len(judges):.3f} in the mean."
     )
-    return Findings(comparisons, panels, [sheet], [note])
+    return ExperimentResults(comparisons, panels, [sheet], [note])
 
 
 # ---------------------------------------------------------------------- how a block is told the time and the class
 
 
-def _norm(bench: Bench) -> Findings:
-    def measure(arm: Arm, seed: int) -> Drawn:
+def _norm(bench: ExperimentContext) -> ExperimentResults:
+    def measure(arm: Variant, seed: int) -> ScoredSamples:
         return chain(bench, bench.network(arm, seed), unguided, seed)
 
     arms = {"AdaGN": ADAPTIVE, "addition": ADDED}
@@ -134,7 +143,7 @@ def _norm(bench: Bench) -> Findings:
     again = bench.each_placebo("AdaGN", lambda seed: measure(ADAPTIVE, seed))
     first, second = arms
 
-    def values(drawn: list[Drawn], field: str) -> list[float]:
+    def values(drawn: list[ScoredSamples], field: str) -> list[float]:
         return [getattr(one.worth, field) for one in drawn]
 
     rows = (
@@ -154,8 +163,8 @@ def _norm(bench: Bench) -> Findings:
         for words, field, title, published, primary in rows
     ]
     pixels = first_of_each(drawn[0] for drawn in found.values())
-    return Findings(
-        comparisons, sheets=[Sheet("samples", "Seed 0, every class once: AdaGN, addition.", pixels, CLASSES)]
+    return ExperimentResults(
+        comparisons, sheets=[ImageSheet("samples", "Seed 0, every class once: AdaGN, addition.", pixels, CLASSES)]
     )
 
 

@@ -15,7 +15,7 @@ from unveil.playground.dataset import Playground, PlaygroundConfig
 from unveil.playground.eval_prompts import prompts
 from unveil.playground.prompt_rules import rules
 from unveil.playground.world.caption_templates import Register
-from unveil.reproduce.experiment import Bench, Claim, Curve, Findings, compared
+from unveil.reproduce.experiment import Claim, Curve, ExperimentContext, ExperimentResults, compared
 from unveil.reproduce.prompt_following import (
     ASKED_IN,
     CLIPS,
@@ -27,17 +27,17 @@ from unveil.reproduce.prompt_following import (
     SHOWN,
     TRAINED,
     WORLD,
-    Followed,
-    Told,
+    PromptFollowingCurve,
+    PromptFollowingScores,
     arm_of,
-    by_asking,
-    followed,
+    by_prompt_style,
     part,
+    prompt_following_curve,
+    score_prompts_of,
     strips,
-    told,
 )
-from unveil.reproduce.recaption import LABELLED, recaptioned
-from unveil.reproduce.training_history import RecipeArm
+from unveil.reproduce.recaption import LABELLED, recaption
+from unveil.reproduce.training_history import RecipeVariant
 
 BETTER_CAPTIONS = "Improving Image Generation with Better Captions, Betker et al. 2023"
 REPORT = "Video generation models as world simulators, Brooks et al. 2024 (OpenAI's report)"
@@ -51,11 +51,11 @@ COUNT, QUICK_COUNT = 20_000, 100  # clips, and as many pictures, that there are 
 NEAR = 0.05  # as far as a captioner's captions may stay behind true ones
 
 
-def _recaptioned(bench: Bench) -> Findings:
+def _recaptioned(bench: ExperimentContext) -> ExperimentResults:
     rights: dict[int, float] = {}  # of the captioners, by seed
 
-    def of(name: str, seed: int) -> Told:
-        return told(bench, _arm(bench, name, seed, rights), seed, REGISTERS[name])
+    def of(name: str, seed: int) -> PromptFollowingScores:
+        return score_prompts_of(bench, _arm(bench, name, seed, rights), seed, REGISTERS[name])
 
     found = {name: bench.each_seed(name, lambda seed, name=name: of(name, seed)) for name in REGISTERS}
     again = bench.each_placebo(DENSE, lambda seed: of(DENSE, seed))
@@ -73,10 +73,10 @@ def _recaptioned(bench: Bench) -> Findings:
     shares = ", ".join(f"{one:.1%}" for one in rights.values())
     notes = [f"Attributes of held-out clips that the captioners of the seeds tell right: {shares}."]
     shown = strips("samples", caption, [drawn[0].shown for drawn in found.values()])
-    return Findings(comparisons, [by_asking(found)], [shown], notes)
+    return ExperimentResults(comparisons, [by_prompt_style(found)], [shown], notes)
 
 
-def _arm(bench: Bench, name: str, seed: int, right: dict[int, float]) -> RecipeArm:
+def _arm(bench: ExperimentContext, name: str, seed: int, right: dict[int, float]) -> RecipeVariant:
     """An arm with this seed's captions; notes how much of what clips show its captioner tells right."""
     register, quick = "dense" if name == DENSE else "raw", bench.scale.quick
     changes = f"'data.registers=[{register}]' data.count={bench.scale.pick(COUNT, QUICK_COUNT)}"
@@ -86,7 +86,7 @@ def _arm(bench: Bench, name: str, seed: int, right: dict[int, float]) -> RecipeA
         return plain
     assert plain.after is not None
     writer = 0 if quick else seed
-    pictures, clips = (recaptioned(bench, one.read(quick), writer) for one in (plain.after, plain))
+    pictures, clips = (recaption(bench, one.read(quick), writer) for one in (plain.after, plain))
     right[seed] = clips.right
     full, small = (f"{own} data.captions={pictures.file}" for own in (PICTURES, QUICK_PICTURES))
     return arm_of(bench, changes, f"{pace} data.captions={clips.file}", pictures=(full, small))
@@ -101,7 +101,7 @@ WRONG = "share of clips whose colour, shape or motion is not as asked"
 SHORT, EXPANDED, TOLD = "short prompts", "short prompts, expanded by the rules", "dense prompts"
 
 
-def _expanded(bench: Bench) -> Findings:
+def _expanded(bench: ExperimentContext) -> ExperimentResults:
     model = load(MODEL)
     ways: dict[str, tuple[Register, Callable[[str], str]]] = {
         SHORT: ("short", str), EXPANDED: ("short", lambda text: rules(text).text), TOLD: ("dense", str)
@@ -124,11 +124,13 @@ def _expanded(bench: Bench) -> Findings:
     curve = Curve(f"{'; '.join(f'{n}: {name}' for n, name in enumerate(ways))}", WRONG, list(range(len(ways))),
                   {MODEL: [list(one) for one in zip(*wrong.values(), strict=True)]})  # fmt: skip
     caption = f"Seed 0, {SHOWN} clips of each: {'; '.join(ways)}."
-    return Findings(comparisons, [curve], [strips("samples", caption, [drawn[0][1] for drawn in found.values()])])
+    return ExperimentResults(
+        comparisons, [curve], [strips("samples", caption, [drawn[0][1] for drawn in found.values()])]
+    )
 
 
 def _wrong(
-    bench: Bench, model: Model, register: Register, expand: Callable[[str], str], seed: int
+    bench: ExperimentContext, model: Model, register: Register, expand: Callable[[str], str], seed: int
 ) -> tuple[float, Tensor]:
     """How many clips of a seed's prompts are not as asked, and the first of them."""
     count = bench.scale.pick(150, 2)
@@ -148,15 +150,16 @@ LARGER = {BASE: "", TEXT: "condition.0.width=128 condition.0.depth=2", NETWORK: 
 QUICK_LARGER = LARGER | {NETWORK: "network.width=36"}
 
 
-def _encoders(bench: Bench) -> Findings:
+def _encoders(bench: ExperimentContext) -> ExperimentResults:
     pace = bench.scale.pick(CLIPS, QUICK_CLIPS)
     arms = {name: arm_of(bench, changes, pace) for name, changes in bench.scale.pick(LARGER, QUICK_LARGER).items()}
     found = {
-        name: bench.each_seed(name, lambda seed, arm=arm: followed(bench, arm, seed)) for name, arm in arms.items()
+        name: bench.each_seed(name, lambda seed, arm=arm: prompt_following_curve(bench, arm, seed))
+        for name, arm in arms.items()
     }
-    again = bench.each_placebo(BASE, lambda seed: followed(bench, arms[BASE], seed))
+    again = bench.each_placebo(BASE, lambda seed: prompt_following_curve(bench, arms[BASE], seed))
 
-    def at_end(drawn: Sequence[Followed]) -> list[float]:
+    def at_end(drawn: Sequence[PromptFollowingCurve]) -> list[float]:
         return [one.missed[-1] for one in drawn]
 
     placebo = at_end(again), at_end(found[BASE])
@@ -170,7 +173,9 @@ def _encoders(bench: Bench) -> Findings:
                   {name: [[value] for value in at_end(drawn)] for name, drawn in found.items()})  # fmt: skip
     caption = f"Seed 0, {SHOWN} clips of each: {'; '.join(arms)}."
     notes = [f"Parameters, network and text encoder: {', '.join(f'{n} {s:.3f} million' for n, s in sizes.items())}."]
-    return Findings(comparisons, [curve], [strips("samples", caption, [d[0].shown for d in found.values()])], notes)
+    return ExperimentResults(
+        comparisons, [curve], [strips("samples", caption, [d[0].shown for d in found.values()])], notes
+    )
 
 
 CLAIMS = (

@@ -7,18 +7,27 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from unveil.core.denoiser import Step
+from unveil.core.denoiser import DenoiseFn
 from unveil.core.guidance import cfg, clip_dynamic, clip_static
 from unveil.evaluate.verdict import Paper
-from unveil.reproduce.experiment import LABELLED, PLACEBO, Bench, Claim, Curve, Findings, Sheet, compared
+from unveil.reproduce.experiment import (
+    LABELLED,
+    PLACEBO,
+    Claim,
+    Curve,
+    ExperimentContext,
+    ExperimentResults,
+    ImageSheet,
+    compared,
+)
 from unveil.reproduce.fidelity import (
     FID,
     GUIDED,
     IMPRECISION,
     MISREAD,
     RECALL,
-    Drawn,
     Fidelity,
+    ScoredSamples,
     chain,
     curves,
     first_of_each,
@@ -31,25 +40,25 @@ IMAGEN = "Photorealistic Text-to-Image Diffusion Models (Imagen), Saharia et al.
 LOW, MODERATE, HIGH = 1.5, 3.0, 8.0
 
 
-def _static(scale: float, step: Step, null: Step) -> Step:
+def _static(scale: float, step: DenoiseFn, null: DenoiseFn) -> DenoiseFn:
     return clip_static(cfg(step, null, scale))
 
 
-def _dynamic(scale: float, step: Step, null: Step) -> Step:
+def _dynamic(scale: float, step: DenoiseFn, null: DenoiseFn) -> DenoiseFn:
     return clip_dynamic(cfg(step, null, scale))
 
 
-def _open(scale: float, step: Step, null: Step) -> Step:
+def _open(scale: float, step: DenoiseFn, null: DenoiseFn) -> DenoiseFn:
     return cfg(step, null, scale)
 
 
 # ---------------------------------------------------------------------- the scale
 
 
-def _scale(bench: Bench) -> Findings:
+def _scale(bench: ExperimentContext) -> ExperimentResults:
     scales = bench.scale.pick((1.0, LOW, 2.0, MODERATE, 5.0, HIGH), (1.0, LOW, MODERATE, HIGH))
 
-    def measure(seed: int) -> tuple[dict[float, Drawn], dict[float, Fidelity]]:
+    def measure(seed: int) -> tuple[dict[float, ScoredSamples], dict[float, Fidelity]]:
         network = bench.network(GUIDED, seed)
         own = {scale: chain(bench, network, partial(_static, scale), seed) for scale in scales}
         other = (1.0, LOW, MODERATE)
@@ -85,19 +94,19 @@ def _scale(bench: Bench) -> Findings:
     ]
     lines = {"digits": [[own[s].worth for s in scales] for own, _ in by_seed]}
     shown = f"Seed 0, one row per scale, every class once: {', '.join(f'{s:g}' for s in scales)}."
-    sheet = Sheet("samples", shown, first_of_each(by_seed[0][0].values()), CLASSES)
-    return Findings(comparisons, curves("scale", scales, lines, log_x=True), [sheet])
+    sheet = ImageSheet("samples", shown, first_of_each(by_seed[0][0].values()), CLASSES)
+    return ExperimentResults(comparisons, curves("scale", scales, lines, log_x=True), [sheet])
 
 
 # ---------------------------------------------------------------------- thresholding
 
 
 class _Clipped(NamedTuple):
-    drawn: Drawn
+    drawn: ScoredSamples
     full: float  # share of pixels that are as bright as can be
 
 
-def _threshold(bench: Bench) -> Findings:
+def _threshold(bench: ExperimentContext) -> ExperimentResults:
     arms = {"dynamic": _dynamic, "static": _static, "none": _open}
     scales = bench.scale.pick((1.0, MODERATE, HIGH), (1.0, HIGH))
 
@@ -142,8 +151,10 @@ def _threshold(bench: Bench) -> Findings:
     worth = {name: [[found[name, s].drawn.worth for s in scales] for found in by_seed] for name in arms}
     panels = [Curve("scale", saturated, scales, lines, True), *curves("scale", scales, worth, log_x=True)]
     caption = f"Seed 0 at scale {HIGH:g}, every class once: {', '.join(arms)}."
-    sheet = Sheet("samples", caption, first_of_each(by_seed[0][name, HIGH].drawn for name in arms), CLASSES)
-    return Findings(comparisons, panels, [sheet], [f"Of held-out pictures {real:.1%} of the pixels are that bright."])
+    sheet = ImageSheet("samples", caption, first_of_each(by_seed[0][name, HIGH].drawn for name in arms), CLASSES)
+    return ExperimentResults(
+        comparisons, panels, [sheet], [f"Of held-out pictures {real:.1%} of the pixels are that bright."]
+    )
 
 
 _CHAIN = (

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from unveil import data
-from unveil.conditioning.controlnet import Controls
+from unveil.conditioning.controlnet import MultiControlNet
 from unveil.evaluate.edge_f1 import agreement_of
 from unveil.io.images import to_pixels
 from unveil.model import Model
 from unveil.model.config import Recipe, load_recipe
-from unveil.reproduce.experiment import Bench, Claim, Curve, Findings, Sheet, compared
-from unveil.reproduce.finetuning import tuned
-from unveil.reproduce.training_history import RecipeArm
-from unveil.types import Base
+from unveil.reproduce.experiment import Claim, Curve, ExperimentContext, ExperimentResults, ImageSheet, compared
+from unveil.reproduce.finetuning import finetune
+from unveil.reproduce.training_history import RecipeVariant
+from unveil.types import BaseModel
 
 PAPER = "Adding Conditional Control to Text-to-Image Diffusion Models, Zhang et al. 2023 (arXiv:2302.05543)"
 FASHION = "Fashion-MNIST, 28 x 28, unconditional: 60,000 to train on, 10,000 held out"
@@ -41,7 +41,7 @@ DIFFERENCE = "largest difference of a sample to that of the base, values in [-1,
 MISSED = "1 - F1 of the edges of samples and their hints, within a pixel"
 
 
-class Drawn(NamedTuple):
+class ControlSamples(NamedTuple):
     """What one seed's network draws.
 
     Attributes:
@@ -59,7 +59,7 @@ class Drawn(NamedTuple):
     pixels: Tensor
 
 
-def recipes(bench: Bench, seed: int) -> tuple[RecipeArm, Recipe]:
+def recipes(bench: ExperimentContext, seed: int) -> tuple[RecipeVariant, Recipe]:
     """The base as an arm, and the recipe of the ControlNet on it."""
     network, base, pace = bench.scale.pick(
         (NETWORK, BASE_PACE, PACE), (QUICK_NETWORK, f"{QUICK_PACE} train.sample_every=0", QUICK_PACE)
@@ -67,24 +67,24 @@ def recipes(bench: Bench, seed: int) -> tuple[RecipeArm, Recipe]:
     changes = [*shlex.split(f"{network} {pace}"), f"train.seed={seed}"]
     recipe = load_recipe(RECIPE, changes, small=bench.scale.quick)
     assert isinstance(recipe, Recipe)
-    return RecipeArm(BASE, f"{network} {base}"), recipe
+    return RecipeVariant(BASE, f"{network} {base}"), recipe
 
 
-def _trained(bench: Bench, base: Model, recipe: Recipe, seed: int) -> tuple[Model, Model]:
+def _trained(bench: ExperimentContext, base: Model, recipe: Recipe, seed: int) -> tuple[Model, Model]:
     """The base under a ControlNet before and after training, the latter with averaged weights."""
-    from unveil.train.controlnet import controlled  # with this comes Lightning, which takes seconds
+    from unveil.train.controlnet import setup_controlnet  # with this comes Lightning, which takes seconds
 
-    fresh = controlled(copy.deepcopy(base), Base(BASE, BASE, ""), recipe).eval()
+    fresh = setup_controlnet(copy.deepcopy(base), BaseModel(BASE, BASE, ""), recipe).eval()
     on = {"control": recipe.model_dump(mode="json")["control"], "base": bench.scale.pick(BASE_PACE, QUICK_PACE)}
-    return fresh, tuned(bench, fresh, recipe, seed, part_of=_controls, on=on)
+    return fresh, finetune(bench, fresh, recipe, seed, part_of=_controls, on=on)
 
 
-def _controls(model: Model) -> Controls:
+def _controls(model: Model) -> MultiControlNet:
     assert model.controls is not None
     return model.controls
 
 
-def _measure(bench: Bench, seed: int) -> Drawn:
+def _measure(bench: ExperimentContext, seed: int) -> ControlSamples:
     arm, recipe = recipes(bench, seed)
     base = bench.course(arm, seed).model
     fresh, trained = _trained(bench, base, recipe, seed)
@@ -110,7 +110,7 @@ def _measure(bench: Bench, seed: int) -> Drawn:
         return agreement_of(zip(found, asked, strict=True), tolerance=TOLERANCE).f1
 
     shown = torch.cat([hints[:SHOWN, :1], to_pixels(plain[:SHOWN]), to_pixels(under[:SHOWN])])
-    return Drawn(
+    return ControlSamples(
         float((first - alone).abs().max()),
         float((under - plain).abs().max()),
         (f1(under, 0), f1(under, 1), f1(under, 2)),
@@ -124,10 +124,10 @@ def _order(count: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
-def _edges(bench: Bench) -> Findings:
+def _edges(bench: ExperimentContext) -> ExperimentResults:
     found = bench.each_seed(RECIPE, lambda seed: _measure(bench, seed))
 
-    def by_seed(value: Callable[[Drawn], float]) -> list[float]:
+    def by_seed(value: Callable[[ControlSamples], float]) -> list[float]:
         return [value(one) for one in found]
 
     one, ends = [1.0] * len(found), by_seed(lambda drawn: drawn.end)
@@ -162,8 +162,8 @@ def _edges(bench: Bench) -> Findings:
         "base": [[drawn.base] * 3 for drawn in found],
     }
     caption = "Seed 0: hints, samples of the base from the same noise, samples under the ControlNet."
-    sheet = Sheet("samples", caption, found[0].pixels, SHOWN)
-    return Findings(
+    sheet = ImageSheet("samples", caption, found[0].pixels, SHOWN)
+    return ExperimentResults(
         comparisons, [Curve("hint of the n-th next picture, shuffled", "F1 of edges", [0, 1, 2], lines)], [sheet], notes
     )
 

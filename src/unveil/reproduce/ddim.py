@@ -12,17 +12,25 @@ from unveil.analysis.metrics import FEATURES, SHAPE, frechet, rms, sample
 from unveil.core import schedules
 from unveil.core.denoiser import Denoiser
 from unveil.core.guidance import clip_static
-from unveil.core.rng import START, Streams
+from unveil.core.rng import START, SampleRNG
 from unveil.core.samplers import ddim, encode, run
 from unveil.data.digits import digits
 from unveil.evaluate import features
 from unveil.evaluate.verdict import Comparison, Paper
 from unveil.io.images import to_pixels, to_unit
-from unveil.reproduce.experiment import PLACEBO, Bench, Claim, Curve, Findings, Sheet, compared
-from unveil.reproduce.variant import Arm
+from unveil.reproduce.experiment import (
+    PLACEBO,
+    Claim,
+    Curve,
+    ExperimentContext,
+    ExperimentResults,
+    ImageSheet,
+    compared,
+)
+from unveil.reproduce.variant import Variant
 
 PAPER = "Denoising Diffusion Implicit Models, Song et al. 2020 (arXiv:2010.02502)"
-ARM = Arm("linear")
+ARM = Variant("linear")
 
 # Table 1, CIFAR-10: FID of eta = 0 and of eta = 1
 _TABLE_1 = {
@@ -39,7 +47,7 @@ def _drawn(network: Denoiser, steps: int, eta: float, count: int, seed: int) -> 
     return sample(ddim(grid, eta), clip_static(network), count, seed)
 
 
-def _steps(bench: Bench) -> Findings:
+def _steps(bench: ExperimentContext) -> ExperimentResults:
     counts = bench.scale.pick((5, 10, 20, 50), (5, 10))
     arms = {"eta 0": (0.0, 0), "eta 1": (1.0, 0), "eta 0, other noise": (0.0, PLACEBO)}
     reference = bench.held_out()
@@ -74,11 +82,11 @@ def _steps(bench: Bench) -> Findings:
         curves.append(Curve("network calls", title, counts, {n: lines[n] for n in ("eta 0", "eta 1")}, True, True))
     rows = ", ".join(f"{steps}" for steps in counts)
     caption = f"Seed 0: eta 0 at {rows} steps, then eta 1; columns start alike."
-    sheet = Sheet("samples", caption, torch.cat(by_seed[0][1]), 12)
-    return Findings(comparisons, curves, [sheet])
+    sheet = ImageSheet("samples", caption, torch.cat(by_seed[0][1]), 12)
+    return ExperimentResults(comparisons, curves, [sheet])
 
 
-def _consistency(bench: Bench) -> Findings:
+def _consistency(bench: ExperimentContext) -> ExperimentResults:
     few, many = bench.scale.pick((10, 100), (5, 10))
     count = bench.scale.pick(200, 16)
     classifier = features.load("digits")
@@ -86,7 +94,7 @@ def _consistency(bench: Bench) -> Findings:
 
     def measure(seed: int) -> tuple[dict[str, list[float]], Tensor]:
         network = bench.network(ARM, seed)
-        noise = Streams(seed, range(count)).normal(SHAPE, START)
+        noise = SampleRNG(seed, range(count)).normal(SHAPE, START)
         coarse, fine = (run(ddim(schedules.leading(network.process, n)), network, noise) for n in (few, many))
         found = {}
         for space in spaces:
@@ -109,7 +117,7 @@ def _consistency(bench: Bench) -> Findings:
             )
         )
     caption = f"Seed 0: {many} steps above, {few} steps below; each column starts from one noise."
-    return Findings(comparisons, sheets=[Sheet("samples", caption, by_seed[0][1], 12)])
+    return ExperimentResults(comparisons, sheets=[ImageSheet("samples", caption, by_seed[0][1], 12)])
 
 
 def _round_trip(network: Denoiser, x0: Tensor, steps: int) -> Tensor:
@@ -118,7 +126,7 @@ def _round_trip(network: Denoiser, x0: Tensor, steps: int) -> Tensor:
     return run(ddim(grid), network, run(encode(grid), network, x0))
 
 
-def _encode(bench: Bench) -> Findings:
+def _encode(bench: ExperimentContext) -> ExperimentResults:
     counts: Sequence[int] = bench.scale.pick((10, 20, 50, 100, 200), (5, 10, 25))
     size = bench.scale.pick(64, 8)
     every = to_unit(digits("held-out").pixels)
@@ -155,7 +163,7 @@ def _encode(bench: Bench) -> Findings:
     curve = Curve("steps each way", title, counts, {"digits": [errors for errors, _, _ in by_seed]}, True, True)
     rows = ", ".join(map(str, counts))
     caption = f"Seed 0: held-out pictures, then what {rows} steps each way make of them."
-    return Findings(comparisons, [curve], [Sheet("round-trip", caption, by_seed[0][2], 12)])
+    return ExperimentResults(comparisons, [curve], [ImageSheet("round-trip", caption, by_seed[0][2], 12)])
 
 
 CLAIMS = (

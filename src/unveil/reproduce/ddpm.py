@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from unveil.evaluate.verdict import Paper
-from unveil.reproduce.experiment import Bench, Claim, Findings, Sheet, compared
-from unveil.reproduce.variant import Arm
+from unveil.reproduce.experiment import Claim, ExperimentContext, ExperimentResults, ImageSheet, compared
+from unveil.reproduce.variant import Variant
 from unveil.reproduce.variant_metrics import BITS, FID, Quality, quality, rows_of
 
 PAPER = "Denoising Diffusion Probabilistic Models, Ho et al. 2020 (arXiv:2006.11239)"
 
-SIMPLE = Arm("linear")
-MEAN_BOUND = Arm("linear", prediction="mean", objective="bound")
-EPS_BOUND = Arm("linear", objective="bound")
+SIMPLE = Variant("linear")
+MEAN_BOUND = Variant("linear", prediction="mean", objective="bound")
+EPS_BOUND = Variant("linear", objective="bound")
 
 
-def _objective(bench: Bench) -> Findings:
+def _objective(bench: ExperimentContext) -> ExperimentResults:
     names = {"eps + L_simple": SIMPLE, "mean + bound": MEAN_BOUND, "eps + bound": EPS_BOUND}
     found: dict[str, list[Quality]] = {
         name: bench.each_seed(name, lambda seed, arm=arm: quality(bench, arm, seed)) for name, arm in names.items()
@@ -60,8 +60,8 @@ def _objective(bench: Bench) -> Findings:
             primary=False,
         ),
     ]
-    sheet = Sheet("samples", f"Seed 0, one row per arm: {', '.join(names)}.", rows_of(found.values()), 12)
-    return Findings(comparisons, sheets=[sheet])
+    sheet = ImageSheet("samples", f"Seed 0, one row per arm: {', '.join(names)}.", rows_of(found.values()), 12)
+    return ExperimentResults(comparisons, sheets=[sheet])
 
 
 CLAIMS = (

@@ -10,19 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unveil.analysis.video_bench import Bench as Clips
-from unveil.analysis.video_bench import Settings, quietly, stacked
-from unveil.core.inverse import imposed
-from unveil.core.sampling_run import Course
+from unveil.analysis.video_bench import StudyContext as Clips
+from unveil.analysis.video_bench import VideoStudySettings, quietly, stack_videos
+from unveil.core.inverse import replace_known
+from unveil.core.sampling_run import SamplingRun
 from unveil.model import Model
 from unveil.playground import temporal_consistency
 from unveil.playground.eval_prompts import prompts
 from unveil.playground.shapes import Array
-from unveil.reproduce.experiment import Bench, Claim, Curve, Findings, compared
+from unveil.reproduce.experiment import Claim, Curve, ExperimentContext, ExperimentResults, compared
 from unveil.reproduce.prompt_following import CLIPS, QUICK_CLIPS, SHOWN, TRAINED, WORLD, arm_of, strips
-from unveil.reproduce.training_history import RecipeArm, world_of
-from unveil.tasks.conditioning_frames import Known, frames_at, holding
-from unveil.tasks.task_spec import Edit, of_rows, unit_of
+from unveil.reproduce.training_history import RecipeVariant, held_out_videos
+from unveil.tasks.conditioning_frames import ConditioningFrames, conditioned_generation, keyframes
+from unveil.tasks.task_spec import TaskSpec, input_to_unit, select_rows
 
 PAPER = "Diffusion Forcing, Chen et al. 2024 (arXiv:2407.01392), section 3.1"
 OWN, ONE, GIVEN = "a level for each frame", "one level for a clip", "frames given"
@@ -37,14 +37,14 @@ LOST = 8.0  # pixels: half a side, as far as what is not seen counts to be off
 STRAYED = "how far things are from where they truly go in the frames that are added, mean, pixels"
 
 
-class Moving(NamedTuple):
+class RealVideos(NamedTuple):
     """Real clips of what moves, uint8 (N, 3, T, H, W), and what they are asked for by."""
 
     real: Tensor
     texts: list[str]
 
 
-class Extended(NamedTuple):
+class ExtensionError(NamedTuple):
     """How far off an arm's things are in what it adds.
 
     Attributes:
@@ -58,7 +58,7 @@ class Extended(NamedTuple):
     shown: Tensor
 
 
-def _forcing(bench: Bench) -> Findings:
+def _forcing(bench: ExperimentContext) -> ExperimentResults:
     arms = {name: arm_of(bench, "", f"{bench.scale.pick(CLIPS, QUICK_CLIPS)} {ways}") for name, ways in WAYS.items()}
     shown = _moving(bench, arms[OWN])
     found = {
@@ -67,7 +67,7 @@ def _forcing(bench: Bench) -> Findings:
     }
     again = bench.each_placebo(OWN, lambda seed: _extended(bench.course(arms[OWN], seed).model, seed, shown))
 
-    def by_seed(drawn: Sequence[Extended], field: str) -> list[float]:
+    def by_seed(drawn: Sequence[ExtensionError], field: str) -> list[float]:
         return [getattr(one, field) for one in drawn]
 
     comparisons = [
@@ -94,42 +94,44 @@ def _forcing(bench: Bench) -> Findings:
     rows = [shown.real[:SHOWN], *(drawn[0].shown for drawn in found.values())]
     notes = [f"{STRAYED[0].upper()}{STRAYED[1:]}, if the last known frame stays: {_frozen(shown.real):.2f}."]
     sheet = strips("clips", caption, rows)
-    return Findings(comparisons, [Curve("frame", STRAYED, list(frames), lines)], [sheet], notes)
+    return ExperimentResults(comparisons, [Curve("frame", STRAYED, list(frames), lines)], [sheet], notes)
 
 
-def _moving(bench: Bench, arm: RecipeArm) -> Moving:
+def _moving(bench: ExperimentContext, arm: RecipeVariant) -> RealVideos:
     """The first held-out clips of what moves."""
-    count, world = bench.scale.pick(300, 12), world_of(arm.read(bench.scale.quick))
+    count, world = bench.scale.pick(300, 12), held_out_videos(arm.read(bench.scale.quick))
     told = prompts(world, 2 * count, world.config.registers)
     chosen = [one for one in told if one.thing["motion"] != "still"][:count]
-    return Moving(stacked(world.__getitems__([one.number for one in chosen])), [one.text for one in chosen])
+    return RealVideos(stack_videos(world.__getitems__([one.number for one in chosen])), [one.text for one in chosen])
 
 
-def _extended(model: Model, seed: int, shown: Moving) -> Extended:
-    clips = Clips(model, Settings(count=len(shown.texts), batch=AT_ONCE, seed=seed))
+def _extended(model: Model, seed: int, shown: RealVideos) -> ExtensionError:
+    clips = Clips(model, VideoStudySettings(count=len(shown.texts), batch=AT_ONCE, seed=seed))
 
-    def made(hold: Callable[[Model, Known, str], Edit]) -> Tensor:
-        def edit(rows: slice) -> Edit:
-            known = frames_at(shown.real[rows][:, :, :KNOWN], range(KNOWN), shown.real.shape[2])
+    def made(hold: Callable[[Model, ConditioningFrames, str], TaskSpec]) -> Tensor:
+        def edit(rows: slice) -> TaskSpec:
+            known = keyframes(shown.real[rows][:, :, :KNOWN], range(KNOWN), shown.real.shape[2])
             return hold(model, known, "extend")
 
         with quietly():
             return clips.made(shown.texts, edit)
 
-    held, imposed = made(holding), made(_imposing)
+    held, imposed = made(conditioned_generation), made(_imposing)
     each = _away(held, shown.real)
-    return Extended(float(each.mean()), float(_away(imposed, shown.real).mean()), each.mean(0).tolist(), held[:SHOWN])
+    return ExtensionError(
+        float(each.mean()), float(_away(imposed, shown.real).mean()), each.mean(0).tolist(), held[:SHOWN]
+    )
 
 
-def _imposing(model: Model, known: Known, verb: str) -> Edit:
+def _imposing(model: Model, known: ConditioningFrames, verb: str) -> TaskSpec:
     """Generation around frames that are known, for a network that was told one level for a whole clip of pixels."""
-    unit = unit_of(known.pixels, model.shape[0], "T, H, W")
+    unit = input_to_unit(known.pixels, model.shape[0], "T, H, W")
 
-    def change(course: Course, rows: slice) -> Course:
-        here, until = of_rows(unit, rows), of_rows(known.until, rows)
-        return course.around(lambda step: imposed(step, here, until))
+    def change(course: SamplingRun, rows: slice) -> SamplingRun:
+        here, until = select_rows(unit, rows), select_rows(known.until, rows)
+        return course.around(lambda step: replace_known(step, here, until))
 
-    return replace(holding(model, known, verb), change=change)
+    return replace(conditioned_generation(model, known, verb), change=change)
 
 
 def _away(clips: Tensor, real: Tensor) -> Array:

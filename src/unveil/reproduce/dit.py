@@ -11,11 +11,35 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.analysis.metrics import chance, interpolated, log2_mean, rank_correlation, rank_correlation_within
+from unveil.analysis.metrics import (
+    interpolated,
+    log2_mean,
+    permutation_p_value,
+    rank_correlation,
+    rank_correlation_within,
+)
 from unveil.evaluate.verdict import Comparison, Paper
-from unveil.reproduce.experiment import LABELLED, PLACEBO, Bench, Claim, Curve, Findings, Sheet, compared
-from unveil.reproduce.fidelity import LOSS, Drawn, Walk, along, first_of_each, judged, walk, walks_of
-from unveil.reproduce.training_history import RecipeArm, classes_in_turn, cost_of
+from unveil.reproduce.experiment import (
+    LABELLED,
+    PLACEBO,
+    Claim,
+    Curve,
+    ExperimentContext,
+    ExperimentResults,
+    ImageSheet,
+    compared,
+)
+from unveil.reproduce.fidelity import (
+    LOSS,
+    ScoredSamples,
+    TrainingCurve,
+    curve_of,
+    first_of_each,
+    score,
+    training_curve,
+    walks_of,
+)
+from unveil.reproduce.training_history import RecipeVariant, cost_of, cycle_labels
 from unveil.reproduce.variant import CLASSES
 from unveil.reproduce.variant_metrics import FID
 
@@ -26,20 +50,20 @@ SIT = "SiT: Scalable Interpolant Transformers, Ma et al. 2024 (arXiv:2401.08740)
 
 ZERO = "adaLN-Zero"
 DESIGNS = {
-    "in-context": RecipeArm("dit-blocks", "network.design=in-context"),
-    "cross-attention": RecipeArm("dit-blocks", "network.design=cross-attention"),
-    "adaLN": RecipeArm("dit-blocks", "network.design=adaln"),
-    ZERO: RecipeArm("dit-blocks"),
+    "in-context": RecipeVariant("dit-blocks", "network.design=in-context"),
+    "cross-attention": RecipeVariant("dit-blocks", "network.design=cross-attention"),
+    "adaLN": RecipeVariant("dit-blocks", "network.design=adaln"),
+    ZERO: RecipeVariant("dit-blocks"),
 }
 _WHERE = "table 4, ImageNet 256 FID of XL/2 after 400,000 steps"
 _DESIGN_FID = {"in-context": 35.24, "cross-attention": 26.14, "adaLN": 25.21, ZERO: 19.47}
 
 
-def _blocks(bench: Bench) -> Findings:
+def _blocks(bench: ExperimentContext) -> ExperimentResults:
     walks = walks_of(bench, DESIGNS)
-    again = bench.each_placebo(ZERO, lambda seed: walk(bench, DESIGNS[ZERO], seed))
+    again = bench.each_placebo(ZERO, lambda seed: training_curve(bench, DESIGNS[ZERO], seed))
 
-    def last(found: Sequence[Walk], field: str) -> list[float]:
+    def last(found: Sequence[TrainingCurve], field: str) -> list[float]:
         return [getattr(one, field)[-1] for one in found]
 
     comparisons = [
@@ -59,17 +83,19 @@ def _blocks(bench: Bench) -> Findings:
     costs = {name: cost_of(arm.read(bench.scale.quick)) for name, arm in DESIGNS.items()}
     note = "Multiply-adds of one picture: " + ", ".join(f"{name} {n / 1e6:.2f} M" for name, n in costs.items()) + "."
     pixels = first_of_each(found[0].drawn for found in walks.values())
-    sheet = Sheet("samples", f"Seed 0, every class once, one row per design: {', '.join(walks)}.", pixels, CLASSES)
-    return Findings(comparisons, along(walks, {"fid": FID, "loss": LOSS}), [sheet], [note])
+    sheet = ImageSheet("samples", f"Seed 0, every class once, one row per design: {', '.join(walks)}.", pixels, CLASSES)
+    return ExperimentResults(comparisons, curve_of(walks, {"fid": FID, "loss": LOSS}), [sheet], [note])
 
 
-def _zero(bench: Bench) -> Findings:
+def _zero(bench: ExperimentContext) -> ExperimentResults:
     plain = "adaLN"
     walks = walks_of(bench, {name: DESIGNS[name] for name in (plain, ZERO)})
-    again = bench.each_placebo(ZERO, lambda seed: walk(bench, DESIGNS[ZERO], seed))
+    again = bench.each_placebo(ZERO, lambda seed: training_curve(bench, DESIGNS[ZERO], seed))
     steps = walks[ZERO][0].steps
 
-    def compare(name: str, title: str, value: Callable[[Walk], float], paper: Paper | None = None) -> Comparison:
+    def compare(
+        name: str, title: str, value: Callable[[TrainingCurve], float], paper: Paper | None = None
+    ) -> Comparison:
         zero, other, placebo = ([value(one) for one in found] for found in (walks[ZERO], walks[plain], again))
         return compared(name, title, (ZERO, zero), (plain, other), (placebo, zero), paper=paper, primary=False)
 
@@ -97,7 +123,7 @@ def _zero(bench: Bench) -> Findings:
         for zero, other in pairs
     ]
     note = f"The first point, in steps, at which {ZERO} had the last FID of {plain}, by seed: {', '.join(reached)}."
-    return Findings(comparisons, along(walks, {"fid": FID, "loss": LOSS}), [], [note])
+    return ExperimentResults(comparisons, curve_of(walks, {"fid": FID, "loss": LOSS}), [], [note])
 
 
 # ---------------------------------------------------------------------- size and patch
@@ -119,9 +145,9 @@ _SIZE_FID = {
 Key = tuple[str, int]
 
 
-def network_of(size: str, patch: int) -> RecipeArm:
+def network_of(size: str, patch: int) -> RecipeVariant:
     """One network of the study; those of one size share the first weights of their blocks."""
-    return RecipeArm("dit-scaling", f"{SIZES[size]} network.patch={patch}", SIZES[size])
+    return RecipeVariant("dit-scaling", f"{SIZES[size]} network.patch={patch}", SIZES[size])
 
 
 class _Grid(NamedTuple):
@@ -130,7 +156,7 @@ class _Grid(NamedTuple):
     sizes: tuple[str, ...]
     patches: tuple[int, ...]
     costs: dict[Key, int]
-    walks: dict[Key, list[Walk]]
+    walks: dict[Key, list[TrainingCurve]]
 
     def last(self, key: Key) -> list[float]:
         """The FID at the end, by seed."""
@@ -144,14 +170,14 @@ class _Grid(NamedTuple):
         ]
 
 
-def _scaling(bench: Bench) -> Findings:
+def _scaling(bench: ExperimentContext) -> ExperimentResults:
     sizes, patches = bench.scale.pick((tuple(SIZES), PATCHES), (("S", "B"), (4, 2)))
     arms = {(size, patch): network_of(size, patch) for patch in patches for size in sizes}
     costs = {key: cost_of(arm.read(bench.scale.quick)) for key, arm in arms.items()}
     walks = walks_of(bench, {_name(key): arm for key, arm in arms.items()})
     grid = _Grid(sizes, patches, costs, {key: walks[_name(key)] for key in arms})
     base = arms[sizes[0], 2]
-    again = [one.fid[-1] for one in bench.each_placebo("S/2", lambda seed: walk(bench, base, seed))]
+    again = [one.fid[-1] for one in bench.each_placebo("S/2", lambda seed: training_curve(bench, base, seed))]
     comparisons = [*_trends(bench, grid), *_ends(grid, (again, grid.last((sizes[0], 2))))]
     pace = arms[sizes[0], 2].read(bench.scale.quick).train
     spent = {
@@ -159,7 +185,7 @@ def _scaling(bench: Bench) -> Findings:
     }
     lines = {name: [walk.fid for walk in found] for name, found in walks.items()}
     panels = [
-        along({size: grid.walks[size, patch] for size in sizes}, {"fid": f"{FID}, patch {patch}"})[0]
+        curve_of({size: grid.walks[size, patch] for size in sizes}, {"fid": f"{FID}, patch {patch}"})[0]
         for patch in patches
     ]
     panels += [_against_cost(grid), Curve("multiply-adds of the training", FID, spent, lines, True, True)]
@@ -168,17 +194,17 @@ def _scaling(bench: Bench) -> Findings:
     caption = f"Seed 0, one noise and one class; columns {', '.join(sizes)}, rows patch {at}."
     every = f"Seed 0, every class once, one row per network: {', '.join(walks)}."
     sheets = [
-        Sheet("grid", caption, pixels, len(sizes)),
-        Sheet("samples", every, first_of_each(found[0].drawn for found in walks.values()), CLASSES),
+        ImageSheet("grid", caption, pixels, len(sizes)),
+        ImageSheet("samples", every, first_of_each(found[0].drawn for found in walks.values()), CLASSES),
     ]
-    return Findings(comparisons, panels, sheets, [_neighbours(grid), _chance(grid), _leaders(spent, lines)])
+    return ExperimentResults(comparisons, panels, sheets, [_neighbours(grid), _chance(grid), _leaders(spent, lines)])
 
 
 def _name(key: Key) -> str:
     return f"{key[0]}/{key[1]}"
 
 
-def _trends(bench: Bench, grid: _Grid) -> list[Comparison]:
+def _trends(bench: ExperimentContext, grid: _Grid) -> list[Comparison]:
     """The rank correlations: of all networks, within each patch, within each size."""
 
     def measure(kind: str, order: Callable[[list[Key], int], list[Key]]) -> list[float]:
@@ -272,7 +298,7 @@ def _chance(grid: _Grid) -> str:
     return (
         f"Of the mean FIDs the rank correlation with the multiply-adds is {rank_correlation(costs, means):.3f}; a "
         "random order of the networks has one as low with a probability of "
-        f"{chance(costs, means):.2g} (permutation test)."
+        f"{permutation_p_value(costs, means):.2g} (permutation test)."
     )
 
 
@@ -291,13 +317,13 @@ def _leaders(spent: Mapping[str, Sequence[float]], lines: Mapping[str, Sequence[
 
 # ---------------------------------------------------------------------- rectified flow
 
-FLOW = RecipeArm(
+FLOW = RecipeVariant(
     "dit-blocks",
     "'process={kind: rectified-flow}' prediction=flow 'sample={sampler: euler-time, steps: 10, clip: static}'",
 )
 
 
-def _flow(bench: Bench) -> Findings:
+def _flow(bench: ExperimentContext) -> ExperimentResults:
     counts, published = bench.scale.pick((5, 10, 25, 50), (3, 5)), bench.scale.pick(50, 5)
     samplers = {
         "rectified flow, Euler": (FLOW, "euler-time"),
@@ -306,19 +332,19 @@ def _flow(bench: Bench) -> Findings:
     }
     straight, chain, _ = samplers
 
-    def measure(name: str, seed: int) -> list[Drawn]:
+    def measure(name: str, seed: int) -> list[ScoredSamples]:
         arm, sampler = samplers[name]
         model, count = bench.course(arm, seed).model, bench.scale.pictures
-        wanted = classes_in_turn(model, count)
+        wanted = cycle_labels(model, count)
         return [
-            judged(bench, model.generate(raw=wanted, count=count, seed=seed, sampler=sampler, steps=steps))
+            score(bench, model.generate(raw=wanted, count=count, seed=seed, sampler=sampler, steps=steps))
             for steps in counts
         ]
 
     found = {name: bench.each_seed(name, lambda seed, name=name: measure(name, seed)) for name in samplers}
     again = bench.each_placebo(chain, lambda seed: measure(chain, seed))
 
-    def fids(drawn: Sequence[Sequence[Drawn]], i: int) -> list[float]:
+    def fids(drawn: Sequence[Sequence[ScoredSamples]], i: int) -> list[float]:
         return [one[i].worth.fid for one in drawn]
 
     comparisons = [
@@ -338,8 +364,8 @@ def _flow(bench: Bench) -> Findings:
     lines = {name: [[at.worth.fid for at in one] for one in drawn] for name, drawn in found.items()}
     pixels: Tensor = first_of_each(drawn[0][-1] for drawn in found.values())
     shown = f"Seed 0, {counts[-1]} network calls, every class once: {'; '.join(samplers)}."
-    sheet = Sheet("samples", shown, pixels, CLASSES)
-    return Findings(comparisons, [Curve("network calls", FID, counts, lines, True, True)], [sheet])
+    sheet = ImageSheet("samples", shown, pixels, CLASSES)
+    return ExperimentResults(comparisons, [Curve("network calls", FID, counts, lines, True, True)], [sheet])
 
 
 _FOLLOWED = (

@@ -15,8 +15,8 @@ from unveil.core.denoiser import Denoiser
 from unveil.data.digits import digits
 from unveil.evaluate.verdict import LEAST_SEEDS, Comparison, Paper
 from unveil.io.images import to_unit
-from unveil.reproduce.training_history import Course, RecipeArm, follow
-from unveil.reproduce.variant import Arm, Budget, trained
+from unveil.reproduce.training_history import RecipeVariant, TrainingHistory, train_and_track
+from unveil.reproduce.variant import TrainBudget, Variant, trained
 from unveil.types import RecipeError
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ LABELLED = "scikit-learn digits, 8 x 8, class-conditional: 1,347 to train on, 45
 PLACEBO = 100
 
 
-class Counter(Protocol):
+class ProgressCounter(Protocol):
     """Counts to a total where a person can see it."""
 
     def advance(self, by: int = 1) -> None:
@@ -36,14 +36,14 @@ class Counter(Protocol):
         ...
 
 
-class Console(Protocol):
+class ProgressConsole(Protocol):
     """Where an experiment shows how far it is."""
 
     def say(self, text: str) -> None:
         """A line for a person."""
         ...
 
-    def progress(self, what: str, total: int) -> AbstractContextManager[Counter]:
+    def progress(self, what: str, total: int) -> AbstractContextManager[ProgressCounter]:
         """A counter with speed and time left."""
         ...
 
@@ -59,7 +59,7 @@ class Scale:
 
     seeds: int = LEAST_SEEDS
     pictures: int = 450
-    budget: Budget = field(default_factory=Budget)
+    budget: TrainBudget = field(default_factory=TrainBudget)
     quick: bool = False
 
     def pick(self, full: T, quick: T) -> T:
@@ -68,7 +68,7 @@ class Scale:
 
 
 FULL = Scale()
-QUICK = Scale(pictures=70, budget=Budget(channels=8, steps=4, batch=8, warmup=1, ema=0.5, chain=50), quick=True)
+QUICK = Scale(pictures=70, budget=TrainBudget(channels=8, steps=4, batch=8, warmup=1, ema=0.5, chain=50), quick=True)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class ImageSheet:
     """Pictures worth seeing: uint8 (N, C, H, W), C of 1 or 3, in rows of `columns`."""
 
     name: str
@@ -97,16 +97,16 @@ class Sheet:
 
 
 @dataclass
-class Findings:
+class ExperimentResults:
     """What an experiment hands back."""
 
     comparisons: list[Comparison]
     curves: list[Curve] = field(default_factory=list)
-    sheets: list[Sheet] = field(default_factory=list)
+    sheets: list[ImageSheet] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-class Bench:
+class ExperimentContext:
     """Where an experiment gets its networks and pictures from.
 
     Attributes:
@@ -114,16 +114,16 @@ class Bench:
         asked: these networks, (arm, seed).
     """
 
-    def __init__(self, scale: Scale, cache: Path, console: Console) -> None:
+    def __init__(self, scale: Scale, cache: Path, console: ProgressConsole) -> None:
         self.scale, self.cache, self.console = scale, cache, console
-        self._known: dict[tuple[Arm, int], Denoiser] = {}
-        self._followed: dict[tuple[RecipeArm, int], Course] = {}
+        self._known: dict[tuple[Variant, int], Denoiser] = {}
+        self._followed: dict[tuple[RecipeVariant, int], TrainingHistory] = {}
         self._measured: dict[tuple[str, int], Any] = {}
         self.training_seconds = 0.0
         self.earlier_seconds = 0.0  # of them, spent by earlier runs
 
     @property
-    def asked(self) -> list[tuple[Arm | RecipeArm, int]]:
+    def asked(self) -> list[tuple[Variant | RecipeVariant, int]]:
         """The networks that were asked for."""
         return [*self._known, *self._followed]
 
@@ -132,7 +132,7 @@ class Bench:
         """One number per pair of arms."""
         return range(self.scale.seeds)
 
-    def network(self, arm: Arm, seed: int) -> Denoiser:
+    def network(self, arm: Variant, seed: int) -> Denoiser:
         """The arm trained with this seed; the same one for every claim that asks."""
         if (arm, seed) not in self._known:
             steps = self.scale.budget.steps
@@ -142,14 +142,14 @@ class Bench:
             self._known[arm, seed] = found.denoiser
         return self._known[arm, seed]
 
-    def course(self, arm: RecipeArm, seed: int) -> Course:
+    def course(self, arm: RecipeVariant, seed: int) -> TrainingHistory:
         """The training of a recipe's arm with this seed; the same one for every claim that asks."""
         if (arm, seed) not in self._followed:
             before = None if arm.after is None else self.course(arm.after, seed).model
             steps, quick = arm.read(self.scale.quick).train.steps, self.scale.quick
             what = f"{arm.recipe} {arm.changes}".strip()
             with self.console.progress(f"training {what}, seed {seed}: step", steps) as counter:
-                found = follow(arm, quick, seed, self.scale.pictures, self.cache, counter.advance, before)
+                found = train_and_track(arm, quick, seed, self.scale.pictures, self.cache, counter.advance, before)
             self.spent(found.cpu_seconds, found.kept)
             self._followed[arm, seed] = found
         return self._followed[arm, seed]
@@ -185,7 +185,7 @@ class Bench:
         return [self._measured[what, seed] for seed in seeds]
 
 
-def describe(arm: Arm) -> str:
+def describe(arm: Variant) -> str:
     """An arm in a few words."""
     parts = [arm.process, arm.prediction, arm.objective]
     parts += [arm.variance] if arm.variance != "fixed-small" else []
@@ -212,7 +212,7 @@ class Claim:
     claim: str
     paper: str
     method: str
-    run: Callable[[Bench], Findings]
+    run: Callable[[ExperimentContext], ExperimentResults]
     data: str = DIGITS
     seeds: int = LEAST_SEEDS
 

@@ -10,18 +10,18 @@ from torch import Tensor
 
 from unveil.analysis.metrics import sample
 from unveil.core import schedules
-from unveil.core.denoiser import Denoiser, Step
+from unveil.core.denoiser import DenoiseFn, Denoiser
 from unveil.core.guidance import clip_static
 from unveil.core.samplers import ancestral
 from unveil.core.samplers.ancestral import Shift
 from unveil.evaluate import FeatureNetwork, features, fid, precision_recall
 from unveil.io.images import to_pixels
-from unveil.reproduce.experiment import Bench, Curve
-from unveil.reproduce.training_history import RecipeArm
-from unveil.reproduce.variant import CLASSES, Arm, told
+from unveil.reproduce.experiment import Curve, ExperimentContext
+from unveil.reproduce.training_history import RecipeVariant
+from unveil.reproduce.variant import CLASSES, Variant, bind_labels
 
 # Class-conditional networks that all claims on guidance share; a tenth of the labels is dropped in training
-GUIDED = Arm("cosine", drop=0.1)
+GUIDED = Variant("cosine", drop=0.1)
 
 MISREAD = "share of samples that the judge does not read as their class"
 IMPRECISION = "share of samples outside of the held-out pictures' neighbourhoods (1 - precision)"
@@ -49,32 +49,37 @@ def fidelity(judge: FeatureNetwork, pixels: Tensor, labels: Tensor, reference: T
     return Fidelity(misread, 1 - reached.precision, reached.recall, fid(read.features, reference))
 
 
-def wanted(count: int) -> Tensor:
+def wanted_labels(count: int) -> Tensor:
     """Labels of so many samples, every class in turn."""
     return torch.arange(count) % CLASSES
 
 
-class Drawn(NamedTuple):
+class ScoredSamples(NamedTuple):
     """Samples of one setting, uint8, and what they are worth."""
 
     pixels: Tensor
     worth: Fidelity
 
 
-def judged(bench: Bench, samples: Tensor) -> Drawn:
+def score(bench: ExperimentContext, samples: Tensor) -> ScoredSamples:
     """Samples in [-1, 1], made for the labels of `wanted`, as the digits classifier judges them."""
-    return judged_pixels(bench, to_pixels(samples))
+    return score_pixels(bench, to_pixels(samples))
 
 
-def judged_pixels(bench: Bench, pixels: Tensor) -> Drawn:
+def score_pixels(bench: ExperimentContext, pixels: Tensor) -> ScoredSamples:
     """The same of uint8 samples."""
     judge = features.load("digits")
-    return Drawn(pixels, fidelity(judge, pixels, wanted(len(pixels)), judge.features(bench.held_out())))
+    return ScoredSamples(pixels, fidelity(judge, pixels, wanted_labels(len(pixels)), judge.features(bench.held_out())))
 
 
 def chain(
-    bench: Bench, network: Denoiser, guide: Callable[[Step, Step], Step], seed: int, *, shift: Shift | None = None
-) -> Drawn:
+    bench: ExperimentContext,
+    network: Denoiser,
+    guide: Callable[[DenoiseFn, DenoiseFn], DenoiseFn],
+    seed: int,
+    *,
+    shift: Shift | None = None,
+) -> ScoredSamples:
     """Samples of a class-conditional network from 50 steps of the ancestral chain.
 
     Args:
@@ -82,20 +87,20 @@ def chain(
         shift: of the mean, by ADM's algorithm 1.
     """
     steps, count = bench.scale.pick(50, 5), bench.scale.pictures
-    step = guide(told(network, wanted(count)), _null(network))
+    step = guide(bind_labels(network, wanted_labels(count)), _null(network))
     plan = ancestral(schedules.respaced(network.process, str(steps)), GUIDED.rule, shift=shift)
-    return judged(bench, sample(plan, step, count, seed, batch=count))
+    return score(bench, sample(plan, step, count, seed, batch=count))
 
 
-def unguided(step: Step, null: Step) -> Step:
+def unguided(step: DenoiseFn, null: DenoiseFn) -> DenoiseFn:
     """The conditional step alone, x0 clipped."""
     del null
     return clip_static(step)
 
 
-def _null(network: Denoiser) -> Step:
+def _null(network: Denoiser) -> DenoiseFn:
     """Asked only where the guidance asks for it, since not every network has one."""
-    return lambda x, level: told(network, None)(x, level)
+    return lambda x, level: bind_labels(network, None)(x, level)
 
 
 def curves(x_label: str, x: Sequence[float], lines: dict[str, list[list[Fidelity]]], log_x: bool) -> list[Curve]:
@@ -112,7 +117,7 @@ def curves(x_label: str, x: Sequence[float], lines: dict[str, list[list[Fidelity
     ]
 
 
-def first_of_each(drawn: Iterable[Drawn]) -> Tensor:
+def first_of_each(drawn: Iterable[ScoredSamples]) -> Tensor:
     """Rows of the first sample of every class, one row per setting."""
     return torch.cat([one.pixels[:CLASSES] for one in drawn])
 
@@ -120,28 +125,31 @@ def first_of_each(drawn: Iterable[Drawn]) -> Tensor:
 # ---------------------------------------------------------------------- along a training
 
 
-class Walk(NamedTuple):
+class TrainingCurve(NamedTuple):
     """The training of a recipe's arm at its points; drawn is what the last of them drew."""
 
     steps: list[int]
     fid: list[float]
     loss: list[float]
-    drawn: Drawn
+    drawn: ScoredSamples
 
 
-def walk(bench: Bench, arm: RecipeArm, seed: int) -> Walk:
+def training_curve(bench: ExperimentContext, arm: RecipeVariant, seed: int) -> TrainingCurve:
     """The training of this seed, its samples judged."""
     course = bench.course(arm, seed)
-    drawn = [judged_pixels(bench, pixels) for pixels in course.pixels]
-    return Walk(course.steps, [one.worth.fid for one in drawn], course.losses, drawn[-1])
+    drawn = [score_pixels(bench, pixels) for pixels in course.pixels]
+    return TrainingCurve(course.steps, [one.worth.fid for one in drawn], course.losses, drawn[-1])
 
 
-def walks_of(bench: Bench, arms: Mapping[str, RecipeArm]) -> dict[str, list[Walk]]:
+def walks_of(bench: ExperimentContext, arms: Mapping[str, RecipeVariant]) -> dict[str, list[TrainingCurve]]:
     """Those of every seed, by arm."""
-    return {name: bench.each_seed(name, lambda seed, arm=arm: walk(bench, arm, seed)) for name, arm in arms.items()}
+    return {
+        name: bench.each_seed(name, lambda seed, arm=arm: training_curve(bench, arm, seed))
+        for name, arm in arms.items()
+    }
 
 
-def along(walks: Mapping[str, Sequence[Walk]], fields: Mapping[str, str]) -> list[Curve]:
+def curve_of(walks: Mapping[str, Sequence[TrainingCurve]], fields: Mapping[str, str]) -> list[Curve]:
     """A panel per field of a walk, with its title, against the steps of training."""
     steps = next(iter(walks.values()))[0].steps
     lines = {field: {name: [getattr(one, field) for one in found] for name, found in walks.items()} for field in fields}

@@ -11,19 +11,19 @@ from unveil.core.guidance import clip_static
 from unveil.core.samplers import euler_time
 from unveil.evaluate.verdict import Paper
 from unveil.io.images import to_pixels
-from unveil.reproduce.experiment import Bench, Claim, Curve, Findings, Sheet, compared
-from unveil.reproduce.variant import Arm
+from unveil.reproduce.experiment import Claim, Curve, ExperimentContext, ExperimentResults, ImageSheet, compared
+from unveil.reproduce.variant import Variant
 
 PAPER = "Scaling Rectified Flow Transformers, Esser et al. 2024 (arXiv:2403.03206)"
-UNIFORM = Arm("flow", prediction="flow")
-NORMAL = Arm("flow", prediction="flow", time="logit-normal")
+UNIFORM = Variant("flow", prediction="flow")
+NORMAL = Variant("flow", prediction="flow", time="logit-normal")
 
 
-def _times(bench: Bench) -> Findings:
+def _times(bench: ExperimentContext) -> ExperimentResults:
     steps, published = bench.scale.pick((5, 10, 25), (3, 5)), bench.scale.pick(25, 5)
     reference = bench.held_out()
 
-    def measure(arm: Arm, seed: int) -> tuple[list[dict[str, float]], Tensor]:
+    def measure(arm: Variant, seed: int) -> tuple[list[dict[str, float]], Tensor]:
         network, found, last = bench.network(arm, seed), [], torch.empty(0)
         for count in steps:
             plan = euler_time(schedules.uniform(network.process, count))
@@ -51,8 +51,8 @@ def _times(bench: Bench) -> Findings:
         ]
         curves.append(Curve("Euler steps", title, steps, {"logit-normal": first, "uniform": last}, True, True))
     pixels = torch.cat([normal[0][1], uniform[0][1]])
-    sheet = Sheet("samples", f"Seed 0, {steps[-1]} steps: logit-normal above, uniform below.", pixels, 12)
-    return Findings(comparisons, curves, [sheet])
+    sheet = ImageSheet("samples", f"Seed 0, {steps[-1]} steps: logit-normal above, uniform below.", pixels, 12)
+    return ExperimentResults(comparisons, curves, [sheet])
 
 
 CLAIMS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from unveil.checkpoints.guidance_classifier import Guide
+from unveil.checkpoints.guidance_classifier import GuidanceClassifier
 from unveil.core.process import Process
 from unveil.data.digits import digits
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
@@ -21,7 +21,9 @@ def steps_of(epochs: int) -> int:
     return epochs * (len(digits("train")) // BATCH)
 
 
-def train_guide(process: Process, seed: int, epochs: int, on_step: Callable[[], object] = lambda: None) -> Guide:
+def train_guide(
+    process: Process, seed: int, epochs: int, on_step: Callable[[], object] = lambda: None
+) -> GuidanceClassifier:
     """A small encoder with attention pooling, on the training digits with the noise of every time alike.
 
     Source: Dhariwal & Nichol 2021, section 4.1 and appendix H (arXiv:2105.05233).
@@ -31,4 +33,4 @@ def train_guide(process: Process, seed: int, epochs: int, on_step: Callable[[], 
     config = ClassifierConfig(NETWORK, epochs, BATCH, RATE, seed=seed, process=process)
     found = train_classifier(config, digits("train"), digits("held-out"), lambda _: on_step())
     assert isinstance(found.network, NoisyClassifier)
-    return Guide(found.network, process)
+    return GuidanceClassifier(found.network, process)

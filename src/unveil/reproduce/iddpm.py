@@ -6,25 +6,33 @@ from dataclasses import replace
 
 import torch
 
-from unveil.analysis.metrics import SHAPE, gradient_noise, strided_bits
+from unveil.analysis.metrics import SHAPE, gradient_noise, respaced_vlb
 from unveil.core.denoiser import Denoiser
 from unveil.core.objective import vlb
-from unveil.core.rng import Streams
+from unveil.core.rng import SampleRNG
 from unveil.core.timestep_sampling import SecondMoment
 from unveil.core.variance import fixed_large, fixed_small, learned_range
 from unveil.data.digits import digits
 from unveil.evaluate.verdict import Comparison, Paper
 from unveil.io.images import to_unit
-from unveil.reproduce.experiment import PLACEBO, Bench, Claim, Curve, Findings, Sheet, compared
-from unveil.reproduce.variant import Arm
+from unveil.reproduce.experiment import (
+    PLACEBO,
+    Claim,
+    Curve,
+    ExperimentContext,
+    ExperimentResults,
+    ImageSheet,
+    compared,
+)
+from unveil.reproduce.variant import Variant
 from unveil.reproduce.variant_metrics import BITS, FID, quality, rows_of
 
 PAPER = "Improved Denoising Diffusion Probabilistic Models, Nichol & Dhariwal 2021 (arXiv:2102.09672)"
 
-COSINE = Arm("cosine")
-LINEAR = Arm("linear")
-HYBRID = Arm("cosine", objective="hybrid", variance="learned-range")
-BOUND = Arm("cosine", objective="bound", variance="learned-range", time="second-moment")
+COSINE = Variant("cosine")
+LINEAR = Variant("linear")
+HYBRID = Variant("cosine", objective="hybrid", variance="learned-range")
+BOUND = Variant("cosine", objective="bound", variance="learned-range", time="second-moment")
 
 # ImageNet 64 x 64 after 200,000 iterations with 4,000 steps: bits/dim and FID
 _NLL = {"linear": 3.77, "L_simple": 3.68, "hybrid": 3.62, "bound": 3.57}
@@ -32,7 +40,7 @@ _FID = {"linear": 31.3, "L_simple": 27.0, "hybrid": 28.0, "bound": 56.7}
 _WHERE = "tables 1 and 2, ImageNet 64 x 64"
 
 
-def _schedule(bench: Bench) -> Findings:
+def _schedule(bench: ExperimentContext) -> ExperimentResults:
     cosine, linear = (bench.each_seed(a.process, lambda s, a=a: quality(bench, a, s)) for a in (COSINE, LINEAR))
     again = bench.each_placebo("cosine", lambda seed: quality(bench, COSINE, seed))
     comparisons = [
@@ -49,22 +57,22 @@ def _schedule(bench: Bench) -> Findings:
             ("fid", "better samples", FID, _FID),
         )
     ]
-    sheet = Sheet("samples", "Seed 0: cosine above, linear below.", rows_of([cosine, linear]), 12)
-    return Findings(comparisons, sheets=[sheet])
+    sheet = ImageSheet("samples", "Seed 0: cosine above, linear below.", rows_of([cosine, linear]), 12)
+    return ExperimentResults(comparisons, sheets=[sheet])
 
 
-def _variance(bench: Bench) -> Findings:
+def _variance(bench: ExperimentContext) -> ExperimentResults:
     counts = bench.scale.pick((10, 25, 50), (5, 10))
     pictures = bench.held_out_unit(bench.scale.pick(225, 8))
     small, large, range_ = "fixed small", "fixed large", "learned range"
 
     def fixed(seed: int) -> list[list[float]]:
         network = bench.network(COSINE, seed)
-        return [strided_bits(network, (fixed_small, fixed_large), pictures, steps) for steps in counts]
+        return [respaced_vlb(network, (fixed_small, fixed_large), pictures, steps) for steps in counts]
 
     def learnt(seed: int) -> list[float]:
         network = bench.network(HYBRID, seed)
-        return [strided_bits(network, (learned_range,), pictures, steps)[0] for steps in counts]
+        return [respaced_vlb(network, (learned_range,), pictures, steps)[0] for steps in counts]
 
     own = bench.each_seed("L_simple with fixed variance at few steps", fixed)
     again = bench.each_placebo("L_simple with fixed variance at few steps", fixed)
@@ -90,10 +98,10 @@ def _variance(bench: Bench) -> Findings:
         large: [[at[1] for at in found] for found in own],
         range_: hybrid,
     }
-    return Findings(comparisons, [Curve("steps", title, counts, lines, True, True)])
+    return ExperimentResults(comparisons, [Curve("steps", title, counts, lines, True, True)])
 
 
-def _objective(bench: Bench) -> Findings:
+def _objective(bench: ExperimentContext) -> ExperimentResults:
     arms = {"L_simple": COSINE, "hybrid": HYBRID, "bound": BOUND}
     found = {name: bench.each_seed(name, lambda s, a=a: quality(bench, a, s)) for name, a in arms.items()}
     again = bench.each_placebo("L_simple", lambda seed: quality(bench, COSINE, seed))
@@ -121,8 +129,8 @@ def _objective(bench: Bench) -> Findings:
                 primary=primary,
             )
         )
-    sheet = Sheet("samples", f"Seed 0, one row per arm: {', '.join(arms)}.", rows_of(found.values()), 12)
-    return Findings(comparisons, sheets=[sheet])
+    sheet = ImageSheet("samples", f"Seed 0, one row per arm: {', '.join(arms)}.", rows_of(found.values()), 12)
+    return ExperimentResults(comparisons, sheets=[sheet])
 
 
 def warmed(denoiser: Denoiser, data: torch.Tensor, seed: int) -> SecondMoment:
@@ -134,7 +142,7 @@ def warmed(denoiser: Denoiser, data: torch.Tensor, seed: int) -> SecondMoment:
     for turn in range(sampler.history_table.shape[1]):
         rows = torch.randint(len(data), (steps,), generator=generator)
         for part in index.split(500):
-            noise = Streams(seed, part.tolist()).normal(SHAPE, turn)
+            noise = SampleRNG(seed, part.tolist()).normal(SHAPE, turn)
             with torch.no_grad():
                 t = (part + 1).double() / steps
                 losses = objective.at(denoiser, data[rows[part]], None, t, noise).per_sample
@@ -142,7 +150,7 @@ def warmed(denoiser: Denoiser, data: torch.Tensor, seed: int) -> SecondMoment:
     return sampler
 
 
-def _importance(bench: Bench) -> Findings:
+def _importance(bench: ExperimentContext) -> ExperimentResults:
     data = to_unit(digits("train").pixels)
     batches, batch = bench.scale.pick((200, 64), (10, 8))
 
@@ -180,7 +188,7 @@ def _importance(bench: Bench) -> Findings:
     comparison = replace(plain, log2=True)
     steps = range(1, len(moments[0]) + 1)
     curve = Curve("step of the chain", "root mean square of its loss, bits/dim", steps, {"bound": moments}, True, True)
-    return Findings([comparison], [curve])
+    return ExperimentResults([comparison], [curve])
 
 
 CLAIMS = (

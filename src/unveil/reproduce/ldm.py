@@ -12,13 +12,21 @@ import torch
 
 from unveil import data
 from unveil.analysis.metrics import log2_mean
-from unveil.autoencoders import KL, VQ
+from unveil.autoencoders import AutoencoderKL, VQModel
 from unveil.model.config import AutoencoderRecipe, Recipe, load_recipe
 from unveil.nn.flops import multiply_adds
-from unveil.nn.meta_device import weightless
-from unveil.reproduce.experiment import LABELLED, Bench, Claim, Curve, Findings, Sheet, compared
-from unveil.reproduce.fidelity import Walk, first_of_each, walk
-from unveil.reproduce.training_history import RecipeArm, cost_of
+from unveil.nn.meta_device import meta_device
+from unveil.reproduce.experiment import (
+    LABELLED,
+    Claim,
+    Curve,
+    ExperimentContext,
+    ExperimentResults,
+    ImageSheet,
+    compared,
+)
+from unveil.reproduce.fidelity import TrainingCurve, first_of_each, training_curve
+from unveil.reproduce.training_history import RecipeVariant, cost_of
 from unveil.reproduce.variant import CLASSES
 from unveil.reproduce.variant_metrics import FID
 
@@ -30,7 +38,7 @@ POINTS = 5
 BACKWARD = 3  # a training step costs as much as three forward passes
 
 
-class Spent(NamedTuple):
+class AutoencoderCost(NamedTuple):
     """Multiply-adds of the autoencoder.
 
     Attributes:
@@ -42,7 +50,7 @@ class Spent(NamedTuple):
     encoding: float
 
 
-class Arm(NamedTuple):
+class LatentVariant(NamedTuple):
     """One arm of one seed.
 
     Attributes:
@@ -50,12 +58,12 @@ class Arm(NamedTuple):
         each: of one of its steps.
     """
 
-    arm: RecipeArm
+    arm: RecipeVariant
     before: float
     each: float
 
 
-def autoencoder(bench: Bench, seed: int) -> Path:
+def autoencoder(bench: ExperimentContext, seed: int) -> Path:
     """The folder of the autoencoder of this seed; trained now, unless an earlier run did."""
     from unveil.train.autoencoder import fit_autoencoder  # with Lightning, which takes seconds
 
@@ -65,47 +73,47 @@ def autoencoder(bench: Bench, seed: int) -> Path:
     there, begun = folder.exists(), time.process_time()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        codec: KL | VQ = recipe.build()
+        codec: AutoencoderKL | VQModel = recipe.build()
     fit_autoencoder(recipe, codec, data.open(recipe.data.build()), run=folder)
     bench.spent(time.process_time() - begun, there)
     return folder
 
 
-def _autoencoder_recipe(bench: Bench, seed: int) -> AutoencoderRecipe:
+def _autoencoder_recipe(bench: ExperimentContext, seed: int) -> AutoencoderRecipe:
     recipe = load_recipe(AUTOENCODER, [f"train.seed={seed}", "train.precision=float32"], small=bench.scale.quick)
     assert isinstance(recipe, AutoencoderRecipe)
     return recipe
 
 
-def spent_on(recipe: AutoencoderRecipe) -> Spent:
+def spent_on(recipe: AutoencoderRecipe) -> AutoencoderCost:
     """What an autoencoder costs, counted without memory."""
-    with weightless():
+    with meta_device():
         codec = recipe.build()
         channels, *size = codec.latent_shape(recipe.shape)
         encoding = multiply_adds(codec.encoder, (torch.empty(1, *recipe.shape),))
         decoding = multiply_adds(codec.decoder, (torch.empty(1, channels, *size),))
     pictures = recipe.train.steps * recipe.train.batch
-    return Spent(float(BACKWARD * pictures * (encoding + decoding)), float(encoding))
+    return AutoencoderCost(float(BACKWARD * pictures * (encoding + decoding)), float(encoding))
 
 
-def arms_of(bench: Bench, seed: int, folder: Path) -> dict[str, Arm]:
+def arms_of(bench: ExperimentContext, seed: int, folder: Path) -> dict[str, LatentVariant]:
     """The arms of a seed: each has as many steps as the multiply-adds of the pixels' training pay for."""
     quick = bench.scale.quick
     spent = spent_on(_autoencoder_recipe(bench, seed))
     codec = f"'codec={{kind: saved, path: \"{folder}\"}}'"
-    plain = RecipeArm(RECIPE, IDENTITY).read(quick)
+    plain = RecipeVariant(RECIPE, IDENTITY).read(quick)
     budget = float(plain.train.steps * _step(plain, 0.0))
-    made: dict[str, Arm] = {}
+    made: dict[str, LatentVariant] = {}
     for name, changes, before, encoding in (
         (LATENTS, codec, spent.training, spent.encoding),
         (PIXELS, IDENTITY, 0.0, 0.0),
         (PATCHES, f"{IDENTITY} network.patch=2", 0.0, 0.0),
     ):
-        each = _step(RecipeArm(RECIPE, changes).read(quick), encoding)
+        each = _step(RecipeVariant(RECIPE, changes).read(quick), encoding)
         steps = max(POINTS, int((budget - before) / each))
         every = -(-steps // POINTS)
         paced = f"{changes} train.steps={steps} train.sample_every={every}"
-        made[name] = Arm(RecipeArm(RECIPE, paced, changes), before, each)
+        made[name] = LatentVariant(RecipeVariant(RECIPE, paced, changes), before, each)
     return made
 
 
@@ -114,13 +122,13 @@ def _step(recipe: Recipe, encoding: float) -> float:
     return recipe.train.batch * (BACKWARD * cost_of(recipe) + encoding)
 
 
-def _pixels(bench: Bench) -> Findings:
-    arms: dict[int, dict[str, Arm]] = {}
+def _pixels(bench: ExperimentContext) -> ExperimentResults:
+    arms: dict[int, dict[str, LatentVariant]] = {}
 
-    def measure(name: str, seed: int) -> Walk:
+    def measure(name: str, seed: int) -> TrainingCurve:
         if seed not in arms:
             arms[seed] = arms_of(bench, seed, autoencoder(bench, seed))
-        return walk(bench, arms[seed][name].arm, seed)
+        return training_curve(bench, arms[seed][name].arm, seed)
 
     names = (LATENTS, PIXELS, PATCHES)
     walks = {name: bench.each_seed(name, lambda seed, name=name: measure(name, seed)) for name in names}
@@ -150,12 +158,14 @@ def _pixels(bench: Bench) -> Findings:
     costs = {name: [arm.before + arm.each * step for step in walks[name][0].steps] for name, arm in shown.items()}
     lines = {name: [one.fid for one in found] for name, found in walks.items()}
     pixels = first_of_each(found[0].drawn for found in walks.values())
-    sheet = Sheet("samples", f"Seed 0, every class once, one row per arm: {'; '.join(names)}.", pixels, CLASSES)
+    sheet = ImageSheet("samples", f"Seed 0, every class once, one row per arm: {'; '.join(names)}.", pixels, CLASSES)
     curve = Curve("multiply-adds of training, the autoencoder's included", FID, costs, lines, True, True)
-    return Findings(comparisons, [curve], [sheet], [_shares(shown, costs, walks)])
+    return ExperimentResults(comparisons, [curve], [sheet], [_shares(shown, costs, walks)])
 
 
-def _shares(arms: dict[str, Arm], costs: dict[str, list[float]], walks: dict[str, list[Walk]]) -> str:
+def _shares(
+    arms: dict[str, LatentVariant], costs: dict[str, list[float]], walks: dict[str, list[TrainingCurve]]
+) -> str:
     """What everything cost."""
     parts = [f"{name} {walks[name][0].steps[-1]} steps of {arm.each / 1e9:.3g} G" for name, arm in arms.items()]
     whole = costs[LATENTS][-1]

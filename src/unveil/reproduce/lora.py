@@ -18,11 +18,19 @@ from unveil.model import Model
 from unveil.model.config import Recipe, load_recipe
 from unveil.model.lora_state import NAME, TrainedLora
 from unveil.nn import lora
-from unveil.reproduce.experiment import PLACEBO, Bench, Claim, Curve, Findings, Sheet, compared
+from unveil.reproduce.experiment import (
+    PLACEBO,
+    Claim,
+    Curve,
+    ExperimentContext,
+    ExperimentResults,
+    ImageSheet,
+    compared,
+)
 from unveil.reproduce.fidelity import MISREAD
-from unveil.reproduce.finetuning import tuned
-from unveil.reproduce.training_history import RecipeArm, classes_in_turn
-from unveil.types import Base
+from unveil.reproduce.finetuning import finetune
+from unveil.reproduce.training_history import RecipeVariant, cycle_labels
+from unveil.types import BaseModel
 
 PAPER = "LoRA: Low-Rank Adaptation of Large Language Models, Hu et al. 2021 (arXiv:2106.09685)"
 FASHION = "Fashion-MNIST, 28 x 28, striped: 10 pictures to train on, 500 held out"
@@ -48,14 +56,14 @@ RATIO = f"{FID}, over that of the base's"
 DIFFERENCE = "largest difference of samples, values in [-1, 1]"
 
 
-class Worth(NamedTuple):
+class StyleMetrics(NamedTuple):
     """Of samples: their FID to pictures of the style, and the share that is not read as its class."""
 
     fid: float
     misread: float
 
 
-class Drawn(NamedTuple):
+class StyleSamples(NamedTuple):
     """What one seed's model draws.
 
     Attributes:
@@ -66,8 +74,8 @@ class Drawn(NamedTuple):
         pixels: of the base and with the LoRA, in the style: uint8 (2 * SHOWN, 1, H, W).
     """
 
-    worth: list[Worth]
-    other: Worth
+    worth: list[StyleMetrics]
+    other: StyleMetrics
     off: float
     merged: float
     on: float
@@ -75,53 +83,53 @@ class Drawn(NamedTuple):
     pixels: Tensor
 
 
-def recipes(bench: Bench, seed: int) -> tuple[RecipeArm, Recipe]:
+def recipes(bench: ExperimentContext, seed: int) -> tuple[RecipeVariant, Recipe]:
     """The base as an arm, and the recipe of the LoRA on it."""
     network, base, pace = bench.scale.pick((NETWORK, BASE_PACE, PACE), (QUICK_NETWORK, QUICK_BASE, QUICK_PACE))
     changes = [*shlex.split(f"{network} {pace}"), f"train.seed={seed}"]
     recipe = load_recipe(RECIPE, changes, small=bench.scale.quick)
     assert isinstance(recipe, Recipe)
-    return RecipeArm(BASE, f"{network} {base}"), recipe
+    return RecipeVariant(BASE, f"{network} {base}"), recipe
 
 
 def _part(model: Model) -> TrainedLora:
     return TrainedLora(model.denoiser.network)
 
 
-def _measure(bench: Bench, seed: int) -> Drawn:
-    from unveil.train.lora import adapted  # with this comes Lightning, which takes seconds
+def _measure(bench: ExperimentContext, seed: int) -> StyleSamples:
+    from unveil.train.lora import setup_lora  # with this comes Lightning, which takes seconds
 
     arm, recipe = recipes(bench, seed)
     base = bench.course(arm, BASE_SEED).model
-    fresh = adapted(copy.deepcopy(base), Base(BASE, BASE, ""), recipe).eval()
+    fresh = setup_lora(copy.deepcopy(base), BaseModel(BASE, BASE, ""), recipe).eval()
     on = {"lora": recipe.model_dump(mode="json")["lora"], "base": arm.changes}
-    model = tuned(bench, fresh, recipe, seed, part_of=_part, on=on)
+    model = finetune(bench, fresh, recipe, seed, part_of=_part, on=on)
     network, count = model.denoiser.network, bench.scale.pick(500, 100)
     section: Any = recipe.data.build()
     ten, real = (styled(section, part).pixels for part in ("train", "held-out"))
     judge = features.load("fashion")
     reference = judge.features(real)
-    labels = torch.tensor(next(iter(classes_in_turn(model, count).values())))
+    labels = torch.tensor(next(iter(cycle_labels(model, count).values())))
 
     def draw(of: Model, number: int = count, noise: int = seed) -> Tensor:
-        return of.generate(raw=classes_in_turn(of, number), count=number, seed=noise, batch=100)
+        return of.generate(raw=cycle_labels(of, number), count=number, seed=noise, batch=100)
 
-    def worth(samples: Tensor) -> Worth:
+    def worth(samples: Tensor) -> StyleMetrics:
         pixels = to_pixels(samples)
         logits = judge.read(undone(pixels, section.style)).logits
         assert logits is not None
-        return Worth(fid(judge.features(pixels), reference), float((logits.argmax(1) != labels).double().mean()))
+        return StyleMetrics(fid(judge.features(pixels), reference), float((logits.argmax(1) != labels).double().mean()))
 
     drawn = {}
     for weight in WEIGHTS:
-        lora.reweigh(network, {NAME: weight})
+        lora.set_weights(network, {NAME: weight})
         drawn[weight] = draw(model)
     plain, full = draw(base), drawn[1.0]
-    lora.merge(network)
+    lora.fuse_lora(network)
     merged = draw(model, SHOWN)
-    lora.unmerge(network)
+    lora.unfuse_lora(network)
     near = [float(nearest(found, ten).distance.median()) for found in (to_pixels(full), real)]
-    return Drawn(
+    return StyleSamples(
         [worth(samples) for samples in drawn.values()],
         worth(draw(base, noise=seed + PLACEBO)),
         _apart(drawn[0.0], plain),
@@ -136,10 +144,10 @@ def _apart(one: Tensor, two: Tensor) -> float:
     return float((one - two).abs().max())
 
 
-def _style(bench: Bench) -> Findings:
+def _style(bench: ExperimentContext) -> ExperimentResults:
     found = bench.each_seed(RECIPE, lambda seed: _measure(bench, seed))
 
-    def by_seed(value: Callable[[Drawn], float]) -> list[float]:
+    def by_seed(value: Callable[[StyleSamples], float]) -> list[float]:
         return [value(one) for one in found]
 
     ones, differs = [1.0] * len(found), by_seed(lambda one: one.on)
@@ -190,7 +198,7 @@ def _style(bench: Bench) -> Findings:
         "Below 0.8 a report of a model would say that it memorised them."
     ]
     caption = "Seed 0, every class once: the base, and the base with the LoRA, from the same noise."
-    return Findings(comparisons, curves, [Sheet("samples", caption, found[0].pixels, SHOWN)], notes)
+    return ExperimentResults(comparisons, curves, [ImageSheet("samples", caption, found[0].pixels, SHOWN)], notes)
 
 
 CLAIMS = (

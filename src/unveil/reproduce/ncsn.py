@@ -9,13 +9,21 @@ from torch import Tensor
 
 from unveil.analysis.metrics import energy_distance
 from unveil.core import schedules
-from unveil.core.rng import START, Streams
+from unveil.core.rng import START, SampleRNG
 from unveil.core.samplers import Plan, run
 from unveil.core.samplers.langevin import annealed_langevin, langevin
-from unveil.core.schedule import Grid
+from unveil.core.schedule import Schedule
 from unveil.core.ve import VE
 from unveil.data.gaussian_mixture import Mixture
-from unveil.reproduce.experiment import PLACEBO, Bench, Claim, Curve, Findings, Sheet, compared
+from unveil.reproduce.experiment import (
+    PLACEBO,
+    Claim,
+    Curve,
+    ExperimentContext,
+    ExperimentResults,
+    ImageSheet,
+    compared,
+)
 
 PAPER = "Generative Modeling by Estimating Gradients of the Data Distribution, Song & Ermon 2019 (arXiv:1907.05600)"
 
@@ -28,20 +36,20 @@ NOISIEST, CLEANEST, LEVELS = PROCESS.sigma_max, 0.1, 10
 SINGLE, SINGLE_SIZE = 0.5, 0.2
 
 
-def _annealed(each: int) -> tuple[Grid, Plan]:
+def _annealed(each: int) -> tuple[Schedule, Plan]:
     grid = schedules.exponential(PROCESS, LEVELS, sigma_min=CLEANEST)
     return grid, annealed_langevin(grid, each=each)
 
 
-def _plain(each: int) -> tuple[Grid, Plan]:
+def _plain(each: int) -> tuple[Schedule, Plan]:
     """As many calls, from the same start, at one level."""
     grid = schedules.from_sigmas(PROCESS, [NOISIEST, SINGLE, 0.0])
     return grid, langevin(grid, each=each * LEVELS // 2, size=SINGLE_SIZE)
 
 
-def _drawn(method: Callable[[int], tuple[Grid, Plan]], each: int, count: int, seed: int) -> Tensor:
+def _drawn(method: Callable[[int], tuple[Schedule, Plan]], each: int, count: int, seed: int) -> Tensor:
     grid, plan = method(each)
-    streams = Streams(seed, range(count))
+    streams = SampleRNG(seed, range(count))
     return run(plan, MODES, grid.start(streams.normal((2,), START)), noise=streams.bind((2,)))
 
 
@@ -60,7 +68,7 @@ def density(samples: Tensor, size: int = 64, reach: float = 9.0) -> Tensor:
     return (255 * (1 - dark)).round().to(torch.uint8).reshape(1, 1, size, size)
 
 
-def _annealing(bench: Bench) -> Findings:
+def _annealing(bench: ExperimentContext) -> ExperimentResults:
     each, count = bench.scale.pick((10, 30, 100), (2, 4)), bench.scale.pick(1000, 100)
     exact = MODES.sample(count, torch.Generator().manual_seed(0)).float()
     arms = {"annealed": (_annealed, 0), "plain": (_plain, 0), "annealed, other noise": (_annealed, PLACEBO)}
@@ -96,8 +104,10 @@ def _annealing(bench: Bench) -> Findings:
     lines["the mixture"] = [[SMALLER] * len(calls)]
     curve = Curve("network calls", "share of samples in the smaller mode", calls, lines, log_x=True)
     pictures = torch.cat([density(exact), *by_seed[0][1][:2]])
-    sheet = Sheet("modes", f"Exact draws, annealed and plain Langevin with {calls[-1]} calls; seed 0.", pictures, 3)
-    return Findings(comparisons, [curve], [sheet])
+    sheet = ImageSheet(
+        "modes", f"Exact draws, annealed and plain Langevin with {calls[-1]} calls; seed 0.", pictures, 3
+    )
+    return ExperimentResults(comparisons, [curve], [sheet])
 
 
 CLAIMS = (

@@ -16,8 +16,8 @@ from unveil.evaluate.video_alignment import ASKED, look, right
 from unveil.io.images import to_pixels
 from unveil.playground.eval_prompts import Prompt, prompts
 from unveil.playground.world.caption_templates import Register
-from unveil.reproduce.experiment import Bench, Curve, Sheet
-from unveil.reproduce.training_history import RecipeArm, prompts_of, world_of
+from unveil.reproduce.experiment import Curve, ExperimentContext, ImageSheet
+from unveil.reproduce.training_history import RecipeVariant, held_out_videos, prompts_of
 
 RECIPE = "playground-small"
 WORLD = (
@@ -37,7 +37,9 @@ SHOWN = 4  # clips of each arm on a sheet
 MISSED = "share of colours, shapes and motions that clips do not show as their text says"
 
 
-def arm_of(bench: Bench, changes: str = "", clips: str = "", *, pictures: tuple[str, str] | None = None) -> RecipeArm:
+def arm_of(
+    bench: ExperimentContext, changes: str = "", clips: str = "", *, pictures: tuple[str, str] | None = None
+) -> RecipeVariant:
     """An arm that is trained on pictures, and goes on with clips.
 
     Args:
@@ -45,11 +47,11 @@ def arm_of(bench: Bench, changes: str = "", clips: str = "", *, pictures: tuple[
         pictures: changes of that on pictures alone, in full and in the quick form.
     """
     first = bench.scale.pick(*(pictures or (PICTURES, QUICK_PICTURES)))
-    before = RecipeArm(RECIPE, f"{changes} {first}".strip())
-    return RecipeArm(RECIPE, f"{changes} {clips}".strip(), after=before)
+    before = RecipeVariant(RECIPE, f"{changes} {first}".strip())
+    return RecipeVariant(RECIPE, f"{changes} {clips}".strip(), after=before)
 
 
-def missed(prompts: Sequence[Prompt], clips: Tensor) -> float:
+def attribute_error(prompts: Sequence[Prompt], clips: Tensor) -> float:
     """The share of what prompts say of colour, shape and motion that clips uint8 (N, 3, T, H, W) do not show."""
     hits = [right(prompt, look(clip)) for prompt, clip in zip(prompts, clips, strict=True)]
     return 1 - sum(hit[name] for hit in hits for name in ASKED) / (len(ASKED) * len(hits))
@@ -62,7 +64,7 @@ ASKED_IN = {
 }
 
 
-class Told(NamedTuple):
+class PromptFollowingScores(NamedTuple):
     """What clips of an arm miss, by how it was asked, see `ASKED_IN`, and the first clips, without guidance."""
 
     plain: float
@@ -71,7 +73,7 @@ class Told(NamedTuple):
     shown: Tensor
 
 
-class Followed(NamedTuple):
+class PromptFollowingCurve(NamedTuple):
     """The training of an arm at its points: what its clips miss, and its loss; shown are first clips of the last."""
 
     steps: list[int]
@@ -80,30 +82,32 @@ class Followed(NamedTuple):
     shown: Tensor
 
 
-def followed(bench: Bench, arm: RecipeArm, seed: int) -> Followed:
+def prompt_following_curve(bench: ExperimentContext, arm: RecipeVariant, seed: int) -> PromptFollowingCurve:
     """The training of this seed, its samples read."""
     course = bench.course(arm, seed)
     count = _read(bench)
     prompts = prompts_of(arm.read(bench.scale.quick), count)
-    found = [missed(prompts, clips[:count]) for clips in course.pixels]
-    return Followed(course.steps, found, course.losses, course.pixels[-1][:SHOWN])
+    found = [attribute_error(prompts, clips[:count]) for clips in course.pixels]
+    return PromptFollowingCurve(course.steps, found, course.losses, course.pixels[-1][:SHOWN])
 
 
-def _read(bench: Bench) -> int:
+def _read(bench: ExperimentContext) -> int:
     """How many clips of each arm are read."""
     return bench.scale.pick(bench.scale.pictures, min(bench.scale.pictures, QUICK_READ))
 
 
-def strips(name: str, caption: str, rows: Sequence[Tensor]) -> Sheet:
+def strips(name: str, caption: str, rows: Sequence[Tensor]) -> ImageSheet:
     """Clips (N, 3, T, H, W) of each arm, every clip a row of its frames."""
     clips = torch.cat(list(rows))
-    return Sheet(name, caption, clips.transpose(1, 2).flatten(0, 1), clips.shape[2])
+    return ImageSheet(name, caption, clips.transpose(1, 2).flatten(0, 1), clips.shape[2])
 
 
-def told(bench: Bench, arm: RecipeArm, seed: int, register: Register) -> Told:
+def score_prompts_of(
+    bench: ExperimentContext, arm: RecipeVariant, seed: int, register: Register
+) -> PromptFollowingScores:
     """What clips of this seed miss of what held-out clips show, asked in a register and in short texts."""
     course, count = bench.course(arm, seed), _read(bench)
-    world = world_of(arm.read(bench.scale.quick))
+    world = held_out_videos(arm.read(bench.scale.quick))
     own, short = (prompts(world, count, [one]) for one in (register, "short"))
 
     def draw(asked: Sequence[Prompt], scale: float | None = 1.0) -> Tensor:
@@ -112,16 +116,21 @@ def told(bench: Bench, arm: RecipeArm, seed: int, register: Register) -> Told:
             return to_pixels(course.model.generate(raw=raw, count=count, seed=seed, scale=scale))
 
     plain = draw(own)
-    return Told(missed(own, plain), missed(own, draw(own, None)), missed(short, draw(short)), plain[:SHOWN])
+    return PromptFollowingScores(
+        attribute_error(own, plain),
+        attribute_error(own, draw(own, None)),
+        attribute_error(short, draw(short)),
+        plain[:SHOWN],
+    )
 
 
-def by_asking(found: Mapping[str, Sequence[Told]]) -> Curve:
+def by_prompt_style(found: Mapping[str, Sequence[PromptFollowingScores]]) -> Curve:
     """What the arms miss, by how they were asked."""
     ways = "; ".join(f"{number}: {words}" for number, words in enumerate(ASKED_IN.values()))
     lines = {name: [[getattr(one, field) for field in ASKED_IN] for one in drawn] for name, drawn in found.items()}
     return Curve(f"asked {ways}", MISSED, list(range(len(ASKED_IN))), lines)
 
 
-def part(drawn: Sequence[Told], field: str) -> list[float]:
+def part(drawn: Sequence[PromptFollowingScores], field: str) -> list[float]:
     """What clips of every seed miss, asked in one way."""
     return [getattr(one, field) for one in drawn]

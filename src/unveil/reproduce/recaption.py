@@ -21,7 +21,7 @@ from unveil.model.captioner_folder import CaptionModel, load_captioner
 from unveil.model.config import CaptionerRecipe, Recipe, load_recipe
 from unveil.playground.dataset import Playground, PlaygroundConfig
 from unveil.prompting.captioners import Own, Reel
-from unveil.reproduce.experiment import Bench
+from unveil.reproduce.experiment import ExperimentContext
 from unveil.types import Item, RecipeError
 
 LABELLED = 10  # one clip of so many has a dense caption that the captioner learns from
@@ -33,14 +33,14 @@ _WORLD = ("smallest", "largest", "frames", "objects", "motions")  # what a capti
 _MADE = 1  # raised when captions come out otherwise, so that what was kept is not used any more
 
 
-class Recaptioned(NamedTuple):
+class RecaptionedVideos(NamedTuple):
     """A file of captions by number, and the share of the attributes of held-out clips that its writer tells right."""
 
     file: Path
     right: float
 
 
-def recaptioned(bench: Bench, recipe: Recipe, seed: int) -> Recaptioned:
+def recaption(bench: ExperimentContext, recipe: Recipe, seed: int) -> RecaptionedVideos:
     """The captions of a recipe's data by a captioner of this seed, from the cache where they are there.
 
     The captioner is taught on one of `LABELLED` of these clips: short captions first, then dense ones.
@@ -63,7 +63,7 @@ def recaptioned(bench: Bench, recipe: Recipe, seed: int) -> Recaptioned:
         write_atomically(about, json.dumps({"right": right, "cpu_seconds": time.process_time() - begun}))
     known = json.loads(about.read_text())
     bench.spent(known["cpu_seconds"], kept)
-    return Recaptioned(file, known["right"])
+    return RecaptionedVideos(file, known["right"])
 
 
 def _captioner(name: str, config: PlaygroundConfig, seed: int, quick: bool) -> CaptionerRecipe:
@@ -91,7 +91,7 @@ def _taught(stages: dict[str, CaptionerRecipe], folder: Path) -> CaptionModel:
     return load_captioner(base)
 
 
-def _tell(bench: Bench, model: CaptionModel, world: Playground, file: Path) -> None:
+def _tell(bench: ExperimentContext, model: CaptionModel, world: Playground, file: Path) -> None:
     """Writes what a captioner says of every clip of a world."""
     teller, rows = _teller(model), list[dict[str, Any]]()
     with bench.console.progress(f"telling {file.stem}", len(world)) as counter:

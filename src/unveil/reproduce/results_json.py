@@ -13,21 +13,21 @@ import torch
 import unveil
 from unveil.evaluate.verdict import Comparison, overall
 from unveil.io.provenance import commit
-from unveil.reproduce.experiment import PLACEBO, Bench, Claim, Curve, Findings, Scale
-from unveil.reproduce.training_history import RecipeArm, pace_of
-from unveil.reproduce.variant import Arm
+from unveil.reproduce.experiment import PLACEBO, Claim, Curve, ExperimentContext, ExperimentResults, Scale
+from unveil.reproduce.training_history import RecipeVariant, train_schedule
+from unveil.reproduce.variant import Variant
 
 Record = dict[str, Any]
 
 
-def record_of(claim: Claim, bench: Bench, findings: Findings, cpu_seconds: float) -> Record:
+def record_of(claim: Claim, bench: ExperimentContext, findings: ExperimentResults, cpu_seconds: float) -> Record:
     """The whole record of one run, but for the file names of its pictures and a larger run."""
     return {
         "name": claim.name,
         "claim": claim.claim,
         "paper": claim.paper,
         "method": claim.method,
-        **found(findings, bench.scale),
+        **results_of(findings, bench.scale),
         "curves": [_curve(curve) for curve in findings.curves],
         "notes": findings.notes,
         "settings": settings(claim, bench),
@@ -48,7 +48,7 @@ def record_of(claim: Claim, bench: Bench, findings: Findings, cpu_seconds: float
     }
 
 
-def found(findings: Findings, scale: Scale) -> Record:
+def results_of(findings: ExperimentResults, scale: Scale) -> Record:
     """The part of a record that a larger run has too: seeds, verdict and comparisons."""
     return {
         "seeds": scale.seeds,
@@ -57,7 +57,7 @@ def found(findings: Findings, scale: Scale) -> Record:
     }
 
 
-def settings(claim: Claim, bench: Bench) -> Record:
+def settings(claim: Claim, bench: ExperimentContext) -> Record:
     """What was trained and measured on."""
     arms = list(dict.fromkeys(arm for arm, _ in bench.asked))
     return {
@@ -70,10 +70,10 @@ def settings(claim: Claim, bench: Bench) -> Record:
     }
 
 
-def _arm(arm: Arm | RecipeArm, bench: Bench) -> Record:
+def _arm(arm: Variant | RecipeVariant, bench: ExperimentContext) -> Record:
     """An arm's settings; where a machine keeps trained arms is left out of paths, which differ by it."""
     told = dataclasses.asdict(arm)
-    if isinstance(arm, RecipeArm):  # the one that it goes on from has a line of its own
+    if isinstance(arm, RecipeVariant):  # the one that it goes on from has a line of its own
         told |= {"after": "" if arm.after is None else arm.after.changes}
     return {
         name: value.replace(str(bench.cache), "CACHE") if isinstance(value, str) else value
@@ -81,12 +81,12 @@ def _arm(arm: Arm | RecipeArm, bench: Bench) -> Record:
     }
 
 
-def _training(arms: Sequence[Arm | RecipeArm], scale: Scale) -> Record:
+def _training(arms: Sequence[Variant | RecipeVariant], scale: Scale) -> Record:
     """What the trainings of all arms have in common: the budget, or the pace of their recipes."""
-    recipes = [arm for arm in arms if isinstance(arm, RecipeArm)]
+    recipes = [arm for arm in arms if isinstance(arm, RecipeVariant)]
     if not recipes:
         return dataclasses.asdict(scale.budget)
-    paces = [pace_of(arm.read(scale.quick))._asdict() for arm in recipes]
+    paces = [train_schedule(arm.read(scale.quick))._asdict() for arm in recipes]
     return {name: value for name, value in paces[0].items() if all(pace[name] == value for pace in paces)}
 
 

@@ -31,10 +31,10 @@ from unveil.reproduce import (
     video_claims,
 )
 from unveil.reproduce.claim_page import MARK, index, page
-from unveil.reproduce.experiment import FULL, QUICK, Bench, Claim, Console, Findings
+from unveil.reproduce.experiment import FULL, QUICK, Claim, ExperimentContext, ExperimentResults, ProgressConsole
 from unveil.reproduce.plot import curves_chart, effects_chart
-from unveil.reproduce.results_json import Record, found, record_of
-from unveil.types import NotWritable, RecipeError, nearest
+from unveil.reproduce.results_json import Record, record_of, results_of
+from unveil.types import OutputError, RecipeError, did_you_mean
 
 _MODULES = (
     ddpm,
@@ -65,7 +65,7 @@ def reproduce(
     quick: bool = False,
     out: Path | None = None,
     force: bool = False,
-    console: Console,
+    console: ProgressConsole,
     cache: Path | None = None,
 ) -> Record:
     """Runs the claim of this name and writes NAME.md, NAME.json and its pictures into a folder, with its index.
@@ -82,7 +82,7 @@ def reproduce(
         NonFinite: an arm left the finite numbers.
     """
     if name not in CLAIMS:
-        raise RecipeError(f"claim {name!r}: unknown{nearest(name, list(CLAIMS))}; known: {', '.join(CLAIMS)}")
+        raise RecipeError(f"claim {name!r}: unknown{did_you_mean(name, list(CLAIMS))}; known: {', '.join(CLAIMS)}")
     out = out or Path("runs/reproductions" if quick else "docs/reproductions")
     cache = cache or cache_folder() / "study"
     for path in (out / f"{name}.md", out / f"{name}.json", *sorted(out.glob(f"{name}.*.png"))):
@@ -92,14 +92,14 @@ def reproduce(
     torch.set_num_threads(1)  # so small a network is fastest on one, and CPU seconds mean the same everywhere
     try:
         scale = QUICK if quick else replace(FULL, seeds=CLAIMS[name].seeds)
-        record = _run(CLAIMS[name], Bench(scale, cache, console), console, out)
+        record = _run(CLAIMS[name], ExperimentContext(scale, cache, console), console, out)
     finally:
         torch.set_num_threads(threads)
     console.say(f"{name}: {(record.get('fourfold') or record)['verdict']}\n{out / f'{name}.md'}")
     return record
 
 
-def _run(claim: Claim, bench: Bench, console: Console, out: Path) -> Record:
+def _run(claim: Claim, bench: ExperimentContext, console: ProgressConsole, out: Path) -> Record:
     """The record of the run, and of a larger one where this one could not have seen the paper's effect."""
     begun = time.process_time()
     findings = claim.run(bench)
@@ -111,13 +111,13 @@ def _run(claim: Claim, bench: Bench, console: Console, out: Path) -> Record:
     console.say(f"not settled: {'; '.join(one.name for one in weak)}. Again with {FOURFOLD} times the seeds")
     smaller, bench.scale = bench.scale, replace(bench.scale, seeds=FOURFOLD * bench.scale.seeds)
     again = claim.run(bench)
-    record = record_of(claim, bench, again, time.process_time() - begun) | found(findings, smaller)
-    record["fourfold"] = found(again, bench.scale)
+    record = record_of(claim, bench, again, time.process_time() - begun) | results_of(findings, smaller)
+    record["fourfold"] = results_of(again, bench.scale)
     _write(record, again, out)
     return record
 
 
-def _write(record: Record, findings: Findings, out: Path) -> None:
+def _write(record: Record, findings: ExperimentResults, out: Path) -> None:
     """Pictures first, the page last: it never shows a picture that is not there."""
     name = record["name"]
     shown = record.get("fourfold") or record
@@ -146,7 +146,7 @@ def _check_index(out: Path, force: bool) -> None:
     """Refuses, before any work, to write over what is no index, and to make one of records that cannot be read."""
     path = out / "index.md"
     if not force and path.exists() and not path.read_text(errors="replace").startswith(MARK):
-        raise NotWritable(f"{path}: not an index of claims; choose another folder with --out, or pass --force")
+        raise OutputError(f"{path}: not an index of claims; choose another folder with --out, or pass --force")
     for name in CLAIMS:
         if (path := out / f"{name}.json").exists():
             try:

@@ -8,16 +8,24 @@ from torch import Tensor
 from unveil.analysis.metrics import FEATURES, SHAPE, frechet
 from unveil.core import schedules
 from unveil.core.denoiser import Denoiser
-from unveil.core.rng import START, Streams
+from unveil.core.rng import START, SampleRNG
 from unveil.core.samplers import Plan, run
 from unveil.core.samplers.langevin import predictor_corrector, reverse_diffusion
 from unveil.evaluate.verdict import Paper
 from unveil.io.images import to_pixels
-from unveil.reproduce.experiment import PLACEBO, Bench, Claim, Curve, Findings, Sheet, compared
-from unveil.reproduce.variant import Arm
+from unveil.reproduce.experiment import (
+    PLACEBO,
+    Claim,
+    Curve,
+    ExperimentContext,
+    ExperimentResults,
+    ImageSheet,
+    compared,
+)
+from unveil.reproduce.variant import Variant
 
 PAPER = "Score-Based Generative Modeling through Stochastic Differential Equations, Song et al. 2021 (arXiv:2011.13456)"
-ARM = Arm("ve", prediction="edm")
+ARM = Variant("ve", prediction="edm")
 SNR = 0.16  # as published where variance explodes
 
 
@@ -25,11 +33,11 @@ def _drawn(network: Denoiser, calls: int, corrections: int, count: int, seed: in
     """Samples of so many network calls, shared by steps and as many corrections each."""
     grid = schedules.uniform(network.process, calls // (1 + corrections) - 1).onto_data()
     plan: Plan = predictor_corrector(grid, snr=SNR, corrections=corrections) if corrections else reverse_diffusion(grid)
-    streams = Streams(seed, range(count))
+    streams = SampleRNG(seed, range(count))
     return run(plan, network, grid.start(streams.normal(SHAPE, START)), noise=streams.bind(SHAPE))
 
 
-def _corrector(bench: Bench) -> Findings:
+def _corrector(bench: ExperimentContext) -> ExperimentResults:
     counts = bench.scale.pick((50, 100, 200), (8, 16))
     both, alone = "predictor and corrector", "predictor alone"
     arms = {both: (1, 0), alone: (0, 0), f"{both}, other noise": (1, PLACEBO)}
@@ -62,8 +70,8 @@ def _corrector(bench: Bench) -> Findings:
         ]
         curves.append(Curve("network calls", title, counts, {n: lines[n] for n in (both, alone)}, True, True))
     rows = ", ".join(map(str, counts))
-    sheet = Sheet("samples", f"Seed 0: {both} with {rows} calls, then the {alone}.", torch.cat(by_seed[0][1]), 12)
-    return Findings(comparisons, curves, [sheet])
+    sheet = ImageSheet("samples", f"Seed 0: {both} with {rows} calls, then the {alone}.", torch.cat(by_seed[0][1]), 12)
+    return ExperimentResults(comparisons, curves, [sheet])
 
 
 CLAIMS = (

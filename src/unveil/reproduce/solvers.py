@@ -11,43 +11,51 @@ from unveil.analysis.metrics import SHAPE, rms
 from unveil.core import schedules
 from unveil.core.denoiser import Denoiser
 from unveil.core.process import Process
-from unveil.core.rng import START, Streams
-from unveil.core.samplers import Plan, Table, ddim, euler, euler_time, heun, run
+from unveil.core.rng import START, SampleRNG
+from unveil.core.samplers import CoefficientTable, Plan, ddim, euler, euler_time, heun, run
 from unveil.core.samplers.exponential import dpmpp_2m
 from unveil.core.samplers.unipc import unipc
-from unveil.core.schedule import Grid
+from unveil.core.schedule import Schedule
 from unveil.evaluate.verdict import Comparison
 from unveil.io.images import to_pixels
-from unveil.reproduce.experiment import PLACEBO, Bench, Claim, Curve, Findings, Sheet, compared
-from unveil.reproduce.variant import Arm
+from unveil.reproduce.experiment import (
+    PLACEBO,
+    Claim,
+    Curve,
+    ExperimentContext,
+    ExperimentResults,
+    ImageSheet,
+    compared,
+)
+from unveil.reproduce.variant import Variant
 
 EDM = "Elucidating the Design Space of Diffusion-Based Generative Models, Karras et al. 2022 (arXiv:2206.00364)"
 FAST = "DPM-Solver++, Lu et al. 2022 (arXiv:2211.01095), and UniPC, Zhao et al. 2023 (arXiv:2302.04867)"
-ARM = Arm("ve", prediction="edm")
+ARM = Variant("ve", prediction="edm")
 DISTANCE = "distance to the fine solve, rms of pixels in [-1, 1]"
 
 # (process, network calls) -> plan, from t = 1 to the cleanest level that networks are trained at; no call too many
 Method = Callable[[Process, int], Plan]
 
 
-def heun_karras(process: Process, calls: int) -> Table:
+def heun_karras(process: Process, calls: int) -> CoefficientTable:
     """Heun's steps on the Karras grid, two calls each."""
     return heun(karras(process, calls // 2))
 
 
-def euler_uniform(process: Process, calls: int) -> Table:
+def euler_uniform(process: Process, calls: int) -> CoefficientTable:
     """Euler steps in the process's own time, evenly spaced in it."""
     return euler_time(schedules.uniform(process, calls))
 
 
-def ddim_uniform(process: Process, calls: int) -> Table:
+def ddim_uniform(process: Process, calls: int) -> CoefficientTable:
     """Euler steps in sigma / alpha, which is DDIM, evenly spaced in time."""
     return euler(schedules.uniform(process, calls))
 
 
-def karras(process: Process, steps: int) -> Grid:
+def karras(process: Process, steps: int) -> Schedule:
     """The Karras grid without its last step, which takes the estimate for the data and is no step of the ODE."""
-    return Grid(process, schedules.karras(process, steps + 1)[:-1])
+    return Schedule(process, schedules.karras(process, steps + 1)[:-1])
 
 
 def fine_solve(network: Denoiser, x: Tensor, steps: int) -> Tensor:
@@ -58,12 +66,12 @@ def fine_solve(network: Denoiser, x: Tensor, steps: int) -> Tensor:
 class Distances:
     """Distances to the fine solve, by method and seed, with the samples behind them."""
 
-    def __init__(self, bench: Bench, methods: Sequence[tuple[str, Method, int]]) -> None:
+    def __init__(self, bench: ExperimentContext, methods: Sequence[tuple[str, Method, int]]) -> None:
         count, steps = bench.scale.pick((128, 400), (8, 20))
 
         def measure(seed: int, shift: int = 0) -> tuple[dict[tuple[str, int], float], dict[tuple[str, int], Tensor]]:
             network = bench.network(ARM, seed)
-            noise = Streams(seed + shift, range(count)).normal(SHAPE, START)
+            noise = SampleRNG(seed + shift, range(count)).normal(SHAPE, START)
             x = schedules.uniform(network.process, 1).start(noise)
             exact = fine_solve(network, x, steps)
             found: dict[tuple[str, int], float] = {}
@@ -108,7 +116,7 @@ class Distances:
         return torch.cat([drawn["fine solve", 0], *(drawn[one] for one in shown)])
 
 
-def _heun(bench: Bench) -> Findings:
+def _heun(bench: ExperimentContext) -> ExperimentResults:
     published, calls = (35, 79), bench.scale.pick((9, 19, 35, 79), (9, 35))
     named: dict[str, Method] = {
         "Heun, Karras": heun_karras,
@@ -122,10 +130,12 @@ def _heun(bench: Bench) -> Findings:
     curve = found.curve(list(named), calls)
     middle = calls[len(calls) // 2]
     caption = f"Seed 0: the fine solve, then {'; '.join(named)}, each with {middle} calls from the same noise."
-    return Findings(comparisons, [curve], [Sheet("samples", caption, found.rows([(n, middle) for n in named]), 12)])
+    return ExperimentResults(
+        comparisons, [curve], [ImageSheet("samples", caption, found.rows([(n, middle) for n in named]), 12)]
+    )
 
 
-def _few(bench: Bench) -> Findings:
+def _few(bench: ExperimentContext) -> ExperimentResults:
     few, many = 10, 20
     multistep, corrected, slow = "DPM-Solver++(2M)", "UniPC", "DDIM"
     named: dict[str, Method] = {
@@ -142,7 +152,7 @@ def _few(bench: Bench) -> Findings:
         f"Seed 0: the fine solve, then {'; '.join(f'{name}, {n} calls' for name, n in shown)}, from the same noise."
     )
     curve = found.curve(list(named), calls)
-    return Findings(comparisons, [curve], [Sheet("samples", caption, found.rows(shown), 12)])
+    return ExperimentResults(comparisons, [curve], [ImageSheet("samples", caption, found.rows(shown), 12)])
 
 
 _METHOD = (

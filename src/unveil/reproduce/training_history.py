@@ -16,18 +16,18 @@ import torch
 from torch import Tensor
 
 from unveil import data
-from unveil.core.objective import Loss
-from unveil.core.rng import Streams
+from unveil.core.objective import LossOutput
+from unveil.core.rng import SampleRNG
 from unveil.io.images import to_pixels
 from unveil.model import Model, build
 from unveil.model.config import Recipe, load_recipe
 from unveil.model.config.token_conditions import WordsSection
 from unveil.nn.flops import multiply_adds
-from unveil.nn.meta_device import weightless
+from unveil.nn.meta_device import meta_device
 from unveil.playground.dataset import Playground
 from unveil.playground.eval_prompts import Prompt, prompts
-from unveil.reproduce.variant import LOOP, Kept, Pace, descend, keep, kept
-from unveil.types import Condition, LeftOut, Raw, RecipeError
+from unveil.reproduce.variant import LOOP, CachedTraining, TrainSchedule, cache_get, cache_put, train_loop
+from unveil.types import Condition, PromptTruncated, Raw, RecipeError
 
 PROMPT = "prompt"
 # What a training and its points follow from; the rest of a recipe is words, or about other commands.
@@ -35,7 +35,7 @@ _PARTS = {"key", "shape", "network", "process", "prediction", "variance", "condi
 
 
 @dataclass(frozen=True)
-class RecipeArm:
+class RecipeVariant:
     """What is trained: a shipped recipe and what differs from it.
 
     Attributes:
@@ -47,7 +47,7 @@ class RecipeArm:
     recipe: str
     changes: str = ""
     start: str = ""
-    after: RecipeArm | None = None
+    after: RecipeVariant | None = None
 
     def read(self, quick: bool) -> Recipe:
         """The whole recipe, or its `small` form."""
@@ -62,7 +62,7 @@ def _read(name: str, changes: str, quick: bool) -> Recipe:
     return recipe
 
 
-class Course(NamedTuple):
+class TrainingHistory(NamedTuple):
     """An arm's training with one seed.
 
     Attributes:
@@ -83,13 +83,13 @@ class Course(NamedTuple):
     kept: bool
 
 
-def pace_of(recipe: Recipe) -> Pace:
+def train_schedule(recipe: Recipe) -> TrainSchedule:
     """How a recipe trains, in float32 whatever it asks for."""
     train = recipe.train
-    return Pace(*(getattr(train, name) for name in Pace._fields))
+    return TrainSchedule(*(getattr(train, name) for name in TrainSchedule._fields))
 
 
-def points_of(recipe: Recipe) -> list[int]:
+def eval_steps(recipe: Recipe) -> list[int]:
     """The steps after which a training is looked at: every `sample_every`-th, and the last."""
     last, every = recipe.train.steps, recipe.train.sample_every
     return sorted({*range(every, last, every), last}) if every else [last]
@@ -97,7 +97,7 @@ def points_of(recipe: Recipe) -> list[int]:
 
 def cost_of(recipe: Recipe) -> int:
     """Multiply-adds of the network for one picture, once."""
-    with weightless():
+    with meta_device():
         network: Any = recipe.build_network()
         read = [one.most + 2 for one in recipe.condition if isinstance(one, WordsSection)]  # with its begin and end
         text = torch.empty(1, read[0], network.config.context_width) if read else None
@@ -105,29 +105,29 @@ def cost_of(recipe: Recipe) -> int:
         return multiply_adds(network, (torch.empty(1, *recipe.latent_shape), torch.empty(1), condition))
 
 
-def classes_in_turn(model: Model, count: int) -> dict[str, list[int]]:
+def cycle_labels(model: Model, count: int) -> dict[str, list[int]]:
     """What so many samples are asked for."""
     conditioners: Any = model.conditioners
     return {key: [number % one.classes for number in range(count)] for key, one in conditioners.items()}
 
 
-def asked_of(model: Model, recipe: Recipe, count: int) -> Raw:
+def eval_prompts_of(model: Model, recipe: Recipe, count: int) -> Raw:
     """What so many samples are asked for: classes in turn, or what held-out clips of the playground show.
 
     Texts are in the registers of its captions in turn, complete and right.
     """
     if PROMPT not in model.conditioners:
-        return classes_in_turn(model, count)
+        return cycle_labels(model, count)
     return {PROMPT: [prompt.text for prompt in prompts_of(recipe, count)]}
 
 
 def prompts_of(recipe: Recipe, count: int) -> list[Prompt]:
     """The prompts of so many samples of a recipe of the playground."""
-    world = world_of(recipe)
+    world = held_out_videos(recipe)
     return prompts(world, count, world.config.registers)
 
 
-def world_of(recipe: Recipe) -> Playground:
+def held_out_videos(recipe: Recipe) -> Playground:
     """The held-out clips of a recipe.
 
     Raises:
@@ -139,7 +139,7 @@ def world_of(recipe: Recipe) -> Playground:
     return held_out
 
 
-def begun(arm: RecipeArm, seed: int, quick: bool, before: Model | None = None) -> Model:
+def init_recipe_model(arm: RecipeVariant, seed: int, quick: bool, before: Model | None = None) -> Model:
     """The untrained model, with the weights that it shares with others of its seed.
 
     Args:
@@ -163,14 +163,14 @@ def _fresh(recipe: Recipe, seed: int) -> Model:
         return build(recipe.model)
 
 
-def _learn_words(model: Model, arm: RecipeArm, quick: bool) -> None:
+def _learn_words(model: Model, arm: RecipeVariant, quick: bool) -> None:
     """Gives it the words of its data, behind those of the arms that it goes on from."""
-    from unveil.train.vocabulary import learn_words
+    from unveil.train.vocabulary import build_vocabulary
 
     if PROMPT in model.conditioners:
         if arm.after is not None:
             _learn_words(model, arm.after, quick)
-        learn_words(model, data.open(arm.read(quick).data.build()))
+        build_vocabulary(model, data.open(arm.read(quick).data.build()))
 
 
 def _place(name: str) -> str:
@@ -178,15 +178,15 @@ def _place(name: str) -> str:
     return name.replace(".plain.own.", ".attention.").replace(".plain.", ".")
 
 
-def follow(
-    arm: RecipeArm,
+def train_and_track(
+    arm: RecipeVariant,
     quick: bool,
     seed: int,
     count: int,
     cache: Path,
     on_step: Callable[[], object] = lambda: None,
     before: Model | None = None,
-) -> Course:
+) -> TrainingHistory:
     """The training of an arm, from the cache where it is there, and into it where not.
 
     Arms of one seed see the same pictures in the same order with the same noise.
@@ -201,7 +201,7 @@ def follow(
     """
     recipe = arm.read(quick)
     facts = _facts(arm, recipe, quick) | {"seed": seed, "samples": count}
-    found = kept(cache, facts)
+    found = cache_get(cache, facts)
     if found is not None:
         model = _fresh(recipe, seed)
         _learn_words(model, arm, quick)
@@ -210,17 +210,19 @@ def follow(
             pixels, losses = rest.pop("pixels"), rest.pop("losses").tolist()
             model.load_state_dict(rest)
             model.eval().requires_grad_(False)
-            return Course(model, points_of(recipe), pixels, losses, found.cpu_seconds, kept=True)
+            return TrainingHistory(model, eval_steps(recipe), pixels, losses, found.cpu_seconds, kept=True)
     start = time.process_time()
-    with warnings.catch_warnings(action="ignore", category=LeftOut):  # raw captions hold numbers that no model knows
-        model, pixels, losses = _follow(begun(arm, seed, quick, before), recipe, seed, count, on_step)
+    with warnings.catch_warnings(
+        action="ignore", category=PromptTruncated
+    ):  # raw captions hold numbers that no model knows
+        model, pixels, losses = _follow(init_recipe_model(arm, seed, quick, before), recipe, seed, count, on_step)
     spent = time.process_time() - start
     points = {"pixels": pixels, "losses": torch.tensor(losses, dtype=torch.float64)}
-    keep(cache, facts, Kept({**model.state_dict(), **points}, spent))
-    return Course(model, points_of(recipe), pixels, losses, spent, kept=False)
+    cache_put(cache, facts, CachedTraining({**model.state_dict(), **points}, spent))
+    return TrainingHistory(model, eval_steps(recipe), pixels, losses, spent, kept=False)
 
 
-def _facts(arm: RecipeArm, recipe: Recipe, quick: bool) -> dict[str, Any]:
+def _facts(arm: RecipeVariant, recipe: Recipe, quick: bool) -> dict[str, Any]:
     """What a training follows from."""
     whole, start = (one.model_dump(mode="json") for one in (recipe, _read(arm.recipe, arm.start, quick)))
     after = {} if arm.after is None else {"after": _facts(arm.after, arm.after.read(quick), quick)}
@@ -228,9 +230,9 @@ def _facts(arm: RecipeArm, recipe: Recipe, quick: bool) -> dict[str, Any]:
     return {
         "loop": LOOP,
         "recipe": {name: whole[name] for name in sorted(_PARTS | {"objective"})},
-        "pace": pace_of(recipe)._asdict(),
+        "pace": train_schedule(recipe)._asdict(),
         "flip": recipe.train.flip,
-        "points": points_of(recipe),
+        "points": eval_steps(recipe),
         "start": {name: start[name] for name in ("network", "condition")},
         **after,
         **batching,
@@ -242,23 +244,23 @@ def _follow(
 ) -> tuple[Model, Tensor, list[float]]:
     """The trained model, and what it drew and how well it predicted at each point."""
     from unveil.train.batch_preparation import prepare
-    from unveil.train.callbacks import HeldOut  # with these comes Lightning, which takes seconds
-    from unveil.train.data_order import Numbered, Order, collate
-    from unveil.train.variable_size import Mixed
+    from unveil.train.callbacks import ValidationLoss  # with these comes Lightning, which takes seconds
+    from unveil.train.data_order import EpochShuffle, IndexedDataset, collate
+    from unveil.train.variable_size import VariableSizeLoss
 
     keys, batching = list(model.conditioners), recipe.train.batching
     pictures, held_out = (data.open(recipe.data.build(), part) for part in ("train", "held-out"))
     objective: Any = recipe.objective.build(recipe, model.process, recipe.train.batch)
-    objective = objective if batching is None else Mixed(objective, batching)
-    numbered = Numbered(pictures, Order(len(pictures), seed), recipe.key, keys, batching)
+    objective = objective if batching is None else VariableSizeLoss(objective, batching)
+    numbered = IndexedDataset(pictures, EpochShuffle(len(pictures), seed), recipe.key, keys, batching)
     shown = range(min(recipe.train.batch, len(held_out)))  # as a run of the recipe does
-    judge = HeldOut(
+    judge = ValidationLoss(
         collate(list(shown), shown, [held_out[i] for i in shown], recipe.key, keys, batching), objective, 0, len(shown)
     )  # fmt: skip
-    asked = asked_of(model, recipe, count)
-    pixels, losses, points = [], [], set(points_of(recipe))
+    asked = eval_prompts_of(model, recipe, count)
+    pixels, losses, points = [], [], set(eval_steps(recipe))
 
-    def loss_of(numbers: range, streams: Streams, step: int) -> Loss:
+    def loss_of(numbers: range, streams: SampleRNG, step: int) -> LossOutput:
         batch = numbered.__getitems__(list(numbers))
         x0, condition = prepare(model, batch, streams, step, recipe.train.flip)
         loss = objective(model.denoiser, x0, condition, streams, step)
@@ -273,4 +275,4 @@ def _follow(
             losses.append(sum(levels) / len(levels))
 
     what = f"{recipe.name} with {recipe.network.kind}"
-    return descend(model, loss_of, pace_of(recipe), seed, what, look), torch.stack(pixels), losses
+    return train_loop(model, loss_of, train_schedule(recipe), seed, what, look), torch.stack(pixels), losses

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from unveil.conditioning.class_label import Label
 from unveil.core import preconditioning
-from unveil.core.denoiser import Denoiser, Estimate, Step
+from unveil.core.denoiser import DenoiseFn, Denoiser, Estimate
 from unveil.core.flow import RectifiedFlow
-from unveil.core.objective import Diffusion, Loss
+from unveil.core.objective import DiffusionLoss, LossOutput
 from unveil.core.prediction import Prediction, eps, flow, posterior_mean
 from unveil.core.process import DiscreteVP, Process, betas
-from unveil.core.rng import Streams
+from unveil.core.rng import SampleRNG
 from unveil.core.timestep_sampling import LogitNormal, SecondMoment, TimeSampler, Uniform
 from unveil.core.transition import chain_of
 from unveil.core.variance import VARIANCES, VarianceRule, is_learned
@@ -34,7 +34,7 @@ from unveil.io.files import write_atomically
 from unveil.io.images import to_unit
 from unveil.nn.unet import UNet
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import Condition, Level, NonFinite, NotWritable, OutOfResources
+from unveil.types import Condition, NoiseLevel, NonFinite, OutOfResources, OutputError
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -44,7 +44,7 @@ DROP = 2  # the draw of an example's stream that says whether its label is dropp
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     """What may differ between two arms; everything else is the budget, which all arms of a run share.
 
     Attributes:
@@ -70,7 +70,7 @@ class Arm:
         return VARIANCES[self.variance]
 
 
-class Pace(NamedTuple):
+class TrainSchedule(NamedTuple):
     """How long and how fast anything is trained, by AdamW, in the words of a recipe's `train`."""
 
     steps: int
@@ -85,7 +85,7 @@ class Pace(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Budget:
+class TrainBudget:
     """How every arm of a run is trained: AdamW on the digits, unconditional, samples from the averaged weights.
 
     Attributes:
@@ -105,13 +105,13 @@ class Budget:
     chain: int = 1000
 
     @property
-    def pace(self) -> Pace:
+    def pace(self) -> TrainSchedule:
         """The part that is about training alone."""
-        return Pace(self.steps, self.batch, self.lr, self.warmup, self.decay, (0.9, 0.99), self.ema, self.clip)
+        return TrainSchedule(self.steps, self.batch, self.lr, self.warmup, self.decay, (0.9, 0.99), self.ema, self.clip)
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedVariant:
     """An arm trained with one seed: the network with the averaged weights, and what that cost."""
 
     denoiser: Denoiser
@@ -119,7 +119,7 @@ class Trained:
     kept: bool  # it was trained by an earlier run
 
 
-class Labelled(nn.Module):
+class LabelledDenoiser(nn.Module):
     """A network and the rows of its labels, trained and averaged as one."""
 
     def __init__(self, network: UNet, drop: float) -> None:
@@ -132,7 +132,7 @@ class Labelled(nn.Module):
         return self.network(x, t, condition)
 
 
-def build(arm: Arm, budget: Budget, seed: int) -> Denoiser:
+def build(arm: Variant, budget: TrainBudget, seed: int) -> Denoiser:
     """The untrained network of an arm; arms of one seed start from the same weights."""
     process, learns = _process(arm, budget), is_learned(arm.rule)
     groups = min(8, budget.channels // 2)
@@ -142,56 +142,56 @@ def build(arm: Arm, budget: Budget, seed: int) -> Denoiser:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = UNet(config)
-        network = unet if arm.drop is None else Labelled(unet, arm.drop)
+        network = unet if arm.drop is None else LabelledDenoiser(unet, arm.drop)
     return Denoiser(network, process, prediction=_prediction(arm, process), learns_variance=learns)
 
 
-def _process(arm: Arm, budget: Budget) -> Process:
+def _process(arm: Variant, budget: TrainBudget) -> Process:
     if arm.process == "ve":
         return VE(0.01, 10.0)  # pairs of digits lie up to 9.6 apart
     return RectifiedFlow() if arm.process == "flow" else DiscreteVP(betas(arm.process, budget.chain))
 
 
-def _prediction(arm: Arm, process: Process) -> Prediction:
+def _prediction(arm: Variant, process: Process) -> Prediction:
     if arm.prediction == "mean":
         return posterior_mean(chain_of(process))
-    return {"eps": eps, "flow": flow, "edm": preconditioning.EDM()}[arm.prediction]
+    return {"eps": eps, "flow": flow, "edm": preconditioning.EDMPreconditioning()}[arm.prediction]
 
 
-def objective_of(arm: Arm, budget: Budget) -> Diffusion:
+def loss_of(arm: Variant, budget: TrainBudget) -> DiffusionLoss:
     """What an arm minimises."""
     times: TimeSampler = Uniform()
     if arm.time != "uniform":
         times = SecondMoment(budget.chain) if arm.time == "second-moment" else LogitNormal()
     simple, bound = {"simple": (1.0, 0.0), "bound": (0.0, 1.0), "hybrid": (1.0, 0.001)}[arm.objective]
-    return Diffusion(simple=simple, bound=bound, variance=arm.rule, time=times)
+    return DiffusionLoss(simple=simple, bound=bound, variance=arm.rule, time=times)
 
 
-def told(denoiser: Denoiser, labels: Tensor | None) -> Step:
+def bind_labels(denoiser: Denoiser, labels: Tensor | None) -> DenoiseFn:
     """The step of a network that was trained with labels: told them (B,), or "none"."""
     rows = _rows(denoiser)
 
-    def step(x: Tensor, level: Level) -> Estimate:
+    def step(x: Tensor, level: NoiseLevel) -> Estimate:
         return denoiser(x, level, rows.null(len(x)) if labels is None else rows.encode(labels))
 
     return step
 
 
 def _rows(denoiser: Denoiser) -> Label:
-    assert isinstance(denoiser.network, Labelled), "an arm without labels cannot be told one"
+    assert isinstance(denoiser.network, LabelledDenoiser), "an arm without labels cannot be told one"
     return denoiser.network.rows
 
 
-def _condition(denoiser: Denoiser, labels: Tensor, streams: Streams, step: int) -> Condition | None:
+def _condition(denoiser: Denoiser, labels: Tensor, streams: SampleRNG, step: int) -> Condition | None:
     """What a batch is trained with: its labels, some of them dropped."""
-    if not isinstance(denoiser.network, Labelled):
+    if not isinstance(denoiser.network, LabelledDenoiser):
         return None
     rows = denoiser.network.rows
     given = rows.encode(labels)
     return given.where(streams.uniform(step, DROP) >= rows.drop, rows.null(len(labels))) if rows.drop else given
 
 
-def train(arm: Arm, budget: Budget, seed: int, on_step: Callable[[], object] = lambda: None) -> Denoiser:
+def train(arm: Variant, budget: TrainBudget, seed: int, on_step: Callable[[], object] = lambda: None) -> Denoiser:
     """The arm's network with averaged weights; every random number is keyed by the seed, the step and the example.
 
     Arms of one seed see the same pictures in the same order with the same noise.
@@ -199,26 +199,26 @@ def train(arm: Arm, budget: Budget, seed: int, on_step: Callable[[], object] = l
     Raises:
         NonFinite: the loss left the finite numbers.
     """
-    from unveil.train.data_order import Order
+    from unveil.train.data_order import EpochShuffle
 
     part = digits("train")
     assert part.labels is not None
     labels, data = part.labels, to_unit(part.pixels)
-    denoiser, objective, order = build(arm, budget, seed), objective_of(arm, budget), Order(len(data), seed)
+    denoiser, objective, order = build(arm, budget, seed), loss_of(arm, budget), EpochShuffle(len(data), seed)
 
-    def loss_of(numbers: range, streams: Streams, step: int) -> Loss:
+    def loss_of(numbers: range, streams: SampleRNG, step: int) -> LossOutput:
         rows = [order.index(number) for number in numbers]
         loss = objective(denoiser, data[rows], _condition(denoiser, labels[rows], streams, step), streams, step)
         objective.observe(denoiser.process, loss.t, loss.per_sample)
         return loss
 
-    return descend(denoiser, loss_of, budget.pace, seed, str(arm), lambda average, step: on_step())
+    return train_loop(denoiser, loss_of, budget.pace, seed, str(arm), lambda average, step: on_step())
 
 
-def descend(
+def train_loop(
     model: M,
-    loss_of: Callable[[range, Streams, int], Loss],
-    pace: Pace,
+    loss_of: Callable[[range, SampleRNG, int], LossOutput],
+    pace: TrainSchedule,
     seed: int,
     what: str,
     on_step: Callable[[M, int], object],
@@ -242,7 +242,7 @@ def descend(
     for step in range(pace.steps):
         optimizer.param_groups[0]["lr"] = pace.lr * factor(step)
         numbers = range(step * pace.batch, (step + 1) * pace.batch)
-        loss = loss_of(numbers, Streams(seed, numbers), step)
+        loss = loss_of(numbers, SampleRNG(seed, numbers), step)
         if not bool(torch.isfinite(loss.value)):
             raise NonFinite(f"{what}, seed {seed}: the loss is {loss.value.item()} at step {step}")
         optimizer.zero_grad()
@@ -254,44 +254,46 @@ def descend(
     return average.model
 
 
-def trained(arm: Arm, budget: Budget, seed: int, cache: Path, on_step: Callable[[], object] = lambda: None) -> Trained:
+def trained(
+    arm: Variant, budget: TrainBudget, seed: int, cache: Path, on_step: Callable[[], object] = lambda: None
+) -> TrainedVariant:
     """The arm as `train` gives it, from the cache where it is there, and into it where not."""
     facts = {"loop": LOOP, "arm": dataclasses.asdict(arm), "budget": dataclasses.asdict(budget), "seed": seed}
-    found = kept(cache, facts)
+    found = cache_get(cache, facts)
     if found is not None:
         denoiser = build(arm, budget, 0)
         with contextlib.suppress(RuntimeError):  # a file of another layout is trained anew
             denoiser.load_state_dict(found.tensors)
-            return Trained(denoiser.eval().requires_grad_(False), found.cpu_seconds, kept=True)
+            return TrainedVariant(denoiser.eval().requires_grad_(False), found.cpu_seconds, kept=True)
     begun = time.process_time()
     denoiser = train(arm, budget, seed, on_step)
     spent = time.process_time() - begun
-    keep(cache, facts, Kept(denoiser.state_dict(), spent))
-    return Trained(denoiser, spent, kept=False)
+    cache_put(cache, facts, CachedTraining(denoiser.state_dict(), spent))
+    return TrainedVariant(denoiser, spent, kept=False)
 
 
 # ---------------------------------------------------------------------- what is kept for other claims
 
 
-class Kept(NamedTuple):
+class CachedTraining(NamedTuple):
     """What a training left, and what it cost."""
 
     tensors: Mapping[str, Tensor]
     cpu_seconds: float
 
 
-def keep(cache: Path, facts: Mapping[str, object], found: Kept) -> None:
+def cache_put(cache: Path, facts: Mapping[str, object], found: CachedTraining) -> None:
     """Keeps it under the facts that it follows from."""
     tensors = {name: tensor.contiguous() for name, tensor in found.tensors.items()}
     text = json.dumps(facts, sort_keys=True)
     try:
         content = safetensors.torch.save(tensors, {"facts": text, "cpu_seconds": f"{found.cpu_seconds:.2f}"})
         write_atomically(_place(cache, text), content)
-    except (NotWritable, OutOfResources):
+    except (OutputError, OutOfResources):
         pass  # a cache that cannot be written costs time, not the run
 
 
-def kept(cache: Path, facts: Mapping[str, object]) -> Kept | None:
+def cache_get(cache: Path, facts: Mapping[str, object]) -> CachedTraining | None:
     """What was kept under these facts, if it is there and whole."""
     text = json.dumps(facts, sort_keys=True)
     try:
@@ -301,7 +303,7 @@ def kept(cache: Path, facts: Mapping[str, object]) -> Kept | None:
         spent = float(metadata["cpu_seconds"])
     except (OSError, safetensors.SafetensorError, KeyError, ValueError):
         return None
-    return Kept(tensors, spent) if metadata.get("facts") == text else None
+    return CachedTraining(tensors, spent) if metadata.get("facts") == text else None
 
 
 def _place(cache: Path, facts: str) -> Path:

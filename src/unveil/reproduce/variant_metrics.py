@@ -13,8 +13,8 @@ from unveil.core import schedules
 from unveil.core.guidance import clip_static
 from unveil.core.samplers import ancestral
 from unveil.io.images import to_pixels
-from unveil.reproduce.experiment import Bench
-from unveil.reproduce.variant import Arm
+from unveil.reproduce.experiment import ExperimentContext
+from unveil.reproduce.variant import Variant
 
 BITS = "bits per dimension of held-out pictures, full chain"
 FID = "FID of samples on features of the digits classifier"
@@ -28,7 +28,7 @@ class Quality(NamedTuple):
     pixels: Tensor
 
 
-def quality(bench: Bench, arm: Arm, seed: int) -> Quality:
+def quality(bench: ExperimentContext, arm: Variant, seed: int) -> Quality:
     """Both numbers; the samples are drawn from the noise of this seed by the arm's own variance."""
     network = bench.network(arm, seed)
     steps = bench.scale.pick(50, 5)

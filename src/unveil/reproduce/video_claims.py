@@ -13,7 +13,7 @@ from torch import Tensor
 from unveil.io.images import to_pixels
 from unveil.playground import temporal_consistency
 from unveil.playground.world.caption_templates import Register
-from unveil.reproduce.experiment import Bench, Claim, Curve, Findings, compared
+from unveil.reproduce.experiment import Claim, Curve, ExperimentContext, ExperimentResults, compared
 from unveil.reproduce.prompt_following import (
     ASKED_IN,
     CLIPS,
@@ -23,16 +23,16 @@ from unveil.reproduce.prompt_following import (
     SHOWN,
     TRAINED,
     WORLD,
-    Followed,
-    Told,
+    PromptFollowingCurve,
+    PromptFollowingScores,
     arm_of,
-    by_asking,
-    followed,
+    by_prompt_style,
     part,
+    prompt_following_curve,
+    score_prompts_of,
     strips,
-    told,
 )
-from unveil.reproduce.training_history import RecipeArm, cost_of, prompts_of, world_of
+from unveil.reproduce.training_history import RecipeVariant, cost_of, held_out_videos, prompts_of
 
 REPORT = "Video generation models as world simulators, Brooks et al. 2024 (OpenAI's report)"
 CAPTIONS = f"Improving Image Generation with Better Captions, Betker et al. 2023, section 3; as used in {REPORT}"
@@ -51,18 +51,18 @@ MIDDLE = "M"
 PACE, QUICK_PACE = "train.steps=600 train.sample_every=200", "train.steps=3 train.sample_every=1"
 
 
-def _scaling(bench: Bench) -> Findings:
+def _scaling(bench: ExperimentContext) -> ExperimentResults:
     pace, sizes = bench.scale.pick((PACE, SIZES), (QUICK_PACE, QUICK_SIZES))
     arms = {name: arm_of(bench, changes, pace) for name, changes in sizes.items()}
     found = {
-        name: bench.each_seed(f"{RECIPE} {name}", lambda seed, arm=arm: followed(bench, arm, seed))
+        name: bench.each_seed(f"{RECIPE} {name}", lambda seed, arm=arm: prompt_following_curve(bench, arm, seed))
         for name, arm in arms.items()
     }
-    again = bench.each_placebo(f"{RECIPE} {MIDDLE}", lambda seed: followed(bench, arms[MIDDLE], seed))
+    again = bench.each_placebo(f"{RECIPE} {MIDDLE}", lambda seed: prompt_following_curve(bench, arms[MIDDLE], seed))
     steps, comparisons = found[MIDDLE][0].steps, []
     for field, title in (("loss", LOSS), ("missed", MISSED)):
 
-        def at(walks: Sequence[Followed], point: int, field: str = field) -> list[float]:
+        def at(walks: Sequence[PromptFollowingCurve], point: int, field: str = field) -> list[float]:
             return [getattr(one, field)[point] for one in walks]
 
         for small, large in pairwise(SIZES):
@@ -100,7 +100,9 @@ def _scaling(bench: Bench) -> Findings:
     ]
     texts = "; ".join(one.text for one in prompts_of(arms[MIDDLE].read(bench.scale.quick), SHOWN))
     caption = f"Seed 0, sizes {', '.join(SIZES)}, each with the same {SHOWN} texts: {texts}."
-    return Findings(comparisons, curves, [strips("samples", caption, [walks[0].shown for walks in found.values()])])
+    return ExperimentResults(
+        comparisons, curves, [strips("samples", caption, [walks[0].shown for walks in found.values()])]
+    )
 
 
 def _means(rows: Sequence[Sequence[float]]) -> list[float]:
@@ -108,7 +110,7 @@ def _means(rows: Sequence[Sequence[float]]) -> list[float]:
     return [math.fsum(values) / len(values) for values in zip(*rows, strict=True)]
 
 
-def _spent(arm: RecipeArm, steps: Sequence[int], quick: bool) -> list[float]:
+def _spent(arm: RecipeVariant, steps: Sequence[int], quick: bool) -> list[float]:
     """Multiply-adds of training until each of these steps."""
     assert arm.after is not None
     before, recipe = arm.after.read(quick), arm.read(quick)
@@ -122,12 +124,12 @@ DENSE, RAW = "dense captions", "raw captions"
 REGISTERS: dict[str, Register] = {DENSE: "dense", RAW: "raw"}
 
 
-def _captions(bench: Bench) -> Findings:
+def _captions(bench: ExperimentContext) -> ExperimentResults:
     pace = bench.scale.pick(CLIPS, QUICK_CLIPS)
     arms = {name: arm_of(bench, f"'data.registers=[{own}]'", pace) for name, own in REGISTERS.items()}
 
-    def of(name: str, seed: int) -> Told:
-        return told(bench, arms[name], seed, REGISTERS[name])
+    def of(name: str, seed: int) -> PromptFollowingScores:
+        return score_prompts_of(bench, arms[name], seed, REGISTERS[name])
 
     found = {name: bench.each_seed(name, lambda seed, name=name: of(name, seed)) for name in arms}
     again = bench.each_placebo(DENSE, lambda seed: of(DENSE, seed))
@@ -148,7 +150,7 @@ def _captions(bench: Bench) -> Findings:
     ]
     caption = f"Seed 0, without guidance, {SHOWN} clips of each. {'. '.join(texts)}."
     shown = strips("samples", caption, [drawn[0].shown for drawn in found.values()])
-    return Findings(comparisons, [by_asking(found)], [shown])
+    return ExperimentResults(comparisons, [by_prompt_style(found)], [shown])
 
 
 # ---------------------------------------------------------------------- sizes of the data
@@ -165,7 +167,7 @@ TOUCHING = 3  # pixels of a frame's edge, from which on its thing counts as cut
 CUT = "share of frames whose subject goes on beyond the edge"
 
 
-class Framed(NamedTuple):
+class CropRate(NamedTuple):
     """How often an arm's subjects are cut: in squares of a size that both arms train on, and in oblong clips."""
 
     square: float
@@ -173,13 +175,13 @@ class Framed(NamedTuple):
     shown: Tensor
 
 
-def _native(bench: Bench) -> Findings:
+def _native(bench: ExperimentContext) -> ExperimentResults:
     pace = f"{ASPECTS.format(8)} 'shape=[3, 8, 24, 24]' " + bench.scale.pick("train.batch=16 train.steps=600", "")
     arms = {name: arm_of(bench, cut, pace, pictures=OF_ALL_SIZES) for name, cut in CUTS.items()}
     found = {name: bench.each_seed(name, lambda seed, arm=arm: _framed(bench, arm, seed)) for name, arm in arms.items()}
     again = bench.each_placebo(NATIVE, lambda seed: _framed(bench, arms[NATIVE], seed))
 
-    def by_seed(drawn: Sequence[Framed], field: str) -> list[float]:
+    def by_seed(drawn: Sequence[CropRate], field: str) -> list[float]:
         return [getattr(one, field) for one in drawn]
 
     comparisons = [
@@ -195,18 +197,18 @@ def _native(bench: Bench) -> Findings:
     lines = {name: [[one.square, one.oblong] for one in drawn] for name, drawn in found.items()}
     curve = Curve("squares: 0, oblong clips: 1", CUT, [0, 1], lines)
     caption = f"Seed 0: {SHOWN} squares of each, {'; '.join(CUTS)}."
-    return Findings(comparisons, [curve], [strips("clips", caption, [drawn[0].shown for drawn in found.values()])],
+    return ExperimentResults(comparisons, [curve], [strips("clips", caption, [drawn[0].shown for drawn in found.values()])],
                     [_real(bench, arms)])  # fmt: skip
 
 
-def _framed(bench: Bench, arm: RecipeArm, seed: int) -> Framed:
+def _framed(bench: ExperimentContext, arm: RecipeVariant, seed: int) -> CropRate:
     course, count = bench.course(arm, seed), bench.scale.pick(150, 6)
     texts = [one.text for one in prompts_of(arm.read(bench.scale.quick), count)]
     wide = [
         cut_share(to_pixels(course.model.generate(raw={"prompt": texts}, count=count, seed=seed, size=size)))
         for size in OBLONG
     ]
-    return Framed(cut_share(course.pixels[-1]), sum(wide) / len(wide), course.pixels[-1][:SHOWN])
+    return CropRate(cut_share(course.pixels[-1]), sum(wide) / len(wide), course.pixels[-1][:SHOWN])
 
 
 def cut_share(clips: Sequence[Tensor] | Tensor) -> float:
@@ -214,11 +216,11 @@ def cut_share(clips: Sequence[Tensor] | Tensor) -> float:
     return float(np.concatenate([temporal_consistency.at_edges(clip) >= TOUCHING for clip in clips]).mean())
 
 
-def _real(bench: Bench, arms: Mapping[str, RecipeArm]) -> str:
+def _real(bench: ExperimentContext, arms: Mapping[str, RecipeVariant]) -> str:
     """What the data of each arm show."""
     shares = [
         f"{name} {cut_share([item['pixels'] for item in world.__getitems__(range(bench.scale.pictures))]):.1%}"
-        for name, world in ((name, world_of(arm.read(bench.scale.quick))) for name, arm in arms.items())
+        for name, world in ((name, held_out_videos(arm.read(bench.scale.quick))) for name, arm in arms.items())
     ]
     return f"Held-out clips of the arms' own data, {CUT}: {', '.join(shares)}."
 

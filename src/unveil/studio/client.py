@@ -17,7 +17,7 @@ from unveil.server.jobs.uploads import BYTES, Kept
 from unveil.studio.i18n import LANGUAGES, Say
 from unveil.studio.mask import mask_of
 from unveil.studio.upload_decoder import decoded
-from unveil.types import MediaError, RecipeError
+from unveil.types import DataError, RecipeError
 
 Owner = str
 
@@ -58,7 +58,7 @@ class Client:
             return None
         file = Path(path)
         if file.stat().st_size > BYTES:
-            raise MediaError(
+            raise DataError(
                 self.say("{name}: larger than {most} MiB, the most that is read.", name=file.name, most=BYTES >> 20)
             )
         return self.service.inputs.keep(file.read_bytes())
@@ -90,7 +90,7 @@ class Client:
         """Where a file that was sent lies; None: it is gone, or none was."""
         try:
             return None if name is None else str(self.service.inputs.path(name))
-        except MediaError:
+        except DataError:
             return None
 
     def models(self, *makes: str | None) -> list[str]:

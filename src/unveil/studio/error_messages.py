@@ -8,7 +8,7 @@ from __future__ import annotations
 from unveil.server.jobs.job import Job
 from unveil.server.jobs.job_types import OverBudget
 from unveil.studio.i18n import Said, Say
-from unveil.types import Busy, Error, MediaError, NotWritable, OutOfResources, WeightsError
+from unveil.types import DataError, Error, OutOfResources, OutputError, QueueFull, WeightsError
 
 
 def told(problem: Error, say: Say) -> str:
@@ -17,10 +17,10 @@ def told(problem: Error, say: Say) -> str:
         return str(problem)
     kinds: list[tuple[type[Error], str]] = [
         (OverBudget, say("It is more work than one job may be.")),
-        (Busy, say("As many jobs wait as may; come again later.")),
+        (QueueFull, say("As many jobs wait as may; come again later.")),
         (WeightsError, say("There is no such model, or its file cannot be used.")),
-        (MediaError, say("A picture, a clip or a folder is not there or cannot be read.")),
-        (NotWritable, say("It cannot be written there, or something of this name is there already.")),
+        (DataError, say("A picture, a clip or a folder is not there or cannot be read.")),
+        (OutputError, say("It cannot be written there, or something of this name is there already.")),
         (OutOfResources, say("The server lacks memory or space on the disk.")),
         (Error, say("It cannot be done as it was asked for.")),
     ]

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 from unveil.io import sandbox
 from unveil.io.image_modes import eight_bits
-from unveil.types import MediaError
+from unveil.types import DataError
 
 WAIT_S = 60.0
 SECONDS, MEMORY = 30, 2 << 30  # of processor time, and bytes of address space
@@ -60,10 +60,10 @@ def decoded(file: IO[bytes], mode: Mode, size: tuple[int, int]) -> Image.Image:
             timer.cancel()
             child.kill()
     if code == REFUSED:
-        raise MediaError(told[:TOLD].decode("utf-8", "replace"))
+        raise DataError(told[:TOLD].decode("utf-8", "replace"))
     if code or len(told) != count:
         name = signal.Signals(-code).name if code < 0 else f"code {code}"
-        raise MediaError(f"its decoding ended with {name}: it took too much time or memory, or is hostile; remove it")
+        raise DataError(f"its decoding ended with {name}: it took too much time or memory, or is hostile; remove it")
     return Image.frombytes("L" if mode == "A" else mode, size, told)
 
 

@@ -20,19 +20,19 @@ from torch import Tensor
 from unveil.core import inverse
 from unveil.core.process import DiscreteVP
 from unveil.core.rng import START
-from unveil.core.samplers import Table
-from unveil.core.sampling_run import Course
-from unveil.core.schedule import Grid
+from unveil.core.samplers import CoefficientTable
+from unveil.core.sampling_run import SamplingRun
+from unveil.core.schedule import Schedule
 from unveil.io.images import to_pixels
-from unveil.model import Change, Model
-from unveil.tasks.size import Pace, pace
-from unveil.tasks.task_spec import Edit, latents_of, of_rows, same, unit_of
+from unveil.model import Model, RunTransform
+from unveil.tasks.size import TemporalCompression, temporal_compression
+from unveil.tasks.task_spec import TaskSpec, identity, input_to_unit, latents_of, select_rows
 from unveil.types import RecipeError, ShapeError
 
 FREE = 2.0  # a time that no run comes to: nothing is known
 
 
-class Known(NamedTuple):
+class ConditioningFrames(NamedTuple):
     """Parts of clips that are known.
 
     pixels: (N, C, T, H, W), uint8 or in [-1, 1]; where nothing is known it may be anything.
@@ -49,7 +49,7 @@ class Known(NamedTuple):
         return self.pixels.shape[2], self.pixels.shape[3], self.pixels.shape[4]
 
 
-def frames_at(frames: Tensor, at: Sequence[int], length: int) -> Known:
+def keyframes(frames: Tensor, at: Sequence[int], length: int) -> ConditioningFrames:
     """Clips of `length` frames of which those at some places are known for sure.
 
     Args:
@@ -70,7 +70,7 @@ def frames_at(frames: Tensor, at: Sequence[int], length: int) -> Known:
     nearest = (torch.arange(length)[:, None] - there).abs().argmin(1) if len(there) else torch.zeros(length).long()
     until = torch.full((length,), FREE, dtype=torch.float64)
     until[there] = 0.0
-    return Known(frames[:, :, [order[k] for k in nearest.tolist()]], until.view(1, 1, -1, 1, 1))
+    return ConditioningFrames(frames[:, :, [order[k] for k in nearest.tolist()]], until.view(1, 1, -1, 1, 1))
 
 
 def check_place(place: int, length: int) -> int:
@@ -86,7 +86,7 @@ def check_place(place: int, length: int) -> int:
     return place % length
 
 
-def joined(known: Known, other: Known) -> Known:
+def merge_conditioning(known: ConditioningFrames, other: ConditioningFrames) -> ConditioningFrames:
     """Both at once; where both know something, that which holds longer.
 
     Raises:
@@ -94,13 +94,19 @@ def joined(known: Known, other: Known) -> Known:
     """
     if known.size != other.size:
         raise ShapeError(f"clips of {known.size} and {other.size} (frames, height, width): must be alike")
-    first, second = (unit_of(one.pixels, one.pixels.shape[1], "T, H, W") for one in (known, other))
-    return Known(torch.where(known.until <= other.until, first, second), torch.minimum(known.until, other.until))
+    first, second = (input_to_unit(one.pixels, one.pixels.shape[1], "T, H, W") for one in (known, other))
+    return ConditioningFrames(
+        torch.where(known.until <= other.until, first, second), torch.minimum(known.until, other.until)
+    )
 
 
-def holding(
-    model: Model, known: Known, verb: str, settings: dict[str, Any] | None = None, before: Change = same
-) -> Edit:
+def conditioned_generation(
+    model: Model,
+    known: ConditioningFrames,
+    verb: str,
+    settings: dict[str, Any] | None = None,
+    before: RunTransform = identity,
+) -> TaskSpec:
     """Generation around what is known of clips.
 
     Where every part is known in some way, the run begins at the latest time until which one is held. Parts known for
@@ -115,41 +121,41 @@ def holding(
         ShapeError: no clips of this model's channels, or a time below 0.
         RecipeError: when run, frames known for sure that the model's latents only hold together with others.
     """
-    unit = unit_of(known.pixels, model.shape[0], "T, H, W")
+    unit = input_to_unit(known.pixels, model.shape[0], "T, H, W")
     if bool((known.until < 0).any()):
         raise ShapeError(f"until {float(known.until.min()):g}: times are at least 0, the time of data")
 
-    def change(course: Course, rows: slice) -> Course:
-        latents = latents_of(model, of_rows(unit, rows))
-        until = of_latents(of_rows(known.until, rows), course.shape, pace(model))
-        return held(before(course, rows), model, latents, until)
+    def change(course: SamplingRun, rows: slice) -> SamplingRun:
+        latents = latents_of(model, select_rows(unit, rows))
+        until = to_latent_resolution(select_rows(known.until, rows), course.shape, temporal_compression(model))
+        return hold_conditioning(before(course, rows), model, latents, until)
 
     def finish(pixels: Tensor, rows: slice) -> Tensor:
-        sure = of_rows(known.until, rows) == 0
-        return torch.where(sure, to_pixels(of_rows(unit, rows)), pixels)
+        sure = select_rows(known.until, rows) == 0
+        return torch.where(sure, to_pixels(select_rows(unit, rows)), pixels)
 
-    return Edit(verb, settings or {}, change, finish=finish, size=known.size)
+    return TaskSpec(verb, settings or {}, change, finish=finish, size=known.size)
 
 
-def held(course: Course, model: Model, latents: Tensor, until: Tensor) -> Course:
+def hold_conditioning(course: SamplingRun, model: Model, latents: Tensor, until: Tensor) -> SamplingRun:
     """A course that holds parts of latents (B, ...) until their times, broadcastable to them."""
     latest = float(until.max())
     if latest == 0:
-        return replace(course, plan=Table([]), x=latents)
+        return replace(course, plan=CoefficientTable([]), x=latents)
     noise, grid = course.noise(START), course.grid
     if latest < 1:
         grid, x = inverse.sdedit(grid, latents, noise, latest)
     else:
         known = (until < 1).to(latents.device)  # float64 is not for every device
-        x = torch.where(known, inverse.noised(grid[0], latents, noise), course.start())
-    course = replace(course, grid=letting_go(grid, until), x=x)
+        x = torch.where(known, inverse.add_noise(grid[0], latents, noise), course.start())
+    course = replace(course, grid=schedule_with_release_times(grid, until), x=x)
     if getattr(model.denoiser.network, "tells_parts", False):
         process = course.grid.process  # of this size: the model's own is of the size that it was trained for
-        return course.around(lambda step: inverse.held(step, process, latents, until))
-    return course.around(lambda step: inverse.imposed(step, latents, until))
+        return course.around(lambda step: inverse.per_token_conditioning(step, process, latents, until))
+    return course.around(lambda step: inverse.replace_known(step, latents, until))
 
 
-def letting_go(grid: Grid, until: Tensor) -> Grid:
+def schedule_with_release_times(grid: Schedule, until: Tensor) -> Schedule:
     """The grid with levels at the times until which parts are held, so that strengths do not depend on the steps.
 
     A process whose levels are counted has them only at its own, and is left as it is.
@@ -159,10 +165,10 @@ def letting_go(grid: Grid, until: Tensor) -> Grid:
     there = [float(level.t) for level in grid]
     new = lambda t: there[-1] < t < there[0] and min(abs(t - one) for one in there) > 1e-6  # noqa: E731
     levels = [*grid, *(grid.process.at(t) for t in until.unique().tolist() if new(t))]
-    return Grid(grid.process, sorted(levels, key=lambda level: float(level.t), reverse=True))
+    return Schedule(grid.process, sorted(levels, key=lambda level: float(level.t), reverse=True))
 
 
-def of_latents(until: Tensor, shape: Sequence[int], step: Pace) -> Tensor:
+def to_latent_resolution(until: Tensor, shape: Sequence[int], step: TemporalCompression) -> Tensor:
     """Times (B, 1, T, H or 1, W or 1) of pixels as those of latents of `shape` (Z, F, h, w): the latest of each part.
 
     Args:

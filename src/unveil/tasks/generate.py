@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.checkpoints.guidance_classifier import Guide
+from unveil.checkpoints.guidance_classifier import GuidanceClassifier
 from unveil.conditioning.class_label import Label
 from unveil.core import guidance
 from unveil.core.samplers.ancestral import Shift
@@ -19,9 +19,9 @@ from unveil.io.images import to_pixels
 from unveil.model import Model
 from unveil.model.config import SampleConfig
 from unveil.tasks.size import check_size
-from unveil.tasks.task_spec import PLAIN, Edit, hints
-from unveil.tasks.trajectory import Film, Preview
-from unveil.types import MediaError, RecipeError, WeightsError, is_text, nearest
+from unveil.tasks.task_spec import PLAIN, TaskSpec, hints
+from unveil.tasks.trajectory import Preview, TrajectoryRecorder
+from unveil.types import DataError, RecipeError, WeightsError, did_you_mean, is_valid_utf8
 
 LABEL = "label"  # the key of what a classifier guides towards
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -39,10 +39,10 @@ OnStep = Callable[[int, int], object]
 UNNAMED = Source("unnamed", "")
 
 
-class Guided(NamedTuple):
+class ClassifierGuidance(NamedTuple):
     """Guidance by a noisy classifier towards the labels of a request; scale 1 is Bayes' rule."""
 
-    classifier: Guide
+    classifier: GuidanceClassifier
     scale: float = 1.0
 
 
@@ -72,7 +72,7 @@ class Request:
     batch: int = 16
     sampling: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
-    guided: Guided | None = None
+    guided: ClassifierGuidance | None = None
     compiled: bool = False
     negative: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     size: tuple[int, ...] | None = None
@@ -88,11 +88,11 @@ class Request:
             raise RecipeError(f"seed: {len(self.seed)} for {self.count} pictures; give one, or one for each")
         if self.dtype not in DTYPES:
             raise RecipeError(
-                f"dtype {self.dtype!r}: must be one of {', '.join(DTYPES)}{nearest(self.dtype, [*DTYPES])}"
+                f"dtype {self.dtype!r}: must be one of {', '.join(DTYPES)}{did_you_mean(self.dtype, [*DTYPES])}"
             )
         for key, values in [*self.given.items(), *self.negative.items()]:
             for one in values:
-                if isinstance(one, str) and not is_text(one):
+                if isinstance(one, str) and not is_valid_utf8(one):
                     raise RecipeError(f"{key} {one!r}: holds half a character, which is no text; type it anew")
 
     def part(self, start: int, stop: int) -> Request:
@@ -107,7 +107,7 @@ class Request:
         return replace(self, **rows, seed=self.seed[start:stop])
 
 
-class Picture(NamedTuple):
+class GeneratedSample(NamedTuple):
     """A sample, what it is as pixels, and how it was made; of a clip (C, T, H, W) in the place of (C, H, W)."""
 
     sample: Tensor  # (C, H, W) in [-1, 1]
@@ -120,12 +120,12 @@ def generate(
     model: Model,
     request: Request,
     source: Source = UNNAMED,
-    edit: Edit = PLAIN,
+    edit: TaskSpec = PLAIN,
     *,
     frames: int = 0,
     on_step: OnStep | None = None,
     preview: Preview | None = None,
-) -> Iterator[Picture]:
+) -> Iterator[GeneratedSample]:
     """The pictures of a request, batch by batch.
 
     Args:
@@ -151,13 +151,13 @@ def generate(
     for number in range(batches):
         here = slice(number * request.batch, min((number + 1) * request.batch, request.count))
         part = request.part(here.start, here.stop)
-        film = Film(model, frames, on_step and part_of(on_step, number, batches), preview)
+        film = TrajectoryRecorder(model, frames, on_step and part_of(on_step, number, batches), preview)
         samples = _drawn(model, replace(part, sampling=sampling, size=size), edit, here, film)
         pixels, shots = edit.finish(to_pixels(samples), here), film.shots(samples)
         batch = {**_batch(part), **edit.of_batch(here)}
         for row in range(part.count):
             facts = {**about, **_facts(part, row), **edit.of_picture(here.start + row), "place": row, "batch": batch}
-            yield Picture(samples[row], pixels[row], facts, shots[row])
+            yield GeneratedSample(samples[row], pixels[row], facts, shots[row])
 
 
 def repeat(
@@ -166,9 +166,9 @@ def repeat(
     source: Source,
     on_step: OnStep | None = None,
     *,
-    classifier: Guide | None = None,
-    edit: Edit = PLAIN,
-) -> Picture:
+    classifier: GuidanceClassifier | None = None,
+    edit: TaskSpec = PLAIN,
+) -> GeneratedSample:
     """The same picture again, from its record: its whole batch is drawn, since kernels differ by batch.
 
     Args:
@@ -202,7 +202,7 @@ def repeat(
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as problem:
         if isinstance(problem, RecipeError):
             raise
-        raise MediaError(f"the picture's record lacks {problem}; it was not written by this program") from problem
+        raise DataError(f"the picture's record lacks {problem}; it was not written by this program") from problem
     if made_by != source.sha256:
         raise WeightsError(
             f"the picture was made by {facts['model'].get('name')!r} (sha256 {str(made_by)[:12]}...), "
@@ -245,7 +245,7 @@ def versions() -> dict[str, str]:
     return {"unveil": unveil.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
-def _shift(model: Model, guided: Guided, rows: Mapping[str, Sequence[Any]]) -> Shift:
+def _shift(model: Model, guided: ClassifierGuidance, rows: Mapping[str, Sequence[Any]]) -> Shift:
     """What moves a batch towards its labels."""
     if LABEL not in rows:
         raise RecipeError("a classifier guides towards a class: give a label")
@@ -263,7 +263,7 @@ def _whole(labels: Sequence[Any]) -> Tensor:
         raise RecipeError(f"label {list(labels)}: this model knows no names of classes; give numbers") from None
 
 
-def guided_by(told: Mapping[str, Any] | None, classifier: Guide | None) -> Guided | None:
+def guided_by(told: Mapping[str, Any] | None, classifier: GuidanceClassifier | None) -> ClassifierGuidance | None:
     """The guidance that a picture's record tells of, by the classifier that was given; None: there was none.
 
     Raises:
@@ -276,7 +276,7 @@ def guided_by(told: Mapping[str, Any] | None, classifier: Guide | None) -> Guide
             f"the picture was guided by the classifier {told['name']!r} (sha256 {str(told['sha256'])[:12]}...); "
             "give that one with --classifier"
         )
-    return Guided(classifier, float(told["scale"]))
+    return ClassifierGuidance(classifier, float(told["scale"]))
 
 
 def _about(model: Model, request: Request) -> dict[str, Any]:
@@ -296,7 +296,7 @@ def _about(model: Model, request: Request) -> dict[str, Any]:
     return facts | additions(model)
 
 
-def _drawn(model: Model, part: Request, edit: Edit, here: slice, film: Film) -> Tensor:
+def _drawn(model: Model, part: Request, edit: TaskSpec, here: slice, film: TrajectoryRecorder) -> Tensor:
     """The samples of one batch."""
     shift = None if part.guided is None else _shift(model, part.guided, part.given)
     shown = edit.shown(here)

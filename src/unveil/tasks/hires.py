@@ -20,38 +20,42 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from unveil.model import Change, Model
-from unveil.tasks.conditioning_frames import Known
+from unveil.model import Model, RunTransform
+from unveil.tasks.conditioning_frames import ConditioningFrames
 from unveil.tasks.generate import UNNAMED, OnStep, Request, Source, part_of
-from unveil.tasks.long_video import Knowing, Part, Shot, film, whole
-from unveil.tasks.single_frame import Still
-from unveil.tasks.size import check_size, multiple
-from unveil.tasks.task_spec import Edit, unit_of
+from unveil.tasks.long_video import Knowing, VideoChunk, VideoSpec, concat_chunks, generate_long_video
+from unveil.tasks.single_frame import SingleFrameNetwork
+from unveil.tasks.size import check_size, size_multiple
+from unveil.tasks.task_spec import TaskSpec, input_to_unit
 from unveil.tasks.upscale import STRENGTH, resized, upscale
-from unveil.types import size_of
+from unveil.types import format_size
 
 LARGE = 4.0  # times the pixels of a model's own
 GROWTH = 2.0  # of a side, from one pass to the next, at most
 AGAIN = 0.15  # strength of the passes after the first: they make edges sharp, and see too little for more
 
 
-def is_large(model: Model, size: tuple[int, int]) -> bool:
+def needs_hires(model: Model, size: tuple[int, int]) -> bool:
     """Whether a height and width are made in several passes."""
     return size[0] * size[1] >= LARGE * model.shape[-2] * model.shape[-1]
 
 
 def goes_in_passes(model: Model, size: Sequence[int] | None) -> bool:
     """Whether pictures of a size are made in passes: those of models of clips, which have no other way to them."""
-    return size is not None and isinstance(model.denoiser.network, Still) and is_large(model, (size[-2], size[-1]))
+    return (
+        size is not None
+        and isinstance(model.denoiser.network, SingleFrameNetwork)
+        and needs_hires(model, (size[-2], size[-1]))
+    )
 
 
-def first_size(model: Model, size: tuple[int, int]) -> tuple[int, int]:
+def base_size(model: Model, size: tuple[int, int]) -> tuple[int, int]:
     """Height and width of the first pass: the aspect of the size, and about the pixels of the model's own.
 
     Of the sizes with half to one and a half times these pixels, the one whose aspect is the nearest; the largest of
     several.
     """
-    unit, own = multiple(model), model.shape[-2] * model.shape[-1]
+    unit, own = size_multiple(model), model.shape[-2] * model.shape[-1]
     wanted = math.log(size[0] / size[1])
     counts = range(1, max(2, int(1.5 * own / unit**2) + 1))
     fitting = [(high * unit, wide * unit) for high in counts for wide in counts]
@@ -61,7 +65,7 @@ def first_size(model: Model, size: tuple[int, int]) -> tuple[int, int]:
 
 def sizes(model: Model, size: tuple[int, int]) -> list[tuple[int, int]]:
     """Height and width of every pass; the sides grow evenly, and are rounded up to what the network takes."""
-    first, unit = first_size(model, size), multiple(model)
+    first, unit = base_size(model, size), size_multiple(model)
     growth = max(now / before for now, before in zip(size, first, strict=True))
     count = max(1, math.ceil(math.log(growth, GROWTH) - 1e-9))
 
@@ -72,18 +76,18 @@ def sizes(model: Model, size: tuple[int, int]) -> list[tuple[int, int]]:
     return [first, *((side(number, 0), side(number, 1)) for number in range(1, count)), size]
 
 
-def told(model: Model, size: tuple[int, int]) -> str:
+def describe_passes(model: Model, size: tuple[int, int]) -> str:
     """What a person is told before the work."""
-    own, every = size_of(model.shape), sizes(model, size)
+    own, every = format_size(model.shape), sizes(model, size)
     return (
-        f"{size_of(size)} is far beyond the model's own {own}: made in {len(every)} passes, at "
-        f"{', '.join(map(size_of, every))}; the first as a whole, the others in windows of {own}"
+        f"{format_size(size)} is far beyond the model's own {own}: made in {len(every)} passes, at "
+        f"{', '.join(map(format_size, every))}; the first as a whole, the others in windows of {own}"
     )
 
 
-def large(
-    model: Model, request: Request, shot: Shot, source: Source = UNNAMED, on_step: OnStep | None = None
-) -> Iterator[Part]:
+def generate_hires(
+    model: Model, request: Request, shot: VideoSpec, source: Source = UNNAMED, on_step: OnStep | None = None
+) -> Iterator[VideoChunk]:
     """Clips of a size far beyond the model's own.
 
     What is known of them is known in all passes, and comes out exactly. Progress counts the passes as equal parts.
@@ -102,22 +106,22 @@ def large(
     for number, here in enumerate(every):
         steps = on_step and part_of(on_step, number, len(every))
         if here == size:
-            yield from film(model, asked, now, source, steps)
+            yield from generate_long_video(model, asked, now, source, steps)
             return
-        known = None if shot.known is None else smaller(shot.known, here)
-        made = whole(film(model, asked, replace(now, size=here, known=known), source, steps))
-        asked, now = again(request), _after(model, shot, made, every, number + 1)
+        known = None if shot.known is None else downsample_conditioning(shot.known, here)
+        made = concat_chunks(generate_long_video(model, asked, replace(now, size=here, known=known), source, steps))
+        asked, now = without_guidance(request), _after(model, shot, made, every, number + 1)
 
 
-def _after(model: Model, shot: Shot, made: Tensor, every: Sequence[tuple[int, int]], number: int) -> Shot:
+def _after(model: Model, shot: VideoSpec, made: Tensor, every: Sequence[tuple[int, int]], number: int) -> VideoSpec:
     """The shot of a pass that begins at what the one before made."""
-    after = enlarged(model, made, every[number], AGAIN)
+    after = upscale_pass(model, made, every[number], AGAIN)
     settings = {**shot.settings, **after.settings, "passes": [list(one) for one in every]}
     after = replace(after, known=shot.known, window=shot.window, overlap=shot.overlap, settings=settings)
     return replace(after, verb=shot.verb, inputs=shot.inputs)
 
 
-def enlarged(model: Model, clips: Tensor, size: tuple[int, int], strength: float = STRENGTH) -> Shot:
+def upscale_pass(model: Model, clips: Tensor, size: tuple[int, int], strength: float = STRENGTH) -> VideoSpec:
     """A film of clips in a larger size: each window begins at their plain enlargement, noised, and keeps its forms.
 
     Args:
@@ -130,27 +134,29 @@ def enlarged(model: Model, clips: Tensor, size: tuple[int, int], strength: float
     """
     frames = clips.shape[2]
 
-    def edit(start: int, stop: int) -> Edit:
+    def edit(start: int, stop: int) -> TaskSpec:
         here = torch.arange(start, stop).clamp(max=frames - 1)  # a window may reach beyond the end
         return upscale(model, clips[:, :, here], size=size, strength=strength, faithful=True)
 
-    def change(start: int, stop: int) -> Change:
+    def change(start: int, stop: int) -> RunTransform:
         return edit(start, stop).change
 
     settings = {"size": list(size), "strength": strength}
-    return Shot(frames, size, seen=edit(0, 1).seen, change=change, verb="upscale", settings=settings)
+    return VideoSpec(frames, size, seen=edit(0, 1).seen, change=change, verb="upscale", settings=settings)
 
 
-def again(request: Request) -> Request:
+def without_guidance(request: Request) -> Request:
     """The request of a later pass: without guidance, since a window that has nothing of what is said stays so."""
     return replace(request, size=None, negative={}, sampling={**request.sampling, "scale": 1.0})
 
 
-def smaller(known: Knowing, size: tuple[int, int]) -> Knowing:
+def downsample_conditioning(known: Knowing, size: tuple[int, int]) -> Knowing:
     """What is known of whole frames, at another height and width."""
 
-    def knowing(start: int, stop: int) -> Known | None:
+    def knowing(start: int, stop: int) -> ConditioningFrames | None:
         found = known(start, stop)
-        return None if found is None else found._replace(pixels=resized(unit_of(found.pixels, 3, "T, H, W"), size))
+        return (
+            None if found is None else found._replace(pixels=resized(input_to_unit(found.pixels, 3, "T, H, W"), size))
+        )
 
     return knowing

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from unveil.core import inverse
 from unveil.core.rng import START
-from unveil.core.samplers import Table
-from unveil.core.sampling_run import Course
+from unveil.core.samplers import CoefficientTable
+from unveil.core.sampling_run import SamplingRun
 from unveil.model import Model
-from unveil.tasks.task_spec import Edit, latents_of, of_rows, unit_of
+from unveil.tasks.task_spec import TaskSpec, input_to_unit, latents_of, select_rows
 from unveil.types import RecipeError, ShapeError
 
 
-def img2img(model: Model, pictures: Tensor, *, strength: float) -> Edit:
+def img2img(model: Model, pictures: Tensor, *, strength: float) -> TaskSpec:
     """Pictures noised and generated again from there (SDEdit).
 
     Of a grid of n steps the last floor(n * strength) are run, from the level where the first of them begins. So
@@ -33,15 +33,15 @@ def img2img(model: Model, pictures: Tensor, *, strength: float) -> Edit:
     Source: Meng et al. 2021, algorithm 1 (arXiv:2108.01073).
     """
     check_strength(strength)
-    unit = unit_of(pictures, model.shape[0])
+    unit = input_to_unit(pictures, model.shape[0])
 
-    def change(course: Course, rows: slice) -> Course:
-        return begun(course, latents_of(model, of_rows(unit, rows)), strength)
+    def change(course: SamplingRun, rows: slice) -> SamplingRun:
+        return start_from(course, latents_of(model, select_rows(unit, rows)), strength)
 
-    return Edit("img2img", {"strength": strength}, change, size=(unit.shape[2], unit.shape[3]))
+    return TaskSpec("img2img", {"strength": strength}, change, size=(unit.shape[2], unit.shape[3]))
 
 
-def from_noise(noise: Tensor) -> Edit:
+def from_latents(noise: Tensor) -> TaskSpec:
     """Generation from noise that is given, such as what `invert` found, instead of that of a seed.
 
     Args:
@@ -51,23 +51,23 @@ def from_noise(noise: Tensor) -> Edit:
         ShapeError: when run, noise of another shape.
     """
 
-    def change(course: Course, rows: slice) -> Course:
-        found = of_rows(noise, rows)
+    def change(course: SamplingRun, rows: slice) -> SamplingRun:
+        found = select_rows(noise, rows)
         if tuple(found.shape) != (len(course), *course.shape):
             raise ShapeError(f"noise {tuple(noise.shape)}: needs one or {len(course)} of {course.shape} each")
         return replace(course, x=course.grid.start(found.to(course.streams.device).float()))
 
-    return Edit("noise", {}, change)
+    return TaskSpec("noise", {}, change)
 
 
-def begun(course: Course, latents: Tensor, strength: float) -> Course:
+def start_from(course: SamplingRun, latents: Tensor, strength: float) -> SamplingRun:
     """A course that begins at latents (B, ...) noised by this strength, as `img2img` says."""
     rest = inverse.share_of(course.grid, strength)
     if rest is None:
-        return replace(course, plan=Table([]), x=latents)
+        return replace(course, plan=CoefficientTable([]), x=latents)
     if len(rest) == len(course.grid):
         return course
-    return replace(course, grid=rest, x=inverse.noised(rest[0], latents, course.noise(START)))
+    return replace(course, grid=rest, x=inverse.add_noise(rest[0], latents, course.noise(START)))
 
 
 def check_strength(strength: float) -> None:

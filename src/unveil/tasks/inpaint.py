@@ -13,20 +13,20 @@ from torch import Tensor
 
 from unveil.core import inverse
 from unveil.core.inverse.operator import boolean
-from unveil.core.sampling_run import Course
+from unveil.core.sampling_run import SamplingRun
 from unveil.io.images import to_pixels
 from unveil.model import Model
-from unveil.tasks.img2img import begun, check_strength
-from unveil.tasks.size import rounded
-from unveil.tasks.task_spec import Edit, latents_of, of_rows, unit_of
-from unveil.types import RecipeError, ShapeError, nearest, size_of
+from unveil.tasks.img2img import check_strength, start_from
+from unveil.tasks.size import round_up_size
+from unveil.tasks.task_spec import TaskSpec, input_to_unit, latents_of, select_rows
+from unveil.types import RecipeError, ShapeError, did_you_mean, format_size
 
 # Keys of the conditions of a network that was trained to paint: the mask, and the latents of what is outside of it
 MASK, MASKED = "mask", "masked"
 Method = Literal["auto", "network", "replace", "repaint"]
 
 
-class Margins(NamedTuple):
+class Padding(NamedTuple):
     """Pixels that are added beyond each edge."""
 
     left: int = 0
@@ -35,7 +35,7 @@ class Margins(NamedTuple):
     bottom: int = 0
 
 
-class Repaint(NamedTuple):
+class RePaintConfig(NamedTuple):
     """How RePaint goes back and forth: jumps of `length` steps, each stretch walked so many `times`."""
 
     length: int = 10
@@ -50,8 +50,8 @@ def inpaint(
     strength: float = 1.0,
     feather: int = 0,
     method: Method = "auto",
-    jumps: Repaint = Repaint(),  # noqa: B008  a tuple of numbers
-) -> Edit:
+    jumps: RePaintConfig = RePaintConfig(),  # noqa: B008  a tuple of numbers
+) -> TaskSpec:
     """Pictures whose hole is made anew.
 
     Args:
@@ -73,45 +73,45 @@ def inpaint(
     check_strength(strength)
     if feather < 0:
         raise RecipeError(f"feather {feather}: at least 0 pixels")
-    unit = unit_of(pictures, model.shape[0])
+    unit = input_to_unit(pictures, model.shape[0])
     wide = _grown(_checked(hole, unit), feather)  # known is what lies outside of it
     chosen = _method(model, method)
     original, weight = to_pixels(unit), _weight(hole, feather)
 
-    def change(course: Course, rows: slice) -> Course:
-        latents = latents_of(model, of_rows(unit, rows))
-        course = begun(course, latents, strength)
+    def change(course: SamplingRun, rows: slice) -> SamplingRun:
+        latents = latents_of(model, select_rows(unit, rows))
+        course = start_from(course, latents, strength)
         if chosen == "network" or not strength:
             return course
-        keep = ~_smaller(of_rows(wide, rows), latents).to(latents.device)
+        keep = ~_smaller(select_rows(wide, rows), latents).to(latents.device)
         course = _walked(course, jumps) if chosen == "repaint" else course
-        return course.around(partial(inverse.masked, pixels=latents, keep=keep))
+        return course.around(partial(inverse.inpaint, pixels=latents, keep=keep))
 
     def shown(rows: slice) -> Mapping[str, Tensor]:
-        part = of_rows(wide, rows)
-        masked = latents_of(model, of_rows(unit, rows).masked_fill(part, 0.0))  # mid-grey
+        part = select_rows(wide, rows)
+        masked = latents_of(model, select_rows(unit, rows).masked_fill(part, 0.0))  # mid-grey
         mask = F.interpolate(part.float(), masked.shape[-2:], mode="nearest").to(masked)
         return {key: value for key, value in ((MASK, mask), (MASKED, masked)) if key in model.conditioners}
 
     def finish(pixels: Tensor, rows: slice) -> Tensor:
-        old, share = of_rows(original, rows), of_rows(weight, rows)
+        old, share = select_rows(original, rows), select_rows(weight, rows)
         blended = (old * share + pixels * (1 - share)).round().to(torch.uint8)
         return torch.where(share == 1, old, blended)
 
     settings = {"strength": strength, "feather": feather, "method": chosen, "jumps": list(jumps)}
-    edit = Edit("inpaint", settings, change, finish=finish, size=(unit.shape[2], unit.shape[3]))
+    edit = TaskSpec("inpaint", settings, change, finish=finish, size=(unit.shape[2], unit.shape[3]))
     return replace(edit, shown=shown) if chosen == "network" else edit
 
 
 def outpaint(
     model: Model,
     pictures: Tensor,
-    margins: Margins,
+    margins: Padding,
     *,
     feather: int = 0,
     method: Method = "auto",
-    jumps: Repaint = Repaint(),  # noqa: B008  a tuple of numbers
-) -> Edit:
+    jumps: RePaintConfig = RePaintConfig(),  # noqa: B008  a tuple of numbers
+) -> TaskSpec:
     """Pictures that go on beyond their edges: a larger canvas, `inpaint` with what is new as the hole.
 
     Args:
@@ -122,23 +122,23 @@ def outpaint(
     Raises:
         RecipeError: margins below 0, or all 0, and as `inpaint`.
     """
-    margins = Margins(*margins)
+    margins = Padding(*margins)
     if min(margins) < 0 or not any(margins):
         raise RecipeError(f"{_words(margins)}: each at least 0 pixels, and one of them more")
-    unit = unit_of(pictures, model.shape[0])
+    unit = input_to_unit(pictures, model.shape[0])
     canvas = F.pad(unit, tuple(margins), mode="replicate")
     hole = F.pad(torch.zeros(1, 1, *unit.shape[2:], dtype=torch.bool), tuple(margins), value=True)
     edit = inpaint(model, canvas, hole, feather=feather, method=method, jumps=jumps)
     return replace(edit, verb="outpaint", settings={**edit.settings, "margins": list(margins)})
 
 
-def fitting(model: Model, size: tuple[int, int], margins: Margins) -> Margins:
+def fitting(model: Model, size: tuple[int, int], margins: Padding) -> Padding:
     """Margins with which a picture of this size becomes one that the network takes: what lacks is added.
 
     It goes to the right and the bottom, unless only the left or the top is asked for.
     """
     height, width = size[0] + margins.top + margins.bottom, size[1] + margins.left + margins.right
-    tall, wide = rounded(model, (height, width))
+    tall, wide = round_up_size(model, (height, width))
     sides = (
         ("left" if margins.left and not margins.right else "right", wide - width),
         (
@@ -149,20 +149,20 @@ def fitting(model: Model, size: tuple[int, int], margins: Margins) -> Margins:
     return margins._replace(**{side: getattr(margins, side) + more for side, more in sides})
 
 
-def _walked(course: Course, jumps: Repaint) -> Course:
+def _walked(course: SamplingRun, jumps: RePaintConfig) -> SamplingRun:
     """The course with RePaint's jumps."""
     plan = course.planned(course.grid)
-    return replace(course, plan=inverse.resampled(plan, course.grid, length=jumps.length, count=jumps.times))
+    return replace(course, plan=inverse.repaint(plan, course.grid, length=jumps.length, count=jumps.times))
 
 
-def _words(margins: Margins) -> str:
+def _words(margins: Padding) -> str:
     return ", ".join(f"{side} {pixels}" for side, pixels in margins._asdict().items())
 
 
 def _method(model: Model, method: Method) -> Method:
     if method not in get_args(Method):
         known = get_args(Method)
-        raise RecipeError(f"method {method!r}: must be one of {', '.join(known)}{nearest(method, known)}")
+        raise RecipeError(f"method {method!r}: must be one of {', '.join(known)}{did_you_mean(method, known)}")
     trained = MASKED in model.conditioners
     if method == "network" and not trained:
         raise RecipeError("method 'network': this model was not trained with masks; use replace or repaint")
@@ -173,7 +173,7 @@ def _checked(hole: Tensor, pictures: Tensor) -> Tensor:
     """The mask (N or 1, 1, H, W) of pictures (N, C, H, W)."""
     hole = boolean(hole)
     if hole.ndim != 4 or hole.shape[1] != 1 or hole.shape[2:] != pictures.shape[2:]:
-        mine, theirs = (size_of(one.shape) for one in (hole, pictures))
+        mine, theirs = (format_size(one.shape) for one in (hole, pictures))
         raise ShapeError(f"a mask of {mine} for a picture of {theirs}: must be of the same size, (N or 1, 1, H, W)")
     return hole
 

@@ -13,23 +13,23 @@ from torch import Tensor
 from unveil.data.image_decoding import HEAD, format_of, natural, open_picture
 from unveil.io.files import sha256
 from unveil.tasks.invert import read_noise
-from unveil.tasks.task_spec import Input
-from unveil.types import MediaError
+from unveil.tasks.task_spec import SourceFile
+from unveil.types import DataError
 
 PICTURE, MASK, NOISE = "picture", "mask", "noise"  # roles
 BESIDE = ("sheet.png", "strip.png")  # what commands write into a folder beside its pictures
 MAX_PIXELS = 100_000_000
 
 
-class Opened(NamedTuple):
+class LoadedInput(NamedTuple):
     """A file that was read: uint8 (C, H, W) of a picture or a mask, float32 of one noise."""
 
     path: Path
     content: Tensor
-    input: Input
+    input: SourceFile
 
 
-def listed(place: Path) -> list[Path]:
+def list_inputs(place: Path) -> list[Path]:
     """The file itself, or the pictures that lie in a folder, by name, without the sheet and the strip of a command.
 
     Raises:
@@ -38,14 +38,14 @@ def listed(place: Path) -> list[Path]:
     if place.is_file():
         return [place]
     if not place.is_dir():
-        raise MediaError(f"{place}: no such picture or folder")
+        raise DataError(f"{place}: no such picture or folder")
     found = sorted(path for path in place.iterdir() if path.is_file() and path.name not in BESIDE and _is_picture(path))
     if not found:
-        raise MediaError(f"{place}: no picture in it; PNG, JPEG and WebP are read")
+        raise DataError(f"{place}: no picture in it; PNG, JPEG and WebP are read")
     return found
 
 
-def opened(role: str, path: Path, channels: int, size: tuple[int, int] | None = None, row: int = 0) -> Opened:
+def open_input(role: str, path: Path, channels: int, size: tuple[int, int] | None = None, row: int = 0) -> LoadedInput:
     """A file of a role, read.
 
     Args:
@@ -59,17 +59,17 @@ def opened(role: str, path: Path, channels: int, size: tuple[int, int] | None = 
         MediaError: no such file, not of this role, or damaged.
     """
     if role == NOISE:
-        return Opened(path, read_noise(path)[0][row], Input(path.name, sha256(path), row))
+        return LoadedInput(path, read_noise(path)[0][row], SourceFile(path.name, sha256(path), row))
     try:
         data = path.read_bytes()
         image = open_picture(io.BytesIO(data), MAX_PIXELS)
         pixels = natural(image, cast(Literal[1, 3], 1 if role == MASK else channels), size)
     except OSError as problem:
-        raise MediaError(f"{path}: {getattr(problem, 'strerror', None) or problem}") from problem
-    return Opened(path, pixels, Input(path.name, hashlib.sha256(data).hexdigest()))
+        raise DataError(f"{path}: {getattr(problem, 'strerror', None) or problem}") from problem
+    return LoadedInput(path, pixels, SourceFile(path.name, hashlib.sha256(data).hexdigest()))
 
 
-def found(wanted: Sequence[Input], places: Sequence[Path]) -> list[Path]:
+def find_inputs(wanted: Sequence[SourceFile], places: Sequence[Path]) -> list[Path]:
     """The files that a record names, wherever they are among these files and folders.
 
     Raises:
@@ -83,13 +83,13 @@ def found(wanted: Sequence[Input], places: Sequence[Path]) -> list[Path]:
     return [_found(one, known, given) for one in wanted]
 
 
-def _found(wanted: Input, known: Mapping[str, Sequence[Path]], given: Mapping[str, Path]) -> Path:
+def _found(wanted: SourceFile, known: Mapping[str, Sequence[Path]], given: Mapping[str, Path]) -> Path:
     candidates = [path for path in known.get(wanted.name, ()) if path.is_file()]
     same = next((path for path in candidates if sha256(path) == wanted.sha256), given.get(wanted.sha256))
     if same is not None:
         return same
     other = f"; {candidates[0]} is another file" if candidates else ""
-    raise MediaError(
+    raise DataError(
         f"{wanted.name} (sha256 {wanted.sha256[:12]}...), which the picture was made from, is not here{other}; "
         "give it, or the folder that it lies in"
     )

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.core.rng import Streams
+from unveil.core.rng import SampleRNG
 from unveil.core.samplers import encode
 from unveil.io.files import write_atomically
 from unveil.model import Model
@@ -20,9 +20,9 @@ from unveil.model.config import SampleConfig
 from unveil.tasks.generate import DTYPES, OnStep, Request, part_of
 from unveil.tasks.metadata import MAX_TEXT
 from unveil.tasks.size import check_size
-from unveil.tasks.task_spec import hints, latents_of, unit_of
-from unveil.tasks.trajectory import Film
-from unveil.types import MediaError, like
+from unveil.tasks.task_spec import hints, input_to_unit, latents_of
+from unveil.tasks.trajectory import TrajectoryRecorder
+from unveil.types import DataError, like
 
 NOISE, FACTS = "noise", "unveil"  # the tensor of a file of noise, and its text
 
@@ -48,8 +48,8 @@ def invert(model: Model, pictures: Tensor, request: Request, *, on_step: OnStep 
 
     Source: Song et al. 2020, section 4.3 (arXiv:2010.02502).
     """
-    how = inverting(model, request.sampling)
-    unit = unit_of(pictures, model.shape[0])
+    how = inversion_settings(model, request.sampling)
+    unit = input_to_unit(pictures, model.shape[0])
     count, size = len(unit), (unit.shape[2], unit.shape[3])
     check_size(model, size)
     model.precision = DTYPES[request.dtype]
@@ -60,18 +60,18 @@ def invert(model: Model, pictures: Tensor, request: Request, *, on_step: OnStep 
     for start in range(0, count, request.batch):
         here = slice(start, min(start + request.batch, count))
         part = request.part(here.start, here.stop)
-        streams = Streams(0, range(part.count), device=model.device)
+        streams = SampleRNG(0, range(part.count), device=model.device)
         with torch.no_grad():
             raw = {**part.given, **hints(model, part.count, size)}
             course = model.course(how, streams, raw=raw, negative=part.negative, size=size)
         first = course.grid[0]
         back = replace(course, plan=encode(course.grid), x=latents_of(model, unit[here]))
-        x = back.run(Film(model, 0, on_step and part_of(on_step, start // request.batch, batches)))
+        x = back.run(TrajectoryRecorder(model, 0, on_step and part_of(on_step, start // request.batch, batches)))
         found.append(x / like(model.process.prior(first), x))
     return Inversion(torch.cat(found).float().cpu(), how.flat())
 
 
-def inverting(model: Model, sampling: Mapping[str, Any]) -> SampleConfig:
+def inversion_settings(model: Model, sampling: Mapping[str, Any]) -> SampleConfig:
     """The settings of an inversion: the request's, with deterministic DDIM."""
     return model.sampling.changed({**sampling, "sampler": "ddim"}).changed({"eta": 0.0})
 
@@ -104,5 +104,5 @@ def read_noise(path: Path) -> tuple[Tensor, dict[str, Any]]:
         if not isinstance(facts, dict) or noise.ndim < 2 or not noise.is_floating_point():
             raise ValueError(f"holds {noise.dtype} {tuple(noise.shape)}")
     except (OSError, SafetensorError, ValueError, RecursionError) as problem:
-        raise MediaError(f"{path}: not a file of noise ({problem}); give one that `unveil invert` wrote") from problem
+        raise DataError(f"{path}: not a file of noise ({problem}); give one that `unveil invert` wrote") from problem
     return noise, facts

@@ -16,22 +16,28 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.conditioning.tiled_denoising import spread
+from unveil.conditioning.tiled_denoising import tile_starts
 from unveil.core.rng import key
-from unveil.model import Change, Model
-from unveil.tasks.conditioning_frames import FREE, Known, frames_at, holding, joined
+from unveil.model import Model, RunTransform
+from unveil.tasks.conditioning_frames import (
+    FREE,
+    ConditioningFrames,
+    conditioned_generation,
+    keyframes,
+    merge_conditioning,
+)
 from unveil.tasks.generate import UNNAMED, OnStep, Request, Source, generate, part_of
-from unveil.tasks.position_scaling import spaced
-from unveil.tasks.prompt_schedule import Scene, shares, spoken
-from unveil.tasks.size import pace, whole_frames
-from unveil.tasks.task_spec import Input, same
+from unveil.tasks.position_scaling import scale_positions
+from unveil.tasks.prompt_schedule import Scene, prompt_schedule, prompt_weights
+from unveil.tasks.size import round_up_frames, temporal_compression
+from unveil.tasks.task_spec import SourceFile, identity
 from unveil.types import RecipeError
 
 PROMPT = "prompt"
 OVERLAP = 0.25  # of a window, with its neighbour, where nothing else is said
 Direction = Literal["forward", "backward"]
 # (start, stop) of a window -> what is known in it; None: nothing
-Knowing = Callable[[int, int], Known | None]
+Knowing = Callable[[int, int], ConditioningFrames | None]
 
 
 class Window(NamedTuple):
@@ -41,7 +47,7 @@ class Window(NamedTuple):
     stop: int
 
 
-class Part(NamedTuple):
+class VideoChunk(NamedTuple):
     """Frames of clips that follow those of the part before, and how they were made.
 
     pixels: uint8 (B, C, t, H, W). facts: the record of each clip; it is that of the first window.
@@ -52,7 +58,7 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Shot:
+class VideoSpec:
     """What is asked of a clip besides a request.
 
     Attributes:
@@ -80,25 +86,25 @@ class Shot:
     overlap: int | None = None
     spacing: float = 1.0
     seen: tuple[int, int] | None = None
-    change: Callable[[int, int], Change] | None = None
+    change: Callable[[int, int], RunTransform] | None = None
     direction: Direction = "forward"
     fresh: tuple[int, int] | None = None
     verb: str = "video"
     settings: Mapping[str, Any] = field(default_factory=dict)
-    inputs: Mapping[str, Sequence[Input]] = field(default_factory=dict)
+    inputs: Mapping[str, Sequence[SourceFile]] = field(default_factory=dict)
 
 
-def windows(model: Model, shot: Shot) -> list[Window]:
+def windows(model: Model, shot: VideoSpec) -> list[Window]:
     """The windows of a shot, from the beginning of the clip to its end; the last one may reach beyond it.
 
     Raises:
         RecipeError: lengths that cannot be.
     """
-    (alone, step, *_), own = pace(model), shot.window or model.shape[1]
+    (alone, step, *_), own = temporal_compression(model), shot.window or model.shape[1]
     if shot.frames < 1:
         raise RecipeError(f"frames {shot.frames}: at least 1, which is a picture")
-    total = whole_frames(model, shot.frames)
-    length = min(whole_frames(model, own), total)
+    total = round_up_frames(model, shot.frames)
+    length = min(round_up_frames(model, own), total)
     if length == total:
         return [Window(0, total)]
     overlap = max(1, round(length * OVERLAP)) if shot.overlap is None else shot.overlap
@@ -110,12 +116,12 @@ def windows(model: Model, shot: Shot) -> list[Window]:
     if stride < 1:
         most = length - step
         raise RecipeError(f"overlap {overlap}: windows of {length} frames go on by {step} at least; at most {most}")
-    return [Window(start, start + length) for start in spread(total, length, stride, step)]
+    return [Window(start, start + length) for start in tile_starts(total, length, stride, step)]
 
 
-def film(
-    model: Model, request: Request, shot: Shot, source: Source = UNNAMED, on_step: OnStep | None = None
-) -> Iterator[Part]:
+def generate_long_video(
+    model: Model, request: Request, shot: VideoSpec, source: Source = UNNAMED, on_step: OnStep | None = None
+) -> Iterator[VideoChunk]:
     """The frames of clips, part by part, forwards in time.
 
     Noise depends on the seed, the clip's number and the window alone. A shot that is made backwards is kept until its
@@ -134,14 +140,14 @@ def film(
     order = every if shot.direction == "forward" else every[::-1]
     size = shot.size or (model.shape[-2], model.shape[-1])
     settings = {**shot.settings, "frames": shot.frames, "windows": [list(one) for one in every]}
-    kept: list[Part] = []
+    kept: list[VideoChunk] = []
     last: tuple[Window, Tensor] | None = None
     for number, window in enumerate(order):
         known, new = _known(model, shot, window, size, last)
         text, before = _text(request, shot, window)
         length = window.stop - window.start
         wanted = replace(request, given=text, seed=_seeds(request, number), size=(length, *size))
-        made = holding(
+        made = conditioned_generation(
             model, known or _nothing(model, length, size), shot.verb, settings, _changing(shot, window, before)
         )
         steps = on_step and part_of(on_step, number, len(order))
@@ -150,7 +156,7 @@ def film(
         pixels = torch.stack([one.pixels for one in pictures])
         last = window, pixels
         cut = pixels[:, :, new.start - window.start : min(new.stop, shot.frames) - window.start]
-        part = Part(cut, tuple(one.facts for one in pictures))
+        part = VideoChunk(cut, tuple(one.facts for one in pictures))
         if shot.direction == "forward":
             yield part
         else:
@@ -158,12 +164,12 @@ def film(
     yield from reversed(kept)
 
 
-def whole(parts: Iterable[Part]) -> Tensor:
+def concat_chunks(parts: Iterable[VideoChunk]) -> Tensor:
     """The clips of a film, uint8 (B, C, T, H, W)."""
     return torch.cat([part.pixels for part in parts], dim=2)
 
 
-def fresh(parts: Iterable[Part], shot: Shot) -> Iterator[Part]:
+def new_frames_only(parts: Iterable[VideoChunk], shot: VideoSpec) -> Iterator[VideoChunk]:
     """The parts of a film without the frames that were known before it was made."""
     first, stop = shot.fresh or (0, shot.frames)
     place = 0
@@ -172,24 +178,24 @@ def fresh(parts: Iterable[Part], shot: Shot) -> Iterator[Part]:
         here = pixels[:, :, max(first - place, 0) : max(stop - place, 0)]
         place += count
         if here.shape[2]:
-            yield Part(here, facts)
+            yield VideoChunk(here, facts)
 
 
-def still_frames(frames: Mapping[int, Tensor]) -> Knowing:
+def exact_frames(frames: Mapping[int, Tensor]) -> Knowing:
     """Frames that are known for sure, by their places in the clip: uint8 or in [-1, 1], (N, C, H, W) each."""
 
-    def knowing(start: int, stop: int) -> Known | None:
+    def knowing(start: int, stop: int) -> ConditioningFrames | None:
         here = {place: frame for place, frame in frames.items() if start <= place < stop}
         if not here:
             return None
-        return frames_at(torch.stack(list(here.values()), dim=2), [place - start for place in here], stop - start)
+        return keyframes(torch.stack(list(here.values()), dim=2), [place - start for place in here], stop - start)
 
     return knowing
 
 
 def _known(
-    model: Model, shot: Shot, window: Window, size: tuple[int, int], last: tuple[Window, Tensor] | None
-) -> tuple[Known | None, Window]:
+    model: Model, shot: VideoSpec, window: Window, size: tuple[int, int], last: tuple[Window, Tensor] | None
+) -> tuple[ConditioningFrames | None, Window]:
     """What is known in a window, of the task and of the window made before it; and the frames that are new."""
     own = None if shot.known is None else shot.known(*window)
     if last is None:
@@ -198,33 +204,33 @@ def _known(
     shared = Window(max(window.start, there.start), min(window.stop, there.stop))
     ahead = there.start < window.start
     new = Window(shared.stop, window.stop) if ahead else Window(window.start, shared.start)
-    first = shared.start if ahead else shared.start + pace(model).alone
+    first = shared.start if ahead else shared.start + temporal_compression(model).alone
     frames = pixels[:, :, first - there.start : shared.stop - there.start]
-    before = frames_at(
+    before = keyframes(
         frames, [place - window.start for place in range(first, shared.stop)], window.stop - window.start
     )
-    return before if own is None else joined(before, own), new
+    return before if own is None else merge_conditioning(before, own), new
 
 
-def _changing(shot: Shot, window: Window, text: Change) -> Change:
+def _changing(shot: VideoSpec, window: Window, text: RunTransform) -> RunTransform:
     """What changes the course of a window but for what is known: places, text, and what the shot says."""
-    own = same if shot.change is None else shot.change(*window)
-    return lambda course, rows: own(text(spaced(course, shot.spacing), rows), rows)
+    own = identity if shot.change is None else shot.change(*window)
+    return lambda course, rows: own(text(scale_positions(course, shot.spacing), rows), rows)
 
 
-def _nothing(model: Model, length: int, size: tuple[int, int]) -> Known:
+def _nothing(model: Model, length: int, size: tuple[int, int]) -> ConditioningFrames:
     until = torch.full((1, 1, length, 1, 1), FREE, dtype=torch.float64)
-    return Known(torch.zeros(1, model.shape[0], length, *size, dtype=torch.uint8), until)
+    return ConditioningFrames(torch.zeros(1, model.shape[0], length, *size, dtype=torch.uint8), until)
 
 
-def _text(request: Request, shot: Shot, window: Window) -> tuple[Mapping[str, Sequence[Any]], Change]:
+def _text(request: Request, shot: VideoSpec, window: Window) -> tuple[Mapping[str, Sequence[Any]], RunTransform]:
     """The condition of a window, and what changes its course where several texts are in it."""
     if not shot.scenes:
-        return request.given, same
-    weights = shares(shot.scenes, *window, fade=shot.fade)
+        return request.given, identity
+    weights = prompt_weights(shot.scenes, *window, fade=shot.fade)
     seen = [number for number in range(len(weights)) if float(weights[number].max()) > 0]
     texts = [{**request.given, PROMPT: [shot.scenes[number].prompt]} for number in seen]
-    return texts[0], same if len(seen) == 1 else spoken(texts, weights[seen])
+    return texts[0], identity if len(seen) == 1 else prompt_schedule(texts, weights[seen])
 
 
 def _seeds(request: Request, window: int) -> int | tuple[int, ...]:

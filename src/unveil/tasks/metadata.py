@@ -10,7 +10,7 @@ from typing import Any
 from unveil.io.images import EXIF, FACTS, UNICODE, USER_COMMENT
 from unveil.io.video.containers import HEAD, container_of
 from unveil.io.video.reader import Decoder
-from unveil.types import MediaError, size_of
+from unveil.types import DataError, format_size
 
 MAX_TEXT = 1_000_000  # characters of a record that are read
 PARAMETERS = "parameters"  # the name of the text that picture tools show
@@ -24,7 +24,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     """
     text = _clip_text(path) or _picture_text(path)
     if text is None:
-        raise MediaError(f"{path}: holds no record of how it was made (stripped, or written with --no-metadata)")
+        raise DataError(f"{path}: holds no record of how it was made (stripped, or written with --no-metadata)")
     try:
         if len(text) > MAX_TEXT:
             raise ValueError(f"{len(text)} characters")
@@ -32,7 +32,7 @@ def read_facts(path: Path) -> dict[str, Any]:
         if not isinstance(facts, dict):
             raise ValueError("not an object")
     except (ValueError, RecursionError) as problem:
-        raise MediaError(f"{path}: its record is damaged ({problem}); use the file as it was written") from problem
+        raise DataError(f"{path}: its record is damaged ({problem}); use the file as it was written") from problem
     return facts
 
 
@@ -52,8 +52,8 @@ def _picture_text(path: Path) -> str | None:
         raise _unreadable(path, problem) from problem
 
 
-def _unreadable(path: Path, problem: Exception) -> MediaError:
-    return MediaError(f"{path}: not a readable PNG file, nor a clip ({problem}); give a file that this program wrote")
+def _unreadable(path: Path, problem: Exception) -> DataError:
+    return DataError(f"{path}: not a readable PNG file, nor a clip ({problem}); give a file that this program wrote")
 
 
 def _clip_text(path: Path) -> str | None:
@@ -68,7 +68,7 @@ def _clip_text(path: Path) -> str | None:
     except OSError as problem:
         raise _unreadable(path, problem) from problem
     if found is None:
-        raise MediaError(f"{path}: holds no record of how it was made (stripped, or written with --no-metadata)")
+        raise DataError(f"{path}: holds no record of how it was made (stripped, or written with --no-metadata)")
     return found
 
 
@@ -86,7 +86,7 @@ def parameters(facts: Mapping[str, Any], size: Sequence[int]) -> str:
         "CFG scale": facts["scale"],
         "Seed": facts["seed"],
         "Sample": facts["sample"],
-        "Size": size_of(size),
+        "Size": format_size(size),
         "Model hash": str(facts["model"]["sha256"])[:10],
         "Model": facts["model"]["name"],
         "Version": f"unveil {facts['versions']['unveil']}",

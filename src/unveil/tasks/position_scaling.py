@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import torch
 
-from unveil.core.sampling_run import Course
+from unveil.core.sampling_run import SamplingRun
 from unveil.types import Condition
 
 
-def spaced(course: Course, space: float, time: float = 1.0) -> Course:
+def scale_positions(course: SamplingRun, space: float, time: float = 1.0) -> SamplingRun:
     """A course whose tokens have other distances, for networks that read `Condition.places`.
 
     Positions between those of training are so asked for in the place of positions beyond them. The middle of the first

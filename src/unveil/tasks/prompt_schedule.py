@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.conditioning.batching import conditions
+from unveil.conditioning.batching import build_conditions
 from unveil.core import guidance
-from unveil.core.sampling_run import Course
-from unveil.model import Change
-from unveil.tasks.task_spec import of_list
+from unveil.core.sampling_run import SamplingRun
+from unveil.model import RunTransform
+from unveil.tasks.task_spec import select_list
 from unveil.types import Condition, RecipeError
 
 
@@ -26,7 +26,7 @@ class Scene(NamedTuple):
     prompt: str
 
 
-def check_script(scenes: Sequence[Scene], frames: int) -> tuple[Scene, ...]:
+def check_scenes(scenes: Sequence[Scene], frames: int) -> tuple[Scene, ...]:
     """Scenes in order that cover a clip.
 
     Raises:
@@ -47,7 +47,7 @@ def check_script(scenes: Sequence[Scene], frames: int) -> tuple[Scene, ...]:
     return tuple(scenes)
 
 
-def shares(scenes: Sequence[Scene], start: int, stop: int, fade: int = 0) -> Tensor:
+def prompt_weights(scenes: Sequence[Scene], start: int, stop: int, fade: int = 0) -> Tensor:
     """How much each scene's text counts in each frame from start to stop: (K, stop - start), columns add up to 1.
 
     Args:
@@ -62,7 +62,7 @@ def shares(scenes: Sequence[Scene], start: int, stop: int, fade: int = 0) -> Ten
     return torch.stack([now - after for now, after in pairwise(begun)])
 
 
-def spoken(texts: Sequence[Mapping[str, Sequence[Any]]], weights: Tensor) -> Change:
+def prompt_schedule(texts: Sequence[Mapping[str, Sequence[Any]]], weights: Tensor) -> RunTransform:
     """A course whose estimate is, frame by frame, the mean of those for several texts.
 
     Args:
@@ -72,10 +72,10 @@ def spoken(texts: Sequence[Mapping[str, Sequence[Any]]], weights: Tensor) -> Cha
     Source: the composition of Liu et al. 2022, eq. 11 (arXiv:2206.01714), with weights that differ between frames.
     """
 
-    def change(course: Course, rows: slice) -> Course:
+    def change(course: SamplingRun, rows: slice) -> SamplingRun:
         places = None if course.condition is None else course.condition.places
-        own = [{key: of_list(values, rows) for key, values in text.items()} for text in texts]
-        told = [_at(conditions(course.conditioners, text, len(course))[0], places) for text in own]
+        own = [{key: select_list(values, rows) for key, values in text.items()} for text in texts]
+        told = [_at(build_conditions(course.conditioners, text, len(course))[0], places) for text in own]
         steps = [course.guided(one, course.null) for one in told]
         shared = _at_latents(weights, course.shape[1])
         each = [one.view(1, 1, -1, 1, 1) for one in shared[1:]]

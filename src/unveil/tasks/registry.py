@@ -8,20 +8,20 @@ from typing import Any
 from torch import Tensor
 
 from unveil.model import Model
-from unveil.tasks.img2img import from_noise, img2img
-from unveil.tasks.inpaint import Margins, Repaint, inpaint, outpaint
+from unveil.tasks.img2img import from_latents, img2img
+from unveil.tasks.inpaint import Padding, RePaintConfig, inpaint, outpaint
 from unveil.tasks.inputs import MASK, NOISE, PICTURE
-from unveil.tasks.task_spec import Edit
+from unveil.tasks.task_spec import TaskSpec
 from unveil.tasks.upscale import upscale
-from unveil.tasks.variations import interpolate, vary
-from unveil.types import MediaError, RecipeError, nearest
+from unveil.tasks.variations import interpolate, seed_variations
+from unveil.types import DataError, RecipeError, did_you_mean
 
 Settings = Mapping[str, Any]
 Inputs = Mapping[str, Tensor]  # by role, (N, ...): pictures and masks uint8, noise float32
 WHITE = 128  # from here on a mask's pixel belongs to the hole
 
 
-def edit(verb: str, model: Model, settings: Settings, inputs: Inputs) -> Edit:
+def make_task(verb: str, model: Model, settings: Settings, inputs: Inputs) -> TaskSpec:
     """The edit of a name.
 
     Args:
@@ -36,11 +36,11 @@ def edit(verb: str, model: Model, settings: Settings, inputs: Inputs) -> Edit:
     if verb == "large":
         raise RecipeError("pictures made in several passes are not repeated from their record; ask for them again")
     if verb not in VERBS:
-        raise RecipeError(f"task {verb!r}: must be one of {', '.join(VERBS)}{nearest(verb, [*VERBS])}")
+        raise RecipeError(f"task {verb!r}: must be one of {', '.join(VERBS)}{did_you_mean(verb, [*VERBS])}")
     return VERBS[verb](model, settings, inputs)
 
 
-def again(model: Model, facts: Mapping[str, Any], inputs: Inputs) -> Edit:
+def task_from_metadata(model: Model, facts: Mapping[str, Any], inputs: Inputs) -> TaskSpec:
     """The edit of a record, for the whole batch that it tells of.
 
     Raises:
@@ -48,21 +48,21 @@ def again(model: Model, facts: Mapping[str, Any], inputs: Inputs) -> Edit:
     """
     task = facts["task"]
     try:
-        return edit(str(task["verb"]), model, task, inputs)
+        return make_task(str(task["verb"]), model, task, inputs)
     except (KeyError, TypeError, AttributeError, IndexError) as problem:
-        raise MediaError(f"the picture's record lacks {problem}; it was not written by this program") from problem
+        raise DataError(f"the picture's record lacks {problem}; it was not written by this program") from problem
 
 
-def _img2img(model: Model, settings: Settings, inputs: Inputs) -> Edit:
+def _img2img(model: Model, settings: Settings, inputs: Inputs) -> TaskSpec:
     return img2img(model, inputs[PICTURE], strength=float(settings["strength"]))
 
 
-def _noise(model: Model, settings: Settings, inputs: Inputs) -> Edit:
+def _noise(model: Model, settings: Settings, inputs: Inputs) -> TaskSpec:
     del model, settings
-    return from_noise(inputs[NOISE])
+    return from_latents(inputs[NOISE])
 
 
-def _inpaint(model: Model, settings: Settings, inputs: Inputs) -> Edit:
+def _inpaint(model: Model, settings: Settings, inputs: Inputs) -> TaskSpec:
     return inpaint(
         model,
         inputs[PICTURE],
@@ -70,34 +70,34 @@ def _inpaint(model: Model, settings: Settings, inputs: Inputs) -> Edit:
         strength=float(settings["strength"]),
         feather=int(settings["feather"]),
         method=settings["method"],
-        jumps=Repaint(*map(int, settings["jumps"])),
+        jumps=RePaintConfig(*map(int, settings["jumps"])),
     )
 
 
-def _outpaint(model: Model, settings: Settings, inputs: Inputs) -> Edit:
+def _outpaint(model: Model, settings: Settings, inputs: Inputs) -> TaskSpec:
     return outpaint(
         model,
         inputs[PICTURE],
-        Margins(*map(int, settings["margins"])),
+        Padding(*map(int, settings["margins"])),
         feather=int(settings["feather"]),
         method=settings["method"],
-        jumps=Repaint(*map(int, settings["jumps"])),
+        jumps=RePaintConfig(*map(int, settings["jumps"])),
     )
 
 
-def _vary(model: Model, settings: Settings, inputs: Inputs) -> Edit:
+def _vary(model: Model, settings: Settings, inputs: Inputs) -> TaskSpec:
     del model, inputs
     seed, number = map(int, settings["of"])
-    return vary((seed, number), amount=float(settings["amount"]))
+    return seed_variations((seed, number), amount=float(settings["amount"]))
 
 
-def _interpolate(model: Model, settings: Settings, inputs: Inputs) -> Edit:
+def _interpolate(model: Model, settings: Settings, inputs: Inputs) -> TaskSpec:
     del inputs
     first, last = ((int(seed), int(number)) for seed, number in settings["ends"])
     return interpolate(model, (first, last), frames=int(settings["frames"]), to=settings["to"])
 
 
-def _upscale(model: Model, settings: Settings, inputs: Inputs) -> Edit:
+def _upscale(model: Model, settings: Settings, inputs: Inputs) -> TaskSpec:
     return upscale(
         model,
         inputs[PICTURE],
@@ -110,7 +110,7 @@ def _upscale(model: Model, settings: Settings, inputs: Inputs) -> Edit:
     )
 
 
-VERBS: dict[str, Callable[[Model, Settings, Inputs], Edit]] = {
+VERBS: dict[str, Callable[[Model, Settings, Inputs], TaskSpec]] = {
     "img2img": _img2img,
     "inpaint": _inpaint,
     "outpaint": _outpaint,

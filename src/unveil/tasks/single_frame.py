@@ -12,19 +12,22 @@ from unveil.model import Model
 from unveil.types import Condition
 
 
-def still(model: Model) -> Model:
+def as_image_model(model: Model) -> Model:
     """The model of pictures (C, H, W) that a model of clips (C, T, H, W) is; it shares the weights."""
     other = model.sized(model.shape[-2:])
     inner = model.denoiser
     other.denoiser = Denoiser(
-        Still(inner.network), inner.process, prediction=inner.prediction, learns_variance=inner.learns_variance
+        SingleFrameNetwork(inner.network),
+        inner.process,
+        prediction=inner.prediction,
+        learns_variance=inner.learns_variance,
     )
-    other.codec = model.codec if isinstance(model.codec, Identity) else StillCodec(model.codec)
+    other.codec = model.codec if isinstance(model.codec, Identity) else SingleFrameCodec(model.codec)
     other.shape = (model.shape[0], *model.shape[2:])
     return other.train(model.training)
 
 
-class Still(nn.Module):
+class SingleFrameNetwork(nn.Module):
     """A network of clips, given pictures.
 
     Attributes:
@@ -42,7 +45,7 @@ class Still(nn.Module):
         return self.network(x[:, :, None], t if t.ndim <= 1 else t[:, :, None], condition)[:, :, 0]
 
 
-class StillCodec(nn.Module):
+class SingleFrameCodec(nn.Module):
     """A codec of clips, given pictures."""
 
     def __init__(self, codec: Codec) -> None:

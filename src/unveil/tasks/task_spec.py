@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.core.sampling_run import Course
+from unveil.core.sampling_run import SamplingRun
 from unveil.data.preprocessors.segmentation import given as fit
 from unveil.io.images import to_unit
-from unveil.model import Change, Model
+from unveil.model import Model, RunTransform
 from unveil.types import ShapeError
 
 
-class Input(NamedTuple):
+class SourceFile(NamedTuple):
     """A file that a picture was made from: its name, the hash of its content, and the place in it of several."""
 
     name: str
@@ -24,7 +24,7 @@ class Input(NamedTuple):
     row: int = 0
 
 
-def same(course: Course, rows: slice) -> Course:
+def identity(course: SamplingRun, rows: slice) -> SamplingRun:
     """The course as it is."""
     del rows
     return course
@@ -41,7 +41,7 @@ def _nothing(rows: slice) -> Mapping[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class Edit:
+class TaskSpec:
     """A task: how it changes generation. `rows` are those of a batch in the request, counted from 0.
 
     Attributes:
@@ -57,18 +57,18 @@ class Edit:
 
     verb: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    change: Change = same
+    change: RunTransform = identity
     shown: Callable[[slice], Mapping[str, Tensor]] = _nothing
     finish: Callable[[Tensor, slice], Tensor] = _untouched
     size: tuple[int, ...] | None = None
     seen: tuple[int, int] | None = None
-    inputs: Mapping[str, Sequence[Input]] = field(default_factory=dict)
+    inputs: Mapping[str, Sequence[SourceFile]] = field(default_factory=dict)
 
     def of_picture(self, row: int) -> dict[str, Any]:
         """What the record of one picture says of the task."""
         if not self.verb:
             return {}
-        files = {role: of_row(every, row)._asdict() for role, every in self.inputs.items()}
+        files = {role: select_row(every, row)._asdict() for role, every in self.inputs.items()}
         return {"task": {"verb": self.verb, **self.settings, **({"inputs": files} if files else {})}}
 
     def of_batch(self, rows: slice) -> dict[str, Any]:
@@ -76,28 +76,28 @@ class Edit:
         if not self.inputs:
             return {}
         count = range(rows.start, rows.stop)
-        return {"inputs": {role: [of_row(x, row)._asdict() for row in count] for role, x in self.inputs.items()}}
+        return {"inputs": {role: [select_row(x, row)._asdict() for row in count] for role, x in self.inputs.items()}}
 
 
-PLAIN = Edit()
+PLAIN = TaskSpec()
 
 
-def of_row(every: Sequence[Any], row: int) -> Any:
+def select_row(every: Sequence[Any], row: int) -> Any:
     """The entry of a row, where one entry serves all rows or each has its own."""
     return every[0 if len(every) == 1 else row]
 
 
-def of_rows(every: Tensor, rows: slice) -> Tensor:
+def select_rows(every: Tensor, rows: slice) -> Tensor:
     """The entries (B, ...) of a batch, where one entry (1, ...) serves all rows or each has its own."""
     return every.expand(rows.stop - rows.start, *every.shape[1:]) if len(every) == 1 else every[rows]
 
 
-def of_list(values: Sequence[Any], rows: slice) -> list[Any]:
+def select_list(values: Sequence[Any], rows: slice) -> list[Any]:
     """The values of a batch, where one serves all rows or each has its own."""
     return list(values) if len(values) == 1 else list(values)[rows]
 
 
-def unit_of(pictures: Tensor, channels: int, form: str = "H, W") -> Tensor:
+def input_to_unit(pictures: Tensor, channels: int, form: str = "H, W") -> Tensor:
     """Pictures (N, C, H, W), or what `form` names, in [-1, 1], float32, given so or as uint8.
 
     Raises:

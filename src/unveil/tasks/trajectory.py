@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.core.samplers import Progress
+from unveil.core.samplers import SamplingProgress
 from unveil.io.images import to_pixels
 from unveil.model import Model
 from unveil.types import RecipeError
@@ -24,7 +24,7 @@ class Preview(NamedTuple):
     every: int = 1
 
 
-class Film:
+class TrajectoryRecorder:
     """Keeps some states of a run, evenly spaced, shows estimates, and passes each step on.
 
     Args:
@@ -49,7 +49,7 @@ class Film:
         self._model, self._frames, self._on_step, self._preview = model, frames, on_step, preview
         self._kept: list[Tensor] = []
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: SamplingProgress) -> None:
         """One step."""
         done, total = progress.state.number, progress.total
         # the last frame is the sample itself

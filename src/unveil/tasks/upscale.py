@@ -9,15 +9,15 @@ from typing import Any
 from torch import Tensor
 
 from unveil.conditioning.tiled_denoising import OVERLAP, for_tiles, tiles
-from unveil.core.inverse import coarse
-from unveil.core.sampling_run import Course
+from unveil.core.inverse import low_frequency
+from unveil.core.sampling_run import SamplingRun
 from unveil.data.low_res import LOW, enlarged
 from unveil.model import Model
 from unveil.model.shapes import ending
-from unveil.tasks.img2img import begun, check_strength
-from unveil.tasks.position_scaling import spaced
-from unveil.tasks.size import multiple, rate
-from unveil.tasks.task_spec import Edit, latents_of, of_rows, unit_of
+from unveil.tasks.img2img import check_strength, start_from
+from unveil.tasks.position_scaling import scale_positions
+from unveil.tasks.size import size_multiple, vae_scale_factor
+from unveil.tasks.task_spec import TaskSpec, input_to_unit, latents_of, select_rows
 from unveil.types import RecipeError
 
 STRENGTH = 0.3  # of the edit after a plain enlargement, where nothing else is said
@@ -33,7 +33,7 @@ def upscale(
     overlap: float = OVERLAP,
     reach: int = 1,
     faithful: bool = False,
-) -> Edit:
+) -> TaskSpec:
     """Pictures or clips with `factor` times as many pixels a side.
 
     A model with a condition `low` draws them from noise, given the picture. Any other begins at the bicubic
@@ -59,30 +59,30 @@ def upscale(
     tiles: Bar-Tal et al. 2023 (arXiv:2302.08113); faithful: Choi et al. 2021 (arXiv:2108.02938).
     """
     check_strength(strength)
-    unit = unit_of(pictures, model.shape[0], "H, W" if len(model.shape) == 3 else "T, H, W")
+    unit = input_to_unit(pictures, model.shape[0], "H, W" if len(model.shape) == 3 else "T, H, W")
     before = unit.shape[-2], unit.shape[-1]
     wide = _larger(before, factor) if size is None else (size[0], size[1])
     trained = LOW in model.conditioners
     latent, tile = (model.codec.latent_shape(ending(model.shape, end))[-2:] for end in (wide, ()))
     # a pixel of `low` lies in one tile or the other, and so does what the network sees as one
-    least = max(1, latent[-1] // before[1]) if trained else multiple(model) // rate(model)
+    least = max(1, latent[-1] // before[1]) if trained else size_multiple(model) // vae_scale_factor(model)
     whole = latent[0], latent[1]
     places = tiles(whole, (tile[0] * reach, tile[1] * reach), overlap=overlap, unit=least)
 
-    def change(course: Course, rows: slice) -> Course:
-        known = None if trained else latents_of(model, resized(of_rows(unit, rows), wide))
-        course = spaced(course if known is None else begun(course, known, strength), 1 / reach)
+    def change(course: SamplingRun, rows: slice) -> SamplingRun:
+        known = None if trained else latents_of(model, resized(select_rows(unit, rows), wide))
+        course = scale_positions(course if known is None else start_from(course, known, strength), 1 / reach)
         if len(places) > 1:
             course = replace(course, step=for_tiles(course.guided, course.condition, course.null, places, whole))
         return _keeping(course, known, before, wide) if faithful and known is not None else course
 
     def shown(rows: slice) -> Mapping[str, Tensor]:
-        return {LOW: of_rows(unit, rows)} if trained else {}
+        return {LOW: select_rows(unit, rows)} if trained else {}
 
     settings: dict[str, Any] = {"factor": factor, "strength": strength, "overlap": overlap, "reach": reach}
     settings |= ({} if size is None else {"size": list(wide)}) | ({"faithful": True} if faithful else {})
     seen = min(wide[0], model.shape[-2] * reach), min(wide[1], model.shape[-1] * reach)
-    return Edit("upscale", settings, change, shown=shown, size=(*unit.shape[2:-2], *wide), seen=seen)
+    return TaskSpec("upscale", settings, change, shown=shown, size=(*unit.shape[2:-2], *wide), seen=seen)
 
 
 def _larger(size: tuple[int, int], factor: int) -> tuple[int, int]:
@@ -91,11 +91,11 @@ def _larger(size: tuple[int, int], factor: int) -> tuple[int, int]:
     return size[0] * factor, size[1] * factor
 
 
-def _keeping(course: Course, known: Tensor, before: tuple[int, int], wide: tuple[int, int]) -> Course:
+def _keeping(course: SamplingRun, known: Tensor, before: tuple[int, int], wide: tuple[int, int]) -> SamplingRun:
     """A course that keeps what `known` shows at the size before."""
     sides = zip(known.shape[-2:], before, wide, strict=True)
     low = [min(side, max(1, side * old // new)) for side, old, new in sides]
-    return course.around(lambda step: coarse(step, known, low))
+    return course.around(lambda step: low_frequency(step, known, low))
 
 
 def resized(unit: Tensor, size: tuple[int, int]) -> Tensor:

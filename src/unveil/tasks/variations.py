@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unveil.conditioning.batching import conditions
-from unveil.core.rng import Noise, Streams
+from unveil.conditioning.batching import build_conditions
+from unveil.core.rng import Noise, SampleRNG
 from unveil.core.samplers import slerp
-from unveil.core.sampling_run import Course
+from unveil.core.sampling_run import SamplingRun
 from unveil.model import Model
-from unveil.tasks.task_spec import Edit
+from unveil.tasks.task_spec import TaskSpec
 from unveil.types import Condition, RecipeError, ShapeError, like
 
 
-def vary(of: tuple[int, int], *, amount: float) -> Edit:
+def seed_variations(of: tuple[int, int], *, amount: float) -> TaskSpec:
     """Samples whose noise lies between that of a sample that is there and that of the request's seeds.
 
     All noise does: what a run starts from, and what samplers add on the way. Amount 0 gives the same picture.
@@ -33,12 +33,12 @@ def vary(of: tuple[int, int], *, amount: float) -> Edit:
     if not 0 <= amount <= 1:
         raise RecipeError(f"amount {amount}: must lie in [0, 1]; 0 is the same picture, 1 another one")
 
-    def change(course: Course, rows: slice) -> Course:
+    def change(course: SamplingRun, rows: slice) -> SamplingRun:
         del rows
         own = _noise(course, of)
         return replace(course, noise=_mixed(own, course.noise, torch.full((len(course),), amount)))
 
-    return Edit("vary", {"amount": amount, "of": list(of)}, change)
+    return TaskSpec("vary", {"amount": amount, "of": list(of)}, change)
 
 
 def interpolate(
@@ -47,7 +47,7 @@ def interpolate(
     *,
     frames: int,
     to: Mapping[str, Sequence[Any]] | None = None,
-) -> Edit:
+) -> TaskSpec:
     """The way between two samples: noise along the sphere, the condition along a line.
 
     The request asks for `frames` pictures (its `first` is the number of a frame), with the condition of the first
@@ -65,14 +65,14 @@ def interpolate(
         raise RecipeError(f"frames {frames}: at least 2, the two ends")
     controls = set() if model.controls is None else set(model.controls.conditioners)
 
-    def change(course: Course, rows: slice) -> Course:
+    def change(course: SamplingRun, rows: slice) -> SamplingRun:
         del rows
         weights = torch.tensor(course.streams.samples, dtype=torch.float64) / (frames - 1)
         noise = _mixed(_noise(course, ends[0]), _noise(course, ends[1]), weights)
         if not to or course.condition is None:
             return replace(course, noise=noise)
         free = {key: one for key, one in course.conditioners.items() if key not in controls}
-        other = conditions(free, {key: list(values)[:1] for key, values in to.items()}, len(course))[0]
+        other = build_conditions(free, {key: list(values)[:1] for key, values in to.items()}, len(course))[0]
         assert other is not None  # a model that takes the one condition takes the other
         other = replace(other, hint=course.condition.hint)
         return replace(course, noise=noise, condition=lerp(course.condition, other, weights))
@@ -82,7 +82,7 @@ def interpolate(
         "frames": frames,
         "to": {k: list(v) for k, v in (to or {}).items()},
     }
-    return Edit("interpolate", settings, change)
+    return TaskSpec("interpolate", settings, change)
 
 
 def lerp(first: Condition, last: Condition, weights: Tensor) -> Condition:
@@ -109,10 +109,10 @@ def _expanded(weights: Tensor, x: Tensor) -> Tensor:
     return cast.expand_as(x)
 
 
-def _noise(course: Course, of: tuple[int, int]) -> Noise:
+def _noise(course: SamplingRun, of: tuple[int, int]) -> Noise:
     """The noise of one sample for all rows of a batch."""
     seed, number = of
-    return Streams(seed, [number] * len(course), device=course.streams.device).bind(course.shape)
+    return SampleRNG(seed, [number] * len(course), device=course.streams.device).bind(course.shape)
 
 
 def _mixed(first: Noise, last: Noise, weights: Tensor) -> Noise:

@@ -17,27 +17,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unveil.autoencoders.looping import Cyclic
-from unveil.conditioning.batching import conditions, rows_of
-from unveil.conditioning.circular_shift import turned
+from unveil.autoencoders.looping import LoopingAutoencoder
+from unveil.conditioning.batching import build_conditions, expand_per_sample
+from unveil.conditioning.circular_shift import circular_shift
 from unveil.core import guidance, inverse
-from unveil.core.denoiser import Step
+from unveil.core.denoiser import DenoiseFn
 from unveil.core.rng import START, key
-from unveil.core.sampling_run import Course
+from unveil.core.sampling_run import SamplingRun
 from unveil.io.images import to_pixels
 from unveil.model import Model
-from unveil.tasks.conditioning_frames import FREE, Known, frames_at, holding
-from unveil.tasks.long_video import Direction, Shot, still_frames
-from unveil.tasks.prompt_schedule import Scene, check_script, spoken
-from unveil.tasks.size import Pace, pace
-from unveil.tasks.task_spec import Edit, latents_of, of_list, of_rows, same, unit_of
-from unveil.types import Level, RecipeError, ShapeError
+from unveil.tasks.conditioning_frames import FREE, ConditioningFrames, conditioned_generation, keyframes
+from unveil.tasks.long_video import Direction, VideoSpec, exact_frames
+from unveil.tasks.prompt_schedule import Scene, check_scenes, prompt_schedule
+from unveil.tasks.size import TemporalCompression, temporal_compression
+from unveil.tasks.task_spec import TaskSpec, identity, input_to_unit, latents_of, select_list, select_rows
+from unveil.types import NoiseLevel, RecipeError, ShapeError
 
 _FORM = "T, H, W"
 _DIFFERENCE = 1 << 20  # numbers of the draws of an edit by difference begin here, apart from those of samplers
 
 
-def fill(model: Model, frames: Tensor, at: Sequence[int], length: int | None = None) -> Edit:
+def inpaint_frames(model: Model, frames: Tensor, at: Sequence[int], length: int | None = None) -> TaskSpec:
     """Clips around frames that are given: a picture that begins to move, a clip that goes on or is led up to.
 
     Args:
@@ -48,10 +48,10 @@ def fill(model: Model, frames: Tensor, at: Sequence[int], length: int | None = N
     Raises:
         RecipeError: a place outside the clip.
     """
-    return holding(model, frames_at(frames, at, length or model.shape[1]), "fill", {"at": list(at)})
+    return conditioned_generation(model, keyframes(frames, at, length or model.shape[1]), "fill", {"at": list(at)})
 
 
-def extended(
+def extend(
     model: Model,
     clips: Tensor,
     frames: int | None = None,
@@ -59,7 +59,7 @@ def extended(
     direction: Direction = "forward",
     context: int | None = None,
     window: int | None = None,
-) -> Shot:
+) -> VideoSpec:
     """A film that goes on with clips, or leads up to them, by `frames` more.
 
     The film begins (backwards: ends) with frames of the clip; `reel.fresh` gives the others.
@@ -75,7 +75,7 @@ def extended(
     Raises:
         RecipeError: fewer frames than are to be known, or nothing to add.
     """
-    count, step = clips.shape[2], pace(model)
+    count, step = clips.shape[2], temporal_compression(model)
     wanted = min(count, max(1, (window or model.shape[1]) // 2)) if context is None else context
     _check_context(wanted, count, "the clip", 1 if frames is None else frames)
     ahead = direction == "forward"
@@ -85,10 +85,10 @@ def extended(
     kept = clips[:, :, -known:] if ahead else clips[:, :, :known]
     first = 0 if ahead else total - known
     added = (known, total) if ahead else (first - frames, first)
-    return Shot(
+    return VideoSpec(
         total,
         (clips.shape[3], clips.shape[4]),
-        known=still_frames({first + k: kept[:, :, k] for k in range(known)}),
+        known=exact_frames({first + k: kept[:, :, k] for k in range(known)}),
         window=window,
         direction=direction,
         fresh=added,
@@ -97,9 +97,9 @@ def extended(
     )
 
 
-def bridged(
+def interpolate_between(
     model: Model, first: Tensor, last: Tensor, frames: int | None = None, *, context: int | None = None
-) -> Shot:
+) -> VideoSpec:
     """A film, of one window, from the end of one clip to the beginning of another, by `frames` between them.
 
     It begins and ends with frames of the clips; `reel.fresh` gives the others. With one clip as both, they close a
@@ -115,7 +115,7 @@ def bridged(
         RecipeError: clips of unlike sizes, says how to match them; or numbers that cannot be.
     """
     check_alike(first, last)
-    least, step = min(first.shape[2], last.shape[2]), pace(model)
+    least, step = min(first.shape[2], last.shape[2]), temporal_compression(model)
     wanted = min(least, max(1, model.shape[1] // 4)) if context is None else context
     _check_context(wanted, least, "the shorter clip", 1 if frames is None else frames)
     before, after = (_whole_context(wanted, step, alone) for alone in (step.alone, 0))
@@ -126,10 +126,10 @@ def bridged(
         raise RecipeError(f"frames {frames}: this model makes {step.step} frames together; nearest {near}")
     ends = {place: first[:, :, first.shape[2] - before + place] for place in range(before)}
     ends |= {before + frames + place: last[:, :, place] for place in range(after)}
-    return Shot(
+    return VideoSpec(
         total,
         (first.shape[3], first.shape[4]),
-        known=still_frames(ends),
+        known=exact_frames(ends),
         window=total,
         fresh=(before, before + frames),
         verb="bridge",
@@ -144,7 +144,7 @@ def _check_context(context: int, count: int, clip: str, frames: int) -> None:
         raise RecipeError(f"frames {frames}: at least 1 is added")
 
 
-def _whole_context(wanted: int, step: Pace, alone: int) -> int:
+def _whole_context(wanted: int, step: TemporalCompression, alone: int) -> int:
     """The largest number of frames, at most so many, that latents hold by themselves."""
     found = alone + (wanted - alone) // step.step * step.step
     if found < 1:
@@ -162,7 +162,7 @@ def check_alike(first: Tensor, last: Tensor) -> None:
         )
 
 
-def storyboard(scenes: Sequence[Scene], frames: int, *, fade: int = 0, window: int | None = None) -> Shot:
+def storyboard(scenes: Sequence[Scene], frames: int, *, fade: int = 0, window: int | None = None) -> VideoSpec:
     """A film with a prompt for each span of time.
 
     Args:
@@ -174,12 +174,12 @@ def storyboard(scenes: Sequence[Scene], frames: int, *, fade: int = 0, window: i
     Raises:
         RecipeError: scenes that leave a gap or lie over each other, or an empty prompt.
     """
-    told = check_script(scenes, frames)
+    told = check_scenes(scenes, frames)
     settings = {"scenes": [list(one) for one in told], "fade": fade}
-    return Shot(frames, scenes=told, fade=fade, window=window, verb="storyboard", settings=settings)
+    return VideoSpec(frames, scenes=told, fade=fade, window=window, verb="storyboard", settings=settings)
 
 
-def ring(model: Model, frames: int | None = None, size: tuple[int, int] | None = None) -> Edit:
+def loop(model: Model, frames: int | None = None, size: tuple[int, int] | None = None) -> TaskSpec:
     """Clips without a beginning: after the last frame comes the first. For models of pixels, and for `cyclic` ones.
 
     Args:
@@ -188,26 +188,28 @@ def ring(model: Model, frames: int | None = None, size: tuple[int, int] | None =
     """
     count = frames or model.shape[1]
 
-    def change(course: Course, rows: slice) -> Course:
+    def change(course: SamplingRun, rows: slice) -> SamplingRun:
         del rows
-        return course.around(lambda step: turned(step, 2))
+        return course.around(lambda step: circular_shift(step, 2))
 
-    return Edit("ring", {"frames": count}, change, size=(count, *(size or model.shape[-2:])))
+    return TaskSpec("ring", {"frames": count}, change, size=(count, *(size or model.shape[-2:])))
 
 
-def cyclic(model: Model) -> Model:
+def with_looping_vae(model: Model) -> Model:
     """The model for rings: latents stand for frames all around, none for the first alone; it shares the weights."""
-    step = pace(model)
+    step = temporal_compression(model)
     if not step.alone:
         return model
     other = model.sized(model.shape[-2:])
-    other.codec = Cyclic(model.codec, step.step, step.latents, step.first)
+    other.codec = LoopingAutoencoder(model.codec, step.step, step.latents, step.first)
     frames = max(step.step, model.shape[1] // step.step * step.step)
     other.shape = (model.shape[0], frames, *model.shape[2:])
     return other
 
 
-def restyle(model: Model, clips: Tensor, strength: float | Sequence[float], mask: Tensor | None = None) -> Edit:
+def sdedit_video(
+    model: Model, clips: Tensor, strength: float | Sequence[float], mask: Tensor | None = None
+) -> TaskSpec:
     """Clips noised and made again under another text (SDEdit), frame by frame and place by place as strongly as said.
 
     Args:
@@ -235,10 +237,12 @@ def restyle(model: Model, clips: Tensor, strength: float | Sequence[float], mask
             raise ShapeError(f"mask {tuple(mask.shape)} for clips {tuple(clips.shape)}: must be (N, 1, T, H, W)")
         until = torch.where(mask, until, 0.0)
     until = torch.where(until >= 1, FREE, until)
-    return holding(model, Known(clips, until), "edit", {"strength": each[0] if len(set(each)) == 1 else each})
+    return conditioned_generation(
+        model, ConditioningFrames(clips, until), "edit", {"strength": each[0] if len(set(each)) == 1 else each}
+    )
 
 
-def move(
+def flow_edit_video(
     model: Model,
     clips: Tensor,
     source: Mapping[str, Sequence[Any]],
@@ -246,7 +250,7 @@ def move(
     strength: float = 0.7,
     source_scale: float = 1.5,
     mask: Tensor | None = None,
-) -> Edit:
+) -> TaskSpec:
     """Clips edited by the difference of what the model says under two texts; nothing is inverted (FlowEdit).
 
     The request holds the new text. Its guidance acts on the new text alone.
@@ -265,31 +269,33 @@ def move(
     """
     if not 0 < strength <= 1:
         raise RecipeError(f"strength {strength:g}: must lie in (0, 1]; near 0 keeps the clip")
-    unit = unit_of(clips, model.shape[0], _FORM)
+    unit = input_to_unit(clips, model.shape[0], _FORM)
 
-    def change(course: Course, rows: slice) -> Course:
-        latents = latents_of(model, of_rows(unit, rows))
+    def change(course: SamplingRun, rows: slice) -> SamplingRun:
+        latents = latents_of(model, select_rows(unit, rows))
         rest = inverse.sdedit(course.grid, latents, course.noise(START), strength)[0]
-        given = {key: rows_of(key, of_list(values, rows), len(course)) for key, values in source.items()}
+        given = {key: expand_per_sample(key, select_list(values, rows), len(course)) for key, values in source.items()}
         old = guided_by(course, given, source_scale)
-        step = inverse.differing(course.estimating(), old, latents, lambda level: course.noise(draw_of(level)))
+        step = inverse.flow_edit(course.estimating(), old, latents, lambda level: course.noise(noise_index(level)))
         return replace(course, grid=rest, step=step, x=torch.zeros_like(latents), onto=latents)
 
     def finish(pixels: Tensor, rows: slice) -> Tensor:
-        return pixels if mask is None else torch.where(of_rows(mask, rows), pixels, to_pixels(of_rows(unit, rows)))
+        return (
+            pixels if mask is None else torch.where(select_rows(mask, rows), pixels, to_pixels(select_rows(unit, rows)))
+        )
 
     settings = {"strength": strength, "source": {k: list(v) for k, v in source.items()}, "source_scale": source_scale}
-    return Edit("move", settings, change, finish=finish, size=tuple(clips.shape[2:]))
+    return TaskSpec("move", settings, change, finish=finish, size=tuple(clips.shape[2:]))
 
 
-def blend(
+def crossfade(
     model: Model,
     first: Tensor,
     last: Tensor,
     *,
     strength: float = 0.7,
     texts: Sequence[Mapping[str, Sequence[Any]]] = (),
-) -> Edit:
+) -> TaskSpec:
     """Clips that begin as one clip and end as another, each frame a little more the other: both seen at once.
 
     Frame by frame the two are mixed and noised, most in the middle and not at the ends, and made again under both
@@ -315,23 +321,23 @@ def blend(
     if len(texts) not in (0, 2):
         raise RecipeError(f"{len(texts)} texts for two clips: give none, or one for each")
     along = torch.linspace(0, 1, count, dtype=torch.float64)
-    one, other = (unit_of(clip, model.shape[0], _FORM) for clip in (first, last))
+    one, other = (input_to_unit(clip, model.shape[0], _FORM) for clip in (first, last))
     mixed = torch.lerp(one, other, along.to(one).view(1, 1, -1, 1, 1))
     until = (strength * torch.sin(math.pi * along)).clamp(min=0).view(1, 1, -1, 1, 1)
     until[:, :, [0, -1]] = 0.0
     until = torch.where(until >= 1, FREE, until)
-    before = spoken(texts, torch.stack([1 - along, along])) if texts else same
-    return holding(model, Known(mixed, until), "blend", {"strength": strength}, before)
+    before = prompt_schedule(texts, torch.stack([1 - along, along])) if texts else identity
+    return conditioned_generation(model, ConditioningFrames(mixed, until), "blend", {"strength": strength}, before)
 
 
-def guided_by(course: Course, given: Mapping[str, Any], scale: float) -> Step:
+def guided_by(course: SamplingRun, given: Mapping[str, Any], scale: float) -> DenoiseFn:
     """The model's step for a condition under plain guidance, whatever the request's own guidance is."""
-    condition, null = conditions(course.conditioners, given, len(course))
+    condition, null = build_conditions(course.conditioners, given, len(course))
     if scale == 1 or null is None:
         return course.plain(condition)
     return guidance.cfg(course.plain(condition), course.plain(null), scale)
 
 
-def draw_of(level: Level) -> int:
+def noise_index(level: NoiseLevel) -> int:
     """The number of the step whose noise an edit by difference takes at a level: by its time, always the same."""
     return _DIFFERENCE + key(round(float(level.t) * (1 << 32))) % _DIFFERENCE

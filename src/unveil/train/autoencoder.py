@@ -18,12 +18,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from unveil.autoencoders import KL, VQ
+from unveil.autoencoders import AutoencoderKL, VQModel
 from unveil.autoencoders.autoencoder import channels_last
-from unveil.autoencoders.losses import ADVERSARIAL, ERRORS, adaptive_weight, fooled, likelihood
-from unveil.autoencoders.perceptual import Perceptual
-from unveil.core.objective import Loss
-from unveil.core.rng import Streams
+from unveil.autoencoders.losses import ADVERSARIAL, ERRORS, adaptive_weight, generator_loss, likelihood
+from unveil.autoencoders.perceptual import LPIPS
+from unveil.core.objective import LossOutput
+from unveil.core.rng import SampleRNG
 from unveil.core.rng import key as hash_of
 from unveil.evaluate.perceptual import perceptual
 from unveil.io.files import write_atomically
@@ -33,9 +33,9 @@ from unveil.model.config import AutoencoderConfig, AutoencoderLossSection, Autoe
 from unveil.model.config.autoencoder import PUBLISHED_KL, LengthsSection
 from unveil.model.model_card import autoencoder_card
 from unveil.nn.discriminator import PatchDiscriminator
-from unveil.train.batch_preparation import chosen_to_mirror, fixed, mirror, rows, scaled
-from unveil.train.data_order import Batch, Items, check_items
-from unveil.train.latent_scaling import measured
+from unveil.train.batch_preparation import fixed_subset, hflip, random_flip_mask, slice_batch, to_float
+from unveil.train.data_order import Batch, IndexableItems, check_items
+from unveil.train.latent_scaling import measure_latent_scaling
 from unveil.train.sample_images import sheet
 from unveil.train.signals import Stop
 from unveil.train.trainer import learn
@@ -48,7 +48,7 @@ MEASURED = 10_000  # training pictures, or frames, that scale and shift are meas
 PART = 256  # of them at a time, but at least a clip
 
 
-class Rebuilt(NamedTuple):
+class ReconstructedBatch(NamedTuple):
     """Pictures (B, C, H, W), or clips (B, C, T, H, W), through the codec, and its own loss of each.
 
     own: (B,), a divergence, or the codebook's.
@@ -58,7 +58,7 @@ class Rebuilt(NamedTuple):
     own: Tensor
 
 
-class Beside(nn.Module):
+class AuxModules(nn.Module):
     """What is trained beside a codec: a discriminator, the logarithm of the error's scale, both, or nothing."""
 
     def __init__(self, loss: AutoencoderLossSection, shape: tuple[int, ...]) -> None:
@@ -67,7 +67,7 @@ class Beside(nn.Module):
         self.log_scale = None if loss.log_scale is None else nn.Parameter(torch.tensor(loss.log_scale))
 
 
-class Autoencoding:
+class AutoencoderLearner:
     """A `train.learner.Learner` of a codec.
 
     Args:
@@ -85,7 +85,7 @@ class Autoencoding:
 
     def __init__(
         self,
-        codec: KL | VQ,
+        codec: AutoencoderKL | VQModel,
         config: AutoencoderConfig,
         loss: AutoencoderLossSection,
         *,
@@ -100,14 +100,14 @@ class Autoencoding:
         self.by_channel, self.lengths = by_channel, lengths
         self.key, self.raw_keys = key, list[str]()
         self.shape = config.shape
-        self.beside = Beside(loss, config.shape)
+        self.beside = AuxModules(loss, config.shape)
         wanted = loss.perceptual
-        self.judge: Perceptual | None = None if wanted is None else perceptual(wanted.network, wanted.weights)
+        self.judge: LPIPS | None = None if wanted is None else perceptual(wanted.network, wanted.weights)
         self._seed = seed
         self._taken: list[tuple[Tensor, Tensor]] = []  # of step `_at`, what was put on which entries
         self._at = -1
         own, weight, published = (
-            ("kl", loss.kl, PUBLISHED_KL) if isinstance(codec, KL) else ("codebook", loss.codebook, 1.0)
+            ("kl", loss.kl, PUBLISHED_KL) if isinstance(codec, AutoencoderKL) else ("codebook", loss.codebook, 1.0)
         )
         self._own = published if weight is None else weight
         self.logged = ("error", own, *(("perceptual",) if self.judge else ()))
@@ -121,13 +121,13 @@ class Autoencoding:
 
     # ------------------------------------------------------------------ the loss
 
-    def loss(self, batch: Batch, streams: Streams, step: int, flip: bool) -> Loss:
+    def loss(self, batch: Batch, streams: SampleRNG, step: int, flip: bool) -> LossOutput:
         """Error, perceptual distance, the codec's own loss and, from its start on, the discriminator's share."""
         if step != self._at:  # a step that was skipped leaves no trace
             self._at, self._taken = step, []
         x = self.pixels(batch)
         if flip:
-            x = mirror(x, chosen_to_mirror(x, streams, step))
+            x = hflip(x, random_flip_mask(x, streams, step))
         if self.lengths is not None:
             x = self._cut(x, self.lengths, step)
         made = self.rebuilt(self.model, x, streams, step)
@@ -135,7 +135,7 @@ class Autoencoding:
 
     def pixels(self, batch: Batch) -> Tensor:
         """Pictures in [-1, 1], their channels last in memory, which convolutions are fastest on; clips as they are."""
-        return channels_last(scaled(cast(Tensor, batch.data)))
+        return channels_last(to_float(cast(Tensor, batch.data)))
 
     def _cut(self, clips: Tensor, lengths: LengthsSection, step: int) -> Tensor:
         """Clips of the step's length out of clips (B, C, T, H, W), from a place that is the step's too."""
@@ -152,10 +152,12 @@ class Autoencoding:
         """Three random numbers of a step, the same in every part of its batch."""
         return torch.rand(3, generator=torch.Generator().manual_seed(hash_of(self._seed, step, what) >> 1))
 
-    def rebuilt(self, codec: KL | VQ, x: Tensor, streams: Streams | None, step: int) -> Rebuilt:
+    def rebuilt(
+        self, codec: AutoencoderKL | VQModel, x: Tensor, streams: SampleRNG | None, step: int
+    ) -> ReconstructedBatch:
         """What a codec, the trained or the averaged one, makes in a step; without streams, of the likeliest latents."""
         settings = self.settings
-        if isinstance(codec, KL):
+        if isinstance(codec, AutoencoderKL):
             posterior = codec.posterior(x)
             z = posterior.mode
             if streams is not None:
@@ -170,9 +172,9 @@ class Autoencoding:
         if streams is not None and settings.latent_noise:
             spread = z.detach().float().std().to(z)
             z = z + settings.latent_noise * spread * streams.normal(z.shape[1:], step, LATENT).to(z)
-        return Rebuilt(codec.decoded(z).float(), own)
+        return ReconstructedBatch(codec.decoded(z).float(), own)
 
-    def judged(self, x: Tensor, made: Rebuilt, step: int) -> Loss:
+    def judged(self, x: Tensor, made: ReconstructedBatch, step: int) -> LossOutput:
         """The loss of pictures and what was made of them, without a discriminator where no gradient is wanted."""
         settings = self.settings
         error = ERRORS[settings.distance](x - made.pixels).flatten(1).mean(1)  # (B,)
@@ -182,7 +184,7 @@ class Autoencoding:
             error = error + settings.perceptual.weight * terms["perceptual"]
         log_scale = x.new_zeros(()) if self.beside.log_scale is None else self.beside.log_scale
         rebuilt = likelihood(error, log_scale)  # (B,)
-        own = "kl" if isinstance(self.model, KL) else "codebook"
+        own = "kl" if isinstance(self.model, AutoencoderKL) else "codebook"
         terms[own] = made.own
         value = rebuilt.mean() + self._own * made.own.mean()
         critic, at = self.beside.discriminator, settings.discriminator
@@ -196,9 +198,9 @@ class Autoencoding:
             terms |= {name: share.detach().expand(len(x)) for name, share in shares.items()}
         detached = {name: term.detach() for name, term in terms.items()}
         nowhere = torch.full((len(x),), math.nan, dtype=torch.float64)
-        return Loss(value, rebuilt.detach(), nowhere, detached)
+        return LossOutput(value, rebuilt.detach(), nowhere, detached)
 
-    def _looked(self, judge: Perceptual, x: Tensor, y: Tensor, step: int) -> Tensor:
+    def _looked(self, judge: LPIPS, x: Tensor, y: Tensor, step: int) -> Tensor:
         """The perceptual distance (B,), in training of some frames of clips where no more are asked for."""
         wanted = self.settings.perceptual.frames if self.settings.perceptual is not None else None
         if wanted is not None and x.ndim == 5 and torch.is_grad_enabled():
@@ -211,7 +213,7 @@ class Autoencoding:
         """Scalars: the decoder's loss, what it is weighed with, and the discriminator's loss."""
         assert self.settings.discriminator is not None
         with _still(critic):
-            generator = fooled(critic(y).float())
+            generator = generator_loss(critic(y).float())
         weight = adaptive_weight(rebuilt, generator, self.model.last_layer)
         real, fake = critic(x).float(), critic(y.detach()).float()
         adversarial = ADVERSARIAL[self.settings.discriminator.kind](real, fake)
@@ -222,7 +224,7 @@ class Autoencoding:
     def observe(self, step: int, t: Tensor, per_sample: Tensor) -> None:
         """Lets a codebook follow what was put on its entries in the step."""
         taken, self._taken = self._taken, []
-        if isinstance(self.model, VQ) and taken:
+        if isinstance(self.model, VQModel) and taken:
             z, indices = (torch.cat(part) for part in zip(*taken, strict=True))
             generator = torch.Generator().manual_seed(hash_of(self._seed, step) >> 1)
             self.model.quantiser.observe(z, indices, generator)
@@ -239,19 +241,19 @@ class Autoencoding:
         self.model.encoder.compile()
         self.model.decoder.compile()
 
-    def held_out(self, items: Items, at_once: int, count: int, seed: int) -> HeldOutPictures:
+    def held_out(self, items: IndexableItems, at_once: int, count: int, seed: int) -> AutoencoderValidation:
         """The loss without a discriminator, and the error in decibels, of the likeliest latents."""
-        return HeldOutPictures(self, fixed(items, count, self.key, []), at_once)
+        return AutoencoderValidation(self, fixed_subset(items, count, self.key, []), at_once)
 
-    def samples(self, items: Items, seed: int, stop: Stop) -> tuple[Sheets, int | None] | None:
+    def samples(self, items: IndexableItems, seed: int, stop: Stop) -> tuple[ReconstructionSheets, int | None] | None:
         """Sheets of pictures above what is made of them."""
         if self.shape[0] not in (1, 3):
             return None
         columns = min(COLUMNS, len(items)) if len(self.shape) == 3 else 1  # a clip has a row of its own
         count = min(2 if columns > 1 else COLUMNS, len(items) // columns) * columns
-        return Sheets(self, fixed(items, count, self.key, [])), columns
+        return ReconstructionSheets(self, fixed_subset(items, count, self.key, [])), columns
 
-    def finish(self, average: KL | VQ, items: Items) -> None:
+    def finish(self, average: AutoencoderKL | VQModel, items: IndexableItems) -> None:
         """Measures scale and shift of the latents on training pictures, and stores them with the codec."""
         frames = self.shape[1] if len(self.shape) == 4 else 1
         count, part = min(max(MEASURED // frames, 1), len(items)), max(PART // frames, 1)
@@ -261,12 +263,14 @@ class Autoencoding:
             torch.stack([torch.as_tensor(items[place][self.key]) for place in places[start : start + part]])
             for start in range(0, count, part)
         )
-        scale, shift = measured(average, (scaled(each).to(device) for each in parts), by_channel=self.by_channel)
+        scale, shift = measure_latent_scaling(
+            average, (to_float(each).to(device) for each in parts), by_channel=self.by_channel
+        )
         for codec in (self.model, average):
             codec.scale.copy_(scale)
             codec.shift.copy_(shift)
 
-    def averaged(self, average: KL | VQ) -> dict[str, dict[str, Tensor]]:
+    def averaged(self, average: AutoencoderKL | VQModel) -> dict[str, dict[str, Tensor]]:
         """Of the codec."""
         return model_saving.weight_files(average)
 
@@ -274,30 +278,30 @@ class Autoencoding:
         """Of the codec as trained."""
         return {**model_saving.weight_files(self.model), "model.yaml": dump(self.config), "card.md": self.card(about)}
 
-    def load(self, model: KL | VQ, folder: Path, which: model_folder.Which) -> None:
+    def load(self, model: AutoencoderKL | VQModel, folder: Path, which: model_folder.Which) -> None:
         """Copies a folder's weights."""
-        model_folder.copy_weights(model, folder, which)
+        model_folder.load_into(model, folder, which)
 
     def card(self, about: str) -> str:
         """The codec's card."""
         return autoencoder_card(self.model, self.config, about)
 
 
-class HeldOutPictures:
+class AutoencoderValidation:
     """How well the averaged codec rebuilds some pictures that never train."""
 
     from_start = False
 
-    def __init__(self, learner: Autoencoding, batch: Batch, at_once: int) -> None:
+    def __init__(self, learner: AutoencoderLearner, batch: Batch, at_once: int) -> None:
         self.learner, self.batch, self.at_once = learner, batch, at_once
 
     @torch.no_grad()
-    def line(self, model: KL | VQ) -> dict[str, Any]:
+    def line(self, model: AutoencoderKL | VQModel) -> dict[str, Any]:
         """`validation`, the loss; `psnr`, of the mean squared error of all of them, in decibels."""
         learner, count = self.learner, len(self.batch.numbers)
         total = squared = 0.0
         for start in range(0, count, self.at_once):
-            part = rows(self.batch, start, min(start + self.at_once, count), learner.device)
+            part = slice_batch(self.batch, start, min(start + self.at_once, count), learner.device)
             x = learner.pixels(part)
             made = learner.rebuilt(model, x, None, 0)
             loss = learner.judged(x, made, 0)
@@ -306,23 +310,28 @@ class HeldOutPictures:
         return {"validation": total / count, "psnr": -10 * math.log10(max(squared / count, 1e-12))}
 
 
-class Sheets:
+class ReconstructionSheets:
     """Pictures above what the averaged codec makes of them, in rows."""
 
-    def __init__(self, learner: Autoencoding, batch: Batch) -> None:
+    def __init__(self, learner: AutoencoderLearner, batch: Batch) -> None:
         self.learner, self.batch = learner, batch
 
     @torch.no_grad()
-    def draw(self, model: KL | VQ, path: Path, columns: int | None) -> None:
+    def draw(self, model: AutoencoderKL | VQModel, path: Path, columns: int | None) -> None:
         """Writes one sheet."""
-        batch = rows(self.batch, 0, len(self.batch.numbers), self.learner.device)
+        batch = slice_batch(self.batch, 0, len(self.batch.numbers), self.learner.device)
         x = self.learner.pixels(batch)
         made = self.learner.rebuilt(model, x, None, 0).pixels
         write_atomically(path, sheet(above(x, made, columns or len(x)), columns))
 
 
 def fit_autoencoder(
-    recipe: AutoencoderRecipe, codec: KL | VQ, dataset: Items, *, run: Path | str, held_out: Items | None = None
+    recipe: AutoencoderRecipe,
+    codec: AutoencoderKL | VQModel,
+    dataset: IndexableItems,
+    *,
+    run: Path | str,
+    held_out: IndexableItems | None = None,
 ) -> Path:
     """Trains a codec in a run folder, or goes on with the run that is there; returns the folder.
 
@@ -344,7 +353,7 @@ def fit_autoencoder(
         NotWritable, NonFinite, OutOfResources, Cancelled: as `train.fit`.
     """
     if (
-        isinstance(codec, VQ)
+        isinstance(codec, VQModel)
         and (codec.config.learned == "ema" or codec.config.restart > 0)
         and int(os.environ.get("WORLD_SIZE", 1)) > 1
     ):
@@ -358,7 +367,7 @@ def fit_autoencoder(
     return learn(learner, dataset, config=recipe.train, run=run, held_out=held_out, asked=asked)
 
 
-def learner_of(recipe: AutoencoderRecipe, codec: KL | VQ) -> Autoencoding:
+def learner_of(recipe: AutoencoderRecipe, codec: AutoencoderKL | VQModel) -> AutoencoderLearner:
     """The learner that a recipe asks for; its discriminator's first weights are the seed's.
 
     Raises:
@@ -366,7 +375,7 @@ def learner_of(recipe: AutoencoderRecipe, codec: KL | VQ) -> Autoencoding:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(hash_of(recipe.train.seed, 1) >> 1)
-        return Autoencoding(
+        return AutoencoderLearner(
             codec, recipe.model, recipe.loss, by_channel=recipe.scale == "channel", lengths=recipe.lengths,
             key=recipe.key, seed=recipe.train.seed,
         )  # fmt: skip

@@ -9,11 +9,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from unveil.core.rng import Streams
+from unveil.core.rng import SampleRNG
 from unveil.model import Model
 from unveil.model.config.train import Batching
-from unveil.train.data_order import Batch, Items, collate
-from unveil.train.latents import is_kept, latents, versions
+from unveil.train.data_order import Batch, IndexableItems, collate
+from unveil.train.latents import flip_variants, is_cached, latents
 from unveil.types import Condition, RecipeError, ShapeError
 
 # Draws of an example's stream; the objective has 0 and 1. DROP is that of the first condition, others follow.
@@ -21,7 +21,7 @@ FLIP, DROP = 2, 3
 
 
 def prepare(
-    model: Model, batch: Batch, streams: Streams, step: int | None, flip: bool = False
+    model: Model, batch: Batch, streams: SampleRNG, step: int | None, flip: bool = False
 ) -> tuple[Any, Condition | None]:
     """A batch as the objective takes it: x0 (B, ...), or a list of (...), scaled and encoded, and its condition.
 
@@ -41,9 +41,9 @@ def prepare(
     for place, conditioner in enumerate(cast(Mapping[str, Any], model.conditioners).values()):
         part: Condition = conditioner.encode(batch.raw[conditioner.key])
         if mirrored is not None and part.channels is not None:
-            part = replace(part, channels=mirror(part.channels, mirrored))
+            part = replace(part, channels=hflip(part.channels, mirrored))
         if mirrored is not None and part.hint is not None:
-            part = replace(part, hint=mirror(part.hint, mirrored))
+            part = replace(part, hint=hflip(part.hint, mirrored))
         if conditioner.drop and step is not None:
             keep = streams.uniform(step, DROP + place) >= conditioner.drop
             part = part.where(keep, conditioner.null(len(x0)))
@@ -52,18 +52,18 @@ def prepare(
 
 
 def _encoded(
-    model: Model, data: Tensor, streams: Streams, step: int | None, flip: bool
+    model: Model, data: Tensor, streams: SampleRNG, step: int | None, flip: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Data of one size, scaled and encoded, and which of them are mirrored."""
-    x0, kept = scaled(data), is_kept(model, data)
+    x0, kept = to_float(data), is_cached(model, data)
     mirrored: Tensor | None = None
     if flip and step is not None:
-        mirrored = chosen_to_mirror(x0, streams, step)
-        x0 = x0 if kept else mirror(x0, mirrored)
-    return latents(model, versions(x0, mirrored) if kept else x0, streams, step, encoded=kept), mirrored
+        mirrored = random_flip_mask(x0, streams, step)
+        x0 = x0 if kept else hflip(x0, mirrored)
+    return latents(model, flip_variants(x0, mirrored) if kept else x0, streams, step, encoded=kept), mirrored
 
 
-def scaled(data: Tensor) -> Tensor:
+def to_float(data: Tensor) -> Tensor:
     """uint8 pixels as float32 in [-1, 1]; floating point as float32, unchanged.
 
     Raises:
@@ -76,7 +76,7 @@ def scaled(data: Tensor) -> Tensor:
     return data.float()
 
 
-def chosen_to_mirror(pictures: Tensor, streams: Streams, step: int) -> Tensor:
+def random_flip_mask(pictures: Tensor, streams: SampleRNG, step: int) -> Tensor:
     """Which of a batch (B, C, H, W) a training step mirrors, every second one: (B,) bool.
 
     Raises:
@@ -87,36 +87,38 @@ def chosen_to_mirror(pictures: Tensor, streams: Streams, step: int) -> Tensor:
     return streams.uniform(step, FLIP) < 0.5
 
 
-def mirror(pictures: Tensor, which: Tensor) -> Tensor:
+def hflip(pictures: Tensor, which: Tensor) -> Tensor:
     """The pictures, those chosen by `which` (B,) left to right."""
     rows = which.reshape(-1, *(1,) * (pictures.ndim - 1)).to(pictures.device)
     return torch.where(rows, pictures.flip(-1), pictures)
 
 
-def fixed(items: Items, count: int, key: str, raw_keys: list[str], batching: Batching | None = None) -> Batch:
+def fixed_subset(
+    items: IndexableItems, count: int, key: str, raw_keys: list[str], batching: Batching | None = None
+) -> Batch:
     """Items spread evenly over a data set, numbered by their index."""
     indices = [place * len(items) // count for place in range(count)]
     return collate(indices, indices, [items[index] for index in indices], key, raw_keys, batching)
 
 
-def rows(batch: Batch, start: int, stop: int, device: torch.device) -> Batch:
+def slice_batch(batch: Batch, start: int, stop: int, device: torch.device) -> Batch:
     """The examples from `start` to before `stop`, on a device."""
 
     def cut(value: Any) -> Any:
-        return on(value[start:stop], device)
+        return to_device(value[start:stop], device)
 
     raw = {key: cut(value) for key, value in batch.raw.items()}
     return Batch(batch.numbers[start:stop], cut(batch.data), raw)
 
 
-def on(value: Any, device: torch.device) -> Any:
+def to_device(value: Any, device: torch.device) -> Any:
     """A tensor, or a list of tensors, on a device; anything else as it is."""
     if isinstance(value, list):
-        return [on(one, device) for one in value]
+        return [to_device(one, device) for one in value]
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
 
-def noise_for(x0: Any, streams: Streams, step: int) -> Any:
+def noise_for(x0: Any, streams: SampleRNG, step: int) -> Any:
     """Standard normal noise for a batch (B, ...), or for a list of (...), the same for each example."""
     if isinstance(x0, list):
         return [own.normal(one.shape, step)[0].to(one) for own, one in zip(streams.each(), x0, strict=True)]

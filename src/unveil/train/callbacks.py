@@ -12,23 +12,23 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from unveil.conditioning.controlnet import steered
+from unveil.conditioning.controlnet import with_controlnets
 from unveil.core.process import Process
-from unveil.core.rng import Streams
+from unveil.core.rng import SampleRNG
 from unveil.core.rng import key as hash_of
 from unveil.io.files import write_atomically
 from unveil.model import Model, checkpoint_store
 from unveil.model.config import TrainConfig
 from unveil.train import state
-from unveil.train.batch_preparation import noise_for, prepare, rows
-from unveil.train.data_order import Batch, Items
-from unveil.train.learner import Drawn, Judged
-from unveil.train.lightning_module import Objective, Outcome, TrainingModule
-from unveil.train.metrics_logger import BINS, Display, Journal, Window, guarded, log
+from unveil.train.batch_preparation import noise_for, prepare, slice_batch
+from unveil.train.data_order import Batch, IndexableItems
+from unveil.train.learner import SampleSheets, Validator
+from unveil.train.lightning_module import Objective, StepOutput, TrainingModule
+from unveil.train.metrics_logger import BINS, MetricsLogger, ProgressBar, RunningMean, guarded, log
 from unveil.train.run_folder import RunFolder
 from unveil.train.sample_images import beside, plot_run, sheet
 from unveil.train.signals import INTERRUPTED, TERMINATED, Stop
-from unveil.types import Cancelled, NonFinite, NotWritable, OutOfResources, RecipeError
+from unveil.types import Cancelled, NonFinite, OutOfResources, OutputError, RecipeError
 
 KEEP = 3  # checkpoints kept
 LINES = 500  # of the log, about
@@ -59,7 +59,7 @@ class Samples:
             raise Cancelled("stopped on request")
 
 
-class HeldOut:
+class ValidationLoss:
     """The objective on held-out items at fixed times and fixed noise, one number per noise level.
 
     Attributes:
@@ -85,12 +85,12 @@ class HeldOut:
         """
         batch = batch or self.batch
         device = next(model.parameters()).device
-        denoiser = steered(model.denoiser, model.controls)
+        denoiser = with_controlnets(model.denoiser, model.controls)
         sums = torch.zeros(BINS, dtype=torch.float64)
         count = len(batch.numbers)
         for start in range(0, count, self.at_once):
-            part = rows(batch, start, min(start + self.at_once, count), device)
-            streams = Streams(hash_of(self.seed, VALIDATION), part.numbers, device=device)
+            part = slice_batch(batch, start, min(start + self.at_once, count), device)
+            streams = SampleRNG(hash_of(self.seed, VALIDATION), part.numbers, device=device)
             x0, condition = prepare(model, part, streams, None)
             noise = noise_for(x0, streams, 0)
             for place in range(BINS):
@@ -113,7 +113,7 @@ class HeldOut:
         return found
 
 
-class Watch(Callback):
+class TrainingCallback(Callback):
     """Follows the optimiser steps; in a distributed run the first process writes and the others follow.
 
     Raises (from a step):
@@ -124,18 +124,18 @@ class Watch(Callback):
         ended: None, or why the run stopped before its last step: an exit code, or 0 for "out of time".
     """
 
-    def __init__(self, folder: RunFolder, config: TrainConfig, stop: Stop, items: Items) -> None:
+    def __init__(self, folder: RunFolder, config: TrainConfig, stop: Stop, items: IndexableItems) -> None:
         self.folder, self.config, self.stop, self.items = folder, config, stop, items
-        self.samples: Drawn | None = None
-        self.held_out: Judged | None = None
-        self.saved: state.Saved | None = None
+        self.samples: SampleSheets | None = None
+        self.held_out: Validator | None = None
+        self.saved: state.TrainingState | None = None
         self.columns: int | None = None
         self.ended: int | None = None
-        self.window = Window()
+        self.window = RunningMean()
         self._every = min(max(config.steps // LINES, 1), 50)  # steps behind a line of the log
         self._writes = False
-        self._journal: Journal | None = None
-        self._display: Display | None = None
+        self._journal: MetricsLogger | None = None
+        self._display: ProgressBar | None = None
         self._last_line = (0, 0.0)
         self._failed_saves = 0
         self._saved_at = -1
@@ -164,8 +164,8 @@ class Watch(Callback):
             self.saved = None  # its mapped files are not needed any more
         self._writes = trainer.is_global_zero
         if self._writes:
-            self._journal = Journal(self.folder.path, module.step if resumed else -1)
-            self._display = Display(self.config.steps, module.step)
+            self._journal = MetricsLogger(self.folder.path, module.step if resumed else -1)
+            self._display = ProgressBar(self.config.steps, module.step)
             if module.step:
                 self._display.say(f"{self.folder.path}: going on from step {module.step} of {self.config.steps}")
             if not resumed and self.config.validate_every and self.held_out is not None and self.held_out.from_start:
@@ -207,7 +207,7 @@ class Watch(Callback):
 
     # ------------------------------------------------------------------ parts of a step
 
-    def _note(self, module: TrainingModule, outcome: Outcome) -> None:
+    def _note(self, module: TrainingModule, outcome: StepOutput) -> None:
         if outcome.fault is None:
             self.window.add(outcome.loss, outcome.norm, outcome.t, outcome.per_sample, outcome.terms)
         elif self._journal is not None:
@@ -217,7 +217,7 @@ class Watch(Callback):
         if outcome.step % self._every and outcome.step < self.config.steps:
             return
         facts = {"step": outcome.step, **self.window.means(), "lr": outcome.rate, "skipped": module.skipped}
-        self.window = Window()
+        self.window = RunningMean()
         now = time.monotonic()
         step, then = self._last_line
         self._last_line = (outcome.step, now)
@@ -259,8 +259,8 @@ class Watch(Callback):
             try:
                 about = f"## Training\n\n{module.step} steps of {self.config.amount}, seed {self.config.seed}."
                 state.save(module, self.window, self.folder.checkpoints, items=len(self.items), about=about)
-                checkpoint_store.retain(self.folder.checkpoints, KEEP)
-            except (OutOfResources, NotWritable, NonFinite) as problem:
+                checkpoint_store.prune(self.folder.checkpoints, KEEP)
+            except (OutOfResources, OutputError, NonFinite) as problem:
                 failed = (type(problem).__name__, str(problem))
         failed = trainer.strategy.broadcast(failed)
         if failed is None:
@@ -277,7 +277,7 @@ class Watch(Callback):
             )
         log.warning("step %d: no checkpoint (%s); the next try is at the next interval", module.step, text)
 
-    def _story(self, module: TrainingModule, outcome: Outcome) -> str:
+    def _story(self, module: TrainingModule, outcome: StepOutput) -> str:
         fault = outcome.fault or {}
         levels = "t {:.3g} to {:.3g}; ".format(*fault["t"]) if "t" in fault else ""
         examples = ", ".join(map(str, fault.get("examples", [])[:8]))

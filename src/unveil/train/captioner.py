@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unveil.core.objective import Loss
-from unveil.core.rng import Streams
+from unveil.core.objective import LossOutput
+from unveil.core.rng import SampleRNG
 from unveil.model import checkpoint_store, model_folder
 from unveil.model.captioner_folder import (
     FILE,
@@ -23,7 +23,7 @@ from unveil.model.captioner_folder import (
     captioner_card,
     captioner_files,
     copy_captioner,
-    grown,
+    extend_vocabulary,
     load_captioner,
     words_of,
 )
@@ -31,18 +31,18 @@ from unveil.model.config import CaptionerRecipe
 from unveil.model.config.train import Batching
 from unveil.nn.captioner import Captioner
 from unveil.nn.tokenizer import BEGIN, END, PADDING, Vocabulary, padded
-from unveil.train.batch_preparation import fixed, rows, scaled
-from unveil.train.data_order import Batch, Items, check_items
-from unveil.train.learner import Drawn
+from unveil.train.batch_preparation import fixed_subset, slice_batch, to_float
+from unveil.train.data_order import Batch, IndexableItems, check_items
+from unveil.train.learner import SampleSheets
 from unveil.train.signals import Stop
 from unveil.train.trainer import learn
-from unveil.train.vocabulary import texts
+from unveil.train.vocabulary import all_captions
 from unveil.types import RecipeError, WeightsError
 
 TEXT, FPS = "text", "fps"
 
 
-def start(recipe: CaptionerRecipe, dataset: Items, device: torch.device) -> CaptionModel:
+def start(recipe: CaptionerRecipe, dataset: IndexableItems, device: torch.device) -> CaptionModel:
     """What training begins with: fresh weights and the words of the data, or a base with these words beside its own.
 
     Raises:
@@ -52,7 +52,7 @@ def start(recipe: CaptionerRecipe, dataset: Items, device: torch.device) -> Capt
     """
     base = None if recipe.base is None else load_captioner(recipe.base)
     before = () if base is None else base.words.tokens
-    captions = [*texts(dataset, TEXT)]
+    captions = [*all_captions(dataset, TEXT)]
     words = Vocabulary.of(captions, recipe.words.unit, limit=recipe.words.limit, before=before)
     if not words.tokens:
         raise RecipeError("the training captions hold no word; give items a text")
@@ -61,14 +61,19 @@ def start(recipe: CaptionerRecipe, dataset: Items, device: torch.device) -> Capt
     facts = {"decode": recipe.decode.model_dump(mode="json"), "size": list(shape_of(dataset, recipe.key)[-2:])}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
-        network = Captioner(config) if base is None else grown(base, words)
+        network = Captioner(config) if base is None else extend_vocabulary(base, words)
     if network.config != config:
         raise RecipeError(f"base {recipe.base!r}: its network is {network.config}, the recipe says {config}; use one")
     return CaptionModel(network.requires_grad_(True).to(device), words, facts)
 
 
 def fit_captioner(
-    recipe: CaptionerRecipe, model: CaptionModel, dataset: Items, *, run: Path | str, held_out: Items | None = None
+    recipe: CaptionerRecipe,
+    model: CaptionModel,
+    dataset: IndexableItems,
+    *,
+    run: Path | str,
+    held_out: IndexableItems | None = None,
 ) -> Path:
     """Trains a captioner in a run folder, or goes on with the run that is there; returns the folder.
 
@@ -82,7 +87,7 @@ def fit_captioner(
     batching = recipe.train.batching
     if batching == "packed" or recipe.train.tokens is not None:
         raise RecipeError("train.batching: a captioner computes size by size; set buckets, and leave tokens out")
-    learner = Captioning(model, recipe.key, shape_of(dataset, recipe.key), FPS in dataset[0], batching)
+    learner = CaptionerLearner(model, recipe.key, shape_of(dataset, recipe.key), FPS in dataset[0], batching)
     asked = recipe.model_dump(mode="json")
     return learn(learner, dataset, config=recipe.train, run=run, held_out=held_out, asked=asked)
 
@@ -93,12 +98,12 @@ def _refuse_long(words: int, limit: int) -> None:
         raise RecipeError(f"network.limit = {limit}: a caption has {words + 1} words with its end; raise it")
 
 
-def shape_of(dataset: Items, key: str) -> tuple[int, ...]:
+def shape_of(dataset: IndexableItems, key: str) -> tuple[int, ...]:
     """Of the first item's data."""
     return tuple(torch.as_tensor(dataset[0][key]).shape)
 
 
-class Captioning:
+class CaptionerLearner:
     """A `train.learner.Learner` of a captioner.
 
     Args:
@@ -126,7 +131,7 @@ class Captioning:
         """Where it trains."""
         return next(self.model.parameters()).device
 
-    def loss(self, batch: Batch, streams: Streams, step: int, flip: bool) -> Loss:
+    def loss(self, batch: Batch, streams: SampleRNG, step: int, flip: bool) -> LossOutput:
         """Mean nats of a word, of each caption and of all.
 
         Raises:
@@ -137,14 +142,14 @@ class Captioning:
             raise RecipeError("train.flip: a mirrored picture has another caption; set it to false")
         return self.judged(self.model, batch)
 
-    def judged(self, network: Captioner, batch: Batch) -> Loss:
+    def judged(self, network: Captioner, batch: Batch) -> LossOutput:
         """The loss of a batch by a network, the trained or the averaged one."""
         data = batch.data
         targets = self.targets(batch.raw[TEXT]).to(data[0].device)
         rate = torch.as_tensor(batch.raw[FPS]).cpu().double() if FPS in batch.raw else None
         total, counted = torch.zeros(len(data), device=targets.device), (targets[:, 1:] != PADDING).sum(1)
         for places in of_one_size(data):
-            x = clips(scaled(data if isinstance(data, Tensor) else torch.stack([data[place] for place in places])))
+            x = clips(to_float(data if isinstance(data, Tensor) else torch.stack([data[place] for place in places])))
             words = targets[places]
             logits = network(x, words[:, :-1], None if rate is None else rate[places])
             nats = nn.functional.cross_entropy(logits.float().transpose(1, 2), words[:, 1:], reduction="none")
@@ -152,7 +157,7 @@ class Captioning:
                 0, torch.tensor(places, device=total.device), (nats * (words[:, 1:] != PADDING)).sum(1)
             )
         nowhere = torch.full((len(data),), math.nan, dtype=torch.float64)
-        return Loss(total.sum() / counted.sum(), (total / counted).detach(), nowhere, {})
+        return LossOutput(total.sum() / counted.sum(), (total / counted).detach(), nowhere, {})
 
     def targets(self, captions: list[str]) -> Tensor:
         """Captions as words (B, L), with begin and end.
@@ -179,16 +184,16 @@ class Captioning:
         self.model.encoder.compile()
         self.model.decoder.stack.compile()
 
-    def held_out(self, items: Items, at_once: int, count: int, seed: int) -> HeldOutCaptions:
+    def held_out(self, items: IndexableItems, at_once: int, count: int, seed: int) -> CaptionValidation:
         """The loss of captions that never train."""
         del seed
-        return HeldOutCaptions(self, fixed(items, count, self.key, self.raw_keys, self.batching), at_once)
+        return CaptionValidation(self, fixed_subset(items, count, self.key, self.raw_keys, self.batching), at_once)
 
-    def samples(self, items: Items, seed: int, stop: Stop) -> tuple[Drawn, int | None] | None:
+    def samples(self, items: IndexableItems, seed: int, stop: Stop) -> tuple[SampleSheets, int | None] | None:
         """Words are no pictures."""
         return None
 
-    def finish(self, average: Captioner, items: Items) -> None:
+    def finish(self, average: Captioner, items: IndexableItems) -> None:
         """Nothing is left to be done."""
 
     def averaged(self, average: Captioner) -> dict[str, dict[str, Tensor]]:
@@ -220,12 +225,12 @@ class Captioning:
         return CaptionModel(network, self.words, self.facts)
 
 
-class HeldOutCaptions:
+class CaptionValidation:
     """How likely the averaged captioner finds captions that never train."""
 
     from_start = False
 
-    def __init__(self, learner: Captioning, batch: Batch, at_once: int) -> None:
+    def __init__(self, learner: CaptionerLearner, batch: Batch, at_once: int) -> None:
         self.learner, self.batch, self.at_once = learner, batch, at_once
 
     @torch.no_grad()
@@ -233,7 +238,7 @@ class HeldOutCaptions:
         """`validation`, mean nats of a word."""
         count, total = len(self.batch.numbers), 0.0
         for begin in range(0, count, self.at_once):
-            part = rows(self.batch, begin, min(begin + self.at_once, count), self.learner.device)
+            part = slice_batch(self.batch, begin, min(begin + self.at_once, count), self.learner.device)
             total += self.learner.judged(model, part).per_sample.sum().item()
         return {"validation": total / count}
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from unveil.core.process import Process
-from unveil.core.rng import Streams
+from unveil.core.rng import SampleRNG
 from unveil.evaluate.features import read_accuracy
 from unveil.evaluate.image_set import Pictured, Pictures, gather
 from unveil.io.files import refuse_overwrite, sha256, write_atomically
@@ -28,7 +28,7 @@ from unveil.io.images import to_unit
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.cnn import Cnn, CnnConfig
 from unveil.nn.vit import ViT, ViTConfig
-from unveil.types import Level, NonFinite, RecipeError, like
+from unveil.types import NoiseLevel, NonFinite, RecipeError, like
 
 TIME, NOISE = 0, 1  # draws of a training step
 LEVELS, HELD_OUT = 10, 1000  # tenths of the times, and pictures, that a noisy classifier is judged at
@@ -83,7 +83,7 @@ class ClassifierConfig:
             raise RecipeError(f"sides {list(self.sides)}: each must be a multiple of the patch, {self.network.patch}")
 
 
-class Progress(NamedTuple):
+class ClassifierProgress(NamedTuple):
     """Where training is, after a step."""
 
     step: int
@@ -92,7 +92,7 @@ class Progress(NamedTuple):
     seconds: float
 
 
-class Trained(NamedTuple):
+class TrainedClassifier(NamedTuple):
     """A classifier, its share of held-out pictures read correctly, and what it took.
 
     by_level: of a noisy one, the same at each tenth of the times, from the data on; `accuracy` is their mean.
@@ -110,8 +110,8 @@ def train_classifier(
     config: ClassifierConfig,
     dataset: Pictured,
     held_out: Pictured,
-    on_progress: Callable[[Progress], object] | None = None,
-) -> Trained:
+    on_progress: Callable[[ClassifierProgress], object] | None = None,
+) -> TrainedClassifier:
     """A classifier of `dataset`, the same for the same seed, machine and number of compute threads.
 
     Args:
@@ -144,7 +144,7 @@ def train_classifier(
             loss.backward()
             optimiser.step()
             if on_progress:
-                on_progress(Progress(step, steps, value, time.perf_counter() - began))
+                on_progress(ClassifierProgress(step, steps, value, time.perf_counter() - began))
     network.eval().requires_grad_(False)
     if not isinstance(network, NoisyClassifier):
         _scale_features(network, train.pixels[:10_000])
@@ -154,15 +154,15 @@ def train_classifier(
     if not isinstance(network, NoisyClassifier):
         accuracy = read_accuracy(network, test.pixels, test.labels)
         by_size = _accuracy_by_size(network, test) if isinstance(network, ViT) else {}
-        return Trained(network, accuracy, time.process_time() - spent, by_size=by_size)
+        return TrainedClassifier(network, accuracy, time.process_time() - spent, by_size=by_size)
     assert config.process is not None
     by_level = tuple(_accuracy_at(network, config.process, test, k) for k in range(LEVELS))
-    return Trained(network, sum(by_level) / LEVELS, time.process_time() - spent, by_level)
+    return TrainedClassifier(network, sum(by_level) / LEVELS, time.process_time() - spent, by_level)
 
 
 def save_classifier(
     name: str,
-    trained: Trained,
+    trained: TrainedClassifier,
     config: ClassifierConfig,
     folder: Path,
     *,
@@ -234,13 +234,13 @@ class _Noisy:
 
     def __call__(self, pixels: Tensor, step: int) -> Tensor:
         """The logits of a batch at training step `step`, of times and noises that it alone decides."""
-        streams = Streams(self.seed, range(len(pixels)))
+        streams = SampleRNG(self.seed, range(len(pixels)))
         level = self.process.at(self.process.trainable(streams.uniform(step, TIME)))
         x, index = _noised(self.process, level, pixels, streams.normal(pixels.shape[1:], step, NOISE))
         return self.network(x, index)
 
 
-def _noised(process: Process, level: Level, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+def _noised(process: Process, level: NoiseLevel, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Pictures (B, C, H, W) at a level, and the index (B,) of it that the network is given."""
     x = like(level.alpha, pixels) * pixels + like(level.sigma, pixels) * noise
     return x, torch.as_tensor(process.index(level), dtype=torch.float32).expand(len(x))
@@ -250,7 +250,7 @@ def _accuracy_at(network: NoisyClassifier, process: Process, test: Pictures, ten
     """The share of the first held-out pictures read correctly with the noise of a tenth of the times."""
     assert test.labels is not None
     pixels, labels = to_unit(test.pixels[:HELD_OUT]), test.labels[:HELD_OUT]
-    streams = Streams(0, range(len(pixels)))
+    streams = SampleRNG(0, range(len(pixels)))
     u = (tenth + streams.uniform(tenth, TIME)) / LEVELS
     level = process.at(process.trainable(u))
     x, index = _noised(process, level, pixels, streams.normal(pixels.shape[1:], tenth, NOISE))

@@ -16,11 +16,11 @@ from unveil.model import Model
 from unveil.model.config import Recipe
 from unveil.nn.controlnet import ControlNet, hint_widths
 from unveil.nn.unet import UNet
-from unveil.train.lora import described
-from unveil.types import Base, RecipeError
+from unveil.train.lora import model_config_on_base
+from unveil.types import BaseModel, RecipeError
 
 
-def controlled(model: Model, base: Base, recipe: Recipe) -> Model:
+def setup_controlnet(model: Model, base: BaseModel, recipe: Recipe) -> Model:
     """The base under a fresh ControlNet, which alone the recipe trains; it is the model given, and draws what it drew.
 
     Args:
@@ -34,19 +34,19 @@ def controlled(model: Model, base: Base, recipe: Recipe) -> Model:
         raise RecipeError("the recipe has no section control, so there is nothing to train on the base; add one")
     if model.controls is not None:
         raise RecipeError(f"base = {base.path}: a ControlNet itself; name the base that this one was trained on")
-    config, network = described(model, base, recipe), model.denoiser.network
+    config, network = model_config_on_base(model, base, recipe), model.denoiser.network
     if not isinstance(network, UNet):
         raise RecipeError(f"the base {base.path} is a {type(network).__name__}; a ControlNet is trained on a U-Net")
     if config.network_config() != network.config:
         raise RecipeError(f"network of the base {base.path} is {network.config}, which the recipe has to say")
     model.requires_grad_(False)
-    model.controlled(Control(HINT, fresh(model, network, recipe)))
+    model.controlled(Control(HINT, init_controlnet(model, network, recipe)))
     model.config, model.sampling = config, recipe.sample
     model.base = base._replace(what="control")
     return model
 
 
-def fresh(model: Model, network: UNet, recipe: Recipe) -> ControlNet:
+def init_controlnet(model: Model, network: UNet, recipe: Recipe) -> ControlNet:
     """A copy of the network's first half that adds nothing yet; its hint network is drawn by the recipe's seed.
 
     Raises:

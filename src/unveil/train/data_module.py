@@ -8,28 +8,28 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from unveil.model.config import TrainConfig
-from unveil.train.data_order import Batch, Numbered, Numbers, Steps
+from unveil.train.data_order import Batch, BatchPlan, BatchSampler, IndexedDataset
 from unveil.train.signals import ignore_in_worker
 from unveil.types import Error
 
 
-class Unread(NamedTuple):
+class DataWorkerError(NamedTuple):
     """What a process that reads data found wrong: the training raises it, whom its words reach as they are."""
 
     fault: Error
 
 
-class _Reading(Dataset[Batch | Unread]):
+class _Reading(Dataset[Batch | DataWorkerError]):
     """Batches, or what was wrong with one."""
 
-    def __init__(self, numbered: Numbered) -> None:
+    def __init__(self, numbered: IndexedDataset) -> None:
         self._numbered = numbered
 
-    def __getitems__(self, numbers: list[int]) -> Batch | Unread:
+    def __getitems__(self, numbers: list[int]) -> Batch | DataWorkerError:
         try:
             return self._numbered.__getitems__(numbers)
         except Error as problem:
-            return Unread(problem)
+            return DataWorkerError(problem)
 
 
 class TrainingData(LightningDataModule):
@@ -38,18 +38,18 @@ class TrainingData(LightningDataModule):
     steps: which examples each step takes.
     """
 
-    def __init__(self, numbered: Numbered, config: TrainConfig, first: int, steps: Steps) -> None:
+    def __init__(self, numbered: IndexedDataset, config: TrainConfig, first: int, steps: BatchPlan) -> None:
         super().__init__()
         self.steps = steps
         self.numbered = numbered
         self.config = config
         self.first = first
 
-    def train_dataloader(self) -> DataLoader[Batch | Unread]:
+    def train_dataloader(self) -> DataLoader[Batch | DataWorkerError]:
         """One pass over all that is left of the run; what Lightning calls an epoch is the whole of it."""
         config, trainer = self.config, self.trainer
         assert trainer is not None
-        numbers = Numbers(
+        numbers = BatchSampler(
             self.first,
             config.steps,
             batch=self.steps,
@@ -66,16 +66,16 @@ class TrainingData(LightningDataModule):
             pin_memory=trainer.strategy.root_device.type == "cuda",
         )
 
-    def on_before_batch_transfer(self, batch: Batch | Unread, dataloader_idx: int) -> Batch:
+    def on_before_batch_transfer(self, batch: Batch | DataWorkerError, dataloader_idx: int) -> Batch:
         """The batch.
 
         Raises:
             Error: it could not be read.
         """
-        if isinstance(batch, Unread):
+        if isinstance(batch, DataWorkerError):
             raise batch.fault
         return batch
 
 
 def _as_is(batch: Any) -> Any:
-    return batch  # `Numbered` has collated it
+    return batch  # `IndexedDataset` has collated it

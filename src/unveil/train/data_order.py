@@ -17,13 +17,13 @@ from torch.utils.data import Dataset, Sampler
 
 from unveil.core.rng import key as hash_of
 from unveil.model.config.train import Batching
-from unveil.types import Item, MediaError, RecipeError, ShapeError, nearest
+from unveil.types import DataError, Item, RecipeError, ShapeError, did_you_mean
 
 # What a model is told under one key, and data call by another
 ALSO = {"prompt": "text"}
 
 
-class Items(Sized, Protocol):
+class IndexableItems(Sized, Protocol):
     """A data set: its length, and one item by index."""
 
     def __getitem__(self, index: int, /) -> Item:
@@ -42,7 +42,7 @@ class Batch(NamedTuple):
     raw: dict[str, Any]
 
 
-class Order:
+class EpochShuffle:
     """Every item once per epoch, each epoch in another order."""
 
     def __init__(self, size: int, seed: int) -> None:
@@ -65,7 +65,7 @@ class Order:
         return self._known[epoch]
 
 
-class Steps(Protocol):
+class BatchPlan(Protocol):
     """Which examples a step takes."""
 
     def examples(self, step: int, part: int = 0, parts: int = 1) -> range:
@@ -73,7 +73,7 @@ class Steps(Protocol):
         ...
 
 
-class Even:
+class FixedBatch:
     """As many examples in each step, `batch`, and in each of its parts."""
 
     def __init__(self, batch: int) -> None:
@@ -85,7 +85,7 @@ class Even:
         return range(begin + part * share, begin + (part + 1) * share)
 
 
-class Numbers(Sampler[list[int]]):
+class BatchSampler(Sampler[list[int]]):
     """The example numbers of each forward pass of one process, from an optimiser step on.
 
     Args:
@@ -97,10 +97,12 @@ class Numbers(Sampler[list[int]]):
         world: how many processes.
     """
 
-    def __init__(self, first: int, last: int, *, batch: int | Steps, parts: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, first: int, last: int, *, batch: int | BatchPlan, parts: int, rank: int = 0, world: int = 1
+    ) -> None:
         self.first, self.last = first, last
         self.parts, self.rank, self.world = parts, rank, world
-        self.steps: Steps = Even(batch) if isinstance(batch, int) else batch
+        self.steps: BatchPlan = FixedBatch(batch) if isinstance(batch, int) else batch
 
     def __len__(self) -> int:
         """Forward passes left."""
@@ -113,14 +115,19 @@ class Numbers(Sampler[list[int]]):
                 yield list(self.steps.examples(step, part, self.world * self.parts))
 
 
-class Numbered(Dataset[Batch]):
+class IndexedDataset(Dataset[Batch]):
     """A data set read by example number instead of by index.
 
     batching: how data of different sizes are computed together; None: they are all of one.
     """
 
     def __init__(
-        self, items: Items, order: Order, key: str, raw_keys: Sequence[str], batching: Batching | None = None
+        self,
+        items: IndexableItems,
+        order: EpochShuffle,
+        key: str,
+        raw_keys: Sequence[str],
+        batching: Batching | None = None,
     ) -> None:
         self.items = items
         self.order = order
@@ -174,7 +181,7 @@ def collate(
     return Batch(numbers, torch.stack(data), raw)
 
 
-def check_items(items: Items, key: str, raw_keys: Sequence[str], shape: tuple[int, ...] | None) -> None:
+def check_items(items: IndexableItems, key: str, raw_keys: Sequence[str], shape: tuple[int, ...] | None) -> None:
     """Looks at the first item, before anything is written.
 
     Raises:
@@ -183,7 +190,7 @@ def check_items(items: Items, key: str, raw_keys: Sequence[str], shape: tuple[in
         ShapeError: its data has another shape than the model's, or a type that is neither float nor uint8.
     """
     if not len(items):
-        raise MediaError("the data set is empty; training needs at least 1 item")
+        raise DataError("the data set is empty; training needs at least 1 item")
     first = items[0]
     data = torch.as_tensor(value_of(first, key, 0))
     for raw_key in raw_keys:
@@ -197,7 +204,7 @@ def check_items(items: Items, key: str, raw_keys: Sequence[str], shape: tuple[in
         )
 
 
-def items_of(items: Items, indices: Sequence[int]) -> Sequence[Item]:
+def items_of(items: IndexableItems, indices: Sequence[int]) -> Sequence[Item]:
     """Several items of a data set, at once where it can do that."""
     several = getattr(items, "__getitems__", None)  # as torch's own loader asks
     return [items[index] for index in indices] if several is None else several(indices)
@@ -213,7 +220,7 @@ def value_of(item: Item, key: str, index: int) -> Any:
         key = ALSO[key]
     if key not in item:
         has = ", ".join(repr(k) for k in item)
-        raise RecipeError(f"item {index} has no key {key!r}{nearest(key, list(item))}; it has {has or 'none'}")
+        raise RecipeError(f"item {index} has no key {key!r}{did_you_mean(key, list(item))}; it has {has or 'none'}")
     return item[key]
 
 

@@ -10,29 +10,29 @@ import torch
 from torch import Tensor, nn
 
 from unveil.conditioning.class_label import Label
-from unveil.conditioning.controlnet import steered
-from unveil.conditioning.diffusion_forcing import Framewise
-from unveil.core.objective import Loss
-from unveil.core.rng import Streams
+from unveil.conditioning.controlnet import with_controlnets
+from unveil.conditioning.diffusion_forcing import DiffusionForcingLoss
+from unveil.core.objective import LossOutput
+from unveil.core.rng import SampleRNG
 from unveil.core.timestep_sampling import SecondMoment
 from unveil.model import Model, checkpoint_store, model_folder, model_saving
 from unveil.model.config.train import Batching
 from unveil.model.model_card import card
-from unveil.train.batch_preparation import fixed, prepare
-from unveil.train.data_order import Batch, Items
+from unveil.train.batch_preparation import fixed_subset, prepare
+from unveil.train.data_order import Batch, IndexableItems
 from unveil.train.signals import Stop
-from unveil.train.variable_size import Mixed
-from unveil.train.vocabulary import legible
+from unveil.train.variable_size import VariableSizeLoss
+from unveil.train.vocabulary import drop_unknown_captions
 from unveil.types import WeightsError
 
 if TYPE_CHECKING:  # with these comes Lightning, which takes seconds
-    from unveil.train.callbacks import HeldOut, Samples
+    from unveil.train.callbacks import Samples, ValidationLoss
     from unveil.train.lightning_module import Objective
 
 SHEET = 16  # samples on a sheet, or two rows of the classes
 
 
-class Denoising:
+class DiffusionLearner:
     """A `train.learner.Learner` of a diffusion model.
 
     Args:
@@ -46,7 +46,9 @@ class Denoising:
 
     def __init__(self, model: Model, objective: Objective, key: str, batching: Batching | None = None) -> None:
         self.model = model
-        self.objective: Any = objective if batching is None else Mixed(cast(Framewise, objective), batching)
+        self.objective: Any = (
+            objective if batching is None else VariableSizeLoss(cast(DiffusionForcingLoss, objective), batching)
+        )
         self.batching: Batching | None = batching
         self.key = key
         conditioners: list[Any] = list(model.conditioners.values())
@@ -59,10 +61,10 @@ class Denoising:
         """Where it trains."""
         return self.model.device
 
-    def loss(self, batch: Batch, streams: Streams, step: int, flip: bool) -> Loss:
+    def loss(self, batch: Batch, streams: SampleRNG, step: int, flip: bool) -> LossOutput:
         """The objective's."""
         x0, condition = prepare(self.model, batch, streams, step, flip)
-        return self.objective(steered(self.model.denoiser, self.model.controls), x0, condition, streams, step)
+        return self.objective(with_controlnets(self.model.denoiser, self.model.controls), x0, condition, streams, step)
 
     def observe(self, step: int, t: Tensor, per_sample: Tensor) -> None:
         """Lets the objective see times and losses."""
@@ -87,16 +89,16 @@ class Denoising:
         """Compiles the network."""
         self.model.compiled()
 
-    def held_out(self, items: Items, at_once: int, count: int, seed: int) -> HeldOut:
+    def held_out(self, items: IndexableItems, at_once: int, count: int, seed: int) -> ValidationLoss:
         """The objective at fixed times and noise."""
-        from unveil.train.callbacks import HeldOut
+        from unveil.train.callbacks import ValidationLoss
 
         controls = self.model.controls
         hints = [] if controls is None else [one.key for one in controls.controls]
         batch = self._fixed(items, count)
-        return HeldOut(batch, self.objective, seed, at_once, hints)
+        return ValidationLoss(batch, self.objective, seed, at_once, hints)
 
-    def samples(self, items: Items, seed: int, stop: Stop) -> tuple[Samples, int | None] | None:
+    def samples(self, items: IndexableItems, seed: int, stop: Stop) -> tuple[Samples, int | None] | None:
         """Two rows of the classes, or pictures for the conditions of some items."""
         from unveil.train.callbacks import Samples
 
@@ -110,12 +112,12 @@ class Denoising:
         count = min(SHEET, len(items))
         return Samples(self._fixed(items, count).raw, count, seed, stop), None
 
-    def _fixed(self, items: Items, count: int) -> Batch:
+    def _fixed(self, items: IndexableItems, count: int) -> Batch:
         """Some items, spread evenly."""
-        batch = fixed(items, count, self.key, self.raw_keys, self.batching)
-        return batch._replace(raw=legible(self.model, batch.raw))
+        batch = fixed_subset(items, count, self.key, self.raw_keys, self.batching)
+        return batch._replace(raw=drop_unknown_captions(self.model, batch.raw))
 
-    def finish(self, average: Model, items: Items) -> None:
+    def finish(self, average: Model, items: IndexableItems) -> None:
         """Nothing is left to be done."""
 
     def averaged(self, average: Model) -> dict[str, dict[str, Tensor]]:
@@ -130,7 +132,7 @@ class Denoising:
 
     def load(self, model: Model, folder: Path, which: model_folder.Which) -> None:
         """Copies a folder's weights."""
-        model_folder.copy_weights(model, folder, which)
+        model_folder.load_into(model, folder, which)
 
     def card(self, about: str) -> str:
         """The model's card."""

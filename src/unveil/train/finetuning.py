@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from unveil.conditioning.learned_text_encoder import WordTokens
+from unveil.conditioning.learned_text_encoder import LearnedTextEncoder
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig, Recipe
 from unveil.model.config.base import Section
 from unveil.model.config.token_conditions import WordsSection
-from unveil.train.lora import described
-from unveil.types import Base, RecipeError
+from unveil.train.lora import model_config_on_base
+from unveil.types import BaseModel, RecipeError
 
 
-def continued(model: Model, base: Base, recipe: Recipe) -> Model:
+def setup_finetune(model: Model, base: BaseModel, recipe: Recipe) -> Model:
     """The base as the recipe describes it, ready to be trained on.
 
     Samples may have another size than the base's, frames among it, and prompts another length, where the same weights
@@ -27,7 +27,7 @@ def continued(model: Model, base: Base, recipe: Recipe) -> Model:
         RecipeError: another model than the recipe describes.
     """
     other = [] if model.config is None else _others(model.config, recipe.model)
-    config = described(model, base, recipe, besides=other)
+    config = model_config_on_base(model, base, recipe, besides=other)
     model = _remade(model, base, config) if other else model
     model.config = config
     model.sampling = recipe.sample
@@ -50,7 +50,7 @@ def _of_any_length(part: Section) -> Section:
     return part.model_copy(update={"most": 1}) if isinstance(part, WordsSection) else part
 
 
-def _remade(model: Model, base: Base, config: ModelConfig) -> Model:
+def _remade(model: Model, base: BaseModel, config: ModelConfig) -> Model:
     """The base's parts as a model of the config's shape, process and length of prompts."""
     with torch.device("meta"):
         wanted = {key: value.shape for key, value in build(config).denoiser.state_dict().items()}
@@ -65,7 +65,7 @@ def _remade(model: Model, base: Base, config: ModelConfig) -> Model:
     other.codec = model.codec
     for key, part in model.conditioners.items():
         mine = other.conditioners[key]
-        if isinstance(part, WordTokens) and isinstance(mine, WordTokens):
+        if isinstance(part, LearnedTextEncoder) and isinstance(mine, LearnedTextEncoder):
             mine.load_state_dict(part.state_dict())
             mine.take_files(part.files())
         else:

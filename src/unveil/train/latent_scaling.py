@@ -7,13 +7,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from unveil.autoencoders import KL, VQ
+from unveil.autoencoders import AutoencoderKL, VQModel
 from unveil.autoencoders.autoencoder import channels_last
 from unveil.types import NonFinite
 
 
 @torch.no_grad()
-def measured(codec: KL | VQ, parts: Iterator[Tensor], *, by_channel: bool) -> tuple[Tensor, Tensor]:
+def measure_latent_scaling(
+    codec: AutoencoderKL | VQModel, parts: Iterator[Tensor], *, by_channel: bool
+) -> tuple[Tensor, Tensor]:
     """Scale and shift (C,) that bring the codec's latents of pictures to mean 0 and deviation 1.
 
     Args:

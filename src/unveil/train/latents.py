@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from unveil.core.rng import Streams
+from unveil.core.rng import SampleRNG
 from unveil.data.adapted import Source
 from unveil.data.fingerprint import Progress, tensors
 from unveil.data.latent_cache import Cached, Encoder, Keeping, kept
@@ -25,7 +25,7 @@ ENCODE = 1 << 16  # the draw of an example's stream that picks its latents; cond
 
 
 @runtime_checkable
-class Encodes(Protocol):
+class SupportsEncode(Protocol):
     """A codec whose encoder's result may be kept."""
 
     def encoded(self, pixels: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class Encodes(Protocol):
         ...
 
 
-def keep(
+def cache_latents(
     model: Model, items: Source, how: Keeping | None = None, progress: Progress | None = None
 ) -> tuple[Cached, bool]:
     """A data set with what the model's encoder says of each picture, from the cache, and whether it was there.
@@ -63,7 +63,7 @@ def encoder_of(model: Model) -> Encoder:
         RecipeError: the model has no codec that encodes.
     """
     codec: Any = model.codec
-    if not isinstance(codec, Encodes) or not isinstance(codec, nn.Module):
+    if not isinstance(codec, SupportsEncode) or not isinstance(codec, nn.Module):
         raise RecipeError(
             f"latents cannot be kept: the model's codec, {type(codec).__name__}, encodes nothing; "
             "set train.latents: encode, or give the recipe a codec"
@@ -80,12 +80,12 @@ def encoder_of(model: Model) -> Encoder:
     return Encoder(encode, identity, 2 if codec.stochastic else 1, scale, shift)
 
 
-def is_kept(model: Model, data: Tensor) -> bool:
+def is_cached(model: Model, data: Tensor) -> bool:
     """Whether a batch holds what an encoder said: it then has an axis more, of versions, than the model's samples."""
     return data.ndim == len(model.shape) + 2
 
 
-def versions(data: Tensor, mirrored: Tensor | None) -> Tensor:
+def flip_variants(data: Tensor, mirrored: Tensor | None) -> Tensor:
     """Of each example the version that is asked for, (B, moments * C', h, w) of (B, versions, moments * C', h, w).
 
     Args:
@@ -104,7 +104,7 @@ def versions(data: Tensor, mirrored: Tensor | None) -> Tensor:
     return data[torch.arange(len(data), device=data.device), mirrored.long().to(data.device)]
 
 
-def latents(model: Model, data: Tensor, streams: Streams, step: int | None, *, encoded: bool) -> Tensor:
+def latents(model: Model, data: Tensor, streams: SampleRNG, step: int | None, *, encoded: bool) -> Tensor:
     """Latents (B, C', h, w) of pixels, or of what the encoder said of them.
 
     Args:

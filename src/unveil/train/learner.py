@@ -12,14 +12,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from unveil.core.objective import Loss
-from unveil.core.rng import Streams
+from unveil.core.objective import LossOutput
+from unveil.core.rng import SampleRNG
 from unveil.model import checkpoint_store
-from unveil.train.data_order import Batch, Items
+from unveil.train.data_order import Batch, IndexableItems
 from unveil.train.signals import Stop
 
 
-class Drawn(Protocol):
+class SampleSheets(Protocol):
     """Sheets of pictures that a run shows as it goes."""
 
     def draw(self, model: Any, path: Path, columns: int | None) -> None:
@@ -27,7 +27,7 @@ class Drawn(Protocol):
         ...
 
 
-class Judged(Protocol):
+class Validator(Protocol):
     """What a run says of items that never train.
 
     Attributes:
@@ -70,7 +70,7 @@ class Learner(Protocol):
         """Where it trains."""
         ...
 
-    def loss(self, batch: Batch, streams: Streams, step: int, flip: bool) -> Loss:
+    def loss(self, batch: Batch, streams: SampleRNG, step: int, flip: bool) -> LossOutput:
         """The loss of a batch at a training step; every random number is keyed by step and example.
 
         Its `t` is NaN where the loss is at no level of noise.
@@ -97,15 +97,15 @@ class Learner(Protocol):
         """Compiles what is trained."""
         ...
 
-    def held_out(self, items: Items, at_once: int, count: int, seed: int) -> Judged:
+    def held_out(self, items: IndexableItems, at_once: int, count: int, seed: int) -> Validator:
         """What says how well items that never train are learned."""
         ...
 
-    def samples(self, items: Items, seed: int, stop: Stop) -> tuple[Drawn, int | None] | None:
+    def samples(self, items: IndexableItems, seed: int, stop: Stop) -> tuple[SampleSheets, int | None] | None:
         """What draws sheets, and the pictures in a row of them; None where there is nothing to see."""
         ...
 
-    def finish(self, average: Any, items: Items) -> None:
+    def finish(self, average: Any, items: IndexableItems) -> None:
         """The last thing that is done to the averaged weights, before the last checkpoint."""
         ...
 

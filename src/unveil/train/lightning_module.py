@@ -12,12 +12,12 @@ from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 
 from unveil.core.denoiser import Denoiser
-from unveil.core.objective import Loss
-from unveil.core.rng import Streams
+from unveil.core.objective import LossOutput
+from unveil.core.rng import SampleRNG
 from unveil.core.rng import key as hash_of
 from unveil.model.config import TrainConfig
-from unveil.train.batch_preparation import on
-from unveil.train.data_order import Batch, Even, Steps
+from unveil.train.batch_preparation import to_device
+from unveil.train.data_order import Batch, BatchPlan, FixedBatch
 from unveil.train.ema import Ema
 from unveil.train.learner import Learner
 from unveil.train.lr_schedule import Schedule
@@ -31,12 +31,12 @@ class Objective(Protocol):
     """What training minimises; `core.objective.Diffusion` is one."""
 
     def __call__(
-        self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, streams: Streams, step: int
-    ) -> Loss:
+        self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, streams: SampleRNG, step: int
+    ) -> LossOutput:
         """The loss of a batch at a training step."""
         ...
 
-    def at(self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, t: Tensor, noise: Tensor) -> Loss:
+    def at(self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, t: Tensor, noise: Tensor) -> LossOutput:
         """The loss at given times and noise, for validation."""
         ...
 
@@ -45,7 +45,7 @@ class Objective(Protocol):
         ...
 
 
-class Outcome(NamedTuple):
+class StepOutput(NamedTuple):
     """One optimiser step, the same on every process.
 
     step: steps behind the run afterwards. loss: mean over the batch. rate: the learning rate. norm: of the
@@ -66,8 +66,8 @@ class Outcome(NamedTuple):
     fault: dict[str, Any] | None = None
 
 
-class Gathered(NamedTuple):
-    """What one exchange between the processes gives; as in `Outcome`."""
+class ReducedStats(NamedTuple):
+    """What one exchange between the processes gives; as in `StepOutput`."""
 
     numbers: Tensor
     t: Tensor
@@ -77,7 +77,7 @@ class Gathered(NamedTuple):
     wishes: list[float]
 
 
-class Wishes(Protocol):
+class StopSignals(Protocol):
     """What may ask a run to stop; each entry above 0 is one reason."""
 
     def wishes(self) -> list[float]:
@@ -100,22 +100,22 @@ class TrainingModule(LightningModule):
         learner: Learner,
         config: TrainConfig,
         schedule: Schedule,
-        wishes: Wishes,
-        steps: Steps | None = None,
+        wishes: StopSignals,
+        steps: BatchPlan | None = None,
     ) -> None:
         super().__init__()
         self.learner = learner
-        self.steps: Steps = steps or Even(config.batch)
+        self.steps: BatchPlan = steps or FixedBatch(config.batch)
         self.model: nn.Module = learner.model
         self.beside = learner.beside
         self.config = config
         self.schedule = schedule
         self._wishes = wishes
         self.step = self.skipped = self.in_a_row = 0
-        self.outcome: Outcome | None = None
+        self.outcome: StepOutput | None = None
         self.ema: Ema[Any] | None = None
         self.optimizer: AdamW | None = None
-        self._passes: list[tuple[list[int], Loss]] = []  # their losses are means over their parts of the step
+        self._passes: list[tuple[list[int], LossOutput]] = []  # their losses are means over their parts of the step
         self.model.train()
         self.beside.train()
 
@@ -146,7 +146,7 @@ class TrainingModule(LightningModule):
             self._passes.clear()
         # The global generator, which a network's dropout uses: a resumed run draws the same.
         _seed(hash_of(self.config.seed, self.step, part, self.global_rank) >> 1, self.device)
-        streams = Streams(self.config.seed, batch.numbers, device=self.device)
+        streams = SampleRNG(self.config.seed, batch.numbers, device=self.device)
         loss = self.learner.loss(batch, streams, self.step, self.config.flip)
         share = self._share(batch.numbers)
         if share != 1:  # so that the mean over parts is that over all examples
@@ -157,7 +157,7 @@ class TrainingModule(LightningModule):
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Its tensors; Lightning would visit every number of the batch too."""
         moved = {key: v.to(device) if isinstance(v, Tensor) else v for key, v in batch.raw.items()}
-        return Batch(batch.numbers, on(batch.data, device), moved)
+        return Batch(batch.numbers, to_device(batch.data, device), moved)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """One step: the closure computes the gradient, which `on_before_optimizer_step` then judges."""
@@ -165,7 +165,7 @@ class TrainingModule(LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step(closure=optimizer_closure)
-        outcome = cast(Outcome, self.outcome)
+        outcome = cast(StepOutput, self.outcome)
         self.step += 1
         if outcome.fault is None:
             self.in_a_row = 0
@@ -194,7 +194,7 @@ class TrainingModule(LightningModule):
                 if norm > self.config.clip:
                     torch._foreach_mul_(group, self.config.clip / norm)  # pyright: ignore[reportPrivateImportUsage]
         rate = optimizer.param_groups[0]["lr"]
-        self.outcome = Outcome(
+        self.outcome = StepOutput(
             self.step + 1, found.loss, rate, norms[0], found.numbers, found.t, found.per_sample, found.terms,
             found.wishes, fault,
         )  # fmt: skip
@@ -216,7 +216,7 @@ class TrainingModule(LightningModule):
         """The loss scaler of 16-bit training, if there is one."""
         return getattr(self.trainer.precision_plugin, "scaler", None)
 
-    def _gathered(self) -> Gathered:
+    def _gathered(self) -> ReducedStats:
         """The step's examples from all processes by number, the mean loss and terms, and the wishes to stop."""
         numbers = torch.tensor([n for found, _ in self._passes for n in found], dtype=torch.float64)
         t = torch.cat([loss.t.double().cpu() for _, loss in self._passes])
@@ -237,7 +237,7 @@ class TrainingModule(LightningModule):
             value, terms, wishes = columns[3].mean(), columns[4].mean(0), columns[5].sum(0)
         order = numbers.argsort()
         named = dict(zip(self.learner.logged, terms.tolist(), strict=True))
-        return Gathered(numbers[order].long(), t[order], per_sample[order], value.item(), named, wishes.tolist())
+        return ReducedStats(numbers[order].long(), t[order], per_sample[order], value.item(), named, wishes.tolist())
 
     def _share(self, numbers: list[int]) -> float:
         """How many examples a part of the step has, in multiples of the mean part's."""
@@ -257,7 +257,7 @@ class TrainingModule(LightningModule):
         found = [loss.terms[name].cpu().double().mean().item() for _, loss in self._passes if name in loss.terms]
         return sum(found) / len(found) if found else math.nan
 
-    def _fault(self, found: Gathered, norm: float) -> dict[str, Any]:
+    def _fault(self, found: ReducedStats, norm: float) -> dict[str, Any]:
         """What a person needs to find the cause of a non-finite step."""
         loss, bad = found.loss, ~found.per_sample.isfinite()
         chosen = bad if bool(bad.any()) else torch.ones_like(bad)

@@ -12,20 +12,20 @@ from typing import Any, cast
 
 import torch
 
-from unveil.conditioning.text_encoder import Text
+from unveil.conditioning.text_encoder import TextEncoder
 from unveil.model import Model
 from unveil.model.config import ModelConfig, Recipe
 from unveil.model.config.latent_autoencoder import SavedSection
 from unveil.model.config.text import TextSection
 from unveil.model.lora_state import NAME
 from unveil.nn import lora
-from unveil.types import Base, RecipeError
+from unveil.types import BaseModel, RecipeError
 
 # What a base and a recipe have to agree on: all that the weights were trained for
 SAME = ("shape", "key", "network", "process", "prediction", "variance", "condition", "codec")
 
 
-def adapted(model: Model, base: Base, recipe: Recipe) -> Model:
+def setup_lora(model: Model, base: BaseModel, recipe: Recipe) -> Model:
     """The base with fresh additions on its network, of which alone the recipe trains; it is the model given.
 
     Args:
@@ -37,18 +37,18 @@ def adapted(model: Model, base: Base, recipe: Recipe) -> Model:
     """
     if recipe.lora is None:
         raise RecipeError("the recipe has no section lora, so there is nothing to train on the base; add one")
-    model.config, network = described(model, base, recipe), model.denoiser.network
+    model.config, network = model_config_on_base(model, base, recipe), model.denoiser.network
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
-        additions = lora.fresh(network, recipe.lora.build())  # on the CPU: a seed gives the same ones anywhere
+        additions = lora.init_lora(network, recipe.lora.build())  # on the CPU: a seed gives the same ones anywhere
     lora.attach(network, NAME, additions)
     model.requires_grad_(False)
-    lora.only_trains(network, NAME)
+    lora.freeze_except(network, NAME)
     model.sampling, model.base = recipe.sample, base
     return model
 
 
-def described(model: Model, base: Base, recipe: Recipe, besides: Sequence[str] = ()) -> ModelConfig:
+def model_config_on_base(model: Model, base: BaseModel, recipe: Recipe, besides: Sequence[str] = ()) -> ModelConfig:
     """The model of a recipe, with the base's own codec where the recipe says only where it was saved.
 
     Args:
@@ -68,7 +68,7 @@ def described(model: Model, base: Base, recipe: Recipe, besides: Sequence[str] =
             raise RecipeError(f"{name} of the base {base.path} is {theirs}, of the recipe {mine}; make them equal")
     for one in ours.condition:
         if isinstance(one, TextSection):
-            cast(Text, model.conditioners[one.key]).keep(one.cache)
+            cast(TextEncoder, model.conditioners[one.key]).keep(one.cache)
     return ours
 
 

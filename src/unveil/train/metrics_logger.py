@@ -21,7 +21,7 @@ BINS = 10  # equal parts of t in [0, 1]
 log = logging.getLogger("unveil.train")
 
 
-class Window:
+class RunningMean:
     """Sums over the optimiser steps since the last line of the log; part of a checkpoint."""
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class Window:
             setattr(self, name, state.get(name, {}) if name == "terms" else state[name])
 
 
-class Journal:
+class MetricsLogger:
     """metrics.jsonl, one object a line, and the same numbers as TensorBoard events.
 
     A full disk or a broken event writer is reported once and never stops the run.
@@ -127,7 +127,7 @@ class Journal:
             log.warning("%s: not written any more (%s); training goes on", what, problem)
 
 
-class Display:
+class ProgressBar:
     """Progress on stderr: a bar with speed and time left on a terminal, plain lines elsewhere.
 
     Nothing is shown when the logger "unveil" is set above WARNING.

@@ -24,7 +24,7 @@ from unveil.io.provenance import command, commit
 from unveil.model import checkpoint_store
 from unveil.model.config import read_yaml
 from unveil.train.metrics_logger import log
-from unveil.types import NotWritable, RecipeError, WeightsError
+from unveil.types import OutputError, RecipeError, WeightsError
 
 # What may differ between two starts of one run: none of it changes a number, but two of them within rounding.
 FREE = {"train.workers", "train.save_every", "train.sample_every", "train.validate_every", "train.max_minutes"}
@@ -70,18 +70,18 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as problem:
-            raise NotWritable(f"{path}: cannot be written ({problem.strerror}); choose another run folder") from problem
+            raise OutputError(f"{path}: cannot be written ({problem.strerror}); choose another run folder") from problem
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as problem:
             self.close()
-            raise NotWritable(
+            raise OutputError(
                 f"{path}: another process trains in this folder; wait for it, or choose another"
             ) from problem
         write_atomically(
             path / "recipe.yaml", yaml.safe_dump(dict(asked), sort_keys=False, allow_unicode=True, width=120)
         )
-        checkpoint_store.sweep(self.checkpoints)
+        checkpoint_store.remove_stale(self.checkpoints)
 
     def newest(self) -> Path | None:
         """The checkpoint to go on from; damaged newer ones are named in a warning.
@@ -95,7 +95,7 @@ class RunFolder:
             skipped.append(folder.name)
             log.warning("checkpoint passed over: %s", problem)
 
-        found = checkpoint_store.newest_valid(self.checkpoints, passed_over)
+        found = checkpoint_store.latest_valid(self.checkpoints, passed_over)
         if found is None and skipped:
             raise WeightsError(
                 f"{self.checkpoints}: {', '.join(skipped)} damaged, no valid checkpoint left; "
@@ -133,7 +133,7 @@ class RunFolder:
                 raise RecipeError(f"{self.path}: has checkpoints but no recipe.yaml; choose another run folder")
             for name in OURS:  # of others, since a run that began here has a recipe
                 if (self.path / name).exists():
-                    raise NotWritable(
+                    raise OutputError(
                         f"{self.path}: holds {name} but no recipe.yaml, and is no run; choose another folder"
                     )
             return

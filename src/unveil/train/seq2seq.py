@@ -16,13 +16,13 @@ from torch import Tensor
 
 from unveil.model.config import SequenceRecipe
 from unveil.model.config.seq2seq import DecodeConfig, SequenceTrainConfig, TokensConfig
-from unveil.model.seq2seq import exact
+from unveil.model.seq2seq import exact_match
 from unveil.model.seq2seq_folder import SequenceModel
 from unveil.nn.tokenizer import BEGIN, END, PADDING, Vocabulary, padded
 from unveil.nn.transformer import Transformer, TransformerConfig, token_loss
 from unveil.playground.text_pairs import Pair, TaskConfig, open_pairs
 from unveil.train import lr_schedule
-from unveil.train.classifier import Progress
+from unveil.train.classifier import ClassifierProgress
 from unveil.types import NonFinite, RecipeError
 
 WINDOW = 32  # batches whose pairs are sorted by length, so that a batch holds little padding
@@ -40,7 +40,9 @@ class TrainedSequence(NamedTuple):
     cpu_seconds: float
 
 
-def train_sequence(recipe: SequenceRecipe, on_progress: Callable[[Progress], object] | None = None) -> TrainedSequence:
+def train_sequence(
+    recipe: SequenceRecipe, on_progress: Callable[[ClassifierProgress], object] | None = None
+) -> TrainedSequence:
     """The model of a recipe, the same for the same seed, machine and number of compute threads.
 
     Args:
@@ -106,7 +108,7 @@ def _fit(
     network: Transformer,
     examples: list[_Example],
     config: SequenceTrainConfig,
-    on_progress: Callable[[Progress], object] | None,
+    on_progress: Callable[[ClassifierProgress], object] | None,
 ) -> None:
     began = time.perf_counter()
     optimiser = torch.optim.AdamW(
@@ -128,7 +130,7 @@ def _fit(
             torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip)
         optimiser.step()
         if on_progress:
-            on_progress(Progress(step, config.steps, value, time.perf_counter() - began))
+            on_progress(ClassifierProgress(step, config.steps, value, time.perf_counter() - began))
 
 
 def _batches(examples: list[_Example], batch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -171,7 +173,7 @@ def _shares(
     """The share written exactly of each set, and of each task in it."""
     found: dict[str, float] = {}
     for name, pairs in sets.items():
-        right = exact(model, pairs, beams=decode.beams, length_power=decode.length_power)
+        right = exact_match(model, pairs, beams=decode.beams, length_power=decode.length_power)
         found[name] = sum(right) / len(right)
         for task in tasks:
             own = [one for one, pair in zip(right, pairs, strict=True) if pair.source.split()[0] == task]

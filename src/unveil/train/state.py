@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from unveil.io.safetensors_io import read_tensors, require_finite
 from unveil.model import checkpoint_store
 from unveil.train.lightning_module import TrainingModule
-from unveil.train.metrics_logger import Window
+from unveil.train.metrics_logger import RunningMean
 from unveil.types import WeightsError
 
 TENSORS, VALUES = "train_state.safetensors", "train_state.json"
 BESIDE = "beside."  # before the names of what is trained beside the model
 
 
-def save(module: TrainingModule, window: Window, parent: Path, *, items: int, about: str) -> Path:
+def save(module: TrainingModule, window: RunningMean, parent: Path, *, items: int, about: str) -> Path:
     """Publishes a training checkpoint; returns its folder.
 
     Args:
@@ -62,7 +62,7 @@ def save(module: TrainingModule, window: Window, parent: Path, *, items: int, ab
     return folder
 
 
-class Saved:
+class TrainingState:
     """A verified checkpoint to go on from; the parts are put in as training makes room for them.
 
     Raises:

@@ -8,12 +8,12 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from unveil.train.data_order import Items, Order
+from unveil.train.data_order import EpochShuffle, IndexableItems
 from unveil.types import RecipeError
 
 
 @runtime_checkable
-class Measured(Protocol):
+class SupportsSizes(Protocol):
     """A data set that knows the sizes of its items without reading them."""
 
     def sizes(self) -> Tensor:
@@ -21,13 +21,13 @@ class Measured(Protocol):
         ...
 
 
-def sizes_of(items: Items) -> Tensor:
+def sizes_of(items: IndexableItems) -> Tensor:
     """What a data set says of its items' sizes, int64 (N, 3).
 
     Raises:
         RecipeError: it does not know them.
     """
-    if not isinstance(items, Measured):
+    if not isinstance(items, SupportsSizes):
         raise RecipeError(
             f"train.tokens: {type(items).__name__} does not tell the sizes of its items without reading them; "
             "give a number of examples, train.batch, instead"
@@ -35,7 +35,7 @@ def sizes_of(items: Items) -> Tensor:
     return items.sizes()
 
 
-class Budget:
+class TokenBudget:
     """The examples of each step when a step is to be of `tokens` tokens.
 
     All examples' tokens are laid end to end in their order. Step s takes the examples that begin in its `tokens` of
@@ -51,7 +51,7 @@ class Budget:
         RecipeError: an item that is longer than a step.
     """
 
-    def __init__(self, order: Order, lengths: Sequence[int] | Tensor, tokens: int) -> None:
+    def __init__(self, order: EpochShuffle, lengths: Sequence[int] | Tensor, tokens: int) -> None:
         self.order, self.tokens = order, tokens
         self.lengths = torch.as_tensor(lengths, dtype=torch.int64)
         self.longest, self.epoch = int(self.lengths.max()), int(self.lengths.sum())

@@ -23,35 +23,35 @@ from unveil.io.provenance import cpu_seconds
 from unveil.model import Model, checkpoint_store
 from unveil.model.config import Recipe, TrainConfig
 from unveil.train import lr_schedule
-from unveil.train.data_order import Even, Items, Numbered, Order, Steps, check_items
-from unveil.train.diffusion import Denoising
+from unveil.train.data_order import BatchPlan, EpochShuffle, FixedBatch, IndexableItems, IndexedDataset, check_items
+from unveil.train.diffusion import DiffusionLearner
 from unveil.train.latents import shape_of
 from unveil.train.learner import Learner
 from unveil.train.metrics_logger import duration, log
 from unveil.train.precision import resolve
 from unveil.train.run_folder import RunFolder, environment
 from unveil.train.signals import INTERRUPTED, Stop
-from unveil.train.token_batching import Budget
-from unveil.train.variable_size import check_sizes, lengths
-from unveil.train.vocabulary import learn_words
-from unveil.types import Cancelled, NotWritable, OutOfResources, RecipeError
+from unveil.train.token_batching import TokenBudget
+from unveil.train.variable_size import check_sizes, token_counts
+from unveil.train.vocabulary import build_vocabulary
+from unveil.types import Cancelled, OutOfResources, OutputError, RecipeError
 
 if TYPE_CHECKING:  # importing Lightning takes seconds; only a run that trains pays for it
     from lightning.pytorch import Trainer
 
-    from unveil.train.callbacks import Watch
+    from unveil.train.callbacks import TrainingCallback
     from unveil.train.data_module import TrainingData
     from unveil.train.lightning_module import Objective, TrainingModule
 
 
 def fit(
     model: Model | Denoiser,
-    dataset: Items,
+    dataset: IndexableItems,
     *,
     objective: Objective,
     config: TrainConfig,
     run: Path | str,
-    held_out: Items | None = None,
+    held_out: IndexableItems | None = None,
     key: str | None = None,
     recipe: Recipe | None = None,
 ) -> Path:
@@ -82,25 +82,25 @@ def fit(
     """
     key = key or _key_of(model)
     whole = _whole(model, dataset, objective, key)
-    learner = Denoising(whole, objective, key, config.batching)
+    learner = DiffusionLearner(whole, objective, key, config.batching)
     check_items(dataset, key, learner.raw_keys, None if config.batching else shape_of(dataset, whole))
     if config.batching is not None:
         check_sizes(whole, dataset)
-    learn_words(whole, dataset)
+    build_vocabulary(whole, dataset)
     return learn(
         learner, dataset, config=config, run=run, held_out=held_out,
         asked=_asked(whole, objective, config, recipe, len(dataset)),
-        lengths=None if config.tokens is None else lengths(whole, dataset),
+        lengths=None if config.tokens is None else token_counts(whole, dataset),
     )  # fmt: skip
 
 
 def learn(
     learner: Learner,
-    dataset: Items,
+    dataset: IndexableItems,
     *,
     config: TrainConfig,
     run: Path | str,
-    held_out: Items | None,
+    held_out: IndexableItems | None,
     asked: Mapping[str, Any],
     lengths: torch.Tensor | None = None,
 ) -> Path:
@@ -136,43 +136,43 @@ class _Job:
     """What one call of `learn` was given, checked, and where it runs."""
 
     learner: Learner
-    dataset: Items
+    dataset: IndexableItems
     config: TrainConfig
-    held_out: Items | None
+    held_out: IndexableItems | None
     folder: RunFolder
     precision: str
     rank: int
     world: int
-    steps: Steps
+    steps: BatchPlan
 
     def train(self, newest: Path | None) -> Path:
         """Goes from a checkpoint, or from the start, to the last step; returns the last checkpoint."""
         config, learner = self.config, self.learner
         with Stop(config.max_minutes) as stop, _quiet_lightning(), _own_generators(learner.device):
-            from unveil.train.callbacks import Watch
+            from unveil.train.callbacks import TrainingCallback
             from unveil.train.data_module import TrainingData
             from unveil.train.lightning_module import TrainingModule
-            from unveil.train.state import Saved
+            from unveil.train.state import TrainingState
 
             rate = lr_schedule.linear(config.steps, warmup=config.warmup, decay=config.decay)
             module = TrainingModule(learner, config, rate, stop, self.steps)
-            watch = Watch(self.folder, config, stop, self.dataset)
+            watch = TrainingCallback(self.folder, config, stop, self.dataset)
             if newest is not None:
-                watch.saved = Saved(newest)
+                watch.saved = TrainingState(newest)
                 watch.saved.into_weights(module)
                 _check_items_left(watch.saved.values["items"], len(self.dataset))
             begun = cpu_seconds()
             if self.rank == 0:
                 self.folder.record_start(environment(self._facts()), module.step)
                 self._show_on(watch, stop)
-            order = Order(len(self.dataset), config.seed)
-            numbered = Numbered(self.dataset, order, learner.key, learner.raw_keys, config.batching)
+            order = EpochShuffle(len(self.dataset), config.seed)
+            numbered = IndexedDataset(self.dataset, order, learner.key, learner.raw_keys, config.batching)
             trainer = _trainer(config, self.precision, learner, watch, config.steps - module.step)
             try:
                 _run(trainer, module, TrainingData(numbered, config, module.step, self.steps), watch)
             finally:
                 if self.rank == 0:
-                    with contextlib.suppress(NotWritable, OutOfResources):  # the run's own error says it better
+                    with contextlib.suppress(OutputError, OutOfResources):  # the run's own error says it better
                         self.folder.record_end(module.step, cpu_seconds() - begun)
         return self._end(watch, module.step)
 
@@ -184,7 +184,7 @@ class _Job:
             "items": len(self.dataset),
         }
 
-    def _show_on(self, watch: Watch, stop: Stop) -> None:
+    def _show_on(self, watch: TrainingCallback, stop: Stop) -> None:
         """Chooses what the run shows as it goes: held-out items, and samples where they are pictures."""
         config, held_out = self.config, self.held_out
         if held_out is not None and len(held_out):
@@ -194,7 +194,7 @@ class _Job:
         if (drawn := self.learner.samples(items, config.seed, stop)) is not None:
             watch.samples, watch.columns = drawn
 
-    def _end(self, watch: Watch, step: int) -> Path:
+    def _end(self, watch: TrainingCallback, step: int) -> Path:
         """The last checkpoint, after the card is written; raises Cancelled when a signal ended the run."""
         path, config = self.folder.path, self.config
         if watch.ended:
@@ -215,7 +215,7 @@ class _Job:
         return self.folder.checkpoints / checkpoint_store.step_name(step)
 
 
-def _run(trainer: Trainer, module: TrainingModule, data: TrainingData, watch: Watch) -> None:
+def _run(trainer: Trainer, module: TrainingModule, data: TrainingData, watch: TrainingCallback) -> None:
     try:
         trainer.fit(module, datamodule=data)
     except torch.OutOfMemoryError as problem:
@@ -233,7 +233,7 @@ def _run(trainer: Trainer, module: TrainingModule, data: TrainingData, watch: Wa
 # ---------------------------------------------------------------------- what Lightning is given
 
 
-def _trainer(config: TrainConfig, precision: str, learner: Learner, watch: Watch, steps: int) -> Trainer:
+def _trainer(config: TrainConfig, precision: str, learner: Learner, watch: TrainingCallback, steps: int) -> Trainer:
     from lightning.pytorch import Trainer
 
     device = learner.device
@@ -294,11 +294,11 @@ def _quiet_lightning() -> Iterator[None]:
 # ---------------------------------------------------------------------- what is recorded and shown
 
 
-def _steps(config: TrainConfig, lengths: torch.Tensor | None, items: int, world: int) -> Steps:
+def _steps(config: TrainConfig, lengths: torch.Tensor | None, items: int, world: int) -> BatchPlan:
     """Which examples each step takes, all of whose parts have some."""
     parts = world * config.accumulate
     if config.tokens is not None and lengths is not None:
-        budget = Budget(Order(items, config.seed), lengths, config.tokens)
+        budget = TokenBudget(EpochShuffle(items, config.seed), lengths, config.tokens)
         budget.split(parts)
         return budget
     if config.batch % parts:
@@ -307,7 +307,7 @@ def _steps(config: TrainConfig, lengths: torch.Tensor | None, items: int, world:
             f"train.batch = {config.batch}: must be a multiple of {world} processes x accumulate {config.accumulate}; "
             f"nearest: {near}"
         )
-    return Even(config.batch)
+    return FixedBatch(config.batch)
 
 
 def _key_of(model: Model | Denoiser) -> str:
@@ -315,7 +315,7 @@ def _key_of(model: Model | Denoiser) -> str:
     return config.key if config is not None else "pixels"
 
 
-def _whole(model: Model | Denoiser, dataset: Items, objective: Objective, key: str) -> Model:
+def _whole(model: Model | Denoiser, dataset: IndexableItems, objective: Objective, key: str) -> Model:
     if isinstance(model, Model):
         return model
     check_items(dataset, key, [], None)

@@ -15,21 +15,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unveil.conditioning.diffusion_forcing import Drawn, Framewise, Shown, at_once
+from unveil.conditioning.diffusion_forcing import DiffusionForcingLoss, NoisedBatch, SampledTimes, shared_time
 from unveil.core.denoiser import Denoiser
-from unveil.core.objective import Loss
-from unveil.core.rng import Streams
+from unveil.core.objective import LossOutput
+from unveil.core.rng import SampleRNG
 from unveil.model import Model
 from unveil.model.config.train import Batching
 from unveil.model.shapes import sized
 from unveil.nn.video_dit import VideoDiT
-from unveil.train.data_order import Items, value_of
+from unveil.train.data_order import IndexableItems, value_of
 from unveil.train.token_batching import sizes_of
 from unveil.types import Condition, RecipeError, ShapeError
 
 
 @dataclass(frozen=True)
-class Mixed:
+class VariableSizeLoss:
     """An objective of clips of one size, for clips x0 of different sizes: a list of tensors (C, T, H, W) or (C, H, W).
 
     Args:
@@ -37,12 +37,12 @@ class Mixed:
         how: they are computed together: `packed` in one row of tokens, `buckets` size by size.
     """
 
-    of: Framewise
+    of: DiffusionForcingLoss
     how: Batching
 
     def __call__(
-        self, denoiser: Denoiser, x0: Sequence[Tensor], condition: Condition | None, streams: Streams, step: int
-    ) -> Loss:
+        self, denoiser: Denoiser, x0: Sequence[Tensor], condition: Condition | None, streams: SampleRNG, step: int
+    ) -> LossOutput:
         """The loss of a batch at a training step, with that step's random numbers."""
         own = _each(denoiser, x0)
         drawn = [
@@ -53,10 +53,10 @@ class Mixed:
 
     def at(
         self, denoiser: Denoiser, x0: Sequence[Tensor], condition: Condition | None, t: Tensor, noise: Sequence[Tensor]
-    ) -> Loss:
+    ) -> LossOutput:
         """The loss of clips of which nothing is given, each at one time, t (B,) float64, and with one noise."""
         drawn = [
-            (at_once(clip[None], time), each[None]) for clip, time, each in zip(x0, t.split(1), noise, strict=True)
+            (shared_time(clip[None], time), each[None]) for clip, time, each in zip(x0, t.split(1), noise, strict=True)
         ]
         return self._loss(_each(denoiser, x0), x0, condition, drawn)
 
@@ -69,17 +69,17 @@ class Mixed:
         own: Sequence[Denoiser],
         x0: Sequence[Tensor],
         condition: Condition | None,
-        drawn: Sequence[tuple[Drawn, Tensor]],
-    ) -> Loss:
+        drawn: Sequence[tuple[SampledTimes, Tensor]],
+    ) -> LossOutput:
         shown = [self.of.shown(one, clip[None], *chance) for one, clip, chance in zip(own, x0, drawn, strict=True)]
         answers = _packed(own, shown, condition) if self.how == "packed" else _by_size(own, shown, condition)
         found = [self.of.judged(*each) for each in zip(own, shown, answers, strict=True)]
         per_sample, t = (torch.cat([getattr(one, name) for one in found]) for name in ("per_sample", "t"))
         terms = {name: torch.cat([one.terms[name] for one in found]) for name in found[0].terms}
-        return Loss(torch.stack([one.value for one in found]).mean(), per_sample, t, terms)
+        return LossOutput(torch.stack([one.value for one in found]).mean(), per_sample, t, terms)
 
 
-def lengths(model: Model, items: Items) -> Tensor:
+def token_counts(model: Model, items: IndexableItems) -> Tensor:
     """The tokens of each item, int64 (N,), every size of which the network takes.
 
     Raises:
@@ -90,14 +90,14 @@ def lengths(model: Model, items: Items) -> Tensor:
     return torch.tensor([_tokens(model, size) for size in distinct.tolist()])[of_item]
 
 
-def check_sizes(model: Model, items: Items) -> None:
+def check_sizes(model: Model, items: IndexableItems) -> None:
     """Whether the model takes the sizes of all items, or where these are not known, that of the first.
 
     Raises:
         ShapeError: it does not.
     """
     if hasattr(items, "sizes"):
-        lengths(model, items)
+        token_counts(model, items)
         return
     key = model.config.key if model.config is not None else "pixels"
     data = torch.as_tensor(value_of(items[0], key, 0))
@@ -132,14 +132,14 @@ def _each(denoiser: Denoiser, x0: Sequence[Tensor]) -> list[Denoiser]:
     return [known[clip.shape] for clip in x0]
 
 
-def _packed(own: Sequence[Denoiser], shown: Sequence[Shown], condition: Condition | None) -> list[Tensor]:
+def _packed(own: Sequence[Denoiser], shown: Sequence[NoisedBatch], condition: Condition | None) -> list[Tensor]:
     """What the network answers, all clips in one row."""
     asked = [one.inputs(each.x, each.seen) for one, each in zip(own, shown, strict=True)]
     found, _ = _network(own[0]).packed([x[0] for x, _ in asked], [t[0] for _, t in asked], condition)
     return [one.checked(y[None], x)[0] for one, y, (x, _) in zip(own, found, asked, strict=True)]
 
 
-def _by_size(own: Sequence[Denoiser], shown: Sequence[Shown], condition: Condition | None) -> list[Tensor]:
+def _by_size(own: Sequence[Denoiser], shown: Sequence[NoisedBatch], condition: Condition | None) -> list[Tensor]:
     """The same, by one call for each size."""
     asked = [one.inputs(each.x, each.seen) for one, each in zip(own, shown, strict=True)]
     buckets: dict[torch.Size, list[int]] = defaultdict(list)

@@ -6,33 +6,33 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from unveil.conditioning.learned_text_encoder import WordTokens
+from unveil.conditioning.learned_text_encoder import LearnedTextEncoder
 from unveil.model import Model
-from unveil.train.data_order import Items, items_of, value_of
+from unveil.train.data_order import IndexableItems, items_of, value_of
 
 _log = logging.getLogger(__name__)
 MOST = 20_000  # texts that are read, spread evenly over the data
 _AT_ONCE = 500
 
 
-def learn_words(model: Model, items: Items) -> None:
+def build_vocabulary(model: Model, items: IndexableItems) -> None:
     """Gives conditioners whose words are trained with the network the vocabulary of a data set's texts.
 
     Raises:
         RecipeError: items without a text, or texts without a word.
     """
     for one in model.conditioners.values():
-        if isinstance(one, WordTokens) and (
+        if isinstance(one, LearnedTextEncoder) and (
             one.vocabulary is None or any(parameter.requires_grad for parameter in one.parameters())
         ):
-            one.learn(texts(items, one.key))
+            one.learn(all_captions(items, one.key))
 
 
-def legible(model: Model, raw: Mapping[str, Any]) -> dict[str, Any]:
+def drop_unknown_captions(model: Model, raw: Mapping[str, Any]) -> dict[str, Any]:
     """Conditions of items that never train, in which captions of unknown words alone are empty, as in training."""
     found = dict(raw)
     for one in model.conditioners.values():
-        if isinstance(one, WordTokens) and one.vocabulary is not None and one.key in found:
+        if isinstance(one, LearnedTextEncoder) and one.vocabulary is not None and one.key in found:
             own = [str(text) for text in found[one.key]]
             found[one.key] = [text if one.knows(text) else "" for text in own]
             if count := sum(map(str.__ne__, own, found[one.key])):
@@ -40,7 +40,7 @@ def legible(model: Model, raw: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def texts(items: Items, key: str) -> Iterator[str]:
+def all_captions(items: IndexableItems, key: str) -> Iterator[str]:
     """The texts of a data set, of a large one some, spread evenly.
 
     Raises:

@@ -19,7 +19,7 @@ from tests.io.video.tiny_videos import CODECS, film, number_of, one_frame, sound
 from unveil.io.video import decoder_process
 from unveil.io.video.containers import frames_of_gif
 from unveil.io.video.reader import Cut, Decoder, Film, Limits
-from unveil.types import MediaError
+from unveil.types import DataError
 
 LIMITS = Limits()
 
@@ -109,7 +109,7 @@ def test_rotation_and_oblong_pixels_are_told(decoder, tmp_path, turn):
 
 
 def test_a_rotation_by_other_than_a_quarter_is_refused(decoder, tmp_path):
-    with pytest.raises(MediaError, match=r"turned by -?4[45] degrees.*export it upright"):
+    with pytest.raises(DataError, match=r"turned by -?4[45] degrees.*export it upright"):
         decoder.look(film(tmp_path / "a.mp4", 3, turn=45), LIMITS)
 
 
@@ -153,16 +153,16 @@ FAULTS = {
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_bad_file_is_named_and_the_next_is_read(decoder, tmp_path, name):
-    with pytest.raises(MediaError, match=FAULTS[name]):
+    with pytest.raises(DataError, match=FAULTS[name]):
         decoder.look(damaged(tmp_path, name), LIMITS)
     assert decoder.look(film(tmp_path / "good.mp4", 3), LIMITS).frames == 3
 
 
 def test_limits_of_frames_and_seconds(decoder, tmp_path):
     path = film(tmp_path / "a.mp4", 24)
-    with pytest.raises(MediaError, match=r"longer than 23 frames; cut it.*raise max_frames"):
+    with pytest.raises(DataError, match=r"longer than 23 frames; cut it.*raise max_frames"):
         decoder.look(path, Limits(frames=23))
-    with pytest.raises(MediaError, match=r"longer than 1\.5 seconds; cut it.*raise max_seconds"):
+    with pytest.raises(DataError, match=r"longer than 1\.5 seconds; cut it.*raise max_seconds"):
         decoder.look(path, Limits(seconds=1.5))
     assert decoder.look(path, Limits(frames=24, seconds=2)).frames == 24  # control
 
@@ -198,7 +198,7 @@ def test_a_large_gif_is_named_by_the_size_that_it_says(decoder, tmp_path):
     content[6:10] = (4000).to_bytes(2, "little") * 2
     (tmp_path / "a.gif").write_bytes(content)
     assert decoder.look(tmp_path / "a.gif", Limits(pixels=4000 * 4000)).width == 4000  # control
-    with pytest.raises(MediaError, match=r"4000 x 4000 = 16,000,000 pixels a frame: the limit is 8,294,400"):
+    with pytest.raises(DataError, match=r"4000 x 4000 = 16,000,000 pixels a frame: the limit is 8,294,400"):
         decoder.look(tmp_path / "a.gif", LIMITS)
 
 
@@ -216,7 +216,7 @@ def test_flipped_bytes_never_raise_anything_but_a_named_error(decoder, tmp_path)
             pixels, _ = decoder.read(tmp_path / "b.mp4", found, whole(found), LIMITS)
             assert pixels.shape == (3, found.frames, found.height, found.width)
             outcomes.add("read")
-        except MediaError:
+        except DataError:
             outcomes.add("refused")
     assert outcomes == {"read", "refused"}
 
@@ -227,7 +227,7 @@ def test_a_child_that_dies_is_replaced(tmp_path):
     found = own.look(path, LIMITS)
     assert own._child is not None
     os.kill(own._child.pid, signal.SIGKILL)
-    with pytest.raises(MediaError, match="decoding ended with SIGKILL"):
+    with pytest.raises(DataError, match="decoding ended with SIGKILL"):
         own.look(path, LIMITS)
     assert own.look(path, LIMITS) == found
     own.close()
@@ -249,7 +249,7 @@ def test_a_child_that_hangs_is_ended(tmp_path, monkeypatch):
     assert own._child is not None
     monkeypatch.setattr(own, "_wait", 0.2)
     os.kill(own._child.pid, signal.SIGSTOP)
-    with pytest.raises(MediaError, match="took too much time"):
+    with pytest.raises(DataError, match="took too much time"):
         own.look(path, LIMITS)
     own.close()
 

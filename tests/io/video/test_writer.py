@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 from unveil.io.video.reader import Cut, Decoder, Limits
 from unveil.io.video.writer import FORMS, write_clip
 from unveil.tasks.metadata import read_facts
-from unveil.types import MediaError, NotWritable, RecipeError, ShapeError
+from unveil.types import DataError, OutputError, RecipeError, ShapeError
 
 FACTS = {"seed": 3, "given": {"prompt": 'a "red" circle \u4e2d\u6587'}}
 
@@ -66,7 +66,7 @@ def test_a_clip_in_parts_is_the_clip_and_the_same_bytes(tmp_path, form):
 def test_the_record_is_read_back(tmp_path, form, channels):
     path = write_clip(tmp_path / f"a.{form}", smooth()[:channels], 8, FACTS)
     assert read_facts(path) == FACTS | {"clip": {"size": [32, 48], "fps": 8}}
-    with pytest.raises(MediaError, match="holds no record"):
+    with pytest.raises(DataError, match="holds no record"):
         read_facts(write_clip(tmp_path / f"b.{form}", smooth(), 8))
 
 
@@ -98,7 +98,7 @@ def test_a_gif_lasts_as_long_as_it_should(tmp_path, rate):
         ("a.mp4", smooth()[:2], 8, ShapeError, r"a clip is uint8 \(1 or 3, T, H, W\)"),
         ("a.mp4", smooth()[:, :0], 8, ShapeError, "of no frame"),
         ("a.mp4", [smooth(), smooth(2, 16, 16)], 8, ShapeError, "must be alike"),
-        ("file/a.mp4", smooth(), 8, NotWritable, "cannot be written"),
+        ("file/a.mp4", smooth(), 8, OutputError, "cannot be written"),
     ],
 )
 def test_what_cannot_be_written_is_named_and_leaves_nothing(tmp_path, name, pixels, rate, error, words):

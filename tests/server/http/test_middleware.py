@@ -22,7 +22,7 @@ from unveil.server.http.middleware import Guard, Receive, Scope, Send, depth_of
 from unveil.server.http.security import Rules, read_keys
 from unveil.server.http.server import Ask, serve
 from unveil.server.jobs.folder_lock import held
-from unveil.types import MediaError, NotWritable, RecipeError
+from unveil.types import DataError, OutputError, RecipeError
 
 RING = {"prompt": "a ring", "seed": 7}
 SEND = {"content-type": "application/json"}
@@ -94,7 +94,7 @@ def test_keys_are_read_from_a_file(tmp_path: Path):
         file.write_text(text)
         with pytest.raises(RecipeError, match=said):
             read_keys(file)
-    with pytest.raises(MediaError, match="No such file"):
+    with pytest.raises(DataError, match="No such file"):
         read_keys(tmp_path / "none")
 
 
@@ -113,14 +113,14 @@ def test_a_port_that_is_taken_and_a_folder_that_is_served_are_told(tmp_path: Pat
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        with pytest.raises(NotWritable, match="in use; choose another with --port"):
+        with pytest.raises(OutputError, match="in use; choose another with --port"):
             serve(Ask(tmp_path, port=other.getsockname()[1]), Console(quiet=True), {})
         with (
             held(tmp_path, "http://127.0.0.1:7861"),
-            pytest.raises(NotWritable, match=r"http://127\.0\.0\.1:7861 .* serves this folder"),
+            pytest.raises(OutputError, match=r"http://127\.0\.0\.1:7861 .* serves this folder"),
         ):
             serve(Ask(tmp_path, port=other.getsockname()[1]), Console(quiet=True), {})  # who serves it has the port
-    with held(tmp_path, "http://127.0.0.1:7861"), pytest.raises(NotWritable, match=r"http://127\.0\.0\.1:7861"):
+    with held(tmp_path, "http://127.0.0.1:7861"), pytest.raises(OutputError, match=r"http://127\.0\.0\.1:7861"):
         serve(Ask(tmp_path, port=0), Console(quiet=True), {})
 
 

@@ -18,7 +18,7 @@ from tests.server.http.test_middleware import form
 from unveil.io.images import png
 from unveil.server.jobs.job_types import weighed
 from unveil.server.jobs.uploads import FACTS
-from unveil.types import MediaError, RecipeError, WeightsError
+from unveil.types import DataError, RecipeError, WeightsError
 
 RING = {"prompt": "a ring", "seed": 7}
 SHORT = {"kind": "pictures", "request": RING}
@@ -103,7 +103,7 @@ def test_no_name_in_a_job_leads_out_of_its_folder(server: Server, opened: list[s
         weighed(kind, request, service.catalog, service.inputs)  # control: a name that was sent is taken
     for text in TRAVERSALS:
         for kind, request in [*_jobs(text, sent), *_controls(text, sent), *_commands(text)]:
-            with pytest.raises((RecipeError, WeightsError, MediaError)):
+            with pytest.raises((RecipeError, WeightsError, DataError)):
                 weighed(kind, request, service.catalog, service.inputs)
     assert not opened
 

@@ -94,7 +94,7 @@ def test_a_path_is_no_name_of_a_model_even_where_there_is_one(queue, worker, tmp
     from unveil.model import model_folder
 
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(model_folder.find("ddpm-digits"), tmp_path / "ddpm-digits")
+    shutil.copytree(model_folder.resolve_checkpoint("ddpm-digits"), tmp_path / "ddpm-digits")
     job = done(queue, worker, model=name.format(folder=tmp_path), label="3", sampling=STEPS)
     assert job.state == "failed"
     assert done(queue, worker, model="ddpm-digits", label="3", sampling=STEPS).state == "completed"  # control
@@ -107,7 +107,7 @@ def test_what_lies_in_the_models_folder_is_found_and_read_again_when_it_changes(
 
     monkeypatch.setenv("UNVEIL_MODELS", str(tmp_path / "models"))
     place = tmp_path / "models" / "checkpoints" / "mine"
-    shutil.copytree(model_folder.find("ddpm-digits"), place)
+    shutil.copytree(model_folder.resolve_checkpoint("ddpm-digits"), place)
     ask = {"model": "mine", "label": "3", "sampling": STEPS}
     first = done(queue, worker, **ask)
     assert first.error is None

@@ -16,7 +16,7 @@ from unveil.server.jobs.gallery import found, request_of, steered_by
 from unveil.server.jobs.image_job import read_request
 from unveil.server.jobs.video_job import CLIPS
 from unveil.tasks.metadata import read_facts
-from unveil.types import MediaError
+from unveil.types import DataError
 
 STEPS = {"steps": 2}
 
@@ -63,7 +63,7 @@ def test_what_cannot_be_drawn_again_is_told(queue, results, worker, catalog: Cat
         ({"loras": 3}, "lacks"),
         ({"loras": [{"name": "style.safetensors", "weight": 1.0}]}, "LoRA 'style.safetensors' is not here"),
     ):
-        with pytest.raises(MediaError, match=said):
+        with pytest.raises(DataError, match=said):
             request_of({**facts, **change}, catalog)
 
 
@@ -82,7 +82,7 @@ def test_the_loras_of_a_record_are_said_as_requests_say_them(queue, catalog: Cat
     assert said("style.safetensors", "style.safetensors 1") == ["style:0.5", "style:0.5"]
     assert said("ink.safetensors") == ["art/ink:0.5"]
     assert said("ink") == ["art/ink:0.5"]
-    with pytest.raises(MediaError, match="not here"):
+    with pytest.raises(DataError, match="not here"):
         said("pen.safetensors")  # two have this name
 
 

@@ -13,7 +13,7 @@ import pytest
 from unveil.server.jobs.job import Job
 from unveil.server.jobs.outputs import RECORD, Results
 from unveil.server.jobs.queue import Queue
-from unveil.types import MediaError
+from unveil.types import DataError
 
 ID = "00112233445566ff"
 
@@ -100,7 +100,7 @@ def test_a_job_that_lacks_a_file_is_not_complete(results):
 @pytest.mark.parametrize("id", ["..", "", "../made", "/etc", ID + "/..", ID.upper(), "x" * 16, ID + "\n", "0" * 65])
 def test_no_other_folder_is_reached_by_a_jobs_name(results, id):
     make(results, job())
-    with pytest.raises(MediaError, match="no job has such a name"):
+    with pytest.raises(DataError, match="no job has such a name"):
         results.of(id)
 
 
@@ -108,9 +108,9 @@ def test_no_other_folder_is_reached_by_a_jobs_name(results, id):
 def test_no_other_file_is_reached_by_a_files_name(results, name):
     make(results, job())
     (results.folder / "secret").write_text("secret")
-    with pytest.raises(MediaError, match="made no file"):
+    with pytest.raises(DataError, match="made no file"):
         results.file(ID, name)
-    with pytest.raises(MediaError, match="made no file"):
+    with pytest.raises(DataError, match="made no file"):
         results.file("ff" * 8, "0.png")
 
 
@@ -120,13 +120,13 @@ def test_a_name_of_ones_own_does_not_lead_out_of_the_folder(results, tmp_path):
     (tmp_path / "secret").write_text("secret")
     record = results.of(ID) / RECORD
     record.write_text(record.read_text().replace('"0.png"', '"../../secret"'))
-    with pytest.raises(MediaError):
+    with pytest.raises(DataError):
         results.file(ID, "../../secret")
     make(results, job("ab" * 8))
     file = results.of("ab" * 8) / "0.png"
     file.unlink()
     file.symlink_to(tmp_path / "secret")
-    with pytest.raises(MediaError):
+    with pytest.raises(DataError):
         results.file("ab" * 8, "0.png")
 
 

@@ -16,7 +16,7 @@ from unveil.server.jobs import sqlite_store
 from unveil.server.jobs.job import Job, Limits
 from unveil.server.jobs.queue import FILE, Queue
 from unveil.server.jobs.sqlite_store import Part
-from unveil.types import Busy, MediaError, NotWritable, RecipeError
+from unveil.types import DataError, OutputError, QueueFull, RecipeError
 
 
 class Clock:
@@ -75,7 +75,7 @@ def test_a_part_of_a_list_is_read_and_nothing_else(tmp_path, monkeypatch):
     assert ([job.id for job in found], more) == ([ids[3], ids[5]], True)
     assert queue.page(Part("b", 2, kind="clip")) == ([], False)
     for other in (ids[0], "none"):
-        with pytest.raises(MediaError, match="is none of them"):
+        with pytest.raises(DataError, match="is none of them"):
             queue.page(Part("b", 2, other))
 
 
@@ -109,15 +109,15 @@ def test_who_comes_late_does_not_wait_behind_all_of_another(queue):
 
 def test_a_queue_takes_as_many_as_may_wait_and_not_one_more(queue):
     put(queue, "1", "2", "3", "4", owner="a")
-    with pytest.raises(Busy, match="4 jobs of yours"):
+    with pytest.raises(QueueFull, match="4 jobs of yours"):
         put(queue, "5", owner="a")
     put(queue, "1", "2", owner="b")
-    with pytest.raises(Busy, match="6 jobs wait") as refused:
+    with pytest.raises(QueueFull, match="6 jobs wait") as refused:
         put(queue, "3", owner="c")
     assert refused.value.seconds > 0
     assert queue.take("w").owner == "a"
     put(queue, "3", owner="c")  # what runs waits no longer
-    with pytest.raises(Busy):
+    with pytest.raises(QueueFull):
         put(queue, "4", owner="a")  # but is still one of its owner's
 
 
@@ -128,7 +128,7 @@ def test_many_who_come_at_once_get_exactly_the_places_that_there_are(tmp_path):
     def come(number: int) -> None:
         try:
             queue.submit("picture", {"number": number})
-        except Busy:
+        except QueueFull:
             with lock:
                 refused.append(number)
 
@@ -365,7 +365,7 @@ def test_the_table_of_a_later_version_is_refused_and_kept(queue):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotWritable, match=r"file.*choose another folder"):
+    with pytest.raises(OutputError, match=r"file.*choose another folder"):
         Queue(tmp_path / "file" / "q")
 
 

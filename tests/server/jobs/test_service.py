@@ -18,7 +18,7 @@ from unveil.server.jobs.outputs import Results
 from unveil.server.jobs.queue import Queue
 from unveil.server.jobs.service import serving
 from unveil.server.jobs.worker_main import MADE
-from unveil.types import MediaError, NotWritable
+from unveil.types import DataError, OutputError
 
 # A worker of its own, without torch: each job writes a file after some steps.
 WORK = """
@@ -73,7 +73,7 @@ def put(queue: Queue, word: str, steps: int = 10) -> str:
 def test_a_second_server_is_told_where_the_first_one_is(tmp_path):
     with held(tmp_path, "http://127.0.0.1:7861"):
         with (
-            pytest.raises(NotWritable, match=rf"http://127.0.0.1:7861 \(process {os.getpid()}\) serves this folder"),
+            pytest.raises(OutputError, match=rf"http://127.0.0.1:7861 \(process {os.getpid()}\) serves this folder"),
             held(tmp_path, "http://127.0.0.1:7862"),
         ):
             pass
@@ -85,7 +85,7 @@ def test_a_second_server_is_told_where_the_first_one_is(tmp_path):
 
 def test_a_folder_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotWritable, match="choose another folder"), held(tmp_path / "file" / "x", "here"):
+    with pytest.raises(OutputError, match="choose another folder"), held(tmp_path / "file" / "x", "here"):
         pass
 
 
@@ -168,9 +168,9 @@ def test_what_has_ended_is_deleted_with_its_files_and_nothing_else_is(tmp_path):
         assert service.results.read(id) is None
         assert not service.delete(id)
         for wrong in ("..", "../made", "/"):
-            with pytest.raises(MediaError, match="no job has such a name"):
+            with pytest.raises(DataError, match="no job has such a name"):
                 service.delete(wrong)
-            with pytest.raises(MediaError, match="no job has such a name"):
+            with pytest.raises(DataError, match="no job has such a name"):
                 service.preview(wrong)
 
 

@@ -16,7 +16,7 @@ from unveil.io.images import png
 from unveil.io.video.writer import write_clip
 from unveil.server.jobs import uploads as module
 from unveil.server.jobs.uploads import FACTS, Inputs, names_in
-from unveil.types import MediaError, OutOfResources
+from unveil.types import DataError, OutOfResources
 
 
 def picture(side: int = 8) -> bytes:
@@ -83,7 +83,7 @@ def test_the_first_frame_of_a_clip_is_shown_upright(inputs: Inputs, tmp_path):
     Image.new("RGB", (8, 4)).save(out, "JPEG", exif=exif)
     turned = inputs.keep(out.getvalue())
     assert (turned.width, turned.height) == (4, 8)
-    with pytest.raises(MediaError, match="is no clip"):
+    with pytest.raises(DataError, match="is no clip"):
         inputs.cover(turned.name)
 
 
@@ -109,7 +109,7 @@ def webp(frames: int) -> bytes:
     ],
 )
 def test_what_is_no_picture_and_no_clip_is_refused_and_not_kept(inputs: Inputs, content: bytes, said: str):
-    with pytest.raises(MediaError, match=said):
+    with pytest.raises(DataError, match=said):
         inputs.keep(content)
     assert not inputs.folder.exists() or not list(inputs.folder.iterdir())
 
@@ -117,7 +117,7 @@ def test_what_is_no_picture_and_no_clip_is_refused_and_not_kept(inputs: Inputs, 
 @pytest.mark.parametrize("name", ["", ".", "../jobs.sqlite3", "/etc/passwd", "a.png", "0" * 32 + ".png", "0" * 32])
 def test_no_other_name_is_a_file(inputs: Inputs, name: str):
     inputs.keep(picture())
-    with pytest.raises(MediaError, match="no file of this name was sent"):
+    with pytest.raises(DataError, match="no file of this name was sent"):
         inputs.path(name)
 
 

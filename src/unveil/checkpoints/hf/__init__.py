@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from unveil.checkpoints.hf.pipeline_folder import Folder, is_folder
+from unveil.checkpoints.hf.pipeline_folder import PipelineFolder, is_folder
 from unveil.checkpoints.hf.pipelines import PIPELINES, inspect, load, report
-from unveil.checkpoints.hf.weights import Report
+from unveil.checkpoints.hf.weights import KeyMatchReport
 
-__all__ = ["PIPELINES", "Folder", "Report", "inspect", "is_folder", "load", "report"]
+__all__ = ["PIPELINES", "KeyMatchReport", "PipelineFolder", "inspect", "is_folder", "load", "report"]

@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from unveil.autoencoders import Codec
 from unveil.checkpoints import text_encoder_loader
 from unveil.checkpoints.hf.image_adapters import CLIPS, NETWORKS, check_settings
-from unveil.checkpoints.hf.pipeline_folder import Folder
+from unveil.checkpoints.hf.pipeline_folder import PipelineFolder
 from unveil.checkpoints.hf.single_file import tensors_of
 from unveil.checkpoints.hf.video_adapters import CLIP_NETWORKS
 from unveil.checkpoints.hf.video_vaes import CLIP_CODECS
 from unveil.checkpoints.hf.weights import fill
-from unveil.checkpoints.scheduler import Scheduler, read_scheduler
+from unveil.checkpoints.scheduler import SchedulerConfig, read_scheduler
 from unveil.conditioning import clip_tokenizer
-from unveil.conditioning.text_encoder import FileTokenizer, Gives, Text
+from unveil.conditioning.text_encoder import FileTokenizer, Gives, TextEncoder
 from unveil.core.denoiser import Denoiser
-from unveil.core.flow import SizeShifted
-from unveil.core.prediction import PREDICTIONS, Prediction, straight
+from unveil.core.flow import DynamicShift
+from unveil.core.prediction import PREDICTIONS, Prediction, rectified_flow
 from unveil.core.process import Process
 from unveil.io.optional_deps import extra
 from unveil.model import Model
@@ -32,23 +32,23 @@ from unveil.model.config import SampleConfig, validate
 from unveil.model.config.base import Section
 from unveil.model.config.model import ProcessSection
 from unveil.nn import text_encoders
-from unveil.nn.meta_device import Unfilled
-from unveil.nn.text_encoders import T5Config
+from unveil.nn.meta_device import EmptyParameters
+from unveil.nn.text_encoders import T5EncoderConfig
 from unveil.types import WeightsError
 
 KNOWN = {**NETWORKS, **CLIP_NETWORKS}  # class -> adapter
 
 
-class Levels(Section):
+class ProcessSettings(Section):
     """A process, as a section of a recipe."""
 
     process: ProcessSection
 
 
-def together(
-    folder: Folder,
+def assemble_model(
+    folder: PipelineFolder,
     network: nn.Module,
-    scheduler: Scheduler,
+    scheduler: SchedulerConfig,
     codec: Codec,
     shape: tuple[int, ...],
     conditioners: Sequence[nn.Module],
@@ -62,29 +62,29 @@ def together(
 
 
 def process_of(
-    folder: Folder, scheduler: Scheduler, latents: tuple[int, ...], network: nn.Module
+    folder: PipelineFolder, scheduler: SchedulerConfig, latents: tuple[int, ...], network: nn.Module
 ) -> tuple[Process, Prediction]:
     """The process, for latents of this shape, and the prediction."""
-    process = validate(Levels, {"process": scheduler.process}, str(folder.path)).process.build()
-    prediction = straight if scheduler.prediction == "flow" else PREDICTIONS[scheduler.prediction]
+    process = validate(ProcessSettings, {"process": scheduler.process}, str(folder.path)).process.build()
+    prediction = rectified_flow if scheduler.prediction == "flow" else PREDICTIONS[scheduler.prediction]
     if scheduler.size_shift is not None:
         patch = int(getattr(network, "patch", 1))
-        process = SizeShifted(process, 1.0, patch=patch, **scheduler.size_shift).sized(latents)
+        process = DynamicShift(process, 1.0, patch=patch, **scheduler.size_shift).sized(latents)
     return process, prediction
 
 
-def scheduler_of(folder: Folder) -> Scheduler:
+def scheduler_of(folder: PipelineFolder) -> SchedulerConfig:
     """What the folder's scheduler says."""
     return read_scheduler(folder.place("scheduler") / "scheduler_config.json")
 
 
-def network_of(folder: Folder, name: str, kind: type[nn.Module], dtype: torch.dtype) -> nn.Module:
+def network_of(folder: PipelineFolder, name: str, kind: type[nn.Module], dtype: torch.dtype) -> nn.Module:
     """The adapter of a component with its weights; `kind` is what the pipeline needs.
 
     Raises:
         WeightsError: the network of another pipeline, or weights that do not fit it.
     """
-    adapter = empty(folder, name)
+    adapter = empty_adapter(folder, name)
     if not isinstance(adapter, kind):
         raise WeightsError(f"{folder.path / name}: not the network of a {folder.kind}")
     fill(
@@ -93,7 +93,7 @@ def network_of(folder: Folder, name: str, kind: type[nn.Module], dtype: torch.dt
     return adapter
 
 
-def weights_of(folder: Folder, name: str, net: nn.Module) -> dict[str, Tensor]:
+def weights_of(folder: PipelineFolder, name: str, net: nn.Module) -> dict[str, Tensor]:
     """The weights of a component; those of a network or autoencoder of clips may lie in the file first published.
 
     Raises:
@@ -105,7 +105,7 @@ def weights_of(folder: Folder, name: str, net: nn.Module) -> dict[str, Tensor]:
     return tensors_of(folder, name, kind, net.state_dict().keys())
 
 
-def empty(folder: Folder, name: str) -> Any:
+def empty_adapter(folder: PipelineFolder, name: str) -> Any:
     """The adapter of a component, without memory for its weights.
 
     Raises:
@@ -115,10 +115,10 @@ def empty(folder: Folder, name: str) -> Any:
     said = folder.settings(name, KNOWN)
     kind = str(said["_class_name"])
     check_settings(kind, said, str(folder.path / name / "config.json"))
-    return KNOWN[kind](made(folder, kind, said))
+    return KNOWN[kind](build_module(folder, kind, said))
 
 
-def made(folder: Folder, kind: str, said: Mapping[str, Any]) -> Any:
+def build_module(folder: PipelineFolder, kind: str, said: Mapping[str, Any]) -> Any:
     """A module of diffusers by its settings, without memory for its weights.
 
     Raises:
@@ -128,18 +128,18 @@ def made(folder: Folder, kind: str, said: Mapping[str, Any]) -> Any:
     library = extra("diffusers", f"a {folder.kind}")
     if not hasattr(library, kind):
         raise WeightsError(f"{folder.path}: {kind} is not in diffusers {library.__version__}; install a newer one")
-    with Unfilled(), quiet():
+    with EmptyParameters(), silence_warnings():
         return getattr(library, kind).from_config(said)
 
 
 def encoder_of(
-    folder: Folder,
+    folder: PipelineFolder,
     number: int,
     gives: Gives,
     dtype: torch.dtype,
     length: int,
     attend: Literal["tokens", "all"] = "all",
-) -> tuple[Text, torch.dtype]:
+) -> tuple[TextEncoder, torch.dtype]:
     """A text encoder, and what it computes in.
 
     Args:
@@ -151,21 +151,21 @@ def encoder_of(
         folder.place(name)
     found = text_encoder_loader.read_folder(folder.path, number=number)
     config = found.config
-    if isinstance(config, T5Config):
+    if isinstance(config, T5EncoderConfig):
         config = replace(config, length=length, attend=attend)
         if dtype == torch.float16:  # whose range T5 leaves
             dtype = torch.bfloat16
     elif gives != "vector":
         config = replace(config, skip=1, norm="none")
-    with Unfilled(), quiet():
+    with EmptyParameters(), silence_warnings():
         tower = text_encoders.build(config)
     fill(tower, found.state, dtype, folder.path / f"text_encoder{end}")
-    tokenizer = clip_tokenizer.clip() if found.tokenizer is None else FileTokenizer(found.tokenizer)
-    return Text(tower, tokenizer, gives=gives), dtype
+    tokenizer = clip_tokenizer.clip_tokenizer() if found.tokenizer is None else FileTokenizer(found.tokenizer)
+    return TextEncoder(tower, tokenizer, gives=gives), dtype
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_warnings() -> Iterator[None]:
     """Without the libraries' remarks on settings that they do not know."""
     logger = logging.getLogger("diffusers.configuration_utils")
     level = logger.level

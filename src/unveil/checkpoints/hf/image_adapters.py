@@ -19,7 +19,7 @@ NET = "net"  # where an adapter has its network
 SIZES = 6  # numbers that SDXL is told of a picture: two sizes and a place
 
 
-class UNet(nn.Module):
+class DiffusersUNet(nn.Module):
     """SDXL's U-Net: text across, pooled text and six numbers of the picture's size beside the time.
 
     Args:
@@ -38,7 +38,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """The prediction at latents (B, C, H, W) and indices (B,)."""
-        vector, tokens = asked(condition, self.vector_dim)
+        vector, tokens = pooled_and_tokens(condition, self.vector_dim)
         added = {"text_embeds": vector[:, :-SIZES], "time_ids": vector[:, -SIZES:]}
         mask = None if condition is None else condition.mask
         return self.net(
@@ -66,7 +66,7 @@ class MMDiT(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """The velocity at latents (B, C, H, W) and times in thousandths (B,)."""
-        vector, tokens = asked(condition, self.vector_dim, masked=False)
+        vector, tokens = pooled_and_tokens(condition, self.vector_dim, masked=False)
         check_size(x, self.patch)
         return self.net(
             hidden_states=x, timestep=t, encoder_hidden_states=tokens, pooled_projections=vector, return_dict=False
@@ -95,7 +95,7 @@ class Flux(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """The velocity at latents (B, C, H, W) and times in thousandths (B,)."""
-        vector, tokens = asked(condition, self.vector_dim, masked=False)
+        vector, tokens = pooled_and_tokens(condition, self.vector_dim, masked=False)
         check_size(x, self.patch)
         rows, columns = x.shape[-2] // self.patch, x.shape[-1] // self.patch
         places = torch.zeros(rows, columns, 3, device=x.device)
@@ -123,7 +123,7 @@ CLIPS = (
 )
 # class -> adapter
 NETWORKS: dict[str, type[nn.Module]] = {
-    "UNet2DConditionModel": UNet,
+    "UNet2DConditionModel": DiffusersUNet,
     "SD3Transformer2DModel": MMDiT,
     "FluxTransformer2DModel": Flux,
 }
@@ -169,7 +169,7 @@ def check_settings(kind: str, said: Mapping[str, Any], where: str) -> None:
         )
 
 
-def told(condition: Condition | None, *, masked: bool) -> Tensor:
+def prompt_tokens(condition: Condition | None, *, masked: bool) -> Tensor:
     """The tokens of a condition, checked.
 
     Args:
@@ -186,9 +186,9 @@ def told(condition: Condition | None, *, masked: bool) -> Tensor:
     return condition.tokens
 
 
-def asked(condition: Condition | None, width: int, *, masked: bool = True) -> tuple[Tensor, Tensor]:
+def pooled_and_tokens(condition: Condition | None, width: int, *, masked: bool = True) -> tuple[Tensor, Tensor]:
     """Vector and tokens of a condition, checked; errors are those of `told`, and a vector of another width."""
-    tokens = told(condition, masked=masked)
+    tokens = prompt_tokens(condition, masked=masked)
     if condition is None or condition.vector is None:
         raise RecipeError("this network is told a prompt with every call: give one, such as raw={'prompt': 'a cat'}")
     if condition.vector.shape[1] != width:

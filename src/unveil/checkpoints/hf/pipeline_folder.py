@@ -26,7 +26,7 @@ STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 
 
 @dataclass(frozen=True)
-class Folder:
+class PipelineFolder:
     """A folder of diffusers, whose files are read when they are asked for.
 
     Raises:

@@ -11,21 +11,28 @@ from typing import Any
 
 import torch
 
-from unveil.autoencoders.kl import KL
+from unveil.autoencoders.kl import AutoencoderKL
 from unveil.checkpoints import autoencoder, dit_pipeline
 from unveil.checkpoints.hf import stable_diffusion, video_pipelines
-from unveil.checkpoints.hf.components import empty, encoder_of, network_of, scheduler_of, together, weights_of
-from unveil.checkpoints.hf.image_adapters import NETWORKS, Flux, MMDiT, UNet
-from unveil.checkpoints.hf.pipeline_folder import Folder
-from unveil.checkpoints.hf.weights import Report, compare
+from unveil.checkpoints.hf.components import (
+    assemble_model,
+    empty_adapter,
+    encoder_of,
+    network_of,
+    scheduler_of,
+    weights_of,
+)
+from unveil.checkpoints.hf.image_adapters import NETWORKS, DiffusersUNet, Flux, MMDiT
+from unveil.checkpoints.hf.pipeline_folder import PipelineFolder
+from unveil.checkpoints.hf.weights import KeyMatchReport, compare
 from unveil.checkpoints.overrides import shapes_of
 from unveil.conditioning import multi_text_encoder
-from unveil.conditioning.micro_conditioning import Numbers, PictureSize
-from unveil.conditioning.multi_text_encoder import Texts, Together
+from unveil.conditioning.micro_conditioning import ScalarCondition, SizeCondition
+from unveil.conditioning.multi_text_encoder import MultiTextEncoder, Together
 from unveil.conditioning.text_encoder import Gives
 from unveil.io.safetensors_io import read_header
 from unveil.model import Model, model_folder
-from unveil.types import WeightsError, nearest
+from unveil.types import WeightsError, did_you_mean
 
 FLUX_LATENTS = 128  # side that its pipeline makes when it is not told one
 SD3_TOKENS = 256  # of T5
@@ -36,57 +43,57 @@ GUIDANCE = 3.5  # that FLUX is told when it is not told one
 # -- the three pipelines ------------------------------------------------------------------------------------------
 
 
-def sdxl(folder: Folder, dtype: torch.dtype) -> Model:
+def sdxl(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     """The model of a `StableDiffusionXLPipeline`; sizes are told as "size", see `numbers.PictureSize`."""
-    network, codec, scheduler = network_of(folder, "unet", UNet, dtype), _codec(folder), scheduler_of(folder)
-    assert isinstance(network, UNet)
+    network, codec, scheduler = network_of(folder, "unet", DiffusersUNet, dtype), _codec(folder), scheduler_of(folder)
+    assert isinstance(network, DiffusersUNet)
     shape = _shape(codec, folder.settings("unet", NETWORKS).get("sample_size", 128))
-    prompt = _prompt(folder, multi_text_encoder.side_by_side, ("tokens", "both"), dtype, beside=network.beside)
+    prompt = _prompt(folder, multi_text_encoder.sdxl_concat, ("tokens", "both"), dtype, beside=network.beside)
     prompt.zeros = bool(folder.index.get("force_zeros_for_empty_prompt", True))
-    size = PictureSize(shape, network.vector_dim - network.beside)
+    size = SizeCondition(shape, network.vector_dim - network.beside)
     sample = {"steps": 50, "guidance": {"scale": 5.0}}
-    return together(folder, network, scheduler, codec, shape, (prompt, size), sample)
+    return assemble_model(folder, network, scheduler, codec, shape, (prompt, size), sample)
 
 
-def sd3(folder: Folder, dtype: torch.dtype) -> Model:
+def sd3(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     """The model of a `StableDiffusion3Pipeline`, with its third text encoder or without."""
     network, codec, scheduler = network_of(folder, "transformer", MMDiT, dtype), _codec(folder), scheduler_of(folder)
     said = folder.settings("transformer", NETWORKS)
-    rule = multi_text_encoder.one_after_another(int(said["joint_attention_dim"]), SD3_TOKENS)
+    rule = multi_text_encoder.sd3_concat(int(said["joint_attention_dim"]), SD3_TOKENS)
     gives: tuple[Gives, ...] = ("both", "both", "tokens") if folder.has("text_encoder_3") else ("both", "both")
     prompt = _prompt(folder, rule, gives, dtype, length=SD3_TOKENS)
     shape = _shape(codec, said.get("sample_size", 128))
     sample = {"steps": 28, "guidance": {"scale": 7.0}}
-    return together(folder, network, scheduler, codec, shape, (prompt,), sample)
+    return assemble_model(folder, network, scheduler, codec, shape, (prompt,), sample)
 
 
-def flux(folder: Folder, dtype: torch.dtype) -> Model:
+def flux(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     """The model of a `FluxPipeline`; the guidance it was distilled from is told as "guidance"."""
     network, codec, scheduler = network_of(folder, "transformer", Flux, dtype), _codec(folder), scheduler_of(folder)
     assert isinstance(network, Flux)
     length = FLUX_TOKENS["distilled" if network.beside else "few-step"]
     prompt = _prompt(
-        folder, multi_text_encoder.vector_and_tokens, ("vector", "tokens"), dtype, beside=network.beside, length=length
+        folder, multi_text_encoder.flux_concat, ("vector", "tokens"), dtype, beside=network.beside, length=length
     )
-    told = [Numbers((GUIDANCE,), network.pooled, key="guidance")] if network.beside else []
+    told = [ScalarCondition((GUIDANCE,), network.pooled, key="guidance")] if network.beside else []
     sample: dict[str, Any] = {"steps": 28 if network.beside else 4}
     if scheduler.size_shift is None:  # its pipeline spaces the levels evenly itself, whatever the scheduler would do
         sample["grid"] = "uniform"
-    return together(folder, network, scheduler, codec, _shape(codec, FLUX_LATENTS), (prompt, *told), sample)
+    return assemble_model(folder, network, scheduler, codec, _shape(codec, FLUX_LATENTS), (prompt, *told), sample)
 
 
-def dit(folder: Folder, dtype: torch.dtype) -> Model:
+def dit(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     """The model of a `DiTPipeline`."""
     return dit_pipeline.read_folder(folder.path).lowered(dtype)
 
 
-def of_parts(folder: Folder, dtype: torch.dtype) -> Model:
+def of_parts(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     """The model of a pipeline of Stable Diffusion 1 or 2, which is one of our own parts and can be saved."""
     return stable_diffusion.read(folder).model.lowered(dtype)
 
 
 # Pipeline -> what reads its folder. A pipeline whose network is one of ours has its reader here as well.
-PIPELINES: dict[str, Callable[[Folder, torch.dtype], Model]] = {
+PIPELINES: dict[str, Callable[[PipelineFolder, torch.dtype], Model]] = {
     "DiTPipeline": dit,
     **dict.fromkeys(stable_diffusion.CLASSES, of_parts),
     "StableDiffusionXLPipeline": sdxl,
@@ -111,12 +118,12 @@ def load(path: Path, dtype: torch.dtype = torch.float32) -> Model:
             supported, or anything in the folder that would have to be run.
         RecipeError: diffusers or transformers is not installed.
     """
-    folder = Folder(path)
+    folder = PipelineFolder(path)
     if folder.kind not in PIPELINES:
         known = list(PIPELINES)
         raise WeightsError(
             f"{path}: {folder.kind} is not a pipeline that can be read; those are {', '.join(known)}"
-            f"{nearest(folder.kind, known)}"
+            f"{did_you_mean(folder.kind, known)}"
         )
     model = PIPELINES[folder.kind](folder, dtype)
     if model.config is None:
@@ -124,17 +131,17 @@ def load(path: Path, dtype: torch.dtype = torch.float32) -> Model:
     return model.lowered(dtype).eval()
 
 
-def report(path: Path) -> dict[str, Report]:
+def report(path: Path) -> dict[str, KeyMatchReport]:
     """How the weights of a folder's network fit what its settings describe, by component; no number is looked at.
 
     Raises:
         WeightsError: as `load`, but for weights that do not fit.
     """
-    folder = Folder(path)
+    folder = PipelineFolder(path)
     if folder.kind in stable_diffusion.CLASSES:
         return stable_diffusion.report(folder)
     names = [name for name in ("unet", "transformer", "transformer_2") if folder.has(name)]
-    nets = {name: empty(folder, name).net for name in names}
+    nets = {name: empty_adapter(folder, name).net for name in names}
     return {name: compare(shapes_of(weights_of(folder, name, net)), net) for name, net in nets.items()}
 
 
@@ -144,9 +151,9 @@ def inspect(path: Path) -> dict[str, Any]:
     Raises:
         WeightsError: as `report`.
     """
-    folder = Folder(path)
+    folder = PipelineFolder(path)
     headers = {file.relative_to(path).as_posix(): read_header(file) for file in folder.weight_files()}
-    more = f": {video_pipelines.about(folder)}" if folder.kind in video_pipelines.PIPELINES else ""
+    more = f": {video_pipelines.describe(folder)}" if folder.kind in video_pipelines.PIPELINES else ""
     facts: dict[str, Any] = {"path": str(path), "what": f"a folder of diffusers, {folder.kind}{more}"}
     known = folder.kind in PIPELINES and folder.kind != "DiTPipeline"  # whose keys its own reader compares
     fits = {name: found.text() for name, found in report(path).items()} if known else {}
@@ -156,7 +163,7 @@ def inspect(path: Path) -> dict[str, Any]:
 # -- parts of pictures -----------------------------------------------------------------------------------------------
 
 
-def _codec(folder: Folder) -> KL:
+def _codec(folder: PipelineFolder) -> AutoencoderKL:
     """The autoencoder, in float32."""
     said = folder.settings("vae", ["AutoencoderKL"])
     theirs = folder.tensors("vae")
@@ -164,36 +171,40 @@ def _codec(folder: Folder) -> KL:
     if said.get("latents_std") is not None and said.get("latents_mean") is not None:
         scale, shift = tuple(scale / std for std in said["latents_std"]), tuple(said["latents_mean"])
     groups = int(said.get("norm_num_groups", 32))
-    config = autoencoder.config_of(shapes_of(autoencoder.first_stage(theirs)), groups=groups, scale=scale, shift=shift)
+    config = autoencoder.infer_config(
+        shapes_of(autoencoder.first_stage(theirs)), groups=groups, scale=scale, shift=shift
+    )
     found = autoencoder.codec_of(theirs, config)
-    if not isinstance(found, KL):
+    if not isinstance(found, AutoencoderKL):
         raise WeightsError(
             f"{folder.path / 'vae'}: an autoencoder with a codebook; {folder.kind} needs an AutoencoderKL"
         )
     return found
 
 
-def _shape(codec: KL, side: int | Sequence[int]) -> tuple[int, int, int]:
+def _shape(codec: AutoencoderKL, side: int | Sequence[int]) -> tuple[int, int, int]:
     """The shape of pictures whose latents have this side, or these two."""
     height, width = (side, side) if isinstance(side, int) else side
     return codec.config.in_channels, height * codec.config.factor, width * codec.config.factor
 
 
 def _prompt(
-    folder: Folder,
+    folder: PipelineFolder,
     together: Together,
     gives: Sequence[Gives],
     dtype: torch.dtype,
     *,
     beside: int = 0,
     length: int = 0,
-) -> Texts:
+) -> MultiTextEncoder:
     """The prompt's text encoders, the first one first.
 
     Args:
         gives: of each encoder.
-        beside: see `Texts`.
+        beside: see `MultiTextEncoder`.
         length: tokens of T5.
     """
     each = [encoder_of(folder, number, one, dtype, length) for number, one in enumerate(gives, 1)]
-    return Texts([one for one, _ in each], together, beside=beside, precisions=[precision for _, precision in each])
+    return MultiTextEncoder(
+        [one for one, _ in each], together, beside=beside, precisions=[precision for _, precision in each]
+    )

@@ -11,9 +11,9 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from unveil.checkpoints.hf.pipeline_folder import STEMS, Folder
+from unveil.checkpoints.hf.pipeline_folder import STEMS, PipelineFolder
 from unveil.checkpoints.hf_files import weight_files
-from unveil.checkpoints.key_mapping import some
+from unveil.checkpoints.key_mapping import abbreviate
 from unveil.io.optional_deps import extra
 from unveil.io.safetensors_io import read_tensors
 from unveil.types import WeightsError
@@ -21,7 +21,7 @@ from unveil.types import WeightsError
 MODULE, TABLE = "diffusers.loaders.single_file_model", "SINGLE_FILE_LOADABLE_CLASSES"
 
 
-def tensors_of(folder: Folder, name: str, kind: str, wanted: Collection[str]) -> dict[str, Tensor]:
+def tensors_of(folder: PipelineFolder, name: str, kind: str, wanted: Collection[str]) -> dict[str, Tensor]:
     """The weights of a component, as diffusers writes them or out of a single file.
 
     Args:
@@ -45,6 +45,6 @@ def tensors_of(folder: Folder, name: str, kind: str, wanted: Collection[str]) ->
     try:
         found: dict[str, Tensor] = known[kind]["checkpoint_mapping_fn"](checkpoint=dict(theirs), config=None)
     except (KeyError, ValueError, IndexError, RuntimeError) as problem:
-        shown = some(sorted(theirs), 3)
+        shown = abbreviate(sorted(theirs), 3)
         raise WeightsError(f"{files[0]}: not {kind}'s weights as published ({problem!r}): {shown}") from problem
     return {key: tensor for key, tensor in found.items() if key in wanted} if set(wanted) <= set(found) else found

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from unveil.autoencoders.kl import KL
+from unveil.autoencoders.kl import AutoencoderKL
 from unveil.checkpoints import (
     diffusers_autoencoder,
     diffusers_unet,
@@ -17,10 +17,10 @@ from unveil.checkpoints import (
     text_encoder_export,
     text_encoder_loader,
 )
-from unveil.checkpoints.hf.pipeline_folder import INDEX, Folder
-from unveil.checkpoints.hf.weights import Report
+from unveil.checkpoints.hf.pipeline_folder import INDEX, PipelineFolder
+from unveil.checkpoints.hf.weights import KeyMatchReport
 from unveil.checkpoints.scheduler import read_scheduler, settings_of
-from unveil.conditioning.text_encoder import Text
+from unveil.conditioning.text_encoder import TextEncoder
 from unveil.io.files import staged
 from unveil.model import Model
 from unveil.nn.unet import UNet
@@ -36,7 +36,7 @@ SPACING = {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one":
 CONFIG = "scheduler_config.json"
 
 
-def read(folder: Folder) -> single_file.Read:
+def read(folder: PipelineFolder) -> single_file.LoadedCheckpoint:
     """The model of a folder, in evaluation mode and float32, and how the folder fitted it.
 
     Raises:
@@ -47,32 +47,32 @@ def read(folder: Folder) -> single_file.Read:
     if unet.label is not None:
         raise WeightsError(f"{folder.path / 'unet'}: knows classes, which Stable Diffusion's pipelines do not give it")
     codec = diffusers_autoencoder.read(folder.place("vae"))
-    if not isinstance(codec, KL):
+    if not isinstance(codec, AutoencoderKL):
         raise WeightsError(f"{folder.path / 'vae'}: an autoencoder with a codebook; {folder.kind} has an AutoencoderKL")
     for name in ("text_encoder", "tokenizer"):
         folder.place(name)
     encoder = text_encoder_loader.read_folder(folder.path)
     network = unet.network.config
     scheduler = read_scheduler(folder.place("scheduler") / CONFIG)
-    config = single_file.described(network, codec, encoder, scheduler, _size(folder, codec))
+    config = single_file.infer_model_config(network, codec, encoder, scheduler, _size(folder, codec))
     model = single_file.filled(config, unet.network.state_dict(), codec, encoder)
     unused = [f"text_encoder.{key}" for key in encoder.rest] + [name for name in BESIDE if folder.has(name)]
     total = sum(len(folder.tensors(name)) for name in PARTS)
-    return single_file.Read(model, total - len(encoder.rest), tuple(unused))
+    return single_file.LoadedCheckpoint(model, total - len(encoder.rest), tuple(unused))
 
 
-def report(folder: Folder) -> dict[str, Report]:
+def report(folder: PipelineFolder) -> dict[str, KeyMatchReport]:
     """How the weights of each component fit what the settings describe.
 
     Raises:
         WeightsError, RecipeError: as `read`, which lists keys that do not fit.
     """
     unused = {key for key in read(folder).unused}
-    found: dict[str, Report] = {}
+    found: dict[str, KeyMatchReport] = {}
     for name in PARTS:
         keys = list(folder.tensors(name))
         rest = tuple(key for key in keys if f"{name}.{key}" in unused)
-        found[name] = Report(tuple(key for key in keys if key not in rest), unknown=rest)
+        found[name] = KeyMatchReport(tuple(key for key in keys if key not in rest), unknown=rest)
     return found
 
 
@@ -83,9 +83,9 @@ def write(model: Model, path: Path) -> int:
         RecipeError: a model that such a folder cannot hold.
         NotWritable: something is there already, or the place cannot be written.
     """
-    texts = [one for one in model.conditioners.values() if isinstance(one, Text)]
+    texts = [one for one in model.conditioners.values() if isinstance(one, TextEncoder)]
     network, codec = model.denoiser.network, model.codec
-    if not isinstance(network, UNet) or not isinstance(codec, KL) or len(texts) != 1 or model.config is None:
+    if not isinstance(network, UNet) or not isinstance(codec, AutoencoderKL) or len(texts) != 1 or model.config is None:
         raise RecipeError(
             f"a folder of {PLAIN} holds a U-Net over a kl autoencoder's latents with one text encoder; this model is "
             f"a {type(network).__name__} over {type(codec).__name__} with {len(texts)}"
@@ -110,11 +110,11 @@ def write(model: Model, path: Path) -> int:
         (temporary / "scheduler").mkdir()
         for name, content in ((f"scheduler/{CONFIG}", scheduler), (INDEX, index)):
             (temporary / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-        written = Folder(temporary)
+        written = PipelineFolder(temporary)
         return sum(len(written.tensors(name)) for name in PARTS)
 
 
-def _size(folder: Folder, codec: KL) -> tuple[int, int]:
+def _size(folder: PipelineFolder, codec: AutoencoderKL) -> tuple[int, int]:
     """Height and width of the pictures that the folder makes when it is not told."""
     side = folder.settings("unet", [diffusers_unet.UNET]).get("sample_size") or 64
     height, width = (side, side) if isinstance(side, int) else side

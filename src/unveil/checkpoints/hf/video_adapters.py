@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from unveil.checkpoints.hf.image_adapters import asked, check_size, told
-from unveil.checkpoints.hf.wan_cache import WanRun
+from unveil.checkpoints.hf.image_adapters import check_size, pooled_and_tokens, prompt_tokens
+from unveil.checkpoints.hf.wan_cache import CachedWan
 from unveil.io.optional_deps import extra
 from unveil.types import Condition, ShapeError
 
@@ -38,7 +38,7 @@ class Wan(nn.Module):
         said: Any = net.config
         self.patch: tuple[int, int, int] = tuple(said.patch_size)
         self.multiple = self.patch[-1]
-        self._run: WanRun | None = None
+        self._run: CachedWan | None = None
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """The velocity at latents and times in thousandths, (B,) or broadcastable to x.
@@ -49,7 +49,7 @@ class Wan(nn.Module):
             RecipeError: no prompt.
             ShapeError: a size or a mask that the network does not take.
         """
-        tokens = told(condition, masked=False)
+        tokens = prompt_tokens(condition, masked=False)
         check_size(x, self.multiple)
         levels = of_tokens(t, x, self.patch)
         if self._run is not None:
@@ -69,14 +69,14 @@ class Wan(nn.Module):
         """
         before = self._run
         if not getattr(self, "_compiled_call_impl", None):
-            self._run = WanRun(self.net, torch.as_tensor(indices, dtype=torch.float32))
+            self._run = CachedWan(self.net, torch.as_tensor(indices, dtype=torch.float32))
         try:
             yield
         finally:
             self._run = before
 
 
-class WanPair(nn.Module):
+class WanTwoExperts(nn.Module):
     """Wan 2.2's two networks: one for levels from a boundary on, one for those below.
 
     Args:
@@ -145,7 +145,7 @@ class LTX(nn.Module):
             RecipeError: no prompt.
             ShapeError: a vector of another width.
         """
-        vector, tokens = asked(condition, self.vector_dim)
+        vector, tokens = pooled_and_tokens(condition, self.vector_dim)
         assert condition is not None  # as asked
         mask = condition.mask if condition.mask is not None else tokens.new_ones(tokens.shape[:2])
         levels = of_tokens(t, x, (1, 1, 1))
@@ -197,7 +197,7 @@ class CogVideoX(nn.Module):
             RecipeError: no prompt.
             ShapeError: a size or a mask that the network does not take.
         """
-        tokens = told(condition, masked=False)
+        tokens = prompt_tokens(condition, masked=False)
         check_size(x, self.patch)
         if x.shape[2] % self.together:
             raise ShapeError(f"latents {tuple(x.shape)}: their frames must be a multiple of {self.together}")
@@ -259,7 +259,7 @@ class Hunyuan(nn.Module):
             RecipeError: no prompt.
             ShapeError: a size or a vector that the network does not take.
         """
-        vector, tokens = asked(condition, self.vector_dim)
+        vector, tokens = pooled_and_tokens(condition, self.vector_dim)
         check_size(x, self.patch)
         mask = None if condition is None else condition.mask
         return self.net(

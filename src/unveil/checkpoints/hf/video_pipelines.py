@@ -13,13 +13,20 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from unveil.checkpoints.hf.components import encoder_of, made, network_of, scheduler_of, together, weights_of
-from unveil.checkpoints.hf.pipeline_folder import Folder
-from unveil.checkpoints.hf.video_adapters import FRAME_RATE, LTX, CogVideoX, Hunyuan, Wan, WanPair
-from unveil.checkpoints.hf.video_vaes import ClipVAE, clip_vae
+from unveil.checkpoints.hf.components import (
+    assemble_model,
+    build_module,
+    encoder_of,
+    network_of,
+    scheduler_of,
+    weights_of,
+)
+from unveil.checkpoints.hf.pipeline_folder import PipelineFolder
+from unveil.checkpoints.hf.video_adapters import FRAME_RATE, LTX, CogVideoX, Hunyuan, Wan, WanTwoExperts
+from unveil.checkpoints.hf.video_vaes import VideoVAE, video_vae
 from unveil.checkpoints.hf.weights import fill
-from unveil.conditioning.micro_conditioning import Numbers
-from unveil.conditioning.prompt_embeds import Padding, Passages, Written, mended
+from unveil.conditioning.micro_conditioning import ScalarCondition
+from unveil.conditioning.prompt_embeds import LongPromptEncoder, Padding, PrecomputedPrompts, clean_prompt
 from unveil.io.files import staged
 from unveil.io.safetensors_io import read_header, read_tensors, write_tensors
 from unveil.model import Model
@@ -33,7 +40,7 @@ GUIDANCE = 6.0  # that HunyuanVideo is told when it is not told one
 WAN_SIZE, LTX_SIZE, HUNYUAN_SIZE = (81, 480, 832), (161, 512, 704), (129, 720, 1280)
 
 
-def wan(folder: Folder, dtype: torch.dtype) -> Model:
+def wan(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     """The model of a `WanPipeline`, with one transformer or with two that share the levels."""
     network: nn.Module = network_of(folder, "transformer", Wan, dtype)
     if folder.has("transformer_2"):
@@ -44,26 +51,26 @@ def wan(folder: Folder, dtype: torch.dtype) -> Model:
             )
         assert isinstance(network, Wan)
         assert isinstance(other, Wan)
-        network = WanPair(network, other, 1000 * float(boundary))
-    prompt = _prompt(folder, dtype, "zeros", WAN_TOKENS, attend="tokens", cleaned=mended)
+        network = WanTwoExperts(network, other, 1000 * float(boundary))
+    prompt = _prompt(folder, dtype, "zeros", WAN_TOKENS, attend="tokens", cleaned=clean_prompt)
     codec = _codec(folder, "AutoencoderKLWan", network)
     sample = {"steps": 50, "guidance": {"scale": 5.0}}
-    return together(folder, network, scheduler_of(folder), codec, (3, *WAN_SIZE), (prompt,), sample)
+    return assemble_model(folder, network, scheduler_of(folder), codec, (3, *WAN_SIZE), (prompt,), sample)
 
 
-def ltx(folder: Folder, dtype: torch.dtype) -> Model:
+def ltx(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     """The model of an `LTXPipeline`; the frames per second that it is told are given as "fps"."""
     network = network_of(folder, "transformer", LTX, dtype)
     assert isinstance(network, LTX)
     codec = _codec(folder, "AutoencoderKLLTXVideo", network)
     network.rates = codec.rates
     prompt = _prompt(folder, dtype, "hidden", LTX_TOKENS)
-    rate = Numbers((FRAME_RATE,), 0, key="fps")
+    rate = ScalarCondition((FRAME_RATE,), 0, key="fps")
     sample = {"steps": 50, "guidance": {"scale": 3.0}}
-    return together(folder, network, scheduler_of(folder), codec, (3, *LTX_SIZE), (prompt, rate), sample)
+    return assemble_model(folder, network, scheduler_of(folder), codec, (3, *LTX_SIZE), (prompt, rate), sample)
 
 
-def cogvideox(folder: Folder, dtype: torch.dtype) -> Model:
+def cogvideox(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     """The model of a `CogVideoXPipeline`."""
     network = network_of(folder, "transformer", CogVideoX, dtype)
     assert isinstance(network, CogVideoX)
@@ -74,10 +81,10 @@ def cogvideox(folder: Folder, dtype: torch.dtype) -> Model:
     shape = (3, frames, int(said.sample_height) * unit, int(said.sample_width) * unit)
     prompt = _prompt(folder, dtype, "text", int(said.max_text_seq_length or COG_TOKENS))
     sample = {"steps": 50, "guidance": {"scale": 6.0}, "clip": "none"}
-    return together(folder, network, scheduler_of(folder), codec, shape, (prompt,), sample)
+    return assemble_model(folder, network, scheduler_of(folder), codec, shape, (prompt,), sample)
 
 
-def hunyuan(folder: Folder, dtype: torch.dtype) -> Model:
+def hunyuan(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     """The model of a `HunyuanVideoPipeline`; the guidance it was distilled from is told as "guidance".
 
     Its text encoder, a language model that is told what to look at, is not run: prompts come from `PROMPTS`.
@@ -90,15 +97,15 @@ def hunyuan(folder: Folder, dtype: torch.dtype) -> Model:
             f"{folder.path}: prompts of a {folder.kind} are read from {PROMPTS}, which is not there: tensors tokens "
             "(N, L, D), mask (N, L) and vector (N, P) of its encode_prompt, and the N prompts in the header"
         )
-    told = [Numbers((GUIDANCE,), network.pooled, key="guidance")] if network.beside else []
+    told = [ScalarCondition((GUIDANCE,), network.pooled, key="guidance")] if network.beside else []
     prompt = read_prompts(folder.path / PROMPTS, beside=network.beside)
     # its pipeline spaces the levels evenly itself
     sample = {"steps": 50, "grid": "uniform"}
-    return together(folder, network, scheduler_of(folder), codec, (3, *HUNYUAN_SIZE), (prompt, *told), sample)
+    return assemble_model(folder, network, scheduler_of(folder), codec, (3, *HUNYUAN_SIZE), (prompt, *told), sample)
 
 
 # Pipeline -> what reads its folder; those that start from a picture or a clip have the same parts
-PIPELINES: dict[str, Callable[[Folder, torch.dtype], Model]] = {
+PIPELINES: dict[str, Callable[[PipelineFolder, torch.dtype], Model]] = {
     "WanPipeline": wan,
     "WanVideoToVideoPipeline": wan,
     "LTXPipeline": ltx,
@@ -109,7 +116,7 @@ PIPELINES: dict[str, Callable[[Folder, torch.dtype], Model]] = {
 }
 
 
-NAMES: dict[Callable[[Folder, torch.dtype], Model], str] = {
+NAMES: dict[Callable[[PipelineFolder, torch.dtype], Model], str] = {
     wan: "Wan",
     ltx: "LTX-Video",
     cogvideox: "CogVideoX",
@@ -117,7 +124,7 @@ NAMES: dict[Callable[[Folder, torch.dtype], Model], str] = {
 }
 
 
-def about(folder: Folder) -> str:
+def describe(folder: PipelineFolder) -> str:
     """What a folder makes, for a person: the model, and how it takes levels and prompts."""
     two = folder.has("transformer_2")
     each = PIPELINES[folder.kind] in (wan, ltx) and not two
@@ -147,7 +154,7 @@ def write_prompts(model: Model, prompts: Sequence[str], path: Path) -> None:
         write_tensors(temporary, tensors, {"prompts": json.dumps(each)})
 
 
-def read_prompts(path: Path, *, beside: int = 0) -> Written:
+def read_prompts(path: Path, *, beside: int = 0) -> PrecomputedPrompts:
     """The prompts of a file, see `write_prompts`.
 
     Args:
@@ -171,11 +178,11 @@ def read_prompts(path: Path, *, beside: int = 0) -> Written:
     }
     if "vector" in routes:
         routes["vector"] = nn.functional.pad(routes["vector"], (0, beside))
-    return Written([str(one) for one in prompts], Condition(**routes), where=str(path))
+    return PrecomputedPrompts([str(one) for one in prompts], Condition(**routes), where=str(path))
 
 
 def _prompt(
-    folder: Folder,
+    folder: PipelineFolder,
     dtype: torch.dtype,
     padding: Padding,
     length: int,
@@ -192,15 +199,15 @@ def _prompt(
             f"tokens there as {PROMPTS}"
         )
     text, precision = encoder_of(folder, 1, "tokens", dtype, length, attend)
-    return Passages(text, padding, precision=precision, cleaned=cleaned)
+    return LongPromptEncoder(text, padding, precision=precision, cleaned=cleaned)
 
 
-def _codec(folder: Folder, kind: str, network: Any) -> ClipVAE:
+def _codec(folder: PipelineFolder, kind: str, network: Any) -> VideoVAE:
     """The autoencoder, in float32."""
-    vae = made(folder, kind, folder.settings("vae", [kind]))
+    vae = build_module(folder, kind, folder.settings("vae", [kind]))
     fill(vae, weights_of(folder, "vae", vae), torch.float32, folder.path / "vae")
-    codec = clip_vae(vae)
-    net: Any = (network.noisy if isinstance(network, WanPair) else network).net
+    codec = video_vae(vae)
+    net: Any = (network.noisy if isinstance(network, WanTwoExperts) else network).net
     inside = net.config.in_channels
     if inside != codec.channels:
         raise WeightsError(

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unveil.types import ShapeError, size_of
+from unveil.types import ShapeError, format_size
 
 CLIP_CODECS = ("AutoencoderKLWan", "AutoencoderKLLTXVideo", "AutoencoderKLCogVideoX", "AutoencoderKLHunyuanVideo")
 
 
-class ClipVAE(nn.Module):
+class VideoVAE(nn.Module):
     """An autoencoder in which the first latent frame is one frame, and each further one `rates[0]` frames.
 
     Args:
@@ -88,26 +88,26 @@ class ClipVAE(nn.Module):
             near = " or ".join(dict.fromkeys(str(one) for one in (below, below + step) if one > 0))
             raise ShapeError(f"{frames} frames: this model's clips have 1 + {step} k frames; nearest {near}")
         if any(side < unit or side % unit for side in sides):
-            near = size_of([max(1, round(side / unit)) * unit for side in sides])
+            near = format_size([max(1, round(side / unit)) * unit for side in sides])
             raise ShapeError(
-                f"size {size_of(sides)} (width x height): both sides must be multiples of {unit} px; nearest {near}"
+                f"size {format_size(sides)} (width x height): both sides must be multiples of {unit} px; nearest {near}"
             )
         return self.channels, self.front + 1 + (frames - 1) // ct, sides[0] // unit, sides[1] // unit
 
 
-def clip_vae(vae: Any) -> ClipVAE:
+def video_vae(vae: Any) -> VideoVAE:
     """The codec of one of diffusers' autoencoders, with the rates and the scale that its settings say."""
     said, kind = vae.config, type(vae).__name__
     if kind == "AutoencoderKLWan":
         rates = (int(said.scale_factor_temporal), int(said.scale_factor_spatial))
-        return ClipVAE(vae, rates, mean=said.latents_mean, scale=[1 / one for one in said.latents_std])
+        return VideoVAE(vae, rates, mean=said.latents_mean, scale=[1 / one for one in said.latents_std])
     if kind == "AutoencoderKLLTXVideo":
         rates = (int(vae.temporal_compression_ratio), int(vae.spatial_compression_ratio))
         scale = [float(said.scaling_factor) / one for one in vae.latents_std.tolist()]
         level = 0.0 if said.timestep_conditioning else None
-        return ClipVAE(vae, rates, mean=vae.latents_mean.tolist(), scale=scale, level=level)
+        return VideoVAE(vae, rates, mean=vae.latents_mean.tolist(), scale=scale, level=level)
     if kind == "AutoencoderKLCogVideoX":
         rates = (int(said.temporal_compression_ratio), 2 ** (len(said.block_out_channels) - 1))
-        return ClipVAE(vae, rates, scale=[float(said.scaling_factor)], pairs=True)
+        return VideoVAE(vae, rates, scale=[float(said.scaling_factor)], pairs=True)
     rates = (int(vae.temporal_compression_ratio), int(vae.spatial_compression_ratio))
-    return ClipVAE(vae, rates, scale=[float(said.scaling_factor)])
+    return VideoVAE(vae, rates, scale=[float(said.scaling_factor)])

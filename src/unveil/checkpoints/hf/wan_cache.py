@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from unveil.nn.spatial_transformer import Remembered
+from unveil.nn.spatial_transformer import Memo
 
 KeysValues = tuple[Tensor, Tensor]  # each (B, heads, L, D)
 
 
-class Told(NamedTuple):
+class CachedModulation(NamedTuple):
     """Of a level: six vectors for each block before its own are added, and the embedding that the last layer takes."""
 
     blocks: Tensor
     last: Tensor
 
 
-class WanRun:
+class CachedWan:
     """The network, called as run(x, levels, tokens), for sampling: no gradient passes what is remembered.
 
     Args:
@@ -35,9 +35,9 @@ class WanRun:
 
     def __init__(self, net: Any, levels: Tensor) -> None:
         self.net = net
-        self._texts = Remembered[list[KeysValues]]()
+        self._texts = Memo[list[KeysValues]]()
         self._tables: dict[tuple[int, ...], Tensor] = {}
-        self._levels: dict[float, Told] = {}
+        self._levels: dict[float, CachedModulation] = {}
         self._expected = sorted(set(levels.tolist()))
 
     def __call__(self, x: Tensor, levels: Tensor, tokens: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class WanRun:
             found.append((_heads(key, one.heads), _heads(value, one.heads)))
         return found
 
-    def _told(self, levels: Tensor, device: torch.device) -> Told:
+    def _told(self, levels: Tensor, device: torch.device) -> CachedModulation:
         """What blocks are told, of axes (B, T', H' W' or 1, ...) that broadcast against tokens."""
         if levels.ndim == 1:
             levels = levels[:, None, None]
@@ -80,10 +80,12 @@ class WanRun:
         values, which = levels.unique(return_inverse=True)
         rows = [self._level(value, device) for value in values.tolist()]
         if len(rows) == 1:
-            return Told(rows[0].blocks[None, None, None], rows[0].last[None, None, None])
-        return Told(torch.stack([row.blocks for row in rows])[which], torch.stack([row.last for row in rows])[which])
+            return CachedModulation(rows[0].blocks[None, None, None], rows[0].last[None, None, None])
+        return CachedModulation(
+            torch.stack([row.blocks for row in rows])[which], torch.stack([row.last for row in rows])[which]
+        )
 
-    def _level(self, value: float, device: torch.device) -> Told:
+    def _level(self, value: float, device: torch.device) -> CachedModulation:
         """Of one level; all that are expected are worked out with the first."""
         if value not in self._levels:
             asked = self._expected if value in self._expected else [value]
@@ -94,7 +96,7 @@ class WanRun:
                 last = _in_full(first.linear_2, first.act(_in_full(first.linear_1, waves)))
                 blocks = _in_full(embedder.time_proj, embedder.act_fn(last)).unflatten(1, (6, -1))
             each = zip(asked, blocks, last, strict=True)
-            self._levels |= {one: Told(*told) for one, *told in each}
+            self._levels |= {one: CachedModulation(*told) for one, *told in each}
         return self._levels[value]
 
     def _places(self, x: Tensor) -> Tensor:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from unveil.checkpoints.key_mapping import some
+from unveil.checkpoints.key_mapping import abbreviate
 from unveil.checkpoints.overrides import Shapes, shapes_of
-from unveil.nn.mixed_precision import lowerable
+from unveil.nn.mixed_precision import low_precision_parameters
 from unveil.types import WeightsError
 
 
 @dataclass(frozen=True)
-class Report:
+class KeyMatchReport:
     """How a file's tensors fit a network.
 
     Attributes:
@@ -43,16 +43,16 @@ class Report:
     def text(self) -> str:
         """For a person, one line."""
         faults = {"missing": self.missing, "unknown": self.unknown, "of another shape": self.reshaped}
-        told = [f"{what}: {some(keys, 4)}" for what, keys in faults.items() if keys]
+        told = [f"{what}: {abbreviate(keys, 4)}" for what, keys in faults.items() if keys]
         return "; ".join([f"{len(self.matched)} matched", *told])
 
 
-def compare(theirs: Shapes, network: nn.Module) -> Report:
+def compare(theirs: Shapes, network: nn.Module) -> KeyMatchReport:
     """How tensors of these shapes fit a network."""
     ours = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
     both = [key for key in ours if key in theirs]
     same = [key for key in both if tuple(theirs[key]) == ours[key]]
-    return Report(
+    return KeyMatchReport(
         tuple(same),
         tuple(key for key in ours if key not in theirs),
         tuple(key for key in theirs if key not in ours),
@@ -60,7 +60,7 @@ def compare(theirs: Shapes, network: nn.Module) -> Report:
     )
 
 
-def fill(network: nn.Module, theirs: Mapping[str, Tensor], dtype: torch.dtype, where: object) -> Report:
+def fill(network: nn.Module, theirs: Mapping[str, Tensor], dtype: torch.dtype, where: object) -> KeyMatchReport:
     """Gives a network its weights: matrices in `dtype`, everything else in float32; nothing is copied that is that.
 
     Raises:
@@ -69,7 +69,7 @@ def fill(network: nn.Module, theirs: Mapping[str, Tensor], dtype: torch.dtype, w
     report = compare(shapes_of(theirs), network)
     if not report.fits:
         raise WeightsError(f"{where}: {report.text()}; the weights are not those of its config.json: copy both again")
-    low = {key for key, _ in lowerable(network)}
+    low = {key for key, _ in low_precision_parameters(network)}
     state = {key: tensor.to(dtype if key in low else torch.float32) for key, tensor in theirs.items()}
     network.load_state_dict(state, assign=True)
     return report

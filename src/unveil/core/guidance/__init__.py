@@ -1,8 +1,8 @@
 """Functions from steps to a step: they compose left to right, in the order written."""
 
 from unveil.core.guidance.apg import Momentum, apg, cfg_zero
-from unveil.core.guidance.batching import Conditioned, batched, once, together
-from unveil.core.guidance.classifier_free import autoguidance, cfg, composed, interval, nested, rescale
+from unveil.core.guidance.batching import Conditioned, batch_cond_uncond, memoized, should_batch
+from unveil.core.guidance.classifier_free import autoguidance, cfg, composed, interval, multi_condition, rescale
 from unveil.core.guidance.schedule import (
     SCHEDULES,
     Scale,
@@ -13,7 +13,7 @@ from unveil.core.guidance.schedule import (
     linear,
     power_cosine,
 )
-from unveil.core.guidance.score import Score, gradient, log_probability, on_estimate, regression, steer
+from unveil.core.guidance.score import Score, gradient, log_probability, on_estimate, regression, shift_eps
 from unveil.core.guidance.semantic import content, structure, style
 from unveil.core.guidance.threshold import clip_dynamic, clip_static
 
@@ -27,7 +27,7 @@ __all__ = [
     "apg",
     "at_least",
     "autoguidance",
-    "batched",
+    "batch_cond_uncond",
     "cfg",
     "cfg_zero",
     "clip_dynamic",
@@ -40,14 +40,14 @@ __all__ = [
     "interval",
     "linear",
     "log_probability",
-    "nested",
+    "memoized",
+    "multi_condition",
     "on_estimate",
-    "once",
     "power_cosine",
     "regression",
     "rescale",
-    "steer",
+    "shift_eps",
+    "should_batch",
     "structure",
     "style",
-    "together",
 ]

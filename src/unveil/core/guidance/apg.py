@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from unveil.core import prediction, scalar_math
-from unveil.core.denoiser import Estimate, Step
-from unveil.core.guidance.classifier_free import valued
+from unveil.core.denoiser import DenoiseFn, Estimate
+from unveil.core.guidance.classifier_free import target_of
 from unveil.core.guidance.schedule import Scale, scale_at
 from unveil.core.prediction import Prediction, solve
-from unveil.types import Level, RecipeError, like
+from unveil.types import NoiseLevel, RecipeError, like
 
 
 class Momentum:
@@ -34,7 +34,7 @@ class Momentum:
         self.beta = beta
         self._past: list[tuple[float, Tensor]] = []  # (t, sum), noisier first; three are enough for any corrector
 
-    def add(self, difference: Tensor, level: Level) -> Tensor:
+    def add(self, difference: Tensor, level: NoiseLevel) -> Tensor:
         """The difference plus beta times the sum so far."""
         t = float(level.t.max()) if isinstance(level.t, Tensor) else level.t
         self._past = [(at, kept) for at, kept in self._past if at > t and kept.shape == difference.shape][-2:]
@@ -45,14 +45,14 @@ class Momentum:
 
 
 def apg(
-    conditional: Step,
-    null: Step,
+    conditional: DenoiseFn,
+    null: DenoiseFn,
     scale: Scale,
     *,
     parallel: float = 0.0,
     radius: float = math.inf,
     momentum: Momentum | None = None,
-) -> Step:
+) -> DenoiseFn:
     """Adaptive projected guidance: the difference in x0, damped, bounded, and mostly across the conditional x0.
 
     The part along the conditional x0 is what saturates colours. With parallel = 1 and nothing else it is `cfg`.
@@ -73,7 +73,7 @@ def apg(
     if not radius > 0:
         raise RecipeError(f"radius = {radius}: must be above 0; leave it away for no bound")
 
-    def guided(x: Tensor, level: Level) -> Estimate:
+    def guided(x: Tensor, level: NoiseLevel) -> Estimate:
         weight = scale_at(scale, level)
         if not isinstance(weight, Tensor) and weight == 1:
             return conditional(x, level)
@@ -84,7 +84,7 @@ def apg(
         size = _dot(difference, difference).sqrt()
         difference = difference * like(torch.where(size > radius, radius / size, 1.0), x)
         ray = _noised(plain.x0, level)
-        along = like(scalar_math.divide(_dot(difference, ray), _dot(ray, ray), 0.0), x) * ray
+        along = like(scalar_math.safe_divide(_dot(difference, ray), _dot(ray, ray), 0.0), x) * ray
         update = difference - (1 - parallel) * along
         return Estimate.of_x0(plain.x0 + like(weight - 1, x) * update, x, level, plain.extra)
 
@@ -92,13 +92,13 @@ def apg(
 
 
 def cfg_zero(
-    conditional: Step,
-    null: Step,
+    conditional: DenoiseFn,
+    null: DenoiseFn,
     scale: Scale,
     *,
     still_from: float = 1.0,
     of: Prediction = prediction.flow,
-) -> Step:
+) -> DenoiseFn:
     """CFG-Zero*: the null velocity scaled to fit the conditional one, and none at all in the first steps.
 
     Where the velocity is set to 0 neither step is called, and x stays as it is: the first guess of a flow model is
@@ -115,14 +115,14 @@ def cfg_zero(
     Source: Fan et al. 2025, eq. 8 and algorithm 1 (arXiv:2503.18886).
     """
 
-    def guided(x: Tensor, level: Level) -> Estimate:
+    def guided(x: Tensor, level: NoiseLevel) -> Estimate:
         still = level.t >= still_from
         if bool(still.all()) if isinstance(still, Tensor) else still:
             return Estimate.solved(solve(of, level), x, torch.zeros_like(x))
         weight = scale_at(scale, level)
         without, plain = null(x, level), conditional(x, level)
-        y0, y = valued(of, without, x, level), valued(of, plain, x, level)
-        fit = like(scalar_math.divide(_dot(y, y0), _dot(y0, y0), 1.0), x)  # eq. 8: s* = <v, v0> / |v0|^2
+        y0, y = target_of(of, without, x, level), target_of(of, plain, x, level)
+        fit = like(scalar_math.safe_divide(_dot(y, y0), _dot(y0, y0), 1.0), x)  # eq. 8: s* = <v, v0> / |v0|^2
         y = like(weight, x) * y + (1 - like(weight, x)) * fit * y0
         if isinstance(still, Tensor):
             y = y * like((~still).to(torch.float64), x)
@@ -131,7 +131,7 @@ def cfg_zero(
     return guided
 
 
-def _noised(x0: Tensor, level: Level) -> Tensor:
+def _noised(x0: Tensor, level: NoiseLevel) -> Tensor:
     """X0 with 0 in the place of parts that are clean already, which guidance must not move."""
     return x0 if not isinstance(level.sigma, Tensor) else x0 * like((level.sigma > 0).to(torch.float64), x0)
 

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from unveil.core.denoiser import Estimate, Step
-from unveil.types import Condition, Level, ShapeError
+from unveil.core.denoiser import DenoiseFn, Estimate
+from unveil.types import Condition, NoiseLevel, ShapeError
 
 FEW = 8  # samples up to which a processor gains by one call
 
 # A denoiser that takes its condition with each call
-Conditioned = Callable[[Tensor, Level, Condition], Estimate]
+Conditioned = Callable[[Tensor, NoiseLevel, Condition], Estimate]
 
 
-def once(step: Step) -> Step:
+def memoized(step: DenoiseFn) -> DenoiseFn:
     """The step, called once where several parts of a guidance ask for the same x and level.
 
     `step = once(model.step(condition))` lets `rescale(cfg(step, null, 5), step)` make two calls instead of three.
@@ -27,7 +27,7 @@ def once(step: Step) -> Step:
     seen = _Seen()
     kept: list[Estimate] = []
 
-    def shared(x: Tensor, level: Level) -> Estimate:
+    def shared(x: Tensor, level: NoiseLevel) -> Estimate:
         if not seen.again(x, level):
             kept[:] = [step(x, level)]
             seen.set(x, level)
@@ -36,7 +36,7 @@ def once(step: Step) -> Step:
     return shared
 
 
-def together(device: torch.device, count: int) -> bool:
+def should_batch(device: torch.device, count: int) -> bool:
     """Whether condition and null of `count` samples are faster in one call than in two; `benchmarks/guidance_call.py`.
 
     A small batch leaves parts of a machine idle. A processor is full at a few samples, and two calls then move less
@@ -45,7 +45,7 @@ def together(device: torch.device, count: int) -> bool:
     return device.type != "cpu" or count <= FEW
 
 
-def batched(denoiser: Conditioned, *conditions: Condition) -> list[Step]:
+def batch_cond_uncond(denoiser: Conditioned, *conditions: Condition) -> list[DenoiseFn]:
     """A step per condition, which share one call of the network with a batch of all of them.
 
     `cfg(*batched(denoiser, condition, null), scale=4.0)` is one call where two steps would be two. The first step
@@ -63,14 +63,14 @@ def batched(denoiser: Conditioned, *conditions: Condition) -> list[Step]:
     seen = _Seen()
     kept: list[Estimate] = []
 
-    def all_of(x: Tensor, level: Level) -> None:
+    def all_of(x: Tensor, level: NoiseLevel) -> None:
         count = len(conditions)
         estimate = denoiser(torch.cat([x] * count), repeated(level, count, len(x)), together)
         kept[:] = [_rows(estimate, x, slice(k * len(x), (k + 1) * len(x))) for k in range(count)]
         seen.set(x, level)
 
-    def part(k: int) -> Step:
-        def shared(x: Tensor, level: Level) -> Estimate:
+    def part(k: int) -> DenoiseFn:
+        def shared(x: Tensor, level: NoiseLevel) -> Estimate:
             if not seen.again(x, level):
                 if k == 0:
                     return denoiser(x, level, conditions[0])
@@ -87,10 +87,10 @@ class _Seen:
 
     def __init__(self) -> None:
         self._x: Tensor | None = None
-        self._level: Level | None = None
+        self._level: NoiseLevel | None = None
         self._version: tuple[int, bool, bool] | None = None
 
-    def again(self, x: Tensor, level: Level) -> bool:
+    def again(self, x: Tensor, level: NoiseLevel) -> bool:
         """Whether this is the last call once more."""
         version = self._of(x)
         if x is not self._x or version is None or version != self._version or self._level is None:
@@ -99,7 +99,7 @@ class _Seen:
         pairs = zip(self._level[:3], level[:3], strict=True)
         return all(a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b) for a, b in pairs)
 
-    def set(self, x: Tensor, level: Level) -> None:
+    def set(self, x: Tensor, level: NoiseLevel) -> None:
         """This is the last call now."""
         self._x, self._level, self._version = x, level, self._of(x)
 
@@ -117,14 +117,14 @@ def _rows(estimate: Estimate, x: Tensor, rows: slice) -> Estimate:
     return Estimate(estimate.x0[rows], estimate.eps[rows], extra)
 
 
-def repeated(level: Level, count: int, size: int) -> Level:
+def repeated(level: NoiseLevel, count: int, size: int) -> NoiseLevel:
     """The level of a batch that holds each sample `count` times."""
 
     def repeat(value: float | Tensor) -> float | Tensor:
         per_sample = isinstance(value, Tensor) and value.ndim > 0 and len(value) == size > 1
         return torch.cat([value] * count) if per_sample else value  # type: ignore[list-item]
 
-    return Level(*(repeat(value) for value in level))
+    return NoiseLevel(*(repeat(value) for value in level))
 
 
 def joined(conditions: Sequence[Condition]) -> Condition:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from unveil.core import prediction, scalar_math
-from unveil.core.denoiser import Estimate, Step
+from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.guidance.schedule import Scale, scale_at
 from unveil.core.prediction import Prediction, solve
 from unveil.core.scalar_math import Number
-from unveil.types import Level, RecipeError, ShapeError, like
+from unveil.types import NoiseLevel, RecipeError, ShapeError, like
 
 
-def cfg(conditional: Step, null: Step, scale: Scale, *, channels: int | None = None) -> Step:
+def cfg(conditional: DenoiseFn, null: DenoiseFn, scale: Scale, *, channels: int | None = None) -> DenoiseFn:
     """Classifier-free guidance: null + scale (conditional - null); scale 0 is the null, 1 is no guidance.
 
     Scales above 1 go beyond the condition, negative ones away from it. The paper's w is scale - 1. A negative
@@ -39,7 +39,7 @@ def cfg(conditional: Step, null: Step, scale: Scale, *, channels: int | None = N
     if not isinstance(scale, Tensor) and scale == 1:
         return conditional
 
-    def guided(x: Tensor, level: Level) -> Estimate:
+    def guided(x: Tensor, level: NoiseLevel) -> Estimate:
         weight = scale_at(scale, level)
         if not isinstance(weight, Tensor):
             if weight == 1:
@@ -47,12 +47,12 @@ def cfg(conditional: Step, null: Step, scale: Scale, *, channels: int | None = N
             if weight == 0 and channels is None:
                 return null(x, level)
         start = null(x, level)  # first: a batched call is made for both when the null is asked for
-        return moved(start, conditional(x, level), _per_channel(weight, x, channels), x)
+        return lerp_estimates(start, conditional(x, level), _per_channel(weight, x, channels), x)
 
     return guided
 
 
-def nested(steps: Sequence[Step], scales: Sequence[Scale]) -> Step:
+def multi_condition(steps: Sequence[DenoiseFn], scales: Sequence[Scale]) -> DenoiseFn:
     """Conditions added one after the other, each with its own scale: s0 + sum of scales[i] (s[i + 1] - s[i]).
 
     InstructPix2Pix is `nested([null, image, image_and_text], [image_scale, text_scale])`. Steps whose share is 0 are
@@ -66,14 +66,14 @@ def nested(steps: Sequence[Step], scales: Sequence[Scale]) -> Step:
     if len(scales) != len(steps) - 1:
         raise RecipeError(f"{len(steps)} steps, {len(scales)} scales: needs one for each step after the first")
 
-    def guided(x: Tensor, level: Level) -> Estimate:
+    def guided(x: Tensor, level: NoiseLevel) -> Estimate:
         now = [1.0, *(scale_at(scale, level) for scale in scales), 0.0]
         return _blended(steps, [mine - after for mine, after in pairwise(now)], x, level)
 
     return guided
 
 
-def composed(null: Step, conditionals: Sequence[Step], scales: Sequence[Scale]) -> Step:
+def composed(null: DenoiseFn, conditionals: Sequence[DenoiseFn], scales: Sequence[Scale]) -> DenoiseFn:
     """Independent conditions at once: null + sum of scales[i] (conditionals[i] - null); a negative one is a "not".
 
     Raises:
@@ -84,14 +84,14 @@ def composed(null: Step, conditionals: Sequence[Step], scales: Sequence[Scale]) 
     if len(scales) != len(conditionals):
         raise RecipeError(f"{len(conditionals)} conditional steps, {len(scales)} scales: needs one for each")
 
-    def guided(x: Tensor, level: Level) -> Estimate:
+    def guided(x: Tensor, level: NoiseLevel) -> Estimate:
         weights = [scale_at(scale, level) for scale in scales]
         return _blended([null, *conditionals], [1.0 - sum(weights), *weights], x, level)
 
     return guided
 
 
-def autoguidance(strong: Step, weak: Step, scale: Scale) -> Step:
+def autoguidance(strong: DenoiseFn, weak: DenoiseFn, scale: Scale) -> DenoiseFn:
     """Away from a weaker model - smaller, or trained for less time - of the same task and condition.
 
     Source: Karras et al. 2024, eq. 3 (arXiv:2406.02507).
@@ -99,7 +99,9 @@ def autoguidance(strong: Step, weak: Step, scale: Scale) -> Step:
     return cfg(strong, weak, scale)
 
 
-def interval(guided: Step, plain: Step, low: float, high: float, *, of: Literal["t", "log-snr"] = "t") -> Step:
+def interval(
+    guided: DenoiseFn, plain: DenoiseFn, low: float, high: float, *, of: Literal["t", "log-snr"] = "t"
+) -> DenoiseFn:
     """The guided step at levels from low to high, both included, and the plain one elsewhere.
 
     Args:
@@ -119,7 +121,7 @@ def interval(guided: Step, plain: Step, low: float, high: float, *, of: Literal[
     if of == "t" and not (low >= 0 and high <= 1):
         raise RecipeError(f"interval {low} to {high}: t lies in [0, 1], 0 the data; or say of='log-snr'")
 
-    def limited(x: Tensor, level: Level) -> Estimate:
+    def limited(x: Tensor, level: NoiseLevel) -> Estimate:
         place = level.t if of == "t" else level.half_log_snr
         if not isinstance(place, Tensor):
             return guided(x, level) if low <= place <= high else plain(x, level)
@@ -127,12 +129,14 @@ def interval(guided: Step, plain: Step, low: float, high: float, *, of: Literal[
         if bool(inside.all()) or not bool(inside.any()):
             return guided(x, level) if bool(inside.all()) else plain(x, level)
         start = plain(x, level)
-        return moved(start, guided(x, level), inside.to(torch.float64), x)
+        return lerp_estimates(start, guided(x, level), inside.to(torch.float64), x)
 
     return limited
 
 
-def rescale(guided: Step, conditional: Step, amount: float = 0.7, *, of: Prediction = prediction.v) -> Step:
+def rescale(
+    guided: DenoiseFn, conditional: DenoiseFn, amount: float = 0.7, *, of: Prediction = prediction.v
+) -> DenoiseFn:
     """The guided estimate with the deviation of the conditional one, which strong guidance overshoots.
 
     Args:
@@ -149,17 +153,17 @@ def rescale(guided: Step, conditional: Step, amount: float = 0.7, *, of: Predict
     if not 0 <= amount <= 1:
         raise RecipeError(f"amount = {amount}: must lie in [0, 1], 0 none and 1 all of it")
 
-    def rescaled(x: Tensor, level: Level) -> Estimate:
+    def rescaled(x: Tensor, level: NoiseLevel) -> Estimate:
         strong, plain = guided(x, level), conditional(x, level)
-        y = valued(of, strong, x, level)
-        width, wanted = _deviation(y), _deviation(valued(of, plain, x, level))
-        factor = amount * scalar_math.divide(wanted, width, 1.0) + (1 - amount)
+        y = target_of(of, strong, x, level)
+        width, wanted = _deviation(y), _deviation(target_of(of, plain, x, level))
+        factor = amount * scalar_math.safe_divide(wanted, width, 1.0) + (1 - amount)
         return Estimate.solved(solve(of, level), x, like(factor, x) * y, strong.extra)
 
     return rescaled
 
 
-def moved(start: Estimate, end: Estimate, weight: Number, x: Tensor) -> Estimate:
+def lerp_estimates(start: Estimate, end: Estimate, weight: Number, x: Tensor) -> Estimate:
     """From one estimate to the other, by a share that may differ per sample and channel."""
     if not isinstance(weight, Tensor):
         return start.towards(end, weight)
@@ -167,7 +171,7 @@ def moved(start: Estimate, end: Estimate, weight: Number, x: Tensor) -> Estimate
     return Estimate(torch.lerp(start.x0, end.x0, share), torch.lerp(start.eps, end.eps, share), end.extra)
 
 
-def valued(of: Prediction, estimate: Estimate, x: Tensor, level: Level) -> Tensor:
+def target_of(of: Prediction, estimate: Estimate, x: Tensor, level: NoiseLevel) -> Tensor:
     """The quantity a x0 + b eps of an estimate."""
     a, b = of(level)
     return like(a, x) * estimate.x0 + like(b, x) * estimate.eps
@@ -183,7 +187,7 @@ def _per_channel(weight: Number, x: Tensor, channels: int | None) -> Number:
     return torch.where(guided, per_sample, 1.0).to(torch.float64).reshape(-1, x.shape[1])
 
 
-def _blended(steps: Sequence[Step], weights: Sequence[Number], x: Tensor, level: Level) -> Estimate:
+def _blended(steps: Sequence[DenoiseFn], weights: Sequence[Number], x: Tensor, level: NoiseLevel) -> Estimate:
     """The sum of weighted estimates; weights sum to 1, so that x = alpha x0 + sigma eps goes on holding."""
     used = [(step, w) for step, w in zip(steps, weights, strict=True) if isinstance(w, Tensor) or w != 0]
     if len(used) == 1:

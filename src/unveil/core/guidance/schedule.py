@@ -10,15 +10,15 @@ from collections.abc import Callable
 
 from unveil.core import scalar_math
 from unveil.core.scalar_math import Number
-from unveil.types import Level, RecipeError
+from unveil.types import NoiseLevel, RecipeError
 
-Schedule = Callable[[Level], Number]
+Schedule = Callable[[NoiseLevel], Number]
 
 # One number, one per sample (B,), or a function of the level.
 Scale = Number | Schedule
 
 
-def scale_at(scale: Scale, level: Level) -> Number:
+def scale_at(scale: Scale, level: NoiseLevel) -> Number:
     """The number that a scale stands for at this level."""
     return scale(level) if callable(scale) else scale
 
@@ -59,7 +59,7 @@ def power_cosine(scale: float, power: float = 4.0) -> Schedule:
 
 def at_least(schedule: Schedule, least: float) -> Schedule:
     """The schedule, but never below `least`. Source: Wang et al. 2024, section 5, "clamping" (arXiv:2404.13040)."""
-    return lambda level: scalar_math.at_least(schedule(level), least)
+    return lambda level: scalar_math.maximum(schedule(level), least)
 
 
 # By the name a recipe uses; each takes the scale.

@@ -16,19 +16,19 @@ import torch
 from torch import Tensor
 
 from unveil.core import scalar_math
-from unveil.core.denoiser import Estimate, Step
+from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.guidance.schedule import Scale, scale_at
 from unveil.core.process import DATA
-from unveil.types import Level, RecipeError, ShapeError, like
+from unveil.types import NoiseLevel, RecipeError, ShapeError, like
 
 if TYPE_CHECKING:
     from unveil.core.samplers.ancestral import Shift
 
 # (x, level) -> one number per sample (B,), larger where x fits better; differentiable in x
-Score = Callable[[Tensor, Level], Tensor]
+Score = Callable[[Tensor, NoiseLevel], Tensor]
 
 
-def steer(step: Step, shift: Shift) -> Step:
+def shift_eps(step: DenoiseFn, shift: Shift) -> DenoiseFn:
     """The step whose noise is eps - sigma shift(x, level): the score of the data times what the shift stands for.
 
     Where alpha = 0 x holds nothing whose gradient could say where x0 is, and the estimate stays as it is: begin the
@@ -41,13 +41,15 @@ def steer(step: Step, shift: Shift) -> Step:
     Source: Dhariwal & Nichol 2021, algorithm 2 and eq. 14 (arXiv:2105.05233).
     """
 
-    def guided(x: Tensor, level: Level) -> Estimate:
+    def guided(x: Tensor, level: NoiseLevel) -> Estimate:
         estimate = step(x, level)
         if not isinstance(level.alpha, Tensor) and level.alpha == 0:
             return estimate
         push = shift(x, level)
-        on_x0 = like(scalar_math.divide(level.sigma**2, level.alpha, 0.0), x)
-        on_eps = like(scalar_math.divide(level.sigma * level.alpha, level.alpha, 0.0), x)  # sigma, but 0 at alpha = 0
+        on_x0 = like(scalar_math.safe_divide(level.sigma**2, level.alpha, 0.0), x)
+        on_eps = like(
+            scalar_math.safe_divide(level.sigma * level.alpha, level.alpha, 0.0), x
+        )  # sigma, but 0 at alpha = 0
         return Estimate(estimate.x0 + on_x0 * push, estimate.eps - on_eps * push, estimate.extra)
 
     return guided
@@ -67,16 +69,16 @@ def gradient(score: Score, scale: Scale = 1.0) -> Shift:
         ShapeError: when called, a score that is not one number per sample.
     """
 
-    def shift(x: Tensor, level: Level) -> Tensor:
-        with leaf(x) as inner:
+    def shift(x: Tensor, level: NoiseLevel) -> Tensor:
+        with requires_grad_copy(x) as inner:
             value = score(inner, level)
-            slope = slope_of(value, inner)
+            slope = grad_of(value, inner)
         return like(scale_at(scale, level), x) * slope
 
     return shift
 
 
-def on_estimate(step: Step, score: Score) -> Score:
+def on_estimate(step: DenoiseFn, score: Score) -> Score:
     """A score of clean pictures, taken of the x0 that the step sees in x; its gradient goes through the network.
 
     Source: Bansal et al. 2023, eq. 6 (arXiv:2302.07121).
@@ -85,7 +87,7 @@ def on_estimate(step: Step, score: Score) -> Score:
 
 
 def log_probability(
-    classifier: Callable[[Tensor, Level], Tensor], labels: Tensor, *, shape: Sequence[int] | None = None
+    classifier: Callable[[Tensor, NoiseLevel], Tensor], labels: Tensor, *, shape: Sequence[int] | None = None
 ) -> Score:
     """Log p(label | x), of a classifier that was trained on noisy pictures.
 
@@ -102,7 +104,7 @@ def log_probability(
     Source: Dhariwal & Nichol 2021, section 4 (arXiv:2105.05233).
     """
 
-    def score(x: Tensor, level: Level) -> Tensor:
+    def score(x: Tensor, level: NoiseLevel) -> Tensor:
         if shape is not None and tuple(x.shape[1:]) != tuple(shape):
             raise ShapeError(
                 f"x {tuple(x.shape[1:])}: the classifier reads pictures of {tuple(shape)}; use one of the model's size"
@@ -122,7 +124,9 @@ def log_probability(
     return score
 
 
-def regression(predictor: Callable[[Tensor, Level], Tensor], target: float | Tensor, deviation: float = 1.0) -> Score:
+def regression(
+    predictor: Callable[[Tensor, NoiseLevel], Tensor], target: float | Tensor, deviation: float = 1.0
+) -> Score:
     """Log-density of a continuous value that is normal around what a network predicts, up to a constant.
 
     Args:
@@ -136,7 +140,7 @@ def regression(predictor: Callable[[Tensor, Level], Tensor], target: float | Ten
     if not deviation > 0:
         raise RecipeError(f"deviation = {deviation}: must be above 0")
 
-    def score(x: Tensor, level: Level) -> Tensor:
+    def score(x: Tensor, level: NoiseLevel) -> Tensor:
         value = predictor(x, level)
         value = value[:, 0] if value.ndim == 2 and value.shape[1] == 1 else value
         return -0.5 * ((value - like(target, value)) / deviation) ** 2
@@ -145,13 +149,13 @@ def regression(predictor: Callable[[Tensor, Level], Tensor], target: float | Ten
 
 
 @contextmanager
-def leaf(x: Tensor) -> Iterator[Tensor]:
+def requires_grad_copy(x: Tensor) -> Iterator[Tensor]:
     """X as the input of a computation with gradients, though the sampler runs without."""
     with torch.inference_mode(False), torch.enable_grad():
         yield (x.clone() if x.is_inference() else x.detach()).requires_grad_()
 
 
-def slope_of(value: Tensor, x: Tensor) -> Tensor:
+def grad_of(value: Tensor, x: Tensor) -> Tensor:
     """The gradient in x of one number per sample.
 
     Raises:

@@ -16,14 +16,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from unveil.core.guidance.score import Score
-from unveil.types import Level, ShapeError, like
+from unveil.types import NoiseLevel, ShapeError, like
 
 # (x, level) -> maps (B, C, ...) of some layers of a network
-Features = Callable[[Tensor, Level], Sequence[Tensor]]
+Features = Callable[[Tensor, NoiseLevel], Sequence[Tensor]]
 Seen = TypeVar("Seen")
 
 
-def content(embed: Callable[[Tensor, Level], Tensor], reference: Tensor, noise: Tensor | None = None) -> Score:
+def content(embed: Callable[[Tensor, NoiseLevel], Tensor], reference: Tensor, noise: Tensor | None = None) -> Score:
     """The cosine between the embeddings of x and of the reference.
 
     Args:
@@ -38,7 +38,7 @@ def content(embed: Callable[[Tensor, Level], Tensor], reference: Tensor, noise: 
     """
     noised = _Noised(reference, noise)
 
-    def score(x: Tensor, level: Level) -> Tensor:
+    def score(x: Tensor, level: NoiseLevel) -> Tensor:
         mine, theirs = embed(x, level), noised.seen_by(embed, x, level)
         return functional.cosine_similarity(mine.flatten(1), theirs.flatten(1), dim=1)
 
@@ -60,7 +60,7 @@ def structure(features: Features, reference: Tensor, noise: Tensor | None = None
     """
     noised = _Noised(reference, noise)
 
-    def score(x: Tensor, level: Level) -> Tensor:
+    def score(x: Tensor, level: NoiseLevel) -> Tensor:
         pairs = zip(features(x, level), noised.seen_by(features, x, level), strict=True)
         return _minus_sum([(mine - theirs).square().flatten(1).mean(1) for mine, theirs in pairs])
 
@@ -82,7 +82,7 @@ def style(features: Features, reference: Tensor, noise: Tensor | None = None) ->
     """
     noised = _Noised(reference, noise)
 
-    def score(x: Tensor, level: Level) -> Tensor:
+    def score(x: Tensor, level: NoiseLevel) -> Tensor:
         pairs = zip(features(x, level), noised.seen_by(features, x, level), strict=True)
         return _minus_sum([(_gram(mine) - _gram(theirs)).square().flatten(1).sum(1) for mine, theirs in pairs])
 
@@ -98,7 +98,7 @@ class _Noised:
         self.reference = reference
         self.noise = torch.zeros_like(reference) if noise is None else noise
 
-    def seen_by(self, network: Callable[[Tensor, Level], Seen], x: Tensor, level: Level) -> Seen:
+    def seen_by(self, network: Callable[[Tensor, NoiseLevel], Seen], x: Tensor, level: NoiseLevel) -> Seen:
         if self.reference.shape[1:] != x.shape[1:] or len(self.reference) not in (1, len(x)):
             raise ShapeError(
                 f"a reference {tuple(self.reference.shape)} for x {tuple(x.shape)}: give a picture of x's size for "

@@ -5,24 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unveil.core.denoiser import Estimate, Step
-from unveil.types import Level, RecipeError
+from unveil.core.denoiser import DenoiseFn, Estimate
+from unveil.types import NoiseLevel, RecipeError
 
 
-def clip_static(step: Step, limit: float = 1.0) -> Step:
+def clip_static(step: DenoiseFn, limit: float = 1.0) -> DenoiseFn:
     """x0 clamped to [-limit, limit], and eps to what that leaves of x.
 
     Source: Ho et al. 2020, the published sampler (arXiv:2006.11239).
     """
 
-    def guided(x: Tensor, level: Level) -> Estimate:
+    def guided(x: Tensor, level: NoiseLevel) -> Estimate:
         estimate = step(x, level)
         return Estimate.of_x0(estimate.x0.clamp(-limit, limit), x, level, estimate.extra)
 
     return guided
 
 
-def clip_dynamic(step: Step, percentile: float = 0.995, limit: float = 1.0) -> Step:
+def clip_dynamic(step: DenoiseFn, percentile: float = 0.995, limit: float = 1.0) -> DenoiseFn:
     """x0 clamped to a percentile of its own absolute values, if above `limit`, and scaled back to it.
 
     Args:
@@ -38,7 +38,7 @@ def clip_dynamic(step: Step, percentile: float = 0.995, limit: float = 1.0) -> S
     if not 0 < percentile < 1:
         raise RecipeError(f"percentile = {percentile}: must lie inside (0, 1)")
 
-    def guided(x: Tensor, level: Level) -> Estimate:
+    def guided(x: Tensor, level: NoiseLevel) -> Estimate:
         estimate = step(x, level)
         sizes = estimate.x0.abs().reshape(len(x), -1)
         sizes = sizes if sizes.dtype == torch.float64 else sizes.float()  # quantile knows no half precision

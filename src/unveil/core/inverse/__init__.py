@@ -1,10 +1,10 @@
 """Inverse problems: pictures that agree with something known about them, from a model that was not trained for it."""
 
-from unveil.core.inverse.ddrm import Restoration, ddrm
-from unveil.core.inverse.dps import Posterior, dps
-from unveil.core.inverse.flow_edit import differing
-from unveil.core.inverse.ilvr import coarse
-from unveil.core.inverse.inpainting import Resampled, masked, paste, resampled
+from unveil.core.inverse.ddrm import DDRMPlan, ddrm
+from unveil.core.inverse.dps import DPSPlan, dps
+from unveil.core.inverse.flow_edit import flow_edit
+from unveil.core.inverse.ilvr import low_frequency
+from unveil.core.inverse.inpainting import RePaintPlan, inpaint, paste, repaint
 from unveil.core.inverse.operator import (
     Mask,
     Operator,
@@ -15,31 +15,31 @@ from unveil.core.inverse.operator import (
     gaussian,
     project,
 )
-from unveil.core.inverse.replacement import held, imposed
-from unveil.core.inverse.sdedit import noised, sdedit, share_of
+from unveil.core.inverse.replacement import per_token_conditioning, replace_known
+from unveil.core.inverse.sdedit import add_noise, sdedit, share_of
 
 __all__ = [
+    "DDRMPlan",
+    "DPSPlan",
     "Mask",
     "Operator",
-    "Posterior",
-    "Resampled",
-    "Restoration",
+    "RePaintPlan",
     "Separable",
+    "add_noise",
     "block_average",
     "blur",
     "channel_average",
-    "coarse",
     "ddrm",
-    "differing",
     "dps",
+    "flow_edit",
     "gaussian",
-    "held",
-    "imposed",
-    "masked",
-    "noised",
+    "inpaint",
+    "low_frequency",
     "paste",
+    "per_token_conditioning",
     "project",
-    "resampled",
+    "repaint",
+    "replace_known",
     "sdedit",
     "share_of",
 ]

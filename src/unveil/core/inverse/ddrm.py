@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unveil.core.denoiser import Step
+from unveil.core.denoiser import DenoiseFn
 from unveil.core.inverse.operator import Operator
 from unveil.core.rng import Noise
-from unveil.core.samplers.loop import Advance, State, drawn
-from unveil.core.schedule import Grid
-from unveil.types import Level, RecipeError, like
+from unveil.core.samplers.loop import SamplerState, StepResult, draw_noise
+from unveil.core.schedule import Schedule
+from unveil.types import NoiseLevel, RecipeError, like
 
 
 def ddrm(
-    grid: Grid, operator: Operator, y: Tensor, *, noise_level: float = 0.0, eta: float = 0.85, eta_b: float = 1.0
-) -> Restoration:
+    grid: Schedule, operator: Operator, y: Tensor, *, noise_level: float = 0.0, eta: float = 0.85, eta_b: float = 1.0
+) -> DDRMPlan:
     """A plan that samples pictures x with A x = y (plus noise): each singular direction is led by what y says of it.
 
     Start it at `plan.start(noise)`. On a grid that ends at the data a noiseless measurement is met exactly.
@@ -39,13 +39,15 @@ def ddrm(
     for name, value in (("eta", eta), ("eta_b", eta_b)):
         if not 0 <= value <= 1:
             raise RecipeError(f"{name} = {value}: must lie in [0, 1]; the paper uses eta 0.85 and eta_b 1")
-    return Restoration(grid, operator, y, noise_level, eta, eta_b)
+    return DDRMPlan(grid, operator, y, noise_level, eta, eta_b)
 
 
-class Restoration:
+class DDRMPlan:
     """The steps of DDRM; its coefficients differ between singular directions, so that no table can hold them."""
 
-    def __init__(self, grid: Grid, operator: Operator, y: Tensor, noise_level: float, eta: float, eta_b: float) -> None:
+    def __init__(
+        self, grid: Schedule, operator: Operator, y: Tensor, noise_level: float, eta: float, eta_b: float
+    ) -> None:
         self.grid = grid
         self.operator = operator
         self.noise_level = noise_level
@@ -57,7 +59,7 @@ class Restoration:
         """The number of steps."""
         return len(self.grid) - 1
 
-    def over(self, state: State) -> bool:
+    def over(self, state: SamplerState) -> bool:
         """Whether the grid has ended."""
         return state.number >= self.total
 
@@ -68,7 +70,7 @@ class Restoration:
         spread = torch.where(measured, _left(sigma, alpha * doubt), sigma)
         return self.operator.back(torch.where(measured, alpha * self.target, 0.0) + spread * noise)
 
-    def advance(self, state: State, step: Step, noise: Noise | None, out: Tensor) -> Advance:
+    def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:
         """One step: V^T x at the next level, each direction by what is known of it. Source: eq. 8."""
         del out
         here, there = self.grid[state.number], self.grid[state.number + 1]
@@ -84,8 +86,8 @@ class Restoration:
         mean = torch.where(certain, alpha * ((1 - self.eta_b) * x0 + self.eta_b * self.target), mean)
         if not _onto_data(there):
             spread = torch.where(certain, _left(sigma, self.eta_b * doubt), self.eta * sigma)
-            mean = mean + spread * drawn(noise, state.number).to(mean.dtype)
-        return Advance(State(self.operator.back(mean), (), state.number + 1), here, estimate)
+            mean = mean + spread * draw_noise(noise, state.number).to(mean.dtype)
+        return StepResult(SamplerState(self.operator.back(mean), (), state.number + 1), here, estimate)
 
     def _known(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Which directions are measured, and the deviation of y's noise along them; both of x's shape."""
@@ -99,5 +101,5 @@ def _left(sigma: float | Tensor, doubt: Tensor) -> Tensor:
     return (sigma**2 - doubt**2).clamp(min=0).sqrt()
 
 
-def _onto_data(level: Level) -> bool:
+def _onto_data(level: NoiseLevel) -> bool:
     return bool((level.sigma == 0).all()) if isinstance(level.sigma, Tensor) else level.sigma == 0

@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from unveil.core.denoiser import Estimate, Step
-from unveil.core.guidance.score import leaf, slope_of
+from unveil.core.denoiser import DenoiseFn, Estimate
+from unveil.core.guidance.score import grad_of, requires_grad_copy
 from unveil.core.rng import Noise
-from unveil.core.samplers.loop import Advance, Plan, State
-from unveil.types import Level, RecipeError, ShapeError
+from unveil.core.samplers.loop import Plan, SamplerState, StepResult
+from unveil.types import NoiseLevel, RecipeError, ShapeError
 
 
-def dps(plan: Plan, measure: Callable[[Tensor], Tensor], y: Tensor, *, scale: float = 1.0) -> Posterior:
+def dps(plan: Plan, measure: Callable[[Tensor], Tensor], y: Tensor, *, scale: float = 1.0) -> DPSPlan:
     """A plan that after each step goes down the gradient of |y - measure(x0)| at the x before it.
 
     It draws nearer to the measurement but does not meet it; `project` does so afterwards where it is linear.
@@ -32,10 +32,10 @@ def dps(plan: Plan, measure: Callable[[Tensor], Tensor], y: Tensor, *, scale: fl
     """
     if not scale > 0:
         raise RecipeError(f"scale = {scale}: must be above 0; published are 0.3 to 1")
-    return Posterior(plan, measure, y, scale)
+    return DPSPlan(plan, measure, y, scale)
 
 
-class Posterior:
+class DPSPlan:
     """A plan, each of whose steps is followed by one towards the measurement."""
 
     def __init__(self, plan: Plan, measure: Callable[[Tensor], Tensor], y: Tensor, scale: float) -> None:
@@ -49,18 +49,18 @@ class Posterior:
         """That of the plan."""
         return self.plan.total
 
-    def over(self, state: State) -> bool:
+    def over(self, state: SamplerState) -> bool:
         """Whether the plan has ended."""
         return self.plan.over(state)
 
-    def advance(self, state: State, step: Step, noise: Noise | None, out: Tensor) -> Advance:
+    def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:
         """One step of the plan, and one down the gradient."""
         slopes: list[Tensor] = []
 
-        def watched(x: Tensor, level: Level) -> Estimate:
-            with leaf(x) as inner:
+        def watched(x: Tensor, level: NoiseLevel) -> Estimate:
+            with requires_grad_copy(x) as inner:
                 estimate = step(inner, level)
-                slopes.append(slope_of(self._distance(estimate.x0), inner))
+                slopes.append(grad_of(self._distance(estimate.x0), inner))
                 x0, eps = estimate.x0.detach(), estimate.eps.detach()
             return Estimate(x0, eps, None if estimate.extra is None else estimate.extra.detach())
 

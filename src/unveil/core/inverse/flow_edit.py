@@ -12,11 +12,13 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from unveil.core.denoiser import Estimate, Step
-from unveil.types import Level, ShapeError, like
+from unveil.core.denoiser import DenoiseFn, Estimate
+from unveil.types import NoiseLevel, ShapeError, like
 
 
-def differing(step: Step, source_step: Step, source: Tensor, noise: Callable[[Level], Tensor]) -> Step:
+def flow_edit(
+    step: DenoiseFn, source_step: DenoiseFn, source: Tensor, noise: Callable[[NoiseLevel], Tensor]
+) -> DenoiseFn:
     """The step of a run of what the edited is more than the source: it begins at zeros.
 
     The paper moves the data by the difference of two velocities; here the state is what the noised results differ by,
@@ -34,7 +36,7 @@ def differing(step: Step, source_step: Step, source: Tensor, noise: Callable[[Le
         ShapeError: when called, an x of another shape.
     """
 
-    def estimate(x: Tensor, level: Level) -> Estimate:
+    def estimate(x: Tensor, level: NoiseLevel) -> Estimate:
         if x.shape != source.shape:
             raise ShapeError(f"x {tuple(x.shape)} for a source {tuple(source.shape)}: must be of the same shape")
         scattered = like(level.alpha, x) * source.to(x) + like(level.sigma, x) * noise(level).to(x)

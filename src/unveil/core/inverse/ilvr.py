@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional
 
-from unveil.core.denoiser import Estimate, Step
-from unveil.types import Level, ShapeError
+from unveil.core.denoiser import DenoiseFn, Estimate
+from unveil.types import NoiseLevel, ShapeError
 
 
-def coarse(step: Step, known: Tensor, low: Sequence[int]) -> Step:
+def low_frequency(step: DenoiseFn, known: Tensor, low: Sequence[int]) -> DenoiseFn:
     """The step whose x0 has the large forms of `known` and fine ones of its own.
 
     With P the mean over the pixels of a lower resolution, enlarged again, x0 becomes x0 + P(known) - P(x0).
@@ -37,7 +37,7 @@ def coarse(step: Step, known: Tensor, low: Sequence[int]) -> Step:
 
     wanted = forms(known)
 
-    def kept(x: Tensor, level: Level) -> Estimate:
+    def kept(x: Tensor, level: NoiseLevel) -> Estimate:
         if x.shape != known.shape:
             raise ShapeError(f"x {tuple(x.shape)}: its large forms are known for {tuple(known.shape)}")
         estimate = step(x, level)

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from unveil.core import scalar_math
-from unveil.core.denoiser import Estimate, Step
+from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.inverse.operator import boolean, fitted
 from unveil.core.rng import Noise
-from unveil.core.samplers.loop import Advance, Plan, State, Table, drawn
-from unveil.core.schedule import Grid
-from unveil.types import Level, RecipeError, ShapeError, like
+from unveil.core.samplers.loop import CoefficientTable, Plan, SamplerState, StepResult, draw_noise
+from unveil.core.schedule import Schedule
+from unveil.types import NoiseLevel, RecipeError, ShapeError, like
 
 
-def masked(step: Step, pixels: Tensor, keep: Tensor) -> Step:
+def inpaint(step: DenoiseFn, pixels: Tensor, keep: Tensor) -> DenoiseFn:
     """The step whose x0 is known where `keep` is True.
 
     Whatever sampler carries it out then moves the known numbers as if they had been noised: along x_t = alpha x0 +
@@ -37,7 +37,7 @@ def masked(step: Step, pixels: Tensor, keep: Tensor) -> Step:
     """
     known = fitted(boolean(keep), pixels)
 
-    def replaced(x: Tensor, level: Level) -> Estimate:
+    def replaced(x: Tensor, level: NoiseLevel) -> Estimate:
         _same(pixels, x)
         estimate = step(x, level)
         return Estimate.of_x0(torch.where(known, pixels, estimate.x0), x, level, estimate.extra)
@@ -55,7 +55,7 @@ def paste(x: Tensor, pixels: Tensor, keep: Tensor) -> Tensor:
     return torch.where(fitted(boolean(keep), x), pixels, x)
 
 
-def resampled(plan: Plan, grid: Grid, *, length: int = 10, count: int = 10) -> Resampled:
+def repaint(plan: Plan, grid: Schedule, *, length: int = 10, count: int = 10) -> RePaintPlan:
     """RePaint: every `length` steps, go back as many by adding noise, and come again, `count` times in all.
 
     What was generated and what is known so come to agree. Use it with `masked`.
@@ -74,14 +74,14 @@ def resampled(plan: Plan, grid: Grid, *, length: int = 10, count: int = 10) -> R
     if length < 1 or count < 1:
         raise RecipeError(f"length = {length}, count = {count}: both must be at least 1")
     single = plan.total == len(grid) - 1
-    if isinstance(plan, Table):
+    if isinstance(plan, CoefficientTable):
         single = single and not any(len(row.gains) > 1 or row.mark or row.level is None for row in plan.rows)
     if not single:
         raise RecipeError(
             f"a plan of {plan.total} rows over {len(grid) - 1} steps: going back needs one step per level and no "
             "history, such as ancestral or ddim"
         )
-    return Resampled(plan, grid, _visits(len(grid) - 1, length, count))
+    return RePaintPlan(plan, grid, _visits(len(grid) - 1, length, count))
 
 
 class _Jump(NamedTuple):
@@ -91,10 +91,10 @@ class _Jump(NamedTuple):
     spread: scalar_math.Number
 
 
-class Resampled:
+class RePaintPlan:
     """A plan whose steps are walked in another order, with jumps back to noisier levels in between."""
 
-    def __init__(self, plan: Plan, grid: Grid, visits: list[int]) -> None:
+    def __init__(self, plan: Plan, grid: Schedule, visits: list[int]) -> None:
         self.plan = plan
         self.moves = [here if there == here + 1 else _jump(grid[here], grid[there]) for here, there in pairwise(visits)]
 
@@ -103,17 +103,17 @@ class Resampled:
         """The number of steps and jumps."""
         return len(self.moves)
 
-    def over(self, state: State) -> bool:
+    def over(self, state: SamplerState) -> bool:
         """Whether every step and jump was made."""
         return state.number >= len(self.moves)
 
-    def advance(self, state: State, step: Step, noise: Noise | None, out: Tensor) -> Advance:
+    def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:
         """One step of the plan, or one jump."""
         number, move = state.number, self.moves[state.number]
         if isinstance(move, _Jump):
-            x, z = state.x, drawn(noise, number)
+            x, z = state.x, draw_noise(noise, number)
             x = like(move.keep, x) * x + like(move.spread, x) * z.to(x.dtype)
-            return Advance(State(x, (), number + 1), None, None)
+            return StepResult(SamplerState(x, (), number + 1), None, None)
         # each visit draws its own noise: the number of this walk's step, not of the plan's
         own = None if noise is None else lambda row, *draw: noise(number, *draw)
         done = self.plan.advance(state._replace(number=move), step, own, out)
@@ -135,7 +135,7 @@ def _visits(steps: int, length: int, count: int) -> list[int]:
     return order
 
 
-def _jump(here: Level, there: Level) -> _Jump:
+def _jump(here: NoiseLevel, there: NoiseLevel) -> _Jump:
     # q(x_t | x_s) of the forward process, for a cleaner s
     ratio = there.alpha / here.alpha
     return _Jump(ratio, scalar_math.sqrt(there.sigma**2 - (ratio * here.sigma) ** 2))

@@ -13,12 +13,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unveil.core.denoiser import Estimate, Step
+from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.process import Process
-from unveil.types import Level, ShapeError, like
+from unveil.types import NoiseLevel, ShapeError, like
 
 
-def held(step: Step, process: Process, known: Tensor, until: Tensor) -> Step:
+def per_token_conditioning(step: DenoiseFn, process: Process, known: Tensor, until: Tensor) -> DenoiseFn:
     """The step with parts held.
 
     With samplers of one call per step a grid that ends at the data gives back bit by bit what is known for sure;
@@ -36,7 +36,7 @@ def held(step: Step, process: Process, known: Tensor, until: Tensor) -> Step:
     """
     until = _times(until)
 
-    def estimate(x: Tensor, level: Level) -> Estimate:
+    def estimate(x: Tensor, level: NoiseLevel) -> Estimate:
         time = _time(level, x)
         holds = until < time
         if not bool(holds.any()):
@@ -53,7 +53,7 @@ def held(step: Step, process: Process, known: Tensor, until: Tensor) -> Step:
     return estimate
 
 
-def imposed(step: Step, known: Tensor, until: Tensor) -> Step:
+def replace_known(step: DenoiseFn, known: Tensor, until: Tensor) -> DenoiseFn:
     """The step with parts held, for a denoiser that takes one level for all of x: after each step they are put back.
 
     Everything is at the level of the run. Parts that are held are told as the rest, so that a network that was not
@@ -70,7 +70,7 @@ def imposed(step: Step, known: Tensor, until: Tensor) -> Step:
     """
     until = _times(until)
 
-    def estimate(x: Tensor, level: Level) -> Estimate:
+    def estimate(x: Tensor, level: NoiseLevel) -> Estimate:
         holds = until < _time(level, x)
         if not bool(holds.any()):
             return step(x, level)
@@ -86,5 +86,5 @@ def _times(until: Tensor) -> Tensor:
     return until.to(torch.float64).cpu()
 
 
-def _time(level: Level, x: Tensor) -> Tensor:
+def _time(level: NoiseLevel, x: Tensor) -> Tensor:
     return torch.as_tensor(level.t, dtype=torch.float64).reshape(-1, *(1,) * (x.ndim - 1)).cpu()

@@ -7,11 +7,11 @@ import math
 from torch import Tensor
 
 from unveil.core.process import DiscreteVP
-from unveil.core.schedule import Grid
-from unveil.types import Level, RecipeError, ShapeError, like
+from unveil.core.schedule import Schedule
+from unveil.types import NoiseLevel, RecipeError, ShapeError, like
 
 
-def sdedit(grid: Grid, pixels: Tensor, noise: Tensor, start: float) -> tuple[Grid, Tensor]:
+def sdedit(grid: Schedule, pixels: Tensor, noise: Tensor, start: float) -> tuple[Schedule, Tensor]:
     """The rest of a grid from t = start on, and the picture noised to where it begins: `run(ddim(rest), step, x)`.
 
     The rest begins at `start` itself (a process with indices: at the next one), so that the strength of an edit does
@@ -37,10 +37,10 @@ def sdedit(grid: Grid, pixels: Tensor, noise: Tensor, start: float) -> tuple[Gri
     rest = list(grid)
     if start < float(rest[0].t) - 1e-9:
         rest = [process.at(start), *(level for level in rest if float(level.t) < start - 1e-9)]
-    return Grid(process, rest), noised(rest[0], pixels, noise)
+    return Schedule(process, rest), add_noise(rest[0], pixels, noise)
 
 
-def share_of(grid: Grid, strength: float) -> Grid | None:
+def share_of(grid: Schedule, strength: float) -> Schedule | None:
     """The last steps of a grid that an edit of this strength runs: the whole part of steps * strength.
 
     Their number is counted as Stable Diffusion's programs do, and the levels are the grid's own, so that strength
@@ -53,10 +53,10 @@ def share_of(grid: Grid, strength: float) -> Grid | None:
         raise RecipeError(f"strength = {strength}: must lie in [0, 1]; 0 keeps the picture, 1 is generation")
     steps = len(grid) - 1
     kept = math.floor(steps * strength + 1e-9)  # 50 * 0.58 is 28.999999999999996 in floats
-    return Grid(grid.process, grid[steps - kept :]) if kept else None
+    return Schedule(grid.process, grid[steps - kept :]) if kept else None
 
 
-def noised(level: Level, pixels: Tensor, noise: Tensor) -> Tensor:
+def add_noise(level: NoiseLevel, pixels: Tensor, noise: Tensor) -> Tensor:
     """The picture (B, ...) at a level, with standard normal noise of its shape.
 
     Raises:

@@ -13,9 +13,9 @@ from unveil.core.samplers.ddim import ddim, encode, slerp
 from unveil.core.samplers.exponential import LISTED as _EXPONENTIAL
 from unveil.core.samplers.exponential import (
     dpm_fast,
-    dpm_grouped,
     dpm_multistep,
     dpm_singlestep,
+    dpm_singlestep_on_schedule,
     dpmpp_2m,
     dpmpp_2m_sde,
     dpmpp_2s,
@@ -32,18 +32,27 @@ from unveil.core.samplers.langevin import (
     predictor_corrector,
     reverse_diffusion,
 )
-from unveil.core.samplers.loop import Advance, Plan, Progress, Row, State, Table, drawn, run
+from unveil.core.samplers.loop import (
+    CoefficientTable,
+    Plan,
+    SamplerState,
+    SamplingProgress,
+    StepResult,
+    StepRow,
+    draw_noise,
+    run,
+)
 from unveil.core.samplers.multistep import LISTED as _MULTISTEP
 from unveil.core.samplers.multistep import adams_bashforth, lms, plms, pndm
-from unveil.core.samplers.registry import Sampler
+from unveil.core.samplers.registry import SamplerSpec
 from unveil.core.samplers.runge_kutta import LISTED as _RUNGE_KUTTA
 from unveil.core.samplers.runge_kutta import dpm2, dpm2_ancestral, euler, euler_ancestral, euler_time, heun, heun_time
 from unveil.core.samplers.unipc import LISTED as _UNIPC
 from unveil.core.samplers.unipc import unipc
-from unveil.types import RecipeError, nearest
+from unveil.types import RecipeError, did_you_mean
 
 # Every sampler by the name that recipes and the command line use.
-SAMPLERS: dict[str, Sampler] = {
+SAMPLERS: dict[str, SamplerSpec] = {
     entry.name: entry
     for entry in chain(
         _DDIM, _ANCESTRAL, _RUNGE_KUTTA, _MULTISTEP, _EXPONENTIAL, _UNIPC, _ADAPTIVE, _LANGEVIN, _CONSISTENCY
@@ -51,26 +60,26 @@ SAMPLERS: dict[str, Sampler] = {
 }
 
 
-def named(name: str) -> Sampler:
+def get_sampler(name: str) -> SamplerSpec:
     """The sampler of a name.
 
     Raises:
         RecipeError: there is none; names the nearest.
     """
     if name not in SAMPLERS:
-        raise RecipeError(f"sampler {name!r}; known: {', '.join(SAMPLERS)}{nearest(name, list(SAMPLERS))}")
+        raise RecipeError(f"sampler {name!r}; known: {', '.join(SAMPLERS)}{did_you_mean(name, list(SAMPLERS))}")
     return SAMPLERS[name]
 
 
 __all__ = [
     "SAMPLERS",
-    "Advance",
+    "CoefficientTable",
     "Plan",
-    "Progress",
-    "Row",
-    "Sampler",
-    "State",
-    "Table",
+    "SamplerSpec",
+    "SamplerState",
+    "SamplingProgress",
+    "StepResult",
+    "StepRow",
     "adams_bashforth",
     "ancestral",
     "annealed_langevin",
@@ -80,9 +89,9 @@ __all__ = [
     "dpm2_ancestral",
     "dpm_adaptive",
     "dpm_fast",
-    "dpm_grouped",
     "dpm_multistep",
     "dpm_singlestep",
+    "dpm_singlestep_on_schedule",
     "dpmpp_2m",
     "dpmpp_2m_sde",
     "dpmpp_2s",
@@ -90,17 +99,17 @@ __all__ = [
     "dpmpp_3m",
     "dpmpp_3m_sde",
     "dpmpp_sde",
-    "drawn",
+    "draw_noise",
     "encode",
     "euler",
     "euler_ancestral",
     "euler_maruyama",
     "euler_time",
+    "get_sampler",
     "heun",
     "heun_time",
     "langevin",
     "lms",
-    "named",
     "plms",
     "pndm",
     "predictor_corrector",

@@ -1,7 +1,7 @@
 """DPM-Solver with error control: two embedded orders share their calls, and their difference sets the next width.
 
 Every sample has a clock of its own, so that a batch never couples its members; a norm over the whole batch, as in
-the published codes, gives all of them the same steps. The clocks are part of the `State`: a run can be left and
+the published codes, gives all of them the same steps. The clocks are part of the `SamplerState`: a run can be left and
 taken up again.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unveil.core import scalar_math
-from unveil.core.denoiser import Estimate, Step
+from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.rng import Noise
 from unveil.core.samplers.coefficients import (
     Of,
@@ -23,46 +23,56 @@ from unveil.core.samplers.coefficients import (
     any_of,
     at_half_log_snr,
     between,
-    chosen,
+    delta_lambda,
     exact,
     half_log_snr,
-    rise,
+    select_level,
     where,
 )
-from unveil.core.samplers.loop import Advance, State, Table, drawn
-from unveil.core.samplers.registry import Sampler
-from unveil.core.samplers.runge_kutta import lowered
-from unveil.core.samplers.stages import farthest, first_seen, last_noisy, not_beyond, stage, stages
-from unveil.core.samplers.step_size import Controller, Pid, Simple, Tolerance, each, of_data, of_x, together, worst
-from unveil.core.schedule import Grid
-from unveil.types import Level, NonFinite, RecipeError, like
+from unveil.core.samplers.loop import CoefficientTable, SamplerState, StepResult, draw_noise
+from unveil.core.samplers.registry import SamplerSpec
+from unveil.core.samplers.runge_kutta import sigma_down
+from unveil.core.samplers.stages import clamp_level, first_with_signal, last_noisy, last_stage_only, stage, stages
+from unveil.core.samplers.step_size import (
+    Controller,
+    IController,
+    PIDController,
+    Tolerance,
+    batch_norm,
+    max_error,
+    of_data,
+    of_x,
+    per_sample_norm,
+)
+from unveil.core.schedule import Schedule
+from unveil.types import NoiseLevel, NonFinite, RecipeError, like
 
 __all__ = [
     "LISTED",
-    "Adaptive",
-    "Pid",
-    "Simple",
+    "AdaptivePlan",
+    "IController",
+    "PIDController",
     "Tolerance",
+    "batch_norm",
     "dpm_adaptive",
-    "each",
+    "max_error",
     "of_data",
     "of_x",
-    "together",
-    "worst",
+    "per_sample_norm",
 ]
 
 
 def dpm_adaptive(
-    grid: Grid,
+    grid: Schedule,
     order: int = 3,
     *,
     of: Of = "eps",
     tolerance: Tolerance | None = None,
     control: Controller | None = None,
-    rule: Rule = farthest,
+    rule: Rule = last_stage_only,
     eta: float = 0.0,
     noise_scale: float = 1.0,
-) -> Adaptive:
+) -> AdaptivePlan:
     """DPM-Solver-12 or -23, which chooses its steps: `order` calls for each try, shared by both orders.
 
     Args:
@@ -70,7 +80,7 @@ def dpm_adaptive(
         order: 2 compares with order 1, 3 with order 2.
         of: "eps" is DPM-Solver, "x0" DPM-Solver++.
         tolerance: None: the published one, every sample by itself.
-        control: None: `Pid()`.
+        control: None: `PIDController()`.
         rule: of the last stage, `farthest` or `exact`.
         eta: of the noise added after each step, ancestral.
         noise_scale: multiplies it.
@@ -78,7 +88,7 @@ def dpm_adaptive(
     Raises:
         RecipeError: an order other than 2 and 3, a tolerance that is not positive, or eps from alpha = 0.
 
-    Source: Lu et al. 2022, the adaptive step size algorithm (arXiv:2206.00927); `Pid` as in k-diffusion.
+    Source: Lu et al. 2022, the adaptive step size algorithm (arXiv:2206.00927); `PIDController` as in k-diffusion.
     """
     tolerance = tolerance or Tolerance()
     if order not in (2, 3):
@@ -88,10 +98,10 @@ def dpm_adaptive(
             f"tolerance: absolute = {tolerance.absolute}, relative = {tolerance.relative}; must be above 0, and not "
             "below 0"
         )
-    return Adaptive(grid, Embedded(order, of, rule, eta, noise_scale), tolerance, control or Pid())
+    return AdaptivePlan(grid, EmbeddedPair(order, of, rule, eta, noise_scale), tolerance, control or PIDController())
 
 
-class Embedded(NamedTuple):
+class EmbeddedPair(NamedTuple):
     """Two orders of the single-step solver from the same calls."""
 
     order: int
@@ -100,7 +110,7 @@ class Embedded(NamedTuple):
     eta: float
     noise_scale: float
 
-    def attempt(self, step: Step, x: Tensor, nodes: Sequence[Level]) -> tuple[Tensor, Tensor, Estimate]:
+    def attempt(self, step: DenoiseFn, x: Tensor, nodes: Sequence[NoiseLevel]) -> tuple[Tensor, Tensor, Estimate]:
         """From the first level to the last: x at the lower order and at the higher one, and the first estimate."""
         called: list[Estimate] = []
         at = x
@@ -111,7 +121,7 @@ class Embedded(NamedTuple):
         low = self._moved(x, [*nodes[: self.order - 1], nodes[-1]], self.rule, called)
         return low, self._moved(x, nodes, self.rule, called), called[0]
 
-    def _moved(self, x: Tensor, nodes: Sequence[Level], rule: Rule, called: Sequence[Estimate]) -> Tensor:
+    def _moved(self, x: Tensor, nodes: Sequence[NoiseLevel], rule: Rule, called: Sequence[Estimate]) -> Tensor:
         keep, weights, _ = stage(nodes, self.of, rule)
         moved = like(keep, x) * x
         for weight, estimate in zip(weights, called, strict=False):
@@ -119,7 +129,7 @@ class Embedded(NamedTuple):
         return moved
 
 
-class Clocks(NamedTuple):
+class IntegratorState(NamedTuple):
     """Where each sample is on its way and what its controller remembers, (B,) float64 each."""
 
     place: Tensor
@@ -128,30 +138,34 @@ class Clocks(NamedTuple):
     before: Tensor
 
     @classmethod
-    def read(cls, numbers: Sequence[float]) -> Clocks:
-        """From the numbers of `State.clock`."""
+    def read(cls, numbers: Sequence[float]) -> IntegratorState:
+        """From the numbers of `SamplerState.clock`."""
         return cls(*torch.tensor(numbers, dtype=torch.float64).reshape(4, -1).clone())
 
     def written(self) -> tuple[float, ...]:
-        """As the numbers of `State.clock`."""
+        """As the numbers of `SamplerState.clock`."""
         return tuple(torch.cat(self).tolist())
 
 
-class Adaptive:
+class AdaptivePlan:
     """The plan of `dpm_adaptive`: a step's width depends on the error of the one before it.
 
-    `State.clock` is empty at first, then the stage (0: on the way, 1: over) and the samples' `Clocks`; `State.past`
+    `SamplerState.clock` is empty at first, then the stage (0: on the way, 1: over) and the samples' `IntegratorState`; `SamplerState.past`
     is x of the lower order after each sample's last good step, in the tolerance's unit.
     """
 
-    def __init__(self, grid: Grid, pair: Embedded, tolerance: Tolerance, control: Controller) -> None:
+    def __init__(self, grid: Schedule, pair: EmbeddedPair, tolerance: Tolerance, control: Controller) -> None:
         self.grid, self.pair, self.tolerance, self.control = grid, pair, tolerance, control
-        self.start = first_seen(grid)
-        self.end = chosen(self.start.sigma > 0, last_noisy(grid), self.start)
+        self.start = first_with_signal(grid)
+        self.end = select_level(self.start.sigma > 0, last_noisy(grid), self.start)
         onto, off = any_of(self.end.sigma != grid[-1].sigma), any_of(self.start.alpha != grid[0].alpha)
-        self.opening = Table(stages([grid[0], self.start], pair.of, farthest), pair.of) if off else None
-        self.closing = Table(stages([self.end, grid[-1]], pair.of, farthest), pair.of) if onto else None
-        self.way = rise(self.start, self.end)  # 0 in parts of x that do not move
+        self.opening = (
+            CoefficientTable(stages([grid[0], self.start], pair.of, last_stage_only), pair.of) if off else None
+        )
+        self.closing = (
+            CoefficientTable(stages([self.end, grid[-1]], pair.of, last_stage_only), pair.of) if onto else None
+        )
+        self.way = delta_lambda(self.start, self.end)  # 0 in parts of x that do not move
         self.length = float(self.way.max()) if isinstance(self.way, Tensor) else self.way
 
     @property
@@ -159,11 +173,11 @@ class Adaptive:
         """Not known before the run."""
         return
 
-    def over(self, state: State) -> bool:
+    def over(self, state: SamplerState) -> bool:
         """Whether every sample has arrived, and the last step onto the data was made."""
         return bool(state.clock) and state.clock[0] == 1
 
-    def advance(self, state: State, step: Step, noise: Noise | None, out: Tensor) -> Advance:
+    def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:
         """One try of every sample that is on its way; it stands, or is repeated with a smaller width.
 
         Raises:
@@ -172,33 +186,35 @@ class Adaptive:
         """
         if not state.clock:
             first = torch.full((len(state.x),), self.control.first, dtype=torch.float64)
-            clocks = Clocks(torch.zeros_like(first), first, torch.zeros_like(first), torch.zeros_like(first))
+            clocks = IntegratorState(torch.zeros_like(first), first, torch.zeros_like(first), torch.zeros_like(first))
             if self.opening is not None:
                 return self._plain(self.opening, state, clocks, step, out)
             state = self._standing(state.x, state.number, clocks)
-        clocks = Clocks.read(state.clock[1:])
+        clocks = IntegratorState.read(state.clock[1:])
         if self.closing is not None and self._arrived(clocks):
             done = self._plain(self.closing, state, clocks, step, out)
             return done._replace(state=done.state._replace(clock=(1.0, *clocks.written())))
         return self._tried(state, clocks, step, noise)
 
-    def _plain(self, table: Table, state: State, clocks: Clocks, step: Step, out: Tensor) -> Advance:
+    def _plain(
+        self, table: CoefficientTable, state: SamplerState, clocks: IntegratorState, step: DenoiseFn, out: Tensor
+    ) -> StepResult:
         """The first-order step that touches an end."""
-        done = table.advance(State(state.x), step, None, out)
+        done = table.advance(SamplerState(state.x), step, None, out)
         return done._replace(state=self._standing(done.state.x, state.number + 1, clocks))
 
-    def _standing(self, x: Tensor, number: int, clocks: Clocks) -> State:
+    def _standing(self, x: Tensor, number: int, clocks: IntegratorState) -> SamplerState:
         """The state of a run that made its first-order steps only."""
         over = float(self.closing is None and self._arrived(clocks) and self.length == 0)
-        return State(x, (self._in_unit(x, self.start),), number, clock=(over, *clocks.written()))
+        return SamplerState(x, (self._in_unit(x, self.start),), number, clock=(over, *clocks.written()))
 
-    def _tried(self, state: State, clocks: Clocks, step: Step, noise: Noise | None) -> Advance:
+    def _tried(self, state: SamplerState, clocks: IntegratorState, step: DenoiseFn, noise: Noise | None) -> StepResult:
         x, pair, earlier = state.x, self.pair, state.past[0]
         left = self.length - clocks.place
         moving = left > self.tolerance.slack
         taken = torch.where(moving, torch.minimum(clocks.width, left), 0.0)
         here, there = self._level(clocks.place), self._level(clocks.place + taken)
-        down = not_beyond(lowered(here, there, pair.eta)[0], self.end) if pair.eta else there
+        down = clamp_level(sigma_down(here, there, pair.eta)[0], self.end) if pair.eta else there
         inner = (between(self.grid, here, down, i / pair.order) for i in range(1, pair.order))
         low, high, estimate = pair.attempt(step, x, [here, *inner, down])
         low_in_unit = self._in_unit(low, there)
@@ -212,14 +228,16 @@ class Adaptive:
         good, clocks = self._judged(clocks, error, taken, moving)
         if pair.eta:
             up = pair.noise_scale * scalar_math.sqrt(there.sigma**2 - down.sigma**2)
-            high = high + like(up, x) * drawn(noise, state.number).to(x.dtype)
+            high = high + like(up, x) * draw_noise(noise, state.number).to(x.dtype)
         stands = good.reshape(-1, *(1,) * (x.ndim - 1)).to(x.device)
         x, earlier = torch.where(stands, high, x), torch.where(stands, low_in_unit, earlier)
         over = float(self.closing is None and self._arrived(clocks))
-        following = State(x, (earlier,), state.number + 1, clock=(over, *clocks.written()))
-        return Advance(following, here, estimate)
+        following = SamplerState(x, (earlier,), state.number + 1, clock=(over, *clocks.written()))
+        return StepResult(following, here, estimate)
 
-    def _judged(self, clocks: Clocks, error: Tensor, taken: Tensor, moving: Tensor) -> tuple[Tensor, Clocks]:
+    def _judged(
+        self, clocks: IntegratorState, error: Tensor, taken: Tensor, moving: Tensor
+    ) -> tuple[Tensor, IntegratorState]:
         """Which samples' steps stand, and where all of them are then."""
         order = 1.5 if self.pair.eta else float(self.pair.order)
         good, found = moving.clone(), clocks._make(c.clone() for c in clocks)
@@ -247,7 +265,7 @@ class Adaptive:
         # to the processor first: a device may lack float64
         return self.tolerance.across(((squares * moved).reshape(len(moved), -1).sum(1) / count).cpu().double())
 
-    def _level(self, place: Tensor) -> Level:
+    def _level(self, place: Tensor) -> NoiseLevel:
         """The level of each sample, (B,), or (B, ...) where parts of x go their own ways."""
         way = self.way
         if isinstance(way, Tensor):
@@ -255,19 +273,19 @@ class Adaptive:
         wanted = half_log_snr(self.start) + place * (way / (self.length or 1.0))
         return at_half_log_snr(self.grid, where(torch.as_tensor(way != 0), wanted, math.inf), self.start)
 
-    def _in_unit(self, x: Tensor, level: Level) -> Tensor:
-        return x * like(scalar_math.divide(1.0, self.tolerance.unit(level), 1.0), x)
+    def _in_unit(self, x: Tensor, level: NoiseLevel) -> Tensor:
+        return x * like(scalar_math.safe_divide(1.0, self.tolerance.unit(level), 1.0), x)
 
-    def _arrived(self, clocks: Clocks) -> bool:
+    def _arrived(self, clocks: IntegratorState) -> bool:
         return bool((self.length - clocks.place <= self.tolerance.slack).all())
 
 
 _PAPER = "Lu et al. 2022, adaptive step size algorithm (arXiv:2206.00927)"
-_OWN = {"control": Simple(), "tolerance": Tolerance(unit=of_x)}
+_OWN = {"control": IController(), "tolerance": Tolerance(unit=of_x)}
 
-LISTED: tuple[Sampler, ...] = (
-    Sampler("dpm-adaptive", dpm_adaptive, _PAPER, order=None, calls=None, couples=True, start="finite"),
-    Sampler(
+LISTED: tuple[SamplerSpec, ...] = (
+    SamplerSpec("dpm-adaptive", dpm_adaptive, _PAPER, order=None, calls=None, couples=True, start="finite"),
+    SamplerSpec(
         "dpm-solver-12",
         dpm_adaptive,
         _PAPER,
@@ -278,7 +296,7 @@ LISTED: tuple[Sampler, ...] = (
         start="finite",
         options={"order": 2, **_OWN},
     ),
-    Sampler(
+    SamplerSpec(
         "dpm-solver-23",
         dpm_adaptive,
         _PAPER,

@@ -7,20 +7,20 @@ from collections.abc import Callable
 from torch import Tensor
 
 from unveil.core import scalar_math
-from unveil.core.denoiser import Step
+from unveil.core.denoiser import DenoiseFn
 from unveil.core.rng import Noise
-from unveil.core.samplers.loop import Advance, Plan, Row, State, Table, drawn
-from unveil.core.samplers.registry import Sampler
-from unveil.core.schedules import Grid
+from unveil.core.samplers.loop import CoefficientTable, Plan, SamplerState, StepResult, StepRow, draw_noise
+from unveil.core.samplers.registry import SamplerSpec
+from unveil.core.schedules import Schedule
 from unveil.core.transition import Chain
 from unveil.core.variance import VarianceRule, fixed_small, is_learned
-from unveil.types import Level, like
+from unveil.types import NoiseLevel, like
 
 # (x, level) -> gradient of log p(y | x), of x's shape
-Shift = Callable[[Tensor, Level], Tensor]
+Shift = Callable[[Tensor, NoiseLevel], Tensor]
 
 
-def ancestral(grid: Grid, variance: VarianceRule = fixed_small, *, shift: Shift | None = None) -> Plan:
+def ancestral(grid: Schedule, variance: VarianceRule = fixed_small, *, shift: Shift | None = None) -> Plan:
     """DDPM's reverse chain over the levels of a grid; a respaced chain is a coarser grid.
 
     Args:
@@ -32,15 +32,15 @@ def ancestral(grid: Grid, variance: VarianceRule = fixed_small, *, shift: Shift 
     """
     chain = Chain(grid)
     if shift is not None or is_learned(variance):
-        return Ancestral(chain, variance, shift)
+        return AncestralPlan(chain, variance, shift)
     rows = []
     for step in chain:
         spread = 0.0 if _onto_data(step.s) else scalar_math.exp(0.5 * variance(step, None).log)
-        rows.append(Row(step.t, step.ct, (step.c0,), spread, span=(step.t, step.s)))
-    return Table(rows)
+        rows.append(StepRow(step.t, step.ct, (step.c0,), spread, span=(step.t, step.s)))
+    return CoefficientTable(rows)
 
 
-class Ancestral:
+class AncestralPlan:
     """The chain whose variance or mean depends on the estimate, so that no table can hold it."""
 
     def __init__(self, chain: Chain, variance: VarianceRule, shift: Shift | None) -> None:
@@ -53,11 +53,11 @@ class Ancestral:
         """The number of steps."""
         return len(self.chain)
 
-    def over(self, state: State) -> bool:
+    def over(self, state: SamplerState) -> bool:
         """Whether the chain has reached the data."""
         return state.number >= len(self.chain)
 
-    def advance(self, state: State, step: Step, noise: Noise | None, out: Tensor) -> Advance:
+    def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:
         """One step: mean + deviation z."""
         del out
         move = self.chain[state.number]
@@ -68,16 +68,16 @@ class Ancestral:
             x = x + like(spread.value, x) * self.shift(state.x, move.t)
         if not _onto_data(move.s):
             deviation = like(scalar_math.exp(0.5 * spread.log), x)
-            x = x + deviation * drawn(noise, state.number).to(x.dtype)
-        return Advance(State(x, state.past, state.number + 1), move.t, estimate)
+            x = x + deviation * draw_noise(noise, state.number).to(x.dtype)
+        return StepResult(SamplerState(x, state.past, state.number + 1), move.t, estimate)
 
 
-def _onto_data(level: Level) -> bool:
+def _onto_data(level: NoiseLevel) -> bool:
     return bool((level.sigma == 0).all()) if isinstance(level.sigma, Tensor) else level.sigma == 0
 
 
 LISTED = (
-    Sampler(
+    SamplerSpec(
         "ancestral",
         ancestral,
         "Ho et al. 2020, algorithm 2 (arXiv:2006.11239)",

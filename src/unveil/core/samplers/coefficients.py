@@ -19,8 +19,8 @@ from torch import Tensor
 
 from unveil.core import scalar_math
 from unveil.core.scalar_math import Number
-from unveil.core.schedule import Grid
-from unveil.types import Level, RecipeError
+from unveil.core.schedule import Schedule
+from unveil.types import NoiseLevel, RecipeError
 
 Of = Literal["x0", "eps"]
 Mask = bool | Tensor
@@ -32,7 +32,7 @@ Rule = Callable[[Sequence[Number], Number], list[Number]]
 Tier = tuple[Mask, int]
 
 
-class Stride(NamedTuple):
+class LinearStep(NamedTuple):
     """x_there = keep x_here + gain q + noise z, for a q that does not change on the way.
 
     reach: how far it goes, in the variable that q is a smooth function of: for x0 the fall in log(alpha / sigma),
@@ -45,7 +45,7 @@ class Stride(NamedTuple):
     noise: Number = 0.0
 
 
-def stride(here: Level, there: Level, of: Of = "x0", eta: float = 0.0) -> Stride:
+def linear_step(here: NoiseLevel, there: NoiseLevel, of: Of = "x0", eta: float = 0.0) -> LinearStep:
     """The step from one level to another.
 
     Args:
@@ -66,42 +66,42 @@ def stride(here: Level, there: Level, of: Of = "x0", eta: float = 0.0) -> Stride
                 f"t = {here.t}: alpha is 0 there, where eps says nothing about x0; begin at alpha > 0, or take a "
                 "sampler of x0 such as 'dpmpp-2m' or 'ddim'"
             )
-        keep = scalar_math.divide(there.alpha, here.alpha, 1.0)
-        return Stride(keep, there.sigma - here.sigma * keep, rise(here, there))
+        keep = scalar_math.safe_divide(there.alpha, here.alpha, 1.0)
+        return LinearStep(keep, there.sigma - here.sigma * keep, delta_lambda(here, there))
     left = _left(here, there)
     # a part that is clean already (sigma = 0) stays what it is
-    ratio = scalar_math.divide(there.sigma, here.sigma, scalar_math.divide(there.alpha, here.alpha, 1.0))
+    ratio = scalar_math.safe_divide(there.sigma, here.sigma, scalar_math.safe_divide(there.alpha, here.alpha, 1.0))
     keep = ratio * left**eta
     noise = there.sigma * scalar_math.sqrt(1.0 - left ** (2 * eta)) if eta else 0.0
-    return Stride(keep, there.alpha - here.alpha * keep, -(1.0 + eta) * rise(here, there), noise)
+    return LinearStep(keep, there.alpha - here.alpha * keep, -(1.0 + eta) * delta_lambda(here, there), noise)
 
 
-def rise(here: Level, there: Level) -> Number:
+def delta_lambda(here: NoiseLevel, there: NoiseLevel) -> Number:
     """How much log(alpha / sigma) rises, 0 where that is infinite."""
     left = _left(here, there)
     return where(left > 0, -1.0 * scalar_math.log(left), 0.0)
 
 
-def _left(here: Level, there: Level) -> Number:
+def _left(here: NoiseLevel, there: NoiseLevel) -> Number:
     """The share of here's sigma / alpha that is left there, 1 where there was none."""
-    return scalar_math.divide(there.sigma * here.alpha, here.sigma * there.alpha, 1.0)
+    return scalar_math.safe_divide(there.sigma * here.alpha, here.sigma * there.alpha, 1.0)
 
 
 # ---------------------------------------------------------------------- levels between those of a grid
 
 
-def between(grid: Grid, here: Level, there: Level, share: Number) -> Level:
+def between(grid: Schedule, here: NoiseLevel, there: NoiseLevel, share: Number) -> NoiseLevel:
     """The process's level at a share of the way in log(alpha / sigma); `here` where the way touches an end."""
-    way = rise(here, there)
+    way = delta_lambda(here, there)
     return at_half_log_snr(grid, where(way != 0, half_log_snr(here) + share * way, math.inf), here)
 
 
-def half_log_snr(level: Level) -> Number:
+def half_log_snr(level: NoiseLevel) -> Number:
     """Log(alpha / sigma), infinite at the ends."""
-    return scalar_math.log(scalar_math.divide(level.alpha, level.sigma, math.inf))
+    return scalar_math.log(scalar_math.safe_divide(level.alpha, level.sigma, math.inf))
 
 
-def at_half_log_snr(grid: Grid, wanted: Number, otherwise: Level) -> Level:
+def at_half_log_snr(grid: Schedule, wanted: Number, otherwise: NoiseLevel) -> NoiseLevel:
     """The levels of the grid's process at these half log-SNRs, and `otherwise` where they are not finite.
 
     Of a tensor all at once, so without the checks of `Grid.at`: they must lie within the grid.
@@ -113,7 +113,7 @@ def at_half_log_snr(grid: Grid, wanted: Number, otherwise: Level) -> Level:
         return otherwise
     times = torch.as_tensor(grid.process.t_of(torch.where(finite, wanted, wanted[finite][0])))
     latest = float(torch.as_tensor(grid[0].t, dtype=torch.float64).max())
-    return chosen(finite, grid.process.at(times.clamp(0, max(latest, 1.0))), otherwise)  # rounded beyond the ends
+    return select_level(finite, grid.process.at(times.clamp(0, max(latest, 1.0))), otherwise)  # rounded beyond the ends
 
 
 # ---------------------------------------------------------------------- weights
@@ -122,7 +122,7 @@ def at_half_log_snr(grid: Grid, wanted: Number, otherwise: Level) -> Level:
 _INVERSE = [1 / math.factorial(k) for k in range(24)]
 
 
-def phis(count: int, z: Number) -> list[Number]:
+def phi_functions(count: int, z: Number) -> list[Number]:
     """phi_1(z) to phi_count(z), where phi_k is the sum of z^j / (j + k)! over j: phi_1(z) = (exp(z) - 1) / z.
 
     Source: Hochbruck & Ostermann 2010, eq. 2.10, Acta Numerica 19.
@@ -157,7 +157,7 @@ def exact(nodes: Sequence[Number], reach: Number) -> list[Number]:
 
     Source: Hochbruck & Ostermann 2010, section 2.3: exponential Adams and Runge-Kutta methods.
     """
-    first, *others = phis(len(nodes), reach)
+    first, *others = phi_functions(len(nodes), reach)
     slopes = (math.factorial(k) * other / first for k, other in enumerate(others, 1))
     return interpolated(nodes, [1.0, *slopes])
 
@@ -184,7 +184,7 @@ def taylor(nodes: Sequence[Number], reach: Number) -> list[Number]:
 
     Source: Lu et al. 2022, section 4 (arXiv:2211.01095), and order 3 as in the authors' code.
     """
-    first, *others = phis(len(nodes), reach)
+    first, *others = phi_functions(len(nodes), reach)
     return interpolated(nodes, [1.0, *(other / first for other in others)])
 
 
@@ -203,11 +203,11 @@ def interpolated(nodes: Sequence[Number], moments: Sequence[Number]) -> list[Num
             if j != i:
                 powers = [u - other * d for u, d in zip([0.0, *powers], [*powers, 0.0], strict=True)]
                 size = size * (mine - other)
-        weights.append(scalar_math.divide(total(c * m for c, m in zip(powers, moments, strict=True)), size, 0.0))
+        weights.append(scalar_math.safe_divide(total(c * m for c, m in zip(powers, moments, strict=True)), size, 0.0))
     return weights
 
 
-def gains(now: Stride, before: Sequence[Stride], rule: Rule, most: Number = math.inf) -> tuple[Number, ...]:
+def gains(now: LinearStep, before: Sequence[LinearStep], rule: Rule, most: Number = math.inf) -> tuple[Number, ...]:
     """Gains on the estimates of 0, 1, 2 ... calls ago, for a step that remembers those that led to it.
 
     Args:
@@ -225,13 +225,13 @@ def gains(now: Stride, before: Sequence[Stride], rule: Rule, most: Number = math
         usable = usable & (earlier.reach != 0) & (most > len(nodes))
         if not any_of(usable):
             break
-        nodes.append(nodes[-1] - scalar_math.divide(earlier.reach, now.reach, 0.0))
+        nodes.append(nodes[-1] - scalar_math.safe_divide(earlier.reach, now.reach, 0.0))
         tiers.append((usable, len(nodes)))
 
-    return highest(tiers, lambda count: [now.gain * w for w in rule(nodes[:count], now.reach)], (now.gain,))
+    return highest_usable(tiers, lambda count: [now.gain * w for w in rule(nodes[:count], now.reach)], (now.gain,))
 
 
-def highest(
+def highest_usable(
     tiers: Sequence[Tier], made: Callable[[int], Sequence[Number]], otherwise: tuple[Number, ...]
 ) -> tuple[Number, ...]:
     """In every part of x the gains made from the most nodes that can be used there."""
@@ -243,7 +243,7 @@ def highest(
     return best
 
 
-def steps_left(levels: Sequence[Level]) -> list[Number]:
+def steps_left(levels: Sequence[NoiseLevel]) -> list[Number]:
     """For each level how many steps there are from it to the end, without those that stand still."""
     left: list[Number] = [0.0]
     for here, there in reversed(list(pairwise(levels))):
@@ -271,11 +271,11 @@ def where(mask: Mask, yes: Number, no: Number) -> Number:
     return torch.where(mask, torch.as_tensor(yes, dtype=torch.float64), torch.as_tensor(no, dtype=torch.float64))
 
 
-def chosen(mask: Mask, yes: Level, no: Level) -> Level:
+def select_level(mask: Mask, yes: NoiseLevel, no: NoiseLevel) -> NoiseLevel:
     """The level `yes` where the mask is True, `no` elsewhere."""
     if not isinstance(mask, Tensor):
         return yes if mask else no
-    return Level(*(where(mask, a, b) for a, b in zip(yes, no, strict=True)))
+    return NoiseLevel(*(where(mask, a, b) for a, b in zip(yes, no, strict=True)))
 
 
 def any_of(mask: Mask) -> bool:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from itertools import pairwise
 
 from unveil.core import scalar_math
-from unveil.core.samplers.loop import Row, Table
-from unveil.core.samplers.registry import Sampler
-from unveil.core.schedules import Grid
-from unveil.types import Level
+from unveil.core.samplers.loop import CoefficientTable, StepRow
+from unveil.core.samplers.registry import SamplerSpec
+from unveil.core.schedules import Schedule
+from unveil.types import NoiseLevel
 
 
-def consistency(grid: Grid, *, least: Level | None = None) -> Table:
+def consistency(grid: Schedule, *, least: NoiseLevel | None = None) -> CoefficientTable:
     """Multistep consistency sampling: to the data in one call, back up to the next level with new noise, again.
 
     A grid of one step is one-step sampling.
@@ -25,17 +25,17 @@ def consistency(grid: Grid, *, least: Level | None = None) -> Table:
     """
     clean = grid[-1] if least is None else least
     left = clean.sigma / clean.alpha
-    rows: list[Row] = []
+    rows: list[StepRow] = []
     for here, there in pairwise(grid):
         fall = here.sigma * there.alpha - there.sigma * here.alpha
-        moves = scalar_math.divide(fall, fall, 0.0)  # 0 in parts that keep their level, and so their x
+        moves = scalar_math.safe_divide(fall, fall, 0.0)  # 0 in parts that keep their level, and so their x
         noise = scalar_math.sqrt(there.sigma**2 - (there.alpha * left) ** 2)
-        rows.append(Row(here, 1.0 - moves, (moves * there.alpha,), moves * noise, span=(here, there)))
-    return Table(rows)
+        rows.append(StepRow(here, 1.0 - moves, (moves * there.alpha,), moves * noise, span=(here, there)))
+    return CoefficientTable(rows)
 
 
 LISTED = (
-    Sampler(
+    SamplerSpec(
         "consistency",
         consistency,
         "Song et al. 2023, algorithm 1 (arXiv:2303.01469)",

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from unveil.core import scalar_math
-from unveil.core.samplers.loop import Row, Table
-from unveil.core.samplers.registry import Sampler
-from unveil.core.schedules import Grid
+from unveil.core.samplers.loop import CoefficientTable, StepRow
+from unveil.core.samplers.registry import SamplerSpec
+from unveil.core.schedules import Schedule
 
 
-def ddim(grid: Grid, eta: float = 0.0) -> Table:
+def ddim(grid: Schedule, eta: float = 0.0) -> CoefficientTable:
     """DDIM over any grid; first order, one call a step, defined at both ends alpha = 0 and sigma = 0.
 
     Args:
@@ -25,16 +25,16 @@ def ddim(grid: Grid, eta: float = 0.0) -> Table:
     rows = []
     for here, there in pairwise(grid):
         # eq. 16: sigma = eta sqrt(beta-tilde), with beta the variance added between the two levels
-        beta = here.sigma**2 - (scalar_math.divide(here.alpha, there.alpha, 1.0) * there.sigma) ** 2
-        noise = eta * scalar_math.divide(there.sigma, here.sigma, 0.0) * scalar_math.sqrt(beta)
+        beta = here.sigma**2 - (scalar_math.safe_divide(here.alpha, there.alpha, 1.0) * there.sigma) ** 2
+        noise = eta * scalar_math.safe_divide(there.sigma, here.sigma, 0.0) * scalar_math.sqrt(beta)
         direction = scalar_math.sqrt(there.sigma**2 - noise**2)  # eq. 12: what is left to point at x_t
         # a part of x that is clean already (sigma = 0) is kept as it is, along the process's own alpha
-        keep = scalar_math.divide(direction, here.sigma, scalar_math.divide(there.alpha, here.alpha, 0.0))
-        rows.append(Row(here, keep, (there.alpha - keep * here.alpha,), noise, span=(here, there)))
-    return Table(rows)
+        keep = scalar_math.safe_divide(direction, here.sigma, scalar_math.safe_divide(there.alpha, here.alpha, 0.0))
+        rows.append(StepRow(here, keep, (there.alpha - keep * here.alpha,), noise, span=(here, there)))
+    return CoefficientTable(rows)
 
 
-def encode(grid: Grid) -> Table:
+def encode(grid: Schedule) -> CoefficientTable:
     """The same path from data to noise: `run(encode(grid), step, x0)` gives the noise that decodes to x0.
 
     The first step, where the data's own level has no noise for the network to find, takes its eps at the
@@ -46,11 +46,11 @@ def encode(grid: Grid) -> Table:
     for here, there in pairwise(list(grid)[::-1]):
         if _clean(here.sigma):
             # x alpha_t / alpha_s + sigma_t eps with eps = (x - alpha_t x0) / sigma_t
-            rows.append(Row(there, there.alpha / here.alpha + 1.0, (-1.0 * there.alpha,)))
+            rows.append(StepRow(there, there.alpha / here.alpha + 1.0, (-1.0 * there.alpha,)))
         else:
             keep = there.sigma / here.sigma
-            rows.append(Row(here, keep, (there.alpha - keep * here.alpha,)))
-    return Table(rows)
+            rows.append(StepRow(here, keep, (there.alpha - keep * here.alpha,)))
+    return CoefficientTable(rows)
 
 
 def slerp(first: Tensor, last: Tensor, weight: float | Tensor) -> Tensor:
@@ -77,4 +77,4 @@ def _clean(sigma: scalar_math.Number) -> bool:
     return bool((sigma == 0).any()) if isinstance(sigma, Tensor) else sigma == 0
 
 
-LISTED = (Sampler("ddim", ddim, "Song et al. 2020, eq. 12 (arXiv:2010.02502)", order=1),)
+LISTED = (SamplerSpec("ddim", ddim, "Song et al. 2020, eq. 12 (arXiv:2010.02502)", order=1),)

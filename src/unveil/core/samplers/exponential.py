@@ -12,34 +12,34 @@ from itertools import pairwise
 
 from unveil.core import scalar_math
 from unveil.core.samplers.coefficients import (
+    LinearStep,
     Of,
     Rule,
-    Stride,
     any_of,
     between,
     check_order,
+    delta_lambda,
     gains,
+    linear_step,
     midpoint,
-    rise,
     steps_left,
-    stride,
     taylor,
     where,
 )
-from unveil.core.samplers.loop import Row, Table
-from unveil.core.samplers.registry import Sampler
-from unveil.core.samplers.runge_kutta import lowered
-from unveil.core.samplers.stages import farthest, last_noisy, not_beyond, orders_for, stages, thirds
+from unveil.core.samplers.loop import CoefficientTable, StepRow
+from unveil.core.samplers.registry import SamplerSpec
+from unveil.core.samplers.runge_kutta import sigma_down
+from unveil.core.samplers.stages import clamp_level, inner_nodes, last_noisy, last_stage_only, orders_for, stages
 from unveil.core.scalar_math import Number
-from unveil.core.schedule import Grid
+from unveil.core.schedule import Schedule
 from unveil.types import RecipeError
 
 # ---------------------------------------------------------------------- multistep
 
 
 def dpm_multistep(
-    grid: Grid, order: int = 2, *, of: Of = "x0", rule: Rule = midpoint, lower_below: float = 10
-) -> Table:
+    grid: Schedule, order: int = 2, *, of: Of = "x0", rule: Rule = midpoint, lower_below: float = 10
+) -> CoefficientTable:
     """DPM-Solver of order 1 to 3 from the estimates of earlier steps: one call a step.
 
     Args:
@@ -57,17 +57,19 @@ def dpm_multistep(
     return _multistep(grid, order, of, rule, 0.0, 1.0, lower_below)
 
 
-def dpmpp_2m(grid: Grid, *, lower_below: float = 10) -> Table:
+def dpmpp_2m(grid: Schedule, *, lower_below: float = 10) -> CoefficientTable:
     """DPM-Solver++(2M): second order, one call a step, defined at both ends. See `dpm_multistep`."""
     return dpm_multistep(grid, 2, lower_below=lower_below)
 
 
-def dpmpp_3m(grid: Grid, *, lower_below: float = 10) -> Table:
+def dpmpp_3m(grid: Schedule, *, lower_below: float = 10) -> CoefficientTable:
     """DPM-Solver++(3M) as published: a third estimate, at second order (see `taylor`). See `dpm_multistep`."""
     return dpm_multistep(grid, 3, lower_below=lower_below)
 
 
-def dpmpp_2m_sde(grid: Grid, eta: float = 1.0, *, rule: Rule = midpoint, noise_scale: float = 1.0) -> Table:
+def dpmpp_2m_sde(
+    grid: Schedule, eta: float = 1.0, *, rule: Rule = midpoint, noise_scale: float = 1.0
+) -> CoefficientTable:
     """SDE-DPM-Solver++(2M): one call a step, with noise.
 
     Args:
@@ -81,24 +83,26 @@ def dpmpp_2m_sde(grid: Grid, eta: float = 1.0, *, rule: Rule = midpoint, noise_s
     return _multistep(grid, 2, "x0", rule, eta, noise_scale, 0)
 
 
-def dpmpp_3m_sde(grid: Grid, eta: float = 1.0, *, noise_scale: float = 1.0) -> Table:
+def dpmpp_3m_sde(grid: Schedule, eta: float = 1.0, *, noise_scale: float = 1.0) -> CoefficientTable:
     """DPM-Solver++(3M) with noise, as in k-diffusion. Arguments as `dpmpp_2m_sde`."""
     return _multistep(grid, 3, "x0", taylor, eta, noise_scale, 0)
 
 
-def _multistep(grid: Grid, order: int, of: Of, rule: Rule, eta: float, noise_scale: float, lower_below: float) -> Table:
+def _multistep(
+    grid: Schedule, order: int, of: Of, rule: Rule, eta: float, noise_scale: float, lower_below: float
+) -> CoefficientTable:
     check_order(order, 3)
-    rows: list[Row] = []
-    before: list[Stride] = []
-    for (here, there), most in zip(pairwise(grid), allowed(grid, order, lower_below), strict=True):
-        now = stride(here, there, of, eta)
+    rows: list[StepRow] = []
+    before: list[LinearStep] = []
+    for (here, there), most in zip(pairwise(grid), order_per_step(grid, order, lower_below), strict=True):
+        now = linear_step(here, there, of, eta)
         weights = gains(now, before, rule, most)
-        rows.append(Row(here, now.keep, weights, noise_scale * now.noise, span=(here, there) if eta else None))
+        rows.append(StepRow(here, now.keep, weights, noise_scale * now.noise, span=(here, there) if eta else None))
         before = [now, *before][: order - 1]
-    return Table(rows, of)
+    return CoefficientTable(rows, of)
 
 
-def allowed(grid: Grid, order: int, lower_below: float) -> list[Number]:
+def order_per_step(grid: Schedule, order: int, lower_below: float) -> list[Number]:
     """The highest order of each step: that of the method, and below a number of steps what is left of them."""
     left = steps_left(grid)
     return [where((left[0] < lower_below) & (now < order), now, float(order)) for now in left[:-1]]
@@ -107,7 +111,9 @@ def allowed(grid: Grid, order: int, lower_below: float) -> list[Number]:
 # ---------------------------------------------------------------------- single-step
 
 
-def dpm_singlestep(grid: Grid, orders: int | Sequence[int] = 2, *, of: Of = "x0", rule: Rule = farthest) -> Table:
+def dpm_singlestep(
+    grid: Schedule, orders: int | Sequence[int] = 2, *, of: Of = "x0", rule: Rule = last_stage_only
+) -> CoefficientTable:
     """DPM-Solver of order 1 to 3 that begins anew with every step: as many calls a step as its order.
 
     The inner calls are at halves or thirds of the step in log-SNR. A step that touches an end is of order 1.
@@ -127,19 +133,21 @@ def dpm_singlestep(grid: Grid, orders: int | Sequence[int] = 2, *, of: Of = "x0"
     each = [orders] * steps if isinstance(orders, int) else list(orders)
     if len(each) != steps:
         raise RecipeError(f"{len(each)} orders for a grid of {steps} steps: must be as many")
-    rows: list[Row] = []
+    rows: list[StepRow] = []
     for order, (here, there) in zip(each, pairwise(grid), strict=True):
         check_order(order, 3)
-        rows += stages(thirds(grid, here, there, order), of, rule)
-    return Table(rows, of)
+        rows += stages(inner_nodes(grid, here, there, order), of, rule)
+    return CoefficientTable(rows, of)
 
 
-def dpmpp_2s(grid: Grid) -> Table:
+def dpmpp_2s(grid: Schedule) -> CoefficientTable:
     """DPM-Solver++(2S): second order, two calls a step, the inner one half-way. See `dpm_singlestep`."""
     return dpm_singlestep(grid, 2)
 
 
-def dpm_grouped(grid: Grid, orders: int | Sequence[int] = 3, *, of: Of = "x0", rule: Rule = farthest) -> Table:
+def dpm_singlestep_on_schedule(
+    grid: Schedule, orders: int | Sequence[int] = 3, *, of: Of = "x0", rule: Rule = last_stage_only
+) -> CoefficientTable:
     """Single steps whose inner calls are at the grid's own levels: one call for each of its steps.
 
     Args:
@@ -157,16 +165,18 @@ def dpm_grouped(grid: Grid, orders: int | Sequence[int] = 3, *, of: Of = "x0", r
     each = orders_for(steps, orders) if isinstance(orders, int) else list(orders)
     if sum(each) != steps:
         raise RecipeError(f"orders {each} take {sum(each)} calls, but the grid has {steps} steps")
-    rows: list[Row] = []
+    rows: list[StepRow] = []
     at = 0
     for order in each:
         check_order(order, 3)
         rows += stages(grid[at : at + order + 1], of, rule)
         at += order
-    return Table(rows, of)
+    return CoefficientTable(rows, of)
 
 
-def dpm_fast(grid: Grid, calls: int | None = None, *, eta: float = 0.0, noise_scale: float = 1.0) -> Table:
+def dpm_fast(
+    grid: Schedule, calls: int | None = None, *, eta: float = 0.0, noise_scale: float = 1.0
+) -> CoefficientTable:
     """DPM-Solver-fast: single steps of order 3 and what is left, uniform in log-SNR between the grid's ends.
 
     Args:
@@ -181,28 +191,28 @@ def dpm_fast(grid: Grid, calls: int | None = None, *, eta: float = 0.0, noise_sc
     Source: Lu et al. 2022, "DPM-Solver-fast" (arXiv:2206.00927); eta as in k-diffusion.
     """
     first, last = grid[0], last_noisy(grid)
-    stride(first, grid[-1], "eps")  # refuses alpha = 0
+    linear_step(first, grid[-1], "eps")  # refuses alpha = 0
     onto_data = any_of(last.sigma != grid[-1].sigma)
     calls = len(grid) - 1 - onto_data if calls is None else calls
-    rows: list[Row] = []
-    if any_of(rise(first, last) != 0):
+    rows: list[StepRow] = []
+    if any_of(delta_lambda(first, last) != 0):
         orders = orders_for(max(calls, 1), 3)
         inner = (between(grid, first, last, i / len(orders)) for i in range(1, len(orders)))
         for order, (here, there) in zip(orders, pairwise([first, *inner, last]), strict=True):
-            down = not_beyond(lowered(here, there, eta)[0], last) if eta else there
-            rows += stages(thirds(grid, here, down, order), "eps", farthest)
+            down = clamp_level(sigma_down(here, there, eta)[0], last) if eta else there
+            rows += stages(inner_nodes(grid, here, down, order), "eps", last_stage_only)
             if eta:
                 up = noise_scale * scalar_math.sqrt(there.sigma**2 - down.sigma**2)
                 rows[-1] = rows[-1]._replace(noise=up, span=(here, there))
     if onto_data or not rows:
-        rows += stages([last, grid[-1]], "eps", farthest)
-    return Table(rows, "eps")
+        rows += stages([last, grid[-1]], "eps", last_stage_only)
+    return CoefficientTable(rows, "eps")
 
 
 # ---------------------------------------------------------------------- with noise
 
 
-def dpmpp_2s_ancestral(grid: Grid, eta: float = 1.0, *, noise_scale: float = 1.0) -> Table:
+def dpmpp_2s_ancestral(grid: Schedule, eta: float = 1.0, *, noise_scale: float = 1.0) -> CoefficientTable:
     """DPM-Solver++(2S) to below each level, and noise up to it: two calls a step.
 
     Args:
@@ -212,15 +222,15 @@ def dpmpp_2s_ancestral(grid: Grid, eta: float = 1.0, *, noise_scale: float = 1.0
 
     Source: Lu et al. 2022, algorithm 1 (arXiv:2211.01095), in k-diffusion's ancestral form.
     """
-    rows: list[Row] = []
+    rows: list[StepRow] = []
     for here, there in pairwise(grid):
-        down, up = lowered(here, there, eta) if eta else (there, 0.0)
-        rows += stages(thirds(grid, here, down, 2), "x0", midpoint)
+        down, up = sigma_down(here, there, eta) if eta else (there, 0.0)
+        rows += stages(inner_nodes(grid, here, down, 2), "x0", midpoint)
         rows[-1] = rows[-1]._replace(noise=noise_scale * up, span=(here, there) if eta else None)
-    return Table(rows)
+    return CoefficientTable(rows)
 
 
-def dpmpp_sde(grid: Grid, eta: float = 1.0, *, share: float = 0.5, noise_scale: float = 1.0) -> Table:
+def dpmpp_sde(grid: Schedule, eta: float = 1.0, *, share: float = 0.5, noise_scale: float = 1.0) -> CoefficientTable:
     """DPM-Solver++ of the reverse SDE, single-step: two calls a step, noise at each.
 
     Args:
@@ -236,33 +246,33 @@ def dpmpp_sde(grid: Grid, eta: float = 1.0, *, share: float = 0.5, noise_scale: 
     """
     if not 0 < share <= 1:
         raise RecipeError(f"share = {share}: the inner call must lie inside the step, in (0, 1]")
-    rows: list[Row] = []
+    rows: list[StepRow] = []
     for here, there in pairwise(grid):
-        down, up = lowered(here, there, eta) if eta else (there, 0.0)
-        whole = stride(here, down)
-        usable = rise(here, there) != 0
+        down, up = sigma_down(here, there, eta) if eta else (there, 0.0)
+        whole = linear_step(here, down)
+        usable = delta_lambda(here, there) != 0
         if not any_of(usable):
-            rows.append(Row(here, whole.keep, (whole.gain,), noise_scale * up, span=(here, there)))
+            rows.append(StepRow(here, whole.keep, (whole.gain,), noise_scale * up, span=(here, there)))
             continue
         inner = between(grid, here, there, share)
-        low, added = lowered(here, inner, eta) if eta else (inner, 0.0)
-        part = stride(here, low)
-        rows.append(Row(here, part.keep, (part.gain,), noise_scale * added, mark=True, span=(here, inner)))
+        low, added = sigma_down(here, inner, eta) if eta else (inner, 0.0)
+        part = linear_step(here, low)
+        rows.append(StepRow(here, part.keep, (part.gain,), noise_scale * added, mark=True, span=(here, inner)))
         late = where(usable, 0.5 / share, 0.0)  # where the step touches an end, the inner level is its first one
         both = whole.gain * late, whole.gain * (1.0 - late)
-        rows.append(Row(inner, 0.0, both, noise_scale * up, back=whole.keep, span=(here, there)))
-    return Table(rows)
+        rows.append(StepRow(inner, 0.0, both, noise_scale * up, back=whole.keep, span=(here, there)))
+    return CoefficientTable(rows)
 
 
 _DPM = "Lu et al. 2022 (arXiv:2206.00927), "
 _DPMPP = "Lu et al. 2022 (arXiv:2211.01095), "
 _EPS = {"of": "eps"}
 
-LISTED: tuple[Sampler, ...] = (
-    Sampler("dpmpp-2m", dpmpp_2m, _DPMPP + "algorithm 2", order=2),
-    Sampler("dpmpp-3m", dpmpp_3m, _DPMPP + "algorithm 2; 3M as in its code", order=2),
-    Sampler("dpm-solver-2m", dpm_multistep, _DPMPP + "algorithm 2 for eps", order=2, start="finite", options=_EPS),
-    Sampler(
+LISTED: tuple[SamplerSpec, ...] = (
+    SamplerSpec("dpmpp-2m", dpmpp_2m, _DPMPP + "algorithm 2", order=2),
+    SamplerSpec("dpmpp-3m", dpmpp_3m, _DPMPP + "algorithm 2; 3M as in its code", order=2),
+    SamplerSpec("dpm-solver-2m", dpm_multistep, _DPMPP + "algorithm 2 for eps", order=2, start="finite", options=_EPS),
+    SamplerSpec(
         "dpm-solver-3m",
         dpm_multistep,
         _DPMPP + "algorithm 2 for eps; 3M as in its code",
@@ -270,8 +280,8 @@ LISTED: tuple[Sampler, ...] = (
         start="finite",
         options={"order": 3, **_EPS},
     ),
-    Sampler("dpmpp-2m-sde", dpmpp_2m_sde, _DPMPP + "SDE-DPM-Solver++(2M)", order=2, strong=1, stochastic=True),
-    Sampler(
+    SamplerSpec("dpmpp-2m-sde", dpmpp_2m_sde, _DPMPP + "SDE-DPM-Solver++(2M)", order=2, strong=1, stochastic=True),
+    SamplerSpec(
         "dpmpp-2m-sde-heun",
         dpmpp_2m_sde,
         _DPMPP + "SDE-DPM-Solver++(2M)",
@@ -280,13 +290,13 @@ LISTED: tuple[Sampler, ...] = (
         stochastic=True,
         options={"rule": taylor},
     ),
-    Sampler(
+    SamplerSpec(
         "dpmpp-3m-sde", dpmpp_3m_sde, "k-diffusion's 3M SDE form of DPM-Solver++", order=2, strong=1, stochastic=True
     ),
-    Sampler("dpmpp-2s", dpmpp_2s, _DPMPP + "algorithm 1", order=2, calls=2),
-    Sampler("dpmpp-3s", dpm_singlestep, _DPM + "algorithm 2, for x0", order=3, calls=3, options={"orders": 3}),
-    Sampler("dpm-solver-2", dpm_singlestep, _DPM + "algorithm 1", order=2, calls=2, start="finite", options=_EPS),
-    Sampler(
+    SamplerSpec("dpmpp-2s", dpmpp_2s, _DPMPP + "algorithm 1", order=2, calls=2),
+    SamplerSpec("dpmpp-3s", dpm_singlestep, _DPM + "algorithm 2, for x0", order=3, calls=3, options={"orders": 3}),
+    SamplerSpec("dpm-solver-2", dpm_singlestep, _DPM + "algorithm 1", order=2, calls=2, start="finite", options=_EPS),
+    SamplerSpec(
         "dpm-solver-3",
         dpm_singlestep,
         _DPM + "algorithm 2",
@@ -296,13 +306,13 @@ LISTED: tuple[Sampler, ...] = (
         options={"orders": 3, **_EPS},
     ),
     # the number of steps decides where their inner calls are, so that parts with fewer steps are not as if alone
-    Sampler("dpmpp-grouped", dpm_grouped, _DPMPP + "algorithm 1", order=2, couples=True),
-    Sampler("dpm-fast", dpm_fast, _DPM + "DPM-Solver-fast", order=2, start="finite", couples=True),
+    SamplerSpec("dpmpp-grouped", dpm_singlestep_on_schedule, _DPMPP + "algorithm 1", order=2, couples=True),
+    SamplerSpec("dpm-fast", dpm_fast, _DPM + "DPM-Solver-fast", order=2, start="finite", couples=True),
     # strong order 1 in the limit, and 0.7 at 16 to 64 steps
-    Sampler(
+    SamplerSpec(
         "dpmpp-sde", dpmpp_sde, "k-diffusion's SDE form of DPM-Solver++", order=1, strong=0.5, stochastic=True, calls=2
     ),
-    Sampler(
+    SamplerSpec(
         "dpmpp-2s-ancestral",
         dpmpp_2s_ancestral,
         "k-diffusion's ancestral form of DPM-Solver++(2S)",

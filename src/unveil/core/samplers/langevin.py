@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from unveil.core import scalar_math, sde
-from unveil.core.denoiser import Estimate, Step
+from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.rng import Noise
 from unveil.core.samplers.ancestral import ancestral
-from unveil.core.samplers.loop import Advance, Plan, Row, State, Table, drawn
-from unveil.core.samplers.registry import Sampler
+from unveil.core.samplers.loop import CoefficientTable, Plan, SamplerState, StepResult, StepRow, draw_noise
+from unveil.core.samplers.registry import SamplerSpec
 from unveil.core.scalar_math import Number
-from unveil.core.schedule import Grid
-from unveil.types import Level, RecipeError, like
+from unveil.core.schedule import Schedule
+from unveil.types import NoiseLevel, RecipeError, like
 
 # ---------------------------------------------------------------------- Langevin at given levels
 
 
-def annealed_langevin(grid: Grid, *, each: int = 5, size: float = 0.1) -> Table:
+def annealed_langevin(grid: Schedule, *, each: int = 5, size: float = 0.1) -> CoefficientTable:
     """Langevin dynamics at every noisy level of a grid in turn, so that modes mix while there is much noise.
 
     Where the grid ends with clean data, the last call's estimate of x0 is the sample; a grid that ends before
@@ -42,10 +42,10 @@ def annealed_langevin(grid: Grid, *, each: int = 5, size: float = 0.1) -> Table:
     Source: Song & Ermon 2019, algorithm 1 (arXiv:1907.05600), whose epsilon of 2e-5 at sigma_L = 0.01 is size 0.1;
         the last call: Jolicoeur-Martineau et al. 2020, section 3.1 (arXiv:2009.05475).
     """
-    return Table(_dynamics(grid, list(grid), each, size))
+    return CoefficientTable(_dynamics(grid, list(grid), each, size))
 
 
-def langevin(grid: Grid, *, each: int = 5, size: float = 0.1) -> Table:
+def langevin(grid: Schedule, *, each: int = 5, size: float = 0.1) -> CoefficientTable:
     """Langevin dynamics at the cleanest noisy level alone, with as many calls as `annealed_langevin` would make.
 
     It starts where the grid does. Modes that lie further apart than that level's noise do not mix.
@@ -54,12 +54,12 @@ def langevin(grid: Grid, *, each: int = 5, size: float = 0.1) -> Table:
     """
     last = grid[0]
     for level in grid:
-        last = Level(*(_where(level.sigma > 0, new, old) for new, old in zip(level, last, strict=True)))
+        last = NoiseLevel(*(_where(level.sigma > 0, new, old) for new, old in zip(level, last, strict=True)))
     rows = _dynamics(grid, [last] * len(grid), each, size)
-    return Table([Row(None, last.alpha / grid[0].alpha), *rows])
+    return CoefficientTable([StepRow(None, last.alpha / grid[0].alpha), *rows])
 
 
-def improved_size(grid: Grid, each: int) -> float:
+def ncsnpp_step_size(grid: Schedule, each: int) -> float:
     """The size of step with which `each` steps at a level come nearest to its variance from that of the level before.
 
     Args:
@@ -76,14 +76,14 @@ def improved_size(grid: Grid, each: int) -> float:
     return size[(left - 1).abs().argmin()].item()
 
 
-def _dynamics(grid: Grid, levels: Sequence[Level], each: int, size: float) -> list[Row]:
+def _dynamics(grid: Schedule, levels: Sequence[NoiseLevel], each: int, size: float) -> list[StepRow]:
     """`each` calls at levels[k] for every level k of the grid, the last of them going on to levels[k + 1].
 
     Parts with levels of their own are moved while they are at a level that they will leave, or have come to stay at.
     """
     if each < 1 or not 0 < size < 1:
         raise RecipeError(f"each = {each}, size = {size}: at least 1 call, and a size inside (0, 1); NCSN's is 0.1")
-    rows: list[Row] = []
+    rows: list[StepRow] = []
     for k, here in enumerate(grid):
         if _any_0(here.alpha):
             raise RecipeError(
@@ -96,18 +96,18 @@ def _dynamics(grid: Grid, levels: Sequence[Level], each: int, size: float) -> li
             break
         share = size * (moved.double() if isinstance(here.sigma, Tensor) else float(moved))
         level = levels[k]
-        row = Row(level, 1 - share, (share * level.alpha,), scalar_math.sqrt(2 * share) * level.sigma)
+        row = StepRow(level, 1 - share, (share * level.alpha,), scalar_math.sqrt(2 * share) * level.sigma)
         rows += [row] * (each - 1)
         if last:
             rows.append(row)
         else:
             ratio = levels[k + 1].alpha / level.alpha
-            going = Row(level, ratio * row.keep, (ratio * row.gains[0],), ratio * row.noise)
+            going = StepRow(level, ratio * row.keep, (ratio * row.gains[0],), ratio * row.noise)
             rows.append(_landing(going, here, grid[k + 1]))
     return rows
 
 
-def _moved(grid: Grid, k: int) -> Tensor:
+def _moved(grid: Schedule, k: int) -> Tensor:
     """Whether level k is noisy, and one that is left at the next, or come to for the rest of the grid."""
     here = grid[k]
     left = ~torch.as_tensor(k + 1 == len(grid) or _same(here, grid[k + 1]))
@@ -115,7 +115,7 @@ def _moved(grid: Grid, k: int) -> Tensor:
     return (left | come) & torch.as_tensor(here.sigma > 0)
 
 
-def _landing(row: Row, here: Level, there: Level) -> Row:
+def _landing(row: StepRow, here: NoiseLevel, there: NoiseLevel) -> StepRow:
     """The row of a step, but for what comes onto clean data: that takes the estimate of x0, without noise."""
     lands = (there.sigma == 0) & (here.sigma > 0)
     return row._replace(
@@ -125,7 +125,7 @@ def _landing(row: Row, here: Level, there: Level) -> Row:
     )
 
 
-def _same(here: Level, there: Level) -> bool | Tensor:
+def _same(here: NoiseLevel, there: NoiseLevel) -> bool | Tensor:
     return (here.sigma == there.sigma) & (here.alpha == there.alpha)
 
 
@@ -142,7 +142,7 @@ def _any_0(value: Number) -> bool:
 # ---------------------------------------------------------------------- the reverse SDE
 
 
-def euler_maruyama(grid: Grid) -> Table:
+def euler_maruyama(grid: Schedule) -> CoefficientTable:
     """Euler-Maruyama steps of the reverse SDE, dx = (f x - g^2 score) dt + g dw, in the process's own time.
 
     The step onto clean data takes the estimate of x0 and adds no noise.
@@ -162,15 +162,15 @@ def euler_maruyama(grid: Grid) -> Table:
                 f"at t = {here.t} alpha is 0 and the reverse SDE's drift infinite; begin the grid at a level with "
                 "alpha > 0, or use the sampler reverse-diffusion"
             )
-        width, rate = there.t - here.t, sde.falling(here)
+        width, rate = there.t - here.t, sde.neg_dlogsnr_dt(here)
         keep = 1 + width * (sde.drift(here) + rate)  # g^2 score = rate (alpha x0 - x)
         noise = scalar_math.sqrt(-1.0 * width) * sde.diffusion(here)
-        row = Row(here, keep, (-1.0 * width * rate * here.alpha,), noise, span=(here, there))
+        row = StepRow(here, keep, (-1.0 * width * rate * here.alpha,), noise, span=(here, there))
         rows.append(_landing(row, here, there))
-    return Table(rows)
+    return CoefficientTable(rows)
 
 
-def reverse_diffusion(grid: Grid) -> Table:
+def reverse_diffusion(grid: Schedule) -> CoefficientTable:
     """The reverse of each step of the forward process: x <- (2 - a) x + beta score + sqrt(beta) z.
 
     a = alpha_t / alpha_s carries x forward and beta is the variance that is added on the way. The step onto clean
@@ -181,15 +181,15 @@ def reverse_diffusion(grid: Grid) -> Table:
     rows = []
     for here, there in pairwise(grid):
         ratio, beta = _forward(here, there)
-        share = scalar_math.divide(beta, here.sigma**2, 0.0)
-        row = Row(here, 2 - ratio - share, (share * here.alpha,), scalar_math.sqrt(beta), span=(here, there))
+        share = scalar_math.safe_divide(beta, here.sigma**2, 0.0)
+        row = StepRow(here, 2 - ratio - share, (share * here.alpha,), scalar_math.sqrt(beta), span=(here, there))
         rows.append(_landing(row, here, there))
-    return Table(rows)
+    return CoefficientTable(rows)
 
 
-def _forward(here: Level, there: Level) -> tuple[Number, Number]:
+def _forward(here: NoiseLevel, there: NoiseLevel) -> tuple[Number, Number]:
     """What the forward step from the cleaner level multiplies x with, and the variance that it adds."""
-    ratio = scalar_math.divide(here.alpha, there.alpha, 1.0)
+    ratio = scalar_math.safe_divide(here.alpha, there.alpha, 1.0)
     return ratio, here.sigma**2 - (ratio * there.sigma) ** 2
 
 
@@ -204,7 +204,7 @@ class Corrector(Protocol):
         """How often before each step of the predictor, each with a network call and a noise of its own."""
         ...
 
-    def move(self, x: Tensor, level: Level, estimate: Estimate, noise: Tensor, scale: Number) -> Tensor:
+    def move(self, x: Tensor, level: NoiseLevel, estimate: Estimate, noise: Tensor, scale: Number) -> Tensor:
         """The next x at the same level; `scale` is a factor of the step that the predictor's row gives."""
         ...
 
@@ -215,7 +215,7 @@ def per_sample(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Langevin:
+class LangevinPlan:
     """A Langevin step whose size gives the noise `1 / snr` times the length of the score's part.
 
     Args:
@@ -238,7 +238,7 @@ class Langevin:
         if not self.snr >= 0 or self.steps < 0:
             raise RecipeError(f"snr = {self.snr}, steps = {self.steps}: neither may be below 0")
 
-    def move(self, x: Tensor, level: Level, estimate: Estimate, noise: Tensor, scale: Number) -> Tensor:
+    def move(self, x: Tensor, level: NoiseLevel, estimate: Estimate, noise: Tensor, scale: Number) -> Tensor:
         """X + size sigma^2 score + sqrt(2 size) sigma z, size = 2 scale (snr |z| / |eps|)^2, score = -eps / sigma."""
         eps, sigma = estimate.eps, like(level.sigma, x)
         if isinstance(scale, Tensor):  # parts that stay do not count in the norms
@@ -249,7 +249,7 @@ class Langevin:
         return x - size * sigma * eps + (2 * size).sqrt() * sigma * noise
 
 
-class PredictorCorrector:
+class PredictorCorrectorPlan:
     """Corrections at each level before the step from it.
 
     Args:
@@ -259,7 +259,9 @@ class PredictorCorrector:
         scales: for each row, see `Corrector.move`.
     """
 
-    def __init__(self, table: Table, levels: Sequence[Level], corrector: Corrector, scales: Sequence[Number]) -> None:
+    def __init__(
+        self, table: CoefficientTable, levels: Sequence[NoiseLevel], corrector: Corrector, scales: Sequence[Number]
+    ) -> None:
         self.table = table
         self.levels = list(levels)
         self.corrector = corrector
@@ -270,11 +272,11 @@ class PredictorCorrector:
         """The number of corrections and steps."""
         return len(self.table) * (1 + self.corrector.steps)
 
-    def over(self, state: State) -> bool:
+    def over(self, state: SamplerState) -> bool:
         """Whether every step was made."""
         return state.number >= self.total
 
-    def advance(self, state: State, step: Step, noise: Noise | None, out: Tensor) -> Advance:
+    def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:
         """A correction or a step; each draws the noise of its own number."""
         row, done = divmod(state.number, 1 + self.corrector.steps)
         number = state.number + 1
@@ -284,13 +286,17 @@ class PredictorCorrector:
             return moved._replace(state=moved.state._replace(number=number))
         level = self.levels[row]
         estimate = step(state.x, level)
-        z = drawn(noise, state.number).to(state.x)
+        z = draw_noise(noise, state.number).to(state.x)
         x = self.corrector.move(state.x, level, estimate, z, self.scales[row])
-        return Advance(state._replace(x=x, number=number), level, estimate)
+        return StepResult(state._replace(x=x, number=number), level, estimate)
 
 
 def predictor_corrector(
-    grid: Grid, *, predictor: Callable[[Grid], Plan] = reverse_diffusion, snr: float = 0.16, corrections: int = 1
+    grid: Schedule,
+    *,
+    predictor: Callable[[Schedule], Plan] = reverse_diffusion,
+    snr: float = 0.16,
+    corrections: int = 1,
 ) -> Plan:
     """Langevin corrections at each level, then a step to the next one.
 
@@ -300,13 +306,13 @@ def predictor_corrector(
         snr: of the corrector; smaller for more cautious steps.
         corrections: at each level, a network call each.
 
-    Source: Song et al. 2021, algorithm 1 and appendix G (arXiv:2011.13456); per-sample norms, see `Langevin`.
+    Source: Song et al. 2021, algorithm 1 and appendix G (arXiv:2011.13456); per-sample norms, see `LangevinPlan`.
     """
     table = predictor(grid)
-    if not isinstance(table, Table) or len(table) != len(grid) - 1:
+    if not isinstance(table, CoefficientTable) or len(table) != len(grid) - 1:
         raise RecipeError("predictor: needs a sampler that is a table of one row for each step")
     scales = [_where(_same(here, there), 0.0, _forward(here, there)[0] ** 2) for here, there in pairwise(grid)]
-    return PredictorCorrector(table, grid[:-1], Langevin(snr, corrections), scales)
+    return PredictorCorrectorPlan(table, grid[:-1], LangevinPlan(snr, corrections), scales)
 
 
 _NCSN = "Song & Ermon 2019, algorithm 1 (arXiv:1907.05600)"
@@ -314,8 +320,8 @@ _SDE = "Song et al. 2021, appendix E (arXiv:2011.13456)"
 _PC = "Song et al. 2021, algorithm 1 and appendix G (arXiv:2011.13456)"
 
 LISTED = (
-    Sampler("langevin", langevin, _NCSN, order=None, stochastic=True, calls=5, start="finite", fine=None),
-    Sampler(
+    SamplerSpec("langevin", langevin, _NCSN, order=None, stochastic=True, calls=5, start="finite", fine=None),
+    SamplerSpec(
         "annealed-langevin",
         annealed_langevin,
         _NCSN,
@@ -325,9 +331,11 @@ LISTED = (
         start="finite",
         fine={"each": 40, "size": 0.06},
     ),
-    Sampler("euler-maruyama", euler_maruyama, _SDE, order=1, strong=1, stochastic=True, domain="time", start="finite"),
-    Sampler("reverse-diffusion", reverse_diffusion, _SDE, order=1, strong=1, stochastic=True, domain="time"),
-    Sampler(
+    SamplerSpec(
+        "euler-maruyama", euler_maruyama, _SDE, order=1, strong=1, stochastic=True, domain="time", start="finite"
+    ),
+    SamplerSpec("reverse-diffusion", reverse_diffusion, _SDE, order=1, strong=1, stochastic=True, domain="time"),
+    SamplerSpec(
         "pc-euler-maruyama",
         predictor_corrector,
         _PC,
@@ -340,7 +348,7 @@ LISTED = (
         start="finite",
         options={"predictor": euler_maruyama},
     ),
-    Sampler(
+    SamplerSpec(
         "pc-reverse-diffusion",
         predictor_corrector,
         _PC,
@@ -351,7 +359,7 @@ LISTED = (
         fine=None,
         domain="time",
     ),
-    Sampler(
+    SamplerSpec(
         "pc-ancestral",
         predictor_corrector,
         _PC,

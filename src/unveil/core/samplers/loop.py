@@ -9,16 +9,16 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from unveil.core.denoiser import Estimate, Step
+from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.rng import Noise
 from unveil.core.scalar_math import Number
-from unveil.types import Level, NonFinite, RecipeError, like
+from unveil.types import NoiseLevel, NonFinite, RecipeError, like
 
 REMEDY = "set clip = static, use more steps, or dtype float32"
 SPARSE = 4  # x is looked at after 1, 4, 16, 64 ... steps and at the end: each look waits for the device
 
 
-class State(NamedTuple):
+class SamplerState(NamedTuple):
     """Where a run stands; saved, it can go on later.
 
     past: the x0 (or eps) of earlier calls, newest first. mark: the x that a row marked, for rows that go back to it.
@@ -32,23 +32,23 @@ class State(NamedTuple):
     clock: tuple[float, ...] = ()
 
 
-class Progress(NamedTuple):
+class SamplingProgress(NamedTuple):
     """What a run shows after each network call. x is overwritten by later steps: clone it to keep it.
 
     total is the number of rows, or None where the plan cannot know it before the run.
     """
 
-    state: State
+    state: SamplerState
     total: int | None
-    level: Level
+    level: NoiseLevel
     estimate: Estimate
 
 
-class Advance(NamedTuple):
+class StepResult(NamedTuple):
     """What one step of a plan did: the level and the estimate of its call are None where it made none."""
 
-    state: State
-    level: Level | None
+    state: SamplerState
+    level: NoiseLevel | None
     estimate: Estimate | None
 
 
@@ -60,16 +60,16 @@ class Plan(Protocol):
         """The number of steps; None where it depends on the estimates."""
         ...
 
-    def over(self, state: State) -> bool:
+    def over(self, state: SamplerState) -> bool:
         """Whether the run has ended."""
         ...
 
-    def advance(self, state: State, step: Step, noise: Noise | None, out: Tensor) -> Advance:
+    def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:
         """One step; `out` is a buffer like x that may be written, or x itself when nobody will look at it again."""
         ...
 
 
-class Row(NamedTuple):
+class StepRow(NamedTuple):
     """One step: x <- keep x + sum(gains[j] * q of j calls ago) + back * mark + noise z.
 
     q is what the table combines, x0 or eps. level is that of the call, whose estimate is q of 0 calls ago; None: this
@@ -77,16 +77,16 @@ class Row(NamedTuple):
     span: the levels between which z is the increment of a Brownian path, where it differs from a fresh draw.
     """
 
-    level: Level | None
+    level: NoiseLevel | None
     keep: Number
     gains: tuple[Number, ...] = ()
     noise: Number = 0.0
     back: Number = 0.0
     mark: bool = False
-    span: tuple[Level, Level] | None = None
+    span: tuple[NoiseLevel, NoiseLevel] | None = None
 
 
-class Table:
+class CoefficientTable:
     """A plan of rows of coefficients.
 
     Args:
@@ -94,13 +94,13 @@ class Table:
         of: what their gains combine, "x0" or "eps"; use eps where a row reaches back to an eps whose x is gone.
     """
 
-    def __init__(self, rows: Iterable[Row], of: Literal["x0", "eps"] = "x0") -> None:
+    def __init__(self, rows: Iterable[StepRow], of: Literal["x0", "eps"] = "x0") -> None:
         self.rows = list(rows)
         self.of: Literal["x0", "eps"] = of
         self._depth = max((len(row.gains) for row in self.rows), default=0)
 
     @property
-    def levels(self) -> list[Level]:
+    def levels(self) -> list[NoiseLevel]:
         """The level of every network call, in order: known before the run."""
         return [row.level for row in self.rows if row.level is not None]
 
@@ -113,11 +113,11 @@ class Table:
         """The number of rows."""
         return len(self.rows)
 
-    def over(self, state: State) -> bool:
+    def over(self, state: SamplerState) -> bool:
         """Whether every row was applied."""
         return state.number >= len(self.rows)
 
-    def advance(self, state: State, step: Step, noise: Noise | None, out: Tensor) -> Advance:
+    def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:
         """Row `state.number` applied.
 
         Raises:
@@ -139,16 +139,16 @@ class Table:
         if state.mark is not None:
             _add(new, row.back, state.mark)
         if isinstance(row.noise, Tensor) or row.noise != 0:
-            _add(new, row.noise, drawn(noise, state.number).to(new.dtype))
+            _add(new, row.noise, draw_noise(noise, state.number).to(new.dtype))
         # between calls the newest entry is the next call's neighbour; a row without one leaves the past alone
         past = past[: self._depth - 1] if self._depth > 1 else ()
-        following = State(new, past, state.number + 1, x if row.mark else state.mark)
-        return Advance(following, row.level, estimate)
+        following = SamplerState(new, past, state.number + 1, x if row.mark else state.mark)
+        return StepResult(following, row.level, estimate)
 
     def _quantity(self, estimate: Estimate) -> Tensor:
         return estimate.x0 if self.of == "x0" else estimate.eps
 
-    def _combined(self, estimate: Estimate, x: Tensor, row: Row, out: Tensor) -> Tensor:
+    def _combined(self, estimate: Estimate, x: Tensor, row: StepRow, out: Tensor) -> Tensor:
         gain = row.gains[0] if row.gains else 0.0
         if isinstance(row.keep, Tensor) or isinstance(gain, Tensor):
             gained = self._quantity(estimate) * like(gain, x)
@@ -158,18 +158,18 @@ class Table:
 
 def run(
     plan: Plan,
-    step: Step,
-    x: Tensor | State,
+    step: DenoiseFn,
+    x: Tensor | SamplerState,
     *,
     noise: Noise | None = None,
-    on_step: Callable[[Progress], object] | None = None,
+    on_step: Callable[[SamplingProgress], object] | None = None,
 ) -> Tensor:
     """Carry out a plan: from x at its first level to the sample at its last.
 
     Args:
         plan: what a sampler returned.
         step: the guided estimate.
-        x: (B, ...) as `grid.start(noise)` gives it, or the `State` of a run that was left half-way.
+        x: (B, ...) as `grid.start(noise)` gives it, or the `SamplerState` of a run that was left half-way.
         noise: noise(step, draw=0), for plans that add some.
         on_step: called after each step; to stop, let it raise `types.Cancelled`.
 
@@ -177,7 +177,7 @@ def run(
         RecipeError: the plan adds noise and no source of it was given.
         NonFinite: x left the finite numbers; names the step and the level.
     """
-    state = start = x if isinstance(x, State) else State(x)
+    state = start = x if isinstance(x, SamplerState) else SamplerState(x)
     taken, due = 0, 1
     with torch.no_grad():
         # one buffer is enough, unless somebody looks at x and the estimate after the step
@@ -190,7 +190,7 @@ def run(
                 if not _is_finite(state.x):
                     raise _blamed(plan, step, start, noise, taken)
             if on_step is not None and level is not None and estimate is not None:
-                on_step(Progress(state, plan.total, level, estimate))
+                on_step(SamplingProgress(state, plan.total, level, estimate))
         if not _is_finite(state.x):
             raise _blamed(plan, step, start, noise, taken)
     return state.x
@@ -201,11 +201,11 @@ def _is_finite(x: Tensor) -> bool:
     return math.isfinite(x.sum(dtype=torch.float32)) or bool(torch.isfinite(x).all())
 
 
-def _blamed(plan: Plan, step: Step, state: State, noise: Noise | None, most: int) -> NonFinite:
+def _blamed(plan: Plan, step: DenoiseFn, state: SamplerState, noise: Noise | None, most: int) -> NonFinite:
     """What names where a run of `most` steps lost the finite numbers: it is made once more, every call looked at."""
     place = ""
 
-    def watched(x: Tensor, level: Level) -> Estimate:
+    def watched(x: Tensor, level: NoiseLevel) -> Estimate:
         nonlocal place
         estimate = step(x, level)
         if not _is_finite(estimate.x0):
@@ -224,12 +224,12 @@ def _blamed(plan: Plan, step: Step, state: State, noise: Noise | None, most: int
     return NonFinite(f"x left the finite numbers within {most} steps, but not when they were repeated; {REMEDY}")
 
 
-def _words(level: Level) -> str:
+def _words(level: NoiseLevel) -> str:
     t, ratio = (torch.as_tensor(number).max().item() for number in (level.t, level.half_log_snr))
     return f"t = {t:.6g} (log(alpha / sigma) = {ratio:.4g})"
 
 
-def drawn(noise: Noise | None, number: int) -> Tensor:
+def draw_noise(noise: Noise | None, number: int) -> Tensor:
     """Standard normal noise of step `number`.
 
     Raises:

@@ -9,17 +9,27 @@ import torch
 from torch import Tensor
 
 from unveil.core import scalar_math
-from unveil.core.denoiser import Estimate, Step
+from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.rng import Noise
-from unveil.core.samplers.coefficients import Mask, Stride, adams, any_of, check_order, chosen, gains, stride, where
-from unveil.core.samplers.loop import Advance, Row, State, Table
-from unveil.core.samplers.registry import Sampler
+from unveil.core.samplers.coefficients import (
+    LinearStep,
+    Mask,
+    adams,
+    any_of,
+    check_order,
+    gains,
+    linear_step,
+    select_level,
+    where,
+)
+from unveil.core.samplers.loop import CoefficientTable, SamplerState, StepResult, StepRow
+from unveil.core.samplers.registry import SamplerSpec
 from unveil.core.scalar_math import Number
-from unveil.core.schedule import Grid
-from unveil.types import Level, like
+from unveil.core.schedule import Schedule
+from unveil.types import NoiseLevel, like
 
 
-def lms(grid: Grid, order: int = 4) -> Table:
+def lms(grid: Schedule, order: int = 4) -> CoefficientTable:
     """Adams-Bashforth on eps in r = sigma / alpha, for any spacing: one call a step, defined at sigma = 0.
 
     In y = x / alpha the path is dy/dr = eps, so the polynomial through the last estimates is integrated exactly.
@@ -34,20 +44,22 @@ def lms(grid: Grid, order: int = 4) -> Table:
     Source: the linear multistep sampler of k-diffusion; rho-AB of Zhang & Chen 2022, section 3 (arXiv:2204.13902).
     """
     check_order(order, 4)
-    rows: list[Row] = []
-    before: list[Stride] = []
+    rows: list[StepRow] = []
+    before: list[LinearStep] = []
     for here, there in pairwise(grid):
-        fall = scalar_math.divide(there.sigma, there.alpha, 0.0) - scalar_math.divide(here.sigma, here.alpha, 0.0)
-        now = stride(here, there, "eps")._replace(reach=fall)
-        rows.append(Row(here, now.keep, gains(now, before, adams)))
+        fall = scalar_math.safe_divide(there.sigma, there.alpha, 0.0) - scalar_math.safe_divide(
+            here.sigma, here.alpha, 0.0
+        )
+        now = linear_step(here, there, "eps")._replace(reach=fall)
+        rows.append(StepRow(here, now.keep, gains(now, before, adams)))
         before = [now, *before][: order - 1]
-    return Table(rows, "eps")
+    return CoefficientTable(rows, "eps")
 
 
 # ---------------------------------------------------------------------- in the process's own time
 
 
-def adams_bashforth(grid: Grid, order: int = 2) -> AdamsBashforth:
+def adams_bashforth(grid: Schedule, order: int = 2) -> AdamsBashforth:
     """Adams-Bashforth in t on the velocity dx/dt = alpha' x0 + sigma' eps, for any spacing: one call a step.
 
     Args:
@@ -64,17 +76,17 @@ def adams_bashforth(grid: Grid, order: int = 2) -> AdamsBashforth:
 
 
 class AdamsBashforth:
-    """Rows of gains on velocities, which are neither x0 nor eps, so that `Table` cannot hold them."""
+    """Rows of gains on velocities, which are neither x0 nor eps, so that `CoefficientTable` cannot hold them."""
 
-    def __init__(self, grid: Grid, order: int) -> None:
+    def __init__(self, grid: Schedule, order: int) -> None:
         self.levels = list(grid[:-1])
         self.order = order
         self.gains: list[tuple[Number, ...]] = []
         self.leaps: list[tuple[Number, Number]] = []  # (keep, gain of x0) where time stands still
-        before: list[Stride] = []
+        before: list[LinearStep] = []
         for here, there in pairwise(grid):
             width = there.t - here.t
-            now, straight = Stride(1.0, width, width), stride(here, there)
+            now, straight = LinearStep(1.0, width, width), linear_step(here, there)
             self.gains.append(gains(now, before, adams))
             # a process may stop before clean data, and its time with it: that step is the straight one
             self.leaps.append((where(width == 0, straight.keep, 1.0), where(width == 0, straight.gain, 0.0)))
@@ -85,11 +97,11 @@ class AdamsBashforth:
         """The number of steps."""
         return len(self.levels)
 
-    def over(self, state: State) -> bool:
+    def over(self, state: SamplerState) -> bool:
         """Whether every step was made."""
         return state.number >= len(self.levels)
 
-    def advance(self, state: State, step: Step, noise: Noise | None, out: Tensor) -> Advance:
+    def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:
         """One step: x + the sum of gains times velocities, newest first."""
         del noise
         level = self.levels[state.number]
@@ -104,10 +116,10 @@ class AdamsBashforth:
         x = torch.mul(state.x, keep, out=out)
         for part in moved:
             x.add_(part)
-        return Advance(State(x, past[: self.order - 1], state.number + 1), level, estimate)
+        return StepResult(SamplerState(x, past[: self.order - 1], state.number + 1), level, estimate)
 
 
-def velocity(estimate: Estimate, level: Level, x: Tensor) -> Tensor:
+def velocity(estimate: Estimate, level: NoiseLevel, x: Tensor) -> Tensor:
     """dx/dt at an estimate, of x's shape; 0 in parts that are clean data."""
     on_eps = where(level.sigma == 0, 0.0, level.dsigma)
     return like(level.dalpha, x) * estimate.x0 + like(on_eps, x) * estimate.eps
@@ -124,7 +136,7 @@ BASHFORTH = (
 )
 
 
-class Start(NamedTuple):
+class WarmupSteps(NamedTuple):
     """How a step begins that has too few estimates behind it: calls along the step, each from its beginning.
 
     nodes: where the calls after the first are, as shares of the step in t; each is reached with the newest eps.
@@ -138,12 +150,12 @@ class Start(NamedTuple):
 
 
 # What latent diffusion's PLMS begins with: 1 call more in all.
-improved_euler = Start((1.0,), (1 / 2, 1 / 2), 1)
+improved_euler = WarmupSteps((1.0,), (1 / 2, 1 / 2), 1)
 # What PNDM begins with, Liu et al. 2022, section 3 (arXiv:2202.09778): 9 calls more in all.
-runge_kutta = Start((0.5, 0.5, 1.0), (1 / 6, 2 / 6, 2 / 6, 1 / 6), 3)
+runge_kutta = WarmupSteps((0.5, 0.5, 1.0), (1 / 6, 2 / 6, 2 / 6, 1 / 6), 3)
 
 
-def plms(grid: Grid, start: Start = improved_euler) -> Table:
+def plms(grid: Schedule, start: WarmupSteps = improved_euler) -> CoefficientTable:
     """PLMS, the pseudo linear multistep method: an average of the last four eps, carried along as in DDIM.
 
     Second order: the average's weights are those of an integral in even steps, but what carries it is not linear.
@@ -157,24 +169,24 @@ def plms(grid: Grid, start: Start = improved_euler) -> Table:
 
     Source: Liu et al. 2022, section 3 (arXiv:2202.09778): the transfer is DDIM's, the gradient is averaged.
     """
-    rows: list[Row] = []
+    rows: list[StepRow] = []
     called: list[int] = []  # the rows whose calls are at the beginning of a step
     age: Number = 0.0  # how many steps in a row have moved before this one
     for here, there in pairwise(grid):
-        now = stride(here, there, "eps")
+        now = linear_step(here, there, "eps")
         called.append(len(rows))
         row_gains: list[Number] = [0.0] * (called[-1] - called[-4:][0] + 1)
         for weight, call in zip(_averaged(age), reversed(called), strict=False):
             row_gains[called[-1] - call] = now.gain * weight
-        row = Row(here, now.keep, tuple(row_gains))
+        row = StepRow(here, now.keep, tuple(row_gains))
         moves = here.sigma != there.sigma
         starting = moves & (age < start.steps) & (there.sigma != 0)
         rows += _started(grid, row, there, start, starting) if any_of(starting) else [row]
         age = where(moves, age + 1.0, 0.0)
-    return Table(rows, "eps")
+    return CoefficientTable(rows, "eps")
 
 
-def pndm(grid: Grid) -> Table:
+def pndm(grid: Schedule) -> CoefficientTable:
     """`plms` begun with Runge-Kutta's formula: four calls in each of the first three steps."""
     return plms(grid, runge_kutta)
 
@@ -187,34 +199,34 @@ def _averaged(age: Number) -> list[Number]:
     return weights
 
 
-def _started(grid: Grid, row: Row, there: Level, start: Start, starting: Mask) -> list[Row]:
+def _started(grid: Schedule, row: StepRow, there: NoiseLevel, start: WarmupSteps, starting: Mask) -> list[StepRow]:
     """The rows of a step that begins anew in some parts of x, while the others make it as `row` has it."""
     here = row.level
     assert here is not None
     nodes = [there if share == 1 else grid.process.at(here.t + share * (there.t - here.t)) for share in start.nodes]
-    nodes = [chosen(starting, node, there) for node in nodes]
-    first = stride(here, nodes[0], "eps")
+    nodes = [select_level(starting, node, there) for node in nodes]
+    first = linear_step(here, nodes[0], "eps")
     newest, *older = row.gains
     row_gains = where(starting, first.gain, newest), *(where(starting, 0.0, gain) for gain in older)
     rows = [row._replace(keep=where(starting, first.keep, row.keep), gains=row_gains, mark=True)]
     for number, node in enumerate(nodes):
         last = number == len(nodes) - 1
-        leg = stride(here, there if last else nodes[number + 1], "eps")
+        leg = linear_step(here, there if last else nodes[number + 1], "eps")
         weights = reversed(start.weights) if last else [1.0]
         row_gains = tuple(where(starting, leg.gain * weight, 0.0) for weight in weights)
-        rows.append(Row(node, where(starting, 0.0, 1.0), row_gains, back=where(starting, leg.keep, 0.0)))
+        rows.append(StepRow(node, where(starting, 0.0, 1.0), row_gains, back=where(starting, leg.keep, 0.0)))
     return rows
 
 
-LISTED: tuple[Sampler, ...] = (
-    Sampler(
+LISTED: tuple[SamplerSpec, ...] = (
+    SamplerSpec(
         "lms",
         lms,
         "Zhang & Chen 2022, section 3 (arXiv:2204.13902)",
         order=2,
         start="finite",
     ),
-    Sampler("adams-bashforth-2", adams_bashforth, "Adams & Bashforth 1883", order=2, domain="time"),
-    Sampler("plms", plms, "Liu et al. 2022, section 3 (arXiv:2202.09778)", order=2, start="finite"),
-    Sampler("pndm", pndm, "Liu et al. 2022, section 3 (arXiv:2202.09778)", order=2, domain="time", start="finite"),
+    SamplerSpec("adams-bashforth-2", adams_bashforth, "Adams & Bashforth 1883", order=2, domain="time"),
+    SamplerSpec("plms", plms, "Liu et al. 2022, section 3 (arXiv:2202.09778)", order=2, start="finite"),
+    SamplerSpec("pndm", pndm, "Liu et al. 2022, section 3 (arXiv:2202.09778)", order=2, domain="time", start="finite"),
 )

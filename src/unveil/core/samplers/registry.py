@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from unveil.core.samplers.loop import Plan
-from unveil.core.schedule import Grid
+from unveil.core.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class Sampler:
+class SamplerSpec:
     """A sampler by name, with what it declares; `tests/core/test_listed.py` holds every one to its word.
 
     Args:
@@ -49,6 +49,6 @@ class Sampler:
     fine: Mapping[str, Any] | None = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def plan(self, grid: Grid) -> Plan:
+    def plan(self, grid: Schedule) -> Plan:
         """The plan of this entry over a grid, with the options that it fixes."""
         return self.build(grid, **self.options)

@@ -16,18 +16,18 @@ import torch
 from torch import Tensor
 
 from unveil.core import scalar_math
-from unveil.core.samplers.loop import Row, Table
-from unveil.core.samplers.registry import Sampler
+from unveil.core.samplers.loop import CoefficientTable, StepRow
+from unveil.core.samplers.registry import SamplerSpec
 from unveil.core.scalar_math import Number
-from unveil.core.schedules import Grid
-from unveil.types import Level, RecipeError
+from unveil.core.schedules import Schedule
+from unveil.types import NoiseLevel, RecipeError
 
 # ---------------------------------------------------------------------- in the noise ratio
 
 
 def euler(
-    grid: Grid, *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0
-) -> Table:
+    grid: Schedule, *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0
+) -> CoefficientTable:
     """Euler steps in sigma / alpha: DDIM without noise, with EDM's churn before each step.
 
     Args:
@@ -40,22 +40,22 @@ def euler(
 
     Source: Karras et al. 2022, algorithm 2 without lines 6 to 8 (arXiv:2206.00364).
     """
-    rows: list[Row] = []
+    rows: list[StepRow] = []
     for raised, here, there in _churned(grid, Churn(s_churn, s_tmin, s_tmax, s_noise)):
-        keep, gain = straight(here, there)
-        rows += [*raised, Row(here, keep, (gain,))]
-    return Table(rows)
+        keep, gain = first_order_step(here, there)
+        rows += [*raised, StepRow(here, keep, (gain,))]
+    return CoefficientTable(rows)
 
 
 def heun(
-    grid: Grid,
+    grid: Schedule,
     *,
     node: float = 1.0,
     s_churn: float = 0.0,
     s_tmin: float = 0.0,
     s_tmax: float = math.inf,
     s_noise: float = 1.0,
-) -> Table:
+) -> CoefficientTable:
     """Second-order steps in sigma / alpha, the last one onto the data of first order; churn as in `euler`.
 
     Args:
@@ -69,7 +69,7 @@ def heun(
     Source: Karras et al. 2022, algorithm 2, and algorithm 3 for the node (arXiv:2206.00364).
     """
     _check_node(node)
-    rows: list[Row] = []
+    rows: list[StepRow] = []
     for raised, here, there in _churned(grid, Churn(s_churn, s_tmin, s_tmax, s_noise)):
         between = there
         # the step onto clean data is of first order, and a table of levels need not reach below its first
@@ -78,18 +78,18 @@ def heun(
             _check_overshoot(node, place, _ratio(there))
             between = _at_ratio(grid, place, there)
         rows += [*raised, *_two_calls(here, between, there, _where(there.sigma == 0, 0.0, 0.5 / node))]
-    return Table(rows)
+    return CoefficientTable(rows)
 
 
 def dpm2(
-    grid: Grid,
+    grid: Schedule,
     *,
     power: float = 0.0,
     s_churn: float = 0.0,
     s_tmin: float = 0.0,
     s_tmax: float = math.inf,
     s_noise: float = 1.0,
-) -> Table:
+) -> CoefficientTable:
     """The midpoint's slope over the whole step, where the middle is a mean of the two sigma / alpha.
 
     Args:
@@ -102,17 +102,17 @@ def dpm2(
 
     Source: Karras et al. 2022, algorithm 2, with the middle of Lu et al. 2022, algorithm 1 (arXiv:2206.00927).
     """
-    rows: list[Row] = []
+    rows: list[StepRow] = []
     for raised, here, there in _churned(grid, Churn(s_churn, s_tmin, s_tmax, s_noise)):
         between = _at_ratio(grid, _mean(_ratio(here), _ratio(there), power), there)
         rows += [*raised, *_two_calls(here, between, there, 1.0)]
-    return Table(rows)
+    return CoefficientTable(rows)
 
 
 # ---------------------------------------------------------------------- with noise after each step
 
 
-def euler_ancestral(grid: Grid, *, eta: float = 1.0, noise_scale: float = 1.0) -> Table:
+def euler_ancestral(grid: Schedule, *, eta: float = 1.0, noise_scale: float = 1.0) -> CoefficientTable:
     """Euler steps that go below the next level, and noise back up to it: DDIM with eta, on any process.
 
     Args:
@@ -122,15 +122,17 @@ def euler_ancestral(grid: Grid, *, eta: float = 1.0, noise_scale: float = 1.0) -
 
     Source: Song et al. 2020, eq. 12 and 16 (arXiv:2010.02502), in the k-diffusion library's form.
     """
-    rows: list[Row] = []
+    rows: list[StepRow] = []
     for here, there in pairwise(grid):
-        below, noise = lowered(here, there, eta)
-        keep, gain = straight(here, below)
-        rows.append(Row(here, keep, (gain,), noise_scale * noise, span=(here, there)))
-    return Table(rows)
+        below, noise = sigma_down(here, there, eta)
+        keep, gain = first_order_step(here, below)
+        rows.append(StepRow(here, keep, (gain,), noise_scale * noise, span=(here, there)))
+    return CoefficientTable(rows)
 
 
-def dpm2_ancestral(grid: Grid, *, eta: float = 1.0, noise_scale: float = 1.0, power: float = 0.0) -> Table:
+def dpm2_ancestral(
+    grid: Schedule, *, eta: float = 1.0, noise_scale: float = 1.0, power: float = 0.0
+) -> CoefficientTable:
     """`dpm2`'s steps to below the next level, and noise back up to it.
 
     Args:
@@ -141,59 +143,59 @@ def dpm2_ancestral(grid: Grid, *, eta: float = 1.0, noise_scale: float = 1.0, po
 
     Source: the k-diffusion library.
     """
-    rows: list[Row] = []
+    rows: list[StepRow] = []
     for here, there in pairwise(grid):
-        below, noise = lowered(here, there, eta)
+        below, noise = sigma_down(here, there, eta)
         between = _at_ratio(grid, _mean(_ratio(here), _ratio(below), power), there)
         *first, last = _two_calls(here, between, below, 1.0)
         rows += [*first, last._replace(noise=noise_scale * noise, span=(here, there))]
-    return Table(rows)
+    return CoefficientTable(rows)
 
 
-def lowered(here: Level, there: Level, eta: float) -> tuple[Level, Number]:
+def sigma_down(here: NoiseLevel, there: NoiseLevel, eta: float) -> tuple[NoiseLevel, Number]:
     """The level below `there` that a step goes to, and the deviation of the noise that leads back up to it."""
-    noise = added(here, there, eta)
+    noise = sigma_up(here, there, eta)
     return there._replace(sigma=scalar_math.sqrt(there.sigma**2 - noise**2)), noise
 
 
-def added(here: Level, there: Level, eta: float) -> Number:
+def sigma_up(here: NoiseLevel, there: NoiseLevel, eta: float) -> Number:
     """The share eta of the ancestral step's deviation, at most the next level's. Source: Song et al. 2020, eq. 16."""
-    beta = here.sigma**2 - (scalar_math.divide(here.alpha, there.alpha, 1.0) * there.sigma) ** 2
-    return _least(there.sigma, eta * scalar_math.divide(there.sigma, here.sigma, 0.0) * scalar_math.sqrt(beta))
+    beta = here.sigma**2 - (scalar_math.safe_divide(here.alpha, there.alpha, 1.0) * there.sigma) ** 2
+    return _least(there.sigma, eta * scalar_math.safe_divide(there.sigma, here.sigma, 0.0) * scalar_math.sqrt(beta))
 
 
 # ---------------------------------------------------------------------- in the process's own time
 
 
 def euler_time(
-    grid: Grid, *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0
-) -> Table:
+    grid: Schedule, *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0
+) -> CoefficientTable:
     """Euler steps in t: rectified flow's sampler, and EDM's ablation; the arguments are `euler`'s.
 
     Source: Karras et al. 2022, eq. 4 and algorithm 1 (arXiv:2206.00364); Liu et al. 2022, section 2.2
     (arXiv:2209.03003).
     """
-    rows: list[Row] = []
+    rows: list[StepRow] = []
     for raised, here, there in _churned(grid, Churn(s_churn, s_tmin, s_tmax, s_noise)):
         rows += [*raised, _along(here, there)]
-    return Table(rows)
+    return CoefficientTable(rows)
 
 
 def heun_time(
-    grid: Grid,
+    grid: Schedule,
     *,
     node: float = 1.0,
     s_churn: float = 0.0,
     s_tmin: float = 0.0,
     s_tmax: float = math.inf,
     s_noise: float = 1.0,
-) -> Table:
+) -> CoefficientTable:
     """Second-order steps in t, the last one onto the data of first order; the arguments are `heun`'s.
 
     Source: Karras et al. 2022, algorithm 1, and algorithm 3 for the node (arXiv:2206.00364).
     """
     _check_node(node)
-    rows: list[Row] = []
+    rows: list[StepRow] = []
     for raised, here, there in _churned(grid, Churn(s_churn, s_tmin, s_tmax, s_noise)):
         second = _where(there.sigma == 0, 0.0, 0.5 / node)  # the weight of the second slope
         if _all_zero(second):
@@ -207,23 +209,23 @@ def heun_time(
         whole, part = width * second, width * (1 - second)
         rows += [
             *raised,
-            Row(here, 1 + node * width * on_x, (node * width * on_x0,), mark=True),
-            Row(between, whole * then_x, (whole * then_x0, part * on_x0), back=1 + part * on_x),
+            StepRow(here, 1 + node * width * on_x, (node * width * on_x0,), mark=True),
+            StepRow(between, whole * then_x, (whole * then_x0, part * on_x0), back=1 + part * on_x),
         ]
-    return Table(rows)
+    return CoefficientTable(rows)
 
 
-def _along(here: Level, there: Level) -> Row:
+def _along(here: NoiseLevel, there: NoiseLevel) -> StepRow:
     """The Euler step; the straight one from the end of a process that stops before clean data, as time does too."""
     width = there.t - here.t
     on_x, on_x0 = _velocity(here)
-    keep, gain = straight(here, there)
-    return Row(here, _where(width == 0, keep, 1 + width * on_x), (_where(width == 0, gain, width * on_x0),))
+    keep, gain = first_order_step(here, there)
+    return StepRow(here, _where(width == 0, keep, 1 + width * on_x), (_where(width == 0, gain, width * on_x0),))
 
 
-def _velocity(level: Level) -> tuple[Number, Number]:
+def _velocity(level: NoiseLevel) -> tuple[Number, Number]:
     """dx/dt as factors of x and x0; clean parts stand still."""
-    on_x = scalar_math.divide(level.dsigma, level.sigma, 0.0)
+    on_x = scalar_math.safe_divide(level.dsigma, level.sigma, 0.0)
     return on_x, _where(level.sigma == 0, 0.0, level.dalpha - level.alpha * on_x)
 
 
@@ -238,7 +240,9 @@ class Churn(NamedTuple):
     high: float
     noise: float
 
-    def raised(self, grid: Grid, here: Level, there: Level, steps: Number) -> tuple[Level, list[Row]]:
+    def raised(
+        self, grid: Schedule, here: NoiseLevel, there: NoiseLevel, steps: Number
+    ) -> tuple[NoiseLevel, list[StepRow]]:
         """The noisier level that one of `steps` steps begins at, and the row that leads up to it, if any.
 
         Raises:
@@ -258,13 +262,13 @@ class Churn(NamedTuple):
             raise RecipeError(f"s_churn = {self.amount}: {error}; lower s_churn, or s_tmax to where it holds") from None
         # what y = x / alpha gains: the difference of the two r^2
         deviation = _where(chosen, top.alpha * scalar_math.sqrt((_ratio(top) - ratio) * (_ratio(top) + ratio)), 0.0)
-        keep = scalar_math.divide(top.alpha, here.alpha, 1.0)
-        return top, [Row(None, keep, noise=self.noise * deviation, span=(here, there))]
+        keep = scalar_math.safe_divide(top.alpha, here.alpha, 1.0)
+        return top, [StepRow(None, keep, noise=self.noise * deviation, span=(here, there))]
 
 
-def _churned(grid: Grid, churn: Churn) -> Iterator[tuple[list[Row], Level, Level]]:
+def _churned(grid: Schedule, churn: Churn) -> Iterator[tuple[list[StepRow], NoiseLevel, NoiseLevel]]:
     """For each step: the row that adds noise, if any, and the levels from and to which it goes."""
-    steps = scalar_math.at_least(sum((_falls(here, there) for here, there in pairwise(grid)), 0.0), 1.0)
+    steps = scalar_math.maximum(sum((_falls(here, there) for here, there in pairwise(grid)), 0.0), 1.0)
     for here, there in pairwise(grid):
         if churn.amount == 0:
             yield [], here, there
@@ -273,7 +277,7 @@ def _churned(grid: Grid, churn: Churn) -> Iterator[tuple[list[Row], Level, Level
             yield rows, top, there
 
 
-def _falls(here: Level, there: Level) -> Number:
+def _falls(here: NoiseLevel, there: NoiseLevel) -> Number:
     """1 where a step goes on, 0 in parts of x that keep their level."""
     falls = _ratio(there) < _ratio(here)
     return falls.double() if isinstance(falls, Tensor) else float(falls)
@@ -282,36 +286,36 @@ def _falls(here: Level, there: Level) -> Number:
 # ---------------------------------------------------------------------- rows
 
 
-def straight(here: Level, there: Level) -> tuple[Number, Number]:
+def first_order_step(here: NoiseLevel, there: NoiseLevel) -> tuple[Number, Number]:
     """The first-order step that holds x0 and eps fixed: its factors of x and x0; clean parts keep their x."""
-    keep = scalar_math.divide(there.sigma, here.sigma, scalar_math.divide(there.alpha, here.alpha, 0.0))
+    keep = scalar_math.safe_divide(there.sigma, here.sigma, scalar_math.safe_divide(there.alpha, here.alpha, 0.0))
     return keep, there.alpha - keep * here.alpha
 
 
-def _two_calls(here: Level, between: Level, there: Level, weight: Number) -> list[Row]:
+def _two_calls(here: NoiseLevel, between: NoiseLevel, there: NoiseLevel, weight: Number) -> list[StepRow]:
     """A straight step corrected by weight (eps at `between` - eps at `here`); one row where that cannot be.
 
     At `between`, reached on the straight line, the two eps differ by (x0 there - x0 here) over its sigma / alpha
     and the other sign, so the correction needs x0 alone.
     """
-    keep, gain = straight(here, there)
+    keep, gain = first_order_step(here, there)
     width = _ratio(here) - _ratio(there)
     correction = _where(
         (_ratio(between) > 0) & (_ratio(here) < math.inf),
-        weight * there.alpha * scalar_math.divide(width, _ratio(between), 0.0),
+        weight * there.alpha * scalar_math.safe_divide(width, _ratio(between), 0.0),
         0.0,
     )
     if _all_zero(correction):
-        return [Row(here, keep, (gain,))]
-    on_x, on_x0 = straight(here, between)
+        return [StepRow(here, keep, (gain,))]
+    on_x, on_x0 = first_order_step(here, between)
     return [
-        Row(here, on_x, (on_x0,), mark=True),
-        Row(between, 0.0, (correction, gain - correction), back=keep),
+        StepRow(here, on_x, (on_x0,), mark=True),
+        StepRow(between, 0.0, (correction, gain - correction), back=keep),
     ]
 
 
-def _ratio(level: Level) -> Number:
-    return scalar_math.divide(level.sigma, level.alpha, math.inf)
+def _ratio(level: NoiseLevel) -> Number:
+    return scalar_math.safe_divide(level.sigma, level.alpha, math.inf)
 
 
 def _mean(a: Number, b: Number, power: float) -> Number:
@@ -323,13 +327,13 @@ def _mean(a: Number, b: Number, power: float) -> Number:
     return (0.5 * (a**power + b**power)) ** (1 / power)
 
 
-def _at_ratio(grid: Grid, ratio: Number, otherwise: Level) -> Level:
+def _at_ratio(grid: Schedule, ratio: Number, otherwise: NoiseLevel) -> NoiseLevel:
     """The level of a sigma / alpha; `otherwise` where that is no finite number or keeps a part's own level."""
     if not isinstance(ratio, Tensor):
         return grid.at(-scalar_math.log(ratio)) if math.isfinite(ratio) else otherwise
     same = ~ratio.isfinite() | (ratio == _ratio(otherwise))
     level = grid.at(torch.where(same, math.inf, -ratio.log()))
-    return Level(*(_where(same, kept, new) for kept, new in zip(otherwise, level, strict=True)))
+    return NoiseLevel(*(_where(same, kept, new) for kept, new in zip(otherwise, level, strict=True)))
 
 
 def _where(chosen: bool | Tensor, value: Number, otherwise: Number) -> Number:
@@ -363,12 +367,12 @@ _EDM = "Karras et al. 2022, algorithm 2 (arXiv:2206.00364)"
 _CHURN = {"s_churn": 20.0, "s_tmin": 0.05, "s_tmax": 50.0}  # near the published ones, which are searched per data set
 
 LISTED = (
-    Sampler("euler", euler, _EDM, order=1),
-    Sampler("heun", heun, _EDM, order=2, calls=2),
-    Sampler("dpm2", dpm2, _EDM + "; Lu et al. 2022, algorithm 1 (arXiv:2206.00927)", order=2, calls=2),
-    Sampler("euler-churn", euler, _EDM, order=1, stochastic=True, options=_CHURN),
-    Sampler("heun-churn", heun, _EDM, order=2, stochastic=True, calls=2, options=_CHURN),
-    Sampler(
+    SamplerSpec("euler", euler, _EDM, order=1),
+    SamplerSpec("heun", heun, _EDM, order=2, calls=2),
+    SamplerSpec("dpm2", dpm2, _EDM + "; Lu et al. 2022, algorithm 1 (arXiv:2206.00927)", order=2, calls=2),
+    SamplerSpec("euler-churn", euler, _EDM, order=1, stochastic=True, options=_CHURN),
+    SamplerSpec("heun-churn", heun, _EDM, order=2, stochastic=True, calls=2, options=_CHURN),
+    SamplerSpec(
         "euler-ancestral",
         euler_ancestral,
         "Song et al. 2020, eq. 12 and 16 (arXiv:2010.02502)",
@@ -376,18 +380,18 @@ LISTED = (
         strong=1,
         stochastic=True,
     ),
-    Sampler("dpm2-ancestral", dpm2_ancestral, "k-diffusion", order=2, strong=1, stochastic=True, calls=2),
-    Sampler(
+    SamplerSpec("dpm2-ancestral", dpm2_ancestral, "k-diffusion", order=2, strong=1, stochastic=True, calls=2),
+    SamplerSpec(
         "euler-time",
         euler_time,
         "Karras et al. 2022, eq. 4 (arXiv:2206.00364); Liu et al. 2022, section 2.2 (arXiv:2209.03003)",
         order=1,
         domain="time",
     ),
-    Sampler(
+    SamplerSpec(
         "heun-time", heun_time, "Karras et al. 2022, algorithm 1 (arXiv:2206.00364)", order=2, calls=2, domain="time"
     ),
-    Sampler(
+    SamplerSpec(
         "midpoint-time",
         heun_time,
         "Karras et al. 2022, algorithm 3 (arXiv:2206.00364)",

@@ -12,22 +12,22 @@ from unveil.core.samplers.coefficients import (
     any_of,
     between,
     check_order,
-    chosen,
+    delta_lambda,
     exact,
     half_log_snr,
+    linear_step,
     midpoint,
-    rise,
-    stride,
+    select_level,
     taylor,
     where,
 )
-from unveil.core.samplers.loop import Row
+from unveil.core.samplers.loop import StepRow
 from unveil.core.scalar_math import Number
-from unveil.core.schedule import Grid
-from unveil.types import Level, RecipeError
+from unveil.core.schedule import Schedule
+from unveil.types import NoiseLevel, RecipeError
 
 
-def farthest(nodes: Sequence[Number], reach: Number) -> list[Number]:
+def last_stage_only(nodes: Sequence[Number], reach: Number) -> list[Number]:
     """For the last stage of a single step: order 2 as `midpoint`, order 3 from the last inner estimate alone.
 
     Source: Lu et al. 2022, algorithms 1 and 2 (arXiv:2206.00927).
@@ -52,61 +52,61 @@ def orders_for(calls: int, order: int) -> list[int]:
     return [order] * whole + [rest] * (rest > 0)
 
 
-def thirds(grid: Grid, here: Level, there: Level, order: int) -> list[Level]:
+def inner_nodes(grid: Schedule, here: NoiseLevel, there: NoiseLevel, order: int) -> list[NoiseLevel]:
     """The levels of one single step: here, those between at equal parts of the log-SNR, there."""
-    if not any_of(rise(here, there) != 0):
+    if not any_of(delta_lambda(here, there) != 0):
         return [here, there]
     return [here, *(between(grid, here, there, i / order) for i in range(1, order)), there]
 
 
-def stages(nodes: Sequence[Level], of: Of, rule: Rule) -> list[Row]:
+def stages(nodes: Sequence[NoiseLevel], of: Of, rule: Rule) -> list[StepRow]:
     """The rows of one single step over its levels, all but the last of which are called.
 
     Parts of x for which it touches an end go from level to level at order 1.
     """
-    first = stride(nodes[0], nodes[1], of)
-    rows = [Row(nodes[0], first.keep, (first.gain,), mark=len(nodes) > 2)]
+    first = linear_step(nodes[0], nodes[1], of)
+    rows = [StepRow(nodes[0], first.keep, (first.gain,), mark=len(nodes) > 2)]
     for i in range(2, len(nodes)):
         keep, weights, usable = stage(nodes[: i + 1], of, rule if i == len(nodes) - 1 else exact)
-        plain = stride(nodes[i - 1], nodes[i], of)
+        plain = linear_step(nodes[i - 1], nodes[i], of)
         newest, *older = reversed(weights)
         row_gains = where(usable, newest, plain.gain), *(where(usable, weight, 0.0) for weight in older)
         back = where(usable, keep, 0.0)
-        rows.append(Row(nodes[i - 1], where(usable, 0.0, plain.keep), row_gains, back=back))
+        rows.append(StepRow(nodes[i - 1], where(usable, 0.0, plain.keep), row_gains, back=back))
     return rows
 
 
-def stage(nodes: Sequence[Level], of: Of, rule: Rule) -> tuple[Number, list[Number], Mask]:
+def stage(nodes: Sequence[NoiseLevel], of: Of, rule: Rule) -> tuple[Number, list[Number], Mask]:
     """From the first level to the last: what x is kept with, the gains of the estimates at the others, oldest first.
 
     The third is where that makes sense: where neither touches an end.
     """
-    whole = stride(nodes[0], nodes[-1], of)
-    reaches = [stride(nodes[0], node, of).reach for node in nodes[1:-1]]
+    whole = linear_step(nodes[0], nodes[-1], of)
+    reaches = [linear_step(nodes[0], node, of).reach for node in nodes[1:-1]]
     usable: Mask = whole.reach != 0
     for reach in reaches:
         usable = usable & (reach != 0)
-    places = [0.0, *(scalar_math.divide(reach, whole.reach, 0.0) for reach in reaches)]
+    places = [0.0, *(scalar_math.safe_divide(reach, whole.reach, 0.0) for reach in reaches)]
     return whole.keep, [whole.gain * weight for weight in rule(places, whole.reach)], usable
 
 
-def first_seen(grid: Grid) -> Level:
+def first_with_signal(grid: Schedule) -> NoiseLevel:
     """The first level with some signal in it, part by part."""
     first = grid[0]
     for level in grid[1:]:
-        first = chosen(first.alpha > 0, first, level)
+        first = select_level(first.alpha > 0, first, level)
     return first
 
 
-def last_noisy(grid: Grid) -> Level:
+def last_noisy(grid: Schedule) -> NoiseLevel:
     """The last level above clean data, part by part; the first one in parts that are clean throughout."""
     last = grid[0]
     for level in grid:
-        last = chosen(level.sigma > 0, level, last)
+        last = select_level(level.sigma > 0, level, last)
     return last
 
 
-def not_beyond(level: Level, last: Level) -> Level:
+def clamp_level(level: NoiseLevel, last: NoiseLevel) -> NoiseLevel:
     """The level, or with its alpha the log-SNR of the last one where it is cleaner than that."""
-    least = last.sigma * scalar_math.divide(level.alpha, last.alpha, 1.0)
+    least = last.sigma * scalar_math.safe_divide(level.alpha, last.alpha, 1.0)
     return level._replace(sigma=where(half_log_snr(level) < half_log_snr(last), level.sigma, least))

@@ -10,33 +10,33 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from unveil.core.scalar_math import Number
-from unveil.types import Level
+from unveil.types import NoiseLevel
 
 # mean square of each sample's error over its tolerance (B,) -> the error of each (B,); 1 is just good enough
 Across = Callable[[Tensor], Tensor]
 
 
-def each(squares: Tensor) -> Tensor:
+def per_sample_norm(squares: Tensor) -> Tensor:
     """Every sample by itself."""
     return squares.sqrt()
 
 
-def worst(squares: Tensor) -> Tensor:
+def max_error(squares: Tensor) -> Tensor:
     """The worst sample decides for all, as in DPM-Solver's code."""
     return squares.max().sqrt().expand_as(squares)
 
 
-def together(squares: Tensor) -> Tensor:
+def batch_norm(squares: Tensor) -> Tensor:
     """The batch as one long vector, as in k-diffusion."""
     return squares.mean().sqrt().expand_as(squares)
 
 
-def of_data(level: Level) -> Number:
+def of_data(level: NoiseLevel) -> Number:
     """Errors are measured in x / alpha, so that the process does not matter."""
     return level.alpha
 
 
-def of_x(level: Level) -> Number:
+def of_x(level: NoiseLevel) -> Number:
     """Errors are measured in x itself, as in DPM-Solver's code."""
     del level
     return 1.0
@@ -58,12 +58,12 @@ class Tolerance:
 
     absolute: float = 0.0078
     relative: float = 0.05
-    across: Across = each
-    unit: Callable[[Level], Number] = of_data
+    across: Across = per_sample_norm
+    unit: Callable[[NoiseLevel], Number] = of_data
     slack: float = 1e-5
 
 
-class Verdict(NamedTuple):
+class StepDecision(NamedTuple):
     """Whether a step stands, the width to try next, and what the controller must remember."""
 
     good: bool
@@ -79,13 +79,13 @@ class Controller(Protocol):
         """The first width, in log-SNR."""
         ...
 
-    def judge(self, error: float, width: float, taken: float, past: tuple[float, float], order: float) -> Verdict:
+    def judge(self, error: float, width: float, taken: float, past: tuple[float, float], order: float) -> StepDecision:
         """`taken` is the width of the step, shorter than `width` at the end; past is (0, 0) before the first."""
         ...
 
 
 @dataclass(frozen=True)
-class Simple:
+class IController:
     """DPM-Solver's own: the next width is safety (1 / error)^(1 / order) of this one; an error of 1 is good.
 
     Args:
@@ -98,14 +98,14 @@ class Simple:
     safety: float = 0.9
     first: float = 0.05
 
-    def judge(self, error: float, width: float, taken: float, past: tuple[float, float], order: float) -> Verdict:
+    def judge(self, error: float, width: float, taken: float, past: tuple[float, float], order: float) -> StepDecision:
         """See `Controller`."""
         del width
-        return Verdict(error <= 1, self.safety * taken * max(error, 1e-12) ** (-1 / order), past)
+        return StepDecision(error <= 1, self.safety * taken * max(error, 1e-12) ** (-1 / order), past)
 
 
 @dataclass(frozen=True)
-class Pid:
+class PIDController:
     """A controller with proportional, integral and derivative parts, and a limit on what one step may change.
 
     Args:
@@ -125,7 +125,7 @@ class Pid:
     safety: float = 0.81
     first: float = 0.05
 
-    def judge(self, error: float, width: float, taken: float, past: tuple[float, float], order: float) -> Verdict:
+    def judge(self, error: float, width: float, taken: float, past: tuple[float, float], order: float) -> StepDecision:
         """See `Controller`; past holds the inverse errors of the two last good steps."""
         del taken
         inverse = 1 / (error + 1e-8)
@@ -134,4 +134,4 @@ class Pid:
         factor = (inverse ** (p + i + d) * last ** -(p + 2 * d) * before**d) ** (1 / order)
         factor = 1 + math.atan(factor - 1)
         good = factor >= self.safety
-        return Verdict(good, width * factor, (inverse, last) if good else (last, before))
+        return StepDecision(good, width * factor, (inverse, last) if good else (last, before))

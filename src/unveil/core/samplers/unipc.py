@@ -7,26 +7,26 @@ from itertools import zip_longest
 
 from unveil.core import scalar_math
 from unveil.core.samplers.coefficients import (
+    LinearStep,
     Of,
     Rule,
-    Stride,
     Tier,
     any_of,
     check_order,
     exact,
     gains,
-    highest,
+    highest_usable,
     interpolated,
-    phis,
+    linear_step,
+    phi_functions,
     steps_left,
-    stride,
     where,
 )
-from unveil.core.samplers.exponential import allowed
-from unveil.core.samplers.loop import Row, Table
-from unveil.core.samplers.registry import Sampler
+from unveil.core.samplers.exponential import order_per_step
+from unveil.core.samplers.loop import CoefficientTable, StepRow
+from unveil.core.samplers.registry import SamplerSpec
 from unveil.core.scalar_math import Number
-from unveil.core.schedule import Grid
+from unveil.core.schedule import Schedule
 
 # The paper's B(h) cancels wherever the equations for the weights determine them. What is left of it is the one weight
 # that a single difference has: B / 2 instead of phi_2.
@@ -34,7 +34,7 @@ from unveil.core.schedule import Grid
 
 def b1(nodes: Sequence[Number], reach: Number) -> list[Number]:
     """B_1(h) = h. Source: Zhao et al. 2023, section 3 (arXiv:2302.04867)."""
-    return interpolated(nodes, [1.0, 0.5 / phis(1, reach)[0]]) if len(nodes) == 2 else exact(nodes, reach)
+    return interpolated(nodes, [1.0, 0.5 / phi_functions(1, reach)[0]]) if len(nodes) == 2 else exact(nodes, reach)
 
 
 def b2(nodes: Sequence[Number], reach: Number) -> list[Number]:
@@ -47,14 +47,14 @@ varying = exact
 
 
 def unipc(
-    grid: Grid,
+    grid: Schedule,
     order: int = 3,
     *,
     of: Of = "x0",
     predict: Rule = b2,
     correct: Rule = b2,
     lower_below: float = float("inf"),
-) -> Table:
+) -> CoefficientTable:
     """UniPC of order 1 to 3: one call a step, where the corrector raises the predictor's order by one.
 
     A step's call is made at its predicted x. It corrects that x before the next step leaves from it, and both are
@@ -74,23 +74,23 @@ def unipc(
     Source: Zhao et al. 2023, section 3, algorithms 1 and 2 (arXiv:2302.04867).
     """
     check_order(order, 3)
-    rows: list[Row] = []
+    rows: list[StepRow] = []
     correction: tuple[Number, ...] = ()
-    before: list[Stride] = []
+    before: list[LinearStep] = []
     left = steps_left(grid)
-    for number, most in enumerate(allowed(grid, order, lower_below)):
-        now = stride(grid[number], grid[number + 1], of)
+    for number, most in enumerate(order_per_step(grid, order, lower_below)):
+        now = linear_step(grid[number], grid[number + 1], of)
         predicted = gains(now, before, predict, most)
         both = zip_longest(correction, predicted, fillvalue=0.0)
         # the corrected x is carried along, and the prediction added
-        rows.append(Row(grid[number], now.keep, tuple(now.keep * corrected + new for corrected, new in both)))
+        rows.append(StepRow(grid[number], now.keep, tuple(now.keep * corrected + new for corrected, new in both)))
         correction = _correction(now, before, predicted, correct, where(left[number + 1] > 0, most, 0.0))
         before = [now, *before][: order - 1]
-    return Table(rows, of)
+    return CoefficientTable(rows, of)
 
 
 def _correction(
-    now: Stride, before: Sequence[Stride], predicted: Sequence[Number], rule: Rule, most: Number
+    now: LinearStep, before: Sequence[LinearStep], predicted: Sequence[Number], rule: Rule, most: Number
 ) -> tuple[Number, ...]:
     """What the call at a step's end adds to its x, as gains on that call and those before it.
 
@@ -103,7 +103,7 @@ def _correction(
     for number in range(len(before) + 1):
         if number:
             usable = usable & (before[number - 1].reach != 0) & (most > number)
-            back = back - scalar_math.divide(before[number - 1].reach, now.reach, 0.0)
+            back = back - scalar_math.safe_divide(before[number - 1].reach, now.reach, 0.0)
             nodes.append(back)
         if not any_of(usable):
             break
@@ -113,17 +113,17 @@ def _correction(
         start, end, *rest = (now.gain * weight for weight in rule(nodes[:count], now.reach))
         return [end, *(new - old for new, old in zip_longest([start, *rest], predicted, fillvalue=0.0))]
 
-    return highest(tiers, made, (0.0,))
+    return highest_usable(tiers, made, (0.0,))
 
 
 _PAPER = "Zhao et al. 2023, algorithms 1 and 2 (arXiv:2302.04867)"
 
 # Order + 1 of each without lower orders at the end, which as published leave order 2.
-LISTED: tuple[Sampler, ...] = (
-    Sampler("unipc-1", unipc, _PAPER, order=2, options={"order": 1}),
-    Sampler("unipc-2", unipc, _PAPER, order=2, options={"order": 2}),
-    Sampler("unipc-3", unipc, _PAPER, order=2),
-    Sampler("unipc-3-b1", unipc, _PAPER, order=2, options={"predict": b1, "correct": b1}),
-    Sampler("unipc-3-varying", unipc, _PAPER, order=2, options={"predict": varying, "correct": varying}),
-    Sampler("unipc-3-eps", unipc, _PAPER, order=2, start="finite", options={"of": "eps"}),
+LISTED: tuple[SamplerSpec, ...] = (
+    SamplerSpec("unipc-1", unipc, _PAPER, order=2, options={"order": 1}),
+    SamplerSpec("unipc-2", unipc, _PAPER, order=2, options={"order": 2}),
+    SamplerSpec("unipc-3", unipc, _PAPER, order=2),
+    SamplerSpec("unipc-3-b1", unipc, _PAPER, order=2, options={"predict": b1, "correct": b1}),
+    SamplerSpec("unipc-3-varying", unipc, _PAPER, order=2, options={"predict": varying, "correct": varying}),
+    SamplerSpec("unipc-3-eps", unipc, _PAPER, order=2, start="finite", options={"of": "eps"}),
 )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unveil.data.preprocessors import edges, segmentation
-from unveil.types import Item, RecipeError, nearest
+from unveil.types import Item, RecipeError, did_you_mean
 
 
 class Hint(Protocol):
@@ -192,5 +192,5 @@ HINTS: dict[str, type[Any]] = {
 
 def _value(item: Item, key: str) -> Any:
     if key not in item:
-        raise RecipeError(f"hint: an item has no {key!r}{nearest(key, list(item))}; it has {', '.join(item)}")
+        raise RecipeError(f"hint: an item has no {key!r}{did_you_mean(key, list(item))}; it has {', '.join(item)}")
     return item[key]

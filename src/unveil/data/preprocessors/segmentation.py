@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unveil.data.preprocessors.edges import check_picture
-from unveil.types import RecipeError, ShapeError, nearest
+from unveil.types import RecipeError, ShapeError, did_you_mean
 
 Style = Literal["filled", "outlined"]
 COLOURS = 1 << 24  # numbers that have a colour of their own
@@ -174,6 +174,8 @@ def check_regions(scale: float, sigma: float, least: int) -> None:
 def check_style(style: str, thickness: int) -> None:
     """Raises RecipeError for an unknown style, or an outline below one pixel."""
     if style not in get_args(Style):
-        raise RecipeError(f"style {style!r}: must be {' or '.join(get_args(Style))}{nearest(style, get_args(Style))}")
+        raise RecipeError(
+            f"style {style!r}: must be {' or '.join(get_args(Style))}{did_you_mean(style, get_args(Style))}"
+        )
     if thickness < 1:
         raise RecipeError(f"thickness {thickness}: must be at least 1 pixel")

@@ -23,7 +23,7 @@ from unveil.io import sandbox
 from unveil.io.optional_deps import extra
 from unveil.io.video.containers import HEAD, container_of, fault
 from unveil.io.video.frame_timing import Rule, constant_rate
-from unveil.types import MediaError
+from unveil.types import DataError
 
 WAIT = 600.0  # s for one answer, if nobody says otherwise
 _LINE = 16_000_000  # bytes of an answer without its pixels
@@ -156,15 +156,15 @@ class Decoder:
             head = file.read(HEAD)
             container = container_of(head)
             if container is None:
-                raise MediaError(_not_a_clip(head))
+                raise DataError(_not_a_clip(head))
             problem = fault(file, container)
         if problem is not None:
-            raise MediaError(problem)
+            raise DataError(problem)
         found, _ = self._ask(limits.request("look", path), 0)
         try:
             return _film(container, found)
         except (KeyError, TypeError, ValueError, OverflowError) as problem:
-            raise MediaError("its decoder gave no sense; remove it") from problem
+            raise DataError("its decoder gave no sense; remove it") from problem
 
     def read(self, path: Path, film: Film, cut: Cut, limits: Limits) -> tuple[Tensor, tuple[float, ...]]:
         """The wanted frames as uint8 (3, T, height, width), as they are stored; and the time of each in seconds.
@@ -208,15 +208,15 @@ class Decoder:
                 child.stdin.flush()
                 found = json.loads(child.stdout.readline(_LINE))
                 if "refused" in found:
-                    raise MediaError(found["refused"])
+                    raise DataError(found["refused"])
                 if found["bytes"] != payload:
                     raise ValueError(f"{found['bytes']} bytes of pixels, not {payload}")
                 return found, _payload(child.stdout, payload)
             except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
-                if isinstance(problem, MediaError):
+                if isinstance(problem, DataError):
                     raise
                 self.close()
-                raise MediaError(_died(child)) from problem
+                raise DataError(_died(child)) from problem
             except BaseException:  # Ctrl-C: the answer is still on its way, and would be taken for the next one
                 self.close()
                 raise

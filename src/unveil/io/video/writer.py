@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from unveil.io.files import staged, sync_file
 from unveil.io.images import CLIPS, FACTS, animation, png
 from unveil.io.optional_deps import extra
-from unveil.types import RecipeError, ShapeError, nearest
+from unveil.types import RecipeError, ShapeError, did_you_mean
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
@@ -58,7 +58,7 @@ def check_clip(path: Path, rate: float) -> str:
         return "frames"
     if form not in FORMS:
         raise RecipeError(
-            f"{path}: a clip's name ends in .{', .'.join(FORMS)}{nearest(form, FORMS)}; "
+            f"{path}: a clip's name ends in .{', .'.join(FORMS)}{did_you_mean(form, FORMS)}; "
             "without an ending it is a folder of PNG frames"
         )
     if form in _CODINGS:

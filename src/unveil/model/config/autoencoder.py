@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from unveil.autoencoders import KL, VQ, KLConfig, VQConfig
+from unveil.autoencoders import AutoencoderKL, AutoencoderKLConfig, VQModel, VQModelConfig
 from unveil.model.config.base import Section
 from unveil.model.config.latent_autoencoder import CODECS, LearnedSection, codec_config
 from unveil.model.config.train import TrainConfig
@@ -126,11 +126,11 @@ class AutoencoderConfig(Section):
             raise RecipeError(f"codec: {problem}") from problem
         return self
 
-    def build_config(self) -> KLConfig | VQConfig:
+    def build_config(self) -> AutoencoderKLConfig | VQModelConfig:
         """The codec's own configuration, with what follows from the pictures."""
         return codec_config(self.codec, self.shape)
 
-    def build(self) -> KL | VQ:
+    def build(self) -> AutoencoderKL | VQModel:
         """The codec, freshly initialised."""
         return CODECS[self.codec.kind](self.build_config())  # pyright: ignore[reportArgumentType]
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_type_
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, create_model, model_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from unveil.types import nearest
+from unveil.types import did_you_mean
 
 
 class Section(BaseModel):
@@ -27,7 +27,7 @@ class Section(BaseModel):
                     raise PydanticCustomError(
                         "unknown_key",
                         "unknown key{nearest}; allowed: {allowed}",
-                        {"key": str(key), "nearest": nearest(key, allowed), "allowed": ", ".join(allowed)},
+                        {"key": str(key), "nearest": did_you_mean(key, allowed), "allowed": ", ".join(allowed)},
                     )
         return given
 

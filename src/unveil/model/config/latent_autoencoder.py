@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from unveil.autoencoders import KL, VQ, Autoencoder, CodecConfig, Identity, KLConfig, Video, VideoConfig, VQConfig
+from unveil.autoencoders import (
+    Autoencoder,
+    AutoencoderKL,
+    AutoencoderKLConfig,
+    CodecConfig,
+    Identity,
+    VideoAutoencoderKL,
+    VideoAutoencoderKLConfig,
+    VQModel,
+    VQModelConfig,
+)
 from unveil.model.config.base import PartSection, Section, choice, section
 from unveil.model.config.parsing import read_yaml, validate
 from unveil.types import RecipeError, ShapeError
@@ -56,14 +66,18 @@ class SavedSection(Section):
         raise RecipeError(f"path = {self.path!r}: describes no autoencoder; train one, or name another folder")
 
 
-KLSection = section("kl", KLConfig, derived=PICTURES)
-VQSection = section("vq", VQConfig, derived=PICTURES)
-VideoSection = section("video", VideoConfig, derived=PICTURES)
-CODECS: dict[str, type[KL] | type[VQ]] = {"kl": KL, "vq": VQ, "video": Video}
+KLSection = section("kl", AutoencoderKLConfig, derived=PICTURES)
+VQSection = section("vq", VQModelConfig, derived=PICTURES)
+VideoSection = section("video", VideoAutoencoderKLConfig, derived=PICTURES)
+CODECS: dict[str, type[AutoencoderKL] | type[VQModel]] = {
+    "kl": AutoencoderKL,
+    "vq": VQModel,
+    "video": VideoAutoencoderKL,
+}
 SECTIONS: dict[type[CodecConfig], type[PartSection]] = {
-    KLConfig: KLSection,
-    VQConfig: VQSection,
-    VideoConfig: VideoSection,
+    AutoencoderKLConfig: KLSection,
+    VQModelConfig: VQSection,
+    VideoAutoencoderKLConfig: VideoSection,
 }
 if TYPE_CHECKING:  # made at run time, from the dataclasses
     CodecSection = IdentitySection | SavedSection | PartSection
@@ -109,7 +123,7 @@ def codec_config(codec: PartSection, shape: Sequence[int]) -> Any:
     return codec.build(dict.fromkeys(PICTURES, shape[0]))
 
 
-def build_codec(codec: CodecSection, shape: Sequence[int]) -> Identity | KL | VQ:
+def build_codec(codec: CodecSection, shape: Sequence[int]) -> Identity | AutoencoderKL | VQModel:
     """The codec, freshly initialised.
 
     Raises:

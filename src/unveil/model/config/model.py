@@ -11,16 +11,16 @@ from pydantic import Field, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 from torch import nn
 
-from unveil.conditioning.class_label import Label, Quantised
-from unveil.conditioning.image import ContextChannels
+from unveil.conditioning.class_label import BinnedValue, Label
+from unveil.conditioning.image import ConcatCondition
 from unveil.core import preconditioning
-from unveil.core.flow import RectifiedFlow, RootShifted, Shifted
+from unveil.core.flow import RectifiedFlow, SqrtSizeShift, TimeShift
 from unveil.core.prediction import PREDICTIONS, Prediction, posterior_mean
 from unveil.core.process import BETAS, CosineVP, DiscreteVP, LinearVP, Process, betas, zero_terminal_snr
 from unveil.core.sde import SubVP
 from unveil.core.transition import chain_of
 from unveil.core.variance import LEARNED, VARIANCES, VarianceRule
-from unveil.core.ve import EDM, VE, DiscreteVE
+from unveil.core.ve import VE, DiscreteVE, EDMProcess
 from unveil.model.config.base import ByKind, PartSection, Section, choice, section
 from unveil.model.config.latent_autoencoder import CodecSection, IdentitySection, latent_shape
 from unveil.model.config.sampling import SampleConfig
@@ -28,13 +28,13 @@ from unveil.model.config.text import TextSection
 from unveil.model.config.token_conditions import LabelTokenSection, LayoutSection, WordsSection
 from unveil.nn.box_denoiser import BoxDenoiser, BoxesConfig
 from unveil.nn.dit import DiT
-from unveil.nn.dit_config import DiTConfig, spelled_out
+from unveil.nn.dit_config import DiTConfig, expand_preset
 from unveil.nn.edm_unet import DhariwalUNet, DhariwalUNetConfig, SongUNet, SongUNetConfig
 from unveil.nn.unet import UNet
 from unveil.nn.unet2015 import UNet2015, UNet2015Config
 from unveil.nn.unet_config import UNetConfig
 from unveil.nn.video_dit import VideoDiT, VideoDiTConfig
-from unveil.types import RecipeError, nearest
+from unveil.types import RecipeError, did_you_mean
 
 Positive = Annotated[int, Field(ge=1)]
 PredictionName = Literal["x0", "eps", "v", "score", "flow", "posterior-mean"]
@@ -49,7 +49,7 @@ UNet2015Section = section("unet2015", UNet2015Config, derived=DERIVED)
 BoxesSection = section("boxes", BoxesConfig, derived=("slots", "context_channels"))
 SongUNetSection = section("song-unet", SongUNetConfig, derived=DERIVED)
 DhariwalUNetSection = section("dhariwal-unet", DhariwalUNetConfig, derived=DERIVED)
-DiTSection = section("dit", DiTConfig, derived=(*DERIVED, "size"), shorthand=spelled_out)
+DiTSection = section("dit", DiTConfig, derived=(*DERIVED, "size"), shorthand=expand_preset)
 VideoDiTSection = section("video-dit", VideoDiTConfig, derived=("in_channels", "out_channels"))
 NETWORKS: dict[str, Callable[[Any], nn.Module]] = {
     "unet": UNet,
@@ -93,11 +93,11 @@ class NameOr:
 
 
 PreconditioningSection = choice(
-    section("vp", preconditioning.VP),
-    section("ve", preconditioning.VE),
-    section("iddpm", preconditioning.IDDPM),
-    section("edm", preconditioning.EDM),
-    section("consistency", preconditioning.Consistency),
+    section("vp", preconditioning.VPPreconditioning),
+    section("ve", preconditioning.VEPreconditioning),
+    section("iddpm", preconditioning.IDDPMPreconditioning),
+    section("edm", preconditioning.EDMPreconditioning),
+    section("consistency", preconditioning.ConsistencyPreconditioning),
 )
 if TYPE_CHECKING:
     PredictionSection = PredictionName | PartSection
@@ -127,7 +127,9 @@ class DiscreteVPSection(Section):
     @model_validator(mode="after")
     def _can_be_built(self) -> DiscreteVPSection:
         if isinstance(self.betas, str) and self.betas not in BETAS:
-            raise RecipeError(f"betas = {self.betas!r}: known are {', '.join(BETAS)}{nearest(self.betas, list(BETAS))}")
+            raise RecipeError(
+                f"betas = {self.betas!r}: known are {', '.join(BETAS)}{did_you_mean(self.betas, list(BETAS))}"
+            )
         if isinstance(self.betas, tuple) and self.steps is not None and self.steps != len(self.betas):
             raise RecipeError(f"steps = {self.steps}, but {len(self.betas)} betas are written out; leave steps away")
         self.build()
@@ -148,7 +150,7 @@ CosineVPSection = section("cosine-vp", CosineVP)
 SubVPSection = section("sub-vp", SubVP)
 VESection = section("ve", VE)
 DiscreteVESection = section("discrete-ve", DiscreteVE)
-EDMSection = section("edm", EDM)
+EDMSection = section("edm", EDMProcess)
 RectifiedFlowSection = section("rectified-flow", RectifiedFlow)
 UNSHIFTED: tuple[type[Section], ...] = (
     DiscreteVPSection,
@@ -178,9 +180,9 @@ class ShiftedSection(Section):
     process: UnshiftedSection
     shift: float = Field(gt=0)
 
-    def build(self) -> Shifted:
+    def build(self) -> TimeShift:
         """The process."""
-        return Shifted(self.process.build(), self.shift)
+        return TimeShift(self.process.build(), self.shift)
 
 
 class RootShiftedSection(Section):
@@ -196,9 +198,9 @@ class RootShiftedSection(Section):
     size: tuple[Positive, ...] = Field(min_length=1, max_length=3)
     shift: float = Field(default=1.0, gt=0)
 
-    def build(self) -> RootShifted:
+    def build(self) -> SqrtSizeShift:
         """The process of samples of this size; `sized` is that of others."""
-        return RootShifted(self.process.build(), self.shift, math.prod(self.size))
+        return SqrtSizeShift(self.process.build(), self.shift, math.prod(self.size))
 
 
 if TYPE_CHECKING:
@@ -251,10 +253,10 @@ class QuantisedSection(Section):
     lookup: Literal["nearest", "exact"] = "nearest"
     drop: float = Field(default=0.0, ge=0, lt=1)
 
-    def build(self, model: ModelConfig, vector_dim: int | None) -> Quantised:
+    def build(self, model: ModelConfig, vector_dim: int | None) -> BinnedValue:
         """The conditioner, for a network whose time embedding has this width."""
         width = _vector_dim(self.key, vector_dim)
-        return Quantised(self.low, self.high, self.codes, width, self.drop, lookup=self.lookup, key=self.key)
+        return BinnedValue(self.low, self.high, self.codes, width, self.drop, lookup=self.lookup, key=self.key)
 
 
 class ContextSection(Section):
@@ -265,10 +267,10 @@ class ContextSection(Section):
     channels: Positive = 3
     drop: float = Field(default=0.0, ge=0, lt=1)
 
-    def build(self, model: ModelConfig, vector_dim: int | None) -> ContextChannels:
+    def build(self, model: ModelConfig, vector_dim: int | None) -> ConcatCondition:
         """The conditioner; its "nothing" has the size of the model's pictures."""
         size = (model.shape[1], model.shape[2]) if len(model.shape) == 3 else (1, 1)
-        return ContextChannels(self.channels, self.drop, size=size, key=self.key)
+        return ConcatCondition(self.channels, self.drop, size=size, key=self.key)
 
 
 ConditionSection = Annotated[

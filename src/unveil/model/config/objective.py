@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import torch
 from pydantic import Field, model_validator
 
-from unveil.conditioning.diffusion_forcing import Framewise, Ways
+from unveil.conditioning.diffusion_forcing import ContextModes, DiffusionForcingLoss
 from unveil.core import timestep_sampling
-from unveil.core.objective import Diffusion
+from unveil.core.objective import DiffusionLoss
 from unveil.core.process import DiscreteVP, Process
 from unveil.core.score_matching import SCORE_WEIGHTS, Sliced, denoising, likelihood
 from unveil.core.timestep_sampling import TimeSampler
@@ -167,14 +167,14 @@ class SimpleObjective(Section):
     weight: WeightChoice = NoWeight()
     time: TimeChoice = UniformTime()
 
-    def build(self, model: ModelConfig, process: Process, batch: int) -> Diffusion:
+    def build(self, model: ModelConfig, process: Process, batch: int) -> DiffusionLoss:
         """The objective of a model that is trained in batches of this size."""
         time = self.time.build(process, batch)
         weight = self.weight.build()
-        return Diffusion(distance=self.distance, weight=weight, time=time, variance=model.build_variance())
+        return DiffusionLoss(distance=self.distance, weight=weight, time=time, variance=model.build_variance())
 
 
-WaysSection = section("ways", Ways)
+WaysSection = section("ways", ContextModes)
 if TYPE_CHECKING:
     WaysChoice = PartSection
 else:
@@ -196,7 +196,7 @@ class FramewiseObjective(Section):
     weight: WeightChoice = NoWeight()
     time: TimeChoice = UniformTime()
 
-    def build(self, model: ModelConfig, process: Process, batch: int) -> Framewise:
+    def build(self, model: ModelConfig, process: Process, batch: int) -> DiffusionForcingLoss:
         """The objective of a model that is trained in batches of this size."""
         if model.learns_variance:
             raise RecipeError(
@@ -204,7 +204,7 @@ class FramewiseObjective(Section):
                 "set variance = fixed-small"
             )
         time = self.time.build(process, batch)
-        return Framewise(self.ways.build(), self.distance, self.weight.build(), time)
+        return DiffusionForcingLoss(self.ways.build(), self.distance, self.weight.build(), time)
 
 
 class HybridObjective(Section):
@@ -215,7 +215,7 @@ class HybridObjective(Section):
     distance: DistanceName = "l2"
     time: TimeChoice = UniformTime()
 
-    def build(self, model: ModelConfig, process: Process, batch: int) -> Diffusion:
+    def build(self, model: ModelConfig, process: Process, batch: int) -> DiffusionLoss:
         """The objective of a model that is trained in batches of this size."""
         if not model.learns_variance:
             raise RecipeError(
@@ -223,7 +223,7 @@ class HybridObjective(Section):
                 "set variance = learned-range, or objective.kind = simple"
             )
         time = self.time.build(process, batch)
-        return Diffusion(bound=self.bound, distance=self.distance, time=time, variance=model.build_variance())
+        return DiffusionLoss(bound=self.bound, distance=self.distance, time=time, variance=model.build_variance())
 
 
 class BoundObjective(Section):
@@ -232,10 +232,10 @@ class BoundObjective(Section):
     kind: Literal["vlb"] = "vlb"
     time: TimeChoice = UniformTime()
 
-    def build(self, model: ModelConfig, process: Process, batch: int) -> Diffusion:
+    def build(self, model: ModelConfig, process: Process, batch: int) -> DiffusionLoss:
         """The objective of a model that is trained in batches of this size."""
         time = self.time.build(process, batch)
-        return Diffusion(simple=0.0, bound=1.0, time=time, variance=model.build_variance())
+        return DiffusionLoss(simple=0.0, bound=1.0, time=time, variance=model.build_variance())
 
 
 class DenoisingObjective(Section):
@@ -250,7 +250,7 @@ class DenoisingObjective(Section):
     weight: ScoreWeightName = "variance"
     time: TimeChoice = UniformTime()
 
-    def build(self, model: ModelConfig, process: Process, batch: int) -> Diffusion:
+    def build(self, model: ModelConfig, process: Process, batch: int) -> DiffusionLoss:
         """The objective of a model that is trained in batches of this size."""
         return denoising(SCORE_WEIGHTS[self.weight], self.time.build(process, batch))
 

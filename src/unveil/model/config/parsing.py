@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from unveil.types import RecipeError, nearest
+from unveil.types import RecipeError, did_you_mean
 
 MAX_BYTES = 256 * 1024  # a recipe is a page; anything larger is something else
 MAX_ALIASES = 20  # each alias may multiply what the text stands for ("billion laughs")
@@ -146,10 +146,10 @@ def _fault(error: Mapping[str, Any], raw: Any) -> str:
         if not isinstance(given, Mapping) or "kind" not in given:
             return f"{path} = {_short(given)}: needs a map with a kind; allowed: {allowed}"
         wrong = given["kind"]
-        return f"{path}.kind = {wrong!r}: must be one of {allowed}{nearest(wrong, allowed.split(', '))}"
+        return f"{path}.kind = {wrong!r}: must be one of {allowed}{did_you_mean(wrong, allowed.split(', '))}"
     if kind == "literal_error":
         allowed = [word.strip(" '") for word in str(context["expected"]).replace(" or ", ", ").split(",")]
-        return f"{path} = {_short(given)}: must be one of {', '.join(allowed)}{nearest(given, allowed)}"
+        return f"{path} = {_short(given)}: must be one of {', '.join(allowed)}{did_you_mean(given, allowed)}"
     if kind == "value_error":  # ours, raised in a dataclass's or a section's own check
         return f"{path}: {context['error']}" if path else str(context["error"])
     message = str(error["msg"]).replace("Input should be", "must be")

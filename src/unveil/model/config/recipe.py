@@ -29,7 +29,7 @@ from unveil.nn.classifier import NoisyClassifierConfig
 from unveil.nn.cnn import CnnConfig
 from unveil.nn.lora import LoraConfig
 from unveil.nn.vit import ViTConfig
-from unveil.types import ADDITIONS, RecipeError, nearest
+from unveil.types import ADDITIONS, RecipeError, did_you_mean
 
 CnnSection = section("cnn", CnnConfig)
 NoisyClassifierSection = section("noisy-classifier", NoisyClassifierConfig)
@@ -228,7 +228,7 @@ def recipe_text(name_or_path: str | Path) -> str:
         known = recipe_names()
         reason = "not a text file" if isinstance(problem, UnicodeDecodeError) else "no such recipe or file"
         raise RecipeError(
-            f"recipe {given!r}: {reason}{nearest(given, known)}; shipped: {', '.join(known)}"
+            f"recipe {given!r}: {reason}{did_you_mean(given, known)}; shipped: {', '.join(known)}"
         ) from problem
 
 
@@ -264,7 +264,9 @@ def parse_recipe(raw: Any, where: str) -> AnyRecipe:
     }
     kind = raw.get("kind", "diffusion") if isinstance(raw, dict) else "diffusion"
     if kind not in kinds:
-        raise RecipeError(f"{where}: kind = {kind!r}: must be one of {', '.join(kinds)}{nearest(kind, list(kinds))}")
+        raise RecipeError(
+            f"{where}: kind = {kind!r}: must be one of {', '.join(kinds)}{did_you_mean(kind, list(kinds))}"
+        )
     return validate(kinds[kind], raw, where)
 
 

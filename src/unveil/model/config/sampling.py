@@ -10,15 +10,15 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator, model_validator
 
 from unveil.core import guidance, samplers, schedules
-from unveil.core.denoiser import Step
+from unveil.core.denoiser import DenoiseFn
 from unveil.core.process import Process
 from unveil.core.samplers import Plan
 from unveil.core.samplers.ancestral import Shift
-from unveil.core.schedules import Grid
+from unveil.core.schedules import Schedule
 from unveil.core.variance import VarianceRule
 from unveil.model.config.base import Section
 from unveil.model.config.parsing import validate
-from unveil.types import RecipeError, nearest
+from unveil.types import RecipeError, did_you_mean
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -53,9 +53,9 @@ class GuidanceConfig(Section):
             raise RecipeError(f"interval = {list(self.interval)}: from a lower t to a higher one, inside [0, 1]")
         return self
 
-    def guide(self, conditional: Step, null: Step) -> Step:
+    def guide(self, conditional: DenoiseFn, null: DenoiseFn) -> DenoiseFn:
         """The guided step."""
-        conditional = guidance.once(conditional)
+        conditional = guidance.memoized(conditional)
         scale = guidance.SCHEDULES[self.schedule](self.scale)
         if self.kind == "apg":
             guided = guidance.apg(conditional, null, scale, momentum=guidance.Momentum())
@@ -92,7 +92,7 @@ class SampleConfig(Section):
     @field_validator("sampler")
     @classmethod
     def _is_listed(cls, name: str) -> str:
-        return samplers.named(name).name
+        return samplers.get_sampler(name).name
 
     @field_validator("options")
     @classmethod
@@ -118,30 +118,30 @@ class SampleConfig(Section):
                 known = ", ".join(allowed) or "none"
                 raise RecipeError(
                     f"{name}: sampler {self.sampler!r} takes no such setting; its own are: {known}"
-                    f"{nearest(name, allowed)}"
+                    f"{did_you_mean(name, allowed)}"
                 )
         return self
 
     @property
     def calls(self) -> int | None:
         """About how many network calls a picture takes; None where the sampler decides as it goes."""
-        per_step = samplers.named(self.sampler).calls
+        per_step = samplers.get_sampler(self.sampler).calls
         return None if per_step is None else max(1, round(per_step * self.steps))
 
-    def levels(self, process: Process) -> Grid:
+    def levels(self, process: Process) -> Schedule:
         """The grid over a process."""
         if isinstance(self.grid, str):
-            return schedules.named(process, self.grid, self.steps)
-        return schedules.at_times(process, self.grid)
+            return schedules.get_schedule(process, self.grid, self.steps)
+        return schedules.from_times(process, self.grid)
 
-    def plan(self, grid: Grid, variance: VarianceRule, shift: Shift | None = None) -> Plan:
+    def plan(self, grid: Schedule, variance: VarianceRule, shift: Shift | None = None) -> Plan:
         """The sampler over a grid.
 
         Args:
             variance: of the model, for samplers that take one.
             shift: of the mean, for samplers that take one.
         """
-        entry = samplers.named(self.sampler)
+        entry = samplers.get_sampler(self.sampler)
         taken = inspect.signature(entry.build).parameters
         given: dict[str, Any] = {**entry.options, **self.options}
         if self.eta is not None:
@@ -152,7 +152,7 @@ class SampleConfig(Section):
     @property
     def takes_shift(self) -> bool:
         """Whether the sampler moves its mean by itself, as ADM's algorithm 1 does."""
-        return "shift" in inspect.signature(samplers.named(self.sampler).build).parameters
+        return "shift" in inspect.signature(samplers.get_sampler(self.sampler).build).parameters
 
     def flat(self) -> dict[str, Any]:
         """Every setting under its own name, `guidance` being its kind; what is none is left out."""
@@ -200,7 +200,7 @@ class SampleConfig(Section):
 
 def _kinds(sampler: str) -> dict[str, Any]:
     """Each setting of a sampler that can be written down, and of which kind it is."""
-    entry = samplers.named(sampler)
+    entry = samplers.get_sampler(sampler)
     taken = list(inspect.signature(entry.build, eval_str=True).parameters.values())[1:]
     own = {one.name: _written(one.annotation) for one in taken if one.name not in (*OF_THE_MODEL, *entry.options)}
     return {name: kind for name, kind in own.items() if kind is not None}

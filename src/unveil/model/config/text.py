@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from unveil.conditioning import clip_tokenizer
-from unveil.conditioning.text_encoder import Emphasis, Gives, Text
+from unveil.conditioning.text_encoder import Emphasis, Gives, TextEncoder
 from unveil.model.config.base import PartSection, Section, choice, section
-from unveil.nn.text_encoders import ClipConfig, T5Config, build, spelled_out
+from unveil.nn.text_encoders import CLIPEncoderConfig, T5EncoderConfig, build, expand_preset
 from unveil.types import RecipeError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     EncoderSection = PartSection
 else:  # made at run time, from the dataclasses
-    EncoderSection = choice(section("clip", ClipConfig, shorthand=spelled_out), section("t5", T5Config))
+    EncoderSection = choice(section("clip", CLIPEncoderConfig, shorthand=expand_preset), section("t5", T5EncoderConfig))
 
 
 class TextSection(Section):
@@ -51,20 +51,20 @@ class TextSection(Section):
     @model_validator(mode="after")
     def _agrees(self) -> TextSection:
         encoder = self.encoder.build()  # whose faults are told here
-        if isinstance(encoder, T5Config) and self.tokenizer != "file":
+        if isinstance(encoder, T5EncoderConfig) and self.tokenizer != "file":
             raise RecipeError(f"tokenizer = {self.tokenizer!r}: T5 has its own in its folder; set tokenizer: file")
         encoder.frame(self.chunks)
         return self
 
-    def build(self, model: ModelConfig | None = None, vector_dim: int | None = None) -> Text:
+    def build(self, model: ModelConfig | None = None, vector_dim: int | None = None) -> TextEncoder:
         """The conditioner, whose encoder is freshly initialised; nothing of the rest of the model is needed.
 
         Raises:
             RecipeError: transformers is not installed.
         """
-        return Text(
+        return TextEncoder(
             build(self.encoder.build()),
-            clip_tokenizer.clip() if self.tokenizer == "clip" else None,
+            clip_tokenizer.clip_tokenizer() if self.tokenizer == "clip" else None,
             self.drop,
             key=self.key,
             gives=self.gives,

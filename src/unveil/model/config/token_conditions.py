@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from unveil.conditioning.class_label import LabelToken
 from unveil.conditioning.layout import BoxTokens
-from unveil.conditioning.learned_text_encoder import WordsConfig, WordTokens
+from unveil.conditioning.learned_text_encoder import LearnedTextEncoder, LearnedTextEncoderConfig
 from unveil.model.config.base import Section
 from unveil.types import RecipeError
 
@@ -75,11 +75,11 @@ class WordsSection(Section):
 
     kind: Literal["words"] = "words"
     key: str = "prompt"
-    limit: Annotated[int, Field(le=100_000)] = WordsConfig.limit
-    most: Annotated[int, Field(le=1000)] = WordsConfig.most
-    width: int = WordsConfig.width
-    depth: int = WordsConfig.depth
-    heads: int = WordsConfig.heads
+    limit: Annotated[int, Field(le=100_000)] = LearnedTextEncoderConfig.limit
+    most: Annotated[int, Field(le=1000)] = LearnedTextEncoderConfig.most
+    width: int = LearnedTextEncoderConfig.width
+    depth: int = LearnedTextEncoderConfig.depth
+    heads: int = LearnedTextEncoderConfig.heads
     vector: bool = False
     drop: float = Field(default=0.0, ge=0, lt=1)
 
@@ -88,16 +88,16 @@ class WordsSection(Section):
         self.encoder()  # whose faults are told here
         return self
 
-    def encoder(self) -> WordsConfig:
+    def encoder(self) -> LearnedTextEncoderConfig:
         """The encoder's own configuration."""
-        return WordsConfig(self.limit, self.most, self.width, self.depth, self.heads)
+        return LearnedTextEncoderConfig(self.limit, self.most, self.width, self.depth, self.heads)
 
-    def build(self, model: ModelConfig, vector_dim: int | None) -> WordTokens:
+    def build(self, model: ModelConfig, vector_dim: int | None) -> LearnedTextEncoder:
         """The conditioner, for a network that reads tokens."""
         if self.vector and vector_dim is None:
             raise RecipeError(f"condition {self.key!r}: this network takes no vector; set vector: false")
         width = _token_width(self.key, model)
-        return WordTokens(
+        return LearnedTextEncoder(
             self.encoder(), width, self.drop, key=self.key, vector_dim=vector_dim if self.vector else None
         )
 

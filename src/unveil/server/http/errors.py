@@ -8,12 +8,12 @@ from typing import Any
 
 from unveil.server.jobs.job_types import OverBudget
 from unveil.types import (
-    Busy,
     Cancelled,
+    DataError,
     Error,
-    MediaError,
-    NotWritable,
     OutOfResources,
+    OutputError,
+    QueueFull,
     RecipeError,
     ShapeError,
     WeightsError,
@@ -22,13 +22,13 @@ from unveil.types import (
 # the first that fits: a status and a word for programs
 _KINDS: tuple[tuple[type[Error], int, str], ...] = (
     (OverBudget, 422, "over_budget"),
-    (Busy, 429, "rate_limit_exceeded"),
+    (QueueFull, 429, "rate_limit_exceeded"),
     (Cancelled, 409, "cancelled"),
     (WeightsError, 404, "model_not_found"),
     (RecipeError, 400, "invalid_value"),
     (ShapeError, 400, "invalid_value"),
-    (MediaError, 400, "invalid_file"),
-    (NotWritable, 507, "not_writable"),
+    (DataError, 400, "invalid_file"),
+    (OutputError, 507, "not_writable"),
     (OutOfResources, 507, "out_of_resources"),
 )
 _TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
@@ -69,6 +69,6 @@ def problem_of(error: Error) -> Problem:
     """An error of ours as an answer."""
     status, code = next(((status, code) for kind, status, code in _KINDS if isinstance(error, kind)), (400, "failed"))
     headers: dict[str, str] = {}
-    if isinstance(error, Busy):
+    if isinstance(error, QueueFull):
         headers["retry-after"] = str(max(1, math.ceil(error.seconds)))
     return Problem(status, str(error), code, headers=headers)

@@ -17,7 +17,7 @@ from unveil.server.jobs.queue import Place
 from unveil.server.jobs.service import Service
 from unveil.server.jobs.video_job import COVER, SHOWN
 from unveil.tasks.metadata import read_facts
-from unveil.types import MediaError
+from unveil.types import DataError
 
 TYPES = {"png": "image/png", "mp4": "video/mp4", "webm": "video/webm", "gif": "image/gif"}
 TYPES |= {"jpg": "image/jpeg", "webp": "image/webp", "mov": "video/quicktime", "mkv": "video/x-matroska"}
@@ -139,5 +139,5 @@ def content_of(job: Job, variant: str) -> str | None:
 def _facts(path: Any) -> dict[str, Any]:
     try:
         return dict(read_facts(path))
-    except MediaError:
+    except DataError:
         return {}

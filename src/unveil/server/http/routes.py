@@ -25,7 +25,7 @@ from unveil.server.jobs.request import any_seed
 from unveil.server.jobs.sqlite_store import Part
 from unveil.server.jobs.uploads import Kept
 from unveil.server.jobs.video_job import CLIPS
-from unveil.types import MediaError
+from unveil.types import DataError
 
 Ask = TypeVar("Ask", bound=BaseModel)
 Most = Annotated[int, Query(ge=1, le=100)]
@@ -343,7 +343,7 @@ def _file(asker: Asker, job: Job, name: str) -> FileResponse:
         raise Problem(404, f"{name[:80]!r}: {job.id} made no such file", "not_found")
     try:
         return FileResponse(asker.service.results.file(job.id, name), media_type=kind, headers=_SHOWN)
-    except MediaError as problem:
+    except DataError as problem:
         raise Problem(404, str(problem), "not_found") from problem
 
 
@@ -351,7 +351,7 @@ def _page(asker: Asker, part: Part) -> tuple[list[Job], bool]:
     """Jobs of an owner, and whether there are more."""
     try:
         return asker.service.queue.page(part)
-    except MediaError as problem:
+    except DataError as problem:
         raise Problem(404, str(problem), "not_found", "after") from problem
 
 
@@ -372,7 +372,7 @@ async def sent(name: str, asker: From) -> FileResponse:
     """A file that was sent; its name says its content, which nobody knows who has not seen it."""
     try:
         path = asker.service.inputs.path(name)
-    except MediaError as problem:
+    except DataError as problem:
         raise Problem(404, str(problem), "not_found") from problem
     return FileResponse(path, media_type=TYPES[path.suffix[1:]], headers=_SHOWN)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from unveil.server.jobs.uploads import BYTES
-from unveil.types import MediaError, RecipeError
+from unveil.types import DataError, RecipeError
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 SHORTEST = 16  # letters of a key
@@ -87,7 +87,7 @@ def read_keys(file: Path) -> dict[str, str]:
     try:
         lines = [line.split() for line in file.read_text("utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as problem:
-        raise MediaError(f"{file}: {getattr(problem, 'strerror', None) or 'is no text'}") from problem
+        raise DataError(f"{file}: {getattr(problem, 'strerror', None) or 'is no text'}") from problem
     keys: dict[str, str] = {}
     for number, words in enumerate(lines, 1):
         if not words or words[0].startswith("#"):

@@ -20,7 +20,7 @@ from unveil.server.http.security import LOOPBACK, Rules, is_loopback, read_keys
 from unveil.server.jobs.folder_lock import refuse_held
 from unveil.server.jobs.job import Limits
 from unveil.server.jobs.service import serving
-from unveil.types import NotWritable, RecipeError
+from unveil.types import OutputError, RecipeError
 
 VARIABLE = "UNVEIL_SERVER_KEY"
 PATIENCE_S = 30.0  # until the head of a request has to be there
@@ -170,5 +170,5 @@ def bound_to(host: str, port: int) -> socket.socket:
         found.bind((host.strip("[]"), port))
     except OSError as problem:
         found.close()
-        raise NotWritable(f"{host} port {port}: {problem.strerror}; choose another with --port") from problem
+        raise OutputError(f"{host} port {port}: {problem.strerror}; choose another with --port") from problem
     return found

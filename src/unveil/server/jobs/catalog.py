@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 from unveil.data.image_decoding import inside
 from unveil.model import model_dir, model_folder
 from unveil.model.config import ModelConfig, SampleConfig, read_yaml, validate
-from unveil.types import Error, MediaError, WeightsError, nearest
+from unveil.types import DataError, Error, WeightsError, did_you_mean
 
 RUNS = "runs"  # the folder of runs in that of the service
 Origin = Literal["shipped", "models", "runs"]
@@ -150,8 +150,8 @@ class Catalog:
             MediaError: there is none, or it is a link to another place.
         """
         if name not in self.folders():
-            raise MediaError(
-                f"{name[:200]!r}: no folder of this name with files in {data_root()}{nearest(name, self.folders())}"
+            raise DataError(
+                f"{name[:200]!r}: no folder of this name with files in {data_root()}{did_you_mean(name, self.folders())}"
             )
         return inside(data_root(), name)
 
@@ -170,7 +170,7 @@ def data_root() -> Path:
 def about(known: Known) -> About:
     """What is known of a model before it is opened; nothing of files that others wrote."""
     try:
-        folder = known.path if (known.path / MODEL).is_file() else model_folder.find(known.path)
+        folder = known.path if (known.path / MODEL).is_file() else model_folder.resolve_checkpoint(known.path)
         return _described(folder / MODEL, (folder / MODEL).stat().st_mtime_ns)
     except (Error, OSError):
         return About()
@@ -192,7 +192,9 @@ def _named(name: str, every: Sequence[Known], what: str) -> Known:
             return one
     names = [one.name for one in every]
     listed = ", ".join(names[:20]) or "none"
-    raise WeightsError(f"{name[:200]!r}: there is no {what} of this name{nearest(name, names)}; there are: {listed}")
+    raise WeightsError(
+        f"{name[:200]!r}: there is no {what} of this name{did_you_mean(name, names)}; there are: {listed}"
+    )
 
 
 def _shipped(mark: str = MODEL) -> list[Known]:
@@ -203,7 +205,7 @@ def _shipped(mark: str = MODEL) -> list[Known]:
 
 def _holds(folder: Path, mark: str) -> bool:
     try:
-        return (model_folder.find(folder) / mark).is_file()
+        return (model_folder.resolve_checkpoint(folder) / mark).is_file()
     except Error:
         return False
 

@@ -27,7 +27,7 @@ from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.command_process import Child, end_orphans
 from unveil.server.jobs.request import Name
 from unveil.server.jobs.worker import Broken, Interrupted, Report
-from unveil.types import OUR_FAULT, Cancelled, Error, OutOfResources, RecipeError, nearest
+from unveil.types import OUR_FAULT, Cancelled, Error, OutOfResources, RecipeError, did_you_mean
 
 TRAIN, CAPTION, EVALUATE, CHECK, CONVERT = "train", "caption", "evaluate", "check", "convert"
 LOG = "log.txt"
@@ -131,7 +131,7 @@ def _check(asked: CheckRequest, catalog: Catalog, out: Path, device: str) -> lis
 
 
 def _convert(asked: ConvertRequest, catalog: Catalog, out: Path, device: str) -> list[str]:
-    place = model_dir.root() / "checkpoints" / f"{asked.name}{'.safetensors' if asked.layout in FILES else ''}"
+    place = model_dir.models_dir() / "checkpoints" / f"{asked.name}{'.safetensors' if asked.layout in FILES else ''}"
     if place.exists():
         raise RecipeError(f"request: name {asked.name!r}: is in the models folder already; choose another")
     if any(one.name == asked.name for one in catalog.models()):
@@ -156,7 +156,9 @@ def reader(kind: str) -> Callable[[Mapping[str, Any]], Section]:
         request = validate(COMMANDS[kind][0], given, "request")
         recipe, settings = getattr(request, "recipe", None), getattr(request, "settings", {})
         if recipe is not None and recipe not in recipe_names():
-            raise RecipeError(f"request: recipe {recipe[:100]!r}: no shipped recipe{nearest(recipe, recipe_names())}")
+            raise RecipeError(
+                f"request: recipe {recipe[:100]!r}: no shipped recipe{did_you_mean(recipe, recipe_names())}"
+            )
         for key, value in settings.items():
             if not _KEY.fullmatch(key) or _FORBIDDEN.search(key):
                 raise RecipeError(f"request: settings.{key}: may not be set here; places are said by their names")

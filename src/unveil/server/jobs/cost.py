@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from unveil.core.samplers import named
+from unveil.core.samplers import get_sampler
 from unveil.model.config import SampleConfig
 from unveil.types import RecipeError
 
@@ -50,7 +50,7 @@ def _per_step(settings: SampleConfig) -> float | None:
     options = settings.options
     if "corrections" in options:
         return 1 + float(options["corrections"])
-    usual = named(settings.sampler).calls
+    usual = get_sampler(settings.sampler).calls
     several = options.get("each", options.get("orders") if usual != 1 else None)
     return usual if several is None else float(several)
 

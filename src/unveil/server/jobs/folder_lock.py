@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from unveil.types import NotWritable
+from unveil.types import OutputError
 
 FILE = ".server"
 
@@ -29,7 +29,7 @@ def held(folder: Path, address: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as problem:
-        raise NotWritable(f"{folder}: cannot be written ({problem.strerror}); choose another folder") from problem
+        raise OutputError(f"{folder}: cannot be written ({problem.strerror}); choose another folder") from problem
     try:
         _lock(folder, handle, fcntl.LOCK_EX)
         os.ftruncate(handle, 0)
@@ -62,7 +62,7 @@ def _lock(folder: Path, handle: int, kind: int) -> None:
     try:
         fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError as problem:
-        raise NotWritable(
+        raise OutputError(
             f"{folder}: {_told(handle)} serves this folder; use that one, or choose another folder"
         ) from problem
 

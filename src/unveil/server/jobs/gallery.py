@@ -14,7 +14,7 @@ from unveil.server.jobs.request import SEEDS
 from unveil.server.jobs.sqlite_store import Sought
 from unveil.server.jobs.video_job import CLIPS
 from unveil.tasks.generate import LABEL, sampling_of
-from unveil.types import MediaError
+from unveil.types import DataError
 
 MADE = (PICTURES, CLIPS)
 _SAID = ("prompt", "negative", "label", "model", "seed", "source")  # of a request, what words are looked for in
@@ -49,16 +49,16 @@ def request_of(facts: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
     """
     if facts.get("task"):
         verb = facts["task"].get("verb") if isinstance(facts["task"], Mapping) else None
-        raise MediaError(f"made by {verb!r} of another picture, which the record does not hold; give that one")
+        raise DataError(f"made by {verb!r} of another picture, which the record does not hold; give that one")
     try:
         name = _named(str(facts["model"]["name"]), catalog.models(), "model")
         seed, first = int(facts["seed"]), int(facts["sample"])
         given, negative = (dict(facts.get(key, {})) for key in ("given", "negative"))
         worn = [(str(one["name"]), float(one["weight"])) for one in facts.get("loras") or ()]
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
-        raise MediaError(f"the picture's record lacks {problem}; it was not written by this program") from problem
+        raise DataError(f"the picture's record lacks {problem}; it was not written by this program") from problem
     if not 0 <= seed <= SEEDS:
-        raise MediaError(f"the picture's record has the seed {seed}, which requests cannot say")
+        raise DataError(f"the picture's record has the seed {seed}, which requests cannot say")
     said = {"prompt": given.get(PROMPT), "label": given.get(LABEL), "negative": negative.get(PROMPT)}
     request: dict[str, Any] = {"model": name, "seed": seed, "first": first, "count": 1, "expand": False}
     request |= {key: str(value) for key, value in said.items() if value is not None}
@@ -89,4 +89,4 @@ def _named(recorded: str, every: Sequence[Known], what: str) -> str:
             found = [one.name for one in every if said(one) == name]
             if len(found) == 1:
                 return found[0]
-    raise MediaError(f"the {what} {recorded[:200]!r} is not here; put it into the models folder")
+    raise DataError(f"the {what} {recorded[:200]!r} is not here; put it into the models folder")

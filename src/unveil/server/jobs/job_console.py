@@ -10,7 +10,7 @@ from typing import Any
 
 from unveil.cli.console import Console, Progress
 from unveil.server.jobs.worker import Report
-from unveil.types import LeftOut
+from unveil.types import PromptTruncated
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ def heard(report: Report) -> Iterator[Desk]:
         others = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *place: Any, **rest: Any) -> None:
-            if issubclass(category, LeftOut):
+            if issubclass(category, PromptTruncated):
                 report.say(str(message))
             else:
                 others(message, category, *place, **rest)
 
         warnings.showwarning = show
-        warnings.simplefilter("always", LeftOut)
+        warnings.simplefilter("always", PromptTruncated)
         yield Desk(report=report)

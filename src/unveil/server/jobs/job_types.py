@@ -20,7 +20,7 @@ from unveil.server.jobs.uploads import FOLDER, Inputs
 from unveil.server.jobs.video_job import CLIPS, ClipRequest, Clips, files_of
 from unveil.server.jobs.video_job import read_request as read_clips
 from unveil.server.jobs.worker import Work
-from unveil.types import RecipeError, is_text
+from unveil.types import RecipeError, is_valid_utf8
 
 SIDE, FRAMES = 512, 16  # of a model that does not say before it is opened
 
@@ -118,7 +118,7 @@ def weighed(
 
 def _check_letters(request: Mapping[str, Any]) -> None:
     """Refuses text that no file, no table and no answer can hold, at whatever place."""
-    if not is_text(json.dumps(request, ensure_ascii=False)):
+    if not is_valid_utf8(json.dumps(request, ensure_ascii=False)):
         raise RecipeError("request: holds half of a surrogate pair, which is no letter")
 
 

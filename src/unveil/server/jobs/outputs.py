@@ -13,7 +13,7 @@ from pathlib import Path
 
 from unveil.io.files import staged, sync_file, write_atomically
 from unveil.server.jobs.job import Job
-from unveil.types import MediaError
+from unveil.types import DataError
 
 RECORD = "job.json"
 _ID = re.compile(r"[0-9a-f]{8,64}")
@@ -58,7 +58,7 @@ class Results:
             MediaError: no name that a job could have.
         """
         if not _ID.fullmatch(id):
-            raise MediaError(f"{id[:80]!r}: no job has such a name")
+            raise DataError(f"{id[:80]!r}: no job has such a name")
         return self.folder / id
 
     def read(self, id: str) -> Job | None:
@@ -82,7 +82,7 @@ class Results:
         """
         job = self.read(id)
         if job is None or name not in job.outputs:
-            raise MediaError(f"{id[:80]!r} made no file {name[:80]!r}")
+            raise DataError(f"{id[:80]!r} made no file {name[:80]!r}")
         return self.of(id) / name
 
     def all(self) -> list[Job]:

@@ -26,7 +26,7 @@ from unveil.server.jobs import sqlite_store
 from unveil.server.jobs.fair_share import UNKNOWN_S, Paces, in_turn, paces
 from unveil.server.jobs.job import ENDED, STATES, Fault, Job, Limits, State
 from unveil.server.jobs.sqlite_store import Part, Sought
-from unveil.types import Busy, Error, NotWritable, OutOfResources, RecipeError
+from unveil.types import Error, OutOfResources, OutputError, QueueFull, RecipeError
 
 FILE = "jobs.sqlite3"
 DAMAGED = 6  # exit code of a worker that cannot read it
@@ -93,7 +93,7 @@ class Queue:
                 self.damaged = sqlite_store.set_aside(self.file)
                 self._prepare()
         except (OSError, sqlite3.DatabaseError) as problem:
-            raise NotWritable(f"{self.file}: cannot be written ({problem}); choose another folder") from problem
+            raise OutputError(f"{self.file}: cannot be written ({problem}); choose another folder") from problem
 
     def submit(self, kind: str, request: Mapping[str, Any], *, owner: str = "", cost: float = 1.0) -> Job:
         """Puts a job at the end; when this returns it is on the disk.
@@ -339,10 +339,10 @@ class Queue:
         mine = sqlite_store.count(table, "state IN ('queued', 'running') AND owner = ?", owner)
         others = dict(coming or {})
         if waiting + sum(others.values()) >= self.limits.waiting:
-            raise Busy(f"{waiting} jobs wait, which is as many as may; come again later", self._until_next())
+            raise QueueFull(f"{waiting} jobs wait, which is as many as may; come again later", self._until_next())
         if mine + others.get(owner, 0) >= self.limits.each:
             told = f"{mine} jobs of yours wait or run, which is as many as may; come again later"
-            raise Busy(told, self._until_next())
+            raise QueueFull(told, self._until_next())
 
     def _end(
         self,

@@ -12,7 +12,7 @@ from unveil.cli.options import PLAYGROUND
 from unveil.model.config import SampleConfig, validate
 from unveil.model.config.base import Section
 from unveil.server.jobs.uploads import NAME
-from unveil.types import RecipeError, is_text, nearest
+from unveil.types import RecipeError, did_you_mean, is_valid_utf8
 
 SEEDS = 2**63 - 1
 LONGEST = 10_000  # letters of a prompt
@@ -21,7 +21,7 @@ SIDE = 16_384  # px
 
 def _plain(text: str) -> str:
     """Refuses what no file and no database can hold."""
-    if "\0" in text or not is_text(text):
+    if "\0" in text or not is_valid_utf8(text):
         raise ValueError("holds a sign that is no letter: NUL, or half of a surrogate pair")
     return text
 
@@ -95,7 +95,7 @@ def read(kind: type[Any_], given: Mapping[str, Any], allowed: tuple[str, ...] | 
     for name in request.sampling:
         if name not in names:
             raise RecipeError(
-                f"request: sampling.{name}: unknown key{nearest(name, names)}; allowed: {', '.join(names)}"
+                f"request: sampling.{name}: unknown key{did_you_mean(name, names)}; allowed: {', '.join(names)}"
             )
     SampleConfig().changed(request.sampling)
     _ = request.size

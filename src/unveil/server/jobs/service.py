@@ -27,7 +27,7 @@ from unveil.server.jobs.uploads import FOLDER, Inputs, names_in
 from unveil.server.jobs.worker import LOGS, PREVIEWS, log_of
 from unveil.server.jobs.worker_main import MADE
 from unveil.server.jobs.worker_pool import Crew
-from unveil.types import NotWritable, OutOfResources
+from unveil.types import OutOfResources, OutputError
 
 SWEEP_S = 3600.0  # between two looks for what nobody needs any more
 LOG_BYTES = 1 << 18  # of what a command said that are shown
@@ -59,7 +59,7 @@ class Service:
             NotWritable: the table of jobs is damaged, so that nobody would take it.
         """
         if self.crew.damaged:
-            raise NotWritable(f"{self.queue.file}: is damaged; start the server again, which moves it aside")
+            raise OutputError(f"{self.queue.file}: is damaged; start the server again, which moves it aside")
         return self.queue.submit(kind, request, owner=owner, cost=cost)
 
     def preview(self, id: str) -> bytes | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unveil.server.jobs.job import Job, State
-from unveil.types import MediaError
+from unveil.types import DataError
 
 VERSION = 2  # of the columns
 # turn counts the jobs that were taken; lease is the time, by the queue's clock, until which a worker counts as alive
@@ -139,7 +139,7 @@ def page(table: sqlite3.Connection, part: Part) -> tuple[list[Job], bool]:
         where = "SELECT number FROM jobs WHERE id = ? AND owner = ?"
         behind = table.execute(where, (part.after, part.owner)).fetchone()
         if behind is None:
-            raise MediaError(f"after: {part.after[:80]!r} is none of them")
+            raise DataError(f"after: {part.after[:80]!r} is none of them")
         meant[f"number {'<' if part.newest else '>'} ?"] = behind[0]
     order = f"ORDER BY number {'DESC' if part.newest else 'ASC'} LIMIT ?"
     asked = f"SELECT {_FIELDS} FROM jobs WHERE {' AND '.join(meant)} {order}"

@@ -24,7 +24,7 @@ from unveil.io.images import png
 from unveil.io.video.containers import HEAD, container_of
 from unveil.io.video.reader import Decoder, Limits
 from unveil.prompting.media_scan import frames_of
-from unveil.types import Error, MediaError
+from unveil.types import DataError, Error
 
 FOLDER = "inputs"
 BYTES = 32 << 20  # of a file
@@ -71,7 +71,7 @@ class Inputs:
         if container is None:
             found = header(open_picture(io.BytesIO(content), PIXELS))
             if found.frames > 1:
-                raise MediaError(f"a {found.format} of {found.frames} frames; a clip is sent as MP4, WebM or GIF")
+                raise DataError(f"a {found.format} of {found.frames} frames; a clip is sent as MP4, WebM or GIF")
             kept = Kept(f"{digest}.{_ENDINGS[found.format]}", "picture", found.width, found.height, 1)
             return self._write(kept, content)
         name = f"{digest}.{container.lower()}"
@@ -95,7 +95,7 @@ class Inputs:
             MediaError: no file of this name was sent.
         """
         if not _NAME.fullmatch(name) or not (self.folder / name).is_file():
-            raise MediaError(f"{name[:80]!r}: no file of this name was sent; send it again")
+            raise DataError(f"{name[:80]!r}: no file of this name was sent; send it again")
         return self.folder / name
 
     def facts(self, name: str) -> Kept:
@@ -108,7 +108,7 @@ class Inputs:
         try:
             return Kept(**json.loads((path.parent / f"{name}{FACTS}").read_text("utf-8")))
         except (OSError, ValueError, TypeError) as problem:
-            raise MediaError(f"{name}: what is known of it cannot be read; send it again") from problem
+            raise DataError(f"{name}: what is known of it cannot be read; send it again") from problem
 
     def cover(self, name: str) -> Image.Image:
         """The first frame of a clip that was sent, upright.
@@ -118,7 +118,7 @@ class Inputs:
         """
         path = self.path(name)
         if self.facts(name).kind != "clip":
-            raise MediaError(f"{name}: is no clip")
+            raise DataError(f"{name}: is no clip")
         return Image.open(io.BytesIO(png(frames_of(path, self._decoder, 1, CLIPS).pixels[:, 0])))
 
     def sweep(self, used: Collection[str], older: float = KEPT_S) -> int:

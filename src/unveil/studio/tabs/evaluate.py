@@ -17,7 +17,7 @@ from unveil.server.jobs.sqlite_store import Part
 from unveil.studio import job_html
 from unveil.studio.form_parsing import filled
 from unveil.studio.tab_base import Desk, Tab, Watch
-from unveil.types import MediaError, RecipeError
+from unveil.types import DataError, RecipeError
 
 PAGE, NUMBERS = "report.html", "report.json"
 REPORTS = 200  # that are listed, at most
@@ -122,7 +122,7 @@ class Evaluate(Tab):
     def _read(self, job: Job) -> Mapping[str, Any]:
         try:
             return json.loads(self.client.service.results.file(job.id, NUMBERS).read_text("utf-8"))
-        except (MediaError, OSError, ValueError):
+        except (DataError, OSError, ValueError):
             return {}
 
     def refreshed(self) -> list[Any]:

@@ -16,7 +16,7 @@ from unveil.studio.upload_components import Still
 from unveil.types import RecipeError
 
 LORAS = 2  # that can be chosen at a time
-USUAL = {"img2img": 0.6, "inpaint": 1.0, "upscale": 0.3}  # how much is made anew, as `Change` has it
+USUAL = {"img2img": 0.6, "inpaint": 1.0, "upscale": 0.3}  # how much is made anew, as `RunTransform` has it
 SIDES = ("left", "right", "top", "bottom")
 
 

@@ -23,7 +23,7 @@ from unveil.server.jobs.job import Job
 from unveil.studio import job_html
 from unveil.studio.tab_base import HEARD, Desk, Tab
 from unveil.studio.tabs.train import Logged
-from unveil.types import MediaError, NotWritable, RecipeError, WeightsError
+from unveil.types import DataError, OutputError, RecipeError, WeightsError
 
 DRAWERS = {"LoRA": "loras", "ControlNet": "controlnets"}  # of what is no model
 PICKLES = (b"PK\x03\x04", b"\x80")  # begin what `torch.save` writes
@@ -51,7 +51,7 @@ class Models(Tab):
         say = self.say
         self.begin()
         where = say(
-            "Models are put into {root}, in checkpoints, loras and controlnets.", root=model_dir.root().absolute()
+            "Models are put into {root}, in checkpoints, loras and controlnets.", root=model_dir.models_dir().absolute()
         )
         gr.HTML(job_html.hint(where))
         self.table = gr.HTML(elem_id="models-table", js_on_load=HEARD)
@@ -119,10 +119,10 @@ class Models(Tab):
             raise RecipeError(self.say("Give the file first."))
         if drawer not in model_dir.DRAWERS or not path.endswith(model_dir.FILES):
             endings = ", ".join(model_dir.FILES)
-            raise MediaError(self.say("{name}: must end in {endings}.", name=Path(path).name, endings=endings))
-        place = model_dir.root() / drawer / Path(path).name
+            raise DataError(self.say("{name}: must end in {endings}.", name=Path(path).name, endings=endings))
+        place = model_dir.models_dir() / drawer / Path(path).name
         if place.exists():
-            raise NotWritable(self.say("{name} is there already; rename the file.", name=place.name))
+            raise OutputError(self.say("{name} is there already; rename the file.", name=place.name))
         what = self._judged(Path(path), drawer)
         with staged(place) as part:
             shutil.copyfile(path, part)
@@ -141,13 +141,13 @@ class Models(Tab):
         """
         say, name = self.say, path.name
         try:
-            found = formats.recognised(read_header(path).tensors)
+            found = formats.detect_format(read_header(path).tensors)
         except WeightsError as problem:
             with path.open("rb") as file:
                 if file.read(4).startswith(PICKLES):
                     return say("a pickle, of which plain tensors alone are read")
             why = str(problem).removeprefix(f"{path}: ")
-            raise MediaError(say("{name} was not brought in: {why}", name=name, why=why)) from problem
+            raise DataError(say("{name} was not brought in: {why}", name=name, why=why)) from problem
         if found is None:
             return say("tensors of a layout that is not known here")
         fits = DRAWERS.get(found.kind, "checkpoints")

@@ -12,7 +12,7 @@ from unveil.server.jobs.job import ENDED, Job
 from unveil.server.jobs.sqlite_store import Part
 from unveil.studio import job_html
 from unveil.studio.tab_base import HEARD, Desk, Tab
-from unveil.types import MediaError
+from unveil.types import DataError
 
 LOOK_S = 1.5
 ENDED_SHOWN = 30  # jobs that have ended, at most
@@ -93,5 +93,5 @@ def log_of(tab: Tab, job: Job) -> str:
     """The end of what a job's command said; empty where it said nothing that is kept."""
     try:
         return tab.client.service.log(job.id).decode("utf-8", "replace")
-    except (MediaError, OSError):
+    except (DataError, OSError):
         return ""

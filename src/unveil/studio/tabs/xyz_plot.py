@@ -64,7 +64,7 @@ class Grid:
         inputs = [self.samplers, self.steps, self.scales, *fields.values()]
         seen = [self.result, self.timer]
         begun = tab.on(self.go.click, go, inputs, [self.kept, *seen])
-        tab.on(begun.then, self.look, [self.kept], seen, asked=False)  # as `Watch.begins`
+        tab.on(begun.then, self.look, [self.kept], seen, asked=False)  # as `TrainingCallback.begins`
         tab.on(self.timer.tick, self.look, [self.kept], [self.result, self.timer], asked=False)
         tab.on(self.stop.click, self._cancel, [self.kept], [self.result, self.timer])
 
