@@ -85,10 +85,10 @@ def ours() -> dict[str, float]:
         clips = Path(folder) / "clips"
         clips.mkdir()
         films(clips)
-        config = data.ClipsConfig(
+        config = data.VideoFolderConfig(
             path=str(clips), size=SIZE, frames=FRAMES, hop=HOP, fps=RATE, fit="crop", held_out=0.0, decode="fast"
         )
-        items = data.Clips(config)
+        items = data.VideoDataset(config)
         each = len(items) // FILES
         return _per_clip(lambda: [items[file * each + start // HOP]["pixels"] for file, start in pieces()])
 

@@ -24,14 +24,14 @@ from unveil.core.denoiser import Denoiser
 from unveil.core.objective import DiffusionLoss
 from unveil.core.process import DiscreteVP, betas
 from unveil.core.rng import SampleRNG
-from unveil.data.latent_cache import Keeping
+from unveil.data.latent_cache import LatentCacheOptions
 from unveil.model import Model
 from unveil.nn.dit import DiT
 from unveil.nn.dit_config import get_preset
 from unveil.train.batch_preparation import prepare
 from unveil.train.data_order import EpochShuffle, IndexedDataset
 from unveil.train.ema import Ema
-from unveil.train.latents import cache_latents
+from unveil.train.latents import cache_dataset
 
 COUNT, READ, TOGETHER, BATCH, SIDE = 4096, 1024, 64, 8, 128
 
@@ -82,9 +82,9 @@ def step(*, cached: bool) -> dict[str, float]:
     denoiser = Denoiser(network, DiscreteVP(betas("linear", 1000)))
     codec: Any = AutoencoderKL(config).requires_grad_(False)
     model = Model(denoiser, (3, SIDE, SIDE), codec=codec).train()
-    pictures: Any = data.Stored(torch.randint(0, 256, (2 * BATCH, 3, SIDE, SIDE), dtype=torch.uint8))
+    pictures: Any = data.ImageTensorDataset(torch.randint(0, 256, (2 * BATCH, 3, SIDE, SIDE), dtype=torch.uint8))
     with tempfile.TemporaryDirectory() as folder:
-        items: Any = cache_latents(model, pictures, Keeping(folder=Path(folder)))[0] if cached else pictures
+        items: Any = cache_dataset(model, pictures, LatentCacheOptions(folder=Path(folder)))[0] if cached else pictures
         numbered = IndexedDataset(items, EpochShuffle(len(items), 0), "pixels", [])
         parameters: list[nn.Parameter] = list(denoiser.parameters())
         optimiser = torch.optim.AdamW(parameters, lr=1e-4, fused=True)

@@ -28,7 +28,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from unveil.playground.detector import colours_of, frames_of, read
+from unveil.playground.detector import colours_of, detect_objects, to_frames
 from unveil.playground.shapes import COLOURS
 
 ASKED = "a small red circle moves left"
@@ -71,7 +71,7 @@ def frames_in(folder: Path) -> Tensor:
 
 def looked_at(pixels: Tensor) -> dict[str, float]:
     """How many things there are, and whether the largest is the one that was asked for."""
-    counts, best, solid = colours_of(frames_of(pixels))
+    counts, best, solid = colours_of(to_frames(pixels))
     found = []
     for colours, frame in zip(best, solid, strict=True):
         areas = [
@@ -80,7 +80,7 @@ def looked_at(pixels: Tensor) -> dict[str, float]:
             for area in np.bincount(ndimage.label(frame & (colours == colour))[0].ravel())[1:]
         ]
         found.append(sum(area >= PART * max(areas) for area in areas) if areas else 0)
-    things = read(pixels, most=1)
+    things = detect_objects(pixels, max_objects=1)
     right = bool(things) and (things[0].colour, things[0].shape) == ("red", "circle")
     return {"objects": float(np.mean(found)), "right": float(right)}
 
@@ -116,7 +116,7 @@ def last_colour(pixels: Tensor, colour: str) -> float:
     """The part of frames in which the most frequent colour, the ground aside, is this one."""
     wanted, right = list(COLOURS).index(colour), 0
     for frame in pixels.unbind(1):
-        counts, _, _ = colours_of(frames_of(frame))
+        counts, _, _ = colours_of(to_frames(frame))
         right += int(counts.max() > 0 and counts.argmax() == wanted)
     return right / pixels.shape[1]
 

@@ -14,7 +14,7 @@ from unveil.analysis.samplers import KINDS
 from unveil.evaluate.charts import Line, lines_chart
 from unveil.io import images
 from unveil.io.files import write_atomically
-from unveil.playground.eval_prompts import score_prompts
+from unveil.playground.eval_prompts import eval_prompts
 
 DOCS = Path(__file__).parent
 SHOWN = ("ddim", "heun", "dpm2", "plms", "dpmpp-2m", "unipc-3")
@@ -45,11 +45,11 @@ def guidance_samples() -> bytes:
 
 def playground() -> tuple[bytes, bytes]:
     """Clips by the shipped model of the first 12 prompts for validation, nothing chosen: as a film, and in rows."""
-    prompts = [one.text for one in score_prompts("validation")[:12]]
+    prompts = [one.text for one in eval_prompts("validation")[:12]]
     model = unveil.load("playground-video")
     made = images.to_pixels(model.generate(raw={"prompt": prompts}, count=len(prompts), batch=8))
-    film = torch.stack([images.sheet(made[:, :, frame], columns=6) for frame in range(made.shape[2])])
-    return images.animation(film, "gif", 8), images.png(images.strips(made[:8]))
+    film = torch.stack([images.make_grid(made[:, :, frame], columns=6) for frame in range(made.shape[2])])
+    return images.animation(film, "gif", 8), images.png(images.frame_rows(made[:8]))
 
 
 if __name__ == "__main__":

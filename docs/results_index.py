@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from unveil.evaluate.report import CAPTIONED, FILMED, Report
+from unveil.evaluate.report import CAPTION_METRICS, VIDEO_METRICS, Report
 from unveil.io.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
@@ -48,11 +48,13 @@ def scores(report: Report) -> dict[str, str | float]:
         if key in found:
             said[name] = _percent(found[key]["value"])
     for asked, judged in found.get("clips", {}).items():
-        said |= {f"{words}, {asked}": _percent(judged[key]["value"]) for key, words in FILMED.items() if key in judged}
+        said |= {
+            f"{words}, {asked}": _percent(judged[key]["value"]) for key, words in VIDEO_METRICS.items() if key in judged
+        }
     for key, name, digits in (("ssim", "SSIM", 3), ("perceptual", "perceptual distance", 3), ("rfid", "rFID", 2)):
         if key in found:
             said[name] = round(found[key]["value"], digits)
-    for key, words in CAPTIONED.items():
+    for key, words in CAPTION_METRICS.items():
         if "captions" in found:
             said[words] = _percent(found["captions"][key]["value"])
     if seen := found.get("things"):
@@ -243,7 +245,7 @@ def _told() -> dict[str, Callable[[str, Report], str]]:
 
 def _captioned() -> dict[str, Callable[[str, Report], str]]:
     """What captions say of what is to be seen."""
-    return {words: _share(f"captions.{key}") for key, words in CAPTIONED.items()}
+    return {words: _share(f"captions.{key}") for key, words in CAPTION_METRICS.items()}
 
 
 def _filmed() -> dict[str, Callable[[str, Report], str]]:
@@ -253,7 +255,7 @@ def _filmed() -> dict[str, Callable[[str, Report], str]]:
         def of_list(_: str, report: Report) -> str:
             if (found := report.results["clips"].get(asked)) is None:
                 return "-"
-            shares = {words: found[key] for key, words in FILMED.items() if key in found}
+            shares = {words: found[key] for key, words in VIDEO_METRICS.items() if key in found}
             return "; ".join(
                 f"{words} {_percent(own['value'])} ({_percent(own['low'])} to {_percent(own['high'])})"
                 for words, own in shares.items()
@@ -360,11 +362,11 @@ def _stages() -> Iterator[str]:
         yield f"Stages of `{path.parent.name}`, {told['scored']}:"
         yield ""
         loss = "held-out loss, of its own lengths and times"
-        yield from _head(("stage", "steps", "core-minutes so far", loss, *FILMED.values()))
+        yield from _head(("stage", "steps", "core-minutes so far", loss, *VIDEO_METRICS.values()))
         for number, stage in enumerate(told["stages"], 1):
             spent += stage["wall_minutes"] * stage["processes"]
             loss = f"{stage['held_out_loss'][-1][1]:.4f}" if stage["held_out_loss"] else "-"
-            shares = [_percent(stage["score"][key]) if key in stage.get("score", {}) else "-" for key in FILMED]
+            shares = [_percent(stage["score"][key]) if key in stage.get("score", {}) else "-" for key in VIDEO_METRICS]
             yield _row(f"{number}", f"{stage['steps']:,}", f"{spent:.0f}", loss, *shares)
         yield ""
         yield f"The settings of each stage: [numbers]({path.parent.name}/training.json)"

@@ -12,7 +12,7 @@ from unveil import data
 from unveil.core.denoiser import Denoiser
 from unveil.core.objective import DiffusionLoss
 from unveil.core.process import CosineVP
-from unveil.evaluate.conditional import evaluate_given
+from unveil.evaluate.conditional import evaluate_conditional
 from unveil.model.config import Recipe, TrainConfig, load_recipe
 from unveil.train import fit
 
@@ -60,7 +60,7 @@ def test_states_are_made_for_pictures(name: str, steps: int, batch: int, at_leas
     settings = recipe.data.build()
     objective = recipe.objective.build(recipe, model.process, recipe.train.batch)
     fit(model, data.open(settings), objective=objective, config=recipe.train, run=tmp_path / "run", recipe=recipe)
-    report = evaluate_given(model, data.open(settings, "held-out"), settings.state, count=60)
+    report = evaluate_conditional(model, data.open(settings, "held-out"), settings.state, count=60)
     iou = report.results["iou"]
     assert iou["value"] > at_least * iou["chance"], iou
     page = report.save(tmp_path / "report")

@@ -13,7 +13,7 @@ from unveil.analysis import physics_benchmark
 from unveil.analysis.physics_benchmark import LAWS, scenes_of, study_world, told
 from unveil.analysis.video_bench import SharedSettings, StudyContext, stack_videos
 from unveil.analysis.video_page import world_page
-from unveil.playground.detector import read
+from unveil.playground.detector import detect_objects
 from unveil.types import RecipeError
 
 COUNT = 16
@@ -88,7 +88,7 @@ def test_what_blinks_in_the_open_is_not_hidden(scenes):
     for where in ("behind", "outside"):
         assert mean(partial(physics_benchmark.occluded_then_seen, where=where), still, clips) == 0
     assert mean(physics_benchmark.object_permanence, still, clips) > 0.5
-    assert not any(read(clip, most=1)[0].visible.all() for clip in clips)
+    assert not any(detect_objects(clip, max_objects=1)[0].visible.all() for clip in clips)
 
 
 def test_space_that_is_bent_is_seen(scenes):

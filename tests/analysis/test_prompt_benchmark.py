@@ -20,7 +20,7 @@ from unveil.analysis.prompt_benchmark import (
 )
 from unveil.analysis.video_bench import StudyContext
 from unveil.analysis.video_page import text_page
-from unveil.playground.caption_parser import parse, unread
+from unveil.playground.caption_parser import parse, unparsed
 from unveil.playground.shapes import COLOURS
 from unveil.types import RecipeError
 
@@ -70,7 +70,7 @@ def test_prompts_say_what_is_asked_of_them(name):
     kind = KINDS[name]
     for number, item in enumerate(clips_of(bench(), kind)):
         text = prompt_of(item, kind, number)
-        assert not unread(text), text
+        assert not unparsed(text), text
         told = parse(text)["objects"]
         wanted = item["attributes"]["objects"]
         assert [one["colour"] for one in told] == [one["colour"] for one in wanted]

@@ -189,7 +189,7 @@ def test_an_edit_that_changes_nothing_keeps_all_and_one_that_recolours_applies()
     assert same["new colour falls by, from strength to strength"].found.value == 0
 
     def grounded(asked: int, _: Sequence[str]) -> Tensor:
-        ahead = torch.stack([temporal_consistency.region(clip, 0) for clip in real])
+        ahead = torch.stack([temporal_consistency.object_mask(clip, 0) for clip in real])
         items = Known(lambda *_: torch.empty(0)).items(MOVING)
         names = list(TONES)
         tones = [TONES[names[(names.index(one["attributes"]["ground"]) + 2) % len(names)]] for one in items]

@@ -20,9 +20,9 @@ from tests.prompting.tiny import COLOURS, Grounds, trained
 from unveil import playground
 from unveil.cli import caption
 from unveil.io.images import png
-from unveil.io.video.writer import write_clip
+from unveil.io.video.writer import write_video
 from unveil.model.captioner_folder import load_captioner
-from unveil.prompting.captioners import Own
+from unveil.prompting.captioners import NativeCaptioner
 from unveil.types import DataError, RecipeError, WeightsError
 
 __all__ = ["place"]  # a fixture
@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
     """Three clips, one of which has a caption, a picture, and two files that are neither."""
     data, made = Grounds(), tmp_path / "mine"
     for k in range(3):
-        write_clip(made / "clips" / f"{list(COLOURS)[k]}.mp4", data[k]["pixels"].repeat_interleave(2, 2), 8.0, None)
+        write_video(made / "clips" / f"{list(COLOURS)[k]}.mp4", data[k]["pixels"].repeat_interleave(2, 2), 8.0, None)
     (made / "clips" / "red.txt").write_text("my words")
     (made / "white.png").write_bytes(png(data[3]["pixels"][:, 0]))
     (made / "broken.mp4").write_bytes(b"nothing")
@@ -162,7 +162,7 @@ def test_a_captioner_writes_as_its_recipe_says(
     said = {} if decode is None else {"decode": decode}
     monkeypatch.setattr(caption, "load_captioner", lambda *place: trained._replace(facts={"size": [8, 8], **said}))
     own = caption.Ask(tmp_path, str(tmp_path / "any"), **options).teller()
-    assert isinstance(own, Own)
+    assert isinstance(own, NativeCaptioner)
     assert (own.how, own.beams, own.length_power) == (how, beams, (decode or {}).get("length_power", 0.6))
 
 
@@ -212,11 +212,11 @@ def test_clips_of_a_recipe_are_told_by_number_and_trained_on(cli: Cli, run: Path
         smallest=16, largest=16, frames=(8,), motions=AXIS, registers=("raw",), faults=0
     )
     world = playground.Playground(replace(config, count=20))
-    own = [item["text"] for item in world.told(range(20))]
+    own = [item["text"] for item in world.annotations(range(20))]
     assert [row["text"] for row in found] == own[:6]
     for share in (1.0, 0.5, 0.0):
         mixed = playground.Playground(replace(config, count=20, captions=str(out), share=share))
-        items = mixed.told(range(20))
+        items = mixed.annotations(range(20))
         written = [row["caption"] for row in found]
         kept = [item["text"] == text for item, text in zip(items, own, strict=True)]
         assert all(kept[6:])  # those that were not told keep their own

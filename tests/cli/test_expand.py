@@ -12,7 +12,7 @@ from tests.cli.test_bad_input import refused
 from tests.cli.test_commands import pixels
 from tests.prompting.test_llm_rewrite import DENSE, Place, late, place, saying
 from tests.tasks.tiny import WORDS, tiny_clips
-from unveil.prompting import rules
+from unveil.prompting import expand_by_rules
 from unveil.tasks.metadata import read_facts
 
 __all__ = ["place"]  # a fixture
@@ -27,7 +27,7 @@ def facts(path: Path) -> dict[str, dict[str, str]]:
 
 
 def test_a_short_prompt_is_told_dense_which_is_shown_and_stored(cli: Cli, tmp_path: Path):
-    dense = rules(SHORT, 3).text
+    dense = expand_by_rules(SHORT, 3).text
     done = cli("video", SHORT, "--seed", 3, *FAST, "-o", "out.gif")
     assert done.code == 0, done.err
     assert f"told, by rules: {dense}\n" in done.out
@@ -48,7 +48,7 @@ def test_of_pictures_no_motion_is_filled_in_and_a_record_draws_them_again(cli: C
     asked = "a large blue square on green"
     done = cli("sample", asked, *FAST, "--seed", 2, "--out", "one.png", "--json")
     assert done.code == 0, done.err
-    dense = rules(asked, 2, frames=1).text
+    dense = expand_by_rules(asked, 2, frames=1).text
     assert done.json["expanded"] == [{"told": dense, "asked": asked, "by": "rules"}]  # nothing but the document
     told = {"given": {"prompt": dense}, "asked": {"prompt": asked, "by": "rules"}}
     assert facts(tmp_path / "one.png") == told
@@ -64,7 +64,7 @@ def test_each_line_of_a_file_is_expanded(cli: Cli, tmp_path: Path):
     for one, typed in zip(done.json["sets"], ("red circle", "large green ring on black"), strict=True):
         assert one["prompt"] == typed
         told = facts(tmp_path / one["pictures"][0])
-        dense = rules(typed, frames=1).text
+        dense = expand_by_rules(typed, frames=1).text
         assert told == {"given": {"prompt": dense}, "asked": {"prompt": typed, "by": "rules"}}
         assert one["expanded"] == [{"told": dense, "asked": typed, "by": "rules"}]
 
@@ -91,7 +91,7 @@ def test_an_address_without_an_answer_is_replaced_by_the_rules_which_is_said(cli
     pytest.importorskip("openai")
     done = cli("video", SHORT, *FAST, "--expand", "http://127.0.0.1:9/v1#big", "-o", "out.gif")
     assert done.code == 0, done.err
-    assert facts(tmp_path / "out.gif")["given"] == {"prompt": rules(SHORT).text}
+    assert facts(tmp_path / "out.gif")["given"] == {"prompt": expand_by_rules(SHORT).text}
     assert "told, by rules" in done.out
     assert f"warning: --expand: {SHORT!r}: big at 127.0.0.1:9: no answer" in done.err
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from tests.cli.conftest import CHANGES, Cli, tree
 from tests.cli.test_bad_input import refused
-from unveil.io.images import FACTS, png
+from unveil.io.images import METADATA_KEY, png
 from unveil.io.video.reader import Decoder, Limits
 from unveil.model import build
 from unveil.model.config import ModelConfig, Recipe, load_recipe, validate
@@ -150,7 +150,7 @@ def test_variations_of_a_sample(cli: Cli, saved: Path, tmp_path: Path):
     refused(cli(*vary, "--seed", 4, "--count", 3), 2, "--seed 4: is that of one.png itself")
     refused(cli("vary", "again.png", "--model", saved), 4, "made by vary; vary begins at a picture of `unveil sample`")
     told = read_facts(tmp_path / "one.png") | {"classifier": {"name": "guide", "sha256": "0" * 64, "scale": 2.0}}
-    (tmp_path / "guided.png").write_bytes(png(pixels(tmp_path / "one.png")[None], {FACTS: json.dumps(told)}))
+    (tmp_path / "guided.png").write_bytes(png(pixels(tmp_path / "one.png")[None], {METADATA_KEY: json.dumps(told)}))
     refused(cli("vary", "guided.png", "--model", saved), 1, "guided by the classifier 'guide'")
 
 

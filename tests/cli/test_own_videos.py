@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.io.video.tiny_videos import film
-from unveil.data.video_folder import Clips
-from unveil.data.video_slicing import ClipsConfig
+from unveil.data.video_folder import VideoDataset
+from unveil.data.video_slicing import VideoFolderConfig
 from unveil.io.video.reader import Decoder, Limits
 
 SIZES = [(16, 16), (24, 16), (16, 32), (48, 32), (34, 20), (20, 46)]
@@ -35,7 +35,7 @@ def test_what_is_known_of_sizes_is_what_is_read(tmp_path: Path, monkeypatch: pyt
     folder = films(tmp_path / "films", 10)
     settings: dict[str, Any] = {"frames": 8, "fps": 8, "resample": "nearest", "short": "keep", "held_out": 0}
     for how in ({"size": 24, "fit": "aspect", "multiple": 8}, {"size": 24, "fit": "pad"}, {"size": "native"}):
-        clips = Clips(ClipsConfig(str(folder), **settings, **how))
+        clips = VideoDataset(VideoFolderConfig(str(folder), **settings, **how))
         assert clips.sizes().tolist() == [list(clips[n]["pixels"].shape[1:]) for n in range(len(clips))]
     assert len({tuple(size) for size in clips.sizes().tolist()}) > 5
 

@@ -25,7 +25,7 @@ from tests.tasks.tiny import WORDS, tiny_clips
 from unveil.io.images import png
 from unveil.io.video import writer
 from unveil.io.video.reader import Decoder, Limits
-from unveil.io.video.writer import write_clip
+from unveil.io.video.writer import write_video
 from unveil.tasks.metadata import read_facts
 
 
@@ -37,7 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clip(path: Path, frames: int = 6, size: int = 8, seed: int = 1, facts: dict[str, Any] | None = None) -> Tensor:
     """A clip, written, uint8 (3, T, H, W)."""
     made = torch.randint(0, 256, (3, frames, size, size), generator=torch.Generator().manual_seed(seed))
-    write_clip(path, made.to(torch.uint8), 8.0, facts)
+    write_video(path, made.to(torch.uint8), 8.0, facts)
     return made.to(torch.uint8)
 
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageSequence
 import unveil
 from tests.cli.conftest import Cli
 from tests.needs import needs_fashion
-from unveil.playground.detector import read
+from unveil.playground.detector import detect_objects
 
 SETTINGS = [
     "train.steps=4", "train.batch=4", "train.warmup=1", "train.sample_every=4", "train.validate_every=4",
@@ -105,7 +105,7 @@ def test_the_shipped_model_makes_a_clip_and_a_picture_of_what_the_words_say(cli:
     assert cli("sample", "a large blue square on green", "--out", "square.png").code == 0
     with Image.open(tmp_path / "square.png") as picture:
         pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
-    square = read(pixels, most=1)[0]
+    square = detect_objects(pixels, max_objects=1)[0]
     assert (square.colour, square.size) == ("blue", "large")
     red, green, _ = pixels[:, 0, 0].tolist()
     assert green > 2 * red  # the ground
@@ -113,7 +113,7 @@ def test_the_shipped_model_makes_a_clip_and_a_picture_of_what_the_words_say(cli:
     with Image.open(tmp_path / "clip.gif") as film:
         arrays = [np.array(one.convert("RGB")) for one in ImageSequence.Iterator(film)]
     frames = [torch.from_numpy(one).permute(2, 0, 1) for one in arrays]
-    seen = [read(frame, most=1) for frame in frames]
+    seen = [detect_objects(frame, max_objects=1) for frame in frames]
     assert all(one and one[0].colour == "orange" for one in seen)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from unveil.data.preprocessors import edges, segmentation
-from unveil.data.preprocessors.registry import HINTS, Boxes, Canny, Given, Mask
+from unveil.data.preprocessors.registry import PREPROCESSORS, Boxes, Canny, Mask, ResizeOnly
 from unveil.types import RecipeError, ShapeError
 
 
@@ -51,11 +51,11 @@ def test_a_weak_edge_counts_where_it_goes_on_from_a_strong_one():
 
 
 def test_a_square_has_four_lines():
-    found = edges.straight(square())
+    found = edges.hough_lines(square())
     sides = {("x", round(x0 / 31)) if abs(x0 - x1) <= 2 else ("y", round(y0 / 31)) for x0, y0, x1, y1 in found.tolist()}
     assert len(sides) == 4, found
     assert all(min(abs(x0 - x1), abs(y0 - y1)) <= 2 for x0, y0, x1, y1 in found.tolist())
-    assert len(edges.straight(square(), length=60)) == 0
+    assert len(edges.hough_lines(square(), length=60)) == 0
 
 
 def test_a_scribble_is_thick_and_leaves_out_what_is_small():
@@ -69,7 +69,7 @@ def test_a_scribble_is_thick_and_leaves_out_what_is_small():
 
 
 def test_a_region_of_one_colour_is_one():
-    found = segmentation.divide(square(), sigma=0.0)
+    found = segmentation.felzenszwalb_segments(square(), sigma=0.0)
     assert found.unique().tolist() == [1, 2]
     assert bool((found[16:48, 16:48] == 2).all())
     assert int((found == 2).sum()) == 32 * 32
@@ -77,7 +77,7 @@ def test_a_region_of_one_colour_is_one():
 
 @pytest.mark.parametrize("kind", ["canny", "lines", "scribble", "segments"])
 def test_hints_keep_the_size_and_are_the_same_every_time(kind: str):
-    draw = HINTS[kind]()
+    draw = PREPROCESSORS[kind]()
     for picture in (noise(), noise()[:1], torch.zeros(3, 1, 1, dtype=torch.uint8)):
         before = picture.clone()
         first = draw({"pixels": picture})
@@ -91,7 +91,7 @@ def test_hints_keep_the_size_and_are_the_same_every_time(kind: str):
 def test_a_flat_picture_has_nothing_to_draw(kind: str):
     for value in (0, 77, 255):
         flat = torch.full((3, 24, 24), value, dtype=torch.uint8)
-        assert not HINTS[kind](low=0, high=0)({"pixels": flat}).any()
+        assert not PREPROCESSORS[kind](low=0, high=0)({"pixels": flat}).any()
 
 
 def test_colours_are_fixed_and_differ():
@@ -118,14 +118,14 @@ def test_boxes_lie_where_they_say():
 
 def test_a_given_picture_is_cut_but_never_stretched():
     picture = noise()
-    assert torch.equal(segmentation.given(picture, 37, 53), picture)
-    assert torch.equal(segmentation.given(picture[:1], 37, 53), picture[:1].expand(3, -1, -1))
+    assert torch.equal(segmentation.resize_control_image(picture, 37, 53), picture)
+    assert torch.equal(segmentation.resize_control_image(picture[:1], 37, 53), picture[:1].expand(3, -1, -1))
     ramp = torch.arange(100, dtype=torch.uint8).expand(1, 50, 100)
-    half = segmentation.given(ramp, 25, 50)[0, 12]
+    half = segmentation.resize_control_image(ramp, 25, 50)[0, 12]
     assert (half.float() - (2 * torch.arange(50) + 0.5)).abs().max() <= 1.0
     with pytest.raises(ShapeError, match=r"100 x 50 has the aspect ratio 2, the wanted 50 x 50 has 1; crop or pad"):
-        segmentation.given(ramp, 50, 50)
-    assert Given(tolerance=2.0)({"pixels": torch.zeros(3, 50, 50), "given": ramp}).shape == (3, 50, 50)
+        segmentation.resize_control_image(ramp, 50, 50)
+    assert ResizeOnly(tolerance=2.0)({"pixels": torch.zeros(3, 50, 50), "given": ramp}).shape == (3, 50, 50)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_given_picture_is_cut_but_never_stretched():
 )
 def test_settings_that_cannot_work_are_refused(kind: str, settings: dict[str, float], message: str):
     with pytest.raises(RecipeError, match=message):
-        HINTS[kind](**settings)
+        PREPROCESSORS[kind](**settings)
 
 
 def test_what_is_no_picture_is_refused():

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from unveil import data
-from unveil.data.image_decoding import Rule, read
+from unveil.data.image_decoding import DecodeOptions, read
 from unveil.types import DataError, RecipeError
 
 
@@ -88,7 +88,7 @@ FAULTS = {
 def test_a_bad_file_stops_training_by_name(fault, folder, paint, cache):
     for number in range(3):
         paint(f"{number}.png")
-    assert len(data.usable(config(folder)).entries) == 3  # control: without the fault all is well
+    assert len(data.check_images_or_raise(config(folder)).entries) == 3  # control: without the fault all is well
     make, message = FAULTS[fault]
     make(folder / "bad.png")
     assert "bad.png" in naive(folder)  # control: a listing by name takes it for a picture
@@ -99,7 +99,7 @@ def test_a_bad_file_stops_training_by_name(fault, folder, paint, cache):
     assert str(folder) in str(caught.value)
     assert state(folder) == before
     assert state(cache) == kept
-    report = data.check(config(folder))  # the check itself goes on and names it
+    report = data.check_images(config(folder))  # the check itself goes on and names it
     assert [path for path, _ in report.refused] == ["bad.png"]
     assert len(report.entries) == 3
 
@@ -108,7 +108,9 @@ def test_few_bad_files_are_left_out_with_a_warning(folder, paint, caplog):
     for number in range(3):
         paint(f"{number}.png")
     (folder / "bad.png").write_text("hello")
-    pictures = data.Folder(config(folder, held_out=0), report=data.usable(config(folder), max_bad=0.25))
+    pictures = data.ImageFolderDataset(
+        config(folder, held_out=0), report=data.check_images_or_raise(config(folder), max_bad=0.25)
+    )
     assert len(pictures) == 3
     assert "1 of 4 files left out" in caplog.text
     assert "bad.png: its content is text" in caplog.text
@@ -154,7 +156,7 @@ def test_a_picture_of_169_million_pixels_is_refused_before_it_is_decoded(folder,
     def ours() -> None:
         start = time.process_time()
         with pytest.raises(DataError) as caught:
-            read(folder, "bomb.png", Rule(8))
+            read(folder, "bomb.png", DecodeOptions(8))
         assert time.process_time() - start < 0.05
         assert str(caught.value) == (
             f"{folder}/bomb.png: 13000 x 13000 = 169,000,000 pixels: the limit is 100,000,000; "
@@ -176,7 +178,7 @@ def test_the_pixel_limit_is_in_the_list_and_can_be_raised(folder, paint):
         DataError, match=r"large.png: 40 x 30 = 1,200 pixels: the limit is 1,000; make the picture smaller"
     ):
         data.open(config(folder, max_pixels=1000))
-    assert len(data.usable(config(folder, max_pixels=1200)).entries) == 1
+    assert len(data.check_images_or_raise(config(folder, max_pixels=1200)).entries) == 1
 
 
 def with_exif() -> Image.Exif:
@@ -197,10 +199,10 @@ def with_exif() -> Image.Exif:
 )
 def test_the_limit_holds_for_every_format_from_its_first_bytes(folder, name, options, head):
     Image.new("RGB", (40, 30), "red").save(folder / name, **options)
-    assert read(folder, name, Rule(8, max_pixels=1200)).shape == (3, 8, 8)  # control
+    assert read(folder, name, DecodeOptions(8, max_pixels=1200)).shape == (3, 8, 8)  # control
     (folder / name).write_bytes((folder / name).read_bytes()[:head])
     with pytest.raises(DataError, match="40 x 30 = 1,200 pixels: the limit is 1,199"):
-        read(folder, name, Rule(8, max_pixels=1199))
+        read(folder, name, DecodeOptions(8, max_pixels=1199))
 
 
 def metadata(folder: Path, *lines: object) -> None:
@@ -223,19 +225,19 @@ def test_metadata_that_leaves_the_folder_is_refused_whole(folder, paint, name):
             Path, "open", lambda path, *given, **options: opened.append(path) or real(path, *given, **options)
         )
         with pytest.raises(DataError) as caught:
-            data.check(config(folder))
+            data.check_images(config(folder))
     assert f"metadata.jsonl line 2: file_name {name!r} leaves the folder; name files inside {folder}" in str(
         caught.value
     )
     assert {path.name for path in opened} <= {"metadata.jsonl"}
     assert (folder / "../secret.png").read_bytes()  # control: joined as it stands, the first name is a readable file
     metadata(folder, {"file_name": "good.png"})
-    assert len(data.usable(config(folder)).entries) == 1  # control
+    assert len(data.check_images_or_raise(config(folder)).entries) == 1  # control
 
 
 def test_a_link_that_is_changed_after_the_check_is_not_followed(folder, paint, tmp_path):
     paint("a.png"), paint("../secret.png")
-    pictures = data.Folder(config(folder, held_out=0))
+    pictures = data.ImageFolderDataset(config(folder, held_out=0))
     (folder / "a.png").unlink()
     (folder / "a.png").symlink_to(tmp_path / "secret.png")
     with pytest.raises(DataError, match=r"a\.png: a link that leaves the folder"):
@@ -264,9 +266,9 @@ def test_bad_metadata_names_file_and_line(folder, paint, lines, message):
     paint("a.png")
     metadata(folder, *lines)
     with pytest.raises(DataError, match=rf"{folder}/metadata.jsonl:? {message}"):
-        data.check(config(folder))
+        data.check_images(config(folder))
     metadata(folder, {"file_name": "a.png"})
-    assert len(data.check(config(folder)).entries) == 1  # control
+    assert len(data.check_images(config(folder)).entries) == 1  # control
 
 
 def test_bad_csv_names_file_and_line(folder, paint):
@@ -280,9 +282,9 @@ def test_bad_csv_names_file_and_line(folder, paint):
     ):
         table.write_bytes(content if isinstance(content, bytes) else content.encode())
         with pytest.raises(DataError, match=rf"metadata.csv:? {message}"):
-            data.check(config(folder))
+            data.check_images(config(folder))
     table.write_text('file_name,text\na.png,"one, two"\n')
-    assert data.check(config(folder)).captions == ["one, two"]  # control
+    assert data.check_images(config(folder)).captions == ["one, two"]  # control
 
 
 def test_a_row_without_its_file_is_bad(folder, paint):
@@ -296,20 +298,20 @@ def test_an_unknown_label_names_the_nearest(folder, paint):
     paint("a.png")
     metadata(folder, {"file_name": "a.png", "label": "catt"})
     with pytest.raises(DataError, match="line 1: label 'catt': not one of the 2 classes; nearest: 'cat'; correct it"):
-        data.check(config(folder, classes=("cat", "dog")))
+        data.check_images(config(folder, classes=("cat", "dog")))
     (folder / "metadata.jsonl").unlink()
     paint("dogs/a.png"), (folder / "a.png").unlink()
     with pytest.raises(DataError, match="dogs: class 'dogs': not one of the 2 classes; nearest: 'dog'"):
-        data.check(config(folder, classes=("cat", "dog"), labels="folders"))
+        data.check_images(config(folder, classes=("cat", "dog"), labels="folders"))
 
 
 def test_a_picture_outside_the_classes_and_a_row_without_label_are_bad(folder, paint):
     paint("cat/a.png"), paint("stray.png")
-    assert data.check(config(folder, labels="folders")).refused == [
+    assert data.check_images(config(folder, labels="folders")).refused == [
         ("stray.png", "no class: it lies beside the class folders; move it into one of them")
     ]
     metadata(folder, {"file_name": "cat/a.png", "label": "cat"}, {"file_name": "stray.png"})
-    assert data.check(config(folder)).refused == [
+    assert data.check_images(config(folder)).refused == [
         ("stray.png", "named in metadata.jsonl line 2 without a label, which others have; add it")
     ]
 
@@ -318,18 +320,18 @@ def test_two_metadata_files_and_absent_columns(folder, paint):
     paint("a.png")
     metadata(folder, {"file_name": "a.png", "caption": "one"})
     with pytest.raises(DataError, match="no column 'captions'; nearest: 'caption'; there are caption, file_name"):
-        data.check(config(folder, text="captions"))
-    assert data.check(config(folder, text="caption")).captions == ["one"]
+        data.check_images(config(folder, text="captions"))
+    assert data.check_images(config(folder, text="caption")).captions == ["one"]
     (folder / "metadata.csv").write_text("file_name\na.png\n")
     with pytest.raises(DataError, match=r"both metadata.jsonl and metadata.csv; keep one of them"):
-        data.check(config(folder))
+        data.check_images(config(folder))
 
 
 def test_bad_captions_are_bad_files(folder, paint):
     paint("a.png"), paint("b.png")
     (folder / "a.txt").write_bytes(b"caf\xe9")
     (folder / "b.txt").write_text("x" * 70_000)
-    assert data.check(config(folder)).refused == [
+    assert data.check_images(config(folder)).refused == [
         ("a.png", "its caption a.txt: not UTF-8 text (byte 3); save it as UTF-8"),
         ("b.png", "its caption b.txt: 70000 bytes: a caption has at most 65536"),
     ]
@@ -353,6 +355,6 @@ def test_impossible_settings_are_refused(folder, given, message):
 def test_a_name_cannot_steer_the_terminal(folder, paint):
     paint("good.png")
     (folder / "\x1b[31mred.png").write_text("no picture")
-    text = data.check(config(folder)).to_text()
+    text = data.check_images(config(folder)).to_text()
     assert "\x1b" not in text
     assert r"'\x1b[31mred.png'" in text

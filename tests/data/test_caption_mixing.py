@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 
 from unveil import data
-from unveil.data.caption_mixing import told
-from unveil.data.fingerprint import content
-from unveil.data.folder_index import Entry
-from unveil.data.metadata import says_classes
+from unveil.data.caption_mixing import pick_caption
+from unveil.data.fingerprint import dataset_fingerprint
+from unveil.data.folder_index import IndexEntry
+from unveil.data.metadata import labels_are_classes
 from unveil.train.vocabulary import all_captions
 from unveil.types import DataError, RecipeError
 
-BOTH = Entry("a.png", text="mine", synthetic="told")
+BOTH = IndexEntry("a.png", text="mine", synthetic="told")
 
 
 def folder(path: Path, rows: list[dict[str, str]], **changes: object) -> data.FolderConfig:
@@ -32,26 +32,26 @@ def folder(path: Path, rows: list[dict[str, str]], **changes: object) -> data.Fo
 
 def test_most_captions_are_those_of_the_captioner():
     random.seed(0)
-    found = [told(BOTH, 0.95, fixed=False)["text"] for _ in range(4000)]
+    found = [pick_caption(BOTH, 0.95, fixed=False)["text"] for _ in range(4000)]
     assert 0.94 < found.count("told") / 4000 < 0.96
     assert found.count("told") + found.count("mine") == 4000
     for share, text in ((1.0, "told"), (0.0, "mine")):
-        assert {told(BOTH, share, fixed=False)["text"] for _ in range(50)} == {text}
+        assert {pick_caption(BOTH, share, fixed=False)["text"] for _ in range(50)} == {text}
 
 
 def test_what_never_trains_has_one_of_them_always():
-    entries = [Entry(f"{k}.png", text="mine", synthetic="told") for k in range(2000)]
-    found = [told(one, 0.9, fixed=True)["text"] for one in entries]
-    assert found == [told(one, 0.9, fixed=True)["text"] for one in entries]
+    entries = [IndexEntry(f"{k}.png", text="mine", synthetic="told") for k in range(2000)]
+    found = [pick_caption(one, 0.9, fixed=True)["text"] for one in entries]
+    assert found == [pick_caption(one, 0.9, fixed=True)["text"] for one in entries]
     assert 0.87 < found.count("told") / 2000 < 0.93
 
 
 @pytest.mark.parametrize(
     ("entry", "text"),
-    [(Entry("a", text="mine"), "mine"), (Entry("a", synthetic="told"), "told"), (Entry("a"), "")],
+    [(IndexEntry("a", text="mine"), "mine"), (IndexEntry("a", synthetic="told"), "told"), (IndexEntry("a"), "")],
 )
 def test_with_one_caption_there_is_no_choice(entry, text):
-    assert told(entry, 0.5, fixed=False) == {"text": text}
+    assert pick_caption(entry, 0.5, fixed=False) == {"text": text}
 
 
 def test_a_folder_with_both_columns(tmp_path):
@@ -73,10 +73,10 @@ def test_a_folder_with_both_columns(tmp_path):
 
 def test_the_hash_of_a_folder_knows_both(tmp_path):
     plain = [{"file_name": "a.png", "text": "alpha"}]
-    first = content(data.open(folder(tmp_path / "one", plain)))
-    assert first == content(data.open(folder(tmp_path / "two", plain)))
+    first = dataset_fingerprint(data.open(folder(tmp_path / "one", plain)))
+    assert first == dataset_fingerprint(data.open(folder(tmp_path / "two", plain)))
     both = [plain[0] | {"caption": "beta"}]
-    assert first != content(data.open(folder(tmp_path / "three", both)))
+    assert first != dataset_fingerprint(data.open(folder(tmp_path / "three", both)))
 
 
 def test_a_file_of_pictures_and_clips_serves_both(tmp_path):
@@ -88,7 +88,7 @@ def test_a_file_of_pictures_and_clips_serves_both(tmp_path):
     with (tmp_path / "mixed" / "metadata.jsonl").open("a") as file:
         file.write('{"file_name": "b.mp4", "caption": "moves"}\n')
     assert [data.open(config)[0]["text"]] == ["still"]
-    clips = data.open(data.ClipsConfig(str(tmp_path / "mixed"), size=16, frames=2, held_out=0.0))
+    clips = data.open(data.VideoFolderConfig(str(tmp_path / "mixed"), size=16, frames=2, held_out=0.0))
     assert [item["text"] for item in (clips[0],)] == ["moves"]
 
 
@@ -105,7 +105,7 @@ def test_captions_that_lie_elsewhere_are_merged_by_name(tmp_path):
     dataset = data.open(config)
     assert [(one.text, one.synthetic) for one in dataset.entries] == [("alpha", "beta"), (None, None)]
     assert dataset.report.ignored == [("gone.png", f"named in {tmp_path / 'told.jsonl'}, but not there")]
-    assert content(dataset) != content(data.open(plain))
+    assert dataset_fingerprint(dataset) != dataset_fingerprint(data.open(plain))
     own = data.open(replace(config, share=0.0))
     assert own[0]["text"] == "alpha"
 
@@ -131,7 +131,7 @@ def test_captions_of_clips_that_lie_elsewhere(tmp_path):
 
     film(tmp_path / "mine" / "b.mp4", 4)
     (tmp_path / "told.jsonl").write_text('{"file_name": "b.mp4", "caption": "moves"}\n')
-    config = data.ClipsConfig(str(tmp_path / "mine"), size=16, frames=2, held_out=0.0)
+    config = data.VideoFolderConfig(str(tmp_path / "mine"), size=16, frames=2, held_out=0.0)
     assert data.open(replace(config, captions=str(tmp_path / "told.jsonl")))[0]["text"] == "moves"
 
 
@@ -159,7 +159,7 @@ def test_files_that_are_none_of_captions(tmp_path):
     ],
 )  # fmt: skip
 def test_labels_of_a_column_have_the_classes_of_sub_folders_or_are_known_not_to(tmp_path, names, kept):
-    assert says_classes(names) == kept
+    assert labels_are_classes(names) == kept
     rows = [{"file_name": f"{name}.png", "label": name} for name in names]
     config = folder(tmp_path / "mine", rows)
     if kept:

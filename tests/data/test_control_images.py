@@ -16,7 +16,7 @@ def test_a_recipe_asks_for_hints():
     plain = load_recipe("ddpm-scenes")
     assert parse_recipe(read_yaml(dump(recipe), "here"), "here") == recipe
     found, bare = (data.open(one.data.build()) for one in (recipe, plain))  # type: ignore[union-attr]
-    assert isinstance(found, data.Hinted)
+    assert isinstance(found, data.ControlImageDataset)
     assert (len(found), found.classes) == (len(bare), bare.classes)
     item = found[3]
     assert torch.equal(item["pixels"], bare[3]["pixels"])
@@ -26,7 +26,9 @@ def test_a_recipe_asks_for_hints():
 
 
 def test_masks_and_boxes_of_an_item_are_drawn():
-    masks = data.Hinted(playground.Scenes(playground.ScenesConfig()), lambda item: segmentation.colours(item["mask"]))
+    masks = data.ControlImageDataset(
+        playground.Scenes(playground.ScenesConfig()), lambda item: segmentation.colours(item["mask"])
+    )
     assert torch.equal(masks[0]["hint"], segmentation.colours(masks[0]["mask"]))
     recipe = load_recipe("ddpm-scenes", ["data.hint={kind: boxes, labels: kinds, style: outlined}"])
     item = data.open(recipe.data.build())[0]  # type: ignore[union-attr]

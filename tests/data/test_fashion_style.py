@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from unveil import data
-from unveil.data import StyleConfig, in_style
+from unveil.data import StyleConfig, apply_style
 from unveil.data.fashion_mnist import FILES
-from unveil.data.fashion_style import Style, undone
+from unveil.data.fashion_style import Style, remove_style
 from unveil.types import RecipeError
 
 
@@ -46,12 +46,12 @@ def test_the_first_of_each_class_in_turn(folder: Path):
 def test_styles_are_what_they_say():
     pixels = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
     pixels[..., 2:6, 2:6] = 200
-    assert torch.equal(in_style(pixels, "inverted"), 255 - pixels)
-    outline = in_style(pixels, "outlined")[0, 0]
+    assert torch.equal(apply_style(pixels, "inverted"), 255 - pixels)
+    outline = apply_style(pixels, "outlined")[0, 0]
     assert int(outline[3, 3]) == 0
     assert int(outline[2, 2]) == int(outline[1, 1]) == 200
     assert int(outline[0, 0]) == 0
-    stripes = in_style(pixels, "striped")[0, 0, :, 3].tolist()
+    stripes = apply_style(pixels, "striped")[0, 0, :, 3].tolist()
     assert stripes == [0, 0, 60, 60, 200, 200, 0, 0]
 
 
@@ -71,11 +71,11 @@ def test_what_cannot_be_is_named(folder: Path, settings: dict[str, Any], words: 
 @pytest.mark.parametrize("style", ["inverted", "striped"])
 def test_a_style_is_undone_but_for_rounding(style: Style):
     pixels = torch.randint(0, 256, (5, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    apart = (undone(in_style(pixels, style), style).int() - pixels.int()).abs()
+    apart = (remove_style(apply_style(pixels, style), style).int() - pixels.int()).abs()
     assert int(apart.max()) <= 4  # a level of a darkened row stands for 1 / 0.3 of them
-    assert not torch.equal(in_style(pixels, style), pixels)
+    assert not torch.equal(apply_style(pixels, style), pixels)
 
 
 def test_what_is_lost_cannot_be_brought_back():
     with pytest.raises(RecipeError, match="inverted and striped can be undone"):
-        undone(torch.zeros(1, 1, 28, 28, dtype=torch.uint8), "outlined")
+        remove_style(torch.zeros(1, 1, 28, 28, dtype=torch.uint8), "outlined")

@@ -11,8 +11,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tests.data.test_bad_folders import black_png, chunk
 
-from unveil.data.image_decoding import header, load, open_picture
-from unveil.data.image_metadata import MOST, PARTS, READS, orientation
+from unveil.data.image_decoding import header, load, open_image
+from unveil.data.image_metadata import MAX_BYTES, MAX_CHUNKS, MAX_READS, exif_orientation
 from unveil.types import DataError
 
 LIMIT = 10_000
@@ -76,18 +76,18 @@ def test_the_orientation_is_the_one_that_pillow_finds():
                 whole = image.getexif().get(0x0112, 1)
         except Exception:
             whole = 1
-        turn = orientation(open_picture(io.BytesIO(content), LIMIT).info)
+        turn = exif_orientation(open_image(io.BytesIO(content), LIMIT).info)
         assert turn == (whole if whole in range(1, 9) else 1)
         seen.add(turn)
     assert seen == set(range(1, 9))
-    assert header(open_picture(io.BytesIO(with_xmp()), LIMIT)).turned
+    assert header(open_image(io.BytesIO(with_xmp()), LIMIT)).turned
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 def test_nothing_else_of_exif_is_unpacked(monkeypatch: pytest.MonkeyPatch, form: str):
     content, calls = written(form, exif=b"Exif\0\0" + exif(6)), list[bytes]()
     monkeypatch.setattr(Image.Exif, "load", lambda own, data: calls.append(data))
-    image = open_picture(io.BytesIO(content), LIMIT)
+    image = open_image(io.BytesIO(content), LIMIT)
     found = header(image)
     load(image)
     assert (found.width, found.height, found.turned) == (8, 16, True)
@@ -108,34 +108,37 @@ def segments(count: int, size: int = 65_533, junk: bytes = b"") -> bytes:
 
 
 PACKED = zlib.compress(bytes(1_000_000))
-ENOUGH = MOST // 1_000_000  # such texts
+ENOUGH = MAX_BYTES // 1_000_000  # such texts
 
 
 @pytest.mark.parametrize(
     ("fair", "too_much"),
     [
-        (segments(MOST // 65_537 - 1), segments(MOST // 65_537 + 1)),
-        (segments(1, 8, bytes(1000)), segments(1, 8, bytes(READS))),
+        (segments(MAX_BYTES // 65_537 - 1), segments(MAX_BYTES // 65_537 + 1)),
+        (segments(1, 8, bytes(1000)), segments(1, 8, bytes(MAX_READS))),
         (
-            before_pixels(chunk(b"tEXt", b"k\0" + bytes(MOST - 100))),
-            before_pixels(chunk(b"tEXt", b"k\0" + bytes(MOST))),
+            before_pixels(chunk(b"tEXt", b"k\0" + bytes(MAX_BYTES - 100))),
+            before_pixels(chunk(b"tEXt", b"k\0" + bytes(MAX_BYTES))),
         ),
-        (before_pixels(chunk(b"prIv", bytes(MOST - 100))), before_pixels(chunk(b"prIv", bytes(MOST)))),
+        (before_pixels(chunk(b"prIv", bytes(MAX_BYTES - 100))), before_pixels(chunk(b"prIv", bytes(MAX_BYTES)))),
         *(
             (before_pixels(*[chunk(kind, start + PACKED)] * ENOUGH), before_pixels(*[chunk(kind, start + PACKED)] * 9))
             for kind, start in ((b"zTXt", b"k\0\0"), (b"iTXt", b"k\0\1\0en\0k\0"), (b"iCCP", b"k\0\0"))
         ),
-        (before_pixels(*[chunk(b"tEXt", b"k\0v")] * (PARTS - 2)), before_pixels(*[chunk(b"tEXt", b"k\0v")] * PARTS)),
+        (
+            before_pixels(*[chunk(b"tEXt", b"k\0v")] * (MAX_CHUNKS - 2)),
+            before_pixels(*[chunk(b"tEXt", b"k\0v")] * MAX_CHUNKS),
+        ),
     ],
     ids=["segments", "junk", "text", "private", "zTXt", "iTXt", "iCCP", "chunks"],
 )
 def test_more_than_may_be_beside_the_pixels_is_refused(fair: bytes, too_much: bytes):
-    image = open_picture(io.BytesIO(fair), LIMIT)
+    image = open_image(io.BytesIO(fair), LIMIT)
     load(image)
     with pytest.raises(
         DataError, match=r"damaged (PNG|JPEG): more than .* (beside|before) its pixels; export it again"
     ):
-        open_picture(io.BytesIO(too_much), LIMIT)
+        open_image(io.BytesIO(too_much), LIMIT)
 
 
 def test_pixels_may_be_as_many_bytes_as_they_like():
@@ -144,8 +147,8 @@ def test_pixels_may_be_as_many_bytes_as_they_like():
     out = io.BytesIO()
     noise = default_rng(0).integers(0, 256, (2000, 2000, 3), dtype="uint8")
     Image.fromarray(noise).save(out, "JPEG", quality=100, subsampling=0)
-    assert len(out.getvalue()) > MOST
+    assert len(out.getvalue()) > MAX_BYTES
     out.seek(0)
-    image = open_picture(out, 2000 * 2000)
+    image = open_image(out, 2000 * 2000)
     load(image)
     assert image.size == (2000, 2000)

@@ -19,7 +19,7 @@ def test_counts_sizes_modes_captions_classes(folder, paint):
     (folder / "cat/a.txt").write_text("a cat")
     (folder / "dog/c.txt").write_text("a sleeping dog")
     (folder / "readme.md").write_text("mine")
-    report = data.check(config(folder))
+    report = data.check_images(config(folder))
     told = json.loads(json.dumps(report.to_dict()))
     assert (told["found"], told["usable"], told["layout"]) == (3, 3, "classes")
     assert told["formats"] == {"PNG": 1, "JPEG": 1, "WebP": 1}
@@ -52,7 +52,7 @@ def test_counts_sizes_modes_captions_classes(folder, paint):
 )
 def test_every_change_is_named_with_its_reason(folder, paint, size, given, actions, reason):
     paint("same.png", 8, 8, seed=1), paint("a.png", *size, seed=2)
-    told = data.check(config(folder, **given)).to_dict()
+    told = data.check_images(config(folder, **given)).to_dict()
     if actions is None:
         assert told["changed"] == []
     else:
@@ -63,22 +63,22 @@ def test_every_change_is_named_with_its_reason(folder, paint, size, given, actio
 
 def test_nothing_is_enlarged_or_left_out_silently(folder, paint, caplog):
     paint("small.png", 4, 4), paint("large.png", 8, 8)
-    assert len(data.usable(config(folder)).entries) == 2
+    assert len(data.check_images_or_raise(config(folder)).entries) == 2
     assert "1 of 2 pictures enlarged" in caplog.text
     assert "small.png: 4 x 4: to 8 x 8" in caplog.text
     caplog.clear()
-    assert [entry.path for entry in data.usable(config(folder, small="drop")).entries] == ["large.png"]
+    assert [entry.path for entry in data.check_images_or_raise(config(folder, small="drop")).entries] == ["large.png"]
     assert "1 of 2 pictures left out" in caplog.text
     caplog.clear()
     (folder / "small.png").unlink()
-    data.usable(config(folder))
+    data.check_images_or_raise(config(folder))
     assert not caplog.records  # control
 
 
 def test_exact_duplicates_are_grouped_across_names(folder, paint):
     paint("a.png", seed=1), paint("b.png", seed=2), paint("c.png", seed=3)
     shutil.copy(folder / "a.png", folder / "z.jpg")
-    report = data.check(config(folder))
+    report = data.check_images(config(folder))
     assert report.duplicates == [["a.png", "z.jpg"]]
     assert len({path.name for path in folder.iterdir()}) == 4  # control: the names show nothing
     assert "a.png: equal to z.jpg" in report.to_text()
@@ -92,7 +92,7 @@ def test_animations_and_turned_pictures_are_named(folder, paint):
     Image.new("RGB", (8, 16)).save(folder / "turned.jpg", exif=exif)
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(folder / "moving.png", save_all=True, append_images=frames[1:])
-    report = data.check(config(folder))
+    report = data.check_images(config(folder))
     assert (report.turned, report.animated) == (["turned.jpg"], ["moving.png"])
     assert report.sizes[16, 8] == 1  # as shown, not as stored
 
@@ -102,32 +102,34 @@ def decoded(monkeypatch):
     """How many pictures have been decoded since."""
     counted = []
     real = image_decoding.load
-    from unveil.data.image_validation import check
+    from unveil.data.image_validation import check_images
 
     def counting(image):
         counted.append(image)
         return real(image)
 
-    monkeypatch.setitem(check.__globals__, "load", counting)
+    monkeypatch.setitem(check_images.__globals__, "load", counting)
     return counted
 
 
 def test_an_unchanged_folder_is_not_decoded_again(folder, paint, cache, decoded):
     for number in range(3):
         paint(f"{number}.png")
-    first = data.check(config(folder))
+    first = data.check_images(config(folder))
     assert len(decoded) == 3
-    assert data.check(config(folder)).to_dict() == first.to_dict()
-    assert data.check(config(folder, fit="pad")).found == 3  # how pictures are used needs no second look at them
+    assert data.check_images(config(folder)).to_dict() == first.to_dict()
+    assert (
+        data.check_images(config(folder, fit="pad")).num_files == 3
+    )  # how pictures are used needs no second look at them
     assert len(decoded) == 3
     os.utime(folder / "1.png", (1, 1))
-    data.check(config(folder))
+    data.check_images(config(folder))
     assert len(decoded) == 6
     for damaged in ('{"version": 1, "looks": {"0.png": [["PNG"], 3]}}', '{"version": 1, "looks": {}}', "[", "[]"):
         for kept in (cache / "checks").iterdir():
             kept.write_text(damaged)  # as if it were not there
         decoded.clear()
-        assert data.check(config(folder)).to_dict() == first.to_dict()
+        assert data.check_images(config(folder)).to_dict() == first.to_dict()
         assert len(decoded) == 3
 
 
@@ -135,7 +137,7 @@ def test_bad_files_are_looked_at_again(folder, paint, cache, decoded):
     paint("a.png")
     (folder / "bad.png").write_bytes(b"")
     for _ in range(2):
-        assert len(data.check(config(folder)).refused) == 1
+        assert len(data.check_images(config(folder)).refused) == 1
     assert len(decoded) == 2
     assert not list(cache.iterdir())
 
@@ -144,18 +146,18 @@ def test_a_cache_that_cannot_be_written_does_not_matter(folder, paint, monkeypat
     paint("a.png")
     (tmp_path / "blocker").write_text("a file")
     monkeypatch.setenv("UNVEIL_CACHE", str(tmp_path / "blocker" / "cache"))
-    assert data.check(config(folder)).found == 1
+    assert data.check_images(config(folder)).num_files == 1
 
 
 def test_progress_counts_to_the_end_and_may_stop_the_check(folder, paint):
     for number in range(20):
         paint(f"{number}.png")
     told = []
-    data.check(config(folder, max_pixels=10_000), progress=lambda done, total: told.append((done, total)))
+    data.check_images(config(folder, max_pixels=10_000), progress=lambda done, total: told.append((done, total)))
     assert told == [(16, 20), (20, 20)]
 
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        data.check(config(folder, max_pixels=20_000), progress=stop)
+        data.check_images(config(folder, max_pixels=20_000), progress=stop)

@@ -15,17 +15,17 @@ from PIL import Image
 from torch import Tensor
 
 from unveil import data, playground
-from unveil.data.fingerprint import content, tensors
-from unveil.data.latent_cache import Cached, Encoder, Keeping, kept
+from unveil.data.fingerprint import dataset_fingerprint, tensors_fingerprint
+from unveil.data.latent_cache import CachedLatents, LatentCacheOptions, LatentEncoder, cache_latents
 from unveil.types import DataError, NonFinite, OutputError, RecipeError, ShapeError
 
 NUMBERS = torch.Generator().manual_seed(0)
 PIXELS = torch.randint(0, 256, (7, 1, 4, 6), dtype=torch.uint8, generator=NUMBERS)
 
 
-def stored(pixels: Tensor = PIXELS, labels: bool = True) -> data.Stored:
+def stored(pixels: Tensor = PIXELS, labels: bool = True) -> data.ImageTensorDataset:
     classes = ["even", "odd"] if labels else None
-    return data.Stored(pixels, torch.arange(len(pixels)) % 2 if labels else None, classes)
+    return data.ImageTensorDataset(pixels, torch.arange(len(pixels)) % 2 if labels else None, classes)
 
 
 def says(pixels: Tensor) -> Tensor:
@@ -35,12 +35,14 @@ def says(pixels: Tensor) -> Tensor:
     return torch.cat([half * tilt, -half, half - 1, half * 0.5], 1)
 
 
-ENCODER = Encoder(says, "weights", 2, (2.0, 4.0), (0.5, -0.5))
+ENCODER = LatentEncoder(says, "weights", 2, (2.0, 4.0), (0.5, -0.5))
 
 
-def made(tmp_path: Path, items: Any = None, encoder: Encoder = ENCODER, **how: Any) -> Cached:
+def made(tmp_path: Path, items: Any = None, encoder: LatentEncoder = ENCODER, **how: Any) -> CachedLatents:
     items = stored() if items is None else items
-    return Cached(items, kept(items, encoder, Keeping(folder=tmp_path, **{"batch": 3, **how}))[0])
+    return CachedLatents(
+        items, cache_latents(items, encoder, LatentCacheOptions(folder=tmp_path, **{"batch": 3, **how}))[0]
+    )
 
 
 @pytest.fixture
@@ -54,8 +56,8 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def opened(root: Path, **changes: Any) -> data.Folder:
-    return data.Folder(data.FolderConfig(str(root), 4, held_out=0, **changes))
+def opened(root: Path, **changes: Any) -> data.ImageFolderDataset:
+    return data.ImageFolderDataset(data.FolderConfig(str(root), 4, held_out=0, **changes))
 
 
 def test_it_holds_what_the_encoder_said(tmp_path: Path):
@@ -76,7 +78,7 @@ def test_both_versions_of_a_picture_are_kept(tmp_path: Path):
     for index, item in enumerate(found):
         assert torch.equal(item["pixels"][1], mirrored[index])
         assert not torch.equal(item["pixels"][1], item["pixels"][0].flip(-1))
-    assert kept(stored(), ENCODER, Keeping(folder=tmp_path))[0] != found.path
+    assert cache_latents(stored(), ENCODER, LatentCacheOptions(folder=tmp_path))[0] != found.path
 
 
 def test_it_is_a_file_of_latents_like_any_other(tmp_path: Path):
@@ -91,7 +93,7 @@ def test_it_is_a_file_of_latents_like_any_other(tmp_path: Path):
     assert (report.count, report.shape, report.classes) == (7, (2, 2, 3), {"even": 4, "odd": 3})
     assert report.mean == pytest.approx(expected.double().mean((0, 2, 3)).tolist())
     assert report.metadata["moments"] == "2"
-    codes = made(tmp_path, encoder=Encoder(lambda pixels: says(pixels)[:, :2], "codes"))
+    codes = made(tmp_path, encoder=LatentEncoder(lambda pixels: says(pixels)[:, :2], "codes"))
     assert codes.packed.latent == (2, 2, 3)
 
 
@@ -103,11 +105,11 @@ def test_it_is_written_once(tmp_path: Path):
         return says(pixels)
 
     told: list[tuple[int, int]] = []
-    encoder, how = replace(ENCODER, encode=encode), Keeping(batch=3, folder=tmp_path)
-    path, there = kept(stored(), encoder, how, lambda done, total: told.append((done, total)))
+    encoder, how = replace(ENCODER, encode=encode), LatentCacheOptions(batch=3, folder=tmp_path)
+    path, there = cache_latents(stored(), encoder, how, lambda done, total: told.append((done, total)))
     assert (calls, told, there) == ([3, 3, 1], [(3, 7), (6, 7), (7, 7)], False)
     before = path.read_bytes()
-    assert kept(stored(), encoder, replace(how, batch=5)) == (path, True)
+    assert cache_latents(stored(), encoder, replace(how, batch=5)) == (path, True)
     assert (len(calls), path.read_bytes()) == (3, before)
     assert sorted(one.suffix for one in tmp_path.iterdir()) == [".lock", ".safetensors"]
 
@@ -131,10 +133,10 @@ def test_whatever_changes_the_latents_changes_the_key(tmp_path: Path):
 
 
 def test_a_folders_key_is_that_of_its_files_and_how_they_are_read(folder: Path):
-    before = content(opened(folder))
-    assert content(opened(folder)) == before
-    assert content(opened(folder, fit="pad")) != before
-    assert content(opened(folder, background="black")) != before
+    before = dataset_fingerprint(opened(folder))
+    assert dataset_fingerprint(opened(folder)) == before
+    assert dataset_fingerprint(opened(folder, fit="pad")) != before
+    assert dataset_fingerprint(opened(folder, background="black")) != before
     times = (folder / "1.png").stat()
     first, second = (folder / name for name in ("1.png", "2.png"))
     kept_first, kept_second = first.read_bytes(), second.read_bytes()
@@ -142,53 +144,55 @@ def test_a_folders_key_is_that_of_its_files_and_how_they_are_read(folder: Path):
     first.write_bytes(kept_second)
     second.write_bytes(kept_first)
     os.utime(first, ns=(times.st_atime_ns, times.st_mtime_ns))  # what a check by time and size would not see
-    assert content(listed) != before
+    assert dataset_fingerprint(listed) != before
     first.unlink()
     with pytest.raises(DataError, match=r"1\.png"):
-        content(listed)
+        dataset_fingerprint(listed)
 
 
 def test_the_hash_of_any_other_data_set_is_that_of_its_items():
     scenes = playground.ScenesConfig(size=16, count=3, held_out=2)
-    before = content(playground.Scenes(scenes))
-    assert content(playground.Scenes(scenes)) == before
-    assert content(playground.Scenes(replace(scenes, seed=1))) != before
-    assert content(playground.Scenes(scenes, "held-out")) != before
+    before = dataset_fingerprint(playground.Scenes(scenes))
+    assert dataset_fingerprint(playground.Scenes(scenes)) == before
+    assert dataset_fingerprint(playground.Scenes(replace(scenes, seed=1))) != before
+    assert dataset_fingerprint(playground.Scenes(scenes, "held-out")) != before
     with pytest.raises(ShapeError, match="item 0, 'pixels': list; must be"):
-        content([{"pixels": [1, 2]}])
+        dataset_fingerprint([{"pixels": [1, 2]}])
 
 
 def test_one_weight_changes_the_hash_of_tensors():
     weights = {"a": torch.zeros(3), "b": torch.ones(2, 2)}
-    before = tensors(weights)
-    assert tensors(dict(reversed(weights.items()))) == before
-    assert tensors({"a": torch.zeros(3), "c": torch.ones(2, 2)}) != before
-    assert tensors({"a": torch.zeros(3, dtype=torch.float16), "b": torch.ones(2, 2)}) != before
-    assert tensors({"a": torch.zeros(3), "b": torch.ones(4)}) != before
+    before = tensors_fingerprint(weights)
+    assert tensors_fingerprint(dict(reversed(weights.items()))) == before
+    assert tensors_fingerprint({"a": torch.zeros(3), "c": torch.ones(2, 2)}) != before
+    assert tensors_fingerprint({"a": torch.zeros(3, dtype=torch.float16), "b": torch.ones(2, 2)}) != before
+    assert tensors_fingerprint({"a": torch.zeros(3), "b": torch.ones(4)}) != before
     weights["b"][0, 1] = torch.nextafter(torch.tensor(1.0), torch.tensor(2.0))
-    assert tensors(weights) != before
+    assert tensors_fingerprint(weights) != before
 
 
 def test_a_hint_is_drawn_and_changes_no_latent(tmp_path: Path):
-    def draw(item: data.Hinted) -> Tensor:
+    def draw(item: data.ControlImageDataset) -> Tensor:
         return item["pixels"].expand(3, -1, -1)  # type: ignore[index]
 
-    plain, hinted = made(tmp_path), made(tmp_path, data.Hinted(stored(), draw))  # type: ignore[arg-type]
+    plain, hinted = made(tmp_path), made(tmp_path, data.ControlImageDataset(stored(), draw))  # type: ignore[arg-type]
     assert hinted.path == plain.path
-    asked = Cached(data.Hinted(stored(), draw), plain.path, keys=["hint"])  # type: ignore[arg-type]
+    asked = CachedLatents(data.ControlImageDataset(stored(), draw), plain.path, keys=["hint"])  # type: ignore[arg-type]
     assert torch.equal(asked[2]["hint"], PIXELS[2].expand(3, -1, -1))
     assert torch.equal(asked[2]["pixels"], plain[2]["pixels"])
 
 
 def test_pictures_are_read_only_where_more_is_asked_for(tmp_path: Path, folder: Path):
     items = opened(folder)
-    path = kept(items, Encoder(lambda pixels: pixels.mean(1, keepdim=True), "mean"), Keeping(folder=tmp_path))[0]
-    found = Cached(items, path)
+    path = cache_latents(
+        items, LatentEncoder(lambda pixels: pixels.mean(1, keepdim=True), "mean"), LatentCacheOptions(folder=tmp_path)
+    )[0]
+    found = CachedLatents(items, path)
     for picture in folder.iterdir():
         picture.unlink()
     assert found[3]["pixels"].shape == (1, 1, 4, 4)
     with pytest.raises(DataError):
-        Cached(items, path, keys=["low"])[3]
+        CachedLatents(items, path, keys=["low"])[3]
 
 
 class Stopping:
@@ -205,14 +209,14 @@ class Stopping:
 
 
 def test_an_interrupted_run_goes_on_and_leaves_no_half_file(tmp_path: Path):
-    stopping, how = Stopping(), Keeping(batch=3, folder=tmp_path)
+    stopping, how = Stopping(), LatentCacheOptions(batch=3, folder=tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        kept(stored(), replace(ENCODER, encode=stopping), how)
+        cache_latents(stored(), replace(ENCODER, encode=stopping), how)
     assert not list(tmp_path.glob("*.safetensors"))
     parts = sorted(tmp_path.glob("*.parts/*"))
     assert [part.name for part in parts] == ["0.safetensors", "3.safetensors"]
     parts[1].write_bytes(parts[1].read_bytes()[:-1])  # a damaged one is made anew
-    path, _ = kept(stored(), replace(ENCODER, encode=stopping), how)
+    path, _ = cache_latents(stored(), replace(ENCODER, encode=stopping), how)
     assert stopping.calls == 5
     assert path.read_bytes() == made(tmp_path / "other").path.read_bytes()
     assert not list(tmp_path.glob("*.parts"))
@@ -226,7 +230,7 @@ def test_a_damaged_file_is_made_anew(tmp_path: Path):
 
 
 def _keep(folder: Path, queue: Any) -> None:
-    queue.put(kept(stored(), ENCODER, Keeping(batch=1, folder=folder)))
+    queue.put(cache_latents(stored(), ENCODER, LatentCacheOptions(batch=1, folder=folder)))
 
 
 def test_several_processes_share_one_file(tmp_path: Path):
@@ -252,9 +256,9 @@ def test_what_cannot_be_kept_is_refused(tmp_path: Path):
     with pytest.raises(ShapeError, match=r"the encoder makes \(3, 3, 2, 3\)"):
         made(tmp_path, encoder=replace(ENCODER, encode=lambda p: says(p)[:, :3]))
     with pytest.raises(RecipeError, match=r"dtype torch\.float64"):
-        Keeping(dtype=torch.float64)
+        LatentCacheOptions(dtype=torch.float64)
     with pytest.raises(DataError, match="7 latents for 6 items"):
-        Cached(stored(PIXELS[:6]), made(tmp_path).path)
+        CachedLatents(stored(PIXELS[:6]), made(tmp_path).path)
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="set UNVEIL_CACHE"):
-        kept(stored(), ENCODER, Keeping(folder=tmp_path / "file"))
+        cache_latents(stored(), ENCODER, LatentCacheOptions(folder=tmp_path / "file"))

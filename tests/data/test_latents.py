@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unveil import data
-from unveil.data.latents import packed
+from unveil.data.latents import open_latent_file
 from unveil.types import DataError, NonFinite, OutputError, RecipeError, ShapeError
 
 SHAPE = (4, 3, 5)
@@ -212,7 +212,7 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path):
     assert (tmp_path / "other").read_text() == "of somebody else"
     assert path.read_bytes() == before
     write(tmp_path, 4, force=True)
-    assert packed(path).shape[0] == 4
+    assert open_latent_file(path).shape[0] == 4
     assert sorted(one.name for one in tmp_path.iterdir()) == ["latents.safetensors", "other"]
 
 

@@ -11,14 +11,14 @@ from tests.io.video.tiny_videos import film, frame, number_of, sound, spliced
 from torch.utils.data import DataLoader
 
 from unveil import data
-from unveil.data.fingerprint import content
-from unveil.data.video_folder import upright
+from unveil.data.fingerprint import dataset_fingerprint
+from unveil.data.video_folder import apply_orientation
 from unveil.model.config.data import PartSection
 from unveil.types import DataError, RecipeError
 
 
 def config(folder, **given):
-    return data.ClipsConfig(**({"path": str(folder), "size": "native", "frames": 4, "held_out": 0} | given))
+    return data.VideoFolderConfig(**({"path": str(folder), "size": "native", "frames": 4, "held_out": 0} | given))
 
 
 def only(report):
@@ -30,7 +30,7 @@ def test_pixels_captions_labels_and_times(folder):
     film(folder / "cat/a.mp4", 4), film(folder / "dog/b.webm", 4)
     (folder / "cat/a.txt").write_text("a cat walks")
     clips = data.open(config(folder))
-    assert isinstance(clips, data.Clips)
+    assert isinstance(clips, data.VideoDataset)
     assert (len(clips), clips.classes) == (2, ["cat", "dog"])
     item = clips[0]
     assert (item["text"], item["label"], item["fps"], item["source_fps"]) == ("a cat walks", 0, 12, 12)
@@ -45,7 +45,7 @@ def test_a_metadata_file_names_clips(folder):
     film(folder / "a.mp4", 4), film(folder / "b.mp4", 4)
     rows = [{"file_name": "a.mp4", "text": text} for text in ("one", "two")]
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    report = data.check_clips(config(folder))
+    report = data.check_videos(config(folder))
     assert report.captions == ["one", "two"]
     assert report.ignored == [("b.mp4", "not named in metadata.jsonl")]
 
@@ -65,23 +65,23 @@ def test_a_metadata_file_names_clips(folder):
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_rules_of_time(folder, suffix, rule, numbers):
     film(folder / f"a{suffix}", 12)
-    found = data.Clips(config(folder, **rule))[0]
+    found = data.VideoDataset(config(folder, **rule))[0]
     assert number_of(found["pixels"].numpy()) == numbers
     np.testing.assert_allclose(found["times"], np.array(numbers) / 12)
 
 
 def test_a_variable_rate_needs_a_rule(folder):
     film(folder / "a.mp4", 6, rate=24, ticks=[0, 1, 2, 4, 5, 7])
-    [(_, reason)] = data.check_clips(config(folder)).refused
+    [(_, reason)] = data.check_videos(config(folder)).refused
     assert "variable frame rate (frames 41.7 to 83.3 ms apart) and no rule for it" in reason
     assert "resample: nearest" in reason
     assert "resample: shown" in reason
     with pytest.raises(DataError, match="variable frame rate"):
-        data.Clips(config(folder))
+        data.VideoDataset(config(folder))
     for rule, numbers in (("nearest", [0, 2, 3, 4]), ("shown", [0, 2, 3, 4])):
         given = config(folder, fps=12, resample=rule)
-        assert number_of(data.Clips(given)[0]["pixels"].numpy()) == numbers
-        assert "variable frame rate (frames 41.7 to 83.3 ms apart) to 12 fps" in only(data.check_clips(given))[1]
+        assert number_of(data.VideoDataset(given)[0]["pixels"].numpy()) == numbers
+        assert "variable frame rate (frames 41.7 to 83.3 ms apart) to 12 fps" in only(data.check_videos(given))[1]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_variable_rate_needs_a_rule(folder):
 )
 def test_every_change_is_named_with_its_reason(folder, given, actions, words):
     film(folder / "a.mp4", 12), film(folder / "kept.mp4", 12, size=(8, 8))
-    changes = {change.path: change for change in data.check_clips(config(folder, **given)).changes}
+    changes = {change.path: change for change in data.check_videos(config(folder, **given)).changes}
     if actions is None:
         assert "a.mp4" not in changes
     else:
@@ -117,7 +117,7 @@ def test_every_change_is_named_with_its_reason(folder, given, actions, words):
 
 def test_pieces_of_a_long_clip(folder):
     film(folder / "a.mp4", 14, options={"g": "4"})
-    clips = data.Clips(config(folder, hop=5))
+    clips = data.VideoDataset(config(folder, hop=5))
     assert [number_of(clips[index]["pixels"].numpy()) for index in range(3)] == [
         [0, 1, 2, 3],
         [5, 6, 7, 8],
@@ -140,7 +140,7 @@ def test_pieces_of_a_long_clip(folder):
 )
 def test_sizes(folder, size, given, shape):
     film(folder / "a.mp4", 4, size=size)
-    pixels = data.Clips(config(folder, background="red", **given))[0]["pixels"]
+    pixels = data.VideoDataset(config(folder, background="red", **given))[0]["pixels"]
     assert pixels.shape == (3, 4, *shape)
     assert number_of(pixels.numpy())[-1] == 3 or given.get("fit") == "pad"
     if given.get("fit") == "pad":
@@ -149,11 +149,11 @@ def test_sizes(folder, size, given, shape):
 
 def test_a_turned_clip_stands_upright(folder):
     film(folder / "a.mp4", 4, size=(32, 16), turn=90)
-    pixels = data.Clips(config(folder))[0]["pixels"]
+    pixels = data.VideoDataset(config(folder))[0]["pixels"]
     assert pixels.shape == (3, 4, 32, 16)
     stored = torch.from_numpy(frame(0, 32, 16)).permute(2, 0, 1)
     assert (pixels[:, 0].float() - torch.rot90(stored, 1, (1, 2))).abs().mean() < 8  # counter-clockwise
-    actions, reason = only(data.check_clips(config(folder)))
+    actions, reason = only(data.check_videos(config(folder)))
     assert actions == ("turn",)
     assert "turned upright" in reason
 
@@ -165,7 +165,7 @@ def test_orientations_are_those_of_pictures(turn):
     pixels = torch.arange(6, dtype=torch.uint8).reshape(2, 3)
     image = Image.fromarray(pixels.numpy())
     image.getexif()[0x0112] = turn
-    assert np.array_equal(upright(pixels, turn).numpy(), np.asarray(ImageOps.exif_transpose(image)))
+    assert np.array_equal(apply_orientation(pixels, turn).numpy(), np.asarray(ImageOps.exif_transpose(image)))
 
 
 def test_every_bad_file_is_named_and_the_rest_is_used(folder):
@@ -178,7 +178,7 @@ def test_every_bad_file_is_named_and_the_rest_is_used(folder):
     sound(folder / "song.mp4")
     spliced(folder / "changes.webm", [(16, 16), (32, 32)])
     (folder / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    report = data.check_clips(config(folder))
+    report = data.check_videos(config(folder))
     told = json.loads(json.dumps(report.to_dict()))
     assert {one["path"] for one in told["unreadable"]} == {"text.mp4", "old.avi", "cut.mp4", "song.mp4", "changes.webm"}
     assert all(one["reason"] for one in told["unreadable"])
@@ -196,20 +196,20 @@ def test_every_bad_file_is_named_and_the_rest_is_used(folder):
     ):
         assert name in text
     with pytest.raises(DataError, match=r"5 of 6 files cannot be used(.|\n)*song.mp4: holds sound only"):
-        data.Clips(config(folder))
-    assert len(data.Clips(config(folder, max_bad=0.9))) == 1
+        data.VideoDataset(config(folder))
+    assert len(data.VideoDataset(config(folder, max_bad=0.9))) == 1
 
 
 def test_training_says_what_it_drops_cuts_and_retimes(folder, caplog):
     film(folder / "long.mp4", 12), film(folder / "short.mp4", 3)
-    data.usable_clips(config(folder, fps=6, resample="nearest"))
+    data.check_videos_or_raise(config(folder, fps=6, resample="nearest"))
     for words in ("1 of 2 clips left out", "1 of 2 clips brought to another rate", "1 of 2 clips cut in time"):
         assert words in caplog.text
 
 
 def test_a_file_that_changed_since_the_check_is_an_error(folder):
     path = film(folder / "a.mp4", 8)
-    clips = data.Clips(config(folder, frames=8))
+    clips = data.VideoDataset(config(folder, frames=8))
     film(path, 4)
     with pytest.raises(DataError, match=r"a\.mp4: fewer frames than before; it has changed"):
         clips[0]
@@ -221,7 +221,7 @@ def test_a_file_that_changed_since_the_check_is_an_error(folder):
 def test_workers_see_the_same_items(folder):
     for number in range(4):
         film(folder / f"{number}.mp4", 4 + number)
-    clips = data.Clips(config(folder))
+    clips = data.VideoDataset(config(folder))
     clips[0]  # a decoder is there before the fork
     alone = [clips[index]["pixels"] for index in range(4)]
     loaded = [item["pixels"] for item in DataLoader(clips, batch_size=None, num_workers=2)]
@@ -231,9 +231,9 @@ def test_workers_see_the_same_items(folder):
 def test_an_unchanged_folder_is_not_decoded_again(folder, monkeypatch):
     film(folder / "a.mp4", 6), film(folder / "b.mp4", 6, rate=24, ticks=[0, 1, 2, 4, 5, 7])
     given = config(folder, fps=6, resample="nearest", frames=2)
-    first = data.check_clips(given)
+    first = data.check_videos(given)
     monkeypatch.setattr("unveil.data.video_validation.Decoder", None)  # whatever decodes now, fails
-    again = data.check_clips(given)
+    again = data.check_videos(given)
     assert again.to_dict() == first.to_dict()
     assert (again.films, again.plans) == (first.films, first.plans)
 
@@ -241,7 +241,7 @@ def test_an_unchanged_folder_is_not_decoded_again(folder, monkeypatch):
 def test_the_parts_are_disjoint_by_file(folder):
     for number in range(6):
         film(folder / f"{number}.mp4", 8, size=(16 + 2 * number, 16))
-    parts = [data.Clips(config(folder, hop=4, held_out=0.3), part) for part in ("train", "held-out")]
+    parts = [data.VideoDataset(config(folder, hop=4, held_out=0.3), part) for part in ("train", "held-out")]
     files = [{scene.entry.path for scene in clips.entries} for clips in parts]
     assert not files[0] & files[1]
     assert len(files[0] | files[1]) == 6
@@ -251,17 +251,19 @@ def test_the_parts_are_disjoint_by_file(folder):
 def test_held_out_clips_are_the_same_whichever_way_training_reads(folder):
     for number in range(6):
         film(folder / f"{number}.mp4", 8, size=(16 + 2 * number, 16))
-    train, other = (data.Clips(config(folder, held_out=0.3, decode="fast"), part) for part in ("train", "held-out"))
+    train, other = (
+        data.VideoDataset(config(folder, held_out=0.3, decode="fast"), part) for part in ("train", "held-out")
+    )
     assert (train.rule.decode, other.rule.decode) == ("fast", "exact")
 
 
 def test_the_content_hash_sees_files_and_pieces(folder):
     film(folder / "a.mp4", 8)
-    first = content(data.Clips(config(folder)))
-    assert content(data.Clips(config(folder))) == first
-    assert content(data.Clips(config(folder, hop=4))) != first
+    first = dataset_fingerprint(data.VideoDataset(config(folder)))
+    assert dataset_fingerprint(data.VideoDataset(config(folder))) == first
+    assert dataset_fingerprint(data.VideoDataset(config(folder, hop=4))) != first
     film(folder / "a.mp4", 8, size=(18, 16))
-    assert content(data.Clips(config(folder))) != first
+    assert dataset_fingerprint(data.VideoDataset(config(folder))) != first
 
 
 @pytest.mark.parametrize(
@@ -293,4 +295,4 @@ def test_clips_in_a_recipe(folder):
         {"kind": "clips", "path": str(folder), "size": "native", "frames": 4, "resample": "nearest", "fps": 12}
     )
     assert isinstance(section, PartSection)
-    assert section.build() == data.ClipsConfig(str(folder), "native", 4, fps=12, resample="nearest")
+    assert section.build() == data.VideoFolderConfig(str(folder), "native", 4, fps=12, resample="nearest")

@@ -90,7 +90,7 @@ def playground(folder: Path) -> None:
 
 def filmed(folder: Path) -> None:
     """The folder clips: MP4 and GIF files of several sizes and two rates, with captions."""
-    from unveil.io.video.writer import write_clip
+    from unveil.io.video.writer import write_video
 
     pytest.importorskip("av")
     (folder / "clips").mkdir()
@@ -100,7 +100,7 @@ def filmed(folder: Path) -> None:
         item = data.open(world)[number]
         pixels = torch.as_tensor(item["pixels"])[:, :, : side - 8 * (number % 3 == 0)]
         name = f"{number:02d}.{'gif' if number == 3 else 'mp4'}"
-        write_clip(folder / "clips" / name, pixels, rate)
+        write_video(folder / "clips" / name, pixels, rate)
         (folder / "clips" / f"{number:02d}.txt").write_text(item["text"], "utf-8")
 
 
@@ -142,7 +142,7 @@ def _filming() -> tuple[Model, list[str]]:
         torch.manual_seed(0)
         model = build(recipe.model)
     world: Any = data.open(PlaygroundConfig(languages=("en", "zh"), count=2000))
-    return model, [str(item["text"]) for item in world.told(range(2000))]
+    return model, [str(item["text"]) for item in world.annotations(range(2000))]
 
 
 def _lora(model: Model) -> lora_export.LoraFile:

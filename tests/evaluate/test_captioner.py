@@ -8,7 +8,7 @@ from unveil import data, playground
 from unveil.evaluate.captioner import check, evaluate_captions
 from unveil.evaluate.html_report import page
 from unveil.playground.caption_parser import parse
-from unveil.playground.world.caption_templates import DRAWS, tell
+from unveil.playground.world.caption_templates import DRAWS, write_caption
 from unveil.types import RecipeError
 
 TRUTH = parse("a small red circle starts at the centre and moves left. black background, camera static")
@@ -43,7 +43,7 @@ def test_a_report_has_shares_intervals_and_chance():
     world = data.open(playground.PlaygroundConfig(registers=("dense",), held_out=60), "held-out")
 
     def half_right(items):
-        told = [tell(item["attributes"], "dense", "en", [0.5] * DRAWS).text for item in items]
+        told = [write_caption(item["attributes"], "dense", "en", [0.5] * DRAWS).text for item in items]
         return [text if place % 2 else text.replace("camera static", "") for place, text in enumerate(told)]
 
     report = evaluate_captions(half_right, world, count=40)

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from unveil import data
-from unveil.data import Stored
+from unveil.data import ImageTensorDataset
 from unveil.evaluate import features
 from unveil.nn.cnn import Cnn, CnnConfig
 from unveil.nn.vit import ViTConfig
@@ -21,7 +21,7 @@ SMALL = ClassifierConfig(CnnConfig(1, 8, 10, (8, 16), features=12), epochs=4, ba
 
 
 @pytest.fixture(scope="module")
-def parts() -> tuple[Stored, Stored]:
+def parts() -> tuple[ImageTensorDataset, ImageTensorDataset]:
     return data.digits("train"), data.digits("held-out")
 
 
@@ -51,7 +51,7 @@ def test_it_learns_the_same_from_the_same_seed_and_leaves_the_global_one_alone(p
 
 
 def test_fewer_pictures_than_a_batch_are_refused(parts):
-    few = Stored(parts[0].pixels[:90], parts[0].labels[:90], parts[0].classes)
+    few = ImageTensorDataset(parts[0].pixels[:90], parts[0].labels[:90], parts[0].classes)
     with pytest.raises(RecipeError, match="batch = 128: more than the 90 training pictures"):
         train_classifier(replace(SMALL, batch=128), few, parts[1])
 
@@ -70,7 +70,7 @@ def test_a_vit_is_trained_and_gives_features(parts, tmp_path: Path, stem, precis
     told = yaml.safe_load(card.read_text())["accuracy_by_size"]
     assert told == {size: pytest.approx(share, abs=1e-4) for size, share in trained.by_size.items()}
     loaded = features.classifier(card)
-    read = loaded.read(parts[1].pixels[:50])
+    read = loaded.extract(parts[1].pixels[:50])
     assert (loaded.dim, tuple(read.features.shape)) == (32, (50, 32))
     with torch.inference_mode():
         expected = trained.network(features.to_unit(parts[1].pixels[:50])).logits
@@ -113,7 +113,7 @@ def test_lower_precision_is_another_training_near_the_first(parts):
 
 def test_pictures_without_usable_labels_are_refused(parts):
     with pytest.raises(RecipeError, match="a label each"):
-        train_classifier(SMALL, Stored(parts[0].pixels), parts[1])
+        train_classifier(SMALL, ImageTensorDataset(parts[0].pixels), parts[1])
     with pytest.raises(RecipeError, match="labels 0 to 9: the network has 3 classes"):
         train_classifier(replace(SMALL, network=CnnConfig(1, 8, 3, (8,))), *parts)
 

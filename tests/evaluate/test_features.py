@@ -21,7 +21,7 @@ def digits() -> features.FeatureNetwork:
     return features.load("digits")
 
 
-def accuracy(network: features.FeatureNetwork, dataset: data.Stored) -> float:
+def accuracy(network: features.FeatureNetwork, dataset: data.ImageTensorDataset) -> float:
     return float((network.logits(dataset.pixels).argmax(1) == dataset.labels).double().mean())
 
 
@@ -37,7 +37,7 @@ def test_fashion_is_read():
     except DataError as absent:
         pytest.skip(f"Fashion-MNIST is not installed: {absent}")
     network = features.load("fashion")
-    quarter = data.Stored(dataset.pixels[::4], dataset.labels[::4])
+    quarter = data.ImageTensorDataset(dataset.pixels[::4], dataset.labels[::4])
     found = accuracy(network, quarter)
     assert found >= 0.91
     assert found == pytest.approx(network.accuracy, abs=0.015)  # three deviations of a share of 2,500
@@ -46,7 +46,7 @@ def test_fashion_is_read():
 def test_batches_do_not_matter_and_progress_is_told(digits: features.FeatureNetwork):
     pixels = data.digits("held-out").pixels[:300]
     told: list[tuple[int, int]] = []
-    whole = digits.read(pixels, lambda done, total: told.append((done, total)))
+    whole = digits.extract(pixels, lambda done, total: told.append((done, total)))
     assert whole.features.shape == (300, digits.dim)
     assert whole.logits is not None
     assert whole.logits.shape == (300, 10)
@@ -65,7 +65,7 @@ def test_features_have_a_spread_of_order_1(digits: features.FeatureNetwork):
 
 def test_pixels_need_no_weights():
     network = features.load("pixels", shape=(1, 2, 3))
-    found = network.read(torch.tensor([0, 255, 51], dtype=torch.uint8).repeat(2).reshape(1, 1, 2, 3))
+    found = network.extract(torch.tensor([0, 255, 51], dtype=torch.uint8).repeat(2).reshape(1, 1, 2, 3))
     torch.testing.assert_close(found.features, torch.tensor([[-1.0, 1.0, -0.6, -1.0, 1.0, -0.6]]))
     assert found.logits is None
     with pytest.raises(RecipeError, match="has no classes"):
@@ -88,9 +88,9 @@ def test_names_and_options_that_cannot_work(name: str, options: dict, message: s
 
 def test_pictures_of_another_kind_are_refused(digits: features.FeatureNetwork):
     with pytest.raises(ShapeError, match=r"reads \(B, 1, 8, 8\)"):
-        digits.read(torch.zeros(1, 1, 28, 28, dtype=torch.uint8))
+        digits.extract(torch.zeros(1, 1, 28, 28, dtype=torch.uint8))
     with pytest.raises(ShapeError, match="uint8"):
-        digits.read(torch.zeros(1, 1, 8, 8))
+        digits.extract(torch.zeros(1, 1, 8, 8))
 
 
 def test_a_flipped_bit_is_found(tmp_path: Path):

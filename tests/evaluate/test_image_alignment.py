@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from unveil import data
-from unveil.evaluate.conditional import Draw
+from unveil.evaluate.conditional import SamplingOptions
 from unveil.evaluate.image_alignment import evaluate_prompts
 from unveil.io.images import to_unit
 from unveil.model.config import SampleConfig
-from unveil.playground.scene_iou import seen_objects
+from unveil.playground.scene_iou import detect_scene
 from unveil.playground.scenes import Scenes, ScenesConfig
 from unveil.playground.shapes import COLOURS, KINDS
 from unveil.types import Item
@@ -49,12 +49,12 @@ class Told:
 
 
 def judged(model: Told, count: int = 80) -> dict[str, Any]:
-    return dict(evaluate_prompts(model, HELD_OUT, Draw(batch=40), count=count).results)  # type: ignore[arg-type]
+    return dict(evaluate_prompts(model, HELD_OUT, SamplingOptions(batch=40), count=count).results)  # type: ignore[arg-type]
 
 
 def test_objects_are_read_with_colour_and_kind():
     for item in SINGLE[:60]:
-        seen = seen_objects(item["pixels"])
+        seen = detect_scene(item["pixels"])
         assert (seen.kinds.tolist(), seen.colours.tolist()) == (item["kinds"].tolist(), item["colours"].tolist())
 
 
@@ -84,7 +84,7 @@ def test_a_negative_prompt_that_is_obeyed_is_seen_and_one_that_is_not_is_not():
 
 
 def test_findings_and_page_say_it():
-    report = evaluate_prompts(Told(), HELD_OUT, Draw(batch=40), count=80)  # type: ignore[arg-type]
+    report = evaluate_prompts(Told(), HELD_OUT, SamplingOptions(batch=40), count=80)  # type: ignore[arg-type]
     lines = report.summary()
     assert any(line.startswith("named attributes seen: ") for line in lines)
     assert any(line.startswith("what a negative prompt names: ") for line in lines)

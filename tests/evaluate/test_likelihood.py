@@ -29,12 +29,12 @@ def test_the_bound_is_the_sum_of_its_parts_and_the_batch_does_not_matter(model: 
     calls: list[tuple[int, int]] = []
     found = bits_per_dim(model, held_out, count=6, steps=5, batch=4, on_progress=lambda *at: calls.append(at))
     assert found.terms.shape == (6, 5)
-    torch.testing.assert_close(found.per_picture, found.prior + found.terms.sum(1))
-    assert found.interval.value == pytest.approx(float(found.per_picture.mean()))
+    torch.testing.assert_close(found.per_image, found.prior + found.terms.sum(1))
+    assert found.interval.value == pytest.approx(float(found.per_image.mean()))
     assert found.interval.low <= found.interval.value <= found.interval.high
     assert calls == [(i, 10) for i in range(1, 11)]
     other = bits_per_dim(model, held_out, count=6, steps=5, batch=6)
-    torch.testing.assert_close(other.per_picture, found.per_picture, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(other.per_image, found.per_image, rtol=1e-4, atol=1e-4)
     assert bits_per_dim(model, held_out, count=6, steps=5, seed=1).interval.value != found.interval.value
 
 
@@ -50,8 +50,8 @@ def test_the_odes_likelihood_is_the_mean_over_pictures_each_with_its_own_conditi
     condition, _ = model.encode({"label": [held_out[row]["label"]]}, 1)
     x0, noise = to_unit(held_out[row]["pixels"][None]), SampleRNG(0, [row]).bind((1, 8, 8))
     alone = ode_bits(model.step(condition), model.process, x0, noise=noise, probes=2, tolerance=TOLERANCE)
-    assert float(found.per_picture[1]) == pytest.approx(float(alone.value), rel=1e-3)
-    assert found.interval.value == pytest.approx(float(found.per_picture.mean()))
+    assert float(found.per_image[1]) == pytest.approx(float(alone.value), rel=1e-3)
+    assert found.interval.value == pytest.approx(float(found.per_image.mean()))
     assert 0 < found.error < found.interval.value
     with pytest.raises(RecipeError, match="probe"):
         ode_bits_per_dim(model, held_out, count=1, probes=0)
@@ -59,8 +59,8 @@ def test_the_odes_likelihood_is_the_mean_over_pictures_each_with_its_own_conditi
 
 def test_what_cannot_have_a_bound_is_named(model: Model):
     with pytest.raises(DataError, match="6 of 6 pictures have no 'label'"):
-        bits_per_dim(model, data.Stored(data.digits("held-out").pixels[:6]), steps=5)
+        bits_per_dim(model, data.ImageTensorDataset(data.digits("held-out").pixels[:6]), steps=5)
     with pytest.raises(DataError, match="without pictures"):
-        bits_per_dim(model, data.Stored(data.digits("held-out").pixels[:0]), steps=5)
+        bits_per_dim(model, data.ImageTensorDataset(data.digits("held-out").pixels[:0]), steps=5)
     with pytest.raises(RecipeError, match="part 0 has 1000 steps, 5000 asked"):
         bits_per_dim(model, data.digits("held-out"), steps=5000)

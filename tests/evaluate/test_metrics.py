@@ -75,16 +75,16 @@ def test_a_copy_is_nearest_to_its_original_at_distance_0():
     random = np.random.default_rng(1)
     pool = torch.from_numpy(random.integers(0, 256, (40, 1, 9, 7), dtype=np.uint8))
     queries = torch.cat([pool[[31, 5]], pool[[7]] ^ 1])
-    found = metrics.nearest(queries, pool)
+    found = metrics.nearest_neighbours(queries, pool)
     assert found.place.tolist() == [31, 5, 7]
     assert found.distance.tolist() == [0.0, 0.0, pytest.approx(1 / 255)]
 
 
 def test_nearest_is_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch):
     pictures = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (60, 1, 4, 4), dtype=np.uint8))
-    whole = metrics.nearest(pictures[:20], pictures[20:])
+    whole = metrics.nearest_neighbours(pictures[:20], pictures[20:])
     monkeypatch.setattr(metrics, "_PAIRS", 100)
-    pieces = metrics.nearest(pictures[:20], pictures[20:])
+    pieces = metrics.nearest_neighbours(pictures[:20], pictures[20:])
     assert torch.equal(whole.distance, pieces.distance)
     assert torch.equal(whole.place, pieces.place)
 
@@ -106,9 +106,9 @@ def test_a_bootstrap_keeps_its_place_where_repeats_shift_the_statistic():
 
 
 def test_shares_keep_an_interval_at_the_ends():
-    sure = metrics.share(torch.ones(100, dtype=torch.bool))
+    sure = metrics.proportion(torch.ones(100, dtype=torch.bool))
     assert sure == metrics.Interval(1.0, pytest.approx(0.963, abs=1e-3), 1.0)  # Wilson's score interval
-    half = metrics.share(torch.arange(100) < 50)
+    half = metrics.proportion(torch.arange(100) < 50)
     assert (half.low, half.high) == (pytest.approx(0.404, abs=1e-3), pytest.approx(0.596, abs=1e-3))
 
 
@@ -120,7 +120,7 @@ def test_mistakes_are_named():
     with pytest.raises(ShapeError, match="at most N splits"):
         metrics.inception_score(torch.zeros(4, 2), splits=5)
     with pytest.raises(ShapeError, match="both must be uint8"):
-        metrics.nearest(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4))
+        metrics.nearest_neighbours(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4))
     with pytest.raises(NonFinite):
         metrics.kid(rows(9, 3, 1) * torch.inf, rows(9, 3, 2))
     with pytest.raises(RecipeError, match="1 bootstrap draws"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from unveil.evaluate.psnr_ssim import decibels, squared_errors, ssim
+from unveil.evaluate.psnr_ssim import mse, psnr, ssim
 from unveil.types import ShapeError
 
 
@@ -23,17 +23,17 @@ def test_decibels_of_a_known_error():
     x = torch.full((2, 1, 4, 4), 100, dtype=torch.uint8)
     y = x.clone()
     y[0] += 51  # 0.2 of the range
-    errors = squared_errors(x, y)
+    errors = mse(x, y)
     assert errors.tolist() == pytest.approx([0.04, 0])
-    assert decibels(errors)[0].item() == pytest.approx(13.979, abs=1e-3)
-    assert decibels(errors)[1].item() == pytest.approx(120)
-    assert decibels(errors.mean()).item() == pytest.approx(16.990, abs=1e-3)
+    assert psnr(errors)[0].item() == pytest.approx(13.979, abs=1e-3)
+    assert psnr(errors)[1].item() == pytest.approx(120)
+    assert psnr(errors.mean()).item() == pytest.approx(16.990, abs=1e-3)
 
 
 def test_psnr_is_skimages():
     x, y = pair(3)
     expected = [peak_signal_noise_ratio(a.numpy(), b.numpy(), data_range=255) for a, b in zip(x, y, strict=True)]
-    assert decibels(squared_errors(x, y)).tolist() == pytest.approx(expected)
+    assert psnr(mse(x, y)).tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -56,6 +56,6 @@ def test_what_cannot_be_compared_is_refused():
     with pytest.raises(ShapeError, match="SSIM needs at least 11 pixels a side"):
         ssim(x[..., :8, :8], y[..., :8, :8])
     with pytest.raises(ShapeError, match="both must be uint8"):
-        squared_errors(x.float(), y.float())
+        mse(x.float(), y.float())
     with pytest.raises(ShapeError, match="of one shape"):
         ssim(x, y[:2])

@@ -19,7 +19,7 @@ from unveil.autoencoders import (
 )
 from unveil.evaluate import Report, compare, features, fid
 from unveil.evaluate.perceptual import perceptual
-from unveil.evaluate.reconstruction import Networks, evaluate_autoencoder, through
+from unveil.evaluate.reconstruction import MetricNetworks, evaluate_autoencoder, reconstruct
 from unveil.evaluate.report import findings
 from unveil.io import images
 from unveil.playground.dataset import Playground, PlaygroundConfig
@@ -66,7 +66,7 @@ def dark(count: int = 30) -> Items:
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    networks = Networks(features.load("pixels", shape=(1, 12, 12)), ("digits", perceptual("digits")))
+    networks = MetricNetworks(features.load("pixels", shape=(1, 12, 12)), ("digits", perceptual("digits")))
     return evaluate_autoencoder(Brighter(AutoencoderKLConfig(**BASE)), dark(200), networks)  # type: ignore[arg-type]
 
 
@@ -80,7 +80,7 @@ def test_psnr_is_told_of_the_pooled_error_and_as_a_mean_over_pictures(report):
 
 def test_the_other_numbers_are_those_of_the_same_pictures(report):
     items = dark(200)
-    made = through(Brighter(AutoencoderKLConfig(**BASE)), items.pixels).pixels  # type: ignore[arg-type]
+    made = reconstruct(Brighter(AutoencoderKLConfig(**BASE)), items.pixels).pixels  # type: ignore[arg-type]
     judge = perceptual("digits")
     distance = judge(images.to_unit(made), images.to_unit(items.pixels)).mean()
     assert report.results["perceptual"]["value"] == pytest.approx(float(distance), rel=1e-4)
@@ -111,7 +111,7 @@ def test_a_report_is_written_read_and_told(report, tmp_path):
 
 
 def test_other_pictures_make_another_protocol(report):
-    other = evaluate_autoencoder(Brighter(AutoencoderKLConfig(**BASE)), dark(60), Networks())  # type: ignore[arg-type]
+    other = evaluate_autoencoder(Brighter(AutoencoderKLConfig(**BASE)), dark(60), MetricNetworks())  # type: ignore[arg-type]
     assert other.protocol_sha256 != report.protocol_sha256
     with pytest.raises(RecipeError, match="different protocols"):
         compare(report, other)
@@ -126,8 +126,8 @@ def test_codes_in_use_are_counted():
         codec.quantiser.codebook.fill_(100.0)
         codec.quantiser.codebook[3] = -1.0
         codec.quantiser.codebook[5] = 1.0
-    found = evaluate_autoencoder(codec, Items(), Networks())
-    indices = through(codec, Items().pixels).indices
+    found = evaluate_autoencoder(codec, Items(), MetricNetworks())
+    indices = reconstruct(codec, Items().pixels).indices
     assert indices is not None
     shares = torch.bincount(indices.flatten(), minlength=8) / indices.numel()
     assert set(indices.unique().tolist()) == {3, 5}
@@ -137,11 +137,11 @@ def test_codes_in_use_are_counted():
 
 def test_pictures_smaller_than_the_window_have_no_ssim():
     codec = AutoencoderKL(AutoencoderKLConfig(**BASE)).eval()  # type: ignore[arg-type]
-    found = evaluate_autoencoder(codec, Items(size=8), Networks(), count=5)
+    found = evaluate_autoencoder(codec, Items(size=8), MetricNetworks(), count=5)
     assert "smaller than its window" in found.missing["ssim"]
     assert found.results["psnr"]["count"] == 5
     with pytest.raises(ShapeError, match="8 or 12"):
-        evaluate_autoencoder(codec, Items(size=10), Networks())
+        evaluate_autoencoder(codec, Items(size=10), MetricNetworks())
 
 
 class Clips:
@@ -166,7 +166,9 @@ def test_clips_are_measured_frame_by_frame_and_read_by_the_detector():
     codec = VideoAutoencoderKL(
         VideoAutoencoderKLConfig(3, 3, channels=8, multipliers=(1,), blocks=1, z_channels=192, patch=4, span=4)
     ).eval()
-    found = evaluate_autoencoder(codec, Clips(wrong=(1,)), Networks(perceptual=("fashion", perceptual("fashion"))))
+    found = evaluate_autoencoder(
+        codec, Clips(wrong=(1,)), MetricNetworks(perceptual=("fashion", perceptual("fashion")))
+    )
     assert found.results["latents"]["shape"] == [192, 2, 8, 8]
     assert found.results["psnr"]["value"] > 50  # as many latents as pixels: nothing is lost before training
     assert found.results["ssim"]["value"] == pytest.approx(1, abs=1e-3)
@@ -180,4 +182,4 @@ def test_clips_are_measured_frame_by_frame_and_read_by_the_detector():
     assert found.images["rebuilt"].startswith(b"\x89PNG")
     black = Items(3)
     black.pixels = torch.zeros(3, 3, 5, 32, 32, dtype=torch.uint8)
-    assert "do not say what is in them" in evaluate_autoencoder(codec, black, Networks()).missing["things"]
+    assert "do not say what is in them" in evaluate_autoencoder(codec, black, MetricNetworks()).missing["things"]

@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 from unveil import data
-from unveil.evaluate import Origin, Report, Settings, compare, evaluate, features, plots
-from unveil.evaluate.image_set import gather
+from unveil.evaluate import EvaluationSettings, Report, SampleProvenance, compare, evaluate, features, plots
+from unveil.evaluate.image_set import collect_images
 from unveil.evaluate.metrics import Interval
 from unveil.types import DataError, OutputError, RecipeError, ShapeError
 
-QUICK = Settings(floor_splits=4, draws=20, kid_subsets=3)
+QUICK = EvaluationSettings(floor_splits=4, draws=20, kid_subsets=3)
 PARTS = data.digits("train"), data.digits("held-out")
 SAMPLING = {"sampler": "ddim", "steps": 20, "seed": 0}
 
@@ -33,10 +33,10 @@ def network() -> features.FeatureNetwork:
 def fresh(network: features.FeatureNetwork) -> Report:
     """Half of the held-out pictures, judged as if they were samples: as good as a model can be."""
     half = torch.arange(0, 450, 2)
-    samples, rest = PARTS[1].pixels[half], data.Stored(PARTS[1].pixels[half + 1], PARTS[1].labels[half + 1])
+    samples, rest = PARTS[1].pixels[half], data.ImageTensorDataset(PARTS[1].pixels[half + 1], PARTS[1].labels[half + 1])
     bits = {"bits_per_dim": {**Interval(2.0, 1.9, 2.1)._asdict(), "pictures": 8, "steps": 10}}
-    origin = Origin("digits", SAMPLING, bits, {"command": "unveil evaluate x <now>"})
-    return evaluate(samples, PARTS[1].labels[half], PARTS[0], rest, network, QUICK, origin=origin)
+    origin = SampleProvenance("digits", SAMPLING, bits, {"command": "unveil evaluate x <now>"})
+    return evaluate(samples, PARTS[1].labels[half], PARTS[0], rest, network, QUICK, provenance=origin)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,9 @@ def copied(network: features.FeatureNetwork) -> Report:
     """Training pictures with some noise: a model that memorised."""
     noise = 12 * torch.randn(300, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     samples = (PARTS[0].pixels[:300] + noise).clamp(0, 255).round().to(torch.uint8)
-    return evaluate(samples, PARTS[0].labels[:300], *PARTS, network, QUICK, origin=Origin("digits", SAMPLING))
+    return evaluate(
+        samples, PARTS[0].labels[:300], *PARTS, network, QUICK, provenance=SampleProvenance("digits", SAMPLING)
+    )
 
 
 def test_real_pictures_pass_every_measure(fresh: Report):
@@ -100,24 +102,26 @@ def test_any_features_will_do_and_only_a_classifier_reads(copied: Report):
 
 
 def test_the_same_again_is_the_same(copied: Report, network: features.FeatureNetwork):
-    samples = data.Stored(*_noisy())
-    again = evaluate(samples.pixels, samples.labels, *PARTS, network, QUICK, origin=Origin("digits", SAMPLING))
+    samples = data.ImageTensorDataset(*_noisy())
+    again = evaluate(
+        samples.pixels, samples.labels, *PARTS, network, QUICK, provenance=SampleProvenance("digits", SAMPLING)
+    )
     assert again.results == copied.results
     assert again.protocol_sha256 == copied.protocol_sha256
 
 
 def test_every_setting_changes_the_hash(network: features.FeatureNetwork):
-    train, held_out = (data.Stored(part.pixels[:60], part.labels[:60]) for part in PARTS)
-    settings = Settings(count=20, floor_splits=2, draws=2, kid_subsets=2, kid_size=5)
+    train, held_out = (data.ImageTensorDataset(part.pixels[:60], part.labels[:60]) for part in PARTS)
+    settings = EvaluationSettings(count=20, floor_splits=2, draws=2, kid_subsets=2, kid_size=5)
 
-    def protocol(settings: Settings, network: features.FeatureNetwork = network, **sampling: object) -> str:
-        origin = Origin(sampling=sampling)
-        report = evaluate(train.pixels[:30], None, train, held_out, network, settings, origin=origin)
+    def protocol(settings: EvaluationSettings, network: features.FeatureNetwork = network, **sampling: object) -> str:
+        origin = SampleProvenance(sampling=sampling)
+        report = evaluate(train.pixels[:30], None, train, held_out, network, settings, provenance=origin)
         return report.protocol_sha256
 
     changes = {"count": 21, "floor_splits": 3, "draws": 3, "kid_subsets": 3, "kid_size": 6, "splits": 9}
     changes |= {"neighbours": 4, "train_limit": 50, "seed": 1}
-    assert set(changes) == {field.name for field in fields(Settings)}
+    assert set(changes) == {field.name for field in fields(EvaluationSettings)}
     hashes = [protocol(replace(settings, **{name: value})) for name, value in changes.items()]
     hashes += [protocol(settings), protocol(settings, steps=20), protocol(settings, replace(network, sha256="other"))]
     assert len(set(hashes)) == len(hashes)
@@ -187,7 +191,7 @@ def test_a_report_that_was_edited_or_is_none_is_refused(fresh: Report, tmp_path:
 
 def test_mistakes_are_named(network: features.FeatureNetwork):
     with pytest.raises(RecipeError, match=r"500 pictures to compare: must lie in \[4, 300\]"):
-        evaluate(PARTS[0].pixels[:300], None, *PARTS, network, Settings(count=500))
+        evaluate(PARTS[0].pixels[:300], None, *PARTS, network, EvaluationSettings(count=500))
     with pytest.raises(ShapeError, match="must be uint8"):
         evaluate(torch.zeros(9, 1, 8, 8), None, *PARTS, network)
     with pytest.raises(ShapeError, match="3 labels for 9 samples"):
@@ -204,14 +208,14 @@ def test_data_sets_of_any_kind_are_gathered():
         def __getitem__(self, index: int) -> dict:
             return {"pixels": torch.full((3, 2, 2), index, dtype=torch.uint8), "label": index}
 
-    found = gather(Own(), limit=3)
+    found = collect_images(Own(), limit=3)
     assert found.pixels[:, 0, 0, 0].tolist() == [0, 2, 4]
     assert found.labels is not None
     assert found.labels.tolist() == [0, 2, 4]
     with pytest.raises(ShapeError, match="all must be uint8 of one size"):
-        gather([{"pixels": torch.zeros(3, 2, 2)}])  # pyright: ignore[reportArgumentType]
+        collect_images([{"pixels": torch.zeros(3, 2, 2)}])  # pyright: ignore[reportArgumentType]
     with pytest.raises(DataError, match="without pictures"):
-        gather([])  # pyright: ignore[reportArgumentType]
+        collect_images([])  # pyright: ignore[reportArgumentType]
 
 
 def _html(report: Report) -> str:
@@ -231,12 +235,12 @@ def _empty() -> Report:
 
 def test_pictures_are_enlarged_without_smoothing_and_pairs_stay_together():
     black, white = (torch.full((2, 1, 8, 8), value, dtype=torch.uint8) for value in (0, 255))
-    drawn = np.asarray(Image.open(io.BytesIO(plots.sheet(black, 10))))
+    drawn = np.asarray(Image.open(io.BytesIO(plots.make_grid(black, 10))))
     row = drawn[len(drawn) // 2] < 128
     assert set(np.unique(drawn)) == {0, 255}
     assert row.sum() == 2 * 96  # 8 pixels a side are drawn 96 wide
-    row = np.asarray(Image.open(io.BytesIO(plots.pairs(black, black))))[20] < 128
+    row = np.asarray(Image.open(io.BytesIO(plots.pair_grid(black, black))))[20] < 128
     edges = np.flatnonzero(np.diff(row.astype(int)))  # a pair, a pair: each of two dark runs
     assert len(edges) == 8
     assert edges[4] - edges[3] > 2 * (edges[2] - edges[1])
-    assert (np.asarray(Image.open(io.BytesIO(plots.pairs(white, white)))) == 255).all()
+    assert (np.asarray(Image.open(io.BytesIO(plots.pair_grid(white, white)))) == 255).all()

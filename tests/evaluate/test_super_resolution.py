@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from unveil.data.low_res import enlarged, smaller
-from unveil.data.tensor_dataset import Stored
-from unveil.evaluate.conditional import Draw
+from unveil.data.low_res import area_downsample, bicubic_upsample
+from unveil.data.tensor_dataset import ImageTensorDataset
+from unveil.evaluate.conditional import SamplingOptions
 from unveil.evaluate.perceptual import perceptual
 from unveil.evaluate.report import Report
-from unveil.evaluate.super_resolution import evaluate_upscaled
+from unveil.evaluate.super_resolution import evaluate_super_resolution
 from unveil.io.images import to_unit
 from unveil.model.config import SampleConfig
 
@@ -29,8 +29,8 @@ def smooth() -> Tensor:
     return (field > 0).to(torch.uint8) * 200 + 20
 
 
-HELD_OUT = Stored(smooth(), low=7)
-TRUE = {tuple(smaller(one, 7).flatten().tolist()): to_unit(one) for one in HELD_OUT.pixels}
+HELD_OUT = ImageTensorDataset(smooth(), low=7)
+TRUE = {tuple(area_downsample(one, 7).flatten().tolist()): to_unit(one) for one in HELD_OUT.pixels}
 
 
 class Enlarges:
@@ -41,12 +41,12 @@ class Enlarges:
 
     def generate(self, *, raw: dict[str, list[Tensor]], **_: Any) -> Tensor:
         true = torch.stack([TRUE[tuple(one.flatten().tolist())] for one in raw["low"]])
-        plain = enlarged(torch.stack(raw["low"]), (SIDE, SIDE))
+        plain = bicubic_upsample(torch.stack(raw["low"]), (SIDE, SIDE))
         return plain + self.share * (true - plain)
 
 
 def judged(share: float, **more: Any) -> Report:
-    return evaluate_upscaled(Enlarges(share), HELD_OUT, Draw(batch=16), **more)  # type: ignore[arg-type]
+    return evaluate_super_resolution(Enlarges(share), HELD_OUT, SamplingOptions(batch=16), **more)  # type: ignore[arg-type]
 
 
 def test_the_bicubic_enlargement_itself_gains_nothing():

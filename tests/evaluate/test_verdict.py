@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from unveil.evaluate.verdict import Comparison, Paper, interval, judge, overall
+from unveil.evaluate.verdict import Comparison, PublishedResult, interval, judge, overall
 from unveil.types import NonFinite, RecipeError
 
 T_2 = 0.95 / math.sqrt(2 * 0.975 * 0.025)  # the 97.5 % point of Student's t with 2 degrees of freedom, closed form
@@ -82,12 +82,12 @@ def test_placebo_is_judged_alike():
 
 def test_power_is_relative_to_the_papers_effect():
     # width 2 * 4.303 * 0.1 / sqrt(3) = 0.4968 on a worse mean of 10: 4.97 %
-    one = comparison([9.9, 10.0, 10.1], [10.0, 10.0, 10.0], paper=Paper(94.0, 100.0, "table"))
+    one = comparison([9.9, 10.0, 10.1], [10.0, 10.0, 10.0], paper=PublishedResult(94.0, 100.0, "table"))
     assert one.relative_width == pytest.approx(2 * T_2 * 0.1 / math.sqrt(3) / 10, rel=1e-9)
     assert one.has_power  # the paper reports 6 %
     assert one.verdict == "not shown"
     assert one.is_settled  # an effect of 6 % would have been seen
-    weak = comparison([9.9, 10.0, 10.1], [10.0, 10.0, 10.0], paper=Paper(96.0, 100.0, "table"))
+    weak = comparison([9.9, 10.0, 10.1], [10.0, 10.0, 10.0], paper=PublishedResult(96.0, 100.0, "table"))
     assert not weak.has_power  # 4 % would not
     assert not weak.is_settled
     assert comparison([1, 1, 1], [2, 2, 2]).has_power is None

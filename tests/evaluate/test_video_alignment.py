@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unveil.evaluate.conditional import Draw
+from unveil.evaluate.conditional import SamplingOptions
 from unveil.evaluate.html_report import page
 from unveil.evaluate.report import Report, compare
-from unveil.evaluate.video_alignment import evaluate_clips, look
+from unveil.evaluate.video_alignment import detect, evaluate_videos
 from unveil.io.images import to_unit
 from unveil.model.config import SampleConfig
-from unveil.playground.eval_prompts import Asked, score_clips, score_prompts
+from unveil.playground.eval_prompts import PromptSet, eval_prompts, eval_videos
 from unveil.types import RecipeError
 
 COUNT = 60
@@ -32,12 +32,12 @@ class Told:
 
     shape, precision = (3, 16, 32, 32), torch.float32
 
-    def __init__(self, lists: Sequence[Asked], shift: int = 0, *, frozen: bool = False, gone: int = 0) -> None:
+    def __init__(self, lists: Sequence[PromptSet], shift: int = 0, *, frozen: bool = False, gone: int = 0) -> None:
         self.conditioners, self.sampling = {"prompt": None}, SampleConfig()
         self.clips: dict[str, Tensor] = {}
         for asked in lists:
-            prompts = score_prompts(asked, count=COUNT)
-            made = [item["pixels"] for item in score_clips(asked, prompts)]
+            prompts = eval_prompts(asked, count=COUNT)
+            made = [item["pixels"] for item in eval_videos(asked, prompts)]
             for n, prompt in enumerate(prompts):
                 clip = made[(n + shift) % COUNT].clone()
                 clip = clip[:, :1].repeat(1, 16, 1, 1) if frozen else clip
@@ -50,8 +50,8 @@ class Told:
         return torch.stack([to_unit(self.clips[text]) for text in raw["prompt"]])
 
 
-def judged(model: Told, lists: Sequence[Asked] = ("seen",)) -> Report:
-    return evaluate_clips(model, Draw(batch=16), lists, count=COUNT)  # type: ignore[arg-type]
+def judged(model: Told, lists: Sequence[PromptSet] = ("seen",)) -> Report:
+    return evaluate_videos(model, SamplingOptions(batch=16), lists, count=COUNT)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_what_vanishes_is_not_seen_in_every_frame():
 
 
 def test_an_empty_clip_is_nothing():
-    seen = look(torch.zeros(3, 16, 32, 32, dtype=torch.uint8))
+    seen = detect(torch.zeros(3, 16, 32, 32, dtype=torch.uint8))
     assert not seen.visible
     assert set(seen.facts.values()) == {None}
 
@@ -127,8 +127,8 @@ def test_the_page_plays_the_clips(good: Report):
 def test_pictures_are_asked_for_what_does_not_move():
     model = Told(())
     model.shape = (3, 32, 32)  # type: ignore[assignment]
-    prompts = score_prompts("seen", count=COUNT, frames=1)
-    real = score_clips("seen", prompts, frames=1)
+    prompts = eval_prompts("seen", count=COUNT, frames=1)
+    real = eval_videos("seen", prompts, frames=1)
     model.clips = {prompt.text: item["pixels"] for prompt, item in zip(prompts, real, strict=True)}
     report = judged(model, ("seen", "held-out"))
     found = report.results["clips"]["seen"]
@@ -139,7 +139,7 @@ def test_pictures_are_asked_for_what_does_not_move():
     assert report.images["clips seen"].startswith(b"\x89PNG")
     assert "The playground from words" in page(report)
     with pytest.raises(RecipeError, match="pictures do not move"):
-        score_prompts("held-out", frames=1)
+        eval_prompts("held-out", frames=1)
 
 
 def test_a_model_of_something_else_is_refused():

@@ -8,7 +8,7 @@ from unveil import data, playground
 from unveil.playground.caption_parser import parse
 from unveil.playground.dataset import MOTIONS
 from unveil.playground.shapes import COLOURS, KINDS
-from unveil.playground.world.caption_templates import DRAWS, LANGUAGES, LISTS, REGISTERS, tell, words
+from unveil.playground.world.caption_templates import DRAWS, LANGUAGES, LISTS, REGISTERS, words, write_caption
 from unveil.playground.world.rendering import GROUNDS
 
 
@@ -30,9 +30,9 @@ def test_every_combination_goes_round(register, language):
     for colour, shape, size, motion in product(COLOURS, KINDS, ("small", "large"), (*MOTIONS, None)):
         true = facts(colour, shape, size, motion)
         for form in (0.1, 0.5, 0.9):
-            told = tell(true, register, language, [form] * DRAWS, faults=0)
-            assert parse(told.text) == told.said, told.text
-            said = told.said["objects"][0]
+            told = write_caption(true, register, language, [form] * DRAWS, faults=0)
+            assert parse(told.text) == told.facts, told.text
+            said = told.facts["objects"][0]
             assert (said["colour"], said["shape"], said.get("motion")) == (colour, shape, motion)
 
 
@@ -51,7 +51,7 @@ def test_captions_of_all_scenes_go_round(scene):
         panned=0.5,
         languages=LANGUAGES,
     )
-    for item in data.open(config).told(range(600)):
+    for item in data.open(config).annotations(range(600)):
         assert parse(item["text"]) == item["said"], item["text"]
 
 

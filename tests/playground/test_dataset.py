@@ -10,10 +10,10 @@ from unveil import data, playground
 from unveil.model.config import recipe_names  # noqa: F401 - the sections of all kinds are made
 from unveil.model.config.data import Data
 from unveil.playground.dataset import MOTIONS, Playground
-from unveil.playground.eval_prompts import prompts, score_prompts
+from unveil.playground.eval_prompts import dataset_prompts, eval_prompts
 from unveil.playground.shapes import COLOURS, KINDS, PALETTE
-from unveil.playground.world.motion import TEN, View, between_sizes, least_travel, paths, possible, radii
-from unveil.playground.world.objects import held_out
+from unveil.playground.world.motion import TEN, VideoShape, between_sizes, is_possible, min_travel, radii, trajectories
+from unveil.playground.world.objects import is_held_out_combination
 from unveil.types import RecipeError
 
 WIDE = {
@@ -39,10 +39,13 @@ def score():
 
 def of(motion, shape, *, size=32, frames=16, fps=8, count=200, height=None):
     """Paths of one motion, drawn at random."""
-    view, draws = View(height or size, size, frames, fps), np.random.default_rng(0).random((count, 8), dtype=np.float32)
+    view, draws = (
+        VideoShape(height or size, size, frames, fps),
+        np.random.default_rng(0).random((count, 8), dtype=np.float32),
+    )
     radius = radii(draws[:, 6] < 0.5, draws[:, 7], view)
     kinds = np.full(count, KINDS.index(shape))
-    return paths(np.full(count, MOTIONS.index(motion)), kinds, radius, draws[:, :6], view), view
+    return trajectories(np.full(count, MOTIONS.index(motion)), kinds, radius, draws[:, :6], view), view
 
 
 def test_a_clip_is_a_pure_function_of_seed_and_number():
@@ -53,7 +56,7 @@ def test_a_clip_is_a_pure_function_of_seed_and_number():
             assert torch.equal(alone["pixels"], together[number]["pixels"])
             assert torch.equal(alone["track"], together[number]["track"])
             assert alone["text"] == together[number]["text"]
-            told = data.open(config).told([number])[0]
+            told = data.open(config).annotations([number])[0]
             assert {key: alone[key] for key in told} == told
     world = data.open(playground.PlaygroundConfig())
     other = data.open(playground.PlaygroundConfig(seed=1))
@@ -79,13 +82,13 @@ def test_the_score_world_is_what_it_is_fixed_to(score):
 
 def test_training_never_has_a_held_out_combination_and_every_attribute_has_some(score):
     assert not any(item["unseen"] for item in score)
-    out = [(c, k, m) for c in COLOURS for k in KINDS for m in TEN if held_out(c, k, m)]
+    out = [(c, k, m) for c in COLOURS for k in KINDS for m in TEN if is_held_out_combination(c, k, m)]
     assert 32 <= len(out) <= 48
     for place, known in enumerate((COLOURS, KINDS, TEN)):
         assert {each[place] for each in out} == set(known)
-    told = data.open(playground.PlaygroundConfig(**WIDE)).told(range(2000))
+    told = data.open(playground.PlaygroundConfig(**WIDE)).annotations(range(2000))
     assert not any(item["unseen"] for item in told)
-    held = data.open(playground.PlaygroundConfig(held_out=2000), "held-out").told(range(2000))
+    held = data.open(playground.PlaygroundConfig(held_out=2000), "held-out").annotations(range(2000))
     assert 0.07 < np.mean([item["unseen"] for item in held]) < 0.14
 
 
@@ -106,7 +109,7 @@ def test_the_colour_is_where_the_track_says(score):
 @pytest.mark.parametrize("motion", MOTIONS)
 def test_motions_stay_in_the_picture_and_go_far_enough(motion, frames, size):
     for shape in KINDS:
-        if not possible(motion, shape, frames):
+        if not is_possible(motion, shape, frames):
             continue
         found, view = of(motion, shape, size=size, frames=frames)
         assert found.radius.min() >= 3
@@ -120,7 +123,7 @@ def test_motions_stay_in_the_picture_and_go_far_enough(motion, frames, size):
         if motion in ("still", "grow", "shrink", "spin"):
             assert way.max() < (1e-3 if motion != "spin" else size / 4)
         else:
-            assert way.min() > 0.6 * least_travel(view.side)
+            assert way.min() > 0.6 * min_travel(view.side)
 
 
 def test_directions_go_where_they_say():
@@ -154,7 +157,7 @@ def test_orbits_close_and_growth_is_as_stated():
 def test_the_two_sizes_are_apart_at_every_side():
     draw = np.linspace(0, 0.999, 50, dtype=np.float32)
     for side in range(16, 97, 8):
-        view = View(side, side, 16, 8)
+        view = VideoShape(side, side, 16, 8)
         small, large = radii(np.zeros(50, dtype=bool), draw, view), radii(np.ones(50, dtype=bool), draw, view)
         assert small.max() * 1.1 < between_sizes(side) < large.min() / 1.1
 
@@ -211,7 +214,7 @@ def test_pictures_are_items_of_rank_three_and_say_no_motion():
 
 @pytest.mark.parametrize("faults", [1.0, 0.4, 0.0])
 def test_raw_captions_are_wrong_or_short_of_attributes_as_often_as_stated(faults):
-    items = data.open(playground.PlaygroundConfig(registers=("raw",), faults=faults)).told(range(3000))
+    items = data.open(playground.PlaygroundConfig(registers=("raw",), faults=faults)).annotations(range(3000))
     right, wrong, missing = 0, 0, 0
     for item in items:
         thing, said = item["attributes"]["objects"][0], item["said"]["objects"][0]
@@ -226,7 +229,9 @@ def test_raw_captions_are_wrong_or_short_of_attributes_as_often_as_stated(faults
 
 
 def test_short_and_dense_captions_say_nothing_but_the_truth():
-    for item in data.open(playground.PlaygroundConfig(**WIDE | {"registers": ("short", "dense")})).told(range(1000)):
+    for item in data.open(playground.PlaygroundConfig(**WIDE | {"registers": ("short", "dense")})).annotations(
+        range(1000)
+    ):
         for thing, said in zip(item["attributes"]["objects"], item["said"]["objects"], strict=True):
             assert said.items() <= thing.items()
 
@@ -236,7 +241,7 @@ def test_scenes_are_drawn_where_they_have_room_and_as_often_as_they_are_named():
         smallest=16, largest=32, frames=(1, 8, 16), scenes=("objects", "objects", "brush", "impact"), objects=(1, 1, 3)
     )
     world = data.open(config)
-    told = world.told(range(1200))
+    told = world.annotations(range(1200))
     scenes = [item["attributes"]["scene"] for item in told]
     roomy = [bool(side >= 32 and frames >= 8) for frames, side, _ in world.sizes()[:1200].tolist()]
     assert {scene for scene, fits in zip(scenes, roomy, strict=True) if not fits} == {"objects"}
@@ -249,20 +254,20 @@ def test_scenes_are_drawn_where_they_have_room_and_as_often_as_they_are_named():
 
 
 def test_prompts_of_the_score_are_fixed_and_split():
-    lists = {name: score_prompts(name) for name in ("validation", "seen", "held-out")}
+    lists = {name: eval_prompts(name) for name in ("validation", "seen", "held-out")}
     for name, own in lists.items():
         assert len(own) == 500
-        assert own == score_prompts(name)
+        assert own == eval_prompts(name)
         assert [sum(p.register == r for p in own) for r in ("raw", "short", "dense")] == [167, 167, 166]
         for prompt in own:
-            assert {"colour", "shape", "motion"} <= prompt.thing.keys()
-            combination = (prompt.thing[key] for key in ("colour", "shape", "motion"))
-            assert held_out(*combination) == (name == "held-out")
-        assert {p.thing["motion"] for p in own} == set(TEN)
+            assert {"colour", "shape", "motion"} <= prompt.attributes.keys()
+            combination = (prompt.attributes[key] for key in ("colour", "shape", "motion"))
+            assert is_held_out_combination(*combination) == (name == "held-out")
+        assert {p.attributes["motion"] for p in own} == set(TEN)
     assert {p.text for p in lists["validation"]} != {p.text for p in lists["seen"]}
-    assert len(score_prompts("seen", language="zh", count=20)) == 20
+    assert len(eval_prompts("seen", language="zh", count=20)) == 20
     with pytest.raises(RecipeError, match="list 'heldout': must be one of validation, seen, held-out; nearest"):
-        score_prompts("heldout")  # pyright: ignore[reportArgumentType]
+        eval_prompts("heldout")  # pyright: ignore[reportArgumentType]
 
 
 def test_drawing_is_fast_enough_to_train_on():
@@ -329,15 +334,15 @@ def test_a_cut_clip_is_the_square_in_the_middle_of_the_whole_one():
 
 def test_prompts_of_a_world_say_what_its_first_clips_show():
     world = playground.Playground(playground.PlaygroundConfig(held_out=30), "held-out")
-    found = prompts(world, 30, ["raw", "dense"])
+    found = dataset_prompts(world, 30, ["raw", "dense"])
     assert [one.register for one in found] == ["raw", "dense"] * 15
-    for one, item in zip(found, world.told(range(30)), strict=True):
+    for one, item in zip(found, world.annotations(range(30)), strict=True):
         thing = item["attributes"]["objects"][0]
-        assert {name: one.thing[name] for name in ("colour", "shape", "motion")} == {
+        assert {name: one.attributes[name] for name in ("colour", "shape", "motion")} == {
             name: thing[name] for name in ("colour", "shape", "motion")
         }
-    assert found[0].text == prompts(world, 1, ["raw"])[0].text
+    assert found[0].text == dataset_prompts(world, 1, ["raw"])[0].text
     with pytest.raises(RecipeError, match="31 prompts of 30 clips"):
-        prompts(world, 31, ["raw"])
+        dataset_prompts(world, 31, ["raw"])
     with pytest.raises(RecipeError, match="give objects"):
-        prompts(playground.Playground(playground.PlaygroundConfig(scenes=("brush",))), 1, ["raw"])
+        dataset_prompts(playground.Playground(playground.PlaygroundConfig(scenes=("brush",))), 1, ["raw"])

@@ -14,7 +14,7 @@ from unveil.analysis.detector_accuracy import BARS, coded, study_detector
 from unveil.analysis.detector_accuracy import DetectorSettings as Reading
 from unveil.analysis.detector_accuracy import agreement as read_as_it_is
 from unveil.playground.dataset import MOTIONS, TEN
-from unveil.playground.detector import frames_of, read
+from unveil.playground.detector import detect_objects, to_frames
 from unveil.playground.motion_detector import camera_of, pan_of
 from unveil.playground.shapes import COLOURS
 from unveil.types import RecipeError, ShapeError
@@ -90,7 +90,7 @@ def test_patterns_bars_moving_cameras_and_spin_are_read():
     assert found["shape"] >= 0.97
     assert np.mean([found[motion] for motion in MOTIONS]) >= 0.96, found
     for item in items:
-        frames = frames_of(item["pixels"])
+        frames = to_frames(item["pixels"])
         assert camera_of(pan_of(frames), min(frames.shape[1:3])) == item["attributes"]["camera"]
 
 
@@ -98,7 +98,7 @@ def test_turns_walls_places_and_speed_are_read():
     for item in data.open(playground.PlaygroundConfig(smallest=48, largest=48, motions=MOTIONS)).__getitems__(
         range(80)
     ):
-        [seen], [true] = read(item["pixels"]), item["attributes"]["objects"]
+        [seen], [true] = detect_objects(item["pixels"]), item["attributes"]["objects"]
         assert seen.motion is not None
         assert seen.motion.turn == true["turn"]
         assert seen.motion.walls[:1] == ((true["wall"],) if true["wall"] else ())
@@ -118,7 +118,7 @@ def test_several_objects_are_all_read():
     for item in items:
         keys = ("colour", "shape", "motion")
         true = {tuple(thing[key] for key in keys) for thing in item["attributes"]["objects"]}
-        right += {(thing.colour, thing.shape, thing.does) for thing in read(item["pixels"])} == true
+        right += {(thing.colour, thing.shape, thing.motion_name) for thing in detect_objects(item["pixels"])} == true
     assert right >= 57
 
 
@@ -126,17 +126,17 @@ def test_a_thing_that_is_gone_for_a_time_is_told():
     config = playground.PlaygroundConfig(smallest=48, largest=48, panned=1.0, motions=("still",))
     gone = [i for i in data.open(config).__getitems__(range(40)) if i["attributes"]["camera"] == "away"]
     for item in gone:
-        [seen, *_] = read(item["pixels"])
+        [seen, *_] = detect_objects(item["pixels"])
         assert not seen.visible[7:9].any()
         assert seen.visible[[0, 15]].all()
-        assert seen.does == "still"
+        assert seen.motion_name == "still"
 
 
 def test_nothing_is_read_where_nothing_is():
-    assert read(torch.zeros(3, 8, 32, 32, dtype=torch.uint8)) == []
-    assert read(torch.full((3, 4, 16, 16), 70, dtype=torch.uint8)) == []
+    assert detect_objects(torch.zeros(3, 8, 32, 32, dtype=torch.uint8)) == []
+    assert detect_objects(torch.full((3, 4, 16, 16), 70, dtype=torch.uint8)) == []
     with pytest.raises(ShapeError, match=r"must be uint8 \(3, T, H, W\)"):
-        read(torch.zeros(3, 8, 32, 32))
+        detect_objects(torch.zeros(3, 8, 32, 32))
 
 
 @pytest.mark.parametrize("seed", [790, 1481, 1768, 2475, *range(8)])
@@ -146,25 +146,25 @@ def test_fog_is_read_without_fault(seed):
     ground = 255 * torch.rand(3, 1, 1, 1, generator=generator)
     waves = torch.randn(1, 3, 4, 2, 2, generator=generator) * 200 * torch.rand(1, generator=generator)
     fog = ground + functional.interpolate(waves, size=(8, 16, 16), mode="trilinear")[0]
-    for thing in read(fog.clamp(0, 255).to(torch.uint8)):
+    for thing in detect_objects(fog.clamp(0, 255).to(torch.uint8)):
         assert thing.visible.any()
         assert np.isfinite(thing.centres[thing.visible]).all()
 
 
 def test_a_picture_has_no_motion():
     for item in data.open(playground.PlaygroundConfig(frames=(1,))).__getitems__(range(40)):
-        [seen], [true] = read(item["pixels"]), item["attributes"]["objects"]
+        [seen], [true] = detect_objects(item["pixels"]), item["attributes"]["objects"]
         assert (seen.colour, seen.shape, seen.size) == (true["colour"], true["shape"], true["size"])
         assert seen.motion is None
-        assert seen.does is None
+        assert seen.motion_name is None
 
 
 def test_a_frozen_and_a_reversed_clip_are_told_from_the_true_one():
     for item in data.open(playground.PlaygroundConfig(motions=("left", "up", "grow"))).__getitems__(range(20)):
         frozen = item["pixels"][:, :1].expand(-1, 16, -1, -1)
-        assert read(frozen)[0].does == "still"
+        assert detect_objects(frozen)[0].motion_name == "still"
         back = {"left": "right", "up": "down", "grow": "shrink"}[item["attributes"]["objects"][0]["motion"]]
-        assert read(item["pixels"].flip(1))[0].does == back
+        assert detect_objects(item["pixels"].flip(1))[0].motion_name == back
 
 
 def test_a_recoloured_object_is_read_by_its_new_colour():
@@ -172,4 +172,4 @@ def test_a_recoloured_object_is_read_by_its_new_colour():
     for colour, levels in COLOURS.items():
         bright = (item["pixels"].amax(0) > 110)[None]
         pixels = torch.where(bright, torch.tensor(levels, dtype=torch.uint8)[:, None, None, None], 0)
-        assert read(pixels.to(torch.uint8))[0].colour == colour
+        assert detect_objects(pixels.to(torch.uint8))[0].colour == colour

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from unveil import data, playground
-from unveil.playground.caption_parser import language_of, parse, twice, unread
+from unveil.playground.caption_parser import contradictory, language_of, parse, unparsed
 from unveil.playground.dataset import MOTIONS
 from unveil.playground.world.caption_templates import LANGUAGES
-from unveil.prompting import lost, rules
+from unveil.prompting import dropped_attributes, expand_by_rules
 
 SCENES = ("objects", "objects", "brush", "pillars", "paddle", "corridor", "impact")
 
@@ -29,18 +29,18 @@ def said_of_clips(count: int, language: Any) -> Iterator[str]:
         languages=(language,),
         seed=5,
     )
-    return (item["text"] for item in data.open(config).told(range(count)))
+    return (item["text"] for item in data.open(config).annotations(range(count)))
 
 
 def check_nothing_is_lost(prompts: Iterator[str]) -> None:
     for prompt in prompts:
-        found = rules(prompt)
+        found = expand_by_rules(prompt)
         assert found.by == "rules", found
-        assert not lost(parse(prompt), parse(found.text)), found
-        assert not unread(found.text), found
-        assert not twice(found.text), found
+        assert not dropped_attributes(parse(prompt), parse(found.text)), found
+        assert not unparsed(found.text), found
+        assert not contradictory(found.text), found
         assert language_of(found.text) == language_of(prompt)
-        assert rules(found.text).text == found.text  # what is dense has nothing to be filled in
+        assert expand_by_rules(found.text).text == found.text  # what is dense has nothing to be filled in
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -66,7 +66,7 @@ def test_every_attribute_of_two_thousand_prompts_is_kept(language):
     ],
 )  # fmt: skip
 def test_words_of_people_mean_what_they_mean(prompt, thing):
-    found = rules(prompt)
+    found = expand_by_rules(prompt)
     assert found.by == "rules", found
     (told,) = parse(found.text)["objects"]
     assert thing.items() <= told.items()
@@ -92,7 +92,7 @@ def test_words_of_people_mean_what_they_mean(prompt, thing):
     ],
 )
 def test_what_is_not_understood_is_left_as_it_was_typed(prompt):
-    found = rules(prompt)
+    found = expand_by_rules(prompt)
     assert (found.text, found.by) == (prompt, "")
     assert found.note.startswith(("the rules do not know", "it says more than one"))
 
@@ -118,7 +118,7 @@ def test_what_is_not_understood_is_left_as_it_was_typed(prompt):
 )  # fmt: skip
 @pytest.mark.parametrize("seed", range(3))
 def test_what_is_said_is_said_of_its_own_thing(prompt, things, seed):
-    found = rules(prompt, seed)
+    found = expand_by_rules(prompt, seed)
     assert found.by == "rules", found
     told = parse(found.text)["objects"]
     assert len(told) == len(things)
@@ -164,7 +164,7 @@ def test_what_is_said_is_said_of_its_own_thing(prompt, things, seed):
 )
 def test_what_could_mean_something_else_is_left_as_it_was_typed(prompt):
     for seed in range(3):
-        found = rules(prompt, seed)
+        found = expand_by_rules(prompt, seed)
         assert (found.text, found.by) == (prompt, "")
         assert found.note
 
@@ -183,18 +183,18 @@ def test_what_is_filled_in_is_possible():
     wrong = {"left": ("left", "upper left", "lower left"), "up": ("upper left", "top", "upper right")}
     for seed in range(40):
         for motion, places in wrong.items():
-            thing = parse(rules(f"a large red circle moves {motion}", seed).text)["objects"][0]
+            thing = parse(expand_by_rules(f"a large red circle moves {motion}", seed).text)["objects"][0]
             assert thing["start"] not in places
             assert "wall" not in thing
             assert "turn" not in thing
-            ground = parse(rules("a red circle moves up", seed).text)["ground"]
+            ground = parse(expand_by_rules("a red circle moves up", seed).text)["ground"]
             assert ground != "red"  # it would not be seen
 
 
 def test_another_seed_fills_in_otherwise_and_the_same_one_alike():
-    texts = {rules("red circle moves up", seed).text for seed in range(12)}
+    texts = {expand_by_rules("red circle moves up", seed).text for seed in range(12)}
     assert len(texts) > 6
-    assert rules("red circle moves up", 3) == rules("red circle moves up", 3)
+    assert expand_by_rules("red circle moves up", 3) == expand_by_rules("red circle moves up", 3)
 
 
 @pytest.mark.parametrize(
@@ -209,13 +209,13 @@ def test_another_seed_fills_in_otherwise_and_the_same_one_alike():
 def test_what_is_said_beside_decides_what_it_does(prompt, motion):
     prompt = prompt.replace("turns ", "")
     for seed in range(10):
-        assert parse(rules(prompt, seed).text)["objects"][0]["motion"] in motion
+        assert parse(expand_by_rules(prompt, seed).text)["objects"][0]["motion"] in motion
 
 
 def test_of_a_picture_no_motion_is_told_unless_it_is_said():
-    assert "motion" not in parse(rules("a large blue square on green", frames=1).text)["objects"][0]
-    assert parse(rules("a large blue square moves up", frames=1).text)["objects"][0]["motion"] == "up"
-    assert "motion" in parse(rules("a large blue square on green").text)["objects"][0]
+    assert "motion" not in parse(expand_by_rules("a large blue square on green", frames=1).text)["objects"][0]
+    assert parse(expand_by_rules("a large blue square moves up", frames=1).text)["objects"][0]["motion"] == "up"
+    assert "motion" in parse(expand_by_rules("a large blue square on green").text)["objects"][0]
 
 
 @pytest.mark.parametrize(
@@ -231,20 +231,20 @@ def test_of_a_picture_no_motion_is_told_unless_it_is_said():
     ],
 )
 def test_what_the_rules_do_not_know_is_left_as_it_is(prompt, note):
-    found = rules(prompt)
+    found = expand_by_rules(prompt)
     assert (found.text, found.by, found.note) == (prompt, "", note)
 
 
 def test_what_cannot_be_is_told_as_it_was_said():
     """The playground shows no such clip, but it is what was asked for."""
-    text = rules("a small red circle starts at the centre left and moves left").text
+    text = expand_by_rules("a small red circle starts at the centre left and moves left").text
     assert text.startswith("a small red circle starts at the centre left and moves left")
 
 
 def test_things_that_have_no_room_together_are_told_one_by_one():
     crowd = [{"shape": "circle", "colour": "red"}, {"shape": "ring", "colour": "cyan"}] * 3
     text = " and ".join(f"a large {one['colour']} {one['shape']} bounces" for one in crowd)
-    found = rules(text)
+    found = expand_by_rules(text)
     assert found.by == "rules"
     assert len(parse(found.text)["objects"]) == 6
 
@@ -260,4 +260,4 @@ def test_things_that_have_no_room_together_are_told_one_by_one():
     ],
 )
 def test_what_is_lost_is_named(told, missing):
-    assert lost(parse("a small red circle moves left"), parse(told)) == missing
+    assert dropped_attributes(parse("a small red circle moves left"), parse(told)) == missing

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from unveil import data, playground
-from unveil.playground.scene_detectors import broken, rebounds, trail, walked, yaw
+from unveil.playground.scene_detectors import corridor_progress, fracture_frame, rebounds, trail, yaw
 
 
 def clips(scene, count=20, frames=(16, 33)):
@@ -20,10 +20,10 @@ def test_trails_stay():
         found = trail(item["pixels"])
         assert found is not None
         assert found.colour == item["attributes"]["colour"]
-        assert found.kept >= 0.95
+        assert found.remaining >= 0.95
         half = item["pixels"].shape[1] // 2
         gone = torch.cat([item["pixels"][:, : half + 4], item["pixels"][:, : half - 4].flip(1)], dim=1)
-        assert trail(gone).kept < 0.7  # pyright: ignore[reportOptionalMemberAccess]
+        assert trail(gone).remaining < 0.7  # pyright: ignore[reportOptionalMemberAccess]
     assert trail(torch.zeros(3, 8, 32, 32, dtype=torch.uint8)) is None
 
 
@@ -64,8 +64,8 @@ def test_the_cameras_yaw_is_read_to_two_degrees():
 def test_steps_in_a_corridor_are_read():
     for item in clips("corridor"):
         true = np.array(item["attributes"]["gone"])
-        assert np.abs(walked(item["pixels"]) - (true - true[0])).max() < 0.2
-        back = walked(item["pixels"].flip(1))
+        assert np.abs(corridor_progress(item["pixels"]) - (true - true[0])).max() < 0.2
+        back = corridor_progress(item["pixels"].flip(1))
         assert np.sign(back[-1]) == -np.sign(true[-1] - true[0])
 
 
@@ -74,7 +74,7 @@ def test_breaking_is_read_and_when(frames):
     items = clips("impact", frames=frames)
     assert {item["attributes"]["fate"] for item in items} == {"breaks", "lands"}
     for item in items:
-        found = broken(item["pixels"])
+        found = fracture_frame(item["pixels"])
         assert (found is not None) == (item["attributes"]["fate"] == "breaks")
         assert found is None or abs(found - item["attributes"]["hit"]) <= 2
-    assert broken(torch.zeros(3, 8, 32, 32, dtype=torch.uint8)) is None
+    assert fracture_frame(torch.zeros(3, 8, 32, 32, dtype=torch.uint8)) is None

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from unveil.playground.scene_iou import box_iou, class_iou, matched_iou, matched_ious, seen_boxes
+from unveil.playground.scene_iou import box_iou, class_iou, detect_boxes, matched_iou, matched_ious
 from unveil.playground.scenes import Scenes, ScenesConfig
 from unveil.types import ShapeError
 
@@ -47,18 +47,18 @@ def test_class_iou_of_a_known_confusion():
 @pytest.mark.parametrize("size", [32, 64])
 def test_objects_of_a_scene_are_seen_where_they_are(size: int):
     items = Scenes(ScenesConfig(size=size, count=60)).__getitems__(range(60))
-    made, true = [seen_boxes(item["pixels"]) for item in items], [item["boxes"] for item in items]
+    made, true = [detect_boxes(item["pixels"]) for item in items], [item["boxes"] for item in items]
     assert [len(one) for one in made] == [len(one) for one in true]
     assert matched_ious(made, true).mean() > 0.88
     assert matched_ious(made, true).min() > 0.7
-    moved = [seen_boxes(item["pixels"].roll(size // 4, 2)) for item in items]
+    moved = [detect_boxes(item["pixels"].roll(size // 4, 2)) for item in items]
     assert matched_ious(moved, true).mean() < 0.4
 
 
 def test_a_picture_without_objects_shows_none():
-    assert seen_boxes(torch.full((3, 32, 32), 60, dtype=torch.uint8)).shape == (0, 4)
+    assert detect_boxes(torch.full((3, 32, 32), 60, dtype=torch.uint8)).shape == (0, 4)
     with pytest.raises(ShapeError, match="must be uint8"):
-        seen_boxes(torch.zeros(3, 32, 32))
+        detect_boxes(torch.zeros(3, 32, 32))
 
 
 def test_wrong_shapes_are_named():

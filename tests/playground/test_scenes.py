@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unveil import data, playground
-from unveil.playground.scene_captions import Thing, caption, chinese
+from unveil.playground.scene_captions import SceneObject, chinese_caption, english_caption
 from unveil.playground.scenes import CLASSES, OVERLAP, uniforms
 from unveil.playground.shapes import COLOURS, KINDS, PALETTE, Shapes, boxes, coverage
 from unveil.types import RecipeError, ShapeError
@@ -89,20 +89,20 @@ def test_captions_name_what_is_there(scenes):
 
 
 def test_caption_sentences():
-    things = [Thing("circle", "red", "large", 0.2, 0.5), Thing("ring", "blue", "small", 0.8, 0.4)]
-    assert caption(things[:1]) == "a large red circle"
-    assert caption(things, relation=True) == "a large red circle to the left of a small blue ring"
-    assert caption(things[::-1], relation=True) == "a small blue ring to the right of a large red circle"
-    assert caption([*things, Thing("cross", "white", "small", 0.5, 0.9)]) == (
+    things = [SceneObject("circle", "red", "large", 0.2, 0.5), SceneObject("ring", "blue", "small", 0.8, 0.4)]
+    assert english_caption(things[:1]) == "a large red circle"
+    assert english_caption(things, relation=True) == "a large red circle to the left of a small blue ring"
+    assert english_caption(things[::-1], relation=True) == "a small blue ring to the right of a large red circle"
+    assert english_caption([*things, SceneObject("cross", "white", "small", 0.5, 0.9)]) == (
         "a large red circle, a small blue ring and a small white cross"
     )
 
 
 def test_captions_that_say_some_of_it():
-    things = [Thing(None, "red", None, 0.2, 0.5), Thing("ring", None, "small", 0.8, 0.4)]
-    assert caption(things) == "red and a small ring"
-    assert caption([Thing("ring", "orange", None, 0, 0)]) == "an orange ring"
-    assert chinese(things) == "\u7ea2\u8272\u548c\u4e00\u4e2a\u5c0f\u7684\u5706\u73af"
+    things = [SceneObject(None, "red", None, 0.2, 0.5), SceneObject("ring", None, "small", 0.8, 0.4)]
+    assert english_caption(things) == "red and a small ring"
+    assert english_caption([SceneObject("ring", "orange", None, 0, 0)]) == "an orange ring"
+    assert chinese_caption(things) == "\u7ea2\u8272\u548c\u4e00\u4e2a\u5c0f\u7684\u5706\u73af"
     whole, some = (data.open(playground.ScenesConfig(count=300, said=said)) for said in ("all", "some"))
     named = 0
     for number in range(300):

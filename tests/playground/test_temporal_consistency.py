@@ -46,7 +46,7 @@ def test_places_are_those_of_the_track():
         track = item["track"][0, :, :2].numpy()
         off = temporal_consistency.centres(item["pixels"]) - track
         assert np.abs(off - off.mean(0)).max() < 0.5  # a triangle's centre of mass is not the middle of its box
-        assert temporal_consistency.strayed(
+        assert temporal_consistency.mean_position_error(
             temporal_consistency.centres(item["pixels"]), track + off, SIDE
         ) == pytest.approx(0, abs=1e-5)
 
@@ -55,10 +55,10 @@ def test_what_is_frozen_strays_and_what_vanishes_is_lost():
     for pixels in clips(*MOVING)[:20]:
         true = temporal_consistency.centres(pixels)
         frozen = temporal_consistency.centres(pixels[:, :8].clone()[:, -1:].repeat(1, 8, 1, 1))
-        assert temporal_consistency.strayed(frozen, true[8:], SIDE) > 1
+        assert temporal_consistency.mean_position_error(frozen, true[8:], SIDE) > 1
         gone = temporal_consistency.centres(torch.zeros_like(pixels))
         assert np.isnan(gone).all()
-        assert temporal_consistency.strayed(gone, true, SIDE) == SIDE
+        assert temporal_consistency.mean_position_error(gone, true, SIDE) == SIDE
         assert (temporal_consistency.steps(gone, SIDE) == SIDE).all()
 
 
@@ -67,11 +67,11 @@ def test_a_cut_is_a_jump_and_a_real_clip_has_none():
     for pixels in clips("left", "right", "orbit"):
         places = temporal_consistency.centres(pixels)
         usual = temporal_consistency.steps(places, SIDE)
-        assert temporal_consistency.jump(float(usual.max()), usual) < 1.5
-        cuts.append(temporal_consistency.jump(float(np.hypot(*(places[-1] - places[0]))), usual))
+        assert temporal_consistency.relative_jump(float(usual.max()), usual) < 1.5
+        cuts.append(temporal_consistency.relative_jump(float(np.hypot(*(places[-1] - places[0]))), usual))
     assert np.mean(cuts) > 4
     still = temporal_consistency.steps(temporal_consistency.centres(clips("still")[0]), SIDE)
-    assert temporal_consistency.jump(1.0, still) == 2.0, "what hardly moves is measured in half pixels"
+    assert temporal_consistency.relative_jump(1.0, still) == 2.0, "what hardly moves is measured in half pixels"
 
 
 def test_a_hard_cut_is_abrupt_and_a_cross_fade_is_not():
@@ -88,22 +88,22 @@ def test_a_cross_fade_goes_from_colour_to_colour_by_way_of_two_things():
     for first, last in pairs():
         ends = temporal_consistency.hues(first)[0], temporal_consistency.hues(last)[-1]
         made = faded(first, last)
-        way = temporal_consistency.passage(made, *ends)
+        way = temporal_consistency.colour_progress(made, *ends)
         assert way[[0, -1]] == pytest.approx([0, 1], abs=1e-3)
-        up.append(temporal_consistency.rising(way))
-        down.append(temporal_consistency.rising(temporal_consistency.passage(made.flip(1), *ends)))
-        double.append((temporal_consistency.things(made) != 1).mean())
-        assert (temporal_consistency.things(first) == 1).all()
+        up.append(temporal_consistency.rank_monotonicity(way))
+        down.append(temporal_consistency.rank_monotonicity(temporal_consistency.colour_progress(made.flip(1), *ends)))
+        double.append((temporal_consistency.object_counts(made) != 1).mean())
+        assert (temporal_consistency.object_counts(first) == 1).all()
     assert np.mean(up) > 0.8
     assert np.mean(down) < -0.8
     assert np.mean(double) > 0.15
-    assert temporal_consistency.rising(np.zeros(8)) == 0
-    assert temporal_consistency.rising(np.array([0.0, np.nan, 1.0])) == 0
+    assert temporal_consistency.rank_monotonicity(np.zeros(8)) == 0
+    assert temporal_consistency.rank_monotonicity(np.array([0.0, np.nan, 1.0])) == 0
 
 
 def test_the_region_of_a_thing_holds_all_of_it_and_grows():
     for pixels in clips("left", "orbit")[:10]:
-        own, wide = temporal_consistency.region(pixels, 0), temporal_consistency.region(pixels, 2)
+        own, wide = temporal_consistency.object_mask(pixels, 0), temporal_consistency.object_mask(pixels, 2)
         assert own.shape == (1, *pixels.shape[1:])
         assert bool((wide | ~own).all())
         assert wide.sum() > own.sum() > 0
@@ -122,12 +122,12 @@ def test_what_touches_the_edge_is_counted():
     clip = torch.zeros(3, 3, 16, 16, dtype=torch.uint8)
     clip[:, 1, 4:8, 12:16] = 200  # four pixels at the right
     clip[:, 2, 6:10, 6:10] = 200  # in the middle
-    assert temporal_consistency.at_edges(clip).tolist() == [0, 4, 0]
-    assert (np.concatenate([temporal_consistency.at_edges(one) for one in clips("grow")]) < 3).mean() > 0.9
+    assert temporal_consistency.edge_pixels(clip).tolist() == [0, 4, 0]
+    assert (np.concatenate([temporal_consistency.edge_pixels(one) for one in clips("grow")]) < 3).mean() > 0.9
 
 
 def test_how_far_places_are_off_is_told_by_frame():
     true = np.zeros((3, 2), dtype=np.float32)
     found = np.array([[3, 4], [0, 0], [np.nan, 0]], dtype=np.float32)
-    assert temporal_consistency.astray(found, true, 10.0).tolist() == [5, 0, 10]
-    assert temporal_consistency.strayed(found, true, 10.0) == pytest.approx(5)
+    assert temporal_consistency.position_error(found, true, 10.0).tolist() == [5, 0, 10]
+    assert temporal_consistency.mean_position_error(found, true, 10.0) == pytest.approx(5)

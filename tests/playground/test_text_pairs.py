@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from unveil.data.tensor_dataset import is_held_out
-from unveil.playground.scene_captions import Thing, caption, chinese
+from unveil.playground.scene_captions import SceneObject, chinese_caption, english_caption
 from unveil.playground.shapes import COLOURS, KINDS
 from unveil.playground.text_pairs import (
     PairsConfig,
@@ -68,14 +68,16 @@ def test_there_are_twenty_thousand_pairs():
 
 
 def test_both_languages_say_the_same():
-    ring, cross = Thing("ring", "red", "small", 0.2, 0.5), Thing("cross", "blue", "large", 0.8, 0.4)
+    ring, cross = SceneObject("ring", "red", "small", 0.2, 0.5), SceneObject("cross", "blue", "large", 0.8, 0.4)
     small_red_ring = "\u4e00\u4e2a\u5c0f\u7684\u7ea2\u8272\u5706\u73af"
     large_blue_cross = "\u4e00\u4e2a\u5927\u7684\u84dd\u8272\u5341\u5b57"
-    assert caption([ring, cross], relation=True) == "a small red ring to the left of a large blue cross"
-    assert chinese([ring, cross], relation=True) == f"{small_red_ring}\u5728{large_blue_cross}\u7684\u5de6\u8fb9"
-    assert chinese([ring]) == small_red_ring
-    assert chinese([ring, cross]) == f"{small_red_ring}\u548c{large_blue_cross}"
-    assert chinese([ring, cross, ring]) == f"{small_red_ring}\u3001{large_blue_cross}\u548c{small_red_ring}"
+    assert english_caption([ring, cross], relation=True) == "a small red ring to the left of a large blue cross"
+    assert (
+        chinese_caption([ring, cross], relation=True) == f"{small_red_ring}\u5728{large_blue_cross}\u7684\u5de6\u8fb9"
+    )
+    assert chinese_caption([ring]) == small_red_ring
+    assert chinese_caption([ring, cross]) == f"{small_red_ring}\u548c{large_blue_cross}"
+    assert chinese_caption([ring, cross, ring]) == f"{small_red_ring}\u3001{large_blue_cross}\u548c{small_red_ring}"
     there = open_pairs(replace(SCENES, count=5)).pairs
     back = open_pairs(replace(SCENES, count=5, direction="zh-en")).pairs
     assert [pair[::-1] for pair in back] == [tuple(pair) for pair in there]

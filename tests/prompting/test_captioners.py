@@ -17,7 +17,7 @@ from tests.prompting.tiny import Grounds, trained
 from unveil.model.captioner_folder import CaptionModel
 from unveil.nn.tokenizer import BEGIN, END, PADDING, UNKNOWN
 from unveil.prompting import captioners
-from unveil.prompting.captioners import ImageToText, Own, Reel, Vision
+from unveil.prompting.captioners import ImageToText, MediaClip, NativeCaptioner, VisionEndpoint
 from unveil.types import NoAnswer, RecipeError, WeightsError
 
 __all__ = ["place"]  # a fixture
@@ -29,15 +29,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> CaptionModel:
     return trained(tmp_path_factory.mktemp("captioner") / "run")
 
 
-def reels(count: int = 4, **how: int) -> list[Reel]:
+def reels(count: int = 4, **how: int) -> list[MediaClip]:
     data = Grounds(**how)
-    return [Reel(data[k]["pixels"]) for k in range(count)]
+    return [MediaClip(data[k]["pixels"]) for k in range(count)]
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("how", ["greedy", "beam"])
 def test_its_likeliest_caption_and_how_sure_it_is(model, how):
-    found = Own(model, how=how)(reels())
+    found = NativeCaptioner(model, how=how)(reels())
     assert [one.text for one in found] == TEXTS
     for reel, one in zip(reels(), found, strict=True):
         words = [BEGIN, *model.words.encode(one.text), END]
@@ -50,49 +50,49 @@ def test_its_likeliest_caption_and_how_sure_it_is(model, how):
 
 def test_captions_hold_words_alone(model):
     for seed in range(8):
-        for one in Own(model, how="sampled", temperature=1e6, seed=seed)(reels(8)):
+        for one in NativeCaptioner(model, how="sampled", temperature=1e6, seed=seed)(reels(8)):
             assert "<" not in one.text
 
 
 def test_drawn_captions_depend_on_the_seed_and_the_place_alone(model):
     hot = {"how": "sampled", "temperature": 3.0}
-    first = Own(model, **hot)(reels(8))
-    assert first == Own(model, **hot)(reels(8))
-    assert first != Own(model, **hot, seed=1)(reels(8))
-    one_by_one = Own(model, **hot)
+    first = NativeCaptioner(model, **hot)(reels(8))
+    assert first == NativeCaptioner(model, **hot)(reels(8))
+    assert first != NativeCaptioner(model, **hot, seed=1)(reels(8))
+    one_by_one = NativeCaptioner(model, **hot)
     found = [one_by_one([reel])[0] for reel in reels(8)]
     assert [one.text for one in found] == [one.text for one in first]
-    assert [one.text for one in Own(model, how="sampled", temperature=0.05)(reels())] == TEXTS
+    assert [one.text for one in NativeCaptioner(model, how="sampled", temperature=0.05)(reels())] == TEXTS
 
 
 def test_drawn_captions_of_what_has_a_name_depend_on_it_and_not_on_its_place(model):
     hot = {"how": "sampled", "temperature": 3.0}
     named = [one._replace(name=f"{place}.mp4") for place, one in enumerate(reels(8))]
-    whole = [one.text for one in Own(model, **hot)(named)]
+    whole = [one.text for one in NativeCaptioner(model, **hot)(named)]
     assert len(set(whole)) > 1
-    assert [one.text for one in Own(model, **hot)(named[3:])] == whole[3:]  # as a call that goes on
-    assert [one.text for one in Own(model, **hot)(named[::-1])] == whole[::-1]
+    assert [one.text for one in NativeCaptioner(model, **hot)(named[3:])] == whole[3:]  # as a call that goes on
+    assert [one.text for one in NativeCaptioner(model, **hot)(named[::-1])] == whole[::-1]
 
 
 def test_clips_of_many_sizes_and_lengths_at_once(model):
-    mixed = [*reels(2), *(Reel(one.pixels[:, :1]) for one in reels()[2:])]
-    wide = Reel(reels(1)[0].pixels.repeat_interleave(3, 3).repeat_interleave(2, 2), 24.0)
-    grey = Reel(torch.full((1, 2, 8, 8), 240, dtype=torch.uint8))
-    found = Own(model)([*mixed, wide, grey, Reel(reels(1)[0].pixels.repeat(1, 10, 1, 1))])
+    mixed = [*reels(2), *(MediaClip(one.pixels[:, :1]) for one in reels()[2:])]
+    wide = MediaClip(reels(1)[0].pixels.repeat_interleave(3, 3).repeat_interleave(2, 2), 24.0)
+    grey = MediaClip(torch.full((1, 2, 8, 8), 240, dtype=torch.uint8))
+    found = NativeCaptioner(model)([*mixed, wide, grey, MediaClip(reels(1)[0].pixels.repeat(1, 10, 1, 1))])
     assert [one.text for one in found] == [*TEXTS, "a red ground", "a white ground", "a red ground"]
 
 
 def test_what_it_looks_at_is_of_its_size_and_at_most_so_many_frames(model):
-    seen = Own(model)._prepared(Reel(torch.zeros(3, 61, 40, 90, dtype=torch.uint8), 30.0))
+    seen = NativeCaptioner(model)._prepared(MediaClip(torch.zeros(3, 61, 40, 90, dtype=torch.uint8), 30.0))
     assert seen.pixels.shape == (3, captioners.FRAMES, 8, 16)  # the shorter side is that of training
     assert seen.rate == pytest.approx(30.0 * 15 / 60)  # from the first frame to the last it takes as long
 
 
 def test_other_ways_and_channels_are_refused(model):
     with pytest.raises(RecipeError, match="how 'greedily': must be one of greedy, beam, sampled; nearest: 'greedy'"):
-        Own(model, how="greedily")
+        NativeCaptioner(model, how="greedily")
     with pytest.raises(RecipeError, match="4 channels: this captioner looks at 3"):
-        Own(model)([Reel(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))])
+        NativeCaptioner(model)([MediaClip(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))])
 
 
 # -- models of transformers ---------------------------------------------------------------------------------------
@@ -189,8 +189,8 @@ def test_whatever_such_a_model_raises_is_of_the_picture(folder, monkeypatch):
 
 def test_an_address_is_shown_a_picture_or_frames_side_by_side(place: Place):
     place.answer = lambda: (200, saying(" A red ground.\n It stays. "))
-    writer = Vision(place.url, "eyes")
-    clip, picture = reels(1)[0], Reel(reels(1)[0].pixels[:, :1])
+    writer = VisionEndpoint(place.url, "eyes")
+    clip, picture = reels(1)[0], MediaClip(reels(1)[0].pixels[:, :1])
     assert [one.text for one in writer([clip, picture])] == ["A red ground. It stays."] * 2
     sizes = []
     for body, _ in place.asked:
@@ -207,4 +207,4 @@ def test_an_address_is_shown_a_picture_or_frames_side_by_side(place: Place):
 def test_an_address_without_an_answer(place: Place):
     place.answer = lambda: (500, b"{}")
     with pytest.raises(NoAnswer, match="no answer"):
-        Vision(place.url, "eyes", tries=1)(reels(1))
+        VisionEndpoint(place.url, "eyes", tries=1)(reels(1))

@@ -19,8 +19,8 @@ import pytest
 import torch
 
 from unveil.playground.caption_parser import parse
-from unveil.prompting import Endpoint, LanguageModel, lost, rules, written
-from unveil.prompting.llm_rewrite import conversation
+from unveil.prompting import Endpoint, LocalLanguageModel, dropped_attributes, expand_by_rules, rewrite
+from unveil.prompting.llm_rewrite import rewrite_messages
 from unveil.types import NoAnswer, RecipeError, WeightsError
 
 PROMPT = "a small red circle moves left"
@@ -49,8 +49,8 @@ class Says:
 
 
 def test_an_answer_that_keeps_everything_is_taken():
-    found = written(PROMPT, Says(f'  "{DENSE}" \n'), "playground")
-    assert (found.asked, found.text, found.by, found.note) == (PROMPT, DENSE, "a model", "3 tokens")
+    found = rewrite(PROMPT, Says(f'  "{DENSE}" \n'), "playground")
+    assert (found.prompt, found.text, found.by, found.note) == (PROMPT, DENSE, "a model", "3 tokens")
 
 
 @pytest.mark.parametrize(
@@ -69,8 +69,8 @@ def test_an_answer_that_keeps_everything_is_taken():
     ],
 )
 def test_any_other_answer_is_replaced_by_the_rules_which_is_said(answer, why):
-    found = written(PROMPT, Says(answer), "playground", seed=4)
-    assert (found.text, found.by) == (rules(PROMPT, 4).text, "rules")
+    found = rewrite(PROMPT, Says(answer), "playground", seed=4)
+    assert (found.text, found.by) == (expand_by_rules(PROMPT, 4).text, "rules")
     assert re.search(why, found.note), found.note
     assert found.note.startswith("a model: ")
     assert ("(3 tokens)" in found.note) == bool(answer)  # what is not taken is paid for too
@@ -78,21 +78,21 @@ def test_any_other_answer_is_replaced_by_the_rules_which_is_said(answer, why):
 
 
 def test_free_prompts_take_any_text_and_stay_as_they_are_without_one():
-    assert written("a cat", Says("A grey cat sits."), "free").text == "A grey cat sits."
-    left = written("a cat", Says(""), "free")
+    assert rewrite("a cat", Says("A grey cat sits."), "free").text == "A grey cat sits."
+    left = rewrite("a cat", Says(""), "free")
     assert (left.text, left.by, left.note) == ("a cat", "", "a model: it is asleep; left as it is")
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, CHINESE])
 def test_it_is_shown_examples_that_the_rules_made_in_the_language_of_the_prompt(prompt):
-    turns = conversation(prompt, "playground")
+    turns = rewrite_messages(prompt, "playground")
     assert [turn.role for turn in turns] == ["system", *["user", "assistant"] * 3, "user"]
     assert turns[-1].text == prompt
     for asked, dense in zip(turns[1:-1:2], turns[2:-1:2], strict=True):
         assert asked.text != dense.text
-        assert not lost(parse(asked.text), parse(dense.text))
+        assert not dropped_attributes(parse(asked.text), parse(dense.text))
         assert asked.text.isascii() == dense.text.isascii() == prompt.isascii()
-    assert [turn.role for turn in conversation(prompt, "free")] == ["system", "user"]
+    assert [turn.role for turn in rewrite_messages(prompt, "free")] == ["system", "user"]
 
 
 # -- from a folder ------------------------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ def folder(tmp_path_factory) -> Path:
     transformers = pytest.importorskip("transformers")
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    lines = "\n".join(turn.text for turn in conversation(PROMPT, "playground"))
+    lines = "\n".join(turn.text for turn in rewrite_messages(PROMPT, "playground"))
     words = sorted({*(lines + " " + DENSE + " Short: Dense:").replace("\n", " ").split(), "\n"})
     inner = Tokenizer(models.WordLevel({word: n for n, word in enumerate(["<eos>", "<unk>", *words])}, "<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -117,7 +117,7 @@ def folder(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("language") / "small-talk"
     tokenizer.save_pretrained(place)
     model.save_pretrained(place)
-    shown = LanguageModel(place)._tokens(conversation(PROMPT, "playground"))["input_ids"]
+    shown = LocalLanguageModel(place)._tokens(rewrite_messages(PROMPT, "playground"))["input_ids"]
     answer = tokenizer(DENSE, return_tensors="pt")["input_ids"]
     whole = torch.cat([shown, answer, torch.zeros(1, 1, dtype=torch.long)], 1)
     target = whole.masked_fill(torch.arange(whole.shape[1]) < shown.shape[1], -100)
@@ -132,49 +132,49 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_a_language_model_from_a_folder_writes_the_prompt(folder):
-    writer = LanguageModel(folder)
-    assert writer(conversation(PROMPT, "playground")) == DENSE
-    found = written(PROMPT, writer, "playground")
+    writer = LocalLanguageModel(folder)
+    assert writer(rewrite_messages(PROMPT, "playground")) == DENSE
+    found = rewrite(PROMPT, writer, "playground")
     assert (found.text, found.by) == (DENSE, "small-talk")
-    other = written("a large blue square grows", writer, "playground")  # it knows only the one answer
+    other = rewrite("a large blue square grows", writer, "playground")  # it knows only the one answer
     assert (other.by, other.note.split(":")[0]) == ("rules", "small-talk")
 
 
 def test_a_conversation_that_it_cannot_read_has_no_answer(folder):
-    found = written(" ".join(["a small red circle moves left"] * 200), LanguageModel(folder), "free")
+    found = rewrite(" ".join(["a small red circle moves left"] * 200), LocalLanguageModel(folder), "free")
     assert found.by == ""
     assert "it reads 400" in found.note
 
 
 def test_a_chat_template_without_a_system_turn_is_told_it_by_the_user(folder):
-    writer = LanguageModel(folder)
+    writer = LocalLanguageModel(folder)
     no_system = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
     writer._tokenizer.chat_template = no_system + "{{ m.role + ' ' + m.content + ' ' }}{% endfor %}"
-    conversed = conversation(PROMPT, "playground")
+    conversed = rewrite_messages(PROMPT, "playground")
     shown = writer._tokenizer.decode(writer._tokens(conversed)["input_ids"][0])
     assert shown.startswith("<unk> You rewrite short captions")  # "user" is no word of this model
     assert shown.count("You rewrite") == 1
     writer._tokenizer.chat_template = "{{ raise_exception('it only listens') }}"
-    found = written(PROMPT, writer, "playground")
+    found = rewrite(PROMPT, writer, "playground")
     assert found.by == "rules"
     assert "its chat template refuses the conversation (it only listens)" in found.note
 
 
 def test_folders_that_are_no_language_models_are_refused(folder, tmp_path):
     with pytest.raises(WeightsError, match=r"no config.json"):
-        LanguageModel(tmp_path)
+        LocalLanguageModel(tmp_path)
     coded = Path(shutil.copytree(folder, tmp_path / "coded"))
     (coded / "modeling.py").write_text("print('run')")
     with pytest.raises(WeightsError, match=r"modeling.py: .*never run"):
-        LanguageModel(coded)
+        LocalLanguageModel(coded)
     (coded / "modeling.py").unlink()
     (coded / "model.safetensors").rename(coded / "pytorch_model.bin")
     with pytest.raises(WeightsError, match=r"coded: cannot be opened as a causal language model .*safetensors"):
-        LanguageModel(coded)  # a pickle is not opened
+        LocalLanguageModel(coded)  # a pickle is not opened
     cut = Path(shutil.copytree(folder, tmp_path / "cut"))
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:2000])
     with pytest.raises(WeightsError, match=r"cut: cannot be opened as a causal language model"):
-        LanguageModel(cut)
+        LocalLanguageModel(cut)
 
 
 # -- behind an address --------------------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ def test_an_address_is_asked_with_the_key_of_the_environment_and_tells_what_it_t
     monkeypatch.setenv("UNVEIL_API_KEY", "secret-7")
     place.answer = lambda: (200, saying(DENSE, prompt_tokens=210, completion_tokens=24, cost=0.0005))
     writer = Endpoint(place.url, "big")
-    found = written(PROMPT, writer, "playground")
+    found = rewrite(PROMPT, writer, "playground")
     assert (found.text, found.by) == (DENSE, f"big at {place.url[7:-3]}")
     assert found.note == "210 tokens read, 24 written, 0.0005 $"
     body, key = place.asked[0]
@@ -247,7 +247,7 @@ def test_an_address_is_asked_with_the_key_of_the_environment_and_tells_what_it_t
 def test_a_failure_that_may_pass_is_tried_again(place):
     answers = iter([(500, b"{}"), (503, b"{}"), (200, saying(DENSE))])
     place.answer = lambda: next(answers)
-    assert written(PROMPT, Endpoint(place.url, "big"), "playground").text == DENSE
+    assert rewrite(PROMPT, Endpoint(place.url, "big"), "playground").text == DENSE
     assert len(place.asked) == 3
 
 
@@ -269,8 +269,8 @@ def test_a_failure_that_may_pass_is_tried_again(place):
 )
 def test_an_address_that_fails_or_answers_nonsense_is_replaced_by_the_rules(place, status, content, why):
     place.answer = lambda: (status, content)
-    found = written(PROMPT, Endpoint(place.url, "big", tries=1), "playground")
-    assert (found.text, found.by) == (rules(PROMPT).text, "rules")
+    found = rewrite(PROMPT, Endpoint(place.url, "big", tries=1), "playground")
+    assert (found.text, found.by) == (expand_by_rules(PROMPT).text, "rules")
     assert why in found.note
     assert "by the rules instead" in found.note
 
@@ -284,7 +284,7 @@ def test_an_address_that_never_answers_is_not_waited_for(place):
 
     place.answer = never
     begun = time.monotonic()
-    found = written(PROMPT, Endpoint(place.url, "big", seconds=0.3, tries=1), "playground")
+    found = rewrite(PROMPT, Endpoint(place.url, "big", seconds=0.3, tries=1), "playground")
     gone.set()
     assert time.monotonic() - begun < 10
     assert found.by == "rules"
@@ -309,7 +309,7 @@ def test_an_address_that_answers_drop_by_drop_is_not_waited_for_either():
         worker.start()
         endpoint = Endpoint(f"http://127.0.0.1:{server.getsockname()[1]}/v1", "big", seconds=0.3, tries=1)
         begun = time.monotonic()
-        found = written(PROMPT, endpoint, "playground")
+        found = rewrite(PROMPT, endpoint, "playground")
         gone.set()
         worker.join()
     assert time.monotonic() - begun < 10
@@ -333,8 +333,8 @@ def test_a_key_that_is_none_is_told_and_not_shown(monkeypatch):
 
 
 def test_of_a_picture_no_motion_is_told_without_an_answer_either():
-    found = written("a large blue square on green", Says(""), "playground", frames=1)
-    assert (found.by, found.text) == ("rules", rules("a large blue square on green", frames=1).text)
+    found = rewrite("a large blue square on green", Says(""), "playground", frames=1)
+    assert (found.by, found.text) == ("rules", expand_by_rules("a large blue square on green", frames=1).text)
     assert "motion" not in parse(found.text)["objects"][0]
 
 
@@ -344,12 +344,12 @@ def test_of_a_picture_no_motion_is_told_without_an_answer_either():
      ('"A" and "B"', '"A" and "B"'), ('"', '"')],
 )  # fmt: skip
 def test_only_marks_round_the_whole_are_taken_off(answer, text):
-    assert written("a cat", Says(answer), "free").text == text
+    assert rewrite("a cat", Says(answer), "free").text == text
 
 
 def test_nobody_there():
     pytest.importorskip("openai")
-    found = written(PROMPT, Endpoint("http://127.0.0.1:9/v1", "big", tries=1), "playground")
+    found = rewrite(PROMPT, Endpoint("http://127.0.0.1:9/v1", "big", tries=1), "playground")
     assert (found.by, "no answer" in found.note) == ("rules", True)
 
 
@@ -374,7 +374,7 @@ def test_every_answer_is_counted_the_refused_ones_too(place):
     answers = iter([saying(DENSE, cost=0.25, **usage), saying("a blue dog", **usage), saying(DENSE, "length", **usage)])
     place.answer = lambda: (200, next(answers))
     writer = Endpoint(place.url, "big", tries=1)
-    notes = [written(PROMPT, writer, "playground").note for _ in range(3)]
+    notes = [rewrite(PROMPT, writer, "playground").note for _ in range(3)]
     assert notes[0] == "100 tokens read, 20 written, 0.25 $"
     assert all("(100 tokens read, 20 written); by the rules instead" in note for note in notes[1:])
     assert writer.spent == (300, 60, 0.25)
@@ -393,6 +393,6 @@ def test_the_key_is_never_shown(place, monkeypatch):
     place.answer = lambda: (401, b'{"error": {"message": "no"}}')
     address = place.url.replace("http://", "http://user:word@")
     writer = Endpoint(address, "big", tries=1)
-    found = written(PROMPT, writer, "playground")
+    found = rewrite(PROMPT, writer, "playground")
     assert "secret-8" not in repr(found) + repr(writer)
     assert "word" not in found.note

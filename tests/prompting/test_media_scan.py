@@ -12,7 +12,7 @@ from PIL import Image
 pytest.importorskip("av")
 
 from tests.io.video.tiny_videos import film, number_of
-from unveil.prompting.media_scan import Looker, look_round
+from unveil.prompting.media_scan import MediaReader, scan_folder
 from unveil.types import DataError
 
 BAD = {"bad.mp4": "its content is text", "empty.png": "empty"}
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_pictures_and_clips_are_found_with_their_captions_and_others_are_named(folder):
-    seen = look_round(folder)
+    seen = scan_folder(folder)
     names = ["a.png", "b/long.mp4", "bad.mp4", "empty.png", "grey.jpg", "moves.gif", "one.webm", "turned.mp4"]
     assert [one.path for one in seen.entries] == [*names, "varied.mkv"]
     assert [one.text for one in seen.entries] == ["my picture", *[None] * 8]
@@ -45,8 +45,8 @@ def test_pictures_and_clips_are_found_with_their_captions_and_others_are_named(f
 
 
 def test_some_frames_of_each_evenly_spread_upright_and_small(folder):
-    seen = look_round(folder)
-    looker = Looker(seen, 4)
+    seen = scan_folder(folder)
+    looker = MediaReader(seen, 4)
     found = {one.path: looker(one) for one in seen.entries if one.path not in BAD}
     looker.close()
     long = found["b/long.mp4"]
@@ -62,9 +62,9 @@ def test_some_frames_of_each_evenly_spread_upright_and_small(folder):
 
 
 def test_what_cannot_be_read_or_has_gone_since_is_said(folder):
-    seen = look_round(folder)
+    seen = scan_folder(folder)
     (folder / "one.webm").unlink()
-    looker, named = Looker(seen, 4), {one.path: one for one in seen.entries}
+    looker, named = MediaReader(seen, 4), {one.path: one for one in seen.entries}
     for path, why in {**BAD, "one.webm": "No such file"}.items():
         with pytest.raises(DataError, match=why):
             looker(named[path])
@@ -74,27 +74,27 @@ def test_what_cannot_be_read_or_has_gone_since_is_said(folder):
 def test_metadata_that_cannot_be_read_is_what_is_said(folder):
     (folder / "metadata.jsonl").write_text('{"file_name": "a.png"')
     with pytest.raises(DataError, match=r"metadata.jsonl line 1: not JSON"):
-        look_round(folder)
+        scan_folder(folder)
     (folder / "metadata.csv").write_text("file_name\na.png\n")
     with pytest.raises(DataError, match=r"both metadata.jsonl and metadata.csv; keep one of them"):
-        look_round(folder)
+        scan_folder(folder)
 
 
 def test_sub_folders_that_training_takes_as_classes_are_known(tmp_path):
     for name in ("x/a.png", "y/b.png", "y/more/c.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((8, 8, 3), 90, np.uint8)).save(tmp_path / name)
-    seen = look_round(tmp_path)
+    seen = scan_folder(tmp_path)
     assert (seen.table, seen.classes) == (None, {"x/a.png": "x", "y/b.png": "y", "y/more/c.png": "y"})
     film(tmp_path / "x" / "one.mp4", 2)  # clips, which all lie in one
-    assert look_round(tmp_path).classes == seen.classes
+    assert scan_folder(tmp_path).classes == seen.classes
     (tmp_path / "metadata.csv").write_text("file_name\nx/a.png\n")
-    seen = look_round(tmp_path)
+    seen = scan_folder(tmp_path)
     assert (seen.table, seen.classes, [one.path for one in seen.entries]) == ("metadata.csv", {}, ["x/a.png"])
 
 
 def test_folders_without_anything(tmp_path):
     with pytest.raises(DataError, match="neither a picture nor a clip in it"):
-        look_round(tmp_path)
+        scan_folder(tmp_path)
     with pytest.raises(DataError, match="nowhere"):
-        look_round(tmp_path / "nowhere")
+        scan_folder(tmp_path / "nowhere")

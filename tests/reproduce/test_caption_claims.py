@@ -16,7 +16,7 @@ from tests.reproduce.test_video_claims import FEW, QUIET, spoiled, staged, verdi
 from unveil.analysis.video_bench import parameters
 from unveil.io.images import to_unit
 from unveil.playground.dataset import Playground, PlaygroundConfig
-from unveil.playground.prompt_rules import rules
+from unveil.playground.prompt_rules import expand_by_rules
 from unveil.reproduce import caption_claims
 from unveil.reproduce.experiment import ExperimentContext
 from unveil.reproduce.prompt_following import arm_of
@@ -62,7 +62,9 @@ def test_a_captioner_of_a_tenth_tells_all_clips_and_is_kept(tmp_path: Path):
     found = recaption(own, recipe, 0)
     rows = [json.loads(line) for line in found.file.read_text().splitlines()]
     assert [row["file_name"] for row in rows] == [str(number) for number in range(40)]
-    assert [row["text"] for row in rows] == [item["text"] for item in Playground(recipe.data.build()).told(range(40))]
+    assert [row["text"] for row in rows] == [
+        item["text"] for item in Playground(recipe.data.build()).annotations(range(40))
+    ]
     assert 0 <= found.right <= 1
     spent = own.training_seconds
     assert spent > 0
@@ -71,7 +73,7 @@ def test_a_captioner_of_a_tenth_tells_all_clips_and_is_kept(tmp_path: Path):
     assert own.earlier_seconds == spent
     assert recaption(own, recipe, 1).file != found.file
     trained = Playground(replace(recipe.data.build(), captions=str(found.file), share=1.0))
-    assert [item["text"] for item in trained.told(range(40))] == [row["caption"] for row in rows]
+    assert [item["text"] for item in trained.annotations(range(40))] == [row["caption"] for row in rows]
     (settings,) = found.file.parent.glob("captioner-playground/recipe.yaml")
     assert "count: 4\n" in settings.read_text()  # a tenth
 
@@ -95,7 +97,7 @@ def test_expanded_prompts_are_judged_by_dense_ones(
     dense: set[str] = set()
 
     def wrong(prompt: str) -> float:
-        if rules(prompt).text != prompt:
+        if expand_by_rules(prompt).text != prompt:
             return 0.3  # as it was typed
         return 0.1 if prompt in dense else expanded
 
@@ -103,7 +105,7 @@ def test_expanded_prompts_are_judged_by_dense_ones(
         def pick(self, full: Any, quick: Any) -> Any:
             return 24 if full == 150 else quick
 
-    whole = caption_claims.prompts
+    whole = caption_claims.dataset_prompts
 
     def noted(world: Playground, count: int, registers: list[str]) -> Any:
         found = whole(world, count, registers)  # pyright: ignore[reportArgumentType]
@@ -111,7 +113,7 @@ def test_expanded_prompts_are_judged_by_dense_ones(
             dense.update(one.text for one in found)
         return found
 
-    monkeypatch.setattr(caption_claims, "prompts", noted)
+    monkeypatch.setattr(caption_claims, "dataset_prompts", noted)
     monkeypatch.setattr(caption_claims, "load", lambda name: Teller(wrong))
     own = ExperimentContext(Scale(**vars(FEW)), tmp_path, QUIET)
     found = caption_claims._expanded(own)

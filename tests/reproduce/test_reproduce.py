@@ -16,7 +16,7 @@ from tests.reproduce.untrained import Untrained
 from unveil.cli.commands import run
 from unveil.cli.console import Console
 from unveil.core.samplers import ddim
-from unveil.evaluate.verdict import Paper
+from unveil.evaluate.verdict import PublishedResult
 from unveil.reproduce import CLAIMS, reproduce, runner
 from unveil.reproduce import adm as adm_claims
 from unveil.reproduce import cfg as cfg_claims
@@ -195,7 +195,7 @@ def test_a_run_without_power_is_repeated_at_four_times_the_seeds(
         seen.append(bench.scale.seeds)
         values = [1.0 + 0.1 * (seed % 2) for seed in bench.seeds]
         other = [1.0 + 0.1 * (seed % 3 == 0) for seed in bench.seeds]
-        paper = Paper(0.99, 1.0, "a small effect")
+        paper = PublishedResult(0.99, 1.0, "a small effect")
         return ExperimentResults(
             [compared("a is lower", "m", ("a", values), ("b", other), (values, other), paper=paper)]
         )

@@ -99,7 +99,7 @@ def test_samples_are_asked_for_what_held_out_clips_show(tmp_path: Path):
     for prompt, item in zip(told, items, strict=True):
         facts = item["attributes"]["objects"][0]
         assert prompt.register == "raw"
-        assert all(prompt.thing[name] == facts[name] for name in ("colour", "shape", "motion"))
+        assert all(prompt.attributes[name] == facts[name] for name in ("colour", "shape", "motion"))
     assert any(item["text"] != prompt.text for prompt, item in zip(told, items, strict=True))  # those of data are noisy
     assert eval_prompts_of(init_recipe_model(arm, 0, quick=True), recipe, 20) == {
         "prompt": [prompt.text for prompt in told]

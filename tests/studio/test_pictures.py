@@ -16,7 +16,7 @@ pytest.importorskip("gradio")
 from tests.checkpoints import tiny_sd
 from tests.server.http.conftest import Server
 from tests.studio.conftest import MARKS, another, begun, chosen, ended, opened, painted, picked
-from unveil.data.image_decoding import natural, open_picture
+from unveil.data.image_decoding import decode_native_size, open_image
 from unveil.io.images import png
 from unveil.io.safetensors_io import write_tensors
 from unveil.server.jobs.image_job import pictures_of
@@ -37,7 +37,7 @@ def files(studio: Server, id: str) -> list[bytes]:
 
 
 def decoded(png: bytes) -> Any:
-    return natural(open_picture(io.BytesIO(png), 10**6), 3)
+    return decode_native_size(open_image(io.BytesIO(png), 10**6), 3)
 
 
 def test_a_picture_is_made_found_and_drawn_again_to_the_byte(page: Any, studio: Server, tmp_path: Path):

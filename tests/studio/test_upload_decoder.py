@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.data.test_bad_folders import black_png, chunk, grown_mb
-from unveil.data.image_decoding import header, natural, open_picture
+from unveil.data.image_decoding import decode_native_size, header, open_image
 from unveil.server.jobs.uploads import FOLDER, PIXELS, Inputs
 from unveil.studio import upload_decoder
 from unveil.studio.mask import mask_of
@@ -62,9 +62,9 @@ PICTURES = {
 @pytest.mark.parametrize("name", PICTURES)
 def test_its_pixels_are_those_that_a_worker_reads(name: str, tmp_path: Path):
     with on_disk(PICTURES[name].getvalue(), tmp_path).open("rb") as file:
-        expected = natural(open_picture(file, PIXELS), 3)
+        expected = decode_native_size(open_image(file, PIXELS), 3)
         file.seek(0)
-        facts = header(open_picture(file, PIXELS))
+        facts = header(open_image(file, PIXELS))
         found = upload_decoder.decoded(file, "RGB", (facts.width, facts.height))
     np.testing.assert_array_equal(np.asarray(found), expected.permute(1, 2, 0).numpy())
 

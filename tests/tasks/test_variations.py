@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.tasks.tiny import LABEL, Halved, digits_model, drawn, pictures, tiny
 from unveil.core.samplers import slerp
-from unveil.data.low_res import enlarged
+from unveil.data.low_res import bicubic_upsample
 from unveil.io.images import to_unit
 from unveil.tasks.generate import Request
 from unveil.tasks.upscale import upscale
@@ -95,7 +95,7 @@ def test_what_cannot_be_is_refused():
 def test_any_model_edits_the_bicubic_enlargement(codec: nn.Module | None):
     model, given = tiny(codec), pictures(2)
     made = drawn(model, Request(count=2), upscale(model, given, factor=2, strength=0.0))
-    plain = enlarged(to_unit(given), (16, 16))
+    plain = bicubic_upsample(to_unit(given), (16, 16))
     assert torch.equal(made, model.codec.decode(model.codec.encode(plain)).clamp(-1, 1))
     edited = drawn(model, Request(count=2), upscale(model, given, factor=2, strength=0.5))
     assert edited.shape == (2, 1, 16, 16)

@@ -12,7 +12,7 @@ from tests.prompting.tiny import Grounds, recipe, trained
 from unveil.core.rng import SampleRNG
 from unveil.model.captioner_folder import load_captioner, save_captioner
 from unveil.nn.tokenizer import BEGIN, END
-from unveil.prompting.captioners import Own, Reel
+from unveil.prompting.captioners import MediaClip, NativeCaptioner
 from unveil.train.batch_preparation import fixed_subset, slice_batch
 from unveil.train.captioner import CaptionerLearner, fit_captioner, start
 from unveil.types import RecipeError, ShapeError, WeightsError
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def told(model, data, count: int = 4) -> list[str]:
-    return [one.text for one in Own(model)([Reel(data[k]["pixels"], 8.0) for k in range(count)])]
+    return [one.text for one in NativeCaptioner(model)([MediaClip(data[k]["pixels"], 8.0) for k in range(count)])]
 
 
 def test_it_learns_to_tell_what_it_sees_and_is_saved(tmp_path):

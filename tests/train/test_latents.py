@@ -18,16 +18,16 @@ from unveil.core.denoiser import Denoiser
 from unveil.core.objective import DiffusionLoss
 from unveil.core.process import DiscreteVP, betas
 from unveil.core.rng import SampleRNG
-from unveil.data.latent_cache import Cached, Keeping
+from unveil.data.latent_cache import CachedLatents, LatentCacheOptions
 from unveil.model import Model
 from unveil.train.batch_preparation import prepare
 from unveil.train.data_order import collate
-from unveil.train.latents import cache_latents, encoder_of
+from unveil.train.latents import cache_dataset, encoder_of
 from unveil.types import RecipeError
 
 SIZES: dict[str, Any] = {"channels": 16, "multipliers": (1, 1), "blocks": 1, "groups": 8, "dropout": 0.1}
 PIXELS = torch.randint(0, 256, (30, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-DATA = data.Stored(PIXELS, torch.arange(30) % 3, ["a", "b", "c"])
+DATA = data.ImageTensorDataset(PIXELS, torch.arange(30) % 3, ["a", "b", "c"])
 
 
 def model(kind: str = "kl") -> Model:
@@ -44,8 +44,8 @@ def model(kind: str = "kl") -> Model:
     return Model(denoiser, (1, 8, 8), conditioners=[Label(3, 8, 0.3)], codec=codec)
 
 
-def cached(tmp_path: Path, of: Model, mirrored: bool = True) -> Cached:
-    return cache_latents(of, DATA, Keeping(mirrored=mirrored, batch=7, folder=tmp_path))[0]
+def cached(tmp_path: Path, of: Model, mirrored: bool = True) -> CachedLatents:
+    return cache_dataset(of, DATA, LatentCacheOptions(mirrored=mirrored, batch=7, folder=tmp_path))[0]
 
 
 def losses(run: Path) -> list[float]:
@@ -145,6 +145,6 @@ def test_texts_of_a_cached_picture_are_read_without_painting_it(tmp_path: Path, 
         def facts(self, index: int) -> dict[str, Any]:
             return scenes.facts(index)
 
-    found, _ = cache_latents(of, Grey(), Keeping(folder=tmp_path))
+    found, _ = cache_dataset(of, Grey(), LatentCacheOptions(folder=tmp_path))
     monkeypatch.setattr(Grey, "__getitem__", None)
     assert [item["text"] for item in found.__getitems__([4, 0])] == [scenes.facts(n)["text"] for n in (4, 0)]

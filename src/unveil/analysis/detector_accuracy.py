@@ -13,10 +13,10 @@ from torch import Tensor
 
 from unveil.analysis.pages import settings_tables
 from unveil.evaluate.html import document, table
-from unveil.evaluate.metrics import share
-from unveil.io.optional_deps import extra
+from unveil.evaluate.metrics import proportion
+from unveil.io.optional_deps import import_extra
 from unveil.playground.dataset import Playground, PlaygroundConfig
-from unveil.playground.detector import read
+from unveil.playground.detector import detect_objects
 from unveil.playground.world.motion import TEN
 from unveil.types import Item, RecipeError
 
@@ -83,15 +83,15 @@ def study_detector(settings: DetectorSettings | None = None, reach: Reach = lamb
 
 def agreement(item: Item, pixels: Tensor) -> dict[str, bool]:
     """Whether the one object of a clip is read as it is: colour, shape and size, and the motion under its own name."""
-    [true], seen = item["attributes"]["objects"], read(pixels, fps=item["fps"], most=1)
+    [true], seen = item["attributes"]["objects"], detect_objects(pixels, fps=item["fps"], max_objects=1)
     own = {"colour": seen[0].colour, "shape": seen[0].shape, "size": seen[0].size} if seen else {}
     found = {name: own.get(name) == true[name] for name in ATTRIBUTES}
-    return {**found, true["motion"]: bool(seen) and seen[0].does == true["motion"]}
+    return {**found, true["motion"]: bool(seen) and seen[0].motion_name == true["motion"]}
 
 
 def coded(pixels: Tensor, fps: int, crf: int = CRF) -> Tensor:
     """A clip uint8 (3, T, H, W), of even sides, through H.264 as players expect it: colour at half the resolution."""
-    av = extra("av", "H.264", "video")
+    av = import_extra("av", "H.264", "video")
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as box:
         stream = box.add_stream("libx264", rate=fps, options={"crf": str(crf)})
@@ -134,7 +134,7 @@ def _line(name: str, plain: Mapping[str, Any], after: Mapping[str, Any]) -> Sequ
 def _shares(hits: Mapping[str, Sequence[bool]]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, own in hits.items():
-        rate, bar = share(torch.tensor(own)), BARS.get(name)
+        rate, bar = proportion(torch.tensor(own)), BARS.get(name)
         found[name] = {
             **rate._asdict(),
             "count": len(own),

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unveil.evaluate import FeatureNetwork, Origin, Report
-from unveil.evaluate import Settings as Protocol
-from unveil.evaluate.image_set import Pictured
+from unveil.evaluate import EvaluationSettings as Protocol
+from unveil.evaluate import FeatureNetwork, Report, SampleProvenance
+from unveil.evaluate.image_set import ImageDataset
 from unveil.evaluate.sample_quality import evaluate
 from unveil.types import RecipeError
 
@@ -44,8 +44,8 @@ _KEYS = ("read", "precision", "recall", "fid", "kid")
 def study_scales(
     scales: Sequence[float],
     draw: Draw,
-    train: Pictured,
-    held_out: Pictured,
+    train: ImageDataset,
+    held_out: ImageDataset,
     features: FeatureNetwork,
     protocol: Protocol | None = None,
     *,
@@ -74,8 +74,8 @@ def study_scales(
     for scale in scales:
         tell(f"scale {scale:g}")
         samples, labels, sampling = draw(scale)
-        origin = Origin(data=data, sampling=sampling)
-        report = evaluate(samples, labels, train, held_out, features, protocol, origin=origin)
+        origin = SampleProvenance(data=data, sampling=sampling)
+        report = evaluate(samples, labels, train, held_out, features, protocol, provenance=origin)
         reports.append(replace(report, images={}))
         first.append(samples[:SHOWN])
     return ScaleStudy(tuple(scales), reports, torch.cat(first))

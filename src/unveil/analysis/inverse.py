@@ -18,7 +18,7 @@ from unveil.core.guidance import clip_dynamic, clip_static
 from unveil.core.rng import START, SampleRNG
 from unveil.core.samplers import Plan, ancestral, run
 from unveil.core.schedule import Schedule
-from unveil.evaluate.verdict import Interval, interval
+from unveil.evaluate.verdict import EffectInterval, interval
 from unveil.model import Model
 from unveil.types import NoiseLevel, NonFinite, RecipeError
 
@@ -86,9 +86,9 @@ class InverseRow:
     problem: str
     method: str
     noise: float
-    psnr: Interval
-    baseline: Interval
-    gain: Interval
+    psnr: EffectInterval
+    baseline: EffectInterval
+    gain: EffectInterval
     residual: float
     clipped: float
     known: bool | None

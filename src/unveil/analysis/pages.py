@@ -110,7 +110,7 @@ def _side_by_side(study: SamplerStudy) -> Iterable[str]:
     strips += [(one.name, one.samples[asked]) for one in study.found if asked in one.samples]
     yield f"<h2>Samples at {asked} network calls</h2>"
     rows = (
-        f"<tr><td>{escape(name)}</td><td>{image(plots.sheet(to_pixels(samples[:STRIP]), STRIP), name)}</td></tr>"
+        f"<tr><td>{escape(name)}</td><td>{image(plots.make_grid(to_pixels(samples[:STRIP]), STRIP), name)}</td></tr>"
         for name, samples in strips
     )
     yield f"<table>{''.join(rows)}</table>"
@@ -145,7 +145,7 @@ def scales_page(study: ScaleStudy, record: Mapping[str, Any]) -> str:
     parts += ["<h2>Numbers</h2>", _scale_table(rows), *_missing(record)]
     if study.samples.shape[1] in (1, 3):
         caption = f"One row per scale, from the same noise: {', '.join(f'{s:g}' for s in study.scales)}."
-        parts += ["<h2>Samples</h2>", figure(plots.sheet(study.samples, SHOWN), caption)]
+        parts += ["<h2>Samples</h2>", figure(plots.make_grid(study.samples, SHOWN), caption)]
     return document(title, [*parts, *settings_tables(record)])
 
 
@@ -239,7 +239,7 @@ def _strips(study: InverseStudy, problem: InverseProblem) -> str:
         shown.append(("baseline", problem.baseline))
     shown += [(row.method, row.pictures) for row in study.rows if (row.problem, row.noise) == problem.key]
     strip = STRIP if study.pictures.shape[1] == 1 else COLOURED
-    cells = ((name, plots.sheet(to_pixels(pictures[:strip]), strip)) for name, pictures in shown)
+    cells = ((name, plots.make_grid(to_pixels(pictures[:strip]), strip)) for name, pictures in shown)
     return f"<table>{''.join(f'<tr><td>{name}</td><td>{image(png, name)}</td></tr>' for name, png in cells)}</table>"
 
 

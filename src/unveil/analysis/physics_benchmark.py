@@ -29,10 +29,10 @@ from unveil.analysis.video_bench import (
 )
 from unveil.analysis.video_metrics import MetricRow, Rule, StudyResult, means, shares
 from unveil.core.rng import key
-from unveil.evaluate.video_alignment import look
+from unveil.evaluate.video_alignment import detect
 from unveil.model import Model
 from unveil.playground import scene_detectors
-from unveil.playground.detector import read
+from unveil.playground.detector import detect_objects
 from unveil.playground.world import caption_templates
 from unveil.tasks import video
 from unveil.tasks.long_video import VideoSpec
@@ -87,7 +87,7 @@ def object_permanence(item: Item, clip: Tensor) -> float:
     """Whether a thing is seen with its colour and shape at the beginning, and again at the end."""
     wanted, part = item["attributes"]["objects"][0], max(2, clip.shape[1] // 3)
     for own in (clip[:, :part], clip[:, -part:]):
-        found = look(own).facts
+        found = detect(own).facts
         if found["colour"] != wanted["colour"] or found["shape"] != wanted["shape"]:
             return 0.0
     return 1.0
@@ -95,13 +95,13 @@ def object_permanence(item: Item, clip: Tensor) -> float:
 
 def occluded_then_seen(item: Item, clip: Tensor, *, where: Literal["behind", "outside"]) -> float:
     """Whether a thing lasts, and is not seen once, some frames on end: behind a bar, or outside of the picture."""
-    found = read(clip, most=1)
-    return object_permanence(item, clip) * float(bool(found) and scene_detectors.unseen(clip, found[0]) == where)
+    found = detect_objects(clip, max_objects=1)
+    return object_permanence(item, clip) * float(bool(found) and scene_detectors.occlusion(clip, found[0]) == where)
 
 
 def direction_correct(item: Item, clip: Tensor) -> float:
     """Whether a thing goes the way that is asked for."""
-    return float(look(clip).facts["motion"] == item["attributes"]["objects"][0]["motion"])
+    return float(detect(clip).facts["motion"] == item["attributes"]["objects"][0]["motion"])
 
 
 def residual(item: Item, clip: Tensor) -> float:
@@ -121,7 +121,7 @@ def paint_persistence(item: Item, clip: Tensor) -> float:
     """The part of the paint that stays to the end; 0 where nothing is painted, or was there from the beginning."""
     del item
     found = scene_detectors.trail(clip)
-    return 0.0 if found is None or found.new < ADDED else found.kept
+    return 0.0 if found is None or found.new < ADDED else found.remaining
 
 
 def paint_colour_correct(item: Item, clip: Tensor) -> float:
@@ -132,14 +132,14 @@ def paint_colour_correct(item: Item, clip: Tensor) -> float:
 
 def walk_correct(item: Item, clip: Tensor) -> float:
     """Whether somebody walks the way that the word says, and does not stand."""
-    gone = float(scene_detectors.walked(clip)[-1])
+    gone = float(scene_detectors.corridor_progress(clip)[-1])
     return float((gone if item["attributes"]["walk"] == "forward" else -gone) >= GONE)
 
 
 def ball_in_play(item: Item, clip: Tensor) -> float:
     """Whether the ball has its colour, turns back at least once, and is there most of the time."""
     found = scene_detectors.rebounds(clip)
-    colours = {one.colour for one in read(clip, most=2)}
+    colours = {one.colour for one in detect_objects(clip, max_objects=2)}
     return float(found is not None and found.bounces > 0 and item["attributes"]["colour"] in colours)
 
 
@@ -152,15 +152,15 @@ def reflection_error(item: Item, clip: Tensor) -> float:
 
 def fracture_correct(item: Item, clip: Tensor) -> float:
     """Whether a body breaks where it is to, and stays whole where not; 0 where there is none."""
-    if not read(clip, most=1):
+    if not detect_objects(clip, max_objects=1):
         return 0.0
-    return float((scene_detectors.broken(clip) is not None) == (item["attributes"]["fate"] == "breaks"))
+    return float((scene_detectors.fracture_frame(clip) is not None) == (item["attributes"]["fate"] == "breaks"))
 
 
 def acceleration_ratio(item: Item, clip: Tensor) -> float:
     """How much further a body falls in the second half of its fall than in the first: 3 under gravity, 1 evenly."""
     del item
-    found = read(clip, most=1)
+    found = detect_objects(clip, max_objects=1)
     if not found:
         return 1.0
     y = found[0].centres[:, 1]
@@ -284,7 +284,7 @@ def scenes_of(bench: StudyContext[SharedSettings], law: PhysicsTest) -> list[Ite
 
 def told(item: Item) -> str:
     """The dense caption of a clip."""
-    return caption_templates.tell(item["attributes"], "dense", "en", (0.5,) * caption_templates.DRAWS).text
+    return caption_templates.write_caption(item["attributes"], "dense", "en", (0.5,) * caption_templates.DRAWS).text
 
 
 def _mixed(clip: Tensor, seed: int, number: int) -> Tensor:

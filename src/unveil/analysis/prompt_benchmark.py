@@ -24,15 +24,15 @@ from unveil.analysis.video_bench import (
     thing,
 )
 from unveil.analysis.video_metrics import MetricRow, StudyResult, shares
-from unveil.evaluate.video_alignment import look
+from unveil.evaluate.video_alignment import detect
 from unveil.model import Model
 from unveil.playground import temporal_consistency
-from unveil.playground.detector import Thing, read
+from unveil.playground.detector import DetectedObject, detect_objects
 from unveil.playground.shapes import COLOURS
 from unveil.playground.world import caption_templates
 from unveil.playground.world.caption_templates import Language, Register
 from unveil.playground.world.rendering import TONES
-from unveil.prompting import rules
+from unveil.prompting import expand_by_rules
 from unveil.types import Item
 
 SEED = 11  # of the worlds that prompts are said of
@@ -65,12 +65,12 @@ class PromptKind:
 
 def _same(*names: str) -> Right:
     """Whether the one object of a clip has the attributes that are asked for."""
-    return lambda item, clip: all(look(clip).facts[name] == thing(item)[name] for name in names)
+    return lambda item, clip: all(detect(clip).facts[name] == thing(item)[name] for name in names)
 
 
 def _starts(item: Item, clip: Tensor) -> bool:
     """Whether the object begins in the field of the picture that is asked for."""
-    found = read(clip, most=1)
+    found = detect_objects(clip, max_objects=1)
     if not found or not found[0].visible[0]:
         return False
     x, y = found[0].centres[0]
@@ -86,9 +86,9 @@ def _ground(item: Item, clip: Tensor) -> bool:
     return temporal_consistency.ground_name(clip) == item["attributes"]["ground"]
 
 
-def _things(clip: Tensor) -> dict[str, Thing]:
+def _things(clip: Tensor) -> dict[str, DetectedObject]:
     """The objects of a clip by their colours, which differ within one; more than any prompt asks for are seen too."""
-    return {one.colour: one for one in read(clip, most=SEVERAL + 2) if one.visible.mean() >= 0.5}
+    return {one.colour: one for one in detect_objects(clip, max_objects=SEVERAL + 2) if one.visible.mean() >= 0.5}
 
 
 def _as_many(item: Item, clip: Tensor) -> bool:
@@ -104,7 +104,7 @@ def _each(*names: str) -> Right:
         if len(found) != len(wanted):
             return False
         read_as = {
-            colour: {"colour": colour, "shape": one.shape, "size": one.size, "motion": one.does}
+            colour: {"colour": colour, "shape": one.shape, "size": one.size, "motion": one.motion_name}
             for colour, one in found.items()
         }
         return all(
@@ -188,7 +188,7 @@ def of_kind(kind: PromptKind, bench: StudyContext[PromptBenchmarkSettings]) -> S
     other = [kind.right(item, one["pixels"]) for item, one in pairs]
     asked = {kind.asked: texts}
     if bench.settings.expand and kind.register != "dense":
-        asked[f"{kind.asked}, expanded by the rules"] = [rules(text).text for text in texts]
+        asked[f"{kind.asked}, expanded by the rules"] = [expand_by_rules(text).text for text in texts]
     rows: list[MetricRow] = []
     films: dict[str, bytes] = {}
     for words, told in asked.items():
@@ -221,7 +221,7 @@ def negation(bench: StudyContext[PromptBenchmarkSettings]) -> StudyResult:
 
 
 def _colour(clip: Tensor) -> str | None:
-    return look(clip).facts["colour"]
+    return detect(clip).facts["colour"]
 
 
 def _another(clip: Tensor, named: str) -> bool:
@@ -243,7 +243,7 @@ def clips_of(bench: StudyContext[PromptBenchmarkSettings], kind: PromptKind) -> 
 def prompt_of(item: Item, kind: PromptKind, number: int) -> str:
     """The prompt of a clip; the form of short and raw ones changes with its number."""
     draws = [(0.37 * (number + 1) + 0.13 * place) % 1 for place in range(caption_templates.DRAWS)]
-    return caption_templates.tell(item["attributes"], kind.register, kind.language, draws, faults=0).text
+    return caption_templates.write_caption(item["attributes"], kind.register, kind.language, draws, faults=0).text
 
 
 TASKS: dict[str, Callable[[StudyContext[PromptBenchmarkSettings]], StudyResult]] = {

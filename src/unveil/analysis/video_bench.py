@@ -16,7 +16,7 @@ from unveil.analysis.video_metrics import StudyResult
 from unveil.evaluate import plots
 from unveil.model import Model
 from unveil.playground.dataset import Playground, PlaygroundConfig
-from unveil.playground.eval_prompts import Asked, score_clips, score_prompts
+from unveil.playground.eval_prompts import PromptSet, eval_prompts, eval_videos
 from unveil.playground.world import caption_templates
 from unveil.playground.world.motion import TEN
 from unveil.tasks.generate import Request, generate
@@ -86,7 +86,7 @@ class VideoStudySettings(SharedSettings):
         RecipeError: numbers that cannot be.
     """
 
-    asked: Asked = "seen"
+    asked: PromptSet = "seen"
     strengths: tuple[float, ...] = (0.3, 0.5, 0.7, 0.85)
     strength: float = 0.7
     sizes: tuple[tuple[int, int, int], ...] = (
@@ -118,7 +118,7 @@ def text_of(item: Item, **changed: str) -> str:
     facts = item["attributes"]
     own = {name: value for name, value in changed.items() if name != "ground"}
     told = {**facts, "ground": changed.get("ground", facts["ground"]), "objects": [{**thing(item), **own}]}
-    return caption_templates.tell(told, "short", "en", [0.99] * caption_templates.DRAWS, faults=0).text
+    return caption_templates.write_caption(told, "short", "en", [0.99] * caption_templates.DRAWS, faults=0).text
 
 
 class StudyContext(Generic[S]):
@@ -142,16 +142,16 @@ class StudyContext(Generic[S]):
             RecipeError: there are not so many.
         """
         wanted = count or self.settings.count
-        prompts = [one for one in score_prompts(self.settings.asked, count=_POOL) if one.thing["motion"] in motions]
+        prompts = [one for one in eval_prompts(self.settings.asked, count=_POOL) if one.attributes["motion"] in motions]
         if wanted > len(prompts):
             raise RecipeError(f"count {wanted}: the list has {len(prompts)} such clips; ask for fewer")
-        return score_clips(self.settings.asked, prompts[:wanted])
+        return eval_videos(self.settings.asked, prompts[:wanted])
 
     def pairs(self: StudyContext[VideoStudySettings]) -> list[tuple[Item, Item]]:
         """Two moving clips each, over one ground and of unlike colours; no clip twice."""
         waiting: dict[str, Item] = {}
         found: list[tuple[Item, Item]] = []
-        moving = sum(one.thing["motion"] in MOVING for one in score_prompts(self.settings.asked, count=_POOL))
+        moving = sum(one.attributes["motion"] in MOVING for one in eval_prompts(self.settings.asked, count=_POOL))
         for item in self.items(MOVING, moving):
             ground = item["attributes"]["ground"]
             other = waiting.pop(ground, None)
@@ -331,7 +331,7 @@ def example_videos(rows: Sequence[Tensor], good: Sequence[bool], made: Sequence[
     for words, wanted in (("as they should be", True), ("that are not", False)):
         chosen = [n for n, is_good in enumerate(good) if bool(is_good) == wanted][: 2 * SHOWN]
         if chosen:
-            found[f"The first clips {words}"] = plots.film(
+            found[f"The first clips {words}"] = plots.animated_sheet(
                 torch.cat([clips[chosen] for clips in edged]), RATE, len(chosen)
             )
     return found

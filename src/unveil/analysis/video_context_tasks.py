@@ -24,7 +24,7 @@ from unveil.analysis.video_bench import (
     thing,
 )
 from unveil.analysis.video_metrics import MetricRow, StudyResult, means, ratios, shares
-from unveil.evaluate.video_alignment import Look, look
+from unveil.evaluate.video_alignment import Detection, detect
 from unveil.playground import temporal_consistency
 from unveil.tasks import video
 from unveil.tasks.conditioning_frames import conditioned_generation, keyframes
@@ -50,9 +50,9 @@ def picture(bench: StudyContext[VideoStudySettings]) -> StudyResult:
         [text_of(item) for item in items], lambda rows: video.inpaint_frames(bench.model, real[rows][:, :, -1:], [-1])
     )
     looks, true, still = (
-        [look(one) for one in clips[:, :, 1:]] for clips in (made, real, real[:, :, :1].expand_as(real))
+        [detect(one) for one in clips[:, :, 1:]] for clips in (made, real, real[:, :, :1].expand_as(real))
     )
-    back = [look(one) for one in ended[:, :, :-1]]
+    back = [detect(one) for one in ended[:, :, :-1]]
     rows = [
         _kept("colour kept", items, looks, true, still, ("colour",), KEPT),
         _kept("shape kept", items, looks, true, still, ("shape",), KEPT),
@@ -101,17 +101,17 @@ def _extended(
     )
     true = [temporal_consistency.centres(one) for one in real]
     ours = [
-        temporal_consistency.strayed(temporal_consistency.centres(one[:, new]), where[new], LOST)
+        temporal_consistency.mean_position_error(temporal_consistency.centres(one[:, new]), where[new], LOST)
         for one, where in zip(made, true, strict=True)
     ]
     edge = GIVEN - 1 if ahead else length - GIVEN
     frozen = [
-        temporal_consistency.strayed(np.repeat(where[edge : edge + 1], length - GIVEN, 0), where[new], LOST)
+        temporal_consistency.mean_position_error(np.repeat(where[edge : edge + 1], length - GIVEN, 0), where[new], LOST)
         for where in true
     ]
     off = [where - item["track"][0, :, :2].numpy() for where, item in zip(true, items, strict=True)]
-    noise = [temporal_consistency.strayed(one[new], one.mean(0, keepdims=True), LOST) for one in off]
-    seed, looks = bench.settings.seed, [look(one) for one in made[:, :, new]]
+    noise = [temporal_consistency.mean_position_error(one[new], one.mean(0, keepdims=True), LOST) for one in off]
+    seed, looks = bench.settings.seed, [detect(one) for one in made[:, :, new]]
     kept = [_has(item, seen, ("colour", "shape")) for item, seen in zip(items, looks, strict=True)]
     least = float(np.mean(frozen))
     rows = [
@@ -141,7 +141,9 @@ def loop(bench: StudyContext[VideoStudySettings]) -> StudyResult:
     )
     closed = torch.cat([part, bridge[:, :, ENDS : ENDS + BETWEEN]], dim=2)
     seed = bench.settings.seed
-    within = float(np.mean([temporal_consistency.jump(float(own.max()), own) for own in (_steps(one) for one in real)]))
+    within = float(
+        np.mean([temporal_consistency.relative_jump(float(own.max()), own) for own in (_steps(one) for one in real)])
+    )
     cuts = [_seam(clip) for clip in part]
     rings = [_seam(clip) if _goes(clip) else max(_seam(clip), least) for clip, least in zip(ring, cuts, strict=True)]
     bridges = [_jump(_around(clip), range(OPEN - 1, closed.shape[2])) for clip in closed]
@@ -150,7 +152,7 @@ def loop(bench: StudyContext[VideoStudySettings]) -> StudyResult:
     held = [max(_seam(clip), least) for clip, least in zip(real[:, :, :1].expand_as(real), cuts, strict=True)]
     beside = {"real clip again": cut, "same model, no ring": again, "a frame held": float(np.mean(held))}
     whole: dict[str, Any] = {"baselines": beside}
-    looks = [look(one) for one in ring]
+    looks = [detect(one) for one in ring]
     asked = [_has(item, seen, ("colour", "shape", "motion")) for item, seen in zip(items, looks, strict=True)]
     rows = [
         means("ring: step at the seam over the median step", rings, seed, **said, **whole),
@@ -240,12 +242,14 @@ def _connected(
 
     def rises(clips: Tensor) -> list[float]:
         return [
-            temporal_consistency.rising(temporal_consistency.passage(clip[:, near], *own))
+            temporal_consistency.rank_monotonicity(temporal_consistency.colour_progress(clip[:, near], *own))
             for clip, own in zip(clips, colours, strict=True)
         ]
 
     def single(clips: Tensor) -> list[float]:
-        return [float((temporal_consistency.things(clip[:, new.start : new.stop]) == 1).mean()) for clip in clips]
+        return [
+            float((temporal_consistency.object_counts(clip[:, new.start : new.stop]) == 1).mean()) for clip in clips
+        ]
 
     abrupt, rising = [min(temporal_consistency.abruptness(clip), 100.0) for clip in made], rises(made)
     real = [temporal_consistency.abruptness(clip) for clip in ends[0]]
@@ -277,9 +281,9 @@ def _connected(
 def _kept(
     measure: str,
     items: Sequence[Item],
-    looks: Sequence[Look],
-    true: Sequence[Look],
-    still: Sequence[Look],
+    looks: Sequence[Detection],
+    true: Sequence[Detection],
+    still: Sequence[Detection],
     names: Sequence[str],
     bar: float | None = None,
 ) -> MetricRow:
@@ -290,7 +294,7 @@ def _kept(
     return shares(measure, ours, ceiling, bar=bar, baselines={"freeze": sum(frozen) / len(frozen)})
 
 
-def _has(item: Item, seen: Look, names: Sequence[str]) -> bool:
+def _has(item: Item, seen: Detection, names: Sequence[str]) -> bool:
     """Whether a clip is read as this one is in these attributes."""
     return all(seen.facts[name] == thing(item)[name] for name in names)
 
@@ -312,7 +316,7 @@ def _around(clip: Tensor) -> np.ndarray:
 def _jump(around: np.ndarray, at: range) -> float:
     """The largest of some steps over the median one of the others."""
     others = np.delete(around, list(at))
-    return temporal_consistency.jump(float(around[list(at)].max()), others)
+    return temporal_consistency.relative_jump(float(around[list(at)].max()), others)
 
 
 def _seam(clip: Tensor) -> float:
@@ -324,7 +328,7 @@ def _seam(clip: Tensor) -> float:
 def _goes(clip: Tensor) -> bool:
     """Whether a thing is seen in every frame, and goes somewhere."""
     steps = _steps(clip)
-    return bool(steps.max() < LOST and steps.max() > temporal_consistency.LEAST_STEP)
+    return bool(steps.max() < LOST and steps.max() > temporal_consistency.MIN_STEP)
 
 
 def _hue(clip: Tensor) -> np.ndarray:

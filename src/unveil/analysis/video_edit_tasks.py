@@ -25,7 +25,7 @@ from unveil.analysis.video_bench import (
 )
 from unveil.analysis.video_metrics import MetricRow, StudyResult, means, shares
 from unveil.evaluate.metrics import bootstrap
-from unveil.evaluate.video_alignment import look
+from unveil.evaluate.video_alignment import detect
 from unveil.playground import temporal_consistency
 from unveil.playground.shapes import COLOURS
 from unveil.playground.world.rendering import TONES
@@ -62,10 +62,10 @@ def edit(bench: StudyContext[VideoStudySettings]) -> StudyResult:
         "colour",
         real,
         [text_of(item, colour=colour) for item, colour in zip(items, new, strict=True)],
-        lambda n, clip: look(clip).facts["colour"] == new[n],
+        lambda n, clip: detect(clip).facts["colour"] == new[n],
         lambda n, clip: _same(items[n], clip, ("shape", "motion", SEEN)) | {"ground": _ground_kept(items[n], clip)},
     )
-    masks = torch.stack([temporal_consistency.region(clip, AROUND) for clip in real])
+    masks = torch.stack([temporal_consistency.object_mask(clip, AROUND) for clip in real])
     rows, curve, films = _strengths(bench, change, masks)
     whole = _curve(bench, change, None)
     moved = bench.made(change.texts, lambda rows: _moved(bench, items, real, rows))
@@ -92,7 +92,7 @@ def ground(bench: StudyContext[VideoStudySettings]) -> StudyResult:
         lambda n, clip: temporal_consistency.ground_name(clip) == new[n],
         lambda n, clip: _same(items[n], clip, ("colour", "shape", "motion", SEEN)),
     )
-    masks = torch.stack([~temporal_consistency.region(clip, 0) for clip in real])
+    masks = torch.stack([~temporal_consistency.object_mask(clip, 0) for clip in real])
     rows, curve, films = _strengths(bench, change, masks)
     method = (
         "Real clips of what moves; the text names another ground. All but the thing is made again, from noise of "
@@ -222,14 +222,16 @@ def _moved(bench: StudyContext[VideoStudySettings], items: Sequence[Item], real:
 def _paths(real: Tensor, made: Tensor) -> list[float]:
     """How far things are from where they were, in the mean of each clip, in pixels."""
     return [
-        temporal_consistency.strayed(temporal_consistency.centres(one), temporal_consistency.centres(true), LOST)
+        temporal_consistency.mean_position_error(
+            temporal_consistency.centres(one), temporal_consistency.centres(true), LOST
+        )
         for one, true in zip(made, real, strict=True)
     ]
 
 
 def _same(item: Item, clip: Tensor, names: Sequence[str]) -> dict[str, bool]:
     """Whether a clip is read as a real one is in truth, by attribute; and whether every frame shows the thing."""
-    seen = look(clip)
+    seen = detect(clip)
     found = {name: seen.facts[name] == thing(item)[name] for name in names if name != SEEN}
     return found | ({SEEN: seen.visible} if SEEN in names else {})
 
@@ -260,8 +262,8 @@ def _sized(
     good = [all(one.values()) for one in ours]
     chance = float(np.prod([guess[name] for name in names]))
     rows = [shares(f"{words}: {together}", good, [all(one.values()) for one in true], baselines={"chance": chance})]
-    single = [bool((temporal_consistency.things(clip) == 1).all()) for clip in made]
-    alone = [bool((temporal_consistency.things(item["pixels"]) == 1).all()) for item in items]
+    single = [bool((temporal_consistency.object_counts(clip) == 1).all()) for clip in made]
+    alone = [bool((temporal_consistency.object_counts(item["pixels"]) == 1).all()) for item in items]
     rows.append(shares(f"{words}: one thing in every frame", single, alone, bar=bar))
     for name in names:
         own = [one[name] for one in true]

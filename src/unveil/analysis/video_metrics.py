@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from unveil.evaluate.metrics import Interval, bootstrap, share
+from unveil.evaluate.metrics import Interval, bootstrap, proportion
 
 Rule = Literal["at least", "at most", "like"]  # which side of a number is better; "like": none, being it is
 
@@ -94,7 +94,7 @@ def format_row(value: float, unit: str) -> str:
 def shares(measure: str, hits: Sequence[bool], ceiling: Sequence[bool] | None = None, **rest: Any) -> MetricRow:
     """A row of how many clips are right."""
     top = None if ceiling is None else _part(ceiling)
-    return MetricRow(measure, share(torch.tensor(hits)), len(hits), "%", ceiling=top, **rest)
+    return MetricRow(measure, proportion(torch.tensor(hits)), len(hits), "%", ceiling=top, **rest)
 
 
 def means(measure: str, values: Sequence[float], seed: int, **rest: Any) -> MetricRow:

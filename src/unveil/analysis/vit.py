@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from unveil.data.tensor_dataset import Stored, rank
+from unveil.data.tensor_dataset import ImageTensorDataset, stable_hash
 from unveil.evaluate.charts import Line, lines_chart
 from unveil.evaluate.html import document, figure, table
-from unveil.evaluate.image_set import Pictured, Pictures, gather
-from unveil.evaluate.metrics import share
+from unveil.evaluate.image_set import ImageDataset, ImageSet, collect_images
+from unveil.evaluate.metrics import proportion
 from unveil.io.files import write_atomically
 from unveil.model.config import ClassifierRecipe
 from unveil.nn.vit import ViTConfig
@@ -112,8 +112,8 @@ def parse_sizes(text: str) -> tuple[ViTSize, ...]:
 def study_vit(
     recipe: ClassifierRecipe,
     settings: ViTStudySettings,
-    train: Pictured,
-    held_out: Pictured,
+    train: ImageDataset,
+    held_out: ImageDataset,
     kept: Path,
     on_progress: Callable[[int, int], object] | None = None,
 ) -> list[ViTPoint]:
@@ -127,7 +127,7 @@ def study_vit(
     Raises:
         RecipeError: not a recipe of a ViT, or more pictures asked for than there are, or fewer than a batch.
     """
-    pictures, test = gather(train), gather(held_out)
+    pictures, test = collect_images(train), collect_images(held_out)
     configs = [_config(recipe, settings, *arm) for arm in settings.arms]
     if pictures.labels is None or not recipe.train.batch <= settings.amounts[0] <= settings.amounts[-1] <= len(
         pictures.pixels
@@ -136,7 +136,7 @@ def study_vit(
             f"amounts {settings.amounts[0]} to {settings.amounts[-1]}: must be between a batch, {recipe.train.batch}, "
             f"and the {len(pictures.pixels)} labelled training pictures that there are"
         )
-    order = sorted(range(len(pictures.pixels)), key=lambda row: rank(f"picture {row}"))
+    order = sorted(range(len(pictures.pixels)), key=lambda row: stable_hash(f"picture {row}"))
     data = {"train": pictures.sha256(), "held_out": test.sha256()}
     total = sum(_steps(config, amount) for config, (_, amount, _) in zip(configs, settings.arms, strict=True))
     done, points = 0, []
@@ -146,7 +146,7 @@ def study_vit(
         asked["amount"] = amount
         found = _recalled(path, asked)
         if found is None:
-            chosen = pictures.take(torch.tensor(order[:amount]))
+            chosen = pictures.subset(torch.tensor(order[:amount]))
             found = _point(config, size, chosen, test, _after(done, total, on_progress))
             write_atomically(path, json.dumps({"asked": _digest(asked), "found": found._asdict()}, indent=1) + "\n")
         done += _steps(config, amount)
@@ -229,15 +229,15 @@ def _steps(config: ClassifierConfig, amount: int) -> int:
 def _point(
     config: ClassifierConfig,
     size: ViTSize,
-    chosen: Pictures,
-    test: Pictures,
+    chosen: ImageSet,
+    test: ImageSet,
     on_progress: Callable[[ClassifierProgress], object],
 ) -> ViTPoint:
     names = None if test.classes is None else list(test.classes)
-    parts = [Stored(one.pixels, one.labels, names) for one in (chosen, test)]
+    parts = [ImageTensorDataset(one.pixels, one.labels, names) for one in (chosen, test)]
     trained = train_classifier(config, parts[0], parts[1], on_progress)
     count, amount = len(parts[1]), len(parts[0])
-    interval = share(torch.arange(count) < round(trained.accuracy * count))
+    interval = proportion(torch.arange(count) < round(trained.accuracy * count))
     return ViTPoint(
         size=size.name,
         parameters=sum(weight.numel() for weight in trained.network.parameters()),

@@ -33,8 +33,8 @@ from unveil.cli.model_loading import device as pick
 from unveil.cli.model_loading import open_model
 from unveil.cli.recipe_kind import diffusion
 from unveil.core.samplers import SAMPLERS
-from unveil.evaluate import Settings as Protocol
-from unveil.evaluate.image_set import gather
+from unveil.evaluate import EvaluationSettings as Protocol
+from unveil.evaluate.image_set import collect_images
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.io.images import to_unit
 from unveil.io.provenance import command, commit
@@ -127,7 +127,7 @@ def inverse(
     there = data.open(recipe.data.build(), part)
     if settings.count > len(there):
         raise RecipeError(f"count = {settings.count}: the {part} part of {recipe.data.kind} has {len(there)} pictures")
-    chosen = gather(there, settings.count)
+    chosen = collect_images(there, settings.count)
     pictures = to_unit(chosen.pixels)
     with console.progress("step", 0) as progress:
         study = study_inverse(model, pictures, settings, progress.reach)

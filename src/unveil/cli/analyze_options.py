@@ -87,11 +87,11 @@ def inverse(
     Example: unveil study inverse ddpm-digits --count 16 --out runs/study
     """
     from unveil.cli import analyze, evaluate
-    from unveil.data import known_part
+    from unveil.data import check_split
 
     ask = evaluate.Ask(model, recipe, tuple(overrides or ()), device=device)
     settings = analyze.restoration.InverseSettings(count, steps, seed)
-    analyze.inverse(ask, settings, known_part(part), analyze.Place(out, force), Console(as_json, quiet))
+    analyze.inverse(ask, settings, check_split(part), analyze.Place(out, force), Console(as_json, quiet))
 
 
 @study_app.command("vit")

@@ -11,16 +11,26 @@ from typing import Any, Protocol
 from unveil import data
 from unveil.cli.console import Console
 from unveil.cli.model_loading import device as pick
-from unveil.data.folder_index import Entry
-from unveil.data.metadata import METADATA, read_metadata, says_classes, written
+from unveil.data.folder_index import IndexEntry
+from unveil.data.metadata import METADATA, labels_are_classes, read_columns, read_metadata
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.model.captioner_folder import load_captioner
 from unveil.model.config import load_recipe, recipe_names
 from unveil.model.config.seq2seq import DecodeConfig
 from unveil.playground.dataset import Playground
-from unveil.prompting.captioners import FRAMES, HOWS, How, ImageToText, Own, Reel, Teller, Told, Vision
-from unveil.prompting.media_scan import Glimpse, Looker, Numbers, look_round
-from unveil.prompting.openai_client import Spent
+from unveil.prompting.captioners import (
+    DECODING_METHODS,
+    FRAMES,
+    Caption,
+    CaptionWriter,
+    DecodingMethod,
+    ImageToText,
+    MediaClip,
+    NativeCaptioner,
+    VisionEndpoint,
+)
+from unveil.prompting.media_scan import MediaReader, PlaygroundReader, SampledFrames, scan_folder
+from unveil.prompting.openai_client import TokenUsage
 from unveil.types import DataError, NoAnswer, OutputError, RecipeError, WeightsError, did_you_mean, is_valid_utf8
 
 COLUMN, CONFIDENCE = "caption", "confidence"
@@ -40,7 +50,7 @@ class Source(Protocol):
     """
 
     @property
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[IndexEntry]:
         """See above."""
         ...
 
@@ -59,7 +69,7 @@ class Source(Protocol):
         """See above."""
         ...
 
-    def __call__(self, entry: Entry, /) -> Glimpse:
+    def __call__(self, entry: IndexEntry, /) -> SampledFrames:
         """Some frames of an entry."""
         ...
 
@@ -130,26 +140,28 @@ class Ask:
                 raise RecipeError(f"{self.overrides[0]!r}: changes are of a recipe; give --count with one")
             if not self.what.exists() and str(self.what) in recipe_names():
                 raise RecipeError(f"{self.what}: a recipe; give --count, how many of its clips are told")
-            return Looker(look_round(self.what), FRAMES)
+            return MediaReader(scan_folder(self.what), FRAMES)
         recipe = load_recipe(str(self.what), self.overrides)
         world = data.open(recipe.data.build()) if recipe.data.kind == "playground" else None
         if not isinstance(world, Playground):
             raise RecipeError(f"{self.what}: its data are {recipe.data.kind}; only the playground's are told by number")
-        return Numbers(world, self.count)
+        return PlaygroundReader(world, self.count)
 
-    def teller(self) -> Teller:
+    def teller(self) -> CaptionWriter:
         """What writes captions.
 
         Raises:
             RecipeError, WeightsError: it cannot be used.
         """
-        if self.how is not None and self.how not in HOWS:
-            raise RecipeError(f"--how {self.how!r}: must be one of {', '.join(HOWS)}{did_you_mean(self.how, HOWS)}")
+        if self.how is not None and self.how not in DECODING_METHODS:
+            raise RecipeError(
+                f"--how {self.how!r}: must be one of {', '.join(DECODING_METHODS)}{did_you_mean(self.how, DECODING_METHODS)}"
+            )
         if self.beams is not None and self.beams < 1:
             raise RecipeError(f"--beams {self.beams}: must be at least 1, which is greedy")
         if "://" in self.model:
             url, _, name = self.model.partition("#")
-            return Vision(url, name)
+            return VisionEndpoint(url, name)
         device = pick(self.device)
         if (Path(self.model) / "config.json").is_file():
             return ImageToText(Path(self.model), str(device))
@@ -159,9 +171,9 @@ class Ask:
         except (TypeError, ValueError) as problem:
             raise WeightsError(f"{self.model}: how it writes cannot be read ({problem}); train it again") from problem
         own = usual.beams if self.beams is None else self.beams
-        how: How = self.how or ("beam" if own > 1 else "greedy")  # pyright: ignore[reportAssignmentType] - see above
+        how: DecodingMethod = self.how or ("beam" if own > 1 else "greedy")  # pyright: ignore[reportAssignmentType] - see above
         beams = BEAMS if self.beams is None and own == 1 else own
-        return Own(
+        return NativeCaptioner(
             captioner, name, how=how, beams=beams, temperature=self.temperature, seed=self.seed,
             length_power=usual.length_power,
         )  # fmt: skip
@@ -180,16 +192,16 @@ class Book:
     """
 
     place: Path
-    entries: Sequence[Entry]
+    entries: Sequence[IndexEntry]
     rows: Sequence[tuple[str, Mapping[str, Any]]] = ()
     own: bool = False
     classes: Mapping[str, str] = field(default_factory=dict)
-    told: dict[str, Told] = field(default_factory=dict)
+    told: dict[str, Caption] = field(default_factory=dict)
     unread: Failures = field(default_factory=list)
     silent: Failures = field(default_factory=list)
 
     @property
-    def left(self) -> list[Entry]:
+    def left(self) -> list[IndexEntry]:
         """What is not told, each once."""
         return list({one.path: one for one in self.entries if one.path not in self.told}.values())
 
@@ -210,7 +222,7 @@ class Book:
         found += [self._row(one, {}) for one in entries.values() if one.path not in rowed]
         write_atomically(self.place, "".join(_line(row) for row in found))
 
-    def _row(self, entry: Entry, columns: Mapping[str, Any]) -> dict[str, Any]:
+    def _row(self, entry: IndexEntry, columns: Mapping[str, Any]) -> dict[str, Any]:
         row = {"file_name": entry.path} | {key: columns[key] for key in columns if key not in (COLUMN, CONFIDENCE)}
         if entry.text is not None:
             row.setdefault("text", entry.text)
@@ -259,7 +271,7 @@ def run(ask: Ask, console: Console) -> None:
     _report(ask, book, teller, console)
 
 
-def _report(ask: Ask, book: Book, teller: Teller, console: Console) -> None:
+def _report(ask: Ask, book: Book, teller: CaptionWriter, console: Console) -> None:
     failed, spent = sorted([*book.unread, *book.silent]), _spent(teller)
     facts = {"file": str(ask.place), "captions": len(book.told), "model": teller.name}
     facts |= {"failed": [{"path": path, "reason": reason} for path, reason in failed], "cost": spent._asdict()}
@@ -272,8 +284,8 @@ def _report(ask: Ask, book: Book, teller: Teller, console: Console) -> None:
     console.result(facts, "\n".join(lines))
 
 
-def _spent(teller: Teller) -> Spent:
-    return teller.spent if isinstance(teller, Vision) else Spent()
+def _spent(teller: CaptionWriter) -> TokenUsage:
+    return teller.spent if isinstance(teller, VisionEndpoint) else TokenUsage()
 
 
 def _opened(ask: Ask, source: Source) -> Book:
@@ -310,7 +322,7 @@ def _classes(ask: Ask, source: Source) -> Mapping[str, str]:
         NotWritable: they would be lost.
     """
     named = set(source.classes.values())
-    if all(one.path in source.classes for one in source.entries) and says_classes(named):
+    if all(one.path in source.classes for one in source.entries) and labels_are_classes(named):
         return source.classes
     if named and ask.inside:
         raise OutputError(
@@ -327,7 +339,7 @@ def _rows(file: Path) -> list[tuple[str, dict[str, Any]]]:
         MediaError: not such a file.
     """
     names = [row.path for row in read_metadata(file, "text", "label", COLUMN)]
-    return list(zip(names, written(file), strict=True))
+    return list(zip(names, read_columns(file), strict=True))
 
 
 def _line(row: Mapping[str, Any]) -> str:
@@ -336,20 +348,20 @@ def _line(row: Mapping[str, Any]) -> str:
     return line if is_valid_utf8(line) else json.dumps(row) + "\n"
 
 
-def _told(row: Mapping[str, Any]) -> Told:
+def _told(row: Mapping[str, Any]) -> Caption:
     sure = row.get(CONFIDENCE)
-    return Told(row[COLUMN], float(sure) if isinstance(sure, int | float) else None)
+    return Caption(row[COLUMN], float(sure) if isinstance(sure, int | float) else None)
 
 
 def _parts(
-    source: Source, entries: Sequence[Entry], count: int, unread: Failures, advance: Callable[[], object]
-) -> Iterator[list[tuple[Entry, Reel]]]:
+    source: Source, entries: Sequence[IndexEntry], count: int, unread: Failures, advance: Callable[[], object]
+) -> Iterator[list[tuple[IndexEntry, MediaClip]]]:
     """What is to be told, read, so many at a time."""
-    part: list[tuple[Entry, Reel]] = []
+    part: list[tuple[IndexEntry, MediaClip]] = []
     try:
         for entry in entries:
             try:
-                part.append((entry, Reel(*source(entry), entry.path)))
+                part.append((entry, MediaClip(*source(entry), entry.path)))
             except DataError as problem:
                 unread.append((entry.path, str(problem)))
             if len(part) == count:
@@ -362,7 +374,7 @@ def _parts(
         source.close()
 
 
-def _tell(part: Sequence[tuple[Entry, Reel]], teller: Teller, book: Book) -> bool:
+def _tell(part: Sequence[tuple[IndexEntry, MediaClip]], teller: CaptionWriter, book: Book) -> bool:
     """Whether there was an answer."""
     try:
         found = teller([reel for _, reel in part])

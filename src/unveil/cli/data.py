@@ -11,9 +11,9 @@ import torch
 from unveil import data
 from unveil.cli.console import Console
 from unveil.data.folder_index import FolderConfig
-from unveil.data.video_validation import holds_clips
+from unveil.data.video_validation import has_videos
 from unveil.io.files import refuse_overwrite, write_atomically
-from unveil.io.images import png, sheet, strips
+from unveil.io.images import frame_rows, make_grid, png
 from unveil.model.config import SequenceRecipe, load_recipe
 from unveil.types import RecipeError, did_you_mean
 
@@ -61,18 +61,18 @@ def check(path: Path, size: int | None, fit: str, clips: InTime, console: Consol
             found = data.check_latents(path, progress.reach)
         console.result(found.to_dict(), found.to_text())
         return
-    if path.is_dir() and holds_clips(path):
+    if path.is_dir() and has_videos(path):
         given: dict[str, Any] = asdict(clips) | {"fit": fit}
-        moving = data.ClipsConfig(str(path), size or "native", **given)
+        moving = data.VideoFolderConfig(str(path), size or "native", **given)
         with console.progress("decoding clip", 0) as progress:
-            report = data.check_clips(moving, progress.reach)
+            report = data.check_videos(moving, progress.reach)
         console.result(report.to_dict(), report.to_text())
         return
     if fit == "aspect":
         raise RecipeError("fit aspect: is for clips; pictures are cropped, padded or stretched")
     config = FolderConfig(str(path), size or 64, fit=fit)  # pyright: ignore[reportArgumentType] - checked above
     with console.progress("decoding picture", 0) as progress:
-        report = data.check(config, progress.reach)
+        report = data.check_images(config, progress.reach)
     console.result(report.to_dict(), report.to_text())
 
 
@@ -86,7 +86,7 @@ def show(shown: Shown, out: Path, force: bool, console: Console) -> None:
     recipe = load_recipe(shown.recipe, shown.overrides)
     if isinstance(recipe, SequenceRecipe):
         raise RecipeError(f"{recipe.name}: its data are pairs of texts, which are no pictures")
-    found = data.open(recipe.data.build(), data.known_part(shown.part))
+    found = data.open(recipe.data.build(), data.check_split(shown.part))
     if isinstance(found, data.Latents):
         raise RecipeError(f"{recipe.name}: its data are latents, which are no pictures; `unveil data check` reads them")
     drawn = [found[i]["pixels"] for i in range(min(shown.count, len(found)))]
@@ -97,6 +97,6 @@ def show(shown: Shown, out: Path, force: bool, console: Console) -> None:
             "data one size and one length"
         )
     pixels = torch.stack(drawn)
-    write_atomically(out, png(sheet(pixels) if pixels.ndim == 4 else strips(pixels)))
+    write_atomically(out, png(make_grid(pixels) if pixels.ndim == 4 else frame_rows(pixels)))
     facts = {"items": len(found), "shape": list(pixels.shape[1:]), "classes": found.classes, "sheet": str(out)}
     console.result(facts, f"{len(found)} items of shape {tuple(pixels.shape[1:])}: {len(pixels)} of them in {out}")

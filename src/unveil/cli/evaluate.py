@@ -20,17 +20,17 @@ from unveil.cli.recipe_kind import diffusion
 from unveil.data.low_res import LOW
 from unveil.evaluate import features as networks
 from unveil.evaluate.captioner import evaluate_captions
-from unveil.evaluate.conditional import Draw, evaluate_given
+from unveil.evaluate.conditional import SamplingOptions, evaluate_conditional
 from unveil.evaluate.image_alignment import PROMPT, evaluate_prompts
-from unveil.evaluate.image_set import Pictured
+from unveil.evaluate.image_set import ImageDataset
 from unveil.evaluate.likelihood import bits_per_dim, ode_bits_per_dim
 from unveil.evaluate.perceptual import perceptual
-from unveil.evaluate.reconstruction import Networks, evaluate_autoencoder
+from unveil.evaluate.reconstruction import MetricNetworks, evaluate_autoencoder
 from unveil.evaluate.report import Report
-from unveil.evaluate.sample_quality import Origin, Settings, compared
+from unveil.evaluate.sample_quality import EvaluationSettings, SampleProvenance, comparison_size
 from unveil.evaluate.sample_quality import evaluate as measure
-from unveil.evaluate.super_resolution import evaluate_upscaled
-from unveil.evaluate.video_alignment import evaluate_clips
+from unveil.evaluate.super_resolution import evaluate_super_resolution
+from unveil.evaluate.video_alignment import evaluate_videos
 from unveil.io.files import refuse_overwrite
 from unveil.io.provenance import command, commit, cpu_seconds
 from unveil.model import Model, model_folder
@@ -44,7 +44,7 @@ from unveil.model.config import (
     load_recipe,
 )
 from unveil.playground.scene_captions import Language
-from unveil.prompting.captioners import Own, Reel, in_parts
+from unveil.prompting.captioners import MediaClip, NativeCaptioner, batched
 from unveil.tasks.generate import DTYPES, Request, Source, generate
 from unveil.train.run_folder import training_of
 from unveil.types import Item, RecipeError
@@ -52,7 +52,7 @@ from unveil.types import Item, RecipeError
 BATCH = 100
 CLIPS = 16  # at a time: a clip has as many numbers as its frames
 LAYOUT = "layout"  # what models are told whose scenes are looked at for the boxes of objects
-Judge = Callable[[Recipe, Model, Pictured, Draw], Report]
+Judge = Callable[[Recipe, Model, ImageDataset, SamplingOptions], Report]
 
 
 @dataclass(frozen=True)
@@ -133,15 +133,15 @@ def judge(ask: Ask, recipe: Recipe, console: Console) -> Report:
     if (special := _judged_otherwise(recipe)) is not None:
         what, batch = ("clip", CLIPS) if special is _filmed else ("picture", BATCH)
         with console.progress(what, 0) as progress:
-            how_drawn = Draw(recipe.sample, how.seed, batch, lambda done: progress.reach(done, 0))
+            how_drawn = SamplingOptions(recipe.sample, how.seed, batch, lambda done: progress.reach(done, 0))
             found = special(recipe, model, held_out, how_drawn)
         return replace(found, about={**found.about, **_about(ask, source, cpu_seconds() - begun)})
     network = feature_network(recipe, how, ask.weights, str(model.device))
-    settings = Settings(count=how.compared, floor_splits=how.floor_splits, seed=how.seed)
-    compared(how.samples, len(train), len(held_out), settings)  # minutes before it would fail
+    settings = EvaluationSettings(count=how.compared, floor_splits=how.floor_splits, seed=how.seed)
+    comparison_size(how.samples, len(train), len(held_out), settings)  # minutes before it would fail
     samples, labels, sampling = draw(model, source, recipe, console)
-    origin = Origin(data=recipe.data.kind, sampling=sampling, bits=_bits(model, held_out, how, console))
-    found = measure(samples, labels, train, held_out, network, settings, origin=origin, on_progress=console.say)
+    origin = SampleProvenance(data=recipe.data.kind, sampling=sampling, bits=_bits(model, held_out, how, console))
+    found = measure(samples, labels, train, held_out, network, settings, provenance=origin, on_progress=console.say)
     return replace(found, about={**found.about, **_about(ask, source, cpu_seconds() - begun)})
 
 
@@ -152,7 +152,7 @@ def judge_autoencoder(ask: Ask, recipe: AutoencoderRecipe, console: Console) -> 
     _, codec = model_folder.load_autoencoder(ask.model)
     held_out = data.open(recipe.data.build(), "held-out")
     features = feature_network(recipe, how, ask.weights, str(device))
-    compared_by = Networks(features, _perceptual(recipe))
+    compared_by = MetricNetworks(features, _perceptual(recipe))
     found = evaluate_autoencoder(
         codec.to(device), held_out, compared_by, count=how.pictures, seed=how.seed, on_progress=console.say
     )
@@ -165,13 +165,13 @@ def judge_captioner(ask: Ask, recipe: CaptionerRecipe, console: Console) -> Repo
     begun, how = cpu_seconds(), recipe.decode
     model = load_captioner(ask.model, pick(ask.device))
     way = "beam" if how.beams > 1 else "greedy"
-    teller = Own(model, how=way, beams=how.beams, length_power=how.length_power)
+    teller = NativeCaptioner(model, how=way, beams=how.beams, length_power=how.length_power)
     held_out = data.open(recipe.data.build(), "held-out")
     with console.progress("caption", 0) as progress:
 
         def tell(items: Sequence[Item]) -> list[str]:
             found: list[str] = []
-            for part in in_parts((_reel(item, recipe.key) for item in items), teller.at_once):
+            for part in batched((_reel(item, recipe.key) for item in items), teller.at_once):
                 found += [one.text for one in teller(part)]
                 progress.reach(len(found), len(items))
             return found
@@ -181,9 +181,11 @@ def judge_captioner(ask: Ask, recipe: CaptionerRecipe, console: Console) -> Repo
     return replace(found, about={**found.about, "data": recipe.data.kind, "model": ask.model, **about})
 
 
-def _reel(item: Item, key: str) -> Reel:
+def _reel(item: Item, key: str) -> MediaClip:
     pixels = torch.as_tensor(item[key])
-    return Reel(pixels[:, None] if pixels.ndim == 3 else pixels, float(item.get("fps", Reel._field_defaults["rate"])))
+    return MediaClip(
+        pixels[:, None] if pixels.ndim == 3 else pixels, float(item.get("fps", MediaClip._field_defaults["rate"]))
+    )
 
 
 def _perceptual(recipe: AutoencoderRecipe) -> tuple[str, LPIPS] | None:
@@ -217,30 +219,30 @@ def _judged_otherwise(recipe: Recipe) -> Judge | None:
     return by_words.get(recipe.data.kind) if list(told) == [PROMPT] else None
 
 
-def _filmed(recipe: Recipe, model: Model, held_out: Pictured, how: Draw) -> Report:
+def _filmed(recipe: Recipe, model: Model, held_out: ImageDataset, how: SamplingOptions) -> Report:
     """The report on a model that makes clips of words."""
     del held_out  # the score has a world of its own
     asked = recipe.evaluate
-    return evaluate_clips(model, how, asked.lists, count=asked.samples, language=asked.language)
+    return evaluate_videos(model, how, asked.lists, count=asked.samples, language=asked.language)
 
 
-def _given(recipe: Recipe, model: Model, held_out: Pictured, how: Draw) -> Report:
+def _given(recipe: Recipe, model: Model, held_out: ImageDataset, how: SamplingOptions) -> Report:
     """The report on a model that makes something else for pictures, boxes or masks, or scenes for layouts."""
     state = LAYOUT if recipe.key == "pixels" else getattr(recipe.data, "state", "none")
-    return evaluate_given(model, held_out, state, how, count=recipe.evaluate.samples)
+    return evaluate_conditional(model, held_out, state, how, count=recipe.evaluate.samples)
 
 
-def _prompted(recipe: Recipe, model: Model, held_out: Pictured, how: Draw) -> Report:
+def _prompted(recipe: Recipe, model: Model, held_out: ImageDataset, how: SamplingOptions) -> Report:
     """The report on a model that makes scenes of words."""
     languages: dict[str, tuple[Language, ...]] = {"zh": ("zh",), "both": ("en", "zh")}
     spoken = languages.get(getattr(recipe.data, "language", "en"), ("en",))
     return evaluate_prompts(model, held_out, how, languages=spoken, count=recipe.evaluate.samples)
 
 
-def _enlarged(recipe: Recipe, model: Model, held_out: Pictured, how: Draw) -> Report:
+def _enlarged(recipe: Recipe, model: Model, held_out: ImageDataset, how: SamplingOptions) -> Report:
     """The report on a model that enlarges pictures."""
     judge, count = _shipped_perceptual(recipe.data.kind), recipe.evaluate.samples
-    found = evaluate_upscaled(model, held_out, how, perceptual=judge, count=count)
+    found = evaluate_super_resolution(model, held_out, how, perceptual=judge, count=count)
     return replace(found, about={"data": recipe.data.kind, **found.about})
 
 
@@ -293,7 +295,7 @@ def _recipes() -> list[str]:
     return recipe_names()
 
 
-def _bits(model: Model, held_out: Pictured, how: EvaluateConfig, console: Console) -> dict[str, dict[str, Any]]:
+def _bits(model: Model, held_out: ImageDataset, how: EvaluateConfig, console: Console) -> dict[str, dict[str, Any]]:
     """The likelihoods that were asked for, by metric, with the settings that they hold under."""
     found: dict[str, dict[str, Any]] = {}
     if how.bound:
@@ -301,14 +303,14 @@ def _bits(model: Model, held_out: Pictured, how: EvaluateConfig, console: Consol
             by_chain = bits_per_dim(
                 model, held_out, count=how.bound, steps=how.bound_steps, seed=how.seed, on_progress=progress.reach
             )
-        settings = {"pictures": len(by_chain.per_picture), "steps": by_chain.terms.shape[1]}
+        settings = {"pictures": len(by_chain.per_image), "steps": by_chain.terms.shape[1]}
         found["bits_per_dim"] = {**by_chain.interval._asdict(), **settings}
     if how.ode:
         with console.progress("picture along the ODE", how.ode) as progress:
             by_ode = ode_bits_per_dim(
                 model, held_out, count=how.ode, probes=how.ode_probes, seed=how.seed, on_progress=progress.reach
             )
-        settings = {"pictures": len(by_ode.per_picture), "probes": how.ode_probes, "calls": round(by_ode.calls)}
+        settings = {"pictures": len(by_ode.per_image), "probes": how.ode_probes, "calls": round(by_ode.calls)}
         settings |= {"probe_error": by_ode.error if how.ode_probes > 1 else None}
         found["ode_bits_per_dim"] = {**by_ode.interval._asdict(), **settings}
     return found

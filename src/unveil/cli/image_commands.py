@@ -16,8 +16,8 @@ from unveil.cli.generation_options import SHOWN, Opener, Wish, changes, opened
 from unveil.cli.image_output import Place, draw, filenames, numbered, put, write
 from unveil.cli.sample import model_of, repeat
 from unveil.io.files import refuse_overwrite
-from unveil.io.images import seen
-from unveil.io.video.writer import FORMS, check_clip, write_clip
+from unveil.io.images import upscale_for_display
+from unveil.io.video.writer import FORMS, check_video_path, write_video
 from unveil.model import Model
 from unveil.tasks import inputs, registry
 from unveil.tasks.generate import GeneratedSample, Request, additions, generate, guided_by, sampling_of
@@ -173,7 +173,7 @@ def interpolate(
     if place.out.suffix and alone not in FORMS:
         raise RecipeError(f"--out {place.out}: must be a folder, or end in .{', .'.join(FORMS)}")
     film = place.out if alone in FORMS else place.out / f"clip.{way.form}"
-    check_clip(film, way.rate)  # refuses before the work
+    check_video_path(film, way.rate)  # refuses before the work
     refuse_overwrite(film, place.force)
     model, source = opened(wish, wish.model, console)
     given = wish.conditions(model)
@@ -189,14 +189,14 @@ def interpolate(
     request = first.request(model, changes(wish.words, named), way.frames)
     with console.progress("step", 0) as progress:
         pictures = list(generate(model, request, source, task, on_step=progress.reach))
-    shown = seen(torch.stack([picture.pixels for picture in pictures])).transpose(0, 1)
+    shown = upscale_for_display(torch.stack([picture.pixels for picture in pictures])).transpose(0, 1)
     facts = pictures[0].facts if place.metadata else None
     if alone in FORMS:
-        write_clip(film, shown, way.rate, facts)
+        write_video(film, shown, way.rate, facts)
         console.result({"pictures": [], "clip": str(film), "model": source._asdict()}, str(film))
         return
     written = write(pictures, place, [f"frame_{number:05d}.png" for number in range(way.frames)])
-    write_clip(refuse_overwrite(film, place.force), shown, way.rate, facts)
+    write_video(refuse_overwrite(film, place.force), shown, way.rate, facts)
     told = written.facts() | {"clip": str(film), "model": source._asdict(), "task": "interpolate"}
     console.result(told, f"{written.text()}\n{film}")
 

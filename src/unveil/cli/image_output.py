@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unveil.cli.console import Console
 from unveil.io.files import refuse_overwrite, write_atomically
-from unveil.io.images import FACTS, png, sheet, to_pixels
+from unveil.io.images import METADATA_KEY, make_grid, png, to_pixels
 from unveil.model import Model
 from unveil.tasks.generate import GeneratedSample, Request, Source, generate
 from unveil.tasks.metadata import PARAMETERS, parameters
@@ -179,10 +179,10 @@ def write(
         written.pictures.append(place.out)
     if count > 1 and len(shapes) == 1:
         written.sheet = place.out if place.one_file else place.out / f"{mark}sheet.png"
-        files[written.sheet] = png(sheet(torch.stack(kept), columns))
+        files[written.sheet] = png(make_grid(torch.stack(kept), columns))
     if ways and len(shapes) == 1:
         written.strip = place.strip_path(mark)
-        files[written.strip] = png(sheet(torch.cat(ways), columns=len(ways[0])))
+        files[written.strip] = png(make_grid(torch.cat(ways), columns=len(ways[0])))
     put(files, place.force)
     return written
 
@@ -206,7 +206,7 @@ def _preview(place: Place) -> Preview | None:
 
     def show(pixels: Tensor, done: int, total: int | None) -> None:
         del done, total
-        write_atomically(path, png(sheet(pixels)))
+        write_atomically(path, png(make_grid(pixels)))
 
     return Preview(show, place.preview_every)
 
@@ -215,4 +215,7 @@ def _texts(picture: GeneratedSample, metadata: bool) -> dict[str, str]:
     if not metadata:
         return {}
     facts = picture.facts
-    return {PARAMETERS: parameters(facts, picture.pixels.shape[1:]), FACTS: json.dumps(facts, ensure_ascii=False)}
+    return {
+        PARAMETERS: parameters(facts, picture.pixels.shape[1:]),
+        METADATA_KEY: json.dumps(facts, ensure_ascii=False),
+    }

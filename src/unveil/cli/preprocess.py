@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from unveil.cli.console import Console
-from unveil.data.folder_index import PICTURES
-from unveil.data.image_decoding import Rule, read, read_classes
+from unveil.data.folder_index import IMAGE_SUFFIXES
+from unveil.data.image_decoding import DecodeOptions, read, read_classes
 from unveil.data.preprocessors import segmentation
-from unveil.data.preprocessors.registry import HINTS
+from unveil.data.preprocessors.registry import PREPROCESSORS
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.io.images import png
 from unveil.types import DataError, Error, OutputError, RecipeError, did_you_mean
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 1 << 24  # of a file of boxes
-_AS_IT_IS = Rule(None, max_pixels=MAX_PIXELS)
+_AS_IT_IS = DecodeOptions(None, max_pixels=MAX_PIXELS)
 _SHOWN = 10  # files that could not be drawn, in the message
 
 
@@ -37,18 +37,18 @@ class Place:
 
 def draw(kind: str, settings: Mapping[str, Any], place: Place, console: Console) -> None:
     """Draws the hints of pictures, each of the picture's own size."""
-    hint = HINTS[kind](**settings)
-    _each(place, PICTURES, lambda path: hint({"pixels": _picture(path)}), console)
+    hint = PREPROCESSORS[kind](**settings)
+    _each(place, IMAGE_SUFFIXES, lambda path: hint({"pixels": _picture(path)}), console)
 
 
 def mask(place: Place, console: Console) -> None:
     """Draws maps of classes in colours."""
-    _each(place, PICTURES, lambda path: segmentation.colours(read_classes(path, MAX_PIXELS)), console)
+    _each(place, IMAGE_SUFFIXES, lambda path: segmentation.colours(read_classes(path, MAX_PIXELS)), console)
 
 
 def boxes(place: Place, width: int, height: int, style: str, console: Console) -> None:
     """Draws files of boxes."""
-    hint = HINTS["boxes"](labels="labels", style=style)
+    hint = PREPROCESSORS["boxes"](labels="labels", style=style)
     _check_size(width, height)
     blank = torch.zeros(1, height, width, dtype=torch.uint8)
     _each(place, {".json"}, lambda path: hint({"pixels": blank, **_boxes(path)}), console)
@@ -57,7 +57,7 @@ def boxes(place: Place, width: int, height: int, style: str, console: Console) -
 def given(place: Place, width: int, height: int, console: Console) -> None:
     """Brings hints that exist to a size."""
     _check_size(width, height)
-    _each(place, PICTURES, lambda path: segmentation.given(_picture(path), height, width), console)
+    _each(place, IMAGE_SUFFIXES, lambda path: segmentation.resize_control_image(_picture(path), height, width), console)
 
 
 def _each(place: Place, suffixes: Iterable[str], hint: Callable[[Path], Tensor], console: Console) -> None:

@@ -12,7 +12,7 @@ from unveil.cli.console import Console
 from unveil.cli.generation_options import PROMPT
 from unveil.model import Model
 from unveil.playground.prompt_rules import RULES
-from unveil.prompting import Endpoint, Expansion, LanguageModel, Writer, rules, written
+from unveil.prompting import Endpoint, Expansion, LanguageModel, LocalLanguageModel, expand_by_rules, rewrite
 from unveil.tasks.generate import Request
 from unveil.types import PromptTruncated, RecipeError
 
@@ -34,7 +34,7 @@ class Expanding:
         if self.no_expand and self.expand is not None:
             raise RecipeError("--expand and --no-expand: give one of them")
 
-    def writer(self, device: str) -> Writer | None:
+    def writer(self, device: str) -> LanguageModel | None:
         """The language model that was asked for; None for the rules.
 
         Raises:
@@ -45,7 +45,7 @@ class Expanding:
         if "://" in self.expand:
             url, _, name = self.expand.partition("#")
             return Endpoint(url, name)
-        return LanguageModel(Path(self.expand), device)
+        return LocalLanguageModel(Path(self.expand), device)
 
 
 USUAL = Expanding()
@@ -114,9 +114,9 @@ class Expander:
     def _made(self, prompt: str, seed: int) -> Expansion:
         if self._reads is None:
             assert self._writer is not None
-            return written(prompt, self._writer, "free", seed)
-        plain = rules(prompt, seed, self._frames)
-        made = plain if self._writer is None else written(prompt, self._writer, "playground", seed, self._frames)
+            return rewrite(prompt, self._writer, "free", seed)
+        plain = expand_by_rules(prompt, seed, self._frames)
+        made = plain if self._writer is None else rewrite(prompt, self._writer, "playground", seed, self._frames)
         if not made.by or self._reads(made.text):
             return made
         note = f"{made.by}: the model does not read all of {made.text!r}"

@@ -81,10 +81,10 @@ def _begun(
     module: str, what: str, needs: str, folder: Path, reached: Reached, worked: Worked, console: Console
 ) -> None:
     """Serves by a module that has `serve`."""
-    from unveil.io.optional_deps import extra
+    from unveil.io.optional_deps import import_extra
 
-    work = extra(module, what, needs)
-    ask = extra("unveil.server.http.server", what, needs).Ask(
+    work = import_extra(module, what, needs)
+    ask = import_extra("unveil.server.http.server", what, needs).Ask(
         folder, reached.host, reached.port, reached.keys, tuple(reached.name), tuple(reached.origin),
         tuple(worked.device), worked.queue, worked.each, worked.budget,
     )  # fmt: skip

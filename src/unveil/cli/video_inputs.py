@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from unveil.data.image_decoding import header, open_picture
-from unveil.data.video_folder import cut, upright
-from unveil.data.video_slicing import ClipsConfig, plan
+from unveil.data.image_decoding import header, open_image
+from unveil.data.video_folder import apply_orientation, frame_selection
+from unveil.data.video_slicing import VideoFolderConfig, plan_segments
 from unveil.io.files import sha256
 from unveil.io.video.reader import Decoder, Limits
 from unveil.model import Model
@@ -72,7 +72,7 @@ def read(path: Path, model: Model, size: tuple[int, int] | None, rate: float | N
 def _refuse_animated(path: Path) -> None:
     """Raises MediaError: a picture of several frames, of which the first alone would be seen."""
     with path.open("rb") as file:
-        count = header(open_picture(file, inputs.MAX_PIXELS)).frames
+        count = header(open_image(file, inputs.MAX_PIXELS)).frames
     if count > 1:
         raise DataError(
             f"{path}: a picture of {count} frames; clips are read from MP4, MOV, WebM, MKV, GIF or a folder of PNG: "
@@ -120,17 +120,17 @@ def decoded(path: Path, rate: float | None) -> tuple[Tensor, float]:
         if film.rate is None and rate is None:
             raise DataError("its frame rate varies; give --fps, such as --fps 8: each frame is the one closest in time")
         rule = "none" if rate is None else "nearest"
-        config = ClipsConfig(path=str(path), size="native", frames=1, fps=rate, resample=rule, hop=1)
-        planned = plan(film, config)
+        config = VideoFolderConfig(path=str(path), size="native", frames=1, fps=rate, resample=rule, hop=1)
+        planned = plan_segments(film, config)
         if planned.refused or not planned.pieces:
             raise DataError(planned.refused or planned.reason)
         whole = planned.pieces[0]._replace(times=tuple(piece.times[0] for piece in planned.pieces))
-        pixels, _ = decoder.read(path, film, cut(film, whole, config.rule), limits)
+        pixels, _ = decoder.read(path, film, frame_selection(film, whole, config.rule), limits)
     except DataError as problem:
         raise DataError(f"{path}: {problem}") from problem
     finally:
         decoder.close()
-    return upright(pixels, film.turn), whole.rate
+    return apply_orientation(pixels, film.turn), whole.rate
 
 
 def _prompt(path: Path) -> str | None:

@@ -17,7 +17,7 @@ from unveil.cli.console import Console
 from unveil.cli.generation_options import PROMPT, Opener, Wish, opened
 from unveil.cli.prompt_expansion import expanded
 from unveil.io.files import refuse_overwrite
-from unveil.io.video.writer import check_clip, write_clip
+from unveil.io.video.writer import check_video_path, write_video
 from unveil.model import Model
 from unveil.tasks import hires
 from unveil.tasks.generate import OnStep, Request, Source, generate
@@ -123,7 +123,7 @@ def opening(ask: Ask, rate: float, *prompts: str) -> Stage:
         raise RecipeError(f"count = {ask.count}: at least 1")
     ask.sized()
     for path in ask.paths():
-        check_clip(path, rate)
+        check_video_path(path, rate)
         refuse_overwrite(path, ask.force)
     wish = Wish(ask.model, device=ask.device, dtype=ask.dtype)
     model, source = ask.opener(wish, ask.model, ask.console, makes="clips")
@@ -191,7 +191,7 @@ def _write(
             facts = {**first.facts[0], "fps": rate}
             every = chain([first], made)
             shape = [0, *first.pixels.shape[3:]]
-            write_clip(path, _counted(_pieces(every, ends), shape), rate, facts if ask.metadata else None)
+            write_video(path, _counted(_pieces(every, ends), shape), rate, facts if ask.metadata else None)
             written.append(str(path))
     facts = {"clips": written, "model": stage.source._asdict(), "task": verb, "seed": ask.seed, "count": ask.count}
     facts |= {"frames": shape[0], "size": shape[1:], "fps": rate, **expanded(request)}

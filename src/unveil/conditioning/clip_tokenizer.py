@@ -15,7 +15,7 @@ from functools import cache, lru_cache
 from importlib import resources
 from itertools import pairwise
 
-from unveil.io.optional_deps import extra
+from unveil.io.optional_deps import import_extra
 from unveil.types import ShapeError
 
 SHIPPED = "assets/vocabularies/clip.txt.gz"
@@ -126,7 +126,7 @@ def clean(text: str) -> str:
     Raises:
         RecipeError: ftfy is not installed.
     """
-    mended: str = extra("ftfy", "a prompt").fix_text(text)
+    mended: str = import_extra("ftfy", "a prompt").fix_text(text)
     return " ".join(html.unescape(html.unescape(mended)).split()).lower()
 
 

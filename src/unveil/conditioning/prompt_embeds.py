@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unveil.conditioning.prompt_weighting import texts_of, truncate_for_message
 from unveil.conditioning.text_encoder import TextEncoder
-from unveil.io.optional_deps import extra
+from unveil.io.optional_deps import import_extra
 from unveil.types import Condition, RecipeError, did_you_mean
 
 # What a network sees behind a prompt's end: the encoder's vectors, zeros, or nothing by a mask
@@ -121,5 +121,5 @@ def clean_prompt(prompt: str) -> str:
     Raises:
         RecipeError: ftfy is not installed.
     """
-    text = extra("ftfy", "a prompt of Wan").fix_text(prompt)
+    text = import_extra("ftfy", "a prompt of Wan").fix_text(prompt)
     return " ".join(html.unescape(html.unescape(text)).split())

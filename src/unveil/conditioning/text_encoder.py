@@ -19,7 +19,7 @@ from unveil.conditioning.prompt_weighting import (
     texts_of,
     truncate_for_message,
 )
-from unveil.io.optional_deps import extra
+from unveil.io.optional_deps import import_extra
 from unveil.nn.lora import fingerprint
 from unveil.nn.text_encoders import WHO, T5EncoderConfig, TextEncoderOutput, Tower
 from unveil.nn.tokenizer import TokenLayout
@@ -43,7 +43,7 @@ class FileTokenizer:
     """
 
     def __init__(self, content: str, where: str = "tokenizer.json") -> None:
-        library = extra("tokenizers", WHO)
+        library = import_extra("tokenizers", WHO)
         self.content = content
         try:
             self._library: Any = library.Tokenizer.from_str(content)

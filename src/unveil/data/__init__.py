@@ -1,78 +1,78 @@
 """Data sets: map-style objects whose items are dicts with "pixels" uint8, or "latents", and what is known.
 
-Pixels are (C, H, W), those of clips (3, T, H, W).
+Pixels are (C, H, W), those of videos (3, T, H, W).
 """
 
 from __future__ import annotations
 
-from unveil.data.adapted import Adapted, adapt
+from unveil.data.adapted import AdaptedDataset, adapt
 from unveil.data.box_mask_encoding import boxes_to_state, mask_to_state, state_to_boxes, state_to_mask
-from unveil.data.control_images import HINT, Hinted, HintedConfig
+from unveil.data.control_images import HINT, ControlImageConfig, ControlImageDataset
 from unveil.data.digits import DigitsConfig, digits
 from unveil.data.fashion_mnist import FashionConfig, fashion
-from unveil.data.fashion_style import StyleConfig, in_style, styled
+from unveil.data.fashion_style import StyleConfig, apply_style, fashion_in_style
 from unveil.data.folder_index import FolderConfig
-from unveil.data.image_folder import Folder
-from unveil.data.image_validation import check, usable
+from unveil.data.image_folder import ImageFolderDataset
+from unveil.data.image_validation import check_images, check_images_or_raise
 from unveil.data.latent_validation import LatentsReport, check_latents
 from unveil.data.latents import LATENTS, Latents, LatentsConfig, write_latents
 from unveil.data.registry import KINDS, MapDataset, open, register, register_wrapper, to_config
-from unveil.data.report import Report
+from unveil.data.report import FolderReport
 from unveil.data.scan_cache import Progress
-from unveil.data.tensor_dataset import Part, Stored, known_part
-from unveil.data.video_folder import Clips
-from unveil.data.video_slicing import ClipsConfig
-from unveil.data.video_validation import ClipsReport, check_clips, usable_clips
+from unveil.data.tensor_dataset import ImageTensorDataset, Part, check_split
+from unveil.data.video_folder import VideoDataset
+from unveil.data.video_slicing import VideoFolderConfig
+from unveil.data.video_validation import VideoFolderReport, check_videos, check_videos_or_raise
 
-register("clips", ClipsConfig, Clips, has_images=False)
+register("clips", VideoFolderConfig, VideoDataset, has_images=False)
 register("digits", DigitsConfig, lambda config, part: digits(part))
 register("fashion", FashionConfig, fashion)
-register("fashion-style", StyleConfig, styled)
-register("folder", FolderConfig, Folder)
+register("fashion-style", StyleConfig, fashion_in_style)
+register("folder", FolderConfig, ImageFolderDataset)
 register("latents", LatentsConfig, Latents, has_images=False)
-register_wrapper(HintedConfig, lambda config, part: Hinted(open(config.of, part), config.draw))
+register_wrapper(ControlImageConfig, lambda config, part: ControlImageDataset(open(config.of, part), config.draw))
 
 __all__ = [
     "HINT",
     "KINDS",
     "LATENTS",
-    "Adapted",
-    "Clips",
-    "ClipsConfig",
-    "ClipsReport",
+    "AdaptedDataset",
+    "ControlImageConfig",
+    "ControlImageDataset",
     "DigitsConfig",
     "FashionConfig",
-    "Folder",
     "FolderConfig",
-    "Hinted",
-    "HintedConfig",
+    "FolderReport",
+    "ImageFolderDataset",
+    "ImageTensorDataset",
     "Latents",
     "LatentsConfig",
     "LatentsReport",
     "MapDataset",
     "Part",
     "Progress",
-    "Report",
-    "Stored",
     "StyleConfig",
+    "VideoDataset",
+    "VideoFolderConfig",
+    "VideoFolderReport",
     "adapt",
+    "apply_style",
     "boxes_to_state",
-    "check",
-    "check_clips",
+    "check_images",
+    "check_images_or_raise",
     "check_latents",
+    "check_split",
+    "check_videos",
+    "check_videos_or_raise",
     "digits",
     "fashion",
-    "in_style",
-    "known_part",
+    "fashion_in_style",
     "mask_to_state",
     "open",
     "register",
     "register_wrapper",
     "state_to_boxes",
     "state_to_mask",
-    "styled",
     "to_config",
-    "usable",
-    "usable_clips",
     "write_latents",
 ]

@@ -1,4 +1,4 @@
-"""Anybody's data set as one of ours: the wanted key becomes "pixels", whatever kind of picture it holds."""
+"""Anybody's data set as one of ours: the wanted key becomes "pixels", whatever kind of image it holds."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from unveil.types import DataError, Item, RecipeError, ShapeError, did_you_mean
 _SLACK = 1e-3  # how far beyond [-1, 1] rounding may take a value
 
 
-class Source(Protocol):
-    """What may be adapted: a map-style data set whose items are dicts."""
+class SourceDataset(Protocol):
+    """A map-style data set whose items are dicts."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
 
 
-class Adapted(Dataset[Item]):
+class AdaptedDataset(Dataset[Item]):
     """A data set seen through `adapt`; `classes` is the source's, where it has them."""
 
-    def __init__(self, source: Source, key: str) -> None:
+    def __init__(self, source: SourceDataset, key: str) -> None:
         self.source = source
         self.key = key
         self.classes: list[str] | None = getattr(source, "classes", None)
 
     def __len__(self) -> int:
-        """How many items."""
+        """Number of items."""
         return len(self.source)
 
     def __getitem__(self, index: int) -> Item:
@@ -48,19 +48,19 @@ class Adapted(Dataset[Item]):
         return item
 
 
-def adapt(source: Source, key: str) -> Adapted:
-    """The data set with its pictures under "pixels" as training reads them; other keys pass through.
+def adapt(source: SourceDataset, key: str) -> AdaptedDataset:
+    """The data set with its images under "pixels" as training reads them; other keys pass through.
 
     Args:
         source: any map-style data set of dicts.
-        key: where the picture is: a PIL image; a uint8 array (H, W) or (H, W, C); a uint8 tensor (C, H, W); or
+        key: where the image is: a PIL image; a uint8 array (H, W) or (H, W, C); a uint8 tensor (C, H, W); or
             floats in [-1, 1], of any shape with the channels first, kept as float32.
 
     Raises:
         RecipeError, ShapeError, MediaError: when an item is read that has no such key, or a value that cannot
             be used (another type, outside [-1, 1], not finite); the message names the item.
     """
-    return Adapted(source, key)
+    return AdaptedDataset(source, key)
 
 
 def _pixels(value: object, where: str) -> Tensor:

@@ -49,8 +49,8 @@ def mask_to_state(mask: Tensor, classes: int) -> Tensor:
     """
     if mask.numel() and not 0 <= int(mask.min()) <= int(mask.max()) < classes:
         raise ShapeError(f"mask with classes {int(mask.min())} to {int(mask.max())}: allowed are 0 to {classes - 1}")
-    known = torch.arange(classes, device=mask.device)[:, None, None]
-    return (mask.unsqueeze(-3) == known).to(torch.float32) * 2 - 1
+    numbers = torch.arange(classes, device=mask.device)[:, None, None]
+    return (mask.unsqueeze(-3) == numbers).to(torch.float32) * 2 - 1
 
 
 def state_to_mask(state: Tensor) -> Tensor:

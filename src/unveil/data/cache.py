@@ -1,4 +1,4 @@
-"""Where things are kept that can be made again: checks of folders, downloaded data."""
+"""Cache folder of reproducible content: checks of folders, downloaded data."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "unveil"
 
 
-def recall(name: str) -> dict[str, Any] | None:
-    """What was kept under this name; None when there is nothing, or nothing readable."""
+def cache_get(name: str) -> dict[str, Any] | None:
+    """Return the content cached under a name; None if there is nothing, or nothing readable."""
     try:
-        kept = json.loads((cache_folder() / name).read_text())
+        content = json.loads((cache_folder() / name).read_text())
     except (OSError, ValueError, RecursionError):
         return None
-    return kept if isinstance(kept, dict) else None
+    return content if isinstance(content, dict) else None
 
 
-def keep(name: str, content: dict[str, Any]) -> None:
+def cache_put(name: str, content: dict[str, Any]) -> None:
     """Keeps the content under this name. A cache that cannot be written costs time, not the run."""
     try:
         write_atomically(cache_folder() / name, json.dumps(content))

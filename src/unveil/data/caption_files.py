@@ -9,22 +9,22 @@ from unveil.data.metadata import read_metadata
 from unveil.types import DataError, RecipeError
 
 
-class Numbered(NamedTuple):
-    """What a file says of a clip: its own caption when it was told, None where it had none, and a captioner's."""
+class CaptionRecord(NamedTuple):
+    """Captions of a numbered video: its original caption, None if it had none, and a captioner's."""
 
-    own: str | None
+    original: str | None
     synthetic: str
 
 
-def by_number(file: Path) -> dict[int, Numbered]:
-    """The captions of a file of metadata whose names are numbers, of clips that have been told.
+def by_number(file: Path) -> dict[int, CaptionRecord]:
+    """The captions of a file of metadata whose names are numbers, of videos that have been told.
 
     Raises:
         RecipeError: no such file.
         MediaError: not such a file, naming the line.
     """
     _check_there(file, "with a recipe and --count")
-    found: dict[int, Numbered] = {}
+    records: dict[int, CaptionRecord] = {}
     for row in read_metadata(file, "text", "label"):
         if not row.path.isdecimal():
             raise DataError(
@@ -32,8 +32,8 @@ def by_number(file: Path) -> dict[int, Numbered]:
                 "its own metadata.jsonl"
             )
         if row.synthetic:
-            found[int(row.path)] = Numbered(row.text, row.synthetic)
-    return found
+            records[int(row.path)] = CaptionRecord(row.text, row.synthetic)
+    return records
 
 
 def by_name(file: Path, column: str = "caption") -> dict[str, str]:
@@ -48,10 +48,10 @@ def by_name(file: Path, column: str = "caption") -> dict[str, str]:
         MediaError: not such a file, naming the line, or one without a caption.
     """
     _check_there(file, "with a folder and --out")
-    found = {row.path: row.text for row in read_metadata(file, column, "label", column) if row.text}
-    if not found:
+    captions = {row.path: row.text for row in read_metadata(file, column, "label", column) if row.text}
+    if not captions:
         raise DataError(f"{file}: no caption in its column {column!r}; give a file that unveil caption wrote")
-    return found
+    return captions
 
 
 def _check_there(file: Path, how: str) -> None:

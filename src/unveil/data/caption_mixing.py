@@ -1,4 +1,4 @@
-"""Which caption an item has that has two: one that a captioner wrote, mostly, or the one that came with it.
+"""Caption mixing: an item with two captions gets mostly the synthetic one, and sometimes the original.
 
 Source: Betker et al. 2023, section 3: 95 % synthetic captions and 5 % of the original ones train best.
 """
@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import random
 
-from unveil.data.folder_index import Entry
-from unveil.data.tensor_dataset import rank
+from unveil.data.folder_index import IndexEntry
+from unveil.data.tensor_dataset import stable_hash
 from unveil.types import Item
 
 SHARE = 0.95  # of synthetic captions
 _RANKS = 10_000
 
 
-def told(entry: Entry, share: float, *, fixed: bool) -> Item:
+def pick_caption(entry: IndexEntry, share: float, *, fixed: bool) -> Item:
     """The caption of an item, "text", empty where it has none; where it has two, both are its "texts".
 
     Args:
@@ -26,15 +26,15 @@ def told(entry: Entry, share: float, *, fixed: bool) -> Item:
     """
     if not entry.synthetic or not entry.text:
         return {"text": entry.text or entry.synthetic or ""}
-    draw = rank(f"caption {entry.path}") % _RANKS / _RANKS if fixed else random.random()
-    return mixed(entry.text, entry.synthetic, share, draw)
+    draw = stable_hash(f"caption {entry.path}") % _RANKS / _RANKS if fixed else random.random()
+    return mix_captions(entry.text, entry.synthetic, share, draw)
 
 
-def mixed(own: str, synthetic: str, share: float, draw: float) -> Item:
+def mix_captions(original: str, synthetic: str, share: float, draw: float) -> Item:
     """One of two captions, "text", and both, "texts".
 
     Args:
         own: the caption that an item came with. synthetic: that of a captioner.
         share: of the synthetic ones. draw: in [0, 1).
     """
-    return {"text": synthetic if draw < share else own, "texts": (own, synthetic)}
+    return {"text": synthetic if draw < share else original, "texts": (original, synthetic)}

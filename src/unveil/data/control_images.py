@@ -1,4 +1,4 @@
-"""A data set whose items also hold a hint: a picture that is drawn from what else is in the item."""
+"""A data set whose items also hold a hint: an image that is drawn from what else is in the item."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from unveil.data.adapted import Source
+from unveil.data.adapted import SourceDataset
 from unveil.types import DataError, Item, RecipeError, ShapeError
 
 HINT = "hint"  # the item's key
@@ -17,7 +17,7 @@ Draw = Callable[[Item], Tensor]
 
 
 @dataclass(frozen=True)
-class HintedConfig:
+class ControlImageConfig:
     """Another data set with hints.
 
     of: the config of the data set. draw: from an item with "pixels" to its hint, uint8 (3, H, W); the same each time.
@@ -28,20 +28,20 @@ class HintedConfig:
     kind: Literal["hinted"] = "hinted"
 
 
-class Hinted(Dataset[Item]):
+class ControlImageDataset(Dataset[Item]):
     """The items of a data set, each with its "hint", uint8 (3, H, W), drawn when it is read.
 
     Attributes:
         classes: the source's, where it has them.
     """
 
-    def __init__(self, source: Source, draw: Draw) -> None:
+    def __init__(self, source: SourceDataset, draw: Draw) -> None:
         self.source = source
         self.draw = draw
         self.classes: list[str] | None = getattr(source, "classes", None)
 
     def __len__(self) -> int:
-        """How many items."""
+        """Number of items."""
         return len(self.source)
 
     def __getitem__(self, index: int) -> Item:

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 real pictures of 8 x 8, present wherever scikit-learn is."""
+"""scikit-learn's handwritten digits: 1,797 real images of 8 x 8, present wherever scikit-learn is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unveil.data.tensor_dataset import Part, Stored, rank
+from unveil.data.tensor_dataset import ImageTensorDataset, Part, stable_hash
 from unveil.types import DataError
 
 HELD_OUT = 450  # the other 1,347 train
@@ -22,7 +22,7 @@ class DigitsConfig:
     kind: Literal["digits"] = "digits"
 
 
-def digits(part: Part = "train") -> Stored:
+def digits(part: Part = "train") -> ImageTensorDataset:
     """The digits of one part: pixels uint8 (N, 1, 8, 8) and labels 0 to 9.
 
     The 450 indices with the lowest hash are held out, the other 1,347 train, on every machine alike.
@@ -32,9 +32,9 @@ def digits(part: Part = "train") -> Stored:
     Source: Alpaydin & Kaynak 1998, Optical Recognition of Handwritten Digits (test part, as scikit-learn ships it).
     """
     pixels, labels = _all()
-    order = sorted(range(len(pixels)), key=lambda index: rank(f"digits {index}"))
+    order = sorted(range(len(pixels)), key=lambda index: stable_hash(f"digits {index}"))
     chosen = sorted(order[:HELD_OUT] if part == "held-out" else order[HELD_OUT:])
-    return Stored(pixels[chosen], labels[chosen], [str(digit) for digit in range(10)])
+    return ImageTensorDataset(pixels[chosen], labels[chosen], [str(digit) for digit in range(10)])
 
 
 @lru_cache(maxsize=1)  # 115 kB, and reading it costs a second

@@ -42,10 +42,10 @@ def download(url: str, path: Path, md5: str, *, largest: int = 1 << 26) -> Path:
         raise DataError(f"{url}: cannot be fetched ({reason}); check the network, or {_BY_HAND}") from error
     if len(content) > largest:
         raise DataError(f"{url}: longer than {largest} bytes, so not the expected file; nothing was kept")
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != md5:
+    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if digest != md5:
         raise DataError(
-            f"{url}: {len(content)} bytes with md5 {found}, but {md5} is published; nothing was kept: "
+            f"{url}: {len(content)} bytes with md5 {digest}, but {md5} is published; nothing was kept: "
             f"try again, or {_BY_HAND}"
         )
     return write_atomically(path, bytes(content))

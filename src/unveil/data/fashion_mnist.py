@@ -1,4 +1,4 @@
-"""Fashion-MNIST: 70,000 grey pictures of clothes, 28 x 28, in ten classes, in the official split."""
+"""Fashion-MNIST: 70,000 grey images of clothes, 28 x 28, in ten classes, in the official split."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from unveil.data.cache import cache_folder
 from unveil.data.download import download
 from unveil.data.low_res import check_low
-from unveil.data.tensor_dataset import Part, Stored
+from unveil.data.tensor_dataset import ImageTensorDataset, Part
 from unveil.types import DataError
 
 CLASSES = (
@@ -53,7 +53,7 @@ class FashionConfig:
 
     folder: holds the official idx files, as they come (.gz) or unpacked.
     download: fetches the official files (31 MB) into the cache folder where they are nowhere else.
-    low: adds "low", the picture at so many pixels a side (`smaller`), for models that enlarge it.
+    low: adds "low", the image at that many pixels a side (`area_downsample`), for models that enlarge it.
     """
 
     folder: str | None = None
@@ -65,7 +65,7 @@ class FashionConfig:
         check_low(self.low, SIDE)
 
 
-def fashion(config: FashionConfig, part: Part = "train", *, url: str = URL) -> Stored:
+def fashion(config: FashionConfig, part: Part = "train", *, url: str = URL) -> ImageTensorDataset:
     """The official 60,000 (train) or 10,000 (held-out): pixels uint8 (N, 1, 28, 28), labels 0 to 9.
 
     Args:
@@ -86,7 +86,7 @@ def fashion(config: FashionConfig, part: Part = "train", *, url: str = URL) -> S
         )
     if len(labels) and int(labels.max()) >= len(CLASSES):
         raise DataError(f"{answers}: label {int(labels.max())}; must be 0 to {len(CLASSES) - 1}: fetch it again")
-    return Stored(pixels.unsqueeze(1), labels.long(), list(CLASSES), low=config.low)
+    return ImageTensorDataset(pixels.unsqueeze(1), labels.long(), list(CLASSES), low=config.low)
 
 
 def read_idx(path: Path) -> Tensor:

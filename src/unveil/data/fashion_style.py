@@ -1,4 +1,4 @@
-"""Fashion-MNIST in one style: a few pictures to learn it from, and others to judge by."""
+"""Fashion-MNIST in one style: a few images to learn it from, and others to judge by."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unveil.data.fashion_mnist import CLASSES, FashionConfig, fashion
-from unveil.data.tensor_dataset import Part, Stored
+from unveil.data.tensor_dataset import ImageTensorDataset, Part
 from unveil.types import RecipeError, did_you_mean
 
 Style = Literal["inverted", "outlined", "striped"]
@@ -19,12 +19,12 @@ STRIPES, DARK = 4, 0.3  # rows of a pair of stripes, and what is left of the low
 
 @dataclass(frozen=True)
 class StyleConfig:
-    """The first pictures of each class of Fashion-MNIST, drawn in a style.
+    """The first images of each class of Fashion-MNIST, drawn in a style.
 
     style: `inverted` light and dark change places, `outlined` only edges are left, `striped` every second pair of
         rows is darkened.
-    count: training pictures, of the classes in turn.
-    judged: held-out pictures, of the official held-out part, likewise.
+    count: training images, of the classes in turn.
+    judged: held-out images, of the official held-out part, likewise.
     folder, download: where the files come from, as for kind fashion.
     """
 
@@ -36,22 +36,22 @@ class StyleConfig:
     kind: Literal["fashion-style"] = "fashion-style"
 
     def __post_init__(self) -> None:
-        """Raises RecipeError for a style that is not known, or fewer than one picture."""
+        """Raises RecipeError for a style that is not known, or fewer than one image."""
         if self.style not in get_args(Style):
-            known = get_args(Style)
+            choices = get_args(Style)
             raise RecipeError(
-                f"style {self.style!r}: must be one of {', '.join(known)}{did_you_mean(self.style, known)}"
+                f"style {self.style!r}: must be one of {', '.join(choices)}{did_you_mean(self.style, choices)}"
             )
         if min(self.count, self.judged) < 1:
             raise RecipeError(f"count = {self.count}, judged = {self.judged}: at least 1 picture")
 
 
-def styled(config: StyleConfig, part: Part = "train") -> Stored:
-    """The chosen pictures uint8 (N, 1, 28, 28) with their labels, in the style.
+def fashion_in_style(config: StyleConfig, part: Part = "train") -> ImageTensorDataset:
+    """The chosen images uint8 (N, 1, 28, 28) with their labels, in the style.
 
     Raises:
         MediaError: Fashion-MNIST is nowhere, or damaged.
-        RecipeError: more pictures than the part has of some class.
+        RecipeError: more images than the part has of some class.
     """
     everything = fashion(FashionConfig(config.folder, config.download), part)
     assert everything.labels is not None
@@ -64,11 +64,13 @@ def styled(config: StyleConfig, part: Part = "train") -> Stored:
         if place >= len(of_class):
             raise RecipeError(f"{wanted} pictures: the {part} part has {len(of_class)} of {CLASSES[label]}; take fewer")
         chosen.append(of_class[place])
-    return Stored(in_style(everything.pixels[chosen], config.style), everything.labels[chosen], everything.classes)
+    return ImageTensorDataset(
+        apply_style(everything.pixels[chosen], config.style), everything.labels[chosen], everything.classes
+    )
 
 
-def in_style(pixels: Tensor, style: Style) -> Tensor:
-    """Pictures uint8 (N, C, H, W) drawn in a style."""
+def apply_style(pixels: Tensor, style: Style) -> Tensor:
+    """Images uint8 (N, C, H, W) drawn in a style."""
     if style == "inverted":
         return 255 - pixels
     light = pixels.float()
@@ -77,10 +79,10 @@ def in_style(pixels: Tensor, style: Style) -> Tensor:
     return (light * _stripes(pixels.shape[2])).to(torch.uint8)
 
 
-def undone(pixels: Tensor, style: Style) -> Tensor:
-    """Pictures uint8 (N, C, H, W) of a style as they were without it, but for rounding.
+def remove_style(pixels: Tensor, style: Style) -> Tensor:
+    """Images uint8 (N, C, H, W) of a style as they were without it, except for rounding.
 
-    So a classifier of the pictures becomes one of the style.
+    So a classifier of the images becomes one of the style.
 
     Raises:
         RecipeError: a style that cannot be undone.
@@ -93,5 +95,5 @@ def undone(pixels: Tensor, style: Style) -> Tensor:
 
 
 def _stripes(height: int) -> Tensor:
-    """What is left of each row's brightness, (H, 1)."""
+    """Return the brightness factor of each row, (H, 1)."""
     return torch.where(torch.arange(height) % STRIPES < STRIPES // 2, 1.0, DARK)[:, None]

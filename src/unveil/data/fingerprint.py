@@ -1,4 +1,4 @@
-"""What a data set holds, as one hash: two that differ in a pixel, a label or their order have different ones."""
+"""Fingerprint of a data set: a hash that differs if a pixel, a label or the order differs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import PIL
 import torch
 from torch import Tensor
 
-from unveil.data.adapted import Source
-from unveil.data.folder_index import Entry
-from unveil.data.image_decoding import inside
-from unveil.data.image_folder import Folder
-from unveil.data.tensor_dataset import Stored
-from unveil.data.video_folder import Clips
+from unveil.data.adapted import SourceDataset
+from unveil.data.folder_index import IndexEntry
+from unveil.data.image_decoding import safe_join
+from unveil.data.image_folder import ImageFolderDataset
+from unveil.data.tensor_dataset import ImageTensorDataset
+from unveil.data.video_folder import VideoDataset
 from unveil.io.files import sha256
 from unveil.types import DataError, ShapeError
 
@@ -26,11 +26,11 @@ Progress = Callable[[int, int], None]
 _TOLD = 256  # items between two calls of progress
 
 
-def content(items: Source, progress: Progress | None = None) -> str:
+def dataset_fingerprint(items: SourceDataset, progress: Progress | None = None) -> str:
     """The sha256 of all that a data set holds, in its order, in hexadecimal.
 
-    Of a folder of pictures or clips the files are read whole, and not decoded; how they are decoded is part of the
-    hash. Pictures in memory are read there. Of any other data set every item is asked for.
+    Of a folder of images or videos the files are read whole, and not decoded; how they are decoded is part of the
+    hash. Images in memory are read there. Of any other data set every item is asked for.
 
     Args:
         progress: called as progress(done, total), now and then.
@@ -40,16 +40,16 @@ def content(items: Source, progress: Progress | None = None) -> str:
         ShapeError: an item with a value that is neither a tensor, an array, a number nor a text.
     """
     digest = hashlib.sha256()
-    if isinstance(items, Stored):
+    if isinstance(items, ImageTensorDataset):
         _add(digest, [items.pixels, items.labels, items.low])
-    elif isinstance(items, Clips):
-        _add(digest, [repr(items.rule)])
+    elif isinstance(items, VideoDataset):
+        _add(digest, [_stored_repr(items.rule, "Rule")])
         files = {path: _file(items.root, path) for path in {scene.entry.path for scene in items.entries}}
         for done, (entry, film, piece) in enumerate(items.entries, 1):
-            _add(digest, [film.codec, repr(piece), files[entry.path], entry.label, *_texts(entry)])
+            _add(digest, [film.codec, _stored_repr(piece, "Piece"), files[entry.path], entry.label, *_texts(entry)])
             _tell(progress, done, len(items))
-    elif isinstance(items, Folder):
-        _add(digest, [repr(items.rule), items.low, PIL.__version__])
+    elif isinstance(items, ImageFolderDataset):
+        _add(digest, [_stored_repr(items.rule, "Rule"), items.low, PIL.__version__])
         for done, entry in enumerate(items.entries, 1):
             _add(digest, [_file(items.root, entry.path), entry.label, *_texts(entry)])
             _tell(progress, done, len(items))
@@ -62,7 +62,7 @@ def content(items: Source, progress: Progress | None = None) -> str:
     return digest.hexdigest()
 
 
-def tensors(named: dict[str, Tensor]) -> str:
+def tensors_fingerprint(named: dict[str, Tensor]) -> str:
     """The sha256 of tensors by name: names, types, shapes and every bit, in hexadecimal."""
     digest = hashlib.sha256()
     for name in sorted(named):
@@ -70,9 +70,14 @@ def tensors(named: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def _stored_repr(value: object, name: str) -> str:
+    """The repr with the class name that fingerprints have always held, whatever the class is called now."""
+    return repr(value).replace(f"{type(value).__name__}(", f"{name}(", 1)
+
+
 def _file(root: Path, path: str) -> str:
     try:
-        return sha256(inside(root, path))
+        return sha256(safe_join(root, path))
     except OSError as problem:
         raise DataError(f"{root / path}: {problem.strerror or problem}") from problem
 
@@ -99,6 +104,6 @@ def _tell(progress: Progress | None, done: int, total: int) -> None:
         progress(done, total)
 
 
-def _texts(entry: Entry) -> list[str | None]:
+def _texts(entry: IndexEntry) -> list[str | None]:
     """The captions of an entry."""
     return [entry.text] if entry.synthetic is None else [entry.text, entry.synthetic]

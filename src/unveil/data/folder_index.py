@@ -1,4 +1,4 @@
-"""What a folder of pictures or clips holds, before any is decoded: files, labels, captions, and what is left out."""
+"""Index of a folder of images or videos before decoding: files, labels, captions, and refused files."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from PIL import ImageColor
 
 from unveil.data.caption_files import by_name
 from unveil.data.folder_walk import Walk
-from unveil.data.image_decoding import HEAD, Rule, format_of, inside
+from unveil.data.image_decoding import HEAD, DecodeOptions, format_of, safe_join
 from unveil.data.low_res import check_low
-from unveil.data.metadata import METADATA, Row, read_metadata
+from unveil.data.metadata import METADATA, MetadataRow, read_metadata
 from unveil.types import DataError, RecipeError, did_you_mean
 
-# Names that promise a picture: what is in them must be one, or is reported as bad.
-PICTURES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp"}
-CLIPS = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".gif"}
-OTHER_PICTURES = {".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg"}
+# Names that promise an image: what is in them must be one, or is reported as bad.
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp"}
+VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".gif"}
+OTHER_IMAGE_SUFFIXES = {".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg"}
 _MAX_CAPTION = 65_536  # bytes
 
 
-class Kind(NamedTuple):
-    """What is looked for in a folder.
+class MediaType(NamedTuple):
+    """Type of media that a folder is searched for.
 
     noun: what one is called. named: the formats, for messages. suffixes, others: names that promise one, of formats
     that are read and that are not. format_of: the format from a file's first `head` bytes, None for anything else.
@@ -39,20 +39,22 @@ class Kind(NamedTuple):
     head: int
 
 
-PICTURE = Kind("picture", "PNG, JPEG or WebP", frozenset(PICTURES), frozenset(OTHER_PICTURES), format_of, HEAD)
+IMAGE = MediaType(
+    "picture", "PNG, JPEG or WebP", frozenset(IMAGE_SUFFIXES), frozenset(OTHER_IMAGE_SUFFIXES), format_of, HEAD
+)
 
 
-class Layout(Protocol):
+class FolderOptions(Protocol):
     """The settings of a folder, whatever lies in it."""
 
     @property
     def path(self) -> str:
-        """Of the folder."""
+        """Path of the folder."""
         ...
 
     @property
     def labels(self) -> Literal["auto", "folders", "none"]:
-        """Where classes come from; see `FolderConfig`."""
+        """Source of the classes; see `FolderConfig`."""
         ...
 
     @property
@@ -83,24 +85,24 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class FolderConfig:
-    """A folder of PNG, JPEG or WebP pictures, brought to size x size.
+    """A folder of PNG, JPEG or WebP images, brought to size x size.
 
-    The folder is read in one of three layouts: with a metadata.jsonl or metadata.csv (a line per picture:
+    The folder is read in one of three layouts: with a metadata.jsonl or metadata.csv (a line per image:
     file_name, and where present the columns `text` and `label`); with a sub-folder per class; or plain. In
     each, name.txt beside name.png is its caption. Files and folders whose names begin with a dot are ignored.
 
-    channels: 3 for RGB, 1 for grey. fit, background, max_pixels: see `Rule`.
-    decode: "fast" speeds up large JPEGs by skipping detail (`Rule`); held-out pictures are decoded exactly anyway.
-    small: what happens to pictures with fewer pixels than `size`: enlarge or drop; the check names them.
-    labels: "auto" takes the sub-folders as classes when all pictures lie in two or more of them.
+    channels: 3 for RGB, 1 for grey. fit, background, max_pixels: see `DecodeOptions`.
+    decode: "fast" speeds up large JPEGs by skipping detail (`DecodeOptions`); held-out images are always exact.
+    small: what happens to images with fewer pixels than `size`: enlarge or drop; the check names them.
+    labels: "auto" takes the sub-folders as classes when all images lie in two or more of them.
     classes: the allowed labels in order; left out, they are found in the folder and sorted.
     text, label, synthetic: the metadata columns to read: captions, labels, and captions that a captioner wrote.
     captions: a file of a captioner's captions by file_name, as `unveil caption --out` writes it; they take the place of
         those of the metadata, and all else is as the folder has it.
-    share: of a captioner's captions, where a picture has both (`data.mixing`).
-    low: adds "low", the picture at so many pixels a side (`smaller`), for models that enlarge it.
+    share: of a captioner's captions, where an image has both (`data.caption_mixing`).
+    low: adds "low", the image at that many pixels a side (`area_downsample`), for models that enlarge it.
     max_bad: the share of unreadable files above which nothing is trained on.
-    held_out: the share of the pictures (chosen by a hash of their content) that never trains.
+    held_out: the share of the images (chosen by a hash of their content) that never trains.
     """
 
     path: str
@@ -133,13 +135,13 @@ class FolderConfig:
         colour(self.background)
 
     @property
-    def rule(self) -> Rule:
-        """How each picture is decoded and fitted."""
-        return Rule(self.size, self.channels, self.fit, self.decode, self.background, self.max_pixels)
+    def rule(self) -> DecodeOptions:
+        """Options of decoding and resizing."""
+        return DecodeOptions(self.size, self.channels, self.fit, self.decode, self.background, self.max_pixels)
 
 
 def check_size(size: int) -> None:
-    """Raises RecipeError when pictures cannot be trained on at so many pixels a side."""
+    """Raises RecipeError when images cannot be trained on at that many pixels a side."""
     if not 4 <= size <= 4096:
         raise RecipeError(f"size {size}: must be 4 to 4096 pixels")
 
@@ -170,8 +172,8 @@ def colour(name: str) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One picture or clip to train on: its path below the folder ("/" between parts), and what is known about it.
+class IndexEntry:
+    """One image or video to train on: its path below the folder ("/" between parts), and what is known about it.
 
     text: the caption that came with it. synthetic: the one that a captioner wrote.
     """
@@ -183,7 +185,7 @@ class Entry:
 
 
 @dataclass
-class Listing:
+class FolderIndex:
     """Everything that lies in a folder.
 
     entries: what is to be decoded. refused: path and reason of what should have been one and cannot be.
@@ -193,13 +195,13 @@ class Listing:
     root: Path
     layout: str
     classes: list[str] | None
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[IndexEntry] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
     ignored: list[tuple[str, str]] = field(default_factory=list)
     stamp: str = ""
 
 
-def listing(config: Layout, kind: Kind = PICTURE) -> Listing:
+def index_folder(config: FolderOptions, kind: MediaType = IMAGE) -> FolderIndex:
     """The folder's content.
 
     Raises:
@@ -208,20 +210,20 @@ def listing(config: Layout, kind: Kind = PICTURE) -> Listing:
     """
     root = _root(config.path, kind)
     walk = Walk(root, kind.noun, kind.suffixes)
-    found = [path for path in walk.files if _is_candidate(root, path, walk, kind)]
+    paths = [path for path in walk.files if _is_candidate(root, path, walk, kind)]
     table = [name for name in METADATA if name in walk.files]
     if len(table) > 1:
         raise DataError(f"{root}: both {table[0]} and {table[1]}; keep one of them")
-    result = Listing(root, table[0] if table else "plain", None, [], walk.refused, walk.ignored, walk.stamp())
+    result = FolderIndex(root, table[0] if table else "plain", None, [], walk.refused, walk.ignored, walk.stamp())
     if table:
         synthetic = config.synthetic if config.captions is None else "caption"  # else it is a column of that file
         rows = read_metadata(root / table[0], config.text, config.label, synthetic)
-        _with_metadata(result, config, rows, set(found), kind)
-    elif has_classes(config, found):
+        _with_metadata(result, config, rows, set(paths), kind)
+    elif has_classes(config, paths):
         result.layout = "classes"
-        _with_classes(result, config, found)
+        _with_classes(result, config, paths)
     else:
-        result.entries = [Entry(path) for path in found]
+        result.entries = [IndexEntry(path) for path in paths]
     if not result.entries and not result.refused:
         others = f"; it holds {len(walk.files)} other files, such as {walk.files[0]}" if walk.files else ""
         raise DataError(f"{root}: no {kind.noun} in it ({kind.named}){others}; check the path")
@@ -231,7 +233,7 @@ def listing(config: Layout, kind: Kind = PICTURE) -> Listing:
     return result
 
 
-def _root(path: str, kind: Kind) -> Path:
+def _root(path: str, kind: MediaType) -> Path:
     root = Path(path).expanduser()
     if root.is_dir():
         return root.resolve()
@@ -242,7 +244,7 @@ def _root(path: str, kind: Kind) -> Path:
     raise DataError(f"{path}: no such folder{close}; give a folder that holds {kind.noun}s (in a recipe: data.path)")
 
 
-def _is_candidate(root: Path, path: str, walk: Walk, kind: Kind) -> bool:
+def _is_candidate(root: Path, path: str, walk: Walk, kind: MediaType) -> bool:
     suffix = PurePosixPath(path).suffix.lower()
     if suffix in kind.suffixes or suffix in kind.others:
         return True
@@ -259,26 +261,28 @@ def _is_candidate(root: Path, path: str, walk: Walk, kind: Kind) -> bool:
     return False
 
 
-def has_classes(config: Layout, found: Sequence[str]) -> bool:
-    """Whether the sub-folders of these files are classes, where there is no metadata."""
+def has_classes(config: FolderOptions, paths: Sequence[str]) -> bool:
+    """Return True if the sub-folders of these files are classes, in a folder without metadata."""
     if config.labels == "auto":
-        return len({path.partition("/")[0] for path in found}) > 1 and all("/" in path for path in found)
+        return len({path.partition("/")[0] for path in paths}) > 1 and all("/" in path for path in paths)
     return config.labels == "folders"
 
 
-def _with_classes(result: Listing, config: Layout, found: list[str]) -> None:
-    names = sorted({path.partition("/")[0] for path in found if "/" in path})
+def _with_classes(result: FolderIndex, config: FolderOptions, paths: list[str]) -> None:
+    names = sorted({path.partition("/")[0] for path in paths if "/" in path})
     result.classes = _classes(config, names, lambda name: f"{result.root / name}: class")
     number = {name: index for index, name in enumerate(result.classes)}
-    for path in found:
+    for path in paths:
         name, below, _ = path.partition("/")
         if below:
-            result.entries.append(Entry(path, number[name]))
+            result.entries.append(IndexEntry(path, number[name]))
         else:
             result.refused.append((path, "no class: it lies beside the class folders; move it into one of them"))
 
 
-def _with_metadata(result: Listing, config: Layout, rows: list[Row], found: set[str], kind: Kind) -> None:
+def _with_metadata(
+    result: FolderIndex, config: FolderOptions, rows: list[MetadataRow], paths: set[str], kind: MediaType
+) -> None:
     where = {row.label: f"{result.root / result.layout} line {row.line}: label" for row in reversed(rows)}
     labels = {row.label for row in rows if row.label is not None} if config.labels != "none" else set()
     if labels and config.classes is None and all(label.isdecimal() and str(int(label)) == label for label in labels):
@@ -291,9 +295,9 @@ def _with_metadata(result: Listing, config: Layout, rows: list[Row], found: set[
         named = f"named in {result.layout} line {row.line}"
         if row.path in refused:
             continue
-        if row.path not in found:
+        if row.path not in paths:
             there = os.path.lexists(result.root / row.path)
-            if there and PurePosixPath(row.path).suffix.lower() in (PICTURES | CLIPS) - kind.suffixes:
+            if there and PurePosixPath(row.path).suffix.lower() in (IMAGE_SUFFIXES | VIDEO_SUFFIXES) - kind.suffixes:
                 result.ignored.append((row.path, f"not a {kind.noun}, though {named}"))
                 continue
             hidden = f"hidden or not a {kind.noun}"
@@ -302,12 +306,12 @@ def _with_metadata(result: Listing, config: Layout, rows: list[Row], found: set[
             result.refused.append((row.path, f"{named} without a label, which others have; add it"))
         else:
             label = number[row.label] if labels and row.label is not None else None
-            result.entries.append(Entry(row.path, label, row.text, row.synthetic))
+            result.entries.append(IndexEntry(row.path, label, row.text, row.synthetic))
     listed = {row.path for row in rows}
-    result.ignored += [(path, f"not named in {result.layout}") for path in sorted(found - listed)]
+    result.ignored += [(path, f"not named in {result.layout}") for path in sorted(paths - listed)]
 
 
-def _classes(config: Layout, names: list[str], where: Callable[[str], str]) -> list[str]:
+def _classes(config: FolderOptions, names: list[str], where: Callable[[str], str]) -> list[str]:
     """The classes asked for, or else those found.
 
     Raises:
@@ -324,7 +328,7 @@ def _classes(config: Layout, names: list[str], where: Callable[[str], str]) -> l
     return list(config.classes)
 
 
-def _add_captions(result: Listing, files: set[str]) -> None:
+def _add_captions(result: FolderIndex, files: set[str]) -> None:
     captioned = []
     for entry in result.entries:
         beside = str(PurePosixPath(entry.path).with_suffix(".txt"))
@@ -338,27 +342,27 @@ def _add_captions(result: Listing, files: set[str]) -> None:
     result.entries = captioned
 
 
-def _add_told(result: Listing, file: Path, column: str) -> None:
+def _add_told(result: FolderIndex, file: Path, column: str) -> None:
     """The captions of a file by `file_name`; it may tell files of another kind too, and not all of these.
 
     Raises:
         RecipeError: no such file.
         MediaError: it tells nothing that lies here.
     """
-    told = by_name(file, column)
-    if not told.keys() & ({one.path for one in result.entries} | {path for path, _ in result.refused}):
+    captions = by_name(file, column)
+    if not captions.keys() & ({entry.path for entry in result.entries} | {path for path, _ in result.refused}):
         raise DataError(
-            f"captions {str(file)!r}: none of its {len(told)} names is that of a file to train on in {result.root}, "
-            f"such as {next(iter(told))!r}; give the file that was written for this folder"
+            f"captions {str(file)!r}: none of its {len(captions)} names is that of a file to train on in "
+            f"{result.root}, such as {next(iter(captions))!r}; give the file that was written for this folder"
         )
-    gone = [path for path in told if not os.path.lexists(result.root / path)]
+    gone = [path for path in captions if not os.path.lexists(result.root / path)]
     result.ignored += [(path, f"named in {file}, but not there") for path in sorted(gone)]
-    result.entries = [replace(one, synthetic=told.get(one.path)) for one in result.entries]
+    result.entries = [replace(entry, synthetic=captions.get(entry.path)) for entry in result.entries]
 
 
 def _caption(root: Path, path: str) -> str:
     try:
-        raw = inside(root, path).read_bytes()
+        raw = safe_join(root, path).read_bytes()
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}") from error
     if len(raw) > _MAX_CAPTION:

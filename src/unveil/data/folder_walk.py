@@ -1,4 +1,4 @@
-"""What lies below a folder, in one pass, before anybody asks what it is."""
+"""One pass over a folder tree, before the files are opened."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import stat
 from pathlib import Path, PurePosixPath
 
-from unveil.data.image_decoding import inside
+from unveil.data.image_decoding import safe_join
 from unveil.types import DataError
 
 
@@ -41,28 +41,28 @@ class Walk:
 
     def _visit(self, folder: str) -> None:
         try:
-            found = list(os.scandir(self._root / folder))
+            children = list(os.scandir(self._root / folder))
         except OSError as error:
             self.refused.append((folder, f"a folder that cannot be opened: {error.strerror}; change its permissions"))
             return
-        for one in found:
-            if one.name.startswith("."):
+        for child in children:
+            if child.name.startswith("."):
                 continue
-            path = f"{folder}/{one.name}" if folder else one.name
-            suffix = PurePosixPath(one.name).suffix.lower()
-            if one.is_dir(follow_symlinks=False):
+            path = f"{folder}/{child.name}" if folder else child.name
+            suffix = PurePosixPath(child.name).suffix.lower()
+            if child.is_dir(follow_symlinks=False):
                 if suffix in self._suffixes:
                     self.refused.append((path, f"a folder, not a {self._noun}; rename it or move its content"))
                 else:
                     self._visit(path)
             else:
-                self._add(path, one, suffix)
+                self._add(path, child, suffix)
 
-    def _add(self, path: str, one: os.DirEntry[str], suffix: str) -> None:
+    def _add(self, path: str, child: os.DirEntry[str], suffix: str) -> None:
         try:
-            if one.is_symlink():
-                inside(self._root, path)
-            facts = one.stat()
+            if child.is_symlink():
+                safe_join(self._root, path)
+            facts = child.stat()
         except DataError as error:
             self.refused.append((path, str(error)))
         except OSError as error:  # a link to nothing, or to itself

@@ -1,4 +1,4 @@
-"""A picture file to uint8 pixels of one size: what is read, in which order it is changed, what is refused.
+"""An image file to uint8 pixels of one size: what is read, in which order it is changed, what is refused.
 
 The order is fixed: the size is taken from the header and checked, then the file is decoded, laid on the
 background colour where it is transparent, brought to 8 bits of RGB or grey, resampled once (antialiased
@@ -60,18 +60,18 @@ Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class Rule:
-    """How a picture becomes size x size pixels; where size is None it keeps its own.
+class DecodeOptions:
+    """Options of decoding and resizing an image to size x size pixels; size None keeps its own size.
 
     fit: crop scales the short side to `size` and keeps the centre; pad scales the long side and fills with
         the background; stretch changes the aspect ratio; aspect keeps it, with size x size pixels at most and none
         added.
-    multiple: both sides become multiples of it where the picture keeps its own size or aspect; what is too much is
+    multiple: both sides become multiples of it where the image keeps its own size or aspect; what is too much is
         cut off around the centre.
     decode: exact decodes every pixel and resamples once. fast lets the JPEG decoder skip detail that the
         resampling would average away, and resamples in two passes where much is reduced (large photographs
         3 to 4 times faster, slightly other pixels): for training, never for metrics.
-    background: a CSS colour name or "#rrggbb", under transparency and beside padded pictures.
+    background: a CSS colour name or "#rrggbb", under transparency and beside padded images.
     """
 
     size: int | None
@@ -83,8 +83,8 @@ class Rule:
     multiple: int = 1
 
 
-class Header(NamedTuple):
-    """What a file says of itself before it is decoded; width and height as shown, turned upright."""
+class ImageHeader(NamedTuple):
+    """Header of an image file; width and height are those after applying the EXIF orientation."""
 
     format: str
     mode: str
@@ -109,8 +109,8 @@ def format_of(head: bytes) -> str | None:
     return next((name for name, matches in _FORMATS.items() if matches(head)), None)
 
 
-def open_picture(file: IO[bytes], max_pixels: int) -> ImageFile:
-    """The picture in an open file, header read, nothing decoded.
+def open_image(file: IO[bytes], max_pixels: int) -> ImageFile:
+    """The image in an open file, header read, nothing decoded.
 
     The plug-ins are called directly: Image.open would try every format that it knows, and its own size
     limit is one number for the whole process.
@@ -127,9 +127,9 @@ def open_picture(file: IO[bytes], max_pixels: int) -> ImageFile:
         _within(size, max_pixels)
     try:
         if name == "PNG":
-            image_metadata.weigh(file)
+            image_metadata.check_metadata_size(file)
         file.seek(0)
-        image = _PLUGINS[name](cast("IO[bytes]", image_metadata.Bounded(file)) if name == "JPEG" else file)
+        image = _PLUGINS[name](cast("IO[bytes]", image_metadata.LimitedReader(file)) if name == "JPEG" else file)
         image.fp = file  # its pixels may be as many bytes as they like
     except Exception as error:  # plug-ins raise what their parsers meet: SyntaxError, struct.error, ValueError ...
         raise DataError(f"damaged {name}: {error}; export it again or remove it") from error
@@ -137,12 +137,12 @@ def open_picture(file: IO[bytes], max_pixels: int) -> ImageFile:
     return image
 
 
-def header(image: ImageFile) -> Header:
+def header(image: ImageFile) -> ImageHeader:
     """The facts that a report needs."""
-    turn = image_metadata.orientation(image.info)
+    turn = image_metadata.exif_orientation(image.info)
     width, height = image.size if turn < 5 else image.size[::-1]
     name = {"WEBP": "WebP"}.get(str(image.format), str(image.format))
-    return Header(name, image.mode, width, height, int(getattr(image, "n_frames", 1)), turn > 1)
+    return ImageHeader(name, image.mode, width, height, int(getattr(image, "n_frames", 1)), turn > 1)
 
 
 def load(image: ImageFile) -> None:
@@ -159,12 +159,12 @@ def load(image: ImageFile) -> None:
         raise DataError(f"cannot be decoded: {error}; the file is damaged: fetch it again or remove it") from error
 
 
-def pixels(image: ImageFile, rule: Rule) -> Tensor:
-    """The picture after `rule`: uint8 (3, size, size), or (1, size, size) where channels is 1."""
+def pixels(image: ImageFile, rule: DecodeOptions) -> Tensor:
+    """The image after `rule`: uint8 (3, size, size), or (1, size, size) where channels is 1."""
     width = image.width
     box, size = fit_box(*image.size, rule)
     if rule.size is not None and rule.decode == "fast" and isinstance(image, JpegImageFile):
-        # the decoder's smallest picture that is not smaller than the result (eighths of the DCT block)
+        # the decoder's smallest image that is not smaller than the result (eighths of the DCT block)
         drafted = image.draft("L" if rule.channels == 1 else None, (rule.size, rule.size))
         if drafted:
             scale = drafted[1][2] / width  # not the quotient of the sizes: the last row may be a part of one
@@ -174,8 +174,8 @@ def pixels(image: ImageFile, rule: Rule) -> Tensor:
     return _tensor(_upright(fitted, image))
 
 
-def natural(image: ImageFile, channels: Literal[1, 3], size: tuple[int, int] | None = None) -> Tensor:
-    """The picture in its own size, uint8 (channels, H, W); or its centre in another (height, width), resampled once.
+def decode_native_size(image: ImageFile, channels: Literal[1, 3], size: tuple[int, int] | None = None) -> Tensor:
+    """The image in its own size, uint8 (channels, H, W); or its centre in another (height, width), resampled once.
 
     What is transparent is laid on white.
     """
@@ -190,13 +190,13 @@ def natural(image: ImageFile, channels: Literal[1, 3], size: tuple[int, int] | N
     return _tensor(shown)
 
 
-def transparency(file: IO[bytes], max_pixels: int) -> Tensor | None:
-    """How opaque the pixels of a picture are, uint8 (1, H, W); None where it has no transparent one.
+def alpha_channel(file: IO[bytes], max_pixels: int) -> Tensor | None:
+    """Return the opacity of an image, uint8 (1, H, W); None if all of it is opaque.
 
     Raises:
-        MediaError: as `open_picture`, or damaged.
+        MediaError: as `open_image`, or damaged.
     """
-    image = open_picture(file, max_pixels)
+    image = open_image(file, max_pixels)
     if not image.has_transparency_data:
         return None
     load(image)
@@ -204,15 +204,15 @@ def transparency(file: IO[bytes], max_pixels: int) -> Tensor | None:
     return None if bool((alpha == 255).all()) else alpha
 
 
-def read(root: Path, relative: str, rule: Rule) -> Tensor:
+def read(root: Path, relative: str, rule: DecodeOptions) -> Tensor:
     """The pixels of one file below `root`.
 
     Raises:
         MediaError: with the path and the reason.
     """
     try:
-        with inside(root, relative).open("rb") as file:
-            return pixels(open_picture(file, rule.max_pixels), rule)
+        with safe_join(root, relative).open("rb") as file:
+            return pixels(open_image(file, rule.max_pixels), rule)
     except DataError as error:
         raise DataError(f"{root / relative}: {error}") from error
     except OSError as error:
@@ -220,14 +220,14 @@ def read(root: Path, relative: str, rule: Rule) -> Tensor:
 
 
 def read_classes(path: Path, max_pixels: int) -> Tensor:
-    """A map of classes, int64 (H, W), of a picture with one channel, whose numbers are taken as they are stored.
+    """A map of classes, int64 (H, W), of an image with one channel, whose numbers are taken as they are stored.
 
     Raises:
-        MediaError: a file that cannot be read, or a picture of several channels; with the path and the reason.
+        MediaError: a file that cannot be read, or an image of several channels; with the path and the reason.
     """
     try:
         with path.open("rb") as file:
-            image = open_picture(file, max_pixels)
+            image = open_image(file, max_pixels)
             load(image)
             if len(image.getbands()) > 1:
                 raise DataError(f"a picture of mode {image.mode}; a map of classes has one channel, a number a pixel")
@@ -238,7 +238,7 @@ def read_classes(path: Path, max_pixels: int) -> Tensor:
         raise DataError(f"{path}: {error.strerror or error}") from error
 
 
-def inside(root: Path, relative: str) -> Path:
+def safe_join(root: Path, relative: str) -> Path:
     """The file below `root`, links followed.
 
     Raises:
@@ -250,8 +250,8 @@ def inside(root: Path, relative: str) -> Path:
     return real
 
 
-def fit_box(width: int, height: int, rule: Rule) -> tuple[Box, Size]:
-    """Which part of a width x height picture is kept, and the size that it is resampled to."""
+def fit_box(width: int, height: int, rule: DecodeOptions) -> tuple[Box, Size]:
+    """Return the part of a width x height image that is kept, and the size that it is resampled to."""
     whole = (0.0, 0.0, float(width), float(height))
     if rule.size is None or rule.fit == "aspect":
         return _own_aspect(width, height, rule)
@@ -265,15 +265,15 @@ def fit_box(width: int, height: int, rule: Rule) -> tuple[Box, Size]:
     return whole, (max(1, round(width * scale)), max(1, round(height * scale)))
 
 
-def _own_aspect(width: int, height: int, rule: Rule) -> tuple[Box, Size]:
+def _own_aspect(width: int, height: int, rule: DecodeOptions) -> tuple[Box, Size]:
     scale = 1.0 if rule.size is None else min(1.0, rule.size / math.sqrt(width * height))
     wide, high = (max(1, int(side * scale / rule.multiple + 1e-9)) * rule.multiple for side in (width, height))
-    scale = max(scale, wide / width, high / height)  # a picture below one multiple is enlarged
+    scale = max(scale, wide / width, high / height)  # an image below one multiple is enlarged
     left, top = (width - wide / scale) / 2, (height - high / scale) / 2
     return (left, top, width - left, height - top), (wide, high)
 
 
-def _fit(image: Image.Image, rule: Rule, box: Box, size: Size) -> Image.Image:
+def _fit(image: Image.Image, rule: DecodeOptions, box: Box, size: Size) -> Image.Image:
     if (0.0, 0.0, *size) != box:  # already of this size: not resampled at all
         gap = 2.0 if rule.decode == "fast" else None
         image = image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=gap)
@@ -285,7 +285,7 @@ def _fit(image: Image.Image, rule: Rule, box: Box, size: Size) -> Image.Image:
 
 
 def _upright(image: Image.Image, read: ImageFile) -> Image.Image:
-    turn = _UPRIGHT.get(image_metadata.orientation(read.info))
+    turn = _UPRIGHT.get(image_metadata.exif_orientation(read.info))
     return image if turn is None else image.transpose(turn)
 
 

@@ -1,7 +1,7 @@
-"""What a picture's file says beside its pixels, of which little may claim to be much.
+"""Bounded reading of image metadata (EXIF, XMP, PNG text), against decompression bombs in metadata chunks.
 
 Pillow unpacks all of it: 64 KB of EXIF whose entries share their bytes, or of packed text, become hundreds of MB. Here
-it is weighed before, and the one thing that is wanted, which way up the picture is, is read from it alone.
+it is weighed before, and the one thing that is wanted, which way up the image is, is read from it alone.
 """
 
 from __future__ import annotations
@@ -12,48 +12,48 @@ import zlib
 from collections.abc import Mapping
 from typing import IO, Any
 
-MOST = 8 << 20  # bytes before the pixels, unpacked
-PARTS = 1000  # chunks of a PNG before the pixels
-READS = 8 * PARTS  # of a JPEG's segments: a few for each, but one for every byte of what is none
+MAX_BYTES = 8 << 20  # bytes before the pixels, unpacked
+MAX_CHUNKS = 1000  # chunks of a PNG before the pixels
+MAX_READS = 8 * MAX_CHUNKS  # of a JPEG's segments: a few for each, but one for every byte of what is none
 _PACKED = 1 << 20  # bytes of one packed text; Pillow itself refuses more
 _EXIF = b"Exif\0\0"
 _ORIENTATION, _SHORT, _LONG = 0x0112, 3, 4  # a tag of EXIF, and the types that its value may have
 _XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 
-class Bounded:
-    """An open file of which no more than `MOST` bytes are read, and in no more than `READS` pieces."""
+class LimitedReader:
+    """An open file of which no more than `MAX_BYTES` bytes are read, and in no more than `MAX_READS` pieces."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._left, self._reads = file, MOST, READS
+        self._file, self._left, self._reads = file, MAX_BYTES, MAX_READS
 
     def read(self, size: int = -1) -> bytes:
-        """As of a file.
+        """Read up to `size` bytes.
 
         Raises:
             ValueError: it was read too far, or too often.
         """
-        found = self._file.read(size)
-        self._left, self._reads = self._left - len(found), self._reads - 1
+        content = self._file.read(size)
+        self._left, self._reads = self._left - len(content), self._reads - 1
         if self._left < 0:
             raise _too_much()
         if self._reads < 0:
-            raise ValueError(f"more than {READS} pieces before its pixels")
-        return found
+            raise ValueError(f"more than {MAX_READS} pieces before its pixels")
+        return content
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 
 
-def weigh(file: IO[bytes]) -> None:
+def check_metadata_size(file: IO[bytes]) -> None:
     """Looks through the chunks of a PNG before its pixels; the file is read from its beginning and left anywhere.
 
     Raises:
-        ValueError: more than `MOST` bytes, or more than `PARTS` chunks.
+        ValueError: more than `MAX_BYTES` bytes, or more than `MAX_CHUNKS` chunks.
     """
     file.seek(8)
-    left = MOST
-    for _ in range(PARTS):
+    left = MAX_BYTES
+    for _ in range(MAX_CHUNKS):
         head = file.read(8)
         length, kind = int.from_bytes(head[:4], "big"), head[4:]
         if len(head) < 8 or kind in (b"IDAT", b"fdAT", b"IEND"):
@@ -65,21 +65,21 @@ def weigh(file: IO[bytes]) -> None:
         if left < 0:
             raise _too_much()
         file.seek(4, 1)  # its checksum
-    raise ValueError(f"more than {PARTS} chunks before its pixels")
+    raise ValueError(f"more than {MAX_CHUNKS} chunks before its pixels")
 
 
-def orientation(info: Mapping[Any, Any]) -> int:
-    """Which way up a picture is, 1 to 8, of what Pillow found beside it: of its EXIF, or else of its XMP."""
+def exif_orientation(info: Mapping[Any, Any]) -> int:
+    """Return the orientation of an image, 1 to 8, from the EXIF or else the XMP that Pillow read."""
     turn = _of_exif(_exif(info))
     if turn is None:
         xmp = info.get("XML:com.adobe.xmp") or info.get("xmp") or b""
-        found = _XMP.search(xmp.encode("utf-8", "replace") if isinstance(xmp, str) else xmp)
-        turn = int(found[1]) if found else 1
+        match = _XMP.search(xmp.encode("utf-8", "replace") if isinstance(xmp, str) else xmp)
+        turn = int(match[1]) if match else 1
     return turn if 1 <= turn <= 8 else 1
 
 
 def _too_much() -> ValueError:
-    return ValueError(f"more than {MOST:,} bytes beside its pixels")
+    return ValueError(f"more than {MAX_BYTES:,} bytes beside its pixels")
 
 
 def _unpacked(kind: bytes, data: bytes) -> int:

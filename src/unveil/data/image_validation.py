@@ -11,34 +11,38 @@ from typing import IO, Any, TypeVar
 
 import PIL
 
-from unveil.data.folder_index import FolderConfig, Listing, listing
-from unveil.data.image_decoding import Header, Rule, fit_box, header, load, open_picture
-from unveil.data.report import Change, Report, listed
-from unveil.data.scan_cache import Look, Progress, Viewer, looks
+from unveil.data.folder_index import FolderConfig, FolderIndex, index_folder
+from unveil.data.image_decoding import DecodeOptions, ImageHeader, fit_box, header, load, open_image
+from unveil.data.report import FileAction, FolderReport, format_list
+from unveil.data.scan_cache import FileInfo, FileInspector, Progress, inspect_files
 from unveil.types import DataError
 
-Told = TypeVar("Told", bound=Report)
+ReportT = TypeVar("Told", bound=FolderReport)
 _log = logging.getLogger("unveil.data")
 
 
-def check(config: FolderConfig, progress: Progress | None = None) -> Report:
-    """Decodes every picture of a folder and reports what training would do with it. Changes nothing there.
+def check_images(config: FolderConfig, progress: Progress | None = None) -> FolderReport:
+    """Decodes every image of a folder and reports what training would do with it. Changes nothing there.
 
     The result is kept in the cache folder until a file, or max_pixels, changes; results with unreadable files are not.
 
     Args:
-        config: the folder and how its pictures are used.
+        config: the folder and how its images are used.
         progress: called as progress(done, total), now and then.
 
     Raises:
-        MediaError: see `listing`: no folder, no picture, bad metadata.
+        MediaError: see `index_folder`: no folder, no image, bad metadata.
     """
-    found = listing(config)
-    viewer = Viewer(f"{PIL.__version__}\0{config.max_pixels}", lambda file: _header(file, config), Header._make)
-    return _report(found, looks(found, viewer, progress), config)
+    index = index_folder(config)
+    viewer = FileInspector(
+        f"{PIL.__version__}\0{config.max_pixels}", lambda file: _header(file, config), ImageHeader._make
+    )
+    return _report(index, inspect_files(index, viewer, progress), config)
 
 
-def usable(config: FolderConfig, max_bad: float | None = None, progress: Progress | None = None) -> Report:
+def check_images_or_raise(
+    config: FolderConfig, max_bad: float | None = None, progress: Progress | None = None
+) -> FolderReport:
     """The report of a folder that may be trained on; `Report.entries` is what is left to train on.
 
     What is left out, and what is enlarged, is logged as a warning: nothing is dropped silently.
@@ -51,38 +55,38 @@ def usable(config: FolderConfig, max_bad: float | None = None, progress: Progres
     Raises:
         MediaError: more than max_bad of the files are bad, with the list; or none is left; or as `check`.
     """
-    return allowed(check(config, progress), config.path, config.max_bad if max_bad is None else max_bad)
+    return enforce_max_bad(check_images(config, progress), config.path, config.max_bad if max_bad is None else max_bad)
 
 
-def allowed(report: Told, path: str, limit: float) -> Told:
+def enforce_max_bad(report: ReportT, path: str, limit: float) -> ReportT:
     """The report, where no more than a share `limit` of its files is bad; what happens to the rest is logged.
 
     Raises:
-        MediaError: as `usable`.
+        MediaError: as `check_images_or_raise`.
     """
-    bad, total = len(report.refused), report.found
+    bad, total = len(report.refused), report.num_files
     if bad > limit * total or not report.entries:
         raise DataError(
             f"{path}: {bad} of {total} files cannot be used ({100 * bad / total:.3g} %; max_bad allows "
-            f"{100 * limit:g} %)\n{listed(report.refused)}\nrepair or remove them, or raise max_bad"
+            f"{100 * limit:g} %)\n{format_list(report.refused)}\nrepair or remove them, or raise max_bad"
         )
     if bad:
-        _log.warning("%s: %d of %d files left out:\n%s", path, bad, total, listed(report.refused))
+        _log.warning("%s: %d of %d files left out:\n%s", path, bad, total, format_list(report.refused))
     for action, verb in report.warned.items():
         named = [(change.path, change.reason) for change in report.changes if action in change.actions]
         if named:
-            _log.warning("%s: %d of %d %ss %s:\n%s", path, len(named), total, report.noun, verb, listed(named))
+            _log.warning("%s: %d of %d %ss %s:\n%s", path, len(named), total, report.noun, verb, format_list(named))
     return report
 
 
-def _header(file: IO[bytes], config: FolderConfig) -> Header:
-    image = open_picture(file, config.max_pixels)
+def _header(file: IO[bytes], config: FolderConfig) -> ImageHeader:
+    image = open_image(file, config.max_pixels)
     load(image)  # before the header: EXIF may stand behind the pixels
     return header(image)
 
 
-def _report(found: Listing, seen: dict[str, Look[Header]], config: FolderConfig) -> Report:
-    report = Report(found.root, found.layout, found.classes, config.size)
+def _report(index: FolderIndex, seen: dict[str, FileInfo[ImageHeader]], config: FolderConfig) -> FolderReport:
+    report = FolderReport(index.root, index.layout, index.classes, config.size)
     for path, look in seen.items():
         facts = look.header
         if facts is None:
@@ -95,18 +99,18 @@ def _report(found: Listing, seen: dict[str, Look[Header]], config: FolderConfig)
         change = _change(path, facts.width, facts.height, config)
         if change:
             report.changes.append(change)
-    return gathered(report, found, seen)
+    return complete_report(report, index, seen)
 
 
-def gathered(report: Told, found: Listing, seen: Mapping[str, Look[Any]]) -> Told:
+def complete_report(report: ReportT, index: FolderIndex, seen: Mapping[str, FileInfo[Any]]) -> ReportT:
     """The report, whose changes stand, with what is left to train on and what is not, and the copies among it."""
-    report.ignored = sorted(found.ignored)
-    report.refused += found.refused + [(path, look.reason) for path, look in seen.items() if look.header is None]
+    report.ignored = sorted(index.ignored)
+    report.refused += index.refused + [(path, look.reason) for path, look in seen.items() if look.header is None]
     report.refused.sort()
-    report.found = len(seen) + len(found.refused)
+    report.num_files = len(seen) + len(index.refused)
     out = {path for path, _ in report.refused}
     out |= {change.path for change in report.changes if "drop" in change.actions}
-    report.entries = [entry for entry in found.entries if entry.path not in out]
+    report.entries = [entry for entry in index.entries if entry.path not in out]
     report.digests = [seen[entry.path].digest for entry in report.entries]
     same: dict[str, list[str]] = {}
     for path, look in seen.items():
@@ -116,16 +120,16 @@ def gathered(report: Told, found: Listing, seen: Mapping[str, Look[Any]]) -> Tol
     return report
 
 
-def _change(path: str, width: int, height: int, config: FolderConfig) -> Change | None:
-    """What the rule does to a picture of this size; None when its pixels are used as they are."""
-    actions, parts = fitted(width, height, config.rule)
+def _change(path: str, width: int, height: int, config: FolderConfig) -> FileAction | None:
+    """Return the change of an image of this size; None if its pixels are used as they are."""
+    actions, parts = resize_actions(width, height, config.rule)
     if "enlarge" in actions and config.small == "drop":
-        return Change(path, ("drop",), f"{width} x {height}, smaller than {config.size} pixels (small: drop)")
-    return Change(path, tuple(actions), f"{width} x {height}: {', '.join(parts)}") if actions else None
+        return FileAction(path, ("drop",), f"{width} x {height}, smaller than {config.size} pixels (small: drop)")
+    return FileAction(path, tuple(actions), f"{width} x {height}: {', '.join(parts)}") if actions else None
 
 
-def fitted(width: int, height: int, rule: Rule) -> tuple[list[str], list[str]]:
-    """The names of what the rule does to a picture of this size, and the same in words; both empty where nothing."""
+def resize_actions(width: int, height: int, rule: DecodeOptions) -> tuple[list[str], list[str]]:
+    """The names of what the rule does to an image of this size, and the same in words; both empty where nothing."""
     box, (new_width, new_height) = fit_box(width, height, rule)
     kept_width, kept_height = box[2] - box[0], box[3] - box[1]
     actions, parts = list[str](), list[str]()

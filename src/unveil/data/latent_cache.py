@@ -1,9 +1,8 @@
-"""What an encoder makes of a data set, kept in one file, so that training need not encode a picture twice.
+"""Latents of a data set cached in one file, so that training need not encode an image twice.
 
-The file's name is a hash of all that its content follows from: the pictures and their order, the encoder, and the
-settings. Whatever changes gives another name, so that a file that is found is the right one. It is a file of latents
-like any other (`latents.packed`), and holds all that the encoder says, so that latents can be drawn from it as from
-the pixels.
+The file's name is a hash of everything that determines its content: the images and their order, the encoder, and the
+settings. A change of any of these gives another name, so an existing file is never stale. The file has the format of
+`data.latents`. It holds the full output of the encoder, so that latents can be sampled from it as from the pixels.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from unveil.data.adapted import Source
+from unveil.data.adapted import SourceDataset
 from unveil.data.cache import cache_folder
-from unveil.data.control_images import Hinted
-from unveil.data.fingerprint import Progress, content
-from unveil.data.latents import LABELS, LATENTS, Packed, packed, write_latents
+from unveil.data.control_images import ControlImageDataset
+from unveil.data.fingerprint import Progress, dataset_fingerprint
+from unveil.data.latents import LABELS, LATENTS, LatentFile, open_latent_file, write_latents
 from unveil.io.files import write_atomically
 from unveil.io.images import to_unit
 from unveil.types import DataError, Item, NonFinite, OutputError, RecipeError, ShapeError
@@ -41,8 +40,8 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
-class Encoder:
-    """What makes latents of pixels.
+class LatentEncoder:
+    """An encoder of pixels to latents.
 
     Attributes:
         encode: of pixels float32 (B, C, H, W) in [-1, 1], all that is kept: (B, moments * C', h, w).
@@ -59,14 +58,14 @@ class Encoder:
 
 
 @dataclass(frozen=True)
-class Keeping:
-    """How latents are kept.
+class LatentCacheOptions:
+    """Options of a latent cache.
 
     Attributes:
         key: of the items, where the pixels are.
-        mirrored: those of the pictures mirrored left to right too, for training that mirrors at random.
+        mirrored: those of the images mirrored left to right too, for training that mirrors at random.
         dtype: float32 keeps every bit; bfloat16 and float16 take half the room.
-        batch: pictures that are encoded at once, and that an interrupted run loses at most.
+        batch: images that are encoded at once, and that an interrupted run loses at most.
         folder: where the files are; None: `latents` in the cache folder.
     """
 
@@ -84,11 +83,11 @@ class Keeping:
             raise RecipeError(f"batch {self.batch}: at least 1 picture is encoded at once")
 
 
-class Cached(Dataset[Item]):
+class CachedLatents(Dataset[Item]):
     """A data set with what the encoder says in the place of the pixels: float32 (versions, moments * C', h, w).
 
-    The first version is of the picture as it is, the second, where there is one, of the mirrored picture. What else
-    an item holds is the source's; its pictures are read only where `keys` ask for more than labels and texts.
+    The first version is of the image as it is, the second, where there is one, of the mirrored image. What else
+    an item holds is the source's; its images are read only where `keys` ask for more than labels and texts.
 
     Attributes:
         path: of the file.
@@ -96,9 +95,9 @@ class Cached(Dataset[Item]):
         classes: the source's, where it has them.
     """
 
-    def __init__(self, source: Source, path: Path, key: str = "pixels", keys: Sequence[str] = ()) -> None:
+    def __init__(self, source: SourceDataset, path: Path, key: str = "pixels", keys: Sequence[str] = ()) -> None:
         self.source, self.path, self.key, self.keys = source, path, key, tuple(keys)
-        self.packed = packed(path)
+        self.packed = open_latent_file(path)
         self.versions = _versions(self.packed, len(source))
         self.shape = (self.versions, *self.packed.shape[1:])
         self.classes: list[str] | None = getattr(source, "classes", None)
@@ -108,11 +107,11 @@ class Cached(Dataset[Item]):
         self._facts: Callable[[int], Mapping[str, Any]] = facts if facts is not None and enough else source.__getitem__
 
     def __len__(self) -> int:
-        """How many pictures."""
+        """Number of images."""
         return len(self.source)
 
     def __getitem__(self, index: int) -> Item:
-        """What is kept of one picture, and what else is known about it."""
+        """Return one image's latents and its other annotations."""
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
@@ -121,16 +120,19 @@ class Cached(Dataset[Item]):
         if any(not 0 <= index < count for index in indices):
             raise IndexError(f"items {list(indices)} of {count}")
         rows = np.add.outer(indices, count * np.arange(self.versions))
-        found = self.packed.floats(self._latents[rows]).unbind()
-        return [{**self._facts(index), self.key: one} for index, one in zip(indices, found, strict=True)]
+        latents = self.packed.floats(self._latents[rows]).unbind()
+        return [{**self._facts(index), self.key: latent} for index, latent in zip(indices, latents, strict=True)]
 
-    def __reduce__(self) -> tuple[type[Cached], tuple[Source, Path, str, tuple[str, ...]]]:
-        """A process that is started anew maps the file itself; a pickled map would be a copy of the whole."""
-        return Cached, (self.source, self.path, self.key, self.keys)
+    def __reduce__(self) -> tuple[type[CachedLatents], tuple[SourceDataset, Path, str, tuple[str, ...]]]:
+        """A process that is started again maps the file itself; a pickled map would be a copy of the whole."""
+        return CachedLatents, (self.source, self.path, self.key, self.keys)
 
 
-def kept(
-    items: Source, encoder: Encoder, how: Keeping | None = None, progress: Progress | None = None
+def cache_latents(
+    items: SourceDataset,
+    encoder: LatentEncoder,
+    how: LatentCacheOptions | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Path, bool]:
     """The file with what the encoder says of every item, and whether it was there; else it is written now.
 
@@ -146,9 +148,9 @@ def kept(
         NonFinite: the encoder gives NaN or infinite numbers.
         NotWritable, OutOfResources: the place cannot be written, or the disk is full.
     """
-    how = how or Keeping()
+    how = how or LatentCacheOptions()
     facts = _facts(items, encoder, how)
-    path = _folder(how) / f"{key(facts)}.safetensors"
+    path = _folder(how) / f"{cache_key(facts)}.safetensors"
     with _alone(path):
         if _whole(path, facts):
             return path, True
@@ -163,7 +165,7 @@ def kept(
     return path, False
 
 
-def key(facts: Mapping[str, Any]) -> str:
+def cache_key(facts: Mapping[str, Any]) -> str:
     """The name of what follows from these facts: a hash of them."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -171,14 +173,16 @@ def key(facts: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------------- the file and its parts
 
 
-def _facts(items: Source, encoder: Encoder, how: Keeping) -> dict[str, Any]:
+def _facts(items: SourceDataset, encoder: LatentEncoder, how: LatentCacheOptions) -> dict[str, Any]:
     """Everything that the content of a file follows from."""
     if not len(items):
         raise DataError("a data set without pictures has no latents")
     pixels = _unit(items[0], 0, how.key)
     return {
         "version": _VERSION,
-        "data": content(items.source if isinstance(items, Hinted) else items),  # a hint changes no latent
+        "data": dataset_fingerprint(
+            items.source if isinstance(items, ControlImageDataset) else items
+        ),  # a hint changes no latent
         "encoder": encoder.identity,
         "key": how.key,
         "pixels": list(pixels.shape[1:]),
@@ -188,19 +192,19 @@ def _facts(items: Source, encoder: Encoder, how: Keeping) -> dict[str, Any]:
     }
 
 
-def _folder(how: Keeping) -> Path:
+def _folder(how: LatentCacheOptions) -> Path:
     return cache_folder() / "latents" if how.folder is None else how.folder
 
 
 def _whole(path: Path, facts: Mapping[str, Any]) -> bool:
-    """Whether the file is there, whole, and what it should be."""
+    """Return True if the file is complete and its metadata match."""
     try:
-        return packed(path).metadata.get("made_from") == json.dumps(facts, sort_keys=True)
+        return open_latent_file(path).metadata.get("made_from") == json.dumps(facts, sort_keys=True)
     except DataError:
         return False
 
 
-def _part(path: Path, items: Source, rows: range, encoder: Encoder, how: Keeping) -> None:
+def _part(path: Path, items: SourceDataset, rows: range, encoder: LatentEncoder, how: LatentCacheOptions) -> None:
     """Encodes some items into a file of their own, unless an earlier run did."""
     if path.exists():
         with suppress(SafetensorError, OSError, KeyError):
@@ -209,28 +213,39 @@ def _part(path: Path, items: Source, rows: range, encoder: Encoder, how: Keeping
     there = [items[index] for index in rows]
     pixels = torch.cat([_unit(item, index, how.key) for item, index in zip(there, rows, strict=True)])
     versions = [pixels, pixels.flip(-1)] if how.mirrored else [pixels]
-    found = torch.stack([encoder.encode(one).detach().cpu().to(how.dtype) for one in versions])
-    if found.ndim != 5 or found.shape[1] != len(rows) or found.shape[2] % encoder.moments:
+    latents = torch.stack([encoder.encode(version).detach().cpu().to(how.dtype) for version in versions])
+    if latents.ndim != 5 or latents.shape[1] != len(rows) or latents.shape[2] % encoder.moments:
         wanted = f"({len(rows)}, {encoder.moments} * C, h, w)"
-        raise ShapeError(f"the encoder makes {tuple(found.shape[1:])} of {tuple(pixels.shape)}; must be {wanted}")
-    if not bool(torch.isfinite(found).all()):
-        bad = [row for row, one in zip(rows, found.movedim(1, 0), strict=True) if not bool(torch.isfinite(one).all())]
+        raise ShapeError(f"the encoder makes {tuple(latents.shape[1:])} of {tuple(pixels.shape)}; must be {wanted}")
+    if not bool(torch.isfinite(latents).all()):
+        bad = [
+            row
+            for row, version in zip(rows, latents.movedim(1, 0), strict=True)
+            if not bool(torch.isfinite(version).all())
+        ]
         raise NonFinite(
             f"item {bad[0]}: the encoder makes NaN or infinite numbers of it, as {how.dtype}; look at the picture, and "
             "at the encoder's weights"
         )
-    held = {LATENTS: found.contiguous()}
+    held = {LATENTS: latents.contiguous()}
     if all(isinstance(item.get("label"), int) for item in there):
         held[LABELS] = torch.tensor([item["label"] for item in there])
     write_atomically(path, save_bytes(held))
 
 
-def _join(path: Path, parts: Path, items: Source, encoder: Encoder, how: Keeping, facts: Mapping[str, Any]) -> None:
-    """Makes one file of all parts: every picture as it is, then every picture mirrored."""
+def _join(
+    path: Path,
+    parts: Path,
+    items: SourceDataset,
+    encoder: LatentEncoder,
+    how: LatentCacheOptions,
+    facts: Mapping[str, Any],
+) -> None:
+    """Makes one file of all parts: every image as it is, then every image mirrored."""
     files = [parts / f"{first}.safetensors" for first in range(0, len(items), how.batch)]
     versions = 2 if how.mirrored else 1
     labels = [load_file(file).get(LABELS) for file in files]
-    known = [one for one in labels if one is not None]
+    present = [values for values in labels if values is not None]
     classes = getattr(items, "classes", None)
 
     def chunks() -> Iterator[Tensor]:
@@ -238,24 +253,28 @@ def _join(path: Path, parts: Path, items: Source, encoder: Encoder, how: Keeping
             for file in files:
                 yield load_file(file)[LATENTS][version]
 
-    said = {"moments": str(encoder.moments), "versions": str(versions), "made_from": json.dumps(facts, sort_keys=True)}
+    metadata = {
+        "moments": str(encoder.moments),
+        "versions": str(versions),
+        "made_from": json.dumps(facts, sort_keys=True),
+    }
     write_latents(
         path,
         chunks(),
-        labels=torch.cat(known * versions) if len(known) == len(files) else None,
-        classes=classes if len(known) == len(files) else None,
+        labels=torch.cat(present * versions) if len(present) == len(files) else None,
+        classes=classes if len(present) == len(files) else None,
         scale=list(encoder.scale),
         shift=list(encoder.shift),
-        metadata=said,
+        metadata=metadata,
         force=True,  # what is there is no whole file of this name
     )
 
 
-def _versions(found: Packed, count: int) -> int:
-    versions = int(found.metadata.get("versions", "1"))
-    if found.shape[0] != versions * count:
+def _versions(file: LatentFile, count: int) -> int:
+    versions = int(file.metadata.get("versions", "1"))
+    if file.shape[0] != versions * count:
         raise DataError(
-            f"{found.path}: {found.shape[0]} latents for {count} items in {versions} versions; "
+            f"{file.path}: {file.shape[0]} latents for {count} items in {versions} versions; "
             "they are not of this data: delete the file, it is made anew"
         )
     return versions

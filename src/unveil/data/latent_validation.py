@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from unveil.data.latents import packed
-from unveil.data.report import shown
+from unveil.data.latents import open_latent_file
+from unveil.data.report import escape_for_terminal
 
 _CHUNK = 1024  # latents read at once
 _NAMED = 20  # classes, and bad latents, that the text names
@@ -21,7 +21,7 @@ _LOW, _HIGH = 0.5, 2.0  # deviations of x0 that a process, made for about 1, bea
 
 @dataclass(frozen=True)
 class LatentsReport:
-    """What was found.
+    """Result of checking a file of latents.
 
     Attributes:
         shape: of one, (C, H, W), as the network sees it.
@@ -45,26 +45,29 @@ class LatentsReport:
     @property
     def spread(self) -> float:
         """The deviation over all channels, about 1 where scale and shift fit; NaN where nothing is finite."""
-        return math.sqrt(sum(one**2 for one in self.deviation) / len(self.deviation))
+        return math.sqrt(sum(deviation**2 for deviation in self.deviation) / len(self.deviation))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON; what is no number is null."""
-        numbers = {name: [_plain(one) for one in getattr(self, name)] for name in ("mean", "deviation")}
+        numbers = {name: [_plain(number) for number in getattr(self, name)] for name in ("mean", "deviation")}
         return {**asdict(self), **numbers, "spread": _plain(self.spread)}
 
     def to_text(self) -> str:
         """For a person."""
-        counted = [f"{shown(name)} {count}" for name, count in self.classes.items()]
+        counted = [f"{escape_for_terminal(name)} {count}" for name, count in self.classes.items()]
         more = f", and {len(counted) - _NAMED} more" if len(counted) > _NAMED else ""
         lines = [
-            f"{shown(self.path)}: {self.count} latents of shape {self.shape}, {self.dtype}",
+            f"{escape_for_terminal(self.path)}: {self.count} latents of shape {self.shape}, {self.dtype}",
             "classes      " + (", ".join(counted[:_NAMED]) + more if counted else "no labels"),
-            "mean         " + ", ".join(f"{one:.3f}" for one in self.mean),
-            "deviation    " + ", ".join(f"{one:.3f}" for one in self.deviation),
-            *(f"metadata     {shown(key)}: {shown(text[:80])}" for key, text in self.metadata.items()),
+            "mean         " + ", ".join(f"{number:.3f}" for number in self.mean),
+            "deviation    " + ", ".join(f"{number:.3f}" for number in self.deviation),
+            *(
+                f"metadata     {escape_for_terminal(key)}: {escape_for_terminal(text[:80])}"
+                for key, text in self.metadata.items()
+            ),
         ]
         if self.others:
-            lines.append("not read     " + ", ".join(map(shown, self.others)))
+            lines.append("not read     " + ", ".join(map(escape_for_terminal, self.others)))
         if self.nonfinite:
             places = ", ".join(map(str, self.nonfinite[:_NAMED]))
             lines.append(f"cannot be used: {len(self.nonfinite)} hold NaN or infinite numbers, such as {places}")
@@ -80,35 +83,35 @@ def check_latents(path: Path, progress: Callable[[int, int], None] | None = None
         progress: called as progress(done, total), now and then.
 
     Raises:
-        MediaError: see `latents.packed`.
+        MediaError: see `latents.open_latent_file`.
     """
-    found = packed(path.expanduser())
-    latents, labels = found.mapped(), found.mapped_labels()
-    count, channels = len(latents), found.latent[0]
+    file = open_latent_file(path.expanduser())
+    latents, labels = file.mapped(), file.mapped_labels()
+    count, channels = len(latents), file.latent[0]
     bad: list[int] = []
     sums = torch.zeros(2, channels, dtype=torch.float64)
     for begin in range(0, count, _CHUNK):
-        x0 = found.x0(latents[begin : begin + _CHUNK]).double()
+        x0 = file.x0(latents[begin : begin + _CHUNK]).double()
         finite = torch.isfinite(x0).flatten(1).all(1)
         bad += (begin + (~finite).nonzero().flatten()).tolist()
         sums += torch.stack([x0[finite].sum((0, 2, 3)), x0[finite].square().sum((0, 2, 3))])
         if progress:
             progress(min(begin + _CHUNK, count), count)
-    used = (count - len(bad)) * math.prod(found.latent[1:])
+    used = (count - len(bad)) * math.prod(file.latent[1:])
     mean, square = sums / used if used else torch.full_like(sums, math.nan)
-    names = found.classes or []
+    names = file.classes or []
     counts = np.bincount(labels, minlength=len(names)) if labels is not None else np.zeros(0, np.int64)
     return LatentsReport(
         path=str(path),
         count=count,
-        dtype=found.dtype,
-        shape=found.latent,
-        classes={names[i] if names else str(i): int(one) for i, one in enumerate(counts)},
+        dtype=file.dtype,
+        shape=file.latent,
+        classes={names[i] if names else str(i): int(count_of_class) for i, count_of_class in enumerate(counts)},
         mean=mean.tolist(),
         deviation=(square - mean.square()).clamp(min=0).sqrt().tolist(),
         nonfinite=bad,
-        metadata=found.metadata,
-        others=found.others,
+        metadata=file.metadata,
+        others=file.others,
     )
 
 

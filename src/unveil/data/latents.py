@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from unveil.data.tensor_dataset import Part, rank
+from unveil.data.tensor_dataset import Part, stable_hash
 from unveil.io.files import refuse_overwrite, staged
 from unveil.types import DataError, Item, NonFinite, RecipeError, ShapeError
 from unveil.types import did_you_mean as near
@@ -58,7 +58,7 @@ class LatentsConfig:
             raise RecipeError(f"held_out {self.held_out}: a share, at least 0 and below 1")
 
 
-class Packed(NamedTuple):
+class LatentFile(NamedTuple):
     """A file of latents by its header.
 
     Attributes:
@@ -94,7 +94,7 @@ class Packed(NamedTuple):
         return None if self.labels is None else np.memmap(self.path, "<i8", "r", self.labels, self.shape[:1])
 
     def x0(self, bits: np.ndarray) -> Tensor:
-        """What the network sees, float32 (..., C, H, W), of rows of `mapped`."""
+        """Return rows of `mapped` as the network sees them, float32 (..., C, H, W)."""
         x0 = self.floats(bits).narrow(-3, 0, self.latent[0])
         moved = self.shift.any() or self.scale.ne(1).any()  # each is a pass over memory, and most files need neither
         return x0.sub_(self.shift).mul_(self.scale) if moved else x0
@@ -113,13 +113,13 @@ class Latents(Dataset[Item]):
         classes: the name of each label, or None.
         metadata: of the file, whole.
 
-    Raises MediaError: see `packed`; or the part would be empty.
+    Raises MediaError: see `open_latent_file`; or the part would be empty.
     """
 
     def __init__(self, config: LatentsConfig, part: Part = "train") -> None:
         self.config = config
         self.part: Part = part
-        self.packed = packed(Path(config.path).expanduser())
+        self.packed = open_latent_file(Path(config.path).expanduser())
         self.classes = self.packed.classes
         self.metadata = self.packed.metadata
         self._latents, self._labels = self.packed.mapped(), self.packed.mapped_labels()
@@ -132,7 +132,7 @@ class Latents(Dataset[Item]):
             )
 
     def __len__(self) -> int:
-        """How many latents."""
+        """Number of latents."""
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Item:
@@ -142,21 +142,24 @@ class Latents(Dataset[Item]):
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
         """Several, which costs a tenth of asking for each of them."""
         rows = self.rows[indices]
-        found = self.packed.x0(self._latents[rows]).unbind()
+        latents = self.packed.x0(self._latents[rows]).unbind()
         if self._labels is None:
-            return [{LATENTS: one} for one in found]
-        return [{LATENTS: one, "label": label} for one, label in zip(found, self._labels[rows].tolist(), strict=True)]
+            return [{LATENTS: latent} for latent in latents]
+        return [
+            {LATENTS: latent, "label": label}
+            for latent, label in zip(latents, self._labels[rows].tolist(), strict=True)
+        ]
 
     def __reduce__(self) -> tuple[type[Latents], tuple[LatentsConfig, Part]]:
-        """A process that is started anew maps the file itself; a pickled map would be a copy of the whole."""
+        """A process that is started again maps the file itself; a pickled map would be a copy of the whole."""
         return Latents, (self.config, self.part)
 
 
 # ---------------------------------------------------------------------- reading
 
 
-def packed(path: Path) -> Packed:
-    """What a file of latents holds; of its tensors the labels alone are read.
+def open_latent_file(path: Path) -> LatentFile:
+    """Open a file of latents; of its tensors, only the labels are read.
 
     Raises:
         MediaError: no such file, cut short, no safetensors; no latents; a wrong type, rank or number; labels that
@@ -186,7 +189,7 @@ def packed(path: Path) -> Packed:
             f"{path}: {LATENTS} of {dtype} {shape}; must be {', '.join(DTYPES)} (N, C, H, W), none of them 0: {_REMEDY}"
         )
     moments = _moments(path, metadata, shape[1])
-    found = Packed(
+    opened = LatentFile(
         path,
         dtype,
         shape,
@@ -199,35 +202,37 @@ def packed(path: Path) -> Packed:
         [name for name in tensors if name not in (LATENTS, LABELS)],
         moments,
     )
-    _check_labels(found, tensors.get(LABELS))
-    return found
+    _check_labels(opened, tensors.get(LABELS))
+    return opened
 
 
 def _check_there(path: Path) -> None:
     if path.is_dir():
         raise DataError(f"{path}: a folder; give the safetensors file that holds the latents (in a recipe: data.path)")
     if not path.exists():
-        beside = [one.name for one in path.parent.iterdir() if one.is_file()] if path.parent.is_dir() else []
+        beside = (
+            [sibling.name for sibling in path.parent.iterdir() if sibling.is_file()] if path.parent.is_dir() else []
+        )
         raise DataError(
             f"{path}: no such file{near(path.name, beside)}; give a safetensors file of latents, or {_REMEDY}"
         )
 
 
-def _check_labels(found: Packed, tensor: Mapping[str, Any] | None) -> None:
+def _check_labels(opened: LatentFile, tensor: Mapping[str, Any] | None) -> None:
     if tensor is None:
         return
-    count, classes = found.shape[0], found.classes
+    count, classes = opened.shape[0], opened.classes
     if tensor["dtype"] != "I64" or tensor["shape"] != [count]:
         raise DataError(
-            f"{found.path}: {LABELS} of {tensor['dtype']} {tuple(tensor['shape'])}; must be I64 ({count},), one for "
+            f"{opened.path}: {LABELS} of {tensor['dtype']} {tuple(tensor['shape'])}; must be I64 ({count},), one for "
             f"each of the {LATENTS}: {_REMEDY}"
         )
-    labels = found.mapped_labels()
+    labels = opened.mapped_labels()
     assert labels is not None
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or (classes is not None and high >= len(classes)):
         allowed = "0 and up" if classes is None else f"0 to {len(classes) - 1}, as there are classes"
-        raise DataError(f"{found.path}: {LABELS} {low} to {high}; must be {allowed}: {_REMEDY}")
+        raise DataError(f"{opened.path}: {LABELS} {low} to {high}; must be {allowed}: {_REMEDY}")
 
 
 def _classes(path: Path, metadata: Mapping[str, str]) -> list[str] | None:
@@ -240,21 +245,21 @@ def _classes(path: Path, metadata: Mapping[str, str]) -> list[str] | None:
 
 
 def _moments(path: Path, metadata: Mapping[str, str], channels: int) -> int:
-    """How many numbers stand for one of a latent: it itself, or its mean and the logarithm of its variance."""
-    given = metadata.get("moments", "1")
-    if given not in ("1", "2") or channels % int(given):
+    """Return the numbers stored per latent value: 1, or 2 for mean and log-variance."""
+    stated = metadata.get("moments", "1")
+    if stated not in ("1", "2") or channels % int(stated):
         allowed = "must be 1, or 2 where the channels are even in number"
-        raise DataError(f"{path}: metadata moments = {_short(given)} of {channels} channels; {allowed}: {_REMEDY}")
-    return int(given)
+        raise DataError(f"{path}: metadata moments = {_short(stated)} of {channels} channels; {allowed}: {_REMEDY}")
+    return int(stated)
 
 
 def _numbers(path: Path, metadata: Mapping[str, str], key: str, channels: int) -> Tensor:
     """The scale or the shift, (1, 1, 1) or (C, 1, 1), to be multiplied with latents (..., C, H, W)."""
     if key not in metadata:
         return torch.full((1, 1, 1), 1.0 if key == "scale" else 0.0)
-    given = _json(metadata[key])
-    values = given if isinstance(given, list) else [given]
-    whole = all(type(one) in (int, float) and math.isfinite(one) for one in values)
+    stated = _json(metadata[key])
+    values = stated if isinstance(stated, list) else [stated]
+    whole = all(type(value) in (int, float) and math.isfinite(value) for value in values)
     if not whole or len(values) not in (1, channels) or (key == "scale" and 0 in values):
         raise DataError(
             f"{path}: metadata {key} = {_short(metadata[key])}; must be a number, or a JSON list of one for each of "
@@ -265,10 +270,10 @@ def _numbers(path: Path, metadata: Mapping[str, str], key: str, channels: int) -
 
 @lru_cache(maxsize=4)  # both parts ask, and a million hashes take a second
 def _held_out(count: int, share: float) -> np.ndarray:
-    """Which latents are held out, (N,); at least one, when a share was asked for and there are two."""
+    """Return the mask of held-out latents, (N,); at least one, if share > 0 and there are two."""
     if not share:
         return np.zeros(count, bool)
-    ranked = np.fromiter((rank(f"{LATENTS} {row}") for row in range(count)), np.uint64, count)
+    ranked = np.fromiter((stable_hash(f"{LATENTS} {row}") for row in range(count)), np.uint64, count)
     chosen = ranked < np.uint64(share * 2**64)
     if not chosen.any() and count > 1:
         chosen[ranked.argmin()] = True
@@ -316,10 +321,10 @@ def write_latents(
         OutOfResources: the disk is full.
     """
     path = refuse_overwrite(path, force)
-    said = _metadata(labels, classes, scale, shift, metadata or {})
+    entries = _metadata(labels, classes, scale, shift, metadata or {})
     with staged(path) as temporary:
         with open(temporary, "xb") as file:
-            _stream(file, chunks, labels, said, path)
+            _stream(file, chunks, labels, entries, path)
             file.flush()
             os.fsync(file.fileno())
         refuse_overwrite(path, force)  # encoding may have taken hours
@@ -341,11 +346,11 @@ def _metadata(
     if labels is not None and (int(labels.min()) < 0 or (classes and int(labels.max()) >= len(classes))):
         allowed = f"0 to {len(classes) - 1}, as there are classes" if classes else "0 and up"
         raise RecipeError(f"labels {int(labels.min())} to {int(labels.max())}: must be {allowed}")
-    said = dict(others)
-    for key, given, usual in (("scale", scale, 1.0), ("shift", shift, 0.0)):
-        if given != usual:
-            said[key] = json.dumps(list(given) if isinstance(given, Sequence) else float(given))
-    return said if classes is None else said | {"classes": json.dumps(list(classes))}
+    entries = dict(others)
+    for key, stated, usual in (("scale", scale, 1.0), ("shift", shift, 0.0)):
+        if stated != usual:
+            entries[key] = json.dumps(list(stated) if isinstance(stated, Sequence) else float(stated))
+    return entries if classes is None else entries | {"classes": json.dumps(list(classes))}
 
 
 def _stream(
@@ -389,8 +394,8 @@ def _check_chunk(number: int, chunk: Tensor, first: Tensor) -> None:
 
 
 def _header(like: Tensor, count: int, labels: int, metadata: Mapping[str, str]) -> bytes:
-    """The header of so many latents like these behind so many labels: 8 bytes each."""
-    dtype = {one: name for name, one in DTYPES.items()}[like.dtype]
+    """The header of that many latents like these behind that many labels: 8 bytes each."""
+    dtype = {torch_dtype: name for name, torch_dtype in DTYPES.items()}[like.dtype]
     shape = [count, *like.shape[1:]]
     stop = 8 * labels + math.prod(shape) * like.element_size()
     tensors: dict[str, Any] = {"__metadata__": dict(metadata)}

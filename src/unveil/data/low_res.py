@@ -1,4 +1,4 @@
-"""The same picture with fewer pixels, which a model that enlarges is given, and the plain enlargement of it."""
+"""The same image with fewer pixels, which a model that enlarges is given, and the plain enlargement of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from unveil.types import RecipeError
 LOW = "low"  # the item's key
 
 
-def smaller(pixels: Tensor, side: int) -> Tensor:
+def area_downsample(pixels: Tensor, side: int) -> Tensor:
     """The means of equal squares, float32 (C, side, side) in [-1, 1], of uint8 (C, H, W) whose side it divides.
 
     Source: Dhariwal & Nichol 2021, the released training script of the upsamplers (arXiv:2105.05233).
@@ -21,13 +21,13 @@ def smaller(pixels: Tensor, side: int) -> Tensor:
     return squares.to(torch.float32).mean((-3, -1)) / 127.5 - 1
 
 
-def enlarged(pictures: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pictures (B, C, H, W) in [-1, 1], bicubic, of another size."""
+def bicubic_upsample(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images (B, C, H, W) in [-1, 1], bicubic, of another size."""
     return functional.interpolate(pictures, size, mode="bicubic", align_corners=False).clamp(-1, 1)
 
 
 def check_low(side: int | None, size: int) -> None:
-    """Raises RecipeError when pictures of `size` pixels a side cannot be made so small by means of squares."""
+    """Raises RecipeError when images of `size` pixels a side cannot be made so small by means of squares."""
     fitting = [n for n in range(1, size) if size % n == 0]
     if side is not None and side not in fitting:
         near = min(fitting, key=lambda n: abs(n - side))

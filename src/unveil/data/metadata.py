@@ -1,4 +1,4 @@
-"""metadata.jsonl and metadata.csv: a line per picture with its file name, caption and label."""
+"""metadata.jsonl and metadata.csv: a line per image with its file name, caption and label."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _EXAMPLE = '{"file_name": "cat.png", "text": "a sleeping cat"}'
 _MAX_CLASSES = 1_000_000
 
 
-class Row(NamedTuple):
+class MetadataRow(NamedTuple):
     """One line: the path below the folder, the caption and the label as written, the caption of a captioner."""
 
     line: int
@@ -26,7 +26,7 @@ class Row(NamedTuple):
     synthetic: str | None = None
 
 
-def read_metadata(file: Path, text: str, label: str, synthetic: str = "caption") -> list[Row]:
+def read_metadata(file: Path, text: str, label: str, synthetic: str = "caption") -> list[MetadataRow]:
     """The rows of a metadata file, in its order.
 
     Args:
@@ -51,8 +51,8 @@ def read_metadata(file: Path, text: str, label: str, synthetic: str = "caption")
             if not isinstance(caption := values.get(column), str | None):
                 raise DataError(f"{file} line {line}: {column} is {caption!r}, not text; put it in quotes")
         written = None if synthetic == text else values.get(synthetic)
-        told = (values.get(text), _label(file, line, label, values.get(label)), written)
-        rows.append(Row(line, _below(file, line, name), *told))
+        cells = (values.get(text), _label(file, line, label, values.get(label)), written)
+        rows.append(MetadataRow(line, _below(file, line, name), *cells))
     for column, usual in ((text, "text"), (label, "label"), (synthetic, "caption")):
         if column != usual and column not in columns:
             raise DataError(
@@ -64,7 +64,7 @@ def read_metadata(file: Path, text: str, label: str, synthetic: str = "caption")
     return rows
 
 
-def written(file: Path) -> list[dict[str, Any]]:
+def read_columns(file: Path) -> list[dict[str, Any]]:
     """All columns of the same rows, in the same order, without those that are empty.
 
     Raises:
@@ -73,8 +73,8 @@ def written(file: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in values.items() if value is not None} for _, values in _lines(file)]
 
 
-def says_classes(names: Collection[str]) -> bool:
-    """Whether a column of labels of these names has them as its classes: numbers are those of classes from 0 on."""
+def labels_are_classes(names: Collection[str]) -> bool:
+    """Return True if a column of these labels is read as class names, not as class numbers from 0."""
     if any(name.removeprefix("-").isdecimal() and not 0 <= int(name) < _MAX_CLASSES for name in names):
         return False
     numbers = {int(name) for name in names if name.isdecimal() and str(int(name)) == name}

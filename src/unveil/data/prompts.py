@@ -16,12 +16,12 @@ _KINDS: Mapping[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float":
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one line of a file asks for; None leaves it to whoever asks for the whole file.
+    """One line of a prompt file; None leaves a setting to the caller.
 
     Attributes:
         prompt, negative: what to make, and what to go away from.
         seed: 0 or more.
-        count: of pictures, 1 or more.
+        count: of images, 1 or more.
         steps, scale, sampler: as `unveil sample` takes them.
         line: where it stands in the file, the first is 1.
     """
@@ -36,7 +36,7 @@ class Prompt:
     line: int = field(default=0, compare=False)
 
 
-LOWEST = {"seed": 0, "count": 1, "steps": 1}
+MINIMA = {"seed": 0, "count": 1, "steps": 1}
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
@@ -54,17 +54,17 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     except (OSError, UnicodeDecodeError) as problem:
         reason = problem.strerror if isinstance(problem, OSError) else "it is not UTF-8"
         raise DataError(f"{path}: cannot be read ({reason}); a prompt file is UTF-8 text") from problem
-    found: list[Prompt] = []
+    prompts: list[Prompt] = []
     faults: list[str] = []
     for number, line in _lines(text):
         try:
-            found.append(replace(_prompt(line) if path.suffix == ".jsonl" else Prompt(line), line=number))
+            prompts.append(replace(_prompt(line) if path.suffix == ".jsonl" else Prompt(line), line=number))
         except ValueError as problem:
             faults.append(f"line {number}: {problem}")
     check_lines(path, faults)
-    if not found:
+    if not prompts:
         raise DataError(f"{path}: no prompt in it; write one a line")
-    return found
+    return prompts
 
 
 def check_lines(path: Path, faults: Sequence[str]) -> None:
@@ -85,23 +85,23 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
 def _prompt(line: str) -> Prompt:
     """One line of JSON; raises ValueError that says what is wrong with it."""
     try:
-        given = json.loads(line, parse_constant=_refuse)
+        content = json.loads(line, parse_constant=_refuse)
     except ValueError as problem:
         raise ValueError(f"not JSON ({problem})") from problem
-    if not isinstance(given, dict):
-        raise ValueError(f'holds a {type(given).__name__}, not a map such as {{"prompt": "a cat"}}')
-    kinds = {one.name: str(one.type).split(" ")[0] for one in fields(Prompt) if one.compare}
-    if "prompt" not in given:
-        raise ValueError(f"no prompt{did_you_mean('prompt', list(given))}")
+    if not isinstance(content, dict):
+        raise ValueError(f'holds a {type(content).__name__}, not a map such as {{"prompt": "a cat"}}')
+    kinds = {setting.name: str(setting.type).split(" ")[0] for setting in fields(Prompt) if setting.compare}
+    if "prompt" not in content:
+        raise ValueError(f"no prompt{did_you_mean('prompt', list(content))}")
     checked: dict[str, Any] = {}
-    for key, value in given.items():
+    for key, value in content.items():
         if key not in kinds:
             raise ValueError(f"unknown key {key!r}; allowed: {', '.join(kinds)}{did_you_mean(key, list(kinds))}")
         if value is None and key != "prompt":
             continue  # as if the key were not there
         if isinstance(value, bool) or not isinstance(value, _KINDS[kinds[key]]):
             raise ValueError(f"{key} = {value!r}: must be {_KINDS[kinds[key]][-1].__name__}")
-        if (lowest := LOWEST.get(key)) is not None and isinstance(value, int) and value < lowest:
+        if (lowest := MINIMA.get(key)) is not None and isinstance(value, int) and value < lowest:
             raise ValueError(f"{key} = {value}: must be at least {lowest}")
         checked[key] = value
     return Prompt(**checked)

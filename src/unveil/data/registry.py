@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from unveil.data.tensor_dataset import Part, known_part
+from unveil.data.tensor_dataset import Part, check_split
 from unveil.types import RecipeError, did_you_mean
 
 
@@ -70,7 +70,7 @@ def open(config: Any, part: Part = "train") -> Any:
         RecipeError: An unknown kind or part.
         MediaError: The data are not there, or too much of them is damaged.
     """
-    part = known_part(part)
+    part = check_split(part)
     chosen = to_config(config)
     openers = {kind.config: kind.open for kind in KINDS.values()} | _WRAPPERS
     return openers[type(chosen)](chosen, part)
@@ -86,5 +86,7 @@ def to_config(config: Any) -> Any:
         return config
     if config.kind not in KINDS:
         raise RecipeError(f"data kind {config.kind!r}: must be {', '.join(KINDS)}{did_you_mean(config.kind, [*KINDS])}")
-    made = KINDS[config.kind].config
-    return made(**{field.name: getattr(config, field.name) for field in fields(made) if hasattr(config, field.name)})
+    config_class = KINDS[config.kind].config
+    return config_class(
+        **{field.name: getattr(config, field.name) for field in fields(config_class) if hasattr(config, field.name)}
+    )

@@ -1,4 +1,4 @@
-"""What a check of a folder found, as numbers, as JSON and as text."""
+"""Report of a folder check, as numbers, as JSON and as text."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from unveil.data.folder_index import Entry
+from unveil.data.folder_index import IndexEntry
 
 # Upper ends of the histogram of short sides, in pixels.
 _SIDES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 @dataclass(frozen=True)
-class Change:
-    """What training does to one file: drop, or any of reduce, enlarge, crop, pad, stretch."""
+class FileAction:
+    """Actions of training on one file: drop, or any of reduce, enlarge, crop, pad, stretch."""
 
     path: str
     actions: tuple[str, ...]
@@ -25,13 +25,13 @@ class Change:
 
 
 @dataclass
-class Report:
-    """The pictures of a folder and everything that happens to them.
+class FolderReport:
+    """The images of a folder and everything that happens to them.
 
-    found: pictures, and files that should have been. entries: what is left to train on, and digests: the
+    num_files: images, and files that should have been. entries: what is left to train on, and digests: the
     content hash of each. refused: path and reason of bad files. ignored: path and reason of files that are no
-    pictures. changes: every picture that is not used as it is. sizes: width and height -> how many.
-    missing: pictures without a caption, where others have one. duplicates: groups of files of equal content.
+    images. changes: every image that is not used as it is. sizes: width and height -> how many.
+    missing: images without a caption, where others have one. duplicates: groups of files of equal content.
     """
 
     noun: ClassVar[str] = "picture"
@@ -49,12 +49,12 @@ class Report:
     layout: str
     classes: list[str] | None
     size: int | str
-    found: int = 0
-    entries: list[Entry] = field(default_factory=list)
+    num_files: int = 0
+    entries: list[IndexEntry] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
     ignored: list[tuple[str, str]] = field(default_factory=list)
-    changes: list[Change] = field(default_factory=list)
+    changes: list[FileAction] = field(default_factory=list)
     formats: Counter[str] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
@@ -64,21 +64,21 @@ class Report:
 
     @property
     def captions(self) -> list[str]:
-        """Every caption of the usable pictures."""
+        """Every caption of the usable images."""
         return [text for entry in self.entries for text in (entry.text, entry.synthetic) if text]
 
     @property
     def missing(self) -> list[str]:
-        """Usable pictures without a caption; empty where none has one."""
+        """Usable images without a caption; empty where none has one."""
         return [entry.path for entry in self.entries if not (entry.text or entry.synthetic)] if self.captions else []
 
     @property
     def actions(self) -> Counter[str]:
-        """How many pictures each action changes."""
+        """Number of images that each action changes."""
         return Counter(action for change in self.changes for action in change.actions)
 
     def class_counts(self) -> dict[str, int]:
-        """Usable pictures of each class, in the order of the labels."""
+        """Usable images of each class, in the order of the labels."""
         counted = Counter(entry.label for entry in self.entries)
         return {name: counted[label] for label, name in enumerate(self.classes or [])}
 
@@ -91,11 +91,11 @@ class Report:
         return {name: counted[name] for name in order if counted[name]}
 
     def kinds(self) -> dict[str, dict[str, int]]:
-        """How many files of each format, and of each other kind that matters."""
+        """Return the number of files by format, and by other properties that matter."""
         return {"formats": dict(self.formats), "modes": dict(self.modes)}
 
     def notes(self) -> dict[str, Any]:
-        """What else happens to files, for JSON."""
+        """Return further notes on files, for JSON."""
         return {"turned_upright": self.turned, "animated": self.animated}
 
     def noted(self) -> dict[str, list[tuple[str, str]]]:
@@ -110,7 +110,7 @@ class Report:
         return {
             "folder": str(self.root),
             "layout": self.layout,
-            "found": self.found,
+            "found": self.num_files,
             "usable": len(self.entries),
             "unreadable": [{"path": path, "reason": reason} for path, reason in self.refused],
             "ignored": [{"path": path, "reason": reason} for path, reason in self.ignored],
@@ -130,8 +130,9 @@ class Report:
 
     def to_text(self, limit: int = 10) -> str:
         """The report for a person; of each kind the first `limit` files are named."""
+        root = escape_for_terminal(str(self.root))
         lines = [
-            f"{shown(str(self.root))}: {self.found} {self.noun}s, {len(self.entries)} usable ({self.layout})",
+            f"{root}: {self.num_files} {self.noun}s, {len(self.entries)} usable ({self.layout})",
             *(f"{name:<13}{_counts(counted)}" for name, counted in self.kinds().items()),
             "short side   " + _counts(self.side_counts()),
         ]
@@ -152,25 +153,25 @@ class Report:
         )
         for title, named in self.noted().items():
             lines += _section(title, named, limit)
-        copies = [(group[0], "equal to " + ", ".join(map(shown, group[1:]))) for group in self.duplicates]
+        copies = [(group[0], "equal to " + ", ".join(map(escape_for_terminal, group[1:]))) for group in self.duplicates]
         lines += _section("exact duplicates", copies, limit)
         lines += _section("ignored", self.ignored, limit)
         return "\n".join(lines)
 
 
-def listed(found: Sequence[tuple[str, str]], limit: int = 20) -> str:
+def format_list(reasons: Sequence[tuple[str, str]], limit: int = 20) -> str:
     """Paths with their reasons, a line each, as far as `limit`."""
-    lines = [f"  {shown(path)}: {reason}" for path, reason in found[:limit]]
-    return "\n".join(lines + ([f"  and {len(found) - limit} more"] if len(found) > limit else []))
+    lines = [f"  {escape_for_terminal(path)}: {reason}" for path, reason in reasons[:limit]]
+    return "\n".join(lines + ([f"  and {len(reasons) - limit} more"] if len(reasons) > limit else []))
 
 
-def shown(path: str) -> str:
+def escape_for_terminal(path: str) -> str:
     """The path, escaped where a character of it could steer a terminal."""
     return path if path.isprintable() else ascii(path)
 
 
-def _section(title: str, found: Sequence[tuple[str, str]], limit: int) -> list[str]:
-    return [f"{title}: {len(found)}", listed(found, limit)] if found else []
+def _section(title: str, reasons: Sequence[tuple[str, str]], limit: int) -> list[str]:
+    return [f"{title}: {len(reasons)}", format_list(reasons, limit)] if reasons else []
 
 
 def _range(side: int) -> str:
@@ -180,7 +181,7 @@ def _range(side: int) -> str:
 
 
 def _counts(counted: dict[str, int] | Counter[str]) -> str:
-    return ", ".join(f"{shown(name)} {count}" for name, count in counted.items()) or "none"
+    return ", ".join(f"{escape_for_terminal(name)} {count}" for name, count in counted.items()) or "none"
 
 
 def _lengths(captions: Sequence[str]) -> dict[str, Any]:

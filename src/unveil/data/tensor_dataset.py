@@ -1,4 +1,4 @@
-"""Pictures of one size that are held in memory, and the split of a data set into its two parts."""
+"""Images of one size that are held in memory, and the split of a data set into its two parts."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Literal, get_args
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from unveil.data.low_res import LOW, smaller
+from unveil.data.low_res import LOW, area_downsample
 from unveil.types import Item, RecipeError, ShapeError, did_you_mean
 
 # "train" is what a network may learn from; "held-out" is what it is judged on and never sees.
 Part = Literal["train", "held-out"]
-_SHARE = 10  # one of so many hashes is held out
+_SHARE = 10  # one of that many hashes is held out
 
 
-def known_part(part: str) -> Part:
+def check_split(part: str) -> Part:
     """The part of this name.
 
     Raises:
@@ -28,24 +28,24 @@ def known_part(part: str) -> Part:
     raise RecipeError(f"part {part!r}: must be 'train' or 'held-out'{did_you_mean(part, get_args(Part))}")
 
 
-def rank(key: str) -> int:
+def stable_hash(key: str) -> int:
     """A 64-bit number that is the same on every machine and in every version, spread evenly over keys."""
     return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 def is_held_out(what: str) -> bool:
-    """Whether what a pair or a clip says puts it into the held-out part: one of ten, by its hash."""
-    return rank(what) % _SHARE == 0
+    """Return True if a text's hash puts it into the held-out split: one of ten."""
+    return stable_hash(what) % _SHARE == 0
 
 
-class Stored(Dataset[Item]):
-    """Pictures in one tensor, with or without labels.
+class ImageTensorDataset(Dataset[Item]):
+    """Images in one tensor, with or without labels.
 
     Attributes:
         pixels: uint8 (N, C, H, W).
         labels: int64 (N,), or None.
         classes: the name of each label, or None.
-        low: side of the smaller picture that items hold as "low", or None.
+        low: side of the smaller image that items hold as "low", or None.
     """
 
     def __init__(
@@ -66,16 +66,16 @@ class Stored(Dataset[Item]):
         self.low = low
 
     def __len__(self) -> int:
-        """How many pictures."""
+        """Number of images."""
         return len(self.pixels)
 
     def __getitem__(self, index: int) -> Item:
-        """One picture, and its label where there is one."""
+        """One image, and its label where there is one."""
         item: Item = {"pixels": self.pixels[index]}
         if self.low is not None:
-            item[LOW] = smaller(item["pixels"], self.low)
+            item[LOW] = area_downsample(item["pixels"], self.low)
         return item | self.facts(index)
 
     def facts(self, index: int) -> Item:
-        """What is known about a picture that is not read from its pixels."""
+        """Return an image's annotations, without its pixels."""
         return {} if self.labels is None else {"label": int(self.labels[index])}

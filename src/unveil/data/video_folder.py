@@ -1,4 +1,4 @@
-"""A folder of clips as a data set: decoded when asked for, by any number of workers."""
+"""A folder of videos as a data set: decoded when asked for, by any number of workers."""
 
 from __future__ import annotations
 
@@ -9,53 +9,55 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from unveil.data.caption_mixing import told
-from unveil.data.folder_index import Entry, colour
-from unveil.data.image_decoding import Rule, fit_box, inside
-from unveil.data.image_folder import held_out
+from unveil.data.caption_mixing import pick_caption
+from unveil.data.folder_index import IndexEntry, colour
+from unveil.data.image_decoding import DecodeOptions, fit_box, safe_join
+from unveil.data.image_folder import held_out_files
 from unveil.data.tensor_dataset import Part
-from unveil.data.video_slicing import ClipsConfig, Piece
-from unveil.data.video_validation import ClipsReport, usable_clips
-from unveil.io.video.reader import Cut, Decoder, Film
+from unveil.data.video_slicing import VideoFolderConfig, VideoSegment
+from unveil.data.video_validation import VideoFolderReport, check_videos_or_raise
+from unveil.io.video.reader import Decoder, FrameSelection, VideoInfo
 from unveil.types import DataError, Item
 
 
-class Scene(NamedTuple):
+class VideoItem(NamedTuple):
     """One item: a piece of a file, and what is known about the file."""
 
-    entry: Entry
-    film: Film
-    piece: Piece
+    entry: IndexEntry
+    film: VideoInfo
+    piece: VideoSegment
 
 
-class Clips(Dataset[Item]):
-    """The checked clips of one part: pixels uint8 (3, T, H, W), with label and text where they are known.
+class VideoDataset(Dataset[Item]):
+    """The checked videos of one part: pixels uint8 (3, T, H, W), with label and text where they are known.
 
-    Beside these an item tells what was done: "fps", frames in a second; "source_fps", those of its file, on average
+    Beside these an item tells what was done: "fps", frames per second; "source_fps", those of its file, on average
     where they vary; "times", float64 (T,), the time in its file of every frame, in seconds after the first.
 
     A file belongs to the held-out part by a hash of its content, with all its pieces.
 
     Raises:
-        MediaError: see `usable_clips`; or the part would be empty.
+        MediaError: see `check_videos_or_raise`; or the part would be empty.
     """
 
-    def __init__(self, config: ClipsConfig, part: Part = "train", report: ClipsReport | None = None) -> None:
-        self.report = usable_clips(config) if report is None else report
+    def __init__(
+        self, config: VideoFolderConfig, part: Part = "train", report: VideoFolderReport | None = None
+    ) -> None:
+        self.report = check_videos_or_raise(config) if report is None else report
         self.classes = self.report.classes
         self.root = self.report.root
         self.config = config
-        # held-out clips are the same whichever way training reads
+        # held-out videos are the same whichever way training reads
         self.rule = replace(config.rule, decode="exact") if part == "held-out" else config.rule
         self.share, self.held_out = config.share, part == "held-out"
-        chosen = held_out(self.report.digests, config.held_out)
+        chosen = held_out_files(self.report.digests, config.held_out)
         self.entries = [
-            Scene(entry, self.report.films[entry.path], piece)
+            VideoItem(entry, self.report.films[entry.path], piece)
             for entry, out in zip(self.report.entries, chosen, strict=True)
             for piece in self.report.plans[entry.path].pieces
             if out == (part == "held-out")
         ]
-        self.captioned = any((one.text, one.synthetic) != (None, None) for one in self.report.entries)
+        self.captioned = any((indexed.text, indexed.synthetic) != (None, None) for indexed in self.report.entries)
         self._decoder = Decoder()
         if not self.entries:
             raise DataError(
@@ -64,22 +66,22 @@ class Clips(Dataset[Item]):
             )
 
     def __len__(self) -> int:
-        """How many clips: pieces of files."""
+        """Number of videos: segments of files."""
         return len(self.entries)
 
     def __getitem__(self, index: int) -> Item:
-        """One clip and what is known about it.
+        """One video and what is known about it.
 
         Raises:
             MediaError: the file has changed or gone since it was checked.
         """
         entry, film, piece = self.entries[index]
         try:
-            path = inside(self.root, entry.path)
-            raw, times = self._decoder.read(path, film, cut(film, piece, self.rule), self.config.limits)
+            path = safe_join(self.root, entry.path)
+            raw, times = self._decoder.read(path, film, frame_selection(film, piece, self.rule), self.config.limits)
         except DataError as error:
             raise DataError(f"{self.root / entry.path}: {error}") from error
-        pixels = upright(padded(raw, self.rule), film.turn)
+        pixels = apply_orientation(letterbox(raw, self.rule), film.turn)
         item: Item = {
             "pixels": pixels,
             "fps": piece.rate,
@@ -89,37 +91,39 @@ class Clips(Dataset[Item]):
         return item | self.facts(index)
 
     def sizes(self) -> Tensor:
-        """Frames, height and width of every clip, of what is known without reading it: int64 (N, 3)."""
+        """Frames, height and width of every video, of what is known without reading it: int64 (N, 3)."""
         return torch.tensor([(len(scene.piece.times), *_shown(scene.film, self.rule)) for scene in self.entries])
 
     def facts(self, index: int) -> Item:
-        """What is known about a clip that is not read from its pixels."""
+        """Return a video's annotations, without its pixels."""
         entry, item = self.entries[index].entry, Item()
         if entry.label is not None:
             item["label"] = entry.label
         if self.captioned:
-            item |= told(entry, self.share, fixed=self.held_out)
+            item |= pick_caption(entry, self.share, fixed=self.held_out)
         return item
 
 
-def cut(film: Film, piece: Piece, rule: Rule) -> Cut:
+def frame_selection(film: VideoInfo, piece: VideoSegment, rule: DecodeOptions) -> FrameSelection:
     """The frames of a piece as the decoder is asked for them; the box is that of the stored, not yet square, pixels."""
     (left, top, right, bottom), size = fit_box(*film.shown, rule)
     wide = film.width / film.shown[0]
     gap = 2.0 if rule.decode == "fast" else None
     red, green, blue = colour(rule.background)[:3]
-    return Cut(piece.times, piece.rule, (left * wide, top, right * wide, bottom), size, gap, (red, green, blue))
+    return FrameSelection(
+        piece.times, piece.rule, (left * wide, top, right * wide, bottom), size, gap, (red, green, blue)
+    )
 
 
-def _shown(film: Film, rule: Rule) -> tuple[int, int]:
-    """Height and width of a film's frames as an item has them, see `padded` and `upright`."""
+def _shown(film: VideoInfo, rule: DecodeOptions) -> tuple[int, int]:
+    """Height and width of a film's frames as an item has them, see `letterbox` and `apply_orientation`."""
     wide, high = fit_box(*film.shown, rule)[1]
     if rule.fit == "pad" and rule.size is not None:
         wide = high = rule.size
     return (wide, high) if film.turn >= 5 else (high, wide)
 
 
-def padded(pixels: Tensor, rule: Rule) -> Tensor:
+def letterbox(pixels: Tensor, rule: DecodeOptions) -> Tensor:
     """uint8 (3, T, H, W) in the middle of size x size of the background, where the rule pads."""
     height, width = pixels.shape[2:]
     if rule.fit != "pad" or rule.size is None or (height, width) == (rule.size, rule.size):
@@ -131,7 +135,7 @@ def padded(pixels: Tensor, rule: Rule) -> Tensor:
     return page
 
 
-def upright(pixels: Tensor, turn: int) -> Tensor:
+def apply_orientation(pixels: Tensor, turn: int) -> Tensor:
     """Frames (..., H, W) as they are shown, from an orientation of EXIF, 1 to 8."""
     if turn >= 5:
         pixels = pixels.transpose(-1, -2)

@@ -1,4 +1,4 @@
-"""What a folder's settings make of one clip: its pieces in time, each with its frames; or why it cannot be used."""
+"""Segments of a video file by the settings of its folder, or the reason why it cannot be used."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from unveil.data.folder_index import check_mix, check_shares, check_size, colour
-from unveil.data.image_decoding import Rule
-from unveil.data.image_validation import fitted
+from unveil.data.image_decoding import DecodeOptions
+from unveil.data.image_validation import resize_actions
 from unveil.io.video.frame_timing import Rule as TimeRule
-from unveil.io.video.frame_timing import picked, reach, same_rate
-from unveil.io.video.reader import Film, Limits
+from unveil.io.video.frame_timing import frame_count, resample_frames, same_rate
+from unveil.io.video.reader import Limits, VideoInfo
 from unveil.types import RecipeError
 
 _RULES = "resample: nearest (the frame closest in time) or resample: shown (the one a player shows), with fps"
 
 
 @dataclass(frozen=True)
-class ClipsConfig:
-    """A folder of MP4, MOV, WebM, MKV or GIF files: clips of `frames` frames, uint8 (3, T, H, W).
+class VideoFolderConfig:
+    """A folder of MP4, MOV, WebM, MKV or GIF files: videos of `frames` frames, uint8 (3, T, H, W).
 
-    The folder is laid out as that of pictures: metadata.jsonl or metadata.csv, a sub-folder per class, or plain; in
+    The folder is laid out as that of images: metadata.jsonl or metadata.csv, a sub-folder per class, or plain; in
     each, name.txt beside name.mp4 is its caption.
 
-    size: "native" keeps the clip's own; a number is used as `fit` says.
+    size: "native" keeps the video's own; a number is used as `fit` says.
     fit: crop, pad, stretch to size x size; aspect keeps the aspect ratio and has size x size pixels at most.
-    multiple: sides of native and aspect clips become multiples of it, by a crop around the centre.
-    frames: of a clip. hop: frames from the start of one piece of a file to that of the next; None takes one piece,
+    multiple: sides of native and aspect videos become multiples of it, by a crop around the centre.
+    frames: of a video. hop: frames from the start of one piece of a file to that of the next; None takes one piece,
         from the file's beginning.
     short: what happens to files with fewer frames: drop, or keep with as many as 1 + k chunk.
-    fps: frames in a second; None takes each file's own.
+    fps: frames per second; None takes each file's own.
     resample: how a file of another rate, or a variable one, is brought to fps: none refuses it; nearest and shown are
-        the rules of `video.times`.
-    small: what happens to clips with fewer pixels than `size`: enlarge or drop.
+        the rules of `io.video.frame_timing`.
+    small: what happens to videos with fewer pixels than `size`: enlarge or drop.
     max_pixels, max_frames, max_seconds: of a frame and of a file; what is larger is refused.
-    background, decode, labels, classes, text, label, synthetic, captions, share, max_bad, held_out: as for pictures.
+    background, decode, labels, classes, text, label, synthetic, captions, share, max_bad, held_out: as for images.
     """
 
     path: str
@@ -85,20 +85,20 @@ class ClipsConfig:
         colour(self.background)
 
     @property
-    def rule(self) -> Rule:
-        """How each frame is fitted."""
+    def rule(self) -> DecodeOptions:
+        """Options of decoding and resizing each frame."""
         size = None if self.size == "native" else self.size
         fit = "crop" if size is None else self.fit
-        return Rule(size, 3, fit, self.decode, self.background, self.max_pixels, self.multiple)
+        return DecodeOptions(size, 3, fit, self.decode, self.background, self.max_pixels, self.multiple)
 
     @property
     def limits(self) -> Limits:
-        """What a file may cost."""
+        """Limits of a file."""
         return Limits(self.max_pixels, self.max_frames, self.max_seconds)
 
 
-class Piece(NamedTuple):
-    """A part of a file: its times in seconds after the first frame, at `rate` frames in a second."""
+class VideoSegment(NamedTuple):
+    """A part of a file: its times in seconds after the first frame, at `rate` frames per second."""
 
     times: tuple[float, ...]
     rate: float
@@ -106,65 +106,67 @@ class Piece(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What becomes of a file.
+class SegmentPlan:
+    """Segments and changes of one file.
 
     Attributes:
         pieces: of it, in order.
         refused: why it cannot be used as the settings are; then there are no pieces.
-        actions: names of what is done to it: drop, retime, cut, turn, and those of pictures.
+        actions: names of what is done to it: drop, retime, cut, turn, and those of images.
         reason: the same in words.
     """
 
-    pieces: tuple[Piece, ...] = ()
+    pieces: tuple[VideoSegment, ...] = ()
     refused: str | None = None
     actions: tuple[str, ...] = ()
     reason: str = ""
 
 
-def plan(film: Film, config: ClipsConfig) -> Plan:
-    """What the settings make of a file."""
+def plan_segments(film: VideoInfo, config: VideoFolderConfig) -> SegmentPlan:
+    """Plan the segments of a file by the settings."""
     if film.rate is None and config.resample == "none":
-        return Plan(refused=f"{_varying(film)} and no rule for it; choose {_RULES}")
+        return SegmentPlan(refused=f"{_varying(film)} and no rule for it; choose {_RULES}")
     rate = config.fps or film.mean_rate
     same = film.rate is not None and same_rate(film.rate, rate, film.frames, film.tick)
     if not same and config.resample == "none":
-        return Plan(refused=f"{film.mean_rate:.4g} frames in a second, and fps is {rate:g}; choose {_RULES}")
-    total = film.frames if same else reach(film.seconds, rate)
+        return SegmentPlan(refused=f"{film.mean_rate:.4g} frames in a second, and fps is {rate:g}; choose {_RULES}")
+    total = film.frames if same else frame_count(film.seconds, rate)
     shown = f"{film.shown[0]} x {film.shown[1]}, {film.frames} frames"
-    actions, parts = fitted(*film.shown, config.rule)
+    actions, parts = resize_actions(*film.shown, config.rule)
     if "enlarge" in actions and config.small == "drop":
-        return Plan(actions=("drop",), reason=f"{shown}: smaller than {config.size} pixels (small: drop)")
+        return SegmentPlan(actions=("drop",), reason=f"{shown}: smaller than {config.size} pixels (small: drop)")
     if total < config.frames and config.short == "drop":
         at = "" if same else f" ({total} at {rate:g} fps)"
-        return Plan(actions=("drop",), reason=f"{shown}{at}: fewer than frames: {config.frames} (short: drop)")
+        return SegmentPlan(actions=("drop",), reason=f"{shown}{at}: fewer than frames: {config.frames} (short: drop)")
     length = config.frames if total >= config.frames else 1 + (total - 1) // config.chunk * config.chunk
     starts = range(0, total - length + 1, config.hop or total)
     pace = film.rate if same and film.rate is not None else rate  # a file's own frames are found by its own times
     every = [index / pace for index in range(total)]
-    done, told = _in_time(film, config, every, rate) if not same else ([], [])
+    done, reasons = _in_time(film, config, every, rate) if not same else ([], [])
     used = len({start + index for start in starts for index in range(length)})
     if used < total:
-        done, told = [*done, "cut"], [*told, f"{used} of {total} frames used (frames: {config.frames})"]
+        done, reasons = [*done, "cut"], [*reasons, f"{used} of {total} frames used (frames: {config.frames})"]
     if film.turn > 1:
-        done, told = [*done, "turn"], [*told, "turned upright by its display matrix"]
+        done, reasons = [*done, "turn"], [*reasons, "turned upright by its display matrix"]
     if film.wide != 1:
-        done, told = [*done, "square"], [*told, f"pixels {film.wide:.3g} times as wide as high made square"]
+        done, reasons = [*done, "square"], [*reasons, f"pixels {film.wide:.3g} times as wide as high made square"]
     rule = "nearest" if same or config.resample == "none" else config.resample
-    pieces = tuple(Piece(tuple(every[start : start + length]), rate, rule) for start in starts)
-    return Plan(pieces, None, (*actions, *done), f"{shown}: {', '.join([*parts, *told])}")
+    pieces = tuple(VideoSegment(tuple(every[start : start + length]), rate, rule) for start in starts)
+    return SegmentPlan(pieces, None, (*actions, *done), f"{shown}: {', '.join([*parts, *reasons])}")
 
 
-def _in_time(film: Film, config: ClipsConfig, every: list[float], rate: float) -> tuple[list[str], list[str]]:
+def _in_time(
+    film: VideoInfo, config: VideoFolderConfig, every: list[float], rate: float
+) -> tuple[list[str], list[str]]:
     """The names and the words of a change of rate, which tell the frames that are left out or stand twice."""
     assert config.resample != "none"
-    chosen = list(picked(zip(film.moments(), range(film.frames), strict=True), every, config.resample))
+    chosen = list(resample_frames(zip(film.moments(), range(film.frames), strict=True), every, config.resample))
     left, again = film.frames - len(set(chosen)), len(chosen) - len(set(chosen))
     before = _varying(film) if film.rate is None else f"{film.rate:.4g} fps"
     counts = [f"{left} of {film.frames} frames left out"] * (left > 0) + [f"{again} repeated"] * (again > 0)
     return ["retime"], [", ".join([f"{before} to {rate:g} fps ({config.resample})", *counts])]
 
 
-def _varying(film: Film) -> str:
+def _varying(film: VideoInfo) -> str:
     gaps = [1000 * (later - earlier) for earlier, later in zip(film.times, film.times[1:], strict=False)]
     return f"variable frame rate (frames {min(gaps):.3g} to {max(gaps):.3g} ms apart)"

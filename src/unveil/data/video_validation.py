@@ -1,4 +1,4 @@
-"""Every clip of a folder decoded once, before training: what it is, what happens to it, and why."""
+"""Every video of a folder decoded once, before training: what it is, what happens to it, and why."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
-from unveil.data.folder_index import CLIPS, OTHER_PICTURES, PICTURES, Kind, listing
-from unveil.data.image_validation import allowed, gathered
-from unveil.data.report import Change, Report
-from unveil.data.scan_cache import Progress, Viewer, looks
-from unveil.data.video_slicing import ClipsConfig, Plan, plan
-from unveil.io.optional_deps import extra
+from unveil.data.folder_index import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, VIDEO_SUFFIXES, MediaType, index_folder
+from unveil.data.image_validation import complete_report, enforce_max_bad
+from unveil.data.report import FileAction, FolderReport
+from unveil.data.scan_cache import FileInspector, Progress, inspect_files
+from unveil.data.video_slicing import SegmentPlan, VideoFolderConfig, plan_segments
+from unveil.io.optional_deps import import_extra
 from unveil.io.video.containers import HEAD, container_of
-from unveil.io.video.reader import Decoder, Film
+from unveil.io.video.reader import Decoder, VideoInfo
 
-SUFFIXES = frozenset(CLIPS - {".gif"})
-CLIP = Kind(
+SUFFIXES = frozenset(VIDEO_SUFFIXES - {".gif"})
+VIDEO = MediaType(
     "clip",
     "MP4, MOV, WebM, MKV or GIF",
-    frozenset(CLIPS),
+    frozenset(VIDEO_SUFFIXES),
     frozenset({".avi", ".wmv", ".flv", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".ogv", ".3gp", ".asf"}),
     container_of,
     HEAD,
@@ -30,36 +30,36 @@ CLIP = Kind(
 
 
 @dataclass
-class ClipsReport(Report):
-    """The clips of a folder and everything that happens to them.
+class VideoFolderReport(FolderReport):
+    """The videos of a folder and everything that happens to them.
 
-    Beside what a report of pictures has: films and plans: of every usable file. rates: frames in a second, as text,
-    -> how many files. seconds: of all usable files. told: path and reason of what is used as it is though it should
+    Beside what a report of images has: videos and plans: of every usable file. rates: frames per second, as text,
+    -> how many files. seconds: of all usable files. remarks: path and reason of what is used as it is though it should
     be known, such as brightness that is not mapped.
     """
 
     noun: ClassVar[str] = "clip"
-    warned: ClassVar[dict[str, str]] = Report.warned | {"retime": "brought to another rate", "cut": "cut in time"}
-    titles: ClassVar[dict[str, str]] = Report.titles | {
+    warned: ClassVar[dict[str, str]] = FolderReport.warned | {"retime": "brought to another rate", "cut": "cut in time"}
+    titles: ClassVar[dict[str, str]] = FolderReport.titles | {
         "retime": "brought to another rate",
         "cut": "not used whole",
         "turn": "turned upright",
         "square": "pixels made square",
     }
 
-    films: dict[str, Film] = field(default_factory=dict)
-    plans: dict[str, Plan] = field(default_factory=dict)
+    films: dict[str, VideoInfo] = field(default_factory=dict)
+    plans: dict[str, SegmentPlan] = field(default_factory=dict)
     rates: Counter[str] = field(default_factory=Counter)
     codecs: Counter[str] = field(default_factory=Counter)
-    told: list[tuple[str, str]] = field(default_factory=list)
+    remarks: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def pieces(self) -> int:
-        """How many clips training sees."""
+        """Number of videos that training sees."""
         return sum(len(self.plans[entry.path].pieces) for entry in self.entries)
 
     def kinds(self) -> dict[str, dict[str, int]]:
-        """How many files of each container, codec and rate; and totals of the usable ones."""
+        """Return the number of files by container, codec and rate, and totals of the usable ones."""
         films = [self.films[path] for path in dict.fromkeys(entry.path for entry in self.entries)]
         seconds = sum(film.seconds + 1 / film.mean_rate for film in films)
         totals = {"pieces": self.pieces, "frames": sum(film.frames for film in films), "seconds": round(seconds)}
@@ -71,83 +71,87 @@ class ClipsReport(Report):
         }
 
     def notes(self) -> dict[str, Any]:
-        """What is to be known of files beside their changes, for JSON."""
-        return {"notes": [{"path": path, "reason": reason} for path, reason in self.told]}
+        """Return notes on files beyond their changes, for JSON."""
+        return {"notes": [{"path": path, "reason": reason} for path, reason in self.remarks]}
 
     def noted(self) -> dict[str, list[tuple[str, str]]]:
         """The same for a person."""
-        return {"to be known": self.told}
+        return {"to be known": self.remarks}
 
 
-def check_clips(config: ClipsConfig, progress: Progress | None = None) -> ClipsReport:
-    """Decodes every clip of a folder and reports what training would do with it. Changes nothing there.
+def check_videos(config: VideoFolderConfig, progress: Progress | None = None) -> VideoFolderReport:
+    """Decodes every video of a folder and reports what training would do with it. Changes nothing there.
 
     The result is kept in the cache folder until a file, or a limit, changes; results with unreadable files are not.
 
     Args:
-        config: the folder and how its clips are used.
+        config: the folder and how its videos are used.
         progress: called as progress(done, total), now and then.
 
     Raises:
-        MediaError: no such folder, no clip in it, bad metadata.
-        RecipeError: what decodes clips is not installed.
+        MediaError: no such folder, no video in it, bad metadata.
+        RecipeError: what decodes videos is not installed.
     """
-    versions = extra("av", "a folder of clips", "video").__version__
-    found = listing(config, CLIP)
+    versions = import_extra("av", "a folder of clips", "video").__version__
+    index = index_folder(config, VIDEO)
     decoders = threading.local()
 
-    def view(file: IO[bytes]) -> Film:
-        if not hasattr(decoders, "own"):
-            decoders.own = Decoder()
-        return decoders.own.look(Path(file.name), config.limits)
+    def view(file: IO[bytes]) -> VideoInfo:
+        if not hasattr(decoders, "decoder"):
+            decoders.decoder = Decoder()
+        return decoders.decoder.look(Path(file.name), config.limits)
 
-    viewer = Viewer(f"clips {versions}\0{config.limits}", view, _again)
-    seen = looks(found, viewer, progress)
-    report = ClipsReport(found.root, found.layout, found.classes, config.size)
+    viewer = FileInspector(f"clips {versions}\0{config.limits}", view, _again)
+    seen = inspect_files(index, viewer, progress)
+    report = VideoFolderReport(index.root, index.layout, index.classes, config.size)
     for path, look in seen.items():
         if look.header is not None:
             _add(report, path, look.header, config)
-    return gathered(report, found, seen)
+    return complete_report(report, index, seen)
 
 
-def usable_clips(config: ClipsConfig, max_bad: float | None = None, progress: Progress | None = None) -> ClipsReport:
-    """The report of a folder that may be trained on; what happens to its clips is logged as a warning.
+def check_videos_or_raise(
+    config: VideoFolderConfig, max_bad: float | None = None, progress: Progress | None = None
+) -> VideoFolderReport:
+    """The report of a folder that may be trained on; what happens to its videos is logged as a warning.
 
     Args:
         config: the folder.
         max_bad: the share of bad files above which nothing is trained on; None takes the config's.
-        progress: as for `check_clips`.
+        progress: as for `check_videos`.
 
     Raises:
-        MediaError: more than max_bad of the files are bad, with the list; or none is left; or as `check_clips`.
+        MediaError: more than max_bad of the files are bad, with the list; or none is left; or as `check_videos`.
     """
-    return allowed(check_clips(config, progress), config.path, config.max_bad if max_bad is None else max_bad)
+    return enforce_max_bad(check_videos(config, progress), config.path, config.max_bad if max_bad is None else max_bad)
 
 
-def holds_clips(folder: Path) -> bool:
-    """Whether a folder is one of clips: it holds a video, or GIFs and no pictures; by names alone."""
-    found = {path.suffix.lower() for path in folder.rglob("*") if not path.name.startswith(".")}
-    return bool(found & SUFFIXES) or (".gif" in found and not found & (PICTURES | OTHER_PICTURES - {".gif"}))
+def has_videos(folder: Path) -> bool:
+    """Return True if a folder holds a video, or GIFs and no other images; by names only."""
+    suffixes = {path.suffix.lower() for path in folder.rglob("*") if not path.name.startswith(".")}
+    return bool(suffixes & SUFFIXES) or (
+        ".gif" in suffixes and not suffixes & (IMAGE_SUFFIXES | OTHER_IMAGE_SUFFIXES - {".gif"})
+    )
 
 
-def _again(kept: Sequence[Any]) -> Film:
+def _again(stored: Sequence[Any]) -> VideoInfo:
     """The facts of a file from what JSON keeps of them."""
-    film = Film(*kept)
+    film = VideoInfo(*stored)
     return film._replace(times=tuple(film.times), notes=tuple(film.notes))
 
 
-def _add(report: ClipsReport, path: str, film: Film, config: ClipsConfig) -> None:
-    planned = plan(film, config)
+def _add(report: VideoFolderReport, path: str, film: VideoInfo, config: VideoFolderConfig) -> None:
+    planned = plan_segments(film, config)
     report.formats[film.container] += 1
     report.codecs[film.codec] += 1
     report.rates["variable" if film.rate is None else f"{film.rate:.5g}"] += 1
     width, height = film.shown
     report.sizes[(width, height) if film.turn < 5 else (height, width)] += 1
     report.films[path], report.plans[path] = film, planned
-    report.told += [(path, note) for note in film.notes]
+    report.remarks += [(path, note) for note in film.notes]
     if film.transparent:
-        report.told.append((path, f"transparent: laid on {config.background}"))
+        report.remarks.append((path, f"transparent: laid on {config.background}"))
     if planned.refused is not None:
         report.refused.append((path, planned.refused))
     elif planned.actions:
-        report.changes.append(Change(path, planned.actions, planned.reason))
+        report.changes.append(FileAction(path, planned.actions, planned.reason))

@@ -1,4 +1,4 @@
-"""What samples are worth: metrics on any feature network, and reports that state their protocol."""
+"""Metrics of generated samples on any feature network, and reports that state their protocol."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from unveil.evaluate.metrics import (
     inception_score,
     kid,
     kid_of_subsets,
-    nearest,
+    nearest_neighbours,
     precision_recall,
 )
 from unveil.evaluate.report import Report, compare
-from unveil.evaluate.sample_quality import Origin, Settings, evaluate
+from unveil.evaluate.sample_quality import EvaluationSettings, SampleProvenance, evaluate
 
 __all__ = [
+    "EvaluationSettings",
     "FeatureNetwork",
     "Interval",
-    "Origin",
     "Report",
-    "Settings",
+    "SampleProvenance",
     "Statistics",
     "bootstrap",
     "compare",
@@ -32,6 +32,6 @@ __all__ = [
     "inception_score",
     "kid",
     "kid_of_subsets",
-    "nearest",
+    "nearest_neighbours",
     "precision_recall",
 ]

@@ -44,8 +44,8 @@ def figure(draw: Callable[[Sequence[Axes]], None], panels: int, size: tuple[floa
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(1, panels, squeeze=False)[0])
-    for one in axes:
-        one.spines[["top", "right"]].set_visible(False)
+    for panel in axes:
+        panel.spines[["top", "right"]].set_visible(False)
     draw(axes)
     content = io.BytesIO()
     figure.savefig(content, format="png", metadata={"Software": None})  # the same bytes for the same numbers
@@ -77,24 +77,24 @@ def lines_chart(
     """
 
     def draw(axes: Sequence[Axes]) -> None:
-        one = axes[0]
+        panel = axes[0]
         for number, line in enumerate(lines):
             x, y = zip(*line.points, strict=True)
             style = STYLES[number // len(_WHEEL) % len(STYLES)]
             colour = _WHEEL[number % len(_WHEEL)]
-            one.plot(x, y, style, color=colour, marker="o", markersize=3.5, linewidth=1.3, label=line.name)
+            panel.plot(x, y, style, color=colour, marker="o", markersize=3.5, linewidth=1.3, label=line.name)
             for mark, place in zip(marks, line.points, strict=False):
-                one.annotate(mark, place, textcoords="offset points", xytext=(4, 4), fontsize="small", color=colour)
+                panel.annotate(mark, place, textcoords="offset points", xytext=(4, 4), fontsize="small", color=colour)
         if level is not None:
-            one.axhline(level, color=PALE, linestyle="--", linewidth=1)
-        one.set(xlabel=x_label, ylabel=textwrap.fill(y_label, 44))
+            panel.axhline(level, color=PALE, linestyle="--", linewidth=1)
+        panel.set(xlabel=x_label, ylabel=textwrap.fill(y_label, 44))
         if log_x:
-            one.set_xscale("log")
-            few_labels(one)
+            panel.set_xscale("log")
+            few_labels(panel)
         if log_y:
-            one.set_yscale("log")
-        one.grid(alpha=0.3)
+            panel.set_yscale("log")
+        panel.grid(alpha=0.3)
         if len(lines) > 1:
-            one.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
+            panel.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
 
     return figure(draw, 1, (8.4, max(4.0, 0.21 * len(lines))))

@@ -1,4 +1,4 @@
-"""How well a model agrees with held-out truth that makes boxes or masks for a picture, or a picture for a layout."""
+"""Agreement with held-out ground truth of generated boxes, masks, or images of a layout."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from torch import Tensor
 from unveil import __version__
 from unveil.data.box_mask_encoding import state_to_boxes, state_to_mask
 from unveil.evaluate import plots
-from unveil.evaluate.image_set import Pictured, digest_of, spread, told
+from unveil.evaluate.image_set import ImageDataset, condition_value, digest_of, evenly_spaced
 from unveil.evaluate.metrics import bootstrap
 from unveil.evaluate.report import Report
 from unveil.io.images import to_pixels
 from unveil.model import Model
 from unveil.model.config import SampleConfig
-from unveil.playground.scene_iou import class_iou, matched_ious, seen_boxes
+from unveil.playground.scene_iou import class_iou, detect_boxes, matched_ious
 from unveil.playground.scenes import CLASSES
 from unveil.types import Item, Raw, RecipeError, did_you_mean
 
 VERSION = 1  # of the protocol: raised when the same settings would give other numbers
-SHOWN = 24  # pictures on the page
+SHOWN = 24  # images on the page
 _ENLARGED = 4  # so that outlines are thin beside what they surround
 _TRUE, _MADE = (0, 200, 0), (255, 0, 200)
 
 
-class Draw(NamedTuple):
-    """How samples are drawn for items.
+class SamplingOptions(NamedTuple):
+    """Options of sampling, one sample per item.
 
-    sampling: None: as the model says. seed: of all. batch: at a time. on_batch: told how many are done.
+    sampling: sampling settings; None: those of the model. seed: seed of all samples. batch: samples per batch.
+    on_batch: called with the number of finished samples after each batch.
     """
 
     sampling: SampleConfig | None = None
@@ -39,63 +40,63 @@ class Draw(NamedTuple):
     on_batch: Callable[[int], object] | None = None
 
 
-def drawn_for(model: Model, items: Sequence[Item], how: Draw, negative: Raw | None = None) -> Tensor:
-    """One sample for each item, under what it holds for the model's conditions: (N, ...) as the model makes them.
+def generate_for(model: Model, items: Sequence[Item], how: SamplingOptions, negative: Raw | None = None) -> Tensor:
+    """Generate one sample per item, conditioned on the item: (N, ...) as the model outputs them.
 
     Args:
-        model: conditioned on keys of the items, a prompt on "text".
-        items: what is told.
-        how: they are drawn.
-        negative: what is gone away from, by key, of each item.
+        model: Model conditioned on keys of the items; a prompt is read from "text".
+        items: Items that hold the conditions.
+        how: Options of sampling.
+        negative: Negative conditions by key, one per item.
     """
     settings = (how.sampling or model.sampling).flat()
-    made: list[Tensor] = []
+    batches: list[Tensor] = []
     for start in range(0, len(items), how.batch):
         here = slice(start, start + how.batch)
-        raw = {key: [told(item, key) for item in items[here]] for key in model.conditioners}
+        raw = {key: [condition_value(item, key) for item in items[here]] for key in model.conditioners}
         away = {key: values[here] for key, values in (negative or {}).items()}
         count = len(items[here])
-        made.append(
+        batches.append(
             model.generate(
                 raw=raw, count=count, seed=how.seed, first_sample=start, sampling=settings, negative=away or None
             )
         )
         if how.on_batch is not None:
             how.on_batch(start + count)
-    return torch.cat(made)
+    return torch.cat(batches)
 
 
-def evaluate_given(
+def evaluate_conditional(
     model: Model,
-    held_out: Pictured,
+    held_out: ImageDataset,
     state: str,
-    how: Draw | None = None,
+    how: SamplingOptions | None = None,
     *,
     count: int = 1000,
     about: Mapping[str, Any] | None = None,
 ) -> Report:
-    """One state drawn for each held-out picture, or one picture for each layout, compared with the true one.
+    """One state drawn for each held-out image, or one image for each layout, compared with the true one.
 
-    Boxes: the mean over pictures of the best matching's IoU, missing and extra boxes counting 0. Masks: the
-    mean over classes of the IoU over all pixels. Layouts: as boxes, those of what the picture shows. Beside it stands
-    what the same states score against the truth of the next picture.
+    Boxes: the mean over images of the best matching's IoU, missing and extra boxes counting 0. Masks: the
+    mean over classes of the IoU over all pixels. Layouts: as boxes, those of what the image shows. Beside it stands
+    what the same states score against the truth of the next image.
 
     Args:
         model: conditioned on keys of the items.
         held_out: items with "pixels", and "boxes" or "mask".
         state: what the model makes, "boxes" or "mask"; or "layout", of which it makes scenes.
-        how: the states are drawn; None: as the model says.
-        count: pictures, spread evenly; as many as there are where there are fewer.
-        about: for the record only: command, commit, CPU-minutes.
+        how: the states are drawn; None: those of the model.
+        count: images, spread evenly; as many as there are where there are fewer.
+        about: additional metadata, not part of the protocol: command, commit, CPU-minutes.
 
     Raises:
         RecipeError: another state.
     """
     if state not in _JUDGES:
         raise RecipeError(f"state {state!r}: must be one of {', '.join(_JUDGES)}{did_you_mean(state, list(_JUDGES))}")
-    items = spread(held_out, count)
-    how = how or Draw()
-    results, image = _JUDGES[state](drawn_for(model, items, how), items, how.seed)
+    items = evenly_spaced(held_out, count)
+    how = how or SamplingOptions()
+    results, image = _JUDGES[state](generate_for(model, items, how), items, how.seed)
     protocol = {
         "version": VERSION,
         "state": state,
@@ -109,67 +110,71 @@ def evaluate_given(
 
 
 def _boxes(samples: Tensor, items: list[Item], seed: int) -> tuple[dict[str, Any], bytes]:
-    made = state_to_boxes(samples)
-    iou = {**_agreement(made, items, seed), "rule": "best matching of boxes; missing and extra ones count 0"}
-    return {"iou": iou}, _sheet([item["pixels"] for item in items], items, made)
+    generated = state_to_boxes(samples)
+    iou = {**_agreement(generated, items, seed), "rule": "best matching of boxes; missing and extra ones count 0"}
+    return {"iou": iou}, _sheet([item["pixels"] for item in items], items, generated)
 
 
 def _scenes(samples: Tensor, items: list[Item], seed: int) -> tuple[dict[str, Any], bytes]:
     pixels = to_pixels(samples)
-    made, real = ([seen_boxes(one) for one in shown] for shown in (pixels, [item["pixels"] for item in items]))
+    generated, real = (
+        [detect_boxes(image) for image in images] for images in (pixels, [item["pixels"] for item in items])
+    )
     iou = {
-        **_agreement(made, items, seed),
+        **_agreement(generated, items, seed),
         "rule": "best matching of the asked boxes with those of what is seen; missing and extra ones count 0",
         "real_pictures": matched_ious(real, [item["boxes"] for item in items]).mean().item(),
     }
-    return {"iou": iou}, _sheet(list(pixels), items, made)
+    return {"iou": iou}, _sheet(list(pixels), items, generated)
 
 
-def _agreement(made: list[Tensor], items: list[Item], seed: int) -> dict[str, Any]:
-    """Of sets of boxes with the true ones."""
+def _agreement(generated: list[Tensor], items: list[Item], seed: int) -> dict[str, Any]:
+    """Return the mean IoU of sets of boxes with the true ones, and its baselines."""
     true = [item["boxes"] for item in items]
-    each = matched_ious(made, true)
-    found = bootstrap(lambda rows: each[rows].mean().item(), len(each), seed=seed)
-    right = sum(len(m) == len(t) for m, t in zip(made, true, strict=True)) / len(made)
+    each = matched_ious(generated, true)
+    interval = bootstrap(lambda rows: each[rows].mean().item(), len(each), seed=seed)
+    right = sum(len(m) == len(t) for m, t in zip(generated, true, strict=True)) / len(generated)
     return {
-        **found._asdict(),
-        "chance": matched_ious(made, true[1:] + true[:1]).mean().item(),
+        **interval._asdict(),
+        "chance": matched_ious(generated, true[1:] + true[:1]).mean().item(),
         "right_number": right,
     }
 
 
-def _sheet(pixels: list[Tensor], items: list[Item], made: list[Tensor]) -> bytes:
-    shown = zip(pixels[:SHOWN], items, made, strict=False)
-    return plots.sheet(torch.stack([_outlined(one, item["boxes"], boxes) for one, item, boxes in shown]), 8)
+def _sheet(pixels: list[Tensor], items: list[Item], generated: list[Tensor]) -> bytes:
+    shown = zip(pixels[:SHOWN], items, generated, strict=False)
+    return plots.make_grid(torch.stack([_outlined(image, item["boxes"], boxes) for image, item, boxes in shown]), 8)
 
 
 def _masks(samples: Tensor, items: list[Item], seed: int) -> tuple[dict[str, Any], bytes]:
-    made, true = state_to_mask(samples), torch.stack([item["mask"] for item in items])
+    generated, true = state_to_mask(samples), torch.stack([item["mask"] for item in items])
     classes = samples.shape[1]
 
     def mean_iou(rows: Tensor) -> float:
-        return class_iou(made[rows], true[rows], classes).nanmean().item()
+        return class_iou(generated[rows], true[rows], classes).nanmean().item()
 
-    per_class = class_iou(made, true, classes)
+    per_class = class_iou(generated, true, classes)
     iou = {
-        **bootstrap(mean_iou, len(made), seed=seed)._asdict(),
+        **bootstrap(mean_iou, len(generated), seed=seed)._asdict(),
         "rule": "mean over classes of the IoU over all pixels",
-        "chance": class_iou(made, true.roll(-1, 0), classes).nanmean().item(),
+        "chance": class_iou(generated, true.roll(-1, 0), classes).nanmean().item(),
         "per_class": dict(zip(_names(classes), per_class.tolist(), strict=True)),
     }
     pictures = torch.stack([item["pixels"] for item in items[:SHOWN]])
-    return {"iou": iou}, plots.sheet(torch.cat([pictures, _coloured(true[:SHOWN]), _coloured(made[:SHOWN])]), SHOWN)
+    return {"iou": iou}, plots.make_grid(
+        torch.cat([pictures, _coloured(true[:SHOWN]), _coloured(generated[:SHOWN])]), SHOWN
+    )
 
 
 def _names(classes: int) -> list[str]:
     return list(CLASSES) if classes == len(CLASSES) else [str(number) for number in range(classes)]
 
 
-def _outlined(pixels: Tensor, true: Tensor, made: Tensor) -> Tensor:
-    """The picture enlarged, true boxes outlined green and made ones magenta."""
+def _outlined(pixels: Tensor, true: Tensor, generated: Tensor) -> Tensor:
+    """The image enlarged, true boxes outlined green and made ones magenta."""
     large = pixels.repeat_interleave(_ENLARGED, 1).repeat_interleave(_ENLARGED, 2).clone()
     height, width = large.shape[1:]
-    for boxes, colour in ((true, _TRUE), (made, _MADE)):
+    for boxes, colour in ((true, _TRUE), (generated, _MADE)):
         for x, y, w, h in boxes.tolist():
             left, right = (min(max(round((x + s * w / 2) * width), 0), width - 1) for s in (-1, 1))
             top, bottom = (min(max(round((y + s * h / 2) * height), 0), height - 1) for s in (-1, 1))
@@ -180,7 +185,7 @@ def _outlined(pixels: Tensor, true: Tensor, made: Tensor) -> Tensor:
 
 
 def _coloured(masks: Tensor) -> Tensor:
-    """Class maps (N, H, W) as pictures (N, 3, H, W), the background black."""
+    """Class maps (N, H, W) as images (N, 3, H, W), the background black."""
     palette = torch.tensor(
         [[0, 0, 0], [230, 80, 60], [70, 150, 240], [90, 200, 90], [240, 200, 60], [190, 100, 220], [120, 220, 220]],
         dtype=torch.uint8,

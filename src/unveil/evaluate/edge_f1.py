@@ -1,4 +1,4 @@
-"""How well the edges of one picture are those of another, within a few pixels."""
+"""Precision, recall and F1 of predicted edges within a tolerance of a few pixels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from unveil.types import RecipeError, ShapeError
 
 
-class Agreement(NamedTuple):
+class EdgeF1(NamedTuple):
     """Shares in [0, 1].
 
     precision: of the edge pixels found, those near a true one. recall: of the true ones, those near one found.
@@ -24,8 +24,8 @@ class Agreement(NamedTuple):
     f1: float
 
 
-def agreement(found: Tensor, true: Tensor, *, tolerance: float = 1.0) -> Agreement:
-    """Of two pictures of edges how far they agree.
+def edge_f1(predicted: Tensor, true: Tensor, *, tolerance: float = 1.0) -> EdgeF1:
+    """Return precision, recall and F1 of one edge image against another.
 
     A pixel is near another at a Euclidean distance of at most `tolerance`. Where there is no edge to find and none
     was found, all is 1; where only one of both has edges, all is 0.
@@ -35,31 +35,31 @@ def agreement(found: Tensor, true: Tensor, *, tolerance: float = 1.0) -> Agreeme
         tolerance: in pixels; 0 counts exact hits only.
 
     Raises:
-        ShapeError: pictures of two sizes, or none.
+        ShapeError: images of two sizes, or none.
         RecipeError: a tolerance below 0.
     Source: Martin, Fowlkes & Malik 2004, Learning to Detect Natural Image Boundaries, section 3; pixels are near or
         not, and are not matched one to one.
     """
-    return _shares([_counts(found, true, tolerance)])
+    return _shares([_counts(predicted, true, tolerance)])
 
 
-def agreement_of(pairs: Iterable[tuple[Tensor, Tensor]], *, tolerance: float = 1.0) -> Agreement:
+def pooled_edge_f1(pairs: Iterable[tuple[Tensor, Tensor]], *, tolerance: float = 1.0) -> EdgeF1:
     """The same over many pairs of (found, true), each edge pixel counting alike.
 
     Raises:
         ShapeError, RecipeError: as `agreement`; or there is no pair.
     """
-    counts = [_counts(found, true, tolerance) for found, true in pairs]
+    counts = [_counts(predicted, true, tolerance) for predicted, true in pairs]
     if not counts:
         raise ShapeError("no pair of edge pictures: at least one is needed")
     return _shares(counts)
 
 
-def _counts(found: Tensor, true: Tensor, tolerance: float) -> tuple[int, int, int, int]:
+def _counts(predicted: Tensor, true: Tensor, tolerance: float) -> tuple[int, int, int, int]:
     """Edge pixels found, those of them that are near; true ones, those of them that are near."""
     if not 0 <= tolerance < float("inf"):
         raise RecipeError(f"tolerance {tolerance:g}: pixels, at least 0; 1 or 2 is usual")
-    first, second = _edges(found), _edges(true)
+    first, second = _edges(predicted), _edges(true)
     if first.shape != second.shape:
         raise ShapeError(f"edges of {first.shape} and {second.shape} pixels: must be pictures of one size")
     hits = int((first & _near(second, tolerance)).sum())
@@ -67,12 +67,12 @@ def _counts(found: Tensor, true: Tensor, tolerance: float) -> tuple[int, int, in
     return int(first.sum()), hits, int(second.sum()), covered
 
 
-def _shares(counts: list[tuple[int, int, int, int]]) -> Agreement:
-    found, hits, true, covered = (sum(column) for column in zip(*counts, strict=True))
-    if not found and not true:
-        return Agreement(1.0, 1.0, 1.0)
-    precision, recall = (hits / found if found else 0.0), (covered / true if true else 0.0)
-    return Agreement(precision, recall, 2 * precision * recall / (precision + recall) if precision + recall else 0.0)
+def _shares(counts: list[tuple[int, int, int, int]]) -> EdgeF1:
+    predicted, hits, true, covered = (sum(column) for column in zip(*counts, strict=True))
+    if not predicted and not true:
+        return EdgeF1(1.0, 1.0, 1.0)
+    precision, recall = (hits / predicted if predicted else 0.0), (covered / true if true else 0.0)
+    return EdgeF1(precision, recall, 2 * precision * recall / (precision + recall) if precision + recall else 0.0)
 
 
 def _edges(picture: Tensor) -> NDArray[np.bool_]:
@@ -83,7 +83,7 @@ def _edges(picture: Tensor) -> NDArray[np.bool_]:
 
 
 def _near(edges: NDArray[np.bool_], tolerance: float) -> NDArray[np.bool_]:
-    """Which pixels lie within the tolerance of an edge."""
+    """Return the mask of the pixels within the tolerance of an edge."""
     from scipy import ndimage
 
     if not edges.any():

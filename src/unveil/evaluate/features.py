@@ -1,4 +1,4 @@
-"""Networks that turn pictures into features: one interface for every metric, whichever network is behind it."""
+"""Networks that turn images into features: one interface for every metric, whichever network is behind it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from unveil.nn.cnn import Cnn, CnnConfig
 from unveil.nn.vit import ViT, ViTConfig
 from unveil.types import RecipeError, ShapeError, WeightsError, did_you_mean
 
-SHIPPED = Path(__file__).parent.parent / "assets" / "feature_networks"
+BUNDLED = Path(__file__).parent.parent / "assets" / "feature_networks"
 NAMES = ("digits", "fashion", "inception", "pixels")
 
 
-class Read(NamedTuple):
-    """What a network makes of pictures, in float32 on the CPU."""
+class FeatureOutput(NamedTuple):
+    """Output of a feature network, in float32 on the CPU."""
 
     features: Tensor  # (N, dim)
     logits: Tensor | None  # (N, classes), where the network classifies
@@ -34,15 +34,15 @@ class Read(NamedTuple):
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A named network from uint8 pictures to features.
+    """A named network from uint8 images to features.
 
     Attributes:
-        dim: values per picture.
+        dim: values per image.
         classes: of the logits; None where there are none.
         sha256: of the file of weights; the empty string where there is no file.
         preprocessing: what happens to the pixels before the network, in words; part of every protocol.
         run: uint8 (B, C, H, W) to Read, for one batch on `device`.
-        accuracy: share of its own held-out pictures that it reads correctly, where that is known.
+        accuracy: share of its own held-out images that it reads correctly, where that is known.
     """
 
     name: str
@@ -50,35 +50,37 @@ class FeatureNetwork:
     classes: int | None
     sha256: str
     preprocessing: str
-    run: Callable[[Tensor], Read]
+    run: Callable[[Tensor], FeatureOutput]
     accuracy: float | None = None
     batch: int = 256
     device: str = "cpu"
 
-    def read(self, pixels: Tensor, on_progress: Callable[[int, int], None] | None = None) -> Read:
+    def extract(self, pixels: Tensor, on_progress: Callable[[int, int], None] | None = None) -> FeatureOutput:
         """Features and logits of uint8 (N, C, H, W), computed in batches.
 
         Args:
-            on_progress: told the pictures done and the pictures in all, after each batch.
+            on_progress: called with the number of images done and the images in all, after each batch.
 
         Raises:
-            ShapeError: not uint8 pictures, or of a size or kind that the network does not read.
+            ShapeError: not uint8 images, or of a size or kind that the network does not read.
         """
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or not len(pixels):
             raise ShapeError(f"pictures {tuple(pixels.shape)} {pixels.dtype}: uint8 (N, C, H, W) is needed, N > 0")
-        found: list[Read] = []
+        outputs: list[FeatureOutput] = []
         with torch.inference_mode():
             for part in pixels.split(self.batch):
                 read = self.run(part.to(self.device))
-                found.append(Read(*(None if x is None else x.float().cpu() for x in read)))  # type: ignore[arg-type]
+                outputs.append(FeatureOutput(*(None if x is None else x.float().cpu() for x in read)))  # type: ignore[arg-type]
                 if on_progress:
-                    on_progress(min(len(found) * self.batch, len(pixels)), len(pixels))
-        logits = None if self.classes is None else torch.cat([read.logits for read in found if read.logits is not None])
-        return Read(torch.cat([read.features for read in found]), logits)
+                    on_progress(min(len(outputs) * self.batch, len(pixels)), len(pixels))
+        logits = (
+            None if self.classes is None else torch.cat([read.logits for read in outputs if read.logits is not None])
+        )
+        return FeatureOutput(torch.cat([read.features for read in outputs]), logits)
 
     def features(self, pixels: Tensor) -> Tensor:
         """(N, dim) float32."""
-        return self.read(pixels).features
+        return self.extract(pixels).features
 
     def logits(self, pixels: Tensor) -> Tensor:
         """(N, classes) float32.
@@ -86,7 +88,7 @@ class FeatureNetwork:
         Raises:
             RecipeError: this network does not classify.
         """
-        logits = self.read(pixels).logits
+        logits = self.extract(pixels).logits
         if logits is None:
             raise RecipeError(f"the feature network {self.name!r} has no classes; use a classifier: digits or fashion")
         return logits
@@ -99,7 +101,7 @@ def load(
 
     Args:
         weights: for inception: pt_inception-2015-12-05-6726825d.pth, or the same tensors as safetensors.
-        shape: for pixels: (C, H, W) of the pictures.
+        shape: for pixels: (C, H, W) of the images.
 
     Raises:
         RecipeError: an unknown name, or one whose file or shape is missing.
@@ -108,7 +110,7 @@ def load(
     if name in ("digits", "fashion"):
         if weights is not None:
             raise RecipeError(f"weights = {weights}: the feature network {name!r} ships with its own; leave them out")
-        return classifier(SHIPPED / f"classifier-{name}.yaml", device)
+        return classifier(BUNDLED / f"classifier-{name}.yaml", device)
     if name == "inception":
         if weights is None:
             raise RecipeError(
@@ -155,14 +157,14 @@ def read_classifier(card: Path) -> tuple[Cnn | ViT, dict[str, Any]]:
         described = dict(facts["network"])
         config = _config(described.pop("kind", "cnn"), described)
         path = card.with_suffix(".safetensors")
-        content, found = path.read_bytes(), sha256(path)
+        content, digest = path.read_bytes(), sha256(path)
         state = load_bytes(content)
     except (OSError, KeyError, TypeError, yaml.YAMLError, SafetensorError) as problem:
         raise WeightsError(
             f"{card}: not a readable classifier: {problem}; train it again, or install the package again"
         ) from problem
-    if found != facts["sha256"]:
-        raise WeightsError(f"{path}: sha256 {found[:12]}... is not {facts['sha256'][:12]}... of its card; damaged")
+    if digest != facts["sha256"]:
+        raise WeightsError(f"{path}: sha256 {digest[:12]}... is not {facts['sha256'][:12]}... of its card; damaged")
     network = (Cnn(config) if isinstance(config, CnnConfig) else ViT(config)).eval().requires_grad_(False)
     load_weights(network, state, str(path))
     return network, facts
@@ -178,24 +180,24 @@ def _config(kind: str, described: dict[str, Any]) -> CnnConfig | ViTConfig:
     return CnnConfig(**(described | {"widths": widths}))
 
 
-def read_accuracy(network: nn.Module, pixels: Tensor, labels: Tensor) -> float:
-    """Share of pictures that a classifier puts into their class."""
+def classifier_accuracy(network: nn.Module, pixels: Tensor, labels: Tensor) -> float:
+    """Share of images that a classifier puts into their class."""
     with torch.inference_mode():
         read = torch.cat([network(to_unit(part)).logits.argmax(1) for part in pixels.split(256)])
     return float((read == labels).double().mean())
 
 
-def _run_classifier(network: nn.Module, pixels: Tensor) -> Read:
-    return Read(*network(to_unit(pixels)))
+def _run_classifier(network: nn.Module, pixels: Tensor) -> FeatureOutput:
+    return FeatureOutput(*network(to_unit(pixels)))
 
 
 def _inception(path: Path, device: str) -> FeatureNetwork:
     network = load_inception(path).to(device)
 
-    def run(pixels: Tensor) -> Read:
-        # Published practice shows grey pictures to the network as three equal channels.
-        found = network(pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels)
-        return Read(found["2048"], found["logits_unbiased"])
+    def run(pixels: Tensor) -> FeatureOutput:
+        # Published practice shows grey images to the network as three equal channels.
+        outputs = network(pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels)
+        return FeatureOutput(outputs["2048"], outputs["logits_unbiased"])
 
     return FeatureNetwork(
         name="inception",
@@ -210,10 +212,10 @@ def _inception(path: Path, device: str) -> FeatureNetwork:
 
 
 def _pixels(shape: tuple[int, ...]) -> FeatureNetwork:
-    def run(pixels: Tensor) -> Read:
+    def run(pixels: Tensor) -> FeatureOutput:
         if tuple(pixels.shape[1:]) != tuple(shape):
             raise ShapeError(f"pictures {tuple(pixels.shape[1:])}: these pixel features are of pictures {tuple(shape)}")
-        return Read(to_unit(pixels).flatten(1), None)
+        return FeatureOutput(to_unit(pixels).flatten(1), None)
 
     dim = int(torch.Size(shape).numel())
     return FeatureNetwork("pixels", dim, None, "", "uint8 / 127.5 - 1, flattened", run)

@@ -180,20 +180,20 @@ def fid(first: Tensor | Statistics, second: Tensor | Statistics) -> float:
         RecipeError: fewer than 2 rows.
         NonFinite: a value is not a number, or infinite.
     """
-    one, two = _Side(first), _Side(second)
-    if one.mean.shape != two.mean.shape:
-        raise ShapeError(f"features of {len(one.mean)} and {len(two.mean)} values cannot be compared")
-    distance = float((one.mean - two.mean).square().sum())
-    return distance + one.trace + two.trace - 2 * _trace_of_root(one, two)
+    left, right = _Side(first), _Side(second)
+    if left.mean.shape != right.mean.shape:
+        raise ShapeError(f"features of {len(left.mean)} and {len(right.mean)} values cannot be compared")
+    distance = float((left.mean - right.mean).square().sum())
+    return distance + left.trace + right.trace - 2 * _trace_of_root(left, right)
 
 
 class _Side:
     """One set: its mean, the trace of S, and S itself or, for few rows, `rows` with S = rows^T rows."""
 
-    def __init__(self, given: Tensor | Statistics) -> None:
+    def __init__(self, features: Tensor | Statistics) -> None:
         self.rows: Tensor | None = None
-        if isinstance(given, Tensor):
-            values = torch.from_numpy(_checked(given, given.shape[-1]).astype(np.float64))
+        if isinstance(features, Tensor):
+            values = torch.from_numpy(_checked(features, features.shape[-1]).astype(np.float64))
             if len(values) < 2:
                 raise RecipeError(f"a Frechet distance needs at least 2 rows of features; {len(values)} given")
             if len(values) <= values.shape[1]:
@@ -201,8 +201,8 @@ class _Side:
                 self.rows = (values - self.mean) / (len(values) - 1) ** 0.5
                 self.trace = float(torch.linalg.vector_norm(self.rows)) ** 2
                 return
-            given = statistics(given)
-        self.mean, self.covariance = given.mean, given.covariance
+            features = statistics(features)
+        self.mean, self.covariance = features.mean, features.covariance
         self.trace = float(self.covariance.trace())
 
     def factor(self) -> Tensor:
@@ -210,11 +210,11 @@ class _Side:
         return _factor(self.covariance) if self.rows is None else self.rows.T
 
 
-def _trace_of_root(one: _Side, two: _Side) -> float:
+def _trace_of_root(left: _Side, right: _Side) -> float:
     """The trace of (S1 S2)^(1/2)."""
-    if one.rows is not None and two.rows is not None:
-        return float(torch.linalg.svdvals(one.rows @ two.rows.T).sum())
-    narrow, wide = (one, two) if two.rows is None else (two, one)
+    if left.rows is not None and right.rows is not None:
+        return float(torch.linalg.svdvals(left.rows @ right.rows.T).sum())
+    narrow, wide = (left, right) if right.rows is None else (right, left)
     factor = narrow.factor()
     return float(torch.linalg.eigvalsh(factor.T @ wide.covariance @ factor).clamp(min=0).sqrt().sum())
 

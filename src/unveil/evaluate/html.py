@@ -1,4 +1,4 @@
-"""Parts of a self-contained HTML page: pictures and plots are inside it, nothing is fetched."""
+"""Parts of a self-contained HTML page: images and plots are inside it, nothing is fetched."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 from collections.abc import Iterable, Sequence
 from html import escape
 
-_WIDE, _LARGER = 960, 4  # pixels of a page; how often a small picture's own are repeated at most
+_WIDE, _LARGER = 960, 4  # pixels of a page; how often a small image's own are repeated at most
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -34,7 +34,7 @@ def document(title: str, parts: Iterable[str]) -> str:
 
 
 def image(picture: bytes, words: str) -> str:
-    """A picture, PNG or animated WebP, with words for those who do not see it; a small one is shown larger."""
+    """An image, PNG or animated WebP, with words for those who do not see it; a small one is shown larger."""
     film = picture[:4] == b"RIFF" and picture[12:16] == b"VP8X"
     width = int.from_bytes(picture[24:27], "little") + 1 if film else int.from_bytes(picture[16:20], "big")
     factor = min(_LARGER, _WIDE // max(1, width))
@@ -44,7 +44,7 @@ def image(picture: bytes, words: str) -> str:
 
 
 def figure(picture: bytes, caption: str) -> str:
-    """A picture with its caption."""
+    """An image with its caption."""
     return f"<figure>{image(picture, caption)}<figcaption>{escape(caption)}</figcaption></figure>"
 
 

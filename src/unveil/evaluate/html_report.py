@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a report: pictures and plots are inside it, nothing is fetched."""
+"""One self-contained HTML page of a report: images and plots are inside it, nothing is fetched."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 from unveil.evaluate import plots
 from unveil.evaluate.html import document, figure, table
-from unveil.evaluate.report import FILMED, Report, findings, flatten
+from unveil.evaluate.report import VIDEO_METRICS, Report, findings, flatten
 
 
 def page(report: Report) -> str:
     """The whole page."""
-    made = {
+    kinds = {
         "psnr": "Rebuilt pictures",
         "enlarged": "Enlarged pictures",
         "clips": "The playground from words",
         "captions": "Captions",
     }
-    compared = next((name for key, name in made.items() if key in report.results), "Samples")
+    compared = next((name for key, name in kinds.items() if key in report.results), "Samples")
     title = f"{compared} against real pictures: {report.about.get('data', 'unnamed')}"
     parts = [
         f"<h1>{escape(title)}</h1>",
@@ -50,11 +50,11 @@ def page(report: Report) -> str:
 
 
 def _captions(report: Report) -> Iterable[str]:
-    if not (told := report.results.get("captions")):
+    if not (captions := report.results.get("captions")):
         return
     yield "<h2>Told</h2>"
     yield _image(report, "told", "Held-out clips, nothing chosen, a row of frames each.")
-    yield table(("told", "a caption of what is true"), [(one["told"], one["truth"]) for one in told["shown"]])
+    yield table(("told", "a caption of what is true"), [(row["told"], row["truth"]) for row in captions["shown"]])
 
 
 def _warning(report: Report) -> str:
@@ -100,33 +100,40 @@ def _nearest(report: Report) -> Iterable[str]:
 
 
 def _clips(report: Report) -> Iterable[str]:
-    """Of each list of prompts the films, the shares by what is asked for, and what went wrong."""
-    for asked, judged in report.results.get("clips", {}).items():
-        yield f"<h2>Prompts: {escape(asked)}</h2>"
-        yield _image(report, f"clips {asked}", "The first ones, of each motion where there is one; nothing chosen.")
-        yield _image(report, f"frames {asked}", "Frames of the first clip of each motion, a row of each.")
-        known = {key: words for key, words in FILMED.items() if key in judged}
+    """Yield the section of each prompt set: example videos, accuracies by group, and the prompts that were missed."""
+    for prompt_set, judged in report.results.get("clips", {}).items():
+        yield f"<h2>Prompts: {escape(prompt_set)}</h2>"
+        yield _image(
+            report, f"clips {prompt_set}", "The first ones, of each motion where there is one; nothing chosen."
+        )
+        yield _image(report, f"frames {prompt_set}", "Frames of the first clip of each motion, a row of each.")
+        measures = {key: words for key, words in VIDEO_METRICS.items() if key in judged}
         for kind in ("register", "motion", "shape"):
-            rows = [(name, str(own["count"]), *_filmed(own, known)) for name, own in judged[f"by_{kind}"].items()]
-            yield table((kind, "prompts", *known.values()), rows) if rows else ""
+            rows = [
+                (name, str(shares["count"]), *_filmed(shares, measures))
+                for name, shares in judged[f"by_{kind}"].items()
+            ]
+            yield table((kind, "prompts", *measures.values()), rows) if rows else ""
         beside = [
-            (name, "", *(f"{judged[key][one]:.1%}" if one in judged[key] else "" for one in known))
+            (name, "", *(f"{judged[key][row]:.1%}" if row in judged[key] else "" for row in measures))
             for key, name in (
                 ("real_clips", "real clips of these prompts"),
                 ("chance", "chance: anything in the world"),
             )
         ]
-        yield table(("for comparison", "", *known.values()), beside)
+        yield table(("for comparison", "", *measures.values()), beside)
         if judged["missed"]:
-            yield _image(report, f"missed {asked}", "The first that do not show all.")
+            yield _image(report, f"missed {prompt_set}", "The first that do not show all.")
             yield table(
                 ("prompt", "number", "read as"),
-                [(one["prompt"], str(one["number"]), _said(one["read"])) for one in judged["missed"]],
+                [(row["prompt"], str(row["number"]), _said(row["read"])) for row in judged["missed"]],
             )
 
 
 def _filmed(shares: Mapping[str, Any], names: Iterable[str]) -> list[str]:
-    return [f"{own['value']:.1%} ({own['low']:.0%} to {own['high']:.0%})" for own in (shares[key] for key in names)]
+    return [
+        f"{share['value']:.1%} ({share['low']:.0%} to {share['high']:.0%})" for share in (shares[key] for key in names)
+    ]
 
 
 def _said(facts: Mapping[str, str | None]) -> str:

@@ -1,4 +1,4 @@
-"""The pictures of a data set as one tensor, which is what measuring needs."""
+"""The images of a data set as one tensor, as the metrics need it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from unveil.types import DataError, Item, ShapeError
 
 
-class Pictured(Protocol):
-    """Any data set of items with "pixels"."""
+class ImageDataset(Protocol):
+    """A data set whose items have "pixels"."""
 
     def __len__(self) -> int:
-        """How many items."""
+        """Number of items."""
         ...
 
     def __getitem__(self, index: int, /) -> Item:
@@ -24,8 +24,8 @@ class Pictured(Protocol):
         ...
 
 
-class Pictures(NamedTuple):
-    """Pictures uint8 (N, C, H, W), or clips (N, C, T, H, W), with their labels where every item has one.
+class ImageSet(NamedTuple):
+    """Images uint8 (N, C, H, W), or videos (N, C, T, H, W), with their labels where every item has one.
 
     labels: int64 (N,). classes: the names of the labels.
     """
@@ -34,19 +34,19 @@ class Pictures(NamedTuple):
     labels: Tensor | None = None
     classes: Sequence[str] | None = None
 
-    def take(self, rows: Tensor) -> Pictures:
-        """These rows of them."""
-        return Pictures(self.pixels[rows], None if self.labels is None else self.labels[rows], self.classes)
+    def subset(self, rows: Tensor) -> ImageSet:
+        """Return the images of the given rows."""
+        return ImageSet(self.pixels[rows], None if self.labels is None else self.labels[rows], self.classes)
 
     def sha256(self) -> str:
-        """Of the shape and the pixels: which pictures they were."""
+        """Return the SHA-256 of shape and pixels, which identifies the images."""
         digest = hashlib.sha256(str(tuple(self.pixels.shape)).encode())
         digest.update(self.pixels.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
 
-def gather(dataset: Pictured, limit: int | None = None) -> Pictures:
-    """The pictures or clips of a data set, or `limit` of them spread evenly over it.
+def collect_images(dataset: ImageDataset, limit: int | None = None) -> ImageSet:
+    """Collect the images or videos of a data set, or `limit` of them spaced evenly.
 
     Raises:
         MediaError: the data set is empty.
@@ -61,7 +61,7 @@ def gather(dataset: Pictured, limit: int | None = None) -> Pictures:
     whole: Any = getattr(dataset, "pixels", None)
     if isinstance(whole, Tensor) and whole.dtype == torch.uint8:  # already one tensor: no need to take it apart
         labels = getattr(dataset, "labels", None)
-        return Pictures(whole[rows], None if labels is None else labels[rows], classes)
+        return ImageSet(whole[rows], None if labels is None else labels[rows], classes)
     items = [dataset[int(i)] for i in rows]
     for i, item in enumerate(items):
         pixels, first = item["pixels"], items[0]["pixels"]
@@ -72,17 +72,17 @@ def gather(dataset: Pictured, limit: int | None = None) -> Pictures:
             )
     labelled = all("label" in item for item in items)
     labels = torch.tensor([int(item["label"]) for item in items]) if labelled else None
-    return Pictures(torch.stack([item["pixels"] for item in items]), labels, classes)
+    return ImageSet(torch.stack([item["pixels"] for item in items]), labels, classes)
 
 
-def spread(dataset: Pictured, count: int) -> list[Item]:
-    """So many items, spread evenly over a data set; all where there are fewer."""
+def evenly_spaced(dataset: ImageDataset, count: int) -> list[Item]:
+    """Return `count` items spaced evenly over a data set, or all of them if there are fewer."""
     count = min(count, len(dataset))
     return [dataset[place * len(dataset) // count] for place in range(count)]
 
 
-def told(item: Item, key: str) -> Any:
-    """What an item says under the key of a condition; prompts are what data call text."""
+def condition_value(item: Item, key: str) -> Any:
+    """Return an item's value for a condition key; the key "prompt" falls back to "text"."""
     return item["text"] if key == "prompt" and key not in item else item[key]
 
 

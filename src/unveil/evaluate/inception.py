@@ -1,6 +1,6 @@
 """The Inception network of published FID numbers: the TensorFlow graph of 2015-12-05, as its PyTorch ports name it.
 
-It is Inception v3 with 1008 outputs and details of its own that change every number: pictures are resized without
+It is Inception v3 with 1008 outputs and details of its own that change every number: images are resized without
 half-pixel centres, average pools leave the padding out of the mean, and the last block pools by maximum. Weights are
 read from a file that the user has (pt_inception-2015-12-05-6726825d.pth, or the same tensors as safetensors).
 
@@ -55,25 +55,25 @@ class FidInception(nn.Module):
         """Spatial means "64", "192", "768", "2048", and "logits_unbiased" and "logits", of uint8 (B, 3, H, W).
 
         Raises:
-            ShapeError: not uint8 RGB pictures.
+            ShapeError: not uint8 RGB images.
         """
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
             raise ShapeError(f"pictures {tuple(pixels.shape)} {pixels.dtype}: uint8 (B, 3, H, W) is needed")
         x = (resize(pixels.to(self.fc.weight.dtype)) - 128) / 128  # (B, 3, 299, 299)
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))  # (B, 64, 147, 147)
         x = functional.max_pool2d(x, 3, stride=2)  # (B, 64, 73, 73)
-        found = {"64": x.mean((2, 3))}
+        outputs = {"64": x.mean((2, 3))}
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x))  # (B, 192, 71, 71)
         x = functional.max_pool2d(x, 3, stride=2)  # (B, 192, 35, 35)
-        found["192"] = x.mean((2, 3))
+        outputs["192"] = x.mean((2, 3))
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(x)))  # (B, 288, 35, 35)
         x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))  # (B, 768, 17, 17)
-        found["768"] = x.mean((2, 3))
+        outputs["768"] = x.mean((2, 3))
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))  # (B, 2048, 8, 8)
-        found["2048"] = x.mean((2, 3))
-        found["logits_unbiased"] = found["2048"] @ self.fc.weight.T  # what published Inception scores take
-        found["logits"] = found["logits_unbiased"] + self.fc.bias
-        return found
+        outputs["2048"] = x.mean((2, 3))
+        outputs["logits_unbiased"] = outputs["2048"] @ self.fc.weight.T  # what published Inception scores take
+        outputs["logits"] = outputs["logits_unbiased"] + self.fc.bias
+        return outputs
 
 
 def load_inception(path: str | os.PathLike[str]) -> FidInception:
@@ -93,11 +93,15 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -
     Raises:
         WeightsError: names or shapes differ; the first of them are listed.
     """
-    own = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    given = {key: tuple(value.shape) for key, value in state.items()}
-    missing = [key for key in own if key not in given and not key.endswith("num_batches_tracked")]
-    unknown = [key for key in given if key not in own]
-    shapes = [f"{key} {given[key]} instead of {own[key]}" for key in own if key in given and given[key] != own[key]]
+    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    loaded = {key: tuple(value.shape) for key, value in state.items()}
+    missing = [key for key in expected if key not in loaded and not key.endswith("num_batches_tracked")]
+    unknown = [key for key in loaded if key not in expected]
+    shapes = [
+        f"{key} {loaded[key]} instead of {expected[key]}"
+        for key in expected
+        if key in loaded and loaded[key] != expected[key]
+    ]
     faults = [
         f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
         for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", shapes))
@@ -119,10 +123,10 @@ def resize(pixels: Tensor, size: int = SIZE) -> Tensor:
     return torch.lerp(rows[..., left], rows[..., right], across)
 
 
-def _neighbours(given: int, wanted: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    place = torch.arange(wanted, dtype=torch.float32) * (given / wanted)
-    low = place.long().clamp(max=given - 1)
-    high = (low + 1).clamp(max=given - 1)
+def _neighbours(in_size: int, out_size: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    place = torch.arange(out_size, dtype=torch.float32) * (in_size / out_size)
+    low = place.long().clamp(max=in_size - 1)
+    high = (low + 1).clamp(max=in_size - 1)
     return low.to(like.device), high.to(like.device), (place - low).to(like.dtype).to(like.device)
 
 
@@ -165,35 +169,37 @@ def _max_pool(x: Tensor) -> Tensor:
 class _Convolution(nn.Module):
     """Convolution without bias, batch normalisation, ReLU."""
 
-    def __init__(self, given: int, made: int, kernel: int | Pair, *, stride: int = 1, padding: int | Pair = 0) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int | Pair, *, stride: int = 1, padding: int | Pair = 0
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(given, made, kernel, stride=stride, padding=padding, bias=False)
-        self.bn = nn.BatchNorm2d(made, eps=1e-3)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=padding, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.relu(self.bn(self.conv(x)), inplace=True)
 
 
-def _row(given: int, made: int, length: int) -> _Convolution:
-    return _Convolution(given, made, (1, length), padding=(0, length // 2))
+def _row(in_channels: int, out_channels: int, length: int) -> _Convolution:
+    return _Convolution(in_channels, out_channels, (1, length), padding=(0, length // 2))
 
 
-def _column(given: int, made: int, length: int) -> _Convolution:
-    return _Convolution(given, made, (length, 1), padding=(length // 2, 0))
+def _column(in_channels: int, out_channels: int, length: int) -> _Convolution:
+    return _Convolution(in_channels, out_channels, (length, 1), padding=(length // 2, 0))
 
 
 class _Block35(nn.Module):
     """1x1, 5x5, two 3x3 and a pooled branch, at 35 x 35."""
 
-    def __init__(self, given: int, pooled: int) -> None:
+    def __init__(self, in_channels: int, pooled: int) -> None:
         super().__init__()
-        self.branch1x1 = _Convolution(given, 64, 1)
-        self.branch5x5_1 = _Convolution(given, 48, 1)
+        self.branch1x1 = _Convolution(in_channels, 64, 1)
+        self.branch5x5_1 = _Convolution(in_channels, 48, 1)
         self.branch5x5_2 = _Convolution(48, 64, 5, padding=2)
-        self.branch3x3dbl_1 = _Convolution(given, 64, 1)
+        self.branch3x3dbl_1 = _Convolution(in_channels, 64, 1)
         self.branch3x3dbl_2 = _Convolution(64, 96, 3, padding=1)
         self.branch3x3dbl_3 = _Convolution(96, 96, 3, padding=1)
-        self.branch_pool = _Convolution(given, pooled, 1)
+        self.branch_pool = _Convolution(in_channels, pooled, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         five = self.branch5x5_2(self.branch5x5_1(x))
@@ -260,18 +266,18 @@ class _Reduce8(nn.Module):
 class _Block8(nn.Module):
     """1x1, one and two 3x3 that fork into a row and a column, and a pooled branch, at 8 x 8."""
 
-    def __init__(self, given: int, pool: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, in_channels: int, pool: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.pool = pool
-        self.branch1x1 = _Convolution(given, 320, 1)
-        self.branch3x3_1 = _Convolution(given, 384, 1)
+        self.branch1x1 = _Convolution(in_channels, 320, 1)
+        self.branch3x3_1 = _Convolution(in_channels, 384, 1)
         self.branch3x3_2a = _row(384, 384, 3)
         self.branch3x3_2b = _column(384, 384, 3)
-        self.branch3x3dbl_1 = _Convolution(given, 448, 1)
+        self.branch3x3dbl_1 = _Convolution(in_channels, 448, 1)
         self.branch3x3dbl_2 = _Convolution(448, 384, 3, padding=1)
         self.branch3x3dbl_3a = _row(384, 384, 3)
         self.branch3x3dbl_3b = _column(384, 384, 3)
-        self.branch_pool = _Convolution(given, 192, 1)
+        self.branch_pool = _Convolution(in_channels, 192, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         once = self.branch3x3_1(x)

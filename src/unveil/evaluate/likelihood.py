@@ -1,4 +1,4 @@
-"""How well a model compresses pictures that it never saw, in bits per dimension: by its chain, and by its ODE."""
+"""Bits per dimension on held-out images: by the variational bound, and by the probability-flow ODE."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from unveil.core.ode_likelihood import ode_bits
 from unveil.core.process import DiscreteVP
 from unveil.core.rng import Noise, SampleRNG
 from unveil.core.transition import Chain
-from unveil.evaluate.image_set import Pictured
+from unveil.evaluate.image_set import ImageDataset
 from unveil.evaluate.metrics import Interval, bootstrap
 from unveil.io.images import to_unit
 from unveil.model import Model
@@ -26,46 +26,46 @@ from unveil.types import DataError, Item, RecipeError
 TOLERANCE = 1e-4  # of the ODE: far below what the probes leave open
 
 
-class Bits(NamedTuple):
-    """The bound in bits/dim: over pictures, with its interval, and what it is made of."""
+class DatasetBitsPerDim(NamedTuple):
+    """The bound in bits/dim: over images, with its interval, and what it is made of."""
 
     interval: Interval
-    per_picture: Tensor  # (N,)
+    per_image: Tensor  # (N,)
     prior: Tensor  # (N,)
     terms: Tensor  # (N, T), from the noisiest step to the data, the decoder last
 
 
-class OdeBits(NamedTuple):
-    """Bits/dim under the probability-flow ODE: over pictures, with its interval.
+class DatasetOdeBitsPerDim(NamedTuple):
+    """Bits/dim under the probability-flow ODE: over images, with its interval.
 
     error: the standard error of the mean that comes from the probes alone; NaN with one probe.
     calls: of the network, the mean over the batches.
     """
 
     interval: Interval
-    per_picture: Tensor  # (N,)
+    per_image: Tensor  # (N,)
     error: float
     calls: float
 
 
 def bits_per_dim(
     model: Model,
-    dataset: Pictured,
+    dataset: ImageDataset,
     *,
     count: int | None = None,
     steps: int | None = None,
     seed: int = 0,
     batch: int = 50,
     on_progress: Callable[[int, int], object] | None = None,
-) -> Bits:
-    """The bound of the model's chain on pictures of a data set, each noised by its own stream.
+) -> DatasetBitsPerDim:
+    """The bound of the model's chain on images of a data set, each noised by its own stream.
 
     Conditions are read from the items; x0 is clipped to [-1, 1] as published.
 
     Args:
-        count: pictures, spread evenly over the data set; None: all.
+        count: images, spread evenly over the data set; None: all.
         steps: of the chain; a shorter one is a model of its own, with its own bound. None: all that the process has.
-        on_progress: told the network calls done and the calls in all, for the whole batch.
+        on_progress: called with the number of network calls done and the calls in all, for the whole batch.
 
     Raises:
         RecipeError: a latent model, whose bound is not one on pixels, or no steps for a continuous process.
@@ -83,33 +83,33 @@ def bits_per_dim(
             if on_progress:
                 on_progress(before + k, total)
 
-        found = bound(clip_static(step), chain, x0, model.variance, noise=noise, on_term=tell)
+        vlb = bound(clip_static(step), chain, x0, model.variance, noise=noise, on_term=tell)
         done += len(chain)
-        priors.append(found.prior.double().cpu())
-        terms.append(found.terms.double().cpu())
+        priors.append(vlb.prior.double().cpu())
+        terms.append(vlb.terms.double().cpu())
     prior, term = torch.cat(priors), torch.cat(terms)
     per_picture = prior + term.sum(1)
-    return Bits(_interval(per_picture, seed), per_picture, prior, term)
+    return DatasetBitsPerDim(_interval(per_picture, seed), per_picture, prior, term)
 
 
 def ode_bits_per_dim(
     model: Model,
-    dataset: Pictured,
+    dataset: ImageDataset,
     *,
     count: int | None = None,
     probes: int = 2,
     seed: int = 0,
     batch: int = 25,
     on_progress: Callable[[int, int], object] | None = None,
-) -> OdeBits:
-    """The likelihood of the model's probability-flow ODE on pictures of a data set, each with its own streams.
+) -> DatasetOdeBitsPerDim:
+    """The likelihood of the model's probability-flow ODE on images of a data set, each with its own streams.
 
     Works under every process, and needs no chain. Conditions are read from the items; nothing is clipped.
 
     Args:
-        count: pictures, spread evenly over the data set; None: all.
+        count: images, spread evenly over the data set; None: all.
         probes: random directions that the trace is estimated by; each costs a backward pass.
-        on_progress: told the pictures done and the pictures in all.
+        on_progress: called with the number of images done and the images in all.
 
     Raises:
         RecipeError: a latent model, or no probe.
@@ -120,23 +120,23 @@ def ode_bits_per_dim(
     rows = _chosen(model, dataset, count)
     values, errors, calls = [], [], []
     for step, x0, noise in _batches(model, dataset, rows, batch, seed):
-        found = ode_bits(step, model.process, x0, noise=noise, probes=probes, tolerance=TOLERANCE)
-        values.append(found.value)
-        errors.append(found.error)
-        calls.append(found.calls)
+        nll = ode_bits(step, model.process, x0, noise=noise, probes=probes, tolerance=TOLERANCE)
+        values.append(nll.value)
+        errors.append(nll.error)
+        calls.append(nll.calls)
         if on_progress:
             on_progress(sum(len(part) for part in values), len(rows))
     per_picture = torch.cat(values)
     error = float(torch.cat(errors).square().sum().sqrt()) / len(rows)
-    return OdeBits(_interval(per_picture, seed), per_picture, error, sum(calls) / len(calls))
+    return DatasetOdeBitsPerDim(_interval(per_picture, seed), per_picture, error, sum(calls) / len(calls))
 
 
 def _interval(per_picture: Tensor, seed: int) -> Interval:
     return bootstrap(lambda rows: float(per_picture[rows].mean()), len(per_picture), seed=seed)
 
 
-def _chosen(model: Model, dataset: Pictured, count: int | None) -> list[int]:
-    """The rows of the pictures, spread evenly over the data set."""
+def _chosen(model: Model, dataset: ImageDataset, count: int | None) -> list[int]:
+    """The rows of the images, spread evenly over the data set."""
     if not isinstance(model.codec, Identity):
         raise RecipeError("bits/dim of latents are not those of pixels; they need a model without an autoencoder")
     if not len(dataset):
@@ -146,9 +146,9 @@ def _chosen(model: Model, dataset: Pictured, count: int | None) -> list[int]:
 
 
 def _batches(
-    model: Model, dataset: Pictured, rows: Sequence[int], batch: int, seed: int
+    model: Model, dataset: ImageDataset, rows: Sequence[int], batch: int, seed: int
 ) -> Iterator[tuple[DenoiseFn, Tensor, Noise]]:
-    """The step with the condition of each batch bound, its pictures in [-1, 1], and their noise."""
+    """The step with the condition of each batch bound, its images in [-1, 1], and their noise."""
     training = model.training
     model.eval()
     try:
@@ -173,7 +173,7 @@ def _chain(model: Model, steps: int | None) -> Chain:
 
 
 def _raw(model: Model, items: Sequence[Item]) -> dict[str, Any]:
-    """What the items say about each thing that the model is conditioned on."""
+    """Return the items' values for each condition of the model."""
     raw: dict[str, Any] = {}
     for key in model.conditioners:
         absent = sum(key not in item for item in items)

@@ -1,4 +1,4 @@
-"""Numbers that compare two sets of pictures by their features: KID, Inception score, precision and recall, nearness.
+"""Numbers that compare two sets of images by their features: KID, Inception score, precision and recall, nearness.
 
 The Frechet distance has a file of its own, `frechet.py`. Everything here is computed in float64, and what must hold
 many pairs is done in pieces, so memory stays bounded by the pieces and not by the square of the data.
@@ -34,24 +34,24 @@ class Interval(NamedTuple):
 
 
 class PrecisionRecall(NamedTuple):
-    """Per picture, whether it lies inside the other set's neighbourhoods; the means are the two numbers."""
+    """Per image, whether it lies inside the other set's neighbourhoods; the means are the two numbers."""
 
-    inside_real: Tensor  # (N,) bool, per generated picture
-    covered: Tensor  # (M,) bool, per real picture
+    inside_real: Tensor  # (N,) bool, per generated image
+    covered: Tensor  # (M,) bool, per real image
 
     @property
     def precision(self) -> float:
-        """Share of generated pictures that look real."""
+        """Share of generated images that look real."""
         return float(self.inside_real.double().mean())
 
     @property
     def recall(self) -> float:
-        """Share of real pictures that the generated ones reach."""
+        """Share of real images that the generated ones reach."""
         return float(self.covered.double().mean())
 
 
 class Nearest(NamedTuple):
-    """The nearest picture of a pool, per query."""
+    """The nearest image of a pool, per query."""
 
     distance: Tensor  # (N,) float64, root of the mean squared difference per value, in units of the full range
     place: Tensor  # (N,) int64, into the pool
@@ -85,14 +85,14 @@ def kid_of_subsets(samples: Tensor, reference: Tensor, *, subsets: int, size: in
     random = np.random.RandomState(seed)
     values = []
     for _ in range(subsets):
-        one = samples[torch.from_numpy(random.choice(len(samples), size, replace=False))]
-        two = reference[torch.from_numpy(random.choice(len(reference), size, replace=False))]
-        values.append(kid(one, two))
+        left = samples[torch.from_numpy(random.choice(len(samples), size, replace=False))]
+        right = reference[torch.from_numpy(random.choice(len(reference), size, replace=False))]
+        values.append(kid(left, right))
     return Spread(float(np.mean(values)), float(np.std(values)))
 
 
 def kid_interval(samples: Tensor, reference: Tensor, *, draws: int = 200, seed: int = 0) -> Interval:
-    """KID with its 95 % bootstrap interval: both sets are redrawn, and no picture is paired with its own copy."""
+    """KID with its 95 % bootstrap interval: both sets are redrawn, and no image is paired with its own copy."""
     samples, reference = _pair(samples, reference)
     random = np.random.default_rng(seed)
     times = [random.multinomial(len(x), np.full(len(x), 1 / len(x)), draws) for x in (samples, reference)]
@@ -101,7 +101,7 @@ def kid_interval(samples: Tensor, reference: Tensor, *, draws: int = 200, seed: 
 
 
 def inception_score(logits: Tensor, *, splits: int = 10) -> Spread:
-    """The Inception score: exp of the mean divergence of p(class | picture) from p(class), per split of rows (N, K).
+    """The Inception score: exp of the mean divergence of p(class | image) from p(class), per split of rows (N, K).
 
     Splits are runs of consecutive rows, as published programs take them.
 
@@ -115,14 +115,14 @@ def inception_score(logits: Tensor, *, splits: int = 10) -> Spread:
     for i in range(splits):
         part = logged[i * count // splits : (i + 1) * count // splits]
         marginal = part.exp().mean(0, keepdim=True)
-        # A class that no picture of the part can be has probability 0 and contributes 0.
+        # A class that no image of the part can be has probability 0 and contributes 0.
         apart = part.exp() * (part - marginal.clamp(min=1e-300).log())
         values.append(float(apart.sum(1).mean().exp()))
     return Spread(float(np.mean(values)), float(np.std(values)))
 
 
 def precision_recall(samples: Tensor, reference: Tensor, *, neighbours: int = 3) -> PrecisionRecall:
-    """Whether each feature lies in the other set's balls, each reaching to its own set's k-th nearest neighbour.
+    """Test whether each feature lies in the other set's k-nearest-neighbour balls.
 
     Raises:
         RecipeError: `neighbours` is not smaller than both sets.
@@ -141,8 +141,8 @@ def precision_recall(samples: Tensor, reference: Tensor, *, neighbours: int = 3)
     return PrecisionRecall(inside, covered)
 
 
-def nearest(queries: Tensor, pool: Tensor) -> Nearest:
-    """The nearest picture of `pool` for each query, by squared difference of pixels; both uint8 (N, ...).
+def nearest_neighbours(queries: Tensor, pool: Tensor) -> Nearest:
+    """The nearest image of `pool` for each query, by squared difference of pixels; both uint8 (N, ...).
 
     Squares of whole numbers add up without rounding in float64, so an exact copy has the distance 0.
     """
@@ -152,17 +152,17 @@ def nearest(queries: Tensor, pool: Tensor) -> Nearest:
             f"pictures {tuple(queries.shape)} {queries.dtype} and {tuple(pool.shape)} {pool.dtype}: "
             "both must be uint8, of one size, and not empty"
         )
-    asked = queries.flatten(1).double()
-    least = torch.full((len(asked),), torch.inf, dtype=torch.float64)
-    place = torch.zeros(len(asked), dtype=torch.int64)
-    piece = max(1, _PAIRS // max(len(asked), asked.shape[1]))
+    flat_queries = queries.flatten(1).double()
+    least = torch.full((len(flat_queries),), torch.inf, dtype=torch.float64)
+    place = torch.zeros(len(flat_queries), dtype=torch.int64)
+    piece = max(1, _PAIRS // max(len(flat_queries), flat_queries.shape[1]))
     for start in range(0, len(pool), piece):
-        for rows, squared in _squared_distances(asked, pool[start : start + piece].flatten(1).double()):
-            found, where = squared.min(1)
-            nearer = found < least[rows]
-            least[rows] = torch.where(nearer, found, least[rows])
+        for rows, squared in _squared_distances(flat_queries, pool[start : start + piece].flatten(1).double()):
+            smallest, where = squared.min(1)
+            nearer = smallest < least[rows]
+            least[rows] = torch.where(nearer, smallest, least[rows])
             place[rows] = torch.where(nearer, where + start, place[rows])
-    return Nearest((least / asked.shape[1]).sqrt() / 255, place)
+    return Nearest((least / flat_queries.shape[1]).sqrt() / 255, place)
 
 
 def bootstrap(
@@ -185,13 +185,13 @@ def bootstrap(
     return _around(value, np.asarray(redrawn), level)
 
 
-def mean(values: Tensor, seed: int = 0) -> dict[str, float]:
+def mean_interval(values: Tensor, seed: int = 0) -> dict[str, float]:
     """The mean of (N,) as value, low and high of its interval, see `bootstrap`."""
     values = values.double()
     return bootstrap(lambda rows: values[rows].mean().item(), len(values), seed=seed)._asdict()
 
 
-def share(hits: Tensor) -> Interval:
+def proportion(hits: Tensor) -> Interval:
     """The share of True in (N,) with its 95 % score interval, which stays honest at 0 and at 1.
 
     Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
@@ -213,12 +213,12 @@ def _around(value: float, redrawn: np.ndarray, level: float = 0.95) -> Interval:
 
 
 def _weighted_kid(x: Tensor, y: Tensor, times_x: Tensor, times_y: Tensor) -> Tensor:
-    """(R,) estimates, one per row of the (R, N) and (R, M) numbers of times that each picture counts."""
+    """(R,) estimates, one per row of the (R, N) and (R, M) numbers of times that each image counts."""
     result = -2 * _kernel_sums(x, y, times_x, times_y) / (times_x.sum(1) * times_y.sum(1))
     for z, times in ((x, times_x), (y, times_y)):
-        own = times.square()  # pairs of a picture with itself or with its copies
-        pairs = times.sum(1).square() - own.sum(1)
-        result += (_kernel_sums(z, z, times, times) - own @ _kernel(z.square().sum(1), z.shape[1])) / pairs
+        same_image = times.square()  # pairs of an image with itself or with its copies
+        pairs = times.sum(1).square() - same_image.sum(1)
+        result += (_kernel_sums(z, z, times, times) - same_image @ _kernel(z.square().sum(1), z.shape[1])) / pairs
     return result
 
 
@@ -238,11 +238,11 @@ def _kernel(product: Tensor, dim: int) -> Tensor:
 
 def _reach(features: Tensor, neighbours: int) -> Tensor:
     """(N,) squared distance to the k-th nearest other row."""
-    found = torch.empty(len(features), dtype=torch.float64)
+    radii = torch.empty(len(features), dtype=torch.float64)
     for rows, squared in _squared_distances(features, features):
         squared[torch.arange(len(squared)), torch.arange(len(features))[rows]] = torch.inf  # not oneself
-        found[rows] = squared.kthvalue(neighbours, dim=1).values
-    return found
+        radii[rows] = squared.kthvalue(neighbours, dim=1).values
+    return radii
 
 
 def _squared_distances(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -255,12 +255,12 @@ def _squared_distances(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
         yield slice(start, start + len(part)), squared.clamp_(min=0)
 
 
-def _pair(one: Tensor, two: Tensor) -> tuple[Tensor, Tensor]:
-    if one.ndim != 2 or two.ndim != 2 or one.shape[1] != two.shape[1]:
-        raise ShapeError(f"features {tuple(one.shape)} and {tuple(two.shape)}: (N, D) and (M, D) are needed")
-    if min(len(one), len(two)) < 2:
-        raise RecipeError(f"{len(one)} and {len(two)} rows of features: at least 2 of each are needed")
-    return _finite(one), _finite(two)
+def _pair(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[1]:
+        raise ShapeError(f"features {tuple(left.shape)} and {tuple(right.shape)}: (N, D) and (M, D) are needed")
+    if min(len(left), len(right)) < 2:
+        raise RecipeError(f"{len(left)} and {len(right)} rows of features: at least 2 of each are needed")
+    return _finite(left), _finite(right)
 
 
 def _finite(values: Tensor) -> Tensor:

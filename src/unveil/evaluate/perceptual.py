@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from unveil.autoencoders.perceptual import LPIPS, of_classifier, published
-from unveil.evaluate.features import SHIPPED, read_classifier
+from unveil.evaluate.features import BUNDLED, read_classifier
 from unveil.evaluate.inception import read_weights
 from unveil.types import RecipeError, WeightsError, did_you_mean
 
@@ -42,7 +42,7 @@ def perceptual(network: str, weights: Sequence[Path | str] = ()) -> LPIPS:
         return published(state, " and ".join(map(str, weights)))
     if weights:
         raise RecipeError(f"perceptual.weights: the classifier {network!r} has its own; leave them out")
-    card = SHIPPED / f"classifier-{network}.yaml" if network in NAMES else _card(network)
+    card = BUNDLED / f"classifier-{network}.yaml" if network in NAMES else _card(network)
     return of_classifier(read_classifier(card)[0], network)
 
 
@@ -65,7 +65,7 @@ def _card(network: str) -> Path:
             f"perceptual.network = {network!r}: must be one of {', '.join(NAMES)}, or the card or folder of a trained "
             f"classifier{did_you_mean(network, NAMES)}"
         )
-    cards = [found for found in sorted(path.glob("*.yaml")) if found.with_suffix(".safetensors").is_file()]
+    cards = [card for card in sorted(path.glob("*.yaml")) if card.with_suffix(".safetensors").is_file()]
     if len(cards) != 1:
         raise WeightsError(f"{network}: holds {len(cards)} cards of classifiers; name one, such as NAME.yaml")
     return cards[0]

@@ -1,4 +1,4 @@
-"""Pictures and plots as PNG bytes, drawn without a display."""
+"""Images and plots as PNG bytes, drawn without a display."""
 
 from __future__ import annotations
 
@@ -15,43 +15,43 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _INK, _PALE = "#1f5fa8", "#9aa5b1"
-SMALL = 48  # pixels of a side, up to which films are enlarged
+SMALL = 48  # pixels of a side, up to which videos are enlarged
 
 
-def sheet(pixels: Tensor, columns: int | None = None) -> bytes:
-    """Pictures uint8 (N, C, H, W), C of 1 or 3, in rows; small ones enlarged, every pixel a square.
+def make_grid(pixels: Tensor, columns: int | None = None) -> bytes:
+    """Images uint8 (N, C, H, W), C of 1 or 3, in rows; small ones enlarged, every pixel a square.
 
     Args:
-        columns: pictures in a row; None makes the sheet about square.
+        columns: images in a row; None makes the sheet about square.
     """
-    return images.png(images.sheet(pixels, None if columns is None else min(columns, len(pixels))))
+    return images.png(images.make_grid(pixels, None if columns is None else min(columns, len(pixels))))
 
 
-def pairs(left: Tensor, right: Tensor, columns: int = 6) -> bytes:
-    """Pictures of `left`, each with its partner of `right` beside it, and more room between pairs than within."""
+def pair_grid(left: Tensor, right: Tensor, columns: int = 6) -> bytes:
+    """Images of `left`, each with its partner of `right` beside it, and more room between pairs than within."""
     thin, wide = (left.new_full((*left.shape[:3], max(1, left.shape[3] * part // 8)), 255) for part in (1, 3))
-    return sheet(torch.cat([left, thin, right, wide], 3), columns)
+    return make_grid(torch.cat([left, thin, right, wide], 3), columns)
 
 
-def strips(clips: Tensor) -> bytes:
-    """Clips uint8 (N, C, T, H, W), a row of frames of each."""
-    return images.png(images.strips(clips, factor=1))
+def frame_rows(clips: Tensor) -> bytes:
+    """Videos uint8 (N, C, T, H, W), a row of frames of each."""
+    return images.png(images.frame_rows(clips, factor=1))
 
 
-def film(clips: Tensor, rate: float, columns: int | None = None) -> bytes:
-    """Clips uint8 (N, C, T, H, W) of so many frames a second as a WebP: sheets of their frames, one after another.
+def animated_sheet(clips: Tensor, rate: float, columns: int | None = None) -> bytes:
+    """Videos uint8 (N, C, T, H, W) of that many frames per second as a WebP: sheets of their frames, one after another.
 
     Small ones twice enlarged, and a little lossy, a quarter of the size of a GIF: pages hold many. Still frames lose
     nothing.
     """
     shown = None if columns is None else min(columns, len(clips))
     factor = 2 if clips.shape[-1] <= SMALL else 1
-    sheets = [images.sheet(clips[:, :, t], shown, factor) for t in range(clips.shape[2])]
+    sheets = [images.make_grid(clips[:, :, t], shown, factor) for t in range(clips.shape[2])]
     return images.animation(sheets, "webp", rate, quality=75)
 
 
 def floor_chart(floor: Sequence[float], value: float) -> bytes:
-    """The Frechet distances of real pictures from real pictures, and that of the samples among them."""
+    """The Frechet distances of real images from real images, and that of the samples among them."""
 
     def draw(axes: Axes) -> None:
         axes.hist(floor, bins=min(20, len(floor)), color=_PALE, label=f"real from real, {len(floor)} splits")
@@ -63,7 +63,7 @@ def floor_chart(floor: Sequence[float], value: float) -> bytes:
 
 
 def nearest_chart(histogram: Mapping[str, Sequence[float]]) -> bytes:
-    """How far samples, and held-out pictures, are from their nearest training picture.
+    """Plot the distances of samples and of held-out images to their nearest training image.
 
     Args:
         histogram: "edges" (n + 1), and the shares "samples" and "held_out" (n) between them.

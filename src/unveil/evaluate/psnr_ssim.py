@@ -1,4 +1,4 @@
-"""How alike two pictures or clips are, pixel by pixel: PSNR and SSIM."""
+"""PSNR and SSIM of pairs of images or videos."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from unveil.types import ShapeError
 WINDOW, SPREAD = 11, 1.5  # pixels of the window's side, and its deviation
 STEADY = (0.01, 0.03)  # K1 and K2
 BATCH = 250  # pairs that are measured at once
-_LEAST = 1e-12  # of a mean squared error: equal pictures have 120 dB, not infinitely many
+_LEAST = 1e-12  # of a mean squared error: equal images have 120 dB, not infinitely many
 
 
-def squared_errors(first: Tensor, second: Tensor) -> Tensor:
-    """The mean squared difference of each pair of uint8 pictures or clips, the full range 1: (B,) float64.
+def mse(first: Tensor, second: Tensor) -> Tensor:
+    """The mean squared difference of each pair of uint8 images or videos, the full range 1: (B,) float64.
 
     Raises:
         ShapeError: two shapes.
@@ -26,36 +26,36 @@ def squared_errors(first: Tensor, second: Tensor) -> Tensor:
     return ((first.double() - second.double()) / 255).square().flatten(1).mean(1)
 
 
-def decibels(squared: Tensor) -> Tensor:
+def psnr(squared: Tensor) -> Tensor:
     """PSNR of mean squared errors of values whose full range is 1."""
     return -10 * squared.clamp(min=_LEAST).log10()
 
 
-def in_parts(measure: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: Tensor) -> Tensor:
-    """What a measure says of each pair of pictures (N, C, H, W), (N,), computed for some at a time.
+def chunked(measure: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: Tensor) -> Tensor:
+    """Return a metric of each pair of images (N, C, H, W) as (N,), computed in chunks.
 
-    Of each pair of clips (N, C, T, H, W) it is the mean over the frames.
+    Of each pair of videos (N, C, T, H, W) it is the mean over the frames.
     """
-    shown = [given if given.ndim == 4 else given.transpose(1, 2).flatten(0, 1) for given in (first, second)]
+    shown = [images if images.ndim == 4 else images.transpose(1, 2).flatten(0, 1) for images in (first, second)]
     with torch.inference_mode():
-        parts = zip(*(given.split(BATCH) for given in shown), strict=True)
-        found = torch.cat([measure(x, y) for x, y in parts]).clone()
-    return found if first.ndim == 4 else found.view(len(first), -1).mean(1)
+        parts = zip(*(images.split(BATCH) for images in shown), strict=True)
+        values = torch.cat([measure(x, y) for x, y in parts]).clone()
+    return values if first.ndim == 4 else values.view(len(first), -1).mean(1)
 
 
 def ssim(first: Tensor, second: Tensor) -> Tensor:
-    """The structural similarity of each pair of uint8 pictures (B, C, H, W): (B,) float64, 1 for equal ones.
+    """The structural similarity of each pair of uint8 images (B, C, H, W): (B,) float64, 1 for equal ones.
 
-    The mean over all windows that lie inside the picture, and over channels.
+    The mean over all windows that lie inside the image, and over channels.
 
     Raises:
-        ShapeError: two shapes, or pictures smaller than the window.
+        ShapeError: two shapes, or images smaller than the window.
     Source: Wang et al. 2004, eq. 13 and section III.C (Gaussian window).
     """
     _check(first, second)
     if min(first.shape[2:]) < WINDOW:
         raise ShapeError(f"pictures {tuple(first.shape)}: SSIM needs at least {WINDOW} pixels a side")
-    x, y = (given.double().flatten(0, 1)[:, None] for given in (first, second))  # (B C, 1, H, W)
+    x, y = (images.double().flatten(0, 1)[:, None] for images in (first, second))  # (B C, 1, H, W)
     mean_x, mean_y = _windowed(x), _windowed(y)
     var_x, var_y = _windowed(x * x) - mean_x**2, _windowed(y * y) - mean_y**2
     both = _windowed(x * y) - mean_x * mean_y

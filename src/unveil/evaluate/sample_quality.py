@@ -1,4 +1,4 @@
-"""Measures samples against real pictures, always under one stated protocol."""
+"""Measures samples against real images, always under one stated protocol."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from unveil import __version__
 from unveil.evaluate import metrics, plots
-from unveil.evaluate.features import FeatureNetwork, Read
+from unveil.evaluate.features import FeatureNetwork, FeatureOutput
 from unveil.evaluate.frechet import fid
-from unveil.evaluate.image_set import Pictured, Pictures, gather
+from unveil.evaluate.image_set import ImageDataset, ImageSet, collect_images
 from unveil.evaluate.report import MEMORISED, Report
 from unveil.types import RecipeError, ShapeError
 
@@ -23,17 +23,17 @@ _COSTLY = 256  # features from which on a Frechet distance takes long enough to 
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """The choices of a measurement; all of them are part of its protocol.
 
     Attributes:
-        count: pictures on either side of FID, its floor, KID, precision and recall; None: as many as there are.
+        count: images on either side of FID, its floor, KID, precision and recall; None: as many as there are.
         floor_splits: disjoint pairs of real sets over which the floor is averaged.
         draws: bootstrap draws of an interval (a fifth of them for FID above 256 features).
-        kid_size: rows of a KID subset, or half of the pictures where there are fewer.
+        kid_size: rows of a KID subset, or half of the images where there are fewer.
         splits: of the Inception score.
         neighbours: of precision and recall.
-        train_limit: training pictures at most, spread evenly over the part, for nearness and the floor.
+        train_limit: training images at most, spread evenly over the part, for nearness and the floor.
         seed: of every random choice.
     """
 
@@ -49,15 +49,15 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Origin:
-    """What is known of the samples and the data beyond their pixels.
+class SampleProvenance:
+    """Provenance of the samples and the data beyond their pixels.
 
     Attributes:
         data: the name of the data set, for the reader; the protocol holds the hash of its pixels.
         sampling: how the samples were made (sampler, steps, scale, seed ...), plain values; part of the protocol.
-        bits: what was found of likelihood on held-out pictures, by metric ("bits_per_dim" by the chain's bound,
+        bits: what was found of likelihood on held-out images, by metric ("bits_per_dim" by the chain's bound,
             "ode_bits_per_dim"): value, low, high, and the settings that they hold under.
-        about: for the record only: command, commit, CPU-minutes.
+        about: additional metadata, not part of the protocol: command, commit, CPU-minutes.
     """
 
     data: str = "unnamed"
@@ -69,46 +69,46 @@ class Origin:
 def evaluate(
     samples: Tensor,
     labels: Tensor | None,
-    train: Pictured,
-    held_out: Pictured,
+    train: ImageDataset,
+    held_out: ImageDataset,
     features: FeatureNetwork,
-    settings: Settings | None = None,
+    settings: EvaluationSettings | None = None,
     *,
-    origin: Origin | None = None,
+    provenance: SampleProvenance | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> Report:
-    """Everything this package measures about samples.
+    """Evaluate samples by all metrics of this package.
 
-    FID and its kin compare `count` samples with as many held-out pictures; the floor compares as many real pictures
+    FID and its kin compare `count` samples with as many held-out images; the floor compares as many real images
     with as many other real ones, taken from the held-out part where it is large enough, else from both parts.
 
     Args:
-        samples: uint8 (N, C, H, W), all that were made: a choice among them would be a lie.
-        labels: (N,) the classes they were made for; None for samples without.
-        train: what the model learned from.
-        held_out: what it never saw.
-        features: see `features.load`.
-        settings: defaults follow the rules above.
-        origin: how the samples came about.
-        on_progress: told what is being measured.
+        samples: All generated samples, uint8 (N, C, H, W); a selection would bias every metric.
+        labels: Classes that the samples were conditioned on, (N,); None for unconditional samples.
+        train: Training set of the model.
+        held_out: Held-out set.
+        features: Feature network, see `features.load`.
+        settings: Settings of the metrics.
+        provenance: Provenance of the samples.
+        on_progress: called with the name of the current measurement.
 
     Raises:
         ShapeError: samples that are not uint8, or of another size than the data.
-        RecipeError: too few pictures for a comparison.
+        RecipeError: too few images for a comparison.
     """
-    settings, origin = settings or Settings(), origin or Origin()
+    settings, provenance = settings or EvaluationSettings(), provenance or SampleProvenance()
     tell = on_progress or (lambda _: None)
-    real = gather(train, settings.train_limit), gather(held_out)
+    real = collect_images(train, settings.train_limit), collect_images(held_out)
     _check(samples, labels, real[1])
     plan = _Plan.of(samples, real, settings)
 
     tell("features")
-    read = features.read(samples)
+    read = features.extract(samples)
     rows = plan.choose(len(samples), plan.count, 0)
     pool = plan.pool(*real)
-    pool_read = features.read(pool.pixels)
+    pool_read = features.extract(pool.pixels)
     ours, theirs = read.features[rows], pool_read.features[: plan.count]
-    reference = pool.take(torch.arange(plan.count))
+    reference = pool.subset(torch.arange(plan.count))
 
     results: dict[str, Any] = {}
     missing: dict[str, str] = {}
@@ -132,16 +132,16 @@ def evaluate(
         results["inception_score"] = _score(read.logits[rows], pool_read.logits[: plan.count], settings)
     results["nearest"], closest = _nearest(samples[rows], reference.pixels, real[0].pixels, settings)
     images = _images(samples, labels, reference.pixels, closest) if samples.shape[1] in (1, 3) else {}
-    results |= {metric: dict(found) for metric, found in origin.bits.items()}
-    if not origin.bits:
+    results |= {metric: dict(bits) for metric, bits in provenance.bits.items()}
+    if not provenance.bits:
         missing["bits_per_dim"] = "not measured"
-    protocol = _protocol(samples, labels, real, features, plan) | {"sampling": dict(origin.sampling)}
-    about = {"data": origin.data, "unveil": __version__, **origin.about}
+    protocol = _protocol(samples, labels, real, features, plan) | {"sampling": dict(provenance.sampling)}
+    about = {"data": provenance.data, "unveil": __version__, **provenance.about}
     return Report(protocol, results, missing, about, images)
 
 
-def compared(samples: int, train: int, held_out: int, settings: Settings) -> int:
-    """How many samples are compared with as many real pictures; to be asked before samples are drawn.
+def comparison_size(samples: int, train: int, held_out: int, settings: EvaluationSettings) -> int:
+    """Return the number of samples that are compared with as many real images; call it before sampling.
 
     Raises:
         RecipeError: too few of something, or more asked for than there are.
@@ -159,16 +159,16 @@ def compared(samples: int, train: int, held_out: int, settings: Settings) -> int
 
 @dataclass(frozen=True)
 class _Plan:
-    """Which pictures are compared with which."""
+    """Choice of the images that are compared with each other."""
 
     count: int
-    from_both: bool  # the floor's pictures come from both parts
-    settings: Settings
+    from_both: bool  # the floor's images come from both parts
+    settings: EvaluationSettings
 
     @classmethod
-    def of(cls, samples: Tensor, real: tuple[Pictures, Pictures], settings: Settings) -> _Plan:
+    def of(cls, samples: Tensor, real: tuple[ImageSet, ImageSet], settings: EvaluationSettings) -> _Plan:
         train, held_out = (len(part.pixels) for part in real)
-        count = compared(len(samples), train, held_out, settings)
+        count = comparison_size(len(samples), train, held_out, settings)
         return cls(count, 2 * count > held_out, settings)
 
     def choose(self, among: int, count: int, stream: int) -> Tensor:
@@ -176,14 +176,14 @@ class _Plan:
         random = np.random.default_rng([self.settings.seed, stream])
         return torch.from_numpy(random.permutation(among)[:count])
 
-    def pool(self, train: Pictures, held_out: Pictures) -> Pictures:
-        """Up to four times `count` real pictures in random order, of which the first `count` are held-out ones."""
-        first = held_out.take(self.choose(len(held_out.pixels), 4 * self.count, 1))
+    def pool(self, train: ImageSet, held_out: ImageSet) -> ImageSet:
+        """Up to four times `count` real images in random order, of which the first `count` are held-out ones."""
+        first = held_out.subset(self.choose(len(held_out.pixels), 4 * self.count, 1))
         if not self.from_both:
             return first
         wanted = 4 * self.count - len(first.pixels)
-        second = train.take(self.choose(len(train.pixels), wanted, 2))
-        return Pictures(torch.cat([first.pixels, second.pixels]))
+        second = train.subset(self.choose(len(train.pixels), wanted, 2))
+        return ImageSet(torch.cat([first.pixels, second.pixels]))
 
     def splits(self, among: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Disjoint pairs of `count` rows."""
@@ -192,7 +192,7 @@ class _Plan:
             yield rows[: self.count], rows[self.count :]
 
 
-def _check(samples: Tensor, labels: Tensor | None, held_out: Pictures) -> None:
+def _check(samples: Tensor, labels: Tensor | None, held_out: ImageSet) -> None:
     wanted = tuple(held_out.pixels.shape[1:])
     if samples.dtype != torch.uint8 or tuple(samples.shape[1:]) != wanted:
         raise ShapeError(
@@ -203,8 +203,8 @@ def _check(samples: Tensor, labels: Tensor | None, held_out: Pictures) -> None:
         raise ShapeError(f"{len(labels)} labels for {len(samples)} samples: one each, or None")
 
 
-def _unreadable(labels: Tensor | None, features: FeatureNetwork, read: Read, held_out: Pictures) -> str | None:
-    """Why samples cannot be read as their class, if they cannot."""
+def _unreadable(labels: Tensor | None, features: FeatureNetwork, read: FeatureOutput, held_out: ImageSet) -> str | None:
+    """Return the reason why samples cannot be classified, or None."""
     if labels is None:
         return "the samples have no labels"
     if read.logits is None or features.accuracy is None:
@@ -217,61 +217,63 @@ def _unreadable(labels: Tensor | None, features: FeatureNetwork, read: Read, hel
     return None
 
 
-def _read(read: Read, labels: Tensor, features: FeatureNetwork, held_out: Pictures) -> dict[str, Any]:
+def _read(read: FeatureOutput, labels: Tensor, features: FeatureNetwork, held_out: ImageSet) -> dict[str, Any]:
     assert read.logits is not None
     hits = read.logits.argmax(1) == labels
     classes = []
     for label in labels.unique().tolist():
-        own = hits[labels == label]
+        class_hits = hits[labels == label]
         name = str(label) if held_out.classes is None else held_out.classes[label]
-        classes.append({"label": label, "name": name, "count": len(own), **metrics.share(own)._asdict()})
+        classes.append(
+            {"label": label, "name": name, "count": len(class_hits), **metrics.proportion(class_hits)._asdict()}
+        )
     own_accuracy = (features.logits(held_out.pixels).argmax(1) == held_out.labels).double().mean()
-    overall = metrics.share(hits)._asdict()
+    overall = metrics.proportion(hits)._asdict()
     return {**overall, "count": len(hits), "accuracy": float(own_accuracy), "per_class": classes}
 
 
 def _fid(ours: Tensor, theirs: Tensor, pool: Tensor, plan: _Plan) -> dict[str, Any]:
     settings = plan.settings
     draws = settings.draws if ours.shape[1] <= _COSTLY else max(2, settings.draws // 5)
-    found = metrics.bootstrap(
-        lambda one, two: fid(ours[one], theirs[two]), len(ours), len(theirs), draws=draws, seed=settings.seed
+    distance = metrics.bootstrap(
+        lambda left, right: fid(ours[left], theirs[right]), len(ours), len(theirs), draws=draws, seed=settings.seed
     )
-    floor = [fid(pool[one], pool[two]) for one, two in plan.splits(len(pool))]
+    floor = [fid(pool[left], pool[right]) for left, right in plan.splits(len(pool))]
     mean = float(np.mean(floor))
     summary = {"mean": mean, "least": min(floor), "most": max(floor), "splits": len(floor), "values": floor}
-    return {**found._asdict(), "floor": summary, "ratio": found.value / mean if mean > 0 else None}
+    return {**distance._asdict(), "floor": summary, "ratio": distance.value / mean if mean > 0 else None}
 
 
-def _others(ours: Tensor, theirs: Tensor, settings: Settings) -> dict[str, Any]:
+def _others(ours: Tensor, theirs: Tensor, settings: EvaluationSettings) -> dict[str, Any]:
     whole = metrics.kid_interval(ours, theirs, draws=settings.draws, seed=settings.seed)
     size = _kid_size(len(ours), settings)
     subsets = metrics.kid_of_subsets(ours, theirs, subsets=settings.kid_subsets, size=size, seed=settings.seed)
     reached = metrics.precision_recall(ours, theirs, neighbours=settings.neighbours)
     return {
         "kid": {**whole._asdict(), "subsets_mean": subsets.mean, "subsets_std": subsets.std, "subset_size": size},
-        "precision": metrics.share(reached.inside_real)._asdict(),
-        "recall": metrics.share(reached.covered)._asdict(),
+        "precision": metrics.proportion(reached.inside_real)._asdict(),
+        "recall": metrics.proportion(reached.covered)._asdict(),
     }
 
 
-def _score(ours: Tensor, theirs: Tensor, settings: Settings) -> dict[str, Any]:
+def _score(ours: Tensor, theirs: Tensor, settings: EvaluationSettings) -> dict[str, Any]:
     splits = min(settings.splits, len(ours))
     score, real = (metrics.inception_score(logits, splits=splits) for logits in (ours, theirs))
     return {"mean": score.mean, "std": score.std, "held_out_mean": real.mean, "splits": splits}
 
 
 def _nearest(
-    samples: Tensor, held_out: Tensor, train: Tensor, settings: Settings
+    samples: Tensor, held_out: Tensor, train: Tensor, settings: EvaluationSettings
 ) -> tuple[dict[str, Any], tuple[Tensor, Tensor]]:
-    """The numbers, and the samples closest to a training picture with those pictures."""
-    ours, real = metrics.nearest(samples, train), metrics.nearest(held_out, train)
+    """The numbers, and the samples closest to a training image with those images."""
+    ours, real = metrics.nearest_neighbours(samples, train), metrics.nearest_neighbours(held_out, train)
 
-    def ratio(one: Tensor, two: Tensor) -> float:
-        # Exact copies among the held-out pictures themselves: then nothing is nearer than they are.
-        reference = float(real.distance[two].median())
-        return float(ours.distance[one].median()) / reference if reference > 0 else 1.0
+    def ratio(left: Tensor, right: Tensor) -> float:
+        # Exact copies among the held-out images themselves: then nothing is nearer than they are.
+        reference = float(real.distance[right].median())
+        return float(ours.distance[left].median()) / reference if reference > 0 else 1.0
 
-    found = metrics.bootstrap(ratio, len(samples), len(held_out), draws=settings.draws, seed=settings.seed)
+    interval = metrics.bootstrap(ratio, len(samples), len(held_out), draws=settings.draws, seed=settings.seed)
     most = float(torch.cat([ours.distance, real.distance]).max())
     edges = np.linspace(0, most if most > 0 else 1.0, 41)
     shares = [np.histogram(d.numpy(), edges)[0] / len(d) for d in (ours.distance, real.distance)]
@@ -279,8 +281,8 @@ def _nearest(
     numbers = {
         "median": float(ours.distance.median()),
         "held_out_median": float(real.distance.median()),
-        "ratio": found._asdict(),
-        "memorised": found.value < MEMORISED,
+        "ratio": interval._asdict(),
+        "memorised": interval.value < MEMORISED,
         "exact_copies": int((ours.distance == 0).sum()),
         "histogram": {"edges": edges.tolist(), "samples": shares[0].tolist(), "held_out": shares[1].tolist()},
     }
@@ -288,7 +290,7 @@ def _nearest(
 
 
 def _protocol(
-    samples: Tensor, labels: Tensor | None, real: tuple[Pictures, Pictures], features: FeatureNetwork, plan: _Plan
+    samples: Tensor, labels: Tensor | None, real: tuple[ImageSet, ImageSet], features: FeatureNetwork, plan: _Plan
 ) -> dict[str, Any]:
     train, held_out = real
     return {
@@ -310,7 +312,7 @@ def _protocol(
     }
 
 
-def _kid_size(count: int, settings: Settings) -> int:
+def _kid_size(count: int, settings: EvaluationSettings) -> int:
     return min(settings.kid_size, count // 2)
 
 
@@ -322,7 +324,7 @@ def _images(
     if labels is not None:
         rows = torch.cat([(labels == label).nonzero().flatten()[:10] for label in labels.unique()[:20]])
     return {
-        "samples": plots.sheet(samples[rows], 10),
-        "held_out": plots.sheet(held_out[:50], 10),
-        "nearest": plots.pairs(*closest),
+        "samples": plots.make_grid(samples[rows], 10),
+        "held_out": plots.make_grid(held_out[:50], 10),
+        "nearest": plots.pair_grid(*closest),
     }

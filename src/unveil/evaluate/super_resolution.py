@@ -1,4 +1,4 @@
-"""How much better the pictures of a model that enlarges are than the plain, bicubic enlargement."""
+"""Quality of super-resolution, relative to bicubic upsampling."""
 
 from __future__ import annotations
 
@@ -10,63 +10,64 @@ from torch import Tensor
 
 from unveil import __version__
 from unveil.autoencoders.perceptual import LPIPS
-from unveil.data.low_res import LOW, enlarged, smaller
+from unveil.data.low_res import LOW, area_downsample, bicubic_upsample
 from unveil.evaluate import plots
-from unveil.evaluate.conditional import Draw, drawn_for
-from unveil.evaluate.image_set import Pictured, digest_of, spread
-from unveil.evaluate.metrics import mean
+from unveil.evaluate.conditional import SamplingOptions, generate_for
+from unveil.evaluate.image_set import ImageDataset, digest_of, evenly_spaced
+from unveil.evaluate.metrics import mean_interval
 from unveil.evaluate.perceptual import fingerprint
-from unveil.evaluate.psnr_ssim import WINDOW, decibels, in_parts, squared_errors, ssim
+from unveil.evaluate.psnr_ssim import WINDOW, chunked, mse, psnr, ssim
 from unveil.evaluate.report import Report
 from unveil.io import images as pictures
 from unveil.model import Model
 
 VERSION = 1  # of the protocol: raised when the same settings would give other numbers
-SHOWN = 12  # pictures on the page, a column each
+SHOWN = 12  # images on the page, a column each
 
 
-def evaluate_upscaled(
+def evaluate_super_resolution(
     model: Model,
-    held_out: Pictured,
-    how: Draw,
+    held_out: ImageDataset,
+    how: SamplingOptions,
     *,
     perceptual: tuple[str, LPIPS] | None = None,
     count: int = 1000,
     about: Mapping[str, Any] | None = None,
 ) -> Report:
-    """One picture drawn for each held-out one from its smaller form, beside the bicubic enlargement of that form.
+    """One image drawn for each held-out one from its smaller form, beside the bicubic enlargement of that form.
 
-    Every measure is the mean over pictures of the difference between both, in the direction in which more is better
+    Every measure is the mean over images of the difference between both, in the direction in which more is better
     for the model: decibels and SSIM more than the enlargement's, perceptual distance less than its.
 
     Args:
         model: with a condition `low`.
         held_out: items with "pixels" and "low", and what else the model is told.
-        how: the pictures are drawn; the seed is that of the intervals too.
+        how: the images are drawn; the seed is that of the intervals too.
         perceptual: a distance by its name; None: it is left out.
-        count: pictures, spread evenly.
-        about: for the record only: command, commit, CPU-minutes.
+        count: images, spread evenly.
+        about: additional metadata, not part of the protocol: command, commit, CPU-minutes.
     """
-    items = spread(held_out, count)
+    items = evenly_spaced(held_out, count)
     real, low = (torch.stack([item[key] for item in items]) for key in ("pixels", LOW))
-    made = pictures.to_pixels(drawn_for(model, items, how))
-    plain = pictures.to_pixels(enlarged(low, (real.shape[2], real.shape[3])))
-    found = {"psnr": [decibels(squared_errors(one, real)) for one in (made, plain)]}
+    upscaled = pictures.to_pixels(generate_for(model, items, how))
+    plain = pictures.to_pixels(bicubic_upsample(low, (real.shape[2], real.shape[3])))
+    scores = {"psnr": [psnr(mse(candidate, real)) for candidate in (upscaled, plain)]}
     missing: dict[str, str] = {}
     if min(real.shape[2:]) >= WINDOW:
-        found["ssim"] = [in_parts(ssim, one, real) for one in (made, plain)]
+        scores["ssim"] = [chunked(ssim, candidate, real) for candidate in (upscaled, plain)]
     else:
         missing["ssim"] = f"pictures of fewer than {WINDOW} pixels a side are smaller than its window"
     if perceptual is not None:
         distance = perceptual[1]
-        found["perceptual"] = [
-            -in_parts(lambda x, y: distance(*map(pictures.to_unit, (x, y))), one, real) for one in (made, plain)
+        scores["perceptual"] = [
+            -chunked(lambda x, y: distance(*map(pictures.to_unit, (x, y))), candidate, real)
+            for candidate in (upscaled, plain)
         ]
     else:
         missing["perceptual"] = "no perceptual network was given"
-    results = {name: _gain(one, other, how.seed) for name, (one, other) in found.items()}
-    kept = torch.stack([smaller(one, low.shape[-1]) for one in made])
-    results["kept"] = {"mean": float((kept - low).abs().mean()) / 2, "rule": "of the range of pixels"}
+    results = {name: _gain(candidate, other, how.seed) for name, (candidate, other) in scores.items()}
+    downsampled = torch.stack([area_downsample(candidate, low.shape[-1]) for candidate in upscaled])
+    results["kept"] = {"mean": float((downsampled - low).abs().mean()) / 2, "rule": "of the range of pixels"}
     protocol = {
         "version": VERSION,
         "compared": "paired with the bicubic enlargement",
@@ -78,19 +79,23 @@ def evaluate_upscaled(
         "perceptual": None if perceptual is None else {"name": perceptual[0], "sha256": fingerprint(perceptual[1])},
         "held_out_sha256": digest_of(items, ("pixels", LOW)),
     }
-    images = {"enlarged": _sheet(low, plain, made, real)} if real.shape[1] in (1, 3) else {}
+    images = {"enlarged": _sheet(low, plain, upscaled, real)} if real.shape[1] in (1, 3) else {}
     return Report(protocol, {"enlarged": results}, missing, {"unveil": __version__, **(about or {})}, images)
 
 
-def _gain(made: Tensor, plain: Tensor, seed: int) -> dict[str, Any]:
+def _gain(upscaled: Tensor, plain: Tensor, seed: int) -> dict[str, Any]:
     """The mean difference (value, low, high), and both means, of scores of which more is better."""
-    return {**mean(made - plain, seed), "model": abs(made.mean().item()), "bicubic": abs(plain.mean().item())}
+    return {
+        **mean_interval(upscaled - plain, seed),
+        "model": abs(upscaled.mean().item()),
+        "bicubic": abs(plain.mean().item()),
+    }
 
 
-def _sheet(low: Tensor, plain: Tensor, made: Tensor, real: Tensor) -> bytes:
-    """Columns of four: the smaller picture, its bicubic enlargement, the model's, the true one."""
+def _sheet(low: Tensor, plain: Tensor, upscaled: Tensor, real: Tensor) -> bytes:
+    """Columns of four: the smaller image, its bicubic enlargement, the model's, the true one."""
     count = min(SHOWN, len(real))
     rows = torch.arange(count) * len(real) // count
     rate = real.shape[2] // low.shape[2]
     blocks = pictures.to_pixels(low[rows]).repeat_interleave(rate, 2).repeat_interleave(rate, 3)
-    return plots.sheet(torch.cat([blocks, plain[rows], made[rows], real[rows]]), count)
+    return plots.make_grid(torch.cat([blocks, plain[rows], upscaled[rows], real[rows]]), count)

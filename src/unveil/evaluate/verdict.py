@@ -11,11 +11,11 @@ from unveil.types import NonFinite, RecipeError
 
 Verdict = Literal["shown", "reversed", "not shown"]
 
-LEAST_SEEDS = 3
+MIN_SEEDS = 3
 LEVEL = 0.95
 
 
-class Interval(NamedTuple):
+class EffectInterval(NamedTuple):
     """A mean and the interval around it that holds the true one with 95 % probability."""
 
     mean: float
@@ -28,7 +28,7 @@ class Interval(NamedTuple):
         return self.high - self.low
 
 
-def interval(effects: Sequence[float]) -> Interval:
+def interval(effects: Sequence[float]) -> EffectInterval:
     """The mean of the effects and its 95 % interval, by Student's t with n - 1 degrees of freedom.
 
     Raises:
@@ -46,7 +46,7 @@ def interval(effects: Sequence[float]) -> Interval:
     mean = math.fsum(effects) / count
     variance = math.fsum((effect - mean) ** 2 for effect in effects) / (count - 1)
     reach = float(t.ppf(0.5 + LEVEL / 2, count - 1)) * math.sqrt(variance / count)
-    return Interval(mean, mean - reach, mean + reach)
+    return EffectInterval(mean, mean - reach, mean + reach)
 
 
 def judge(effects: Sequence[float]) -> Verdict:
@@ -55,18 +55,18 @@ def judge(effects: Sequence[float]) -> Verdict:
     Raises:
         RecipeError: fewer than 3 effects.
     """
-    if len(effects) < LEAST_SEEDS:
-        raise RecipeError(f"{len(effects)} seeds: a verdict needs at least {LEAST_SEEDS}")
-    found = interval(effects)
-    if all(effect > 0 for effect in effects) and found.low > 0:
+    if len(effects) < MIN_SEEDS:
+        raise RecipeError(f"{len(effects)} seeds: a verdict needs at least {MIN_SEEDS}")
+    effect_interval = interval(effects)
+    if all(effect > 0 for effect in effects) and effect_interval.low > 0:
         return "shown"
-    if all(effect < 0 for effect in effects) and found.high < 0:
+    if all(effect < 0 for effect in effects) and effect_interval.high < 0:
         return "reversed"
     return "not shown"
 
 
-class Paper(NamedTuple):
-    """What the paper reports for the two arms of a comparison, and where it does."""
+class PublishedResult(NamedTuple):
+    """Numbers that a paper reports for the two arms of a comparison, and where."""
 
     better: float
     worse: float
@@ -88,7 +88,7 @@ class Comparison:
         arms: name of the arm that is claimed to be lower, and of the other.
         better: the claimed lower arm's values, one per seed.
         worse: the other arm's.
-        placebo: the same measure of two arms that are alike but for the seed, (first, second) per pair.
+        placebo: the same measure of two arms that are alike except for the seed, (first, second) per pair.
         paper: the paper's numbers, where it has them.
         primary: part of the claim; otherwise shown beside it.
         log2: the values are logarithms, so that an effect of 1 is a half.
@@ -101,7 +101,7 @@ class Comparison:
     better: tuple[float, ...]
     worse: tuple[float, ...]
     placebo: tuple[tuple[float, float], ...]
-    paper: Paper | None = None
+    paper: PublishedResult | None = None
     primary: bool = True
     log2: bool = False
     bar: float | None = None
@@ -121,20 +121,20 @@ class Comparison:
         return tuple(second - first for first, second in self.placebo)
 
     @property
-    def interval(self) -> Interval:
-        """Of the mean effect."""
+    def interval(self) -> EffectInterval:
+        """Confidence interval of the mean effect."""
         return interval(self.effects)
 
     @property
     def verdict(self) -> Verdict:
-        """What the seeds say; an effect that is there, but misses its bar, is not shown."""
-        found = judge(self.effects)
+        """Verdict of the seeds; an effect that misses its bar is `not shown`."""
+        outcome = judge(self.effects)
         missed = self.bar is not None and math.fsum(self.better) / len(self.better) > self.bar
-        return "not shown" if missed and found == "shown" else found
+        return "not shown" if missed and outcome == "shown" else outcome
 
     @property
     def placebo_verdict(self) -> Verdict:
-        """What chance says; anything but `not shown` is a false alarm."""
+        """Verdict of the placebo arms; anything except `not shown` is a false alarm."""
         return judge(self.placebo_effects)
 
     def relative(self, effect: float) -> float:
@@ -147,21 +147,21 @@ class Comparison:
     @property
     def relative_width(self) -> float:
         """The interval's width as a share of the worse arm's mean."""
-        found = self.interval
-        return self.relative(found.high) - self.relative(found.low)
+        effect_interval = self.interval
+        return self.relative(effect_interval.high) - self.relative(effect_interval.low)
 
     @property
     def has_power(self) -> bool | None:
-        """Whether the interval is narrower than the paper's effect, both relative; None without a number to meet."""
+        """True if the relative interval is narrower than the relative published effect; None if none is published."""
         return None if self.paper is None else self.relative_width < self.paper.relative
 
     @property
     def is_settled(self) -> bool:
-        """Whether the verdict stands: an effect was found, or one as large as the paper's would have been."""
+        """True if an effect was found, or one as large as the paper's would have been."""
         return self.verdict != "not shown" or self.has_power is True
 
 
 def overall(comparisons: Sequence[Comparison]) -> Verdict:
-    """Of a whole claim: `shown` or `reversed` when every primary comparison is, else `not shown`."""
-    found: list[Verdict] = [comparison.verdict for comparison in comparisons if comparison.primary]
-    return found[0] if len(set(found)) == 1 else "not shown"
+    """Return `shown` or `reversed` if every primary comparison of a claim agrees, else `not shown`."""
+    verdicts: list[Verdict] = [comparison.verdict for comparison in comparisons if comparison.primary]
+    return verdicts[0] if len(set(verdicts)) == 1 else "not shown"

@@ -46,7 +46,7 @@ def refuse_overwrite(path: str | os.PathLike[str], force: bool = False) -> Path:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Refuses to replace a folder that holds more than the frames of a clip, or the files of a model.
+    """Refuses to replace a folder that holds more than the frames of a video, or the files of a model.
 
     Raises:
         NotWritable: names what else there is.
@@ -136,7 +136,7 @@ def sync_file(path: Path) -> None:
 
 
 def explained(path: Path, problem: OSError) -> OutputError | OutOfResources:
-    """Why a place could not be written, and what to do."""
+    """Return the error for a path that could not be written, with its remedy."""
     if problem.errno in _FULL:
         return OutOfResources(f"{path}: {FULL} ({problem.strerror}); free some space, or write elsewhere")
     return OutputError(f"{path}: cannot be written ({problem.strerror or problem}); choose another place")

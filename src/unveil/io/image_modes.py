@@ -1,4 +1,4 @@
-"""Pictures of any of Pillow's modes as 8 bits of RGB or grey. Nothing here needs torch."""
+"""Images of any of Pillow's modes as 8 bits of RGB or grey. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ _EIGHT = [round(value / 257) for value in range(1 << 16)]  # of 16 bits
 
 
 def eight_bits(image: Image.Image, background: str = "white", *, grey: bool = False) -> Image.Image:
-    """A picture in 8 bits of RGB or grey; what is transparent is laid on a background.
+    """An image in 8 bits of RGB or grey; what is transparent is laid on a background.
 
     Args:
         image: loaded.
         background: the name of a colour, or #rrggbb.
         grey: one channel, else three.
     """
-    if image.mode.startswith("I"):  # 16-bit grey; convert() would clip at 255
+    if image.mode.startswith("I"):  # 16-bit grey; convert() would video at 255
         image = image.convert("I").point(_EIGHT, "L")
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         image = image.convert("RGBA")

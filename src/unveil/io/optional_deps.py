@@ -8,7 +8,7 @@ from types import ModuleType
 from unveil.types import RecipeError
 
 
-def extra(module: str, what: str, name: str = "hf") -> ModuleType:
+def import_extra(module: str, what: str, name: str = "hf") -> ModuleType:
     """A module of an extra of this package.
 
     Args:

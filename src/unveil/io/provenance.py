@@ -1,4 +1,4 @@
-"""Which source runs, and by which command: what a record of results says about its origin."""
+"""Provenance of results: the commit of the running source, and the command."""
 
 from __future__ import annotations
 

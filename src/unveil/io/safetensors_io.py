@@ -21,7 +21,7 @@ _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16
 _BITS |= {"U16": 16, "U32": 32, "U64": 64, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8}
 
 
-class Stored(NamedTuple):
+class TensorEntry(NamedTuple):
     """One tensor as the header describes it: type ("F32"), shape, and where its bytes lie after the header."""
 
     dtype: str
@@ -31,14 +31,14 @@ class Stored(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many numbers it holds."""
+        """Number of elements."""
         return math.prod(self.shape)
 
 
 class Header(NamedTuple):
     """A safetensors file without its numbers."""
 
-    tensors: dict[str, Stored]
+    tensors: dict[str, TensorEntry]
     metadata: dict[str, str]
 
 
@@ -89,11 +89,11 @@ def read_tensors(path: Path, apart: Collection[str] = ()) -> dict[str, Tensor]:
 
     read_header(path)  # its messages are better than the library's
     try:
-        found = load_file(path)
-        if passing := [key for key in apart if key in found]:
+        tensors = load_file(path)
+        if passing := [key for key in apart if key in tensors]:
             with safe_open(path, "pt") as file:
-                found |= {key: file.get_tensor(key) for key in passing}
-        return found
+                tensors |= {key: file.get_tensor(key) for key in passing}
+        return tensors
     except (SafetensorError, OSError) as problem:
         raise WeightsError(f"{path}: damaged safetensors file ({problem}); copy it again") from problem
 
@@ -116,15 +116,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if start != b"PK\x03\x04":
         return read_tensors(path)  # which names an old pickle as what it is
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as problem:  # whatever the unpickler met
         raise WeightsError(
             f"{path}: a pickle of more than tensors, or damaged, so it was not opened; `unveil convert` reads "
             f"its tensors in a process of its own: unveil convert {path} OUT"
         ) from problem
-    if not isinstance(found, dict):
-        raise WeightsError(f"{path}: holds a {type(found).__name__}, not a dict of tensors; use `unveil convert`")
-    state = cast(dict[object, object], found)
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: holds a {type(content).__name__}, not a dict of tensors; use `unveil convert`")
+    state = cast(dict[object, object], content)
     others = [str(key) for key, value in state.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise WeightsError(
@@ -182,9 +182,9 @@ def require_finite(tensors: Mapping[str, Tensor], what: str) -> None:
         )
 
 
-def _stored(entry: Mapping[str, object]) -> Stored:
+def _stored(entry: Mapping[str, object]) -> TensorEntry:
     dtype, shape, (start, stop) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]  # type: ignore[misc, arg-type]
-    stored = Stored(dtype, shape, start, stop)
+    stored = TensorEntry(dtype, shape, start, stop)
     if not all(isinstance(n, int) and n >= 0 for n in (*shape, start, stop)):
         raise ValueError(f"{entry}: not a shape")
     if dtype in _BITS and stored.size * _BITS[dtype] != 8 * (stop - start):

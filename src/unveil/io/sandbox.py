@@ -19,7 +19,7 @@ _RUN = (
 
 
 def command(module: str, *arguments: str) -> list[str]:
-    """What starts a module of this package as a program, isolated from the user's own Python files."""
+    """Return the command line that runs a module of this package, isolated from the user's own Python files."""
     return [sys.executable, "-I", "-c", _RUN, str(Path(__file__).parents[2]), module, *arguments]
 
 
@@ -32,7 +32,7 @@ def limit(*, seconds: int, memory: int, written: int) -> None:
     """Takes from this process what its work does not need; nothing on systems without such limits.
 
     Args:
-        seconds: of processor time.
+        seconds: of CPU time.
         memory: bytes of address space.
         written: bytes of a file.
     """
@@ -56,7 +56,7 @@ def limit(*, seconds: int, memory: int, written: int) -> None:
 
 
 def more_seconds(seconds: int) -> None:
-    """Gives this process so much processor time from now on; for one that does one piece of work after another."""
+    """Gives this process so much CPU time from now on; for one that does one piece of work after another."""
     try:
         import resource
     except ImportError:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from unveil.io.optional_deps import extra
+from unveil.io.optional_deps import import_extra
 from unveil.nn.tokenizer import TokenLayout
 from unveil.types import RecipeError, ShapeError, did_you_mean
 
@@ -145,7 +145,7 @@ class CLIPTextEncoder(nn.Module):
     def __init__(self, config: CLIPEncoderConfig) -> None:
         super().__init__()
         self.config = config
-        library = extra("transformers", WHO)
+        library = import_extra("transformers", WHO)
         made = library.CLIPTextConfig(
             vocab_size=config.vocabulary,
             hidden_size=config.width,
@@ -185,7 +185,7 @@ class T5TextEncoder(nn.Module):
     def __init__(self, config: T5EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        library = extra("transformers", WHO)
+        library = import_extra("transformers", WHO)
         family = "T5" if config.positions == "shared" else "UMT5"
         made = getattr(library, f"{family}Config")(
             vocab_size=config.vocabulary,

@@ -1,8 +1,8 @@
-"""What a caption of the playground says: the text read back into attributes, in either language and any register.
+"""Parser of playground captions: the text is read back into attributes, in either language and any style.
 
 Words are read as the playground's captions, and people, put them: what is between two pauses ("and", a comma) belongs
 to the thing that is named there, and where none is, to the one before. Where that leaves open which thing is meant,
-`unclear` says so.
+`ambiguous` says so.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from unveil.playground.world.caption_templates import LISTS, OPPOSITE, Facts, Language, words
 
-# Said of the clip, not of one thing.
+# Said of the video, not of one thing.
 _CLIP = ("ground", "camera", "bar", "scene", "line", "orbit", "front", "walk", "fate")
 _ADJECTIVES = ("size", "colour")
 # The wall that a thing comes to on its way.
@@ -41,7 +41,7 @@ class _Said(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """What a caption says. other: attributes with two values. unclear: attributes of no one knows which thing."""
+    """Parsed caption. other: attributes with two values. unclear: attributes whose object is ambiguous."""
 
     facts: Facts
     other: list[str]
@@ -54,15 +54,15 @@ def language_of(caption: str) -> Language:
 
 
 def parse(caption: str) -> Facts:
-    """What a caption says, as `Caption.said` has it: "objects", a list with facts of each thing, and facts of the clip.
+    """Return the attributes that a caption states, as `SceneCaption.facts`: "objects", and facts of the whole video.
 
     Words that mean nothing here are passed over. "moves left, bounces off the left wall" is a bounce.
     """
     return _read(caption).facts
 
 
-def twice(caption: str) -> list[str]:
-    """Attributes of which a caption says two values of one thing, or of the clip; `parse` has the first one.
+def contradictory(caption: str) -> list[str]:
+    """Attributes of which a caption says two values of one thing, or of the video; `parse` has the first one.
 
     Which of them is meant is not known: "moves up and down", "a red and blue circle". A bounce is no other motion
     than the way that leads to the wall.
@@ -70,7 +70,7 @@ def twice(caption: str) -> list[str]:
     return _read(caption).other
 
 
-def unclear(caption: str) -> list[str]:
+def ambiguous(caption: str) -> list[str]:
     """Attributes of which it is not clear whose they are, such as the size in "a red circle, large and a blue ring".
 
     "shape": it is not clear how many things there are: "a circle, the circle moves left" may be of two or of one.
@@ -78,25 +78,27 @@ def unclear(caption: str) -> list[str]:
     return _read(caption).unclear
 
 
-def unread(caption: str) -> list[str]:
+def unparsed(caption: str) -> list[str]:
     """The words and numbers of a caption that mean nothing to `parse` and may mean something; articles do not.
 
-    Nor do the words of alt-text ("clip 0231"), those of a scene's sentence where it is this scene, and "moves" before
+    Nor do the words of alt-text ("video 0231"), those of a scene's sentence where it is this scene, and "moves" before
     what says which way. A bare "left" before a thing with an article is a place, and is among them.
     """
     language, text = language_of(caption), caption.lower()
-    said = list(_said(text, language))
-    left = _without(text, said)
+    phrases = list(_said(text, language))
+    left = _without(text, phrases)
     for pattern in _passed_over(language):
         left = pattern.sub(" ", left)
-    plain = _plain(language, next((one.value for one in said if one.attribute == "scene"), ""))
+    plain = _plain(language, next((phrase.value for phrase in phrases if phrase.attribute == "scene"), ""))
     if language == "en":
-        goes = _verbs() if _all_go(text, said) else frozenset[str]()
-        found = [word for word in _LETTERS.findall(left) if word not in plain and word not in goes]
+        goes = _verbs() if _all_go(text, phrases) else frozenset[str]()
+        leftover = [word for word in _LETTERS.findall(left) if word not in plain and word not in goes]
     else:
         parts = _LETTERS.findall("".join(" " if sign in plain else sign for sign in left))
-        found = [part for part in parts if part not in _plain("en", "")]
-    return found or [text[one.begin : one.end] for one in said if _is_place(text, one, said, language)]
+        leftover = [part for part in parts if part not in _plain("en", "")]
+    return leftover or [
+        text[phrase.begin : phrase.end] for phrase in phrases if _is_place(text, phrase, phrases, language)
+    ]
 
 
 # ---------------------------------------------------------------------- whose what is said is
@@ -104,17 +106,17 @@ def unread(caption: str) -> list[str]:
 
 def _read(caption: str) -> _Read:
     language, text = language_of(caption), caption.lower()
-    said, other, unsure = list(_said(text, language)), list[str](), list[str]()
+    phrases, other, unsure = list(_said(text, language)), list[str](), list[str]()
     clip: Facts = {}
-    for one in said:
-        if one.attribute in _CLIP and clip.setdefault(one.attribute, one.value) != one.value:
-            other.append(one.attribute)
-    things = _things(text, [one for one in said if one.attribute not in _CLIP], language, unsure)
+    for phrase in phrases:
+        if phrase.attribute in _CLIP and clip.setdefault(phrase.attribute, phrase.value) != phrase.value:
+            other.append(phrase.attribute)
+    things = _things(text, [phrase for phrase in phrases if phrase.attribute not in _CLIP], language, unsure)
     facts = [_facts(thing, other) for thing in things]
     if "scene" in clip:  # a scene has facts of its own, and no things
-        own = _implied(language, clip["scene"])
+        implied = _implied(language, clip["scene"])
         for name, value in [entry for thing in facts for entry in thing.items()]:
-            if own.get(name) == value:
+            if implied.get(name) == value:
                 continue
             if name in ("motion", "size") or clip.setdefault(name, value) != value:
                 other.append(name)
@@ -125,9 +127,9 @@ def _read(caption: str) -> _Read:
     return _Read({"objects": facts, **clip}, other, unsure)
 
 
-def _things(text: str, said: Sequence[_Said], language: Language, unsure: list[str]) -> list[list[_Said]]:
-    """What is said of each thing, in the order of the caption."""
-    parts = list(_parts(text, said, language))
+def _things(text: str, phrases: Sequence[_Said], language: Language, unsure: list[str]) -> list[list[_Said]]:
+    """Group the phrases by object, in the order of the caption."""
+    parts = list(_parts(text, phrases, language))
     things: list[list[_Said]] = []
     ahead: list[_Said] = []  # what is said before its thing
     for number, part in enumerate(parts):
@@ -140,51 +142,56 @@ def _things(text: str, said: Sequence[_Said], language: Language, unsure: list[s
         elif not things:
             ahead += part
         elif (
-            all(one.attribute in _ADJECTIVES for one in part) and number + 1 < len(parts) and _names(parts[number + 1])
+            all(phrase.attribute in _ADJECTIVES for phrase in part)
+            and number + 1 < len(parts)
+            and _names(parts[number + 1])
         ):
-            following = {one.attribute for one in _split(parts[number + 1])[0]}
-            for one in part:  # "a red circle and a big, blue ring"
-                before, after = one.attribute in {own.attribute for own in things[-1]}, one.attribute in following
+            following = {phrase.attribute for phrase in _split(parts[number + 1])[0]}
+            for phrase in part:  # "a red circle and a big, blue ring"
+                before, after = (
+                    phrase.attribute in {earlier.attribute for earlier in things[-1]},
+                    phrase.attribute in following,
+                )
                 if before == after:
-                    unsure.append(one.attribute)
-                (ahead if before else things[-1]).append(one)
+                    unsure.append(phrase.attribute)
+                (ahead if before else things[-1]).append(phrase)
         else:
             things[-1] += part
     return [*things, ahead] if ahead else things
 
 
-def _parts(text: str, said: Sequence[_Said], language: Language) -> Iterator[list[_Said]]:
-    """What is said between two pauses."""
+def _parts(text: str, phrases: Sequence[_Said], language: Language) -> Iterator[list[_Said]]:
+    """Yield the phrases between two pauses."""
     part: list[_Said] = []
-    for one in said:
-        if part and _PAUSE[language].search(text, part[-1].end, one.begin):
+    for phrase in phrases:
+        if part and _PAUSE[language].search(text, part[-1].end, phrase.begin):
             yield part
             part = []
-        part.append(one)
+        part.append(phrase)
     if part:
         yield part
 
 
 def _split(part: Sequence[_Said]) -> list[list[_Said]]:
-    """What is said in one breath of each thing there: its adjectives stand before it, and all else behind."""
-    found: list[list[_Said]] = []
+    """Split a part at its shapes: adjectives stand before a shape, everything else behind it."""
+    groups: list[list[_Said]] = []
     begin = 0
-    shapes = [place for place, one in enumerate(part) if one.attribute == "shape"]
+    shapes = [place for place, phrase in enumerate(part) if phrase.attribute == "shape"]
     for place in shapes[1:]:
         first = place
         while part[first - 1].attribute in _ADJECTIVES:
             first -= 1
-        found.append([*part[begin:first]])
+        groups.append([*part[begin:first]])
         begin = first
-    return [*found, [*part[begin:]]]
+    return [*groups, [*part[begin:]]]
 
 
 def _names(part: Sequence[_Said]) -> bool:
-    return any(one.attribute == "shape" for one in part)
+    return any(phrase.attribute == "shape" for phrase in part)
 
 
 def _facts(thing: Sequence[_Said], other: list[str]) -> Facts:
-    """What is said of one thing; `other` takes what is said otherwise as well."""
+    """Return the attributes of one object; `other` collects attributes with a second value."""
     facts: Facts = {}
     way: str | None = None  # that it bounces on
     for attribute, value, *_ in thing:
@@ -207,27 +214,30 @@ def _facts(thing: Sequence[_Said], other: list[str]) -> Facts:
 
 
 def _again(text: str, things: Sequence[Sequence[_Said]], facts: Sequence[Facts], language: Language) -> Iterator[str]:
-    """What is unclear where several things are named: whether one is meant again, and of how many something is said."""
-    for place, (thing, own) in enumerate(zip(things, facts, strict=True)):
+    """Yield the attributes that are ambiguous because several objects are named."""
+    for place, (thing, attributes) in enumerate(zip(things, facts, strict=True)):
         begin = things[place - 1][-1].end if place else 0
-        known = _KNOWN[language].search(text, begin, thing[0].begin)
+        determiner = _KNOWN[language].search(text, begin, thing[0].begin)
         for before in facts[:place]:
-            alike = own.get("shape") == before.get("shape") and own.get("colour") in (None, before.get("colour"))
-            if alike and (known or "colour" not in own):
+            alike = attributes.get("shape") == before.get("shape") and attributes.get("colour") in (
+                None,
+                before.get("colour"),
+            )
+            if alike and (determiner or "colour" not in attributes):
                 yield "shape"
         if language == "zh" and place and _BOTH in text[begin : thing[0].begin]:
-            named = next((at for at, one in enumerate(thing) if one.attribute == "shape"), 0)
+            named = next((at for at, phrase in enumerate(thing) if phrase.attribute == "shape"), 0)
             if facts[place - 1].keys() <= {*_ADJECTIVES, "shape"}:
-                yield from (one.attribute for one in thing[named + 1 :])
+                yield from (phrase.attribute for phrase in thing[named + 1 :])
     if language == "en" and re.search(r"\bare\b", text):
         yield "motion"
 
 
 @cache
 def _implied(language: Language, scene: str) -> Facts:
-    """What the words of a scene's own sentence would say of a thing: the ball of a game is no circle asked for."""
+    """Return the attributes that the fixed words of a scene's sentence would imply, such as the ball of a game."""
     fixed = re.sub(r"\{\w+\}", " ", words(language)["sentences"][scene]).lower()
-    return {one.attribute: one.value for one in _said(fixed, language)}
+    return {phrase.attribute: phrase.value for phrase in _said(fixed, language)}
 
 
 # ---------------------------------------------------------------------- words
@@ -236,39 +246,41 @@ def _implied(language: Language, scene: str) -> Facts:
 def _said(text: str, language: Language) -> Iterator[_Said]:
     """Every phrase of a text, in small letters, that means something."""
     pattern, meanings = _lexicon(language)
-    for found in pattern.finditer(text):
-        yield _Said(*meanings[found.group()], *found.span())
+    for match in pattern.finditer(text):
+        yield _Said(*meanings[match.group()], *match.span())
 
 
-def _without(text: str, said: Sequence[_Said]) -> str:
-    for one in said:
-        text = text[: one.begin] + " " * (one.end - one.begin) + text[one.end :]
+def _without(text: str, phrases: Sequence[_Said]) -> str:
+    for phrase in phrases:
+        text = text[: phrase.begin] + " " * (phrase.end - phrase.begin) + text[phrase.end :]
     return text
 
 
-def _is_place(text: str, one: _Said, said: Sequence[_Said], language: Language) -> bool:
-    """Whether a bare "left" may say where a thing is and not which way it goes; likewise "on green" before a thing."""
-    if language == "en" and one.attribute == "ground":
-        after = next((own for own in said if own.begin >= one.end), None)
-        return after is not None and after.attribute in (*_ADJECTIVES, "shape") and text[one.end : after.begin] == " "
-    if language != "en" or one.attribute != "motion" or text[one.begin : one.end] not in _AHEAD:
+def _is_place(text: str, phrase: _Said, phrases: Sequence[_Said], language: Language) -> bool:
+    """Return True if a bare "left" may be a position instead of a direction; likewise "on green" before an object."""
+    if language == "en" and phrase.attribute == "ground":
+        after = next((other for other in phrases if other.begin >= phrase.end), None)
+        return (
+            after is not None and after.attribute in (*_ADJECTIVES, "shape") and text[phrase.end : after.begin] == " "
+        )
+    if language != "en" or phrase.attribute != "motion" or text[phrase.begin : phrase.end] not in _AHEAD:
         return False
-    part = next((part for part in _parts(text, said, language) if one in part), [one])
-    before = [own for own in part if own.begin < one.begin]
-    since = text[max((own.end for own in said if own.end <= part[0].begin), default=0) : one.begin]
+    part = next((part for part in _parts(text, phrases, language) if phrase in part), [phrase])
+    before = [other for other in part if other.begin < phrase.begin]
+    since = text[max((other.end for other in phrases if other.end <= part[0].begin), default=0) : phrase.begin]
     return bool(re.search(r"\b(?:starts?|at)\s*$", since)) or (
         not _names(before) and bool(re.search(r"\b(?:a|an|the)\b", since))
     )
 
 
-def _all_go(text: str, said: Sequence[_Said]) -> bool:
-    """Whether every "moves" has its way beside it."""
-    ways = [one for one in said if one.attribute in ("motion", "turn", "wall")]
-    left = _without(text, said)
-    for found in re.finditer(r"[a-z]+", left):
-        if found.group() in _verbs():
-            after = next((one for one in ways if one.begin >= found.end()), None)
-            if after is None or _PAUSE["en"].search(text, found.end(), after.begin):
+def _all_go(text: str, phrases: Sequence[_Said]) -> bool:
+    """Return True if every "moves" is followed by a direction."""
+    ways = [phrase for phrase in phrases if phrase.attribute in ("motion", "turn", "wall")]
+    left = _without(text, phrases)
+    for match in re.finditer(r"[a-z]+", left):
+        if match.group() in _verbs():
+            after = next((phrase for phrase in ways if phrase.begin >= match.end()), None)
+            if after is None or _PAUSE["en"].search(text, match.end(), after.begin):
                 return False
     return True
 
@@ -281,14 +293,14 @@ def _verbs() -> frozenset[str]:
 @cache
 def _lexicon(language: Language) -> tuple[re.Pattern[str], dict[str, tuple[str, str]]]:
     """All phrases, the longest first, and what each means; single signs of Chinese motions stand alone in alt-text."""
-    known = words(language)
+    table = words(language)
     meanings = {
         phrase: (attribute, value)
         for attribute in LISTS
-        for value, phrases in known[attribute].items()
+        for value, phrases in table[attribute].items()
         for phrase in phrases
     }
-    for attribute, values in known["also"].items():
+    for attribute, values in table["also"].items():
         meanings |= {phrase: (attribute, value) for value, phrases in values.items() for phrase in phrases}
     spelled = "|".join(
         rf"(?<!\S){phrase}(?!\S)" if language == "zh" and len(phrase) == 1 and meanings[phrase][0] == "motion"
@@ -301,18 +313,20 @@ def _lexicon(language: Language) -> tuple[re.Pattern[str], dict[str, tuple[str, 
 
 @cache
 def _passed_over(language: Language) -> list[re.Pattern[str]]:
-    """What says nothing as a whole: the numbers of alt-text, and phrases."""
+    """Return the patterns of text without meaning: the numbers of alt-text, and phrases."""
     forms: Any = words(language)["sentences"]["raw"]
     fixed = [form.replace("{words}", "").strip() for form in forms]
     numbered = [re.escape(form).replace(re.escape("{number}"), r"\d+") for form in fixed]
     edge = r"\b" if language == "en" else ""
-    return [re.compile(f"{edge}{one}{edge}") for one in [*numbered, *map(re.escape, words(language)["passed over"])]]
+    return [
+        re.compile(f"{edge}{pattern}{edge}") for pattern in [*numbered, *map(re.escape, words(language)["passed over"])]
+    ]
 
 
 @cache
 def _plain(language: Language, scene: str) -> frozenset[str]:
     """Words, or signs of Chinese, that say nothing by themselves; in a scene, those of its sentence neither."""
-    known = words(language)
-    form = re.sub(r"\{\w+\}", " ", known["sentences"][scene]).lower() if scene else ""
-    text = f"{known['plain']} {form}"
+    table = words(language)
+    form = re.sub(r"\{\w+\}", " ", table["sentences"][scene]).lower() if scene else ""
+    text = f"{table['plain']} {form}"
     return frozenset(re.findall(r"[a-z]+", text) if language == "en" else text)

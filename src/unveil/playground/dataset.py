@@ -1,6 +1,6 @@
-"""The playground: an endless world of captioned clips in which everything that a caption says is true by construction.
+"""The playground: an endless world of captioned videos in which everything that a caption says is true by construction.
 
-A clip is a pure function of (seed, number), as scenes are. Combinations of colour, shape and motion that a hash holds
+A video is a pure function of (seed, number), as scenes are. Combinations of colour, shape and motion that a hash holds
 out never occur in training, so that one can ask a model for what it has not seen.
 """
 
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from unveil.data.caption_files import Numbered, by_number
-from unveil.data.caption_mixing import SHARE, mixed
+from unveil.data.caption_files import CaptionRecord, by_number
+from unveil.data.caption_mixing import SHARE, mix_captions
 from unveil.data.folder_index import check_mix
 from unveil.data.tensor_dataset import Part
 from unveil.playground.scenes import HELD_OUT, uniforms
@@ -29,18 +29,18 @@ from unveil.playground.world import rendering as staging
 from unveil.playground.world.attributes import facts_of
 from unveil.playground.world.camera_scenes import corridor, pillars
 from unveil.playground.world.caption_templates import Facts, Language, Register
-from unveil.playground.world.motion import MOTIONS, SHORTEST, TEN, Real, View
+from unveil.playground.world.motion import MOTIONS, SHORTEST, TEN, Real, VideoShape
 from unveil.playground.world.special_scenes import DRAWS as SHOT_DRAWS
-from unveil.playground.world.special_scenes import FRAMES, SMALLEST, Shot, brush, impact, paddle
+from unveil.playground.world.special_scenes import MIN_FRAMES, MIN_SIDE, SceneBatch, brush, impact, paddle
 from unveil.types import Item, RecipeError, did_you_mean
 
 Motion = Literal["still", "left", "right", "up", "down", "diagonal", "bounce", "orbit", "grow", "shrink", "spin"]
 Scene = Literal["objects", "brush", "pillars", "paddle", "corridor", "impact"]
 Cut = Literal["none", "square"]
-SIDES_PX, LENGTHS, RATES = (16, 96, 8), (1, 33), (4, 8, 16)  # smallest, largest, step; frames; frames a second
-MOST = 3  # objects
-_LOOKED = 16  # captions of a file that are compared with the clips
-SHOTS: dict[str, Callable[[Real, View], Shot]] = {
+SIDES_PX, LENGTHS, RATES = (16, 96, 8), (1, 33), (4, 8, 16)  # smallest, largest, step; frames; frames per second
+MAX_OBJECTS = 3  # objects
+_LOOKED = 16  # captions of a file that are compared with the videos
+SPECIAL_SCENES: dict[str, Callable[[Real, VideoShape], SceneBatch]] = {
     "brush": brush,
     "pillars": pillars,
     "paddle": paddle,
@@ -48,31 +48,31 @@ SHOTS: dict[str, Callable[[Real, View], Shot]] = {
     "impact": impact,
 }
 _T = TypeVar("_T")
-# Draws of one clip, by place, as in scenes.
+# Draws of one video, by place, as in scenes.
 _SCENE, _SIZE, _LENGTH, _RATE, _COUNT, _REGISTER, _LANGUAGE, _WRITER = range(8)
 _CAPTION, _STAGE, _HUES = 16, 16 + caption_templates.DRAWS, 16 + caption_templates.DRAWS + staging.DRAWS
 _ACTION = _HUES + len(COLOURS)
-_ALL = _ACTION + MOST * casting.PER_OBJECT
+_ALL = _ACTION + MAX_OBJECTS * casting.PER_OBJECT
 
 
 @dataclass(frozen=True)
 class PlaygroundConfig:
-    """Clips of things that move about, and other scenes. As it stands, the score world.
+    """Videos of things that move about, and other scenes. As it stands, the evaluation split.
 
     smallest, largest: sides in pixels, 16 to 96, multiples of 8. aspect: the longer side over the shorter, at most;
         1 to 2. Every size that fits occurs equally often.
-    frames: lengths, each 1 (a picture) to 33, equally often. A playground of pictures alone has items of rank 3.
-    fps: 4, 8 or 16 frames a second, equally often.
-    scenes: which kinds of clip, equally often among those that a clip's size and length have room for. objects: numbers
-        of them in scene "objects", each 1 to 3, equally often. motions: what these may do.
-    patterned, occluded, panned: parts of the clips of scene "objects" that have a gradient or a checker behind, a bar
+    frames: lengths, each 1 (an image) to 33, equally often. A playground of images alone has items of rank 3.
+    fps: 4, 8 or 16 frames per second, equally often.
+    scenes: kinds of video, equally often among those that a video's size and length have room for.
+    objects: numbers of objects in scene "objects", each 1 to 3, equally often. motions: motions of these objects.
+    patterned, occluded, panned: parts of the videos of scene "objects" that have a gradient or a checker behind, a bar
         in front, or a moving camera, where there is room for it.
     registers, languages: of captions, equally often. faults: of raw captions, a part of the usual ones; 0 to 1.
-    captions: a file of a captioner's captions of the clips to train on, by number, as `unveil caption` writes it.
-    share: of these, where a clip has one.
-    count, held_out: clips of each part.
-    cut: "square" leaves of each clip the square in its middle, as if the data had been cropped; captions, facts and
-        tracks stay those of the whole clip.
+    captions: a file of a captioner's captions of the videos to train on, by number, as `unveil caption` writes it.
+    share: of these, where a video has one.
+    count, held_out: videos of each part.
+    cut: "square" leaves of each video the square in its middle, as if the data had been cropped; captions, facts and
+        tracks stay those of the whole video.
     """
 
     smallest: int = 32
@@ -116,10 +116,10 @@ class PlaygroundConfig:
                 f"frames {short[0]}: none of the motions {', '.join(self.motions)} can be seen in so few; "
                 f"the longest here are {longest}: leave the short ones out, or add 'still' or 'left'"
             )
-        if not self.fitting(View(self.smallest, self.smallest, min(self.frames), self.fps[0])):
+        if not self.fitting(VideoShape(self.smallest, self.smallest, min(self.frames), self.fps[0])):
             raise RecipeError(
                 f"scenes {', '.join(self.scenes)} with sides of {self.smallest} and {min(self.frames)} frames: they "
-                f"take at least {SMALLEST} pixels and {FRAMES} frames; enlarge what is smaller, or add 'objects'"
+                f"take at least {MIN_SIDE} pixels and {MIN_FRAMES} frames; enlarge what is smaller, or add 'objects'"
             )
         for name in ("patterned", "occluded", "panned"):
             if not 0 <= getattr(self, name) <= 1:
@@ -136,7 +136,7 @@ class PlaygroundConfig:
         allowed = {
             "frames": range(LENGTHS[0], LENGTHS[1] + 1),
             "fps": RATES,
-            "objects": range(1, MOST + 1),
+            "objects": range(1, MAX_OBJECTS + 1),
             "scenes": get_args(Scene),
             "motions": MOTIONS,
             "registers": caption_templates.REGISTERS,
@@ -146,18 +146,18 @@ class PlaygroundConfig:
             raise RecipeError(
                 f"cut {self.cut!r}: must be {' or '.join(get_args(Cut))}{did_you_mean(self.cut, get_args(Cut))}"
             )
-        for name, known in allowed.items():
-            given = getattr(self, name)
-            if not given:
-                raise RecipeError(f"{name}: empty; give at least one of {_listed(known)}")
-            for value in given:
-                if value not in known:
-                    raise RecipeError(f"{name}: {value!r} is none of {_listed(known)}{did_you_mean(value, known)}")
+        for name, choices in allowed.items():
+            values = getattr(self, name)
+            if not values:
+                raise RecipeError(f"{name}: empty; give at least one of {_listed(choices)}")
+            for value in values:
+                if value not in choices:
+                    raise RecipeError(f"{name}: {value!r} is none of {_listed(choices)}{did_you_mean(value, choices)}")
 
-    def fitting(self, view: View) -> list[Scene]:
-        """The scenes that clips of this size and length have room for."""
-        roomy = min(view.height, view.width) >= SMALLEST and view.frames >= FRAMES
-        return [scene for scene in self.scenes if roomy or scene not in SHOTS]
+    def fitting(self, view: VideoShape) -> list[Scene]:
+        """The scenes that videos of this size and length have room for."""
+        roomy = min(view.height, view.width) >= MIN_SIDE and view.frames >= MIN_FRAMES
+        return [scene for scene in self.scenes if roomy or scene not in SPECIAL_SCENES]
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -167,10 +167,10 @@ class PlaygroundConfig:
 
 
 class Playground(Dataset[Item]):
-    """Clips as items.
+    """Videos as items.
 
-    pixels uint8 (3, T, H, W), or (3, H, W) where all are pictures; fps; text, with its register and language; said,
-    what the clip's own text claims; texts, this one and a captioner's, where there are both and text is one of them;
+    pixels uint8 (3, T, H, W), or (3, H, W) where all are images; fps; text, with its register and language; said,
+    what the video's own text claims; texts, this one and a captioner's, where there are both and text is one of them;
     attributes, what is true; unseen, whether training never has such a combination; track float32 (N, T, 4), of each
     object x, y and radius in pixels and how much of it is seen, in [0, 1].
     """
@@ -182,42 +182,43 @@ class Playground(Dataset[Item]):
         self.first = HELD_OUT if part == "held-out" else 0
         self.flat = set(config.frames) == {1}
         self.count = config.held_out if part == "held-out" else config.count
-        self.written: dict[int, Numbered] = {}
+        self.synthetic_captions: dict[int, CaptionRecord] = {}
         if part == "train" and config.captions is not None:
-            self.written = by_number(Path(config.captions).expanduser())
+            self.synthetic_captions = by_number(Path(config.captions).expanduser())
             self._check_written(config.captions)
 
     def _check_written(self, file: str) -> None:
-        """Raises RecipeError for captions of another world, whose clips had other captions of their own."""
-        looked = [number for number, one in self.written.items() if one.own and number < self.count][:_LOOKED]
-        for number, item in zip(looked, self.told(looked), strict=True):
-            if (own := item["texts"][0]) != self.written[number].own:
+        """Raises RecipeError for captions of another world, whose videos had other captions of their own."""
+        captioned = self.synthetic_captions
+        looked = [number for number, record in captioned.items() if record.original and number < self.count][:_LOOKED]
+        for number, item in zip(looked, self.annotations(looked), strict=True):
+            if (original := item["texts"][0]) != captioned[number].original:
                 raise RecipeError(
-                    f"captions {file!r}: of another world: clip {number} was {self.written[number].own!r} there and is "
-                    f"{own!r} here; tell the clips of these settings"
+                    f"captions {file!r}: of another world: clip {number} was {captioned[number].original!r} there and "
+                    f"is {original!r} here; tell the clips of these settings"
                 )
 
     def __len__(self) -> int:
-        """How many clips."""
+        """Number of videos."""
         return self.count
 
     def __getitem__(self, index: int) -> Item:
-        """One clip."""
+        """One video."""
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
-        """Several clips, drawn together (a DataLoader asks for whole batches)."""
-        found: list[Item] = [{} for _ in indices]
+        """Several videos, drawn together (a DataLoader asks for whole batches)."""
+        items: list[Item] = [{} for _ in indices]
         for group in self._groups(indices):
-            pixels, tracks = group.film()
+            pixels, tracks = group.render()
             for row, place in enumerate(group.places):
                 clip = pixels[row, :, 0] if self.flat else pixels[row]
                 clip = clip if self.config.cut == "none" else _square(clip)
-                found[place] = self._item(group, row, indices[place]) | {"pixels": clip, "track": tracks[row]}
-        return found
+                items[place] = self._item(group, row, indices[place]) | {"pixels": clip, "track": tracks[row]}
+        return items
 
     def sizes(self) -> Tensor:
-        """Frames, height and width of every clip, which are known without drawing it: int64 (N, 3)."""
+        """Frames, height and width of every video, which are known without drawing it: int64 (N, 3)."""
         numbers = np.arange(self.first, self.first + self.count, dtype=np.uint64)
         draws = uniforms(self.config.seed, numbers, _COUNT)
         frames, size = np.array(self.config.frames), np.array(self.config.sizes)
@@ -227,34 +228,38 @@ class Playground(Dataset[Item]):
             sides = sides.min(1, keepdims=True).repeat(2, 1)
         return torch.from_numpy(np.column_stack([lengths, sides]).astype(np.int64))
 
-    def told(self, indices: Sequence[int]) -> list[Item]:
-        """The items of several clips without pixels and tracks: what they say and what is true, quickly."""
-        found: list[Item] = [{} for _ in indices]
+    def annotations(self, indices: Sequence[int]) -> list[Item]:
+        """The items of several videos without pixels and tracks: what they say and what is true, quickly."""
+        items: list[Item] = [{} for _ in indices]
         for group in self._groups(indices):
             for row, place in enumerate(group.places):
-                found[place] = self._item(group, row, indices[place])
-        return found
+                items[place] = self._item(group, row, indices[place])
+        return items
 
     def _item(self, group: _Group, row: int, index: int) -> Item:
-        draws, facts = group.draws[row], group.shot.facts[row]
+        draws, facts = group.draws[row], group.scene.facts[row]
         register = _pick(self.config.registers, draws[_REGISTER])
         language = _pick(self.config.languages, draws[_LANGUAGE])
-        own = draws[_CAPTION : _CAPTION + caption_templates.DRAWS].tolist()
-        said = caption_templates.tell(facts, register, language, own, faults=self.config.faults)
-        written = self.written.get(index % self.count)
+        caption_draws = draws[_CAPTION : _CAPTION + caption_templates.DRAWS].tolist()
+        caption = caption_templates.write_caption(facts, register, language, caption_draws, faults=self.config.faults)
+        written = self.synthetic_captions.get(index % self.count)
         share, draw = self.config.share, float(draws[_WRITER])
         return {
-            **({"text": said.text} if written is None else mixed(said.text, written.synthetic, share, draw)),
+            **(
+                {"text": caption.text}
+                if written is None
+                else mix_captions(caption.text, written.synthetic, share, draw)
+            ),
             "register": register,
             "language": language,
-            "said": said.said,
+            "said": caption.facts,
             "attributes": facts,
-            "unseen": unseen(facts),
+            "unseen": has_held_out_combination(facts),
             "fps": group.view.fps,
         }
 
     def _groups(self, indices: Sequence[int]) -> Iterator[_Group]:
-        """The clips of each scene and size, planned together."""
+        """The videos of each scene and size, planned together."""
         for index in indices:
             if not -self.count <= index < self.count:
                 raise IndexError(f"clip {index} of {self.count}")
@@ -263,32 +268,32 @@ class Playground(Dataset[Item]):
         sizes = self.config.sizes
         frames, fps = self.config.frames, self.config.fps
         views = [
-            View(*_pick(sizes, draw[_SIZE]), _pick(frames, draw[_LENGTH]), _pick(fps, draw[_RATE]))
+            VideoShape(*_pick(sizes, draw[_SIZE]), _pick(frames, draw[_LENGTH]), _pick(fps, draw[_RATE]))
             for draw in draws[:, :_COUNT]
         ]
         drawn = [(_pick(self.config.fitting(v), draw[_SCENE]), v) for draw, v in zip(draws, views, strict=True)]
         for scene, view in dict.fromkeys(drawn):
-            places = [place for place, own in enumerate(drawn) if own == (scene, view)]
+            places = [place for place, key in enumerate(drawn) if key == (scene, view)]
             yield _group(self.config, self.part, scene, draws[places], view, places)
 
 
 class _Group(NamedTuple):
-    """Clips of one scene and size: their places in what was asked for, draws, facts, and the way to draw them.
+    """Videos of one scene and size: their places in what was asked for, draws, facts, and the way to draw them.
 
     present: (B, N) which of the tracks that `shot` gives are of things that are there; None for all.
     """
 
     places: list[int]
     draws: Real
-    view: View
-    shot: Shot
+    view: VideoShape
+    scene: SceneBatch
     present: NDArray[np.bool_] | None = None
 
-    def film(self) -> tuple[Tensor, list[Tensor]]:
-        """Pixels (B, 3, T, H, W) uint8, and of each clip the track (N, T, 4) of its objects."""
-        canvas, track = self.shot.film()
+    def render(self) -> tuple[Tensor, list[Tensor]]:
+        """Pixels (B, 3, T, H, W) uint8, and of each video the track (N, T, 4) of its objects."""
+        canvas, track = self.scene.render()
         present = np.ones(track.shape[:2], dtype=bool) if self.present is None else self.present
-        tracks = [torch.from_numpy(own[there]) for own, there in zip(track, present, strict=True)]
+        tracks = [torch.from_numpy(positions[there]) for positions, there in zip(track, present, strict=True)]
         whole = np.rint(canvas.clip(0, 255, out=canvas), out=canvas).astype(np.uint8)
         return torch.from_numpy(np.ascontiguousarray(whole.transpose(0, 2, 1, 3, 4))), tracks
 
@@ -301,35 +306,38 @@ def _square(clip: Tensor) -> Tensor:
     return clip[..., top : top + side, left : left + side].contiguous()
 
 
-def unseen(facts: Facts) -> bool:
-    """Whether a clip shows a combination of colour, shape and motion that training never has."""
+def has_held_out_combination(facts: Facts) -> bool:
+    """Return True if a video shows a combination of colour, shape and motion that training never has."""
     return any(
-        thing["motion"] is not None and casting.held_out(thing["colour"], thing["shape"], thing["motion"])
+        thing["motion"] is not None
+        and casting.is_held_out_combination(thing["colour"], thing["shape"], thing["motion"])
         for thing in facts.get("objects", [])
     )
 
 
-def _group(config: PlaygroundConfig, part: Part, scene: str, draws: Real, view: View, places: list[int]) -> _Group:
+def _group(
+    config: PlaygroundConfig, part: Part, scene: str, draws: Real, view: VideoShape, places: list[int]
+) -> _Group:
     if scene == "objects":
         return _objects(config, part, draws, view, places)
-    return _Group(places, draws, view, SHOTS[scene](draws[:, _ACTION : _ACTION + SHOT_DRAWS], view))
+    return _Group(places, draws, view, SPECIAL_SCENES[scene](draws[:, _ACTION : _ACTION + SHOT_DRAWS], view))
 
 
-def _objects(config: PlaygroundConfig, part: Part, draws: Real, view: View, places: list[int]) -> _Group:
+def _objects(config: PlaygroundConfig, part: Part, draws: Real, view: VideoShape, places: list[int]) -> _Group:
     wanted, most = np.array([_pick(config.objects, draw) for draw in draws[:, _COUNT]]), max(config.objects)
-    hues = draws[:, _HUES:_ACTION].argsort(axis=1)[:, :most]  # no colour twice in a clip
+    hues = draws[:, _HUES:_ACTION].argsort(axis=1)[:, :most]  # no colour twice in a video
     action = draws[:, _ACTION : _ACTION + most * casting.PER_OBJECT]
-    cast = casting.cast(action, hues, wanted, view, config.motions, part=part)
-    shares = staging.Shares(config.patterned, config.occluded, config.panned)
-    cast, stage = staging.stage(cast, draws[:, _STAGE:_HUES], view, shares)
+    cast = casting.sample_objects(action, hues, wanted, view, config.motions, part=part)
+    shares = staging.SceneProbabilities(config.patterned, config.occluded, config.panned)
+    cast, stage = staging.set_up_scene(cast, draws[:, _STAGE:_HUES], view, shares)
 
     def film() -> tuple[Real, Real]:
-        canvas, seen = staging.film(cast, stage, view)
+        canvas, seen = staging.render(cast, stage, view)
         x, y, radius, _ = (field.reshape(seen.shape) for field in cast.paths[:4])
         return canvas, np.stack([x, y, radius, seen], axis=-1)
 
     facts = [facts_of(cast, stage, view, row) for row in range(len(draws))]
-    return _Group(places, draws, view, Shot(facts, film), cast.present)
+    return _Group(places, draws, view, SceneBatch(facts, film), cast.present)
 
 
 def _pick(values: Sequence[_T], draw: float) -> _T:

@@ -1,4 +1,4 @@
-"""Reads a clip of the playground back: what is in it, how it looks and what it does. Nothing here is learned.
+"""Rule-based detector of playground objects: colour, shape, size and motion. Nothing here is learned.
 
 A pixel belongs to the palette's colour that explains it best over the ground; an object is all that has one colour.
 Its shape is that of the drawn shape which fits it best, its motion follows from where it is in each frame.
@@ -14,25 +14,25 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from unveil.playground.motion_detector import Motion, camera_of, motion_of, pan_of
+from unveil.playground.motion_detector import DetectedMotion, camera_of, motion_of, pan_of
 from unveil.playground.scene_iou import DARK, ground_of, mixtures
-from unveil.playground.shape_classifier import TRACE, likeness, turning
+from unveil.playground.shape_classifier import TRACE, likeness, rotation_of
 from unveil.playground.shapes import AREAS, COLOURS, KINDS, PALETTE, Array
-from unveil.playground.world.motion import TURNS, View, between_sizes
+from unveil.playground.world.motion import TURNS, VideoShape, between_sizes
 from unveil.playground.world.rendering import LOST
 from unveil.types import ShapeError
 
-LEAST = 8  # pixels of an object in a frame; the smallest ring has three times as many
+MIN_PIXELS = 8  # pixels of an object in a frame; the smallest ring has three times as many
 _FAINT = 0.12  # of the largest colour's pixels: what is less comes from its edges
 _WITHIN = np.array([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))])  # connected within a frame
 _UNCUT = 0.95  # of an object's largest area
 _LOOKS = 6  # frames that are looked at for a shape
 _CHANGE = 0.12  # of an object's area: a change of what stays in place, above which it may be turning
-_TURNED = 25  # degrees in the whole clip: what spins turns by more
+_TURNED = 25  # degrees in the whole video: what spins turns by more
 
 
-class Thing(NamedTuple):
-    """One object of a clip.
+class DetectedObject(NamedTuple):
+    """One object of a video.
 
     colour, shape, size: names. motion: what it does, None in one frame. visible: (T,) in which frames it is seen.
     centres (T, 2): x and y, radius (T,): both in pixels, NaN where it is not seen.
@@ -41,43 +41,43 @@ class Thing(NamedTuple):
     colour: str
     shape: str
     size: str
-    motion: Motion | None
+    motion: DetectedMotion | None
     visible: NDArray[np.bool_]
     centres: Array
     radius: Array
 
     @property
-    def does(self) -> str | None:
+    def motion_name(self) -> str | None:
         """The name of its motion."""
         return None if self.motion is None else self.motion.name
 
 
-def read(pixels: Tensor, *, fps: int = 8, most: int = 3) -> list[Thing]:
-    """The objects of a clip, at most so many, the one with the most pixels first.
+def detect_objects(pixels: Tensor, *, fps: int = 8, max_objects: int = 3) -> list[DetectedObject]:
+    """Detect at most `max_objects` objects of a video, the one with the most pixels first.
 
     Args:
         pixels: uint8 (3, T, H, W), or (3, H, W).
-        fps: frames a second, for speeds.
-        most: objects looked for; 1 takes the most frequent colour for the only object.
+        fps: frames per second, for speeds.
+        max_objects: Maximum number of objects; 1 takes the most frequent colour for the only object.
 
     Raises:
         ShapeError: another type or shape.
     """
-    frames = frames_of(pixels)
+    frames = to_frames(pixels)
     counts, best, solid = colours_of(frames)
     pan = pan_of(frames)
     if camera_of(pan, min(frames.shape[1:3])) == "static":
         pan = np.zeros_like(pan)  # less than can be told from noise
-    found: list[Thing] = []
-    for colour in counts.argsort()[::-1][:most]:
+    objects: list[DetectedObject] = []
+    for colour in counts.argsort()[::-1][:max_objects]:
         if counts[colour]:
             thing = _thing(frames, int(colour), solid & (best == colour), fps, pan)
-            found += [] if thing is None else [thing]
-    return found
+            objects += [] if thing is None else [thing]
+    return objects
 
 
 def colours_of(frames: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-    """Which of the palette's colours a clip (T, H, W, 3) has.
+    """Detect the palette colours of a video (T, H, W, 3).
 
     Video has colour at half the resolution, and so thin lines have a wrong one; connected pixels together do not.
 
@@ -94,23 +94,25 @@ def colours_of(frames: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np
     sums = [ndimage.sum_labels(apart[..., channel], around, every) for channel in range(3)]
     sizes = ndimage.sum_labels(solid, parts, every)
     totals = np.bincount(
-        alike(np.stack(sums, axis=-1).astype(np.float32), ground), weights=sizes, minlength=len(PALETTE)
+        nearest_palette_colour(np.stack(sums, axis=-1).astype(np.float32), ground),
+        weights=sizes,
+        minlength=len(PALETTE),
     )
-    there = totals >= max(LEAST, _FAINT * totals.max())
+    there = totals >= max(MIN_PIXELS, _FAINT * totals.max())
     if not there.any():
         return np.zeros(len(PALETTE), dtype=np.int64), np.zeros(solid.shape, dtype=np.int64), solid & False
     best = mixtures(frames, ground, there)[0]
     return np.bincount(best[solid], minlength=len(PALETTE)), best, solid
 
 
-def alike(apart: Array, ground: Array) -> NDArray[np.int64]:
+def nearest_palette_colour(apart: Array, ground: Array) -> NDArray[np.int64]:
     """The palette's colour in whose direction from the ground a difference (..., 3) from it lies: its place, (...)."""
     towards = PALETTE - ground
     return (apart @ (towards / np.linalg.norm(towards, axis=1, keepdims=True)).T).argmax(-1)
 
 
-def frames_of(pixels: Tensor) -> NDArray[np.uint8]:
-    """A clip (3, T, H, W) or a picture (3, H, W) as frames (T, H, W, 3).
+def to_frames(pixels: Tensor) -> NDArray[np.uint8]:
+    """A video (3, T, H, W) or an image (3, H, W) as frames (T, H, W, 3).
 
     Raises:
         ShapeError: not uint8, or another shape.
@@ -121,8 +123,8 @@ def frames_of(pixels: Tensor) -> NDArray[np.uint8]:
     return clip.permute(1, 2, 3, 0).cpu().numpy()
 
 
-def weights(frames: NDArray[np.uint8], colour: int, mask: NDArray[np.bool_]) -> Array:
-    """How much of each pixel is of a colour, in [0, 1], (T, H, W), and 0 but for the mask and the pixels around it."""
+def colour_coverage(frames: NDArray[np.uint8], colour: int, mask: NDArray[np.bool_]) -> Array:
+    """Return the fraction of each pixel that is of a colour, (T, H, W) in [0, 1]; 0 away from the mask."""
     near = np.asarray(ndimage.binary_dilation(mask, np.ones((1, 3, 3))), dtype=np.bool_)
     around = frames[~near & (frames.max(-1) < DARK)]
     ground = np.median(around, axis=0) if len(around) else np.zeros(3)
@@ -132,13 +134,15 @@ def weights(frames: NDArray[np.uint8], colour: int, mask: NDArray[np.bool_]) -> 
     return share * (near & (frames.max(-1) >= DARK) if patterned else near)
 
 
-def _thing(frames: NDArray[np.uint8], colour: int, mask: NDArray[np.bool_], fps: int, pan: Array) -> Thing | None:
+def _thing(
+    frames: NDArray[np.uint8], colour: int, mask: NDArray[np.bool_], fps: int, pan: Array
+) -> DetectedObject | None:
     """The object of one colour, or None where it is never seen whole."""
     count, height, width = mask.shape
-    share = weights(frames, colour, mask)
+    share = colour_coverage(frames, colour, mask)
     area = share.sum((1, 2))
     # a wash over a ground of another colour has pixels of this one, but none of them is of it
-    there = (mask.sum((1, 2)) >= LEAST) & (share.max((1, 2)) > TRACE)
+    there = (mask.sum((1, 2)) >= MIN_PIXELS) & (share.max((1, 2)) > TRACE)
     if not there.any():
         return None
     visible = there & (area >= LOST * np.median(area[there]))
@@ -148,12 +152,12 @@ def _thing(frames: NDArray[np.uint8], colour: int, mask: NDArray[np.bool_], fps:
     looked = np.flatnonzero(whole)[np.unique(np.linspace(0, whole.sum() - 1, _LOOKS).round().astype(int))]
     kind = int(np.sum([likeness(share[t])[:, 0] for t in looked], axis=0).argmax())
     radius = np.sqrt(area / AREAS[kind])
-    # what the picture's edge cuts seems to be elsewhere
+    # what the image's edge cuts seems to be elsewhere
     uncut = visible & (area >= _UNCUT * area.max())
     at = np.flatnonzero(uncut if pan.any() and uncut.sum() > 1 else visible)
-    motion = motion_of(at, x[at] + pan[at], y[at], radius[at], View(height, width, count, fps))
+    motion = motion_of(at, x[at] + pan[at], y[at], radius[at], VideoShape(height, width, count, fps))
     if motion is not None and motion.name == "still" and _changes(share[whole]) > _CHANGE:
-        turned = turning(share[whole])
+        turned = rotation_of(share[whole])
         if turned is not None and abs(turned.degrees) > _TURNED:
             kind, radius = turned.kind, np.sqrt(area / AREAS[turned.kind])
             motion = motion._replace(name="spin", turn=TURNS[int(turned.degrees < 0)])
@@ -161,10 +165,10 @@ def _thing(frames: NDArray[np.uint8], colour: int, mask: NDArray[np.bool_], fps:
     size = "large" if middle > between_sizes(min(height, width)) else "small"
     centres = np.where(visible[:, None], np.stack([x, y], axis=1), np.nan).astype(np.float32)
     sizes = np.where(visible, radius, np.nan).astype(np.float32)
-    return Thing(list(COLOURS)[colour], KINDS[kind], size, motion, visible, centres, sizes)
+    return DetectedObject(list(COLOURS)[colour], KINDS[kind], size, motion, visible, centres, sizes)
 
 
 def _changes(shares: Array) -> float:
-    """How much of an object's area differs from frame to frame where all frames are compared with the middle one."""
+    """Return the mean fraction of an object's area that differs from the middle frame."""
     middle = shares[len(shares) // 2]
     return float(np.abs(shares - middle).sum((1, 2)).mean() / middle.sum())

@@ -1,4 +1,4 @@
-"""What models of the playground are asked for: prompts that are said of its clips, and these clips."""
+"""Evaluation prompts of the playground with their ground truth, and the videos that they describe."""
 
 from __future__ import annotations
 
@@ -13,57 +13,59 @@ from unveil.playground.world import caption_templates
 from unveil.playground.world.caption_templates import Facts, Language, Register
 from unveil.types import Item, RecipeError, did_you_mean
 
-Asked = Literal["validation", "seen", "held-out"]
-_ASKED = get_args(Asked)
-_ENOUGH = 40  # clips looked at for each prompt: one of ten is held out
+PromptSet = Literal["validation", "seen", "held-out"]
+_ASKED = get_args(PromptSet)
+_ENOUGH = 40  # videos looked at for each prompt: one of ten is held out
 
 
-class Prompt(NamedTuple):
-    """What a model is asked for, and what the text says of the one thing: "colour", "shape", "motion" and others.
+class EvalPrompt(NamedTuple):
+    """An evaluation prompt and the attributes that it states: "colour", "shape", "motion" and others.
 
-    number: of the clip that it is said of, see `score_clips`.
+    video_index: index of the video that the prompt describes, see `eval_videos`.
     """
 
     text: str
     register: Register
-    thing: Facts
-    number: int
+    attributes: Facts
+    video_index: int
 
 
-def score_prompts(asked: Asked, *, language: Language = "en", count: int = 500, frames: int = 16) -> list[Prompt]:
-    """Prompts of the score world in the three registers in turn, uniform over what it has; always the same.
+def eval_prompts(
+    prompt_set: PromptSet, *, language: Language = "en", count: int = 500, frames: int = 16
+) -> list[EvalPrompt]:
+    """Prompts of the evaluation split in the three registers in turn, uniform over what it has; always the same.
 
     "validation" is for choosing a model; "seen" and "held-out" are for its score alone. The first two have only
     combinations of colour, shape and motion that training has, the last only others. Raw texts are complete and right.
 
     Args:
-        frames: 16, or 1 for prompts of pictures, which say no motion and so hold no combination out.
+        frames: 16, or 1 for prompts of images, which say no motion and so hold no combination out.
 
     Raises:
-        RecipeError: another list, or the last one of pictures.
+        RecipeError: another list, or the last one of images.
     """
-    if asked == "held-out" and frames == 1:
+    if prompt_set == "held-out" and frames == 1:
         raise RecipeError("list 'held-out': holds out colours, shapes and motions together, and pictures do not move")
-    found = list[Prompt]()
-    world = _asked_of(asked, _ENOUGH * count, frames)
+    prompts = list[EvalPrompt]()
+    world = _asked_of(prompt_set, _ENOUGH * count, frames)
     draws = uniforms(world.config.seed, np.arange(count, dtype=np.uint64), caption_templates.DRAWS).tolist()
     for begin in range(0, len(world), count):
-        for number, item in enumerate(world.told(range(begin, begin + count)), begin):
-            if item["unseen"] == (asked == "held-out") and len(found) < count:
-                register = caption_templates.REGISTERS[len(found) % len(caption_templates.REGISTERS)]
-                found.append(_prompt(item, number, register, language, draws[len(found)]))
-        if len(found) == count:
+        for number, item in enumerate(world.annotations(range(begin, begin + count)), begin):
+            if item["unseen"] == (prompt_set == "held-out") and len(prompts) < count:
+                register = caption_templates.REGISTERS[len(prompts) % len(caption_templates.REGISTERS)]
+                prompts.append(_prompt(item, number, register, language, draws[len(prompts)]))
+        if len(prompts) == count:
             break
-    return found
+    return prompts
 
 
-def prompts(world: Playground, count: int, registers: Sequence[Register]) -> list[Prompt]:
-    """What the first clips of a world of one thing show, said in some registers in turn; raw texts complete and right.
+def dataset_prompts(world: Playground, count: int, registers: Sequence[Register]) -> list[EvalPrompt]:
+    """Return prompts of the first videos of a one-object data set, in some styles in turn; raw texts have no errors.
 
-    In the first language of the world; of clips that are cut, what the whole ones show.
+    In the first language of the world; of videos that are cut, what the whole ones show.
 
     Raises:
-        RecipeError: a world of other scenes, or of fewer clips.
+        RecipeError: a world of other scenes, or of fewer videos.
     """
     if world.config.scenes != ("objects",) or count > len(world):
         raise RecipeError(f"{count} prompts of {len(world)} clips of {', '.join(world.config.scenes)}: give objects")
@@ -71,29 +73,31 @@ def prompts(world: Playground, count: int, registers: Sequence[Register]) -> lis
     language = world.config.languages[0]
     return [
         _prompt(item, number, registers[number % len(registers)], language, draws[number])
-        for number, item in enumerate(world.told(range(count)))
+        for number, item in enumerate(world.annotations(range(count)))
     ]
 
 
-def _prompt(item: Item, number: int, register: Register, language: Language, draws: caption_templates.Draws) -> Prompt:
-    """What a clip's item shows, said without a fault."""
-    told = caption_templates.tell(item["attributes"], register, language, draws, faults=0)
-    return Prompt(told.text, register, told.said["objects"][0], number)
+def _prompt(
+    item: Item, number: int, register: Register, language: Language, draws: caption_templates.Draws
+) -> EvalPrompt:
+    """Return the prompt of a video's item, without errors."""
+    caption = caption_templates.write_caption(item["attributes"], register, language, draws, faults=0)
+    return EvalPrompt(caption.text, register, caption.facts["objects"][0], number)
 
 
-def score_clips(asked: Asked, prompts: Sequence[Prompt], *, frames: int = 16) -> list[Item]:
-    """The clips of the world that prompts of a list are said of, what a model that makes no fault might make of them.
+def eval_videos(prompt_set: PromptSet, prompts: Sequence[EvalPrompt], *, frames: int = 16) -> list[Item]:
+    """The videos of the world that prompts of a list are said of, what a model that makes no fault might make of them.
 
     Raises:
         RecipeError: another list.
     """
-    numbers = [prompt.number for prompt in prompts]
-    return _asked_of(asked, max(numbers, default=0) + 1, frames).__getitems__(numbers)
+    numbers = [prompt.video_index for prompt in prompts]
+    return _asked_of(prompt_set, max(numbers, default=0) + 1, frames).__getitems__(numbers)
 
 
-def _asked_of(asked: Asked, count: int, frames: int) -> Playground:
+def _asked_of(prompt_set: PromptSet, count: int, frames: int) -> Playground:
     """The world that a list of prompts is taken from."""
-    if asked not in _ASKED:
-        raise RecipeError(f"list {asked!r}: must be one of {', '.join(_ASKED)}{did_you_mean(asked, _ASKED)}")
-    seed = _ASKED.index(asked) + 1
+    if prompt_set not in _ASKED:
+        raise RecipeError(f"list {prompt_set!r}: must be one of {', '.join(_ASKED)}{did_you_mean(prompt_set, _ASKED)}")
+    seed = _ASKED.index(prompt_set) + 1
     return Playground(PlaygroundConfig(seed=seed, held_out=count, frames=(frames,)), "held-out")

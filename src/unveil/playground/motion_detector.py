@@ -1,4 +1,4 @@
-"""Which of the playground's motions a track of places is, and how the camera moves over a checkered ground."""
+"""Classification of an object's motion from its trajectory, and of the camera's motion over a checkered ground."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from unveil.playground.scene_iou import DARK
 from unveil.playground.shapes import Array
-from unveil.playground.world.motion import CORNERS, GROWTH, SIDES, TURNS, View, least_travel, turns_back
+from unveil.playground.world.motion import CORNERS, GROWTH, SIDES, TURNS, VideoShape, min_travel, turning_points
 from unveil.playground.world.rendering import CELLS
 
 _STILL = 0.4  # of the least way that things go: below that they stay where they are
-_GROWN = np.log(GROWTH)  # of the logarithm of the radius over the clip; things that grow reach twice this
+_GROWN = np.log(GROWTH)  # of the logarithm of the radius over the video; things that grow reach twice this
 _ROUND = 4.2  # radians about the centre: a circle is more, an arc less
 _UNROUND = 0.25  # of its radius, by which a circle's points may lie off it
 _SLANT = 0.45  # of the longer way, that the shorter one of a diagonal has at least
@@ -21,8 +21,8 @@ _FLICKER = 4.0  # levels of the checker's wave, below which the ground is taken 
 _REGULAR = 0.3  # of the ground's variation: in a checker the wave has more, in other grounds less
 
 
-class Motion(NamedTuple):
-    """What a thing does.
+class DetectedMotion(NamedTuple):
+    """Detected motion of an object.
 
     name: a motion. turn: its form, a name of CORNERS or TURNS, or None. walls: the sides it bounces off, in order.
     speed: sides a second along its way.
@@ -34,37 +34,37 @@ class Motion(NamedTuple):
     speed: float
 
 
-def motion_of(at: NDArray[np.int64], x: Array, y: Array, radius: Array, view: View) -> Motion | None:
+def motion_of(at: NDArray[np.int64], x: Array, y: Array, radius: Array, view: VideoShape) -> DetectedMotion | None:
     """The motion of a thing that is seen in the frames `at` (N,) at x, y with a radius, all (N,) in pixels.
 
     Spinning is not told from standing still here. None where it is seen in fewer than two frames.
     """
     if len(at) < 2:
         return None
-    least = _STILL * least_travel(view.side)
+    least = _STILL * min_travel(view.side)
     wide, high = np.ptp(x), np.ptp(y)
     speed = _speed(at, x, y, view)
     if max(wide, high) < least:
         grown = float(np.polyfit(at, np.log(np.maximum(radius, 0.5)), 1)[0] * (view.frames - 1))
         name = "still" if abs(grown) < _GROWN else "grow" if grown > 0 else "shrink"
-        return Motion(name, None, (), speed)
+        return DetectedMotion(name, None, (), speed)
     turned = _turned(x, y)
     if turned is not None and min(wide, high) > _SLANT * max(wide, high):
-        return Motion("orbit", TURNS[0] if turned > 0 else TURNS[1], (), speed)
+        return DetectedMotion("orbit", TURNS[0] if turned > 0 else TURNS[1], (), speed)
     across = wide > high
     way = x if across else y
     back = np.ptp(way) - abs(way[-1] - way[0])
     if back > least:
-        walls = turns_back(way, least)
-        return Motion("bounce", None, tuple(SIDES[2 * (not across) + side] for _, side in walls), speed)
+        walls = turning_points(way, least)
+        return DetectedMotion("bounce", None, tuple(SIDES[2 * (not across) + side] for _, side in walls), speed)
     if min(wide, high) > _SLANT * max(wide, high):
-        return Motion("diagonal", CORNERS[2 * bool(y[-1] > y[0]) + bool(x[-1] > x[0])], (), speed)
+        return DetectedMotion("diagonal", CORNERS[2 * bool(y[-1] > y[0]) + bool(x[-1] > x[0])], (), speed)
     names = ("left", "right") if across else ("up", "down")
-    return Motion(names[int(way[-1] > way[0])], None, (), speed)
+    return DetectedMotion(names[int(way[-1] > way[0])], None, (), speed)
 
 
 def pan_of(frames: NDArray[np.uint8]) -> Array:
-    """How far the camera has gone to the right since the first of the frames (T, H, W, 3), in pixels: (T,).
+    """Return the camera's displacement to the right since the first of the frames (T, H, W, 3), in pixels: (T,).
 
     A checkered ground has two waves in its width, whose phase tells where it is; over other grounds it is 0.
     """
@@ -86,21 +86,21 @@ def pan_of(frames: NDArray[np.uint8]) -> Array:
 
 
 def camera_of(pan: Array, side: int) -> str:
-    """What a camera that goes like this does, a name of CAMERAS."""
-    if np.ptp(pan) < _STILL * least_travel(side):
+    """Classify a camera's displacement as a name of CAMERAS."""
+    if np.ptp(pan) < _STILL * min_travel(side):
         return "static"
     if abs(pan[-1] - pan[0]) < 0.5 * np.ptp(pan):
         return "away"
     return "right" if pan[-1] > pan[0] else "left"
 
 
-def _speed(at: NDArray[np.int64], x: Array, y: Array, view: View) -> float:
+def _speed(at: NDArray[np.int64], x: Array, y: Array, view: VideoShape) -> float:
     steps = np.hypot(np.diff(x), np.diff(y)) / np.diff(at)
     return float(np.median(steps)) * view.fps / view.side
 
 
 def _turned(x: Array, y: Array) -> float | None:
-    """By how many radians it goes round the circle through its places, clockwise; None where they are on none."""
+    """Return the angle of a circular trajectory in radians, clockwise; None if it is not circular."""
     if len(x) < 6:
         return None
     rows = np.stack([x, y, np.ones_like(x)], axis=1).astype(np.float64)

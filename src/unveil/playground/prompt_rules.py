@@ -1,4 +1,4 @@
-"""Short prompts made dense, in the words that a model was trained on: what is not said is filled in.
+"""Rule-based prompt expansion: short playground prompts become detailed ones, in the vocabulary of training.
 
 Source: Betker et al. 2023, "Improving image generation with better captions", appendix C; Brooks et al. 2024.
 """
@@ -8,33 +8,33 @@ from __future__ import annotations
 import zlib
 from typing import NamedTuple
 
-from unveil.playground.caption_parser import language_of, parse, twice, unclear, unread
-from unveil.playground.dataset import SHOTS
+from unveil.playground.caption_parser import ambiguous, contradictory, language_of, parse, unparsed
+from unveil.playground.dataset import SPECIAL_SCENES
 from unveil.playground.world import caption_templates
 from unveil.playground.world.caption_templates import Facts
-from unveil.playground.world.motion import View
-from unveil.playground.world.scene_completion import imagined
+from unveil.playground.world.motion import VideoShape
+from unveil.playground.world.scene_completion import complete_scene
 
 RULES = "rules"
-SIDE, FRAMES, RATE = 32, 16, 8  # of the clips that are imagined
-_MOVING = ("motion", "turn", "wall", "speed")  # what only clips show
+SIDE, FRAMES, RATE = 32, 16, 8  # of the videos that are imagined
+_MOVING = ("motion", "turn", "wall", "speed")  # what only videos show
 
 
 class Expansion(NamedTuple):
-    """A prompt as it was typed, and what the model is told.
+    """A prompt and its expansion.
 
-    by: what expanded it; empty where it was left as it was. note: why it was left, or why by something else than was
-    asked for.
+    by: name of the expander; empty if the prompt was left unchanged. note: reason why it was left unchanged, or
+    expanded by something else than requested.
     """
 
-    asked: str
+    prompt: str
     text: str
     by: str = ""
     note: str = ""
 
 
-def rules(prompt: str, seed: int = 0, frames: int = FRAMES) -> Expansion:
-    """A prompt of the playground in its dense register, in its own language: a clip that shows it, and is possible.
+def expand_by_rules(prompt: str, seed: int = 0, frames: int = FRAMES) -> Expansion:
+    """A prompt of the playground in its dense register, in its own language: a video that shows it, and is possible.
 
     Everything that is said stays. What is not said is drawn, by the seed and the prompt, as the playground draws it. A
     prompt with words that the playground does not have, with two values of one attribute, or where it is not clear of
@@ -43,37 +43,39 @@ def rules(prompt: str, seed: int = 0, frames: int = FRAMES) -> Expansion:
     Args:
         prompt: in English or Chinese.
         seed: of what is not said.
-        frames: 1 for pictures, of which no motion is told unless the prompt says one.
+        frames: 1 for images, of which no motion is told unless the prompt says one.
     """
-    said = parse(prompt)
-    if strange := unread(prompt):
+    parsed = parse(prompt)
+    if strange := unparsed(prompt):
         return Expansion(prompt, prompt, note=f"the rules do not know {', '.join(map(repr, strange))}")
-    if other := twice(prompt):
+    if other := contradictory(prompt):
         return Expansion(prompt, prompt, note=f"it says more than one {', '.join(dict.fromkeys(other))} of one thing")
-    if unsure := unclear(prompt):
+    if unsure := ambiguous(prompt):
         return Expansion(
             prompt, prompt, note=f"of which thing it says the {', '.join(dict.fromkeys(unsure))} is unclear"
         )
-    if not said["objects"] and "scene" not in said:
+    if not parsed["objects"] and "scene" not in parsed:
         return Expansion(prompt, prompt, note="it names no thing that the rules know")
-    if said["objects"] and "camera" in said and all("start" in one for one in said["objects"]):
+    if parsed["objects"] and "camera" in parsed and all("start" in thing for thing in parsed["objects"]):
         return Expansion(prompt, prompt, RULES)  # dense already
-    moves = frames > 1 or "scene" in said or any(name in one for one in said["objects"] for name in _MOVING)
-    moves = moves or "bar" in said or said.get("camera", "static") != "static"
-    view = View(SIDE, SIDE, FRAMES if moves else 1, RATE)
-    facts = imagined(said, view, zlib.crc32(f"{seed} {prompt}".encode("utf-8", "surrogatepass")), SHOTS)
-    text = caption_templates.tell(facts, "dense", language_of(prompt), (0.0,) * caption_templates.DRAWS).text
-    if lost(said, parse(text)):
+    moves = frames > 1 or "scene" in parsed or any(name in thing for thing in parsed["objects"] for name in _MOVING)
+    moves = moves or "bar" in parsed or parsed.get("camera", "static") != "static"
+    view = VideoShape(SIDE, SIDE, FRAMES if moves else 1, RATE)
+    facts = complete_scene(
+        parsed, view, zlib.crc32(f"{seed} {prompt}".encode("utf-8", "surrogatepass")), SPECIAL_SCENES
+    )
+    text = caption_templates.write_caption(facts, "dense", language_of(prompt), (0.0,) * caption_templates.DRAWS).text
+    if dropped_attributes(parsed, parse(text)):
         return Expansion(prompt, prompt, note="the rules find no clip that shows all of it")
     return Expansion(prompt, text, RULES)
 
 
-def lost(said: Facts, told: Facts) -> list[str]:
-    """Attributes that are said, and told otherwise or not at all; empty where everything is kept."""
-    missing = [name for name, value in said.items() if name != "objects" and told.get(name) != value]
-    things = told["objects"]
-    if len(things) < len(said["objects"]) or (said["objects"] and len(things) > len(said["objects"])):
+def dropped_attributes(before: Facts, after: Facts) -> list[str]:
+    """Return the attributes of a prompt that its expansion changes or drops; empty if all are kept."""
+    missing = [name for name, value in before.items() if name != "objects" and after.get(name) != value]
+    things = after["objects"]
+    if len(things) < len(before["objects"]) or (before["objects"] and len(things) > len(before["objects"])):
         return [*missing, "objects"]
-    for one, other in zip(said["objects"], things, strict=False):
-        missing += [name for name, value in one.items() if other.get(name) != value]
+    for thing, other in zip(before["objects"], things, strict=False):
+        missing += [name for name, value in thing.items() if other.get(name) != value]
     return missing

@@ -1,4 +1,4 @@
-"""What scenes of shapes are called, in English and in Chinese."""
+"""Captions of scenes of shapes, in English and in Chinese."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 Language = Literal["en", "zh"]
 
 
-class Thing(NamedTuple):
+class SceneObject(NamedTuple):
     """One object of a scene; x and y in parts of the side. What is None is not said of it."""
 
     kind: str | None
@@ -22,7 +22,7 @@ class Thing(NamedTuple):
     y: float
 
 
-def caption(things: Sequence[Thing], *, relation: bool = False) -> str:
+def english_caption(things: Sequence[SceneObject], *, relation: bool = False) -> str:
     """The scene in English: "a large red circle to the left of a small white ring".
 
     A thing without a kind has no article: "red and a large ring".
@@ -37,20 +37,20 @@ def caption(things: Sequence[Thing], *, relation: bool = False) -> str:
     return named[0] if len(named) == 1 else ", ".join(named[:-1]) + " and " + named[-1]
 
 
-def chinese(things: Sequence[Thing], *, relation: bool = False) -> str:
-    """What `caption` says, in Chinese."""
-    said = chinese_words()
-    named = [_chinese(thing, said) for thing in things]
+def chinese_caption(things: Sequence[SceneObject], *, relation: bool = False) -> str:
+    """Return the caption of `english_caption` in Chinese."""
+    lexicon = chinese_words()
+    named = [_chinese(thing, lexicon) for thing in things]
     if relation and len(things) == 2:
-        return said["relations"][relation_of(*things)].format(a=named[0], b=named[1])
-    return named[0] if len(named) == 1 else said["comma"].join(named[:-1]) + said["last"] + named[-1]
+        return lexicon["relations"][relation_of(*things)].format(a=named[0], b=named[1])
+    return named[0] if len(named) == 1 else lexicon["comma"].join(named[:-1]) + lexicon["last"] + named[-1]
 
 
-CAPTIONS: Mapping[Language, Callable[..., str]] = {"en": caption, "zh": chinese}
+CAPTIONS: Mapping[Language, Callable[..., str]] = {"en": english_caption, "zh": chinese_caption}
 
 
-def relation_of(first: Thing, second: Thing) -> str:
-    """How the first lies to the second, in words."""
+def relation_of(first: SceneObject, second: SceneObject) -> str:
+    """Return the position of the first object relative to the second, in words."""
     across, down = second.x - first.x, second.y - first.y
     if abs(across) > abs(down):
         return "to the left of" if across > 0 else "to the right of"
@@ -63,14 +63,16 @@ def chinese_words() -> dict[str, Any]:
     return yaml.safe_load((resources.files("unveil") / "playground" / "scene_words.yaml").read_text("utf-8"))
 
 
-def _english(thing: Thing) -> str:
-    said = [word for word in (thing.size, thing.colour, thing.kind) if word]
+def _english(thing: SceneObject) -> str:
+    names = [word for word in (thing.size, thing.colour, thing.kind) if word]
     if thing.kind is None:
-        return " ".join(said)
-    return " ".join(["an" if said[0][0] in "aeiou" else "a", *said])
+        return " ".join(names)
+    return " ".join(["an" if names[0][0] in "aeiou" else "a", *names])
 
 
-def _chinese(thing: Thing, said: Mapping[str, Any]) -> str:
-    size = said["sizes"][thing.size] if thing.size else ""
-    colour = said["colours"][thing.colour] if thing.colour else ""
-    return f"{said['article'] if thing.kind else ''}{size}{colour}{said['kinds'][thing.kind] if thing.kind else ''}"
+def _chinese(thing: SceneObject, lexicon: Mapping[str, Any]) -> str:
+    size = lexicon["sizes"][thing.size] if thing.size else ""
+    colour = lexicon["colours"][thing.colour] if thing.colour else ""
+    return (
+        f"{lexicon['article'] if thing.kind else ''}{size}{colour}{lexicon['kinds'][thing.kind] if thing.kind else ''}"
+    )

@@ -10,31 +10,38 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from unveil.playground.detector import LEAST, Thing, alike, colours_of, frames_of, read
+from unveil.playground.detector import (
+    MIN_PIXELS,
+    DetectedObject,
+    colours_of,
+    detect_objects,
+    nearest_palette_colour,
+    to_frames,
+)
 from unveil.playground.scene_iou import ground_of, mixtures
 from unveil.playground.shapes import COLOURS, PALETTE, Array
-from unveil.playground.world.camera_scenes import PERIOD, PILLARS, ring, walls
-from unveil.playground.world.motion import View, turns_back
+from unveil.playground.world.camera_scenes import PERIOD, PILLARS, corridor_geometry, render_pillars
+from unveil.playground.world.motion import VideoShape, turning_points
 from unveil.playground.world.rendering import BAR
 from unveil.playground.world.special_scenes import CLEAR, FLOOR
 
 _WHITE = list(COLOURS).index("white")
 _PIECE = 4  # pixels of a piece of what broke
 _BROKEN = 3  # pieces, at least
-_EDGE = 0.3  # of the picture's width: as near to a side a thing is when it is seen last, and first again
+_EDGE = 0.3  # of the image's width: as near to a side a thing is when it is seen last, and first again
 _GREY = 16  # levels by which what is grey as a bar differs from it at most
 _SEEN = 2  # pixels of a row in which a pillar has a place
 _DEPTHS = (1.0, 1.0 + PERIOD)  # of the corridor's walls that are looked at: near, and one period
 
 
 class Trail(NamedTuple):
-    """colour: of the paint. kept: part of all pixels ever painted that are still painted in the last frame.
+    """colour: of the paint. remaining: part of all pixels ever painted that are still painted in the last frame.
 
     new: part of them that were not painted yet in the first frame.
     """
 
     colour: str
-    kept: float
+    remaining: float
     new: float
 
 
@@ -52,7 +59,7 @@ class Rebounds(NamedTuple):
 class Yaw(NamedTuple):
     """degrees (T,): of the camera round the ring, without jumps. residual: pixels by which pillars are off.
 
-    One that is not there, or that the ring does not show from there, is off by a quarter of the picture's width.
+    One that is not there, or that the ring does not show from there, is off by a quarter of the image's width.
     """
 
     degrees: Array
@@ -60,14 +67,14 @@ class Yaw(NamedTuple):
 
 
 def trail(pixels: Tensor) -> Trail | None:
-    """What a brush left behind; None where nothing is painted. The brush itself hides what is below it."""
-    frames = frames_of(pixels)
+    """Detect the trail of a brush; None if nothing is painted. The brush hides what is below it."""
+    frames = to_frames(pixels)
     ground = ground_of(frames)
     best, share = mixtures(frames, ground)
     painted = frames[(share > 0.5) & (best != _WHITE)]
-    if len(painted) < LEAST:
+    if len(painted) < MIN_PIXELS:
         return None
-    colour = int(alike((painted.astype(np.float32) - ground).sum(0), ground))
+    colour = int(nearest_palette_colour((painted.astype(np.float32) - ground).sum(0), ground))
     best, share = mixtures(frames, ground, np.isin(np.arange(len(PALETTE)), (colour, _WHITE)))
     solid = share > 0.5
     paint = solid & (best == colour)
@@ -79,15 +86,15 @@ def trail(pixels: Tensor) -> Trail | None:
 
 
 def rebounds(pixels: Tensor, *, fps: int = 8) -> Rebounds | None:
-    """How the ball of a game of ball and paddle flies; None where none is seen in most frames.
+    """Measure the flight of the ball in ball and paddle; None if it is missing in most frames.
 
     In at which angle, out at the same: all parts of its way are equally steep.
     """
-    balls = [thing for thing in read(pixels, fps=fps, most=2) if thing.colour != list(COLOURS)[_WHITE]]
+    balls = [thing for thing in detect_objects(pixels, fps=fps, max_objects=2) if thing.colour != list(COLOURS)[_WHITE]]
     if not balls or balls[0].visible.mean() < 0.5:
         return None
     centres = balls[0].centres[balls[0].visible]
-    turns = [turns_back(centres[:, axis], CLEAR) for axis in (0, 1)]
+    turns = [turning_points(centres[:, axis], CLEAR) for axis in (0, 1)]
     frames = sorted(frame for axis in turns for frame, _ in axis)
     steps = np.abs(np.diff(centres, axis=0))
     # the steps before and after a turn may hold some of both ways
@@ -97,12 +104,12 @@ def rebounds(pixels: Tensor, *, fps: int = 8) -> Rebounds | None:
 
 
 def yaw(pixels: Tensor) -> Yaw:
-    """Where the camera is on its way round the ring of pillars, to a degree, by the row through the pillars' middle."""
-    frames = frames_of(pixels)
+    """Measure the camera's yaw around the ring of pillars, to a degree, by the row through the pillars' middle."""
+    frames = to_frames(pixels)
     _, height, width, _ = frames.shape
     rows = frames[:, height // 2 - 1 : height // 2 + 1].astype(np.float32).mean(1)  # (T, W, 3)
-    known, (middles, shown) = _rows(height, width)
-    apart = np.stack([np.abs(known - row).mean((1, 2)) for row in rows])  # (T, 360)
+    references, (middles, shown) = _rows(height, width)
+    apart = np.stack([np.abs(references - row).mean((1, 2)) for row in rows])  # (T, 360)
     best = apart.argmin(1)
     centres, seen = _centres(rows)
     away = np.abs(centres - middles[best])
@@ -111,14 +118,14 @@ def yaw(pixels: Tensor) -> Yaw:
     return Yaw(degrees.astype(np.float32), float(np.nanmean(away)) if np.isfinite(centres).any() else float("inf"))
 
 
-def walked(pixels: Tensor) -> Array:
-    """How far somebody has gone forward in a corridor since the first frame, (T,); backward is negative.
+def corridor_progress(pixels: Tensor) -> Array:
+    """Return the distance walked in a corridor since the first frame, (T,); backward is negative.
 
     Its half-width is 1. Steps of less than half the way from door to door are told apart from steps back.
     """
-    frames = frames_of(pixels)
+    frames = to_frames(pixels)
     count, height, width, _ = frames.shape
-    depth, _, tone, light = walls(View(height, width, count, 8))
+    depth, _, tone, light = corridor_geometry(VideoShape(height, width, count, 8))
     near = (depth >= _DEPTHS[0]) & (depth < _DEPTHS[1])
     lit = frames[:, near].astype(np.float32) / light[near, None]
     colour = ((lit - tone[near, None]) ** 2).sum(-1)
@@ -132,8 +139,8 @@ def walked(pixels: Tensor) -> Array:
     return ((phase - phase[0]) / (2 * np.pi) * PERIOD).astype(np.float32)
 
 
-def unseen(pixels: Tensor, thing: Thing) -> Literal["behind", "outside"] | None:
-    """Where a thing is while it is not seen: behind a bar that stands there from the beginning, or out of the picture.
+def occlusion(pixels: Tensor, thing: DetectedObject) -> Literal["behind", "outside"] | None:
+    """Return where an object is while it is not visible: behind a bar, or outside the image.
 
     None where it is always seen, comes and goes more than once, is not there in the first or last frame, or is gone in
     the open.
@@ -141,10 +148,10 @@ def unseen(pixels: Tensor, thing: Thing) -> Literal["behind", "outside"] | None:
     gone = np.flatnonzero(~thing.visible)
     if not (len(gone) and thing.visible[0] and thing.visible[-1]) or gone[-1] - gone[0] + 1 != len(gone):
         return None
-    frames = frames_of(pixels)
+    frames = to_frames(pixels)
     before, after = thing.centres[gone[0] - 1], thing.centres[gone[-1] + 1]
     x, y = np.clip((before + after) / 2, 1, np.array(frames.shape[2:0:-1]) - 2).astype(np.int64)
-    looked = np.append(gone, 0)  # of the picture at first, too
+    looked = np.append(gone, 0)  # of the image at first, too
     between = np.median(frames[looked][:, y - 1 : y + 2, x - 1 : x + 2], axis=(1, 2))
     if np.abs(between - BAR).mean(-1).max() <= _GREY:
         return "behind"
@@ -153,9 +160,9 @@ def unseen(pixels: Tensor, thing: Thing) -> Literal["behind", "outside"] | None:
     return "outside" if min(left.max(), (width - left).max()) <= _EDGE * width else None
 
 
-def broken(pixels: Tensor) -> int | None:
+def fracture_frame(pixels: Tensor) -> int | None:
     """The first frame in which a body is in pieces, which it then stays; None where it stays whole."""
-    frames = frames_of(pixels)
+    frames = to_frames(pixels)
     counts, best, solid = colours_of(frames)
     if not counts.any():
         return None
@@ -177,18 +184,21 @@ def _rows(height: int, width: int) -> tuple[Array, tuple[Array, NDArray[np.int64
     """The row through the middle of the pillars at each degree, (360, W, 3), and `_centres` of it."""
     angles = np.radians(np.arange(360))[:, None]
     rows = np.concatenate(
-        [ring(part, View(height, width, 1, 8))[0][:, 0, :, height // 2] for part in np.array_split(angles, 12)]
+        [
+            render_pillars(part, VideoShape(height, width, 1, 8))[0][:, 0, :, height // 2]
+            for part in np.array_split(angles, 12)
+        ]
     ).transpose(0, 2, 1)
     return rows, _centres(rows)
 
 
 def _centres(rows: Array) -> tuple[Array, NDArray[np.int64]]:
-    """Where each pillar is in rows (N, W, 3), and how many pixels show it, (N, pillars) each.
+    """Return the position of each pillar in rows (N, W, 3), and how many pixels show it, (N, pillars) each.
 
     The first is x in pixels, NaN where less than two pixels show it.
     """
     near = ((rows[:, :, None] - PALETTE[:PILLARS]) ** 2).sum(-1)  # (N, W, pillars)
-    own = (near.argmin(-1)[..., None] == np.arange(PILLARS)) & (near < 60.0**2)
-    count = own.sum(1)
-    middle = (own * (np.arange(rows.shape[1])[:, None] + 0.5)).sum(1) / np.maximum(count, 1)
+    mask = (near.argmin(-1)[..., None] == np.arange(PILLARS)) & (near < 60.0**2)
+    count = mask.sum(1)
+    middle = (mask * (np.arange(rows.shape[1])[:, None] + 0.5)).sum(1) / np.maximum(count, 1)
     return np.where(count >= _SEEN, middle, np.nan), count

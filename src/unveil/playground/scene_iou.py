@@ -1,4 +1,4 @@
-"""How well boxes and masks made for a picture, or the objects of a picture that was made, agree with the true ones."""
+"""IoU of predicted boxes and masks, and of detected objects, with the true ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unveil.playground.shapes import KINDS, PALETTE, SQUARE, Shapes, coverage
 from unveil.types import ShapeError
 
 DARK = 110  # grounds of scenes are darker than this in every channel, objects brighter in one
-LEAST = 10  # pixels of an object; the smallest of 32 x 32 scenes have twice as many
+MIN_PIXELS = 10  # pixels of an object; the smallest of 32 x 32 scenes have twice as many
 
 
 def box_iou(first: Tensor, second: Tensor) -> Tensor:
@@ -32,43 +32,43 @@ def box_iou(first: Tensor, second: Tensor) -> Tensor:
     return shared / (areas - shared).clamp(min=1e-12)
 
 
-def matched_iou(made: Tensor, true: Tensor) -> float:
+def matched_iou(predicted: Tensor, true: Tensor) -> float:
     """Mean IoU of the best one-to-one matching; a box without a partner, missing or extra, counts 0.
 
     Two empty sets agree wholly.
 
     Source: the Hungarian matching of Carion et al. 2020, eq. 1 (arXiv:2005.12872), on IoU alone.
     """
-    most = max(len(made), len(true))
+    most = max(len(predicted), len(true))
     if not most:
         return 1.0
-    iou = box_iou(made.double(), true.double()).numpy()
+    iou = box_iou(predicted.double(), true.double()).numpy()
     rows, columns = linear_sum_assignment(iou, maximize=True)
     return float(iou[rows, columns].sum()) / most
 
 
-def matched_ious(made: Sequence[Tensor], true: Sequence[Tensor]) -> Tensor:
-    """`matched_iou` of each picture's boxes, (B,) float64."""
-    if len(made) != len(true):
-        raise ShapeError(f"{len(made)} sets of boxes made, {len(true)} true ones: one for each picture")
-    return torch.tensor([matched_iou(m, t) for m, t in zip(made, true, strict=True)], dtype=torch.float64)
+def matched_ious(predicted: Sequence[Tensor], true: Sequence[Tensor]) -> Tensor:
+    """`matched_iou` of each image's boxes, (B,) float64."""
+    if len(predicted) != len(true):
+        raise ShapeError(f"{len(predicted)} sets of boxes made, {len(true)} true ones: one for each picture")
+    return torch.tensor([matched_iou(m, t) for m, t in zip(predicted, true, strict=True)], dtype=torch.float64)
 
 
-class Seen(NamedTuple):
-    """The N objects of a picture: boxes (N, 4), and int64 (N,) into KINDS and COLOURS."""
+class DetectedObjects(NamedTuple):
+    """The N objects of an image: boxes (N, 4), and int64 (N,) into KINDS and COLOURS."""
 
     boxes: Tensor
     kinds: Tensor
     colours: Tensor
 
 
-def seen_boxes(pixels: Tensor) -> Tensor:
-    """The boxes (N, 4) of what a scene shows, see `seen_objects`."""
-    return seen_objects(pixels).boxes
+def detect_boxes(pixels: Tensor) -> Tensor:
+    """The boxes (N, 4) of what a scene shows, see `detect_scene`."""
+    return detect_scene(pixels).boxes
 
 
-def seen_objects(pixels: Tensor) -> Seen:
-    """What a scene shows: connected pixels that are of one of the palette's colours by half.
+def detect_scene(pixels: Tensor) -> DetectedObjects:
+    """Detect the objects of a scene: connected pixels that are at least half of one palette colour.
 
     Every pixel is taken for a mixture of the ground and the colour that explains it best. The kind is that of the shape
     which, drawn into the object's box, covers pixels most nearly as much.
@@ -90,17 +90,19 @@ def seen_objects(pixels: Tensor) -> Seen:
     kinds: list[int] = []
     colours: list[int] = []
     for colour in range(len(PALETTE)):
-        own = mixtures(seen, ground, np.arange(len(PALETTE)) == colour)[1]  # at its edge another may explain more
+        share_of_colour = mixtures(seen, ground, np.arange(len(PALETTE)) == colour)[
+            1
+        ]  # at its edge another may explain more
         parts, _ = ndimage.label(covered & (best == colour), np.ones((3, 3)))  # pyright: ignore[reportGeneralTypeIssues]
         for number, place in enumerate(ndimage.find_objects(parts), 1):
-            if (parts == number).sum() >= LEAST:
-                (top, bottom), (left, right) = ((one.start, one.stop) for one in place)
+            if (parts == number).sum() >= MIN_PIXELS:
+                (top, bottom), (left, right) = ((extent.start, extent.stop) for extent in place)
                 box = np.array([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]) / sides
                 near = ndimage.binary_dilation(parts == number, np.ones((3, 3)))
                 boxes.append(torch.from_numpy(box).float())
-                kinds.append(_kind(own * near, box))
+                kinds.append(_kind(share_of_colour * near, box))
                 colours.append(colour)
-    return Seen(
+    return DetectedObjects(
         torch.stack(boxes) if boxes else torch.zeros(0, 4),
         torch.tensor(kinds, dtype=torch.long),
         torch.tensor(colours, dtype=torch.long),
@@ -108,7 +110,7 @@ def seen_objects(pixels: Tensor) -> Seen:
 
 
 def _kind(share: NDArray[np.floating[Any]], box: NDArray[np.float64]) -> int:
-    """Which shape of about this box covers pixels (H, W) most nearly as much as they say."""
+    """Return the shape of about this box whose coverage is closest to that of the pixels (H, W)."""
     height, width = share.shape
     half = float(box[2:].max()) / 2 + np.array([-0.5, -0.25, 0, 0.25]) / min(height, width)  # its edge is soft
     kinds = np.repeat(np.arange(len(KINDS)), len(half))
@@ -121,7 +123,7 @@ def _kind(share: NDArray[np.floating[Any]], box: NDArray[np.float64]) -> int:
 
 
 def ground_of(seen: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The middle one of the dark colours of a picture (..., 3): (3,), black where nothing is dark."""
+    """The middle one of the dark colours of an image (..., 3): (3,), black where nothing is dark."""
     dark = seen[seen.max(-1) < DARK]
     return np.median(dark, axis=0).astype(np.float32) if len(dark) else np.zeros(3, dtype=np.float32)
 
@@ -142,14 +144,14 @@ def mixtures(
     towards = PALETTE[allowed] - ground  # (colours, 3)
     apart = seen.astype(np.float32) - ground
     share = (apart @ (towards / (towards**2).sum(1, keepdims=True)).T).clip(0, 1)  # (..., colours)
-    # what is left of a pixel's distance from the ground, but for that distance itself, which is the same for all
+    # what is left of a pixel's distance from the ground, except for that distance itself, which is the same for all
     away = share**2 * (towards**2).sum(1) - 2 * share * (apart @ towards.T)
     best = away.argmin(-1)
     return allowed[best], np.take_along_axis(share, best[..., None], -1)[..., 0]
 
 
-def class_iou(made: Tensor, true: Tensor, classes: int) -> Tensor:
-    """Intersection over union of each class over all pixels of all pictures, (classes,) float64.
+def class_iou(predicted: Tensor, true: Tensor, classes: int) -> Tensor:
+    """Intersection over union of each class over all pixels of all images, (classes,) float64.
 
     Its mean is the mIoU. A class that neither side holds is NaN.
 
@@ -160,9 +162,9 @@ def class_iou(made: Tensor, true: Tensor, classes: int) -> Tensor:
 
     Source: Long et al. 2015, section 5 (arXiv:1411.4038).
     """
-    if made.shape != true.shape:
-        raise ShapeError(f"class maps {tuple(made.shape)} made, {tuple(true.shape)} true: the shapes must agree")
-    pairs = true.flatten().numpy().astype(np.int64) * classes + made.flatten().numpy().astype(np.int64)
+    if predicted.shape != true.shape:
+        raise ShapeError(f"class maps {tuple(predicted.shape)} made, {tuple(true.shape)} true: the shapes must agree")
+    pairs = true.flatten().numpy().astype(np.int64) * classes + predicted.flatten().numpy().astype(np.int64)
     counts = torch.from_numpy(np.bincount(pairs, minlength=classes**2)).reshape(classes, classes).double()
     both = counts.diagonal()
     return both / (counts.sum(0) + counts.sum(1) - both)

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from unveil.core.rng import keys, words
 from unveil.data.box_mask_encoding import boxes_to_state, mask_to_state
 from unveil.data.tensor_dataset import Part
-from unveil.playground.scene_captions import CAPTIONS, Language, Thing
+from unveil.playground.scene_captions import CAPTIONS, Language, SceneObject
 from unveil.playground.shapes import COLOURS, KINDS, PALETTE, Array, Shapes, boxes, coverage, paint
 from unveil.types import Item, RecipeError
 
@@ -88,7 +88,7 @@ class Scenes(Dataset[Item]):
         self.count = config.held_out if part == "held-out" else config.count
 
     def __len__(self) -> int:
-        """How many scenes."""
+        """Number of scenes."""
         return self.count
 
     def __getitem__(self, index: int) -> Item:
@@ -144,8 +144,8 @@ def _scenes(config: ScenesConfig, numbers: NDArray[np.uint64]) -> list[Item]:
     return [_item(config, pixels[b], masks[b], _described(config, objects, draws[b], b)) for b in range(len(numbers))]
 
 
-def _item(config: ScenesConfig, pixels: Tensor, mask: Tensor, known: Item) -> Item:
-    item: Item = {"pixels": pixels, "mask": mask, **known}
+def _item(config: ScenesConfig, pixels: Tensor, mask: Tensor, facts: Item) -> Item:
+    item: Item = {"pixels": pixels, "mask": mask, **facts}
     if config.state == "boxes":
         item["state"] = boxes_to_state(item["boxes"], config.slots)
     elif config.state == "mask":
@@ -154,12 +154,12 @@ def _item(config: ScenesConfig, pixels: Tensor, mask: Tensor, known: Item) -> It
 
 
 def _described(config: ScenesConfig, objects: _Objects, draws: Array, row: int) -> Item:
-    """What an item says of a scene, whose draws these are."""
+    """Return an item's annotations of a scene."""
     there = np.flatnonzero(objects.present[row])
     kinds = objects.shapes.kind.reshape(objects.present.shape)[row, there]
     colours, outlines = objects.colour[row, there], objects.outlines[row, there]
-    said = _said(config, draws, there)
-    things = _things(kinds, colours, objects.large[row, there], outlines, said)
+    mentioned = _said(config, draws, there)
+    things = _things(kinds, colours, objects.large[row, there], outlines, mentioned)
     chosen: Language = "zh" if draws[_LANGUAGE] < 0.5 else "en"
     language: Language = chosen if config.language == "both" else config.language
     item: Item = {
@@ -168,7 +168,7 @@ def _described(config: ScenesConfig, objects: _Objects, draws: Array, row: int) 
         "boxes": torch.from_numpy(outlines),
         "kinds": torch.from_numpy(kinds),
         "colours": torch.from_numpy(colours),
-        "said": torch.from_numpy(said),
+        "said": torch.from_numpy(mentioned),
     }
     item["largest"] = float(item["boxes"][:, 2:].max())
     item["layout"] = torch.cat([item["kinds"][:, None].float(), item["boxes"]], dim=1)
@@ -176,39 +176,39 @@ def _described(config: ScenesConfig, objects: _Objects, draws: Array, row: int) 
 
 
 def _said(config: ScenesConfig, draws: Array, there: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether a caption names size, colour and kind of each object, (N, 3); at least one of them."""
+    """Choose whether a caption names size, colour and kind of each object, (N, 3); at least one of them."""
     if config.said == "all":
         return np.ones((len(there), 3), dtype=np.bool_)
-    own = draws[_OBJECTS:].reshape(config.objects, _PER_OBJECT)[there]
-    said = own[:, 3:6] < 0.5
-    alone = np.eye(3, dtype=np.bool_)[(own[:, 6] * 3).astype(np.int64)]
-    return np.where(said.any(axis=1, keepdims=True), said, alone)
+    object_draws = draws[_OBJECTS:].reshape(config.objects, _PER_OBJECT)[there]
+    mentioned = object_draws[:, 3:6] < 0.5
+    alone = np.eye(3, dtype=np.bool_)[(object_draws[:, 6] * 3).astype(np.int64)]
+    return np.where(mentioned.any(axis=1, keepdims=True), mentioned, alone)
 
 
-def _things(kinds: Any, colours: Any, large: Any, outlines: Any, said: Any) -> list[Thing]:
+def _things(kinds: Any, colours: Any, large: Any, outlines: Any, mentioned: Any) -> list[SceneObject]:
     """Objects as captions speak of them."""
     names = list(COLOURS)
     return [
-        Thing(
-            KINDS[kind] if told[2] else None,
-            names[colour] if told[1] else None,
-            ("large" if big else "small") if told[0] else None,
+        SceneObject(
+            KINDS[kind] if named[2] else None,
+            names[colour] if named[1] else None,
+            ("large" if big else "small") if named[0] else None,
             float(box[0]),
             float(box[1]),
         )
-        for kind, colour, big, box, told in zip(kinds, colours, large, outlines, said, strict=True)
+        for kind, colour, big, box, named in zip(kinds, colours, large, outlines, mentioned, strict=True)
     ]
 
 
 def _objects(draws: Array, count: int) -> _Objects:
     batch = len(draws)
-    own = draws[:, _OBJECTS:].reshape(batch, count, _PER_OBJECT)
-    kind = (own[..., 0] * len(KINDS)).astype(np.int64)
-    large = own[..., 1] < 0.5
+    object_draws = draws[:, _OBJECTS:].reshape(batch, count, _PER_OBJECT)
+    kind = (object_draws[..., 0] * len(KINDS)).astype(np.int64)
+    large = object_draws[..., 1] < 0.5
     low, high = np.where(large, LARGE[0], SMALL[0]), np.where(large, LARGE[1], SMALL[1])
-    radius = (low + own[..., 2] * (high - low)).astype(np.float32)
-    # where the whole box fits into the picture
-    tries = own[..., 8:].reshape(batch, count, _TRIES, 2)
+    radius = (low + object_draws[..., 2] * (high - low)).astype(np.float32)
+    # where the whole box fits into the image
+    tries = object_draws[..., 8:].reshape(batch, count, _TRIES, 2)
     centres = (radius[..., None, None] + tries * (1 - 2 * radius[..., None, None])).astype(np.float32)
     wanted = 1 + (draws[:, _COUNT] * count).astype(np.int64)
     present = np.arange(count) < wanted[:, None]
@@ -236,14 +236,14 @@ def _background(draws: Array, size: int) -> Array:
     tones = 12 + 58 * draws[:, [_GROUND, _GROUND + 3]]
     tint = 24 * (draws[:, [_GROUND + 1, _GROUND + 2, _GROUND + 4]] - 0.5)
     tones[:, 1] = np.where(draws[:, _GRADIENT] < 0.5, tones[:, 0], tones[:, 1])
-    blend = along(at, at, draws[:, _TURN]) + np.float32(0.5)
-    waves = along(at, at, draws[:, _RIPPLE]) * (2 + 6 * draws[:, _RIPPLE + 1])[:, None, None]
+    blend = rotated_coordinate(at, at, draws[:, _TURN]) + np.float32(0.5)
+    waves = rotated_coordinate(at, at, draws[:, _RIPPLE]) * (2 + 6 * draws[:, _RIPPLE + 1])[:, None, None]
     waves = np.sin(2 * np.pi * (waves + draws[:, _RIPPLE + 2, None, None])) * (5 * draws[:, _RIPPLE + 3])[:, None, None]
     grey = tones[:, 0, None, None] + (tones[:, 1] - tones[:, 0])[:, None, None] * blend.clip(0, 1) + waves
     return (grey[:, None] + tint[:, :, None, None]).astype(np.float32, copy=False)
 
 
-def along(x: Array, y: Array, turn: Array) -> Array:
+def rotated_coordinate(x: Array, y: Array, turn: Array) -> Array:
     """The coordinate in the direction of `turn` (parts of a full turn) of x (W,) and y (H,): (B, H, W)."""
     cos, sin = np.cos(2 * np.pi * turn), np.sin(2 * np.pi * turn)
     return cos[:, None, None] * x + sin[:, None, None] * y[:, None]

@@ -1,4 +1,4 @@
-"""Which of the drawn shapes a patch of colour is, and how it is turned: the one that overlaps it best."""
+"""Template matching of shapes: the kind and the rotation of a patch of colour."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _STEP = 10  # degrees between the angles tried
 _BETTER = 0.02  # by so much more must a turned shape overlap than one that is not
 
 
-class Turning(NamedTuple):
-    """A shape, as its place in KINDS, and the degrees by which it turns in the whole clip, clockwise."""
+class Rotation(NamedTuple):
+    """A shape, as its place in KINDS, and the degrees by which it turns in the whole video, clockwise."""
 
     kind: int
     degrees: float
@@ -51,18 +51,18 @@ def likeness(share: Array, angles: Array | None = None) -> Array:
     return both.reshape(len(KINDS), len(angles), -1).max(-1)
 
 
-def turning(shares: Array) -> Turning | None:
+def rotation_of(shares: Array) -> Rotation | None:
     """The shape that turns in consecutive frames (T, H, W) of one place, or None where none does.
 
     A shape turns by less than half its symmetry from frame to frame.
     """
     angles = np.radians(np.arange(0, 360, _STEP)).astype(np.float32)
     scores = np.stack([likeness(share, angles) for share in shares])  # (T, kinds, angles)
-    found: list[tuple[float, Turning]] = []
+    candidates: list[tuple[float, Rotation]] = []
     for name, period in _SYMMETRY.items():
-        own = scores[:, KINDS.index(name), : period // _STEP]
-        degrees = np.unwrap(_STEP * own.argmax(1).astype(np.float64), period=period)
-        found.append((own.max(1).mean(), Turning(KINDS.index(name), float(degrees[-1] - degrees[0]))))
-    best, turned = max(found)
+        overlap = scores[:, KINDS.index(name), : period // _STEP]
+        degrees = np.unwrap(_STEP * overlap.argmax(1).astype(np.float64), period=period)
+        candidates.append((overlap.max(1).mean(), Rotation(KINDS.index(name), float(degrees[-1] - degrees[0]))))
+    best, turned = max(candidates)
     unturned = scores[:, :, 0].mean(0).max()
     return turned if best > unturned + _BETTER and KINDS[turned.kind] in SPINNING else None

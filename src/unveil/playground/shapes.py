@@ -1,6 +1,6 @@
 """Shapes as signed distances: antialiased coverage, painting, exact boxes. Any number of shapes at once.
 
-Lengths are fractions of the picture's side, x to the right and y down. A signed distance is negative inside;
+Lengths are fractions of the image's side, x to the right and y down. A signed distance is negative inside;
 half a pixel around zero becomes the soft edge, so that a shape moves smoothly by parts of a pixel.
 """
 
@@ -41,7 +41,7 @@ _CORNERS = {
 
 
 class Shapes(NamedTuple):
-    """Shapes of one picture, of many, or of the frames of a clip: arrays of one length M.
+    """Shapes of one image, of many, or of the frames of a video: arrays of one length M.
 
     kind: index into KINDS. x, y: centre. radius: half the width of the box that holds the shape unturned
     (squares are a little smaller). angle: radians, clockwise as seen.
@@ -56,7 +56,7 @@ class Shapes(NamedTuple):
 
 def boxes(shapes: Shapes) -> Array:
     """The tight box of each shape: (M, 4) of centre x, centre y, width, height."""
-    found = np.stack([shapes.x, shapes.y, 2 * shapes.radius, 2 * shapes.radius], axis=1)
+    result = np.stack([shapes.x, shapes.y, 2 * shapes.radius, 2 * shapes.radius], axis=1)
     for kind, corners in _CORNERS.items():
         rows = np.flatnonzero(shapes.kind == kind)
         if not len(rows):
@@ -66,13 +66,13 @@ def boxes(shapes: Shapes) -> Array:
         y = sin[:, None] * corners[:, 0] + cos[:, None] * corners[:, 1]
         low, high = np.stack([x.min(1), y.min(1)], 1), np.stack([x.max(1), y.max(1)], 1)
         radius = shapes.radius[rows, None]
-        found[rows, :2] += radius * (low + high) / 2
-        found[rows, 2:] = radius * (high - low)
-    return found.astype(np.float32)
+        result[rows, :2] += radius * (low + high) / 2
+        result[rows, 2:] = radius * (high - low)
+    return result.astype(np.float32)
 
 
 def coverage(shapes: Shapes, height: int, width: int) -> Array:
-    """How much of each pixel each shape covers, in [0, 1]: (M, height, width)."""
+    """Return the fraction of each pixel that each shape covers, in [0, 1]: (M, height, width)."""
     side = min(height, width)
     x = (np.arange(width, dtype=np.float32) + 0.5) - (shapes.x * side)[:, None]  # pixels from the centre
     y = (np.arange(height, dtype=np.float32) + 0.5) - (shapes.y * side)[:, None]
@@ -90,7 +90,7 @@ def coverage(shapes: Shapes, height: int, width: int) -> Array:
 
 
 def paint(canvas: Array, covered: Array, colour: Array) -> None:
-    """One shape over each picture, in place: canvas (B, 3, H, W), covered (B, H, W), colour (B, 3) in 0 to 255."""
+    """One shape over each image, in place: canvas (B, 3, H, W), covered (B, H, W), colour (B, 3) in 0 to 255."""
     canvas += covered[:, None] * (colour[:, :, None, None] - canvas)
 
 

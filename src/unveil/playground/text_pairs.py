@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from unveil.core.rng import keys, words
 from unveil.data.tensor_dataset import Part, is_held_out
-from unveil.playground.scene_captions import Thing, caption, chinese
+from unveil.playground.scene_captions import SceneObject, chinese_caption, english_caption
 from unveil.playground.shapes import COLOURS, KINDS
 from unveil.types import DataError, Item, RecipeError, did_you_mean
 
@@ -28,7 +28,7 @@ _DRAWS = 64  # random numbers that one try at a pair may use
 
 
 class Pair(NamedTuple):
-    """What is read and what is to be written."""
+    """A source text and its target text."""
 
     source: str
     target: str
@@ -58,8 +58,8 @@ class TaskConfig:
         """Raises RecipeError for a setting out of range."""
         for task in self.tasks:
             if task not in get_args(Task):
-                known = get_args(Task)
-                raise RecipeError(f"task {task!r}: must be one of {', '.join(known)}{did_you_mean(task, known)}")
+                choices = get_args(Task)
+                raise RecipeError(f"task {task!r}: must be one of {', '.join(choices)}{did_you_mean(task, choices)}")
         if not self.tasks or not 2 <= self.symbols <= len(LETTERS):
             raise RecipeError(f"{len(self.tasks)} tasks, {self.symbols} symbols: at least 1 task, and 2 to 26 symbols")
         if not 1 <= self.shortest <= self.longest <= _DRAWS - 1:
@@ -87,9 +87,9 @@ class ScenePairsConfig:
     def __post_init__(self) -> None:
         """Raises RecipeError for a setting out of range."""
         if self.direction not in get_args(Direction):
-            known = get_args(Direction)
+            choices = get_args(Direction)
             raise RecipeError(
-                f"direction {self.direction!r}: must be one of {', '.join(known)}{did_you_mean(self.direction, known)}"
+                f"direction {self.direction!r}: must be one of {', '.join(choices)}{did_you_mean(self.direction, choices)}"
             )
         _check_counts(self.count, self.held_out, self.seed)
 
@@ -116,7 +116,7 @@ class Pairs(Dataset[Item]):
         self.pairs = list(pairs)
 
     def __len__(self) -> int:
-        """How many pairs."""
+        """Number of pairs."""
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Item:
@@ -156,35 +156,37 @@ def _tasks(config: TaskConfig, part: Part) -> Iterator[Pair]:
 
 
 def _scene_pairs(config: ScenePairsConfig, part: Part) -> list[Pair]:
-    found: dict[Pair, None] = {}
+    pairs: dict[Pair, None] = {}
     wanted = config.held_out if part == "held-out" else config.count
     for _, tries in _draws(config.seed, 20 * wanted, part):  # descriptions of one shape soon repeat themselves
-        if len(found) == wanted:
+        if len(pairs) == wanted:
             break
         for draws in tries:
             things = _things(draws)
             if is_held_out(_combination(things)) == (part == "held-out"):
                 relation = bool(draws[-1] < 0.5)
-                english, other = caption(things, relation=relation), chinese(things, relation=relation)
-                found.setdefault(Pair(english, other) if config.direction == "en-zh" else Pair(other, english))
+                english, other = english_caption(things, relation=relation), chinese_caption(things, relation=relation)
+                pairs.setdefault(Pair(english, other) if config.direction == "en-zh" else Pair(other, english))
                 break
-    if len(found) < wanted:
-        raise RecipeError(f"{wanted} different pairs of the {part} part: only {len(found)} were found; ask for fewer")
-    return list(found)
+    if len(pairs) < wanted:
+        raise RecipeError(f"{wanted} different pairs of the {part} part: only {len(pairs)} were found; ask for fewer")
+    return list(pairs)
 
 
-def _things(draws: Sequence[float]) -> list[Thing]:
+def _things(draws: Sequence[float]) -> list[SceneObject]:
     """One to three things without a colour in common."""
-    count, colours, things = 1 + int(draws[0] * 3), list(COLOURS), list[Thing]()
+    count, colours, things = 1 + int(draws[0] * 3), list(COLOURS), list[SceneObject]()
     for i in range(count):
-        own = draws[1 + 5 * i : 6 + 5 * i]
-        size: Literal["small", "large"] = "large" if own[2] < 0.5 else "small"
-        colour = colours.pop(int(own[1] * len(colours)))
-        things.append(Thing(KINDS[int(own[0] * len(KINDS))], colour, size, own[3], own[4]))
+        object_draws = draws[1 + 5 * i : 6 + 5 * i]
+        size: Literal["small", "large"] = "large" if object_draws[2] < 0.5 else "small"
+        colour = colours.pop(int(object_draws[1] * len(colours)))
+        things.append(
+            SceneObject(KINDS[int(object_draws[0] * len(KINDS))], colour, size, object_draws[3], object_draws[4])
+        )
     return things
 
 
-def _combination(things: Sequence[Thing]) -> str:
+def _combination(things: Sequence[SceneObject]) -> str:
     return " + ".join(sorted(f"{thing.colour} {thing.kind}" for thing in things))
 
 
@@ -198,7 +200,7 @@ def _file_pairs(path: Path, part: Part) -> list[Pair]:
         ) from None
     except UnicodeDecodeError as problem:
         raise DataError(f"{path}: not UTF-8 text at byte {problem.start}; save it as UTF-8") from problem
-    found: list[Pair] = []
+    pairs: list[Pair] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -209,14 +211,14 @@ def _file_pairs(path: Path, part: Part) -> list[Pair]:
                 f"a target, together at most {MAX_LINE} characters"
             )
         if is_held_out(columns[0]) == (part == "held-out"):
-            found.append(Pair(*columns))
-    if not found:
+            pairs.append(Pair(*columns))
+    if not pairs:
         raise DataError(f"{path}: {len(lines)} lines, none of them for the {part} part; give more pairs")
-    return found
+    return pairs
 
 
 def _draws(seed: int, count: int, part: Part) -> Iterator[tuple[int, Iterator[list[float]]]]:
-    """Of each number its tries at a pair, one after the other: random numbers in [0, 1)."""
+    """Yield each number with its successive attempts at a pair: random numbers in [0, 1)."""
     which = 1 if part == "held-out" else 0
 
     def drawn(numbers: range, attempt: int) -> list[list[float]]:

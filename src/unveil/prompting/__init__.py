@@ -1,24 +1,24 @@
-"""Words for models and from them: prompts made dense, captions of pictures and clips."""
+"""Prompt expansion, and captions of images and videos."""
 
-from unveil.playground.prompt_rules import Expansion, lost, rules
-from unveil.prompting.captioners import ImageToText, Own, Reel, Teller, Told, Vision
-from unveil.prompting.llm_rewrite import Register, Writer, written
-from unveil.prompting.local_llm import LanguageModel
+from unveil.playground.prompt_rules import Expansion, dropped_attributes, expand_by_rules
+from unveil.prompting.captioners import Caption, CaptionWriter, ImageToText, MediaClip, NativeCaptioner, VisionEndpoint
+from unveil.prompting.llm_rewrite import LanguageModel, RewriteStyle, rewrite
+from unveil.prompting.local_llm import LocalLanguageModel
 from unveil.prompting.openai_client import Endpoint
 
 __all__ = [
+    "Caption",
+    "CaptionWriter",
     "Endpoint",
     "Expansion",
     "ImageToText",
     "LanguageModel",
-    "Own",
-    "Reel",
-    "Register",
-    "Teller",
-    "Told",
-    "Vision",
-    "Writer",
-    "lost",
-    "rules",
-    "written",
+    "LocalLanguageModel",
+    "MediaClip",
+    "NativeCaptioner",
+    "RewriteStyle",
+    "VisionEndpoint",
+    "dropped_attributes",
+    "expand_by_rules",
+    "rewrite",
 ]

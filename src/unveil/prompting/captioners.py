@@ -1,4 +1,4 @@
-"""Captions of pictures and clips: by our own captioner, by a model of transformers, or by one behind an address.
+"""Captions of images and videos: by our own captioner, by a model of transformers, or by one behind an address.
 
 Source: Betker et al. 2023, "Improving image generation with better captions", section 2; Brooks et al. 2024.
 """
@@ -16,21 +16,21 @@ from torch import Tensor
 
 from unveil.checkpoints.text_encoder_loader import check_folder
 from unveil.core.rng import SampleRNG
-from unveil.data.tensor_dataset import rank
-from unveil.io.images import png, sheet, to_unit
-from unveil.io.optional_deps import extra
+from unveil.data.tensor_dataset import stable_hash
+from unveil.io.images import make_grid, png, to_unit
+from unveil.io.optional_deps import import_extra
 from unveil.model.captioner_folder import CaptionModel
 from unveil.nn.decoding import Decoded, NextToken, beam, greedy, sampled
 from unveil.nn.tokenizer import BEGIN, END, PADDING, UNKNOWN
 from unveil.prompting.llm_rewrite import first_line
-from unveil.prompting.media_scan import LONGEST, resized
-from unveil.prompting.openai_client import Client
+from unveil.prompting.media_scan import MAX_SIDE, resized
+from unveil.prompting.openai_client import ChatClient
 from unveil.types import NoAnswer, RecipeError, WeightsError, did_you_mean
 
-How = Literal["greedy", "beam", "sampled"]
-HOWS: tuple[How, ...] = ("greedy", "beam", "sampled")
+DecodingMethod = Literal["greedy", "beam", "sampled"]
+DECODING_METHODS: tuple[DecodingMethod, ...] = ("greedy", "beam", "sampled")
 FRAMES = 16  # that our own captioner looks at
-SHOWN = 4  # frames that other models are shown of a clip, side by side
+SHOWN = 4  # frames that other models are shown of a video, side by side
 BATCH = 16
 _ASKED = (
     "Describe this picture for training a model that makes pictures from words: what is to be seen, how it looks, "
@@ -43,8 +43,8 @@ _ASKED_CLIP = (
 )
 
 
-class Reel(NamedTuple):
-    """A clip or a picture to tell: uint8 (C, T, H, W), and its frames a second.
+class MediaClip(NamedTuple):
+    """A video or an image to caption: uint8 (C, T, H, W), and its frames per second.
 
     name: what it is told apart by where words are drawn by chance; empty: by its place among all that are told.
     """
@@ -54,15 +54,15 @@ class Reel(NamedTuple):
     name: str = ""
 
 
-class Told(NamedTuple):
+class Caption(NamedTuple):
     """A caption; confidence is the probability that its writer gives to the whole text, None where it does not say."""
 
     text: str
     confidence: float | None = None
 
 
-class Teller(Protocol):
-    """What writes captions.
+class CaptionWriter(Protocol):
+    """Interface of everything that writes captions.
 
     name: for people. at_once: how many it tells together at best.
     """
@@ -70,7 +70,7 @@ class Teller(Protocol):
     name: str
     at_once: int
 
-    def __call__(self, reels: Sequence[Reel]) -> list[Told]:
+    def __call__(self, reels: Sequence[MediaClip]) -> list[Caption]:
         """A caption for each.
 
         Raises:
@@ -79,8 +79,8 @@ class Teller(Protocol):
         ...
 
 
-class Own:
-    """Our captioner.
+class NativeCaptioner:
+    """A native captioner.
 
     Args:
         model: the captioner.
@@ -99,36 +99,40 @@ class Own:
         model: CaptionModel,
         name: str = "captioner",
         *,
-        how: How = "greedy",
+        how: DecodingMethod = "greedy",
         beams: int = 4,
         temperature: float = 1.0,
         seed: int = 0,
         length_power: float = 0.6,
     ) -> None:
-        if how not in HOWS:
-            raise RecipeError(f"how {how!r}: must be one of {', '.join(HOWS)}{did_you_mean(how, HOWS)}")
+        if how not in DECODING_METHODS:
+            raise RecipeError(
+                f"how {how!r}: must be one of {', '.join(DECODING_METHODS)}{did_you_mean(how, DECODING_METHODS)}"
+            )
         self.model, self.name, self.how = model, name, how
         self.beams, self.temperature, self.seed, self.length_power = beams, temperature, seed, length_power
         self._told = 0
 
-    def __call__(self, reels: Sequence[Reel]) -> list[Told]:
+    def __call__(self, reels: Sequence[MediaClip]) -> list[Caption]:
         """A caption for each; those of one size and length are told together."""
-        found: dict[int, Told] = {}
+        captions: dict[int, Caption] = {}
         ready = [self._prepared(reel) for reel in reels]
-        for shape in dict.fromkeys(one.pixels.shape for one in ready):
-            places = [place for place, one in enumerate(ready) if one.pixels.shape == shape]
+        for shape in dict.fromkeys(clip.pixels.shape for clip in ready):
+            places = [place for place, clip in enumerate(ready) if clip.pixels.shape == shape]
             for start in range(0, len(places), self.at_once):
                 part = places[start : start + self.at_once]
                 # by name, so that a call that goes on draws what one that was never interrupted draws
-                numbers = [rank(reels[place].name) if reels[place].name else self._told + place for place in part]
+                numbers = [
+                    stable_hash(reels[place].name) if reels[place].name else self._told + place for place in part
+                ]
                 decoded = self._decoded([ready[place] for place in part], numbers)
                 for place, tokens, logp in zip(part, decoded.tokens, decoded.log_probability.tolist(), strict=True):
-                    found[place] = Told(self.model.words.decode(tokens), math.exp(logp))
+                    captions[place] = Caption(self.model.words.decode(tokens), math.exp(logp))
         self._told += len(reels)
-        return [found[place] for place in range(len(reels))]
+        return [captions[place] for place in range(len(reels))]
 
     @torch.no_grad()
-    def _decoded(self, reels: Sequence[Reel], numbers: Sequence[int]) -> Decoded:
+    def _decoded(self, reels: Sequence[MediaClip], numbers: Sequence[int]) -> Decoded:
         network = self.model.network
         device = next(network.parameters()).device
         x = to_unit(torch.stack([reel.pixels for reel in reels])).to(device)
@@ -144,7 +148,7 @@ class Own:
             return sampled(reading, start, end=END, limit=limit, streams=streams, temperature=self.temperature)
         return greedy(reading, start, end=END, limit=limit)
 
-    def _prepared(self, reel: Reel) -> Reel:
+    def _prepared(self, reel: MediaClip) -> MediaClip:
         """At most FRAMES frames, evenly spread, in the size that the captioner knows best, as far as the aspect allows.
 
         Raises:
@@ -163,13 +167,13 @@ class Own:
         best = min(self.model.facts.get("size") or pixels.shape[2:])
         scale = best / min(pixels.shape[2:])
         size = tuple(max(1, round(side * scale / config.patch)) * config.patch for side in pixels.shape[2:])
-        return Reel(resized(pixels, size), rate)
+        return MediaClip(resized(pixels, size), rate)
 
 
 class ImageToText:
-    """A model of transformers that tells pictures, from a local folder; of clips it is shown some frames side by side.
+    """A model of transformers that captions images, from a local folder; of videos it gets some frames side by side.
 
-    One that talks, which its chat template says, is asked for a caption; others are shown the picture alone.
+    One that talks, which its chat template says, is asked for a caption; others are shown the image alone.
 
     Args:
         folder: as transformers writes it: config.json, safetensors, a processor. No code in it is run.
@@ -186,7 +190,7 @@ class ImageToText:
         if not (folder / "config.json").is_file():
             raise WeightsError(f"{folder}: no config.json; give the folder of an image-to-text model of transformers")
         check_folder(folder)
-        transformers: Any = extra("transformers", "a captioner from a folder")
+        transformers: Any = import_extra("transformers", "a captioner from a folder")
         how = {"local_files_only": True, "trust_remote_code": False}
         try:
             self._processor: Any = transformers.AutoProcessor.from_pretrained(folder, **how)
@@ -197,7 +201,7 @@ class ImageToText:
             ) from problem
         self._model, self.name = model.to(device).eval(), folder.name
 
-    def __call__(self, reels: Sequence[Reel]) -> list[Told]:
+    def __call__(self, reels: Sequence[MediaClip]) -> list[Caption]:
         """The likeliest caption of each.
 
         Raises:
@@ -205,44 +209,47 @@ class ImageToText:
         """
         return [self._one(reel) for reel in reels]
 
-    def _one(self, reel: Reel) -> Told:
+    def _one(self, reel: MediaClip) -> Caption:
         try:
             text = self._text(reel)
-        except Exception as problem:  # code of many hands: whatever it raises is of this picture
+        except Exception as problem:  # code of many hands: whatever it raises is of this image
             raise NoAnswer(f"{self.name}: it fails ({first_line(problem)})") from problem
         if not text:
             raise NoAnswer(f"{self.name}: it writes nothing")
-        return Told(text)
+        return Caption(text)
 
-    def _text(self, reel: Reel) -> str:
+    def _text(self, reel: MediaClip) -> str:
         from PIL import Image
 
-        given: dict[str, Any] = {"images": Image.fromarray(_row(reel).permute(1, 2, 0).numpy()), "return_tensors": "pt"}
+        arguments: dict[str, Any] = {
+            "images": Image.fromarray(_row(reel).permute(1, 2, 0).numpy()),
+            "return_tensors": "pt",
+        }
         talks = bool(getattr(self._processor, "chat_template", None))
         if talks:  # it tells nothing unless it is asked, and its answer comes after the question
             turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _asked(reel)}]}
-            given["text"] = self._processor.apply_chat_template([turn], add_generation_prompt=True)
-        inputs: Any = self._processor(**given).to(self._model.device)
+            arguments["text"] = self._processor.apply_chat_template([turn], add_generation_prompt=True)
+        inputs: Any = self._processor(**arguments).to(self._model.device)
         with torch.no_grad():
-            found = self._model.generate(**inputs, max_new_tokens=128, do_sample=False)
-        answer = found[:, inputs["input_ids"].shape[1] :] if talks else found
+            tokens = self._model.generate(**inputs, max_new_tokens=128, do_sample=False)
+        answer = tokens[:, inputs["input_ids"].shape[1] :] if talks else tokens
         return self._processor.batch_decode(answer, skip_special_tokens=True)[0].strip()
 
 
-class Vision(Client):
-    """A model behind an address of OpenAI's protocol that is shown pictures; of clips some frames side by side."""
+class VisionEndpoint(ChatClient):
+    """A model behind an address of OpenAI's protocol that is shown images; of videos some frames side by side."""
 
     at_once = 1
 
-    def __call__(self, reels: Sequence[Reel]) -> list[Told]:
+    def __call__(self, reels: Sequence[MediaClip]) -> list[Caption]:
         """A caption for each.
 
         Raises:
             NoAnswer: as `answer`.
         """
-        return [Told(" ".join(self.answer(self._messages(reel)).split())) for reel in reels]
+        return [Caption(" ".join(self.answer(self._messages(reel)).split())) for reel in reels]
 
-    def _messages(self, reel: Reel) -> list[dict[str, Any]]:
+    def _messages(self, reel: MediaClip) -> list[dict[str, Any]]:
         url = "data:image/png;base64," + base64.b64encode(png(_row(reel))).decode()
         content = [{"type": "text", "text": _asked(reel)}, {"type": "image_url", "image_url": {"url": url}}]
         return [{"role": "user", "content": content}]
@@ -262,13 +269,13 @@ class _Words:
         return logits
 
 
-def _asked(reel: Reel) -> str:
+def _asked(reel: MediaClip) -> str:
     return _ASKED if reel.pixels.shape[1] == 1 else _ASKED_CLIP
 
 
-def in_parts(reels: Iterator[Reel], count: int) -> Iterator[list[Reel]]:
-    """Reels in lists of so many."""
-    part: list[Reel] = []
+def batched(reels: Iterator[MediaClip], count: int) -> Iterator[list[MediaClip]]:
+    """Reels in lists of that many."""
+    part: list[MediaClip] = []
     for reel in reels:
         part.append(reel)
         if len(part) == count:
@@ -278,13 +285,13 @@ def in_parts(reels: Iterator[Reel], count: int) -> Iterator[list[Reel]]:
         yield part
 
 
-def _row(reel: Reel) -> Tensor:
-    """One picture uint8 (3, H, W): of a clip some of its frames side by side."""
+def _row(reel: MediaClip) -> Tensor:
+    """One image uint8 (3, H, W): of a video some of its frames side by side."""
     pixels = reel.pixels.expand(3, -1, -1, -1) if reel.pixels.shape[0] == 1 else reel.pixels
-    scale = min(1.0, LONGEST / max(pixels.shape[2:]))
+    scale = min(1.0, MAX_SIDE / max(pixels.shape[2:]))
     if scale < 1:
         pixels = resized(pixels, tuple(max(1, round(side * scale)) for side in pixels.shape[2:]))
     if pixels.shape[1] == 1:
         return pixels[:, 0]
     chosen = torch.linspace(0, pixels.shape[1] - 1, min(SHOWN, pixels.shape[1])).round().long()
-    return sheet(pixels[:, chosen].transpose(0, 1), columns=len(chosen))
+    return make_grid(pixels[:, chosen].transpose(0, 1), columns=len(chosen))

@@ -1,4 +1,4 @@
-"""Prompts made dense by a language model: what it is told, and what of its answers is taken."""
+"""Prompt expansion by a language model: its chat messages, and the checks of its answers."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from unveil.playground.caption_parser import language_of, parse, twice, unclear, unread
-from unveil.playground.prompt_rules import FRAMES, RULES, Expansion, lost, rules
+from unveil.playground.caption_parser import ambiguous, contradictory, language_of, parse, unparsed
+from unveil.playground.prompt_rules import FRAMES, RULES, Expansion, dropped_attributes, expand_by_rules
 from unveil.types import NoAnswer
 
-Register = Literal["playground", "free"]
-LONGEST = 2000  # characters of an answer that are taken
+RewriteStyle = Literal["playground", "free"]
+MAX_LENGTH = 2000  # characters of an answer that are taken
 _EXAMPLES = {
     "en": ("a small red circle moves left", "large green ring bounces on black", "clip 0412 blue square growing"),
     # the same in Chinese, by what the playground calls them
@@ -34,15 +34,15 @@ _PLAYGROUND = (
 
 
 @dataclass(frozen=True)
-class Turn:
-    """One part of a conversation."""
+class ChatMessage:
+    """One chat message."""
 
     role: Literal["system", "user", "assistant"]
     text: str
 
 
-class Writer(Protocol):
-    """A language model that goes on with a conversation.
+class LanguageModel(Protocol):
+    """A language model that answers chat messages.
 
     name: for people. cost: what its last answer took, in words, whether it is taken or not; empty where nobody counts
     it.
@@ -51,7 +51,7 @@ class Writer(Protocol):
     name: str
     cost: str
 
-    def __call__(self, turns: Sequence[Turn]) -> str:
+    def __call__(self, turns: Sequence[ChatMessage]) -> str:
         """Its answer.
 
         Raises:
@@ -61,61 +61,63 @@ class Writer(Protocol):
 
 
 def first_line(problem: Exception) -> str:
-    """What a failure says, in one line that is not long; its kind where it says nothing."""
+    """Return an exception's message in one line of at most 200 characters, or its class name if it has none."""
     return (str(problem).strip() or type(problem).__name__).splitlines()[0][:200]
 
 
-def conversation(prompt: str, register: Register) -> list[Turn]:
-    """What a language model is told to make a prompt dense."""
+def rewrite_messages(prompt: str, register: RewriteStyle) -> list[ChatMessage]:
+    """Return the chat messages that ask a language model to expand a prompt."""
     if register == "free":
-        return [Turn("system", _FREE), Turn("user", prompt)]
-    turns = [Turn("system", _PLAYGROUND)]
+        return [ChatMessage("system", _FREE), ChatMessage("user", prompt)]
+    turns = [ChatMessage("system", _PLAYGROUND)]
     for example in _EXAMPLES[language_of(prompt)]:
-        turns += [Turn("user", example), Turn("assistant", rules(example).text)]
-    return [*turns, Turn("user", prompt)]
+        turns += [ChatMessage("user", example), ChatMessage("assistant", expand_by_rules(example).text)]
+    return [*turns, ChatMessage("user", prompt)]
 
 
-def unquoted(text: str) -> str:
-    """Without the marks that the whole of it stands between."""
+def strip_quotes(text: str) -> str:
+    """Return the text without enclosing quotation marks."""
     while len(text) > 1 and text[0] == text[-1] and text[0] in "\"'`" and text[0] not in text[1:-1]:
         text = text[1:-1].strip()
     return text
 
 
-def written(prompt: str, writer: Writer, register: Register, seed: int = 0, frames: int = FRAMES) -> Expansion:
-    """A prompt made dense by a language model, or by rules where it gives no answer that can be taken.
+def rewrite(
+    prompt: str, writer: LanguageModel, register: RewriteStyle, seed: int = 0, frames: int = FRAMES
+) -> Expansion:
+    """Expand a prompt by a language model, or by the rules if its answer cannot be used.
 
     Args:
         prompt: in any language that the model writes.
         writer: the language model.
         register: "playground" takes only answers in its words that keep every attribute; "free" any text that is
             neither empty nor endless, and leaves the prompt as it is where there is none.
-        seed: of the rules. frames: 1 for pictures, of which they tell no motion; see `rules`.
+        seed: of the rules. frames: 1 for images, of which they tell no motion; see `expand_by_rules`.
     """
     try:
-        text = unquoted(" ".join(writer(conversation(prompt, register)).split()))
+        text = strip_quotes(" ".join(writer(rewrite_messages(prompt, register)).split()))
         fault = _fault(prompt, text, register)
     except NoAnswer as problem:
         text, fault = "", str(problem)
     if not fault:
         return Expansion(prompt, text, writer.name, note=writer.cost)
-    found = rules(prompt, seed, frames) if register == "playground" else Expansion(prompt, prompt)
-    instead = "by the rules instead" if found.by == RULES else found.note or "left as it is"
+    fallback = expand_by_rules(prompt, seed, frames) if register == "playground" else Expansion(prompt, prompt)
+    instead = "by the rules instead" if fallback.by == RULES else fallback.note or "left as it is"
     took = f" ({writer.cost})" if writer.cost else ""
-    return found._replace(note=f"{writer.name}: {fault}{took}; {instead}")
+    return fallback._replace(note=f"{writer.name}: {fault}{took}; {instead}")
 
 
-def _fault(prompt: str, text: str, register: Register) -> str:
-    """What is wrong with an answer; empty where nothing is."""
-    if not text or len(text) > LONGEST:
-        return f"its answer has {len(text)} characters, must have 1 to {LONGEST}"
+def _fault(prompt: str, text: str, register: RewriteStyle) -> str:
+    """Return what is wrong with an answer; empty if nothing is."""
+    if not text or len(text) > MAX_LENGTH:
+        return f"its answer has {len(text)} characters, must have 1 to {MAX_LENGTH}"
     if register == "free":
         return ""
-    if strange := unread(text):
+    if strange := unparsed(text):
         return f"its answer has words that the model does not know: {', '.join(strange[:5])}"
-    if doubled := [name for name in twice(text) if name not in twice(prompt)]:
+    if doubled := [name for name in contradictory(text) if name not in contradictory(prompt)]:
         return f"its answer says two things at once ({', '.join(doubled)})"
-    if unsure := unclear(text):
+    if unsure := ambiguous(text):
         return f"its answer leaves open of which thing it says something ({', '.join(unsure)})"
-    missing = lost(parse(prompt), parse(text))
+    missing = dropped_attributes(parse(prompt), parse(text))
     return f"its answer changes what was said ({', '.join(missing)})" if missing else ""

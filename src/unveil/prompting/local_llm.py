@@ -9,15 +9,15 @@ from typing import Any
 import torch
 
 from unveil.checkpoints.text_encoder_loader import check_folder
-from unveil.io.optional_deps import extra
-from unveil.prompting.llm_rewrite import Turn, first_line
+from unveil.io.optional_deps import import_extra
+from unveil.prompting.llm_rewrite import ChatMessage, first_line
 from unveil.types import NoAnswer, WeightsError
 
 WHAT = "a language model from a folder"
-MOST = 256  # tokens of an answer
+MAX_TOKENS = 256  # tokens of an answer
 
 
-class LanguageModel:
+class LocalLanguageModel:
     """Goes on with a conversation by its likeliest tokens, so that the same prompt is always answered alike.
 
     A model without a chat template is shown the conversation as plain text, a turn a line, and answers with a line.
@@ -35,7 +35,7 @@ class LanguageModel:
         if not (folder / "config.json").is_file():
             raise WeightsError(f"{folder}: no config.json; give the folder of a causal language model of transformers")
         check_folder(folder)
-        transformers: Any = extra("transformers", WHAT)
+        transformers: Any = import_extra("transformers", WHAT)
         how = {"local_files_only": True, "trust_remote_code": False}
         try:
             self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, **how)
@@ -49,7 +49,7 @@ class LanguageModel:
         self._model = model.to(device).eval()
         self.name, self.cost = folder.name, ""
 
-    def __call__(self, turns: Sequence[Turn]) -> str:
+    def __call__(self, turns: Sequence[ChatMessage]) -> str:
         """The likeliest answer.
 
         Raises:
@@ -62,26 +62,26 @@ class LanguageModel:
         except Exception as problem:  # code of many hands: whatever it raises is of this conversation
             raise NoAnswer(f"it fails ({first_line(problem)})") from problem
 
-    def _answer(self, turns: Sequence[Turn]) -> str:
+    def _answer(self, turns: Sequence[ChatMessage]) -> str:
         tokens: Any = self._tokens(turns).to(self._model.device)
         count = tokens["input_ids"].shape[1]
         longest = getattr(self._model.config, "max_position_embeddings", None)
         if longest is not None and count + 1 > longest:
             raise NoAnswer(f"the conversation has {count} tokens, it reads {longest}")
-        most = MOST if longest is None else min(MOST, longest - count)
+        most = MAX_TOKENS if longest is None else min(MAX_TOKENS, longest - count)
         pad = self._tokenizer.pad_token_id
         pad = self._tokenizer.eos_token_id if pad is None else pad
         with torch.no_grad():
-            found = self._model.generate(**tokens, max_new_tokens=most, do_sample=False, pad_token_id=pad)
-        text: str = self._tokenizer.decode(found[0, count:], skip_special_tokens=True).strip()
+            generated = self._model.generate(**tokens, max_new_tokens=most, do_sample=False, pad_token_id=pad)
+        text: str = self._tokenizer.decode(generated[0, count:], skip_special_tokens=True).strip()
         lines = text.splitlines()
         if not lines:
             raise NoAnswer("it answers nothing")
         return text if self._tokenizer.chat_template else lines[0]
 
-    def _tokens(self, turns: Sequence[Turn]) -> Any:
+    def _tokens(self, turns: Sequence[ChatMessage]) -> Any:
         if self._tokenizer.chat_template:
-            refusal: Any = extra("jinja2", WHAT).TemplateError
+            refusal: Any = import_extra("jinja2", WHAT).TemplateError
             try:
                 return self._templated(turns)
             except refusal:
@@ -92,25 +92,25 @@ class LanguageModel:
                 raise NoAnswer(f"its chat template refuses the conversation ({first_line(problem)})") from problem
         marks = {"system": "", "user": "Short: ", "assistant": "Dense: "}
         lines = [f"{marks[turn.role]}{turn.text}" for turn in turns]
-        found: Any = self._tokenizer("\n".join([*lines, "Dense:"]), return_tensors="pt")
-        found.pop("token_type_ids", None)
-        return found
+        encoded: Any = self._tokenizer("\n".join([*lines, "Dense:"]), return_tensors="pt")
+        encoded.pop("token_type_ids", None)
+        return encoded
 
-    def _templated(self, turns: Sequence[Turn]) -> Any:
-        said = [{"role": turn.role, "content": turn.text} for turn in turns]
+    def _templated(self, turns: Sequence[ChatMessage]) -> Any:
+        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
         return self._tokenizer.apply_chat_template(
-            said, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
 
 
-def _without_system(turns: Sequence[Turn]) -> list[Turn]:
+def _without_system(turns: Sequence[ChatMessage]) -> list[ChatMessage]:
     """The same conversation: what a system turn says begins the turn of the user after it."""
-    found: list[Turn] = []
+    merged: list[ChatMessage] = []
     before: list[str] = []
     for turn in turns:
         if turn.role == "system":
             before.append(turn.text)
         else:
-            found.append(Turn(turn.role, "\n\n".join([*before, turn.text])))
+            merged.append(ChatMessage(turn.role, "\n\n".join([*before, turn.text])))
             before = []
-    return found
+    return merged

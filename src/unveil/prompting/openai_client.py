@@ -1,4 +1,4 @@
-"""A language model behind an address that speaks OpenAI's protocol; nothing is sent unless somebody asks for it."""
+"""Client of an OpenAI-compatible endpoint; nothing is sent unless it is called."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from threading import Thread
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from unveil.io.optional_deps import extra
-from unveil.prompting.llm_rewrite import Turn, first_line
+from unveil.io.optional_deps import import_extra
+from unveil.prompting.llm_rewrite import ChatMessage, first_line
 from unveil.types import NoAnswer, RecipeError, is_valid_utf8
 
 KEYS = ("UNVEIL_API_KEY", "OPENAI_API_KEY")  # of the environment, the first that is set
-PATIENCE = "UNVEIL_API_SECONDS"  # of the environment: seconds that an answer may take
-SECONDS, TRIES = 30.0, 3
-MOST = 400  # tokens of an answer
-WAITS = 8.0  # seconds between two tries, at most
-LOOK = 0.01  # seconds between two looks whether there is an answer
+TIMEOUT_VARIABLE = "UNVEIL_API_SECONDS"  # of the environment: seconds that an answer may take
+DEFAULT_TIMEOUT, TRIES = 30.0, 3
+MAX_TOKENS = 400  # tokens of an answer
+MAX_BACKOFF = 8.0  # seconds between two tries, at most
+POLL_SECONDS = 0.01  # seconds between two looks whether there is an answer
 _EXAMPLE = "http://localhost:8000/v1"
 
 
-class Spent(NamedTuple):
-    """What answers took: tokens that were read and written, and the price where it is told."""
+class TokenUsage(NamedTuple):
+    """Token usage of answers, and the price if the endpoint reports one."""
 
     read: int = 0
     written: int = 0
@@ -38,14 +38,14 @@ class Spent(NamedTuple):
         price = "" if self.price is None else f", {self.price:g} $"
         return f"{self.read} tokens read, {self.written} written{price}"
 
-    def plus(self, other: Spent) -> Spent:
+    def plus(self, other: TokenUsage) -> TokenUsage:
         """Both together."""
-        prices = [one.price for one in (self, other) if one.price is not None]
-        return Spent(self.read + other.read, self.written + other.written, sum(prices) if prices else None)
+        prices = [usage.price for usage in (self, other) if usage.price is not None]
+        return TokenUsage(self.read + other.read, self.written + other.written, sum(prices) if prices else None)
 
 
-class Client:
-    """Asks a model at `chat/completions`.
+class ChatClient:
+    """Client of `chat/completions`.
 
     The key is read from the environment and never shown. An answer that takes too long, or that fails in a way that
     may pass, is asked for again, with growing waits.
@@ -69,7 +69,7 @@ class Client:
             raise RecipeError(f"{url!r}: no address; write it such as {_EXAMPLE}")
         if not model:
             raise RecipeError(f"{url}: which model there? give its name, such as {url}#NAME")
-        self._openai: Any = extra("openai", "a language model behind an address", "endpoint")
+        self._openai: Any = import_extra("openai", "a language model behind an address", "endpoint")
         key = _key()
 
         def opened() -> Any:
@@ -80,12 +80,12 @@ class Client:
             self._client: Any = opened()
         except Exception as problem:  # the errors of the package below it, whose name changes
             raise RecipeError(f"{url!r}: no address ({first_line(problem)}); write it such as {_EXAMPLE}") from None
-        self._whole = seconds * tries + WAITS * (tries - 1) + 1
+        self._whole = seconds * tries + MAX_BACKOFF * (tries - 1) + 1
         self._model = model
-        self.name, self.cost, self.spent = f"{model} at {place}", "", Spent()
+        self.name, self.cost, self.spent = f"{model} at {place}", "", TokenUsage()
 
     def _leave(self) -> None:
-        """Ends what is asked, and begins anew."""
+        """Ends what is asked, and begins again."""
         self._client.close()
         self._client = self._opened()
 
@@ -98,16 +98,16 @@ class Client:
         self.cost = ""
         try:
             ask = partial(self._client.chat.completions.create, model=self._model, messages=list(messages))
-            found = _within(self._whole, partial(ask, temperature=0, max_tokens=MOST), self._leave)
-            took = _took(getattr(found, "usage", None))
+            completion = _within(self._whole, partial(ask, temperature=0, max_tokens=MAX_TOKENS), self._leave)
+            took = _took(getattr(completion, "usage", None))
             self.cost, self.spent = str(took), self.spent.plus(took)  # an answer that is none is paid for too
-            text = found.choices[0].message.content
+            text = completion.choices[0].message.content
         except self._openai.OpenAIError as problem:
             raise NoAnswer(f"no answer ({first_line(problem)})") from problem
         except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as problem:
             raise NoAnswer("what came is no answer in this protocol") from problem
-        if getattr(found.choices[0], "finish_reason", None) == "length":
-            raise NoAnswer(f"its answer is cut off after {MOST} tokens, and a part of one is not taken")
+        if getattr(completion.choices[0], "finish_reason", None) == "length":
+            raise NoAnswer(f"its answer is cut off after {MAX_TOKENS} tokens, and a part of one is not taken")
         if not isinstance(text, str) or not text.strip():
             raise NoAnswer("its answer holds no text")
         if not is_valid_utf8(text):
@@ -115,10 +115,10 @@ class Client:
         return text
 
 
-class Endpoint(Client):
-    """A language model that goes on with a conversation; see `Client`."""
+class Endpoint(ChatClient):
+    """A language model that goes on with a conversation; see `ChatClient`."""
 
-    def __call__(self, turns: Sequence[Turn]) -> str:
+    def __call__(self, turns: Sequence[ChatMessage]) -> str:
         """Its answer.
 
         Raises:
@@ -142,7 +142,7 @@ def _key() -> str:
 
 
 def _within(seconds: float, call: Callable[[], Any], leave: Callable[[], object]) -> Any:
-    """What a call gives or raises, if it does so in time: reading has its own, which an answer in drops never reaches.
+    """Run a call with a total time limit; a read timeout alone is never reached by an answer that arrives in drops.
 
     Args:
         leave: ends the call, when nobody waits for it any more.
@@ -150,20 +150,20 @@ def _within(seconds: float, call: Callable[[], Any], leave: Callable[[], object]
     Raises:
         NoAnswer: it does not.
     """
-    found: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+    results: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
 
     def work() -> None:
         try:
-            found.put((call(), None))
+            results.put((call(), None))
         except BaseException as problem:
-            found.put((None, problem))
+            results.put((None, problem))
 
     Thread(target=work, daemon=True).start()
     end = time.monotonic() + seconds
     try:
-        while found.empty() and time.monotonic() < end:
-            time.sleep(LOOK)
-        value, problem = found.get_nowait()
+        while results.empty() and time.monotonic() < end:
+            time.sleep(POLL_SECONDS)
+        value, problem = results.get_nowait()
     except Empty:
         leave()
         raise NoAnswer(f"no whole answer after {seconds:g} seconds") from None
@@ -187,20 +187,22 @@ def _place(url: str) -> str:
 
 def _patience() -> float:
     """Seconds that an answer may take, as the environment says."""
-    given = os.environ.get(PATIENCE) or str(SECONDS)
+    text = os.environ.get(TIMEOUT_VARIABLE) or str(DEFAULT_TIMEOUT)
     try:
-        seconds = float(given)
+        seconds = float(text)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise RecipeError(f"{PATIENCE}={given}: seconds that an answer may take, must be above 0, such as {SECONDS:g}")
+        raise RecipeError(
+            f"{TIMEOUT_VARIABLE}={text}: seconds that an answer may take, must be above 0, such as {DEFAULT_TIMEOUT:g}"
+        )
     return seconds
 
 
-def _took(usage: Any) -> Spent:
+def _took(usage: Any) -> TokenUsage:
     """Tokens that were read and written, and a price where the endpoint tells one."""
     read, wrote = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
     if not isinstance(read, int) or not isinstance(wrote, int):
-        return Spent()
+        return TokenUsage()
     price = getattr(usage, "cost", None)
-    return Spent(read, wrote, float(price) if isinstance(price, int | float) else None)
+    return TokenUsage(read, wrote, float(price) if isinstance(price, int | float) else None)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from unveil.evaluate.verdict import Comparison, Paper, interval, judge
+from unveil.evaluate.verdict import Comparison, PublishedResult, interval, judge
 from unveil.reproduce.experiment import Claim
 from unveil.reproduce.runner import CLAIMS, reproduce
 
-__all__ = ["CLAIMS", "Claim", "Comparison", "Paper", "interval", "judge", "reproduce"]
+__all__ = ["CLAIMS", "Claim", "Comparison", "PublishedResult", "interval", "judge", "reproduce"]

@@ -12,7 +12,7 @@ from unveil.checkpoints.guidance_classifier import GuidanceClassifier
 from unveil.core.guidance import gradient, log_probability
 from unveil.data.digits import digits
 from unveil.evaluate import features
-from unveil.evaluate.verdict import Paper
+from unveil.evaluate.verdict import PublishedResult
 from unveil.io.images import to_unit
 from unveil.reproduce.experiment import (
     LABELLED,
@@ -147,7 +147,7 @@ def _norm(bench: ExperimentContext) -> ExperimentResults:
         return [getattr(one.worth, field) for one in drawn]
 
     rows = (
-        ("draws better samples", "fid", FID, Paper(13.06, 15.08, "table 3, ImageNet 128 FID"), True),
+        ("draws better samples", "fid", FID, PublishedResult(13.06, 15.08, "table 3, ImageNet 128 FID"), True),
         ("is read as its class more often", "misread", MISREAD, None, False),
     )
     comparisons = [

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from unveil.analysis.video_bench import parameters, quietly
 from unveil.checkpoints.loader import load
-from unveil.evaluate.video_alignment import look, right
+from unveil.evaluate.video_alignment import detect, matches_prompt
 from unveil.io.images import to_pixels
 from unveil.model import Model
 from unveil.playground.dataset import Playground, PlaygroundConfig
-from unveil.playground.eval_prompts import prompts
-from unveil.playground.prompt_rules import rules
+from unveil.playground.eval_prompts import dataset_prompts
+from unveil.playground.prompt_rules import expand_by_rules
 from unveil.playground.world.caption_templates import Register
 from unveil.reproduce.experiment import Claim, Curve, ExperimentContext, ExperimentResults, compared
 from unveil.reproduce.prompt_following import (
@@ -104,7 +104,7 @@ SHORT, EXPANDED, TOLD = "short prompts", "short prompts, expanded by the rules",
 def _expanded(bench: ExperimentContext) -> ExperimentResults:
     model = load(MODEL)
     ways: dict[str, tuple[Register, Callable[[str], str]]] = {
-        SHORT: ("short", str), EXPANDED: ("short", lambda text: rules(text).text), TOLD: ("dense", str)
+        SHORT: ("short", str), EXPANDED: ("short", lambda text: expand_by_rules(text).text), TOLD: ("dense", str)
     }  # fmt: skip
 
     def of(name: str, seed: int) -> tuple[float, Tensor]:
@@ -135,11 +135,11 @@ def _wrong(
     """How many clips of a seed's prompts are not as asked, and the first of them."""
     count = bench.scale.pick(150, 2)
     world = Playground(PlaygroundConfig(seed=SEED + seed, held_out=count), "held-out")
-    asked = prompts(world, count, [register])
+    asked = dataset_prompts(world, count, [register])
     raw, steps = {"prompt": [expand(one.text) for one in asked]}, 2 if bench.scale.quick else None
     with quietly():
         clips = to_pixels(model.generate(raw=raw, count=count, seed=seed, batch=16, steps=steps))
-    hits = [right(one, look(clip))["all"] for one, clip in zip(asked, clips, strict=True)]
+    hits = [matches_prompt(one, detect(clip))["all"] for one, clip in zip(asked, clips, strict=True)]
     return 1 - sum(hits) / count, clips[:SHOWN]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unveil.core.denoiser import DenoiseFn
 from unveil.core.guidance import cfg, clip_dynamic, clip_static
-from unveil.evaluate.verdict import Paper
+from unveil.evaluate.verdict import PublishedResult
 from unveil.reproduce.experiment import (
     LABELLED,
     PLACEBO,
@@ -79,7 +79,7 @@ def _scale(bench: ExperimentContext) -> ExperimentResults:
         (f"FID is better at scale {LOW:g} than at {HIGH:g}", "fid", FID, LOW, HIGH),
         (f"FID is better at scale {LOW:g} than at 1", "fid", FID, LOW, 1.0),
     )
-    published = {HIGH: Paper(1.55, 26.22, "table 1, ImageNet 64, scales 1.1 and 5"), 1.0: None}
+    published = {HIGH: PublishedResult(1.55, 26.22, "table 1, ImageNet 64, scales 1.1 and 5"), 1.0: None}
     comparisons = [
         compared(
             name,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unveil import data
 from unveil.conditioning.controlnet import MultiControlNet
-from unveil.evaluate.edge_f1 import agreement_of
+from unveil.evaluate.edge_f1 import pooled_edge_f1
 from unveil.io.images import to_pixels
 from unveil.model import Model
 from unveil.model.config import Recipe, load_recipe
@@ -107,7 +107,7 @@ def _measure(bench: ExperimentContext, seed: int) -> ControlSamples:
         found = [edges({"pixels": one}) for one in to_pixels(samples)]
         asked = torch.empty_like(hints)
         asked[order] = hints[order.roll(-by)]
-        return agreement_of(zip(found, asked, strict=True), tolerance=TOLERANCE).f1
+        return pooled_edge_f1(zip(found, asked, strict=True), tolerance=TOLERANCE).f1
 
     shown = torch.cat([hints[:SHOWN, :1], to_pixels(plain[:SHOWN]), to_pixels(under[:SHOWN])])
     return ControlSamples(

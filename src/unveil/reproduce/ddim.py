@@ -16,7 +16,7 @@ from unveil.core.rng import START, SampleRNG
 from unveil.core.samplers import ddim, encode, run
 from unveil.data.digits import digits
 from unveil.evaluate import features
-from unveil.evaluate.verdict import Comparison, Paper
+from unveil.evaluate.verdict import Comparison, PublishedResult
 from unveil.io.images import to_pixels, to_unit
 from unveil.reproduce.experiment import (
     PLACEBO,
@@ -34,10 +34,10 @@ ARM = Variant("linear")
 
 # Table 1, CIFAR-10: FID of eta = 0 and of eta = 1
 _TABLE_1 = {
-    5: Paper(13.36, 41.07, "table 1, CIFAR-10 FID, 10 steps, the fewest there"),
-    10: Paper(13.36, 41.07, "table 1, CIFAR-10 FID, 10 steps"),
-    20: Paper(6.84, 18.36, "table 1, CIFAR-10 FID, 20 steps"),
-    50: Paper(4.67, 8.01, "table 1, CIFAR-10 FID, 50 steps"),
+    5: PublishedResult(13.36, 41.07, "table 1, CIFAR-10 FID, 10 steps, the fewest there"),
+    10: PublishedResult(13.36, 41.07, "table 1, CIFAR-10 FID, 10 steps"),
+    20: PublishedResult(6.84, 18.36, "table 1, CIFAR-10 FID, 20 steps"),
+    50: PublishedResult(4.67, 8.01, "table 1, CIFAR-10 FID, 50 steps"),
 }
 
 
@@ -148,7 +148,9 @@ def _encode(bench: ExperimentContext) -> ExperimentResults:
     table = {10: 0.014, 20: 0.0065, 50: 0.0023, 100: 0.0009, 200: 0.0004}
     comparisons: list[Comparison] = []
     for i, (few, many) in enumerate(pairwise(counts)):
-        published = Paper(table[many], table[few], "table 2, CIFAR-10") if many in table and few in table else None
+        published = (
+            PublishedResult(table[many], table[few], "table 2, CIFAR-10") if many in table and few in table else None
+        )
         fewer = [errors[i] for errors, _, _ in by_seed]
         comparisons.append(
             compared(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unveil.evaluate.verdict import Paper
+from unveil.evaluate.verdict import PublishedResult
 from unveil.reproduce.experiment import Claim, ExperimentContext, ExperimentResults, ImageSheet, compared
 from unveil.reproduce.variant import Variant
 from unveil.reproduce.variant_metrics import BITS, FID, Quality, quality, rows_of
@@ -32,7 +32,7 @@ def _objective(bench: ExperimentContext) -> ExperimentResults:
             (simple, fid[simple]),
             (mean, fid[mean]),
             placebo_fid,
-            paper=Paper(3.17, 13.22, "table 2, CIFAR-10 FID"),
+            paper=PublishedResult(3.17, 13.22, "table 2, CIFAR-10 FID"),
         ),
         compared(
             f"{bound} has fewer bits per dimension than {simple}",
@@ -40,7 +40,7 @@ def _objective(bench: ExperimentContext) -> ExperimentResults:
             (bound, nll[bound]),
             (simple, nll[simple]),
             placebo_nll,
-            paper=Paper(3.70, 3.75, "table 1, CIFAR-10 test bits/dim"),
+            paper=PublishedResult(3.70, 3.75, "table 1, CIFAR-10 test bits/dim"),
         ),
         compared(
             f"{simple} draws better samples than {bound}",
@@ -48,7 +48,7 @@ def _objective(bench: ExperimentContext) -> ExperimentResults:
             (simple, fid[simple]),
             (bound, fid[bound]),
             placebo_fid,
-            paper=Paper(3.17, 13.51, "table 2, CIFAR-10 FID"),
+            paper=PublishedResult(3.17, 13.51, "table 2, CIFAR-10 FID"),
             primary=False,
         ),
         compared(

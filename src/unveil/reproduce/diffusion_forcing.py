@@ -16,7 +16,7 @@ from unveil.core.inverse import replace_known
 from unveil.core.sampling_run import SamplingRun
 from unveil.model import Model
 from unveil.playground import temporal_consistency
-from unveil.playground.eval_prompts import prompts
+from unveil.playground.eval_prompts import dataset_prompts
 from unveil.playground.shapes import Array
 from unveil.reproduce.experiment import Claim, Curve, ExperimentContext, ExperimentResults, compared
 from unveil.reproduce.prompt_following import CLIPS, QUICK_CLIPS, SHOWN, TRAINED, WORLD, arm_of, strips
@@ -100,9 +100,11 @@ def _forcing(bench: ExperimentContext) -> ExperimentResults:
 def _moving(bench: ExperimentContext, arm: RecipeVariant) -> RealVideos:
     """The first held-out clips of what moves."""
     count, world = bench.scale.pick(300, 12), held_out_videos(arm.read(bench.scale.quick))
-    told = prompts(world, 2 * count, world.config.registers)
-    chosen = [one for one in told if one.thing["motion"] != "still"][:count]
-    return RealVideos(stack_videos(world.__getitems__([one.number for one in chosen])), [one.text for one in chosen])
+    told = dataset_prompts(world, 2 * count, world.config.registers)
+    chosen = [one for one in told if one.attributes["motion"] != "still"][:count]
+    return RealVideos(
+        stack_videos(world.__getitems__([one.video_index for one in chosen])), [one.text for one in chosen]
+    )
 
 
 def _extended(model: Model, seed: int, shown: RealVideos) -> ExtensionError:
@@ -137,7 +139,7 @@ def _imposing(model: Model, known: ConditioningFrames, verb: str) -> TaskSpec:
 def _away(clips: Tensor, real: Tensor) -> Array:
     """How far things are from where they truly are, in the frames that are not given: (N, T - KNOWN) pixels."""
     found = [
-        temporal_consistency.astray(
+        temporal_consistency.position_error(
             temporal_consistency.centres(one[:, KNOWN:]), temporal_consistency.centres(true)[KNOWN:], LOST
         )
         for one, true in zip(clips, real, strict=True)

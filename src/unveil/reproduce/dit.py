@@ -18,7 +18,7 @@ from unveil.analysis.metrics import (
     rank_correlation,
     rank_correlation_within,
 )
-from unveil.evaluate.verdict import Comparison, Paper
+from unveil.evaluate.verdict import Comparison, PublishedResult
 from unveil.reproduce.experiment import (
     LABELLED,
     PLACEBO,
@@ -73,7 +73,7 @@ def _blocks(bench: ExperimentContext) -> ExperimentResults:
             (ZERO, last(walks[ZERO], field)),
             (other, last(walks[other], field)),
             (last(again, field), last(walks[ZERO], field)),
-            paper=Paper(_DESIGN_FID[ZERO], _DESIGN_FID[other], _WHERE) if field == "fid" else None,
+            paper=PublishedResult(_DESIGN_FID[ZERO], _DESIGN_FID[other], _WHERE) if field == "fid" else None,
             primary=field == "fid",
         )
         for field, title, what in (("fid", FID, "draws better samples"), ("loss", LOSS, "predicts held-out better"))
@@ -94,12 +94,12 @@ def _zero(bench: ExperimentContext) -> ExperimentResults:
     steps = walks[ZERO][0].steps
 
     def compare(
-        name: str, title: str, value: Callable[[TrainingCurve], float], paper: Paper | None = None
+        name: str, title: str, value: Callable[[TrainingCurve], float], paper: PublishedResult | None = None
     ) -> Comparison:
         zero, other, placebo = ([value(one) for one in found] for found in (walks[ZERO], walks[plain], again))
         return compared(name, title, (ZERO, zero), (plain, other), (placebo, zero), paper=paper, primary=False)
 
-    published = Paper(_DESIGN_FID[ZERO], _DESIGN_FID[plain], _WHERE)
+    published = PublishedResult(_DESIGN_FID[ZERO], _DESIGN_FID[plain], _WHERE)
     whole = compare(
         f"over the course of training {ZERO} draws better samples than {plain}",
         f"log2 of the geometric mean, over {len(steps)} points of training, of the FID",
@@ -263,7 +263,9 @@ def _ends(grid: _Grid, placebo: tuple[list[float], list[float]]) -> list[Compari
             (_name(better), grid.last(better)),
             (_name(worse), grid.last(worse)),
             placebo,
-            paper=Paper(_published(better), _published(worse), "table 4, ImageNet 256 FID after 400,000 steps"),
+            paper=PublishedResult(
+                _published(better), _published(worse), "table 4, ImageNet 256 FID after 400,000 steps"
+            ),
         )
         for better, worse in pairs
     ]
@@ -354,7 +356,7 @@ def _flow(bench: ExperimentContext) -> ExperimentResults:
             (straight, fids(found[straight], i)),
             (other, fids(found[other], i)),
             (fids(again, i), fids(found[chain], i)),
-            paper=Paper(17.2, 19.5, "ImageNet 256 FID of XL/2 after 400,000 steps") if primary else None,
+            paper=PublishedResult(17.2, 19.5, "ImageNet 256 FID of XL/2 after 400,000 steps") if primary else None,
             primary=primary,
         )
         for other in list(samplers)[1:]

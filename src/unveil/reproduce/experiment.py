@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unveil.core.denoiser import Denoiser
 from unveil.data.digits import digits
-from unveil.evaluate.verdict import LEAST_SEEDS, Comparison, Paper
+from unveil.evaluate.verdict import MIN_SEEDS, Comparison, PublishedResult
 from unveil.io.images import to_unit
 from unveil.reproduce.training_history import RecipeVariant, TrainingHistory, train_and_track
 from unveil.reproduce.variant import TrainBudget, Variant, trained
@@ -57,7 +57,7 @@ class Scale:
         pictures: held-out pictures that a measure uses, and as many samples; more than features.
     """
 
-    seeds: int = LEAST_SEEDS
+    seeds: int = MIN_SEEDS
     pictures: int = 450
     budget: TrainBudget = field(default_factory=TrainBudget)
     quick: bool = False
@@ -214,11 +214,11 @@ class Claim:
     method: str
     run: Callable[[ExperimentContext], ExperimentResults]
     data: str = DIGITS
-    seeds: int = LEAST_SEEDS
+    seeds: int = MIN_SEEDS
 
     def __post_init__(self) -> None:
-        if self.seeds < LEAST_SEEDS:
-            raise RecipeError(f"{self.name}: {self.seeds} seeds; a verdict needs at least {LEAST_SEEDS}")
+        if self.seeds < MIN_SEEDS:
+            raise RecipeError(f"{self.name}: {self.seeds} seeds; a verdict needs at least {MIN_SEEDS}")
 
 
 def compared(
@@ -228,7 +228,7 @@ def compared(
     worse: tuple[str, Sequence[float]],
     placebo: tuple[Sequence[float], Sequence[float]],
     *,
-    paper: Paper | None = None,
+    paper: PublishedResult | None = None,
     primary: bool = True,
 ) -> Comparison:
     """A comparison of two named arms, of which the first is claimed to be lower."""

@@ -42,7 +42,7 @@ class Fidelity(NamedTuple):
 
 def fidelity(judge: FeatureNetwork, pixels: Tensor, labels: Tensor, reference: Tensor) -> Fidelity:
     """Of uint8 samples (N, C, H, W) and their labels (N,), against the judge's features of held-out pictures."""
-    read = judge.read(pixels)
+    read = judge.extract(pixels)
     assert read.logits is not None
     misread = float((read.logits.argmax(1) != labels).double().mean())
     reached = precision_recall(read.features, reference)

@@ -9,7 +9,7 @@ from unveil.analysis.metrics import FEATURES, frechet, sample
 from unveil.core import schedules
 from unveil.core.guidance import clip_static
 from unveil.core.samplers import euler_time
-from unveil.evaluate.verdict import Paper
+from unveil.evaluate.verdict import PublishedResult
 from unveil.io.images import to_pixels
 from unveil.reproduce.experiment import Claim, Curve, ExperimentContext, ExperimentResults, ImageSheet, compared
 from unveil.reproduce.variant import Variant
@@ -44,7 +44,7 @@ def _times(bench: ExperimentContext) -> ExperimentResults:
                 ("logit-normal", [row[i] for row in first]),
                 ("uniform", [row[i] for row in last]),
                 ([row[i] for row in other], [row[i] for row in first]),
-                paper=Paper(45.78, 49.70, "table 2, ImageNet FID, 25 steps") if count == published else None,
+                paper=PublishedResult(45.78, 49.70, "table 2, ImageNet FID, 25 steps") if count == published else None,
                 primary=count == published,
             )
             for i, count in enumerate(steps)

@@ -13,7 +13,7 @@ from unveil.core.rng import SampleRNG
 from unveil.core.timestep_sampling import SecondMoment
 from unveil.core.variance import fixed_large, fixed_small, learned_range
 from unveil.data.digits import digits
-from unveil.evaluate.verdict import Comparison, Paper
+from unveil.evaluate.verdict import Comparison, PublishedResult
 from unveil.io.images import to_unit
 from unveil.reproduce.experiment import (
     PLACEBO,
@@ -50,7 +50,7 @@ def _schedule(bench: ExperimentContext) -> ExperimentResults:
             ("cosine", [getattr(one, field) for one in cosine]),
             ("linear", [getattr(one, field) for one in linear]),
             ([getattr(one, field) for one in again], [getattr(one, field) for one in cosine]),
-            paper=Paper(published["L_simple"], published["linear"], _WHERE),
+            paper=PublishedResult(published["L_simple"], published["linear"], _WHERE),
         )
         for field, what, measure, published in (
             ("bits", "fewer bits per dimension", BITS, _NLL),
@@ -125,7 +125,7 @@ def _objective(bench: ExperimentContext) -> ExperimentResults:
                 (better, values[better]),
                 (worse, values[worse]),
                 ([getattr(one, field) for one in again], values["L_simple"]),
-                paper=Paper(published[better], published[worse], _WHERE),
+                paper=PublishedResult(published[better], published[worse], _WHERE),
                 primary=primary,
             )
         )

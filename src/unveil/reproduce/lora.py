@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.data.fashion_style import styled, undone
-from unveil.evaluate import features, fid, nearest
+from unveil.data.fashion_style import fashion_in_style, remove_style
+from unveil.evaluate import features, fid, nearest_neighbours
 from unveil.io.images import to_pixels
 from unveil.model import Model
 from unveil.model.config import Recipe, load_recipe
@@ -106,7 +106,7 @@ def _measure(bench: ExperimentContext, seed: int) -> StyleSamples:
     model = finetune(bench, fresh, recipe, seed, part_of=_part, on=on)
     network, count = model.denoiser.network, bench.scale.pick(500, 100)
     section: Any = recipe.data.build()
-    ten, real = (styled(section, part).pixels for part in ("train", "held-out"))
+    ten, real = (fashion_in_style(section, part).pixels for part in ("train", "held-out"))
     judge = features.load("fashion")
     reference = judge.features(real)
     labels = torch.tensor(next(iter(cycle_labels(model, count).values())))
@@ -116,7 +116,7 @@ def _measure(bench: ExperimentContext, seed: int) -> StyleSamples:
 
     def worth(samples: Tensor) -> StyleMetrics:
         pixels = to_pixels(samples)
-        logits = judge.read(undone(pixels, section.style)).logits
+        logits = judge.extract(remove_style(pixels, section.style)).logits
         assert logits is not None
         return StyleMetrics(fid(judge.features(pixels), reference), float((logits.argmax(1) != labels).double().mean()))
 
@@ -128,7 +128,7 @@ def _measure(bench: ExperimentContext, seed: int) -> StyleSamples:
     lora.fuse_lora(network)
     merged = draw(model, SHOWN)
     lora.unfuse_lora(network)
-    near = [float(nearest(found, ten).distance.median()) for found in (to_pixels(full), real)]
+    near = [float(nearest_neighbours(found, ten).distance.median()) for found in (to_pixels(full), real)]
     return StyleSamples(
         [worth(samples) for samples in drawn.values()],
         worth(draw(base, noise=seed + PLACEBO)),

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from unveil.analysis.video_bench import quietly
-from unveil.evaluate.video_alignment import ASKED, look, right
+from unveil.evaluate.video_alignment import PROMPT_ATTRIBUTES, detect, matches_prompt
 from unveil.io.images import to_pixels
-from unveil.playground.eval_prompts import Prompt, prompts
+from unveil.playground.eval_prompts import EvalPrompt, dataset_prompts
 from unveil.playground.world.caption_templates import Register
 from unveil.reproduce.experiment import Curve, ExperimentContext, ImageSheet
 from unveil.reproduce.training_history import RecipeVariant, held_out_videos, prompts_of
@@ -51,10 +51,10 @@ def arm_of(
     return RecipeVariant(RECIPE, f"{changes} {clips}".strip(), after=before)
 
 
-def attribute_error(prompts: Sequence[Prompt], clips: Tensor) -> float:
+def attribute_error(prompts: Sequence[EvalPrompt], clips: Tensor) -> float:
     """The share of what prompts say of colour, shape and motion that clips uint8 (N, 3, T, H, W) do not show."""
-    hits = [right(prompt, look(clip)) for prompt, clip in zip(prompts, clips, strict=True)]
-    return 1 - sum(hit[name] for hit in hits for name in ASKED) / (len(ASKED) * len(hits))
+    hits = [matches_prompt(prompt, detect(clip)) for prompt, clip in zip(prompts, clips, strict=True)]
+    return 1 - sum(hit[name] for hit in hits for name in PROMPT_ATTRIBUTES) / (len(PROMPT_ATTRIBUTES) * len(hits))
 
 
 ASKED_IN = {
@@ -108,9 +108,9 @@ def score_prompts_of(
     """What clips of this seed miss of what held-out clips show, asked in a register and in short texts."""
     course, count = bench.course(arm, seed), _read(bench)
     world = held_out_videos(arm.read(bench.scale.quick))
-    own, short = (prompts(world, count, [one]) for one in (register, "short"))
+    own, short = (dataset_prompts(world, count, [one]) for one in (register, "short"))
 
-    def draw(asked: Sequence[Prompt], scale: float | None = 1.0) -> Tensor:
+    def draw(asked: Sequence[EvalPrompt], scale: float | None = 1.0) -> Tensor:
         with quietly():
             raw = {"prompt": [one.text for one in asked]}
             return to_pixels(course.model.generate(raw=raw, count=count, seed=seed, scale=scale))

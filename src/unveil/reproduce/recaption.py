@@ -20,7 +20,7 @@ from unveil.io.files import write_atomically
 from unveil.model.captioner_folder import CaptionModel, load_captioner
 from unveil.model.config import CaptionerRecipe, Recipe, load_recipe
 from unveil.playground.dataset import Playground, PlaygroundConfig
-from unveil.prompting.captioners import Own, Reel
+from unveil.prompting.captioners import MediaClip, NativeCaptioner
 from unveil.reproduce.experiment import ExperimentContext
 from unveil.types import Item, RecipeError
 
@@ -111,12 +111,14 @@ def _judged(model: CaptionModel, world: Playground, count: int) -> float:
     return sum(right) / len(right)
 
 
-def _teller(model: CaptionModel) -> Own:
-    teller = Own(model)
+def _teller(model: CaptionModel) -> NativeCaptioner:
+    teller = NativeCaptioner(model)
     teller.at_once = AT_ONCE
     return teller
 
 
-def _captions(teller: Own, items: list[Item]) -> list[str]:
-    reels = [Reel(p if p.ndim == 4 else p[:, None], float(item["fps"])) for item in items for p in [item["pixels"]]]
+def _captions(teller: NativeCaptioner, items: list[Item]) -> list[str]:
+    reels = [
+        MediaClip(p if p.ndim == 4 else p[:, None], float(item["fps"])) for item in items for p in [item["pixels"]]
+    ]
     return [one.text for one in teller(reels)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from unveil.data.cache import cache_folder
-from unveil.evaluate.plots import sheet
+from unveil.evaluate.plots import make_grid
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.reproduce import (
     adm,
@@ -127,7 +127,7 @@ def _write(record: Record, findings: ExperimentResults, out: Path) -> None:
     record["plots"] = list(files)
     record["sheets"] = []
     for one in findings.sheets:
-        files[f"{name}.{one.name}.png"] = sheet(one.pixels, one.columns)
+        files[f"{name}.{one.name}.png"] = make_grid(one.pixels, one.columns)
         record["sheets"].append({"file": f"{name}.{one.name}.png", "caption": one.caption})
     text = json.dumps(record, indent=1, allow_nan=False) + "\n"
     for file, content in files.items():

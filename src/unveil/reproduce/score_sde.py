@@ -11,7 +11,7 @@ from unveil.core.denoiser import Denoiser
 from unveil.core.rng import START, SampleRNG
 from unveil.core.samplers import Plan, run
 from unveil.core.samplers.langevin import predictor_corrector, reverse_diffusion
-from unveil.evaluate.verdict import Paper
+from unveil.evaluate.verdict import PublishedResult
 from unveil.io.images import to_pixels
 from unveil.reproduce.experiment import (
     PLACEBO,
@@ -64,7 +64,7 @@ def _corrector(bench: ExperimentContext) -> ExperimentResults:
                 (both, [row[i] for row in first]),
                 (alone, [row[i] for row in last]),
                 ([row[i] for row in again], [row[i] for row in first]),
-                paper=Paper(3.60, 4.74, "table 1, CIFAR-10 FID, VE, reverse diffusion, 2,000 calls"),
+                paper=PublishedResult(3.60, 4.74, "table 1, CIFAR-10 FID, VE, reverse diffusion, 2,000 calls"),
             )
             for i, calls in enumerate(counts)
         ]

@@ -25,7 +25,7 @@ from unveil.model.config.token_conditions import WordsSection
 from unveil.nn.flops import multiply_adds
 from unveil.nn.meta_device import meta_device
 from unveil.playground.dataset import Playground
-from unveil.playground.eval_prompts import Prompt, prompts
+from unveil.playground.eval_prompts import EvalPrompt, dataset_prompts
 from unveil.reproduce.variant import LOOP, CachedTraining, TrainSchedule, cache_get, cache_put, train_loop
 from unveil.types import Condition, PromptTruncated, Raw, RecipeError
 
@@ -121,10 +121,10 @@ def eval_prompts_of(model: Model, recipe: Recipe, count: int) -> Raw:
     return {PROMPT: [prompt.text for prompt in prompts_of(recipe, count)]}
 
 
-def prompts_of(recipe: Recipe, count: int) -> list[Prompt]:
+def prompts_of(recipe: Recipe, count: int) -> list[EvalPrompt]:
     """The prompts of so many samples of a recipe of the playground."""
     world = held_out_videos(recipe)
-    return prompts(world, count, world.config.registers)
+    return dataset_prompts(world, count, world.config.registers)
 
 
 def held_out_videos(recipe: Recipe) -> Playground:

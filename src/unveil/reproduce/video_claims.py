@@ -214,7 +214,7 @@ def _framed(bench: ExperimentContext, arm: RecipeVariant, seed: int) -> CropRate
 
 def cut_share(clips: Sequence[Tensor] | Tensor) -> float:
     """The share of frames of clips uint8 (3, T, H, W) whose thing touches the edge with several pixels."""
-    return float(np.concatenate([temporal_consistency.at_edges(clip) >= TOUCHING for clip in clips]).mean())
+    return float(np.concatenate([temporal_consistency.edge_pixels(clip) >= TOUCHING for clip in clips]).mean())
 
 
 def _real(bench: ExperimentContext, arms: Mapping[str, RecipeVariant]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from unveil.data.image_decoding import header, open_picture
+from unveil.data.image_decoding import header, open_image
 from unveil.server.jobs.uploads import PIXELS
 from unveil.studio.upload_decoder import decoded
 
@@ -37,7 +37,7 @@ def mask_of(painted: Mapping[str, Any] | None, size: tuple[int, int]) -> bytes |
     mask = Image.new("L", (width, height))
     for layer in (painted or {}).get("layers") or ():
         with Path(layer).open("rb") as file:
-            found = header(open_picture(file, PIXELS))
+            found = header(open_image(file, PIXELS))
             alpha = decoded(file, "A", (found.width, found.height))
         hole = _sharp(_sharp(alpha).resize((width, height), Image.Resampling.BOX))
         mask.paste(255, (0, 0), hole)

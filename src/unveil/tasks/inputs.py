@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, cast
 
 from torch import Tensor
 
-from unveil.data.image_decoding import HEAD, format_of, natural, open_picture
+from unveil.data.image_decoding import HEAD, decode_native_size, format_of, open_image
 from unveil.io.files import sha256
 from unveil.tasks.invert import read_noise
 from unveil.tasks.task_spec import SourceFile
@@ -62,8 +62,8 @@ def open_input(role: str, path: Path, channels: int, size: tuple[int, int] | Non
         return LoadedInput(path, read_noise(path)[0][row], SourceFile(path.name, sha256(path), row))
     try:
         data = path.read_bytes()
-        image = open_picture(io.BytesIO(data), MAX_PIXELS)
-        pixels = natural(image, cast(Literal[1, 3], 1 if role == MASK else channels), size)
+        image = open_image(io.BytesIO(data), MAX_PIXELS)
+        pixels = decode_native_size(image, cast(Literal[1, 3], 1 if role == MASK else channels), size)
     except OSError as problem:
         raise DataError(f"{path}: {getattr(problem, 'strerror', None) or problem}") from problem
     return LoadedInput(path, pixels, SourceFile(path.name, hashlib.sha256(data).hexdigest()))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unveil.io.images import EXIF, FACTS, UNICODE, USER_COMMENT
+from unveil.io.images import EXIF, METADATA_KEY, UNICODE, USER_COMMENT
 from unveil.io.video.containers import HEAD, container_of
 from unveil.io.video.reader import Decoder
 from unveil.types import DataError, format_size
@@ -43,7 +43,7 @@ def _picture_text(path: Path) -> str | None:
         with Image.open(path, formats=["PNG", "GIF", "WEBP"]) as image:
             if image.format == "PNG":
                 image.load()  # texts may follow the pixels
-                return getattr(image, "text", {}).get(FACTS)
+                return getattr(image, "text", {}).get(METADATA_KEY)
             found = image.getexif().get_ifd(EXIF).get(USER_COMMENT, b"")
             if isinstance(found, bytes) and found.startswith(UNICODE):
                 return found.removeprefix(UNICODE).decode("utf-16-le")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unveil.core.sampling_run import SamplingRun
-from unveil.data.preprocessors.segmentation import given as fit
+from unveil.data.preprocessors.segmentation import resize_control_image as fit
 from unveil.io.images import to_unit
 from unveil.model import Model, RunTransform
 from unveil.types import ShapeError

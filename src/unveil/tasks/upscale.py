@@ -11,7 +11,7 @@ from torch import Tensor
 from unveil.conditioning.tiled_denoising import OVERLAP, for_tiles, tiles
 from unveil.core.inverse import low_frequency
 from unveil.core.sampling_run import SamplingRun
-from unveil.data.low_res import LOW, enlarged
+from unveil.data.low_res import LOW, bicubic_upsample
 from unveil.model import Model
 from unveil.model.shapes import ending
 from unveil.tasks.img2img import check_strength, start_from
@@ -101,6 +101,6 @@ def _keeping(course: SamplingRun, known: Tensor, before: tuple[int, int], wide: 
 def resized(unit: Tensor, size: tuple[int, int]) -> Tensor:
     """Pictures (B, C, H, W), or the frames of clips (B, C, T, H, W), bicubic, of another size."""
     if unit.ndim == 4:
-        return enlarged(unit, size)
-    frames = enlarged(unit.transpose(1, 2).flatten(0, 1), size)
+        return bicubic_upsample(unit, size)
+    frames = bicubic_upsample(unit.transpose(1, 2).flatten(0, 1), size)
     return frames.unflatten(0, (len(unit), -1)).transpose(1, 2)

@@ -27,7 +27,7 @@ from unveil.core.rng import SampleRNG
 from unveil.core.rng import key as hash_of
 from unveil.evaluate.perceptual import perceptual
 from unveil.io.files import write_atomically
-from unveil.io.images import above
+from unveil.io.images import stack_rows
 from unveil.model import checkpoint_store, model_folder, model_saving
 from unveil.model.config import AutoencoderConfig, AutoencoderLossSection, AutoencoderRecipe, dump
 from unveil.model.config.autoencoder import PUBLISHED_KL, LengthsSection
@@ -322,7 +322,7 @@ class ReconstructionSheets:
         batch = slice_batch(self.batch, 0, len(self.batch.numbers), self.learner.device)
         x = self.learner.pixels(batch)
         made = self.learner.rebuilt(model, x, None, 0).pixels
-        write_atomically(path, sheet(above(x, made, columns or len(x)), columns))
+        write_atomically(path, sheet(stack_rows(x, made, columns or len(x)), columns))
 
 
 def fit_autoencoder(

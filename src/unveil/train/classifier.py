@@ -21,8 +21,8 @@ from torch.nn import functional
 
 from unveil.core.process import Process
 from unveil.core.rng import SampleRNG
-from unveil.evaluate.features import read_accuracy
-from unveil.evaluate.image_set import Pictured, Pictures, gather
+from unveil.evaluate.features import classifier_accuracy
+from unveil.evaluate.image_set import ImageDataset, ImageSet, collect_images
 from unveil.io.files import refuse_overwrite, sha256, write_atomically
 from unveil.io.images import to_unit
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
@@ -108,8 +108,8 @@ class TrainedClassifier(NamedTuple):
 
 def train_classifier(
     config: ClassifierConfig,
-    dataset: Pictured,
-    held_out: Pictured,
+    dataset: ImageDataset,
+    held_out: ImageDataset,
     on_progress: Callable[[ClassifierProgress], object] | None = None,
 ) -> TrainedClassifier:
     """A classifier of `dataset`, the same for the same seed, machine and number of compute threads.
@@ -121,7 +121,7 @@ def train_classifier(
         RecipeError: pictures without labels, or a label that the network has no output for.
         NonFinite: the loss left the finite numbers.
     """
-    train, test = _labelled(gather(dataset), config), _labelled(gather(held_out), config)
+    train, test = _labelled(collect_images(dataset), config), _labelled(collect_images(held_out), config)
     if len(train.pixels) < config.batch:
         raise RecipeError(f"batch = {config.batch}: more than the {len(train.pixels)} training pictures; lower it")
     began, spent = time.perf_counter(), time.process_time()
@@ -152,7 +152,7 @@ def train_classifier(
     network.load_state_dict({k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()})
     assert test.labels is not None
     if not isinstance(network, NoisyClassifier):
-        accuracy = read_accuracy(network, test.pixels, test.labels)
+        accuracy = classifier_accuracy(network, test.pixels, test.labels)
         by_size = _accuracy_by_size(network, test) if isinstance(network, ViT) else {}
         return TrainedClassifier(network, accuracy, time.process_time() - spent, by_size=by_size)
     assert config.process is not None
@@ -246,7 +246,7 @@ def _noised(process: Process, level: NoiseLevel, pixels: Tensor, noise: Tensor) 
     return x, torch.as_tensor(process.index(level), dtype=torch.float32).expand(len(x))
 
 
-def _accuracy_at(network: NoisyClassifier, process: Process, test: Pictures, tenth: int) -> float:
+def _accuracy_at(network: NoisyClassifier, process: Process, test: ImageSet, tenth: int) -> float:
     """The share of the first held-out pictures read correctly with the noise of a tenth of the times."""
     assert test.labels is not None
     pixels, labels = to_unit(test.pixels[:HELD_OUT]), test.labels[:HELD_OUT]
@@ -259,7 +259,7 @@ def _accuracy_at(network: NoisyClassifier, process: Process, test: Pictures, ten
     return float((read == labels).double().mean())
 
 
-def _accuracy_by_size(network: ViT, test: Pictures) -> dict[int, float]:
+def _accuracy_by_size(network: ViT, test: ImageSet) -> dict[int, float]:
     """The share of held-out pictures read correctly at other sides: one patch less and up to two more than its own.
 
     Source: Dosovitskiy et al. 2021, section 3.2 (arXiv:2010.11929), where the network is trained on at that size.
@@ -279,7 +279,7 @@ def _resized(pixels: Tensor, size: int) -> Tensor:
     return functional.interpolate(to_unit(pixels), (size, size), mode="bilinear", antialias=True)
 
 
-def _batches(config: ClassifierConfig, train: Pictures) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(config: ClassifierConfig, train: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
     assert train.labels is not None
     for _ in range(config.epochs):
         order = torch.randperm(len(train.pixels))
@@ -323,7 +323,7 @@ def _schedule(part: float) -> float:
     return part / 0.1 if part < 0.1 else 0.5 * (1 + math.cos(math.pi * (part - 0.1) / 0.9))
 
 
-def _labelled(pictures: Pictures, config: ClassifierConfig) -> Pictures:
+def _labelled(pictures: ImageSet, config: ClassifierConfig) -> ImageSet:
     if pictures.labels is None:
         raise RecipeError("a classifier needs pictures with a label each; this data set has none")
     low, high = int(pictures.labels.min()), int(pictures.labels.max())

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from unveil.core.rng import SampleRNG
-from unveil.data.adapted import Source
-from unveil.data.fingerprint import Progress, tensors
-from unveil.data.latent_cache import Cached, Encoder, Keeping, kept
+from unveil.data.adapted import SourceDataset
+from unveil.data.fingerprint import Progress, tensors_fingerprint
+from unveil.data.latent_cache import CachedLatents, LatentCacheOptions, LatentEncoder, cache_latents
 from unveil.model import Model
 from unveil.train.data_order import ALSO
 from unveil.types import RecipeError
@@ -37,9 +37,9 @@ class SupportsEncode(Protocol):
         ...
 
 
-def cache_latents(
-    model: Model, items: Source, how: Keeping | None = None, progress: Progress | None = None
-) -> tuple[Cached, bool]:
+def cache_dataset(
+    model: Model, items: SourceDataset, how: LatentCacheOptions | None = None, progress: Progress | None = None
+) -> tuple[CachedLatents, bool]:
     """A data set with what the model's encoder says of each picture, from the cache, and whether it was there.
 
     Args:
@@ -51,12 +51,12 @@ def cache_latents(
         MediaError, ShapeError, NonFinite, NotWritable, OutOfResources: see `latent_cache.kept`.
     """
     own = model.config.key if model.config is not None else "pixels"
-    path, there = kept(items, encoder_of(model), replace(how or Keeping(), key=own), progress)
+    path, there = cache_latents(items, encoder_of(model), replace(how or LatentCacheOptions(), key=own), progress)
     keys = [str(one.key) for one in model.conditioners.values()]
-    return Cached(items, path, own, [ALSO.get(key, key) for key in keys]), there
+    return CachedLatents(items, path, own, [ALSO.get(key, key) for key in keys]), there
 
 
-def encoder_of(model: Model) -> Encoder:
+def encoder_of(model: Model) -> LatentEncoder:
     """The model's encoder with the hash of its weights and settings.
 
     Raises:
@@ -74,10 +74,10 @@ def encoder_of(model: Model) -> Encoder:
             return codec.encoded(pixels.to(model.device))
 
     config: Any = getattr(codec, "config", None)
-    identity = f"{type(codec).__name__} {config!r} {tensors(codec.state_dict())}"
+    identity = f"{type(codec).__name__} {config!r} {tensors_fingerprint(codec.state_dict())}"
     numbers = {name: getattr(codec, name, torch.tensor([usual])) for name, usual in (("scale", 1.0), ("shift", 0.0))}
     scale, shift = (numbers[name].flatten().tolist() for name in ("scale", "shift"))
-    return Encoder(encode, identity, 2 if codec.stochastic else 1, scale, shift)
+    return LatentEncoder(encode, identity, 2 if codec.stochastic else 1, scale, shift)
 
 
 def is_cached(model: Model, data: Tensor) -> bool:
@@ -122,7 +122,7 @@ def latents(model: Model, data: Tensor, streams: SampleRNG, step: int | None, *,
 
 def shape_of(items: object, model: Model) -> tuple[int, ...]:
     """The shape that a data set's data must have: the model's, or that of what is kept of its encoder."""
-    return items.shape if isinstance(items, Cached) else model.shape
+    return items.shape if isinstance(items, CachedLatents) else model.shape
 
 
 @contextmanager

@@ -30,7 +30,7 @@ def sheet(samples: Tensor, columns: int | None = None) -> bytes:
     if samples.ndim not in (4, 5) or samples.shape[1] not in (1, 3):
         raise ShapeError(f"samples {tuple(samples.shape)}: a sheet needs (B, 1 or 3, H, W) or (B, 1 or 3, T, H, W)")
     pixels = images.to_pixels(samples.nan_to_num(0))
-    return images.png(images.strips(pixels) if pixels.ndim == 5 else images.sheet(pixels, columns))
+    return images.png(images.frame_rows(pixels) if pixels.ndim == 5 else images.make_grid(pixels, columns))
 
 
 def beside(hints: Sequence[Tensor], samples: Tensor) -> tuple[Tensor, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unveil.io.video.frame_timing import constant_rate, picked, reach, same_rate
+from unveil.io.video.frame_timing import constant_rate, frame_count, resample_frames, same_rate
 
 TIMES = [0.0, 0.1, 0.2, 0.3, 0.4]
 
@@ -21,7 +21,7 @@ TIMES = [0.0, 0.1, 0.2, 0.3, 0.4]
     ],
 )
 def test_the_frame_of_each_time(rule, wanted, frames):
-    assert list(picked(zip(TIMES, range(5), strict=True), wanted, rule)) == frames
+    assert list(resample_frames(zip(TIMES, range(5), strict=True), wanted, rule)) == frames
 
 
 def test_no_more_frames_are_read_than_are_needed():
@@ -32,7 +32,7 @@ def test_no_more_frames_are_read_than_are_needed():
             read.append(number)
             yield time, number
 
-    assert list(picked(frames(), [0.0, 0.1], "nearest")) == [0, 1]
+    assert list(resample_frames(frames(), [0.0, 0.1], "nearest")) == [0, 1]
     assert read == [0, 1]
 
 
@@ -60,6 +60,6 @@ def test_two_rates_are_the_same_only_for_clips_too_short_to_tell():
 
 
 def test_frames_between_the_first_and_the_last_time():
-    assert [reach(1.0, rate) for rate in (1, 7.5, 8, 15)] == [2, 8, 9, 16]
-    assert reach(0.0, 24) == 1
-    assert reach(0.7, 10) == 8  # 0.7 x 10 is 6.999... in binary
+    assert [frame_count(1.0, rate) for rate in (1, 7.5, 8, 15)] == [2, 8, 9, 16]
+    assert frame_count(0.0, 24) == 1
+    assert frame_count(0.7, 10) == 8  # 0.7 x 10 is 6.999... in binary

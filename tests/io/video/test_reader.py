@@ -18,7 +18,7 @@ from PIL import Image
 from tests.io.video.tiny_videos import CODECS, film, number_of, one_frame, sound, spliced
 from unveil.io.video import decoder_process
 from unveil.io.video.containers import frames_of_gif
-from unveil.io.video.reader import Cut, Decoder, Film, Limits
+from unveil.io.video.reader import Decoder, FrameSelection, Limits, VideoInfo
 from unveil.types import DataError
 
 LIMITS = Limits()
@@ -31,9 +31,9 @@ def decoder():
     made.close()
 
 
-def whole(found: Film) -> Cut:
+def whole(found: VideoInfo) -> FrameSelection:
     size = (found.width, found.height)
-    return Cut(found.moments(), "nearest", (0.0, 0.0, *size), size)
+    return FrameSelection(found.moments(), "nearest", (0.0, 0.0, *size), size)
 
 
 @pytest.mark.parametrize("suffix", CODECS)
@@ -180,9 +180,9 @@ def test_what_says_that_it_is_too_long_is_refused_before_it_is_decoded(tmp_path,
     (tmp_path / "a.gif").write_bytes(gif(6))
     for path in (tmp_path / "a.gif", film(tmp_path / "a.mp4", 6)):
         with pytest.raises(decoder_process.Refused, match=r"longer than 5 frames; cut it"):
-            decoder_process.look(Limits(frames=5).request("look", path))
+            decoder_process.probe(Limits(frames=5).request("look", path))
         with pytest.raises(pytest.fail.Exception, match="it was decoded"):
-            decoder_process.look(Limits(frames=6).request("look", path))
+            decoder_process.probe(Limits(frames=6).request("look", path))
 
 
 def test_frames_of_a_gif_are_counted_by_its_blocks():

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from unveil.io.video.reader import Cut, Decoder, Limits
-from unveil.io.video.writer import FORMS, write_clip
+from unveil.io.video.reader import Decoder, FrameSelection, Limits
+from unveil.io.video.writer import FORMS, write_video
 from unveil.tasks.metadata import read_facts
 from unveil.types import DataError, OutputError, RecipeError, ShapeError
 
@@ -32,7 +32,7 @@ def read(path: Path, height: int, width: int) -> torch.Tensor:
     decoder = Decoder()
     film = decoder.look(path, Limits())
     size = (film.width, film.height)
-    pixels, _ = decoder.read(path, film, Cut(film.moments(), "nearest", (0.0, 0.0, *size), size), Limits())
+    pixels, _ = decoder.read(path, film, FrameSelection(film.moments(), "nearest", (0.0, 0.0, *size), size), Limits())
     decoder.close()
     return pixels[..., :height, :width]
 
@@ -41,21 +41,21 @@ def read(path: Path, height: int, width: int) -> torch.Tensor:
 @pytest.mark.parametrize(("height", "width"), [(32, 48), (33, 47)])
 def test_colours_come_back(tmp_path, form, height, width):
     pixels = smooth(5, height, width)
-    path = write_clip(tmp_path / f"a.{form}", pixels, 8, FACTS)
+    path = write_video(tmp_path / f"a.{form}", pixels, 8, FACTS)
     found = read(path, height, width)
     assert found.shape == pixels.shape
     assert (found.float() - pixels).abs().mean() < 4
     plain = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], dtype=torch.uint8)
     blocks = plain.T.reshape(3, 1, 1, 4).repeat_interleave(16, -1).expand(3, 4, 16, 64)
-    shown = read(write_clip(tmp_path / f"b.{form}", blocks, 8), 16, 64)
+    shown = read(write_video(tmp_path / f"b.{form}", blocks, 8), 16, 64)
     assert (shown[..., 8::16].float() - blocks[..., 8::16]).abs().max() <= 4  # another matrix of YUV is 20 off
 
 
 @pytest.mark.parametrize("form", ["mp4", "webm"])
 def test_a_clip_in_parts_is_the_clip_and_the_same_bytes(tmp_path, form):
     pixels = smooth(6)
-    whole = write_clip(tmp_path / f"a.{form}", pixels, 8).read_bytes()
-    parts = write_clip(tmp_path / f"b.{form}", iter(pixels.split(2, dim=1)), 8).read_bytes()
+    whole = write_video(tmp_path / f"a.{form}", pixels, 8).read_bytes()
+    parts = write_video(tmp_path / f"b.{form}", iter(pixels.split(2, dim=1)), 8).read_bytes()
     assert whole == parts
     if form == "mp4":
         assert whole.index(b"moov") < whole.index(b"mdat")  # plays before it is all there
@@ -64,16 +64,16 @@ def test_a_clip_in_parts_is_the_clip_and_the_same_bytes(tmp_path, form):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_record_is_read_back(tmp_path, form, channels):
-    path = write_clip(tmp_path / f"a.{form}", smooth()[:channels], 8, FACTS)
+    path = write_video(tmp_path / f"a.{form}", smooth()[:channels], 8, FACTS)
     assert read_facts(path) == FACTS | {"clip": {"size": [32, 48], "fps": 8}}
     with pytest.raises(DataError, match="holds no record"):
-        read_facts(write_clip(tmp_path / f"b.{form}", smooth(), 8))
+        read_facts(write_video(tmp_path / f"b.{form}", smooth(), 8))
 
 
 def test_frames_as_a_folder(tmp_path):
     from PIL import Image
 
-    path = write_clip(tmp_path / "frames", smooth(3), 8, FACTS)
+    path = write_video(tmp_path / "frames", smooth(3), 8, FACTS)
     assert sorted(os.listdir(path)) == ["frame_00000.png", "frame_00001.png", "frame_00002.png"]
     with Image.open(path / "frame_00001.png") as image:
         assert image.size == (48, 32)
@@ -84,7 +84,7 @@ def test_frames_as_a_folder(tmp_path):
 def test_a_gif_lasts_as_long_as_it_should(tmp_path, rate):
     pixels = smooth(13)
     pixels[:, :, :4, :4] = torch.arange(0, 260, 20).reshape(1, 13, 1, 1).to(torch.uint8)  # no two frames are equal
-    film = Decoder().look(write_clip(tmp_path / "a.gif", pixels, rate), Limits())
+    film = Decoder().look(write_video(tmp_path / "a.gif", pixels, rate), Limits())
     assert (film.frames, film.rate) == (13, rate)
     assert film.seconds == pytest.approx(12 / rate, abs=0.01)
 
@@ -104,7 +104,7 @@ def test_a_gif_lasts_as_long_as_it_should(tmp_path, rate):
 def test_what_cannot_be_written_is_named_and_leaves_nothing(tmp_path, name, pixels, rate, error, words):
     (tmp_path / "file").write_text("x")
     with pytest.raises(error, match=words):
-        write_clip(tmp_path / name, pixels, rate)
+        write_video(tmp_path / name, pixels, rate)
     assert os.listdir(tmp_path) == ["file"]
 
 
@@ -121,16 +121,16 @@ def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(RecipeError, match=r"a \.mp4 file needs av.*pip install 'unveil\[video\]'"):
-        write_clip(tmp_path / "a.mp4", smooth(), 8)
-    write_clip(tmp_path / "a.gif", smooth(), 8)  # needs none
+        write_video(tmp_path / "a.mp4", smooth(), 8)
+    write_video(tmp_path / "a.gif", smooth(), 8)  # needs none
 
 
 SAME = """
 import hashlib, sys, torch
 from pathlib import Path
-from unveil.io.video.writer import write_clip
+from unveil.io.video.writer import write_video
 pixels = torch.load(sys.argv[2], weights_only=True)
-print(hashlib.sha256(write_clip(Path(sys.argv[1]), pixels, 8).read_bytes()).hexdigest())
+print(hashlib.sha256(write_video(Path(sys.argv[1]), pixels, 8).read_bytes()).hexdigest())
 """
 
 
@@ -148,11 +148,11 @@ def test_the_bytes_of_a_clip_do_not_depend_on_what_memory_held_before(tmp_path, 
 FULL = """
 import sys, torch
 from pathlib import Path
-from unveil.io.video.writer import write_clip
+from unveil.io.video.writer import write_video
 noise = torch.randint(0, 256, (3, 8, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 for name in sys.argv[1:]:
     try:
-        write_clip(Path(name), noise, 8)
+        write_video(Path(name), noise, 8)
     except Exception as problem:
         print(f"{type(problem).__name__}: {problem}")
 """
@@ -161,7 +161,7 @@ for name in sys.argv[1:]:
 def test_a_full_disk_leaves_the_old_clips(tmp_path):
     names = [str(tmp_path / name) for name in ("a.mp4", "a.webm", "a.gif", "a.webp", "frames")]
     for name in names:
-        write_clip(Path(name), smooth(), 8)
+        write_video(Path(name), smooth(), 8)
     before = sorted((path, path.is_file() and path.read_bytes()) for path in tmp_path.rglob("*"))
 
     def limited() -> None:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from unveil.io.images import png
-from unveil.io.video.writer import write_clip
+from unveil.io.video.writer import write_video
 from unveil.server.jobs import uploads as module
 from unveil.server.jobs.uploads import FACTS, Inputs, names_in
 from unveil.types import DataError, OutOfResources
@@ -26,7 +26,7 @@ def picture(side: int = 8) -> bytes:
 def clip(path) -> bytes:
     pytest.importorskip("av")
     shades = torch.arange(4, dtype=torch.uint8)[:, None, None] * 60
-    write_clip(path, shades.expand(3, 4, 16, 16), 8.0, None)
+    write_video(path, shades.expand(3, 4, 16, 16), 8.0, None)
     return path.read_bytes()
 
 

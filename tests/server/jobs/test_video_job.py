@@ -13,7 +13,7 @@ from tests.server.jobs.conftest import done
 from unveil.cli.commands import run
 from unveil.cli.video_inputs import decoded
 from unveil.io.images import png
-from unveil.io.video.writer import write_clip
+from unveil.io.video.writer import write_video
 from unveil.server.jobs.video_job import CLIPS, COVER, SHOWN, read_request
 from unveil.tasks.metadata import read_facts
 from unveil.types import RecipeError
@@ -30,7 +30,7 @@ def sent(inputs, tmp_path: Path) -> dict[str, str]:
     for name, colour in (("clip", 0), ("other", 2)):
         frames = torch.zeros(3, 4, 16, 16, dtype=torch.uint8)
         frames[colour, :, 4:12, 4:12] = 255
-        write_clip(tmp_path / f"{name}.mp4", frames, 8.0, None)
+        write_video(tmp_path / f"{name}.mp4", frames, 8.0, None)
         names[name] = inputs.keep((tmp_path / f"{name}.mp4").read_bytes()).name
     names["picture"] = inputs.keep(png(torch.full((3, 16, 16), 90, dtype=torch.uint8))).name
     return names

@@ -26,7 +26,7 @@ from unveil.core.denoiser import Denoiser
 from unveil.core.flow import DynamicShift
 from unveil.core.prediction import PREDICTIONS, Prediction, rectified_flow
 from unveil.core.process import Process
-from unveil.io.optional_deps import extra
+from unveil.io.optional_deps import import_extra
 from unveil.model import Model
 from unveil.model.config import SampleConfig, validate
 from unveil.model.config.base import Section
@@ -125,7 +125,7 @@ def build_module(folder: PipelineFolder, kind: str, said: Mapping[str, Any]) -> 
         RecipeError: diffusers is not installed.
         WeightsError: an installed version of it that does not know the class.
     """
-    library = extra("diffusers", f"a {folder.kind}")
+    library = import_extra("diffusers", f"a {folder.kind}")
     if not hasattr(library, kind):
         raise WeightsError(f"{folder.path}: {kind} is not in diffusers {library.__version__}; install a newer one")
     with EmptyParameters(), silence_warnings():

@@ -14,7 +14,7 @@ from torch import Tensor
 from unveil.checkpoints.hf.pipeline_folder import STEMS, PipelineFolder
 from unveil.checkpoints.hf_files import weight_files
 from unveil.checkpoints.key_mapping import abbreviate
-from unveil.io.optional_deps import extra
+from unveil.io.optional_deps import import_extra
 from unveil.io.safetensors_io import read_tensors
 from unveil.types import WeightsError
 
@@ -39,7 +39,7 @@ def tensors_of(folder: PipelineFolder, name: str, kind: str, wanted: Collection[
     theirs = read_tensors(files[0])
     if set(wanted) <= set(theirs):
         return theirs
-    known = cast(dict[str, Any], getattr(extra(MODULE, f"a {kind}"), TABLE))
+    known = cast(dict[str, Any], getattr(import_extra(MODULE, f"a {kind}"), TABLE))
     if kind not in known:
         raise WeightsError(f"{files[0]}: {kind} is not read out of single files; copy the folder that diffusers writes")
     try:

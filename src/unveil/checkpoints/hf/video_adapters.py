@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from unveil.checkpoints.hf.image_adapters import check_size, pooled_and_tokens, prompt_tokens
 from unveil.checkpoints.hf.wan_cache import CachedWan
-from unveil.io.optional_deps import extra
+from unveil.io.optional_deps import import_extra
 from unveil.types import Condition, ShapeError
 
 FRAME_RATE = 25.0  # that LTX-Video is told when it is not told one
@@ -218,7 +218,7 @@ class CogVideoX(nn.Module):
         if size not in self._tables:
             grid = (size[1] // self.patch, size[2] // self.patch)
             base = (said.sample_height // self.patch, said.sample_width // self.patch)
-            table = cast(Any, extra("diffusers.models.embeddings", "CogVideoX")).get_3d_rotary_pos_embed
+            table = cast(Any, import_extra("diffusers.models.embeddings", "CogVideoX")).get_3d_rotary_pos_embed
             if said.patch_size_t is None:
                 where: dict[str, Any] = {"crops_coords": _centred(grid, base)}
             else:

@@ -1,6 +1,6 @@
-"""Edges, straight lines and scribbles of a picture: hints that a network may be told, white on black.
+"""Edges, straight lines and scribbles of an image: hints that a network may be told, white on black.
 
-Pictures are uint8 (1 or 3, H, W); what is drawn of them is uint8 (3, H, W) of the same size, and the same every time.
+Images are uint8 (1 or 3, H, W); what is drawn of them is uint8 (3, H, W) of the same size, and the same every time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _GREY = (0.299, 0.587, 0.114)
 def canny(pixels: Tensor, *, low: float = 100.0, high: float = 200.0, sigma: float = 1.0) -> Tensor:
     """Edges one pixel thick, uint8 (3, H, W), 255 on an edge.
 
-    A colour picture is read as its grey one: an edge between colours that are equally bright is none.
+    A colour image is read as its grey one: an edge between colours that are equally bright is none.
 
     Args:
         low, high: of the gradient by Sobel's filters, in [0, 255], low at most high. What lies above `high` is an
@@ -31,7 +31,7 @@ def canny(pixels: Tensor, *, low: float = 100.0, high: float = 200.0, sigma: flo
 
     Raises:
         RecipeError: thresholds or sigma out of range.
-        ShapeError: no picture.
+        ShapeError: no image.
     Source: Canny 1986, A Computational Approach to Edge Detection.
     """
     return _white(_canny(pixels, low, high, sigma))
@@ -47,17 +47,17 @@ def lines(
     gap: int = 2,
     seed: int = 0,
 ) -> Tensor:
-    """The straight lines of `straight`, one pixel thick: uint8 (3, H, W). The arguments are those of `straight`."""
+    """Draw the straight lines of `hough_lines`, one pixel thick: uint8 (3, H, W); its arguments."""
     from skimage.draw import line
 
-    found = straight(pixels, low=low, high=high, votes=votes, length=length, gap=gap, seed=seed)
+    segments = hough_lines(pixels, low=low, high=high, votes=votes, length=length, gap=gap, seed=seed)
     drawn = np.zeros(pixels.shape[1:], bool)
-    for x0, y0, x1, y1 in found.tolist():
+    for x0, y0, x1, y1 in segments.tolist():
         drawn[line(y0, x0, y1, x1)] = True
     return _white(drawn)
 
 
-def straight(
+def hough_lines(
     pixels: Tensor,
     *,
     low: float = 50.0,
@@ -78,7 +78,7 @@ def straight(
 
     Raises:
         RecipeError: a setting out of range.
-        ShapeError: no picture.
+        ShapeError: no image.
     Source: Matas, Galambos & Kittler 2000, Robust Detection of Lines Using the Progressive Probabilistic Hough
         Transform.
     """
@@ -88,14 +88,14 @@ def straight(
     edges = _canny(pixels, low, high, 1.0)
     if not edges.any():
         return torch.zeros(0, 4, dtype=torch.int64)
-    found: Any = probabilistic_hough_line(edges, threshold=votes, line_length=length, line_gap=gap, rng=seed)
-    return torch.tensor(sorted((*start, *end) for start, end in found), dtype=torch.int64).reshape(-1, 4)
+    segments: Any = probabilistic_hough_line(edges, threshold=votes, line_length=length, line_gap=gap, rng=seed)
+    return torch.tensor(sorted((*start, *end) for start, end in segments), dtype=torch.int64).reshape(-1, 4)
 
 
 def scribble(pixels: Tensor, *, low: float = 25.0, high: float = 60.0, sigma: float = 3.0, width: int = 4) -> Tensor:
     """The outlines of what is large, as if drawn with a thick pen: uint8 (3, H, W).
 
-    Edges of the strongly smoothed picture, those left out that are shorter than a thirtieth of its longer side.
+    Edges of the strongly smoothed image, those left out that are shorter than a thirtieth of its longer side.
 
     Args:
         low, high, sigma: as for `canny`; more smoothing leaves less detail.
@@ -103,32 +103,34 @@ def scribble(pixels: Tensor, *, low: float = 25.0, high: float = 60.0, sigma: fl
 
     Raises:
         RecipeError: a setting out of range.
-        ShapeError: no picture.
+        ShapeError: no image.
     Source: Zhang, Rao & Agrawala 2023, ControlNet, appendix (arXiv:2302.05543), which draws scribbles by such steps.
     """
     from scipy import ndimage
 
-    check_pen(width)
+    check_stroke_width(width)
     edges = _canny(pixels, low, high, sigma)
     labels: NDArray[np.int32] = ndimage.label(edges, np.ones((3, 3), bool))[0]  # pyright: ignore
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
-    kept = (sizes >= max(2, max(edges.shape) / 30))[labels]
-    return _white(np.asarray(ndimage.binary_dilation(kept, _pen(width)), bool) if kept.any() else kept)
+    long_edges = (sizes >= max(2, max(edges.shape) / 30))[labels]
+    return _white(
+        np.asarray(ndimage.binary_dilation(long_edges, _pen(width)), bool) if long_edges.any() else long_edges
+    )
 
 
-def grey(pixels: Tensor) -> NDArray[np.float64]:
+def to_luma(pixels: Tensor) -> NDArray[np.float64]:
     """Brightness in [0, 255], (H, W), of uint8 (1 or 3, H, W).
 
     Raises:
-        ShapeError: no such picture.
+        ShapeError: no such image.
     """
-    check_picture(pixels)
+    check_image(pixels)
     planes = pixels.to(torch.float64).numpy()
     return planes[0] if len(planes) == 1 else np.tensordot(_GREY, planes, 1)
 
 
-def check_picture(pixels: Tensor) -> None:
+def check_image(pixels: Tensor) -> None:
     """Raises ShapeError for anything but uint8 (1 or 3, H, W)."""
     if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or 0 in pixels.shape:
         raise ShapeError(f"picture {pixels.dtype} {tuple(pixels.shape)}: must be uint8 (1 or 3, H, W)")
@@ -145,13 +147,13 @@ def check_thresholds(low: float, high: float, sigma: float = 0.0) -> None:
 
 
 def check_lines(votes: int, length: int, gap: int, seed: int) -> None:
-    """Raises RecipeError for settings that `straight` cannot use."""
+    """Raises RecipeError for settings that `hough_lines` cannot use."""
     for name, value, least in (("votes", votes, 1), ("length", length, 1), ("gap", gap, 0), ("seed", seed, 0)):
         if value < least:
             raise RecipeError(f"{name} {value}: must be at least {least}")
 
 
-def check_pen(width: int) -> None:
+def check_stroke_width(width: int) -> None:
     """Raises RecipeError for a pen below one pixel."""
     if width < 1:
         raise RecipeError(f"width {width}: must be at least 1 pixel")
@@ -161,14 +163,14 @@ def _canny(pixels: Tensor, low: float, high: float, sigma: float) -> NDArray[np.
     from skimage import feature
 
     check_thresholds(low, high, sigma)
-    bright = grey(pixels)
+    bright = to_luma(pixels)
     # a threshold of 0 would call the rounding of the smoothing an edge
-    found = feature.canny(bright, sigma, max(low, 1e-3), max(high, 1e-3), mode="nearest")
-    return np.asarray(found, bool)
+    mask = feature.canny(bright, sigma, max(low, 1e-3), max(high, 1e-3), mode="nearest")
+    return np.asarray(mask, bool)
 
 
 def _pen(width: int) -> NDArray[np.bool_]:
-    """A disc of so many pixels across."""
+    """A disc of that many pixels across."""
     at = np.arange(width) - (width - 1) / 2
     return at[:, None] ** 2 + at**2 <= (width / 2) ** 2
 

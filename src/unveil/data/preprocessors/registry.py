@@ -1,7 +1,7 @@
 """The kinds of hints by name: each knows its settings and draws itself from an item of a data set.
 
-A hint is a picture uint8 (3, H, W) that says something of another of the same size: where its edges are, what lies
-where. `HINTS` lists the kinds for recipes and for the command line.
+A hint is an image uint8 (3, H, W) that says something of another of the same size: where its edges are, what lies
+where. `PREPROCESSORS` lists the kinds for recipes and for the command line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from unveil.data.preprocessors import edges, segmentation
 from unveil.types import Item, RecipeError, did_you_mean
 
 
-class Hint(Protocol):
+class Preprocessor(Protocol):
     """Draws the hint of an item, which holds "pixels" uint8 (C, H, W)."""
 
     def __call__(self, item: Item, /) -> Tensor:
@@ -92,7 +92,7 @@ class Scribble:
     def __post_init__(self) -> None:
         """Raises RecipeError for a setting out of range."""
         edges.check_thresholds(self.low, self.high, self.sigma)
-        edges.check_pen(self.width)
+        edges.check_stroke_width(self.width)
 
     def __call__(self, item: Item) -> Tensor:
         """The scribble of the pixels."""
@@ -101,7 +101,7 @@ class Scribble:
 
 @dataclass(frozen=True)
 class Segments:
-    """Regions found in the picture itself: `regions.segments`.
+    """Regions found in the image itself: `segmentation.segments`.
 
     scale: larger makes larger regions. sigma: of the smoothing before, in pixels. least: pixels of the smallest.
     """
@@ -121,7 +121,7 @@ class Segments:
 
 @dataclass(frozen=True)
 class Mask:
-    """A given map of classes in colours: `regions.colours`.
+    """A given map of classes in colours: `segmentation.colours`.
 
     key: of the item, where the map (H, W) is.
     """
@@ -135,7 +135,7 @@ class Mask:
 
 @dataclass(frozen=True)
 class Boxes:
-    """Given boxes as rectangles: `regions.layout`.
+    """Given boxes as rectangles: `segmentation.layout`.
 
     key, labels: of the item, where the boxes (N, 4) and their classes (N,) are; labels None: all are one class.
     style: filled or outlined. thickness: of an outline, in pixels.
@@ -159,10 +159,10 @@ class Boxes:
 
 
 @dataclass(frozen=True)
-class Given:
-    """A picture that comes with the item, such as depth, a pose or normals: `regions.given`.
+class ResizeOnly:
+    """An image that comes with the item, such as depth, a pose or normals: `segmentation.resize_control_image`.
 
-    key: of the item, where the picture uint8 (1 or 3, H, W) is. tolerance: how far the aspect ratios may be apart.
+    key: of the item, where the image uint8 (1 or 3, H, W) is. tolerance: how far the aspect ratios may be apart.
     """
 
     key: str = "given"
@@ -174,19 +174,19 @@ class Given:
             raise RecipeError(f"tolerance {self.tolerance:g}: a share, at least 0; {segmentation.TOLERANCE:g} is usual")
 
     def __call__(self, item: Item) -> Tensor:
-        """The picture, of the size of the item's pixels."""
+        """The image, of the size of the item's pixels."""
         height, width = item["pixels"].shape[-2:]
-        return segmentation.given(_value(item, self.key), height, width, tolerance=self.tolerance)
+        return segmentation.resize_control_image(_value(item, self.key), height, width, tolerance=self.tolerance)
 
 
-HINTS: dict[str, type[Any]] = {
+PREPROCESSORS: dict[str, type[Any]] = {
     "canny": Canny,
     "lines": Lines,
     "scribble": Scribble,
     "segments": Segments,
     "mask": Mask,
     "boxes": Boxes,
-    "given": Given,
+    "given": ResizeOnly,
 }
 
 

@@ -1,4 +1,4 @@
-"""Regions of a picture in colours of their own: segments, masks, boxes; and given pictures brought to size.
+"""Regions of an image in colours of their own: segments, masks, boxes; and given images brought to size.
 
 Hints are uint8 (3, H, W), and the same every time.
 """
@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unveil.data.preprocessors.edges import check_picture
+from unveil.data.preprocessors.edges import check_image
 from unveil.types import RecipeError, ShapeError, did_you_mean
 
 Style = Literal["filled", "outlined"]
 COLOURS = 1 << 24  # numbers that have a colour of their own
-TOLERANCE = 0.05  # how much longer or shorter one side may be, in proportion, before a picture is another one
+TOLERANCE = 0.05  # how much longer or shorter one side may be, in proportion, before an image is another one
 
 
 def palette(labels: Tensor) -> Tensor:
@@ -52,8 +52,8 @@ def colours(mask: Tensor) -> Tensor:
     return palette(plane)
 
 
-def divide(pixels: Tensor, *, scale: float = 100.0, sigma: float = 0.8, least: int = 50) -> Tensor:
-    """The regions of a picture, int64 (H, W), numbered from 1 by their first pixel, row by row.
+def felzenszwalb_segments(pixels: Tensor, *, scale: float = 100.0, sigma: float = 0.8, least: int = 50) -> Tensor:
+    """The regions of an image, int64 (H, W), numbered from 1 by their first pixel, row by row.
 
     Args:
         scale: larger makes larger regions.
@@ -62,24 +62,24 @@ def divide(pixels: Tensor, *, scale: float = 100.0, sigma: float = 0.8, least: i
 
     Raises:
         RecipeError: a setting out of range.
-        ShapeError: no picture.
+        ShapeError: no image.
     Source: Felzenszwalb & Huttenlocher 2004, Efficient Graph-Based Image Segmentation.
     """
     from skimage.segmentation import felzenszwalb
 
     check_regions(scale, sigma, least)
-    check_picture(pixels)
+    check_image(pixels)
     picture = pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
-    found: Any = felzenszwalb(picture, scale=scale, sigma=sigma, min_size=least)
-    _, first, inverse = np.unique(found, return_index=True, return_inverse=True)
+    regions: Any = felzenszwalb(picture, scale=scale, sigma=sigma, min_size=least)
+    _, first, inverse = np.unique(regions, return_index=True, return_inverse=True)
     order = np.empty(len(first), np.int64)
     order[first.argsort()] = np.arange(1, len(first) + 1)
-    return torch.from_numpy(order[inverse].reshape(found.shape))
+    return torch.from_numpy(order[inverse].reshape(regions.shape))
 
 
 def segments(pixels: Tensor, *, scale: float = 100.0, sigma: float = 0.8, least: int = 50) -> Tensor:
-    """The regions of `divide` in the colours of `palette`, for when no mask is given; its arguments."""
-    return palette(divide(pixels, scale=scale, sigma=sigma, least=least))
+    """The regions of `felzenszwalb_segments` in the colours of `palette`, for when no mask is given; its arguments."""
+    return palette(felzenszwalb_segments(pixels, scale=scale, sigma=sigma, least=least))
 
 
 def layout(
@@ -87,7 +87,7 @@ def layout(
 ) -> Tensor:
     """Boxes on black, in the colours of their classes: uint8 (3, height, width).
 
-    Larger boxes lie behind smaller ones. What reaches beyond the picture is cut off; no box is thinner than a pixel.
+    Larger boxes lie behind smaller ones. What reaches beyond the image is cut off; no box is thinner than a pixel.
 
     Args:
         boxes: (N, 4) of centre x, centre y, width, height in [0, 1].
@@ -129,21 +129,21 @@ def layout(
     return page
 
 
-def given(picture: Tensor, height: int, width: int, *, tolerance: float = TOLERANCE) -> Tensor:
-    """Any picture, such as depth, a pose or normals, as it is but for its size: uint8 (3, height, width).
+def resize_control_image(picture: Tensor, height: int, width: int, *, tolerance: float = TOLERANCE) -> Tensor:
+    """Any image, such as depth, a pose or normals, as it is except for its size: uint8 (3, height, width).
 
     It is scaled evenly until it covers the wanted size, and what reaches beyond that is cut off on both sides alike.
 
     Args:
-        picture: uint8 (1 or 3, H, W).
+        image: uint8 (1 or 3, H, W).
         tolerance: how far the two aspect ratios may be apart, as a share.
 
     Raises:
-        ShapeError: no picture, or aspect ratios further apart; both are named.
+        ShapeError: no image, or aspect ratios further apart; both are named.
     """
     from PIL import Image
 
-    check_picture(picture)
+    check_image(picture)
     given_height, given_width = picture.shape[1:]
     if height < 1 or width < 1:
         raise ShapeError(f"wanted size {width} x {height}: each side must be at least 1 pixel")
@@ -166,7 +166,7 @@ def given(picture: Tensor, height: int, width: int, *, tolerance: float = TOLERA
 
 
 def check_regions(scale: float, sigma: float, least: int) -> None:
-    """Raises RecipeError for settings that `divide` cannot use."""
+    """Raises RecipeError for settings that `felzenszwalb_segments` cannot use."""
     if not 0 < scale < float("inf") or not 0 <= sigma <= 100 or least < 1:
         raise RecipeError(f"scale {scale:g}, sigma {sigma:g}, least {least}: must be above 0, in [0, 100], at least 1")
 

@@ -1,4 +1,4 @@
-"""What a file of a clip is, by its first bytes, and whether it ends where it says; nothing is decoded."""
+"""Container formats of video files by their first bytes, and detection of truncated files; nothing is decoded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ READERS = ("mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "gif")
 CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "libdav1d", "mpeg4", "mjpeg", "prores", "gif")
 
 _BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")  # a file of QuickTime's family begins so
-_STILLS = (b"avif", b"avis", b"heic", b"heix", b"hevc", b"mif1", b"msf1")  # brands of pictures in that family
+_STILLS = (b"avif", b"avis", b"heic", b"heix", b"hevc", b"mif1", b"msf1")  # brands of images in that family
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
@@ -28,9 +28,9 @@ def container_of(head: bytes) -> str | None:
 
 
 def fault(file: IO[bytes], container: str) -> str | None:
-    """Why a file cannot be whole, from the lengths that it states; None when nothing speaks against it.
+    """Return why a file is damaged, by the lengths that it states; None if nothing contradicts them.
 
-    Decoders read what is there of a truncated file and call it the end, so that a clip would be shorter than it was.
+    Decoders read what is there of a truncated file and call it the end, so that a video would be shorter than it was.
     """
     size = os.fstat(file.fileno()).st_size
     if container == "GIF":
@@ -64,13 +64,13 @@ def _skip_colours(file: IO[bytes], flags: bytes) -> None:
 
 def _boxes(file: IO[bytes], size: int) -> str | None:
     """ISO 14496-12, section 4.2: a box is its length, its name and its content; length 0 reaches to the end."""
-    place, found = 0, set[bytes]()
+    place, names = 0, set[bytes]()
     while place + 8 <= size:
         file.seek(place)
         length, name = int.from_bytes(file.read(4), "big"), file.read(4)
         if length == 1:
             length = int.from_bytes(file.read(8), "big")
-        found.add(name)
+        names.add(name)
         if length == 0:
             break
         if length < 8:
@@ -78,7 +78,7 @@ def _boxes(file: IO[bytes], size: int) -> str | None:
         place += length
         if place > size:
             return _truncated(place, size)
-    return None if b"moov" in found else "it has no index (moov): its recording was never finished; export it again"
+    return None if b"moov" in names else "it has no index (moov): its recording was never finished; export it again"
 
 
 def _matroska(file: IO[bytes], size: int) -> str | None:

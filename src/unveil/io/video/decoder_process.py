@@ -26,10 +26,10 @@ from PIL import Image
 
 from unveil.io import sandbox
 from unveil.io.video.containers import CODECS, READERS, frames_of_gif
-from unveil.io.video.frame_timing import FASTEST, picked
+from unveil.io.video.frame_timing import FASTEST, resample_frames
 
 MEMORY = 4 << 30  # bytes of address space
-SECONDS = 60  # of processor time: for a request, and again for every `_PART` frames
+SECONDS = 60  # of CPU time: for a request, and again for every `_PART` frames
 _PART = 100
 _TURNS = {  # the rotation and mirroring of a display matrix, as the orientations of EXIF
     (1, 0, 0, 1): 1, (-1, 0, 0, 1): 2, (-1, 0, 0, -1): 3, (1, 0, 0, -1): 4,
@@ -41,11 +41,11 @@ _REFORMAT = VideoReformatter()  # its tables are kept from frame to frame: 0.04 
 
 
 class Refused(Exception):
-    """The clip cannot be used; the text says why, and what to do."""
+    """The video cannot be used; the text says why, and what to do."""
 
 
-def look(request: dict[str, Any]) -> dict[str, Any]:
-    """Everything about a clip that only decoding shows: all frames with their times, and no pixels."""
+def probe(request: dict[str, Any]) -> dict[str, Any]:
+    """Everything about a video that only decoding shows: all frames with their times, and no pixels."""
     with _opened(request) as (container, stream):
         if _stated(container, stream, request) > request["max_frames"]:
             raise Refused(_long(f"{request['max_frames']} frames", "max_frames"))
@@ -66,14 +66,14 @@ def look(request: dict[str, Any]) -> dict[str, Any]:
             raise Refused("no frame in it; export it again or remove it")
         if len(times) > 1 and times[-1] * tick * FASTEST < len(times) - 1:
             raise Refused(f"{len(times)} frames in {times[-1] * tick:g} s: damaged times; export it again")
-        told = [f"HDR ({_HDR[first.color_trc]}): its brightness is not mapped"] if first.color_trc in _HDR else []
+        notes = [f"HDR ({_HDR[first.color_trc]}): its brightness is not mapped"] if first.color_trc in _HDR else []
         aspect = stream.sample_aspect_ratio
         rate = stream.average_rate
         return {
             "codec": _codec(stream), "width": first.width, "height": first.height, "turn": turn,
             "wide": float(aspect) if aspect else 1.0, "first": first.pts, "tick": tick, "times": times,
             "claimed": float(rate) if rate else None, "transparent": alpha,
-            "notes": told + (["interlaced: its half pictures are not separated"] if interlaced else []),
+            "notes": notes + (["interlaced: its half pictures are not separated"] if interlaced else []),
         }  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def read(request: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
             begin = next(timed, None)
             if begin is None or (seek and begin[0] > request["wanted"][0] + 1e-9):
                 continue
-            for time, frame in picked(_again(begin, timed), request["wanted"], request["rule"]):
+            for time, frame in resample_frames(_again(begin, timed), request["wanted"], request["rule"]):
                 if frame is not last:  # a frame that stands at several times is resampled once
                     frames.append(_resampled(frame, request))
                 else:
@@ -108,10 +108,10 @@ def read(request: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
 def comment(request: dict[str, Any]) -> dict[str, Any]:
     """The text that the container keeps as its comment; None where there is none."""
     with av.open("file:" + request["path"], "r", options=_options(), metadata_errors="replace") as container:
-        found = {key.lower(): text for key, text in container.metadata.items()}.get("comment")
-    if found is not None and len(found) > MAX_TEXT:
-        raise Refused(f"a comment of {len(found)} characters; at most {MAX_TEXT} are read")
-    return {"comment": found}
+        text = {key.lower(): value for key, value in container.metadata.items()}.get("comment")
+    if text is not None and len(text) > MAX_TEXT:
+        raise Refused(f"a comment of {len(text)} characters; at most {MAX_TEXT} are read")
+    return {"comment": text}
 
 
 def _options() -> dict[str, str]:
@@ -130,14 +130,14 @@ def _opened(request: dict[str, Any]) -> Iterator[tuple[InputContainer, VideoStre
     with av.open("file:" + request["path"], "r", options=_options() | most, metadata_errors="replace") as container:
         assert isinstance(container, InputContainer)
         still = Disposition.attached_pic  # the cover of a song
-        found = [stream for stream in container.streams.video if not stream.disposition & still]
-        if not found:
+        streams = [stream for stream in container.streams.video if not stream.disposition & still]
+        if not streams:
             sound = "holds sound only" if container.streams.audio else "holds no pictures"
             raise Refused(f"{sound}; remove it, or export it with its pictures")
-        stream = found[0]
+        stream = streams[0]
         if _codec(stream) not in CODECS:
-            known = ", ".join(sorted(set(CODECS) - {"libdav1d"}))
-            raise Refused(f"its codec is {_codec(stream)}, which is not on the list: {known}; convert it to H.264")
+            allowed = ", ".join(sorted(set(CODECS) - {"libdav1d"}))
+            raise Refused(f"its codec is {_codec(stream)}, which is not on the list: {allowed}; convert it to H.264")
         width, height = _size(container, stream, request)
         if width * height > request["max_pixels"]:
             raise Refused(
@@ -145,7 +145,7 @@ def _opened(request: dict[str, Any]) -> Iterator[tuple[InputContainer, VideoStre
                 "make the clip smaller, or raise max_pixels if it is meant to be so large"
             )
         stream.codec_context.options = most
-        stream.codec_context.thread_count = 1  # several clips are decoded at once, by processes
+        stream.codec_context.thread_count = 1  # several videos are decoded at once, by processes
         yield container, stream
 
 
@@ -160,7 +160,7 @@ def _size(container: InputContainer, stream: VideoStream, request: dict[str, Any
 
 
 def _stated(container: InputContainer, stream: VideoStream, request: dict[str, Any]) -> int:
-    """How many frames the file says that it has, before they are decoded; 0 where it does not."""
+    """Return the number of frames that the file states; 0 if it states none."""
     if container.format.name != "gif":
         return stream.frames
     with open(request["path"], "rb") as file:
@@ -199,7 +199,7 @@ def _decoded(container: InputContainer, stream: VideoStream, since: float = -mat
         for packet in container.demux(stream):
             early = packet.pts is not None and packet.pts < since
             stream.codec_context.skip_frame = "NONREF" if early else "DEFAULT"
-            yield from packet.decode()  # pyright: ignore[reportReturnType] - the stream is one of pictures
+            yield from packet.decode()  # pyright: ignore[reportReturnType] - the stream is one of images
     except FFmpegError as problem:
         why, what = problem.strerror, "fetch it again"
         if not stream.codec_context.width:  # as where the limit was over before a frame told its size
@@ -242,11 +242,11 @@ def _again(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
 
 
 def _turn(frame: VideoFrame) -> int:
-    """How the frame is turned or mirrored when it is shown, as an orientation of EXIF."""
-    found = frame.side_data.get("DISPLAYMATRIX")
-    if found is None:
+    """Return the rotation and mirroring of the frame as an EXIF orientation."""
+    side_data = frame.side_data.get("DISPLAYMATRIX")
+    if side_data is None:
         return 1
-    matrix = np.frombuffer(bytes(found), np.int32)[[0, 1, 3, 4]] / 65536  # 16.16 fixed point
+    matrix = np.frombuffer(bytes(side_data), np.int32)[[0, 1, 3, 4]] / 65536  # 16.16 fixed point
     turn = _TURNS.get(tuple(np.round(matrix).astype(int).tolist()))
     if turn is None or np.abs(matrix - np.round(matrix)).max() > 0.01:
         raise Refused(f"turned by {frame.rotation} degrees, not by a quarter of a circle; export it upright")
@@ -284,7 +284,7 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
     try:
         if request["do"] == "read":
             return read(request)
-        return {"look": look, "comment": comment}[request["do"]](request), []
+        return {"look": probe, "comment": comment}[request["do"]](request), []
     except Refused as problem:
         return {"refused": str(problem)}, []
     except MemoryError:
@@ -299,8 +299,8 @@ def _main() -> None:
     sandbox.limit(seconds=SECONDS, memory=MEMORY, written=0)
     out = sys.stdout.buffer
     for line in sys.stdin.buffer:
-        told, frames = _answer(json.loads(line))
-        out.write(json.dumps(told | {"bytes": sum(map(len, frames))}).encode() + b"\n")
+        answer, frames = _answer(json.loads(line))
+        out.write(json.dumps(answer | {"bytes": sum(map(len, frames))}).encode() + b"\n")
         for frame in frames:
             out.write(frame)
         out.flush()

@@ -1,4 +1,4 @@
-"""Which frame stands at which time: constant and variable rates, and the rules that bring a clip to another rate."""
+"""Frame timing: constant and variable rates, and the rules that resample a video to another rate."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Frame = TypeVar("Frame")
 Rule = Literal["nearest", "shown"]
 _SLACK = 1e-9  # s; rounding of times that are meant to be equal
 _END = 1e-6  # s; the same, for the last frame
-FASTEST = 1000  # frames in a second; more is a damaged file
+FASTEST = 1000  # frames per second; more is a damaged file
 
 
-def picked(timed: Iterable[tuple[float, Frame]], wanted: Sequence[float], rule: Rule) -> Iterator[Frame]:
+def resample_frames(timed: Iterable[tuple[float, Frame]], wanted: Sequence[float], rule: Rule) -> Iterator[Frame]:
     """For each wanted time, in seconds and ascending, the frame that the rule takes.
 
     Reads no more of `timed` than is needed. Ends early where the frames end before the wanted times.
@@ -22,7 +22,7 @@ def picked(timed: Iterable[tuple[float, Frame]], wanted: Sequence[float], rule: 
     Args:
         timed: frames with their times in seconds, ascending.
         wanted: at least as late as the first frame.
-        rule: one of `Rule`.
+        rule: one of `DecodeOptions`.
     """
     last: tuple[float, Frame] | None = None
     place = 0
@@ -34,14 +34,14 @@ def picked(timed: Iterable[tuple[float, Frame]], wanted: Sequence[float], rule: 
         if place == len(wanted):
             return
         last = time, frame
-    for one in wanted[place:]:
-        if last is None or one > last[0] + _END:
+    for time_wanted in wanted[place:]:
+        if last is None or time_wanted > last[0] + _END:
             return
         yield last[1]
 
 
 def _decided(wanted: float, time: float, rule: Rule) -> bool:
-    """Whether a frame at `time` shows that none after it can be the one."""
+    """Return True if a frame at `time` shows that no later frame can be the one."""
     return time > wanted + _SLACK if rule == "shown" else time >= wanted
 
 
@@ -72,10 +72,10 @@ def constant_rate(times: Sequence[float], tick: float, claimed: float | None) ->
 
 
 def same_rate(first: float, second: float, frames: int, tick: float) -> bool:
-    """Whether two rates put the last of so many frames within a tick of the same time."""
+    """Return True if two rates put the last of `frames` frames within a tick of the same time."""
     return abs((frames - 1) / first - (frames - 1) / second) <= tick + _SLACK
 
 
-def reach(seconds: float, rate: float) -> int:
-    """How many frames of this rate lie between the first and the last time of a clip, both included."""
+def frame_count(seconds: float, rate: float) -> int:
+    """Return the number of frames at this rate between the first and the last time of a video, both included."""
     return math.floor(seconds * rate + 1e-6) + 1

@@ -1,4 +1,4 @@
-"""Clips of files as pixels: asked of a child process, which may die of a hostile file without any harm here."""
+"""Decoding of video files in a child process, so that a hostile file cannot harm this one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from unveil.io import sandbox
-from unveil.io.optional_deps import extra
+from unveil.io.optional_deps import import_extra
 from unveil.io.video.containers import HEAD, container_of, fault
 from unveil.io.video.frame_timing import Rule, constant_rate
 from unveil.types import DataError
@@ -32,7 +32,7 @@ _LIST = "MP4, MOV, WebM, MKV or GIF"
 
 @dataclass(frozen=True)
 class Limits:
-    """What a clip may cost before it is refused.
+    """Limits of a video file, above which it is refused.
 
     Attributes:
         pixels: of a frame.
@@ -45,7 +45,7 @@ class Limits:
     seconds: float = 600.0
 
     def request(self, do: str, path: Path) -> dict[str, Any]:
-        """What is asked of the child, with these limits."""
+        """Return a request to the child process, with these limits."""
         return {
             "do": do,
             "path": os.path.abspath(path),
@@ -55,13 +55,13 @@ class Limits:
         }
 
 
-class Film(NamedTuple):
-    """What a file holds, found by decoding all of it.
+class VideoInfo(NamedTuple):
+    """Properties of a video file, found by decoding all of it.
 
     container: one of `FORMATS`. width, height: of the stored frames. turn: how they are shown, as an orientation of
     EXIF. wide: width of a pixel over its height. first, tick: the first frame's time in the file's clock, and what
     one step of that is in seconds. frames, seconds: the true count, and the last frame's time after the first.
-    rate: frames in a second, None where it varies. times: of every frame after the first, in seconds, where it varies.
+    rate: frames per second, None where it varies. times: of every frame after the first, in seconds, where it varies.
     """
 
     container: str
@@ -107,12 +107,12 @@ class Film(NamedTuple):
         return self.times if self.rate is None else tuple(index / self.rate for index in range(self.frames))
 
 
-class Cut(NamedTuple):
-    """Which frames of a clip are wanted, and how each is resampled.
+class FrameSelection(NamedTuple):
+    """Selection of frames, and how each is resampled.
 
     wanted: times in seconds after the first frame, ascending. box: the part of a stored frame that is kept, left,
     top, right, bottom. size: width and height that it becomes. gap: None, or how far a first coarse step may go
-    (`decode: fast` of pictures). background: red, green, blue under transparency.
+    (`decode: fast` of images). background: red, green, blue under transparency.
     """
 
     wanted: tuple[float, ...]
@@ -146,11 +146,11 @@ class Decoder:
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__init__(**state)
 
-    def look(self, path: Path, limits: Limits) -> Film:
-        """Decodes a whole clip and tells what is in it.
+    def look(self, path: Path, limits: Limits) -> VideoInfo:
+        """Decode a whole video and return its properties.
 
         Raises:
-            MediaError: not a clip, damaged, over a limit; says why, without the path.
+            MediaError: not a video, damaged, over a limit; says why, without the path.
         """
         with path.open("rb") as file:
             head = file.read(HEAD)
@@ -160,27 +160,29 @@ class Decoder:
             problem = fault(file, container)
         if problem is not None:
             raise DataError(problem)
-        found, _ = self._ask(limits.request("look", path), 0)
+        answer, _ = self._ask(limits.request("look", path), 0)
         try:
-            return _film(container, found)
+            return _film(container, answer)
         except (KeyError, TypeError, ValueError, OverflowError) as problem:
             raise DataError("its decoder gave no sense; remove it") from problem
 
-    def read(self, path: Path, film: Film, cut: Cut, limits: Limits) -> tuple[Tensor, tuple[float, ...]]:
+    def read(
+        self, path: Path, film: VideoInfo, cut: FrameSelection, limits: Limits
+    ) -> tuple[Tensor, tuple[float, ...]]:
         """The wanted frames as uint8 (3, T, height, width), as they are stored; and the time of each in seconds.
 
         Raises:
-            MediaError: as `look`, or the file has changed since it was looked at.
+            MediaError: as `probe`, or the file has changed since it was looked at.
         """
         request = limits.request("read", path) | cut._asdict()
         request |= {"first": film.first, "rate": film.rate, "since": film.since(cut.wanted[0])}
         width, height = cut.size
-        found, raw = self._ask(request, len(cut.wanted) * height * width * 3)
+        answer, raw = self._ask(request, len(cut.wanted) * height * width * 3)
         pixels = raw.view(len(cut.wanted), height, width, 3).permute(3, 0, 1, 2).contiguous()
-        return pixels, tuple(found["times"])
+        return pixels, tuple(answer["times"])
 
     def comment(self, path: Path) -> str | None:
-        """The comment in a clip's container, None where there is none.
+        """The comment in a video's container, None where there is none.
 
         Raises:
             MediaError: it cannot be read.
@@ -206,12 +208,12 @@ class Decoder:
             try:
                 child.stdin.write(json.dumps(request).encode() + b"\n")
                 child.stdin.flush()
-                found = json.loads(child.stdout.readline(_LINE))
-                if "refused" in found:
-                    raise DataError(found["refused"])
-                if found["bytes"] != payload:
-                    raise ValueError(f"{found['bytes']} bytes of pixels, not {payload}")
-                return found, _payload(child.stdout, payload)
+                answer = json.loads(child.stdout.readline(_LINE))
+                if "refused" in answer:
+                    raise DataError(answer["refused"])
+                if answer["bytes"] != payload:
+                    raise ValueError(f"{answer['bytes']} bytes of pixels, not {payload}")
+                return answer, _payload(child.stdout, payload)
             except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
                 if isinstance(problem, DataError):
                     raise
@@ -225,14 +227,14 @@ class Decoder:
 
 
 def _start(decoder: Decoder) -> subprocess.Popen[bytes]:
-    extra("av", "clips in files", "video")  # says what to install
+    import_extra("av", "clips in files", "video")  # says what to install
     child = subprocess.Popen(
         sandbox.command("unveil.io.video.decoder_process"),
         env=sandbox.environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,  # a Ctrl-C is for the run, which may still want a clip before it leaves
+        start_new_session=True,  # a Ctrl-C is for the run, which may still want a video before it leaves
     )
     weakref.finalize(decoder, _stop, child, os.getpid())
     return child
@@ -269,16 +271,16 @@ def _died(child: subprocess.Popen[bytes]) -> str:
     return f"its decoding ended with {name}: it took too much time or memory, or is hostile; remove it"
 
 
-def _film(container: str, found: Mapping[str, Any]) -> Film:
+def _film(container: str, answer: Mapping[str, Any]) -> VideoInfo:
     """The answer of the child as a record, with types that it cannot choose."""
-    tick = float(found["tick"])
-    times = [int(time) * tick for time in found["times"]]
-    claimed = None if container == "GIF" else found["claimed"]  # GIF states no rate, and its reader the mean of times
+    tick = float(answer["tick"])
+    times = [int(time) * tick for time in answer["times"]]
+    claimed = None if container == "GIF" else answer["claimed"]  # GIF states no rate, and its reader the mean of times
     rate = constant_rate(times, tick, claimed)
-    return Film(
-        container, str(found["codec"]), int(found["width"]), int(found["height"]), int(found["turn"]),
-        float(found["wide"]), int(found["first"]), tick, len(times), times[-1], rate,
-        tuple(times) if rate is None else (), bool(found["transparent"]), tuple(map(str, found["notes"])),
+    return VideoInfo(
+        container, str(answer["codec"]), int(answer["width"]), int(answer["height"]), int(answer["turn"]),
+        float(answer["wide"]), int(answer["first"]), tick, len(times), times[-1], rate,
+        tuple(times) if rate is None else (), bool(answer["transparent"]), tuple(map(str, answer["notes"])),
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Clips written to files: MP4, WebM, GIF, WebP, APNG, or a folder of PNG frames; whole or not at all."""
+"""Videos written to files: MP4, WebM, GIF, WebP, APNG, or a folder of PNG frames; whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from unveil.io.files import staged, sync_file
-from unveil.io.images import CLIPS, FACTS, animation, png
-from unveil.io.optional_deps import extra
+from unveil.io.images import ANIMATIONS, METADATA_KEY, animation, png
+from unveil.io.optional_deps import import_extra
 from unveil.types import RecipeError, ShapeError, did_you_mean
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class _Coding(NamedTuple):
-    """How a form is encoded: FFmpeg's names, and options that leave few traces in small clips."""
+    """Encoder settings of a format: FFmpeg's names, and options that leave few artefacts in small videos."""
 
     container: str
     codec: str
@@ -34,18 +34,18 @@ class _Coding(NamedTuple):
 _SAME = {"fflags": "+bitexact"}  # no number drawn by chance, no version
 _CODINGS = {
     # The index goes to the front, so that a browser plays before it has the whole file. x264's macroblock tree
-    # reads memory that it never wrote (seen at core 165), so with it the bytes of a clip differ from call to call.
+    # reads memory that it never wrote (seen at core 165), so with it the bytes of a video differ from call to call.
     "mp4": _Coding(
         "mp4", "libx264", {"crf": "12", "preset": "medium", "mbtree": "0"}, {"movflags": "+faststart", **_SAME}
     ),
     "webm": _Coding("webm", "libvpx-vp9", {"crf": "16", "b": "0", "cpu-used": "4", "row-mt": "0"}, _SAME),
 }
-FORMS = (*_CODINGS, *CLIPS)
+FORMS = (*_CODINGS, *ANIMATIONS)
 _BT709 = 1  # of ITU-T H.273: the colours of a screen, said in the file, so that players need not guess
 _LIMITED = 1
 
 
-def check_clip(path: Path, rate: float) -> str:
+def check_video_path(path: Path, rate: float) -> str:
     """The form that a path asks for by its suffix; "frames" is a folder of PNG files, a path without one.
 
     Raises:
@@ -62,46 +62,46 @@ def check_clip(path: Path, rate: float) -> str:
             "without an ending it is a folder of PNG frames"
         )
     if form in _CODINGS:
-        extra("av", f"a .{form} file", "video")
+        import_extra("av", f"a .{form} file", "video")
     return form
 
 
-def write_clip(
+def write_video(
     path: Path, pixels: Tensor | Iterable[Tensor], rate: float, facts: Mapping[str, Any] | None = None
 ) -> Path:
-    """Writes a clip in the form of its suffix; a reader, or a crash, finds the old file or the new one.
+    """Writes a video in the form of its suffix; a reader, or a crash, finds the old file or the new one.
 
     MP4 is H.264 and WebM is VP9, both with colour at half resolution (4:2:0) and BT.709. These codecs need even
     sizes: an odd last row or column is written twice, and `facts` keep what size it was. GIF, WebP and APNG are
-    those of `pictures.animation`. The same pixels give the same bytes, whatever the number of processors.
+    those of `images.animation`. The same pixels give the same bytes, whatever the number of processors.
 
     Args:
         path: a key of `FORMS` as its suffix, or none for a folder of frame_00000.png and so on.
-        pixels: uint8 (1 or 3, T, H, W); or parts of a clip, one after another along T, of one size.
-        rate: frames in a second.
-        facts: how it was made, in JSON's types; `tasks.record.read_facts` reads them back. "clip" is added: size,
-            frames in a second.
+        pixels: uint8 (1 or 3, T, H, W); or parts of a video, one after another along T, of one size.
+        rate: frames per second.
+        facts: how it was made, in JSON's types; `tasks.metadata.read_facts` reads them back. "clip" is added: size,
+            frames per second.
 
     Raises:
         RecipeError: another suffix, a rate that is not above 0, or the extra `video` is not installed.
-        ShapeError: not a clip, no frame, or parts of several sizes.
+        ShapeError: not a video, no frame, or parts of several sizes.
         NotWritable, OutOfResources: as `files.staged`.
     """
-    form = check_clip(path, rate)
+    form = check_video_path(path, rate)
     frames = _frames([pixels] if isinstance(pixels, Tensor) else pixels)
     first = next(frames, None)
     if first is None:
         raise ShapeError("a clip of no frame: must have at least one")
-    told = None
+    metadata = None
     if facts is not None:
-        told = json.dumps({**facts, "clip": {"size": list(first.shape[1:]), "fps": rate}}, ensure_ascii=False)
+        metadata = json.dumps({**facts, "clip": {"size": list(first.shape[1:]), "fps": rate}}, ensure_ascii=False)
     with staged(path) as temporary:
         if form == "frames":
-            _write_frames(temporary, _joined(first, frames), told)
+            _write_frames(temporary, _joined(first, frames), metadata)
         elif form in _CODINGS:
-            _encode(temporary, _CODINGS[form], _joined(first, frames), rate, told)
+            _encode(temporary, _CODINGS[form], _joined(first, frames), rate, metadata)
         else:
-            temporary.write_bytes(animation(_joined(first, frames), form, rate, told))
+            temporary.write_bytes(animation(_joined(first, frames), form, rate, metadata))
         for file in sorted(temporary.iterdir()) if temporary.is_dir() else [temporary]:
             sync_file(file)
     return path
@@ -111,16 +111,16 @@ def _frames(parts: Iterable[Tensor]) -> Iterator[Tensor]:
     """Frames uint8 (C, H, W) of one size.
 
     Raises:
-        ShapeError: not a clip, or parts of several sizes.
+        ShapeError: not a video, or parts of several sizes.
     """
     shape = None
     for part in parts:
         if part.ndim != 4 or part.shape[0] not in (1, 3) or part.element_size() != 1:
             raise ShapeError(f"pixels {tuple(part.shape)} {part.dtype}: a clip is uint8 (1 or 3, T, H, W)")
-        found = (part.shape[0], *part.shape[2:])
-        if shape not in (None, found):
-            raise ShapeError(f"parts of a clip of {shape} and {found} (C, H, W): must be alike")
-        shape = found
+        part_shape = (part.shape[0], *part.shape[2:])
+        if shape not in (None, part_shape):
+            raise ShapeError(f"parts of a clip of {shape} and {part_shape} (C, H, W): must be alike")
+        shape = part_shape
         yield from part.unbind(1)
 
 
@@ -129,18 +129,20 @@ def _joined(first: Tensor, rest: Iterator[Tensor]) -> Iterator[Tensor]:
     yield from rest
 
 
-def _write_frames(folder: Path, frames: Iterable[Tensor], told: str | None) -> None:
+def _write_frames(folder: Path, frames: Iterable[Tensor], metadata: str | None) -> None:
     folder.mkdir()
     for number, frame in enumerate(frames):
-        (folder / f"frame_{number:05d}.png").write_bytes(png(frame, {} if told is None else {FACTS: told}))
+        (folder / f"frame_{number:05d}.png").write_bytes(
+            png(frame, {} if metadata is None else {METADATA_KEY: metadata})
+        )
 
 
-def _encode(path: Path, coding: _Coding, frames: Iterator[Tensor], rate: float, told: str | None) -> None:
-    av = extra("av", "a clip", "video")
+def _encode(path: Path, coding: _Coding, frames: Iterator[Tensor], rate: float, metadata: str | None) -> None:
+    av = import_extra("av", "a clip", "video")
     try:
         with av.open(str(path), "w", format=coding.container, options=dict(coding.about)) as container:
-            if told is not None:
-                container.metadata["comment"] = told
+            if metadata is not None:
+                container.metadata["comment"] = metadata
             _encode_into(container, coding, frames, rate)
     except av.error.FFmpegError as problem:
         code = problem.errno if 0 < problem.errno < 1000 else errno.EIO
@@ -178,7 +180,7 @@ def _stream(container: OutputContainer, coding: _Coding, frame: Tensor, rate: fl
     codec = stream.codec_context
     codec.colorspace = codec.color_primaries = codec.color_trc = _BT709
     codec.color_range = _LIMITED
-    codec.thread_count = 1  # how a picture is divided among threads changes its bytes
+    codec.thread_count = 1  # how an image is divided among threads changes its bytes
     return stream
 
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from pydantic import model_validator
 
 import unveil.playground  # noqa: F401  enters its kinds of data
-from unveil.data import KINDS, HintedConfig
-from unveil.data.preprocessors.registry import HINTS
+from unveil.data import KINDS, ControlImageConfig
+from unveil.data.preprocessors.registry import PREPROCESSORS
 from unveil.model.config.base import PartSection, choice, section
 from unveil.types import RecipeError
 
 if TYPE_CHECKING:  # made at run time, from the dataclasses
     HintSection = PartSection
 else:
-    HintSection = choice(*(section(kind, part) for kind, part in HINTS.items()))
+    HintSection = choice(*(section(kind, part) for kind, part in PREPROCESSORS.items()))
 
 
 class PictureSection(PartSection):
@@ -40,7 +40,7 @@ class PictureSection(PartSection):
     def build(self, derived: Mapping[str, Any] | None = None) -> Any:
         """The config of the data, with its hint where one is asked for."""
         config = super().build(derived)
-        return config if self.hint is None else HintedConfig(config, self.hint.build())
+        return config if self.hint is None else ControlImageConfig(config, self.hint.build())
 
 
 if TYPE_CHECKING:

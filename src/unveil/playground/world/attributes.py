@@ -1,4 +1,4 @@
-"""What is true of a clip of moving objects, in the words of captions."""
+"""True attributes of a video of moving objects, in the vocabulary of captions."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import numpy as np
 
 from unveil.playground.shapes import COLOURS, KINDS
 from unveil.playground.world.caption_templates import Facts
-from unveil.playground.world.motion import CORNERS, MOTIONS, SIDES, TURNS, View
-from unveil.playground.world.objects import Cast
-from unveil.playground.world.rendering import CAMERAS, GROUNDS, Stage
+from unveil.playground.world.motion import CORNERS, MOTIONS, SIDES, TURNS, VideoShape
+from unveil.playground.world.objects import SceneObjects
+from unveil.playground.world.rendering import CAMERAS, GROUNDS, SceneSetup
 
 SLOW, FAST = 0.28, 0.45  # sides a second below and above which a caption says so
 
 
-def facts_of(cast: Cast, stage: Stage, view: View, row: int) -> Facts:
-    """What clip `row` of a cast on its stage shows."""
+def facts_of(cast: SceneObjects, stage: SceneSetup, view: VideoShape, row: int) -> Facts:
+    """Return the attributes of video `row`."""
     there = np.flatnonzero(cast.present[row])
     return {
         "scene": "objects",
@@ -25,7 +25,7 @@ def facts_of(cast: Cast, stage: Stage, view: View, row: int) -> Facts:
     }
 
 
-def _thing(cast: Cast, view: View, row: int, slot: int) -> Facts:
+def _thing(cast: SceneObjects, view: VideoShape, row: int, slot: int) -> Facts:
     at = row * cast.present.shape[1] + slot
     motion = MOTIONS[cast.motion[row, slot]] if view.frames > 1 else None
     turn, speed = int(cast.paths.turn[at]), float(cast.paths.speed[at])
@@ -46,6 +46,6 @@ def _thing(cast: Cast, view: View, row: int, slot: int) -> Facts:
 
 
 def _place(x: float, y: float) -> str:
-    """Where in the picture: one of nine fields."""
+    """Return the position in the image as one of nine fields."""
     names = (("upper left", "top", "upper right"), ("left", "centre", "right"), ("lower left", "bottom", "lower right"))
     return names[min(max(int(3 * y), 0), 2)][min(max(int(3 * x), 0), 2)]

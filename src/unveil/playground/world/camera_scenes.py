@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from unveil.playground.shapes import COLOURS, PALETTE
-from unveil.playground.world.motion import Real, View
-from unveil.playground.world.special_scenes import Shot, rectangle
+from unveil.playground.world.motion import Real, VideoShape
+from unveil.playground.world.special_scenes import SceneBatch, rectangle
 
 PILLARS = 6  # in a ring of radius 1, in the palette's order, anticlockwise seen from above
 AWAY = 2.6  # of the camera from the ring's middle
@@ -18,13 +18,13 @@ DOOR, PERIOD = 0.4, 2.0  # of a door's depth, and from one door to the next; a c
 _FOG = 5.0  # depth over which light falls to a third
 
 
-def lens(view: View) -> float:
-    """Pixels on the picture of a length of 1 at a distance of 1, so that the whole ring is seen."""
+def focal_length(view: VideoShape) -> float:
+    """Pixels on the image of a length of 1 at a distance of 1, so that the whole ring is seen."""
     widest = 1 / (AWAY**2 - 1) ** 0.5 + _HALF / (AWAY - 1)
     return min(view.width / 2 / widest, view.height / 2 / (_TALL / (AWAY - 1) * 1.25))
 
 
-def pillars(draws: Real, view: View) -> Shot:
+def pillars(draws: Real, view: VideoShape) -> SceneBatch:
     """Six pillars in a ring, each of another colour; the camera goes round them and looks at their middle.
 
     It begins before one of them, which captions can name: a ring seen from anywhere is six times as hard to tell from
@@ -41,27 +41,27 @@ def pillars(draws: Real, view: View) -> Shot:
         {"scene": "pillars", "orbit": ORBITS[int(side)], "front": names[first], "yaw": np.degrees(angles).tolist()}
         for side, first, angles in zip(right, front, yaw, strict=True)
     ]
-    return Shot(facts, lambda: ring(yaw, view))
+    return SceneBatch(facts, lambda: render_pillars(yaw, view))
 
 
-def ring(yaw: Real, view: View) -> tuple[Real, Real]:
-    """The pillars from directions (B, T) in radians: pictures (B, T, 3, H, W), and tracks (B, pillars, T, 4)."""
+def render_pillars(yaw: Real, view: VideoShape) -> tuple[Real, Real]:
+    """The pillars from directions (B, T) in radians: images (B, T, 3, H, W), and tracks (B, pillars, T, 4)."""
     canvas = np.zeros((*yaw.shape, 3, view.height, view.width), dtype=np.float32)
     places = 2 * np.pi * np.arange(PILLARS) / PILLARS - yaw[..., None]  # (B, T, pillars)
     depth = AWAY - np.cos(places)
-    scale = lens(view) / depth
+    scale = focal_length(view) / depth
     x, wide, tall = view.width / 2 + np.sin(places) * scale, _HALF * scale, _TALL * scale
     order = np.argsort(-depth, axis=-1)  # the nearest last
     for rank in range(PILLARS):
-        own = order[..., rank, None]
-        across, half, high = (np.take_along_axis(field, own, -1)[..., 0] for field in (x, wide, tall))
+        pillar = order[..., rank, None]
+        across, half, high = (np.take_along_axis(field, pillar, -1)[..., 0] for field in (x, wide, tall))
         covered = rectangle(across - half, across + half, view.height / 2 - high, view.height / 2 + high, view)
-        canvas += covered[:, :, None] * (PALETTE[own[..., 0]][..., None, None] - canvas)
+        canvas += covered[:, :, None] * (PALETTE[pillar[..., 0]][..., None, None] - canvas)
     track = np.stack([x, np.full_like(x, view.height / 2), wide, np.ones_like(x)], axis=-1)
     return canvas, track.transpose(0, 2, 1, 3).astype(np.float32)
 
 
-def corridor(draws: Real, view: View) -> Shot:
+def corridor(draws: Real, view: VideoShape) -> SceneBatch:
     """A corridor with coloured door frames that the camera walks through, forward or backward, beginning past a door.
 
     Were it to begin anywhere between two doors, noise in which that is not seen would not show which way it goes
@@ -73,7 +73,7 @@ def corridor(draws: Real, view: View) -> Shot:
     gone = np.where(forward, step, -step)[:, None] * np.arange(view.frames) + PERIOD / 4 * draws[:, 3, None]
 
     def film() -> tuple[Real, Real]:
-        depth, blur, tone, light = walls(view)
+        depth, blur, tone, light = corridor_geometry(view)
         at = (depth + gone[..., None, None].astype(np.float32)) % PERIOD
         door = np.clip((DOOR / 2 - np.abs(at - PERIOD / 2)) / blur + 0.5, 0, 1)
         canvas = tone + door[:, :, None] * (PALETTE[colour][:, None, :, None, None] - tone)
@@ -84,10 +84,10 @@ def corridor(draws: Real, view: View) -> Shot:
         {"scene": "corridor", "colour": names[c], "walk": WALKS[int(not ahead)], "gone": way.tolist()}
         for c, ahead, way in zip(colour, forward, gone, strict=True)
     ]
-    return Shot(facts, film)
+    return SceneBatch(facts, film)
 
 
-def walls(view: View) -> tuple[Real, Real, Real, Real]:
+def corridor_geometry(view: VideoShape) -> tuple[Real, Real, Real, Real]:
     """The corridor at each pixel, (H, W) each.
 
     How far its walls are along its axis, over how much of that the pixel reaches, their tone, and how much light

@@ -1,4 +1,4 @@
-"""What captions say of a clip: three registers in English and Chinese, written from what truly happens.
+"""Captions of a video from its true attributes: three styles in English and Chinese.
 
 raw is like the alt-text of the web, with attributes wrong or missing; short names the thing and its motion; dense
 also says where it starts, how fast it is, what it touches, the ground and the camera.
@@ -19,7 +19,7 @@ Register = Literal["raw", "short", "dense"]
 Language = Literal["en", "zh"]
 REGISTERS: tuple[Register, ...] = ("raw", "short", "dense")
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
-Facts = dict[str, Any]  # of a clip, or of one of its objects: attribute -> value, as `words.yaml` names both
+Facts = dict[str, Any]  # of a video, or of one of its objects: attribute -> value, as `words.yaml` names both
 Draws = Sequence[float]  # in [0, 1)
 
 MISSING, WRONG = 0.2, 0.15  # of the attributes of raw captions
@@ -47,36 +47,38 @@ LISTS = {
 _RAW = ("colour", "shape", "size", "motion", "line", "orbit", "walk", "fate")  # what alt-text may name
 
 
-class Caption(NamedTuple):
-    """A text, and what it says: "objects", a list with the facts of each thing named, and facts of the whole clip."""
+class SceneCaption(NamedTuple):
+    """A text, and what it says: "objects", a list with the facts of each thing named, and facts of the whole video."""
 
     text: str
-    said: Facts
+    facts: Facts
 
 
 @cache
 def words(language: Language) -> dict[str, Any]:
     """The lists of `words.yaml`, attribute -> value -> phrases, and the rest: "also", "sentences" and others."""
     text = (resources.files("unveil") / "playground" / "world" / "words.yaml").read_text("utf-8")
-    found = yaml.safe_load(text)[language]
+    table = yaml.safe_load(text)[language]
     if language == "zh":  # what things are called is said once
-        known = chinese_words()
-        for name, own in (("sizes", "sizes"), ("colours", "colours"), ("shapes", "kinds")):
-            found[name] = {value: [phrase] for value, phrase in known[own].items()}
-    told = {name: found.get(name, "") for name in ("also", "plain", "goes", "passed over", "sentences")}
-    return {attribute: found[name] for attribute, name in LISTS.items()} | told
+        scene_words = chinese_words()
+        for name, source in (("sizes", "sizes"), ("colours", "colours"), ("shapes", "kinds")):
+            table[name] = {value: [phrase] for value, phrase in scene_words[source].items()}
+    extras = {name: table.get(name, "") for name in ("also", "plain", "goes", "passed over", "sentences")}
+    return {attribute: table[name] for attribute, name in LISTS.items()} | extras
 
 
 def phrase(language: Language, attribute: str, value: str, *, raw: bool = False) -> str:
-    """How a value is said in a sentence, or as a word of alt-text."""
+    """Return the phrase of a value in a sentence, or as a word of alt-text."""
     return words(language)[attribute][value][-1 if raw else 0]
 
 
-def tell(facts: Facts, register: Register, language: Language, draws: Draws, *, faults: float = 1.0) -> Caption:
-    """A caption of a clip.
+def write_caption(
+    facts: Facts, register: Register, language: Language, draws: Draws, *, faults: float = 1.0
+) -> SceneCaption:
+    """A caption of a video.
 
     Args:
-        facts: of the clip, as `Playground` makes them.
+        facts: of the video, as `Playground` makes them.
         register: the kind of text. language: "en" or "zh".
         draws: DRAWS numbers in [0, 1): which form, and what raw captions have wrong.
         faults: of raw captions, a part of MISSING and WRONG; 0 leaves them complete and right.
@@ -88,40 +90,40 @@ def tell(facts: Facts, register: Register, language: Language, draws: Draws, *, 
     return _short(facts, language, draws) if register == "short" else _dense(facts, language)
 
 
-def _raw(facts: Facts, language: Language, draws: Draws, faults: float) -> Caption:
+def _raw(facts: Facts, language: Language, draws: Draws, faults: float) -> SceneCaption:
     things: list[Facts] = facts.get("objects", []) or [facts]
     thing, sentences = things[0], words(language)["sentences"]
     wrong, missing = faults * WRONG, faults * MISSING
-    known = [name for name in _RAW if thing.get(name) is not None]
-    said: Facts = {}
-    for number, name in enumerate(known):
+    names = [name for name in _RAW if thing.get(name) is not None]
+    claimed: Facts = {}
+    for number, name in enumerate(names):
         values, value = list(words(language)[name]), thing[name]
         draw = draws[number]
         if draw < wrong:
             value = values[(values.index(value) + 1 + int(draw / wrong * (len(values) - 1))) % len(values)]
         if draw >= wrong + missing or draw < wrong:
-            said[name] = value
-    if not said and known:
-        said["shape" if "shape" in known else known[0]] = thing["shape" if "shape" in known else known[0]]
-    order = sorted(said, key=lambda name: draws[4 + known.index(name)])
-    spoken = [phrase(language, name, said[name], raw=True) for name in order]
+            claimed[name] = value
+    if not claimed and names:
+        claimed["shape" if "shape" in names else names[0]] = thing["shape" if "shape" in names else names[0]]
+    order = sorted(claimed, key=lambda name: draws[4 + names.index(name)])
+    spoken = [phrase(language, name, claimed[name], raw=True) for name in order]
     clip: Facts = {}
     if facts["scene"] != "objects":
         clip["scene"] = facts["scene"]
         spoken.insert(0, phrase(language, "scene", facts["scene"], raw=True))
-        clip |= said
+        clip |= claimed
     form = sentences["raw"][int(draws[8] * len(sentences["raw"]))]
     text = form.format(number=f"{int(draws[9] * 10_000):04d}", words=sentences["space"].join(spoken))
-    return Caption(text, {"objects": [said] if facts["scene"] == "objects" else [], **clip})
+    return SceneCaption(text, {"objects": [claimed] if facts["scene"] == "objects" else [], **clip})
 
 
-def _short(facts: Facts, language: Language, draws: Draws) -> Caption:
+def _short(facts: Facts, language: Language, draws: Draws) -> SceneCaption:
     """The thing and its motion; two of three times with its size, one of three with the ground."""
     form, sentences = int(draws[0] * 3), words(language)["sentences"]
     names = ("colour", "shape", "motion") if form == 0 else ("size", "colour", "shape", "motion")
-    said = [{name: thing[name] for name in names if thing.get(name) is not None} for thing in facts["objects"]]
+    claimed = [{name: thing[name] for name in names if thing.get(name) is not None} for thing in facts["objects"]]
     spoken: list[str] = []
-    for thing in said:
+    for thing in claimed:
         named = _named(thing, language, "bare" if form == 0 else "thing")
         if "motion" in thing:
             named = sentences["moves"].format(thing=named, motion=phrase(language, "motion", thing["motion"]))
@@ -130,10 +132,10 @@ def _short(facts: Facts, language: Language, draws: Draws) -> Caption:
     if form == 2:
         clip["ground"] = facts["ground"]
         text = sentences["over"].format(text=text, ground=phrase(language, "ground", facts["ground"], raw=True))
-    return Caption(text, {"objects": said, **clip})
+    return SceneCaption(text, {"objects": claimed, **clip})
 
 
-def _dense(facts: Facts, language: Language) -> Caption:
+def _dense(facts: Facts, language: Language) -> SceneCaption:
     sentences = words(language)["sentences"]
     spoken: list[str] = []
     for thing in facts["objects"]:
@@ -151,26 +153,28 @@ def _dense(facts: Facts, language: Language) -> Caption:
         ground=phrase(language, "ground", facts["ground"]),
         camera=phrase(language, "camera", facts["camera"]),
     )
-    said = [
+    claimed = [
         {name: value for name, value in thing.items() if name in LISTS and value is not None}
         for thing in facts["objects"]
     ]
     clip = {name: facts[name] for name in ("ground", "camera", "bar") if facts.get(name)}
-    return Caption(text, {"objects": said, **clip})
+    return SceneCaption(text, {"objects": claimed, **clip})
 
 
-def _scene(facts: Facts, register: Register, language: Language) -> Caption:
+def _scene(facts: Facts, register: Register, language: Language) -> SceneCaption:
     """One of the scenes that are not things moving about."""
     sentences = words(language)["sentences"]
-    said = {name: value for name, value in facts.items() if name in LISTS and name not in ("front", "ground", "camera")}
-    text = sentences[facts["scene"]].format(**{name: phrase(language, name, value) for name, value in said.items()})
+    claimed = {
+        name: value for name, value in facts.items() if name in LISTS and name not in ("front", "ground", "camera")
+    }
+    text = sentences[facts["scene"]].format(**{name: phrase(language, name, value) for name, value in claimed.items()})
     if register == "dense" and "front" in facts:
-        said["front"] = facts["front"]
+        claimed["front"] = facts["front"]
         text = sentences["ahead"].format(text=text, front=phrase(language, "front", facts["front"]))
     if register == "dense" and "ground" in facts:
-        said["ground"] = facts["ground"]
+        claimed["ground"] = facts["ground"]
         text = sentences["over"].format(text=text, ground=phrase(language, "ground", facts["ground"], raw=True))
-    return Caption(text, {"objects": [], **said})
+    return SceneCaption(text, {"objects": [], **claimed})
 
 
 def _named(thing: Mapping[str, str], language: Language, form: str) -> str:
@@ -179,7 +183,7 @@ def _named(thing: Mapping[str, str], language: Language, form: str) -> str:
 
 
 def _motion(thing: Facts, language: Language, sentences: Mapping[str, Any]) -> str:
-    """What a thing does, with how fast, which way and off which walls."""
+    """Return the phrase of an object's motion with speed, direction and walls."""
     text = phrase(language, "motion", thing["motion"])
     if thing.get("speed"):
         text = sentences["sped"].format(motion=text, speed=phrase(language, "speed", thing["speed"]))

@@ -1,7 +1,7 @@
-"""How one object moves: paths over the frames of a clip, for any number of clips at once.
+"""Trajectories of one object over the frames of a video, for any number of videos at once.
 
 Lengths are pixels, x to the right and y down, times frames, angles radians, clockwise as seen. Every path keeps the
-whole object in the picture and goes far enough to be seen.
+whole object in the image and goes far enough to be seen.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from unveil.playground.shapes import KINDS, SQUARE
 Whole = NDArray[np.int64]
 Real = NDArray[np.floating[Any]]  # float32 or float64
 
-# The ten motions of the score world, then what only some shapes show.
+# The ten motions of the evaluation split, then what only some shapes show.
 TEN = ("still", "left", "right", "up", "down", "diagonal", "bounce", "orbit", "grow", "shrink")
 MOTIONS = (*TEN, "spin")
-# What `Paths.turn` counts, where a motion has more than one form.
+# What `Trajectories.turn` counts, where a motion has more than one form.
 SIDES = ("left", "right", "top", "bottom")
 CORNERS = ("up and to the left", "up and to the right", "down and to the left", "down and to the right")
 TURNS = ("clockwise", "counter-clockwise")
@@ -28,14 +28,14 @@ SHORTEST = {"still": 2, "spin": 5, "bounce": 8, "orbit": 8}  # frames that a mot
 DRAWS = 6  # random numbers of one path
 
 SLOW, FAST = 0.2, 0.6  # sides a second
-GROWTH = 1.25  # of the radius from the middle of a clip to its end
+GROWTH = 1.25  # of the radius from the middle of a video to its end
 _LEAST, _LEAST_PX = 0.15, 2.4  # how far a motion goes at least, in parts of the side and in pixels
 _LONG = 24  # frames in which an object may bounce or turn round twice
 _TIP = 4 / 3  # how far a triangle's corners are from its centre of mass, in radii; squares and crosses less
 
 
-class View(NamedTuple):
-    """A clip's size in pixels, its number of frames, and how many of them a second has."""
+class VideoShape(NamedTuple):
+    """A video's size in pixels, its number of frames, and how many of them a second has."""
 
     height: int
     width: int
@@ -53,8 +53,8 @@ class View(NamedTuple):
         return (self.frames - 1) / self.fps
 
 
-class Paths(NamedTuple):
-    """What M objects do over T frames.
+class Trajectories(NamedTuple):
+    """Trajectories of M objects over T frames.
 
     x, y, radius, angle: (M, T) float32. turn: (M,) the form of the motion, by its place in CORNERS (diagonal), SIDES
     (bounce: the first wall) or TURNS (orbit, spin); -1 where there is one form only. bounces: (M,) how often it
@@ -75,23 +75,23 @@ class _Bodies(NamedTuple):
 
     half: Real
     draws: Real
-    view: View
+    view: VideoShape
 
     @property
     def room(self) -> tuple[Real, Real]:
-        """How far each centre may go across and down."""
+        """Range of each centre across and down."""
         return self.view.width - 2 * self.half, self.view.height - 2 * self.half
 
 
 _Way = tuple[Real, Real, Whole, Whole]  # x and y (m, T), turn and bounces (m,)
 
 
-def possible(motion: str, shape: str, frames: int) -> bool:
-    """Whether a shape shows this motion in a clip of so many frames."""
+def is_possible(motion: str, shape: str, frames: int) -> bool:
+    """Return True if a shape can show this motion in `frames` frames."""
     return frames >= SHORTEST.get(motion, 3) and (motion != "spin" or shape in SPINNING)
 
 
-def radii(large: NDArray[np.bool_], draw: Real, view: View) -> Real:
+def radii(large: NDArray[np.bool_], draw: Real, view: VideoShape) -> Real:
     """Radii of small and large objects in pixels, at least 3 even of what shrinks; the two sizes are well apart."""
     low, high = max(0.11 * view.side, 3 * GROWTH), max(0.14 * view.side, 3.12 * GROWTH)
     least, most = max(0.18 * view.side, 1.35 * high), max(0.23 * view.side, 1.43 * high)
@@ -104,13 +104,13 @@ def between_sizes(side: int) -> float:
     return (high * max(0.18 * side, 1.35 * high)) ** 0.5
 
 
-def paths(motion: Whole, shape: Whole, radius: Real, draws: Real, view: View) -> Paths:
+def trajectories(motion: Whole, shape: Whole, radius: Real, draws: Real, view: VideoShape) -> Trajectories:
     """The paths of M objects.
 
     Args:
-        motion: (M,) into MOTIONS. shape: (M,) into KINDS. radius: (M,) pixels, in the middle of the clip.
+        motion: (M,) into MOTIONS. shape: (M,) into KINDS. radius: (M,) pixels, in the middle of the video.
         draws: (M, DRAWS) in [0, 1).
-        view: at least as many frames as `possible` asks for.
+        view: at least as many frames as `is_possible` asks for.
     """
     count, frames = len(motion), view.frames
     x, y = np.empty((count, frames), dtype=np.float32), np.empty((count, frames), dtype=np.float32)
@@ -134,7 +134,7 @@ def paths(motion: Whole, shape: Whole, radius: Real, draws: Real, view: View) ->
     steps = np.hypot(np.diff(x), np.diff(y)).sum(1) / max(view.seconds, 1e-6) / view.side
     x += np.sin(angle) * top
     y -= np.cos(angle) * top
-    return Paths(x, y, sizes, angle, turn, bounces, steps.astype(np.float32))
+    return Trajectories(x, y, sizes, angle, turn, bounces, steps.astype(np.float32))
 
 
 # ---------------------------------------------------------------------- one function for each motion
@@ -159,26 +159,26 @@ def _straight(across: int, down: int, bodies: _Bodies) -> _Way:
     room = np.minimum(wide, high) if across and down else wide if across else high
     travel = _travel(room, bodies.view, bodies.draws[:, 2])
     gone = travel[:, None] * np.linspace(0, 1, bodies.view.frames, dtype=np.float32)
-    for place, sign, own, length, draw in (
+    for place, sign, axis_room, length, draw in (
         (x, across, wide, bodies.view.width, 3),
         (y, down, high, bodies.view.height, 4),
     ):
         if sign:
-            from_low = (bodies.half + (own - travel) * bodies.draws[:, draw])[:, None] + gone
+            from_low = (bodies.half + (axis_room - travel) * bodies.draws[:, draw])[:, None] + gone
             place[:] = from_low if sign > 0 else length - from_low
     return x, y, turn, bounces
 
 
 def _diagonal(bodies: _Bodies) -> _Way:
-    found = [_straight(across, down, bodies) for down in (-1, 1) for across in (-1, 1)]
+    candidates = [_straight(across, down, bodies) for down in (-1, 1) for across in (-1, 1)]
     turn = (bodies.draws[:, 5] * len(CORNERS)).astype(np.int64)
     rows = np.arange(len(turn))
-    x, y = np.stack([way[0] for way in found]), np.stack([way[1] for way in found])
-    return x[turn, rows], y[turn, rows], turn, found[0][3]
+    x, y = np.stack([way[0] for way in candidates]), np.stack([way[1] for way in candidates])
+    return x[turn, rows], y[turn, rows], turn, candidates[0][3]
 
 
 def _bounce(bodies: _Bodies) -> _Way:
-    """To a wall and back along one axis; in long clips one of two objects goes on to the opposite wall."""
+    """Move to a wall and back along one axis; in long videos half of the objects go on to the opposite wall."""
     x, y, _, _ = _still(bodies)
     wall = (bodies.draws[:, 5] * len(SIDES)).astype(np.int64)
     wide, high = bodies.room
@@ -202,7 +202,7 @@ def _bounce(bodies: _Bodies) -> _Way:
 
 
 def _orbit(bodies: _Bodies) -> _Way:
-    """Round a circle, so that the frame after the last would be the first; once, or twice in long clips."""
+    """Round a circle, so that the frame after the last would be the first; once, or twice in long videos."""
     wide, high = bodies.room
     ring = np.minimum(wide, high) / 2 * (0.65 + 0.35 * bodies.draws[:, 2])
     turn = _two(bodies.draws[:, 3])
@@ -230,43 +230,43 @@ _WAYS = {
 }
 
 
-def least_travel(side: int) -> float:
-    """How far what moves goes at least, in pixels, in a picture of this shorter side."""
+def min_travel(side: int) -> float:
+    """Return the minimum distance of a motion, in pixels, in an image of this shorter side."""
     return max(_LEAST * side, _LEAST_PX)
 
 
-def turns_back(way: Real, least: float) -> list[tuple[int, int]]:
-    """Where a way (N,) turns back, after and before going at least so far: (frame, side), in order.
+def turning_points(way: Real, least: float) -> list[tuple[int, int]]:
+    """Return where a path (N,) reverses after and before at least `least` pixels: (frame, side), in order.
 
     The side is 0 where it turns at its lower end and 1 at its upper one.
     """
-    found: list[tuple[int, int]] = []
+    turns: list[tuple[int, int]] = []
     low = high = 0  # the frames of the lowest and the highest place since it last turned
     up: bool | None = None
     for at in range(1, len(way)):
         low, high = (at if way[at] < way[low] else low), (at if way[at] > way[high] else high)
         if up is not False and way[high] - way[at] > least:
-            found += [(high, 1)] if up or way[high] - way[0] > least else []
+            turns += [(high, 1)] if up or way[high] - way[0] > least else []
             up, low = False, at
         elif up is not True and way[at] - way[low] > least:
-            found += [(low, 0)] if up is False or way[0] - way[low] > least else []
+            turns += [(low, 0)] if up is False or way[0] - way[low] > least else []
             up, high = True, at
-    return found
+    return turns
 
 
-def _least(room: Real, view: View) -> Real:
-    return np.minimum(room, least_travel(view.side))
+def _least(room: Real, view: VideoShape) -> Real:
+    return np.minimum(room, min_travel(view.side))
 
 
-def _travel(room: Real, view: View, draw: Real) -> Real:
-    """How far it goes in the whole clip: at speeds from SLOW to FAST, as far as the room allows."""
+def _travel(room: Real, view: VideoShape, draw: Real) -> Real:
+    """Return the distance over the whole video: at speeds from SLOW to FAST, as far as the room allows."""
     least = _least(room, view)
     high = np.clip(FAST * view.side * view.seconds, least, room)
     low = np.clip(SLOW * view.side * view.seconds, least, 0.6 * high + 0.4 * least)
     return (low + draw * (high - low)).astype(np.float32)
 
 
-def _turning(draws: Real, turn: Whole, view: View) -> Real:
+def _turning(draws: Real, turn: Whole, view: VideoShape) -> Real:
     """The angle of each frame, (m, T): 60 to 120 degrees a second, at least 45 in all, at most 30 in a step."""
     step = np.radians(np.minimum(np.maximum((60 + 60 * draws[:, 3]) / view.fps, 45 / max(view.frames - 1, 1)), 30))
     start = 2 * np.pi * draws[:, 4]

@@ -1,4 +1,4 @@
-"""Who plays in a clip: shapes, colours, sizes and motions of its objects, and places where they do not meet."""
+"""Random objects of a video: shapes, colours, sizes and motions, and trajectories without overlap."""
 
 from __future__ import annotations
 
@@ -11,15 +11,25 @@ from numpy.typing import NDArray
 
 from unveil.data.tensor_dataset import Part, is_held_out
 from unveil.playground.shapes import COLOURS, KINDS
-from unveil.playground.world.motion import DRAWS, MOTIONS, Paths, Real, View, Whole, paths, possible, radii
+from unveil.playground.world.motion import (
+    DRAWS,
+    MOTIONS,
+    Real,
+    Trajectories,
+    VideoShape,
+    Whole,
+    is_possible,
+    radii,
+    trajectories,
+)
 
 _TRIES = 8  # places tried for each object but the first before it is left out
 _GAP = 1.0  # pixels that stay between two objects
 PER_OBJECT = 4 + _TRIES * DRAWS  # random numbers: shape and motion, size, radius, one in reserve; paths
 
 
-class Things(NamedTuple):
-    """What the objects of B clips are, (B, N) each: shape into KINDS, colour into COLOURS, motion into MOTIONS."""
+class ObjectAttributes(NamedTuple):
+    """Attributes of the objects of B videos, (B, N) each; shape, colour and motion index KINDS, COLOURS and MOTIONS."""
 
     shape: Whole
     colour: Whole
@@ -27,10 +37,10 @@ class Things(NamedTuple):
     motion: Whole
 
 
-class Cast(NamedTuple):
-    """The objects of B clips, (B, N) each; present is False where an object found no place.
+class SceneObjects(NamedTuple):
+    """The objects of B videos, (B, N) each; present is False where an object found no place.
 
-    The first four as in `Things`. paths: of B * N objects, flat.
+    The first four as in `ObjectAttributes`. paths: of B * N objects, flat.
     """
 
     shape: Whole
@@ -38,41 +48,43 @@ class Cast(NamedTuple):
     large: NDArray[np.bool_]
     motion: Whole
     present: NDArray[np.bool_]
-    paths: Paths
+    paths: Trajectories
 
 
-def held_out(colour: str, shape: str, motion: str) -> bool:
-    """Whether no training clip shows a thing of this colour and shape in this motion: one of ten, by its hash."""
+def is_held_out_combination(colour: str, shape: str, motion: str) -> bool:
+    """Return True if no training video shows this combination: one of ten, by its hash."""
     return is_held_out(f"{motion} {colour} {shape}")
 
 
-def cast(
-    draws: Real, hues: Whole, wanted: Whole, view: View, motions: Sequence[str], *, part: Part = "held-out"
-) -> Cast:
-    """Draws the objects of B clips.
+def sample_objects(
+    draws: Real, hues: Whole, wanted: Whole, view: VideoShape, motions: Sequence[str], *, part: Part = "held-out"
+) -> SceneObjects:
+    """Draws the objects of B videos.
 
     Args:
         draws: (B, N * PER_OBJECT) in [0, 1).
-        hues: (B, N) the colour of each object, all different within a clip.
+        hues: (B, N) the colour of each object, all different within a video.
         wanted: (B,) how many objects, 1 to N.
-        motions: which may occur, if the clip is long enough; in one frame nothing moves.
+        motions: which may occur, if the video is long enough; in one frame nothing moves.
         part: "train" never has a combination that is held out.
     """
     batch, count = hues.shape
-    own = draws.reshape(batch, count, PER_OBJECT)
+    object_draws = draws.reshape(batch, count, PER_OBJECT)
     table, sizes = _pairs(tuple(motions), view.frames, part)
-    pick = (own[..., 0] * sizes[hues]).astype(np.int64)
+    pick = (object_draws[..., 0] * sizes[hues]).astype(np.int64)
     shape, motion = table[hues, pick, 0], table[hues, pick, 1]
-    large = own[..., 1] < 0.5
-    return placed(Things(shape, hues, large, motion), np.arange(count) < wanted[:, None], own, view)
+    large = object_draws[..., 1] < 0.5
+    return place_objects(
+        ObjectAttributes(shape, hues, large, motion), np.arange(count) < wanted[:, None], object_draws, view
+    )
 
 
-def placed(things: Things, present: NDArray[np.bool_], draws: Real, view: View) -> Cast:
-    """Finds the objects of B clips their ways, on which they do not meet.
+def place_objects(things: ObjectAttributes, present: NDArray[np.bool_], draws: Real, view: VideoShape) -> SceneObjects:
+    """Finds the objects of B videos their ways, on which they do not meet.
 
     Args:
         things: what they are; each motion one that is possible.
-        present: (B, N) which there are; one that finds no place is not in the clip.
+        present: (B, N) which there are; one that finds no place is not in the video.
         draws: (B, N, PER_OBJECT) in [0, 1), of which the first two are not looked at.
         view: size and length.
     """
@@ -81,10 +93,10 @@ def placed(things: Things, present: NDArray[np.bool_], draws: Real, view: View) 
     radius = radii(large, draws[..., 2], view)
     tries = draws[..., 4:].reshape(batch, count, _TRIES, DRAWS)
     present = present.copy()
-    found: list[Paths] = []
+    placed: list[Trajectories] = []
     for slot in range(count):
         number = 1 if slot == 0 else _TRIES
-        ways = paths(
+        ways = trajectories(
             np.repeat(motion[:, slot], number),
             np.repeat(shape[:, slot], number),
             np.repeat(radius[:, slot], number),
@@ -93,16 +105,18 @@ def placed(things: Things, present: NDArray[np.bool_], draws: Real, view: View) 
         )
         free = np.ones((batch, number), dtype=bool)
         for other in range(slot):
-            free &= _apart(ways, found[other], number) | ~present[:, other, None]
+            free &= _apart(ways, placed[other], number) | ~present[:, other, None]
         chosen = np.arange(batch) * number + free.argmax(1)
-        found.append(Paths._make(field[chosen] for field in ways))
+        placed.append(Trajectories._make(field[chosen] for field in ways))
         present[:, slot] &= free.any(1)
-    together = Paths._make(np.stack(same, axis=1).reshape(-1, *same[0].shape[1:]) for same in zip(*found, strict=True))
-    return Cast(*things, present, together)
+    together = Trajectories._make(
+        np.stack(same, axis=1).reshape(-1, *same[0].shape[1:]) for same in zip(*placed, strict=True)
+    )
+    return SceneObjects(*things, present, together)
 
 
-def _apart(ways: Paths, other: Paths, number: int) -> NDArray[np.bool_]:
-    """Which of each clip's tries (B * number, T) keep clear of its other object (B, T) in all frames: (B, number)."""
+def _apart(ways: Trajectories, other: Trajectories, number: int) -> NDArray[np.bool_]:
+    """Return the attempts (B * number, T) that keep clear of another object (B, T) in all frames: (B, number)."""
     x, y, radius = (field.reshape(-1, number, field.shape[-1]) for field in (ways.x, ways.y, ways.radius))
     apart = np.maximum(np.abs(x - other.x[:, None]), np.abs(y - other.y[:, None]))
     return np.asarray((apart > radius + other.radius[:, None] + _GAP).all(-1))
@@ -110,14 +124,15 @@ def _apart(ways: Paths, other: Paths, number: int) -> NDArray[np.bool_]:
 
 @cache
 def _pairs(motions: tuple[str, ...], frames: int, part: Part) -> tuple[Whole, Whole]:
-    """Of each colour the pairs of shape and motion that may be drawn, (8, most, 2), and how many they are, (8,)."""
+    """Return for each colour the allowed pairs of shape and motion, (8, most, 2), and their numbers, (8,)."""
     rows: list[list[tuple[int, int]]] = []
     for colour in COLOURS:
         pairs = [
             (number, MOTIONS.index(motion))
             for number, shape in enumerate(KINDS)
             for motion in motions
-            if possible(motion, shape, frames) and not (part == "train" and held_out(colour, shape, motion))
+            if is_possible(motion, shape, frames)
+            and not (part == "train" and is_held_out_combination(colour, shape, motion))
         ]
         # one frame shows no motion, and so no combination with one
         rows.append(pairs or [(number, MOTIONS.index("still")) for number in range(len(KINDS))])

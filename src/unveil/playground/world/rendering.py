@@ -1,4 +1,4 @@
-"""What a clip of moving objects shows besides them, and how it is drawn: grounds, a bar in front, a moving camera."""
+"""Backgrounds, occluding bar and camera of a video of moving objects, and its rendering."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unveil.playground.scenes import along
+from unveil.playground.scenes import rotated_coordinate
 from unveil.playground.shapes import AREAS, COLOURS, PALETTE, Shapes, coverage, paint
-from unveil.playground.world.motion import MOTIONS, Real, View, Whole, least_travel
-from unveil.playground.world.objects import Cast
+from unveil.playground.world.motion import MOTIONS, Real, VideoShape, Whole, min_travel
+from unveil.playground.world.objects import SceneObjects
 
 # Plain grounds; all grounds stay below 100 in every channel, so that objects stand out from each of them.
 TONES = {
@@ -32,8 +32,8 @@ CELLS = 4  # fields of a checker in the width
 _AWAY = 12  # frames that the way there and back takes at least
 
 
-class Stage(NamedTuple):
-    """Around the objects of B clips: ground (B,) into GROUNDS, camera (B,) into CAMERAS, and their draws (B, DRAWS).
+class SceneSetup(NamedTuple):
+    """Around the objects of B videos: ground (B,) into GROUNDS, camera (B,) into CAMERAS, and their draws (B, DRAWS).
 
     pan: (B, T) pixels that the camera has gone to the right. bar: (B, 2) from and to where a grey bar reaches, along
     the way of the object behind it; empty where the two are equal. upright: (B,) the bar stands, else it lies.
@@ -47,16 +47,18 @@ class Stage(NamedTuple):
     upright: NDArray[np.bool_]
 
 
-class Shares(NamedTuple):
-    """Parts of all clips that have a pattern behind, a bar in front, or a moving camera, as far as they can."""
+class SceneProbabilities(NamedTuple):
+    """Parts of all videos that have a pattern behind, a bar in front, or a moving camera, as far as they can."""
 
     patterned: float
     occluded: float
     panned: float
 
 
-def stage(cast: Cast, draws: Real, view: View, shares: Shares) -> tuple[Cast, Stage]:
-    """What is around the objects of B clips, and the objects as the camera sees them.
+def set_up_scene(
+    cast: SceneObjects, draws: Real, view: VideoShape, shares: SceneProbabilities
+) -> tuple[SceneObjects, SceneSetup]:
+    """Choose background, camera and bar of B videos, and return the objects as the camera sees them.
 
     A camera moves over checkers and things that stay where they are; a bar stands before one thing that moves along
     an axis, if there is room for all of it on both sides.
@@ -73,11 +75,11 @@ def stage(cast: Cast, draws: Real, view: View, shares: Shares) -> tuple[Cast, St
     cast, camera, pan = _camera(cast, (draws[:, 3] < shares.panned), draws[:, 4:7], view)
     ground = np.where(camera > 0, GROUNDS.index("checker"), ground)
     bar, upright = _bar(cast, (draws[:, 7] < shares.occluded) & (camera == 0), draws[:, 8], view)
-    return cast, Stage(ground, camera, draws, pan, bar, upright)
+    return cast, SceneSetup(ground, camera, draws, pan, bar, upright)
 
 
-def film(cast: Cast, stage: Stage, view: View) -> tuple[Real, Real]:
-    """The pictures of B clips, (B, T, 3, H, W) in 0 to 255, and what is seen of each object, (B, N, T) in [0, 1]."""
+def render(cast: SceneObjects, stage: SceneSetup, view: VideoShape) -> tuple[Real, Real]:
+    """The images of B videos, (B, T, 3, H, W) in 0 to 255, and what is seen of each object, (B, N, T) in [0, 1]."""
     batch, count = cast.present.shape
     side, frames = np.float32(view.side), view.frames
     canvas = _ground(stage, view)
@@ -105,14 +107,16 @@ def film(cast: Cast, stage: Stage, view: View) -> tuple[Real, Real]:
     return canvas, seen
 
 
-def _camera(cast: Cast, wanted: NDArray[np.bool_], draws: Real, view: View) -> tuple[Cast, Whole, Real]:
-    """Which camera moves, how far (B, T), and where it sees the objects."""
+def _camera(
+    cast: SceneObjects, wanted: NDArray[np.bool_], draws: Real, view: VideoShape
+) -> tuple[SceneObjects, Whole, Real]:
+    """Choose the camera's motion, its displacement (B, T), and the objects' positions in its view."""
     batch, count = cast.present.shape
     fixed = np.isin(cast.motion, [MOTIONS.index(name) for name in ("still", "spin")]) | ~cast.present
     x, reach = cast.paths.x.reshape(batch, count, -1), cast.paths.radius.reshape(batch, count, -1) * 4 / 3
     low = np.where(cast.present[..., None], x - reach, np.inf).min((1, 2))
     high = np.where(cast.present[..., None], x + reach, -np.inf).max((1, 2))
-    room, least = view.width - (high - low), max(least_travel(view.side), 2.4)
+    room, least = view.width - (high - low), max(min_travel(view.side), 2.4)
     can = wanted & fixed.all(1) & (view.frames >= 3)
     away = can & (draws[:, 0] < 0.5) & (view.frames >= _AWAY)
     camera = np.where((4 * draws[:, 0]) % 1 < 0.5, 1, 2)
@@ -127,7 +131,7 @@ def _camera(cast: Cast, wanted: NDArray[np.bool_], draws: Real, view: View) -> t
     return cast._replace(paths=cast.paths._replace(x=cast.paths.x + shift)), camera, pan
 
 
-def _bar(cast: Cast, wanted: NDArray[np.bool_], draw: Real, view: View) -> tuple[Real, NDArray[np.bool_]]:
+def _bar(cast: SceneObjects, wanted: NDArray[np.bool_], draw: Real, view: VideoShape) -> tuple[Real, NDArray[np.bool_]]:
     batch, count = cast.present.shape
     lone, motion = cast.present.sum(1) == 1, cast.motion[:, 0]
     upright = np.isin(motion, [MOTIONS.index(name) for name in ("left", "right")])
@@ -143,8 +147,8 @@ def _bar(cast: Cast, wanted: NDArray[np.bool_], draw: Real, view: View) -> tuple
     return bar.astype(np.float32), upright
 
 
-def _behind(stage: Stage, view: View) -> Real:
-    """How much of each pixel the bar covers, (B, H, W)."""
+def _behind(stage: SceneSetup, view: VideoShape) -> Real:
+    """Return the fraction of each pixel that the bar covers, (B, H, W)."""
 
     def reach(size: int) -> Real:
         at = np.arange(size, dtype=np.float32)
@@ -154,7 +158,7 @@ def _behind(stage: Stage, view: View) -> Real:
     return np.where(stage.upright[:, None, None], upright, lying).astype(np.float32)
 
 
-def _ground(stage: Stage, view: View) -> Real:
+def _ground(stage: SceneSetup, view: VideoShape) -> Real:
     """(B, T, 3, H, W)."""
     batch = len(stage.ground)
     canvas = np.empty((batch, view.frames, 3, view.height, view.width), dtype=np.float32)
@@ -179,13 +183,13 @@ def _pair(draws: Real) -> tuple[Real, Real]:
     return _TONES[first][:, None, :, None, None], _TONES[second][:, None, :, None, None]
 
 
-def _gradient(turn: Real, view: View) -> Real:
-    """From 0 to 1 across the picture in a direction, (m, 1, H, W)."""
+def _gradient(turn: Real, view: VideoShape) -> Real:
+    """From 0 to 1 across the image in a direction, (m, 1, H, W)."""
     x, y = (((np.arange(size) + 0.5) / size - 0.5).astype(np.float32) for size in (view.width, view.height))
-    return (along(x, y, turn)[:, None] + np.float32(0.5)).clip(0, 1)
+    return (rotated_coordinate(x, y, turn)[:, None] + np.float32(0.5)).clip(0, 1)
 
 
-def _checker(pan: Real, view: View) -> Real:
+def _checker(pan: Real, view: VideoShape) -> Real:
     """0 and 1 in turn, moving against the camera, antialiased: (m, T, H, W)."""
     cell = view.width / CELLS
 

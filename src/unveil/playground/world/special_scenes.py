@@ -1,6 +1,6 @@
 """Scenes in which one thing acts on its surroundings: a brush, a game of ball and paddle, a body that hits the ground.
 
-Every scene is planned at once for B clips of one size, at least SMALLEST pixels and FRAMES frames; its pictures are
+Every scene is planned at once for B videos of one size, at least SMALLEST pixels and FRAMES frames; its images are
 drawn when they are asked for.
 """
 
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from unveil.playground.shapes import COLOURS, KINDS, PALETTE, Shapes, coverage, paint
 from unveil.playground.world.caption_templates import Facts
-from unveil.playground.world.motion import Real, View, Whole, turns_back
+from unveil.playground.world.motion import Real, VideoShape, Whole, turning_points
 from unveil.playground.world.rendering import BAR
 
-SMALLEST, FRAMES = 32, 8
-DRAWS = 12  # random numbers of one clip
+MIN_SIDE, MIN_FRAMES = 32, 8
+DRAWS = 12  # random numbers of one video
 LINES = ("straight", "wave", "loop")
 PIECES = 4  # of a body that breaks
 FLOOR = 0.85  # of the height, where the ground begins
@@ -27,18 +27,18 @@ CLEAR = 1.0  # pixels that a ball goes before and after a bounce that can be see
 _STROKES = 12  # dabs of the brush from one frame to the next
 
 
-class Shot(NamedTuple):
-    """B clips of one scene: what is true of each, and the way to draw them.
+class SceneBatch(NamedTuple):
+    """B videos of one scene: what is true of each, and the way to draw them.
 
-    film: gives the pictures, (B, T, 3, H, W) in 0 to 255, and tracks (B, N, T, 4): x, y and radius in pixels, and how
+    film: gives the images, (B, T, 3, H, W) in 0 to 255, and tracks (B, N, T, 4): x, y and radius in pixels, and how
     much is seen.
     """
 
     facts: list[Facts]
-    film: Callable[[], tuple[Real, Real]]
+    render: Callable[[], tuple[Real, Real]]
 
 
-def brush(draws: Real, view: View) -> Shot:
+def brush(draws: Real, view: VideoShape) -> SceneBatch:
     """A white brush goes along a line and leaves a trail of its paint, which stays."""
     tip, half = max(3.0, 0.09 * view.side), max(1.5, 0.05 * view.side)
     line, colour = _choice(draws[:, 0], len(LINES)), _choice(draws[:, 1], _WHITE)
@@ -62,10 +62,12 @@ def brush(draws: Real, view: View) -> Shot:
         return canvas, track[:, None]
 
     names = list(COLOURS)
-    return Shot([_facts("brush", colour=names[c], line=LINES[k]) for c, k in zip(colour, line, strict=True)], film)
+    return SceneBatch(
+        [_facts("brush", colour=names[c], line=LINES[k]) for c, k in zip(colour, line, strict=True)], film
+    )
 
 
-def paddle(draws: Real, view: View) -> Shot:
+def paddle(draws: Real, view: VideoShape) -> SceneBatch:
     """A ball flies between three walls and a white paddle on the left, which is always there in time.
 
     It leaves each of them at the angle at which it came.
@@ -75,12 +77,12 @@ def paddle(draws: Real, view: View) -> Shot:
     low, room = thick + radius, view.width - thick - 2 * radius
     high = view.height - 2 * radius
     time = np.linspace(0, 1, view.frames, dtype=np.float32)
-    gone = (1.2 + draws[:, 1]) * room  # pixels across in the whole clip
+    gone = (1.2 + draws[:, 1]) * room  # pixels across in the whole video
     steep = np.minimum(np.tan(np.radians(20 + 30 * draws[:, 2])), 0.3 * high * (view.frames - 1) / gone)
     start, fall = draws[:, 4] * 2 * room, np.where(draws[:, 3] < 0.5, draws[:, 5], 1 + draws[:, 5]) * high
     x = low + _reflected(start[:, None] + gone[:, None] * time, room)
     y = radius + _reflected(fall[:, None] + (gone * steep)[:, None] * time, high)
-    bounces = [sum(len(turns_back(way, CLEAR)) for way in ways) for ways in zip(x, y, strict=True)]
+    bounces = [sum(len(turning_points(way, CLEAR)) for way in ways) for ways in zip(x, y, strict=True)]
 
     def film() -> tuple[Real, Real]:
         canvas = _black(len(draws), view)
@@ -93,10 +95,10 @@ def paddle(draws: Real, view: View) -> Shot:
 
     names = list(COLOURS)
     facts = [_facts("paddle", colour=names[c], bounces=n) for c, n in zip(colour, bounces, strict=True)]
-    return Shot(facts, film)
+    return SceneBatch(facts, film)
 
 
-def impact(draws: Real, view: View) -> Shot:
+def impact(draws: Real, view: VideoShape) -> SceneBatch:
     """A body falls to the ground, where it breaks into four or stays whole."""
     last, floor = view.frames - 1, FLOOR * view.height
     colour, shape = _choice(draws[:, 0], len(COLOURS)), _choice(draws[:, 1], len(KINDS))
@@ -130,11 +132,11 @@ def impact(draws: Real, view: View) -> Shot:
         _facts("impact", colour=names[c], shape=KINDS[k], fate="breaks" if b else "lands", hit=float(when))
         for c, k, b, when in zip(colour, shape, breaks, hit[:, 0], strict=True)
     ]
-    return Shot(facts, film)
+    return SceneBatch(facts, film)
 
 
-def _line(line: Whole, draws: Real, view: View, tip: float, gone: Real) -> tuple[Real, Real]:
-    """Where the brush is when it has gone parts of its way (K,) in [0, 1]: x and y, (B, K)."""
+def _line(line: Whole, draws: Real, view: VideoShape, tip: float, gone: Real) -> tuple[Real, Real]:
+    """Return the brush's position after fractions of its path (K,) in [0, 1]: x and y, (B, K)."""
     wide, high = view.width - 2 * tip, view.height - 2 * tip
     back = draws[:, 2, None] < 0.5
     across = np.where(back, 1 - gone, gone)
@@ -150,9 +152,9 @@ def _line(line: Whole, draws: Real, view: View, tip: float, gone: Real) -> tuple
 
 
 def _place(
-    canvas: Real, shape: Whole, track: Real, colour: Whole, view: View, *, there: NDArray[np.bool_] | None = None
+    canvas: Real, shape: Whole, track: Real, colour: Whole, view: VideoShape, *, there: NDArray[np.bool_] | None = None
 ) -> None:
-    """Draws an object of each clip at the places of its track (B, T, 4), in the frames where it is."""
+    """Draws an object of each video at the places of its track (B, T, 4), in the frames where it is."""
     frames, side = view.frames, np.float32(view.side)
     x, y, radius = (track[..., field].ravel() / side for field in range(3))
     covered = coverage(Shapes(np.repeat(shape, frames), x, y, radius, np.zeros_like(x)), view.height, view.width)
@@ -161,8 +163,8 @@ def _place(
     paint(canvas.reshape(-1, *canvas.shape[2:]), covered, np.repeat(PALETTE[colour], frames, axis=0))
 
 
-def rectangle(left: Real, right: Real, top: Real, bottom: Real, view: View) -> Real:
-    """How much of each pixel an upright rectangle covers: edges (B, T), result (B, T, H, W)."""
+def rectangle(left: Real, right: Real, top: Real, bottom: Real, view: VideoShape) -> Real:
+    """Return the fraction of each pixel that an upright rectangle covers: edges (B, T), result (B, T, H, W)."""
 
     def reach(low: Real, high: Real, size: int) -> Real:
         at = np.arange(size, dtype=np.float32)
@@ -180,7 +182,7 @@ def _track(x: Real, y: Real, radius: Real) -> Real:
     return np.stack(np.broadcast_arrays(x, y, radius, np.ones_like(x)), axis=-1).astype(np.float32)
 
 
-def _black(count: int, view: View) -> Real:
+def _black(count: int, view: VideoShape) -> Real:
     return np.zeros((count, view.frames, 3, view.height, view.width), dtype=np.float32)
 
 
@@ -188,5 +190,5 @@ def _choice(draw: Real, count: int) -> Whole:
     return (draw * count).astype(np.int64)
 
 
-def _facts(scene: str, **own: object) -> Facts:
-    return {"scene": scene, **own}
+def _facts(scene: str, **attributes: object) -> Facts:
+    return {"scene": scene, **attributes}

@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from unveil.data.image_decoding import inside
+from unveil.data.image_decoding import safe_join
 from unveil.model import model_dir, model_folder
 from unveil.model.config import ModelConfig, SampleConfig, read_yaml, validate
 from unveil.types import DataError, Error, WeightsError, did_you_mean
@@ -154,7 +154,7 @@ class Catalog:
                 f"{name[:200]!r}: no folder of this name with files in {data_root()}"
                 f"{did_you_mean(name, self.folders())}"
             )
-        return inside(data_root(), name)
+        return safe_join(data_root(), name)
 
     def _trained(self) -> list[Known]:
         if not self.runs.is_dir():

@@ -15,8 +15,8 @@ from unveil.cli import image_commands as editing
 from unveil.cli.generation_options import PROMPT, Wish
 from unveil.cli.image_output import FRAMES, Place, filenames, numbered, write
 from unveil.cli.prompt_expansion import USUAL, Expander, Expanding
-from unveil.data.image_decoding import transparency
-from unveil.io.images import png, sheet
+from unveil.data.image_decoding import alpha_channel
+from unveil.io.images import make_grid, png
 from unveil.model.config.base import Section
 from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.job import Job
@@ -165,7 +165,7 @@ class Pictures:
 
             def show(pixels: Tensor, done: int, total: int | None) -> None:
                 if total is None or done < total:
-                    report.preview(png(sheet(pixels)))
+                    report.preview(png(make_grid(pixels)))
 
             steps = model.sampling.changed(asked.sampling).steps
             preview = Preview(show, max(1, steps // PREVIEWS))
@@ -220,7 +220,7 @@ def wish_of(asked: PictureRequest, catalog: Catalog, inputs: Inputs, device: str
 def _hole(mask: Path, beside: Path) -> Path:
     """A mask that is white where the picture is made anew, of one that is that, or transparent there."""
     with mask.open("rb") as file:
-        alpha = transparency(file, PIXELS)
+        alpha = alpha_channel(file, PIXELS)
     if alpha is None:
         return mask
     path = beside / mask.with_suffix(".png").name

@@ -18,12 +18,12 @@ from typing import Literal, NamedTuple
 
 from PIL import Image
 
-from unveil.data.image_decoding import header, open_picture
+from unveil.data.image_decoding import header, open_image
 from unveil.io.files import explained, write_atomically
 from unveil.io.images import png
 from unveil.io.video.containers import HEAD, container_of
 from unveil.io.video.reader import Decoder, Limits
-from unveil.prompting.media_scan import frames_of
+from unveil.prompting.media_scan import sample_frames
 from unveil.types import DataError, Error
 
 FOLDER = "inputs"
@@ -69,7 +69,7 @@ class Inputs:
         container = container_of(content[:HEAD])
         digest = hashlib.sha256(content).hexdigest()[:32]
         if container is None:
-            found = header(open_picture(io.BytesIO(content), PIXELS))
+            found = header(open_image(io.BytesIO(content), PIXELS))
             if found.frames > 1:
                 raise DataError(f"a {found.format} of {found.frames} frames; a clip is sent as MP4, WebM or GIF")
             kept = Kept(f"{digest}.{_ENDINGS[found.format]}", "picture", found.width, found.height, 1)
@@ -119,7 +119,7 @@ class Inputs:
         path = self.path(name)
         if self.facts(name).kind != "clip":
             raise DataError(f"{name}: is no clip")
-        return Image.open(io.BytesIO(png(frames_of(path, self._decoder, 1, CLIPS).pixels[:, 0])))
+        return Image.open(io.BytesIO(png(sample_frames(path, self._decoder, 1, CLIPS).pixels[:, 0])))
 
     def sweep(self, used: Collection[str], older: float = KEPT_S) -> int:
         """Deletes what is older than so many seconds and not in use; how many."""

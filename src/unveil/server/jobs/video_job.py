@@ -12,7 +12,7 @@ from unveil.cli import video
 from unveil.cli import video_inputs as reading
 from unveil.cli.prompt_expansion import USUAL, Expanding
 from unveil.cli.video_output import Ask
-from unveil.io.images import png, sheet
+from unveil.io.images import make_grid, png
 from unveil.model.config.base import Section
 from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.job_console import heard
@@ -224,4 +224,4 @@ def _pictured(clip: Path, folder: Path) -> None:
     count = pixels.shape[1]
     places = [round(place * (count - 1) / max(min(STRIP, count) - 1, 1)) for place in range(min(STRIP, count))]
     (folder / COVER).write_bytes(png(pixels[:, 0]))
-    (folder / SHOWN).write_bytes(png(sheet(pixels[:, places].transpose(0, 1), columns=len(places))))
+    (folder / SHOWN).write_bytes(png(make_grid(pixels[:, places].transpose(0, 1), columns=len(places))))

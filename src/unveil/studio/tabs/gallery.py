@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
-from unveil.data.image_decoding import open_picture
+from unveil.data.image_decoding import open_image
 from unveil.server.jobs.gallery import found, request_of, steered_by
 from unveil.server.jobs.image_job import pictures_of
 from unveil.server.jobs.job import Job
@@ -127,7 +127,7 @@ class Gallery(Tab):
         if not path:
             raise RecipeError(self.say("Give the picture first."))
         with Path(path).open("rb") as file:
-            open_picture(file, PIXELS)  # weighed before it is read
+            open_image(file, PIXELS)  # weighed before it is read
         facts = read_facts(Path(path))
         names = ", ".join(steered_by(facts))
         without: list[str] = [self.say("the ControlNet {name} with its picture", name=names)] if names else []
