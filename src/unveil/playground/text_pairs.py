@@ -89,7 +89,8 @@ class ScenePairsConfig:
         if self.direction not in get_args(Direction):
             choices = get_args(Direction)
             raise RecipeError(
-                f"direction {self.direction!r}: must be one of {', '.join(choices)}{did_you_mean(self.direction, choices)}"
+                f"direction {self.direction!r}: must be one of {', '.join(choices)}"
+                f"{did_you_mean(self.direction, choices)}"
             )
         _check_counts(self.count, self.held_out, self.seed)
 
