@@ -22,7 +22,7 @@ from unveil.data.latent_cache import Cached, Keeping
 from unveil.model import Model
 from unveil.train.batch_preparation import prepare
 from unveil.train.data_order import collate
-from unveil.train.latents import cache_latents, encoder_of
+from unveil.train.latents import cache_dataset, encoder_of
 from unveil.types import RecipeError
 
 SIZES: dict[str, Any] = {"channels": 16, "multipliers": (1, 1), "blocks": 1, "groups": 8, "dropout": 0.1}
@@ -37,7 +37,7 @@ def model(kind: str = "kl") -> Model:
     codec = (
         AutoencoderKL(AutoencoderKLConfig(**sizes, latent_channels=2))
         if kind == "kl"
-        else VQModel(VQModelConfig(**sizes, codes=8))
+        else VQModel(VQModelConfig(**sizes, codebook_size=8))
     )
     codec.requires_grad_(False)
     denoiser = Denoiser(Net(2), DiscreteVP(betas("cosine", STEPS)))
@@ -45,7 +45,7 @@ def model(kind: str = "kl") -> Model:
 
 
 def cached(tmp_path: Path, of: Model, mirrored: bool = True) -> Cached:
-    return cache_latents(of, DATA, Keeping(mirrored=mirrored, batch=7, folder=tmp_path))[0]
+    return cache_dataset(of, DATA, Keeping(mirrored=mirrored, batch=7, folder=tmp_path))[0]
 
 
 def losses(run: Path) -> list[float]:
@@ -75,7 +75,7 @@ def test_a_batch_is_the_same_from_pixels_and_from_the_cache(tmp_path: Path, kind
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_training_from_the_cache_is_training_from_pixels(tmp_path: Path, precision: str):
-    settings = config(steps=12, accumulate=1, precision=precision)
+    settings = config(steps=12, grad_accum_steps=1, precision=precision)
     runs = {}
     for name in ("encode", "cache"):
         one = model()
@@ -96,7 +96,7 @@ def test_mirroring_needs_both_versions(tmp_path: Path):
     batch = collate([0, 1], [0, 1], [kept[0], kept[1]], "pixels", [])
     plain = prepare(Model(one.denoiser, one.shape, codec=one.codec), batch, SampleRNG(0, [0, 1]), 0)[0]
     assert plain.shape == (2, 2, 4, 4)
-    with pytest.raises(RecipeError, match=r"mirrored=True, set flip: false, or train.latents: encode"):
+    with pytest.raises(RecipeError, match=r"mirrored=True, set random_flip: false, or train.cache_latents: false"):
         prepare(one, batch, SampleRNG(0, [0, 1]), 0, flip=True)
 
 
@@ -145,6 +145,6 @@ def test_texts_of_a_cached_picture_are_read_without_painting_it(tmp_path: Path, 
         def facts(self, index: int) -> dict[str, Any]:
             return scenes.facts(index)
 
-    found, _ = cache_latents(of, Grey(), Keeping(folder=tmp_path))
+    found, _ = cache_dataset(of, Grey(), Keeping(folder=tmp_path))
     monkeypatch.setattr(Grey, "__getitem__", None)
     assert [item["text"] for item in found.__getitems__([4, 0])] == [scenes.facts(n)["text"] for n in (4, 0)]

@@ -12,13 +12,13 @@ from unveil.cli.train import fresh, held_out_of
 from unveil.data.latent_cache import Cached, Keeping
 from unveil.model import Model
 from unveil.model.config import Recipe, load_recipe
-from unveil.train.latents import cache_latents, encoder_of
+from unveil.train.latents import cache_dataset, encoder_of
 
 
 def write(name: str, overrides: tuple[str, ...], batch: int, device: str, console: Console) -> None:
     """Writes the files of both parts, or finds them, and tells where they are."""
     recipe = diffusion(load_recipe(name, overrides), "unveil data latents")
-    how = Keeping(mirrored=recipe.train.flip, batch=batch)
+    how = Keeping(mirrored=recipe.train.random_flip, batch=batch)
     model = fresh(recipe).to(pick(device))
     encoder_of(model)  # without a codec nothing is read
     parts = {"train": data.open(recipe.data.build()), "held-out": held_out_of(recipe)}
@@ -40,7 +40,7 @@ def write(name: str, overrides: tuple[str, ...], batch: int, device: str, consol
 
 def keep_both(recipe: Recipe, model: Model, train: Any, held_out: Any, console: Console) -> tuple[Cached, Any]:
     """Both parts of a recipe's data as training reads them from the cache; what is not there is encoded first."""
-    how = Keeping(mirrored=recipe.train.flip)
+    how = Keeping(mirrored=recipe.train.random_flip)
     both = [None if items is None else _kept(model, items, how, console)[0] for items in (train, held_out)]
     assert both[0] is not None
     return both[0], both[1]
@@ -48,4 +48,4 @@ def keep_both(recipe: Recipe, model: Model, train: Any, held_out: Any, console: 
 
 def _kept(model: Model, items: Any, how: Keeping, console: Console) -> tuple[Cached, bool]:
     with console.progress("encoding picture", len(items)) as progress:
-        return cache_latents(model, items, how, progress.reach)
+        return cache_dataset(model, items, how, progress.reach)

@@ -119,8 +119,8 @@ def gathered(report: Told, found: Listing, seen: Mapping[str, Look[Any]]) -> Tol
 def _change(path: str, width: int, height: int, config: FolderConfig) -> Change | None:
     """What the rule does to a picture of this size; None when its pixels are used as they are."""
     actions, parts = fitted(width, height, config.rule)
-    if "enlarge" in actions and config.small == "drop":
-        return Change(path, ("drop",), f"{width} x {height}, smaller than {config.size} pixels (small: drop)")
+    if "enlarge" in actions and config.undersized == "drop":
+        return Change(path, ("drop",), f"{width} x {height}, smaller than {config.size} pixels (undersized: drop)")
     return Change(path, tuple(actions), f"{width} x {height}: {', '.join(parts)}") if actions else None
 
 

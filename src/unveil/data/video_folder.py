@@ -47,8 +47,8 @@ class Clips(Dataset[Item]):
         self.config = config
         # held-out clips are the same whichever way training reads
         self.rule = replace(config.rule, decode="exact") if part == "held-out" else config.rule
-        self.share, self.held_out = config.share, part == "held-out"
-        chosen = held_out(self.report.digests, config.held_out)
+        self.share, self.held_out = config.synthetic_prob, part == "held-out"
+        chosen = held_out(self.report.digests, config.val_fraction)
         self.entries = [
             Scene(entry, self.report.films[entry.path], piece)
             for entry, out in zip(self.report.entries, chosen, strict=True)
@@ -59,8 +59,8 @@ class Clips(Dataset[Item]):
         self._decoder = Decoder()
         if not self.entries:
             raise DataError(
-                f"{config.path}: no clip for the {part} part of {len(chosen)} (held_out {config.held_out:g}); "
-                "use more clips, or another held_out"
+                f"{config.path}: no clip for the {part} part of {len(chosen)} (val_fraction {config.val_fraction:g}); "
+                "use more clips, or another val_fraction"
             )
 
     def __len__(self) -> int:

@@ -95,7 +95,10 @@ def evaluate_autoencoder(
         sides = (networks.features.features(side) for side in (kept.pixels, real.pixels))
         results["rfid"] = {"value": fid(*sides), "count": len(real.pixels), "features": networks.features.name}
     if kept.indices is not None and isinstance(codec, VQModel):
-        results["codebook"] = {**usage(kept.indices, codec.config.codes)._asdict(), "codes": codec.config.codes}
+        results["codebook"] = {
+            **usage(kept.indices, codec.config.codebook_size)._asdict(),
+            "codes": codec.config.codebook_size,
+        }
     else:
         missing["codebook"] = "this codec has none"
     if clips:

@@ -96,4 +96,4 @@ def _asked_of(asked: Asked, count: int, frames: int) -> Playground:
     if asked not in _ASKED:
         raise RecipeError(f"list {asked!r}: must be one of {', '.join(_ASKED)}{did_you_mean(asked, _ASKED)}")
     seed = _ASKED.index(asked) + 1
-    return Playground(PlaygroundConfig(seed=seed, held_out=count, frames=(frames,)), "held-out")
+    return Playground(PlaygroundConfig(seed=seed, num_val=count, frames=(frames,)), "held-out")
